@@ -1,0 +1,238 @@
+//! The device tree that describes the machine to an aarch64 guest.
+//!
+//! Sources: Devicetree Specification 0.4; Linux `Documentation/devicetree/bindings`:
+//! `arm/psci.yaml`, `interrupt-controller/arm,gic.yaml` and `arm,gic-v3.yaml`,
+//! `timer/arm,arch_timer.yaml`, `serial/8250.yaml`, `rtc/arm,pl031.yaml`.
+
+use super::layout;
+use crate::address::PhysRange;
+use vm_fdt::{Error, FdtWriter};
+
+const PHANDLE_GIC: u32 = 1;
+const PHANDLE_CLOCK: u32 = 2;
+const IRQ_SPI: u32 = 0;
+const IRQ_PPI: u32 = 1;
+const IRQ_EDGE_RISING: u32 = 1;
+const IRQ_LEVEL_HIGH: u32 = 4;
+const IRQ_LEVEL_LOW: u32 = 8;
+/// Frequency of the clock that the serial port and the PL031 claim to have, Hz. The 16550's
+/// divisors count in sixteenths of 115200 Bd.
+const SERIAL_CLOCK_HZ: u32 = 1_843_200;
+const RTC_CLOCK_HZ: u32 = 24_000_000;
+
+/// `compatible` of the exit device; its `reg` is one 32-bit word.
+pub const EXIT_DEVICE_COMPATIBLE: &str = "vmm,exit-device";
+
+/// Version of the interrupt controller that the host's KVM emulates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GicVersion {
+    /// One distributor, one banked CPU interface, at most eight vCPUs.
+    V2,
+    /// One distributor, a redistributor for each vCPU.
+    V3,
+}
+
+/// What goes into the tree.
+#[derive(Clone, Debug)]
+pub struct DeviceTree<'a> {
+    /// The command line.
+    pub cmdline: &'a str,
+    /// Memory, bytes.
+    pub memory: u64,
+    /// `MPIDR_EL1` affinity fields of each vCPU, as the architecture lays them out.
+    pub mpidrs: &'a [u64],
+    /// Which interrupt controller there is.
+    pub gic: GicVersion,
+    /// Guest-physical start and size in bytes of the initrd.
+    pub initrd: Option<(u64, u64)>,
+    /// Whether there is an exit device.
+    pub exit_device: bool,
+}
+
+/// The affinity fields of `MPIDR_EL1` (Arm ARM, DDI 0487): Aff3 and Aff2..Aff0.
+pub const MPIDR_AFFINITY: u64 = 0x00ff_00ff_ffff;
+
+impl DeviceTree<'_> {
+    /// The flattened tree.
+    ///
+    /// # Errors
+    /// When a string holds a zero byte, or the tree outgrows the format.
+    pub fn bytes(&self) -> Result<Vec<u8>, Error> {
+        let mut fdt = FdtWriter::new()?;
+        let root = fdt.begin_node("")?;
+        fdt.property_string("compatible", "linux,dummy-virt")?;
+        fdt.property_string("model", "vmm")?;
+        fdt.property_u32("#address-cells", 2)?;
+        fdt.property_u32("#size-cells", 2)?;
+        fdt.property_u32("interrupt-parent", PHANDLE_GIC)?;
+
+        self.chosen(&mut fdt)?;
+        for range in layout::ram(self.memory) {
+            let node = fdt.begin_node(&format!("memory@{:x}", range.start))?;
+            fdt.property_string("device_type", "memory")?;
+            fdt.property_array_u64("reg", &reg(range))?;
+            fdt.end_node(node)?;
+        }
+        self.cpus(&mut fdt)?;
+        self.interrupt_controller(&mut fdt)?;
+
+        let timer = fdt.begin_node("timer")?;
+        fdt.property_string("compatible", "arm,armv8-timer")?;
+        fdt.property_null("always-on")?;
+        let flags = match self.gic {
+            // GICv2 bindings put a mask of CPUs into bits 8 to 15 of a PPI's flags.
+            GicVersion::V2 => {
+                let cpus = u32::try_from(self.mpidrs.len()).unwrap_or(8).min(8);
+                ((1 << cpus) - 1) << 8 | IRQ_LEVEL_LOW
+            }
+            GicVersion::V3 => IRQ_LEVEL_LOW,
+        };
+        let interrupts: Vec<u32> =
+            layout::TIMER_PPIS.into_iter().flat_map(|ppi| [IRQ_PPI, ppi, flags]).collect();
+        fdt.property_array_u32("interrupts", &interrupts)?;
+        fdt.end_node(timer)?;
+
+        let psci = fdt.begin_node("psci")?;
+        fdt.property_string_list("compatible", vec!["arm,psci-1.0".into(), "arm,psci-0.2".into()])?;
+        fdt.property_string("method", "hvc")?;
+        fdt.end_node(psci)?;
+
+        let clock = fdt.begin_node("apb-pclk")?;
+        fdt.property_string("compatible", "fixed-clock")?;
+        fdt.property_u32("#clock-cells", 0)?;
+        fdt.property_u32("clock-frequency", RTC_CLOCK_HZ)?;
+        fdt.property_string("clock-output-names", "clk24mhz")?;
+        fdt.property_phandle(PHANDLE_CLOCK)?;
+        fdt.end_node(clock)?;
+
+        let serial = fdt.begin_node(&serial_name())?;
+        fdt.property_string("compatible", "ns16550a")?;
+        fdt.property_array_u64("reg", &reg(layout::SERIAL))?;
+        fdt.property_u32("clock-frequency", SERIAL_CLOCK_HZ)?;
+        fdt.property_array_u32("interrupts", &[IRQ_SPI, layout::SERIAL_SPI, IRQ_EDGE_RISING])?;
+        fdt.end_node(serial)?;
+
+        let rtc = fdt.begin_node(&format!("rtc@{:x}", layout::RTC.start))?;
+        fdt.property_string_list("compatible", vec!["arm,pl031".into(), "arm,primecell".into()])?;
+        fdt.property_array_u64("reg", &reg(layout::RTC))?;
+        fdt.property_array_u32("interrupts", &[IRQ_SPI, layout::RTC_SPI, IRQ_LEVEL_HIGH])?;
+        fdt.property_u32("clocks", PHANDLE_CLOCK)?;
+        fdt.property_string("clock-names", "apb_pclk")?;
+        fdt.end_node(rtc)?;
+
+        if self.exit_device {
+            let node = fdt.begin_node(&format!("exit@{:x}", layout::EXIT_DEVICE.start))?;
+            fdt.property_string("compatible", EXIT_DEVICE_COMPATIBLE)?;
+            fdt.property_array_u64("reg", &reg(PhysRange { size: 4, ..layout::EXIT_DEVICE }))?;
+            fdt.end_node(node)?;
+        }
+        fdt.end_node(root)?;
+        fdt.finish()
+    }
+
+    fn chosen(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
+        let chosen = fdt.begin_node("chosen")?;
+        fdt.property_string("bootargs", self.cmdline)?;
+        fdt.property_string("stdout-path", &format!("/{}", serial_name()))?;
+        if let Some((start, size)) = self.initrd {
+            fdt.property_u64("linux,initrd-start", start)?;
+            fdt.property_u64("linux,initrd-end", start.saturating_add(size))?;
+        }
+        fdt.end_node(chosen)
+    }
+
+    fn cpus(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
+        let cpus = fdt.begin_node("cpus")?;
+        fdt.property_u32("#address-cells", 2)?;
+        fdt.property_u32("#size-cells", 0)?;
+        for (index, mpidr) in self.mpidrs.iter().enumerate() {
+            let cpu = fdt.begin_node(&format!("cpu@{index:x}"))?;
+            fdt.property_string("device_type", "cpu")?;
+            fdt.property_string("compatible", "arm,armv8")?;
+            fdt.property_string("enable-method", "psci")?;
+            fdt.property_u64("reg", mpidr & MPIDR_AFFINITY)?;
+            fdt.end_node(cpu)?;
+        }
+        fdt.end_node(cpus)
+    }
+
+    fn interrupt_controller(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
+        let node = fdt.begin_node(&format!("intc@{:x}", layout::GIC_DISTRIBUTOR.start))?;
+        let (compatible, second) = match self.gic {
+            GicVersion::V2 => ("arm,cortex-a15-gic", layout::GIC_CPU_INTERFACE),
+            GicVersion::V3 => {
+                let size = self.mpidrs.len() as u64 * layout::GIC_REDISTRIBUTOR_SIZE;
+                ("arm,gic-v3", PhysRange { start: layout::GIC_REDISTRIBUTORS, size })
+            }
+        };
+        fdt.property_string("compatible", compatible)?;
+        fdt.property_null("interrupt-controller")?;
+        fdt.property_u32("#interrupt-cells", 3)?;
+        fdt.property_array_u64("reg", &[reg(layout::GIC_DISTRIBUTOR), reg(second)].concat())?;
+        fdt.property_phandle(PHANDLE_GIC)?;
+        fdt.end_node(node)
+    }
+}
+
+fn serial_name() -> String {
+    format!("serial@{:x}", layout::SERIAL.start)
+}
+
+fn reg(range: PhysRange) -> [u64; 2] {
+    [range.start.0, range.size]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree<'a>(mpidrs: &'a [u64], gic: GicVersion) -> DeviceTree<'a> {
+        DeviceTree {
+            cmdline: "console=ttyS0",
+            memory: 6 << 30,
+            mpidrs,
+            gic,
+            initrd: Some((0x4800_0000, 0x1234)),
+            exit_device: true,
+        }
+    }
+
+    #[test]
+    fn a_reader_finds_the_machine_in_it() {
+        let mpidrs: Vec<u64> = (0..16).map(|id| 0x8000_0000 | id).collect();
+        let bytes = tree(&mpidrs, GicVersion::V3).bytes().unwrap();
+        let fdt = fdt::Fdt::new(&bytes).unwrap();
+        assert_eq!(fdt.chosen().bootargs(), Some("console=ttyS0"));
+        assert_eq!(fdt.chosen().stdout().map(|node| node.name), Some("serial@9000000"));
+        assert_eq!(fdt.cpus().count(), 16);
+        assert_eq!(fdt.cpus().nth(3).map(|cpu| cpu.ids().first()), Some(3));
+        let memory = fdt.memory().regions().next().unwrap();
+        assert_eq!((memory.starting_address as usize, memory.size), (0x4000_0000, Some(6 << 30)));
+        let initrd_end = fdt.find_node("/chosen").unwrap().property("linux,initrd-end").unwrap();
+        assert_eq!(initrd_end.value, 0x4800_1234u64.to_be_bytes());
+        for compatible in ["arm,gic-v3", "arm,armv8-timer", "arm,psci-0.2", "ns16550a", "arm,pl031"] {
+            assert!(fdt.find_compatible(&[compatible]).is_some(), "{compatible}");
+        }
+        let exit = fdt.find_compatible(&[EXIT_DEVICE_COMPATIBLE]).unwrap();
+        assert_eq!(exit.reg().unwrap().next().unwrap().size, Some(4));
+    }
+
+    #[test]
+    fn a_version_2_controller_has_its_cpu_interface_and_timer_mask() {
+        let bytes = tree(&[0, 1], GicVersion::V2).bytes().unwrap();
+        let fdt = fdt::Fdt::new(&bytes).unwrap();
+        let gic = fdt.find_compatible(&["arm,cortex-a15-gic"]).unwrap();
+        let interface = gic.reg().unwrap().nth(1).unwrap();
+        assert_eq!(interface.starting_address as u64, layout::GIC_CPU_INTERFACE.start.0);
+        let timer = fdt.find_node("/timer").unwrap().property("interrupts").unwrap();
+        assert_eq!(timer.value[8..12], 0x308u32.to_be_bytes());
+    }
+
+    #[test]
+    fn without_an_exit_device_there_is_no_node() {
+        let mut tree = tree(&[0], GicVersion::V3);
+        tree.exit_device = false;
+        let bytes = tree.bytes().unwrap();
+        assert!(fdt::Fdt::new(&bytes).unwrap().find_compatible(&[EXIT_DEVICE_COMPATIBLE]).is_none());
+    }
+}

@@ -1,0 +1,74 @@
+//! The physical memory map of an aarch64 guest: devices below 1 GiB, RAM from there on.
+
+use crate::address::{GuestPhys, PhysRange};
+
+/// GIC distributor (version 2 or 3), 64 KiB.
+pub const GIC_DISTRIBUTOR: PhysRange = PhysRange::new(0x0800_0000, 0x1_0000);
+/// GICv2 CPU interface, 64 KiB (its registers take 8 KiB of them).
+pub const GIC_CPU_INTERFACE: PhysRange = PhysRange::new(0x0801_0000, 0x1_0000);
+/// First GICv3 redistributor.
+pub const GIC_REDISTRIBUTORS: GuestPhys = GuestPhys(0x080a_0000);
+/// Size of one redistributor's two frames, bytes (GICv3 specification, IHI 0069, 12.10).
+pub const GIC_REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
+/// As many redistributors as fit below the first device.
+pub const MAX_VCPUS: u32 = 123;
+/// GICv2 has eight CPU interfaces (GIC architecture 2.0, IHI 0048, 2.1).
+pub const GICV2_MAX_VCPUS: u32 = 8;
+
+/// The 16550 serial port: 8 registers, a byte each.
+pub const SERIAL: PhysRange = PhysRange::new(0x0900_0000, 0x1000);
+/// PL031 real-time clock.
+pub const RTC: PhysRange = PhysRange::new(0x0901_0000, 0x1000);
+/// The exit device: a 32-bit word; writing it ends the guest.
+pub const EXIT_DEVICE: PhysRange = PhysRange::new(0x0902_0000, 0x1000);
+
+/// Interrupt of the serial port, as an SPI number (the interrupt id is 32 higher).
+pub const SERIAL_SPI: u32 = 0;
+/// Interrupt of the clock, an SPI.
+pub const RTC_SPI: u32 = 1;
+/// Interrupt ids that the GIC is created with, SGIs and PPIs included: a multiple of 32.
+pub const GIC_INTERRUPTS: u32 = 96;
+
+/// Private peripheral interrupts of the architected timer: secure physical, physical,
+/// virtual, hypervisor (Arm Base System Architecture, "PPI assignments").
+pub const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
+
+/// Where RAM begins.
+pub const RAM_START: GuestPhys = GuestPhys(0x4000_0000);
+/// Room at the start of RAM for the device tree, bytes: the most booting.rst allows. The
+/// kernel goes behind it.
+pub const DEVICE_TREE_SIZE: u64 = 2 << 20;
+/// The smallest memory a guest can have, bytes.
+pub const MINIMUM_MEMORY: u64 = 4 << 20;
+/// Longest command line that arm64 Linux keeps (`COMMAND_LINE_SIZE`), its zero included.
+pub const CMDLINE_SIZE: u64 = 2048;
+
+/// Where the RAM of a guest with `memory` bytes lies.
+pub fn ram(memory: u64) -> Vec<PhysRange> {
+    vec![PhysRange::new(RAM_START.0, memory)]
+}
+
+/// Width in bits of the guest-physical addresses that `memory` bytes of RAM need.
+pub fn address_bits(memory: u64) -> u32 {
+    let last = RAM_START.0.saturating_add(memory).saturating_sub(1);
+    u64::BITS - last.leading_zeros()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redistributors_end_below_the_first_device() {
+        let end = GIC_REDISTRIBUTORS.0 + u64::from(MAX_VCPUS) * GIC_REDISTRIBUTOR_SIZE;
+        assert!(end <= SERIAL.start.0);
+        assert!(end + GIC_REDISTRIBUTOR_SIZE > SERIAL.start.0);
+    }
+
+    #[test]
+    fn address_width_follows_the_last_byte_of_ram() {
+        assert_eq!(address_bits(1 << 30), 31);
+        assert_eq!(address_bits((1 << 40) - RAM_START.0), 40);
+        assert_eq!(address_bits(1 << 40), 41);
+    }
+}

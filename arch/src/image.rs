@@ -1,0 +1,235 @@
+//! Kernel image formats: which one a file has, and what its headers ask for.
+//!
+//! Nothing here loads a kernel. [`detect`] looks at a file and answers with a parsed header
+//! that has been checked against the length of the file; the monitor's boot code then copies
+//! bytes to where the header says. Files are hostile: every length is checked here, and a
+//! file that is cut short or contradicts itself is an [`ImageError`] that says how.
+
+pub mod arm64;
+pub mod bzimage;
+pub mod elf;
+pub mod multiboot;
+pub mod zboot;
+
+use crate::Isa;
+use thiserror::Error;
+
+/// Random access to the bytes of an image.
+pub trait Source {
+    /// Length in bytes.
+    fn size(&self) -> u64;
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// A message when the bytes are not there or cannot be read.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), String>;
+}
+
+impl Source for [u8] {
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), String> {
+        let start = usize::try_from(offset).map_err(|_| "offset past the end".to_string())?;
+        let end = start.checked_add(buffer.len()).ok_or("offset past the end")?;
+        buffer.copy_from_slice(self.get(start..end).ok_or("offset past the end")?);
+        Ok(())
+    }
+}
+
+/// Why a file cannot be booted, as far as its headers tell.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ImageError {
+    /// Shorter than its own headers say.
+    #[error("the file is truncated: {what} needs {needed} bytes, the file has {actual}")]
+    Truncated {
+        /// What the bytes were needed for.
+        what: &'static str,
+        /// Bytes needed, counted from the start of the file.
+        needed: u64,
+        /// Bytes in the file.
+        actual: u64,
+    },
+    /// A header contradicts itself.
+    #[error("{format} header is damaged: {why}")]
+    Malformed {
+        /// The format's name.
+        format: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The image is a valid one of something we cannot start.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The file could not be read.
+    #[error("cannot read the file: {0}")]
+    Read(String),
+}
+
+impl ImageError {
+    fn malformed(format: &'static str, why: impl Into<String>) -> Self {
+        ImageError::Malformed { format, why: why.into() }
+    }
+}
+
+/// How a compressed kernel is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// RFC 1952.
+    Gzip,
+    /// RFC 8878.
+    Zstd,
+}
+
+impl Compression {
+    /// The name users know it by.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Compression::Gzip => "gzip",
+            Compression::Zstd => "zstd",
+        }
+    }
+}
+
+/// What a kernel file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// x86 Linux boot protocol, "Documentation/arch/x86/boot.rst".
+    BzImage(bzimage::Header),
+    /// arm64 Linux, "Documentation/arch/arm64/booting.rst".
+    Arm64Image(arm64::Header),
+    /// ELF of either architecture and class.
+    Elf(elf::Elf),
+    /// Multiboot 1 whose header gives load addresses (the "a.out kludge"); an ELF file with a
+    /// Multiboot header is [`Format::Elf`] with [`elf::Elf::multiboot`] set.
+    Multiboot(multiboot::Header),
+    /// A compressed file: decompress it and detect again.
+    Compressed(Compression),
+    /// An EFI zboot file: a compressed kernel at an offset within it.
+    Zboot(zboot::Payload),
+    /// None of the above. It can be run with an explicit load address.
+    Flat,
+}
+
+impl Format {
+    /// What a person calls the format.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Format::BzImage(_) => "bzImage",
+            Format::Arm64Image(_) => "arm64 Image",
+            Format::Elf(elf) if elf.multiboot.is_some() => "Multiboot ELF",
+            Format::Elf(_) => "ELF",
+            Format::Multiboot(_) => "Multiboot",
+            Format::Compressed(compression) => compression.name(),
+            Format::Zboot(_) => "EFI zboot",
+            Format::Flat => "flat binary",
+        }
+    }
+
+    /// The architecture the image runs on, where the format tells.
+    pub fn isa(&self) -> Option<Isa> {
+        match self {
+            Format::BzImage(_) | Format::Multiboot(_) => Some(Isa::X86_64),
+            Format::Arm64Image(_) => Some(Isa::Aarch64),
+            Format::Elf(elf) => Some(elf.isa),
+            Format::Compressed(_) | Format::Zboot(_) | Format::Flat => None,
+        }
+    }
+}
+
+/// How much of a file's start [`detect`] looks at: the Multiboot header lies within the
+/// first 8192 bytes (Multiboot Specification 0.6.96, section 3.1), all others begin earlier.
+pub const HEAD_SIZE: usize = 8192;
+
+/// Finds out what `source` is and parses its header.
+///
+/// # Errors
+/// [`ImageError`] when the file has the mark of a format but is damaged, truncated, or of a
+/// kind that cannot be started.
+pub fn detect<S: Source + ?Sized>(source: &S) -> Result<Format, ImageError> {
+    let size = source.size();
+    let head_size = usize::try_from(size).unwrap_or(HEAD_SIZE).min(HEAD_SIZE);
+    let mut head = vec![0; head_size];
+    source.read_at(0, &mut head).map_err(ImageError::Read)?;
+
+    if size == 0 {
+        return Err(ImageError::Truncated { what: "a kernel", needed: 1, actual: 0 });
+    }
+    if head.starts_with(b"\x7fELF") {
+        return elf::Elf::parse(source, &head).map(Format::Elf);
+    }
+    if head.starts_with(&[0x1f, 0x8b]) {
+        return Ok(Format::Compressed(Compression::Gzip));
+    }
+    if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        return Ok(Format::Compressed(Compression::Zstd));
+    }
+    if let Some(payload) = zboot::Payload::parse(&head, size)? {
+        return Ok(Format::Zboot(payload));
+    }
+    if let Some(header) = arm64::Header::parse(&head, size)? {
+        return Ok(Format::Arm64Image(header));
+    }
+    if let Some(header) = bzimage::Header::parse(&head, size)? {
+        return Ok(Format::BzImage(header));
+    }
+    if let Some(header) = multiboot::Header::find(&head)? {
+        if header.addresses.is_none() {
+            return Err(ImageError::malformed(
+                "Multiboot",
+                "the file is not ELF and the header gives no load addresses (flag 16)",
+            ));
+        }
+        return Ok(Format::Multiboot(header));
+    }
+    for (magic, name) in UNSUPPORTED {
+        if head.starts_with(magic) {
+            return Err(ImageError::Unsupported(format!(
+                "the file is {name}; give the kernel itself (bzImage, vmlinux, Image)"
+            )));
+        }
+    }
+    Ok(Format::Flat)
+}
+
+/// Files that people pass by mistake, by their first bytes.
+const UNSUPPORTED: [(&[u8], &str); 6] = [
+    (b"\xfd7zXZ\0", "xz-compressed"),
+    (b"BZh", "bzip2-compressed"),
+    (b"070701", "a cpio archive (an initramfs)"),
+    (b"QFI\xfb", "a qcow2 disk image"),
+    (b"!<arch>\n", "an ar archive (a Debian package?)"),
+    (b"MZ", "a PE program without a Linux boot header"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_a_kernel_is_said_or_flat() {
+        assert_eq!(detect(&[0x90u8; 64][..]), Ok(Format::Flat));
+        assert!(matches!(detect(&b""[..]), Err(ImageError::Truncated { .. })));
+        assert_eq!(detect(&[0x1f, 0x8b, 8, 0][..]), Ok(Format::Compressed(Compression::Gzip)));
+        assert_eq!(detect(&[0x28, 0xb5, 0x2f, 0xfd][..]), Ok(Format::Compressed(Compression::Zstd)));
+        for (magic, name) in UNSUPPORTED {
+            let mut file = magic.to_vec();
+            file.resize(4096, 0);
+            let error = detect(&file[..]).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_prefix_of_any_header_panics() {
+        let images: [Vec<u8>; 4] =
+            [bzimage::tests::image(), arm64::tests::image(), elf::tests::image(), multiboot::tests::image()];
+        for image in &images {
+            for length in 0..image.len().min(600) {
+                let _ = detect(&image[..length]);
+            }
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Facts about x86_64 and aarch64 machines, as pure code.
+//!
+//! What lives here: memory maps, boot-state tables, kernel image formats, the firmware
+//! tables a guest reads (ACPI, device tree, boot parameters), CPUID and ID-register models,
+//! register tables. What does not: KVM, files, threads, guest memory. Everything is a
+//! function from values to values, so both architectures are compiled and tested on any
+//! host; which one is meant is a value of [`Isa`], never a `cfg`.
+//!
+//! `vmm` turns these values into ioctls and guest memory; `debug` reads a target with them.
+
+#![forbid(unsafe_code)]
+
+pub mod aarch64;
+pub mod address;
+pub mod bytes;
+pub mod cpu_features;
+pub mod cpu_template;
+pub mod image;
+pub mod isa;
+pub mod register;
+pub mod x86;
+
+pub use address::{GuestPhys, GuestVirt};
+pub use isa::Isa;

@@ -1,0 +1,10 @@
+//! Facts about x86 machines.
+
+pub mod acpi;
+pub mod boot_state;
+pub mod cpuid;
+pub mod features;
+pub mod layout;
+pub mod multiboot_info;
+pub mod pvh;
+pub mod zero_page;

@@ -1,0 +1,133 @@
+//! The physical memory map of an x86 guest: RAM, the hole below 4 GiB, fixed tables in low
+//! memory, and the devices' ports and interrupts.
+
+use crate::address::{GuestPhys, PhysRange};
+
+/// RAM stops here and goes on at [`HOLE_END`]: the local APIC, I/O APIC and any MMIO device
+/// lie in between.
+pub const HOLE_START: u64 = 0xc000_0000;
+/// End of the hole, guest-physical.
+pub const HOLE_END: u64 = 1 << 32;
+/// The smallest memory a guest can have: the fixed tables below and a little for itself.
+pub const MINIMUM_MEMORY: u64 = 2 << 20;
+
+/// The GDT a guest starts with.
+pub const GDT: GuestPhys = GuestPhys(0x500);
+/// The IDT a guest starts with: empty, so an early fault is a triple fault.
+pub const IDT: GuestPhys = GuestPhys(0x520);
+/// PVH start info and its tables, or the Multiboot information.
+pub const BOOT_INFO: GuestPhys = GuestPhys(0x6000);
+/// Linux boot parameters, 4 KiB.
+pub const ZERO_PAGE: GuestPhys = GuestPhys(0x7000);
+/// Initial stack pointer; the stack grows down to the zero page's end.
+pub const BOOT_STACK: GuestPhys = GuestPhys(0x8ff0);
+/// Page tables that map the first 4 GiB to themselves: one PML4, one PDPT, four directories.
+pub const PAGE_TABLES: GuestPhys = GuestPhys(0x9000);
+/// The command line, up to [`CMDLINE_SIZE`] bytes with its final zero.
+pub const CMDLINE: GuestPhys = GuestPhys(0x2_0000);
+/// Room for the command line, bytes.
+pub const CMDLINE_SIZE: u64 = 0x1_0000;
+/// Where usable low memory ends; the extended BIOS data area would begin here.
+pub const LOW_MEMORY_END: u64 = 0x9_fc00;
+/// ACPI tables, the RSDP first: a place where guests that scan for it look.
+pub const ACPI_TABLES: GuestPhys = GuestPhys(0xe_0000);
+/// Room for the ACPI tables, bytes.
+pub const ACPI_TABLES_SIZE: u64 = 0x2_0000;
+/// Where kernels begin.
+pub const HIGH_MEMORY: GuestPhys = GuestPhys(0x10_0000);
+
+/// Local APICs (Intel SDM vol. 3, "Relocating the Local APIC Registers").
+pub const LOCAL_APIC: u64 = 0xfee0_0000;
+/// The I/O APIC that KVM emulates.
+pub const IO_APIC: u64 = 0xfec0_0000;
+/// Three pages that KVM on Intel hosts needs for real mode, and one for its identity map.
+pub const KVM_TSS: u64 = 0xfffb_d000;
+/// The identity-map page, below [`KVM_TSS`].
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+
+/// Serial port COM1: 8 ports.
+pub const COM1_PORT: u16 = 0x3f8;
+/// Interrupt of COM1, a GSI.
+pub const COM1_IRQ: u32 = 4;
+/// i8042 keyboard controller: data port; commands go to the port 4 above.
+pub const I8042_PORT: u16 = 0x60;
+/// CMOS RTC: index port, data port behind it.
+pub const RTC_PORT: u16 = 0x70;
+/// Port of the exit device, as QEMU's isa-debug-exit has it in kernel test suites.
+pub const EXIT_PORT: u16 = 0xf4;
+/// ACPI sleep control, sleep status and reset registers, a byte each.
+pub const ACPI_POWER_PORT: u16 = 0x600;
+
+/// Where the RAM of a guest with `memory` bytes lies.
+pub fn ram(memory: u64) -> Vec<PhysRange> {
+    if memory <= HOLE_START {
+        vec![PhysRange::new(0, memory)]
+    } else {
+        vec![PhysRange::new(0, HOLE_START), PhysRange::new(HOLE_END, memory - HOLE_START)]
+    }
+}
+
+/// Kind of a memory range as firmware tells it (ACPI 6.5, table 15.7: Address Range Types).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MemoryKind {
+    /// Free for the guest to use.
+    Ram = 1,
+    /// Not to be used.
+    Reserved = 2,
+    /// ACPI tables, free once they have been read.
+    Acpi = 3,
+}
+
+/// One entry of the memory map a guest is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryMapEntry {
+    /// The range.
+    pub range: PhysRange,
+    /// What it is.
+    pub kind: MemoryKind,
+}
+
+/// The memory map for a guest with `memory` bytes of RAM, in ascending order.
+pub fn memory_map(memory: u64) -> Vec<MemoryMapEntry> {
+    let entry = |start, size, kind| MemoryMapEntry { range: PhysRange::new(start, size), kind };
+    let mut map = vec![
+        entry(0, LOW_MEMORY_END, MemoryKind::Ram),
+        entry(LOW_MEMORY_END, 0xa_0000 - LOW_MEMORY_END, MemoryKind::Reserved),
+        entry(ACPI_TABLES.0, ACPI_TABLES_SIZE, MemoryKind::Acpi),
+    ];
+    for range in ram(memory) {
+        if range.start.0 == 0 {
+            map.push(entry(HIGH_MEMORY.0, range.size - HIGH_MEMORY.0, MemoryKind::Ram));
+        } else {
+            map.push(MemoryMapEntry { range, kind: MemoryKind::Ram });
+        }
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_goes_around_the_hole() {
+        assert_eq!(ram(512 << 20), [PhysRange::new(0, 512 << 20)]);
+        assert_eq!(ram(3 << 30), [PhysRange::new(0, 3 << 30)]);
+        assert_eq!(ram(6 << 30), [PhysRange::new(0, 3 << 30), PhysRange::new(4 << 30, 3 << 30)]);
+        assert_eq!(ram((3 << 30) + 4096), [PhysRange::new(0, 3 << 30), PhysRange::new(4 << 30, 4096)]);
+    }
+
+    #[test]
+    fn the_memory_map_is_sorted_and_does_not_overlap() {
+        for memory in [MINIMUM_MEMORY, 512 << 20, 3 << 30, 6 << 30] {
+            let map = memory_map(memory);
+            for pair in map.windows(2) {
+                assert!(pair[0].range.end() <= pair[1].range.start, "{pair:?}");
+            }
+            let ram: u64 = map.iter().filter(|e| e.kind == MemoryKind::Ram).map(|e| e.range.size).sum();
+            // All but the legacy region from 639 KiB to 1 MiB is usable.
+            assert_eq!(ram, memory - (HIGH_MEMORY.0 - LOW_MEMORY_END));
+        }
+    }
+}

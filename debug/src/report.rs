@@ -1,0 +1,102 @@
+//! The report that is printed when a vCPU cannot go on: what it was about to do, and its
+//! registers.
+
+use crate::disassemble::{Mode, disassemble};
+use arch::Isa;
+use arch::register::{Group, RegisterFile};
+use std::fmt::Write;
+
+/// A vCPU at the moment it stopped for good.
+#[derive(Clone, Debug)]
+pub struct Report<'a> {
+    /// Its number.
+    pub vcpu: u32,
+    /// Its registers, as far as they could be read.
+    pub registers: &'a RegisterFile,
+    /// The bytes at its program counter, as far as they could be read.
+    pub code: &'a [u8],
+}
+
+impl Report<'_> {
+    /// How the vCPU decodes its instructions: from CR0.PE, EFER.LMA and the code segment's
+    /// descriptor, of which the base tells real mode from protected mode well enough.
+    fn mode(&self) -> Mode {
+        const CR0_PE: u64 = 1 << 0;
+        const EFER_LMA: u64 = 1 << 10;
+        match self.registers.isa() {
+            Isa::Aarch64 => Mode::Bits64,
+            Isa::X86_64 => {
+                let get = |name| self.registers.get(name).unwrap_or(0);
+                if get("efer") & EFER_LMA != 0 {
+                    Mode::Bits64
+                } else if get("cr0") & CR0_PE != 0 {
+                    Mode::Protected32
+                } else {
+                    Mode::Real16
+                }
+            }
+        }
+    }
+
+    /// The report, several lines, without a final newline.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let pc = self.registers.pc().unwrap_or(0);
+        let _ = write!(text, "vCPU {} at {pc:#x}", self.vcpu);
+        if !self.code.is_empty() {
+            let bytes: Vec<String> = self.code.iter().map(|byte| format!("{byte:02x}")).collect();
+            let _ = write!(text, ": {}", bytes.join(" "));
+            match disassemble(self.registers.isa(), self.mode(), self.code) {
+                Some(instruction) => {
+                    let _ = write!(text, "  {}", instruction.text);
+                }
+                None => text.push_str("  (not an instruction)"),
+            }
+        }
+        for group in [Group::General, Group::Segment, Group::System] {
+            let cells: Vec<String> = self
+                .registers
+                .iter()
+                .filter(|(row, _)| row.group == group)
+                .map(|(row, value)| {
+                    let digits = (row.bits / 4) as usize;
+                    format!("{:>9}={value:0digits$x}", row.name)
+                })
+                .collect();
+            for line in cells.chunks(4) {
+                let _ = write!(text, "\n{}", line.join(" "));
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_names_the_instruction_and_the_registers_that_were_read() {
+        let mut registers = RegisterFile::new(Isa::X86_64);
+        registers.set("rip", 0x100_0000);
+        registers.set("efer", 0x500);
+        registers.set("cs", 0x10);
+        let text = Report { vcpu: 2, registers: &registers, code: &[0x0f, 0x0b, 0x90] }.text();
+        assert!(text.starts_with("vCPU 2 at 0x1000000: 0f 0b 90  ud2"), "{text}");
+        assert!(text.contains("rip=0000000001000000"), "{text}");
+        assert!(text.contains("cs=0010"), "{text}");
+        assert!(!text.contains("rax"), "{text}");
+    }
+
+    #[test]
+    fn the_mode_follows_the_control_registers() {
+        let mut registers = RegisterFile::new(Isa::X86_64);
+        let mode = |registers: &RegisterFile| Report { vcpu: 0, registers, code: &[] }.mode();
+        assert_eq!(mode(&registers), Mode::Real16);
+        registers.set("cr0", 1);
+        assert_eq!(mode(&registers), Mode::Protected32);
+        registers.set("efer", 0x500);
+        assert_eq!(mode(&registers), Mode::Bits64);
+        assert_eq!(mode(&RegisterFile::new(Isa::Aarch64)), Mode::Bits64);
+    }
+}

@@ -1,0 +1,17 @@
+//! Devices of a guest, and the buses they sit on.
+//!
+//! A [`Bus`](bus::Bus) maps ranges of I/O ports or of guest-physical memory to
+//! [`Device`](bus::Device)s. A vCPU thread that leaves the guest with a port or memory
+//! access looks the device up and calls it; a device never panics on what a guest sends,
+//! serves accesses of any width, and answers a write that ends the guest with a
+//! [`Request`](bus::Request). Devices know neither KVM nor which architecture they serve.
+
+#![forbid(unsafe_code)]
+
+pub mod acpi_power;
+pub mod bus;
+pub mod cmos;
+pub mod exit;
+pub mod i8042;
+pub mod pl031;
+pub mod serial;

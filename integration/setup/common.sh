@@ -1,0 +1,93 @@
+# Sourced by the set-up scripts: where the cache is, how progress is shown, and
+# apt with lists of its own.
+#
+# The cache lives outside the work tree so that a clean clone finds it again.
+# VMM_TEST_CACHE overrides the place; everything in it can be deleted at any time.
+set -euo pipefail
+
+CACHE=${VMM_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vmm-test}
+SETUP_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+mkdir -p "$CACHE"
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
+
+# Only one set-up at a time may fill the cache.
+lock_cache() {
+  exec 9>"$CACHE/.lock"
+  flock -w 1800 9 || die "another set-up has held $CACHE/.lock for half an hour"
+}
+
+# The apt lists of the machine may lack arm64 and sources; ours have amd64,
+# arm64 and deb-src, made from the Debian entries that the machine is set up with.
+APT_ROOT=$CACHE/apt
+private_apt_config() {
+  mkdir -p "$APT_ROOT"/{lists/partial,archives/partial,sources.d,preferences.d}
+  local file
+  rm -f "$APT_ROOT"/sources.d/*
+  for file in /etc/apt/sources.list.d/*.sources; do
+    [ -e "$file" ] || continue
+    grep -q 'debian-archive-keyring\|^Suites:.*bookworm' "$file" || continue
+    sed 's/^Types:.*/Types: deb deb-src/; /^Architectures:/d' "$file" > "$APT_ROOT/sources.d/$(basename "$file")"
+  done
+  for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
+    [ -e "$file" ] || continue
+    grep -E '^deb +(\[[^]]*\] *)?[^ ]+ +bookworm' "$file" | grep -v 'cloud-sdk' \
+      | sed -E 'p; s/^deb /deb-src /' > "$APT_ROOT/sources.d/$(basename "$file" .list)-copy.list" || true
+  done
+  cat > "$APT_ROOT/apt.conf" <<CONF
+APT::Architectures { "amd64"; "arm64"; };
+Dir::State::lists "$APT_ROOT/lists";
+Dir::Cache::archives "$APT_ROOT/archives";
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+Dir::Etc::sourcelist "/dev/null";
+Dir::Etc::sourceparts "$APT_ROOT/sources.d";
+Acquire::Retries "3";
+APT::Sandbox::User "root";
+CONF
+}
+
+private_apt_update() {
+  [ -n "${PRIVATE_APT_READY:-}" ] && return
+  private_apt_config
+  if ! find "$APT_ROOT/lists" -maxdepth 1 -name '*Packages*' -mmin -720 | grep -q .; then
+    say "reading Debian's package lists (amd64, arm64, sources)"
+    APT_CONFIG=$APT_ROOT/apt.conf apt-get -q update >"$CACHE/apt/update.log" 2>&1 \
+      || die "apt-get update failed; see $CACHE/apt/update.log"
+  fi
+  PRIVATE_APT_READY=1
+}
+
+private_apt() { APT_CONFIG=$APT_ROOT/apt.conf "$@"; }
+
+# unpack_deb PACKAGE:ARCH DIR - downloads one Debian package and unpacks it to DIR.
+unpack_deb() {
+  local package=$1 dir=$2 work
+  private_apt_update
+  work=$(mktemp -d "$CACHE/deb.XXXXXX")
+  say "downloading $package"
+  if ! (cd "$work" && private_apt apt-get -q download "$package" >apt.log 2>&1); then
+    cat "$work/apt.log" >&2
+    rm -rf "$work"
+    die "cannot download the Debian package $package"
+  fi
+  mkdir -p "$dir"
+  dpkg-deb -x "$work"/*.deb "$dir"
+  rm -rf "$work"
+}
+
+# install_packages PACKAGE... - from the machine's own apt, only what is missing.
+install_packages() {
+  local missing=() package
+  for package in "$@"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  [ "$(id -u)" = 0 ] || die "these Debian packages are missing, install them as root: ${missing[*]}"
+  say "installing Debian packages: ${missing[*]}"
+  mkdir -p "$CACHE"
+  { apt-get -q update && DEBIAN_FRONTEND=noninteractive \
+      apt-get -q install -y --no-install-recommends "${missing[@]}"; } >"$CACHE/apt-install.log" 2>&1 \
+    || { tail -5 "$CACHE/apt-install.log" >&2; die "apt-get install failed; see $CACHE/apt-install.log"; }
+}
