@@ -30,6 +30,8 @@ impl Trigger for Line {
 pub struct Serial {
     uart: Uart<Line, NoEvents, Box<dyn Write + Send>>,
     pending: VecDeque<u8>,
+    /// Told when pending input has all gone into the FIFO.
+    drained: Interrupt,
     /// A failure to write has been told.
     told_failure: bool,
 }
@@ -41,9 +43,16 @@ impl fmt::Debug for Serial {
 }
 
 impl Serial {
-    /// A port that raises `interrupt` and sends its output to `output`.
-    pub fn new(interrupt: Interrupt, output: Box<dyn Write + Send>) -> Serial {
-        Serial { uart: Uart::new(Line(interrupt), output), pending: VecDeque::new(), told_failure: false }
+    /// A port that raises `interrupt` and sends its output to `output`. `drained` is triggered
+    /// when the guest has read so much that no input is pending any more: whoever feeds the
+    /// port stops at some amount of pending input and goes on then.
+    pub fn new(interrupt: Interrupt, output: Box<dyn Write + Send>, drained: Interrupt) -> Serial {
+        Serial {
+            uart: Uart::new(Line(interrupt), output),
+            pending: VecDeque::new(),
+            drained,
+            told_failure: false,
+        }
     }
 
     /// Gives the guest input. What the FIFO has no room for is kept.
@@ -59,6 +68,18 @@ impl Serial {
 
     /// Moves pending input into the FIFO.
     fn feed(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        self.fill_fifo();
+        if self.pending.is_empty()
+            && let Err(error) = self.drained.trigger()
+        {
+            log::warn!("console input may be stuck: {error}");
+        }
+    }
+
+    fn fill_fifo(&mut self) {
         while !self.pending.is_empty() {
             let (front, _) = self.pending.as_slices();
             let room = self.uart.fifo_capacity().min(front.len());
@@ -87,10 +108,10 @@ impl Device for Serial {
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
         for (offset, &byte) in (offset..SIZE).zip(data) {
-            if let Err(error) = self.uart.write(offset.to_le_bytes()[0], byte) {
-                if !std::mem::replace(&mut self.told_failure, true) {
-                    log::warn!("the guest's console output is lost: {error}");
-                }
+            if let Err(error) = self.uart.write(offset.to_le_bytes()[0], byte)
+                && !std::mem::replace(&mut self.told_failure, true)
+            {
+                log::warn!("the guest's console output is lost: {error}");
             }
         }
         // Loopback and FIFO control can make room or switch reception on.
@@ -130,7 +151,7 @@ mod tests {
 
     fn serial() -> (Serial, Shared) {
         let output = Shared::default();
-        (Serial::new(Box::new(NoInterrupt), Box::new(output.clone())), output)
+        (Serial::new(Box::new(NoInterrupt), Box::new(output.clone()), Box::new(NoInterrupt)), output)
     }
 
     #[test]

@@ -1,1 +1,52 @@
-fn main(){}
+//! The `vmm` command.
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use std::process::ExitCode;
+use vmm::cli::{Cli, Command};
+use vmm::outcome::{self, PANIC, USAGE};
+use vmm::{check, cli, logging, run, terminal};
+
+fn main() -> ExitCode {
+    terminal::install_panic_hook(PANIC);
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and the version are not mistakes. A closed pipe is nobody's.
+            drop(error.print());
+            let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return ExitCode::from(if is_answer { 0 } else { USAGE });
+        }
+    };
+    let level = logging::level(cli.run.verbose, cli.run.quiet);
+    if let Err(error) = logging::start(level, cli.run.log.as_deref()) {
+        let path = cli.run.log.unwrap_or_default();
+        eprintln!("vmm: error: cannot open --log {}: {error}", path.display());
+        return ExitCode::from(outcome::FILE);
+    }
+    match cli.command {
+        Some(Command::Check { json, probe }) => ExitCode::from(check::main(json, probe.as_deref())),
+        Some(Command::Completions { shell }) => {
+            cli::completions(shell, &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        None => ExitCode::from(run_guest(&cli)),
+    }
+}
+
+fn run_guest(cli: &Cli) -> u8 {
+    match cli.run.config().and_then(|config| run::run(&config)) {
+        Ok(outcome) => {
+            if outcome.is_failure() {
+                log::error!("{outcome}");
+            } else {
+                log::info!("{outcome}");
+            }
+            outcome.code()
+        }
+        Err(error) => {
+            log::error!("{error}");
+            error.code()
+        }
+    }
+}

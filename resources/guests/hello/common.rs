@@ -1,0 +1,73 @@
+//! What the embedded guest does on every architecture: greet, name its CPU and its memory,
+//! let every vCPU count, and power off.
+
+use core::fmt::{self, Write};
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+/// vCPUs that the guest has room for.
+pub const MAX_VCPUS: usize = 128;
+/// How far each vCPU counts.
+const COUNT: u64 = 1000;
+
+/// What the architecture's part has found out and can do.
+pub trait Machine: Write {
+    /// Prints the processor's name.
+    fn write_cpu_name(&mut self);
+    /// Bytes of memory.
+    fn memory(&self) -> u64;
+    /// Number of vCPUs, the first one included.
+    fn vcpus(&self) -> usize;
+    /// Starts vCPU `index`, which then calls [`count`] with its index and halts.
+    fn start(&mut self, index: usize);
+    /// Lets a little time go by while another vCPU works.
+    fn relax(&self);
+    /// Switches the machine off.
+    fn power_off(&mut self) -> !;
+}
+
+// Each vCPU has a cell of its own: without caches and with the MMU off, an aarch64 vCPU may
+// not use atomic read-modify-write instructions.
+static mut COUNTS: [u64; MAX_VCPUS] = [0; MAX_VCPUS];
+
+/// Counts vCPU `index` to the end, one store at a time.
+pub fn count(index: usize) {
+    let cell = unsafe { addr_of_mut!(COUNTS[index]) };
+    for value in 1..=COUNT {
+        unsafe { write_volatile(cell, value) };
+    }
+}
+
+fn counted(index: usize) -> u64 {
+    unsafe { read_volatile(addr_of!(COUNTS[index])) }
+}
+
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} MiB", self.0 >> 20)
+    }
+}
+
+/// The program.
+pub fn run(machine: &mut impl Machine) -> ! {
+    let _ = write!(machine, "Hello from a guest of vmm!\nCPU: ");
+    machine.write_cpu_name();
+    let _ = write!(machine, "\nMemory: {}\n", Size(machine.memory()));
+    let vcpus = machine.vcpus().min(MAX_VCPUS);
+    count(0);
+    for index in 1..vcpus {
+        machine.start(index);
+        let mut patience = 200_000_000u64;
+        while counted(index) < COUNT && patience > 0 {
+            machine.relax();
+            patience -= 1;
+        }
+        if patience == 0 {
+            let _ = write!(machine, "vCPU {index} did not start\n");
+        }
+    }
+    let total: u64 = (0..vcpus).map(counted).sum();
+    let _ = write!(machine, "{vcpus} vCPUs counted to {total}\nPowering off.\n");
+    machine.power_off()
+}

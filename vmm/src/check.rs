@@ -1,0 +1,3 @@
+pub fn main(_json: bool, _probe: Option<&str>) -> u8 {
+    0
+}

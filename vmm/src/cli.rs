@@ -1,0 +1,265 @@
+//! The command line.
+
+use crate::config::{Config, MemorySize, OnReboot, parse_address, parse_duration, parse_size};
+use crate::console::ConsoleKind;
+use crate::error::Error;
+use crate::kvm::HOST_ISA;
+use crate::outcome::EXIT_CODES;
+use arch::cpu_template::CpuTemplate;
+use arch::{aarch64, x86};
+use clap::builder::ValueParser;
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A virtual machine monitor made for debugging kernels.
+///
+/// Without --kernel, a small guest that is part of the program is booted.
+#[derive(Debug, Parser)]
+#[command(name = "vmm", version, args_conflicts_with_subcommands = true, after_help = after_help())]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What else the program does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Find out what this host's KVM can do, by trying it
+    Check {
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+        /// One experiment, in this process
+        #[arg(long, hide = true, value_name = "NAME")]
+        probe: Option<String>,
+    },
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Options of a run.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Kernel; its format is detected: bzImage, ELF vmlinux, Multiboot, flat binary (x86_64);
+    /// Image (also gzip, zstd, EFI zboot), ELF, flat binary (aarch64)
+    #[arg(long, value_name = "PATH", help_heading = "Guest")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk, or a Multiboot module; may be given more than once
+    #[arg(long, value_name = "PATH", requires = "kernel", help_heading = "Guest")]
+    initrd: Vec<PathBuf>,
+    /// Kernel command line; console=ttyS0 is added when it names no console
+    #[arg(long, value_name = "STR", allow_hyphen_values = true, help_heading = "Guest")]
+    cmdline: Option<String>,
+    /// Add nothing to the command line
+    #[arg(long, help_heading = "Guest")]
+    cmdline_exact: bool,
+    /// Where a flat binary is loaded and entered, guest-physical, for example 0x100000 (x86_64: in
+    /// 64-bit mode, RSI has the boot parameters) or 0x40200000 (aarch64: X0 has the device tree)
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address, requires = "kernel", help_heading = "Guest")]
+    load_address: Option<u64>,
+
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Machine")]
+    cpus: u32,
+    /// Memory: 512M, 4G; a bare number counts MiB
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = ValueParser::new(memory_size), help_heading = "Machine")]
+    memory: MemorySize,
+    /// What the guest sees of the processor: host, an architecture level, or a JSON file
+    #[arg(long, value_name = "NAME|PATH", default_value = "host", long_help = template_help(), help_heading = "Machine")]
+    cpu_template: String,
+    /// Switch CPU features, for example -cx16,-avx512f (names as in /proc/cpuinfo)
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "Machine")]
+    cpu_features: Option<String>,
+    /// Let the guest end the run with a code: x86_64 port 0xf4 (as QEMU's isa-debug-exit), aarch64
+    /// the word at vmm,exit-device in the device tree; the exit code is (value << 1) | 1
+    #[arg(long, value_name = "on|off", default_value = "on", num_args = 0..=1, default_missing_value = "on",
+          require_equals = false, action = ArgAction::Set, value_parser = ValueParser::new(on_off), help_heading = "Machine")]
+    exit_device: bool,
+
+    /// Where the guest's console goes; on a terminal, Ctrl-A x quits and Ctrl-A h helps
+    #[arg(long, value_name = "stdio|file:PATH|pty|none", default_value = "stdio", value_parser = ValueParser::new(console), help_heading = "Run")]
+    console: ConsoleKind,
+    /// End the guest after this time: 30s, 500ms, 2m
+    #[arg(long, value_name = "TIME", value_parser = ValueParser::new(parse_duration), help_heading = "Run")]
+    timeout: Option<Duration>,
+    /// What a reset of the guest does
+    #[arg(long, value_name = "ACTION", default_value = "exit", help_heading = "Run")]
+    reboot: Reboot,
+
+    /// Say more: -v what happens rarely, -vv each exit of a vCPU
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet", global = true, help_heading = "Messages")]
+    pub verbose: u8,
+    /// Say only what went wrong
+    #[arg(short, long, global = true, help_heading = "Messages")]
+    pub quiet: bool,
+    /// Write messages to a file instead of standard error
+    #[arg(long, value_name = "PATH", global = true, help_heading = "Messages")]
+    pub log: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Reboot {
+    /// End the run
+    Exit,
+    /// Boot the guest again
+    Restart,
+}
+
+fn memory_size(text: &str) -> Result<MemorySize, String> {
+    MemorySize::new(HOST_ISA, parse_size(text)?)
+}
+
+fn on_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write on or off".into()),
+    }
+}
+
+fn console(text: &str) -> Result<ConsoleKind, String> {
+    match text {
+        "stdio" => Ok(ConsoleKind::Stdio),
+        "pty" => Ok(ConsoleKind::Pty),
+        "none" => Ok(ConsoleKind::None),
+        _ => match text.strip_prefix("file:") {
+            Some("") => Err("file: needs a path behind it".into()),
+            Some(path) => Ok(ConsoleKind::File(path.into())),
+            None => Err("write stdio, file:PATH, pty or none".into()),
+        },
+    }
+}
+
+fn template_help() -> String {
+    format!(
+        "What the guest sees of the processor: a built-in name or a JSON file.\n\
+         x86_64: {}\naarch64: {}",
+        x86::features::TEMPLATES.join(", "),
+        aarch64::features::TEMPLATES.join(", ")
+    )
+}
+
+fn after_help() -> String {
+    let mut text = String::from("Exit codes:\n");
+    for code in EXIT_CODES {
+        text.push_str(&format!("  {:>3}  {}\n", code.code, code.meaning));
+    }
+    text.push_str("  odd  the guest wrote (code - 1) / 2 to the exit device\n\n");
+    text.push_str("RUST_LOG sets the level of messages per target, for example RUST_LOG=vmm::exit=debug.");
+    text
+}
+
+impl RunArgs {
+    /// The run that was asked for.
+    ///
+    /// # Errors
+    /// [`Error::Open`] or [`Error::Template`] for a template file.
+    pub fn config(&self) -> Result<Config, Error> {
+        Ok(Config {
+            kernel: self.kernel.clone(),
+            initrds: self.initrd.clone(),
+            cmdline: self.cmdline.clone(),
+            cmdline_exact: self.cmdline_exact,
+            load_address: self.load_address,
+            cpus: self.cpus,
+            memory: self.memory,
+            cpu: template(&self.cpu_template, self.cpu_features.as_deref())?,
+            exit_device: self.exit_device,
+            console: self.console.clone(),
+            timeout: self.timeout,
+            on_reboot: match self.reboot {
+                Reboot::Exit => OnReboot::Exit,
+                Reboot::Restart => OnReboot::Restart,
+            },
+        })
+    }
+}
+
+/// A template by name, or from a file when there is a slash or `.json` in it; with switches.
+fn template(name: &str, features: Option<&str>) -> Result<CpuTemplate, Error> {
+    let path = Path::new(name);
+    if !name.contains('/') && path.extension().is_none_or(|extension| extension != "json") {
+        return Ok(CpuTemplate::built_in(HOST_ISA, name, features));
+    }
+    let text = std::fs::read(path).map_err(|source| Error::Open {
+        option: "--cpu-template",
+        path: path.to_path_buf(),
+        source,
+    })?;
+    let mut template: CpuTemplate = serde_json::from_slice(&text)
+        .map_err(|source| Error::Template { path: path.to_path_buf(), source })?;
+    if let Some(features) = features {
+        template.features = Some(match template.features.take() {
+            Some(earlier) => format!("{earlier},{features}"),
+            None => features.to_string(),
+        });
+    }
+    Ok(template)
+}
+
+/// Writes completions for `shell`.
+pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) {
+    clap_complete::generate(shell, &mut Cli::command(), "vmm", out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Config, String> {
+        let words = std::iter::once("vmm").chain(line.split_whitespace());
+        let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
+        cli.run.config().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_full_line_is_understood() {
+        let config = parse(
+            "--kernel k --initrd a --initrd b --cpus 4 --memory 6G --console file:/tmp/c --timeout 30s \
+             --reboot restart --exit-device off --cpu-features -cx16,-avx512f --load-address 0x200000",
+        )
+        .unwrap();
+        assert_eq!(config.initrds, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!((config.cpus, config.memory.bytes()), (4, 6 << 30));
+        assert_eq!(config.console, ConsoleKind::File("/tmp/c".into()));
+        assert_eq!((config.timeout, config.on_reboot), (Some(Duration::from_secs(30)), OnReboot::Restart));
+        assert_eq!((config.exit_device, config.load_address), (false, Some(0x20_0000)));
+        assert_eq!(config.cpu.features.as_deref(), Some("-cx16,-avx512f"));
+    }
+
+    #[test]
+    fn defaults_and_the_bare_exit_device_switch() {
+        let config = parse("").unwrap();
+        assert_eq!((config.cpus, config.memory, config.exit_device), (1, MemorySize::DEFAULT, true));
+        assert!(parse("--exit-device").unwrap().exit_device);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, words) in [
+            ("--memory 0", "at least"),
+            ("--memory 4X", "512M or 4G"),
+            ("--cpus 0", "--cpus"),
+            ("--timeout never", "30s"),
+            ("--console serial", "stdio, file:PATH, pty or none"),
+            ("--initrd x", "--kernel"),
+            ("--reboot maybe", "restart"),
+            ("--cpu-template /no/such/file", "/no/such/file"),
+            ("--frobnicate", "--frobnicate"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.contains(words), "{line}: {error}");
+        }
+    }
+}

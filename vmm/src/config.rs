@@ -1,0 +1,200 @@
+//! What a run is made of, checked once at the edge.
+
+use crate::console::ConsoleKind;
+use arch::cpu_template::CpuTemplate;
+use arch::{Isa, aarch64, x86};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What a guest's reset does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReboot {
+    /// Ends the run.
+    #[default]
+    Exit,
+    /// Boots the guest again from its files.
+    Restart,
+}
+
+/// A guest and how it is run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The kernel; the embedded guest where there is none.
+    pub kernel: Option<PathBuf>,
+    /// Initrds, or Multiboot modules.
+    pub initrds: Vec<PathBuf>,
+    /// The command line as the user gave it.
+    pub cmdline: Option<String>,
+    /// Whether to leave the command line as it is.
+    pub cmdline_exact: bool,
+    /// Where a flat binary goes, guest-physical.
+    pub load_address: Option<u64>,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: MemorySize,
+    /// What the guest sees of the processor.
+    pub cpu: CpuTemplate,
+    /// Whether there is an exit device.
+    pub exit_device: bool,
+    /// Where the console goes.
+    pub console: ConsoleKind,
+    /// When to end the guest.
+    pub timeout: Option<Duration>,
+    /// What a reset does.
+    pub on_reboot: OnReboot,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        let isa = crate::kvm::HOST_ISA;
+        Config {
+            kernel: None,
+            initrds: Vec::new(),
+            cmdline: None,
+            cmdline_exact: false,
+            load_address: None,
+            cpus: 1,
+            memory: MemorySize::DEFAULT,
+            cpu: CpuTemplate::built_in(isa, "host", None),
+            exit_device: true,
+            console: ConsoleKind::Stdio,
+            timeout: None,
+            on_reboot: OnReboot::default(),
+        }
+    }
+}
+
+/// A size of memory that a guest can have: a multiple of 4 KiB (64 KiB, where host pages may
+/// be so large) of at least what the boot tables need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySize(u64);
+
+impl MemorySize {
+    /// What a guest has when nothing is said: 512 MiB.
+    pub const DEFAULT: MemorySize = MemorySize(512 << 20);
+
+    /// Alignment of a size, bytes: the largest page size of our hosts.
+    const ALIGNMENT: u64 = 64 << 10;
+
+    /// Checks a size in bytes.
+    ///
+    /// # Errors
+    /// A message that says what would do.
+    pub fn new(isa: Isa, bytes: u64) -> Result<MemorySize, String> {
+        let (minimum, maximum) = match isa {
+            Isa::X86_64 => (x86::layout::MINIMUM_MEMORY, 1 << 46),
+            Isa::Aarch64 => (aarch64::layout::MINIMUM_MEMORY, 1 << 47),
+        };
+        if bytes < minimum {
+            return Err(format!("a guest needs at least {}M (write 512M or 4G)", minimum >> 20));
+        }
+        if bytes > maximum {
+            return Err(format!("more than {}T cannot be addressed", maximum >> 40));
+        }
+        if bytes % Self::ALIGNMENT != 0 {
+            return Err(format!("{bytes} bytes are not a multiple of 64K"));
+        }
+        Ok(MemorySize(bytes))
+    }
+
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+/// Parses a size: `512M`, `4G`, `65536K`, `1T`; a bare number counts MiB, as in QEMU.
+///
+/// # Errors
+/// A message that shows how it is written.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is not a size: write for example 512M or 4G");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "" | "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is too large"))
+}
+
+/// Parses a duration: `30s`, `500ms`, `2m`, `1h`; a bare number counts seconds.
+///
+/// # Errors
+/// A message that shows how it is written.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is not a time: write for example 30s, 500ms or 2m");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let milliseconds = match &text[digits.len()..] {
+        "ms" => Some(number),
+        "" | "s" => number.checked_mul(1000),
+        "m" | "min" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        _ => return Err(wrong()),
+    };
+    match milliseconds {
+        Some(0) => Err("a timeout of zero would end the guest before it starts".into()),
+        Some(milliseconds) => Ok(Duration::from_millis(milliseconds)),
+        None => Err(format!("'{text}' is too long")),
+    }
+}
+
+/// Parses an address: `0x100000`, or decimal.
+///
+/// # Errors
+/// A message that shows how it is written.
+pub fn parse_address(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| format!("'{text}' is not an address: write for example 0x100000"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_with_every_suffix() {
+        for (text, bytes) in
+            [("512M", 512 << 20), ("4G", 4 << 30), ("256", 256 << 20), ("64KiB", 64 << 10), ("1t", 1 << 40)]
+        {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "M", "4X", "-1M", "1.5G", "99999999999T", "4 G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_with_every_suffix() {
+        for (text, milliseconds) in
+            [("30s", 30_000), ("500ms", 500), ("2m", 120_000), ("7", 7000), ("1h", 3_600_000)]
+        {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["", "s", "0", "0ms", "5d", "99999999999999999h", "-1s"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_and_memory_sizes() {
+        assert_eq!(parse_address("0x100000"), Ok(0x10_0000));
+        assert_eq!(parse_address("4096"), Ok(4096));
+        assert!(parse_address("0x").is_err());
+        for isa in Isa::ALL {
+            assert!(MemorySize::new(isa, 0).unwrap_err().contains("at least"));
+            assert!(MemorySize::new(isa, (512 << 20) + 1).unwrap_err().contains("multiple"));
+            assert!(MemorySize::new(isa, 1 << 60).unwrap_err().contains("addressed"));
+            assert_eq!(MemorySize::new(isa, 512 << 20), Ok(MemorySize::DEFAULT));
+        }
+    }
+}

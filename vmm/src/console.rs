@@ -1,0 +1,274 @@
+//! The outside end of the guest's console: standard input and output, a file, a
+//! pseudo-terminal, or nothing.
+//!
+//! [`Output`] is what the serial port writes to, on the vCPU thread. Where the reader is
+//! slow it waits, but a kick of the thread ends the wait: the byte is kept and goes out
+//! before the next one. [`Escape`] finds the monitor's own keys in what a person types.
+
+use crate::kvm::kick;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Where the console goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConsoleKind {
+    /// Standard input and output.
+    Stdio,
+    /// Output to a file, no input.
+    File(PathBuf),
+    /// A new pseudo-terminal.
+    Pty,
+    /// Nowhere.
+    None,
+}
+
+/// An opened console.
+#[derive(Debug)]
+pub struct Console {
+    /// Where input comes from.
+    pub input: Option<OwnedFd>,
+    /// Whether a person types there: then the terminal goes raw and escape keys count.
+    pub is_terminal: bool,
+    /// The other end of a pseudo-terminal.
+    pub pty_path: Option<String>,
+    output: Option<Arc<File>>,
+    output_is_pty: bool,
+}
+
+impl Console {
+    /// Opens a console.
+    ///
+    /// # Errors
+    /// Why the file or the pseudo-terminal cannot be opened.
+    pub fn open(kind: &ConsoleKind) -> io::Result<Console> {
+        let mut console =
+            Console { input: None, is_terminal: false, pty_path: None, output: None, output_is_pty: false };
+        match kind {
+            ConsoleKind::None => {}
+            ConsoleKind::Stdio => {
+                let stdin = io::stdin();
+                console.is_terminal = stdin.is_terminal();
+                console.input = Some(pollable(stdin.as_fd().try_clone_to_owned()?)?);
+                console.output = Some(Arc::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)));
+            }
+            ConsoleKind::File(path) => {
+                let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+                console.output = Some(Arc::new(file));
+            }
+            ConsoleKind::Pty => {
+                let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+                grantpt(&master)?;
+                unlockpt(&master)?;
+                console.pty_path = Some(ptsname_r(&master)?);
+                let master = OwnedFd::from(master);
+                fcntl(&master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+                console.input = Some(master.try_clone()?);
+                console.output = Some(Arc::new(File::from(master)));
+                console.output_is_pty = true;
+            }
+        }
+        Ok(console)
+    }
+
+    /// The end that the guest's serial port writes to.
+    pub fn output(&self) -> Box<dyn Write + Send> {
+        match &self.output {
+            None => Box::new(io::sink()),
+            Some(file) => Box::new(Output {
+                file: Arc::clone(file),
+                is_pty: self.output_is_pty,
+                backlog: VecDeque::new(),
+            }),
+        }
+    }
+}
+
+/// Makes an input that epoll takes: regular files and `/dev/null` it refuses, so those are
+/// copied through a pipe by a thread that lives as long as the process.
+fn pollable(input: OwnedFd) -> io::Result<OwnedFd> {
+    let epoll = vmm_sys_util::epoll::Epoll::new()?;
+    use std::os::fd::AsRawFd;
+    use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
+    let event = EpollEvent::new(EventSet::IN, 0);
+    if epoll.ctl(ControlOperation::Add, input.as_raw_fd(), event).is_ok() {
+        return Ok(input);
+    }
+    let (reader, mut writer) = io::pipe()?;
+    std::thread::Builder::new().name("console-input".into()).spawn(move || {
+        if let Err(error) = io::copy(&mut File::from(input), &mut writer) {
+            log::debug!("console input ends: {error}");
+        }
+    })?;
+    Ok(reader.into())
+}
+
+/// Output of the guest.
+struct Output {
+    file: Arc<File>,
+    is_pty: bool,
+    backlog: VecDeque<u8>,
+}
+
+impl Output {
+    /// Writes what is there to write. Returns early, with the rest kept, when this thread is
+    /// kicked while it waits.
+    fn drain(&mut self) -> io::Result<()> {
+        while !self.backlog.is_empty() {
+            match self.file.as_ref().write(self.backlog.as_slices().0) {
+                Ok(count) => drop(self.backlog.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    if kick::is_pending() {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !self.wait()? {
+                        return Ok(());
+                    }
+                }
+                // The other end of a pseudo-terminal is closed: nobody listens now.
+                Err(error) if self.is_pty && error.raw_os_error() == Some(libc::EIO) => self.backlog.clear(),
+                Err(error) => {
+                    self.backlog.clear();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until more can be written; `false` when the thread was kicked meanwhile.
+    fn wait(&mut self) -> io::Result<bool> {
+        let mut polled = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+        match poll(&mut polled, PollTimeout::NONE) {
+            Ok(_) => {
+                let events = polled[0].revents().unwrap_or(PollFlags::empty());
+                // A pseudo-terminal that nobody has open takes no more: what is written to it
+                // is lost, as on a serial line without a cable.
+                if self.is_pty && events.contains(PollFlags::POLLHUP) {
+                    self.backlog.clear();
+                }
+                Ok(true)
+            }
+            Err(nix::errno::Errno::EINTR) => Ok(!kick::is_pending()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.backlog.extend(bytes);
+        self.drain()?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.drain()
+    }
+}
+
+/// What a person asked the monitor for on the console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// End the guest.
+    Quit,
+    /// Show the keys.
+    Help,
+}
+
+/// The text that [`Command::Help`] shows.
+pub const HELP: &str = "\
+Ctrl-A x       end the guest and vmm
+Ctrl-A h       this help
+Ctrl-A Ctrl-A  send Ctrl-A to the guest";
+
+const CTRL_A: u8 = 1;
+
+/// Finds escape sequences in input.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Escape {
+    after_ctrl_a: bool,
+}
+
+impl Escape {
+    /// Takes what was typed; answers with what goes to the guest, and the commands.
+    pub fn filter(&mut self, input: &[u8]) -> (Vec<u8>, Vec<Command>) {
+        let (mut guest, mut commands) = (Vec::new(), Vec::new());
+        for &byte in input {
+            match (std::mem::take(&mut self.after_ctrl_a), byte) {
+                (false, CTRL_A) => self.after_ctrl_a = true,
+                (false, _) => guest.push(byte),
+                (true, b'x') => commands.push(Command::Quit),
+                (true, b'h' | b'?') => commands.push(Command::Help),
+                (true, CTRL_A | b'a') => guest.push(CTRL_A),
+                (true, _) => commands.push(Command::Help),
+            }
+        }
+        (guest, commands)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn escape_keys_are_found_across_reads() {
+        let mut escape = Escape::default();
+        assert_eq!(escape.filter(b"ls\r"), (b"ls\r".to_vec(), vec![]));
+        assert_eq!(escape.filter(b"a\x01"), (b"a".to_vec(), vec![]));
+        assert_eq!(escape.filter(b"xb"), (b"b".to_vec(), vec![Command::Quit]));
+        assert_eq!(escape.filter(b"\x01\x01\x01a\x01h"), (b"\x01\x01".to_vec(), vec![Command::Help]));
+        assert_eq!(escape.filter(b"\x01q"), (vec![], vec![Command::Help]));
+    }
+
+    #[test]
+    fn a_pseudo_terminal_carries_both_ways_and_never_blocks_without_a_reader() {
+        let console = Console::open(&ConsoleKind::Pty).unwrap();
+        let mut output = console.output();
+        // Nobody has the other end open: far more than its buffer is taken.
+        output.write_all(&[b'x'; 100_000]).unwrap();
+        let mut other =
+            File::options().read(true).write(true).open(console.pty_path.as_ref().unwrap()).unwrap();
+        let mut settings = nix::sys::termios::tcgetattr(&other).unwrap();
+        nix::sys::termios::cfmakeraw(&mut settings);
+        nix::sys::termios::tcsetattr(&other, nix::sys::termios::SetArg::TCSANOW, &settings).unwrap();
+        output.write_all(b"hello").unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"hello") {
+            let mut byte = [0];
+            other.read_exact(&mut byte).unwrap();
+            seen.push(byte[0]);
+        }
+        other.write_all(b"abc").unwrap();
+        let mut buffer = [0; 3];
+        File::from(console.input.unwrap()).read_exact(&mut buffer).unwrap();
+        assert_eq!(&buffer, b"abc");
+    }
+
+    #[test]
+    fn regular_files_can_be_polled_through_a_pipe() {
+        let path = std::env::temp_dir().join(format!("vmm-console-{}", std::process::id()));
+        std::fs::write(&path, "input").unwrap();
+        let mut input = File::from(pollable(File::open(&path).unwrap().into()).unwrap());
+        std::fs::remove_file(path).unwrap();
+        let mut text = String::new();
+        input.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "input");
+    }
+
+    #[test]
+    fn a_console_path_that_cannot_be_opened_is_an_error() {
+        let kind = ConsoleKind::File("/no/such/directory/console".into());
+        assert_eq!(Console::open(&kind).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}

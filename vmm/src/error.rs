@@ -1,0 +1,72 @@
+//! Why a run could not start, and the exit code for it.
+
+use crate::boot::BootError;
+use crate::kvm::KvmError;
+use crate::outcome;
+use std::io;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Everything that can go wrong before a guest runs.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Options contradict each other.
+    #[error("{0}")]
+    Usage(String),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The kernel or an initrd.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A file that is not part of the guest.
+    #[error("cannot open {option} {path}: {source}")]
+    Open {
+        /// The option that names it.
+        option: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A CPU template file that cannot be understood.
+    #[error("--cpu-template {path}: {source}")]
+    Template {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The host's system refused something else.
+    #[error("{what}: {source}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The process's exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Error::Kvm(
+                KvmError::TooManyVcpus { .. }
+                | KvmError::TooMuchMemory { .. }
+                | KvmError::Template(_)
+                | KvmError::Feature(_),
+            )
+            | Error::Usage(_)
+            | Error::Boot(BootError::LoadAddressNotFlat { .. } | BootError::Cmdline(_)) => outcome::USAGE,
+            Error::Kvm(_) | Error::System { .. } => outcome::HOST,
+            Error::Boot(_) => outcome::IMAGE,
+            Error::Open { .. } | Error::Template { .. } => outcome::FILE,
+        }
+    }
+
+    /// Makes the error of a failed system call.
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::System { what, source }
+    }
+}

@@ -1,0 +1,41 @@
+//! The only place that calls KVM.
+//!
+//! [`Vm`] and [`Vcpu`] are the same for both architectures; what differs (interrupt
+//! controller, CPU model, boot registers) is in one module per architecture, and this is the
+//! one folder where `cfg(target_arch)` chooses code. Everything above asks [`HOST_ISA`].
+//!
+//! [`exit`] turns what `KVM_RUN` left behind into a typed value; [`kick`] gets a thread out
+//! of `KVM_RUN` without losing the request.
+
+pub mod error;
+pub mod exit;
+pub mod kick;
+mod vcpu;
+mod vm;
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+#[cfg(target_arch = "aarch64")]
+use aarch64 as native;
+#[cfg(target_arch = "x86_64")]
+use x86_64 as native;
+
+pub use error::KvmError;
+pub use native::capabilities;
+pub use vcpu::Vcpu;
+pub use vm::{Host, Vm, VmConfig};
+
+/// The architecture of the host's processor, and so of every guest that KVM runs on it.
+pub const HOST_ISA: arch::Isa = native::ISA;
+
+/// Registers of the vCPU that starts first, as plain values of either architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootState {
+    /// An x86 guest's.
+    X86(arch::x86::boot_state::BootState),
+    /// An aarch64 guest's.
+    Aarch64(arch::aarch64::boot_state::BootState),
+}

@@ -1,0 +1,271 @@
+//! What is particular to KVM on aarch64.
+
+pub mod capabilities;
+
+use super::VmConfig;
+use super::error::{KvmError, ioctl};
+use crate::boot::aarch64::Platform;
+use arch::Isa;
+use arch::aarch64::device_tree::GicVersion;
+use arch::aarch64::features::{HiddenField, IdRegister, Selection, VcpuOption};
+use arch::aarch64::layout;
+use arch::cpu_features::FeatureError;
+use arch::cpu_template::IdRegisterMask;
+use arch::register::RegisterFile;
+use kvm_bindings as kvm;
+use kvm_ioctls::{Cap, DeviceFd, Kvm, VcpuFd, VmFd};
+
+/// The architecture of this module.
+pub const ISA: Isa = Isa::Aarch64;
+/// As many redistributors as our memory map has room for.
+pub const MAX_VCPUS: u32 = layout::MAX_VCPUS;
+/// Guest-physical address width of a VM of type 0, bits (KVM API, `KVM_CREATE_VM`).
+const DEFAULT_IPA_BITS: u32 = 40;
+
+/// `ARM64_SYS_REG` of the KVM API ("KVM_SET_ONE_REG"): a system register by its encoding.
+const fn system_register(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> u64 {
+    kvm::KVM_REG_ARM64
+        | kvm::KVM_REG_SIZE_U64
+        | kvm::KVM_REG_ARM64_SYSREG as u64
+        | op0 << 14
+        | op1 << 11
+        | crn << 7
+        | crm << 3
+        | op2
+}
+
+/// `ARM64_CORE_REG`: a field of `kvm_regs` by its offset in bytes.
+const fn core_register(offset: usize) -> u64 {
+    kvm::KVM_REG_ARM64 | kvm::KVM_REG_SIZE_U64 | kvm::KVM_REG_ARM_CORE as u64 | (offset as u64 / 4)
+}
+
+const MPIDR_EL1: u64 = system_register(3, 0, 0, 0, 5);
+const X0: u64 = core_register(0);
+const SP_EL0: u64 = core_register(31 * 8);
+const PC: u64 = core_register(32 * 8);
+const PSTATE: u64 = core_register(33 * 8);
+const SP_EL1: u64 = core_register(34 * 8);
+const ELR_EL1: u64 = core_register(35 * 8);
+const SPSR_EL1: u64 = core_register(36 * 8);
+
+/// What lives beside an aarch64 VM.
+#[derive(Debug)]
+pub struct NativeVm {
+    _gic: DeviceFd,
+    gic_version: GicVersion,
+    mpidrs: Vec<u64>,
+}
+
+/// Creates the VM, with as wide guest-physical addresses as its memory needs.
+pub fn create_vm(kvm: &Kvm, config: &VmConfig) -> Result<VmFd, KvmError> {
+    let limit = match u32::try_from(kvm.check_extension_int(Cap::ArmVmIPASize)) {
+        Ok(0) | Err(_) => DEFAULT_IPA_BITS,
+        Ok(bits) => bits,
+    };
+    let needed = layout::address_bits(config.memory);
+    if needed > limit {
+        return Err(KvmError::TooMuchMemory { needed, limit });
+    }
+    let bits = needed.max(DEFAULT_IPA_BITS.min(limit));
+    let vm = if bits == DEFAULT_IPA_BITS { kvm.create_vm() } else { kvm.create_vm_with_ipa_size(bits) };
+    vm.map_err(ioctl("KVM_CREATE_VM"))
+}
+
+impl NativeVm {
+    /// Creates vCPUs and the interrupt controller.
+    pub fn new(_kvm: &Kvm, vm: &VmFd, config: &VmConfig) -> Result<(NativeVm, Vec<VcpuFd>), KvmError> {
+        let (selection, edits) = config.cpu.select_aarch64()?;
+        // The version decides how many vCPUs there can be, and trying is the way to know it.
+        let gic_version = [GicVersion::V3, GicVersion::V2]
+            .into_iter()
+            .find(|version| try_device(vm, gic_type(*version)))
+            .ok_or(KvmError::Missing("an in-kernel interrupt controller (GICv3 or GICv2)"))?;
+        if gic_version == GicVersion::V2 && config.vcpus > layout::GICV2_MAX_VCPUS {
+            return Err(KvmError::TooManyVcpus { asked: config.vcpus, limit: layout::GICV2_MAX_VCPUS });
+        }
+        let fds: Vec<VcpuFd> = (0..config.vcpus)
+            .map(|id| {
+                let fd = vm.create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
+                init_vcpu(vm, &fd, id, &selection)?;
+                edit_id_registers(&fd, &selection, &edits)?;
+                Ok(fd)
+            })
+            .collect::<Result<_, KvmError>>()?;
+        let mpidrs = fds
+            .iter()
+            .map(|fd| get(fd, MPIDR_EL1).map_err(ioctl("KVM_GET_ONE_REG MPIDR_EL1")))
+            .collect::<Result<_, _>>()?;
+        let gic = create_gic(vm, gic_version, config.vcpus)?;
+        Ok((NativeVm { _gic: gic, gic_version, mpidrs }, fds))
+    }
+
+    /// What boot code must know.
+    pub fn platform(&self) -> Option<Platform<'_>> {
+        Some(Platform { gic: self.gic_version, mpidrs: &self.mpidrs })
+    }
+}
+
+fn gic_type(version: GicVersion) -> kvm::kvm_device_type {
+    match version {
+        GicVersion::V2 => kvm::kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2,
+        GicVersion::V3 => kvm::kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+    }
+}
+
+/// Whether KVM would create a device of this type.
+pub(super) fn try_device(vm: &VmFd, kind: kvm::kvm_device_type) -> bool {
+    let mut device = kvm::kvm_create_device { type_: kind, fd: 0, flags: kvm::KVM_CREATE_DEVICE_TEST };
+    vm.create_device(&mut device).is_ok()
+}
+
+fn create_gic(vm: &VmFd, version: GicVersion, vcpus: u32) -> Result<DeviceFd, KvmError> {
+    let mut device = kvm::kvm_create_device { type_: gic_type(version), fd: 0, flags: 0 };
+    let gic = vm.create_device(&mut device).map_err(ioctl("KVM_CREATE_DEVICE for the GIC"))?;
+    let set = |group: u32, attr: u32, value: Option<&u64>| {
+        let addr = value.map_or(0, |value| std::ptr::from_ref(value) as u64);
+        let attribute = kvm::kvm_device_attr { group, attr: u64::from(attr), addr, flags: 0 };
+        gic.set_device_attr(&attribute).map_err(ioctl("KVM_SET_DEVICE_ATTR of the GIC"))
+    };
+    let address = |attr, place: u64| set(kvm::KVM_DEV_ARM_VGIC_GRP_ADDR, attr, Some(&place));
+    match version {
+        GicVersion::V2 => {
+            address(kvm::KVM_VGIC_V2_ADDR_TYPE_DIST, layout::GIC_DISTRIBUTOR.start.0)?;
+            address(kvm::KVM_VGIC_V2_ADDR_TYPE_CPU, layout::GIC_CPU_INTERFACE.start.0)?;
+        }
+        GicVersion::V3 => {
+            address(kvm::KVM_VGIC_V3_ADDR_TYPE_DIST, layout::GIC_DISTRIBUTOR.start.0)?;
+            // The region's vCPU count is in bits 63 to 52, its index 0 in the lowest (KVM
+            // documentation, "ARM Virtual Generic Interrupt Controller v3").
+            let region = u64::from(vcpus) << 52 | layout::GIC_REDISTRIBUTORS.0;
+            address(kvm::KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION, region)?;
+        }
+    }
+    let interrupts = u64::from(layout::GIC_INTERRUPTS);
+    set(kvm::KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, Some(&interrupts))?;
+    set(kvm::KVM_DEV_ARM_VGIC_GRP_CTRL, kvm::KVM_DEV_ARM_VGIC_CTRL_INIT, None)?;
+    Ok(gic)
+}
+
+fn init_vcpu(vm: &VmFd, fd: &VcpuFd, id: u32, selection: &Selection) -> Result<(), KvmError> {
+    let mut init = kvm::kvm_vcpu_init::default();
+    vm.get_preferred_target(&mut init).map_err(ioctl("KVM_ARM_PREFERRED_TARGET"))?;
+    let mut enable = |feature: u32| init.features[0] |= 1 << feature;
+    enable(kvm::KVM_ARM_VCPU_PSCI_0_2);
+    if id > 0 {
+        enable(kvm::KVM_ARM_VCPU_POWER_OFF);
+    }
+    let wanted = |option: VcpuOption, there: bool, name: &str| {
+        if selection.required_options.contains(&option) && !there {
+            return Err(FeatureError::NotOnHost(name.into()));
+        }
+        Ok(there && !selection.without_options.contains(&option))
+    };
+    let sve = wanted(VcpuOption::Sve, vm.check_extension(Cap::ArmSve), "sve")?;
+    if sve {
+        enable(kvm::KVM_ARM_VCPU_SVE);
+    }
+    let there = vm.check_extension(Cap::ArmPtrAuthAddress) && vm.check_extension(Cap::ArmPtrAuthGeneric);
+    if wanted(VcpuOption::PointerAuthentication, there, "paca")? {
+        enable(kvm::KVM_ARM_VCPU_PTRAUTH_ADDRESS);
+        enable(kvm::KVM_ARM_VCPU_PTRAUTH_GENERIC);
+    }
+    fd.vcpu_init(&init).map_err(ioctl("KVM_ARM_VCPU_INIT"))?;
+    if sve {
+        let feature = i32::try_from(kvm::KVM_ARM_VCPU_SVE).expect("a small number");
+        fd.vcpu_finalize(&feature).map_err(ioctl("KVM_ARM_VCPU_FINALIZE for SVE"))?;
+    }
+    Ok(())
+}
+
+fn id_register(register: IdRegister) -> u64 {
+    system_register(3, 0, 0, u64::from(register.crm), u64::from(register.op2))
+}
+
+/// Hides features and applies a template's bits. A register that KVM does not let us write is
+/// an error only when its value would have to change.
+fn edit_id_registers(fd: &VcpuFd, selection: &Selection, edits: &[IdRegisterMask]) -> Result<(), KvmError> {
+    for HiddenField { name, register, shift, without, off } in &selection.required {
+        let field = HiddenField { name, register: *register, shift: *shift, without: *without, off: *off };
+        let value = get(fd, id_register(*register)).map_err(ioctl("KVM_GET_ONE_REG of an ID register"))?;
+        if !field.is_shown(value) {
+            return Err(FeatureError::NotOnHost((*name).into()).into());
+        }
+    }
+    let change = |register: IdRegister, what: &'static str, edit: &dyn Fn(u64) -> u64| {
+        let id = id_register(register);
+        let old = get(fd, id).map_err(ioctl("KVM_GET_ONE_REG of an ID register"))?;
+        let new = edit(old);
+        if new != old && fd.set_one_reg(id, &new.to_le_bytes()).is_err() {
+            return Err(KvmError::FixedIdRegister { register: register.name, what });
+        }
+        Ok(())
+    };
+    for field in &selection.hidden {
+        change(field.register, field.name, &|value| field.hide(value))?;
+    }
+    for (register, clear, set) in edits {
+        change(*register, "the template's bits", &|value| value & !clear | set)?;
+    }
+    Ok(())
+}
+
+fn get(fd: &VcpuFd, register: u64) -> Result<u64, kvm_ioctls::Error> {
+    let mut bytes = [0; 8];
+    fd.get_one_reg(register, &mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// Sets the boot vCPU's registers. The others are powered off until PSCI `CPU_ON`.
+pub fn set_boot_state(vcpu: &VcpuFd, state: &super::BootState) -> Result<(), KvmError> {
+    let super::BootState::Aarch64(state) = state else {
+        return Err(KvmError::Missing("the other architecture's guests"));
+    };
+    for (register, value) in [(PC, state.pc), (X0, state.x0), (PSTATE, state.pstate)] {
+        vcpu.set_one_reg(register, &value.to_le_bytes()).map_err(ioctl("KVM_SET_ONE_REG"))?;
+    }
+    Ok(())
+}
+
+/// Reads what the register table has, as far as KVM gives it.
+pub fn registers(vcpu: &VcpuFd) -> RegisterFile {
+    let mut file = RegisterFile::new(ISA);
+    let mut set = |name: &str, register: u64| {
+        if let Ok(value) = get(vcpu, register) {
+            file.set(name, value);
+        }
+    };
+    for (index, row) in arch::register::AARCH64.iter().take(31).enumerate() {
+        set(row.name, core_register(index * 8));
+    }
+    for (name, register) in [
+        ("pc", PC),
+        ("pstate", PSTATE),
+        ("sp_el0", SP_EL0),
+        ("sp_el1", SP_EL1),
+        ("elr_el1", ELR_EL1),
+        ("spsr_el1", SPSR_EL1),
+        ("sctlr_el1", system_register(3, 0, 1, 0, 0)),
+        ("tcr_el1", system_register(3, 0, 2, 0, 2)),
+        ("ttbr0_el1", system_register(3, 0, 2, 0, 0)),
+        ("ttbr1_el1", system_register(3, 0, 2, 0, 1)),
+        ("vbar_el1", system_register(3, 0, 12, 0, 0)),
+        ("esr_el1", system_register(3, 0, 5, 2, 0)),
+        ("far_el1", system_register(3, 0, 6, 0, 0)),
+    ] {
+        set(name, register);
+    }
+    // SP is SP_EL0 or SP_EL1: EL0, or EL1 with PSTATE.SP clear, uses the former.
+    let pstate = file.get("pstate").unwrap_or(0);
+    let uses_el1 = pstate & 0b1101 == 0b0101;
+    if let Some(sp) = file.get(if uses_el1 { "sp_el1" } else { "sp_el0" }) {
+        file.set("sp", sp);
+    }
+    file
+}
+
+/// KVM does not translate for us here: an address is known only while the MMU is off.
+pub fn translate(vcpu: &VcpuFd, address: u64) -> Option<u64> {
+    const SCTLR_M: u64 = 1 << 0;
+    let sctlr = get(vcpu, system_register(3, 0, 1, 0, 0)).ok()?;
+    (sctlr & SCTLR_M == 0).then_some(address)
+}

@@ -1,0 +1,79 @@
+//! What can fail when KVM is asked for something.
+
+use arch::cpu_features::FeatureError;
+use arch::cpu_template::TemplateError;
+use kvm_ioctls::Error as Errno;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// A failure of KVM, or a guest that this host's KVM cannot give.
+#[derive(Debug, Error)]
+pub enum KvmError {
+    /// `/dev/kvm` cannot be opened.
+    #[error("cannot open {path}: {source} ({remedy})")]
+    Open {
+        /// The device.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// Another version of the KVM API.
+    #[error("this kernel's KVM has API version {0}; version 12 is the only one ever released")]
+    ApiVersion(i32),
+    /// An ioctl failed.
+    #[error("KVM refused {call}: {source}")]
+    Ioctl {
+        /// The ioctl, as the KVM API documentation names it.
+        call: &'static str,
+        /// Why.
+        source: Errno,
+    },
+    /// More vCPUs than this host's KVM allows.
+    #[error("--cpus {asked} is too many: this host's KVM allows {limit}")]
+    TooManyVcpus {
+        /// What was asked for.
+        asked: u32,
+        /// The limit.
+        limit: u32,
+    },
+    /// More memory than guest-physical addresses of this host reach.
+    #[error("--memory needs {needed}-bit guest-physical addresses: this host's KVM has {limit} bits")]
+    TooMuchMemory {
+        /// Bits needed.
+        needed: u32,
+        /// Bits there are.
+        limit: u32,
+    },
+    /// A capability without which no guest runs.
+    #[error("this host's KVM lacks {0}")]
+    Missing(&'static str),
+    /// A CPU template that cannot be applied.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// A feature that cannot be switched.
+    #[error(transparent)]
+    Feature(#[from] FeatureError),
+    /// An ID register that KVM does not let us write.
+    #[error("this host's KVM does not let {register} be changed, so {what} cannot be hidden")]
+    FixedIdRegister {
+        /// The register.
+        register: &'static str,
+        /// The feature, or "the template's bits".
+        what: &'static str,
+    },
+    /// Memory could not be mapped.
+    #[error("cannot map {bytes} bytes of guest memory: {source}")]
+    Memory {
+        /// Bytes asked for.
+        bytes: u64,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Makes the error of a failed ioctl.
+pub(crate) fn ioctl(call: &'static str) -> impl FnOnce(Errno) -> KvmError {
+    move |source| KvmError::Ioctl { call, source }
+}

@@ -1,0 +1,82 @@
+//! One vCPU. The thread that runs it owns it.
+
+use super::error::{KvmError, ioctl};
+use super::exit::{VcpuExit, decode};
+use super::{BootState, kick, native};
+use arch::register::RegisterFile;
+use kvm_ioctls::VcpuFd;
+
+/// A vCPU of a [`Vm`](super::Vm).
+#[derive(Debug)]
+pub struct Vcpu {
+    id: u32,
+    fd: VcpuFd,
+}
+
+impl Vcpu {
+    pub(super) fn new(id: u32, fd: VcpuFd) -> Vcpu {
+        Vcpu { id, fd }
+    }
+
+    /// Its number, from 0.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Sets the registers that a guest starts with; the state is the boot vCPU's.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn set_boot_state(&self, state: &BootState) -> Result<(), KvmError> {
+        native::set_boot_state(&self.fd, state)
+    }
+
+    /// Makes kicks of the calling thread reach this vCPU until it is dropped.
+    pub fn accept_kicks(&mut self) -> kick::Target<'static> {
+        let flag = &raw mut self.fd.get_kvm_run().immediate_exit;
+        // SAFETY: the mapping lives as long as `self.fd`. The vCPU thread owns both the vCPU
+        // and the target and drops the target first (`vcpus::run_vcpu`).
+        unsafe { kick::Target::new(flag) }
+    }
+
+    /// Runs the guest until it needs us. `EINTR` is [`VcpuExit::Interrupted`].
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`] for every other failure of `KVM_RUN`.
+    pub fn run(&mut self) -> Result<VcpuExit<'_>, KvmError> {
+        if let Err(error) = self.fd.run().map(drop) {
+            return match error.errno() {
+                libc::EINTR => Ok(VcpuExit::Interrupted),
+                // Linux before 6.1 returns it for a vCPU that is not ready to run.
+                libc::EAGAIN => Ok(VcpuExit::Interrupted),
+                _ => Err(ioctl("KVM_RUN")(error)),
+            };
+        }
+        // SAFETY: the reference is to the start of the vCPU's mapping, which `self` has to
+        // itself while the result borrows it.
+        Ok(unsafe { decode(self.fd.get_kvm_run()) })
+    }
+
+    /// Finishes a port or memory access that was served, without running the guest: KVM does
+    /// the instruction's last part when it is entered again (KVM API, "KVM_EXIT_IO").
+    pub fn complete_access(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        if let Err(error) = self.fd.run().map(drop)
+            && error.errno() != libc::EINTR
+        {
+            log::debug!("vCPU {}: KVM_RUN with immediate_exit: {error}", self.id);
+        }
+        self.fd.set_kvm_immediate_exit(0);
+    }
+
+    /// Reads the registers that a report shows, as far as KVM gives them.
+    pub fn registers(&self) -> RegisterFile {
+        native::registers(&self.fd)
+    }
+
+    /// Translates a guest-virtual address as the vCPU would now; `None` where nothing is
+    /// mapped or the host's KVM cannot tell.
+    pub fn translate(&self, address: u64) -> Option<u64> {
+        native::translate(&self.fd, address)
+    }
+}

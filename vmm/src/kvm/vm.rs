@@ -1,0 +1,142 @@
+//! One virtual machine: memory, interrupt controller and vCPUs as KVM has them.
+
+use super::error::{KvmError, ioctl};
+use super::native;
+use super::vcpu::Vcpu;
+use crate::memory::{self, GuestMemory};
+use arch::cpu_template::CpuTemplate;
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use std::os::fd::FromRawFd;
+use std::path::PathBuf;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+const KVM_API_VERSION: i32 = 12;
+const DEVICE: &std::ffi::CStr = c"/dev/kvm";
+
+/// The host's KVM.
+#[derive(Debug)]
+pub struct Host {
+    kvm: Kvm,
+}
+
+impl Host {
+    /// Opens `/dev/kvm`.
+    ///
+    /// # Errors
+    /// [`KvmError::Open`] with what to do about it, [`KvmError::ApiVersion`].
+    pub fn open() -> Result<Host, KvmError> {
+        let fd = Kvm::open_with_cloexec_at(DEVICE, true).map_err(|error| {
+            let remedy = match error.errno() {
+                libc::ENOENT | libc::ENXIO | libc::ENODEV => {
+                    "is virtualization switched on in the firmware, and the module kvm_intel, kvm_amd or kvm loaded?"
+                }
+                libc::EACCES | libc::EPERM => "add yourself to the group kvm, or run as root",
+                _ => "see what the kernel's log says about kvm",
+            };
+            KvmError::Open {
+                path: PathBuf::from("/dev/kvm"),
+                source: std::io::Error::from_raw_os_error(error.errno()),
+                remedy,
+            }
+        })?;
+        // SAFETY: the descriptor was opened just now and belongs to nobody else.
+        let kvm = unsafe { Kvm::from_raw_fd(fd) };
+        match kvm.get_api_version() {
+            KVM_API_VERSION => Ok(Host { kvm }),
+            other => Err(KvmError::ApiVersion(other)),
+        }
+    }
+
+    /// The handle, for questions about capabilities.
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+}
+
+/// What a virtual machine is made with.
+#[derive(Clone, Debug)]
+pub struct VmConfig {
+    /// Number of vCPUs, at least 1.
+    pub vcpus: u32,
+    /// Memory, bytes, a multiple of the page size.
+    pub memory: u64,
+    /// What the guest sees of the processor.
+    pub cpu: CpuTemplate,
+}
+
+/// A virtual machine.
+#[derive(Debug)]
+pub struct Vm {
+    // Dropped first: the interrupt controller's device belongs to the VM.
+    native: native::NativeVm,
+    fd: VmFd,
+    memory: GuestMemory,
+}
+
+impl Vm {
+    /// Creates a virtual machine and its vCPUs, none of which has registers for a guest yet.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn new(host: &Host, config: &VmConfig) -> Result<(Vm, Vec<Vcpu>), KvmError> {
+        let limit = u32::try_from(host.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(native::MAX_VCPUS);
+        if config.vcpus > limit {
+            return Err(KvmError::TooManyVcpus { asked: config.vcpus, limit });
+        }
+        if !host.kvm.check_extension(Cap::ImmediateExit) {
+            return Err(KvmError::Missing("KVM_CAP_IMMEDIATE_EXIT (Linux 4.11)"));
+        }
+        let fd = native::create_vm(&host.kvm, config)?;
+        let memory = memory::map(native::ISA, config.memory)
+            .map_err(|source| KvmError::Memory { bytes: config.memory, source })?;
+        for (slot, region) in (0..).zip(memory.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.get_host_address(MemoryRegionAddress(0)).map_err(|error| {
+                    KvmError::Memory { bytes: config.memory, source: std::io::Error::other(error) }
+                })? as u64,
+            };
+            // SAFETY: the region is a mapping of this process that `Vm` keeps as long as the
+            // VM's descriptor; regions do not overlap (`GuestMemory` checks it).
+            unsafe { fd.set_user_memory_region(slot) }.map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        let (native, fds) = native::NativeVm::new(&host.kvm, &fd, config)?;
+        let vcpus = (0..).zip(fds).map(|(id, fd)| Vcpu::new(id, fd)).collect();
+        Ok((Vm { native, fd, memory }, vcpus))
+    }
+
+    /// The guest's RAM.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// What boot code for aarch64 must know that only the host can tell; `None` on x86.
+    pub fn platform(&self) -> Option<crate::boot::aarch64::Platform<'_>> {
+        self.native.platform()
+    }
+
+    /// An interrupt line: writing the returned event raises interrupt `line`, a GSI on x86, an
+    /// SPI on aarch64.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn interrupt(&self, line: u32) -> Result<EventFd, KvmError> {
+        let event =
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|error| KvmError::Ioctl {
+                call: "eventfd",
+                source: kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(libc::EIO)),
+            })?;
+        self.fd.register_irqfd(&event, line).map_err(ioctl("KVM_IRQFD"))?;
+        Ok(event)
+    }
+
+    /// The descriptor, for `vmm check`.
+    pub fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+}

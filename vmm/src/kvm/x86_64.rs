@@ -1,0 +1,235 @@
+//! What is particular to KVM on x86_64.
+
+pub mod capabilities;
+
+use super::VmConfig;
+use super::error::{KvmError, ioctl};
+use crate::boot::aarch64::Platform;
+use arch::Isa;
+use arch::register::RegisterFile;
+use arch::x86::boot_state::{BootState, RFLAGS_RESERVED, Segment};
+use arch::x86::cpuid::{Cpuid, Entry};
+use arch::x86::{acpi, layout};
+use kvm_bindings as kvm;
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+
+/// The architecture of this module.
+pub const ISA: Isa = Isa::X86_64;
+/// What our ACPI tables can describe.
+pub const MAX_VCPUS: u32 = acpi::MAX_VCPUS;
+
+/// What lives beside an x86 VM: nothing, the interrupt controllers belong to KVM.
+#[derive(Debug)]
+pub struct NativeVm;
+
+/// Creates the VM.
+pub fn create_vm(kvm: &Kvm, _config: &VmConfig) -> Result<VmFd, KvmError> {
+    kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))
+}
+
+impl NativeVm {
+    /// Creates interrupt controllers, timer and vCPUs.
+    pub fn new(kvm: &Kvm, vm: &VmFd, config: &VmConfig) -> Result<(NativeVm, Vec<VcpuFd>), KvmError> {
+        if !kvm.check_extension(Cap::Irqchip) {
+            return Err(KvmError::Missing("an in-kernel interrupt controller (KVM_CAP_IRQCHIP)"));
+        }
+        // Intel hosts need the pages for real mode; others take and ignore them.
+        let tss = usize::try_from(layout::KVM_TSS).expect("below 4 GiB");
+        vm.set_tss_address(tss).map_err(ioctl("KVM_SET_TSS_ADDR"))?;
+        if kvm.check_extension(Cap::SetIdentityMapAddr) {
+            vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+                .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        }
+        vm.create_irq_chip().map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
+        let pit = kvm::kvm_pit_config { flags: kvm::KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(pit).map_err(ioctl("KVM_CREATE_PIT2"))?;
+
+        let cpuid = guest_cpuid(kvm, config)?;
+        let fds = (0..config.vcpus)
+            .map(|id| {
+                let fd = vm.create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
+                let cpuid = to_kvm(&cpuid.for_vcpu(id, config.vcpus))?;
+                fd.set_cpuid2(&cpuid).map_err(ioctl("KVM_SET_CPUID2"))?;
+                Ok(fd)
+            })
+            .collect::<Result<_, KvmError>>()?;
+        Ok((NativeVm, fds))
+    }
+
+    /// Nothing: an x86 guest's firmware tables are the same on every host.
+    pub fn platform(&self) -> Option<Platform<'_>> {
+        None
+    }
+}
+
+/// What guests see: what KVM supports, under the template.
+fn guest_cpuid(kvm: &Kvm, config: &VmConfig) -> Result<Cpuid, KvmError> {
+    let supported =
+        kvm.get_supported_cpuid(kvm::KVM_MAX_CPUID_ENTRIES).map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+    let entries = supported.as_slice().iter().map(|entry| Entry {
+        leaf: entry.function,
+        subleaf: entry.index,
+        has_subleaf: entry.flags & kvm::KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+    });
+    let mut cpuid = Cpuid { entries: entries.collect() };
+    cpuid.set_platform(kvm.check_extension(Cap::TscDeadlineTimer));
+    config.cpu.apply_x86(&mut cpuid)?;
+    Ok(cpuid)
+}
+
+fn to_kvm(cpuid: &Cpuid) -> Result<kvm::CpuId, KvmError> {
+    let entries: Vec<kvm::kvm_cpuid_entry2> = cpuid
+        .entries
+        .iter()
+        .map(|entry| kvm::kvm_cpuid_entry2 {
+            function: entry.leaf,
+            index: entry.subleaf,
+            flags: if entry.has_subleaf { kvm::KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+            eax: entry.eax,
+            ebx: entry.ebx,
+            ecx: entry.ecx,
+            edx: entry.edx,
+            ..Default::default()
+        })
+        .collect();
+    kvm::CpuId::from_entries(&entries).map_err(|_| KvmError::Missing("room for this many CPUID entries"))
+}
+
+fn segment(segment: &Segment) -> kvm::kvm_segment {
+    let page_granular = segment.limit > 0xf_ffff;
+    kvm::kvm_segment {
+        selector: segment.selector,
+        base: segment.base,
+        limit: segment.limit,
+        type_: segment.kind,
+        present: 1,
+        dpl: 0,
+        db: u8::from(segment.is_32_bit),
+        s: u8::from(segment.is_code_or_data),
+        l: u8::from(segment.is_long),
+        g: u8::from(page_granular),
+        ..Default::default()
+    }
+}
+
+/// Sets the boot vCPU's registers. The others wait for a start-up interrupt, as after reset.
+pub fn set_boot_state(vcpu: &VcpuFd, state: &super::BootState) -> Result<(), KvmError> {
+    let super::BootState::X86(state) = state else {
+        return Err(KvmError::Missing("the other architecture's guests"));
+    };
+    set_registers(vcpu, state)?;
+    // The reset values of an x87 and SSE unit (Intel SDM vol. 3, table 10-1).
+    let fpu = kvm::kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
+    vcpu.set_fpu(&fpu).map_err(ioctl("KVM_SET_FPU"))?;
+    set_boot_msrs(vcpu);
+    Ok(())
+}
+
+fn set_registers(vcpu: &VcpuFd, state: &BootState) -> Result<(), KvmError> {
+    let mut sregs = vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?;
+    sregs.cs = segment(&state.cs);
+    let data = segment(&state.data);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = segment(&state.tr);
+    sregs.gdt = kvm::kvm_dtable { base: state.gdt.0.0, limit: state.gdt.1, ..Default::default() };
+    sregs.idt = kvm::kvm_dtable { base: state.idt.0.0, limit: state.idt.1, ..Default::default() };
+    (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (state.cr0, state.cr3, state.cr4, state.efer);
+    vcpu.set_sregs(&sregs).map_err(ioctl("KVM_SET_SREGS"))?;
+    let regs = kvm::kvm_regs {
+        rip: state.rip,
+        rsp: state.rsp,
+        rax: state.rax,
+        rbx: state.rbx,
+        rsi: state.rsi,
+        rflags: RFLAGS_RESERVED,
+        ..Default::default()
+    };
+    vcpu.set_regs(&regs).map_err(ioctl("KVM_SET_REGS"))
+}
+
+/// What firmware would have set: fast strings, and write-back as the default memory type.
+/// Hosts that lack one of them run guests all the same.
+fn set_boot_msrs(vcpu: &VcpuFd) {
+    const IA32_MISC_ENABLE: u32 = 0x1a0;
+    const MISC_ENABLE_FAST_STRING: u64 = 1 << 0;
+    const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
+    const MTRR_ENABLE: u64 = 1 << 11;
+    const MTRR_WRITE_BACK: u64 = 6;
+    for (index, data) in
+        [(IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING), (IA32_MTRR_DEF_TYPE, MTRR_ENABLE | MTRR_WRITE_BACK)]
+    {
+        let entry = kvm::kvm_msr_entry { index, data, ..Default::default() };
+        let set = kvm::Msrs::from_entries(&[entry]).map(|msrs| vcpu.set_msrs(&msrs));
+        if !matches!(set, Ok(Ok(1))) {
+            log::debug!("this host's KVM does not take MSR {index:#x}");
+        }
+    }
+}
+
+/// Reads what the register table has, as far as KVM gives it.
+pub fn registers(vcpu: &VcpuFd) -> RegisterFile {
+    let mut file = RegisterFile::new(ISA);
+    if let Ok(regs) = vcpu.get_regs() {
+        for (name, value) in [
+            ("rax", regs.rax),
+            ("rbx", regs.rbx),
+            ("rcx", regs.rcx),
+            ("rdx", regs.rdx),
+            ("rsi", regs.rsi),
+            ("rdi", regs.rdi),
+            ("rbp", regs.rbp),
+            ("rsp", regs.rsp),
+            ("r8", regs.r8),
+            ("r9", regs.r9),
+            ("r10", regs.r10),
+            ("r11", regs.r11),
+            ("r12", regs.r12),
+            ("r13", regs.r13),
+            ("r14", regs.r14),
+            ("r15", regs.r15),
+            ("rip", regs.rip),
+            ("eflags", regs.rflags),
+        ] {
+            file.set(name, value);
+        }
+    }
+    if let Ok(sregs) = vcpu.get_sregs() {
+        for (name, segment) in [
+            ("cs", sregs.cs),
+            ("ss", sregs.ss),
+            ("ds", sregs.ds),
+            ("es", sregs.es),
+            ("fs", sregs.fs),
+            ("gs", sregs.gs),
+        ] {
+            file.set(name, u64::from(segment.selector));
+        }
+        for (name, value) in [
+            ("cs_base", sregs.cs.base),
+            ("fs_base", sregs.fs.base),
+            ("gs_base", sregs.gs.base),
+            ("gdt_base", sregs.gdt.base),
+            ("idt_base", sregs.idt.base),
+            ("tr_base", sregs.tr.base),
+            ("cr0", sregs.cr0),
+            ("cr2", sregs.cr2),
+            ("cr3", sregs.cr3),
+            ("cr4", sregs.cr4),
+            ("cr8", sregs.cr8),
+            ("efer", sregs.efer),
+        ] {
+            file.set(name, value);
+        }
+    }
+    file
+}
+
+/// `KVM_TRANSLATE`.
+pub fn translate(vcpu: &VcpuFd, address: u64) -> Option<u64> {
+    let translation = vcpu.translate_gva(address).ok()?;
+    (translation.valid != 0).then_some(translation.physical_address)
+}

@@ -1,0 +1,32 @@
+//! A virtual machine monitor made for debugging kernels, as a library.
+//!
+//! [`Machine`](machine::Machine) is a guest that can be run, paused and looked at; the `vmm`
+//! binary drives one from the command line. [`kvm`] is the only module that calls KVM;
+//! [`boot`] prepares guests; [`vcpus`] has the threads that run them; [`run`] is the event
+//! loop of the command line; [`check`] finds out what a host's KVM can do.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use vmm::{config::Config, machine::Machine};
+//!
+//! let machine = Machine::new(&Config::default(), Box::new(std::io::stdout()))?;
+//! machine.resume();
+//! println!("{:?}", machine.wait(Duration::from_secs(10)));
+//! # Ok::<(), vmm::error::Error>(())
+//! ```
+
+pub mod boot;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod console;
+pub mod error;
+pub mod kvm;
+pub mod logging;
+pub mod machine;
+pub mod memory;
+pub mod outcome;
+mod rate_limit;
+pub mod run;
+pub mod terminal;
+pub mod vcpus;

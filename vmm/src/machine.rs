@@ -1,0 +1,213 @@
+//! A whole machine: memory, devices, vCPUs, and the guest in it.
+//!
+//! This is what an embedder drives: make a [`Machine`], [`resume`](Machine::resume) it, give
+//! its console input, wait for its [`Outcome`]. The command line's event loop ([`crate::run`])
+//! is one such driver.
+
+use crate::boot::kernel::Kernel;
+use crate::boot::{self, BootConfig, Booted, cmdline};
+use crate::config::Config;
+use crate::error::Error;
+use crate::kvm::{HOST_ISA, Host, Vm, VmConfig};
+use crate::outcome::Outcome;
+use crate::vcpus::{Shared, Vcpus};
+use arch::Isa;
+use devices::acpi_power::{self, AcpiPower};
+use devices::bus::{Bus, Device};
+use devices::cmos::{self, Cmos};
+use devices::exit::ExitDevice;
+use devices::i8042::{self, I8042};
+use devices::pl031::Pl031;
+use devices::serial::{self, Interrupt, Serial};
+use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use vm_superio::Trigger;
+use vmm_sys_util::eventfd::EventFd;
+
+/// An event that a device triggers.
+struct Line(EventFd);
+
+impl Trigger for Line {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// A machine with a guest, whose vCPUs are paused until it is resumed.
+#[derive(Debug)]
+pub struct Machine {
+    // The threads end before what they use goes.
+    vcpus: Vcpus,
+    outcomes: Receiver<Outcome>,
+    wake: EventFd,
+    serial: Arc<Mutex<Serial>>,
+    input_wanted: EventFd,
+    booted: Booted,
+    _shared: Arc<Shared>,
+    _vm: Vm,
+}
+
+fn new_event() -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::system("cannot make an eventfd"))
+}
+
+fn clone_event(event: &EventFd) -> Result<EventFd, Error> {
+    event.try_clone().map_err(Error::system("cannot duplicate an eventfd"))
+}
+
+impl Machine {
+    /// Builds the machine and prepares its guest. The console's output goes to `output`, on a
+    /// vCPU's thread.
+    ///
+    /// # Errors
+    /// [`Error`] for everything that a host, a file or an option can be wrong about.
+    pub fn new(config: &Config, output: Box<dyn Write + Send>) -> Result<Machine, Error> {
+        let host = Host::open()?;
+        let vm_config =
+            VmConfig { vcpus: config.cpus, memory: config.memory.bytes(), cpu: config.cpu.clone() };
+        let kernel = match &config.kernel {
+            Some(path) => Kernel::open(path, HOST_ISA, vm_config.memory)?,
+            None => Kernel::embedded(),
+        };
+        let (vm, vcpus) = Vm::new(&host, &vm_config)?;
+        let cmdline = cmdline::complete(config.cmdline.as_deref(), config.cmdline_exact);
+        let booted = prepare(&vm, &kernel, config, &cmdline)?;
+        log::info!(
+            "{} {}, entered at {}; {} vCPUs, {} MiB; command line: {cmdline}",
+            kernel.format().name(),
+            kernel.path().display(),
+            booted.entry,
+            config.cpus,
+            config.memory.bytes() >> 20,
+        );
+        if let Some(boot_vcpu) = vcpus.first() {
+            boot_vcpu.set_boot_state(&booted.state)?;
+        }
+
+        let input_wanted = new_event()?;
+        let (serial, ports, mmio) = devices(&vm, config, output, &input_wanted)?;
+        let (sender, outcomes) = channel();
+        let wake = new_event()?;
+        let shared = Arc::new(Shared {
+            ports,
+            mmio,
+            memory: vm.memory().clone(),
+            outcomes: sender,
+            wake: clone_event(&wake)?,
+        });
+        let vcpus = Vcpus::spawn(vcpus, &shared).map_err(Error::system("cannot start vCPU threads"))?;
+        Ok(Machine { vcpus, outcomes, wake, serial, input_wanted, booted, _shared: shared, _vm: vm })
+    }
+
+    /// Lets the guest run.
+    pub fn resume(&self) {
+        self.vcpus.resume();
+    }
+
+    /// Stops the guest; returns when no vCPU is in it any more.
+    pub fn pause(&self) {
+        self.vcpus.pause();
+    }
+
+    /// The vCPUs.
+    pub fn vcpus(&self) -> &Vcpus {
+        &self.vcpus
+    }
+
+    /// What the guest was started with.
+    pub fn booted(&self) -> &Booted {
+        &self.booted
+    }
+
+    /// Becomes readable when [`Self::outcome`] has something.
+    pub fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// How the guest ended, if a vCPU has said so. Other vCPUs may be running still.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.outcomes.try_recv().ok()
+    }
+
+    /// Waits until the guest ends, `limit` at most.
+    pub fn wait(&self, limit: Duration) -> Option<Outcome> {
+        self.outcomes.recv_timeout(limit).ok()
+    }
+
+    /// Gives the guest console input; answers how many bytes wait for it to read.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        serial.receive(bytes);
+        serial.pending()
+    }
+
+    /// Becomes readable when the guest has read all input that was waiting.
+    pub fn input_wanted(&self) -> &EventFd {
+        &self.input_wanted
+    }
+}
+
+fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<Booted, Error> {
+    let boot = BootConfig {
+        memory: config.memory.bytes(),
+        vcpus: config.cpus,
+        cmdline,
+        initrds: &config.initrds,
+        load_address: config.load_address,
+        exit_device: config.exit_device,
+    };
+    Ok(match vm.platform() {
+        None => boot::x86::prepare(vm.memory(), kernel, &boot)?,
+        Some(platform) => boot::aarch64::prepare(vm.memory(), kernel, &boot, &platform)?,
+    })
+}
+
+type Devices = (Arc<Mutex<Serial>>, Bus, Bus);
+
+/// Makes the devices of the host's architecture: the serial port, ports, memory-mapped ones.
+fn devices(
+    vm: &Vm,
+    config: &Config,
+    output: Box<dyn Write + Send>,
+    input_wanted: &EventFd,
+) -> Result<Devices, Error> {
+    let interrupt = |line| -> Result<Interrupt, Error> { Ok(Box::new(Line(vm.interrupt(line)?))) };
+    let drained: Interrupt = Box::new(Line(clone_event(input_wanted)?));
+    let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+    let put = |bus: &mut Bus, start: u64, size: u64, device: Arc<Mutex<dyn Device>>| {
+        bus.insert(start, size, device).expect("the memory maps in `arch` do not overlap");
+    };
+    let shared = |serial| Arc::new(Mutex::new(serial));
+    let serial = match HOST_ISA {
+        Isa::X86_64 => {
+            use arch::x86::layout;
+            let serial = shared(Serial::new(interrupt(layout::COM1_IRQ)?, output, drained));
+            put(&mut ports, layout::COM1_PORT.into(), serial::SIZE, serial.clone());
+            put(&mut ports, layout::RTC_PORT.into(), cmos::SIZE, Arc::new(Mutex::new(Cmos::default())));
+            put(&mut ports, layout::I8042_PORT.into(), i8042::SIZE, Arc::new(Mutex::new(I8042::default())));
+            let power = Arc::new(Mutex::new(AcpiPower));
+            put(&mut ports, layout::ACPI_POWER_PORT.into(), acpi_power::SIZE, power);
+            if config.exit_device {
+                put(&mut ports, layout::EXIT_PORT.into(), 4, Arc::new(Mutex::new(ExitDevice)));
+            }
+            serial
+        }
+        Isa::Aarch64 => {
+            use arch::aarch64::layout;
+            let serial = shared(Serial::new(interrupt(layout::SERIAL_SPI)?, output, drained));
+            put(&mut mmio, layout::SERIAL.start.0, layout::SERIAL.size, serial.clone());
+            let rtc = Arc::new(Mutex::new(Pl031::default()));
+            put(&mut mmio, layout::RTC.start.0, layout::RTC.size, rtc);
+            if config.exit_device {
+                let exit = Arc::new(Mutex::new(ExitDevice));
+                put(&mut mmio, layout::EXIT_DEVICE.start.0, layout::EXIT_DEVICE.size, exit);
+            }
+            serial
+        }
+    };
+    Ok((serial, ports, mmio))
+}

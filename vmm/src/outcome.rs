@@ -1,0 +1,148 @@
+//! How a run ends, and the exit code that says so.
+
+use std::fmt;
+
+/// How a guest's run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest wrote this value to the exit device.
+    Exit(u32),
+    /// The guest reset itself, and `--reboot exit` is in force.
+    Reset,
+    /// x86: a fault while a double fault was delivered.
+    TripleFault {
+        /// What the vCPU was doing.
+        report: String,
+    },
+    /// The guest reported a crash to the firmware interface.
+    GuestCrash,
+    /// KVM met an instruction that it cannot emulate.
+    EmulationFailure {
+        /// What the vCPU was doing.
+        report: String,
+    },
+    /// KVM or the processor cannot go on.
+    InternalError {
+        /// In a word, what KVM said.
+        cause: String,
+        /// What the vCPU was doing.
+        report: String,
+    },
+    /// `--timeout` is over.
+    Timeout,
+    /// `Ctrl-A x`, SIGINT, SIGTERM or SIGHUP.
+    Stopped(Stop),
+}
+
+/// Who stopped a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// `Ctrl-A x` on the console.
+    Console,
+    /// A signal, by its number.
+    Signal(i32),
+}
+
+/// An exit code with its meaning, for `--help` and for [`Outcome::code`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitCode {
+    /// The process's exit status.
+    pub code: u8,
+    /// What it says.
+    pub meaning: &'static str,
+}
+
+macro_rules! exit_codes {
+    ($($name:ident = $code:literal, $meaning:literal;)*) => {
+        $(
+            #[doc = $meaning]
+            pub const $name: u8 = $code;
+        )*
+        /// Every code of the monitor's own, in ascending order. All are even: the odd ones are
+        /// the guest's ([`devices::exit::exit_code`]).
+        pub const EXIT_CODES: &[ExitCode] = &[$(ExitCode { code: $code, meaning: $meaning },)*];
+    };
+}
+
+exit_codes! {
+    POWER_OFF = 0, "the guest switched itself off";
+    USAGE = 2, "an option is wrong";
+    HOST = 4, "this host cannot do it: no KVM, or KVM refuses";
+    IMAGE = 6, "the kernel or an initrd cannot be booted";
+    FILE = 8, "the console, the log or a template cannot be opened";
+    RESET = 10, "the guest reset itself (with --reboot exit)";
+    TRIPLE_FAULT = 12, "the guest's processor shut down after a triple fault";
+    GUEST_CRASH = 14, "the guest reported a crash to its firmware";
+    EMULATION_FAILURE = 16, "KVM met an instruction that it cannot emulate";
+    INTERNAL_ERROR = 18, "KVM or the processor could not go on";
+    TIMEOUT = 20, "--timeout ended the guest";
+    STOPPED = 22, "Ctrl-A x, SIGINT, SIGTERM, SIGHUP or SIGQUIT ended the guest";
+    PANIC = 70, "a defect of vmm itself; please report it";
+}
+
+impl Outcome {
+    /// The process's exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Outcome::PowerOff => POWER_OFF,
+            Outcome::Exit(value) => devices::exit::exit_code(*value),
+            Outcome::Reset => RESET,
+            Outcome::TripleFault { .. } => TRIPLE_FAULT,
+            Outcome::GuestCrash => GUEST_CRASH,
+            Outcome::EmulationFailure { .. } => EMULATION_FAILURE,
+            Outcome::InternalError { .. } => INTERNAL_ERROR,
+            Outcome::Timeout => TIMEOUT,
+            Outcome::Stopped(_) => STOPPED,
+        }
+    }
+
+    /// Whether a person must be told, even with `-q`.
+    pub fn is_failure(&self) -> bool {
+        matches!(
+            self,
+            Outcome::TripleFault { .. }
+                | Outcome::GuestCrash
+                | Outcome::EmulationFailure { .. }
+                | Outcome::InternalError { .. }
+        )
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::PowerOff => f.write_str("the guest switched itself off"),
+            Outcome::Exit(value) => write!(f, "the guest wrote {value:#x} to the exit device"),
+            Outcome::Reset => f.write_str("the guest reset itself"),
+            Outcome::TripleFault { report } => {
+                write!(f, "triple fault: the guest could not deliver an exception\n{report}")
+            }
+            Outcome::GuestCrash => f.write_str("the guest reported a crash"),
+            Outcome::EmulationFailure { report } => write!(
+                f,
+                "emulation failure: this host's KVM cannot emulate the guest's instruction \
+                 (`vmm check` tells what it can)\n{report}"
+            ),
+            Outcome::InternalError { cause, report } => write!(f, "KVM cannot go on: {cause}\n{report}"),
+            Outcome::Timeout => f.write_str("the time given by --timeout is over"),
+            Outcome::Stopped(Stop::Console) => f.write_str("stopped from the console"),
+            Outcome::Stopped(Stop::Signal(number)) => write!(f, "stopped by signal {number}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_codes_are_even_and_ascending_and_the_guests_are_odd() {
+        assert!(EXIT_CODES.windows(2).all(|pair| pair[0].code < pair[1].code));
+        assert!(EXIT_CODES.iter().all(|code| code.code % 2 == 0));
+        for value in 0..512 {
+            assert_eq!(Outcome::Exit(value).code() % 2, 1);
+        }
+    }
+}

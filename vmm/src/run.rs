@@ -1,0 +1,279 @@
+//! Running a guest from the command line: console, signals, time, and the guest's own end.
+//!
+//! One event loop does all of it, on the thread that calls [`run`]. vCPU threads run guests
+//! and nothing else.
+
+use crate::config::{Config, OnReboot};
+use crate::console::{Command, Console, Escape, HELP};
+use crate::error::Error;
+use crate::machine::Machine;
+use crate::outcome::{Outcome, Stop};
+use crate::terminal::RawMode;
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
+
+/// Signals that end a guest in order.
+const ENDING: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+
+/// Input that is read ahead of the guest, bytes; more waits where it comes from.
+const INPUT_AHEAD: usize = 4096;
+
+/// Runs the guest to its end.
+///
+/// # Errors
+/// [`Error`] when it could not be started.
+pub fn run(config: &Config) -> Result<Outcome, Error> {
+    // From here on these signals wait for the event loop, on every thread made later.
+    let signals: SigSet = ENDING.into_iter().collect();
+    signals.thread_block().map_err(|error| Error::system("cannot block signals")(error.into()))?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(|error| Error::system("cannot make a signalfd")(error.into()))?;
+    let signals = Rc::new(RefCell::new(signals));
+
+    let console = Console::open(&config.console).map_err(|source| Error::Open {
+        option: "--console",
+        path: match &config.console {
+            crate::console::ConsoleKind::File(path) => path.clone(),
+            _ => PathBuf::from("pty"),
+        },
+        source,
+    })?;
+    if let Some(path) = &console.pty_path {
+        log::warn!("the guest's console is {path}");
+    }
+    let mut timer = TimerFd::new().map_err(|error| Error::system("cannot make a timer")(error.into()))?;
+    if let Some(limit) = config.timeout {
+        timer.reset(limit, None).map_err(|error| Error::system("cannot set a timer")(error.into()))?;
+    }
+    let timer = Rc::new(RefCell::new(timer));
+
+    loop {
+        let machine = Machine::new(config, console.output())?;
+        // The terminal is taken when nothing can be said wrong any more.
+        let _raw = match (&console.input, console.is_terminal) {
+            (Some(input), true) => {
+                Some(RawMode::enter(input.as_fd()).map_err(Error::system("cannot set up the terminal"))?)
+            }
+            _ => None,
+        };
+        let outcome = run_machine(machine, &console, &signals, &timer)?;
+        if outcome == Outcome::Reset && config.on_reboot == OnReboot::Restart {
+            log::info!("the guest reset itself; it is booted again");
+            continue;
+        }
+        return Ok(outcome);
+    }
+}
+
+/// What the subscribers share: the machine and the verdict.
+struct State {
+    machine: Machine,
+    verdict: RefCell<Option<Outcome>>,
+}
+
+impl State {
+    /// The first verdict stands.
+    fn end(&self, outcome: Outcome) {
+        self.verdict.borrow_mut().get_or_insert(outcome);
+    }
+}
+
+fn run_machine(
+    machine: Machine,
+    console: &Console,
+    signals: &Rc<RefCell<SignalFd>>,
+    timer: &Rc<RefCell<TimerFd>>,
+) -> Result<Outcome, Error> {
+    let state = Rc::new(State { machine, verdict: RefCell::new(None) });
+    let mut events: EventManager<Box<dyn MutEventSubscriber>> = EventManager::new()
+        .map_err(|error| Error::system("cannot make an event loop")(io::Error::other(error)))?;
+    let guest_end = GuestEnd { state: Rc::clone(&state) };
+    events.add_subscriber(Box::new(guest_end));
+    events.add_subscriber(Box::new(Signals { state: Rc::clone(&state), signals: Rc::clone(signals) }));
+    events.add_subscriber(Box::new(Timeout { state: Rc::clone(&state), timer: Rc::clone(timer) }));
+    if let Some(input) = &console.input {
+        let input = input.try_clone().map_err(Error::system("cannot duplicate the console"))?;
+        events.add_subscriber(Box::new(Input {
+            state: Rc::clone(&state),
+            input: File::from(input),
+            is_pty: console.pty_path.is_some(),
+            is_terminal: console.is_terminal,
+            escape: Escape::default(),
+            is_watched: false,
+        }));
+    }
+    state.machine.resume();
+    loop {
+        if let Some(outcome) = state.verdict.borrow_mut().take() {
+            return Ok(outcome);
+        }
+        events.run().map_err(|error| Error::system("the event loop failed")(io::Error::other(error)))?;
+    }
+}
+
+/// Adds a descriptor to the loop. All of them are new there, so failure is the system's.
+fn watch(ops: &mut EventOps, fd: RawFd, set: EventSet) -> bool {
+    match ops.add(Events::new_raw(fd, set)) {
+        Ok(()) => true,
+        Err(error) => {
+            log::error!("cannot watch descriptor {fd}: {error:?}");
+            false
+        }
+    }
+}
+
+/// A vCPU says how the guest ended.
+struct GuestEnd {
+    state: Rc<State>,
+}
+
+impl MutEventSubscriber for GuestEnd {
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, self.state.machine.wake().as_raw_fd(), EventSet::IN);
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        drain(self.state.machine.wake());
+        if let Some(outcome) = self.state.machine.outcome() {
+            self.state.end(outcome);
+        }
+    }
+}
+
+/// Signals end the guest.
+struct Signals {
+    state: Rc<State>,
+    signals: Rc<RefCell<SignalFd>>,
+}
+
+impl MutEventSubscriber for Signals {
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, self.signals.borrow().as_raw_fd(), EventSet::IN);
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        if let Ok(Some(signal)) = self.signals.borrow_mut().read_signal() {
+            let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
+            self.state.end(Outcome::Stopped(Stop::Signal(number)));
+        }
+    }
+}
+
+/// `--timeout`.
+struct Timeout {
+    state: Rc<State>,
+    timer: Rc<RefCell<TimerFd>>,
+}
+
+impl MutEventSubscriber for Timeout {
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, self.timer.borrow().as_raw_fd(), EventSet::IN);
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        self.state.end(Outcome::Timeout);
+    }
+}
+
+/// Console input goes to the guest; when it reads too slowly, input is left where it is
+/// until it has caught up.
+struct Input {
+    state: Rc<State>,
+    input: File,
+    is_pty: bool,
+    is_terminal: bool,
+    escape: Escape,
+    is_watched: bool,
+}
+
+impl Input {
+    fn watch_input(&mut self, ops: &mut EventOps) {
+        // A pseudo-terminal whose other end is closed hangs up all the time; edges tell when
+        // that changes.
+        let set = if self.is_pty { EventSet::IN | EventSet::EDGE_TRIGGERED } else { EventSet::IN };
+        self.is_watched = watch(ops, self.input.as_raw_fd(), set);
+    }
+
+    fn ignore_input(&mut self, ops: &mut EventOps) {
+        if std::mem::take(&mut self.is_watched)
+            && let Err(error) = ops.remove(Events::empty(&self.input))
+        {
+            log::error!("cannot stop watching the console: {error:?}");
+        }
+    }
+
+    fn read(&mut self, ops: &mut EventOps) {
+        let mut buffer = [0; INPUT_AHEAD];
+        loop {
+            let count = match self.input.read(&mut buffer) {
+                // The end of a pipe or of Ctrl-D on an idle terminal; the guest goes on.
+                Ok(0) => return self.ignore_input(ops),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Nobody has the other end of the pseudo-terminal open.
+                Err(error) if self.is_pty && error.raw_os_error() == Some(libc::EIO) => return,
+                Err(error) => {
+                    log::warn!("the console cannot be read any more: {error}");
+                    return self.ignore_input(ops);
+                }
+            };
+            let waiting = self.give(&buffer[..count]);
+            if waiting > 0 {
+                return self.ignore_input(ops);
+            }
+            if !self.is_pty {
+                return;
+            }
+        }
+    }
+
+    /// Passes input on; answers how much of it the guest has yet to read.
+    fn give(&mut self, bytes: &[u8]) -> usize {
+        if !self.is_terminal {
+            return self.state.machine.input(bytes);
+        }
+        let (guest, commands) = self.escape.filter(bytes);
+        for command in commands {
+            match command {
+                Command::Quit => self.state.end(Outcome::Stopped(Stop::Console)),
+                Command::Help => eprintln!("\n{HELP}"),
+            }
+        }
+        self.state.machine.input(&guest)
+    }
+}
+
+impl MutEventSubscriber for Input {
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, self.state.machine.input_wanted().as_raw_fd(), EventSet::IN);
+        self.watch_input(ops);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.fd() == self.state.machine.input_wanted().as_raw_fd() {
+            drain(self.state.machine.input_wanted());
+            if !self.is_watched {
+                self.watch_input(ops);
+            }
+        } else {
+            self.read(ops);
+        }
+    }
+}
+
+/// Takes an event's count. It is non-blocking, and another reader there is none.
+fn drain(event: &EventFd) {
+    if let Err(error) = event.read() {
+        log::debug!("an event was gone: {error}");
+    }
+}
