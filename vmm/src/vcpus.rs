@@ -14,13 +14,13 @@ use debug::disassemble::LONGEST_INSTRUCTION;
 use debug::report::Report;
 use devices::bus::{Bus, Request};
 use std::io;
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::Killable;
 
 /// What all vCPU threads share.
 #[derive(Debug)]
@@ -65,9 +65,9 @@ impl Thread {
     }
 
     fn kick(&self) {
-        // SAFETY: the handle has not been joined, so the thread's identifier is valid; the
-        // signal has a handler (`Vcpus::spawn` installs it).
-        unsafe { libc::pthread_kill(self.handle.as_pthread_t(), kick::signal()) };
+        if let Err(error) = self.handle.kill(kick::signal()) {
+            log::error!("cannot kick a vCPU thread: {error}");
+        }
     }
 }
 

@@ -1,0 +1,5 @@
+// Spins for ever without leaving the guest.
+    .section .start, "ax"
+    .globl _start
+_start:
+    b _start
