@@ -38,7 +38,12 @@ pub fn build(guests: &Path, source: &str, isa: &str, form: Form, out_dir: &Path)
         .env("GUEST_SOURCE", &path)
         .args(["--edition=2024", "--crate-type=bin", "--crate-name=guest", "--target", target])
         .args(["-Copt-level=s", "-Cpanic=abort", "-Crelocation-model=static", "-Clinker=rust-lld"])
-        .args(["-Clink-arg=-zmax-page-size=4096", "-Cstrip=symbols", "-Cdebug-assertions=no", "-Coverflow-checks=no"])
+        .args([
+            "-Clink-arg=-zmax-page-size=4096",
+            "-Cstrip=symbols",
+            "-Cdebug-assertions=no",
+            "-Coverflow-checks=no",
+        ])
         .arg(format!("-Clink-arg=-T{}", script.display()))
         .arg("-o")
         .args([&output, &root]);

@@ -1,0 +1,79 @@
+//! Where things are on the machine that runs the tests: the cache that the set-up scripts
+//! fill, and the programs that cargo builds.
+
+use arch::Isa;
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The cache of downloads and builds.
+pub fn cache() -> PathBuf {
+    let home = || PathBuf::from(env::var_os("HOME").unwrap_or_else(|| "/root".into()));
+    match (env::var_os("VMM_TEST_CACHE"), env::var_os("XDG_CACHE_HOME")) {
+        (Some(path), _) => PathBuf::from(path),
+        (None, Some(path)) => PathBuf::from(path).join("vmm-test"),
+        (None, None) => home().join(".cache/vmm-test"),
+    }
+}
+
+/// The workspace.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_path_buf()
+}
+
+/// A static program that `make` has built for an architecture.
+pub fn program(isa: Isa, name: &str) -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    target.join(format!("{isa}-unknown-linux-musl/release/{name}"))
+}
+
+/// A Debian kernel of a series, "6.1" or "6.12".
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    dir: PathBuf,
+}
+
+impl Kernel {
+    /// The kernel for an architecture.
+    pub fn new(isa: Isa, series: &str) -> Kernel {
+        Kernel { dir: cache().join("kernels").join(isa.name()).join(series) }
+    }
+
+    /// The bootable file.
+    pub fn image(&self) -> PathBuf {
+        self.dir.join("vmlinuz")
+    }
+
+    /// A module by its path below `kernel/`, without compression suffix.
+    pub fn module(&self, path: &str) -> Option<PathBuf> {
+        let plain = self.dir.join("modules").join(path);
+        let packed = plain.with_extension("ko.xz");
+        [plain, packed].into_iter().find(|path| path.exists())
+    }
+}
+
+/// A static busybox.
+pub fn busybox(isa: Isa) -> PathBuf {
+    cache().join("busybox").join(isa.name()).join("busybox")
+}
+
+/// The QEMU that carries a nest: for x86_64 the one with our patch, unless
+/// `VMM_TEST_QEMU_X86_64` names another.
+pub fn qemu(isa: Isa) -> PathBuf {
+    match isa {
+        Isa::X86_64 => env::var_os("VMM_TEST_QEMU_X86_64")
+            .map_or_else(|| cache().join("qemu/current/bin/qemu-system-x86_64"), PathBuf::from),
+        Isa::Aarch64 => PathBuf::from("qemu-system-aarch64"),
+    }
+}
+
+/// What is missing before a nest can be booted, with the remedy.
+pub fn missing(isa: Isa) -> Option<String> {
+    let mut wanted = vec![program(isa, "vmm"), program(isa, "case"), busybox(isa)];
+    wanted.extend(["6.1", "6.12"].map(|series| Kernel::new(isa, series).image()));
+    if isa == Isa::X86_64 {
+        wanted.push(qemu(isa));
+    }
+    let missing: Vec<String> =
+        wanted.iter().filter(|path| !path.exists()).map(|path| path.display().to_string()).collect();
+    (!missing.is_empty()).then(|| format!("missing (run `make setup`): {}", missing.join(", ")))
+}

@@ -1,0 +1,119 @@
+//! Runs one case where KVM is: `case NAME VMM FILES WORK SLOWNESS` on a machine, or as the
+//! first process of a nest, which finds its case in the kernel's command line.
+
+use integration::cases;
+use integration::context::Context;
+use integration::report::{Report, Verdict};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+fn main() {
+    if std::process::id() == 1 {
+        if let Err(error) = nest() {
+            eprintln!("case: {error}");
+        }
+        // The nest ends however its case did.
+        nix::unistd::sync();
+        let Err(error) = reboot(RebootMode::RB_POWER_OFF);
+        eprintln!("case: cannot switch off: {error}");
+        return;
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [name, vmm, files, work, slowness] = &arguments[..] else {
+        eprintln!("usage: case NAME VMM FILES WORK SLOWNESS");
+        std::process::exit(2);
+    };
+    let context = Context {
+        isa: vmm::kvm::HOST_ISA,
+        vmm: PathBuf::from(vmm),
+        files: PathBuf::from(files),
+        work: PathBuf::from(work),
+        kept: Vec::new(),
+        slowness: slowness.parse().unwrap_or(1),
+    };
+    let report = run(name, context);
+    if let Err(error) = report.write(&mut io::stdout()) {
+        eprintln!("case: cannot report: {error}");
+        std::process::exit(1);
+    }
+}
+
+/// Runs a case; a panic is a failure.
+fn run(name: &str, mut context: Context) -> Report {
+    let Some(case) = cases::find(name) else {
+        return Report { verdict: Verdict::Fail(format!("there is no case {name}")), files: Vec::new() };
+    };
+    let result = catch_unwind(AssertUnwindSafe(|| (case.run)(&mut context)));
+    let verdict = match result {
+        Ok(Ok(())) => Verdict::Pass,
+        Ok(Err(message)) => Verdict::Fail(message),
+        Err(_) => Verdict::Fail("the case panicked; see the nest's console".into()),
+    };
+    Report { verdict, files: context.kept }
+}
+
+/// The first process of a nest.
+fn nest() -> io::Result<()> {
+    let none = None::<&str>;
+    for (kind, place) in [
+        ("devtmpfs", "/dev"),
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("tmpfs", "/tmp"),
+        ("devpts", "/dev/pts"),
+    ] {
+        fs::create_dir_all(place)?;
+        // A kernel may have mounted /dev itself.
+        if let Err(error) = mount(Some(kind), place, Some(kind), MsFlags::empty(), none)
+            && error != nix::errno::Errno::EBUSY
+        {
+            return Err(io::Error::other(format!("cannot mount {place}: {error}")));
+        }
+    }
+    let mut modules: Vec<PathBuf> = match fs::read_dir("/modules") {
+        Ok(folder) => folder.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<_>>()?,
+        Err(_) => Vec::new(),
+    };
+    modules.sort();
+    for module in modules {
+        nix::kmod::init_module(&fs::read(&module)?, c"")
+            .map_err(|error| io::Error::other(format!("cannot load {}: {error}", module.display())))?;
+    }
+    let cmdline = fs::read_to_string("/proc/cmdline")?;
+    let word = |key: &str| {
+        cmdline
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+            .map(String::from)
+    };
+    if let Some(now) = word("now").and_then(|now| now.parse().ok()) {
+        let time = nix::sys::time::TimeSpec::new(now, 0);
+        nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time)?;
+    }
+    let context = Context {
+        isa: vmm::kvm::HOST_ISA,
+        vmm: PathBuf::from("/vmm"),
+        files: PathBuf::from("/files"),
+        work: PathBuf::from("/tmp"),
+        kept: Vec::new(),
+        slowness: word("slowness").and_then(|text| text.parse().ok()).unwrap_or(1),
+    };
+    let mut port = report_port()?;
+    run(&word("case").unwrap_or_default(), context).write(&mut port)?;
+    port.flush()
+}
+
+/// The virtio port whose other end is a file of the harness.
+fn report_port() -> io::Result<File> {
+    for entry in fs::read_dir("/sys/class/virtio-ports")? {
+        let entry = entry?;
+        if fs::read_to_string(entry.path().join("name")).is_ok_and(|name| name.trim() == "report") {
+            return OpenOptions::new().write(true).open(Path::new("/dev").join(entry.file_name()));
+        }
+    }
+    Err(io::Error::other("there is no virtio port named report"))
+}

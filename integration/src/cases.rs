@@ -1,0 +1,108 @@
+//! The cases. Each is a function of its surroundings; [`CASES`] lists them.
+
+mod bad_input;
+mod basics;
+mod kicks;
+mod linux;
+mod terminal;
+
+use crate::context::{Check, Context};
+use arch::Isa;
+
+/// What a place must be able to do for a case to run there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Small guests: any KVM.
+    SmallGuests,
+    /// Debian kernels: all of the processor.
+    Linux,
+}
+
+/// One case.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// Its name, as the test runner shows it behind the architecture's.
+    pub name: &'static str,
+    /// What it needs.
+    pub needs: Needs,
+    /// The Debian kernels it boots, by series.
+    pub kernels: &'static [&'static str],
+    /// The one architecture it is for, if it is not for both.
+    pub only: Option<Isa>,
+    /// Memory of a nest that it runs in, MiB.
+    pub nest_memory: u32,
+    /// The function.
+    pub run: fn(&mut Context) -> Check,
+}
+
+impl std::fmt::Debug for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
+    Case { name, needs: Needs::SmallGuests, kernels: &[], only: None, nest_memory: 1024, run }
+}
+
+const fn linux(name: &'static str, kernels: &'static [&'static str], run: fn(&mut Context) -> Check) -> Case {
+    Case { name, needs: Needs::Linux, kernels, only: None, nest_memory: 2048, run }
+}
+
+const fn only(isa: Isa, case: Case) -> Case {
+    Case { only: Some(isa), ..case }
+}
+
+/// Every case.
+pub const CASES: &[Case] = &[
+    small("embedded_guest", basics::embedded_guest),
+    small("embedded_guest_on_16_vcpus", basics::embedded_guest_on_16_vcpus),
+    small("embedded_guest_with_6_gib", basics::embedded_guest_with_6_gib),
+    small("exit_codes", basics::exit_codes),
+    small("flat_binary", basics::flat_binary),
+    only(Isa::X86_64, small("multiboot", basics::multiboot)),
+    only(Isa::X86_64, small("pvh", basics::pvh)),
+    small("reboot_of_a_small_guest", basics::reboot),
+    only(Isa::X86_64, small("triple_fault", basics::triple_fault)),
+    small("unclaimed_ports_and_memory", basics::unclaimed),
+    small("instruction_that_kvm_cannot_emulate", basics::cannot_emulate),
+    small("timeout", basics::timeout),
+    small("console_input", basics::console_input),
+    small("console_file_pty_and_none", basics::console_kinds),
+    small("messages_and_log", basics::messages),
+    small("check_command", basics::check_command),
+    small("signals", terminal::signals),
+    small("terminal_keys", terminal::keys),
+    small("terminal_comes_back", terminal::comes_back),
+    small("stuck_console_reader", terminal::stuck_reader),
+    small("kicks_under_load", kicks::under_load),
+    small("bad_options", bad_input::options),
+    small("bad_kernels", bad_input::kernels),
+    small("bad_initrds", bad_input::initrds),
+    small("kvm_absent_or_forbidden", bad_input::kvm_absent),
+    linux("bad_debian_kernels", &["6.12"], bad_input::debian_kernels),
+    linux("debian_6_1", &["6.1"], linux::debian_6_1),
+    linux("debian_6_12", &["6.12"], linux::debian_6_12),
+    linux("debian_on_2_vcpus", &["6.12"], linux::on_2_vcpus),
+    linux("debian_on_8_vcpus", &["6.1"], linux::on_8_vcpus),
+    linux("debian_with_6_gib", &["6.12"], linux::with_6_gib),
+    linux("debian_reboot", &["6.12"], linux::reboot),
+    linux("debian_reboot_restarts", &["6.1"], linux::reboot_restarts),
+    linux("debian_shell", &["6.12"], linux::shell),
+    linux("debian_clock", &["6.12"], linux::clock),
+    linux("debian_cpu_features", &["6.12"], linux::cpu_features),
+    linux("debian_panic", &["6.1"], linux::panic),
+    only(Isa::Aarch64, linux("debian_compressed_image", &["6.12"], linux::compressed_image)),
+    only(Isa::Aarch64, linux("debian_exit_device", &["6.12"], linux::exit_device)),
+    only(Isa::X86_64, linux("debian_vmlinux", &["6.12"], linux::vmlinux)),
+];
+
+/// The cases for an architecture.
+pub fn for_isa(isa: Isa) -> impl Iterator<Item = &'static Case> {
+    CASES.iter().filter(move |case| case.only.is_none_or(|only| only == isa))
+}
+
+/// Looks a case up.
+pub fn find(name: &str) -> Option<&'static Case> {
+    CASES.iter().find(|case| case.name == name)
+}

@@ -1,0 +1,53 @@
+//! Kicks: a vCPU thread comes out of `KVM_RUN` every time it is asked to.
+
+use crate::context::{Check, Context, check};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+use vmm::config::Config;
+use vmm::machine::Machine;
+
+const ROUNDS: u32 = 5000;
+
+/// Thousands of rounds of pause and resume, with the guest spinning and with it halted, on
+/// several vCPUs. A lost kick is a pause that never comes back.
+pub fn under_load(c: &mut Context) -> Check {
+    for guest in ["spin", "halt"] {
+        let path = c.guest(guest, false)?;
+        let config = Config { kernel: Some(path), cpus: 3, ..Config::default() };
+        let machine = Machine::new(&config, Box::new(std::io::sink())).map_err(|error| error.to_string())?;
+        let (done, rounds) = channel();
+        let thread = std::thread::spawn(move || {
+            let mut pcs = Vec::new();
+            for round in 0..ROUNDS {
+                machine.resume();
+                // Sometimes at once, sometimes when the guest has run a little.
+                if round % 7 == 0 {
+                    std::thread::yield_now();
+                }
+                machine.pause();
+                if round % 500 == 0 {
+                    pcs = machine.vcpus().for_each(|vcpu| vcpu.registers().pc());
+                }
+                if done.send(round).is_err() {
+                    return pcs;
+                }
+            }
+            pcs
+        });
+        // KICK_AGAIN would hide a lost kick; a round that needed it took 20 ms.
+        let mut slow = 0;
+        let limit = c.limit(20);
+        for round in 0..ROUNDS {
+            let start = std::time::Instant::now();
+            rounds.recv_timeout(limit).map_err(|_| format!("{guest}: round {round} is stuck"))?;
+            slow += u32::from(start.elapsed() >= Duration::from_millis(19));
+        }
+        let pcs = thread.join().map_err(|_| "the pausing thread panicked".to_string())?;
+        check(pcs.len() == 3 && pcs[0].is_some(), || format!("{guest}: registers are {pcs:x?}"))?;
+        c.kept.push((
+            format!("{guest}.txt"),
+            format!("{ROUNDS} rounds, {slow} of 19 ms or more\n").into_bytes(),
+        ));
+    }
+    Ok(())
+}

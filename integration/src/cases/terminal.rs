@@ -1,0 +1,138 @@
+//! The terminal and signals.
+
+use crate::context::{Check, Context, check};
+use crate::process::{Process, Wiring};
+use nix::sys::signal::Signal;
+use nix::sys::termios::{LocalFlags, tcgetattr};
+use std::time::Duration;
+
+pub fn signals(c: &mut Context) -> Check {
+    let limit = c.limit(10);
+    for guest in ["spin", "halt", "echo"] {
+        let path = c.guest(guest, false)?;
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+            let mut vmm = c.start(Wiring::Pipes, "-v --cpus 2 --kernel {}", &[&path])?;
+            wait_for_start(&vmm, limit)?;
+            vmm.signal(signal)?;
+            let code = vmm.wait(limit);
+            c.keep("vmm", &vmm);
+            check(code? == 22, || format!("{guest}: {signal} has another exit code"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the monitor has said what it boots, which it does with `-v`.
+fn wait_for_start(vmm: &Process, limit: Duration) -> Check {
+    let deadline = std::time::Instant::now() + limit;
+    while !vmm.errors.text().contains("command line") && !vmm.output.text().contains("command line") {
+        check(std::time::Instant::now() < deadline, || "it does not start".into())?;
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// Whether the terminal of a process is as a shell leaves it.
+fn is_cooked(vmm: &Process) -> Result<bool, String> {
+    let terminal = vmm.terminal().ok_or("no terminal")?;
+    let settings = tcgetattr(terminal).map_err(|error| error.to_string())?;
+    Ok(settings.local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG))
+}
+
+pub fn keys(c: &mut Context) -> Check {
+    let (guest, limit) = (c.guest("echo", false)?, c.limit(10));
+    let mut vmm = c.start(Wiring::Terminal, "--kernel {}", &[&guest])?;
+    let mut talk = || -> Check {
+        vmm.expect("ready", limit)?;
+        check(!is_cooked(&vmm)?, || "the terminal is not raw".into())?;
+        vmm.send("abc")?;
+        vmm.expect("abc", limit)?;
+        vmm.send("\x01h")?;
+        vmm.expect("Ctrl-A x", limit)?;
+        // Ctrl-A twice sends one; Ctrl-C, Ctrl-Z and Ctrl-D are the guest's.
+        vmm.send("\x01\x01\x03\x1a\x04.")?;
+        vmm.expect("\x01\x03\x1a\x04.", limit)?;
+        vmm.send("\x01x")
+    };
+    let talked = talk();
+    let code = if talked.is_ok() { vmm.wait(limit) } else { Ok(0) };
+    c.keep("vmm", &vmm);
+    talked?;
+    check(code? == 22, || "Ctrl-A x has another exit code".into())?;
+    check(is_cooked(&vmm)?, || "the terminal did not come back".into())
+}
+
+pub fn comes_back(c: &mut Context) -> Check {
+    let limit = c.limit(10);
+    let echo = c.guest("echo", false)?;
+    for signal in
+        [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGSEGV, Signal::SIGABRT, Signal::SIGUSR1, Signal::SIGBUS]
+    {
+        let mut vmm = c.start(Wiring::Terminal, "--kernel {}", &[&echo])?;
+        vmm.expect("ready", limit)?;
+        check(!is_cooked(&vmm)?, || "the terminal is not raw".into())?;
+        vmm.signal(signal)?;
+        vmm.wait_status(limit)?;
+        check(is_cooked(&vmm)?, || format!("the terminal did not come back after {signal}"))?;
+    }
+    for (guest, code) in
+        [("exit", 0x21), ("reboot", 10), ("cannot_emulate", if c.isa == arch::Isa::X86_64 { 16 } else { 18 })]
+    {
+        let guest = c.guest(guest, false)?;
+        let mut vmm = c.start(Wiring::Terminal, "--kernel {}", &[&guest])?;
+        let ended = vmm.wait(limit);
+        c.keep("vmm", &vmm);
+        check(ended? == code, || "another exit code".into())?;
+        check(is_cooked(&vmm)?, || "the terminal did not come back".into())?;
+    }
+    let missing = c.work.join("missing");
+    let mut vmm = c.start(Wiring::Terminal, "--kernel {}", &[&missing])?;
+    check(vmm.wait(limit)? == 6, || "another exit code".into())?;
+    check(is_cooked(&vmm)?, || "the terminal did not come back after an error".into())
+}
+
+/// Nobody reads the console: the guest waits, and the monitor still ends when it is told to.
+pub fn stuck_reader(c: &mut Context) -> Check {
+    let (guest, limit) = (c.guest("echo", false)?, c.limit(10));
+    let script = format!("exec {} --kernel {} < /dev/zero", c.vmm.display(), guest.display());
+    let shell = if std::path::Path::new("/bin/sh").exists() { "/bin/sh" } else { "/bin/busybox" };
+    let mut command = std::process::Command::new(shell);
+    if shell.ends_with("busybox") {
+        command.arg("sh");
+    }
+    command.arg("-c").arg(script);
+    let (reader, writer) = std::io::pipe().map_err(|error| error.to_string())?;
+    command.stdin(std::process::Stdio::null()).stdout(writer).stderr(std::process::Stdio::null());
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    drop(command);
+    // A pipe holds 64 KiB; when it is full the guest's echo is stuck in a write.
+    let deadline = std::time::Instant::now() + limit;
+    while unread(&reader)? < 65_536 && std::time::Instant::now() < deadline {
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    let full = unread(&reader)?;
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).map_err(|error| error.to_string())?);
+    nix::sys::signal::kill(pid, Signal::SIGTERM).map_err(|error| error.to_string())?;
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
+            break status;
+        }
+        if std::time::Instant::now() >= deadline + limit {
+            child.kill().ok();
+            child.wait().ok();
+            return Err(format!("it does not end while {full} bytes of its console are unread"));
+        }
+        std::thread::park_timeout(Duration::from_millis(2));
+    };
+    check(full >= 65_536, || format!("the pipe has only {full} bytes"))?;
+    check(status.code() == Some(22), || format!("it ended with {status}"))
+}
+
+/// Bytes that wait in a pipe.
+fn unread(pipe: &std::io::PipeReader) -> Result<i32, String> {
+    use std::os::fd::AsRawFd;
+    let mut count = 0;
+    // SAFETY: FIONREAD writes one int.
+    let result = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    if result == 0 { Ok(count) } else { Err(std::io::Error::last_os_error().to_string()) }
+}

@@ -1,0 +1,175 @@
+//! What a case has at hand where it runs.
+
+use crate::guests;
+use crate::process::{Process, Wiring};
+use arch::Isa;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// A case's surroundings.
+#[derive(Debug)]
+pub struct Context {
+    /// The architecture of the machine the case runs on.
+    pub isa: Isa,
+    /// The `vmm` under test.
+    pub vmm: PathBuf,
+    /// Kernels as `SERIES`, the guest userspace as `initrd`.
+    pub files: PathBuf,
+    /// A folder of the case's own.
+    pub work: PathBuf,
+    /// Processes' output, by name, for the report.
+    pub kept: Vec<(String, Vec<u8>)>,
+    /// How much slower than hardware the place is: limits of time are multiplied by it.
+    pub slowness: u32,
+}
+
+/// The result of a check.
+pub type Check = Result<(), String>;
+
+/// Fails with a message unless a condition holds.
+///
+/// # Errors
+/// The message.
+pub fn check(holds: bool, message: impl FnOnce() -> String) -> Check {
+    if holds { Ok(()) } else { Err(message()) }
+}
+
+impl Context {
+    /// A limit of `seconds` on hardware.
+    pub fn limit(&self, seconds: u64) -> Duration {
+        Duration::from_secs(seconds) * self.slowness
+    }
+
+    /// The path of a Debian kernel of a series.
+    pub fn kernel(&self, series: &str) -> PathBuf {
+        self.files.join(series)
+    }
+
+    /// The path of the guest userspace.
+    pub fn initrd(&self) -> PathBuf {
+        self.files.join("initrd")
+    }
+
+    /// Writes a test guest to a file and answers with its path.
+    ///
+    /// # Errors
+    /// When there is no such guest.
+    pub fn guest(&self, name: &str, flat: bool) -> Result<PathBuf, String> {
+        let guest = guests::find(self.isa.name(), name, flat)
+            .ok_or_else(|| format!("there is no guest {name} for {}", self.isa))?;
+        let path = self.work.join(if flat { format!("{name}.bin") } else { name.to_string() });
+        self.write(&path, guest.bytes)?;
+        Ok(path)
+    }
+
+    /// Writes a file.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, path: &Path, bytes: &[u8]) -> Check {
+        fs::write(path, bytes).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    }
+
+    /// Starts `vmm` with arguments that are separated by spaces; `{}` stands for each of
+    /// `paths` in turn.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self, wiring: Wiring, arguments: &str, paths: &[&Path]) -> Result<Process, String> {
+        let mut paths = paths.iter();
+        let mut command = Command::new(&self.vmm);
+        for word in arguments.split_whitespace() {
+            match word.split_once("{}") {
+                Some((before, after)) => {
+                    let path = paths.next().ok_or("an argument lacks its path")?;
+                    command.arg(format!("{before}{}{after}", path.display()));
+                }
+                None => {
+                    // A tilde is a space within an argument.
+                    command.arg(word.replace('~', " "));
+                }
+            }
+        }
+        command.env_remove("RUST_LOG");
+        Process::start("vmm", command, wiring)
+            .map_err(|error: io::Error| format!("cannot start vmm: {error}"))
+    }
+
+    /// Runs `vmm` to its end with no input; answers with exit code, output and errors.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end in time.
+    pub fn run(&mut self, arguments: &str, paths: &[&Path], limit: Duration) -> Result<Finished, String> {
+        let mut process = self.start(Wiring::Pipes, arguments, paths)?;
+        process.close_input();
+        let code = process.wait(limit);
+        self.keep("vmm", &process);
+        let finished = Finished { code: code?, output: process.output.text(), errors: process.errors.text() };
+        Ok(finished)
+    }
+
+    /// Keeps a process's output for the report.
+    pub fn keep(&mut self, name: &str, process: &Process) {
+        let number = self.kept.len() / 2 + 1;
+        self.kept.push((format!("{number}-{name}-console.log"), process.output.bytes()));
+        self.kept.push((format!("{number}-{name}-stderr.log"), process.errors.bytes()));
+    }
+}
+
+/// A program that has ended.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Exit code.
+    pub code: i32,
+    /// Standard output.
+    pub output: String,
+    /// Standard error.
+    pub errors: String,
+}
+
+impl Finished {
+    /// Checks the exit code.
+    ///
+    /// # Errors
+    /// What was printed, when it is another.
+    pub fn expect_code(&self, code: i32) -> Check {
+        check(self.code == code, || {
+            format!("exit code {} instead of {code}\n{}\n{}", self.code, self.output, self.errors)
+        })
+    }
+
+    /// Checks that the output has a text.
+    ///
+    /// # Errors
+    /// What was printed instead.
+    pub fn expect_output(&self, text: &str) -> Check {
+        check(self.output.contains(text), || {
+            format!("no {text:?} in the output:\n{}\n{}", self.output, self.errors)
+        })
+    }
+
+    /// Checks that the messages are one line that has a text.
+    ///
+    /// # Errors
+    /// What was printed instead.
+    pub fn expect_one_line(&self, text: &str) -> Check {
+        let is_one_line = self.errors.trim_end().lines().count() == 1;
+        check(is_one_line && self.errors.contains(text), || {
+            format!("not one line with {text:?}:\n{}", self.errors)
+        })
+    }
+
+    /// The number behind `name=` in the output.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn number(&self, name: &str) -> Result<u64, String> {
+        self.output
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+            .ok_or_else(|| format!("no number {name}= in the output:\n{}\n{}", self.output, self.errors))
+    }
+}

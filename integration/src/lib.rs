@@ -1,0 +1,16 @@
+//! Tests of the real binary on real KVM.
+//!
+//! A *case* ([`cases`]) is a function that runs `vmm` and looks at what comes out. Cases are
+//! compiled into one static program, `case`, which runs wherever KVM is: on this machine, or
+//! as the first process of a *nest* ([`nest`]): a Debian kernel under QEMU's emulation of a
+//! processor with virtualization. `tests/kvm.rs` lists the cases of both architectures and
+//! chooses the place.
+
+pub mod artifacts;
+pub mod cases;
+pub mod context;
+pub mod guests;
+pub mod initramfs;
+pub mod nest;
+pub mod process;
+pub mod report;

@@ -1,0 +1,206 @@
+//! A nest: a Debian kernel with KVM, under QEMU's software emulation of a processor with
+//! virtualization. It runs one case as its first process and ends.
+//!
+//! A nest needs no rights, no network and no disk; its console and its report are files. It
+//! is ended, by its own process id, when its value goes or its time is over.
+
+use crate::artifacts::{self, Kernel};
+use crate::cases::Case;
+use crate::initramfs::{self, Initramfs};
+use crate::report::{Report, Verdict};
+use arch::Isa;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The series of the nest's own kernel: the newest that Debian 12 carries.
+const HOST_SERIES: &str = "6.12";
+/// How much slower a nest is than the limits of cases assume.
+const SLOWNESS: u32 = 6;
+
+/// What a nest is made of.
+#[derive(Debug)]
+pub struct Nest {
+    isa: Isa,
+    archive: Initramfs,
+    cmdline: String,
+    memory_mib: u32,
+}
+
+impl Nest {
+    /// A nest with `vmm`, a program that is its first process, and KVM's modules.
+    ///
+    /// # Errors
+    /// When a part is missing.
+    pub fn new(isa: Isa, init: &Path, memory_mib: u32) -> io::Result<Nest> {
+        let mut archive = Initramfs::default();
+        for folder in ["bin", "dev", "proc", "sys", "tmp", "files", "modules"] {
+            archive.folder(folder)?;
+        }
+        archive.copy("init", init)?;
+        archive.copy("vmm", &artifacts::program(isa, "vmm"))?;
+        archive.copy("bin/busybox", &artifacts::busybox(isa))?;
+        let kernel = Kernel::new(isa, HOST_SERIES);
+        for (index, module) in modules(isa).iter().enumerate() {
+            let path = kernel.module(module).ok_or_else(|| {
+                io::Error::other(format!("the {HOST_SERIES} kernel has no module {module}"))
+            })?;
+            let name = Path::new(module).file_name().unwrap_or_default().to_string_lossy();
+            archive.file(&format!("modules/{index}-{name}"), &initramfs::module(&path)?)?;
+        }
+        Ok(Nest { isa, archive, cmdline: String::new(), memory_mib })
+    }
+
+    /// Adds a file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn copy(&mut self, path: &str, from: &Path) -> io::Result<()> {
+        self.archive.copy(path, from)
+    }
+
+    /// Adds a file from memory.
+    ///
+    /// # Errors
+    /// When the archive cannot hold it.
+    pub fn file(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
+        self.archive.file(path, content)
+    }
+
+    /// Adds words to the kernel's command line.
+    pub fn cmdline(&mut self, words: &str) {
+        self.cmdline.push(' ');
+        self.cmdline.push_str(words);
+    }
+
+    /// Boots the nest; its files go to `folder`.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started.
+    pub fn boot(self, folder: &Path) -> io::Result<Running> {
+        fs::create_dir_all(folder)?;
+        let initramfs = folder.join("initramfs");
+        fs::write(&initramfs, self.archive.finish()?)?;
+        let console = folder.join("nest-console.log");
+        let report = folder.join("report");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?.as_secs();
+        let mut command = Command::new(artifacts::qemu(self.isa));
+        match self.isa {
+            Isa::X86_64 => {
+                command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"]);
+                command.args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu", "-vga", "none"]);
+            }
+            Isa::Aarch64 => {
+                command.args(["-M", "virt,virtualization=on,gic-version=3", "-accel", "tcg,thread=multi"]);
+                command.args(["-cpu", "max,pauth-impdef=on"]);
+            }
+        }
+        command
+            .args(["-smp", "2", "-m", &self.memory_mib.to_string()])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-device", "virtio-serial-pci"])
+            .args(["-chardev", &format!("file,id=console,path={}", console.display())])
+            .args(["-device", "virtconsole,chardev=console"])
+            .args(["-chardev", &format!("file,id=report,path={}", report.display())])
+            .args(["-device", "virtserialport,chardev=report,name=report"])
+            .arg("-kernel")
+            .arg(Kernel::new(self.isa, HOST_SERIES).image())
+            .arg("-initrd")
+            .arg(&initramfs)
+            .arg("-append")
+            .arg(format!("console=hvc0 panic=-1 mitigations=off now={now}{}", self.cmdline))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(folder.join("qemu.log"))?);
+        let child = command.spawn().map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("cannot start {}: {error}", artifacts::qemu(self.isa).display()),
+            )
+        })?;
+        Ok(Running { child, folder: folder.to_path_buf(), initramfs })
+    }
+}
+
+/// The kernel's modules that KVM needs, in the order they are loaded.
+fn modules(isa: Isa) -> &'static [&'static str] {
+    match isa {
+        Isa::X86_64 => &["virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-amd.ko"],
+        Isa::Aarch64 => &[],
+    }
+}
+
+/// A nest that runs.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    folder: PathBuf,
+    initramfs: PathBuf,
+}
+
+impl Running {
+    /// Waits for the end and reads the report.
+    pub fn wait(mut self, limit: Duration) -> Report {
+        let deadline = Instant::now() + limit;
+        let ended = loop {
+            match self.child.try_wait() {
+                Ok(Some(_)) => break true,
+                Ok(None) if Instant::now() < deadline => std::thread::park_timeout(Duration::from_millis(10)),
+                Ok(None) | Err(_) => break false,
+            }
+        };
+        let mut report = Report::read(&fs::read(self.folder.join("report")).unwrap_or_default());
+        if !ended {
+            report.verdict = Verdict::Fail(format!("the nest did not end within {limit:?}"));
+        }
+        report
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that has ended already cannot be killed, and need not be.
+        self.child.kill().ok();
+        self.child.wait().ok();
+        fs::remove_file(&self.initramfs).ok();
+    }
+}
+
+/// Runs a case in a nest.
+///
+/// # Errors
+/// When the nest cannot be made or started.
+pub fn run_case(isa: Isa, case: &Case, folder: &Path) -> io::Result<Report> {
+    let mut nest = Nest::new(isa, &artifacts::program(isa, "case"), case.nest_memory)?;
+    if !case.kernels.is_empty() {
+        nest.file("files/initrd", &initramfs::guest(isa)?)?;
+    }
+    for series in case.kernels {
+        nest.copy(&format!("files/{series}"), &Kernel::new(isa, series).image())?;
+    }
+    nest.cmdline(&format!("case={} slowness={SLOWNESS}", case.name));
+    Ok(nest.boot(folder)?.wait(Duration::from_secs(540)))
+}
+
+/// Runs a case on this machine.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn run_here(case: &Case, folder: &Path) -> io::Result<Report> {
+    let isa = vmm::kvm::HOST_ISA;
+    let work = folder.join("work");
+    fs::create_dir_all(&work)?;
+    let output = Command::new(artifacts::program(isa, "case"))
+        .arg(case.name)
+        .arg(artifacts::program(isa, "vmm"))
+        .arg(folder)
+        .arg(&work)
+        .arg("3")
+        .stdin(Stdio::null())
+        .stderr(fs::File::create(folder.join("case.log"))?)
+        .output()?;
+    fs::remove_dir_all(&work)?;
+    Ok(Report::read(&output.stdout))
+}

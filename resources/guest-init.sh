@@ -1,0 +1,33 @@
+#!/bin/busybox sh
+# The first process of Debian guests in the tests and the demo. Words of the kernel's command
+# line say what it does: vmm.run=poweroff (the default), reboot, shell, exit, panic, idle.
+b=/bin/busybox
+$b mount -t devtmpfs dev /dev 2>/dev/null
+$b mount -t proc proc /proc
+$b mount -t sysfs sys /sys
+memory=$($b awk '/^MemTotal/ {print $2}' /proc/meminfo)
+echo "guest: up kernel=$($b uname -r) cpus=$($b nproc) memory_kib=$memory time=$($b date +%s)"
+
+run=poweroff
+for word in $($b cat /proc/cmdline); do
+  case $word in vmm.run=*) run=${word#vmm.run=} ;; esac
+done
+case $run in
+  poweroff) ;;
+  reboot) $b reboot -f ;;
+  shell) $b setsid $b cttyhack $b sh 2>&1 ;;
+  exit)
+    # The exit device of an aarch64 machine; on x86_64 it is a port, which Debian's kernels
+    # give no file for.
+    node=$(echo /proc/device-tree/exit@*)
+    $b devmem "0x${node##*@}" 32 0x10 ;;
+  panic) echo c > /proc/sysrq-trigger ;;
+  clock)
+    start=$($b awk '{print int($1 * 100)}' /proc/uptime)
+    $b sleep 2
+    end=$($b awk '{print int($1 * 100)}' /proc/uptime)
+    echo "guest: slept centiseconds=$((end - start)) clocksource=$($b cat /sys/devices/system/clocksource/clocksource0/current_clocksource)" ;;
+  cpuinfo) $b grep -m1 -iE '^(flags|features)' /proc/cpuinfo ;;
+  idle) while :; do $b sleep 1000; done ;;
+esac
+$b poweroff -f
