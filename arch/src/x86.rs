@@ -7,4 +7,5 @@ pub mod features;
 pub mod layout;
 pub mod multiboot_info;
 pub mod pvh;
+pub mod reset_vector;
 pub mod zero_page;

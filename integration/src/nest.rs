@@ -98,7 +98,7 @@ impl Nest {
             }
         }
         command
-            .args(["-smp", "2", "-m", &self.memory_mib.to_string()])
+            .args(["-smp", "1", "-m", &self.memory_mib.to_string()])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-device", "virtio-serial-pci"])
             .args(["-chardev", &format!("file,id=console,path={}", console.display())])

@@ -32,7 +32,9 @@ pub const LOW_MEMORY_END: u64 = 0x9_fc00;
 /// ACPI tables, the RSDP first: a place where guests that scan for it look.
 pub const ACPI_TABLES: GuestPhys = GuestPhys(0xe_0000);
 /// Room for the ACPI tables, bytes.
-pub const ACPI_TABLES_SIZE: u64 = 0x2_0000;
+pub const ACPI_TABLES_SIZE: u64 = 0x1_f000;
+/// The last page below 1 MiB, with the reset vector ([`super::reset_vector`]).
+pub const FIRMWARE: PhysRange = PhysRange::new(0xf_f000, 0x1000);
 /// Where kernels begin.
 pub const HIGH_MEMORY: GuestPhys = GuestPhys(0x10_0000);
 
@@ -95,6 +97,7 @@ pub fn memory_map(memory: u64) -> Vec<MemoryMapEntry> {
         entry(0, LOW_MEMORY_END, MemoryKind::Ram),
         entry(LOW_MEMORY_END, 0xa_0000 - LOW_MEMORY_END, MemoryKind::Reserved),
         entry(ACPI_TABLES.0, ACPI_TABLES_SIZE, MemoryKind::Acpi),
+        MemoryMapEntry { range: FIRMWARE, kind: MemoryKind::Reserved },
     ];
     for range in ram(memory) {
         if range.start.0 == 0 {

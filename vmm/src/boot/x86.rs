@@ -11,7 +11,7 @@ use arch::x86::boot_state::{BootState, Protocol};
 use arch::x86::layout::{self, MemoryMapEntry};
 use arch::x86::multiboot_info::{Module, boot_information};
 use arch::x86::zero_page::ZeroPage;
-use arch::x86::{acpi, pvh};
+use arch::x86::{acpi, pvh, reset_vector};
 use linux_loader::loader::load_cmdline;
 use vm_memory::GuestAddress;
 
@@ -28,6 +28,7 @@ pub fn prepare(memory: &GuestMemory, kernel: &Kernel, config: &BootConfig) -> Re
         return Err(BootError::LoadAddressNotFlat { format: kernel.format().name() });
     }
     write(memory, "the ACPI tables", layout::ACPI_TABLES.0, &acpi::tables(config.vcpus))?;
+    write(memory, "the reset vector", reset_vector::ADDRESS.0, &reset_vector::code())?;
 
     let guest = Guest { memory, kernel, config, initrds: &initrds, map: &map };
     let (protocol, entry) = match kernel.format() {

@@ -1,0 +1,41 @@
+//! The code at the reset vector, all the firmware that an x86 guest has.
+//!
+//! Linux on hardware-reduced ACPI without EFI does not use the reset register that the FADT
+//! names: it chooses EFI's reset, finds no EFI, goes back to real mode and jumps to the
+//! reset vector (`arch/x86/kernel/reboot.c`, `reboot_init` and `machine_real_restart`). What
+//! it finds there writes the reset register for it.
+
+use super::acpi::{RESET_OFFSET, RESET_VALUE};
+use super::layout;
+use crate::GuestPhys;
+
+/// FFFF:0000, where a jump to the firmware goes (Intel SDM vol. 3, "First Instruction
+/// Executed": the same code just below 1 MiB).
+pub const ADDRESS: GuestPhys = GuestPhys(0xf_fff0);
+
+/// The code, 16-bit.
+pub fn code() -> [u8; 9] {
+    let [port_low, port_high] = (layout::ACPI_POWER_PORT + RESET_OFFSET).to_le_bytes();
+    [
+        0xb0,
+        RESET_VALUE, // mov al, value
+        0xba,
+        port_low,
+        port_high, // mov dx, port
+        0xee,      // out dx, al
+        0xf4,      // hlt
+        0xeb,
+        0xfd, // jmp to the hlt
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_fits_below_1_mib() {
+        assert!(layout::FIRMWARE.contains(ADDRESS, code().len() as u64));
+        assert_eq!(code()[2..5], [0xba, 0x02, 0x06]);
+    }
+}
