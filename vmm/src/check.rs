@@ -1,3 +1,364 @@
-pub fn main(_json: bool, _probe: Option<&str>) -> u8 {
+//! `vmm check`: what this host's KVM can do.
+//!
+//! A capability bit says what a KVM means to do; whether it does is found out by trying it
+//! with a guest of a few instructions. A try can hang in the host's kernel, so each runs in
+//! a process of its own, which is this program again with `--probe`, and is given a time.
+
+use crate::config::{Config, MemorySize};
+use crate::kvm::exit::{DebugExit, VcpuExit};
+use crate::kvm::{BootState, Capability, DebugProbe, HOST_ISA, Host, Vcpu, Vm, VmConfig, capabilities};
+use crate::machine::Machine;
+use crate::outcome::{HOST, Outcome};
+use arch::cpu_template::CpuTemplate;
+use arch::{Isa, aarch64, x86};
+use std::io::{self, Read, Write};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+use vm_memory::{Bytes, GuestAddress};
+
+include!(concat!(env!("OUT_DIR"), "/probe_guests.rs"));
+
+/// How long a try may take. On a host that can do it, it takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Memory of a guest that tries something.
+const MEMORY: u64 = 64 << 20;
+
+/// Something that is tried.
+struct Probe {
+    /// Key in JSON, and the argument of `--probe`.
+    key: &'static str,
+    title: &'static str,
+    /// Whether Linux guests need it.
+    for_linux: bool,
+    only: Option<Isa>,
+    run: fn() -> Result<(), String>,
+}
+
+const fn probe(
+    key: &'static str,
+    title: &'static str,
+    for_linux: bool,
+    only: Option<Isa>,
+    run: fn() -> Result<(), String>,
+) -> Probe {
+    Probe { key, title, for_linux, only, run }
+}
+
+const PROBES: &[Probe] = &[
+    probe("small_guests", "small guests", true, None, || hello(1)),
+    probe("smp", "a guest with 2 vCPUs", true, None, || hello(2)),
+    probe("cmpxchg16b", "cmpxchg16b in ring 0", true, Some(Isa::X86_64), || small("cmpxchg16b")),
+    probe("xrstor", "xsave and xrstor in ring 0", true, Some(Isa::X86_64), || small("xrstor")),
+    probe("int3", "the guest's own int3 in ring 0", true, Some(Isa::X86_64), || small("int3")),
+    probe("brk", "the guest's own BRK at EL1", true, Some(Isa::Aarch64), || small("brk")),
+    probe("user_mode", "user mode and back", true, None, || small("user_mode")),
+    probe("single_step", "debug: single step", false, None, || debug(DebugKind::SingleStep)),
+    probe("software_breakpoint", "debug: software breakpoint", false, None, || debug(DebugKind::Software)),
+    probe("hardware_breakpoint", "debug: hardware breakpoint", false, None, || debug(DebugKind::Hardware)),
+    probe("watchpoint", "debug: watchpoint", false, None, || debug(DebugKind::Watch)),
+];
+
+/// Runs `vmm check`, or one probe; answers with the exit code.
+pub fn main(json: bool, probe: Option<&str>) -> u8 {
+    if let Some(key) = probe {
+        return run_probe(key);
+    }
+    let answer = Host::open().map_err(|error| error.to_string()).and_then(|host| {
+        let (vm, vcpus) = Vm::new(&host, &vm_config()).map_err(|error| error.to_string())?;
+        drop(vcpus);
+        Ok((host.kvm().get_max_vcpus(), capabilities(&host, vm.fd())))
+    });
+    let (max_vcpus, capabilities) = match answer {
+        Ok(answer) => answer,
+        Err(error) => {
+            log::error!("{error}");
+            if json {
+                let object = serde_json::json!({ "isa": HOST_ISA.name(), "error": error });
+                drop(writeln!(io::stdout(), "{object:#}"));
+            }
+            return HOST;
+        }
+    };
+    let mut lines: Vec<Capability> = PROBES
+        .iter()
+        .filter(|probe| probe.only.is_none_or(|isa| isa == HOST_ISA))
+        .map(|probe| {
+            let result = in_a_process(probe.key);
+            Capability {
+                key: probe.key,
+                title: probe.title,
+                works: result.is_ok(),
+                detail: result.err().unwrap_or_default(),
+            }
+        })
+        .collect();
+    lines.insert(0, linux(&lines));
+    lines.extend(capabilities);
+    print(json, max_vcpus, &lines);
     0
+}
+
+/// Linux guests run if everything does that they need.
+fn linux(lines: &[Capability]) -> Capability {
+    let missing: Vec<&str> = PROBES
+        .iter()
+        .filter(|probe| probe.for_linux)
+        .filter(|probe| lines.iter().any(|line| line.key == probe.key && !line.works))
+        .map(|probe| probe.title)
+        .collect();
+    Capability {
+        key: "linux_guests",
+        title: "Linux guests",
+        works: missing.is_empty(),
+        detail: if missing.is_empty() { String::new() } else { format!("fails: {}", missing.join(", ")) },
+    }
+}
+
+fn print(json: bool, max_vcpus: usize, lines: &[Capability]) {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let kernel = kernel.trim();
+    let mut text = String::new();
+    if json {
+        let mut object = serde_json::json!({
+            "isa": HOST_ISA.name(),
+            "kernel": kernel,
+            "max_vcpus": max_vcpus,
+        });
+        for line in lines {
+            object[line.key] = serde_json::json!({ "works": line.works, "detail": line.detail });
+        }
+        text.push_str(&format!("{object:#}\n"));
+    } else {
+        text.push_str(&format!("KVM on {HOST_ISA}, Linux {kernel}, up to {max_vcpus} vCPUs\n\n"));
+        let width = lines.iter().map(|line| line.title.len()).max().unwrap_or(0);
+        for line in lines {
+            let works = if line.works { "yes" } else { "no" };
+            let row = format!("{:width$}  {works:3}  {}", line.title, line.detail);
+            text.push_str(row.trim_end());
+            text.push('\n');
+        }
+    }
+    // A pipe that is closed early is the reader's choice.
+    drop(io::stdout().write_all(text.as_bytes()));
+}
+
+/// Runs a probe in a process of its own.
+fn in_a_process(key: &'static str) -> Result<(), String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let mut child = Command::new(program)
+        .args(["check", "--probe", key])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| format!("cannot start a process: {error}"))?;
+    let Some(mut output) = child.stdout.take() else { return Err("no pipe".into()) };
+    let (sender, answer) = channel();
+    thread::spawn(move || {
+        let mut text = String::new();
+        // What could not be read is an answer too: none.
+        output.read_to_string(&mut text).ok();
+        sender.send(text).ok();
+    });
+    let text = match answer.recv_timeout(PATIENCE) {
+        Ok(text) => text,
+        Err(_) => {
+            child.kill().ok();
+            // A process that hangs in the kernel is left to it.
+            child.try_wait().ok();
+            return Err(format!("no answer within {} s", PATIENCE.as_secs()));
+        }
+    };
+    child.wait().map_err(|error| error.to_string())?;
+    match text.lines().next() {
+        Some("ok") => Ok(()),
+        Some(reason) => Err(reason.to_string()),
+        None => Err("the process that tried it ended without an answer".into()),
+    }
+}
+
+fn run_probe(key: &str) -> u8 {
+    let Some(probe) = PROBES.iter().find(|probe| probe.key == key) else {
+        println!("there is no probe '{key}'");
+        return crate::outcome::USAGE;
+    };
+    match (probe.run)() {
+        Ok(()) => println!("ok"),
+        Err(reason) => println!("{}", reason.lines().next().unwrap_or("?")),
+    }
+    0
+}
+
+/// Runs the embedded guest.
+fn hello(cpus: u32) -> Result<(), String> {
+    let memory = MemorySize::new(HOST_ISA, MEMORY)?;
+    let config = Config { cpus, memory, ..Config::default() };
+    finish(&config)
+}
+
+/// Runs a guest to the end of its test.
+fn finish(config: &Config) -> Result<(), String> {
+    let machine = Machine::new(config, Box::new(io::sink())).map_err(|error| error.to_string())?;
+    machine.resume();
+    match machine.wait(PATIENCE) {
+        Some(Outcome::PowerOff | Outcome::Exit(1)) => Ok(()),
+        // The first line says what, the second what the vCPU was doing.
+        Some(outcome) => {
+            let text = outcome.to_string();
+            let mut lines = text.lines();
+            let (what, doing) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+            Err(format!("{} {doing}", what.split('(').next().unwrap_or(what).trim()))
+        }
+        None => Err(format!("the guest did not end within {} s", PATIENCE.as_secs())),
+    }
+}
+
+fn vm_config() -> VmConfig {
+    VmConfig { vcpus: 1, memory: MEMORY, cpu: CpuTemplate::built_in(HOST_ISA, "host", None) }
+}
+
+fn guest(name: &str) -> Result<&'static [u8], String> {
+    let found = PROBE_GUESTS.iter().find(|(known, _)| *known == name);
+    found.map(|(_, bytes)| *bytes).ok_or_else(|| format!("there is no probe guest {name}"))
+}
+
+/// Makes a machine with a probe's guest in it, without devices.
+fn bare(name: &str) -> Result<(Vm, Vcpu, u64), String> {
+    let host = Host::open().map_err(|error| error.to_string())?;
+    let (vm, mut vcpus) = Vm::new(&host, &vm_config()).map_err(|error| error.to_string())?;
+    let (state, entry, tables) = match HOST_ISA {
+        Isa::X86_64 => {
+            let entry = x86::layout::HIGH_MEMORY.0;
+            let state = x86::boot_state::BootState::new(x86::boot_state::Protocol::Linux64, entry);
+            (BootState::X86(state), entry, state.tables())
+        }
+        Isa::Aarch64 => {
+            let entry = aarch64::layout::RAM_START.0 + aarch64::layout::DEVICE_TREE_SIZE;
+            let state = aarch64::boot_state::BootState::new(entry, aarch64::layout::RAM_START);
+            (BootState::Aarch64(state), entry, Vec::new())
+        }
+    };
+    let write = |address: u64, bytes: &[u8]| {
+        vm.memory().write_slice(bytes, GuestAddress(address)).map_err(|error| error.to_string())
+    };
+    for (place, bytes) in tables {
+        write(place.0, &bytes)?;
+    }
+    write(entry, guest(name)?)?;
+    let vcpu = vcpus.pop().ok_or("no vCPU")?;
+    vcpu.set_boot_state(&state).map_err(|error| error.to_string())?;
+    Ok((vm, vcpu, entry))
+}
+
+/// Runs a probe's guest to its write to the exit device.
+fn small(name: &str) -> Result<(), String> {
+    let (_vm, mut vcpu, _) = bare(name)?;
+    loop {
+        let told = match vcpu.run().map_err(|error| error.to_string())? {
+            VcpuExit::PortWrite { data, .. } | VcpuExit::MmioWrite { data, .. } => data.first().copied(),
+            VcpuExit::Interrupted => continue,
+            other => return Err(in_words(&other)),
+        };
+        return match told {
+            Some(1) => Ok(()),
+            other => Err(format!("the guest's check {other:?} failed")),
+        };
+    }
+}
+
+fn in_words(exit: &VcpuExit) -> String {
+    use crate::kvm::exit::InternalError;
+    match exit {
+        VcpuExit::InternalError(InternalError::Emulation { instruction }) => {
+            let bytes: Vec<String> = instruction.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("KVM cannot emulate it ({})", bytes.join(" "))
+        }
+        VcpuExit::Shutdown => "the guest ends in a triple fault".into(),
+        other => format!("the guest stops with {other:x?}"),
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum DebugKind {
+    SingleStep,
+    Software,
+    Hardware,
+    Watch,
+}
+
+/// Places in the guest `debug`, from its start.
+const HARDWARE_BREAKPOINT: u64 = 0x10;
+const SOFTWARE_BREAKPOINT: u64 = 0x20;
+const WATCHED: u64 = 0x1000;
+
+/// Tries one kind of guest debugging: the exit must come, at its place.
+fn debug(kind: DebugKind) -> Result<(), String> {
+    let (vm, mut vcpu, entry) = bare("debug")?;
+    let skip_software_breakpoint = || -> Result<(), String> {
+        let nop: &[u8] = match HOST_ISA {
+            Isa::X86_64 => &[0x90],
+            Isa::Aarch64 => &[0x1f, 0x20, 0x03, 0xd5],
+        };
+        let place = GuestAddress(entry + SOFTWARE_BREAKPOINT);
+        vm.memory().write_slice(nop, place).map_err(|error| error.to_string())
+    };
+    let (probe, place) = match kind {
+        DebugKind::SingleStep => (DebugProbe::SingleStep, None),
+        DebugKind::Software => (DebugProbe::SoftwareBreakpoint, Some(entry + SOFTWARE_BREAKPOINT)),
+        DebugKind::Hardware => {
+            let place = entry + HARDWARE_BREAKPOINT;
+            (DebugProbe::HardwareBreakpoint(place), Some(place))
+        }
+        DebugKind::Watch => {
+            skip_software_breakpoint()?;
+            (DebugProbe::Watchpoint(entry + WATCHED), None)
+        }
+    };
+    vcpu.try_debug(probe).map_err(|error| error.to_string())?;
+    let exit = loop {
+        match vcpu.run().map_err(|error| error.to_string())? {
+            VcpuExit::Debug(exit) => break exit,
+            VcpuExit::Interrupted => {}
+            VcpuExit::PortWrite { .. } | VcpuExit::MmioWrite { .. } => {
+                return Err("it does not stop the guest".into());
+            }
+            other => return Err(in_words(&other)),
+        }
+    };
+    let pc = match exit {
+        DebugExit::X86 { pc, .. } => Some(pc),
+        DebugExit::Aarch64 { .. } => vcpu.registers().pc(),
+    };
+    match place {
+        Some(place) if pc != Some(place) => Err(format!("it stops at {pc:x?} instead of {place:#x}")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_probe_has_its_guest_and_keys_are_unique() {
+        for name in ["debug", "user_mode"] {
+            assert!(guest(name).is_ok(), "{name}");
+        }
+        let mut keys: Vec<_> = PROBES.iter().map(|probe| probe.key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), PROBES.len());
+        assert!(crate::boot::kernel::Kernel::embedded().size() > 0);
+    }
+
+    #[test]
+    fn linux_needs_what_is_marked() {
+        let line = |key, works| Capability { key, title: "", works, detail: String::new() };
+        assert!(linux(&[line("small_guests", true), line("watchpoint", false)]).works);
+        let broken = linux(&[line("small_guests", true), line("int3", false)]);
+        assert!(!broken.works && broken.detail.contains("int3"));
+    }
 }

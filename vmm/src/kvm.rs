@@ -24,7 +24,7 @@ use aarch64 as native;
 use x86_64 as native;
 
 pub use error::KvmError;
-pub use native::capabilities;
+pub use native::capabilities::capabilities;
 pub use vcpu::Vcpu;
 pub use vm::{Host, Vm, VmConfig};
 
@@ -38,4 +38,30 @@ pub enum BootState {
     X86(arch::x86::boot_state::BootState),
     /// An aarch64 guest's.
     Aarch64(arch::aarch64::boot_state::BootState),
+}
+
+/// A capability of the host, as KVM's own word has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// Key in JSON.
+    pub key: &'static str,
+    /// What a person calls it.
+    pub title: &'static str,
+    /// Whether it is there.
+    pub works: bool,
+    /// A number or a name that goes with it.
+    pub detail: String,
+}
+
+/// A kind of guest debugging to be tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DebugProbe {
+    /// One instruction at a time.
+    SingleStep,
+    /// `int3` or `BRK` comes to us.
+    SoftwareBreakpoint,
+    /// A debug register on an instruction at this address.
+    HardwareBreakpoint(u64),
+    /// A debug register on a write of four bytes at this address.
+    Watchpoint(u64),
 }

@@ -304,7 +304,7 @@ fn run_once(vcpu: &mut Vcpu, shared: &Shared, io_log: &mut RateLimit) -> Option<
             let cause = format!("a fault on {size} bytes of guest memory at {address:#x}");
             return Some(Outcome::InternalError { cause, report: report(vcpu, shared, &[]) });
         }
-        VcpuExit::Halt | VcpuExit::Debug | VcpuExit::Other(_) => {
+        VcpuExit::Halt | VcpuExit::Debug(_) | VcpuExit::Other(_) => {
             let cause = format!("an exit that was not asked for: {exit:?}");
             return Some(Outcome::InternalError { cause, report: report(vcpu, shared, &[]) });
         }

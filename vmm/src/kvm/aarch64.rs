@@ -4,6 +4,7 @@ pub mod capabilities;
 
 use super::VmConfig;
 use super::error::{KvmError, ioctl};
+use super::exit::DebugExit;
 use crate::boot::aarch64::Platform;
 use arch::Isa;
 use arch::aarch64::device_tree::GicVersion;
@@ -83,6 +84,11 @@ impl NativeVm {
         if gic_version == GicVersion::V2 && config.vcpus > layout::GICV2_MAX_VCPUS {
             return Err(KvmError::TooManyVcpus { asked: config.vcpus, limit: layout::GICV2_MAX_VCPUS });
         }
+        // Accesses that the hardware does not describe come to us instead of failing KVM_RUN.
+        let nisv = kvm::kvm_enable_cap { cap: kvm::KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
+        if let Err(error) = vm.enable_cap(&nisv) {
+            log::debug!("this host's KVM has no KVM_CAP_ARM_NISV_TO_USER: {error}");
+        }
         let fds: Vec<VcpuFd> = (0..config.vcpus)
             .map(|id| {
                 let fd = vm.create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
@@ -113,9 +119,17 @@ fn gic_type(version: GicVersion) -> kvm::kvm_device_type {
 }
 
 /// Whether KVM would create a device of this type.
-pub(super) fn try_device(vm: &VmFd, kind: kvm::kvm_device_type) -> bool {
+fn try_device(vm: &VmFd, kind: kvm::kvm_device_type) -> bool {
     let mut device = kvm::kvm_create_device { type_: kind, fd: 0, flags: kvm::KVM_CREATE_DEVICE_TEST };
-    vm.create_device(&mut device).is_ok()
+    match vm.create_device(&mut device) {
+        Ok(device) => {
+            // A test makes no device, so what kvm-ioctls wraps is not a descriptor of ours: if it
+            // were dropped, descriptor 0 would be closed.
+            std::mem::forget(device);
+            true
+        }
+        Err(_) => false,
+    }
 }
 
 fn create_gic(vm: &VmFd, version: GicVersion, vcpus: u32) -> Result<DeviceFd, KvmError> {
@@ -261,6 +275,11 @@ pub fn registers(vcpu: &VcpuFd) -> RegisterFile {
         file.set("sp", sp);
     }
     file
+}
+
+/// Decodes `KVM_EXIT_DEBUG`.
+pub fn debug_exit(debug: &kvm::kvm_debug_exit_arch) -> DebugExit {
+    DebugExit::Aarch64 { syndrome: u64::from(debug.hsr_high) << 32 | u64::from(debug.hsr), far: debug.far }
 }
 
 /// KVM does not translate for us here: an address is known only while the MMU is off.

@@ -71,11 +71,34 @@ pub enum VcpuExit<'a> {
         size: u64,
     },
     /// A debug event (`KVM_SET_GUEST_DEBUG`).
-    Debug,
+    Debug(DebugExit),
     /// A signal: somebody kicked the thread.
     Interrupted,
     /// A reason that this monitor asks for nowhere, by its number.
     Other(u32),
+}
+
+/// `KVM_EXIT_DEBUG`, as each architecture tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DebugExit {
+    /// x86.
+    X86 {
+        /// Vector: 1 is #DB, 3 is #BP.
+        exception: u32,
+        /// The code segment's base and RIP, added.
+        pc: u64,
+        /// DR6 as the processor would have set it.
+        dr6: u64,
+        /// DR7 in force.
+        dr7: u64,
+    },
+    /// aarch64.
+    Aarch64 {
+        /// `ESR_EL2`: the syndrome.
+        syndrome: u64,
+        /// `FAR_EL2`: for a watchpoint, the address of the access.
+        far: u64,
+    },
 }
 
 /// `KVM_EXIT_SYSTEM_EVENT`.
@@ -175,7 +198,10 @@ pub unsafe fn decode(run: &mut kvm::kvm_run) -> VcpuExit<'_> {
             let fault = unsafe { run.__bindgen_anon_1.memory_fault };
             VcpuExit::MemoryFault { address: fault.gpa, size: fault.size }
         }
-        kvm::KVM_EXIT_DEBUG => VcpuExit::Debug,
+        kvm::KVM_EXIT_DEBUG => {
+            // SAFETY: as above.
+            VcpuExit::Debug(super::native::debug_exit(unsafe { &run.__bindgen_anon_1.debug.arch }))
+        }
         kvm::KVM_EXIT_INTR => VcpuExit::Interrupted,
         other => VcpuExit::Other(other),
     }
@@ -264,7 +290,6 @@ mod tests {
         for (reason, name) in [
             (kvm::KVM_EXIT_HLT, "Halt"),
             (kvm::KVM_EXIT_SHUTDOWN, "Shutdown"),
-            (kvm::KVM_EXIT_DEBUG, "Debug"),
             (kvm::KVM_EXIT_INTR, "Interrupted"),
             (999, "Other(999)"),
         ] {

@@ -4,6 +4,7 @@ pub mod capabilities;
 
 use super::VmConfig;
 use super::error::{KvmError, ioctl};
+use super::exit::DebugExit;
 use crate::boot::aarch64::Platform;
 use arch::Isa;
 use arch::register::RegisterFile;
@@ -226,6 +227,11 @@ pub fn registers(vcpu: &VcpuFd) -> RegisterFile {
         }
     }
     file
+}
+
+/// Decodes `KVM_EXIT_DEBUG`.
+pub fn debug_exit(debug: &kvm::kvm_debug_exit_arch) -> DebugExit {
+    DebugExit::X86 { exception: debug.exception, pc: debug.pc, dr6: debug.dr6, dr7: debug.dr7 }
 }
 
 /// `KVM_TRANSLATE`.

@@ -1,1 +1,75 @@
+//! What KVM on aarch64 says that it can do, and how its guest debugging is set up for a try.
 
+use crate::kvm::{Capability, DebugProbe, Host};
+use kvm_bindings as kvm;
+use kvm_ioctls::{Cap, VmFd};
+
+/// `KVM_ARM_VM_SMCCC_FILTER` (KVM documentation, "Generic vm interface").
+const KVM_ARM_VM_SMCCC_CTRL: u32 = 0;
+const KVM_ARM_VM_SMCCC_FILTER: u64 = 0;
+
+/// The capabilities that `vmm check` lists.
+pub fn capabilities(host: &Host, vm: &VmFd) -> Vec<Capability> {
+    let kvm = host.kvm();
+    let flag = |key, title, capability| {
+        let works = kvm.check_extension(capability);
+        Capability { key, title, works, detail: String::new() }
+    };
+    let number = |key, title, capability| {
+        let value = kvm.check_extension_int(capability);
+        Capability { key, title, works: value > 0, detail: value.to_string() }
+    };
+    let gic = |key, title, kind| Capability {
+        key,
+        title,
+        works: super::try_device(vm, kind),
+        detail: String::new(),
+    };
+    let filter = kvm::kvm_device_attr {
+        group: KVM_ARM_VM_SMCCC_CTRL,
+        attr: KVM_ARM_VM_SMCCC_FILTER,
+        addr: 0,
+        flags: 0,
+    };
+    vec![
+        gic("gic_v3", "GICv3", kvm::kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3),
+        gic("gic_v2", "GICv2", kvm::kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2),
+        number("ipa_bits", "guest-physical address bits", Cap::ArmVmIPASize),
+        number("hardware_breakpoints", "hardware breakpoints", Cap::DebugHwBps),
+        number("hardware_watchpoints", "hardware watchpoints", Cap::DebugHwWps),
+        flag("sve", "Scalable Vector Extension", Cap::ArmSve),
+        flag("pointer_authentication", "pointer authentication", Cap::ArmPtrAuthAddress),
+        Capability {
+            key: "smccc_filter",
+            title: "SMCCC filter",
+            works: vm.has_device_attr(&filter).is_ok(),
+            detail: String::new(),
+        },
+    ]
+}
+
+/// `KVM_SET_GUEST_DEBUG` for one probe. Arm ARM (DDI 0487), `DBGBCR<n>_EL1` and
+/// `DBGWCR<n>_EL1`: E is bit 0, PAC bits 1 and 2 (EL1 and EL0: 0b11), LSC bits 3 and 4
+/// (store: 0b10), BAS from bit 5 on.
+pub fn guest_debug(probe: DebugProbe) -> kvm::kvm_guest_debug {
+    const ENABLE: u64 = 1 << 0;
+    const EL1_AND_EL0: u64 = 0b11 << 1;
+    const LSC_STORE: u64 = 0b10 << 3;
+    const BAS_INSTRUCTION: u64 = 0b1111 << 5;
+    let mut debug = kvm::kvm_guest_debug { control: kvm::KVM_GUESTDBG_ENABLE, ..Default::default() };
+    match probe {
+        DebugProbe::SingleStep => debug.control |= kvm::KVM_GUESTDBG_SINGLESTEP,
+        DebugProbe::SoftwareBreakpoint => debug.control |= kvm::KVM_GUESTDBG_USE_SW_BP,
+        DebugProbe::HardwareBreakpoint(address) => {
+            debug.control |= kvm::KVM_GUESTDBG_USE_HW;
+            debug.arch.dbg_bvr[0] = address;
+            debug.arch.dbg_bcr[0] = ENABLE | EL1_AND_EL0 | BAS_INSTRUCTION;
+        }
+        DebugProbe::Watchpoint(address) => {
+            debug.control |= kvm::KVM_GUESTDBG_USE_HW;
+            debug.arch.dbg_wvr[0] = address & !7;
+            debug.arch.dbg_wcr[0] = ENABLE | EL1_AND_EL0 | LSC_STORE | 0b1111 << (5 + (address & 7));
+        }
+    }
+    debug
+}
