@@ -1,0 +1,64 @@
+# `make` lists the targets. Everything that is needed is installed or fetched by them; what
+# is fetched is kept in a cache outside the work tree (VMM_TEST_CACHE, ~/.cache/vmm-test).
+
+ARCH ?= $(shell uname -m)
+ISAS := x86_64 aarch64
+MUSL = $(1)-unknown-linux-musl
+CARGO ?= cargo
+TARGETS := $(foreach isa,$(ISAS),$(call MUSL,$(isa))) x86_64-unknown-none aarch64-unknown-none-softfloat
+
+.DEFAULT_GOAL := help
+.PHONY: help build check test unit cases bench demo setup toolchain kernels qemu layering clean clean-cache
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: setup ## boot a Debian kernel and run a command in it (ARCH=aarch64 for the other one)
+	@$(CARGO) run -q -p integration --bin demo -- $(ARCH)
+
+test: setup check unit cases ## everything: set-up, checks, unit tests, all cases on both architectures
+
+check: toolchain layering ## format, lints, both architectures compile; well under a minute once built
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
+	$(CARGO) clippy -q --workspace --all-targets --target $(call MUSL,aarch64) -- -D warnings
+	$(CARGO) clippy -q --workspace --all-targets --target $(call MUSL,x86_64) -- -D warnings
+
+unit: toolchain ## unit tests
+	$(CARGO) test -q --workspace --exclude integration
+	$(CARGO) test -q -p integration --lib
+
+cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)
+	@rm -rf logs
+	$(CARGO) test -q -p integration --test kvm -- $(FILTER)
+
+bench: setup ## measure vmm against QEMU on the same nested hosts
+	@$(CARGO) run -q --release -p integration --bin bench
+
+build: toolchain ## static release binaries of both architectures, in target/*/release
+	@echo "building static binaries for: $(ISAS)" >&2
+	@for isa in $(ISAS); do \
+	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p vmm -p integration --bin vmm --bin case || exit 1; \
+	done
+
+setup: kernels qemu build ## what the tests need: Debian packages, kernels, QEMU, our binaries
+
+kernels: ## Debian's kernels and busybox for both architectures
+	@integration/setup/packages.sh
+	@integration/setup/kernels.sh
+
+qemu: ## the QEMU that carries the x86_64 nest
+	@integration/setup/qemu.sh
+
+toolchain: ## Rust targets
+	@integration/setup/toolchain.sh $(TARGETS)
+
+layering: ## cfg(target_arch) and KVM stay where they belong
+	@integration/setup/layering.sh
+
+clean: ## remove what was built
+	$(CARGO) clean
+	rm -rf logs
+
+clean-cache: ## remove what was fetched
+	rm -rf "$${VMM_TEST_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/vmm-test}"

@@ -92,7 +92,7 @@ impl MemorySize {
         if bytes > maximum {
             return Err(format!("more than {}T cannot be addressed", maximum >> 40));
         }
-        if bytes % Self::ALIGNMENT != 0 {
+        if !bytes.is_multiple_of(Self::ALIGNMENT) {
             return Err(format!("{bytes} bytes are not a multiple of 64K"));
         }
         Ok(MemorySize(bytes))

@@ -9,10 +9,12 @@ use crate::kvm::kick;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -66,7 +68,17 @@ impl Console {
                 let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
                 grantpt(&master)?;
                 unlockpt(&master)?;
-                console.pty_path = Some(ptsname_r(&master)?);
+                let path = ptsname_r(&master)?;
+                // The other end starts raw, or it would echo the guest's output back as input.
+                // Having had it open matters, too: only then does the kernel tell that nobody
+                // has it open.
+                let other =
+                    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&path)?;
+                let mut settings = tcgetattr(&other)?;
+                cfmakeraw(&mut settings);
+                tcsetattr(&other, SetArg::TCSANOW, &settings)?;
+                drop(other);
+                console.pty_path = Some(path);
                 let master = OwnedFd::from(master);
                 fcntl(&master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
                 console.input = Some(master.try_clone()?);
@@ -239,16 +251,15 @@ mod tests {
         output.write_all(&[b'x'; 100_000]).unwrap();
         let mut other =
             File::options().read(true).write(true).open(console.pty_path.as_ref().unwrap()).unwrap();
-        let mut settings = nix::sys::termios::tcgetattr(&other).unwrap();
-        nix::sys::termios::cfmakeraw(&mut settings);
-        nix::sys::termios::tcsetattr(&other, nix::sys::termios::SetArg::TCSANOW, &settings).unwrap();
-        output.write_all(b"hello").unwrap();
+        // What the buffer held is still there to be read, so this waits for the reader.
+        let writer = std::thread::spawn(move || output.write_all(b"hello").unwrap());
         let mut seen = Vec::new();
         while !seen.ends_with(b"hello") {
             let mut byte = [0];
             other.read_exact(&mut byte).unwrap();
             seen.push(byte[0]);
         }
+        writer.join().unwrap();
         other.write_all(b"abc").unwrap();
         let mut buffer = [0; 3];
         File::from(console.input.unwrap()).read_exact(&mut buffer).unwrap();

@@ -128,7 +128,7 @@ impl Elf {
                     });
                 }
                 PT_NOTE if file_end <= source.size() && segment.p_filesz <= NOTES_LIMIT => {
-                    pvh_entry = pvh_entry.or(find_pvh_note(source, &header, &segment)?);
+                    pvh_entry = pvh_entry.or(find_pvh_note(source, &header, segment)?);
                 }
                 PT_INTERP => {
                     return Err(ImageError::Unsupported(

@@ -170,8 +170,8 @@ const PDE_PAGE_SIZE: u64 = 1 << 7;
 /// Page tables at guest-physical `base` that map the first 4 GiB to themselves in 2 MiB pages.
 fn identity_map(base: u64) -> Vec<u8> {
     const TABLE: u64 = 4096;
-    let pml4 = [base + TABLE | PTE_PRESENT_WRITABLE].into_iter().chain([0; 511]);
-    let pdpt = (0..4).map(|index| base + (2 + index) * TABLE | PTE_PRESENT_WRITABLE).chain([0; 508]);
+    let pml4 = [(base + TABLE) | PTE_PRESENT_WRITABLE].into_iter().chain([0; 511]);
+    let pdpt = (0..4).map(|index| (base + (2 + index) * TABLE) | PTE_PRESENT_WRITABLE).chain([0; 508]);
     let directories =
         (0..4 * 512u64).map(|index| index << 21 | PTE_PRESENT_WRITABLE | PTE_ACCESSED_DIRTY | PDE_PAGE_SIZE);
     pml4.chain(pdpt).chain(directories).flat_map(u64::to_le_bytes).collect()

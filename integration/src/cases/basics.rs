@@ -184,10 +184,6 @@ pub fn console_kinds(c: &mut Context) -> Check {
     let path = other.ok_or("the pseudo-terminal's name is not told")?;
     // The greeting came before anybody listened; what is typed now must come back.
     let mut end = File::options().read(true).write(true).open(&path).map_err(|e| format!("{path}: {e}"))?;
-    let mut settings = nix::sys::termios::tcgetattr(&end).map_err(|e| e.to_string())?;
-    nix::sys::termios::cfmakeraw(&mut settings);
-    nix::sys::termios::tcsetattr(&end, nix::sys::termios::SetArg::TCSANOW, &settings)
-        .map_err(|e| e.to_string())?;
     std::io::Write::write_all(&mut end, b"typed").map_err(|e| e.to_string())?;
     let mut seen = Vec::new();
     let mut byte = [0];

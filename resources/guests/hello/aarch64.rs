@@ -50,6 +50,8 @@ unsafe extern "C" {
 }
 
 const SERIAL: u64 = 0x0900_0000;
+/// The exit device's word.
+const EXIT: u64 = 0x0902_0000;
 const PSCI_SYSTEM_OFF: u64 = 0x8400_0008;
 const PSCI_CPU_ON: u64 = 0xc400_0003;
 
@@ -191,6 +193,23 @@ impl Machine for Virt {
 
     fn relax(&self) {
         unsafe { asm!("yield") };
+    }
+
+    fn ticks(&self) -> u64 {
+        let ticks;
+        unsafe { asm!("isb", "mrs {}, cntvct_el0", out(reg) ticks) };
+        ticks
+    }
+
+    fn patience(&self) -> u64 {
+        let frequency: u64;
+        unsafe { asm!("mrs {}, cntfrq_el0", out(reg) frequency) };
+        2 * frequency
+    }
+
+    fn fail(&mut self) -> ! {
+        unsafe { write_volatile(EXIT as *mut u32, u32::from(common::FAILURE)) };
+        self.power_off()
     }
 
     fn power_off(&mut self) -> ! {

@@ -6,6 +6,8 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 /// vCPUs that the guest has room for.
 pub const MAX_VCPUS: usize = 128;
+/// What the guest writes to the exit device when a vCPU did not count.
+pub const FAILURE: u8 = 2;
 /// How far each vCPU counts.
 const COUNT: u64 = 1000;
 
@@ -21,8 +23,14 @@ pub trait Machine: Write {
     fn start(&mut self, index: usize);
     /// Lets a little time go by while another vCPU works.
     fn relax(&self);
+    /// A clock's ticks.
+    fn ticks(&self) -> u64;
+    /// How many ticks another vCPU may take: about two seconds.
+    fn patience(&self) -> u64;
     /// Switches the machine off.
     fn power_off(&mut self) -> !;
+    /// Ends the run with [`FAILURE`] at the exit device.
+    fn fail(&mut self) -> !;
 }
 
 // Each vCPU has a cell of its own: without caches and with the MMU off, an aarch64 vCPU may
@@ -58,16 +66,19 @@ pub fn run(machine: &mut impl Machine) -> ! {
     count(0);
     for index in 1..vcpus {
         machine.start(index);
-        let mut patience = 200_000_000u64;
-        while counted(index) < COUNT && patience > 0 {
+        let start = machine.ticks();
+        while counted(index) < COUNT && machine.ticks().wrapping_sub(start) < machine.patience() {
             machine.relax();
-            patience -= 1;
         }
-        if patience == 0 {
+        if counted(index) < COUNT {
             let _ = write!(machine, "vCPU {index} did not start\n");
         }
     }
     let total: u64 = (0..vcpus).map(counted).sum();
-    let _ = write!(machine, "{vcpus} vCPUs counted to {total}\nPowering off.\n");
+    let _ = write!(machine, "{vcpus} vCPUs counted to {total}\n");
+    if total < vcpus as u64 * COUNT {
+        machine.fail();
+    }
+    let _ = write!(machine, "Powering off.\n");
     machine.power_off()
 }

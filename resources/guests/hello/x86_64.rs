@@ -221,12 +221,34 @@ impl Machine for Pc {
             write_volatile(place(&raw const trampoline_cr3), cr3);
             write_volatile(place(&raw const trampoline_index), index as u64);
         }
+        // Intel SDM vol. 3, "Typical BSP Initialization Sequence": INIT, then the start-up
+        // interrupt twice, for a processor that was not ready for the first.
         self.interrupt_command(apic_id, 0x4500); // INIT, assert
-        self.interrupt_command(apic_id, 0x4600 | (TRAMPOLINE_PAGE >> 12) as u32); // start-up
+        for _ in 0..2 {
+            for _ in 0..10_000 {
+                self.relax();
+            }
+            self.interrupt_command(apic_id, 0x4600 | (TRAMPOLINE_PAGE >> 12) as u32);
+        }
     }
 
     fn relax(&self) {
         core::hint::spin_loop();
+    }
+
+    fn ticks(&self) -> u64 {
+        // SAFETY: every processor with 64-bit mode has RDTSC.
+        unsafe { core::arch::x86_64::_rdtsc() }
+    }
+
+    fn patience(&self) -> u64 {
+        // The frequency is not known; it is between one and five GHz.
+        5_000_000_000
+    }
+
+    fn fail(&mut self) -> ! {
+        outb(EXIT, common::FAILURE);
+        self.power_off()
     }
 
     fn power_off(&mut self) -> ! {
@@ -236,6 +258,9 @@ impl Machine for Pc {
         }
     }
 }
+
+/// The exit device's port.
+const EXIT: u16 = 0xf4;
 
 extern "C" fn main(boot_parameters: u64) -> ! {
     common::run(&mut Pc { boot_parameters })

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Holds the layers of docs/architecture.md: the architecture of a target is a value except in
+# vmm/src/kvm and the boot code beside it; arch and debug know no KVM; arch, debug and
+# devices have no unsafe code.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+status=0
+complain() { printf 'layering: %s\n' "$*" >&2; status=1; }
+
+found=$(grep -rnE 'target_arch' --include='*.rs' --exclude-dir=target . \
+  | grep -vE '^\./vmm/src/(kvm/|kvm\.rs|boot/|boot\.rs)' \
+  | grep -v 'CARGO_CFG_TARGET_ARCH' || true)
+[ -z "$found" ] || complain "cfg(target_arch) outside vmm/src/kvm and the boot code:"$'\n'"$found"
+
+for crate in arch debug devices; do
+  grep -q '^#!\[forbid(unsafe_code)\]' "$crate/src/lib.rs" || complain "$crate does not forbid unsafe code"
+done
+for crate in arch debug; do
+  found=$(cargo tree -q -p "$crate" -e normal,build --target all --prefix none | grep -E '^(kvm-|vmm )' || true)
+  [ -z "$found" ] || complain "$crate depends on KVM: $found"
+done
+found=$(cargo tree -q -p devices -e normal --target all --prefix none | grep -E '^(kvm-|vmm |debug )' || true)
+[ -z "$found" ] || complain "devices depends on what is not below it: $found"
+versions=$(cargo tree -q --workspace --target all --prefix none | grep -E '^vm-memory v' | sed 's, (.*,,' | sort -u | wc -l)
+[ "$versions" = 1 ] || complain "$versions versions of vm-memory"
+exit $status
