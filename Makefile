@@ -8,7 +8,7 @@ CARGO ?= cargo
 TARGETS := $(foreach isa,$(ISAS),$(call MUSL,$(isa))) x86_64-unknown-none aarch64-unknown-none-softfloat
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test unit cases bench demo setup toolchain kernels qemu layering clean clean-cache
+.PHONY: help build check test unit cases bench demo setup toolchain kernels qemu peer layering clean clean-cache
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -32,7 +32,7 @@ cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)
 	@rm -rf logs
 	$(CARGO) test -q -p integration --test kvm -- $(FILTER)
 
-bench: setup ## measure vmm against QEMU on the same nested hosts
+bench: setup peer ## measure vmm against QEMU on the same nested hosts
 	@$(CARGO) run -q --release -p integration --bin bench
 
 build: toolchain ## static release binaries of both architectures, in target/*/release
@@ -49,6 +49,9 @@ kernels: ## Debian's kernels and busybox for both architectures
 
 qemu: ## the QEMU that carries the x86_64 nest
 	@integration/setup/qemu.sh
+
+peer: ## Debian's QEMU with its libraries, to be measured against
+	@integration/setup/peer.sh
 
 toolchain: ## Rust targets
 	@integration/setup/toolchain.sh $(TARGETS)

@@ -31,6 +31,9 @@ pub struct Case {
     pub only: Option<Isa>,
     /// Memory of a nest that it runs in, MiB.
     pub nest_memory: u32,
+    /// The version of an aarch64 nest's interrupt controller; another than 3 sends the case to
+    /// the nest.
+    pub gic: u32,
     /// The function.
     pub run: fn(&mut Context) -> Check,
 }
@@ -42,15 +45,20 @@ impl std::fmt::Debug for Case {
 }
 
 const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
-    Case { name, needs: Needs::SmallGuests, kernels: &[], only: None, nest_memory: 1024, run }
+    Case { name, needs: Needs::SmallGuests, kernels: &[], only: None, nest_memory: 1024, gic: 3, run }
 }
 
 const fn linux(name: &'static str, kernels: &'static [&'static str], run: fn(&mut Context) -> Check) -> Case {
-    Case { name, needs: Needs::Linux, kernels, only: None, nest_memory: 2048, run }
+    Case { name, needs: Needs::Linux, kernels, only: None, nest_memory: 2048, gic: 3, run }
 }
 
 const fn only(isa: Isa, case: Case) -> Case {
     Case { only: Some(isa), ..case }
+}
+
+/// On a host with a GICv2 only.
+const fn gic_v2(case: Case) -> Case {
+    Case { gic: 2, ..only(Isa::Aarch64, case) }
 }
 
 /// Every case.
@@ -94,6 +102,8 @@ pub const CASES: &[Case] = &[
     linux("debian_panic", &["6.1"], linux::panic),
     only(Isa::Aarch64, linux("debian_compressed_image", &["6.12"], linux::compressed_image)),
     only(Isa::Aarch64, linux("debian_exit_device", &["6.12"], linux::exit_device)),
+    gic_v2(small("gic_v2_embedded_guest", basics::on_gic_v2)),
+    gic_v2(linux("gic_v2_debian", &["6.1"], linux::on_2_vcpus_6_1)),
     only(Isa::X86_64, linux("debian_vmlinux", &["6.12"], linux::vmlinux)),
 ];
 
@@ -102,7 +112,13 @@ pub fn for_isa(isa: Isa) -> impl Iterator<Item = &'static Case> {
     CASES.iter().filter(move |case| case.only.is_none_or(|only| only == isa))
 }
 
+/// What `make bench` runs in a nest; it is no test.
+pub const BENCH: Case = Case { nest_memory: 3072, ..linux("bench", &["6.12"], crate::measure::run) };
+
+/// What `make demo` shows; it is no test.
+pub const DEMO: Case = linux("demo", &["6.12"], crate::demo::run);
+
 /// Looks a case up.
 pub fn find(name: &str) -> Option<&'static Case> {
-    CASES.iter().find(|case| case.name == name)
+    CASES.iter().chain([&BENCH, &DEMO]).find(|case| case.name == name)
 }

@@ -22,6 +22,8 @@ pub struct Context {
     pub work: PathBuf,
     /// Processes' output, by name, for the report.
     pub kept: Vec<(String, Vec<u8>)>,
+    /// Whether the machine is a nest.
+    pub in_nest: bool,
     /// How much slower than hardware the place is: limits of time are multiplied by it.
     pub slowness: u32,
 }

@@ -9,8 +9,10 @@
 pub mod artifacts;
 pub mod cases;
 pub mod context;
+pub mod demo;
 pub mod guests;
 pub mod initramfs;
+pub mod measure;
 pub mod nest;
 pub mod process;
 pub mod report;

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The series of the nest's own kernel: the newest that Debian 12 carries.
 const HOST_SERIES: &str = "6.12";
+/// How long a case may take in a nest, its boot included.
+const CASE_LIMIT: Duration = Duration::from_secs(540);
 /// How much slower a nest is than the limits of cases assume.
 const SLOWNESS: u32 = 6;
 
@@ -27,6 +29,8 @@ pub struct Nest {
     archive: Initramfs,
     cmdline: String,
     memory_mib: u32,
+    cpus: u32,
+    gic: u32,
 }
 
 impl Nest {
@@ -36,7 +40,9 @@ impl Nest {
     /// When a part is missing.
     pub fn new(isa: Isa, init: &Path, memory_mib: u32) -> io::Result<Nest> {
         let mut archive = Initramfs::default();
-        for folder in ["bin", "dev", "proc", "sys", "tmp", "files", "modules"] {
+        for folder in
+            ["bin", "dev", "proc", "sys", "tmp", "files", "modules", "peer", "peer/lib", "peer/share"]
+        {
             archive.folder(folder)?;
         }
         archive.copy("init", init)?;
@@ -50,7 +56,7 @@ impl Nest {
             let name = Path::new(module).file_name().unwrap_or_default().to_string_lossy();
             archive.file(&format!("modules/{index}-{name}"), &initramfs::module(&path)?)?;
         }
-        Ok(Nest { isa, archive, cmdline: String::new(), memory_mib })
+        Ok(Nest { isa, archive, cmdline: String::new(), memory_mib, cpus: 1, gic: 3 })
     }
 
     /// Adds a file.
@@ -67,6 +73,13 @@ impl Nest {
     /// When the archive cannot hold it.
     pub fn file(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
         self.archive.file(path, content)
+    }
+
+    /// Gives it more than one processor. QEMU 7.2's emulation then runs them on threads of
+    /// their own, and x86 kernels that patch their own text can meet a stale instruction
+    /// (docs/testing.md): not for tests.
+    pub fn cpus(&mut self, cpus: u32) {
+        self.cpus = cpus;
     }
 
     /// Adds words to the kernel's command line.
@@ -93,12 +106,12 @@ impl Nest {
                 command.args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu", "-vga", "none"]);
             }
             Isa::Aarch64 => {
-                command.args(["-M", "virt,virtualization=on,gic-version=3", "-accel", "tcg,thread=multi"]);
-                command.args(["-cpu", "max,pauth-impdef=on"]);
+                command.args(["-M", &format!("virt,virtualization=on,gic-version={}", self.gic)]);
+                command.args(["-accel", "tcg,thread=multi", "-cpu", "max,pauth-impdef=on"]);
             }
         }
         command
-            .args(["-smp", "1", "-m", &self.memory_mib.to_string()])
+            .args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-device", "virtio-serial-pci"])
             .args(["-chardev", &format!("file,id=console,path={}", console.display())])
@@ -173,7 +186,16 @@ impl Drop for Running {
 /// # Errors
 /// When the nest cannot be made or started.
 pub fn run_case(isa: Isa, case: &Case, folder: &Path) -> io::Result<Report> {
+    Ok(prepare_case(isa, case)?.boot(folder)?.wait(CASE_LIMIT))
+}
+
+/// Makes the nest for a case.
+///
+/// # Errors
+/// When a part is missing.
+pub fn prepare_case(isa: Isa, case: &Case) -> io::Result<Nest> {
     let mut nest = Nest::new(isa, &artifacts::program(isa, "case"), case.nest_memory)?;
+    nest.gic = case.gic;
     if !case.kernels.is_empty() {
         nest.file("files/initrd", &initramfs::guest(isa)?)?;
     }
@@ -181,7 +203,19 @@ pub fn run_case(isa: Isa, case: &Case, folder: &Path) -> io::Result<Report> {
         nest.copy(&format!("files/{series}"), &Kernel::new(isa, series).image())?;
     }
     nest.cmdline(&format!("case={} slowness={SLOWNESS}", case.name));
-    Ok(nest.boot(folder)?.wait(Duration::from_secs(540)))
+    Ok(nest)
+}
+
+/// Runs a case on this machine and shows what it prints beside its report.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn run_here_shown(case: &Case, folder: &Path) -> io::Result<Report> {
+    let report = run_here(case, folder)?;
+    for (_, bytes) in report.files.iter().filter(|(name, _)| name.ends_with("console.log")) {
+        println!("{}", String::from_utf8_lossy(bytes));
+    }
+    Ok(report)
 }
 
 /// Runs a case on this machine.

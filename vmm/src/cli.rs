@@ -246,6 +246,20 @@ mod tests {
     }
 
     #[test]
+    fn the_example_templates_are_understood() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/cpu-templates");
+        let mut seen = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let template = template(path.to_str().unwrap(), Some("-sse4_2")).unwrap();
+            assert!(template.features.is_some_and(|features| features.ends_with(",-sse4_2")));
+            assert!(template.cpuid.len() + template.id_registers.len() > 0);
+            seen += 1;
+        }
+        assert_eq!(seen, 2);
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (line, words) in [
             ("--memory 0", "at least"),

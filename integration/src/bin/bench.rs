@@ -1,1 +1,161 @@
-fn main() {}
+//! `make bench`: `vmm` beside Debian's QEMU on the same nested hosts, and `vmm` on this
+//! machine's own KVM. It prints medians, ratios and the aims; it judges nothing.
+
+use arch::Isa;
+use integration::artifacts;
+use integration::cases::BENCH;
+use integration::guests;
+use integration::measure::{GUEST_MEMORY, RUNS, rss_beyond_guest};
+use integration::nest;
+use integration::process::{Process, Wiring};
+use integration::report::Verdict;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+/// How often a nest is tried that dies of its emulator (docs/testing.md).
+const TRIES: u32 = 4;
+
+fn main() -> ExitCode {
+    let mut result = ExitCode::SUCCESS;
+    if let Err(error) = here() {
+        eprintln!("bench: {error}");
+        result = ExitCode::FAILURE;
+    }
+    for isa in Isa::ALL {
+        println!();
+        if let Err(error) = nested(isa) {
+            eprintln!("bench: {isa}: {error}");
+            result = ExitCode::FAILURE;
+        }
+    }
+    result
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A file's size in MiB.
+fn size(path: &Path) -> Result<f64, String> {
+    let bytes = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?.len();
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    Ok(bytes as f64 / f64::from(1 << 20))
+}
+
+/// This machine's own KVM: the time to a guest's first instruction, and memory.
+fn here() -> Result<(), String> {
+    let isa = vmm::kvm::HOST_ISA;
+    let program = artifacts::program(isa, "vmm");
+    let folder = artifacts::workspace().join("logs/bench-here");
+    fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+    let write = |name: &str| -> Result<_, String> {
+        let guest = guests::find(isa.name(), name, false).ok_or("a guest is missing")?;
+        let path = folder.join(name);
+        fs::write(&path, guest.bytes).map_err(|error| error.to_string())?;
+        Ok(path)
+    };
+    let (guest, halted) = (write("first_byte")?, write("halt")?);
+    let mut times = Vec::new();
+    for _ in 0..=20 {
+        let mut command = Command::new(&program);
+        command.arg("--kernel").arg(&guest).args(["--memory", "256M"]);
+        let begin = Instant::now();
+        let mut process = Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())?;
+        if process.expect("!", Duration::from_secs(10)).is_err() {
+            println!("This machine's own KVM runs no guest: {}", process.errors.text().trim());
+            return Ok(());
+        }
+        times.push(begin.elapsed().as_secs_f64() * 1000.0);
+    }
+    times.remove(0);
+    let mut command = Command::new(&program);
+    command.arg("-v").arg("--kernel").arg(&halted).args(["--memory", &format!("{GUEST_MEMORY}M")]);
+    let process = Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !process.errors.text().contains("command line") && Instant::now() < deadline {
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    let rss = rss_beyond_guest(process.id())?;
+    drop(process);
+    fs::remove_dir_all(&folder).map_err(|error| error.to_string())?;
+    println!("{isa}, this machine's own KVM, medians of 20 runs");
+    println!("  exec to a guest's first instruction              {:8.1} ms   (aim: under 10)", median(times));
+    println!("  RSS beyond guest memory, 1 vCPU, small guest     {:8.0} KiB  (aim: under 5120)", rss);
+    println!(
+        "  static binary                                    {:8.2} MiB  (aim: under 4)",
+        size(&program)?
+    );
+    Ok(())
+}
+
+fn nested(isa: Isa) -> Result<(), String> {
+    let peer = artifacts::cache().join("peer").join(isa.name());
+    let folder = artifacts::workspace().join("logs").join(format!("bench-{isa}"));
+    let mut report = None;
+    for attempt in 1..=TRIES {
+        let mut nest = nest::prepare_case(isa, &BENCH).map_err(|error| error.to_string())?;
+        nest.cpus(2);
+        for place in ["lib", "share"] {
+            for entry in fs::read_dir(peer.join(place)).map_err(|error| error.to_string())? {
+                let path = entry.map_err(|error| error.to_string())?.path();
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let name = if name.starts_with("ld-linux") { "loader".to_string() } else { name };
+                nest.copy(&format!("peer/{place}/{name}"), &path).map_err(|error| error.to_string())?;
+            }
+        }
+        nest.copy("peer/qemu", &peer.join("qemu")).map_err(|error| error.to_string())?;
+        eprintln!("bench: measuring in an {isa} nest (a few minutes)");
+        let running = nest.boot(&folder).map_err(|error| error.to_string())?;
+        let finished = running.wait(Duration::from_secs(1200));
+        match &finished.verdict {
+            Verdict::Pass => {
+                report = Some(finished);
+                break;
+            }
+            Verdict::Fail(message) | Verdict::Ignored(message) => {
+                eprintln!("bench: {isa}, attempt {attempt} of {TRIES}: {message}");
+            }
+        }
+    }
+    let report = report.ok_or_else(|| format!("no attempt succeeded; see {}", folder.display()))?;
+    let table = report.files.iter().find(|(name, _)| name == "figures").ok_or("no figures")?;
+    let table = String::from_utf8_lossy(&table.1).into_owned();
+    let column = |monitor: &str, index: usize| -> Result<f64, String> {
+        let values: Vec<f64> = table
+            .lines()
+            .filter_map(|line| line.strip_prefix(monitor)?.split_whitespace().nth(index)?.parse().ok())
+            .collect();
+        if values.len() == RUNS { Ok(median(values)) } else { Err(format!("figures are missing: {table}")) }
+    };
+    let machine = if isa == Isa::X86_64 { "microvm" } else { "virt" };
+    println!("{isa}, nested KVM, Debian 6.12 guest of {GUEST_MEMORY} MiB, medians of {RUNS} runs in turn");
+    println!("  {:46}{:>10}{:>14}{:>8}", "", "vmm", format!("QEMU {machine}"), "ratio");
+    for (index, (name, unit)) in [
+        ("exec to a guest's first instruction", "ms"),
+        ("exec to the kernel's first console line", "ms"),
+        ("exec to init", "ms"),
+        ("RSS beyond guest memory", "KiB"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (ours, theirs) = (column("Vmm", index)?, column("Qemu", index)?);
+        println!("  {:46}{ours:>10.0}{theirs:>14.0}{:>8.2}  {unit}", name, ours / theirs);
+    }
+    let mut theirs = size(&peer.join("qemu"))?;
+    let ours = size(&artifacts::program(isa, "vmm"))?;
+    println!("  {:46}{ours:>10.2}{theirs:>14.2}{:>8.2}  MiB", "binary", ours / theirs);
+    for entry in fs::read_dir(peer.join("lib")).map_err(|error| error.to_string())? {
+        theirs += size(&entry.map_err(|error| error.to_string())?.path())?;
+    }
+    println!(
+        "  {:46}{ours:>10.2}{theirs:>14.2}{:>8.2}  MiB",
+        "binary with the libraries it needs",
+        ours / theirs
+    );
+    println!("  aims: init at most 0.80 of QEMU's, RSS under 5120 KiB, binary under 4 MiB");
+    fs::remove_dir_all(&folder).map_err(|error| error.to_string())
+}

@@ -33,6 +33,7 @@ fn main() {
         files: PathBuf::from(files),
         work: PathBuf::from(work),
         kept: Vec::new(),
+        in_nest: false,
         slowness: slowness.parse().unwrap_or(1),
     };
     let report = run(name, context);
@@ -100,6 +101,7 @@ fn nest() -> io::Result<()> {
         files: PathBuf::from("/files"),
         work: PathBuf::from("/tmp"),
         kept: Vec::new(),
+        in_nest: true,
         slowness: word("slowness").and_then(|text| text.parse().ok()).unwrap_or(1),
     };
     let mut port = report_port()?;

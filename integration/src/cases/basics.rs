@@ -26,6 +26,17 @@ pub fn embedded_guest_on_16_vcpus(c: &mut Context) -> Check {
     run.expect_output("16 vCPUs counted to 16000")
 }
 
+/// A GICv2 has eight CPU interfaces.
+pub fn on_gic_v2(c: &mut Context) -> Check {
+    let limit = c.limit(20);
+    let run = c.run("--cpus 8", &[], limit)?;
+    run.expect_code(0)?;
+    run.expect_output("8 vCPUs counted to 8000")?;
+    let run = c.run("--cpus 9", &[], limit)?;
+    run.expect_code(2)?;
+    run.expect_one_line("allows 8")
+}
+
 pub fn embedded_guest_with_6_gib(c: &mut Context) -> Check {
     let limit = c.limit(10);
     let run = c.run("--memory 6G", &[], limit)?;
@@ -236,6 +247,18 @@ pub fn check_command(c: &mut Context) -> Check {
         serde_json::from_str(&run.output).map_err(|error| format!("{error}:\n{}", run.output))?;
     check(json["isa"] == c.isa.name(), || format!("isa is {}", json["isa"]))?;
     check(json["small_guests"]["works"] == true, || format!("small guests do not work: {}", run.output))?;
+    // In a nest everything works; elsewhere that is what the command is there to find out.
+    if c.in_nest {
+        let mut keys =
+            vec!["linux_guests", "single_step", "software_breakpoint", "hardware_breakpoint", "watchpoint"];
+        keys.extend(match c.isa {
+            Isa::X86_64 => ["cmpxchg16b", "xen_hvm"],
+            Isa::Aarch64 => ["brk", "smccc_filter"],
+        });
+        for key in keys {
+            check(json[key]["works"] == true, || format!("{key}: {}", json[key]))?;
+        }
+    }
     let table = c.run("check", &[], limit)?;
     table.expect_code(0)?;
     table.expect_output("small guests")

@@ -1,0 +1,159 @@
+//! What `make bench` measures, run inside a nest: `vmm` and Debian's QEMU in turn, with the
+//! same kernel and the same userspace. Times are from the start of the monitor's process.
+
+use crate::context::{Check, Context};
+use crate::process::{Process, Wiring};
+use arch::Isa;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Memory of the guests, MiB.
+pub const GUEST_MEMORY: u64 = 256;
+/// How often each figure is taken.
+pub const RUNS: usize = 5;
+
+/// One monitor's figures of one run.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// To the byte that a guest's first instructions send to the console, ms.
+    pub first_instruction: f64,
+    /// To the first byte on the console, with the kernel's messages on, ms.
+    pub first_line: f64,
+    /// To the first process's greeting, `quiet`, ms.
+    pub init: f64,
+    /// Resident memory beyond the guest's, KiB.
+    pub rss: f64,
+}
+
+/// A monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Monitor {
+    /// Ours.
+    Vmm,
+    /// Debian's QEMU with KVM: microvm on x86_64, virt on aarch64.
+    Qemu,
+}
+
+fn command(c: &Context, monitor: Monitor, kernel: &Path, initrd: Option<&Path>, cmdline: &str) -> Command {
+    let mut command;
+    match monitor {
+        Monitor::Vmm => {
+            command = Command::new(&c.vmm);
+            command.args(["--memory", &format!("{GUEST_MEMORY}M"), "--cmdline", cmdline]);
+            command.arg("--kernel").arg(kernel);
+            if let Some(initrd) = initrd {
+                command.arg("--initrd").arg(initrd);
+            }
+        }
+        Monitor::Qemu => {
+            command = Command::new("/peer/lib/loader");
+            command.args(["--library-path", "/peer/lib", "/peer/qemu"]);
+            match c.isa {
+                Isa::X86_64 => {
+                    command.args(["-M", "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on"]);
+                    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+                }
+                Isa::Aarch64 => {
+                    command.args(["-M", "virt,gic-version=3"]);
+                }
+            }
+            command.args(["-accel", "kvm", "-cpu", "host", "-m", &GUEST_MEMORY.to_string()]);
+            command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+            command.args(["-serial", "stdio", "-L", "/peer/share", "-append", cmdline]);
+            command.arg("-kernel").arg(kernel);
+            if let Some(initrd) = initrd {
+                command.arg("-initrd").arg(initrd);
+            }
+        }
+    }
+    command
+}
+
+/// The console argument of the kernel: QEMU's virt machine has a PL011.
+fn console(c: &Context, monitor: Monitor) -> &'static str {
+    match (c.isa, monitor) {
+        (Isa::Aarch64, Monitor::Qemu) => "console=ttyAMA0",
+        _ => "console=ttyS0",
+    }
+}
+
+fn start(monitor: Monitor, command: Command) -> Result<(Process, Instant), String> {
+    let begin = Instant::now();
+    let process = Process::start(&format!("{monitor:?}"), command, Wiring::Pipes);
+    process.map(|process| (process, begin)).map_err(|error| format!("{monitor:?}: {error}"))
+}
+
+fn milliseconds(begin: Instant) -> f64 {
+    begin.elapsed().as_secs_f64() * 1000.0
+}
+
+/// Measures a monitor once.
+///
+/// # Errors
+/// When it does not do what it should.
+pub fn once(c: &Context, monitor: Monitor) -> Result<Figures, String> {
+    let limit = Duration::from_secs(120);
+    let console = console(c, monitor);
+    let mut figures = Figures::default();
+
+    let guest = c.guest("first_byte", false)?;
+    let (mut process, begin) = start(monitor, command(c, monitor, &guest, None, console))?;
+    process.expect("!", limit)?;
+    figures.first_instruction = milliseconds(begin);
+    drop(process);
+
+    let (kernel, initrd) = (c.kernel("6.12"), c.initrd());
+    let line = format!("{console} vmm.run=poweroff");
+    let (mut process, begin) = start(monitor, command(c, monitor, &kernel, Some(&initrd), &line))?;
+    process.expect("Linux version", limit)?;
+    figures.first_line = milliseconds(begin);
+    drop(process);
+
+    let line = format!("{console} quiet vmm.run=idle");
+    let (mut process, begin) = start(monitor, command(c, monitor, &kernel, Some(&initrd), &line))?;
+    process.expect("guest: up", limit)?;
+    figures.init = milliseconds(begin);
+    figures.rss = rss_beyond_guest(process.id())?;
+    Ok(figures)
+}
+
+/// Resident memory of a process without the mapping that is the guest's RAM, KiB.
+///
+/// # Errors
+/// When the process cannot be looked at.
+pub fn rss_beyond_guest(pid: u32) -> Result<f64, String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).map_err(|error| error.to_string())?;
+    let number = |line: &str| line.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
+    let (mut total, mut size) = (0, 0);
+    for line in text.lines() {
+        if line.starts_with("Size:") {
+            size = number(line).unwrap_or(0);
+        } else if line.starts_with("Rss:") && size < GUEST_MEMORY << 10 {
+            total += number(line).unwrap_or(0);
+        }
+    }
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    Ok(total as f64)
+}
+
+/// Runs everything and keeps a table of figures for the report: a line a run.
+///
+/// # Errors
+/// As [`once`].
+pub fn run(c: &mut Context) -> Check {
+    let mut table = String::new();
+    for round in 0..=RUNS {
+        for monitor in [Monitor::Vmm, Monitor::Qemu] {
+            let figures = once(c, monitor)?;
+            // The first round warms the caches and does not count.
+            if round > 0 {
+                let Figures { first_instruction, first_line, init, rss } = figures;
+                table.push_str(&format!("{monitor:?} {first_instruction} {first_line} {init} {rss}\n"));
+            }
+        }
+    }
+    c.kept.push(("figures".into(), table.into_bytes()));
+    Ok(())
+}
