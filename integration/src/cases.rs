@@ -64,7 +64,7 @@ const fn gic_v2(case: Case) -> Case {
 /// Every case.
 pub const CASES: &[Case] = &[
     small("embedded_guest", basics::embedded_guest),
-    small("embedded_guest_on_16_vcpus", basics::embedded_guest_on_16_vcpus),
+    small("embedded_guest_on_many_vcpus", basics::embedded_guest_on_many_vcpus),
     small("embedded_guest_with_6_gib", basics::embedded_guest_with_6_gib),
     small("exit_codes", basics::exit_codes),
     small("flat_binary", basics::flat_binary),

@@ -13,6 +13,7 @@ pub mod x86;
 
 use crate::kvm::BootState;
 use crate::memory::GuestMemory;
+use arch::aarch64::device_tree::Seed;
 use arch::image::ImageError;
 use arch::{GuestPhys, Isa};
 use std::io;
@@ -119,6 +120,8 @@ pub struct BootConfig<'a> {
     pub load_address: Option<u64>,
     /// Whether the guest has an exit device.
     pub exit_device: bool,
+    /// Random bytes for guests that are told of them (aarch64; an x86 guest has RDRAND).
+    pub seed: Seed,
 }
 
 /// The result: the state that the boot vCPU starts with.

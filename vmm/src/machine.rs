@@ -19,7 +19,8 @@ use devices::exit::ExitDevice;
 use devices::i8042::{self, I8042};
 use devices::pl031::Pl031;
 use devices::serial::{self, Interrupt, Serial};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -152,6 +153,10 @@ impl Machine {
 }
 
 fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<Booted, Error> {
+    let mut seed = [0; 40];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut seed))
+        .map_err(Error::system("cannot read /dev/urandom"))?;
     let boot = BootConfig {
         memory: config.memory.bytes(),
         vcpus: config.cpus,
@@ -159,6 +164,7 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
         initrds: &config.initrds,
         load_address: config.load_address,
         exit_device: config.exit_device,
+        seed,
     };
     Ok(match vm.platform() {
         None => boot::x86::prepare(vm.memory(), kernel, &boot)?,

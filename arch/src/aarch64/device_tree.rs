@@ -47,7 +47,12 @@ pub struct DeviceTree<'a> {
     pub initrd: Option<(u64, u64)>,
     /// Whether there is an exit device.
     pub exit_device: bool,
+    /// Random bytes for the guest: where its kernel goes, and its first entropy.
+    pub seed: &'a Seed,
 }
+
+/// Random bytes: `kaslr-seed` takes the first eight, `rng-seed` the rest.
+pub type Seed = [u8; 40];
 
 /// The affinity fields of `MPIDR_EL1` (Arm ARM, DDI 0487): Aff3 and Aff2..Aff0.
 pub const MPIDR_AFFINITY: u64 = 0x00ff_00ff_ffff;
@@ -134,6 +139,9 @@ impl DeviceTree<'_> {
         let chosen = fdt.begin_node("chosen")?;
         fdt.property_string("bootargs", self.cmdline)?;
         fdt.property_string("stdout-path", &format!("/{}", serial_name()))?;
+        let (kaslr, rng) = self.seed.split_at(8);
+        fdt.property("kaslr-seed", kaslr)?;
+        fdt.property("rng-seed", rng)?;
         if let Some((start, size)) = self.initrd {
             fdt.property_u64("linux,initrd-start", start)?;
             fdt.property_u64("linux,initrd-end", start.saturating_add(size))?;
@@ -194,6 +202,7 @@ mod tests {
             gic,
             initrd: Some((0x4800_0000, 0x1234)),
             exit_device: true,
+            seed: &[7; 40],
         }
     }
 
@@ -210,6 +219,9 @@ mod tests {
         assert_eq!((memory.starting_address as usize, memory.size), (0x4000_0000, Some(6 << 30)));
         let initrd_end = fdt.find_node("/chosen").unwrap().property("linux,initrd-end").unwrap();
         assert_eq!(initrd_end.value, 0x4800_1234u64.to_be_bytes());
+        let chosen = fdt.find_node("/chosen").unwrap();
+        assert_eq!(chosen.property("kaslr-seed").unwrap().value, [7; 8]);
+        assert_eq!(chosen.property("rng-seed").unwrap().value, [7; 32]);
         for compatible in ["arm,gic-v3", "arm,armv8-timer", "arm,psci-0.2", "ns16550a", "arm,pl031"] {
             assert!(fdt.find_compatible(&[compatible]).is_some(), "{compatible}");
         }

@@ -85,6 +85,14 @@ impl Cpuid {
         self.entries.iter_mut().find(|entry| entry.leaf == leaf && entry.subleaf == subleaf)
     }
 
+    /// Puts an entry in the place of the one for the same leaf and subleaf, if there is one.
+    pub fn replace(&mut self, entry: Entry) {
+        match self.entry_mut(entry.leaf, entry.subleaf) {
+            Some(old) => *old = entry,
+            None => self.entries.push(entry),
+        }
+    }
+
     /// Clears the bits of `mask` in one register; an absent entry stays absent.
     pub fn clear(&mut self, leaf: u32, subleaf: u32, register: Register, mask: u32) {
         if let Some(entry) = self.entry_mut(leaf, subleaf) {
@@ -217,6 +225,15 @@ mod tests {
             assert_eq!(vcpu.entry(4, 4).unwrap().eax, 0);
             assert_eq!(vcpu.entry(0x8000_0008, 0).unwrap().ecx, bits << 12 | (count - 1));
         }
+    }
+
+    #[test]
+    fn an_entry_is_replaced_and_not_doubled() {
+        let entry = |eax| Entry { leaf: 0x8000_0002, eax, ..Entry::default() };
+        let mut cpuid = Cpuid::default();
+        cpuid.replace(entry(1));
+        cpuid.replace(entry(2));
+        assert_eq!(cpuid.entries, [entry(2)]);
     }
 
     #[test]

@@ -18,12 +18,14 @@ pub fn embedded_guest(c: &mut Context) -> Check {
     check(run.errors.is_empty(), || format!("messages without need: {}", run.errors))
 }
 
-pub fn embedded_guest_on_16_vcpus(c: &mut Context) -> Check {
-    // A GICv2 has eight CPU interfaces; the nest has a GICv3.
+pub fn embedded_guest_on_many_vcpus(c: &mut Context) -> Check {
     let limit = c.limit(20);
-    let run = c.run("--cpus 16", &[], limit)?;
-    run.expect_code(0)?;
-    run.expect_output("16 vCPUs counted to 16000")
+    for cpus in [2, 3, 8, 16] {
+        let run = c.run(&format!("--cpus {cpus}"), &[], limit)?;
+        run.expect_code(0)?;
+        run.expect_output(&format!("{cpus} vCPUs counted to {cpus}000"))?;
+    }
+    Ok(())
 }
 
 /// A GICv2 has eight CPU interfaces.

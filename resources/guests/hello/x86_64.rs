@@ -221,6 +221,9 @@ impl Machine for Pc {
             write_volatile(place(&raw const trampoline_cr3), cr3);
             write_volatile(place(&raw const trampoline_index), index as u64);
         }
+        // Only an enabled local APIC sends interrupts (Intel SDM vol. 3, "Spurious-Interrupt
+        // Vector Register"). On KVM it is this write that makes the last vCPU reachable.
+        unsafe { write_volatile((LOCAL_APIC + 0xf0) as *mut u32, 0x1ff) };
         // Intel SDM vol. 3, "Typical BSP Initialization Sequence": INIT, then the start-up
         // interrupt twice, for a processor that was not ready for the first.
         self.interrupt_command(apic_id, 0x4500); // INIT, assert

@@ -89,6 +89,7 @@ pub fn prepare(
         gic: platform.gic,
         initrd,
         exit_device: config.exit_device,
+        seed: &config.seed,
     };
     let bytes = tree.bytes().map_err(|error| BootError::DeviceTree(error.to_string()))?;
     if bytes.len() as u64 > layout::DEVICE_TREE_SIZE {

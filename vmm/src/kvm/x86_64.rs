@@ -77,6 +77,18 @@ fn guest_cpuid(kvm: &Kvm, config: &VmConfig) -> Result<Cpuid, KvmError> {
         edx: entry.edx,
     });
     let mut cpuid = Cpuid { entries: entries.collect() };
+    // KVM leaves the name to us (leaves 0x8000_0002 to 0x8000_0004): the guest sees the host's.
+    for leaf in 0x8000_0002..=0x8000_0004 {
+        let answer = core::arch::x86_64::__cpuid(leaf);
+        cpuid.replace(Entry {
+            leaf,
+            eax: answer.eax,
+            ebx: answer.ebx,
+            ecx: answer.ecx,
+            edx: answer.edx,
+            ..Entry::default()
+        });
+    }
     cpuid.set_platform(kvm.check_extension(Cap::TscDeadlineTimer));
     config.cpu.apply_x86(&mut cpuid)?;
     Ok(cpuid)
