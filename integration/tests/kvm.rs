@@ -43,6 +43,11 @@ impl Here {
     }
 }
 
+/// How often a case may be tried.
+fn attempts(isa: Isa, here: bool) -> u32 {
+    if isa == Isa::X86_64 && !here { 3 } else { 1 }
+}
+
 fn run(isa: Isa, case: &'static Case, here: bool) -> Result<(), Failed> {
     let place = if here { "here" } else { "nest" };
     let folder: PathBuf = artifacts::workspace().join("logs").join(format!("{isa}-{}-{place}", case.name));
@@ -50,7 +55,15 @@ fn run(isa: Isa, case: &'static Case, here: bool) -> Result<(), Failed> {
         fs::remove_dir_all(&folder)?;
     }
     fs::create_dir_all(&folder)?;
-    let report = if here { nest::run_here(case, &folder)? } else { nest::run_case(isa, case, &folder)? };
+    let mut report = if here { nest::run_here(case, &folder)? } else { nest::run_case(isa, case, &folder)? };
+    // A case that needs a second nest says so: the emulator of an x86 nest can lose an
+    // interrupt (docs/testing.md), and a defect of ours fails every time.
+    for attempt in 2..=attempts(isa, here) {
+        let Verdict::Fail(message) = &report.verdict else { break };
+        let first = message.lines().next().unwrap_or_default();
+        eprintln!("{isa}::{place}::{}: attempt {attempt} after: {first}", case.name);
+        report = nest::run_case(isa, case, &folder)?;
+    }
     for (name, bytes) in &report.files {
         fs::write(folder.join(name), bytes)?;
     }
