@@ -56,7 +56,12 @@ impl Header {
         }
         // image_size counts the BSS, which the file does not hold, so it bounds the file from
         // above. A file well below it is cut short only if it ends inside its PE sections.
-        let needed = pe_sections_end(head).unwrap_or(HEADER_SIZE as u64);
+        let needed = match pe_sections_end(head) {
+            Some(end) => end,
+            // An EFI-bootable Image that ends before its PE headers do.
+            None if head.starts_with(b"MZ") && file_size < super::HEAD_SIZE as u64 => super::HEAD_SIZE as u64,
+            None => HEADER_SIZE as u64,
+        };
         if needed > file_size {
             return Err(ImageError::Truncated { what: "the Image", needed, actual: file_size });
         }
@@ -135,6 +140,7 @@ pub(super) mod tests {
     #[test]
     fn truncated_big_endian_and_absurd_images_are_refused() {
         assert!(matches!(detect(&efi_image(0x3000)[..]), Err(ImageError::Truncated { .. })));
+        assert!(matches!(detect(&efi_image(0x1000)[..100]), Err(ImageError::Truncated { .. })));
         let mut big_endian = image();
         big_endian[FLAGS] = 1;
         assert!(matches!(detect(&big_endian[..]), Err(ImageError::Unsupported(_))));
