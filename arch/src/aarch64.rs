@@ -1,6 +1,10 @@
 //! Facts about AArch64 machines.
 
 pub mod boot_state;
+pub mod debug_registers;
 pub mod device_tree;
+pub mod exception_entry;
 pub mod features;
 pub mod layout;
+pub mod paging;
+pub mod syndrome;

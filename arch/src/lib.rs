@@ -17,6 +17,7 @@ pub mod cpu_features;
 pub mod cpu_template;
 pub mod image;
 pub mod isa;
+pub mod paging;
 pub mod register;
 pub mod x86;
 

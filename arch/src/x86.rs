@@ -3,9 +3,11 @@
 pub mod acpi;
 pub mod boot_state;
 pub mod cpuid;
+pub mod debug_registers;
 pub mod features;
 pub mod layout;
 pub mod multiboot_info;
+pub mod paging;
 pub mod pvh;
 pub mod reset_vector;
 pub mod zero_page;
