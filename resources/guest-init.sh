@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # The first process of Debian guests in the tests and the demo. Words of the kernel's command
 # line say what it does: vmm.run=poweroff (the default), reboot, shell, exit, panic, idle.
+echo "guest: init"
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev 2>/dev/null
 $b mount -t proc proc /proc

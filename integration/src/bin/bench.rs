@@ -3,7 +3,7 @@
 
 use arch::Isa;
 use integration::artifacts;
-use integration::cases::BENCH;
+use integration::cases::{BENCH, Case};
 use integration::guests;
 use integration::measure::{GUEST_MEMORY, RUNS, rss_beyond_guest};
 use integration::nest;
@@ -91,12 +91,14 @@ fn here() -> Result<(), String> {
     Ok(())
 }
 
-fn nested(isa: Isa) -> Result<(), String> {
-    let peer = artifacts::cache().join("peer").join(isa.name());
-    let folder = artifacts::workspace().join("logs").join(format!("bench-{isa}"));
-    let mut report = None;
+/// Figures of one monitor, a column for each kind.
+type Columns = [Vec<f64>; 4];
+
+/// Takes one sample in a nest of its own.
+fn sample(isa: Isa, case: &Case, peer: &Path, folder: &Path) -> Result<[f64; 4], String> {
+    let mut last = String::new();
     for attempt in 1..=TRIES {
-        let mut nest = nest::prepare_case(isa, &BENCH).map_err(|error| error.to_string())?;
+        let mut nest = nest::prepare_case(isa, case).map_err(|error| error.to_string())?;
         nest.cpus(2);
         for place in ["lib", "share"] {
             for entry in fs::read_dir(peer.join(place)).map_err(|error| error.to_string())? {
@@ -107,31 +109,40 @@ fn nested(isa: Isa) -> Result<(), String> {
             }
         }
         nest.copy("peer/qemu", &peer.join("qemu")).map_err(|error| error.to_string())?;
-        eprintln!("bench: measuring in an {isa} nest (a few minutes)");
-        let running = nest.boot(&folder).map_err(|error| error.to_string())?;
-        let finished = running.wait(Duration::from_secs(1200));
-        match &finished.verdict {
+        let running = nest.boot(folder).map_err(|error| error.to_string())?;
+        let report = running.wait(Duration::from_secs(240));
+        match &report.verdict {
             Verdict::Pass => {
-                report = Some(finished);
-                break;
+                let figures = report.files.iter().find(|(name, _)| name == "figures").ok_or("no figures")?;
+                let text = String::from_utf8_lossy(&figures.1).into_owned();
+                let values: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+                return values.try_into().map_err(|_| format!("figures are missing: {text}"));
             }
             Verdict::Fail(message) | Verdict::Ignored(message) => {
-                eprintln!("bench: {isa}, attempt {attempt} of {TRIES}: {message}");
+                last = message.lines().next().unwrap_or_default().to_string();
+                eprintln!("bench: {isa} {}, attempt {attempt} of {TRIES}: {last}", case.name);
             }
         }
     }
-    let report = report.ok_or_else(|| format!("no attempt succeeded; see {}", folder.display()))?;
-    let table = report.files.iter().find(|(name, _)| name == "figures").ok_or("no figures")?;
-    let table = String::from_utf8_lossy(&table.1).into_owned();
-    let column = |monitor: &str, index: usize| -> Result<f64, String> {
-        let values: Vec<f64> = table
-            .lines()
-            .filter_map(|line| line.strip_prefix(monitor)?.split_whitespace().nth(index)?.parse().ok())
-            .collect();
-        if values.len() == RUNS { Ok(median(values)) } else { Err(format!("figures are missing: {table}")) }
-    };
+    Err(format!("{}: no attempt succeeded: {last}; see {}", case.name, folder.display()))
+}
+
+fn nested(isa: Isa) -> Result<(), String> {
+    let peer = artifacts::cache().join("peer").join(isa.name());
+    let folder = artifacts::workspace().join("logs").join(format!("bench-{isa}"));
+    let mut columns: [Columns; 2] = Default::default();
+    for round in 1..=RUNS {
+        eprintln!("bench: {isa}, round {round} of {RUNS} (half a minute)");
+        for (case, columns) in BENCH.iter().zip(&mut columns) {
+            for (column, value) in columns.iter_mut().zip(sample(isa, case, &peer, &folder)?) {
+                column.push(value);
+            }
+        }
+    }
     let machine = if isa == Isa::X86_64 { "microvm" } else { "virt" };
-    println!("{isa}, nested KVM, Debian 6.12 guest of {GUEST_MEMORY} MiB, medians of {RUNS} runs in turn");
+    println!(
+        "{isa}, nested KVM, Debian 6.12 guest of {GUEST_MEMORY} MiB, medians of {RUNS} runs in turn,\n  each in a nest of its own"
+    );
     println!("  {:46}{:>10}{:>14}{:>8}", "", "vmm", format!("QEMU {machine}"), "ratio");
     for (index, (name, unit)) in [
         ("exec to a guest's first instruction", "ms"),
@@ -142,7 +153,7 @@ fn nested(isa: Isa) -> Result<(), String> {
     .into_iter()
     .enumerate()
     {
-        let (ours, theirs) = (column("Vmm", index)?, column("Qemu", index)?);
+        let [ours, theirs] = [0, 1].map(|monitor: usize| median(columns[monitor][index].clone()));
         println!("  {:46}{ours:>10.0}{theirs:>14.0}{:>8.2}  {unit}", name, ours / theirs);
     }
     let mut theirs = size(&peer.join("qemu"))?;

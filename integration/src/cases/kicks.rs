@@ -26,7 +26,7 @@ pub fn under_load(c: &mut Context) -> Check {
                 }
                 machine.pause();
                 if round % 500 == 0 {
-                    pcs = machine.vcpus().for_each(|vcpu| vcpu.registers().pc());
+                    pcs = machine.vcpus().for_each(|vcpu| vcpu.pc_and_flags().ok().map(|(pc, _)| pc));
                 }
                 if done.send(round).is_err() {
                     return pcs;

@@ -62,6 +62,7 @@ struct Virt {
 impl fmt::Write for Virt {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
+            // SAFETY: the serial port's registers are there on every machine that runs this guest.
             unsafe {
                 if byte == b'\n' {
                     write_volatile(SERIAL as *mut u8, b'\r');
@@ -74,10 +75,12 @@ impl fmt::Write for Virt {
 }
 
 fn big_endian(address: u64) -> u32 {
+    // SAFETY: the address lies in the device tree, in RAM; the MMU is off.
     u32::from_be(unsafe { read_volatile(address as *const u32) })
 }
 
 fn bytes_at(address: u64, text: &[u8]) -> bool {
+    // SAFETY: as above.
     text.iter()
         .enumerate()
         .all(|(index, byte)| unsafe { read_volatile((address + index as u64) as *const u8) } == *byte)
@@ -85,6 +88,7 @@ fn bytes_at(address: u64, text: &[u8]) -> bool {
 
 fn psci(function: u64, arguments: [u64; 3]) -> u64 {
     let result;
+    // SAFETY: PSCI calls keep all registers but X0 to X3 (PSCI, 5.2.1), which are named.
     unsafe {
         asm!(
             "hvc #0",
@@ -153,6 +157,7 @@ impl Machine for Virt {
     fn write_cpu_name(&mut self) {
         use fmt::Write;
         let midr: u64;
+        // SAFETY: EL1 may read its processor's name.
         unsafe { asm!("mrs {}, midr_el1", out(reg) midr) };
         let (implementer, part) = (midr >> 24 & 0xff, midr >> 4 & 0xfff);
         let (variant, revision) = (midr >> 20 & 0xf, midr & 0xf);
@@ -192,22 +197,26 @@ impl Machine for Virt {
     }
 
     fn relax(&self) {
+        // SAFETY: a hint.
         unsafe { asm!("yield") };
     }
 
     fn ticks(&self) -> u64 {
         let ticks;
+        // SAFETY: every processor has the virtual counter.
         unsafe { asm!("isb", "mrs {}, cntvct_el0", out(reg) ticks) };
         ticks
     }
 
     fn patience(&self) -> u64 {
         let frequency: u64;
+        // SAFETY: as above.
         unsafe { asm!("mrs {}, cntfrq_el0", out(reg) frequency) };
         2 * frequency
     }
 
     fn fail(&mut self) -> ! {
+        // SAFETY: a write where no device is does nothing.
         unsafe { write_volatile(EXIT as *mut u32, u32::from(common::FAILURE)) };
         self.power_off()
     }

@@ -39,13 +39,17 @@ static mut COUNTS: [u64; MAX_VCPUS] = [0; MAX_VCPUS];
 
 /// Counts vCPU `index` to the end, one store at a time.
 pub fn count(index: usize) {
+    // SAFETY: `index` is below `MAX_VCPUS` for every vCPU that `run` starts, and the bound is
+    // checked all the same.
     let cell = unsafe { addr_of_mut!(COUNTS[index]) };
     for value in 1..=COUNT {
+        // SAFETY: only this vCPU writes its cell.
         unsafe { write_volatile(cell, value) };
     }
 }
 
 fn counted(index: usize) -> u64 {
+    // SAFETY: a volatile read of a cell that another vCPU may be writing, in one access.
     unsafe { read_volatile(addr_of!(COUNTS[index])) }
 }
 

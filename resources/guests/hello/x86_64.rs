@@ -112,10 +112,13 @@ struct Pc {
 }
 
 fn outb(port: u16, value: u8) {
+    // SAFETY: the guest owns the machine; writes to its ports touch no memory of this program.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) }
 }
 
 fn read<T: Copy>(address: u64) -> T {
+    // SAFETY: every address comes from the firmware's tables, which lie in RAM that is mapped
+    // to itself and holds plain numbers.
     unsafe { read_unaligned(address as *const T) }
 }
 
@@ -157,6 +160,7 @@ impl Pc {
     }
 
     fn interrupt_command(&self, apic_id: u32, command: u32) {
+        // SAFETY: the local APIC's page is mapped to itself, and only this vCPU uses its own.
         unsafe {
             write_volatile((LOCAL_APIC + 0x310) as *mut u32, apic_id << 24);
             write_volatile((LOCAL_APIC + 0x300) as *mut u32, command);
@@ -211,6 +215,8 @@ impl Machine for Pc {
             }
             at += 1;
         });
+        // SAFETY: the page is free RAM that nothing else uses, the other vCPU is not running yet,
+        // and the symbols are the bounds of what is copied.
         unsafe {
             let start = &raw const trampoline;
             let length = (&raw const trampoline_end) as usize - start as usize;
@@ -223,6 +229,7 @@ impl Machine for Pc {
         }
         // Only an enabled local APIC sends interrupts (Intel SDM vol. 3, "Spurious-Interrupt
         // Vector Register"). On KVM it is this write that makes the last vCPU reachable.
+        // SAFETY: as for the interrupt command register.
         unsafe { write_volatile((LOCAL_APIC + 0xf0) as *mut u32, 0x1ff) };
         // Intel SDM vol. 3, "Typical BSP Initialization Sequence": INIT, then the start-up
         // interrupt twice, for a processor that was not ready for the first.
@@ -257,6 +264,7 @@ impl Machine for Pc {
     fn power_off(&mut self) -> ! {
         loop {
             outb(ACPI_SLEEP_CONTROL, 5 << 2 | 1 << 5);
+            // SAFETY: the machine is off, or this vCPU has nothing more to do.
             unsafe { asm!("cli; hlt") };
         }
     }
