@@ -235,7 +235,7 @@ pub(crate) mod tests {
             if address.0 >= 4 << 30 {
                 return false;
             }
-            let word = self.0.get(&(address.0 & !7)).copied().unwrap_or(0) >> (address.0 & 7) * 8;
+            let word = self.0.get(&(address.0 & !7)).copied().unwrap_or(0) >> ((address.0 & 7) * 8);
             bytes.copy_from_slice(&word.to_le_bytes()[..bytes.len()]);
             true
         }

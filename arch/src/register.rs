@@ -1,7 +1,13 @@
 //! The register tables: one row describes one register of a target, for every use of it.
 //!
-//! Today's users are the report of a failed vCPU (`debug::report`) and the KVM back ends
-//! that fill it; names and order are those a person expects to see printed.
+//! From a row come its place in gdb's target description and packets (`debug::gdb`), the
+//! report of a failed vCPU (`debug::report`), `monitor regs`, and the way KVM names it
+//! (`vmm::kvm`). The order of rows is the order of gdb's register numbers.
+//!
+//! Tables: [`x86_64::TABLE`], [`aarch64::TABLE`]. Values: [`RegisterFile`].
+
+pub mod aarch64;
+pub mod x86_64;
 
 use crate::Isa;
 
@@ -14,72 +20,206 @@ pub enum Group {
     Segment,
     /// Control and system registers.
     System,
+    /// Floating point and its control.
+    Float,
+    /// Vectors.
+    Vector,
+    /// The guest's own debug registers.
+    Debug,
+}
+
+impl Group {
+    /// All groups, in the order a report has them.
+    pub const ALL: [Group; 6] =
+        [Group::General, Group::Segment, Group::System, Group::Float, Group::Vector, Group::Debug];
+
+    /// Its name in `monitor regs` and in gdb's `info registers NAME`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Group::General => "general",
+            Group::Segment => "segment",
+            Group::System => "system",
+            Group::Float => "float",
+            Group::Vector => "vector",
+            Group::Debug => "debug",
+        }
+    }
+}
+
+/// A feature of a gdb target description (GDB manual, "Standard Target Features"), or one of
+/// our own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// `org.gnu.gdb.i386.core`.
+    X86Core,
+    /// `org.gnu.gdb.i386.sse`.
+    X86Sse,
+    /// `org.gnu.gdb.i386.segments`.
+    X86Segments,
+    /// `org.gnu.gdb.i386.avx`.
+    X86Avx,
+    /// `org.gnu.gdb.i386.avx512`.
+    X86Avx512,
+    /// Our own: system registers of x86.
+    X86System,
+    /// `org.gnu.gdb.aarch64.core`.
+    Aarch64Core,
+    /// `org.gnu.gdb.aarch64.fpu`.
+    Aarch64Fpu,
+    /// Our own: system registers of aarch64.
+    Aarch64System,
+}
+
+impl Feature {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Feature::X86Core => "org.gnu.gdb.i386.core",
+            Feature::X86Sse => "org.gnu.gdb.i386.sse",
+            Feature::X86Segments => "org.gnu.gdb.i386.segments",
+            Feature::X86Avx => "org.gnu.gdb.i386.avx",
+            Feature::X86Avx512 => "org.gnu.gdb.i386.avx512",
+            Feature::X86System => "org.vmm.x86_64.system",
+            Feature::Aarch64Core => "org.gnu.gdb.aarch64.core",
+            Feature::Aarch64Fpu => "org.gnu.gdb.aarch64.fpu",
+            Feature::Aarch64System => "org.vmm.aarch64.system",
+        }
+    }
+}
+
+/// A component of the extended state (Intel SDM vol. 1, "Managing State Using the XSAVE
+/// Feature Set"); the legacy area counts as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum XsaveComponent {
+    /// The first 512 bytes: x87 and SSE, in FXSAVE's format.
+    Legacy,
+    /// High halves of YMM0 to YMM15, component 2.
+    Avx,
+    /// Mask registers, component 5.
+    Opmask,
+    /// High halves of ZMM0 to ZMM15, component 6.
+    ZmmHigh,
+    /// ZMM16 to ZMM31, component 7.
+    Zmm16,
+}
+
+/// Where a register's value is found, in KVM's terms (KVM API: `KVM_GET_REGS`,
+/// `KVM_GET_SREGS`, `KVM_GET_MSRS`, `KVM_GET_XSAVE`, `KVM_GET_DEBUGREGS`, `KVM_GET_ONE_REG`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// x86: the 64-bit word of `struct kvm_regs`, by index.
+    Regs(u8),
+    /// x86: `struct kvm_sregs`, offset and size in bytes.
+    Sregs(u16, u8),
+    /// x86: a model-specific register.
+    Msr(u32),
+    /// x86: a component of the XSAVE area, offset in it and size in bytes.
+    Xsave(XsaveComponent, u16, u8),
+    /// x86: the x87 tag word, which the XSAVE area holds in short.
+    X87Tag,
+    /// x86: the 64-bit word of `struct kvm_debugregs`, by index.
+    DebugRegs(u8),
+    /// aarch64: `struct kvm_regs`, offset in bytes.
+    Core(u16),
+    /// aarch64: SP, which is `SP_EL0` or `SP_EL1`.
+    StackPointer,
+    /// aarch64: a system register by its encoding, as `KVM_REG_ARM64_SYSREG` has it:
+    /// op0, op1, CRn, CRm and op2 in 2, 3, 4, 4 and 3 bits.
+    System(u16),
+    /// aarch64: V0 to V31.
+    Vector(u8),
+    /// aarch64: `FPSR`.
+    Fpsr,
+    /// aarch64: `FPCR`.
+    Fpcr,
+}
+
+/// Registers that one request gets together: what a caller that needs a few asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bank {
+    /// General registers.
+    General,
+    /// Segments, control and system registers.
+    System,
+    /// Floating point and vectors.
+    Float,
+    /// x86 model-specific registers.
+    Msr,
+    /// The guest's own debug registers.
+    Debug,
+}
+
+impl Bank {
+    /// All of them.
+    pub const ALL: [Bank; 5] = [Bank::General, Bank::System, Bank::Float, Bank::Msr, Bank::Debug];
 }
 
 /// One row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Register {
-    /// Name as the architecture's manual has it, lower case.
+    /// Name, as gdb has it; else as the architecture's manual has it, in lower case.
     pub name: &'static str,
-    /// Width in bits.
+    /// Width in bits in gdb's packets.
     pub bits: u32,
     /// Group.
     pub group: Group,
+    /// Where it is described to gdb.
+    pub feature: Feature,
+    /// gdb's type for it.
+    pub kind: &'static str,
+    /// Where its value is.
+    pub source: Source,
 }
 
-const fn row(name: &'static str, bits: u32, group: Group) -> Register {
-    Register { name, bits, group }
+impl Register {
+    /// Size in bytes in gdb's packets.
+    pub const fn bytes(&self) -> usize {
+        (self.bits / 8) as usize
+    }
+
+    /// Which request gets it.
+    pub const fn bank(&self) -> Bank {
+        match self.source {
+            Source::Regs(_) | Source::Core(_) | Source::StackPointer => Bank::General,
+            Source::Sregs(..) => Bank::System,
+            Source::System(_) => match self.group {
+                Group::Debug => Bank::Debug,
+                _ => Bank::System,
+            },
+            Source::Msr(_) => Bank::Msr,
+            Source::DebugRegs(_) => Bank::Debug,
+            Source::Xsave(..) | Source::X87Tag | Source::Vector(_) | Source::Fpsr | Source::Fpcr => {
+                Bank::Float
+            }
+        }
+    }
 }
-
-use Group::{General, Segment, System};
-
-/// x86_64: general registers in the order of gdb's `info registers`.
-#[rustfmt::skip]
-pub const X86_64: &[Register] = &[
-    row("rax", 64, General), row("rbx", 64, General), row("rcx", 64, General), row("rdx", 64, General),
-    row("rsi", 64, General), row("rdi", 64, General), row("rbp", 64, General), row("rsp", 64, General),
-    row("r8", 64, General), row("r9", 64, General), row("r10", 64, General), row("r11", 64, General),
-    row("r12", 64, General), row("r13", 64, General), row("r14", 64, General), row("r15", 64, General),
-    row("rip", 64, General), row("eflags", 32, General),
-    row("cs", 16, Segment), row("ss", 16, Segment), row("ds", 16, Segment), row("es", 16, Segment),
-    row("fs", 16, Segment), row("gs", 16, Segment),
-    row("cs_base", 64, Segment), row("fs_base", 64, Segment), row("gs_base", 64, Segment),
-    row("gdt_base", 64, Segment), row("idt_base", 64, Segment), row("tr_base", 64, Segment),
-    row("cr0", 64, System), row("cr2", 64, System), row("cr3", 64, System), row("cr4", 64, System),
-    row("cr8", 64, System), row("efer", 64, System),
-];
-
-/// aarch64: X0 to X30, SP, PC and PSTATE, then the EL1 registers that a fault is read from.
-#[rustfmt::skip]
-pub const AARCH64: &[Register] = &[
-    row("x0", 64, General), row("x1", 64, General), row("x2", 64, General), row("x3", 64, General),
-    row("x4", 64, General), row("x5", 64, General), row("x6", 64, General), row("x7", 64, General),
-    row("x8", 64, General), row("x9", 64, General), row("x10", 64, General), row("x11", 64, General),
-    row("x12", 64, General), row("x13", 64, General), row("x14", 64, General), row("x15", 64, General),
-    row("x16", 64, General), row("x17", 64, General), row("x18", 64, General), row("x19", 64, General),
-    row("x20", 64, General), row("x21", 64, General), row("x22", 64, General), row("x23", 64, General),
-    row("x24", 64, General), row("x25", 64, General), row("x26", 64, General), row("x27", 64, General),
-    row("x28", 64, General), row("x29", 64, General), row("x30", 64, General), row("sp", 64, General),
-    row("pc", 64, General), row("pstate", 64, General),
-    row("sctlr_el1", 64, System), row("tcr_el1", 64, System), row("ttbr0_el1", 64, System),
-    row("ttbr1_el1", 64, System), row("vbar_el1", 64, System), row("esr_el1", 64, System),
-    row("far_el1", 64, System), row("elr_el1", 64, System), row("spsr_el1", 64, System),
-    row("sp_el0", 64, System), row("sp_el1", 64, System),
-];
 
 /// The table of an architecture.
 pub fn table(isa: Isa) -> &'static [Register] {
     match isa {
-        Isa::X86_64 => X86_64,
-        Isa::Aarch64 => AARCH64,
+        Isa::X86_64 => x86_64::TABLE,
+        Isa::Aarch64 => aarch64::TABLE,
     }
+}
+
+/// The row of a register, by name.
+pub fn row(isa: Isa, name: &str) -> Option<usize> {
+    table(isa).iter().position(|register| register.name == name)
+}
+
+/// A register's value, little-endian; most fit a word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    Word(u64),
+    Wide(Box<[u8]>),
 }
 
 /// The values of one vCPU's registers; what could not be read is absent rather than zero.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegisterFile {
     isa: Isa,
-    values: Vec<Option<u64>>,
+    values: Vec<Option<Value>>,
 }
 
 impl RegisterFile {
@@ -96,30 +236,89 @@ impl RegisterFile {
     /// Stores a value by the register's name. A name that is not in the table is a mistake in
     /// the caller, found by its tests; in a release it is left out.
     pub fn set(&mut self, name: &str, value: u64) {
-        let row = table(self.isa).iter().position(|register| register.name == name);
+        let row = row(self.isa, name);
         debug_assert!(row.is_some(), "{} has no register {name}", self.isa);
         if let Some(row) = row {
-            self.values[row] = Some(value);
+            self.set_row(row, value);
         }
     }
 
-    /// The value of a register by name.
+    /// Stores a value of up to 64 bits by row. A row outside the table is left out.
+    pub fn set_row(&mut self, row: usize, value: u64) {
+        if let Some(place) = self.values.get_mut(row) {
+            *place = Some(Value::Word(value));
+        }
+    }
+
+    /// Stores the bytes of a value by row, cut or filled with zeros to the register's size.
+    pub fn set_bytes(&mut self, row: usize, bytes: &[u8]) {
+        let Some(register) = table(self.isa).get(row) else { return };
+        if register.bits > 64 {
+            let mut value = vec![0; register.bytes()];
+            let length = value.len().min(bytes.len());
+            value[..length].copy_from_slice(&bytes[..length]);
+            self.values[row] = Some(Value::Wide(value.into()));
+        } else {
+            let mut word = [0; 8];
+            let length = register.bytes().min(bytes.len());
+            word[..length].copy_from_slice(&bytes[..length]);
+            self.set_row(row, u64::from_le_bytes(word));
+        }
+    }
+
+    /// The value of a register of up to 64 bits, by name.
     pub fn get(&self, name: &str) -> Option<u64> {
-        let row = table(self.isa).iter().position(|register| register.name == name)?;
-        self.values[row]
+        self.get_row(row(self.isa, name)?)
+    }
+
+    /// The value of a register of up to 64 bits, by row.
+    pub fn get_row(&self, row: usize) -> Option<u64> {
+        match self.values.get(row)?.as_ref()? {
+            Value::Word(word) => Some(*word),
+            Value::Wide(_) => None,
+        }
+    }
+
+    /// The bytes of a register, as many as gdb's packets have, by row.
+    pub fn bytes(&self, row: usize) -> Option<Vec<u8>> {
+        let register = table(self.isa).get(row)?;
+        Some(match self.values.get(row)?.as_ref()? {
+            Value::Word(word) => word.to_le_bytes()[..register.bytes().min(8)].to_vec(),
+            Value::Wide(bytes) => bytes.to_vec(),
+        })
+    }
+
+    /// Whether a register has a value.
+    pub fn has(&self, row: usize) -> bool {
+        matches!(self.values.get(row), Some(Some(_)))
     }
 
     /// The address of the next instruction: RIP or PC.
     pub fn pc(&self) -> Option<u64> {
-        match self.isa {
-            Isa::X86_64 => self.get("rip"),
-            Isa::Aarch64 => self.get("pc"),
-        }
+        self.get_row(pc_row(self.isa))
+    }
+
+    /// Sets the address of the next instruction.
+    pub fn set_pc(&mut self, pc: u64) {
+        self.set_row(pc_row(self.isa), pc);
     }
 
     /// All rows that have a value, in the order of the table.
+    pub fn rows(&self) -> impl Iterator<Item = (usize, &'static Register)> {
+        table(self.isa).iter().enumerate().filter(|(row, _)| self.has(*row))
+    }
+
+    /// All registers of up to 64 bits that have a value, in the order of the table.
     pub fn iter(&self) -> impl Iterator<Item = (&'static Register, u64)> {
-        table(self.isa).iter().zip(&self.values).filter_map(|(row, value)| Some((row, (*value)?)))
+        self.rows().filter_map(|(row, register)| Some((register, self.get_row(row)?)))
+    }
+}
+
+/// The row of RIP or PC.
+pub const fn pc_row(isa: Isa) -> usize {
+    match isa {
+        Isa::X86_64 => x86_64::RIP,
+        Isa::Aarch64 => aarch64::PC,
     }
 }
 
@@ -128,13 +327,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_unique() {
+    fn names_are_unique_and_rows_are_where_their_constants_say() {
         for isa in Isa::ALL {
             let mut names: Vec<_> = table(isa).iter().map(|row| row.name).collect();
             let count = names.len();
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), count, "{isa}");
+            assert!(table(isa).iter().all(|row| row.bits.is_multiple_of(8)), "{isa}");
+        }
+        assert_eq!(row(Isa::X86_64, "rip"), Some(x86_64::RIP));
+        assert_eq!(row(Isa::X86_64, "eflags"), Some(x86_64::EFLAGS));
+        assert_eq!(row(Isa::Aarch64, "pc"), Some(aarch64::PC));
+        assert_eq!(row(Isa::Aarch64, "cpsr"), Some(aarch64::CPSR));
+    }
+
+    #[test]
+    fn features_stand_together() {
+        // gdb numbers registers in the order of the description, feature by feature.
+        for isa in Isa::ALL {
+            let mut seen: Vec<Feature> = Vec::new();
+            for row in table(isa) {
+                if seen.last() != Some(&row.feature) {
+                    assert!(!seen.contains(&row.feature), "{}", row.name);
+                    seen.push(row.feature);
+                }
+            }
         }
     }
 
@@ -144,5 +362,20 @@ mod tests {
         file.set("rip", 0x1000);
         assert_eq!((file.pc(), file.get("rax")), (Some(0x1000), None));
         assert_eq!(file.iter().count(), 1);
+    }
+
+    #[test]
+    fn bytes_have_the_size_of_the_register() {
+        let mut file = RegisterFile::new(Isa::X86_64);
+        let (flags, st0) = (x86_64::EFLAGS, row(Isa::X86_64, "st0").unwrap());
+        file.set_row(flags, 0x1_0000_0246);
+        assert_eq!(file.bytes(flags).unwrap(), [0x46, 2, 0, 0]);
+        file.set_bytes(st0, &[1, 2, 3]);
+        assert_eq!(file.bytes(st0).unwrap(), [1, 2, 3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(file.get("st0"), None);
+        file.set_bytes(flags, &[0x55; 16]);
+        assert_eq!(file.get_row(flags), Some(0x5555_5555));
+        file.set_row(usize::MAX, 1);
+        assert_eq!(file.bytes(usize::MAX), None);
     }
 }

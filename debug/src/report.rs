@@ -84,7 +84,7 @@ mod tests {
         let text = Report { vcpu: 2, registers: &registers, code: &[0x0f, 0x0b, 0x90] }.text();
         assert!(text.starts_with("vCPU 2 at 0x1000000: 0f 0b 90  ud2"), "{text}");
         assert!(text.contains("rip=0000000001000000"), "{text}");
-        assert!(text.contains("cs=0010"), "{text}");
+        assert!(text.contains("cs=00000010"), "{text}");
         assert!(!text.contains("rax"), "{text}");
     }
 

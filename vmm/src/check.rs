@@ -330,7 +330,7 @@ fn debug(kind: DebugKind) -> Result<(), String> {
     };
     let pc = match exit {
         DebugExit::X86 { pc, .. } => Some(pc),
-        DebugExit::Aarch64 { .. } => vcpu.registers().pc(),
+        DebugExit::Aarch64 { .. } => vcpu.pc_and_flags().ok().map(|(pc, _)| pc),
     };
     match place {
         Some(place) if pc != Some(place) => Err(format!("it stops at {pc:x?} instead of {place:#x}")),

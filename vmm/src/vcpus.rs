@@ -10,6 +10,7 @@ use crate::kvm::{KvmError, Vcpu, kick};
 use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
 use crate::rate_limit::RateLimit;
+use arch::register::Bank;
 use debug::disassemble::LONGEST_INSTRUCTION;
 use debug::report::Report;
 use devices::bus::{Bus, Request};
@@ -323,7 +324,7 @@ fn cannot_run(vcpu: &Vcpu, shared: &Shared, error: &KvmError) -> Outcome {
 /// Words what the vCPU was doing. `instruction` are the bytes that KVM told, if any; else
 /// they are read from guest memory.
 fn report(vcpu: &Vcpu, shared: &Shared, instruction: &[u8]) -> String {
-    let registers = vcpu.registers();
+    let registers = vcpu.registers(&[Bank::General, Bank::System]);
     let mut code = instruction.to_vec();
     if code.is_empty()
         && let Some(address) = registers.pc().and_then(|pc| vcpu.translate(pc))

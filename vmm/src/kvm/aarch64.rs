@@ -1,6 +1,7 @@
 //! What is particular to KVM on aarch64.
 
 pub mod capabilities;
+pub mod registers;
 
 use super::VmConfig;
 use super::error::{KvmError, ioctl};
@@ -12,9 +13,10 @@ use arch::aarch64::features::{HiddenField, IdRegister, Selection, VcpuOption};
 use arch::aarch64::layout;
 use arch::cpu_features::FeatureError;
 use arch::cpu_template::IdRegisterMask;
-use arch::register::RegisterFile;
 use kvm_bindings as kvm;
 use kvm_ioctls::{Cap, DeviceFd, Kvm, VcpuFd, VmFd};
+
+pub use registers::Registers;
 
 /// The architecture of this module.
 pub const ISA: Isa = Isa::Aarch64;
@@ -42,12 +44,8 @@ const fn core_register(offset: usize) -> u64 {
 
 const MPIDR_EL1: u64 = system_register(3, 0, 0, 0, 5);
 const X0: u64 = core_register(0);
-const SP_EL0: u64 = core_register(31 * 8);
 const PC: u64 = core_register(32 * 8);
 const PSTATE: u64 = core_register(33 * 8);
-const SP_EL1: u64 = core_register(34 * 8);
-const ELR_EL1: u64 = core_register(35 * 8);
-const SPSR_EL1: u64 = core_register(36 * 8);
 
 /// What lives beside an aarch64 VM.
 #[derive(Debug)]
@@ -238,43 +236,6 @@ pub fn set_boot_state(vcpu: &VcpuFd, state: &super::BootState) -> Result<(), Kvm
         vcpu.set_one_reg(register, &value.to_le_bytes()).map_err(ioctl("KVM_SET_ONE_REG"))?;
     }
     Ok(())
-}
-
-/// Reads what the register table has, as far as KVM gives it.
-pub fn registers(vcpu: &VcpuFd) -> RegisterFile {
-    let mut file = RegisterFile::new(ISA);
-    let mut set = |name: &str, register: u64| {
-        if let Ok(value) = get(vcpu, register) {
-            file.set(name, value);
-        }
-    };
-    for (index, row) in arch::register::AARCH64.iter().take(31).enumerate() {
-        set(row.name, core_register(index * 8));
-    }
-    for (name, register) in [
-        ("pc", PC),
-        ("pstate", PSTATE),
-        ("sp_el0", SP_EL0),
-        ("sp_el1", SP_EL1),
-        ("elr_el1", ELR_EL1),
-        ("spsr_el1", SPSR_EL1),
-        ("sctlr_el1", system_register(3, 0, 1, 0, 0)),
-        ("tcr_el1", system_register(3, 0, 2, 0, 2)),
-        ("ttbr0_el1", system_register(3, 0, 2, 0, 0)),
-        ("ttbr1_el1", system_register(3, 0, 2, 0, 1)),
-        ("vbar_el1", system_register(3, 0, 12, 0, 0)),
-        ("esr_el1", system_register(3, 0, 5, 2, 0)),
-        ("far_el1", system_register(3, 0, 6, 0, 0)),
-    ] {
-        set(name, register);
-    }
-    // SP is SP_EL0 or SP_EL1: EL0, or EL1 with PSTATE.SP clear, uses the former.
-    let pstate = file.get("pstate").unwrap_or(0);
-    let uses_el1 = pstate & 0b1101 == 0b0101;
-    if let Some(sp) = file.get(if uses_el1 { "sp_el1" } else { "sp_el0" }) {
-        file.set("sp", sp);
-    }
-    file
 }
 
 /// Decodes `KVM_EXIT_DEBUG`.

@@ -63,6 +63,9 @@ pub enum KvmError {
         /// The feature, or "the template's bits".
         what: &'static str,
     },
+    /// A register that KVM does not let us read or write.
+    #[error("this host's KVM refuses the value of register {0}")]
+    RefusedRegister(&'static str),
     /// Memory could not be mapped.
     #[error("cannot map {bytes} bytes of guest memory: {source}")]
     Memory {

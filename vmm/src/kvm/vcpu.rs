@@ -3,7 +3,7 @@
 use super::error::{KvmError, ioctl};
 use super::exit::{VcpuExit, decode};
 use super::{BootState, DebugProbe, kick, native};
-use arch::register::RegisterFile;
+use arch::register::{Bank, RegisterFile};
 use kvm_ioctls::VcpuFd;
 
 /// A vCPU of a [`Vm`](super::Vm).
@@ -11,11 +11,13 @@ use kvm_ioctls::VcpuFd;
 pub struct Vcpu {
     id: u32,
     fd: VcpuFd,
+    registers: native::Registers,
 }
 
 impl Vcpu {
     pub(super) fn new(id: u32, fd: VcpuFd) -> Vcpu {
-        Vcpu { id, fd }
+        let registers = native::Registers::new(&fd);
+        Vcpu { id, fd, registers }
     }
 
     /// Its number, from 0.
@@ -78,9 +80,26 @@ impl Vcpu {
         self.fd.set_guest_debug(&debug).map_err(ioctl("KVM_SET_GUEST_DEBUG"))
     }
 
-    /// Reads the registers that a report shows, as far as KVM gives them.
-    pub fn registers(&self) -> RegisterFile {
-        native::registers(&self.fd)
+    /// Reads the registers of some banks, as far as KVM gives them.
+    pub fn registers(&self, banks: &[Bank]) -> RegisterFile {
+        self.registers.read(&self.fd, banks)
+    }
+
+    /// Writes every register that the file has a value for.
+    ///
+    /// # Errors
+    /// [`KvmError::RefusedRegister`] for a value that KVM does not take, [`KvmError::Ioctl`].
+    /// Registers written before it keep their new values.
+    pub fn set_registers(&self, file: &RegisterFile) -> Result<(), KvmError> {
+        self.registers.write(&self.fd, file)
+    }
+
+    /// Program counter (RIP, PC) and flags (RFLAGS, PSTATE).
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn pc_and_flags(&self) -> Result<(u64, u64), KvmError> {
+        native::registers::pc_and_flags(&self.fd)
     }
 
     /// Translates a guest-virtual address as the vCPU would now; `None` where nothing is

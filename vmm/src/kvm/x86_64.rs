@@ -1,18 +1,20 @@
 //! What is particular to KVM on x86_64.
 
 pub mod capabilities;
+pub mod registers;
 
 use super::VmConfig;
 use super::error::{KvmError, ioctl};
 use super::exit::DebugExit;
 use crate::boot::aarch64::Platform;
 use arch::Isa;
-use arch::register::RegisterFile;
 use arch::x86::boot_state::{BootState, RFLAGS_RESERVED, Segment};
 use arch::x86::cpuid::{Cpuid, Entry};
 use arch::x86::{acpi, layout};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+
+pub use registers::Registers;
 
 /// The architecture of this module.
 pub const ISA: Isa = Isa::X86_64;
@@ -181,64 +183,6 @@ fn set_boot_msrs(vcpu: &VcpuFd) {
             log::debug!("this host's KVM does not take MSR {index:#x}");
         }
     }
-}
-
-/// Reads what the register table has, as far as KVM gives it.
-pub fn registers(vcpu: &VcpuFd) -> RegisterFile {
-    let mut file = RegisterFile::new(ISA);
-    if let Ok(regs) = vcpu.get_regs() {
-        for (name, value) in [
-            ("rax", regs.rax),
-            ("rbx", regs.rbx),
-            ("rcx", regs.rcx),
-            ("rdx", regs.rdx),
-            ("rsi", regs.rsi),
-            ("rdi", regs.rdi),
-            ("rbp", regs.rbp),
-            ("rsp", regs.rsp),
-            ("r8", regs.r8),
-            ("r9", regs.r9),
-            ("r10", regs.r10),
-            ("r11", regs.r11),
-            ("r12", regs.r12),
-            ("r13", regs.r13),
-            ("r14", regs.r14),
-            ("r15", regs.r15),
-            ("rip", regs.rip),
-            ("eflags", regs.rflags),
-        ] {
-            file.set(name, value);
-        }
-    }
-    if let Ok(sregs) = vcpu.get_sregs() {
-        for (name, segment) in [
-            ("cs", sregs.cs),
-            ("ss", sregs.ss),
-            ("ds", sregs.ds),
-            ("es", sregs.es),
-            ("fs", sregs.fs),
-            ("gs", sregs.gs),
-        ] {
-            file.set(name, u64::from(segment.selector));
-        }
-        for (name, value) in [
-            ("cs_base", sregs.cs.base),
-            ("fs_base", sregs.fs.base),
-            ("gs_base", sregs.gs.base),
-            ("gdt_base", sregs.gdt.base),
-            ("idt_base", sregs.idt.base),
-            ("tr_base", sregs.tr.base),
-            ("cr0", sregs.cr0),
-            ("cr2", sregs.cr2),
-            ("cr3", sregs.cr3),
-            ("cr4", sregs.cr4),
-            ("cr8", sregs.cr8),
-            ("efer", sregs.efer),
-        ] {
-            file.set(name, value);
-        }
-    }
-    file
 }
 
 /// Decodes `KVM_EXIT_DEBUG`.

@@ -1,0 +1,270 @@
+//! The registers of x86_64.
+//!
+//! Names and order of the standard features are those of the GDB manual, "i386 Features";
+//! offsets are those of KVM's structures (`arch/x86/include/uapi/asm/kvm.h`) and of the
+//! XSAVE area (Intel SDM vol. 1, "Legacy Region of an XSAVE Area").
+
+use super::{Feature, Group, Register, Source, XsaveComponent};
+use Feature::{X86Avx, X86Avx512, X86Core, X86Segments, X86Sse, X86System};
+use Group::{Debug, Float, General, Segment, System, Vector};
+use Source::{DebugRegs, Msr, Regs, Sregs, X87Tag, Xsave};
+use XsaveComponent::{Avx, Legacy, Opmask, Zmm16, ZmmHigh};
+
+/// Row of RIP.
+pub const RIP: usize = 16;
+/// Row of EFLAGS.
+pub const EFLAGS: usize = 17;
+
+const fn row(
+    name: &'static str,
+    bits: u32,
+    group: Group,
+    feature: Feature,
+    kind: &'static str,
+    source: Source,
+) -> Register {
+    Register { name, bits, group, feature, kind, source }
+}
+
+/// Every row.
+#[rustfmt::skip]
+pub const TABLE: &[Register] = &[
+    row("rax", 64, General, X86Core, "int64", Regs(0)),
+    row("rbx", 64, General, X86Core, "int64", Regs(1)),
+    row("rcx", 64, General, X86Core, "int64", Regs(2)),
+    row("rdx", 64, General, X86Core, "int64", Regs(3)),
+    row("rsi", 64, General, X86Core, "int64", Regs(4)),
+    row("rdi", 64, General, X86Core, "int64", Regs(5)),
+    row("rbp", 64, General, X86Core, "data_ptr", Regs(7)),
+    row("rsp", 64, General, X86Core, "data_ptr", Regs(6)),
+    row("r8", 64, General, X86Core, "int64", Regs(8)),
+    row("r9", 64, General, X86Core, "int64", Regs(9)),
+    row("r10", 64, General, X86Core, "int64", Regs(10)),
+    row("r11", 64, General, X86Core, "int64", Regs(11)),
+    row("r12", 64, General, X86Core, "int64", Regs(12)),
+    row("r13", 64, General, X86Core, "int64", Regs(13)),
+    row("r14", 64, General, X86Core, "int64", Regs(14)),
+    row("r15", 64, General, X86Core, "int64", Regs(15)),
+    row("rip", 64, General, X86Core, "code_ptr", Regs(16)),
+    row("eflags", 32, General, X86Core, "i386_eflags", Regs(17)),
+    row("cs", 32, Segment, X86Core, "int32", Sregs(12, 2)),
+    row("ss", 32, Segment, X86Core, "int32", Sregs(132, 2)),
+    row("ds", 32, Segment, X86Core, "int32", Sregs(36, 2)),
+    row("es", 32, Segment, X86Core, "int32", Sregs(60, 2)),
+    row("fs", 32, Segment, X86Core, "int32", Sregs(84, 2)),
+    row("gs", 32, Segment, X86Core, "int32", Sregs(108, 2)),
+    row("st0", 80, Float, X86Core, "i387_ext", Xsave(Legacy, 32, 10)),
+    row("st1", 80, Float, X86Core, "i387_ext", Xsave(Legacy, 48, 10)),
+    row("st2", 80, Float, X86Core, "i387_ext", Xsave(Legacy, 64, 10)),
+    row("st3", 80, Float, X86Core, "i387_ext", Xsave(Legacy, 80, 10)),
+    row("st4", 80, Float, X86Core, "i387_ext", Xsave(Legacy, 96, 10)),
+    row("st5", 80, Float, X86Core, "i387_ext", Xsave(Legacy, 112, 10)),
+    row("st6", 80, Float, X86Core, "i387_ext", Xsave(Legacy, 128, 10)),
+    row("st7", 80, Float, X86Core, "i387_ext", Xsave(Legacy, 144, 10)),
+    row("fctrl", 32, Float, X86Core, "int", Xsave(Legacy, 0, 2)),
+    row("fstat", 32, Float, X86Core, "int", Xsave(Legacy, 2, 2)),
+    row("ftag", 32, Float, X86Core, "int", X87Tag),
+    row("fiseg", 32, Float, X86Core, "int", Xsave(Legacy, 12, 2)),
+    row("fioff", 32, Float, X86Core, "int", Xsave(Legacy, 8, 4)),
+    row("foseg", 32, Float, X86Core, "int", Xsave(Legacy, 20, 2)),
+    row("fooff", 32, Float, X86Core, "int", Xsave(Legacy, 16, 4)),
+    row("fop", 32, Float, X86Core, "int", Xsave(Legacy, 6, 2)),
+    row("xmm0", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 160, 16)),
+    row("xmm1", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 176, 16)),
+    row("xmm2", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 192, 16)),
+    row("xmm3", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 208, 16)),
+    row("xmm4", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 224, 16)),
+    row("xmm5", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 240, 16)),
+    row("xmm6", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 256, 16)),
+    row("xmm7", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 272, 16)),
+    row("xmm8", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 288, 16)),
+    row("xmm9", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 304, 16)),
+    row("xmm10", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 320, 16)),
+    row("xmm11", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 336, 16)),
+    row("xmm12", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 352, 16)),
+    row("xmm13", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 368, 16)),
+    row("xmm14", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 384, 16)),
+    row("xmm15", 128, Vector, X86Sse, "vec128", Xsave(Legacy, 400, 16)),
+    row("mxcsr", 32, Vector, X86Sse, "i386_mxcsr", Xsave(Legacy, 24, 4)),
+    row("fs_base", 64, Segment, X86Segments, "data_ptr", Sregs(72, 8)),
+    row("gs_base", 64, Segment, X86Segments, "data_ptr", Sregs(96, 8)),
+    row("ymm0h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 0, 16)),
+    row("ymm1h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 16, 16)),
+    row("ymm2h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 32, 16)),
+    row("ymm3h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 48, 16)),
+    row("ymm4h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 64, 16)),
+    row("ymm5h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 80, 16)),
+    row("ymm6h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 96, 16)),
+    row("ymm7h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 112, 16)),
+    row("ymm8h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 128, 16)),
+    row("ymm9h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 144, 16)),
+    row("ymm10h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 160, 16)),
+    row("ymm11h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 176, 16)),
+    row("ymm12h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 192, 16)),
+    row("ymm13h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 208, 16)),
+    row("ymm14h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 224, 16)),
+    row("ymm15h", 128, Vector, X86Avx, "uint128", Xsave(Avx, 240, 16)),
+    row("xmm16", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 0, 16)),
+    row("xmm17", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 64, 16)),
+    row("xmm18", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 128, 16)),
+    row("xmm19", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 192, 16)),
+    row("xmm20", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 256, 16)),
+    row("xmm21", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 320, 16)),
+    row("xmm22", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 384, 16)),
+    row("xmm23", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 448, 16)),
+    row("xmm24", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 512, 16)),
+    row("xmm25", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 576, 16)),
+    row("xmm26", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 640, 16)),
+    row("xmm27", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 704, 16)),
+    row("xmm28", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 768, 16)),
+    row("xmm29", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 832, 16)),
+    row("xmm30", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 896, 16)),
+    row("xmm31", 128, Vector, X86Avx512, "vec128", Xsave(Zmm16, 960, 16)),
+    row("ymm16h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 16, 16)),
+    row("ymm17h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 80, 16)),
+    row("ymm18h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 144, 16)),
+    row("ymm19h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 208, 16)),
+    row("ymm20h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 272, 16)),
+    row("ymm21h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 336, 16)),
+    row("ymm22h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 400, 16)),
+    row("ymm23h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 464, 16)),
+    row("ymm24h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 528, 16)),
+    row("ymm25h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 592, 16)),
+    row("ymm26h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 656, 16)),
+    row("ymm27h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 720, 16)),
+    row("ymm28h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 784, 16)),
+    row("ymm29h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 848, 16)),
+    row("ymm30h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 912, 16)),
+    row("ymm31h", 128, Vector, X86Avx512, "uint128", Xsave(Zmm16, 976, 16)),
+    row("k0", 64, Vector, X86Avx512, "uint64", Xsave(Opmask, 0, 8)),
+    row("k1", 64, Vector, X86Avx512, "uint64", Xsave(Opmask, 8, 8)),
+    row("k2", 64, Vector, X86Avx512, "uint64", Xsave(Opmask, 16, 8)),
+    row("k3", 64, Vector, X86Avx512, "uint64", Xsave(Opmask, 24, 8)),
+    row("k4", 64, Vector, X86Avx512, "uint64", Xsave(Opmask, 32, 8)),
+    row("k5", 64, Vector, X86Avx512, "uint64", Xsave(Opmask, 40, 8)),
+    row("k6", 64, Vector, X86Avx512, "uint64", Xsave(Opmask, 48, 8)),
+    row("k7", 64, Vector, X86Avx512, "uint64", Xsave(Opmask, 56, 8)),
+    row("zmm0h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 0, 32)),
+    row("zmm1h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 32, 32)),
+    row("zmm2h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 64, 32)),
+    row("zmm3h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 96, 32)),
+    row("zmm4h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 128, 32)),
+    row("zmm5h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 160, 32)),
+    row("zmm6h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 192, 32)),
+    row("zmm7h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 224, 32)),
+    row("zmm8h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 256, 32)),
+    row("zmm9h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 288, 32)),
+    row("zmm10h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 320, 32)),
+    row("zmm11h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 352, 32)),
+    row("zmm12h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 384, 32)),
+    row("zmm13h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 416, 32)),
+    row("zmm14h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 448, 32)),
+    row("zmm15h", 256, Vector, X86Avx512, "v2ui128", Xsave(ZmmHigh, 480, 32)),
+    row("zmm16h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 32, 32)),
+    row("zmm17h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 96, 32)),
+    row("zmm18h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 160, 32)),
+    row("zmm19h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 224, 32)),
+    row("zmm20h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 288, 32)),
+    row("zmm21h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 352, 32)),
+    row("zmm22h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 416, 32)),
+    row("zmm23h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 480, 32)),
+    row("zmm24h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 544, 32)),
+    row("zmm25h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 608, 32)),
+    row("zmm26h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 672, 32)),
+    row("zmm27h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 736, 32)),
+    row("zmm28h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 800, 32)),
+    row("zmm29h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 864, 32)),
+    row("zmm30h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 928, 32)),
+    row("zmm31h", 256, Vector, X86Avx512, "v2ui128", Xsave(Zmm16, 992, 32)),
+    row("cs_base", 64, Segment, X86System, "data_ptr", Sregs(0, 8)),
+    row("ss_base", 64, Segment, X86System, "data_ptr", Sregs(120, 8)),
+    row("ds_base", 64, Segment, X86System, "data_ptr", Sregs(24, 8)),
+    row("es_base", 64, Segment, X86System, "data_ptr", Sregs(48, 8)),
+    row("k_gs_base", 64, Segment, X86System, "data_ptr", Msr(0xc000_0102)),
+    row("tr", 16, Segment, X86System, "int16", Sregs(156, 2)),
+    row("tr_base", 64, Segment, X86System, "data_ptr", Sregs(144, 8)),
+    row("ldt", 16, Segment, X86System, "int16", Sregs(180, 2)),
+    row("ldt_base", 64, Segment, X86System, "data_ptr", Sregs(168, 8)),
+    row("gdt_base", 64, Segment, X86System, "data_ptr", Sregs(192, 8)),
+    row("gdt_limit", 16, Segment, X86System, "int16", Sregs(200, 2)),
+    row("idt_base", 64, Segment, X86System, "data_ptr", Sregs(208, 8)),
+    row("idt_limit", 16, Segment, X86System, "int16", Sregs(216, 2)),
+    row("cr0", 64, System, X86System, "int64", Sregs(224, 8)),
+    row("cr2", 64, System, X86System, "data_ptr", Sregs(232, 8)),
+    row("cr3", 64, System, X86System, "int64", Sregs(240, 8)),
+    row("cr4", 64, System, X86System, "int64", Sregs(248, 8)),
+    row("cr8", 64, System, X86System, "int64", Sregs(256, 8)),
+    row("efer", 64, System, X86System, "int64", Sregs(264, 8)),
+    row("apic_base", 64, System, X86System, "int64", Sregs(272, 8)),
+    row("star", 64, System, X86System, "int64", Msr(0xc000_0081)),
+    row("lstar", 64, System, X86System, "code_ptr", Msr(0xc000_0082)),
+    row("cstar", 64, System, X86System, "code_ptr", Msr(0xc000_0083)),
+    row("sfmask", 64, System, X86System, "int64", Msr(0xc000_0084)),
+    row("tsc_aux", 64, System, X86System, "int64", Msr(0xc000_0103)),
+    row("tsc", 64, System, X86System, "int64", Msr(0x10)),
+    row("misc_enable", 64, System, X86System, "int64", Msr(0x1a0)),
+    row("sysenter_cs", 64, System, X86System, "int64", Msr(0x174)),
+    row("sysenter_esp", 64, System, X86System, "int64", Msr(0x175)),
+    row("sysenter_eip", 64, System, X86System, "code_ptr", Msr(0x176)),
+    row("pat", 64, System, X86System, "int64", Msr(0x277)),
+    row("dr0", 64, Debug, X86System, "data_ptr", DebugRegs(0)),
+    row("dr1", 64, Debug, X86System, "data_ptr", DebugRegs(1)),
+    row("dr2", 64, Debug, X86System, "data_ptr", DebugRegs(2)),
+    row("dr3", 64, Debug, X86System, "data_ptr", DebugRegs(3)),
+    row("dr6", 64, Debug, X86System, "int64", DebugRegs(4)),
+    row("dr7", 64, Debug, X86System, "int64", DebugRegs(5)),
+];
+
+/// The full x87 tag word from the abridged one of the XSAVE area: two bits a register, 3 for
+/// an empty one, 1 for zero, 2 for what is special, 0 for the rest. `registers` are the ten
+/// bytes of ST0 to ST7, `top` the stack's top from the status word (Intel SDM vol. 1,
+/// "FXSAVE", "Recreating FSAVE format").
+pub fn full_tag_word(abridged: u8, registers: &[[u8; 10]; 8], top: u8) -> u16 {
+    (0..8u8).fold(0, |word, physical| {
+        let tag = if abridged >> physical & 1 == 0 {
+            3
+        } else {
+            let value = &registers[usize::from(physical.wrapping_sub(top) & 7)];
+            let exponent = u16::from_le_bytes([value[8], value[9]]) & 0x7fff;
+            let integer_bit = value[7] & 0x80 != 0;
+            match exponent {
+                0 if value[..8] == [0; 8] => 1,
+                0 | 0x7fff => 2,
+                _ if !integer_bit => 2,
+                _ => 0,
+            }
+        };
+        word | tag << (2 * physical)
+    })
+}
+
+/// The abridged tag word from the full one: a bit for each register that is not empty.
+pub fn abridged_tag_word(full: u16) -> u8 {
+    (0..8u8).fold(0, |word, register| word | u8::from(full >> (2 * register) & 3 != 3) << register)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tag_words_go_both_ways() {
+        let mut registers = [[0; 10]; 8];
+        registers[0] = [0, 0, 0, 0, 0, 0, 0, 0x80, 0xff, 0x3f]; // 1.0
+        registers[2] = [0, 0, 0, 0, 0, 0, 0, 0x80, 0xff, 0x7f]; // infinity
+        // With the top at 5, ST0 to ST2 are the physical registers 5, 6 and 7.
+        let full = full_tag_word(0b1110_0000, &registers, 5);
+        assert_eq!(full, 0b10_01_00_11_11_11_11_11);
+        assert_eq!(abridged_tag_word(full), 0b1110_0000);
+        assert_eq!(full_tag_word(0, &registers, 0), 0xffff);
+    }
+
+    #[test]
+    fn standard_features_have_all_registers_that_gdb_asks_for() {
+        let count = |feature| TABLE.iter().filter(|row| row.feature == feature).count();
+        assert_eq!(count(X86Core), 24 + 8 + 8);
+        assert_eq!(count(X86Sse), 17);
+        assert_eq!(count(X86Avx), 16);
+        assert_eq!(count(X86Avx512), 16 + 16 + 8 + 32);
+    }
+}

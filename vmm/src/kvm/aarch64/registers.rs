@@ -1,0 +1,175 @@
+//! A vCPU's registers by the register table, through KVM's ioctls: one `KVM_GET_ONE_REG` or
+//! `KVM_SET_ONE_REG` each.
+
+use super::{ISA, core_register};
+use crate::kvm::error::KvmError;
+use arch::aarch64::exception_entry::pstate;
+use arch::register::{Bank, RegisterFile, Source, table};
+use kvm_bindings as kvm;
+use kvm_ioctls::VcpuFd;
+
+/// `struct kvm_regs`: offset of `fp_regs.vregs`, of its `fpsr` and `fpcr`.
+const VREGS: u64 = 336;
+const FPSR: u64 = VREGS + 32 * 16;
+const FPCR: u64 = FPSR + 4;
+/// Bytes of a Z register as KVM hands it over, whatever the vector length is.
+const Z_SIZE: usize = 256;
+
+const fn core(size: u64, offset: u64) -> u64 {
+    kvm::KVM_REG_ARM64 | size | kvm::KVM_REG_ARM_CORE as u64 | (offset / 4)
+}
+
+/// `KVM_REG_ARM64_SVE_ZREG(n, 0)`.
+const fn z_register(index: u8) -> u64 {
+    kvm::KVM_REG_ARM64 | kvm::KVM_REG_ARM64_SVE as u64 | kvm::KVM_REG_SIZE_U2048 | (index as u64) << 5
+}
+
+/// KVM's name of a 64-bit register; `None` for those that are read another way.
+fn id(source: Source) -> Option<u64> {
+    match source {
+        Source::Core(offset) => Some(core_register(usize::from(offset))),
+        Source::System(encoding) => Some(
+            kvm::KVM_REG_ARM64
+                | kvm::KVM_REG_SIZE_U64
+                | kvm::KVM_REG_ARM64_SYSREG as u64
+                | u64::from(encoding),
+        ),
+        _ => None,
+    }
+}
+
+/// SP is `SP_EL0` or `SP_EL1`: EL0, or EL1 with PSTATE.SP clear, uses the former.
+fn stack_pointer(state: u64) -> u64 {
+    let uses_el1 = state & pstate::MODE == pstate::EL1H;
+    core_register(if uses_el1 { 34 } else { 31 } * 8)
+}
+
+const PSTATE: u64 = core_register(33 * 8);
+
+fn get(vcpu: &VcpuFd, id: u64) -> Option<u64> {
+    super::get(vcpu, id).ok()
+}
+
+/// Access to a vCPU's registers.
+#[derive(Debug)]
+pub struct Registers;
+
+impl Registers {
+    /// Access to the registers of one vCPU.
+    pub fn new(_vcpu: &VcpuFd) -> Registers {
+        Registers
+    }
+
+    /// Reads the registers of some banks.
+    pub fn read(&self, vcpu: &VcpuFd, banks: &[Bank]) -> RegisterFile {
+        read(vcpu, banks)
+    }
+
+    /// Writes every register that the file has a value for. Registers that KVM refuses are an
+    /// error only when their value would change.
+    pub fn write(&self, vcpu: &VcpuFd, file: &RegisterFile) -> Result<(), KvmError> {
+        write(vcpu, file)
+    }
+}
+
+fn read(vcpu: &VcpuFd, banks: &[Bank]) -> RegisterFile {
+    let mut file = RegisterFile::new(ISA);
+    for (row, register) in table(ISA).iter().enumerate() {
+        if !banks.contains(&register.bank()) {
+            continue;
+        }
+        match register.source {
+            Source::StackPointer => {
+                let value = get(vcpu, PSTATE).and_then(|state| get(vcpu, stack_pointer(state)));
+                if let Some(value) = value {
+                    file.set_row(row, value);
+                }
+            }
+            Source::Vector(index) => {
+                if let Some(bytes) = read_vector(vcpu, index) {
+                    file.set_bytes(row, &bytes);
+                }
+            }
+            Source::Fpsr | Source::Fpcr => {
+                let offset = if register.source == Source::Fpsr { FPSR } else { FPCR };
+                let mut bytes = [0; 4];
+                if vcpu.get_one_reg(core(kvm::KVM_REG_SIZE_U32, offset), &mut bytes).is_ok() {
+                    file.set_bytes(row, &bytes);
+                }
+            }
+            source => {
+                if let Some(value) = id(source).and_then(|id| get(vcpu, id)) {
+                    file.set_row(row, value);
+                }
+            }
+        }
+    }
+    file
+}
+
+/// V registers are the low ends of Z registers where the guest has SVE; KVM then gives them
+/// only so.
+fn read_vector(vcpu: &VcpuFd, index: u8) -> Option<[u8; 16]> {
+    let mut bytes = [0; 16];
+    let offset = VREGS + 16 * u64::from(index);
+    if vcpu.get_one_reg(core(kvm::KVM_REG_SIZE_U128, offset), &mut bytes).is_ok() {
+        return Some(bytes);
+    }
+    let mut wide = [0; Z_SIZE];
+    vcpu.get_one_reg(z_register(index), &mut wide).ok()?;
+    bytes.copy_from_slice(&wide[..16]);
+    Some(bytes)
+}
+
+fn write_vector(vcpu: &VcpuFd, index: u8, bytes: &[u8]) -> bool {
+    let offset = VREGS + 16 * u64::from(index);
+    if vcpu.set_one_reg(core(kvm::KVM_REG_SIZE_U128, offset), bytes).is_ok() {
+        return true;
+    }
+    let mut wide = [0; Z_SIZE];
+    if vcpu.get_one_reg(z_register(index), &mut wide).is_err() {
+        return false;
+    }
+    wide[..16].copy_from_slice(bytes);
+    vcpu.set_one_reg(z_register(index), &wide).is_ok()
+}
+
+fn write(vcpu: &VcpuFd, file: &RegisterFile) -> Result<(), KvmError> {
+    for (row, register) in file.rows() {
+        let refused = || KvmError::RefusedRegister(register.name);
+        match register.source {
+            Source::Vector(index) => {
+                let bytes = file.bytes(row).ok_or_else(refused)?;
+                if !write_vector(vcpu, index, &bytes) {
+                    return Err(refused());
+                }
+            }
+            Source::Fpsr | Source::Fpcr => {
+                let offset = if register.source == Source::Fpsr { FPSR } else { FPCR };
+                let bytes = file.bytes(row).ok_or_else(refused)?;
+                vcpu.set_one_reg(core(kvm::KVM_REG_SIZE_U32, offset), &bytes).map_err(|_| refused())?;
+            }
+            source => {
+                let value = file.get_row(row).ok_or_else(refused)?;
+                let id = match source {
+                    // PSTATE comes behind SP in the table; a file with both has the new one.
+                    Source::StackPointer => {
+                        let state = file.get("cpsr").or_else(|| get(vcpu, PSTATE)).unwrap_or(0);
+                        stack_pointer(state)
+                    }
+                    source => id(source).ok_or_else(refused)?,
+                };
+                if vcpu.set_one_reg(id, &value.to_le_bytes()).is_err() && get(vcpu, id) != Some(value) {
+                    return Err(refused());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// PC and PSTATE, which run control asks for at every stop.
+pub fn pc_and_flags(vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
+    let read = |id, name| get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
+    Ok((read(super::PC, "pc")?, read(PSTATE, "cpsr")?))
+}

@@ -1,0 +1,323 @@
+//! A vCPU's registers by the register table, through KVM's ioctls.
+//!
+//! What is asked for is read with as few ioctls as there are banks; what KVM does not give
+//! stays absent.
+
+use super::ISA;
+use crate::kvm::error::{KvmError, ioctl};
+use arch::register::{Bank, RegisterFile, Source, XsaveComponent, table, x86_64};
+use kvm_bindings as kvm;
+use kvm_ioctls::VcpuFd;
+use std::arch::x86_64::__cpuid_count;
+
+/// The XSAVE area's `XSTATE_BV`: which components are not in their initial state (Intel SDM
+/// vol. 1, "XSAVE Header").
+const XSTATE_BV: usize = 512;
+
+/// Structures of KVM that are plain numbers without padding between them.
+trait Plain: Sized {
+    fn bytes(&self) -> &[u8];
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
+macro_rules! plain {
+    ($($name:ty),*) => {$(
+        impl Plain for $name {
+            fn bytes(&self) -> &[u8] {
+                // SAFETY: the structure is `repr(C)` and its fields fill it (explicit padding
+                // is a field), so each byte is initialised; the length is its size.
+                unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
+            }
+
+            fn bytes_mut(&mut self) -> &mut [u8] {
+                // SAFETY: as above, and every pattern of bits is a value of every field.
+                unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(self).cast(), size_of::<Self>()) }
+            }
+        }
+    )*};
+}
+
+plain!(kvm::kvm_regs, kvm::kvm_sregs, kvm::kvm_debugregs);
+
+/// Where the components of the extended state are in the XSAVE area that KVM shows, and which
+/// of them the guest may use.
+#[derive(Clone, Copy, Debug, Default)]
+struct XsaveLayout {
+    offsets: [Option<usize>; 8],
+}
+
+const fn number(component: XsaveComponent) -> usize {
+    match component {
+        XsaveComponent::Legacy => 0,
+        XsaveComponent::Avx => 2,
+        XsaveComponent::Opmask => 5,
+        XsaveComponent::ZmmHigh => 6,
+        XsaveComponent::Zmm16 => 7,
+    }
+}
+
+impl XsaveLayout {
+    /// The layout of this vCPU: offsets are the processor's, in the standard format (Intel SDM
+    /// vol. 2, CPUID leaf 0DH); what there is follows the guest's CPUID.
+    fn new(vcpu: &VcpuFd) -> XsaveLayout {
+        let mut layout = XsaveLayout::default();
+        layout.offsets[0] = Some(0);
+        let entries = vcpu.get_cpuid2(kvm::KVM_MAX_CPUID_ENTRIES);
+        let enabled = entries.ok().and_then(|entries| {
+            let leaf = entries.as_slice().iter().find(|entry| entry.function == 0xd && entry.index == 0)?;
+            Some(leaf.eax)
+        });
+        for component in 2..8u32 {
+            let leaf = __cpuid_count(0xd, component);
+            if enabled.is_some_and(|enabled| enabled >> component & 1 != 0) && leaf.eax > 0 {
+                layout.offsets[component as usize] = Some(leaf.ebx as usize);
+            }
+        }
+        layout
+    }
+
+    fn place(&self, component: XsaveComponent, offset: u16) -> Option<usize> {
+        Some(self.offsets[number(component)]? + usize::from(offset))
+    }
+}
+
+/// Access to a vCPU's registers.
+#[derive(Debug)]
+pub struct Registers {
+    layout: std::cell::OnceCell<XsaveLayout>,
+}
+
+impl Registers {
+    /// Access to the registers of one vCPU.
+    pub fn new(_vcpu: &VcpuFd) -> Registers {
+        Registers { layout: std::cell::OnceCell::new() }
+    }
+
+    fn layout(&self, vcpu: &VcpuFd) -> &XsaveLayout {
+        self.layout.get_or_init(|| XsaveLayout::new(vcpu))
+    }
+
+    /// Reads the registers of some banks.
+    pub fn read(&self, vcpu: &VcpuFd, banks: &[Bank]) -> RegisterFile {
+        read(vcpu, self.layout(vcpu), banks)
+    }
+
+    /// Writes every register that the file has a value for.
+    pub fn write(&self, vcpu: &VcpuFd, file: &RegisterFile) -> Result<(), KvmError> {
+        write(vcpu, self.layout(vcpu), file)
+    }
+}
+
+fn wants(banks: &[Bank], bank: Bank) -> bool {
+    banks.contains(&bank)
+}
+
+/// The XSAVE area as bytes.
+fn area(vcpu: &VcpuFd) -> Result<Vec<u8>, kvm_ioctls::Error> {
+    let xsave = vcpu.get_xsave()?;
+    Ok(xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect())
+}
+
+/// ST0 to ST7, the status word's top of stack, and the abridged tag word.
+fn x87(area: &[u8]) -> ([[u8; 10]; 8], u8, u8) {
+    let registers = std::array::from_fn(|index| {
+        let start = 32 + 16 * index;
+        std::array::from_fn(|byte| area[start + byte])
+    });
+    (registers, area[3] >> 3 & 7, area[4])
+}
+
+fn read(vcpu: &VcpuFd, layout: &XsaveLayout, banks: &[Bank]) -> RegisterFile {
+    let mut file = RegisterFile::new(ISA);
+    let regs = wants(banks, Bank::General).then(|| vcpu.get_regs().ok()).flatten();
+    let wants_sregs = wants(banks, Bank::System);
+    let sregs = wants_sregs.then(|| vcpu.get_sregs().ok()).flatten();
+    let area = wants(banks, Bank::Float).then(|| area(vcpu).ok()).flatten();
+    let debug = wants(banks, Bank::Debug).then(|| vcpu.get_debug_regs().ok()).flatten();
+    for (row, register) in table(ISA).iter().enumerate() {
+        match register.source {
+            Source::Regs(index) => {
+                if let Some(regs) = &regs {
+                    file.set_row(row, word_at(regs.bytes(), usize::from(index)));
+                }
+            }
+            Source::Sregs(offset, size) => {
+                if let Some(sregs) = &sregs {
+                    let start = usize::from(offset);
+                    file.set_bytes(row, &sregs.bytes()[start..start + usize::from(size)]);
+                }
+            }
+            Source::DebugRegs(index) => {
+                if let Some(debug) = &debug {
+                    file.set_row(row, word_at(debug.bytes(), usize::from(index)));
+                }
+            }
+            Source::Xsave(component, offset, size) => {
+                let place = layout.place(component, offset);
+                if let (Some(area), Some(start)) = (&area, place)
+                    && let Some(bytes) = area.get(start..start + usize::from(size))
+                {
+                    file.set_bytes(row, bytes);
+                }
+            }
+            Source::X87Tag => {
+                if let Some(area) = &area {
+                    let (registers, top, abridged) = x87(area);
+                    file.set_row(row, x86_64::full_tag_word(abridged, &registers, top).into());
+                }
+            }
+            _ => {}
+        }
+    }
+    if wants(banks, Bank::Msr) {
+        read_msrs(vcpu, &mut file);
+    }
+    file
+}
+
+/// The 64-bit word of a structure of words.
+fn word_at(bytes: &[u8], index: usize) -> u64 {
+    arch::bytes::u64_at(bytes, index * 8).unwrap_or(0)
+}
+
+fn msr_rows() -> impl Iterator<Item = (usize, u32)> {
+    table(ISA).iter().enumerate().filter_map(|(row, register)| match register.source {
+        Source::Msr(index) => Some((row, index)),
+        _ => None,
+    })
+}
+
+/// Reads MSRs in one go; KVM stops at the first that it does not have, which is left out.
+fn read_msrs(vcpu: &VcpuFd, file: &mut RegisterFile) {
+    let mut rows: Vec<(usize, u32)> = msr_rows().collect();
+    while !rows.is_empty() {
+        let entries: Vec<kvm::kvm_msr_entry> =
+            rows.iter().map(|&(_, index)| kvm::kvm_msr_entry { index, ..Default::default() }).collect();
+        let Ok(mut msrs) = kvm::Msrs::from_entries(&entries) else { return };
+        let Ok(count) = vcpu.get_msrs(&mut msrs) else { return };
+        for (&(row, _), entry) in rows.iter().zip(msrs.as_slice()).take(count) {
+            file.set_row(row, entry.data);
+        }
+        rows.drain(..(count + 1).min(rows.len()));
+    }
+}
+
+fn write(vcpu: &VcpuFd, layout: &XsaveLayout, file: &RegisterFile) -> Result<(), KvmError> {
+    let banks: Vec<Bank> = Bank::ALL
+        .into_iter()
+        .filter(|bank| file.rows().any(|(_, register)| register.bank() == *bank))
+        .collect();
+    if wants(&banks, Bank::System) {
+        let mut sregs = vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?;
+        for (row, register) in file.rows() {
+            if let (Source::Sregs(offset, size), Some(value)) = (register.source, file.get_row(row)) {
+                let (start, size) = (usize::from(offset), usize::from(size));
+                sregs.bytes_mut()[start..start + size].copy_from_slice(&value.to_le_bytes()[..size]);
+            }
+        }
+        vcpu.set_sregs(&sregs).map_err(ioctl("KVM_SET_SREGS"))?;
+    }
+    if wants(&banks, Bank::General) {
+        let mut regs = vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
+        for (row, register) in file.rows() {
+            if let (Source::Regs(index), Some(value)) = (register.source, file.get_row(row)) {
+                let start = usize::from(index) * 8;
+                regs.bytes_mut()[start..start + 8].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        vcpu.set_regs(&regs).map_err(ioctl("KVM_SET_REGS"))?;
+    }
+    if wants(&banks, Bank::Float) {
+        write_float(vcpu, layout, file)?;
+    }
+    if wants(&banks, Bank::Debug) {
+        let mut debug = vcpu.get_debug_regs().map_err(ioctl("KVM_GET_DEBUGREGS"))?;
+        for (row, register) in file.rows() {
+            if let (Source::DebugRegs(index), Some(value)) = (register.source, file.get_row(row)) {
+                let start = usize::from(index) * 8;
+                debug.bytes_mut()[start..start + 8].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        vcpu.set_debug_regs(&debug).map_err(ioctl("KVM_SET_DEBUGREGS"))?;
+    }
+    for (row, index) in msr_rows() {
+        let Some(data) = file.get_row(row) else { continue };
+        let entry = kvm::kvm_msr_entry { index, data, ..Default::default() };
+        let msrs = kvm::Msrs::from_entries(&[entry]).map_err(|_| KvmError::Missing("room for an MSR"))?;
+        if vcpu.set_msrs(&msrs).map_err(ioctl("KVM_SET_MSRS"))? != 1 {
+            return Err(KvmError::RefusedRegister(table(ISA)[row].name));
+        }
+    }
+    Ok(())
+}
+
+fn write_float(vcpu: &VcpuFd, layout: &XsaveLayout, file: &RegisterFile) -> Result<(), KvmError> {
+    let mut xsave = vcpu.get_xsave().map_err(ioctl("KVM_GET_XSAVE"))?;
+    let mut area: Vec<u8> = xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let mut components = word_at(&area, XSTATE_BV / 8);
+    for (row, register) in file.rows() {
+        match register.source {
+            Source::Xsave(component, offset, size) => {
+                let Some(start) = layout.place(component, offset) else { continue };
+                let (Some(bytes), Some(place)) =
+                    (file.bytes(row), area.get_mut(start..start + usize::from(size)))
+                else {
+                    continue;
+                };
+                place.copy_from_slice(&bytes[..usize::from(size)]);
+                // x87 and SSE are components 0 and 1.
+                components |= if component == XsaveComponent::Legacy { 3 } else { 1 << number(component) };
+            }
+            Source::X87Tag => {
+                let full = u16::try_from(file.get_row(row).unwrap_or(0) & 0xffff).unwrap_or(0);
+                area[4] = x86_64::abridged_tag_word(full);
+                components |= 1;
+            }
+            _ => {}
+        }
+    }
+    area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&components.to_le_bytes());
+    for (word, bytes) in xsave.region.iter_mut().zip(area.chunks_exact(4)) {
+        *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    // SAFETY: no dynamically enabled feature (AMX) is on, as nothing here asks for one, so the
+    // area is no larger than the structure.
+    unsafe { vcpu.set_xsave(&xsave) }.map_err(ioctl("KVM_SET_XSAVE"))
+}
+
+/// RIP and RFLAGS, which run control asks for at every stop.
+pub fn pc_and_flags(vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
+    let regs = vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
+    Ok((regs.rip, regs.rflags))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arch::register::row;
+
+    #[test]
+    fn offsets_of_the_table_are_those_of_the_structures() {
+        let name = |offset: u16| {
+            table(ISA).iter().find(|register| matches!(register.source, Source::Sregs(at, 8) if at == offset))
+        };
+        let mut sregs = kvm::kvm_sregs::default();
+        (sregs.cr3, sregs.efer, sregs.gdt.base, sregs.fs.base) = (3, 5, 7, 9);
+        for (register, value) in [("cr3", 3), ("efer", 5), ("gdt_base", 7), ("fs_base", 9)] {
+            let found = row(ISA, register).map(|row| table(ISA)[row].source);
+            let Some(Source::Sregs(offset, 8)) = found else { panic!("{register}") };
+            assert_eq!(word_at(&sregs.bytes()[usize::from(offset)..], 0), value, "{register}");
+            assert!(name(offset).is_some());
+        }
+        let mut regs = kvm::kvm_regs::default();
+        (regs.rsp, regs.rip, regs.rflags, regs.r15) = (1, 2, 3, 4);
+        for (register, value) in [("rsp", 1), ("rip", 2), ("eflags", 3), ("r15", 4)] {
+            let found = row(ISA, register).map(|row| table(ISA)[row].source);
+            let Some(Source::Regs(index)) = found else { panic!("{register}") };
+            assert_eq!(word_at(regs.bytes(), usize::from(index)), value, "{register}");
+        }
+        let mut debug = kvm::kvm_debugregs::default();
+        (debug.db[3], debug.dr6, debug.dr7) = (1, 2, 3);
+        assert_eq!([3, 4, 5].map(|index| word_at(debug.bytes(), index)), [1, 2, 3]);
+    }
+}
