@@ -180,7 +180,7 @@ impl Regime {
     /// [`Fault`]: why the address leads nowhere.
     pub fn walk(
         &self,
-        memory: &impl TableMemory,
+        memory: &(impl TableMemory + ?Sized),
         address: GuestVirt,
         visit: impl FnMut(Step),
     ) -> Result<Mapping, Fault> {
@@ -194,7 +194,11 @@ impl Regime {
     ///
     /// # Errors
     /// As [`Self::walk`].
-    pub fn translate(&self, memory: &impl TableMemory, address: GuestVirt) -> Result<Mapping, Fault> {
+    pub fn translate(
+        &self,
+        memory: &(impl TableMemory + ?Sized),
+        address: GuestVirt,
+    ) -> Result<Mapping, Fault> {
         self.walk(memory, address, |_| {})
     }
 
@@ -216,7 +220,7 @@ impl Regime {
 }
 
 /// Reads a little-endian entry of 4 or 8 bytes.
-pub(crate) fn read_entry(memory: &impl TableMemory, at: GuestPhys, size: usize) -> Option<u64> {
+pub(crate) fn read_entry(memory: &(impl TableMemory + ?Sized), at: GuestPhys, size: usize) -> Option<u64> {
     let mut bytes = [0; 8];
     memory.read_table(at, bytes.get_mut(..size)?).then(|| u64::from_le_bytes(bytes))
 }

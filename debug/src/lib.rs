@@ -1,10 +1,30 @@
-//! What a debugger knows about a target, for both architectures on any host.
+//! The debugger of a guest, for both architectures on any host.
 //!
-//! This crate knows no KVM: it is given register values and bytes of memory and answers
-//! with text. [`report`] words what a vCPU was doing when it could not go on;
-//! [`disassemble`] is the one place that turns bytes into instructions.
+//! This crate knows no KVM: the machine that is debugged is a [`target::Machine`], and one of
+//! its vCPUs, at the moment it has left the guest, a [`target::Cpu`]. A debug exit goes
+//! through these files, in this order:
+//!
+//! 1. [`trap`] decides whose it is: the debugger's, the guest's own, or nobody's;
+//! 2. [`engine`] acts on that, on the vCPU's thread: stop, give it back to the guest, or step
+//!    over and go on, for which it asks the table ([`breakpoint`]) and conditions
+//!    ([`expression`]);
+//! 3. [`gdb`] tells the debugger, and makes its answer into what each vCPU does next
+//!    ([`target::Action`], [`arming`]).
+//!
+//! [`memory`] reads and writes guest-virtual memory through a vCPU's page tables; [`report`]
+//! words what a vCPU was doing when it could not go on; [`disassemble`] is the one place that
+//! turns bytes into instructions.
 
 #![forbid(unsafe_code)]
 
+pub mod arming;
+pub mod breakpoint;
 pub mod disassemble;
+pub mod expression;
+pub mod memory;
 pub mod report;
+pub mod target;
+pub mod trap;
+
+#[cfg(test)]
+mod fake;

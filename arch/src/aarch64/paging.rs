@@ -183,7 +183,7 @@ impl Paging {
     /// [`Fault`].
     pub fn walk(
         &self,
-        memory: &impl TableMemory,
+        memory: &(impl TableMemory + ?Sized),
         address: GuestVirt,
         mut visit: impl FnMut(Step),
     ) -> Result<Mapping, Fault> {

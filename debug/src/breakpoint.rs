@@ -1,0 +1,544 @@
+//! The table of breakpoints.
+//!
+//! A breakpoint is keyed by its canonical place, the guest-physical address of its
+//! instruction, and remembers the guest-virtual address it was asked for: two names of one
+//! page are one place, with one planted instruction. A hit is looked up by translating the
+//! program counter.
+//!
+//! While the debugger looks, memory never shows what was planted ([`Table::unmask`]), and a
+//! write over it changes the saved original ([`Table::write_over`]). On removal the original
+//! returns only if the planted instruction is still there: a guest that patched its own text
+//! wins.
+//!
+//! An address that does not translate yet waits on a debug register
+//! ([`Table::waiting`]) until its page appears ([`Table::settle`]).
+
+use crate::arming::Want;
+use crate::expression::Expression;
+use crate::target::{Access, Memory};
+use arch::{GuestPhys, GuestVirt, Isa};
+use std::collections::BTreeMap;
+
+/// `int3` (Intel SDM vol. 2, "INT n/INTO/INT3/INT1").
+pub const INT3: &[u8] = &[0xcc];
+/// `BRK #0`, little-endian (Arm ARM (DDI 0487), "BRK").
+pub const BRK_0: u32 = 0xd420_0000;
+
+/// The instruction that is planted.
+pub const fn planted_instruction(isa: Isa) -> &'static [u8] {
+    const BRK: [u8; 4] = BRK_0.to_le_bytes();
+    match isa {
+        Isa::X86_64 => INT3,
+        Isa::Aarch64 => &BRK,
+    }
+}
+
+/// What a debugger can insert (GDB manual, "Packets", `Z0` to `Z4`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A breakpoint; how is left to us.
+    Software,
+    /// A breakpoint on a debug register.
+    Hardware,
+    /// A watchpoint for stores.
+    Write,
+    /// For loads.
+    Read,
+    /// For both.
+    Access,
+}
+
+impl Kind {
+    /// The kind of `Z<digit>`.
+    pub fn from_digit(digit: u8) -> Option<Kind> {
+        Some(match digit {
+            b'0' => Kind::Software,
+            b'1' => Kind::Hardware,
+            b'2' => Kind::Write,
+            b'3' => Kind::Read,
+            b'4' => Kind::Access,
+            _ => return None,
+        })
+    }
+
+    /// In words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Software => "breakpoint",
+            Kind::Hardware => "hardware breakpoint",
+            Kind::Write => "watchpoint",
+            Kind::Read => "read watchpoint",
+            Kind::Access => "access watchpoint",
+        }
+    }
+
+    /// What a watchpoint watches for; `None` for breakpoints.
+    pub const fn access(self) -> Option<Access> {
+        match self {
+            Kind::Software | Kind::Hardware => None,
+            Kind::Write => Some(Access::Write),
+            Kind::Read => Some(Access::Read),
+            Kind::Access => Some(Access::Any),
+        }
+    }
+}
+
+/// How a breakpoint is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An instruction is planted at a guest-physical address.
+    Planted(GuestPhys),
+    /// On a debug register, as was asked for.
+    Register,
+    /// On a debug register, and why.
+    Fallback(&'static str),
+}
+
+/// One breakpoint.
+#[derive(Clone, Debug)]
+pub struct Breakpoint {
+    /// What was asked for.
+    pub kind: Kind,
+    /// Where, guest-virtual.
+    pub address: GuestVirt,
+    /// Bytes watched; for a breakpoint what the debugger calls its kind.
+    pub length: u64,
+    /// How it is noticed.
+    pub place: Place,
+    /// It stops only if one of these is not zero, or if there are none.
+    pub conditions: Vec<Expression>,
+    /// What is done at a hit instead of stopping (`dprintf`).
+    pub commands: Vec<Expression>,
+    /// How often it was hit, false conditions included.
+    pub hits: u64,
+}
+
+/// What a planted instruction replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Planted {
+    original: Vec<u8>,
+    users: usize,
+}
+
+/// Why a breakpoint cannot be inserted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InsertError {
+    /// The same one is there already.
+    #[error("there is one already")]
+    Duplicate,
+    /// Its memory cannot be written.
+    #[error("{0} is not in RAM")]
+    NotRam(GuestPhys),
+}
+
+/// All breakpoints of a target.
+#[derive(Debug)]
+pub struct Table {
+    isa: Isa,
+    breakpoints: Vec<Breakpoint>,
+    planted: BTreeMap<GuestPhys, Planted>,
+}
+
+impl Table {
+    /// A table without breakpoints.
+    pub fn new(isa: Isa) -> Table {
+        Table { isa, breakpoints: Vec::new(), planted: BTreeMap::new() }
+    }
+
+    /// All breakpoints, in the order they were inserted.
+    pub fn iter(&self) -> impl Iterator<Item = &Breakpoint> {
+        self.breakpoints.iter()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.breakpoints.is_empty()
+    }
+
+    /// Whether an instruction is planted anywhere.
+    pub fn has_planted(&self) -> bool {
+        !self.planted.is_empty()
+    }
+
+    fn find(&self, kind: Kind, address: GuestVirt, length: u64) -> Option<usize> {
+        self.breakpoints.iter().position(|breakpoint| {
+            let same_length = kind.access().is_none() || breakpoint.length == length;
+            breakpoint.kind == kind && breakpoint.address == address && same_length
+        })
+    }
+
+    /// Whether such a breakpoint is there.
+    pub fn contains(&self, kind: Kind, address: GuestVirt, length: u64) -> bool {
+        self.find(kind, address, length).is_some()
+    }
+
+    /// Inserts a breakpoint. [`Place::Planted`] writes the instruction.
+    ///
+    /// # Errors
+    /// [`InsertError`].
+    pub fn insert(&mut self, memory: &dyn Memory, breakpoint: Breakpoint) -> Result<(), InsertError> {
+        if self.find(breakpoint.kind, breakpoint.address, breakpoint.length).is_some() {
+            return Err(InsertError::Duplicate);
+        }
+        if let Place::Planted(place) = breakpoint.place {
+            self.plant(memory, place)?;
+        }
+        self.breakpoints.push(breakpoint);
+        Ok(())
+    }
+
+    fn plant(&mut self, memory: &dyn Memory, place: GuestPhys) -> Result<(), InsertError> {
+        if let Some(planted) = self.planted.get_mut(&place) {
+            planted.users += 1;
+            return Ok(());
+        }
+        let instruction = planted_instruction(self.isa);
+        let mut original = vec![0; instruction.len()];
+        if memory.read(place, &mut original) < original.len()
+            || memory.write(place, instruction) < instruction.len()
+        {
+            return Err(InsertError::NotRam(place));
+        }
+        self.planted.insert(place, Planted { original, users: 1 });
+        Ok(())
+    }
+
+    /// Removes a breakpoint; whether it was there.
+    pub fn remove(&mut self, memory: &dyn Memory, kind: Kind, address: GuestVirt, length: u64) -> bool {
+        let Some(index) = self.find(kind, address, length) else { return false };
+        let breakpoint = self.breakpoints.remove(index);
+        if let Place::Planted(place) = breakpoint.place {
+            self.uproot(memory, place);
+        }
+        true
+    }
+
+    fn uproot(&mut self, memory: &dyn Memory, place: GuestPhys) {
+        let Some(planted) = self.planted.get_mut(&place) else { return };
+        planted.users -= 1;
+        if planted.users == 0
+            && let Some(planted) = self.planted.remove(&place)
+            && self.stands(memory, place)
+        {
+            memory.write(place, &planted.original);
+        }
+    }
+
+    /// Removes all breakpoints.
+    pub fn clear(&mut self, memory: &dyn Memory) {
+        self.breakpoints.clear();
+        for (place, planted) in std::mem::take(&mut self.planted) {
+            if self.stands(memory, place) {
+                memory.write(place, &planted.original);
+            }
+        }
+    }
+
+    /// Whether the planted instruction is in memory at `place`.
+    fn stands(&self, memory: &dyn Memory, place: GuestPhys) -> bool {
+        let instruction = planted_instruction(self.isa);
+        let mut there = vec![0; instruction.len()];
+        memory.read(place, &mut there) == there.len() && there == instruction
+    }
+
+    /// Whether we planted the instruction at a guest-physical address, and it is there.
+    pub fn is_planted(&self, memory: &dyn Memory, place: GuestPhys) -> bool {
+        self.planted.contains_key(&place) && self.stands(memory, place)
+    }
+
+    /// Takes the planted instruction at `place` out for a step, if it is there.
+    pub fn lift(&self, memory: &dyn Memory, place: GuestPhys) -> bool {
+        match self.planted.get(&place) {
+            Some(planted) if self.stands(memory, place) => {
+                memory.write(place, &planted.original);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Puts the instruction at `place` back after a step. What the guest has put there
+    /// meanwhile is the new original.
+    pub fn replant(&mut self, memory: &dyn Memory, place: GuestPhys) {
+        let instruction = planted_instruction(self.isa);
+        if let Some(planted) = self.planted.get_mut(&place)
+            && memory.read(place, &mut planted.original) == instruction.len()
+        {
+            memory.write(place, instruction);
+        }
+    }
+
+    /// Plants again where the guest has written over an instruction of ours, for instance a
+    /// kernel that patches its text. What it wrote is the new original.
+    pub fn refresh(&mut self, memory: &dyn Memory) {
+        let instruction = planted_instruction(self.isa);
+        for (place, planted) in &mut self.planted {
+            let mut there = vec![0; instruction.len()];
+            if memory.read(*place, &mut there) == there.len() && there != instruction {
+                planted.original = there;
+                memory.write(*place, instruction);
+            }
+        }
+    }
+
+    /// Puts originals over planted instructions in `bytes`, which were read at `address`.
+    pub fn unmask(&self, address: GuestPhys, bytes: &mut [u8]) {
+        self.overlaps(address, bytes.len(), |place, planted, index, at| {
+            // Where the guest has patched its text, memory is right as it is.
+            let instruction = planted_instruction(self.isa);
+            let _ = place;
+            if bytes[at] == instruction[index] {
+                bytes[at] = planted.original[index];
+            }
+        });
+    }
+
+    /// Takes bytes that are about to be written at `address`: where an instruction is planted,
+    /// they become the original and the planted one stays in `bytes`.
+    pub fn write_over(&mut self, address: GuestPhys, bytes: &mut [u8]) {
+        let instruction = planted_instruction(self.isa);
+        let mut changes = Vec::new();
+        self.overlaps(address, bytes.len(), |place, _, index, at| changes.push((place, index, at)));
+        for (place, index, at) in changes {
+            if let Some(planted) = self.planted.get_mut(&place) {
+                planted.original[index] = bytes[at];
+                bytes[at] = instruction[index];
+            }
+        }
+    }
+
+    /// Calls `visit` for each byte of a planted instruction within a range: its place, its
+    /// entry, its index in the instruction and in the range.
+    fn overlaps(
+        &self,
+        address: GuestPhys,
+        length: usize,
+        mut visit: impl FnMut(GuestPhys, &Planted, usize, usize),
+    ) {
+        let size = planted_instruction(self.isa).len() as u64;
+        let first = GuestPhys(address.0.saturating_sub(size - 1));
+        let Some(last) = address.0.checked_add(length as u64) else { return };
+        for (place, planted) in self.planted.range(first..GuestPhys(last)) {
+            for index in 0..planted.original.len() {
+                let at = (place.0 + index as u64).checked_sub(address.0);
+                if let Some(at) = at.and_then(|at| usize::try_from(at).ok()).filter(|at| *at < length) {
+                    visit(*place, planted, index, at);
+                }
+            }
+        }
+    }
+
+    /// Breakpoints that need a debug register, with what they want.
+    pub fn wants(&self) -> (Vec<usize>, Vec<Want>) {
+        let mut indices = Vec::new();
+        let mut wants = Vec::new();
+        for (index, breakpoint) in self.breakpoints.iter().enumerate() {
+            if matches!(breakpoint.place, Place::Planted(_)) {
+                continue;
+            }
+            indices.push(index);
+            wants.push(match breakpoint.kind.access() {
+                None => Want::Execute(breakpoint.address.0),
+                Some(access) => Want::Watch(access, breakpoint.address.0, breakpoint.length),
+            });
+        }
+        (indices, wants)
+    }
+
+    /// A breakpoint by its index.
+    pub fn get(&self, index: usize) -> Option<&Breakpoint> {
+        self.breakpoints.get(index)
+    }
+
+    /// Counts a hit.
+    pub fn count(&mut self, index: usize) {
+        if let Some(breakpoint) = self.breakpoints.get_mut(index) {
+            breakpoint.hits += 1;
+        }
+    }
+
+    /// The breakpoints whose instruction is planted at `place`, by index.
+    pub fn planted_at(&self, place: GuestPhys) -> Vec<usize> {
+        let is_there = |breakpoint: &Breakpoint| breakpoint.place == Place::Planted(place);
+        (0..self.breakpoints.len()).filter(|&index| is_there(&self.breakpoints[index])).collect()
+    }
+
+    /// Software breakpoints that wait on a debug register because their address did not
+    /// translate: index and address.
+    pub fn waiting(&self) -> Vec<(usize, GuestVirt)> {
+        let is_waiting = |breakpoint: &Breakpoint| {
+            breakpoint.kind == Kind::Software && breakpoint.place == Place::Fallback(NOT_MAPPED)
+        };
+        let breakpoints = self.breakpoints.iter().enumerate();
+        breakpoints
+            .filter(|(_, breakpoint)| is_waiting(breakpoint))
+            .map(|(index, breakpoint)| (index, breakpoint.address))
+            .collect()
+    }
+
+    /// Plants a breakpoint that was waiting, now that its page is there.
+    pub fn settle(&mut self, memory: &dyn Memory, index: usize, place: GuestPhys) {
+        if self.plant(memory, place).is_ok()
+            && let Some(breakpoint) = self.breakpoints.get_mut(index)
+        {
+            breakpoint.place = Place::Planted(place);
+        }
+    }
+}
+
+/// Why a breakpoint waits on a debug register.
+pub const NOT_MAPPED: &str = "its page is not mapped yet";
+/// Why a breakpoint is on a debug register for good.
+pub const NOT_TRAPPED: &str = "this host does not trap planted instructions";
+/// The same.
+pub const NOT_RAM: &str = "its page is not RAM";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Ram;
+
+    fn software(address: u64, place: Place) -> Breakpoint {
+        Breakpoint {
+            kind: Kind::Software,
+            address: GuestVirt(address),
+            length: 1,
+            place,
+            conditions: Vec::new(),
+            commands: Vec::new(),
+            hits: 0,
+        }
+    }
+
+    fn bytes(ram: &Ram, at: u64) -> [u8; 4] {
+        let mut bytes = [0; 4];
+        assert_eq!(ram.read(GuestPhys(at), &mut bytes), 4);
+        bytes
+    }
+
+    const TEXT: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
+
+    fn ram() -> Ram {
+        let ram = Ram::new(0x1_0000);
+        ram.write(GuestPhys(0x1000), &TEXT);
+        ram
+    }
+
+    #[test]
+    fn planting_and_removing_leaves_no_trace_on_either_architecture() {
+        for isa in Isa::ALL {
+            let (ram, mut table) = (ram(), Table::new(isa));
+            table.insert(&ram, software(0xff00, Place::Planted(GuestPhys(0x1000)))).unwrap();
+            let instruction = planted_instruction(isa);
+            assert_eq!(&bytes(&ram, 0x1000)[..instruction.len()], instruction);
+            assert!(table.is_planted(&ram, GuestPhys(0x1000)));
+            let mut seen = bytes(&ram, 0x1000);
+            table.unmask(GuestPhys(0x1000), &mut seen);
+            assert_eq!(seen, TEXT);
+            assert!(table.remove(&ram, Kind::Software, GuestVirt(0xff00), 4));
+            assert_eq!(bytes(&ram, 0x1000), TEXT);
+            assert!(!table.remove(&ram, Kind::Software, GuestVirt(0xff00), 4));
+        }
+    }
+
+    #[test]
+    fn two_names_of_one_place_share_one_instruction() {
+        let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
+        for name in [0xff00, 0xee00] {
+            table.insert(&ram, software(name, Place::Planted(GuestPhys(0x1000)))).unwrap();
+        }
+        assert_eq!(table.planted_at(GuestPhys(0x1000)), [0, 1]);
+        table.remove(&ram, Kind::Software, GuestVirt(0xff00), 1);
+        assert_eq!(bytes(&ram, 0x1000)[0], 0xcc);
+        table.remove(&ram, Kind::Software, GuestVirt(0xee00), 1);
+        assert_eq!(bytes(&ram, 0x1000), TEXT);
+        table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
+        let again = table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000))));
+        assert_eq!(again, Err(InsertError::Duplicate));
+    }
+
+    #[test]
+    fn a_guest_that_patched_its_text_wins() {
+        let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
+        table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
+        ram.write(GuestPhys(0x1000), &[0x90]);
+        assert!(!table.is_planted(&ram, GuestPhys(0x1000)));
+        let mut seen = bytes(&ram, 0x1000);
+        table.unmask(GuestPhys(0x1000), &mut seen);
+        assert_eq!(seen[0], 0x90);
+        let (mut other, patched) = (Table::new(Isa::X86_64), bytes(&ram, 0x1000));
+        std::mem::swap(&mut other, &mut table);
+        other.remove(&ram, Kind::Software, GuestVirt(1), 1);
+        assert_eq!(bytes(&ram, 0x1000), patched);
+    }
+
+    #[test]
+    fn a_breakpoint_survives_the_guest_that_patches_under_it() {
+        let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
+        table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
+        ram.write(GuestPhys(0x1000), &[0x90]);
+        table.refresh(&ram);
+        assert_eq!(bytes(&ram, 0x1000)[0], 0xcc);
+        table.clear(&ram);
+        assert_eq!(bytes(&ram, 0x1000)[0], 0x90);
+    }
+
+    #[test]
+    fn writes_over_a_planted_instruction_change_the_original() {
+        for isa in Isa::ALL {
+            let (ram, mut table) = (ram(), Table::new(isa));
+            table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
+            // A write that starts before the place and ends in it.
+            let mut written = [0xa0, 0xa1, 0xa2];
+            table.write_over(GuestPhys(0xffe), &mut written);
+            ram.write(GuestPhys(0xffe), &written);
+            assert!(table.is_planted(&ram, GuestPhys(0x1000)), "{isa}");
+            table.clear(&ram);
+            assert_eq!(bytes(&ram, 0x1000), [0xa2, 0x22, 0x33, 0x44], "{isa}");
+            assert_eq!(bytes(&ram, 0xffe)[..2], [0xa0, 0xa1]);
+        }
+    }
+
+    #[test]
+    fn lifted_for_a_step_and_put_back() {
+        let (ram, mut table) = (ram(), Table::new(Isa::Aarch64));
+        table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
+        assert!(table.lift(&ram, GuestPhys(0x1000)));
+        assert_eq!(bytes(&ram, 0x1000), TEXT);
+        assert!(!table.lift(&ram, GuestPhys(0x2000)));
+        table.replant(&ram, GuestPhys(0x1000));
+        assert!(table.is_planted(&ram, GuestPhys(0x1000)));
+        table.clear(&ram);
+        assert_eq!(bytes(&ram, 0x1000), TEXT);
+    }
+
+    #[test]
+    fn what_does_not_translate_waits_and_settles() {
+        let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
+        table.insert(&ram, software(0xffff_1000, Place::Fallback(NOT_MAPPED))).unwrap();
+        assert_eq!(table.wants(), (vec![0], vec![Want::Execute(0xffff_1000)]));
+        assert_eq!(table.waiting(), [(0, GuestVirt(0xffff_1000))]);
+        table.settle(&ram, 0, GuestPhys(0x1000));
+        assert!(table.waiting().is_empty() && table.is_planted(&ram, GuestPhys(0x1000)));
+        assert_eq!(table.wants(), (vec![], vec![]));
+    }
+
+    #[test]
+    fn thousands_in_any_order() {
+        let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
+        for index in 0..3000u64 {
+            table.insert(&ram, software(index, Place::Planted(GuestPhys(0x2000 + index * 3)))).unwrap();
+        }
+        for index in (0..3000u64).rev().step_by(2).chain((0..3000).step_by(2)) {
+            assert!(table.remove(&ram, Kind::Software, GuestVirt(index), 1));
+        }
+        assert!(table.is_empty() && !table.has_planted());
+        let mut rest = vec![1; 0x4000];
+        ram.read(GuestPhys(0x2000), &mut rest);
+        assert!(rest.iter().all(|byte| *byte == 0));
+        assert_eq!(
+            table.insert(&ram, software(1, Place::Planted(GuestPhys(0x10_0000)))),
+            Err(InsertError::NotRam(GuestPhys(0x10_0000)))
+        );
+    }
+}

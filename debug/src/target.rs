@@ -1,0 +1,293 @@
+//! The machine that is debugged, as everything above it sees it: a live guest, a core, or a
+//! scripted fake.
+//!
+//! [`Machine`] is for the thread that serves a debugger and acts on vCPUs that stand still.
+//! [`Cpu`] is one vCPU on its own thread, at the moment it has left the guest: the
+//! [engine](crate::engine) judges its exit there, so that a step over a breakpoint or a false
+//! condition needs no other thread.
+
+use crate::arming::Arming;
+use arch::address::PhysRange;
+use arch::paging::TableMemory;
+use arch::register::{Bank, RegisterFile};
+use arch::{GuestPhys, Isa};
+use std::os::fd::RawFd;
+
+/// RAM of the target, by guest-physical address. Devices are not part of it, so a debugger
+/// never touches one by accident.
+pub trait Memory: TableMemory + Send + Sync {
+    /// Reads as many bytes as there are in one piece from `address`; how many.
+    fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize;
+
+    /// Writes likewise. Where the bytes are instructions, processors fetch the new ones
+    /// when they next enter the guest.
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> usize;
+
+    /// The ranges of RAM.
+    fn ranges(&self) -> Vec<PhysRange>;
+}
+
+/// What a vCPU is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VcpuState {
+    /// Executing the guest, or ready to.
+    Running,
+    /// Waiting for an interrupt (`HLT`, `WFI`).
+    Halted,
+    /// The guest has not started it yet.
+    NotStarted,
+}
+
+impl VcpuState {
+    /// As gdb's `info threads` shows it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            VcpuState::Running => "running",
+            VcpuState::Halted => "halted",
+            VcpuState::NotStarted => "not started",
+        }
+    }
+}
+
+/// What a watchpoint watches for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Loads.
+    Read,
+    /// Stores.
+    Write,
+    /// Both.
+    Any,
+}
+
+/// Why a vCPU stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// A software breakpoint at the program counter.
+    Breakpoint,
+    /// A hardware breakpoint at the program counter.
+    HardwareBreakpoint,
+    /// A watchpoint.
+    Watchpoint {
+        /// Guest-virtual address that was accessed, within what is watched.
+        address: u64,
+        /// The watchpoint's kind.
+        access: Access,
+    },
+    /// A requested step is done.
+    Step,
+    /// The debugger asked for it.
+    Interrupt,
+    /// The guest cannot go on; in words.
+    Fatal(String),
+}
+
+/// How a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Exit code of the run.
+    pub code: u8,
+    /// In words.
+    pub text: String,
+}
+
+/// Something that happened while the target ran.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A vCPU stopped; others may be running still.
+    Stopped {
+        /// Which.
+        vcpu: u32,
+        /// Why.
+        reason: StopReason,
+    },
+    /// The guest is over.
+    Ended(Ended),
+}
+
+/// What a vCPU does when the target is resumed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Action {
+    /// Run.
+    #[default]
+    Run,
+    /// Execute one instruction.
+    Step,
+    /// Step until the program counter leaves the range: first address, and the one after
+    /// the last.
+    StepRange(u64, u64),
+    /// Stay where it is.
+    Stay,
+}
+
+/// A request of `monitor` that the target itself carries out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Raise a non-maskable interrupt on a vCPU.
+    Nmi(u32),
+    /// Reset the guest: ends the run as the guest's own reset does.
+    Reset,
+    /// End the run.
+    Quit,
+}
+
+/// Why a target did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// It is something that this kind of target cannot do.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// There is no such vCPU.
+    #[error("there is no vCPU {0}")]
+    NoVcpu(u32),
+    /// The host refused; in words.
+    #[error("{0}")]
+    Host(String),
+}
+
+/// What a host can do for a debugger, found by trying it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostDebug {
+    /// How a planted breakpoint instruction comes to us.
+    pub software: SoftwareBreakpoints,
+    /// Single steps work.
+    pub single_step: bool,
+    /// Breakpoint registers that work; on x86 shared with watchpoints.
+    pub breakpoints: usize,
+    /// Watchpoint registers that work.
+    pub watchpoints: usize,
+    /// KVM keeps interrupts out of a step (`KVM_GUESTDBG_BLOCKIRQ`).
+    pub blocks_interrupts: bool,
+}
+
+/// The ways in which a planted breakpoint instruction can be noticed, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SoftwareBreakpoints {
+    /// KVM traps it.
+    Trapped,
+    /// KVM fails to emulate it and tells its bytes.
+    EmulationFailure,
+    /// Not at all: debug registers take its place.
+    None,
+}
+
+/// A target that stands still, or runs until its next event.
+pub trait Machine: Send {
+    /// Its architecture.
+    fn isa(&self) -> Isa;
+
+    /// Number of vCPUs, at least 1.
+    fn vcpus(&self) -> u32;
+
+    /// What a vCPU is doing.
+    fn state(&self, vcpu: u32) -> VcpuState;
+
+    /// Reads registers of a vCPU that stands still.
+    ///
+    /// # Errors
+    /// [`TargetError::NoVcpu`].
+    fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, TargetError>;
+
+    /// Writes every register that the file has a value for.
+    ///
+    /// # Errors
+    /// [`TargetError::NoVcpu`]; [`TargetError::Host`] for a value that is refused.
+    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError>;
+
+    /// Its RAM.
+    fn memory(&self) -> &dyn Memory;
+
+    /// What the host can do.
+    fn host(&self) -> &HostDebug;
+
+    /// Lets each vCPU do its action, armed as said: one of each per vCPU.
+    ///
+    /// # Errors
+    /// [`TargetError::Unsupported`] on a core; [`TargetError::Host`].
+    fn resume(&mut self, actions: &[Action], arming: &[Arming]) -> Result<(), TargetError>;
+
+    /// Makes every vCPU stand still and returns when none runs any more. Events that happen
+    /// meanwhile stay for [`Self::next_event`].
+    fn pause(&mut self);
+
+    /// The next event, if there is one already.
+    fn next_event(&mut self) -> Option<Event>;
+
+    /// Becomes readable when there is an event.
+    fn event_fd(&self) -> RawFd;
+
+    /// Switches all guest debugging off, as before a debugger came.
+    fn disarm(&mut self);
+
+    /// Carries out a request of `monitor`.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    fn control(&mut self, control: Control) -> Result<(), TargetError>;
+
+    /// Counts of exits by vCPU and reason, for `monitor exits`.
+    fn exits(&self) -> Vec<Vec<(&'static str, u64)>>;
+}
+
+/// How a step that the engine asked for ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stepped {
+    /// The instruction is done.
+    Done,
+    /// Something else happened first, for instance an exit that ends the guest; the run loop
+    /// deals with it, and the engine has nothing to add.
+    Other,
+}
+
+/// A vCPU on its own thread, out of the guest.
+pub trait Cpu {
+    /// Its number.
+    fn id(&self) -> u32;
+
+    /// Its architecture.
+    fn isa(&self) -> Isa;
+
+    /// Program counter and flags.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn pc_and_flags(&self) -> Result<(u64, u64), TargetError>;
+
+    /// Reads registers.
+    fn registers(&self, banks: &[Bank]) -> RegisterFile;
+
+    /// Writes registers.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn set_registers(&mut self, file: &RegisterFile) -> Result<(), TargetError>;
+
+    /// RAM.
+    fn memory(&self) -> &dyn Memory;
+
+    /// Gives the guest an exception of its own that came to us.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn inject(&mut self, injection: &crate::trap::Injection) -> Result<(), TargetError>;
+
+    /// Sets what it runs with from now on.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn arm(&mut self, arming: &Arming) -> Result<(), TargetError>;
+
+    /// Makes all other vCPUs leave the guest and stay out until [`Self::end_exclusive`].
+    /// Another vCPU that wants the same waits.
+    fn begin_exclusive(&mut self);
+
+    /// Lets the others in again.
+    fn end_exclusive(&mut self);
+
+    /// Executes one instruction, interrupts kept out as the arming says, serving the accesses
+    /// that it makes.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn step(&mut self) -> Result<Stepped, TargetError>;
+}
