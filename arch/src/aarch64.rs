@@ -7,4 +7,5 @@ pub mod exception_entry;
 pub mod features;
 pub mod layout;
 pub mod paging;
+pub mod step;
 pub mod syndrome;

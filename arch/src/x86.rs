@@ -10,4 +10,5 @@ pub mod multiboot_info;
 pub mod paging;
 pub mod pvh;
 pub mod reset_vector;
+pub mod step;
 pub mod zero_page;

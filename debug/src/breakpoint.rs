@@ -283,10 +283,9 @@ impl Table {
 
     /// Puts originals over planted instructions in `bytes`, which were read at `address`.
     pub fn unmask(&self, address: GuestPhys, bytes: &mut [u8]) {
-        self.overlaps(address, bytes.len(), |place, planted, index, at| {
+        let instruction = planted_instruction(self.isa);
+        self.overlaps(address, bytes.len(), |_, planted, index, at| {
             // Where the guest has patched its text, memory is right as it is.
-            let instruction = planted_instruction(self.isa);
-            let _ = place;
             if bytes[at] == instruction[index] {
                 bytes[at] = planted.original[index];
             }

@@ -96,8 +96,6 @@ mod op {
     pub const LESS_UNSIGNED: u8 = 0x15;
     pub const EXT: u8 = 0x16;
     pub const REF8: u8 = 0x17;
-    pub const REF16: u8 = 0x18;
-    pub const REF32: u8 = 0x19;
     pub const REF64: u8 = 0x1a;
     pub const IF_GOTO: u8 = 0x20;
     pub const GOTO: u8 = 0x21;
@@ -430,6 +428,9 @@ fn string_at(address: u64, target: &mut dyn Target) -> String {
 mod tests {
     use super::*;
 
+    const REF16: u8 = 0x18;
+    const REF32: u8 = 0x19;
+
     #[derive(Default)]
     struct Fake {
         printed: String,
@@ -442,7 +443,7 @@ mod tests {
 
         fn memory(&mut self, address: u64, bytes: &mut [u8]) -> bool {
             let ram = b"hello\0\xff\xff\xff\xff\xff\xff\xff\xff\x01\x02";
-            let start = address.wrapping_sub(0x1000) as usize;
+            let start = usize::try_from(address.wrapping_sub(0x1000)).unwrap();
             match ram.get(start..start.wrapping_add(bytes.len())) {
                 Some(found) => {
                     bytes.copy_from_slice(found);
@@ -505,10 +506,10 @@ mod tests {
         assert_eq!(value(&[op::REG, 0, 99, op::END]), Err(EvaluationError::Register(99)));
         let at = |address: u8, operation| [op::CONST16, 0x10, address, operation, op::END];
         assert_eq!(value(&at(0, op::REF8)), Ok(u64::from(b'h')));
-        assert_eq!(value(&at(14, op::REF16)), Ok(0x0201));
-        assert_eq!(value(&at(6, op::REF32)), Ok(0xffff_ffff));
+        assert_eq!(value(&at(14, REF16)), Ok(0x0201));
+        assert_eq!(value(&at(6, REF32)), Ok(0xffff_ffff));
         assert_eq!(value(&at(6, op::REF64)), Ok(u64::MAX));
-        assert_eq!(value(&at(15, op::REF16)), Err(EvaluationError::Memory(0x100f)));
+        assert_eq!(value(&at(15, REF16)), Err(EvaluationError::Memory(0x100f)));
         assert_eq!(value(&[op::CONST8, 0x80, op::EXT, 8, op::END]), Ok((-128i64).cast_unsigned()));
         assert_eq!(value(&[op::CONST16, 0xff, 0x80, op::ZERO_EXT, 8, op::END]), Ok(0x80));
         assert_eq!(value(&[op::CONST8, 5, op::LOG_NOT, op::END]), Ok(0));

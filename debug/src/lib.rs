@@ -20,7 +20,9 @@
 pub mod arming;
 pub mod breakpoint;
 pub mod disassemble;
+pub mod engine;
 pub mod expression;
+pub mod gdb;
 pub mod memory;
 pub mod report;
 pub mod target;

@@ -40,6 +40,11 @@ impl Report<'_> {
 
     /// The report, several lines, without a final newline.
     pub fn text(&self) -> String {
+        self.text_of(&[Group::General, Group::Segment, Group::System])
+    }
+
+    /// The report with other groups of registers.
+    pub fn text_of(&self, groups: &[Group]) -> String {
         let mut text = String::new();
         let pc = self.registers.pc().unwrap_or(0);
         let _ = write!(text, "vCPU {} at {pc:#x}", self.vcpu);
@@ -53,14 +58,15 @@ impl Report<'_> {
                 None => text.push_str("  (not an instruction)"),
             }
         }
-        for group in [Group::General, Group::Segment, Group::System] {
+        for group in groups {
             let cells: Vec<String> = self
                 .registers
-                .iter()
-                .filter(|(row, _)| row.group == group)
-                .map(|(row, value)| {
-                    let digits = (row.bits / 4) as usize;
-                    format!("{:>9}={value:0digits$x}", row.name)
+                .rows()
+                .filter(|(_, register)| register.group == *group)
+                .filter_map(|(row, register)| {
+                    let bytes = self.registers.bytes(row)?;
+                    let digits: String = bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect();
+                    Some(format!("{:>9}={digits}", register.name))
                 })
                 .collect();
             for line in cells.chunks(4) {

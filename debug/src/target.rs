@@ -8,10 +8,10 @@
 
 use crate::arming::Arming;
 use arch::address::PhysRange;
-use arch::paging::TableMemory;
+use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestPhys, Isa};
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 
 /// RAM of the target, by guest-physical address. Devices are not part of it, so a debugger
 /// never touches one by accident.
@@ -120,6 +120,17 @@ pub enum Action {
     Stay,
 }
 
+/// What a vCPU is told when the target is resumed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// What it does.
+    pub action: Action,
+    /// What it runs with.
+    pub arming: Arming,
+    /// It stands at a breakpoint that has been reported, and steps off it first.
+    pub steps_off: bool,
+}
+
 /// A request of `monitor` that the target itself carries out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
@@ -188,6 +199,12 @@ pub trait Machine: Send {
     /// [`TargetError::NoVcpu`].
     fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, TargetError>;
 
+    /// How a vCPU that stands still translates addresses.
+    ///
+    /// # Errors
+    /// [`TargetError::NoVcpu`], [`TargetError::Host`].
+    fn regime(&self, vcpu: u32) -> Result<Regime, TargetError>;
+
     /// Writes every register that the file has a value for.
     ///
     /// # Errors
@@ -200,11 +217,11 @@ pub trait Machine: Send {
     /// What the host can do.
     fn host(&self) -> &HostDebug;
 
-    /// Lets each vCPU do its action, armed as said: one of each per vCPU.
+    /// Lets each vCPU do what its order says: one order per vCPU.
     ///
     /// # Errors
     /// [`TargetError::Unsupported`] on a core; [`TargetError::Host`].
-    fn resume(&mut self, actions: &[Action], arming: &[Arming]) -> Result<(), TargetError>;
+    fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError>;
 
     /// Makes every vCPU stand still and returns when none runs any more. Events that happen
     /// meanwhile stay for [`Self::next_event`].
@@ -214,7 +231,7 @@ pub trait Machine: Send {
     fn next_event(&mut self) -> Option<Event>;
 
     /// Becomes readable when there is an event.
-    fn event_fd(&self) -> RawFd;
+    fn event_fd(&self) -> BorrowedFd<'_>;
 
     /// Switches all guest debugging off, as before a debugger came.
     fn disarm(&mut self);
@@ -234,6 +251,8 @@ pub trait Machine: Send {
 pub enum Stepped {
     /// The instruction is done.
     Done,
+    /// It raised a debug exception instead.
+    Trapped(crate::trap::Trap),
     /// Something else happened first, for instance an exit that ends the guest; the run loop
     /// deals with it, and the engine has nothing to add.
     Other,
@@ -255,6 +274,12 @@ pub trait Cpu {
 
     /// Reads registers.
     fn registers(&self, banks: &[Bank]) -> RegisterFile;
+
+    /// How it translates addresses.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn regime(&self) -> Result<Regime, TargetError>;
 
     /// Writes registers.
     ///

@@ -183,11 +183,11 @@ fn decide_aarch64(exception: DebugException, far: u64, at: &Situation) -> Owner 
                     continue;
                 }
                 // Within the range, or before it by less than the largest access.
-                let (distance, address) = if far < start { (start - far, start) } else { (0, far) };
-                if distance < LARGEST_ACCESS
-                    && far.wrapping_sub(start) as i64 <= i64::try_from(length).unwrap_or(i64::MAX) - 1
-                    && nearest.is_none_or(|(best, ..)| distance < best)
-                {
+                let is_within = far >= start && far - start < length;
+                let distance = start.saturating_sub(far);
+                let is_before = far < start && distance < LARGEST_ACCESS;
+                let address = far.max(start);
+                if (is_within || is_before) && nearest.is_none_or(|(best, ..)| distance < best) {
                     nearest = Some((distance, index, address));
                 }
             }

@@ -11,6 +11,8 @@ use crate::machine::Machine;
 use crate::outcome::{HOST, Outcome};
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
+use debug::breakpoint::INT3;
+use debug::target::{HostDebug, SoftwareBreakpoints};
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
@@ -294,8 +296,27 @@ const HARDWARE_BREAKPOINT: u64 = 0x10;
 const SOFTWARE_BREAKPOINT: u64 = 0x20;
 const WATCHED: u64 = 0x1000;
 
+/// What a try of guest debugging saw.
+enum Seen {
+    /// The exit, at its place.
+    Exit,
+    /// KVM could not emulate the instruction with these bytes.
+    EmulationFailure(Vec<u8>),
+}
+
 /// Tries one kind of guest debugging: the exit must come, at its place.
 fn debug(kind: DebugKind) -> Result<(), String> {
+    match try_debug(kind)? {
+        Seen::Exit => Ok(()),
+        Seen::EmulationFailure(instruction) => {
+            Err(in_words(&VcpuExit::InternalError(crate::kvm::exit::InternalError::Emulation {
+                instruction,
+            })))
+        }
+    }
+}
+
+fn try_debug(kind: DebugKind) -> Result<Seen, String> {
     let (vm, mut vcpu, entry) = bare("debug")?;
     let skip_software_breakpoint = || -> Result<(), String> {
         let nop: &[u8] = match HOST_ISA {
@@ -325,6 +346,9 @@ fn debug(kind: DebugKind) -> Result<(), String> {
             VcpuExit::PortWrite { .. } | VcpuExit::MmioWrite { .. } => {
                 return Err("it does not stop the guest".into());
             }
+            VcpuExit::InternalError(crate::kvm::exit::InternalError::Emulation { instruction }) => {
+                return Ok(Seen::EmulationFailure(instruction));
+            }
             other => return Err(in_words(&other)),
         }
     };
@@ -334,7 +358,26 @@ fn debug(kind: DebugKind) -> Result<(), String> {
     };
     match place {
         Some(place) if pc != Some(place) => Err(format!("it stops at {pc:x?} instead of {place:#x}")),
-        _ => Ok(()),
+        _ => Ok(Seen::Exit),
+    }
+}
+
+/// What this host can do for a debugger, tried in this process: four guests of a few
+/// instructions. Numbers of registers are 1 or 0: whether they work.
+pub fn host_debug() -> HostDebug {
+    let works = |kind| matches!(try_debug(kind), Ok(Seen::Exit));
+    HostDebug {
+        software: match try_debug(DebugKind::Software) {
+            Ok(Seen::Exit) => SoftwareBreakpoints::Trapped,
+            Ok(Seen::EmulationFailure(bytes)) if bytes.first() == Some(&INT3[0]) => {
+                SoftwareBreakpoints::EmulationFailure
+            }
+            _ => SoftwareBreakpoints::None,
+        },
+        single_step: works(DebugKind::SingleStep),
+        breakpoints: usize::from(works(DebugKind::Hardware)),
+        watchpoints: usize::from(works(DebugKind::Watch)),
+        blocks_interrupts: false,
     }
 }
 

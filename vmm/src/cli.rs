@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::config::{Config, MemorySize, OnReboot, parse_address, parse_duration, parse_size};
+use crate::config::{Config, GdbConfig, MemorySize, OnReboot, parse_address, parse_duration, parse_size};
 use crate::console::ConsoleKind;
 use crate::error::Error;
 use crate::kvm::HOST_ISA;
@@ -9,6 +9,7 @@ use arch::cpu_template::CpuTemplate;
 use arch::{aarch64, x86};
 use clap::builder::ValueParser;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use debug::gdb::server::Address;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -91,6 +92,14 @@ pub struct RunArgs {
     /// What a reset of the guest does
     #[arg(long, value_name = "ACTION", default_value = "exit", help_heading = "Run")]
     reboot: Reboot,
+
+    /// Serve gdb or lldb: the guest waits at its first instruction until one attaches; without a
+    /// host, only this machine can connect
+    #[arg(long, value_name = "[HOST]:PORT|unix:PATH", value_parser = ValueParser::new(Address::parse), help_heading = "Debugging")]
+    gdb: Option<Address>,
+    /// Let the guest run before a debugger attaches
+    #[arg(long, requires = "gdb", help_heading = "Debugging")]
+    gdb_no_wait: bool,
 
     /// Say more: -v what happens rarely, -vv each exit of a vCPU
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet", global = true, help_heading = "Messages")]
@@ -177,6 +186,7 @@ impl RunArgs {
                 Reboot::Exit => OnReboot::Exit,
                 Reboot::Restart => OnReboot::Restart,
             },
+            gdb: self.gdb.clone().map(|address| GdbConfig { address, waits: !self.gdb_no_wait }),
         })
     }
 }
@@ -269,6 +279,8 @@ mod tests {
             ("--console serial", "stdio, file:PATH, pty or none"),
             ("--initrd x", "--kernel"),
             ("--reboot maybe", "restart"),
+            ("--gdb 1234", ":1234"),
+            ("--gdb-no-wait", "--gdb"),
             ("--cpu-template /no/such/file", "/no/such/file"),
             ("--frobnicate", "--frobnicate"),
         ] {

@@ -3,6 +3,7 @@
 use crate::console::ConsoleKind;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
+use debug::gdb::server::Address;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,6 +44,17 @@ pub struct Config {
     pub timeout: Option<Duration>,
     /// What a reset does.
     pub on_reboot: OnReboot,
+    /// Where a debugger connects, if one may.
+    pub gdb: Option<GdbConfig>,
+}
+
+/// A gdb server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GdbConfig {
+    /// Where it listens.
+    pub address: Address,
+    /// Whether the guest waits for a debugger before its first instruction.
+    pub waits: bool,
 }
 
 impl Default for Config {
@@ -61,6 +73,7 @@ impl Default for Config {
             console: ConsoleKind::Stdio,
             timeout: None,
             on_reboot: OnReboot::default(),
+            gdb: None,
         }
     }
 }

@@ -29,6 +29,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The address that a debugger would connect to.
+    #[error("cannot listen at --gdb {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
     /// A CPU template file that cannot be understood.
     #[error("--cpu-template {path}: {source}")]
     Template {
@@ -61,7 +69,7 @@ impl Error {
             | Error::Boot(BootError::LoadAddressNotFlat { .. } | BootError::Cmdline(_)) => outcome::USAGE,
             Error::Kvm(_) | Error::System { .. } => outcome::HOST,
             Error::Boot(_) => outcome::IMAGE,
-            Error::Open { .. } | Error::Template { .. } => outcome::FILE,
+            Error::Open { .. } | Error::Template { .. } | Error::Listen { .. } => outcome::FILE,
         }
     }
 

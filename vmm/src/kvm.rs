@@ -25,6 +25,7 @@ use x86_64 as native;
 
 pub use error::KvmError;
 pub use native::capabilities::capabilities;
+pub use native::guest_debug::{blocks_interrupts, code_changed, registers as debug_registers};
 pub use vcpu::Vcpu;
 pub use vm::{Host, Vm, VmConfig};
 

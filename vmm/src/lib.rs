@@ -3,7 +3,8 @@
 //! [`Machine`](machine::Machine) is a guest that can be run, paused and looked at; the `vmm`
 //! binary drives one from the command line. [`kvm`] is the only module that calls KVM;
 //! [`boot`] prepares guests; [`vcpus`] has the threads that run them; [`run`] is the event
-//! loop of the command line; [`check`] finds out what a host's KVM can do.
+//! loop of the command line; [`debugger`] is the live machine as the `debug` crate sees it;
+//! [`check`] finds out what a host's KVM can do.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -20,6 +21,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod console;
+pub mod debugger;
 pub mod error;
 pub mod kvm;
 pub mod logging;
@@ -28,5 +30,7 @@ pub mod memory;
 pub mod outcome;
 mod rate_limit;
 pub mod run;
+pub mod stepping;
 pub mod terminal;
 pub mod vcpus;
+pub mod world;

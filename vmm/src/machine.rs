@@ -7,6 +7,7 @@
 use crate::boot::kernel::Kernel;
 use crate::boot::{self, BootConfig, Booted, cmdline};
 use crate::config::Config;
+use crate::debugger::{Debugger, Prepared};
 use crate::error::Error;
 use crate::kvm::{HOST_ISA, Host, Vm, VmConfig};
 use crate::outcome::Outcome;
@@ -41,8 +42,10 @@ impl Trigger for Line {
 /// A machine with a guest, whose vCPUs are paused until it is resumed.
 #[derive(Debug)]
 pub struct Machine {
-    // The threads end before what they use goes.
-    vcpus: Vcpus,
+    // The threads end before what they use goes: first the one that asks vCPUs.
+    debugger: Option<Debugger>,
+    vcpus: Arc<Vcpus>,
+    waits: bool,
     outcomes: Receiver<Outcome>,
     wake: EventFd,
     serial: Arc<Mutex<Serial>>,
@@ -93,20 +96,51 @@ impl Machine {
         let (serial, ports, mmio) = devices(&vm, config, output, &input_wanted)?;
         let (sender, outcomes) = channel();
         let wake = new_event()?;
+        let gdb = config.gdb.as_ref();
+        let prepared = gdb.map(|gdb| Prepared::new(&gdb.address, config.cpus, vm.memory())).transpose()?;
         let shared = Arc::new(Shared {
             ports,
             mmio,
             memory: vm.memory().clone(),
             outcomes: sender,
             wake: clone_event(&wake)?,
+            debug: prepared.as_ref().map(|prepared| Arc::clone(&prepared.shared)),
         });
         let vcpus = Vcpus::spawn(vcpus, &shared).map_err(Error::system("cannot start vCPU threads"))?;
-        Ok(Machine { vcpus, outcomes, wake, serial, input_wanted, booted, _shared: shared, _vm: vm })
+        let vcpus = Arc::new(vcpus);
+        let debugger = prepared.map(|prepared| Debugger::start(prepared, &vcpus, &shared)).transpose()?;
+        let waits = gdb.is_some_and(|gdb| gdb.waits);
+        Ok(Machine {
+            debugger,
+            vcpus,
+            waits,
+            outcomes,
+            wake,
+            serial,
+            input_wanted,
+            booted,
+            _shared: shared,
+            _vm: vm,
+        })
     }
 
     /// Lets the guest run.
     pub fn resume(&self) {
         self.vcpus.resume();
+    }
+
+    /// Lets the guest run, unless it waits for a debugger that will.
+    pub fn start(&self) {
+        if !self.waits {
+            self.resume();
+        }
+    }
+
+    /// Tells an attached debugger how the guest has ended.
+    pub fn tell_debugger(&self, outcome: &Outcome) {
+        if let Some(debugger) = &self.debugger {
+            debugger.ended(outcome);
+        }
     }
 
     /// Stops the guest; returns when no vCPU is in it any more.

@@ -32,7 +32,7 @@ pub enum Outcome {
     },
     /// `--timeout` is over.
     Timeout,
-    /// `Ctrl-A x`, SIGINT, SIGTERM or SIGHUP.
+    /// `Ctrl-A x`, a signal, or the debugger's user.
     Stopped(Stop),
 }
 
@@ -43,6 +43,8 @@ pub enum Stop {
     Console,
     /// A signal, by its number.
     Signal(i32),
+    /// `kill` or `monitor quit` in a debugger.
+    Debugger,
 }
 
 /// An exit code with its meaning, for `--help` and for [`Outcome::code`].
@@ -71,14 +73,14 @@ exit_codes! {
     USAGE = 2, "an option is wrong";
     HOST = 4, "this host cannot do it: no KVM, or KVM refuses";
     IMAGE = 6, "the kernel or an initrd cannot be booted";
-    FILE = 8, "the console, the log or a template cannot be opened";
+    FILE = 8, "the console, the log, a template or the gdb socket cannot be opened";
     RESET = 10, "the guest reset itself (with --reboot exit)";
     TRIPLE_FAULT = 12, "the guest's processor shut down after a triple fault";
     GUEST_CRASH = 14, "the guest reported a crash to its firmware";
     EMULATION_FAILURE = 16, "KVM met an instruction that it cannot emulate";
     INTERNAL_ERROR = 18, "KVM or the processor could not go on";
     TIMEOUT = 20, "--timeout ended the guest";
-    STOPPED = 22, "Ctrl-A x, SIGINT, SIGTERM, SIGHUP or SIGQUIT ended the guest";
+    STOPPED = 22, "Ctrl-A x, SIGINT, SIGTERM, SIGHUP, SIGQUIT or the debugger ended the guest";
     PANIC = 70, "a defect of vmm itself; please report it";
 }
 
@@ -129,6 +131,7 @@ impl fmt::Display for Outcome {
             Outcome::Timeout => f.write_str("the time given by --timeout is over"),
             Outcome::Stopped(Stop::Console) => f.write_str("stopped from the console"),
             Outcome::Stopped(Stop::Signal(number)) => write!(f, "stopped by signal {number}"),
+            Outcome::Stopped(Stop::Debugger) => f.write_str("ended by the debugger"),
         }
     }
 }

@@ -111,9 +111,10 @@ fn run_machine(
             is_watched: false,
         }));
     }
-    state.machine.resume();
+    state.machine.start();
     loop {
         if let Some(outcome) = state.verdict.borrow_mut().take() {
+            state.machine.tell_debugger(&outcome);
             return Ok(outcome);
         }
         events.run().map_err(|error| Error::system("the event loop failed")(io::Error::other(error)))?;

@@ -5,15 +5,22 @@
 //! not go on reports its [`Outcome`] and waits for messages, so that its registers can still
 //! be looked at.
 
+use crate::debugger::{self, DebugShared, GuestCpu, ThreadDebug};
 use crate::kvm::exit::{InternalError, SystemEvent, VcpuExit};
 use crate::kvm::{KvmError, Vcpu, kick};
 use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
 use crate::rate_limit::RateLimit;
+use crate::stepping::{self, Step};
 use arch::register::Bank;
+use debug::arming::Arming;
 use debug::disassemble::LONGEST_INSTRUCTION;
+use debug::engine::Verdict;
 use debug::report::Report;
+use debug::target::{Action, Event, Order};
+use debug::trap::Trap;
 use devices::bus::{Bus, Request};
+use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
@@ -36,6 +43,19 @@ pub struct Shared {
     pub outcomes: Sender<Outcome>,
     /// ...and what is written then, for whoever polls.
     pub wake: EventFd,
+    /// What a debugger needs, with `--gdb`.
+    pub debug: Option<Arc<DebugShared>>,
+}
+
+impl Shared {
+    /// Says how the guest has ended.
+    pub fn end(&self, outcome: Outcome) {
+        // The machine that listens outlives its threads; at worst nobody reads it.
+        self.outcomes.send(outcome).ok();
+        if let Err(error) = self.wake.write(1) {
+            log::error!("cannot tell that the guest has ended: {error}");
+        }
+    }
 }
 
 type Call = Box<dyn FnOnce(&mut Vcpu) + Send>;
@@ -45,6 +65,8 @@ enum Message {
     Pause(Sender<()>),
     /// Run the guest.
     Resume,
+    /// Do what a debugger says.
+    Order(Order),
     /// Do this with the vCPU.
     Call(Call),
     /// End the thread; the sender is dropped when it has ended.
@@ -119,6 +141,28 @@ impl Vcpus {
         }
     }
 
+    /// Gives one vCPU a debugger's order.
+    pub fn order(&self, vcpu: u32, order: Order) {
+        if let Some(thread) = self.threads.get(vcpu as usize) {
+            thread.send(Message::Order(order));
+        }
+    }
+
+    /// Has one vCPU's thread call `call` with it, whether paused or not. `None` when there is no
+    /// such vCPU, or its thread has ended.
+    pub fn call<R: Send + 'static>(
+        &self,
+        vcpu: u32,
+        call: impl FnOnce(&mut Vcpu) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (result, results) = channel();
+        self.threads.get(vcpu as usize)?.send(Message::Call(Box::new(move |vcpu| {
+            // Nobody waits for the result any more only when the caller is gone.
+            drop(result.send(call(vcpu)));
+        })));
+        self.wait_for(&results)
+    }
+
     /// Gets all vCPUs out of the guest and returns when none is in it any more.
     pub fn pause(&self) {
         let (ack, acks) = channel();
@@ -185,7 +229,7 @@ impl Drop for Vcpus {
 /// A vCPU thread's life.
 fn run_vcpu(mut vcpu: Vcpu, messages: &Receiver<Message>, shared: &Shared) {
     let _kicks = vcpu.accept_kicks();
-    let mut io_log = RateLimit::new(20, Duration::from_secs(1));
+    let mut thread = ThreadDebug::new();
     let mut running = false;
     loop {
         kick::clear();
@@ -210,35 +254,190 @@ fn run_vcpu(mut vcpu: Vcpu, messages: &Receiver<Message>, shared: &Shared) {
                     ack.send(()).ok();
                 }
                 Message::Resume => running = true,
+                Message::Order(order) => running = begin(&mut vcpu, shared, &mut thread, &order),
                 Message::Call(call) => call(&mut vcpu),
                 Message::Stop(_alive) => return,
             }
         }
-        if let Some(outcome) = run_once(&mut vcpu, shared, &mut io_log) {
-            running = false;
-            // The machine that listens outlives its threads; at worst nobody reads it.
-            drop(shared.outcomes.send(outcome));
-            if let Err(error) = shared.wake.write(1) {
-                log::error!("cannot tell that vCPU {} has stopped: {error}", vcpu.id());
-            }
-        }
+        let debug = shared.debug.as_deref().map(|debug| (debug, &thread.arming));
+        running = match run_guest(&mut vcpu, shared, debug, false) {
+            Left::Served | Left::Interrupted => true,
+            Left::Ended(outcome) => end(&vcpu, shared, &mut thread, outcome),
+            Left::Trap(trap) => judge(&mut vcpu, shared, &mut thread, &trap),
+        };
     }
 }
 
-/// Runs the guest until it needs us, and serves it. `Some` when it cannot or must not go on.
-fn run_once(vcpu: &mut Vcpu, shared: &Shared, io_log: &mut RateLimit) -> Option<Outcome> {
-    let id = vcpu.id();
-    let exit = match vcpu.run() {
-        Ok(exit) => exit,
-        Err(error) => return Some(cannot_run(vcpu, shared, &error)),
+/// Begins a debugger's order; whether the vCPU runs.
+fn begin(vcpu: &mut Vcpu, shared: &Shared, thread: &mut ThreadDebug, order: &Order) -> bool {
+    let Some(debug) = shared.debug.as_deref() else { return false };
+    if order.action == Action::Stay {
+        return false;
+    }
+    // The debugger has looked at the end that was kept from it, and goes on.
+    if let Some(outcome) = thread.outcome.take() {
+        shared.end(outcome);
+        return false;
+    }
+    let engine = &debug.engine;
+    let verdict = engine.start(&mut GuestCpu { vcpu, shared, debug, thread }, order);
+    act(vcpu, shared, thread, debug, verdict)
+}
+
+/// Has the debugger judge an exit; whether the vCPU runs on.
+fn judge(vcpu: &mut Vcpu, shared: &Shared, thread: &mut ThreadDebug, trap: &Trap) -> bool {
+    let Some(debug) = shared.debug.as_deref() else { return false };
+    let engine = &debug.engine;
+    let verdict = engine.judge(&mut GuestCpu { vcpu, shared, debug, thread }, trap);
+    if verdict == Verdict::NotOurs {
+        let outcome = match trap {
+            Trap::EmulationFailure { instruction } => {
+                Outcome::EmulationFailure { report: report(vcpu, shared, instruction) }
+            }
+            _ => {
+                let cause = format!("a debug exit that is nobody's: {trap:?}");
+                Outcome::InternalError { cause, report: report(vcpu, shared, &[]) }
+            }
+        };
+        return end(vcpu, shared, thread, outcome);
+    }
+    act(vcpu, shared, thread, debug, verdict)
+}
+
+/// Acts on a verdict; whether the vCPU runs on.
+fn act(
+    vcpu: &Vcpu,
+    shared: &Shared,
+    thread: &mut ThreadDebug,
+    debug: &DebugShared,
+    verdict: Verdict,
+) -> bool {
+    if debug.engine.state().has_output() {
+        debug.wake();
+    }
+    // An end of the guest that came up during a step over a breakpoint.
+    if let Some(outcome) = thread.outcome.take() {
+        return end(vcpu, shared, thread, outcome);
+    }
+    match verdict {
+        Verdict::GoOn => true,
+        Verdict::Stop(reason) => {
+            debug.tell(Event::Stopped { vcpu: vcpu.id(), reason });
+            false
+        }
+        Verdict::NotOurs => false,
+    }
+}
+
+/// Deals with the guest's end; the vCPU does not run on. A debugger that is attached may look
+/// at a guest that died before the run ends.
+fn end(vcpu: &Vcpu, shared: &Shared, thread: &mut ThreadDebug, outcome: Outcome) -> bool {
+    if let Some(debug) = &shared.debug
+        && debug.is_attached()
+        && let Some(reason) = debugger::fatal(&outcome)
+    {
+        thread.outcome = Some(outcome);
+        debug.tell(Event::Stopped { vcpu: vcpu.id(), reason });
+    } else {
+        shared.end(outcome);
+    }
+    false
+}
+
+/// How a vCPU left the guest.
+#[derive(Debug)]
+pub enum Left {
+    /// It needed something, and has it.
+    Served,
+    /// It was kicked.
+    Interrupted,
+    /// It cannot or must not go on.
+    Ended(Outcome),
+    /// It may be the debugger's business.
+    Trap(Trap),
+}
+
+/// Runs the guest until it needs us, and serves it. With a debugger, `debug` has what the
+/// vCPU runs with; `is_alone` says that all other vCPUs are kept out already.
+pub fn run_guest(
+    vcpu: &mut Vcpu,
+    shared: &Shared,
+    debug: Option<(&DebugShared, &Arming)>,
+    is_alone: bool,
+) -> Left {
+    let Some((debug, arming)) = debug else {
+        let id = vcpu.id();
+        return serve(id, vcpu.run(), shared, None).unwrap_or_else(|ended| ended.outcome(vcpu, shared));
     };
+    let step = match stepping::before(vcpu, &debug.memory, debug.engine.host(), arming) {
+        Ok(Step::Skipped) => return Left::Trap(stepping::skipped()),
+        Ok(step) => step,
+        Err(error) => return Left::Ended(cannot_run(vcpu, shared, &error)),
+    };
+    if !is_alone {
+        debug.world.enter(vcpu.id());
+    }
+    let id = vcpu.id();
+    let exit = vcpu.run();
+    if !is_alone {
+        debug.world.leave(id);
+    }
+    let left = serve(id, exit, shared, Some(debug));
+    let is_done = matches!(&left, Ok(Left::Trap(trap)) if stepping::is_step(trap));
+    match stepping::after(vcpu, &debug.memory, &step, is_done) {
+        Ok(()) => left.unwrap_or_else(|ended| ended.outcome(vcpu, shared)),
+        Err(error) => Left::Ended(cannot_run(vcpu, shared, &error)),
+    }
+}
+
+/// An end of the guest that needs a report of what the vCPU was doing.
+enum Unreported {
+    TripleFault,
+    EmulationFailure(Vec<u8>),
+    Internal(String),
+}
+
+impl Unreported {
+    fn outcome(self, vcpu: &Vcpu, shared: &Shared) -> Left {
+        Left::Ended(match self {
+            Unreported::TripleFault => Outcome::TripleFault { report: report(vcpu, shared, &[]) },
+            Unreported::EmulationFailure(instruction) => {
+                Outcome::EmulationFailure { report: report(vcpu, shared, &instruction) }
+            }
+            Unreported::Internal(cause) => {
+                Outcome::InternalError { cause, report: report(vcpu, shared, &[]) }
+            }
+        })
+    }
+}
+
+thread_local! {
+    static IO_LOG: RefCell<RateLimit> = RefCell::new(RateLimit::new(20, Duration::from_secs(1)));
+}
+
+/// Tells of an access where nothing is, rate-limited for each vCPU.
+fn tell_access(text: impl FnOnce() -> String) {
+    IO_LOG.with_borrow_mut(|limit| limit.info(text));
+}
+
+/// Serves an exit of vCPU `id`.
+fn serve(
+    id: u32,
+    exit: Result<VcpuExit, KvmError>,
+    shared: &Shared,
+    debug: Option<&DebugShared>,
+) -> Result<Left, Unreported> {
+    let exit = exit.map_err(|error| Unreported::Internal(error.to_string()))?;
     log::debug!(target: "vmm::exit", "vCPU {id}: {exit:x?}");
+    if let Some(debug) = debug {
+        debug.count(id, exit.kind());
+    }
     let request = match exit {
-        VcpuExit::Interrupted => None,
+        VcpuExit::Interrupted => return Ok(Left::Interrupted),
         VcpuExit::PortRead { port, size, data } => {
             for access in data.chunks_mut(size) {
                 if !shared.ports.read(u64::from(port), access) {
-                    io_log.info(|| format!("vCPU {id} reads {size} bytes at unused port {port:#x}"));
+                    tell_access(|| format!("vCPU {id} reads {size} bytes at unused port {port:#x}"));
                 }
             }
             None
@@ -249,7 +448,7 @@ fn run_once(vcpu: &mut Vcpu, shared: &Shared, io_log: &mut RateLimit) -> Option<
                 match shared.ports.write(u64::from(port), access) {
                     Ok(asked) => request = request.or(asked),
                     Err(_) => {
-                        io_log.info(|| format!("vCPU {id} writes {access:02x?} to unused port {port:#x}"));
+                        tell_access(|| format!("vCPU {id} writes {access:02x?} to unused port {port:#x}"))
                     }
                 }
             }
@@ -258,62 +457,69 @@ fn run_once(vcpu: &mut Vcpu, shared: &Shared, io_log: &mut RateLimit) -> Option<
         VcpuExit::MmioRead { address, data } => {
             if !shared.mmio.read(address, data) {
                 let size = data.len();
-                io_log.info(|| format!("vCPU {id} reads {size} bytes at {address:#x}, where nothing is"));
+                tell_access(|| format!("vCPU {id} reads {size} bytes at {address:#x}, where nothing is"));
             }
             None
         }
         VcpuExit::MmioWrite { address, data } => match shared.mmio.write(address, data) {
             Ok(asked) => asked,
             Err(_) => {
-                io_log.info(|| format!("vCPU {id} writes {data:02x?} to {address:#x}, where nothing is"));
+                tell_access(|| format!("vCPU {id} writes {data:02x?} to {address:#x}, where nothing is"));
                 None
             }
         },
-        VcpuExit::Shutdown => {
-            return Some(Outcome::TripleFault { report: report(vcpu, shared, &[]) });
-        }
+        VcpuExit::Shutdown => return Err(Unreported::TripleFault),
         VcpuExit::SystemEvent(event) => {
-            return match event {
-                SystemEvent::Shutdown => Some(Outcome::PowerOff),
-                SystemEvent::Reset => Some(Outcome::Reset),
-                SystemEvent::Crash => Some(Outcome::GuestCrash),
+            return Ok(match event {
+                SystemEvent::Shutdown => Left::Ended(Outcome::PowerOff),
+                SystemEvent::Reset => Left::Ended(Outcome::Reset),
+                SystemEvent::Crash => Left::Ended(Outcome::GuestCrash),
                 SystemEvent::Other(number) => {
                     log::warn!("vCPU {id}: KVM reports system event {number}, which has no meaning here");
-                    None
+                    Left::Served
                 }
-            };
+            });
         }
         VcpuExit::InternalError(InternalError::Emulation { instruction }) => {
-            return Some(Outcome::EmulationFailure { report: report(vcpu, shared, &instruction) });
+            return match debug {
+                Some(_) => Ok(Left::Trap(Trap::EmulationFailure { instruction })),
+                None => Err(Unreported::EmulationFailure(instruction)),
+            };
         }
         VcpuExit::InternalError(InternalError::Other { suberror, data }) => {
-            let cause = format!("internal error {suberror}, data {data:x?}");
-            return Some(Outcome::InternalError { cause, report: report(vcpu, shared, &[]) });
+            return Err(Unreported::Internal(format!("internal error {suberror}, data {data:x?}")));
         }
         VcpuExit::EntryFailed { reason } => {
-            let cause = format!("the processor refuses to enter the guest, reason {reason:#x}");
-            return Some(Outcome::InternalError { cause, report: report(vcpu, shared, &[]) });
+            return Err(Unreported::Internal(format!(
+                "the processor refuses to enter the guest, reason {reason:#x}"
+            )));
         }
         VcpuExit::NoSyndrome { iss, address } => {
-            let cause = format!(
+            return Err(Unreported::Internal(format!(
                 "an access to {address:#x}, where no RAM is, by an instruction that the hardware does not \
                  describe (ISS {iss:#x})"
-            );
-            return Some(Outcome::InternalError { cause, report: report(vcpu, shared, &[]) });
+            )));
         }
         VcpuExit::MemoryFault { address, size } => {
-            let cause = format!("a fault on {size} bytes of guest memory at {address:#x}");
-            return Some(Outcome::InternalError { cause, report: report(vcpu, shared, &[]) });
+            return Err(Unreported::Internal(format!(
+                "a fault on {size} bytes of guest memory at {address:#x}"
+            )));
+        }
+        VcpuExit::Debug(ref event) if debug.is_some() => {
+            return match debugger::trap(event) {
+                Some(trap) => Ok(Left::Trap(trap)),
+                None => Err(Unreported::Internal(format!("an unknown debug exit: {event:x?}"))),
+            };
         }
         VcpuExit::Halt | VcpuExit::Debug(_) | VcpuExit::Other(_) => {
-            let cause = format!("an exit that was not asked for: {exit:?}");
-            return Some(Outcome::InternalError { cause, report: report(vcpu, shared, &[]) });
+            return Err(Unreported::Internal(format!("an exit that was not asked for: {exit:?}")));
         }
     };
-    request.map(|request| match request {
-        Request::PowerOff => Outcome::PowerOff,
-        Request::Reset => Outcome::Reset,
-        Request::Exit(value) => Outcome::Exit(value),
+    Ok(match request {
+        None => Left::Served,
+        Some(Request::PowerOff) => Left::Ended(Outcome::PowerOff),
+        Some(Request::Reset) => Left::Ended(Outcome::Reset),
+        Some(Request::Exit(value)) => Left::Ended(Outcome::Exit(value)),
     })
 }
 

@@ -1,6 +1,7 @@
 //! What is particular to KVM on aarch64.
 
 pub mod capabilities;
+pub mod guest_debug;
 pub mod registers;
 
 use super::VmConfig;

@@ -78,6 +78,26 @@ pub enum VcpuExit<'a> {
     Other(u32),
 }
 
+impl VcpuExit<'_> {
+    /// Names of the kinds that [`Self::kind`] tells apart.
+    pub const KINDS: [&'static str; 8] =
+        ["port", "mmio", "debug", "interrupted", "system event", "shutdown", "error", "other"];
+
+    /// Which kind it is, for counting.
+    pub fn kind(&self) -> usize {
+        match self {
+            VcpuExit::PortRead { .. } | VcpuExit::PortWrite { .. } => 0,
+            VcpuExit::MmioRead { .. } | VcpuExit::MmioWrite { .. } => 1,
+            VcpuExit::Debug(_) => 2,
+            VcpuExit::Interrupted => 3,
+            VcpuExit::SystemEvent(_) => 4,
+            VcpuExit::Shutdown => 5,
+            VcpuExit::InternalError(_) | VcpuExit::EntryFailed { .. } | VcpuExit::MemoryFault { .. } => 6,
+            VcpuExit::Halt | VcpuExit::NoSyndrome { .. } | VcpuExit::Other(_) => 7,
+        }
+    }
+}
+
 /// `KVM_EXIT_DEBUG`, as each architecture tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DebugExit {

@@ -67,6 +67,27 @@ pub fn clear() {
     }
 }
 
+/// A thread that can be kicked. Its id is kept as a number: some C libraries make it a pointer.
+#[derive(Clone, Copy, Debug)]
+pub struct Thread(usize);
+
+impl Thread {
+    /// The calling thread.
+    pub fn current() -> Thread {
+        // SAFETY: it has no preconditions.
+        Thread(unsafe { libc::pthread_self() } as usize)
+    }
+
+    /// Kicks it.
+    ///
+    /// # Safety
+    /// The thread must not have ended.
+    pub unsafe fn kick(&self) {
+        // SAFETY: the thread is alive, as the caller says, and the signal has a handler.
+        unsafe { libc::pthread_kill(self.0 as libc::pthread_t, signal()) };
+    }
+}
+
 /// While it lives, kicks of this thread reach the vCPU that it was made for.
 #[derive(Debug)]
 pub struct Target<'a>(PhantomData<&'a mut u8>);

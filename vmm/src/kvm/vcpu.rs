@@ -3,7 +3,11 @@
 use super::error::{KvmError, ioctl};
 use super::exit::{VcpuExit, decode};
 use super::{BootState, DebugProbe, kick, native};
+use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
+use debug::arming::Arming;
+use debug::target::VcpuState;
+use debug::trap::Injection;
 use kvm_ioctls::VcpuFd;
 
 /// A vCPU of a [`Vm`](super::Vm).
@@ -100,6 +104,54 @@ impl Vcpu {
     /// [`KvmError`].
     pub fn pc_and_flags(&self) -> Result<(u64, u64), KvmError> {
         native::registers::pc_and_flags(&self.fd)
+    }
+
+    /// How it translates addresses now.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn regime(&self) -> Result<Regime, KvmError> {
+        native::registers::regime(&self.fd)
+    }
+
+    /// Sets what the vCPU runs with: `KVM_SET_GUEST_DEBUG`.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn set_debug(&self, arming: &Arming) -> Result<(), KvmError> {
+        native::guest_debug::set(&self.fd, arming)
+    }
+
+    /// Gives the guest an exception of its own that came to us. What the vCPU runs with is
+    /// set anew.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn inject(&self, injection: &Injection, arming: &Arming) -> Result<(), KvmError> {
+        native::guest_debug::inject(&self.fd, injection, arming)
+    }
+
+    /// Keeps interrupts out of the next instruction where KVM does not
+    /// (`KVM_GUESTDBG_BLOCKIRQ`): an interrupt shadow on x86; aarch64 has another way
+    /// (`arch::aarch64::step`).
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn shadow_interrupts(&self) -> Result<(), KvmError> {
+        native::guest_debug::shadow_interrupts(&self.fd)
+    }
+
+    /// What it is doing, as KVM sees it (`KVM_GET_MP_STATE`).
+    pub fn state(&self) -> VcpuState {
+        native::guest_debug::state(&self.fd)
+    }
+
+    /// Raises a non-maskable interrupt.
+    ///
+    /// # Errors
+    /// [`KvmError::Missing`] on aarch64, [`KvmError::Ioctl`].
+    pub fn nmi(&self) -> Result<(), KvmError> {
+        native::guest_debug::nmi(&self.fd)
     }
 
     /// Translates a guest-virtual address as the vCPU would now; `None` where nothing is

@@ -1,9 +1,11 @@
 //! A vCPU's registers by the register table, through KVM's ioctls: one `KVM_GET_ONE_REG` or
 //! `KVM_SET_ONE_REG` each.
 
-use super::{ISA, core_register};
+use super::{ISA, core_register, system_register};
 use crate::kvm::error::KvmError;
 use arch::aarch64::exception_entry::pstate;
+use arch::aarch64::paging::Paging;
+use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile, Source, table};
 use kvm_bindings as kvm;
 use kvm_ioctls::VcpuFd;
@@ -172,4 +174,13 @@ fn write(vcpu: &VcpuFd, file: &RegisterFile) -> Result<(), KvmError> {
 pub fn pc_and_flags(vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
     let read = |id, name| get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
     Ok((read(super::PC, "pc")?, read(PSTATE, "cpsr")?))
+}
+
+/// How the vCPU translates now.
+pub fn regime(vcpu: &VcpuFd) -> Result<Regime, KvmError> {
+    let read =
+        |crn, op2, name| get(vcpu, system_register(3, 0, crn, 0, op2)).ok_or(KvmError::RefusedRegister(name));
+    let (sctlr, tcr) = (read(1, 0, "sctlr_el1")?, read(2, 2, "tcr_el1")?);
+    let (ttbr0, ttbr1) = (read(2, 0, "ttbr0_el1")?, read(2, 1, "ttbr1_el1")?);
+    Ok(Regime::Aarch64(Paging::new(sctlr, tcr, ttbr0, ttbr1)))
 }

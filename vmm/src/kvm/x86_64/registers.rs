@@ -5,7 +5,9 @@
 
 use super::ISA;
 use crate::kvm::error::{KvmError, ioctl};
+use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile, Source, XsaveComponent, table, x86_64};
+use arch::x86::paging::Paging;
 use kvm_bindings as kvm;
 use kvm_ioctls::VcpuFd;
 use std::arch::x86_64::__cpuid_count;
@@ -289,6 +291,12 @@ fn write_float(vcpu: &VcpuFd, layout: &XsaveLayout, file: &RegisterFile) -> Resu
 pub fn pc_and_flags(vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
     let regs = vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
     Ok((regs.rip, regs.rflags))
+}
+
+/// How the vCPU translates now.
+pub fn regime(vcpu: &VcpuFd) -> Result<Regime, KvmError> {
+    let sregs = vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?;
+    Ok(Regime::X86(Paging::new(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)))
 }
 
 #[cfg(test)]

@@ -1,0 +1,168 @@
+//! Single steps that no interrupt falls into.
+//!
+//! KVM on aarch64 has no way to keep interrupts out of a step, so they are masked in PSTATE
+//! for one instruction ([`before`]) and what the instruction made of the mask is put right
+//! ([`after`]): instructions that read or write the mask, and exceptions that save it.
+//!
+//! Source: Arm ARM (DDI 0487), "MRS", "MSR (immediate)", "MSR (register)", "ERET", "WFI",
+//! and "Exception entry".
+
+use super::exception_entry::pstate;
+
+const MASKED: u64 = pstate::I | pstate::F;
+
+/// `MRS Xt, DAIF`.
+const MRS_DAIF: u32 = 0xd53b_4220;
+/// `MSR DAIF, Xt`.
+const MSR_DAIF: u32 = 0xd51b_4220;
+/// `MSR DAIFSet, #imm` and `MSR DAIFClr, #imm`, without the immediate.
+const MSR_DAIF_SET: u32 = 0xd503_40df;
+const MSR_DAIF_CLEAR: u32 = 0xd503_40ff;
+
+/// What is known before the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Before {
+    /// The instruction, if it could be read.
+    pub instruction: u32,
+    /// Its address.
+    pub pc: u64,
+    /// PSTATE as the guest has it.
+    pub pstate: u64,
+}
+
+/// What is known after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct After {
+    /// Program counter.
+    pub pc: u64,
+    /// PSTATE.
+    pub pstate: u64,
+    /// `VBAR_EL1`, to recognize an exception.
+    pub vbar: u64,
+    /// `SPSR_EL1`.
+    pub spsr: u64,
+}
+
+/// What has to be put right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repair {
+    /// PSTATE's new value.
+    pub pstate: Option<u64>,
+    /// `SPSR_EL1`'s new value.
+    pub spsr: Option<u64>,
+    /// The number of a general register, and its new value.
+    pub register: Option<(u8, u64)>,
+}
+
+/// Whether the instruction waits for an interrupt or an event: a hint that may do nothing,
+/// and that a step goes over without waiting.
+pub fn is_wait(instruction: u32) -> bool {
+    const WFE: u32 = 0xd503_205f;
+    const WFI: u32 = 0xd503_207f;
+    const WFET: u32 = 0xd503_1000;
+    const WFIT: u32 = 0xd503_1020;
+    matches!(instruction, WFE | WFI) || matches!(instruction & !0x1f, WFET | WFIT)
+}
+
+/// PSTATE for the step.
+pub fn before(before: &Before) -> u64 {
+    before.pstate | MASKED
+}
+
+/// What the step has left wrong.
+pub fn after(before: &Before, after: &After) -> Repair {
+    let Before { instruction, pc, pstate: old } = *before;
+    let own = old & MASKED;
+    if old & MASKED == MASKED {
+        return Repair::default();
+    }
+    let is_eret = matches!(instruction, 0xd69f_03e0 | 0xd69f_0bff | 0xd69f_0fff);
+    // An exception to EL1: its vector, and everything masked.
+    let is_vector = after.pc & !0x7ff == after.vbar & !0x7ff
+        && after.pc & 0x7f == 0
+        && after.pstate & pstate::DAIF == pstate::DAIF
+        && after.pc != pc.wrapping_add(4);
+    if is_vector && !is_eret {
+        let spsr = after.spsr & !MASKED | own;
+        return Repair { spsr: Some(spsr), ..Repair::default() };
+    }
+    let register = u8::try_from(instruction & 0x1f).unwrap_or(31);
+    let immediate = u64::from(instruction >> 8 & 0xf) << 6;
+    let repaired = |mask: u64| Some(after.pstate & !MASKED | mask & MASKED);
+    match instruction {
+        _ if is_eret || instruction & !0x1f == MSR_DAIF => Repair::default(),
+        _ if instruction & !0x1f == MRS_DAIF => {
+            let value = (register < 31).then_some((register, old & pstate::DAIF));
+            Repair { pstate: repaired(own), register: value, ..Repair::default() }
+        }
+        _ if instruction & !0xf00 == MSR_DAIF_SET => {
+            Repair { pstate: repaired(own | immediate), ..Repair::default() }
+        }
+        _ if instruction & !0xf00 == MSR_DAIF_CLEAR => {
+            Repair { pstate: repaired(own & !immediate), ..Repair::default() }
+        }
+        _ => Repair { pstate: repaired(own), ..Repair::default() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pstate::{DAIF, EL0T, EL1H, F, I, NZCV};
+
+    const VBAR: u64 = 0xffff_8000_0001_0800;
+    const NOP: u32 = 0xd503_201f;
+
+    fn repair(instruction: u32, old: u64, new: u64) -> Repair {
+        after(
+            &Before { instruction, pc: 0x1000, pstate: old },
+            &After { pc: 0x1004, pstate: new, vbar: VBAR, spsr: 0 },
+        )
+    }
+
+    #[test]
+    fn ordinary_instructions_get_their_mask_back() {
+        for old in [EL1H, EL1H | I, EL1H | F, EL0T | NZCV] {
+            let masked = before(&Before { instruction: NOP, pc: 0, pstate: old });
+            assert_eq!(masked & (I | F), I | F);
+            assert_eq!(repair(NOP, old, masked ^ NZCV).pstate, Some(old ^ NZCV));
+        }
+        assert_eq!(repair(NOP, EL1H | I | F, EL1H | I | F), Repair::default());
+    }
+
+    #[test]
+    fn instructions_that_touch_the_mask() {
+        // msr daifset, #2; msr daifclr, #2; #3.
+        assert_eq!(repair(0xd503_42df, EL1H, EL1H | I | F).pstate, Some(EL1H | I));
+        assert_eq!(repair(0xd503_42ff, EL1H | I, EL1H | F).pstate, Some(EL1H));
+        assert_eq!(repair(0xd503_43ff, EL1H | I, EL1H).pstate, Some(EL1H));
+        // msr daif, x3: what it wrote stays. mrs x3, daif: what it read is put right.
+        assert_eq!(repair(0xd51b_4223, EL1H, EL1H | F), Repair::default());
+        let read = repair(0xd53b_4223, EL1H | I, EL1H | I | F);
+        assert_eq!((read.pstate, read.register), (Some(EL1H | I), Some((3, I))));
+        assert_eq!(repair(0xd53b_423f, EL1H, EL1H | I | F).register, None);
+        // eret takes PSTATE from SPSR_EL1.
+        assert_eq!(repair(0xd69f_03e0, EL1H, EL0T), Repair::default());
+    }
+
+    #[test]
+    fn an_exception_saves_the_right_mask() {
+        for (offset, old) in [(0x400, EL0T), (0x200, EL1H | I)] {
+            let masked = old | I | F;
+            let repair = after(
+                &Before { instruction: 0xd400_0001, pc: 0x1000, pstate: old },
+                &After { pc: VBAR + offset, pstate: EL1H | DAIF, vbar: VBAR, spsr: masked },
+            );
+            assert_eq!(repair, Repair { spsr: Some(old), ..Repair::default() });
+        }
+    }
+
+    #[test]
+    fn waits() {
+        for (instruction, waits) in
+            [(0xd503_207f, true), (0xd503_205f, true), (0xd503_1003, true), (0xd503_1025, true), (NOP, false)]
+        {
+            assert_eq!(is_wait(instruction), waits, "{instruction:#x}");
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The target description: which registers there are, told to gdb and lldb as XML that is
+//! made of the register table.
+//!
+//! Source: GDB manual, "Target Descriptions", "Standard Target Features".
+
+use arch::Isa;
+use arch::register::{Feature, Group, Register, RegisterFile, table};
+use std::fmt::Write;
+
+/// Registers that a target has, by gdb's numbers: rows of the register table, in its order.
+/// A standard feature is there when all of its registers are; of our own, those that are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegisterSet {
+    isa: Isa,
+    has: Vec<bool>,
+}
+
+impl RegisterSet {
+    /// The registers that could be read.
+    pub fn new(file: &RegisterFile) -> RegisterSet {
+        let isa = file.isa();
+        let rows = table(isa);
+        let is_whole = |feature: Feature| {
+            let mut rows = rows.iter().enumerate().filter(|(_, row)| row.feature == feature);
+            rows.all(|(index, _)| file.has(index))
+        };
+        let has = rows
+            .iter()
+            .enumerate()
+            .map(|(index, row)| match row.feature {
+                Feature::X86System | Feature::Aarch64System => file.has(index),
+                // gdb refuses a description without these.
+                Feature::X86Core | Feature::X86Sse | Feature::Aarch64Core => true,
+                feature => is_whole(feature),
+            })
+            .collect();
+        RegisterSet { isa, has }
+    }
+
+    /// Whether the register of a row is described.
+    pub fn contains(&self, row: usize) -> bool {
+        self.has.get(row).copied().unwrap_or(false)
+    }
+
+    /// Rows in a `g` packet: the core registers that every stop shows. gdb asks for the rest
+    /// one by one when it needs them.
+    pub fn general(&self) -> std::ops::Range<usize> {
+        let rows = table(self.isa).iter();
+        0..rows.take_while(|row| matches!(row.group, Group::General | Group::Segment)).count()
+    }
+
+    /// The description.
+    pub fn xml(&self) -> String {
+        let architecture = match self.isa {
+            Isa::X86_64 => "i386:x86-64",
+            Isa::Aarch64 => "aarch64",
+        };
+        let mut xml = format!(
+            "<?xml version=\"1.0\"?><!DOCTYPE target SYSTEM \"gdb-target.dtd\"><target version=\"1.0\">\
+             <architecture>{architecture}</architecture>"
+        );
+        let mut feature = None;
+        for (row, register) in table(self.isa).iter().enumerate() {
+            if !self.contains(row) {
+                continue;
+            }
+            if feature != Some(register.feature) {
+                if feature.is_some() {
+                    xml.push_str("</feature>");
+                }
+                feature = Some(register.feature);
+                let (name, types) = (register.feature.name(), types(register.feature));
+                push(&mut xml, format_args!("<feature name=\"{name}\">{types}"));
+            }
+            push_register(&mut xml, row, register);
+        }
+        if feature.is_some() {
+            xml.push_str("</feature>");
+        }
+        xml.push_str("</target>");
+        xml
+    }
+}
+
+fn push(xml: &mut String, text: std::fmt::Arguments) {
+    // Writing to a String cannot fail.
+    xml.write_fmt(text).ok();
+}
+
+fn push_register(xml: &mut String, row: usize, register: &Register) {
+    let Register { name, bits, kind, .. } = register;
+    push(xml, format_args!("<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\" regnum=\"{row}\""));
+    // gdb knows the groups of its own registers.
+    if matches!(register.feature, Feature::X86System | Feature::Aarch64System) {
+        push(xml, format_args!(" group=\"{}\"", register.group.name()));
+    } else if register.group == Group::Float {
+        xml.push_str(" group=\"float\"");
+    }
+    xml.push_str("/>");
+}
+
+const EFLAGS: &[(&str, u32)] = &[
+    ("CF", 0),
+    ("", 1),
+    ("PF", 2),
+    ("AF", 4),
+    ("ZF", 6),
+    ("SF", 7),
+    ("TF", 8),
+    ("IF", 9),
+    ("DF", 10),
+    ("OF", 11),
+    ("NT", 14),
+    ("RF", 16),
+    ("VM", 17),
+    ("AC", 18),
+    ("VIF", 19),
+    ("VIP", 20),
+    ("ID", 21),
+];
+const MXCSR: &[(&str, u32)] = &[
+    ("IE", 0),
+    ("DE", 1),
+    ("ZE", 2),
+    ("OE", 3),
+    ("UE", 4),
+    ("PE", 5),
+    ("DAZ", 6),
+    ("IM", 7),
+    ("DM", 8),
+    ("ZM", 9),
+    ("OM", 10),
+    ("UM", 11),
+    ("PM", 12),
+    ("FZ", 15),
+];
+const CPSR: &[(&str, u32)] = &[
+    ("SP", 0),
+    ("EL", 2),
+    ("nRW", 4),
+    ("F", 6),
+    ("I", 7),
+    ("A", 8),
+    ("D", 9),
+    ("BTYPE", 10),
+    ("SSBS", 12),
+    ("IL", 20),
+    ("SS", 21),
+    ("PAN", 22),
+    ("UAO", 23),
+    ("DIT", 24),
+    ("TCO", 25),
+    ("V", 28),
+    ("C", 29),
+    ("Z", 30),
+    ("N", 31),
+];
+
+/// Types that a feature's registers use, as XML.
+fn types(feature: Feature) -> String {
+    match feature {
+        Feature::X86Core => flags("i386_eflags", EFLAGS),
+        Feature::X86Sse => format!(
+            "{}{}",
+            vector_types(&["v4f", "v2d", "v16i8", "v8i16", "v4i32", "v2i64"]),
+            flags("i386_mxcsr", MXCSR)
+        ),
+        Feature::X86Avx512 => {
+            let types = vector_types(&["v4f", "v2d", "v2i64"]);
+            format!("{types}<vector id=\"v2ui128\" type=\"uint128\" count=\"2\"/>")
+        }
+        Feature::Aarch64Core => flags("cpsr_flags", CPSR),
+        Feature::Aarch64Fpu => {
+            // As in gdb's own description: doublewords, words, halfwords, bytes, the quadword.
+            let mut xml = String::new();
+            for (name, float, size, count) in [
+                ("d", "ieee_double", 64, 2),
+                ("s", "ieee_single", 32, 4),
+                ("h", "", 16, 8),
+                ("b", "", 8, 16),
+                ("q", "", 128, 1),
+            ] {
+                let mut fields = String::new();
+                let unsigned = format!("uint{size}");
+                let signed = format!("int{size}");
+                for (letter, kind) in [("f", float), ("u", unsigned.as_str()), ("s", signed.as_str())] {
+                    if !kind.is_empty() {
+                        push(
+                            &mut xml,
+                            format_args!(
+                                "<vector id=\"v{name}{letter}\" type=\"{kind}\" count=\"{count}\"/>"
+                            ),
+                        );
+                        push(
+                            &mut fields,
+                            format_args!("<field name=\"{letter}\" type=\"v{name}{letter}\"/>"),
+                        );
+                    }
+                }
+                push(&mut xml, format_args!("<union id=\"vn{name}\">{fields}</union>"));
+            }
+            let fields: String = ["d", "s", "h", "b", "q"]
+                .map(|name| format!("<field name=\"{name}\" type=\"vn{name}\"/>"))
+                .concat();
+            format!("{xml}<union id=\"aarch64v\">{fields}</union>")
+        }
+        Feature::X86Segments | Feature::X86Avx | Feature::X86System | Feature::Aarch64System => String::new(),
+    }
+}
+
+/// Vector types of 16 bytes, by gdb's names, and their union `vec128`.
+fn vector_types(names: &[&str]) -> String {
+    let (mut vectors, mut fields) = (String::new(), String::new());
+    for name in names {
+        let (kind, count, field) = match *name {
+            "v4f" => ("ieee_single", 4, "v4_float"),
+            "v2d" => ("ieee_double", 2, "v2_double"),
+            "v16i8" => ("int8", 16, "v16_int8"),
+            "v8i16" => ("int16", 8, "v8_int16"),
+            "v4i32" => ("int32", 4, "v4_int32"),
+            _ => ("int64", 2, "v2_int64"),
+        };
+        push(&mut vectors, format_args!("<vector id=\"{name}\" type=\"{kind}\" count=\"{count}\"/>"));
+        push(&mut fields, format_args!("<field name=\"{field}\" type=\"{name}\"/>"));
+    }
+    format!("{vectors}<union id=\"vec128\">{fields}<field name=\"uint128\" type=\"uint128\"/></union>")
+}
+
+/// A flags type of four bytes. `EL` and `BTYPE` have two bits, all others one.
+fn flags(id: &str, fields: &[(&str, u32)]) -> String {
+    let mut xml = format!("<flags id=\"{id}\" size=\"4\">");
+    for (name, bit) in fields {
+        let end = bit + u32::from(matches!(*name, "EL" | "BTYPE"));
+        push(&mut xml, format_args!("<field name=\"{name}\" start=\"{bit}\" end=\"{end}\"/>"));
+    }
+    xml.push_str("</flags>");
+    xml
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full(isa: Isa) -> RegisterFile {
+        let mut file = RegisterFile::new(isa);
+        for row in 0..table(isa).len() {
+            file.set_bytes(row, &[]);
+        }
+        file
+    }
+
+    #[test]
+    fn descriptions_are_balanced_and_name_what_is_there() {
+        for isa in Isa::ALL {
+            let xml = RegisterSet::new(&full(isa)).xml();
+            assert_eq!(xml.matches("<feature").count(), xml.matches("</feature>").count());
+            assert_eq!(xml.matches("<reg ").count(), table(isa).len());
+            assert!(xml.ends_with("</target>"));
+        }
+    }
+
+    #[test]
+    fn a_feature_is_there_whole_or_not_at_all() {
+        let mut file = RegisterFile::new(Isa::X86_64);
+        for (row, register) in table(Isa::X86_64).iter().enumerate() {
+            if register.name != "ymm3h" && register.name != "lstar" {
+                file.set_bytes(row, &[]);
+            }
+        }
+        let xml = RegisterSet::new(&file).xml();
+        assert!(!xml.contains("i386.avx\"") && xml.contains("i386.avx512"), "{xml}");
+        assert!(!xml.contains("lstar") && xml.contains("\"star\""));
+        assert!(RegisterSet::new(&RegisterFile::new(Isa::X86_64)).xml().contains("name=\"rip\""));
+    }
+
+    #[test]
+    fn a_g_packet_has_the_core() {
+        for (isa, count) in [(Isa::X86_64, 24), (Isa::Aarch64, 34)] {
+            assert_eq!(RegisterSet::new(&full(isa)).general(), 0..count);
+        }
+    }
+}

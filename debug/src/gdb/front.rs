@@ -1,0 +1,302 @@
+//! Packets that gdbstub does not know, or does not pass on whole; answered in front of it.
+//!
+//! | packet | what for |
+//! | --- | --- |
+//! | `Z0`-`Z4`, `z0`-`z4` | with conditions and commands evaluated in the stub (gdbstub issue 40) |
+//! | `?` | the stop as it was, for whichever vCPU it was |
+//! | `m`, `x` | memory, fast |
+//! | `qSearch:memory` | gdb's `find` |
+//! | `qCRC` | gdb's `compare-sections` |
+//! | `qXfer:threads:read` | all threads in one go |
+//! | `qqemu.PhyMemMode`, `Qqemu.PhyMemMode` | physical addresses, as QEMU's stub has it |
+//! | `qOffsets` | where a relocated kernel is |
+//! | `vKill`, `vCtrlC` | answered, which gdbstub does not |
+//!
+//! Source: GDB manual, "Packets", "General Query Packets", "vCont"; QEMU's
+//! `docs/system/gdb.rst` for the last but two.
+
+use super::packet::{escape, from_hex, hex, number, push_hex, unescape};
+use super::session::{InsertError, Session, errno, tid};
+use crate::breakpoint::{self, Kind};
+use crate::expression::Expression;
+use crate::target::{Access, Machine, StopReason};
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// This is the reply.
+    Reply(Vec<u8>),
+    /// gdbstub answers it; this is added to its reply.
+    PassOn(&'static str),
+    /// The reply, and then the debugger wants the guest to end.
+    Kill(Vec<u8>),
+    /// The target is to be interrupted, after the reply.
+    Interrupt(Vec<u8>),
+}
+
+/// What we serve beyond gdbstub, for `qSupported`.
+const FEATURES: &str =
+    ";ConditionalBreakpoints+;BreakpointCommands+;qXfer:threads:read+;PhyMemMode+;binary-upload+";
+
+fn error(code: u8) -> Answer {
+    Answer::Reply(format!("E{code:02x}").into_bytes())
+}
+
+fn ok() -> Answer {
+    Answer::Reply(b"OK".to_vec())
+}
+
+/// Serves a packet.
+pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
+    let text = |prefix: &str| data.strip_prefix(prefix.as_bytes());
+    match data.first() {
+        Some(b'Z') => insert(session, &data[1..]),
+        Some(b'z') => remove(session, &data[1..]),
+        Some(b'm') => read_memory(session, &data[1..], false),
+        Some(b'x') => read_memory(session, &data[1..], true),
+        Some(b'?') if data.len() == 1 => Answer::Reply(stop_reply(session).into_bytes()),
+        Some(b'H') => {
+            select(session, &data[1..]);
+            Answer::PassOn("")
+        }
+        _ if text("qSupported").is_some() => Answer::PassOn(FEATURES),
+        _ if let Some(arguments) = text("qSearch:memory:") => search(session, arguments),
+        _ if let Some(arguments) = text("qCRC:") => crc(session, arguments),
+        _ if let Some(arguments) = text("qXfer:threads:read::") => threads(session, arguments),
+        _ if data == b"qqemu.PhyMemMode" => {
+            Answer::Reply(if session.is_physical { b"1".to_vec() } else { b"0".to_vec() })
+        }
+        _ if let Some(mode) = text("Qqemu.PhyMemMode:") => {
+            session.is_physical = mode == b"1";
+            ok()
+        }
+        _ if data == b"qOffsets" => Answer::Reply(Vec::new()),
+        _ if data == b"vCtrlC" => Answer::Interrupt(b"OK".to_vec()),
+        _ if data == b"k" => Answer::Kill(Vec::new()),
+        _ if text("vKill").is_some() => Answer::Kill(b"OK".to_vec()),
+        _ => Answer::PassOn(""),
+    }
+}
+
+/// The stop as it was: what the debugger is told when it comes.
+fn stop_reply<M: Machine>(session: &Session<M>) -> String {
+    format!("T05thread:p01.{:02x};", tid(session.current))
+}
+
+/// `Hg`: which vCPU memory and breakpoints are looked at through.
+fn select<M: Machine>(session: &mut Session<M>, arguments: &[u8]) {
+    let Some(thread) = arguments.strip_prefix(b"g") else { return };
+    let thread = match thread.iter().position(|byte| *byte == b'.') {
+        Some(dot) => &thread[dot + 1..],
+        None => thread,
+    };
+    let tid = number(thread).and_then(|tid| usize::try_from(tid).ok()).and_then(std::num::NonZeroUsize::new);
+    if let Some(vcpu) = tid.and_then(|tid| session.vcpu(tid)) {
+        session.current = vcpu;
+    }
+}
+
+/// `Zk,address,length`, then perhaps `;Xlength,bytecode...` and `;cmds:persist,Xlength,...`.
+struct Point {
+    kind: Kind,
+    address: u64,
+    length: u64,
+    conditions: Vec<Vec<u8>>,
+    commands: Vec<Vec<u8>>,
+}
+
+/// `Xlength,bytecode` again and again.
+fn bytecodes(mut text: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let mut codes = Vec::new();
+    while let Some(rest) = text.strip_prefix(b"X") {
+        let comma = rest.iter().position(|byte| *byte == b',')?;
+        let length = usize::try_from(number(&rest[..comma])?).ok()?.checked_mul(2)?;
+        let code = rest.get(comma + 1..)?.get(..length)?;
+        codes.push(from_hex(code)?);
+        text = &rest[comma + 1 + length..];
+    }
+    text.is_empty().then_some(codes)
+}
+
+fn point(arguments: &[u8]) -> Option<Point> {
+    let mut parts = arguments.split(|byte| *byte == b';');
+    let mut place = parts.next()?.split(|byte| *byte == b',');
+    let kind = match place.next()? {
+        [digit] => Kind::from_digit(*digit)?,
+        _ => return None,
+    };
+    let (address, length) = (number(place.next()?)?, number(place.next()?)?);
+    let (mut conditions, mut commands) = (Vec::new(), Vec::new());
+    for part in parts.filter(|part| !part.is_empty()) {
+        if let Some(list) = part.strip_prefix(b"cmds:") {
+            let comma = list.iter().position(|byte| *byte == b',')?;
+            commands.extend(bytecodes(&list[comma + 1..])?);
+        } else {
+            conditions.extend(bytecodes(part)?);
+        }
+    }
+    Some(Point { kind, address, length, conditions, commands })
+}
+
+fn insert<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
+    let Some(Point { kind, address, length, conditions, commands }) = point(arguments) else {
+        return error(errno::EINVAL);
+    };
+    if kind.access().is_some() && length == 0 {
+        return error(errno::EINVAL);
+    }
+    let check = |codes: Vec<Vec<u8>>| codes.into_iter().map(Expression::new).collect::<Result<Vec<_>, _>>();
+    let (conditions, commands) = match (check(conditions), check(commands)) {
+        (Ok(conditions), Ok(commands)) => (conditions, commands),
+        (Err(refused), _) | (_, Err(refused)) => {
+            log::warn!(target: "debug::rsp", "a condition at {address:#x} is refused: {refused}");
+            return error(errno::EINVAL);
+        }
+    };
+    match session.insert(kind, address, length, conditions, commands) {
+        Ok(()) => ok(),
+        Err(refused) => {
+            log::warn!(target: "debug::rsp", "no {} at {address:#x}: {refused}", kind.name());
+            error(match refused {
+                InsertError::TooMany(_) => errno::ENOSPC,
+                InsertError::Table(breakpoint::InsertError::NotRam(_)) => errno::EFAULT,
+                InsertError::Table(breakpoint::InsertError::Duplicate) => errno::EINVAL,
+            })
+        }
+    }
+}
+
+fn remove<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
+    match point(arguments) {
+        // gdb may remove what it never inserted, and takes an error for a broken target.
+        Some(Point { kind, address, length, .. }) => {
+            session.remove(kind, address, length);
+            ok()
+        }
+        None => error(errno::EINVAL),
+    }
+}
+
+/// Two numbers with a comma between them.
+fn pair(arguments: &[u8]) -> Option<(u64, u64)> {
+    let comma = arguments.iter().position(|byte| *byte == b',')?;
+    Some((number(&arguments[..comma])?, number(&arguments[comma + 1..])?))
+}
+
+/// Bytes that one reply carries, in hexadecimal.
+const MOST_BYTES: u64 = (super::packet::LONGEST as u64 - 16) / 2;
+
+fn read_memory<M: Machine>(session: &Session<M>, arguments: &[u8], binary: bool) -> Answer {
+    let Some((address, length)) = pair(arguments) else { return error(errno::EINVAL) };
+    let mut bytes = vec![0; usize::try_from(length.min(MOST_BYTES)).unwrap_or(0)];
+    let count = session.read(session.current, address, &mut bytes);
+    if count == 0 && length > 0 {
+        return error(errno::EFAULT);
+    }
+    Answer::Reply(if binary {
+        [b"b".to_vec(), escape(&bytes[..count])].concat()
+    } else {
+        hex(&bytes[..count])
+    })
+}
+
+/// Bytes that a search or a checksum goes through at a time.
+const WINDOW: usize = 64 << 10;
+/// Bytes that one search or checksum goes through at most.
+const MOST_SEARCHED: u64 = 16 << 30;
+
+/// `qSearch:memory:address;length;pattern`.
+fn search<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
+    let mut parts = arguments.splitn(3, |byte| *byte == b';');
+    let mut next = || parts.next();
+    let (Some(Some(start)), Some(Some(length)), Some(pattern)) =
+        (next().map(number), next().map(number), next().map(unescape))
+    else {
+        return error(errno::EINVAL);
+    };
+    if pattern.is_empty() || pattern.len() > WINDOW || length > MOST_SEARCHED {
+        return error(errno::EINVAL);
+    }
+    // Windows overlap by the pattern's length less one.
+    let mut window = vec![0; WINDOW + pattern.len() - 1];
+    let mut offset = 0;
+    while offset < length {
+        let left = usize::try_from(length - offset).unwrap_or(usize::MAX).min(window.len());
+        let Some(at) = start.checked_add(offset) else { break };
+        let count = session.read(session.current, at, &mut window[..left]);
+        let found = window[..count].windows(pattern.len()).position(|candidate| candidate == pattern);
+        if let Some(position) = found {
+            return Answer::Reply(format!("1,{:x}", at + position as u64).into_bytes());
+        }
+        if count < left {
+            // Memory ends here; gdb says how far it got.
+            return error(errno::EFAULT);
+        }
+        offset += WINDOW as u64;
+    }
+    Answer::Reply(b"0".to_vec())
+}
+
+/// `qCRC:address,length`: CRC-32 with polynomial 0x04c11db7, most significant bit first, from
+/// all ones, not complemented (GDB manual, "qCRC").
+fn crc<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
+    let Some((start, length)) = pair(arguments).filter(|(_, length)| *length <= MOST_SEARCHED) else {
+        return error(errno::EINVAL);
+    };
+    let mut crc = u32::MAX;
+    let mut window = vec![0; WINDOW];
+    let mut offset = 0;
+    while offset < length {
+        let left = usize::try_from(length - offset).unwrap_or(usize::MAX).min(WINDOW);
+        let Some(at) = start.checked_add(offset) else { return error(errno::EFAULT) };
+        if session.read(session.current, at, &mut window[..left]) < left {
+            return error(errno::EFAULT);
+        }
+        crc = window[..left].iter().fold(crc, |crc, byte| crc_step(crc, *byte));
+        offset += left as u64;
+    }
+    Answer::Reply(format!("C{crc:x}").into_bytes())
+}
+
+fn crc_step(crc: u32, byte: u8) -> u32 {
+    (0..8).fold(crc ^ u32::from(byte) << 24, |crc, _| {
+        if crc & 1 << 31 != 0 { crc << 1 ^ 0x04c1_1db7 } else { crc << 1 }
+    })
+}
+
+/// `qXfer:threads:read::offset,length`.
+fn threads<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
+    let Some((offset, length)) = pair(arguments) else { return error(errno::EINVAL) };
+    let mut xml = String::from("<?xml version=\"1.0\"?><threads>");
+    for vcpu in 0..session.machine.vcpus() {
+        let state = session.machine.state(vcpu).name();
+        xml.push_str(&format!(
+            "<thread id=\"p1.{:x}\" core=\"{vcpu}\" name=\"CPU#{vcpu}\">{state}</thread>",
+            tid(vcpu)
+        ));
+    }
+    xml.push_str("</threads>");
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(xml.len());
+    let end = start.saturating_add(usize::try_from(length.min(MOST_BYTES)).unwrap_or(0)).min(xml.len());
+    let mark = if end == xml.len() { b'l' } else { b'm' };
+    Answer::Reply([&[mark][..], &escape(&xml.as_bytes()[start..end])].concat())
+}
+
+/// An `O` packet's data: text for the debugger's console.
+pub fn console(text: &str) -> Vec<u8> {
+    let mut data = b"O".to_vec();
+    push_hex(&mut data, text.as_bytes());
+    data
+}
+
+/// What a person is told about a stop beyond its signal.
+pub fn words(vcpu: u32, reason: &StopReason) -> Option<String> {
+    match reason {
+        StopReason::Fatal(text) => Some(format!("vmm: vCPU {vcpu}: {text}\n")),
+        StopReason::Watchpoint { address, access: Access::Read } => {
+            log::debug!(target: "debug::rsp", "read watchpoint at {address:#x}");
+            None
+        }
+        _ => None,
+    }
+}

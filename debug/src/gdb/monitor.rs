@@ -1,0 +1,333 @@
+//! `monitor` commands: what gdb's user asks the stub itself.
+
+use super::session::Session;
+use crate::breakpoint::Place;
+use crate::disassemble::LONGEST_INSTRUCTION;
+use crate::memory::Space;
+use crate::report::Report;
+use crate::target::{Control, Machine, SoftwareBreakpoints};
+use arch::GuestVirt;
+use arch::paging::{Fault, Mapping, Permissions, Step};
+use arch::register::{Bank, Group};
+use std::fmt::Write;
+
+/// One command.
+struct Command {
+    name: &'static str,
+    usage: &'static str,
+    what: &'static str,
+}
+
+const COMMANDS: &[Command] = &[
+    Command { name: "help", usage: "", what: "this list" },
+    Command {
+        name: "regs",
+        usage: "[GROUP]",
+        what: "registers: general segment system float vector debug, or all",
+    },
+    Command { name: "translate", usage: "VA", what: "the page walk for an address, entry by entry" },
+    Command { name: "map", usage: "[VA [LENGTH]]", what: "ranges that are mapped, with permissions" },
+    Command { name: "mem", usage: "", what: "the guest's RAM" },
+    Command { name: "physical", usage: "[on|off]", what: "whether addresses are guest-physical" },
+    Command { name: "exits", usage: "", what: "exits of each vCPU, by reason" },
+    Command { name: "breakpoints", usage: "", what: "each breakpoint: kind, place, hits, and why this kind" },
+    Command {
+        name: "step-interrupts",
+        usage: "[on|off]",
+        what: "whether a step may fall into an interrupt handler",
+    },
+    Command { name: "nmi", usage: "", what: "raise a non-maskable interrupt on the current vCPU" },
+    Command { name: "host", usage: "", what: "what the host can do, and what takes the place of the rest" },
+    Command { name: "reset", usage: "", what: "reset the guest" },
+    Command { name: "quit", usage: "", what: "end the guest" },
+];
+
+/// Runs a command; what it says, lines with their ends.
+pub fn run<M: Machine>(session: &mut Session<M>, line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let name = words.next().unwrap_or("help");
+    let arguments: Vec<&str> = words.collect();
+    let mut matching = COMMANDS.iter().filter(|command| command.name.starts_with(name));
+    let command = match COMMANDS.iter().find(|command| command.name == name) {
+        Some(command) => command,
+        None => match (matching.next(), matching.next()) {
+            (Some(command), None) => command,
+            (None, _) => return format!("there is no command '{name}'; see 'monitor help'\n"),
+            (Some(first), Some(second)) => {
+                return format!("'{name}' may be {} or {}\n", first.name, second.name);
+            }
+        },
+    };
+    match serve(session, command.name, &arguments) {
+        Ok(text) => text,
+        Err(text) => format!("{text}\nusage: monitor {} {}\n", command.name, command.usage),
+    }
+}
+
+fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -> Result<String, String> {
+    match name {
+        "regs" => registers(session, arguments),
+        "translate" => translate(session, arguments),
+        "map" => map(session, arguments),
+        "mem" => Ok(ram(session)),
+        "physical" => {
+            if let Some(on) = switch(arguments)? {
+                session.is_physical = on;
+            }
+            Ok(format!("addresses are guest-{}\n", if session.is_physical { "physical" } else { "virtual" }))
+        }
+        "exits" => Ok(exits(session)),
+        "breakpoints" => Ok(breakpoints(session)),
+        "step-interrupts" => {
+            let mut state = session.engine.state();
+            if let Some(on) = switch(arguments)? {
+                state.step_interrupts = on;
+            }
+            let text = if state.step_interrupts { "may fall" } else { "do not fall" };
+            Ok(format!("steps {text} into interrupt handlers\n"))
+        }
+        "nmi" => control(session, Control::Nmi(session.current), "the interrupt is pending"),
+        "reset" => control(session, Control::Reset, "the guest is reset when it is resumed"),
+        "quit" => control(session, Control::Quit, "the guest ends"),
+        "host" => Ok(host(session)),
+        _ => Ok(help()),
+    }
+}
+
+fn switch(arguments: &[&str]) -> Result<Option<bool>, String> {
+    match arguments {
+        [] => Ok(None),
+        ["on"] => Ok(Some(true)),
+        ["off"] => Ok(Some(false)),
+        _ => Err("write on or off".into()),
+    }
+}
+
+fn control<M: Machine>(session: &mut Session<M>, control: Control, done: &str) -> Result<String, String> {
+    session.machine.control(control).map_err(|error| error.to_string())?;
+    Ok(format!("{done}\n"))
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| format!("'{text}' is not a number: write 0x1000 or 4096"))
+}
+
+/// Appends a line.
+macro_rules! line {
+    ($text:expr, $($argument:tt)*) => {{
+        // Writing to a String cannot fail.
+        writeln!($text, $($argument)*).ok();
+    }};
+}
+
+fn help() -> String {
+    let mut text = String::new();
+    for Command { name, usage, what } in COMMANDS {
+        line!(text, "  {:32}{what}", format!("{name} {usage}"));
+    }
+    text
+}
+
+fn registers<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
+    let groups: Vec<Group> = match arguments {
+        [] => vec![Group::General, Group::Segment, Group::System],
+        ["all"] => Group::ALL.to_vec(),
+        [name] => {
+            let group = Group::ALL.into_iter().find(|group| group.name() == *name);
+            vec![group.ok_or_else(|| format!("there is no group '{name}'"))?]
+        }
+        _ => return Err("one group at a time".into()),
+    };
+    let vcpu = session.current;
+    let file = session.machine.registers(vcpu, &Bank::ALL).map_err(|error| error.to_string())?;
+    let mut code = vec![0; LONGEST_INSTRUCTION];
+    let count = file.pc().map_or(0, |pc| session.read(vcpu, pc, &mut code));
+    let mut text = Report { vcpu, registers: &file, code: &code[..count] }.text_of(&groups);
+    text.push('\n');
+    Ok(text)
+}
+
+fn translate<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
+    let [address] = arguments else { return Err("one address".into()) };
+    let address = GuestVirt(number(address)?);
+    let regime = session.regime(session.current).map_err(|fault| fault.to_string())?;
+    let mut text = String::new();
+    line!(text, "{}", regime.describe());
+    let result = regime.walk(session.machine.memory(), address, |Step { name, at, value }| {
+        line!(text, "  {name:8} at {at:#014x}: {value:#018x}");
+    });
+    match result {
+        Ok(Mapping { address: place, page_size, permissions }) => {
+            line!(text, "{address:#x} is at {place:#x}, {} page, {permissions}", size(page_size));
+        }
+        Err(fault) => line!(text, "{fault}"),
+    }
+    Ok(text)
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        _ if bytes >= 1 << 30 && bytes.is_multiple_of(1 << 30) => format!("{} GiB", bytes >> 30),
+        _ if bytes >= 1 << 20 && bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+        _ if bytes.is_multiple_of(1 << 10) => format!("{} KiB", bytes >> 10),
+        _ => format!("{bytes} bytes"),
+    }
+}
+
+/// Lines that one `monitor map` prints, and pages that it looks at.
+const MOST_LINES: usize = 512;
+const MOST_PAGES: usize = 1 << 20;
+
+/// A range of addresses with the same permissions.
+#[derive(Clone, Copy)]
+struct Range {
+    start: u64,
+    end: u64,
+    permissions: Permissions,
+}
+
+fn map<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
+    let regime = session.regime(session.current).map_err(|fault| fault.to_string())?;
+    let ranges: Vec<(u64, u64)> = match arguments {
+        [] => regime.ranges().into_iter().map(|(first, last)| (first.0, last.0)).collect(),
+        [start] => vec![(number(start)?, u64::MAX)],
+        [start, length] => {
+            let start = number(start)?;
+            vec![(start, start.saturating_add(number(length)?.saturating_sub(1)))]
+        }
+        _ => return Err("an address and a length".into()),
+    };
+    let mut text = String::new();
+    line!(text, "{}", regime.describe());
+    let (mut lines, mut pages) = (0, 0);
+    for (first, last) in ranges {
+        let mut current: Option<Range> = None;
+        let mut at = first;
+        loop {
+            pages += 1;
+            let (span, mapped) = match regime.translate(session.machine.memory(), GuestVirt(at)) {
+                Ok(mapping) => (mapping.page_size, Some(mapping.permissions)),
+                Err(Fault::OutOfRange(_)) => break,
+                Err(fault) => (fault.span(), None),
+            };
+            let end = (at | (span - 1)).min(last);
+            match (&mut current, mapped) {
+                (Some(range), Some(permissions)) if range.permissions == permissions => range.end = end,
+                (_, mapped) => {
+                    if let Some(range) = current.take() {
+                        push_range(&mut text, &range);
+                        lines += 1;
+                    }
+                    current = mapped.map(|permissions| Range { start: at, end, permissions });
+                }
+            }
+            match end.checked_add(1) {
+                Some(next) if end < last && lines < MOST_LINES && pages < MOST_PAGES => at = next,
+                _ => break,
+            }
+        }
+        if let Some(range) = current {
+            push_range(&mut text, &range);
+        }
+    }
+    if lines >= MOST_LINES || pages >= MOST_PAGES {
+        line!(text, "(and more; give an address to start from)");
+    }
+    Ok(text)
+}
+
+fn push_range(text: &mut String, range: &Range) {
+    let Range { start, end, permissions } = range;
+    let length = (end - start).checked_add(1).map_or_else(|| "16 EiB".into(), size);
+    line!(text, "{start:#018x}-{end:#018x} {permissions} {length}");
+}
+
+fn ram<M: Machine>(session: &Session<M>) -> String {
+    let mut text = String::new();
+    for range in session.machine.memory().ranges() {
+        line!(text, "{:#014x}-{:#014x} {}", range.start, range.end().0 - 1, size(range.size));
+    }
+    text
+}
+
+fn exits<M: Machine>(session: &Session<M>) -> String {
+    let mut text = String::new();
+    for (vcpu, counts) in session.machine.exits().iter().enumerate() {
+        let parts: Vec<String> = counts
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        line!(text, "vCPU {vcpu}: {}", if parts.is_empty() { "none".into() } else { parts.join(", ") });
+    }
+    text
+}
+
+fn breakpoints<M: Machine>(session: &Session<M>) -> String {
+    let mut text = String::new();
+    let state = session.engine.state();
+    for breakpoint in state.table.iter() {
+        let place = match breakpoint.place {
+            Place::Planted(place) => format!("planted at {place:#x}"),
+            Place::Register => "debug register".into(),
+            Place::Fallback(why) => format!("debug register, because {why}"),
+        };
+        let length =
+            breakpoint.kind.access().map_or(String::new(), |_| format!(", {} bytes", breakpoint.length));
+        let conditions = match breakpoint.conditions.len() {
+            0 => "",
+            _ => ", conditional",
+        };
+        line!(
+            text,
+            "{} at {:#x}{length}: {place}{conditions}; hits: {}",
+            breakpoint.kind.name(),
+            breakpoint.address,
+            breakpoint.hits
+        );
+    }
+    if text.is_empty() {
+        line!(
+            text,
+            "none is inserted now (gdb inserts them when the guest runs; see 'set breakpoint always-inserted on')"
+        );
+    }
+    text
+}
+
+fn host<M: Machine>(session: &Session<M>) -> String {
+    let host = session.machine.host();
+    let mut text = String::new();
+    line!(
+        text,
+        "breakpoint instructions: {}",
+        match host.software {
+            SoftwareBreakpoints::Trapped => "trapped by KVM",
+            SoftwareBreakpoints::EmulationFailure => "seen as an instruction that KVM cannot emulate",
+            SoftwareBreakpoints::None => "not seen; debug registers take their place",
+        }
+    );
+    line!(text, "single step: {}", if host.single_step { "yes" } else { "no" });
+    line!(text, "breakpoint registers: {}", host.breakpoints);
+    line!(
+        text,
+        "watchpoint registers: {}{}",
+        host.watchpoints,
+        if host.watchpoints == 0 { " (gdb's software watchpoints work, slowly)" } else { "" }
+    );
+    line!(
+        text,
+        "interrupts during a step: {}",
+        if host.blocks_interrupts { "kept out by KVM" } else { "masked by us" }
+    );
+    let space = match session.space(session.current) {
+        Space::Virtual(regime) => regime.describe(),
+        Space::Physical => "addresses are guest-physical".into(),
+    };
+    line!(text, "translation: {space}");
+    text
+}

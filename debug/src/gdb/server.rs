@@ -1,0 +1,620 @@
+//! The thread that serves a debugger: sockets, packets, and the events of the target.
+//!
+//! One client at a time; another one is told so and let go. A client that vanishes, does not
+//! read, or sends what cannot be understood is detached, and the next one is served.
+
+use super::front::{self, Answer};
+use super::packet::{Framer, Item, LONGEST, frame};
+use super::session::{RegisterNumber, Session, Stop, errno};
+use crate::target::Machine;
+use arch::Isa;
+use arch::register::Bank;
+use gdbstub::conn::Connection;
+use gdbstub::stub::state_machine::GdbStubStateMachine;
+use gdbstub::stub::{DisconnectReason, GdbStub, MultiThreadStopReason};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::convert::Infallible;
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+/// Bytes of replies that wait for a client to read them, before it is let go.
+const MOST_WAITING: usize = 8 << 20;
+
+/// Where a debugger connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Parses `:PORT`, `HOST:PORT` or `unix:PATH`. Without a host it is loopback.
+    ///
+    /// # Errors
+    /// A message that shows how it is written.
+    pub fn parse(text: &str) -> Result<Address, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return match path {
+                "" => Err("unix: needs a path behind it".into()),
+                path => Ok(Address::Unix(path.into())),
+            };
+        }
+        let wrong = || format!("'{text}' is not an address: write :1234, 127.0.0.1:1234 or unix:PATH");
+        if let Some(port) = text.strip_prefix(':') {
+            let port = port.parse().map_err(|_| wrong())?;
+            return Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+        }
+        text.to_socket_addrs().ok().and_then(|mut found| found.next()).map(Address::Tcp).ok_or_else(wrong)
+    }
+
+    /// Whether others than this machine's own users can reach it.
+    pub fn is_open(&self) -> bool {
+        matches!(self, Address::Tcp(address) if !address.ip().is_loopback())
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Address::Tcp(address) => write!(f, "{address}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A socket that waits for debuggers.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A socket in the file system, which is removed at the end.
+    Unix(UnixListener, PathBuf),
+}
+
+impl Listener {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn bind(address: &Address) -> io::Result<Listener> {
+        match address {
+            Address::Tcp(address) => {
+                let listener = TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                Ok(Listener::Tcp(listener))
+            }
+            Address::Unix(path) => {
+                // A socket that nobody listens on any more is in the way.
+                if UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+                {
+                    fs::remove_file(path)?;
+                }
+                let listener = UnixListener::bind(path)?;
+                listener.set_nonblocking(true)?;
+                Ok(Listener::Unix(listener, path.clone()))
+            }
+        }
+    }
+
+    /// Where it is; a port that was 0 has become a real one.
+    pub fn address(&self) -> String {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |it| it.to_string()),
+            Listener::Unix(_, path) => format!("unix:{}", path.display()),
+        }
+    }
+
+    fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+            Listener::Unix(listener, _) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                Ok(Stream::Unix(stream))
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Listener::Tcp(listener) => listener.as_fd(),
+            Listener::Unix(listener, _) => listener.as_fd(),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Listener::Unix(_, path) = self {
+            // It may have been removed already.
+            fs::remove_file(path).ok();
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.read(buffer),
+            Stream::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => Write::write(stream, bytes),
+            Stream::Unix(stream) => Write::write(stream, bytes),
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Tcp(stream) => stream.as_fd(),
+            Stream::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+/// What gdbstub writes, until it is sent.
+#[derive(Debug, Default)]
+struct Outbox(Vec<u8>);
+
+impl Connection for Outbox {
+    type Error = Infallible;
+
+    fn write(&mut self, byte: u8) -> Result<(), Infallible> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+type Stub<M> = GdbStubStateMachine<'static, Session<M>, Outbox>;
+
+/// Why a client is let go.
+#[derive(Debug, PartialEq, Eq)]
+enum Goodbye {
+    /// It asked for it, vanished, or cannot be understood; the guest runs on.
+    Detach,
+    /// It wants the guest to end.
+    Kill,
+    /// The guest is over.
+    Ended,
+}
+
+/// A debugger that is attached.
+struct Client<M: Machine> {
+    stream: Stream,
+    framer: Framer,
+    /// `None` only while it is being changed.
+    stub: Option<Stub<M>>,
+    /// Bytes to be sent.
+    out: Vec<u8>,
+    /// The last packet, in case it has to be sent again.
+    last: Vec<u8>,
+    acknowledges: bool,
+}
+
+/// Serves debuggers until `quit` becomes readable or the guest is over.
+pub fn run<M: Machine>(listener: &Listener, mut session: Session<M>, quit: &OwnedFd) {
+    let mut client: Option<Client<M>> = None;
+    loop {
+        let ready = match wait(listener, client.as_ref(), &session, quit) {
+            Ok(ready) => ready,
+            Err(error) => {
+                log::error!("the gdb server cannot wait for events: {error}");
+                return;
+            }
+        };
+        if ready.quit {
+            // The guest's end may be told yet.
+            if let Some(client) = &mut client {
+                client.tell_events(&mut session).ok();
+                client.flush().ok();
+            }
+            return;
+        }
+        if ready.listener
+            && let Ok(stream) = listener.accept()
+        {
+            match &client {
+                Some(_) => refuse(stream),
+                None => {
+                    session.attach();
+                    client = Client::new(stream, &mut session);
+                    log::info!("a debugger has attached");
+                }
+            }
+        }
+        let Some(attached) = &mut client else {
+            // Nobody is told; the queue stays short.
+            while session.machine.next_event().is_some() {}
+            continue;
+        };
+        let goodbye = attached.serve(&mut session, &ready);
+        let Err(goodbye) = goodbye else { continue };
+        attached.flush().ok();
+        client = None;
+        match goodbye {
+            Goodbye::Detach => {
+                session.detach();
+                log::info!("the debugger has detached; the guest runs on");
+            }
+            Goodbye::Kill => {
+                session.kill();
+                return;
+            }
+            Goodbye::Ended => return,
+        }
+    }
+}
+
+/// What `poll` found.
+struct Ready {
+    quit: bool,
+    listener: bool,
+    input: bool,
+}
+
+fn wait<M: Machine>(
+    listener: &Listener,
+    client: Option<&Client<M>>,
+    session: &Session<M>,
+    quit: &OwnedFd,
+) -> io::Result<Ready> {
+    let events = session.machine.event_fd();
+    let mut fds = vec![
+        PollFd::new(quit.as_fd(), PollFlags::POLLIN),
+        PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+        PollFd::new(events, PollFlags::POLLIN),
+    ];
+    if let Some(client) = client {
+        let out = if client.out.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
+        fds.push(PollFd::new(client.stream.as_fd(), PollFlags::POLLIN | out));
+    }
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) => {}
+        Err(nix::errno::Errno::EINTR) => return Ok(Ready { quit: false, listener: false, input: false }),
+        Err(error) => return Err(error.into()),
+    }
+    let is_ready =
+        |index: usize| fds.get(index).and_then(PollFd::revents).is_some_and(|events| !events.is_empty());
+    Ok(Ready { quit: is_ready(0), listener: is_ready(1), input: is_ready(3) })
+}
+
+/// Tells a second client that there is one already.
+fn refuse(mut stream: Stream) {
+    log::info!("a second debugger is refused: one is attached");
+    // A client that is gone already needs no words.
+    stream.write(&frame(b"E.another debugger is attached")).ok();
+}
+
+impl<M: Machine> Client<M> {
+    fn new(stream: Stream, session: &mut Session<M>) -> Option<Client<M>> {
+        let stub = GdbStub::builder(Outbox::default())
+            .packet_buffer_size(LONGEST + 4)
+            .build()
+            .map_err(|error| error.to_string())
+            .and_then(|stub| stub.run_state_machine(session).map_err(|error| error.to_string()));
+        match stub {
+            Ok(stub) => Some(Client {
+                stream,
+                framer: Framer::default(),
+                stub: Some(stub),
+                out: Vec::new(),
+                last: Vec::new(),
+                acknowledges: true,
+            }),
+            Err(error) => {
+                log::error!("gdbstub does not start: {error}");
+                session.detach();
+                None
+            }
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        matches!(self.stub, Some(GdbStubStateMachine::Running(_)))
+    }
+
+    fn serve(&mut self, session: &mut Session<M>, ready: &Ready) -> Result<(), Goodbye> {
+        if ready.input {
+            let mut buffer = [0; 16 << 10];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(Goodbye::Detach),
+                Ok(count) => {
+                    let mut items = Vec::new();
+                    self.framer.feed(&buffer[..count], |item| items.push(item));
+                    for item in items {
+                        self.take(session, item)?;
+                    }
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(_) => return Err(Goodbye::Detach),
+            }
+        }
+        self.tell_events(session)?;
+        self.flush()
+    }
+
+    /// Sends as much as the client takes.
+    fn flush(&mut self) -> Result<(), Goodbye> {
+        while !self.out.is_empty() {
+            match self.stream.write(&self.out) {
+                Ok(0) => return Err(Goodbye::Detach),
+                Ok(count) => drop(self.out.drain(..count)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => return Err(Goodbye::Detach),
+            }
+        }
+        if self.out.len() > MOST_WAITING {
+            log::warn!("the debugger does not read what it is sent; it is detached");
+            return Err(Goodbye::Detach);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, data: &[u8]) {
+        log::trace!(target: "debug::rsp", "-> {}", String::from_utf8_lossy(data));
+        self.last = frame(data);
+        self.out.extend(&self.last);
+    }
+
+    fn take(&mut self, session: &mut Session<M>, item: Item) -> Result<(), Goodbye> {
+        match item {
+            Item::Ack => Ok(()),
+            Item::Nack => {
+                self.out.extend(&self.last);
+                Ok(())
+            }
+            Item::Damaged => {
+                self.out.extend(if self.acknowledges { &b"-"[..] } else { b"" });
+                Ok(())
+            }
+            Item::TooLong => {
+                self.acknowledge();
+                self.send(format!("E{:02x}", errno::EINVAL).as_bytes());
+                Ok(())
+            }
+            Item::Interrupt => {
+                if self.is_running() {
+                    let stop = session.interrupt();
+                    self.report(session, &stop)?;
+                }
+                Ok(())
+            }
+            Item::Packet(data) => self.packet(session, &data),
+        }
+    }
+
+    fn acknowledge(&mut self) {
+        if self.acknowledges {
+            self.out.push(b'+');
+        }
+    }
+
+    fn packet(&mut self, session: &mut Session<M>, data: &[u8]) -> Result<(), Goodbye> {
+        log::trace!(target: "debug::rsp", "<- {}", String::from_utf8_lossy(data));
+        // While the target runs, only an interrupt and the end make sense.
+        if self.is_running() && data != b"vCtrlC" && data != b"k" && !data.starts_with(b"vKill") {
+            self.acknowledge();
+            self.send(format!("E{:02x}", errno::EINVAL).as_bytes());
+            return Ok(());
+        }
+        match front::serve(session, data) {
+            Answer::Reply(reply) => {
+                self.acknowledge();
+                self.send(&reply);
+                Ok(())
+            }
+            Answer::Kill(reply) => {
+                self.acknowledge();
+                if !reply.is_empty() {
+                    self.send(&reply);
+                }
+                Err(Goodbye::Kill)
+            }
+            Answer::Interrupt(reply) => {
+                self.acknowledge();
+                self.send(&reply);
+                if self.is_running() {
+                    let stop = session.interrupt();
+                    self.report(session, &stop)?;
+                }
+                Ok(())
+            }
+            Answer::PassOn(addition) => self.pass_on(session, data, addition),
+        }
+    }
+
+    /// Has gdbstub serve a packet.
+    fn pass_on(&mut self, session: &mut Session<M>, data: &[u8], addition: &str) -> Result<(), Goodbye> {
+        for byte in frame(data) {
+            let stub = match self.stub.take() {
+                Some(GdbStubStateMachine::Idle(stub)) => stub.incoming_data(session, byte),
+                Some(GdbStubStateMachine::Running(stub)) => stub.incoming_data(session, byte),
+                Some(other) => Ok(other),
+                None => return Err(Goodbye::Detach),
+            };
+            match stub {
+                Ok(stub) => self.stub = Some(stub),
+                Err(error) => {
+                    let data = String::from_utf8_lossy(data);
+                    log::warn!("the debugger is detached after the packet '{data}': {error}");
+                    return Err(Goodbye::Detach);
+                }
+            }
+        }
+        let mut written = self.take_written();
+        if data == b"QStartNoAckMode" {
+            self.acknowledges = false;
+        }
+        if !addition.is_empty() {
+            written = added(&written, addition);
+        }
+        self.queue(&written);
+        match &self.stub {
+            Some(GdbStubStateMachine::Disconnected(stub)) => Err(match stub.get_reason() {
+                DisconnectReason::Kill => Goodbye::Kill,
+                DisconnectReason::Disconnect => Goodbye::Detach,
+                DisconnectReason::TargetExited(_) | DisconnectReason::TargetTerminated(_) => Goodbye::Ended,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What gdbstub has written.
+    fn take_written(&mut self) -> Vec<u8> {
+        let conn = match &mut self.stub {
+            Some(GdbStubStateMachine::Idle(stub)) => stub.borrow_conn(),
+            Some(GdbStubStateMachine::Running(stub)) => stub.borrow_conn(),
+            Some(GdbStubStateMachine::CtrlCInterrupt(stub)) => stub.borrow_conn(),
+            Some(GdbStubStateMachine::Disconnected(stub)) => stub.borrow_conn(),
+            None => return Vec::new(),
+        };
+        std::mem::take(&mut conn.0)
+    }
+
+    fn queue(&mut self, written: &[u8]) {
+        log::trace!(target: "debug::rsp", "-> {}", String::from_utf8_lossy(written));
+        if let Some(start) = written.iter().position(|byte| *byte == b'$') {
+            self.last = written[start..].to_vec();
+        }
+        self.out.extend(written);
+    }
+
+    /// Tells what happened since the target was resumed.
+    fn tell_events(&mut self, session: &mut Session<M>) -> Result<(), Goodbye> {
+        if !self.is_running() {
+            return Ok(());
+        }
+        let stop = session.next_stop();
+        self.tell_output(session);
+        match stop {
+            Some(stop) => self.report(session, &stop),
+            None => Ok(()),
+        }
+    }
+
+    fn tell_output(&mut self, session: &mut Session<M>) {
+        let output = session.engine.state().take_output();
+        for text in output {
+            self.send(&front::console(&text));
+        }
+    }
+
+    fn report(&mut self, session: &mut Session<M>, stop: &Stop) -> Result<(), Goodbye> {
+        self.tell_output(session);
+        let mut registers = Vec::new();
+        match stop {
+            Stop::Vcpu(vcpu, reason) => {
+                if let Some(words) = front::words(*vcpu, reason) {
+                    self.send(&front::console(&words));
+                }
+                registers = expedited(session, *vcpu);
+            }
+            Stop::Ended(ended) => self.send(&front::console(&format!("vmm: {}\n", ended.text))),
+        }
+        let stub = match self.stub.take() {
+            Some(GdbStubStateMachine::Running(stub)) => stub,
+            other => {
+                self.stub = other;
+                return Ok(());
+            }
+        };
+        let reason: MultiThreadStopReason<u64> = stop.reason();
+        let mut values = registers.iter().map(|(row, bytes)| (RegisterNumber::new(*row), bytes.as_slice()));
+        match stub.report_stop_with_regs(session, reason, &mut values) {
+            Ok(stub) => self.stub = Some(stub),
+            Err(error) => {
+                log::error!("a stop cannot be reported: {error}");
+                return Err(Goodbye::Detach);
+            }
+        }
+        let written = self.take_written();
+        self.queue(&written);
+        match stop {
+            Stop::Ended(_) => Err(Goodbye::Ended),
+            Stop::Vcpu(..) => Ok(()),
+        }
+    }
+}
+
+/// Registers that go with every stop, so that a step costs one packet: program counter, stack
+/// pointer, frame pointer.
+fn expedited<M: Machine>(session: &Session<M>, vcpu: u32) -> Vec<(usize, Vec<u8>)> {
+    let names = match session.isa() {
+        Isa::X86_64 => ["rip", "rsp", "rbp"],
+        Isa::Aarch64 => ["pc", "sp", "x29"],
+    };
+    let Ok(file) = session.machine.registers(vcpu, &[Bank::General]) else { return Vec::new() };
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let row = arch::register::row(session.isa(), name)?;
+            Some((row, file.bytes(row)?))
+        })
+        .collect()
+}
+
+/// A reply with `addition` behind its data.
+fn added(written: &[u8], addition: &str) -> Vec<u8> {
+    let start = written.iter().position(|byte| *byte == b'$');
+    let end = written.iter().rposition(|byte| *byte == b'#');
+    let (Some(start), Some(end)) = (start, end) else { return written.to_vec() };
+    let data = [&written[start + 1..end], addition.as_bytes()].concat();
+    [&written[..start], &frame(&data)].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        let tcp = |text: &str| match Address::parse(text) {
+            Ok(Address::Tcp(address)) => address.to_string(),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(tcp(":1234"), "127.0.0.1:1234");
+        assert_eq!(tcp("127.0.0.1:0"), "127.0.0.1:0");
+        assert_eq!(tcp("[::1]:1234"), "[::1]:1234");
+        assert_eq!(Address::parse("unix:/tmp/x"), Ok(Address::Unix("/tmp/x".into())));
+        for wrong in ["", "unix:", "1234", ":", ":99999", ":x"] {
+            assert!(Address::parse(wrong).is_err(), "{wrong}");
+        }
+        assert!(!Address::parse(":1").unwrap().is_open());
+        assert!(Address::parse("0.0.0.0:1").unwrap().is_open());
+    }
+
+    #[test]
+    fn additions_go_into_the_reply() {
+        assert_eq!(added(b"+$a=1#xx", ";b+"), [&b"+"[..], &frame(b"a=1;b+")].concat());
+        assert_eq!(added(b"+", ";b+"), b"+");
+    }
+}

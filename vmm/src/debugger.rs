@@ -1,0 +1,461 @@
+//! The live machine as the debugger sees it.
+//!
+//! [`DebugShared`] is what vCPU threads need while a debugger may be there; [`GuestCpu`] is a
+//! vCPU on its own thread, [`LiveMachine`] all of them for the thread that serves gdb.
+//! [`Debugger`] is that thread. None of this exists without `--gdb`.
+
+use crate::error::Error;
+use crate::kvm::exit::VcpuExit;
+use crate::kvm::{HOST_ISA, Host, KvmError, Vcpu, blocks_interrupts, debug_registers};
+use crate::memory::GuestMemory;
+use crate::outcome::{Outcome, Stop};
+use crate::stepping;
+use crate::vcpus::{Left, Shared, Vcpus, run_guest};
+use crate::world::World;
+use arch::address::PhysRange;
+use arch::paging::{Regime, TableMemory};
+use arch::register::{Bank, RegisterFile};
+use arch::{GuestPhys, Isa};
+use debug::arming::Arming;
+use debug::engine::Engine;
+use debug::gdb::server::{self, Address, Listener};
+use debug::gdb::session::Session;
+use debug::target::{
+    Control, Cpu, Ended, Event, HostDebug, Machine, Memory, Order, Stepped, StopReason, TargetError,
+    VcpuState,
+};
+use debug::trap::{Injection, Trap};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+const EXITS: [&str; 8] = VcpuExit::KINDS;
+
+/// RAM of a live guest.
+#[derive(Clone, Debug)]
+pub struct LiveMemory(pub GuestMemory);
+
+impl LiveMemory {
+    /// Bytes of RAM in one piece from an address on, `length` at most.
+    fn piece(&self, address: GuestPhys, length: usize) -> usize {
+        let address = GuestAddress(address.0);
+        let Some(region) = self.0.find_region(address) else { return 0 };
+        let left = region.last_addr().0 - address.0;
+        usize::try_from(left).unwrap_or(usize::MAX).saturating_add(1).min(length)
+    }
+}
+
+impl TableMemory for LiveMemory {
+    fn read_table(&self, address: GuestPhys, bytes: &mut [u8]) -> bool {
+        self.0.read_slice(bytes, GuestAddress(address.0)).is_ok()
+    }
+}
+
+impl Memory for LiveMemory {
+    fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize {
+        let length = self.piece(address, bytes.len());
+        self.0.read(&mut bytes[..length], GuestAddress(address.0)).unwrap_or(0)
+    }
+
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> usize {
+        let length = self.piece(address, bytes.len());
+        let written = self.0.write(&bytes[..length], GuestAddress(address.0)).unwrap_or(0);
+        if let Ok(place) = self.0.get_host_address(GuestAddress(address.0)) {
+            crate::kvm::code_changed(place, written);
+        }
+        written
+    }
+
+    fn ranges(&self) -> Vec<PhysRange> {
+        self.0.iter().map(|region| PhysRange::new(region.start_addr().0, region.len())).collect()
+    }
+}
+
+/// What vCPU threads share while a debugger may be there.
+#[derive(Debug)]
+pub struct DebugShared {
+    /// Judges exits.
+    pub engine: Arc<Engine>,
+    /// Keeps vCPUs out of the guest while one steps alone.
+    pub world: World,
+    /// RAM.
+    pub memory: LiveMemory,
+    events: Mutex<Sender<Event>>,
+    wake: EventFd,
+    exits: Vec<[AtomicU64; EXITS.len()]>,
+}
+
+impl DebugShared {
+    /// Tells the debugger's thread.
+    pub fn tell(&self, event: Event) {
+        // The receiver lives as long as the machine; at worst nobody reads it.
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).send(event).ok();
+        self.wake();
+    }
+
+    /// Makes the debugger's thread look.
+    pub fn wake(&self) {
+        if let Err(error) = self.wake.write(1) {
+            log::error!("cannot wake the gdb server: {error}");
+        }
+    }
+
+    /// Counts an exit.
+    pub fn count(&self, vcpu: u32, kind: usize) {
+        if let Some(counter) = self.exits.get(vcpu as usize).and_then(|exits| exits.get(kind)) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a debugger is attached.
+    pub fn is_attached(&self) -> bool {
+        self.engine.state().is_attached
+    }
+}
+
+/// What a vCPU's thread remembers for the debugger.
+#[derive(Debug)]
+pub struct ThreadDebug {
+    /// What the vCPU runs with.
+    pub arming: Arming,
+    /// An end of the guest that came up during a step.
+    pub outcome: Option<Outcome>,
+}
+
+impl ThreadDebug {
+    /// Nothing asked for.
+    pub fn new() -> ThreadDebug {
+        ThreadDebug { arming: Arming::off(HOST_ISA), outcome: None }
+    }
+}
+
+impl Default for ThreadDebug {
+    fn default() -> ThreadDebug {
+        ThreadDebug::new()
+    }
+}
+
+/// A vCPU on its own thread, out of the guest.
+#[derive(Debug)]
+pub struct GuestCpu<'a> {
+    /// The vCPU.
+    pub vcpu: &'a mut Vcpu,
+    /// What all threads share.
+    pub shared: &'a Shared,
+    /// The debugger's part of it.
+    pub debug: &'a DebugShared,
+    /// This thread's part.
+    pub thread: &'a mut ThreadDebug,
+}
+
+fn host(error: KvmError) -> TargetError {
+    TargetError::Host(error.to_string())
+}
+
+impl Cpu for GuestCpu<'_> {
+    fn id(&self) -> u32 {
+        self.vcpu.id()
+    }
+
+    fn isa(&self) -> Isa {
+        HOST_ISA
+    }
+
+    fn pc_and_flags(&self) -> Result<(u64, u64), TargetError> {
+        self.vcpu.pc_and_flags().map_err(host)
+    }
+
+    fn registers(&self, banks: &[Bank]) -> RegisterFile {
+        self.vcpu.registers(banks)
+    }
+
+    fn regime(&self) -> Result<Regime, TargetError> {
+        self.vcpu.regime().map_err(host)
+    }
+
+    fn set_registers(&mut self, file: &RegisterFile) -> Result<(), TargetError> {
+        self.vcpu.set_registers(file).map_err(host)
+    }
+
+    fn memory(&self) -> &dyn Memory {
+        &self.debug.memory
+    }
+
+    fn inject(&mut self, injection: &Injection) -> Result<(), TargetError> {
+        self.vcpu.inject(injection, &self.thread.arming).map_err(host)
+    }
+
+    fn arm(&mut self, arming: &Arming) -> Result<(), TargetError> {
+        self.vcpu.set_debug(arming).map_err(host)?;
+        self.thread.arming.clone_from(arming);
+        Ok(())
+    }
+
+    fn begin_exclusive(&mut self) {
+        self.debug.world.begin_exclusive(self.vcpu.id());
+    }
+
+    fn end_exclusive(&mut self) {
+        self.debug.world.end_exclusive();
+    }
+
+    fn step(&mut self) -> Result<Stepped, TargetError> {
+        loop {
+            match run_guest(self.vcpu, self.shared, Some((self.debug, &self.thread.arming)), true) {
+                Left::Served => {}
+                // Whoever kicked has a message; the place is as it was before.
+                Left::Interrupted => return Ok(Stepped::Other),
+                Left::Trap(trap) if stepping::is_step(&trap) => return Ok(Stepped::Done),
+                Left::Trap(trap) => return Ok(Stepped::Trapped(trap)),
+                Left::Ended(outcome) => {
+                    self.thread.outcome = Some(outcome);
+                    return Ok(Stepped::Other);
+                }
+            }
+        }
+    }
+}
+
+/// All vCPUs, for the thread that serves gdb.
+#[derive(Debug)]
+pub struct LiveMachine {
+    vcpus: Arc<Vcpus>,
+    shared: Arc<Shared>,
+    debug: Arc<DebugShared>,
+    events: Receiver<Event>,
+}
+
+impl Machine for LiveMachine {
+    fn isa(&self) -> Isa {
+        HOST_ISA
+    }
+
+    fn vcpus(&self) -> u32 {
+        u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)
+    }
+
+    fn state(&self, vcpu: u32) -> VcpuState {
+        self.vcpus.call(vcpu, |vcpu| vcpu.state()).unwrap_or(VcpuState::NotStarted)
+    }
+
+    fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, TargetError> {
+        let banks = banks.to_vec();
+        self.vcpus.call(vcpu, move |vcpu| vcpu.registers(&banks)).ok_or(TargetError::NoVcpu(vcpu))
+    }
+
+    fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
+        self.vcpus.call(vcpu, |vcpu| vcpu.regime()).ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
+    }
+
+    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
+        let file = file.clone();
+        let set = self.vcpus.call(vcpu, move |vcpu| vcpu.set_registers(&file));
+        set.ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
+    }
+
+    fn memory(&self) -> &dyn Memory {
+        &self.debug.memory
+    }
+
+    fn host(&self) -> &HostDebug {
+        self.debug.engine.host()
+    }
+
+    fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
+        for (vcpu, order) in (0..).zip(orders) {
+            self.vcpus.order(vcpu, order);
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self) {
+        self.vcpus.pause();
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        // Nothing there is no error; the count is of no interest.
+        self.debug.wake.read().ok();
+        let event = self.events.try_recv().ok()?;
+        // There may be more.
+        self.debug.wake();
+        Some(event)
+    }
+
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as the value that it is borrowed from.
+        unsafe { BorrowedFd::borrow_raw(self.debug.wake.as_raw_fd()) }
+    }
+
+    fn disarm(&mut self) {
+        let off = Arming::off(HOST_ISA);
+        let results = self.vcpus.for_each(move |vcpu| vcpu.set_debug(&off));
+        for error in results.into_iter().filter_map(Result::err) {
+            log::warn!("guest debugging cannot be switched off: {error}");
+        }
+    }
+
+    fn control(&mut self, control: Control) -> Result<(), TargetError> {
+        match control {
+            Control::Nmi(vcpu) => {
+                self.vcpus.call(vcpu, |vcpu| vcpu.nmi()).ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
+            }
+            Control::Reset => {
+                self.shared.end(Outcome::Reset);
+                Ok(())
+            }
+            Control::Quit => {
+                self.shared.end(Outcome::Stopped(Stop::Debugger));
+                Ok(())
+            }
+        }
+    }
+
+    fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
+        let count = |exits: &[AtomicU64; EXITS.len()]| {
+            EXITS.iter().zip(exits).map(|(name, count)| (*name, count.load(Ordering::Relaxed))).collect()
+        };
+        self.debug.exits.iter().map(count).collect()
+    }
+}
+
+/// What a machine with `--gdb` is made with, before its vCPUs have threads.
+#[derive(Debug)]
+pub struct Prepared {
+    /// For the vCPU threads.
+    pub shared: Arc<DebugShared>,
+    events: Receiver<Event>,
+    listener: Listener,
+}
+
+impl Prepared {
+    /// Opens the socket and finds out what the host can do.
+    ///
+    /// # Errors
+    /// [`Error`] when the socket cannot be opened.
+    pub fn new(address: &Address, vcpus: u32, memory: &GuestMemory) -> Result<Prepared, Error> {
+        let listener = Listener::bind(address)
+            .map_err(|source| Error::Listen { address: address.to_string(), source })?;
+        if address.is_open() {
+            log::warn!("whoever can connect to {} owns the guest", listener.address());
+        }
+        let (sender, events) = channel();
+        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+            .map_err(Error::system("cannot make an eventfd"))?;
+        let shared = DebugShared {
+            engine: Arc::new(Engine::new(HOST_ISA, host_debug(), vcpus)),
+            world: World::new(vcpus),
+            memory: LiveMemory(memory.clone()),
+            events: Mutex::new(sender),
+            wake,
+            exits: (0..vcpus).map(|_| Default::default()).collect(),
+        };
+        Ok(Prepared { shared: Arc::new(shared), events, listener })
+    }
+}
+
+/// The thread that serves gdb.
+#[derive(Debug)]
+pub struct Debugger {
+    shared: Arc<DebugShared>,
+    quit: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Debugger {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When the system gives no more threads or descriptors.
+    pub fn start(prepared: Prepared, vcpus: &Arc<Vcpus>, shared: &Arc<Shared>) -> Result<Debugger, Error> {
+        let Prepared { shared: debug, events, listener } = prepared;
+        let quit = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+            .map_err(Error::system("cannot make an eventfd"))?;
+        let quit_fd = duplicate(&quit)?;
+        let machine = LiveMachine {
+            vcpus: Arc::clone(vcpus),
+            shared: Arc::clone(shared),
+            debug: Arc::clone(&debug),
+            events,
+        };
+        log::warn!("waiting for gdb at {}", listener.address());
+        let engine = Arc::clone(&debug.engine);
+        let thread = thread::Builder::new()
+            .name("gdb".into())
+            .spawn(move || {
+                let session = Session::new(machine, engine);
+                server::run(&listener, session, &quit_fd);
+            })
+            .map_err(Error::system("cannot start the gdb server's thread"))?;
+        Ok(Debugger { shared: debug, quit, thread: Some(thread) })
+    }
+
+    /// Tells an attached debugger that the guest is over.
+    pub fn ended(&self, outcome: &Outcome) {
+        let text = outcome.to_string();
+        let text = text.lines().next().unwrap_or_default().to_string();
+        self.shared.tell(Event::Ended(Ended { code: outcome.code(), text }));
+    }
+}
+
+fn duplicate(event: &EventFd) -> Result<OwnedFd, Error> {
+    // SAFETY: the descriptor is open as long as `event`.
+    let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+    fd.as_fd().try_clone_to_owned().map_err(Error::system("cannot duplicate an eventfd"))
+}
+
+impl Drop for Debugger {
+    fn drop(&mut self) {
+        if self.quit.write(1).is_err() {
+            return;
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the gdb server ended with a panic");
+        }
+    }
+}
+
+/// What this host can do for a debugger, found by trying it.
+pub fn host_debug() -> HostDebug {
+    let mut host = crate::check::host_debug();
+    if let Ok(kvm) = Host::open() {
+        let (breakpoints, watchpoints) = debug_registers(kvm.kvm());
+        host.breakpoints = if host.breakpoints > 0 { breakpoints } else { 0 };
+        host.watchpoints = if host.watchpoints > 0 { watchpoints } else { 0 };
+        host.blocks_interrupts = blocks_interrupts(kvm.kvm());
+    }
+    host
+}
+
+/// The event that a guest's end is to a debugger who may want to look at it first; `None`
+/// where there is nothing more to see.
+pub fn fatal(outcome: &Outcome) -> Option<StopReason> {
+    match outcome {
+        Outcome::TripleFault { .. }
+        | Outcome::EmulationFailure { .. }
+        | Outcome::InternalError { .. }
+        | Outcome::GuestCrash => {
+            let text = outcome.to_string();
+            Some(StopReason::Fatal(text.lines().next().unwrap_or_default().to_string()))
+        }
+        _ => None,
+    }
+}
+
+/// The trap that an exit is for the debugger, if it may be one.
+pub fn trap(exit: &crate::kvm::exit::DebugExit) -> Option<Trap> {
+    use crate::kvm::exit::DebugExit;
+    match *exit {
+        DebugExit::X86 { exception: 3, .. } => Some(Trap::Int3),
+        DebugExit::X86 { dr6, .. } => Some(Trap::Debug { dr6 }),
+        DebugExit::Aarch64 { syndrome, far } => {
+            let exception = arch::aarch64::syndrome::decode(syndrome)?;
+            Some(Trap::Aarch64 { exception, far })
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What has to be done around a single step of a vCPU, beyond what KVM does: interrupts kept
+//! out, traces of the step taken out of the guest. The rules are in `arch::*::step`.
+
+use crate::debugger::LiveMemory;
+use crate::kvm::{HOST_ISA, KvmError, Vcpu};
+use arch::aarch64::step::{self as arm, Repair};
+use arch::aarch64::syndrome::DebugException;
+use arch::register::RegisterFile;
+use arch::x86::debug_registers::DR6_BS;
+use arch::x86::step::{RFLAGS_TF, pushes_flags};
+use arch::{GuestVirt, Isa};
+use debug::arming::Arming;
+use debug::memory::{self, Space};
+use debug::target::HostDebug;
+use debug::trap::Trap;
+
+/// Whether a trap is the end of a step.
+pub fn is_step(trap: &Trap) -> bool {
+    match trap {
+        Trap::Debug { dr6 } => dr6 & DR6_BS != 0,
+        Trap::Aarch64 { exception: DebugException::SoftwareStep { .. }, .. } => true,
+        _ => false,
+    }
+}
+
+/// The trap of a step over an instruction that was skipped.
+pub fn skipped() -> Trap {
+    Trap::Aarch64 { exception: DebugException::SoftwareStep { load_exclusive: false }, far: 0 }
+}
+
+/// A step that is under way.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// Nothing to be done afterwards.
+    Plain,
+    /// x86: the instruction stores the flags.
+    PushesFlags,
+    /// aarch64: interrupts are masked.
+    Masked(arm::Before),
+    /// aarch64: the instruction only waits; it has been stepped over.
+    Skipped,
+}
+
+/// Prepares a step, if the vCPU is armed for one.
+///
+/// # Errors
+/// [`KvmError`].
+pub fn before(vcpu: &Vcpu, memory: &LiveMemory, host: &HostDebug, arming: &Arming) -> Result<Step, KvmError> {
+    if !arming.step {
+        return Ok(Step::Plain);
+    }
+    let (pc, flags) = vcpu.pc_and_flags()?;
+    let space = Space::Virtual(vcpu.regime()?);
+    let mut code = [0; 4];
+    let count = memory::read(memory, &space, None, GuestVirt(pc), &mut code);
+    match HOST_ISA {
+        Isa::X86_64 => {
+            if arming.block_interrupts && !host.blocks_interrupts {
+                vcpu.shadow_interrupts()?;
+            }
+            // Prefixes of 32-bit code are a part of those of 64-bit code; a REX prefix in
+            // front of PUSHF in 32-bit code is an instruction of its own, and rare.
+            Ok(if pushes_flags(&code[..count], true) { Step::PushesFlags } else { Step::Plain })
+        }
+        Isa::Aarch64 => {
+            let instruction = u32::from_le_bytes(code);
+            let before = arm::Before { instruction, pc, pstate: flags };
+            if count == code.len() && arm::is_wait(instruction) {
+                let mut file = RegisterFile::new(HOST_ISA);
+                file.set_pc(pc.wrapping_add(4));
+                vcpu.set_registers(&file)?;
+                return Ok(Step::Skipped);
+            }
+            if !arming.block_interrupts {
+                return Ok(Step::Plain);
+            }
+            let mut file = RegisterFile::new(HOST_ISA);
+            file.set("cpsr", arm::before(&before));
+            vcpu.set_registers(&file)?;
+            Ok(Step::Masked(before))
+        }
+    }
+}
+
+/// Puts right what a step has left, after any exit; `is_done` says that the instruction is.
+///
+/// # Errors
+/// [`KvmError`].
+pub fn after(vcpu: &Vcpu, memory: &LiveMemory, step: &Step, is_done: bool) -> Result<(), KvmError> {
+    match step {
+        Step::Plain | Step::Skipped => Ok(()),
+        Step::PushesFlags if is_done => {
+            let registers = vcpu.registers(&[arch::register::Bank::General]);
+            let stack = GuestVirt(registers.get("rsp").unwrap_or(0));
+            let space = Space::Virtual(vcpu.regime()?);
+            let mut flags = [0; 2];
+            if memory::read(memory, &space, None, stack, &mut flags) == flags.len() {
+                let cleared = u16::from_le_bytes(flags) & !u16::try_from(RFLAGS_TF).unwrap_or(0);
+                memory::write(memory, &space, None, stack, &cleared.to_le_bytes());
+            }
+            Ok(())
+        }
+        Step::PushesFlags => Ok(()),
+        Step::Masked(before) => {
+            let file = vcpu.registers(&[arch::register::Bank::General, arch::register::Bank::System]);
+            let get = |name| file.get(name).unwrap_or(0);
+            let after = arm::After {
+                pc: get("pc"),
+                pstate: get("cpsr"),
+                vbar: get("vbar_el1"),
+                spsr: get("spsr_el1"),
+            };
+            let Repair { pstate, spsr, register } = arm::after(before, &after);
+            let mut repaired = RegisterFile::new(HOST_ISA);
+            if let Some(pstate) = pstate {
+                repaired.set("cpsr", pstate);
+            }
+            if let Some(spsr) = spsr {
+                repaired.set("spsr_el1", spsr);
+            }
+            if let Some((number, value)) = register {
+                repaired.set_row(usize::from(number), value);
+            }
+            vcpu.set_registers(&repaired)
+        }
+    }
+}
