@@ -40,7 +40,8 @@ pub fn build(guests: &Path, source: &str, isa: &str, form: Form, out_dir: &Path)
         .args(["-Copt-level=s", "-Cpanic=abort", "-Crelocation-model=static", "-Clinker=rust-lld"])
         .args([
             "-Clink-arg=-zmax-page-size=4096",
-            "-Cstrip=symbols",
+            // Labels of assembly guests are what a debugger's user names.
+            if is_assembly { "-Cstrip=none" } else { "-Cstrip=symbols" },
             "-Cdebug-assertions=no",
             "-Coverflow-checks=no",
         ])

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod basics;
+pub mod gdb;
 mod kicks;
 mod linux;
 mod terminal;
@@ -36,6 +37,8 @@ pub struct Case {
     pub gic: u32,
     /// The function.
     pub run: fn(&mut Context) -> Check,
+    /// What a debugger does meanwhile, on the machine that runs the tests.
+    pub debugger: Option<&'static gdb::Script>,
 }
 
 impl std::fmt::Debug for Case {
@@ -45,11 +48,25 @@ impl std::fmt::Debug for Case {
 }
 
 const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
-    Case { name, needs: Needs::SmallGuests, kernels: &[], only: None, nest_memory: 1024, gic: 3, run }
+    Case {
+        name,
+        needs: Needs::SmallGuests,
+        kernels: &[],
+        only: None,
+        nest_memory: 1024,
+        gic: 3,
+        run,
+        debugger: None,
+    }
 }
 
 const fn linux(name: &'static str, kernels: &'static [&'static str], run: fn(&mut Context) -> Check) -> Case {
-    Case { name, needs: Needs::Linux, kernels, only: None, nest_memory: 2048, gic: 3, run }
+    Case { name, needs: Needs::Linux, kernels, only: None, nest_memory: 2048, gic: 3, run, debugger: None }
+}
+
+/// A small guest with a debugger.
+const fn debugged(name: &'static str, script: &'static gdb::Script) -> Case {
+    Case { debugger: Some(script), ..small(name, gdb::serve) }
 }
 
 const fn only(isa: Isa, case: Case) -> Case {
@@ -102,6 +119,7 @@ pub const CASES: &[Case] = &[
     linux("debian_panic", &["6.1"], linux::panic),
     only(Isa::Aarch64, linux("debian_compressed_image", &["6.12"], linux::compressed_image)),
     only(Isa::Aarch64, linux("debian_exit_device", &["6.12"], linux::exit_device)),
+    debugged("gdb_breakpoints_and_steps", &gdb::BREAKPOINTS),
     gic_v2(small("gic_v2_embedded_guest", basics::on_gic_v2)),
     gic_v2(linux("gic_v2_debian", &["6.1"], linux::on_2_vcpus_6_1)),
     only(Isa::X86_64, linux("debian_vmlinux", &["6.12"], linux::vmlinux)),

@@ -12,6 +12,8 @@ use std::time::Duration;
 /// A case's surroundings.
 #[derive(Debug)]
 pub struct Context {
+    /// The case's name.
+    pub name: String,
     /// The architecture of the machine the case runs on.
     pub isa: Isa,
     /// The `vmm` under test.

@@ -9,10 +9,12 @@
 pub mod artifacts;
 pub mod cases;
 pub mod context;
+pub mod debugger;
 pub mod demo;
 pub mod guests;
 pub mod initramfs;
 pub mod measure;
 pub mod nest;
+pub mod port;
 pub mod process;
 pub mod report;

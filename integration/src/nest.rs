@@ -6,7 +6,9 @@
 
 use crate::artifacts::{self, Kernel};
 use crate::cases::Case;
+use crate::debugger;
 use crate::initramfs::{self, Initramfs};
+use crate::port;
 use crate::report::{Report, Verdict};
 use arch::Isa;
 use std::fs;
@@ -31,6 +33,8 @@ pub struct Nest {
     memory_mib: u32,
     cpus: u32,
     gic: u32,
+    /// The socket that the port for a debugger leads to.
+    socket: Option<PathBuf>,
 }
 
 impl Nest {
@@ -56,7 +60,7 @@ impl Nest {
             let name = Path::new(module).file_name().unwrap_or_default().to_string_lossy();
             archive.file(&format!("modules/{index}-{name}"), &initramfs::module(&path)?)?;
         }
-        Ok(Nest { isa, archive, cmdline: String::new(), memory_mib, cpus: 1, gic: 3 })
+        Ok(Nest { isa, archive, cmdline: String::new(), memory_mib, cpus: 1, gic: 3, socket: None })
     }
 
     /// Adds a file.
@@ -118,6 +122,14 @@ impl Nest {
             .args(["-device", "virtconsole,chardev=console"])
             .args(["-chardev", &format!("file,id=report,path={}", report.display())])
             .args(["-device", "virtserialport,chardev=report,name=report"])
+            .args(self.socket.iter().flat_map(|socket| {
+                [
+                    "-chardev".into(),
+                    format!("socket,id=gdb,path={},server=on,wait=off", socket.display()),
+                    "-device".into(),
+                    format!("virtserialport,chardev=gdb,name={}", port::GDB),
+                ]
+            }))
             .arg("-kernel")
             .arg(Kernel::new(self.isa, HOST_SERIES).image())
             .arg("-initrd")
@@ -199,7 +211,19 @@ impl Drop for Running {
 /// # Errors
 /// When the nest cannot be made or started.
 pub fn run_case(isa: Isa, case: &Case, folder: &Path) -> io::Result<Report> {
-    Ok(prepare_case(isa, case)?.boot(folder)?.wait(CASE_LIMIT))
+    let mut nest = prepare_case(isa, case)?;
+    let Some(script) = case.debugger else { return Ok(nest.boot(folder)?.wait(CASE_LIMIT)) };
+    // Paths of sockets are short, and a folder's may not be.
+    let name = format!("vmm-gdb-{}-{isa}-{}", std::process::id(), case.name);
+    let socket = std::env::temp_dir().join(name);
+    nest.socket = Some(socket.clone());
+    let running = nest.boot(folder)?;
+    let debugged = debugger::run(isa, case, script, &socket, folder);
+    let mut report = running.wait(if debugged.is_ok() { CASE_LIMIT } else { Duration::from_secs(10) });
+    // It is gone with its QEMU, as a rule.
+    fs::remove_file(&socket).ok();
+    report.fail_if(debugged);
+    Ok(report)
 }
 
 /// Makes the nest for a case.
@@ -239,15 +263,22 @@ pub fn run_here(case: &Case, folder: &Path) -> io::Result<Report> {
     let isa = vmm::kvm::HOST_ISA;
     let work = folder.join("work");
     fs::create_dir_all(&work)?;
-    let output = Command::new(artifacts::program(isa, "case"))
+    let mut command = Command::new(artifacts::program(isa, "case"));
+    command
         .arg(case.name)
         .arg(artifacts::program(isa, "vmm"))
         .arg(folder)
         .arg(&work)
         .arg("3")
         .stdin(Stdio::null())
-        .stderr(fs::File::create(folder.join("case.log"))?)
-        .output()?;
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(folder.join("case.log"))?);
+    let child = command.spawn()?;
+    let debugged =
+        case.debugger.map(|script| debugger::run(isa, case, script, &work.join("gdb.sock"), folder));
+    let output = child.wait_with_output()?;
     fs::remove_dir_all(&work)?;
-    Ok(Report::read(&output.stdout))
+    let mut report = Report::read(&output.stdout);
+    report.fail_if(debugged.unwrap_or(Ok(())));
+    Ok(report)
 }

@@ -54,6 +54,16 @@ impl Report {
         out.flush()
     }
 
+    /// A failure of the other end comes before what this one says.
+    pub fn fail_if(&mut self, other: Result<(), String>) {
+        if let Err(mut message) = other {
+            if let Verdict::Fail(own) = &self.verdict {
+                message = format!("{message}\n{own}");
+            }
+            self.verdict = Verdict::Fail(message);
+        }
+    }
+
     /// Reads a stream; one without a verdict is a failure.
     pub fn read(stream: &[u8]) -> Report {
         let mut files = Vec::new();

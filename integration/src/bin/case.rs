@@ -3,13 +3,14 @@
 
 use integration::cases;
 use integration::context::Context;
+use integration::port;
 use integration::report::{Report, Verdict};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 fn main() {
     if std::process::id() == 1 {
@@ -28,6 +29,7 @@ fn main() {
         std::process::exit(2);
     };
     let context = Context {
+        name: name.clone(),
         isa: vmm::kvm::HOST_ISA,
         vmm: PathBuf::from(vmm),
         files: PathBuf::from(files),
@@ -95,7 +97,9 @@ fn nest() -> io::Result<()> {
         let time = nix::sys::time::TimeSpec::new(now, 0);
         nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time)?;
     }
+    let name = word("case").unwrap_or_default();
     let context = Context {
+        name: name.clone(),
         isa: vmm::kvm::HOST_ISA,
         vmm: PathBuf::from("/vmm"),
         files: PathBuf::from("/files"),
@@ -104,18 +108,7 @@ fn nest() -> io::Result<()> {
         in_nest: true,
         slowness: word("slowness").and_then(|text| text.parse().ok()).unwrap_or(1),
     };
-    let mut port = report_port()?;
-    run(&word("case").unwrap_or_default(), context).write(&mut port)?;
+    let mut port = OpenOptions::new().write(true).open(port::find("report")?)?;
+    run(&name, context).write(&mut port)?;
     port.flush()
-}
-
-/// The virtio port whose other end is a file of the harness.
-fn report_port() -> io::Result<File> {
-    for entry in fs::read_dir("/sys/class/virtio-ports")? {
-        let entry = entry?;
-        if fs::read_to_string(entry.path().join("name")).is_ok_and(|name| name.trim() == "report") {
-            return OpenOptions::new().write(true).open(Path::new("/dev").join(entry.file_name()));
-        }
-    }
-    Err(io::Error::other("there is no virtio port named report"))
 }

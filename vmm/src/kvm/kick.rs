@@ -73,6 +73,7 @@ pub struct Thread(usize);
 
 impl Thread {
     /// The calling thread.
+    #[allow(clippy::cast_possible_truncation, reason = "it is as wide as a pointer everywhere")]
     pub fn current() -> Thread {
         // SAFETY: it has no preconditions.
         Thread(unsafe { libc::pthread_self() } as usize)

@@ -1,0 +1,63 @@
+//! gdb, on the machine that runs the tests, with a script's commands.
+
+use crate::cases::Case;
+use crate::cases::gdb::Script;
+use crate::guests;
+use crate::process::{Process, Wiring};
+use arch::Isa;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How long all of a script may take.
+const LIMIT: Duration = Duration::from_secs(150);
+
+/// Runs a case's debugger against `socket`, which may not be there yet. What it prints is kept
+/// in `folder`.
+///
+/// # Errors
+/// What it printed instead of what it should.
+pub fn run(isa: Isa, case: &Case, script: &Script, socket: &Path, folder: &Path) -> Result<(), String> {
+    let guest = guests::find(isa.name(), script.guest, false).ok_or("there is no such guest")?;
+    let program = folder.join(format!("{}.elf", script.guest));
+    let commands = folder.join("commands.gdb");
+    let write = |path: &Path, bytes: &[u8]| fs::write(path, bytes).map_err(|error| error.to_string());
+    write(&program, guest.bytes)?;
+    let text = format!(
+        "set pagination off\nset confirm off\nset width 0\nset remotetimeout 100\nset print frame-arguments none\n\
+         file {}\ntarget remote {}\n{}",
+        program.display(),
+        socket.display(),
+        (script.commands)(isa)
+    );
+    write(&commands, text.as_bytes())?;
+    let deadline = Instant::now() + LIMIT;
+    while !socket.exists() {
+        if Instant::now() >= deadline {
+            return Err("there is no socket to connect to".into());
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    let mut command = Command::new("gdb-multiarch");
+    command.args(["-nx", "-batch", "-x"]).arg(&commands);
+    let mut gdb = Process::start("gdb", command, Wiring::Pipes).map_err(|error| format!("gdb: {error}"))?;
+    gdb.close_input();
+    let ended = gdb.wait_status(LIMIT);
+    let (output, errors) = (gdb.output.text(), gdb.errors.text());
+    write(&folder.join("gdb.log"), format!("{output}\n--- errors ---\n{errors}").as_bytes())?;
+    ended?;
+    let mut rest = output.as_str();
+    for text in (script.prints)(isa) {
+        match rest.find(&text) {
+            Some(at) => rest = &rest[at + text.len()..],
+            None => {
+                return Err(format!(
+                    "{}: gdb does not print {text:?}; all of it:\n{output}\n{errors}",
+                    case.name
+                ));
+            }
+        }
+    }
+    Ok(())
+}
