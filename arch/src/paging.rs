@@ -202,6 +202,14 @@ impl Regime {
         self.walk(memory, address, |_| {})
     }
 
+    /// Whether there are tables at all.
+    pub fn is_on(&self) -> bool {
+        match self {
+            Regime::X86(paging) => paging.mode() != x86::paging::Mode::Off,
+            Regime::Aarch64(paging) => paging.is_on(),
+        }
+    }
+
     /// The mode in words.
     pub fn describe(&self) -> String {
         match self {

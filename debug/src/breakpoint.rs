@@ -137,12 +137,18 @@ pub struct Table {
     isa: Isa,
     breakpoints: Vec<Breakpoint>,
     planted: BTreeMap<GuestPhys, Planted>,
+    /// What was removed, for a debugger that takes its breakpoints out at every stop: the
+    /// user still wants to see them, and their hits.
+    former: Vec<Breakpoint>,
 }
+
+/// Removed breakpoints that are remembered.
+const MOST_FORMER: usize = 1024;
 
 impl Table {
     /// A table without breakpoints.
     pub fn new(isa: Isa) -> Table {
-        Table { isa, breakpoints: Vec::new(), planted: BTreeMap::new() }
+        Table { isa, breakpoints: Vec::new(), planted: BTreeMap::new(), former: Vec::new() }
     }
 
     /// All breakpoints, in the order they were inserted.
@@ -210,7 +216,25 @@ impl Table {
         if let Place::Planted(place) = breakpoint.place {
             self.uproot(memory, place);
         }
+        if self.former.len() == MOST_FORMER {
+            self.former.remove(0);
+        }
+        self.former.push(breakpoint);
         true
+    }
+
+    /// Breakpoints that have been removed, the last one last.
+    pub fn former(&self) -> impl Iterator<Item = &Breakpoint> {
+        self.former.iter()
+    }
+
+    /// The hits that a breakpoint had when it was removed; it is not a former one any more.
+    pub fn former_hits(&mut self, kind: Kind, address: GuestVirt, length: u64) -> u64 {
+        let found = self
+            .former
+            .iter()
+            .position(|former| former.kind == kind && former.address == address && former.length == length);
+        found.map_or(0, |index| self.former.remove(index).hits)
     }
 
     fn uproot(&mut self, memory: &dyn Memory, place: GuestPhys) {
@@ -227,6 +251,7 @@ impl Table {
     /// Removes all breakpoints.
     pub fn clear(&mut self, memory: &dyn Memory) {
         self.breakpoints.clear();
+        self.former.clear();
         for (place, planted) in std::mem::take(&mut self.planted) {
             if self.stands(memory, place) {
                 memory.write(place, &planted.original);

@@ -324,8 +324,8 @@ impl Engine {
     ) -> Result<Verdict, TargetError> {
         cpu.inject(injection)?;
         let is_step = matches!(action, Action::Step | Action::StepRange(..));
-        // On aarch64 the vCPU is at its vector now. On x86 KVM delivers the exception when
-        // the guest is entered; the step then ends behind the handler's first instruction.
+        // On aarch64 the vCPU is at its vector now. On x86 KVM delivers the exception when the
+        // guest is entered; the step ends at the handler then.
         Ok(if is_step && self.isa == Isa::Aarch64 { Verdict::Stop(StopReason::Step) } else { Verdict::GoOn })
     }
 

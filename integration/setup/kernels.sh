@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Debian's cloud kernels 6.1 and 6.12 and a static busybox, for both architectures:
 #   $CACHE/kernels/<isa>/<6.1|6.12>/{vmlinuz,config,release,modules/}
+#   $CACHE/kernels/<isa>/6.12/vmlinux, with debug symbols
 #   $CACHE/busybox/<isa>/busybox
 source "$(dirname "$0")/common.sh"
 lock_cache
@@ -40,6 +41,20 @@ for isa in ${*:-x86_64 aarch64}; do
     mv "$place.new" "$place"
     rm -rf "$unpacked"
   done
+  # Debug symbols of 6.12, for gdb: of the -dbg package (300 MB) only vmlinux is unpacked.
+  place=$CACHE/kernels/$isa/6.12
+  if [ ! -e "$place/vmlinux" ]; then
+    private_apt_update
+    package=linux-image-$(cat "$place/release")-dbg
+    work=$(mktemp -d "$CACHE/dbg.XXXXXX")
+    say "downloading $package:$arch (300 MB; only its vmlinux is kept)"
+    (cd "$work" && private_apt apt-get -q download "$package:$arch" >apt.log 2>&1) \
+      || { cat "$work/apt.log" >&2; die "cannot download the Debian package $package:$arch"; }
+    dpkg-deb --fsys-tarfile "$work"/*.deb \
+      | tar -x -C "$work" --wildcards --no-anchored --strip-components=5 'debug/boot/vmlinux-*'
+    mv "$work"/vmlinux-* "$place/vmlinux"
+    rm -rf "$work"
+  fi
   if [ ! -e "$CACHE/busybox/$isa/busybox" ]; then
     unpacked=$(mktemp -d "$CACHE/busybox.XXXXXX")
     unpack_deb "busybox-static:$arch" "$unpacked"

@@ -43,6 +43,11 @@ impl Kernel {
         self.dir.join("vmlinuz")
     }
 
+    /// The kernel with its debug symbols; only for 6.12.
+    pub fn vmlinux(&self) -> PathBuf {
+        self.dir.join("vmlinux")
+    }
+
     /// A module by its path below `kernel/`, without compression suffix.
     pub fn module(&self, path: &str) -> Option<PathBuf> {
         let plain = self.dir.join("modules").join(path);

@@ -69,6 +69,11 @@ const fn debugged(name: &'static str, script: &'static gdb::Script) -> Case {
     Case { debugger: Some(script), ..small(name, gdb::serve) }
 }
 
+/// On a host that can do all of guest debugging.
+const fn nested_only(case: Case) -> Case {
+    Case { needs: Needs::Linux, ..case }
+}
+
 const fn only(isa: Isa, case: Case) -> Case {
     Case { only: Some(isa), ..case }
 }
@@ -120,6 +125,16 @@ pub const CASES: &[Case] = &[
     only(Isa::Aarch64, linux("debian_compressed_image", &["6.12"], linux::compressed_image)),
     only(Isa::Aarch64, linux("debian_exit_device", &["6.12"], linux::exit_device)),
     debugged("gdb_breakpoints_and_steps", &gdb::BREAKPOINTS),
+    nested_only(debugged("gdb_watchpoints", &gdb::WATCHPOINTS)),
+    nested_only(small("own_traps_without_a_debugger", gdb::own_traps_alone)),
+    nested_only(debugged("gdb_own_traps", &gdb::OWN_TRAPS)),
+    debugged("gdb_conditions_and_more", &gdb::CONDITIONS),
+    Case {
+        kernels: &["6.12"],
+        needs: Needs::Linux,
+        nest_memory: 2048,
+        ..debugged("gdb_debian", &gdb::DEBIAN)
+    },
     gic_v2(small("gic_v2_embedded_guest", basics::on_gic_v2)),
     gic_v2(linux("gic_v2_debian", &["6.1"], linux::on_2_vcpus_6_1)),
     only(Isa::X86_64, linux("debian_vmlinux", &["6.12"], linux::vmlinux)),

@@ -1,7 +1,8 @@
 //! gdb, on the machine that runs the tests, with a script's commands.
 
+use crate::artifacts::Kernel;
 use crate::cases::Case;
-use crate::cases::gdb::Script;
+use crate::cases::gdb::{Program, Script};
 use crate::guests;
 use crate::process::{Process, Wiring};
 use arch::Isa;
@@ -19,11 +20,17 @@ const LIMIT: Duration = Duration::from_secs(150);
 /// # Errors
 /// What it printed instead of what it should.
 pub fn run(isa: Isa, case: &Case, script: &Script, socket: &Path, folder: &Path) -> Result<(), String> {
-    let guest = guests::find(isa.name(), script.guest, false).ok_or("there is no such guest")?;
-    let program = folder.join(format!("{}.elf", script.guest));
     let commands = folder.join("commands.gdb");
     let write = |path: &Path, bytes: &[u8]| fs::write(path, bytes).map_err(|error| error.to_string());
-    write(&program, guest.bytes)?;
+    let program = match script.program {
+        Program::Guest(name) => {
+            let guest = guests::find(isa.name(), name, false).ok_or("there is no such guest")?;
+            let path = folder.join(format!("{name}.elf"));
+            write(&path, guest.bytes)?;
+            path
+        }
+        Program::Debian(series) => Kernel::new(isa, series).vmlinux(),
+    };
     let text = format!(
         "set pagination off\nset confirm off\nset width 0\nset remotetimeout 100\nset print frame-arguments none\n\
          file {}\ntarget remote {}\n{}",
@@ -39,23 +46,21 @@ pub fn run(isa: Isa, case: &Case, script: &Script, socket: &Path, folder: &Path)
         }
         std::thread::park_timeout(Duration::from_millis(10));
     }
-    let mut command = Command::new("gdb-multiarch");
-    command.args(["-nx", "-batch", "-x"]).arg(&commands);
+    // What the target says goes to gdb's standard error; a person sees both in one order.
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec gdb-multiarch -nx -batch -x \"$0\" 2>&1"]).arg(&commands);
     let mut gdb = Process::start("gdb", command, Wiring::Pipes).map_err(|error| format!("gdb: {error}"))?;
     gdb.close_input();
     let ended = gdb.wait_status(LIMIT);
-    let (output, errors) = (gdb.output.text(), gdb.errors.text());
-    write(&folder.join("gdb.log"), format!("{output}\n--- errors ---\n{errors}").as_bytes())?;
+    let output = gdb.output.text();
+    write(&folder.join("gdb.log"), output.as_bytes())?;
     ended?;
     let mut rest = output.as_str();
     for text in (script.prints)(isa) {
         match rest.find(&text) {
             Some(at) => rest = &rest[at + text.len()..],
             None => {
-                return Err(format!(
-                    "{}: gdb does not print {text:?}; all of it:\n{output}\n{errors}",
-                    case.name
-                ));
+                return Err(format!("{}: gdb does not print {text:?}; all of it:\n{output}", case.name));
             }
         }
     }

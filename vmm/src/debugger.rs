@@ -6,6 +6,7 @@
 
 use crate::error::Error;
 use crate::kvm::exit::VcpuExit;
+use crate::kvm::kick;
 use crate::kvm::{HOST_ISA, Host, KvmError, Vcpu, blocks_interrupts, debug_registers};
 use crate::memory::GuestMemory;
 use crate::outcome::{Outcome, Stop};
@@ -124,12 +125,15 @@ pub struct ThreadDebug {
     pub arming: Arming,
     /// An end of the guest that came up during a step.
     pub outcome: Option<Outcome>,
+    /// x86: the handler of an exception that was given to the guest during a step; the step
+    /// ends there.
+    pub runs_to: Option<u64>,
 }
 
 impl ThreadDebug {
     /// Nothing asked for.
     pub fn new() -> ThreadDebug {
-        ThreadDebug { arming: Arming::off(HOST_ISA), outcome: None }
+        ThreadDebug { arming: Arming::off(HOST_ISA), outcome: None, runs_to: None }
     }
 }
 
@@ -186,11 +190,19 @@ impl Cpu for GuestCpu<'_> {
     }
 
     fn inject(&mut self, injection: &Injection) -> Result<(), TargetError> {
-        self.vcpu.inject(injection, &self.thread.arming).map_err(host)
+        let arming = &self.thread.arming;
+        let target =
+            arming.step.then(|| stepping::handler(self.vcpu, &self.debug.memory, injection)).flatten();
+        let Some(target) = target else { return self.vcpu.inject(injection, arming).map_err(host) };
+        // With the trap flag on, the flags that the exception saves would have it.
+        self.vcpu.inject(injection, &stepping::run_to(arming, target)).map_err(host)?;
+        self.thread.runs_to = Some(target);
+        Ok(())
     }
 
     fn arm(&mut self, arming: &Arming) -> Result<(), TargetError> {
         self.vcpu.set_debug(arming).map_err(host)?;
+        self.thread.runs_to = None;
         self.thread.arming.clone_from(arming);
         Ok(())
     }
@@ -204,10 +216,17 @@ impl Cpu for GuestCpu<'_> {
     }
 
     fn step(&mut self) -> Result<Stepped, TargetError> {
+        // The kick that came with the message just served may arrive late, so one says
+        // nothing; whoever waits for this vCPU kicks again.
+        let mut was_kicked = false;
         loop {
-            match run_guest(self.vcpu, self.shared, Some((self.debug, &self.thread.arming)), true) {
+            match run_guest(self.vcpu, self.shared, Some((self.debug, self.thread)), true) {
                 Left::Served => {}
-                // Whoever kicked has a message; the place is as it was before.
+                Left::Interrupted if !was_kicked => {
+                    was_kicked = true;
+                    kick::clear();
+                }
+                // There is a message; the place is as it was before.
                 Left::Interrupted => return Ok(Stepped::Other),
                 Left::Trap(trap) if stepping::is_step(&trap) => return Ok(Stepped::Done),
                 Left::Trap(trap) => return Ok(Stepped::Trapped(trap)),

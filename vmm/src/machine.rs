@@ -78,7 +78,8 @@ impl Machine {
             None => Kernel::embedded(),
         };
         let (vm, vcpus) = Vm::new(&host, &vm_config)?;
-        let cmdline = cmdline::complete(config.cmdline.as_deref(), config.cmdline_exact);
+        let waits = config.gdb.as_ref().is_some_and(|gdb| gdb.waits);
+        let cmdline = cmdline::complete(config.cmdline.as_deref(), config.cmdline_exact, waits);
         let booted = prepare(&vm, &kernel, config, &cmdline)?;
         log::info!(
             "{} {}, entered at {}; {} vCPUs, {} MiB; command line: {cmdline}",
@@ -109,7 +110,6 @@ impl Machine {
         let vcpus = Vcpus::spawn(vcpus, &shared).map_err(Error::system("cannot start vCPU threads"))?;
         let vcpus = Arc::new(vcpus);
         let debugger = prepared.map(|prepared| Debugger::start(prepared, &vcpus, &shared)).transpose()?;
-        let waits = gdb.is_some_and(|gdb| gdb.waits);
         Ok(Machine {
             debugger,
             vcpus,

@@ -13,7 +13,6 @@ use crate::outcome::Outcome;
 use crate::rate_limit::RateLimit;
 use crate::stepping::{self, Step};
 use arch::register::Bank;
-use debug::arming::Arming;
 use debug::disassemble::LONGEST_INSTRUCTION;
 use debug::engine::Verdict;
 use debug::report::Report;
@@ -259,7 +258,7 @@ fn run_vcpu(mut vcpu: Vcpu, messages: &Receiver<Message>, shared: &Shared) {
                 Message::Stop(_alive) => return,
             }
         }
-        let debug = shared.debug.as_deref().map(|debug| (debug, &thread.arming));
+        let debug = shared.debug.as_deref().map(|debug| (debug, &thread));
         running = match run_guest(&mut vcpu, shared, debug, false) {
             Left::Served | Left::Interrupted => true,
             Left::Ended(outcome) => end(&vcpu, shared, &mut thread, outcome),
@@ -362,14 +361,14 @@ pub enum Left {
 pub fn run_guest(
     vcpu: &mut Vcpu,
     shared: &Shared,
-    debug: Option<(&DebugShared, &Arming)>,
+    debug: Option<(&DebugShared, &ThreadDebug)>,
     is_alone: bool,
 ) -> Left {
-    let Some((debug, arming)) = debug else {
+    let Some((debug, thread)) = debug else {
         let id = vcpu.id();
         return serve(id, vcpu.run(), shared, None).unwrap_or_else(|ended| ended.outcome(vcpu, shared));
     };
-    let step = match stepping::before(vcpu, &debug.memory, debug.engine.host(), arming) {
+    let step = match stepping::before(vcpu, &debug.memory, debug.engine.host(), thread) {
         Ok(Step::Skipped) => return Left::Trap(stepping::skipped()),
         Ok(step) => step,
         Err(error) => return Left::Ended(cannot_run(vcpu, shared, &error)),
@@ -382,7 +381,10 @@ pub fn run_guest(
     if !is_alone {
         debug.world.leave(id);
     }
-    let left = serve(id, exit, shared, Some(debug));
+    let left = serve(id, exit, shared, Some(debug)).map(|left| match left {
+        Left::Trap(trap) => Left::Trap(stepping::arrived(vcpu, &step, trap)),
+        left => left,
+    });
     let is_done = matches!(&left, Ok(Left::Trap(trap)) if stepping::is_step(trap));
     match stepping::after(vcpu, &debug.memory, &step, is_done) {
         Ok(()) => left.unwrap_or_else(|ended| ended.outcome(vcpu, shared)),

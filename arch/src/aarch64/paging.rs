@@ -136,6 +136,11 @@ impl Paging {
         }
     }
 
+    /// Whether the MMU is on.
+    pub fn is_on(&self) -> bool {
+        self.is_on
+    }
+
     /// The mode and the roots in words.
     pub fn describe(&self) -> String {
         if !self.is_on {

@@ -1,13 +1,50 @@
 //! Single steps by the trap flag: what they leave in the guest, and how it is taken out.
 //!
 //! KVM steps with RFLAGS.TF. `PUSHF` stores it where the guest sees it, so the stored copy is
-//! cleared after the step. Source: Intel SDM vol. 2, "PUSHF/PUSHFD/PUSHFQ", and "Instruction
-//! Prefixes".
+//! cleared after the step. `INT n`, `int3` and `SYSCALL` save it and go on without it, so they
+//! are not stepped at all: the vCPU runs to where they lead ([`leads_to`]).
+//!
+//! Source: Intel SDM vol. 2, "PUSHF/PUSHFD/PUSHFQ", "INT n/INTO/INT3/INT1", "SYSCALL", and
+//! "Instruction Prefixes"; vol. 3, "64-Bit Mode IDT".
 
 /// `RFLAGS.TF`.
 pub const RFLAGS_TF: u64 = 1 << 8;
 
 const PUSHF: u8 = 0x9c;
+/// #DB.
+pub const DEBUG_VECTOR: u8 = 1;
+/// #BP.
+pub const BREAKPOINT_VECTOR: u8 = 3;
+
+/// Where an instruction leads that saves RFLAGS, in 64-bit mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leads {
+    /// To the handler of a vector.
+    Vector(u8),
+    /// To `IA32_LSTAR`.
+    Lstar,
+}
+
+/// Whether and where the instruction at the start of `code` leads in that way.
+pub fn leads_to(code: &[u8]) -> Option<Leads> {
+    match code {
+        [0xcc, ..] => Some(Leads::Vector(BREAKPOINT_VECTOR)),
+        [0xf1, ..] => Some(Leads::Vector(DEBUG_VECTOR)),
+        [0xcd, vector, ..] => Some(Leads::Vector(*vector)),
+        [0x0f, 0x05, ..] => Some(Leads::Lstar),
+        _ => None,
+    }
+}
+
+/// Bytes of a gate of the 64-bit IDT.
+pub const GATE_SIZE: usize = 16;
+
+/// The handler that a gate names; `None` where it is not present.
+pub fn gate_target(gate: &[u8; GATE_SIZE]) -> Option<u64> {
+    const PRESENT: u8 = 1 << 7;
+    let word = |at: usize| u64::from(gate[at]) | u64::from(gate[at + 1]) << 8;
+    (gate[5] & PRESENT != 0).then(|| word(0) | word(6) << 16 | word(8) << 32 | word(10) << 48)
+}
 
 /// Whether the instruction at the start of `code` stores RFLAGS on the stack.
 pub fn pushes_flags(code: &[u8], is_long_mode: bool) -> bool {
@@ -21,6 +58,30 @@ pub fn pushes_flags(code: &[u8], is_long_mode: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn instructions_that_save_the_flags() {
+        for (code, leads) in [
+            (&[0xcc, 0x90][..], Some(Leads::Vector(3))),
+            (&[0xf1], Some(Leads::Vector(1))),
+            (&[0xcd, 0x80], Some(Leads::Vector(0x80))),
+            (&[0x0f, 0x05], Some(Leads::Lstar)),
+            (&[0x0f, 0x07], None),
+            (&[0xcd], None),
+            (&[], None),
+        ] {
+            assert_eq!(leads_to(code), leads, "{code:x?}");
+        }
+    }
+
+    #[test]
+    fn gates() {
+        let mut gate = [0; GATE_SIZE];
+        gate[..12].copy_from_slice(&[0x34, 0x12, 0x10, 0, 0, 0x8e, 0x78, 0x56, 0xbc, 0x9a, 0xff, 0xff]);
+        assert_eq!(gate_target(&gate), Some(0xffff_9abc_5678_1234));
+        gate[5] = 0x0e;
+        assert_eq!(gate_target(&gate), None);
+    }
 
     #[test]
     fn pushf_with_and_without_prefixes() {

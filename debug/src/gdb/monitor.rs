@@ -204,6 +204,9 @@ fn map<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, S
     let mut text = String::new();
     line!(text, "{}", regime.describe());
     let (mut lines, mut pages) = (0, 0);
+    if !regime.is_on() {
+        return Ok(text + &ram(session));
+    }
     for (first, last) in ranges {
         let mut current: Option<Range> = None;
         let mut at = first;
@@ -270,9 +273,11 @@ fn exits<M: Machine>(session: &Session<M>) -> String {
 fn breakpoints<M: Machine>(session: &Session<M>) -> String {
     let mut text = String::new();
     let state = session.engine.state();
-    for breakpoint in state.table.iter() {
+    let inserted = state.table.iter().map(|breakpoint| (breakpoint, ""));
+    let former = state.table.former().map(|breakpoint| (breakpoint, " (not inserted now)"));
+    for (breakpoint, note) in inserted.chain(former) {
         let place = match breakpoint.place {
-            Place::Planted(place) => format!("planted at {place:#x}"),
+            Place::Planted(place) => format!("instruction planted at {place:#x}"),
             Place::Register => "debug register".into(),
             Place::Fallback(why) => format!("debug register, because {why}"),
         };
@@ -284,17 +289,14 @@ fn breakpoints<M: Machine>(session: &Session<M>) -> String {
         };
         line!(
             text,
-            "{} at {:#x}{length}: {place}{conditions}; hits: {}",
+            "{} at {:#x}{length}: {place}{conditions}; hits: {}{note}",
             breakpoint.kind.name(),
             breakpoint.address,
             breakpoint.hits
         );
     }
     if text.is_empty() {
-        line!(
-            text,
-            "none is inserted now (gdb inserts them when the guest runs; see 'set breakpoint always-inserted on')"
-        );
+        line!(text, "there is none");
     }
     text
 }

@@ -169,7 +169,8 @@ impl<M: Machine> Session<M> {
         let place = self.engine.place(kind, memory, &space, address);
         let mut state = self.engine.state();
         state.table.remove(memory, kind, address, length);
-        let breakpoint = Breakpoint { kind, address, length, place, conditions, commands, hits: 0 };
+        let hits = state.table.former_hits(kind, address, length);
+        let breakpoint = Breakpoint { kind, address, length, place, conditions, commands, hits };
         state.table.insert(memory, breakpoint)?;
         if let Err(error) = self.engine.reallocate(&mut state) {
             state.table.remove(memory, kind, address, length);
@@ -431,6 +432,18 @@ impl<M: Machine> Target for Session<M> {
 
     fn guard_rail_implicit_sw_breakpoints(&self) -> bool {
         true
+    }
+
+    fn use_fork_stop_reason(&self) -> bool {
+        false
+    }
+
+    fn use_vfork_stop_reason(&self) -> bool {
+        false
+    }
+
+    fn use_vforkdone_stop_reason(&self) -> bool {
+        false
     }
 
     /// Run-length encoding saves little on loopback, and some clients read it wrong.

@@ -12,12 +12,21 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+/// What is debugged; gdb has its symbols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// A test guest.
+    Guest(&'static str),
+    /// A Debian kernel of a series, with the userspace of the tests.
+    Debian(&'static str),
+}
+
 /// A guest, and what is typed into a debugger.
 pub struct Script {
     /// Options of `vmm`, besides `--gdb` and the kernel.
     pub options: &'static str,
-    /// The test guest, whose symbols gdb has.
-    pub guest: &'static str,
+    /// What is debugged.
+    pub program: Program,
     /// What is typed once gdb is connected.
     pub commands: fn(Isa) -> String,
     /// Texts that gdb prints, in this order.
@@ -28,18 +37,19 @@ pub struct Script {
 
 impl std::fmt::Debug for Script {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Script").field("guest", &self.guest).finish_non_exhaustive()
+        f.debug_struct("Script").field("program", &self.program).finish_non_exhaustive()
     }
 }
 
 /// Breakpoints of both kinds, steps, memory and registers.
 pub const BREAKPOINTS: Script = Script {
     options: "",
-    guest: "count",
+    program: Program::Guest("count"),
     commands: |isa| {
-        let (counter, sp) = match isa {
-            Isa::X86_64 => ("rbx", "rsp"),
-            Isa::Aarch64 => ("x19", "sp"),
+        // `steps` instructions of `work` store the counter.
+        let (counter, sp, steps) = match isa {
+            Isa::X86_64 => ("rbx", "rsp", 2),
+            Isa::Aarch64 => ("x19", "sp", 3),
         };
         format!(
             "p $pc == (unsigned long)&_start\n\
@@ -48,7 +58,7 @@ pub const BREAKPOINTS: Script = Script {
              continue\ncontinue\np/d ${counter}\n\
              x/1xb &work\n\
              delete\n\
-             stepi\nstepi\np *(long*)&counter\n\
+             stepi {steps}\np *(long*)&counter\n\
              hbreak *&again\ncontinue\np $pc == (unsigned long)&again\ndelete\n\
              set var *(long*)&counter = 77\np *(long*)&counter\n\
              set var ${counter} = 99990\np/d ${counter}\n\
@@ -81,6 +91,177 @@ pub const BREAKPOINTS: Script = Script {
     code: Some(0x41),
 };
 
+/// What a kernel developer does first: stop early, look around, step over lines, watch a
+/// variable, go on to userspace.
+pub const DEBIAN: Script = Script {
+    options: "--memory 256M --cmdline quiet~vmm.run=poweroff",
+    program: Program::Debian("6.12"),
+    commands: |_| {
+        "break start_kernel\n\
+         continue\n\
+         backtrace\n\
+         p linux_banner\n\
+         monitor breakpoints\n\
+         next\nnext\nnext\n\
+         monitor translate 0x1000\n\
+         watch jiffies_64\n\
+         continue\ncontinue\n\
+         delete\n\
+         monitor exits\n\
+         continue\n"
+            .into()
+    },
+    prints: |_| {
+        [
+            "Breakpoint 1",
+            "start_kernel ()",
+            "#0 ",
+            "start_kernel ()",
+            "Linux version 6.12",
+            "breakpoint at 0x",
+            "hits: 1",
+            "Hardware watchpoint 2: jiffies_64",
+            "Old value = ",
+            "New value = ",
+            "Old value = ",
+            "New value = ",
+            "vCPU 0: ",
+            "the guest switched itself off",
+            "exited normally",
+        ]
+        .map(String::from)
+        .to_vec()
+    },
+    code: Some(0),
+};
+
+/// Watchpoints of every kind, where the host has them.
+pub const WATCHPOINTS: Script = Script {
+    options: "",
+    program: Program::Guest("count"),
+    commands: |_| {
+        "watch *(long*)&counter\n\
+         continue\ncontinue\ndelete\n\
+         rwatch *(long*)&counter\n\
+         continue\ndelete\n\
+         awatch *(long*)&counter\n\
+         continue\ncontinue\ndelete\n\
+         watch *(char*)((char*)&counter+1)\n\
+         continue\np *(long*)&counter\ndelete\n\
+         kill\n"
+            .into()
+    },
+    prints: |_| {
+        [
+            "Hardware watchpoint 1",
+            "Old value = 0",
+            "New value = 1",
+            "Old value = 1",
+            "New value = 2",
+            "Hardware read watchpoint 2",
+            "Value = ",
+            "Hardware access (read/write) watchpoint 3",
+            "alue = ",
+            "alue = ",
+            "Hardware watchpoint 4",
+            "Old value = 0",
+            "New value = 1",
+            "= 256",
+        ]
+        .map(String::from)
+        .to_vec()
+    },
+    code: Some(22),
+};
+
+/// A guest that uses breakpoint instructions and steps of its own, while the debugger has a
+/// breakpoint and a step of its own: the guest sees what it sees without a debugger. Before the
+/// guest steps by itself the breakpoints go: KVM on aarch64 takes `MDSCR_EL1.SS` away from a
+/// guest while any guest debugging is on.
+pub const OWN_TRAPS: Script = Script {
+    options: "",
+    program: Program::Guest("own_traps"),
+    commands: |isa| {
+        let handler = match isa {
+            Isa::X86_64 => "on_breakpoint",
+            Isa::Aarch64 => "own_synchronous",
+        };
+        // A step over the guest's own breakpoint instruction ends in the guest's handler. gdb
+        // would skip the instruction if it had a breakpoint there.
+        format!(
+            "break *&work\nbreak *&failed\nbreak *&own_step\nbreak *&before_own\n\
+             continue\n\
+             stepi\n\
+             continue\n\
+             stepi 2\n\
+             p $pc == (unsigned long)&{handler}\n\
+             continue\n\
+             delete\n\
+             continue\n"
+        )
+    },
+    prints: |_| {
+        ["Breakpoint 1,", "in work ()", "Breakpoint 4,", "= 1", "Breakpoint 3,", "exited with code 0101"]
+            .map(String::from)
+            .to_vec()
+    },
+    code: Some(0x41),
+};
+
+/// Conditions and `dprintf` in the stub, range steps, the packets that gdbstub lacks.
+pub const CONDITIONS: Script = Script {
+    options: "",
+    program: Program::Guest("count"),
+    commands: |isa| {
+        let (counter, argument) = match isa {
+            Isa::X86_64 => ("rbx", "rdi"),
+            Isa::Aarch64 => ("x19", "x0"),
+        };
+        format!(
+            "set breakpoint condition-evaluation target\n\
+             break *&work if ${argument} == 300\ncontinue\np/d ${counter}\n\
+             monitor breakpoints\ndelete\n\
+             set dprintf-style agent\n\
+             dprintf *&work,\"counted %d\\n\", ${argument}\n\
+             tbreak *&again if ${counter} == 303\ncontinue\ndelete\n\
+             set var *(long*)&counter = 0x1122334455667788\n\
+             find /w &counter, +64, 0x55667788\n\
+             maintenance packet qqemu.PhyMemMode\n\
+             monitor physical on\nmonitor physical off\n\
+             monitor nonsense\nmonitor regs\nmonitor map\n\
+             kill\n"
+        )
+    },
+    prints: |_| {
+        [
+            "Breakpoint 1,",
+            "= 300",
+            "conditional; hits: 301",
+            "counted 301",
+            "counted 302",
+            "in again ()",
+            "1 pattern found",
+            "received: \"0\"",
+            "guest-physical",
+            "guest-virtual",
+            "there is no command",
+            "vCPU 0 at",
+        ]
+        .map(String::from)
+        .to_vec()
+    },
+    code: Some(22),
+};
+
+/// What [`OWN_TRAPS`] compares with.
+///
+/// # Errors
+/// When the guest's checks fail.
+pub fn own_traps_alone(c: &mut Context) -> Check {
+    let (guest, limit) = (c.guest("own_traps", false)?, c.limit(10));
+    c.run("--kernel {}", &[&guest], limit)?.expect_code(0x41)
+}
+
 /// Runs `vmm` for the case's script until the debugger is gone and the guest is, too.
 ///
 /// # Errors
@@ -88,11 +269,19 @@ pub const BREAKPOINTS: Script = Script {
 pub fn serve(c: &mut Context) -> Check {
     let script = crate::cases::find(&c.name).and_then(|case| case.debugger).ok_or("it has no script")?;
     let socket = c.work.join("gdb.sock");
-    let kernel = c.guest(script.guest, false)?;
-    let arguments = format!("-v --gdb unix:{{}} --kernel {{}} {}", script.options);
-    let vmm = c.start(Wiring::Pipes, &arguments, &[&socket, &kernel])?;
+    let arguments = format!("-v --gdb unix:{{}} {} --kernel {{}}", script.options);
+    let vmm = match script.program {
+        Program::Guest(name) => {
+            let kernel = c.guest(name, false)?;
+            c.start(Wiring::Pipes, &arguments, &[&socket, &kernel])?
+        }
+        Program::Debian(series) => {
+            let (kernel, initrd) = (c.kernel(series), c.initrd());
+            c.start(Wiring::Pipes, &format!("{arguments} --initrd {{}}"), &[&socket, &kernel, &initrd])?
+        }
+    };
     let vmm = Mutex::new(vmm);
-    let limit = c.limit(60);
+    let limit = c.limit(90);
     let result = if c.in_nest { carry(&vmm, &socket, limit) } else { wait(&vmm, limit) };
     let mut vmm = vmm.into_inner().map_err(|error| error.to_string())?;
     let code = match (&result, script.code) {

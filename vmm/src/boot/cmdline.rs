@@ -6,17 +6,27 @@ use linux_loader::cmdline::Cmdline;
 /// The console that both of our machines have.
 const CONSOLE: &str = "console=ttyS0";
 
-/// What the guest gets: `given`, with a console added when it names none, unless `exact`.
-/// Without a line of the user's there is just the console.
-pub fn complete(given: Option<&str>, exact: bool) -> String {
+/// Keeps a kernel where it was linked, so that a debugger's symbols match from its first
+/// instruction.
+const NOKASLR: &str = "nokaslr";
+
+/// What the guest gets: `given`, unless `exact` with a console added when it names none, and
+/// with `nokaslr` when a debugger waits at its first instruction.
+pub fn complete(given: Option<&str>, exact: bool, is_debugged: bool) -> String {
     let given = given.unwrap_or("").trim();
-    let names_console = given.split_whitespace().any(|word| word.starts_with("console="));
-    match (exact || names_console, given.is_empty()) {
-        (true, _) => given.to_string(),
-        (false, true) => CONSOLE.to_string(),
-        // In front, so that a `--` that ends the kernel's own arguments stays where it is.
-        (false, false) => format!("{CONSOLE} {given}"),
+    let has = |found: &dyn Fn(&str) -> bool| given.split_whitespace().any(found);
+    // In front, so that a `--` that ends the kernel's own arguments stays where it is.
+    let mut words = Vec::new();
+    if !exact && !has(&|word| word.starts_with("console=")) {
+        words.push(CONSOLE);
     }
+    if !exact && is_debugged && !has(&|word| word == NOKASLR || word == "kaslr") {
+        words.push(NOKASLR);
+    }
+    if !given.is_empty() {
+        words.push(given);
+    }
+    words.join(" ")
 }
 
 /// Checks a line against the room that a kernel has, `limit` bytes with the final zero.
@@ -55,7 +65,20 @@ mod tests {
             (Some("noconsole=1"), false, "console=ttyS0 noconsole=1"),
             (Some("quiet"), true, "quiet"),
         ] {
-            assert_eq!(complete(given, exact), line);
+            assert_eq!(complete(given, exact, false), line);
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_is_debugged_from_the_start_stays_where_it_was_linked() {
+        for (given, exact, line) in [
+            (None, false, "console=ttyS0 nokaslr"),
+            (Some("quiet"), false, "console=ttyS0 nokaslr quiet"),
+            (Some("kaslr quiet"), false, "console=ttyS0 kaslr quiet"),
+            (Some("console=hvc0 nokaslr"), false, "console=hvc0 nokaslr"),
+            (Some("quiet"), true, "quiet"),
+        ] {
+            assert_eq!(complete(given, exact, true), line);
         }
     }
 
