@@ -3,6 +3,7 @@
 mod bad_input;
 mod basics;
 pub mod gdb;
+mod gdb_wire;
 mod kicks;
 mod linux;
 mod terminal;
@@ -124,6 +125,10 @@ pub const CASES: &[Case] = &[
     linux("debian_panic", &["6.1"], linux::panic),
     only(Isa::Aarch64, linux("debian_compressed_image", &["6.12"], linux::compressed_image)),
     only(Isa::Aarch64, linux("debian_exit_device", &["6.12"], linux::exit_device)),
+    small("gdb_connections", gdb_wire::connections),
+    small("gdb_halted_guest", gdb_wire::halted),
+    small("gdb_bad_packets", gdb_wire::bad_packets),
+    small("gdb_many_breakpoints_and_vcpus", gdb_wire::many_breakpoints_and_vcpus),
     debugged("gdb_breakpoints_and_steps", &gdb::BREAKPOINTS),
     nested_only(debugged("gdb_watchpoints", &gdb::WATCHPOINTS)),
     nested_only(small("own_traps_without_a_debugger", gdb::own_traps_alone)),

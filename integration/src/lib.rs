@@ -18,3 +18,4 @@ pub mod nest;
 pub mod port;
 pub mod process;
 pub mod report;
+pub mod rsp;

@@ -24,6 +24,9 @@ use std::path::PathBuf;
 /// Bytes of replies that wait for a client to read them, before it is let go.
 const MOST_WAITING: usize = 8 << 20;
 
+/// Pieces of input that are read before anything else is looked at.
+const MOST_READS: usize = 64;
+
 /// Where a debugger connects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -238,6 +241,27 @@ pub fn run<M: Machine>(listener: &Listener, mut session: Session<M>, quit: &Owne
             }
             return;
         }
+        // The client first: one that has gone makes room for the one that knocks.
+        if let Some(attached) = &mut client {
+            if let Err(goodbye) = attached.serve(&mut session, &ready) {
+                attached.flush().ok();
+                client = None;
+                match goodbye {
+                    Goodbye::Detach => {
+                        session.detach();
+                        log::info!("the debugger has detached; the guest runs on");
+                    }
+                    Goodbye::Kill => {
+                        session.kill();
+                        return;
+                    }
+                    Goodbye::Ended => return,
+                }
+            }
+        } else {
+            // Nobody is told; the queue stays short.
+            while session.machine.next_event().is_some() {}
+        }
         if ready.listener
             && let Ok(stream) = listener.accept()
         {
@@ -249,26 +273,6 @@ pub fn run<M: Machine>(listener: &Listener, mut session: Session<M>, quit: &Owne
                     log::info!("a debugger has attached");
                 }
             }
-        }
-        let Some(attached) = &mut client else {
-            // Nobody is told; the queue stays short.
-            while session.machine.next_event().is_some() {}
-            continue;
-        };
-        let goodbye = attached.serve(&mut session, &ready);
-        let Err(goodbye) = goodbye else { continue };
-        attached.flush().ok();
-        client = None;
-        match goodbye {
-            Goodbye::Detach => {
-                session.detach();
-                log::info!("the debugger has detached; the guest runs on");
-            }
-            Goodbye::Kill => {
-                session.kill();
-                return;
-            }
-            Goodbye::Ended => return,
         }
     }
 }
@@ -342,7 +346,9 @@ impl<M: Machine> Client<M> {
     }
 
     fn serve(&mut self, session: &mut Session<M>, ready: &Ready) -> Result<(), Goodbye> {
-        if ready.input {
+        // To the end of what there is, so that a client that has gone is not taken for one
+        // that is there when the next one knocks; but a flood does not hold up the rest.
+        for _ in 0..if ready.input { MOST_READS } else { 0 } {
             let mut buffer = [0; 16 << 10];
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Err(Goodbye::Detach),
@@ -353,7 +359,8 @@ impl<M: Machine> Client<M> {
                         self.take(session, item)?;
                     }
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(_) => return Err(Goodbye::Detach),
             }
         }

@@ -1,0 +1,130 @@
+//! A client of the gdb remote protocol, for what stock debuggers do not do: wrong packets,
+//! vanishing, counting.
+
+use debug::gdb::packet::{Framer, INTERRUPT, Item, frame};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A connection.
+#[derive(Debug)]
+pub struct Client {
+    stream: UnixStream,
+    framer: Framer,
+    /// What has arrived and was not asked for yet.
+    items: std::collections::VecDeque<Item>,
+    limit: Duration,
+}
+
+impl Client {
+    /// Connects; the socket may not be there yet. Replies may take `limit`.
+    ///
+    /// # Errors
+    /// When it cannot connect.
+    pub fn connect(socket: &Path, limit: Duration) -> Result<Client, String> {
+        let stream = crate::port::connect(socket).map_err(|error| format!("cannot connect: {error}"))?;
+        stream.set_read_timeout(Some(limit)).map_err(|error| error.to_string())?;
+        Ok(Client { stream, framer: Framer::default(), items: Default::default(), limit })
+    }
+
+    /// Connects and switches acknowledgements off.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn attach(socket: &Path, limit: Duration) -> Result<Client, String> {
+        let mut client = Client::connect(socket, limit)?;
+        client.ask("qSupported:multiprocess+;swbreak+;hwbreak+;vContSupported+")?;
+        client.expect("QStartNoAckMode", "OK")?;
+        Ok(client)
+    }
+
+    /// Sends bytes as they are.
+    ///
+    /// # Errors
+    /// When the connection is closed.
+    pub fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.stream.write_all(bytes).map_err(|error| format!("cannot send: {error}"))
+    }
+
+    /// The next thing that arrives; `None` when the connection is closed.
+    ///
+    /// # Errors
+    /// When nothing arrives in time.
+    pub fn item(&mut self) -> Result<Option<Item>, String> {
+        let deadline = Instant::now() + self.limit;
+        loop {
+            if let Some(item) = self.items.pop_front() {
+                return Ok(Some(item));
+            }
+            if Instant::now() >= deadline {
+                return Err("nothing arrives".into());
+            }
+            let mut buffer = [0; 64 << 10];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Ok(None),
+                Ok(count) => {
+                    let items = &mut self.items;
+                    self.framer.feed(&buffer[..count], |item| items.push_back(item));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(format!("no reply: {error}")),
+            }
+        }
+    }
+
+    /// The next packet that is not console output.
+    ///
+    /// # Errors
+    /// When the connection is closed, or nothing arrives in time.
+    pub fn reply(&mut self) -> Result<String, String> {
+        loop {
+            match self.item()? {
+                Some(Item::Packet(data)) if data.first() != Some(&b'O') || data == b"OK" => {
+                    return Ok(String::from_utf8_lossy(&data).into_owned());
+                }
+                Some(_) => {}
+                None => return Err("the connection is closed".into()),
+            }
+        }
+    }
+
+    /// Sends a packet and waits for its reply.
+    ///
+    /// # Errors
+    /// As [`Self::reply`].
+    pub fn ask(&mut self, packet: &str) -> Result<String, String> {
+        self.send(&frame(packet.as_bytes()))?;
+        self.reply().map_err(|error| format!("{packet}: {error}"))
+    }
+
+    /// Sends a packet whose reply must be this one, or begin with it when it ends with `*`.
+    ///
+    /// # Errors
+    /// What came instead.
+    pub fn expect(&mut self, packet: &str, reply: &str) -> Result<String, String> {
+        let found = self.ask(packet)?;
+        let fits = match reply.strip_suffix('*') {
+            Some(start) => found.starts_with(start),
+            None => found == reply,
+        };
+        if fits { Ok(found) } else { Err(format!("{packet}: {found} instead of {reply}")) }
+    }
+
+    /// Lets the guest run.
+    ///
+    /// # Errors
+    /// When the connection is closed.
+    pub fn run(&mut self) -> Result<(), String> {
+        self.send(&frame(b"vCont;c"))
+    }
+
+    /// Interrupts the guest; the stop.
+    ///
+    /// # Errors
+    /// As [`Self::reply`].
+    pub fn interrupt(&mut self) -> Result<String, String> {
+        self.send(&[INTERRUPT])?;
+        self.reply().map_err(|error| format!("interrupt: {error}"))
+    }
+}
