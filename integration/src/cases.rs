@@ -140,6 +140,13 @@ pub const CASES: &[Case] = &[
         nest_memory: 2048,
         ..debugged("gdb_debian", &gdb::DEBIAN)
     },
+    Case {
+        kernels: &["6.12"],
+        needs: Needs::Linux,
+        nest_memory: 2048,
+        ..debugged("gdb_debian_smp", &gdb::SMP)
+    },
+    small("gdb_range_step", gdb_wire::range_step),
     gic_v2(small("gic_v2_embedded_guest", basics::on_gic_v2)),
     gic_v2(linux("gic_v2_debian", &["6.1"], linux::on_2_vcpus_6_1)),
     only(Isa::X86_64, linux("debian_vmlinux", &["6.12"], linux::vmlinux)),

@@ -135,6 +135,51 @@ pub const DEBIAN: Script = Script {
     code: Some(0),
 };
 
+/// Two vCPUs: one that is not started yet, a breakpoint that both hit, one stepped while the
+/// other stays, and all together on to userspace.
+pub const SMP: Script = Script {
+    options: "--cpus 2 --memory 512M --cmdline quiet~vmm.run=poweroff",
+    program: Program::Debian("6.12"),
+    commands: |_| {
+        "break start_kernel\n\
+         continue\n\
+         info threads\n\
+         delete\n\
+         break *cpu_startup_entry\n\
+         continue\n\
+         continue\n\
+         info threads\n\
+         p $_thread\n\
+         delete\n\
+         set scheduler-locking on\n\
+         stepi\nstepi\n\
+         set scheduler-locking off\n\
+         next\n\
+         thread 1\n\
+         p $_thread\n\
+         continue\n"
+            .into()
+    },
+    prints: |_| {
+        [
+            "start_kernel ()",
+            "\"CPU#0\" (running)",
+            "\"CPU#1\" (not started)",
+            "Thread 1 \"CPU#0\" hit Breakpoint 2",
+            "cpu_startup_entry",
+            "Thread 2 \"CPU#1\" hit Breakpoint 2",
+            "cpu_startup_entry",
+            "* 2",
+            "= 2",
+            "= 1",
+            "exited normally",
+        ]
+        .map(String::from)
+        .to_vec()
+    },
+    code: Some(0),
+};
+
 /// Watchpoints of every kind, where the host has them.
 pub const WATCHPOINTS: Script = Script {
     options: "",

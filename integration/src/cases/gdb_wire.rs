@@ -173,3 +173,34 @@ pub fn many_breakpoints_and_vcpus(c: &mut Context) -> Check {
     client.expect(&format!("m{base:x},8"), "0102030400000000")?;
     kill(c, &mut vmm, client)
 }
+
+/// One range step goes round a loop a thousand times: two packets.
+pub fn range_step(c: &mut Context) -> Check {
+    let (mut vmm, socket) = start(c, "count", "")?;
+    let mut client = Client::attach(&socket, c.limit(60))?;
+    // The counter's register, its value, and a range that has all of the guest.
+    let (register, value, range) = match c.isa {
+        arch::Isa::X86_64 => ("1", 99_000u64, "100000,100400"),
+        arch::Isa::Aarch64 => ("13", 99_000, "40200000,40200400"),
+    };
+    client.expect("vCont;s:p1.1", "T05*")?;
+    for _ in 0..8 {
+        client.expect("vCont;s:p1.1", "T05*")?;
+    }
+    let bytes: String = value.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    client.expect(&format!("P{register}={bytes}"), "OK")?;
+    // A breakpoint behind the loop ends the range step.
+    let done = match c.isa {
+        arch::Isa::X86_64 => "100021",
+        arch::Isa::Aarch64 => "4020002c",
+    };
+    client.expect(&format!("Z0,{done},4"), "OK")?;
+    let stop = client.ask(&format!("vCont;r{range}:p1.1"))?;
+    check(stop.contains("swbreak"), || format!("the range step ends with {stop}"))?;
+    let count = client.ask(&format!("p{register}"))?;
+    check(count.starts_with("a086010000000000"), || format!("the counter is {count}"))?;
+    // A range that the next instruction leaves.
+    client.expect(&format!("z0,{done},4"), "OK")?;
+    client.expect("vCont;r0,1:p1.1", "T05*")?;
+    kill(c, &mut vmm, client)
+}
