@@ -32,8 +32,8 @@ cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)
 	@rm -rf logs
 	$(CARGO) test -q -p integration --test kvm -- $(FILTER)
 
-bench: setup peer ## measure vmm against QEMU on the same nested hosts
-	@$(CARGO) run -q --release -p integration --bin bench
+bench: setup peer ## measure vmm against QEMU on the same nested hosts (PART=boot or debug for one half)
+	@$(CARGO) run -q --release -p integration --bin bench -- $(PART)
 
 build: toolchain ## static release binaries of both architectures, in target/*/release
 	@echo "building static binaries for: $(ISAS)" >&2

@@ -330,12 +330,18 @@ impl Engine {
     }
 
     /// Looks whether pages of waiting breakpoints have appeared, and plants again what the
-    /// guest has written over. Called while all vCPUs stand still.
-    pub fn refresh(&self, memory: &dyn Memory, space: &Space) {
+    /// guest has written over. Called while all vCPUs stand still; `space` is asked for only
+    /// when something waits.
+    pub fn refresh(&self, memory: &dyn Memory, space: impl FnOnce() -> Space) {
+        let waits = {
+            let mut state = self.state();
+            state.table.refresh(memory);
+            self.host.software != SoftwareBreakpoints::None && !state.table.waiting().is_empty()
+        };
+        let space = waits.then(space);
         let mut state = self.state();
-        state.table.refresh(memory);
         let mut settled = false;
-        if self.host.software != SoftwareBreakpoints::None {
+        if let Some(space) = space {
             for (index, address) in state.table.waiting() {
                 if let Ok((place, _)) = space.locate(memory, address) {
                     state.table.settle(memory, index, place);

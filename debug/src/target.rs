@@ -100,6 +100,8 @@ pub enum Event {
         vcpu: u32,
         /// Why.
         reason: StopReason,
+        /// Its general registers, which every debugger wants next.
+        registers: RegisterFile,
     },
     /// The guest is over.
     Ended(Ended),

@@ -163,10 +163,16 @@ pub const BENCH: [Case; 2] = [
     linux("bench_qemu", &["6.12"], crate::measure::qemu),
 ];
 
+/// How fast gdb servers are, likewise.
+pub const BENCH_DEBUG: [Case; 2] = [
+    linux("bench_vmm_debug", &[], crate::measure::vmm_debug),
+    linux("bench_qemu_debug", &[], crate::measure::qemu_debug),
+];
+
 /// What `make demo` shows; it is no test.
 pub const DEMO: Case = linux("demo", &["6.12"], crate::demo::run);
 
 /// Looks a case up.
 pub fn find(name: &str) -> Option<&'static Case> {
-    CASES.iter().chain(&BENCH).chain([&DEMO]).find(|case| case.name == name)
+    CASES.iter().chain(&BENCH).chain(&BENCH_DEBUG).chain([&DEMO]).find(|case| case.name == name)
 }

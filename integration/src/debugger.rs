@@ -15,11 +15,18 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(150);
 
 /// Runs a case's debugger against `socket`, which may not be there yet. What it prints is kept
-/// in `folder`.
+/// in `folder`, with the commands if it `echoes` them.
 ///
 /// # Errors
 /// What it printed instead of what it should.
-pub fn run(isa: Isa, case: &Case, script: &Script, socket: &Path, folder: &Path) -> Result<(), String> {
+pub fn run(
+    isa: Isa,
+    case: &Case,
+    script: &Script,
+    socket: &Path,
+    folder: &Path,
+    echoes: bool,
+) -> Result<(), String> {
     let commands = folder.join("commands.gdb");
     let write = |path: &Path, bytes: &[u8]| fs::write(path, bytes).map_err(|error| error.to_string());
     let program = match script.program {
@@ -33,8 +40,9 @@ pub fn run(isa: Isa, case: &Case, script: &Script, socket: &Path, folder: &Path)
     };
     let text = format!(
         "set pagination off\nset confirm off\nset width 0\nset remotetimeout 100\nset print frame-arguments none\n\
-         file {}\ntarget remote {}\n{}",
+         file {}\n{}target remote {}\n{}",
         program.display(),
+        if echoes { "set trace-commands on\n" } else { "" },
         socket.display(),
         (script.commands)(isa)
     );

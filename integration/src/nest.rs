@@ -211,6 +211,14 @@ impl Drop for Running {
 /// # Errors
 /// When the nest cannot be made or started.
 pub fn run_case(isa: Isa, case: &Case, folder: &Path) -> io::Result<Report> {
+    run_case_with(isa, case, folder, false)
+}
+
+/// Runs a case in a nest; its debugger, if it has one, may echo its commands.
+///
+/// # Errors
+/// When the nest cannot be made or started.
+pub fn run_case_with(isa: Isa, case: &Case, folder: &Path, echoes: bool) -> io::Result<Report> {
     let mut nest = prepare_case(isa, case)?;
     let Some(script) = case.debugger else { return Ok(nest.boot(folder)?.wait(CASE_LIMIT)) };
     // Paths of sockets are short, and a folder's may not be.
@@ -218,7 +226,7 @@ pub fn run_case(isa: Isa, case: &Case, folder: &Path) -> io::Result<Report> {
     let socket = std::env::temp_dir().join(name);
     nest.socket = Some(socket.clone());
     let running = nest.boot(folder)?;
-    let debugged = debugger::run(isa, case, script, &socket, folder);
+    let debugged = debugger::run(isa, case, script, &socket, folder, echoes);
     let mut report = running.wait(if debugged.is_ok() { CASE_LIMIT } else { Duration::from_secs(10) });
     // It is gone with its QEMU, as a rule.
     fs::remove_file(&socket).ok();
@@ -275,7 +283,7 @@ pub fn run_here(case: &Case, folder: &Path) -> io::Result<Report> {
         .stderr(fs::File::create(folder.join("case.log"))?);
     let child = command.spawn()?;
     let debugged =
-        case.debugger.map(|script| debugger::run(isa, case, script, &work.join("gdb.sock"), folder));
+        case.debugger.map(|script| debugger::run(isa, case, script, &work.join("gdb.sock"), folder, false));
     let output = child.wait_with_output()?;
     fs::remove_dir_all(&work)?;
     let mut report = Report::read(&output.stdout);

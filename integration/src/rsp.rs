@@ -15,6 +15,8 @@ pub struct Client {
     /// What has arrived and was not asked for yet.
     items: std::collections::VecDeque<Item>,
     limit: Duration,
+    /// Whether packets are acknowledged.
+    acknowledges: bool,
 }
 
 impl Client {
@@ -25,17 +27,17 @@ impl Client {
     pub fn connect(socket: &Path, limit: Duration) -> Result<Client, String> {
         let stream = crate::port::connect(socket).map_err(|error| format!("cannot connect: {error}"))?;
         stream.set_read_timeout(Some(limit)).map_err(|error| error.to_string())?;
-        Ok(Client { stream, framer: Framer::default(), items: Default::default(), limit })
+        Ok(Client { stream, framer: Framer::default(), items: Default::default(), limit, acknowledges: true })
     }
 
-    /// Connects and switches acknowledgements off.
+    /// Connects and switches acknowledgements off, where the server can do without.
     ///
     /// # Errors
     /// When it cannot.
     pub fn attach(socket: &Path, limit: Duration) -> Result<Client, String> {
         let mut client = Client::connect(socket, limit)?;
         client.ask("qSupported:multiprocess+;swbreak+;hwbreak+;vContSupported+")?;
-        client.expect("QStartNoAckMode", "OK")?;
+        client.acknowledges = client.ask("QStartNoAckMode")? != "OK";
         Ok(client)
     }
 
@@ -81,6 +83,9 @@ impl Client {
         loop {
             match self.item()? {
                 Some(Item::Packet(data)) if data.first() != Some(&b'O') || data == b"OK" => {
+                    if self.acknowledges {
+                        self.send(b"+")?;
+                    }
                     return Ok(String::from_utf8_lossy(&data).into_owned());
                 }
                 Some(_) => {}

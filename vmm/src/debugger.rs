@@ -22,10 +22,11 @@ use debug::engine::Engine;
 use debug::gdb::server::{self, Address, Listener};
 use debug::gdb::session::Session;
 use debug::target::{
-    Control, Cpu, Ended, Event, HostDebug, Machine, Memory, Order, Stepped, StopReason, TargetError,
+    Action, Control, Cpu, Ended, Event, HostDebug, Machine, Memory, Order, Stepped, StopReason, TargetError,
     VcpuState,
 };
 use debug::trap::{Injection, Trap};
+use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -246,6 +247,18 @@ pub struct LiveMachine {
     shared: Arc<Shared>,
     debug: Arc<DebugShared>,
     events: Receiver<Event>,
+    /// Which vCPUs may be running: what need not be paused is not asked to.
+    running: Vec<bool>,
+    /// General registers of vCPUs that have stopped, until something changes them.
+    stopped: RefCell<Vec<Option<RegisterFile>>>,
+}
+
+impl LiveMachine {
+    fn forget(&self, vcpu: u32) {
+        if let Some(place) = self.stopped.borrow_mut().get_mut(vcpu as usize) {
+            *place = None;
+        }
+    }
 }
 
 impl Machine for LiveMachine {
@@ -262,6 +275,11 @@ impl Machine for LiveMachine {
     }
 
     fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, TargetError> {
+        if banks == [Bank::General]
+            && let Some(Some(file)) = self.stopped.borrow().get(vcpu as usize)
+        {
+            return Ok(file.clone());
+        }
         let banks = banks.to_vec();
         self.vcpus.call(vcpu, move |vcpu| vcpu.registers(&banks)).ok_or(TargetError::NoVcpu(vcpu))
     }
@@ -271,6 +289,7 @@ impl Machine for LiveMachine {
     }
 
     fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
+        self.forget(vcpu);
         let file = file.clone();
         let set = self.vcpus.call(vcpu, move |vcpu| vcpu.set_registers(&file));
         set.ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
@@ -286,19 +305,30 @@ impl Machine for LiveMachine {
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
         for (vcpu, order) in (0..).zip(orders) {
-            self.vcpus.order(vcpu, order);
+            if order.action != Action::Stay {
+                self.forget(vcpu);
+                self.running[vcpu as usize] = true;
+                self.vcpus.order(vcpu, order);
+            }
         }
         Ok(())
     }
 
     fn pause(&mut self) {
-        self.vcpus.pause();
+        if self.running.contains(&true) {
+            self.vcpus.pause();
+            self.running.fill(false);
+        }
     }
 
     fn next_event(&mut self) -> Option<Event> {
         // Nothing there is no error; the count is of no interest.
         self.debug.wake.read().ok();
         let event = self.events.try_recv().ok()?;
+        if let Event::Stopped { vcpu, registers, .. } = &event {
+            self.running[*vcpu as usize] = false;
+            self.stopped.borrow_mut()[*vcpu as usize] = Some(registers.clone());
+        }
         // There may be more.
         self.debug.wake();
         Some(event)
@@ -399,6 +429,9 @@ impl Debugger {
             shared: Arc::clone(shared),
             debug: Arc::clone(&debug),
             events,
+            // Until the first pause nobody knows.
+            running: vec![true; vcpus.len()],
+            stopped: RefCell::new(vec![None; vcpus.len()]),
         };
         log::warn!("waiting for gdb at {}", listener.address());
         let engine = Arc::clone(&debug.engine);

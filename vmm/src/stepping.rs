@@ -172,14 +172,7 @@ pub fn after(vcpu: &Vcpu, memory: &LiveMemory, step: &Step, is_done: bool) -> Re
         }
         Step::PushesFlags => Ok(()),
         Step::Masked(before) => {
-            let file = vcpu.registers(&[Bank::General, Bank::System]);
-            let get = |name| file.get(name).unwrap_or(0);
-            let after = arm::After {
-                pc: get("pc"),
-                pstate: get("cpsr"),
-                vbar: get("vbar_el1"),
-                spsr: get("spsr_el1"),
-            };
+            let after = vcpu.step_state()?;
             let Repair { pstate, spsr, register } = arm::after(before, &after);
             let mut repaired = RegisterFile::new(HOST_ISA);
             if let Some(pstate) = pstate {

@@ -321,7 +321,8 @@ fn act(
     match verdict {
         Verdict::GoOn => true,
         Verdict::Stop(reason) => {
-            debug.tell(Event::Stopped { vcpu: vcpu.id(), reason });
+            let registers = vcpu.registers(&[Bank::General]);
+            debug.tell(Event::Stopped { vcpu: vcpu.id(), reason, registers });
             false
         }
         Verdict::NotOurs => false,
@@ -336,7 +337,8 @@ fn end(vcpu: &Vcpu, shared: &Shared, thread: &mut ThreadDebug, outcome: Outcome)
         && let Some(reason) = debugger::fatal(&outcome)
     {
         thread.outcome = Some(outcome);
-        debug.tell(Event::Stopped { vcpu: vcpu.id(), reason });
+        let registers = vcpu.registers(&[Bank::General]);
+        debug.tell(Event::Stopped { vcpu: vcpu.id(), reason, registers });
     } else {
         shared.end(outcome);
     }

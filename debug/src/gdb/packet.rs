@@ -44,8 +44,20 @@ pub struct Framer {
 
 impl Framer {
     /// Takes the next bytes; calls `visit` for everything that is complete.
-    pub fn feed(&mut self, bytes: &[u8], mut visit: impl FnMut(Item)) {
-        for &byte in bytes {
+    pub fn feed(&mut self, mut bytes: &[u8], mut visit: impl FnMut(Item)) {
+        while let Some((&byte, rest)) = bytes.split_first() {
+            if self.state == State::Data {
+                // Most of a stream is data, which goes over in one piece.
+                let end = bytes.iter().position(|byte| matches!(byte, b'#' | b'$')).unwrap_or(bytes.len());
+                let room = LONGEST - self.data.len();
+                self.data.extend(&bytes[..end.min(room)]);
+                self.is_too_long |= end > room;
+                if end > 0 {
+                    bytes = &bytes[end..];
+                    continue;
+                }
+            }
+            bytes = rest;
             if let Some(item) = self.byte(byte) {
                 visit(item);
             }
@@ -70,8 +82,8 @@ impl Framer {
                     b'#' => self.state = State::FirstDigit,
                     // A new packet begins where the old one was cut off.
                     b'$' => self.begin(),
-                    _ if self.data.len() == LONGEST => self.is_too_long = true,
-                    _ => self.data.push(byte),
+                    // Taken over by `feed`.
+                    _ => {}
                 }
                 None
             }
@@ -145,8 +157,11 @@ pub fn unescape(data: &[u8]) -> Vec<u8> {
 /// Appends bytes in hexadecimal.
 pub fn push_hex(text: &mut Vec<u8>, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        text.extend([DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0xf)]]);
+    let start = text.len();
+    text.resize(start + bytes.len() * 2, 0);
+    for (pair, byte) in text[start..].chunks_exact_mut(2).zip(bytes) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 0xf)];
     }
 }
 

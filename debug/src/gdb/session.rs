@@ -231,8 +231,7 @@ impl<M: Machine> Session<M> {
         if !self.pending.is_empty() {
             return Ok(());
         }
-        let space = self.space_for_breakpoints();
-        self.engine.refresh(self.machine.memory(), &space);
+        self.engine.refresh(self.machine.memory(), || self.space_for_breakpoints());
         let default = if self.is_locked { Action::Stay } else { Action::Run };
         let mut orders = Vec::new();
         {
@@ -274,14 +273,14 @@ impl<M: Machine> Session<M> {
         if self.pending.is_empty() {
             match self.machine.next_event()? {
                 Event::Ended(ended) => return Some(Stop::Ended(ended)),
-                Event::Stopped { vcpu, reason } => self.pending.push((vcpu, reason)),
+                Event::Stopped { vcpu, reason, .. } => self.pending.push((vcpu, reason)),
             }
         }
         self.machine.pause();
         while let Some(event) = self.machine.next_event() {
             match event {
                 Event::Ended(ended) => return Some(Stop::Ended(ended)),
-                Event::Stopped { vcpu, reason } => self.pending.push((vcpu, reason)),
+                Event::Stopped { vcpu, reason, .. } => self.pending.push((vcpu, reason)),
             }
         }
         let (vcpu, reason) = self.pending.remove(0);

@@ -3,7 +3,7 @@
 
 use arch::Isa;
 use integration::artifacts;
-use integration::cases::{BENCH, Case};
+use integration::cases::{BENCH, BENCH_DEBUG, Case};
 use integration::guests;
 use integration::measure::{GUEST_MEMORY, RUNS, rss_beyond_guest};
 use integration::nest;
@@ -17,17 +17,27 @@ use std::time::{Duration, Instant};
 /// How often a nest is tried that dies of its emulator (docs/testing.md).
 const TRIES: u32 = 4;
 
+/// `bench [boot|debug]`: both parts, or one.
 fn main() -> ExitCode {
+    let part = std::env::args().nth(1);
+    let wants = |name: &str| part.as_deref().is_none_or(|part| part == name);
     let mut result = ExitCode::SUCCESS;
-    if let Err(error) = here() {
-        eprintln!("bench: {error}");
-        result = ExitCode::FAILURE;
+    let mut tell = |what: &str, done: Result<(), String>| {
+        if let Err(error) = done {
+            eprintln!("bench: {what}: {error}");
+            result = ExitCode::FAILURE;
+        }
+    };
+    if wants("boot") {
+        tell("here", here());
     }
     for isa in Isa::ALL {
-        println!();
-        if let Err(error) = nested(isa) {
-            eprintln!("bench: {isa}: {error}");
-            result = ExitCode::FAILURE;
+        if wants("boot") {
+            println!();
+            tell(isa.name(), nested(isa));
+        }
+        if wants("debug") {
+            tell(isa.name(), debugging(isa));
         }
     }
     result
@@ -127,18 +137,53 @@ fn sample(isa: Isa, case: &Case, peer: &Path, folder: &Path) -> Result<[f64; 4],
     Err(format!("{}: no attempt succeeded: {last}; see {}", case.name, folder.display()))
 }
 
-fn nested(isa: Isa) -> Result<(), String> {
-    let peer = artifacts::cache().join("peer").join(isa.name());
-    let folder = artifacts::workspace().join("logs").join(format!("bench-{isa}"));
+/// Samples of both monitors in turn.
+fn samples(
+    isa: Isa,
+    cases: &[Case; 2],
+    rounds: usize,
+    peer: &Path,
+    folder: &Path,
+) -> Result<[Columns; 2], String> {
     let mut columns: [Columns; 2] = Default::default();
-    for round in 1..=RUNS {
-        eprintln!("bench: {isa}, round {round} of {RUNS} (half a minute)");
-        for (case, columns) in BENCH.iter().zip(&mut columns) {
-            for (column, value) in columns.iter_mut().zip(sample(isa, case, &peer, &folder)?) {
+    for round in 1..=rounds {
+        eprintln!("bench: {isa}, round {round} of {rounds} (half a minute)");
+        for (case, columns) in cases.iter().zip(&mut columns) {
+            for (column, value) in columns.iter_mut().zip(sample(isa, case, peer, folder)?) {
                 column.push(value);
             }
         }
     }
+    Ok(columns)
+}
+
+/// How fast the gdb servers are.
+fn debugging(isa: Isa) -> Result<(), String> {
+    const ROUNDS: usize = 3;
+    let peer = artifacts::cache().join("peer").join(isa.name());
+    let folder = artifacts::workspace().join("logs").join(format!("bench-debug-{isa}"));
+    let columns = samples(isa, &BENCH_DEBUG, ROUNDS, &peer, &folder)?;
+    println!("\n{isa}, nested KVM, gdb servers by a client of the bare protocol, medians of {ROUNDS} runs");
+    println!("  {:46}{:>10}{:>14}{:>8}", "", "vmm", "QEMU", "ratio");
+    for (index, (name, unit, aim)) in [
+        ("single steps", "/s", "at least 10"),
+        ("hits of a breakpoint with a false condition", "/s", "at least 100"),
+        ("a range step of 10000 instructions", "ms", "at most 0.01"),
+        ("memory read", "MB/s", "at least 10"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let [ours, theirs] = [0, 1].map(|monitor: usize| median(columns[monitor][index].clone()));
+        println!("  {name:46}{ours:>10.1}{theirs:>14.1}{:>8.2}  {unit}  (aim: {aim})", ours / theirs);
+    }
+    fs::remove_dir_all(&folder).map_err(|error| error.to_string())
+}
+
+fn nested(isa: Isa) -> Result<(), String> {
+    let peer = artifacts::cache().join("peer").join(isa.name());
+    let folder = artifacts::workspace().join("logs").join(format!("bench-{isa}"));
+    let columns = samples(isa, &BENCH, RUNS, &peer, &folder)?;
     let machine = if isa == Isa::X86_64 { "microvm" } else { "virt" };
     println!(
         "{isa}, nested KVM, Debian 6.12 guest of {GUEST_MEMORY} MiB, medians of {RUNS} runs in turn,\n  each in a nest of its own"

@@ -3,7 +3,7 @@
 
 use arch::Isa;
 use integration::artifacts::{self, Kernel};
-use integration::cases::DEMO;
+use integration::cases::{self, DEMO};
 use integration::report::{Report, Verdict};
 use integration::{initramfs, nest};
 use std::fs::{self, File};
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Ok(Report { verdict: Verdict::Pass, .. }) => {
             fs::remove_dir_all(&folder).ok();
             println!("demo: a Debian 6.12 kernel for {isa} ran under vmm");
-            ExitCode::SUCCESS
+            debug(isa, &folder)
         }
         Ok(Report { verdict, .. }) => {
             eprintln!("demo: {verdict:?}; see {}", folder.display());
@@ -38,6 +38,32 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("demo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Shows gdb on a Debian kernel, from its first C function to userspace.
+fn debug(isa: Isa, folder: &Path) -> ExitCode {
+    println!("demo: and now with gdb attached, from another nest (half a minute)");
+    let Some(case) = cases::find("gdb_debian") else { return ExitCode::FAILURE };
+    let result = fs::create_dir_all(folder).and_then(|()| nest::run_case_with(isa, case, folder, true));
+    let log = fs::read_to_string(folder.join("gdb.log")).unwrap_or_default();
+    for line in log.lines() {
+        // gdb echoes its commands behind a plus sign.
+        match line.strip_prefix('+') {
+            Some(command) => println!("(gdb) {command}"),
+            None => println!("{line}"),
+        }
+    }
+    match result {
+        Ok(Report { verdict: Verdict::Pass, .. }) => {
+            fs::remove_dir_all(folder).ok();
+            println!("demo: gdb debugged a Debian 6.12 kernel for {isa}");
+            ExitCode::SUCCESS
+        }
+        other => {
+            eprintln!("demo: {other:?}; see {}", folder.display());
             ExitCode::FAILURE
         }
     }

@@ -106,6 +106,14 @@ impl Vcpu {
         native::registers::pc_and_flags(&self.fd)
     }
 
+    /// What an aarch64 step looks at when it is done.
+    ///
+    /// # Errors
+    /// [`KvmError`]; on x86 always.
+    pub fn step_state(&self) -> Result<arch::aarch64::step::After, KvmError> {
+        native::registers::step_state(&self.fd)
+    }
+
     /// How it translates addresses now.
     ///
     /// # Errors

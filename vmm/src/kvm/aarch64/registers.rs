@@ -5,6 +5,7 @@ use super::{ISA, core_register, system_register};
 use crate::kvm::error::KvmError;
 use arch::aarch64::exception_entry::pstate;
 use arch::aarch64::paging::Paging;
+use arch::aarch64::step::After;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile, Source, table};
 use kvm_bindings as kvm;
@@ -50,6 +51,19 @@ const PSTATE: u64 = core_register(33 * 8);
 
 fn get(vcpu: &VcpuFd, id: u64) -> Option<u64> {
     super::get(vcpu, id).ok()
+}
+
+/// PC, PSTATE, `VBAR_EL1` and `SPSR_EL1`: what a step looks at, without all the rest.
+pub fn step_state(vcpu: &VcpuFd) -> Result<After, KvmError> {
+    const SPSR_EL1: u64 = core_register(36 * 8);
+    const VBAR_EL1: u64 = system_register(3, 0, 12, 0, 0);
+    let read = |id, name| get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
+    Ok(After {
+        pc: read(super::PC, "pc")?,
+        pstate: read(PSTATE, "cpsr")?,
+        vbar: read(VBAR_EL1, "vbar_el1")?,
+        spsr: read(SPSR_EL1, "spsr_el1")?,
+    })
 }
 
 /// Access to a vCPU's registers.

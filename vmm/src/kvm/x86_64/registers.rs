@@ -5,6 +5,7 @@
 
 use super::ISA;
 use crate::kvm::error::{KvmError, ioctl};
+use arch::aarch64::step::After;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile, Source, XsaveComponent, table, x86_64};
 use arch::x86::paging::Paging;
@@ -291,6 +292,11 @@ fn write_float(vcpu: &VcpuFd, layout: &XsaveLayout, file: &RegisterFile) -> Resu
 pub fn pc_and_flags(vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
     let regs = vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
     Ok((regs.rip, regs.rflags))
+}
+
+/// There is nothing like it here.
+pub fn step_state(_: &VcpuFd) -> Result<After, KvmError> {
+    Err(KvmError::Missing("the other architecture's registers"))
 }
 
 /// How the vCPU translates now.
