@@ -84,7 +84,8 @@ impl Client {
             match self.item()? {
                 Some(Item::Packet(data)) if data.first() != Some(&b'O') || data == b"OK" => {
                     if self.acknowledges {
-                        self.send(b"+")?;
+                        // A server that has said goodbye needs no acknowledgement.
+                        self.send(b"+").ok();
                     }
                     return Ok(String::from_utf8_lossy(&data).into_owned());
                 }

@@ -1,25 +1,29 @@
 //! The gdb server on the wire: what clients do that stock debuggers do not.
 
 use crate::context::{Check, Context, check};
-use crate::process::{Process, Wiring};
+use crate::process::Wiring;
 use crate::rsp::Client;
 use debug::gdb::packet::{Item, LONGEST, frame};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-/// Starts a test guest that waits for a debugger.
-fn start(c: &Context, guest: &str, options: &str) -> Result<(Process, PathBuf), String> {
+/// Starts a test guest that waits for a debugger, has `test` speak to it, and ends the guest by
+/// `k` over the connection that is left.
+fn with_guest(
+    c: &mut Context,
+    guest: &str,
+    options: &str,
+    test: impl FnOnce(&Context, &Path) -> Result<Client, String>,
+) -> Check {
     let (socket, kernel) = (c.work.join("gdb.sock"), c.guest(guest, false)?);
-    let arguments = format!("--gdb unix:{{}} --kernel {{}} --memory 64M {options}");
-    Ok((c.start(Wiring::Pipes, &arguments, &[&socket, &kernel])?, socket))
-}
-
-/// Ends the guest by `k`, and checks `vmm`'s exit code.
-fn kill(c: &mut Context, vmm: &mut Process, mut client: Client) -> Check {
-    client.send(&frame(b"k"))?;
-    let code = vmm.wait(c.limit(10));
-    c.keep("vmm", vmm);
-    let code = code?;
+    let arguments = format!("-v --gdb unix:{{}} --kernel {{}} --memory 64M {options}");
+    let mut vmm = c.start(Wiring::Pipes, &arguments, &[&socket, &kernel])?;
+    let ended = test(c, &socket).and_then(|mut client| {
+        client.send(&frame(b"k"))?;
+        vmm.wait(c.limit(10))
+    });
+    c.keep("vmm", &vmm);
+    let code = ended.map_err(|error| format!("{error}\n{}", vmm.errors.text()))?;
     check(code == 22, || format!("vmm ended with {code}"))
 }
 
@@ -31,60 +35,66 @@ fn again(client: Client, socket: &Path, limit: Duration) -> Result<Client, Strin
 
 /// Attach, detach, vanish, come back; a second client; interrupts.
 pub fn connections(c: &mut Context) -> Check {
-    let limit = c.limit(10);
     // It spins with interrupts off.
-    let (mut vmm, socket) = start(c, "spin", "")?;
-    let mut client = Client::attach(&socket, limit)?;
+    with_guest(c, "spin", "", connect_and_vanish)
+}
+
+fn connect_and_vanish(c: &Context, socket: &Path) -> Result<Client, String> {
+    let limit = c.limit(10);
+    let mut client = Client::attach(socket, limit)?;
     client.expect("?", "T05thread:p01.01;")?;
     for _ in 0..20 {
         client.run()?;
         let stop = client.interrupt()?;
         check(stop.starts_with("T02"), || format!("an interrupt stops with {stop}"))?;
     }
-    let mut second = Client::connect(&socket, limit)?;
+    let mut second = Client::connect(socket, limit)?;
     let words = second.reply()?;
     check(words.contains("another debugger"), || format!("a second client is told {words}"))?;
     check(second.item()?.is_none(), || "a second client is not let go".into())?;
 
     client.expect("D;1", "OK")?;
     drop(client);
-    let mut client = Client::attach(&socket, limit)?;
+    let mut client = Client::attach(socket, limit)?;
     client.expect("?", "T05*")?;
     client.run()?;
     // A client that vanishes while the guest runs, and one that vanishes in a packet.
     drop(client);
-    let mut client = Client::attach(&socket, limit)?;
+    let mut client = Client::attach(socket, limit)?;
     client.send(b"$m100000,")?;
     drop(client);
-    let client = Client::attach(&socket, limit)?;
-    kill(c, &mut vmm, client)
+    Client::attach(socket, limit)
 }
 
 /// Interrupts reach a guest that is halted.
 pub fn halted(c: &mut Context) -> Check {
-    let (mut vmm, socket) = start(c, "halt", "")?;
-    let mut client = Client::attach(&socket, c.limit(10))?;
-    for _ in 0..20 {
-        client.run()?;
-        let stop = client.interrupt()?;
-        check(stop.starts_with("T02"), || format!("an interrupt stops with {stop}"))?;
-    }
-    kill(c, &mut vmm, client)
+    with_guest(c, "halt", "", |c, socket| {
+        let mut client = Client::attach(socket, c.limit(10))?;
+        for _ in 0..20 {
+            client.run()?;
+            let stop = client.interrupt()?;
+            check(stop.starts_with("T02"), || format!("an interrupt stops with {stop}"))?;
+        }
+        Ok(client)
+    })
 }
 
 /// Packets that are wrong: an error to the client, the guest unharmed.
 pub fn bad_packets(c: &mut Context) -> Check {
-    let limit = c.limit(10);
     // It is still there when a broken connection has let it run on.
-    let (mut vmm, socket) = start(c, "spin", "")?;
-    let mut client = Client::connect(&socket, limit)?;
+    with_guest(c, "spin", "", send_bad_packets)
+}
+
+fn send_bad_packets(c: &Context, socket: &Path) -> Result<Client, String> {
+    let limit = c.limit(10);
+    let mut client = Client::connect(socket, limit)?;
     client.send(b"\xff\x00noise")?;
     client.send(b"$g#00")?;
     let item = client.item()?;
     check(item == Some(Item::Nack), || format!("a wrong checksum is answered with {item:?}"))?;
     drop(client);
 
-    let mut client = Client::attach(&socket, limit)?;
+    let mut client = Client::attach(socket, limit)?;
     let pc = client.ask("p10")?;
     for (packet, reply) in [
         ("nonsense", ""),
@@ -112,7 +122,7 @@ pub fn bad_packets(c: &mut Context) -> Check {
         // What gdbstub itself cannot parse ends the connection, and nothing more.
         match client.expect(packet, reply) {
             Ok(_) => {}
-            Err(error) if error.contains("closed") => client = again(client, &socket, limit)?,
+            Err(error) if error.contains("closed") => client = again(client, socket, limit)?,
             Err(error) => return Err(error),
         }
     }
@@ -120,7 +130,7 @@ pub fn bad_packets(c: &mut Context) -> Check {
         match client.ask(packet) {
             Ok(_) => {}
             Err(error) if error.contains("closed") || error.contains("send") => {
-                client = again(client, &socket, limit)?;
+                client = again(client, socket, limit)?;
             }
             Err(error) => return Err(error),
         }
@@ -133,7 +143,7 @@ pub fn bad_packets(c: &mut Context) -> Check {
     drop(client);
 
     // More hardware breakpoints than there are.
-    let mut client = Client::attach(&socket, limit)?;
+    let mut client = Client::attach(socket, limit)?;
     let mut refused = 0;
     for index in 0..20 {
         let reply = client.ask(&format!("Z1,{:x},4", 0x4020_1000 + index * 4))?;
@@ -146,13 +156,16 @@ pub fn bad_packets(c: &mut Context) -> Check {
     }
     let now = client.ask("p10")?;
     check(now.len() == pc.len(), || format!("the registers are {now}"))?;
-    kill(c, &mut vmm, client)
+    Ok(client)
 }
 
 /// A thousand breakpoints, and vCPUs that the guest has not started.
 pub fn many_breakpoints_and_vcpus(c: &mut Context) -> Check {
-    let (mut vmm, socket) = start(c, "count", "--cpus 3")?;
-    let mut client = Client::attach(&socket, c.limit(10))?;
+    with_guest(c, "count", "--cpus 3", insert_a_thousand)
+}
+
+fn insert_a_thousand(c: &Context, socket: &Path) -> Result<Client, String> {
+    let mut client = Client::attach(socket, c.limit(10))?;
     let threads = client.ask("qXfer:threads:read::0,10000")?;
     check(threads.matches("not started").count() == 2, || format!("the threads are {threads}"))?;
     let base = match c.isa {
@@ -171,13 +184,16 @@ pub fn many_breakpoints_and_vcpus(c: &mut Context) -> Check {
         client.expect(&format!("z0,{:x},4", base + index * 8), "OK")?;
     }
     client.expect(&format!("m{base:x},8"), "0102030400000000")?;
-    kill(c, &mut vmm, client)
+    Ok(client)
 }
 
 /// One range step goes round a loop a thousand times: two packets.
 pub fn range_step(c: &mut Context) -> Check {
-    let (mut vmm, socket) = start(c, "count", "")?;
-    let mut client = Client::attach(&socket, c.limit(60))?;
+    with_guest(c, "count", "", step_a_range)
+}
+
+fn step_a_range(c: &Context, socket: &Path) -> Result<Client, String> {
+    let mut client = Client::attach(socket, c.limit(60))?;
     // The counter's register, its value, and a range that has all of the guest.
     let (register, value, range) = match c.isa {
         arch::Isa::X86_64 => ("1", 99_000u64, "100000,100400"),
@@ -202,5 +218,5 @@ pub fn range_step(c: &mut Context) -> Check {
     // A range that the next instruction leaves.
     client.expect(&format!("z0,{done},4"), "OK")?;
     client.expect("vCont;r0,1:p1.1", "T05*")?;
-    kill(c, &mut vmm, client)
+    Ok(client)
 }
