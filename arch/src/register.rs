@@ -171,6 +171,18 @@ pub struct Register {
     pub source: Source,
 }
 
+/// Makes a row.
+const fn describe(
+    name: &'static str,
+    bits: u32,
+    group: Group,
+    feature: Feature,
+    kind: &'static str,
+    source: Source,
+) -> Register {
+    Register { name, bits, group, feature, kind, source }
+}
+
 impl Register {
     /// Size in bytes in gdb's packets.
     pub const fn bytes(&self) -> usize {

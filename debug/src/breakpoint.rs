@@ -293,17 +293,20 @@ impl Table {
         }
     }
 
-    /// Plants again where the guest has written over an instruction of ours, for instance a
-    /// kernel that patches its text. What it wrote is the new original.
-    pub fn refresh(&mut self, memory: &dyn Memory) {
-        let instruction = planted_instruction(self.isa);
-        for (place, planted) in &mut self.planted {
-            let mut there = vec![0; instruction.len()];
-            if memory.read(*place, &mut there) == there.len() && there != instruction {
-                planted.original = there;
-                memory.write(*place, instruction);
-            }
-        }
+    /// Places where the guest has written over an instruction of ours, for instance a kernel
+    /// that patches its text, with an address that the breakpoint was asked for at. Whether the
+    /// place is still that address's is for the caller to find out: a page that has become
+    /// something else must not be written to. [`Self::replant`] plants again.
+    pub fn overwritten(&self, memory: &dyn Memory) -> Vec<(GuestPhys, GuestVirt)> {
+        let is_overwritten = |place: &GuestPhys| !self.stands(memory, *place);
+        let address = |place: GuestPhys| {
+            self.breakpoints.iter().find(|breakpoint| breakpoint.place == Place::Planted(place))
+        };
+        self.planted
+            .keys()
+            .filter(|place| is_overwritten(place))
+            .filter_map(|place| Some((*place, address(*place)?.address)))
+            .collect()
     }
 
     /// Puts originals over planted instructions in `bytes`, which were read at `address`.
@@ -500,8 +503,10 @@ mod tests {
     fn a_breakpoint_survives_the_guest_that_patches_under_it() {
         let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
         table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
+        assert!(table.overwritten(&ram).is_empty());
         ram.write(GuestPhys(0x1000), &[0x90]);
-        table.refresh(&ram);
+        assert_eq!(table.overwritten(&ram), [(GuestPhys(0x1000), GuestVirt(1))]);
+        table.replant(&ram, GuestPhys(0x1000));
         assert_eq!(bytes(&ram, 0x1000)[0], 0xcc);
         table.clear(&ram);
         assert_eq!(bytes(&ram, 0x1000)[0], 0x90);

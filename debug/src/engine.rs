@@ -201,13 +201,8 @@ impl Engine {
             }
             Owner::Debugger(Cause::Execute(want)) => {
                 let index = state.owners.get(want).copied().unwrap_or(usize::MAX);
-                // A page that was missing when the breakpoint was asked for is there now.
-                if let Some(place) = place
-                    && state.table.waiting().iter().any(|(waiting, _)| *waiting == index)
-                {
-                    state.table.settle(cpu.memory(), index, place);
-                    self.reallocate(&mut state).ok();
-                }
+                // A page that was missing when the breakpoint was asked for is there now; but
+                // the others are still armed as they are, so `refresh` plants it.
                 if self.stops(cpu, &mut state, &[index]) {
                     let kind = state.table.get(index).map(|breakpoint| breakpoint.kind);
                     return Ok(Verdict::Stop(match kind {
@@ -330,23 +325,30 @@ impl Engine {
     }
 
     /// Looks whether pages of waiting breakpoints have appeared, and plants again what the
-    /// guest has written over. Called while all vCPUs stand still; `space` is asked for only
-    /// when something waits.
+    /// guest has written over, where the page is still the one that was asked for. Called while
+    /// all vCPUs stand still; `space` is asked for only when there is something to do.
     pub fn refresh(&self, memory: &dyn Memory, space: impl FnOnce() -> Space) {
-        let waits = {
-            let mut state = self.state();
-            state.table.refresh(memory);
-            self.host.software != SoftwareBreakpoints::None && !state.table.waiting().is_empty()
+        let (overwritten, waiting) = {
+            let state = self.state();
+            let waits = self.host.software != SoftwareBreakpoints::None;
+            let waiting = if waits { state.table.waiting() } else { Vec::new() };
+            (state.table.overwritten(memory), waiting)
         };
-        let space = waits.then(space);
+        if overwritten.is_empty() && waiting.is_empty() {
+            return;
+        }
+        let space = space();
         let mut state = self.state();
+        for (place, address) in overwritten {
+            if space.locate(memory, address).is_ok_and(|(now, _)| now == place) {
+                state.table.replant(memory, place);
+            }
+        }
         let mut settled = false;
-        if let Some(space) = space {
-            for (index, address) in state.table.waiting() {
-                if let Ok((place, _)) = space.locate(memory, address) {
-                    state.table.settle(memory, index, place);
-                    settled = true;
-                }
+        for (index, address) in waiting {
+            if let Ok((place, _)) = space.locate(memory, address) {
+                state.table.settle(memory, index, place);
+                settled = true;
             }
         }
         // Fewer wants than before always fit.

@@ -6,7 +6,7 @@
 //! `CNTV_CVAL_EL0` and `CNTVCT_EL0` are exchanged by mistake (KVM API, `KVM_SET_ONE_REG`),
 //! and so are the encodings here.
 
-use super::{Feature, Group, Register, Source};
+use super::{Feature, Group, Register, Source, describe as row};
 use Feature::{Aarch64Core, Aarch64Fpu, Aarch64System};
 use Group::{Debug, Float, General, Vector as Vectors};
 use Source::{Core, Fpcr, Fpsr, StackPointer, System, Vector};
@@ -19,17 +19,6 @@ pub const CPSR: usize = 33;
 /// A system register's encoding: op0, op1, CRn, CRm, op2.
 pub const fn encoding(op0: u16, op1: u16, crn: u16, crm: u16, op2: u16) -> u16 {
     op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
-}
-
-const fn row(
-    name: &'static str,
-    bits: u32,
-    group: Group,
-    feature: Feature,
-    kind: &'static str,
-    source: Source,
-) -> Register {
-    Register { name, bits, group, feature, kind, source }
 }
 
 /// Every row.

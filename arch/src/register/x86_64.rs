@@ -4,7 +4,7 @@
 //! offsets are those of KVM's structures (`arch/x86/include/uapi/asm/kvm.h`) and of the
 //! XSAVE area (Intel SDM vol. 1, "Legacy Region of an XSAVE Area").
 
-use super::{Feature, Group, Register, Source, XsaveComponent};
+use super::{Feature, Group, Register, Source, XsaveComponent, describe as row};
 use Feature::{X86Avx, X86Avx512, X86Core, X86Segments, X86Sse, X86System};
 use Group::{Debug, Float, General, Segment, System, Vector};
 use Source::{DebugRegs, Msr, Regs, Sregs, X87Tag, Xsave};
@@ -14,17 +14,6 @@ use XsaveComponent::{Avx, Legacy, Opmask, Zmm16, ZmmHigh};
 pub const RIP: usize = 16;
 /// Row of EFLAGS.
 pub const EFLAGS: usize = 17;
-
-const fn row(
-    name: &'static str,
-    bits: u32,
-    group: Group,
-    feature: Feature,
-    kind: &'static str,
-    source: Source,
-) -> Register {
-    Register { name, bits, group, feature, kind, source }
-}
 
 /// Every row.
 #[rustfmt::skip]

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `Z0`-`Z4`, `z0`-`z4` | with conditions and commands evaluated in the stub (gdbstub issue 40) |
 //! | `?` | the stop as it was, for whichever vCPU it was |
-//! | `m`, `x` | memory, fast |
+//! | `m`, `x`, `X` | memory, fast, with lengths that are checked |
 //! | `qSearch:memory` | gdb's `find` |
 //! | `qCRC` | gdb's `compare-sections` |
 //! | `qXfer:threads:read` | all threads in one go |
@@ -54,6 +54,7 @@ pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         Some(b'z') => remove(session, &data[1..]),
         Some(b'm') => read_memory(session, &data[1..], false),
         Some(b'x') => read_memory(session, &data[1..], true),
+        Some(b'X') => write_memory(session, &data[1..]),
         Some(b'?') if data.len() == 1 => Answer::Reply(stop_reply(session).into_bytes()),
         Some(b'H') => {
             select(session, &data[1..]);
@@ -198,6 +199,18 @@ fn read_memory<M: Machine>(session: &Session<M>, arguments: &[u8], binary: bool)
     } else {
         hex(&bytes[..count])
     })
+}
+
+/// `Xaddress,length:data`, escaped. gdb tries it with no data to see whether it is served.
+fn write_memory<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
+    let Some(colon) = arguments.iter().position(|byte| *byte == b':') else { return error(errno::EINVAL) };
+    let bytes = unescape(&arguments[colon + 1..]);
+    match pair(&arguments[..colon]) {
+        Some((address, length)) if length == bytes.len() as u64 => {
+            if session.write(session.current, address, &bytes) { ok() } else { error(errno::EFAULT) }
+        }
+        _ => error(errno::EINVAL),
+    }
 }
 
 /// Bytes that a search or a checksum goes through at a time.

@@ -87,7 +87,7 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
             Ok(format!("steps {text} into interrupt handlers\n"))
         }
         "nmi" => control(session, Control::Nmi(session.current), "the interrupt is pending"),
-        "reset" => control(session, Control::Reset, "the guest is reset when it is resumed"),
+        "reset" => control(session, Control::Reset, "the guest is reset"),
         "quit" => control(session, Control::Quit, "the guest ends"),
         "host" => Ok(host(session)),
         _ => Ok(help()),

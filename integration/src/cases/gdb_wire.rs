@@ -111,6 +111,8 @@ fn send_bad_packets(c: &Context, socket: &Path) -> Result<Client, String> {
         ("Z0,100000,1;X1,ff", "E16"),
         ("Z0,100000,1;Xffffffffffffffff,27", "E16"),
         ("z0,123456789,1", "OK"),
+        ("X200000,4:ab", "E16"),
+        ("X200000", "E16"),
         ("qCRC:0,", "E16"),
         ("qSearch:memory:0;10;", "E16"),
         ("qXfer:threads:read::0,10000", "l<?xml*"),
@@ -126,7 +128,7 @@ fn send_bad_packets(c: &Context, socket: &Path) -> Result<Client, String> {
             Err(error) => return Err(error),
         }
     }
-    for packet in ["pffff", "P10", "vCont;r1:p1.1", "Hgzz", "X100000,4:ab", "M100000,4:zz", "T99"] {
+    for packet in ["pffff", "P10", "vCont;r1:p1.1", "Hgzz", "M200000,4:zz", "T99"] {
         match client.ask(packet) {
             Ok(_) => {}
             Err(error) if error.contains("closed") || error.contains("send") => {
