@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 /// How often a nest is tried that dies of its emulator (docs/testing.md).
 const TRIES: u32 = 4;
 
-/// `bench [boot|debug]`: both parts, or one.
+/// `bench [boot|debug [ARCH]]`: both parts, or one, for both architectures or one.
 fn main() -> ExitCode {
-    let part = std::env::args().nth(1);
+    let (part, only) = (std::env::args().nth(1), std::env::args().nth(2));
     let wants = |name: &str| part.as_deref().is_none_or(|part| part == name);
     let mut result = ExitCode::SUCCESS;
     let mut tell = |what: &str, done: Result<(), String>| {
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     if wants("boot") {
         tell("here", here());
     }
-    for isa in Isa::ALL {
+    for isa in Isa::ALL.into_iter().filter(|isa| only.as_deref().is_none_or(|only| only == isa.name())) {
         if wants("boot") {
             println!();
             tell(isa.name(), nested(isa));
