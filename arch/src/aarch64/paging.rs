@@ -211,7 +211,11 @@ impl Paging {
         let virt = address.0 & ((1 << half.bits) - 1);
         let shift = half.granule.shift();
         let stride = shift - 3;
-        let levels = (half.bits - shift).div_ceil(stride);
+        // A guest can write a size that leaves nothing to index: no table is walked then.
+        let levels = half.bits.saturating_sub(shift).div_ceil(stride);
+        if levels == 0 {
+            return Err(Fault::OutOfRange(address));
+        }
         let mut table = self.root(half, half.bits - (shift + stride * (levels - 1)));
         let mut permissions = Permissions::ALL;
         // From the first level, counted down: `left` levels are below this one.
@@ -511,6 +515,23 @@ mod tests {
         assert!(matches!(fault, Err(Fault::Reserved { name: "level 3", .. })), "{fault:?}");
         let fault = paging.walk(&words(&[(0x1000, 1)]), GuestVirt(0), |_| {});
         assert!(matches!(fault, Err(Fault::Reserved { name: "level 0", .. })), "{fault:?}");
+    }
+
+    #[test]
+    fn no_register_value_makes_a_walk_panic() {
+        let tables = words(&[(0, u64::MAX), (0x1_0000, 3)]);
+        for tsz in 0..64 {
+            for granules in 0..16u64 {
+                let tcr = tcr(tsz, tsz) | (granules & 3) << 14 | (granules >> 2) << 30;
+                for extra in [0, TCR_DS | IPS_52_BITS << 32, TCR_TBI0 | TCR_TBI1] {
+                    let paging = Paging::new(SCTLR_M, tcr | extra, u64::MAX, 0x1_0000);
+                    for address in [0, 0xffff, 1 << 40, u64::MAX] {
+                        // Any answer will do.
+                        paging.walk(&tables, GuestVirt(address), |_| {}).ok();
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -291,10 +291,12 @@ fn wait<M: Machine>(
     quit: &OwnedFd,
 ) -> io::Result<Ready> {
     let events = session.machine.event_fd();
+    // While the target stands still for a client, an event is nobody's business yet.
+    let wants_events = client.is_none_or(Client::is_running);
     let mut fds = vec![
         PollFd::new(quit.as_fd(), PollFlags::POLLIN),
         PollFd::new(listener.as_fd(), PollFlags::POLLIN),
-        PollFd::new(events, PollFlags::POLLIN),
+        PollFd::new(events, if wants_events { PollFlags::POLLIN } else { PollFlags::empty() }),
     ];
     if let Some(client) = client {
         let out = if client.out.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
