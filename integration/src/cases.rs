@@ -165,8 +165,8 @@ pub const BENCH: [Case; 2] = [
 
 /// How fast gdb servers are, likewise.
 pub const BENCH_DEBUG: [Case; 2] = [
-    linux("bench_vmm_debug", &[], crate::measure::vmm_debug),
-    linux("bench_qemu_debug", &[], crate::measure::qemu_debug),
+    linux("bench_vmm_debug", &[], crate::measure::debugging::vmm),
+    linux("bench_qemu_debug", &[], crate::measure::debugging::qemu),
 ];
 
 /// What `make demo` shows; it is no test.

@@ -44,9 +44,18 @@ impl Nest {
     /// When a part is missing.
     pub fn new(isa: Isa, init: &Path, memory_mib: u32) -> io::Result<Nest> {
         let mut archive = Initramfs::default();
-        for folder in
-            ["bin", "dev", "proc", "sys", "tmp", "files", "modules", "peer", "peer/lib", "peer/share"]
-        {
+        for folder in [
+            "bin",
+            "dev",
+            "proc",
+            "sys",
+            "tmp",
+            "files",
+            "files/peer",
+            "files/peer/lib",
+            "files/peer/share",
+            "modules",
+        ] {
             archive.folder(folder)?;
         }
         archive.copy("init", init)?;

@@ -104,6 +104,26 @@ impl Client {
         self.reply().map_err(|error| format!("{packet}: {error}"))
     }
 
+    /// Sends a packet and waits for its reply; the length of its data, escapes undone.
+    ///
+    /// # Errors
+    /// As [`Self::reply`].
+    pub fn ask_length(&mut self, packet: &str) -> Result<usize, String> {
+        self.send(&frame(packet.as_bytes()))?;
+        loop {
+            match self.item()? {
+                Some(Item::Packet(data)) => {
+                    if self.acknowledges {
+                        self.send(b"+")?;
+                    }
+                    return Ok(data.len() - data.iter().filter(|byte| **byte == b'}').count());
+                }
+                Some(Item::Ack) => {}
+                other => return Err(format!("{packet}: {other:?}")),
+            }
+        }
+    }
+
     /// Sends a packet whose reply must be this one, or begin with it when it ends with `*`.
     ///
     /// # Errors

@@ -6,18 +6,19 @@
 
 use crate::config::{Config, MemorySize};
 use crate::kvm::exit::{DebugExit, VcpuExit};
-use crate::kvm::{BootState, Capability, DebugProbe, HOST_ISA, Host, Vcpu, Vm, VmConfig, capabilities};
+use crate::kvm::{BootState, Capability, HOST_ISA, Host, Vcpu, Vm, VmConfig, capabilities};
 use crate::machine::Machine;
 use crate::outcome::{HOST, Outcome};
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
+use debug::arming::{Arming, Want, allocate};
 use debug::breakpoint::INT3;
-use debug::target::{HostDebug, SoftwareBreakpoints};
+use debug::target::{Access, HostDebug, SoftwareBreakpoints};
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 
 include!(concat!(env!("OUT_DIR"), "/probe_guests.rs"));
@@ -296,6 +297,15 @@ const HARDWARE_BREAKPOINT: u64 = 0x10;
 const SOFTWARE_BREAKPOINT: u64 = 0x20;
 const WATCHED: u64 = 0x1000;
 
+/// What each try assumes until it has been made.
+const FULL_HOST: HostDebug = HostDebug {
+    software: SoftwareBreakpoints::Trapped,
+    single_step: true,
+    breakpoints: 1,
+    watchpoints: 1,
+    blocks_interrupts: false,
+};
+
 /// What a try of guest debugging saw.
 enum Seen {
     /// The exit, at its place.
@@ -326,19 +336,26 @@ fn try_debug(kind: DebugKind) -> Result<Seen, String> {
         let place = GuestAddress(entry + SOFTWARE_BREAKPOINT);
         vm.memory().write_slice(nop, place).map_err(|error| error.to_string())
     };
-    let (probe, place) = match kind {
-        DebugKind::SingleStep => (DebugProbe::SingleStep, None),
-        DebugKind::Software => (DebugProbe::SoftwareBreakpoint, Some(entry + SOFTWARE_BREAKPOINT)),
+    let (want, place) = match kind {
+        DebugKind::SingleStep => (None, None),
+        DebugKind::Software => (None, Some(entry + SOFTWARE_BREAKPOINT)),
         DebugKind::Hardware => {
             let place = entry + HARDWARE_BREAKPOINT;
-            (DebugProbe::HardwareBreakpoint(place), Some(place))
+            (Some(Want::Execute(place)), Some(place))
         }
         DebugKind::Watch => {
             skip_software_breakpoint()?;
-            (DebugProbe::Watchpoint(entry + WATCHED), None)
+            (Some(Want::Watch(Access::Write, entry + WATCHED, 4)), None)
         }
     };
-    vcpu.try_debug(probe).map_err(|error| error.to_string())?;
+    let allocation = allocate(HOST_ISA, &FULL_HOST, want.as_slice()).map_err(|error| error.to_string())?;
+    let arming = Arming {
+        step: matches!(kind, DebugKind::SingleStep),
+        software: matches!(kind, DebugKind::Software),
+        registers: allocation.registers,
+        ..Arming::off(HOST_ISA)
+    };
+    vcpu.set_debug(&arming).map_err(|error| error.to_string())?;
     let exit = loop {
         match vcpu.run().map_err(|error| error.to_string())? {
             VcpuExit::Debug(exit) => break exit,
@@ -360,6 +377,32 @@ fn try_debug(kind: DebugKind) -> Result<Seen, String> {
         Some(place) if pc != Some(place) => Err(format!("it stops at {pc:x?} instead of {place:#x}")),
         _ => Ok(Seen::Exit),
     }
+}
+
+/// Single steps a second of a bare loop: guest debugging set, the guest run, nothing looked at.
+/// What a debugger's steps are measured against.
+///
+/// # Errors
+/// When this host does not step.
+pub fn bare_steps(time: Duration) -> Result<f64, String> {
+    let (vm, mut vcpu, entry) = bare("debug")?;
+    // A loop: the probe's own guest ends too soon.
+    let code: &[u8] = match HOST_ISA {
+        Isa::X86_64 => &[0xeb, 0xfe],
+        Isa::Aarch64 => &[0x00, 0x00, 0x00, 0x14],
+    };
+    vm.memory().write_slice(code, GuestAddress(entry)).map_err(|error| error.to_string())?;
+    let arming = Arming { step: true, ..Arming::off(HOST_ISA) };
+    let (begin, mut count) = (Instant::now(), 0u32);
+    while begin.elapsed() < time {
+        vcpu.set_debug(&arming).map_err(|error| error.to_string())?;
+        match vcpu.run().map_err(|error| error.to_string())? {
+            VcpuExit::Debug(_) => count += 1,
+            VcpuExit::Interrupted => {}
+            other => return Err(in_words(&other)),
+        }
+    }
+    Ok(f64::from(count) / begin.elapsed().as_secs_f64())
 }
 
 /// What this host can do for a debugger, tried in this process: four guests of a few

@@ -53,16 +53,3 @@ pub struct Capability {
     /// A number or a name that goes with it.
     pub detail: String,
 }
-
-/// A kind of guest debugging to be tried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DebugProbe {
-    /// One instruction at a time.
-    SingleStep,
-    /// `int3` or `BRK` comes to us.
-    SoftwareBreakpoint,
-    /// A debug register on an instruction at this address.
-    HardwareBreakpoint(u64),
-    /// A debug register on a write of four bytes at this address.
-    Watchpoint(u64),
-}

@@ -2,10 +2,12 @@
 //! machine's own KVM. It prints medians, ratios and the aims; it judges nothing.
 
 use arch::Isa;
-use integration::artifacts;
+use integration::artifacts::{self, Kernel};
 use integration::cases::{BENCH, BENCH_DEBUG, Case};
+use integration::context::Context;
 use integration::guests;
-use integration::measure::{GUEST_MEMORY, RUNS, rss_beyond_guest};
+use integration::measure::debugging as debug_figures;
+use integration::measure::{GUEST_MEMORY, Monitor, RUNS, rss_beyond_guest};
 use integration::nest;
 use integration::process::{Process, Wiring};
 use integration::report::Verdict;
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 /// How often a nest is tried that dies of its emulator (docs/testing.md).
 const TRIES: u32 = 4;
 
-/// `bench [boot|debug [ARCH]]`: both parts, or one, for both architectures or one.
+/// `bench [boot|debug [ARCH|here]]`: both parts, or one, for both architectures or one.
 fn main() -> ExitCode {
     let (part, only) = (std::env::args().nth(1), std::env::args().nth(2));
     let wants = |name: &str| part.as_deref().is_none_or(|part| part == name);
@@ -30,6 +32,9 @@ fn main() -> ExitCode {
     };
     if wants("boot") {
         tell("here", here());
+    }
+    if wants("debug") && only.as_deref().is_none_or(|only| only == "here") {
+        tell("here", debugging_here());
     }
     for isa in Isa::ALL.into_iter().filter(|isa| only.as_deref().is_none_or(|only| only == isa.name())) {
         if wants("boot") {
@@ -102,10 +107,10 @@ fn here() -> Result<(), String> {
 }
 
 /// Figures of one monitor, a column for each kind.
-type Columns = [Vec<f64>; 4];
+type Columns = Vec<Vec<f64>>;
 
 /// Takes one sample in a nest of its own.
-fn sample(isa: Isa, case: &Case, peer: &Path, folder: &Path) -> Result<[f64; 4], String> {
+fn sample(isa: Isa, case: &Case, peer: &Path, folder: &Path) -> Result<Vec<f64>, String> {
     let mut last = String::new();
     for attempt in 1..=TRIES {
         let mut nest = nest::prepare_case(isa, case).map_err(|error| error.to_string())?;
@@ -114,11 +119,10 @@ fn sample(isa: Isa, case: &Case, peer: &Path, folder: &Path) -> Result<[f64; 4],
             for entry in fs::read_dir(peer.join(place)).map_err(|error| error.to_string())? {
                 let path = entry.map_err(|error| error.to_string())?.path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let name = if name.starts_with("ld-linux") { "loader".to_string() } else { name };
-                nest.copy(&format!("peer/{place}/{name}"), &path).map_err(|error| error.to_string())?;
+                nest.copy(&format!("files/peer/{place}/{name}"), &path).map_err(|error| error.to_string())?;
             }
         }
-        nest.copy("peer/qemu", &peer.join("qemu")).map_err(|error| error.to_string())?;
+        nest.copy("files/peer/qemu", &peer.join("qemu")).map_err(|error| error.to_string())?;
         let running = nest.boot(folder).map_err(|error| error.to_string())?;
         let report = running.wait(Duration::from_secs(240));
         match &report.verdict {
@@ -126,7 +130,7 @@ fn sample(isa: Isa, case: &Case, peer: &Path, folder: &Path) -> Result<[f64; 4],
                 let figures = report.files.iter().find(|(name, _)| name == "figures").ok_or("no figures")?;
                 let text = String::from_utf8_lossy(&figures.1).into_owned();
                 let values: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-                return values.try_into().map_err(|_| format!("figures are missing: {text}"));
+                return Ok(values);
             }
             Verdict::Fail(message) | Verdict::Ignored(message) => {
                 last = message.lines().next().unwrap_or_default().to_string();
@@ -149,13 +153,25 @@ fn samples(
     for round in 1..=rounds {
         eprintln!("bench: {isa}, round {round} of {rounds} (half a minute)");
         for (case, columns) in cases.iter().zip(&mut columns) {
-            for (column, value) in columns.iter_mut().zip(sample(isa, case, peer, folder)?) {
+            let values = sample(isa, case, peer, folder)?;
+            columns.resize(values.len(), Vec::new());
+            for (column, value) in columns.iter_mut().zip(values) {
                 column.push(value);
             }
         }
     }
     Ok(columns)
 }
+
+/// The figures of the gdb servers: name, unit and aim.
+const DEBUG_FIGURES: [(&str, &str, &str); 6] = [
+    ("single steps", "/s", "at least 10, or half of the bare loop"),
+    ("hits of a breakpoint with a false condition", "/s", "at least 100"),
+    ("a range step of 100000 instructions", "ms", "at most 0.01"),
+    ("memory read", "MB/s", "at least 10"),
+    ("cost of being attached and idle", "%", "under 1 %"),
+    ("single steps of a bare ioctl loop", "/s", "for comparison"),
+];
 
 /// How fast the gdb servers are.
 fn debugging(isa: Isa) -> Result<(), String> {
@@ -164,20 +180,72 @@ fn debugging(isa: Isa) -> Result<(), String> {
     let folder = artifacts::workspace().join("logs").join(format!("bench-debug-{isa}"));
     let columns = samples(isa, &BENCH_DEBUG, ROUNDS, &peer, &folder)?;
     println!("\n{isa}, nested KVM, gdb servers by a client of the bare protocol, medians of {ROUNDS} runs");
-    println!("  {:46}{:>10}{:>14}{:>8}", "", "vmm", "QEMU", "ratio");
-    for (index, (name, unit, aim)) in [
-        ("single steps", "/s", "at least 10"),
-        ("hits of a breakpoint with a false condition", "/s", "at least 100"),
-        ("a range step of 10000 instructions", "ms", "at most 0.01"),
-        ("memory read", "MB/s", "at least 10"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let [ours, theirs] = [0, 1].map(|monitor: usize| median(columns[monitor][index].clone()));
-        println!("  {name:46}{ours:>10.1}{theirs:>14.1}{:>8.2}  {unit}  (aim: {aim})", ours / theirs);
-    }
+    print_debug(&columns);
     fs::remove_dir_all(&folder).map_err(|error| error.to_string())
+}
+
+fn print_debug(columns: &[Columns; 2]) {
+    println!("  {:46}{:>12}{:>14}{:>8}", "", "vmm", "QEMU", "ratio");
+    for (index, (name, unit, aim)) in DEBUG_FIGURES.into_iter().enumerate() {
+        let [ours, theirs] = [0, 1].map(|monitor: usize| median(columns[monitor][index].clone()));
+        println!("  {name:46}{ours:>12.1}{theirs:>14.1}{:>8.2}  {unit}  ({aim})", ours / theirs);
+    }
+}
+
+/// The same on this machine's own KVM, and gdb's way to its prompt with a kernel's symbols.
+fn debugging_here() -> Result<(), String> {
+    const ROUNDS: usize = 3;
+    let isa = vmm::kvm::HOST_ISA;
+    let work = artifacts::workspace().join("logs/bench-debug-here");
+    let files = work.join("files");
+    fs::create_dir_all(&files).map_err(|error| error.to_string())?;
+    let kernel = Kernel::new(isa, "6.12");
+    for (name, target) in [
+        ("peer", artifacts::cache().join("peer").join(isa.name())),
+        ("6.12", kernel.image()),
+        ("initrd", kernel.image()),
+    ] {
+        std::os::unix::fs::symlink(&target, files.join(name))
+            .or_else(|error| if files.join(name).exists() { Ok(()) } else { Err(error) })
+            .map_err(|error| format!("{}: {error}", target.display()))?;
+    }
+    let context = Context {
+        name: "bench".into(),
+        isa,
+        vmm: artifacts::program(isa, "vmm"),
+        files,
+        work: work.clone(),
+        kept: Vec::new(),
+        in_nest: false,
+        slowness: 1,
+    };
+    let mut columns: [Columns; 2] = Default::default();
+    let (mut prompts, mut symbols_only) = ([Vec::new(), Vec::new()], Vec::new());
+    for round in 1..=ROUNDS {
+        eprintln!("bench: {isa} here, round {round} of {ROUNDS} (a minute)");
+        symbols_only.push(debug_figures::to_prompt(&kernel.vmlinux(), None)?);
+        for (monitor, (columns, prompts)) in
+            [Monitor::Vmm, Monitor::Qemu].into_iter().zip(columns.iter_mut().zip(&mut prompts))
+        {
+            let line = debug_figures::once(&context, monitor)?.line();
+            let values = line.split_whitespace().filter_map(|word| word.parse::<f64>().ok());
+            columns.resize(DEBUG_FIGURES.len(), Vec::new());
+            columns.iter_mut().zip(values).for_each(|(column, value)| column.push(value));
+            prompts.push(debug_figures::attach(&context, monitor, &kernel.vmlinux())?);
+        }
+    }
+    println!(
+        "\n{isa}, this machine's own KVM, gdb servers by a client of the bare protocol, medians of {ROUNDS} runs"
+    );
+    print_debug(&columns);
+    let alone = median(symbols_only);
+    let [ours, theirs] = prompts.map(median);
+    println!(
+        "  {:46}{ours:>12.0}{theirs:>14.0}{:>8.2}  ms  (of which gdb reads symbols for {alone:.0})",
+        "gdb with a kernel's symbols, to its prompt",
+        ours / theirs
+    );
+    fs::remove_dir_all(&work).map_err(|error| error.to_string())
 }
 
 fn nested(isa: Isa) -> Result<(), String> {

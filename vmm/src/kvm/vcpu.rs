@@ -2,7 +2,7 @@
 
 use super::error::{KvmError, ioctl};
 use super::exit::{VcpuExit, decode};
-use super::{BootState, DebugProbe, kick, native};
+use super::{BootState, kick, native};
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
 use debug::arming::Arming;
@@ -73,15 +73,6 @@ impl Vcpu {
             log::debug!("vCPU {}: KVM_RUN with immediate_exit: {error}", self.id);
         }
         self.fd.set_kvm_immediate_exit(0);
-    }
-
-    /// Switches one kind of guest debugging on, for a probe of the host.
-    ///
-    /// # Errors
-    /// [`KvmError::Ioctl`].
-    pub fn try_debug(&self, probe: DebugProbe) -> Result<(), KvmError> {
-        let debug = native::capabilities::guest_debug(probe);
-        self.fd.set_guest_debug(&debug).map_err(ioctl("KVM_SET_GUEST_DEBUG"))
     }
 
     /// Reads the registers of some banks, as far as KVM gives them.

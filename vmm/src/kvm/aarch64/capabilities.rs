@@ -1,6 +1,6 @@
 //! What KVM on aarch64 says that it can do, and how its guest debugging is set up for a try.
 
-use crate::kvm::{Capability, DebugProbe, Host};
+use crate::kvm::{Capability, Host};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Cap, VmFd};
 
@@ -46,30 +46,4 @@ pub fn capabilities(host: &Host, vm: &VmFd) -> Vec<Capability> {
             detail: String::new(),
         },
     ]
-}
-
-/// `KVM_SET_GUEST_DEBUG` for one probe. Arm ARM (DDI 0487), `DBGBCR<n>_EL1` and
-/// `DBGWCR<n>_EL1`: E is bit 0, PAC bits 1 and 2 (EL1 and EL0: 0b11), LSC bits 3 and 4
-/// (store: 0b10), BAS from bit 5 on.
-pub fn guest_debug(probe: DebugProbe) -> kvm::kvm_guest_debug {
-    const ENABLE: u64 = 1 << 0;
-    const EL1_AND_EL0: u64 = 0b11 << 1;
-    const LSC_STORE: u64 = 0b10 << 3;
-    const BAS_INSTRUCTION: u64 = 0b1111 << 5;
-    let mut debug = kvm::kvm_guest_debug { control: kvm::KVM_GUESTDBG_ENABLE, ..Default::default() };
-    match probe {
-        DebugProbe::SingleStep => debug.control |= kvm::KVM_GUESTDBG_SINGLESTEP,
-        DebugProbe::SoftwareBreakpoint => debug.control |= kvm::KVM_GUESTDBG_USE_SW_BP,
-        DebugProbe::HardwareBreakpoint(address) => {
-            debug.control |= kvm::KVM_GUESTDBG_USE_HW;
-            debug.arch.dbg_bvr[0] = address;
-            debug.arch.dbg_bcr[0] = ENABLE | EL1_AND_EL0 | BAS_INSTRUCTION;
-        }
-        DebugProbe::Watchpoint(address) => {
-            debug.control |= kvm::KVM_GUESTDBG_USE_HW;
-            debug.arch.dbg_wvr[0] = address & !7;
-            debug.arch.dbg_wcr[0] = ENABLE | EL1_AND_EL0 | LSC_STORE | 0b1111 << (5 + (address & 7));
-        }
-    }
-    debug
 }
