@@ -4,6 +4,7 @@
 //! vCPU on its own thread, [`LiveMachine`] all of them for the thread that serves gdb.
 //! [`Debugger`] is that thread. None of this exists without `--gdb`.
 
+use crate::attention::{self, Attention};
 use crate::error::Error;
 use crate::kvm::exit::VcpuExit;
 use crate::kvm::kick;
@@ -27,6 +28,7 @@ use debug::target::{
 };
 use debug::trap::{Injection, Trap};
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -88,6 +90,8 @@ pub struct DebugShared {
     pub memory: LiveMemory,
     events: Mutex<Sender<Event>>,
     wake: EventFd,
+    /// Of the debugger's thread.
+    attention: Attention,
     exits: Vec<[AtomicU64; EXITS.len()]>,
 }
 
@@ -96,7 +100,9 @@ impl DebugShared {
     pub fn tell(&self, event: Event) {
         // The receiver lives as long as the machine; at worst nobody reads it.
         self.events.lock().unwrap_or_else(PoisonError::into_inner).send(event).ok();
-        self.wake();
+        if !self.attention.is_there() {
+            self.wake();
+        }
     }
 
     /// Makes the debugger's thread look.
@@ -247,6 +253,8 @@ pub struct LiveMachine {
     shared: Arc<Shared>,
     debug: Arc<DebugShared>,
     events: Receiver<Event>,
+    /// Events that have arrived and were not asked for yet.
+    happened: VecDeque<Event>,
     /// Which vCPUs may be running: what need not be paused is not asked to.
     running: Vec<bool>,
     /// General registers of vCPUs that have stopped, until something changes them.
@@ -304,12 +312,21 @@ impl Machine for LiveMachine {
     }
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
+        let ends_soon = orders.iter().any(|order| order.action == Action::Step);
+        if ends_soon {
+            self.debug.attention.begin();
+        }
         for (vcpu, order) in (0..).zip(orders) {
             if order.action != Action::Stay {
                 self.forget(vcpu);
                 self.running[vcpu as usize] = true;
                 self.vcpus.order(vcpu, order);
             }
+        }
+        if ends_soon {
+            self.happened.extend(attention::poll(|| self.events.try_recv().ok()));
+            self.debug.attention.end();
+            self.happened.extend(self.events.try_iter());
         }
         Ok(())
     }
@@ -322,15 +339,17 @@ impl Machine for LiveMachine {
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        // Nothing there is no error; the count is of no interest.
-        self.debug.wake.read().ok();
-        let event = self.events.try_recv().ok()?;
+        if self.happened.is_empty() {
+            // Nothing there is no error; the count is of no interest. What is told from here on
+            // makes the descriptor readable again.
+            self.debug.wake.read().ok();
+            self.happened.extend(self.events.try_iter());
+        }
+        let event = self.happened.pop_front()?;
         if let Event::Stopped { vcpu, registers, .. } = &event {
             self.running[*vcpu as usize] = false;
             self.stopped.borrow_mut()[*vcpu as usize] = Some(registers.clone());
         }
-        // There may be more.
-        self.debug.wake();
         Some(event)
     }
 
@@ -400,6 +419,7 @@ impl Prepared {
             memory: LiveMemory(memory.clone()),
             events: Mutex::new(sender),
             wake,
+            attention: Attention::default(),
             exits: (0..vcpus).map(|_| Default::default()).collect(),
         };
         Ok(Prepared { shared: Arc::new(shared), events, listener })
@@ -429,6 +449,7 @@ impl Debugger {
             shared: Arc::clone(shared),
             debug: Arc::clone(&debug),
             events,
+            happened: VecDeque::new(),
             // Until the first pause nobody knows.
             running: vec![true; vcpus.len()],
             stopped: RefCell::new(vec![None; vcpus.len()]),

@@ -16,6 +16,7 @@
 //! # Ok::<(), vmm::error::Error>(())
 //! ```
 
+mod attention;
 pub mod boot;
 pub mod check;
 pub mod cli;

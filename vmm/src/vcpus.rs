@@ -5,6 +5,7 @@
 //! not go on reports its [`Outcome`] and waits for messages, so that its registers can still
 //! be looked at.
 
+use crate::attention::{self, Attention};
 use crate::debugger::{self, DebugShared, GuestCpu, ThreadDebug};
 use crate::kvm::exit::{InternalError, SystemEvent, VcpuExit};
 use crate::kvm::{KvmError, Vcpu, kick};
@@ -76,12 +77,14 @@ enum Message {
 struct Thread {
     inbox: Sender<Message>,
     handle: JoinHandle<()>,
+    /// The thread waits for messages outside the guest, and needs no kick to see one.
+    attention: Arc<Attention>,
 }
 
 impl Thread {
     fn send(&self, message: Message) {
         // A thread that has ended has dropped its inbox; it needs no message any more.
-        if self.inbox.send(message).is_ok() {
+        if self.inbox.send(message).is_ok() && !self.attention.is_there() {
             self.kick();
         }
     }
@@ -90,6 +93,23 @@ impl Thread {
         if let Err(error) = self.handle.kill(kick::signal()) {
             log::error!("cannot kick a vCPU thread: {error}");
         }
+    }
+}
+
+/// A vCPU thread's end of its messages.
+struct Inbox {
+    messages: Receiver<Message>,
+    attention: Arc<Attention>,
+}
+
+impl Inbox {
+    /// The next message, which may have to be waited for; `None` when nobody can send one. The
+    /// caller looks for messages once more before it enters the guest.
+    fn wait(&self) -> Option<Message> {
+        self.attention.begin();
+        let message = attention::poll(|| self.messages.try_recv().ok()).or_else(|| self.messages.recv().ok());
+        self.attention.end();
+        message
     }
 }
 
@@ -113,12 +133,14 @@ impl Vcpus {
         let mut result = Vcpus { threads: Vec::new() };
         for vcpu in vcpus {
             let (inbox, messages) = channel();
+            let attention = Arc::new(Attention::default());
+            let inbox_end = Inbox { messages, attention: Arc::clone(&attention) };
             let shared = Arc::clone(shared);
             let handle = thread::Builder::new()
                 .name(format!("vcpu{}", vcpu.id()))
                 .stack_size(256 << 10)
-                .spawn(move || run_vcpu(vcpu, &messages, &shared))?;
-            result.threads.push(Thread { inbox, handle });
+                .spawn(move || run_vcpu(vcpu, &inbox_end, &shared))?;
+            result.threads.push(Thread { inbox, handle, attention });
         }
         Ok(result)
     }
@@ -226,7 +248,7 @@ impl Drop for Vcpus {
 }
 
 /// A vCPU thread's life.
-fn run_vcpu(mut vcpu: Vcpu, messages: &Receiver<Message>, shared: &Shared) {
+fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared) {
     let _kicks = vcpu.accept_kicks();
     let mut thread = ThreadDebug::new();
     let mut running = false;
@@ -234,13 +256,13 @@ fn run_vcpu(mut vcpu: Vcpu, messages: &Receiver<Message>, shared: &Shared) {
         kick::clear();
         loop {
             let message = if running {
-                match messages.try_recv() {
+                match inbox.messages.try_recv() {
                     Ok(message) => message,
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
                 }
             } else {
-                let Ok(message) = messages.recv() else { return };
+                let Some(message) = inbox.wait() else { return };
                 message
             };
             match message {

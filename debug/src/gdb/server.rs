@@ -348,8 +348,8 @@ impl<M: Machine> Client<M> {
     }
 
     fn serve(&mut self, session: &mut Session<M>, ready: &Ready) -> Result<(), Goodbye> {
-        // To the end of what there is, so that a client that has gone is not taken for one
-        // that is there when the next one knocks; but a flood does not hold up the rest.
+        // When another client knocks, to the end of what there is, so that one that has gone is
+        // not taken for one that is there; but a flood does not hold up the rest.
         for _ in 0..if ready.input { MOST_READS } else { 0 } {
             let mut buffer = [0; 16 << 10];
             match self.stream.read(&mut buffer) {
@@ -359,6 +359,9 @@ impl<M: Machine> Client<M> {
                     self.framer.feed(&buffer[..count], |item| items.push(item));
                     for item in items {
                         self.take(session, item)?;
+                    }
+                    if count < buffer.len() && !ready.listener {
+                        break;
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -13,6 +13,9 @@
 //! * during (3): the signal interrupts `KVM_RUN` with `EINTR`, and so on;
 //! * while the thread serves an exit: the same as before (1).
 //!
+//! A thread that waits for messages outside the guest is woken by the message itself and gets
+//! no kick: [`crate::attention`].
+//!
 //! Source: KVM API, "5. The kvm_run structure", `immediate_exit`.
 
 use std::cell::Cell;

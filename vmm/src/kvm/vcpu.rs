@@ -19,9 +19,9 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    pub(super) fn new(id: u32, fd: VcpuFd) -> Vcpu {
-        let registers = native::Registers::new(&fd);
-        Vcpu { id, fd, registers }
+    /// `can_sync` is [`native::registers::can_sync`]'s answer.
+    pub(super) fn new(id: u32, fd: VcpuFd, can_sync: bool) -> Vcpu {
+        Vcpu { id, fd, registers: native::Registers::new(can_sync) }
     }
 
     /// Its number, from 0.
@@ -34,6 +34,7 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn set_boot_state(&self, state: &BootState) -> Result<(), KvmError> {
+        self.registers.forget();
         native::set_boot_state(&self.fd, state)
     }
 
@@ -50,7 +51,10 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Ioctl`] for every other failure of `KVM_RUN`.
     pub fn run(&mut self) -> Result<VcpuExit<'_>, KvmError> {
-        if let Err(error) = self.fd.run().map(drop) {
+        self.registers.enter(&mut self.fd);
+        let result = self.fd.run().map(drop);
+        self.registers.leave();
+        if let Err(error) = result {
             return match error.errno() {
                 libc::EINTR => Ok(VcpuExit::Interrupted),
                 // Linux before 6.1 returns it for a vCPU that is not ready to run.
@@ -66,6 +70,7 @@ impl Vcpu {
     /// Finishes a port or memory access that was served, without running the guest: KVM does
     /// the instruction's last part when it is entered again (KVM API, "KVM_EXIT_IO").
     pub fn complete_access(&mut self) {
+        self.registers.forget();
         self.fd.set_kvm_immediate_exit(1);
         if let Err(error) = self.fd.run().map(drop)
             && error.errno() != libc::EINTR
@@ -94,7 +99,7 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError`].
     pub fn pc_and_flags(&self) -> Result<(u64, u64), KvmError> {
-        native::registers::pc_and_flags(&self.fd)
+        self.registers.pc_and_flags(&self.fd)
     }
 
     /// What an aarch64 step looks at when it is done.
@@ -102,7 +107,7 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError`]; on x86 always.
     pub fn step_state(&self) -> Result<arch::aarch64::step::After, KvmError> {
-        native::registers::step_state(&self.fd)
+        self.registers.step_state(&self.fd)
     }
 
     /// How it translates addresses now.
@@ -110,7 +115,7 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError`].
     pub fn regime(&self) -> Result<Regime, KvmError> {
-        native::registers::regime(&self.fd)
+        self.registers.regime(&self.fd)
     }
 
     /// Sets what the vCPU runs with: `KVM_SET_GUEST_DEBUG`.
@@ -118,6 +123,7 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn set_debug(&self, arming: &Arming) -> Result<(), KvmError> {
+        self.registers.sync(!arming.is_off());
         native::guest_debug::set(&self.fd, arming)
     }
 
@@ -127,7 +133,9 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError`].
     pub fn inject(&self, injection: &Injection, arming: &Arming) -> Result<(), KvmError> {
-        native::guest_debug::inject(&self.fd, injection, arming)
+        let injected = native::guest_debug::inject(&self.fd, injection, arming);
+        self.registers.forget();
+        injected
     }
 
     /// Keeps interrupts out of the next instruction where KVM does not

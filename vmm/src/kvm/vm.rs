@@ -106,7 +106,8 @@ impl Vm {
             unsafe { fd.set_user_memory_region(slot) }.map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
         }
         let (native, fds) = native::NativeVm::new(&host.kvm, &fd, config)?;
-        let vcpus = (0..).zip(fds).map(|(id, fd)| Vcpu::new(id, fd)).collect();
+        let can_sync = native::registers::can_sync(&host.kvm);
+        let vcpus = (0..).zip(fds).map(|(id, fd)| Vcpu::new(id, fd, can_sync)).collect();
         Ok((Vm { native, fd, memory }, vcpus))
     }
 

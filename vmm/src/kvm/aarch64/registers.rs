@@ -9,7 +9,8 @@ use arch::aarch64::step::After;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile, Source, table};
 use kvm_bindings as kvm;
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Kvm, VcpuFd};
+use std::cell::RefCell;
 
 /// `struct kvm_regs`: offset of `fp_regs.vregs`, of its `fpsr` and `fpcr`.
 const VREGS: u64 = 336;
@@ -49,78 +50,153 @@ fn stack_pointer(state: u64) -> u64 {
 
 const PSTATE: u64 = core_register(33 * 8);
 
-fn get(vcpu: &VcpuFd, id: u64) -> Option<u64> {
-    super::get(vcpu, id).ok()
+/// KVM has no way to hand registers over with an exit here.
+pub fn can_sync(_: &Kvm) -> bool {
+    false
 }
 
-/// PC, PSTATE, `VBAR_EL1` and `SPSR_EL1`: what a step looks at, without all the rest.
-pub fn step_state(vcpu: &VcpuFd) -> Result<After, KvmError> {
-    const SPSR_EL1: u64 = core_register(36 * 8);
-    const VBAR_EL1: u64 = system_register(3, 0, 12, 0, 0);
-    let read = |id, name| get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
-    Ok(After {
-        pc: read(super::PC, "pc")?,
-        pstate: read(PSTATE, "cpsr")?,
-        vbar: read(VBAR_EL1, "vbar_el1")?,
-        spsr: read(SPSR_EL1, "spsr_el1")?,
-    })
-}
-
-/// Access to a vCPU's registers.
+/// Access to a vCPU's registers. What has been read since the guest was left is not asked of
+/// KVM again.
 #[derive(Debug)]
-pub struct Registers;
+pub struct Registers {
+    /// KVM's names of 64-bit registers, and their values.
+    known: RefCell<Vec<(u64, u64)>>,
+}
 
 impl Registers {
     /// Access to the registers of one vCPU.
-    pub fn new(_vcpu: &VcpuFd) -> Registers {
-        Registers
+    pub fn new(_: bool) -> Registers {
+        Registers { known: RefCell::default() }
+    }
+
+    /// Nothing to do: see [`can_sync`].
+    pub fn sync(&self, _: bool) {}
+
+    /// Called before the guest is entered.
+    pub fn enter(&self, _: &mut VcpuFd) {
+        self.forget();
+    }
+
+    /// Called when `KVM_RUN` has returned, with whatever.
+    pub fn leave(&self) {}
+
+    /// Forgets what has been read: something else has changed registers.
+    pub fn forget(&self) {
+        self.known.borrow_mut().clear();
+    }
+
+    fn get(&self, vcpu: &VcpuFd, id: u64) -> Option<u64> {
+        if let Some((_, value)) = self.known.borrow().iter().find(|(known, _)| *known == id) {
+            return Some(*value);
+        }
+        let value = super::get(vcpu, id).ok()?;
+        self.known.borrow_mut().push((id, value));
+        Some(value)
+    }
+
+    /// PC, PSTATE, `VBAR_EL1` and `SPSR_EL1`: what a step looks at, without all the rest.
+    pub fn step_state(&self, vcpu: &VcpuFd) -> Result<After, KvmError> {
+        const SPSR_EL1: u64 = core_register(36 * 8);
+        const VBAR_EL1: u64 = system_register(3, 0, 12, 0, 0);
+        let read = |id, name| self.get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
+        Ok(After {
+            pc: read(super::PC, "pc")?,
+            pstate: read(PSTATE, "cpsr")?,
+            vbar: read(VBAR_EL1, "vbar_el1")?,
+            spsr: read(SPSR_EL1, "spsr_el1")?,
+        })
     }
 
     /// Reads the registers of some banks.
     pub fn read(&self, vcpu: &VcpuFd, banks: &[Bank]) -> RegisterFile {
-        read(vcpu, banks)
+        let mut file = RegisterFile::new(ISA);
+        for (row, register) in table(ISA).iter().enumerate() {
+            if !banks.contains(&register.bank()) {
+                continue;
+            }
+            match register.source {
+                Source::StackPointer => {
+                    let value = self.get(vcpu, PSTATE).and_then(|state| self.get(vcpu, stack_pointer(state)));
+                    if let Some(value) = value {
+                        file.set_row(row, value);
+                    }
+                }
+                Source::Vector(index) => {
+                    if let Some(bytes) = read_vector(vcpu, index) {
+                        file.set_bytes(row, &bytes);
+                    }
+                }
+                Source::Fpsr | Source::Fpcr => {
+                    let offset = if register.source == Source::Fpsr { FPSR } else { FPCR };
+                    let mut bytes = [0; 4];
+                    if vcpu.get_one_reg(core(kvm::KVM_REG_SIZE_U32, offset), &mut bytes).is_ok() {
+                        file.set_bytes(row, &bytes);
+                    }
+                }
+                source => {
+                    if let Some(value) = id(source).and_then(|id| self.get(vcpu, id)) {
+                        file.set_row(row, value);
+                    }
+                }
+            }
+        }
+        file
     }
 
     /// Writes every register that the file has a value for. Registers that KVM refuses are an
     /// error only when their value would change.
     pub fn write(&self, vcpu: &VcpuFd, file: &RegisterFile) -> Result<(), KvmError> {
-        write(vcpu, file)
+        for (row, register) in file.rows() {
+            let refused = || KvmError::RefusedRegister(register.name);
+            match register.source {
+                Source::Vector(index) => {
+                    let bytes = file.bytes(row).ok_or_else(refused)?;
+                    if !write_vector(vcpu, index, &bytes) {
+                        return Err(refused());
+                    }
+                }
+                Source::Fpsr | Source::Fpcr => {
+                    let offset = if register.source == Source::Fpsr { FPSR } else { FPCR };
+                    let bytes = file.bytes(row).ok_or_else(refused)?;
+                    vcpu.set_one_reg(core(kvm::KVM_REG_SIZE_U32, offset), &bytes).map_err(|_| refused())?;
+                }
+                source => {
+                    let value = file.get_row(row).ok_or_else(refused)?;
+                    let id = match source {
+                        // PSTATE comes behind SP in the table; a file with both has the new one.
+                        Source::StackPointer => {
+                            let state = file.get("cpsr").or_else(|| self.get(vcpu, PSTATE)).unwrap_or(0);
+                            stack_pointer(state)
+                        }
+                        source => id(source).ok_or_else(refused)?,
+                    };
+                    self.known.borrow_mut().retain(|(known, _)| *known != id);
+                    if vcpu.set_one_reg(id, &value.to_le_bytes()).is_err()
+                        && self.get(vcpu, id) != Some(value)
+                    {
+                        return Err(refused());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
-}
 
-fn read(vcpu: &VcpuFd, banks: &[Bank]) -> RegisterFile {
-    let mut file = RegisterFile::new(ISA);
-    for (row, register) in table(ISA).iter().enumerate() {
-        if !banks.contains(&register.bank()) {
-            continue;
-        }
-        match register.source {
-            Source::StackPointer => {
-                let value = get(vcpu, PSTATE).and_then(|state| get(vcpu, stack_pointer(state)));
-                if let Some(value) = value {
-                    file.set_row(row, value);
-                }
-            }
-            Source::Vector(index) => {
-                if let Some(bytes) = read_vector(vcpu, index) {
-                    file.set_bytes(row, &bytes);
-                }
-            }
-            Source::Fpsr | Source::Fpcr => {
-                let offset = if register.source == Source::Fpsr { FPSR } else { FPCR };
-                let mut bytes = [0; 4];
-                if vcpu.get_one_reg(core(kvm::KVM_REG_SIZE_U32, offset), &mut bytes).is_ok() {
-                    file.set_bytes(row, &bytes);
-                }
-            }
-            source => {
-                if let Some(value) = id(source).and_then(|id| get(vcpu, id)) {
-                    file.set_row(row, value);
-                }
-            }
-        }
+    /// PC and PSTATE, which run control asks for at every stop.
+    pub fn pc_and_flags(&self, vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
+        let read = |id, name| self.get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
+        Ok((read(super::PC, "pc")?, read(PSTATE, "cpsr")?))
     }
-    file
+
+    /// How the vCPU translates now.
+    pub fn regime(&self, vcpu: &VcpuFd) -> Result<Regime, KvmError> {
+        let read = |crn, op2, name| {
+            self.get(vcpu, system_register(3, 0, crn, 0, op2)).ok_or(KvmError::RefusedRegister(name))
+        };
+        let (sctlr, tcr) = (read(1, 0, "sctlr_el1")?, read(2, 2, "tcr_el1")?);
+        let (ttbr0, ttbr1) = (read(2, 0, "ttbr0_el1")?, read(2, 1, "ttbr1_el1")?);
+        Ok(Regime::Aarch64(Paging::new(sctlr, tcr, ttbr0, ttbr1)))
+    }
 }
 
 /// V registers are the low ends of Z registers where the guest has SVE; KVM then gives them
@@ -148,53 +224,4 @@ fn write_vector(vcpu: &VcpuFd, index: u8, bytes: &[u8]) -> bool {
     }
     wide[..16].copy_from_slice(bytes);
     vcpu.set_one_reg(z_register(index), &wide).is_ok()
-}
-
-fn write(vcpu: &VcpuFd, file: &RegisterFile) -> Result<(), KvmError> {
-    for (row, register) in file.rows() {
-        let refused = || KvmError::RefusedRegister(register.name);
-        match register.source {
-            Source::Vector(index) => {
-                let bytes = file.bytes(row).ok_or_else(refused)?;
-                if !write_vector(vcpu, index, &bytes) {
-                    return Err(refused());
-                }
-            }
-            Source::Fpsr | Source::Fpcr => {
-                let offset = if register.source == Source::Fpsr { FPSR } else { FPCR };
-                let bytes = file.bytes(row).ok_or_else(refused)?;
-                vcpu.set_one_reg(core(kvm::KVM_REG_SIZE_U32, offset), &bytes).map_err(|_| refused())?;
-            }
-            source => {
-                let value = file.get_row(row).ok_or_else(refused)?;
-                let id = match source {
-                    // PSTATE comes behind SP in the table; a file with both has the new one.
-                    Source::StackPointer => {
-                        let state = file.get("cpsr").or_else(|| get(vcpu, PSTATE)).unwrap_or(0);
-                        stack_pointer(state)
-                    }
-                    source => id(source).ok_or_else(refused)?,
-                };
-                if vcpu.set_one_reg(id, &value.to_le_bytes()).is_err() && get(vcpu, id) != Some(value) {
-                    return Err(refused());
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// PC and PSTATE, which run control asks for at every stop.
-pub fn pc_and_flags(vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
-    let read = |id, name| get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
-    Ok((read(super::PC, "pc")?, read(PSTATE, "cpsr")?))
-}
-
-/// How the vCPU translates now.
-pub fn regime(vcpu: &VcpuFd) -> Result<Regime, KvmError> {
-    let read =
-        |crn, op2, name| get(vcpu, system_register(3, 0, crn, 0, op2)).ok_or(KvmError::RefusedRegister(name));
-    let (sctlr, tcr) = (read(1, 0, "sctlr_el1")?, read(2, 2, "tcr_el1")?);
-    let (ttbr0, ttbr1) = (read(2, 0, "ttbr0_el1")?, read(2, 1, "ttbr1_el1")?);
-    Ok(Regime::Aarch64(Paging::new(sctlr, tcr, ttbr0, ttbr1)))
 }

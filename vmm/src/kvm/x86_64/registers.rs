@@ -10,8 +10,9 @@ use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile, Source, XsaveComponent, table, x86_64};
 use arch::x86::paging::Paging;
 use kvm_bindings as kvm;
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Kvm, SyncReg, VcpuFd};
 use std::arch::x86_64::__cpuid_count;
+use std::cell::{Cell, OnceCell};
 
 /// The XSAVE area's `XSTATE_BV`: which components are not in their initial state (Intel SDM
 /// vol. 1, "XSAVE Header").
@@ -84,30 +85,216 @@ impl XsaveLayout {
     }
 }
 
-/// Access to a vCPU's registers.
+/// Whether KVM hands registers over with each exit (KVM API, `KVM_CAP_SYNC_REGS`).
+pub fn can_sync(kvm_fd: &Kvm) -> bool {
+    let both = kvm::KVM_SYNC_X86_REGS | kvm::KVM_SYNC_X86_SREGS;
+    let there = kvm_fd.check_extension_raw(u64::from(kvm::KVM_CAP_SYNC_REGS));
+    u32::try_from(there).is_ok_and(|there| there & both == both)
+}
+
+/// Access to a vCPU's registers. What has been read since the guest was left is not asked of
+/// KVM again.
 #[derive(Debug)]
 pub struct Registers {
-    layout: std::cell::OnceCell<XsaveLayout>,
+    layout: OnceCell<XsaveLayout>,
+    can_sync: bool,
+    /// KVM is to hand over registers with each exit.
+    syncs: Cell<bool>,
+    /// It did, and nobody has written any since.
+    is_synced: Cell<bool>,
+    regs: Cell<Option<kvm::kvm_regs>>,
+    sregs: Cell<Option<kvm::kvm_sregs>>,
 }
 
 impl Registers {
     /// Access to the registers of one vCPU.
-    pub fn new(_vcpu: &VcpuFd) -> Registers {
-        Registers { layout: std::cell::OnceCell::new() }
+    pub fn new(can_sync: bool) -> Registers {
+        Registers {
+            layout: OnceCell::new(),
+            can_sync,
+            syncs: Cell::new(false),
+            is_synced: Cell::new(false),
+            regs: Cell::new(None),
+            sregs: Cell::new(None),
+        }
+    }
+
+    /// Has KVM hand over registers with each exit from now on, if it can: for a vCPU that is
+    /// debugged, whose exits look at them.
+    pub fn sync(&self, on: bool) {
+        self.syncs.set(on && self.can_sync);
+    }
+
+    /// Called before the guest is entered.
+    pub fn enter(&self, vcpu: &mut VcpuFd) {
+        self.forget();
+        for register in [SyncReg::Register, SyncReg::SystemRegister] {
+            if self.syncs.get() {
+                vcpu.set_sync_valid_reg(register);
+            } else {
+                vcpu.clear_sync_valid_reg(register);
+            }
+        }
+    }
+
+    /// Called when `KVM_RUN` has returned, with whatever.
+    pub fn leave(&self) {
+        self.is_synced.set(self.syncs.get());
+    }
+
+    /// Forgets what has been read: something else has changed registers.
+    pub fn forget(&self) {
+        self.is_synced.set(false);
+        self.regs.set(None);
+        self.sregs.set(None);
     }
 
     fn layout(&self, vcpu: &VcpuFd) -> &XsaveLayout {
         self.layout.get_or_init(|| XsaveLayout::new(vcpu))
     }
 
+    fn regs(&self, vcpu: &VcpuFd) -> Result<kvm::kvm_regs, KvmError> {
+        if let Some(regs) = self.regs.get() {
+            return Ok(regs);
+        }
+        let regs = match self.is_synced.get() {
+            true => vcpu.sync_regs().regs,
+            false => vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?,
+        };
+        self.regs.set(Some(regs));
+        Ok(regs)
+    }
+
+    fn sregs(&self, vcpu: &VcpuFd) -> Result<kvm::kvm_sregs, KvmError> {
+        if let Some(sregs) = self.sregs.get() {
+            return Ok(sregs);
+        }
+        let sregs = match self.is_synced.get() {
+            true => vcpu.sync_regs().sregs,
+            false => vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?,
+        };
+        self.sregs.set(Some(sregs));
+        Ok(sregs)
+    }
+
+    /// RIP and RFLAGS, which run control asks for at every stop.
+    pub fn pc_and_flags(&self, vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
+        let regs = self.regs(vcpu)?;
+        Ok((regs.rip, regs.rflags))
+    }
+
+    /// How the vCPU translates now.
+    pub fn regime(&self, vcpu: &VcpuFd) -> Result<Regime, KvmError> {
+        let sregs = self.sregs(vcpu)?;
+        Ok(Regime::X86(Paging::new(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)))
+    }
+
+    /// There is nothing like it here.
+    pub fn step_state(&self, _: &VcpuFd) -> Result<After, KvmError> {
+        Err(KvmError::Missing("the other architecture's registers"))
+    }
+
     /// Reads the registers of some banks.
     pub fn read(&self, vcpu: &VcpuFd, banks: &[Bank]) -> RegisterFile {
-        read(vcpu, self.layout(vcpu), banks)
+        let mut file = RegisterFile::new(ISA);
+        let regs = wants(banks, Bank::General).then(|| self.regs(vcpu).ok()).flatten();
+        let wants_sregs = wants(banks, Bank::System);
+        let sregs = wants_sregs.then(|| self.sregs(vcpu).ok()).flatten();
+        let area = wants(banks, Bank::Float).then(|| area(vcpu).ok()).flatten();
+        let debug = wants(banks, Bank::Debug).then(|| vcpu.get_debug_regs().ok()).flatten();
+        for (row, register) in table(ISA).iter().enumerate() {
+            match register.source {
+                Source::Regs(index) => {
+                    if let Some(regs) = &regs {
+                        file.set_row(row, word_at(regs.bytes(), usize::from(index)));
+                    }
+                }
+                Source::Sregs(offset, size) => {
+                    if let Some(sregs) = &sregs {
+                        let start = usize::from(offset);
+                        file.set_bytes(row, &sregs.bytes()[start..start + usize::from(size)]);
+                    }
+                }
+                Source::DebugRegs(index) => {
+                    if let Some(debug) = &debug {
+                        file.set_row(row, word_at(debug.bytes(), usize::from(index)));
+                    }
+                }
+                Source::Xsave(component, offset, size) => {
+                    let place = self.layout(vcpu).place(component, offset);
+                    if let (Some(area), Some(start)) = (&area, place)
+                        && let Some(bytes) = area.get(start..start + usize::from(size))
+                    {
+                        file.set_bytes(row, bytes);
+                    }
+                }
+                Source::X87Tag => {
+                    if let Some(area) = &area {
+                        let (registers, top, abridged) = x87(area);
+                        file.set_row(row, x86_64::full_tag_word(abridged, &registers, top).into());
+                    }
+                }
+                _ => {}
+            }
+        }
+        if wants(banks, Bank::Msr) {
+            read_msrs(vcpu, &mut file);
+        }
+        file
     }
 
     /// Writes every register that the file has a value for.
     pub fn write(&self, vcpu: &VcpuFd, file: &RegisterFile) -> Result<(), KvmError> {
-        write(vcpu, self.layout(vcpu), file)
+        let banks: Vec<Bank> = Bank::ALL
+            .into_iter()
+            .filter(|bank| file.rows().any(|(_, register)| register.bank() == *bank))
+            .collect();
+        if wants(&banks, Bank::System) {
+            let mut sregs = self.sregs(vcpu)?;
+            for (row, register) in file.rows() {
+                if let (Source::Sregs(offset, size), Some(value)) = (register.source, file.get_row(row)) {
+                    let (start, size) = (usize::from(offset), usize::from(size));
+                    sregs.bytes_mut()[start..start + size].copy_from_slice(&value.to_le_bytes()[..size]);
+                }
+            }
+            // KVM may change what it takes.
+            self.forget();
+            vcpu.set_sregs(&sregs).map_err(ioctl("KVM_SET_SREGS"))?;
+        }
+        if wants(&banks, Bank::General) {
+            let mut regs = self.regs(vcpu)?;
+            for (row, register) in file.rows() {
+                if let (Source::Regs(index), Some(value)) = (register.source, file.get_row(row)) {
+                    let start = usize::from(index) * 8;
+                    regs.bytes_mut()[start..start + 8].copy_from_slice(&value.to_le_bytes());
+                }
+            }
+            self.regs.set(None);
+            vcpu.set_regs(&regs).map_err(ioctl("KVM_SET_REGS"))?;
+            self.regs.set(Some(regs));
+        }
+        if wants(&banks, Bank::Float) {
+            write_float(vcpu, self.layout(vcpu), file)?;
+        }
+        if wants(&banks, Bank::Debug) {
+            let mut debug = vcpu.get_debug_regs().map_err(ioctl("KVM_GET_DEBUGREGS"))?;
+            for (row, register) in file.rows() {
+                if let (Source::DebugRegs(index), Some(value)) = (register.source, file.get_row(row)) {
+                    let start = usize::from(index) * 8;
+                    debug.bytes_mut()[start..start + 8].copy_from_slice(&value.to_le_bytes());
+                }
+            }
+            vcpu.set_debug_regs(&debug).map_err(ioctl("KVM_SET_DEBUGREGS"))?;
+        }
+        for (row, index) in msr_rows() {
+            let Some(data) = file.get_row(row) else { continue };
+            let entry = kvm::kvm_msr_entry { index, data, ..Default::default() };
+            let msrs = kvm::Msrs::from_entries(&[entry]).map_err(|_| KvmError::Missing("room for an MSR"))?;
+            if vcpu.set_msrs(&msrs).map_err(ioctl("KVM_SET_MSRS"))? != 1 {
+                return Err(KvmError::RefusedRegister(table(ISA)[row].name));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -128,54 +315,6 @@ fn x87(area: &[u8]) -> ([[u8; 10]; 8], u8, u8) {
         std::array::from_fn(|byte| area[start + byte])
     });
     (registers, area[3] >> 3 & 7, area[4])
-}
-
-fn read(vcpu: &VcpuFd, layout: &XsaveLayout, banks: &[Bank]) -> RegisterFile {
-    let mut file = RegisterFile::new(ISA);
-    let regs = wants(banks, Bank::General).then(|| vcpu.get_regs().ok()).flatten();
-    let wants_sregs = wants(banks, Bank::System);
-    let sregs = wants_sregs.then(|| vcpu.get_sregs().ok()).flatten();
-    let area = wants(banks, Bank::Float).then(|| area(vcpu).ok()).flatten();
-    let debug = wants(banks, Bank::Debug).then(|| vcpu.get_debug_regs().ok()).flatten();
-    for (row, register) in table(ISA).iter().enumerate() {
-        match register.source {
-            Source::Regs(index) => {
-                if let Some(regs) = &regs {
-                    file.set_row(row, word_at(regs.bytes(), usize::from(index)));
-                }
-            }
-            Source::Sregs(offset, size) => {
-                if let Some(sregs) = &sregs {
-                    let start = usize::from(offset);
-                    file.set_bytes(row, &sregs.bytes()[start..start + usize::from(size)]);
-                }
-            }
-            Source::DebugRegs(index) => {
-                if let Some(debug) = &debug {
-                    file.set_row(row, word_at(debug.bytes(), usize::from(index)));
-                }
-            }
-            Source::Xsave(component, offset, size) => {
-                let place = layout.place(component, offset);
-                if let (Some(area), Some(start)) = (&area, place)
-                    && let Some(bytes) = area.get(start..start + usize::from(size))
-                {
-                    file.set_bytes(row, bytes);
-                }
-            }
-            Source::X87Tag => {
-                if let Some(area) = &area {
-                    let (registers, top, abridged) = x87(area);
-                    file.set_row(row, x86_64::full_tag_word(abridged, &registers, top).into());
-                }
-            }
-            _ => {}
-        }
-    }
-    if wants(banks, Bank::Msr) {
-        read_msrs(vcpu, &mut file);
-    }
-    file
 }
 
 /// The 64-bit word of a structure of words.
@@ -203,55 +342,6 @@ fn read_msrs(vcpu: &VcpuFd, file: &mut RegisterFile) {
         }
         rows.drain(..(count + 1).min(rows.len()));
     }
-}
-
-fn write(vcpu: &VcpuFd, layout: &XsaveLayout, file: &RegisterFile) -> Result<(), KvmError> {
-    let banks: Vec<Bank> = Bank::ALL
-        .into_iter()
-        .filter(|bank| file.rows().any(|(_, register)| register.bank() == *bank))
-        .collect();
-    if wants(&banks, Bank::System) {
-        let mut sregs = vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?;
-        for (row, register) in file.rows() {
-            if let (Source::Sregs(offset, size), Some(value)) = (register.source, file.get_row(row)) {
-                let (start, size) = (usize::from(offset), usize::from(size));
-                sregs.bytes_mut()[start..start + size].copy_from_slice(&value.to_le_bytes()[..size]);
-            }
-        }
-        vcpu.set_sregs(&sregs).map_err(ioctl("KVM_SET_SREGS"))?;
-    }
-    if wants(&banks, Bank::General) {
-        let mut regs = vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
-        for (row, register) in file.rows() {
-            if let (Source::Regs(index), Some(value)) = (register.source, file.get_row(row)) {
-                let start = usize::from(index) * 8;
-                regs.bytes_mut()[start..start + 8].copy_from_slice(&value.to_le_bytes());
-            }
-        }
-        vcpu.set_regs(&regs).map_err(ioctl("KVM_SET_REGS"))?;
-    }
-    if wants(&banks, Bank::Float) {
-        write_float(vcpu, layout, file)?;
-    }
-    if wants(&banks, Bank::Debug) {
-        let mut debug = vcpu.get_debug_regs().map_err(ioctl("KVM_GET_DEBUGREGS"))?;
-        for (row, register) in file.rows() {
-            if let (Source::DebugRegs(index), Some(value)) = (register.source, file.get_row(row)) {
-                let start = usize::from(index) * 8;
-                debug.bytes_mut()[start..start + 8].copy_from_slice(&value.to_le_bytes());
-            }
-        }
-        vcpu.set_debug_regs(&debug).map_err(ioctl("KVM_SET_DEBUGREGS"))?;
-    }
-    for (row, index) in msr_rows() {
-        let Some(data) = file.get_row(row) else { continue };
-        let entry = kvm::kvm_msr_entry { index, data, ..Default::default() };
-        let msrs = kvm::Msrs::from_entries(&[entry]).map_err(|_| KvmError::Missing("room for an MSR"))?;
-        if vcpu.set_msrs(&msrs).map_err(ioctl("KVM_SET_MSRS"))? != 1 {
-            return Err(KvmError::RefusedRegister(table(ISA)[row].name));
-        }
-    }
-    Ok(())
 }
 
 fn write_float(vcpu: &VcpuFd, layout: &XsaveLayout, file: &RegisterFile) -> Result<(), KvmError> {
@@ -286,23 +376,6 @@ fn write_float(vcpu: &VcpuFd, layout: &XsaveLayout, file: &RegisterFile) -> Resu
     // SAFETY: no dynamically enabled feature (AMX) is on, as nothing here asks for one, so the
     // area is no larger than the structure.
     unsafe { vcpu.set_xsave(&xsave) }.map_err(ioctl("KVM_SET_XSAVE"))
-}
-
-/// RIP and RFLAGS, which run control asks for at every stop.
-pub fn pc_and_flags(vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
-    let regs = vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
-    Ok((regs.rip, regs.rflags))
-}
-
-/// There is nothing like it here.
-pub fn step_state(_: &VcpuFd) -> Result<After, KvmError> {
-    Err(KvmError::Missing("the other architecture's registers"))
-}
-
-/// How the vCPU translates now.
-pub fn regime(vcpu: &VcpuFd) -> Result<Regime, KvmError> {
-    let sregs = vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?;
-    Ok(Regime::X86(Paging::new(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)))
 }
 
 #[cfg(test)]
