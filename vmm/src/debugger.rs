@@ -257,14 +257,23 @@ pub struct LiveMachine {
     happened: VecDeque<Event>,
     /// Which vCPUs may be running: what need not be paused is not asked to.
     running: Vec<bool>,
-    /// General registers of vCPUs that have stopped, until something changes them.
-    stopped: RefCell<Vec<Option<RegisterFile>>>,
+    /// What is known of vCPUs that stand still, until something changes it.
+    known: RefCell<Vec<Known>>,
+}
+
+/// What is known of a vCPU that stands still.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// Its general registers.
+    general: Option<RegisterFile>,
+    /// How it translates.
+    regime: Option<Regime>,
 }
 
 impl LiveMachine {
     fn forget(&self, vcpu: u32) {
-        if let Some(place) = self.stopped.borrow_mut().get_mut(vcpu as usize) {
-            *place = None;
+        if let Some(known) = self.known.borrow_mut().get_mut(vcpu as usize) {
+            *known = Known::default();
         }
     }
 }
@@ -284,16 +293,30 @@ impl Machine for LiveMachine {
 
     fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, TargetError> {
         if banks == [Bank::General]
-            && let Some(Some(file)) = self.stopped.borrow().get(vcpu as usize)
+            && let Some(file) =
+                self.known.borrow().get(vcpu as usize).and_then(|known| known.general.as_ref())
         {
             return Ok(file.clone());
         }
-        let banks = banks.to_vec();
-        self.vcpus.call(vcpu, move |vcpu| vcpu.registers(&banks)).ok_or(TargetError::NoVcpu(vcpu))
+        let wanted = banks.to_vec();
+        let file = self.vcpus.call(vcpu, move |vcpu| vcpu.registers(&wanted));
+        let file = file.ok_or(TargetError::NoVcpu(vcpu))?;
+        if banks == [Bank::General] && !self.running[vcpu as usize] {
+            self.known.borrow_mut()[vcpu as usize].general = Some(file.clone());
+        }
+        Ok(file)
     }
 
     fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
-        self.vcpus.call(vcpu, |vcpu| vcpu.regime()).ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
+        if let Some(regime) = self.known.borrow().get(vcpu as usize).and_then(|known| known.regime) {
+            return Ok(regime);
+        }
+        let regime = self.vcpus.call(vcpu, |vcpu| vcpu.regime());
+        let regime = regime.ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)?;
+        if !self.running[vcpu as usize] {
+            self.known.borrow_mut()[vcpu as usize].regime = Some(regime);
+        }
+        Ok(regime)
     }
 
     fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
@@ -348,7 +371,8 @@ impl Machine for LiveMachine {
         let event = self.happened.pop_front()?;
         if let Event::Stopped { vcpu, registers, .. } = &event {
             self.running[*vcpu as usize] = false;
-            self.stopped.borrow_mut()[*vcpu as usize] = Some(registers.clone());
+            let known = Known { general: Some(registers.clone()), regime: None };
+            self.known.borrow_mut()[*vcpu as usize] = known;
         }
         Some(event)
     }
@@ -452,7 +476,7 @@ impl Debugger {
             happened: VecDeque::new(),
             // Until the first pause nobody knows.
             running: vec![true; vcpus.len()],
-            stopped: RefCell::new(vec![None; vcpus.len()]),
+            known: RefCell::new(vec![Known::default(); vcpus.len()]),
         };
         log::warn!("waiting for gdb at {}", listener.address());
         let engine = Arc::clone(&debug.engine);

@@ -250,6 +250,9 @@ impl Drop for Vcpus {
 /// A vCPU thread's life.
 fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared) {
     let _kicks = vcpu.accept_kicks();
+    if let Some(debug) = &shared.debug {
+        debug.world.introduce(vcpu.id());
+    }
     let mut thread = ThreadDebug::new();
     let mut running = false;
     loop {

@@ -2,82 +2,132 @@
 //!
 //! Each vCPU thread says when it enters the guest and when it has left it. One that wants to
 //! be alone says so, kicks those that are inside and waits until they are out; others wait at
-//! the entrance. No lock is held while a guest runs: what is held is a word.
+//! the entrance. No lock is held while a guest runs, and none is taken to enter or leave it
+//! while nobody wants to be alone.
+//!
+//! # Why none slips in
+//! A thread writes that it is inside and then reads who is alone; one that wants to be alone
+//! writes that and then reads who is inside. With a sequentially consistent fence between the
+//! two on each side, at least one of them sees the other, and it is the thread at the entrance
+//! that goes back.
 
 use crate::kvm::kick;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A thread that is out of reach of one kick gets another after this time.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
+/// Nobody is alone.
+const NOBODY: u64 = u64::MAX;
 
-#[derive(Debug)]
-struct State {
-    exclusive: Option<u32>,
-    inside: Vec<Option<kick::Thread>>,
+/// A vCPU's place at the entrance.
+#[derive(Debug, Default)]
+struct Place {
+    is_inside: AtomicBool,
+    /// Its thread, from the first time it comes.
+    thread: Mutex<Option<kick::Thread>>,
 }
 
 /// The entrance.
 #[derive(Debug)]
 pub struct World {
-    state: Mutex<State>,
+    /// The vCPU that is alone, or wants to be. Changes under `gate`.
+    alone: AtomicU64,
+    gate: Mutex<()>,
     changed: Condvar,
+    places: Vec<Place>,
 }
 
 impl World {
     /// For this many vCPUs, all of them outside.
     pub fn new(vcpus: u32) -> World {
-        let state = State { exclusive: None, inside: vec![None; vcpus as usize] };
-        World { state: Mutex::new(state), changed: Condvar::new() }
+        World {
+            alone: AtomicU64::new(NOBODY),
+            gate: Mutex::new(()),
+            changed: Condvar::new(),
+            places: (0..vcpus).map(|_| Place::default()).collect(),
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let waited = self.changed.wait_timeout(state, KICK_AGAIN);
+    fn wait<'a>(&self, gate: MutexGuard<'a, ()>) -> MutexGuard<'a, ()> {
+        let waited = self.changed.wait_timeout(gate, KICK_AGAIN);
         waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn is_alone(&self, vcpu: u32) -> bool {
+        let alone = self.alone.load(Ordering::SeqCst);
+        alone == NOBODY || alone == u64::from(vcpu)
+    }
+
+    /// Called once by each vCPU's thread before it enters for the first time.
+    pub fn introduce(&self, vcpu: u32) {
+        let thread = &self.places[vcpu as usize].thread;
+        *thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(kick::Thread::current());
     }
 
     /// Called by a vCPU's thread before it enters the guest: waits while another one is alone.
     pub fn enter(&self, vcpu: u32) {
-        let mut state = self.lock();
-        while state.exclusive.is_some_and(|alone| alone != vcpu) {
-            state = self.wait(state);
+        let place = &self.places[vcpu as usize];
+        loop {
+            place.is_inside.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            if self.is_alone(vcpu) {
+                return;
+            }
+            self.leave(vcpu);
+            let mut gate = self.lock();
+            while !self.is_alone(vcpu) {
+                gate = self.wait(gate);
+            }
         }
-        state.inside[vcpu as usize] = Some(kick::Thread::current());
     }
 
     /// Called by a vCPU's thread when it has left the guest.
     pub fn leave(&self, vcpu: u32) {
-        let mut state = self.lock();
-        state.inside[vcpu as usize] = None;
-        if state.exclusive.is_some() {
+        self.places[vcpu as usize].is_inside.store(false, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if self.alone.load(Ordering::Relaxed) != NOBODY {
+            // Whoever is waiting has the lock until it waits.
+            drop(self.lock());
             self.changed.notify_all();
         }
     }
 
     /// Called by a vCPU's thread outside the guest: returns when it is alone.
     pub fn begin_exclusive(&self, vcpu: u32) {
-        let mut state = self.lock();
-        while state.exclusive.is_some() {
-            state = self.wait(state);
+        let mut gate = self.lock();
+        while self.alone.load(Ordering::SeqCst) != NOBODY {
+            gate = self.wait(gate);
         }
-        state.exclusive = Some(vcpu);
-        while state.inside.iter().any(Option::is_some) {
-            for thread in state.inside.iter().flatten() {
-                // SAFETY: a thread that is inside is alive: it leaves before it ends, and cannot
-                // leave while the lock is held.
-                unsafe { thread.kick() };
+        self.alone.store(u64::from(vcpu), Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        loop {
+            let mut is_alone = true;
+            for place in self.places.iter().filter(|place| place.is_inside.load(Ordering::Acquire)) {
+                is_alone = false;
+                if let Some(thread) = *place.thread.lock().unwrap_or_else(PoisonError::into_inner) {
+                    // SAFETY: vCPU threads are joined only when all of them have come to their
+                    // end, and the one that calls this has not.
+                    unsafe { thread.kick() };
+                }
             }
-            state = self.wait(state);
+            if is_alone {
+                return;
+            }
+            gate = self.wait(gate);
         }
     }
 
     /// Lets the others in again.
     pub fn end_exclusive(&self) {
-        self.lock().exclusive = None;
+        let gate = self.lock();
+        self.alone.store(NOBODY, Ordering::SeqCst);
+        drop(gate);
         self.changed.notify_all();
     }
 }

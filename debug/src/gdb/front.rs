@@ -15,7 +15,7 @@
 //! Source: GDB manual, "Packets", "General Query Packets", "vCont"; QEMU's
 //! `docs/system/gdb.rst` for the last but two.
 
-use super::packet::{escape, from_hex, hex, number, push_hex, unescape};
+use super::packet::{escape, from_hex, number, push_hex, unescape};
 use super::session::{InsertError, Session, errno, tid};
 use crate::breakpoint::{self, Kind};
 use crate::expression::Expression;
@@ -26,6 +26,15 @@ use crate::target::{Access, Machine, StopReason};
 pub enum Answer {
     /// This is the reply.
     Reply(Vec<u8>),
+    /// The reply is memory, which may be much: it is encoded where it is sent.
+    Memory {
+        /// First byte, as the debugger sees addresses.
+        address: u64,
+        /// Bytes that one reply can carry, at most.
+        length: usize,
+        /// In binary, escaped, behind a `b`; else in hexadecimal.
+        is_binary: bool,
+    },
     /// gdbstub answers it; this is added to its reply.
     PassOn(&'static str),
     /// The reply, and then the debugger wants the guest to end.
@@ -52,8 +61,8 @@ pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
     match data.first() {
         Some(b'Z') => insert(session, &data[1..]),
         Some(b'z') => remove(session, &data[1..]),
-        Some(b'm') => read_memory(session, &data[1..], false),
-        Some(b'x') => read_memory(session, &data[1..], true),
+        Some(b'm') => read_memory(&data[1..], false),
+        Some(b'x') => read_memory(&data[1..], true),
         Some(b'X') => write_memory(session, &data[1..]),
         Some(b'?') if data.len() == 1 => Answer::Reply(stop_reply(session).into_bytes()),
         Some(b'H') => {
@@ -187,18 +196,16 @@ fn pair(arguments: &[u8]) -> Option<(u64, u64)> {
 /// Bytes that one reply carries, in hexadecimal.
 const MOST_BYTES: u64 = (super::packet::LONGEST as u64 - 16) / 2;
 
-fn read_memory<M: Machine>(session: &Session<M>, arguments: &[u8], binary: bool) -> Answer {
-    let Some((address, length)) = pair(arguments) else { return error(errno::EINVAL) };
-    let mut bytes = vec![0; usize::try_from(length.min(MOST_BYTES)).unwrap_or(0)];
-    let count = session.read(session.current, address, &mut bytes);
-    if count == 0 && length > 0 {
-        return error(errno::EFAULT);
+/// `maddress,length` and `xaddress,length`.
+fn read_memory(arguments: &[u8], is_binary: bool) -> Answer {
+    match pair(arguments) {
+        Some((address, length)) => Answer::Memory {
+            address,
+            length: usize::try_from(length.min(MOST_BYTES)).unwrap_or(0),
+            is_binary,
+        },
+        None => error(errno::EINVAL),
     }
-    Answer::Reply(if binary {
-        [b"b".to_vec(), escape(&bytes[..count])].concat()
-    } else {
-        hex(&bytes[..count])
-    })
 }
 
 /// `Xaddress,length:data`, escaped. gdb tries it with no data to see whether it is served.

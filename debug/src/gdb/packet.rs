@@ -121,23 +121,47 @@ pub fn checksum(data: &[u8]) -> u8 {
 /// A packet with these data, which have no byte that must be escaped.
 pub fn frame(data: &[u8]) -> Vec<u8> {
     let mut packet = Vec::with_capacity(data.len() + 4);
-    packet.push(b'$');
-    packet.extend(data);
-    packet.push(b'#');
-    push_hex(&mut packet, &[checksum(data)]);
+    push_frame(&mut packet, |packet| packet.extend(data));
     packet
+}
+
+/// Appends a packet whose data `push` appends.
+pub fn push_frame(packet: &mut Vec<u8>, push: impl FnOnce(&mut Vec<u8>)) {
+    packet.push(b'$');
+    let start = packet.len();
+    push(packet);
+    let sum = checksum(&packet[start..]);
+    packet.push(b'#');
+    push_hex(packet, &[sum]);
+}
+
+const fn is_special(byte: u8) -> bool {
+    matches!(byte, b'#' | b'$' | b'}' | b'*')
+}
+
+/// Appends binary data, escaped.
+pub fn push_escaped(packet: &mut Vec<u8>, data: &[u8]) {
+    for piece in data.chunks(64) {
+        // Most pieces have nothing to escape; a look at all of one without leaving early is a
+        // few vector instructions.
+        if !piece.iter().fold(false, |found, byte| found | is_special(*byte)) {
+            packet.extend(piece);
+            continue;
+        }
+        for &byte in piece {
+            if is_special(byte) {
+                packet.extend([b'}', byte ^ 0x20]);
+            } else {
+                packet.push(byte);
+            }
+        }
+    }
 }
 
 /// Escapes binary data.
 pub fn escape(data: &[u8]) -> Vec<u8> {
     let mut escaped = Vec::with_capacity(data.len());
-    for &byte in data {
-        if matches!(byte, b'#' | b'$' | b'}' | b'*') {
-            escaped.extend([b'}', byte ^ 0x20]);
-        } else {
-            escaped.push(byte);
-        }
-    }
+    push_escaped(&mut escaped, data);
     escaped
 }
 

@@ -4,7 +4,7 @@
 //! read, or sends what cannot be understood is detached, and the next one is served.
 
 use super::front::{self, Answer};
-use super::packet::{Framer, Item, LONGEST, frame};
+use super::packet::{Framer, Item, LONGEST, frame, push_escaped, push_frame, push_hex};
 use super::session::{RegisterNumber, Session, Stop, errno};
 use crate::target::Machine;
 use arch::Isa;
@@ -217,8 +217,10 @@ struct Client<M: Machine> {
     stub: Option<Stub<M>>,
     /// Bytes to be sent.
     out: Vec<u8>,
-    /// The last packet, in case it has to be sent again.
+    /// The last packet, in case it has to be sent again; empty without acknowledgements.
     last: Vec<u8>,
+    /// Kept from one read of memory to the next.
+    memory: Vec<u8>,
     acknowledges: bool,
 }
 
@@ -333,6 +335,7 @@ impl<M: Machine> Client<M> {
                 stub: Some(stub),
                 out: Vec::new(),
                 last: Vec::new(),
+                memory: Vec::new(),
                 acknowledges: true,
             }),
             Err(error) => {
@@ -375,15 +378,17 @@ impl<M: Machine> Client<M> {
 
     /// Sends as much as the client takes.
     fn flush(&mut self) -> Result<(), Goodbye> {
-        while !self.out.is_empty() {
-            match self.stream.write(&self.out) {
+        let mut sent = 0;
+        while sent < self.out.len() {
+            match self.stream.write(&self.out[sent..]) {
                 Ok(0) => return Err(Goodbye::Detach),
-                Ok(count) => drop(self.out.drain(..count)),
+                Ok(count) => sent += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(_) => return Err(Goodbye::Detach),
             }
         }
+        self.out.drain(..sent);
         if self.out.len() > MOST_WAITING {
             log::warn!("the debugger does not read what it is sent; it is detached");
             return Err(Goodbye::Detach);
@@ -392,9 +397,37 @@ impl<M: Machine> Client<M> {
     }
 
     fn send(&mut self, data: &[u8]) {
-        log::trace!(target: "debug::rsp", "-> {}", String::from_utf8_lossy(data));
-        self.last = frame(data);
-        self.out.extend(&self.last);
+        self.send_with(|packet| packet.extend(data));
+    }
+
+    /// Sends a packet whose data `push` appends.
+    fn send_with(&mut self, push: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.out.len();
+        push_frame(&mut self.out, push);
+        let packet = &self.out[start..];
+        log::trace!(target: "debug::rsp", "-> {}", String::from_utf8_lossy(packet));
+        if self.acknowledges {
+            self.last = packet.to_vec();
+        }
+    }
+
+    /// Sends memory, or an error where nothing of it is there.
+    fn send_memory(&mut self, session: &Session<M>, address: u64, length: usize, is_binary: bool) {
+        let mut bytes = std::mem::take(&mut self.memory);
+        bytes.resize(length, 0);
+        let count = session.read(session.current, address, &mut bytes);
+        if count == 0 && length > 0 {
+            self.send(format!("E{:02x}", errno::EFAULT).as_bytes());
+        } else {
+            self.send_with(|packet| match is_binary {
+                true => {
+                    packet.push(b'b');
+                    push_escaped(packet, &bytes[..count]);
+                }
+                false => push_hex(packet, &bytes[..count]),
+            });
+        }
+        self.memory = bytes;
     }
 
     fn take(&mut self, session: &mut Session<M>, item: Item) -> Result<(), Goodbye> {
@@ -442,6 +475,11 @@ impl<M: Machine> Client<M> {
             Answer::Reply(reply) => {
                 self.acknowledge();
                 self.send(&reply);
+                Ok(())
+            }
+            Answer::Memory { address, length, is_binary } => {
+                self.acknowledge();
+                self.send_memory(session, address, length, is_binary);
                 Ok(())
             }
             Answer::Kill(reply) => {
@@ -514,7 +552,9 @@ impl<M: Machine> Client<M> {
 
     fn queue(&mut self, written: &[u8]) {
         log::trace!(target: "debug::rsp", "-> {}", String::from_utf8_lossy(written));
-        if let Some(start) = written.iter().position(|byte| *byte == b'$') {
+        if self.acknowledges
+            && let Some(start) = written.iter().position(|byte| *byte == b'$')
+        {
             self.last = written[start..].to_vec();
         }
         self.out.extend(written);

@@ -293,7 +293,11 @@ pub fn attach(c: &Context, monitor: Monitor, symbols: &std::path::Path) -> Resul
     let (kernel, initrd) = (c.kernel("6.12"), c.initrd());
     let (socket, command) = debugged(c, monitor, command(c, monitor, &kernel, Some(&initrd), ""));
     let (process, _) = start(monitor, command)?;
-    drop(Client::connect(&socket, Duration::from_secs(10))?);
+    // A client that came first would let the guest run when it went.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !socket.exists() && Instant::now() < deadline {
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
     let time = to_prompt(symbols, Some(&socket));
     drop(process);
     time
