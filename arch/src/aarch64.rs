@@ -7,5 +7,6 @@ pub mod exception_entry;
 pub mod features;
 pub mod layout;
 pub mod paging;
+pub mod simulate;
 pub mod step;
 pub mod syndrome;

@@ -10,5 +10,6 @@ pub mod multiboot_info;
 pub mod paging;
 pub mod pvh;
 pub mod reset_vector;
+pub mod simulate;
 pub mod step;
 pub mod zero_page;

@@ -42,6 +42,57 @@ impl DebugRegisters {
     }
 }
 
+/// A debug register of the guest's own that is armed beside the debugger's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// The register that is armed; watchpoints of aarch64 start at [`arm::MOST`].
+    pub armed: usize,
+    /// The guest's register that it stands for.
+    pub register: usize,
+    /// It is on an instruction.
+    pub is_execute: bool,
+}
+
+/// Adds the guest's own registers, as far as there is room: KVM puts the debugger's in the place
+/// of all of the guest's. The debugger's come first. What the guest has armed by now counts;
+/// what it arms until the next exit is seen then.
+pub fn with_own(
+    host: &HostDebug,
+    ours: &DebugRegisters,
+    guests: &DebugRegisters,
+) -> (DebugRegisters, Vec<Own>) {
+    let mut all = ours.clone();
+    let mut own = Vec::new();
+    match (&mut all, guests) {
+        (DebugRegisters::X86(slots), DebugRegisters::X86(guests)) => {
+            for (register, guest) in guests.iter().enumerate() {
+                let Some(guest) = guest else { continue };
+                let Some(armed) = slots.iter().position(Option::is_none) else { break };
+                slots[armed] = Some(*guest);
+                own.push(Own { armed, register, is_execute: guest.condition == x86::Condition::Execute });
+            }
+        }
+        (
+            DebugRegisters::Aarch64 { breakpoints, watchpoints },
+            DebugRegisters::Aarch64 { breakpoints: guests, watchpoints: guest_watchpoints },
+        ) => {
+            for (ours, guests, there, first) in [
+                (breakpoints, guests, host.breakpoints, 0),
+                (watchpoints, guest_watchpoints, host.watchpoints, arm::MOST),
+            ] {
+                for (register, guest) in guests.iter().enumerate().filter(|(_, guest)| guest.is_enabled()) {
+                    if ours.len() < there {
+                        own.push(Own { armed: first + ours.len(), register, is_execute: first == 0 });
+                        ours.push(*guest);
+                    }
+                }
+            }
+        }
+        _ => {}
+    }
+    (all, own)
+}
+
 /// What a vCPU runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arming {
@@ -195,6 +246,42 @@ pub(crate) mod tests {
         );
         let five = [Want::Execute(1), Want::Execute(2), Want::Execute(3), Want::Execute(4), Want::Execute(5)];
         assert_eq!(allocate(Isa::X86_64, &host(4, 4), &five), Err(TooMany { there: 4 }));
+    }
+
+    #[test]
+    fn the_guests_own_registers_take_what_is_left() {
+        let slot = |address, condition| Some(x86::Slot { address, condition, length: 1 });
+        let ours = DebugRegisters::X86([
+            slot(1, x86::Condition::Execute),
+            None,
+            slot(2, x86::Condition::Write),
+            slot(3, x86::Condition::Write),
+        ]);
+        let guests = DebugRegisters::X86([
+            None,
+            slot(4, x86::Condition::Execute),
+            slot(5, x86::Condition::Write),
+            None,
+        ]);
+        let (all, own) = with_own(&host(4, 4), &ours, &guests);
+        assert_eq!(own, [Own { armed: 1, register: 1, is_execute: true }]);
+        let DebugRegisters::X86(slots) = all else { panic!() };
+        assert_eq!(slots.map(|slot| slot.map_or(0, |slot| slot.address)), [1, 4, 2, 3]);
+
+        let (off, on) = (arm::Pair::default(), arm::breakpoint(0x1000));
+        let ours =
+            DebugRegisters::Aarch64 { breakpoints: vec![arm::breakpoint(0x2000)], watchpoints: vec![] };
+        let guests = DebugRegisters::Aarch64 { breakpoints: vec![off, on, on], watchpoints: vec![on, off] };
+        let (all, own) = with_own(&host(2, 2), &ours, &guests);
+        assert_eq!(
+            own,
+            [
+                Own { armed: 1, register: 1, is_execute: true },
+                Own { armed: 16, register: 0, is_execute: false }
+            ]
+        );
+        let DebugRegisters::Aarch64 { breakpoints, watchpoints } = all else { panic!() };
+        assert_eq!((breakpoints.len(), watchpoints.len()), (2, 1));
     }
 
     #[test]

@@ -12,15 +12,19 @@
 
 use crate::arming::{Allocation, Arming, DebugRegisters, TooMany, Want, allocate};
 use crate::breakpoint::{Breakpoint, Kind, Place, Table};
+use crate::disassemble::{LONGEST_INSTRUCTION, Mode};
 use crate::expression::{Expression, Target};
 use crate::memory::{self, Space};
+use crate::range;
 use crate::target::{
-    Action, Cpu, HostDebug, Memory, Order, SoftwareBreakpoints, Stepped, StopReason, TargetError,
+    Action, Code, Cpu, HostDebug, Memory, Order, SoftwareBreakpoints, Stepped, StopReason, TargetError,
 };
 use crate::trap::{Cause, Injection, Owner, Situation, Trap, decide};
-use arch::register::{Bank, RegisterFile};
+use arch::register::RegisterFile;
+use arch::x86::simulate::Bits;
 use arch::{GuestPhys, GuestVirt, Isa};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What a vCPU's thread does after an exit.
@@ -39,8 +43,8 @@ pub enum Verdict {
 pub struct State {
     /// The breakpoints.
     pub table: Table,
-    /// What each vCPU does.
-    pub actions: Vec<Action>,
+    /// What each vCPU does, and how far it has come.
+    progress: Vec<Progress>,
     /// Whether steps may fall into interrupt handlers.
     pub step_interrupts: bool,
     /// A debugger is attached.
@@ -51,6 +55,30 @@ pub struct State {
     owners: Vec<usize>,
     /// What `dprintf` has printed, for the debugger.
     output: VecDeque<String>,
+}
+
+/// How far a vCPU has come with its action.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    action: Action,
+    /// Steps of a range that have been made.
+    steps: u32,
+    /// The range is run through instead of stepped.
+    run: Option<Run>,
+    /// The instruction under a breakpoint, whose hit has been dealt with, faulted when it was
+    /// stepped: program counter and stack pointer. When it is executed again after the fault has
+    /// been handled, that is no new hit.
+    retry: Option<(u64, u64)>,
+}
+
+/// A range that is run through.
+#[derive(Clone, Debug)]
+struct Run {
+    /// The stack pointer when it began, if that is known: exits of the range are met by other
+    /// tasks of the guest, too.
+    stack: Option<u64>,
+    wants: Vec<Want>,
+    allocation: Allocation,
 }
 
 /// The engine of one target.
@@ -69,7 +97,7 @@ impl Engine {
     pub fn new(isa: Isa, host: HostDebug, vcpus: u32) -> Engine {
         let state = State {
             table: Table::new(isa),
-            actions: vec![Action::Run; vcpus as usize],
+            progress: vec![Progress::default(); vcpus as usize],
             step_interrupts: false,
             is_attached: false,
             allocation: Allocation { registers: DebugRegisters::none(isa), served: Vec::new() },
@@ -123,28 +151,34 @@ impl Engine {
         Ok(())
     }
 
-    /// What a vCPU runs with to do `action`.
-    pub fn arming(&self, state: &State, action: Action) -> Arming {
+    /// What a vCPU runs with to do what it does.
+    pub fn arming(&self, state: &State, vcpu: u32) -> Arming {
+        let progress = state.progress(vcpu);
+        let run = progress.run.as_ref();
         Arming {
-            step: matches!(action, Action::Step | Action::StepRange(..)),
+            step: progress.action.is_step() && run.is_none(),
             block_interrupts: !state.step_interrupts,
             software: state.table.has_planted(),
-            registers: state.allocation.registers.clone(),
+            registers: run.map_or(&state.allocation, |run| &run.allocation).registers.clone(),
         }
     }
 
     /// Begins an order, on the vCPU's thread.
     pub fn start(&self, cpu: &mut dyn Cpu, order: &Order) -> Verdict {
-        let begun = if order.steps_off {
-            let place = cpu.pc_and_flags().ok().and_then(|(pc, _)| locate(cpu, pc));
-            self.step_over(cpu, place, &order.arming)
-                .and_then(|stepped| self.after_step_over(cpu, &stepped, order.action, &order.arming))
-        } else {
-            cpu.arm(&order.arming).map(|()| Verdict::GoOn)
-        };
+        let begun = if order.steps_off { self.step_off(cpu, order) } else { self.just_start(cpu, order) };
         begun.unwrap_or_else(|error| {
             Verdict::Stop(StopReason::Fatal(format!("it cannot be resumed: {error}")))
         })
+    }
+
+    fn just_start(&self, cpu: &mut dyn Cpu, order: &Order) -> Result<Verdict, TargetError> {
+        cpu.arm(&order.arming).map(|()| Verdict::GoOn)
+    }
+
+    fn step_off(&self, cpu: &mut dyn Cpu, order: &Order) -> Result<Verdict, TargetError> {
+        let place = pc(cpu).ok().and_then(|pc| locate(cpu, pc));
+        cpu.arm(&order.arming)?;
+        self.pass(cpu, place)
     }
 
     /// Judges an exit of `cpu` that may be the debugger's.
@@ -156,9 +190,8 @@ impl Engine {
     }
 
     fn try_judge(&self, cpu: &mut dyn Cpu, trap: &Trap) -> Result<Verdict, TargetError> {
-        let (pc, _) = cpu.pc_and_flags()?;
+        let pc = pc(cpu)?;
         let mut state = self.state();
-        let action = state.actions.get(cpu.id() as usize).copied().unwrap_or_default();
         let is_plain_step = matches!(trap, Trap::Aarch64 { exception, .. }
             if matches!(exception, arch::aarch64::syndrome::DebugException::SoftwareStep { .. }));
         let place = if is_plain_step { None } else { locate(cpu, pc) };
@@ -167,53 +200,59 @@ impl Engine {
             let mut byte = [0];
             (self.isa == Isa::X86_64 && cpu.memory().read(place, &mut byte) == 1).then_some(byte[0])
         });
+        let progress = state.progress(cpu.id());
+        let (wants, allocation) = match &progress.run {
+            Some(run) => (&run.wants, &run.allocation),
+            None => (&state.wants, &state.allocation),
+        };
         let situation = Situation {
             pc,
             is_planted,
             opcode,
-            is_step: matches!(action, Action::Step | Action::StepRange(..)),
-            registers: &state.allocation.registers,
-            served: &state.allocation.served,
-            wants: &state.wants,
+            is_step: progress.action.is_step(),
+            registers: &allocation.registers,
+            served: &allocation.served,
+            wants,
+            own: cpu.own_registers(),
         };
         match decide(trap, &situation) {
             Owner::Nobody => Ok(Verdict::NotOurs),
             Owner::Guest(injection) => {
                 drop(state);
-                self.give_back(cpu, &injection, action)
+                self.give_back(cpu, &injection)
             }
             Owner::Debugger(Cause::Step) => {
-                let arming = self.arming(&state, action);
                 drop(state);
-                after_step(cpu, pc, action, &arming)
+                self.after_step(cpu)
             }
             Owner::Debugger(Cause::Planted) => {
                 // `is_planted` says that it translates.
                 let Some(place) = place else { return Ok(Verdict::NotOurs) };
                 let hit = state.table.planted_at(place);
-                if self.stops(cpu, &mut state, &hit) {
+                if !state.is_retry(cpu, pc) && self.stops(cpu, &mut state, &hit) {
                     return Ok(Verdict::Stop(StopReason::Breakpoint));
                 }
-                let arming = self.arming(&state, action);
                 drop(state);
-                let stepped = self.step_over(cpu, Some(place), &arming)?;
-                self.after_step_over(cpu, &stepped, action, &arming)
+                self.pass(cpu, Some(place))
+            }
+            // An exit of a range that is run through.
+            Owner::Debugger(Cause::Execute(want)) if want >= state.wants.len() => {
+                drop(state);
+                self.leave_range(cpu, pc)
             }
             Owner::Debugger(Cause::Execute(want)) => {
                 let index = state.owners.get(want).copied().unwrap_or(usize::MAX);
                 // A page that was missing when the breakpoint was asked for is there now; but
                 // the others are still armed as they are, so `refresh` plants it.
-                if self.stops(cpu, &mut state, &[index]) {
+                if !state.is_retry(cpu, pc) && self.stops(cpu, &mut state, &[index]) {
                     let kind = state.table.get(index).map(|breakpoint| breakpoint.kind);
                     return Ok(Verdict::Stop(match kind {
                         Some(Kind::Software) => StopReason::Breakpoint,
                         _ => StopReason::HardwareBreakpoint,
                     }));
                 }
-                let arming = self.arming(&state, action);
                 drop(state);
-                let stepped = self.step_over(cpu, place, &arming)?;
-                self.after_step_over(cpu, &stepped, action, &arming)
+                self.pass(cpu, place)
             }
             Owner::Debugger(Cause::Watch(want, address)) => {
                 let index = state.owners.get(want).copied().unwrap_or(usize::MAX);
@@ -223,14 +262,13 @@ impl Engine {
                 {
                     return Ok(Verdict::Stop(StopReason::Watchpoint { address, access }));
                 }
-                let arming = self.arming(&state, action);
                 drop(state);
-                // x86 reports after the access, aarch64 before it.
-                let stepped = match self.isa {
-                    Isa::Aarch64 => self.step_over(cpu, None, &arming)?,
-                    Isa::X86_64 => Stepped::Done,
-                };
-                self.after_step_over(cpu, &stepped, action, &arming)
+                match self.isa {
+                    // The access is still to come.
+                    Isa::Aarch64 => self.pass(cpu, None),
+                    // It is done.
+                    Isa::X86_64 => self.after_step(cpu),
+                }
             }
         }
     }
@@ -242,7 +280,7 @@ impl Engine {
             state.table.count(index);
             let Some(breakpoint) = state.table.get(index) else { continue };
             let Breakpoint { conditions, commands, .. } = breakpoint.clone();
-            let mut target = Evaluation::new(cpu, self.isa, &state.table);
+            let mut target = Evaluation::new(cpu, &state.table);
             let holds = conditions.is_empty() || conditions.iter().any(|condition| target.holds(condition));
             if !holds {
                 continue;
@@ -260,16 +298,65 @@ impl Engine {
         stops
     }
 
+    /// Gets a vCPU past the instruction at its program counter, which a breakpoint at `place` or
+    /// a watchpoint holds it at, and goes on with its action. The vCPU is armed for it.
+    fn pass(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Verdict, TargetError> {
+        if self.get_past(cpu, place)? == Stepped::Other {
+            return Ok(Verdict::GoOn);
+        }
+        let runs_in = {
+            let state = self.state();
+            let progress = state.progress(cpu.id());
+            progress.run.as_ref().map(|_| progress.action)
+        };
+        match runs_in {
+            None => self.after_step(cpu),
+            Some(Action::StepRange(start, end)) if (start..end).contains(&pc(cpu)?) => Ok(Verdict::GoOn),
+            Some(_) => self.look_at_range(cpu),
+        }
+    }
+
+    /// Executes the instruction under a breakpoint, one way or the other.
+    fn get_past(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Stepped, TargetError> {
+        match place {
+            Some(place) if self.simulate(cpu, place)? => Ok(Stepped::Done),
+            place => self.step_over(cpu, place),
+        }
+    }
+
+    /// Does without a step what the instruction under a breakpoint does, if it is simple.
+    fn simulate(&self, cpu: &mut dyn Cpu, place: GuestPhys) -> Result<bool, TargetError> {
+        let code = cpu.code()?;
+        let mut bytes = [0; LONGEST_INSTRUCTION];
+        // Where the next page is, only a walk can tell.
+        let left = usize::try_from(PAGE - place.0 % PAGE).unwrap_or(0).min(bytes.len());
+        let count = cpu.memory().read(place, &mut bytes[..left]);
+        self.state().table.unmask(place, &mut bytes[..count]);
+        let bytes = &bytes[..count];
+        let read = |row| cpu.register(row);
+        let changes = match (self.isa, code) {
+            (Isa::X86_64, Code { mode: Mode::Bits64, .. }) => {
+                arch::x86::simulate::simulate(bytes, Bits::Code64, read)
+            }
+            (Isa::X86_64, Code { mode: Mode::Protected32, base: 0 }) => {
+                arch::x86::simulate::simulate(bytes, Bits::Code32, read)
+            }
+            (Isa::X86_64, _) => None,
+            (Isa::Aarch64, _) => arch::bytes::u32_at(bytes, 0)
+                .and_then(|instruction| arch::aarch64::simulate::simulate(instruction, read)),
+        };
+        let Some(changes) = changes else { return Ok(false) };
+        let mut file = RegisterFile::new(self.isa);
+        changes.into_iter().for_each(|(row, value)| file.set_row(row, value));
+        cpu.set_registers(&file)?;
+        Ok(true)
+    }
+
     /// Executes the instruction under a breakpoint while no other vCPU runs.
-    ///
-    /// # Errors
-    /// [`TargetError`].
-    pub fn step_over(
-        &self,
-        cpu: &mut dyn Cpu,
-        place: Option<GuestPhys>,
-        arming: &Arming,
-    ) -> Result<Stepped, TargetError> {
+    fn step_over(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Stepped, TargetError> {
+        let before = pc(cpu)?;
+        let stack = stack(cpu);
+        let arming = self.arming(&self.state(), cpu.id());
         cpu.begin_exclusive();
         let lifted = place.filter(|place| self.state().table.lift(cpu.memory(), *place));
         let alone = Arming {
@@ -282,46 +369,132 @@ impl Engine {
         if let Some(place) = lifted {
             self.state().table.replant(cpu.memory(), place);
         }
-        let armed = cpu.arm(arming);
+        let armed = cpu.arm(&arming);
         cpu.end_exclusive();
         let stepped = result?;
         armed?;
-        // The instruction under the breakpoint may be the guest's own breakpoint.
-        if let Stepped::Trapped(trap) = &stepped
-            && let Owner::Guest(injection) = decide_alone(cpu, trap, &alone)?
-        {
-            cpu.inject(&injection)?;
+        match &stepped {
+            // The instruction under the breakpoint may be the guest's own breakpoint.
+            Stepped::Trapped(trap) => {
+                if let Owner::Guest(injection) = decide_alone(cpu, trap, &alone)? {
+                    cpu.inject(&injection)?;
+                }
+            }
+            Stepped::Faulted => {
+                if let Some(progress) = self.state().progress.get_mut(cpu.id() as usize) {
+                    progress.retry = stack.map(|stack| (before, stack));
+                }
+            }
+            Stepped::Done | Stepped::Other => {}
         }
         Ok(stepped)
     }
 
-    /// A step over a breakpoint counts as the step that was asked for, if one was.
-    fn after_step_over(
-        &self,
-        cpu: &mut dyn Cpu,
-        stepped: &Stepped,
-        action: Action,
-        arming: &Arming,
-    ) -> Result<Verdict, TargetError> {
-        if !arming.step || *stepped == Stepped::Other {
-            return Ok(Verdict::GoOn);
-        }
-        let (pc, _) = cpu.pc_and_flags()?;
-        after_step(cpu, pc, action, arming)
-    }
-
     /// Gives the guest an exception of its own; a requested step ends in its handler.
-    fn give_back(
-        &self,
-        cpu: &mut dyn Cpu,
-        injection: &Injection,
-        action: Action,
-    ) -> Result<Verdict, TargetError> {
+    fn give_back(&self, cpu: &mut dyn Cpu, injection: &Injection) -> Result<Verdict, TargetError> {
         cpu.inject(injection)?;
-        let is_step = matches!(action, Action::Step | Action::StepRange(..));
+        let is_step = self.state().progress(cpu.id()).action.is_step();
         // On aarch64 the vCPU is at its vector now. On x86 KVM delivers the exception when the
         // guest is entered; the step ends at the handler then.
         Ok(if is_step && self.isa == Isa::Aarch64 { Verdict::Stop(StopReason::Step) } else { Verdict::GoOn })
+    }
+
+    /// After an instruction has been executed: the step that was asked for, or one of a range.
+    fn after_step(&self, cpu: &mut dyn Cpu) -> Result<Verdict, TargetError> {
+        let pc = pc(cpu)?;
+        let faulted = cpu.faulted_at();
+        let mut state = self.state();
+        let Some(progress) = state.progress.get_mut(cpu.id() as usize) else { return Ok(Verdict::GoOn) };
+        match progress.action {
+            Action::StepRange(start, end) if (start..end).contains(&pc) => {
+                progress.steps += 1;
+                if progress.steps == STEPS_BEFORE_RUN {
+                    let exits = self.exits(cpu, start..end);
+                    self.begin_run(&mut state, cpu.id(), stack(cpu), exits);
+                }
+                // The guest may have changed its own flags, so the step is asked for again.
+                let arming = self.arming(&state, cpu.id());
+                drop(state);
+                cpu.arm(&arming)?;
+                Ok(Verdict::GoOn)
+            }
+            // An instruction of the range has faulted: its handler is no part of the range, and
+            // when it is done the range goes on where it was.
+            Action::StepRange(start, end) if faulted.is_some_and(|at| (start..end).contains(&at)) => {
+                let exits = faulted.map(|at| vec![at]);
+                self.begin_run(&mut state, cpu.id(), None, exits);
+                if state.progress(cpu.id()).run.is_none() {
+                    return Ok(Verdict::Stop(StopReason::Step));
+                }
+                let arming = self.arming(&state, cpu.id());
+                drop(state);
+                cpu.arm(&arming)?;
+                Ok(Verdict::GoOn)
+            }
+            Action::Step | Action::StepRange(..) => Ok(Verdict::Stop(StopReason::Step)),
+            Action::Run | Action::Stay => Ok(Verdict::GoOn),
+        }
+    }
+
+    /// Where a range can be left, if it can be run through.
+    fn exits(&self, cpu: &dyn Cpu, range: Range<u64>) -> Option<Vec<u64>> {
+        let length = range.end.checked_sub(range.start).filter(|length| *length <= range::LONGEST)?;
+        let mode = cpu.code().ok()?.mode;
+        let mut code = vec![0; usize::try_from(length).ok()?];
+        let space = Space::Virtual(cpu.regime().ok()?);
+        let count = memory::read(cpu.memory(), &space, None, GuestVirt(range.start), &mut code);
+        if count < code.len() {
+            return None;
+        }
+        range::exits(self.isa, mode, &range, &code, self.host.breakpoints)
+    }
+
+    /// Runs from here to one of `exits`, if there are debug registers for all of them.
+    fn begin_run(&self, state: &mut State, vcpu: u32, stack: Option<u64>, exits: Option<Vec<u64>>) {
+        let Some(exits) = exits else { return };
+        let mut wants = state.wants.clone();
+        wants.extend(exits.into_iter().map(Want::Execute));
+        if let Ok(allocation) = allocate(self.isa, &self.host, &wants)
+            && let Some(progress) = state.progress.get_mut(vcpu as usize)
+        {
+            progress.run = Some(Run { stack, wants, allocation });
+        }
+    }
+
+    /// At an exit of a range that is run through.
+    fn leave_range(&self, cpu: &mut dyn Cpu, pc: u64) -> Result<Verdict, TargetError> {
+        let other = {
+            let state = self.state();
+            let began = state.progress(cpu.id()).run.as_ref().and_then(|run| run.stack);
+            began.zip(stack(cpu)).is_some_and(|(began, now)| began.abs_diff(now) > SAME_STACK)
+        };
+        if other {
+            // Another task of the guest is here.
+            let place = locate(cpu, pc);
+            self.get_past(cpu, place)?;
+            return Ok(Verdict::GoOn);
+        }
+        self.look_at_range(cpu)
+    }
+
+    /// Ends a range that was run through, or steps an instruction within it.
+    fn look_at_range(&self, cpu: &mut dyn Cpu) -> Result<Verdict, TargetError> {
+        let pc = pc(cpu)?;
+        let mut state = self.state();
+        let Some(progress) = state.progress.get_mut(cpu.id() as usize) else { return Ok(Verdict::GoOn) };
+        progress.run = None;
+        progress.steps = 0;
+        match progress.action {
+            Action::StepRange(start, end) if !(start..end).contains(&pc) => {
+                Ok(Verdict::Stop(StopReason::Step))
+            }
+            _ => {
+                let arming = self.arming(&state, cpu.id());
+                drop(state);
+                cpu.arm(&arming)?;
+                Ok(Verdict::GoOn)
+            }
+        }
     }
 
     /// Looks whether pages of waiting breakpoints have appeared, and plants again what the
@@ -359,6 +532,29 @@ impl Engine {
 }
 
 impl State {
+    /// Gives each vCPU a new action.
+    pub fn begin(&mut self, actions: &[Action]) {
+        for (progress, action) in self.progress.iter_mut().zip(actions) {
+            *progress = Progress { action: *action, retry: progress.retry, ..Progress::default() };
+        }
+    }
+
+    fn progress(&self, vcpu: u32) -> &Progress {
+        const NONE: &Progress = &Progress { action: Action::Run, steps: 0, run: None, retry: None };
+        self.progress.get(vcpu as usize).unwrap_or(NONE)
+    }
+
+    /// Whether a hit at `pc` is of an instruction that is executed again after its fault. Asked
+    /// once for each hit.
+    fn is_retry(&mut self, cpu: &dyn Cpu, pc: u64) -> bool {
+        let Some(progress) = self.progress.get_mut(cpu.id() as usize) else { return false };
+        let is_retry = progress.retry.is_some_and(|(at, sp)| at == pc && stack(cpu) == Some(sp));
+        if is_retry {
+            progress.retry = None;
+        }
+        is_retry
+    }
+
     fn print(&mut self, text: String) {
         if text.is_empty() {
             return;
@@ -380,22 +576,31 @@ impl State {
     }
 }
 
-/// After a step: the one that was asked for, or one of a range.
-fn after_step(cpu: &mut dyn Cpu, pc: u64, action: Action, arming: &Arming) -> Result<Verdict, TargetError> {
-    match action {
-        Action::StepRange(start, end) if (start..end).contains(&pc) => {
-            // The guest may have changed its own flags, so the step is asked for again.
-            cpu.arm(arming)?;
-            Ok(Verdict::GoOn)
-        }
-        Action::Step | Action::StepRange(..) => Ok(Verdict::Stop(StopReason::Step)),
-        Action::Run | Action::Stay => Ok(Verdict::GoOn),
-    }
+/// Single steps of a range before it is looked at whether it can be run through: most ranges
+/// are over by then.
+const STEPS_BEFORE_RUN: u32 = 8;
+/// How far the stack pointer of the same task moves within a source line, bytes.
+const SAME_STACK: u64 = 8 << 10;
+/// The smallest page of either architecture, bytes.
+const PAGE: u64 = 4096;
+
+/// The linear program counter.
+fn pc(cpu: &dyn Cpu) -> Result<u64, TargetError> {
+    let (pc, _) = cpu.pc_and_flags()?;
+    Ok(cpu.code()?.linear(pc))
+}
+
+fn stack(cpu: &dyn Cpu) -> Option<u64> {
+    let name = match cpu.isa() {
+        Isa::X86_64 => "rsp",
+        Isa::Aarch64 => "sp",
+    };
+    cpu.register(arch::register::row(cpu.isa(), name)?)
 }
 
 /// Whose a trap is that came during a step with nothing of the debugger's in the way.
 fn decide_alone(cpu: &dyn Cpu, trap: &Trap, alone: &Arming) -> Result<Owner, TargetError> {
-    let (pc, _) = cpu.pc_and_flags()?;
+    let pc = pc(cpu)?;
     let opcode = locate(cpu, pc).and_then(|place| {
         let mut byte = [0];
         (cpu.memory().read(place, &mut byte) == 1).then_some(byte[0])
@@ -403,7 +608,16 @@ fn decide_alone(cpu: &dyn Cpu, trap: &Trap, alone: &Arming) -> Result<Owner, Tar
     let registers = &alone.registers;
     Ok(decide(
         trap,
-        &Situation { pc, is_planted: false, opcode, is_step: true, registers, served: &[], wants: &[] },
+        &Situation {
+            pc,
+            is_planted: false,
+            opcode,
+            is_step: true,
+            registers,
+            served: &[],
+            wants: &[],
+            own: cpu.own_registers(),
+        },
     ))
 }
 
@@ -417,22 +631,13 @@ fn locate(cpu: &dyn Cpu, pc: u64) -> Option<GuestPhys> {
 struct Evaluation<'a> {
     cpu: &'a dyn Cpu,
     table: &'a Table,
-    registers: RegisterFile,
-    all_registers: Option<RegisterFile>,
     space: Option<Space>,
     printed: String,
 }
 
 impl<'a> Evaluation<'a> {
-    fn new(cpu: &'a dyn Cpu, isa: Isa, table: &'a Table) -> Evaluation<'a> {
-        Evaluation {
-            cpu,
-            table,
-            registers: RegisterFile::new(isa),
-            all_registers: None,
-            space: None,
-            printed: String::new(),
-        }
+    fn new(cpu: &'a dyn Cpu, table: &'a Table) -> Evaluation<'a> {
+        Evaluation { cpu, table, space: None, printed: String::new() }
     }
 
     /// A condition that cannot be evaluated holds, so that the user sees the stop.
@@ -449,14 +654,7 @@ impl<'a> Evaluation<'a> {
 
 impl Target for Evaluation<'_> {
     fn register(&mut self, number: u16) -> Option<u64> {
-        let row = usize::from(number);
-        if !self.registers.has(row) {
-            self.registers = self.cpu.registers(&[Bank::General]);
-        }
-        if let Some(value) = self.registers.get_row(row) {
-            return Some(value);
-        }
-        self.all_registers.get_or_insert_with(|| self.cpu.registers(&Bank::ALL)).get_row(row)
+        self.cpu.register(usize::from(number))
     }
 
     fn memory(&mut self, address: u64, bytes: &mut [u8]) -> bool {

@@ -24,6 +24,7 @@ pub mod engine;
 pub mod expression;
 pub mod gdb;
 pub mod memory;
+pub mod range;
 pub mod report;
 pub mod target;
 pub mod trap;

@@ -6,7 +6,8 @@
 //! [engine](crate::engine) judges its exit there, so that a step over a breakpoint or a false
 //! condition needs no other thread.
 
-use crate::arming::Arming;
+use crate::arming::{Arming, Own};
+use crate::disassemble::Mode;
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile};
@@ -25,6 +26,29 @@ pub trait Memory: TableMemory + Send + Sync {
 
     /// The ranges of RAM.
     fn ranges(&self) -> Vec<PhysRange>;
+}
+
+/// How a vCPU reads the code that it executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code {
+    /// Width of its instructions' operands and addresses.
+    pub mode: Mode,
+    /// x86: what the code segment adds to the program counter outside 64-bit mode.
+    pub base: u64,
+}
+
+impl Code {
+    /// 64-bit code, of either architecture.
+    pub const FLAT_64: Code = Code { mode: Mode::Bits64, base: 0 };
+
+    /// The linear address of a program counter, which is what debug registers compare and page
+    /// tables translate.
+    pub fn linear(&self, pc: u64) -> u64 {
+        match self.mode {
+            Mode::Bits64 => pc,
+            Mode::Protected32 | Mode::Real16 => self.base.wrapping_add(pc) & 0xffff_ffff,
+        }
+    }
 }
 
 /// What a vCPU is doing.
@@ -122,6 +146,13 @@ pub enum Action {
     Stay,
 }
 
+impl Action {
+    /// Whether it is a step, or more than one.
+    pub fn is_step(self) -> bool {
+        matches!(self, Action::Step | Action::StepRange(..))
+    }
+}
+
 /// What a vCPU is told when the target is resumed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
@@ -201,6 +232,12 @@ pub trait Machine: Send {
     /// [`TargetError::NoVcpu`].
     fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, TargetError>;
 
+    /// How a vCPU that stands still reads its code.
+    ///
+    /// # Errors
+    /// [`TargetError::NoVcpu`], [`TargetError::Host`].
+    fn code(&self, vcpu: u32) -> Result<Code, TargetError>;
+
     /// How a vCPU that stands still translates addresses.
     ///
     /// # Errors
@@ -253,6 +290,8 @@ pub trait Machine: Send {
 pub enum Stepped {
     /// The instruction is done.
     Done,
+    /// It is not: it faulted, and the vCPU is at the handler.
+    Faulted,
     /// It raised a debug exception instead.
     Trapped(crate::trap::Trap),
     /// Something else happened first, for instance an exit that ends the guest; the run loop
@@ -274,8 +313,21 @@ pub trait Cpu {
     /// [`TargetError::Host`].
     fn pc_and_flags(&self) -> Result<(u64, u64), TargetError>;
 
+    /// How it reads its code.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn code(&self) -> Result<Code, TargetError>;
+
     /// Reads registers.
     fn registers(&self, banks: &[Bank]) -> RegisterFile;
+
+    /// Reads one register of up to 64 bits, by its row.
+    fn register(&self, row: usize) -> Option<u64>;
+
+    /// The debug registers in force that are the guest's own. `None` where nothing else is in
+    /// force, and the guest's are as it set them.
+    fn own_registers(&self) -> Option<&[Own]>;
 
     /// How it translates addresses.
     ///
@@ -310,6 +362,10 @@ pub trait Cpu {
 
     /// Lets the others in again.
     fn end_exclusive(&mut self);
+
+    /// The linear address of the instruction that was stepped last, if it faulted instead and the
+    /// vCPU is at the handler.
+    fn faulted_at(&self) -> Option<u64>;
 
     /// Executes one instruction, interrupts kept out as the arming says, serving the accesses
     /// that it makes.

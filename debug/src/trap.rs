@@ -4,7 +4,7 @@
 //! counter, and what the vCPU was armed with. It asks KVM nothing. What is the guest's own is
 //! described by an [`Injection`], which gives it back as the hardware would have.
 
-use crate::arming::{DebugRegisters, Want};
+use crate::arming::{DebugRegisters, Own, Want};
 use crate::target::Access;
 use arch::aarch64::debug_registers::MOST;
 use arch::aarch64::syndrome::DebugException;
@@ -43,6 +43,9 @@ pub enum Injection {
     Debug {
         /// Bits to set in the guest's `DR6`.
         dr6: u64,
+        /// It comes before its instruction, as that of an instruction breakpoint does: the
+        /// flags that are saved have RF, so that the handler returns past it.
+        is_fault: bool,
         /// Bytes by which RIP goes on first: the length of an `INT1`, whose #DB is a trap,
         /// and which RIP still points to.
         skip: u64,
@@ -97,6 +100,9 @@ pub struct Situation<'a> {
     pub served: &'a [(usize, usize)],
     /// What wanted them.
     pub wants: &'a [Want],
+    /// Which of the registers in force are the guest's own, and which of its own each stands
+    /// for; `None` where all are as the guest set them.
+    pub own: Option<&'a [Own]>,
 }
 
 impl Situation<'_> {
@@ -150,8 +156,14 @@ fn decide_debug(dr6: u64, at: &Situation) -> Owner {
         return Owner::Debugger(Cause::Step);
     }
     let is_int1 = !is_single_step && x86::matches(dr6).next().is_none() && at.opcode == Some(INT1);
-    let known = dr6 & (x86::DR6_BS | x86::DR6_BD | x86::DR6_BT | 0xf);
-    Owner::Guest(Injection::Debug { dr6: known, skip: u64::from(is_int1) })
+    let matched = x86::matches(dr6).filter_map(|register| match at.own {
+        None => Some(register),
+        Some(own) => own.iter().find(|own| own.armed == register).map(|own| own.register),
+    });
+    let bits = matched.fold(0, |bits, register| bits | 1 << register);
+    let is_fault = at.own.unwrap_or_default().iter().any(|own| own.is_execute && dr6 >> own.armed & 1 != 0);
+    let known = dr6 & (x86::DR6_BS | x86::DR6_BD | x86::DR6_BT) | bits;
+    Owner::Guest(Injection::Debug { dr6: known, is_fault, skip: u64::from(is_int1) })
 }
 
 /// How far below a watched byte an access may start that touches it: the largest is a cache
@@ -215,6 +227,7 @@ mod tests {
             registers: &allocation.registers,
             served: &allocation.served,
             wants,
+            own: None,
         };
         change(&mut situation);
         decide(&trap, &situation)
@@ -235,7 +248,7 @@ mod tests {
     #[test]
     fn x86_debug_exceptions() {
         let wants = [Want::Execute(PC), Want::Watch(Access::Write, 0x1000, 4), Want::Execute(0x5000)];
-        let guest = |dr6, skip| Owner::Guest(Injection::Debug { dr6, skip });
+        let guest = |dr6, skip| Owner::Guest(Injection::Debug { dr6, is_fault: false, skip });
         for (dr6, is_step, opcode, expected) in [
             (x86::DR6_BS, true, 0x90, Owner::Debugger(Cause::Step)),
             (x86::DR6_BS, false, 0x90, guest(x86::DR6_BS, 0)),

@@ -18,13 +18,13 @@ use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestPhys, Isa};
-use debug::arming::Arming;
+use debug::arming::{Arming, Own};
 use debug::engine::Engine;
 use debug::gdb::server::{self, Address, Listener};
 use debug::gdb::session::Session;
 use debug::target::{
-    Action, Control, Cpu, Ended, Event, HostDebug, Machine, Memory, Order, Stepped, StopReason, TargetError,
-    VcpuState,
+    Action, Code, Control, Cpu, Ended, Event, HostDebug, Machine, Memory, Order, Stepped, StopReason,
+    TargetError, VcpuState,
 };
 use debug::trap::{Injection, Trap};
 use std::cell::RefCell;
@@ -135,12 +135,25 @@ pub struct ThreadDebug {
     /// x86: the handler of an exception that was given to the guest during a step; the step
     /// ends there.
     pub runs_to: Option<u64>,
+    /// KVM has not been told the arming yet.
+    pub is_new: bool,
+    /// The debug registers in force that are the guest's own, if others are in force.
+    pub own: Option<Vec<Own>>,
+    /// The instruction that was stepped last, if it faulted instead.
+    pub faulted: Option<u64>,
 }
 
 impl ThreadDebug {
     /// Nothing asked for.
     pub fn new() -> ThreadDebug {
-        ThreadDebug { arming: Arming::off(HOST_ISA), outcome: None, runs_to: None }
+        ThreadDebug {
+            arming: Arming::off(HOST_ISA),
+            outcome: None,
+            runs_to: None,
+            is_new: false,
+            own: None,
+            faulted: None,
+        }
     }
 }
 
@@ -200,18 +213,39 @@ impl Cpu for GuestCpu<'_> {
         let arming = &self.thread.arming;
         let target =
             arming.step.then(|| stepping::handler(self.vcpu, &self.debug.memory, injection)).flatten();
-        let Some(target) = target else { return self.vcpu.inject(injection, arming).map_err(host) };
+        let Some(target) = target else {
+            // The guest's own debug registers are added when it is entered.
+            self.thread.is_new = true;
+            return self.vcpu.inject(injection, arming).map_err(host);
+        };
         // With the trap flag on, the flags that the exception saves would have it.
-        self.vcpu.inject(injection, &stepping::run_to(arming, target)).map_err(host)?;
+        self.vcpu.inject(injection, &stepping::run_to(arming, &[target])).map_err(host)?;
         self.thread.runs_to = Some(target);
         Ok(())
     }
 
     fn arm(&mut self, arming: &Arming) -> Result<(), TargetError> {
-        self.vcpu.set_debug(arming).map_err(host)?;
+        // KVM is told when the guest is entered (`stepping::before`).
         self.thread.runs_to = None;
+        self.thread.is_new = true;
         self.thread.arming.clone_from(arming);
         Ok(())
+    }
+
+    fn faulted_at(&self) -> Option<u64> {
+        self.thread.faulted
+    }
+
+    fn own_registers(&self) -> Option<&[Own]> {
+        self.thread.own.as_deref()
+    }
+
+    fn code(&self) -> Result<Code, TargetError> {
+        self.vcpu.code().map_err(host)
+    }
+
+    fn register(&self, row: usize) -> Option<u64> {
+        self.vcpu.register(row)
     }
 
     fn begin_exclusive(&mut self) {
@@ -235,7 +269,10 @@ impl Cpu for GuestCpu<'_> {
                 }
                 // There is a message; the place is as it was before.
                 Left::Interrupted => return Ok(Stepped::Other),
-                Left::Trap(trap) if stepping::is_step(&trap) => return Ok(Stepped::Done),
+                Left::Trap(trap) if stepping::is_step(&trap) => {
+                    let is_done = self.thread.faulted.is_none();
+                    return Ok(if is_done { Stepped::Done } else { Stepped::Faulted });
+                }
                 Left::Trap(trap) => return Ok(Stepped::Trapped(trap)),
                 Left::Ended(outcome) => {
                     self.thread.outcome = Some(outcome);
@@ -305,6 +342,10 @@ impl Machine for LiveMachine {
             self.known.borrow_mut()[vcpu as usize].general = Some(file.clone());
         }
         Ok(file)
+    }
+
+    fn code(&self, vcpu: u32) -> Result<Code, TargetError> {
+        self.vcpus.call(vcpu, |vcpu| vcpu.code()).ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
     }
 
     fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {

@@ -1,5 +1,7 @@
-//! What has to be done around a single step of a vCPU, beyond what KVM does: interrupts kept
-//! out, traces of the step taken out of the guest. The rules are in `arch::*::step`.
+//! What has to be done around an entry to the guest of a vCPU that is debugged, beyond what KVM
+//! does: interrupts kept out of single steps, instructions that cannot be stepped run to where
+//! they lead, traces of the step taken out of the guest, the guest's own debug registers kept
+//! in force. The rules are in `arch::*::step`.
 
 use crate::debugger::{LiveMemory, ThreadDebug};
 use crate::kvm::{HOST_ISA, KvmError, Vcpu};
@@ -7,11 +9,14 @@ use arch::aarch64::step::{self as arm, Repair};
 use arch::aarch64::syndrome::DebugException;
 use arch::register::{Bank, RegisterFile};
 use arch::x86::debug_registers::{Condition, DR6_BS, Slot};
+use arch::x86::simulate::{self, Bits};
 use arch::x86::step::{
-    BREAKPOINT_VECTOR, DEBUG_VECTOR, GATE_SIZE, Leads, RFLAGS_TF, gate_target, leads_to, pushes_flags,
+    BREAKPOINT_VECTOR, DEBUG_VECTOR, FAULTS, GATE_SIZE, Leads, RFLAGS_TF, flags_in_frame, gate_target,
+    leads_to, pushes_flags,
 };
 use arch::{GuestVirt, Isa};
-use debug::arming::{Arming, DebugRegisters};
+use debug::arming::{Arming, DebugRegisters, Want, allocate, with_own};
+use debug::disassemble::{LONGEST_INSTRUCTION, Mode};
 use debug::memory::{self, Space};
 use debug::target::HostDebug;
 use debug::trap::{Injection, Trap};
@@ -25,27 +30,53 @@ pub fn is_step(trap: &Trap) -> bool {
     }
 }
 
-/// The trap of a step over an instruction that was skipped.
-pub fn skipped() -> Trap {
-    Trap::Aarch64 { exception: DebugException::SoftwareStep { load_exclusive: false }, far: 0 }
+/// The trap of a step that has been done in another way.
+pub fn stepped() -> Trap {
+    match HOST_ISA {
+        Isa::X86_64 => Trap::Debug { dr6: DR6_BS },
+        Isa::Aarch64 => {
+            Trap::Aarch64 { exception: DebugException::SoftwareStep { load_exclusive: false }, far: 0 }
+        }
+    }
 }
 
 /// A step that is under way.
-#[derive(Clone, Copy, Debug)]
-pub enum Step {
-    /// Nothing to be done afterwards.
-    Plain,
+#[derive(Clone, Debug, Default)]
+pub struct Step {
+    /// Linear address of the instruction.
+    from: u64,
+    /// The vCPU runs to the first of these instead of stepping; none for a plain step.
+    runs_to: Vec<u64>,
+    /// x86: handlers that the instruction may fault to.
+    faults: Vec<Fault>,
     /// x86: the instruction stores the flags.
-    PushesFlags,
-    /// x86: the instruction saves the flags; the vCPU runs to where it leads.
-    RunsTo(u64),
+    pushes_flags: bool,
     /// aarch64: interrupts are masked.
-    Masked(arm::Before),
-    /// aarch64: the instruction only waits; it has been stepped over.
-    Skipped,
+    masked: Option<arm::Before>,
+    /// aarch64: the instruction and what was known before it.
+    instruction: u32,
 }
 
-/// Prepares a step, if the vCPU is armed for one.
+/// A handler that has a debug register during a step.
+#[derive(Clone, Copy, Debug)]
+struct Fault {
+    handler: u64,
+    /// Where it finds the saved flags, from its stack pointer.
+    flags: u64,
+}
+
+/// What [`before`] has prepared.
+#[derive(Debug)]
+pub enum Prepared {
+    /// The guest runs; no step was asked for.
+    Run,
+    /// The guest makes a step.
+    Step(Step),
+    /// The step is done already: the instruction only waits, and has been gone over.
+    Done,
+}
+
+/// Prepares an entry to the guest, and has KVM told what the vCPU runs with.
 ///
 /// # Errors
 /// [`KvmError`].
@@ -53,58 +84,126 @@ pub fn before(
     vcpu: &Vcpu,
     memory: &LiveMemory,
     host: &HostDebug,
-    thread: &ThreadDebug,
-) -> Result<Step, KvmError> {
-    let arming = &thread.arming;
-    if !arming.step {
-        return Ok(Step::Plain);
-    }
-    if let Some(target) = thread.runs_to {
-        return Ok(Step::RunsTo(target));
+    thread: &mut ThreadDebug,
+) -> Result<Prepared, KvmError> {
+    thread.faulted = None;
+    if !thread.arming.step {
+        if thread.is_new {
+            let arming = thread.arming.clone();
+            set(vcpu, host, thread, arming)?;
+        }
+        return Ok(Prepared::Run);
     }
     let (pc, flags) = vcpu.pc_and_flags()?;
+    let code = vcpu.code()?;
+    let mut step = Step { from: code.linear(pc), ..Step::default() };
     let space = Space::Virtual(vcpu.regime()?);
-    let mut code = [0; 4];
-    let count = memory::read(memory, &space, None, GuestVirt(pc), &mut code);
+    let mut bytes = [0; LONGEST_INSTRUCTION];
+    let count = memory::read(memory, &space, None, GuestVirt(step.from), &mut bytes);
+    let bytes = &bytes[..count];
+    let mut arming = thread.arming.clone();
+    if let Some(target) = thread.runs_to {
+        // An exception has been queued for the guest (`inject`), which armed it.
+        step.runs_to.push(target);
+        return Ok(Prepared::Step(step));
+    }
     match HOST_ISA {
         Isa::X86_64 => {
-            if let Some(leads) = leads_to(&code[..count])
-                && let Some(target) = target(vcpu, memory, &space, leads)
-            {
-                vcpu.set_debug(&run_to(arming, target))?;
-                return Ok(Step::RunsTo(target));
+            let is_long = code.mode == Mode::Bits64;
+            if let Some(target) = leads_to(bytes).and_then(|leads| target(vcpu, memory, &space, leads)) {
+                step.runs_to.push(target);
+                arming = run_to(&arming, &[target]);
+            } else {
+                // Prefixes of 32-bit code are a part of those of 64-bit code.
+                step.pushes_flags = pushes_flags(bytes, is_long);
+                // What can be simulated touches no memory and cannot fault.
+                let bits = if is_long { Bits::Code64 } else { Bits::Code32 };
+                if simulate::simulate(bytes, bits, |_| Some(0)).is_none() {
+                    arm_faults(vcpu, memory, &space, &mut arming, &mut step);
+                }
+                if arming.block_interrupts && !host.blocks_interrupts {
+                    vcpu.shadow_interrupts()?;
+                }
             }
-            if arming.block_interrupts && !host.blocks_interrupts {
-                vcpu.shadow_interrupts()?;
-            }
-            // Prefixes of 32-bit code are a part of those of 64-bit code; a REX prefix in
-            // front of PUSHF in 32-bit code is an instruction of its own, and rare.
-            Ok(if pushes_flags(&code[..count], true) { Step::PushesFlags } else { Step::Plain })
         }
         Isa::Aarch64 => {
-            let instruction = u32::from_le_bytes(code);
-            let before = arm::Before { instruction, pc, pstate: flags };
-            if count == code.len() && arm::is_wait(instruction) {
+            let instruction = arch::bytes::u32_at(bytes, 0).unwrap_or(0);
+            step.instruction = instruction;
+            if arm::is_wait(instruction) {
                 let mut file = RegisterFile::new(HOST_ISA);
                 file.set_pc(pc.wrapping_add(4));
                 vcpu.set_registers(&file)?;
-                return Ok(Step::Skipped);
+                return Ok(Prepared::Done);
             }
-            if !arming.block_interrupts {
-                return Ok(Step::Plain);
+            if arm::is_load_exclusive(instruction) {
+                let mut sequence = [0; 4 * arm::LONGEST_SEQUENCE];
+                let count = memory::read(memory, &space, None, GuestVirt(pc), &mut sequence);
+                let targets = arm::exclusive_sequence(&sequence[..count], pc);
+                if let Some(targets) = targets.filter(|targets| targets.len() <= host.breakpoints) {
+                    arming = run_to(&arming, &targets);
+                    step.runs_to = targets;
+                }
             }
-            let mut file = RegisterFile::new(HOST_ISA);
-            file.set("cpsr", arm::before(&before));
-            vcpu.set_registers(&file)?;
-            Ok(Step::Masked(before))
+            if arming.block_interrupts {
+                let before = arm::Before { instruction, pc, pstate: flags };
+                let mut file = RegisterFile::new(HOST_ISA);
+                file.set("cpsr", arm::before(&before));
+                vcpu.set_registers(&file)?;
+                step.masked = Some(before);
+            }
         }
     }
+    // The guest may have changed the flag that it is stepped with, so KVM is told each time.
+    set(vcpu, host, thread, arming)?;
+    Ok(Prepared::Step(step))
 }
 
-/// What runs to `target` instead of stepping.
-pub fn run_to(arming: &Arming, target: u64) -> Arming {
-    let slot = Slot { address: target, condition: Condition::Execute, length: 1 };
-    Arming { step: false, registers: DebugRegisters::X86([Some(slot), None, None, None]), ..arming.clone() }
+/// Tells KVM, the guest's own debug registers added: KVM puts ours in the place of all of them.
+fn set(vcpu: &Vcpu, host: &HostDebug, thread: &mut ThreadDebug, mut arming: Arming) -> Result<(), KvmError> {
+    thread.own = None;
+    if !arming.registers.is_empty() {
+        let guests = vcpu.own_debug_registers(host)?;
+        let (all, own) = with_own(host, &arming.registers, &guests);
+        arming.registers = all;
+        thread.own = Some(own);
+    }
+    vcpu.set_debug(&arming)?;
+    thread.is_new = false;
+    Ok(())
+}
+
+/// What runs to one of `targets` instead of stepping.
+pub fn run_to(arming: &Arming, targets: &[u64]) -> Arming {
+    let every = HostDebug { breakpoints: targets.len(), ..FULL };
+    let wants: Vec<Want> = targets.iter().map(|target| Want::Execute(*target)).collect();
+    let registers = allocate(HOST_ISA, &every, &wants)
+        .map_or_else(|_| DebugRegisters::none(HOST_ISA), |allocation| allocation.registers);
+    Arming { step: false, registers, ..arming.clone() }
+}
+
+/// A host that can do everything: callers look first whether theirs can.
+const FULL: HostDebug = HostDebug {
+    software: debug::target::SoftwareBreakpoints::Trapped,
+    single_step: true,
+    breakpoints: 0,
+    watchpoints: 0,
+    blocks_interrupts: true,
+};
+
+/// Puts free debug registers on handlers of faults. A fault saves the flags with the trap flag,
+/// and the handler runs without: the step must end there, and the saved flag must go.
+fn arm_faults(vcpu: &Vcpu, memory: &LiveMemory, space: &Space, arming: &mut Arming, step: &mut Step) {
+    let DebugRegisters::X86(slots) = &mut arming.registers else { return };
+    let mut free = slots.iter_mut().filter(|slot| slot.is_none());
+    for vector in FAULTS {
+        let Some(handler) = target(vcpu, memory, space, Leads::Vector(vector)) else { continue };
+        if step.faults.iter().any(|fault| fault.handler == handler) {
+            continue;
+        }
+        let Some(slot) = free.next() else { return };
+        *slot = Some(Slot { address: handler, condition: Condition::Execute, length: 1 });
+        step.faults.push(Fault { handler, flags: flags_in_frame(vector) });
+    }
 }
 
 /// Where an instruction or an exception leads, in 64-bit mode.
@@ -140,51 +239,80 @@ pub fn handler(vcpu: &Vcpu, memory: &LiveMemory, injection: &Injection) -> Optio
     target(vcpu, memory, &space, Leads::Vector(vector))
 }
 
-/// The trap of a step that ran to `target`: the end of the step, if it is there.
-pub fn arrived(vcpu: &Vcpu, step: &Step, trap: Trap) -> Trap {
-    match (step, &trap) {
-        (Step::RunsTo(target), Trap::Debug { .. })
-            if vcpu.pc_and_flags().is_ok_and(|(pc, _)| pc == *target) =>
-        {
-            Trap::Debug { dr6: DR6_BS }
-        }
-        _ => trap,
-    }
-}
-
-/// Puts right what a step has left, after any exit; `is_done` says that the instruction is.
+/// Puts right what a step has left, after any exit, and answers with the trap as the engine
+/// sees it: the end of the step, however it was made.
 ///
 /// # Errors
 /// [`KvmError`].
-pub fn after(vcpu: &Vcpu, memory: &LiveMemory, step: &Step, is_done: bool) -> Result<(), KvmError> {
-    match step {
-        Step::Plain | Step::Skipped | Step::RunsTo(_) => Ok(()),
-        Step::PushesFlags if is_done => {
-            let registers = vcpu.registers(&[Bank::General]);
-            let stack = GuestVirt(registers.get("rsp").unwrap_or(0));
-            let space = Space::Virtual(vcpu.regime()?);
-            let mut flags = [0; 2];
-            if memory::read(memory, &space, None, stack, &mut flags) == flags.len() {
-                let cleared = u16::from_le_bytes(flags) & !u16::try_from(RFLAGS_TF).unwrap_or(0);
-                memory::write(memory, &space, None, stack, &cleared.to_le_bytes());
-            }
-            Ok(())
+pub fn after(
+    vcpu: &Vcpu,
+    memory: &LiveMemory,
+    step: &Step,
+    thread: &mut ThreadDebug,
+    trap: Option<Trap>,
+) -> Result<Option<Trap>, KvmError> {
+    let result = match (HOST_ISA, trap) {
+        (Isa::X86_64, Some(trap @ Trap::Debug { .. })) => Some(after_x86(vcpu, memory, step, thread, trap)?),
+        (Isa::Aarch64, Some(trap @ Trap::Aarch64 { .. })) => Some(after_aarch64(vcpu, step, thread, trap)?),
+        (_, trap) => trap,
+    };
+    if let Some(before) = &step.masked {
+        let after = vcpu.step_state()?;
+        let Repair { pstate, spsr, register } = arm::after(before, &after);
+        let mut repaired = RegisterFile::new(HOST_ISA);
+        if let Some(pstate) = pstate {
+            repaired.set("cpsr", pstate);
         }
-        Step::PushesFlags => Ok(()),
-        Step::Masked(before) => {
-            let after = vcpu.step_state()?;
-            let Repair { pstate, spsr, register } = arm::after(before, &after);
-            let mut repaired = RegisterFile::new(HOST_ISA);
-            if let Some(pstate) = pstate {
-                repaired.set("cpsr", pstate);
-            }
-            if let Some(spsr) = spsr {
-                repaired.set("spsr_el1", spsr);
-            }
-            if let Some((number, value)) = register {
-                repaired.set_row(usize::from(number), value);
-            }
-            vcpu.set_registers(&repaired)
+        if let Some(spsr) = spsr {
+            repaired.set("spsr_el1", spsr);
         }
+        if let Some((number, value)) = register {
+            repaired.set_row(usize::from(number), value);
+        }
+        vcpu.set_registers(&repaired)?;
     }
+    Ok(result)
+}
+
+fn after_x86(
+    vcpu: &Vcpu,
+    memory: &LiveMemory,
+    step: &Step,
+    thread: &mut ThreadDebug,
+    trap: Trap,
+) -> Result<Trap, KvmError> {
+    let (pc, _) = vcpu.pc_and_flags()?;
+    if step.runs_to.contains(&pc) {
+        return Ok(stepped());
+    }
+    let stored_flags = if let Some(fault) = step.faults.iter().find(|fault| fault.handler == pc) {
+        thread.faulted = Some(step.from);
+        Some(fault.flags)
+    } else {
+        (step.pushes_flags && is_step(&trap)).then_some(0)
+    };
+    let Some(offset) = stored_flags else { return Ok(trap) };
+    let registers = vcpu.registers(&[Bank::General]);
+    let place = GuestVirt(registers.get("rsp").unwrap_or(0).wrapping_add(offset));
+    let space = Space::Virtual(vcpu.regime()?);
+    let mut flags = [0; 2];
+    if memory::read(memory, &space, None, place, &mut flags) == flags.len() {
+        let cleared = u16::from_le_bytes(flags) & !u16::try_from(RFLAGS_TF).unwrap_or(0);
+        memory::write(memory, &space, None, place, &cleared.to_le_bytes());
+    }
+    Ok(stepped())
+}
+
+fn after_aarch64(vcpu: &Vcpu, step: &Step, thread: &mut ThreadDebug, trap: Trap) -> Result<Trap, KvmError> {
+    let (pc, _) = vcpu.pc_and_flags()?;
+    if step.runs_to.contains(&pc) {
+        return Ok(stepped());
+    }
+    if is_step(&trap)
+        && arm::may_be_vector(pc, step.from)
+        && arm::has_faulted(step.instruction, step.from, &vcpu.step_state()?)
+    {
+        thread.faulted = Some(step.from);
+    }
+    Ok(trap)
 }

@@ -12,7 +12,7 @@ use crate::kvm::{KvmError, Vcpu, kick};
 use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
 use crate::rate_limit::RateLimit;
-use crate::stepping::{self, Step};
+use crate::stepping::{self, Prepared};
 use arch::register::Bank;
 use debug::disassemble::LONGEST_INSTRUCTION;
 use debug::engine::Verdict;
@@ -283,7 +283,7 @@ fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared) {
                 Message::Stop(_alive) => return,
             }
         }
-        let debug = shared.debug.as_deref().map(|debug| (debug, &thread));
+        let debug = shared.debug.as_deref().map(|debug| (debug, &mut thread));
         running = match run_guest(&mut vcpu, shared, debug, false) {
             Left::Served | Left::Interrupted => true,
             Left::Ended(outcome) => end(&vcpu, shared, &mut thread, outcome),
@@ -388,7 +388,7 @@ pub enum Left {
 pub fn run_guest(
     vcpu: &mut Vcpu,
     shared: &Shared,
-    debug: Option<(&DebugShared, &ThreadDebug)>,
+    debug: Option<(&DebugShared, &mut ThreadDebug)>,
     is_alone: bool,
 ) -> Left {
     let Some((debug, thread)) = debug else {
@@ -396,25 +396,28 @@ pub fn run_guest(
         return serve(id, vcpu.run(), shared, None).unwrap_or_else(|ended| ended.outcome(vcpu, shared));
     };
     let step = match stepping::before(vcpu, &debug.memory, debug.engine.host(), thread) {
-        Ok(Step::Skipped) => return Left::Trap(stepping::skipped()),
-        Ok(step) => step,
+        Ok(Prepared::Run) => None,
+        Ok(Prepared::Step(step)) => Some(step),
+        Ok(Prepared::Done) => return Left::Trap(stepping::stepped()),
         Err(error) => return Left::Ended(cannot_run(vcpu, shared, &error)),
     };
-    if !is_alone {
-        debug.world.enter(vcpu.id());
-    }
     let id = vcpu.id();
+    if !is_alone {
+        debug.world.enter(id);
+    }
     let exit = vcpu.run();
     if !is_alone {
         debug.world.leave(id);
     }
-    let left = serve(id, exit, shared, Some(debug)).map(|left| match left {
-        Left::Trap(trap) => Left::Trap(stepping::arrived(vcpu, &step, trap)),
-        left => left,
-    });
-    let is_done = matches!(&left, Ok(Left::Trap(trap)) if stepping::is_step(trap));
-    match stepping::after(vcpu, &debug.memory, &step, is_done) {
-        Ok(()) => left.unwrap_or_else(|ended| ended.outcome(vcpu, shared)),
+    let left = serve(id, exit, shared, Some(debug));
+    let Some(step) = step else { return left.unwrap_or_else(|ended| ended.outcome(vcpu, shared)) };
+    let trap = match &left {
+        Ok(Left::Trap(trap)) => Some(trap.clone()),
+        _ => None,
+    };
+    match stepping::after(vcpu, &debug.memory, &step, thread, trap) {
+        Ok(Some(trap)) => Left::Trap(trap),
+        Ok(None) => left.unwrap_or_else(|ended| ended.outcome(vcpu, shared)),
         Err(error) => Left::Ended(cannot_run(vcpu, shared, &error)),
     }
 }

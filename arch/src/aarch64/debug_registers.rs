@@ -36,6 +36,13 @@ pub struct Pair {
     pub value: u64,
 }
 
+impl Pair {
+    /// Whether it is armed.
+    pub fn is_enabled(&self) -> bool {
+        self.control & ENABLE != 0
+    }
+}
+
 /// A breakpoint on the instruction at `address`, at EL1 and EL0, in any context.
 pub fn breakpoint(address: u64) -> Pair {
     Pair { control: ENABLE | EL1_AND_EL0 | BAS_ALL << BAS, value: address & !3 }

@@ -8,6 +8,7 @@
 //! and "Exception entry".
 
 use super::exception_entry::pstate;
+use super::simulate::{Flow, flow};
 
 const MASKED: u64 = pstate::I | pstate::F;
 
@@ -62,6 +63,60 @@ pub fn is_wait(instruction: u32) -> bool {
     const WFET: u32 = 0xd503_1000;
     const WFIT: u32 = 0xd503_1020;
     matches!(instruction, WFE | WFI) || matches!(instruction & !0x1f, WFET | WFIT)
+}
+
+/// Whether the instruction begins a sequence that ends with a store-exclusive: LDXR, LDAXR, LDXP
+/// and their kin.
+pub fn is_load_exclusive(instruction: u32) -> bool {
+    is_exclusive(instruction) && instruction >> 22 & 1 != 0
+}
+
+/// Loads and stores exclusive, of which CASP is none.
+fn is_exclusive(instruction: u32) -> bool {
+    instruction & 0x3f80_0000 == 0x0800_0000 && !(instruction >> 31 == 0 && instruction >> 21 & 1 != 0)
+}
+
+/// Instructions of a sequence that are looked at.
+pub const LONGEST_SEQUENCE: usize = 16;
+
+/// Where a sequence of instructions from a load-exclusive to its store-exclusive can be left:
+/// behind the store, and where branches within lead. Returning from an exception, as each step
+/// does, clears the exclusive monitor, so that a store-exclusive that is stepped to always fails
+/// (Arm ARM (DDI 0487), "Use of the monitors" and "Context switch support"). `None` when there is
+/// no such end within [`LONGEST_SEQUENCE`] instructions.
+pub fn exclusive_sequence(code: &[u8], pc: u64) -> Option<Vec<u64>> {
+    let mut targets = Vec::new();
+    for (index, word) in code.chunks_exact(4).take(LONGEST_SEQUENCE).enumerate() {
+        let instruction = u32::from_le_bytes(word.try_into().ok()?);
+        let at = pc.wrapping_add(4 * index as u64);
+        let next = at.wrapping_add(4);
+        if index > 0 && is_exclusive(instruction) {
+            if is_load_exclusive(instruction) {
+                return None;
+            }
+            targets.retain(|target| !(pc..=at).contains(target));
+            targets.push(next);
+            return Some(targets);
+        }
+        match flow(instruction, at) {
+            Flow::Next => {}
+            Flow::Branch(target) => targets.push(target),
+            Flow::Jump(_) | Flow::Elsewhere => return None,
+        }
+    }
+    None
+}
+
+/// Whether a step from `from` may have ended at a vector; only then more has to be looked at.
+pub fn may_be_vector(pc: u64, from: u64) -> bool {
+    pc.is_multiple_of(0x80) && pc != from.wrapping_add(4)
+}
+
+/// Whether a step of `instruction` ended in the vectors of EL1 because it faulted, not because it
+/// is made to go there.
+pub fn has_faulted(instruction: u32, from: u64, after: &After) -> bool {
+    let goes_there = flow(instruction, from) == Flow::Elsewhere && instruction >> 24 == 0xd4;
+    may_be_vector(after.pc, from) && after.pc & !0x7ff == after.vbar & !0x7ff && !goes_there
 }
 
 /// PSTATE for the step.
@@ -128,6 +183,35 @@ mod tests {
             assert_eq!(repair(NOP, old, masked ^ NZCV).pstate, Some(old ^ NZCV));
         }
         assert_eq!(repair(NOP, EL1H | I | F, EL1H | I | F), Repair::default());
+    }
+
+    #[test]
+    fn sequences_of_exclusives() {
+        let code = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        // 1: ldxr w0, [x1]; add w0, w0, #1; stxr w2, w0, [x1]; cbnz w2, 1b
+        let plain = code(&[0x885f_7c20, 0x1100_0400, 0x8802_7c20, 0x35ff_ffa2]);
+        assert_eq!(exclusive_sequence(&plain, 0x1000), Some(vec![0x100c]));
+        // ldaxr x0, [x1]; cmp x0, x3; b.ne .+0x10; stlxr w2, x4, [x1]: a compare-and-swap.
+        let branches = code(&[0xc85f_fc20, 0xeb03_001f, 0x5400_0081, 0xc802_fc24]);
+        assert_eq!(exclusive_sequence(&branches, 0x1000), Some(vec![0x1018, 0x1010]));
+        assert_eq!(exclusive_sequence(&code(&[0x885f_7c20, 0xd65f_03c0]), 0), None);
+        assert_eq!(exclusive_sequence(&code(&[0x885f_7c20; 2]), 0), None);
+        assert_eq!(exclusive_sequence(&code(&[0x885f_7c20]), 0), None);
+        assert!(is_load_exclusive(0xc87f_0440)); // ldxp x0, x1, [x2]
+        // ldar, casp, cas, stxr
+        for other in [0xc8df_fc20, 0x4860_7c82, 0xc8a0_7c41, 0x8802_7c20, 0xf940_0000] {
+            assert!(!is_load_exclusive(other), "{other:#x}");
+        }
+    }
+
+    #[test]
+    fn faults_are_told_from_calls() {
+        let after = |pc| After { pc, pstate: EL1H | DAIF, vbar: VBAR, spsr: 0 };
+        assert!(has_faulted(0xf940_0000, 0x1000, &after(VBAR + 0x200)));
+        assert!(has_faulted(0xf940_0000, 0x1000, &after(VBAR + 0x400)));
+        assert!(!has_faulted(0xd400_0001, 0x1000, &after(VBAR + 0x400)));
+        assert!(!has_faulted(0xf940_0000, 0x1000, &after(0x1004)));
+        assert!(!has_faulted(0xd61f_0000, 0x1000, &after(VBAR + 0x804)));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! KVM steps with RFLAGS.TF. `PUSHF` stores it where the guest sees it, so the stored copy is
 //! cleared after the step. `INT n`, `int3` and `SYSCALL` save it and go on without it, so they
-//! are not stepped at all: the vCPU runs to where they lead ([`leads_to`]).
+//! are not stepped at all: the vCPU runs to where they lead ([`leads_to`]). So do faults, which
+//! any instruction may cause ([`FAULTS`]).
 //!
 //! Source: Intel SDM vol. 2, "PUSHF/PUSHFD/PUSHFQ", "INT n/INTO/INT3/INT1", "SYSCALL", and
 //! "Instruction Prefixes"; vol. 3, "64-Bit Mode IDT".
@@ -33,6 +34,20 @@ pub fn leads_to(code: &[u8]) -> Option<Leads> {
         [0xcd, vector, ..] => Some(Leads::Vector(*vector)),
         [0x0f, 0x05, ..] => Some(Leads::Lstar),
         _ => None,
+    }
+}
+
+/// Faults that instructions cause, the likely ones first: #PF, #GP, #UD, #DE, #SS, #NM (Intel
+/// SDM vol. 3, "Exception and Interrupt Reference").
+pub const FAULTS: [u8; 6] = [14, 13, 6, 0, 12, 7];
+
+/// Where the handler of one of [`FAULTS`] finds the saved flags, in bytes from its stack pointer:
+/// behind the error code, if there is one, the instruction pointer and the code segment (Intel
+/// SDM vol. 3, "64-Bit Mode Stack Frame").
+pub fn flags_in_frame(vector: u8) -> u64 {
+    match vector {
+        12..=14 => 24,
+        _ => 16,
     }
 }
 

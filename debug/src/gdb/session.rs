@@ -205,7 +205,7 @@ impl<M: Machine> Session<M> {
             let mut state = self.engine.state();
             state.table.clear(self.machine.memory());
             self.engine.reallocate(&mut state).ok();
-            state.actions.fill(Action::Run);
+            state.begin(&vec![Action::Run; self.named.len()]);
             state.is_attached = false;
             state.take_output();
         }
@@ -236,10 +236,11 @@ impl<M: Machine> Session<M> {
         let mut orders = Vec::new();
         {
             let mut state = self.engine.state();
-            state.actions = self.named.iter().map(|named| named.unwrap_or(default)).collect();
-            for (vcpu, action) in state.actions.iter().enumerate() {
-                let arming = self.engine.arming(&state, *action);
-                orders.push(Order { action: *action, arming, steps_off: self.reported[vcpu].is_some() });
+            let actions: Vec<Action> = self.named.iter().map(|named| named.unwrap_or(default)).collect();
+            state.begin(&actions);
+            for (vcpu, action) in (0..).zip(actions) {
+                let arming = self.engine.arming(&state, vcpu);
+                orders.push(Order { action, arming, steps_off: self.reported[vcpu as usize].is_some() });
             }
         }
         for (vcpu, order) in (0..).zip(&mut orders) {
@@ -252,6 +253,12 @@ impl<M: Machine> Session<M> {
         self.machine.resume(orders)
     }
 
+    /// The linear program counter of a vCPU that stands still.
+    fn pc(&self, vcpu: u32) -> Option<u64> {
+        let file = self.machine.registers(vcpu, &[Bank::General]).ok()?;
+        Some(self.machine.code(vcpu).ok()?.linear(file.pc()?))
+    }
+
     /// Breakpoints that wait for their page look through the vCPU that is debugged.
     fn space_for_breakpoints(&self) -> Space {
         self.regime(self.current).map_or(Space::Physical, Space::Virtual)
@@ -260,9 +267,9 @@ impl<M: Machine> Session<M> {
     /// Whether a vCPU is still where its breakpoint was reported, and the breakpoint is too.
     fn stands_at_reported(&self, vcpu: u32) -> bool {
         let Some(reported) = self.reported[vcpu as usize] else { return false };
-        let Ok(file) = self.machine.registers(vcpu, &[Bank::General]) else { return false };
+        let pc = self.pc(vcpu);
         let state = self.engine.state();
-        file.pc() == Some(reported)
+        pc == Some(reported)
             && state.table.iter().any(|breakpoint| {
                 breakpoint.kind.access().is_none() && breakpoint.address == GuestVirt(reported)
             })
@@ -286,8 +293,7 @@ impl<M: Machine> Session<M> {
         let (vcpu, reason) = self.pending.remove(0);
         self.current = vcpu;
         if matches!(reason, StopReason::Breakpoint | StopReason::HardwareBreakpoint) {
-            let file = self.machine.registers(vcpu, &[Bank::General]);
-            self.reported[vcpu as usize] = file.ok().and_then(|file| file.pc());
+            self.reported[vcpu as usize] = self.pc(vcpu);
         }
         Some(Stop::Vcpu(vcpu, reason))
     }

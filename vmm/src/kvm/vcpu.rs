@@ -5,8 +5,8 @@ use super::exit::{VcpuExit, decode};
 use super::{BootState, kick, native};
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
-use debug::arming::Arming;
-use debug::target::VcpuState;
+use debug::arming::{Arming, DebugRegisters};
+use debug::target::{Code, HostDebug, VcpuState};
 use debug::trap::Injection;
 use kvm_ioctls::VcpuFd;
 
@@ -116,6 +116,27 @@ impl Vcpu {
     /// [`KvmError`].
     pub fn regime(&self) -> Result<Regime, KvmError> {
         self.registers.regime(&self.fd)
+    }
+
+    /// How it reads its code now.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn code(&self) -> Result<Code, KvmError> {
+        self.registers.code(&self.fd)
+    }
+
+    /// Reads one register of up to 64 bits by its row.
+    pub fn register(&self, row: usize) -> Option<u64> {
+        self.registers.read_row(&self.fd, row)
+    }
+
+    /// The debug registers that the guest has armed for itself, as many as `host` can arm.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn own_debug_registers(&self, host: &HostDebug) -> Result<DebugRegisters, KvmError> {
+        self.registers.own_debug_registers(&self.fd, host)
     }
 
     /// Sets what the vCPU runs with: `KVM_SET_GUEST_DEBUG`.

@@ -3,11 +3,14 @@
 
 use super::{ISA, core_register, system_register};
 use crate::kvm::error::KvmError;
+use arch::aarch64::debug_registers::Pair;
 use arch::aarch64::exception_entry::pstate;
 use arch::aarch64::paging::Paging;
 use arch::aarch64::step::After;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile, Source, table};
+use debug::arming::DebugRegisters;
+use debug::target::{Code, HostDebug};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Kvm, VcpuFd};
 use std::cell::RefCell;
@@ -186,6 +189,41 @@ impl Registers {
     pub fn pc_and_flags(&self, vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
         let read = |id, name| self.get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
         Ok((read(super::PC, "pc")?, read(PSTATE, "cpsr")?))
+    }
+
+    /// Reads one register by its row.
+    pub fn read_row(&self, vcpu: &VcpuFd, row: usize) -> Option<u64> {
+        match table(ISA).get(row)?.source {
+            Source::StackPointer => self.get(vcpu, stack_pointer(self.get(vcpu, PSTATE)?)),
+            Source::Core(_) | Source::System(_) => self.get(vcpu, id(table(ISA)[row].source)?),
+            _ => self.read(vcpu, &[table(ISA)[row].bank()]).get_row(row),
+        }
+    }
+
+    /// All code is 64 bits wide here, and its addresses are as they are. (32-bit code at EL0 is
+    /// not stepped over otherwise.)
+    pub fn code(&self, _: &VcpuFd) -> Result<Code, KvmError> {
+        Ok(Code::FLAT_64)
+    }
+
+    /// The breakpoints and watchpoints that the guest has armed, if it has switched them on.
+    pub fn own_debug_registers(&self, vcpu: &VcpuFd, host: &HostDebug) -> Result<DebugRegisters, KvmError> {
+        const MDSCR_EL1: u64 = system_register(2, 0, 0, 2, 2);
+        const MDE: u64 = 1 << 15;
+        let is_on = self.get(vcpu, MDSCR_EL1).is_some_and(|mdscr| mdscr & MDE != 0);
+        // DBGBVR, DBGBCR, DBGWVR and DBGWCR are op2 4 to 7, their number is CRm.
+        let pairs = |count: usize, op2: u64| {
+            (0..if is_on { count as u64 } else { 0 })
+                .map(|number| Pair {
+                    value: self.get(vcpu, system_register(2, 0, 0, number, op2)).unwrap_or(0),
+                    control: self.get(vcpu, system_register(2, 0, 0, number, op2 + 1)).unwrap_or(0),
+                })
+                .collect()
+        };
+        Ok(DebugRegisters::Aarch64 {
+            breakpoints: pairs(host.breakpoints, 4),
+            watchpoints: pairs(host.watchpoints, 6),
+        })
     }
 
     /// How the vCPU translates now.

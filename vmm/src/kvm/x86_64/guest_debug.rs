@@ -62,6 +62,9 @@ fn set_flags(vcpu: &VcpuFd, mut debug: kvm::kvm_guest_debug) -> Result<(), KvmEr
     first.map_err(ioctl("KVM_SET_GUEST_DEBUG"))
 }
 
+/// `RFLAGS.RF`: the instruction at RIP is executed once in spite of its breakpoint.
+const RFLAGS_RF: u64 = 1 << 16;
+
 /// Queues #BP or #DB for the guest. `DR6` is the guest's own and must hold what the
 /// exception says when its handler reads it.
 pub fn inject(vcpu: &VcpuFd, injection: &Injection, arming: &Arming) -> Result<(), KvmError> {
@@ -70,15 +73,16 @@ pub fn inject(vcpu: &VcpuFd, injection: &Injection, arming: &Arming) -> Result<(
         Injection::Breakpoint => {
             debug.control |= kvm::KVM_GUESTDBG_ENABLE | kvm::KVM_GUESTDBG_INJECT_BP;
         }
-        Injection::Debug { dr6, skip } => {
+        Injection::Debug { dr6, is_fault, skip } => {
             let mut registers = vcpu.get_debug_regs().map_err(ioctl("KVM_GET_DEBUGREGS"))?;
             // B0 to B3 are replaced, the others accumulate (Intel SDM vol. 3, "Debug Status
             // Register (DR6)").
             registers.dr6 = registers.dr6 & !0xf | DR6_FIXED | dr6;
             vcpu.set_debug_regs(&registers).map_err(ioctl("KVM_SET_DEBUGREGS"))?;
-            if skip > 0 {
+            if skip > 0 || is_fault {
                 let mut regs = vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
                 regs.rip = regs.rip.wrapping_add(skip);
+                regs.rflags |= if is_fault { RFLAGS_RF } else { 0 };
                 vcpu.set_regs(&regs).map_err(ioctl("KVM_SET_REGS"))?;
             }
             debug.control |= kvm::KVM_GUESTDBG_ENABLE | kvm::KVM_GUESTDBG_INJECT_DB;

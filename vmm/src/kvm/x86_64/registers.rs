@@ -8,7 +8,11 @@ use crate::kvm::error::{KvmError, ioctl};
 use arch::aarch64::step::After;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile, Source, XsaveComponent, table, x86_64};
+use arch::x86::debug_registers::slots;
 use arch::x86::paging::Paging;
+use debug::arming::DebugRegisters;
+use debug::disassemble::Mode;
+use debug::target::{Code, HostDebug};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Kvm, SyncReg, VcpuFd};
 use std::arch::x86_64::__cpuid_count;
@@ -181,6 +185,33 @@ impl Registers {
     pub fn pc_and_flags(&self, vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
         let regs = self.regs(vcpu)?;
         Ok((regs.rip, regs.rflags))
+    }
+
+    /// Reads one register by its row.
+    pub fn read_row(&self, vcpu: &VcpuFd, row: usize) -> Option<u64> {
+        match table(ISA).get(row)?.source {
+            Source::Regs(index) => Some(word_at(self.regs(vcpu).ok()?.bytes(), usize::from(index))),
+            _ => self.read(vcpu, &[table(ISA)[row].bank()]).get_row(row),
+        }
+    }
+
+    /// How the vCPU reads its code now (Intel SDM vol. 3, "Code-Segment Descriptor", L and D).
+    pub fn code(&self, vcpu: &VcpuFd) -> Result<Code, KvmError> {
+        const EFER_LMA: u64 = 1 << 10;
+        let sregs = self.sregs(vcpu)?;
+        let is_long = sregs.efer & EFER_LMA != 0 && sregs.cs.l != 0;
+        let mode = match (is_long, sregs.cs.db) {
+            (true, _) => Mode::Bits64,
+            (false, 0) => Mode::Real16,
+            (false, _) => Mode::Protected32,
+        };
+        Ok(Code { mode, base: sregs.cs.base })
+    }
+
+    /// What the guest has in DR0 to DR3 and DR7.
+    pub fn own_debug_registers(&self, vcpu: &VcpuFd, _: &HostDebug) -> Result<DebugRegisters, KvmError> {
+        let registers = vcpu.get_debug_regs().map_err(ioctl("KVM_GET_DEBUGREGS"))?;
+        Ok(DebugRegisters::X86(slots(registers.dr7, registers.db)))
     }
 
     /// How the vCPU translates now.
