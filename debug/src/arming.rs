@@ -53,6 +53,16 @@ pub struct Own {
     pub is_execute: bool,
 }
 
+/// The guest's own x86 registers where nothing else is armed.
+pub fn in_place(guests: &DebugRegisters) -> Vec<Own> {
+    let DebugRegisters::X86(slots) = guests else { return Vec::new() };
+    let own = |(register, slot): (usize, &Option<x86::Slot>)| {
+        let is_execute = slot.as_ref()?.condition == x86::Condition::Execute;
+        Some(Own { armed: register, register, is_execute })
+    };
+    slots.iter().enumerate().filter_map(own).collect()
+}
+
 /// Adds the guest's own registers, as far as there is room: KVM puts the debugger's in the place
 /// of all of the guest's. The debugger's come first. What the guest has armed by now counts;
 /// what it arms until the next exit is seen then.
@@ -66,10 +76,15 @@ pub fn with_own(
     match (&mut all, guests) {
         (DebugRegisters::X86(slots), DebugRegisters::X86(guests)) => {
             for (register, guest) in guests.iter().enumerate() {
-                let Some(guest) = guest else { continue };
-                let Some(armed) = slots.iter().position(Option::is_none) else { break };
-                slots[armed] = Some(*guest);
-                own.push(Own { armed, register, is_execute: guest.condition == x86::Condition::Execute });
+                if guest.is_none() {
+                    continue;
+                }
+                // One that is the same as one of ours shares it.
+                let same = slots.iter().position(|slot| slot == guest);
+                let Some(armed) = same.or_else(|| slots.iter().position(Option::is_none)) else { break };
+                slots[armed] = *guest;
+                let is_execute = guest.is_some_and(|guest| guest.condition == x86::Condition::Execute);
+                own.push(Own { armed, register, is_execute });
             }
         }
         (
@@ -261,10 +276,14 @@ pub(crate) mod tests {
             None,
             slot(4, x86::Condition::Execute),
             slot(5, x86::Condition::Write),
-            None,
+            slot(2, x86::Condition::Write),
         ]);
         let (all, own) = with_own(&host(4, 4), &ours, &guests);
+        // The second finds no room.
         assert_eq!(own, [Own { armed: 1, register: 1, is_execute: true }]);
+        let shared = DebugRegisters::X86([None, None, None, slot(2, x86::Condition::Write)]);
+        let (_, own) = with_own(&host(4, 4), &ours, &shared);
+        assert_eq!(own, [Own { armed: 2, register: 3, is_execute: false }]);
         let DebugRegisters::X86(slots) = all else { panic!() };
         assert_eq!(slots.map(|slot| slot.map_or(0, |slot| slot.address)), [1, 4, 2, 3]);
 

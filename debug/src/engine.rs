@@ -10,7 +10,7 @@
 //! the guest first ([`Cpu::begin_exclusive`]), so that none runs past the place while its
 //! instruction is lifted.
 
-use crate::arming::{Allocation, Arming, DebugRegisters, TooMany, Want, allocate};
+use crate::arming::{Allocation, Arming, DebugRegisters, Own, TooMany, Want, allocate};
 use crate::breakpoint::{Breakpoint, Kind, Place, Table};
 use crate::disassemble::{LONGEST_INSTRUCTION, Mode};
 use crate::expression::{Expression, Target};
@@ -19,8 +19,9 @@ use crate::range;
 use crate::target::{
     Action, Code, Cpu, HostDebug, Memory, Order, SoftwareBreakpoints, Stepped, StopReason, TargetError,
 };
-use crate::trap::{Cause, Injection, Owner, Situation, Trap, decide};
+use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide};
 use arch::register::RegisterFile;
+use arch::x86::debug_registers::matches;
 use arch::x86::simulate::Bits;
 use arch::{GuestPhys, GuestVirt, Isa};
 use std::collections::VecDeque;
@@ -200,6 +201,7 @@ impl Engine {
             let mut byte = [0];
             (self.isa == Isa::X86_64 && cpu.memory().read(place, &mut byte) == 1).then_some(byte[0])
         });
+        let own = own_registers(cpu, trap);
         let progress = state.progress(cpu.id());
         let (wants, allocation) = match &progress.run {
             Some(run) => (&run.wants, &run.allocation),
@@ -213,9 +215,14 @@ impl Engine {
             registers: &allocation.registers,
             served: &allocation.served,
             wants,
-            own: cpu.own_registers(),
+            own: &own,
         };
-        match decide(trap, &situation) {
+        let (owner, also) = (decide(trap, &situation), also_guests(trap, &situation));
+        log::debug!(target: "debug::exit", "vCPU {} at {pc:#x}: {trap:x?} is {owner:x?}, and {also:x?}", cpu.id());
+        if let (Owner::Debugger(_), Some(injection)) = (owner, also) {
+            cpu.inject(&injection)?;
+        }
+        match owner {
             Owner::Nobody => Ok(Verdict::NotOurs),
             Owner::Guest(injection) => {
                 drop(state);
@@ -318,8 +325,10 @@ impl Engine {
 
     /// Executes the instruction under a breakpoint, one way or the other.
     fn get_past(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Stepped, TargetError> {
+        // A breakpoint register of the guest's own may be on the same instruction.
+        let may_simulate = cpu.own_among_others().is_none_or(|own| !own.iter().any(|own| own.is_execute));
         match place {
-            Some(place) if self.simulate(cpu, place)? => Ok(Stepped::Done),
+            Some(place) if may_simulate && self.simulate(cpu, place)? => Ok(Stepped::Done),
             place => self.step_over(cpu, place),
         }
     }
@@ -392,6 +401,9 @@ impl Engine {
 
     /// Gives the guest an exception of its own; a requested step ends in its handler.
     fn give_back(&self, cpu: &mut dyn Cpu, injection: &Injection) -> Result<Verdict, TargetError> {
+        if injection.is_of_register() && !cpu.is_own(injection)? {
+            return Ok(Verdict::GoOn);
+        }
         cpu.inject(injection)?;
         let is_step = self.state().progress(cpu.id()).action.is_step();
         // On aarch64 the vCPU is at its vector now. On x86 KVM delivers the exception when the
@@ -584,6 +596,14 @@ const SAME_STACK: u64 = 8 << 10;
 /// The smallest page of either architecture, bytes.
 const PAGE: u64 = 4096;
 
+/// The guest's own debug registers, where the trap may be of one.
+fn own_registers(cpu: &dyn Cpu, trap: &Trap) -> Vec<Own> {
+    match trap {
+        Trap::Debug { dr6 } if matches(*dr6).next().is_some() => cpu.own_registers(),
+        _ => Vec::new(),
+    }
+}
+
 /// The linear program counter.
 fn pc(cpu: &dyn Cpu) -> Result<u64, TargetError> {
     let (pc, _) = cpu.pc_and_flags()?;
@@ -616,7 +636,7 @@ fn decide_alone(cpu: &dyn Cpu, trap: &Trap, alone: &Arming) -> Result<Owner, Tar
             registers,
             served: &[],
             wants: &[],
-            own: cpu.own_registers(),
+            own: &own_registers(cpu, trap),
         },
     ))
 }

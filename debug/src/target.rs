@@ -325,9 +325,12 @@ pub trait Cpu {
     /// Reads one register of up to 64 bits, by its row.
     fn register(&self, row: usize) -> Option<u64>;
 
-    /// The debug registers in force that are the guest's own. `None` where nothing else is in
-    /// force, and the guest's are as it set them.
-    fn own_registers(&self) -> Option<&[Own]>;
+    /// The debug registers in force that are the guest's own, beside others. `None` where only the
+    /// guest's are in force, as it set them.
+    fn own_among_others(&self) -> Option<&[Own]>;
+
+    /// The debug registers in force that are the guest's own, whether beside others or not.
+    fn own_registers(&self) -> Vec<Own>;
 
     /// How it translates addresses.
     ///
@@ -366,6 +369,13 @@ pub trait Cpu {
     /// The linear address of the instruction that was stepped last, if it faulted instead and the
     /// vCPU is at the handler.
     fn faulted_at(&self) -> Option<u64>;
+
+    /// Whether the guest's debug registers still say what the injection tells of. If not, what the
+    /// vCPU runs with follows what they say now.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn is_own(&mut self, injection: &crate::trap::Injection) -> Result<bool, TargetError>;
 
     /// Executes one instruction, interrupts kept out as the arming says, serving the accesses
     /// that it makes.

@@ -59,6 +59,36 @@ pub enum Injection {
     },
 }
 
+impl Injection {
+    /// Whether it comes from a debug register that the guest has armed. It may have disarmed it
+    /// again since, without anyone noticing.
+    pub fn is_of_register(&self) -> bool {
+        match self {
+            Injection::Breakpoint => false,
+            Injection::Debug { dr6, .. } => x86::matches(*dr6).next().is_some(),
+            Injection::Aarch64 { exception, .. } => {
+                matches!(exception, DebugException::Breakpoint | DebugException::Watchpoint { .. })
+            }
+        }
+    }
+}
+
+/// What the guest is owed of an exit that is the debugger's: on x86 one #DB can tell of
+/// registers of both.
+pub fn also_guests(trap: &Trap, at: &Situation) -> Option<Injection> {
+    let Trap::Debug { dr6 } = trap else { return None };
+    let (bits, is_fault) = own_matches(*dr6, at.own);
+    // A fault is raised again when the debugger's breakpoint has been stepped off.
+    (bits != 0 && !is_fault).then_some(Injection::Debug { dr6: bits, is_fault, skip: 0 })
+}
+
+/// The registers of the guest's own that `DR6` names, as its own bits, and whether one of them is
+/// on an instruction.
+fn own_matches(dr6: u64, own: &[Own]) -> (u64, bool) {
+    let matched = own.iter().filter(|own| dr6 >> own.armed & 1 != 0);
+    matched.fold((0, false), |(bits, is_fault), own| (bits | 1 << own.register, is_fault | own.is_execute))
+}
+
 /// What an exit of the debugger's means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -101,8 +131,8 @@ pub struct Situation<'a> {
     /// What wanted them.
     pub wants: &'a [Want],
     /// Which of the registers in force are the guest's own, and which of its own each stands
-    /// for; `None` where all are as the guest set them.
-    pub own: Option<&'a [Own]>,
+    /// for.
+    pub own: &'a [Own],
 }
 
 impl Situation<'_> {
@@ -156,12 +186,7 @@ fn decide_debug(dr6: u64, at: &Situation) -> Owner {
         return Owner::Debugger(Cause::Step);
     }
     let is_int1 = !is_single_step && x86::matches(dr6).next().is_none() && at.opcode == Some(INT1);
-    let matched = x86::matches(dr6).filter_map(|register| match at.own {
-        None => Some(register),
-        Some(own) => own.iter().find(|own| own.armed == register).map(|own| own.register),
-    });
-    let bits = matched.fold(0, |bits, register| bits | 1 << register);
-    let is_fault = at.own.unwrap_or_default().iter().any(|own| own.is_execute && dr6 >> own.armed & 1 != 0);
+    let (bits, is_fault) = own_matches(dr6, at.own);
     let known = dr6 & (x86::DR6_BS | x86::DR6_BD | x86::DR6_BT) | bits;
     Owner::Guest(Injection::Debug { dr6: known, is_fault, skip: u64::from(is_int1) })
 }
@@ -217,6 +242,10 @@ mod tests {
 
     const PC: u64 = 0xffff_8000_1000_0000;
 
+    /// The guest's registers 2 and 3, both on data, in their own places.
+    const AS_SET: [Own; 2] =
+        [Own { armed: 2, register: 2, is_execute: false }, Own { armed: 3, register: 3, is_execute: false }];
+
     fn owner(isa: Isa, trap: Trap, wants: &[Want], change: impl FnOnce(&mut Situation)) -> Owner {
         let allocation = allocate(isa, &host(4, 4), wants).unwrap();
         let mut situation = Situation {
@@ -227,7 +256,7 @@ mod tests {
             registers: &allocation.registers,
             served: &allocation.served,
             wants,
-            own: None,
+            own: &AS_SET,
         };
         change(&mut situation);
         decide(&trap, &situation)
@@ -271,6 +300,41 @@ mod tests {
                 at.opcode = Some(opcode);
             });
             assert_eq!(found, expected, "dr6 {dr6:#x} step {is_step} opcode {opcode:#x}");
+        }
+    }
+
+    #[test]
+    fn x86_registers_of_the_guests_own() {
+        let own = [
+            Own { armed: 2, register: 0, is_execute: false },
+            Own { armed: 3, register: 1, is_execute: true },
+        ];
+        let wants = [Want::Execute(PC), Want::Watch(Access::Write, 0x1000, 4)];
+        let allocation = allocate(Isa::X86_64, &host(4, 4), &wants).unwrap();
+        let situation = Situation {
+            pc: PC,
+            is_planted: false,
+            opcode: Some(0x90),
+            is_step: false,
+            registers: &allocation.registers,
+            served: &allocation.served,
+            wants: &wants,
+            own: &own,
+        };
+        let debug = |dr6, is_fault| Injection::Debug { dr6, is_fault, skip: 0 };
+        for (dr6, owner, also) in [
+            (1 << 2, Owner::Guest(debug(1 << 0, false)), Some(debug(1 << 0, false))),
+            (1 << 3, Owner::Guest(debug(1 << 1, true)), None),
+            (1 << 1 | 1 << 2, Owner::Debugger(Cause::Watch(1, 0x1000)), Some(debug(1 << 0, false))),
+            (1 << 1, Owner::Debugger(Cause::Watch(1, 0x1000)), None),
+            (1 << 0 | 1 << 3, Owner::Debugger(Cause::Execute(0)), None),
+        ] {
+            let trap = Trap::Debug { dr6 };
+            assert_eq!(
+                (decide(&trap, &situation), also_guests(&trap, &situation)),
+                (owner, also),
+                "{dr6:#x}"
+            );
         }
     }
 

@@ -133,6 +133,7 @@ pub const CASES: &[Case] = &[
     nested_only(debugged("gdb_watchpoints", &gdb::WATCHPOINTS)),
     nested_only(small("own_traps_without_a_debugger", gdb::own_traps_alone)),
     nested_only(debugged("gdb_own_traps", &gdb::OWN_TRAPS)),
+    nested_only(small("gdb_own_traps_in_both_rings", gdb_wire::own_traps_in_both_rings)),
     debugged("gdb_conditions_and_more", &gdb::CONDITIONS),
     Case {
         kernels: &["6.12"],

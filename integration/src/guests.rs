@@ -19,3 +19,14 @@ include!(concat!(env!("OUT_DIR"), "/guests.rs"));
 pub fn find(isa: &str, name: &str, flat: bool) -> Option<&'static Guest> {
     GUESTS.iter().find(|guest| guest.isa == isa && guest.name == name && guest.flat == flat)
 }
+
+/// Names and addresses of the symbols of an ELF guest; `None` when it has none.
+pub fn symbols(file: &[u8]) -> Option<Vec<(String, u64)>> {
+    let file = elf::ElfBytes::<elf::endian::LittleEndian>::minimal_parse(file).ok()?;
+    let (table, names) = file.symbol_table().ok()??;
+    let named = |symbol: elf::symbol::Symbol| {
+        let name = names.get(usize::try_from(symbol.st_name).ok()?).ok()?;
+        Some((name.to_string(), symbol.st_value))
+    };
+    Some(table.iter().filter_map(named).collect())
+}

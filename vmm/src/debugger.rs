@@ -18,7 +18,7 @@ use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestPhys, Isa};
-use debug::arming::{Arming, Own};
+use debug::arming::{Arming, DebugRegisters, Own, in_place};
 use debug::engine::Engine;
 use debug::gdb::server::{self, Address, Listener};
 use debug::gdb::session::Session;
@@ -137,8 +137,10 @@ pub struct ThreadDebug {
     pub runs_to: Option<u64>,
     /// KVM has not been told the arming yet.
     pub is_new: bool,
-    /// The debug registers in force that are the guest's own, if others are in force.
+    /// The debug registers in force that are the guest's own, if others are in force...
     pub own: Option<Vec<Own>>,
+    /// ...and what the guest had in its registers then.
+    pub guests: Option<DebugRegisters>,
     /// The instruction that was stepped last, if it faulted instead.
     pub faulted: Option<u64>,
 }
@@ -152,6 +154,7 @@ impl ThreadDebug {
             runs_to: None,
             is_new: false,
             own: None,
+            guests: None,
             faulted: None,
         }
     }
@@ -213,20 +216,17 @@ impl Cpu for GuestCpu<'_> {
         let arming = &self.thread.arming;
         let target =
             arming.step.then(|| stepping::handler(self.vcpu, &self.debug.memory, injection)).flatten();
-        let Some(target) = target else {
-            // The guest's own debug registers are added when it is entered.
-            self.thread.is_new = true;
-            return self.vcpu.inject(injection, arming).map_err(host);
-        };
         // With the trap flag on, the flags that the exception saves would have it.
-        self.vcpu.inject(injection, &stepping::run_to(arming, &[target])).map_err(host)?;
-        self.thread.runs_to = Some(target);
+        let arming = target.map_or_else(|| arming.clone(), |target| stepping::run_to(arming, &[target]));
+        self.vcpu.inject(injection, &arming).map_err(host)?;
+        self.thread.runs_to = target;
+        // KVM is told again when the guest is entered.
+        self.thread.is_new = true;
         Ok(())
     }
 
     fn arm(&mut self, arming: &Arming) -> Result<(), TargetError> {
         // KVM is told when the guest is entered (`stepping::before`).
-        self.thread.runs_to = None;
         self.thread.is_new = true;
         self.thread.arming.clone_from(arming);
         Ok(())
@@ -236,8 +236,21 @@ impl Cpu for GuestCpu<'_> {
         self.thread.faulted
     }
 
-    fn own_registers(&self) -> Option<&[Own]> {
+    fn is_own(&mut self, _: &Injection) -> Result<bool, TargetError> {
+        stepping::is_unchanged(self.vcpu, self.debug.engine.host(), self.thread).map_err(host)
+    }
+
+    fn own_among_others(&self) -> Option<&[Own]> {
         self.thread.own.as_deref()
+    }
+
+    fn own_registers(&self) -> Vec<Own> {
+        if let Some(own) = &self.thread.own {
+            return own.clone();
+        }
+        // In their own places, as KVM has them when nothing else is armed.
+        let guests = self.vcpu.own_debug_registers(self.debug.engine.host());
+        guests.map(|guests| in_place(&guests)).unwrap_or_default()
     }
 
     fn code(&self) -> Result<Code, TargetError> {

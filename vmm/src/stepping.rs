@@ -87,10 +87,11 @@ pub fn before(
     thread: &mut ThreadDebug,
 ) -> Result<Prepared, KvmError> {
     thread.faulted = None;
+    // The exception that was queued may be gone: whoever writes registers drops it.
+    let queued = thread.runs_to.take().filter(|_| vcpu.has_queued());
     if !thread.arming.step {
-        if thread.is_new {
-            let arming = thread.arming.clone();
-            set(vcpu, host, thread, arming)?;
+        if thread.is_new || !is_unchanged(vcpu, host, thread)? {
+            set(vcpu, host, thread, thread.arming.clone(), &mut Step::default())?;
         }
         return Ok(Prepared::Run);
     }
@@ -102,9 +103,10 @@ pub fn before(
     let count = memory::read(memory, &space, None, GuestVirt(step.from), &mut bytes);
     let bytes = &bytes[..count];
     let mut arming = thread.arming.clone();
-    if let Some(target) = thread.runs_to {
-        // An exception has been queued for the guest (`inject`), which armed it.
+    if let Some(target) = queued {
         step.runs_to.push(target);
+        let arming = run_to(&arming, &step.runs_to);
+        set(vcpu, host, thread, arming, &mut step)?;
         return Ok(Prepared::Step(step));
     }
     match HOST_ISA {
@@ -119,7 +121,7 @@ pub fn before(
                 // What can be simulated touches no memory and cannot fault.
                 let bits = if is_long { Bits::Code64 } else { Bits::Code32 };
                 if simulate::simulate(bytes, bits, |_| Some(0)).is_none() {
-                    arm_faults(vcpu, memory, &space, &mut arming, &mut step);
+                    step.faults = faults(vcpu, memory, &space);
                 }
                 if arming.block_interrupts && !host.blocks_interrupts {
                     vcpu.shadow_interrupts()?;
@@ -154,22 +156,48 @@ pub fn before(
         }
     }
     // The guest may have changed the flag that it is stepped with, so KVM is told each time.
-    set(vcpu, host, thread, arming)?;
+    set(vcpu, host, thread, arming, &mut step)?;
     Ok(Prepared::Step(step))
 }
 
-/// Tells KVM, the guest's own debug registers added: KVM puts ours in the place of all of them.
-fn set(vcpu: &Vcpu, host: &HostDebug, thread: &mut ThreadDebug, mut arming: Arming) -> Result<(), KvmError> {
-    thread.own = None;
-    if !arming.registers.is_empty() {
+/// Tells KVM, with the guest's own debug registers added, as KVM puts ours in the place of all of
+/// them; those that are left then go to handlers of faults.
+fn set(
+    vcpu: &Vcpu,
+    host: &HostDebug,
+    thread: &mut ThreadDebug,
+    mut arming: Arming,
+    step: &mut Step,
+) -> Result<(), KvmError> {
+    (thread.own, thread.guests) = (None, None);
+    if !arming.registers.is_empty() || !step.faults.is_empty() {
         let guests = vcpu.own_debug_registers(host)?;
         let (all, own) = with_own(host, &arming.registers, &guests);
         arming.registers = all;
-        thread.own = Some(own);
+        (thread.own, thread.guests) = (Some(own), Some(guests));
+    }
+    if let DebugRegisters::X86(slots) = &mut arming.registers {
+        let mut free = slots.iter_mut().filter(|slot| slot.is_none());
+        step.faults.retain(|fault| {
+            let slot = Slot { address: fault.handler, condition: Condition::Execute, length: 1 };
+            free.next().map(|place| *place = Some(slot)).is_some()
+        });
     }
     vcpu.set_debug(&arming)?;
     thread.is_new = false;
     Ok(())
+}
+
+/// Whether the guest has left its own debug registers as they were when they were armed beside
+/// the debugger's; if not, they are armed anew when the guest is entered.
+///
+/// # Errors
+/// [`KvmError`].
+pub fn is_unchanged(vcpu: &Vcpu, host: &HostDebug, thread: &mut ThreadDebug) -> Result<bool, KvmError> {
+    let Some(before) = &thread.guests else { return Ok(true) };
+    let is_unchanged = vcpu.own_debug_registers(host)? == *before;
+    thread.is_new |= !is_unchanged;
+    Ok(is_unchanged)
 }
 
 /// What runs to one of `targets` instead of stepping.
@@ -190,20 +218,18 @@ const FULL: HostDebug = HostDebug {
     blocks_interrupts: true,
 };
 
-/// Puts free debug registers on handlers of faults. A fault saves the flags with the trap flag,
-/// and the handler runs without: the step must end there, and the saved flag must go.
-fn arm_faults(vcpu: &Vcpu, memory: &LiveMemory, space: &Space, arming: &mut Arming, step: &mut Step) {
-    let DebugRegisters::X86(slots) = &mut arming.registers else { return };
-    let mut free = slots.iter_mut().filter(|slot| slot.is_none());
+/// The handlers of faults. A fault saves the flags with the trap flag, and the handler runs
+/// without: a step must end there, and the saved flag must go.
+fn faults(vcpu: &Vcpu, memory: &LiveMemory, space: &Space) -> Vec<Fault> {
+    let mut faults: Vec<Fault> = Vec::new();
     for vector in FAULTS {
-        let Some(handler) = target(vcpu, memory, space, Leads::Vector(vector)) else { continue };
-        if step.faults.iter().any(|fault| fault.handler == handler) {
-            continue;
+        if let Some(handler) = target(vcpu, memory, space, Leads::Vector(vector))
+            && !faults.iter().any(|fault| fault.handler == handler)
+        {
+            faults.push(Fault { handler, flags: flags_in_frame(vector) });
         }
-        let Some(slot) = free.next() else { return };
-        *slot = Some(Slot { address: handler, condition: Condition::Execute, length: 1 });
-        step.faults.push(Fault { handler, flags: flags_in_frame(vector) });
     }
+    faults
 }
 
 /// Where an instruction or an exception leads, in 64-bit mode.

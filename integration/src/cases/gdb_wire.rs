@@ -222,3 +222,119 @@ fn step_a_range(c: &Context, socket: &Path) -> Result<Client, String> {
     client.expect("vCont;r0,1:p1.1", "T05*")?;
     Ok(client)
 }
+
+/// A guest that uses breakpoint instructions, debug registers and steps of its own, in the kernel
+/// and in user mode, sees the same without a debugger, with breakpoints and watchpoints of the
+/// debugger beside its own, and stepped through from end to end.
+pub fn own_traps_in_both_rings(c: &mut Context) -> Check {
+    let (guest, limit) = (c.guest("traps", false)?, c.limit(10));
+    let alone = c.run("--kernel {}", &[&guest], limit)?;
+    alone.expect_code(0x41)?;
+    let lines = alone.output.lines().count();
+    let expected = if c.isa == arch::Isa::X86_64 { 11 } else { 13 };
+    check(lines == expected, || format!("the guest prints {lines} lines:\n{}", alone.output))?;
+    let symbols = Symbols::read(&guest)?;
+    for (how, drive) in [
+        ("with breakpoints", drive_with_breakpoints as fn(&Context, &mut Client, &Symbols) -> Check),
+        ("stepped", drive_with_steps),
+    ] {
+        let socket = c.work.join("gdb.sock");
+        let mut vmm =
+            c.start(Wiring::Pipes, "-v --gdb unix:{} --kernel {} --memory 64M", &[&socket, &guest])?;
+        let driven = Client::attach(&socket, c.limit(30)).and_then(|mut client| {
+            drive(c, &mut client, &symbols)?;
+            vmm.wait(c.limit(10))
+        });
+        c.keep("vmm", &vmm);
+        let code = driven.map_err(|error| format!("{how}: {error}\n{}", vmm.output.text()))?;
+        check(code == 0x41, || format!("{how}: vmm ended with {code}"))?;
+        let seen = vmm.output.text();
+        check(seen == alone.output, || {
+            format!("{how}, the guest sees\n{seen}\ninstead of\n{}", alone.output)
+        })?;
+    }
+    Ok(())
+}
+
+/// Breakpoints, a hardware breakpoint, a watchpoint and a false condition of the debugger's, at
+/// and around places where the guest has its own.
+fn drive_with_breakpoints(c: &Context, client: &mut Client, symbols: &Symbols) -> Check {
+    let kind = if c.isa == arch::Isa::X86_64 { 1 } else { 4 };
+    let (work, watched) = (symbols.get("work")?, symbols.get("watched")?);
+    let insert = [
+        format!("Z0,{work:x},{kind}"),
+        format!("Z1,{:x},{kind}", symbols.get("user_part")?),
+        format!("Z2,{watched:x},4"),
+        // Never true.
+        format!("Z0,{:x},{kind};X3,220027", symbols.get("kernel_part")?),
+    ];
+    for packet in &insert {
+        client.expect(packet, "OK")?;
+    }
+    let mut stops = Vec::new();
+    loop {
+        client.run()?;
+        let stop = client.reply()?;
+        if stop.starts_with('W') {
+            break;
+        }
+        let (is_end, is_watch) = (stop.contains("hwbreak"), stop.contains("watch"));
+        stops.push(stop);
+        if is_watch && c.isa == arch::Isa::Aarch64 {
+            // The access is still to come, and debuggers step over it.
+            client.expect(&format!("z2,{watched:x},4"), "OK")?;
+            client.expect("vCont;s:p1.1", "T05*")?;
+            client.expect(&format!("Z2,{watched:x},4"), "OK")?;
+        }
+        check(stops.len() < 20, || format!("it stops again and again: {stops:?}"))?;
+        if is_end {
+            // KVM takes a step of the guest's own on aarch64 while it debugs (README): before
+            // those come, all of the debugger's goes.
+            client.expect(&format!("z1,{:x},{kind}", symbols.get("user_part")?), "OK")?;
+            client.expect(&format!("Z1,{:x},{kind}", symbols.get("own_steps")?), "OK")?;
+        }
+        if stops.iter().filter(|stop| stop.contains("hwbreak")).count() == 2 {
+            client.expect(&format!("z0,{work:x},{kind}"), "OK")?;
+            client.expect(&format!("z2,{watched:x},4"), "OK")?;
+            client.expect(&format!("z0,{:x},{kind}", symbols.get("kernel_part")?), "OK")?;
+            client.expect(&format!("z1,{:x},{kind}", symbols.get("own_steps")?), "OK")?;
+        }
+    }
+    let count = |text: &str| stops.iter().filter(|stop| stop.contains(text)).count();
+    let counts = (count("swbreak"), count("hwbreak"), count("watch"));
+    check(counts == (2, 2, 2), || format!("the stops are {stops:?}"))
+}
+
+/// Steps through the guest up to the steps of its own.
+fn drive_with_steps(c: &Context, client: &mut Client, symbols: &Symbols) -> Check {
+    let (pc, end) = (if c.isa == arch::Isa::X86_64 { "10:" } else { "20:" }, symbols.get("own_steps")?);
+    let end: String = end.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut count = 0;
+    loop {
+        let stop = client.expect("vCont;s:p1.1", "T05*").map_err(|error| format!("step {count}: {error}"))?;
+        count += 1;
+        if stop.contains(&format!(";{pc}{end}")) {
+            break;
+        }
+        check(count < 50_000, || format!("it never comes to its own steps; it is at {stop}"))?;
+    }
+    client.run()?;
+    let stop = client.reply()?;
+    check(stop.starts_with('W'), || format!("it stops with {stop}"))
+}
+
+/// Addresses of a guest's symbols.
+struct Symbols(Vec<(String, u64)>);
+
+impl Symbols {
+    fn read(guest: &Path) -> Result<Symbols, String> {
+        let bytes = std::fs::read(guest).map_err(|error| error.to_string())?;
+        let symbols = crate::guests::symbols(&bytes).ok_or("the guest has no symbols")?;
+        Ok(Symbols(symbols))
+    }
+
+    fn get(&self, name: &str) -> Result<u64, String> {
+        let found = self.0.iter().find(|(symbol, _)| symbol == name);
+        found.map(|(_, address)| *address).ok_or_else(|| format!("there is no symbol {name}"))
+    }
+}

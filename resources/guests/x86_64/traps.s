@@ -163,6 +163,9 @@ on_breakpoint:
     iretq
 on_debug:
     mov r8d, 1
+    # RF, so that an instruction with a breakpoint is executed: the processor sets it, QEMU's
+    # emulation does not.
+    or qword ptr [rsp + 16], 0x10000
     call tell
     # It steps one instruction at a time, twice in ring 0.
     inc r14d
@@ -196,7 +199,8 @@ tell:
     call hex
     mov rax, [rsp + 40]         # CS
     call hex
-    mov rax, [rsp + 48]         # RFLAGS
+    mov rax, [rsp + 48]         # RFLAGS without RF
+    and eax, ~0x10000
     call hex
     mov rax, [rsp + 56]         # RSP
     call hex

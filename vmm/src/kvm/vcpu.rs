@@ -2,13 +2,15 @@
 
 use super::error::{KvmError, ioctl};
 use super::exit::{VcpuExit, decode};
-use super::{BootState, kick, native};
+use super::{BootState, HOST_ISA, kick, native};
+use arch::Isa;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
 use debug::arming::{Arming, DebugRegisters};
 use debug::target::{Code, HostDebug, VcpuState};
 use debug::trap::Injection;
 use kvm_ioctls::VcpuFd;
+use std::cell::Cell;
 
 /// A vCPU of a [`Vm`](super::Vm).
 #[derive(Debug)]
@@ -16,12 +18,14 @@ pub struct Vcpu {
     id: u32,
     fd: VcpuFd,
     registers: native::Registers,
+    /// An exception has been queued that the guest has not been entered with yet.
+    has_queued: Cell<bool>,
 }
 
 impl Vcpu {
     /// `can_sync` is [`native::registers::can_sync`]'s answer.
     pub(super) fn new(id: u32, fd: VcpuFd, can_sync: bool) -> Vcpu {
-        Vcpu { id, fd, registers: native::Registers::new(can_sync) }
+        Vcpu { id, fd, registers: native::Registers::new(can_sync), has_queued: Cell::new(false) }
     }
 
     /// Its number, from 0.
@@ -51,6 +55,7 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Ioctl`] for every other failure of `KVM_RUN`.
     pub fn run(&mut self) -> Result<VcpuExit<'_>, KvmError> {
+        self.has_queued.set(false);
         self.registers.enter(&mut self.fd);
         let result = self.fd.run().map(drop);
         self.registers.leave();
@@ -91,7 +96,14 @@ impl Vcpu {
     /// [`KvmError::RefusedRegister`] for a value that KVM does not take, [`KvmError::Ioctl`].
     /// Registers written before it keep their new values.
     pub fn set_registers(&self, file: &RegisterFile) -> Result<(), KvmError> {
+        self.has_queued.set(false);
         self.registers.write(&self.fd, file)
+    }
+
+    /// Whether an exception that was given to the guest ([`Self::inject`]) waits for it to be
+    /// entered. Writing registers drops it (KVM API, `KVM_SET_REGS`).
+    pub fn has_queued(&self) -> bool {
+        self.has_queued.get()
     }
 
     /// Program counter (RIP, PC) and flags (RFLAGS, PSTATE).
@@ -156,6 +168,7 @@ impl Vcpu {
     pub fn inject(&self, injection: &Injection, arming: &Arming) -> Result<(), KvmError> {
         let injected = native::guest_debug::inject(&self.fd, injection, arming);
         self.registers.forget();
+        self.has_queued.set(HOST_ISA == Isa::X86_64 && injected.is_ok());
         injected
     }
 
