@@ -113,7 +113,7 @@ pub fn with_own(
 pub struct Arming {
     /// One instruction at a time.
     pub step: bool,
-    /// Interrupts are kept out of steps.
+    /// Interrupts are kept out, for the length of a step.
     pub block_interrupts: bool,
     /// Breakpoint instructions come to us.
     pub software: bool,

@@ -158,7 +158,7 @@ impl Engine {
         let run = progress.run.as_ref();
         Arming {
             step: progress.action.is_step() && run.is_none(),
-            block_interrupts: !state.step_interrupts,
+            block_interrupts: progress.action.is_step() && run.is_none() && !state.step_interrupts,
             software: state.table.has_planted(),
             registers: run.map_or(&state.allocation, |run| &run.allocation).registers.clone(),
         }

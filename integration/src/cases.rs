@@ -134,6 +134,7 @@ pub const CASES: &[Case] = &[
     nested_only(small("own_traps_without_a_debugger", gdb::own_traps_alone)),
     nested_only(debugged("gdb_own_traps", &gdb::OWN_TRAPS)),
     nested_only(small("gdb_own_traps_in_both_rings", gdb_wire::own_traps_in_both_rings)),
+    nested_only(small("gdb_hard_steps", gdb_wire::hard_steps)),
     debugged("gdb_conditions_and_more", &gdb::CONDITIONS),
     Case {
         kernels: &["6.12"],

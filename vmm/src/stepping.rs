@@ -5,13 +5,14 @@
 
 use crate::debugger::{LiveMemory, ThreadDebug};
 use crate::kvm::{HOST_ISA, KvmError, Vcpu};
+use arch::aarch64::exception_entry::pstate;
 use arch::aarch64::step::{self as arm, Repair};
 use arch::aarch64::syndrome::DebugException;
 use arch::register::{Bank, RegisterFile};
 use arch::x86::debug_registers::{Condition, DR6_BS, Slot};
 use arch::x86::simulate::{self, Bits};
 use arch::x86::step::{
-    BREAKPOINT_VECTOR, DEBUG_VECTOR, FAULTS, GATE_SIZE, Leads, RFLAGS_TF, flags_in_frame, gate_target,
+    BREAKPOINT_VECTOR, DEBUG_VECTOR, FAULTS, GATE_SIZE, HLT, Leads, RFLAGS_TF, flags_in_frame, gate_target,
     leads_to, pushes_flags,
 };
 use arch::{GuestVirt, Isa};
@@ -112,7 +113,11 @@ pub fn before(
     match HOST_ISA {
         Isa::X86_64 => {
             let is_long = code.mode == Mode::Bits64;
-            if let Some(target) = leads_to(bytes).and_then(|leads| target(vcpu, memory, &space, leads)) {
+            if bytes.first() == Some(&HLT) && is_ring_0(vcpu) {
+                return go_over(vcpu, pc.wrapping_add(1));
+            }
+            let leads = leads_to(bytes);
+            if let Some(target) = leads.and_then(|leads| target(vcpu, memory, &space, step.from, leads)) {
                 step.runs_to.push(target);
                 arming = run_to(&arming, &[target]);
             } else {
@@ -132,10 +137,7 @@ pub fn before(
             let instruction = arch::bytes::u32_at(bytes, 0).unwrap_or(0);
             step.instruction = instruction;
             if arm::is_wait(instruction) {
-                let mut file = RegisterFile::new(HOST_ISA);
-                file.set_pc(pc.wrapping_add(4));
-                vcpu.set_registers(&file)?;
-                return Ok(Prepared::Done);
+                return go_over(vcpu, pc.wrapping_add(4));
             }
             if arm::is_load_exclusive(instruction) {
                 let mut sequence = [0; 4 * arm::LONGEST_SEQUENCE];
@@ -158,6 +160,19 @@ pub fn before(
     // The guest may have changed the flag that it is stepped with, so KVM is told each time.
     set(vcpu, host, thread, arming, &mut step)?;
     Ok(Prepared::Step(step))
+}
+
+/// Makes the step by hand: an instruction that only waits.
+fn go_over(vcpu: &Vcpu, next: u64) -> Result<Prepared, KvmError> {
+    let mut file = RegisterFile::new(HOST_ISA);
+    file.set_pc(next);
+    vcpu.set_registers(&file)?;
+    Ok(Prepared::Done)
+}
+
+/// x86: the code segment's privilege level.
+fn is_ring_0(vcpu: &Vcpu) -> bool {
+    vcpu.registers(&[Bank::System]).get("cs").is_some_and(|selector| selector & 3 == 0)
 }
 
 /// Tells KVM, with the guest's own debug registers added, as KVM puts ours in the place of all of
@@ -223,7 +238,7 @@ const FULL: HostDebug = HostDebug {
 fn faults(vcpu: &Vcpu, memory: &LiveMemory, space: &Space) -> Vec<Fault> {
     let mut faults: Vec<Fault> = Vec::new();
     for vector in FAULTS {
-        if let Some(handler) = target(vcpu, memory, space, Leads::Vector(vector))
+        if let Some(handler) = target(vcpu, memory, space, 0, Leads::Vector(vector))
             && !faults.iter().any(|fault| fault.handler == handler)
         {
             faults.push(Fault { handler, flags: flags_in_frame(vector) });
@@ -233,13 +248,15 @@ fn faults(vcpu: &Vcpu, memory: &LiveMemory, space: &Space) -> Vec<Fault> {
 }
 
 /// Where an instruction or an exception leads, in 64-bit mode.
-fn target(vcpu: &Vcpu, memory: &LiveMemory, space: &Space, leads: Leads) -> Option<u64> {
+fn target(vcpu: &Vcpu, memory: &LiveMemory, space: &Space, from: u64, leads: Leads) -> Option<u64> {
     const EFER_LMA: u64 = 1 << 10;
     let registers = vcpu.registers(&[Bank::System]);
     if registers.get("efer")? & EFER_LMA == 0 {
         return None;
     }
     match leads {
+        Leads::Rcx => vcpu.registers(&[Bank::General]).get("rcx"),
+        Leads::Next(length) => Some(from.wrapping_add(length)),
         Leads::Lstar => vcpu.registers(&[Bank::Msr]).get("lstar"),
         Leads::Vector(vector) => {
             let offset = u64::from(vector) * GATE_SIZE as u64;
@@ -262,7 +279,7 @@ pub fn handler(vcpu: &Vcpu, memory: &LiveMemory, injection: &Injection) -> Optio
         Injection::Aarch64 { .. } => return None,
     };
     let space = Space::Virtual(vcpu.regime().ok()?);
-    target(vcpu, memory, &space, Leads::Vector(vector))
+    target(vcpu, memory, &space, 0, Leads::Vector(vector))
 }
 
 /// Puts right what a step has left, after any exit, and answers with the trap as the engine
@@ -334,11 +351,16 @@ fn after_aarch64(vcpu: &Vcpu, step: &Step, thread: &mut ThreadDebug, trap: Trap)
     if step.runs_to.contains(&pc) {
         return Ok(stepped());
     }
-    if is_step(&trap)
-        && arm::may_be_vector(pc, step.from)
-        && arm::has_faulted(step.instruction, step.from, &vcpu.step_state()?)
-    {
+    if !is_step(&trap) || !arm::may_be_vector(pc, step.from) {
+        return Ok(trap);
+    }
+    let after = vcpu.step_state()?;
+    if arm::has_faulted(step.instruction, step.from, &after) {
         thread.faulted = Some(step.from);
+        // What was saved says that the instruction is still to be stepped.
+        let mut file = RegisterFile::new(HOST_ISA);
+        file.set("spsr_el1", after.spsr & !pstate::SS);
+        vcpu.set_registers(&file)?;
     }
     Ok(trap)
 }

@@ -17,13 +17,20 @@ pub const DEBUG_VECTOR: u8 = 1;
 /// #BP.
 pub const BREAKPOINT_VECTOR: u8 = 3;
 
-/// Where an instruction leads that saves RFLAGS, in 64-bit mode.
+/// Where an instruction leads that saves RFLAGS, or that is not stepped for another reason, in
+/// 64-bit mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leads {
     /// To the handler of a vector.
     Vector(u8),
     /// To `IA32_LSTAR`.
     Lstar,
+    /// To where RCX says: `SYSRET`, which loads flags without the trap flag before it is looked
+    /// at (AMD APM vol. 3, "SYSRET").
+    Rcx,
+    /// To the instruction behind it, this many bytes on: `STI`, whose trap some processors hold
+    /// back for one more instruction.
+    Next(u64),
 }
 
 /// Whether and where the instruction at the start of `code` leads in that way.
@@ -33,6 +40,8 @@ pub fn leads_to(code: &[u8]) -> Option<Leads> {
         [0xf1, ..] => Some(Leads::Vector(DEBUG_VECTOR)),
         [0xcd, vector, ..] => Some(Leads::Vector(*vector)),
         [0x0f, 0x05, ..] => Some(Leads::Lstar),
+        [0x48, 0x0f, 0x07, ..] => Some(Leads::Rcx),
+        [0xfb, ..] => Some(Leads::Next(1)),
         _ => None,
     }
 }
@@ -50,6 +59,10 @@ pub fn flags_in_frame(vector: u8) -> u64 {
         _ => 16,
     }
 }
+
+/// `HLT`, which a step in ring 0 goes over without halting: what it waits for is kept out of
+/// steps.
+pub const HLT: u8 = 0xf4;
 
 /// Bytes of a gate of the 64-bit IDT.
 pub const GATE_SIZE: usize = 16;
@@ -81,6 +94,8 @@ mod tests {
             (&[0xf1], Some(Leads::Vector(1))),
             (&[0xcd, 0x80], Some(Leads::Vector(0x80))),
             (&[0x0f, 0x05], Some(Leads::Lstar)),
+            (&[0x48, 0x0f, 0x07], Some(Leads::Rcx)),
+            (&[0xfb], Some(Leads::Next(1))),
             (&[0x0f, 0x07], None),
             (&[0xcd], None),
             (&[], None),

@@ -338,3 +338,72 @@ impl Symbols {
         found.map(|(_, address)| *address).ok_or_else(|| format!("there is no symbol {name}"))
     }
 }
+
+/// Steps over every kind of instruction that is hard to step, with an interrupt pending all the
+/// time: each lands where it should, and what the guest sees of it is right.
+pub fn hard_steps(c: &mut Context) -> Check {
+    let (guest, socket) = (c.guest("steps", false)?, c.work.join("gdb.sock"));
+    let mut vmm = c.start(Wiring::Pipes, "-v --gdb unix:{} --kernel {} --memory 64M", &[&socket, &guest])?;
+    let stepped = step_from_label_to_label(c, &guest, &socket).and_then(|()| vmm.wait(c.limit(10)));
+    c.keep("vmm", &vmm);
+    let code = stepped?;
+    check(code == 0x41, || format!("vmm ended with {code}: the guest's check {} failed", code / 2))
+}
+
+fn step_from_label_to_label(c: &Context, guest: &Path, socket: &Path) -> Check {
+    let mut client = Client::attach(socket, c.limit(5))?;
+    let symbols = Symbols::read(guest)?;
+    let kind = if c.isa == arch::Isa::X86_64 { 1 } else { 4 };
+    let pairs: &[(&str, &str)] = match c.isa {
+        arch::Isa::X86_64 => &[
+            ("at_rep", "at_rep"),
+            ("at_rep", "after_rep"),
+            ("at_pushf", "after_pushf"),
+            ("at_popf", "after_popf"),
+            ("at_sti", "after_sti"),
+            ("after_sti", "after_shadow"),
+            ("after_shadow", "after_open"),
+            ("after_open", "after_cli"),
+            ("at_mov_ss", "behind_mov_ss"),
+            ("at_fault", "after_fault"),
+            ("at_int", "after_int"),
+            ("at_iret", "after_iret"),
+            ("at_syscall", "after_syscall"),
+            ("at_sysret", "after_sysret"),
+            ("at_hlt", "after_hlt"),
+        ],
+        arch::Isa::Aarch64 => &[
+            ("at_open", "after_open"),
+            ("after_open", "at_read"),
+            ("at_read", "after_read"),
+            ("after_read", "after_close"),
+            ("at_exclusive", "after_exclusive"),
+            ("at_wfi", "after_wfi"),
+            ("at_fault", "after_fault"),
+            ("at_eret", "after_eret"),
+            ("at_svc", "after_svc"),
+        ],
+    };
+    let at = |address: u64| -> String {
+        let bytes: String = address.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        format!(";{}:{bytes};", if c.isa == arch::Isa::X86_64 { "10" } else { "20" })
+    };
+    let mut place = String::new();
+    for (from, to) in pairs {
+        let (from_address, to_address) = (symbols.get(from)?, symbols.get(to)?);
+        if !place.contains(&at(from_address)) {
+            client.expect(&format!("Z1,{from_address:x},{kind}"), "OK")?;
+            client.run()?;
+            place = client.reply().map_err(|error| format!("on the way to {from}: {error}"))?;
+            check(place.contains(&at(from_address)), || {
+                format!("on the way to {from} it stops with {place}")
+            })?;
+            client.expect(&format!("z1,{from_address:x},{kind}"), "OK")?;
+        }
+        place = client.expect("vCont;s:p1.1", "T05*").map_err(|error| format!("{from}: {error}"))?;
+        check(place.contains(&at(to_address)), || format!("a step from {from} ends with {place}"))?;
+    }
+    client.run()?;
+    let stop = client.reply().map_err(|error| format!("at the end: {error}"))?;
+    check(stop.starts_with('W'), || format!("it ends with {stop}"))
+}

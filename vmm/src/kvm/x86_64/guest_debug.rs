@@ -28,9 +28,9 @@ fn flags(arming: &Arming) -> kvm::kvm_guest_debug {
     debug.control = kvm::KVM_GUESTDBG_ENABLE;
     if arming.step {
         debug.control |= kvm::KVM_GUESTDBG_SINGLESTEP;
-        if arming.block_interrupts {
-            debug.control |= kvm::KVM_GUESTDBG_BLOCKIRQ;
-        }
+    }
+    if arming.block_interrupts {
+        debug.control |= kvm::KVM_GUESTDBG_BLOCKIRQ;
     }
     if arming.software {
         debug.control |= kvm::KVM_GUESTDBG_USE_SW_BP;
@@ -130,7 +130,7 @@ mod tests {
         let mut arming = Arming { step: true, block_interrupts: true, ..Arming::off(Isa::X86_64) };
         let step = kvm::KVM_GUESTDBG_ENABLE | kvm::KVM_GUESTDBG_SINGLESTEP | kvm::KVM_GUESTDBG_BLOCKIRQ;
         assert_eq!(flags(&arming).control, step);
-        arming.step = false;
+        (arming.step, arming.block_interrupts) = (false, false);
         arming.software = true;
         assert_eq!(flags(&arming).control, kvm::KVM_GUESTDBG_ENABLE | kvm::KVM_GUESTDBG_USE_SW_BP);
         let slot = Slot { address: 0x1234, condition: Condition::Execute, length: 1 };
