@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # The first process of Debian guests in the tests and the demo. Words of the kernel's command
-# line say what it does: vmm.run=poweroff (the default), reboot, shell, exit, panic, idle.
+# line say what it does: vmm.run=poweroff (the default), reboot, shell, exit, panic, idle,
+# naps, trace.
 echo "guest: init"
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev 2>/dev/null
@@ -29,6 +30,19 @@ case $run in
     end=$($b awk '{print int($1 * 100)}' /proc/uptime)
     echo "guest: slept centiseconds=$((end - start)) clocksource=$($b cat /sys/devices/system/clocksource/clocksource0/current_clocksource)" ;;
   cpuinfo) $b grep -m1 -iE '^(flags|features)' /proc/cpuinfo ;;
+  trace)
+    # Has the kernel patch the entry of a function, calls it, and has it patched back.
+    $b mount -t tracefs tracing /sys/kernel/tracing
+    cd /sys/kernel/tracing
+    echo hrtimer_nanosleep > set_ftrace_filter
+    $b sleep 0.1
+    echo function > current_tracer
+    $b sleep 0.1
+    echo "guest: traced calls=$($b grep -c hrtimer_nanosleep trace)"
+    echo nop > current_tracer
+    $b sleep 0.1
+    echo "guest: complaints=$($b dmesg | $b grep -ciE 'ftrace bug|warning|oops|bug:')" ;;
+  naps) while :; do $b sleep 0.2; done ;;
   idle) while :; do $b sleep 1000; done ;;
 esac
 $b poweroff -f

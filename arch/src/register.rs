@@ -66,6 +66,9 @@ pub enum Feature {
     Aarch64Core,
     /// `org.gnu.gdb.aarch64.fpu`.
     Aarch64Fpu,
+    /// `org.gnu.gdb.aarch64.pauth_v2`, which gdb knows from version 14 on; the first version of
+    /// the feature has no masks for a kernel's addresses.
+    Aarch64PointerAuthentication,
     /// Our own: system registers of aarch64.
     Aarch64System,
 }
@@ -82,6 +85,7 @@ impl Feature {
             Feature::X86System => "org.vmm.x86_64.system",
             Feature::Aarch64Core => "org.gnu.gdb.aarch64.core",
             Feature::Aarch64Fpu => "org.gnu.gdb.aarch64.fpu",
+            Feature::Aarch64PointerAuthentication => "org.gnu.gdb.aarch64.pauth_v2",
             Feature::Aarch64System => "org.vmm.aarch64.system",
         }
     }
@@ -132,6 +136,12 @@ pub enum Source {
     Fpsr,
     /// aarch64: `FPCR`.
     Fpcr,
+    /// aarch64: the bits of a pointer in which an authentication code stands: of the half of the
+    /// address space that bit 55 selects. It follows from `TCR_EL1` and cannot be written.
+    PointerMask {
+        /// The upper half, a kernel's.
+        is_high: bool,
+    },
 }
 
 /// Registers that one request gets together: what a caller that needs a few asks for.
@@ -198,6 +208,7 @@ impl Register {
                 Group::Debug => Bank::Debug,
                 _ => Bank::System,
             },
+            Source::PointerMask { .. } => Bank::System,
             Source::Msr(_) => Bank::Msr,
             Source::DebugRegs(_) => Bank::Debug,
             Source::Xsave(..) | Source::X87Tag | Source::Vector(_) | Source::Fpsr | Source::Fpcr => {

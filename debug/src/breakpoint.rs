@@ -413,6 +413,21 @@ impl Table {
     }
 }
 
+/// Why a breakpoint that could be planted is on a debug register while there is one.
+pub const PATCHED: &str = "a kernel patches such instructions and looks whether they are as it left them";
+
+/// Whether the instruction at the start of `code` is one that kernels keep to be patched: the
+/// NOPs of function tracing and of jump labels, and a call to a tracer in the place of one
+/// (Linux, `arch/*/kernel/ftrace.c` and `jump_label.c`).
+pub fn is_patched_by_kernels(isa: Isa, code: &[u8]) -> bool {
+    match isa {
+        Isa::X86_64 => {
+            matches!(code, [0x0f, 0x1f, 0x44, 0x00, 0x00, ..] | [0x66, 0x90, ..])
+        }
+        Isa::Aarch64 => code.starts_with(&[0x1f, 0x20, 0x03, 0xd5]),
+    }
+}
+
 /// Why a breakpoint waits on a debug register.
 pub const NOT_MAPPED: &str = "its page is not mapped yet";
 /// Why a breakpoint is on a debug register for good.

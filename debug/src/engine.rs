@@ -11,7 +11,7 @@
 //! instruction is lifted.
 
 use crate::arming::{Allocation, Arming, DebugRegisters, Own, TooMany, Want, allocate};
-use crate::breakpoint::{Breakpoint, Kind, Place, Table};
+use crate::breakpoint::{Breakpoint, Kind, Place, Table, is_patched_by_kernels};
 use crate::disassemble::{LONGEST_INSTRUCTION, Mode};
 use crate::expression::{Expression, Target};
 use crate::memory::{self, Space};
@@ -137,8 +137,24 @@ impl Engine {
             Ok((place, _)) if memory.read(place, &mut [0]) == 0 => {
                 Place::Fallback(crate::breakpoint::NOT_RAM)
             }
-            Ok((place, _)) => Place::Planted(place),
+            Ok((place, _)) => {
+                let mut code = [0; 5];
+                let count = memory.read(place, &mut code);
+                self.state().table.unmask(place, &mut code[..count]);
+                if is_patched_by_kernels(self.isa, &code[..count]) && self.has_register_free() {
+                    return Place::Fallback(crate::breakpoint::PATCHED);
+                }
+                Place::Planted(place)
+            }
         }
+    }
+
+    /// Whether there is a debug register left for one more breakpoint, and one more for a range
+    /// step.
+    fn has_register_free(&self) -> bool {
+        let state = self.state();
+        let wants = state.wants.iter().copied().chain([Want::Execute(0), Want::Execute(0)]);
+        allocate(self.isa, &self.host, &wants.collect::<Vec<_>>()).is_ok()
     }
 
     /// Shares out debug registers anew, after the table has changed.

@@ -23,6 +23,7 @@ pub mod disassemble;
 pub mod engine;
 pub mod expression;
 pub mod gdb;
+pub mod linux;
 pub mod memory;
 pub mod range;
 pub mod report;

@@ -26,6 +26,12 @@ pub trait Memory: TableMemory + Send + Sync {
 
     /// The ranges of RAM.
     fn ranges(&self) -> Vec<PhysRange>;
+
+    /// The ranges of RAM that may hold something: what has never been touched reads as zeros and
+    /// is left out where that is known. For searches, which would else touch all of it.
+    fn populated(&self) -> Vec<PhysRange> {
+        self.ranges()
+    }
 }
 
 /// How a vCPU reads the code that it executes.

@@ -148,6 +148,25 @@ pub const CASES: &[Case] = &[
         nest_memory: 2048,
         ..debugged("gdb_debian_smp", &gdb::SMP)
     },
+    Case {
+        kernels: &["6.12"],
+        needs: Needs::Linux,
+        nest_memory: 2048,
+        ..debugged("gdb_debian_running", &gdb::DEBIAN_RUNNING)
+    },
+    Case {
+        kernels: &["6.12"],
+        needs: Needs::Linux,
+        nest_memory: 2048,
+        ..debugged("gdb_debian_text", &gdb::DEBIAN_TEXT)
+    },
+    debugged("lldb_on_a_guest", &gdb::LLDB),
+    Case {
+        kernels: &["6.12"],
+        needs: Needs::Linux,
+        nest_memory: 2048,
+        ..debugged("lldb_on_debian", &gdb::LLDB_DEBIAN)
+    },
     small("gdb_range_step", gdb_wire::range_step),
     gic_v2(small("gic_v2_embedded_guest", basics::on_gic_v2)),
     gic_v2(linux("gic_v2_debian", &["6.1"], linux::on_2_vcpus_6_1)),

@@ -2,7 +2,7 @@
 
 use crate::artifacts::Kernel;
 use crate::cases::Case;
-use crate::cases::gdb::{Program, Script};
+use crate::cases::gdb::{Program, Script, Tool};
 use crate::guests;
 use crate::process::{Process, Wiring};
 use arch::Isa;
@@ -27,7 +27,7 @@ pub fn run(
     folder: &Path,
     echoes: bool,
 ) -> Result<(), String> {
-    let commands = folder.join("commands.gdb");
+    let commands = folder.join("commands");
     let write = |path: &Path, bytes: &[u8]| fs::write(path, bytes).map_err(|error| error.to_string());
     let program = match script.program {
         Program::Guest(name) => {
@@ -38,14 +38,10 @@ pub fn run(
         }
         Program::Debian(series) => Kernel::new(isa, series).vmlinux(),
     };
-    let text = format!(
-        "set pagination off\nset confirm off\nset width 0\nset remotetimeout 100\nset print frame-arguments none\n\
-         file {}\n{}target remote {}\n{}",
-        program.display(),
-        if echoes { "set trace-commands on\n" } else { "" },
-        socket.display(),
-        (script.commands)(isa)
-    );
+    let text = match script.tool {
+        Tool::Gdb => gdb_commands(script, isa, &program, socket, echoes),
+        Tool::Lldb => lldb_commands(script, isa, &program, socket),
+    };
     write(&commands, text.as_bytes())?;
     let deadline = Instant::now() + LIMIT;
     while !socket.exists() {
@@ -54,23 +50,66 @@ pub fn run(
         }
         std::thread::park_timeout(Duration::from_millis(10));
     }
-    // What the target says goes to gdb's standard error; a person sees both in one order.
+    // What the target says goes to gdb's standard error; a person sees both in one order. lldb
+    // takes Python from the environment and complains where it is another one than its own.
     let mut command = Command::new("sh");
-    command.args(["-c", "exec gdb-multiarch -nx -batch -x \"$0\" 2>&1"]).arg(&commands);
-    let mut gdb = Process::start("gdb", command, Wiring::Pipes).map_err(|error| format!("gdb: {error}"))?;
+    command.args([
+        "-c",
+        match script.tool {
+            Tool::Gdb => "exec gdb-multiarch -nx -batch -x \"$0\" 2>&1",
+            Tool::Lldb => "PATH=/usr/bin:/bin exec lldb --batch --no-lldbinit -s \"$0\" 2>&1",
+        },
+    ]);
+    command.arg(&commands).env_remove("PYTHONHOME").env_remove("PYTHONPATH");
+    let mut gdb = Process::start("debugger", command, Wiring::Pipes)
+        .map_err(|error| format!("the debugger: {error}"))?;
     gdb.close_input();
     let ended = gdb.wait_status(LIMIT);
     let output = gdb.output.text();
-    write(&folder.join("gdb.log"), output.as_bytes())?;
+    write(&folder.join("debugger.log"), output.as_bytes())?;
     ended?;
     let mut rest = output.as_str();
     for text in (script.prints)(isa) {
         match rest.find(&text) {
             Some(at) => rest = &rest[at + text.len()..],
             None => {
-                return Err(format!("{}: gdb does not print {text:?}; all of it:\n{output}", case.name));
+                return Err(format!(
+                    "{}: the debugger does not print {text:?}; all of it:\n{output}",
+                    case.name
+                ));
             }
         }
     }
     Ok(())
+}
+
+fn gdb_commands(script: &Script, isa: Isa, program: &Path, socket: &Path, echoes: bool) -> String {
+    let mut text = String::from(
+        "set pagination off\nset confirm off\nset width 0\nset remotetimeout 100\n\
+         set print frame-arguments none\n",
+    );
+    text.push_str(&format!("file {}\n", program.display()));
+    if echoes {
+        text.push_str("set trace-commands on\n");
+    }
+    let socket = socket.display();
+    if matches!(script.program, Program::Debian(_)) {
+        // For scripts that attach again.
+        text.push_str(&format!(
+            "python socket = '{socket}'; linked = int(gdb.parse_and_eval('(unsigned long)&linux_banner'))\n"
+        ));
+    }
+    text.push_str(&format!("target remote {socket}\n{}", (script.commands)(isa)));
+    text
+}
+
+fn lldb_commands(script: &Script, isa: Isa, program: &Path, socket: &Path) -> String {
+    format!(
+        "settings set plugin.process.gdb-remote.packet-timeout 100\n\
+         target create {}\n\
+         process connect --plugin gdb-remote unix-connect://{}\n{}",
+        program.display(),
+        socket.display(),
+        (script.commands)(isa)
+    )
 }

@@ -23,7 +23,12 @@ pub fn level(verbose: u8, quiet: bool) -> LevelFilter {
 /// When the file cannot be created.
 pub fn start(level: LevelFilter, path: Option<&Path>) -> std::io::Result<()> {
     let mut builder = Builder::new();
-    builder.filter_level(level).parse_default_env();
+    builder.filter_level(level);
+    // gdbstub tells of each packet that it does not know, which clients send to find out.
+    if level < LevelFilter::Debug {
+        builder.filter_module("gdbstub", level.min(LevelFilter::Warn));
+    }
+    builder.parse_default_env();
     match path {
         None => {
             builder.format(|out, record| match record.level() {

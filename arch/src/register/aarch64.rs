@@ -7,9 +7,9 @@
 //! and so are the encodings here.
 
 use super::{Feature, Group, Register, Source, describe as row};
-use Feature::{Aarch64Core, Aarch64Fpu, Aarch64System};
+use Feature::{Aarch64Core, Aarch64Fpu, Aarch64PointerAuthentication, Aarch64System};
 use Group::{Debug, Float, General, Vector as Vectors};
-use Source::{Core, Fpcr, Fpsr, StackPointer, System, Vector};
+use Source::{Core, Fpcr, Fpsr, PointerMask, StackPointer, System, Vector};
 
 /// Row of PC.
 pub const PC: usize = 32;
@@ -188,6 +188,10 @@ pub const TABLE: &[Register] = &[
     row("dbgwcr13_el1", 64, Debug, Aarch64System, "int64", System(encoding(2, 0, 0, 13, 7))),
     row("dbgwcr14_el1", 64, Debug, Aarch64System, "int64", System(encoding(2, 0, 0, 14, 7))),
     row("dbgwcr15_el1", 64, Debug, Aarch64System, "int64", System(encoding(2, 0, 0, 15, 7))),
+    row("pauth_dmask", 64, Group::System, Aarch64PointerAuthentication, "int", PointerMask { is_high: false }),
+    row("pauth_cmask", 64, Group::System, Aarch64PointerAuthentication, "int", PointerMask { is_high: false }),
+    row("pauth_dmask_high", 64, Group::System, Aarch64PointerAuthentication, "int", PointerMask { is_high: true }),
+    row("pauth_cmask_high", 64, Group::System, Aarch64PointerAuthentication, "int", PointerMask { is_high: true }),
 ];
 
 #[cfg(test)]

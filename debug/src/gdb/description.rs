@@ -204,7 +204,11 @@ fn types(feature: Feature) -> String {
                 .concat();
             format!("{xml}<union id=\"aarch64v\">{fields}</union>")
         }
-        Feature::X86Segments | Feature::X86Avx | Feature::X86System | Feature::Aarch64System => String::new(),
+        Feature::X86Segments
+        | Feature::X86Avx
+        | Feature::X86System
+        | Feature::Aarch64PointerAuthentication
+        | Feature::Aarch64System => String::new(),
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `qXfer:threads:read` | all threads in one go |
 //! | `qqemu.PhyMemMode`, `Qqemu.PhyMemMode` | physical addresses, as QEMU's stub has it |
 //! | `qOffsets` | where a relocated kernel is |
+//! | `qMemoryRegionInfo` | what is mapped, for lldb |
 //! | `vKill`, `vCtrlC` | answered, which gdbstub does not |
 //!
 //! Source: GDB manual, "Packets", "General Query Packets", "vCont"; QEMU's
@@ -20,6 +21,8 @@ use super::session::{InsertError, Session, errno, tid};
 use crate::breakpoint::{self, Kind};
 use crate::expression::Expression;
 use crate::target::{Access, Machine, StopReason};
+use arch::GuestVirt;
+use arch::paging::Permissions;
 
 /// What becomes of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +83,11 @@ pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
             session.is_physical = mode == b"1";
             ok()
         }
-        _ if data == b"qOffsets" => Answer::Reply(Vec::new()),
+        _ if data == b"qOffsets" => {
+            let text = session.kernel_text().map(|text| format!("TextSeg={text:x}"));
+            Answer::Reply(text.unwrap_or_default().into_bytes())
+        }
+        _ if let Some(address) = text("qMemoryRegionInfo:") => memory_region(session, address),
         _ if data == b"vCtrlC" => Answer::Interrupt(b"OK".to_vec()),
         _ if data == b"k" => Answer::Kill(Vec::new()),
         _ if text("vKill").is_some() => Answer::Kill(b"OK".to_vec()),
@@ -300,6 +307,27 @@ fn threads<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
     let end = start.saturating_add(usize::try_from(length.min(MOST_BYTES)).unwrap_or(0)).min(xml.len());
     let mark = if end == xml.len() { b'l' } else { b'm' };
     Answer::Reply([&[mark][..], &escape(&xml.as_bytes()[start..end])].concat())
+}
+
+/// lldb's `qMemoryRegionInfo:address`: the page there, or the gap (LLDB, "GDB Remote Protocol
+/// Extensions").
+fn memory_region<M: Machine>(session: &Session<M>, address: &[u8]) -> Answer {
+    let (Some(address), Ok(regime)) = (number(address), session.regime(session.current)) else {
+        return error(errno::EINVAL);
+    };
+    let (span, permissions) = match regime.translate(session.machine.memory(), GuestVirt(address)) {
+        Ok(mapping) => {
+            let letter = |on, letter| if on { letter } else { "" };
+            let Permissions { write, execute, .. } = mapping.permissions;
+            let permissions = ["r", letter(write, "w"), letter(execute, "x")].concat();
+            (mapping.page_size, format!("permissions:{permissions};"))
+        }
+        Err(fault) => (fault.span(), String::new()),
+    };
+    let start = address & !(span - 1);
+    // The end must be a number of 64 bits, too.
+    let size = span.min(u64::MAX - start);
+    Answer::Reply(format!("start:{start:x};size:{size:x};{permissions}").into_bytes())
 }
 
 /// An `O` packet's data: text for the debugger's console.

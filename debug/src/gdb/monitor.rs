@@ -3,6 +3,7 @@
 use super::session::Session;
 use crate::breakpoint::Place;
 use crate::disassemble::LONGEST_INSTRUCTION;
+use crate::linux::VmCoreInfo;
 use crate::memory::Space;
 use crate::report::Report;
 use crate::target::{Control, Machine, SoftwareBreakpoints};
@@ -31,6 +32,8 @@ const COMMANDS: &[Command] = &[
     Command { name: "physical", usage: "[on|off]", what: "whether addresses are guest-physical" },
     Command { name: "exits", usage: "", what: "exits of each vCPU, by reason" },
     Command { name: "breakpoints", usage: "", what: "each breakpoint: kind, place, hits, and why this kind" },
+    Command { name: "linux", usage: "", what: "the guest's Linux kernel: release, where it is mapped" },
+    Command { name: "dmesg", usage: "[LINES]", what: "the kernel's log, or its last lines" },
     Command {
         name: "step-interrupts",
         usage: "[on|off]",
@@ -78,6 +81,8 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
         }
         "exits" => Ok(exits(session)),
         "breakpoints" => Ok(breakpoints(session)),
+        "linux" => Ok(linux(session)),
+        "dmesg" => dmesg(session, arguments),
         "step-interrupts" => {
             let mut state = session.engine.state();
             if let Some(on) = switch(arguments)? {
@@ -299,6 +304,43 @@ fn breakpoints<M: Machine>(session: &Session<M>) -> String {
         line!(text, "there is none");
     }
     text
+}
+
+fn linux<M: Machine>(session: &Session<M>) -> String {
+    let mut text = String::new();
+    match VmCoreInfo::find(session.machine.memory()) {
+        Some(info) => {
+            line!(text, "release: {}", info.release());
+            if let Some(slide) = info.slide() {
+                line!(text, "moved by {slide:#x} from where it was linked");
+            }
+        }
+        None => line!(text, "no Linux kernel has described itself in memory (yet)"),
+    }
+    match session.kernel_text() {
+        Some(address) => line!(text, "mapped from {address:#x} on"),
+        None => line!(text, "not mapped where a kernel would be (yet)"),
+    }
+    text
+}
+
+fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
+    let most = match arguments {
+        [] => usize::MAX,
+        [count] => usize::try_from(number(count)?).unwrap_or(usize::MAX),
+        _ => return Err("a number of lines".into()),
+    };
+    let Some(info) = VmCoreInfo::find(session.machine.memory()) else {
+        return Ok("no Linux kernel has described itself in memory (yet)\n".into());
+    };
+    let read = |at: u64, bytes: &mut [u8]| session.read_virtual(session.current, at, bytes);
+    Ok(match info.log(read) {
+        Ok(lines) => {
+            let skipped = lines.len().saturating_sub(most);
+            lines[skipped..].iter().map(|line| format!("{line}\n")).collect()
+        }
+        Err(error) => format!("{error}\n"),
+    })
 }
 
 fn host<M: Machine>(session: &Session<M>) -> String {

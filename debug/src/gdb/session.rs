@@ -8,6 +8,7 @@ use super::monitor;
 use crate::breakpoint::{Breakpoint, Kind};
 use crate::engine::Engine;
 use crate::expression::Expression;
+use crate::linux;
 use crate::memory::{self, Space};
 use crate::target::{
     Access, Action, Control, Ended, Event, Machine, Order, StopReason, TargetError, VcpuState,
@@ -136,10 +137,28 @@ impl<M: Machine> Session<M> {
         self.regime(vcpu).map_or(Space::Physical, Space::Virtual)
     }
 
+    /// Where the guest's Linux kernel is mapped, if one is ([`linux::text`]).
+    pub fn kernel_text(&self) -> Option<u64> {
+        let regime = self.regime(self.current).ok()?;
+        let vbar = match self.isa() {
+            Isa::Aarch64 => self.machine.registers(self.current, &[Bank::System]).ok()?.get("vbar_el1")?,
+            Isa::X86_64 => 0,
+        };
+        linux::text(self.isa(), &regime, self.machine.memory(), vbar)
+    }
+
     /// Reads memory as the debugger sees it; how many bytes are good.
     pub fn read(&self, vcpu: u32, address: u64, buffer: &mut [u8]) -> usize {
         let space = self.space(vcpu);
         let state = self.engine.state();
+        memory::read(self.machine.memory(), &space, Some(&state.table), GuestVirt(address), buffer)
+    }
+
+    /// Reads guest-virtual memory, whatever addresses mean to the debugger.
+    pub fn read_virtual(&self, vcpu: u32, address: u64, buffer: &mut [u8]) -> usize {
+        let Ok(regime) = self.regime(vcpu) else { return 0 };
+        let state = self.engine.state();
+        let space = Space::Virtual(regime);
         memory::read(self.machine.memory(), &space, Some(&state.table), GuestVirt(address), buffer)
     }
 

@@ -21,8 +21,19 @@ pub enum Program {
     Debian(&'static str),
 }
 
+/// A stock debugger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tool {
+    /// `gdb-multiarch`.
+    Gdb,
+    /// `lldb`.
+    Lldb,
+}
+
 /// A guest, and what is typed into a debugger.
 pub struct Script {
+    /// Which debugger.
+    pub tool: Tool,
     /// Options of `vmm`, besides `--gdb` and the kernel.
     pub options: &'static str,
     /// What is debugged.
@@ -43,6 +54,7 @@ impl std::fmt::Debug for Script {
 
 /// Breakpoints of both kinds, steps, memory and registers.
 pub const BREAKPOINTS: Script = Script {
+    tool: Tool::Gdb,
     options: "",
     program: Program::Guest("count"),
     commands: |isa| {
@@ -94,6 +106,7 @@ pub const BREAKPOINTS: Script = Script {
 /// What a kernel developer does first: stop early, look around, step over lines, watch a
 /// variable, go on to userspace.
 pub const DEBIAN: Script = Script {
+    tool: Tool::Gdb,
     options: "--memory 256M --cmdline quiet~vmm.run=poweroff",
     program: Program::Debian("6.12"),
     commands: |_| {
@@ -135,9 +148,120 @@ pub const DEBIAN: Script = Script {
     code: Some(0),
 };
 
+/// Attaching to a kernel that runs already and has moved itself: its symbols fit, its log can be
+/// read, and so can its state.
+pub const DEBIAN_RUNNING: Script = Script {
+    tool: Tool::Gdb,
+    options: "--gdb-no-wait --memory 256M --cmdline vmm.run=naps",
+    program: Program::Debian("6.12"),
+    commands: |isa| {
+        let function = match isa {
+            Isa::X86_64 => "do_syscall_64",
+            Isa::Aarch64 => "do_el0_svc",
+        };
+        // Until userspace is up it detaches and comes again. The pause between is for the port
+        // that leads into a nest, which does not see a client that goes and comes at once.
+        format!(
+            "python\n\
+             import time\n\
+             for attempt in range(100):\n\
+             \x20 log = gdb.execute('monitor dmesg', to_string=True)\n\
+             \x20 if 'Run /init' in log:\n\
+             \x20   break\n\
+             \x20 gdb.execute('disconnect', to_string=True)\n\
+             \x20 time.sleep(4)\n\
+             \x20 gdb.execute('target remote ' + socket, to_string=True)\n\
+             gdb.execute('disconnect', to_string=True)\n\
+             time.sleep(2)\n\
+             gdb.execute('target remote ' + socket, to_string=True)\n\
+             moved = int(gdb.parse_and_eval('(unsigned long)&linux_banner'))\n\
+             print('moved' if moved != linked else 'not moved')\n\
+             end\n\
+             p linux_banner\n\
+             monitor linux\n\
+             monitor dmesg 3\n\
+             info threads\n\
+             p init_task.comm\n\
+             break {function}\ncontinue\nbacktrace 3\ndelete\n\
+             kill\n"
+        )
+    },
+    prints: |isa| {
+        let function = match isa {
+            Isa::X86_64 => "do_syscall_64 (",
+            Isa::Aarch64 => "do_el0_svc (",
+        };
+        [
+            "moved\n",
+            "Linux version 6.12",
+            "release: 6.12",
+            "mapped from 0xffff",
+            "[ ",
+            "\"CPU#0\"",
+            "swapper",
+            "Breakpoint 1",
+            function,
+            "#0 ",
+        ]
+        .map(String::from)
+        .to_vec()
+    },
+    code: Some(22),
+};
+
+/// A breakpoint at an address of user space, which a system call returns to, and one at a
+/// function whose entry the kernel patches while it stands.
+pub const DEBIAN_TEXT: Script = Script {
+    tool: Tool::Gdb,
+    options: "--memory 256M --cmdline quiet~vmm.run=trace",
+    program: Program::Debian("6.12"),
+    commands: |isa| {
+        let (function, regs, pc, user) = match isa {
+            Isa::X86_64 => ("do_syscall_64", "$rdi", "ip", "($cs & 3) == 3"),
+            Isa::Aarch64 => ("do_el0_svc", "$x0", "pc", "($cpsr & 15) == 0"),
+        };
+        format!(
+            "break start_kernel\ncontinue\ndelete\n\
+             break *{function}\ncontinue\n\
+             set $back = ((struct pt_regs *){regs})->{pc}\n\
+             delete\n\
+             break *$back\ncontinue\n\
+             p $pc == $back\np {user}\n\
+             monitor translate 0x1000\n\
+             delete\n\
+             break *hrtimer_nanosleep\n\
+             monitor breakpoints\n\
+             continue\ncontinue\ncontinue\n\
+             info breakpoints\n\
+             delete\ncontinue\n"
+        )
+    },
+    prints: |_| {
+        [
+            "start_kernel ()",
+            "Breakpoint 2,",
+            "Breakpoint 3,",
+            "= 1",
+            "= 1",
+            "Breakpoint 4,",
+            "hrtimer_nanosleep (",
+            "Breakpoint 4,",
+            "hrtimer_nanosleep (",
+            "Breakpoint 4,",
+            "hrtimer_nanosleep (",
+            "already hit 3 times",
+            "exited normally",
+        ]
+        .map(String::from)
+        .to_vec()
+    },
+    code: Some(0),
+};
+
 /// Two vCPUs: one that is not started yet, a breakpoint that both hit, one stepped while the
 /// other stays, and all together on to userspace.
 pub const SMP: Script = Script {
+    tool: Tool::Gdb,
     options: "--cpus 2 --memory 512M --cmdline quiet~vmm.run=poweroff",
     program: Program::Debian("6.12"),
     commands: |_| {
@@ -182,6 +306,7 @@ pub const SMP: Script = Script {
 
 /// Watchpoints of every kind, where the host has them.
 pub const WATCHPOINTS: Script = Script {
+    tool: Tool::Gdb,
     options: "",
     program: Program::Guest("count"),
     commands: |_| {
@@ -224,6 +349,7 @@ pub const WATCHPOINTS: Script = Script {
 /// guest steps by itself the breakpoints go: KVM on aarch64 takes `MDSCR_EL1.SS` away from a
 /// guest while any guest debugging is on.
 pub const OWN_TRAPS: Script = Script {
+    tool: Tool::Gdb,
     options: "",
     program: Program::Guest("own_traps"),
     commands: |isa| {
@@ -255,6 +381,7 @@ pub const OWN_TRAPS: Script = Script {
 
 /// Conditions and `dprintf` in the stub, range steps, the packets that gdbstub lacks.
 pub const CONDITIONS: Script = Script {
+    tool: Tool::Gdb,
     options: "",
     program: Program::Guest("count"),
     commands: |isa| {
@@ -296,6 +423,89 @@ pub const CONDITIONS: Script = Script {
         .to_vec()
     },
     code: Some(22),
+};
+
+/// lldb on a test guest: breakpoints, registers, steps, memory, a watchpoint.
+pub const LLDB: Script = Script {
+    tool: Tool::Lldb,
+    options: "",
+    program: Program::Guest("count"),
+    commands: |isa| {
+        let (pc, counter) = match isa {
+            Isa::X86_64 => ("rip", "rbx"),
+            Isa::Aarch64 => ("pc", "x19"),
+        };
+        format!(
+            "register read {pc}\n\
+             breakpoint set --name work\n\
+             process continue\n\
+             register read {pc}\n\
+             process continue\nprocess continue\n\
+             register read {counter}\n\
+             breakpoint delete -f\n\
+             thread step-inst\nthread step-inst\n\
+             register write {counter} 99990\n\
+             breakpoint set --name done\n\
+             process continue\n\
+             register read {counter}\n\
+             memory read --size 8 --count 1 --format d counter\n\
+             thread list\n\
+             breakpoint delete -f\n\
+             process continue\n"
+        )
+    },
+    prints: |isa| {
+        let pc = if isa == Isa::X86_64 { "rip = 0x" } else { "pc = 0x" };
+        [
+            "_start",
+            pc,
+            "stop reason = breakpoint 1.1",
+            "work",
+            pc,
+            "stop reason = breakpoint 1.1",
+            "stop reason = breakpoint 1.1",
+            "= 0x0000000000000002",
+            "stop reason = instruction step into",
+            "stop reason = instruction step into",
+            "stop reason = breakpoint 2.1",
+            "= 0x00000000000186a0",
+            "exited with status = 65",
+        ]
+        .map(String::from)
+        .to_vec()
+    },
+    code: Some(0x41),
+};
+
+/// lldb on a Debian kernel with its symbols.
+pub const LLDB_DEBIAN: Script = Script {
+    tool: Tool::Lldb,
+    options: "--memory 256M --cmdline quiet~vmm.run=poweroff",
+    program: Program::Debian("6.12"),
+    commands: |_| {
+        "breakpoint set --name start_kernel\n\
+         process continue\n\
+         thread backtrace\n\
+         target variable linux_banner\n\
+         thread step-over\nthread step-over\n\
+         breakpoint delete -f\n\
+         process continue\n"
+            .into()
+    },
+    prints: |_| {
+        [
+            "stop reason = breakpoint 1.1",
+            "start_kernel",
+            "frame #0: 0xffff",
+            "Linux version 6.12",
+            "stop reason = step over",
+            "stop reason = step over",
+            "exited with status = 0",
+        ]
+        .map(String::from)
+        .to_vec()
+    },
+    code: Some(0),
 };
 
 /// What [`OWN_TRAPS`] compares with.

@@ -136,6 +136,14 @@ impl Registers {
                         file.set_bytes(row, &bytes);
                     }
                 }
+                Source::PointerMask { is_high } => {
+                    if self.has_pointer_authentication(vcpu)
+                        && let Ok(Regime::Aarch64(paging)) = self.regime(vcpu)
+                    {
+                        let (low, high) = paging.pointer_masks();
+                        file.set_row(row, if is_high { high } else { low });
+                    }
+                }
                 source => {
                     if let Some(value) = id(source).and_then(|id| self.get(vcpu, id)) {
                         file.set_row(row, value);
@@ -198,6 +206,16 @@ impl Registers {
             Source::Core(_) | Source::System(_) => self.get(vcpu, id(table(ISA)[row].source)?),
             _ => self.read(vcpu, &[table(ISA)[row].bank()]).get_row(row),
         }
+    }
+
+    /// Whether the vCPU has pointer authentication (Arm ARM (DDI 0487), `ID_AA64ISAR1_EL1.APA`
+    /// and `.API`, `ID_AA64ISAR2_EL1.APA3`).
+    fn has_pointer_authentication(&self, vcpu: &VcpuFd) -> bool {
+        let field = |op2, shift: u32, bits: u64| {
+            let id = self.get(vcpu, system_register(3, 0, 0, 6, op2)).unwrap_or(0);
+            id >> shift & bits != 0
+        };
+        field(1, 4, 0xff) || field(2, 12, 0xf)
     }
 
     /// All code is 64 bits wide here, and its addresses are as they are. (32-bit code at EL0 is

@@ -1,0 +1,346 @@
+//! What a debugger knows of a Linux kernel in the target without its symbols.
+//!
+//! [`text`] finds where the kernel's image is mapped, for a kernel that has moved itself (KASLR).
+//! [`VmCoreInfo`] is the kernel's own description of its data, which it keeps in a page of memory
+//! for dump tools; with it [`VmCoreInfo::log`] reads the kernel's log.
+//!
+//! Source: Linux, `Documentation/admin-guide/kdump/vmcoreinfo.rst` and `gdbmacros.txt`,
+//! `kernel/printk/printk_ringbuffer.h`; `Documentation/arch/x86/x86_64/mm.rst`,
+//! `Documentation/arch/arm64/booting.rst` and `memory.rst`.
+
+use crate::target::Memory;
+use arch::paging::Regime;
+use arch::{GuestPhys, GuestVirt, Isa};
+use std::collections::HashMap;
+
+/// Where x86's kernel image is mapped, at the least, and how much room there is for it, bytes.
+const X86_IMAGES: u64 = 0xffff_ffff_8000_0000;
+const X86_IMAGES_SIZE: u64 = 1 << 30;
+/// Kernel images are aligned to this, bytes.
+const IMAGE_ALIGNMENT: u64 = 2 << 20;
+/// How far the vectors are behind the start of an image, at most, bytes.
+const LARGEST_IMAGE: u64 = 128 << 20;
+
+/// The guest-virtual address of the kernel image's first byte, `_text`: the start of the first
+/// loadable segment of its ELF file. `vbar` is aarch64's `VBAR_EL1`. `None` while no kernel is
+/// mapped where one would be.
+pub fn text(isa: Isa, regime: &Regime, memory: &dyn Memory, vbar: u64) -> Option<u64> {
+    let mapped = |at: u64| regime.translate(memory, GuestVirt(at));
+    match isa {
+        Isa::X86_64 => {
+            // The kernel unmaps what is in front of its image, and aligns the image.
+            let mut at = X86_IMAGES;
+            while at - X86_IMAGES < X86_IMAGES_SIZE {
+                if mapped(at).is_ok_and(|mapping| mapping.permissions.execute) {
+                    return (at > X86_IMAGES).then_some(at);
+                }
+                at += IMAGE_ALIGNMENT;
+            }
+            None
+        }
+        Isa::Aarch64 => {
+            // The vectors are in the image; what is in front of it is not mapped.
+            // What is mapped in one piece is gone over in one go.
+            let first = |at: u64| mapped(at).ok().map(|mapping| at & !(mapping.page_size - 1));
+            let mut at = first(vbar)?;
+            while let Some(before) = at.checked_sub(1).and_then(first) {
+                at = before;
+                if vbar - at > LARGEST_IMAGE {
+                    return None;
+                }
+            }
+            (at >> 63 != 0).then_some(at & !(IMAGE_ALIGNMENT - 1))
+        }
+    }
+}
+
+/// The kernel's description of its data: lines of `key=value`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VmCoreInfo {
+    values: HashMap<String, String>,
+}
+
+/// Bytes of the page that the kernel keeps it in.
+const PAGE: usize = 4096;
+/// What it begins with.
+const BEGIN: &[u8] = b"OSRELEASE=";
+
+impl VmCoreInfo {
+    /// Looks for it in the target's RAM: it begins a page.
+    pub fn find(memory: &dyn Memory) -> Option<VmCoreInfo> {
+        for range in memory.populated() {
+            let first = range.start.0.next_multiple_of(PAGE as u64);
+            for at in (first..range.end().0).step_by(PAGE) {
+                let mut begin = [0; BEGIN.len()];
+                if memory.read(GuestPhys(at), &mut begin) < begin.len() || begin != BEGIN {
+                    continue;
+                }
+                let mut page = vec![0; PAGE];
+                let count = memory.read(GuestPhys(at), &mut page);
+                if let Some(found) = VmCoreInfo::parse(&page[..count]) {
+                    return Some(found);
+                }
+            }
+        }
+        None
+    }
+
+    /// Parses a page; `None` for one that only begins like it.
+    pub fn parse(page: &[u8]) -> Option<VmCoreInfo> {
+        let end = page.iter().position(|byte| *byte == 0).unwrap_or(page.len());
+        let text = std::str::from_utf8(&page[..end]).ok()?;
+        let values: HashMap<String, String> = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(key, value)| (key.into(), value.into()))
+            .collect();
+        let is_whole = values.contains_key("OSRELEASE") && values.contains_key("PAGESIZE");
+        is_whole.then_some(VmCoreInfo { values })
+    }
+
+    /// The kernel's release, as `uname -r` has it.
+    pub fn release(&self) -> &str {
+        self.values.get("OSRELEASE").map_or("?", String::as_str)
+    }
+
+    /// How far the kernel has moved from where it was linked, bytes.
+    pub fn slide(&self) -> Option<u64> {
+        u64::from_str_radix(self.values.get("KERNELOFFSET")?, 16).ok()
+    }
+
+    fn symbol(&self, name: &str) -> Result<u64, LogError> {
+        let value = self.values.get(&format!("SYMBOL({name})"));
+        value
+            .and_then(|value| u64::from_str_radix(value, 16).ok())
+            .ok_or_else(|| LogError::Lacks(name.into()))
+    }
+
+    fn size(&self, name: &str) -> Result<u64, LogError> {
+        let value = self.values.get(&format!("SIZE({name})"));
+        value.and_then(|value| value.parse().ok()).ok_or_else(|| LogError::Lacks(name.into()))
+    }
+
+    fn offset(&self, name: &str) -> Result<u64, LogError> {
+        let value = self.values.get(&format!("OFFSET({name})"));
+        value.and_then(|value| value.parse().ok()).ok_or_else(|| LogError::Lacks(name.into()))
+    }
+
+    /// The kernel's log, oldest line first, as `dmesg` prints it. `read` reads guest-virtual
+    /// memory and says how many bytes are good.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn log(&self, read: impl Fn(u64, &mut [u8]) -> usize) -> Result<Vec<String>, LogError> {
+        let reader = Reader(read);
+        let buffer = reader.word(self.symbol("prb")?)?;
+        let ring = buffer.wrapping_add(self.offset("printk_ringbuffer.desc_ring")?);
+        let text_ring = buffer.wrapping_add(self.offset("printk_ringbuffer.text_data_ring")?);
+        let field =
+            |of: u64, name: &str| -> Result<u64, LogError> { Ok(of.wrapping_add(self.offset(name)?)) };
+
+        let count_bits = reader.half(field(ring, "prb_desc_ring.count_bits")?)?;
+        let size_bits = reader.half(field(text_ring, "prb_data_ring.size_bits")?)?;
+        if count_bits > MOST_COUNT_BITS || size_bits > MOST_SIZE_BITS {
+            return Err(LogError::Nonsense);
+        }
+        let (count, size) = (1u64 << count_bits, 1u64 << size_bits);
+        let descriptors = reader.word(field(ring, "prb_desc_ring.descs")?)?;
+        let infos = reader.word(field(ring, "prb_desc_ring.infos")?)?;
+        let text = reader.word(field(text_ring, "prb_data_ring.data")?)?;
+        let (descriptor_size, info_size) = (self.size("prb_desc")?, self.size("printk_info")?);
+        let (state_at, position_at) =
+            (self.offset("prb_desc.state_var")?, self.offset("prb_desc.text_blk_lpos")?);
+        let (begin_at, next_at) =
+            (self.offset("prb_data_blk_lpos.begin")?, self.offset("prb_data_blk_lpos.next")?);
+        let (time_at, length_at) =
+            (self.offset("printk_info.ts_nsec")?, self.offset("printk_info.text_len")?);
+        let counter = self.offset("atomic_long_t.counter").unwrap_or(0);
+        let tail = reader.word(field(ring, "prb_desc_ring.tail_id")?.wrapping_add(counter))?;
+        let head = reader.word(field(ring, "prb_desc_ring.head_id")?.wrapping_add(counter))?;
+
+        let mut lines = Vec::new();
+        let mut id = tail & ID_MASK;
+        // A record may be written while this looks, so the number of rounds is what ends it.
+        for _ in 0..count {
+            let index = id % count;
+            let descriptor = descriptors.wrapping_add(index.wrapping_mul(descriptor_size));
+            let state = reader.word(descriptor.wrapping_add(state_at).wrapping_add(counter))?;
+            let is_there = matches!(state >> STATE_SHIFT, COMMITTED | FINALIZED) && state & ID_MASK == id;
+            let position = descriptor.wrapping_add(position_at);
+            let begin = reader.word(position.wrapping_add(begin_at))?;
+            let next = reader.word(position.wrapping_add(next_at))?;
+            if is_there {
+                let info = infos.wrapping_add(index.wrapping_mul(info_size));
+                let time = reader.word(info.wrapping_add(time_at))?;
+                let mut length = [0; 2];
+                reader.bytes(info.wrapping_add(length_at), &mut length)?;
+                let record = match block(begin, next, size) {
+                    Some((start, room)) => {
+                        let length = u64::from(u16::from_le_bytes(length)).min(room);
+                        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+                        reader.bytes(text.wrapping_add(start), &mut bytes)?;
+                        String::from_utf8_lossy(&bytes).into_owned()
+                    }
+                    None => String::new(),
+                };
+                let stamp = format!("[{:5}.{:06}] ", time / 1_000_000_000, time / 1000 % 1_000_000);
+                // Further lines of a record stand below its first.
+                for (number, line) in record.split('\n').enumerate() {
+                    let indent = " ".repeat(stamp.len());
+                    let line: String = line.chars().map(printable).collect();
+                    lines.push(format!("{}{line}", if number == 0 { &stamp } else { &indent }));
+                }
+            }
+            if id == head & ID_MASK {
+                break;
+            }
+            id = id.wrapping_add(1) & ID_MASK;
+        }
+        Ok(lines)
+    }
+}
+
+/// A descriptor's state is in the two highest bits of its state variable.
+const STATE_SHIFT: u32 = 62;
+const ID_MASK: u64 = (1 << STATE_SHIFT) - 1;
+const COMMITTED: u64 = 1;
+const FINALIZED: u64 = 2;
+/// Larger rings than any kernel is built with.
+const MOST_COUNT_BITS: u32 = 24;
+const MOST_SIZE_BITS: u32 = 30;
+
+/// A control character could do something to a terminal.
+fn printable(character: char) -> char {
+    if character.is_control() && character != '\t' { '?' } else { character }
+}
+
+/// Where a record's text is in a ring of `size` bytes, behind the id that begins its block, and
+/// how much room there is; `None` for a record without text.
+fn block(begin: u64, next: u64, size: u64) -> Option<(u64, u64)> {
+    const ID: u64 = 8;
+    // Odd positions stand for no data.
+    if begin & 1 != 0 {
+        return None;
+    }
+    // A block that would wrap begins at the start of the ring.
+    let (start, end) = (begin % size, next % size);
+    let start = if start > end && end != 0 { 0 } else { start };
+    let end = if end == 0 { size } else { end };
+    let room = end.checked_sub(start + ID)?;
+    Some((start + ID, room))
+}
+
+/// Why a log cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    /// The kernel's description lacks something.
+    #[error("the kernel's VMCOREINFO does not tell {0} (its log is read from Linux 5.10 on)")]
+    Lacks(String),
+    /// Memory is not mapped.
+    #[error("the log is not mapped at {0:#x} now")]
+    NotMapped(u64),
+    /// What is there makes no sense.
+    #[error("the log's ring buffer is damaged")]
+    Nonsense,
+}
+
+struct Reader<R>(R);
+
+impl<R: Fn(u64, &mut [u8]) -> usize> Reader<R> {
+    fn bytes(&self, at: u64, bytes: &mut [u8]) -> Result<(), LogError> {
+        if (self.0)(at, bytes) == bytes.len() { Ok(()) } else { Err(LogError::NotMapped(at)) }
+    }
+
+    fn word(&self, at: u64) -> Result<u64, LogError> {
+        let mut bytes = [0; 8];
+        self.bytes(at, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn half(&self, at: u64) -> Result<u32, LogError> {
+        let mut bytes = [0; 4];
+        self.bytes(at, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Ram;
+
+    const INFO: &str = "OSRELEASE=6.12.0\nPAGESIZE=4096\nKERNELOFFSET=1a000000\nSYMBOL(prb)=1000\n\
+        OFFSET(printk_ringbuffer.desc_ring)=0\nOFFSET(printk_ringbuffer.text_data_ring)=48\n\
+        OFFSET(prb_desc_ring.count_bits)=0\nOFFSET(prb_desc_ring.descs)=8\nOFFSET(prb_desc_ring.infos)=16\n\
+        OFFSET(prb_desc_ring.head_id)=24\nOFFSET(prb_desc_ring.tail_id)=32\nOFFSET(prb_data_ring.size_bits)=0\n\
+        OFFSET(prb_data_ring.data)=8\nSIZE(prb_desc)=24\nSIZE(printk_info)=16\nOFFSET(prb_desc.state_var)=0\n\
+        OFFSET(prb_desc.text_blk_lpos)=8\nOFFSET(prb_data_blk_lpos.begin)=0\nOFFSET(prb_data_blk_lpos.next)=8\n\
+        OFFSET(printk_info.ts_nsec)=0\nOFFSET(printk_info.text_len)=8\n";
+
+    /// A ring of four descriptors and 64 bytes of text, at 0x2000.
+    fn ram(records: &[(u64, &str, u64)]) -> Ram {
+        let ram = Ram::new(0x1_0000);
+        let word = |at: u64, value: u64| assert_eq!(ram.write(GuestPhys(at), &value.to_le_bytes()), 8);
+        word(0x1000, 0x2000);
+        word(0x2000, 2);
+        word(0x2008, 0x3000);
+        word(0x2010, 0x4000);
+        word(0x2018, records.len() as u64 - 1);
+        word(0x2020, 0);
+        word(0x2030, 6);
+        word(0x2038, 0x5000);
+        let mut at = 0;
+        for (id, (time, text, state)) in (0u64..).zip(records) {
+            let end = at + 8 + (text.len() as u64).next_multiple_of(8);
+            word(0x3000 + id * 24, state << 62 | id);
+            word(0x3008 + id * 24, at);
+            word(0x3010 + id * 24, end);
+            word(0x4000 + id * 16, *time);
+            word(0x4008 + id * 16, text.len() as u64);
+            ram.write(GuestPhys(0x5000 + at + 8), text.as_bytes());
+            at = end;
+        }
+        ram
+    }
+
+    fn log(ram: &Ram, info: &str) -> Result<Vec<String>, LogError> {
+        let info = VmCoreInfo::parse(info.as_bytes()).unwrap();
+        info.log(|at, bytes| Memory::read(ram, GuestPhys(at), bytes))
+    }
+
+    #[test]
+    fn the_log_is_read_in_order() {
+        let ram = ram(&[(1_500_000_000, "first", 2), (2_000_001_000, "two\nlines\x1b", 1), (3, "none", 0)]);
+        let lines = ["[    1.500000] first", "[    2.000001] two", "               lines?"];
+        assert_eq!(log(&ram, INFO).unwrap(), lines);
+    }
+
+    #[test]
+    fn damage_is_told() {
+        let ram = ram(&[(0, "x", 2)]);
+        assert_eq!(log(&ram, &INFO.replace("SYMBOL(prb)=1000", "")), Err(LogError::Lacks("prb".into())));
+        let elsewhere = INFO.replace("SYMBOL(prb)=1000", "SYMBOL(prb)=fffffffff0");
+        assert!(matches!(log(&ram, &elsewhere), Err(LogError::NotMapped(_))));
+        ram.write(GuestPhys(0x2000), &[0xff; 4]);
+        assert_eq!(log(&ram, INFO), Err(LogError::Nonsense));
+    }
+
+    #[test]
+    fn blocks_wrap_and_may_be_empty() {
+        assert_eq!(block(64, 96, 64), Some((8, 24)));
+        assert_eq!(block(48, 64, 64), Some((56, 8)));
+        // From 56 a block of 24 does not fit: it is at the start.
+        assert_eq!(block(56, 64 + 24, 64), Some((8, 16)));
+        assert_eq!((block(1, 1, 64), block(0, 4, 64)), (None, None));
+    }
+
+    #[test]
+    fn it_is_found_by_its_first_line() {
+        let ram = Ram::new(0x8000);
+        assert_eq!(VmCoreInfo::find(&ram), None);
+        ram.write(GuestPhys(0x2000), b"OSRELEASE=not whole");
+        ram.write(GuestPhys(0x5000), INFO.as_bytes());
+        let info = VmCoreInfo::find(&ram).unwrap();
+        assert_eq!((info.release(), info.slide()), ("6.12.0", Some(0x1a00_0000)));
+    }
+}
