@@ -8,7 +8,7 @@ CARGO ?= cargo
 TARGETS := $(foreach isa,$(ISAS),$(call MUSL,$(isa))) x86_64-unknown-none aarch64-unknown-none-softfloat
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test unit cases bench demo setup toolchain kernels qemu peer layering clean clean-cache
+.PHONY: help build check test unit cases fuzz bench demo setup toolchain kernels qemu peer layering clean clean-cache
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -34,6 +34,9 @@ cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)
 
 bench: setup peer ## measure vmm against QEMU on the same nested hosts (PART=boot or debug for one half)
 	@$(CARGO) run -q --release -p integration --bin bench -- $(PART)
+
+fuzz: toolchain ## libFuzzer on every decoder of outside bytes (TARGET=packets for one, SECONDS=30)
+	@integration/setup/fuzz.sh "$(or $(TARGET),all)" "$(or $(SECONDS),30)"
 
 build: toolchain ## static release binaries of both architectures, in target/*/release
 	@echo "building static binaries for: $(ISAS)" >&2

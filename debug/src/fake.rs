@@ -1,10 +1,17 @@
-//! A scripted target for tests.
+//! A target without a processor, for tests and fuzzing of what stands above the traits.
 
-use crate::target::Memory;
-use arch::GuestPhys;
+use crate::target::{
+    Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, StopReason,
+    TargetError, VcpuState,
+};
 use arch::address::PhysRange;
-use arch::paging::TableMemory;
-use std::sync::Mutex;
+use arch::paging::{Regime, TableMemory};
+use arch::register::{Bank, RegisterFile, table};
+use arch::{GuestPhys, Isa};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// RAM from address 0.
 #[derive(Debug)]
@@ -14,6 +21,10 @@ impl Ram {
     /// Zeros.
     pub fn new(size: usize) -> Ram {
         Ram(Mutex::new(vec![0; size]))
+    }
+
+    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -25,22 +36,137 @@ impl TableMemory for Ram {
 
 impl Memory for Ram {
     fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize {
-        let ram = self.0.lock().unwrap();
-        let start = usize::try_from(address.0).unwrap().min(ram.len());
+        let ram = self.bytes();
+        let start = usize::try_from(address.0).unwrap_or(usize::MAX).min(ram.len());
         let count = bytes.len().min(ram.len() - start);
         bytes[..count].copy_from_slice(&ram[start..start + count]);
         count
     }
 
     fn write(&self, address: GuestPhys, bytes: &[u8]) -> usize {
-        let mut ram = self.0.lock().unwrap();
-        let start = usize::try_from(address.0).unwrap().min(ram.len());
+        let mut ram = self.bytes();
+        let start = usize::try_from(address.0).unwrap_or(usize::MAX).min(ram.len());
         let count = bytes.len().min(ram.len() - start);
         ram[start..start + count].copy_from_slice(&bytes[..count]);
         count
     }
 
     fn ranges(&self) -> Vec<PhysRange> {
-        vec![PhysRange::new(0, self.0.lock().unwrap().len() as u64)]
+        vec![PhysRange::new(0, self.bytes().len() as u64)]
+    }
+}
+
+/// A machine without a processor: its registers are what was written to them, a resumed vCPU
+/// stops at once as if it had made a step. For tests and fuzzing of what stands above
+/// [`Machine`].
+#[derive(Debug)]
+pub struct Still {
+    isa: Isa,
+    ram: Ram,
+    host: HostDebug,
+    registers: Vec<Mutex<RegisterFile>>,
+    events: VecDeque<Event>,
+    wake: OwnedFd,
+}
+
+impl Still {
+    /// A machine with this many vCPUs and bytes of RAM.
+    ///
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn new(isa: Isa, vcpus: u32, size: usize) -> io::Result<Still> {
+        let host = HostDebug {
+            software: SoftwareBreakpoints::Trapped,
+            single_step: true,
+            breakpoints: 4,
+            watchpoints: 4,
+            blocks_interrupts: true,
+        };
+        let mut file = RegisterFile::new(isa);
+        for (row, register) in table(isa).iter().enumerate() {
+            file.set_bytes(row, &vec![0; register.bytes()]);
+        }
+        let registers = (0..vcpus).map(|_| Mutex::new(file.clone())).collect();
+        // It never becomes readable: events are there at once.
+        let (wake, _) = nix::unistd::pipe()?;
+        Ok(Still { isa, ram: Ram::new(size), host, registers, events: VecDeque::new(), wake })
+    }
+
+    fn file(&self, vcpu: u32) -> Result<MutexGuard<'_, RegisterFile>, TargetError> {
+        let file = self.registers.get(vcpu as usize).ok_or(TargetError::NoVcpu(vcpu))?;
+        Ok(file.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Machine for Still {
+    fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    fn vcpus(&self) -> u32 {
+        u32::try_from(self.registers.len()).unwrap_or(u32::MAX)
+    }
+
+    fn state(&self, _: u32) -> VcpuState {
+        VcpuState::Running
+    }
+
+    fn registers(&self, vcpu: u32, _: &[Bank]) -> Result<RegisterFile, TargetError> {
+        Ok(self.file(vcpu)?.clone())
+    }
+
+    fn code(&self, _: u32) -> Result<Code, TargetError> {
+        Ok(Code::FLAT_64)
+    }
+
+    fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
+        Regime::new(&*self.file(vcpu)?).map_err(|fault| TargetError::Host(fault.to_string()))
+    }
+
+    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
+        let mut registers = self.file(vcpu)?;
+        for (row, _) in file.rows() {
+            if let Some(bytes) = file.bytes(row) {
+                registers.set_bytes(row, &bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> &dyn Memory {
+        &self.ram
+    }
+
+    fn host(&self) -> &HostDebug {
+        &self.host
+    }
+
+    fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
+        let moving = (0..).zip(orders).find(|(_, order)| order.action != Action::Stay);
+        if let Some((vcpu, _)) = moving {
+            let registers = self.file(vcpu)?.clone();
+            self.events.push_back(Event::Stopped { vcpu, reason: StopReason::Step, registers });
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self) {}
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    fn disarm(&mut self) {}
+
+    fn control(&mut self, _: Control) -> Result<(), TargetError> {
+        Ok(())
+    }
+
+    fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
+        Vec::new()
     }
 }

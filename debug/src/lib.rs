@@ -22,6 +22,7 @@ pub mod breakpoint;
 pub mod disassemble;
 pub mod engine;
 pub mod expression;
+pub mod fake;
 pub mod gdb;
 pub mod linux;
 pub mod memory;
@@ -29,6 +30,3 @@ pub mod range;
 pub mod report;
 pub mod target;
 pub mod trap;
-
-#[cfg(test)]
-mod fake;

@@ -11,6 +11,7 @@ pub mod cases;
 pub mod context;
 pub mod debugger;
 pub mod demo;
+pub mod fuzz;
 pub mod guests;
 pub mod initramfs;
 pub mod measure;

@@ -33,6 +33,7 @@ pub struct Nest {
     memory_mib: u32,
     cpus: u32,
     gic: u32,
+    debians_qemu: bool,
     /// The socket that the port for a debugger leads to.
     socket: Option<PathBuf>,
 }
@@ -69,7 +70,16 @@ impl Nest {
             let name = Path::new(module).file_name().unwrap_or_default().to_string_lossy();
             archive.file(&format!("modules/{index}-{name}"), &initramfs::module(&path)?)?;
         }
-        Ok(Nest { isa, archive, cmdline: String::new(), memory_mib, cpus: 1, gic: 3, socket: None })
+        Ok(Nest {
+            isa,
+            archive,
+            cmdline: String::new(),
+            memory_mib,
+            cpus: 1,
+            gic: 3,
+            debians_qemu: false,
+            socket: None,
+        })
     }
 
     /// Adds a file.
@@ -112,7 +122,11 @@ impl Nest {
         let console = folder.join("nest-console.log");
         let report = folder.join("report");
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?.as_secs();
-        let mut command = Command::new(artifacts::qemu(self.isa));
+        let qemu = match self.debians_qemu {
+            true => PathBuf::from(format!("qemu-system-{}", self.isa)),
+            false => artifacts::qemu(self.isa),
+        };
+        let mut command = Command::new(qemu);
         match self.isa {
             Isa::X86_64 => {
                 // Without the fast-string flag kernels clear pages eight bytes at a time: the
@@ -252,6 +266,7 @@ pub fn run_case_with(isa: Isa, case: &Case, folder: &Path, echoes: bool) -> io::
 pub fn prepare_case(isa: Isa, case: &Case) -> io::Result<Nest> {
     let mut nest = Nest::new(isa, &artifacts::program(isa, "case"), case.nest_memory)?;
     nest.gic = case.gic;
+    nest.debians_qemu = case.debians_qemu;
     if !case.kernels.is_empty() {
         nest.file("files/initrd", &initramfs::guest(isa)?)?;
     }

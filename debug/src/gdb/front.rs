@@ -315,19 +315,39 @@ fn memory_region<M: Machine>(session: &Session<M>, address: &[u8]) -> Answer {
     let (Some(address), Ok(regime)) = (number(address), session.regime(session.current)) else {
         return error(errno::EINVAL);
     };
-    let (span, permissions) = match regime.translate(session.machine.memory(), GuestVirt(address)) {
+    let (start, last, permissions) = match regime.translate(session.machine.memory(), GuestVirt(address)) {
+        Ok(_) if !regime.is_on() => ram_region(session, address),
         Ok(mapping) => {
             let letter = |on, letter| if on { letter } else { "" };
             let Permissions { write, execute, .. } = mapping.permissions;
             let permissions = ["r", letter(write, "w"), letter(execute, "x")].concat();
-            (mapping.page_size, format!("permissions:{permissions};"))
+            let span = mapping.page_size - 1;
+            (address & !span, address | span, permissions)
         }
-        Err(fault) => (fault.span(), String::new()),
+        Err(fault) => (address & !(fault.span() - 1), address | (fault.span() - 1), String::new()),
     };
-    let start = address & !(span - 1);
     // The end must be a number of 64 bits, too.
-    let size = span.min(u64::MAX - start);
+    let size = (last - start).saturating_add(1).min(u64::MAX - start);
+    let permissions =
+        if permissions.is_empty() { String::new() } else { format!("permissions:{permissions};") };
     Answer::Reply(format!("start:{start:x};size:{size:x};{permissions}").into_bytes())
+}
+
+/// Without translation: a range of RAM, or what lies between two.
+fn ram_region<M: Machine>(session: &Session<M>, address: u64) -> (u64, u64, String) {
+    let (mut start, mut last) = (0, u64::MAX);
+    for range in session.machine.memory().ranges() {
+        let (first, end) = (range.start.0, range.end().0);
+        if (first..end).contains(&address) {
+            return (first, end - 1, "rwx".into());
+        }
+        if end <= address {
+            start = start.max(end);
+        } else {
+            last = last.min(first - 1);
+        }
+    }
+    (start, last, String::new())
 }
 
 /// An `O` packet's data: text for the debugger's console.

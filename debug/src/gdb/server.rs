@@ -279,6 +279,42 @@ pub fn run<M: Machine>(listener: &Listener, mut session: Session<M>, quit: &Owne
     }
 }
 
+/// Serves one client that sends `input` all at once and goes; what it is sent. For tests and
+/// fuzzing: it stops where a real client would be waited for.
+///
+/// # Errors
+/// When the system gives no more sockets.
+pub fn converse<M: Machine>(session: &mut Session<M>, input: &[u8]) -> io::Result<Vec<u8>> {
+    let (ours, mut theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    theirs.set_nonblocking(true)?;
+    session.attach();
+    let Some(mut client) = Client::new(Stream::Unix(ours), session) else { return Ok(Vec::new()) };
+    let mut answer = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    let mut rest = input;
+    while !rest.is_empty() {
+        // To the end of a packet, so that a stop is told before the next one; and less than a
+        // socket holds, so that nothing waits.
+        let end = rest.iter().position(|byte| *byte == b'#').map_or(rest.len(), |at| at + 3);
+        let (piece, after) = rest.split_at(end.min(rest.len()).min(16 << 10));
+        rest = after;
+        Write::write_all(&mut theirs, piece)?;
+        let ready = Ready { quit: false, listener: true, input: true };
+        let served = client.serve(session, &ready);
+        while let Ok(count) = Read::read(&mut theirs, &mut buffer)
+            && count > 0
+        {
+            answer.extend(&buffer[..count]);
+        }
+        if served.is_err() {
+            break;
+        }
+    }
+    session.detach();
+    Ok(answer)
+}
+
 /// What `poll` found.
 struct Ready {
     quit: bool,

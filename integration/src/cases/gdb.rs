@@ -103,6 +103,46 @@ pub const BREAKPOINTS: Script = Script {
     code: Some(0x41),
 };
 
+/// Where KVM traps no planted instruction and no debug register, as in unmodified QEMU 7.2's
+/// emulation: the user is told, breakpoints are refused, the rest works.
+pub const NOT_TRAPPED: Script = Script {
+    tool: Tool::Gdb,
+    options: "",
+    program: Program::Guest("count"),
+    commands: |_| {
+        "monitor host\n\
+         break *&work\n\
+         python\n\
+         try:\n\
+         \x20 gdb.execute('continue')\n\
+         except gdb.error as error:\n\
+         \x20 print('refused:', error)\n\
+         end\n\
+         delete\n\
+         p $pc == (unsigned long)&_start\n\
+         stepi\nstepi\n\
+         p $pc == (unsigned long)&again\n\
+         x/2i &work\n\
+         kill\n"
+            .into()
+    },
+    prints: |_| {
+        [
+            "not seen; debug registers take their place",
+            "single step: yes",
+            "breakpoint registers: 0",
+            "Cannot insert breakpoint 1",
+            "refused:",
+            "= 1",
+            "= 1",
+            "<work>",
+        ]
+        .map(String::from)
+        .to_vec()
+    },
+    code: Some(22),
+};
+
 /// What a kernel developer does first: stop early, look around, step over lines, watch a
 /// variable, go on to userspace.
 pub const DEBIAN: Script = Script {

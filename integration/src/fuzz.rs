@@ -1,0 +1,288 @@
+//! What is fuzzed: every decoder of bytes from outside, as functions that must return whatever
+//! they are given. `make fuzz` has libFuzzer look for inputs; the unit tests go through
+//! mutations of a few good ones.
+
+use arch::image::{Source, detect};
+use arch::{Isa, aarch64, x86};
+use debug::disassemble::{LONGEST_INSTRUCTION, Mode, disassemble};
+use debug::engine::Engine;
+use debug::expression::{Expression, Target};
+use debug::fake::Still;
+use debug::gdb::packet::{Framer, frame, unescape};
+use debug::gdb::server::converse;
+use debug::gdb::session::Session;
+use debug::linux::VmCoreInfo;
+use debug::range;
+use debug::target::Machine;
+use std::sync::Arc;
+
+/// Something that is fuzzed.
+#[derive(Clone, Copy)]
+pub struct Fuzzed {
+    /// Its name, for `make fuzz TARGET=`.
+    pub name: &'static str,
+    /// The function.
+    pub run: fn(&[u8]),
+    /// Inputs to begin with.
+    pub seeds: &'static [&'static [u8]],
+}
+
+impl std::fmt::Debug for Fuzzed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// All of them.
+pub const FUZZED: &[Fuzzed] = &[
+    Fuzzed {
+        name: "packets",
+        run: packets,
+        seeds: &[
+            b"?\ng\nm0,100\nx0,100\nM10,2:abcd\nX10,2:ab\np0\nP0=0000000000000000\nHg1\nT1",
+            b"qSupported:multiprocess+\nQStartNoAckMode\nqXfer:features:read:target.xml:0,1000\nqfThreadInfo\nqC",
+            b"Z0,100,1;X3,220027;cmds:0,X3,220027\nz0,100,1\nZ2,8,4\nvCont?\nvCont;s:p1.1\nvCont;r0,10:1;c",
+            b"qRcmd,68656c70\nqRcmd,7472616e736c6174652030\nqRcmd,6d6170\nqRcmd,646d657367\nqRcmd,72656773",
+            b"qSearch:memory:0;1000;ab\nqCRC:0,1000\nqXfer:threads:read::0,fff\nqMemoryRegionInfo:0\nqOffsets\nD;1\nk",
+        ],
+    },
+    Fuzzed { name: "stream", run: stream, seeds: &[b"+$g#67-\x03$m0,4#fd$#00", b"$vCont;s:p1.1#f2$D;1#b0"] },
+    Fuzzed {
+        name: "bytecode",
+        run: bytecode,
+        seeds: &[
+            b"\x26\x00\x00\x25\x00\x00\x00\x00\x00\x00\x00\x01\x13\x27",
+            b"\x22\x01\x22\x02\x02\x28\x21\x00\x00\x27",
+            b"\x34\x01\x00\x04%d\n\x00\x27",
+        ],
+    },
+    Fuzzed {
+        name: "instructions",
+        run: instructions,
+        seeds: &[b"\x83\xc0\x01\xeb\xfb\x0f\x1f\x44\x00\x00\xe8\x00\x00\x00\x00\xc3", b"\x00\x04\x00\x91\xff\xff\xff\x17"],
+    },
+    Fuzzed { name: "tables", run: tables, seeds: &[b"\x07\x10\x00\x00\x00\x00\x00\x00\x03\x20\x00\x00\x00\x00\x00\x00"] },
+    Fuzzed {
+        name: "images",
+        run: images,
+        seeds: &[
+            b"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x3e\x00\x01\x00\x00\x00",
+            b"MZ\x00\x00zimg",
+            b"\x02\xb0\xad\x1b\x00\x00\x01\x00",
+        ],
+    },
+    Fuzzed {
+        name: "vmcoreinfo",
+        run: vmcoreinfo,
+        seeds: &[b"OSRELEASE=6\nPAGESIZE=4096\nSYMBOL(prb)=10\nOFFSET(printk_ringbuffer.desc_ring)=0\n"],
+    },
+];
+
+fn session(isa: Isa) -> Option<Session<Still>> {
+    let machine = Still::new(isa, 2, 1 << 16).ok()?;
+    let engine = Arc::new(Engine::new(isa, machine.host().clone(), 2));
+    Some(Session::new(machine, engine))
+}
+
+/// Packets, a line each, with right frames; the first byte chooses the architecture.
+pub fn packets(data: &[u8]) {
+    let isa = if data.first().is_some_and(|byte| byte & 1 != 0) { Isa::X86_64 } else { Isa::Aarch64 };
+    let framed: Vec<u8> = data.split(|byte| *byte == b'\n').flat_map(frame).collect();
+    if let Some(mut session) = session(isa) {
+        // Without sockets there is nothing to fuzz.
+        converse(&mut session, &framed).ok();
+    }
+}
+
+/// Bytes as they are.
+pub fn stream(data: &[u8]) {
+    let mut items = 0;
+    Framer::default().feed(data, |_| items += 1);
+    assert!(items <= data.len());
+    unescape(data);
+    if let Some(mut session) = session(Isa::X86_64) {
+        converse(&mut session, data).ok();
+    }
+}
+
+struct Nothing;
+
+impl Target for Nothing {
+    fn register(&mut self, number: u16) -> Option<u64> {
+        (number < 32).then_some(u64::from(number))
+    }
+
+    fn memory(&mut self, address: u64, bytes: &mut [u8]) -> bool {
+        bytes.fill(7);
+        address < 0x1000
+    }
+
+    fn print(&mut self, _: &str) {}
+}
+
+/// Bytecode of conditions.
+pub fn bytecode(data: &[u8]) {
+    if let Ok(expression) = Expression::new(data.to_vec()) {
+        // Whatever it comes to.
+        expression.evaluate(&mut Nothing).ok();
+    }
+}
+
+/// Code of a guest: disassembled, simulated, searched for exits.
+pub fn instructions(data: &[u8]) {
+    for (isa, mode) in [
+        (Isa::X86_64, Mode::Bits64),
+        (Isa::X86_64, Mode::Protected32),
+        (Isa::X86_64, Mode::Real16),
+        (Isa::Aarch64, Mode::Bits64),
+    ] {
+        disassemble(isa, mode, &data[..data.len().min(LONGEST_INSTRUCTION)]);
+        for start in [0, 0x1000, u64::MAX - 8] {
+            if let Some(end) = start.checked_add(data.len() as u64) {
+                range::exits(isa, mode, &(start..end), data, 4);
+            }
+        }
+    }
+    let read = |row: usize| Some(row as u64);
+    for bits in [x86::simulate::Bits::Code32, x86::simulate::Bits::Code64] {
+        x86::simulate::simulate(data, bits, read);
+    }
+    x86::step::leads_to(data);
+    x86::step::pushes_flags(data, true);
+    if let Some(word) = arch::bytes::u32_at(data, 0) {
+        aarch64::simulate::simulate(word, read);
+        aarch64::step::exclusive_sequence(data, u64::MAX - 7);
+    }
+    if let Some(syndrome) = arch::bytes::u64_at(data, 0) {
+        aarch64::syndrome::decode(syndrome);
+        x86::debug_registers::slots(syndrome, [u64::MAX; 4]);
+    }
+}
+
+/// A guest's page tables and the registers that point to them: every register is taken from the
+/// data, which is all of memory, too.
+pub fn tables(data: &[u8]) {
+    use arch::paging::Regime;
+    use arch::register::{RegisterFile, table};
+    use arch::{GuestPhys, GuestVirt};
+    use debug::target::Memory;
+    let word = |index: usize| arch::bytes::u64_at(data, index * 8).unwrap_or(0);
+    let ram = debug::fake::Ram::new(1 << 16);
+    ram.write(GuestPhys(0), data);
+    for isa in Isa::ALL {
+        let mut file = RegisterFile::new(isa);
+        for (row, register) in table(isa).iter().enumerate().filter(|(_, register)| register.bits <= 64) {
+            file.set_bytes(row, &word(row % 32).to_le_bytes()[..register.bytes()]);
+        }
+        let Ok(regime) = Regime::new(&file) else { continue };
+        regime.describe();
+        for index in 0..16 {
+            // Whatever it is mapped to.
+            regime.translate(&ram, GuestVirt(word(index))).ok();
+        }
+        for (first, last) in regime.ranges() {
+            regime.translate(&ram, first).ok();
+            regime.translate(&ram, last).ok();
+        }
+    }
+}
+
+struct Bytes<'a>(&'a [u8]);
+
+impl Source for Bytes<'_> {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), String> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let piece = start.checked_add(bytes.len()).and_then(|end| self.0.get(start..end));
+        bytes.copy_from_slice(piece.ok_or("behind the end")?);
+        Ok(())
+    }
+}
+
+/// Kernel images.
+pub fn images(data: &[u8]) {
+    // Whatever it is.
+    detect(&Bytes(data)).ok();
+}
+
+/// The kernel's description of itself, in a memory that has the same bytes everywhere.
+pub fn vmcoreinfo(data: &[u8]) {
+    let Some(info) = VmCoreInfo::parse(data) else { return };
+    let last = data.last().copied().unwrap_or(0);
+    let log = info.log(|at, bytes| {
+        bytes.fill(last);
+        if at < 1 << 40 { bytes.len() } else { 0 }
+    });
+    // Whatever is in it.
+    log.ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Xorshift: the same inputs in each run, so that a failure comes again.
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self, below: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 % below.max(1) as u64).unwrap_or(0)
+        }
+    }
+
+    fn mutate(random: &mut Random, data: &mut Vec<u8>, other: &[u8]) {
+        for _ in 0..=random.next(4) {
+            let at = random.next(data.len() + 1);
+            match random.next(6) {
+                0 if at < data.len() => data[at] ^= 1 << random.next(8),
+                1 if at < data.len() => data[at] = u8::try_from(random.next(256)).unwrap_or(0),
+                2 => data.insert(at, b",;:#$}*\n0fX\xff"[random.next(12)]),
+                3 => drop(data.drain(at..(at + random.next(8)).min(data.len()))),
+                4 => data.extend(&other[random.next(other.len())..]),
+                _ => data.truncate(at.max(1)),
+            }
+        }
+        data.truncate(8192);
+    }
+
+    #[test]
+    fn mutations_of_good_inputs() {
+        for fuzzed in FUZZED {
+            let mut random = Random(0x9e37_79b9_7f4a_7c15);
+            let rounds = if fuzzed.name == "packets" || fuzzed.name == "stream" { 1500 } else { 10_000 };
+            for seed in fuzzed.seeds {
+                (fuzzed.run)(seed);
+                let mut data = seed.to_vec();
+                for round in 0..rounds {
+                    if round % 50 == 0 {
+                        data = seed.to_vec();
+                    }
+                    let other = fuzzed.seeds[random.next(fuzzed.seeds.len())];
+                    mutate(&mut random, &mut data, other);
+                    (fuzzed.run)(&data);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_conversation_is_a_conversation() {
+        let mut session = session(Isa::X86_64).unwrap();
+        let input: Vec<u8> =
+            [&b"?"[..], b"p10", b"vCont;s:p1.1", b"m0,4"].iter().flat_map(|data| frame(data)).collect();
+        let answer = String::from_utf8_lossy(&converse(&mut session, &input).unwrap()).into_owned();
+        let region = [frame(b"qMemoryRegionInfo:10"), frame(b"qMemoryRegionInfo:ffffffffffffffff")].concat();
+        let regions = String::from_utf8_lossy(&converse(&mut session, &region).unwrap()).into_owned();
+        assert!(regions.contains("start:0;size:10000;permissions:rwx;"), "{regions}");
+        assert!(regions.contains("start:10000;size:fffffffffffeffff;#"), "{regions}");
+        for part in ["T05thread:p01.01;", "$0000000000000000#", "T05thread:01;10:", "$00000000#"] {
+            assert!(answer.contains(part), "{part}: {answer}");
+        }
+    }
+}
