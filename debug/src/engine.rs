@@ -20,7 +20,6 @@ use crate::target::{
     Action, Code, Cpu, HostDebug, Memory, Order, SoftwareBreakpoints, Stepped, StopReason, TargetError,
 };
 use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide};
-use arch::register::RegisterFile;
 use arch::x86::debug_registers::matches;
 use arch::x86::simulate::Bits;
 use arch::{GuestPhys, GuestVirt, Isa};
@@ -371,9 +370,7 @@ impl Engine {
                 .and_then(|instruction| arch::aarch64::simulate::simulate(instruction, read)),
         };
         let Some(changes) = changes else { return Ok(false) };
-        let mut file = RegisterFile::new(self.isa);
-        changes.into_iter().for_each(|(row, value)| file.set_row(row, value));
-        cpu.set_registers(&file)?;
+        cpu.set_rows(&changes)?;
         Ok(true)
     }
 

@@ -350,6 +350,13 @@ pub trait Cpu {
     /// [`TargetError::Host`].
     fn set_registers(&mut self, file: &RegisterFile) -> Result<(), TargetError>;
 
+    /// Writes a few registers of up to 64 bits, by their rows: what a simulated instruction has
+    /// changed.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), TargetError>;
+
     /// RAM.
     fn memory(&self) -> &dyn Memory;
 

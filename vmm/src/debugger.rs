@@ -262,6 +262,10 @@ impl Cpu for GuestCpu<'_> {
         self.vcpu.set_registers(file).map_err(host)
     }
 
+    fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), TargetError> {
+        self.vcpu.set_rows(values).map_err(host)
+    }
+
     fn memory(&self) -> &dyn Memory {
         &self.debug.memory
     }

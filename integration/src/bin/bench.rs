@@ -221,6 +221,7 @@ fn debugging_here() -> Result<(), String> {
     };
     let mut columns: [Columns; 2] = Default::default();
     let (mut prompts, mut symbols_only) = ([Vec::new(), Vec::new()], Vec::new());
+    let (mut gdb_hits, mut gdb_next) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     for round in 1..=ROUNDS {
         eprintln!("bench: {isa} here, round {round} of {ROUNDS} (a minute)");
         symbols_only.push(debug_figures::to_prompt(&kernel.vmlinux(), None)?);
@@ -231,6 +232,10 @@ fn debugging_here() -> Result<(), String> {
             let values = line.split_whitespace().filter_map(|word| word.parse::<f64>().ok());
             columns.resize(DEBUG_FIGURES.len(), Vec::new());
             columns.iter_mut().zip(values).for_each(|(column, value)| column.push(value));
+            let index = usize::from(monitor == Monitor::Qemu);
+            let (hits, next) = debug_figures::with_gdb(&context, monitor)?;
+            gdb_hits[index].push(hits);
+            gdb_next[index].push(next);
             prompts.push(debug_figures::attach(&context, monitor, &kernel.vmlinux())?);
         }
     }
@@ -238,6 +243,13 @@ fn debugging_here() -> Result<(), String> {
         "\n{isa}, this machine's own KVM, gdb servers by a client of the bare protocol, medians of {ROUNDS} runs"
     );
     print_debug(&columns);
+    for (name, unit, values, aim) in [
+        ("stock gdb: hits with a false condition", "/s", gdb_hits, "at least 100"),
+        ("stock gdb: next over 100000 instructions", "ms", gdb_next, "at most 0.01"),
+    ] {
+        let [ours, theirs] = values.map(median);
+        println!("  {name:46}{ours:>12.1}{theirs:>14.1}{:>8.3}  {unit}  ({aim})", ours / theirs);
+    }
     let alone = median(symbols_only);
     let [ours, theirs] = prompts.map(median);
     println!(

@@ -471,9 +471,9 @@ pub const LLDB: Script = Script {
     options: "",
     program: Program::Guest("count"),
     commands: |isa| {
-        let (pc, counter) = match isa {
-            Isa::X86_64 => ("rip", "rbx"),
-            Isa::Aarch64 => ("pc", "x19"),
+        let (pc, counter, start) = match isa {
+            Isa::X86_64 => ("rip", "rbx", "0x100000"),
+            Isa::Aarch64 => ("pc", "x19", "0x40200000"),
         };
         format!(
             "register read {pc}\n\
@@ -488,7 +488,7 @@ pub const LLDB: Script = Script {
              breakpoint set --name done\n\
              process continue\n\
              register read {counter}\n\
-             memory read --size 8 --count 1 --format d counter\n\
+             memory read --size 4 --count 2 --format x {start}\n\
              thread list\n\
              breakpoint delete -f\n\
              process continue\n"
@@ -509,6 +509,7 @@ pub const LLDB: Script = Script {
             "stop reason = instruction step into",
             "stop reason = breakpoint 2.1",
             "= 0x00000000000186a0",
+            "00000: 0x",
             "exited with status = 65",
         ]
         .map(String::from)

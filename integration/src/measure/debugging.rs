@@ -293,12 +293,77 @@ pub fn attach(c: &Context, monitor: Monitor, symbols: &std::path::Path) -> Resul
     let (kernel, initrd) = (c.kernel("6.12"), c.initrd());
     let (socket, command) = debugged(c, monitor, command(c, monitor, &kernel, Some(&initrd), ""));
     let (process, _) = start(monitor, command)?;
-    // A client that came first would let the guest run when it went.
+    wait_for(&socket);
+    let time = to_prompt(symbols, Some(&socket));
+    drop(process);
+    time
+}
+
+/// What a person with stock gdb sees: hits a second of a breakpoint whose condition is false, and
+/// `next` over a loop of 100,000 instructions, ms. QEMU's are taken from fewer, in proportion.
+///
+/// # Errors
+/// When gdb does not do what it should.
+pub fn with_gdb(c: &Context, monitor: Monitor) -> Result<(f64, f64), String> {
+    let (hits, turns) = match monitor {
+        Monitor::Vmm => (100_000, RANGE / 3),
+        Monitor::Qemu => (1000, RANGE / 300),
+    };
+    let place = format!("*{:#x}", loop_address(c.isa));
+    let stop = |monitor| if monitor == Monitor::Qemu { "hbreak" } else { "break" };
+    let (counter, result) = match c.isa {
+        Isa::X86_64 => ("$rcx", "$rax"),
+        Isa::Aarch64 => ("$x2", "$x0"),
+    };
+    let seconds = gdb_time(
+        c,
+        monitor,
+        "loop",
+        &place,
+        &[&format!("set var {result} = 0"), &format!("{} {place} if {result} == {hits}", stop(monitor))],
+        "continue",
+    )?;
+    let rate = f64::from(hits) / seconds;
+    let seconds = gdb_time(c, monitor, "next", "*&body", &[&format!("set var {counter} = {turns}")], "next")?;
+    Ok((rate, seconds * 1000.0 * f64::from(RANGE) / f64::from(turns * 3)))
+}
+
+/// Starts a guest, has gdb run to `place` and do `before`, and times one command, s.
+fn gdb_time(
+    c: &Context,
+    monitor: Monitor,
+    guest: &str,
+    place: &str,
+    before: &[&str],
+    timed: &str,
+) -> Result<f64, String> {
+    let guest = c.guest(guest, false)?;
+    let (socket, command) = debugged(c, monitor, command(c, monitor, &guest, None, ""));
+    // A socket of an earlier guest would be taken for this one's.
+    std::fs::remove_file(&socket).ok();
+    let (process, _) = start(monitor, command)?;
+    wait_for(&socket);
+    let mut gdb = Command::new("gdb-multiarch");
+    gdb.args(["-nx", "-batch", "-ex", "set pagination off", "-ex", "set confirm off"]);
+    gdb.arg(&guest).arg("-ex").arg(format!("target remote {}", socket.display()));
+    gdb.arg("-ex").arg(format!("hbreak {place}")).args(["-ex", "continue", "-ex", "delete"]);
+    for command in before {
+        gdb.args(["-ex", command]);
+    }
+    gdb.args(["-ex", "python import time; begin = time.time()", "-ex", timed]);
+    gdb.args(["-ex", "python print('seconds', time.time() - begin)", "-ex", "kill"]);
+    let output = gdb.output().map_err(|error| format!("gdb: {error}"))?;
+    drop(process);
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines()
+        .find_map(|line| line.strip_prefix("seconds ")?.parse().ok())
+        .ok_or_else(|| format!("gdb: {text}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Waits for a monitor's socket: a client that came first would let the guest run when it went.
+fn wait_for(socket: &std::path::Path) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !socket.exists() && Instant::now() < deadline {
         std::thread::park_timeout(Duration::from_millis(1));
     }
-    let time = to_prompt(symbols, Some(&socket));
-    drop(process);
-    time
 }

@@ -75,7 +75,7 @@ impl Vcpu {
     /// Finishes a port or memory access that was served, without running the guest: KVM does
     /// the instruction's last part when it is entered again (KVM API, "KVM_EXIT_IO").
     pub fn complete_access(&mut self) {
-        self.registers.forget();
+        self.registers.enter(&mut self.fd);
         self.fd.set_kvm_immediate_exit(1);
         if let Err(error) = self.fd.run().map(drop)
             && error.errno() != libc::EINTR
@@ -98,6 +98,15 @@ impl Vcpu {
     pub fn set_registers(&self, file: &RegisterFile) -> Result<(), KvmError> {
         self.has_queued.set(false);
         self.registers.write(&self.fd, file)
+    }
+
+    /// Writes a few registers of up to 64 bits, by their rows.
+    ///
+    /// # Errors
+    /// As [`Self::set_registers`].
+    pub fn set_rows(&self, values: &[(usize, u64)]) -> Result<(), KvmError> {
+        self.has_queued.set(false);
+        self.registers.write_rows(&self.fd, values)
     }
 
     /// Whether an exception that was given to the guest ([`Self::inject`]) waits for it to be
@@ -156,6 +165,7 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn set_debug(&self, arming: &Arming) -> Result<(), KvmError> {
+        self.registers.flush(&self.fd)?;
         self.registers.sync(!arming.is_off());
         native::guest_debug::set(&self.fd, arming)
     }
@@ -166,6 +176,7 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError`].
     pub fn inject(&self, injection: &Injection, arming: &Arming) -> Result<(), KvmError> {
+        self.registers.flush(&self.fd)?;
         let injected = native::guest_debug::inject(&self.fd, injection, arming);
         self.registers.forget();
         self.has_queued.set(HOST_ISA == Isa::X86_64 && injected.is_ok());

@@ -83,6 +83,18 @@ impl Registers {
     /// Called when `KVM_RUN` has returned, with whatever.
     pub fn leave(&self) {}
 
+    /// Nothing to do: registers are written at once.
+    pub fn flush(&self, _: &VcpuFd) -> Result<(), KvmError> {
+        Ok(())
+    }
+
+    /// Writes a few registers by their rows.
+    pub fn write_rows(&self, vcpu: &VcpuFd, values: &[(usize, u64)]) -> Result<(), KvmError> {
+        let mut file = RegisterFile::new(ISA);
+        values.iter().for_each(|&(row, value)| file.set_row(row, value));
+        self.write(vcpu, &file)
+    }
+
     /// Forgets what has been read: something else has changed registers.
     pub fn forget(&self) {
         self.known.borrow_mut().clear();

@@ -106,6 +106,8 @@ pub struct Registers {
     syncs: Cell<bool>,
     /// It did, and nobody has written any since.
     is_synced: Cell<bool>,
+    /// `regs` has been changed; KVM takes it with the next entry, or by [`Self::flush`].
+    is_dirty: Cell<bool>,
     regs: Cell<Option<kvm::kvm_regs>>,
     sregs: Cell<Option<kvm::kvm_sregs>>,
 }
@@ -118,6 +120,7 @@ impl Registers {
             can_sync,
             syncs: Cell::new(false),
             is_synced: Cell::new(false),
+            is_dirty: Cell::new(false),
             regs: Cell::new(None),
             sregs: Cell::new(None),
         }
@@ -131,6 +134,12 @@ impl Registers {
 
     /// Called before the guest is entered.
     pub fn enter(&self, vcpu: &mut VcpuFd) {
+        if self.is_dirty.take()
+            && let Some(regs) = self.regs.get()
+        {
+            vcpu.sync_regs_mut().regs = regs;
+            vcpu.set_sync_dirty_reg(SyncReg::Register);
+        }
         self.forget();
         for register in [SyncReg::Register, SyncReg::SystemRegister] {
             if self.syncs.get() {
@@ -144,6 +153,37 @@ impl Registers {
     /// Called when `KVM_RUN` has returned, with whatever.
     pub fn leave(&self) {
         self.is_synced.set(self.syncs.get());
+    }
+
+    /// Hands over registers that KVM was to take with the next entry, before something else looks
+    /// at them or changes them.
+    pub fn flush(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        match (self.is_dirty.take(), self.regs.get()) {
+            (true, Some(regs)) => vcpu.set_regs(&regs).map_err(ioctl("KVM_SET_REGS")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a few registers by their rows: general ones with the next entry, if KVM takes them
+    /// so (KVM API, `KVM_CAP_SYNC_REGS`, `kvm_dirty_regs`).
+    pub fn write_rows(&self, vcpu: &VcpuFd, values: &[(usize, u64)]) -> Result<(), KvmError> {
+        let mut regs = self.regs(vcpu)?;
+        let mut others = RegisterFile::new(ISA);
+        for &(row, value) in values {
+            match table(ISA).get(row).map(|register| register.source) {
+                Some(Source::Regs(index)) => {
+                    let start = usize::from(index) * 8;
+                    regs.bytes_mut()[start..start + 8].copy_from_slice(&value.to_le_bytes());
+                }
+                _ => others.set_row(row, value),
+            }
+        }
+        self.regs.set(Some(regs));
+        self.is_dirty.set(true);
+        if !self.is_synced.get() {
+            self.flush(vcpu)?;
+        }
+        if others.rows().next().is_some() { self.write(vcpu, &others) } else { Ok(()) }
     }
 
     /// Forgets what has been read: something else has changed registers.
@@ -276,6 +316,7 @@ impl Registers {
 
     /// Writes every register that the file has a value for.
     pub fn write(&self, vcpu: &VcpuFd, file: &RegisterFile) -> Result<(), KvmError> {
+        self.flush(vcpu)?;
         let banks: Vec<Bank> = Bank::ALL
             .into_iter()
             .filter(|bank| file.rows().any(|(_, register)| register.bank() == *bank))
