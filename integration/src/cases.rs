@@ -177,6 +177,7 @@ pub const CASES: &[Case] = &[
         nest_memory: 2048,
         ..debugged("lldb_on_debian", &gdb::LLDB_DEBIAN)
     },
+    nested_only(small("gdb_simulated_instructions", gdb_wire::simulated_instructions)),
     small("gdb_range_step", gdb_wire::range_step),
     gic_v2(small("gic_v2_embedded_guest", basics::on_gic_v2)),
     gic_v2(linux("gic_v2_debian", &["6.1"], linux::on_2_vcpus_6_1)),

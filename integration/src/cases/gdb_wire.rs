@@ -407,3 +407,141 @@ fn step_from_label_to_label(c: &Context, guest: &Path, socket: &Path) -> Check {
     let stop = client.reply().map_err(|error| format!("at the end: {error}"))?;
     check(stop.starts_with('W'), || format!("it ends with {stop}"))
 }
+
+/// What passes a breakpoint without a step leaves the same registers as the processor does.
+pub fn simulated_instructions(c: &mut Context) -> Check {
+    with_guest(c, "count", "", |c, socket| {
+        let mut client = Client::attach(socket, c.limit(20))?;
+        // Out of the boot loader's state: the guest's first instruction has been executed.
+        client.expect("vCont;s:p1.1", "T05*")?;
+        for (number, code) in instructions(c.isa).into_iter().enumerate() {
+            for seed in 0..4u64 {
+                compare_with_processor(c.isa, &mut client, &code, seed)
+                    .map_err(|error| format!("instruction {number}, {code:02x?}, seed {seed}: {error}"))?;
+            }
+        }
+        Ok(client)
+    })
+}
+
+fn instructions(isa: arch::Isa) -> Vec<Vec<u8>> {
+    let x86: &[&[u8]] = &[
+        &[0x90],
+        &[0xf3, 0x0f, 0x1e, 0xfa],
+        &[0x0f, 0x1f, 0x44, 0x00, 0x00],
+        &[0x83, 0xc0, 0x01],
+        &[0x48, 0x83, 0xc0, 0xff],
+        &[0x48, 0x83, 0xec, 0x28],
+        &[0x83, 0xe8, 0x80],
+        &[0x48, 0x81, 0xe1, 0x00, 0x00, 0x00, 0x80],
+        &[0x83, 0xf1, 0x55],
+        &[0x48, 0x83, 0xfa, 0x00],
+        &[0x48, 0x29, 0xd8],
+        &[0x01, 0xd8],
+        &[0x4d, 0x01, 0xc1],
+        &[0x31, 0xd2],
+        &[0x48, 0x85, 0xc0],
+        &[0x39, 0xc8],
+        &[0x48, 0x89, 0xe5],
+        &[0x41, 0x89, 0xf8],
+        &[0xb9, 0xff, 0xff, 0xff, 0xff],
+        &[0x48, 0xc7, 0xc0, 0xff, 0xff, 0xff, 0xff],
+        &[0x48, 0x8d, 0x05, 0x10, 0x00, 0x00, 0x00],
+        &[0x48, 0x8d, 0x44, 0xb7, 0x08],
+        &[0x8d, 0x44, 0x24, 0x20],
+        &[0xff, 0xc1],
+        &[0x49, 0xff, 0xc9],
+        &[0xeb, 0x10],
+        &[0x74, 0x10],
+        &[0x72, 0x10],
+        &[0x7c, 0x10],
+        &[0x7f, 0x10],
+        &[0x78, 0x10],
+        &[0x7a, 0x10],
+        &[0x70, 0x10],
+        &[0x0f, 0x87, 0x00, 0x01, 0x00, 0x00],
+    ];
+    let arm: &[u32] = &[
+        0xd503_201f,
+        0x9100_0400,
+        0xd101_03ff,
+        0x9100_03fd,
+        0x9140_0420,
+        0xaa02_03e1,
+        0x2a22_03e1,
+        0x8b02_0c20,
+        0x4b01_0040,
+        0xca81_0820,
+        0x0a82_0c20,
+        0xd2a0_0020,
+        0x1280_0000,
+        0xf2c0_0021,
+        0xf100_043f,
+        0x3100_0400,
+        0xea00_001f,
+        0x6b02_003f,
+        0xeb42_0c3f,
+        0x2b82_0020,
+        0x1000_0040,
+        0x70ff_ffe0,
+        0xb000_0000,
+        0x1400_0004,
+        0x9400_0002,
+        0x5400_0040,
+        0x5400_0041,
+        0x5400_004b,
+        0x5400_004c,
+        0x5400_0048,
+        0x5400_0046,
+        0x5400_0044,
+        0xb400_0041,
+        0xb500_0041,
+        0x3600_0041,
+        0x3708_0041,
+        0xb7f8_0041,
+        0xd503_245f,
+    ];
+    match isa {
+        arch::Isa::X86_64 => x86.iter().map(|code| code.to_vec()).collect(),
+        arch::Isa::Aarch64 => arm.iter().map(|word| word.to_le_bytes().to_vec()).collect(),
+    }
+}
+
+fn compare_with_processor(isa: arch::Isa, client: &mut Client, code: &[u8], seed: u64) -> Check {
+    let (place, general, pc, flags, kind) = match isa {
+        arch::Isa::X86_64 => (0x20_0000u64, 16u8, 0x10, 0x11, 1),
+        arch::Isa::Aarch64 => (0x4100_0000, 32, 0x20, 0x21, 4),
+    };
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    client.expect(&format!("M{place:x},{:x}:{}", code.len(), hex(code)), "OK")?;
+    let prepare = |client: &mut Client| -> Check {
+        for register in 0..general {
+            let value = match seed {
+                0 => 0,
+                1 => u64::MAX,
+                2 => 0x8000_0000_8000_0000 | u64::from(register),
+                _ => 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(u64::from(register) + 1),
+            };
+            client.expect(&format!("P{register:x}={}", hex(&value.to_le_bytes())), "OK")?;
+        }
+        // All flags that arithmetic sets, or none; the rest as a kernel has it.
+        let value: u32 = match (isa, seed & 1) {
+            (arch::Isa::X86_64, 0) => 0x2,
+            (arch::Isa::X86_64, _) => 0x8d7,
+            (arch::Isa::Aarch64, 0) => 0x3c5,
+            (arch::Isa::Aarch64, _) => 0xf000_03c5,
+        };
+        client.expect(&format!("P{flags:x}={}", hex(&value.to_le_bytes())), "OK")?;
+        client.expect(&format!("P{pc:x}={}", hex(&place.to_le_bytes())), "OK")?;
+        Ok(())
+    };
+    prepare(client)?;
+    client.expect("vCont;s:p1.1", "T05*")?;
+    let processor = client.ask("g")?;
+    prepare(client)?;
+    client.expect(&format!("Z0,{place:x},{kind};X3,220027"), "OK")?;
+    client.expect("vCont;s:p1.1", "T05*")?;
+    let simulated = client.ask("g")?;
+    client.expect(&format!("z0,{place:x},{kind}"), "OK")?;
+    check(processor == simulated, || format!("{simulated}\ninstead of\n{processor}"))
+}
