@@ -564,6 +564,11 @@ impl State {
         }
     }
 
+    /// Forgets how far each vCPU has come: the debugger has gone.
+    pub fn forget(&mut self) {
+        self.progress.fill(Progress::default());
+    }
+
     fn progress(&self, vcpu: u32) -> &Progress {
         const NONE: &Progress = &Progress { action: Action::Run, steps: 0, run: None, retry: None };
         self.progress.get(vcpu as usize).unwrap_or(NONE)

@@ -170,6 +170,7 @@ pub const CASES: &[Case] = &[
             ..debugged("gdb_where_int3_is_not_trapped", &gdb::NOT_TRAPPED)
         }),
     ),
+    only(Isa::X86_64, debugged("gdb_32_bit_code", &gdb::BITS_32)),
     debugged("lldb_on_a_guest", &gdb::LLDB),
     Case {
         kernels: &["6.12"],

@@ -7,12 +7,53 @@ use arch::Isa;
 use arch::register::{Feature, Group, Register, RegisterFile, table};
 use std::fmt::Write;
 
+/// What architecture a description is of. gdb takes one for as long as it is attached, whatever
+/// mode an x86 processor goes through meanwhile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Described {
+    /// All that the target is.
+    #[default]
+    Whole,
+    /// An x86 processor that stays in 32-bit code.
+    I386,
+    /// One that stays in 16-bit code.
+    I8086,
+}
+
+impl Described {
+    /// By gdb's name of the architecture, `set architecture`.
+    pub fn from_name(name: &str) -> Option<Described> {
+        match name {
+            "x86-64" | "auto" => Some(Described::Whole),
+            "i386" => Some(Described::I386),
+            "i8086" => Some(Described::I8086),
+            _ => None,
+        }
+    }
+
+    /// gdb's name.
+    pub const fn name(self, isa: Isa) -> &'static str {
+        match (self, isa) {
+            (_, Isa::Aarch64) => "aarch64",
+            (Described::Whole, Isa::X86_64) => "i386:x86-64",
+            (Described::I386, Isa::X86_64) => "i386",
+            (Described::I8086, Isa::X86_64) => "i8086",
+        }
+    }
+}
+
+/// Rows of RAX to RSP, and of R8 to R15, which only 64-bit code has.
+const WIDE_ONLY: std::ops::Range<usize> = 8..16;
+/// The row of RIP, which is the last that 32-bit code has half of.
+const RIP: usize = 16;
+
 /// Registers that a target has, by gdb's numbers: rows of the register table, in its order.
 /// A standard feature is there when all of its registers are; of our own, those that are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegisterSet {
     isa: Isa,
     has: Vec<bool>,
+    described: Described,
 }
 
 impl RegisterSet {
@@ -34,27 +75,54 @@ impl RegisterSet {
                 feature => is_whole(feature),
             })
             .collect();
-        RegisterSet { isa, has }
+        RegisterSet { isa, has, described: Described::Whole }
+    }
+
+    /// Describes them as another architecture from now on.
+    pub fn describe_as(&mut self, described: Described) {
+        self.described = described;
+    }
+
+    fn is_narrow(&self) -> bool {
+        self.isa == Isa::X86_64 && self.described != Described::Whole
+    }
+
+    /// Bytes of a register as it is described: 32-bit code has the lower halves.
+    pub fn size(&self, row: usize) -> usize {
+        let whole = table(self.isa)[row].bytes();
+        if self.is_narrow() && row <= RIP { 4 } else { whole }
     }
 
     /// Whether the register of a row is described.
     pub fn contains(&self, row: usize) -> bool {
-        self.has.get(row).copied().unwrap_or(false)
+        let has = self.has.get(row).copied().unwrap_or(false);
+        if !self.is_narrow() {
+            return has;
+        }
+        let Register { feature, name, .. } = &table(self.isa)[row];
+        let is_wide = match feature {
+            Feature::X86Core => WIDE_ONLY.contains(&row),
+            // XMM8 to XMM15.
+            Feature::X86Sse => {
+                matches!(*name, "xmm8" | "xmm9") || name.starts_with("xmm1") && *name != "xmm1"
+            }
+            Feature::X86System => false,
+            _ => true,
+        };
+        has && !is_wide
     }
 
     /// Rows in a `g` packet: the core registers that every stop shows. gdb asks for the rest
     /// one by one when it needs them.
-    pub fn general(&self) -> std::ops::Range<usize> {
+    pub fn general(&self) -> impl Iterator<Item = usize> {
         let rows = table(self.isa).iter();
-        0..rows.take_while(|row| matches!(row.group, Group::General | Group::Segment)).count()
+        let count = rows.take_while(|row| matches!(row.group, Group::General | Group::Segment)).count();
+        (0..count).filter(|row| self.contains(*row))
     }
 
     /// The description.
     pub fn xml(&self) -> String {
-        let architecture = match self.isa {
-            Isa::X86_64 => "i386:x86-64",
-            Isa::Aarch64 => "aarch64",
-        };
+        let architecture = self.described.name(self.isa);
         let mut xml = format!(
             "<?xml version=\"1.0\"?><!DOCTYPE target SYSTEM \"gdb-target.dtd\"><target version=\"1.0\">\
              <architecture>{architecture}</architecture>"
@@ -72,7 +140,7 @@ impl RegisterSet {
                 let (name, types) = (register.feature.name(), types(register.feature));
                 push(&mut xml, format_args!("<feature name=\"{name}\">{types}"));
             }
-            push_register(&mut xml, row, register);
+            self.push_register(&mut xml, row, register);
         }
         if feature.is_some() {
             xml.push_str("</feature>");
@@ -80,23 +148,29 @@ impl RegisterSet {
         xml.push_str("</target>");
         xml
     }
+
+    fn push_register(&self, xml: &mut String, row: usize, register: &Register) {
+        let Register { name, bits, kind, .. } = register;
+        let (name, bits, kind) = match *kind {
+            kind if self.is_narrow() && row <= RIP => {
+                (format!("e{}", &name[1..]), 32, if kind == "int64" { "int32" } else { kind })
+            }
+            kind => ((*name).to_string(), *bits, kind),
+        };
+        push(xml, format_args!("<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\" regnum=\"{row}\""));
+        // gdb knows the groups of its own registers.
+        if matches!(register.feature, Feature::X86System | Feature::Aarch64System) {
+            push(xml, format_args!(" group=\"{}\"", register.group.name()));
+        } else if register.group == Group::Float {
+            xml.push_str(" group=\"float\"");
+        }
+        xml.push_str("/>");
+    }
 }
 
 fn push(xml: &mut String, text: std::fmt::Arguments) {
     // Writing to a String cannot fail.
     xml.write_fmt(text).ok();
-}
-
-fn push_register(xml: &mut String, row: usize, register: &Register) {
-    let Register { name, bits, kind, .. } = register;
-    push(xml, format_args!("<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\" regnum=\"{row}\""));
-    // gdb knows the groups of its own registers.
-    if matches!(register.feature, Feature::X86System | Feature::Aarch64System) {
-        push(xml, format_args!(" group=\"{}\"", register.group.name()));
-    } else if register.group == Group::Float {
-        xml.push_str(" group=\"float\"");
-    }
-    xml.push_str("/>");
 }
 
 const EFLAGS: &[(&str, u32)] = &[
@@ -278,9 +352,24 @@ mod tests {
     }
 
     #[test]
+    fn narrower_code_has_the_lower_halves() {
+        let mut set = RegisterSet::new(&full(Isa::X86_64));
+        set.describe_as(Described::I386);
+        let xml = set.xml();
+        for part in ["<architecture>i386<", "name=\"eax\" bitsize=\"32\"", "name=\"eip\"", "xmm7", "cr3"] {
+            assert!(xml.contains(part), "{part}");
+        }
+        for part in ["\"rax\"", "\"r8\"", "xmm8", "xmm15", "ymm0h", "fs_base\" bitsize=\"64\" type=\"int\""] {
+            assert!(!xml.contains(part), "{part}");
+        }
+        let size: usize = set.general().map(|row| set.size(row)).sum();
+        assert_eq!(size, 16 * 4);
+    }
+
+    #[test]
     fn a_g_packet_has_the_core() {
         for (isa, count) in [(Isa::X86_64, 24), (Isa::Aarch64, 34)] {
-            assert_eq!(RegisterSet::new(&full(isa)).general(), 0..count);
+            assert!(RegisterSet::new(&full(isa)).general().eq(0..count));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `monitor` commands: what gdb's user asks the stub itself.
 
+use super::description::Described;
 use super::session::Session;
 use crate::breakpoint::Place;
 use crate::disassemble::LONGEST_INSTRUCTION;
@@ -7,9 +8,9 @@ use crate::linux::VmCoreInfo;
 use crate::memory::Space;
 use crate::report::Report;
 use crate::target::{Control, Machine, SoftwareBreakpoints};
-use arch::GuestVirt;
 use arch::paging::{Fault, Mapping, Permissions, Step};
 use arch::register::{Bank, Group};
+use arch::{GuestVirt, Isa};
 use std::fmt::Write;
 
 /// One command.
@@ -32,6 +33,11 @@ const COMMANDS: &[Command] = &[
     Command { name: "physical", usage: "[on|off]", what: "whether addresses are guest-physical" },
     Command { name: "exits", usage: "", what: "exits of each vCPU, by reason" },
     Command { name: "breakpoints", usage: "", what: "each breakpoint: kind, place, hits, and why this kind" },
+    Command {
+        name: "description",
+        usage: "[x86-64|i386|i8086]",
+        what: "what a debugger that attaches next is told the processor is",
+    },
     Command { name: "linux", usage: "", what: "the guest's Linux kernel: release, where it is mapped" },
     Command { name: "dmesg", usage: "[LINES]", what: "the kernel's log, or its last lines" },
     Command {
@@ -81,6 +87,14 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
         }
         "exits" => Ok(exits(session)),
         "breakpoints" => Ok(breakpoints(session)),
+        "description" => {
+            if let [name] = arguments {
+                let described = (session.isa() == Isa::X86_64).then(|| Described::from_name(name)).flatten();
+                session.described =
+                    described.ok_or_else(|| format!("'{name}' is none that this target is"))?;
+            }
+            Ok(format!("a debugger that attaches is told: {}\n", session.described.name(session.isa())))
+        }
         "linux" => Ok(linux(session)),
         "dmesg" => dmesg(session, arguments),
         "step-interrupts" => {

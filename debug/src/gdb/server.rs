@@ -665,7 +665,9 @@ fn expedited<M: Machine>(session: &Session<M>, vcpu: u32) -> Vec<(usize, Vec<u8>
         .into_iter()
         .filter_map(|name| {
             let row = arch::register::row(session.isa(), name)?;
-            Some((row, file.bytes(row)?))
+            let mut bytes = file.bytes(row)?;
+            bytes.truncate(session.registers.size(row));
+            Some((row, bytes))
         })
         .collect()
 }

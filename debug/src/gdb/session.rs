@@ -3,7 +3,7 @@
 //!
 //! Threads are vCPUs; gdb's thread ids are their numbers plus one.
 
-use super::description::RegisterSet;
+use super::description::{Described, RegisterSet};
 use super::monitor;
 use crate::breakpoint::{Breakpoint, Kind};
 use crate::engine::Engine;
@@ -71,8 +71,10 @@ pub struct Session<M: Machine> {
     pub machine: M,
     /// What judges its exits.
     pub engine: Arc<Engine>,
-    /// Registers that are described to the debugger.
+    /// Registers that are described to the debugger...
     pub registers: RegisterSet,
+    /// ...and what as, to the one that attaches next.
+    pub described: Described,
     /// The vCPU that memory is looked at through, and that stopped last.
     pub current: u32,
     /// Addresses are guest-physical.
@@ -99,6 +101,7 @@ impl<M: Machine> Session<M> {
         let file = machine.registers(0, &Bank::ALL).unwrap_or_else(|_| RegisterFile::new(machine.isa()));
         Session {
             registers: RegisterSet::new(&file),
+            described: Described::Whole,
             machine,
             engine,
             current: 0,
@@ -215,6 +218,7 @@ impl<M: Machine> Session<M> {
         self.reported.fill(None);
         self.current = 0;
         self.is_physical = false;
+        self.registers.describe_as(self.described);
     }
 
     /// Detaches: planted instructions go, and the guest runs on.
@@ -224,7 +228,7 @@ impl<M: Machine> Session<M> {
             let mut state = self.engine.state();
             state.table.clear(self.machine.memory());
             self.engine.reallocate(&mut state).ok();
-            state.begin(&vec![Action::Run; self.named.len()]);
+            state.forget();
             state.is_attached = false;
             state.take_output();
         }
@@ -476,6 +480,13 @@ impl<M: Machine> Target for Session<M> {
     }
 }
 
+/// The lower half of a register as all of it.
+fn whole(value: &[u8], size: usize) -> Vec<u8> {
+    let mut bytes = value.to_vec();
+    bytes.resize(size, 0);
+    bytes
+}
+
 /// Makes gdbstub's error of an errno.
 fn refuse<T>(code: u8) -> Result<T, StubError<TargetError>> {
     Err(StubError::Errno(code))
@@ -488,9 +499,10 @@ impl<M: Machine> MultiThreadBase for Session<M> {
         let Ok(file) = self.machine.registers(vcpu, &banks) else { return refuse(errno::EIO) };
         registers.0.clear();
         for row in self.registers.general() {
+            let size = self.registers.size(row);
             match file.bytes(row) {
-                Some(bytes) => registers.0.extend(bytes.into_iter().map(Some)),
-                None => registers.0.extend(vec![None; table(self.isa())[row].bytes()]),
+                Some(bytes) => registers.0.extend(bytes.into_iter().take(size).map(Some)),
+                None => registers.0.extend(vec![None; size]),
             }
         }
         Ok(())
@@ -502,8 +514,8 @@ impl<M: Machine> MultiThreadBase for Session<M> {
         let bytes: Vec<u8> = registers.0.iter().map(|byte| byte.unwrap_or(0)).collect();
         let mut at = 0;
         for row in self.registers.general() {
-            let Some(value) = bytes.get(at..at + table(self.isa())[row].bytes()) else { break };
-            file.set_bytes(row, value);
+            let Some(value) = bytes.get(at..at + self.registers.size(row)) else { break };
+            file.set_bytes(row, &whole(value, table(self.isa())[row].bytes()));
             at += value.len();
         }
         self.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
@@ -554,7 +566,8 @@ impl<M: Machine> SingleRegisterAccess<Tid> for Session<M> {
         }
         let bank = table(self.isa())[row].bank();
         let Ok(file) = self.machine.registers(vcpu, &[bank]) else { return refuse(errno::EIO) };
-        let Some(bytes) = file.bytes(row) else { return refuse(errno::EIO) };
+        let Some(mut bytes) = file.bytes(row) else { return refuse(errno::EIO) };
+        bytes.truncate(self.registers.size(row));
         let Some(place) = buffer.get_mut(..bytes.len()) else { return refuse(errno::EINVAL) };
         place.copy_from_slice(&bytes);
         Ok(bytes.len())
@@ -563,11 +576,11 @@ impl<M: Machine> SingleRegisterAccess<Tid> for Session<M> {
     fn write_register(&mut self, tid: Tid, register: RegisterNumber, value: &[u8]) -> TargetResult<(), Self> {
         let Some(vcpu) = self.vcpu(tid) else { return refuse(errno::ESRCH) };
         let row = register.0;
-        if !self.registers.contains(row) || value.len() != table(self.isa())[row].bytes() {
+        if !self.registers.contains(row) || value.len() != self.registers.size(row) {
             return refuse(errno::EINVAL);
         }
         let mut file = RegisterFile::new(self.isa());
-        file.set_bytes(row, value);
+        file.set_bytes(row, &whole(value, table(self.isa())[row].bytes()));
         self.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
     }
 }

@@ -143,6 +143,48 @@ pub const NOT_TRAPPED: Script = Script {
     code: Some(22),
 };
 
+/// 32-bit code, which gdb is told of when it attaches anew.
+pub const BITS_32: Script = Script {
+    tool: Tool::Gdb,
+    options: "",
+    program: Program::Guest("loop"),
+    commands: |_| {
+        "hbreak *0x100002\ncontinue\ndelete\n\
+         monitor description i386\n\
+         disconnect\n\
+         file\n\
+         set architecture auto\n\
+         python time.sleep(2)\n\
+         python gdb.execute('target remote ' + socket)\n\
+         show architecture\n\
+         set var $eax = 77\n\
+         set var $eip = 0x100002\n\
+         x/2i $pc\n\
+         stepi\np $eax\n\
+         break *0x100002\ncontinue\np $eax\n\
+         info registers esp\n\
+         monitor description\n\
+         kill\n"
+            .into()
+    },
+    prints: |_| {
+        [
+            "a debugger that attaches is told: i386",
+            "currently \"i386\"",
+            "add    $0x1,%eax",
+            "jmp    0x100002",
+            "= 78",
+            "Breakpoint 2,",
+            "= 78",
+            "esp  ",
+            "told: i386",
+        ]
+        .map(String::from)
+        .to_vec()
+    },
+    code: Some(22),
+};
+
 /// What a kernel developer does first: stop early, look around, step over lines, watch a
 /// variable, go on to userspace.
 pub const DEBIAN: Script = Script {
@@ -203,7 +245,6 @@ pub const DEBIAN_RUNNING: Script = Script {
         // that leads into a nest, which does not see a client that goes and comes at once.
         format!(
             "python\n\
-             import time\n\
              for attempt in range(100):\n\
              \x20 log = gdb.execute('monitor dmesg', to_string=True)\n\
              \x20 if 'Run /init' in log:\n\
