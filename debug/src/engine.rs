@@ -434,7 +434,7 @@ impl Engine {
             Action::StepRange(start, end) if (start..end).contains(&pc) => {
                 progress.steps += 1;
                 if progress.steps == STEPS_BEFORE_RUN {
-                    let exits = self.exits(cpu, start..end);
+                    let exits = self.exits(cpu, &state.table, start..end);
                     self.begin_run(&mut state, cpu.id(), stack(cpu), exits);
                 }
                 // The guest may have changed its own flags, so the step is asked for again.
@@ -462,12 +462,12 @@ impl Engine {
     }
 
     /// Where a range can be left, if it can be run through.
-    fn exits(&self, cpu: &dyn Cpu, range: Range<u64>) -> Option<Vec<u64>> {
+    fn exits(&self, cpu: &dyn Cpu, table: &Table, range: Range<u64>) -> Option<Vec<u64>> {
         let length = range.end.checked_sub(range.start).filter(|length| *length <= range::LONGEST)?;
         let mode = cpu.code().ok()?.mode;
         let mut code = vec![0; usize::try_from(length).ok()?];
         let space = Space::Virtual(cpu.regime().ok()?);
-        let count = memory::read(cpu.memory(), &space, None, GuestVirt(range.start), &mut code);
+        let count = memory::read(cpu.memory(), &space, Some(table), GuestVirt(range.start), &mut code);
         if count < code.len() {
             return None;
         }

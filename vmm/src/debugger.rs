@@ -272,8 +272,9 @@ impl Cpu for GuestCpu<'_> {
 
     fn inject(&mut self, injection: &Injection) -> Result<(), TargetError> {
         let arming = &self.thread.arming;
+        let can_run_to = arming.step && self.debug.engine.host().breakpoints > 0;
         let target =
-            arming.step.then(|| stepping::handler(self.vcpu, &self.debug.memory, injection)).flatten();
+            can_run_to.then(|| stepping::handler(self.vcpu, &self.debug.memory, injection)).flatten();
         // With the trap flag on, the flags that the exception saves would have it.
         let arming = target.map_or_else(|| arming.clone(), |target| stepping::run_to(arming, &[target]));
         self.vcpu.inject(injection, &arming).map_err(host)?;

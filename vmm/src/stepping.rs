@@ -116,7 +116,9 @@ pub fn before(
             if bytes.first() == Some(&HLT) && is_ring_0(vcpu) {
                 return go_over(vcpu, pc.wrapping_add(1));
             }
-            let leads = leads_to(bytes);
+            // Without a debug register that works there is nothing to run to.
+            let can_run_to = host.breakpoints > 0;
+            let leads = leads_to(bytes).filter(|_| can_run_to);
             if let Some(target) = leads.and_then(|leads| target(vcpu, memory, &space, step.from, leads)) {
                 step.runs_to.push(target);
                 arming = run_to(&arming, &[target]);
@@ -125,7 +127,7 @@ pub fn before(
                 step.pushes_flags = pushes_flags(bytes, is_long);
                 // What can be simulated touches no memory and cannot fault.
                 let bits = if is_long { Bits::Code64 } else { Bits::Code32 };
-                if simulate::simulate(bytes, bits, |_| Some(0)).is_none() {
+                if can_run_to && simulate::simulate(bytes, bits, |_| Some(0)).is_none() {
                     step.faults = faults(vcpu, memory, &space);
                 }
                 if arming.block_interrupts && !host.blocks_interrupts {

@@ -545,3 +545,40 @@ fn compare_with_processor(isa: arch::Isa, client: &mut Client, code: &[u8], seed
     client.expect(&format!("z0,{place:x},{kind}"), "OK")?;
     check(processor == simulated, || format!("{simulated}\ninstead of\n{processor}"))
 }
+
+/// A range step over a loop of a million turns runs at the guest's speed; one with a breakpoint in
+/// the loop, whose condition is false, goes over every turn, too.
+pub fn range_run(c: &mut Context) -> Check {
+    with_guest(c, "next", "", run_a_range)
+}
+
+fn run_a_range(c: &Context, socket: &Path) -> Result<Client, String> {
+    let mut client = Client::attach(socket, c.limit(10))?;
+    let symbols = Symbols::read(&c.work.join("next"))?;
+    let (body, done) = (symbols.get("body")?, symbols.get("done")?);
+    // The loop's counter, what it counts, and the second instruction.
+    let (counter, result, second, kind) = match c.isa {
+        arch::Isa::X86_64 => ("2", "0", body + 3, 1),
+        arch::Isa::Aarch64 => ("2", "0", body + 4, 4),
+    };
+    let little =
+        |value: u64| -> String { value.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect() };
+    client.expect(&format!("Z1,{body:x},{kind}"), "OK")?;
+    client.run()?;
+    client.reply()?;
+    client.expect(&format!("z1,{body:x},{kind}"), "OK")?;
+    for (turns, breakpoint) in [(1_000_000u64, false), (2000, true)] {
+        client.expect(&format!("P{result}={}", little(0)), "OK")?;
+        client.expect(&format!("P{counter}={}", little(turns)), "OK")?;
+        client.expect(&format!("P{}={}", if kind == 1 { "10" } else { "20" }, little(body)), "OK")?;
+        if breakpoint {
+            client.expect(&format!("Z0,{second:x},{kind};X3,220027"), "OK")?;
+        }
+        let stop = client.ask(&format!("vCont;r{body:x},{done:x}:p1.1"))?;
+        let place = format!("{}:{}", if kind == 1 { "10" } else { "20" }, little(done));
+        check(stop.contains(&place), || format!("{turns} turns end with {stop}"))?;
+        let count = client.ask(&format!("p{result}"))?;
+        check(count == little(turns), || format!("{turns} turns count {count}"))?;
+    }
+    Ok(client)
+}
