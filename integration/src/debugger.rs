@@ -89,14 +89,14 @@ fn gdb_commands(script: &Script, isa: Isa, program: &Path, socket: &Path, echoes
          set print frame-arguments none\n",
     );
     text.push_str(&format!("file {}\n", program.display()));
-    if echoes {
-        text.push_str("set trace-commands on\n");
-    }
     let socket = socket.display();
     // For scripts that attach again.
     text.push_str(&format!("python import time; socket = '{socket}'\n"));
     if matches!(script.program, Program::Debian(_)) {
         text.push_str("python linked = int(gdb.parse_and_eval('(unsigned long)&linux_banner'))\n");
+    }
+    if echoes {
+        text.push_str("set trace-commands on\n");
     }
     text.push_str(&format!("target remote {socket}\n{}", (script.commands)(isa)));
     text

@@ -48,7 +48,10 @@ fn debug(isa: Isa, folder: &Path) -> ExitCode {
     println!("demo: and now with gdb attached, from another nest (half a minute)");
     let Some(case) = cases::find("gdb_debian") else { return ExitCode::FAILURE };
     let result = fs::create_dir_all(folder).and_then(|()| nest::run_case_with(isa, case, folder, true));
-    let log = fs::read_to_string(folder.join("gdb.log")).unwrap_or_default();
+    let log = match fs::read_to_string(folder.join("debugger.log")) {
+        Ok(log) => log,
+        Err(error) => format!("demo: there is no record of what gdb printed: {error}"),
+    };
     for line in log.lines() {
         // gdb echoes its commands behind a plus sign.
         match line.strip_prefix('+') {
