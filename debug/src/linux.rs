@@ -159,6 +159,8 @@ impl VmCoreInfo {
         let head = reader.word(field(ring, "prb_desc_ring.head_id")?.wrapping_add(counter))?;
 
         let mut lines = Vec::new();
+        // Records do not share text, so all of it is no more than the ring holds.
+        let mut left = size;
         let mut id = tail & ID_MASK;
         // A record may be written while this looks, so the number of rounds is what ends it.
         for _ in 0..count {
@@ -177,6 +179,7 @@ impl VmCoreInfo {
                 let record = match block(begin, next, size) {
                     Some((start, room)) => {
                         let length = u64::from(u16::from_le_bytes(length)).min(room);
+                        left = left.checked_sub(length).ok_or(LogError::Nonsense)?;
                         let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
                         reader.bytes(text.wrapping_add(start), &mut bytes)?;
                         String::from_utf8_lossy(&bytes).into_owned()
@@ -205,9 +208,10 @@ const STATE_SHIFT: u32 = 62;
 const ID_MASK: u64 = (1 << STATE_SHIFT) - 1;
 const COMMITTED: u64 = 1;
 const FINALIZED: u64 = 2;
-/// Larger rings than any kernel is built with.
-const MOST_COUNT_BITS: u32 = 24;
-const MOST_SIZE_BITS: u32 = 30;
+/// The largest rings that are read, 2^18 records and 32 MiB of text: a guest that claims more must
+/// not keep the debugger busy. Distributions' kernels have 2^13 and 256 KiB.
+const MOST_COUNT_BITS: u32 = 18;
+const MOST_SIZE_BITS: u32 = 25;
 
 /// A control character could do something to a terminal.
 fn printable(character: char) -> char {
@@ -323,6 +327,20 @@ mod tests {
         assert!(matches!(log(&ram, &elsewhere), Err(LogError::NotMapped(_))));
         ram.write(GuestPhys(0x2000), &[0xff; 4]);
         assert_eq!(log(&ram, INFO), Err(LogError::Nonsense));
+        // Four records that all claim the same text, which is nearly all of the ring.
+        let text = "x".repeat(48);
+        let ram = ram_of_copies(&text);
+        assert_eq!(log(&ram, INFO), Err(LogError::Nonsense));
+    }
+
+    fn ram_of_copies(text: &str) -> Ram {
+        let ram = ram(&[(0, text, 2), (0, "", 2), (0, "", 2)]);
+        for id in 1..3u64 {
+            for (at, value) in [(0x3008 + id * 24, 0), (0x3010 + id * 24, 56), (0x4008 + id * 16, 48)] {
+                assert_eq!(ram.write(GuestPhys(at), &u64::to_le_bytes(value)), 8);
+            }
+        }
+        ram
     }
 
     #[test]
