@@ -391,10 +391,12 @@ impl Table {
     }
 
     /// Software breakpoints that wait on a debug register because their address did not
-    /// translate: index and address.
+    /// translate, or not to RAM: index and address. A kernel's own address is the latter while
+    /// an aarch64 processor's MMU is off.
     pub fn waiting(&self) -> Vec<(usize, GuestVirt)> {
         let is_waiting = |breakpoint: &Breakpoint| {
-            breakpoint.kind == Kind::Software && breakpoint.place == Place::Fallback(NOT_MAPPED)
+            let waits = [NOT_MAPPED, NOT_RAM].map(Place::Fallback).contains(&breakpoint.place);
+            waits && breakpoint.kind == Kind::Software
         };
         let breakpoints = self.breakpoints.iter().enumerate();
         breakpoints
@@ -403,13 +405,15 @@ impl Table {
             .collect()
     }
 
-    /// Plants a breakpoint that was waiting, now that its page is there.
-    pub fn settle(&mut self, memory: &dyn Memory, index: usize, place: GuestPhys) {
+    /// Plants a breakpoint that was waiting, if its page is RAM now; whether it is.
+    pub fn settle(&mut self, memory: &dyn Memory, index: usize, place: GuestPhys) -> bool {
         if self.plant(memory, place).is_ok()
             && let Some(breakpoint) = self.breakpoints.get_mut(index)
         {
             breakpoint.place = Place::Planted(place);
+            return true;
         }
+        false
     }
 }
 
@@ -430,10 +434,10 @@ pub fn is_patched_by_kernels(isa: Isa, code: &[u8]) -> bool {
 
 /// Why a breakpoint waits on a debug register.
 pub const NOT_MAPPED: &str = "its page is not mapped yet";
-/// Why a breakpoint is on a debug register for good.
-pub const NOT_TRAPPED: &str = "this host does not trap planted instructions";
 /// The same.
 pub const NOT_RAM: &str = "its page is not RAM";
+/// Why a breakpoint is on a debug register for good.
+pub const NOT_TRAPPED: &str = "this host does not trap planted instructions";
 
 #[cfg(test)]
 mod tests {
@@ -558,13 +562,17 @@ mod tests {
 
     #[test]
     fn what_does_not_translate_waits_and_settles() {
-        let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
-        table.insert(&ram, software(0xffff_1000, Place::Fallback(NOT_MAPPED))).unwrap();
-        assert_eq!(table.wants(), (vec![0], vec![Want::Execute(0xffff_1000)]));
-        assert_eq!(table.waiting(), [(0, GuestVirt(0xffff_1000))]);
-        table.settle(&ram, 0, GuestPhys(0x1000));
-        assert!(table.waiting().is_empty() && table.is_planted(&ram, GuestPhys(0x1000)));
-        assert_eq!(table.wants(), (vec![], vec![]));
+        for reason in [NOT_MAPPED, NOT_RAM] {
+            let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
+            table.insert(&ram, software(0xffff_1000, Place::Fallback(reason))).unwrap();
+            assert_eq!(table.wants(), (vec![0], vec![Want::Execute(0xffff_1000)]));
+            assert_eq!(table.waiting(), [(0, GuestVirt(0xffff_1000))]);
+            assert!(!table.settle(&ram, 0, GuestPhys(0xffff_1000)));
+            assert_eq!(table.waiting().len(), 1);
+            assert!(table.settle(&ram, 0, GuestPhys(0x1000)));
+            assert!(table.waiting().is_empty() && table.is_planted(&ram, GuestPhys(0x1000)));
+            assert_eq!(table.wants(), (vec![], vec![]));
+        }
     }
 
     #[test]

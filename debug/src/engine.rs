@@ -545,8 +545,7 @@ impl Engine {
         let mut settled = false;
         for (index, address) in waiting {
             if let Ok((place, _)) = space.locate(memory, address) {
-                state.table.settle(memory, index, place);
-                settled = true;
+                settled |= state.table.settle(memory, index, place);
             }
         }
         // Fewer wants than before always fit.
