@@ -166,10 +166,10 @@ impl Regime {
                 Regime::X86(x86::paging::Paging::new(get("cr0")?, get("cr3")?, get("cr4")?, get("efer")?))
             }
             Isa::Aarch64 => Regime::Aarch64(aarch64::paging::Paging::new(
-                get("sctlr_el1")?,
-                get("tcr_el1")?,
-                get("ttbr0_el1")?,
-                get("ttbr1_el1")?,
+                get("SCTLR_EL1")?,
+                get("TCR_EL1")?,
+                get("TTBR0_EL1")?,
+                get("TTBR1_EL1")?,
             )),
         })
     }

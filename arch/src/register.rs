@@ -66,6 +66,9 @@ pub enum Feature {
     Aarch64Core,
     /// `org.gnu.gdb.aarch64.fpu`.
     Aarch64Fpu,
+    /// `org.gnu.gdb.aarch64.sve`, which takes the place of the former: V registers are the low
+    /// ends of Z registers.
+    Aarch64Sve,
     /// `org.gnu.gdb.aarch64.pauth_v2`, which gdb knows from version 14 on; the first version of
     /// the feature has no masks for a kernel's addresses.
     Aarch64PointerAuthentication,
@@ -85,6 +88,7 @@ impl Feature {
             Feature::X86System => "org.vmm.x86_64.system",
             Feature::Aarch64Core => "org.gnu.gdb.aarch64.core",
             Feature::Aarch64Fpu => "org.gnu.gdb.aarch64.fpu",
+            Feature::Aarch64Sve => "org.gnu.gdb.aarch64.sve",
             Feature::Aarch64PointerAuthentication => "org.gnu.gdb.aarch64.pauth_v2",
             Feature::Aarch64System => "org.vmm.aarch64.system",
         }
@@ -132,6 +136,11 @@ pub enum Source {
     System(u16),
     /// aarch64: V0 to V31.
     Vector(u8),
+    /// aarch64: a register whose size is the vector length, or an eighth of it.
+    Scalable(Scalable),
+    /// aarch64: the vector length in use, in 64-bit granules. It follows from `ZCR_EL1` and
+    /// cannot be written.
+    VectorGranules,
     /// aarch64: `FPSR`.
     Fpsr,
     /// aarch64: `FPCR`.
@@ -142,6 +151,17 @@ pub enum Source {
         /// The upper half, a kernel's.
         is_high: bool,
     },
+}
+
+/// A register of the Scalable Vector Extension (Arm ARM (DDI 0487), "SVE registers").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scalable {
+    /// Z0 to Z31, of the vector length.
+    Vector(u8),
+    /// P0 to P15, of an eighth of it.
+    Predicate(u8),
+    /// FFR, of an eighth of it.
+    FirstFault,
 }
 
 /// Registers that one request gets together: what a caller that needs a few asks for.
@@ -169,7 +189,7 @@ impl Bank {
 pub struct Register {
     /// Name, as gdb has it; else as the architecture's manual has it, in lower case.
     pub name: &'static str,
-    /// Width in bits in gdb's packets.
+    /// Width in bits in gdb's packets; of a [scalable](Source::Scalable) register the largest.
     pub bits: u32,
     /// Group.
     pub group: Group,
@@ -194,9 +214,14 @@ const fn describe(
 }
 
 impl Register {
-    /// Size in bytes in gdb's packets.
+    /// Size in bytes in gdb's packets; of a [scalable](Source::Scalable) register the largest.
     pub const fn bytes(&self) -> usize {
         (self.bits / 8) as usize
+    }
+
+    /// Whether its size differs from machine to machine.
+    pub const fn is_scalable(&self) -> bool {
+        matches!(self.source, Source::Scalable(_))
     }
 
     /// Which request gets it.
@@ -211,9 +236,13 @@ impl Register {
             Source::PointerMask { .. } => Bank::System,
             Source::Msr(_) => Bank::Msr,
             Source::DebugRegs(_) => Bank::Debug,
-            Source::Xsave(..) | Source::X87Tag | Source::Vector(_) | Source::Fpsr | Source::Fpcr => {
-                Bank::Float
-            }
+            Source::Xsave(..)
+            | Source::X87Tag
+            | Source::Vector(_)
+            | Source::Scalable(_)
+            | Source::VectorGranules
+            | Source::Fpsr
+            | Source::Fpcr => Bank::Float,
         }
     }
 }
@@ -273,11 +302,13 @@ impl RegisterFile {
         }
     }
 
-    /// Stores the bytes of a value by row, cut or filled with zeros to the register's size.
+    /// Stores the bytes of a value by row, cut or filled with zeros to the register's size. A
+    /// scalable register takes the size of its value.
     pub fn set_bytes(&mut self, row: usize, bytes: &[u8]) {
         let Some(register) = table(self.isa).get(row) else { return };
         if register.bits > 64 {
-            let mut value = vec![0; register.bytes()];
+            let size = if register.is_scalable() { bytes.len() } else { register.bytes() };
+            let mut value = vec![0; size.min(register.bytes())];
             let length = value.len().min(bytes.len());
             value[..length].copy_from_slice(&bytes[..length]);
             self.values[row] = Some(Value::Wide(value.into()));
@@ -400,5 +431,10 @@ mod tests {
         assert_eq!(file.get_row(flags), Some(0x5555_5555));
         file.set_row(usize::MAX, 1);
         assert_eq!(file.bytes(usize::MAX), None);
+        let (mut file, z0) = (RegisterFile::new(Isa::Aarch64), row(Isa::Aarch64, "z0").unwrap());
+        file.set_bytes(z0, &[7; 32]);
+        assert_eq!(file.bytes(z0).unwrap(), [7; 32]);
+        file.set_bytes(z0, &[7; 1024]);
+        assert_eq!(file.bytes(z0).unwrap().len(), 256);
     }
 }

@@ -108,6 +108,16 @@ impl VmCoreInfo {
         u64::from_str_radix(self.values.get("KERNELOFFSET")?, 16).ok()
     }
 
+    /// Whether an x86-64 kernel links its per-CPU variables at 0, so that they stay where they
+    /// are when the kernel moves: all before 6.15 do.
+    pub fn has_per_cpu_at_zero(&self) -> bool {
+        let mut numbers = self.release().split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (6, 15),
+            _ => false,
+        }
+    }
+
     fn symbol(&self, name: &str) -> Result<u64, LogError> {
         let value = self.values.get(&format!("SYMBOL({name})"));
         value

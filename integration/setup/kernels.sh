@@ -2,6 +2,7 @@
 # Debian's cloud kernels 6.1 and 6.12 and a static busybox, for both architectures:
 #   $CACHE/kernels/<isa>/<6.1|6.12>/{vmlinuz,config,release,modules/}
 #   $CACHE/kernels/<isa>/6.12/vmlinux, with debug symbols
+#   $CACHE/kernels/<isa>/6.12/gdb/, the kernel's own helpers for gdb, as its build makes them
 #   $CACHE/busybox/<isa>/busybox
 source "$(dirname "$0")/common.sh"
 lock_cache
@@ -17,6 +18,47 @@ kernel_package() {
   esac
   private_apt apt-cache depends --no-recommends --no-suggests "$meta:$arch" \
     | sed -n 's/^ *Depends: \(linux-image-[0-9][^: ]*\).*/\1/p' | head -1
+}
+
+# helpers ISA DIR RELEASE - the kernel's scripts/gdb for one architecture. Debian ships them
+# only as source; their constants come out of the kernel's headers and configuration by the
+# preprocessor, as in the kernel's build (scripts/gdb/linux/Makefile).
+helpers() {
+  local isa=$1 dir=$2 release=$3 work family headers common machine
+  local source=$CACHE/kernels/scripts-gdb
+  case $isa in
+    x86_64) family=x86 machine=() ;;
+    aarch64) family=arm64 machine=(-U__x86_64__ -D__aarch64__) ;;
+  esac
+  install_packages cpp
+  if [ ! -e "$source" ]; then
+    work=$(mktemp -d "$CACHE/source.XXXXXX")
+    unpack_deb linux-source-6.12 "$work"
+    mkdir "$work/gdb"
+    tar -xJf "$work/usr/src/linux-source-6.12.tar.xz" -C "$work/gdb" --strip-components=3 \
+      --wildcards '*/scripts/gdb'
+    mv "$work/gdb" "$source"
+    rm -rf "$work"
+  fi
+  work=$(mktemp -d "$CACHE/headers.XXXXXX")
+  unpack_deb "linux-headers-$release:$(debian_arch "$isa")" "$work"
+  unpack_deb "linux-headers-${release%-cloud-*}-common" "$work"
+  headers=$work/usr/src/linux-headers-$release
+  common=$work/usr/src/linux-headers-${release%-cloud-*}-common
+  rm -rf "$dir.new"
+  mkdir -p "$dir.new/scripts"
+  cp -r "$source" "$dir.new/scripts/gdb"
+  mv "$dir.new/scripts/gdb/vmlinux-gdb.py" "$dir.new"
+  cpp -E -x c -P -nostdinc "${machine[@]}" -D__KERNEL__ \
+    -I"$common/arch/$family/include" -I"$headers/arch/$family/include/generated" \
+    -I"$common/include" -I"$headers/include" \
+    -I"$common/arch/$family/include/uapi" -I"$headers/arch/$family/include/generated/uapi" \
+    -I"$common/include/uapi" -I"$headers/include/generated/uapi" \
+    -include "$common/include/linux/compiler-version.h" -include "$common/include/linux/kconfig.h" \
+    -include "$common/include/linux/compiler_types.h" "$source/linux/constants.py.in" \
+    | sed '1,/<!-- end-c-headers -->/d' > "$dir.new/scripts/gdb/linux/constants.py"
+  rm -rf "$work"
+  mv "$dir.new" "$dir"
 }
 
 for isa in ${*:-x86_64 aarch64}; do
@@ -55,6 +97,7 @@ for isa in ${*:-x86_64 aarch64}; do
     mv "$work"/vmlinux-* "$place/vmlinux"
     rm -rf "$work"
   fi
+  [ -e "$place/gdb" ] || helpers "$isa" "$place/gdb" "$(cat "$place/release")"
   if [ ! -e "$CACHE/busybox/$isa/busybox" ]; then
     unpacked=$(mktemp -d "$CACHE/busybox.XXXXXX")
     unpack_deb "busybox-static:$arch" "$unpacked"

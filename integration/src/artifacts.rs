@@ -48,6 +48,11 @@ impl Kernel {
         self.dir.join("vmlinux")
     }
 
+    /// The kernel's own helpers for gdb, to be loaded as a script; only for 6.12.
+    pub fn gdb_helpers(&self) -> PathBuf {
+        self.dir.join("gdb/vmlinux-gdb.py")
+    }
+
     /// A module by its path below `kernel/`, without compression suffix.
     pub fn module(&self, path: &str) -> Option<PathBuf> {
         let plain = self.dir.join("modules").join(path);

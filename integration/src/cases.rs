@@ -134,6 +134,7 @@ pub const CASES: &[Case] = &[
     small("gdb_many_breakpoints_and_vcpus", gdb_wire::many_breakpoints_and_vcpus),
     debugged("gdb_breakpoints_and_steps", &gdb::BREAKPOINTS),
     nested_only(debugged("gdb_watchpoints", &gdb::WATCHPOINTS)),
+    only(Isa::Aarch64, nested_only(debugged("gdb_scalable_vectors", &gdb::SCALABLE_VECTORS))),
     nested_only(small("own_traps_without_a_debugger", gdb::own_traps_alone)),
     nested_only(debugged("gdb_own_traps", &gdb::OWN_TRAPS)),
     nested_only(small("gdb_own_traps_in_both_rings", gdb_wire::own_traps_in_both_rings)),
@@ -162,6 +163,12 @@ pub const CASES: &[Case] = &[
         needs: Needs::Linux,
         nest_memory: 2048,
         ..debugged("gdb_debian_text", &gdb::DEBIAN_TEXT)
+    },
+    Case {
+        kernels: &["6.12"],
+        needs: Needs::Linux,
+        nest_memory: 2048,
+        ..debugged("gdb_debian_helpers", &gdb::DEBIAN_HELPERS)
     },
     only(
         Isa::X86_64,

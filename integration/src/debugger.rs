@@ -92,7 +92,9 @@ fn gdb_commands(script: &Script, isa: Isa, program: &Path, socket: &Path, echoes
     let socket = socket.display();
     // For scripts that attach again.
     text.push_str(&format!("python import time; socket = '{socket}'\n"));
-    if matches!(script.program, Program::Debian(_)) {
+    if let Program::Debian(series) = script.program {
+        let helpers = Kernel::new(isa, series).gdb_helpers();
+        text.push_str(&format!("python helpers = '{}'\n", helpers.display()));
         text.push_str("python linked = int(gdb.parse_and_eval('(unsigned long)&linux_banner'))\n");
     }
     if echoes {

@@ -309,7 +309,7 @@ pub fn after(
             repaired.set("cpsr", pstate);
         }
         if let Some(spsr) = spsr {
-            repaired.set("spsr_el1", spsr);
+            repaired.set("SPSR_EL1", spsr);
         }
         if let Some((number, value)) = register {
             repaired.set_row(usize::from(number), value);
@@ -361,7 +361,7 @@ fn after_aarch64(vcpu: &Vcpu, step: &Step, thread: &mut ThreadDebug, trap: Trap)
         thread.faulted = Some(step.from);
         // What was saved says that the instruction is still to be stepped.
         let mut file = RegisterFile::new(HOST_ISA);
-        file.set("spsr_el1", after.spsr & !pstate::SS);
+        file.set("SPSR_EL1", after.spsr & !pstate::SS);
         vcpu.set_registers(&file)?;
     }
     Ok(trap)

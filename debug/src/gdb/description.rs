@@ -53,6 +53,10 @@ const RIP: usize = 16;
 pub struct RegisterSet {
     isa: Isa,
     has: Vec<bool>,
+    /// In bytes.
+    sizes: Vec<usize>,
+    /// Z registers are described, and with them what V registers are.
+    has_sve: bool,
     described: Described,
 }
 
@@ -65,17 +69,33 @@ impl RegisterSet {
             let mut rows = rows.iter().enumerate().filter(|(_, row)| row.feature == feature);
             rows.all(|(index, _)| file.has(index))
         };
+        let has_sve = isa == Isa::Aarch64 && is_whole(Feature::Aarch64Sve);
         let has = rows
             .iter()
             .enumerate()
             .map(|(index, row)| match row.feature {
+                // gdb takes one of the two features, and makes V registers of Z registers.
+                Feature::Aarch64Fpu if has_sve => row.group == Group::Float,
                 Feature::X86System | Feature::Aarch64System => file.has(index),
                 // gdb refuses a description without these.
                 Feature::X86Core | Feature::X86Sse | Feature::Aarch64Core => true,
                 feature => is_whole(feature),
             })
             .collect();
-        RegisterSet { isa, has, described: Described::Whole }
+        let size = |(index, row): (usize, &Register)| match file.bytes(index) {
+            Some(value) if row.is_scalable() => value.len(),
+            _ => row.bytes(),
+        };
+        let sizes = rows.iter().enumerate().map(size).collect();
+        RegisterSet { isa, has, sizes, has_sve, described: Described::Whole }
+    }
+
+    /// The feature that a register is described in.
+    fn feature(&self, register: &Register) -> Feature {
+        match register.feature {
+            Feature::Aarch64Fpu if self.has_sve => Feature::Aarch64Sve,
+            feature => feature,
+        }
     }
 
     /// Describes them as another architecture from now on.
@@ -89,7 +109,7 @@ impl RegisterSet {
 
     /// Bytes of a register as it is described: 32-bit code has the lower halves.
     pub fn size(&self, row: usize) -> usize {
-        let whole = table(self.isa)[row].bytes();
+        let whole = self.sizes[row];
         if self.is_narrow() && row <= RIP { 4 } else { whole }
     }
 
@@ -132,12 +152,13 @@ impl RegisterSet {
             if !self.contains(row) {
                 continue;
             }
-            if feature != Some(register.feature) {
+            let its_feature = self.feature(register);
+            if feature != Some(its_feature) {
                 if feature.is_some() {
                     xml.push_str("</feature>");
                 }
-                feature = Some(register.feature);
-                let (name, types) = (register.feature.name(), types(register.feature));
+                feature = Some(its_feature);
+                let (name, types) = (its_feature.name(), types(its_feature, self.vector_bits()));
                 push(&mut xml, format_args!("<feature name=\"{name}\">{types}"));
             }
             self.push_register(&mut xml, row, register);
@@ -149,13 +170,20 @@ impl RegisterSet {
         xml
     }
 
+    /// The length of Z registers; none without them.
+    fn vector_bits(&self) -> usize {
+        let scalable = table(self.isa).iter().position(Register::is_scalable);
+        scalable.map_or(0, |row| 8 * self.sizes[row])
+    }
+
     fn push_register(&self, xml: &mut String, row: usize, register: &Register) {
-        let Register { name, bits, kind, .. } = register;
-        let (name, bits, kind) = match *kind {
+        let Register { name, kind, .. } = register;
+        let bits = 8 * self.size(row);
+        let (name, kind) = match *kind {
             kind if self.is_narrow() && row <= RIP => {
-                (format!("e{}", &name[1..]), 32, if kind == "int64" { "int32" } else { kind })
+                (format!("e{}", &name[1..]), if kind == "int64" { "int32" } else { kind })
             }
-            kind => ((*name).to_string(), *bits, kind),
+            kind => ((*name).to_string(), kind),
         };
         push(xml, format_args!("<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\" regnum=\"{row}\""));
         // gdb knows the groups of its own registers.
@@ -230,8 +258,8 @@ const CPSR: &[(&str, u32)] = &[
     ("N", 31),
 ];
 
-/// Types that a feature's registers use, as XML.
-fn types(feature: Feature) -> String {
+/// Types that a feature's registers use, as XML; `vector_bits` is the length of Z registers.
+fn types(feature: Feature, vector_bits: usize) -> String {
     match feature {
         Feature::X86Core => flags("i386_eflags", EFLAGS),
         Feature::X86Sse => format!(
@@ -244,39 +272,10 @@ fn types(feature: Feature) -> String {
             format!("{types}<vector id=\"v2ui128\" type=\"uint128\" count=\"2\"/>")
         }
         Feature::Aarch64Core => flags("cpsr_flags", CPSR),
-        Feature::Aarch64Fpu => {
-            // As in gdb's own description: doublewords, words, halfwords, bytes, the quadword.
-            let mut xml = String::new();
-            for (name, float, size, count) in [
-                ("d", "ieee_double", 64, 2),
-                ("s", "ieee_single", 32, 4),
-                ("h", "", 16, 8),
-                ("b", "", 8, 16),
-                ("q", "", 128, 1),
-            ] {
-                let mut fields = String::new();
-                let unsigned = format!("uint{size}");
-                let signed = format!("int{size}");
-                for (letter, kind) in [("f", float), ("u", unsigned.as_str()), ("s", signed.as_str())] {
-                    if !kind.is_empty() {
-                        push(
-                            &mut xml,
-                            format_args!(
-                                "<vector id=\"v{name}{letter}\" type=\"{kind}\" count=\"{count}\"/>"
-                            ),
-                        );
-                        push(
-                            &mut fields,
-                            format_args!("<field name=\"{letter}\" type=\"v{name}{letter}\"/>"),
-                        );
-                    }
-                }
-                push(&mut xml, format_args!("<union id=\"vn{name}\">{fields}</union>"));
-            }
-            let fields: String = ["d", "s", "h", "b", "q"]
-                .map(|name| format!("<field name=\"{name}\" type=\"vn{name}\"/>"))
-                .concat();
-            format!("{xml}<union id=\"aarch64v\">{fields}</union>")
+        Feature::Aarch64Fpu => aarch64_vector("aarch64v", 128),
+        Feature::Aarch64Sve => {
+            let predicate = format!("<vector id=\"svep\" type=\"uint8\" count=\"{}\"/>", vector_bits / 64);
+            aarch64_vector("svev", vector_bits) + &predicate
         }
         Feature::X86Segments
         | Feature::X86Avx
@@ -284,6 +283,30 @@ fn types(feature: Feature) -> String {
         | Feature::Aarch64PointerAuthentication
         | Feature::Aarch64System => String::new(),
     }
+}
+
+/// The union of what a V or Z register may hold, as in gdb's own description: doublewords,
+/// words, halfwords, bytes, quadwords.
+fn aarch64_vector(id: &str, bits: usize) -> String {
+    let (mut xml, mut union) = (String::new(), String::new());
+    for (name, float, size) in
+        [("d", "ieee_double", 64), ("s", "ieee_single", 32), ("h", "", 16), ("b", "", 8), ("q", "", 128)]
+    {
+        let (mut fields, count) = (String::new(), bits / size);
+        let (unsigned, signed) = (format!("uint{size}"), format!("int{size}"));
+        for (letter, kind) in [("f", float), ("u", unsigned.as_str()), ("s", signed.as_str())] {
+            if !kind.is_empty() {
+                push(
+                    &mut xml,
+                    format_args!("<vector id=\"v{name}{letter}\" type=\"{kind}\" count=\"{count}\"/>"),
+                );
+                push(&mut fields, format_args!("<field name=\"{letter}\" type=\"v{name}{letter}\"/>"));
+            }
+        }
+        push(&mut xml, format_args!("<union id=\"vn{name}\">{fields}</union>"));
+        push(&mut union, format_args!("<field name=\"{name}\" type=\"vn{name}\"/>"));
+    }
+    format!("{xml}<union id=\"{id}\">{union}</union>")
 }
 
 /// Vector types of 16 bytes, by gdb's names, and their union `vec128`.
@@ -321,8 +344,8 @@ mod tests {
 
     fn full(isa: Isa) -> RegisterFile {
         let mut file = RegisterFile::new(isa);
-        for row in 0..table(isa).len() {
-            file.set_bytes(row, &[]);
+        for (row, register) in table(isa).iter().enumerate() {
+            file.set_bytes(row, &vec![0; register.bytes().min(64)]);
         }
         file
     }
@@ -332,7 +355,9 @@ mod tests {
         for isa in Isa::ALL {
             let xml = RegisterSet::new(&full(isa)).xml();
             assert_eq!(xml.matches("<feature").count(), xml.matches("</feature>").count());
-            assert_eq!(xml.matches("<reg ").count(), table(isa).len());
+            // With Z registers, V registers are not described.
+            let hidden = if isa == Isa::Aarch64 { 32 } else { 0 };
+            assert_eq!(xml.matches("<reg ").count(), table(isa).len() - hidden);
             assert!(xml.ends_with("</target>"));
         }
     }
@@ -349,6 +374,28 @@ mod tests {
         assert!(!xml.contains("i386.avx\"") && xml.contains("i386.avx512"), "{xml}");
         assert!(!xml.contains("lstar") && xml.contains("\"star\""));
         assert!(RegisterSet::new(&RegisterFile::new(Isa::X86_64)).xml().contains("name=\"rip\""));
+    }
+
+    #[test]
+    fn scalable_vectors_have_the_length_of_the_machine_and_stand_for_the_others() {
+        let xml = RegisterSet::new(&full(Isa::Aarch64)).xml();
+        for part in [
+            "<reg name=\"z31\" bitsize=\"512\" type=\"svev\"",
+            "<vector id=\"svep\" type=\"uint8\" count=\"8\"/>",
+            "<vector id=\"vsf\" type=\"ieee_single\" count=\"16\"/>",
+            "aarch64.sve\"",
+            "\"fpcr\"",
+            "\"vg\"",
+        ] {
+            assert!(xml.contains(part), "{part}");
+        }
+        assert!(!xml.contains("aarch64.fpu\"") && !xml.contains("\"v31\""));
+        let (mut without, isa) = (RegisterFile::new(Isa::Aarch64), Isa::Aarch64);
+        for (row, register) in table(isa).iter().enumerate().filter(|(_, row)| !row.is_scalable()) {
+            without.set_bytes(row, &vec![0; register.bytes()]);
+        }
+        let xml = RegisterSet::new(&without).xml();
+        assert!(xml.contains("aarch64.fpu\"") && xml.contains("\"v31\"") && !xml.contains("aarch64.sve\""));
     }
 
     #[test]

@@ -327,6 +327,12 @@ fn linux<M: Machine>(session: &Session<M>) -> String {
             line!(text, "release: {}", info.release());
             if let Some(slide) = info.slide() {
                 line!(text, "moved by {slide:#x} from where it was linked");
+                if slide != 0 && session.isa() == Isa::X86_64 && info.has_per_cpu_at_zero() {
+                    // qOffsets moves all sections alike, and per-CPU variables have not moved.
+                    line!(text, "its per-CPU variables have not moved; for them, load symbols by hand:");
+                    line!(text, "  symbol-file");
+                    line!(text, "  add-symbol-file vmlinux -o {slide:#x} -s .data..percpu 0");
+                }
             }
         }
         None => line!(text, "no Linux kernel has described itself in memory (yet)"),

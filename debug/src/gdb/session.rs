@@ -144,7 +144,7 @@ impl<M: Machine> Session<M> {
     pub fn kernel_text(&self) -> Option<u64> {
         let regime = self.regime(self.current).ok()?;
         let vbar = match self.isa() {
-            Isa::Aarch64 => self.machine.registers(self.current, &[Bank::System]).ok()?.get("vbar_el1")?,
+            Isa::Aarch64 => self.machine.registers(self.current, &[Bank::System]).ok()?.get("VBAR_EL1")?,
             Isa::X86_64 => 0,
         };
         linux::text(self.isa(), &regime, self.machine.memory(), vbar)

@@ -230,6 +230,19 @@ pub const DEBIAN: Script = Script {
     code: Some(0),
 };
 
+/// Python for gdb: detaches from a kernel that boots and comes again, until its userspace is up.
+/// The pause between is for the port that leads into a nest, which does not see a client that
+/// goes and comes at once.
+const UNTIL_USERSPACE: &str = "python\n\
+    for attempt in range(100):\n\
+    \x20 log = gdb.execute('monitor dmesg', to_string=True)\n\
+    \x20 if 'Run /init' in log:\n\
+    \x20   break\n\
+    \x20 gdb.execute('disconnect', to_string=True)\n\
+    \x20 time.sleep(4)\n\
+    \x20 gdb.execute('target remote ' + socket, to_string=True)\n\
+    end\n";
+
 /// Attaching to a kernel that runs already and has moved itself: its symbols fit, its log can be
 /// read, and so can its state.
 pub const DEBIAN_RUNNING: Script = Script {
@@ -241,17 +254,9 @@ pub const DEBIAN_RUNNING: Script = Script {
             Isa::X86_64 => "do_syscall_64",
             Isa::Aarch64 => "do_el0_svc",
         };
-        // Until userspace is up it detaches and comes again. The pause between is for the port
-        // that leads into a nest, which does not see a client that goes and comes at once.
         format!(
-            "python\n\
-             for attempt in range(100):\n\
-             \x20 log = gdb.execute('monitor dmesg', to_string=True)\n\
-             \x20 if 'Run /init' in log:\n\
-             \x20   break\n\
-             \x20 gdb.execute('disconnect', to_string=True)\n\
-             \x20 time.sleep(4)\n\
-             \x20 gdb.execute('target remote ' + socket, to_string=True)\n\
+            "{UNTIL_USERSPACE}\
+             python\n\
              gdb.execute('disconnect', to_string=True)\n\
              time.sleep(2)\n\
              gdb.execute('target remote ' + socket, to_string=True)\n\
@@ -286,6 +291,48 @@ pub const DEBIAN_RUNNING: Script = Script {
         ]
         .map(String::from)
         .to_vec()
+    },
+    code: Some(22),
+};
+
+/// The kernel's own helpers for gdb, as its documentation has them used
+/// (Documentation/process/debugging/gdb-kernel-debugging.rst).
+pub const DEBIAN_HELPERS: Script = Script {
+    tool: Tool::Gdb,
+    options: "--gdb-no-wait --cpus 2 --memory 256M --cmdline vmm.run=naps",
+    program: Program::Debian("6.12"),
+    commands: |_| {
+        format!(
+            "{UNTIL_USERSPACE}\
+             python\n\
+             vmlinux = gdb.current_progspace().filename\n\
+             for line in gdb.execute('monitor linux', to_string=True).splitlines():\n\
+             \x20 if 'symbol-file' in line:\n\
+             \x20   gdb.execute(line.replace('vmlinux', vmlinux), to_string=True)\n\
+             gdb.execute('source ' + helpers)\n\
+             end\n\
+             lx-version\n\
+             lx-cmdline\n\
+             lx-dmesg\n\
+             lx-cpus\n\
+             thread 1\n\
+             break hrtimer_nanosleep\ncontinue\ndelete\n\
+             p $lx_current().comm\n\
+             p $lx_per_cpu(runqueues, 1).cpu\n\
+             p $lx_task_by_pid(1).comm\n\
+             lx-ps\n\
+             lx-mounts\n\
+             lx-lsmod\n\
+             lx-iomem\n\
+             lx-timerlist\n\
+             echo the end\\n\n\
+             kill\n"
+        )
+    },
+    prints: |_| {
+        ["Linux version 6.12", "vmm.run=naps", "Linux version 6.12", "Run /init", "the end"]
+            .map(String::from)
+            .to_vec()
     },
     code: Some(22),
 };
@@ -383,6 +430,43 @@ pub const SMP: Script = Script {
         .to_vec()
     },
     code: Some(0),
+};
+
+/// The registers of the Scalable Vector Extension, and V registers as their low ends: gdb clears
+/// the rest when it writes one, as an instruction would. A vCPU starts with the shortest vectors
+/// of all that it has.
+pub const SCALABLE_VECTORS: Script = Script {
+    tool: Tool::Gdb,
+    options: "",
+    program: Program::Guest("count"),
+    commands: |_| {
+        "p $vg\n\
+         p sizeof($z0) >= 32 && sizeof($z0) == 8 * sizeof($p0) && sizeof($ffr) == sizeof($p0)\n\
+         set $z3.d.u[1] = 0x1122334455667788\n\
+         set $z3.d.u[3] = 0x99\n\
+         p/x $v3.d.u[1]\n\
+         set $v3.d.u[1] = 0x77\n\
+         p/x $z3.d.u[1]\n\
+         p/x $z3.d.u[3]\n\
+         set $p2[1] = 0x5a\n\
+         p/x $p2[1]\n\
+         set $fpcr = 0x1000000\n\
+         p/x $fpcr\n\
+         set $ZCR_EL1 = 1\n\
+         p $vg\n\
+         break *&work\ncontinue\n\
+         p/x $z3.d.u[1]\n\
+         kill\n"
+            .into()
+    },
+    prints: |_| {
+        ["= 2", "= 1", "= 0x1122334455667788", "= 0x77", "= 0x0", "= 0x5a", "= 0x1000000", "= 4"]
+            .into_iter()
+            .chain(["Breakpoint 1", "= 0x77"])
+            .map(String::from)
+            .collect()
+    },
+    code: Some(22),
 };
 
 /// Watchpoints of every kind, where the host has them.

@@ -8,12 +8,12 @@ use arch::aarch64::exception_entry::pstate;
 use arch::aarch64::paging::Paging;
 use arch::aarch64::step::After;
 use arch::paging::Regime;
-use arch::register::{Bank, RegisterFile, Source, table};
+use arch::register::{Bank, RegisterFile, Scalable, Source, table};
 use debug::arming::DebugRegisters;
 use debug::target::{Code, HostDebug};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Kvm, VcpuFd};
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 
 /// `struct kvm_regs`: offset of `fp_regs.vregs`, of its `fpsr` and `fpcr`.
 const VREGS: u64 = 336;
@@ -26,10 +26,25 @@ const fn core(size: u64, offset: u64) -> u64 {
     kvm::KVM_REG_ARM64 | size | kvm::KVM_REG_ARM_CORE as u64 | (offset / 4)
 }
 
-/// `KVM_REG_ARM64_SVE_ZREG(n, 0)`.
-const fn z_register(index: u8) -> u64 {
-    kvm::KVM_REG_ARM64 | kvm::KVM_REG_ARM64_SVE as u64 | kvm::KVM_REG_SIZE_U2048 | (index as u64) << 5
+/// Bytes of a P register, likewise.
+const P_SIZE: usize = Z_SIZE / 8;
+
+/// KVM's name of a scalable register (`KVM_REG_ARM64_SVE_ZREG(n, 0)`, `_PREG`, `_FFR`), and the
+/// bytes that it hands over.
+const fn scalable(register: Scalable) -> (u64, usize) {
+    const SVE: u64 = kvm::KVM_REG_ARM64 | kvm::KVM_REG_ARM64_SVE as u64;
+    const P: u64 = SVE | kvm::KVM_REG_SIZE_U256;
+    match register {
+        Scalable::Vector(index) => (SVE | kvm::KVM_REG_SIZE_U2048 | (index as u64) << 5, Z_SIZE),
+        Scalable::Predicate(index) => (P | 0x400 | (index as u64) << 5, P_SIZE),
+        Scalable::FirstFault => (P | 0x600, P_SIZE),
+    }
 }
+
+/// `KVM_REG_ARM64_SVE_VLS`: a bit for each vector length in units of 128 bits, from one on.
+const SVE_LENGTHS: u64 = kvm::KVM_REG_ARM64 | kvm::KVM_REG_ARM64_SVE as u64 | kvm::KVM_REG_SIZE_U512 | 0xffff;
+/// `ZCR_EL1`; `LEN` in bits 3 to 0 is one less than the length wished for, in those units.
+const ZCR_EL1: u64 = system_register(3, 0, 1, 2, 0);
 
 /// KVM's name of a 64-bit register; `None` for those that are read another way.
 fn id(source: Source) -> Option<u64> {
@@ -64,12 +79,14 @@ pub fn can_sync(_: &Kvm) -> bool {
 pub struct Registers {
     /// KVM's names of 64-bit registers, and their values.
     known: RefCell<Vec<(u64, u64)>>,
+    /// The vector lengths that the vCPU has, a bit for each; none without SVE.
+    vector_lengths: OnceCell<u64>,
 }
 
 impl Registers {
     /// Access to the registers of one vCPU.
     pub fn new(_: bool) -> Registers {
-        Registers { known: RefCell::default() }
+        Registers { known: RefCell::default(), vector_lengths: OnceCell::new() }
     }
 
     /// Nothing to do: see [`can_sync`].
@@ -117,8 +134,8 @@ impl Registers {
         Ok(After {
             pc: read(super::PC, "pc")?,
             pstate: read(PSTATE, "cpsr")?,
-            vbar: read(VBAR_EL1, "vbar_el1")?,
-            spsr: read(SPSR_EL1, "spsr_el1")?,
+            vbar: read(VBAR_EL1, "VBAR_EL1")?,
+            spsr: read(SPSR_EL1, "SPSR_EL1")?,
         })
     }
 
@@ -137,8 +154,18 @@ impl Registers {
                     }
                 }
                 Source::Vector(index) => {
-                    if let Some(bytes) = read_vector(vcpu, index) {
+                    if let Some(bytes) = self.read_vector(vcpu, index) {
                         file.set_bytes(row, &bytes);
+                    }
+                }
+                Source::Scalable(which) => {
+                    if let Some(bytes) = self.read_scalable(vcpu, which) {
+                        file.set_bytes(row, &bytes);
+                    }
+                }
+                Source::VectorGranules => {
+                    if let Some(granules) = self.vector_granules(vcpu) {
+                        file.set_row(row, granules);
                     }
                 }
                 Source::Fpsr | Source::Fpcr => {
@@ -174,9 +201,15 @@ impl Registers {
             match register.source {
                 Source::Vector(index) => {
                     let bytes = file.bytes(row).ok_or_else(refused)?;
-                    if !write_vector(vcpu, index, &bytes) {
+                    if !self.write_vector(vcpu, index, &bytes) {
                         return Err(refused());
                     }
+                }
+                Source::Scalable(which) => {
+                    let mut bytes = file.bytes(row).ok_or_else(refused)?;
+                    let (id, size) = scalable(which);
+                    bytes.resize(size, 0);
+                    vcpu.set_one_reg(id, &bytes).map_err(|_| refused())?;
                 }
                 Source::Fpsr | Source::Fpcr => {
                     let offset = if register.source == Source::Fpsr { FPSR } else { FPCR };
@@ -261,35 +294,59 @@ impl Registers {
         let read = |crn, op2, name| {
             self.get(vcpu, system_register(3, 0, crn, 0, op2)).ok_or(KvmError::RefusedRegister(name))
         };
-        let (sctlr, tcr) = (read(1, 0, "sctlr_el1")?, read(2, 2, "tcr_el1")?);
-        let (ttbr0, ttbr1) = (read(2, 0, "ttbr0_el1")?, read(2, 1, "ttbr1_el1")?);
+        let (sctlr, tcr) = (read(1, 0, "SCTLR_EL1")?, read(2, 2, "TCR_EL1")?);
+        let (ttbr0, ttbr1) = (read(2, 0, "TTBR0_EL1")?, read(2, 1, "TTBR1_EL1")?);
         Ok(Regime::Aarch64(Paging::new(sctlr, tcr, ttbr0, ttbr1)))
     }
+
+    /// The vector lengths that the vCPU has: bit `n` is `n + 1` times 128 bits.
+    fn vector_lengths(&self, vcpu: &VcpuFd) -> u64 {
+        *self.vector_lengths.get_or_init(|| {
+            let mut lengths = [0; 64];
+            let there = vcpu.get_one_reg(SVE_LENGTHS, &mut lengths).is_ok();
+            if there { lengths[..8].iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte)) } else { 0 }
+        })
+    }
+
+    /// The vector length in use, in 64-bit granules: the longest there is that is not longer
+    /// than `ZCR_EL1` wishes.
+    fn vector_granules(&self, vcpu: &VcpuFd) -> Option<u64> {
+        let wished = self.get(vcpu, ZCR_EL1)? & 0xf;
+        let lengths = self.vector_lengths(vcpu) & ((2 << wished) - 1);
+        (lengths != 0).then(|| 2 * u64::from(lengths.ilog2() + 1))
+    }
+
+    fn read_scalable(&self, vcpu: &VcpuFd, register: Scalable) -> Option<Vec<u8>> {
+        let longest = 16 * (self.vector_lengths(vcpu).checked_ilog2()? as usize + 1);
+        let (id, size) = scalable(register);
+        let mut bytes = vec![0; size];
+        vcpu.get_one_reg(id, &mut bytes).ok()?;
+        bytes.truncate(longest * size / Z_SIZE);
+        Some(bytes)
+    }
+
+    /// V registers are the low ends of Z registers where the guest has SVE; KVM then gives them
+    /// only so.
+    fn read_vector(&self, vcpu: &VcpuFd, index: u8) -> Option<Vec<u8>> {
+        if let Some(mut bytes) = self.read_scalable(vcpu, Scalable::Vector(index)) {
+            bytes.truncate(16);
+            return Some(bytes);
+        }
+        let mut bytes = vec![0; 16];
+        vcpu.get_one_reg(v_register(index), &mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    fn write_vector(&self, vcpu: &VcpuFd, index: u8, bytes: &[u8]) -> bool {
+        let Some(mut wide) = self.read_scalable(vcpu, Scalable::Vector(index)) else {
+            return vcpu.set_one_reg(v_register(index), bytes).is_ok();
+        };
+        wide.resize(Z_SIZE, 0);
+        wide[..16].copy_from_slice(bytes);
+        vcpu.set_one_reg(scalable(Scalable::Vector(index)).0, &wide).is_ok()
+    }
 }
 
-/// V registers are the low ends of Z registers where the guest has SVE; KVM then gives them
-/// only so.
-fn read_vector(vcpu: &VcpuFd, index: u8) -> Option<[u8; 16]> {
-    let mut bytes = [0; 16];
-    let offset = VREGS + 16 * u64::from(index);
-    if vcpu.get_one_reg(core(kvm::KVM_REG_SIZE_U128, offset), &mut bytes).is_ok() {
-        return Some(bytes);
-    }
-    let mut wide = [0; Z_SIZE];
-    vcpu.get_one_reg(z_register(index), &mut wide).ok()?;
-    bytes.copy_from_slice(&wide[..16]);
-    Some(bytes)
-}
-
-fn write_vector(vcpu: &VcpuFd, index: u8, bytes: &[u8]) -> bool {
-    let offset = VREGS + 16 * u64::from(index);
-    if vcpu.set_one_reg(core(kvm::KVM_REG_SIZE_U128, offset), bytes).is_ok() {
-        return true;
-    }
-    let mut wide = [0; Z_SIZE];
-    if vcpu.get_one_reg(z_register(index), &mut wide).is_err() {
-        return false;
-    }
-    wide[..16].copy_from_slice(bytes);
-    vcpu.set_one_reg(z_register(index), &wide).is_ok()
+const fn v_register(index: u8) -> u64 {
+    core(kvm::KVM_REG_SIZE_U128, VREGS + 16 * index as u64)
 }
