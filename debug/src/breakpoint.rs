@@ -394,13 +394,23 @@ impl Table {
     /// translate, or not to RAM: index and address. A kernel's own address is the latter while
     /// an aarch64 processor's MMU is off.
     pub fn waiting(&self) -> Vec<(usize, GuestVirt)> {
-        let is_waiting = |breakpoint: &Breakpoint| {
-            let waits = [NOT_MAPPED, NOT_RAM].map(Place::Fallback).contains(&breakpoint.place);
-            waits && breakpoint.kind == Kind::Software
+        self.fallen_back(&[NOT_MAPPED, NOT_RAM])
+    }
+
+    /// Software breakpoints that could be planted but are better off on a debug register while
+    /// there is one.
+    pub fn patched(&self) -> Vec<(usize, GuestVirt)> {
+        self.fallen_back(&[PATCHED])
+    }
+
+    fn fallen_back(&self, reasons: &[&'static str]) -> Vec<(usize, GuestVirt)> {
+        let has_reason = |breakpoint: &Breakpoint| match breakpoint.place {
+            Place::Fallback(reason) => reasons.contains(&reason),
+            Place::Planted(_) | Place::Register => false,
         };
         let breakpoints = self.breakpoints.iter().enumerate();
         breakpoints
-            .filter(|(_, breakpoint)| is_waiting(breakpoint))
+            .filter(|(_, breakpoint)| has_reason(breakpoint))
             .map(|(index, breakpoint)| (index, breakpoint.address))
             .collect()
     }

@@ -167,6 +167,34 @@ impl Engine {
         Ok(())
     }
 
+    /// Shares out debug registers anew; where there are too few, breakpoints that need none give
+    /// theirs up and are planted.
+    ///
+    /// # Errors
+    /// [`TooMany`], when they would still be too few; then the old sharing stays.
+    pub fn make_room(&self, state: &mut State, memory: &dyn Memory, space: &Space) -> Result<(), TooMany> {
+        let first = self.reallocate(state);
+        let patched = state.table.patched();
+        if first.is_ok() || patched.is_empty() {
+            return first;
+        }
+        let (owners, wants) = state.table.wants();
+        let is_patched = |owner| patched.iter().any(|(index, _)| *index == owner);
+        let rest: Vec<Want> = owners
+            .into_iter()
+            .zip(wants)
+            .filter(|(owner, _)| !is_patched(*owner))
+            .map(|(_, want)| want)
+            .collect();
+        allocate(self.isa, &self.host, &rest)?;
+        for (index, address) in patched {
+            if let Ok((place, _)) = space.locate(memory, address) {
+                state.table.settle(memory, index, place);
+            }
+        }
+        self.reallocate(state)
+    }
+
     /// What a vCPU runs with to do what it does.
     pub fn arming(&self, state: &State, vcpu: u32) -> Arming {
         let progress = state.progress(vcpu);

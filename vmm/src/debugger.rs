@@ -197,6 +197,8 @@ pub struct ThreadDebug {
     pub guests: Option<DebugRegisters>,
     /// The instruction that was stepped last, if it faulted instead.
     pub faulted: Option<u64>,
+    /// x86: the guest's own trap flag, while KVM steps with it and hides it.
+    pub trap_flag: Option<bool>,
 }
 
 impl ThreadDebug {
@@ -210,6 +212,7 @@ impl ThreadDebug {
             own: None,
             guests: None,
             faulted: None,
+            trap_flag: None,
         }
     }
 }
@@ -271,17 +274,8 @@ impl Cpu for GuestCpu<'_> {
     }
 
     fn inject(&mut self, injection: &Injection) -> Result<(), TargetError> {
-        let arming = &self.thread.arming;
-        let can_run_to = arming.step && self.debug.engine.host().breakpoints > 0;
-        let target =
-            can_run_to.then(|| stepping::handler(self.vcpu, &self.debug.memory, injection)).flatten();
-        // With the trap flag on, the flags that the exception saves would have it.
-        let arming = target.map_or_else(|| arming.clone(), |target| stepping::run_to(arming, &[target]));
-        self.vcpu.inject(injection, &arming).map_err(host)?;
-        self.thread.runs_to = target;
-        // KVM is told again when the guest is entered.
-        self.thread.is_new = true;
-        Ok(())
+        let (memory, hosts) = (&self.debug.memory, self.debug.engine.host());
+        stepping::inject(self.vcpu, memory, hosts, self.thread, injection).map_err(host)
     }
 
     fn arm(&mut self, arming: &Arming) -> Result<(), TargetError> {
@@ -295,8 +289,8 @@ impl Cpu for GuestCpu<'_> {
         self.thread.faulted
     }
 
-    fn is_own(&mut self, _: &Injection) -> Result<bool, TargetError> {
-        stepping::is_unchanged(self.vcpu, self.debug.engine.host(), self.thread).map_err(host)
+    fn is_own(&mut self, injection: &Injection) -> Result<bool, TargetError> {
+        stepping::is_own(self.vcpu, self.debug.engine.host(), self.thread, injection).map_err(host)
     }
 
     fn own_among_others(&self) -> Option<&[Own]> {

@@ -9,11 +9,11 @@ use arch::aarch64::exception_entry::pstate;
 use arch::aarch64::step::{self as arm, Repair};
 use arch::aarch64::syndrome::DebugException;
 use arch::register::{Bank, RegisterFile};
-use arch::x86::debug_registers::{Condition, DR6_BS, Slot};
+use arch::x86::debug_registers::{Condition, DR6_BS, Slot, matches};
 use arch::x86::simulate::{self, Bits};
 use arch::x86::step::{
     BREAKPOINT_VECTOR, DEBUG_VECTOR, FAULTS, GATE_SIZE, HLT, Leads, RFLAGS_TF, flags_in_frame, gate_target,
-    leads_to, pushes_flags,
+    leads_to, pops_flags, pushes_flags,
 };
 use arch::{GuestVirt, Isa};
 use debug::arming::{Arming, DebugRegisters, Want, allocate, with_own};
@@ -52,10 +52,21 @@ pub struct Step {
     faults: Vec<Fault>,
     /// x86: the instruction stores the flags.
     pushes_flags: bool,
+    /// x86: the guest's own trap flag.
+    own: OwnTrapFlag,
     /// aarch64: interrupts are masked.
     masked: Option<arm::Before>,
     /// aarch64: the instruction and what was known before it.
     instruction: u32,
+}
+
+/// The guest's own trap flag around a step.
+#[derive(Clone, Copy, Debug, Default)]
+struct OwnTrapFlag {
+    before: bool,
+    after: bool,
+    /// The instruction ends in the #DB of a step of the guest's own.
+    traps: bool,
 }
 
 /// A handler that has a debug register during a step.
@@ -105,6 +116,8 @@ pub fn before(
     let bytes = &bytes[..count];
     let mut arming = thread.arming.clone();
     if let Some(target) = queued {
+        // The handler runs first, and then comes back.
+        thread.faulted = Some(step.from);
         step.runs_to.push(target);
         let arming = run_to(&arming, &step.runs_to);
         set(vcpu, host, thread, arming, &mut step)?;
@@ -113,13 +126,25 @@ pub fn before(
     match HOST_ISA {
         Isa::X86_64 => {
             let is_long = code.mode == Mode::Bits64;
+            let own = own_trap_flag(thread, flags);
             if bytes.first() == Some(&HLT) && is_ring_0(vcpu) {
-                return go_over(vcpu, pc.wrapping_add(1));
+                let gone = go_over(vcpu, pc.wrapping_add(1))?;
+                if own {
+                    inject(vcpu, memory, host, thread, &OWN_STEP)?;
+                }
+                return Ok(gone);
             }
+            let leads = leads_to(bytes);
+            step.own = OwnTrapFlag {
+                before: own,
+                after: popped_trap_flag(vcpu, memory, &space, bytes, is_long).unwrap_or(own),
+                traps: own && matches!(leads, None | Some(Leads::Next(_))),
+            };
             // Without a debug register that works there is nothing to run to.
             let can_run_to = host.breakpoints > 0;
-            let leads = leads_to(bytes).filter(|_| can_run_to);
-            if let Some(target) = leads.and_then(|leads| target(vcpu, memory, &space, step.from, leads)) {
+            if let Some(target) =
+                leads.filter(|_| can_run_to).and_then(|leads| target(vcpu, memory, &space, step.from, leads))
+            {
                 step.runs_to.push(target);
                 arming = run_to(&arming, &[target]);
             } else {
@@ -200,25 +225,110 @@ fn set(
             free.next().map(|place| *place = Some(slot)).is_some()
         });
     }
-    vcpu.set_debug(&arming)?;
+    tell(vcpu, thread, &arming)?;
     thread.is_new = false;
+    Ok(())
+}
+
+/// Tells KVM. It steps with the trap flag and hides it, the guest's own with it, and clears it
+/// when it steps no more: until then the guest's own is kept in `thread`.
+fn tell(vcpu: &Vcpu, thread: &mut ThreadDebug, arming: &Arming) -> Result<(), KvmError> {
+    if HOST_ISA == Isa::Aarch64 {
+        return vcpu.set_debug(arming);
+    }
+    let (_, flags) = vcpu.pc_and_flags()?;
+    let own = own_trap_flag(thread, flags);
+    vcpu.set_debug(arming)?;
+    let was_kept = thread.trap_flag.take().is_some();
+    if arming.step {
+        thread.trap_flag = Some(own);
+    } else if was_kept && own {
+        vcpu.set_rows(&[(arch::register::x86_64::EFLAGS, flags | RFLAGS_TF)])?;
+    }
+    Ok(())
+}
+
+/// x86: whether the guest has set its trap flag, by what KVM shows of the flags.
+fn own_trap_flag(thread: &ThreadDebug, flags: u64) -> bool {
+    thread.trap_flag.unwrap_or(flags & RFLAGS_TF != 0)
+}
+
+/// x86: the trap flag that an instruction is about to load, if it loads the flags.
+fn popped_trap_flag(
+    vcpu: &Vcpu,
+    memory: &LiveMemory,
+    space: &Space,
+    code: &[u8],
+    is_long_mode: bool,
+) -> Option<bool> {
+    let offset = pops_flags(code, is_long_mode)?;
+    let place = GuestVirt(vcpu.registers(&[Bank::General]).get("rsp")?.wrapping_add(offset));
+    let mut flags = [0; 2];
+    let count = memory::read(memory, space, None, place, &mut flags);
+    (count == flags.len()).then(|| u64::from(u16::from_le_bytes(flags)) & RFLAGS_TF != 0)
+}
+
+/// The #DB of a step of the guest's own.
+const OWN_STEP: Injection = Injection::Debug { dr6: DR6_BS, is_fault: false, skip: 0 };
+
+/// Gives the guest an exception of its own; a step that is asked for ends at its handler.
+///
+/// # Errors
+/// [`KvmError`].
+pub fn inject(
+    vcpu: &Vcpu,
+    memory: &LiveMemory,
+    host: &HostDebug,
+    thread: &mut ThreadDebug,
+    injection: &Injection,
+) -> Result<(), KvmError> {
+    let can_run_to = thread.arming.step && host.breakpoints > 0;
+    let target = can_run_to.then(|| handler(vcpu, memory, injection)).flatten();
+    // With the trap flag on, the flags that the exception saves would have it.
+    let arming = target.map_or_else(|| thread.arming.clone(), |target| run_to(&thread.arming, &[target]));
+    tell(vcpu, thread, &arming)?;
+    vcpu.inject(injection, &arming)?;
+    thread.runs_to = target;
+    // KVM is told again when the guest is entered.
+    thread.is_new = true;
     Ok(())
 }
 
 /// Whether the guest has left its own debug registers as they were when they were armed beside
 /// the debugger's; if not, they are armed anew when the guest is entered.
-///
-/// # Errors
-/// [`KvmError`].
-pub fn is_unchanged(vcpu: &Vcpu, host: &HostDebug, thread: &mut ThreadDebug) -> Result<bool, KvmError> {
+fn is_unchanged(vcpu: &Vcpu, host: &HostDebug, thread: &mut ThreadDebug) -> Result<bool, KvmError> {
     let Some(before) = &thread.guests else { return Ok(true) };
     let is_unchanged = vcpu.own_debug_registers(host)? == *before;
     thread.is_new |= !is_unchanged;
     Ok(is_unchanged)
 }
 
+/// Whether the guest still has the debug register armed that an exception came from; others may
+/// have changed.
+///
+/// # Errors
+/// [`KvmError`].
+pub fn is_own(
+    vcpu: &Vcpu,
+    host: &HostDebug,
+    thread: &mut ThreadDebug,
+    injection: &Injection,
+) -> Result<bool, KvmError> {
+    if is_unchanged(vcpu, host, thread)? {
+        return Ok(true);
+    }
+    let now = vcpu.own_debug_registers(host)?;
+    Ok(match (injection, &thread.guests, &now) {
+        (Injection::Debug { dr6, .. }, Some(DebugRegisters::X86(before)), DebugRegisters::X86(now)) => {
+            matches(*dr6).any(|register| before[register] == now[register])
+        }
+        // The access or the instruction is still to come, and traps again if it is to.
+        _ => false,
+    })
+}
+
 /// What runs to one of `targets` instead of stepping.
-pub fn run_to(arming: &Arming, targets: &[u64]) -> Arming {
+fn run_to(arming: &Arming, targets: &[u64]) -> Arming {
     let every = HostDebug { breakpoints: targets.len(), ..FULL };
     let wants: Vec<Want> = targets.iter().map(|target| Want::Execute(*target)).collect();
     let registers = allocate(HOST_ISA, &every, &wants)
@@ -274,7 +384,7 @@ fn target(vcpu: &Vcpu, memory: &LiveMemory, space: &Space, from: u64, leads: Lea
 }
 
 /// Where the handler of an exception is that is about to be given to the guest.
-pub fn handler(vcpu: &Vcpu, memory: &LiveMemory, injection: &Injection) -> Option<u64> {
+fn handler(vcpu: &Vcpu, memory: &LiveMemory, injection: &Injection) -> Option<u64> {
     let vector = match injection {
         Injection::Breakpoint => BREAKPOINT_VECTOR,
         Injection::Debug { .. } => DEBUG_VECTOR,
@@ -292,12 +402,15 @@ pub fn handler(vcpu: &Vcpu, memory: &LiveMemory, injection: &Injection) -> Optio
 pub fn after(
     vcpu: &Vcpu,
     memory: &LiveMemory,
+    host: &HostDebug,
     step: &Step,
     thread: &mut ThreadDebug,
     trap: Option<Trap>,
 ) -> Result<Option<Trap>, KvmError> {
     let result = match (HOST_ISA, trap) {
-        (Isa::X86_64, Some(trap @ Trap::Debug { .. })) => Some(after_x86(vcpu, memory, step, thread, trap)?),
+        (Isa::X86_64, Some(trap @ Trap::Debug { .. })) => {
+            Some(after_x86(vcpu, memory, host, step, thread, trap)?)
+        }
         (Isa::Aarch64, Some(trap @ Trap::Aarch64 { .. })) => Some(after_aarch64(vcpu, step, thread, trap)?),
         (_, trap) => trap,
     };
@@ -322,30 +435,54 @@ pub fn after(
 fn after_x86(
     vcpu: &Vcpu,
     memory: &LiveMemory,
+    host: &HostDebug,
     step: &Step,
     thread: &mut ThreadDebug,
     trap: Trap,
 ) -> Result<Trap, KvmError> {
     let (pc, _) = vcpu.pc_and_flags()?;
-    if step.runs_to.contains(&pc) {
-        return Ok(stepped());
-    }
-    let stored_flags = if let Some(fault) = step.faults.iter().find(|fault| fault.handler == pc) {
+    let fault = step.faults.iter().find(|fault| fault.handler == pc);
+    let stored_flags = if step.runs_to.contains(&pc) {
+        None
+    } else if let Some(fault) = fault {
         thread.faulted = Some(step.from);
         Some(fault.flags)
+    } else if is_step(&trap) {
+        step.pushes_flags.then_some(0)
     } else {
-        (step.pushes_flags && is_step(&trap)).then_some(0)
+        return Ok(trap);
     };
-    let Some(offset) = stored_flags else { return Ok(trap) };
-    let registers = vcpu.registers(&[Bank::General]);
-    let place = GuestVirt(registers.get("rsp").unwrap_or(0).wrapping_add(offset));
-    let space = Space::Virtual(vcpu.regime()?);
-    let mut flags = [0; 2];
-    if memory::read(memory, &space, None, place, &mut flags) == flags.len() {
-        let cleared = u16::from_le_bytes(flags) & !u16::try_from(RFLAGS_TF).unwrap_or(0);
-        memory::write(memory, &space, None, place, &cleared.to_le_bytes());
+    if let Some(offset) = stored_flags {
+        store_trap_flag(vcpu, memory, offset, step.own.before)?;
     }
-    Ok(stepped())
+    if fault.is_some() {
+        thread.trap_flag = Some(false);
+        return Ok(stepped());
+    }
+    if let Some(kept) = &mut thread.trap_flag {
+        *kept = step.own.after;
+    }
+    if step.own.traps {
+        inject(vcpu, memory, host, thread, &OWN_STEP)?;
+    } else if step.own.after && thread.trap_flag.is_some() {
+        // Whoever looks at the flags now is to see it.
+        tell(vcpu, thread, &Arming { step: false, ..thread.arming.clone() })?;
+        thread.is_new = true;
+    }
+    Ok(if stored_flags.is_some() || !is_step(&trap) { stepped() } else { trap })
+}
+
+/// Puts the guest's own trap flag into flags that were stored at `offset` from its stack pointer.
+fn store_trap_flag(vcpu: &Vcpu, memory: &LiveMemory, offset: u64, own: bool) -> Result<(), KvmError> {
+    let registers = vcpu.registers(&[Bank::General]);
+    // TF is bit 8.
+    let place = GuestVirt(registers.get("rsp").unwrap_or(0).wrapping_add(offset + 1));
+    let space = Space::Virtual(vcpu.regime()?);
+    let mut stored = [0];
+    if memory::read(memory, &space, None, place, &mut stored) == stored.len() {
+        memory::write(memory, &space, None, place, &[stored[0] & !1 | u8::from(own)]);
+    }
+    Ok(())
 }
 
 fn after_aarch64(vcpu: &Vcpu, step: &Step, thread: &mut ThreadDebug, trap: Trap) -> Result<Trap, KvmError> {

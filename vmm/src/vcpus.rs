@@ -415,7 +415,7 @@ pub fn run_guest(
         Ok(Left::Trap(trap)) => Some(trap.clone()),
         _ => None,
     };
-    match stepping::after(vcpu, &debug.memory, &step, thread, trap) {
+    match stepping::after(vcpu, &debug.memory, debug.engine.host(), &step, thread, trap) {
         Ok(Some(trap)) => Left::Trap(trap),
         Ok(None) => left.unwrap_or_else(|ended| ended.outcome(vcpu, shared)),
         Err(error) => Left::Ended(cannot_run(vcpu, shared, &error)),

@@ -1,7 +1,8 @@
 //! Single steps by the trap flag: what they leave in the guest, and how it is taken out.
 //!
-//! KVM steps with RFLAGS.TF. `PUSHF` stores it where the guest sees it, so the stored copy is
-//! cleared after the step. `INT n`, `int3` and `SYSCALL` save it and go on without it, so they
+//! KVM steps with RFLAGS.TF, and hides it, so the guest's own trap flag has to be followed:
+//! `POPF` and `IRET` load it ([`pops_flags`]). `PUSHF` stores the flag where the guest sees it, so
+//! the stored copy is made the guest's own after the step. `INT n`, `int3` and `SYSCALL` save it and go on without it, so they
 //! are not stepped at all: the vCPU runs to where they lead ([`leads_to`]). So do faults, which
 //! any instruction may cause ([`FAULTS`]).
 //!
@@ -12,6 +13,8 @@
 pub const RFLAGS_TF: u64 = 1 << 8;
 
 const PUSHF: u8 = 0x9c;
+const POPF: u8 = 0x9d;
+const IRET: u8 = 0xcf;
 /// #DB.
 pub const DEBUG_VECTOR: u8 = 1;
 /// #BP.
@@ -74,13 +77,45 @@ pub fn gate_target(gate: &[u8; GATE_SIZE]) -> Option<u64> {
     (gate[5] & PRESENT != 0).then(|| word(0) | word(6) << 16 | word(8) << 32 | word(10) << 48)
 }
 
+/// The opcode behind the prefixes of the instruction at the start of `code`, and which of the
+/// prefixes there are that say how wide its operands are.
+fn opcode(code: &[u8], is_long_mode: bool) -> Option<(u8, Width)> {
+    let mut width = Width::Default;
+    for byte in code {
+        match *byte {
+            0x66 => width = Width::Bits16,
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 | 0xf0 | 0xf2 | 0xf3 => {}
+            0x48..=0x4f if is_long_mode => width = Width::Bits64,
+            0x40..=0x47 if is_long_mode => {}
+            opcode => return Some((opcode, width)),
+        }
+    }
+    None
+}
+
+/// Operand size, as prefixes have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Width {
+    Bits16,
+    Default,
+    Bits64,
+}
+
 /// Whether the instruction at the start of `code` stores RFLAGS on the stack.
 pub fn pushes_flags(code: &[u8], is_long_mode: bool) -> bool {
-    let opcode = code.iter().find(|byte| {
-        let is_prefix = matches!(**byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
-        !(is_prefix || is_long_mode && matches!(**byte, 0x40..=0x4f))
-    });
-    opcode == Some(&PUSHF)
+    matches!(opcode(code, is_long_mode), Some((PUSHF, _)))
+}
+
+/// Where the instruction at the start of `code` finds the flags that it loads, if it does: bytes
+/// from the stack pointer. `IRET` has them behind the instruction pointer and the code segment.
+pub fn pops_flags(code: &[u8], is_long_mode: bool) -> Option<u64> {
+    match opcode(code, is_long_mode)? {
+        (POPF, _) => Some(0),
+        (IRET, Width::Bits16) => Some(4),
+        (IRET, Width::Default) => Some(8),
+        (IRET, Width::Bits64) => Some(16),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -127,6 +162,24 @@ mod tests {
             (&[0x66, 0x66], true, false),
         ] {
             assert_eq!(pushes_flags(code, long), yes, "{code:x?}");
+        }
+    }
+
+    #[test]
+    fn instructions_that_load_the_flags() {
+        for (code, long, at) in [
+            (&[0x9d][..], true, Some(0)),
+            (&[0x66, 0x9d], false, Some(0)),
+            (&[0x48, 0xcf], true, Some(16)),
+            (&[0xcf], true, Some(8)),
+            (&[0x66, 0xcf], true, Some(4)),
+            (&[0xcf], false, Some(8)),
+            // DEC EAX.
+            (&[0x48, 0xcf], false, None),
+            (&[0x9c], true, None),
+            (&[], true, None),
+        ] {
+            assert_eq!(pops_flags(code, long), at, "{code:x?}");
         }
     }
 }

@@ -194,7 +194,7 @@ impl<M: Machine> Session<M> {
         let hits = state.table.former_hits(kind, address, length);
         let breakpoint = Breakpoint { kind, address, length, place, conditions, commands, hits };
         state.table.insert(memory, breakpoint)?;
-        if let Err(error) = self.engine.reallocate(&mut state) {
+        if let Err(error) = self.engine.make_room(&mut state, memory, &space) {
             state.table.remove(memory, kind, address, length);
             return Err(error.into());
         }
@@ -755,5 +755,34 @@ impl<M: Machine> MonitorCmd for Session<M> {
         let text = monitor::run(self, &String::from_utf8_lossy(command));
         out.write_raw(text.as_bytes());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::breakpoint::{PATCHED, Place};
+    use crate::fake::Still;
+    use arch::GuestPhys;
+
+    #[test]
+    fn a_breakpoint_that_could_be_planted_gives_up_its_register_for_others() {
+        for (isa, nop) in [(Isa::X86_64, &[0x66, 0x90][..]), (Isa::Aarch64, &[0x1f, 0x20, 0x03, 0xd5])] {
+            let machine = Still::new(isa, 1, 1 << 16).unwrap();
+            machine.memory().write(GuestPhys(0x1000), nop);
+            let host = machine.host().clone();
+            let registers = if isa == Isa::X86_64 { host.watchpoints } else { host.breakpoints };
+            let mut session = Session::new(machine, Arc::new(Engine::new(isa, host, 1)));
+            session.insert(Kind::Software, 0x1000, 4, Vec::new(), Vec::new()).unwrap();
+            let place =
+                |session: &Session<Still>| session.engine.state().table.get(0).map(|first| first.place);
+            assert_eq!(place(&session), Some(Place::Fallback(PATCHED)), "{isa}");
+            for index in 0..registers as u64 {
+                session.insert(Kind::Hardware, 0x2000 + 16 * index, 4, Vec::new(), Vec::new()).unwrap();
+            }
+            assert_eq!(place(&session), Some(Place::Planted(GuestPhys(0x1000))), "{isa}");
+            let refused = session.insert(Kind::Hardware, 0x3000, 4, Vec::new(), Vec::new());
+            assert!(refused.is_err(), "{isa}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 # not. Ends the run with 0x20. (INT1 is left out: QEMU's emulation takes it for a breakpoint of
 # its own debugger.)
     .section .start, "ax"
-    .globl _start, work, kernel_part, user_part, own_steps, watched, kernel_target, user_target
+    .globl _start, work, kernel_part, user_part, own_steps, end, watched, kernel_target, user_target
 _start:
     lea rsp, [rip + stack_top]
     # Everything that is mapped may be used from ring 3.
@@ -95,6 +95,7 @@ own_steps:
 user_steps:
     nop
     int 0x80
+end:
     mov al, 0x20
     out 0xf4, al
 1:  hlt
