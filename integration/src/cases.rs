@@ -186,6 +186,7 @@ pub const CASES: &[Case] = &[
         ..debugged("lldb_on_debian", &gdb::LLDB_DEBIAN)
     },
     nested_only(small("gdb_simulated_instructions", gdb_wire::simulated_instructions)),
+    nested_only(small("gdb_remapped_page", gdb_wire::remapped_page)),
     small("gdb_range_run", gdb_wire::range_run),
     small("gdb_range_step", gdb_wire::range_step),
     gic_v2(small("gic_v2_embedded_guest", basics::on_gic_v2)),

@@ -287,15 +287,24 @@ impl<M: Machine> Session<M> {
         self.regime(self.current).map_or(Space::Physical, Space::Virtual)
     }
 
-    /// Whether a vCPU is still where its breakpoint was reported, and the breakpoint is too.
+    /// Whether a vCPU is still where its breakpoint was reported, and the breakpoint is too: by
+    /// this name of its place or by another.
     fn stands_at_reported(&self, vcpu: u32) -> bool {
         let Some(reported) = self.reported[vcpu as usize] else { return false };
         let pc = self.pc(vcpu);
         let state = self.engine.state();
-        pc == Some(reported)
-            && state.table.iter().any(|breakpoint| {
+        let is_asked_for = || {
+            let mut breakpoints = state.table.iter();
+            breakpoints.any(|breakpoint| {
                 breakpoint.kind.access().is_none() && breakpoint.address == GuestVirt(reported)
             })
+        };
+        let is_planted = || {
+            let memory = self.machine.memory();
+            let mapping = self.regime(vcpu).ok()?.translate(memory, GuestVirt(reported)).ok()?;
+            Some(state.table.is_planted(memory, mapping.address))
+        };
+        pc == Some(reported) && (is_asked_for() || is_planted().unwrap_or(false))
     }
 
     /// What there is to report, all vCPUs standing still; `None` while the target runs on.

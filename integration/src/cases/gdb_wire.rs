@@ -326,6 +326,31 @@ fn drive_with_steps(c: &Context, client: &mut Client, symbols: &Symbols) -> Chec
     check(stop.starts_with('W'), || format!("it stops with {stop}"))
 }
 
+/// A breakpoint asked for before its page is mapped belongs to the page that is mapped first: not
+/// to the one that takes the address later, and to every other name of the first.
+pub fn remapped_page(c: &mut Context) -> Check {
+    const ALIAS: u64 = 0x1_4000_0000;
+    let (guest, socket) = (c.guest("remap", false)?, c.work.join("gdb.sock"));
+    let mut vmm = c.start(Wiring::Pipes, "-v --gdb unix:{} --kernel {} --memory 64M", &[&socket, &guest])?;
+    let (kind, pc) = if c.isa == arch::Isa::X86_64 { (1, "10") } else { (4, "20") };
+    let driven = Client::attach(&socket, c.limit(10)).and_then(|mut client| {
+        client.expect(&format!("Z0,{ALIAS:x},{kind}"), "OK")?;
+        for address in [ALIAS, ALIAS + 0x1000, ALIAS] {
+            client.run()?;
+            let stop = client.reply()?;
+            let place: String = address.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+            check(stop.contains(&format!("{pc}:{place}")), || format!("not at {address:#x} but {stop}"))?;
+        }
+        client.run()?;
+        let stop = client.reply()?;
+        check(stop.starts_with("W27"), || format!("the guest ends with {stop}"))?;
+        vmm.wait(c.limit(10))
+    });
+    c.keep("vmm", &vmm);
+    let code = driven.map_err(|error| format!("{error}\n{}", vmm.errors.text()))?;
+    check(code == 0x27, || format!("vmm ended with {code}"))
+}
+
 /// Addresses of a guest's symbols.
 struct Symbols(Vec<(String, u64)>);
 
