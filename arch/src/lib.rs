@@ -15,6 +15,7 @@ pub mod address;
 pub mod bytes;
 pub mod cpu_features;
 pub mod cpu_template;
+pub mod hypercall;
 pub mod image;
 pub mod isa;
 pub mod paging;

@@ -12,6 +12,7 @@ pub mod acpi_power;
 pub mod bus;
 pub mod cmos;
 pub mod exit;
+pub mod hypercall;
 pub mod i8042;
 pub mod pl031;
 pub mod serial;

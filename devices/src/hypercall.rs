@@ -1,0 +1,415 @@
+//! Hypercalls: the seam between how a call reaches the monitor and what it means.
+//!
+//! A *transport*, in `vmm`, knows how a call comes out of a guest on one architecture and host. It
+//! makes a [`RawCall`] of it and a [`Caller`] of the vCPU. A [`Family`] knows what its calls mean:
+//! it has a [`Table`](table::Table), which decodes any of them ([`decode`]), and answers those it
+//! can. [`Hypercalls`] stands between: it looks the call up, decodes it if somebody looks (a trace, a
+//! debugger), has it answered, and tells.
+//!
+//! Memory of the guest is read through the caller's page walk, once for each structure: what is
+//! shown is what was answered ([`Frame`]). A family never panics on what a guest sends.
+
+pub mod decode;
+pub mod kvm;
+pub mod table;
+pub mod trace;
+pub mod xen;
+
+use arch::hypercall::Abi;
+use decode::Decoded;
+use std::sync::atomic::{AtomicBool, Ordering};
+use table::{CallRow, ControlOp, Field, Kind, Op, Table};
+use trace::Tracer;
+
+/// Arguments that a call has at most.
+pub const MOST_ARGUMENTS: usize = 6;
+
+/// A call as its transport hands it over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawCall {
+    /// How the caller passes arguments.
+    pub abi: Abi,
+    /// The call's number.
+    pub number: u64,
+    /// Argument registers; those that the call has no argument for mean nothing.
+    pub arguments: [u64; MOST_ARGUMENTS],
+}
+
+/// The vCPU that made a call.
+pub trait Caller {
+    /// Its number.
+    fn vcpu(&self) -> u32;
+
+    /// Reads memory as it sees it; bytes read before the first that cannot be.
+    fn read(&self, address: u64, bytes: &mut [u8]) -> usize;
+
+    /// Writes memory as it sees it; bytes written before the first that cannot be.
+    fn write(&self, address: u64, bytes: &[u8]) -> usize;
+}
+
+/// What a call does to the machine, besides its result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// The vCPU waits for an interrupt.
+    Halt,
+    /// The guest ends, for this reason.
+    Shutdown(Shutdown),
+}
+
+/// Why a guest ends by a call of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// It switches itself off.
+    PowerOff,
+    /// It resets itself.
+    Reset,
+    /// It says that it has crashed.
+    Crash,
+}
+
+/// The answer to a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// For the result register.
+    pub result: i64,
+    /// What else is to be done.
+    pub effect: Effect,
+}
+
+impl From<i64> for Answer {
+    fn from(result: i64) -> Answer {
+        Answer { result, effect: Effect::None }
+    }
+}
+
+/// A family of hypercalls.
+pub trait Family: Send + Sync + std::fmt::Debug {
+    /// Its name, for `--hypercalls`.
+    fn name(&self) -> &'static str;
+
+    /// Its calls.
+    fn table(&self) -> &'static Table;
+
+    /// Answers a call of the table.
+    fn answer(&self, call: &mut Call<'_>) -> Answer;
+
+    /// The result of a call that is not in the table.
+    fn unknown(&self) -> i64;
+
+    /// The name of an error that a call results in.
+    fn error(&self, result: i64) -> Option<&'static str>;
+}
+
+/// The guest's memory could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault;
+
+/// A structure in the guest's memory, as it was when it was read.
+#[derive(Debug)]
+pub struct Frame {
+    /// Its name in the table.
+    pub name: &'static str,
+    /// Where it is.
+    pub address: u64,
+    abi: Abi,
+    table: &'static Table,
+    bytes: Vec<u8>,
+    /// What the answer has written, as ranges of bytes.
+    written: Vec<(usize, usize)>,
+}
+
+impl Frame {
+    fn read(
+        table: &'static Table,
+        abi: Abi,
+        caller: &dyn Caller,
+        name: &'static str,
+        address: u64,
+    ) -> Result<Frame, Fault> {
+        let (size, _) = table.layout_of(name, abi);
+        let mut bytes = vec![0; size];
+        let is_read = table.fields(name).iter().any(|field| field.is_input && field.name != "_");
+        if is_read && caller.read(address, &mut bytes) < size {
+            return Err(Fault);
+        }
+        Ok(Frame { name, address, abi, table, bytes, written: Vec::new() })
+    }
+
+    fn place(&self, field: &str) -> Option<(usize, usize)> {
+        let places = self.table.places(self.name, self.abi);
+        places.into_iter().find(|(place, ..)| place.name == field).map(|(_, at, size, _)| (at, size))
+    }
+
+    /// The value of a field of up to eight bytes. A field that is not in the table is a mistake in
+    /// the caller, found by its tests; in a release it is 0.
+    pub fn get(&self, field: &str) -> u64 {
+        let place = self.place(field);
+        debug_assert!(place.is_some(), "{} has no {field}", self.name);
+        place.map_or(0, |(at, size)| self.number(at, size))
+    }
+
+    fn number(&self, at: usize, size: usize) -> u64 {
+        let bytes = self.bytes.get(at..at + size.min(8)).unwrap_or(&[]);
+        bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    }
+
+    /// Writes a field; its lower bytes if it is narrower than the value.
+    pub fn set(&mut self, field: &str, value: u64) {
+        self.set_bytes(field, &value.to_le_bytes());
+    }
+
+    /// Writes the bytes of a field, cut or filled with zeros.
+    pub fn set_bytes(&mut self, field: &str, value: &[u8]) {
+        let place = self.place(field);
+        debug_assert!(place.is_some(), "{} has no {field}", self.name);
+        let Some((at, size)) = place else { return };
+        let count = size.min(value.len());
+        self.bytes[at..at + size].fill(0);
+        self.bytes[at..at + count].copy_from_slice(&value[..count]);
+        self.written.push((at, at + size));
+    }
+
+    fn is_written(&self, at: usize) -> bool {
+        self.written.iter().any(|(start, end)| (*start..*end).contains(&at))
+    }
+
+    /// Puts what was written into the guest's memory.
+    fn flush(&self, caller: &dyn Caller) -> Result<(), Fault> {
+        for (start, end) in &self.written {
+            let bytes = &self.bytes[*start..*end];
+            if caller.write(self.address.wrapping_add(*start as u64), bytes) < bytes.len() {
+                return Err(Fault);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A call that has been looked up, with what has been read of its arguments.
+pub struct Call<'a> {
+    /// The table it was looked up in.
+    pub table: &'static Table,
+    /// Its row.
+    pub row: &'static CallRow,
+    /// Its sub-operation, if it has one and that is known.
+    pub op: Option<&'static Op>,
+    /// As it came.
+    pub raw: RawCall,
+    /// Who made it.
+    pub caller: &'a dyn Caller,
+    /// Arguments with their values.
+    arguments: Vec<(&'static Field, u64)>,
+    /// Structures that have been read: argument, element.
+    frames: Vec<(&'static str, usize, Result<Frame, Fault>)>,
+    /// Characters that the answer has written, by argument.
+    texts: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for Call<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Call").field("name", &self.row.name).field("raw", &self.raw).finish_non_exhaustive()
+    }
+}
+
+/// A structure with an interface version, taken apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Controlled {
+    /// What the caller states.
+    pub command: u64,
+    /// The same.
+    pub version: u64,
+    /// The operation of that version, if it is known.
+    pub op: Option<&'static ControlOp>,
+}
+
+impl<'a> Call<'a> {
+    /// Looks a call up; `None` if the table has none of this number for this caller.
+    pub fn new(table: &'static Table, raw: RawCall, caller: &'a dyn Caller) -> Option<Call<'a>> {
+        let row = table.call(raw.number, raw.abi)?;
+        let mut call = Call {
+            table,
+            row,
+            op: None,
+            raw,
+            caller,
+            arguments: Vec::new(),
+            frames: Vec::new(),
+            texts: Vec::new(),
+        };
+        let mut registers = raw.arguments.iter().map(|value| raw.abi.cut(*value));
+        for field in &row.arguments {
+            call.take(field, &mut registers);
+            if let Kind::Ops(name) = field.kind {
+                let number = call.arguments.last().map_or(0, |(_, value)| *value);
+                call.op = table.op(name, number);
+                for field in call.op.map_or(&[][..], |op| &op.arguments) {
+                    call.take(field, &mut registers);
+                }
+            }
+        }
+        Some(call)
+    }
+
+    /// Takes an argument out of the registers. Where a word has 32 bits, a wider number is in two.
+    fn take(&mut self, field: &'static Field, registers: &mut dyn Iterator<Item = u64>) {
+        let (size, _) = self.table.layout(&field.kind, self.raw.abi);
+        let low = registers.next().unwrap_or(0);
+        let is_number = matches!(field.kind, Kind::Integer { .. });
+        let value = match (is_number, size) {
+            (true, 8) if self.raw.abi.word() == 4 => low | registers.next().unwrap_or(0) << 32,
+            (true, 4) => low & 0xffff_ffff,
+            (true, 2) => low & 0xffff,
+            _ => low,
+        };
+        // Sub-operations are of type int.
+        let value = if matches!(field.kind, Kind::Ops(_)) { value & 0xffff_ffff } else { value };
+        self.arguments.push((field, value));
+    }
+
+    /// Arguments with their values, in order.
+    pub fn arguments(&self) -> &[(&'static Field, u64)] {
+        &self.arguments
+    }
+
+    /// An argument's value; 0 if the call has none of this name.
+    pub fn argument(&self, name: &str) -> u64 {
+        self.arguments.iter().find(|(field, _)| field.name == name).map_or(0, |(_, value)| *value)
+    }
+
+    /// The structure that an argument points to, read once.
+    ///
+    /// # Errors
+    /// [`Fault`], also if it points to none.
+    pub fn frame(&mut self, name: &str) -> Result<&mut Frame, Fault> {
+        self.element(name, 0)
+    }
+
+    /// One of the structures that an argument points to.
+    ///
+    /// # Errors
+    /// [`Fault`], also if it points to none.
+    pub fn element(&mut self, name: &str, index: usize) -> Result<&mut Frame, Fault> {
+        let known = |frame: &(&str, usize, _)| frame.0 == name && frame.1 == index;
+        let at = match self.frames.iter().position(known) {
+            Some(at) => at,
+            None => {
+                let (field, address) =
+                    self.arguments.iter().find(|(field, _)| field.name == name).ok_or(Fault)?;
+                let Kind::Pointer { to: Some(to), .. } = &field.kind else { return Err(Fault) };
+                let Kind::Struct(structure) = **to else { return Err(Fault) };
+                let (size, _) = self.table.layout_of(structure, self.raw.abi);
+                let address = self.raw.abi.cut(address.wrapping_add((index * size) as u64));
+                let frame = Frame::read(self.table, self.raw.abi, self.caller, structure, address);
+                self.frames.push((field.name, index, frame));
+                self.frames.len() - 1
+            }
+        };
+        self.frames[at].2.as_mut().map_err(|fault| *fault)
+    }
+
+    /// Writes characters to where an argument points.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub fn write_text(&mut self, name: &str, text: &[u8]) -> Result<(), Fault> {
+        let (field, address) = self.arguments.iter().find(|(field, _)| field.name == name).ok_or(Fault)?;
+        let written = self.caller.write(*address, text);
+        self.texts.push((field.name, text[..written.min(text.len())].to_vec()));
+        if written < text.len() { Err(Fault) } else { Ok(()) }
+    }
+
+    /// Puts what the answer has written into the guest's memory.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn flush(&self) -> Result<(), Fault> {
+        self.frames
+            .iter()
+            .filter_map(|(_, _, frame)| frame.as_ref().ok())
+            .try_for_each(|frame| frame.flush(self.caller))
+    }
+}
+
+/// A call that has been served.
+#[derive(Debug)]
+pub struct Served {
+    /// What the guest gets.
+    pub answer: Answer,
+    /// The call as it was decoded, if somebody looks.
+    pub decoded: Option<Decoded>,
+}
+
+/// A family with whoever looks at its calls.
+#[derive(Debug)]
+pub struct Hypercalls {
+    family: Box<dyn Family>,
+    tracer: Tracer,
+    /// A debugger looks at every call.
+    is_caught: AtomicBool,
+}
+
+impl Hypercalls {
+    /// A family and its trace.
+    pub fn new(family: Box<dyn Family>, tracer: Tracer) -> Hypercalls {
+        Hypercalls { family, tracer, is_caught: AtomicBool::new(false) }
+    }
+
+    /// The family.
+    pub fn family(&self) -> &dyn Family {
+        &*self.family
+    }
+
+    /// The trace.
+    pub fn tracer(&self) -> &Tracer {
+        &self.tracer
+    }
+
+    /// Whether a debugger is to see calls before they are answered.
+    pub fn catch(&self, is_caught: bool) {
+        self.is_caught.store(is_caught, Ordering::Relaxed);
+    }
+
+    /// Whether a debugger is to see calls before they are answered.
+    pub fn is_caught(&self) -> bool {
+        self.is_caught.load(Ordering::Relaxed)
+    }
+
+    /// Decodes a call without answering it.
+    pub fn look(&self, raw: RawCall, caller: &dyn Caller) -> Decoded {
+        match Call::new(self.family.table(), raw, caller) {
+            Some(mut call) => Decoded::of(&mut call),
+            None => Decoded::unknown(raw.number),
+        }
+    }
+
+    /// Serves a call.
+    pub fn serve(&self, raw: RawCall, caller: &dyn Caller) -> Answer {
+        let begun = self.tracer.begin();
+        let Some(mut call) = Call::new(self.family.table(), raw, caller) else {
+            let result = self.family.unknown();
+            let shown = Decoded::unknown(raw.number);
+            self.tracer.end(begun, &shown, caller.vcpu(), result, self.family.error(result));
+            return result.into();
+        };
+        // What is shown is what was there before the answer.
+        let mut decoded = self.tracer.wants(&call).then(|| Decoded::of(&mut call));
+        let mut answer = self.family.answer(&mut call);
+        if call.flush().is_err() {
+            answer = xen::errno::EFAULT.into();
+        }
+        let error = self.family.error(answer.result);
+        match &mut decoded {
+            Some(decoded) => {
+                decoded.complete(&call, error.is_none());
+                self.tracer.end(begun, decoded, caller.vcpu(), answer.result, error);
+            }
+            None => self.tracer.count(begun, call.row.name, error.is_some()),
+        }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests;

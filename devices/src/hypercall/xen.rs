@@ -1,0 +1,379 @@
+//! Xen's hypercalls: the family, and what it answers.
+//!
+//! Enough for a guest to live: its version and features, a console, where its memory is, event
+//! channels between its own vCPUs, timers, and its end. Everything else is `-ENOSYS`, decoded all the
+//! same. Numbers and layouts are those of `xen/include/public` of Xen 4.20.
+
+pub mod cpuid;
+pub mod errno;
+mod events;
+mod version;
+
+use super::table::Table;
+use super::{Answer, Call, Effect, Family, Fault, Shutdown, decode};
+use arch::hypercall::Abi;
+use errno::{EFAULT, EINVAL, ENOSYS, EPERM, ESRCH};
+use events::Events;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+static TABLE: LazyLock<Table> =
+    LazyLock::new(|| Table::parse(include_str!("xen/xen.calls")).expect("the tests parse it"));
+
+/// `DOMID_SELF`.
+const SELF: u64 = 0x7ff0;
+/// Calls of one multicall that are answered; further ones are not.
+const MOST_CALLS: u64 = 1024;
+/// Bytes of console output that one call may write.
+const MOST_OUTPUT: u64 = 64 << 10;
+
+/// What the machine does for Xen's guest.
+pub trait Platform: Send + Sync + Debug {
+    /// Console output.
+    fn console_write(&self, bytes: &[u8]);
+
+    /// Console input; how many bytes there were.
+    fn console_read(&self, bytes: &mut [u8]) -> usize;
+
+    /// The guest's RAM: ranges of start and size, guest-physical, in bytes.
+    fn ram(&self) -> Vec<(u64, u64)>;
+
+    /// Reads guest-physical memory; bytes read.
+    fn read(&self, address: u64, bytes: &mut [u8]) -> usize;
+
+    /// Writes guest-physical memory; bytes written.
+    fn write(&self, address: u64, bytes: &[u8]) -> usize;
+
+    /// Sets and clears bits of a naturally aligned word of `size` bytes, 1, 4 or 8, in one step; what
+    /// was there, or `None` if it is not in RAM.
+    fn update(&self, address: u64, size: usize, set: u64, clear: u64) -> Option<u64>;
+
+    /// vCPUs.
+    fn vcpus(&self) -> u32;
+
+    /// Interrupts a vCPU by a vector of its local APIC, or by a private interrupt.
+    fn interrupt(&self, vcpu: u32, number: u32);
+
+    /// Nanoseconds since the machine started.
+    fn now(&self) -> u64;
+
+    /// Has [`Xen::expire`] called for a vCPU at a time, or not at all; a vCPU has one time.
+    fn set_timer(&self, vcpu: u32, at: Option<u64>);
+}
+
+/// What the guest has told.
+#[derive(Debug)]
+struct State {
+    events: Events,
+    parameters: BTreeMap<u64, u64>,
+}
+
+/// Xen's hypercalls.
+#[derive(Debug)]
+pub struct Xen {
+    platform: Box<dyn Platform>,
+    state: Mutex<State>,
+}
+
+impl Xen {
+    /// The family, for one machine.
+    pub fn new(platform: Box<dyn Platform>) -> Xen {
+        let events = Events::new(platform.vcpus());
+        let state = State { events, parameters: BTreeMap::new() };
+        Xen { platform, state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A vCPU's timer has come to its time.
+    pub fn expire(&self, vcpu: u32) {
+        self.state().events.raise_virq(&*self.platform, vcpu, events::VIRQ_TIMER);
+    }
+
+    fn dispatch(&self, call: &mut Call<'_>) -> Result<Answer, i64> {
+        let op = call.op.map(|op| op.label);
+        let done = match (call.row.name, op) {
+            ("xen_version", Some(op)) => version::answer(call, op)?,
+            ("console_io", Some(op)) => self.console(call, op)?,
+            ("sched_op", Some(op)) => return self.schedule(call, op),
+            ("memory_op", Some(op)) => self.memory(call, op)?,
+            ("hvm_op", Some(op)) => self.hvm(call, op)?,
+            ("vcpu_op", Some(op)) => self.vcpu(call, op)?,
+            ("event_channel_op", Some(op)) => self.state().events.answer(&*self.platform, call, op)?,
+            ("set_timer_op", _) => {
+                let timeout = call.argument("timeout");
+                self.platform.set_timer(call.caller.vcpu(), (timeout != 0).then_some(timeout));
+                0
+            }
+            ("vm_assist", _) => 0,
+            ("multicall", _) => self.multicall(call)?,
+            _ => return Err(ENOSYS),
+        };
+        Ok(done.into())
+    }
+
+    fn console(&self, call: &mut Call<'_>, op: &str) -> Result<i64, i64> {
+        let (count, buffer) = (call.argument("count"), call.argument("buffer"));
+        match op {
+            "write" => {
+                let mut left = count.min(MOST_OUTPUT);
+                let mut address = buffer;
+                while left > 0 {
+                    let mut bytes = [0; 256];
+                    let wanted = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                    let read = call.caller.read(address, &mut bytes[..wanted]);
+                    self.platform.console_write(&bytes[..read]);
+                    if read < wanted {
+                        return Err(EFAULT);
+                    }
+                    left -= read as u64;
+                    address = address.wrapping_add(read as u64);
+                }
+                Ok(0)
+            }
+            "read" => {
+                let mut bytes = [0; 256];
+                let wanted = usize::try_from(count).map_or(bytes.len(), |count| count.min(bytes.len()));
+                let read = self.platform.console_read(&mut bytes[..wanted]);
+                call.write_text("buffer", &bytes[..read]).map_err(|Fault| EFAULT)?;
+                Ok(i64::try_from(read).unwrap_or(0))
+            }
+            _ => Err(ENOSYS),
+        }
+    }
+
+    fn schedule(&self, call: &mut Call<'_>, op: &str) -> Result<Answer, i64> {
+        match op {
+            "yield" => Ok(0.into()),
+            "block" => {
+                // A block lets events in (Xen, sched.h, SCHEDOP_block).
+                let pending = self.state().events.unmask_upcalls(&*self.platform, call.caller.vcpu());
+                Ok(Answer { result: 0, effect: if pending { Effect::None } else { Effect::Halt } })
+            }
+            "poll" => {
+                let (count, timeout) = {
+                    let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
+                    (frame.get("nr_ports"), frame.get("timeout"))
+                };
+                // As Xen has it.
+                if count > 128 {
+                    return Err(EINVAL);
+                }
+                let is_over = timeout != 0 && timeout <= self.platform.now();
+                let halts = count == 0 && !is_over;
+                if halts && timeout != 0 {
+                    self.platform.set_timer(call.caller.vcpu(), Some(timeout));
+                }
+                Ok(Answer { result: 0, effect: if halts { Effect::Halt } else { Effect::None } })
+            }
+            "shutdown" => {
+                let reason = call.frame("arg").map_err(|Fault| EFAULT)?.get("reason");
+                let effect = match reason {
+                    0 => Shutdown::PowerOff,
+                    1 | 5 => Shutdown::Reset,
+                    3 | 4 => Shutdown::Crash,
+                    _ => return Err(EINVAL),
+                };
+                Ok(Answer { result: 0, effect: Effect::Shutdown(effect) })
+            }
+            "shutdown_code" => {
+                let reason = call.frame("arg").map_err(|Fault| EFAULT)?.get("reason");
+                if reason > 5 { Err(EINVAL) } else { Ok(0.into()) }
+            }
+            _ => Err(ENOSYS),
+        }
+    }
+
+    fn memory(&self, call: &mut Call<'_>, op: &str) -> Result<i64, i64> {
+        const PAGE: u64 = 4096;
+        let pages = || self.platform.ram().iter().map(|(_, size)| size / PAGE).sum::<u64>();
+        let last = || self.platform.ram().iter().map(|(start, size)| (start + size) / PAGE - 1).max();
+        let number = |value: u64| i64::try_from(value).map_err(|_| EINVAL);
+        match op {
+            "add_to_physmap" => {
+                let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
+                let (domid, space) = (frame.get("domid"), frame.get("space"));
+                let (index, gpfn) = (frame.get("idx"), frame.get("gpfn"));
+                is_self(domid)?;
+                // The other spaces are of things that this machine has not.
+                if space != 0 || index != 0 {
+                    return Err(EINVAL);
+                }
+                let address = gpfn.checked_mul(PAGE).ok_or(EINVAL)?;
+                if self.platform.write(address, &[0; 4096]) < 4096 {
+                    return Err(EINVAL);
+                }
+                let mut state = self.state();
+                state.events.share(address, call.raw.abi);
+                Ok(0)
+            }
+            "memory_map" => {
+                let room = call.frame("arg").map_err(|Fault| EFAULT)?.get("nr_entries");
+                let buffer = call.frame("arg").map_err(|Fault| EFAULT)?.get("buffer");
+                // struct e820entry: address, size, type; 20 bytes (Xen, arch-x86/hvm/start_info.h).
+                let entries: Vec<u8> = self
+                    .platform
+                    .ram()
+                    .iter()
+                    .flat_map(|(start, size)| {
+                        [start.to_le_bytes().as_slice(), &size.to_le_bytes(), &1u32.to_le_bytes()].concat()
+                    })
+                    .collect();
+                let count = (entries.len() / 20).min(usize::try_from(room).unwrap_or(usize::MAX));
+                let bytes = &entries[..count * 20];
+                if call.caller.write(buffer, bytes) < bytes.len() {
+                    return Err(EFAULT);
+                }
+                call.frame("arg").map_err(|Fault| EFAULT)?.set("nr_entries", count as u64);
+                Ok(0)
+            }
+            "machine_memory_map" => Err(EPERM),
+            "maximum_ram_page" => number(last().unwrap_or(0)),
+            "current_reservation" | "maximum_reservation" | "maximum_gpfn" => {
+                is_self(call.frame("arg").map_err(|Fault| EFAULT)?.get("domid"))?;
+                number(if op == "maximum_gpfn" { last().unwrap_or(0) } else { pages() })
+            }
+            _ => Err(ENOSYS),
+        }
+    }
+
+    fn hvm(&self, call: &mut Call<'_>, op: &str) -> Result<i64, i64> {
+        match op {
+            "set_param" => {
+                let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
+                let (domid, index, value) = (frame.get("domid"), frame.get("index"), frame.get("value"));
+                is_self(domid)?;
+                if index > LAST_PARAMETER {
+                    return Err(EINVAL);
+                }
+                let mut state = self.state();
+                if index == CALLBACK_IRQ {
+                    state.events.set_callback(call.raw.abi, value)?;
+                }
+                state.parameters.insert(index, value);
+                Ok(0)
+            }
+            "get_param" => {
+                let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
+                is_self(frame.get("domid"))?;
+                let index = frame.get("index");
+                if index > LAST_PARAMETER {
+                    return Err(EINVAL);
+                }
+                // A parameter that nobody has set is 0.
+                let value = self.state().parameters.get(&index).copied().unwrap_or(0);
+                frame.set("value", value);
+                Ok(0)
+            }
+            "set_evtchn_upcall_vector" if call.raw.abi != Abi::Aarch64 => {
+                let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
+                let (vcpu, vector) = (frame.get("vcpu"), frame.get("vector"));
+                self.state().events.set_vector(vcpu, vector)
+            }
+            "pagetable_dying" => Err(EINVAL),
+            "get_time" => {
+                let now = self.platform.now();
+                call.frame("arg").map_err(|Fault| EFAULT)?.set("now", now);
+                Ok(0)
+            }
+            _ => Err(ENOSYS),
+        }
+    }
+
+    fn vcpu(&self, call: &mut Call<'_>, op: &str) -> Result<i64, i64> {
+        let vcpu = u32::try_from(call.argument("vcpuid")).ok().filter(|id| *id < self.platform.vcpus());
+        let vcpu = vcpu.ok_or(errno::ENOENT)?;
+        match op {
+            // How it was started is not Xen's business here.
+            "is_up" => Ok(1),
+            "register_vcpu_info" => {
+                let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
+                let (page, offset) = (frame.get("mfn"), frame.get("offset"));
+                let address =
+                    page.checked_mul(4096).and_then(|page| page.checked_add(offset)).ok_or(EINVAL)?;
+                if offset > 4096 - 64 || offset % 8 != 0 {
+                    return Err(EINVAL);
+                }
+                self.state().events.register(&*self.platform, vcpu, address, call.raw.abi)
+            }
+            "set_singleshot_timer" | "stop_singleshot_timer" => {
+                if vcpu != call.caller.vcpu() {
+                    return Err(EINVAL);
+                }
+                let at = match op {
+                    "stop_singleshot_timer" => None,
+                    _ => {
+                        let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
+                        let (at, flags) = (frame.get("timeout_abs_ns"), frame.get("flags"));
+                        if flags & 1 != 0 && at < self.platform.now() {
+                            return Err(errno::ETIME);
+                        }
+                        Some(at)
+                    }
+                };
+                self.platform.set_timer(vcpu, at);
+                Ok(0)
+            }
+            "get_physid" => Err(EINVAL),
+            _ => Err(ENOSYS),
+        }
+    }
+
+    /// Each entry is answered in turn, and its result put into it. A multicall within one is
+    /// refused.
+    fn multicall(&self, call: &mut Call<'_>) -> Result<i64, i64> {
+        let (list, count) = (call.argument("call_list"), call.argument("nr_calls"));
+        let (abi, caller) = (call.raw.abi, call.caller);
+        let word = abi.word();
+        for index in 0..count.min(MOST_CALLS) {
+            let raw = decode::multicall_entry(abi, caller, list, index).map_err(|Fault| EFAULT)?;
+            let result = match Call::new(&TABLE, raw, caller) {
+                Some(inner) if inner.row.name == "multicall" => EINVAL,
+                Some(mut inner) => {
+                    let answer = self.answer(&mut inner);
+                    if inner.flush().is_err() { EFAULT } else { answer.result }
+                }
+                None => ENOSYS,
+            };
+            let place = abi.cut(list.wrapping_add((index * 8 + 1) * word as u64));
+            let bytes = result.to_le_bytes();
+            if caller.write(place, &bytes[..word]) < word {
+                return Err(EFAULT);
+            }
+        }
+        if count > MOST_CALLS { Err(EINVAL) } else { Ok(0) }
+    }
+}
+
+const CALLBACK_IRQ: u64 = 0;
+const LAST_PARAMETER: u64 = 38;
+
+/// Only the guest itself can be spoken of: it is the only one.
+fn is_self(domid: u64) -> Result<(), i64> {
+    if domid == SELF || domid == 0 { Ok(()) } else { Err(ESRCH) }
+}
+
+impl Family for Xen {
+    fn name(&self) -> &'static str {
+        "xen"
+    }
+
+    fn table(&self) -> &'static Table {
+        &TABLE
+    }
+
+    fn answer(&self, call: &mut Call<'_>) -> Answer {
+        self.dispatch(call).unwrap_or_else(Answer::from)
+    }
+
+    fn unknown(&self) -> i64 {
+        ENOSYS
+    }
+
+    fn error(&self, result: i64) -> Option<&'static str> {
+        errno::name(result)
+    }
+}

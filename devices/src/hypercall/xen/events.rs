@@ -1,0 +1,308 @@
+//! Event channels between the guest's own vCPUs, by the two-level interface: bits in the shared
+//! page, and an interrupt.
+//!
+//! Source: Xen, `xen/include/public/event_channel.h` and `xen.h` (`struct shared_info`, `struct
+//! vcpu_info`).
+
+use super::Platform;
+use super::errno::{EEXIST, EFAULT, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP, ESRCH};
+use crate::hypercall::{Call, Fault};
+use arch::hypercall::Abi;
+
+/// Ports that a guest may have: as many as a 32-bit one can.
+const PORTS: usize = 1024;
+/// The timer's event.
+pub const VIRQ_TIMER: u64 = 0;
+const LAST_VIRQ: u64 = 23;
+
+/// What a port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Port {
+    Closed,
+    Unbound,
+    Interdomain { remote: usize },
+    Virq { virq: u64 },
+    Ipi,
+}
+
+/// Where the shared page has what (Xen, `struct shared_info`), in bytes.
+struct Layout {
+    /// `struct vcpu_info`s, and how many are in the page.
+    info: u64,
+    infos: u32,
+    /// `evtchn_pending` and `evtchn_mask`.
+    pending: u64,
+    mask: u64,
+    /// Bytes of a word of these.
+    word: usize,
+}
+
+const fn layout(abi: Abi) -> Layout {
+    match abi {
+        Abi::X86_64 => Layout { info: 64, infos: 32, pending: 2048, mask: 2560, word: 8 },
+        Abi::X86_32 => Layout { info: 64, infos: 32, pending: 2048, mask: 2176, word: 4 },
+        Abi::Aarch64 => Layout { info: 48, infos: 1, pending: 48, mask: 560, word: 8 },
+    }
+}
+
+/// `evtchn_upcall_pending` and `evtchn_upcall_mask` in `struct vcpu_info`; `evtchn_pending_sel` is at
+/// the next word.
+const UPCALL_PENDING: u64 = 0;
+const UPCALL_MASK: u64 = 1;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct VcpuEvents {
+    /// Its `struct vcpu_info`, guest-physical.
+    info: Option<u64>,
+    /// x86: the vector of its upcall.
+    vector: Option<u32>,
+}
+
+/// All event channels.
+#[derive(Debug)]
+pub struct Events {
+    /// By port; 0 is none.
+    ports: Vec<(Port, u32)>,
+    vcpus: Vec<VcpuEvents>,
+    shared: Option<(u64, Abi)>,
+    /// aarch64: the private interrupt of the upcall.
+    private_interrupt: Option<u32>,
+}
+
+impl Events {
+    /// None yet.
+    pub fn new(vcpus: u32) -> Events {
+        Events {
+            ports: vec![(Port::Closed, 0)],
+            vcpus: vec![VcpuEvents::default(); vcpus as usize],
+            shared: None,
+            private_interrupt: None,
+        }
+    }
+
+    /// The guest has put the shared page at an address.
+    pub fn share(&mut self, address: u64, abi: Abi) {
+        self.shared = Some((address, abi));
+        let Layout { info, infos, .. } = layout(abi);
+        for (index, vcpu) in (0..infos).zip(&mut self.vcpus) {
+            vcpu.info = vcpu.info.or(Some(address + u64::from(index) * info));
+        }
+    }
+
+    /// A vCPU's `struct vcpu_info` is elsewhere. Everything in it is pending at first, so that
+    /// nothing is lost; a guest copes with an event too many.
+    pub fn register(&mut self, platform: &dyn Platform, id: u32, address: u64, abi: Abi) -> Result<i64, i64> {
+        let vcpu = self.vcpus.get_mut(id as usize).ok_or(ENOENT)?;
+        let in_page = self.shared.map(|(shared, abi)| shared + u64::from(id) * layout(abi).info);
+        if vcpu.info.is_some() && vcpu.info != in_page {
+            return Err(EINVAL);
+        }
+        let word = layout(abi).word;
+        platform.update(address + word as u64, word, u64::MAX, 0).ok_or(EINVAL)?;
+        vcpu.info = Some(address);
+        self.mark(platform, id);
+        Ok(0)
+    }
+
+    /// x86: the vector of a vCPU's upcall.
+    pub fn set_vector(&mut self, vcpu: u64, vector: u64) -> Result<i64, i64> {
+        let vcpu = usize::try_from(vcpu).ok().and_then(|vcpu| self.vcpus.get_mut(vcpu)).ok_or(ENOENT)?;
+        match u32::try_from(vector) {
+            Ok(vector @ 16..=255) => {
+                vcpu.vector = Some(vector);
+                Ok(0)
+            }
+            _ => Err(EINVAL),
+        }
+    }
+
+    /// How the guest wants to be told: 0 is not at all; on aarch64 by a private interrupt.
+    pub fn set_callback(&mut self, abi: Abi, value: u64) -> Result<(), i64> {
+        const PRIVATE: u64 = 2;
+        match (abi, value >> 56, value & 0xff) {
+            (_, 0, 0) => self.private_interrupt = None,
+            (Abi::Aarch64, PRIVATE, number @ 16..=31) => self.private_interrupt = u32::try_from(number).ok(),
+            _ => return Err(EOPNOTSUPP),
+        }
+        Ok(())
+    }
+
+    /// Sets a vCPU's upcall going, if it is not.
+    fn mark(&self, platform: &dyn Platform, id: u32) {
+        let Some(VcpuEvents { info: Some(info), vector }) = self.vcpus.get(id as usize) else { return };
+        let before = platform.update(info + UPCALL_PENDING, 1, 1, 0);
+        if before == Some(0)
+            && let Some(number) = vector.or(self.private_interrupt)
+        {
+            platform.interrupt(id, number);
+        }
+    }
+
+    /// Lets upcalls in; whether one is due.
+    pub fn unmask_upcalls(&self, platform: &dyn Platform, id: u32) -> bool {
+        let Some(VcpuEvents { info: Some(info), .. }) = self.vcpus.get(id as usize) else { return false };
+        platform.update(info + UPCALL_MASK, 1, 0, 0xff);
+        platform.update(info + UPCALL_PENDING, 1, 0, 0).is_some_and(|pending| pending != 0)
+    }
+
+    /// Makes a port's event pending.
+    fn deliver(&self, platform: &dyn Platform, port: usize) {
+        let (Some((shared, abi)), Some((_, vcpu))) = (self.shared, self.ports.get(port)) else { return };
+        let Layout { pending, mask, word, .. } = layout(abi);
+        let (index, bit) = (port / (8 * word), 1u64 << (port % (8 * word)));
+        let at = (index * word) as u64;
+        let before = platform.update(shared + pending + at, word, bit, 0);
+        let masked = platform.update(shared + mask + at, word, 0, 0);
+        if before.is_none_or(|before| before & bit != 0) || masked.is_none_or(|masked| masked & bit != 0) {
+            return;
+        }
+        self.select(platform, *vcpu, index, word);
+    }
+
+    /// Tells a vCPU which word of pending events to look at.
+    fn select(&self, platform: &dyn Platform, id: u32, index: usize, word: usize) {
+        if let Some(VcpuEvents { info: Some(info), .. }) = self.vcpus.get(id as usize) {
+            platform.update(info + word as u64, word, 1 << index, 0);
+            self.mark(platform, id);
+        }
+    }
+
+    /// Raises an event of the hypervisor's for a vCPU, if it has bound it.
+    pub fn raise_virq(&self, platform: &dyn Platform, vcpu: u32, virq: u64) {
+        let wanted = (Port::Virq { virq }, vcpu);
+        if let Some(port) = self.ports.iter().position(|port| *port == wanted) {
+            self.deliver(platform, port);
+        }
+    }
+
+    fn allocate(&mut self, port: Port, vcpu: u32) -> Result<usize, i64> {
+        let free = self.ports.iter().skip(1).position(|(port, _)| *port == Port::Closed);
+        match free {
+            Some(free) => {
+                self.ports[free + 1] = (port, vcpu);
+                Ok(free + 1)
+            }
+            None if self.ports.len() < PORTS => {
+                self.ports.push((port, vcpu));
+                Ok(self.ports.len() - 1)
+            }
+            None => Err(ENOSPC),
+        }
+    }
+
+    /// An open port.
+    fn port(&mut self, number: u64) -> Result<(usize, &mut (Port, u32)), i64> {
+        let number = usize::try_from(number).map_err(|_| EINVAL)?;
+        let port = self.ports.get_mut(number).filter(|(port, _)| *port != Port::Closed).ok_or(EINVAL)?;
+        Ok((number, port))
+    }
+
+    fn vcpu(&self, number: u64) -> Result<u32, i64> {
+        u32::try_from(number).ok().filter(|vcpu| (*vcpu as usize) < self.vcpus.len()).ok_or(ENOENT)
+    }
+
+    fn close(&mut self, number: usize) {
+        if let (Port::Interdomain { remote }, _) = self.ports[number]
+            && remote != number
+        {
+            self.ports[remote].0 = Port::Unbound;
+        }
+        self.ports[number] = (Port::Closed, 0);
+    }
+
+    /// Answers a sub-operation of `event_channel_op`.
+    pub fn answer(&mut self, platform: &dyn Platform, call: &mut Call<'_>, op: &str) -> Result<i64, i64> {
+        let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
+        let is_self = |domid: u64| if matches!(domid, 0 | 0x7ff0) { Ok(()) } else { Err(ESRCH) };
+        match op {
+            "alloc_unbound" => {
+                is_self(frame.get("dom"))?;
+                let port = self.allocate(Port::Unbound, 0)?;
+                frame.set("port", port as u64);
+            }
+            "bind_interdomain" => {
+                is_self(frame.get("remote_dom"))?;
+                let (remote, there) = self.port(frame.get("remote_port"))?;
+                if there.0 != Port::Unbound {
+                    return Err(EINVAL);
+                }
+                let local = self.allocate(Port::Interdomain { remote }, 0)?;
+                self.ports[remote].0 = Port::Interdomain { remote: local };
+                frame.set("local_port", local as u64);
+                // An event may have been lost while it was not bound.
+                self.deliver(platform, local);
+            }
+            "bind_virq" => {
+                let (virq, vcpu) = (frame.get("virq"), self.vcpu(frame.get("vcpu"))?);
+                if virq > LAST_VIRQ {
+                    return Err(EINVAL);
+                }
+                if self.ports.contains(&(Port::Virq { virq }, vcpu)) {
+                    return Err(EEXIST);
+                }
+                let port = self.allocate(Port::Virq { virq }, vcpu)?;
+                frame.set("port", port as u64);
+            }
+            "bind_ipi" => {
+                let vcpu = self.vcpu(frame.get("vcpu"))?;
+                let port = self.allocate(Port::Ipi, vcpu)?;
+                frame.set("port", port as u64);
+            }
+            "close" => {
+                let (number, _) = self.port(frame.get("port"))?;
+                self.close(number);
+            }
+            "send" => {
+                let (number, port) = self.port(frame.get("port"))?;
+                match port.0 {
+                    Port::Interdomain { remote } => self.deliver(platform, remote),
+                    Port::Ipi => self.deliver(platform, number),
+                    // Nobody is there.
+                    Port::Unbound => {}
+                    Port::Virq { .. } | Port::Closed => return Err(EINVAL),
+                }
+            }
+            "status" => {
+                is_self(frame.get("dom"))?;
+                let number = usize::try_from(frame.get("port")).map_err(|_| EINVAL)?;
+                let (port, vcpu) = *self.ports.get(number).ok_or(EINVAL)?;
+                let status = match port {
+                    Port::Closed => 0,
+                    Port::Unbound => 1,
+                    Port::Interdomain { .. } => 2,
+                    Port::Virq { .. } => 4,
+                    Port::Ipi => 5,
+                };
+                frame.set("status", status);
+                frame.set("vcpu", u64::from(vcpu));
+            }
+            "bind_vcpu" => {
+                let vcpu = self.vcpu(frame.get("vcpu"))?;
+                let (_, port) = self.port(frame.get("port"))?;
+                match port.0 {
+                    Port::Unbound | Port::Interdomain { .. } => port.1 = vcpu,
+                    _ => return Err(EINVAL),
+                }
+            }
+            "unmask" => {
+                let (number, port) = self.port(frame.get("port"))?;
+                let vcpu = port.1;
+                let (shared, abi) = self.shared.ok_or(EINVAL)?;
+                let Layout { pending, mask, word, .. } = layout(abi);
+                let (index, bit) = (number / (8 * word), 1u64 << (number % (8 * word)));
+                let at = (index * word) as u64;
+                let was_masked = platform.update(shared + mask + at, word, 0, bit).unwrap_or(0) & bit != 0;
+                let is_pending = platform.update(shared + pending + at, word, 0, 0).unwrap_or(0) & bit != 0;
+                if was_masked && is_pending {
+                    self.select(platform, vcpu, index, word);
+                }
+            }
+            "reset" => {
+                is_self(frame.get("dom"))?;
+                self.ports.truncate(1);
+            }
+            _ => return Err(ENOSYS),
+        }
+        Ok(0)
+    }
+}
