@@ -108,6 +108,8 @@ pub enum StopReason {
     Step,
     /// The debugger asked for it.
     Interrupt,
+    /// It is about to make a hypercall that the debugger wants to see; which, in words.
+    Hypercall(String),
     /// The guest cannot go on; in words.
     Fatal(String),
 }
@@ -289,6 +291,30 @@ pub trait Machine: Send {
 
     /// Counts of exits by vCPU and reason, for `monitor exits`.
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>>;
+
+    /// Commands of `monitor` that this machine adds.
+    fn commands(&self) -> &'static [Command] {
+        &[]
+    }
+
+    /// Runs one of them; what it says, lines with their ends.
+    ///
+    /// # Errors
+    /// What is wrong with the arguments.
+    fn run_command(&mut self, _name: &str, _arguments: &[&str]) -> Result<String, String> {
+        Err("this target has no such command".into())
+    }
+}
+
+/// A command of `monitor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Its name.
+    pub name: &'static str,
+    /// Its arguments.
+    pub usage: &'static str,
+    /// What it does.
+    pub what: &'static str,
 }
 
 /// How a step that the engine asked for ended.

@@ -18,8 +18,9 @@ pub mod xen;
 use arch::hypercall::Abi;
 use decode::Decoded;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use table::{CallRow, ControlOp, Field, Kind, Op, Table};
-use trace::Tracer;
+use trace::{Filter, Tracer};
 
 /// Arguments that a call has at most.
 pub const MOST_ARGUMENTS: usize = 6;
@@ -344,16 +345,19 @@ pub struct Served {
 /// A family with whoever looks at its calls.
 #[derive(Debug)]
 pub struct Hypercalls {
-    family: Box<dyn Family>,
+    family: Arc<dyn Family>,
     tracer: Tracer,
-    /// A debugger looks at every call.
+    /// A debugger looks at calls.
     is_caught: AtomicBool,
+    /// At which.
+    caught: Mutex<Filter>,
 }
 
 impl Hypercalls {
     /// A family and its trace.
-    pub fn new(family: Box<dyn Family>, tracer: Tracer) -> Hypercalls {
-        Hypercalls { family, tracer, is_caught: AtomicBool::new(false) }
+    pub fn new(family: Arc<dyn Family>, tracer: Tracer) -> Hypercalls {
+        let (is_caught, caught) = (AtomicBool::new(false), Mutex::default());
+        Hypercalls { family, tracer, is_caught, caught }
     }
 
     /// The family.
@@ -366,14 +370,36 @@ impl Hypercalls {
         &self.tracer
     }
 
-    /// Whether a debugger is to see calls before they are answered.
-    pub fn catch(&self, is_caught: bool) {
-        self.is_caught.store(is_caught, Ordering::Relaxed);
+    /// Has a debugger see these calls before they are answered, or none.
+    pub fn catch(&self, which: Option<Filter>) {
+        self.is_caught.store(which.is_some(), Ordering::Relaxed);
+        *self.caught.lock().unwrap_or_else(PoisonError::into_inner) = which.unwrap_or_default();
     }
 
-    /// Whether a debugger is to see calls before they are answered.
+    /// Whether a debugger is to see any calls before they are answered.
     pub fn is_caught(&self) -> bool {
         self.is_caught.load(Ordering::Relaxed)
+    }
+
+    /// What a debugger is to see, in words.
+    pub fn caught(&self) -> String {
+        let caught = self.caught.lock().unwrap_or_else(PoisonError::into_inner);
+        match (self.is_caught(), caught.names()) {
+            (false, _) => "no hypercall is caught".into(),
+            (true, []) => "all hypercalls are caught".into(),
+            (true, names) => format!("hypercalls that are caught: {}", names.join(" ")),
+        }
+    }
+
+    /// Whether the family has a call or an operation of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.family.table().has(name)
+    }
+
+    /// Whether a debugger is to see this one.
+    pub fn catches(&self, call: &Decoded) -> bool {
+        let caught = self.caught.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_caught() && caught.has(call.name, call.op)
     }
 
     /// Decodes a call without answering it.

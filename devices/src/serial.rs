@@ -61,6 +61,16 @@ impl Serial {
         self.feed();
     }
 
+    /// Writes to where the port's output goes, past the port.
+    pub fn print(&mut self, bytes: &[u8]) {
+        let output = self.uart.writer_mut();
+        if let Err(error) = output.write_all(bytes).and_then(|()| output.flush())
+            && !std::mem::replace(&mut self.told_failure, true)
+        {
+            log::warn!("the guest's console output is lost: {error}");
+        }
+    }
+
     /// Bytes of input that wait for room in the FIFO.
     pub fn pending(&self) -> usize {
         self.pending.len()

@@ -220,7 +220,8 @@ fn finish(config: &Config) -> Result<(), String> {
 }
 
 fn vm_config() -> VmConfig {
-    VmConfig { vcpus: 1, memory: MEMORY, cpu: CpuTemplate::built_in(HOST_ISA, "host", None) }
+    let cpu = CpuTemplate::built_in(HOST_ISA, "host", None);
+    VmConfig { vcpus: 1, memory: MEMORY, cpu, hypercalls: None }
 }
 
 fn guest(name: &str) -> Result<&'static [u8], String> {

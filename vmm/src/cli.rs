@@ -1,6 +1,8 @@
 //! The command line.
 
-use crate::config::{Config, GdbConfig, MemorySize, OnReboot, parse_address, parse_duration, parse_size};
+use crate::config::{
+    Config, GdbConfig, HypercallConfig, MemorySize, OnReboot, parse_address, parse_duration, parse_size,
+};
 use crate::console::ConsoleKind;
 use crate::error::Error;
 use crate::kvm::HOST_ISA;
@@ -101,6 +103,12 @@ pub struct RunArgs {
     #[arg(long, requires = "gdb", help_heading = "Debugging")]
     gdb_no_wait: bool,
 
+    /// Answer the guest's hypercalls and write them to standard error, as strace does: xen, or kvm
+    /// (shown only). Behind commas: trace=PATH or trace=off, json, summary (counts at the end),
+    /// filter=NAME[+NAME...] (console_io, EVTCHNOP_send), transport=page (x86_64: without KVM's help)
+    #[arg(long, value_name = "FAMILY[,...]", value_parser = ValueParser::new(HypercallConfig::parse), help_heading = "Debugging")]
+    hypercalls: Option<HypercallConfig>,
+
     /// Say more: -v what happens rarely, -vv each exit of a vCPU
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet", global = true, help_heading = "Messages")]
     pub verbose: u8,
@@ -187,6 +195,7 @@ impl RunArgs {
                 Reboot::Restart => OnReboot::Restart,
             },
             gdb: self.gdb.clone().map(|address| GdbConfig { address, waits: !self.gdb_no_wait }),
+            hypercalls: self.hypercalls.clone(),
         })
     }
 }

@@ -1,9 +1,13 @@
 //! What a run is made of, checked once at the edge.
 
 use crate::console::ConsoleKind;
+use crate::hypercalls::FamilyName;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
 use debug::gdb::server::Address;
+use devices::hypercall::trace::{Filter, Sink, Style, Tracer};
+use std::fs::File;
+use std::io::LineWriter;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -46,6 +50,93 @@ pub struct Config {
     pub on_reboot: OnReboot,
     /// Where a debugger connects, if one may.
     pub gdb: Option<GdbConfig>,
+    /// Hypercalls that are answered and shown.
+    pub hypercalls: Option<HypercallConfig>,
+}
+
+/// A family of hypercalls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HypercallConfig {
+    /// Which.
+    pub family: FamilyName,
+    /// Where they are written.
+    pub trace: Trace,
+    /// How.
+    pub style: Style,
+    /// Which of them.
+    pub filter: Filter,
+    /// Counts are told at the end.
+    pub summary: bool,
+    /// x86: by the monitor's own hypercall page, though KVM could do better.
+    pub page_only: bool,
+}
+
+/// Where a trace goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trace {
+    /// Nowhere.
+    Off,
+    /// Standard error.
+    Stderr,
+    /// A file, which is begun anew.
+    File(PathBuf),
+}
+
+impl HypercallConfig {
+    /// Parses `FAMILY[,WORD...]`.
+    ///
+    /// # Errors
+    /// What is wrong, and what can be written instead.
+    pub fn parse(text: &str) -> Result<HypercallConfig, String> {
+        let mut words = text.split(',');
+        let family = match words.next() {
+            Some("xen") => FamilyName::Xen,
+            Some("kvm") => FamilyName::Kvm,
+            other => return Err(format!("'{}' is no family: write xen or kvm", other.unwrap_or_default())),
+        };
+        let mut config = HypercallConfig {
+            family,
+            trace: Trace::Stderr,
+            style: Style::Lines,
+            filter: Filter::default(),
+            summary: false,
+            page_only: false,
+        };
+        for word in words {
+            match word.split_once('=').unwrap_or((word, "")) {
+                ("json", "") => config.style = Style::Json,
+                ("summary", "") => config.summary = true,
+                ("trace", "") => return Err("trace= needs a path behind it, or off".into()),
+                ("trace", "off") => config.trace = Trace::Off,
+                ("trace", path) => config.trace = Trace::File(path.into()),
+                ("filter", names) if !names.is_empty() => {
+                    config.filter = Filter::new(names.split('+').map(String::from).collect());
+                }
+                ("transport", "auto") => config.page_only = false,
+                ("transport", "page") => config.page_only = true,
+                _ => {
+                    return Err(format!(
+                        "'{word}' is none of json, summary, trace=PATH|off, filter=NAME[+NAME...], \
+                         transport=auto|page"
+                    ));
+                }
+            }
+        }
+        Ok(config)
+    }
+
+    /// The trace that is asked for.
+    ///
+    /// # Errors
+    /// When its file cannot be made.
+    pub fn tracer(&self) -> std::io::Result<Tracer> {
+        let sink: Option<Sink> = match &self.trace {
+            Trace::Off => None,
+            Trace::Stderr => Some(Box::new(std::io::stderr())),
+            Trace::File(path) => Some(Box::new(LineWriter::new(File::create(path)?))),
+        };
+        Ok(Tracer::new(sink, self.style, self.filter.clone()))
+    }
 }
 
 /// A gdb server.
@@ -74,6 +165,7 @@ impl Default for Config {
             timeout: None,
             on_reboot: OnReboot::default(),
             gdb: None,
+            hypercalls: None,
         }
     }
 }

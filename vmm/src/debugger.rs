@@ -23,10 +23,11 @@ use debug::engine::Engine;
 use debug::gdb::server::{self, Address, Listener};
 use debug::gdb::session::Session;
 use debug::target::{
-    Action, Code, Control, Cpu, Ended, Event, HostDebug, Machine, Memory, Order, Stepped, StopReason,
-    TargetError, VcpuState,
+    Action, Code, Command, Control, Cpu, Ended, Event, HostDebug, Machine, Memory, Order, Stepped,
+    StopReason, TargetError, VcpuState,
 };
 use debug::trap::{Injection, Trap};
+use devices::hypercall::trace::Filter;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -40,7 +41,7 @@ use std::thread::{self, JoinHandle};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-const EXITS: [&str; 8] = VcpuExit::KINDS;
+const EXITS: [&str; 9] = VcpuExit::KINDS;
 
 /// RAM of a live guest.
 #[derive(Clone, Debug)]
@@ -197,6 +198,8 @@ pub struct ThreadDebug {
     pub guests: Option<DebugRegisters>,
     /// The instruction that was stepped last, if it faulted instead.
     pub faulted: Option<u64>,
+    /// A hypercall that the debugger has been shown: when it is made again, it is served.
+    pub seen_call: Option<u64>,
     /// x86: the guest's own trap flag, while KVM steps with it and hides it.
     pub trap_flag: Option<bool>,
 }
@@ -212,6 +215,7 @@ impl ThreadDebug {
             own: None,
             guests: None,
             faulted: None,
+            seen_call: None,
             trap_flag: None,
         }
     }
@@ -328,7 +332,8 @@ impl Cpu for GuestCpu<'_> {
         let mut was_kicked = false;
         loop {
             match run_guest(self.vcpu, self.shared, Some((self.debug, self.thread)), true) {
-                Left::Served => {}
+                // What a debugger wants to see of hypercalls it does not see in steps of ours.
+                Left::Served | Left::Caught(_) => {}
                 Left::Interrupted if !was_kicked => {
                     was_kicked = true;
                     kick::clear();
@@ -518,6 +523,37 @@ impl Machine for LiveMachine {
             EXITS.iter().zip(exits).map(|(name, count)| (*name, count.load(Ordering::Relaxed))).collect()
         };
         self.debug.exits.iter().map(count).collect()
+    }
+
+    fn commands(&self) -> &'static [Command] {
+        const COMMANDS: [Command; 2] = [
+            Command { name: "hypercalls", usage: "", what: "hypercalls so far, with counts and times" },
+            Command {
+                name: "catch",
+                usage: "[hypercall [NAME...]|off]",
+                what: "stop at hypercalls, by name or by the name of their operation",
+            },
+        ];
+        if self.shared.hypercalls.is_some() { &COMMANDS } else { &[] }
+    }
+
+    fn run_command(&mut self, name: &str, arguments: &[&str]) -> Result<String, String> {
+        let Some(hypercalls) = &self.shared.hypercalls else { return Err("hypercalls are not seen".into()) };
+        let calls = hypercalls.calls();
+        match (name, arguments) {
+            ("hypercalls", []) => return Ok(calls.tracer().summary()),
+            ("catch", []) => {}
+            ("catch", ["off"]) => calls.catch(None),
+            ("catch", ["hypercall", names @ ..]) => {
+                let unknown = names.iter().find(|name| !calls.has(name));
+                if let Some(name) = unknown {
+                    return Err(format!("there is no hypercall and no operation '{name}'"));
+                }
+                calls.catch(Some(Filter::new(names.iter().map(|name| (*name).to_string()).collect())));
+            }
+            _ => return Err(format!("'{}' is not understood", arguments.join(" "))),
+        }
+        Ok(format!("{}\n", calls.caught()))
     }
 }
 

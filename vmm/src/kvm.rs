@@ -27,7 +27,7 @@ pub use error::KvmError;
 pub use native::capabilities::capabilities;
 pub use native::guest_debug::{blocks_interrupts, code_changed, registers as debug_registers};
 pub use vcpu::Vcpu;
-pub use vm::{Host, Vm, VmConfig};
+pub use vm::{Host, Interrupter, Vm, VmConfig};
 
 /// The architecture of the host's processor, and so of every guest that KVM runs on it.
 pub const HOST_ISA: arch::Isa = native::ISA;
@@ -39,6 +39,40 @@ pub enum BootState {
     X86(arch::x86::boot_state::BootState),
     /// An aarch64 guest's.
     Aarch64(arch::aarch64::boot_state::BootState),
+}
+
+/// What hypercalls a machine is to hand over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HypercallSetup {
+    /// An x86 guest finds Xen by CPUID, and a hypercall page by its MSR.
+    pub has_page: bool,
+    /// x86: by the monitor's own hypercall page, though KVM could do better.
+    pub page_only: bool,
+}
+
+/// How hypercalls come out of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// x86: `KVM_EXIT_XEN`.
+    XenExit,
+    /// x86: the hypercall page is the monitor's, and its entries write to a port.
+    Page {
+        /// The port.
+        port: u8,
+    },
+    /// aarch64: SMCCC functions that a filter hands over.
+    Smccc,
+}
+
+impl Transport {
+    /// In words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Transport::XenExit => "KVM's exit for them",
+            Transport::Page { .. } => "a hypercall page of our own",
+            Transport::Smccc => "KVM's SMCCC filter",
+        }
+    }
 }
 
 /// A capability of the host, as KVM's own word has it.

@@ -24,6 +24,7 @@ pub mod config;
 pub mod console;
 pub mod debugger;
 pub mod error;
+pub mod hypercalls;
 pub mod kvm;
 pub mod logging;
 pub mod machine;

@@ -6,10 +6,11 @@
 
 use crate::boot::kernel::Kernel;
 use crate::boot::{self, BootConfig, Booted, cmdline};
-use crate::config::Config;
+use crate::config::{Config, Trace};
 use crate::debugger::{Debugger, Prepared};
 use crate::error::Error;
-use crate::kvm::{HOST_ISA, Host, Vm, VmConfig};
+use crate::hypercalls::{FamilyName, LiveHypercalls};
+use crate::kvm::{HOST_ISA, Host, HypercallSetup, Vm, VmConfig};
 use crate::outcome::Outcome;
 use crate::vcpus::{Shared, Vcpus};
 use arch::Isa;
@@ -22,6 +23,7 @@ use devices::pl031::Pl031;
 use devices::serial::{self, Interrupt, Serial};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -51,6 +53,7 @@ pub struct Machine {
     serial: Arc<Mutex<Serial>>,
     input_wanted: EventFd,
     booted: Booted,
+    hypercalls: Option<Arc<LiveHypercalls>>,
     _shared: Arc<Shared>,
     _vm: Vm,
 }
@@ -71,8 +74,12 @@ impl Machine {
     /// [`Error`] for everything that a host, a file or an option can be wrong about.
     pub fn new(config: &Config, output: Box<dyn Write + Send>) -> Result<Machine, Error> {
         let host = Host::open()?;
-        let vm_config =
-            VmConfig { vcpus: config.cpus, memory: config.memory.bytes(), cpu: config.cpu.clone() };
+        let vm_config = VmConfig {
+            vcpus: config.cpus,
+            memory: config.memory.bytes(),
+            cpu: config.cpu.clone(),
+            hypercalls: setup(config),
+        };
         let kernel = match &config.kernel {
             Some(path) => Kernel::open(path, HOST_ISA, vm_config.memory)?,
             None => Kernel::embedded(),
@@ -99,7 +106,9 @@ impl Machine {
         let wake = new_event()?;
         let gdb = config.gdb.as_ref();
         let prepared = gdb.map(|gdb| Prepared::new(&gdb.address, config.cpus, vm.memory())).transpose()?;
+        let hypercalls = hypercalls(config, &vm, &serial)?;
         let shared = Arc::new(Shared {
+            hypercalls: hypercalls.clone(),
             ports,
             mmio,
             memory: vm.memory().clone(),
@@ -119,9 +128,15 @@ impl Machine {
             serial,
             input_wanted,
             booted,
+            hypercalls,
             _shared: shared,
             _vm: vm,
         })
+    }
+
+    /// The guest's hypercalls, if they come to us.
+    pub fn hypercalls(&self) -> Option<&LiveHypercalls> {
+        self.hypercalls.as_deref()
     }
 
     /// Lets the guest run.
@@ -204,6 +219,44 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
         None => boot::x86::prepare(vm.memory(), kernel, &boot)?,
         Some(platform) => boot::aarch64::prepare(vm.memory(), kernel, &boot, &platform)?,
     })
+}
+
+/// What is asked of KVM for the hypercalls that the user wants.
+fn setup(config: &Config) -> Option<HypercallSetup> {
+    let wanted = config.hypercalls.as_ref()?;
+    if wanted.family == FamilyName::Kvm && HOST_ISA == Isa::Aarch64 {
+        log::warn!("--hypercalls kvm: on aarch64 KVM answers its own calls itself, so none are seen");
+        return None;
+    }
+    Some(HypercallSetup { has_page: wanted.family == FamilyName::Xen, page_only: wanted.page_only })
+}
+
+/// The guest's hypercalls, if this host hands them over.
+fn hypercalls(
+    config: &Config,
+    vm: &Vm,
+    serial: &Arc<Mutex<Serial>>,
+) -> Result<Option<Arc<LiveHypercalls>>, Error> {
+    let (Some(wanted), Some(transport)) = (&config.hypercalls, vm.transport()) else { return Ok(None) };
+    log::info!("hypercalls: {} by {}", wanted.family.name(), transport.name());
+    let tracer = wanted.tracer().map_err(|source| Error::Open {
+        option: "--hypercalls trace=",
+        path: match &wanted.trace {
+            Trace::File(path) => path.clone(),
+            Trace::Off | Trace::Stderr => PathBuf::new(),
+        },
+        source,
+    })?;
+    let live = LiveHypercalls::new(
+        wanted.family,
+        transport,
+        tracer,
+        config.cpus,
+        vm.memory(),
+        serial,
+        vm.interrupter(),
+    );
+    live.map(|live| Some(Arc::new(live))).map_err(Error::system("cannot start a thread for timers"))
 }
 
 type Devices = (Arc<Mutex<Serial>>, Bus, Bus);

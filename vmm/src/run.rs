@@ -65,7 +65,8 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
             }
             _ => None,
         };
-        let outcome = run_machine(machine, &console, &signals, &timer)?;
+        let wants_summary = config.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.summary);
+        let outcome = run_machine(machine, &console, &signals, &timer, wants_summary)?;
         if outcome == Outcome::Reset && config.on_reboot == OnReboot::Restart {
             log::info!("the guest reset itself; it is booted again");
             continue;
@@ -92,6 +93,7 @@ fn run_machine(
     console: &Console,
     signals: &Rc<RefCell<SignalFd>>,
     timer: &Rc<RefCell<TimerFd>>,
+    wants_summary: bool,
 ) -> Result<Outcome, Error> {
     let state = Rc::new(State { machine, verdict: RefCell::new(None) });
     let mut events: EventManager<Box<dyn MutEventSubscriber>> = EventManager::new()
@@ -115,6 +117,9 @@ fn run_machine(
     loop {
         if let Some(outcome) = state.verdict.borrow_mut().take() {
             state.machine.tell_debugger(&outcome);
+            if let Some(hypercalls) = state.machine.hypercalls().filter(|_| wants_summary) {
+                eprint!("{}", hypercalls.calls().tracer().summary());
+            }
             return Ok(outcome);
         }
         events.run().map_err(|error| Error::system("the event loop failed")(io::Error::other(error)))?;

@@ -7,7 +7,8 @@
 
 use crate::attention::{self, Attention};
 use crate::debugger::{self, DebugShared, GuestCpu, ThreadDebug};
-use crate::kvm::exit::{InternalError, SystemEvent, VcpuExit};
+use crate::hypercalls::{Done, LiveHypercalls};
+use crate::kvm::exit::{HypercallExit, InternalError, SystemEvent, VcpuExit};
 use crate::kvm::{KvmError, Vcpu, kick};
 use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
@@ -17,9 +18,10 @@ use arch::register::Bank;
 use debug::disassemble::LONGEST_INSTRUCTION;
 use debug::engine::Verdict;
 use debug::report::Report;
-use debug::target::{Action, Event, Order};
+use debug::target::{Action, Event, Order, StopReason};
 use debug::trap::Trap;
 use devices::bus::{Bus, Request};
+use devices::hypercall::Shutdown;
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
@@ -45,6 +47,8 @@ pub struct Shared {
     pub wake: EventFd,
     /// What a debugger needs, with `--gdb`.
     pub debug: Option<Arc<DebugShared>>,
+    /// Hypercalls, if they come to us.
+    pub hypercalls: Option<Arc<LiveHypercalls>>,
 }
 
 impl Shared {
@@ -288,8 +292,15 @@ fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared) {
             Left::Served | Left::Interrupted => true,
             Left::Ended(outcome) => end(&vcpu, shared, &mut thread, outcome),
             Left::Trap(trap) => judge(&mut vcpu, shared, &mut thread, &trap),
+            Left::Caught(text) => caught(&vcpu, shared, &mut thread, text),
         };
     }
+}
+
+/// Stops at a hypercall that a debugger wants to see.
+fn caught(vcpu: &Vcpu, shared: &Shared, thread: &mut ThreadDebug, text: String) -> bool {
+    let Some(debug) = shared.debug.as_deref() else { return true };
+    act(vcpu, shared, thread, debug, Verdict::Stop(StopReason::Hypercall(text)))
 }
 
 /// Begins a debugger's order; whether the vCPU runs.
@@ -381,6 +392,8 @@ pub enum Left {
     Ended(Outcome),
     /// It may be the debugger's business.
     Trap(Trap),
+    /// It is about to make a hypercall that the debugger wants to see.
+    Caught(String),
 }
 
 /// Runs the guest until it needs us, and serves it. With a debugger, `debug` has what the
@@ -393,7 +406,12 @@ pub fn run_guest(
 ) -> Left {
     let Some((debug, thread)) = debug else {
         let id = vcpu.id();
-        return serve(id, vcpu.run(), shared, None).unwrap_or_else(|ended| ended.outcome(vcpu, shared));
+        let exit = vcpu.run();
+        let left = match hypercall(&exit, shared) {
+            Some((call, hypercalls)) => answer(call, hypercalls, vcpu, None),
+            None => serve(id, exit, shared, None),
+        };
+        return left.unwrap_or_else(|ended| ended.outcome(vcpu, shared));
     };
     let step = match stepping::before(vcpu, &debug.memory, debug.engine.host(), thread) {
         Ok(Prepared::Run) => None,
@@ -409,7 +427,13 @@ pub fn run_guest(
     if !is_alone {
         debug.world.leave(id);
     }
-    let left = serve(id, exit, shared, Some(debug));
+    let left = match hypercall(&exit, shared) {
+        Some((call, hypercalls)) => {
+            debug.count(id, VcpuExit::Hypercall(call).kind());
+            answer(call, hypercalls, vcpu, (!is_alone).then_some(&mut *thread))
+        }
+        None => serve(id, exit, shared, Some(debug)),
+    };
     let Some(step) = step else { return left.unwrap_or_else(|ended| ended.outcome(vcpu, shared)) };
     let trap = match &left {
         Ok(Left::Trap(trap)) => Some(trap.clone()),
@@ -420,6 +444,46 @@ pub fn run_guest(
         Ok(None) => left.unwrap_or_else(|ended| ended.outcome(vcpu, shared)),
         Err(error) => Left::Ended(cannot_run(vcpu, shared, &error)),
     }
+}
+
+/// The hypercall that an exit is, if hypercalls come to us.
+fn hypercall<'a>(
+    exit: &Result<VcpuExit, KvmError>,
+    shared: &'a Shared,
+) -> Option<(HypercallExit, &'a LiveHypercalls)> {
+    let hypercalls = shared.hypercalls.as_deref()?;
+    match exit {
+        Ok(VcpuExit::Hypercall(call)) => Some((*call, hypercalls)),
+        Ok(VcpuExit::PortWrite { port, .. }) if hypercalls.is_port(*port) => {
+            Some((HypercallExit::Port, hypercalls))
+        }
+        _ => None,
+    }
+}
+
+/// Serves a hypercall. With `thread`, a debugger may want to see it first; when it goes on from
+/// there, it is served.
+fn answer(
+    call: HypercallExit,
+    hypercalls: &LiveHypercalls,
+    vcpu: &mut Vcpu,
+    thread: Option<&mut ThreadDebug>,
+) -> Result<Left, Unreported> {
+    let catching = thread.filter(|_| hypercalls.calls().is_caught());
+    let pc = catching.as_ref().and_then(|_| vcpu.pc_and_flags().ok()).map(|(pc, _)| pc);
+    let seen = catching.as_ref().and_then(|thread| thread.seen_call);
+    let served = hypercalls.serve(vcpu, call, catching.is_some() && (seen.is_none() || seen != pc));
+    if let Some(thread) = catching {
+        thread.seen_call = pc.filter(|_| matches!(served, Ok(Done::Caught(_))));
+    }
+    Ok(match served {
+        Ok(Done::GoOn) => Left::Served,
+        Ok(Done::Ended(Shutdown::PowerOff)) => Left::Ended(Outcome::PowerOff),
+        Ok(Done::Ended(Shutdown::Reset)) => Left::Ended(Outcome::Reset),
+        Ok(Done::Ended(Shutdown::Crash)) => Left::Ended(Outcome::GuestCrash),
+        Ok(Done::Caught(text)) => Left::Caught(text),
+        Err(error) => return Err(Unreported::Internal(error.to_string())),
+    })
 }
 
 /// An end of the guest that needs a report of what the vCPU was doing.
@@ -466,6 +530,11 @@ fn serve(
     }
     let request = match exit {
         VcpuExit::Interrupted => return Ok(Left::Interrupted),
+        VcpuExit::MsrWrite { index, value, refused } => {
+            let taken = shared.hypercalls.as_ref().is_some_and(|calls| calls.write_msr(index, value));
+            *refused = u8::from(!taken);
+            None
+        }
         VcpuExit::PortRead { port, size, data } => {
             for access in data.chunks_mut(size) {
                 if !shared.ports.read(u64::from(port), access) {
@@ -543,7 +612,7 @@ fn serve(
                 None => Err(Unreported::Internal(format!("an unknown debug exit: {event:x?}"))),
             };
         }
-        VcpuExit::Halt | VcpuExit::Debug(_) | VcpuExit::Other(_) => {
+        VcpuExit::Halt | VcpuExit::Debug(_) | VcpuExit::Hypercall(_) | VcpuExit::Other(_) => {
             return Err(Unreported::Internal(format!("an exit that was not asked for: {exit:?}")));
         }
     };

@@ -361,6 +361,7 @@ pub fn console(text: &str) -> Vec<u8> {
 pub fn words(vcpu: u32, reason: &StopReason) -> Option<String> {
     match reason {
         StopReason::Fatal(text) => Some(format!("vmm: vCPU {vcpu}: {text}\n")),
+        StopReason::Hypercall(text) => Some(format!("vmm: vCPU {vcpu}: hypercall {text}\n")),
         StopReason::Watchpoint { address, access: Access::Read } => {
             log::debug!(target: "debug::rsp", "read watchpoint at {address:#x}");
             None

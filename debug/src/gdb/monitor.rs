@@ -7,18 +7,11 @@ use crate::disassemble::LONGEST_INSTRUCTION;
 use crate::linux::VmCoreInfo;
 use crate::memory::Space;
 use crate::report::Report;
-use crate::target::{Control, Machine, SoftwareBreakpoints};
+use crate::target::{Command, Control, Machine, SoftwareBreakpoints};
 use arch::paging::{Fault, Mapping, Permissions, Step};
 use arch::register::{Bank, Group};
 use arch::{GuestVirt, Isa};
 use std::fmt::Write;
-
-/// One command.
-struct Command {
-    name: &'static str,
-    usage: &'static str,
-    what: &'static str,
-}
 
 const COMMANDS: &[Command] = &[
     Command { name: "help", usage: "", what: "this list" },
@@ -56,8 +49,9 @@ pub fn run<M: Machine>(session: &mut Session<M>, line: &str) -> String {
     let mut words = line.split_whitespace();
     let name = words.next().unwrap_or("help");
     let arguments: Vec<&str> = words.collect();
-    let mut matching = COMMANDS.iter().filter(|command| command.name.starts_with(name));
-    let command = match COMMANDS.iter().find(|command| command.name == name) {
+    let all = || COMMANDS.iter().chain(session.machine.commands());
+    let mut matching = all().filter(|command| command.name.starts_with(name));
+    let command = match all().find(|command| command.name == name) {
         Some(command) => command,
         None => match (matching.next(), matching.next()) {
             (Some(command), None) => command,
@@ -109,7 +103,8 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
         "reset" => control(session, Control::Reset, "the guest is reset"),
         "quit" => control(session, Control::Quit, "the guest ends"),
         "host" => Ok(host(session)),
-        _ => Ok(help()),
+        "help" => Ok(help(session.machine.commands())),
+        name => session.machine.run_command(name, arguments),
     }
 }
 
@@ -143,9 +138,9 @@ macro_rules! line {
     }};
 }
 
-fn help() -> String {
+fn help(more: &[Command]) -> String {
     let mut text = String::new();
-    for Command { name, usage, what } in COMMANDS {
+    for Command { name, usage, what } in COMMANDS.iter().chain(more) {
         line!(text, "  {:32}{what}", format!("{name} {usage}"));
     }
     text

@@ -248,7 +248,7 @@ impl<M: Machine> Session<M> {
         let isa = self.isa();
         self.pending.retain(|(_, reason)| match reason {
             StopReason::Watchpoint { .. } => isa == Isa::X86_64,
-            StopReason::Fatal(_) => true,
+            StopReason::Fatal(_) | StopReason::Hypercall(_) => true,
             _ => false,
         });
         if !self.pending.is_empty() {
@@ -379,7 +379,7 @@ impl Stop {
                         },
                         addr: *address,
                     },
-                    StopReason::Step => signal(Signal::SIGTRAP),
+                    StopReason::Step | StopReason::Hypercall(_) => signal(Signal::SIGTRAP),
                     StopReason::Interrupt => signal(Signal::SIGINT),
                     StopReason::Fatal(_) => signal(Signal::SIGABRT),
                 }

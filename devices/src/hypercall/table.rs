@@ -280,6 +280,13 @@ impl Table {
         self.ops.get(table).map_or(&[], Vec::as_slice)
     }
 
+    /// Whether there is a call of this name, or an operation, with or without its table's name.
+    pub fn has(&self, name: &str) -> bool {
+        let is_op = |(table, op): (&&str, &Op)| name == op.label || name == format!("{table}_{}", op.label);
+        let mut ops = self.ops.iter().flat_map(|(table, ops)| ops.iter().map(move |op| (table, op)));
+        self.calls.iter().any(|call| call.name == name) || ops.any(is_op)
+    }
+
     /// A structure with an interface version.
     pub fn control(&self, name: &str) -> Option<&Control> {
         self.controls.get(name)

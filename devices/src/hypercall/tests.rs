@@ -83,10 +83,6 @@ impl Platform for Bench {
         vec![(0, SIZE as u64), (0x1_0000_0000, 0x10_0000)]
     }
 
-    fn read(&self, address: u64, bytes: &mut [u8]) -> usize {
-        Caller::read(self, address, bytes)
-    }
-
     fn write(&self, address: u64, bytes: &[u8]) -> usize {
         Caller::write(self, address, bytes)
     }
@@ -140,7 +136,7 @@ impl Guest {
     fn with(abi: Abi, style: Style) -> Guest {
         let (bench, lines) = (Bench::new(), Lines::default());
         let tracer = Tracer::new(Some(Box::new(lines.clone())), style, Filter::default());
-        let calls = Hypercalls::new(Box::new(Xen::new(Box::new(bench.clone()))), tracer);
+        let calls = Hypercalls::new(Arc::new(Xen::new(Box::new(bench.clone()))), tracer);
         Guest { bench, lines, calls, abi }
     }
 
@@ -622,7 +618,7 @@ fn json_and_counts() {
 fn the_second_family_fits_the_same_seam() {
     let (bench, lines) = (Bench::new(), Lines::default());
     let tracer = Tracer::new(Some(Box::new(lines.clone())), Style::Lines, Filter::default());
-    let calls = Hypercalls::new(Box::new(Kvm), tracer);
+    let calls = Hypercalls::new(Arc::new(Kvm), tracer);
     let raw = |number, arguments: [u64; 4]| {
         let mut all = [0; 6];
         all[..4].copy_from_slice(&arguments);

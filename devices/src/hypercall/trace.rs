@@ -31,6 +31,11 @@ impl Filter {
         Filter { names }
     }
 
+    /// The names.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
     /// Whether a call is one of them, by its name and its sub-operation's.
     pub fn has(&self, name: &str, op: Option<&str>) -> bool {
         let is_one = |wanted: &String| {

@@ -39,9 +39,6 @@ pub trait Platform: Send + Sync + Debug {
     /// The guest's RAM: ranges of start and size, guest-physical, in bytes.
     fn ram(&self) -> Vec<(u64, u64)>;
 
-    /// Reads guest-physical memory; bytes read.
-    fn read(&self, address: u64, bytes: &mut [u8]) -> usize;
-
     /// Writes guest-physical memory; bytes written.
     fn write(&self, address: u64, bytes: &[u8]) -> usize;
 

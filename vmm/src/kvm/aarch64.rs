@@ -2,6 +2,7 @@
 
 pub mod capabilities;
 pub mod guest_debug;
+pub mod hypercalls;
 pub mod registers;
 
 use super::VmConfig;
@@ -73,7 +74,12 @@ pub fn create_vm(kvm: &Kvm, config: &VmConfig) -> Result<VmFd, KvmError> {
 
 impl NativeVm {
     /// Creates vCPUs and the interrupt controller.
-    pub fn new(_kvm: &Kvm, vm: &VmFd, config: &VmConfig) -> Result<(NativeVm, Vec<VcpuFd>), KvmError> {
+    pub fn new(
+        _kvm: &Kvm,
+        vm: &VmFd,
+        config: &VmConfig,
+        _shows_xen: bool,
+    ) -> Result<(NativeVm, Vec<VcpuFd>), KvmError> {
         let (selection, edits) = config.cpu.select_aarch64()?;
         // The version decides how many vCPUs there can be, and trying is the way to know it.
         let gic_version = [GicVersion::V3, GicVersion::V2]

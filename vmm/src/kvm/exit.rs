@@ -72,6 +72,17 @@ pub enum VcpuExit<'a> {
     },
     /// A debug event (`KVM_SET_GUEST_DEBUG`).
     Debug(DebugExit),
+    /// The guest calls its hypervisor, and KVM hands it over.
+    Hypercall(HypercallExit),
+    /// x86: the guest writes an MSR that a filter keeps for us.
+    MsrWrite {
+        /// Its number.
+        index: u32,
+        /// What it writes.
+        value: u64,
+        /// To be set for a write that faults.
+        refused: &'a mut u8,
+    },
     /// A signal: somebody kicked the thread.
     Interrupted,
     /// A reason that this monitor asks for nowhere, by its number.
@@ -80,8 +91,8 @@ pub enum VcpuExit<'a> {
 
 impl VcpuExit<'_> {
     /// Names of the kinds that [`Self::kind`] tells apart.
-    pub const KINDS: [&'static str; 8] =
-        ["port", "mmio", "debug", "interrupted", "system event", "shutdown", "error", "other"];
+    pub const KINDS: [&'static str; 9] =
+        ["port", "mmio", "debug", "interrupted", "system event", "shutdown", "error", "other", "hypercall"];
 
     /// Which kind it is, for counting.
     pub fn kind(&self) -> usize {
@@ -93,7 +104,10 @@ impl VcpuExit<'_> {
             VcpuExit::SystemEvent(_) => 4,
             VcpuExit::Shutdown => 5,
             VcpuExit::InternalError(_) | VcpuExit::EntryFailed { .. } | VcpuExit::MemoryFault { .. } => 6,
-            VcpuExit::Halt | VcpuExit::NoSyndrome { .. } | VcpuExit::Other(_) => 7,
+            VcpuExit::Halt | VcpuExit::NoSyndrome { .. } | VcpuExit::MsrWrite { .. } | VcpuExit::Other(_) => {
+                7
+            }
+            VcpuExit::Hypercall(_) => 8,
         }
     }
 }
@@ -118,6 +132,29 @@ pub enum DebugExit {
         syndrome: u64,
         /// `FAR_EL2`: for a watchpoint, the address of the access.
         far: u64,
+    },
+}
+
+/// A hypercall, as each way out of the guest tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HypercallExit {
+    /// `KVM_EXIT_XEN`.
+    Xen {
+        /// The caller is in 64-bit mode.
+        is_long: bool,
+        /// Its privilege level.
+        privilege: u32,
+        /// The call.
+        number: u64,
+        /// Its arguments.
+        arguments: [u64; 6],
+    },
+    /// A write to the port of our own hypercall page.
+    Port,
+    /// aarch64: an SMCCC function that was handed over.
+    Smccc {
+        /// By `SMC` instead of `HVC`.
+        is_smc: bool,
     },
 }
 
@@ -222,10 +259,33 @@ pub unsafe fn decode(run: &mut kvm::kvm_run) -> VcpuExit<'_> {
             // SAFETY: as above.
             VcpuExit::Debug(super::native::debug_exit(unsafe { &run.__bindgen_anon_1.debug.arch }))
         }
+        kvm::KVM_EXIT_XEN => {
+            // SAFETY: as above; a hypercall is the only type there is.
+            let call = unsafe { run.__bindgen_anon_1.xen.u.hcall };
+            VcpuExit::Hypercall(HypercallExit::Xen {
+                is_long: call.longmode != 0,
+                privilege: call.cpl,
+                number: call.input,
+                arguments: call.params,
+            })
+        }
+        kvm::KVM_EXIT_HYPERCALL => {
+            // SAFETY: as above.
+            let flags = unsafe { run.__bindgen_anon_1.hypercall.__bindgen_anon_1.flags };
+            VcpuExit::Hypercall(HypercallExit::Smccc { is_smc: flags & KVM_HYPERCALL_EXIT_SMC != 0 })
+        }
+        kvm::KVM_EXIT_X86_WRMSR => {
+            // SAFETY: as above.
+            let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+            VcpuExit::MsrWrite { index: msr.index, value: msr.data, refused: &mut msr.error }
+        }
         kvm::KVM_EXIT_INTR => VcpuExit::Interrupted,
         other => VcpuExit::Other(other),
     }
 }
+
+/// In the flags of `KVM_EXIT_HYPERCALL` on aarch64.
+const KVM_HYPERCALL_EXIT_SMC: u64 = 1 << 0;
 
 /// Reads an internal error's words. For an emulation failure the first one has flags, the
 /// second holds the number of instruction bytes in its lowest byte, then the bytes (KVM API,

@@ -85,6 +85,21 @@ impl Vcpu {
         self.fd.set_kvm_immediate_exit(0);
     }
 
+    /// Has the vCPU wait for an interrupt, as far as this host can.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn halt(&self) -> Result<(), KvmError> {
+        native::hypercalls::halt(&self.fd)
+    }
+
+    /// Sets what `KVM_EXIT_XEN` results in when the guest is entered again.
+    pub fn set_hypercall_result(&mut self, value: u64) {
+        let exit = &mut self.fd.get_kvm_run().__bindgen_anon_1;
+        // A field of a union may be written at any time; KVM reads it only after such an exit.
+        exit.xen.u.hcall.result = value;
+    }
+
     /// Reads the registers of some banks, as far as KVM gives them.
     pub fn registers(&self, banks: &[Bank]) -> RegisterFile {
         self.registers.read(&self.fd, banks)

@@ -3,12 +3,14 @@
 use super::error::{KvmError, ioctl};
 use super::native;
 use super::vcpu::Vcpu;
+use super::{HypercallSetup, Transport};
 use crate::memory::{self, GuestMemory};
 use arch::cpu_template::CpuTemplate;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::os::fd::FromRawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -64,6 +66,8 @@ pub struct VmConfig {
     pub memory: u64,
     /// What the guest sees of the processor.
     pub cpu: CpuTemplate,
+    /// Hypercalls that are to come to us.
+    pub hypercalls: Option<HypercallSetup>,
 }
 
 /// A virtual machine.
@@ -71,8 +75,23 @@ pub struct VmConfig {
 pub struct Vm {
     // Dropped first: the interrupt controller's device belongs to the VM.
     native: native::NativeVm,
-    fd: VmFd,
+    fd: Arc<VmFd>,
     memory: GuestMemory,
+    transport: Option<Transport>,
+}
+
+/// What raises interrupts of single vCPUs.
+#[derive(Clone, Debug)]
+pub struct Interrupter(Arc<VmFd>);
+
+impl Interrupter {
+    /// Raises a vector of a vCPU's local APIC on x86, a private interrupt on aarch64.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn interrupt(&self, vcpu: u32, number: u32) -> Result<(), KvmError> {
+        native::hypercalls::interrupt(&self.0, vcpu, number)
+    }
 }
 
 impl Vm {
@@ -105,10 +124,25 @@ impl Vm {
             // VM's descriptor; regions do not overlap (`GuestMemory` checks it).
             unsafe { fd.set_user_memory_region(slot) }.map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        let (native, fds) = native::NativeVm::new(&host.kvm, &fd, config)?;
+        let transport = match &config.hypercalls {
+            Some(setup) => native::hypercalls::prepare(&host.kvm, &fd, setup)?,
+            None => None,
+        };
+        let shows_xen = transport.is_some() && config.hypercalls.is_some_and(|setup| setup.has_page);
+        let (native, fds) = native::NativeVm::new(&host.kvm, &fd, config, shows_xen)?;
         let can_sync = native::registers::can_sync(&host.kvm);
         let vcpus = (0..).zip(fds).map(|(id, fd)| Vcpu::new(id, fd, can_sync)).collect();
-        Ok((Vm { native, fd, memory }, vcpus))
+        Ok((Vm { native, fd: Arc::new(fd), memory, transport }, vcpus))
+    }
+
+    /// How hypercalls come out of the guest, if they are to and can.
+    pub fn transport(&self) -> Option<Transport> {
+        self.transport
+    }
+
+    /// What raises interrupts of single vCPUs.
+    pub fn interrupter(&self) -> Interrupter {
+        Interrupter(Arc::clone(&self.fd))
     }
 
     /// The guest's RAM.

@@ -2,6 +2,7 @@
 
 pub mod capabilities;
 pub mod guest_debug;
+pub mod hypercalls;
 pub mod registers;
 
 use super::VmConfig;
@@ -33,7 +34,12 @@ pub fn create_vm(kvm: &Kvm, _config: &VmConfig) -> Result<VmFd, KvmError> {
 
 impl NativeVm {
     /// Creates interrupt controllers, timer and vCPUs.
-    pub fn new(kvm: &Kvm, vm: &VmFd, config: &VmConfig) -> Result<(NativeVm, Vec<VcpuFd>), KvmError> {
+    pub fn new(
+        kvm: &Kvm,
+        vm: &VmFd,
+        config: &VmConfig,
+        shows_xen: bool,
+    ) -> Result<(NativeVm, Vec<VcpuFd>), KvmError> {
         if !kvm.check_extension(Cap::Irqchip) {
             return Err(KvmError::Missing("an in-kernel interrupt controller (KVM_CAP_IRQCHIP)"));
         }
@@ -52,7 +58,14 @@ impl NativeVm {
         let fds = (0..config.vcpus)
             .map(|id| {
                 let fd = vm.create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
-                let cpuid = to_kvm(&cpuid.for_vcpu(id, config.vcpus))?;
+                let mut cpuid = cpuid.for_vcpu(id, config.vcpus);
+                if shows_xen {
+                    for leaf in devices::hypercall::xen::cpuid::leaves(id) {
+                        let [eax, ebx, ecx, edx] = leaf.registers;
+                        cpuid.replace(Entry { leaf: leaf.number, eax, ebx, ecx, edx, ..Entry::default() });
+                    }
+                }
+                let cpuid = to_kvm(&cpuid)?;
                 fd.set_cpuid2(&cpuid).map_err(ioctl("KVM_SET_CPUID2"))?;
                 Ok(fd)
             })
