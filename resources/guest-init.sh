@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first process of Debian guests in the tests and the demo. Words of the kernel's command
 # line say what it does: vmm.run=poweroff (the default), reboot, shell, exit, panic, idle,
-# naps, trace.
+# naps, trace, hypervisor.
 echo "guest: init"
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev 2>/dev/null
@@ -29,6 +29,10 @@ case $run in
     $b sleep 2
     end=$($b awk '{print int($1 * 100)}' /proc/uptime)
     echo "guest: slept centiseconds=$((end - start)) clocksource=$($b cat /sys/devices/system/clocksource/clocksource0/current_clocksource)" ;;
+  hypervisor)
+    for name in type guest_type version/major version/minor properties/features; do
+      echo "guest: hypervisor $name=$($b cat /sys/hypervisor/$name)"
+    done ;;
   cpuinfo) $b grep -m1 -iE '^(flags|features)' /proc/cpuinfo ;;
   trace)
     # Has the kernel patch the entry of a function, calls it, and has it patched back.

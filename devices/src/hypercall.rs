@@ -356,6 +356,8 @@ pub struct Hypercalls {
 impl Hypercalls {
     /// A family and its trace.
     pub fn new(family: Arc<dyn Family>, tracer: Tracer) -> Hypercalls {
+        // A table is parsed when it is first looked at, which is not to be in a guest's call.
+        log::debug!("{}: {} hypercalls", family.name(), family.table().calls.len());
         let (is_caught, caught) = (AtomicBool::new(false), Mutex::default());
         Hypercalls { family, tracer, is_caught, caught }
     }
@@ -405,7 +407,11 @@ impl Hypercalls {
     /// Decodes a call without answering it.
     pub fn look(&self, raw: RawCall, caller: &dyn Caller) -> Decoded {
         match Call::new(self.family.table(), raw, caller) {
-            Some(mut call) => Decoded::of(&mut call),
+            Some(mut call) => {
+                let mut decoded = Decoded::of(&mut call);
+                decoded.complete(&call, false);
+                decoded
+            }
             None => Decoded::unknown(raw.number),
         }
     }

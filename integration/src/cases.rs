@@ -4,6 +4,7 @@ mod bad_input;
 mod basics;
 pub mod gdb;
 mod gdb_wire;
+mod hypercalls;
 mod kicks;
 mod linux;
 mod terminal;
@@ -187,6 +188,12 @@ pub const CASES: &[Case] = &[
     },
     nested_only(small("gdb_simulated_instructions", gdb_wire::simulated_instructions)),
     nested_only(small("gdb_remapped_page", gdb_wire::remapped_page)),
+    small("hypercalls_traced", hypercalls::traced),
+    nested_only(small("hypercalls_by_kvm", hypercalls::by_kvm)),
+    nested_only(small("hypercall_styles", hypercalls::styles)),
+    nested_only(small("hypercall_bad_options", hypercalls::bad_options)),
+    nested_only(debugged("gdb_stop_at_a_hypercall", &hypercalls::STOP)),
+    only(Isa::X86_64, linux("debian_under_xens_interface", &["6.12"], hypercalls::debian)),
     small("gdb_range_run", gdb_wire::range_run),
     small("gdb_range_step", gdb_wire::range_step),
     gic_v2(small("gic_v2_embedded_guest", basics::on_gic_v2)),

@@ -28,6 +28,8 @@ pub enum Value {
     Unreadable(u64),
     /// What the call has written.
     Written(Box<Value>),
+    /// What the call has read and written.
+    Changed(Box<Value>, Box<Value>),
     /// What the call may write, by frame, offset and kind.
     Awaited(&'static str, usize, usize, Kind),
     /// Characters that the call may write.
@@ -227,7 +229,19 @@ impl Reader<'_> {
                     let address = frame.number(at, self.abi.word());
                     values.push((field.name, self.list(to, address, count)));
                 }
-                kind => values.push((field.name, self.value(frame, kind, at, argument, index))),
+                kind => {
+                    let value = self.value(frame, kind, at, argument, index);
+                    values.push((
+                        field.name,
+                        match field.is_output {
+                            true => {
+                                let after = Value::Awaited(argument, index, at, kind.clone());
+                                Value::Changed(Box::new(value), Box::new(after))
+                            }
+                            false => value,
+                        },
+                    ));
+                }
             }
         }
         Value::Struct(values)
@@ -408,6 +422,12 @@ impl Value {
                     *self = Value::Written(Box::new(reader.value(frame, kind, *at, "", 0)));
                 }
             }
+            Value::Changed(before, after) => {
+                after.complete(call, is_success);
+                if after.is_awaited() {
+                    *self = before.as_ref().clone();
+                }
+            }
             Value::AwaitedText(argument) => {
                 let text = call.texts.iter().find(|(name, _)| name == argument);
                 if let Some((_, text)) = text
@@ -452,6 +472,12 @@ impl Value {
                 text.push('→');
                 value.push(text);
             }
+            Value::Changed(before, after) => {
+                before.push(text);
+                if !after.is_awaited() {
+                    after.push(text);
+                }
+            }
             Value::Awaited(..) | Value::AwaitedText(_) => text.push('?'),
             Value::Call(call) => text.push_str(&call.text()),
             Value::Unknown => text.push_str("..."),
@@ -474,6 +500,7 @@ impl Value {
             }
             Value::Unreadable(address) => json!({ "unreadable": address }),
             Value::Written(value) => json!({ "written": value.json() }),
+            Value::Changed(before, after) => json!({ "read": before.json(), "written": after.json() }),
             Value::Awaited(..) | Value::AwaitedText(_) | Value::Unknown => Json::Null,
             Value::Call(call) => call.json(),
         }

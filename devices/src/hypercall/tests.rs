@@ -468,7 +468,7 @@ fn memory_and_parameters() {
         guest.bench.put(0x1000 + abi.word() as u64, &long(0x1800));
         assert_eq!(
             guest.traced(12, &[9, 0x1000]),
-            "memory_op(XENMEM_memory_map, {nr_entries=2, buffer=0x1800}) = 0"
+            "memory_op(XENMEM_memory_map, {nr_entries=2→2, buffer=0x1800}) = 0"
         );
         assert_eq!(guest.bench.get(0x1814, 8), 0x1_0000_0000u64.to_le_bytes());
     }

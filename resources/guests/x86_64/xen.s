@@ -2,7 +2,7 @@
 # parameters, an event from itself to itself, calls within a call, what is refused, and its end. Calls
 # go through the hypercall page; R12 counts what is not as it should be, and the end is a crash then.
     .section .start, "ax"
-    .globl _start, send, finish
+    .globl _start, send, finish, entries, calls, hello
     .equ page, 0x300000
     .equ shared, 0x301000
     .equ vector, 0x55
@@ -115,7 +115,7 @@ send:
     call hypercall
     mov eax, 60
     call hypercall
-    mov edi, 4
+    mov edi, 3
     mov rsi, 0x7000000000
     mov eax, 32
     call hypercall

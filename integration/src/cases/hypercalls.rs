@@ -1,0 +1,214 @@
+//! Hypercalls of a guest: what is traced, what is answered, what the user can do wrong.
+
+use super::gdb::{Program, Script, Tool};
+use crate::context::{Check, Context, check};
+use arch::Isa;
+use std::path::Path;
+
+/// The trace of the test guest `xen`, without vCPU and time. KVM answers a yield itself, where it has
+/// a way of its own on x86.
+fn expected(isa: Isa, guest: &Path, by_kvm: bool) -> Result<Vec<String>, String> {
+    let bytes = std::fs::read(guest).map_err(|error| error.to_string())?;
+    let symbols = crate::guests::symbols(&bytes).ok_or("the guest has no symbols")?;
+    let address = |name: &str| {
+        let found = symbols.iter().find(|(symbol, _)| symbol == name);
+        found.map(|(_, address)| format!("{address:#x}")).ok_or_else(|| format!("there is no symbol {name}"))
+    };
+    let (entries, calls) = (address("entries")?, address("calls")?);
+    let shared = if isa == Isa::X86_64 { "0x301" } else { "0x40301" };
+    let mut lines = vec![
+        "xen_version(XENVER_version) = 0x40014".to_string(),
+        "xen_version(XENVER_get_features, {submap_idx=0, submap=→0x10005}) = 0".into(),
+        "console_io(CONSOLEIO_write, 6, \"hello\\n\") = 0".into(),
+        format!(
+            "memory_op(XENMEM_add_to_physmap, {{domid=DOMID_SELF, size=0, space=XENMAPSPACE_shared_info, idx=0, \
+             gpfn={shared}}}) = 0"
+        ),
+        format!("memory_op(XENMEM_memory_map, {{nr_entries=4→1, buffer={entries}}}) = 0"),
+    ];
+    if isa == Isa::X86_64 {
+        lines.push("hvm_op(HVMOP_set_evtchn_upcall_vector, {vcpu=0, vector=0x55}) = 0".into());
+    }
+    lines.extend([
+        "hvm_op(HVMOP_get_param, {domid=DOMID_SELF, index=HVM_PARAM_STORE_PFN, value=→0}) = 0".into(),
+        "vcpu_op(VCPUOP_is_up, 0) = 1".into(),
+        "vcpu_op(VCPUOP_is_up, 9) = -ENOENT".into(),
+        "event_channel_op(EVTCHNOP_bind_ipi, {vcpu=0, port=→1}) = 0".into(),
+        "event_channel_op(EVTCHNOP_send, {port=1}) = 0".into(),
+        "sched_op(SCHEDOP_yield) = 0".into(),
+        format!("multicall([xen_version(XENVER_pagesize), multicall({calls}, 1)], 2) = 0"),
+        "domctl({cmd=XEN_DOMCTL_pausedomain, interface_version=0x17, domain=5}) = -ENOSYS".into(),
+        "hypercall(60) = -ENOSYS".into(),
+        "event_channel_op(EVTCHNOP_close, 0x7000000000(unreadable)) = -EFAULT".into(),
+        "sched_op(SCHEDOP_shutdown, {reason=SHUTDOWN_poweroff}) = 0".into(),
+    ]);
+    if by_kvm && isa == Isa::X86_64 {
+        lines.retain(|line| !line.contains("SCHEDOP_yield"));
+    }
+    Ok(lines)
+}
+
+/// What is said where KVM has a way of its own.
+const BY_KVM: &str = "hypercalls: xen by KVM's";
+
+/// Runs the test guest and compares its trace line by line.
+fn trace(c: &mut Context, transport: &str) -> Result<String, String> {
+    let (guest, file, limit) = (c.guest("xen", false)?, c.work.join("trace"), c.limit(10));
+    let words = format!(
+        "-v --hypercalls xen,trace={},transport={transport} --kernel {{}} --memory 64M",
+        file.display()
+    );
+    let run = c.run(&words, &[&guest], limit)?;
+    run.expect_code(0)?;
+    check(run.output == "hello\n", || format!("the console has {:?}", run.output))?;
+    let text = std::fs::read_to_string(&file).map_err(|error| error.to_string())?;
+    let lines: Vec<&str> =
+        text.lines().map(|line| line.split_once("] ").map_or(line, |(_, call)| call)).collect();
+    let wanted = expected(c.isa, &guest, run.errors.contains(BY_KVM))?;
+    for (index, wanted) in wanted.iter().enumerate() {
+        let line = lines.get(index).copied().unwrap_or("nothing");
+        check(line == wanted, || format!("line {index} is\n{line}\ninstead of\n{wanted}"))?;
+    }
+    check(lines.len() == wanted.len(), || format!("{} lines instead of {}", lines.len(), wanted.len()))?;
+    let stamped = text.lines().all(|line| line.starts_with("[vcpu 0 "));
+    check(stamped, || format!("lines without a stamp:\n{text}"))?;
+    Ok(run.errors)
+}
+
+/// Each call of the test guest is decoded and answered, by every way out of the guest.
+pub fn traced(c: &mut Context) -> Check {
+    let errors = trace(c, "auto")?;
+    let is_kvms = errors.contains(BY_KVM);
+    let is_ours = errors.contains("hypercalls: xen by a hypercall page of our own");
+    check(is_kvms || is_ours, || format!("it does not say by what:\n{errors}"))?;
+    if c.isa == Isa::X86_64 {
+        let errors = trace(c, "page")?;
+        check(errors.contains("a hypercall page of our own"), || format!("not by a page:\n{errors}"))?;
+    }
+    Ok(())
+}
+
+/// On nested KVM, hypercalls come by KVM's own way.
+pub fn by_kvm(c: &mut Context) -> Check {
+    let errors = trace(c, "auto")?;
+    check(errors.contains(BY_KVM), || format!("not by KVM's way:\n{errors}"))
+}
+
+/// JSON, a filter, counts at the end, and nothing at all.
+pub fn styles(c: &mut Context) -> Check {
+    let (guest, limit) = (c.guest("xen", false)?, c.limit(10));
+    let run = c.run(
+        "--hypercalls xen,json,filter=console_io+EVTCHNOP_close+EVTCHNOP_send,summary --kernel {} --memory 64M",
+        &[&guest],
+        limit,
+    )?;
+    run.expect_code(0)?;
+    let objects: Vec<serde_json::Value> = run
+        .errors
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).map_err(|error| format!("{error} in {line}")))
+        .collect::<Result<_, _>>()?;
+    let calls: Vec<&str> = objects.iter().filter_map(|object| object["call"].as_str()).collect();
+    let wanted = ["console_io", "event_channel_op", "event_channel_op"];
+    check(calls == wanted, || format!("the filter lets {calls:?} through"))?;
+    check(objects[2]["error"] == "EFAULT" && objects[0]["result"] == 0, || format!("{objects:?}"))?;
+    let has_total = run.errors.lines().any(|line| line.ends_with(" total") && line.contains("100.00"));
+    check(has_total, || format!("no counts:\n{}", run.errors))?;
+    let run = c.run("--hypercalls xen,trace=off --kernel {} --memory 64M", &[&guest], limit)?;
+    run.expect_code(0)?;
+    check(!run.errors.contains("xen_version"), || format!("it is traced:\n{}", run.errors))
+}
+
+/// Words that `--hypercalls` does not take, and a trace that cannot be written.
+pub fn bad_options(c: &mut Context) -> Check {
+    let limit = c.limit(10);
+    for (words, code, text) in [
+        ("vmware", 2, "xen or kvm"),
+        ("xen,colour", 2, "none of json"),
+        ("xen,trace=", 2, "needs a path"),
+        ("xen,transport=pigeon", 2, "none of json"),
+        ("xen,trace=/no/such/place", 8, "/no/such/place"),
+    ] {
+        let run = c.run(&format!("--hypercalls {words}"), &[], limit)?;
+        run.expect_code(code).map_err(|error| format!("{words}: {error}"))?;
+        check(run.errors.contains(text), || format!("{words}: no {text:?} in {}", run.errors))?;
+    }
+    Ok(())
+}
+
+/// Debian's kernel finds Xen, says so, and comes to userspace.
+pub fn debian(c: &mut Context) -> Check {
+    let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(60));
+    let trace = c.work.join("trace");
+    let words = format!(
+        "--hypercalls xen,trace={} --kernel {{}} --initrd {{}} --memory 512M --cpus 2 \
+         --cmdline loglevel=7~vmm.run=hypervisor",
+        trace.display()
+    );
+    let run = c.run(&words, &[&kernel, &initrd], limit)?;
+    run.expect_output("guest: hypervisor type=xen")?;
+    run.expect_output("guest: hypervisor guest_type=HVM")?;
+    run.expect_output("guest: hypervisor version/major=4")?;
+    run.expect_output("Hypervisor detected: Xen HVM")?;
+    run.expect_code(0)?;
+    let text = std::fs::read_to_string(&trace).map_err(|error| error.to_string())?;
+    for part in ["XENMAPSPACE_shared_info", "XENVER_get_features", "VCPUOP_register_vcpu_info"] {
+        check(text.contains(part), || format!("no {part} in the trace:\n{text}"))?;
+    }
+    Ok(())
+}
+
+/// Stops at hypercalls, with the call in words and the program counter at it.
+pub const STOP: Script = Script {
+    tool: Tool::Gdb,
+    options: "--hypercalls xen,trace=off --memory 64M",
+    program: Program::Guest("xen"),
+    commands: |isa| {
+        let (number, argument) = match isa {
+            Isa::X86_64 => ("rax", "rdi"),
+            Isa::Aarch64 => ("x16", "x0"),
+        };
+        format!(
+            "monitor catch\n\
+             monitor catch hypercall nonsense\n\
+             monitor catch hypercall event_channel_op\n\
+             continue\n\
+             p ${number}\np ${argument}\n\
+             x/i $pc\n\
+             monitor catch hypercall EVTCHNOP_send multicall\n\
+             continue\n\
+             continue\n\
+             monitor hypercalls\n\
+             monitor catch off\n\
+             stepi\n\
+             continue\n"
+        )
+    },
+    prints: |isa| {
+        let call = match isa {
+            Isa::X86_64 => "=> 0x",
+            Isa::Aarch64 => "hvc\t#0xea1",
+        };
+        [
+            "no hypercall is caught",
+            "there is no hypercall and no operation 'nonsense'",
+            "hypercalls that are caught: event_channel_op",
+            "hypercall event_channel_op(EVTCHNOP_bind_ipi, {vcpu=0})",
+            "SIGTRAP",
+            "= 32",
+            "= 7",
+            call,
+            "hypercalls that are caught: EVTCHNOP_send multicall",
+            "hypercall event_channel_op(EVTCHNOP_send, {port=1})",
+            "hypercall multicall([xen_version(XENVER_pagesize), multicall(",
+            "hvm_op",
+            "total",
+            "no hypercall is caught",
+            "exited normally",
+        ]
+        .map(String::from)
+        .to_vec()
+    },
+    code: Some(0),
+};
