@@ -46,6 +46,11 @@ pub trait Caller {
 
     /// Writes memory as it sees it; bytes written before the first that cannot be.
     fn write(&self, address: u64, bytes: &[u8]) -> usize;
+
+    /// x86: its time-stamp counter.
+    fn tsc(&self) -> Option<xen::time::Tsc> {
+        None
+    }
 }
 
 /// What a call does to the machine, besides its result.

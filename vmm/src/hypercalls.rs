@@ -15,6 +15,7 @@ use debug::memory::{self, Space};
 use debug::target::Memory;
 use devices::bus::Device;
 use devices::hypercall::trace::Tracer;
+use devices::hypercall::xen::time::Tsc;
 use devices::hypercall::xen::{Platform, Xen, cpuid, errno};
 use devices::hypercall::{Caller, Effect, Hypercalls, MOST_ARGUMENTS, RawCall, Shutdown};
 use devices::serial::Serial;
@@ -23,7 +24,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory};
 
 /// Which family.
@@ -307,6 +308,11 @@ impl Caller for GuestCaller<'_> {
     fn write(&self, address: u64, bytes: &[u8]) -> usize {
         self.space().map_or(0, |space| memory::write(self.memory, space, None, GuestVirt(address), bytes))
     }
+
+    fn tsc(&self) -> Option<Tsc> {
+        let (value, khz) = self.vcpu.tsc()?;
+        Some(Tsc { value, khz })
+    }
 }
 
 /// The machine, for Xen.
@@ -393,6 +399,11 @@ impl Platform for LivePlatform {
 
     fn now(&self) -> u64 {
         self.timers.now()
+    }
+
+    fn wall(&self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn set_timer(&self, vcpu: u32, at: Option<u64>) {

@@ -107,6 +107,10 @@ impl Platform for Bench {
         1000
     }
 
+    fn wall(&self) -> u64 {
+        1_700_000_000_000_001_000
+    }
+
     fn set_timer(&self, _: u32, _: Option<u64>) {}
 }
 

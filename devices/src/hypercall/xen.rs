@@ -7,6 +7,7 @@
 pub mod cpuid;
 pub mod errno;
 mod events;
+pub mod time;
 mod version;
 
 use super::table::Table;
@@ -54,6 +55,9 @@ pub trait Platform: Send + Sync + Debug {
 
     /// Nanoseconds since the machine started.
     fn now(&self) -> u64;
+
+    /// Nanoseconds since 1970.
+    fn wall(&self) -> u64;
 
     /// Has [`Xen::expire`] called for a vCPU at a time, or not at all; a vCPU has one time.
     fn set_timer(&self, vcpu: u32, at: Option<u64>);
@@ -204,7 +208,7 @@ impl Xen {
                     return Err(EINVAL);
                 }
                 let mut state = self.state();
-                state.events.share(address, call.raw.abi);
+                state.events.share(&*self.platform, address, call.raw.abi, call.caller.tsc());
                 Ok(0)
             }
             "memory_map" => {
@@ -268,7 +272,7 @@ impl Xen {
             "set_evtchn_upcall_vector" if call.raw.abi != Abi::Aarch64 => {
                 let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
                 let (vcpu, vector) = (frame.get("vcpu"), frame.get("vector"));
-                self.state().events.set_vector(vcpu, vector)
+                self.state().events.set_vector(&*self.platform, vcpu, vector)
             }
             "pagetable_dying" => Err(EINVAL),
             "get_time" => {
@@ -294,8 +298,34 @@ impl Xen {
                 if offset > 4096 - 64 || offset % 8 != 0 {
                     return Err(EINVAL);
                 }
-                self.state().events.register(&*self.platform, vcpu, address, call.raw.abi)
+                let tsc = call.caller.tsc();
+                self.state().events.register(&*self.platform, vcpu, address, call.raw.abi, tsc)
             }
+            // A vCPU that runs as it wants to has been running all the time.
+            "register_runstate_memory_area" => {
+                let address = call.frame("arg").map_err(|Fault| EFAULT)?.get("addr");
+                let now = self.platform.now();
+                let word = call.raw.abi.word();
+                // struct vcpu_runstate_info: state, when it came about, and how long each has lasted.
+                let mut info = vec![0; word + 5 * 8];
+                info[word..word + 8].copy_from_slice(&now.to_le_bytes());
+                info[word + 8..word + 16].copy_from_slice(&now.to_le_bytes());
+                if call.caller.write(call.raw.abi.cut(address), &info) < info.len() {
+                    Err(EFAULT)
+                } else {
+                    Ok(0)
+                }
+            }
+            "get_runstate_info" => {
+                let now = self.platform.now();
+                let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
+                frame.set("state", 0);
+                frame.set("state_entry_time", now);
+                frame.set("time", now);
+                Ok(0)
+            }
+            // There is none to stop.
+            "stop_periodic_timer" => Ok(0),
             "set_singleshot_timer" | "stop_singleshot_timer" => {
                 if vcpu != call.caller.vcpu() {
                     return Err(EINVAL);

@@ -15,10 +15,11 @@ fn expected(isa: Isa, guest: &Path, by_kvm: bool) -> Result<Vec<String>, String>
         found.map(|(_, address)| format!("{address:#x}")).ok_or_else(|| format!("there is no symbol {name}"))
     };
     let (entries, calls) = (address("entries")?, address("calls")?);
+    let features = if isa == Isa::X86_64 { "0x10205" } else { "0x10005" };
     let shared = if isa == Isa::X86_64 { "0x301" } else { "0x40301" };
     let mut lines = vec![
         "xen_version(XENVER_version) = 0x40014".to_string(),
-        "xen_version(XENVER_get_features, {submap_idx=0, submap=→0x10005}) = 0".into(),
+        format!("xen_version(XENVER_get_features, {{submap_idx=0, submap=→{features}}}) = 0"),
         "console_io(CONSOLEIO_write, 6, \"hello\\n\") = 0".into(),
         format!(
             "memory_op(XENMEM_add_to_physmap, {{domid=DOMID_SELF, size=0, space=XENMAPSPACE_shared_info, idx=0, \

@@ -85,6 +85,11 @@ impl Vcpu {
         self.fd.set_kvm_immediate_exit(0);
     }
 
+    /// x86: its time-stamp counter and that counter's frequency in kHz.
+    pub fn tsc(&self) -> Option<(u64, u32)> {
+        native::hypercalls::tsc(&self.fd)
+    }
+
     /// Has the vCPU wait for an interrupt, as far as this host can.
     ///
     /// # Errors

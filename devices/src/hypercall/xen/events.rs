@@ -6,6 +6,7 @@
 
 use super::Platform;
 use super::errno::{EEXIST, EFAULT, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP, ESRCH};
+use super::time::{self, Tsc};
 use crate::hypercall::{Call, Fault};
 use arch::hypercall::Abi;
 
@@ -58,6 +59,14 @@ struct VcpuEvents {
     vector: Option<u32>,
 }
 
+/// Puts the time into a `struct vcpu_info`.
+fn tell_time(platform: &dyn Platform, info: u64, tsc: Option<Tsc>) {
+    const TIME: u64 = 32;
+    if let Some(tsc) = tsc {
+        platform.write(info + TIME, &time::time_info(tsc, platform.now()));
+    }
+}
+
 /// All event channels.
 #[derive(Debug)]
 pub struct Events {
@@ -81,17 +90,30 @@ impl Events {
     }
 
     /// The guest has put the shared page at an address.
-    pub fn share(&mut self, address: u64, abi: Abi) {
+    pub fn share(&mut self, platform: &dyn Platform, address: u64, abi: Abi, tsc: Option<Tsc>) {
         self.shared = Some((address, abi));
-        let Layout { info, infos, .. } = layout(abi);
+        let Layout { info, infos, mask, word, .. } = layout(abi);
         for (index, vcpu) in (0..infos).zip(&mut self.vcpus) {
-            vcpu.info = vcpu.info.or(Some(address + u64::from(index) * info));
+            let place = address + u64::from(index) * info;
+            if vcpu.info.is_none() {
+                vcpu.info = Some(place);
+                tell_time(platform, place, tsc);
+            }
         }
+        // Behind the mask, which has as many bits as eight of its words have bytes.
+        platform.write(address + mask + (8 * word * word) as u64, &time::wall_clock(platform));
     }
 
     /// A vCPU's `struct vcpu_info` is elsewhere. Everything in it is pending at first, so that
     /// nothing is lost; a guest copes with an event too many.
-    pub fn register(&mut self, platform: &dyn Platform, id: u32, address: u64, abi: Abi) -> Result<i64, i64> {
+    pub fn register(
+        &mut self,
+        platform: &dyn Platform,
+        id: u32,
+        address: u64,
+        abi: Abi,
+        tsc: Option<Tsc>,
+    ) -> Result<i64, i64> {
         let vcpu = self.vcpus.get_mut(id as usize).ok_or(ENOENT)?;
         let in_page = self.shared.map(|(shared, abi)| shared + u64::from(id) * layout(abi).info);
         if vcpu.info.is_some() && vcpu.info != in_page {
@@ -100,38 +122,43 @@ impl Events {
         let word = layout(abi).word;
         platform.update(address + word as u64, word, u64::MAX, 0).ok_or(EINVAL)?;
         vcpu.info = Some(address);
+        tell_time(platform, address, tsc);
         self.mark(platform, id);
         Ok(0)
     }
 
-    /// x86: the vector of a vCPU's upcall.
-    pub fn set_vector(&mut self, vcpu: u64, vector: u64) -> Result<i64, i64> {
-        let vcpu = usize::try_from(vcpu).ok().and_then(|vcpu| self.vcpus.get_mut(vcpu)).ok_or(ENOENT)?;
-        match u32::try_from(vector) {
-            Ok(vector @ 16..=255) => {
-                vcpu.vector = Some(vector);
-                Ok(0)
-            }
-            _ => Err(EINVAL),
+    /// x86: the vector of a vCPU's upcall. One that is due already comes now.
+    pub fn set_vector(&mut self, platform: &dyn Platform, vcpu: u64, vector: u64) -> Result<i64, i64> {
+        let id = self.vcpu(vcpu)?;
+        let vcpu = self.vcpus.get_mut(id as usize).ok_or(ENOENT)?;
+        let vector = u32::try_from(vector).ok().filter(|vector| (16..=255).contains(vector)).ok_or(EINVAL)?;
+        vcpu.vector = Some(vector);
+        if let Some(info) = vcpu.info
+            && platform.update(info + UPCALL_PENDING, 1, 0, 0).is_some_and(|pending| pending != 0)
+        {
+            platform.interrupt(id, vector);
         }
+        Ok(0)
     }
 
-    /// How the guest wants to be told: 0 is not at all; on aarch64 by a private interrupt.
+    /// How the guest wants to be told: on aarch64 by a private interrupt. By a line of the interrupt
+    /// controller is taken, and has no effect: guests that have vectors for each vCPU ask for it too.
     pub fn set_callback(&mut self, abi: Abi, value: u64) -> Result<(), i64> {
         const PRIVATE: u64 = 2;
         match (abi, value >> 56, value & 0xff) {
-            (_, 0, 0) => self.private_interrupt = None,
+            (_, 0, _) => self.private_interrupt = None,
             (Abi::Aarch64, PRIVATE, number @ 16..=31) => self.private_interrupt = u32::try_from(number).ok(),
             _ => return Err(EOPNOTSUPP),
         }
         Ok(())
     }
 
-    /// Sets a vCPU's upcall going, if it is not.
+    /// Sets a vCPU's upcall going. Also if one is due already: its interrupt is lost where the guest
+    /// has not switched its local APIC on yet, and one too many does no harm.
     fn mark(&self, platform: &dyn Platform, id: u32) {
         let Some(VcpuEvents { info: Some(info), vector }) = self.vcpus.get(id as usize) else { return };
         let before = platform.update(info + UPCALL_PENDING, 1, 1, 0);
-        if before == Some(0)
+        if before.is_some()
             && let Some(number) = vector.or(self.private_interrupt)
         {
             platform.interrupt(id, number);

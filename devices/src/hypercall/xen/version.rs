@@ -8,6 +8,8 @@ use arch::Isa;
 /// `XENFEAT_writable_page_tables`, `_auto_translated_physmap` and `_not_direct_mapped` (Xen,
 /// `xen/include/public/features.h`).
 const FEATURES: u64 = 1 << 0 | 1 << 2 | 1 << 16;
+/// `XENFEAT_hvm_safe_pvclock`: an x86 guest is told the time.
+const SAFE_PVCLOCK: u64 = 1 << 9;
 
 /// Answers it.
 pub fn answer(call: &mut Call<'_>, op: &str) -> Result<i64, i64> {
@@ -18,6 +20,7 @@ pub fn answer(call: &mut Call<'_>, op: &str) -> Result<i64, i64> {
         "get_features" => {
             let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
             let submap = match frame.get("submap_idx") {
+                0 if isa == Isa::X86_64 => FEATURES | SAFE_PVCLOCK,
                 0 => FEATURES,
                 1 => 0,
                 _ => return Err(EINVAL),

@@ -76,3 +76,13 @@ pub fn halt(vcpu: &VcpuFd) -> Result<(), KvmError> {
     let halted = kvm::kvm_mp_state { mp_state: kvm::KVM_MP_STATE_HALTED };
     vcpu.set_mp_state(halted).map_err(ioctl("KVM_SET_MP_STATE"))
 }
+
+/// A vCPU's time-stamp counter and its frequency in kHz.
+pub fn tsc(vcpu: &VcpuFd) -> Option<(u64, u32)> {
+    const TSC: u32 = 0x10;
+    let entry = kvm::kvm_msr_entry { index: TSC, ..Default::default() };
+    let mut msrs = kvm::Msrs::from_entries(&[entry]).ok()?;
+    let read = vcpu.get_msrs(&mut msrs).ok()?;
+    let value = msrs.as_slice().first().filter(|_| read == 1)?.data;
+    Some((value, vcpu.get_tsc_khz().ok()?))
+}
