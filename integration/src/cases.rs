@@ -218,10 +218,13 @@ pub const BENCH_DEBUG: [Case; 2] = [
     linux("bench_qemu_debug", &[], crate::measure::debugging::qemu),
 ];
 
+/// What hypercalls cost, likewise.
+pub const BENCH_CALLS: Case = nested_only(small("bench_calls", crate::measure::calls::vmm));
+
 /// What `make demo` shows; it is no test.
 pub const DEMO: Case = linux("demo", &["6.12"], crate::demo::run);
 
 /// Looks a case up.
 pub fn find(name: &str) -> Option<&'static Case> {
-    CASES.iter().chain(&BENCH).chain(&BENCH_DEBUG).chain([&DEMO]).find(|case| case.name == name)
+    CASES.iter().chain(&BENCH).chain(&BENCH_DEBUG).chain([&BENCH_CALLS, &DEMO]).find(|case| case.name == name)
 }

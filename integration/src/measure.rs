@@ -6,6 +6,7 @@
 //! aarch64 a second guest in the same nest took four times as long to boot, whatever monitor
 //! ran it (docs/testing.md).
 
+pub mod calls;
 pub mod debugging;
 
 use crate::context::{Check, Context};

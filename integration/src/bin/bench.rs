@@ -3,9 +3,10 @@
 
 use arch::Isa;
 use integration::artifacts::{self, Kernel};
-use integration::cases::{BENCH, BENCH_DEBUG, Case};
+use integration::cases::{BENCH, BENCH_CALLS, BENCH_DEBUG, Case};
 use integration::context::Context;
 use integration::guests;
+use integration::measure::calls as call_figures;
 use integration::measure::debugging as debug_figures;
 use integration::measure::{GUEST_MEMORY, Monitor, RUNS, rss_beyond_guest};
 use integration::nest;
@@ -19,9 +20,10 @@ use std::time::{Duration, Instant};
 /// How often a nest is tried that dies of its emulator (docs/testing.md).
 const TRIES: u32 = 4;
 
-/// `bench [boot|debug [ARCH|here]]`: both parts, or one, for both architectures or one.
+/// `bench [boot|debug|calls [ARCH|here]]`: all parts, or one, for both architectures or one.
 fn main() -> ExitCode {
     let (part, only) = (std::env::args().nth(1), std::env::args().nth(2));
+    let here_too = only.as_deref().is_none_or(|only| only == "here");
     let wants = |name: &str| part.as_deref().is_none_or(|part| part == name);
     let mut result = ExitCode::SUCCESS;
     let mut tell = |what: &str, done: Result<(), String>| {
@@ -33,8 +35,11 @@ fn main() -> ExitCode {
     if wants("boot") {
         tell("here", here());
     }
-    if wants("debug") && only.as_deref().is_none_or(|only| only == "here") {
+    if wants("debug") && here_too {
         tell("here", debugging_here());
+    }
+    if wants("calls") && here_too {
+        tell("here", calls_here());
     }
     for isa in Isa::ALL.into_iter().filter(|isa| only.as_deref().is_none_or(|only| only == isa.name())) {
         if wants("boot") {
@@ -43,6 +48,9 @@ fn main() -> ExitCode {
         }
         if wants("debug") {
             tell(isa.name(), debugging(isa));
+        }
+        if wants("calls") {
+            tell(isa.name(), calls(isa));
         }
     }
     result
@@ -197,28 +205,17 @@ fn debugging_here() -> Result<(), String> {
     const ROUNDS: usize = 3;
     let isa = vmm::kvm::HOST_ISA;
     let work = artifacts::workspace().join("logs/bench-debug-here");
-    let files = work.join("files");
-    fs::create_dir_all(&files).map_err(|error| error.to_string())?;
+    let context = here_context(isa, &work)?;
     let kernel = Kernel::new(isa, "6.12");
     for (name, target) in [
         ("peer", artifacts::cache().join("peer").join(isa.name())),
         ("6.12", kernel.image()),
         ("initrd", kernel.image()),
     ] {
-        std::os::unix::fs::symlink(&target, files.join(name))
-            .or_else(|error| if files.join(name).exists() { Ok(()) } else { Err(error) })
+        std::os::unix::fs::symlink(&target, context.files.join(name))
+            .or_else(|error| if context.files.join(name).exists() { Ok(()) } else { Err(error) })
             .map_err(|error| format!("{}: {error}", target.display()))?;
     }
-    let context = Context {
-        name: "bench".into(),
-        isa,
-        vmm: artifacts::program(isa, "vmm"),
-        files,
-        work: work.clone(),
-        kept: Vec::new(),
-        in_nest: false,
-        slowness: 1,
-    };
     let mut columns: [Columns; 2] = Default::default();
     let (mut prompts, mut symbols_only) = ([Vec::new(), Vec::new()], Vec::new());
     let (mut gdb_hits, mut gdb_next) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
@@ -258,6 +255,45 @@ fn debugging_here() -> Result<(), String> {
         ours / theirs
     );
     fs::remove_dir_all(&work).map_err(|error| error.to_string())
+}
+
+/// What hypercalls cost in a nest, by each way out of the guest.
+fn calls(isa: Isa) -> Result<(), String> {
+    let folder = artifacts::workspace().join("logs").join(format!("bench-calls-{isa}"));
+    let mut nest = nest::prepare_case(isa, &BENCH_CALLS).map_err(|error| error.to_string())?;
+    nest.cpus(1);
+    let report = nest.boot(&folder).map_err(|error| error.to_string())?.wait(Duration::from_secs(240));
+    let figures = report.files.iter().find(|(name, _)| name == "figures");
+    let (_, text) = figures.ok_or_else(|| format!("no figures: {:?}", report.verdict))?;
+    println!("\n{isa}, nested KVM, calls a second of a guest, the best of 5 rounds");
+    print!("{}", String::from_utf8_lossy(text));
+    fs::remove_dir_all(&folder).map_err(|error| error.to_string())
+}
+
+/// The same on this machine's own KVM.
+fn calls_here() -> Result<(), String> {
+    let isa = vmm::kvm::HOST_ISA;
+    let work = artifacts::workspace().join("logs/bench-calls-here");
+    let context = here_context(isa, &work)?;
+    println!("\n{isa}, this machine's own KVM, calls a second of a guest, the best of 5 rounds");
+    print!("{}", call_figures::lines(&context)?);
+    fs::remove_dir_all(&work).map_err(|error| error.to_string())
+}
+
+/// A context for what runs on this machine.
+fn here_context(isa: Isa, work: &Path) -> Result<Context, String> {
+    let files = work.join("files");
+    fs::create_dir_all(&files).map_err(|error| error.to_string())?;
+    Ok(Context {
+        name: "bench".into(),
+        isa,
+        vmm: artifacts::program(isa, "vmm"),
+        files,
+        work: work.to_path_buf(),
+        kept: Vec::new(),
+        in_nest: false,
+        slowness: 1,
+    })
 }
 
 fn nested(isa: Isa) -> Result<(), String> {
