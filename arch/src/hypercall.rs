@@ -3,6 +3,7 @@
 //! What a call means is defined by the hypervisor alone and is no part of this.
 
 use crate::Isa;
+use crate::register::row;
 
 /// The binary interface of a caller: which registers it uses, and how wide its words are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,6 +92,30 @@ pub const fn kvm(abi: Abi) -> Convention {
     }
 }
 
+impl Convention {
+    /// The same by rows of the register table, for whoever looks often. A name that is not in the
+    /// table, which the tests would find, is left out.
+    pub fn rows(&self, isa: Isa) -> Rows {
+        let row = |name: &str| row(isa, name);
+        Rows {
+            number: row(self.number).unwrap_or(0),
+            arguments: self.arguments.iter().filter_map(|name| row(name)).collect(),
+            result: row(self.result).unwrap_or(0),
+        }
+    }
+}
+
+/// A [`Convention`] by rows of the register table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// The call's number.
+    pub number: usize,
+    /// Its arguments, in order.
+    pub arguments: Vec<usize>,
+    /// Where the result goes.
+    pub result: usize,
+}
+
 /// The immediate of Xen's `HVC` (Xen, `arch-arm.h`: `XEN_HYPERCALL_TAG`).
 pub const XEN_HVC: u16 = 0xea1;
 
@@ -102,7 +127,6 @@ pub const fn hvc_immediate(instruction: u32) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::register::row;
 
     #[test]
     fn registers_are_in_the_tables() {
@@ -112,6 +136,7 @@ mod tests {
                 for name in convention.arguments.iter().chain(&names) {
                     assert!(row(abi.isa(), name).is_some(), "{abi:?} {name}");
                 }
+                assert_eq!(convention.rows(abi.isa()).arguments.len(), convention.arguments.len());
             }
         }
     }

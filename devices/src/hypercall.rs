@@ -19,8 +19,9 @@ use arch::hypercall::Abi;
 use decode::Decoded;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use table::{CallRow, ControlOp, Field, Kind, Op, Table};
-use trace::{Filter, Tracer};
+use trace::{Count, Filter, Tracer};
 
 /// Arguments that a call has at most.
 pub const MOST_ARGUMENTS: usize = 6;
@@ -206,7 +207,7 @@ pub struct Call<'a> {
     /// Who made it.
     pub caller: &'a dyn Caller,
     /// Arguments with their values.
-    arguments: Vec<(&'static Field, u64)>,
+    arguments: [Option<(&'static Field, u64)>; MOST_ARGUMENTS],
     /// Structures that have been read: argument, element.
     frames: Vec<(&'static str, usize, Result<Frame, Fault>)>,
     /// Characters that the answer has written, by argument.
@@ -240,16 +241,16 @@ impl<'a> Call<'a> {
             op: None,
             raw,
             caller,
-            arguments: Vec::new(),
+            arguments: [None; MOST_ARGUMENTS],
             frames: Vec::new(),
             texts: Vec::new(),
         };
         let mut registers = raw.arguments.iter().map(|value| raw.abi.cut(*value));
         for field in &row.arguments {
             call.take(field, &mut registers);
-            if let Kind::Ops(name) = field.kind {
-                let number = call.arguments.last().map_or(0, |(_, value)| *value);
-                call.op = table.op(name, number);
+            if let Kind::Ops(_) = field.kind {
+                let number = call.arguments().last().map_or(0, |(_, value)| value);
+                call.op = row.op(number);
                 for field in call.op.map_or(&[][..], |op| &op.arguments) {
                     call.take(field, &mut registers);
                 }
@@ -271,17 +272,19 @@ impl<'a> Call<'a> {
         };
         // Sub-operations are of type int.
         let value = if matches!(field.kind, Kind::Ops(_)) { value & 0xffff_ffff } else { value };
-        self.arguments.push((field, value));
+        if let Some(place) = self.arguments.iter_mut().find(|place| place.is_none()) {
+            *place = Some((field, value));
+        }
     }
 
     /// Arguments with their values, in order.
-    pub fn arguments(&self) -> &[(&'static Field, u64)] {
-        &self.arguments
+    pub fn arguments(&self) -> impl Iterator<Item = (&'static Field, u64)> {
+        self.arguments.into_iter().flatten()
     }
 
     /// An argument's value; 0 if the call has none of this name.
     pub fn argument(&self, name: &str) -> u64 {
-        self.arguments.iter().find(|(field, _)| field.name == name).map_or(0, |(_, value)| *value)
+        self.arguments().find(|(field, _)| field.name == name).map_or(0, |(_, value)| value)
     }
 
     /// The structure that an argument points to, read once.
@@ -301,8 +304,7 @@ impl<'a> Call<'a> {
         let at = match self.frames.iter().position(known) {
             Some(at) => at,
             None => {
-                let (field, address) =
-                    self.arguments.iter().find(|(field, _)| field.name == name).ok_or(Fault)?;
+                let (field, address) = self.arguments().find(|(field, _)| field.name == name).ok_or(Fault)?;
                 let Kind::Pointer { to: Some(to), .. } = &field.kind else { return Err(Fault) };
                 let Kind::Struct(structure) = **to else { return Err(Fault) };
                 let (size, _) = self.table.layout_of(structure, self.raw.abi);
@@ -320,8 +322,8 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`Fault`].
     pub fn write_text(&mut self, name: &str, text: &[u8]) -> Result<(), Fault> {
-        let (field, address) = self.arguments.iter().find(|(field, _)| field.name == name).ok_or(Fault)?;
-        let written = self.caller.write(*address, text);
+        let (field, address) = self.arguments().find(|(field, _)| field.name == name).ok_or(Fault)?;
+        let written = self.caller.write(address, text);
         self.texts.push((field.name, text[..written.min(text.len())].to_vec()));
         if written < text.len() { Err(Fault) } else { Ok(()) }
     }
@@ -356,15 +358,17 @@ pub struct Hypercalls {
     is_caught: AtomicBool,
     /// At which.
     caught: Mutex<Filter>,
+    /// Counts by place in the table, and behind them those of calls that are not in it.
+    counts: Vec<Count>,
 }
 
 impl Hypercalls {
     /// A family and its trace.
     pub fn new(family: Arc<dyn Family>, tracer: Tracer) -> Hypercalls {
         // A table is parsed when it is first looked at, which is not to be in a guest's call.
-        log::debug!("{}: {} hypercalls", family.name(), family.table().calls.len());
+        let counts = (0..=family.table().calls.len()).map(|_| Count::default()).collect();
         let (is_caught, caught) = (AtomicBool::new(false), Mutex::default());
-        Hypercalls { family, tracer, is_caught, caught }
+        Hypercalls { family, tracer, is_caught, caught, counts }
     }
 
     /// The family.
@@ -421,30 +425,51 @@ impl Hypercalls {
         }
     }
 
+    /// How many argument registers a call can have.
+    pub fn argument_count(&self, number: u64, abi: Abi) -> usize {
+        self.family.table().call(number, abi).map_or(0, |call| call.count)
+    }
+
     /// Serves a call.
     pub fn serve(&self, raw: RawCall, caller: &dyn Caller) -> Answer {
-        let begun = self.tracer.begin();
-        let Some(mut call) = Call::new(self.family.table(), raw, caller) else {
-            let result = self.family.unknown();
-            let shown = Decoded::unknown(raw.number);
-            self.tracer.end(begun, &shown, caller.vcpu(), result, self.family.error(result));
-            return result.into();
+        let begun = Instant::now();
+        let table = self.family.table();
+        let place = table.place(raw.number, raw.abi);
+        let count = place.map_or(self.counts.last(), |place| self.counts.get(place));
+        let (answer, error) = match Call::new(table, raw, caller) {
+            Some(mut call) => self.answer(&mut call, begun),
+            None => {
+                let result = self.family.unknown();
+                let error = self.family.error(result);
+                self.tracer.write(begun, &Decoded::unknown(raw.number), caller.vcpu(), result, error);
+                (result.into(), error)
+            }
         };
+        if let Some(count) = count {
+            count.add(begun.elapsed(), error.is_some());
+        }
+        answer
+    }
+
+    fn answer(&self, call: &mut Call<'_>, begun: Instant) -> (Answer, Option<&'static str>) {
         // What is shown is what was there before the answer.
-        let mut decoded = self.tracer.wants(&call).then(|| Decoded::of(&mut call));
-        let mut answer = self.family.answer(&mut call);
+        let mut decoded = self.tracer.wants(call).then(|| Decoded::of(call));
+        let mut answer = self.family.answer(call);
         if call.flush().is_err() {
             answer = xen::errno::EFAULT.into();
         }
         let error = self.family.error(answer.result);
-        match &mut decoded {
-            Some(decoded) => {
-                decoded.complete(&call, error.is_none());
-                self.tracer.end(begun, decoded, caller.vcpu(), answer.result, error);
-            }
-            None => self.tracer.count(begun, call.row.name, error.is_some()),
+        if let Some(decoded) = &mut decoded {
+            decoded.complete(call, error.is_none());
+            self.tracer.write(begun, decoded, call.caller.vcpu(), answer.result, error);
         }
-        answer
+        (answer, error)
+    }
+
+    /// Calls with their counts, as `strace -c` has them.
+    pub fn summary(&self) -> String {
+        let names = self.family.table().calls.iter().map(|call| call.name).chain(["hypercall"]);
+        trace::summary(names.zip(&self.counts))
     }
 }
 

@@ -541,7 +541,7 @@ impl Machine for LiveMachine {
         let Some(hypercalls) = &self.shared.hypercalls else { return Err("hypercalls are not seen".into()) };
         let calls = hypercalls.calls();
         match (name, arguments) {
-            ("hypercalls", []) => return Ok(calls.tracer().summary()),
+            ("hypercalls", []) => return Ok(calls.summary()),
             ("catch", []) => {}
             ("catch", ["off"]) => calls.catch(None),
             ("catch", ["hypercall", names @ ..]) => {

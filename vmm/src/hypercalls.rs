@@ -7,9 +7,9 @@ use crate::debugger::LiveMemory;
 use crate::kvm::exit::HypercallExit;
 use crate::kvm::{HOST_ISA, Interrupter, KvmError, Transport, Vcpu};
 use crate::memory::GuestMemory;
-use arch::hypercall::{Abi, Convention, XEN_HVC, hvc_immediate};
-use arch::register::{Bank, row};
-use arch::{GuestVirt, Isa};
+use arch::hypercall::{Abi, Rows, XEN_HVC, hvc_immediate};
+use arch::register::row;
+use arch::{GuestPhys, GuestVirt, Isa};
 use debug::disassemble::Mode;
 use debug::memory::{self, Space};
 use debug::target::Memory;
@@ -52,6 +52,10 @@ pub struct LiveHypercalls {
     family: FamilyName,
     transport: Transport,
     memory: LiveMemory,
+    /// The registers of each caller's calls.
+    rows: [Rows; Abi::ALL.len()],
+    /// aarch64: where each vCPU's last call was.
+    places: Vec<Mutex<Option<CallPlace>>>,
     timers: Option<Arc<Timers>>,
     timer_thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -60,6 +64,14 @@ impl fmt::Debug for LiveHypercalls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LiveHypercalls").field("transport", &self.transport).finish_non_exhaustive()
     }
+}
+
+/// Where an `HVC` is, by a translation that holds as long as the tables' base does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct CallPlace {
+    pc: u64,
+    base: u64,
+    address: GuestPhys,
 }
 
 /// What is to be done with a vCPU after a call.
@@ -107,14 +119,18 @@ impl LiveHypercalls {
                 (Hypercalls::new(xen, tracer), Some(timers), Some(thread))
             }
         };
-        Ok(LiveHypercalls {
-            calls,
-            family,
-            transport,
-            memory: live,
-            timers,
-            timer_thread: Mutex::new(thread),
-        })
+        let rows = Abi::ALL.map(|abi| match family {
+            FamilyName::Xen => arch::hypercall::xen(abi).rows(abi.isa()),
+            FamilyName::Kvm => arch::hypercall::kvm(abi).rows(abi.isa()),
+        });
+        let places = (0..vcpus).map(|_| Mutex::default()).collect();
+        let timer_thread = Mutex::new(thread);
+        Ok(LiveHypercalls { calls, family, transport, memory: live, rows, places, timers, timer_thread })
+    }
+
+    /// Whether calls look at registers, so that KVM had better hand them over with each exit.
+    pub fn looks_at_registers(&self) -> bool {
+        self.transport != Transport::XenExit || self.family != FamilyName::Xen
     }
 
     /// The calls.
@@ -136,7 +152,7 @@ impl LiveHypercalls {
             return false;
         }
         let page = cpuid::page(port);
-        self.memory.write(arch::GuestPhys(value), &page) == page.len()
+        self.memory.write(GuestPhys(value), &page) == page.len()
     }
 
     /// Serves a call of `vcpu`, or shows it to a debugger if `may_catch`.
@@ -158,7 +174,7 @@ impl LiveHypercalls {
         }
         let answer =
             if is_privileged(vcpu, exit) { self.calls.serve(raw, &caller) } else { errno::EPERM.into() };
-        put_result(vcpu, exit, raw.abi, answer.result)?;
+        self.put_result(vcpu, exit, raw.abi, answer.result)?;
         Ok(match answer.effect {
             Effect::None => Done::GoOn,
             Effect::Halt => {
@@ -171,48 +187,79 @@ impl LiveHypercalls {
 
     /// The call behind an exit; `None` for an SMCCC call, which is not ours.
     fn raw_call(&self, vcpu: &Vcpu, exit: HypercallExit) -> Result<Option<RawCall>, KvmError> {
-        let is_64 = || vcpu.code().map(|code| code.mode == Mode::Bits64);
-        let (abi, convention) = match exit {
+        let abi = match exit {
             HypercallExit::Xen { is_long, number, arguments, .. } => {
                 let abi = if is_long { Abi::X86_64 } else { Abi::X86_32 };
                 if self.family == FamilyName::Xen {
                     return Ok(Some(RawCall { abi, number, arguments }));
                 }
                 // KVM has taken Xen's registers.
-                (abi, arch::hypercall::kvm(abi))
+                abi
             }
-            HypercallExit::Port => {
-                let abi = if is_64()? { Abi::X86_64 } else { Abi::X86_32 };
-                (abi, arch::hypercall::xen(abi))
-            }
+            HypercallExit::Port if vcpu.code()?.mode == Mode::Bits64 => Abi::X86_64,
+            HypercallExit::Port => Abi::X86_32,
             HypercallExit::Smccc { is_smc } => {
-                let is_ours = match self.family {
-                    FamilyName::Xen => !is_smc && self.instruction_before(vcpu)? == Some(XEN_HVC),
-                    FamilyName::Kvm => false,
-                };
-                if !is_ours {
+                if is_smc || self.family == FamilyName::Kvm || self.immediate(vcpu)? != Some(XEN_HVC) {
                     return Ok(None);
                 }
-                (Abi::Aarch64, arch::hypercall::xen(Abi::Aarch64))
+                Abi::Aarch64
             }
         };
-        let Convention { number, arguments: names, .. } = convention;
-        let registers = vcpu.registers(&[Bank::General]);
-        let value = |name: &str| registers.get(name).unwrap_or(0);
+        let rows = &self.rows[abi as usize];
+        let value = |row: usize| vcpu.register(row).unwrap_or(0);
+        let number = abi.cut(value(rows.number));
         let mut arguments = [0; MOST_ARGUMENTS];
-        for (argument, name) in arguments.iter_mut().zip(names) {
-            *argument = value(name);
+        // A 64-bit argument of 32-bit code is in two registers.
+        let count = match abi.word() {
+            4 => MOST_ARGUMENTS,
+            _ => self.calls.argument_count(number, abi),
+        };
+        for (argument, row) in arguments.iter_mut().zip(&rows.arguments).take(count) {
+            *argument = value(*row);
         }
-        Ok(Some(RawCall { abi, number: abi.cut(value(number)), arguments }))
+        Ok(Some(RawCall { abi, number, arguments }))
     }
 
-    /// aarch64: the immediate of the `HVC` in front of the program counter.
-    fn instruction_before(&self, vcpu: &Vcpu) -> Result<Option<u16>, KvmError> {
-        let (pc, _) = vcpu.pc_and_flags()?;
+    /// aarch64: the immediate of the `HVC` in front of the program counter. Where it is in memory is
+    /// known from the last time, unless the tables have changed; what it is is looked at each time.
+    fn immediate(&self, vcpu: &Vcpu) -> Result<Option<u16>, KvmError> {
+        let (pc, base) = vcpu.pc_and_base()?;
+        let pc = pc.wrapping_sub(4);
+        let Some(place) = self.places.get(vcpu.id() as usize) else { return Ok(None) };
+        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = place.filter(|place| place.pc == pc && place.base == base).map(|place| place.address);
+        let address = match known {
+            Some(address) => address,
+            None => match Space::Virtual(vcpu.regime()?).locate(&self.memory, GuestVirt(pc)) {
+                Ok((address, _)) => {
+                    *place = Some(CallPlace { pc, base, address });
+                    address
+                }
+                Err(_) => return Ok(None),
+            },
+        };
         let mut bytes = [0; 4];
-        let space = Space::Virtual(vcpu.regime()?);
-        let count = memory::read(&self.memory, &space, None, GuestVirt(pc.wrapping_sub(4)), &mut bytes);
+        let count = self.memory.read(address, &mut bytes);
         Ok(if count == 4 { hvc_immediate(u32::from_le_bytes(bytes)) } else { None })
+    }
+
+    fn put_result(
+        &self,
+        vcpu: &mut Vcpu,
+        exit: HypercallExit,
+        abi: Abi,
+        result: i64,
+    ) -> Result<(), KvmError> {
+        let value = abi.cut(result.cast_unsigned());
+        match exit {
+            HypercallExit::Xen { .. } => {
+                vcpu.set_hypercall_result(value);
+                Ok(())
+            }
+            HypercallExit::Port | HypercallExit::Smccc { .. } => {
+                vcpu.set_rows(&[(self.rows[abi as usize].result, value)])
+            }
+        }
     }
 }
 
@@ -233,9 +280,7 @@ impl Drop for LiveHypercalls {
 fn is_privileged(vcpu: &Vcpu, exit: HypercallExit) -> bool {
     match exit {
         HypercallExit::Xen { privilege, .. } => privilege == 0,
-        HypercallExit::Port => {
-            vcpu.registers(&[Bank::System]).get("cs").is_some_and(|selector| selector & 3 == 0)
-        }
+        HypercallExit::Port => vcpu.is_privileged(),
         // `HVC` is undefined at EL0.
         HypercallExit::Smccc { .. } => true,
     }
@@ -245,20 +290,6 @@ fn is_privileged(vcpu: &Vcpu, exit: HypercallExit) -> bool {
 /// (Linux, `kvm_smccc_call_handler`).
 fn refuse_smccc(vcpu: &Vcpu) -> Result<(), KvmError> {
     vcpu.set_rows(&[(0, u64::MAX), (1, 0), (2, 0), (3, 0)])
-}
-
-fn put_result(vcpu: &mut Vcpu, exit: HypercallExit, abi: Abi, result: i64) -> Result<(), KvmError> {
-    let value = abi.cut(result.cast_unsigned());
-    match exit {
-        HypercallExit::Xen { .. } => vcpu.set_hypercall_result(value),
-        HypercallExit::Port | HypercallExit::Smccc { .. } => {
-            let name = arch::hypercall::xen(abi).result;
-            if let Some(row) = row(abi.isa(), name) {
-                vcpu.set_rows(&[(row, value)])?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Puts the vCPU back to the call, as if it had not been made.
@@ -358,7 +389,7 @@ impl Platform for LivePlatform {
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> usize {
-        self.memory.write(arch::GuestPhys(address), bytes)
+        self.memory.write(GuestPhys(address), bytes)
     }
 
     fn update(&self, address: u64, size: usize, set: u64, clear: u64) -> Option<u64> {

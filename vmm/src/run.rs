@@ -118,7 +118,7 @@ fn run_machine(
         if let Some(outcome) = state.verdict.borrow_mut().take() {
             state.machine.tell_debugger(&outcome);
             if let Some(hypercalls) = state.machine.hypercalls().filter(|_| wants_summary) {
-                eprint!("{}", hypercalls.calls().tracer().summary());
+                eprint!("{}", hypercalls.calls().summary());
             }
             return Ok(outcome);
         }

@@ -254,6 +254,9 @@ impl Drop for Vcpus {
 /// A vCPU thread's life.
 fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared) {
     let _kicks = vcpu.accept_kicks();
+    if shared.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.looks_at_registers()) {
+        vcpu.always_sync();
+    }
     if let Some(debug) = &shared.debug {
         debug.world.introduce(vcpu.id());
     }

@@ -72,7 +72,7 @@ impl Decoded {
     fn nested(call: &mut Call<'_>, is_nested: bool) -> Decoded {
         let reader = Reader { table: call.table, abi: call.raw.abi, caller: call.caller, is_nested };
         let mut arguments = Vec::new();
-        for (field, value) in call.arguments().to_vec() {
+        for (field, value) in call.arguments().collect::<Vec<_>>() {
             arguments.push((field.name, reader.argument(call, field, value)));
         }
         let op = call.op.map(|op| op.label);

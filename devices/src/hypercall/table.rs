@@ -153,6 +153,8 @@ pub struct CallRow {
     pub callers: Vec<Abi>,
     /// Its arguments.
     pub arguments: Vec<Field>,
+    /// Its sub-operations, by number.
+    pub ops: Vec<Op>,
 }
 
 /// A family's calls.
@@ -160,6 +162,8 @@ pub struct CallRow {
 pub struct Table {
     /// By number.
     pub calls: Vec<CallRow>,
+    /// Places in it, by number, for each caller.
+    index: Vec<[Option<u16>; Abi::ALL.len()]>,
     structs: HashMap<&'static str, Vec<Field>>,
     names: HashMap<&'static str, Names>,
     ops: HashMap<&'static str, Vec<Op>>,
@@ -174,6 +178,13 @@ pub struct TableError {
     pub line: usize,
     /// In words.
     pub what: String,
+}
+
+impl CallRow {
+    /// A sub-operation by its number.
+    pub fn op(&self, number: u64) -> Option<&Op> {
+        self.ops.binary_search_by_key(&number, |op| op.number).ok().map(|place| &self.ops[place])
+    }
 }
 
 impl Table {
@@ -220,7 +231,25 @@ impl Table {
         }
         table.calls.sort_by_key(|call| call.number);
         table.check(&parser)?;
+        table.index();
         Ok(table)
+    }
+
+    /// Makes look-ups quick.
+    fn index(&mut self) {
+        for (place, call) in (0u16..).zip(&mut self.calls) {
+            for argument in &call.arguments {
+                if let Kind::Ops(name) = argument.kind {
+                    call.ops = self.ops.get(name).cloned().unwrap_or_default();
+                    call.ops.sort_by_key(|op| op.number);
+                }
+            }
+            let number = usize::try_from(call.number).unwrap_or(usize::MAX).min(MOST_NUMBERS);
+            self.index.resize(self.index.len().max(number + 1), [None; Abi::ALL.len()]);
+            for caller in &call.callers {
+                self.index[number][*caller as usize] = Some(place);
+            }
+        }
     }
 
     /// Whether everything that is named is there.
@@ -255,9 +284,14 @@ impl Table {
         }
     }
 
+    /// Where in [`Self::calls`] the call of a number is that a caller can make.
+    pub fn place(&self, number: u64, abi: Abi) -> Option<usize> {
+        self.index.get(usize::try_from(number).ok()?)?[abi as usize].map(usize::from)
+    }
+
     /// The call of a number that a caller can make.
     pub fn call(&self, number: u64, abi: Abi) -> Option<&CallRow> {
-        self.calls.iter().find(|call| call.number == number && call.callers.contains(&abi))
+        self.calls.get(self.place(number, abi)?)
     }
 
     /// A structure's fields; none if there is no such structure.
@@ -268,11 +302,6 @@ impl Table {
     /// Names of values.
     pub fn names(&self, name: &str) -> Option<&Names> {
         self.names.get(name)
-    }
-
-    /// A sub-operation by its number.
-    pub fn op(&self, table: &str, number: u64) -> Option<&Op> {
-        self.ops.get(table)?.iter().find(|op| op.number == number)
     }
 
     /// All sub-operations of a table.
@@ -340,6 +369,9 @@ impl Table {
         places
     }
 }
+
+/// Numbers of calls are below it.
+const MOST_NUMBERS: usize = 4096;
 
 fn tokens(text: &'static str) -> Vec<(usize, &'static str)> {
     let mut tokens = Vec::new();
@@ -499,7 +531,14 @@ impl Parser {
             }
         }
         self.at -= 1;
-        Ok(CallRow { number, name, count, callers, arguments: self.block("(", ")", Parser::field)? })
+        Ok(CallRow {
+            number,
+            name,
+            count,
+            callers,
+            arguments: self.block("(", ")", Parser::field)?,
+            ops: Vec::new(),
+        })
     }
 }
 
@@ -559,7 +598,9 @@ mod tests {
         let table = Table::parse(SMALL).unwrap();
         assert_eq!(table.call(3, Abi::Aarch64).map(|call| call.name), Some("three"));
         assert!(table.call(4, Abi::X86_64).is_none() && table.call(4, Abi::X86_32).is_some());
-        assert_eq!(table.op("OP", 7).unwrap().arguments.len(), 2);
+        let call = table.call(3, Abi::X86_64).unwrap();
+        assert_eq!(call.ops.iter().find(|op| op.number == 7).unwrap().arguments.len(), 2);
+        assert!(table.call(u64::MAX, Abi::X86_64).is_none());
         let control = table.control("C").unwrap();
         assert_eq!((control.ops.len(), control.ops[1].body), (2, None));
     }

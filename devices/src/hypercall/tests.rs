@@ -602,7 +602,7 @@ fn json_and_counts() {
     assert_eq!(first["arguments"]["arg"]["dom"]["name"], "DOMID_SELF");
     assert_eq!(first["arguments"]["arg"]["port"]["written"], 1);
     assert_eq!(first["result"], 0);
-    let summary = guest.calls.tracer().summary();
+    let summary = guest.calls.summary();
     let has = |calls: &str, errors: &str, name: &str| {
         let mut rows = summary.lines();
         rows.any(|row| {

@@ -3,9 +3,9 @@
 use super::Call;
 use super::decode::Decoded;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,20 +49,58 @@ impl Filter {
 pub type Sink = Box<dyn Write + Send>;
 
 /// Counts of one call.
-#[derive(Clone, Copy, Debug, Default)]
-struct Count {
-    calls: u64,
-    errors: u64,
-    time: Duration,
+#[derive(Debug, Default)]
+pub struct Count {
+    calls: AtomicU64,
+    errors: AtomicU64,
+    nanos: AtomicU64,
 }
 
-/// Writes and counts calls.
+impl Count {
+    /// Counts a call that took a time.
+    pub fn add(&self, time: Duration, is_error: bool) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.errors.fetch_add(u64::from(is_error), Ordering::Relaxed);
+        self.nanos.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// Calls with their counts, the longest first, as `strace -c` has them.
+pub fn summary<'a>(counts: impl Iterator<Item = (&'static str, &'a Count)>) -> String {
+    let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let mut rows: Vec<(&str, u64, u64, Duration)> = counts
+        .map(|(name, count)| {
+            (name, load(&count.calls), load(&count.errors), Duration::from_nanos(load(&count.nanos)))
+        })
+        .filter(|(_, calls, ..)| *calls > 0)
+        .collect();
+    rows.sort_by_key(|(name, _, _, time)| (std::cmp::Reverse(*time), *name));
+    let total = rows.iter().fold(("total", 0, 0, Duration::ZERO), |(name, calls, errors, time), row| {
+        (name, calls + row.1, errors + row.2, time + row.3)
+    });
+    let whole = total.3.as_secs_f64().max(f64::MIN_POSITIVE);
+    let mut text = String::from("% time     seconds  usecs/call     calls    errors hypercall\n");
+    for (name, calls, errors, time) in rows.into_iter().chain([total]) {
+        let micros = time.as_micros().checked_div(u128::from(calls)).unwrap_or(0);
+        let errors = if errors > 0 { errors.to_string() } else { String::new() };
+        let seconds = time.as_secs_f64();
+        // Writing to a String cannot fail.
+        writeln!(
+            text,
+            "{:6.2} {seconds:11.6} {micros:11} {calls:9} {errors:>9} {name}",
+            100.0 * seconds / whole
+        )
+        .ok();
+    }
+    text
+}
+
+/// Writes calls.
 pub struct Tracer {
     style: Style,
     filter: Filter,
     sink: Option<Mutex<Sink>>,
     started: Instant,
-    counts: Mutex<BTreeMap<&'static str, Count>>,
 }
 
 impl fmt::Debug for Tracer {
@@ -79,20 +117,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Tracer {
-    /// A trace to `sink`; without one, calls are only counted.
+    /// A trace to `sink`; without one, nothing is written.
     pub fn new(sink: Option<Sink>, style: Style, filter: Filter) -> Tracer {
-        Tracer {
-            style,
-            filter,
-            sink: sink.map(Mutex::new),
-            started: Instant::now(),
-            counts: Mutex::new(BTreeMap::new()),
-        }
-    }
-
-    /// When a call begins.
-    pub(super) fn begin(&self) -> Instant {
-        Instant::now()
+        Tracer { style, filter, sink: sink.map(Mutex::new), started: Instant::now() }
     }
 
     /// Whether a call is to be decoded.
@@ -100,17 +127,8 @@ impl Tracer {
         self.sink.is_some() && self.filter.has(call.row.name, call.op.map(|op| op.label))
     }
 
-    /// Counts a call.
-    pub(super) fn count(&self, begun: Instant, name: &'static str, is_error: bool) {
-        let mut counts = lock(&self.counts);
-        let count = counts.entry(name).or_default();
-        count.calls += 1;
-        count.errors += u64::from(is_error);
-        count.time += begun.elapsed();
-    }
-
-    /// Writes and counts a call.
-    pub(super) fn end(
+    /// Writes a call, if it is to be.
+    pub(super) fn write(
         &self,
         begun: Instant,
         call: &Decoded,
@@ -118,7 +136,6 @@ impl Tracer {
         result: i64,
         error: Option<&'static str>,
     ) {
-        self.count(begun, call.name, error.is_some());
         let Some(sink) = self.sink.as_ref().filter(|_| self.filter.has(call.name, call.op)) else { return };
         let time = begun.duration_since(self.started);
         let line = match self.style {
@@ -151,37 +168,6 @@ impl Tracer {
         {
             log::warn!("the trace of hypercalls cannot be written: {error}");
         }
-    }
-
-    /// Calls with their counts, the longest first, as `strace -c` has them.
-    pub fn summary(&self) -> String {
-        let counts = lock(&self.counts);
-        let mut rows: Vec<_> = counts.iter().map(|(name, count)| (*name, *count)).collect();
-        rows.sort_by_key(|(name, count)| (std::cmp::Reverse(count.time), *name));
-        let mut total = Count::default();
-        for (_, count) in &rows {
-            total.calls += count.calls;
-            total.errors += count.errors;
-            total.time += count.time;
-        }
-        let whole = total.time.as_secs_f64().max(f64::MIN_POSITIVE);
-        let mut text = String::from("% time     seconds  usecs/call     calls    errors hypercall\n");
-        let mut push = |name: &str, count: &Count| {
-            let micros = count.time.as_micros().checked_div(u128::from(count.calls)).unwrap_or(0);
-            // Writing to a String cannot fail.
-            writeln!(
-                text,
-                "{:6.2} {:11.6} {micros:11} {:9} {:>9} {name}",
-                100.0 * count.time.as_secs_f64() / whole,
-                count.time.as_secs_f64(),
-                count.calls,
-                if count.errors > 0 { count.errors.to_string() } else { String::new() },
-            )
-            .ok();
-        };
-        rows.iter().for_each(|(name, count)| push(name, count));
-        push("total", &total);
-        text
     }
 }
 

@@ -151,6 +151,24 @@ impl Vcpu {
         self.registers.step_state(&self.fd)
     }
 
+    /// Program counter, and the base of the tables that translate it.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn pc_and_base(&self) -> Result<(u64, u64), KvmError> {
+        self.registers.pc_and_base(&self.fd)
+    }
+
+    /// Whether it executes a kernel's code.
+    pub fn is_privileged(&self) -> bool {
+        self.registers.is_privileged(&self.fd)
+    }
+
+    /// Has KVM hand registers over with each exit for good, if it can.
+    pub fn always_sync(&self) {
+        self.registers.always_sync();
+    }
+
     /// How it translates addresses now.
     ///
     /// # Errors

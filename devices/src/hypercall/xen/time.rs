@@ -65,7 +65,7 @@ mod tests {
             let (multiplier, shift) = scale(khz);
             let ticks: u128 = u128::from(khz) * 1000;
             let shifted = if shift < 0 { ticks >> -shift } else { ticks << shift };
-            let nanos = shifted * u128::from(multiplier) >> 32;
+            let nanos = (shifted * u128::from(multiplier)) >> 32;
             assert!(nanos.abs_diff(1_000_000_000) < 1000, "{khz} kHz: {nanos} {multiplier} {shift}");
         }
     }

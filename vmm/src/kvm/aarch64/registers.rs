@@ -107,9 +107,14 @@ impl Registers {
 
     /// Writes a few registers by their rows.
     pub fn write_rows(&self, vcpu: &VcpuFd, values: &[(usize, u64)]) -> Result<(), KvmError> {
-        let mut file = RegisterFile::new(ISA);
-        values.iter().for_each(|&(row, value)| file.set_row(row, value));
-        self.write(vcpu, &file)
+        let mut others: Option<RegisterFile> = None;
+        for &(row, value) in values {
+            match self.write_core(vcpu, row, value) {
+                Some(written) => written?,
+                None => others.get_or_insert_with(|| RegisterFile::new(ISA)).set_row(row, value),
+            }
+        }
+        others.map_or(Ok(()), |others| self.write(vcpu, &others))
     }
 
     /// Forgets what has been read: something else has changed registers.
@@ -242,6 +247,31 @@ impl Registers {
     pub fn pc_and_flags(&self, vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
         let read = |id, name| self.get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
         Ok((read(super::PC, "pc")?, read(PSTATE, "cpsr")?))
+    }
+
+    /// PC, and the `TTBRn_EL1` that translates it.
+    pub fn pc_and_base(&self, vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
+        let read = |id, name| self.get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
+        let pc = read(super::PC, "pc")?;
+        let upper = pc >> 55 & 1;
+        Ok((pc, read(system_register(3, 0, 2, 0, upper), "TTBRn_EL1")?))
+    }
+
+    /// Whether it is at EL1.
+    pub fn is_privileged(&self, vcpu: &VcpuFd) -> bool {
+        self.get(vcpu, PSTATE).is_some_and(|state| state & pstate::MODE != 0)
+    }
+
+    /// Nothing to do: see [`can_sync`].
+    pub fn always_sync(&self) {}
+
+    /// Writes a register that is in `struct kvm_regs`; `None` for others.
+    fn write_core(&self, vcpu: &VcpuFd, row: usize, value: u64) -> Option<Result<(), KvmError>> {
+        let Source::Core(_) = table(ISA).get(row)?.source else { return None };
+        let id = id(table(ISA)[row].source)?;
+        self.known.borrow_mut().retain(|(known, _)| *known != id);
+        let refused = |_| KvmError::RefusedRegister(table(ISA)[row].name);
+        Some(vcpu.set_one_reg(id, &value.to_le_bytes()).map(drop).map_err(refused))
     }
 
     /// Reads one register by its row.

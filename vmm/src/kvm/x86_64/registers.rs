@@ -104,6 +104,8 @@ pub struct Registers {
     can_sync: bool,
     /// KVM is to hand over registers with each exit.
     syncs: Cell<bool>,
+    /// Also when nobody asks for it.
+    always_syncs: Cell<bool>,
     /// It did, and nobody has written any since.
     is_synced: Cell<bool>,
     /// `regs` has been changed; KVM takes it with the next entry, or by [`Self::flush`].
@@ -119,6 +121,7 @@ impl Registers {
             layout: OnceCell::new(),
             can_sync,
             syncs: Cell::new(false),
+            always_syncs: Cell::new(false),
             is_synced: Cell::new(false),
             is_dirty: Cell::new(false),
             regs: Cell::new(None),
@@ -129,7 +132,7 @@ impl Registers {
     /// Has KVM hand over registers with each exit from now on, if it can: for a vCPU that is
     /// debugged, whose exits look at them.
     pub fn sync(&self, on: bool) {
-        self.syncs.set(on && self.can_sync);
+        self.syncs.set(on && self.can_sync || self.always_syncs.get());
     }
 
     /// Called before the guest is entered.
@@ -168,14 +171,14 @@ impl Registers {
     /// so (KVM API, `KVM_CAP_SYNC_REGS`, `kvm_dirty_regs`).
     pub fn write_rows(&self, vcpu: &VcpuFd, values: &[(usize, u64)]) -> Result<(), KvmError> {
         let mut regs = self.regs(vcpu)?;
-        let mut others = RegisterFile::new(ISA);
+        let mut others: Option<RegisterFile> = None;
         for &(row, value) in values {
             match table(ISA).get(row).map(|register| register.source) {
                 Some(Source::Regs(index)) => {
                     let start = usize::from(index) * 8;
                     regs.bytes_mut()[start..start + 8].copy_from_slice(&value.to_le_bytes());
                 }
-                _ => others.set_row(row, value),
+                _ => others.get_or_insert_with(|| RegisterFile::new(ISA)).set_row(row, value),
             }
         }
         self.regs.set(Some(regs));
@@ -183,7 +186,7 @@ impl Registers {
         if !self.is_synced.get() {
             self.flush(vcpu)?;
         }
-        if others.rows().next().is_some() { self.write(vcpu, &others) } else { Ok(()) }
+        others.map_or(Ok(()), |others| self.write(vcpu, &others))
     }
 
     /// Forgets what has been read: something else has changed registers.
@@ -225,6 +228,22 @@ impl Registers {
     pub fn pc_and_flags(&self, vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
         let regs = self.regs(vcpu)?;
         Ok((regs.rip, regs.rflags))
+    }
+
+    /// RIP and CR3.
+    pub fn pc_and_base(&self, vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
+        Ok((self.regs(vcpu)?.rip, self.sregs(vcpu)?.cr3))
+    }
+
+    /// Whether it is in ring 0.
+    pub fn is_privileged(&self, vcpu: &VcpuFd) -> bool {
+        self.sregs(vcpu).is_ok_and(|sregs| sregs.cs.selector & 3 == 0)
+    }
+
+    /// Has KVM hand over registers with each exit, whoever switches that on and off.
+    pub fn always_sync(&self) {
+        self.always_syncs.set(self.can_sync);
+        self.syncs.set(self.can_sync);
     }
 
     /// Reads one register by its row.
