@@ -354,6 +354,8 @@ pub struct Served {
 pub struct Hypercalls {
     family: Arc<dyn Family>,
     tracer: Tracer,
+    /// The time that calls take is counted too, which costs some of it.
+    is_timed: bool,
     /// A debugger looks at calls.
     is_caught: AtomicBool,
     /// At which.
@@ -363,12 +365,12 @@ pub struct Hypercalls {
 }
 
 impl Hypercalls {
-    /// A family and its trace.
-    pub fn new(family: Arc<dyn Family>, tracer: Tracer) -> Hypercalls {
+    /// A family and its trace. With `is_timed`, the time that calls take is counted.
+    pub fn new(family: Arc<dyn Family>, tracer: Tracer, is_timed: bool) -> Hypercalls {
         // A table is parsed when it is first looked at, which is not to be in a guest's call.
         let counts = (0..=family.table().calls.len()).map(|_| Count::default()).collect();
         let (is_caught, caught) = (AtomicBool::new(false), Mutex::default());
-        Hypercalls { family, tracer, is_caught, caught, counts }
+        Hypercalls { family, tracer, is_timed, is_caught, caught, counts }
     }
 
     /// The family.
@@ -425,14 +427,20 @@ impl Hypercalls {
         }
     }
 
-    /// How many argument registers a call can have.
-    pub fn argument_count(&self, number: u64, abi: Abi) -> usize {
-        self.family.table().call(number, abi).map_or(0, |call| call.count)
+    /// How many argument registers a call has; `first` reads the first of them, which may say.
+    pub fn argument_count(&self, number: u64, abi: Abi, first: impl FnOnce() -> u64) -> usize {
+        let Some(call) = self.family.table().call(number, abi) else { return 0 };
+        match call.arguments.as_slice() {
+            [Field { kind: Kind::Ops(_), .. }] => {
+                1 + call.op(first() & 0xffff_ffff).map_or(0, |op| op.arguments.len())
+            }
+            arguments => arguments.len(),
+        }
     }
 
     /// Serves a call.
     pub fn serve(&self, raw: RawCall, caller: &dyn Caller) -> Answer {
-        let begun = Instant::now();
+        let begun = self.is_timed.then(Instant::now);
         let table = self.family.table();
         let place = table.place(raw.number, raw.abi);
         let count = place.map_or(self.counts.last(), |place| self.counts.get(place));
@@ -446,12 +454,12 @@ impl Hypercalls {
             }
         };
         if let Some(count) = count {
-            count.add(begun.elapsed(), error.is_some());
+            count.add(begun.map(|begun| begun.elapsed()), error.is_some());
         }
         answer
     }
 
-    fn answer(&self, call: &mut Call<'_>, begun: Instant) -> (Answer, Option<&'static str>) {
+    fn answer(&self, call: &mut Call<'_>, begun: Option<Instant>) -> (Answer, Option<&'static str>) {
         // What is shown is what was there before the answer.
         let mut decoded = self.tracer.wants(call).then(|| Decoded::of(call));
         let mut answer = self.family.answer(call);

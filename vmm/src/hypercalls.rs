@@ -5,8 +5,7 @@
 
 use crate::debugger::LiveMemory;
 use crate::kvm::exit::HypercallExit;
-use crate::kvm::{HOST_ISA, Interrupter, KvmError, Transport, Vcpu};
-use crate::memory::GuestMemory;
+use crate::kvm::{HOST_ISA, Interrupter, KvmError, Transport, Vcpu, Vm};
 use arch::hypercall::{Abi, Rows, XEN_HVC, hvc_immediate};
 use arch::register::row;
 use arch::{GuestPhys, GuestVirt, Isa};
@@ -86,7 +85,7 @@ pub enum Done {
 }
 
 impl LiveHypercalls {
-    /// A family's calls over a transport. `memory`, `serial` and `interrupter` are the machine's.
+    /// A family's calls over a transport of `vm`, whose serial port is the console.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -94,20 +93,22 @@ impl LiveHypercalls {
         family: FamilyName,
         transport: Transport,
         tracer: Tracer,
+        is_timed: bool,
         vcpus: u32,
-        memory: &GuestMemory,
+        vm: &Vm,
         serial: &Arc<Mutex<Serial>>,
-        interrupter: Interrupter,
     ) -> std::io::Result<LiveHypercalls> {
-        let live = LiveMemory(memory.clone());
+        let live = LiveMemory(vm.memory().clone());
         let (calls, timers, thread) = match family {
-            FamilyName::Kvm => (Hypercalls::new(Arc::new(devices::hypercall::kvm::Kvm), tracer), None, None),
+            FamilyName::Kvm => {
+                (Hypercalls::new(Arc::new(devices::hypercall::kvm::Kvm), tracer, is_timed), None, None)
+            }
             FamilyName::Xen => {
                 let timers = Arc::new(Timers::new(vcpus));
                 let platform = LivePlatform {
-                    memory: LiveMemory(memory.clone()),
+                    memory: LiveMemory(vm.memory().clone()),
                     serial: Arc::clone(serial),
-                    interrupter,
+                    interrupter: vm.interrupter(),
                     vcpus,
                     timers: Arc::clone(&timers),
                 };
@@ -116,7 +117,7 @@ impl LiveHypercalls {
                 let thread = std::thread::Builder::new()
                     .name("xen-timers".into())
                     .spawn(move || its_timers.run(&weak))?;
-                (Hypercalls::new(xen, tracer), Some(timers), Some(thread))
+                (Hypercalls::new(xen, tracer, is_timed), Some(timers), Some(thread))
             }
         };
         let rows = Abi::ALL.map(|abi| match family {
@@ -212,7 +213,9 @@ impl LiveHypercalls {
         // A 64-bit argument of 32-bit code is in two registers.
         let count = match abi.word() {
             4 => MOST_ARGUMENTS,
-            _ => self.calls.argument_count(number, abi),
+            _ => {
+                self.calls.argument_count(number, abi, || rows.arguments.first().map_or(0, |row| value(*row)))
+            }
         };
         for (argument, row) in arguments.iter_mut().zip(&rows.arguments).take(count) {
             *argument = value(*row);

@@ -247,15 +247,9 @@ fn hypercalls(
         },
         source,
     })?;
-    let live = LiveHypercalls::new(
-        wanted.family,
-        transport,
-        tracer,
-        config.cpus,
-        vm.memory(),
-        serial,
-        vm.interrupter(),
-    );
+    // A debugger may ask for the times.
+    let is_timed = wanted.trace != Trace::Off || wanted.summary || config.gdb.is_some();
+    let live = LiveHypercalls::new(wanted.family, transport, tracer, is_timed, config.cpus, vm, serial);
     live.map(|live| Some(Arc::new(live))).map_err(Error::system("cannot start a thread for timers"))
 }
 

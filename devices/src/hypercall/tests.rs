@@ -140,7 +140,7 @@ impl Guest {
     fn with(abi: Abi, style: Style) -> Guest {
         let (bench, lines) = (Bench::new(), Lines::default());
         let tracer = Tracer::new(Some(Box::new(lines.clone())), style, Filter::default());
-        let calls = Hypercalls::new(Arc::new(Xen::new(Box::new(bench.clone()))), tracer);
+        let calls = Hypercalls::new(Arc::new(Xen::new(Box::new(bench.clone()))), tracer, true);
         Guest { bench, lines, calls, abi }
     }
 
@@ -622,7 +622,7 @@ fn json_and_counts() {
 fn the_second_family_fits_the_same_seam() {
     let (bench, lines) = (Bench::new(), Lines::default());
     let tracer = Tracer::new(Some(Box::new(lines.clone())), Style::Lines, Filter::default());
-    let calls = Hypercalls::new(Arc::new(Kvm), tracer);
+    let calls = Hypercalls::new(Arc::new(Kvm), tracer, true);
     let raw = |number, arguments: [u64; 4]| {
         let mut all = [0; 6];
         all[..4].copy_from_slice(&arguments);

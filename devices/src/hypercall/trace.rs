@@ -57,11 +57,13 @@ pub struct Count {
 }
 
 impl Count {
-    /// Counts a call that took a time.
-    pub fn add(&self, time: Duration, is_error: bool) {
+    /// Counts a call, and the time it took if that is known.
+    pub fn add(&self, time: Option<Duration>, is_error: bool) {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.errors.fetch_add(u64::from(is_error), Ordering::Relaxed);
-        self.nanos.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if let Some(time) = time {
+            self.nanos.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
     }
 }
 
@@ -130,14 +132,14 @@ impl Tracer {
     /// Writes a call, if it is to be.
     pub(super) fn write(
         &self,
-        begun: Instant,
+        begun: Option<Instant>,
         call: &Decoded,
         vcpu: u32,
         result: i64,
         error: Option<&'static str>,
     ) {
         let Some(sink) = self.sink.as_ref().filter(|_| self.filter.has(call.name, call.op)) else { return };
-        let time = begun.duration_since(self.started);
+        let time = begun.unwrap_or_else(Instant::now).duration_since(self.started);
         let line = match self.style {
             Style::Lines => format!(
                 "[vcpu {vcpu} {:3}.{:06}] {} = {}\n",
