@@ -2,18 +2,24 @@
 //! they are given. `make fuzz` has libFuzzer look for inputs; the unit tests go through
 //! mutations of a few good ones.
 
+use arch::hypercall::Abi;
 use arch::image::{Source, detect};
-use arch::{Isa, aarch64, x86};
+use arch::{GuestPhys, Isa, aarch64, x86};
 use debug::disassemble::{LONGEST_INSTRUCTION, Mode, disassemble};
 use debug::engine::Engine;
 use debug::expression::{Expression, Target};
+use debug::fake::Ram;
 use debug::fake::Still;
 use debug::gdb::packet::{Framer, frame, unescape};
 use debug::gdb::server::converse;
 use debug::gdb::session::Session;
 use debug::linux::VmCoreInfo;
 use debug::range;
-use debug::target::Machine;
+use debug::target::{Machine, Memory};
+use devices::hypercall::trace::{Filter, Style, Tracer};
+use devices::hypercall::xen::{Platform, Xen};
+use devices::hypercall::{Caller, Hypercalls, RawCall};
+use std::io;
 use std::sync::Arc;
 
 /// Something that is fuzzed.
@@ -72,6 +78,15 @@ pub const FUZZED: &[Fuzzed] = &[
         ],
     },
     Fuzzed {
+        name: "hypercalls",
+        run: hypercalls,
+        seeds: &[
+            b"\x00\x20\x06\x00\x01\x00\x00\x00\xf0\x7f\x00\x00",
+            b"\x01\x0d\x00\x01\x02\x00\x00\x00\x11\x00\x00\x00\x00\x00\x00\x00",
+            b"\x02\x24\x00\x01\x00\x00\x00\x00\x05\x00\x00\x00\x17\x00\x00\x00",
+        ],
+    },
+    Fuzzed {
         name: "vmcoreinfo",
         run: vmcoreinfo,
         seeds: &[b"OSRELEASE=6\nPAGESIZE=4096\nSYMBOL(prb)=10\nOFFSET(printk_ringbuffer.desc_ring)=0\n"],
@@ -91,6 +106,88 @@ pub fn packets(data: &[u8]) {
     if let Some(mut session) = session(isa) {
         // Without sockets there is nothing to fuzz.
         converse(&mut session, &framed).ok();
+    }
+}
+
+/// A machine whose memory is what is given.
+#[derive(Clone, Debug)]
+struct Given(Arc<Ram>);
+
+impl Caller for Given {
+    fn vcpu(&self) -> u32 {
+        0
+    }
+
+    fn read(&self, address: u64, bytes: &mut [u8]) -> usize {
+        self.0.read(GuestPhys(address), bytes)
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> usize {
+        self.0.write(GuestPhys(address), bytes)
+    }
+}
+
+impl Platform for Given {
+    fn console_write(&self, _: &[u8]) {}
+
+    fn console_read(&self, bytes: &mut [u8]) -> usize {
+        bytes.len()
+    }
+
+    fn ram(&self) -> Vec<(u64, u64)> {
+        vec![(0, 1 << 16)]
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> usize {
+        self.0.write(GuestPhys(address), bytes)
+    }
+
+    fn update(&self, address: u64, size: usize, set: u64, clear: u64) -> Option<u64> {
+        let mut bytes = [0; 8];
+        (self.0.read(GuestPhys(address), &mut bytes[..size]) == size).then_some(())?;
+        let old = u64::from_le_bytes(bytes);
+        self.0.write(GuestPhys(address), &(old & !clear | set).to_le_bytes()[..size]);
+        Some(old)
+    }
+
+    fn vcpus(&self) -> u32 {
+        2
+    }
+
+    fn interrupt(&self, _: u32, _: u32) {}
+
+    fn now(&self) -> u64 {
+        1
+    }
+
+    fn wall(&self) -> u64 {
+        1
+    }
+
+    fn set_timer(&self, _: u32, _: Option<u64>) {}
+}
+
+/// A call: its caller, number, operation and pointers by the first bytes; memory, from 256 on, by the
+/// rest. Twice, so that the second meets what the first has left.
+pub fn hypercalls(data: &[u8]) {
+    let (head, memory) = data.split_at(data.len().min(8));
+    let byte = |index: usize| head.get(index).copied().map_or(0, u64::from);
+    let given = Given(Arc::new(Ram::new(1 << 16)));
+    given.0.write(GuestPhys(0x100), memory);
+    let tracer = |style| Tracer::new(Some(Box::new(io::sink())), style, Filter::default());
+    let abi = Abi::ALL[usize::from(head.first().copied().unwrap_or(0)) % Abi::ALL.len()];
+    for style in [Style::Lines, Style::Json] {
+        let calls = Hypercalls::new(Arc::new(Xen::new(Box::new(given.clone()))), tracer(style), true);
+        let pointer = byte(3) << 8;
+        for arguments in [
+            [byte(2), pointer, byte(4), pointer | byte(5), byte(6), byte(7)],
+            [pointer, byte(4), byte(2), pointer, u64::MAX, byte(7)],
+            [byte(2), u64::MAX - byte(4), u64::MAX, pointer, byte(6), byte(7)],
+        ] {
+            let raw = RawCall { abi, number: byte(1), arguments };
+            calls.look(raw, &given);
+            calls.serve(raw, &given);
+        }
     }
 }
 

@@ -95,6 +95,41 @@ pub fn by_kvm(c: &mut Context) -> Check {
     check(errors.contains(BY_KVM), || format!("not by KVM's way:\n{errors}"))
 }
 
+/// Runs a guest with a trace, and compares the calls in it.
+fn compare(c: &mut Context, guest: &str, words: &str, code: i32, wanted: &[&str]) -> Check {
+    let (guest, file, limit) = (c.guest(guest, false)?, c.work.join("trace"), c.limit(10));
+    let options = format!("--hypercalls {words},trace={} --kernel {{}} --memory 64M", file.display());
+    c.run(&options, &[&guest], limit)?.expect_code(code)?;
+    let text = std::fs::read_to_string(&file).map_err(|error| error.to_string())?;
+    let calls: Vec<&str> = text.lines().filter_map(|line| Some(line.split_once("] ")?.1)).collect();
+    check(calls == wanted, || format!("the trace is\n{text}\ninstead of\n{}", wanted.join("\n")))
+}
+
+/// Calls of 32-bit code, by each way out of the guest.
+pub fn from_32_bit_code(c: &mut Context) -> Check {
+    let wanted = [
+        "xen_version(XENVER_version) = 0x40014",
+        "console_io(CONSOLEIO_write, 3, \"32\\n\") = 0",
+        "set_timer_op(9223090564187803119) = 0",
+        "memory_op(XENMEM_add_to_physmap, {domid=DOMID_SELF, size=0, space=XENMAPSPACE_shared_info, idx=0, \
+         gpfn=0x301}) = 0",
+        "argo_op(XEN_ARGO_OP_register_ring, {aport=5, partner_id=1, len=4096}, 0x1000, 2, \
+         XEN_ARGO_REGISTER_FLAG_FAIL_EXIST) = -ENOSYS",
+        "sched_op(SCHEDOP_shutdown, {reason=SHUTDOWN_poweroff}) = 0",
+    ];
+    compare(c, "xen32", "xen", 0, &wanted)?;
+    compare(c, "xen32", "xen,transport=page", 0, &wanted)
+}
+
+/// KVM's own calls, decoded only.
+pub fn of_kvm(c: &mut Context) -> Check {
+    let wanted = [
+        "kick_cpu(0, 1) = -KVM_ENOSYS",
+        "map_gpa_range(0x1000, 2, KVM_MAP_GPA_RANGE_ENCRYPTED) = -KVM_ENOSYS",
+    ];
+    compare(c, "kvm_calls", "kvm", 0x41, &wanted)
+}
+
 /// JSON, a filter, counts at the end, and nothing at all.
 pub fn styles(c: &mut Context) -> Check {
     let (guest, limit) = (c.guest("xen", false)?, c.limit(10));

@@ -11,7 +11,7 @@ use super::exit::DebugExit;
 use crate::boot::aarch64::Platform;
 use arch::Isa;
 use arch::x86::boot_state::{BootState, RFLAGS_RESERVED, Segment};
-use arch::x86::cpuid::{Cpuid, Entry};
+use arch::x86::cpuid::{Cpuid, Entry, Register};
 use arch::x86::{acpi, layout};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -22,6 +22,12 @@ pub use registers::Registers;
 pub const ISA: Isa = Isa::X86_64;
 /// What our ACPI tables can describe.
 pub const MAX_VCPUS: u32 = acpi::MAX_VCPUS;
+
+/// The leaf of KVM's own features (Linux, `include/uapi/asm/kvm_para.h`)...
+const KVM_CPUID_FEATURES: u32 = 0x4000_0001;
+/// ...and those for which a guest makes calls: `KVM_FEATURE_PV_UNHALT`, `_PV_SEND_IPI`,
+/// `_PV_SCHED_YIELD` and `_HC_MAP_GPA_RANGE`.
+const FEATURES_WITH_CALLS: u32 = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16;
 
 /// What lives beside an x86 VM: nothing, the interrupt controllers belong to KVM.
 #[derive(Debug)]
@@ -59,6 +65,10 @@ impl NativeVm {
             .map(|id| {
                 let fd = vm.create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
                 let mut cpuid = cpuid.for_vcpu(id, config.vcpus);
+                if config.hypercalls.is_some_and(|setup| !setup.has_page) {
+                    // Calls that are only shown are not to be relied on.
+                    cpuid.clear(KVM_CPUID_FEATURES, 0, Register::Eax, FEATURES_WITH_CALLS);
+                }
                 if shows_xen {
                     for leaf in devices::hypercall::xen::cpuid::leaves(id) {
                         let [eax, ebx, ecx, edx] = leaf.registers;
