@@ -210,8 +210,23 @@ pub struct Call<'a> {
     arguments: [Option<(&'static Field, u64)>; MOST_ARGUMENTS],
     /// Structures that have been read: argument, element.
     frames: Vec<(&'static str, usize, Result<Frame, Fault>)>,
+    /// Characters that have been read, by argument; whether there are no more that can be.
+    read_texts: Vec<(&'static str, Vec<u8>, bool)>,
     /// Characters that the answer has written, by argument.
     texts: Vec<(&'static str, Vec<u8>)>,
+    /// Calls within this one, as far as they have been read.
+    entries: Vec<Result<Entry<'a>, Fault>>,
+}
+
+/// A call within a call.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// As it stands in memory.
+    pub raw: RawCall,
+    /// Looked up; `None` if it is in no table.
+    pub call: Option<Call<'a>>,
+    /// What it has resulted in.
+    pub result: Option<i64>,
 }
 
 impl std::fmt::Debug for Call<'_> {
@@ -244,6 +259,8 @@ impl<'a> Call<'a> {
             arguments: [None; MOST_ARGUMENTS],
             frames: Vec::new(),
             texts: Vec::new(),
+            read_texts: Vec::new(),
+            entries: Vec::new(),
         };
         let mut registers = raw.arguments.iter().map(|value| raw.abi.cut(*value));
         for field in &row.arguments {
@@ -317,6 +334,50 @@ impl<'a> Call<'a> {
         self.frames[at].2.as_mut().map_err(|fault| *fault)
     }
 
+    /// Up to so many of the characters that an argument points to, each read once; fewer if the rest
+    /// cannot be.
+    pub fn text(&mut self, name: &str, most: usize) -> &[u8] {
+        let Some((field, address)) = self.arguments().find(|(field, _)| field.name == name) else {
+            return &[];
+        };
+        let at = match self.read_texts.iter().position(|(read, ..)| *read == name) {
+            Some(at) => at,
+            None => {
+                self.read_texts.push((field.name, Vec::new(), false));
+                self.read_texts.len() - 1
+            }
+        };
+        let (_, bytes, is_ended) = &mut self.read_texts[at];
+        let had = bytes.len();
+        if had < most && !*is_ended {
+            bytes.resize(most, 0);
+            let address = self.raw.abi.cut(address.wrapping_add(had as u64));
+            let read = self.caller.read(address, &mut bytes[had..]).min(most - had);
+            bytes.truncate(had + read);
+            *is_ended = had + read < most;
+        }
+        &bytes[..bytes.len().min(most)]
+    }
+
+    /// A call within this one, read once.
+    ///
+    /// # Errors
+    /// [`Fault`], also if it has none.
+    pub fn entry(&mut self, index: usize) -> Result<&mut Entry<'a>, Fault> {
+        let is_list = |field: &Field| matches!(field.kind, Kind::Calls(_));
+        let (_, list) = self.arguments().find(|(field, _)| is_list(field)).ok_or(Fault)?;
+        while self.entries.len() <= index {
+            let entry = multicall_entry(self.raw.abi, self.caller, list, self.entries.len() as u64);
+            let (table, caller) = (self.table, self.caller);
+            self.entries.push(entry.map(|raw| Entry {
+                raw,
+                call: Call::new(table, raw, caller),
+                result: None,
+            }));
+        }
+        self.entries[index].as_mut().map_err(|fault| *fault)
+    }
+
     /// Writes characters to where an argument points.
     ///
     /// # Errors
@@ -340,13 +401,25 @@ impl<'a> Call<'a> {
     }
 }
 
-/// A call that has been served.
-#[derive(Debug)]
-pub struct Served {
-    /// What the guest gets.
-    pub answer: Answer,
-    /// The call as it was decoded, if somebody looks.
-    pub decoded: Option<Decoded>,
+/// An entry of a multicall: operation, result and arguments, a word each, eight in all.
+///
+/// # Errors
+/// [`Fault`].
+fn multicall_entry(abi: Abi, caller: &dyn Caller, list: u64, index: u64) -> Result<RawCall, Fault> {
+    let word = abi.word();
+    let address = abi.cut(list.wrapping_add(index * 8 * word as u64));
+    let mut bytes = vec![0; 8 * word];
+    if caller.read(address, &mut bytes) < bytes.len() {
+        return Err(Fault);
+    }
+    let value = |at: usize| {
+        bytes[at * word..(at + 1) * word].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    };
+    let mut arguments = [0; MOST_ARGUMENTS];
+    for (at, argument) in arguments.iter_mut().enumerate() {
+        *argument = value(at + 2);
+    }
+    Ok(RawCall { abi, number: value(0), arguments })
 }
 
 /// A family with whoever looks at its calls.
@@ -420,21 +493,22 @@ impl Hypercalls {
         match Call::new(self.family.table(), raw, caller) {
             Some(mut call) => {
                 let mut decoded = Decoded::of(&mut call);
-                decoded.complete(&call, false);
+                decoded.complete(&call, &*self.family, false);
                 decoded
             }
             None => Decoded::unknown(raw.number),
         }
     }
 
-    /// How many argument registers a call has; `first` reads the first of them, which may say.
-    pub fn argument_count(&self, number: u64, abi: Abi, first: impl FnOnce() -> u64) -> usize {
-        let Some(call) = self.family.table().call(number, abi) else { return 0 };
+    /// How many argument registers a call has, and whether the first is a sub-operation, of which no
+    /// more than the lower half counts; `first` reads that half.
+    pub fn argument_count(&self, number: u64, abi: Abi, first: impl FnOnce() -> u64) -> (usize, bool) {
+        let Some(call) = self.family.table().call(number, abi) else { return (0, false) };
         match call.arguments.as_slice() {
             [Field { kind: Kind::Ops(_), .. }] => {
-                1 + call.op(first() & 0xffff_ffff).map_or(0, |op| op.arguments.len())
+                (1 + call.op(first() & 0xffff_ffff).map_or(0, |op| op.arguments.len()), true)
             }
-            arguments => arguments.len(),
+            arguments => (arguments.len(), false),
         }
     }
 
@@ -468,7 +542,7 @@ impl Hypercalls {
         }
         let error = self.family.error(answer.result);
         if let Some(decoded) = &mut decoded {
-            decoded.complete(call, error.is_none());
+            decoded.complete(call, &*self.family, error.is_none());
             self.tracer.write(begun, decoded, call.caller.vcpu(), answer.result, error);
         }
         (answer, error)

@@ -199,7 +199,7 @@ impl LiveHypercalls {
             }
             HypercallExit::Port if vcpu.code()?.mode == Mode::Bits64 => Abi::X86_64,
             HypercallExit::Port => Abi::X86_32,
-            HypercallExit::Smccc { is_smc } => {
+            HypercallExit::Smccc { is_smc, .. } => {
                 if is_smc || self.family == FamilyName::Kvm || self.immediate(vcpu)? != Some(XEN_HVC) {
                     return Ok(None);
                 }
@@ -210,15 +210,18 @@ impl LiveHypercalls {
         let value = |row: usize| vcpu.register(row).unwrap_or(0);
         let number = abi.cut(value(rows.number));
         let mut arguments = [0; MOST_ARGUMENTS];
-        // A 64-bit argument of 32-bit code is in two registers.
-        let count = match abi.word() {
-            4 => MOST_ARGUMENTS,
-            _ => {
-                self.calls.argument_count(number, abi, || rows.arguments.first().map_or(0, |row| value(*row)))
-            }
+        let known = match exit {
+            HypercallExit::Smccc { function, .. } => Some(u64::from(function)),
+            _ => None,
         };
-        for (argument, row) in arguments.iter_mut().zip(&rows.arguments).take(count) {
-            *argument = value(*row);
+        let first = || known.unwrap_or_else(|| rows.arguments.first().map_or(0, |row| value(*row)));
+        let (count, is_op) = match abi.word() {
+            // A 64-bit argument of 32-bit code is in two registers.
+            4 => (MOST_ARGUMENTS, false),
+            _ => self.calls.argument_count(number, abi, first),
+        };
+        for (index, (argument, row)) in arguments.iter_mut().zip(&rows.arguments).take(count).enumerate() {
+            *argument = known.filter(|_| is_op && index == 0).unwrap_or_else(|| value(*row));
         }
         Ok(Some(RawCall { abi, number, arguments }))
     }

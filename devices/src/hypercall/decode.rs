@@ -3,7 +3,8 @@
 //! What is read of the guest's memory is bounded, whatever its counts say.
 
 use super::table::{Field, Kind, Show, Table};
-use super::{Call, Caller, Controlled, Fault, Frame, RawCall};
+use super::trace::shown_result;
+use super::{Call, Caller, Controlled, Family, Fault, Frame};
 use arch::hypercall::Abi;
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write;
@@ -34,8 +35,8 @@ pub enum Value {
     Awaited(&'static str, usize, usize, Kind),
     /// Characters that the call may write.
     AwaitedText(&'static str),
-    /// A call within a call.
-    Call(Box<Decoded>),
+    /// A call within a call, and what it has resulted in.
+    Call(Box<Decoded>, Option<(i64, String)>),
     /// An operation of an interface version that is not known; how many bytes of it there are is not
     /// known either.
     Unknown,
@@ -86,9 +87,9 @@ impl Decoded {
     }
 
     /// Takes in what the answer has written.
-    pub fn complete(&mut self, call: &Call<'_>, is_success: bool) {
+    pub fn complete(&mut self, call: &Call<'_>, family: &dyn Family, is_success: bool) {
         for (_, value) in &mut self.arguments {
-            value.complete(call, is_success);
+            value.complete(call, family, is_success);
         }
         self.arguments.retain(|(_, value)| !value.is_awaited());
     }
@@ -132,9 +133,20 @@ impl Reader<'_> {
             Kind::Ops(name) => self.number(value, Show::Decimal, 4, Some(name)),
             Kind::Text(count) => {
                 let count = call.argument(count);
-                if field.is_input { self.characters(value, count) } else { Value::AwaitedText(field.name) }
+                if !field.is_input {
+                    return Value::AwaitedText(field.name);
+                }
+                let wanted = count.min(MOST_TEXT);
+                let text = call.text(field.name, usize::try_from(wanted).unwrap_or(0));
+                if text.is_empty() && wanted > 0 {
+                    return Value::Unreadable(value);
+                }
+                Value::Text(text.to_vec(), count - text.len() as u64)
             }
-            Kind::Calls(count) => self.calls(value, call.argument(count)),
+            Kind::Calls(count) => {
+                let count = call.argument(count);
+                self.calls(call, value, count)
+            }
             Kind::Control(name) => self.control(name, value),
             Kind::Pointer { to: Some(to), count, .. } if matches!(**to, Kind::Struct(_)) => {
                 let count = count.map(|count| call.argument(count));
@@ -184,17 +196,6 @@ impl Reader<'_> {
             Kind::Pointer { .. } if value == 0 => Value::Number(0, "NULL".into()),
             _ => Value::Number(value, format!("{value:#x}")),
         }
-    }
-
-    fn characters(&self, address: u64, count: u64) -> Value {
-        let wanted = count.min(MOST_TEXT);
-        let mut bytes = vec![0; usize::try_from(wanted).unwrap_or(0)];
-        let read = self.caller.read(address, &mut bytes).min(bytes.len());
-        if read == 0 && wanted > 0 {
-            return Value::Unreadable(address);
-        }
-        bytes.truncate(read);
-        Value::Text(bytes, count - read as u64)
     }
 
     fn structure(&self, frame: &Frame, argument: &'static str, index: usize) -> Value {
@@ -286,27 +287,22 @@ impl Reader<'_> {
         Value::List(elements, count - many)
     }
 
-    fn calls(&self, address: u64, count: u64) -> Value {
+    fn calls(&self, call: &mut Call<'_>, address: u64, count: u64) -> Value {
         if self.is_nested {
             return Value::Number(address, format!("{address:#x}"));
         }
-        let word = self.abi.word();
         let many = count.min(MOST_ELEMENTS);
         let mut calls = Vec::new();
-        for index in 0..many {
-            let Ok(raw) = multicall_entry(self.abi, self.caller, address, index) else {
-                calls.push(Value::Unreadable(address.wrapping_add(index * 8 * word as u64)));
+        for index in 0..usize::try_from(many).unwrap_or(0) {
+            let Ok(entry) = call.entry(index) else {
+                calls.push(Value::Unreadable(address));
                 break;
             };
-            let decoded = match Call::new(self.table, raw, self.caller) {
-                Some(mut call) => {
-                    let mut decoded = Decoded::nested(&mut call, true);
-                    decoded.complete(&call, false);
-                    decoded
-                }
-                None => Decoded::unknown(raw.number),
+            let decoded = match &mut entry.call {
+                Some(inner) => Decoded::nested(inner, true),
+                None => Decoded::unknown(entry.raw.number),
             };
-            calls.push(Value::Call(Box::new(decoded)));
+            calls.push(Value::Call(Box::new(decoded), None));
         }
         Value::List(calls, count - many)
     }
@@ -371,27 +367,6 @@ fn control(
     Ok((head, Controlled { command, version, op }))
 }
 
-/// An entry of a multicall: operation, result and arguments, a word each, eight in all.
-///
-/// # Errors
-/// [`Fault`].
-pub fn multicall_entry(abi: Abi, caller: &dyn Caller, list: u64, index: u64) -> Result<RawCall, Fault> {
-    let word = abi.word();
-    let address = abi.cut(list.wrapping_add(index * 8 * word as u64));
-    let mut bytes = vec![0; 8 * word];
-    if caller.read(address, &mut bytes) < bytes.len() {
-        return Err(Fault);
-    }
-    let value = |at: usize| {
-        bytes[at * word..(at + 1) * word].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
-    };
-    let mut arguments = [0; super::MOST_ARGUMENTS];
-    for (at, argument) in arguments.iter_mut().enumerate() {
-        *argument = value(at + 2);
-    }
-    Ok(RawCall { abi, number: value(0), arguments })
-}
-
 fn text(bytes: &[u8]) -> Value {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     Value::Text(bytes[..end].to_vec(), 0)
@@ -402,14 +377,26 @@ impl Value {
         matches!(self, Value::Awaited(..) | Value::AwaitedText(_))
     }
 
-    fn complete(&mut self, call: &Call<'_>, is_success: bool) {
+    fn complete(&mut self, call: &Call<'_>, family: &dyn Family, is_success: bool) {
         match self {
             Value::Struct(values) => {
-                values.iter_mut().for_each(|(_, value)| value.complete(call, is_success));
+                values.iter_mut().for_each(|(_, value)| value.complete(call, family, is_success));
                 values.retain(|(_, value)| !value.is_awaited());
             }
             Value::List(values, _) => {
-                values.iter_mut().for_each(|value| value.complete(call, is_success));
+                for (index, value) in values.iter_mut().enumerate() {
+                    match (value, call.entries.get(index)) {
+                        (Value::Call(decoded, result), Some(Ok(entry))) => {
+                            *result = entry
+                                .result
+                                .map(|result| (result, shown_result(result, family.error(result))));
+                            if let Some(inner) = &entry.call {
+                                decoded.complete(inner, family, is_success);
+                            }
+                        }
+                        (value, _) => value.complete(call, family, is_success),
+                    }
+                }
             }
             Value::Awaited(argument, index, at, kind) => {
                 let frames = call.frames.iter();
@@ -423,7 +410,7 @@ impl Value {
                 }
             }
             Value::Changed(before, after) => {
-                after.complete(call, is_success);
+                after.complete(call, family, is_success);
                 if after.is_awaited() {
                     *self = before.as_ref().clone();
                 }
@@ -479,7 +466,12 @@ impl Value {
                 }
             }
             Value::Awaited(..) | Value::AwaitedText(_) => text.push('?'),
-            Value::Call(call) => text.push_str(&call.text()),
+            Value::Call(call, result) => {
+                text.push_str(&call.text());
+                if let Some((_, shown)) = result {
+                    write!(text, " = {shown}").ok();
+                }
+            }
             Value::Unknown => text.push_str("..."),
         }
     }
@@ -502,7 +494,11 @@ impl Value {
             Value::Written(value) => json!({ "written": value.json() }),
             Value::Changed(before, after) => json!({ "read": before.json(), "written": after.json() }),
             Value::Awaited(..) | Value::AwaitedText(_) | Value::Unknown => Json::Null,
-            Value::Call(call) => call.json(),
+            Value::Call(call, result) => {
+                let mut object = call.json();
+                object["result"] = json!(result.as_ref().map(|(result, _)| result));
+                object
+            }
         }
     }
 }

@@ -423,6 +423,12 @@ fn only_arguments_are_read() {
     assert_eq!(guest.traced(17, &[0]), "xen_version(XENVER_version) = 0x40014");
     assert!(guest.bench.reads.lock().unwrap().is_empty());
     assert_eq!(guest.traced(99, &[]), "hypercall(99) = -ENOSYS");
+    // Nor is a text read twice, or a call within a call.
+    guest.bench.put(0x2000, b"once");
+    guest.call(18, &[0, 4, 0x2000]);
+    assert_eq!(std::mem::take(&mut *guest.bench.reads.lock().unwrap()), [(0x2000, 4)]);
+    guest.call(13, &[0x2800, 1]);
+    assert_eq!(std::mem::take(&mut *guest.bench.reads.lock().unwrap()), [(0x2800, 64)]);
     // A structure that is only written is not read; one that is answered and shown is read once.
     guest.call(17, &[1, 0x1000]);
     assert!(guest.bench.reads.lock().unwrap().is_empty());
@@ -508,7 +514,8 @@ fn calls_within_calls() {
     entry(0x3080, 1000, &[]);
     assert_eq!(
         guest.traced(13, &[0x3000, 3]),
-        "multicall([xen_version(XENVER_version), multicall(0x3000, 1), hypercall(1000)], 3) = 0"
+        "multicall([xen_version(XENVER_version) = 0x40014, multicall(0x3000, 1) = -EINVAL, \
+         hypercall(1000) = -ENOSYS], 3) = 0"
     );
     let result = |at: usize| i64::from_le_bytes(guest.bench.get(at + 8, 8).try_into().unwrap());
     assert_eq!((result(0x3000), result(0x3040), result(0x3080)), (0x4_0014, errno::EINVAL, errno::ENOSYS));

@@ -11,7 +11,7 @@ pub mod time;
 mod version;
 
 use super::table::Table;
-use super::{Answer, Call, Effect, Family, Fault, Shutdown, decode};
+use super::{Answer, Call, Effect, Family, Fault, Shutdown};
 use arch::hypercall::Abi;
 use errno::{EFAULT, EINVAL, ENOSYS, EPERM, ESRCH};
 use events::Events;
@@ -117,21 +117,20 @@ impl Xen {
     }
 
     fn console(&self, call: &mut Call<'_>, op: &str) -> Result<i64, i64> {
-        let (count, buffer) = (call.argument("count"), call.argument("buffer"));
+        let count = call.argument("count");
         match op {
             "write" => {
-                let mut left = count.min(MOST_OUTPUT);
-                let mut address = buffer;
-                while left > 0 {
-                    let mut bytes = [0; 256];
-                    let wanted = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
-                    let read = call.caller.read(address, &mut bytes[..wanted]);
-                    self.platform.console_write(&bytes[..read]);
-                    if read < wanted {
+                const PIECE: usize = 256;
+                let total = usize::try_from(count.min(MOST_OUTPUT)).unwrap_or(0);
+                let mut done = 0;
+                while done < total {
+                    let wanted = total.min(done + PIECE);
+                    let text = call.text("buffer", wanted);
+                    self.platform.console_write(text.get(done..).unwrap_or(&[]));
+                    if text.len() < wanted {
                         return Err(EFAULT);
                     }
-                    left -= read as u64;
-                    address = address.wrapping_add(read as u64);
+                    done = wanted;
                 }
                 Ok(0)
             }
@@ -355,17 +354,18 @@ impl Xen {
         let (list, count) = (call.argument("call_list"), call.argument("nr_calls"));
         let (abi, caller) = (call.raw.abi, call.caller);
         let word = abi.word();
-        for index in 0..count.min(MOST_CALLS) {
-            let raw = decode::multicall_entry(abi, caller, list, index).map_err(|Fault| EFAULT)?;
-            let result = match Call::new(&TABLE, raw, caller) {
+        for index in 0..usize::try_from(count.min(MOST_CALLS)).unwrap_or(0) {
+            let entry = call.entry(index).map_err(|Fault| EFAULT)?;
+            let result = match &mut entry.call {
                 Some(inner) if inner.row.name == "multicall" => EINVAL,
-                Some(mut inner) => {
-                    let answer = self.answer(&mut inner);
+                Some(inner) => {
+                    let answer = self.answer(inner);
                     if inner.flush().is_err() { EFAULT } else { answer.result }
                 }
                 None => ENOSYS,
             };
-            let place = abi.cut(list.wrapping_add((index * 8 + 1) * word as u64));
+            entry.result = Some(result);
+            let place = abi.cut(list.wrapping_add(((index * 8 + 1) * word) as u64));
             let bytes = result.to_le_bytes();
             if caller.write(place, &bytes[..word]) < word {
                 return Err(EFAULT);

@@ -153,6 +153,8 @@ pub enum HypercallExit {
     Port,
     /// aarch64: an SMCCC function that was handed over.
     Smccc {
+        /// The function: the lower half of X0.
+        function: u32,
         /// By `SMC` instead of `HVC`.
         is_smc: bool,
     },
@@ -271,8 +273,14 @@ pub unsafe fn decode(run: &mut kvm::kvm_run) -> VcpuExit<'_> {
         }
         kvm::KVM_EXIT_HYPERCALL => {
             // SAFETY: as above.
-            let flags = unsafe { run.__bindgen_anon_1.hypercall.__bindgen_anon_1.flags };
-            VcpuExit::Hypercall(HypercallExit::Smccc { is_smc: flags & KVM_HYPERCALL_EXIT_SMC != 0 })
+            let call = unsafe { &run.__bindgen_anon_1.hypercall };
+            // SAFETY: as above; on x86 this exit is not asked for.
+            let flags = unsafe { call.__bindgen_anon_1.flags };
+            let function = u32::try_from(call.nr & 0xffff_ffff).unwrap_or(0);
+            VcpuExit::Hypercall(HypercallExit::Smccc {
+                function,
+                is_smc: flags & KVM_HYPERCALL_EXIT_SMC != 0,
+            })
         }
         kvm::KVM_EXIT_X86_WRMSR => {
             // SAFETY: as above.
