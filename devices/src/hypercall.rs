@@ -20,7 +20,7 @@ use decode::Decoded;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use table::{CallRow, ControlOp, Field, Kind, Op, Table};
+use table::{CallRow, Field, Kind, Op, Table};
 use trace::{Count, Filter, Tracer};
 
 /// Arguments that a call has at most.
@@ -233,17 +233,6 @@ impl std::fmt::Debug for Call<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Call").field("name", &self.row.name).field("raw", &self.raw).finish_non_exhaustive()
     }
-}
-
-/// A structure with an interface version, taken apart.
-#[derive(Clone, Copy, Debug)]
-pub struct Controlled {
-    /// What the caller states.
-    pub command: u64,
-    /// The same.
-    pub version: u64,
-    /// The operation of that version, if it is known.
-    pub op: Option<&'static ControlOp>,
 }
 
 impl<'a> Call<'a> {

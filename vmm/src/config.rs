@@ -1,6 +1,7 @@
 //! What a run is made of, checked once at the edge.
 
 use crate::console::ConsoleKind;
+use crate::error::Error;
 use crate::hypercalls::FamilyName;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
@@ -78,7 +79,7 @@ pub enum Trace {
     Off,
     /// Standard error.
     Stderr,
-    /// A file, which is begun anew.
+    /// A file.
     File(PathBuf),
 }
 
@@ -125,7 +126,27 @@ impl HypercallConfig {
         Ok(config)
     }
 
-    /// The trace that is asked for.
+    /// The error of a trace that cannot be opened.
+    pub fn cannot_open(&self, source: std::io::Error) -> Error {
+        let path = match &self.trace {
+            Trace::File(path) => path.clone(),
+            Trace::Off | Trace::Stderr => PathBuf::from("standard error"),
+        };
+        Error::Open { option: "--hypercalls trace=", path, source }
+    }
+
+    /// Empties the file of the trace, once: a guest that is booted again adds to it.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn begin(&self) -> std::io::Result<()> {
+        match &self.trace {
+            Trace::File(path) => File::create(path).map(drop),
+            Trace::Off | Trace::Stderr => Ok(()),
+        }
+    }
+
+    /// The trace that is asked for, behind what its file has already.
     ///
     /// # Errors
     /// When its file cannot be made.
@@ -133,7 +154,10 @@ impl HypercallConfig {
         let sink: Option<Sink> = match &self.trace {
             Trace::Off => None,
             Trace::Stderr => Some(Box::new(std::io::stderr())),
-            Trace::File(path) => Some(Box::new(LineWriter::new(File::create(path)?))),
+            Trace::File(path) => {
+                let file = File::options().create(true).append(true).open(path)?;
+                Some(Box::new(LineWriter::new(file)))
+            }
         };
         Ok(Tracer::new(sink, self.style, self.filter.clone()))
     }

@@ -23,7 +23,6 @@ use devices::pl031::Pl031;
 use devices::serial::{self, Interrupt, Serial};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -239,14 +238,7 @@ fn hypercalls(
 ) -> Result<Option<Arc<LiveHypercalls>>, Error> {
     let (Some(wanted), Some(transport)) = (&config.hypercalls, vm.transport()) else { return Ok(None) };
     log::info!("hypercalls: {} by {}", wanted.family.name(), transport.name());
-    let tracer = wanted.tracer().map_err(|source| Error::Open {
-        option: "--hypercalls trace=",
-        path: match &wanted.trace {
-            Trace::File(path) => path.clone(),
-            Trace::Off | Trace::Stderr => PathBuf::new(),
-        },
-        source,
-    })?;
+    let tracer = wanted.tracer().map_err(|source| wanted.cannot_open(source))?;
     // A debugger may ask for the times.
     let is_timed = wanted.trace != Trace::Off || wanted.summary || config.gdb.is_some();
     let live = LiveHypercalls::new(wanted.family, transport, tracer, is_timed, config.cpus, vm, serial);

@@ -47,6 +47,9 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
         },
         source,
     })?;
+    if let Some(hypercalls) = &config.hypercalls {
+        hypercalls.begin().map_err(|source| hypercalls.cannot_open(source))?;
+    }
     if let Some(path) = &console.pty_path {
         log::warn!("the guest's console is {path}");
     }

@@ -411,7 +411,7 @@ pub fn run_guest(
         let id = vcpu.id();
         let exit = vcpu.run();
         let left = match hypercall(&exit, shared) {
-            Some((call, hypercalls)) => answer(call, hypercalls, vcpu, None),
+            Some((call, hypercalls)) => answer(call, hypercalls, vcpu, shared, None),
             None => serve(id, exit, shared, None),
         };
         return left.unwrap_or_else(|ended| ended.outcome(vcpu, shared));
@@ -433,7 +433,7 @@ pub fn run_guest(
     let left = match hypercall(&exit, shared) {
         Some((call, hypercalls)) => {
             debug.count(id, VcpuExit::Hypercall(call).kind());
-            answer(call, hypercalls, vcpu, (!is_alone).then_some(&mut *thread))
+            answer(call, hypercalls, vcpu, shared, (!is_alone).then_some(&mut *thread))
         }
         None => serve(id, exit, shared, Some(debug)),
     };
@@ -470,9 +470,11 @@ fn answer(
     call: HypercallExit,
     hypercalls: &LiveHypercalls,
     vcpu: &mut Vcpu,
+    shared: &Shared,
     thread: Option<&mut ThreadDebug>,
 ) -> Result<Left, Unreported> {
-    let catching = thread.filter(|_| hypercalls.calls().is_caught());
+    let is_attached = || shared.debug.as_ref().is_some_and(|debug| debug.is_attached());
+    let catching = thread.filter(|_| hypercalls.calls().is_caught() && is_attached());
     let pc = catching.as_ref().and_then(|_| vcpu.pc_and_flags().ok()).map(|(pc, _)| pc);
     let seen = catching.as_ref().and_then(|thread| thread.seen_call);
     let served = hypercalls.serve(vcpu, call, catching.is_some() && (seen.is_none() || seen != pc));

@@ -2,9 +2,9 @@
 //!
 //! What is read of the guest's memory is bounded, whatever its counts say.
 
-use super::table::{Field, Kind, Show, Table};
+use super::table::{ControlOp, Field, Kind, Show, Table};
 use super::trace::shown_result;
-use super::{Call, Caller, Controlled, Family, Fault, Frame};
+use super::{Call, Caller, Family, Fault, Frame};
 use arch::hypercall::Abi;
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write;
@@ -53,6 +53,17 @@ pub struct Decoded {
     pub number: u64,
     /// Its arguments.
     pub arguments: Vec<(&'static str, Value)>,
+}
+
+/// A structure with an interface version, taken apart.
+#[derive(Clone, Copy, Debug)]
+struct Controlled {
+    /// What the caller states.
+    command: u64,
+    /// The same.
+    version: u64,
+    /// The operation of that version, if it is known.
+    op: Option<&'static ControlOp>,
 }
 
 /// What decoding needs to know.

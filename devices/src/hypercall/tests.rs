@@ -519,6 +519,11 @@ fn calls_within_calls() {
     );
     let result = |at: usize| i64::from_le_bytes(guest.bench.get(at + 8, 8).try_into().unwrap());
     assert_eq!((result(0x3000), result(0x3040), result(0x3080)), (0x4_0014, errno::EINVAL, errno::ENOSYS));
+    // The guest may end within one.
+    guest.bench.words(0x1000, &[1]);
+    entry(0x3080, 29, &[2, 0x1000]);
+    let answer = guest.calls.serve(guest.raw(13, &[0x3000, 3]), &guest.bench);
+    assert_eq!(answer.effect, Effect::Shutdown(Shutdown::Reset));
     let line = guest.traced(13, &[0x3000, u64::MAX]);
     assert!(
         line.ends_with("more], 18446744073709551615) = -EINVAL") || line.ends_with("= -EFAULT"),

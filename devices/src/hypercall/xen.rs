@@ -110,7 +110,7 @@ impl Xen {
                 0
             }
             ("vm_assist", _) => 0,
-            ("multicall", _) => self.multicall(call)?,
+            ("multicall", _) => return self.multicall(call),
             _ => return Err(ENOSYS),
         };
         Ok(done.into())
@@ -154,20 +154,9 @@ impl Xen {
                 Ok(Answer { result: 0, effect: if pending { Effect::None } else { Effect::Halt } })
             }
             "poll" => {
-                let (count, timeout) = {
-                    let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
-                    (frame.get("nr_ports"), frame.get("timeout"))
-                };
-                // As Xen has it.
-                if count > 128 {
-                    return Err(EINVAL);
-                }
-                let is_over = timeout != 0 && timeout <= self.platform.now();
-                let halts = count == 0 && !is_over;
-                if halts && timeout != 0 {
-                    self.platform.set_timer(call.caller.vcpu(), Some(timeout));
-                }
-                Ok(Answer { result: 0, effect: if halts { Effect::Halt } else { Effect::None } })
+                // As many as Xen takes. A poll may end before an event or its time, and this one does.
+                let count = call.frame("arg").map_err(|Fault| EFAULT)?.get("nr_ports");
+                if count > 128 { Err(EINVAL) } else { Ok(0.into()) }
             }
             "shutdown" => {
                 let reason = call.frame("arg").map_err(|Fault| EFAULT)?.get("reason");
@@ -350,7 +339,8 @@ impl Xen {
 
     /// Each entry is answered in turn, and its result put into it. A multicall within one is
     /// refused.
-    fn multicall(&self, call: &mut Call<'_>) -> Result<i64, i64> {
+    fn multicall(&self, call: &mut Call<'_>) -> Result<Answer, i64> {
+        let mut effect = Effect::None;
         let (list, count) = (call.argument("call_list"), call.argument("nr_calls"));
         let (abi, caller) = (call.raw.abi, call.caller);
         let word = abi.word();
@@ -360,6 +350,10 @@ impl Xen {
                 Some(inner) if inner.row.name == "multicall" => EINVAL,
                 Some(inner) => {
                     let answer = self.answer(inner);
+                    // The guest ends once.
+                    if effect == Effect::None {
+                        effect = answer.effect;
+                    }
                     if inner.flush().is_err() { EFAULT } else { answer.result }
                 }
                 None => ENOSYS,
@@ -371,7 +365,8 @@ impl Xen {
                 return Err(EFAULT);
             }
         }
-        if count > MOST_CALLS { Err(EINVAL) } else { Ok(0) }
+        let result = if count > MOST_CALLS { EINVAL } else { 0 };
+        Ok(Answer { result, effect })
     }
 }
 
