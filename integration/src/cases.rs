@@ -192,6 +192,7 @@ pub const CASES: &[Case] = &[
     nested_only(small("hypercalls_by_kvm", hypercalls::by_kvm)),
     only(Isa::X86_64, small("hypercalls_from_32_bit_code", hypercalls::from_32_bit_code)),
     only(Isa::X86_64, nested_only(small("hypercalls_of_kvm", hypercalls::of_kvm))),
+    only(Isa::Aarch64, small("hypercall_events", hypercalls::events)),
     nested_only(small("hypercall_styles", hypercalls::styles)),
     nested_only(small("hypercall_bad_options", hypercalls::bad_options)),
     nested_only(debugged("gdb_stop_at_a_hypercall", &hypercalls::STOP)),

@@ -154,7 +154,7 @@ impl Platform for Given {
         2
     }
 
-    fn interrupt(&self, _: u32, _: u32) {}
+    fn interrupt(&self, _: u32, _: u32, _: u64) {}
 
     fn now(&self) -> u64 {
         1

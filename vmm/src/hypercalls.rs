@@ -114,9 +114,10 @@ impl LiveHypercalls {
                 };
                 let xen = Arc::new(Xen::new(Box::new(platform)));
                 let (weak, its_timers) = (Arc::downgrade(&xen), Arc::clone(&timers));
+                let (memory, interrupter) = (LiveMemory(vm.memory().clone()), vm.interrupter());
                 let thread = std::thread::Builder::new()
                     .name("xen-timers".into())
-                    .spawn(move || its_timers.run(&weak))?;
+                    .spawn(move || its_timers.run(&weak, &memory, &interrupter))?;
                 (Hypercalls::new(xen, tracer, is_timed), Some(timers), Some(thread))
             }
         };
@@ -428,8 +429,8 @@ impl Platform for LivePlatform {
         self.vcpus
     }
 
-    fn interrupt(&self, vcpu: u32, number: u32) {
-        if let Err(error) = self.interrupter.interrupt(vcpu, number) {
+    fn interrupt(&self, vcpu: u32, number: u32, pending: u64) {
+        if let Err(error) = self.timers.raise(&self.interrupter, Line { vcpu, number, pending }) {
             log::warn!("an event for vCPU {vcpu} is lost: {error}");
         }
     }
@@ -448,7 +449,21 @@ impl Platform for LivePlatform {
     }
 }
 
-/// The guest's timers, one for each vCPU, and the thread that waits for them.
+/// An interrupt that is up until the guest has seen to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Line {
+    vcpu: u32,
+    number: u32,
+    /// The byte that the guest clears then, guest-physical.
+    pending: u64,
+}
+
+/// How often lines that are up are looked at: until then, a guest that has seen to one is interrupted
+/// for nothing.
+const LOOK_AT_LINES: Duration = Duration::from_micros(50);
+
+/// The guest's timers, one for each vCPU, and the thread that waits for them; it also lowers
+/// interrupts.
 #[derive(Debug)]
 struct Timers {
     started: Instant,
@@ -460,12 +475,14 @@ struct Timers {
 struct TimerState {
     /// Nanoseconds since the start.
     at: Vec<Option<u64>>,
+    /// Interrupts that are up.
+    lines: Vec<Line>,
     stopped: bool,
 }
 
 impl Timers {
     fn new(vcpus: u32) -> Timers {
-        let state = TimerState { at: vec![None; vcpus as usize], stopped: false };
+        let state = TimerState { at: vec![None; vcpus as usize], lines: Vec::new(), stopped: false };
         Timers { started: Instant::now(), state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -484,15 +501,38 @@ impl Timers {
         self.changed.notify_one();
     }
 
+    /// Raises an interrupt, and sees that it is lowered again. The lock is held meanwhile, or it could
+    /// be lowered on account of the one before.
+    fn raise(&self, interrupter: &Interrupter, line: Line) -> Result<(), KvmError> {
+        let mut state = self.state();
+        interrupter.interrupt(line.vcpu, line.number, true)?;
+        if Interrupter::ARE_LEVELS {
+            if !state.lines.contains(&line) {
+                state.lines.push(line);
+            }
+            drop(state);
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
     fn stop(&self) {
         self.state().stopped = true;
         self.changed.notify_one();
     }
 
     /// Waits for timers until it is told to stop.
-    fn run(&self, xen: &Weak<Xen>) {
+    fn run(&self, xen: &Weak<Xen>, memory: &LiveMemory, interrupter: &Interrupter) {
         let mut state = self.state();
         while !state.stopped {
+            state.lines.retain(|line| {
+                let mut pending = [0];
+                let is_up = memory.read(GuestPhys(line.pending), &mut pending) == 1 && pending[0] != 0;
+                if !is_up && let Err(error) = interrupter.interrupt(line.vcpu, line.number, false) {
+                    log::warn!("an interrupt of vCPU {} stays up: {error}", line.vcpu);
+                }
+                is_up
+            });
             let now = self.now();
             let due = state.at.iter().position(|at| at.is_some_and(|at| at <= now));
             if let Some(vcpu) = due {
@@ -506,7 +546,10 @@ impl Timers {
             }
             let next = state.at.iter().flatten().min();
             // Without a timer it waits to be told.
-            let wait = next.map_or(Duration::from_secs(3600), |at| Duration::from_nanos(at - now));
+            let mut wait = next.map_or(Duration::from_secs(3600), |at| Duration::from_nanos(at - now));
+            if !state.lines.is_empty() {
+                wait = wait.min(LOOK_AT_LINES);
+            }
             state = match self.changed.wait_timeout(state, wait) {
                 Ok((state, _)) => state,
                 Err(poisoned) => poisoned.into_inner().0,

@@ -99,7 +99,7 @@ impl Platform for Bench {
         2
     }
 
-    fn interrupt(&self, vcpu: u32, number: u32) {
+    fn interrupt(&self, vcpu: u32, number: u32, _: u64) {
         self.interrupts.lock().unwrap().push((vcpu, number));
     }
 

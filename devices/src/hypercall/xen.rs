@@ -50,8 +50,9 @@ pub trait Platform: Send + Sync + Debug {
     /// vCPUs.
     fn vcpus(&self) -> u32;
 
-    /// Interrupts a vCPU by a vector of its local APIC, or by a private interrupt.
-    fn interrupt(&self, vcpu: u32, number: u32);
+    /// Interrupts a vCPU by a vector of its local APIC, or by a private interrupt, which is a level:
+    /// it is due as long as the byte at `pending`, guest-physical, is not 0.
+    fn interrupt(&self, vcpu: u32, number: u32, pending: u64);
 
     /// Nanoseconds since the machine started.
     fn now(&self) -> u64;

@@ -121,6 +121,19 @@ pub fn from_32_bit_code(c: &mut Context) -> Check {
     compare(c, "xen32", "xen,transport=page", 0, &wanted)
 }
 
+/// An event that comes by a private interrupt.
+pub fn events(c: &mut Context) -> Check {
+    let wanted = [
+        "memory_op(XENMEM_add_to_physmap, {domid=DOMID_SELF, size=0, space=XENMAPSPACE_shared_info, idx=0, \
+         gpfn=0x40301}) = 0",
+        "hvm_op(HVMOP_set_param, {domid=DOMID_SELF, index=HVM_PARAM_CALLBACK_IRQ, value=0x20000000000001f}) = 0",
+        "event_channel_op(EVTCHNOP_bind_ipi, {vcpu=0, port=→1}) = 0",
+        "event_channel_op(EVTCHNOP_send, {port=1}) = 0",
+        "sched_op(SCHEDOP_shutdown, {reason=SHUTDOWN_poweroff}) = 0",
+    ];
+    compare(c, "xen_events", "xen", 0, &wanted)
+}
+
 /// KVM's own calls, decoded only.
 pub fn of_kvm(c: &mut Context) -> Check {
     let wanted = [

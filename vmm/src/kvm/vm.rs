@@ -85,12 +85,16 @@ pub struct Vm {
 pub struct Interrupter(Arc<VmFd>);
 
 impl Interrupter {
-    /// Raises a vector of a vCPU's local APIC on x86, a private interrupt on aarch64.
+    /// Whether interrupts are levels, which have to be lowered again.
+    pub const ARE_LEVELS: bool = native::hypercalls::ARE_LEVELS;
+
+    /// Raises or lowers a private interrupt on aarch64; raises a vector of a vCPU's local APIC on x86,
+    /// which need not be lowered.
     ///
     /// # Errors
     /// [`KvmError::Ioctl`].
-    pub fn interrupt(&self, vcpu: u32, number: u32) -> Result<(), KvmError> {
-        native::hypercalls::interrupt(&self.0, vcpu, number)
+    pub fn interrupt(&self, vcpu: u32, number: u32, level: bool) -> Result<(), KvmError> {
+        native::hypercalls::interrupt(&self.0, vcpu, number, level)
     }
 }
 

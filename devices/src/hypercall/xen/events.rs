@@ -136,7 +136,7 @@ impl Events {
         if let Some(info) = vcpu.info
             && platform.update(info + UPCALL_PENDING, 1, 0, 0).is_some_and(|pending| pending != 0)
         {
-            platform.interrupt(id, vector);
+            platform.interrupt(id, vector, info + UPCALL_PENDING);
         }
         Ok(0)
     }
@@ -161,7 +161,7 @@ impl Events {
         if before.is_some()
             && let Some(number) = vector.or(self.private_interrupt)
         {
-            platform.interrupt(id, number);
+            platform.interrupt(id, number, info + UPCALL_PENDING);
         }
     }
 

@@ -61,16 +61,18 @@ pub fn prepare(_: &Kvm, vm: &VmFd, _: &HypercallSetup) -> Result<Option<Transpor
     Ok(Some(Transport::Smccc))
 }
 
-/// Interrupts a vCPU by one of its private interrupts (KVM API, `KVM_IRQ_LINE`): its line goes up and
-/// down again, so it is to be configured as an edge.
+/// KVM's GIC has private interrupts as levels only, whatever the guest configures.
+pub const ARE_LEVELS: bool = true;
+
+/// Raises or lowers one of a vCPU's private interrupts (KVM API, `KVM_IRQ_LINE`).
 ///
 /// # Errors
 /// [`KvmError::Ioctl`].
-pub fn interrupt(vm: &VmFd, vcpu: u32, number: u32) -> Result<(), KvmError> {
+pub fn interrupt(vm: &VmFd, vcpu: u32, number: u32, level: bool) -> Result<(), KvmError> {
     let line = kvm::KVM_ARM_IRQ_TYPE_PPI << kvm::KVM_ARM_IRQ_TYPE_SHIFT
         | (vcpu & 0xff) << kvm::KVM_ARM_IRQ_VCPU_SHIFT
         | number;
-    vm.set_irq_line(line, true).and_then(|()| vm.set_irq_line(line, false)).map_err(ioctl("KVM_IRQ_LINE"))
+    vm.set_irq_line(line, level).map_err(ioctl("KVM_IRQ_LINE"))
 }
 
 /// KVM has no way to make a vCPU wait here: it goes on, as one does that an event has woken.

@@ -58,12 +58,18 @@ pub fn prepare(kvm: &Kvm, vm: &VmFd, setup: &HypercallSetup) -> Result<Option<Tr
     Ok(Some(Transport::Page { port: PORT }))
 }
 
+/// A message is an edge.
+pub const ARE_LEVELS: bool = false;
+
 /// Interrupts a vCPU by a vector of its local APIC (Intel SDM vol. 3, "Message Address Register
 /// Format").
 ///
 /// # Errors
 /// [`KvmError::Ioctl`].
-pub fn interrupt(vm: &VmFd, vcpu: u32, vector: u32) -> Result<(), KvmError> {
+pub fn interrupt(vm: &VmFd, vcpu: u32, vector: u32, level: bool) -> Result<(), KvmError> {
+    if !level {
+        return Ok(());
+    }
     let message = kvm::kvm_msi { address_lo: 0xfee0_0000 | vcpu << 12, data: vector, ..Default::default() };
     vm.signal_msi(message).map(drop).map_err(ioctl("KVM_SIGNAL_MSI"))
 }
