@@ -283,6 +283,11 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Its sub-operation's name, and that with its table's.
+    pub fn op_names(&self) -> Option<(&'static str, &'static str)> {
+        self.op.map(|op| (op.label, op.name.as_str()))
+    }
+
     /// Arguments with their values, in order.
     pub fn arguments(&self) -> impl Iterator<Item = (&'static Field, u64)> {
         self.arguments.into_iter().flatten()

@@ -111,6 +111,10 @@ impl HypercallConfig {
                 ("trace", "off") => config.trace = Trace::Off,
                 ("trace", path) => config.trace = Trace::File(path.into()),
                 ("filter", names) if !names.is_empty() => {
+                    let unknown = names.split('+').find(|name| !family.table().has(name));
+                    if let Some(name) = unknown {
+                        return Err(format!("filter: there is no hypercall and no operation '{name}'"));
+                    }
                     config.filter = Filter::new(names.split('+').map(String::from).collect());
                 }
                 ("transport", "auto") => config.page_only = false,

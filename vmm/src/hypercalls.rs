@@ -13,6 +13,7 @@ use debug::disassemble::Mode;
 use debug::memory::{self, Space};
 use debug::target::Memory;
 use devices::bus::Device;
+use devices::hypercall::table::Table;
 use devices::hypercall::trace::Tracer;
 use devices::hypercall::xen::time::Tsc;
 use devices::hypercall::xen::{Platform, Xen, cpuid, errno};
@@ -36,6 +37,14 @@ pub enum FamilyName {
 }
 
 impl FamilyName {
+    /// Its calls.
+    pub fn table(self) -> &'static Table {
+        match self {
+            FamilyName::Xen => devices::hypercall::xen::table(),
+            FamilyName::Kvm => devices::hypercall::kvm::table(),
+        }
+    }
+
     /// As in `--hypercalls`.
     pub const fn name(self) -> &'static str {
         match self {

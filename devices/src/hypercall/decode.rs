@@ -47,8 +47,8 @@ pub enum Value {
 pub struct Decoded {
     /// The call's name.
     pub name: &'static str,
-    /// Its sub-operation.
-    pub op: Option<&'static str>,
+    /// Its sub-operation, and that with its table's name.
+    pub op: Option<(&'static str, &'static str)>,
     /// Its number.
     pub number: u64,
     /// Its arguments.
@@ -87,7 +87,7 @@ impl Decoded {
         for (field, value) in call.arguments().collect::<Vec<_>>() {
             arguments.push((field.name, reader.argument(call, field, value)));
         }
-        let op = call.op.map(|op| op.label);
+        let op = call.op_names();
         Decoded { name: call.row.name, op, number: call.raw.number, arguments }
     }
 
@@ -117,7 +117,7 @@ impl Decoded {
     pub fn json(&self) -> Json {
         let arguments: Map<String, Json> =
             self.arguments.iter().map(|(name, value)| ((*name).to_string(), value.json())).collect();
-        json!({ "call": self.name, "number": self.number, "operation": self.op, "arguments": arguments })
+        json!({ "call": self.name, "number": self.number, "operation": self.op.map(|(label, _)| label), "arguments": arguments })
     }
 }
 

@@ -7,6 +7,11 @@ use std::sync::LazyLock;
 static TABLE: LazyLock<Table> =
     LazyLock::new(|| Table::parse(include_str!("kvm/kvm.calls")).expect("the tests parse it"));
 
+/// KVM's calls.
+pub fn table() -> &'static Table {
+    &TABLE
+}
+
 /// `KVM_ENOSYS` (Linux, `include/uapi/linux/kvm_para.h`).
 const KVM_ENOSYS: i64 = 1000;
 

@@ -112,6 +112,8 @@ pub struct Op {
     pub number: u64,
     /// Its name, without the table's.
     pub label: &'static str,
+    /// Its name, with the table's.
+    pub name: String,
     /// The arguments behind it.
     pub arguments: Vec<Field>,
 }
@@ -207,14 +209,15 @@ impl Table {
                     table.structs.insert(name, parser.block("{", "}", Parser::field)?);
                 }
                 "ops" => {
-                    let name = parser.word()?;
+                    let table_name = parser.word()?;
                     let ops = parser.block("{", "}", |p| {
                         let (number, label) = (p.number()?, p.word()?);
-                        Ok(Op { number, label, arguments: p.block("(", ")", Parser::field)? })
+                        let name = format!("{table_name}_{label}");
+                        Ok(Op { number, label, name, arguments: p.block("(", ")", Parser::field)? })
                     })?;
                     let values = ops.iter().map(|op| (op.number, op.label)).collect();
-                    table.names.insert(name, Names { values, are_bits: false });
-                    table.ops.insert(name, ops);
+                    table.names.insert(table_name, Names { values, are_bits: false });
+                    table.ops.insert(table_name, ops);
                 }
                 "control" => {
                     let (name, body_at) = (parser.word()?, parser.size()?);
@@ -311,9 +314,8 @@ impl Table {
 
     /// Whether there is a call of this name, or an operation, with or without its table's name.
     pub fn has(&self, name: &str) -> bool {
-        let is_op = |(table, op): (&&str, &Op)| name == op.label || name == format!("{table}_{}", op.label);
-        let mut ops = self.ops.iter().flat_map(|(table, ops)| ops.iter().map(move |op| (table, op)));
-        self.calls.iter().any(|call| call.name == name) || ops.any(is_op)
+        let mut ops = self.ops.values().flatten();
+        self.calls.iter().any(|call| call.name == name) || ops.any(|op| name == op.label || name == op.name)
     }
 
     /// A structure with an interface version.

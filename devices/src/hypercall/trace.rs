@@ -37,9 +37,9 @@ impl Filter {
     }
 
     /// Whether a call is one of them, by its name and its sub-operation's.
-    pub fn has(&self, name: &str, op: Option<&str>) -> bool {
+    pub fn has(&self, name: &str, op: Option<(&str, &str)>) -> bool {
         let is_one = |wanted: &String| {
-            wanted == name || op.is_some_and(|op| wanted == op || wanted.ends_with(&format!("_{op}")))
+            wanted == name || op.is_some_and(|(label, full)| wanted == label || wanted == full)
         };
         self.names.is_empty() || self.names.iter().any(is_one)
     }
@@ -126,7 +126,7 @@ impl Tracer {
 
     /// Whether a call is to be decoded.
     pub(super) fn wants(&self, call: &Call<'_>) -> bool {
-        self.sink.is_some() && self.filter.has(call.row.name, call.op.map(|op| op.label))
+        self.sink.is_some() && self.filter.has(call.row.name, call.op_names())
     }
 
     /// Writes a call, if it is to be.
@@ -189,9 +189,16 @@ mod tests {
     #[test]
     fn filters_know_calls_and_operations() {
         let filter = Filter::new(vec!["console_io".into(), "EVTCHNOP_send".into()]);
-        assert!(filter.has("console_io", Some("write")));
-        assert!(filter.has("event_channel_op", Some("send")));
-        assert!(!filter.has("event_channel_op", Some("close")) && !filter.has("sched_op", None));
+        assert!(filter.has("console_io", Some(("write", "CONSOLEIO_write"))));
+        assert!(filter.has("event_channel_op", Some(("send", "EVTCHNOP_send"))));
+        assert!(
+            !filter.has("event_channel_op", Some(("close", "EVTCHNOP_close")))
+                && !filter.has("sched_op", None)
+        );
+        // One that ends as another does is another.
+        let filter = Filter::new(vec!["GNTTABOP_get_version".into()]);
+        assert!(!filter.has("xen_version", Some(("version", "XENVER_version"))));
+        assert!(!filter.has("hypfs_op", Some(("get_version", "XEN_HYPFS_OP_get_version"))));
         assert!(Filter::default().has("anything", None));
     }
 

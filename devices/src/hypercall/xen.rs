@@ -22,6 +22,11 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 static TABLE: LazyLock<Table> =
     LazyLock::new(|| Table::parse(include_str!("xen/xen.calls")).expect("the tests parse it"));
 
+/// Xen's calls.
+pub fn table() -> &'static Table {
+    &TABLE
+}
+
 /// `DOMID_SELF`.
 const SELF: u64 = 0x7ff0;
 /// Calls of one multicall that are answered; further ones are not.

@@ -175,6 +175,7 @@ pub fn bad_options(c: &mut Context) -> Check {
     for (words, code, text) in [
         ("vmware", 2, "xen or kvm"),
         ("xen,colour", 2, "none of json"),
+        ("xen,filter=console_io+nonsense", 2, "'nonsense'"),
         ("xen,trace=", 2, "needs a path"),
         ("xen,transport=pigeon", 2, "none of json"),
         ("xen,trace=/no/such/place", 8, "/no/such/place"),
