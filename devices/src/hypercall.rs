@@ -17,6 +17,7 @@ pub mod xen;
 
 use arch::hypercall::Abi;
 use decode::Decoded;
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -125,6 +126,8 @@ pub struct Frame {
     bytes: Vec<u8>,
     /// What the answer has written, as ranges of bytes.
     written: Vec<(usize, usize)>,
+    /// Numbers that its pointers lead to, by address, as far as they have been read.
+    pointed: RefCell<Vec<(u64, u64)>>,
 }
 
 impl Frame {
@@ -141,7 +144,7 @@ impl Frame {
         if is_read && caller.read(address, &mut bytes) < size {
             return Err(Fault);
         }
-        Ok(Frame { name, address, abi, table, bytes, written: Vec::new() })
+        Ok(Frame { name, address, abi, table, bytes, written: Vec::new(), pointed: RefCell::default() })
     }
 
     fn place(&self, field: &str) -> Option<(usize, usize)> {
@@ -160,6 +163,34 @@ impl Frame {
     fn number(&self, at: usize, size: usize) -> u64 {
         let bytes = self.bytes.get(at..at + size.min(8)).unwrap_or(&[]);
         bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    }
+
+    /// One of the numbers that a field points to, read once.
+    ///
+    /// # Errors
+    /// [`Fault`], also if it points to none.
+    pub fn pointed(&self, caller: &dyn Caller, field: &str, index: u64) -> Result<u64, Fault> {
+        let field = self.table.fields(self.name).iter().find(|known| known.name == field).ok_or(Fault)?;
+        let Kind::Pointer { to: Some(to), .. } = &field.kind else { return Err(Fault) };
+        let (size, _) = self.table.layout(to, self.abi);
+        let address = self.get(field.name).wrapping_add(index.wrapping_mul(size as u64));
+        self.number_at(caller, self.abi.cut(address), size)
+    }
+
+    /// A number of up to eight bytes that a pointer of this structure leads to, read once.
+    fn number_at(&self, caller: &dyn Caller, address: u64, size: usize) -> Result<u64, Fault> {
+        let mut pointed = self.pointed.borrow_mut();
+        if let Some((_, value)) = pointed.iter().find(|(known, _)| *known == address) {
+            return Ok(*value);
+        }
+        let mut bytes = [0; 8];
+        let size = size.min(bytes.len());
+        if caller.read(address, &mut bytes[..size]) < size {
+            return Err(Fault);
+        }
+        let value = u64::from_le_bytes(bytes);
+        pointed.push((address, value));
+        Ok(value)
     }
 
     /// Writes a field; its lower bytes if it is narrower than the value.

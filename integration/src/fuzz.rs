@@ -17,7 +17,7 @@ use debug::linux::VmCoreInfo;
 use debug::range;
 use debug::target::{Machine, Memory};
 use devices::hypercall::trace::{Filter, Style, Tracer};
-use devices::hypercall::xen::{Platform, Xen};
+use devices::hypercall::xen::{Delivery, Platform, Xen};
 use devices::hypercall::{Caller, Hypercalls, RawCall};
 use std::io;
 use std::sync::Arc;
@@ -165,6 +165,14 @@ impl Platform for Given {
     }
 
     fn set_timer(&self, _: u32, _: Option<u64>) {}
+
+    fn wait(&self, _: Option<u64>, is_over: &dyn Fn() -> bool) {
+        is_over();
+    }
+
+    fn delivery(&self) -> Option<&dyn Delivery> {
+        None
+    }
 }
 
 /// A call: its caller, number, operation and pointers by the first bytes; memory, from 256 on, by the

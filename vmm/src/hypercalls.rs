@@ -3,29 +3,32 @@
 //! `devices::hypercall` knows what calls mean; this module knows how they come out of a guest on
 //! each architecture and host ([`Transport`]), and what the machine does for the families.
 
+mod platform;
+mod timers;
+
 use crate::debugger::LiveMemory;
 use crate::kvm::exit::HypercallExit;
-use crate::kvm::{HOST_ISA, Interrupter, KvmError, Transport, Vcpu, Vm};
+use crate::kvm::{HOST_ISA, KvmError, Transport, Vcpu, Vm};
+use crate::vcpus::Mailbox;
 use arch::hypercall::{Abi, Rows, XEN_HVC, hvc_immediate};
 use arch::register::row;
 use arch::{GuestPhys, GuestVirt, Isa};
 use debug::disassemble::Mode;
 use debug::memory::{self, Space};
 use debug::target::Memory;
-use devices::bus::Device;
 use devices::hypercall::table::Table;
 use devices::hypercall::trace::Tracer;
 use devices::hypercall::xen::time::Tsc;
-use devices::hypercall::xen::{Platform, Xen, cpuid, errno};
+use devices::hypercall::xen::{Xen, cpuid, errno};
 use devices::hypercall::{Caller, Effect, Hypercalls, MOST_ARGUMENTS, RawCall, Shutdown};
 use devices::serial::Serial;
+use platform::{KvmDelivery, LivePlatform};
 use std::cell::OnceCell;
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory};
+use std::time::Instant;
+use timers::{Clock, Timers};
 
 /// Which family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +69,7 @@ pub struct LiveHypercalls {
     places: Vec<Mutex<Option<CallPlace>>>,
     timers: Option<Arc<Timers>>,
     timer_thread: Mutex<Option<JoinHandle<()>>>,
+    delivery: Option<Arc<KvmDelivery>>,
 }
 
 impl fmt::Debug for LiveHypercalls {
@@ -108,18 +112,22 @@ impl LiveHypercalls {
         serial: &Arc<Mutex<Serial>>,
     ) -> std::io::Result<LiveHypercalls> {
         let live = LiveMemory(vm.memory().clone());
+        let events = vm.xen_events().filter(|_| family == FamilyName::Xen);
+        let delivery = events.clone().map(|events| Arc::new(KvmDelivery::new(events, vcpus)));
         let (calls, timers, thread) = match family {
             FamilyName::Kvm => {
                 (Hypercalls::new(Arc::new(devices::hypercall::kvm::Kvm), tracer, is_timed), None, None)
             }
             FamilyName::Xen => {
-                let timers = Arc::new(Timers::new(vcpus));
+                let clock = events.map_or_else(|| Clock::Since(Instant::now()), Clock::Kvm);
+                let timers = Arc::new(Timers::new(vcpus, clock));
                 let platform = LivePlatform {
                     memory: LiveMemory(vm.memory().clone()),
                     serial: Arc::clone(serial),
                     interrupter: vm.interrupter(),
                     vcpus,
                     timers: Arc::clone(&timers),
+                    delivery: delivery.clone(),
                 };
                 let xen = Arc::new(Xen::new(Box::new(platform)));
                 let (weak, its_timers) = (Arc::downgrade(&xen), Arc::clone(&timers));
@@ -136,12 +144,29 @@ impl LiveHypercalls {
         });
         let places = (0..vcpus).map(|_| Mutex::default()).collect();
         let timer_thread = Mutex::new(thread);
-        Ok(LiveHypercalls { calls, family, transport, memory: live, rows, places, timers, timer_thread })
+        Ok(LiveHypercalls {
+            calls,
+            family,
+            transport,
+            memory: live,
+            rows,
+            places,
+            timers,
+            timer_thread,
+            delivery,
+        })
+    }
+
+    /// The vCPUs' threads have been started; none has run its guest.
+    pub fn introduce(&self, mailboxes: Vec<Mailbox>) {
+        if let Some(delivery) = &self.delivery {
+            delivery.introduce(mailboxes);
+        }
     }
 
     /// Whether calls look at registers, so that KVM had better hand them over with each exit.
     pub fn looks_at_registers(&self) -> bool {
-        self.transport != Transport::XenExit || self.family != FamilyName::Xen
+        !matches!(self.transport, Transport::XenExit { .. }) || self.family != FamilyName::Xen
     }
 
     /// The calls.
@@ -359,210 +384,5 @@ impl Caller for GuestCaller<'_> {
     fn tsc(&self) -> Option<Tsc> {
         let (value, khz) = self.vcpu.tsc()?;
         Some(Tsc { value, khz })
-    }
-}
-
-/// The machine, for Xen.
-#[derive(Debug)]
-struct LivePlatform {
-    memory: LiveMemory,
-    serial: Arc<Mutex<Serial>>,
-    interrupter: Interrupter,
-    vcpus: u32,
-    timers: Arc<Timers>,
-}
-
-impl LivePlatform {
-    fn serial(&self) -> MutexGuard<'_, Serial> {
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Platform for LivePlatform {
-    fn console_write(&self, bytes: &[u8]) {
-        self.serial().print(bytes);
-    }
-
-    fn console_read(&self, bytes: &mut [u8]) -> usize {
-        const DATA: u64 = 0;
-        const LINE_STATUS: u64 = 5;
-        let mut serial = self.serial();
-        let mut count = 0;
-        for byte in bytes {
-            let mut status = [0];
-            serial.read(LINE_STATUS, &mut status);
-            if status[0] & 1 == 0 {
-                break;
-            }
-            serial.read(DATA, std::slice::from_mut(byte));
-            count += 1;
-        }
-        count
-    }
-
-    fn ram(&self) -> Vec<(u64, u64)> {
-        self.memory.ranges().iter().map(|range| (range.start.0, range.size)).collect()
-    }
-
-    fn write(&self, address: u64, bytes: &[u8]) -> usize {
-        self.memory.write(GuestPhys(address), bytes)
-    }
-
-    fn update(&self, address: u64, size: usize, set: u64, clear: u64) -> Option<u64> {
-        const ORDER: Ordering = Ordering::SeqCst;
-        let slice = self.memory.0.get_slice(GuestAddress(address), size).ok()?;
-        let low = |value: u64| value.to_le_bytes();
-        match size {
-            8 => {
-                let word = slice.get_atomic_ref::<AtomicU64>(0).ok()?;
-                word.fetch_update(ORDER, ORDER, |old| Some(old & !clear | set)).ok()
-            }
-            4 => {
-                let word = slice.get_atomic_ref::<AtomicU32>(0).ok()?;
-                let part = |value| low(value).first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-                word.fetch_update(ORDER, ORDER, |old| Some(old & !part(clear) | part(set)))
-                    .ok()
-                    .map(u64::from)
-            }
-            _ => {
-                let word = slice.get_atomic_ref::<AtomicU8>(0).ok()?;
-                let part = |value| low(value)[0];
-                word.fetch_update(ORDER, ORDER, |old| Some(old & !part(clear) | part(set)))
-                    .ok()
-                    .map(u64::from)
-            }
-        }
-    }
-
-    fn vcpus(&self) -> u32 {
-        self.vcpus
-    }
-
-    fn interrupt(&self, vcpu: u32, number: u32, pending: u64) {
-        if let Err(error) = self.timers.raise(&self.interrupter, Line { vcpu, number, pending }) {
-            log::warn!("an event for vCPU {vcpu} is lost: {error}");
-        }
-    }
-
-    fn now(&self) -> u64 {
-        self.timers.now()
-    }
-
-    fn wall(&self) -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    fn set_timer(&self, vcpu: u32, at: Option<u64>) {
-        self.timers.set(vcpu, at);
-    }
-}
-
-/// An interrupt that is up until the guest has seen to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Line {
-    vcpu: u32,
-    number: u32,
-    /// The byte that the guest clears then, guest-physical.
-    pending: u64,
-}
-
-/// How often lines that are up are looked at: until then, a guest that has seen to one is interrupted
-/// for nothing.
-const LOOK_AT_LINES: Duration = Duration::from_micros(50);
-
-/// The guest's timers, one for each vCPU, and the thread that waits for them; it also lowers
-/// interrupts.
-#[derive(Debug)]
-struct Timers {
-    started: Instant,
-    state: Mutex<TimerState>,
-    changed: Condvar,
-}
-
-#[derive(Debug)]
-struct TimerState {
-    /// Nanoseconds since the start.
-    at: Vec<Option<u64>>,
-    /// Interrupts that are up.
-    lines: Vec<Line>,
-    stopped: bool,
-}
-
-impl Timers {
-    fn new(vcpus: u32) -> Timers {
-        let state = TimerState { at: vec![None; vcpus as usize], lines: Vec::new(), stopped: false };
-        Timers { started: Instant::now(), state: Mutex::new(state), changed: Condvar::new() }
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    fn state(&self) -> MutexGuard<'_, TimerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, vcpu: u32, at: Option<u64>) {
-        if let Some(timer) = self.state().at.get_mut(vcpu as usize) {
-            *timer = at;
-        }
-        self.changed.notify_one();
-    }
-
-    /// Raises an interrupt, and sees that it is lowered again. The lock is held meanwhile, or it could
-    /// be lowered on account of the one before.
-    fn raise(&self, interrupter: &Interrupter, line: Line) -> Result<(), KvmError> {
-        let mut state = self.state();
-        interrupter.interrupt(line.vcpu, line.number, true)?;
-        if Interrupter::ARE_LEVELS {
-            if !state.lines.contains(&line) {
-                state.lines.push(line);
-            }
-            drop(state);
-            self.changed.notify_one();
-        }
-        Ok(())
-    }
-
-    fn stop(&self) {
-        self.state().stopped = true;
-        self.changed.notify_one();
-    }
-
-    /// Waits for timers until it is told to stop.
-    fn run(&self, xen: &Weak<Xen>, memory: &LiveMemory, interrupter: &Interrupter) {
-        let mut state = self.state();
-        while !state.stopped {
-            state.lines.retain(|line| {
-                let mut pending = [0];
-                let is_up = memory.read(GuestPhys(line.pending), &mut pending) == 1 && pending[0] != 0;
-                if !is_up && let Err(error) = interrupter.interrupt(line.vcpu, line.number, false) {
-                    log::warn!("an interrupt of vCPU {} stays up: {error}", line.vcpu);
-                }
-                is_up
-            });
-            let now = self.now();
-            let due = state.at.iter().position(|at| at.is_some_and(|at| at <= now));
-            if let Some(vcpu) = due {
-                state.at[vcpu] = None;
-                drop(state);
-                if let (Some(xen), Ok(vcpu)) = (xen.upgrade(), u32::try_from(vcpu)) {
-                    xen.expire(vcpu);
-                }
-                state = self.state();
-                continue;
-            }
-            let next = state.at.iter().flatten().min();
-            // Without a timer it waits to be told.
-            let mut wait = next.map_or(Duration::from_secs(3600), |at| Duration::from_nanos(at - now));
-            if !state.lines.is_empty() {
-                wait = wait.min(LOOK_AT_LINES);
-            }
-            state = match self.changed.wait_timeout(state, wait) {
-                Ok((state, _)) => state,
-                Err(poisoned) => poisoned.into_inner().0,
-            };
-        }
     }
 }

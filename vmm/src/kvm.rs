@@ -27,7 +27,7 @@ pub use error::KvmError;
 pub use native::capabilities::capabilities;
 pub use native::guest_debug::{blocks_interrupts, code_changed, registers as debug_registers};
 pub use vcpu::Vcpu;
-pub use vm::{Host, Interrupter, Vm, VmConfig};
+pub use vm::{Host, Interrupter, Vm, VmConfig, XenEvents};
 
 /// The architecture of the host's processor, and so of every guest that KVM runs on it.
 pub const HOST_ISA: arch::Isa = native::ISA;
@@ -54,7 +54,10 @@ pub struct HypercallSetup {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// x86: `KVM_EXIT_XEN`.
-    XenExit,
+    XenExit {
+        /// KVM also delivers events.
+        has_events: bool,
+    },
     /// x86: the hypercall page is the monitor's, and its entries write to a port.
     Page {
         /// The port.
@@ -68,11 +71,37 @@ impl Transport {
     /// In words.
     pub const fn name(self) -> &'static str {
         match self {
-            Transport::XenExit => "KVM's exit for them",
+            Transport::XenExit { .. } => "KVM's exit for them",
             Transport::Page { .. } => "a hypercall page of our own",
             Transport::Smccc => "KVM's SMCCC filter",
         }
     }
+}
+
+/// What KVM is told of a guest's events by Xen's interface (KVM API, `KVM_XEN_HVM_SET_ATTR`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XenAttribute {
+    /// Whether the guest's structures are those of 64-bit code.
+    LongMode(bool),
+    /// Where the shared page is; KVM puts the time of day into it.
+    SharedInfo {
+        /// Guest-physical.
+        address: u64,
+    },
+    /// The vector that tells every vCPU of its events; 0 is none.
+    Vector(u8),
+}
+
+/// The same, of one vCPU (KVM API, `KVM_XEN_VCPU_SET_ATTR`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XenVcpuAttribute {
+    /// Where its `struct vcpu_info` is; KVM keeps the time in it.
+    Info {
+        /// Guest-physical.
+        address: u64,
+    },
+    /// The vector of its local APIC that tells it of its events; 0 is none.
+    Vector(u8),
 }
 
 /// A capability of the host, as KVM's own word has it.

@@ -116,6 +116,9 @@ impl Machine {
             debug: prepared.as_ref().map(|prepared| Arc::clone(&prepared.shared)),
         });
         let vcpus = Vcpus::spawn(vcpus, &shared).map_err(Error::system("cannot start vCPU threads"))?;
+        if let Some(hypercalls) = &hypercalls {
+            hypercalls.introduce(vcpus.mailboxes());
+        }
         let vcpus = Arc::new(vcpus);
         let debugger = prepared.map(|prepared| Debugger::start(prepared, &vcpus, &shared)).transpose()?;
         Ok(Machine {

@@ -100,6 +100,26 @@ impl Thread {
     }
 }
 
+/// Somewhere to leave things for a vCPU's thread to do. It is used by vCPUs' threads only, which have
+/// all ended when the first of them is waited for for good ([`Vcpus`]'s end), and not before.
+#[derive(Clone, Debug)]
+pub struct Mailbox {
+    inbox: Sender<Message>,
+    attention: Arc<Attention>,
+    thread: kick::Thread,
+}
+
+impl Mailbox {
+    /// Has the vCPU's thread call `call` with it before it enters the guest again.
+    pub fn post(&self, call: impl FnOnce(&mut Vcpu) + Send + 'static) {
+        let is_sent = self.inbox.send(Message::Call(Box::new(call))).is_ok();
+        if is_sent && !self.attention.is_there() {
+            // SAFETY: the thread has not been joined, as said above.
+            unsafe { self.thread.kick() };
+        }
+    }
+}
+
 /// A vCPU thread's end of its messages.
 struct Inbox {
     messages: Receiver<Message>,
@@ -147,6 +167,16 @@ impl Vcpus {
             result.threads.push(Thread { inbox, handle, attention });
         }
         Ok(result)
+    }
+
+    /// The threads' mailboxes, in the order of vCPUs.
+    pub fn mailboxes(&self) -> Vec<Mailbox> {
+        let mailbox = |thread: &Thread| Mailbox {
+            inbox: thread.inbox.clone(),
+            attention: Arc::clone(&thread.attention),
+            thread: kick::Thread::of(&thread.handle),
+        };
+        self.threads.iter().map(mailbox).collect()
     }
 
     /// Number of vCPUs.
@@ -580,6 +610,8 @@ fn serve(
                 SystemEvent::Shutdown => Left::Ended(Outcome::PowerOff),
                 SystemEvent::Reset => Left::Ended(Outcome::Reset),
                 SystemEvent::Crash => Left::Ended(Outcome::GuestCrash),
+                // The vCPU deals with it.
+                SystemEvent::Wakeup => Left::Interrupted,
                 SystemEvent::Other(number) => {
                     log::warn!("vCPU {id}: KVM reports system event {number}, which has no meaning here");
                     Left::Served

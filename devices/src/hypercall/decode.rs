@@ -239,7 +239,7 @@ impl Reader<'_> {
                 Kind::Pointer { to: Some(to), count, .. } => {
                     let count = count.map_or(Some(1), &selector).unwrap_or(0);
                     let address = frame.number(at, self.abi.word());
-                    values.push((field.name, self.list(to, address, count)));
+                    values.push((field.name, self.list(frame, to, address, count)));
                 }
                 kind => {
                     let value = self.value(frame, kind, at, argument, index);
@@ -274,7 +274,7 @@ impl Reader<'_> {
     }
 
     /// What a structure's pointer leads to: one if it is a structure by itself.
-    fn list(&self, kind: &Kind, address: u64, count: u64) -> Value {
+    fn list(&self, frame: &Frame, kind: &Kind, address: u64, count: u64) -> Value {
         let many = count.min(MOST_ELEMENTS);
         let (size, _) = self.table.layout(kind, self.abi);
         let mut elements = Vec::new();
@@ -283,12 +283,7 @@ impl Reader<'_> {
             let element = match kind {
                 Kind::Struct(name) => Frame::read(self.table, self.abi, self.caller, name, address)
                     .map(|frame| self.structure(&frame, "", 0)),
-                kind => {
-                    let mut bytes = [0; 8];
-                    let read = self.caller.read(address, &mut bytes[..size.min(8)]);
-                    let value = u64::from_le_bytes(bytes);
-                    if read < size { Err(Fault) } else { Ok(self.scalar(kind, value)) }
-                }
+                kind => frame.number_at(self.caller, address, size).map(|value| self.scalar(kind, value)),
             };
             match element {
                 Ok(element) => elements.push(element),

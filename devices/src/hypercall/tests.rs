@@ -3,7 +3,7 @@
 use super::kvm::Kvm;
 use super::table::{Kind, Table};
 use super::trace::{Filter, Style, Tracer};
-use super::xen::{Platform, Xen, errno};
+use super::xen::{Delivery, Platform, Xen, errno};
 use super::{Caller, Effect, Family, Hypercalls, RawCall, Shutdown};
 use arch::hypercall::Abi;
 use std::collections::BTreeMap;
@@ -19,6 +19,12 @@ struct Bench {
     console: Arc<Mutex<Vec<u8>>>,
     interrupts: Arc<Mutex<Vec<(u32, u32)>>>,
     reads: Arc<Mutex<Vec<(u64, usize)>>>,
+    /// Until when it was waited for, and whether that was over at once.
+    waits: Arc<Mutex<Vec<(Option<u64>, bool)>>>,
+    /// It has a delivery of its own...
+    delivers: bool,
+    /// ...which has been told this.
+    told: Arc<Mutex<Vec<String>>>,
 }
 
 impl Bench {
@@ -28,6 +34,9 @@ impl Bench {
             console: Arc::default(),
             interrupts: Arc::default(),
             reads: Arc::default(),
+            waits: Arc::default(),
+            delivers: false,
+            told: Arc::default(),
         }
     }
 
@@ -112,6 +121,39 @@ impl Platform for Bench {
     }
 
     fn set_timer(&self, _: u32, _: Option<u64>) {}
+
+    fn wait(&self, until: Option<u64>, is_over: &dyn Fn() -> bool) {
+        self.waits.lock().unwrap().push((until, is_over()));
+    }
+
+    fn delivery(&self) -> Option<&dyn Delivery> {
+        self.delivers.then_some(self as &dyn Delivery)
+    }
+}
+
+impl Delivery for Bench {
+    fn share(&self, address: u64, abi: Abi) -> bool {
+        self.told.lock().unwrap().push(format!("share {address:#x} {abi:?}"));
+        true
+    }
+
+    fn place(&self, vcpu: u32, info: u64) {
+        self.told.lock().unwrap().push(format!("place {vcpu} {info:#x}"));
+    }
+
+    fn set_vector(&self, vcpu: u32, vector: u8) {
+        self.told.lock().unwrap().push(format!("vector {vcpu} {vector:#x}"));
+    }
+
+    fn set_callback(&self, vector: u8) -> bool {
+        self.told.lock().unwrap().push(format!("callback {vector:#x}"));
+        true
+    }
+
+    fn send(&self, vcpu: u32, port: u32) -> bool {
+        self.told.lock().unwrap().push(format!("send {vcpu} {port}"));
+        true
+    }
 }
 
 /// A sink that a test can look at.
@@ -138,7 +180,11 @@ struct Guest {
 
 impl Guest {
     fn with(abi: Abi, style: Style) -> Guest {
-        let (bench, lines) = (Bench::new(), Lines::default());
+        Guest::on(Bench::new(), abi, style)
+    }
+
+    fn on(bench: Bench, abi: Abi, style: Style) -> Guest {
+        let lines = Lines::default();
         let tracer = Tracer::new(Some(Box::new(lines.clone())), style, Filter::default());
         let calls = Hypercalls::new(Arc::new(Xen::new(Box::new(bench.clone()))), tracer, true);
         Guest { bench, lines, calls, abi }
@@ -500,6 +546,85 @@ fn events_reach_the_vcpu_that_is_bound() {
     // vCPU 1's upcall is pending, its selector names word 0, and port 1 is pending.
     assert_eq!((guest.bench.get(0x4040, 1), guest.bench.get(0x4048, 1)), (vec![1], vec![1]));
     assert_eq!(guest.bench.get(0x4800, 1), [2]);
+}
+
+#[test]
+fn a_host_that_delivers_events_is_told() {
+    let guest = Guest::on(Bench { delivers: true, ..Bench::new() }, Abi::X86_64, Style::Lines);
+    let told = || std::mem::take(&mut *guest.bench.told.lock().unwrap());
+    guest.bench.words(0x1000, &[0x7ff0, 0, 0, 0, 4, 0]);
+    assert_eq!(guest.call(12, &[7, 0x1000]), 0);
+    assert_eq!(told(), ["share 0x4000 X86_64", "place 0 0x4000", "place 1 0x4040"]);
+    guest.bench.words(0x1000, &[1, 0x55]);
+    assert_eq!(guest.call(34, &[23, 0x1000]), 0);
+    // A vCPU's own place, which stays when the shared page moves; the other's moves with it.
+    guest.bench.words(0x1000, &[6, 0, 0x80, 0]);
+    assert_eq!(guest.call(24, &[10, 1, 0x1000]), 0);
+    guest.bench.words(0x1000, &[0x7ff0, 0, 0, 0, 5, 0]);
+    assert_eq!(guest.call(12, &[7, 0x1000]), 0);
+    assert_eq!(told(), ["vector 1 0x55", "place 1 0x6080", "share 0x5000 X86_64", "place 0 0x5000"]);
+    // A vector for all vCPUs, and none again.
+    for (value, word) in [(0x200_0000, "callback 0x33"), (0, "callback 0x0")] {
+        guest.bench.words(0x1000, &[0x7ff0, 0, u32::from(value != 0) * 0x33, value]);
+        assert_eq!(guest.call(34, &[0, 0x1000]), 0);
+        assert_eq!(told(), [word]);
+    }
+    // Events go to it, with the vCPU that they are bound to; nothing is interrupted from here.
+    guest.bench.interrupts.lock().unwrap().clear();
+    guest.bench.words(0x1000, &[1, 0]);
+    assert_eq!(guest.call(32, &[7, 0x1000]), 0);
+    guest.bench.words(0x1000, &[1]);
+    assert_eq!(guest.call(32, &[4, 0x1000]), 0);
+    assert_eq!(told(), ["send 1 1"]);
+    // One that came while it was masked is sent again when it is unmasked.
+    guest.bench.put(0x5000 + 2048, &[2]);
+    guest.bench.put(0x5000 + 2560, &[2]);
+    assert_eq!(guest.call(32, &[9, 0x1000]), 0);
+    assert_eq!((told(), guest.bench.get(0x5000 + 2560, 1)), (vec!["send 1 1".to_string()], vec![0]));
+    assert!(guest.bench.interrupts.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_vector_for_all_vcpus_needs_the_hosts_delivery() {
+    let guest = Guest::new(Abi::X86_64);
+    guest.bench.words(0x1000, &[0x7ff0, 0, 0x33, 0x200_0000]);
+    assert_eq!(guest.call(34, &[0, 0x1000]), errno::EOPNOTSUPP);
+}
+
+#[test]
+fn polls() {
+    let guest = Guest::new(Abi::X86_64);
+    guest.bench.words(0x1000, &[0x7ff0, 0, 0, 0, 4, 0]);
+    assert_eq!(guest.call(12, &[7, 0x1000]), 0);
+    let poll = |ports: u64, count: u32, timeout: u64| {
+        let structure = [ports.to_le_bytes(), u64::from(count).to_le_bytes(), timeout.to_le_bytes()].concat();
+        guest.bench.put(0x1000, &structure);
+        guest.bench.reads.lock().unwrap().clear();
+        guest.traced(29, &[3, 0x1000])
+    };
+    let waits = || std::mem::take(&mut *guest.bench.waits.lock().unwrap());
+    guest.bench.words(0x1100, &[5, 70]);
+    assert_eq!(
+        poll(0x1100, 2, 5000),
+        "sched_op(SCHEDOP_poll, {ports=[5, 70], nr_ports=2, timeout=5000}) = 0"
+    );
+    assert_eq!(waits(), [(Some(5000), false)]);
+    // The ports are read once, though they are shown as well.
+    let reads =
+        guest.bench.reads.lock().unwrap().iter().filter(|(at, _)| *at >= 0x1100 && *at < 0x1108).count();
+    assert_eq!(reads, 2);
+    // Port 70 is bit 6 of word 1.
+    guest.bench.put(0x4000 + 2048 + 8, &[0x40]);
+    poll(0x1100, 2, 0);
+    assert_eq!(waits(), [(None, true)]);
+    for (ports, count, error) in
+        [(0x1100, 129, "-EINVAL"), (0x7000_0000, 1, "-EFAULT"), (0x1000, 1, "-EINVAL")]
+    {
+        guest.bench.words(0x1100, &[5, 4096]);
+        let line = poll(ports, count, 0);
+        assert!(line.ends_with(error), "{line}");
+    }
+    assert_eq!(waits(), []);
 }
 
 #[test]

@@ -65,8 +65,36 @@ pub trait Platform: Send + Sync + Debug {
     /// Nanoseconds since 1970.
     fn wall(&self) -> u64;
 
+    /// Has the calling vCPU wait: until a time ([`Self::now`]), until it is over, or for as long as the
+    /// machine likes, as it may be needed meanwhile.
+    fn wait(&self, until: Option<u64>, is_over: &dyn Fn() -> bool);
+
+    /// The host's own way to deliver events, if it has one.
+    fn delivery(&self) -> Option<&dyn Delivery>;
+
     /// Has [`Xen::expire`] called for a vCPU at a time, or not at all; a vCPU has one time.
     fn set_timer(&self, vcpu: u32, at: Option<u64>);
+}
+
+/// A host that delivers events itself, by the two-level interface. It keeps the guest's time in the
+/// structures that it is told of.
+pub trait Delivery {
+    /// The shared page is at `address`, guest-physical, laid out for callers like `abi`'s; whether the
+    /// host takes it.
+    fn share(&self, address: u64, abi: Abi) -> bool;
+
+    /// A vCPU's `struct vcpu_info` is at `info`, guest-physical. The host may get to it later.
+    fn place(&self, vcpu: u32, info: u64);
+
+    /// A vCPU is told of events by this vector of its local APIC. The host may get to it later.
+    fn set_vector(&self, vcpu: u32, vector: u8);
+
+    /// Every vCPU is told of events by this vector, 0 for none, which needs no end of interrupt;
+    /// whether the host takes it.
+    fn set_callback(&self, vector: u8) -> bool;
+
+    /// Makes a port's event pending, and tells the vCPU; `false` if the host cannot yet.
+    fn send(&self, vcpu: u32, port: u32) -> bool;
 }
 
 /// What the guest has told.
@@ -160,9 +188,22 @@ impl Xen {
                 Ok(Answer { result: 0, effect: if pending { Effect::None } else { Effect::Halt } })
             }
             "poll" => {
-                // As many as Xen takes. A poll may end before an event or its time, and this one does.
-                let count = call.frame("arg").map_err(|Fault| EFAULT)?.get("nr_ports");
-                if count > 128 { Err(EINVAL) } else { Ok(0.into()) }
+                // As many as Xen takes.
+                const MOST_PORTS: u64 = 128;
+                let caller = call.caller;
+                let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
+                let (count, timeout) = (frame.get("nr_ports"), frame.get("timeout"));
+                if count > MOST_PORTS {
+                    return Err(EINVAL);
+                }
+                let ports = (0..count)
+                    .map(|index| frame.pointed(caller, "ports", index).map_err(|Fault| EFAULT))
+                    .collect::<Result<Vec<u64>, i64>>()?;
+                self.state().events.check(&ports)?;
+                // A guest copes with a poll that ends before anything has happened.
+                let is_over = || self.state().events.is_any_pending(&*self.platform, &ports);
+                self.platform.wait((timeout != 0).then_some(timeout), &is_over);
+                Ok(0.into())
             }
             "shutdown" => {
                 let reason = call.frame("arg").map_err(|Fault| EFAULT)?.get("reason");
@@ -246,7 +287,7 @@ impl Xen {
                 }
                 let mut state = self.state();
                 if index == CALLBACK_IRQ {
-                    state.events.set_callback(call.raw.abi, value)?;
+                    state.events.set_callback(&*self.platform, call.raw.abi, value)?;
                 }
                 state.parameters.insert(index, value);
                 Ok(0)

@@ -2,6 +2,7 @@
 
 use super::gdb::{Program, Script, Tool};
 use crate::context::{Check, Context, check};
+use crate::process::Wiring;
 use arch::Isa;
 use std::path::Path;
 
@@ -98,9 +99,12 @@ pub fn by_kvm(c: &mut Context) -> Check {
 /// Runs a guest with a trace, and compares the calls in it.
 fn compare(c: &mut Context, guest: &str, words: &str, code: i32, wanted: &[&str]) -> Check {
     let (guest, file, limit) = (c.guest(guest, false)?, c.work.join("trace"), c.limit(10));
-    let options = format!("--hypercalls {words},trace={} --kernel {{}} --memory 64M", file.display());
-    c.run(&options, &[&guest], limit)?.expect_code(code)?;
+    let (words, others) = words.split_once(' ').unwrap_or((words, ""));
+    let options =
+        format!("--hypercalls {words},trace={} --kernel {{}} --memory 64M {others}", file.display());
+    let run = c.run(&options, &[&guest], limit).and_then(|run| run.expect_code(code).map(drop));
     let text = std::fs::read_to_string(&file).map_err(|error| error.to_string())?;
+    run.map_err(|error| format!("{error}\nthe trace is\n{text}"))?;
     let calls: Vec<&str> = text.lines().filter_map(|line| Some(line.split_once("] ")?.1)).collect();
     check(calls == wanted, || format!("the trace is\n{text}\ninstead of\n{}", wanted.join("\n")))
 }
@@ -121,17 +125,56 @@ pub fn from_32_bit_code(c: &mut Context) -> Check {
     compare(c, "xen32", "xen,transport=page", 0, &wanted)
 }
 
-/// An event that comes by a private interrupt.
+/// Events that come as the guest has chosen: by a vector for all vCPUs, by a private interrupt. It waits
+/// and polls for its timer's, as often as it has to.
 pub fn events(c: &mut Context) -> Check {
-    let wanted = [
-        "memory_op(XENMEM_add_to_physmap, {domid=DOMID_SELF, size=0, space=XENMAPSPACE_shared_info, idx=0, \
-         gpfn=0x40301}) = 0",
-        "hvm_op(HVMOP_set_param, {domid=DOMID_SELF, index=HVM_PARAM_CALLBACK_IRQ, value=0x20000000000001f}) = 0",
+    let (shared, callback) = match c.isa {
+        Isa::X86_64 => ("0x301", "0x200000000000033"),
+        Isa::Aarch64 => ("0x40301", "0x20000000000001f"),
+    };
+    let page = format!(
+        "memory_op(XENMEM_add_to_physmap, {{domid=DOMID_SELF, size=0, space=XENMAPSPACE_shared_info, idx=0, \
+         gpfn={shared}}}) = 0"
+    );
+    let callback = format!(
+        "hvm_op(HVMOP_set_param, {{domid=DOMID_SELF, index=HVM_PARAM_CALLBACK_IRQ, value={callback}}}) = 0"
+    );
+    let mut wanted = vec![
+        page.as_str(),
+        &callback,
         "event_channel_op(EVTCHNOP_bind_ipi, {vcpu=0, port=→1}) = 0",
         "event_channel_op(EVTCHNOP_send, {port=1}) = 0",
-        "sched_op(SCHEDOP_shutdown, {reason=SHUTDOWN_poweroff}) = 0",
     ];
-    compare(c, "xen_events", "xen", 0, &wanted)
+    let bind_timer = "event_channel_op(EVTCHNOP_bind_virq, {virq=VIRQ_TIMER, vcpu=0, port=→2}) = 0";
+    if c.isa == Isa::X86_64 {
+        wanted.extend([
+            "event_channel_op(EVTCHNOP_send, {port=1}) = 0",
+            "event_channel_op(EVTCHNOP_unmask, {port=1}) = 0",
+            bind_timer,
+            "vcpu_op(VCPUOP_register_vcpu_info, 1, {mfn=0x41, offset=0}) = 0",
+            "event_channel_op(EVTCHNOP_bind_ipi, {vcpu=1, port=→3}) = 0",
+            "event_channel_op(EVTCHNOP_send, {port=3}) = 0",
+        ]);
+    } else {
+        wanted.push(bind_timer);
+    }
+    wanted.push("sched_op(SCHEDOP_shutdown, {reason=SHUTDOWN_poweroff}) = 0");
+    let words = "xen,filter=memory_op+HVMOP_set_param+VCPUOP_register_vcpu_info+event_channel_op+SCHEDOP_shutdown --cpus 2";
+    compare(c, "xen_events", words, 0, &wanted)
+}
+
+/// Input and output by Xen's console, which is the serial port's.
+pub fn console(c: &mut Context) -> Check {
+    let (guest, limit) = (c.guest("xen_console", false)?, c.limit(20));
+    let mut vmm = c.start(Wiring::Pipes, "--hypercalls xen,trace=off --kernel {}", &[&guest])?;
+    vmm.expect("ready", limit)?;
+    let text = "The brown fox jumps. ".repeat(20);
+    vmm.send(&text)?;
+    vmm.expect(&text, limit)?;
+    vmm.send("q")?;
+    let code = vmm.wait(limit);
+    c.keep("vmm", &vmm);
+    check(code? == 0, || "no clean end".into())
 }
 
 /// KVM's own calls, decoded only.

@@ -1,5 +1,6 @@
-// Has an event delivered by the private interrupt that it has chosen, through a GICv3, and ends with a
-// crash if it does not come. The interrupt is a level, and may come again before it is lowered.
+// Has events delivered by the private interrupt that it has chosen, through a GICv3: one that it sends to
+// itself, and its timer's, for which it waits, and polls. Ends with a crash if one does not come. The
+// interrupt is a level, and may come again before it is lowered, which ends a wait as well.
     .section .start, "ax"
     .globl _start
     .equ distributor, 0x08000000
@@ -53,11 +54,43 @@ _start:
     xen 32
     nop
     nop
-    // The end.
     ldr w9, count
     cmp w9, #1
-    cset w9, eq
-    cbnz w9, 1f
+    b.ne bad
+    // Its timer ends a wait; it is looked at before the interrupt is taken.
+    msr daifset, #2
+    mov x0, #1
+    adr x1, virq
+    xen 32
+    bl set_timer
+    mov w9, #5
+3:  subs w9, w9, #1
+    b.mi bad
+    mov x0, #1
+    xen 29
+    ldr x1, =shared
+    ldr x0, [x1, #48]
+    cbz x0, 3b
+    msr daifclr, #2
+    nop
+    ldr w9, count
+    cmp w9, #2
+    b.ne bad
+    // Masked, its timer ends a poll.
+    ldr x1, =shared
+    mov w0, #4
+    strb w0, [x1, #560]
+    bl set_timer
+2:  mov x0, #3
+    adr x1, poll
+    xen 29
+    cbnz x0, bad
+    ldr x1, =shared
+    ldr x0, [x1, #48]
+    tbz x0, #2, 2b
+    b 1f
+bad:
+    // The end.
     mov w9, #3
     adr x1, shutdown
     str w9, [x1]
@@ -66,6 +99,21 @@ _start:
     xen 29
 1:  wfi
     b 1b
+
+// In 50 ms.
+set_timer:
+    mov x0, #10
+    adr x1, time
+    xen 34
+    ldr x0, time
+    ldr x1, =50000000
+    add x0, x0, x1
+    adr x2, time
+    str x0, [x2]
+    mov x0, #8
+    mov x1, #0
+    xen 24
+    ret
 
 on_interrupt:
     stp x0, x1, [sp, #-16]!
@@ -105,6 +153,13 @@ callback:
     .quad 2 << 56 | 31
 ipi:
     .word 0, 0
+virq:
+    .word 0, 0, 0
+    .balign 8
+poll:
+    .quad virq + 8, 1, 0
+time:
+    .quad 0, 0
 shutdown:
     .word 0
 count:

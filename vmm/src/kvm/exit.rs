@@ -169,6 +169,8 @@ pub enum SystemEvent {
     Reset,
     /// The guest reports that it has crashed.
     Crash,
+    /// aarch64: an interrupt for a vCPU that was made to wait.
+    Wakeup,
     /// Another number.
     Other(u32),
 }
@@ -232,6 +234,7 @@ pub unsafe fn decode(run: &mut kvm::kvm_run) -> VcpuExit<'_> {
                 kvm::KVM_SYSTEM_EVENT_SHUTDOWN => SystemEvent::Shutdown,
                 kvm::KVM_SYSTEM_EVENT_RESET => SystemEvent::Reset,
                 kvm::KVM_SYSTEM_EVENT_CRASH => SystemEvent::Crash,
+                kvm::KVM_SYSTEM_EVENT_WAKEUP => SystemEvent::Wakeup,
                 other => SystemEvent::Other(other),
             })
         }

@@ -20,7 +20,9 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
+use std::thread::JoinHandle;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 thread_local! {
@@ -82,12 +84,18 @@ impl Thread {
         Thread(unsafe { libc::pthread_self() } as usize)
     }
 
+    /// A thread that was started.
+    #[allow(clippy::cast_possible_truncation, reason = "it is as wide as a pointer everywhere")]
+    pub fn of<T>(handle: &JoinHandle<T>) -> Thread {
+        Thread(handle.as_pthread_t() as usize)
+    }
+
     /// Kicks it.
     ///
     /// # Safety
-    /// The thread must not have ended.
+    /// Nobody must have joined the thread or let go of its handle; it may have ended.
     pub unsafe fn kick(&self) {
-        // SAFETY: the thread is alive, as the caller says, and the signal has a handler.
+        // SAFETY: the id is still the thread's, as the caller says, and the signal has a handler.
         unsafe { libc::pthread_kill(self.0 as libc::pthread_t, signal()) };
     }
 }

@@ -1,8 +1,8 @@
 //! One vCPU. The thread that runs it owns it.
 
 use super::error::{KvmError, ioctl};
-use super::exit::{VcpuExit, decode};
-use super::{BootState, HOST_ISA, kick, native};
+use super::exit::{SystemEvent, VcpuExit, decode};
+use super::{BootState, HOST_ISA, XenVcpuAttribute, kick, native};
 use arch::Isa;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
@@ -20,12 +20,20 @@ pub struct Vcpu {
     registers: native::Registers,
     /// An exception has been queued that the guest has not been entered with yet.
     has_queued: Cell<bool>,
+    /// It waits, until KVM tells us that there is an interrupt.
+    is_waiting: Cell<bool>,
 }
 
 impl Vcpu {
     /// `can_sync` is [`native::registers::can_sync`]'s answer.
     pub(super) fn new(id: u32, fd: VcpuFd, can_sync: bool) -> Vcpu {
-        Vcpu { id, fd, registers: native::Registers::new(can_sync), has_queued: Cell::new(false) }
+        Vcpu {
+            id,
+            fd,
+            registers: native::Registers::new(can_sync),
+            has_queued: Cell::new(false),
+            is_waiting: Cell::new(false),
+        }
     }
 
     /// Its number, from 0.
@@ -67,6 +75,15 @@ impl Vcpu {
                 _ => Err(ioctl("KVM_RUN")(error)),
             };
         }
+        if self.is_waiting.get() {
+            // SAFETY: as below.
+            let exit = unsafe { decode(self.fd.get_kvm_run()) };
+            if matches!(exit, VcpuExit::SystemEvent(SystemEvent::Wakeup)) {
+                self.is_waiting.set(false);
+                native::hypercalls::wake(&self.fd)?;
+                return Ok(VcpuExit::Interrupted);
+            }
+        }
         // SAFETY: the reference is to the start of the vCPU's mapping, which `self` has to
         // itself while the result borrows it.
         Ok(unsafe { decode(self.fd.get_kvm_run()) })
@@ -95,7 +112,16 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn halt(&self) -> Result<(), KvmError> {
-        native::hypercalls::halt(&self.fd)
+        self.is_waiting.set(native::hypercalls::halt(&self.fd)?);
+        Ok(())
+    }
+
+    /// Tells KVM something of a vCPU of a guest that uses Xen's interface.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`]; [`KvmError::Missing`] on aarch64.
+    pub fn set_xen_attribute(&self, attribute: XenVcpuAttribute) -> Result<(), KvmError> {
+        native::hypercalls::set_xen_vcpu_attribute(&self.fd, attribute)
     }
 
     /// Sets what `KVM_EXIT_XEN` results in when the guest is entered again.

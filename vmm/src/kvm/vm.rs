@@ -3,7 +3,7 @@
 use super::error::{KvmError, ioctl};
 use super::native;
 use super::vcpu::Vcpu;
-use super::{HypercallSetup, Transport};
+use super::{HypercallSetup, Transport, XenAttribute};
 use crate::memory::{self, GuestMemory};
 use arch::cpu_template::CpuTemplate;
 use kvm_bindings::kvm_userspace_memory_region;
@@ -98,6 +98,36 @@ impl Interrupter {
     }
 }
 
+/// KVM's own delivery of events by Xen's interface.
+#[derive(Clone, Debug)]
+pub struct XenEvents(Arc<VmFd>);
+
+impl XenEvents {
+    /// Tells KVM something of the guest.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn set(&self, attribute: XenAttribute) -> Result<(), KvmError> {
+        native::hypercalls::set_xen_attribute(&self.0, attribute)
+    }
+
+    /// Makes the event of a port pending, and tells the vCPU that it is bound to.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn send(&self, vcpu: u32, port: u32) -> Result<(), KvmError> {
+        native::hypercalls::send_event(&self.0, vcpu, port)
+    }
+
+    /// The time that KVM tells the guest: nanoseconds since about its start.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn now(&self) -> Result<u64, KvmError> {
+        native::hypercalls::clock(&self.0)
+    }
+}
+
 impl Vm {
     /// Creates a virtual machine and its vCPUs, none of which has registers for a guest yet.
     ///
@@ -147,6 +177,13 @@ impl Vm {
     /// What raises interrupts of single vCPUs.
     pub fn interrupter(&self) -> Interrupter {
         Interrupter(Arc::clone(&self.fd))
+    }
+
+    /// KVM's own delivery of events by Xen's interface, where hypercalls come by KVM and it has any.
+    pub fn xen_events(&self) -> Option<XenEvents> {
+        let events = XenEvents(Arc::clone(&self.fd));
+        let has_events = matches!(self.transport, Some(Transport::XenExit { has_events: true }));
+        (has_events && events.now().is_ok()).then_some(events)
     }
 
     /// The guest's RAM.

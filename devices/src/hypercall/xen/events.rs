@@ -59,6 +59,11 @@ struct VcpuEvents {
     vector: Option<u32>,
 }
 
+/// Where the shared page has a vCPU's `struct vcpu_info`.
+fn info_in((address, abi): (u64, Abi), id: u32) -> u64 {
+    address + u64::from(id) * layout(abi).info
+}
+
 /// Puts the time into a `struct vcpu_info`.
 fn tell_time(platform: &dyn Platform, info: u64, tsc: Option<Tsc>) {
     const TIME: u64 = 32;
@@ -91,17 +96,21 @@ impl Events {
 
     /// The guest has put the shared page at an address.
     pub fn share(&mut self, platform: &dyn Platform, address: u64, abi: Abi, tsc: Option<Tsc>) {
-        self.shared = Some((address, abi));
-        let Layout { info, infos, mask, word, .. } = layout(abi);
-        for (index, vcpu) in (0..infos).zip(&mut self.vcpus) {
-            let place = address + u64::from(index) * info;
-            if vcpu.info.is_none() {
-                vcpu.info = Some(place);
-                tell_time(platform, place, tsc);
-            }
-        }
+        let before = self.shared.replace((address, abi));
+        let Layout { mask, word, .. } = layout(abi);
         // Behind the mask, which has as many bits as eight of its words have bytes.
         platform.write(address + mask + (8 * word * word) as u64, &time::wall_clock(platform));
+        let delivery = platform.delivery().filter(|delivery| delivery.share(address, abi));
+        for (id, vcpu) in (0..layout(abi).infos).zip(&mut self.vcpus) {
+            let place = info_in((address, abi), id);
+            if vcpu.info.is_none() || vcpu.info == before.map(|before| info_in(before, id)) {
+                vcpu.info = Some(place);
+                tell_time(platform, place, tsc);
+                if let Some(delivery) = delivery {
+                    delivery.place(id, place);
+                }
+            }
+        }
     }
 
     /// A vCPU's `struct vcpu_info` is elsewhere. Everything in it is pending at first, so that
@@ -115,7 +124,7 @@ impl Events {
         tsc: Option<Tsc>,
     ) -> Result<i64, i64> {
         let vcpu = self.vcpus.get_mut(id as usize).ok_or(ENOENT)?;
-        let in_page = self.shared.map(|(shared, abi)| shared + u64::from(id) * layout(abi).info);
+        let in_page = self.shared.map(|shared| info_in(shared, id));
         if vcpu.info.is_some() && vcpu.info != in_page {
             return Err(EINVAL);
         }
@@ -123,6 +132,9 @@ impl Events {
         platform.update(address + word as u64, word, u64::MAX, 0).ok_or(EINVAL)?;
         vcpu.info = Some(address);
         tell_time(platform, address, tsc);
+        if let Some(delivery) = platform.delivery() {
+            delivery.place(id, address);
+        }
         self.mark(platform, id);
         Ok(0)
     }
@@ -131,7 +143,11 @@ impl Events {
     pub fn set_vector(&mut self, platform: &dyn Platform, vcpu: u64, vector: u64) -> Result<i64, i64> {
         let id = self.vcpu(vcpu)?;
         let vcpu = self.vcpus.get_mut(id as usize).ok_or(ENOENT)?;
-        let vector = u32::try_from(vector).ok().filter(|vector| (16..=255).contains(vector)).ok_or(EINVAL)?;
+        let vector = u8::try_from(vector).ok().filter(|vector| *vector >= 16).ok_or(EINVAL)?;
+        if let Some(delivery) = platform.delivery() {
+            delivery.set_vector(id, vector);
+        }
+        let vector = u32::from(vector);
         vcpu.vector = Some(vector);
         if let Some(info) = vcpu.info
             && platform.update(info + UPCALL_PENDING, 1, 0, 0).is_some_and(|pending| pending != 0)
@@ -141,13 +157,25 @@ impl Events {
         Ok(0)
     }
 
-    /// How the guest wants to be told: on aarch64 by a private interrupt. By a line of the interrupt
-    /// controller is taken, and has no effect: guests that have vectors for each vCPU ask for it too.
-    pub fn set_callback(&mut self, abi: Abi, value: u64) -> Result<(), i64> {
-        const PRIVATE: u64 = 2;
-        match (abi, value >> 56, value & 0xff) {
-            (_, 0, _) => self.private_interrupt = None,
-            (Abi::Aarch64, PRIVATE, number @ 16..=31) => self.private_interrupt = u32::try_from(number).ok(),
+    /// How the guest wants to be told: on aarch64 by a private interrupt; on x86 by a vector for all
+    /// vCPUs, if the host delivers events, as no interrupt of the local APIC is like it. By a line of
+    /// the interrupt controller is taken, and has no effect: guests that have vectors for each vCPU ask
+    /// for it too.
+    pub fn set_callback(&mut self, platform: &dyn Platform, abi: Abi, value: u64) -> Result<(), i64> {
+        const LINE: u64 = 0;
+        const VECTOR: u64 = 2;
+        let (kind, number) = (value >> 56, value.to_le_bytes()[0]);
+        match (abi, kind) {
+            (Abi::Aarch64, VECTOR) if (16..=31).contains(&number) => {
+                self.private_interrupt = Some(number.into());
+            }
+            (Abi::Aarch64, LINE) => self.private_interrupt = None,
+            (Abi::X86_64 | Abi::X86_32, VECTOR) if number >= 16 => {
+                platform.delivery().filter(|delivery| delivery.set_callback(number)).ok_or(EOPNOTSUPP)?;
+            }
+            (Abi::X86_64 | Abi::X86_32, LINE) => {
+                platform.delivery().map(|delivery| delivery.set_callback(0));
+            }
             _ => return Err(EOPNOTSUPP),
         }
         Ok(())
@@ -175,6 +203,10 @@ impl Events {
     /// Makes a port's event pending.
     fn deliver(&self, platform: &dyn Platform, port: usize) {
         let (Some((shared, abi)), Some((_, vcpu))) = (self.shared, self.ports.get(port)) else { return };
+        let number = u32::try_from(port).unwrap_or(0);
+        if platform.delivery().is_some_and(|delivery| delivery.send(*vcpu, number)) {
+            return;
+        }
         let Layout { pending, mask, word, .. } = layout(abi);
         let (index, bit) = (port / (8 * word), 1u64 << (port % (8 * word)));
         let at = (index * word) as u64;
@@ -200,6 +232,22 @@ impl Events {
         if let Some(port) = self.ports.iter().position(|port| *port == wanted) {
             self.deliver(platform, port);
         }
+    }
+
+    /// Whether these may be polled.
+    pub fn check(&self, ports: &[u64]) -> Result<(), i64> {
+        if ports.iter().all(|port| (1..PORTS as u64).contains(port)) { Ok(()) } else { Err(EINVAL) }
+    }
+
+    /// Whether the event of any of these ports is pending.
+    pub fn is_any_pending(&self, platform: &dyn Platform, ports: &[u64]) -> bool {
+        let Some((shared, abi)) = self.shared else { return false };
+        let Layout { pending, word, .. } = layout(abi);
+        let bits = 8 * word as u64;
+        ports.iter().any(|port| {
+            let at = shared + pending + port / bits * word as u64;
+            platform.update(at, word, 0, 0).is_some_and(|value| value >> (port % bits) & 1 != 0)
+        })
     }
 
     fn allocate(&mut self, port: Port, vcpu: u32) -> Result<usize, i64> {
@@ -312,8 +360,7 @@ impl Events {
                 }
             }
             "unmask" => {
-                let (number, port) = self.port(frame.get("port"))?;
-                let vcpu = port.1;
+                let (number, _) = self.port(frame.get("port"))?;
                 let (shared, abi) = self.shared.ok_or(EINVAL)?;
                 let Layout { pending, mask, word, .. } = layout(abi);
                 let (index, bit) = (number / (8 * word), 1u64 << (number % (8 * word)));
@@ -321,7 +368,9 @@ impl Events {
                 let was_masked = platform.update(shared + mask + at, word, 0, bit).unwrap_or(0) & bit != 0;
                 let is_pending = platform.update(shared + pending + at, word, 0, 0).unwrap_or(0) & bit != 0;
                 if was_masked && is_pending {
-                    self.select(platform, vcpu, index, word);
+                    // As if it came now.
+                    platform.update(shared + pending + at, word, 0, bit);
+                    self.deliver(platform, number);
                 }
             }
             "reset" => {

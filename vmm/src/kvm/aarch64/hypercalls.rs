@@ -3,7 +3,7 @@
 //! `KVM_ARM_VM_SMCCC_FILTER`).
 
 use crate::kvm::error::{KvmError, ioctl};
-use crate::kvm::{HypercallSetup, Transport};
+use crate::kvm::{HypercallSetup, Transport, XenAttribute, XenVcpuAttribute};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -75,12 +75,62 @@ pub fn interrupt(vm: &VmFd, vcpu: u32, number: u32, level: bool) -> Result<(), K
     vm.set_irq_line(line, level).map_err(ioctl("KVM_IRQ_LINE"))
 }
 
-/// KVM has no way to make a vCPU wait here: it goes on, as one does that an event has woken.
+/// Has a vCPU wait as `WFI` does (KVM API, `KVM_MP_STATE_SUSPENDED`): KVM tells us when there is an
+/// interrupt (`KVM_SYSTEM_EVENT_WAKEUP`), and [`wake`] has to follow, which is the answer. KVM before Linux 5.19 has no such way:
+/// the vCPU goes on, as one does that an event has woken.
 ///
 /// # Errors
-/// None.
-pub fn halt(_: &VcpuFd) -> Result<(), KvmError> {
-    Ok(())
+/// [`KvmError::Ioctl`].
+pub fn halt(vcpu: &VcpuFd) -> Result<bool, KvmError> {
+    let suspended = kvm::kvm_mp_state { mp_state: kvm::KVM_MP_STATE_SUSPENDED };
+    match vcpu.set_mp_state(suspended) {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno() == libc::EINVAL => Ok(false),
+        Err(error) => Err(ioctl("KVM_SET_MP_STATE")(error)),
+    }
+}
+
+/// Ends what [`halt`] began.
+///
+/// # Errors
+/// [`KvmError::Ioctl`].
+pub fn wake(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    let runnable = kvm::kvm_mp_state { mp_state: kvm::KVM_MP_STATE_RUNNABLE };
+    vcpu.set_mp_state(runnable).map_err(ioctl("KVM_SET_MP_STATE"))
+}
+
+const NO_EVENTS: KvmError = KvmError::Missing("delivery of Xen's events, which is KVM's on x86 only");
+
+/// KVM delivers no events here.
+///
+/// # Errors
+/// [`KvmError::Missing`].
+pub fn set_xen_attribute(_: &VmFd, _: XenAttribute) -> Result<(), KvmError> {
+    Err(NO_EVENTS)
+}
+
+/// KVM delivers no events here.
+///
+/// # Errors
+/// [`KvmError::Missing`].
+pub fn set_xen_vcpu_attribute(_: &VcpuFd, _: XenVcpuAttribute) -> Result<(), KvmError> {
+    Err(NO_EVENTS)
+}
+
+/// KVM delivers no events here.
+///
+/// # Errors
+/// [`KvmError::Missing`].
+pub fn send_event(_: &VmFd, _: u32, _: u32) -> Result<(), KvmError> {
+    Err(NO_EVENTS)
+}
+
+/// KVM has no clock for guests here.
+///
+/// # Errors
+/// [`KvmError::Missing`].
+pub fn clock(_: &VmFd) -> Result<u64, KvmError> {
+    Err(NO_EVENTS)
 }
 
 /// There is none here.

@@ -1,7 +1,7 @@
 //! How hypercalls come out of an x86 guest.
 
 use crate::kvm::error::{KvmError, ioctl};
-use crate::kvm::{HypercallSetup, Transport};
+use crate::kvm::{HypercallSetup, Transport, XenAttribute, XenVcpuAttribute};
 use devices::hypercall::xen::cpuid::HYPERCALL_MSR;
 use kvm_bindings as kvm;
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
@@ -9,6 +9,12 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
 ioctl_iow_nr!(KVM_XEN_HVM_CONFIG, 0xae, 0x7a, kvm::kvm_xen_hvm_config);
+ioctl_iow_nr!(KVM_XEN_HVM_SET_ATTR, 0xae, 0xc9, kvm::kvm_xen_hvm_attr);
+ioctl_iow_nr!(KVM_XEN_VCPU_SET_ATTR, 0xae, 0xcb, kvm::kvm_xen_vcpu_attr);
+ioctl_iow_nr!(KVM_XEN_HVM_EVTCHN_SEND, 0xae, 0xd0, kvm::kvm_irq_routing_xen_evtchn);
+
+/// What KVM must have to deliver events: the shared page, and sending from here.
+const EVENTS: u32 = kvm::KVM_XEN_HVM_CONFIG_SHARED_INFO | kvm::KVM_XEN_HVM_CONFIG_EVTCHN_SEND;
 
 /// The port that the hypercall page writes to: nothing else of this machine is there.
 const PORT: u8 = 0xea;
@@ -30,7 +36,7 @@ pub fn prepare(kvm: &Kvm, vm: &VmFd, setup: &HypercallSetup) -> Result<Option<Tr
         if result != 0 {
             return Err(ioctl("KVM_XEN_HVM_CONFIG")(kvm_ioctls::Error::last()));
         }
-        return Ok(Some(Transport::XenExit));
+        return Ok(Some(Transport::XenExit { has_events: flags & EVENTS == EVENTS }));
     }
     if !setup.has_page {
         log::warn!("--hypercalls: this host's KVM lacks KVM_CAP_XEN_HVM, so hypercalls are not seen");
@@ -74,13 +80,98 @@ pub fn interrupt(vm: &VmFd, vcpu: u32, vector: u32, level: bool) -> Result<(), K
     vm.signal_msi(message).map(drop).map_err(ioctl("KVM_SIGNAL_MSI"))
 }
 
-/// Has a vCPU wait as `HLT` does.
+/// Has a vCPU wait as `HLT` does; whether [`wake`] has to end that.
 ///
 /// # Errors
 /// [`KvmError::Ioctl`].
-pub fn halt(vcpu: &VcpuFd) -> Result<(), KvmError> {
+pub fn halt(vcpu: &VcpuFd) -> Result<bool, KvmError> {
     let halted = kvm::kvm_mp_state { mp_state: kvm::KVM_MP_STATE_HALTED };
-    vcpu.set_mp_state(halted).map_err(ioctl("KVM_SET_MP_STATE"))
+    vcpu.set_mp_state(halted).map_err(ioctl("KVM_SET_MP_STATE"))?;
+    Ok(false)
+}
+
+/// An interrupt ends what [`halt`] began, without a word to us.
+///
+/// # Errors
+/// None.
+pub fn wake(_: &VcpuFd) -> Result<(), KvmError> {
+    Ok(())
+}
+
+/// Tells KVM something of a guest that uses Xen's interface.
+///
+/// # Errors
+/// [`KvmError::Ioctl`].
+pub fn set_xen_attribute(vm: &VmFd, attribute: XenAttribute) -> Result<(), KvmError> {
+    const PAGE: u64 = 4096;
+    let mut value = kvm::kvm_xen_hvm_attr::default();
+    let number = match attribute {
+        XenAttribute::LongMode(is_long) => {
+            value.u.long_mode = u8::from(is_long);
+            kvm::KVM_XEN_ATTR_TYPE_LONG_MODE
+        }
+        XenAttribute::SharedInfo { address } => {
+            value.u.shared_info = kvm::kvm_xen_hvm_attr__bindgen_ty_1__bindgen_ty_1 { gfn: address / PAGE };
+            kvm::KVM_XEN_ATTR_TYPE_SHARED_INFO
+        }
+        XenAttribute::Vector(vector) => {
+            value.u.vector = vector;
+            kvm::KVM_XEN_ATTR_TYPE_UPCALL_VECTOR
+        }
+    };
+    value.type_ = u16::try_from(number).expect("a small number");
+    // SAFETY: the ioctl reads the structure, which lives through the call.
+    match unsafe { ioctl_with_ref(vm, KVM_XEN_HVM_SET_ATTR(), &value) } {
+        0 => Ok(()),
+        _ => Err(ioctl("KVM_XEN_HVM_SET_ATTR")(kvm_ioctls::Error::last())),
+    }
+}
+
+/// Tells KVM something of one of its vCPUs. Waits while the vCPU runs, so its own thread does it.
+///
+/// # Errors
+/// [`KvmError::Ioctl`].
+pub fn set_xen_vcpu_attribute(vcpu: &VcpuFd, attribute: XenVcpuAttribute) -> Result<(), KvmError> {
+    let mut value = kvm::kvm_xen_vcpu_attr::default();
+    let number = match attribute {
+        XenVcpuAttribute::Info { address } => {
+            value.u.gpa = address;
+            kvm::KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO
+        }
+        XenVcpuAttribute::Vector(vector) => {
+            value.u.vector = vector;
+            kvm::KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR
+        }
+    };
+    value.type_ = u16::try_from(number).expect("a small number");
+    // SAFETY: the ioctl reads the structure, which lives through the call.
+    match unsafe { ioctl_with_ref(vcpu, KVM_XEN_VCPU_SET_ATTR(), &value) } {
+        0 => Ok(()),
+        _ => Err(ioctl("KVM_XEN_VCPU_SET_ATTR")(kvm_ioctls::Error::last())),
+    }
+}
+
+/// Makes the event of a port pending.
+///
+/// # Errors
+/// [`KvmError::Ioctl`].
+pub fn send_event(vm: &VmFd, vcpu: u32, port: u32) -> Result<(), KvmError> {
+    /// `KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL`.
+    const TWO_LEVELS: u32 = u32::MAX;
+    let event = kvm::kvm_irq_routing_xen_evtchn { port, vcpu, priority: TWO_LEVELS };
+    // SAFETY: the ioctl reads the structure, which lives through the call.
+    match unsafe { ioctl_with_ref(vm, KVM_XEN_HVM_EVTCHN_SEND(), &event) } {
+        0 => Ok(()),
+        _ => Err(ioctl("KVM_XEN_HVM_EVTCHN_SEND")(kvm_ioctls::Error::last())),
+    }
+}
+
+/// KVM's clock, nanoseconds.
+///
+/// # Errors
+/// [`KvmError::Ioctl`].
+pub fn clock(vm: &VmFd) -> Result<u64, KvmError> {
+    vm.get_clock().map(|clock| clock.clock).map_err(ioctl("KVM_GET_CLOCK"))
 }
 
 /// A vCPU's time-stamp counter and its frequency in kHz.

@@ -1,0 +1,141 @@
+//! The guest's timers by Xen's interface, and interrupts that have to be lowered again.
+
+use crate::debugger::LiveMemory;
+use crate::kvm::{Interrupter, KvmError, XenEvents};
+use arch::GuestPhys;
+use debug::target::Memory;
+use devices::hypercall::xen::Xen;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// What the guest's time is counted by, from about its start.
+#[derive(Clone, Debug)]
+pub enum Clock {
+    /// KVM's clock, where KVM tells guests the time.
+    Kvm(XenEvents),
+    /// The host's.
+    Since(Instant),
+}
+
+impl Clock {
+    /// Nanoseconds since its start.
+    fn now(&self) -> u64 {
+        match self {
+            // It was read when it was chosen, and nothing takes it away.
+            Clock::Kvm(events) => events.now().unwrap_or(0),
+            Clock::Since(start) => u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// An interrupt that is up until the guest has seen to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub vcpu: u32,
+    pub number: u32,
+    /// The byte that the guest clears then, guest-physical.
+    pub pending: u64,
+}
+
+/// How often lines that are up are looked at: until then, a guest that has seen to one is interrupted
+/// for nothing.
+const LOOK_AT_LINES: Duration = Duration::from_micros(50);
+
+/// The guest's timers, one for each vCPU, and the thread that waits for them; it also lowers
+/// interrupts.
+#[derive(Debug)]
+pub struct Timers {
+    clock: Clock,
+    state: Mutex<TimerState>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct TimerState {
+    /// Nanoseconds since the start.
+    at: Vec<Option<u64>>,
+    /// Interrupts that are up.
+    lines: Vec<Line>,
+    stopped: bool,
+}
+
+impl Timers {
+    pub fn new(vcpus: u32, clock: Clock) -> Timers {
+        let state = TimerState { at: vec![None; vcpus as usize], lines: Vec::new(), stopped: false };
+        Timers { clock, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// Nanoseconds since the machine started.
+    pub fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    fn state(&self) -> MutexGuard<'_, TimerState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets a vCPU's timer.
+    pub fn set(&self, vcpu: u32, at: Option<u64>) {
+        if let Some(timer) = self.state().at.get_mut(vcpu as usize) {
+            *timer = at;
+        }
+        self.changed.notify_one();
+    }
+
+    /// Raises an interrupt, and sees that it is lowered again. The lock is held meanwhile, or it could
+    /// be lowered on account of the one before.
+    pub fn raise(&self, interrupter: &Interrupter, line: Line) -> Result<(), KvmError> {
+        let mut state = self.state();
+        interrupter.interrupt(line.vcpu, line.number, true)?;
+        if Interrupter::ARE_LEVELS {
+            if !state.lines.contains(&line) {
+                state.lines.push(line);
+            }
+            drop(state);
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Has [`Self::run`] return.
+    pub fn stop(&self) {
+        self.state().stopped = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits for timers until it is told to stop.
+    pub fn run(&self, xen: &Weak<Xen>, memory: &LiveMemory, interrupter: &Interrupter) {
+        let mut state = self.state();
+        while !state.stopped {
+            state.lines.retain(|line| {
+                let mut pending = [0];
+                let is_up = memory.read(GuestPhys(line.pending), &mut pending) == 1 && pending[0] != 0;
+                if !is_up && let Err(error) = interrupter.interrupt(line.vcpu, line.number, false) {
+                    log::warn!("an interrupt of vCPU {} stays up: {error}", line.vcpu);
+                }
+                is_up
+            });
+            let now = self.now();
+            let due = state.at.iter().position(|at| at.is_some_and(|at| at <= now));
+            if let Some(vcpu) = due {
+                state.at[vcpu] = None;
+                drop(state);
+                if let (Some(xen), Ok(vcpu)) = (xen.upgrade(), u32::try_from(vcpu)) {
+                    xen.expire(vcpu);
+                }
+                state = self.state();
+                continue;
+            }
+            let next = state.at.iter().flatten().min();
+            // Without a timer it waits to be told.
+            let mut wait = next.map_or(Duration::from_secs(3600), |at| Duration::from_nanos(at - now));
+            if !state.lines.is_empty() {
+                wait = wait.min(LOOK_AT_LINES);
+            }
+            state = match self.changed.wait_timeout(state, wait) {
+                Ok((state, _)) => state,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+}
