@@ -71,7 +71,8 @@ impl Transport {
     /// In words.
     pub const fn name(self) -> &'static str {
         match self {
-            Transport::XenExit { .. } => "KVM's exit for them",
+            Transport::XenExit { has_events: false } => "KVM's exit for them",
+            Transport::XenExit { has_events: true } => "KVM's exit for them, events by KVM",
             Transport::Page { .. } => "a hypercall page of our own",
             Transport::Smccc => "KVM's SMCCC filter",
         }

@@ -12,6 +12,9 @@ use std::sync::{Arc, Mutex};
 
 const SIZE: usize = 0x2_0000;
 
+/// Until when it was waited for, and whether that was over at once.
+type Wait = (Option<u64>, bool);
+
 /// Memory, a console, and what was asked of the platform; the clones share it.
 #[derive(Clone, Debug)]
 struct Bench {
@@ -19,8 +22,7 @@ struct Bench {
     console: Arc<Mutex<Vec<u8>>>,
     interrupts: Arc<Mutex<Vec<(u32, u32)>>>,
     reads: Arc<Mutex<Vec<(u64, usize)>>>,
-    /// Until when it was waited for, and whether that was over at once.
-    waits: Arc<Mutex<Vec<(Option<u64>, bool)>>>,
+    waits: Arc<Mutex<Vec<Wait>>>,
     /// It has a delivery of its own...
     delivers: bool,
     /// ...which has been told this.
