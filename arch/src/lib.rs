@@ -13,6 +13,7 @@
 pub mod aarch64;
 pub mod address;
 pub mod bytes;
+pub mod core_note;
 pub mod cpu_features;
 pub mod cpu_template;
 pub mod hypercall;

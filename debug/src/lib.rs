@@ -20,6 +20,7 @@
 pub mod arming;
 pub mod breakpoint;
 pub mod disassemble;
+pub mod dump;
 pub mod engine;
 pub mod expression;
 pub mod fake;

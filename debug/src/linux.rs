@@ -57,6 +57,7 @@ pub fn text(isa: Isa, regime: &Regime, memory: &dyn Memory, vbar: u64) -> Option
 /// The kernel's description of its data: lines of `key=value`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VmCoreInfo {
+    text: String,
     values: HashMap<String, String>,
 }
 
@@ -68,18 +69,19 @@ const BEGIN: &[u8] = b"OSRELEASE=";
 impl VmCoreInfo {
     /// Looks for it in the target's RAM: it begins a page.
     pub fn find(memory: &dyn Memory) -> Option<VmCoreInfo> {
+        const AT_ONCE: usize = 256 * PAGE;
+        let mut buffer = vec![0; AT_ONCE];
         for range in memory.populated() {
-            let first = range.start.0.next_multiple_of(PAGE as u64);
-            for at in (first..range.end().0).step_by(PAGE) {
-                let mut begin = [0; BEGIN.len()];
-                if memory.read(GuestPhys(at), &mut begin) < begin.len() || begin != BEGIN {
-                    continue;
-                }
-                let mut page = vec![0; PAGE];
-                let count = memory.read(GuestPhys(at), &mut page);
-                if let Some(found) = VmCoreInfo::parse(&page[..count]) {
+            let mut at = range.start.0.next_multiple_of(PAGE as u64);
+            while at < range.end().0 {
+                let wanted = usize::try_from(range.end().0 - at).map_or(AT_ONCE, |left| left.min(AT_ONCE));
+                let read = memory.read(GuestPhys(at), &mut buffer[..wanted]);
+                let mut pages = buffer[..read].chunks(PAGE).filter(|page| page.starts_with(BEGIN));
+                if let Some(found) = pages.find_map(VmCoreInfo::parse) {
                     return Some(found);
                 }
+                // What cannot be read is gone past, a page at a time.
+                at += (read as u64).next_multiple_of(PAGE as u64).max(PAGE as u64);
             }
         }
         None
@@ -95,7 +97,12 @@ impl VmCoreInfo {
             .map(|(key, value)| (key.into(), value.into()))
             .collect();
         let is_whole = values.contains_key("OSRELEASE") && values.contains_key("PAGESIZE");
-        is_whole.then_some(VmCoreInfo { values })
+        is_whole.then_some(VmCoreInfo { text: text.into(), values })
+    }
+
+    /// All of it, as the kernel wrote it.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// The kernel's release, as `uname -r` has it.
@@ -116,6 +123,30 @@ impl VmCoreInfo {
             (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (6, 15),
             _ => false,
         }
+    }
+
+    /// A number that stands there as it is (`NUMBER(name)=`), in hexadecimal if that is written.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        let value = self.values.get(&format!("NUMBER({name})"))?;
+        match value.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).ok(),
+            None => value.parse().ok().or_else(|| value.parse::<i64>().ok().map(i64::cast_unsigned)),
+        }
+    }
+
+    /// Where an aarch64 kernel's image begins: its text is at most an image's alignment behind that.
+    pub fn image_start(&self) -> Option<u64> {
+        Some(self.address("_stext")? & !(IMAGE_ALIGNMENT - 1))
+    }
+
+    /// Bytes of a page.
+    pub fn page_size(&self) -> Option<u64> {
+        self.values.get("PAGESIZE")?.parse().ok()
+    }
+
+    /// The guest-virtual address of a symbol.
+    pub fn address(&self, name: &str) -> Option<u64> {
+        self.symbol(name).ok()
     }
 
     fn symbol(&self, name: &str) -> Result<u64, LogError> {

@@ -8,6 +8,7 @@
 
 use crate::arming::{Arming, Own};
 use crate::disassemble::Mode;
+use crate::linux::VmCoreInfo;
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile};
@@ -66,6 +67,8 @@ pub enum VcpuState {
     Halted,
     /// The guest has not started it yet.
     NotStarted,
+    /// It is in a dump that does not tell.
+    Unknown,
 }
 
 impl VcpuState {
@@ -75,6 +78,7 @@ impl VcpuState {
             VcpuState::Running => "running",
             VcpuState::Halted => "halted",
             VcpuState::NotStarted => "not started",
+            VcpuState::Unknown => "dumped",
         }
     }
 }
@@ -112,6 +116,8 @@ pub enum StopReason {
     Hypercall(String),
     /// The guest cannot go on; in words.
     Fatal(String),
+    /// The target does not run, for this reason; it is where it was.
+    Refused(&'static str),
 }
 
 /// How a guest ended.
@@ -291,6 +297,22 @@ pub trait Machine: Send {
 
     /// Counts of exits by vCPU and reason, for `monitor exits`.
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>>;
+
+    /// Whether it can run at all. Where it cannot, breakpoints are taken and never hit, and a resume
+    /// ends at once with [`StopReason::Refused`].
+    fn can_run(&self) -> bool {
+        true
+    }
+
+    /// Why its registers and memory cannot be changed, if that is so.
+    fn read_only(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The guest kernel's description of itself, where it is known without a search of memory.
+    fn kernel_info(&self) -> Option<&VmCoreInfo> {
+        None
+    }
 
     /// Commands of `monitor` that this machine adds.
     fn commands(&self) -> &'static [Command] {

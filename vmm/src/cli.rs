@@ -4,6 +4,7 @@ use crate::config::{
     Config, GdbConfig, HypercallConfig, MemorySize, OnReboot, parse_address, parse_duration, parse_size,
 };
 use crate::console::ConsoleKind;
+use crate::core_dump::CoreArgs;
 use crate::error::Error;
 use crate::kvm::HOST_ISA;
 use crate::outcome::EXIT_CODES;
@@ -39,6 +40,8 @@ pub enum Command {
         #[arg(long, hide = true, value_name = "NAME")]
         probe: Option<String>,
     },
+    /// Look at a memory dump, of either architecture: by a command, or with gdb
+    Core(CoreArgs),
     /// Print shell completions
     Completions {
         /// The shell

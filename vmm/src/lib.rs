@@ -22,6 +22,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod console;
+pub mod core_dump;
 pub mod debugger;
 pub mod error;
 pub mod hypercalls;

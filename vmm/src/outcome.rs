@@ -72,8 +72,8 @@ exit_codes! {
     POWER_OFF = 0, "the guest switched itself off";
     USAGE = 2, "an option is wrong";
     HOST = 4, "this host cannot do it: no KVM, or KVM refuses";
-    IMAGE = 6, "the kernel or an initrd cannot be booted";
-    FILE = 8, "the console, the log, a template or the gdb socket cannot be opened";
+    IMAGE = 6, "the kernel or an initrd cannot be booted, or a dump not be understood";
+    FILE = 8, "the console, the log, a template, a dump or the gdb socket cannot be opened";
     RESET = 10, "the guest reset itself (with --reboot exit)";
     TRIPLE_FAULT = 12, "the guest's processor shut down after a triple fault";
     GUEST_CRASH = 14, "the guest reported a crash to its firmware";
@@ -81,6 +81,7 @@ exit_codes! {
     INTERNAL_ERROR = 18, "KVM or the processor could not go on";
     TIMEOUT = 20, "--timeout ended the guest";
     STOPPED = 22, "Ctrl-A x, SIGINT, SIGTERM, SIGHUP, SIGQUIT or the debugger ended the guest";
+    NOT_THERE = 24, "vmm core: what was asked for is not in the dump";
     PANIC = 70, "a defect of vmm itself; please report it";
 }
 

@@ -62,6 +62,12 @@ fn ok() -> Answer {
 pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
     let text = |prefix: &str| data.strip_prefix(prefix.as_bytes());
     match data.first() {
+        // gdb has words of its own for a breakpoint that is refused, which are wrong here; it inserts
+        // them when it resumes, and that is answered in words.
+        Some(b'Z' | b'z') if !session.machine.can_run() => ok(),
+        Some(b'P' | b'G') if let Some(why) = session.machine.read_only() => {
+            Answer::Reply(format!("E.{why}").into_bytes())
+        }
         Some(b'Z') => insert(session, &data[1..]),
         Some(b'z') => remove(session, &data[1..]),
         Some(b'm') => read_memory(&data[1..], false),
@@ -361,6 +367,7 @@ pub fn console(text: &str) -> Vec<u8> {
 pub fn words(vcpu: u32, reason: &StopReason) -> Option<String> {
     match reason {
         StopReason::Fatal(text) => Some(format!("vmm: vCPU {vcpu}: {text}\n")),
+        StopReason::Refused(text) => Some(format!("vmm: {text}\n")),
         StopReason::Hypercall(text) => Some(format!("vmm: vCPU {vcpu}: hypercall {text}\n")),
         StopReason::Watchpoint { address, access: Access::Read } => {
             log::debug!(target: "debug::rsp", "read watchpoint at {address:#x}");

@@ -4,14 +4,17 @@ use super::description::Described;
 use super::session::Session;
 use crate::breakpoint::Place;
 use crate::disassemble::LONGEST_INSTRUCTION;
-use crate::linux::VmCoreInfo;
+use crate::dump::write::{self, Target};
+use crate::dump::{self, Unplanted};
 use crate::memory::Space;
 use crate::report::Report;
-use crate::target::{Command, Control, Machine, SoftwareBreakpoints};
-use arch::paging::{Fault, Mapping, Permissions, Step};
+use crate::target::{Command, Control, Machine, Memory, SoftwareBreakpoints};
+use arch::paging::{Fault, Mapping, Permissions, Regime, Step};
 use arch::register::{Bank, Group};
 use arch::{GuestVirt, Isa};
 use std::fmt::Write;
+use std::ops::ControlFlow;
+use std::path::Path;
 
 const COMMANDS: &[Command] = &[
     Command { name: "help", usage: "", what: "this list" },
@@ -33,6 +36,11 @@ const COMMANDS: &[Command] = &[
     },
     Command { name: "linux", usage: "", what: "the guest's Linux kernel: release, where it is mapped" },
     Command { name: "dmesg", usage: "[LINES]", what: "the kernel's log, or its last lines" },
+    Command {
+        name: "dump",
+        usage: "PATH",
+        what: "write a core of the guest, on the host that it runs on; PATH.gz and PATH.zst compress",
+    },
     Command {
         name: "step-interrupts",
         usage: "[on|off]",
@@ -91,6 +99,7 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
         }
         "linux" => Ok(linux(session)),
         "dmesg" => dmesg(session, arguments),
+        "dump" => dump(session, arguments),
         "step-interrupts" => {
             let mut state = session.engine.state();
             if let Some(on) = switch(arguments)? {
@@ -169,9 +178,14 @@ fn translate<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<Str
     let [address] = arguments else { return Err("one address".into()) };
     let address = GuestVirt(number(address)?);
     let regime = session.regime(session.current).map_err(|fault| fault.to_string())?;
+    Ok(walk_text(&regime, session.machine.memory(), address))
+}
+
+/// A page walk in words, a line for each entry.
+pub fn walk_text(regime: &Regime, memory: &dyn Memory, address: GuestVirt) -> String {
     let mut text = String::new();
     line!(text, "{}", regime.describe());
-    let result = regime.walk(session.machine.memory(), address, |Step { name, at, value }| {
+    let result = regime.walk(memory, address, |Step { name, at, value }| {
         line!(text, "  {name:8} at {at:#014x}: {value:#018x}");
     });
     match result {
@@ -180,7 +194,7 @@ fn translate<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<Str
         }
         Err(fault) => line!(text, "{fault}"),
     }
-    Ok(text)
+    text
 }
 
 fn size(bytes: u64) -> String {
@@ -317,7 +331,7 @@ fn breakpoints<M: Machine>(session: &Session<M>) -> String {
 
 fn linux<M: Machine>(session: &Session<M>) -> String {
     let mut text = String::new();
-    match VmCoreInfo::find(session.machine.memory()) {
+    match session.kernel_info() {
         Some(info) => {
             line!(text, "release: {}", info.release());
             if let Some(slide) = info.slide() {
@@ -345,7 +359,7 @@ fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String,
         [count] => usize::try_from(number(count)?).unwrap_or(usize::MAX),
         _ => return Err("a number of lines".into()),
     };
-    let Some(info) = VmCoreInfo::find(session.machine.memory()) else {
+    let Some(info) = session.kernel_info() else {
         return Ok("no Linux kernel has described itself in memory (yet)\n".into());
     };
     let read = |at: u64, bytes: &mut [u8]| session.read_virtual(session.current, at, bytes);
@@ -356,6 +370,20 @@ fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String,
         }
         Err(error) => format!("{error}\n"),
     })
+}
+
+fn dump<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
+    let [path] = arguments else { return Err("a path".into()) };
+    // Whoever may debug the guest may not take away the host's files.
+    if Path::new(path).symlink_metadata().is_ok() {
+        return Err(format!("{path} is there already"));
+    }
+    let cpus = dump::cpus(&session.machine).map_err(|error| error.to_string())?;
+    let state = session.engine.state();
+    let memory = Unplanted { memory: session.machine.memory(), table: &state.table };
+    let target = Target { isa: session.isa(), cpus: &cpus, memory: &memory };
+    let written = write::to_file(&target, Path::new(path), &mut |_| ControlFlow::Continue(()));
+    written.map(|summary| format!("{path}: {summary}\n")).map_err(|error| error.to_string())
 }
 
 fn host<M: Machine>(session: &Session<M>) -> String {

@@ -8,7 +8,7 @@ use super::monitor;
 use crate::breakpoint::{Breakpoint, Kind};
 use crate::engine::Engine;
 use crate::expression::Expression;
-use crate::linux;
+use crate::linux::{self, VmCoreInfo};
 use crate::memory::{self, Space};
 use crate::target::{
     Access, Action, Control, Ended, Event, Machine, Order, StopReason, TargetError, VcpuState,
@@ -36,6 +36,7 @@ use gdbstub::target::ext::target_description_xml_override::{
 };
 use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
 use gdbstub::target::{Target, TargetError as StubError, TargetResult};
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -144,10 +145,21 @@ impl<M: Machine> Session<M> {
     pub fn kernel_text(&self) -> Option<u64> {
         let regime = self.regime(self.current).ok()?;
         let vbar = match self.isa() {
-            Isa::Aarch64 => self.machine.registers(self.current, &[Bank::System]).ok()?.get("VBAR_EL1")?,
-            Isa::X86_64 => 0,
+            Isa::Aarch64 => self.machine.registers(self.current, &[Bank::System]).ok()?.get("VBAR_EL1"),
+            Isa::X86_64 => Some(0),
         };
-        linux::text(self.isa(), &regime, self.machine.memory(), vbar)
+        match vbar {
+            Some(vbar) => linux::text(self.isa(), &regime, self.machine.memory(), vbar),
+            None => self.kernel_info().and_then(|info| info.image_start()),
+        }
+    }
+
+    /// The guest kernel's description of itself.
+    pub fn kernel_info(&self) -> Option<Cow<'_, VmCoreInfo>> {
+        match self.machine.kernel_info() {
+            Some(info) => Some(Cow::Borrowed(info)),
+            None => VmCoreInfo::find(self.machine.memory()).map(Cow::Owned),
+        }
     }
 
     /// Reads memory as the debugger sees it; how many bytes are good.
@@ -379,7 +391,9 @@ impl Stop {
                         },
                         addr: *address,
                     },
-                    StopReason::Step | StopReason::Hypercall(_) => signal(Signal::SIGTRAP),
+                    StopReason::Step | StopReason::Hypercall(_) | StopReason::Refused(_) => {
+                        signal(Signal::SIGTRAP)
+                    }
                     StopReason::Interrupt => signal(Signal::SIGINT),
                     StopReason::Fatal(_) => signal(Signal::SIGABRT),
                 }

@@ -1,0 +1,202 @@
+//! Memory dumps: written from any [`Machine`](crate::target::Machine), and read back as one.
+//!
+//! Layers, each of which knows nothing of the next:
+//! * [`source`]: bytes of a file;
+//! * a reader for each format ([`elf`], [`kdump`], [`raw`]), which makes [`Contents`] of it: physical
+//!   memory as an [`Image`], vCPUs' registers, and the kernel's description of itself;
+//! * [`kernel`]: translation, from registers or from that description;
+//! * [`machine`]: all of it as a machine that cannot run, for the debugger above.
+//!
+//! [`write`] makes ELF cores. Nothing here asks what the host is: the architecture is what the file
+//! says, and numbers are little-endian as both targets are.
+
+pub mod diff;
+pub mod elf;
+pub mod kdump;
+pub mod kernel;
+mod lzo;
+pub mod machine;
+pub mod raw;
+pub mod source;
+pub mod write;
+
+use crate::breakpoint::Table;
+use crate::disassemble::Mode;
+use crate::linux::VmCoreInfo;
+use crate::target::{Machine, Memory, TargetError, VcpuState};
+use arch::address::PhysRange;
+use arch::paging::TableMemory;
+use arch::register::{Bank, RegisterFile};
+use arch::{GuestPhys, Isa};
+use source::Source;
+use std::io;
+use std::sync::Arc;
+
+/// Physical memory of a dump.
+pub trait Image: Send + Sync + std::fmt::Debug {
+    /// Where there is memory: sorted, without overlaps, neighbours joined.
+    fn ranges(&self) -> Vec<PhysRange>;
+
+    /// Those of them that may hold something; what is not in them reads as zeros.
+    fn populated(&self) -> Vec<PhysRange> {
+        self.ranges()
+    }
+
+    /// Reads as many bytes as there are in one piece from `address`; how many.
+    fn read(&self, address: u64, bytes: &mut [u8]) -> usize;
+}
+
+/// A vCPU, as a dump has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cpu {
+    /// Its registers, as far as they are there.
+    pub registers: RegisterFile,
+    /// How it reads its code.
+    pub mode: Mode,
+    /// What it was doing.
+    pub state: VcpuState,
+}
+
+impl Cpu {
+    /// One of which nothing is known.
+    pub fn unknown(isa: Isa) -> Cpu {
+        Cpu { registers: RegisterFile::new(isa), mode: Mode::Bits64, state: VcpuState::Unknown }
+    }
+}
+
+/// The vCPUs of a machine that stands still.
+///
+/// # Errors
+/// [`TargetError`].
+pub fn cpus(machine: &dyn Machine) -> Result<Vec<Cpu>, TargetError> {
+    let cpu = |vcpu| {
+        let mode = machine.code(vcpu).map_or(Mode::Bits64, |code| code.mode);
+        Ok(Cpu { registers: machine.registers(vcpu, &Bank::ALL)?, mode, state: machine.state(vcpu) })
+    };
+    (0..machine.vcpus()).map(cpu).collect()
+}
+
+/// Memory as the guest has it, without the instructions that a debugger has planted.
+#[derive(Debug)]
+pub struct Unplanted<'a> {
+    /// The memory.
+    pub memory: &'a dyn Memory,
+    /// What is planted.
+    pub table: &'a Table,
+}
+
+impl TableMemory for Unplanted<'_> {
+    fn read_table(&self, address: GuestPhys, bytes: &mut [u8]) -> bool {
+        self.memory.read_table(address, bytes)
+    }
+}
+
+impl Memory for Unplanted<'_> {
+    fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize {
+        let count = self.memory.read(address, bytes);
+        self.table.unmask(address, &mut bytes[..count]);
+        count
+    }
+
+    fn write(&self, _: GuestPhys, _: &[u8]) -> usize {
+        0
+    }
+
+    fn ranges(&self) -> Vec<PhysRange> {
+        self.memory.ranges()
+    }
+
+    fn populated(&self) -> Vec<PhysRange> {
+        self.memory.populated()
+    }
+}
+
+/// What a reader makes of a file.
+#[derive(Debug)]
+pub struct Contents {
+    /// The format in words.
+    pub format: String,
+    /// The architecture.
+    pub isa: Isa,
+    /// Memory.
+    pub image: Box<dyn Image>,
+    /// vCPUs; there may be none.
+    pub cpus: Vec<Cpu>,
+    /// The kernel's description of itself, if the file has it.
+    pub info: Option<VmCoreInfo>,
+    /// What is odd about the file, a line each.
+    pub remarks: Vec<String>,
+}
+
+/// Why a dump cannot be read: one line, with the place in the file.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    /// The system says so.
+    #[error("cannot read {what} at offset {offset:#x}: {source}")]
+    Io {
+        /// What was to be read.
+        what: &'static str,
+        /// Where, bytes.
+        offset: u64,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file ends before something.
+    #[error("the file ends within {what}, at offset {offset:#x}")]
+    Truncated {
+        /// What is cut off.
+        what: &'static str,
+        /// Where it begins, bytes.
+        offset: u64,
+    },
+    /// Something makes no sense.
+    #[error("{what} (at offset {offset:#x})")]
+    Malformed {
+        /// What.
+        what: String,
+        /// Where, bytes.
+        offset: u64,
+    },
+    /// It is no dump that is known.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// Reads a dump, whatever its format is.
+///
+/// # Errors
+/// [`DumpError`].
+pub fn open(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
+    let mut begin = [0; 16];
+    let count = source::read_some(&*source, 0, &mut begin, "the file's first bytes")?;
+    match &begin[..count] {
+        [0x7f, b'E', b'L', b'F', ..] => elf::read(source),
+        begin if begin.starts_with(kdump::SIGNATURE) => kdump::read(source),
+        begin if begin.starts_with(b"makedumpfile") => Err(DumpError::Unknown(
+            "a flattened dump of makedumpfile: 'makedumpfile -R DUMP < FILE' makes one that can be read"
+                .into(),
+        )),
+        _ => Err(DumpError::Unknown(
+            "neither an ELF core nor a compressed kdump; plain memory needs --raw and --arch".into(),
+        )),
+    }
+}
+
+/// Sorts ranges, and joins what overlaps or touches.
+pub(crate) fn joined(mut ranges: Vec<PhysRange>) -> Vec<PhysRange> {
+    ranges.retain(|range| range.size > 0);
+    ranges.sort_by_key(|range| range.start);
+    let mut result: Vec<PhysRange> = Vec::new();
+    for range in ranges {
+        match result.last_mut() {
+            Some(last) if range.start <= last.end() => {
+                last.size = last.size.max(range.end().0 - last.start.0);
+            }
+            _ => result.push(range),
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,279 @@
+//! Compressed kdumps: what makedumpfile writes, and QEMU's `dump-guest-memory -z`, `-l`, `-s`.
+//!
+//! A header, a second one, two bitmaps with a bit for each page of memory (the first: there is such a
+//! page; the second: it is in the file), a descriptor for each page that is, and the pages, each
+//! compressed by itself.
+//!
+//! Sources: makedumpfile, `IMPLEMENTATION` and `diskdump_mod.h`; QEMU, `include/sysemu/dump.h`.
+
+use super::elf::Notes;
+use super::source::{Source, read_all};
+use super::{Contents, DumpError, Image, joined, lzo};
+use crate::linux::VmCoreInfo;
+use arch::Isa;
+use arch::address::PhysRange;
+use arch::bytes::{u32_at, u64_at};
+use std::io::Read;
+use std::sync::Arc;
+
+/// What such a file begins with.
+pub const SIGNATURE: &[u8] = b"KDUMP   ";
+
+/// Sizes of the first header, of the second as far as it is read, and of a descriptor, bytes.
+const HEADER: u64 = 464;
+const SUB_HEADER: u64 = 104;
+const DESCRIPTOR: u64 = 24;
+/// Bytes of bitmaps that are held in memory at most: of 16 TiB of memory.
+const MOST_BITMAP: u64 = 512 << 20;
+/// Pieces of memory that are told apart at most.
+const MOST_RUNS: usize = 1 << 20;
+/// Bytes of notes at most.
+const MOST_NOTES: u64 = 64 << 20;
+/// Where the first header has the machine's name, 65 bytes (`struct new_utsname`).
+const MACHINE: usize = 12 + 4 * 65;
+
+/// How a page is stored.
+mod flags {
+    pub const ZLIB: u32 = 0x1;
+    pub const LZO: u32 = 0x2;
+    pub const SNAPPY: u32 = 0x4;
+    pub const ZSTD: u32 = 0x20;
+}
+
+/// A bit for each page.
+#[derive(Debug)]
+struct Bitmap {
+    bytes: Vec<u8>,
+    /// Bits that are set in front of each piece of [`Bitmap::PIECE`] bytes.
+    before: Vec<u64>,
+    /// Bits that are set.
+    count: u64,
+}
+
+impl Bitmap {
+    const PIECE: usize = 512;
+
+    fn new(bytes: Vec<u8>) -> Bitmap {
+        let mut count = 0;
+        let before = bytes
+            .chunks(Bitmap::PIECE)
+            .map(|piece| {
+                let before = count;
+                count += piece.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
+                before
+            })
+            .collect();
+        Bitmap { bytes, before, count }
+    }
+
+    fn has(&self, page: u64) -> bool {
+        usize::try_from(page / 8)
+            .ok()
+            .and_then(|at| self.bytes.get(at))
+            .is_some_and(|byte| byte >> (page % 8) & 1 != 0)
+    }
+
+    /// How many bits are set in front of a page's.
+    fn rank(&self, page: u64) -> u64 {
+        let at = usize::try_from(page / 8).unwrap_or(usize::MAX).min(self.bytes.len());
+        let piece = at / Bitmap::PIECE;
+        let whole = self.bytes[piece * Bitmap::PIECE..at].iter().map(|byte| u64::from(byte.count_ones()));
+        let mask = (1u8 << (page % 8)) - 1;
+        let part = self.bytes.get(at).map_or(0, |byte| u64::from((byte & mask).count_ones()));
+        self.before.get(piece).copied().unwrap_or(0) + whole.sum::<u64>() + part
+    }
+
+    /// Runs of bits that are set: first page, and the one after the last. Where there are very many, the
+    /// last goes on to the last bit.
+    fn runs(&self) -> Vec<(u64, u64)> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for (at, byte) in (0u64..).zip(&self.bytes) {
+            if *byte == 0 {
+                continue;
+            }
+            let full = runs.len() >= MOST_RUNS;
+            for bit in (0..8).filter(|bit| byte >> bit & 1 != 0) {
+                let page = at * 8 + bit;
+                match runs.last_mut() {
+                    Some((_, end)) if *end == page => *end += 1,
+                    Some((_, end)) if full => *end = page + 1,
+                    _ => runs.push((page, page + 1)),
+                }
+            }
+        }
+        runs
+    }
+}
+
+#[derive(Debug)]
+struct KdumpImage {
+    source: Arc<dyn Source>,
+    /// Bytes of a page.
+    block: u64,
+    /// Where the descriptors are.
+    descriptors: u64,
+    there: Bitmap,
+    stored: Bitmap,
+}
+
+impl KdumpImage {
+    /// A page's bytes; `None` where there is none, or it is damaged.
+    fn page(&self, page: u64) -> Option<Vec<u8>> {
+        let size = usize::try_from(self.block).ok()?;
+        if !self.stored.has(page) {
+            // It was left out: of no use to whoever made the dump, most often zeros.
+            return self.there.has(page).then(|| vec![0; size]);
+        }
+        let at = self.descriptors.checked_add(self.stored.rank(page).checked_mul(DESCRIPTOR)?)?;
+        let descriptor = read_all(&*self.source, at, DESCRIPTOR, "a page's descriptor").ok()?;
+        let (offset, length, how) =
+            (u64_at(&descriptor, 0)?, u32_at(&descriptor, 8)?, u32_at(&descriptor, 12)?);
+        if u64::from(length) > self.block {
+            return None;
+        }
+        let bytes = read_all(&*self.source, offset, length.into(), "a page").ok()?;
+        let page = decompress(how, bytes, size)?;
+        (page.len() == size).then_some(page)
+    }
+}
+
+/// Decompresses a page of no more than `size` bytes.
+fn decompress(how: u32, bytes: Vec<u8>, size: usize) -> Option<Vec<u8>> {
+    let limit = size as u64 + 1;
+    let mut page = Vec::with_capacity(size);
+    match how & (flags::ZLIB | flags::LZO | flags::SNAPPY | flags::ZSTD) {
+        0 => return Some(bytes),
+        flags::ZLIB => {
+            flate2::read::ZlibDecoder::new(bytes.as_slice()).take(limit).read_to_end(&mut page).ok()?;
+        }
+        flags::LZO => return lzo::decompress(&bytes, size),
+        flags::SNAPPY => {
+            if snap::raw::decompress_len(&bytes).ok()? > size {
+                return None;
+            }
+            return snap::raw::Decoder::new().decompress_vec(&bytes).ok();
+        }
+        flags::ZSTD => {
+            let decoder = ruzstd::decoding::StreamingDecoder::new(bytes.as_slice()).ok()?;
+            decoder.take(limit).read_to_end(&mut page).ok()?;
+        }
+        _ => return None,
+    }
+    Some(page)
+}
+
+impl Image for KdumpImage {
+    fn ranges(&self) -> Vec<PhysRange> {
+        let range = |(first, end): (u64, u64)| PhysRange::new(first * self.block, (end - first) * self.block);
+        joined(self.there.runs().into_iter().map(range).collect())
+    }
+
+    fn populated(&self) -> Vec<PhysRange> {
+        let range = |(first, end): (u64, u64)| PhysRange::new(first * self.block, (end - first) * self.block);
+        joined(self.stored.runs().into_iter().map(range).collect())
+    }
+
+    fn read(&self, address: u64, bytes: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < bytes.len() {
+            let Some(at) = address.checked_add(done as u64) else { break };
+            let Some(page) = self.page(at / self.block) else { break };
+            let start = usize::try_from(at % self.block).unwrap_or(0);
+            let count = (page.len() - start).min(bytes.len() - done);
+            bytes[done..done + count].copy_from_slice(&page[start..start + count]);
+            done += count;
+        }
+        done
+    }
+}
+
+/// Reads a compressed kdump.
+///
+/// # Errors
+/// [`DumpError`].
+pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
+    let malformed = |what: String, offset| DumpError::Malformed { what, offset };
+    let header = read_all(&*source, 0, HEADER, "the header")?;
+    let word = |at: usize| u32_at(&header, at).unwrap_or(0);
+    let machine: &[u8] = header.get(MACHINE..MACHINE + 65).unwrap_or(&[]);
+    let machine =
+        String::from_utf8_lossy(machine.split(|byte| *byte == 0).next().unwrap_or(&[])).into_owned();
+    let isa = match machine.as_str() {
+        "x86_64" => Isa::X86_64,
+        "aarch64" => Isa::Aarch64,
+        _ => {
+            return Err(malformed(
+                format!("a dump of machine {machine:?}; x86_64 and aarch64 are read"),
+                MACHINE as u64,
+            ));
+        }
+    };
+    let block = u64::from(word(428));
+    if !matches!(block, 4096 | 16384 | 65536) {
+        return Err(malformed(format!("pages of {block} bytes; 4096, 16384 or 65536 are read"), 428));
+    }
+    let (sub_blocks, bitmap_blocks) = (u64::from(word(432)), u64::from(word(436)));
+    let sub = read_all(&*source, block, SUB_HEADER, "the second header")?;
+    let long = |at: usize| u64_at(&sub, at).unwrap_or(0);
+    let version = word(8);
+    let most_pages = if version >= 6 { long(96) } else { u64::from(word(440)) };
+    if version >= 2 && u32_at(&sub, 12).unwrap_or(0) != 0 {
+        return Err(malformed(
+            "one of the parts that makedumpfile --split makes; put them together first".into(),
+            block + 12,
+        ));
+    }
+
+    let bitmap_at = (1 + sub_blocks) * block;
+    let half = bitmap_blocks * block / 2;
+    if 2 * half > MOST_BITMAP {
+        return Err(malformed(format!("bitmaps of {:#x} bytes, more than {MOST_BITMAP:#x}", 2 * half), 436));
+    }
+    let needed = most_pages.div_ceil(8);
+    if needed > half {
+        return Err(malformed(
+            format!("{most_pages:#x} pages, for which the bitmaps are too small"),
+            block + 96,
+        ));
+    }
+    // A page whose address does not fit is none.
+    let most_pages = most_pages.min(u64::MAX / block / 2);
+    let there = read_all(&*source, bitmap_at, most_pages.div_ceil(8), "the first bitmap")?;
+    let stored = read_all(&*source, bitmap_at + half, most_pages.div_ceil(8), "the second bitmap")?;
+    let image = KdumpImage {
+        descriptors: bitmap_at + bitmap_blocks * block,
+        there: Bitmap::new(there),
+        stored: Bitmap::new(stored),
+        block,
+        source: Arc::clone(&source),
+    };
+
+    let mut remarks = Vec::new();
+    let mut notes = Notes::new(isa);
+    if version >= 4 && long(56) > 0 {
+        if long(56) > MOST_NOTES {
+            return Err(malformed(
+                format!("{} bytes of notes, more than {MOST_NOTES}", long(56)),
+                block + 56,
+            ));
+        }
+        match read_all(&*source, long(48), long(56), "the notes") {
+            Ok(bytes) if notes.take(&bytes) => {}
+            Ok(_) => remarks.push(format!("the notes at offset {:#x} are cut off or damaged", long(48))),
+            Err(error) => remarks.push(error.to_string()),
+        }
+    }
+    let (cpus, noted) = notes.finish(&mut remarks);
+    let info = match (version >= 3).then(|| (long(32), long(40))) {
+        Some((offset, length)) if length > 0 && length <= MOST_NOTES => {
+            let text = read_all(&*source, offset, length, "the kernel's description")?;
+            VmCoreInfo::parse(&text)
+        }
+        _ => None,
+    };
+    let level = u32_at(&sub, 8).unwrap_or(0);
+    let (there, stored) = (image.there.count, image.stored.count);
+    let format =
+        format!("compressed kdump, version {version}, dump level {level}, {stored} of {there} pages");
+    Ok(Contents { format, isa, image: Box::new(image), cpus, info: info.or(noted), remarks })
+}

@@ -1,0 +1,334 @@
+//! A dump as a [`Machine`] that cannot run.
+
+use super::{Contents, Cpu, Image, kernel};
+use crate::linux::VmCoreInfo;
+use crate::target::{
+    Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, StopReason,
+    TargetError, VcpuState,
+};
+use arch::address::PhysRange;
+use arch::paging::{Regime, TableMemory};
+use arch::register::{Bank, RegisterFile};
+use arch::{GuestPhys, Isa};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Bytes of a page of the cache and of the overlay.
+const PAGE: usize = 4096;
+/// Pages that are kept.
+const CACHED: usize = 1024;
+/// Pages that may be changed.
+const MOST_CHANGED: usize = 64 << 10;
+
+/// A page, by its number.
+type Cached = Option<(u64, Box<[u8; PAGE]>)>;
+
+/// A dump's memory, with what was changed over it.
+#[derive(Debug)]
+pub struct CoreMemory {
+    image: Box<dyn Image>,
+    ranges: Vec<PhysRange>,
+    /// A page is in the place that its number selects.
+    cache: Mutex<Vec<Cached>>,
+    /// Pages that were changed, if they may be.
+    changed: Option<Mutex<BTreeMap<u64, Box<[u8; PAGE]>>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl CoreMemory {
+    fn new(image: Box<dyn Image>, is_writable: bool) -> CoreMemory {
+        let ranges = image.ranges();
+        let cache = Mutex::new(vec![None; CACHED]);
+        CoreMemory { image, ranges, cache, changed: is_writable.then(Mutex::default) }
+    }
+
+    /// Where a read of one page ends: at the page's end.
+    fn rest(address: u64, length: usize) -> (u64, usize, usize) {
+        let start = usize::try_from(address % PAGE as u64).unwrap_or(0);
+        (address / PAGE as u64, start, length.min(PAGE - start))
+    }
+
+    /// Reads within a page.
+    fn read_page(&self, address: u64, bytes: &mut [u8]) -> usize {
+        let (page, start, count) = CoreMemory::rest(address, bytes.len());
+        let bytes = &mut bytes[..count];
+        if let Some(changed) = &self.changed
+            && let Some(page) = lock(changed).get(&page)
+        {
+            bytes.copy_from_slice(&page[start..start + count]);
+            return count;
+        }
+        let mut cache = lock(&self.cache);
+        let place = &mut cache[usize::try_from(page).unwrap_or(0) % CACHED];
+        if place.as_ref().is_none_or(|(known, _)| *known != page) {
+            let mut whole = Box::new([0; PAGE]);
+            if self.image.read(page * PAGE as u64, &mut whole[..]) < PAGE {
+                // A piece of a page is there, or none of it.
+                return self.image.read(address, bytes);
+            }
+            *place = Some((page, whole));
+        }
+        let Some((_, known)) = place else { return 0 };
+        bytes.copy_from_slice(&known[start..start + count]);
+        count
+    }
+}
+
+impl TableMemory for CoreMemory {
+    fn read_table(&self, address: GuestPhys, bytes: &mut [u8]) -> bool {
+        Memory::read(self, address, bytes) == bytes.len()
+    }
+}
+
+impl Memory for CoreMemory {
+    fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize {
+        // Much at once does not go through the cache.
+        let is_changed = self.changed.as_ref().is_some_and(|changed| !lock(changed).is_empty());
+        if bytes.len() > 4 * PAGE && !is_changed {
+            return self.image.read(address.0, bytes);
+        }
+        let mut done = 0;
+        while done < bytes.len() {
+            let Some(at) = address.0.checked_add(done as u64) else { break };
+            let read = self.read_page(at, &mut bytes[done..]);
+            done += read;
+            if read == 0 {
+                break;
+            }
+        }
+        done
+    }
+
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> usize {
+        let Some(changed) = &self.changed else { return 0 };
+        let mut done = 0;
+        while done < bytes.len() {
+            let Some(at) = address.0.checked_add(done as u64) else { break };
+            let (page, start, count) = CoreMemory::rest(at, bytes.len() - done);
+            let mut whole = Box::new([0; PAGE]);
+            if self.read_page(page * PAGE as u64, &mut whole[..]) < PAGE {
+                break;
+            }
+            let mut changed = lock(changed);
+            if changed.len() >= MOST_CHANGED && !changed.contains_key(&page) {
+                break;
+            }
+            whole[start..start + count].copy_from_slice(&bytes[done..done + count]);
+            changed.insert(page, whole);
+            done += count;
+        }
+        done
+    }
+
+    fn ranges(&self) -> Vec<PhysRange> {
+        self.ranges.clone()
+    }
+
+    fn populated(&self) -> Vec<PhysRange> {
+        let mut ranges = self.image.populated();
+        if let Some(changed) = &self.changed {
+            ranges.extend(lock(changed).keys().map(|page| PhysRange::new(page * PAGE as u64, PAGE as u64)));
+        }
+        super::joined(ranges)
+    }
+}
+
+/// A dump.
+#[derive(Debug)]
+pub struct Core {
+    isa: Isa,
+    format: String,
+    memory: CoreMemory,
+    cpus: Vec<Mutex<Cpu>>,
+    info: Option<VmCoreInfo>,
+    remarks: Vec<String>,
+    host: HostDebug,
+    is_writable: bool,
+    events: VecDeque<Event>,
+    wake: OwnedFd,
+}
+
+/// What a debugger is told that wants a core to run.
+const CANNOT_RUN: &str =
+    "this is a dump of a machine that has stopped: it cannot run or step, and breakpoints are never hit";
+/// What a debugger is told that wants to change something.
+const READ_ONLY: &str = "this is a dump: registers and memory can be changed, in a copy, with --writable";
+
+impl Core {
+    /// A dump that was read. With `is_writable`, registers and memory can be changed, in a copy that
+    /// goes with the value.
+    ///
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn new(contents: Contents, is_writable: bool) -> io::Result<Core> {
+        let Contents { format, isa, image, mut cpus, info, mut remarks } = contents;
+        let memory = CoreMemory::new(image, is_writable);
+        let info = info.or_else(|| VmCoreInfo::find(&memory));
+        if cpus.is_empty() {
+            remarks.push("there are no registers in it".into());
+            cpus.push(Cpu::unknown(isa));
+        }
+        // It never becomes readable: events are there at once.
+        let (wake, _) = nix::unistd::pipe()?;
+        let host = HostDebug {
+            software: SoftwareBreakpoints::None,
+            single_step: true,
+            breakpoints: 0,
+            watchpoints: 0,
+            blocks_interrupts: true,
+        };
+        Ok(Core {
+            isa,
+            format,
+            memory,
+            cpus: cpus.into_iter().map(Mutex::new).collect(),
+            info,
+            remarks,
+            host,
+            is_writable,
+            events: VecDeque::new(),
+            wake,
+        })
+    }
+
+    /// The file's format in words.
+    pub fn format(&self) -> &str {
+        &self.format
+    }
+
+    /// What is odd about the file, a line each.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+
+    /// The kernel's description of itself.
+    pub fn info(&self) -> Option<&VmCoreInfo> {
+        self.info.as_ref()
+    }
+
+    fn cpu(&self, vcpu: u32) -> Result<MutexGuard<'_, Cpu>, TargetError> {
+        self.cpus.get(vcpu as usize).map(lock).ok_or(TargetError::NoVcpu(vcpu))
+    }
+
+    /// Whether translation goes by the kernel's description, as the registers do not tell.
+    pub fn is_regime_by_info(&self, vcpu: u32) -> bool {
+        self.cpu(vcpu).is_ok_and(|cpu| kernel::regime(&cpu.registers).is_err()) && self.regime(vcpu).is_ok()
+    }
+
+    /// How a process translates whose top-level table is at `table`.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn user_regime(&self, vcpu: u32, table: GuestPhys) -> Result<Regime, TargetError> {
+        let cpu = self.cpu(vcpu)?;
+        kernel::user_regime(&cpu.registers, self.info.as_ref(), table).ok_or(TargetError::Unsupported(
+            "neither registers nor the kernel's description say how it translates",
+        ))
+    }
+}
+
+impl Machine for Core {
+    fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    fn vcpus(&self) -> u32 {
+        u32::try_from(self.cpus.len()).unwrap_or(u32::MAX)
+    }
+
+    fn state(&self, vcpu: u32) -> VcpuState {
+        self.cpu(vcpu).map_or(VcpuState::Unknown, |cpu| cpu.state)
+    }
+
+    fn registers(&self, vcpu: u32, _: &[Bank]) -> Result<RegisterFile, TargetError> {
+        Ok(self.cpu(vcpu)?.registers.clone())
+    }
+
+    fn code(&self, vcpu: u32) -> Result<Code, TargetError> {
+        let cpu = self.cpu(vcpu)?;
+        let base = cpu.registers.get("cs_base").unwrap_or(0);
+        Ok(Code { mode: cpu.mode, base })
+    }
+
+    fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
+        let cpu = self.cpu(vcpu)?;
+        kernel::regime(&cpu.registers).or_else(|fault| {
+            let by_info = self.info.as_ref().and_then(|info| kernel::kernel_regime(self.isa, info));
+            by_info.ok_or_else(|| TargetError::Host(fault.to_string()))
+        })
+    }
+
+    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
+        if !self.is_writable {
+            return Err(TargetError::Unsupported(READ_ONLY));
+        }
+        let mut cpu = self.cpu(vcpu)?;
+        for (row, _) in file.rows() {
+            if let Some(bytes) = file.bytes(row) {
+                cpu.registers.set_bytes(row, &bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> &dyn Memory {
+        &self.memory
+    }
+
+    fn host(&self) -> &HostDebug {
+        &self.host
+    }
+
+    fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
+        let moving = (0..).zip(orders).find(|(_, order)| order.action != Action::Stay);
+        if let Some((vcpu, _)) = moving {
+            let registers = self.cpu(vcpu)?.registers.clone();
+            let reason = StopReason::Refused(CANNOT_RUN);
+            self.events.push_back(Event::Stopped { vcpu, reason, registers });
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self) {
+        self.events.clear();
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    fn disarm(&mut self) {}
+
+    fn control(&mut self, control: Control) -> Result<(), TargetError> {
+        match control {
+            // Nothing is to be ended but the server, which its user does.
+            Control::Quit => Ok(()),
+            Control::Nmi(_) | Control::Reset => Err(TargetError::Unsupported(CANNOT_RUN)),
+        }
+    }
+
+    fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
+        Vec::new()
+    }
+
+    fn can_run(&self) -> bool {
+        false
+    }
+
+    fn read_only(&self) -> Option<&'static str> {
+        (!self.is_writable).then_some(READ_ONLY)
+    }
+
+    fn kernel_info(&self) -> Option<&VmCoreInfo> {
+        self.info.as_ref()
+    }
+}

@@ -1,0 +1,474 @@
+//! Writes ELF64 cores that the usual tools open: crash, drgn, gdb, makedumpfile, and this program.
+//!
+//! # What is in one
+//! * `PT_NOTE`: for each vCPU `NT_PRSTATUS` and `NT_PRFPREG`; then for each QEMU's note (x86_64), which
+//!   has the control registers; then for each our own, which has every register ([`arch::core_note`]);
+//!   then `VMCOREINFO` if the kernel has described itself.
+//! * a `PT_LOAD` for each range of memory, with its guest-physical address and, if the kernel has a
+//!   [direct map](super::kernel::direct_map), its virtual one;
+//! * further `PT_LOAD`s by other virtual addresses of the same memory, for tools that know no page
+//!   tables: the kernel's image, and the pages at each vCPU's stack pointer. They take no room.
+//!
+//! Pages of zeros are holes. The file has its name only when it is whole.
+
+use super::Cpu;
+use super::elf::{ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE, STATE, number_of};
+use super::kernel::{self, Piece};
+use crate::disassemble::Mode;
+use crate::linux::VmCoreInfo;
+use crate::target::Memory;
+use arch::address::PhysRange;
+use arch::core_note::{self, Note};
+use arch::paging::Regime;
+use arch::{GuestPhys, GuestVirt, Isa};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+/// Bytes of a page, by which zeros become holes.
+const PAGE: usize = 4096;
+/// Bytes that are looked at at a time.
+const AT_ONCE: usize = 1 << 20;
+/// Pages from a stack pointer on that get a segment of their own: of Linux's stacks, 16 KiB.
+const STACK_PAGES: u64 = 4;
+
+/// Why a dump was not written. The file that was asked for is as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// There is something of the name that is no file.
+    #[error("cannot write {}: it is there already, and is no regular file", .0.display())]
+    NoFile(PathBuf),
+    /// The file cannot be made or written.
+    #[error("cannot write {}: {source}", path.display())]
+    Io {
+        /// The file that was asked for.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Whoever watches wants no more of it.
+    #[error("the dump to {} was broken off", .0.display())]
+    Cancelled(PathBuf),
+}
+
+/// How far a dump is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the guest's memory that are done.
+    pub done: u64,
+    /// Bytes of it in all.
+    pub total: u64,
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Bytes of the guest's memory.
+    pub memory: u64,
+    /// Bytes of it that are not holes.
+    pub stored: u64,
+    /// Whether the kernel has described itself.
+    pub has_info: bool,
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        write!(f, "{} MiB of memory, {} MiB of them not zeros", mib(self.memory), mib(self.stored))?;
+        let without = "; no Linux kernel has described itself in it";
+        if self.has_info { Ok(()) } else { f.write_str(without) }
+    }
+}
+
+/// What a dump is made of. The target stands still meanwhile.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// Its architecture.
+    pub isa: Isa,
+    /// Its vCPUs.
+    pub cpus: &'a [Cpu],
+    /// Its memory.
+    pub memory: &'a dyn Memory,
+}
+
+impl std::fmt::Debug for dyn Memory + '_ {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.ranges()).finish()
+    }
+}
+
+/// Takes a core in order.
+trait Sink {
+    fn data(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// So many zeros.
+    fn hole(&mut self, size: u64) -> io::Result<()>;
+    /// There is no more.
+    fn finish(self: Box<Self>) -> io::Result<()>;
+}
+
+/// A file with holes.
+struct Sparse {
+    file: File,
+    at: u64,
+}
+
+impl Sink for Sparse {
+    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.at += bytes.len() as u64;
+        self.file.write_all(bytes)
+    }
+
+    fn hole(&mut self, size: u64) -> io::Result<()> {
+        self.at += size;
+        self.file.seek(SeekFrom::Start(self.at)).map(drop)
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        self.file.set_len(self.at)
+    }
+}
+
+/// Hands zeros on.
+fn zeros(size: u64, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let zeros = [0; 64 << 10];
+    let mut left = size;
+    while left > 0 {
+        let count = usize::try_from(left).map_or(zeros.len(), |left| left.min(zeros.len()));
+        take(&zeros[..count])?;
+        left -= count as u64;
+    }
+    Ok(())
+}
+
+impl Sink for GzEncoder<File> {
+    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes)
+    }
+
+    fn hole(&mut self, size: u64) -> io::Result<()> {
+        zeros(size, |bytes| self.write_all(bytes))
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        GzEncoder::finish(*self).map(drop)
+    }
+}
+
+/// Zstandard, a frame for each few megabytes: frames one behind another are one file (RFC 8878, 3.1).
+struct Zstd {
+    file: File,
+    waiting: Vec<u8>,
+}
+
+impl Zstd {
+    const FRAME: usize = 4 << 20;
+
+    fn write_frame(&mut self) -> io::Result<()> {
+        if !self.waiting.is_empty() {
+            let frame = compress_to_vec(self.waiting.as_slice(), CompressionLevel::Fastest);
+            self.waiting.clear();
+            self.file.write_all(&frame)?;
+        }
+        Ok(())
+    }
+}
+
+impl Sink for Zstd {
+    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.waiting.extend(bytes);
+        if self.waiting.len() >= Zstd::FRAME { self.write_frame() } else { Ok(()) }
+    }
+
+    fn hole(&mut self, size: u64) -> io::Result<()> {
+        zeros(size, |bytes| self.data(bytes))
+    }
+
+    fn finish(mut self: Box<Self>) -> io::Result<()> {
+        self.write_frame()
+    }
+}
+
+/// A file that goes unless it is kept.
+struct Partial<'a> {
+    path: PathBuf,
+    kept: bool,
+    wanted: &'a Path,
+}
+
+impl<'a> Partial<'a> {
+    fn create(wanted: &'a Path) -> Result<(Partial<'a>, File), WriteError> {
+        let failed = |source| WriteError::Io { path: wanted.into(), source };
+        if fs::metadata(wanted).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(WriteError::NoFile(wanted.into()));
+        }
+        let name = wanted.file_name().ok_or_else(|| WriteError::NoFile(wanted.into()))?;
+        let mut name = name.to_os_string();
+        name.push(format!(".partial-{}", std::process::id()));
+        let path = wanted.with_file_name(name);
+        let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(failed)?;
+        Ok((Partial { path, kept: false, wanted }, file))
+    }
+
+    fn keep(mut self) -> Result<(), WriteError> {
+        fs::rename(&self.path, self.wanted)
+            .map_err(|source| WriteError::Io { path: self.wanted.into(), source })?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for Partial<'_> {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            log::warn!("{} is left over: {error}", self.path.display());
+        }
+    }
+}
+
+/// Writes a core to `path`, compressed if that ends in `.gz` or `.zst`. `watch` is told how far it is
+/// every few megabytes, and can break it off.
+///
+/// # Errors
+/// [`WriteError`]; then nothing of it is left.
+pub fn to_file(
+    target: &Target<'_>,
+    path: &Path,
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Summary, WriteError> {
+    let failed = |source| WriteError::Io { path: path.into(), source };
+    let (partial, file) = Partial::create(path)?;
+    let mut sink: Box<dyn Sink> = match path.extension().and_then(|suffix| suffix.to_str()) {
+        Some("gz") => Box::new(GzEncoder::new(file, Compression::fast())),
+        Some("zst") => Box::new(Zstd { file, waiting: Vec::new() }),
+        _ => Box::new(Sparse { file, at: 0 }),
+    };
+    let summary = match write(target, &mut *sink, watch).map_err(failed)? {
+        ControlFlow::Continue(summary) => summary,
+        ControlFlow::Break(()) => return Err(WriteError::Cancelled(path.into())),
+    };
+    sink.finish().map_err(failed)?;
+    partial.keep()?;
+    Ok(summary)
+}
+
+fn write(
+    target: &Target<'_>,
+    sink: &mut dyn Sink,
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> io::Result<ControlFlow<(), Summary>> {
+    let memory = target.memory;
+    let ranges = super::joined(memory.ranges());
+    let populated = super::joined(memory.populated());
+    let (head, has_info) = head(target, &ranges);
+    sink.data(&head)?;
+    let total = ranges.iter().map(|range| range.size).sum();
+    let mut summary = Summary { memory: total, stored: 0, has_info };
+    let mut done = 0;
+    let mut buffer = vec![0; AT_ONCE];
+    for range in &ranges {
+        let mut at = range.start.0;
+        // Ranges are whole pages, and so is what is populated of them, on any host.
+        for piece in populated.iter().filter(|piece| piece.end() > range.start && piece.start < range.end()) {
+            let (start, end) = (piece.start.0.max(range.start.0), piece.end().0.min(range.end().0));
+            sink.hole(start - at)?;
+            done += start - at;
+            at = start;
+            while at < end {
+                let wanted = usize::try_from(end - at).map_or(AT_ONCE, |left| left.min(AT_ONCE));
+                let bytes = &mut buffer[..wanted];
+                let read = memory.read(GuestPhys(at), bytes);
+                // What has vanished meanwhile is zeros.
+                bytes[read..].fill(0);
+                summary.stored += store(bytes, sink)?;
+                at += wanted as u64;
+                done += wanted as u64;
+                if watch(Progress { done, total }).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+        sink.hole(range.end().0 - at)?;
+        done += range.end().0 - at;
+        if watch(Progress { done, total }).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(summary))
+}
+
+/// Stores bytes, their pages of zeros as holes; how many are none.
+fn store(bytes: &[u8], sink: &mut dyn Sink) -> io::Result<u64> {
+    let is_zero = |page: &[u8]| page.chunks(64).all(|part| part == &[0; 64][..part.len()]);
+    let mut stored = 0;
+    let mut rest = bytes;
+    while let Some(first) = rest.chunks(PAGE).next() {
+        let zero = is_zero(first);
+        let run: usize = rest.chunks(PAGE).take_while(|page| is_zero(page) == zero).map(<[u8]>::len).sum();
+        let (run, after) = rest.split_at(run);
+        if zero {
+            sink.hole(run.len() as u64)?;
+        } else {
+            sink.data(run)?;
+            stored += run.len() as u64;
+        }
+        rest = after;
+    }
+    Ok(stored)
+}
+
+/// A program header.
+struct Segment {
+    kind: u32,
+    flags: u32,
+    offset: u64,
+    start: GuestVirt,
+    physical: u64,
+    size: u64,
+}
+
+/// Everything in front of the memory, and whether the kernel's description is in it.
+fn head(target: &Target<'_>, ranges: &[PhysRange]) -> (Vec<u8>, bool) {
+    let info = VmCoreInfo::find(target.memory);
+    let regimes: Vec<(&Cpu, Regime)> =
+        target.cpus.iter().filter_map(|cpu| Some((cpu, kernel::regime(&cpu.registers).ok()?))).collect();
+    let direct = regimes.iter().find_map(|(_, regime)| kernel::direct_map(regime, target.memory));
+    let notes = notes(target, info.as_ref());
+
+    let others = others(target, &regimes, direct);
+    let count = 1 + ranges.len() + others.len();
+    let table = HEADER + PROGRAM_HEADER * count as u64;
+    let begin = (table + notes.len() as u64).next_multiple_of(PAGE as u64);
+    let note = Segment {
+        kind: PT_NOTE,
+        flags: 0,
+        offset: table,
+        start: GuestVirt(0),
+        physical: 0,
+        size: notes.len() as u64,
+    };
+    let mut segments = vec![note];
+    let mut offset = begin;
+    let mut places = Vec::new();
+    for range in ranges {
+        places.push((*range, offset));
+        segments.push(Segment {
+            kind: PT_LOAD,
+            flags: 7,
+            offset,
+            start: GuestVirt(direct.map_or(0, |delta| range.start.0.wrapping_add(delta))),
+            physical: range.start.0,
+            size: range.size,
+        });
+        offset += range.size;
+    }
+    for Piece { start, range } in others {
+        let place = places.iter().find(|(ram, _)| ram.contains(range.start, range.size));
+        if let Some((ram, offset)) = place {
+            let offset = offset + (range.start.0 - ram.start.0);
+            segments.push(Segment {
+                kind: PT_LOAD,
+                flags: 7,
+                offset,
+                start,
+                physical: range.start.0,
+                size: range.size,
+            });
+        }
+    }
+
+    let mut bytes = header(target.isa, segments.len());
+    for Segment { kind, flags, offset, start, physical, size } in segments {
+        bytes.extend([kind.to_le_bytes(), flags.to_le_bytes()].concat());
+        bytes.extend([offset, start.0, physical, size, size, 0].map(u64::to_le_bytes).concat());
+    }
+    // A segment less than was counted leaves room.
+    bytes.resize(usize::try_from(table).unwrap_or(0), 0);
+    bytes.extend(notes);
+    bytes.resize(usize::try_from(begin).unwrap_or(0), 0);
+    (bytes, info.is_some())
+}
+
+/// The ELF header, 64 bytes.
+fn header(isa: Isa, segments: usize) -> Vec<u8> {
+    const EV_CURRENT: u8 = 1;
+    let mut bytes = vec![0x7f, b'E', b'L', b'F', 2, 1, EV_CURRENT];
+    bytes.resize(16, 0);
+    bytes.extend(ET_CORE.to_le_bytes());
+    bytes.extend(core_note::machine_of_isa(isa).to_le_bytes());
+    bytes.extend(u32::from(EV_CURRENT).to_le_bytes());
+    bytes.extend([0, HEADER, 0].map(u64::to_le_bytes).concat());
+    bytes.extend(0u32.to_le_bytes());
+    // vCPUs and ranges are few, so it fits.
+    let count = u16::try_from(segments).unwrap_or(u16::MAX - 1);
+    bytes.extend([64, 56, count, 0, 0, 0].map(u16::to_le_bytes).concat());
+    bytes
+}
+
+/// Memory by further virtual addresses: the kernel's image, and stacks that are not in the direct map.
+fn others(target: &Target<'_>, regimes: &[(&Cpu, Regime)], direct: Option<u64>) -> Vec<Piece> {
+    let image = regimes.iter().find_map(|(cpu, regime)| {
+        let vbar = cpu.registers.get("VBAR_EL1").unwrap_or(0);
+        kernel::image(target.isa, regime, target.memory, vbar)
+    });
+    let mut pieces: Vec<Piece> = image.into_iter().collect();
+    let stack = match target.isa {
+        Isa::X86_64 => "rsp",
+        Isa::Aarch64 => "sp",
+    };
+    for (cpu, regime) in regimes {
+        let Some(pointer) = cpu.registers.get(stack).filter(|pointer| pointer >> 63 != 0) else { continue };
+        let first = pointer & !(PAGE as u64 - 1);
+        for at in (0..STACK_PAGES).filter_map(|index| first.checked_add(index * PAGE as u64)) {
+            let known =
+                pieces.iter().any(|piece| (piece.start.0..piece.start.0 + piece.range.size).contains(&at));
+            let Some(piece) = kernel::piece(regime, target.memory, GuestVirt(at), PAGE as u64) else { break };
+            let is_direct = direct.is_some_and(|delta| piece.range.start.0.wrapping_add(delta) == at);
+            if !known && !is_direct {
+                pieces.push(piece);
+            }
+        }
+    }
+    pieces
+}
+
+fn notes(target: &Target<'_>, info: Option<&VmCoreInfo>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut push = |name: &str, number: u32, value: &[u8]| {
+        let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX).to_le_bytes();
+        bytes.extend([size(name.len() + 1), size(value.len()), number.to_le_bytes()].concat());
+        for part in [name.as_bytes(), &[0]].concat().chunks(4).chain(value.chunks(4)) {
+            let mut word = [0; 4];
+            word[..part.len()].copy_from_slice(part);
+            bytes.extend(word);
+        }
+    };
+    for kinds in [&[Note::Status, Note::Float][..], &[Note::Qemu]] {
+        for (id, cpu) in (0..).zip(target.cpus) {
+            let width = match cpu.mode {
+                Mode::Bits64 => 64,
+                Mode::Protected32 => 32,
+                Mode::Real16 => 16,
+            };
+            for note in kinds {
+                if let Some(value) = note.build(&cpu.registers, id, width) {
+                    push(note.name(), note.number(), &value);
+                }
+            }
+        }
+    }
+    for cpu in target.cpus {
+        let state = (STATE, [number_of(cpu.state)]);
+        let value = core_note::build_all(&cpu.registers, &[(state.0, &state.1)]);
+        push(core_note::ALL_NAME, core_note::ALL_NUMBER, &value);
+    }
+    if let Some(info) = info {
+        push("VMCOREINFO", 0, info.text().as_bytes());
+    }
+    bytes
+}
