@@ -10,6 +10,8 @@ pub enum Request {
     PowerOff,
     /// Reset the machine.
     Reset,
+    /// End the run: the guest has crashed.
+    Crash,
     /// End the run with the value that was written.
     Exit(u32),
 }

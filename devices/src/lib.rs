@@ -15,4 +15,5 @@ pub mod exit;
 pub mod hypercall;
 pub mod i8042;
 pub mod pl031;
+pub mod pvpanic;
 pub mod serial;

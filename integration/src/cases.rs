@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod basics;
+mod dumps;
 pub mod gdb;
 mod gdb_wire;
 mod hypercalls;
@@ -10,7 +11,9 @@ mod linux;
 mod terminal;
 
 use crate::context::{Check, Context};
+use crate::tools;
 use arch::Isa;
+use std::path::Path;
 
 /// What a place must be able to do for a case to run there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +46,9 @@ pub struct Case {
     pub run: fn(&mut Context) -> Check,
     /// What a debugger does meanwhile, on the machine that runs the tests.
     pub debugger: Option<&'static gdb::Script>,
+    /// What is done afterwards, on the machine that runs the tests, with a file that the case
+    /// [exports](Context::export).
+    pub tools: Option<fn(Isa, &Path) -> Check>,
 }
 
 impl std::fmt::Debug for Case {
@@ -62,6 +68,7 @@ const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
         debians_qemu: false,
         run,
         debugger: None,
+        tools: None,
     }
 }
 
@@ -72,6 +79,11 @@ const fn linux(name: &'static str, kernels: &'static [&'static str], run: fn(&mu
 /// A small guest with a debugger.
 const fn debugged(name: &'static str, script: &'static gdb::Script) -> Case {
     Case { debugger: Some(script), ..small(name, gdb::serve) }
+}
+
+/// With tools that look at what it exports.
+const fn with_tools(case: Case, tools: fn(Isa, &Path) -> Check) -> Case {
+    Case { tools: Some(tools), ..case }
 }
 
 /// On a host that can do all of guest debugging.
@@ -198,6 +210,8 @@ pub const CASES: &[Case] = &[
     nested_only(small("hypercall_bad_options", hypercalls::bad_options)),
     nested_only(debugged("gdb_stop_at_a_hypercall", &hypercalls::STOP)),
     only(Isa::X86_64, linux("debian_under_xens_interface", &["6.12"], hypercalls::debian)),
+    with_tools(linux("dump_of_debian_6_12", &["6.12"], dumps::debian_6_12), tools::debian_6_12),
+    with_tools(linux("dump_of_debian_6_1", &["6.1"], dumps::debian_6_1), tools::debian_6_1),
     small("gdb_range_run", gdb_wire::range_run),
     small("gdb_range_step", gdb_wire::range_step),
     gic_v2(small("gic_v2_embedded_guest", basics::on_gic_v2)),

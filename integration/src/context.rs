@@ -1,7 +1,9 @@
 //! What a case has at hand where it runs.
 
 use crate::guests;
+use crate::port;
 use crate::process::{Process, Wiring};
+use crate::sparse;
 use arch::Isa;
 use std::fs;
 use std::io;
@@ -113,6 +115,18 @@ impl Context {
         self.keep("vmm", &process);
         let finished = Finished { code: code?, output: process.output.text(), errors: process.errors.text() };
         Ok(finished)
+    }
+
+    /// Hands a file to what is done afterwards, on the machine that runs the tests.
+    ///
+    /// # Errors
+    /// When it cannot be read or sent.
+    pub fn export(&self, path: &Path) -> Check {
+        let send = || -> io::Result<()> {
+            let mut port = fs::OpenOptions::new().write(true).open(port::find(port::EXPORT)?)?;
+            sparse::send(path, &mut port)
+        };
+        send().map_err(|error| format!("cannot export {}: {error}", path.display()))
     }
 
     /// Keeps a process's output for the report.

@@ -20,3 +20,5 @@ pub mod port;
 pub mod process;
 pub mod report;
 pub mod rsp;
+pub mod sparse;
+pub mod tools;

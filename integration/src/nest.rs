@@ -10,6 +10,7 @@ use crate::debugger;
 use crate::initramfs::{self, Initramfs};
 use crate::port;
 use crate::report::{Report, Verdict};
+use crate::sparse;
 use arch::Isa;
 use std::fs;
 use std::io;
@@ -147,6 +148,8 @@ impl Nest {
             .args(["-device", "virtconsole,chardev=console"])
             .args(["-chardev", &format!("file,id=report,path={}", report.display())])
             .args(["-device", "virtserialport,chardev=report,name=report"])
+            .args(["-chardev", &format!("file,id=export,path={}", folder.join(port::EXPORT).display())])
+            .args(["-device", &format!("virtserialport,chardev=export,name={}", port::EXPORT)])
             .args(self.socket.iter().flat_map(|socket| {
                 [
                     "-chardev".into(),
@@ -245,7 +248,21 @@ pub fn run_case(isa: Isa, case: &Case, folder: &Path) -> io::Result<Report> {
 /// When the nest cannot be made or started.
 pub fn run_case_with(isa: Isa, case: &Case, folder: &Path, echoes: bool) -> io::Result<Report> {
     let mut nest = prepare_case(isa, case)?;
-    let Some(script) = case.debugger else { return Ok(nest.boot(folder)?.wait(CASE_LIMIT)) };
+    let Some(script) = case.debugger else {
+        let mut report = nest.boot(folder)?.wait(CASE_LIMIT);
+        let export = folder.join(port::EXPORT);
+        if let (Verdict::Pass, Some(tools)) = (&report.verdict, case.tools) {
+            let file = folder.join("exported");
+            let received = fs::File::open(&export)
+                .and_then(|file| Ok(io::BufReader::with_capacity(1 << 20, file)))
+                .and_then(|mut stream| sparse::receive(&mut stream, &file))
+                .map_err(|error| format!("what the case exports cannot be read: {error}"));
+            report.fail_if(received.and_then(|()| tools(isa, &file)));
+            fs::remove_file(&file).ok();
+        }
+        fs::remove_file(&export).ok();
+        return Ok(report);
+    };
     // Paths of sockets are short, and a folder's may not be.
     let name = format!("vmm-gdb-{}-{isa}-{}", std::process::id(), case.name);
     let socket = std::env::temp_dir().join(name);

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// The name of the port that carries a debugger's connection.
 pub const GDB: &str = "gdb";
 
+/// The name of the port that takes a file out of a nest.
+pub const EXPORT: &str = "export";
+
 /// Looks up a port by its name.
 ///
 /// # Errors

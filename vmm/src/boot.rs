@@ -120,6 +120,8 @@ pub struct BootConfig<'a> {
     pub load_address: Option<u64>,
     /// Whether the guest has an exit device.
     pub exit_device: bool,
+    /// Whether it has a device that takes its panics.
+    pub pvpanic: bool,
     /// Random bytes for guests that are told of them (aarch64; an x86 guest has RDRAND).
     pub seed: Seed,
 }

@@ -1,9 +1,11 @@
 //! The command line.
 
 use crate::config::{
-    Config, GdbConfig, HypercallConfig, MemorySize, OnReboot, parse_address, parse_duration, parse_size,
+    Config, DumpOn, GdbConfig, HypercallConfig, MemorySize, OnReboot, parse_address, parse_duration,
+    parse_size,
 };
 use crate::console::ConsoleKind;
+use crate::control;
 use crate::core_dump::CoreArgs;
 use crate::error::Error;
 use crate::kvm::HOST_ISA;
@@ -42,6 +44,13 @@ pub enum Command {
     },
     /// Look at a memory dump, of either architecture: by a command, or with gdb
     Core(CoreArgs),
+    /// Write a core of a guest that runs
+    Dump {
+        /// The guest's --name, or the path of its control socket
+        guest: String,
+        /// The file; .gz and .zst compress
+        path: PathBuf,
+    },
     /// Print shell completions
     Completions {
         /// The shell
@@ -94,6 +103,13 @@ pub struct RunArgs {
     /// End the guest after this time: 30s, 500ms, 2m
     #[arg(long, value_name = "TIME", value_parser = ValueParser::new(parse_duration), help_heading = "Run")]
     timeout: Option<Duration>,
+    /// A name to speak to the guest by: vmm dump NAME PATH
+    #[arg(long, value_name = "NAME", value_parser = ValueParser::new(control::name), help_heading = "Run")]
+    name: Option<String>,
+    /// Write a core of the guest when it ends so: panic (it says so by a pvpanic device, or its log does
+    /// when it resets or the time is over), triple-fault, timeout; .gz and .zst compress
+    #[arg(long, value_name = "WHEN[,WHEN...]=PATH", value_parser = ValueParser::new(DumpOn::parse), help_heading = "Run")]
+    dump_on: Option<DumpOn>,
     /// What a reset of the guest does
     #[arg(long, value_name = "ACTION", default_value = "exit", help_heading = "Run")]
     reboot: Reboot,
@@ -199,6 +215,8 @@ impl RunArgs {
             },
             gdb: self.gdb.clone().map(|address| GdbConfig { address, waits: !self.gdb_no_wait }),
             hypercalls: self.hypercalls.clone(),
+            name: self.name.clone(),
+            dump_on: self.dump_on.clone(),
         })
     }
 }
@@ -293,6 +311,9 @@ mod tests {
             ("--reboot maybe", "restart"),
             ("--gdb 1234", ":1234"),
             ("--gdb-no-wait", "--gdb"),
+            ("--name a/b", "letters"),
+            ("--dump-on panic", "PATH"),
+            ("--dump-on never=x", "panic, triple-fault or timeout"),
             ("--cpu-template /no/such/file", "/no/such/file"),
             ("--frobnicate", "--frobnicate"),
         ] {

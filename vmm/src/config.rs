@@ -53,6 +53,44 @@ pub struct Config {
     pub gdb: Option<GdbConfig>,
     /// Hypercalls that are answered and shown.
     pub hypercalls: Option<HypercallConfig>,
+    /// What the guest is called.
+    pub name: Option<String>,
+    /// When a core of it is written.
+    pub dump_on: Option<DumpOn>,
+}
+
+/// When a core of the guest is written at its end, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DumpOn {
+    /// Its kernel has panicked.
+    pub panic: bool,
+    /// A triple fault.
+    pub triple_fault: bool,
+    /// Its time is over.
+    pub timeout: bool,
+    /// The file.
+    pub path: PathBuf,
+}
+
+impl DumpOn {
+    /// Parses `WHEN[,WHEN...]=PATH`.
+    ///
+    /// # Errors
+    /// What is wrong, and what can be written instead.
+    pub fn parse(text: &str) -> Result<DumpOn, String> {
+        let (when, path) =
+            text.split_once('=').filter(|(_, path)| !path.is_empty()).ok_or("write WHEN=PATH")?;
+        let mut on = DumpOn { panic: false, triple_fault: false, timeout: false, path: path.into() };
+        for word in when.split(',') {
+            match word {
+                "panic" => on.panic = true,
+                "triple-fault" => on.triple_fault = true,
+                "timeout" => on.timeout = true,
+                _ => return Err(format!("'{word}' is none of panic, triple-fault or timeout")),
+            }
+        }
+        Ok(on)
+    }
 }
 
 /// A family of hypercalls.
@@ -194,6 +232,8 @@ impl Default for Config {
             on_reboot: OnReboot::default(),
             gdb: None,
             hypercalls: None,
+            name: None,
+            dump_on: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::boot::kernel::Kernel;
 use crate::boot::{self, BootConfig, Booted, cmdline};
 use crate::config::{Config, Trace};
 use crate::debugger::{Debugger, Prepared};
+use crate::dump::Dumper;
 use crate::error::Error;
 use crate::hypercalls::{FamilyName, LiveHypercalls};
 use crate::kvm::{HOST_ISA, Host, HypercallSetup, Vm, VmConfig};
@@ -20,6 +21,7 @@ use devices::cmos::{self, Cmos};
 use devices::exit::ExitDevice;
 use devices::i8042::{self, I8042};
 use devices::pl031::Pl031;
+use devices::pvpanic::Pvpanic;
 use devices::serial::{self, Interrupt, Serial};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -45,6 +47,7 @@ impl Trigger for Line {
 pub struct Machine {
     // The threads end before what they use goes: first the one that asks vCPUs.
     debugger: Option<Debugger>,
+    dumper: Dumper,
     vcpus: Arc<Vcpus>,
     waits: bool,
     outcomes: Receiver<Outcome>,
@@ -120,9 +123,12 @@ impl Machine {
             hypercalls.introduce(vcpus.mailboxes());
         }
         let vcpus = Arc::new(vcpus);
+        let debug = prepared.as_ref().map(|prepared| Arc::clone(&prepared.shared));
+        let dumper = Dumper::new(&vcpus, vm.memory(), debug);
         let debugger = prepared.map(|prepared| Debugger::start(prepared, &vcpus, &shared)).transpose()?;
         Ok(Machine {
             debugger,
+            dumper,
             vcpus,
             waits,
             outcomes,
@@ -170,6 +176,16 @@ impl Machine {
         &self.vcpus
     }
 
+    /// Whether its Linux kernel's log says that it has panicked.
+    pub fn has_panicked(&self) -> bool {
+        self.dumper.has_panicked()
+    }
+
+    /// What makes dumps of it.
+    pub fn dumper(&self) -> &Dumper {
+        &self.dumper
+    }
+
     /// What the guest was started with.
     pub fn booted(&self) -> &Booted {
         &self.booted
@@ -215,12 +231,18 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
         initrds: &config.initrds,
         load_address: config.load_address,
         exit_device: config.exit_device,
+        pvpanic: has_pvpanic(config),
         seed,
     };
     Ok(match vm.platform() {
         None => boot::x86::prepare(vm.memory(), kernel, &boot)?,
         Some(platform) => boot::aarch64::prepare(vm.memory(), kernel, &boot, &platform)?,
     })
+}
+
+/// Whether somebody wants to know of the guest's panics.
+fn has_pvpanic(config: &Config) -> bool {
+    config.dump_on.as_ref().is_some_and(|on| on.panic)
 }
 
 /// What is asked of KVM for the hypercalls that the user wants.
@@ -276,6 +298,9 @@ fn devices(
             if config.exit_device {
                 put(&mut ports, layout::EXIT_PORT.into(), 4, Arc::new(Mutex::new(ExitDevice)));
             }
+            if has_pvpanic(config) {
+                put(&mut ports, layout::PVPANIC_PORT.into(), 1, Arc::new(Mutex::new(Pvpanic)));
+            }
             serial
         }
         Isa::Aarch64 => {
@@ -287,6 +312,9 @@ fn devices(
             if config.exit_device {
                 let exit = Arc::new(Mutex::new(ExitDevice));
                 put(&mut mmio, layout::EXIT_DEVICE.start.0, layout::EXIT_DEVICE.size, exit);
+            }
+            if has_pvpanic(config) {
+                put(&mut mmio, layout::PVPANIC.start.0, 2, Arc::new(Mutex::new(Pvpanic)));
             }
             serial
         }

@@ -5,7 +5,7 @@ use clap::error::ErrorKind;
 use std::process::ExitCode;
 use vmm::cli::{Cli, Command};
 use vmm::outcome::{self, PANIC, USAGE};
-use vmm::{check, cli, core_dump, logging, run, terminal};
+use vmm::{check, cli, control, core_dump, logging, run, terminal};
 
 fn main() -> ExitCode {
     terminal::install_panic_hook(PANIC);
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     match cli.command {
         Some(Command::Check { json, probe }) => ExitCode::from(check::main(json, probe.as_deref())),
         Some(Command::Core(args)) => ExitCode::from(core_dump::main(&args)),
+        Some(Command::Dump { guest, path }) => ExitCode::from(control::dump(&guest, &path)),
         Some(Command::Completions { shell }) => {
             cli::completions(shell, &mut std::io::stdout());
             ExitCode::SUCCESS

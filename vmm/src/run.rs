@@ -3,8 +3,10 @@
 //! One event loop does all of it, on the thread that calls [`run`]. vCPU threads run guests
 //! and nothing else.
 
-use crate::config::{Config, OnReboot};
+use crate::config::{Config, DumpOn, OnReboot};
 use crate::console::{Command, Console, Escape, HELP};
+use crate::control::Control;
+use crate::dump::Reporter;
 use crate::error::Error;
 use crate::machine::Machine;
 use crate::outcome::{Outcome, Stop};
@@ -15,6 +17,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -59,6 +62,7 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
     }
     let timer = Rc::new(RefCell::new(timer));
 
+    let control = config.name.as_deref().map(Control::new).transpose()?.map(Rc::new);
     loop {
         let machine = Machine::new(config, console.output())?;
         // The terminal is taken when nothing can be said wrong any more.
@@ -69,7 +73,9 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
             _ => None,
         };
         let wants_summary = config.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.summary);
-        let outcome = run_machine(machine, &console, &signals, &timer, wants_summary)?;
+        let around =
+            Around { console: &console, signals: &signals, timer: &timer, control: control.as_ref() };
+        let outcome = run_machine(machine, &around, config.dump_on.as_ref(), wants_summary)?;
         if outcome == Outcome::Reset && config.on_reboot == OnReboot::Restart {
             log::info!("the guest reset itself; it is booted again");
             continue;
@@ -91,13 +97,49 @@ impl State {
     }
 }
 
+/// What is there for every machine of a run.
+struct Around<'a> {
+    console: &'a Console,
+    signals: &'a Rc<RefCell<SignalFd>>,
+    timer: &'a Rc<RefCell<TimerFd>>,
+    control: Option<&'a Rc<Control>>,
+}
+
+/// Writes a core of a guest that has ended, if it has ended as `on` says.
+fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<SignalFd>) {
+    let is_due = match outcome {
+        Outcome::TripleFault { .. } => on.triple_fault,
+        Outcome::Timeout if on.timeout => true,
+        Outcome::GuestCrash => on.panic,
+        Outcome::Timeout | Outcome::Reset | Outcome::PowerOff => on.panic && machine.has_panicked(),
+        _ => false,
+    };
+    if !is_due {
+        return;
+    }
+    let mut reporter = Reporter::new();
+    let mut watch = |progress| {
+        if let Some(percent) = reporter.percent(progress) {
+            log::warn!("--dump-on {}: {percent} %", on.path.display());
+        }
+        match signals.borrow_mut().read_signal() {
+            Ok(Some(_)) => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    };
+    match machine.dumper().dump(&on.path, &mut watch) {
+        Ok(summary) => log::warn!("dumped to {}: {summary}", on.path.display()),
+        Err(error) => log::error!("--dump-on: {error}"),
+    }
+}
+
 fn run_machine(
     machine: Machine,
-    console: &Console,
-    signals: &Rc<RefCell<SignalFd>>,
-    timer: &Rc<RefCell<TimerFd>>,
+    around: &Around<'_>,
+    dump_on: Option<&DumpOn>,
     wants_summary: bool,
 ) -> Result<Outcome, Error> {
+    let Around { console, signals, timer, control } = around;
     let state = Rc::new(State { machine, verdict: RefCell::new(None) });
     let mut events: EventManager<Box<dyn MutEventSubscriber>> = EventManager::new()
         .map_err(|error| Error::system("cannot make an event loop")(io::Error::other(error)))?;
@@ -105,6 +147,9 @@ fn run_machine(
     events.add_subscriber(Box::new(guest_end));
     events.add_subscriber(Box::new(Signals { state: Rc::clone(&state), signals: Rc::clone(signals) }));
     events.add_subscriber(Box::new(Timeout { state: Rc::clone(&state), timer: Rc::clone(timer) }));
+    if let Some(control) = control {
+        events.add_subscriber(Box::new(Clients { state: Rc::clone(&state), control: Rc::clone(control) }));
+    }
     if let Some(input) = &console.input {
         let input = input.try_clone().map_err(Error::system("cannot duplicate the console"))?;
         events.add_subscriber(Box::new(Input {
@@ -119,6 +164,9 @@ fn run_machine(
     state.machine.start();
     loop {
         if let Some(outcome) = state.verdict.borrow_mut().take() {
+            if let Some(on) = dump_on {
+                dump(&state.machine, &outcome, on, signals);
+            }
             state.machine.tell_debugger(&outcome);
             if let Some(hypercalls) = state.machine.hypercalls().filter(|_| wants_summary) {
                 eprint!("{}", hypercalls.calls().summary());
@@ -155,6 +203,22 @@ impl MutEventSubscriber for GuestEnd {
         if let Some(outcome) = self.state.machine.outcome() {
             self.state.end(outcome);
         }
+    }
+}
+
+/// `vmm dump` and its like want something.
+struct Clients {
+    state: Rc<State>,
+    control: Rc<Control>,
+}
+
+impl MutEventSubscriber for Clients {
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, self.control.listener().as_raw_fd(), EventSet::IN);
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        self.control.serve(self.state.machine.dumper());
     }
 }
 

@@ -120,6 +120,12 @@ impl Mailbox {
     }
 }
 
+/// vCPUs that are kept out of their guest as long as it is there.
+#[derive(Debug)]
+pub struct Held {
+    _releases: Vec<Sender<()>>,
+}
+
 /// A vCPU thread's end of its messages.
 struct Inbox {
     messages: Receiver<Message>,
@@ -167,6 +173,34 @@ impl Vcpus {
             result.threads.push(Thread { inbox, handle, attention });
         }
         Ok(result)
+    }
+
+    /// Gets all vCPUs out of the guest, has each one's thread call `call` with it, and keeps them there
+    /// until the second value goes; then they do what they did. The results are in the order of vCPUs; a
+    /// vCPU whose thread has ended gives none.
+    pub fn hold<R: Send + 'static>(
+        &self,
+        call: impl Fn(&mut Vcpu) -> R + Send + Sync + 'static,
+    ) -> (Vec<R>, Held) {
+        let call = Arc::new(call);
+        let mut releases = Vec::new();
+        let mut arrivals = Vec::new();
+        for thread in &self.threads {
+            let (arrival, arrived) = channel();
+            let (release, released) = channel::<()>();
+            let call = Arc::clone(&call);
+            thread.send(Message::Call(Box::new(move |vcpu| {
+                // Whoever waits for it holds it.
+                drop(arrival.send(call(vcpu)));
+                drop(arrival);
+                // It ends with an error when the sender goes, which is what is waited for.
+                released.recv().ok();
+            })));
+            releases.push(release);
+            arrivals.push(arrived);
+        }
+        let results = arrivals.iter().filter_map(|arrived| self.wait_for(arrived)).collect();
+        (results, Held { _releases: releases })
     }
 
     /// The threads' mailboxes, in the order of vCPUs.
@@ -657,6 +691,7 @@ fn serve(
         None => Left::Served,
         Some(Request::PowerOff) => Left::Ended(Outcome::PowerOff),
         Some(Request::Reset) => Left::Ended(Outcome::Reset),
+        Some(Request::Crash) => Left::Ended(Outcome::GuestCrash),
         Some(Request::Exit(value)) => Left::Ended(Outcome::Exit(value)),
     })
 }

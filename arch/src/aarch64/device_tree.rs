@@ -47,6 +47,8 @@ pub struct DeviceTree<'a> {
     pub initrd: Option<(u64, u64)>,
     /// Whether there is an exit device.
     pub exit_device: bool,
+    /// Whether there is a device that takes the guest's panics.
+    pub pvpanic: bool,
     /// Random bytes for the guest: where its kernel goes, and its first entropy.
     pub seed: &'a Seed,
 }
@@ -131,6 +133,12 @@ impl DeviceTree<'_> {
             fdt.property_array_u64("reg", &reg(PhysRange { size: 4, ..layout::EXIT_DEVICE }))?;
             fdt.end_node(node)?;
         }
+        if self.pvpanic {
+            let node = fdt.begin_node(&format!("pvpanic-mmio@{:x}", layout::PVPANIC.start))?;
+            fdt.property_string("compatible", "qemu,pvpanic-mmio")?;
+            fdt.property_array_u64("reg", &reg(PhysRange { size: 2, ..layout::PVPANIC }))?;
+            fdt.end_node(node)?;
+        }
         fdt.end_node(root)?;
         fdt.finish()
     }
@@ -202,6 +210,7 @@ mod tests {
             gic,
             initrd: Some((0x4800_0000, 0x1234)),
             exit_device: true,
+            pvpanic: true,
             seed: &[7; 40],
         }
     }
@@ -222,7 +231,9 @@ mod tests {
         let chosen = fdt.find_node("/chosen").unwrap();
         assert_eq!(chosen.property("kaslr-seed").unwrap().value, [7; 8]);
         assert_eq!(chosen.property("rng-seed").unwrap().value, [7; 32]);
-        for compatible in ["arm,gic-v3", "arm,armv8-timer", "arm,psci-0.2", "ns16550a", "arm,pl031"] {
+        for compatible in
+            ["arm,gic-v3", "arm,armv8-timer", "arm,psci-0.2", "ns16550a", "arm,pl031", "qemu,pvpanic-mmio"]
+        {
             assert!(fdt.find_compatible(&[compatible]).is_some(), "{compatible}");
         }
         let exit = fdt.find_compatible(&[EXIT_DEVICE_COMPATIBLE]).unwrap();
@@ -241,10 +252,11 @@ mod tests {
     }
 
     #[test]
-    fn without_an_exit_device_there_is_no_node() {
+    fn devices_that_are_not_there_have_no_node() {
         let mut tree = tree(&[0], GicVersion::V3);
-        tree.exit_device = false;
+        (tree.exit_device, tree.pvpanic) = (false, false);
         let bytes = tree.bytes().unwrap();
         assert!(fdt::Fdt::new(&bytes).unwrap().find_compatible(&[EXIT_DEVICE_COMPATIBLE]).is_none());
+        assert!(fdt::Fdt::new(&bytes).unwrap().find_compatible(&["qemu,pvpanic-mmio"]).is_none());
     }
 }

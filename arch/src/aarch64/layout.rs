@@ -22,6 +22,9 @@ pub const RTC: PhysRange = PhysRange::new(0x0901_0000, 0x1000);
 /// The exit device: a 32-bit word; writing it ends the guest.
 pub const EXIT_DEVICE: PhysRange = PhysRange::new(0x0902_0000, 0x1000);
 
+/// The device that takes a guest's panics: a byte.
+pub const PVPANIC: PhysRange = PhysRange::new(0x0903_0000, 0x1000);
+
 /// Interrupt of the serial port, as an SPI number (the interrupt id is 32 higher).
 pub const SERIAL_SPI: u32 = 0;
 /// Interrupt of the clock, an SPI.

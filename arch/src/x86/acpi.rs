@@ -36,10 +36,10 @@ pub const RESET_OFFSET: u16 = 2;
 pub const MAX_VCPUS: u32 = 255;
 
 /// All tables, RSDP first, to be written at [`layout::ACPI_TABLES`] as one block of bytes,
-/// for a guest with `vcpus` vCPUs (at most [`MAX_VCPUS`]).
-pub fn tables(vcpus: u32) -> Vec<u8> {
+/// for a guest with `vcpus` vCPUs (at most [`MAX_VCPUS`]), and a device that takes its panics.
+pub fn tables(vcpus: u32, has_pvpanic: bool) -> Vec<u8> {
     let base = layout::ACPI_TABLES.0;
-    let dsdt = dsdt();
+    let dsdt = dsdt(has_pvpanic);
     let dsdt_at = base + (Rsdp::len() as u64).next_multiple_of(16);
     let fadt_at = (dsdt_at + dsdt.len() as u64).next_multiple_of(16);
     let fadt = bytes_of(&fadt(dsdt_at));
@@ -107,8 +107,8 @@ fn madt(vcpus: u32) -> MADT {
     madt
 }
 
-/// The differentiated description: soft-off, COM1 and the CMOS clock.
-fn dsdt() -> Vec<u8> {
+/// The differentiated description: soft-off, COM1, the CMOS clock, and the device for panics.
+fn dsdt(has_pvpanic: bool) -> Vec<u8> {
     let zero = aml::ZERO;
     let soft_off = aml::Package::new(vec![&SLEEP_TYPE_S5, &zero, &zero, &zero]);
     let sleep = aml::Name::new("_S5_".into(), &soft_off);
@@ -129,7 +129,19 @@ fn dsdt() -> Vec<u8> {
     let clock_resources = aml::Name::new("_CRS".into(), &clock_template);
     let clock = aml::Device::new("RTC_".into(), vec![&clock_hid, &clock_resources]);
 
-    let bus = aml::Scope::new("\\_SB_".into(), vec![&serial, &clock]);
+    // As QEMU has it: there, enabled, shown and working (ACPI 6.5, 6.3.7 "_STA").
+    let panic_hid = aml::Name::new("_HID".into(), &"QEMU0001");
+    let panic_ports = aml::IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1);
+    let panic_template = aml::ResourceTemplate::new(vec![&panic_ports]);
+    let panic_resources = aml::Name::new("_CRS".into(), &panic_template);
+    let panic_state = aml::Name::new("_STA".into(), &0xfu8);
+    let panic = aml::Device::new("PEVT".into(), vec![&panic_hid, &panic_state, &panic_resources]);
+
+    let mut devices: Vec<&dyn Aml> = vec![&serial, &clock];
+    if has_pvpanic {
+        devices.push(&panic);
+    }
+    let bus = aml::Scope::new("\\_SB_".into(), devices);
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&bytes_of(&bus));
     table.append_slice(&bytes_of(&sleep));
@@ -168,7 +180,7 @@ mod tests {
 
     #[test]
     fn every_table_is_reached_from_the_rsdp_and_sums_to_zero() {
-        let block = tables(16);
+        let block = tables(16, true);
         assert_eq!(&block[..8], b"RSD PTR ");
         assert_eq!(checksum(&block[..20]), 0);
         assert_eq!(checksum(&block[..36]), 0);
@@ -193,7 +205,9 @@ mod tests {
 
     #[test]
     fn the_madt_lists_every_vcpu_and_the_room_suffices_for_all() {
-        let block = tables(MAX_VCPUS);
+        let block = tables(MAX_VCPUS, true);
+        let named = |block: &[u8]| block.windows(8).any(|bytes| bytes == b"QEMU0001");
+        assert!(named(&block) && !named(&tables(MAX_VCPUS, false)));
         assert!(block.len() as u64 <= layout::ACPI_TABLES_SIZE);
         let madt = bytes_of(&madt(3));
         let processors = madt[44..].chunks(8).filter(|entry| entry.starts_with(&[0, 8])).count();

@@ -55,6 +55,8 @@ pub const COM1_IRQ: u32 = 4;
 pub const I8042_PORT: u16 = 0x60;
 /// CMOS RTC: index port, data port behind it.
 pub const RTC_PORT: u16 = 0x70;
+/// Port of the device that takes a guest's panics.
+pub const PVPANIC_PORT: u16 = 0x505;
 /// Port of the exit device, as QEMU's isa-debug-exit has it in kernel test suites.
 pub const EXIT_PORT: u16 = 0xf4;
 /// ACPI sleep control, sleep status and reset registers, a byte each.

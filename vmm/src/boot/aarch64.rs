@@ -89,6 +89,7 @@ pub fn prepare(
         gic: platform.gic,
         initrd,
         exit_device: config.exit_device,
+        pvpanic: config.pvpanic,
         seed: &config.seed,
     };
     let bytes = tree.bytes().map_err(|error| BootError::DeviceTree(error.to_string()))?;

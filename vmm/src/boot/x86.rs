@@ -27,7 +27,7 @@ pub fn prepare(memory: &GuestMemory, kernel: &Kernel, config: &BootConfig) -> Re
     if config.load_address.is_some() && *kernel.format() != Format::Flat {
         return Err(BootError::LoadAddressNotFlat { format: kernel.format().name() });
     }
-    write(memory, "the ACPI tables", layout::ACPI_TABLES.0, &acpi::tables(config.vcpus))?;
+    write(memory, "the ACPI tables", layout::ACPI_TABLES.0, &acpi::tables(config.vcpus, config.pvpanic))?;
     write(memory, "the reset vector", reset_vector::ADDRESS.0, &reset_vector::code())?;
 
     let guest = Guest { memory, kernel, config, initrds: &initrds, map: &map };

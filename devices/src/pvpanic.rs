@@ -1,0 +1,57 @@
+//! The device by which a guest's kernel says that it has panicked.
+//!
+//! It is QEMU's: a byte, at port 0x505 on x86 (ACPI `QEMU0001`), in memory on aarch64 (`compatible`
+//! `qemu,pvpanic-mmio`). A read tells which events it takes, a write tells of one. Linux's driver
+//! (`drivers/misc/pvpanic`) writes from its panic notifier. Source: QEMU, `docs/specs/pvpanic.rst`.
+
+use crate::bus::{Device, Request};
+
+/// The guest has panicked.
+const PANICKED: u8 = 1 << 0;
+/// The guest has panicked, and a kernel that writes a dump takes over.
+const CRASH_LOADED: u8 = 1 << 1;
+
+/// The device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pvpanic;
+
+impl Device for Pvpanic {
+    fn name(&self) -> &'static str {
+        "pvpanic"
+    }
+
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let (0, Some(first)) = (offset, data.first_mut()) {
+            *first = PANICKED | CRASH_LOADED;
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+        let events = data.first().copied().filter(|_| offset == 0).unwrap_or(0);
+        if events & PANICKED != 0 {
+            return Some(Request::Crash);
+        }
+        if events & CRASH_LOADED != 0 {
+            log::warn!("the guest has panicked, and its own crash kernel takes over");
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_crash_and_nothing_else_is() {
+        let mut device = Pvpanic;
+        let mut byte = [0xff];
+        device.read(0, &mut byte);
+        assert_eq!(byte, [3]);
+        assert_eq!(device.write(0, &[PANICKED]), Some(Request::Crash));
+        assert_eq!(device.write(0, &[3, 0, 0, 0]), Some(Request::Crash));
+        assert_eq!(device.write(0, &[CRASH_LOADED]), None);
+        assert_eq!((device.write(1, &[PANICKED]), device.write(0, &[])), (None, None));
+    }
+}

@@ -1,0 +1,109 @@
+//! Dumps of a live guest: its vCPUs stand still while its memory is written, and then go on as before.
+
+use crate::debugger::{DebugShared, LiveMemory};
+use crate::kvm::{HOST_ISA, Vcpu};
+use crate::memory::GuestMemory;
+use crate::vcpus::Vcpus;
+use arch::GuestVirt;
+use arch::register::Bank;
+use debug::breakpoint::Table;
+use debug::disassemble::Mode;
+use debug::dump::write::{self, Progress, Summary, Target, WriteError};
+use debug::dump::{Cpu, Unplanted};
+use debug::linux::VmCoreInfo;
+use debug::memory::{self, Space};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What dumps of a machine are made with; its clones are of the same machine.
+#[derive(Clone, Debug)]
+pub struct Dumper {
+    vcpus: Arc<Vcpus>,
+    memory: GuestMemory,
+    debug: Option<Arc<DebugShared>>,
+    /// One at a time.
+    turn: Arc<Mutex<()>>,
+}
+
+/// What a dump has of a vCPU on its thread.
+fn capture(vcpu: &mut Vcpu) -> Cpu {
+    // An access that was served may not have been finished.
+    vcpu.complete_access();
+    let mode = vcpu.code().map_or(Mode::Bits64, |code| code.mode);
+    Cpu { registers: vcpu.registers(&Bank::ALL), mode, state: vcpu.state() }
+}
+
+impl Dumper {
+    /// For a machine.
+    pub fn new(vcpus: &Arc<Vcpus>, memory: &GuestMemory, debug: Option<Arc<DebugShared>>) -> Dumper {
+        Dumper { vcpus: Arc::clone(vcpus), memory: memory.clone(), debug, turn: Arc::default() }
+    }
+
+    /// Writes a core to `path`. The guest stands still from the first word of it to the last.
+    ///
+    /// # Errors
+    /// [`WriteError`]; the guest goes on all the same.
+    pub fn dump(
+        &self,
+        path: &Path,
+        watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Summary, WriteError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let (cpus, _held) = self.vcpus.hold(capture);
+        let memory = LiveMemory(self.memory.clone());
+        let empty = Table::new(HOST_ISA);
+        let state = self.debug.as_ref().map(|debug| debug.engine.state());
+        let table = state.as_ref().map_or(&empty, |state| &state.table);
+        let memory = Unplanted { memory: &memory, table };
+        write::to_file(&Target { isa: HOST_ISA, cpus: &cpus, memory: &memory }, path, watch)
+    }
+}
+
+impl Dumper {
+    /// Whether the log of the guest's Linux kernel, its last lines, says that it has panicked.
+    pub fn has_panicked(&self) -> bool {
+        const LINES: usize = 200;
+        let (regimes, _held) = self.vcpus.hold(|vcpu| vcpu.regime().ok());
+        let memory = LiveMemory(self.memory.clone());
+        let Some(info) = VmCoreInfo::find(&memory) else { return false };
+        regimes.into_iter().flatten().any(|regime| {
+            let space = Space::Virtual(regime);
+            let read = |at: u64, bytes: &mut [u8]| memory::read(&memory, &space, None, GuestVirt(at), bytes);
+            let lines = info.log(read).unwrap_or_default();
+            lines.iter().rev().take(LINES).any(|line| line.contains("Kernel panic - not syncing"))
+        })
+    }
+}
+
+/// Says how far something is, now and then.
+#[derive(Debug)]
+pub struct Reporter {
+    next: Instant,
+}
+
+impl Reporter {
+    /// How often.
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    /// The first word comes after a while: what is quick needs none.
+    pub fn new() -> Reporter {
+        Reporter { next: Instant::now() + Reporter::INTERVAL }
+    }
+
+    /// The percentage, if it is time to tell it.
+    pub fn percent(&mut self, progress: Progress) -> Option<u64> {
+        let now = Instant::now();
+        (now >= self.next).then(|| {
+            self.next = now + Reporter::INTERVAL;
+            u64::try_from(u128::from(progress.done) * 100 / u128::from(progress.total.max(1))).unwrap_or(100)
+        })
+    }
+}
+
+impl Default for Reporter {
+    fn default() -> Reporter {
+        Reporter::new()
+    }
+}
