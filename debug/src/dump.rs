@@ -12,6 +12,7 @@
 
 pub mod diff;
 pub mod elf;
+mod flattened;
 pub mod kdump;
 pub mod kernel;
 mod lzo;
@@ -172,10 +173,11 @@ pub fn open(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
     match &begin[..count] {
         [0x7f, b'E', b'L', b'F', ..] => elf::read(source),
         begin if begin.starts_with(kdump::SIGNATURE) => kdump::read(source),
-        begin if begin.starts_with(b"makedumpfile") => Err(DumpError::Unknown(
-            "a flattened dump of makedumpfile: 'makedumpfile -R DUMP < FILE' makes one that can be read"
-                .into(),
-        )),
+        begin if begin.starts_with(flattened::SIGNATURE) => {
+            let mut contents = kdump::read(Arc::new(flattened::Flattened::new(source)?))?;
+            contents.format.push_str(", flattened");
+            Ok(contents)
+        }
         _ => Err(DumpError::Unknown(
             "neither an ELF core nor a compressed kdump; plain memory needs --raw and --arch".into(),
         )),

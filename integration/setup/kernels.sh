@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Debian's cloud kernels 6.1 and 6.12 and a static busybox, for both architectures:
-#   $CACHE/kernels/<isa>/<6.1|6.12>/{vmlinuz,config,release,modules/}
-#   $CACHE/kernels/<isa>/6.12/vmlinux, with debug symbols
+#   $CACHE/kernels/<isa>/<6.1|6.12>/{vmlinuz,vmlinux,config,release,modules/}, vmlinux with debug symbols
 #   $CACHE/kernels/<isa>/6.12/gdb/, the kernel's own helpers for gdb, as its build makes them
 #   $CACHE/busybox/<isa>/busybox
 source "$(dirname "$0")/common.sh"
@@ -83,9 +82,10 @@ for isa in ${*:-x86_64 aarch64}; do
     mv "$place.new" "$place"
     rm -rf "$unpacked"
   done
-  # Debug symbols of 6.12, for gdb: of the -dbg package (300 MB) only vmlinux is unpacked.
-  place=$CACHE/kernels/$isa/6.12
-  if [ ! -e "$place/vmlinux" ]; then
+  # Debug symbols: of each -dbg package (300 MB) only vmlinux is unpacked.
+  for series in 6.1 6.12; do
+    place=$CACHE/kernels/$isa/$series
+    [ -e "$place/vmlinux" ] && continue
     private_apt_update
     package=linux-image-$(cat "$place/release")-dbg
     work=$(mktemp -d "$CACHE/dbg.XXXXXX")
@@ -96,7 +96,8 @@ for isa in ${*:-x86_64 aarch64}; do
       | tar -x -C "$work" --wildcards --no-anchored --strip-components=5 'debug/boot/vmlinux-*'
     mv "$work"/vmlinux-* "$place/vmlinux"
     rm -rf "$work"
-  fi
+  done
+  place=$CACHE/kernels/$isa/6.12
   [ -e "$place/gdb" ] || helpers "$isa" "$place/gdb" "$(cat "$place/release")"
   if [ ! -e "$CACHE/busybox/$isa/busybox" ]; then
     unpacked=$(mktemp -d "$CACHE/busybox.XXXXXX")

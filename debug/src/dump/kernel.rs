@@ -161,28 +161,35 @@ pub struct Piece {
 
 /// The largest image of a kernel that is looked for, bytes.
 const LARGEST_IMAGE: u64 = 256 << 20;
+/// Pieces that it may have.
+const MOST_PIECES: usize = 64;
 
-/// Where the kernel's image is mapped.
-pub fn image(isa: Isa, regime: &Regime, memory: &dyn Memory, vbar: u64) -> Option<Piece> {
-    let start = linux::text(isa, regime, memory, vbar)?;
-    piece(regime, memory, GuestVirt(start), LARGEST_IMAGE)
-}
-
-/// What is mapped in one piece from `start` on, `most` bytes at most; holes of the mapping are in it, if
-/// what is behind them goes on as if they were not there.
-pub fn piece(regime: &Regime, memory: &dyn Memory, start: GuestVirt, most: u64) -> Option<Piece> {
-    /// Kernels unmap some pages of their image.
-    const LARGEST_HOLE: u64 = 4 << 20;
-    let first = regime.translate(memory, start).ok()?;
-    let delta = start.0.wrapping_sub(first.address.0);
-    let (mut end, mut at) = (start.0, start.0);
-    while at - start.0 < most && at - end <= LARGEST_HOLE {
+/// Where the kernel's image is mapped: in several pieces, as kernels unmap what they have needed for
+/// their start only.
+pub fn image(isa: Isa, regime: &Regime, memory: &dyn Memory, vbar: u64) -> Vec<Piece> {
+    /// What is in front of the text may not be mapped.
+    const LARGEST_HEAD: u64 = 2 << 20;
+    let Some(start) = linux::text(isa, regime, memory, vbar) else { return Vec::new() };
+    let mut delta = None;
+    let mut pieces: Vec<Piece> = Vec::new();
+    let mut at = start;
+    while at - start < LARGEST_IMAGE {
         let span = match regime.translate(memory, GuestVirt(at)) {
-            Ok(mapping) if at.wrapping_sub(mapping.address.0) == delta => {
-                end = (at | (mapping.page_size - 1)).saturating_add(1);
+            Ok(mapping) => {
+                let address = mapping.address.0;
+                if *delta.get_or_insert(at.wrapping_sub(address)) != at.wrapping_sub(address) {
+                    break;
+                }
+                let left = mapping.bytes_left();
+                let is_full = pieces.len() >= MOST_PIECES;
+                match pieces.last_mut() {
+                    Some(piece) if piece.start.0 + piece.range.size == at => piece.range.size += left,
+                    _ if is_full => break,
+                    _ => pieces.push(Piece { start: GuestVirt(at), range: PhysRange::new(address, left) }),
+                }
                 mapping.page_size
             }
-            Ok(_) => break,
+            Err(_) if delta.is_none() && at - start > LARGEST_HEAD => break,
             Err(fault) => fault.span(),
         };
         match (at | (span - 1)).checked_add(1) {
@@ -190,8 +197,17 @@ pub fn piece(regime: &Regime, memory: &dyn Memory, start: GuestVirt, most: u64) 
             None => break,
         }
     }
-    let size = (end - start.0).min(most);
-    let range = PhysRange::new(first.address.0, size);
-    let is_ram = memory.ranges().iter().any(|ram| ram.contains(range.start, range.size));
-    is_ram.then_some(Piece { start, range })
+    pieces.retain(|piece| is_ram(memory, &piece.range));
+    pieces
+}
+
+fn is_ram(memory: &dyn Memory, range: &PhysRange) -> bool {
+    memory.ranges().iter().any(|ram| ram.contains(range.start, range.size))
+}
+
+/// The page at an address, if it is RAM.
+pub fn page(regime: &Regime, memory: &dyn Memory, at: GuestVirt, size: u64) -> Option<Piece> {
+    let mapping = regime.translate(memory, at).ok()?;
+    let range = PhysRange::new(mapping.address.0, size);
+    is_ram(memory, &range).then_some(Piece { start: at, range })
 }

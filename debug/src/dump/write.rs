@@ -4,10 +4,10 @@
 //! * `PT_NOTE`: for each vCPU `NT_PRSTATUS` and `NT_PRFPREG`; then for each QEMU's note (x86_64), which
 //!   has the control registers; then for each our own, which has every register ([`arch::core_note`]);
 //!   then `VMCOREINFO` if the kernel has described itself.
+//! * `PT_LOAD`s by which tools that know no page tables find the kernel's image, and the pages at each
+//!   vCPU's stack pointer. They take no room: it is the same memory as in the next.
 //! * a `PT_LOAD` for each range of memory, with its guest-physical address and, if the kernel has a
-//!   [direct map](super::kernel::direct_map), its virtual one;
-//! * further `PT_LOAD`s by other virtual addresses of the same memory, for tools that know no page
-//!   tables: the kernel's image, and the pages at each vCPU's stack pointer. They take no room.
+//!   [direct map](super::kernel::direct_map), its virtual one.
 //!
 //! Pages of zeros are holes. The file has its name only when it is whole.
 
@@ -352,35 +352,25 @@ fn head(target: &Target<'_>, ranges: &[PhysRange]) -> (Vec<u8>, bool) {
         physical: 0,
         size: notes.len() as u64,
     };
-    let mut segments = vec![note];
-    let mut offset = begin;
-    let mut places = Vec::new();
+    let (mut offset, mut places, mut loads) = (begin, Vec::new(), Vec::new());
     for range in ranges {
         places.push((*range, offset));
-        segments.push(Segment {
-            kind: PT_LOAD,
-            flags: 7,
-            offset,
-            start: GuestVirt(direct.map_or(0, |delta| range.start.0.wrapping_add(delta))),
-            physical: range.start.0,
-            size: range.size,
-        });
+        let start = direct.map_or(0, |delta| range.start.0.wrapping_add(delta));
+        let (physical, size) = (range.start.0, range.size);
+        loads.push(Segment { kind: PT_LOAD, flags: 7, offset, start: GuestVirt(start), physical, size });
         offset += range.size;
     }
+    let mut segments = vec![note];
     for Piece { start, range } in others {
         let place = places.iter().find(|(ram, _)| ram.contains(range.start, range.size));
         if let Some((ram, offset)) = place {
-            let offset = offset + (range.start.0 - ram.start.0);
-            segments.push(Segment {
-                kind: PT_LOAD,
-                flags: 7,
-                offset,
-                start,
-                physical: range.start.0,
-                size: range.size,
-            });
+            let (physical, size) = (range.start.0, range.size);
+            let offset = offset + (physical - ram.start.0);
+            segments.push(Segment { kind: PT_LOAD, flags: 7, offset, start, physical, size });
         }
     }
+    // makedumpfile takes what the last one says for the direct map.
+    segments.extend(loads);
 
     let mut bytes = header(target.isa, segments.len());
     for Segment { kind, flags, offset, start, physical, size } in segments {
@@ -412,11 +402,11 @@ fn header(isa: Isa, segments: usize) -> Vec<u8> {
 
 /// Memory by further virtual addresses: the kernel's image, and stacks that are not in the direct map.
 fn others(target: &Target<'_>, regimes: &[(&Cpu, Regime)], direct: Option<u64>) -> Vec<Piece> {
-    let image = regimes.iter().find_map(|(cpu, regime)| {
+    let images = regimes.iter().map(|(cpu, regime)| {
         let vbar = cpu.registers.get("VBAR_EL1").unwrap_or(0);
         kernel::image(target.isa, regime, target.memory, vbar)
     });
-    let mut pieces: Vec<Piece> = image.into_iter().collect();
+    let mut pieces: Vec<Piece> = images.into_iter().find(|image| !image.is_empty()).unwrap_or_default();
     let stack = match target.isa {
         Isa::X86_64 => "rsp",
         Isa::Aarch64 => "sp",
@@ -427,7 +417,7 @@ fn others(target: &Target<'_>, regimes: &[(&Cpu, Regime)], direct: Option<u64>) 
         for at in (0..STACK_PAGES).filter_map(|index| first.checked_add(index * PAGE as u64)) {
             let known =
                 pieces.iter().any(|piece| (piece.start.0..piece.start.0 + piece.range.size).contains(&at));
-            let Some(piece) = kernel::piece(regime, target.memory, GuestVirt(at), PAGE as u64) else { break };
+            let Some(piece) = kernel::page(regime, target.memory, GuestVirt(at), PAGE as u64) else { break };
             let is_direct = direct.is_some_and(|delta| piece.range.start.0.wrapping_add(delta) == at);
             if !known && !is_direct {
                 pieces.push(piece);
