@@ -8,6 +8,7 @@ use super::{Contents, Cpu, DumpError, Image, joined};
 use crate::disassemble::Mode;
 use crate::linux::VmCoreInfo;
 use crate::target::VcpuState;
+use arch::Isa;
 use arch::address::PhysRange;
 use arch::bytes::{u8_at, u16_at, u32_at, u64_at};
 use arch::core_note::{self, Note};
@@ -244,10 +245,18 @@ pub(super) fn number_of(state: VcpuState) -> u8 {
     }
 }
 
+/// The architecture whose general registers the first note has, by their size.
+pub(super) fn isa_of_notes(bytes: &[u8]) -> Option<Isa> {
+    let (name_size, size, number) = (u32_at(bytes, 0)?, u32_at(bytes, 4)?, u32_at(bytes, 8)?);
+    let name = bytes.get(12..12usize.checked_add(usize::try_from(name_size).ok()?)?)?;
+    let note = Note::of(name.strip_suffix(&[0]).unwrap_or(name), number)?;
+    Isa::ALL.into_iter().find(|isa| note.size(*isa) == usize::try_from(size).ok())
+}
+
 /// What notes tell.
 #[derive(Debug)]
 pub(super) struct Notes {
-    isa: arch::Isa,
+    isa: Isa,
     cpus: Vec<Cpu>,
     /// How many of QEMU's and of our own notes there were: each is the next vCPU's.
     qemu: usize,
@@ -257,7 +266,7 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    pub fn new(isa: arch::Isa) -> Notes {
+    pub fn new(isa: Isa) -> Notes {
         Notes { isa, cpus: Vec::new(), qemu: 0, own: 0, info: None, too_many: false }
     }
 

@@ -6,7 +6,7 @@
 //!
 //! Sources: makedumpfile, `IMPLEMENTATION` and `diskdump_mod.h`; QEMU, `include/sysemu/dump.h`.
 
-use super::elf::Notes;
+use super::elf::{Notes, isa_of_notes};
 use super::source::{Source, read_all};
 use super::{Contents, DumpError, Image, joined, lzo};
 use crate::linux::VmCoreInfo;
@@ -198,16 +198,6 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
     let machine: &[u8] = header.get(MACHINE..MACHINE + 65).unwrap_or(&[]);
     let machine =
         String::from_utf8_lossy(machine.split(|byte| *byte == 0).next().unwrap_or(&[])).into_owned();
-    let isa = match machine.as_str() {
-        "x86_64" => Isa::X86_64,
-        "aarch64" => Isa::Aarch64,
-        _ => {
-            return Err(malformed(
-                format!("a dump of machine {machine:?}; x86_64 and aarch64 are read"),
-                MACHINE as u64,
-            ));
-        }
-    };
     let block = u64::from(word(428));
     if !matches!(block, 4096 | 16384 | 65536) {
         return Err(malformed(format!("pages of {block} bytes; 4096, 16384 or 65536 are read"), 428));
@@ -249,7 +239,7 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
     };
 
     let mut remarks = Vec::new();
-    let mut notes = Notes::new(isa);
+    let mut note_bytes = Vec::new();
     if version >= 4 && long(56) > 0 {
         if long(56) > MOST_NOTES {
             return Err(malformed(
@@ -258,10 +248,22 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
             ));
         }
         match read_all(&*source, long(48), long(56), "the notes") {
-            Ok(bytes) if notes.take(&bytes) => {}
-            Ok(_) => remarks.push(format!("the notes at offset {:#x} are cut off or damaged", long(48))),
+            Ok(bytes) => note_bytes = bytes,
             Err(error) => remarks.push(error.to_string()),
         }
+    }
+    let isa = match machine.as_str() {
+        "x86_64" => Some(Isa::X86_64),
+        "aarch64" => Some(Isa::Aarch64),
+        // QEMU does not say; its notes do.
+        _ => isa_of_notes(&note_bytes),
+    };
+    let isa = isa.ok_or_else(|| {
+        malformed(format!("a dump of machine {machine:?}; x86_64 and aarch64 are read"), MACHINE as u64)
+    })?;
+    let mut notes = Notes::new(isa);
+    if !notes.take(&note_bytes) {
+        remarks.push(format!("the notes at offset {:#x} are cut off or damaged", long(48)));
     }
     let (cpus, noted) = notes.finish(&mut remarks);
     let info = match (version >= 3).then(|| (long(32), long(40))) {

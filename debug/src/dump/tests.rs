@@ -1,1 +1,431 @@
+//! What is written is read back; what is damaged is told; nothing panics.
 
+use super::machine::Core;
+use super::source::OnDisk;
+use super::write::{self, Target, WriteError};
+use super::*;
+use crate::fake::Ram;
+use crate::target::{Action, Event, Order, StopReason};
+use arch::GuestVirt;
+use arch::register::table;
+use std::fs::{self, File};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+const SIZE: usize = 0x40_0000;
+
+/// A file of a test's own, which goes with it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let folder = std::env::temp_dir().join(format!("vmm-dump-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        Scratch(folder)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// Two vCPUs whose registers are all different.
+fn some_cpus(isa: Isa) -> Vec<Cpu> {
+    let cpu = |id: usize, state| {
+        let mut registers = RegisterFile::new(isa);
+        for (row, register) in table(isa).iter().enumerate() {
+            let byte = u8::try_from((row * 2 + id) % 255 + 1).unwrap();
+            registers.set_bytes(row, &vec![byte; register.bytes()]);
+        }
+        // No paging, and no x87 register in use.
+        for (name, value) in [("cr0", 0x11), ("efer", 0), ("ftag", 0xffff), ("SCTLR_EL1", 0)] {
+            if arch::register::row(isa, name).is_some() {
+                registers.set(name, value);
+            }
+        }
+        Cpu { registers, mode: Mode::Bits64, state }
+    };
+    vec![cpu(0, VcpuState::Running), cpu(1, VcpuState::Halted)]
+}
+
+fn some_memory() -> Ram {
+    let ram = Ram::new(SIZE);
+    for at in (0x10_0000..0x18_0000).step_by(0x1800) {
+        ram.write(GuestPhys(at), &at.to_le_bytes());
+    }
+    ram.write(GuestPhys(SIZE as u64 - 1), b"!");
+    ram
+}
+
+fn dump_to(isa: Isa, path: &std::path::Path) -> Result<write::Summary, WriteError> {
+    let (cpus, memory) = (some_cpus(isa), some_memory());
+    write::to_file(&Target { isa, cpus: &cpus, memory: &memory }, path, &mut |_| ControlFlow::Continue(()))
+}
+
+fn read_file(path: &std::path::Path) -> Contents {
+    open(Arc::new(OnDisk::new(File::open(path).unwrap()).unwrap())).unwrap()
+}
+
+fn all_of(memory: &dyn Memory) -> Vec<u8> {
+    let mut bytes = vec![0; SIZE];
+    assert_eq!(memory.read(GuestPhys(0), &mut bytes), SIZE);
+    bytes
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let scratch = Scratch::new("back");
+    for isa in Isa::ALL {
+        let path = scratch.file(isa.name());
+        let summary = dump_to(isa, &path).unwrap();
+        assert_eq!((summary.memory, summary.has_info), (SIZE as u64, false));
+        assert!(summary.stored > 0x5_0000 && summary.stored < 0x10_0000, "{summary:?}");
+        let contents = read_file(&path);
+        assert_eq!((contents.isa, contents.remarks.len()), (isa, 0));
+        assert_eq!(contents.cpus, some_cpus(isa));
+        // Pages of zeros take no room.
+        use std::os::unix::fs::MetadataExt;
+        let blocks = fs::metadata(&path).unwrap().blocks() * 512;
+        assert!(blocks < 2 * summary.stored, "{blocks}");
+        let core = Core::new(contents, false).unwrap();
+        assert_eq!(all_of(core.memory()), all_of(&some_memory()));
+        let populated: u64 = core.memory().populated().iter().map(|range| range.size).sum();
+        assert!(populated < SIZE as u64 / 2, "{populated:#x}");
+    }
+}
+
+#[test]
+fn compressed_files_hold_the_same() {
+    use std::io::Read;
+    let scratch = Scratch::new("packed");
+    let (plain, gz, zst) = (scratch.file("core"), scratch.file("core.gz"), scratch.file("core.zst"));
+    for path in [&plain, &gz, &zst] {
+        dump_to(Isa::X86_64, path).unwrap();
+    }
+    let wanted = fs::read(&plain).unwrap();
+    let mut unpacked = Vec::new();
+    flate2::read::MultiGzDecoder::new(File::open(&gz).unwrap()).read_to_end(&mut unpacked).unwrap();
+    assert!(unpacked == wanted);
+    let packed = fs::read(&zst).unwrap();
+    let (mut rest, mut unpacked) = (packed.as_slice(), Vec::new());
+    while !rest.is_empty() {
+        let mut frame = ruzstd::decoding::StreamingDecoder::new(&mut rest).unwrap();
+        frame.read_to_end(&mut unpacked).unwrap();
+    }
+    assert!(unpacked == wanted);
+}
+
+#[test]
+fn nothing_half_written_is_left() {
+    let scratch = Scratch::new("half");
+    let path = scratch.file("core");
+    fs::write(&path, "before").unwrap();
+    let (cpus, memory) = (some_cpus(Isa::X86_64), some_memory());
+    let target = Target { isa: Isa::X86_64, cpus: &cpus, memory: &memory };
+    let broken = write::to_file(&target, &path, &mut |_| ControlFlow::Break(()));
+    assert!(matches!(broken, Err(WriteError::Cancelled(_))));
+    let missing = write::to_file(&target, &scratch.file("no/such"), &mut |_| ControlFlow::Continue(()));
+    assert!(matches!(missing, Err(WriteError::Io { .. })));
+    let folder = write::to_file(&target, &scratch.0, &mut |_| ControlFlow::Continue(()));
+    assert!(matches!(folder, Err(WriteError::NoFile(_))));
+    let full = write::to_file(&target, std::path::Path::new("/dev/full"), &mut |_| ControlFlow::Continue(()));
+    assert!(matches!(full, Err(WriteError::NoFile(_))));
+    assert_eq!(fs::read(&path).unwrap(), b"before");
+    assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 1);
+}
+
+fn core(is_writable: bool) -> Core {
+    let scratch = Scratch::new(if is_writable { "w" } else { "r" });
+    let path = scratch.file("core");
+    dump_to(Isa::X86_64, &path).unwrap();
+    Core::new(read_file(&path), is_writable).unwrap()
+}
+
+#[test]
+fn a_core_does_not_run() {
+    let mut core = core(false);
+    let order = |action| Order { action, arming: crate::arming::Arming::off(Isa::X86_64), steps_off: false };
+    core.resume(vec![order(Action::Stay), order(Action::Step)]).unwrap();
+    let Some(Event::Stopped { vcpu: 1, reason: StopReason::Refused(_), .. }) = core.next_event() else {
+        panic!("it does not say that it does not run");
+    };
+    assert!(core.next_event().is_none());
+    assert!(core.control(crate::target::Control::Reset).is_err());
+}
+
+#[test]
+fn changes_are_in_a_copy() {
+    let place = GuestPhys(0x10_0ffc);
+    let mut file = RegisterFile::new(Isa::X86_64);
+    file.set("rip", 0x1234);
+    let core_read = core(false);
+    assert_eq!(core_read.memory().write(place, b"12345678"), 0);
+    assert!(core_read.set_registers(0, &file).is_err());
+    let core = core(true);
+    let before = all_of(core.memory());
+    assert_eq!(core.memory().write(place, b"12345678"), 8);
+    assert_eq!(core.memory().write(GuestPhys(SIZE as u64 - 2), b"1234"), 2);
+    core.set_registers(1, &file).unwrap();
+    assert_eq!(core.registers(1, &[]).unwrap().pc(), Some(0x1234));
+    assert_ne!(core.registers(0, &[]).unwrap().pc(), Some(0x1234));
+    let after = all_of(core.memory());
+    let changed = before.iter().zip(&after).filter(|(a, b)| a != b).count();
+    assert_eq!((&after[0x10_0ffc..0x10_1004], changed <= 10), (&b"12345678"[..], true));
+    assert_eq!(diff::compare(core.memory(), core_read.memory()).changed.len(), 2);
+}
+
+/// An ELF core by hand: its segments as type, offset, virtual and physical address, file and memory size.
+fn elf_of(machine: u16, segments: &[[u64; 6]], rest: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0x7f, b'E', b'L', b'F', 2, 1, 1];
+    bytes.resize(16, 0);
+    bytes.extend([4, machine].map(u16::to_le_bytes).concat());
+    bytes.extend(1u32.to_le_bytes());
+    bytes.extend([0, 64, 0].map(u64::to_le_bytes).concat());
+    bytes.extend(0u32.to_le_bytes());
+    let count = u16::try_from(segments.len()).unwrap();
+    bytes.extend([64, 56, count, 0, 0, 0].map(u16::to_le_bytes).concat());
+    for [kind, offset, start, physical, in_file, size] in segments {
+        bytes.extend((*kind as u32).to_le_bytes());
+        bytes.extend(7u32.to_le_bytes());
+        bytes.extend([*offset, *start, *physical, *in_file, *size, 0].map(u64::to_le_bytes).concat());
+    }
+    bytes.resize(0x1000, 0);
+    bytes.extend(rest);
+    bytes
+}
+
+fn told(bytes: Vec<u8>) -> String {
+    open(Arc::new(bytes)).unwrap_err().to_string()
+}
+
+#[test]
+fn segments_that_overlap_wrap_or_are_cut_off() {
+    let page = |byte| vec![byte; 0x1000];
+    let rest = [page(1), page(2), page(3)].concat();
+    // The second lies half over the first; the third has zeros behind what the file has.
+    let load = |offset, physical, in_file, size| [1, offset, 0, physical, in_file, size];
+    let segments = [
+        load(0x1000, 0x8000, 0x1000, 0x1000),
+        load(0x2000, 0x8800, 0x1000, 0x1000),
+        load(0x3000, 0xa000, 0x800, 0x2000),
+    ];
+    let contents = open(Arc::new(elf_of(62, &segments, &rest))).unwrap();
+    let ranges: Vec<(u64, u64)> =
+        contents.image.ranges().iter().map(|range| (range.start.0, range.size)).collect();
+    assert_eq!(ranges, [(0x8000, 0x1800), (0xa000, 0x2000)]);
+    let mut bytes = vec![9; 0x4000];
+    assert_eq!(contents.image.read(0x8000, &mut bytes), 0x1800);
+    assert!(
+        bytes[..0x1000].iter().all(|byte| *byte == 1) && bytes[0x1000..0x1800].iter().all(|byte| *byte == 2)
+    );
+    assert_eq!(contents.image.read(0xa7ff, &mut bytes[..4]), 4);
+    assert_eq!(bytes[..4], [3, 0, 0, 0]);
+    assert_eq!((contents.image.read(0x9800, &mut bytes), contents.image.read(u64::MAX, &mut bytes)), (0, 0));
+    // Cut off: what is missing is not there, and that is said.
+    let mut short = elf_of(62, &segments, &rest);
+    short.truncate(0x2800);
+    let contents = open(Arc::new(short)).unwrap();
+    assert_eq!(contents.remarks, ["the file is cut off: 0x1000 bytes of memory are missing"]);
+    for (segments, text) in [
+        (vec![load(0x1000, u64::MAX - 0xfff, 0x1000, 0x2000)], "past the end of all memory"),
+        (vec![load(u64::MAX, 0, 2, 2)], "past the end of all memory"),
+        (vec![], "a core without memory"),
+        (vec![[4, 0x1000, 0, 0, 1 << 40, 0]], "bytes of notes, more than"),
+    ] {
+        let message = told(elf_of(62, &segments, &rest));
+        assert!(message.contains(text) && message.contains("at offset 0x"), "{message}");
+    }
+}
+
+#[test]
+fn files_that_are_something_else() {
+    let good = elf_of(62, &[[1, 0x1000, 0, 0, 0x10, 0x10]], &[7; 16]);
+    let with = |at: usize, value: &[u8]| {
+        let mut bytes = good.clone();
+        bytes[at..at + value.len()].copy_from_slice(value);
+        told(bytes)
+    };
+    for (message, text) in [
+        (told(Vec::new()), "neither an ELF core nor a compressed kdump"),
+        (told(b"hello, this is text".to_vec()), "neither an ELF core"),
+        (told(good[..40].to_vec()), "the file ends within the ELF header, at offset 0x0"),
+        (told(good[..100].to_vec()), "the file ends within the program headers, at offset 0x40"),
+        (with(4, &[1]), "32 bits"),
+        (with(5, &[2]), "big-endian"),
+        (with(16, &[2]), "no core"),
+        (with(18, &[243]), "machine 243"),
+        (with(54, &[32]), "program headers of 32 bytes"),
+        (with(56, &[0xff, 0xff]), "core without memory"),
+        (with(32, &[0xff; 8]), "program headers"),
+    ] {
+        assert!(message.contains(text) && !message.contains('\n'), "{text:?} is not in {message:?}");
+    }
+}
+
+/// A compressed kdump by hand, of pages that are stored as they are.
+fn kdump_of(machine: &str, pages: &[Option<&[u8]>], how: u32) -> Vec<u8> {
+    const PAGE: usize = 4096;
+    let mut bytes = b"KDUMP   ".to_vec();
+    bytes.extend(6u32.to_le_bytes());
+    bytes.resize(12 + 4 * 65, 0);
+    bytes.extend(machine.as_bytes());
+    bytes.resize(PAGE, 0);
+    for (at, value) in [(428, PAGE), (432, 1), (436, 2)] {
+        bytes[at..at + 4].copy_from_slice(&u32::try_from(value).unwrap().to_le_bytes());
+    }
+    bytes.resize(2 * PAGE, 0);
+    bytes[PAGE + 96..PAGE + 104].copy_from_slice(&(pages.len() as u64 + 1).to_le_bytes());
+    let bits = |test: &dyn Fn(&Option<&[u8]>) -> bool| {
+        let mut map = vec![0u8; PAGE];
+        for (page, content) in pages.iter().enumerate() {
+            map[page / 8] |= u8::from(test(content)) << (page % 8);
+        }
+        map
+    };
+    bytes.extend(bits(&|_| true));
+    bytes.extend(bits(&|page| page.is_some()));
+    let stored: Vec<&[u8]> = pages.iter().flatten().copied().collect();
+    let mut at = bytes.len() + 24 * stored.len();
+    for page in &stored {
+        bytes.extend((at as u64).to_le_bytes());
+        bytes.extend([u32::try_from(page.len()).unwrap(), how].map(u32::to_le_bytes).concat());
+        bytes.extend([0; 8]);
+        at += page.len();
+    }
+    stored.iter().for_each(|page| bytes.extend(*page));
+    bytes
+}
+
+#[test]
+fn compressed_pages_of_every_kind() {
+    use std::io::Write;
+    let page: Vec<u8> = (0..4096u32).map(|at| u8::try_from(at / 7 % 251).unwrap()).collect();
+    let zlib = || {
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&page).unwrap();
+        encoder.finish().unwrap()
+    };
+    let zstd =
+        ruzstd::encoding::compress_to_vec(page.as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
+    let snappy = snap::raw::Encoder::new().compress_vec(&page).unwrap();
+    for (how, packed) in [
+        (0, page.clone()),
+        (1, zlib()),
+        (2, lzokay_native::compress(&page).unwrap()),
+        (4, snappy),
+        (0x20, zstd),
+    ] {
+        let file = kdump_of("aarch64", &[Some(&packed), None, Some(&packed)], how);
+        let contents = open(Arc::new(file)).unwrap();
+        assert_eq!((contents.isa, contents.image.ranges()), (Isa::Aarch64, vec![PhysRange::new(0, 0x3000)]));
+        let mut bytes = vec![9; 0x4000];
+        assert_eq!(contents.image.read(0, &mut bytes), 0x3000, "{how}");
+        assert!(bytes[..0x1000] == page && bytes[0x2000..0x3000] == page, "{how}");
+        assert!(bytes[0x1000..0x2000].iter().all(|byte| *byte == 0));
+        // Damage is a page that cannot be read.
+        let damaged = kdump_of("aarch64", &[Some(&packed[..packed.len() / 2])], how);
+        assert_eq!(open(Arc::new(damaged)).unwrap().image.read(0, &mut bytes), 0, "{how}");
+    }
+    // Pages that become more than a page.
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(&vec![0; 1 << 20]).unwrap();
+    let bomb = encoder.finish().unwrap();
+    let contents = open(Arc::new(kdump_of("x86_64", &[Some(&bomb)], 1))).unwrap();
+    assert_eq!(contents.image.read(0, &mut [0; 64]), 0);
+}
+
+#[test]
+fn kdumps_that_lie() {
+    let good = kdump_of("x86_64", &[Some(&[7; 4096])], 0);
+    let with = |at: usize, value: &[u8]| {
+        let mut bytes = good.clone();
+        bytes[at..at + value.len()].copy_from_slice(value);
+        told(bytes)
+    };
+    for (message, text) in [
+        (told(good[..300].to_vec()), "the file ends within the header"),
+        (told(good[..5000].to_vec()), "the file ends within the first bitmap"),
+        (told(kdump_of("s390x", &[], 0)), "machine \"s390x\""),
+        (with(428, &[1, 0, 0, 0]), "pages of 1 bytes"),
+        (with(436, &[0xff; 4]), "bitmaps of"),
+        (with(4096 + 96, &[0xff; 8]), "bitmaps are too small"),
+        (with(4096 + 12, &[1]), "--split"),
+    ] {
+        assert!(message.contains(text) && !message.contains('\n'), "{text:?} is not in {message:?}");
+    }
+    // QEMU does not say what machine it was; the first note does.
+    let mut unnamed = kdump_of("Unknown", &[Some(&[7; 4096])], 0);
+    for (at, value) in [(48, unnamed.len() as u64), (56, 12 + 8 + 392)] {
+        unnamed[4096 + at..4096 + at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    unnamed.extend([5u32, 392, 1].map(u32::to_le_bytes).concat());
+    unnamed.extend(b"CORE\0\0\0\0");
+    unnamed.extend([1; 392]);
+    let contents = open(Arc::new(unnamed)).unwrap();
+    assert_eq!((contents.isa, contents.cpus.len()), (Isa::Aarch64, 1));
+    assert_eq!(contents.cpus[0].registers.pc(), Some(0x0101_0101_0101_0101));
+    // A page that is nowhere.
+    let mut wild = good.clone();
+    wild[4 * 4096..4 * 4096 + 8].fill(0xff);
+    assert_eq!(open(Arc::new(wild)).unwrap().image.read(0, &mut [0; 8]), 0);
+}
+
+#[test]
+fn plain_memory_as_it_is_described() {
+    let mut file = RegisterFile::new(Isa::Aarch64);
+    file.set("pc", 0x4000_0004);
+    let bytes: Vec<u8> = (0..200).collect();
+    let contents = raw::read(Arc::new(bytes), Isa::Aarch64, 0x4000_0000, file).unwrap();
+    let core = Core::new(contents, false).unwrap();
+    let mut two = [0; 2];
+    assert_eq!((core.memory().read(GuestPhys(0x4000_00c7), &mut two), two[0]), (1, 199));
+    assert_eq!(core.memory().read(GuestPhys(0x3fff_ffff), &mut two), 0);
+    assert_eq!(core.registers(0, &[]).unwrap().pc(), Some(0x4000_0004));
+    let file = RegisterFile::new(Isa::Aarch64);
+    assert!(raw::read(Arc::new(vec![0; 9]), Isa::Aarch64, u64::MAX - 4, file.clone()).is_err());
+    assert!(raw::read(Arc::new(Vec::new()), Isa::Aarch64, 0, file).is_err());
+}
+
+#[test]
+fn tables_by_the_kernels_description() {
+    // A 4 KiB page at 0xffff_ffff_8100_0000 by four levels; the image is 16 MiB further on.
+    let ram = Ram::new(0x20_0000);
+    let word = |at: u64, value: u64| assert_eq!(ram.write(GuestPhys(at), &value.to_le_bytes()), 8);
+    let at = 0xffff_ffff_8100_0000u64;
+    for (table, shift, next) in
+        [(0x1000, 39, 0x2003), (0x2000, 30, 0x3003), (0x3000, 21, 0x4003), (0x4000, 12, 0x5003)]
+    {
+        word(table + (at >> shift & 511) * 8, next);
+    }
+    let text = "OSRELEASE=6.12\nPAGESIZE=4096\nSYMBOL(init_top_pgt)=ffffffff81001000\n\
+        NUMBER(phys_base)=-16777216\nNUMBER(pgtable_l5_enabled)=0\n";
+    let info = VmCoreInfo::parse(text.as_bytes()).unwrap();
+    let regime = kernel::kernel_regime(Isa::X86_64, &info).unwrap();
+    assert_eq!(regime.translate(&ram, GuestVirt(at + 8)).unwrap().address, GuestPhys(0x5008));
+    // aarch64, 48 bits of addresses: the same place by its own tables.
+    let ram = Ram::new(0x20_0000);
+    let word = |at: u64, value: u64| assert_eq!(ram.write(GuestPhys(at), &value.to_le_bytes()), 8);
+    let at = 0xffff_8000_8000_0000u64;
+    for (table, shift, next) in
+        [(0x1000, 39, 0x2003), (0x2000, 30, 0x3003), (0x3000, 21, 0x4003), (0x4000, 12, 0x5703)]
+    {
+        word(table + (at >> shift & 511) * 8, next);
+    }
+    let text = "OSRELEASE=6.12\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffff800080001000\n\
+        NUMBER(VA_BITS)=48\nNUMBER(TCR_EL1_T1SZ)=0x10\nNUMBER(kimage_voffset)=0xffff800080000000\n";
+    let info = VmCoreInfo::parse(text.as_bytes()).unwrap();
+    let regime = kernel::kernel_regime(Isa::Aarch64, &info).unwrap();
+    assert_eq!(regime.translate(&ram, GuestVirt(at + 8)).unwrap().address, GuestPhys(0x5008));
+    for lacks in ["SYMBOL", "kimage_voffset", "PAGESIZE"] {
+        let text: String =
+            text.lines().filter(|line| !line.contains(lacks)).map(|line| format!("{line}\n")).collect();
+        let info = VmCoreInfo::parse(format!("{text}PAGESIZE=1\n").as_bytes()).unwrap();
+        assert_eq!(kernel::kernel_regime(Isa::Aarch64, &info), None, "{lacks}");
+    }
+}
