@@ -2,14 +2,19 @@
 //! they are given. `make fuzz` has libFuzzer look for inputs; the unit tests go through
 //! mutations of a few good ones.
 
+use arch::core_note::{self, Note};
 use arch::hypercall::Abi;
 use arch::image::{Source, detect};
+use arch::register::{RegisterFile, row};
 use arch::{GuestPhys, Isa, aarch64, x86};
 use debug::disassemble::{LONGEST_INSTRUCTION, Mode, disassemble};
+use debug::dump;
+use debug::dump::machine::Core;
 use debug::engine::Engine;
 use debug::expression::{Expression, Target};
 use debug::fake::Ram;
 use debug::fake::Still;
+use debug::gdb::monitor;
 use debug::gdb::packet::{Framer, frame, unescape};
 use debug::gdb::server::converse;
 use debug::gdb::session::Session;
@@ -87,11 +92,147 @@ pub const FUZZED: &[Fuzzed] = &[
         ],
     },
     Fuzzed {
+        name: "cores",
+        run: cores,
+        seeds: &[
+            b"\x00\x40\x00\x01\x00\x00\x00\x07\x00\x00\x00",
+            b"\x01\x78\x00\xff\xff\xff\xff\xff\xff\xff\xff\xc0\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+            b"\x02\x00\x01\x10\x00\x00\x00\x00\x00\x00\x00",
+            b"\x00\x7fELF",
+        ],
+    },
+    Fuzzed {
+        name: "kdumps",
+        run: kdumps,
+        seeds: &[
+            b"\x00\x00\x40\x01\x00\x00\x00\x00\x00\x00\x00",
+            b"\x01\x08\x40\x40\x00\x00\x00\x02\x00\x00\x00",
+            b"\x03\x0c\x40\x04\x00\x00\x00\x00\x00\x00\x00\x60\x10\xff\xff\xff\xff\x00\x00\x00\x00",
+        ],
+    },
+    Fuzzed {
         name: "vmcoreinfo",
         run: vmcoreinfo,
         seeds: &[b"OSRELEASE=6\nPAGESIZE=4096\nSYMBOL(prb)=10\nOFFSET(printk_ringbuffer.desc_ring)=0\n"],
     },
 ];
+
+/// Opens a file as `vmm core` does, and asks everything of it.
+fn ask(bytes: Vec<u8>) {
+    let Ok(contents) = dump::open(Arc::new(bytes)) else { return };
+    // Without descriptors there is nothing to fuzz.
+    let Ok(core) = Core::new(contents, true) else { return };
+    let mut bytes = [0; 100];
+    for range in core.memory().ranges().iter().take(16) {
+        for at in [range.start.0, range.start.0 + range.size / 2, range.start.0 + (range.size - 1)] {
+            core.memory().read(GuestPhys(at), &mut bytes);
+        }
+    }
+    let engine = Engine::new(core.isa(), core.host().clone(), core.vcpus());
+    let mut session = Session::new(core, Arc::new(engine));
+    for line in
+        ["regs all", "linux", "dmesg", "translate 0xffffffff81000000", "map 0 0x1000000", "mem", "host"]
+    {
+        monitor::run(&mut session, line);
+    }
+    converse(&mut session, &frame(b"vCont;c")).ok();
+}
+
+/// Changes a file: places of two bytes, and eight bytes for each.
+fn change(file: &mut [u8], changes: &[u8]) {
+    for change in changes.chunks_exact(10) {
+        let at = usize::from(u16::from_le_bytes([change[0], change[1]])) % (file.len() - 8);
+        file[at..at + 8].copy_from_slice(&change[2..]);
+    }
+}
+
+/// An ELF core of two pages and two vCPUs, with changes. The first byte's lowest bit chooses the
+/// architecture.
+pub fn cores(data: &[u8]) {
+    let (choice, changes) = data.split_first().unwrap_or((&0, &[]));
+    let isa = if choice & 1 == 0 { Isa::X86_64 } else { Isa::Aarch64 };
+    let mut registers = RegisterFile::new(isa);
+    for (name, value) in [("cr0", 0x8000_0011), ("cr4", 0x20), ("SCTLR_EL1", 1), ("TCR_EL1", 0x10_0010)] {
+        if row(isa, name).is_some() {
+            registers.set(name, value);
+        }
+    }
+    let mut notes = Vec::new();
+    let mut push = |name: &str, number: u32, value: &[u8]| {
+        let sizes = [name.len() + 1, value.len()].map(|size| u32::try_from(size).unwrap_or(0));
+        notes.extend([sizes[0], sizes[1], number].map(u32::to_le_bytes).concat());
+        notes.extend(name.bytes().chain([0]));
+        notes.resize(notes.len().next_multiple_of(4), 0);
+        notes.extend(value);
+        notes.resize(notes.len().next_multiple_of(4), 0);
+    };
+    for vcpu in 0..2 {
+        for note in Note::ALL {
+            if let Some(value) = note.build(&registers, vcpu, 64) {
+                push(note.name(), note.number(), &value);
+            }
+        }
+        push(core_note::ALL_NAME, core_note::ALL_NUMBER, &core_note::build_all(&registers, &[]));
+    }
+    push("VMCOREINFO", 0, b"OSRELEASE=6.12\nPAGESIZE=4096\nSYMBOL(prb)=10\nNUMBER(phys_base)=0\n");
+    let pages = 0x3000u64;
+    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1];
+    file.resize(16, 0);
+    file.extend([4, core_note::machine_of_isa(isa)].map(u16::to_le_bytes).concat());
+    file.resize(32, 0);
+    file.extend(64u64.to_le_bytes());
+    file.resize(52, 0);
+    file.extend([64u16, 56, 3, 0, 0, 0].map(u16::to_le_bytes).concat());
+    let size = notes.len() as u64;
+    for [kind, offset, physical, in_file, size] in [
+        [4, 0x100, 0, size, size],
+        [1, pages, 0, 0x1000, 0x3000],
+        [1, pages + 0x1000, 0x10000, 0x1000, 0x1000],
+    ] {
+        file.extend([kind, offset, 0, physical, in_file, size, 0].map(u64::to_le_bytes).concat());
+    }
+    file.resize(0x100, 0);
+    file.extend(notes);
+    file.resize(0x3000, 0);
+    file.extend(data.iter().cycle().take(0x2000));
+    file.resize(0x5000, 0);
+    change(&mut file, changes);
+    ask(file);
+}
+
+/// A compressed kdump of two pages, with changes: a number of eight bytes for each place. Bits of the
+/// first byte choose the architecture, and whether it is flattened.
+pub fn kdumps(data: &[u8]) {
+    const PAGE: usize = 4096;
+    let (choice, changes) = data.split_first().unwrap_or((&0, &[]));
+    let mut file = b"KDUMP   \x06\x00\x00\x00".to_vec();
+    file.resize(12 + 4 * 65, 0);
+    file.extend(if choice & 1 == 0 { b"x86_64\0".as_slice() } else { b"aarch64\0" });
+    file.resize(4 * PAGE, 0);
+    for (at, value) in [(428, 4096), (432, 1), (436, 2), (PAGE + 96, 2)] {
+        file[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+    }
+    (file[2 * PAGE], file[3 * PAGE]) = (3, 3);
+    for (at, size) in [(0x5000u64, 64u64), (0x5040, 64)] {
+        file.extend([at, size].map(u64::to_le_bytes).concat());
+        file.extend([0; 8]);
+    }
+    file.resize(0x5000, 0);
+    // The pages are what is left of the input.
+    file.extend(data.iter().cycle().take(128));
+    change(&mut file, changes);
+    if choice & 2 != 0 {
+        let mut flattened = b"makedumpfile".to_vec();
+        flattened.resize(PAGE, 0);
+        for (at, piece) in (0u64..).step_by(0x1800).zip(file.chunks(0x1800)) {
+            flattened.extend([at, piece.len() as u64].map(u64::to_be_bytes).concat());
+            flattened.extend(piece);
+        }
+        flattened.extend([0xff; 16]);
+        file = flattened;
+    }
+    ask(file);
+}
 
 fn session(isa: Isa) -> Option<Session<Still>> {
     let machine = Still::new(isa, 2, 1 << 16).ok()?;
@@ -360,7 +501,11 @@ mod tests {
     fn mutations_of_good_inputs() {
         for fuzzed in FUZZED {
             let mut random = Random(0x9e37_79b9_7f4a_7c15);
-            let rounds = if fuzzed.name == "packets" || fuzzed.name == "stream" { 1500 } else { 10_000 };
+            let rounds = match fuzzed.name {
+                "packets" | "stream" => 1500,
+                "cores" | "kdumps" => 500,
+                _ => 10_000,
+            };
             for seed in fuzzed.seeds {
                 (fuzzed.run)(seed);
                 let mut data = seed.to_vec();
