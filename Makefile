@@ -8,7 +8,7 @@ CARGO ?= cargo
 TARGETS := $(foreach isa,$(ISAS),$(call MUSL,$(isa))) x86_64-unknown-none aarch64-unknown-none-softfloat
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test unit cases fuzz bench demo setup toolchain kernels qemu peer layering clean clean-cache
+.PHONY: help build check test unit cases fuzz bench demo setup toolchain kernels qemu tools peer layering clean clean-cache
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -44,7 +44,7 @@ build: toolchain ## static release binaries of both architectures, in target/*/r
 	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p vmm -p integration --bin vmm --bin case || exit 1; \
 	done
 
-setup: kernels qemu build ## what the tests need: Debian packages, kernels, QEMU, our binaries
+setup: kernels qemu tools build ## what the tests need: Debian packages, kernels, QEMU, our binaries
 
 kernels: ## Debian's kernels and busybox for both architectures
 	@integration/setup/packages.sh
@@ -52,6 +52,9 @@ kernels: ## Debian's kernels and busybox for both architectures
 
 qemu: ## the QEMU that carries the x86_64 nest
 	@integration/setup/qemu.sh
+
+tools: ## newer tools for dumps than Debian 12 has
+	@integration/setup/tools.sh
 
 peer: ## Debian's QEMU with its libraries, to be measured against
 	@integration/setup/peer.sh

@@ -1,23 +1,408 @@
-//! The tools that people open dumps with, on dumps that came out of nests.
+//! The tools that people open dumps with, on dumps that came out of nests, on the machine that runs the
+//! tests.
 
+use crate::artifacts::{self, Kernel};
+use crate::context::check;
+use crate::process::{Process, Wiring};
 use arch::Isa;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How long one tool may take.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What a tool printed, on both of its outputs, and its exit code.
+struct Said {
+    code: i32,
+    text: String,
+}
+
+impl Said {
+    fn has(&self, texts: &[&str]) -> Result<(), String> {
+        let mut rest = self.text.as_str();
+        for text in texts {
+            let at = rest
+                .find(text)
+                .ok_or_else(|| format!("it does not print {text:?}; all of it:\n{}", self.text))?;
+            rest = &rest[at + text.len()..];
+        }
+        Ok(())
+    }
+
+    fn well(self) -> Result<Said, String> {
+        check(self.code == 0, || format!("exit code {}:\n{}", self.code, self.text))?;
+        Ok(self)
+    }
+}
+
+/// Runs a command to its end, with some input.
+fn run(command: Command, input: &str) -> Result<Said, String> {
+    let words = format!("{command:?}");
+    // One order for both outputs.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$@\" 2>&1", "sh"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let mut process =
+        Process::start("tool", shell, Wiring::Pipes).map_err(|error| format!("{words}: {error}"))?;
+    process.send(input)?;
+    process.close_input();
+    let code = process.wait(LIMIT).map_err(|error| format!("{words}: {error}"))?;
+    Ok(Said { code, text: process.output.text() })
+}
+
+fn command(program: impl AsRef<std::ffi::OsStr>, words: &[&str], paths: &[&Path]) -> Command {
+    let mut command = Command::new(program);
+    command.args(words).args(paths);
+    command
+}
+
+/// `vmm core` as this machine runs it, and the build for the other architecture under emulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Built {
+    Here,
+    Elsewhere,
+}
+
+fn vmm(built: Built, core: &Path, words: &[&str]) -> Result<Said, String> {
+    let here = vmm::kvm::HOST_ISA;
+    let command = match built {
+        Built::Here => Command::new(artifacts::program(here, "vmm")),
+        Built::Elsewhere => {
+            let other = if here == Isa::X86_64 { Isa::Aarch64 } else { Isa::X86_64 };
+            let mut command = Command::new(format!("qemu-{other}-static"));
+            command.arg(artifacts::program(other, "vmm"));
+            command
+        }
+    };
+    let mut command = command;
+    command.arg("core").arg(core).args(words);
+    run(command, "")
+}
 
 /// A dump of a Debian guest, in every tool.
+struct Opened {
+    isa: Isa,
+    series: &'static str,
+    core: PathBuf,
+    vmlinux: PathBuf,
+    /// What `vmm core info --json` says.
+    info: serde_json::Value,
+}
+
+/// A dump of a guest with Linux 6.12.
 ///
 /// # Errors
 /// What a tool says instead of what it should.
 pub fn debian_6_12(isa: Isa, core: &Path) -> Result<(), String> {
-    println!("{isa} {}", core.display());
-    std::fs::copy(core, format!("/tmp/d/core-{isa}-6.12")).map_err(|e| e.to_string())?;
-    Ok(())
+    debian(isa, "6.12", core)
 }
 
-/// The same of an older kernel.
+/// The same with Linux 6.1.
 ///
 /// # Errors
 /// What a tool says instead of what it should.
 pub fn debian_6_1(isa: Isa, core: &Path) -> Result<(), String> {
-    std::fs::copy(core, format!("/tmp/d/core-{isa}-6.1")).map_err(|e| e.to_string())?;
+    debian(isa, "6.1", core)
+}
+
+fn debian(isa: Isa, series: &'static str, core: &Path) -> Result<(), String> {
+    let said = vmm(Built::Here, core, &["info", "--json"])?.well()?;
+    let info = serde_json::from_str(&said.text).map_err(|error| format!("{error} in {}", said.text))?;
+    let vmlinux = Kernel::new(isa, series).vmlinux();
+    let opened = Opened { isa, series, core: core.into(), vmlinux, info };
+    let checks: [(&str, fn(&Opened) -> Result<(), String>); 8] = [
+        ("vmm core", Opened::by_us),
+        ("readelf", Opened::by_readelf),
+        ("gdb", Opened::by_gdb),
+        ("gdb over vmm core", Opened::by_gdb_over_us),
+        ("drgn", Opened::by_drgn),
+        ("crash", Opened::by_crash),
+        ("makedumpfile", Opened::by_makedumpfile),
+        ("vmm core --diff", Opened::by_diff),
+    ];
+    for (name, check) in checks {
+        check(&opened).map_err(|error| format!("{name}: {error}"))?;
+    }
     Ok(())
+}
+
+impl Opened {
+    fn slide(&self) -> Result<String, String> {
+        self.info["slide"].as_str().map(String::from).ok_or_else(|| format!("no slide in {}", self.info))
+    }
+
+    /// All commands; and the build for the other architecture says the same.
+    fn by_us(&self) -> Result<(), String> {
+        let info = &self.info;
+        let is_right = info["architecture"] == self.isa.name()
+            && info["vcpus"] == 2
+            && info["release"].as_str().is_some_and(|release| release.starts_with(self.series))
+            && info["slide"].as_str().is_some_and(|slide| slide != "0x0")
+            && info["remarks"].as_array().is_some_and(Vec::is_empty);
+        check(is_right, || format!("it says {info}"))?;
+        for (words, texts) in [
+            (&["info"][..], &["format: ELF core of vmm", "release: ", "moved by 0x", "mapped from 0x"][..]),
+            (&["threads"], &["vCPU 0 [", "vCPU 1 ["]),
+            (&["regs", "all"], &["vCPU 0 at 0x"]),
+            (&["dmesg"], &["Linux version", "Run /init as init process"]),
+        ] {
+            let here = vmm(Built::Here, &self.core, words)?.well()?;
+            here.has(texts)?;
+            let elsewhere = vmm(Built::Elsewhere, &self.core, words)?.well()?;
+            check(here.text == elsewhere.text, || {
+                format!("{words:?}: here it says\n{}\nand elsewhere\n{}", here.text, elsewhere.text)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn by_readelf(&self) -> Result<(), String> {
+        let said = run(command("readelf", &["-a", "-W"], &[&self.core]), "")?.well()?;
+        let complaint =
+            ["readelf:", "Warning", "Error", "corrupt"].into_iter().find(|word| said.text.contains(word));
+        check(complaint.is_none(), || format!("it complains:\n{}", said.text))?;
+        said.has(&["CORE (Core file)", "NOTE", "LOAD", "NT_PRSTATUS", "VMCOREINFO"])
+    }
+
+    /// gdb on the file itself, with the kernel's symbols where the kernel was.
+    fn by_gdb(&self) -> Result<(), String> {
+        let symbols = format!("add-symbol-file {} -o {}", self.vmlinux.display(), self.slide()?);
+        let core = format!("target core {}", self.core.display());
+        let said = self.gdb(&[
+            &symbols,
+            &core,
+            "info threads",
+            "p linux_banner",
+            "p init_task.comm",
+            "bt",
+            "thread 2",
+            "bt",
+        ])?;
+        said.has(&["2    LWP 2", &format!("Linux version {}", self.series), "swapper/0"])?;
+        match self.isa {
+            // Its stacks are not all in the image, nor where all memory is mapped.
+            Isa::X86_64 => said.has(&["do_idle", "start_kernel", "do_idle", "start_secondary"]),
+            // gdb 13 does not take the authentication codes out of a kernel's return addresses.
+            Isa::Aarch64 => said.has(&["swapper/0", "cpu_do_idle", "Switching to thread 2", "cpu_do_idle"]),
+        }
+    }
+
+    fn gdb(&self, commands: &[&str]) -> Result<Said, String> {
+        let mut command = Command::new("gdb-multiarch");
+        command.args(["-nx", "-batch", "-ex", "set pagination off", "-ex", "set width 0"]);
+        for line in commands {
+            command.args(["-ex", line]);
+        }
+        command.env_remove("PYTHONHOME").env_remove("PYTHONPATH");
+        run(command, "")
+    }
+
+    /// gdb on `vmm core --gdb`: it finds out by itself where the kernel was.
+    fn by_gdb_over_us(&self) -> Result<(), String> {
+        let socket = std::env::temp_dir().join(format!(
+            "vmm-core-{}-{}-{}",
+            std::process::id(),
+            self.isa,
+            self.series
+        ));
+        let mut command = Command::new(artifacts::program(vmm::kvm::HOST_ISA, "vmm"));
+        command.arg("core").arg(&self.core).arg("--gdb").arg(format!("unix:{}", socket.display()));
+        let mut server = Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())?;
+        let deadline = Instant::now() + LIMIT;
+        while !socket.exists() && !server.has_ended() && Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        let said = {
+            let file = format!("file {}", self.vmlinux.display());
+            let target = format!("target remote {}", socket.display());
+            self.gdb(&[
+                &file,
+                &target,
+                "info threads",
+                "p linux_banner",
+                "p init_task.comm",
+                "bt",
+                "thread 2",
+                "bt",
+                "monitor linux",
+                "monitor dmesg 3",
+                "stepi",
+                "set var $pc = 0",
+                "kill",
+            ])
+        };
+        let code = server.wait(LIMIT);
+        let said = said?;
+        said.has(&["CPU#1", &format!("Linux version {}", self.series), "swapper/0"])?;
+        match self.isa {
+            Isa::X86_64 => said.has(&["do_idle", "start_kernel", "do_idle", "start_secondary"])?,
+            // As above.
+            Isa::Aarch64 => {
+                said.has(&["swapper/0", "cpu_do_idle", "Switching to thread 2", "cpu_do_idle"])?
+            }
+        }
+        said.has(&[
+            &format!("release: {}", self.series),
+            "TERM=linux",
+            "it cannot run or step",
+            "with --writable",
+        ])?;
+        check(code? == 0, || "the server did not end well".into())
+    }
+
+    fn by_drgn(&self) -> Result<(), String> {
+        let script = artifacts::workspace().join("resources/drgn/check.py");
+        let mut command = command("python3", &[], &[&script, &self.core, &self.vmlinux]);
+        command.env("PYTHONPATH", artifacts::cache().join("tools/drgn"));
+        let said = run(command, "")?.well()?;
+        let banner = format!("banner: Linux version {}", self.series);
+        said.has(&[&banner, "tasks: ", "init kthreadd", "do_wait", "do_idle", "start_kernel"])
+    }
+
+    /// What crash is asked.
+    const CRASH: &'static str =
+        "sys\nps | head -20\nbt -a\nlog | tail -3\nsym linux_banner\nvtop $(sym)\nquit\n";
+
+    fn crash(&self, program: Command) -> Result<Said, String> {
+        let mut program = program;
+        program.arg(&self.vmlinux).arg(&self.core);
+        let banner = self.slid_symbol("linux_banner")?;
+        run(program, &Opened::CRASH.replace("$(sym)", &format!("{banner:x}")))
+    }
+
+    /// Where a symbol of the kernel was.
+    fn slid_symbol(&self, name: &str) -> Result<u64, String> {
+        let bytes = fs::read(&self.vmlinux).map_err(|error| error.to_string())?;
+        let symbols = crate::guests::symbols(&bytes).ok_or("the kernel has no symbols")?;
+        let (_, linked) =
+            symbols.iter().find(|(symbol, _)| symbol == name).ok_or("there is no such symbol")?;
+        let slide = self.slide()?;
+        let slide =
+            u64::from_str_radix(slide.trim_start_matches("0x"), 16).map_err(|error| error.to_string())?;
+        Ok(linked + slide)
+    }
+
+    fn newer(isa: Isa, program: &str) -> Command {
+        let mut command = Command::new(artifacts::cache().join("tools/trixie").join(isa.name()).join("run"));
+        command.arg(program);
+        command
+    }
+
+    /// crash of Debian reads dumps of its own architecture only; aarch64's, under emulation, takes many
+    /// minutes to read the kernel's symbols, and is left out.
+    fn by_crash(&self) -> Result<(), String> {
+        if self.isa != Isa::X86_64 {
+            return Ok(());
+        }
+        let release = format!("RELEASE: {}", self.series);
+        if self.series == "6.12" {
+            // Debian 12's crash does not know that this kernel moves itself, reads from where it was
+            // linked, and gives up.
+            let said = self.crash(Command::new("crash"))?;
+            check(said.code != 0 && !said.text.contains(&release), || {
+                format!("Debian 12's opens it after all:\n{}", said.text)
+            })?;
+            let said = self.crash(Opened::newer(self.isa, "crash"))?;
+            return said.has(&[
+                "CPUS: 2",
+                &release,
+                "swapper/0",
+                "init",
+                "kthreadd",
+                "do_idle",
+                "start_kernel",
+                "do_idle",
+                "start_secondary",
+                "TERM=linux",
+                "linux_banner",
+                "PHYSICAL",
+            ]);
+        }
+        // Neither Debian's nor a newer one lists tasks of this kernel, whoever made the dump.
+        let said = self.crash(Command::new("crash"))?;
+        said.has(&["CPUS: 2", &release, "swapper/0", "TERM=linux", "linux_banner", "PHYSICAL"])
+    }
+
+    /// makedumpfile, of the dump's architecture: the log, and a filtered dump that we read back.
+    fn by_makedumpfile(&self) -> Result<(), String> {
+        let newer = || Opened::newer(self.isa, "makedumpfile");
+        let program: &dyn Fn() -> Command = match self.isa {
+            Isa::X86_64 => &|| Command::new("makedumpfile"),
+            Isa::Aarch64 => &newer,
+        };
+        let log = self.core.with_extension("log");
+        let mut dmesg = program();
+        dmesg.args(["--message-level", "31", "--dump-dmesg"]).arg(&self.core).arg(&log);
+        let said = run(dmesg, "")?;
+        if self.isa == Isa::Aarch64 && self.series == "6.12" {
+            // The newest that Debian has does not know 52-bit addresses with pages of 4 KiB.
+            return said.has(&["get_machdep_info_arm64: Can't determine platform config values"]);
+        }
+        said.well()?;
+        let text = fs::read_to_string(&log).map_err(|error| format!("there is no log: {error}"))?;
+        check(text.contains("TERM=linux"), || format!("the log is\n{text}"))?;
+        // Its option for each way to compress; Debian's own has no Snappy and no Zstandard.
+        for (option, needs_newer) in [("-c", false), ("-l", false), ("-p", true), ("-z", true)] {
+            let filtered = self.core.with_extension("filtered");
+            let mut filter = if needs_newer { newer() } else { program() };
+            filter.args(["-d", "31", option]).arg(&self.core).arg(&filtered);
+            run(filter, "")?.well().map_err(|error| format!("{option}: {error}"))?;
+            let result = self.read_back(&filtered);
+            fs::remove_file(&filtered).ok();
+            result.map_err(|error| format!("{option}: {error}"))?;
+        }
+        fs::remove_file(&log).map_err(|error| error.to_string())
+    }
+
+    fn read_back(&self, filtered: &Path) -> Result<(), String> {
+        let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+        check(size(filtered) < size(&self.core) / 2, || format!("it has {} bytes", size(filtered)))?;
+        vmm(Built::Here, filtered, &["info"])?.well()?.has(&["compressed kdump", "dump level 31"])?;
+        let banner = format!("{:#x}", self.slid_symbol("linux_banner")?);
+        for words in [&["dmesg"][..], &["regs"], &["read", &banner, "64"]] {
+            let (ours, theirs) = (vmm(Built::Here, &self.core, words)?, vmm(Built::Here, filtered, words)?);
+            let ours = ours.well()?;
+            check(theirs.text == ours.text, || {
+                format!("{words:?}: {}\ninstead of\n{}", theirs.text, ours.text)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A dump that differs in one byte, which is in the kernel's image.
+    fn by_diff(&self) -> Result<(), String> {
+        use std::os::unix::fs::FileExt;
+        let banner = self.slid_symbol("linux_banner")?;
+        let other = self.core.with_extension("other");
+        fs::copy(&self.core, &other).map_err(|error| error.to_string())?;
+        let result = (|| {
+            let said =
+                vmm(Built::Here, &self.core, &["translate", &format!("{banner:#x}"), "--json"])?.well()?;
+            let json: serde_json::Value =
+                serde_json::from_str(&said.text).map_err(|error| error.to_string())?;
+            let physical = json["physical"].as_str().ok_or("it is not mapped")?;
+            let physical = u64::from_str_radix(physical.trim_start_matches("0x"), 16)
+                .map_err(|error| error.to_string())?;
+            // Memory is the last segment, in one piece.
+            let start = self.info["memory"][0]["start"].as_str().unwrap_or_default();
+            let start =
+                u64::from_str_radix(start.trim_start_matches("0x"), 16).map_err(|error| error.to_string())?;
+            let size = self.info["memory"][0]["size"].as_u64().ok_or("no size")?;
+            let length = fs::metadata(&other).map_err(|error| error.to_string())?.len();
+            let file = fs::OpenOptions::new().write(true).open(&other).map_err(|error| error.to_string())?;
+            file.write_all_at(b"?", length - size + (physical - start)).map_err(|error| error.to_string())?;
+            let said = vmm(Built::Here, &self.core, &["--diff", &other.display().to_string()])?.well()?;
+            let page = format!("{:#018x}-", banner & !0xfff);
+            said.has(&[&page, "1 pages differ"])
+        })();
+        fs::remove_file(&other).ok();
+        result
+    }
 }
