@@ -2,7 +2,7 @@
 
 mod bad_input;
 mod basics;
-mod dumps;
+pub mod dumps;
 pub mod gdb;
 mod gdb_wire;
 mod hypercalls;
@@ -212,6 +212,17 @@ pub const CASES: &[Case] = &[
     only(Isa::X86_64, linux("debian_under_xens_interface", &["6.12"], hypercalls::debian)),
     with_tools(linux("dump_of_debian_6_12", &["6.12"], dumps::debian_6_12), tools::debian_6_12),
     with_tools(linux("dump_of_debian_6_1", &["6.1"], dumps::debian_6_1), tools::debian_6_1),
+    with_tools(
+        Case {
+            kernels: &["6.12"],
+            nest_memory: 2048,
+            run: dumps::live,
+            ..nested_only(debugged("dump_says_what_the_guest_did", &dumps::LIVE))
+        },
+        tools::live,
+    ),
+    linux("dump_at_the_end", &["6.12"], dumps::at_the_end),
+    small("dumps_of_small_guests", dumps::of_small_guests),
     small("gdb_range_run", gdb_wire::range_run),
     small("gdb_range_step", gdb_wire::range_step),
     gic_v2(small("gic_v2_embedded_guest", basics::on_gic_v2)),

@@ -250,17 +250,7 @@ pub fn run_case_with(isa: Isa, case: &Case, folder: &Path, echoes: bool) -> io::
     let mut nest = prepare_case(isa, case)?;
     let Some(script) = case.debugger else {
         let mut report = nest.boot(folder)?.wait(CASE_LIMIT);
-        let export = folder.join(port::EXPORT);
-        if let (Verdict::Pass, Some(tools)) = (&report.verdict, case.tools) {
-            let file = folder.join("exported");
-            let received = fs::File::open(&export)
-                .and_then(|file| Ok(io::BufReader::with_capacity(1 << 20, file)))
-                .and_then(|mut stream| sparse::receive(&mut stream, &file))
-                .map_err(|error| format!("what the case exports cannot be read: {error}"));
-            report.fail_if(received.and_then(|()| tools(isa, &file)));
-            fs::remove_file(&file).ok();
-        }
-        fs::remove_file(&export).ok();
+        look_at_export(isa, case, folder, &mut report);
         return Ok(report);
     };
     // Paths of sockets are short, and a folder's may not be.
@@ -273,7 +263,22 @@ pub fn run_case_with(isa: Isa, case: &Case, folder: &Path, echoes: bool) -> io::
     // It is gone with its QEMU, as a rule.
     fs::remove_file(&socket).ok();
     report.fail_if(debugged);
+    look_at_export(isa, case, folder, &mut report);
     Ok(report)
+}
+
+/// Has a case's tools look at the file that came out of its nest.
+fn look_at_export(isa: Isa, case: &Case, folder: &Path, report: &mut Report) {
+    let export = folder.join(port::EXPORT);
+    if let (Verdict::Pass, Some(tools)) = (&report.verdict, case.tools) {
+        let file = folder.join("exported");
+        let received = fs::File::open(&export)
+            .and_then(|stream| sparse::receive(&mut io::BufReader::with_capacity(1 << 20, stream), &file))
+            .map_err(|error| format!("what the case exports cannot be read: {error}"));
+        report.fail_if(received.and_then(|()| tools(isa, &file)));
+        fs::remove_file(&file).ok();
+    }
+    fs::remove_file(&export).ok();
 }
 
 /// Makes the nest for a case.

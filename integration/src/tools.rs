@@ -2,6 +2,7 @@
 //! tests.
 
 use crate::artifacts::{self, Kernel};
+use crate::cases::dumps::LOOKED_AT;
 use crate::context::check;
 use crate::process::{Process, Wiring};
 use arch::Isa;
@@ -112,6 +113,42 @@ pub fn debian_6_1(isa: Isa, core: &Path) -> Result<(), String> {
     debian(isa, "6.1", core)
 }
 
+/// A dump of the moment that a live guest was looked at: the same commands print the same text.
+///
+/// # Errors
+/// What is different.
+pub fn live(isa: Isa, core: &Path) -> Result<(), String> {
+    let log = core.with_file_name("debugger.log");
+    let live = fs::read_to_string(&log).map_err(|error| format!("{}: {error}", log.display()))?;
+    let opened = Opened {
+        isa,
+        series: "6.12",
+        core: core.into(),
+        vmlinux: Kernel::new(isa, "6.12").vmlinux(),
+        info: serde_json::Value::Null,
+    };
+    let settings = ["set confirm off", "set print frame-arguments none"];
+    let commands: Vec<&str> = settings.into_iter().chain(LOOKED_AT.lines()).collect();
+    let said = opened.served(&commands)?;
+    // A time-stamp counter does not stand still with its vCPU.
+    let is_counter = |word: &str| word.starts_with("tsc=") || word.starts_with("CNTVCT_EL0=");
+    let between = |text: &str| {
+        let start = text.find("the beginning")?;
+        let text = &text[start..start + text[start..].find("the end")?];
+        let lines = text.lines().filter(|line| !line.starts_with("tsc ") && !line.starts_with("CNTVCT_EL0 "));
+        let words = |line: &str| {
+            let words: Vec<&str> = line.split(' ').filter(|word| !is_counter(word)).collect();
+            words.join(" ")
+        };
+        Some(lines.map(words).collect::<Vec<_>>().join("\n"))
+    };
+    let (live, dumped) = (between(&live).unwrap_or_default(), between(&said.text).unwrap_or_default());
+    let different = live.lines().zip(dumped.lines()).find(|(live, dumped)| live != dumped);
+    check(live.len() > 4000 && live == dumped, || {
+        format!("first they differ in {different:?}; live:\n{live}\nand on the dump:\n{dumped}")
+    })
+}
+
 fn debian(isa: Isa, series: &'static str, core: &Path) -> Result<(), String> {
     let said = vmm(Built::Here, core, &["info", "--json"])?.well()?;
     let info = serde_json::from_str(&said.text).map_err(|error| format!("{error} in {}", said.text))?;
@@ -206,40 +243,18 @@ impl Opened {
 
     /// gdb on `vmm core --gdb`: it finds out by itself where the kernel was.
     fn by_gdb_over_us(&self) -> Result<(), String> {
-        let socket = std::env::temp_dir().join(format!(
-            "vmm-core-{}-{}-{}",
-            std::process::id(),
-            self.isa,
-            self.series
-        ));
-        let mut command = Command::new(artifacts::program(vmm::kvm::HOST_ISA, "vmm"));
-        command.arg("core").arg(&self.core).arg("--gdb").arg(format!("unix:{}", socket.display()));
-        let mut server = Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())?;
-        let deadline = Instant::now() + LIMIT;
-        while !socket.exists() && !server.has_ended() && Instant::now() < deadline {
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
-        let said = {
-            let file = format!("file {}", self.vmlinux.display());
-            let target = format!("target remote {}", socket.display());
-            self.gdb(&[
-                &file,
-                &target,
-                "info threads",
-                "p linux_banner",
-                "p init_task.comm",
-                "bt",
-                "thread 2",
-                "bt",
-                "monitor linux",
-                "monitor dmesg 3",
-                "stepi",
-                "set var $pc = 0",
-                "kill",
-            ])
-        };
-        let code = server.wait(LIMIT);
-        let said = said?;
+        let said = self.served(&[
+            "info threads",
+            "p linux_banner",
+            "p init_task.comm",
+            "bt",
+            "thread 2",
+            "bt",
+            "monitor linux",
+            "monitor dmesg 3",
+            "stepi",
+            "set var $pc = 0",
+        ])?;
         said.has(&["CPU#1", &format!("Linux version {}", self.series), "swapper/0"])?;
         match self.isa {
             Isa::X86_64 => said.has(&["do_idle", "start_kernel", "do_idle", "start_secondary"])?,
@@ -253,8 +268,29 @@ impl Opened {
             "TERM=linux",
             "it cannot run or step",
             "with --writable",
-        ])?;
-        check(code? == 0, || "the server did not end well".into())
+        ])
+    }
+
+    /// gdb's commands on `vmm core --gdb`, with the kernel's symbols, which it moves by itself.
+    fn served(&self, commands: &[&str]) -> Result<Said, String> {
+        let name = format!("vmm-core-{}-{}-{}", std::process::id(), self.isa, self.series);
+        let socket = std::env::temp_dir().join(name);
+        let mut command = Command::new(artifacts::program(vmm::kvm::HOST_ISA, "vmm"));
+        command.arg("core").arg(&self.core).arg("--gdb").arg(format!("unix:{}", socket.display()));
+        let mut server = Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())?;
+        let deadline = Instant::now() + LIMIT;
+        while !socket.exists() && !server.has_ended() && Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        let file = format!("file {}", self.vmlinux.display());
+        let target = format!("target remote {}", socket.display());
+        let all: Vec<&str> =
+            [file.as_str(), &target].into_iter().chain(commands.iter().copied()).chain(["kill"]).collect();
+        let said = self.gdb(&all);
+        let code = server.wait(LIMIT);
+        let said = said?;
+        check(code? == 0, || format!("the server did not end well: {}", server.errors.text()))?;
+        Ok(said)
     }
 
     fn by_drgn(&self) -> Result<(), String> {

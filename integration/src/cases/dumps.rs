@@ -1,18 +1,22 @@
 //! Dumps of live guests, which are looked at where the tests run ([`crate::tools`]).
 
+use super::gdb::{self, Program, Script, Tool};
 use crate::context::{Check, Context, check};
 use crate::process::{Process, Wiring};
+use arch::Isa;
 use std::path::Path;
 use std::process::Command;
 
 /// Has a Debian guest of two vCPUs, with KASLR, write a dump while it runs; it goes on.
 fn debian(c: &mut Context, series: &str) -> Check {
     let (kernel, initrd, limit) = (c.kernel(series), c.initrd(), c.limit(60));
-    let words = "--name dumped --kernel {} --initrd {} --memory 256M --cpus 2 --cmdline vmm.run=naps";
+    let words = "--name dumped --kernel {} --initrd {} --memory 256M --cpus 2 --cmdline vmm.run=idle";
     let mut vmm = c.start(Wiring::Pipes, words, &[&kernel, &initrd])?;
     let up = vmm.expect("guest: up", limit);
     c.keep("vmm", &vmm);
     up?;
+    // Until it sleeps; what it does is no business of the dump, but tools are to find it idle.
+    std::thread::sleep(c.limit(2));
     let core = c.work.join("core");
     dump(c, "dumped", &core)?;
     let info = c.run("core {} info", &[&core], limit)?;
@@ -38,4 +42,139 @@ pub fn debian_6_12(c: &mut Context) -> Check {
 
 pub fn debian_6_1(c: &mut Context) -> Check {
     debian(c, "6.1")
+}
+
+/// What is typed on a live guest, and again on a dump of that moment.
+pub const LOOKED_AT: &str = "\
+    echo the beginning\\n\n\
+    info threads\nbt\nthread 2\nbt\nthread 1\n\
+    p linux_banner\np init_task.comm\np *&init_task.thread\nx/8i $pc\nx/16xg $sp\n\
+    info registers\n\
+    monitor regs all\nmonitor linux\nmonitor dmesg 5\nmonitor mem\n\
+    echo the end\\n\n";
+
+/// Stops a guest in a system call of its first process, looks at it, and dumps it.
+pub const LIVE: Script = Script {
+    tool: Tool::Gdb,
+    options: "--cpus 2 --memory 256M --cmdline vmm.run=naps",
+    program: Program::Debian("6.12"),
+    commands: |_| {
+        format!(
+            "hbreak start_kernel\ncontinue\ndelete\n\
+             break hrtimer_nanosleep\ncontinue\n\
+             {LOOKED_AT}\
+             monitor dump /tmp/core\n\
+             kill\n"
+        )
+    },
+    prints: |_| ["the beginning", "linux_banner", "the end", "256 MiB of memory"].map(String::from).to_vec(),
+    code: Some(22),
+};
+
+/// Serves gdb for that, and hands the dump out.
+pub fn live(c: &mut Context) -> Check {
+    gdb::serve(c)?;
+    c.export(&c.work.join("core"))
+}
+
+/// A kernel that panics and resets; a guest whose time is over; one that faults three times. Each leaves a
+/// dump, and one that ends otherwise leaves none.
+pub fn at_the_end(c: &mut Context) -> Check {
+    let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(60));
+    let core = c.work.join("core");
+    let on = |when: &str| format!("--dump-on {when}={{}} --kernel {{}} --initrd {{}} --memory 256M --cpus 2");
+    let with = |words: &str| format!("{} {words}", on("panic,timeout"));
+    // The last words of the log are in the dump.
+    let words = with("--cmdline vmm.run=panic~panic=-1~loglevel=7");
+    let run = c.run(&words, &[&core, &kernel, &initrd], limit)?;
+    run.expect_code(10)?;
+    check(run.errors.contains("dumped to"), || format!("no dump:\n{}", run.errors))?;
+    let log = c.run("core {} dmesg", &[&core], limit)?;
+    log.expect_output("Kernel panic - not syncing: sysrq triggered crash")?;
+    let remove = |path: &Path| std::fs::remove_file(path).map_err(|error| format!("no dump: {error}"));
+    remove(&core)?;
+    // A kernel that stays where it panics, until its time is over.
+    let words = format!("{} --timeout 20s --cmdline vmm.run=panic", on("panic"));
+    let run = c.run(&words, &[&core, &kernel, &initrd], limit)?;
+    run.expect_code(20)?;
+    c.run("core {} dmesg", &[&core], limit)?.expect_output("Kernel panic - not syncing")?;
+    remove(&core)?;
+    // One that is well is dumped when its time is over only if that is asked for.
+    let run = c.run(&with("--timeout 10s --cmdline vmm.run=naps"), &[&core, &kernel, &initrd], limit)?;
+    run.expect_code(20)?;
+    remove(&core)?;
+    let words = format!("{} --cmdline vmm.run=poweroff", on("panic,timeout,triple-fault"));
+    c.run(&words, &[&core, &kernel, &initrd], limit)?.expect_code(0)?;
+    check(!core.exists(), || "a guest that ends well has left a dump".into())
+}
+
+/// The device for panics, a triple fault, and what goes wrong with the file.
+pub fn of_small_guests(c: &mut Context) -> Check {
+    let limit = c.limit(10);
+    let core = c.work.join("core");
+    let panics = c.guest("pvpanic", false)?;
+    let run = c.run("--dump-on panic={} --kernel {} --memory 64M", &[&core, &panics], limit)?;
+    run.expect_code(14)?;
+    c.run("core {} info", &[&core], limit)?.expect_output("memory: 64 MiB")?;
+    // Without it there is no device.
+    c.run("--kernel {} --memory 64M", &[&panics], limit)?.expect_code(0x21)?;
+    if c.isa == Isa::X86_64 {
+        let faults = c.guest("triple_fault", false)?;
+        let core = c.work.join("faulted");
+        let run = c.run("--dump-on triple-fault={} --kernel {} --memory 64M", &[&core, &faults], limit)?;
+        run.expect_code(12)?;
+        c.run("core {} threads", &[&core], limit)?.expect_output("vCPU 0")?;
+    }
+    // A guest that runs, by its name; and everything that is wrong with a request.
+    let spin = c.guest("spin", false)?;
+    let mut vmm = c.start(Wiring::Pipes, "--name spins --kernel {} --memory 64M --console none", &[&spin])?;
+    let deadline = std::time::Instant::now() + limit;
+    let result = (|| {
+        while dump(c, "spins", &core).is_err() {
+            check(std::time::Instant::now() < deadline, || "no dump of a guest that runs".into())?;
+        }
+        for (name, path, text) in [
+            ("nobody", "core", "cannot reach a guest of the name nobody"),
+            ("spins", "/no/such/folder/core", "No such file or directory"),
+            ("spins", "/dev/full", "no regular file"),
+        ] {
+            let run = c.run(&format!("dump {name} {path}"), &[], limit)?;
+            run.expect_code(8)?;
+            run.expect_one_line(text)?;
+        }
+        let run = c.run("--name spins --kernel {} --memory 64M", &[&spin], limit)?;
+        run.expect_code(8)?;
+        run.expect_one_line("a guest that runs has this name")?;
+        full_disk(c, limit)?;
+        let leftovers = std::fs::read_dir(&c.work).map_err(|error| error.to_string())?.filter_map(Result::ok);
+        let partial =
+            leftovers.map(|entry| entry.file_name()).find(|name| name.to_string_lossy().contains("partial"));
+        check(partial.is_none(), || format!("{partial:?} is left over"))
+    })();
+    let ended = check(!vmm.has_ended(), || "the guest did not survive its dumps".into());
+    vmm.signal(nix::sys::signal::Signal::SIGTERM)?;
+    let code = vmm.wait(limit);
+    c.keep("vmm", &vmm);
+    result?;
+    ended?;
+    check(code? == 22, || "the guest did not end as it was told".into())
+}
+
+/// A dump that does not fit.
+fn full_disk(c: &mut Context, limit: std::time::Duration) -> Check {
+    use nix::mount::{MsFlags, mount, umount};
+    if !c.in_nest {
+        return Ok(());
+    }
+    let small = c.work.join("small");
+    std::fs::create_dir_all(&small).map_err(|error| error.to_string())?;
+    mount(Some("tmpfs"), &small, Some("tmpfs"), MsFlags::empty(), Some("size=12k"))
+        .map_err(|error| error.to_string())?;
+    let run = c.run("dump spins {}", &[&small.join("core")], limit);
+    let left = std::fs::read_dir(&small).map_or(1, |entries| entries.count());
+    umount(&small).map_err(|error| error.to_string())?;
+    let run = run?;
+    run.expect_code(8)?;
+    run.expect_one_line("No space left on device")?;
+    check(left == 0, || "something of it is left".into())
 }
