@@ -18,6 +18,7 @@ pub mod measure;
 pub mod nest;
 pub mod port;
 pub mod process;
+pub mod qemu_cores;
 pub mod report;
 pub mod rsp;
 pub mod sparse;

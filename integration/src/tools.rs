@@ -15,9 +15,11 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// What a tool printed, on both of its outputs, and its exit code.
-struct Said {
+#[derive(Debug)]
+pub struct Said {
     code: i32,
-    text: String,
+    /// All of it.
+    pub text: String,
 }
 
 impl Said {
@@ -66,12 +68,17 @@ fn command(program: impl AsRef<std::ffi::OsStr>, words: &[&str], paths: &[&Path]
 
 /// `vmm core` as this machine runs it, and the build for the other architecture under emulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Built {
+pub enum Built {
+    /// As it is.
     Here,
+    /// For the other architecture.
     Elsewhere,
 }
 
-fn vmm(built: Built, core: &Path, words: &[&str]) -> Result<Said, String> {
+///
+/// # Errors
+/// When it cannot be started, or does not end.
+pub fn core(built: Built, core: &Path, words: &[&str]) -> Result<Said, String> {
     let here = vmm::kvm::HOST_ISA;
     let command = match built {
         Built::Here => Command::new(artifacts::program(here, "vmm")),
@@ -87,8 +94,12 @@ fn vmm(built: Built, core: &Path, words: &[&str]) -> Result<Said, String> {
     run(command, "")
 }
 
+/// What one tool is asked.
+type Look = fn(&Opened) -> Result<(), String>;
+
 /// A dump of a Debian guest, in every tool.
-struct Opened {
+#[derive(Debug)]
+pub struct Opened {
     isa: Isa,
     series: &'static str,
     core: PathBuf,
@@ -120,13 +131,7 @@ pub fn debian_6_1(isa: Isa, core: &Path) -> Result<(), String> {
 pub fn live(isa: Isa, core: &Path) -> Result<(), String> {
     let log = core.with_file_name("debugger.log");
     let live = fs::read_to_string(&log).map_err(|error| format!("{}: {error}", log.display()))?;
-    let opened = Opened {
-        isa,
-        series: "6.12",
-        core: core.into(),
-        vmlinux: Kernel::new(isa, "6.12").vmlinux(),
-        info: serde_json::Value::Null,
-    };
+    let opened = Opened::new(isa, "6.12", core)?;
     let settings = ["set confirm off", "set print frame-arguments none"];
     let commands: Vec<&str> = settings.into_iter().chain(LOOKED_AT.lines()).collect();
     let said = opened.served(&commands)?;
@@ -149,12 +154,9 @@ pub fn live(isa: Isa, core: &Path) -> Result<(), String> {
     })
 }
 
-fn debian(isa: Isa, series: &'static str, core: &Path) -> Result<(), String> {
-    let said = vmm(Built::Here, core, &["info", "--json"])?.well()?;
-    let info = serde_json::from_str(&said.text).map_err(|error| format!("{error} in {}", said.text))?;
-    let vmlinux = Kernel::new(isa, series).vmlinux();
-    let opened = Opened { isa, series, core: core.into(), vmlinux, info };
-    let checks: [(&str, fn(&Opened) -> Result<(), String>); 8] = [
+fn debian(isa: Isa, series: &'static str, path: &Path) -> Result<(), String> {
+    let opened = Opened::new(isa, series, path)?;
+    let checks: [(&str, Look); 8] = [
         ("vmm core", Opened::by_us),
         ("readelf", Opened::by_readelf),
         ("gdb", Opened::by_gdb),
@@ -171,7 +173,21 @@ fn debian(isa: Isa, series: &'static str, core: &Path) -> Result<(), String> {
 }
 
 impl Opened {
-    fn slide(&self) -> Result<String, String> {
+    /// A dump, with the kernel that it is of.
+    ///
+    /// # Errors
+    /// When `vmm core` does not open it.
+    pub fn new(isa: Isa, series: &'static str, path: &Path) -> Result<Opened, String> {
+        let said = core(Built::Here, path, &["info", "--json"])?.well()?;
+        let info = serde_json::from_str(&said.text).map_err(|error| format!("{error} in {}", said.text))?;
+        Ok(Opened { isa, series, core: path.into(), vmlinux: Kernel::new(isa, series).vmlinux(), info })
+    }
+
+    /// How far its kernel has moved.
+    ///
+    /// # Errors
+    /// When that is not told.
+    pub fn slide(&self) -> Result<String, String> {
         self.info["slide"].as_str().map(String::from).ok_or_else(|| format!("no slide in {}", self.info))
     }
 
@@ -190,9 +206,9 @@ impl Opened {
             (&["regs", "all"], &["vCPU 0 at 0x"]),
             (&["dmesg"], &["Linux version", "Run /init as init process"]),
         ] {
-            let here = vmm(Built::Here, &self.core, words)?.well()?;
+            let here = core(Built::Here, &self.core, words)?.well()?;
             here.has(texts)?;
-            let elsewhere = vmm(Built::Elsewhere, &self.core, words)?.well()?;
+            let elsewhere = core(Built::Elsewhere, &self.core, words)?.well()?;
             check(here.text == elsewhere.text, || {
                 format!("{words:?}: here it says\n{}\nand elsewhere\n{}", here.text, elsewhere.text)
             })?;
@@ -231,7 +247,11 @@ impl Opened {
         }
     }
 
-    fn gdb(&self, commands: &[&str]) -> Result<Said, String> {
+    /// gdb, with nothing loaded.
+    ///
+    /// # Errors
+    /// When it cannot be started, or does not end.
+    pub fn gdb(&self, commands: &[&str]) -> Result<Said, String> {
         let mut command = Command::new("gdb-multiarch");
         command.args(["-nx", "-batch", "-ex", "set pagination off", "-ex", "set width 0"]);
         for line in commands {
@@ -272,7 +292,10 @@ impl Opened {
     }
 
     /// gdb's commands on `vmm core --gdb`, with the kernel's symbols, which it moves by itself.
-    fn served(&self, commands: &[&str]) -> Result<Said, String> {
+    ///
+    /// # Errors
+    /// When it cannot be started, or does not end well.
+    pub fn served(&self, commands: &[&str]) -> Result<Said, String> {
         let name = format!("vmm-core-{}-{}-{}", std::process::id(), self.isa, self.series);
         let socket = std::env::temp_dir().join(name);
         let mut command = Command::new(artifacts::program(vmm::kvm::HOST_ISA, "vmm"));
@@ -400,10 +423,10 @@ impl Opened {
     fn read_back(&self, filtered: &Path) -> Result<(), String> {
         let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
         check(size(filtered) < size(&self.core) / 2, || format!("it has {} bytes", size(filtered)))?;
-        vmm(Built::Here, filtered, &["info"])?.well()?.has(&["compressed kdump", "dump level 31"])?;
+        core(Built::Here, filtered, &["info"])?.well()?.has(&["compressed kdump", "dump level 31"])?;
         let banner = format!("{:#x}", self.slid_symbol("linux_banner")?);
         for words in [&["dmesg"][..], &["regs"], &["read", &banner, "64"]] {
-            let (ours, theirs) = (vmm(Built::Here, &self.core, words)?, vmm(Built::Here, filtered, words)?);
+            let (ours, theirs) = (core(Built::Here, &self.core, words)?, core(Built::Here, filtered, words)?);
             let ours = ours.well()?;
             check(theirs.text == ours.text, || {
                 format!("{words:?}: {}\ninstead of\n{}", theirs.text, ours.text)
@@ -420,7 +443,7 @@ impl Opened {
         fs::copy(&self.core, &other).map_err(|error| error.to_string())?;
         let result = (|| {
             let said =
-                vmm(Built::Here, &self.core, &["translate", &format!("{banner:#x}"), "--json"])?.well()?;
+                core(Built::Here, &self.core, &["translate", &format!("{banner:#x}"), "--json"])?.well()?;
             let json: serde_json::Value =
                 serde_json::from_str(&said.text).map_err(|error| error.to_string())?;
             let physical = json["physical"].as_str().ok_or("it is not mapped")?;
@@ -434,7 +457,7 @@ impl Opened {
             let length = fs::metadata(&other).map_err(|error| error.to_string())?.len();
             let file = fs::OpenOptions::new().write(true).open(&other).map_err(|error| error.to_string())?;
             file.write_all_at(b"?", length - size + (physical - start)).map_err(|error| error.to_string())?;
-            let said = vmm(Built::Here, &self.core, &["--diff", &other.display().to_string()])?.well()?;
+            let said = core(Built::Here, &self.core, &["--diff", &other.display().to_string()])?.well()?;
             let page = format!("{:#018x}-", banner & !0xfff);
             said.has(&[&page, "1 pages differ"])
         })();

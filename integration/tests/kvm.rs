@@ -7,8 +7,8 @@
 use arch::Isa;
 use integration::artifacts;
 use integration::cases::{self, Case, Needs};
-use integration::nest;
 use integration::report::Verdict;
+use integration::{nest, qemu_cores};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::fs;
 use std::path::PathBuf;
@@ -78,6 +78,18 @@ fn run(isa: Isa, case: &'static Case, here: bool) -> Result<(), Failed> {
     }
 }
 
+/// Dumps that QEMU writes, for which nothing here need run a guest.
+fn of_qemu(isa: Isa) -> Result<(), Failed> {
+    let folder = artifacts::workspace().join("logs").join(format!("{isa}-dumps_of_qemu"));
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    qemu_cores::compare(isa, &folder)?;
+    fs::remove_dir_all(&folder)?;
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // A nest uses two processors for most of its time.
@@ -100,6 +112,15 @@ fn main() -> ExitCode {
                 });
             }
         }
+    }
+    for isa in Isa::ALL {
+        let name = format!("{isa}::qemu::dumps_of_qemu");
+        let trial = Trial::test(name, move || of_qemu(isa));
+        let missing = artifacts::missing(isa);
+        trials.push(match missing {
+            Some(reason) => trial.with_ignored_flag(true).with_kind(reason),
+            None => trial,
+        });
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

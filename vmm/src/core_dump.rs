@@ -249,7 +249,7 @@ fn answer(args: &CoreArgs, core: Core, out: &mut impl Write) -> Result<(), CoreE
         Some(CoreCommand::Read { address, length, physical }) => {
             read(args, &core, *address, *length, *physical, out)
         }
-        Some(CoreCommand::Dmesg { lines }) => dmesg(args, &core, *lines, out),
+        Some(CoreCommand::Dmesg { lines }) => dmesg(args, core, *lines, out),
     }
 }
 
@@ -458,14 +458,13 @@ fn read(
     }
 }
 
-fn dmesg(args: &CoreArgs, core: &Core, lines: Option<usize>, out: &mut impl Write) -> Result<(), CoreError> {
+fn dmesg(args: &CoreArgs, core: Core, lines: Option<usize>, out: &mut impl Write) -> Result<(), CoreError> {
     let not_there = |why: String| CoreError::NotThere(why);
-    let info =
-        core.info().ok_or_else(|| not_there("no Linux kernel has described itself in the dump".into()))?;
-    let regime = core.regime(args.vcpu).map_err(|error| not_there(error.to_string()))?;
-    let space = Space::Virtual(regime);
-    let read = |at: u64, bytes: &mut [u8]| memory::read(core.memory(), &space, None, GuestVirt(at), bytes);
-    let log = info.log(read).map_err(|error| not_there(error.to_string()))?;
+    let mut session = session(core);
+    session.current = args.vcpu;
+    let info = session.kernel_info();
+    let info = info.ok_or_else(|| not_there("no Linux kernel has described itself in the dump".into()))?;
+    let log = session.kernel_log(&info).map_err(|error| not_there(error.to_string()))?;
     let log = &log[log.len() - lines.unwrap_or(usize::MAX).min(log.len())..];
     match args.json {
         true => writeln!(out, "{}", json!(log))?,

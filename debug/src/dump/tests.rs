@@ -191,7 +191,7 @@ fn elf_of(machine: u16, segments: &[[u64; 6]], rest: &[u8]) -> Vec<u8> {
     let count = u16::try_from(segments.len()).unwrap();
     bytes.extend([64, 56, count, 0, 0, 0].map(u16::to_le_bytes).concat());
     for [kind, offset, start, physical, in_file, size] in segments {
-        bytes.extend((*kind as u32).to_le_bytes());
+        bytes.extend(u32::try_from(*kind).unwrap().to_le_bytes());
         bytes.extend(7u32.to_le_bytes());
         bytes.extend([*offset, *start, *physical, *in_file, *size, 0].map(u64::to_le_bytes).concat());
     }

@@ -362,8 +362,7 @@ fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String,
     let Some(info) = session.kernel_info() else {
         return Ok("no Linux kernel has described itself in memory (yet)\n".into());
     };
-    let read = |at: u64, bytes: &mut [u8]| session.read_virtual(session.current, at, bytes);
-    Ok(match info.log(read) {
+    Ok(match session.kernel_log(&info) {
         Ok(lines) => {
             let skipped = lines.len().saturating_sub(most);
             lines[skipped..].iter().map(|line| format!("{line}\n")).collect()

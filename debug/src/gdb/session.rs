@@ -162,18 +162,34 @@ impl<M: Machine> Session<M> {
         }
     }
 
+    /// The guest kernel's log. A vCPU may translate otherwise than the kernel just now (in user space with
+    /// tables of its own, or reset); then others are asked, and the kernel's description.
+    ///
+    /// # Errors
+    /// [`linux::LogError`], of the vCPU that is looked at.
+    pub fn kernel_log(&self, info: &VmCoreInfo) -> Result<Vec<String>, linux::LogError> {
+        let vcpus = std::iter::once(self.current).chain(0..self.machine.vcpus());
+        let by_registers = vcpus.filter_map(|vcpu| self.regime(vcpu).ok());
+        let by_info = crate::dump::kernel::kernel_regime(self.isa(), info);
+        let mut first = None;
+        for regime in by_registers.chain(by_info) {
+            let space = Space::Virtual(regime);
+            let state = self.engine.state();
+            let read = |at: u64, bytes: &mut [u8]| {
+                memory::read(self.machine.memory(), &space, Some(&state.table), GuestVirt(at), bytes)
+            };
+            match info.log(read) {
+                Ok(lines) => return Ok(lines),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(first.unwrap_or(linux::LogError::NotMapped(0)))
+    }
+
     /// Reads memory as the debugger sees it; how many bytes are good.
     pub fn read(&self, vcpu: u32, address: u64, buffer: &mut [u8]) -> usize {
         let space = self.space(vcpu);
         let state = self.engine.state();
-        memory::read(self.machine.memory(), &space, Some(&state.table), GuestVirt(address), buffer)
-    }
-
-    /// Reads guest-virtual memory, whatever addresses mean to the debugger.
-    pub fn read_virtual(&self, vcpu: u32, address: u64, buffer: &mut [u8]) -> usize {
-        let Ok(regime) = self.regime(vcpu) else { return 0 };
-        let state = self.engine.state();
-        let space = Space::Virtual(regime);
         memory::read(self.machine.memory(), &space, Some(&state.table), GuestVirt(address), buffer)
     }
 
