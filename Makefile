@@ -32,7 +32,7 @@ cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)
 	@rm -rf logs
 	$(CARGO) test -q -p integration --test kvm -- $(FILTER)
 
-bench: setup peer ## measure vmm against QEMU on the same nested hosts (PART=boot, debug or calls for one part)
+bench: setup peer ## measure vmm against QEMU on the same nested hosts (PART=boot, debug, calls or dumps for one part)
 	@$(CARGO) run -q --release -p integration --bin bench -- $(PART)
 
 fuzz: toolchain ## libFuzzer on every decoder of outside bytes (TARGET=packets for one, SECONDS=30)

@@ -8,6 +8,7 @@
 
 pub mod calls;
 pub mod debugging;
+pub mod dumps;
 
 use crate::context::{Check, Context};
 use crate::process::{Process, Wiring};

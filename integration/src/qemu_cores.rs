@@ -18,10 +18,49 @@ use std::time::{Duration, Instant};
 /// How long a guest may take to boot under emulation, and QEMU to write a dump.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// QEMU, and what tells it what to do.
+/// What tells QEMU what to do (QEMU, "QEMU Machine Protocol Specification").
+#[derive(Debug)]
+pub struct Control(BufReader<UnixStream>);
+
+impl Control {
+    /// Connects to a QEMU that listens.
+    ///
+    /// # Errors
+    /// When it does not, or does not speak the protocol.
+    pub fn connect(socket: &Path) -> Result<Control, String> {
+        let stream = UnixStream::connect(socket).map_err(|error| error.to_string())?;
+        let mut control = Control(BufReader::new(stream));
+        control.ask("qmp_capabilities", &json!({}))?;
+        Ok(control)
+    }
+
+    /// Has it do something; what it answers.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
+        let request = json!({ "execute": command, "arguments": arguments });
+        writeln!(self.0.get_mut(), "{request}").map_err(|error| error.to_string())?;
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline {
+            let mut line = String::new();
+            self.0.read_line(&mut line).map_err(|error| error.to_string())?;
+            let answer: Value = serde_json::from_str(&line).map_err(|error| format!("{error}: {line}"))?;
+            if let Some(error) = answer.get("error") {
+                return Err(format!("QEMU refuses {command}: {error}"));
+            }
+            if let Some(value) = answer.get("return") {
+                return Ok(value.clone());
+            }
+        }
+        Err(format!("QEMU does not answer {command}"))
+    }
+}
+
+/// A QEMU with a guest that is stopped.
 struct Qemu {
     process: Process,
-    control: BufReader<UnixStream>,
+    control: Control,
     stub: PathBuf,
 }
 
@@ -71,30 +110,10 @@ impl Qemu {
         process.expect("guest: up", LIMIT)?;
         // Until it sleeps.
         std::thread::sleep(Duration::from_secs(2));
-        let stream = UnixStream::connect(&control).map_err(failed)?;
-        let mut qemu = Qemu { process, control: BufReader::new(stream), stub };
-        qemu.ask("qmp_capabilities", &json!({}))?;
-        qemu.ask("stop", &json!({}))?;
+        let mut qemu = Qemu { process, control: Control::connect(&control)?, stub };
+        qemu.control.ask("stop", &json!({}))?;
         fs::remove_file(control).map_err(failed)?;
         Ok(qemu)
-    }
-
-    fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
-        let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.control.get_mut(), "{request}").map_err(|error| error.to_string())?;
-        let deadline = Instant::now() + LIMIT;
-        while Instant::now() < deadline {
-            let mut line = String::new();
-            self.control.read_line(&mut line).map_err(|error| error.to_string())?;
-            let answer: Value = serde_json::from_str(&line).map_err(|error| format!("{error}: {line}"))?;
-            if let Some(error) = answer.get("error") {
-                return Err(format!("QEMU refuses {command}: {error}"));
-            }
-            if let Some(value) = answer.get("return") {
-                return Ok(value.clone());
-            }
-        }
-        Err(format!("QEMU does not answer {command}"))
     }
 
     fn dump(&mut self, path: &Path, paging: bool, format: Option<&str>) -> Result<(), String> {
@@ -102,7 +121,7 @@ impl Qemu {
         if let Some(format) = format {
             arguments["format"] = format.into();
         }
-        self.ask("dump-guest-memory", &arguments).map(drop)
+        self.control.ask("dump-guest-memory", &arguments).map(drop)
     }
 }
 
@@ -194,7 +213,7 @@ pub fn compare(isa: Isa, folder: &Path) -> Result<(), String> {
         Ok(())
     })();
     // It is stopped, and its socket with it.
-    qemu.ask("quit", &json!({})).ok();
+    qemu.control.ask("quit", &json!({})).ok();
     let ended = qemu.process.wait(LIMIT);
     fs::remove_file(&qemu.stub).ok();
     result?;

@@ -8,6 +8,7 @@ use integration::context::Context;
 use integration::guests;
 use integration::measure::calls as call_figures;
 use integration::measure::debugging as debug_figures;
+use integration::measure::dumps as dump_figures;
 use integration::measure::{GUEST_MEMORY, Monitor, RUNS, rss_beyond_guest};
 use integration::nest;
 use integration::process::{Process, Wiring};
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 /// How often a nest is tried that dies of its emulator (docs/testing.md).
 const TRIES: u32 = 4;
 
-/// `bench [boot|debug|calls [ARCH|here]]`: all parts, or one, for both architectures or one.
+/// `bench [boot|debug|calls|dumps [ARCH|here]]`: all parts, or one, for both architectures or one.
 fn main() -> ExitCode {
     let (part, only) = (std::env::args().nth(1), std::env::args().nth(2));
     let here_too = only.as_deref().is_none_or(|only| only == "here");
@@ -40,6 +41,9 @@ fn main() -> ExitCode {
     }
     if wants("calls") && here_too {
         tell("here", calls_here());
+    }
+    if wants("dumps") && here_too {
+        tell("here", dumps_here());
     }
     for isa in Isa::ALL.into_iter().filter(|isa| only.as_deref().is_none_or(|only| only == isa.name())) {
         if wants("boot") {
@@ -277,6 +281,51 @@ fn calls_here() -> Result<(), String> {
     let context = here_context(isa, &work)?;
     println!("\n{isa}, this machine's own KVM, calls a second of a guest, the best of 5 rounds");
     print!("{}", call_figures::lines(&context)?);
+    fs::remove_dir_all(&work).map_err(|error| error.to_string())
+}
+
+/// Dumps on this machine's own KVM: written by both monitors of the same guest, and opened.
+fn dumps_here() -> Result<(), String> {
+    const ROUNDS: usize = 5;
+    let isa = vmm::kvm::HOST_ISA;
+    let work = artifacts::workspace().join("logs/bench-dumps-here");
+    let context = here_context(isa, &work)?;
+    let peer = context.files.join("peer");
+    if !peer.exists() {
+        std::os::unix::fs::symlink(artifacts::cache().join("peer").join(isa.name()), &peer)
+            .map_err(|error| error.to_string())?;
+    }
+    let core = work.join("core");
+    let mut written: [Vec<f64>; 2] = Default::default();
+    let mut sizes: [Vec<f64>; 2] = Default::default();
+    let (mut prompts, mut walks) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for (index, monitor) in [Monitor::Qemu, Monitor::Vmm].into_iter().enumerate() {
+            let figures = dump_figures::once(&context, monitor, &core)?;
+            written[index].push(figures.written);
+            sizes[index].push(figures.size);
+        }
+        // What is there now is ours.
+        prompts.push(dump_figures::to_prompt(&context, &core)?);
+        walks.push(dump_figures::walks(&context, &core)?);
+    }
+    println!(
+        "\n{isa}, this machine's own KVM, a guest of {} MiB that uses 200, medians of {ROUNDS} rounds in turn",
+        dump_figures::MEMORY_MIB
+    );
+    println!("  {:46}{:>10}{:>14}{:>8}", "", "vmm", "QEMU", "ratio");
+    let [theirs, ours] = written.map(median);
+    println!(
+        "  {:46}{ours:>10.0}{theirs:>14.0}{:>8.3}  ms",
+        "a dump, from asking for it to its end",
+        ours / theirs
+    );
+    let rate = f64::from(dump_figures::MEMORY_MIB) * f64::from(1 << 20) / 1e6 / ours;
+    println!("  {:46}{rate:>10.1}  GB/s  (aim: at least 1)", "memory scanned");
+    let [theirs, ours] = sizes.map(median);
+    println!("  {:46}{ours:>10.0}{theirs:>14.0}{:>8.3}  MiB", "its size on disk", ours / theirs);
+    println!("  {:46}{:>10.0}  ms", "vmm core, and gdb to its prompt", median(prompts));
+    println!("  {:46}{:>10.2}  million/s", "page walks in a dump", median(walks) / 1e6);
     fs::remove_dir_all(&work).map_err(|error| error.to_string())
 }
 
