@@ -178,6 +178,10 @@ pub fn open(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
             contents.format.push_str(", flattened");
             Ok(contents)
         }
+        [0x1f, 0x8b, ..] => Err(DumpError::Unknown("compressed by gzip: unpack it first (gunzip -k)".into())),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            Err(DumpError::Unknown("compressed by Zstandard: unpack it first (zstd -d)".into()))
+        }
         _ => Err(DumpError::Unknown(
             "neither an ELF core nor a compressed kdump; plain memory needs --raw and --arch".into(),
         )),

@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-const SIZE: usize = 0x40_0000;
+const SIZE: usize = 0xc0_0000;
 
 /// A file of a test's own, which goes with it.
 struct Scratch(PathBuf);
@@ -254,6 +254,8 @@ fn files_that_are_something_else() {
     for (message, text) in [
         (told(Vec::new()), "neither an ELF core nor a compressed kdump"),
         (told(b"hello, this is text".to_vec()), "neither an ELF core"),
+        (told(b"\x1f\x8b\x08\0".to_vec()), "unpack it first (gunzip -k)"),
+        (told(b"\x28\xb5\x2f\xfd".to_vec()), "unpack it first (zstd -d)"),
         (told(good[..40].to_vec()), "the file ends within the ELF header, at offset 0x0"),
         (told(good[..100].to_vec()), "the file ends within the program headers, at offset 0x40"),
         (with(4, &[1]), "32 bits"),

@@ -25,7 +25,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -162,6 +162,8 @@ impl Sink for GzEncoder<File> {
 struct Zstd {
     file: File,
     waiting: Vec<u8>,
+    /// A frame of nothing but zeros, once one was needed.
+    zeros: Option<Vec<u8>>,
 }
 
 impl Zstd {
@@ -184,7 +186,17 @@ impl Sink for Zstd {
     }
 
     fn hole(&mut self, size: u64) -> io::Result<()> {
-        zeros(size, |bytes| self.data(bytes))
+        let whole = size / Zstd::FRAME as u64;
+        if whole > 0 {
+            self.write_frame()?;
+            let zeros = self.zeros.get_or_insert_with(|| {
+                compress_to_vec(io::repeat(0).take(Zstd::FRAME as u64), CompressionLevel::Fastest)
+            });
+            for _ in 0..whole {
+                self.file.write_all(zeros)?;
+            }
+        }
+        zeros(size % Zstd::FRAME as u64, |bytes| self.data(bytes))
     }
 
     fn finish(mut self: Box<Self>) -> io::Result<()> {
@@ -245,7 +257,7 @@ pub fn to_file(
     let (partial, file) = Partial::create(path)?;
     let mut sink: Box<dyn Sink> = match path.extension().and_then(|suffix| suffix.to_str()) {
         Some("gz") => Box::new(GzEncoder::new(file, Compression::fast())),
-        Some("zst") => Box::new(Zstd { file, waiting: Vec::new() }),
+        Some("zst") => Box::new(Zstd { file, waiting: Vec::new(), zeros: None }),
         _ => Box::new(Sparse { file, at: 0 }),
     };
     let summary = match write(target, &mut *sink, watch).map_err(failed)? {
