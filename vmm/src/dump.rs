@@ -14,6 +14,7 @@ use debug::linux::VmCoreInfo;
 use debug::memory::{self, Space};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ pub struct Dumper {
     debug: Option<Arc<DebugShared>>,
     /// One at a time.
     turn: Arc<Mutex<()>>,
+    /// No more.
+    is_closed: Arc<AtomicBool>,
 }
 
 /// What a dump has of a vCPU on its thread.
@@ -38,7 +41,13 @@ fn capture(vcpu: &mut Vcpu) -> Cpu {
 impl Dumper {
     /// For a machine.
     pub fn new(vcpus: &Arc<Vcpus>, memory: &GuestMemory, debug: Option<Arc<DebugShared>>) -> Dumper {
-        Dumper { vcpus: Arc::clone(vcpus), memory: memory.clone(), debug, turn: Arc::default() }
+        Dumper {
+            vcpus: Arc::clone(vcpus),
+            memory: memory.clone(),
+            debug,
+            turn: Arc::default(),
+            is_closed: Arc::default(),
+        }
     }
 
     /// Writes a core to `path`. The guest stands still from the first word of it to the last.
@@ -57,7 +66,18 @@ impl Dumper {
         let state = self.debug.as_ref().map(|debug| debug.engine.state());
         let table = state.as_ref().map_or(&empty, |state| &state.table);
         let memory = Unplanted { memory: &memory, table };
-        write::to_file(&Target { isa: HOST_ISA, cpus: &cpus, memory: &memory }, path, watch)
+        let mut watch = |progress: Progress| match self.is_closed.load(Ordering::Acquire) {
+            true => ControlFlow::Break(()),
+            false => watch(progress),
+        };
+        write::to_file(&Target { isa: HOST_ISA, cpus: &cpus, memory: &memory }, path, &mut watch)
+    }
+
+    /// The machine ends: a dump that is being written is broken off, and none is begun. Returns when
+    /// nothing of it is left.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        drop(self.turn.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 

@@ -10,6 +10,7 @@ use crate::dump::Reporter;
 use crate::error::Error;
 use crate::machine::Machine;
 use crate::outcome::{Outcome, Stop};
+use crate::panic_watch::PanicWatch;
 use crate::terminal::RawMode;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use nix::sys::signal::{SigSet, Signal};
@@ -21,6 +22,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -63,8 +65,17 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
     let timer = Rc::new(RefCell::new(timer));
 
     let control = config.name.as_deref().map(Control::new).transpose()?.map(Rc::new);
+    let listens = config.dump_on.as_ref().is_some_and(|on| on.panic);
     loop {
-        let machine = Machine::new(config, console.output())?;
+        let heard = Arc::new(
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                .map_err(Error::system("cannot make an eventfd"))?,
+        );
+        let output = match listens {
+            true => Box::new(PanicWatch::new(console.output(), Arc::clone(&heard))),
+            false => console.output(),
+        };
+        let machine = Machine::new(config, output)?;
         // The terminal is taken when nothing can be said wrong any more.
         let _raw = match (&console.input, console.is_terminal) {
             (Some(input), true) => {
@@ -73,8 +84,13 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
             _ => None,
         };
         let wants_summary = config.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.summary);
-        let around =
-            Around { console: &console, signals: &signals, timer: &timer, control: control.as_ref() };
+        let around = Around {
+            console: &console,
+            signals: &signals,
+            timer: &timer,
+            control: control.as_ref(),
+            heard: listens.then_some(heard),
+        };
         let outcome = run_machine(machine, &around, config.dump_on.as_ref(), wants_summary)?;
         if outcome == Outcome::Reset && config.on_reboot == OnReboot::Restart {
             log::info!("the guest reset itself; it is booted again");
@@ -103,6 +119,8 @@ struct Around<'a> {
     signals: &'a Rc<RefCell<SignalFd>>,
     timer: &'a Rc<RefCell<TimerFd>>,
     control: Option<&'a Rc<Control>>,
+    /// The guest's kernel says on the console that it has panicked, and stays where it is.
+    heard: Option<Arc<EventFd>>,
 }
 
 /// Writes a core of a guest that has ended, if it has ended as `on` says.
@@ -139,7 +157,7 @@ fn run_machine(
     dump_on: Option<&DumpOn>,
     wants_summary: bool,
 ) -> Result<Outcome, Error> {
-    let Around { console, signals, timer, control } = around;
+    let Around { console, signals, timer, control, heard } = around;
     let state = Rc::new(State { machine, verdict: RefCell::new(None) });
     let mut events: EventManager<Box<dyn MutEventSubscriber>> = EventManager::new()
         .map_err(|error| Error::system("cannot make an event loop")(io::Error::other(error)))?;
@@ -149,6 +167,9 @@ fn run_machine(
     events.add_subscriber(Box::new(Timeout { state: Rc::clone(&state), timer: Rc::clone(timer) }));
     if let Some(control) = control {
         events.add_subscriber(Box::new(Clients { state: Rc::clone(&state), control: Rc::clone(control) }));
+    }
+    if let Some(heard) = heard {
+        events.add_subscriber(Box::new(Panicked { state: Rc::clone(&state), heard: Arc::clone(heard) }));
     }
     if let Some(input) = &console.input {
         let input = input.try_clone().map_err(Error::system("cannot duplicate the console"))?;
@@ -167,6 +188,7 @@ fn run_machine(
             if let Some(on) = dump_on {
                 dump(&state.machine, &outcome, on, signals);
             }
+            state.machine.dumper().close();
             state.machine.tell_debugger(&outcome);
             if let Some(hypercalls) = state.machine.hypercalls().filter(|_| wants_summary) {
                 eprint!("{}", hypercalls.calls().summary());
@@ -219,6 +241,25 @@ impl MutEventSubscriber for Clients {
 
     fn process(&mut self, _: Events, _: &mut EventOps) {
         self.control.serve(self.state.machine.dumper());
+    }
+}
+
+/// A kernel has panicked and stays where it is, if its log says so too.
+struct Panicked {
+    state: Rc<State>,
+    heard: Arc<EventFd>,
+}
+
+impl MutEventSubscriber for Panicked {
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, self.heard.as_raw_fd(), EventSet::IN);
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        drain(&self.heard);
+        if self.state.machine.has_panicked() {
+            self.state.end(Outcome::GuestCrash);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use arch::{GuestPhys, Isa};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Bytes of a page of the cache and of the overlay.
 const PAGE: usize = 4096;
@@ -145,7 +145,8 @@ pub struct Core {
     format: String,
     memory: CoreMemory,
     cpus: Vec<Mutex<Cpu>>,
-    info: Option<VmCoreInfo>,
+    /// Looked for in memory when it is first asked for, if the file has none of its own.
+    info: OnceLock<Option<VmCoreInfo>>,
     remarks: Vec<String>,
     host: HostDebug,
     is_writable: bool,
@@ -168,7 +169,6 @@ impl Core {
     pub fn new(contents: Contents, is_writable: bool) -> io::Result<Core> {
         let Contents { format, isa, image, mut cpus, info, mut remarks } = contents;
         let memory = CoreMemory::new(image, is_writable);
-        let info = info.or_else(|| VmCoreInfo::find(&memory));
         if cpus.is_empty() {
             remarks.push("there are no registers in it".into());
             cpus.push(Cpu::unknown(isa));
@@ -187,7 +187,7 @@ impl Core {
             format,
             memory,
             cpus: cpus.into_iter().map(Mutex::new).collect(),
-            info,
+            info: info.map_or_else(OnceLock::new, |info| OnceLock::from(Some(info))),
             remarks,
             host,
             is_writable,
@@ -208,7 +208,7 @@ impl Core {
 
     /// The kernel's description of itself.
     pub fn info(&self) -> Option<&VmCoreInfo> {
-        self.info.as_ref()
+        self.info.get_or_init(|| VmCoreInfo::find(&self.memory)).as_ref()
     }
 
     fn cpu(&self, vcpu: u32) -> Result<MutexGuard<'_, Cpu>, TargetError> {
@@ -226,7 +226,7 @@ impl Core {
     /// [`TargetError`].
     pub fn user_regime(&self, vcpu: u32, table: GuestPhys) -> Result<Regime, TargetError> {
         let cpu = self.cpu(vcpu)?;
-        kernel::user_regime(&cpu.registers, self.info.as_ref(), table).ok_or(TargetError::Unsupported(
+        kernel::user_regime(&cpu.registers, self.info(), table).ok_or(TargetError::Unsupported(
             "neither registers nor the kernel's description say how it translates",
         ))
     }
@@ -258,7 +258,7 @@ impl Machine for Core {
     fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
         let cpu = self.cpu(vcpu)?;
         kernel::regime(&cpu.registers).or_else(|fault| {
-            let by_info = self.info.as_ref().and_then(|info| kernel::kernel_regime(self.isa, info));
+            let by_info = self.info().and_then(|info| kernel::kernel_regime(self.isa, info));
             by_info.ok_or_else(|| TargetError::Host(fault.to_string()))
         })
     }
@@ -329,6 +329,6 @@ impl Machine for Core {
     }
 
     fn kernel_info(&self) -> Option<&VmCoreInfo> {
-        self.info.as_ref()
+        self.info()
     }
 }

@@ -46,7 +46,7 @@ pub fn debian_6_1(c: &mut Context) -> Check {
 
 /// What is typed on a live guest, and again on a dump of that moment.
 pub const LOOKED_AT: &str = "\
-    echo the beginning\\n\n\
+    thread 1\necho the beginning\\n\n\
     info threads\nbt\nthread 2\nbt\nthread 1\n\
     p linux_banner\np init_task.comm\np *&init_task.thread\nx/8i $pc\nx/16xg $sp\n\
     info registers\n\
@@ -93,8 +93,14 @@ pub fn at_the_end(c: &mut Context) -> Check {
     log.expect_output("Kernel panic - not syncing: sysrq triggered crash")?;
     let remove = |path: &Path| std::fs::remove_file(path).map_err(|error| format!("no dump: {error}"));
     remove(&core)?;
-    // A kernel that stays where it panics, until its time is over.
-    let words = format!("{} --timeout 20s --cmdline vmm.run=panic", on("panic"));
+    // A kernel that stays where it panics, and says so on the console.
+    let words = format!("{} --cmdline vmm.run=panic~panic=0", on("panic"));
+    let run = c.run(&words, &[&core, &kernel, &initrd], limit)?;
+    run.expect_code(14)?;
+    c.run("core {} dmesg", &[&core], limit)?.expect_output("Kernel panic - not syncing")?;
+    remove(&core)?;
+    // One that has none, until its time is over.
+    let words = format!("{} --timeout 20s --cmdline vmm.run=panic~panic=0~console=hvc9", on("panic"));
     let run = c.run(&words, &[&core, &kernel, &initrd], limit)?;
     run.expect_code(20)?;
     c.run("core {} dmesg", &[&core], limit)?.expect_output("Kernel panic - not syncing")?;
