@@ -15,13 +15,14 @@ use debug::memory::{self, Space};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// What dumps of a machine are made with; its clones are of the same machine.
 #[derive(Clone, Debug)]
 pub struct Dumper {
-    vcpus: Arc<Vcpus>,
+    /// Whoever holds a clone must not keep a machine running that is over.
+    vcpus: Weak<Vcpus>,
     memory: GuestMemory,
     debug: Option<Arc<DebugShared>>,
     /// One at a time.
@@ -42,7 +43,7 @@ impl Dumper {
     /// For a machine.
     pub fn new(vcpus: &Arc<Vcpus>, memory: &GuestMemory, debug: Option<Arc<DebugShared>>) -> Dumper {
         Dumper {
-            vcpus: Arc::clone(vcpus),
+            vcpus: Arc::downgrade(vcpus),
             memory: memory.clone(),
             debug,
             turn: Arc::default(),
@@ -60,7 +61,8 @@ impl Dumper {
         watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Summary, WriteError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let (cpus, _held) = self.vcpus.hold(capture);
+        let vcpus = self.vcpus.upgrade().ok_or_else(|| WriteError::Cancelled(path.into()))?;
+        let (cpus, _held) = vcpus.hold(capture);
         let memory = LiveMemory(self.memory.clone());
         let empty = Table::new(HOST_ISA);
         let state = self.debug.as_ref().map(|debug| debug.engine.state());
@@ -85,7 +87,8 @@ impl Dumper {
     /// Whether the log of the guest's Linux kernel, its last lines, says that it has panicked.
     pub fn has_panicked(&self) -> bool {
         const LINES: usize = 200;
-        let (regimes, _held) = self.vcpus.hold(|vcpu| vcpu.regime().ok());
+        let Some(vcpus) = self.vcpus.upgrade() else { return false };
+        let (regimes, _held) = vcpus.hold(|vcpu| vcpu.regime().ok());
         let memory = LiveMemory(self.memory.clone());
         let Some(info) = VmCoreInfo::find(&memory) else { return false };
         regimes.into_iter().flatten().any(|regime| {
