@@ -10,6 +10,7 @@
 
 pub mod description;
 pub mod front;
+mod kernel;
 pub mod monitor;
 pub mod packet;
 pub mod server;

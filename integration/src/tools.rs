@@ -239,8 +239,12 @@ impl Opened {
             "bt",
         ])?;
         said.has(&["2    LWP 2", &format!("Linux version {}", self.series), "swapper/0"])?;
+        self.has_backtraces(&said)
+    }
+
+    /// gdb's backtraces of two idle vCPUs.
+    fn has_backtraces(&self, said: &Said) -> Result<(), String> {
         match self.isa {
-            // Its stacks are not all in the image, nor where all memory is mapped.
             Isa::X86_64 => said.has(&["do_idle", "start_kernel", "do_idle", "start_secondary"]),
             // gdb 13 does not take the authentication codes out of a kernel's return addresses.
             Isa::Aarch64 => said.has(&["swapper/0", "cpu_do_idle", "Switching to thread 2", "cpu_do_idle"]),
@@ -276,13 +280,7 @@ impl Opened {
             "set var $pc = 0",
         ])?;
         said.has(&["CPU#1", &format!("Linux version {}", self.series), "swapper/0"])?;
-        match self.isa {
-            Isa::X86_64 => said.has(&["do_idle", "start_kernel", "do_idle", "start_secondary"])?,
-            // As above.
-            Isa::Aarch64 => {
-                said.has(&["swapper/0", "cpu_do_idle", "Switching to thread 2", "cpu_do_idle"])?
-            }
-        }
+        self.has_backtraces(&said)?;
         said.has(&[
             &format!("release: {}", self.series),
             "TERM=linux",

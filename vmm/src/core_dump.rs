@@ -12,7 +12,7 @@ use debug::dump::machine::Core;
 use debug::dump::source::OnDisk;
 use debug::dump::{self, Contents, DumpError};
 use debug::engine::Engine;
-use debug::gdb::monitor;
+use debug::gdb::monitor::{self, number};
 use debug::gdb::server::{self, Address, Listener};
 use debug::gdb::session::Session;
 use debug::memory::{self, Space};
@@ -104,14 +104,6 @@ enum CoreCommand {
 
 fn isa(text: &str) -> Result<Isa, String> {
     Isa::ALL.into_iter().find(|isa| isa.name() == text).ok_or_else(|| "write x86_64 or aarch64".into())
-}
-
-fn number(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|_| "write 0x1000 or 4096".into())
 }
 
 /// Why a dump does not tell what was asked.

@@ -131,7 +131,11 @@ fn control<M: Machine>(session: &mut Session<M>, control: Control, done: &str) -
     Ok(format!("{done}\n"))
 }
 
-fn number(text: &str) -> Result<u64, String> {
+/// Parses a number as a person writes it: `0x1000` or `4096`.
+///
+/// # Errors
+/// How it is written.
+pub fn number(text: &str) -> Result<u64, String> {
     let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
