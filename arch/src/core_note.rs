@@ -6,7 +6,7 @@
 //!
 //! Sources: Linux, `include/linux/elfcore.h` (`struct elf_prstatus`), `arch/x86/include/asm/user_64.h`
 //! (`user_regs_struct`, `user_i387_struct`), `arch/arm64/include/uapi/asm/ptrace.h`
-//! (`user_pt_regs`, `user_fpsimd_state`), `include/uapi/linux/elf.h`; QEMU, `target/i386/arch_dump.c`
+//! (`user_pt_regs`, `user_fpsimd_state`, `user_pac_mask`), `include/uapi/linux/elf.h`; QEMU, `target/i386/arch_dump.c`
 //! (`QEMUCPUState`) and `target/arm/arch_dump.c`.
 
 use crate::Isa;
@@ -41,18 +41,23 @@ pub enum Note {
     Status,
     /// `NT_PRFPREG`: floating point and vectors.
     Float,
+    /// `NT_ARM_PAC_MASK`: which bits of pointers are authentication codes, aarch64 only. Linux has the
+    /// masks of a process in it, we the kernel's: gdb, from 14 on, sets or clears what is masked as bit
+    /// 55 of the pointer says.
+    PointerMasks,
     /// QEMU's CPU state, x86_64 only.
     Qemu,
 }
 
 impl Note {
     /// All kinds, in the order that a core has them.
-    pub const ALL: [Note; 3] = [Note::Status, Note::Float, Note::Qemu];
+    pub const ALL: [Note; 4] = [Note::Status, Note::Float, Note::PointerMasks, Note::Qemu];
 
     /// Its name in the file.
     pub const fn name(self) -> &'static str {
         match self {
             Note::Status | Note::Float => "CORE",
+            Note::PointerMasks => "LINUX",
             Note::Qemu => "QEMU",
         }
     }
@@ -62,6 +67,7 @@ impl Note {
         match self {
             Note::Status => 1,
             Note::Float => 2,
+            Note::PointerMasks => 0x406,
             Note::Qemu => 0,
         }
     }
@@ -79,15 +85,19 @@ impl Note {
             (Note::Float, Isa::X86_64) => Some(512),
             (Note::Float, Isa::Aarch64) => Some(528),
             (Note::Qemu, Isa::X86_64) => Some(440),
-            (Note::Qemu, Isa::Aarch64) => None,
+            (Note::PointerMasks, Isa::Aarch64) => Some(16),
+            (Note::PointerMasks, Isa::X86_64) | (Note::Qemu, Isa::Aarch64) => None,
         }
     }
 
-    /// Makes the note of a vCPU; what is not known is 0. `vcpu` is its number; `width` says for how many
+    /// Makes the note of a vCPU, if it has one; what is not known is 0. `vcpu` is its number; `width` says for how many
     /// bits the code is that it executes, 64, 32 or 16.
     pub fn build(self, file: &RegisterFile, vcpu: u32, width: u32) -> Option<Vec<u8>> {
         let isa = file.isa();
         let mut bytes = vec![0; self.size(isa)?];
+        if self == Note::PointerMasks {
+            file.get("pauth_cmask_high")?;
+        }
         fields(self, isa, |name, offset, size| {
             if let Some(value) = row(isa, name).and_then(|row| file.bytes(row)) {
                 let size = size.min(value.len());
@@ -109,7 +119,7 @@ impl Note {
                     bytes[offset + 8..offset + 12].copy_from_slice(&flags.to_le_bytes());
                 }
             }
-            (Note::Float, Isa::Aarch64) => {}
+            (Note::Float, Isa::Aarch64) | (Note::PointerMasks, _) => {}
         }
         Some(bytes)
     }
@@ -180,6 +190,18 @@ pub fn code_width(qemu: &[u8]) -> Option<u32> {
 const QEMU_SEGMENTS: usize = 152;
 const QEMU_SEGMENT: usize = 24;
 
+/// The type of the note of the name `CORE` that has a process's auxiliary vector, `NT_AUXV`.
+pub const VECTOR_NUMBER: u32 = 6;
+
+/// An auxiliary vector that says that pointers are authenticated; without it, gdb looks at no
+/// [`Note::PointerMasks`].
+pub fn authenticating_vector() -> Vec<u8> {
+    const AT_NULL: u64 = 0;
+    const AT_HWCAP: u64 = 16;
+    const HWCAP_PACA: u64 = 1 << 30;
+    [AT_HWCAP, HWCAP_PACA, AT_NULL, 0].map(u64::to_le_bytes).concat()
+}
+
 /// Tells each register of a note: name, offset, size.
 fn fields(note: Note, isa: Isa, mut tell: impl FnMut(&str, usize, usize)) {
     match (note, isa) {
@@ -220,6 +242,10 @@ fn fields(note: Note, isa: Isa, mut tell: impl FnMut(&str, usize, usize)) {
             (0..32).for_each(|index| tell(&format!("v{index}"), 16 * index, 16));
             tell("fpsr", 512, 4);
             tell("fpcr", 516, 4);
+        }
+        (Note::PointerMasks, _) => {
+            tell("pauth_dmask_high", 0, 8);
+            tell("pauth_cmask_high", 8, 8);
         }
         (Note::Qemu, _) => {
             const GENERAL: [&str; 18] = [
@@ -340,6 +366,7 @@ mod tests {
                     (Note::Status, Isa::Aarch64) => 34,
                     (Note::Float, Isa::X86_64) => 32,
                     (Note::Float, Isa::Aarch64) => 34,
+                    (Note::PointerMasks, _) => 2,
                     (Note::Qemu, _) => 18 + 18 + 2 + 5,
                 };
                 assert_eq!(count, wanted, "{isa} {note:?}");

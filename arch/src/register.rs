@@ -150,6 +150,8 @@ pub enum Source {
     PointerMask {
         /// The upper half, a kernel's.
         is_high: bool,
+        /// Of pointers to code; those to data may have a top byte that is ignored.
+        is_code: bool,
     },
 }
 

@@ -16,6 +16,8 @@ const TCR_EPD0: u64 = 1 << 7;
 const TCR_EPD1: u64 = 1 << 23;
 const TCR_TBI0: u64 = 1 << 37;
 const TCR_TBI1: u64 = 1 << 38;
+const TCR_TBID0: u64 = 1 << 51;
+const TCR_TBID1: u64 = 1 << 52;
 const TCR_HPD0: u64 = 1 << 41;
 const TCR_HPD1: u64 = 1 << 42;
 const TCR_DS: u64 = 1 << 59;
@@ -84,6 +86,8 @@ struct Half {
     bits: u32,
     /// The top byte is ignored.
     ignores_top_byte: bool,
+    /// That goes for addresses of data only (`TBIDn`).
+    only_of_data: bool,
     /// Walks are switched off (`EPDn`).
     is_off: bool,
     /// Tables do not restrict (`HPDn`).
@@ -115,6 +119,7 @@ impl Paging {
             granule: Granule::from_tg0(tcr >> 14 & 3),
             bits: bits(tcr),
             ignores_top_byte: tcr & TCR_TBI0 != 0,
+            only_of_data: tcr & TCR_TBID0 != 0,
             is_off: tcr & TCR_EPD0 != 0,
             flat_permissions: tcr & TCR_HPD0 != 0,
         };
@@ -123,6 +128,7 @@ impl Paging {
             granule: Granule::from_tg1(tcr >> 30 & 3),
             bits: bits(tcr >> 16),
             ignores_top_byte: tcr & TCR_TBI1 != 0,
+            only_of_data: tcr & TCR_TBID1 != 0,
             is_off: tcr & TCR_EPD1 != 0,
             flat_permissions: tcr & TCR_HPD1 != 0,
         };
@@ -171,15 +177,15 @@ impl Paging {
         ranges
     }
 
-    /// The bits of a pointer that hold no address: a pointer authentication code may stand
-    /// there. For the low half and the high half.
-    pub fn pointer_masks(&self) -> (u64, u64) {
-        let mask = |half: &Half| {
-            let top = if half.ignores_top_byte { 0x00ff_ffff_ffff_ffff } else { u64::MAX };
-            // Bit 55 selects the half, and stays.
-            top & !((1u64 << half.bits) - 1) & !(1 << 55)
-        };
-        (mask(&self.low), mask(&self.high))
+    /// The bits of a pointer that hold no address: a pointer authentication code may stand there, but
+    /// not in a top byte that is ignored (Arm ARM, "Pointer authentication"). In the high half or the
+    /// low one, for code or for data.
+    pub fn pointer_mask(&self, is_high: bool, is_code: bool) -> u64 {
+        let half = if is_high { &self.high } else { &self.low };
+        let is_ignored = half.ignores_top_byte && !(is_code && half.only_of_data);
+        let top = if is_ignored { 0x00ff_ffff_ffff_ffff } else { u64::MAX };
+        // Bit 55 selects the half, and stays.
+        top & !((1u64 << half.bits) - 1) & !(1 << 55)
     }
 
     /// Walks the tables for `address`.
@@ -536,7 +542,15 @@ mod tests {
 
     #[test]
     fn pointer_authentication_masks() {
-        let paging = Paging::new(SCTLR_M, tcr(16, 16) | TCR_TBI0, 0, 0);
-        assert_eq!(paging.pointer_masks(), (0x007f_0000_0000_0000, 0xff7f_0000_0000_0000));
+        let (narrow, wide) = (0x007f_0000_0000_0000, 0xff7f_0000_0000_0000);
+        let masks = |bits: u64| {
+            let paging = Paging::new(SCTLR_M, tcr(16, 16) | bits, 0, 0);
+            let mask = |(is_high, is_code)| paging.pointer_mask(is_high, is_code);
+            [(false, false), (false, true), (true, false), (true, true)].map(mask)
+        };
+        assert_eq!(masks(TCR_TBI0), [narrow, narrow, wide, wide]);
+        // Linux with MTE.
+        assert_eq!(masks(TCR_TBI0 | TCR_TBI1 | TCR_TBID1), [narrow, narrow, narrow, wide]);
+        assert_eq!(masks(TCR_TBI0 | TCR_TBID0 | TCR_TBID1), [narrow, wide, wide, wide]);
     }
 }

@@ -240,10 +240,10 @@ pub const TABLE: &[Register] = &[
     row("DBGWCR13_EL1", 64, Debug, Aarch64System, "int64", System(encoding(2, 0, 0, 13, 7))),
     row("DBGWCR14_EL1", 64, Debug, Aarch64System, "int64", System(encoding(2, 0, 0, 14, 7))),
     row("DBGWCR15_EL1", 64, Debug, Aarch64System, "int64", System(encoding(2, 0, 0, 15, 7))),
-    row("pauth_dmask", 64, Group::System, Aarch64PointerAuthentication, "int", PointerMask { is_high: false }),
-    row("pauth_cmask", 64, Group::System, Aarch64PointerAuthentication, "int", PointerMask { is_high: false }),
-    row("pauth_dmask_high", 64, Group::System, Aarch64PointerAuthentication, "int", PointerMask { is_high: true }),
-    row("pauth_cmask_high", 64, Group::System, Aarch64PointerAuthentication, "int", PointerMask { is_high: true }),
+    row("pauth_dmask", 64, Group::System, Aarch64PointerAuthentication, "int", PointerMask { is_high: false, is_code: false }),
+    row("pauth_cmask", 64, Group::System, Aarch64PointerAuthentication, "int", PointerMask { is_high: false, is_code: true }),
+    row("pauth_dmask_high", 64, Group::System, Aarch64PointerAuthentication, "int", PointerMask { is_high: true, is_code: false }),
+    row("pauth_cmask_high", 64, Group::System, Aarch64PointerAuthentication, "int", PointerMask { is_high: true, is_code: true }),
 ];
 
 #[cfg(test)]

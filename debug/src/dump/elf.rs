@@ -320,7 +320,7 @@ impl Notes {
         } else if let Some(note) = Note::of(name, number) {
             let index = match note {
                 Note::Status => self.cpus.len(),
-                Note::Float => self.cpus.len().saturating_sub(1),
+                Note::Float | Note::PointerMasks => self.cpus.len().saturating_sub(1),
                 Note::Qemu => {
                     self.qemu += 1;
                     self.qemu - 1

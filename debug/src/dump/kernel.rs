@@ -11,7 +11,7 @@ use crate::linux::{self, VmCoreInfo};
 use crate::target::Memory;
 use arch::address::PhysRange;
 use arch::paging::{Fault, Regime};
-use arch::register::RegisterFile;
+use arch::register::{RegisterFile, Source, table};
 use arch::{GuestPhys, GuestVirt, Isa, aarch64, x86};
 
 /// Where an x86-64 kernel's image is linked.
@@ -71,8 +71,21 @@ fn aarch64_regime(info: &VmCoreInfo, low: u64, high: u64) -> Option<aarch64::pag
         65536 => (1, 3),
         _ => return None,
     };
-    let tcr = size & 0x3f | granule0 << 14 | (size & 0x3f) << 16 | granule1 << 30;
+    // TBI0: a process may have tags in its addresses.
+    let tcr = 1 << 37 | size & 0x3f | granule0 << 14 | (size & 0x3f) << 16 | granule1 << 30;
     Some(aarch64::paging::Paging::new(SCTLR_M, tcr, low, high))
+}
+
+/// Sets the masks of pointers' authentication codes, if the kernel says that it has any.
+pub fn set_pointer_masks(file: &mut RegisterFile, info: &VmCoreInfo) {
+    let has_codes = info.number("KERNELPACMASK").is_some_and(|mask| mask != 0);
+    if has_codes && let Some(Regime::Aarch64(paging)) = kernel_regime(Isa::Aarch64, info) {
+        for (row, register) in (0..).zip(table(Isa::Aarch64)) {
+            if let Source::PointerMask { is_high, is_code } = register.source {
+                file.set_row(row, paging.pointer_mask(is_high, is_code));
+            }
+        }
+    }
 }
 
 /// How a process translates whose top-level table is at `table`, guest-physical: what x86's CR3 and

@@ -246,7 +246,15 @@ impl Machine for Core {
     }
 
     fn registers(&self, vcpu: u32, _: &[Bank]) -> Result<RegisterFile, TargetError> {
-        Ok(self.cpu(vcpu)?.registers.clone())
+        let mut file = self.cpu(vcpu)?.registers.clone();
+        // Where the file does not tell, the kernel does.
+        if self.isa == Isa::Aarch64
+            && file.get("TCR_EL1").is_none()
+            && let Some(info) = self.info()
+        {
+            kernel::set_pointer_masks(&mut file, info);
+        }
+        Ok(file)
     }
 
     fn code(&self, vcpu: u32) -> Result<Code, TargetError> {

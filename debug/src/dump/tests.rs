@@ -424,6 +424,16 @@ fn tables_by_the_kernels_description() {
     let info = VmCoreInfo::parse(text.as_bytes()).unwrap();
     let regime = kernel::kernel_regime(Isa::Aarch64, &info).unwrap();
     assert_eq!(regime.translate(&ram, GuestVirt(at + 8)).unwrap().address, GuestPhys(0x5008));
+    // Where a dump has no TCR_EL1, the kernel tells how wide authentication codes are, if it has any.
+    for (mask, code) in [("0xffff000000000000", Some(0xff7f_0000_0000_0000)), ("0x0", None)] {
+        let text = format!("{text}NUMBER(KERNELPACMASK)={mask}\n");
+        let memory = Arc::new(vec![0u8; 4096]);
+        let mut contents = raw::read(memory, Isa::Aarch64, 0, RegisterFile::new(Isa::Aarch64)).unwrap();
+        contents.info = VmCoreInfo::parse(text.as_bytes());
+        let file = Core::new(contents, false).unwrap().registers(0, &Bank::ALL).unwrap();
+        assert_eq!(file.get("pauth_cmask_high"), code);
+        assert_eq!(file.get("pauth_cmask"), code.map(|_| 0x007f_0000_0000_0000));
+    }
     for lacks in ["SYMBOL", "kimage_voffset", "PAGESIZE"] {
         let text: String =
             text.lines().filter(|line| !line.contains(lacks)).map(|line| format!("{line}\n")).collect();

@@ -1,7 +1,8 @@
 //! Writes ELF64 cores that the usual tools open: crash, drgn, gdb, makedumpfile, and this program.
 //!
 //! # What is in one
-//! * `PT_NOTE`: for each vCPU `NT_PRSTATUS` and `NT_PRFPREG`; then for each QEMU's note (x86_64), which
+//! * `PT_NOTE`: for each vCPU `NT_PRSTATUS`, `NT_PRFPREG` and, where pointers are authenticated,
+//!   `NT_ARM_PAC_MASK`, which gdb looks at if `NT_AUXV` says so; then for each QEMU's note (x86_64), which
 //!   has the control registers; then for each our own, which has every register ([`arch::core_note`]);
 //!   then `VMCOREINFO` if the kernel has described itself.
 //! * `PT_LOAD`s by which tools that know no page tables find the kernel's image, and the pages at each
@@ -450,7 +451,7 @@ fn notes(target: &Target<'_>, info: Option<&VmCoreInfo>) -> Vec<u8> {
             bytes.extend(word);
         }
     };
-    for kinds in [&[Note::Status, Note::Float][..], &[Note::Qemu]] {
+    for kinds in [&[Note::Status, Note::Float, Note::PointerMasks][..], &[Note::Qemu]] {
         for (id, cpu) in (0..).zip(target.cpus) {
             let width = match cpu.mode {
                 Mode::Bits64 => 64,
@@ -463,6 +464,9 @@ fn notes(target: &Target<'_>, info: Option<&VmCoreInfo>) -> Vec<u8> {
                 }
             }
         }
+    }
+    if target.cpus.iter().any(|cpu| Note::PointerMasks.build(&cpu.registers, 0, 64).is_some()) {
+        push("CORE", core_note::VECTOR_NUMBER, &core_note::authenticating_vector());
     }
     for cpu in target.cpus {
         let state = (STATE, [number_of(cpu.state)]);

@@ -180,12 +180,11 @@ impl Registers {
                         file.set_bytes(row, &bytes);
                     }
                 }
-                Source::PointerMask { is_high } => {
+                Source::PointerMask { is_high, is_code } => {
                     if self.has_pointer_authentication(vcpu)
                         && let Ok(Regime::Aarch64(paging)) = self.regime(vcpu)
                     {
-                        let (low, high) = paging.pointer_masks();
-                        file.set_row(row, if is_high { high } else { low });
+                        file.set_row(row, paging.pointer_mask(is_high, is_code));
                     }
                 }
                 source => {
