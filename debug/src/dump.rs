@@ -1,7 +1,7 @@
 //! Memory dumps: written from any [`Machine`](crate::target::Machine), and read back as one.
 //!
 //! Layers, each of which knows nothing of the next:
-//! * [`source`]: bytes of a file;
+//! * [`source`]: bytes of a file, which may be compressed;
 //! * a reader for each format ([`elf`], [`kdump`], [`raw`]), which makes [`Contents`] of it: physical
 //!   memory as an [`Image`], vCPUs' registers, and the kernel's description of itself;
 //! * [`kernel`]: translation, from registers or from that description;
@@ -17,7 +17,9 @@ pub mod kdump;
 pub mod kernel;
 mod lzo;
 pub mod machine;
+pub mod packed;
 pub mod raw;
+mod sink;
 pub mod source;
 pub mod write;
 
@@ -29,6 +31,7 @@ use arch::address::PhysRange;
 use arch::paging::TableMemory;
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestPhys, Isa};
+use packed::{Packed, Packing};
 use source::Source;
 use std::io;
 use std::sync::Arc;
@@ -163,24 +166,37 @@ pub enum DumpError {
     Unknown(String),
 }
 
-/// Reads a dump, whatever its format is.
+/// Reads a dump, whatever its format is, also one that is compressed in blocks.
 ///
 /// # Errors
 /// [`DumpError`].
 pub fn open(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
-    let mut begin = [0; 16];
-    let count = source::read_some(&*source, 0, &mut begin, "the file's first bytes")?;
-    match &begin[..count] {
-        [0x7f, b'E', b'L', b'F', ..] => elf::read(source),
+    let Some(packing) = Packing::of_file(&begin(&*source)?) else { return open_plain(source) };
+    let source: Arc<dyn Source> = Arc::new(Packed::new(source, packing)?);
+    if Packing::of_file(&begin(&*source)?).is_some() {
+        return Err(DumpError::Unknown("compressed more than once: unpack it first".into()));
+    }
+    let mut contents = open_plain(source)?;
+    contents.format = format!("{}, compressed by {}", contents.format, packing.words().0);
+    Ok(contents)
+}
+
+/// What a file begins with, as far as it is there.
+fn begin(source: &dyn Source) -> Result<Vec<u8>, DumpError> {
+    let mut bytes = vec![0; 16];
+    let count = source::read_some(source, 0, &mut bytes, "the file's first bytes")?;
+    bytes.truncate(count);
+    Ok(bytes)
+}
+
+fn open_plain(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
+    match begin(&*source)? {
+        begin if begin.starts_with(b"\x7fELF") => elf::read(source),
         begin if begin.starts_with(kdump::SIGNATURE) => kdump::read(source),
         begin if begin.starts_with(flattened::SIGNATURE) => {
             let mut contents = kdump::read(Arc::new(flattened::Flattened::new(source)?))?;
             contents.format.push_str(", flattened");
             Ok(contents)
-        }
-        [0x1f, 0x8b, ..] => Err(DumpError::Unknown("compressed by gzip: unpack it first (gunzip -k)".into())),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            Err(DumpError::Unknown("compressed by Zstandard: unpack it first (zstd -d)".into()))
         }
         _ => Err(DumpError::Unknown(
             "neither an ELF core nor a compressed kdump; plain memory needs --raw and --arch".into(),

@@ -10,6 +10,7 @@ use arch::{GuestPhys, Isa, aarch64, x86};
 use debug::disassemble::{LONGEST_INSTRUCTION, Mode, disassemble};
 use debug::dump;
 use debug::dump::machine::Core;
+use debug::dump::packed::{BlockSize, Packing};
 use debug::engine::Engine;
 use debug::expression::{Expression, Target};
 use debug::fake::Ram;
@@ -102,6 +103,16 @@ pub const FUZZED: &[Fuzzed] = &[
         ],
     },
     Fuzzed {
+        name: "packed",
+        run: packed,
+        seeds: &[
+            b"\x00\x10\x00\x16\x00\xff\xff\xff\xff\xff\xff",
+            b"\x01\x28\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+            b"\x02\x60\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+            b"\x03\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+        ],
+    },
+    Fuzzed {
         name: "kdumps",
         run: kdumps,
         seeds: &[
@@ -149,6 +160,27 @@ fn change(file: &mut [u8], changes: &[u8]) {
 /// An ELF core of two pages and two vCPUs, with changes. The first byte's lowest bit chooses the
 /// architecture.
 pub fn cores(data: &[u8]) {
+    ask(core(data));
+}
+
+/// The same without changes, compressed in three blocks, with changes to that. The second bit of the first
+/// byte chooses how.
+pub fn packed(data: &[u8]) {
+    let (choice, changes) = data.split_first().unwrap_or((&0, &[]));
+    let packing = if choice & 2 == 0 { Packing::Gzip } else { Packing::Zstandard };
+    let (mut file, mut sizes) = (Vec::new(), Vec::new());
+    for plain in core(&[*choice]).chunks(0x1c00) {
+        let Ok(packed) = packing.pack(plain) else { return };
+        let size = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(0);
+        sizes.push(BlockSize { packed: size(&packed), plain: size(plain) });
+        file.extend(packed);
+    }
+    file.extend(packing.end(&sizes));
+    change(&mut file, changes);
+    ask(file);
+}
+
+fn core(data: &[u8]) -> Vec<u8> {
     let (choice, changes) = data.split_first().unwrap_or((&0, &[]));
     let isa = if choice & 1 == 0 { Isa::X86_64 } else { Isa::Aarch64 };
     let mut registers = RegisterFile::new(isa);
@@ -197,7 +229,7 @@ pub fn cores(data: &[u8]) {
     file.extend(data.iter().cycle().take(0x2000));
     file.resize(0x5000, 0);
     change(&mut file, changes);
-    ask(file);
+    file
 }
 
 /// A compressed kdump of two pages, with changes: a number of eight bytes for each place. Bits of the
@@ -503,6 +535,7 @@ mod tests {
             let mut random = Random(0x9e37_79b9_7f4a_7c15);
             let rounds = match fuzzed.name {
                 "packets" | "stream" => 1500,
+                "packed" => 150,
                 "cores" | "kdumps" => 500,
                 _ => 10_000,
             };

@@ -100,25 +100,95 @@ fn what_is_written_is_read_back() {
     }
 }
 
+/// A dump in the three ways that names ask for.
+fn dumps_of_each_kind(scratch: &Scratch) -> [Vec<u8>; 3] {
+    ["core", "core.gz", "core.zst"].map(|name| {
+        let path = scratch.file(name);
+        dump_to(Isa::X86_64, &path).unwrap();
+        fs::read(path).unwrap()
+    })
+}
+
 #[test]
 fn compressed_files_hold_the_same() {
     use std::io::Read;
     let scratch = Scratch::new("packed");
-    let (plain, gz, zst) = (scratch.file("core"), scratch.file("core.gz"), scratch.file("core.zst"));
-    for path in [&plain, &gz, &zst] {
-        dump_to(Isa::X86_64, path).unwrap();
-    }
-    let wanted = fs::read(&plain).unwrap();
+    let [plain, gz, zst] = dumps_of_each_kind(&scratch);
+    assert!(gz.len() < plain.len() / 2 && zst.len() < plain.len() / 2, "{} {}", gz.len(), zst.len());
+    // As the usual tools see them.
     let mut unpacked = Vec::new();
-    flate2::read::MultiGzDecoder::new(File::open(&gz).unwrap()).read_to_end(&mut unpacked).unwrap();
-    assert!(unpacked == wanted);
-    let packed = fs::read(&zst).unwrap();
-    let (mut rest, mut unpacked) = (packed.as_slice(), Vec::new());
-    while !rest.is_empty() {
+    flate2::read::MultiGzDecoder::new(gz.as_slice()).read_to_end(&mut unpacked).unwrap();
+    assert!(unpacked == plain);
+    let (mut rest, mut unpacked) = (zst.as_slice(), Vec::new());
+    while !rest.starts_with(&0x184d_2a5e_u32.to_le_bytes()) {
         let mut frame = ruzstd::decoding::StreamingDecoder::new(&mut rest).unwrap();
         frame.read_to_end(&mut unpacked).unwrap();
     }
-    assert!(unpacked == wanted);
+    assert!(unpacked == plain);
+    let size = u32::from_le_bytes(rest[4..8].try_into().unwrap());
+    assert_eq!(rest.len(), 8 + usize::try_from(size).unwrap(), "the last frame ends with the file");
+    // As we do.
+    for (bytes, name) in [(gz, "gzip"), (zst, "Zstandard")] {
+        let packing = packed::Packing::of_file(&bytes).unwrap();
+        let source = packed::Packed::new(Arc::new(bytes.clone()), packing).unwrap();
+        let mut unpacked = vec![0; plain.len() + 1];
+        assert_eq!(source.read_at(0, &mut unpacked).unwrap(), plain.len());
+        assert!(unpacked[..plain.len()] == plain);
+        for at in (0..plain.len()).step_by(100_003).chain([plain.len() - 1, plain.len()]) {
+            let mut some = [0; 7];
+            let count = source.read_at(at as u64, &mut some).unwrap();
+            assert_eq!(some[..count], plain[at..(at + 7).min(plain.len())], "{at}");
+        }
+        let contents = open(Arc::new(bytes)).unwrap();
+        assert_eq!(contents.format, format!("ELF core of vmm, compressed by {name}"));
+        assert_eq!(all_of(Core::new(contents, false).unwrap().memory()), all_of(&some_memory()));
+    }
+}
+
+#[test]
+fn damaged_compressed_files() {
+    let scratch = Scratch::new("damaged");
+    let [_, gz, zst] = dumps_of_each_kind(&scratch);
+    let told = |bytes: &[u8]| open(Arc::new(bytes.to_vec())).map(drop).map_err(|error| error.to_string());
+    // Cut off: within the first member, between two, within the table.
+    let first = usize::from(u16::from_le_bytes([gz[16], gz[17]])) + 1;
+    for (bytes, message) in [
+        (&gz[..first - 1], "the file ends within a gzip member, at offset 0x0"),
+        (&gz[..first], "the file ends within a gzip member"),
+        (&gz[..gz.len() - 1], "the file ends within a gzip member"),
+        (&zst[..zst.len() - 1], "in one piece: unpack it first (zstd -d)"),
+    ] {
+        let error = told(bytes).unwrap_err();
+        assert!(error.contains(message), "{error}");
+    }
+    let with = |bytes: &[u8], at: usize, value: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        bytes[at..at + value.len()].copy_from_slice(value);
+        told(&bytes)
+    };
+    let (end, table) = (zst.len(), u32::from_le_bytes(zst[zst.len() - 9..][..4].try_into().unwrap()));
+    let table = end - 9 - 8 * usize::try_from(table).unwrap();
+    for (result, message) in [
+        (with(&gz, 16, &[20, 0]), "a gzip member of 21 bytes, fewer than there can be"),
+        (with(&gz, first, &[0]), "of another kind than the first"),
+        (with(&gz, first - 1, &[1]), "more than there can be"),
+        (with(&gz, 40, &[!gz[40]]), "a compressed block is damaged"),
+        (with(&zst, 200, &[!zst[200]; 99]), "a compressed block is damaged"),
+        (with(&zst, end - 9, &[255; 4]), "4294967295 Zstandard frames"),
+        (with(&zst, end - 9, &[0, 0, 1, 0]), "a table of 65536 Zstandard frames"),
+        (with(&zst, table - 1, &[1]), "does not begin like one"),
+        (with(&zst, table, &[255; 4]), "a Zstandard frame of 0xffffffff bytes"),
+        // It says that it unpacks to less, and to more.
+        (with(&zst, table + 4, &[9, 0, 0, 0]), "a compressed block is damaged"),
+        (with(&zst, table + 4, &[0, 0, 0, 1]), "a compressed block is damaged"),
+    ] {
+        let error = result.unwrap_err();
+        assert!(error.contains(message), "{error:?} instead of {message:?}");
+    }
+    // One that holds itself, or another.
+    let mut twice = packed::Packing::Gzip.pack(&gz[..60000]).unwrap();
+    twice.extend(packed::Packing::Gzip.end(&[]));
+    assert_eq!(told(&twice).unwrap_err(), "compressed more than once: unpack it first");
 }
 
 #[test]
@@ -254,8 +324,11 @@ fn files_that_are_something_else() {
     for (message, text) in [
         (told(Vec::new()), "neither an ELF core nor a compressed kdump"),
         (told(b"hello, this is text".to_vec()), "neither an ELF core"),
-        (told(b"\x1f\x8b\x08\0".to_vec()), "unpack it first (gunzip -k)"),
-        (told(b"\x28\xb5\x2f\xfd".to_vec()), "unpack it first (zstd -d)"),
+        (
+            told([&b"\x1f\x8b\x08\0"[..], &[9; 99]].concat()),
+            "by gzip in one piece: unpack it first (gunzip -k)",
+        ),
+        (told(b"\x28\xb5\x2f\xfd".to_vec()), "in one piece: unpack it first (zstd -d)"),
         (told(good[..40].to_vec()), "the file ends within the ELF header, at offset 0x0"),
         (told(good[..100].to_vec()), "the file ends within the program headers, at offset 0x40"),
         (with(4, &[1]), "32 bits"),

@@ -15,6 +15,7 @@
 use super::Cpu;
 use super::elf::{ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE, STATE, number_of};
 use super::kernel::{self, Piece};
+use super::sink::{self, Sink};
 use crate::disassemble::Mode;
 use crate::linux::VmCoreInfo;
 use crate::target::Memory;
@@ -22,11 +23,8 @@ use arch::address::PhysRange;
 use arch::core_note::{self, Note};
 use arch::paging::Regime;
 use arch::{GuestPhys, GuestVirt, Isa};
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -102,109 +100,6 @@ impl std::fmt::Debug for dyn Memory + '_ {
     }
 }
 
-/// Takes a core in order.
-trait Sink {
-    fn data(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// So many zeros.
-    fn hole(&mut self, size: u64) -> io::Result<()>;
-    /// There is no more.
-    fn finish(self: Box<Self>) -> io::Result<()>;
-}
-
-/// A file with holes.
-struct Sparse {
-    file: File,
-    at: u64,
-}
-
-impl Sink for Sparse {
-    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.at += bytes.len() as u64;
-        self.file.write_all(bytes)
-    }
-
-    fn hole(&mut self, size: u64) -> io::Result<()> {
-        self.at += size;
-        self.file.seek(SeekFrom::Start(self.at)).map(drop)
-    }
-
-    fn finish(self: Box<Self>) -> io::Result<()> {
-        self.file.set_len(self.at)
-    }
-}
-
-/// Hands zeros on.
-fn zeros(size: u64, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let zeros = [0; 64 << 10];
-    let mut left = size;
-    while left > 0 {
-        let count = usize::try_from(left).map_or(zeros.len(), |left| left.min(zeros.len()));
-        take(&zeros[..count])?;
-        left -= count as u64;
-    }
-    Ok(())
-}
-
-impl Sink for GzEncoder<File> {
-    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write_all(bytes)
-    }
-
-    fn hole(&mut self, size: u64) -> io::Result<()> {
-        zeros(size, |bytes| self.write_all(bytes))
-    }
-
-    fn finish(self: Box<Self>) -> io::Result<()> {
-        GzEncoder::finish(*self).map(drop)
-    }
-}
-
-/// Zstandard, a frame for each few megabytes: frames one behind another are one file (RFC 8878, 3.1).
-struct Zstd {
-    file: File,
-    waiting: Vec<u8>,
-    /// A frame of nothing but zeros, once one was needed.
-    zeros: Option<Vec<u8>>,
-}
-
-impl Zstd {
-    const FRAME: usize = 4 << 20;
-
-    fn write_frame(&mut self) -> io::Result<()> {
-        if !self.waiting.is_empty() {
-            let frame = compress_to_vec(self.waiting.as_slice(), CompressionLevel::Fastest);
-            self.waiting.clear();
-            self.file.write_all(&frame)?;
-        }
-        Ok(())
-    }
-}
-
-impl Sink for Zstd {
-    fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.waiting.extend(bytes);
-        if self.waiting.len() >= Zstd::FRAME { self.write_frame() } else { Ok(()) }
-    }
-
-    fn hole(&mut self, size: u64) -> io::Result<()> {
-        let whole = size / Zstd::FRAME as u64;
-        if whole > 0 {
-            self.write_frame()?;
-            let zeros = self.zeros.get_or_insert_with(|| {
-                compress_to_vec(io::repeat(0).take(Zstd::FRAME as u64), CompressionLevel::Fastest)
-            });
-            for _ in 0..whole {
-                self.file.write_all(zeros)?;
-            }
-        }
-        zeros(size % Zstd::FRAME as u64, |bytes| self.data(bytes))
-    }
-
-    fn finish(mut self: Box<Self>) -> io::Result<()> {
-        self.write_frame()
-    }
-}
-
 /// A file that goes unless it is kept.
 struct Partial<'a> {
     path: PathBuf,
@@ -256,11 +151,7 @@ pub fn to_file(
 ) -> Result<Summary, WriteError> {
     let failed = |source| WriteError::Io { path: path.into(), source };
     let (partial, file) = Partial::create(path)?;
-    let mut sink: Box<dyn Sink> = match path.extension().and_then(|suffix| suffix.to_str()) {
-        Some("gz") => Box::new(GzEncoder::new(file, Compression::fast())),
-        Some("zst") => Box::new(Zstd { file, waiting: Vec::new(), zeros: None }),
-        _ => Box::new(Sparse { file, at: 0 }),
-    };
+    let mut sink = sink::of_name(path, file);
     let summary = match write(target, &mut *sink, watch).map_err(failed)? {
         ControlFlow::Continue(summary) => summary,
         ControlFlow::Break(()) => return Err(WriteError::Cancelled(path.into())),
