@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Tools for dumps that are newer than Debian 12's, which are too old for Linux 6.12:
-#   $CACHE/tools/drgn/               drgn, from PyPI
-#   $CACHE/tools/trixie/<isa>/run    runs crash or makedumpfile of Debian 13, with their libraries;
-#                                    aarch64's under QEMU's emulation of a process
+# Tools for dumps beside Debian 12's own, of which some are too old for Linux 6.12 or for our dumps, and
+# none reads dumps of another architecture:
+#   $CACHE/tools/drgn/                      drgn, from PyPI
+#   $CACHE/tools/<program>-<suite>-<isa>/run
+#       runs a program of a newer Debian with that Debian's libraries; aarch64's under QEMU's emulation
+#       of a process
+#   $CACHE/tools/crash-for-aarch64/crash    crash for dumps of aarch64, which runs here
 source "$(dirname "$0")/common.sh"
 lock_cache
 
@@ -16,49 +19,84 @@ if [ ! -e "$CACHE/tools/drgn/ready-$DRGN" ]; then
   touch "$CACHE/tools/drgn/ready-$DRGN"
 fi
 
-# apt with the lists of Debian 13 alone, from where the machine has its Debian from.
-TRIXIE=$CACHE/apt-trixie
-trixie_apt() { APT_CONFIG=$TRIXIE/apt.conf "$@"; }
-trixie_apt_update() {
-  local uri
-  uri=$(grep -rhoE '^(URIs:|deb) .*' /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2>/dev/null \
-    | grep -oE '[a-z]+://[^ ]*/debian/?( |$)' | head -1) || true
-  uri=${uri:-http://deb.debian.org/debian}
-  mkdir -p "$TRIXIE"/{lists/partial,archives/partial,sources.d}
-  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri trixie main" \
-    > "$TRIXIE/sources.d/trixie.list"
-  sed "s,$CACHE/apt/,$TRIXIE/,g; s,\"$CACHE/apt\",\"$TRIXIE\",g" "$APT_ROOT/apt.conf" > "$TRIXIE/apt.conf"
-  say "reading Debian 13's package lists"
-  trixie_apt apt-get -q update >"$TRIXIE/update.log" 2>&1 || die "apt-get update failed; see $TRIXIE/update.log"
+# newer_apt SUITE COMMAND... - apt with the lists of a newer Debian alone, from where the machine has its
+# Debian from, which knows of no package that is installed.
+newer_apt() {
+  local suite=$1 place=$CACHE/apt-$1 uri
+  shift
+  if [ ! -e "$place/ready" ] || [ -n "$(find "$place/ready" -mmin +720)" ]; then
+    private_apt_config
+    uri=$(grep -rhoE '^(URIs:|deb) .*' /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2>/dev/null \
+      | grep -oE '[a-z]+://[^ ]*/debian/?( |$)' | head -1) || true
+    uri=${uri:-http://deb.debian.org/debian}
+    mkdir -p "$place"/{lists/partial,archives/partial,sources.d}
+    : > "$place/status"
+    for type in deb deb-src; do
+      echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite main"
+    done > "$place/sources.d/$suite.list"
+    { sed "s,$APT_ROOT/,$place/,g; s,\"$APT_ROOT\",\"$place\",g" "$APT_ROOT/apt.conf"
+      echo "Dir::State::status \"$place/status\";"; } > "$place/apt.conf"
+    say "reading the package lists of Debian's $suite"
+    APT_CONFIG=$place/apt.conf apt-get -q update >"$place/update.log" 2>&1 \
+      || die "apt-get update failed; see $place/update.log"
+    touch "$place/ready"
+  fi
+  APT_CONFIG=$place/apt.conf "$@"
 }
 
-for isa in x86_64 aarch64; do
-  place=$CACHE/tools/trixie/$isa
-  [ -e "$place/run" ] && continue
+# newer SUITE ISA PACKAGE PROGRAM - a program of a newer Debian with all that it depends on.
+newer() {
+  local suite=$1 isa=$2 package=$3 program=$4 arch loader emulator work
+  local place=$CACHE/tools/$program-$suite-$isa
+  [ -e "$place/run" ] && return
   case $isa in
     x86_64) arch=amd64 loader=ld-linux-x86-64.so.2 emulator= ;;
     aarch64) arch=arm64 loader=ld-linux-aarch64.so.1 emulator=qemu-aarch64-static ;;
   esac
-  [ -n "${TRIXIE_READY:-}" ] || { private_apt_config; trixie_apt_update; TRIXIE_READY=1; }
-  say "downloading crash and makedumpfile of Debian 13 for $isa"
-  work=$(mktemp -d "$CACHE/trixie.XXXXXX")
-  mkdir -p "$work/root"
-  packages=(crash makedumpfile libbz2-1.0 libc6 libdw1t64 libelf1t64 libgcc-s1 liblzma5 liblzo2-2
-    libncursesw6 libsnappy1v5 libstdc++6 libtinfo6 libzstd1 zlib1g)
-  (cd "$work" && trixie_apt apt-get -q download "${packages[@]/%/:$arch}" >apt.log 2>&1) \
-    || { cat "$work/apt.log" >&2; die "cannot download packages of Debian 13"; }
-  for package in "$work"/*.deb; do dpkg-deb -x "$package" "$work/root"; done
+  work=$(mktemp -d "$CACHE/$program.XXXXXX")
+  mkdir -p "$work/root" "$work/archives/partial"
+  newer_apt "$suite" true
+  say "downloading $package of Debian's $suite for $isa"
+  newer_apt "$suite" apt-get -q -y --no-install-recommends --download-only \
+    -o "APT::Architecture=$arch" -o "APT::Architectures=$arch" -o "Dir::Cache::archives=$work/archives" \
+    install "$package" >"$work/apt.log" 2>&1 \
+    || { tail -5 "$work/apt.log" >&2; die "cannot download $package of Debian's $suite"; }
+  for deb in "$work"/archives/*.deb; do dpkg-deb -x "$deb" "$work/root"; done
   cat > "$work/root/run" <<RUN
 #!/bin/sh
 root=\$(dirname "\$0")
-program=\$1
-shift
 libraries=\$root/usr/lib/$isa-linux-gnu
-exec $emulator "\$libraries/$loader" --library-path "\$libraries" "\$root/usr/bin/\$program" "\$@"
+export PYTHONHOME="\$root/usr"
+exec $emulator "\$libraries/$loader" --library-path "\$libraries" "\$root/usr/bin/$program" "\$@"
 RUN
   chmod 755 "$work/root/run"
-  mkdir -p "$(dirname "$place")"
   rm -rf "$place"
   mv "$work/root" "$place"
   rm -rf "$work"
-done
+}
+
+newer trixie x86_64 makedumpfile makedumpfile
+newer trixie aarch64 makedumpfile makedumpfile
+newer trixie x86_64 gdb-multiarch gdb-multiarch
+newer forky x86_64 crash crash
+
+place=$CACHE/tools/crash-for-aarch64
+if [ ! -x "$place/crash" ]; then
+  # binutils' and gdb's sources are in it.
+  install_packages bison dpkg-dev flex g++ gcc libc6-dev libgmp-dev libmpfr-dev libncurses-dev m4 make \
+    patch texinfo zlib1g-dev
+  work=$(mktemp -d "$CACHE/crash.XXXXXX")
+  trap 'rm -rf "$work"' EXIT
+  newer_apt trixie true
+  say "downloading crash's source"
+  (cd "$work" && newer_apt trixie apt-get -q source --tar-only crash >apt.log 2>&1) \
+    || { tail -5 "$work/apt.log" >&2; die "cannot download crash's source"; }
+  mkdir "$work/source"
+  tar -xf "$work"/crash_*.orig.tar.* -C "$work/source" --strip-components=1
+  say "building crash for dumps of aarch64 (4 to 7 minutes on two cores; kept for later runs)"
+  make -C "$work/source" -j"$(nproc)" target=ARM64 CFLAGS=-O1 CXXFLAGS=-O1 >"$CACHE/tools/crash.log" 2>&1 \
+    || { tail -5 "$CACHE/tools/crash.log" >&2; die "crash's build failed; see $CACHE/tools/crash.log"; }
+  mkdir -p "$place"
+  install -s -m 755 "$work/source/crash" "$place/crash.new"
+  mv "$place/crash.new" "$place/crash"
+fi

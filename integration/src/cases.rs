@@ -40,6 +40,8 @@ pub struct Case {
     /// The version of an aarch64 nest's interrupt controller; another than 3 sends the case to
     /// the nest.
     pub gic: u32,
+    /// An aarch64 nest's processor has addresses of 52 bits with pages of 4 KiB (FEAT_LPA2).
+    pub lpa2: bool,
     /// The nest runs in Debian's own QEMU, whose SVM does not trap `int3` (docs/testing.md).
     pub debians_qemu: bool,
     /// The function.
@@ -65,6 +67,7 @@ const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
         only: None,
         nest_memory: 1024,
         gic: 3,
+        lpa2: true,
         debians_qemu: false,
         run,
         debugger: None,
@@ -212,6 +215,14 @@ pub const CASES: &[Case] = &[
     only(Isa::X86_64, linux("debian_under_xens_interface", &["6.12"], hypercalls::debian)),
     with_tools(linux("dump_of_debian_6_12", &["6.12"], dumps::debian_6_12), tools::debian_6_12),
     with_tools(linux("dump_of_debian_6_1", &["6.1"], dumps::debian_6_1), tools::debian_6_1),
+    // Most processors have no more than 48 bits, and neither has crash.
+    Case {
+        lpa2: false,
+        ..with_tools(
+            only(Isa::Aarch64, linux("dump_of_debian_6_12_with_48_bits", &["6.12"], dumps::debian_6_12)),
+            tools::debian_6_12,
+        )
+    },
     with_tools(
         Case {
             kernels: &["6.12"],

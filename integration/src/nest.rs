@@ -34,6 +34,7 @@ pub struct Nest {
     memory_mib: u32,
     cpus: u32,
     gic: u32,
+    lpa2: bool,
     debians_qemu: bool,
     /// The socket that the port for a debugger leads to.
     socket: Option<PathBuf>,
@@ -78,6 +79,7 @@ impl Nest {
             memory_mib,
             cpus: 1,
             gic: 3,
+            lpa2: true,
             debians_qemu: false,
             socket: None,
         })
@@ -137,7 +139,9 @@ impl Nest {
             }
             Isa::Aarch64 => {
                 command.args(["-M", &format!("virt,virtualization=on,gic-version={}", self.gic)]);
-                command.args(["-accel", "tcg,thread=multi", "-cpu", "max,pauth-impdef=on"]);
+                let lpa2 = if self.lpa2 { "on" } else { "off" };
+                let processor = format!("max,pauth-impdef=on,lpa2={lpa2}");
+                command.args(["-accel", "tcg,thread=multi", "-cpu", &processor]);
             }
         }
         command
@@ -288,6 +292,7 @@ fn look_at_export(isa: Isa, case: &Case, folder: &Path, report: &mut Report) {
 pub fn prepare_case(isa: Isa, case: &Case) -> io::Result<Nest> {
     let mut nest = Nest::new(isa, &artifacts::program(isa, "case"), case.nest_memory)?;
     nest.gic = case.gic;
+    nest.lpa2 = case.lpa2;
     nest.debians_qemu = case.debians_qemu;
     if !case.kernels.is_empty() {
         nest.file("files/initrd", &initramfs::guest(isa)?)?;

@@ -5,7 +5,7 @@ use crate::artifacts::{self, Kernel};
 use crate::context::check;
 use crate::initramfs;
 use crate::process::{Process, Wiring};
-use crate::tools::{Built, Opened, core};
+use crate::tools::{Built, Gdb, Opened, core};
 use arch::Isa;
 use serde_json::{Value, json};
 use std::fs;
@@ -191,8 +191,8 @@ pub fn compare(isa: Isa, folder: &Path) -> Result<(), String> {
         let architecture = format!("set architecture {architecture}");
         let all: Vec<&str> =
             [architecture.as_str(), &target].into_iter().chain(commands.iter().copied()).collect();
-        let theirs = opened.gdb(&all)?;
-        let ours = opened.served(&commands)?;
+        let theirs = Gdb::Debians.run(&all)?;
+        let ours = opened.served(Gdb::Debians, &commands)?;
         let (theirs, ours) = (between(&theirs.text)?, between(&ours.text)?);
         let is_same =
             theirs == ours && ours.contains("Run /init as init process") && ours.contains("start_kernel");

@@ -94,6 +94,48 @@ pub fn core(built: Built, core: &Path, words: &[&str]) -> Result<Said, String> {
     run(command, "")
 }
 
+/// A program of a newer Debian (`integration/setup/tools.sh`).
+fn newer(program: &str, suite: &str, isa: Isa) -> Command {
+    Command::new(artifacts::cache().join(format!("tools/{program}-{suite}-{isa}/run")))
+}
+
+/// Which gdb.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gdb {
+    /// 13, of Debian 12.
+    Debians,
+    /// 16, of Debian 13.
+    Newer,
+}
+
+impl Gdb {
+    /// Runs commands, with nothing loaded.
+    ///
+    /// # Errors
+    /// When it cannot be started, or does not end.
+    pub fn run(self, commands: &[&str]) -> Result<Said, String> {
+        let mut command = match self {
+            Gdb::Debians => {
+                let mut command = Command::new("gdb-multiarch");
+                command.env_remove("PYTHONHOME");
+                command
+            }
+            Gdb::Newer => {
+                let mut command = newer("gdb-multiarch", "trixie", Isa::X86_64);
+                let data = PathBuf::from(command.get_program()).with_file_name("usr/share/gdb");
+                command.arg("--data-directory").arg(data);
+                command
+            }
+        };
+        command.env_remove("PYTHONPATH");
+        command.args(["-nx", "-batch", "-ex", "set pagination off", "-ex", "set width 0"]);
+        for line in commands {
+            command.args(["-ex", line]);
+        }
+        run(command, "")
+    }
+}
+
 /// What one tool is asked.
 type Look = fn(&Opened) -> Result<(), String>;
 
@@ -134,7 +176,7 @@ pub fn live(isa: Isa, core: &Path) -> Result<(), String> {
     let opened = Opened::new(isa, "6.12", core)?;
     let settings = ["set confirm off", "set print frame-arguments none"];
     let commands: Vec<&str> = settings.into_iter().chain(LOOKED_AT.lines()).collect();
-    let said = opened.served(&commands)?;
+    let said = opened.served(Gdb::Debians, &commands)?;
     // A time-stamp counter does not stand still with its vCPU.
     let is_counter = |word: &str| word.starts_with("tsc=") || word.starts_with("CNTVCT_EL0=");
     let between = |text: &str| {
@@ -228,46 +270,33 @@ impl Opened {
     fn by_gdb(&self) -> Result<(), String> {
         let symbols = format!("add-symbol-file {} -o {}", self.vmlinux.display(), self.slide()?);
         let core = format!("target core {}", self.core.display());
-        let said = self.gdb(&[
-            &symbols,
-            &core,
-            "info threads",
-            "p linux_banner",
-            "p init_task.comm",
-            "bt",
-            "thread 2",
-            "bt",
-        ])?;
-        said.has(&["2    LWP 2", &format!("Linux version {}", self.series), "swapper/0"])?;
-        self.has_backtraces(&said)
+        let commands =
+            [&symbols, &core, "info threads", "p linux_banner", "p init_task.comm", "bt", "thread 2", "bt"];
+        for gdb in [Gdb::Debians, Gdb::Newer] {
+            let said = gdb.run(&commands)?;
+            said.has(&["2    LWP 2", &format!("Linux version {}", self.series), "swapper/0"])?;
+            self.has_backtraces(gdb, &said).map_err(|error| format!("{gdb:?}: {error}"))?;
+        }
+        Ok(())
     }
 
     /// gdb's backtraces of two idle vCPUs.
-    fn has_backtraces(&self, said: &Said) -> Result<(), String> {
-        match self.isa {
-            Isa::X86_64 => said.has(&["do_idle", "start_kernel", "do_idle", "start_secondary"]),
+    fn has_backtraces(&self, gdb: Gdb, said: &Said) -> Result<(), String> {
+        match (self.isa, gdb) {
+            (Isa::X86_64, _) => said.has(&["do_idle", "start_kernel", "do_idle", "start_secondary"]),
             // gdb 13 does not take the authentication codes out of a kernel's return addresses.
-            Isa::Aarch64 => said.has(&["swapper/0", "cpu_do_idle", "Switching to thread 2", "cpu_do_idle"]),
+            (Isa::Aarch64, Gdb::Debians) => {
+                said.has(&["swapper/0", "cpu_do_idle", "Switching to thread 2", "cpu_do_idle"])
+            }
+            (Isa::Aarch64, Gdb::Newer) => {
+                said.has(&["do_idle", "[PAC] in rest_init", "do_idle", "[PAC] in secondary_start_kernel"])
+            }
         }
-    }
-
-    /// gdb, with nothing loaded.
-    ///
-    /// # Errors
-    /// When it cannot be started, or does not end.
-    pub fn gdb(&self, commands: &[&str]) -> Result<Said, String> {
-        let mut command = Command::new("gdb-multiarch");
-        command.args(["-nx", "-batch", "-ex", "set pagination off", "-ex", "set width 0"]);
-        for line in commands {
-            command.args(["-ex", line]);
-        }
-        command.env_remove("PYTHONHOME").env_remove("PYTHONPATH");
-        run(command, "")
     }
 
     /// gdb on `vmm core --gdb`: it finds out by itself where the kernel was.
     fn by_gdb_over_us(&self) -> Result<(), String> {
-        let said = self.served(&[
+        let commands = [
             "info threads",
             "p linux_banner",
             "p init_task.comm",
@@ -278,22 +307,26 @@ impl Opened {
             "monitor dmesg 3",
             "stepi",
             "set var $pc = 0",
-        ])?;
-        said.has(&["CPU#1", &format!("Linux version {}", self.series), "swapper/0"])?;
-        self.has_backtraces(&said)?;
-        said.has(&[
-            &format!("release: {}", self.series),
-            "TERM=linux",
-            "it cannot run or step",
-            "with --writable",
-        ])
+        ];
+        for gdb in [Gdb::Debians, Gdb::Newer] {
+            let said = self.served(gdb, &commands)?;
+            said.has(&["CPU#1", &format!("Linux version {}", self.series), "swapper/0"])?;
+            self.has_backtraces(gdb, &said).map_err(|error| format!("{gdb:?}: {error}"))?;
+            said.has(&[
+                &format!("release: {}", self.series),
+                "TERM=linux",
+                "it cannot run or step",
+                "with --writable",
+            ])?;
+        }
+        Ok(())
     }
 
     /// gdb's commands on `vmm core --gdb`, with the kernel's symbols, which it moves by itself.
     ///
     /// # Errors
     /// When it cannot be started, or does not end well.
-    pub fn served(&self, commands: &[&str]) -> Result<Said, String> {
+    pub fn served(&self, gdb: Gdb, commands: &[&str]) -> Result<Said, String> {
         let name = format!("vmm-core-{}-{}-{}", std::process::id(), self.isa, self.series);
         let socket = std::env::temp_dir().join(name);
         let mut command = Command::new(artifacts::program(vmm::kvm::HOST_ISA, "vmm"));
@@ -307,7 +340,7 @@ impl Opened {
         let target = format!("target remote {}", socket.display());
         let all: Vec<&str> =
             [file.as_str(), &target].into_iter().chain(commands.iter().copied()).chain(["kill"]).collect();
-        let said = self.gdb(&all);
+        let said = gdb.run(&all);
         let code = server.wait(LIMIT);
         let said = said?;
         check(code? == 0, || format!("the server did not end well: {}", server.errors.text()))?;
@@ -346,50 +379,71 @@ impl Opened {
         Ok(linked + slide)
     }
 
-    fn newer(isa: Isa, program: &str) -> Command {
-        let mut command = Command::new(artifacts::cache().join("tools/trixie").join(isa.name()).join("run"));
-        command.arg(program);
-        command
+    /// What crash is to say.
+    fn is_told_by_crash(&self, said: &Said) -> Result<(), String> {
+        let release = format!("RELEASE: {}", self.series);
+        let second = match self.isa {
+            Isa::X86_64 => "start_secondary",
+            Isa::Aarch64 => "secondary_start_kernel",
+        };
+        said.has(&["CPUS: 2", &release, "swapper/0", "init", "kthreadd"])?;
+        let [first_cpu, second_cpu] = [0, 1].map(|cpu| format!("CPU: {cpu} "));
+        said.has(&[&first_cpu, "do_idle", "start_kernel", &second_cpu, "do_idle", second])?;
+        said.has(&["TERM=linux", "linux_banner", "PHYSICAL"])
     }
 
-    /// crash of Debian reads dumps of its own architecture only; aarch64's, under emulation, takes many
-    /// minutes to read the kernel's symbols, and is left out.
+    /// crash: Debian 12's as far as it goes, and newer ones.
     fn by_crash(&self) -> Result<(), String> {
-        if self.isa != Isa::X86_64 {
-            return Ok(());
+        match self.isa {
+            Isa::X86_64 => {
+                let said = self.crash(Command::new("crash"))?;
+                if self.series == "6.12" {
+                    // It does not know that this kernel moves itself, reads from where it was linked, and
+                    // gives up.
+                    check(said.code != 0 && !said.text.contains("RELEASE: "), || {
+                        format!("Debian 12's opens it after all:\n{}", said.text)
+                    })?;
+                } else {
+                    // It lists no tasks but the idle ones, whoever made the dump.
+                    said.has(&["CPUS: 2", "swapper/0", "TERM=linux", "linux_banner", "PHYSICAL"])
+                        .map_err(|error| format!("Debian 12's: {error}"))?;
+                }
+                self.is_told_by_crash(&self.crash(newer("crash", "forky", self.isa))?)
+            }
+            Isa::Aarch64 => {
+                let mut command = Opened::crash_for_aarch64();
+                match (self.series, self.address_bits()?) {
+                    // It does not know 52-bit addresses with pages of 4 KiB.
+                    ("6.12", 52) => {
+                        return self.crash(command)?.has(&["invalid kernel virtual address: ffff8"]);
+                    }
+                    // Nor that a kernel for them says where memory begins as if it had them.
+                    ("6.12", _) => {
+                        let said = self.crash(Opened::crash_for_aarch64())?;
+                        said.has(&["read error: kernel virtual address"])?;
+                        let start = self.info["memory"][0]["start"].as_str().ok_or("no memory")?;
+                        command.args(["-m", &format!("phys_offset={start}")]);
+                    }
+                    _ => {}
+                }
+                self.is_told_by_crash(&self.crash(command)?)
+            }
         }
-        let release = format!("RELEASE: {}", self.series);
-        if self.series == "6.12" {
-            // Debian 12's crash does not know that this kernel moves itself, reads from where it was
-            // linked, and gives up.
-            let said = self.crash(Command::new("crash"))?;
-            check(said.code != 0 && !said.text.contains(&release), || {
-                format!("Debian 12's opens it after all:\n{}", said.text)
-            })?;
-            let said = self.crash(Opened::newer(self.isa, "crash"))?;
-            return said.has(&[
-                "CPUS: 2",
-                &release,
-                "swapper/0",
-                "init",
-                "kthreadd",
-                "do_idle",
-                "start_kernel",
-                "do_idle",
-                "start_secondary",
-                "TERM=linux",
-                "linux_banner",
-                "PHYSICAL",
-            ]);
-        }
-        // Neither Debian's nor a newer one lists tasks of this kernel, whoever made the dump.
-        let said = self.crash(Command::new("crash"))?;
-        said.has(&["CPUS: 2", &release, "swapper/0", "TERM=linux", "linux_banner", "PHYSICAL"])
+    }
+
+    fn crash_for_aarch64() -> Command {
+        Command::new(artifacts::cache().join("tools/crash-for-aarch64/crash"))
+    }
+
+    /// How many bits addresses have.
+    fn address_bits(&self) -> Result<u32, String> {
+        let said = core(Built::Here, &self.core, &["info"])?.well()?;
+        Ok(if said.text.contains("(52 bits") { 52 } else { 48 })
     }
 
     /// makedumpfile, of the dump's architecture: the log, and a filtered dump that we read back.
     fn by_makedumpfile(&self) -> Result<(), String> {
-        let newer = || Opened::newer(self.isa, "makedumpfile");
+        let newer = || newer("makedumpfile", "trixie", self.isa);
         let program: &dyn Fn() -> Command = match self.isa {
             Isa::X86_64 => &|| Command::new("makedumpfile"),
             Isa::Aarch64 => &newer,
