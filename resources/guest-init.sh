@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first process of Debian guests in the tests and the demo. Words of the kernel's command
 # line say what it does: vmm.run=poweroff (the default), reboot, shell, exit, panic, idle,
-# naps, trace, hypervisor.
+# naps, trace, hypervisor, kdump (which goes on as vmcore).
 echo "guest: init"
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev 2>/dev/null
@@ -9,6 +9,10 @@ $b mount -t proc proc /proc
 $b mount -t sysfs sys /sys
 memory=$($b awk '/^MemTotal/ {print $2}' /proc/meminfo)
 echo "guest: up kernel=$($b uname -r) cpus=$($b nproc) memory_kib=$memory time=$($b date +%s)"
+
+for module in /modules/*.ko; do
+  [ -e "$module" ] && $b insmod "$module"
+done
 
 run=poweroff
 for word in $($b cat /proc/cmdline); do
@@ -46,6 +50,21 @@ case $run in
     echo nop > current_tracer
     $b sleep 0.1
     echo "guest: complaints=$($b dmesg | $b grep -ciE 'ftrace bug|warning|oops|bug:')" ;;
+  kdump)
+    # Loads the kernel for after a crash, and crashes.
+    words=$($b sed 's/crashkernel=[^ ]*//; s/vmm.run=[^ ]*//' /proc/cmdline)
+    /crash/loader --library-path /crash/lib /crash/kexec -p /crash/kernel --initrd=/crash/initrd \
+      --append="$words nr_cpus=1 reset_devices vmm.run=vmcore"
+    echo c > /proc/sysrq-trigger ;;
+  vmcore)
+    # What the kernel was that crashed.
+    for words in info threads regs; do
+      echo "guest: vmm core $words"
+      /bin/vmm core /proc/vmcore $words
+    done
+    echo "guest: vmm core dmesg"
+    /bin/vmm core /proc/vmcore dmesg | $b grep -A3 sysrq
+    echo "guest: looked" ;;
   naps) while :; do $b sleep 0.2; done ;;
   idle) while :; do $b sleep 1000; done ;;
 esac

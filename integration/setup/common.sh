@@ -77,6 +77,26 @@ unpack_deb() {
   rm -rf "$work"
 }
 
+debian_arch() { case $1 in x86_64) echo amd64 ;; aarch64) echo arm64 ;; esac; }
+
+# unpack_whole ISA PACKAGE DIR APT... - downloads a Debian package with all that it depends on, by the apt
+# of the last words, and unpacks everything to DIR.
+unpack_whole() {
+  local isa=$1 package=$2 dir=$3 arch work deb
+  shift 3
+  arch=$(debian_arch "$isa")
+  work=$(mktemp -d "$CACHE/whole.XXXXXX")
+  mkdir -p "$dir" "$work/archives/partial"
+  : > "$work/status"
+  say "downloading $package for $isa, with what it depends on"
+  "$@" apt-get -q -y --no-install-recommends --download-only -o "APT::Architecture=$arch" \
+    -o "APT::Architectures=$arch" -o "Dir::State::status=$work/status" \
+    -o "Dir::Cache::archives=$work/archives" install "$package" >"$work/apt.log" 2>&1 \
+    || { tail -5 "$work/apt.log" >&2; die "cannot download the Debian package $package"; }
+  for deb in "$work"/archives/*.deb; do dpkg-deb -x "$deb" "$dir"; done
+  rm -rf "$work"
+}
+
 # install_packages PACKAGE... - from the machine's own apt, only what is missing.
 install_packages() {
   local missing=() package

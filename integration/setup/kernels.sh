@@ -3,10 +3,9 @@
 #   $CACHE/kernels/<isa>/<6.1|6.12>/{vmlinuz,vmlinux,config,release,modules/}, vmlinux with debug symbols
 #   $CACHE/kernels/<isa>/6.12/gdb/, the kernel's own helpers for gdb, as its build makes them
 #   $CACHE/busybox/<isa>/busybox
+#   $CACHE/kexec/<isa>/{kexec,loader,lib/}
 source "$(dirname "$0")/common.sh"
 lock_cache
-
-debian_arch() { case $1 in x86_64) echo amd64 ;; aarch64) echo arm64 ;; esac; }
 
 # The package behind Debian's metapackage of a kernel series.
 kernel_package() {
@@ -60,6 +59,31 @@ helpers() {
   mv "$dir.new" "$dir"
 }
 
+# kexec ISA DIR - the program that loads a kernel for after a crash, with the libraries that it needs.
+kexec() {
+  local isa=$1 dir=$2 work file name
+  install_packages binutils
+  work=$(mktemp -d "$CACHE/kexec-tools.XXXXXX")
+  unpack_whole "$isa" kexec-tools "$work/root" private_apt
+  mkdir -p "$work/new/lib"
+  cp "$work/root/sbin/kexec" "$work/new/kexec"
+  cp -L "$(find "$work/root" -name 'ld-linux-*.so.[12]' | head -1)" "$work/new/loader"
+  local wanted=("$work/new/kexec")
+  while [ ${#wanted[@]} -gt 0 ]; do
+    file=${wanted[0]}
+    wanted=("${wanted[@]:1}")
+    for name in $(readelf -d "$file" | sed -n 's/.*(NEEDED).*\[\(lib.*\)\]/\1/p'); do
+      [ -e "$work/new/lib/$name" ] && continue
+      cp -L "$(find "$work/root" -name "$name" | head -1)" "$work/new/lib/$name"
+      wanted+=("$work/new/lib/$name")
+    done
+  done
+  mkdir -p "$(dirname "$dir")"
+  rm -rf "$dir"
+  mv "$work/new" "$dir"
+  rm -rf "$work"
+}
+
 for isa in ${*:-x86_64 aarch64}; do
   arch=$(debian_arch "$isa")
   for series in 6.1 6.12; do
@@ -105,5 +129,9 @@ for isa in ${*:-x86_64 aarch64}; do
     mkdir -p "$CACHE/busybox/$isa"
     install -m 755 "$(find "$unpacked" -path '*/bin/busybox' -type f)" "$CACHE/busybox/$isa/busybox"
     rm -rf "$unpacked"
+  fi
+  if [ ! -e "$CACHE/kexec/$isa" ]; then
+    private_apt_update
+    kexec "$isa" "$CACHE/kexec/$isa"
   fi
 done

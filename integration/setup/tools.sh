@@ -20,7 +20,7 @@ if [ ! -e "$CACHE/tools/drgn/ready-$DRGN" ]; then
 fi
 
 # newer_apt SUITE COMMAND... - apt with the lists of a newer Debian alone, from where the machine has its
-# Debian from, which knows of no package that is installed.
+# Debian from.
 newer_apt() {
   local suite=$1 place=$CACHE/apt-$1 uri
   shift
@@ -30,12 +30,10 @@ newer_apt() {
       | grep -oE '[a-z]+://[^ ]*/debian/?( |$)' | head -1) || true
     uri=${uri:-http://deb.debian.org/debian}
     mkdir -p "$place"/{lists/partial,archives/partial,sources.d}
-    : > "$place/status"
     for type in deb deb-src; do
       echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite main"
     done > "$place/sources.d/$suite.list"
-    { sed "s,$APT_ROOT/,$place/,g; s,\"$APT_ROOT\",\"$place\",g" "$APT_ROOT/apt.conf"
-      echo "Dir::State::status \"$place/status\";"; } > "$place/apt.conf"
+    sed "s,$APT_ROOT/,$place/,g; s,\"$APT_ROOT\",\"$place\",g" "$APT_ROOT/apt.conf" > "$place/apt.conf"
     say "reading the package lists of Debian's $suite"
     APT_CONFIG=$place/apt.conf apt-get -q update >"$place/update.log" 2>&1 \
       || die "apt-get update failed; see $place/update.log"
@@ -46,22 +44,16 @@ newer_apt() {
 
 # newer SUITE ISA PACKAGE PROGRAM - a program of a newer Debian with all that it depends on.
 newer() {
-  local suite=$1 isa=$2 package=$3 program=$4 arch loader emulator work
+  local suite=$1 isa=$2 package=$3 program=$4 loader emulator work
   local place=$CACHE/tools/$program-$suite-$isa
   [ -e "$place/run" ] && return
   case $isa in
-    x86_64) arch=amd64 loader=ld-linux-x86-64.so.2 emulator= ;;
-    aarch64) arch=arm64 loader=ld-linux-aarch64.so.1 emulator=qemu-aarch64-static ;;
+    x86_64) loader=ld-linux-x86-64.so.2 emulator= ;;
+    aarch64) loader=ld-linux-aarch64.so.1 emulator=qemu-aarch64-static ;;
   esac
   work=$(mktemp -d "$CACHE/$program.XXXXXX")
-  mkdir -p "$work/root" "$work/archives/partial"
   newer_apt "$suite" true
-  say "downloading $package of Debian's $suite for $isa"
-  newer_apt "$suite" apt-get -q -y --no-install-recommends --download-only \
-    -o "APT::Architecture=$arch" -o "APT::Architectures=$arch" -o "Dir::Cache::archives=$work/archives" \
-    install "$package" >"$work/apt.log" 2>&1 \
-    || { tail -5 "$work/apt.log" >&2; die "cannot download $package of Debian's $suite"; }
-  for deb in "$work"/archives/*.deb; do dpkg-deb -x "$deb" "$work/root"; done
+  unpack_whole "$isa" "$package" "$work/root" newer_apt "$suite"
   cat > "$work/root/run" <<RUN
 #!/bin/sh
 root=\$(dirname "\$0")

@@ -11,8 +11,10 @@ mod linux;
 mod terminal;
 
 use crate::context::{Check, Context};
+use crate::initramfs;
 use crate::tools;
 use arch::Isa;
+use std::io;
 use std::path::Path;
 
 /// What a place must be able to do for a case to run there.
@@ -44,6 +46,8 @@ pub struct Case {
     pub lpa2: bool,
     /// The nest runs in Debian's own QEMU, whose SVM does not trap `int3` (docs/testing.md).
     pub debians_qemu: bool,
+    /// The userspace of guests with Linux.
+    pub initrd: fn(Isa) -> io::Result<Vec<u8>>,
     /// The function.
     pub run: fn(&mut Context) -> Check,
     /// What a debugger does meanwhile, on the machine that runs the tests.
@@ -69,6 +73,7 @@ const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
         gic: 3,
         lpa2: true,
         debians_qemu: false,
+        initrd: initramfs::guest,
         run,
         debugger: None,
         tools: None,
@@ -233,6 +238,15 @@ pub const CASES: &[Case] = &[
         tools::live,
     ),
     linux("dump_at_the_end", &["6.12"], dumps::at_the_end),
+    Case {
+        initrd: initramfs::guest_with_pvpanic,
+        ..only(Isa::X86_64, linux("dump_when_linux_says_that_it_panics", &["6.12"], dumps::by_linuxs_driver))
+    },
+    Case {
+        initrd: initramfs::guest_with_kdump,
+        nest_memory: 3072,
+        ..linux("vmcore_of_a_crashed_guest", &["6.12"], dumps::vmcore)
+    },
     small("dumps_of_small_guests", dumps::of_small_guests),
     small("gdb_range_run", gdb_wire::range_run),
     small("gdb_range_step", gdb_wire::range_step),

@@ -1,6 +1,6 @@
 //! Initial RAM file systems, for nests and for guests: newc archives that are made in memory.
 
-use crate::artifacts;
+use crate::artifacts::{self, Kernel};
 use arch::Isa;
 use cpio::newc::{Builder, ModeFileType, trailer};
 use std::fs;
@@ -75,6 +75,10 @@ impl Initramfs {
 /// # Errors
 /// When busybox is not in the cache.
 pub fn guest(isa: Isa) -> io::Result<Vec<u8>> {
+    userspace(isa)?.finish()
+}
+
+fn userspace(isa: Isa) -> io::Result<Initramfs> {
     let mut archive = Initramfs::default();
     for folder in ["bin", "dev", "proc", "sys", "tmp", "root"] {
         archive.folder(folder)?;
@@ -86,6 +90,45 @@ pub fn guest(isa: Isa) -> io::Result<Vec<u8>> {
         archive.link(&format!("bin/{applet}"), "busybox")?;
     }
     archive.copy("init", &artifacts::workspace().join("resources/guest-init.sh"))?;
+    Ok(archive)
+}
+
+/// The same with a kernel to be loaded for after a crash, Linux 6.12, whose userspace has our program.
+///
+/// # Errors
+/// When a part is not in the cache.
+pub fn guest_with_kdump(isa: Isa) -> io::Result<Vec<u8>> {
+    let mut second = userspace(isa)?;
+    second.copy("bin/vmm", &artifacts::program(isa, "vmm"))?;
+    let mut archive = userspace(isa)?;
+    archive.folder("crash")?;
+    archive.folder("crash/lib")?;
+    archive.file("crash/initrd", &second.finish()?)?;
+    archive.copy("crash/kernel", &Kernel::new(isa, "6.12").image())?;
+    let kexec = artifacts::cache().join("kexec").join(isa.name());
+    for name in ["kexec", "loader"] {
+        archive.copy(&format!("crash/{name}"), &kexec.join(name))?;
+    }
+    for entry in fs::read_dir(kexec.join("lib"))? {
+        let entry = entry?;
+        archive.copy(&format!("crash/lib/{}", entry.file_name().display()), &entry.path())?;
+    }
+    archive.finish()
+}
+
+/// The same with Linux 6.12's driver of the device for panics; x86_64 only, as Debian's kernel has none
+/// for aarch64.
+///
+/// # Errors
+/// When a part is not in the cache.
+pub fn guest_with_pvpanic(isa: Isa) -> io::Result<Vec<u8>> {
+    let mut archive = userspace(isa)?;
+    archive.folder("modules")?;
+    for (index, name) in ["pvpanic", "pvpanic-mmio"].into_iter().enumerate() {
+        let path = format!("drivers/misc/pvpanic/{name}.ko");
+        let path = Kernel::new(isa, "6.12").module(&path).ok_or(io::ErrorKind::NotFound)?;
+        archive.file(&format!("modules/{index}-{name}.ko"), &module(&path)?)?;
+    }
     archive.finish()
 }
 

@@ -295,7 +295,7 @@ pub fn prepare_case(isa: Isa, case: &Case) -> io::Result<Nest> {
     nest.lpa2 = case.lpa2;
     nest.debians_qemu = case.debians_qemu;
     if !case.kernels.is_empty() {
-        nest.file("files/initrd", &initramfs::guest(isa)?)?;
+        nest.file("files/initrd", &(case.initrd)(isa)?)?;
     }
     for series in case.kernels {
         nest.copy(&format!("files/{series}"), &Kernel::new(isa, series).image())?;

@@ -67,20 +67,27 @@ impl Source for OnDisk {
     }
 
     fn pieces(&self, offset: u64, length: u64) -> Vec<(u64, u64)> {
+        use nix::errno::Errno;
         use nix::unistd::{Whence, lseek};
         let end = offset.saturating_add(length);
-        let seek = |at: u64, whence| lseek(&self.file, i64::try_from(at).ok()?, whence).ok();
+        let seek = |at: u64, whence| {
+            let found = lseek(&self.file, i64::try_from(at).map_err(|_| Errno::EINVAL)?, whence)?;
+            u64::try_from(found).map_err(|_| Errno::EINVAL)
+        };
         let mut pieces = Vec::new();
         let mut at = offset;
         while at < end && pieces.len() < MOST_PIECES {
-            // Behind the last data there is none to be found.
-            let Some(start) = seek(at, Whence::SeekData).and_then(|start| u64::try_from(start).ok()) else {
-                return pieces;
+            let start = match seek(at, Whence::SeekData) {
+                Ok(start) => start,
+                // Behind the last data there is none to be found.
+                Err(Errno::ENXIO) => return pieces,
+                // Not every file system knows of holes.
+                Err(_) => break,
             };
             if start >= end {
                 return pieces;
             }
-            let hole = seek(start, Whence::SeekHole).and_then(|hole| u64::try_from(hole).ok());
+            let hole = seek(start, Whence::SeekHole).ok();
             let stop = hole.unwrap_or(end).min(end);
             pieces.push((start.max(offset), stop));
             at = stop;

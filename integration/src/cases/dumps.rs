@@ -114,6 +114,50 @@ pub fn at_the_end(c: &mut Context) -> Check {
     check(!core.exists(), || "a guest that ends well has left a dump".into())
 }
 
+/// Linux's own driver of the device for panics.
+pub fn by_linuxs_driver(c: &mut Context) -> Check {
+    let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(60));
+    let core = c.work.join("core");
+    // Nothing else tells: there is no console that the kernel writes to, and it stays where it panics.
+    let words = "--dump-on panic={} --kernel {} --initrd {} --memory 256M \
+        --cmdline vmm.run=panic~panic=0~console=hvc9";
+    let run = c.run(words, &[&core, &kernel, &initrd], limit)?;
+    run.expect_code(14)?;
+    c.run("core {} dmesg", &[&core], limit)?
+        .expect_output("Kernel panic - not syncing: sysrq triggered crash")
+}
+
+/// A kernel that crashes in a guest starts another one, which looks at /proc/vmcore with our program.
+pub fn vmcore(c: &mut Context) -> Check {
+    let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(120));
+    let words =
+        "--kernel {} --initrd {} --memory 768M --cpus 2 --cmdline crashkernel=224M~quiet~vmm.run=kdump";
+    let run = c.run(words, &[&kernel, &initrd], limit)?;
+    run.expect_code(0)?;
+    // In this order.
+    let output = run.output.replace('\r', "");
+    let mut rest = output.as_str();
+    for text in [
+        "guest: vmm core info",
+        "format: ELF core\n",
+        "vCPUs: 2\n",
+        "(by the kernel's description; registers do not tell)",
+        "release: 6.12.",
+        "mapped from 0xffff",
+        "guest: vmm core threads",
+        "vCPU 0 [dumped]: pc 0xffff",
+        "vCPU 1 [dumped]: pc 0xffff",
+        "guest: vmm core dmesg",
+        "sysrq: Trigger a crash",
+        "Kernel panic - not syncing: sysrq triggered crash",
+        "guest: looked",
+    ] {
+        let at = rest.find(text).ok_or_else(|| format!("{text:?} is not where it should be:\n{output}"))?;
+        rest = &rest[at + text.len()..];
+    }
+    Ok(())
+}
+
 /// The device for panics, a triple fault, and what goes wrong with the file.
 pub fn of_small_guests(c: &mut Context) -> Check {
     let limit = c.limit(10);
