@@ -11,6 +11,7 @@ use arch::register::table;
 use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const SIZE: usize = 0xc0_0000;
 
@@ -19,7 +20,9 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str) -> Scratch {
-        let folder = std::env::temp_dir().join(format!("vmm-dump-{}-{name}", std::process::id()));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let folder = std::env::temp_dir().join(format!("vmm-dump-{process}-{name}-{number}"));
         fs::create_dir_all(&folder).unwrap();
         Scratch(folder)
     }
