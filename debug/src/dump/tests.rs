@@ -211,6 +211,12 @@ fn nothing_half_written_is_left() {
     assert!(matches!(full, Err(WriteError::NoFile(_))));
     assert_eq!(fs::read(&path).unwrap(), b"before");
     assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 1);
+    // What a process that was killed has left is no trouble, and stays.
+    let left = scratch.file(&format!("core.partial-{}-0", std::process::id()));
+    fs::write(&left, "left").unwrap();
+    write::to_file(&target, &path, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert!(fs::read(&path).unwrap().starts_with(b"\x7fELF"));
+    assert_eq!(fs::read(&left).unwrap(), b"left");
 }
 
 fn core(is_writable: bool) -> Core {

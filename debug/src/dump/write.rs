@@ -35,6 +35,9 @@ const AT_ONCE: usize = 1 << 20;
 /// Pages from a stack pointer on that get a segment of their own: of Linux's stacks, 16 KiB.
 const STACK_PAGES: u64 = 4;
 
+/// Names that are tried for a file that is not whole yet.
+const MOST_PARTIAL: u32 = 100;
+
 /// Why a dump was not written. The file that was asked for is as it was before.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -114,11 +117,21 @@ impl<'a> Partial<'a> {
             return Err(WriteError::NoFile(wanted.into()));
         }
         let name = wanted.file_name().ok_or_else(|| WriteError::NoFile(wanted.into()))?;
-        let mut name = name.to_os_string();
-        name.push(format!(".partial-{}", std::process::id()));
-        let path = wanted.with_file_name(name);
-        let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(failed)?;
-        Ok((Partial { path, kept: false, wanted }, file))
+        let mut number = 0;
+        loop {
+            let mut partial = name.to_os_string();
+            partial.push(format!(".partial-{}-{number}", std::process::id()));
+            let path = wanted.with_file_name(partial);
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => return Ok((Partial { path, kept: false, wanted }, file)),
+                // Another dump's; or one is left of a process that was killed and had the same number,
+                // as in containers all have.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < MOST_PARTIAL => {
+                    number += 1;
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
     }
 
     fn keep(mut self) -> Result<(), WriteError> {
