@@ -114,8 +114,10 @@ impl Note {
             (Note::Qemu, _) => {
                 bytes[0..4].copy_from_slice(&1u32.to_le_bytes());
                 bytes[4..8].copy_from_slice(&440u32.to_le_bytes());
-                for (offset, flags) in segment_flags(file, width) {
-                    bytes[offset + 4..offset + 8].copy_from_slice(&u32::MAX.to_le_bytes());
+                for (index, name) in SEGMENTS.into_iter().enumerate() {
+                    let (limit, flags) = segment(file, name, width);
+                    let offset = QEMU_SEGMENTS + QEMU_SEGMENT * index;
+                    bytes[offset + 4..offset + 8].copy_from_slice(&limit.to_le_bytes());
                     bytes[offset + 8..offset + 12].copy_from_slice(&flags.to_le_bytes());
                 }
             }
@@ -132,6 +134,15 @@ impl Note {
                 file.set_bytes(row, value);
             }
         });
+        if self == Note::Qemu {
+            for (index, name) in SEGMENTS.into_iter().enumerate() {
+                let offset = QEMU_SEGMENTS + QEMU_SEGMENT * index;
+                if let Some(flags) = crate::bytes::u32_at(bytes, offset + 8) {
+                    let unusable = if flags & PRESENT == 0 { UNUSABLE } else { 0 };
+                    file.set(&format!("{name}_ar"), (flags >> 8 & RIGHTS | unusable).into());
+                }
+            }
+        }
         if (self, isa) == (Note::Float, Isa::X86_64)
             && let Some(tags) = bytes.get(X87_TAGS)
         {
@@ -153,22 +164,36 @@ fn abridged(tags: u64) -> u8 {
     (0..8).filter(|bit| tags >> (2 * bit) & 3 != 3).fold(0, |short, bit| short | 1 << bit)
 }
 
-/// Segments whose limit and access the register table does not have: offset, and the second word of a
-/// flat segment's descriptor (Intel SDM vol. 3, "Segment Descriptors").
-fn segment_flags(file: &RegisterFile, width: u32) -> Vec<(usize, u32)> {
+/// Segments in the order of `QEMUCPUState`.
+const SEGMENTS: [&str; 8] = ["cs", "ds", "es", "fs", "gs", "ss", "ldt", "tr"];
+/// Access rights that a descriptor has as well, there 8 bits higher.
+const RIGHTS: u32 = 0xf0ff;
+/// Access rights: the segment cannot be used.
+const UNUSABLE: u32 = 1 << 16;
+/// Second word of a descriptor: the segment is present.
+const PRESENT: u32 = 1 << 15;
+
+/// A segment's limit, and the second word of its descriptor without limit and base (Intel SDM vol. 3,
+/// "Segment Descriptors"). One of which nothing is known is taken to be flat.
+fn segment(file: &RegisterFile, name: &str, width: u32) -> (u32, u32) {
     const DATA: u32 = 0x00c0_9300;
     const CODE: u32 = 0x0000_9b00;
     const GRANULAR: u32 = 1 << 23;
+    let get = |name: &str| file.get(name).and_then(|value| u32::try_from(value).ok());
+    if let (Some(limit), Some(rights)) = (get(&format!("{name}_limit")), get(&format!("{name}_ar"))) {
+        return (limit, if rights & UNUSABLE == 0 { (rights & RIGHTS) << 8 } else { 0 });
+    }
     let width = match width {
         64 => LONG,
         32 => WIDE,
         _ => 0,
     };
-    let code = CODE | GRANULAR | width;
-    let level = file.get("cs").map_or(0, |cs| (u32::try_from(cs).unwrap_or(0) & 3) << 13);
-    let mut segments = vec![(QEMU_SEGMENTS, code | level)];
-    segments.extend((1..6).map(|index| (QEMU_SEGMENTS + index * QEMU_SEGMENT, DATA | level)));
-    segments
+    let level = get("cs").map_or(0, |cs| (cs & 3) << 13);
+    match name {
+        "cs" => (u32::MAX, CODE | GRANULAR | width | level),
+        "ldt" | "tr" => (0, 0),
+        _ => (u32::MAX, DATA | level),
+    }
 }
 
 /// Bits of a code segment's descriptor: 64-bit code, 32-bit code.
@@ -252,26 +277,17 @@ fn fields(note: Note, isa: Isa, mut tell: impl FnMut(&str, usize, usize)) {
                 "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12",
                 "r13", "r14", "r15", "rip", "eflags",
             ];
-            const SEGMENTS: [(&str, &str); 10] = [
-                ("cs", "cs_base"),
-                ("ds", "ds_base"),
-                ("es", "es_base"),
-                ("fs", "fs_base"),
-                ("gs", "gs_base"),
-                ("ss", "ss_base"),
-                ("ldt", "ldt_base"),
-                ("tr", "tr_base"),
-                ("", "gdt_base"),
-                ("", "idt_base"),
-            ];
             for (index, name) in GENERAL.into_iter().enumerate() {
                 tell(name, 8 + 8 * index, 8);
             }
-            for (index, (selector, base)) in SEGMENTS.into_iter().enumerate() {
+            for (index, name) in SEGMENTS.into_iter().enumerate() {
                 let offset = QEMU_SEGMENTS + QEMU_SEGMENT * index;
-                tell(selector, offset, 4);
-                tell(base, offset + 16, 8);
+                tell(name, offset, 4);
+                tell(&format!("{name}_limit"), offset + 4, 4);
+                tell(&format!("{name}_base"), offset + 16, 8);
             }
+            tell("gdt_base", QEMU_SEGMENTS + 8 * QEMU_SEGMENT + 16, 8);
+            tell("idt_base", QEMU_SEGMENTS + 9 * QEMU_SEGMENT + 16, 8);
             tell("gdt_limit", QEMU_SEGMENTS + 8 * QEMU_SEGMENT + 4, 2);
             tell("idt_limit", QEMU_SEGMENTS + 9 * QEMU_SEGMENT + 4, 2);
             for (name, offset) in [("cr0", 392), ("cr2", 408), ("cr3", 416), ("cr4", 424), ("k_gs_base", 432)]
@@ -354,7 +370,9 @@ mod tests {
                 let mut back = RegisterFile::new(isa);
                 note.parse(&bytes, &mut back);
                 let mut count = 0;
-                for (row, register) in back.rows().filter(|(_, register)| register.name != "ftag") {
+                // What is converted has a test of its own.
+                let is_copied = |name: &str| name != "ftag" && !name.ends_with("_ar");
+                for (row, register) in back.rows().filter(|(_, register)| is_copied(register.name)) {
                     // A note may have less of a register than gdb.
                     let (mut found, wanted) = (back.bytes(row).unwrap(), file.bytes(row).unwrap());
                     found.truncate(found.iter().rposition(|byte| *byte != 0).unwrap() + 1);
@@ -367,7 +385,7 @@ mod tests {
                     (Note::Float, Isa::X86_64) => 32,
                     (Note::Float, Isa::Aarch64) => 34,
                     (Note::PointerMasks, _) => 2,
-                    (Note::Qemu, _) => 18 + 18 + 2 + 5,
+                    (Note::Qemu, _) => 18 + 8 * 3 + 2 + 2 + 5,
                 };
                 assert_eq!(count, wanted, "{isa} {note:?}");
                 // One that is cut off gives less, and is no trouble.
@@ -405,7 +423,21 @@ mod tests {
         assert_eq!(bytes[384..392], 0xffff_fe00_0000_0000u64.to_le_bytes());
         // 64-bit code.
         assert_eq!(bytes[160..164], 0x00a0_9b00u32.to_le_bytes());
+        // Real segments, if they are known: 16-bit code that reaches far, and one that cannot be used.
+        file.set("cs_limit", 0xffff);
+        file.set("cs_ar", 0x9b);
+        file.set("ds_limit", 0);
+        file.set("ds_ar", 0x1_0000);
+        let bytes = Note::Qemu.build(&file, 0, 64).unwrap();
+        assert_eq!(bytes[156..164], [0xffffu32, 0x9b00].map(u32::to_le_bytes).concat());
+        assert_eq!(code_width(&bytes), Some(16));
+        let mut back = RegisterFile::new(Isa::X86_64);
+        Note::Qemu.parse(&bytes, &mut back);
+        let values = ["cs_limit", "cs_ar", "ds_limit", "ds_ar", "ss_ar"].map(|name| back.get(name).unwrap());
+        assert_eq!(values, [0xffff, 0x9b, 0, 0x1_0000, 0xc093]);
+        let mut file = RegisterFile::new(Isa::X86_64);
         for width in [64, 32, 16] {
+            file.set("cs", 0x10);
             assert_eq!(code_width(&Note::Qemu.build(&file, 0, width).unwrap()), Some(width));
         }
     }

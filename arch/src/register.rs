@@ -119,6 +119,9 @@ pub enum Source {
     Regs(u8),
     /// x86: `struct kvm_sregs`, offset and size in bytes.
     Sregs(u16, u8),
+    /// x86: what a segment is ([`x86_64::access_rights`]), offset in bytes of its `type` in
+    /// `struct kvm_sregs`.
+    SegmentAccess(u16),
     /// x86: a model-specific register.
     Msr(u32),
     /// x86: a component of the XSAVE area, offset in it and size in bytes.
@@ -230,7 +233,7 @@ impl Register {
     pub const fn bank(&self) -> Bank {
         match self.source {
             Source::Regs(_) | Source::Core(_) | Source::StackPointer => Bank::General,
-            Source::Sregs(..) => Bank::System,
+            Source::Sregs(..) | Source::SegmentAccess(_) => Bank::System,
             Source::System(_) => match self.group {
                 Group::Debug => Bank::Debug,
                 _ => Bank::System,

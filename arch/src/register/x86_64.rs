@@ -7,7 +7,7 @@
 use super::{Feature, Group, Register, Source, XsaveComponent, describe as row};
 use Feature::{X86Avx, X86Avx512, X86Core, X86Segments, X86Sse, X86System};
 use Group::{Debug, Float, General, Segment, System, Vector};
-use Source::{DebugRegs, Msr, Regs, Sregs, X87Tag, Xsave};
+use Source::{DebugRegs, Msr, Regs, SegmentAccess, Sregs, X87Tag, Xsave};
 use XsaveComponent::{Avx, Legacy, Opmask, Zmm16, ZmmHigh};
 
 /// Row of RIP.
@@ -174,6 +174,22 @@ pub const TABLE: &[Register] = &[
     row("tr_base", 64, Segment, X86System, "data_ptr", Sregs(144, 8)),
     row("ldt", 16, Segment, X86System, "int16", Sregs(180, 2)),
     row("ldt_base", 64, Segment, X86System, "data_ptr", Sregs(168, 8)),
+    row("cs_limit", 32, Segment, X86System, "int32", Sregs(8, 4)),
+    row("cs_ar", 32, Segment, X86System, "int32", SegmentAccess(14)),
+    row("ss_limit", 32, Segment, X86System, "int32", Sregs(128, 4)),
+    row("ss_ar", 32, Segment, X86System, "int32", SegmentAccess(134)),
+    row("ds_limit", 32, Segment, X86System, "int32", Sregs(32, 4)),
+    row("ds_ar", 32, Segment, X86System, "int32", SegmentAccess(38)),
+    row("es_limit", 32, Segment, X86System, "int32", Sregs(56, 4)),
+    row("es_ar", 32, Segment, X86System, "int32", SegmentAccess(62)),
+    row("fs_limit", 32, Segment, X86System, "int32", Sregs(80, 4)),
+    row("fs_ar", 32, Segment, X86System, "int32", SegmentAccess(86)),
+    row("gs_limit", 32, Segment, X86System, "int32", Sregs(104, 4)),
+    row("gs_ar", 32, Segment, X86System, "int32", SegmentAccess(110)),
+    row("tr_limit", 32, Segment, X86System, "int32", Sregs(152, 4)),
+    row("tr_ar", 32, Segment, X86System, "int32", SegmentAccess(158)),
+    row("ldt_limit", 32, Segment, X86System, "int32", Sregs(176, 4)),
+    row("ldt_ar", 32, Segment, X86System, "int32", SegmentAccess(182)),
     row("gdt_base", 64, Segment, X86System, "data_ptr", Sregs(192, 8)),
     row("gdt_limit", 16, Segment, X86System, "int16", Sregs(200, 2)),
     row("idt_base", 64, Segment, X86System, "data_ptr", Sregs(208, 8)),
@@ -203,6 +219,26 @@ pub const TABLE: &[Register] = &[
     row("dr6", 64, Debug, X86System, "int64", DebugRegs(4)),
     row("dr7", 64, Debug, X86System, "int64", DebugRegs(5)),
 ];
+
+/// Bytes of `struct kvm_segment` that say what the segment is, from `type` on.
+pub const SEGMENT_ACCESS: usize = 9;
+
+/// Of each of these bytes (`type`, `present`, `dpl`, `db`, `s`, `l`, `g`, `avl`, `unusable`), where the access
+/// rights have it: first bit, and how many.
+const ACCESS_BITS: [(u32, u32); SEGMENT_ACCESS] =
+    [(0, 4), (7, 1), (5, 2), (14, 1), (4, 1), (13, 1), (15, 1), (12, 1), (16, 1)];
+
+/// A segment's access rights, as a VMCS has them (Intel SDM vol. 3, "Guest Register State"): bits 8 to 23 of
+/// the second word of its descriptor, without the limit's, and bit 16 for one that is unusable.
+pub fn access_rights(bytes: [u8; SEGMENT_ACCESS]) -> u32 {
+    let field = |(byte, (shift, width)): (u8, (u32, u32))| (u32::from(byte) & ((1 << width) - 1)) << shift;
+    bytes.into_iter().zip(ACCESS_BITS).map(field).fold(0, |rights, field| rights | field)
+}
+
+/// The bytes of `struct kvm_segment` for access rights.
+pub fn access_bytes(rights: u32) -> [u8; SEGMENT_ACCESS] {
+    ACCESS_BITS.map(|(shift, width)| (rights >> shift).to_le_bytes()[0] & ((1 << width) - 1))
+}
 
 /// The full x87 tag word from the abridged one of the XSAVE area: two bits a register, 3 for
 /// an empty one, 1 for zero, 2 for what is special, 0 for the rest. `registers` are the ten

@@ -46,8 +46,9 @@ fn some_cpus(isa: Isa) -> Vec<Cpu> {
             let byte = u8::try_from((row * 2 + id) % 255 + 1).unwrap();
             registers.set_bytes(row, &vec![byte; register.bytes()]);
         }
-        // No paging, and no x87 register in use.
-        for (name, value) in [("cr0", 0x11), ("efer", 0), ("ftag", 0xffff), ("SCTLR_EL1", 0)] {
+        // No paging, no x87 register in use, 64-bit code.
+        let fixed = [("cr0", 0x11), ("efer", 0), ("ftag", 0xffff), ("cs_ar", 0xa09b), ("SCTLR_EL1", 0)];
+        for (name, value) in fixed {
             if arch::register::row(isa, name).is_some() {
                 registers.set(name, value);
             }

@@ -6,6 +6,7 @@
 use super::ISA;
 use crate::kvm::error::{KvmError, ioctl};
 use arch::aarch64::step::After;
+use arch::bytes::array_at;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile, Source, XsaveComponent, table, x86_64};
 use arch::x86::debug_registers::slots;
@@ -305,6 +306,13 @@ impl Registers {
                         file.set_bytes(row, &sregs.bytes()[start..start + usize::from(size)]);
                     }
                 }
+                Source::SegmentAccess(offset) => {
+                    if let Some(bytes) =
+                        sregs.as_ref().and_then(|sregs| array_at(sregs.bytes(), offset.into()))
+                    {
+                        file.set_row(row, x86_64::access_rights(bytes).into());
+                    }
+                }
                 Source::DebugRegs(index) => {
                     if let Some(debug) = &debug {
                         file.set_row(row, word_at(debug.bytes(), usize::from(index)));
@@ -343,9 +351,18 @@ impl Registers {
         if wants(&banks, Bank::System) {
             let mut sregs = self.sregs(vcpu)?;
             for (row, register) in file.rows() {
-                if let (Source::Sregs(offset, size), Some(value)) = (register.source, file.get_row(row)) {
-                    let (start, size) = (usize::from(offset), usize::from(size));
-                    sregs.bytes_mut()[start..start + size].copy_from_slice(&value.to_le_bytes()[..size]);
+                let Some(value) = file.get_row(row) else { continue };
+                let mut put = |offset: u16, bytes: &[u8]| {
+                    let start = usize::from(offset);
+                    sregs.bytes_mut()[start..start + bytes.len()].copy_from_slice(bytes);
+                };
+                match register.source {
+                    Source::Sregs(offset, size) => put(offset, &value.to_le_bytes()[..usize::from(size)]),
+                    Source::SegmentAccess(offset) => {
+                        let rights = u32::try_from(value).unwrap_or(0);
+                        put(offset, &x86_64::access_bytes(rights));
+                    }
+                    _ => {}
                 }
             }
             // KVM may change what it takes.
@@ -486,6 +503,14 @@ mod tests {
             let Some(Source::Sregs(offset, 8)) = found else { panic!("{register}") };
             assert_eq!(word_at(&sregs.bytes()[usize::from(offset)..], 0), value, "{register}");
             assert!(name(offset).is_some());
+        }
+        let segment = kvm::kvm_segment { type_: 11, present: 1, s: 1, l: 1, g: 1, ..Default::default() };
+        let sregs = kvm::kvm_sregs { cs: segment, ldt: segment, ..Default::default() };
+        for register in ["cs_ar", "ldt_ar"] {
+            let found = row(ISA, register).map(|row| table(ISA)[row].source);
+            let Some(Source::SegmentAccess(offset)) = found else { panic!("{register}") };
+            let bytes = array_at(sregs.bytes(), offset.into()).unwrap();
+            assert_eq!(x86_64::access_rights(bytes), 0xa09b, "{register}");
         }
         let mut regs = kvm::kvm_regs::default();
         (regs.rsp, regs.rip, regs.rflags, regs.r15) = (1, 2, 3, 4);
