@@ -459,23 +459,29 @@ impl Opened {
         said.well()?;
         let text = fs::read_to_string(&log).map_err(|error| format!("there is no log: {error}"))?;
         check(text.contains("TERM=linux"), || format!("the log is\n{text}"))?;
-        // Its option for each way to compress; Debian's own has no Snappy and no Zstandard.
-        for (option, needs_newer) in [("-c", false), ("-l", false), ("-p", true), ("-z", true)] {
+        // Its option for each way to compress, and for a core; Debian's own has no Snappy and no Zstandard.
+        for (option, needs_newer) in [("-c", false), ("-l", false), ("-p", true), ("-z", true), ("-E", false)]
+        {
             let filtered = self.core.with_extension("filtered");
             let mut filter = if needs_newer { newer() } else { program() };
             filter.args(["-d", "31", option]).arg(&self.core).arg(&filtered);
             run(filter, "")?.well().map_err(|error| format!("{option}: {error}"))?;
-            let result = self.read_back(&filtered);
+            let format = if option == "-E" {
+                "format: ELF core of vmm"
+            } else {
+                "compressed kdump, version 6, dump level 31"
+            };
+            let result = self.read_back(&filtered, format);
             fs::remove_file(&filtered).ok();
             result.map_err(|error| format!("{option}: {error}"))?;
         }
         fs::remove_file(&log).map_err(|error| error.to_string())
     }
 
-    fn read_back(&self, filtered: &Path) -> Result<(), String> {
+    fn read_back(&self, filtered: &Path, format: &str) -> Result<(), String> {
         let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
         check(size(filtered) < size(&self.core) / 2, || format!("it has {} bytes", size(filtered)))?;
-        core(Built::Here, filtered, &["info"])?.well()?.has(&["compressed kdump", "dump level 31"])?;
+        core(Built::Here, filtered, &["info"])?.well()?.has(&[format])?;
         let banner = format!("{:#x}", self.slid_symbol("linux_banner")?);
         for words in [&["dmesg"][..], &["regs"], &["read", &banner, "64"]] {
             let (ours, theirs) = (core(Built::Here, &self.core, words)?, core(Built::Here, filtered, words)?);
