@@ -10,18 +10,19 @@ use clap::{Args, Subcommand};
 use debug::dump::diff::{self, Place};
 use debug::dump::machine::Core;
 use debug::dump::source::OnDisk;
-use debug::dump::{self, Contents, DumpError};
+use debug::dump::{self, Contents, Cpu, DumpError};
 use debug::engine::Engine;
 use debug::gdb::monitor::{self, number};
 use debug::gdb::server::{self, Address, Listener};
 use debug::gdb::session::Session;
+use debug::linux::VmCoreInfo;
 use debug::memory::{self, Space};
 use debug::target::Machine;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,9 +56,12 @@ pub struct CoreArgs {
     /// Where plain memory begins, guest-physical
     #[arg(long, value_name = "ADDRESS", requires = "raw", value_parser = number)]
     base: Option<u64>,
-    /// A register that goes with plain memory; may be given more than once
-    #[arg(long, value_name = "NAME=VALUE", requires = "raw")]
+    /// A register of all vCPUs that the dump does not have, or has wrong; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE")]
     register: Vec<String>,
+    /// The kernel's description of itself, if it is not in the dump, as makedumpfile -g writes it
+    #[arg(long, value_name = "PATH")]
+    vmcoreinfo: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<CoreCommand>,
 }
@@ -176,19 +180,25 @@ fn open(args: &CoreArgs, path: &Path) -> Result<Core, CoreError> {
     let failed = |source| CoreError::Open { path: path.into(), source };
     let source = Arc::new(File::open(path).and_then(OnDisk::new).map_err(failed)?);
     let contents = match args.arch.filter(|_| args.raw) {
-        Some(isa) => {
-            let registers = registers(isa, &args.register)?;
-            dump::raw::read(source, isa, args.base.unwrap_or(0), registers)
-        }
+        Some(isa) => dump::raw::read(source, isa, args.base.unwrap_or(0), RegisterFile::new(isa)),
         None => dump::open(source),
     };
-    let contents: Contents = contents.map_err(|source| CoreError::Dump { path: path.into(), source })?;
+    let mut contents: Contents = contents.map_err(|source| CoreError::Dump { path: path.into(), source })?;
+    if contents.cpus.is_empty() && !args.register.is_empty() {
+        contents.cpus.push(Cpu::unknown(contents.isa));
+    }
+    for cpu in &mut contents.cpus {
+        set_registers(&mut cpu.registers, &args.register)?;
+    }
+    if let Some(path) = &args.vmcoreinfo {
+        contents.info = Some(description(path)?);
+    }
     Core::new(contents, args.writable).map_err(failed)
 }
 
-/// Registers as the user gives them.
-fn registers(isa: Isa, given: &[String]) -> Result<RegisterFile, CoreError> {
-    let mut file = RegisterFile::new(isa);
+/// Sets registers as the user gives them.
+fn set_registers(file: &mut RegisterFile, given: &[String]) -> Result<(), CoreError> {
+    let isa = file.isa();
     for text in given {
         let wrong = |why: &str| CoreError::Usage(format!("--register {text}: {why}"));
         let (name, value) = text.split_once('=').ok_or_else(|| wrong("write NAME=VALUE"))?;
@@ -196,7 +206,21 @@ fn registers(isa: Isa, given: &[String]) -> Result<RegisterFile, CoreError> {
         let row = known.ok_or_else(|| wrong(&format!("{isa} has no such register of up to 64 bits")))?;
         file.set_row(row, number(value).map_err(|why| wrong(&why))?);
     }
-    Ok(file)
+    Ok(())
+}
+
+/// Reads a kernel's description of itself.
+fn description(path: &Path) -> Result<VmCoreInfo, CoreError> {
+    /// Bytes, of a text that kernels keep in a page.
+    const MOST: u64 = 1 << 20;
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MOST).read_to_end(&mut bytes));
+    read.map_err(|source| CoreError::Open { path: path.into(), source })?;
+    let none = || {
+        let what = "no description of a kernel: OSRELEASE and PAGESIZE are not in it".into();
+        CoreError::Dump { path: path.into(), source: DumpError::Unknown(what) }
+    };
+    VmCoreInfo::parse(&bytes).ok_or_else(none)
 }
 
 fn session(core: Core) -> Session<Core> {

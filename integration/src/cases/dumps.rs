@@ -228,3 +228,70 @@ fn full_disk(c: &mut Context, limit: std::time::Duration) -> Check {
     run.expect_one_line("No space left on device")?;
     check(left == 0, || "something of it is left".into())
 }
+
+/// Plain memory of both architectures, with registers or with a kernel's description given.
+pub fn of_plain_memory(c: &mut Context) -> Check {
+    const AT: u64 = 0xffff_8000_8000_0000;
+    let limit = c.limit(10);
+    let (memory, info) = (c.work.join("memory"), c.work.join("vmcoreinfo"));
+    for (isa, base, registers, description) in [
+        (
+            Isa::X86_64,
+            0x10_0000,
+            "--register cr0=0x80000011 --register cr3=0x101000 --register cr4=0x20 --register efer=0x500",
+            "SYMBOL(init_top_pgt)=ffffffff81001000\nNUMBER(phys_base)=-15728640\n",
+        ),
+        (
+            Isa::Aarch64,
+            0x4000_0000,
+            "--register SCTLR_EL1=1 --register TCR_EL1=0x80100010 --register TTBR1_EL1=0x40001000 \
+             --register TTBR0_EL1=0",
+            "SYMBOL(swapper_pg_dir)=ffff800080001000\nNUMBER(kimage_voffset)=0xffff800040000000\n\
+             NUMBER(TCR_EL1_T1SZ)=0x10\n",
+        ),
+    ] {
+        // Four tables, one behind another, and a page.
+        let mut bytes = vec![0; 0x6000];
+        for (level, shift) in (1u64..).zip([39u32, 30, 21, 12]) {
+            let is_last = level == 4;
+            let flags = if isa == Isa::X86_64 || !is_last { 3 } else { 0x703 };
+            let entry = (base + (level + 1) * 0x1000) | flags;
+            let at = usize::try_from(level * 0x1000 + (AT >> shift & 511) * 8).unwrap_or(0);
+            bytes[at..at + 8].copy_from_slice(&entry.to_le_bytes());
+        }
+        bytes[0x5000..0x5005].copy_from_slice(b"hello");
+        c.write(&memory, &bytes)?;
+        c.write(&info, format!("OSRELEASE=6.12-made-up\nPAGESIZE=4096\n{description}").as_bytes())?;
+        let plain = format!("core {{}} --raw --arch {isa} --base {base:#x}");
+        for more in [registers, "--vmcoreinfo {}"] {
+            let words = |command: &str| format!("{plain} {more} {command}");
+            let run = c.run(&words(&format!("translate {:#x}", AT + 8)), &[&memory, &info], limit)?;
+            run.expect_code(0)?;
+            run.expect_output(&format!("{:#x}", base + 0x5008))?;
+            let run = c.run(&words(&format!("read {AT:#x} 5")), &[&memory, &info], limit)?;
+            run.expect_code(0)?;
+            run.expect_output("hello")?;
+            let run = c.run(&words("read 0x1000 5"), &[&memory, &info], limit)?;
+            run.expect_code(24)?;
+        }
+        let run = c.run(&format!("{plain} --vmcoreinfo {{}} info"), &[&memory, &info], limit)?;
+        run.expect_output("(by the kernel's description; registers do not tell)")?;
+        run.expect_output("release: 6.12-made-up")?;
+        // With neither.
+        let run = c.run(&format!("{plain} read {AT:#x} 5"), &[&memory], limit)?;
+        run.expect_code(24)?;
+        for (more, code, message) in [
+            ("--register nonsense=1 info", 2, "has no such register of up to 64 bits"),
+            ("--register nonsense info", 2, "write NAME=VALUE"),
+            ("--vmcoreinfo /dev/null info", 6, "no description of a kernel: OSRELEASE and PAGESIZE"),
+            ("--vmcoreinfo /no/such info", 8, "cannot open /no/such"),
+            ("--vcpu 1 info", 2, "the dump has vCPUs 0 to 0"),
+        ] {
+            let run = c.run(&format!("{plain} {more}"), &[&memory], limit)?;
+            run.expect_code(code)?;
+            check(run.errors.contains(message), || format!("{more}: it says {}", run.errors))?;
+        }
+    }
+    let run = c.run("core {} --raw info", &[&memory], limit)?;
+    run.expect_code(2)
+}
