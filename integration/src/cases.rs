@@ -248,6 +248,7 @@ pub const CASES: &[Case] = &[
         ..linux("vmcore_of_a_crashed_guest", &["6.12"], dumps::vmcore)
     },
     small("dumps_of_small_guests", dumps::of_small_guests),
+    small("dumps_broken_off", dumps::broken_off),
     small("dumps_of_plain_memory", dumps::of_plain_memory),
     small("gdb_range_run", gdb_wire::range_run),
     small("gdb_range_step", gdb_wire::range_step),

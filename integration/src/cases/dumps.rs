@@ -4,8 +4,11 @@ use super::gdb::{self, Program, Script, Tool};
 use crate::context::{Check, Context, check};
 use crate::process::{Process, Wiring};
 use arch::Isa;
+use nix::sys::signal::Signal;
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Has a Debian guest of two vCPUs, with KASLR, write a dump while it runs; it goes on.
 fn debian(c: &mut Context, series: &str) -> Check {
@@ -178,10 +181,10 @@ pub fn of_small_guests(c: &mut Context) -> Check {
     // A guest that runs, by its name; and everything that is wrong with a request.
     let spin = c.guest("spin", false)?;
     let mut vmm = c.start(Wiring::Pipes, "--name spins --kernel {} --memory 64M --console none", &[&spin])?;
-    let deadline = std::time::Instant::now() + limit;
+    let deadline = Instant::now() + limit;
     let result = (|| {
         while dump(c, "spins", &core).is_err() {
-            check(std::time::Instant::now() < deadline, || "no dump of a guest that runs".into())?;
+            check(Instant::now() < deadline, || "no dump of a guest that runs".into())?;
         }
         for (name, path, text) in [
             ("nobody", "core", "cannot reach a guest of the name nobody"),
@@ -196,13 +199,11 @@ pub fn of_small_guests(c: &mut Context) -> Check {
         run.expect_code(8)?;
         run.expect_one_line("a guest that runs has this name")?;
         full_disk(c, limit)?;
-        let leftovers = std::fs::read_dir(&c.work).map_err(|error| error.to_string())?.filter_map(Result::ok);
-        let partial =
-            leftovers.map(|entry| entry.file_name()).find(|name| name.to_string_lossy().contains("partial"));
-        check(partial.is_none(), || format!("{partial:?} is left over"))
+        let left = unfinished(&c.work)?;
+        check(left.is_none(), || format!("{left:?} is left over"))
     })();
     let ended = check(!vmm.has_ended(), || "the guest did not survive its dumps".into());
-    vmm.signal(nix::sys::signal::Signal::SIGTERM)?;
+    vmm.signal(Signal::SIGTERM)?;
     let code = vmm.wait(limit);
     c.keep("vmm", &vmm);
     result?;
@@ -210,8 +211,56 @@ pub fn of_small_guests(c: &mut Context) -> Check {
     check(code? == 22, || "the guest did not end as it was told".into())
 }
 
+/// A file that is being written, or left over.
+fn unfinished(folder: &Path) -> Result<Option<OsString>, String> {
+    let entries = std::fs::read_dir(folder).map_err(|error| error.to_string())?;
+    let mut names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
+    Ok(names.find(|name| name.to_string_lossy().contains("partial")))
+}
+
+/// Ctrl-C for whoever asked for a dump, and for the machine that is dumped.
+pub fn broken_off(c: &mut Context) -> Check {
+    let limit = c.limit(20);
+    let (guest, core) = (c.guest("fill", false)?, c.work.join("core.gz"));
+    let mut vmm = c.start(Wiring::Pipes, "--name fills --kernel {} --memory 512M", &[&guest])?;
+    vmm.expect("b", limit)?;
+    let result = (|| -> Check {
+        for interrupts_machine in [false, true] {
+            let mut command = Command::new(&c.vmm);
+            command.args(["dump", "fills"]).arg(&core);
+            let mut asks =
+                Process::start("dump", command, Wiring::Pipes).map_err(|error| error.to_string())?;
+            while unfinished(&c.work)?.is_none() {
+                check(!asks.has_ended(), || format!("no dump: {}", asks.errors.text()))?;
+            }
+            let interrupted = if interrupts_machine { &vmm } else { &asks };
+            interrupted.signal(Signal::SIGINT)?;
+            asks.wait_status(limit)?;
+            let deadline = Instant::now() + limit;
+            while unfinished(&c.work)?.is_some() {
+                check(Instant::now() < deadline, || "what was written of it is left".into())?;
+            }
+            check(!core.exists(), || "a dump that was broken off is there".into())?;
+            // The guest runs on, and can be dumped.
+            if !interrupts_machine {
+                let other = c.work.join("other");
+                dump(c, "fills", &other)?;
+                c.run("core {} info", &[&other], limit)?.expect_output("memory: 512 MiB")?;
+            }
+        }
+        Ok(())
+    })();
+    if result.is_err() {
+        vmm.signal(Signal::SIGTERM)?;
+    }
+    let code = vmm.wait(limit);
+    c.keep("vmm", &vmm);
+    result?;
+    check(code.as_ref() == Ok(&22), || format!("the machine ends with {code:?}"))
+}
+
 /// A dump that does not fit.
-fn full_disk(c: &mut Context, limit: std::time::Duration) -> Check {
+fn full_disk(c: &mut Context, limit: Duration) -> Check {
     use nix::mount::{MsFlags, mount, umount};
     if !c.in_nest {
         return Ok(());
