@@ -1,8 +1,9 @@
-//! Where a core file's notes have which register.
+//! The notes of core files that hold registers. Where each register stands in them is in the
+//! [table of registers](crate::register), from which notes are built, and by which they are read.
 //!
 //! Notes of the name `CORE` are Linux's ([`Note::Status`], [`Note::Float`]); `QEMU` is what QEMU's
-//! `dump-guest-memory` adds on x86_64, and has the control registers that a page walk needs. Offsets
-//! are in bytes, values little-endian. Both the writer and the readers of cores go by these lists.
+//! `dump-guest-memory` adds on x86_64, and has the control registers that a page walk needs. Values are
+//! little-endian.
 //!
 //! Sources: Linux, `include/linux/elfcore.h` (`struct elf_prstatus`), `arch/x86/include/asm/user_64.h`
 //! (`user_regs_struct`, `user_i387_struct`), `arch/arm64/include/uapi/asm/ptrace.h`
@@ -10,7 +11,7 @@
 //! (`QEMUCPUState`) and `target/arm/arch_dump.c`.
 
 use crate::Isa;
-use crate::register::{RegisterFile, row, table};
+use crate::register::{RegisterFile, table};
 
 /// `e_machine`: EM_X86_64.
 const EM_X86_64: u16 = 62;
@@ -98,12 +99,12 @@ impl Note {
         if self == Note::PointerMasks {
             file.get("pauth_cmask_high")?;
         }
-        fields(self, isa, |name, offset, size| {
-            if let Some(value) = row(isa, name).and_then(|row| file.bytes(row)) {
+        for (row, register) in file.rows() {
+            if let (Some((offset, size)), Some(value)) = (register.place(self), file.bytes(row)) {
                 let size = size.min(value.len());
                 bytes[offset..offset + size].copy_from_slice(&value[..size]);
             }
-        });
+        }
         match (self, isa) {
             // Linux's numbers of processes begin with 1.
             (Note::Status, _) => bytes[PID..PID + 4].copy_from_slice(&(vcpu + 1).to_le_bytes()),
@@ -129,11 +130,12 @@ impl Note {
     /// Takes a note's registers into a file. A note that is shorter gives what it has.
     pub fn parse(self, bytes: &[u8], file: &mut RegisterFile) {
         let isa = file.isa();
-        fields(self, isa, |name, offset, size| {
-            if let (Some(row), Some(value)) = (row(isa, name), bytes.get(offset..offset + size)) {
+        for (row, register) in table(isa).iter().enumerate() {
+            let value = register.place(self).and_then(|(offset, size)| bytes.get(offset..offset + size));
+            if let Some(value) = value {
                 file.set_bytes(row, value);
             }
-        });
+        }
         if self == Note::Qemu {
             for (index, name) in SEGMENTS.into_iter().enumerate() {
                 let offset = QEMU_SEGMENTS + QEMU_SEGMENT * index;
@@ -225,77 +227,6 @@ pub fn authenticating_vector() -> Vec<u8> {
     const AT_HWCAP: u64 = 16;
     const HWCAP_PACA: u64 = 1 << 30;
     [AT_HWCAP, HWCAP_PACA, AT_NULL, 0].map(u64::to_le_bytes).concat()
-}
-
-/// Tells each register of a note: name, offset, size.
-fn fields(note: Note, isa: Isa, mut tell: impl FnMut(&str, usize, usize)) {
-    match (note, isa) {
-        (Note::Status, Isa::X86_64) => {
-            const NAMES: [&str; 27] = [
-                "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx",
-                "rsi", "rdi", "", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs",
-                "gs",
-            ];
-            for (index, name) in NAMES.into_iter().enumerate() {
-                tell(name, 112 + 8 * index, 8);
-            }
-        }
-        (Note::Status, Isa::Aarch64) => {
-            for index in 0..31 {
-                tell(&format!("x{index}"), 112 + 8 * index, 8);
-            }
-            for (name, offset) in [("sp", 360), ("pc", 368), ("cpsr", 376)] {
-                tell(name, offset, 8);
-            }
-        }
-        (Note::Float, Isa::X86_64) => {
-            const CONTROL: [(&str, usize, usize); 8] = [
-                ("fctrl", 0, 2),
-                ("fstat", 2, 2),
-                ("fop", 6, 2),
-                ("fioff", 8, 4),
-                ("fiseg", 12, 2),
-                ("fooff", 16, 4),
-                ("foseg", 20, 2),
-                ("mxcsr", 24, 4),
-            ];
-            CONTROL.into_iter().for_each(|(name, offset, size)| tell(name, offset, size));
-            (0..8).for_each(|index| tell(&format!("st{index}"), 32 + 16 * index, 10));
-            (0..16).for_each(|index| tell(&format!("xmm{index}"), 160 + 16 * index, 16));
-        }
-        (Note::Float, Isa::Aarch64) => {
-            (0..32).for_each(|index| tell(&format!("v{index}"), 16 * index, 16));
-            tell("fpsr", 512, 4);
-            tell("fpcr", 516, 4);
-        }
-        (Note::PointerMasks, _) => {
-            tell("pauth_dmask_high", 0, 8);
-            tell("pauth_cmask_high", 8, 8);
-        }
-        (Note::Qemu, _) => {
-            const GENERAL: [&str; 18] = [
-                "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12",
-                "r13", "r14", "r15", "rip", "eflags",
-            ];
-            for (index, name) in GENERAL.into_iter().enumerate() {
-                tell(name, 8 + 8 * index, 8);
-            }
-            for (index, name) in SEGMENTS.into_iter().enumerate() {
-                let offset = QEMU_SEGMENTS + QEMU_SEGMENT * index;
-                tell(name, offset, 4);
-                tell(&format!("{name}_limit"), offset + 4, 4);
-                tell(&format!("{name}_base"), offset + 16, 8);
-            }
-            tell("gdt_base", QEMU_SEGMENTS + 8 * QEMU_SEGMENT + 16, 8);
-            tell("idt_base", QEMU_SEGMENTS + 9 * QEMU_SEGMENT + 16, 8);
-            tell("gdt_limit", QEMU_SEGMENTS + 8 * QEMU_SEGMENT + 4, 2);
-            tell("idt_limit", QEMU_SEGMENTS + 9 * QEMU_SEGMENT + 4, 2);
-            for (name, offset) in [("cr0", 392), ("cr2", 408), ("cr3", 416), ("cr4", 424), ("k_gs_base", 432)]
-            {
-                tell(name, offset, 8);
-            }
-        }
-    }
 }
 
 /// A note of our own, of the name [`ALL_NAME`] and the type [`ALL_NUMBER`]: every register of the
@@ -390,6 +321,23 @@ mod tests {
                 assert_eq!(count, wanted, "{isa} {note:?}");
                 // One that is cut off gives less, and is no trouble.
                 (0..bytes.len()).for_each(|end| note.parse(&bytes[..end], &mut RegisterFile::new(isa)));
+            }
+        }
+    }
+
+    #[test]
+    fn places_are_within_their_notes_and_do_not_overlap() {
+        for isa in Isa::ALL {
+            for note in Note::ALL {
+                let mut places: Vec<(usize, usize)> =
+                    table(isa).iter().filter_map(|register| register.place(note)).collect();
+                places.sort_unstable();
+                let ends = places.iter().map(|(offset, size)| offset + size);
+                assert!(ends.clone().all(|end| Some(end) <= note.size(isa)), "{isa} {note:?}");
+                assert!(
+                    ends.zip(places.iter().skip(1)).all(|(end, (next, _))| end <= *next),
+                    "{isa} {note:?}"
+                );
             }
         }
     }

@@ -1,8 +1,8 @@
 //! The register tables: one row describes one register of a target, for every use of it.
 //!
 //! From a row come its place in gdb's target description and packets (`debug::gdb`), the
-//! report of a failed vCPU (`debug::report`), `monitor regs`, and the way KVM names it
-//! (`vmm::kvm`). The order of rows is the order of gdb's register numbers.
+//! report of a failed vCPU (`debug::report`), `monitor regs`, the notes of core files
+//! ([`core_note`](crate::core_note)), and the way KVM names it (`vmm::kvm`). The order of rows is the order of gdb's register numbers.
 //!
 //! Tables: [`x86_64::TABLE`], [`aarch64::TABLE`]. Values: [`RegisterFile`].
 
@@ -10,6 +10,7 @@ pub mod aarch64;
 pub mod x86_64;
 
 use crate::Isa;
+use crate::core_note::Note;
 
 /// What kind of register a row is, and how a report groups it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,6 +205,19 @@ pub struct Register {
     pub kind: &'static str,
     /// Where its value is.
     pub source: Source,
+    /// Where core files have it, if they do.
+    pub places: [Option<Place>; 2],
+}
+
+/// Where the note of a core file has a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The note.
+    pub note: Note,
+    /// Offset in it, bytes.
+    pub offset: u16,
+    /// Size there, bytes, which may be another than in gdb's packets.
+    pub size: u16,
 }
 
 /// Makes a row.
@@ -215,10 +229,23 @@ const fn describe(
     kind: &'static str,
     source: Source,
 ) -> Register {
-    Register { name, bits, group, feature, kind, source }
+    Register { name, bits, group, feature, kind, source, places: [None; 2] }
 }
 
 impl Register {
+    /// A row with a further place in core files.
+    const fn at(mut self, note: Note, offset: u16, size: u16) -> Register {
+        let place = if self.places[0].is_none() { &mut self.places[0] } else { &mut self.places[1] };
+        *place = Some(Place { note, offset, size });
+        self
+    }
+
+    /// Where a note has it: offset and size in bytes.
+    pub fn place(&self, note: Note) -> Option<(usize, usize)> {
+        let place = self.places.into_iter().flatten().find(|place| place.note == note)?;
+        Some((place.offset.into(), place.size.into()))
+    }
+
     /// Size in bytes in gdb's packets; of a [scalable](Source::Scalable) register the largest.
     pub const fn bytes(&self) -> usize {
         (self.bits / 8) as usize
