@@ -57,7 +57,7 @@ const TABLE_MAGIC: u32 = 0x184d_2a5e;
 /// What the file ends with then.
 const SEEKABLE_MAGIC: u32 = 0x8f92_eab1;
 /// Behind the table: how many frames, flags, magic number.
-const TABLE_FOOTER: u64 = 9;
+const TABLE_FOOTER: usize = 9;
 /// A flag: each entry has a checksum as well.
 const HAS_CHECKSUMS: u8 = 1 << 7;
 
@@ -115,9 +115,11 @@ impl Packing {
         match self {
             Packing::Gzip => BGZF_END.to_vec(),
             Packing::Zstandard => {
-                let count = u32::try_from(blocks.len()).unwrap_or(u32::MAX);
-                let size = 8 * count + u32::try_from(TABLE_FOOTER).unwrap_or(0);
-                let mut bytes = [TABLE_MAGIC, size].map(u32::to_le_bytes).concat();
+                // A size of four bytes is enough for frames of 512 TiB.
+                let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+                let count = size(blocks.len());
+                let mut bytes =
+                    [TABLE_MAGIC, size(8 * blocks.len() + TABLE_FOOTER)].map(u32::to_le_bytes).concat();
                 for block in blocks {
                     bytes.extend([block.packed, block.plain].map(u32::to_le_bytes).concat());
                 }
@@ -213,8 +215,12 @@ fn members(source: &dyn Source) -> Result<Option<Vec<BlockSize>>, DumpError> {
         if !is_member && at == 0 {
             return Ok(None);
         }
-        if !is_member || blocks.len() >= MOST_BLOCKS {
-            let what = "a gzip member of another kind than the first, or one too many".into();
+        if !is_member {
+            let what = "a gzip member of another kind than the first".into();
+            return Err(DumpError::Malformed { what, offset: at });
+        }
+        if blocks.len() >= MOST_BLOCKS {
+            let what = format!("more than {MOST_BLOCKS} gzip members: unpack it first");
             return Err(DumpError::Malformed { what, offset: at });
         }
         let packed = array_at(header, BGZF_HEADER - 2).map_or(0, u16::from_le_bytes);
@@ -233,22 +239,24 @@ fn members(source: &dyn Source) -> Result<Option<Vec<BlockSize>>, DumpError> {
 
 /// Reads the table of frames.
 fn frames(source: &dyn Source) -> Result<Option<Vec<BlockSize>>, DumpError> {
-    let Some(at) = source.size().checked_sub(TABLE_FOOTER) else { return Ok(None) };
-    let footer = read_all(source, at, TABLE_FOOTER, "the end of the table of frames")?;
+    const FOOTER: u64 = TABLE_FOOTER as u64;
+    let Some(at) = source.size().checked_sub(FOOTER) else { return Ok(None) };
+    let footer = read_all(source, at, FOOTER, "the end of the table of frames")?;
     if u32_at(&footer, 5) != Some(SEEKABLE_MAGIC) {
         return Ok(None);
     }
     let malformed = |what: String, offset| DumpError::Malformed { what, offset };
     let count = u32_at(&footer, 0).unwrap_or(0);
     if usize::try_from(count).map_or(true, |count| count > MOST_BLOCKS) {
-        return Err(malformed(format!("{count} Zstandard frames, more than {MOST_BLOCKS}"), at));
+        let what = format!("{count} Zstandard frames, more than {MOST_BLOCKS}: unpack it first");
+        return Err(malformed(what, at));
     }
     let entry = if footer[4] & HAS_CHECKSUMS != 0 { 12 } else { 8 };
     let size = u64::from(count) * entry;
     let table = at.checked_sub(size + 8);
     let table = table.ok_or_else(|| malformed(format!("a table of {count} Zstandard frames"), at))?;
     let bytes = read_all(source, table, size + 8, "the table of frames")?;
-    let wanted = [TABLE_MAGIC, u32::try_from(size + TABLE_FOOTER).unwrap_or(0)];
+    let wanted = [TABLE_MAGIC, u32::try_from(size + FOOTER).unwrap_or(0)];
     if [u32_at(&bytes, 0), u32_at(&bytes, 4)] != wanted.map(Some) {
         return Err(malformed("a table of Zstandard frames that does not begin like one".into(), table));
     }
