@@ -18,10 +18,21 @@ fn debian(c: &mut Context, series: &str) -> Check {
     let up = vmm.expect("guest: up", limit);
     c.keep("vmm", &vmm);
     up?;
-    // Until it sleeps; what it does is no business of the dump, but tools are to find it idle.
-    std::thread::sleep(c.limit(2));
     let core = c.work.join("core");
-    dump(c, "dumped", &core)?;
+    // Tools are to find it idle: both vCPUs at the same instruction.
+    let deadline = Instant::now() + limit;
+    loop {
+        dump(c, "dumped", &core)?;
+        let threads = c.run("core {} threads", &[&core], limit)?;
+        threads.expect_code(0)?;
+        let place =
+            |line: &str| line.split_once("pc ").map(|(_, rest)| rest.split(',').next().map(String::from));
+        let places: Vec<_> = threads.output.lines().filter_map(place).collect();
+        if places.len() == 2 && places[0] == places[1] {
+            break;
+        }
+        check(Instant::now() < deadline, || format!("it does not come to rest:\n{}", threads.output))?;
+    }
     let info = c.run("core {} info", &[&core], limit)?;
     info.expect_code(0)?;
     info.expect_output("format: ELF core of vmm")?;
