@@ -7,8 +7,8 @@
 //!
 //! Sources: Linux, `include/linux/elfcore.h` (`struct elf_prstatus`), `arch/x86/include/asm/user_64.h`
 //! (`user_regs_struct`, `user_i387_struct`), `arch/arm64/include/uapi/asm/ptrace.h`
-//! (`user_pt_regs`, `user_fpsimd_state`, `user_pac_mask`), `include/uapi/linux/elf.h`; QEMU, `target/i386/arch_dump.c`
-//! (`QEMUCPUState`) and `target/arm/arch_dump.c`.
+//! (`user_pt_regs`, `user_fpsimd_state`, `user_pac_mask`), `include/uapi/linux/elf.h`; QEMU,
+//! `target/i386/arch_dump.c` (`QEMUCPUState`) and `target/arm/arch_dump.c`.
 
 use crate::Isa;
 use crate::register::{RegisterFile, table};
@@ -91,8 +91,8 @@ impl Note {
         }
     }
 
-    /// Makes the note of a vCPU, if it has one; what is not known is 0. `vcpu` is its number; `width` says for how many
-    /// bits the code is that it executes, 64, 32 or 16.
+    /// Makes the note of a vCPU, if it has one; what is not known is 0. `vcpu` is its number; `width`
+    /// says for how many bits the code is that it executes, 64, 32 or 16.
     pub fn build(self, file: &RegisterFile, vcpu: u32, width: u32) -> Option<Vec<u8>> {
         let isa = file.isa();
         let mut bytes = vec![0; self.size(isa)?];

@@ -2,7 +2,8 @@
 //!
 //! From a row come its place in gdb's target description and packets (`debug::gdb`), the
 //! report of a failed vCPU (`debug::report`), `monitor regs`, the notes of core files
-//! ([`core_note`](crate::core_note)), and the way KVM names it (`vmm::kvm`). The order of rows is the order of gdb's register numbers.
+//! ([`core_note`](crate::core_note)), and the way KVM names it (`vmm::kvm`). The order of rows is the
+//! order of gdb's register numbers.
 //!
 //! Tables: [`x86_64::TABLE`], [`aarch64::TABLE`]. Values: [`RegisterFile`].
 

@@ -59,7 +59,7 @@ pub struct CoreArgs {
     /// A register of all vCPUs that the dump does not have, or has wrong; may be given more than once
     #[arg(long, value_name = "NAME=VALUE")]
     register: Vec<String>,
-    /// The kernel's description of itself, if it is not in the dump, as makedumpfile -g writes it
+    /// The kernel's description of itself (VMCOREINFO), if it is not in the dump: the note's text
     #[arg(long, value_name = "PATH")]
     vmcoreinfo: Option<PathBuf>,
     #[command(subcommand)]

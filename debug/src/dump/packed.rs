@@ -251,8 +251,8 @@ fn frames(source: &dyn Source) -> Result<Option<Vec<BlockSize>>, DumpError> {
         let what = format!("{count} Zstandard frames, more than {MOST_BLOCKS}: unpack it first");
         return Err(malformed(what, at));
     }
-    let entry = if footer[4] & HAS_CHECKSUMS != 0 { 12 } else { 8 };
-    let size = u64::from(count) * entry;
+    let entry: usize = if footer[4] & HAS_CHECKSUMS != 0 { 12 } else { 8 };
+    let size = u64::from(count) * entry as u64;
     let table = at.checked_sub(size + 8);
     let table = table.ok_or_else(|| malformed(format!("a table of {count} Zstandard frames"), at))?;
     let bytes = read_all(source, table, size + 8, "the table of frames")?;
@@ -262,12 +262,12 @@ fn frames(source: &dyn Source) -> Result<Option<Vec<BlockSize>>, DumpError> {
     }
     let mut blocks = Vec::new();
     let mut begin = 0u64;
-    for entry in bytes[8..].chunks_exact(usize::try_from(entry).unwrap_or(8)) {
-        let (packed, plain) = (u32_at(entry, 0).unwrap_or(0), u32_at(entry, 4).unwrap_or(0));
+    for sizes in bytes[8..].chunks_exact(entry) {
+        let (packed, plain) = (u32_at(sizes, 0).unwrap_or(0), u32_at(sizes, 4).unwrap_or(0));
         begin += u64::from(packed);
         if begin > table || plain > MOST_PLAIN {
             let what = format!("a Zstandard frame of {packed:#x} bytes for {plain:#x}, which cannot be");
-            return Err(malformed(what, table + 8 + 8 * blocks.len() as u64));
+            return Err(malformed(what, table + 8 + (entry * blocks.len()) as u64));
         }
         blocks.push(BlockSize { packed, plain });
     }
