@@ -4,6 +4,8 @@
 use arch::Isa;
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The cache of downloads and builds.
 pub fn cache() -> PathBuf {
@@ -24,6 +26,14 @@ pub fn workspace() -> PathBuf {
 pub fn program(isa: Isa, name: &str) -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
     target.join(format!("{isa}-unknown-linux-musl/release/{name}"))
+}
+
+/// A place for a socket that nobody else has: the cases of one process run beside each other. Paths of
+/// sockets are short, and that of a case's folder may not be.
+pub fn socket(purpose: &str) -> PathBuf {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    env::temp_dir().join(format!("vmm-{purpose}-{}-{number}", process::id()))
 }
 
 /// A Debian kernel of a series, "6.1" or "6.12".

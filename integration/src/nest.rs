@@ -257,9 +257,7 @@ pub fn run_case_with(isa: Isa, case: &Case, folder: &Path, echoes: bool) -> io::
         look_at_export(isa, case, folder, &mut report);
         return Ok(report);
     };
-    // Paths of sockets are short, and a folder's may not be.
-    let name = format!("vmm-gdb-{}-{isa}-{}", std::process::id(), case.name);
-    let socket = std::env::temp_dir().join(name);
+    let socket = artifacts::socket("gdb");
     nest.socket = Some(socket.clone());
     let running = nest.boot(folder)?;
     let debugged = debugger::run(isa, case, script, &socket, folder, echoes);

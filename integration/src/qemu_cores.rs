@@ -70,10 +70,7 @@ impl Qemu {
         let failed = |error: std::io::Error| error.to_string();
         let initrd = folder.join("initrd");
         fs::write(&initrd, initramfs::guest(isa).map_err(failed)?).map_err(failed)?;
-        // Paths of sockets are short, and a folder's may not be.
-        let socket =
-            |name: &str| std::env::temp_dir().join(format!("vmm-{name}-{}-{isa}", std::process::id()));
-        let (control, stub) = (socket("qmp"), socket("stub"));
+        let (control, stub) = (artifacts::socket("qmp"), artifacts::socket("stub"));
         let mut command = Command::new(artifacts::qemu(isa));
         let console = match isa {
             Isa::X86_64 => {
@@ -108,12 +105,29 @@ impl Qemu {
             .args(["-gdb", &format!("unix:{},server=on,wait=off", stub.display())]);
         let mut process = Process::start("qemu", command, Wiring::Pipes).map_err(failed)?;
         process.expect("guest: up", LIMIT)?;
-        // Until it sleeps.
-        std::thread::sleep(Duration::from_secs(2));
         let mut qemu = Qemu { process, control: Control::connect(&control)?, stub };
-        qemu.control.ask("stop", &json!({}))?;
         fs::remove_file(control).map_err(failed)?;
+        qemu.stop_idle()?;
         Ok(qemu)
+    }
+
+    /// Stops it when both processors idle, at the same instruction: gdb has to find its way out of there.
+    fn stop_idle(&mut self) -> Result<(), String> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            self.control.ask("stop", &json!({}))?;
+            let registers = json!({ "command-line": "info registers -a" });
+            let said = self.control.ask("human-monitor-command", &registers)?;
+            let said = said.as_str().unwrap_or_default();
+            let is_pc = |word: &&str| word.starts_with("RIP=") || word.starts_with("PC=");
+            let places: Vec<_> = said.split_whitespace().filter(is_pc).collect();
+            if places.len() == 2 && places[0] == places[1] {
+                return Ok(());
+            }
+            check(Instant::now() < deadline, || format!("it does not come to rest:\n{said}"))?;
+            self.control.ask("cont", &json!({}))?;
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
     }
 
     fn dump(&mut self, path: &Path, paging: bool, format: Option<&str>) -> Result<(), String> {

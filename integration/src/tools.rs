@@ -327,8 +327,7 @@ impl Opened {
     /// # Errors
     /// When it cannot be started, or does not end well.
     pub fn served(&self, gdb: Gdb, commands: &[&str]) -> Result<Said, String> {
-        let name = format!("vmm-core-{}-{}-{}", std::process::id(), self.isa, self.series);
-        let socket = std::env::temp_dir().join(name);
+        let socket = artifacts::socket("core");
         let mut command = Command::new(artifacts::program(vmm::kvm::HOST_ISA, "vmm"));
         command.arg("core").arg(&self.core).arg("--gdb").arg(format!("unix:{}", socket.display()));
         let mut server = Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())?;
