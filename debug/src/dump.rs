@@ -15,7 +15,6 @@ pub mod elf;
 mod flattened;
 pub mod kdump;
 pub mod kernel;
-mod lzo;
 pub mod machine;
 pub mod packed;
 pub mod raw;

@@ -8,7 +8,7 @@
 
 use super::elf::{Notes, isa_of_notes};
 use super::source::{Source, read_all};
-use super::{Contents, DumpError, Image, joined, lzo};
+use super::{Contents, DumpError, Image, joined};
 use crate::linux::VmCoreInfo;
 use arch::Isa;
 use arch::address::PhysRange;
@@ -146,7 +146,7 @@ fn decompress(how: u32, bytes: Vec<u8>, size: usize) -> Option<Vec<u8>> {
         flags::ZLIB => {
             flate2::read::ZlibDecoder::new(bytes.as_slice()).take(limit).read_to_end(&mut page).ok()?;
         }
-        flags::LZO => return lzo::decompress(&bytes, size),
+        flags::LZO => return lzo::decompress(&bytes, size).ok(),
         flags::SNAPPY => {
             if snap::raw::decompress_len(&bytes).ok()? > size {
                 return None;

@@ -391,21 +391,19 @@ fn kdump_of(machine: &str, pages: &[Option<&[u8]>], how: u32) -> Vec<u8> {
 fn compressed_pages_of_every_kind() {
     use std::io::Write;
     let page: Vec<u8> = (0..4096u32).map(|at| u8::try_from(at / 7 % 251).unwrap()).collect();
-    let zlib = || {
-        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(&page).unwrap();
+    let zlib = |bytes: &[u8]| {
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(bytes).unwrap();
         encoder.finish().unwrap()
     };
+    let lzo = |bytes: &[u8]| lzokay_native::compress(bytes).unwrap();
+    let snappy = |bytes: &[u8]| snap::raw::Encoder::new().compress_vec(bytes).unwrap();
     let zstd =
-        ruzstd::encoding::compress_to_vec(page.as_slice(), ruzstd::encoding::CompressionLevel::Fastest);
-    let snappy = snap::raw::Encoder::new().compress_vec(&page).unwrap();
-    for (how, packed) in [
-        (0, page.clone()),
-        (1, zlib()),
-        (2, lzokay_native::compress(&page).unwrap()),
-        (4, snappy),
-        (0x20, zstd),
-    ] {
+        |bytes: &[u8]| ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest);
+    let kinds: [(u32, &dyn Fn(&[u8]) -> Vec<u8>); 5] =
+        [(0, &<[u8]>::to_vec), (1, &zlib), (2, &lzo), (4, &snappy), (0x20, &zstd)];
+    for (how, compress) in kinds {
+        let packed = compress(&page);
         let file = kdump_of("aarch64", &[Some(&packed), None, Some(&packed)], how);
         let contents = open(Arc::new(file)).unwrap();
         assert_eq!((contents.isa, contents.image.ranges()), (Isa::Aarch64, vec![PhysRange::new(0, 0x3000)]));
@@ -418,11 +416,12 @@ fn compressed_pages_of_every_kind() {
         assert_eq!(open(Arc::new(damaged)).unwrap().image.read(0, &mut bytes), 0, "{how}");
     }
     // Pages that become more than a page.
-    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
-    encoder.write_all(&vec![0; 1 << 20]).unwrap();
-    let bomb = encoder.finish().unwrap();
-    let contents = open(Arc::new(kdump_of("x86_64", &[Some(&bomb)], 1))).unwrap();
-    assert_eq!(contents.image.read(0, &mut [0; 64]), 0);
+    for (how, compress) in &kinds[1..] {
+        let bomb = compress(&[0; 64 << 10]);
+        assert!(bomb.len() <= 4096, "{how}");
+        let contents = open(Arc::new(kdump_of("x86_64", &[Some(&bomb)], *how))).unwrap();
+        assert_eq!(contents.image.read(0, &mut [0; 64]), 0, "{how}");
+    }
 }
 
 #[test]
