@@ -1,16 +1,13 @@
 //! The outside end of the guest's console: standard input and output, a file, a
 //! pseudo-terminal, or nothing.
 //!
-//! [`Output`] is what the serial port writes to, on the vCPU thread. Where the reader is
-//! slow it waits, but a kick of the thread ends the wait: the byte is kept and goes out
-//! before the next one. [`Escape`] finds the monitor's own keys in what a person types.
+//! [`Output`] is where the guest's output ends, written on a vCPU's thread ([`crate::output_queue`]). Where
+//! the reader is slow it waits, but a signal to the thread ends the wait. [`Escape`] finds the monitor's own keys in what a person types.
 
-use crate::kvm::kick;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -93,11 +90,7 @@ impl Console {
     pub fn output(&self) -> Box<dyn Write + Send> {
         match &self.output {
             None => Box::new(io::sink()),
-            Some(file) => Box::new(Output {
-                file: Arc::clone(file),
-                is_pty: self.output_is_pty,
-                backlog: VecDeque::new(),
-            }),
+            Some(file) => Box::new(Output { file: Arc::clone(file), is_pty: self.output_is_pty }),
         }
     }
 }
@@ -125,65 +118,40 @@ fn pollable(input: OwnedFd) -> io::Result<OwnedFd> {
 struct Output {
     file: Arc<File>,
     is_pty: bool,
-    backlog: VecDeque<u8>,
 }
 
 impl Output {
-    /// Writes what is there to write. Returns early, with the rest kept, when this thread is
-    /// kicked while it waits.
-    fn drain(&mut self) -> io::Result<()> {
-        while !self.backlog.is_empty() {
-            match self.file.as_ref().write(self.backlog.as_slices().0) {
-                Ok(count) => drop(self.backlog.drain(..count)),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    if kick::is_pending() {
-                        return Ok(());
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if !self.wait()? {
-                        return Ok(());
-                    }
-                }
-                // The other end of a pseudo-terminal is closed: nobody listens now.
-                Err(error) if self.is_pty && error.raw_os_error() == Some(libc::EIO) => self.backlog.clear(),
-                Err(error) => {
-                    self.backlog.clear();
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until more can be written; `false` when the thread was kicked meanwhile.
-    fn wait(&mut self) -> io::Result<bool> {
+    /// Waits until something can be written, or will be refused; whether there is somebody to read it.
+    fn wait(&self) -> io::Result<bool> {
         let mut polled = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
-        match poll(&mut polled, PollTimeout::NONE) {
-            Ok(_) => {
-                let events = polled[0].revents().unwrap_or(PollFlags::empty());
-                // A pseudo-terminal that nobody has open takes no more: what is written to it
-                // is lost, as on a serial line without a cable.
-                if self.is_pty && events.contains(PollFlags::POLLHUP) {
-                    self.backlog.clear();
-                }
-                Ok(true)
-            }
-            Err(nix::errno::Errno::EINTR) => Ok(!kick::is_pending()),
-            Err(error) => Err(error.into()),
-        }
+        poll(&mut polled, PollTimeout::NONE)?;
+        let events = polled[0].revents().unwrap_or(PollFlags::empty());
+        Ok(!events.contains(PollFlags::POLLHUP))
     }
 }
 
 impl Write for Output {
+    /// Waits until there is room for something. A signal to the thread ends that: `Interrupted`.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.backlog.extend(bytes);
-        self.drain()?;
-        Ok(bytes.len())
+        loop {
+            match self.file.as_ref().write(bytes) {
+                // A pseudo-terminal that nobody has open takes no more: what is written to it
+                // is lost, as on a serial line without a cable.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !self.wait()? && self.is_pty {
+                        return Ok(bytes.len());
+                    }
+                }
+                Err(error) if self.is_pty && error.raw_os_error() == Some(libc::EIO) => {
+                    return Ok(bytes.len());
+                }
+                result => return result,
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.drain()
+        Ok(())
     }
 }
 

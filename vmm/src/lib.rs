@@ -33,6 +33,7 @@ pub mod logging;
 pub mod machine;
 pub mod memory;
 pub mod outcome;
+mod output_queue;
 pub mod panic_watch;
 mod rate_limit;
 pub mod run;

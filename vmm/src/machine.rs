@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::hypercalls::{FamilyName, LiveHypercalls};
 use crate::kvm::{HOST_ISA, Host, HypercallSetup, Vm, VmConfig};
 use crate::outcome::Outcome;
+use crate::output_queue::{OutputQueue, QueueEnd};
 use crate::vcpus::{Shared, Vcpus};
 use arch::Isa;
 use devices::acpi_power::{self, AcpiPower};
@@ -103,7 +104,8 @@ impl Machine {
         }
 
         let input_wanted = new_event()?;
-        let (serial, ports, mmio) = devices(&vm, config, output, &input_wanted)?;
+        let output = Arc::new(OutputQueue::new(output));
+        let (serial, ports, mmio) = devices(&vm, config, &output, &input_wanted)?;
         let (sender, outcomes) = channel();
         let wake = new_event()?;
         let gdb = config.gdb.as_ref();
@@ -111,6 +113,7 @@ impl Machine {
         let hypercalls = hypercalls(config, &vm, &serial)?;
         let shared = Arc::new(Shared {
             hypercalls: hypercalls.clone(),
+            output,
             ports,
             mmio,
             memory: vm.memory().clone(),
@@ -276,7 +279,7 @@ type Devices = (Arc<Mutex<Serial>>, Bus, Bus);
 fn devices(
     vm: &Vm,
     config: &Config,
-    output: Box<dyn Write + Send>,
+    output: &Arc<OutputQueue>,
     input_wanted: &EventFd,
 ) -> Result<Devices, Error> {
     let interrupt = |line| -> Result<Interrupt, Error> { Ok(Box::new(Line(vm.interrupt(line)?))) };
@@ -285,6 +288,7 @@ fn devices(
     let put = |bus: &mut Bus, start: u64, size: u64, device: Arc<Mutex<dyn Device>>| {
         bus.insert(start, size, device).expect("the memory maps in `arch` do not overlap");
     };
+    let output = Box::new(QueueEnd(Arc::clone(output)));
     let shared = |serial| Arc::new(Mutex::new(serial));
     let serial = match HOST_ISA {
         Isa::X86_64 => {

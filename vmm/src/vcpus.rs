@@ -12,6 +12,7 @@ use crate::kvm::exit::{HypercallExit, InternalError, SystemEvent, VcpuExit};
 use crate::kvm::{KvmError, Vcpu, kick};
 use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
+use crate::output_queue::OutputQueue;
 use crate::rate_limit::RateLimit;
 use crate::stepping::{self, Prepared};
 use arch::register::Bank;
@@ -39,6 +40,8 @@ pub struct Shared {
     pub ports: Bus,
     /// Memory without RAM behind it.
     pub mmio: Bus,
+    /// What the guest prints.
+    pub(crate) output: Arc<OutputQueue>,
     /// RAM.
     pub memory: GuestMemory,
     /// Where a vCPU's outcome goes...
@@ -149,8 +152,8 @@ pub struct Vcpus {
     threads: Vec<Thread>,
 }
 
-/// A thread that waits in a device's write to a console that takes nothing sees a kick only
-/// if it comes during the wait; so whoever waits for it kicks again after this time.
+/// A thread that waits for whoever reads its guest's output may see a kick only if it comes during the
+/// wait; so whoever waits for the thread kicks again after this time.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
 
 impl Vcpus {
@@ -466,6 +469,21 @@ pub enum Left {
 /// Runs the guest until it needs us, and serves it. With a debugger, `debug` has what the
 /// vCPU runs with; `is_alone` says that all other vCPUs are kept out already.
 pub fn run_guest(
+    vcpu: &mut Vcpu,
+    shared: &Shared,
+    debug: Option<(&DebugShared, &mut ThreadDebug)>,
+    is_alone: bool,
+) -> Left {
+    // What it has printed goes out before it goes on: now, if a kick kept it from that.
+    if !shared.output.settle() {
+        return Left::Interrupted;
+    }
+    let left = run_and_serve(vcpu, shared, debug, is_alone);
+    shared.output.settle();
+    left
+}
+
+fn run_and_serve(
     vcpu: &mut Vcpu,
     shared: &Shared,
     debug: Option<(&DebugShared, &mut ThreadDebug)>,
