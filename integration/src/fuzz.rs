@@ -10,7 +10,7 @@ use arch::{GuestPhys, Isa, aarch64, x86};
 use debug::disassemble::{LONGEST_INSTRUCTION, Mode, disassemble};
 use debug::dump;
 use debug::dump::machine::Core;
-use debug::dump::packed::{BlockSize, Packing};
+use debug::dump::packed::Packing;
 use debug::engine::Engine;
 use debug::expression::{Expression, Target};
 use debug::fake::Ram;
@@ -171,9 +171,8 @@ pub fn packed(data: &[u8]) {
     let (mut file, mut sizes) = (Vec::new(), Vec::new());
     for plain in core(&[*choice]).chunks(0x1c00) {
         let Ok(packed) = packing.pack(plain) else { return };
-        let size = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(0);
-        sizes.push(BlockSize { packed: size(&packed), plain: size(plain) });
-        file.extend(packed);
+        file.extend(packed.bytes);
+        sizes.extend(packed.sizes);
     }
     file.extend(packing.end(&sizes));
     change(&mut file, changes);

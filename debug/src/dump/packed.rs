@@ -11,7 +11,7 @@ use super::DumpError;
 use super::source::{Source, read_all};
 use arch::bytes::{array_at, u32_at};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
-use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+use ruzstd::encoding::{CompressionLevel, FrameCompressor};
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -31,6 +31,23 @@ pub struct BlockSize {
     pub packed: u32,
     /// Bytes of what is compressed.
     pub plain: u32,
+}
+
+/// Compressed blocks, one behind another.
+#[derive(Clone, Debug, Default)]
+pub struct PackedBlocks {
+    /// Their bytes.
+    pub bytes: Vec<u8>,
+    /// Their sizes.
+    pub sizes: Vec<BlockSize>,
+}
+
+impl PackedBlocks {
+    fn push_size(&mut self, packed: usize, plain: usize) -> io::Result<()> {
+        let size = |bytes: usize| u32::try_from(bytes).map_err(io::Error::other);
+        self.sizes.push(BlockSize { packed: size(packed)?, plain: size(plain)? });
+        Ok(())
+    }
 }
 
 /// Blocks that one file may have: BGZF's of 256 GiB.
@@ -99,15 +116,38 @@ impl Packing {
         }
     }
 
-    /// Compresses a block.
+    /// Compresses bytes, block by block.
     ///
     /// # Errors
-    /// When there is more in it than fits.
-    pub fn pack(self, plain: &[u8]) -> io::Result<Vec<u8>> {
+    /// When a block becomes too large.
+    pub fn pack(self, plain: &[u8]) -> io::Result<PackedBlocks> {
+        let mut packed = PackedBlocks::default();
+        let blocks = plain.chunks(self.block());
+        // What compresses has tables that are larger than most blocks: one for all of them.
         match self {
-            Packing::Gzip => pack_member(plain),
-            Packing::Zstandard => Ok(compress_to_vec(plain, CompressionLevel::Fastest)),
+            Packing::Gzip => {
+                let mut compress = Compress::new(Compression::fast(), false);
+                for block in blocks {
+                    let begin = packed.bytes.len();
+                    pack_member(&mut compress, block, &mut packed.bytes)?;
+                    packed.push_size(packed.bytes.len() - begin, block.len())?;
+                }
+            }
+            Packing::Zstandard => {
+                let mut compressor = FrameCompressor::new(CompressionLevel::Fastest);
+                compressor.set_drain(Vec::new());
+                let mut begin = 0;
+                for block in blocks {
+                    compressor.set_source(block);
+                    compressor.compress();
+                    let end = compressor.drain().map_or(0, Vec::len);
+                    packed.push_size(end - begin, block.len())?;
+                    begin = end;
+                }
+                packed.bytes = compressor.take_drain().unwrap_or_default();
+            }
         }
+        Ok(packed)
     }
 
     /// What comes behind the last block.
@@ -159,18 +199,21 @@ impl Packing {
     }
 }
 
-fn pack_member(plain: &[u8]) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(1 << 16);
+/// Puts a member behind `bytes`.
+fn pack_member(compress: &mut Compress, plain: &[u8], bytes: &mut Vec<u8>) -> io::Result<()> {
+    let begin = bytes.len();
     bytes.extend(&BGZF_END[..BGZF_HEADER]);
-    let mut compress = Compress::new(Compression::fast(), false);
-    let status = compress.compress_vec(plain, &mut bytes, FlushCompress::Finish)?;
+    // As much as a member can be.
+    bytes.reserve(1 << 16);
+    compress.reset();
+    let status = compress.compress_vec(plain, bytes, FlushCompress::Finish)?;
     let mut checksum = flate2::Crc::new();
     checksum.update(plain);
     bytes.extend([checksum.sum(), checksum.amount()].map(u32::to_le_bytes).concat());
-    let size = u16::try_from(bytes.len() - 1).ok().filter(|_| status == Status::StreamEnd);
+    let size = u16::try_from(bytes.len() - begin - 1).ok().filter(|_| status == Status::StreamEnd);
     let size = size.ok_or_else(|| io::Error::other("a block that is too large for gzip"))?;
-    bytes[BGZF_HEADER - 2..BGZF_HEADER].copy_from_slice(&size.to_le_bytes());
-    Ok(bytes)
+    bytes[begin + BGZF_HEADER - 2..begin + BGZF_HEADER].copy_from_slice(&size.to_le_bytes());
+    Ok(())
 }
 
 fn unpack_member(packed: &[u8], size: usize) -> Option<Vec<u8>> {

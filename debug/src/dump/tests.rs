@@ -190,7 +190,7 @@ fn damaged_compressed_files() {
         assert!(error.contains(message), "{error:?} instead of {message:?}");
     }
     // One that holds itself, or another.
-    let mut twice = packed::Packing::Gzip.pack(&gz[..60000]).unwrap();
+    let mut twice = packed::Packing::Gzip.pack(&gz[..60000]).unwrap().bytes;
     twice.extend(packed::Packing::Gzip.end(&[]));
     assert_eq!(told(&twice).unwrap_err(), "compressed more than once: unpack it first");
 }
@@ -400,7 +400,8 @@ fn compressed_pages_of_every_kind() {
     let snappy = |bytes: &[u8]| snap::raw::Encoder::new().compress_vec(bytes).unwrap();
     let zstd =
         |bytes: &[u8]| ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest);
-    let kinds: [(u32, &dyn Fn(&[u8]) -> Vec<u8>); 5] =
+    type Compress<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
+    let kinds: [(u32, Compress<'_>); 5] =
         [(0, &<[u8]>::to_vec), (1, &zlib), (2, &lzo), (4, &snappy), (0x20, &zstd)];
     for (how, compress) in kinds {
         let packed = compress(&page);

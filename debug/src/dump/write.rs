@@ -164,7 +164,7 @@ pub fn to_file(
 ) -> Result<Summary, WriteError> {
     let failed = |source| WriteError::Io { path: path.into(), source };
     let (partial, file) = Partial::create(path)?;
-    let mut sink = sink::of_name(path, file);
+    let mut sink = sink::of_name(path, file).map_err(failed)?;
     let summary = match write(target, &mut *sink, watch).map_err(failed)? {
         ControlFlow::Continue(summary) => summary,
         ControlFlow::Break(()) => return Err(WriteError::Cancelled(path.into())),

@@ -1,6 +1,7 @@
 //! What dumps cost: written by us and by QEMU of the same guest, on this machine's own KVM; then opened.
 
 use super::{Monitor, command};
+use crate::artifacts::Kernel;
 use crate::context::Context;
 use crate::process::{Process, Wiring};
 use crate::qemu_cores::Control;
@@ -11,6 +12,7 @@ use debug::dump::source::OnDisk;
 use debug::target::Machine;
 use serde_json::json;
 use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
@@ -23,6 +25,9 @@ pub const MEMORY_MIB: u32 = 2048;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Page walks that are timed.
 const WALKS: u32 = 2_000_000;
+
+/// MiB of a kernel's file that a guest has in its memory when compression is timed.
+pub const CONTENT_MIB: u32 = 128;
 
 /// One round.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,11 +66,7 @@ pub fn once(c: &Context, monitor: Monitor, path: &Path) -> Result<Figures, Strin
     match monitor {
         Monitor::Vmm => {
             begin = Instant::now();
-            let done = Command::new(&c.vmm).args(["dump", "bench-dumps"]).arg(path).output();
-            let done = done.map_err(|error| error.to_string())?;
-            if !done.status.success() {
-                return Err(String::from_utf8_lossy(&done.stderr).into_owned());
-            }
+            ask(c, "bench-dumps", path)?;
         }
         Monitor::Qemu => {
             let mut control = Control::connect(&qmp)?;
@@ -79,6 +80,41 @@ pub fn once(c: &Context, monitor: Monitor, path: &Path) -> Result<Figures, Strin
     #[allow(clippy::cast_precision_loss, reason = "sizes of files are far below that")]
     let size = (blocks * 512) as f64 / f64::from(1 << 20);
     Ok(Figures { written, size })
+}
+
+/// Milliseconds that a dump to a file of this name takes of a guest that has a part of its kernel's
+/// file, symbols and all, in its memory; by one processor or by all.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn packed(c: &Context, name: &str, by_all: bool) -> Result<f64, String> {
+    let failed = |error: io::Error| error.to_string();
+    let content = c.work.join("content");
+    if !content.exists() {
+        let vmlinux = File::open(Kernel::new(c.isa, "6.12").vmlinux()).map_err(failed)?;
+        let mut part = File::create(&content).map_err(failed)?;
+        io::copy(&mut vmlinux.take(u64::from(CONTENT_MIB) << 20), &mut part).map_err(failed)?;
+    }
+    let path = c.work.join(name);
+    fs::remove_file(&path).ok();
+    let mut command = Command::new(if by_all { Path::new("env") } else { Path::new("taskset") });
+    command.args(if by_all { &[][..] } else { &["--cpu-list", "0"] }).arg(&c.vmm);
+    command.args(["--name", "bench-packed", "--memory", "512M", "--kernel"]).arg(c.guest("fill", false)?);
+    command.arg("--initrd").arg(&content);
+    let mut process = Process::start("monitor", command, Wiring::Pipes).map_err(failed)?;
+    process.expect("b", LIMIT)?;
+    let begin = Instant::now();
+    ask(c, "bench-packed", &path)?;
+    let elapsed = begin.elapsed().as_secs_f64() * 1000.0;
+    fs::remove_file(&path).map_err(failed)?;
+    Ok(elapsed)
+}
+
+/// `vmm dump`.
+fn ask(c: &Context, name: &str, path: &Path) -> Result<(), String> {
+    let done = Command::new(&c.vmm).args(["dump", name]).arg(path).output();
+    let done = done.map_err(|error| error.to_string())?;
+    if done.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&done.stderr).into_owned()) }
 }
 
 /// Milliseconds from the start of `vmm core --gdb` to the end of a gdb that has asked where the guest was.
@@ -113,12 +149,7 @@ pub fn walks(c: &Context, path: &Path) -> Result<f64, String> {
     command.args(["--name", "bench-walks", "--memory", &format!("{MEMORY_MIB}M"), "--kernel"]).arg(&guest);
     let mut process = Process::start("monitor", command, Wiring::Pipes).map_err(|error| error.to_string())?;
     let begin = Instant::now();
-    while !Command::new(&c.vmm)
-        .args(["dump", "bench-walks"])
-        .arg(path)
-        .output()
-        .is_ok_and(|output| output.status.success())
-    {
+    while ask(c, "bench-walks", path).is_err() {
         if process.has_ended() || begin.elapsed() > LIMIT {
             return Err("there is no dump to walk in".into());
         }
