@@ -44,7 +44,13 @@ build: toolchain ## static release binaries of both architectures, in target/*/r
 	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p vmm -p integration --bin vmm --bin case || exit 1; \
 	done
 
-setup: kernels qemu tools build ## what the tests need: Debian packages, kernels, QEMU, our binaries
+setup: ## what the tests need: Debian packages, kernels, QEMU, tools for dumps, our binaries
+	@integration/setup/packages.sh
+	@# Kernels come over the network while QEMU and crash are compiled.
+	@integration/setup/kernels.sh & fetched=$$!; \
+	  { integration/setup/qemu.sh && integration/setup/tools.sh; }; built=$$?; \
+	  wait $$fetched && exit $$built
+	@$(MAKE) --no-print-directory build
 
 kernels: ## Debian's kernels and busybox for both architectures
 	@integration/setup/packages.sh

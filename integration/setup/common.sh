@@ -12,29 +12,46 @@ mkdir -p "$CACHE"
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
-# Only one set-up at a time may fill the cache.
-lock_cache() {
-  exec 9>"$CACHE/.lock"
-  flock -w 1800 9 || die "another set-up has held $CACHE/.lock for half an hour"
+# lock PART - only one set-up at a time may fill a part of the cache. The lock, of which $LOCK is the
+# descriptor, goes with the process.
+lock() {
+  exec {LOCK}>"$CACHE/.lock-$1"
+  flock -w 1800 "$LOCK" || die "another set-up has held $CACHE/.lock-$1 for half an hour"
+}
+
+# locked PART COMMAND... - the same for one command.
+locked() {
+  local LOCK
+  lock "$1"
+  "${@:2}"
+  exec {LOCK}>&-
 }
 
 # The apt lists of the machine may lack arm64 and sources; ours have amd64,
 # arm64 and deb-src, made from the Debian entries that the machine is set up with.
 APT_ROOT=$CACHE/apt
 private_apt_config() {
+  local file sources=$APT_ROOT/sources.new
   mkdir -p "$APT_ROOT"/{lists/partial,archives/partial,sources.d,preferences.d}
-  local file
-  rm -f "$APT_ROOT"/sources.d/*
+  rm -rf "$sources"
+  mkdir "$sources"
   for file in /etc/apt/sources.list.d/*.sources; do
     [ -e "$file" ] || continue
     grep -q 'debian-archive-keyring\|^Suites:.*bookworm' "$file" || continue
-    sed 's/^Types:.*/Types: deb deb-src/; /^Architectures:/d' "$file" > "$APT_ROOT/sources.d/$(basename "$file")"
+    sed 's/^Types:.*/Types: deb deb-src/; /^Architectures:/d' "$file" > "$sources/$(basename "$file")"
   done
   for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
     [ -e "$file" ] || continue
     grep -E '^deb +(\[[^]]*\] *)?[^ ]+ +bookworm' "$file" | grep -v 'cloud-sdk' \
-      | sed -E 'p; s/^deb /deb-src /' > "$APT_ROOT/sources.d/$(basename "$file" .list)-copy.list" || true
+      | sed -E 'p; s/^deb /deb-src /' > "$sources/$(basename "$file" .list)-copy.list" || true
   done
+  # Another script may be reading them.
+  if diff -rq "$sources" "$APT_ROOT/sources.d" >"$APT_ROOT/diff" && [ -e "$APT_ROOT/apt.conf" ]; then
+    rm -rf "$sources"
+    return
+  fi
+  rm -rf "$APT_ROOT/sources.d"
+  mv "$sources" "$APT_ROOT/sources.d"
   cat > "$APT_ROOT/apt.conf" <<CONF
 APT::Architectures { "amd64"; "arm64"; };
 Dir::State::lists "$APT_ROOT/lists";
@@ -48,14 +65,18 @@ APT::Sandbox::User "root";
 CONF
 }
 
+# read_lists - the lists of packages, where ours are half a day old.
+read_lists() {
+  private_apt_config
+  if [ -n "$(find "$APT_ROOT/lists" -maxdepth 1 -name '*Packages*' -mmin -720 -print -quit)" ]; then return; fi
+  say "reading Debian's package lists (amd64, arm64, sources)"
+  APT_CONFIG=$APT_ROOT/apt.conf apt-get -q update >"$APT_ROOT/update.log" 2>&1 \
+    || die "apt-get update failed; see $APT_ROOT/update.log"
+}
+
 private_apt_update() {
   [ -n "${PRIVATE_APT_READY:-}" ] && return
-  private_apt_config
-  if ! find "$APT_ROOT/lists" -maxdepth 1 -name '*Packages*' -mmin -720 | grep -q .; then
-    say "reading Debian's package lists (amd64, arm64, sources)"
-    APT_CONFIG=$APT_ROOT/apt.conf apt-get -q update >"$CACHE/apt/update.log" 2>&1 \
-      || die "apt-get update failed; see $CACHE/apt/update.log"
-  fi
+  locked apt read_lists
   PRIVATE_APT_READY=1
 }
 
@@ -98,7 +119,9 @@ unpack_whole() {
 }
 
 # install_packages PACKAGE... - from the machine's own apt, only what is missing.
-install_packages() {
+install_packages() { locked dpkg install_missing "$@"; }
+
+install_missing() {
   local missing=() package
   for package in "$@"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

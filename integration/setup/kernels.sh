@@ -5,7 +5,7 @@
 #   $CACHE/busybox/<isa>/busybox
 #   $CACHE/kexec/<isa>/{kexec,loader,lib/}
 source "$(dirname "$0")/common.sh"
-lock_cache
+lock kernels
 
 # The package behind Debian's metapackage of a kernel series.
 kernel_package() {

@@ -3,7 +3,7 @@
 # the peer of benchmarks:
 #   $CACHE/peer/<isa>/{qemu,lib/,share/}
 source "$(dirname "$0")/common.sh"
-lock_cache
+lock peer
 install_packages binutils
 
 for isa in ${*:-x86_64 aarch64}; do

@@ -5,7 +5,7 @@
 # docs/testing.md says what the patch mends; unmodified QEMU boots guests as well,
 # but loses a guest's debug exits.
 source "$(dirname "$0")/common.sh"
-lock_cache
+lock qemu
 
 patch_file=$SETUP_DIR/qemu/svm-debug-intercepts.patch
 key=$(cat "$patch_file" "$0" | sha256sum | cut -c1-12)

@@ -7,7 +7,7 @@
 #       of a process
 #   $CACHE/tools/crash-for-aarch64/crash    crash for dumps of aarch64, which runs here
 source "$(dirname "$0")/common.sh"
-lock_cache
+lock tools
 
 DRGN=0.3.0
 if [ ! -e "$CACHE/tools/drgn/ready-$DRGN" ]; then
@@ -19,28 +19,27 @@ if [ ! -e "$CACHE/tools/drgn/ready-$DRGN" ]; then
   touch "$CACHE/tools/drgn/ready-$DRGN"
 fi
 
-# newer_apt SUITE COMMAND... - apt with the lists of a newer Debian alone, from where the machine has its
-# Debian from.
-newer_apt() {
-  local suite=$1 place=$CACHE/apt-$1 uri
-  shift
-  if [ ! -e "$place/ready" ] || [ -n "$(find "$place/ready" -mmin +720)" ]; then
-    private_apt_config
-    uri=$(grep -rhoE '^(URIs:|deb) .*' /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2>/dev/null \
-      | grep -oE '[a-z]+://[^ ]*/debian/?( |$)' | head -1) || true
-    uri=${uri:-http://deb.debian.org/debian}
-    mkdir -p "$place"/{lists/partial,archives/partial,sources.d}
-    for type in deb deb-src; do
-      echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite main"
-    done > "$place/sources.d/$suite.list"
-    sed "s,$APT_ROOT/,$place/,g; s,\"$APT_ROOT\",\"$place\",g" "$APT_ROOT/apt.conf" > "$place/apt.conf"
-    say "reading the package lists of Debian's $suite"
-    APT_CONFIG=$place/apt.conf apt-get -q update >"$place/update.log" 2>&1 \
-      || die "apt-get update failed; see $place/update.log"
-    touch "$place/ready"
-  fi
-  APT_CONFIG=$place/apt.conf "$@"
+# newer_lists SUITE - the lists of a newer Debian alone, from where the machine has its Debian from.
+newer_lists() {
+  local suite=$1 place=$CACHE/apt-$1 uri type
+  if [ -e "$place/ready" ] && [ -z "$(find "$place/ready" -mmin +720)" ]; then return; fi
+  locked apt private_apt_config
+  uri=$(grep -rhoE '^(URIs:|deb) .*' /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2>/dev/null \
+    | grep -oE '[a-z]+://[^ ]*/debian/?( |$)' | head -1) || true
+  uri=${uri:-http://deb.debian.org/debian}
+  mkdir -p "$place"/{lists/partial,archives/partial,sources.d}
+  for type in deb deb-src; do
+    echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite main"
+  done > "$place/sources.d/$suite.list"
+  sed "s,$APT_ROOT/,$place/,g; s,\"$APT_ROOT\",\"$place\",g" "$APT_ROOT/apt.conf" > "$place/apt.conf"
+  say "reading the package lists of Debian's $suite"
+  APT_CONFIG=$place/apt.conf apt-get -q update >"$place/update.log" 2>&1 \
+    || die "apt-get update failed; see $place/update.log"
+  touch "$place/ready"
 }
+
+# newer_apt SUITE COMMAND... - a command of apt with those lists.
+newer_apt() { APT_CONFIG=$CACHE/apt-$1/apt.conf "${@:2}"; }
 
 # newer SUITE ISA PACKAGE PROGRAM - a program of a newer Debian with all that it depends on.
 newer() {
@@ -52,7 +51,7 @@ newer() {
     aarch64) loader=ld-linux-aarch64.so.1 emulator=qemu-aarch64-static ;;
   esac
   work=$(mktemp -d "$CACHE/$program.XXXXXX")
-  newer_apt "$suite" true
+  newer_lists "$suite"
   unpack_whole "$isa" "$package" "$work/root" newer_apt "$suite"
   cat > "$work/root/run" <<RUN
 #!/bin/sh
@@ -79,7 +78,7 @@ if [ ! -x "$place/crash" ]; then
     patch texinfo zlib1g-dev
   work=$(mktemp -d "$CACHE/crash.XXXXXX")
   trap 'rm -rf "$work"' EXIT
-  newer_apt trixie true
+  newer_lists trixie
   say "downloading crash's source"
   (cd "$work" && newer_apt trixie apt-get -q source --tar-only crash >apt.log 2>&1) \
     || { tail -5 "$work/apt.log" >&2; die "cannot download crash's source"; }
