@@ -12,8 +12,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 thread_local! {
-    /// This thread has put something here, and has not seen it go out.
-    static OWES: Cell<bool> = const { Cell::new(false) };
+    static DEBT: Cell<Debt> = const { Cell::new(Debt::None) };
+}
+
+/// What a thread has put here and has not seen go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Debt {
+    None,
+    /// It has not waited for it yet.
+    New,
+    /// It has, and was kicked.
+    Old,
 }
 
 /// How often a thread that waits looks whether it was kicked.
@@ -51,13 +60,26 @@ impl OutputQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until what this thread has put here is written, if it has put anything; `false` when the
-    /// thread was kicked before. Then it must come back before its guest goes on: so no vCPU has more
-    /// here than it can print in one exit.
+    /// Waits until what this thread has put here since it waited last is written, or the thread is kicked.
+    pub fn settle_new(&self) {
+        if DEBT.get() == Debt::New {
+            self.settle();
+        }
+    }
+
+    /// Waits until all that this thread has put here is written; `false` when the thread was kicked before.
+    /// Then it must come back before its guest runs on: so no vCPU has more here than it can print in one
+    /// exit.
     pub fn settle(&self) -> bool {
-        if !OWES.get() {
+        if DEBT.get() == Debt::None {
             return true;
         }
+        let is_settled = self.wait();
+        DEBT.set(if is_settled { Debt::None } else { Debt::Old });
+        is_settled
+    }
+
+    fn wait(&self) -> bool {
         let mut state = self.lock();
         while !state.bytes.is_empty() {
             let Some(mut output) = state.output.take() else {
@@ -89,7 +111,6 @@ impl OutputQueue {
                 }
             }
         }
-        OWES.set(false);
         true
     }
 }
@@ -115,7 +136,7 @@ pub struct QueueEnd(pub Arc<OutputQueue>);
 impl Write for QueueEnd {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().bytes.extend(bytes);
-        OWES.set(true);
+        DEBT.set(Debt::New);
         Ok(bytes.len())
     }
 
@@ -192,6 +213,8 @@ mod tests {
         let stuck = thread::spawn(move || {
             put(&other, &[b'a'; 1 << 20]);
             assert!(!other.settle());
+            // It has waited for that, and need not again to do something else.
+            other.settle_new();
             kicked.send(()).unwrap();
             kick::clear();
             assert!(other.settle());

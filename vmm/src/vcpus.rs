@@ -474,12 +474,8 @@ pub fn run_guest(
     debug: Option<(&DebugShared, &mut ThreadDebug)>,
     is_alone: bool,
 ) -> Left {
-    // What it has printed goes out before it goes on: now, if a kick kept it from that.
-    if !shared.output.settle() {
-        return Left::Interrupted;
-    }
     let left = run_and_serve(vcpu, shared, debug, is_alone);
-    shared.output.settle();
+    shared.output.settle_new();
     left
 }
 
@@ -490,6 +486,9 @@ fn run_and_serve(
     is_alone: bool,
 ) -> Left {
     let Some((debug, thread)) = debug else {
+        if !shared.output.settle() {
+            return Left::Interrupted;
+        }
         let id = vcpu.id();
         let exit = vcpu.run();
         let left = match hypercall(&exit, shared) {
@@ -504,6 +503,10 @@ fn run_and_serve(
         Ok(Prepared::Done) => return Left::Trap(stepping::stepped()),
         Err(error) => return Left::Ended(cannot_run(vcpu, shared, &error)),
     };
+    // A debugger can step a guest that waits for whoever reads its output.
+    if step.is_none() && !shared.output.settle() {
+        return Left::Interrupted;
+    }
     let id = vcpu.id();
     if !is_alone {
         debug.world.enter(id);

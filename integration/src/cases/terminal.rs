@@ -2,11 +2,14 @@
 
 use crate::context::{Check, Context, check};
 use crate::process::{Process, Wiring};
+use crate::rsp::Client;
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, tcgetattr};
-use std::io::Write;
-use std::time::Duration;
+use nix::unistd::Pid;
+use std::io::{self, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 pub fn signals(c: &mut Context) -> Check {
     let limit = c.limit(10);
@@ -26,9 +29,9 @@ pub fn signals(c: &mut Context) -> Check {
 
 /// Waits until the monitor has said what it boots, which it does with `-v`.
 fn wait_for_start(vmm: &Process, limit: Duration) -> Check {
-    let deadline = std::time::Instant::now() + limit;
+    let deadline = Instant::now() + limit;
     while !vmm.errors.text().contains("command line") && !vmm.output.text().contains("command line") {
-        check(std::time::Instant::now() < deadline, || "it does not start".into())?;
+        check(Instant::now() < deadline, || "it does not start".into())?;
         std::thread::park_timeout(Duration::from_millis(2));
     }
     Ok(())
@@ -93,30 +96,44 @@ pub fn comes_back(c: &mut Context) -> Check {
     check(is_cooked(&vmm)?, || "the terminal did not come back after an error".into())
 }
 
-/// Nobody reads the console: the guest waits, the monitor still takes what is typed, and ends when it is
-/// told to.
+/// Nobody reads the console: the guest waits, the monitor still takes what is typed, a debugger stops the
+/// guest and steps it, and everything ends when it is told to.
 pub fn stuck_reader(c: &mut Context) -> Check {
-    let failed = |error: std::io::Error| error.to_string();
-    let (guest, limit) = (c.guest("echo", false)?, c.limit(40));
+    for is_debugged in [false, true] {
+        stuck(c, is_debugged).map_err(|error| format!("with a debugger {is_debugged}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn stuck(c: &Context, is_debugged: bool) -> Check {
+    let failed = |error: io::Error| error.to_string();
+    let (guest, socket, limit) = (c.guest("echo", false)?, c.work.join("gdb.sock"), c.limit(40));
     // As small a pipe as there is: the guest echoes a byte with each few exits, which takes its time where
     // exits are slow.
-    let (reader, writer) = std::io::pipe().map_err(failed)?;
+    let (reader, writer) = io::pipe().map_err(failed)?;
     let room = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).map_err(|error| error.to_string())?;
-    let (input, mut keys) = std::io::pipe().map_err(failed)?;
+    let (input, mut keys) = io::pipe().map_err(failed)?;
     let typed = input.try_clone().map_err(failed)?;
-    let mut command = std::process::Command::new(&c.vmm);
-    command.arg("--kernel").arg(guest).stdin(input).stdout(writer).stderr(std::process::Stdio::null());
+    let mut command = Command::new(&c.vmm);
+    command.arg("--kernel").arg(guest).stdin(input).stdout(writer).stderr(Stdio::null());
+    if is_debugged {
+        command.arg("--gdb").arg(format!("unix:{}", socket.display()));
+    }
     let mut child = command.spawn().map_err(failed)?;
     drop(command);
-    let deadline = std::time::Instant::now() + limit;
+    let deadline = Instant::now() + limit;
     let wait_until = |what: &str, is_so: &dyn Fn() -> Result<bool, String>| -> Check {
         while !is_so()? {
-            check(std::time::Instant::now() < deadline, || what.to_string())?;
+            check(Instant::now() < deadline, || what.to_string())?;
             std::thread::park_timeout(Duration::from_millis(2));
         }
         Ok(())
     };
     let talked = (|| -> Check {
+        let mut client = is_debugged.then(|| Client::attach(&socket, limit)).transpose()?;
+        if let Some(client) = &mut client {
+            client.run()?;
+        }
         keys.write_all(&vec![b'x'; usize::try_from(room).unwrap_or(0) + 16]).map_err(failed)?;
         wait_until("the pipe does not become full", &|| Ok(unread(&reader)? == room))?;
         // The guest's echo is stuck in a write now, if not before all of this has been read.
@@ -124,15 +141,20 @@ pub fn stuck_reader(c: &mut Context) -> Check {
             keys.write_all(&[*key]).map_err(failed)?;
             wait_until("what is typed is not read", &|| Ok(unread(&typed)? == 0))?;
         }
+        if let Some(client) = &mut client {
+            client.interrupt()?;
+            for _ in 0..2 {
+                client.expect("vCont;s:p1.1", "T05*")?;
+            }
+        }
         let pid = i32::try_from(child.id()).map_err(|error| error.to_string())?;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM)
-            .map_err(|error| error.to_string())
+        kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(|error| error.to_string())
     })();
     let status = loop {
         if let Some(status) = child.try_wait().map_err(failed)? {
             break Ok(status);
         }
-        if talked.is_err() || std::time::Instant::now() >= deadline {
+        if talked.is_err() || Instant::now() >= deadline {
             child.kill().ok();
             child.wait().ok();
             break Err("it does not end while its console is unread".to_string());
@@ -145,10 +167,10 @@ pub fn stuck_reader(c: &mut Context) -> Check {
 }
 
 /// Bytes that wait in a pipe.
-fn unread(pipe: &std::io::PipeReader) -> Result<i32, String> {
+fn unread(pipe: &io::PipeReader) -> Result<i32, String> {
     use std::os::fd::AsRawFd;
     let mut count = 0;
     // SAFETY: FIONREAD writes one int.
     let result = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) };
-    if result == 0 { Ok(count) } else { Err(std::io::Error::last_os_error().to_string()) }
+    if result == 0 { Ok(count) } else { Err(io::Error::last_os_error().to_string()) }
 }
