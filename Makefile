@@ -23,6 +23,7 @@ check: toolchain layering ## format, lints, both architectures compile; well und
 	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
 	$(CARGO) clippy -q --workspace --all-targets --target $(call MUSL,aarch64) -- -D warnings
 	$(CARGO) clippy -q --workspace --all-targets --target $(call MUSL,x86_64) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc -q --workspace --no-deps
 
 unit: toolchain ## unit tests
 	$(CARGO) test -q --workspace --exclude integration

@@ -1,4 +1,4 @@
-//! Memory dumps: written from any [`Machine`](crate::target::Machine), and read back as one.
+//! Memory dumps: written from any [`Machine`], and read back as one.
 //!
 //! Layers, each of which knows nothing of the next:
 //! * [`source`]: bytes of a file, which may be compressed;
@@ -7,7 +7,7 @@
 //! * [`kernel`]: translation, from registers or from that description;
 //! * [`machine`]: all of it as a machine that cannot run, for the debugger above.
 //!
-//! [`write`] makes ELF cores. Nothing here asks what the host is: the architecture is what the file
+//! [`write`](mod@write) makes ELF cores. Nothing here asks what the host is: the architecture is what the file
 //! says, and numbers are little-endian as both targets are.
 
 pub mod diff;

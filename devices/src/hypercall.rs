@@ -2,7 +2,7 @@
 //!
 //! A *transport*, in `vmm`, knows how a call comes out of a guest on one architecture and host. It
 //! makes a [`RawCall`] of it and a [`Caller`] of the vCPU. A [`Family`] knows what its calls mean:
-//! it has a [`Table`](table::Table), which decodes any of them ([`decode`]), and answers those it
+//! it has a [`Table`], which decodes any of them ([`decode`]), and answers those it
 //! can. [`Hypercalls`] stands between: it looks the call up, decodes it if somebody looks (a trace, a
 //! debugger), has it answered, and tells.
 //!

@@ -1,8 +1,9 @@
 //! The outside end of the guest's console: standard input and output, a file, a
 //! pseudo-terminal, or nothing.
 //!
-//! [`Output`] is where the guest's output ends, written on a vCPU's thread ([`crate::output_queue`]). Where
-//! the reader is slow it waits, but a signal to the thread ends the wait. [`Escape`] finds the monitor's own keys in what a person types.
+//! [`Console::output`] is where the guest's output ends, written on a vCPU's thread (`output_queue.rs`).
+//! Where the reader is slow it waits, but a signal to the thread ends the wait. [`Escape`] finds the
+//! monitor's own keys in what a person types.
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -1,6 +1,6 @@
 //! Translation for a dump: by the registers that it has, or by what the kernel says of itself.
 //!
-//! Both architectures offer the same: a [regime](regime) for a vCPU, one for [the kernel](kernel_regime)
+//! Both architectures offer the same: a [`regime`] for a vCPU, one for [the kernel](kernel_regime)
 //! where no register tells it, one for [a process's tables](user_regime); and, for those who write dumps,
 //! where the kernel has all of memory mapped ([`direct_map`]) and where its image is ([`image`]).
 //!

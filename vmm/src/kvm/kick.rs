@@ -14,7 +14,7 @@
 //! * while the thread serves an exit: the same as before (1).
 //!
 //! A thread that waits for messages outside the guest is woken by the message itself and gets
-//! no kick: [`crate::attention`].
+//! no kick (`attention.rs`).
 //!
 //! Source: KVM API, "5. The kvm_run structure", `immediate_exit`.
 
