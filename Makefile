@@ -18,7 +18,7 @@ demo: setup ## boot a Debian kernel and run a command in it (ARCH=aarch64 for th
 
 test: setup check unit cases ## everything: set-up, checks, unit tests, all cases on both architectures
 
-check: toolchain layering ## format, lints, both architectures compile; well under a minute once built
+check: toolchain layering ## format, lints, links in the documentation, both architectures compile; well under a minute once built
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
 	$(CARGO) clippy -q --workspace --all-targets --target $(call MUSL,aarch64) -- -D warnings
@@ -47,8 +47,10 @@ build: toolchain ## static release binaries of both architectures, in target/*/r
 
 setup: ## what the tests need: Debian packages, kernels, QEMU, tools for dumps, our binaries
 	@integration/setup/packages.sh
-	@# Kernels come over the network while QEMU and crash are compiled.
+	@# Kernels come over the network while QEMU and crash are compiled. What a shell runs beside itself does
+	@# not see Ctrl-C.
 	@integration/setup/kernels.sh & fetched=$$!; \
+	  trap 'kill $$fetched 2>/dev/null; exit 130' INT TERM; \
 	  { integration/setup/qemu.sh && integration/setup/tools.sh; }; built=$$?; \
 	  wait $$fetched && exit $$built
 	@$(MAKE) --no-print-directory build

@@ -7,8 +7,8 @@
 //! * [`kernel`]: translation, from registers or from that description;
 //! * [`machine`]: all of it as a machine that cannot run, for the debugger above.
 //!
-//! [`write`](mod@write) makes ELF cores. Nothing here asks what the host is: the architecture is what the file
-//! says, and numbers are little-endian as both targets are.
+//! [`write`](mod@write) makes ELF cores. Nothing here asks what the host is: the architecture is what the
+//! file says, and numbers are little-endian as both targets are.
 
 pub mod diff;
 pub mod elf;

@@ -44,9 +44,9 @@ impl fmt::Debug for Serial {
 
 impl Serial {
     /// A port that raises `interrupt` and sends its output to `output`, which should not wait: whoever
-    /// else needs the port would wait for it, too. `drained` is triggered
-    /// when the guest has read so much that no input is pending any more: whoever feeds the
-    /// port stops at some amount of pending input and goes on then.
+    /// else needs the port would wait for it, too. `drained` is triggered when the guest has read so much
+    /// that no input is pending any more: whoever feeds the port stops at some amount of pending input
+    /// and goes on then.
     pub fn new(interrupt: Interrupt, output: Box<dyn Write + Send>, drained: Interrupt) -> Serial {
         Serial {
             uart: Uart::new(Line(interrupt), output),
