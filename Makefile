@@ -8,7 +8,7 @@ CARGO ?= cargo
 TARGETS := $(foreach isa,$(ISAS),$(call MUSL,$(isa))) x86_64-unknown-none aarch64-unknown-none-softfloat
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test unit cases fuzz bench demo setup toolchain kernels qemu tools peer layering clean clean-cache
+.PHONY: help build check test unit cases soak fuzz bench demo setup toolchain kernels qemu tools peer layering clean clean-cache
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -32,6 +32,10 @@ unit: toolchain ## unit tests
 cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)
 	@rm -rf logs
 	$(CARGO) test -q -p integration --test kvm -- $(FILTER)
+
+soak: setup ## the long runs in full, an hour and more; their chance is drawn from SEED
+	@rm -rf logs
+	VMM_TEST_SOAK=$(or $(SEED),$(shell date +%s)) $(CARGO) test -q -p integration --test kvm -- $(or $(FILTER),::long_)
 
 bench: setup peer ## measure vmm against QEMU on the same nested hosts (PART=boot, debug, calls or dumps for one part)
 	@$(CARGO) run -q --release -p integration --bin bench -- $(PART)

@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first process of Debian guests in the tests and the demo. Words of the kernel's command
 # line say what it does: vmm.run=poweroff (the default), reboot, shell, exit, panic, idle,
-# naps, trace, hypervisor, kdump (which goes on as vmcore).
+# naps, held, trace, hypervisor, kdump (which goes on as vmcore).
 echo "guest: init"
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev 2>/dev/null
@@ -33,6 +33,19 @@ case $run in
     $b sleep 2
     end=$($b awk '{print int($1 * 100)}' /proc/uptime)
     echo "guest: slept centiseconds=$((end - start)) clocksource=$($b cat /sys/devices/system/clocksource/clocksource0/current_clocksource)" ;;
+  held)
+    # Both processors are busy and timers of several lengths are pending while it says what time it is. At
+    # the word "end" on the console it says what the timers and the kernel made of it.
+    now() { $b awk '{print int($1 * 100)}' /proc/uptime; }
+    for cpu in 0 1; do $b taskset -c $cpu $b sh -c 'while :; do :; done' & done
+    for length in 1 2 3 5 8 13; do
+      (start=$(now); $b sleep $length; echo "guest: timer $length took $(($(now) - start)).") &
+    done
+    (while :; do echo "guest: beat $(now)."; $b usleep 200000; done) &
+    while read -r word && [ "$word" != end ]; do :; done
+    bad='watchdog: BUG|soft lockup|rcu: INFO|detected stall|clocksource.*(unstable|skew|readout)|blocked for more'
+    $b dmesg | $b grep -iE "$bad" | $b sed 's/^/guest: complaint: /'
+    echo "guest: complaints=$($b dmesg | $b grep -ciE "$bad")" ;;
   hypervisor)
     for name in type guest_type version/major version/minor properties/features; do
       echo "guest: hypervisor $name=$($b cat /sys/hypervisor/$name)"

@@ -22,7 +22,6 @@ mod sink;
 pub mod source;
 pub mod write;
 
-use crate::breakpoint::Table;
 use crate::disassemble::Mode;
 use crate::linux::VmCoreInfo;
 use crate::target::{Machine, Memory, TargetError, VcpuState};
@@ -80,12 +79,18 @@ pub fn cpus(machine: &dyn Machine) -> Result<Vec<Cpu>, TargetError> {
 }
 
 /// Memory as the guest has it, without the instructions that a debugger has planted.
-#[derive(Debug)]
 pub struct Unplanted<'a> {
     /// The memory.
     pub memory: &'a dyn Memory,
-    /// What is planted.
-    pub table: &'a Table,
+    /// Puts what the guest has in the place of what is planted in bytes from an address on
+    /// ([`Table::unmask`](crate::breakpoint::Table::unmask)).
+    pub unmask: &'a (dyn Fn(GuestPhys, &mut [u8]) + Sync),
+}
+
+impl std::fmt::Debug for Unplanted<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unplanted").finish_non_exhaustive()
+    }
 }
 
 impl TableMemory for Unplanted<'_> {
@@ -97,7 +102,7 @@ impl TableMemory for Unplanted<'_> {
 impl Memory for Unplanted<'_> {
     fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize {
         let count = self.memory.read(address, bytes);
-        self.table.unmask(address, &mut bytes[..count]);
+        (self.unmask)(address, &mut bytes[..count]);
         count
     }
 

@@ -14,6 +14,7 @@ use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestPhys, Isa};
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 /// RAM of the target, by guest-physical address. Devices are not part of it, so a debugger
 /// never touches one by accident.
@@ -279,6 +280,13 @@ pub trait Machine: Send {
     /// Makes every vCPU stand still and returns when none runs any more. Events that happen
     /// meanwhile stay for [`Self::next_event`].
     fn pause(&mut self);
+
+    /// Called when the debugger has nothing to do while the target stands still, before it waits: what
+    /// is worth its while only when that lasts is done once it has. How long until it wants to be
+    /// called again.
+    fn settle(&mut self) -> Option<Duration> {
+        None
+    }
 
     /// The next event, if there is one already.
     fn next_event(&mut self) -> Option<Event>;

@@ -5,6 +5,7 @@ mod basics;
 pub mod dumps;
 pub mod gdb;
 mod gdb_wire;
+mod held;
 mod hypercalls;
 mod kicks;
 mod linux;
@@ -250,6 +251,7 @@ pub const CASES: &[Case] = &[
     small("dumps_of_small_guests", dumps::of_small_guests),
     small("dumps_broken_off", dumps::broken_off),
     small("dumps_of_plain_memory", dumps::of_plain_memory),
+    linux("long_debian_held", &["6.12"], held::debian),
     small("gdb_range_run", gdb_wire::range_run),
     small("gdb_range_step", gdb_wire::range_step),
     gic_v2(small("gic_v2_embedded_guest", basics::on_gic_v2)),

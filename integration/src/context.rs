@@ -30,6 +30,62 @@ pub struct Context {
     pub in_nest: bool,
     /// How much slower than hardware the place is: limits of time are multiplied by it.
     pub slowness: u32,
+    /// How much of a long run is made.
+    pub length: Length,
+}
+
+/// How much of the long runs is made, and what their chance is drawn from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// A part that takes less than a minute, always the same: `make test`.
+    Sample,
+    /// All of it: `make soak SEED=...`.
+    Full {
+        /// What chance is drawn from.
+        seed: u64,
+    },
+}
+
+impl Length {
+    /// What `VMM_TEST_SOAK` says, or the word `soak` of a nest's command line.
+    pub fn parse(text: Option<&str>) -> Length {
+        match text.and_then(|seed| seed.parse().ok()) {
+            Some(seed) => Length::Full { seed },
+            None => Length::Sample,
+        }
+    }
+
+    /// One of two numbers.
+    pub fn of(self, sample: u64, full: u64) -> u64 {
+        match self {
+            Length::Sample => sample,
+            Length::Full { .. } => full,
+        }
+    }
+
+    /// Chance.
+    pub fn chance(self) -> Chance {
+        let seed = match self {
+            Length::Sample => 1,
+            Length::Full { seed } => seed,
+        };
+        Chance(seed.wrapping_mul(2).wrapping_add(1))
+    }
+}
+
+/// Pseudo-random numbers that are the same for the same seed (Vigna, "splitmix64").
+#[derive(Clone, Debug)]
+pub struct Chance(u64);
+
+impl Chance {
+    /// A number below `limit`, which is not 0.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut value = self.0;
+        value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (value ^ value >> 31) % limit
+    }
 }
 
 /// The result of a check.

@@ -22,6 +22,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const HOST_SERIES: &str = "6.12";
 /// How long a case may take in a nest, its boot included.
 const CASE_LIMIT: Duration = Duration::from_secs(240);
+/// How long a long run may take.
+const SOAK_LIMIT: Duration = Duration::from_secs(3600);
 /// How much slower a nest is than the limits of cases assume.
 const SLOWNESS: u32 = 2;
 
@@ -253,7 +255,7 @@ pub fn run_case(isa: Isa, case: &Case, folder: &Path) -> io::Result<Report> {
 pub fn run_case_with(isa: Isa, case: &Case, folder: &Path, echoes: bool) -> io::Result<Report> {
     let mut nest = prepare_case(isa, case)?;
     let Some(script) = case.debugger else {
-        let mut report = nest.boot(folder)?.wait(CASE_LIMIT);
+        let mut report = nest.boot(folder)?.wait(case_limit());
         look_at_export(isa, case, folder, &mut report);
         return Ok(report);
     };
@@ -261,12 +263,16 @@ pub fn run_case_with(isa: Isa, case: &Case, folder: &Path, echoes: bool) -> io::
     nest.socket = Some(socket.clone());
     let running = nest.boot(folder)?;
     let debugged = debugger::run(isa, case, script, &socket, folder, echoes);
-    let mut report = running.wait(if debugged.is_ok() { CASE_LIMIT } else { Duration::from_secs(10) });
+    let mut report = running.wait(if debugged.is_ok() { case_limit() } else { Duration::from_secs(10) });
     // It is gone with its QEMU, as a rule.
     fs::remove_file(&socket).ok();
     report.fail_if(debugged);
     look_at_export(isa, case, folder, &mut report);
     Ok(report)
+}
+
+fn case_limit() -> Duration {
+    if std::env::var_os("VMM_TEST_SOAK").is_some() { SOAK_LIMIT } else { CASE_LIMIT }
 }
 
 /// Has a case's tools look at the file that came out of its nest.
@@ -299,6 +305,9 @@ pub fn prepare_case(isa: Isa, case: &Case) -> io::Result<Nest> {
         nest.copy(&format!("files/{series}"), &Kernel::new(isa, series).image())?;
     }
     nest.cmdline(&format!("case={} slowness={SLOWNESS}", case.name));
+    if let Ok(seed) = std::env::var("VMM_TEST_SOAK") {
+        nest.cmdline(&format!("soak={seed}"));
+    }
     Ok(nest)
 }
 

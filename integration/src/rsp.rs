@@ -104,6 +104,30 @@ impl Client {
         self.reply().map_err(|error| format!("{packet}: {error}"))
     }
 
+    /// Sends a packet that is answered on the console, and then with OK; what the console says.
+    ///
+    /// # Errors
+    /// As [`Self::reply`]; when it is answered with an error.
+    pub fn console(&mut self, packet: &str) -> Result<String, String> {
+        self.send(&frame(packet.as_bytes()))?;
+        let mut text = Vec::new();
+        loop {
+            match self.item()? {
+                Some(Item::Packet(data)) if data == b"OK" => break,
+                Some(Item::Packet(data)) => match data.split_first() {
+                    Some((b'O', hex)) => text.extend(debug::gdb::packet::from_hex(hex).unwrap_or_default()),
+                    _ => return Err(format!("{packet}: {}", String::from_utf8_lossy(&data))),
+                },
+                Some(_) => {}
+                None => return Err("the connection is closed".into()),
+            }
+        }
+        if self.acknowledges {
+            self.send(b"+")?;
+        }
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
     /// Sends a packet and waits for its reply; the length of its data, escapes undone.
     ///
     /// # Errors

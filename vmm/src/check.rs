@@ -4,6 +4,8 @@
 //! with a guest of a few instructions. A try can hang in the host's kernel, so each runs in
 //! a process of its own, which is this program again with `--probe`, and is given a time.
 
+mod clock;
+
 use crate::config::{Config, MemorySize};
 use crate::kvm::exit::{DebugExit, VcpuExit};
 use crate::kvm::{BootState, Capability, HOST_ISA, Host, Vcpu, Vm, VmConfig, capabilities};
@@ -20,6 +22,8 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
+
+pub use clock::holds_counter;
 
 include!(concat!(env!("OUT_DIR"), "/probe_guests.rs"));
 
@@ -62,6 +66,7 @@ const PROBES: &[Probe] = &[
     probe("software_breakpoint", "debug: software breakpoint", false, None, || debug(DebugKind::Software)),
     probe("hardware_breakpoint", "debug: hardware breakpoint", false, None, || debug(DebugKind::Hardware)),
     probe("watchpoint", "debug: watchpoint", false, None, || debug(DebugKind::Watch)),
+    probe("guest_clock", "a held guest's counter stands still", false, None, holds_counter),
 ];
 
 /// Runs `vmm check`, or one probe; answers with the exit code.

@@ -1,8 +1,8 @@
 //! The command line.
 
 use crate::config::{
-    Config, DumpOn, GdbConfig, HypercallConfig, MemorySize, OnReboot, parse_address, parse_duration,
-    parse_size,
+    Config, DumpOn, GdbConfig, GuestClock, HypercallConfig, MemorySize, OnReboot, parse_address,
+    parse_duration, parse_size,
 };
 use crate::console::ConsoleKind;
 use crate::control;
@@ -113,6 +113,9 @@ pub struct RunArgs {
     /// What a reset of the guest does
     #[arg(long, value_name = "ACTION", default_value = "exit", help_heading = "Run")]
     reboot: Reboot,
+    /// What becomes of the guest's time while a debugger or a dump holds the guest
+    #[arg(long, value_name = "ACTION", default_value = "stop", help_heading = "Run")]
+    guest_clock: Clock,
 
     /// Serve gdb or lldb: the guest waits at its first instruction until one attaches; without a
     /// host, only this machine can connect
@@ -137,6 +140,14 @@ pub struct RunArgs {
     /// Write messages to a file instead of standard error
     #[arg(long, value_name = "PATH", global = true, help_heading = "Messages")]
     pub log: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Clock {
+    /// It stands still, as far as the host can
+    Stop,
+    /// It runs on
+    Run,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -212,6 +223,10 @@ impl RunArgs {
             on_reboot: match self.reboot {
                 Reboot::Exit => OnReboot::Exit,
                 Reboot::Restart => OnReboot::Restart,
+            },
+            guest_clock: match self.guest_clock {
+                Clock::Stop => GuestClock::Stop,
+                Clock::Run => GuestClock::Run,
             },
             gdb: self.gdb.clone().map(|address| GdbConfig { address, waits: !self.gdb_no_wait }),
             hypercalls: self.hypercalls.clone(),

@@ -22,6 +22,17 @@ pub enum OnReboot {
     Restart,
 }
 
+/// What becomes of the guest's time while the guest is held: by a debugger, for a dump, by
+/// [`Machine::pause`](crate::machine::Machine::pause).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GuestClock {
+    /// It stands still, as far as the host can ([`crate::guest_clock`]).
+    #[default]
+    Stop,
+    /// It runs on.
+    Run,
+}
+
 /// A guest and how it is run.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -49,6 +60,8 @@ pub struct Config {
     pub timeout: Option<Duration>,
     /// What a reset does.
     pub on_reboot: OnReboot,
+    /// What becomes of its time while it is held.
+    pub guest_clock: GuestClock,
     /// Where a debugger connects, if one may.
     pub gdb: Option<GdbConfig>,
     /// Hypercalls that are answered and shown.
@@ -230,6 +243,7 @@ impl Default for Config {
             console: ConsoleKind::Stdio,
             timeout: None,
             on_reboot: OnReboot::default(),
+            guest_clock: GuestClock::default(),
             gdb: None,
             hypercalls: None,
             name: None,

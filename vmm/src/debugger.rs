@@ -12,7 +12,7 @@ use crate::kvm::{HOST_ISA, Host, KvmError, Vcpu, blocks_interrupts, debug_regist
 use crate::memory::GuestMemory;
 use crate::outcome::{Outcome, Stop};
 use crate::stepping;
-use crate::vcpus::{Left, Shared, Vcpus, run_guest};
+use crate::vcpus::{Hold, Left, Shared, Vcpus, run_guest};
 use crate::world::World;
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
@@ -38,6 +38,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -365,6 +366,8 @@ pub struct LiveMachine {
     happened: VecDeque<Event>,
     /// Which vCPUs may be running: what need not be paused is not asked to.
     running: Vec<bool>,
+    /// While none of them may.
+    hold: Option<Hold>,
     /// What is known of vCPUs that stand still, until something changes it.
     known: RefCell<Vec<Known>>,
 }
@@ -448,6 +451,7 @@ impl Machine for LiveMachine {
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
         let ends_soon = orders.iter().any(|order| order.action == Action::Step);
+        self.hold = None;
         if ends_soon {
             self.debug.attention.begin();
         }
@@ -467,8 +471,8 @@ impl Machine for LiveMachine {
     }
 
     fn pause(&mut self) {
-        if self.running.contains(&true) {
-            self.vcpus.pause();
+        if self.hold.is_none() {
+            self.hold = Some(self.vcpus.pause(|vcpu| self.running[vcpu]));
             self.running.fill(false);
         }
     }
@@ -487,6 +491,10 @@ impl Machine for LiveMachine {
             self.known.borrow_mut()[*vcpu as usize] = known;
         }
         Some(event)
+    }
+
+    fn settle(&mut self) -> Option<Duration> {
+        self.hold.as_ref().and_then(|hold| hold.vcpus().settle())
     }
 
     fn event_fd(&self) -> BorrowedFd<'_> {
@@ -526,7 +534,8 @@ impl Machine for LiveMachine {
     }
 
     fn commands(&self) -> &'static [Command] {
-        const COMMANDS: [Command; 2] = [
+        const COMMANDS: [Command; 3] = [
+            Command { name: "clock", usage: "", what: "what becomes of the guest's time while it is held" },
             Command { name: "hypercalls", usage: "", what: "hypercalls so far, with counts and times" },
             Command {
                 name: "catch",
@@ -534,10 +543,13 @@ impl Machine for LiveMachine {
                 what: "stop at hypercalls, by name or by the name of their operation",
             },
         ];
-        if self.shared.hypercalls.is_some() { &COMMANDS } else { &[] }
+        if self.shared.hypercalls.is_some() { &COMMANDS } else { &COMMANDS[..1] }
     }
 
     fn run_command(&mut self, name: &str, arguments: &[&str]) -> Result<String, String> {
+        if (name, arguments) == ("clock", &[]) {
+            return Ok(format!("{}\n", self.vcpus.clock_in_words()));
+        }
         let Some(hypercalls) = &self.shared.hypercalls else { return Err("hypercalls are not seen".into()) };
         let calls = hypercalls.calls();
         match (name, arguments) {
@@ -619,6 +631,7 @@ impl Debugger {
             happened: VecDeque::new(),
             // Until the first pause nobody knows.
             running: vec![true; vcpus.len()],
+            hold: None,
             known: RefCell::new(vec![Known::default(); vcpus.len()]),
         };
         log::warn!("waiting for gdb at {}", listener.address());

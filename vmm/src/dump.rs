@@ -4,9 +4,8 @@ use crate::debugger::{DebugShared, LiveMemory};
 use crate::kvm::{HOST_ISA, Vcpu};
 use crate::memory::GuestMemory;
 use crate::vcpus::Vcpus;
-use arch::GuestVirt;
 use arch::register::Bank;
-use debug::breakpoint::Table;
+use arch::{GuestPhys, GuestVirt};
 use debug::disassemble::Mode;
 use debug::dump::write::{self, Progress, Summary, Target, WriteError};
 use debug::dump::{Cpu, Unplanted};
@@ -62,12 +61,16 @@ impl Dumper {
     ) -> Result<Summary, WriteError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let vcpus = self.vcpus.upgrade().ok_or_else(|| WriteError::Cancelled(path.into()))?;
-        let (cpus, _held) = vcpus.hold(capture);
+        let _hold = vcpus.hold();
+        let cpus = vcpus.for_each(capture);
         let memory = LiveMemory(self.memory.clone());
-        let empty = Table::new(HOST_ISA);
-        let state = self.debug.as_ref().map(|debug| debug.engine.state());
-        let table = state.as_ref().map_or(&empty, |state| &state.table);
-        let memory = Unplanted { memory: &memory, table };
+        // A debugger may change what is planted meanwhile, and is not to wait for us.
+        let unmask = |address: GuestPhys, bytes: &mut [u8]| {
+            if let Some(debug) = &self.debug {
+                debug.engine.state().table.unmask(address, bytes);
+            }
+        };
+        let memory = Unplanted { memory: &memory, unmask: &unmask };
         let mut watch = |progress: Progress| match self.is_closed.load(Ordering::Acquire) {
             true => ControlFlow::Break(()),
             false => watch(progress),
@@ -88,7 +91,8 @@ impl Dumper {
     pub fn has_panicked(&self) -> bool {
         const LINES: usize = 200;
         let Some(vcpus) = self.vcpus.upgrade() else { return false };
-        let (regimes, _held) = vcpus.hold(|vcpu| vcpu.regime().ok());
+        let _hold = vcpus.hold();
+        let regimes = vcpus.for_each(|vcpu| vcpu.regime().ok());
         let memory = LiveMemory(self.memory.clone());
         let Some(info) = VmCoreInfo::find(&memory) else { return false };
         regimes.into_iter().flatten().any(|regime| {

@@ -28,7 +28,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
-use timers::{Clock, Timers};
+use timers::Clock;
+pub use timers::Timers;
 
 /// Which family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +120,8 @@ impl LiveHypercalls {
                 (Hypercalls::new(Arc::new(devices::hypercall::kvm::Kvm), tracer, is_timed), None, None)
             }
             FamilyName::Xen => {
-                let clock = events.map_or_else(|| Clock::Since(Instant::now()), Clock::Kvm);
+                let clock =
+                    events.map_or_else(|| Clock::Since(Instant::now(), timers::Held::default()), Clock::Kvm);
                 let timers = Arc::new(Timers::new(vcpus, clock));
                 let platform = LivePlatform {
                     memory: LiveMemory(vm.memory().clone()),
@@ -162,6 +164,11 @@ impl LiveHypercalls {
         if let Some(delivery) = &self.delivery {
             delivery.introduce(mailboxes);
         }
+    }
+
+    /// The guest's timers, if its family has any.
+    pub fn timers(&self) -> Option<&Arc<Timers>> {
+        self.timers.as_ref()
     }
 
     /// Whether calls look at registers, so that KVM had better hand them over with each exit.

@@ -27,6 +27,7 @@ pub mod core_dump;
 pub mod debugger;
 pub mod dump;
 pub mod error;
+pub mod guest_clock;
 pub mod hypercalls;
 pub mod kvm;
 pub mod logging;

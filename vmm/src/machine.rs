@@ -10,11 +10,12 @@ use crate::config::{Config, Trace};
 use crate::debugger::{Debugger, Prepared};
 use crate::dump::Dumper;
 use crate::error::Error;
+use crate::guest_clock::Timekeeper;
 use crate::hypercalls::{FamilyName, LiveHypercalls};
-use crate::kvm::{HOST_ISA, Host, HypercallSetup, Vm, VmConfig};
+use crate::kvm::{HOST_ISA, Host, HypercallSetup, InterruptLine, Vm, VmConfig};
 use crate::outcome::Outcome;
 use crate::output_queue::{OutputQueue, QueueEnd};
-use crate::vcpus::{Shared, Vcpus};
+use crate::vcpus::{Hold, Shared, Vcpus};
 use arch::Isa;
 use devices::acpi_power::{self, AcpiPower};
 use devices::bus::{Bus, Device};
@@ -33,13 +34,24 @@ use vm_superio::Trigger;
 use vmm_sys_util::eventfd::EventFd;
 
 /// An event that a device triggers.
-struct Line(EventFd);
+struct Event(EventFd);
+
+impl Trigger for Event {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// An interrupt of a device.
+struct Line(InterruptLine);
 
 impl Trigger for Line {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+        self.0.trigger().map_err(io::Error::other)
     }
 }
 
@@ -49,6 +61,8 @@ pub struct Machine {
     // The threads end before what they use goes: first the one that asks vCPUs.
     debugger: Option<Debugger>,
     dumper: Dumper,
+    /// What [`Machine::pause`] has made.
+    pause: Mutex<Pause>,
     vcpus: Arc<Vcpus>,
     waits: bool,
     outcomes: Receiver<Outcome>,
@@ -59,6 +73,17 @@ pub struct Machine {
     hypercalls: Option<Arc<LiveHypercalls>>,
     _shared: Arc<Shared>,
     _vm: Vm,
+}
+
+/// How far an embedder has gone with a guest.
+#[derive(Debug)]
+enum Pause {
+    /// It has not let it run yet.
+    NotStarted,
+    /// It runs, as far as the embedder is concerned.
+    Runs,
+    /// It is held.
+    Held { _hold: Hold, was_started: bool },
 }
 
 fn new_event() -> Result<EventFd, Error> {
@@ -121,7 +146,9 @@ impl Machine {
             wake: clone_event(&wake)?,
             debug: prepared.as_ref().map(|prepared| Arc::clone(&prepared.shared)),
         });
-        let vcpus = Vcpus::spawn(vcpus, &shared).map_err(Error::system("cannot start vCPU threads"))?;
+        let timers = hypercalls.as_ref().and_then(|hypercalls| hypercalls.timers()).cloned();
+        let time = Timekeeper::new(config.guest_clock, vm.clock(), timers);
+        let vcpus = Vcpus::spawn(vcpus, &shared, time).map_err(Error::system("cannot start vCPU threads"))?;
         if let Some(hypercalls) = &hypercalls {
             hypercalls.introduce(vcpus.mailboxes());
         }
@@ -132,6 +159,7 @@ impl Machine {
         Ok(Machine {
             debugger,
             dumper,
+            pause: Mutex::new(Pause::NotStarted),
             vcpus,
             waits,
             outcomes,
@@ -150,15 +178,26 @@ impl Machine {
         self.hypercalls.as_deref()
     }
 
-    /// Lets the guest run.
+    /// Lets the guest run, as far as it was this machine's [`Self::pause`] that held it.
     pub fn resume(&self) {
-        self.vcpus.resume();
+        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_started = match &*pause {
+            Pause::NotStarted => false,
+            Pause::Runs => return,
+            Pause::Held { was_started, .. } => *was_started,
+        };
+        // What was held is let go.
+        *pause = Pause::Runs;
+        if !was_started {
+            self.vcpus.resume();
+        }
     }
 
     /// Lets the guest run, unless it waits for a debugger that will.
     pub fn start(&self) {
-        if !self.waits {
-            self.resume();
+        match self.waits {
+            true => *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = Pause::Runs,
+            false => self.resume(),
         }
     }
 
@@ -169,9 +208,21 @@ impl Machine {
         }
     }
 
-    /// Stops the guest; returns when no vCPU is in it any more.
+    /// Stops the guest until [`Self::resume`]; returns when no vCPU is in it any more. Its time stands
+    /// still meanwhile, if the configuration says so.
     pub fn pause(&self) {
-        self.vcpus.pause();
+        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_started = match &*pause {
+            Pause::NotStarted => false,
+            Pause::Runs => true,
+            Pause::Held { .. } => return,
+        };
+        *pause = Pause::Held { _hold: self.vcpus.hold(), was_started };
+    }
+
+    /// Stops the guest for as long as the result is there. Others may hold it at the same time.
+    pub fn hold(&self) -> Hold {
+        self.vcpus.hold()
     }
 
     /// The vCPUs.
@@ -282,8 +333,8 @@ fn devices(
     output: &Arc<OutputQueue>,
     input_wanted: &EventFd,
 ) -> Result<Devices, Error> {
-    let interrupt = |line| -> Result<Interrupt, Error> { Ok(Box::new(Line(vm.interrupt(line)?))) };
-    let drained: Interrupt = Box::new(Line(clone_event(input_wanted)?));
+    let interrupt = |line| -> Interrupt { Box::new(Line(vm.interrupt(line))) };
+    let drained: Interrupt = Box::new(Event(clone_event(input_wanted)?));
     let (mut ports, mut mmio) = (Bus::default(), Bus::default());
     let put = |bus: &mut Bus, start: u64, size: u64, device: Arc<Mutex<dyn Device>>| {
         bus.insert(start, size, device).expect("the memory maps in `arch` do not overlap");
@@ -293,7 +344,7 @@ fn devices(
     let serial = match HOST_ISA {
         Isa::X86_64 => {
             use arch::x86::layout;
-            let serial = shared(Serial::new(interrupt(layout::COM1_IRQ)?, output, drained));
+            let serial = shared(Serial::new(interrupt(layout::COM1_IRQ), output, drained));
             put(&mut ports, layout::COM1_PORT.into(), serial::SIZE, serial.clone());
             put(&mut ports, layout::RTC_PORT.into(), cmos::SIZE, Arc::new(Mutex::new(Cmos::default())));
             put(&mut ports, layout::I8042_PORT.into(), i8042::SIZE, Arc::new(Mutex::new(I8042::default())));
@@ -309,7 +360,7 @@ fn devices(
         }
         Isa::Aarch64 => {
             use arch::aarch64::layout;
-            let serial = shared(Serial::new(interrupt(layout::SERIAL_SPI)?, output, drained));
+            let serial = shared(Serial::new(interrupt(layout::SERIAL_SPI), output, drained));
             put(&mut mmio, layout::SERIAL.start.0, layout::SERIAL.size, serial.clone());
             let rtc = Arc::new(Mutex::new(Pl031::default()));
             put(&mut mmio, layout::RTC.start.0, layout::RTC.size, rtc);

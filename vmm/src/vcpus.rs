@@ -7,6 +7,7 @@
 
 use crate::attention::{self, Attention};
 use crate::debugger::{self, DebugShared, GuestCpu, ThreadDebug};
+use crate::guest_clock::{Standstill, Threads, Timekeeper};
 use crate::hypercalls::{Done, LiveHypercalls};
 use crate::kvm::exit::{HypercallExit, InternalError, SystemEvent, VcpuExit};
 use crate::kvm::{KvmError, Vcpu, kick};
@@ -25,8 +26,8 @@ use devices::bus::{Bus, Request};
 use devices::hypercall::Shutdown;
 use std::cell::RefCell;
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
@@ -68,7 +69,11 @@ impl Shared {
 type Call = Box<dyn FnOnce(&mut Vcpu) + Send>;
 
 enum Message {
-    /// Stay out of the guest, then answer.
+    /// Stay out of the guest, then answer, until [`Message::Release`] has come as often.
+    Hold(Sender<()>),
+    /// One who held the guest does so no more.
+    Release,
+    /// Run the guest no more, then answer.
     Pause(Sender<()>),
     /// Run the guest.
     Resume,
@@ -123,10 +128,28 @@ impl Mailbox {
     }
 }
 
-/// vCPUs that are kept out of their guest as long as it is there.
+/// While it is there, no vCPU is in the guest, and the guest's time stands still.
+///
+/// Any number of them may be there at once: a debugger's, a dump's, an embedder's. None waits for
+/// another to go, so they cannot wait for each other.
 #[derive(Debug)]
-pub struct Held {
-    _releases: Vec<Sender<()>>,
+pub struct Hold {
+    vcpus: Arc<Vcpus>,
+    /// The vCPUs' threads know of it; else they were told to pause.
+    is_told: bool,
+}
+
+impl Hold {
+    /// What is held.
+    pub fn vcpus(&self) -> &Vcpus {
+        &self.vcpus
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.vcpus.release(self.is_told);
+    }
 }
 
 /// A vCPU thread's end of its messages.
@@ -150,6 +173,9 @@ impl Inbox {
 #[derive(Debug)]
 pub struct Vcpus {
     threads: Vec<Thread>,
+    /// Locked by whoever holds the guest or lets it go, one after the other; never by vCPUs' threads.
+    standstill: Mutex<Standstill>,
+    time: Timekeeper,
 }
 
 /// A thread that waits for whoever reads its guest's output may see a kick only if it comes during the
@@ -161,9 +187,9 @@ impl Vcpus {
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub fn spawn(vcpus: Vec<Vcpu>, shared: &Arc<Shared>) -> io::Result<Vcpus> {
+    pub fn spawn(vcpus: Vec<Vcpu>, shared: &Arc<Shared>, time: Timekeeper) -> io::Result<Vcpus> {
         kick::install_handler()?;
-        let mut result = Vcpus { threads: Vec::new() };
+        let mut result = Vcpus { threads: Vec::new(), standstill: Mutex::default(), time };
         for vcpu in vcpus {
             let (inbox, messages) = channel();
             let attention = Arc::new(Attention::default());
@@ -178,32 +204,66 @@ impl Vcpus {
         Ok(result)
     }
 
-    /// Gets all vCPUs out of the guest, has each one's thread call `call` with it, and keeps them there
-    /// until the second value goes; then they do what they did. The results are in the order of vCPUs; a
-    /// vCPU whose thread has ended gives none.
-    pub fn hold<R: Send + 'static>(
-        &self,
-        call: impl Fn(&mut Vcpu) -> R + Send + Sync + 'static,
-    ) -> (Vec<R>, Held) {
-        let call = Arc::new(call);
-        let mut releases = Vec::new();
-        let mut arrivals = Vec::new();
-        for thread in &self.threads {
-            let (arrival, arrived) = channel();
-            let (release, released) = channel::<()>();
-            let call = Arc::clone(&call);
-            thread.send(Message::Call(Box::new(move |vcpu| {
-                // Whoever waits for it holds it.
-                drop(arrival.send(call(vcpu)));
-                drop(arrival);
-                // It ends with an error when the sender goes, which is what is waited for.
-                released.recv().ok();
-            })));
-            releases.push(release);
-            arrivals.push(arrived);
+    fn standstill(&self) -> MutexGuard<'_, Standstill> {
+        self.standstill.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gets all vCPUs out of the guest and keeps them out as long as the result is there; then they do
+    /// what they did. Questions to them are answered meanwhile.
+    pub fn hold(self: &Arc<Vcpus>) -> Hold {
+        let mut still = self.standstill();
+        self.ask(|_| true, Message::Hold);
+        self.begin(&mut still);
+        self.time.freeze_now(&mut still, self.as_ref());
+        Hold { vcpus: Arc::clone(self), is_told: true }
+    }
+
+    /// The same for a debugger, who gives each vCPU an order when it goes on: those that `may_run` are
+    /// stopped, and the others are known to stand still.
+    pub fn pause(self: &Arc<Vcpus>, may_run: impl Fn(usize) -> bool) -> Hold {
+        let mut still = self.standstill();
+        self.ask(may_run, Message::Pause);
+        self.begin(&mut still);
+        Hold { vcpus: Arc::clone(self), is_told: false }
+    }
+
+    /// Has threads do what they answer to, and waits for the answers.
+    fn ask(&self, whom: impl Fn(usize) -> bool, message: impl Fn(Sender<()>) -> Message) {
+        let (ack, acks) = channel();
+        for (_, thread) in self.threads.iter().enumerate().filter(|(vcpu, _)| whom(*vcpu)) {
+            thread.send(message(ack.clone()));
         }
-        let results = arrivals.iter().filter_map(|arrived| self.wait_for(arrived)).collect();
-        (results, Held { _releases: releases })
+        drop(ack);
+        self.wait_for(&acks);
+    }
+
+    fn begin(&self, still: &mut Standstill) {
+        if still.holders == 0 {
+            self.time.begin(still);
+        }
+        still.holders += 1;
+    }
+
+    fn release(&self, is_told: bool) {
+        let mut still = self.standstill();
+        still.holders -= 1;
+        if still.holders == 0 {
+            self.time.end(&mut still, self);
+        }
+        if is_told {
+            self.threads.iter().for_each(|thread| thread.send(Message::Release));
+        }
+    }
+
+    /// Called by a debugger's thread that has nothing to do, while it holds the guest: takes the guest's
+    /// time once it is worth it. How long until then.
+    pub fn settle(&self) -> Option<Duration> {
+        self.time.settle(&mut self.standstill(), self)
+    }
+
+    /// What becomes of the guest's time while it is held, in words.
+    pub fn clock_in_words(&self) -> String {
+        self.time.in_words()
     }
 
     /// The threads' mailboxes, in the order of vCPUs.
@@ -255,16 +315,6 @@ impl Vcpus {
         self.wait_for(&results)
     }
 
-    /// Gets all vCPUs out of the guest and returns when none is in it any more.
-    pub fn pause(&self) {
-        let (ack, acks) = channel();
-        for thread in &self.threads {
-            thread.send(Message::Pause(ack.clone()));
-        }
-        drop(ack);
-        self.wait_for(&acks);
-    }
-
     /// Has every vCPU's thread call `call` with it, whether paused or not, and collects the
     /// results in the order of vCPUs. A vCPU whose thread has ended gives none.
     pub fn for_each<R: Send + 'static>(
@@ -301,6 +351,12 @@ impl Vcpus {
     }
 }
 
+impl Threads for Vcpus {
+    fn each<R: Send + 'static>(&self, call: impl Fn(&mut Vcpu) -> R + Send + Sync + 'static) -> Vec<R> {
+        self.for_each(call)
+    }
+}
+
 impl Drop for Vcpus {
     /// Ends all threads and waits for them.
     fn drop(&mut self) {
@@ -318,6 +374,47 @@ impl Drop for Vcpus {
     }
 }
 
+/// What a vCPU's thread is there for at the moment.
+#[derive(Debug, Default)]
+struct Duty {
+    /// It runs the guest...
+    is_running: bool,
+    /// ...once it has begun this...
+    order: Option<Order>,
+    /// ...and unless this many hold it.
+    holders: u32,
+}
+
+impl Duty {
+    /// Whether it may go on with the guest now.
+    fn may_run(&self) -> bool {
+        self.holders == 0 && (self.is_running || self.order.is_some())
+    }
+
+    /// Takes a message that changes it.
+    fn change(&mut self, message: Message, vcpu: &mut Vcpu) {
+        // An access that was served is finished: whoever looks at the vCPU is to see it done.
+        if matches!(message, Message::Hold(_) | Message::Pause(_)) && self.may_run() {
+            vcpu.complete_access();
+        }
+        match message {
+            Message::Hold(ack) => {
+                self.holders += 1;
+                // Whoever asked waits for it.
+                ack.send(()).ok();
+            }
+            Message::Release => self.holders = self.holders.saturating_sub(1),
+            Message::Pause(ack) => {
+                (self.is_running, self.order) = (false, None);
+                ack.send(()).ok();
+            }
+            Message::Resume => self.is_running = true,
+            Message::Order(order) => self.order = Some(order),
+            Message::Call(_) | Message::Stop(_) => {}
+        }
+    }
+}
+
 /// A vCPU thread's life.
 fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared) {
     let _kicks = vcpu.accept_kicks();
@@ -328,37 +425,32 @@ fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared) {
         debug.world.introduce(vcpu.id());
     }
     let mut thread = ThreadDebug::new();
-    let mut running = false;
+    let mut duty = Duty::default();
     loop {
         kick::clear();
-        loop {
-            let message = if running {
-                match inbox.messages.try_recv() {
-                    Ok(message) => message,
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
-                }
-            } else {
-                let Some(message) = inbox.wait() else { return };
-                message
-            };
+        while let Some(message) = match duty.may_run() {
+            true => match inbox.messages.try_recv() {
+                Ok(message) => Some(message),
+                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Disconnected) => return,
+            },
+            false => match inbox.wait() {
+                Some(message) => Some(message),
+                None => return,
+            },
+        } {
             match message {
-                Message::Pause(ack) => {
-                    if running {
-                        vcpu.complete_access();
-                    }
-                    running = false;
-                    // Whoever asked may have given up waiting.
-                    ack.send(()).ok();
-                }
-                Message::Resume => running = true,
-                Message::Order(order) => running = begin(&mut vcpu, shared, &mut thread, &order),
                 Message::Call(call) => call(&mut vcpu),
                 Message::Stop(_alive) => return,
+                message => duty.change(message, &mut vcpu),
             }
         }
+        if let Some(order) = duty.order.take() {
+            duty.is_running = begin(&mut vcpu, shared, &mut thread, &order);
+            continue;
+        }
         let debug = shared.debug.as_deref().map(|debug| (debug, &mut thread));
-        running = match run_guest(&mut vcpu, shared, debug, false) {
+        duty.is_running = match run_guest(&mut vcpu, shared, debug, false) {
             Left::Served | Left::Interrupted => true,
             Left::Ended(outcome) => end(&vcpu, shared, &mut thread, outcome),
             Left::Trap(trap) => judge(&mut vcpu, shared, &mut thread, &trap),

@@ -383,7 +383,8 @@ fn dump<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, 
     }
     let cpus = dump::cpus(&session.machine).map_err(|error| error.to_string())?;
     let state = session.engine.state();
-    let memory = Unplanted { memory: session.machine.memory(), table: &state.table };
+    let unmask = |address, bytes: &mut [u8]| state.table.unmask(address, bytes);
+    let memory = Unplanted { memory: session.machine.memory(), unmask: &unmask };
     let target = Target { isa: session.isa(), cpus: &cpus, memory: &memory };
     let written = write::to_file(&target, Path::new(path), &mut |_| ControlFlow::Continue(()));
     written.map(|summary| format!("{path}: {summary}\n")).map_err(|error| error.to_string())

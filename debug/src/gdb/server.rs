@@ -20,6 +20,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Bytes of replies that wait for a client to read them, before it is let go.
 const MOST_WAITING: usize = 8 << 20;
@@ -228,7 +229,11 @@ struct Client<M: Machine> {
 pub fn run<M: Machine>(listener: &Listener, mut session: Session<M>, quit: &OwnedFd) {
     let mut client: Option<Client<M>> = None;
     loop {
-        let ready = match wait(listener, client.as_ref(), &session, quit) {
+        let timeout = match &client {
+            Some(client) if !client.is_running() => session.machine.settle(),
+            _ => None,
+        };
+        let ready = match wait(listener, client.as_ref(), &session, quit, timeout) {
             Ok(ready) => ready,
             Err(error) => {
                 log::error!("the gdb server cannot wait for events: {error}");
@@ -327,6 +332,7 @@ fn wait<M: Machine>(
     client: Option<&Client<M>>,
     session: &Session<M>,
     quit: &OwnedFd,
+    timeout: Option<Duration>,
 ) -> io::Result<Ready> {
     let events = session.machine.event_fd();
     // While the target stands still for a client, an event is nobody's business yet.
@@ -340,7 +346,9 @@ fn wait<M: Machine>(
         let out = if client.out.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
         fds.push(PollFd::new(client.stream.as_fd(), PollFlags::POLLIN | out));
     }
-    match poll(&mut fds, PollTimeout::NONE) {
+    // Rounded up, or it would spin through the last part.
+    let timeout = timeout.map(|timeout| PollTimeout::try_from(timeout + Duration::from_millis(1)));
+    match poll(&mut fds, timeout.and_then(Result::ok).unwrap_or(PollTimeout::NONE)) {
         Ok(_) => {}
         Err(nix::errno::Errno::EINTR) => return Ok(Ready { quit: false, listener: false, input: false }),
         Err(error) => return Err(error.into()),

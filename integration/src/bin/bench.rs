@@ -362,6 +362,7 @@ fn here_context(isa: Isa, work: &Path) -> Result<Context, String> {
         kept: Vec::new(),
         in_nest: false,
         slowness: 1,
+        length: integration::context::Length::Sample,
     })
 }
 

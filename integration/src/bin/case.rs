@@ -2,7 +2,7 @@
 //! first process of a nest, which finds its case in the kernel's command line.
 
 use integration::cases;
-use integration::context::Context;
+use integration::context::{Context, Length};
 use integration::port;
 use integration::report::{Report, Verdict};
 use nix::mount::{MsFlags, mount};
@@ -37,6 +37,7 @@ fn main() {
         kept: Vec::new(),
         in_nest: false,
         slowness: slowness.parse().unwrap_or(1),
+        length: Length::parse(std::env::var("VMM_TEST_SOAK").ok().as_deref()),
     };
     let report = run(name, context);
     if let Err(error) = report.write(&mut io::stdout()) {
@@ -107,6 +108,7 @@ fn nest() -> io::Result<()> {
         kept: Vec::new(),
         in_nest: true,
         slowness: word("slowness").and_then(|text| text.parse().ok()).unwrap_or(1),
+        length: Length::parse(word("soak").as_deref()),
     };
     let mut port = OpenOptions::new().write(true).open(port::find("report")?)?;
     run(&name, context).write(&mut port)?;

@@ -5,7 +5,8 @@ use crate::kvm::{Interrupter, KvmError, XenEvents};
 use arch::GuestPhys;
 use debug::target::Memory;
 use devices::hypercall::xen::Xen;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// What the guest's time is counted by, from about its start.
@@ -13,9 +14,13 @@ use std::time::{Duration, Instant};
 pub enum Clock {
     /// KVM's clock, where KVM tells guests the time.
     Kvm(XenEvents),
-    /// The host's.
-    Since(Instant),
+    /// The host's, less the time for which the guest was held.
+    Since(Instant, Held),
 }
+
+/// For how long the guest was held so far.
+#[derive(Clone, Debug, Default)]
+pub struct Held(Arc<AtomicU64>);
 
 impl Clock {
     /// Nanoseconds since its start.
@@ -23,7 +28,17 @@ impl Clock {
         match self {
             // It was read when it was chosen, and nothing takes it away.
             Clock::Kvm(events) => events.now().unwrap_or(0),
-            Clock::Since(start) => u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            Clock::Since(start, Held(held)) => {
+                let elapsed = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                elapsed.saturating_sub(held.load(Ordering::Acquire))
+            }
+        }
+    }
+
+    /// The guest has been held. KVM's own clock is put back by whoever held it.
+    fn go_back(&self, lost: Duration) {
+        if let Clock::Since(_, Held(held)) = self {
+            held.fetch_add(u64::try_from(lost.as_nanos()).unwrap_or(u64::MAX), Ordering::AcqRel);
         }
     }
 }
@@ -56,12 +71,15 @@ struct TimerState {
     at: Vec<Option<u64>>,
     /// Interrupts that are up.
     lines: Vec<Line>,
+    /// The guest is held: nothing expires.
+    is_held: bool,
     stopped: bool,
 }
 
 impl Timers {
     pub fn new(vcpus: u32, clock: Clock) -> Timers {
-        let state = TimerState { at: vec![None; vcpus as usize], lines: Vec::new(), stopped: false };
+        let state =
+            TimerState { at: vec![None; vcpus as usize], lines: Vec::new(), is_held: false, stopped: false };
         Timers { clock, state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -97,6 +115,20 @@ impl Timers {
         Ok(())
     }
 
+    /// The guest is held: no timer expires until it is let go.
+    pub fn hold(&self) {
+        self.state().is_held = true;
+    }
+
+    /// The guest goes on, and has lost this time.
+    pub fn release(&self, lost: Duration) {
+        let mut state = self.state();
+        self.clock.go_back(lost);
+        state.is_held = false;
+        drop(state);
+        self.changed.notify_one();
+    }
+
     /// Has [`Self::run`] return.
     pub fn stop(&self) {
         self.state().stopped = true;
@@ -116,7 +148,8 @@ impl Timers {
                 is_up
             });
             let now = self.now();
-            let due = state.at.iter().position(|at| at.is_some_and(|at| at <= now));
+            let is_held = state.is_held;
+            let due = state.at.iter().position(|at| at.is_some_and(|at| at <= now && !is_held));
             if let Some(vcpu) = due {
                 state.at[vcpu] = None;
                 drop(state);
@@ -126,7 +159,8 @@ impl Timers {
                 state = self.state();
                 continue;
             }
-            let next = state.at.iter().flatten().min();
+            // One that is held is told when it goes on.
+            let next = state.at.iter().flatten().min().filter(|_| !is_held);
             // Without a timer it waits to be told.
             let mut wait = next.map_or(Duration::from_secs(3600), |at| Duration::from_nanos(at - now));
             if !state.lines.is_empty() {

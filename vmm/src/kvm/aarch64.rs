@@ -1,6 +1,7 @@
 //! What is particular to KVM on aarch64.
 
 pub mod capabilities;
+pub mod clock;
 pub mod guest_debug;
 pub mod hypercalls;
 pub mod registers;
@@ -108,6 +109,19 @@ impl NativeVm {
             .collect::<Result<_, _>>()?;
         let gic = create_gic(vm, gic_version, config.vcpus)?;
         Ok((NativeVm { _gic: gic, gic_version, mpidrs }, fds))
+    }
+
+    /// Where its counter is counted from.
+    pub fn counter(vm: &VmFd) -> clock::Counter {
+        clock::Counter::begin(vm)
+    }
+
+    /// Raises or lowers an SPI (KVM API, `KVM_IRQ_LINE`).
+    pub fn set_line(vm: &VmFd, spi: u32, level: bool) -> Result<(), KvmError> {
+        /// Interrupts of the GIC below it are private to vCPUs.
+        const FIRST_SPI: u32 = 32;
+        let line = kvm::KVM_ARM_IRQ_TYPE_SPI << kvm::KVM_ARM_IRQ_TYPE_SHIFT | (FIRST_SPI + spi);
+        vm.set_irq_line(line, level).map_err(ioctl("KVM_IRQ_LINE"))
     }
 
     /// What boot code must know.

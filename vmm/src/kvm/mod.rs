@@ -7,6 +7,7 @@
 //! [`exit`] turns what `KVM_RUN` left behind into a typed value; [`kick`] gets a thread out
 //! of `KVM_RUN` without losing the request.
 
+pub mod clock;
 pub mod error;
 pub mod exit;
 pub mod kick;
@@ -27,7 +28,7 @@ pub use error::KvmError;
 pub use native::capabilities::capabilities;
 pub use native::guest_debug::{blocks_interrupts, code_changed, registers as debug_registers};
 pub use vcpu::Vcpu;
-pub use vm::{Host, Interrupter, Vm, VmConfig, XenEvents};
+pub use vm::{Host, InterruptLine, Interrupter, Vm, VmConfig, XenEvents};
 
 /// The architecture of the host's processor, and so of every guest that KVM runs on it.
 pub const HOST_ISA: arch::Isa = native::ISA;

@@ -41,6 +41,11 @@ impl Vcpu {
         self.id
     }
 
+    /// What KVM has of it, for the other parts of this module.
+    pub(super) fn descriptor(&self) -> &VcpuFd {
+        &self.fd
+    }
+
     /// Sets the registers that a guest starts with; the state is the boot vCPU's.
     ///
     /// # Errors

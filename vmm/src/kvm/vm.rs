@@ -1,5 +1,6 @@
 //! One virtual machine: memory, interrupt controller and vCPUs as KVM has them.
 
+use super::clock::{Lines, VmClock};
 use super::error::{KvmError, ioctl};
 use super::native;
 use super::vcpu::Vcpu;
@@ -12,7 +13,6 @@ use std::os::fd::FromRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
-use vmm_sys_util::eventfd::EventFd;
 
 const KVM_API_VERSION: i32 = 12;
 const DEVICE: &std::ffi::CStr = c"/dev/kvm";
@@ -78,11 +78,35 @@ pub struct Vm {
     fd: Arc<VmFd>,
     memory: GuestMemory,
     transport: Option<Transport>,
+    lines: Lines,
 }
 
 /// What raises interrupts of single vCPUs.
 #[derive(Clone, Debug)]
-pub struct Interrupter(Arc<VmFd>);
+pub struct Interrupter {
+    fd: Arc<VmFd>,
+    lines: Lines,
+}
+
+/// An interrupt line of a device.
+#[derive(Debug)]
+pub struct InterruptLine {
+    fd: Arc<VmFd>,
+    lines: Lines,
+    number: u32,
+}
+
+impl InterruptLine {
+    /// Raises an edge.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn trigger(&self) -> Result<(), KvmError> {
+        let _raised = self.lines.raise();
+        native::NativeVm::set_line(&self.fd, self.number, true)?;
+        native::NativeVm::set_line(&self.fd, self.number, false)
+    }
+}
 
 impl Interrupter {
     /// Whether interrupts are levels, which have to be lowered again.
@@ -94,13 +118,17 @@ impl Interrupter {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn interrupt(&self, vcpu: u32, number: u32, level: bool) -> Result<(), KvmError> {
-        native::hypercalls::interrupt(&self.0, vcpu, number, level)
+        let _raised = self.lines.raise();
+        native::hypercalls::interrupt(&self.fd, vcpu, number, level)
     }
 }
 
 /// KVM's own delivery of events by Xen's interface.
 #[derive(Clone, Debug)]
-pub struct XenEvents(Arc<VmFd>);
+pub struct XenEvents {
+    fd: Arc<VmFd>,
+    lines: Lines,
+}
 
 impl XenEvents {
     /// Tells KVM something of the guest.
@@ -108,7 +136,7 @@ impl XenEvents {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn set(&self, attribute: XenAttribute) -> Result<(), KvmError> {
-        native::hypercalls::set_xen_attribute(&self.0, attribute)
+        native::hypercalls::set_xen_attribute(&self.fd, attribute)
     }
 
     /// Makes the event of a port pending, and tells the vCPU that it is bound to.
@@ -116,7 +144,8 @@ impl XenEvents {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn send(&self, vcpu: u32, port: u32) -> Result<(), KvmError> {
-        native::hypercalls::send_event(&self.0, vcpu, port)
+        let _raised = self.lines.raise();
+        native::hypercalls::send_event(&self.fd, vcpu, port)
     }
 
     /// The time that KVM tells the guest: nanoseconds since about its start.
@@ -124,7 +153,7 @@ impl XenEvents {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn now(&self) -> Result<u64, KvmError> {
-        native::hypercalls::clock(&self.0)
+        native::hypercalls::clock(&self.fd)
     }
 }
 
@@ -166,7 +195,7 @@ impl Vm {
         let (native, fds) = native::NativeVm::new(&host.kvm, &fd, config, shows_xen)?;
         let can_sync = native::registers::can_sync(&host.kvm);
         let vcpus = (0..).zip(fds).map(|(id, fd)| Vcpu::new(id, fd, can_sync)).collect();
-        Ok((Vm { native, fd: Arc::new(fd), memory, transport }, vcpus))
+        Ok((Vm { native, fd: Arc::new(fd), memory, transport, lines: Lines::default() }, vcpus))
     }
 
     /// How hypercalls come out of the guest, if they are to and can.
@@ -176,12 +205,12 @@ impl Vm {
 
     /// What raises interrupts of single vCPUs.
     pub fn interrupter(&self) -> Interrupter {
-        Interrupter(Arc::clone(&self.fd))
+        Interrupter { fd: Arc::clone(&self.fd), lines: self.lines.clone() }
     }
 
     /// KVM's own delivery of events by Xen's interface, where hypercalls come by KVM and it has any.
     pub fn xen_events(&self) -> Option<XenEvents> {
-        let events = XenEvents(Arc::clone(&self.fd));
+        let events = XenEvents { fd: Arc::clone(&self.fd), lines: self.lines.clone() };
         let has_events = matches!(self.transport, Some(Transport::XenExit { has_events: true }));
         (has_events && events.now().is_ok()).then_some(events)
     }
@@ -196,19 +225,14 @@ impl Vm {
         self.native.platform()
     }
 
-    /// An interrupt line: writing the returned event raises interrupt `line`, a GSI on x86, an
-    /// SPI on aarch64.
-    ///
-    /// # Errors
-    /// [`KvmError::Ioctl`].
-    pub fn interrupt(&self, line: u32) -> Result<EventFd, KvmError> {
-        let event =
-            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|error| KvmError::Ioctl {
-                call: "eventfd",
-                source: kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(libc::EIO)),
-            })?;
-        self.fd.register_irqfd(&event, line).map_err(ioctl("KVM_IRQFD"))?;
-        Ok(event)
+    /// Interrupt line `number`, a GSI on x86, an SPI on aarch64.
+    pub fn interrupt(&self, number: u32) -> InterruptLine {
+        InterruptLine { fd: Arc::clone(&self.fd), lines: self.lines.clone(), number }
+    }
+
+    /// The guest's time. To be asked for before the guest runs.
+    pub fn clock(&self) -> VmClock {
+        VmClock::new(Arc::clone(&self.fd), self.lines.clone(), native::NativeVm::counter(&self.fd))
     }
 
     /// The descriptor, for `vmm check`.

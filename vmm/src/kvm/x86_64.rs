@@ -1,6 +1,7 @@
 //! What is particular to KVM on x86_64.
 
 pub mod capabilities;
+pub mod clock;
 pub mod guest_debug;
 pub mod hypercalls;
 pub mod registers;
@@ -81,6 +82,16 @@ impl NativeVm {
             })
             .collect::<Result<_, KvmError>>()?;
         Ok((NativeVm, fds))
+    }
+
+    /// Its counters' places are the vCPUs'.
+    pub fn counter(_: &VmFd) -> clock::Counter {
+        clock::Counter
+    }
+
+    /// Raises or lowers a GSI.
+    pub fn set_line(vm: &VmFd, gsi: u32, level: bool) -> Result<(), KvmError> {
+        vm.set_irq_line(gsi, level).map_err(ioctl("KVM_IRQ_LINE"))
     }
 
     /// Nothing: an x86 guest's firmware tables are the same on every host.

@@ -1,0 +1,67 @@
+//! Whether this host can hold a guest's counter: some take it and do nothing.
+
+use super::{bare, in_words};
+use crate::kvm::Vcpu;
+use crate::kvm::exit::VcpuExit;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// For how long the guest is held.
+const HOLD: Duration = Duration::from_millis(2);
+/// A host that is busy meanwhile looks as if it did not.
+const TRIES: usize = 5;
+
+/// Holds the time of a guest that says what its counter is. Tried once.
+///
+/// # Errors
+/// What was seen instead, in words.
+pub fn holds_counter() -> Result<(), String> {
+    static FOUND: OnceLock<Result<(), String>> = OnceLock::new();
+    FOUND.get_or_init(try_it).clone()
+}
+
+fn try_it() -> Result<(), String> {
+    let (vm, mut vcpu, _) = bare("clock")?;
+    let clock = vm.clock();
+    let hold = |vcpu: &mut Vcpu| -> Result<(), String> {
+        let error = |error: crate::kvm::KvmError| error.to_string();
+        let frozen = (vcpu.freeze_time(true).map_err(error)?, clock.freeze().map_err(error)?);
+        thread::sleep(HOLD);
+        let back = vcpu.cycles_since(&frozen.0, Duration::ZERO).map_err(error)?;
+        clock.thaw(&frozen.1, Duration::ZERO, true).map_err(error)?;
+        vcpu.thaw_time(&frozen.0, Some(back), Duration::ZERO, clock.lines()).map_err(error)
+    };
+    let mut least = f64::INFINITY;
+    for _ in 0..TRIES {
+        let (begin, first) = (Instant::now(), counter(&mut vcpu)?);
+        thread::sleep(HOLD);
+        let second = counter(&mut vcpu)?;
+        let rate = second.wrapping_sub(first) as f64 / begin.elapsed().as_secs_f64();
+        hold(&mut vcpu)?;
+        let third = counter(&mut vcpu)?;
+        let seen = third.wrapping_sub(second) as f64 / rate / HOLD.as_secs_f64();
+        if seen < 0.5 {
+            return Ok(());
+        }
+        least = least.min(seen);
+    }
+    Err(format!("of {} ms held, the guest saw {:.1}", HOLD.as_millis(), least * HOLD.as_secs_f64() * 1e3))
+}
+
+/// What the guest says next.
+fn counter(vcpu: &mut Vcpu) -> Result<u64, String> {
+    let mut halves = [0u32; 2];
+    for half in &mut halves {
+        *half = loop {
+            match vcpu.run().map_err(|error| error.to_string())? {
+                VcpuExit::PortWrite { data, .. } | VcpuExit::MmioWrite { data, .. } => {
+                    break arch::bytes::u32_at(data, 0).ok_or("the guest said less than it should")?;
+                }
+                VcpuExit::Interrupted => {}
+                other => return Err(in_words(&other)),
+            }
+        };
+    }
+    Ok(u64::from(halves[1]) << 32 | u64::from(halves[0]))
+}

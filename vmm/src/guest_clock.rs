@@ -1,0 +1,196 @@
+//! The guest's time stands still while the guest is held.
+//!
+//! [`Vcpus`](crate::vcpus::Vcpus) says when all vCPUs are out of the guest and when they may enter it
+//! again ([`Standstill`]); [`Timekeeper`] takes the clocks and timers then and puts them back, by
+//! [`crate::kvm::clock`]. The real-time clocks of the machine (CMOS, PL031) stay wall clocks.
+//!
+//! A debugger's row of steps holds the guest thousands of times a second, for microseconds. So what is
+//! short is only added up, and taken out once [`SHORTEST`] has gathered; and the clocks are taken when
+//! the guest has stood still for so long, by whoever waits ([`Vcpus::settle`](crate::vcpus::Vcpus)).
+
+use crate::config::GuestClock;
+use crate::hypercalls::Timers;
+use crate::kvm::clock::{Cycles, FrozenVcpu, FrozenVm, VmClock};
+use crate::kvm::{KvmError, Vcpu};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Less time than this is not taken out of the guest's.
+pub const SHORTEST: Duration = Duration::from_millis(1);
+
+/// What all vCPUs' being out of the guest is known by. Changed under one lock, which vCPUs' threads never
+/// take.
+#[derive(Debug, Default)]
+pub struct Standstill {
+    /// Those who hold the guest.
+    pub holders: usize,
+    /// When the last vCPU had left it; `None` while the guest may run.
+    since: Option<Instant>,
+    /// For how long it stood still before, without having its time put back.
+    owed: Duration,
+    frozen: Option<Frozen>,
+}
+
+/// The guest's time, taken.
+#[derive(Debug)]
+struct Frozen {
+    at: Instant,
+    vm: Option<FrozenVm>,
+    vcpus: Vec<Option<FrozenVcpu>>,
+}
+
+/// What has each vCPU's thread do something: the vCPUs, to whom this module is below.
+pub trait Threads {
+    /// Calls `call` on each vCPU's thread; what the vCPUs' threads that are there answer.
+    fn each<R: Send + 'static>(&self, call: impl Fn(&mut Vcpu) -> R + Send + Sync + 'static) -> Vec<R>;
+}
+
+/// Keeps a guest's time.
+#[derive(Debug)]
+pub struct Timekeeper {
+    mode: GuestClock,
+    clock: VmClock,
+    /// Of the guest by Xen's interface.
+    timers: Option<Arc<Timers>>,
+    /// Something was refused, which is said once.
+    has_failed: AtomicBool,
+}
+
+impl Timekeeper {
+    /// For a machine whose guest has not run yet.
+    pub fn new(mode: GuestClock, clock: VmClock, timers: Option<Arc<Timers>>) -> Timekeeper {
+        Timekeeper { mode, clock, timers, has_failed: AtomicBool::new(false) }
+    }
+
+    /// What is in force, in words.
+    pub fn in_words(&self) -> String {
+        match self.mode {
+            GuestClock::Run => "the guest's time runs on while it is held (--guest-clock run)".into(),
+            GuestClock::Stop => {
+                let what = VmClock::what(counts());
+                let failed =
+                    if self.has_failed.load(Ordering::Relaxed) { "; KVM has refused a part" } else { "" };
+                format!("the guest's time stands still while it is held: {what}{failed}")
+            }
+        }
+    }
+
+    /// The guest stands still from now on.
+    pub fn begin(&self, still: &mut Standstill) {
+        still.since = Some(Instant::now());
+    }
+
+    /// Takes the guest's time, if it has stood still for long enough; else, how long until then.
+    pub fn settle(&self, still: &mut Standstill, vcpus: &impl Threads) -> Option<Duration> {
+        if still.frozen.is_some() || self.mode == GuestClock::Run {
+            return None;
+        }
+        let held = still.since?.elapsed() + still.owed;
+        if held < SHORTEST {
+            return Some(SHORTEST.saturating_sub(held));
+        }
+        still.frozen = Some(self.freeze(vcpus));
+        None
+    }
+
+    /// Takes the guest's time now: the guest will be held for a while.
+    pub fn freeze_now(&self, still: &mut Standstill, vcpus: &impl Threads) {
+        if still.frozen.is_none() && still.since.is_some() && self.mode == GuestClock::Stop {
+            still.frozen = Some(self.freeze(vcpus));
+        }
+    }
+
+    /// The guest is about to run: its time is put back.
+    pub fn end(&self, still: &mut Standstill, vcpus: &impl Threads) {
+        let Some(since) = still.since.take() else { return };
+        let frozen = match still.frozen.take() {
+            _ if self.mode == GuestClock::Run => return,
+            Some(frozen) => frozen,
+            None => {
+                still.owed += since.elapsed();
+                if still.owed < SHORTEST {
+                    return;
+                }
+                let mut frozen = self.freeze(vcpus);
+                let before = std::mem::take(&mut still.owed);
+                frozen.at = Instant::now();
+                return self.thaw(frozen, before, vcpus);
+            }
+        };
+        let before = frozen.at.saturating_duration_since(since) + std::mem::take(&mut still.owed);
+        self.thaw(frozen, before, vcpus);
+    }
+
+    fn freeze(&self, vcpus: &impl Threads) -> Frozen {
+        let counts = counts();
+        if let Some(timers) = &self.timers {
+            timers.hold();
+        }
+        let at = Instant::now();
+        let mut taken = Vec::new();
+        for (id, frozen) in vcpus.each(move |vcpu| (vcpu.id() as usize, vcpu.freeze_time(counts))) {
+            if taken.len() <= id {
+                taken.resize_with(id + 1, || None);
+            }
+            taken[id] = self.told(frozen);
+        }
+        Frozen { at, vm: self.told(self.clock.freeze()), vcpus: taken }
+    }
+
+    /// Puts back what was taken, less `owed`, which had passed before.
+    fn thaw(&self, frozen: Frozen, owed: Duration, vcpus: &impl Threads) {
+        let counts = counts();
+        let lost = frozen.at.elapsed() + owed;
+        let Frozen { vm, vcpus: taken, .. } = frozen;
+        let taken = Arc::new(taken);
+        let back = counts.then(|| self.back(&taken, owed, vcpus)).flatten();
+        if let Some(vm) = vm {
+            self.told(self.clock.thaw(&vm, owed, counts));
+        }
+        let lines = self.clock.lines().clone();
+        let results = vcpus.each(move |vcpu| match taken.get(vcpu.id() as usize) {
+            Some(Some(frozen)) => vcpu.thaw_time(frozen, back, owed, &lines),
+            _ => Ok(()),
+        });
+        for result in results {
+            self.told(result);
+        }
+        if let Some(timers) = &self.timers {
+            timers.release(if counts { lost } else { Duration::ZERO });
+        }
+    }
+
+    /// How far all counters go back: what the first vCPU's says, so that they stay alike.
+    fn back(
+        &self,
+        taken: &Arc<Vec<Option<FrozenVcpu>>>,
+        owed: Duration,
+        vcpus: &impl Threads,
+    ) -> Option<Cycles> {
+        let taken = Arc::clone(taken);
+        let first = vcpus.each(move |vcpu| match taken.first() {
+            Some(Some(frozen)) if vcpu.id() == 0 => Some(vcpu.cycles_since(frozen, owed)),
+            _ => None,
+        });
+        first.into_iter().flatten().next().and_then(|cycles| self.told(cycles))
+    }
+
+    /// Says once what goes wrong.
+    fn told<T>(&self, result: Result<T, KvmError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                if !self.has_failed.swap(true, Ordering::Relaxed) {
+                    log::warn!("a part of the guest's time runs on while it is held: {error}");
+                }
+                None
+            }
+        }
+    }
+}
+
+/// Whether this host can hold a guest's counter, found by trying it once.
+fn counts() -> bool {
+    crate::check::holds_counter().is_ok()
+}
