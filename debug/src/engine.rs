@@ -430,14 +430,20 @@ impl Engine {
                     cpu.inject(&injection)?;
                 }
             }
-            Stepped::Faulted => {
-                if let Some(progress) = self.state().progress.get_mut(cpu.id() as usize) {
-                    progress.retry = stack.map(|stack| (before, stack));
-                }
-            }
+            // The hit has been dealt with, and is none when the instruction is executed again: after its
+            // fault, or because something else came before it was.
+            Stepped::Faulted => self.retry(cpu, before, stack),
+            Stepped::Other if pc(cpu)? == before => self.retry(cpu, before, stack),
             Stepped::Done | Stepped::Other => {}
         }
         Ok(stepped)
+    }
+
+    /// The next hit at `pc` is of an instruction whose hit has been dealt with.
+    fn retry(&self, cpu: &dyn Cpu, pc: u64, stack: Option<u64>) {
+        if let Some(progress) = self.state().progress.get_mut(cpu.id() as usize) {
+            progress.retry = stack.map(|stack| (pc, stack));
+        }
     }
 
     /// Gives the guest an exception of its own; a requested step ends in its handler.

@@ -60,6 +60,15 @@ pub enum Injection {
 }
 
 impl Injection {
+    /// The same, once it has been queued and dropped again: what it does to registers is done.
+    #[must_use]
+    pub fn again(self) -> Injection {
+        match self {
+            Injection::Debug { dr6, is_fault, .. } => Injection::Debug { dr6, is_fault, skip: 0 },
+            other => other,
+        }
+    }
+
     /// Whether it comes from a debug register that the guest has armed. It may have disarmed it
     /// again since, without anyone noticing.
     pub fn is_of_register(&self) -> bool {

@@ -161,6 +161,8 @@ pub const CASES: &[Case] = &[
     nested_only(debugged("gdb_own_traps", &gdb::OWN_TRAPS)),
     nested_only(small("gdb_own_traps_in_both_rings", gdb_wire::own_traps_in_both_rings)),
     nested_only(small("gdb_hard_steps", gdb_wire::hard_steps)),
+    small("gdb_steps_over_devices", gdb_wire::device_steps),
+    small("gdb_steps_from_a_halt", gdb_wire::steps_from_a_halt),
     debugged("gdb_conditions_and_more", &gdb::CONDITIONS),
     Case {
         kernels: &["6.12"],

@@ -424,8 +424,7 @@ pub fn instructions(data: &[u8]) {
     for bits in [x86::simulate::Bits::Code32, x86::simulate::Bits::Code64] {
         x86::simulate::simulate(data, bits, read);
     }
-    x86::step::leads_to(data);
-    x86::step::pushes_flags(data, true);
+    steps(data);
     if let Some(word) = arch::bytes::u32_at(data, 0) {
         aarch64::simulate::simulate(word, read);
         aarch64::step::exclusive_sequence(data, u64::MAX - 7);
@@ -434,6 +433,50 @@ pub fn instructions(data: &[u8]) {
         aarch64::syndrome::decode(syndrome);
         x86::debug_registers::slots(syndrome, [u64::MAX; 4]);
     }
+}
+
+/// Plans of steps: the instruction, the processor's mode, its tables and what lies in them are all `data`.
+fn steps(data: &[u8]) {
+    use x86::step::opcode::Bits;
+    use x86::step::{DescriptorTable, Look, Processor};
+
+    /// Memory that is the input again and again, with holes.
+    struct Everywhere<'a>(&'a [u8]);
+
+    impl Look for Everywhere<'_> {
+        fn memory(&self, linear: u64, bytes: &mut [u8]) -> bool {
+            let Some(length) = std::num::NonZeroU64::new(self.0.len() as u64) else { return false };
+            for (at, byte) in (0..).zip(&mut *bytes) {
+                let place = usize::try_from(linear.wrapping_add(at) % length).unwrap_or(0);
+                *byte = self.0[place];
+            }
+            linear & 0x8000 == 0
+        }
+
+        fn register(&self, name: &'static str) -> Option<u64> {
+            arch::bytes::u64_at(self.0, name.len()).filter(|value| value & 1 == 0)
+        }
+    }
+
+    let word = |at: usize| arch::bytes::u64_at(data, at).unwrap_or(at as u64);
+    let table = |at| DescriptorTable { base: word(at), limit: word(at + 3) & 0xffff };
+    for bits in [Bits::Code16, Bits::Code32, Bits::Code64] {
+        let processor = Processor::new(bits, [word(0), word(4), word(8), word(12)], table(16), table(20));
+        let plan = x86::step::plan(data, word(2), &processor, &Everywhere(data));
+        if let x86::step::Plan::RunTo { targets, faults, .. } = plan {
+            assert!(targets.len() + faults.len() <= 8);
+        }
+        x86::step::loads_flags(data, bits);
+    }
+    let state = |at| aarch64::step::After {
+        pc: word(at),
+        pstate: word(at + 1),
+        vbar: word(at + 2),
+        spsr: word(at + 3),
+    };
+    let before = aarch64::step::Before { instruction: word(5) as u32, pc: word(6), pstate: word(7) };
+    aarch64::step::after(&before, &[word(8), word(9)], &state(10));
+    aarch64::step::has_faulted(before.instruction, before.pc, &state(11));
 }
 
 /// A guest's page tables and the registers that point to them: every register is taken from the

@@ -203,6 +203,8 @@ pub struct ThreadDebug {
     pub seen_call: Option<u64>,
     /// x86: the guest's own trap flag, while KVM steps with it and hides it.
     pub trap_flag: Option<bool>,
+    /// x86: the vCPU was kicked when it was last in the guest, and may have been waiting there.
+    pub may_wait: bool,
 }
 
 impl ThreadDebug {
@@ -218,6 +220,7 @@ impl ThreadDebug {
             faulted: None,
             seen_call: None,
             trap_flag: None,
+            may_wait: false,
         }
     }
 }
@@ -334,7 +337,9 @@ impl Cpu for GuestCpu<'_> {
         loop {
             match run_guest(self.vcpu, self.shared, Some((self.debug, self.thread)), true) {
                 // What a debugger wants to see of hypercalls it does not see in steps of ours.
-                Left::Served | Left::Caught(_) => {}
+                Left::Served | Left::Caught(_) | Left::Undescribed { .. } => {}
+                // Others are not to wait for ever for a step that does not end.
+                Left::Interrupted if self.debug.world.is_overdue() => return Ok(Stepped::Other),
                 Left::Interrupted if !was_kicked => {
                     was_kicked = true;
                     kick::clear();

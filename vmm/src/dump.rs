@@ -32,8 +32,6 @@ pub struct Dumper {
 
 /// What a dump has of a vCPU on its thread.
 fn capture(vcpu: &mut Vcpu) -> Cpu {
-    // An access that was served may not have been finished.
-    vcpu.complete_access();
     let mode = vcpu.code().map_or(Mode::Bits64, |code| code.mode);
     Cpu { registers: vcpu.registers(&Bank::ALL), mode, state: vcpu.state() }
 }

@@ -355,7 +355,8 @@ fn rewind(vcpu: &mut Vcpu, exit: HypercallExit) -> Result<(), KvmError> {
             {
                 vcpu.set_hypercall_result(number);
             }
-            vcpu.complete_access();
+            // It is written, so there is nothing more to serve.
+            vcpu.finish_access()?;
             let rows: Vec<(usize, u64)> = number.into_iter().chain([(pc_row, pc)]).collect();
             vcpu.set_rows(&rows)
         }

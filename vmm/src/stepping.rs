@@ -1,7 +1,7 @@
 //! What has to be done around an entry to the guest of a vCPU that is debugged, beyond what KVM
 //! does: interrupts kept out of single steps, instructions that cannot be stepped run to where
 //! they lead, traces of the step taken out of the guest, the guest's own debug registers kept
-//! in force. The rules are in `arch::*::step`.
+//! in force. The plans are made in `arch::*::step`; here they are carried out.
 
 use crate::debugger::{LiveMemory, ThreadDebug};
 use crate::kvm::{HOST_ISA, KvmError, Vcpu};
@@ -10,16 +10,17 @@ use arch::aarch64::step::{self as arm, Repair};
 use arch::aarch64::syndrome::DebugException;
 use arch::register::{Bank, RegisterFile};
 use arch::x86::debug_registers::{Condition, DR6_BS, Slot, matches};
-use arch::x86::simulate::{self, Bits};
+use arch::x86::simulate;
+use arch::x86::step::gate::Handler;
+use arch::x86::step::opcode::{Bits, Opcode};
 use arch::x86::step::{
-    BREAKPOINT_VECTOR, DEBUG_VECTOR, FAULTS, GATE_SIZE, HLT, Leads, RFLAGS_TF, flags_in_frame, gate_target,
-    leads_to, pops_flags, pushes_flags,
+    BREAKPOINT_VECTOR, DEBUG_VECTOR, DescriptorTable, Look, Plan, Processor, RFLAGS_TF, loads_flags, plan,
 };
 use arch::{GuestVirt, Isa};
 use debug::arming::{Arming, DebugRegisters, Want, allocate, with_own};
 use debug::disassemble::{LONGEST_INSTRUCTION, Mode};
 use debug::memory::{self, Space};
-use debug::target::HostDebug;
+use debug::target::{Code, HostDebug};
 use debug::trap::{Injection, Trap};
 
 /// Whether a trap is the end of a step.
@@ -48,15 +49,18 @@ pub struct Step {
     from: u64,
     /// The vCPU runs to the first of these instead of stepping; none for a plain step.
     runs_to: Vec<u64>,
-    /// x86: handlers that the instruction may fault to.
-    faults: Vec<Fault>,
+    /// Handlers that the instruction may fault to, which have a debug register meanwhile. On aarch64 they
+    /// are vectors, and only in the way of one that runs.
+    faults: Vec<Handler>,
     /// x86: the instruction stores the flags.
-    pushes_flags: bool,
+    stores_flags: bool,
+    /// x86: it reads or writes ports again and again, and stays where it is meanwhile.
+    repeats: bool,
     /// x86: the guest's own trap flag.
     own: OwnTrapFlag,
     /// aarch64: interrupts are masked.
     masked: Option<arm::Before>,
-    /// aarch64: the instruction and what was known before it.
+    /// aarch64: the instruction.
     instruction: u32,
 }
 
@@ -67,14 +71,6 @@ struct OwnTrapFlag {
     after: bool,
     /// The instruction ends in the #DB of a step of the guest's own.
     traps: bool,
-}
-
-/// A handler that has a debug register during a step.
-#[derive(Clone, Copy, Debug)]
-struct Fault {
-    handler: u64,
-    /// Where it finds the saved flags, from its stack pointer.
-    flags: u64,
 }
 
 /// What [`before`] has prepared.
@@ -125,39 +121,45 @@ pub fn before(
     }
     match HOST_ISA {
         Isa::X86_64 => {
-            let is_long = code.mode == Mode::Bits64;
+            let guest = Guest { vcpu, memory, space: &space };
             let own = own_trap_flag(thread, flags);
-            if bytes.first() == Some(&HLT) && is_ring_0(vcpu) {
-                let gone = go_over(vcpu, pc.wrapping_add(1))?;
-                if own {
-                    inject(vcpu, memory, host, thread, &OWN_STEP)?;
-                }
-                return Ok(gone);
-            }
-            let leads = leads_to(bytes);
+            let processor = guest.processor(&code, flags & !RFLAGS_TF | if own { RFLAGS_TF } else { 0 });
             step.own = OwnTrapFlag {
                 before: own,
-                after: popped_trap_flag(vcpu, memory, &space, bytes, is_long).unwrap_or(own),
-                traps: own && matches!(leads, None | Some(Leads::Next(_))),
+                after: guest.loaded_trap_flag(bytes, processor.bits).unwrap_or(own),
+                traps: own,
             };
+            let opcode = Opcode::read(bytes, processor.bits);
+            step.repeats = opcode.is_some_and(|opcode| opcode.is_string_io() && opcode.repeats);
             // Without a debug register that works there is nothing to run to.
             let can_run_to = host.breakpoints > 0;
-            if let Some(target) =
-                leads.filter(|_| can_run_to).and_then(|leads| target(vcpu, memory, &space, step.from, leads))
-            {
-                step.runs_to.push(target);
-                arming = run_to(&arming, &[target]);
-            } else {
-                // Prefixes of 32-bit code are a part of those of 64-bit code.
-                step.pushes_flags = pushes_flags(bytes, is_long);
-                // What can be simulated touches no memory and cannot fault.
-                let bits = if is_long { Bits::Code64 } else { Bits::Code32 };
-                if can_run_to && simulate::simulate(bytes, bits, |_| Some(0)).is_none() {
-                    step.faults = faults(vcpu, memory, &space);
+            // What can be simulated touches no memory and cannot fault.
+            let planned = match simulates(bytes, processor.bits) {
+                true => Plan::Trap { stores_flags: false, faults: Vec::new() },
+                false => plan(bytes, step.from, &processor, &guest),
+            };
+            match planned {
+                Plan::Skip(length) => {
+                    let gone = go_over(vcpu, pc.wrapping_add(length))?;
+                    if own {
+                        inject(vcpu, memory, host, thread, &OWN_STEP)?;
+                    }
+                    return Ok(gone);
                 }
-                if arming.block_interrupts && !host.blocks_interrupts {
-                    vcpu.shadow_interrupts()?;
+                Plan::RunTo { targets, faults, traps } if can_run_to && !targets.is_empty() => {
+                    arming = run_to(&arming, &targets);
+                    (step.runs_to, step.faults, step.own.traps) = (targets, faults, own && traps);
                 }
+                Plan::RunTo { faults, .. } => step.faults = faults,
+                Plan::Trap { stores_flags, faults } => {
+                    (step.stores_flags, step.faults) = (stores_flags, faults);
+                    if arming.block_interrupts && !host.blocks_interrupts {
+                        vcpu.shadow_interrupts()?;
+                    }
+                }
+            }
+            if !can_run_to {
+                step.faults.clear();
             }
         }
         Isa::Aarch64 => {
@@ -170,9 +172,12 @@ pub fn before(
                 let mut sequence = [0; 4 * arm::LONGEST_SEQUENCE];
                 let count = memory::read(memory, &space, None, GuestVirt(pc), &mut sequence);
                 let targets = arm::exclusive_sequence(&sequence[..count], pc);
-                if let Some(targets) = targets.filter(|targets| targets.len() <= host.breakpoints) {
-                    arming = run_to(&arming, &targets);
+                let vector = vcpu.step_state()?.fault_vector(flags);
+                // With one more for what it faults to.
+                if let Some(targets) = targets.filter(|targets| targets.len() < host.breakpoints) {
+                    arming = run_to(&arming, &[&targets[..], &[vector]].concat());
                     step.runs_to = targets;
+                    step.faults = vec![Handler { address: vector, flags: 0 }];
                 }
             }
             if arming.block_interrupts {
@@ -197,9 +202,79 @@ fn go_over(vcpu: &Vcpu, next: u64) -> Result<Prepared, KvmError> {
     Ok(Prepared::Done)
 }
 
-/// x86: the code segment's privilege level.
-fn is_ring_0(vcpu: &Vcpu) -> bool {
-    vcpu.registers(&[Bank::System]).get("cs").is_some_and(|selector| selector & 3 == 0)
+/// Whether the instruction can be done without the processor.
+fn simulates(code: &[u8], bits: Bits) -> bool {
+    let bits = match bits {
+        Bits::Code64 => simulate::Bits::Code64,
+        Bits::Code32 => simulate::Bits::Code32,
+        Bits::Code16 => return false,
+    };
+    simulate::simulate(code, bits, |_| Some(0)).is_some()
+}
+
+/// An x86 guest, as plans look at it.
+struct Guest<'a> {
+    vcpu: &'a Vcpu,
+    memory: &'a LiveMemory,
+    space: &'a Space,
+}
+
+impl Look for Guest<'_> {
+    fn memory(&self, linear: u64, bytes: &mut [u8]) -> bool {
+        memory::read(self.memory, self.space, None, GuestVirt(linear), bytes) == bytes.len()
+    }
+
+    fn register(&self, name: &'static str) -> Option<u64> {
+        self.vcpu.register(arch::register::row(Isa::X86_64, name)?)
+    }
+}
+
+impl Guest<'_> {
+    fn processor(&self, code: &Code, flags: u64) -> Processor {
+        let file = self.vcpu.registers(&[Bank::System]);
+        let get = |name| file.get(name).unwrap_or(0);
+        let bits = match code.mode {
+            Mode::Bits64 => Bits::Code64,
+            Mode::Protected32 => Bits::Code32,
+            Mode::Real16 => Bits::Code16,
+        };
+        let table = |base, limit| DescriptorTable { base: get(base), limit: get(limit) };
+        let idt = table("idt_base", "idt_limit");
+        Processor::new(bits, [get("cr0"), get("efer"), flags, get("cs")], idt, table("gdt_base", "gdt_limit"))
+    }
+
+    /// The linear address of what is at an offset from the stack pointer.
+    fn on_stack(&self, offset: u64) -> Option<GuestVirt> {
+        let mode = self.vcpu.code().ok()?.mode;
+        let pointer = self.register("rsp")?.wrapping_add(offset);
+        Some(GuestVirt(match mode {
+            Mode::Bits64 => pointer,
+            _ => {
+                /// The stack segment's pointer has 32 bits (`D`/`B` of its access rights).
+                const BIG: u64 = 1 << 14;
+                let mask = if self.register("ss_ar")? & BIG != 0 { 0xffff_ffff } else { 0xffff };
+                self.register("ss_base")?.wrapping_add(pointer & mask) & 0xffff_ffff
+            }
+        }))
+    }
+
+    /// The trap flag that an instruction is about to load, if it loads the flags.
+    fn loaded_trap_flag(&self, code: &[u8], bits: Bits) -> Option<bool> {
+        let place = self.on_stack(loads_flags(code, bits)?)?;
+        let mut flags = [0; 2];
+        self.memory(place.0, &mut flags).then(|| u64::from(u16::from_le_bytes(flags)) & RFLAGS_TF != 0)
+    }
+
+    /// Puts the guest's own trap flag into flags that were stored at `offset` from its stack pointer.
+    fn store_trap_flag(&self, offset: u64, own: bool) {
+        // TF is bit 8.
+        let Some(place) = self.on_stack(offset + 1) else { return };
+        let mut stored = [0];
+        if self.memory(place.0, &mut stored) {
+            let stored = stored[0] & !1 | u8::from(own);
+            memory::write(self.memory, self.space, None, place, &[stored]);
+        }
+    }
 }
 
 /// Tells KVM, with the guest's own debug registers added, as KVM puts ours in the place of all of
@@ -221,7 +296,7 @@ fn set(
     if let DebugRegisters::X86(slots) = &mut arming.registers {
         let mut free = slots.iter_mut().filter(|slot| slot.is_none());
         step.faults.retain(|fault| {
-            let slot = Slot { address: fault.handler, condition: Condition::Execute, length: 1 };
+            let slot = Slot { address: fault.address, condition: Condition::Execute, length: 1 };
             free.next().map(|place| *place = Some(slot)).is_some()
         });
     }
@@ -251,21 +326,6 @@ fn tell(vcpu: &Vcpu, thread: &mut ThreadDebug, arming: &Arming) -> Result<(), Kv
 /// x86: whether the guest has set its trap flag, by what KVM shows of the flags.
 fn own_trap_flag(thread: &ThreadDebug, flags: u64) -> bool {
     thread.trap_flag.unwrap_or(flags & RFLAGS_TF != 0)
-}
-
-/// x86: the trap flag that an instruction is about to load, if it loads the flags.
-fn popped_trap_flag(
-    vcpu: &Vcpu,
-    memory: &LiveMemory,
-    space: &Space,
-    code: &[u8],
-    is_long_mode: bool,
-) -> Option<bool> {
-    let offset = pops_flags(code, is_long_mode)?;
-    let place = GuestVirt(vcpu.registers(&[Bank::General]).get("rsp")?.wrapping_add(offset));
-    let mut flags = [0; 2];
-    let count = memory::read(memory, space, None, place, &mut flags);
-    (count == flags.len()).then(|| u64::from(u16::from_le_bytes(flags)) & RFLAGS_TF != 0)
 }
 
 /// The #DB of a step of the guest's own.
@@ -345,45 +405,7 @@ const FULL: HostDebug = HostDebug {
     blocks_interrupts: true,
 };
 
-/// The handlers of faults. A fault saves the flags with the trap flag, and the handler runs
-/// without: a step must end there, and the saved flag must go.
-fn faults(vcpu: &Vcpu, memory: &LiveMemory, space: &Space) -> Vec<Fault> {
-    let mut faults: Vec<Fault> = Vec::new();
-    for vector in FAULTS {
-        if let Some(handler) = target(vcpu, memory, space, 0, Leads::Vector(vector))
-            && !faults.iter().any(|fault| fault.handler == handler)
-        {
-            faults.push(Fault { handler, flags: flags_in_frame(vector) });
-        }
-    }
-    faults
-}
-
-/// Where an instruction or an exception leads, in 64-bit mode.
-fn target(vcpu: &Vcpu, memory: &LiveMemory, space: &Space, from: u64, leads: Leads) -> Option<u64> {
-    const EFER_LMA: u64 = 1 << 10;
-    let registers = vcpu.registers(&[Bank::System]);
-    if registers.get("efer")? & EFER_LMA == 0 {
-        return None;
-    }
-    match leads {
-        Leads::Rcx => vcpu.registers(&[Bank::General]).get("rcx"),
-        Leads::Next(length) => Some(from.wrapping_add(length)),
-        Leads::Lstar => vcpu.registers(&[Bank::Msr]).get("lstar"),
-        Leads::Vector(vector) => {
-            let offset = u64::from(vector) * GATE_SIZE as u64;
-            if offset + GATE_SIZE as u64 > registers.get("idt_limit")? + 1 {
-                return None;
-            }
-            let gate_at = GuestVirt(registers.get("idt_base")?.checked_add(offset)?);
-            let mut gate = [0; GATE_SIZE];
-            let count = memory::read(memory, space, None, gate_at, &mut gate);
-            (count == GATE_SIZE).then(|| gate_target(&gate)).flatten()
-        }
-    }
-}
-
-/// Where the handler of an exception is that is about to be given to the guest.
+/// Where the handler of an exception is that is about to be given to an x86 guest.
 fn handler(vcpu: &Vcpu, memory: &LiveMemory, injection: &Injection) -> Option<u64> {
     let vector = match injection {
         Injection::Breakpoint => BREAKPOINT_VECTOR,
@@ -391,7 +413,32 @@ fn handler(vcpu: &Vcpu, memory: &LiveMemory, injection: &Injection) -> Option<u6
         Injection::Aarch64 { .. } => return None,
     };
     let space = Space::Virtual(vcpu.regime().ok()?);
-    target(vcpu, memory, &space, 0, Leads::Vector(vector))
+    let guest = Guest { vcpu, memory, space: &space };
+    let processor = guest.processor(&vcpu.code().ok()?, vcpu.pc_and_flags().ok()?.1);
+    processor.handler(&guest, vector).map(|handler| handler.address)
+}
+
+/// Whether the instruction of a plain step has been executed, by where the vCPU is now.
+///
+/// # Errors
+/// [`KvmError`].
+pub fn has_moved(vcpu: &Vcpu, step: &Step) -> Result<bool, KvmError> {
+    let (pc, _) = vcpu.pc_and_flags()?;
+    Ok(step.runs_to.is_empty() && vcpu.code()?.linear(pc) != step.from)
+}
+
+/// Whether a step is done though its trap has not come; then it will not come any more. `is_served` says that
+/// an access or a call of the instruction has been served and finished.
+///
+/// # Errors
+/// [`KvmError`].
+pub fn is_done(vcpu: &Vcpu, step: &Step, is_served: bool) -> Result<bool, KvmError> {
+    let is_done = has_moved(vcpu, step)? || is_served && step.repeats;
+    if is_done && HOST_ISA == Isa::Aarch64 {
+        // KVM remembers that a trap is to come, until debugging is switched off.
+        vcpu.set_debug(&Arming::off(HOST_ISA))?;
+    }
+    Ok(is_done)
 }
 
 /// Puts right what a step has left, after any exit, and answers with the trap as the engine
@@ -415,21 +462,26 @@ pub fn after(
         (_, trap) => trap,
     };
     if let Some(before) = &step.masked {
-        let after = vcpu.step_state()?;
-        let Repair { pstate, spsr, register } = arm::after(before, &after);
-        let mut repaired = RegisterFile::new(HOST_ISA);
-        if let Some(pstate) = pstate {
-            repaired.set("cpsr", pstate);
-        }
-        if let Some(spsr) = spsr {
-            repaired.set("SPSR_EL1", spsr);
-        }
-        if let Some((number, value)) = register {
-            repaired.set_row(usize::from(number), value);
-        }
-        vcpu.set_registers(&repaired)?;
+        repair(vcpu, step, before)?;
     }
     Ok(result)
+}
+
+/// aarch64: gives the guest back what the mask of interrupts has changed, where it has.
+fn repair(vcpu: &Vcpu, step: &Step, before: &arm::Before) -> Result<(), KvmError> {
+    let after = vcpu.step_state()?;
+    let Repair { pstate, spsr, register } = arm::after(before, &step.runs_to, &after);
+    let mut repaired = RegisterFile::new(HOST_ISA);
+    if let Some(pstate) = pstate {
+        repaired.set("cpsr", pstate);
+    }
+    if let Some(spsr) = spsr {
+        repaired.set("SPSR_EL1", spsr);
+    }
+    if let Some((number, value)) = register {
+        repaired.set_row(usize::from(number), value);
+    }
+    vcpu.set_registers(&repaired)
 }
 
 fn after_x86(
@@ -441,19 +493,21 @@ fn after_x86(
     trap: Trap,
 ) -> Result<Trap, KvmError> {
     let (pc, _) = vcpu.pc_and_flags()?;
-    let fault = step.faults.iter().find(|fault| fault.handler == pc);
+    let pc = vcpu.code()?.linear(pc);
+    let fault = step.faults.iter().find(|fault| fault.address == pc);
     let stored_flags = if step.runs_to.contains(&pc) {
         None
     } else if let Some(fault) = fault {
         thread.faulted = Some(step.from);
         Some(fault.flags)
     } else if is_step(&trap) {
-        step.pushes_flags.then_some(0)
+        step.stores_flags.then_some(0)
     } else {
         return Ok(trap);
     };
     if let Some(offset) = stored_flags {
-        store_trap_flag(vcpu, memory, offset, step.own.before)?;
+        let space = Space::Virtual(vcpu.regime()?);
+        Guest { vcpu, memory, space: &space }.store_trap_flag(offset, step.own.before);
     }
     if fault.is_some() {
         thread.trap_flag = Some(false);
@@ -472,22 +526,14 @@ fn after_x86(
     Ok(if stored_flags.is_some() || !is_step(&trap) { stepped() } else { trap })
 }
 
-/// Puts the guest's own trap flag into flags that were stored at `offset` from its stack pointer.
-fn store_trap_flag(vcpu: &Vcpu, memory: &LiveMemory, offset: u64, own: bool) -> Result<(), KvmError> {
-    let registers = vcpu.registers(&[Bank::General]);
-    // TF is bit 8.
-    let place = GuestVirt(registers.get("rsp").unwrap_or(0).wrapping_add(offset + 1));
-    let space = Space::Virtual(vcpu.regime()?);
-    let mut stored = [0];
-    if memory::read(memory, &space, None, place, &mut stored) == stored.len() {
-        memory::write(memory, &space, None, place, &[stored[0] & !1 | u8::from(own)]);
-    }
-    Ok(())
-}
-
 fn after_aarch64(vcpu: &Vcpu, step: &Step, thread: &mut ThreadDebug, trap: Trap) -> Result<Trap, KvmError> {
     let (pc, _) = vcpu.pc_and_flags()?;
     if step.runs_to.contains(&pc) {
+        return Ok(stepped());
+    }
+    if step.faults.iter().any(|fault| fault.address == pc) {
+        // It ran, so what was saved says nothing of steps.
+        thread.faulted = Some(step.from);
         return Ok(stepped());
     }
     if !is_step(&trap) || !arm::may_be_vector(pc, step.from) {

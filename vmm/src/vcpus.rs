@@ -6,7 +6,7 @@
 //! be looked at.
 
 use crate::attention::{self, Attention};
-use crate::debugger::{self, DebugShared, GuestCpu, ThreadDebug};
+use crate::debugger::{self, DebugShared, GuestCpu, LiveMemory, ThreadDebug};
 use crate::guest_clock::{Standstill, Threads, Timekeeper};
 use crate::hypercalls::{Done, LiveHypercalls};
 use crate::kvm::exit::{HypercallExit, InternalError, SystemEvent, VcpuExit};
@@ -15,10 +15,12 @@ use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
 use crate::output_queue::OutputQueue;
 use crate::rate_limit::RateLimit;
-use crate::stepping::{self, Prepared};
+use crate::stepping::{self, Prepared, Step};
+use arch::GuestVirt;
 use arch::register::Bank;
 use debug::disassemble::LONGEST_INSTRUCTION;
 use debug::engine::Verdict;
+use debug::memory::{self, Space};
 use debug::report::Report;
 use debug::target::{Action, Event, Order, StopReason};
 use debug::trap::Trap;
@@ -30,7 +32,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::Killable;
 
@@ -392,10 +393,10 @@ impl Duty {
     }
 
     /// Takes a message that changes it.
-    fn change(&mut self, message: Message, vcpu: &mut Vcpu) {
+    fn change(&mut self, message: Message, vcpu: &mut Vcpu, shared: &Shared) {
         // An access that was served is finished: whoever looks at the vCPU is to see it done.
         if matches!(message, Message::Hold(_) | Message::Pause(_)) && self.may_run() {
-            vcpu.complete_access();
+            finish(vcpu, shared);
         }
         match message {
             Message::Hold(ack) => {
@@ -414,6 +415,27 @@ impl Duty {
         }
     }
 }
+
+/// Finishes an access that was served, with all of its parts.
+fn finish(vcpu: &mut Vcpu, shared: &Shared) {
+    let id = vcpu.id();
+    // It has a few parts at most: 8 bytes each of what one instruction reads or writes.
+    for _ in 0..MOST_PARTS {
+        match vcpu.finish_access() {
+            Ok(None) => return,
+            Ok(Some(exit)) => match serve(id, Ok(exit), shared, None) {
+                Ok(Left::Served) => {}
+                // A guest that ends does so again when it is entered.
+                _ => return,
+            },
+            Err(error) => return log::debug!("vCPU {id}: an access is not finished: {error}"),
+        }
+    }
+}
+
+/// Parts of one access that are served without looking at anything else. An instruction has 64 bytes at most,
+/// which KVM hands over in parts of 8 at most; a repeated one has as many as it likes.
+const MOST_PARTS: usize = 16;
 
 /// A vCPU thread's life.
 fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared) {
@@ -442,7 +464,7 @@ fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared) {
             match message {
                 Message::Call(call) => call(&mut vcpu),
                 Message::Stop(_alive) => return,
-                message => duty.change(message, &mut vcpu),
+                message => duty.change(message, &mut vcpu, shared),
             }
         }
         if let Some(order) = duty.order.take() {
@@ -455,6 +477,8 @@ fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared) {
             Left::Ended(outcome) => end(&vcpu, shared, &mut thread, outcome),
             Left::Trap(trap) => judge(&mut vcpu, shared, &mut thread, &trap),
             Left::Caught(text) => caught(&vcpu, shared, &mut thread, text),
+            // It has been given to the guest.
+            Left::Undescribed { .. } => true,
         };
     }
 }
@@ -475,6 +499,13 @@ fn begin(vcpu: &mut Vcpu, shared: &Shared, thread: &mut ThreadDebug, order: &Ord
     if let Some(outcome) = thread.outcome.take() {
         shared.end(outcome);
         return false;
+    }
+    // One that waits for an interrupt is past the instruction that waits, and takes its step from there.
+    if order.action.is_step()
+        && std::mem::take(&mut thread.may_wait)
+        && let Err(error) = vcpu.end_halt()
+    {
+        return end(vcpu, shared, thread, cannot_run(vcpu, shared, &error));
     }
     let engine = &debug.engine;
     let verdict = engine.start(&mut GuestCpu { vcpu, shared, debug, thread }, order);
@@ -556,6 +587,13 @@ pub enum Left {
     Trap(Trap),
     /// It is about to make a hypercall that the debugger wants to see.
     Caught(String),
+    /// aarch64: it accesses something that is no RAM by an instruction that the hardware does not describe.
+    Undescribed {
+        /// The exception's instruction-specific syndrome.
+        iss: u64,
+        /// Guest-physical address of the access.
+        address: u64,
+    },
 }
 
 /// Runs the guest until it needs us, and serves it. With a debugger, `debug` has what the
@@ -566,9 +604,30 @@ pub fn run_guest(
     debug: Option<(&DebugShared, &mut ThreadDebug)>,
     is_alone: bool,
 ) -> Left {
-    let left = run_and_serve(vcpu, shared, debug, is_alone);
+    let left = match run_and_serve(vcpu, shared, debug, is_alone) {
+        Left::Undescribed { iss, address } => abort(vcpu, shared, iss, address),
+        left => left,
+    };
     shared.output.settle_new();
     left
+}
+
+/// Gives the guest what hardware has for such an access: an external abort.
+fn abort(vcpu: &Vcpu, shared: &Shared, iss: u64, address: u64) -> Left {
+    let text = || {
+        format!(
+            "vCPU {}: an access to {address:#x}, where no RAM is, by an instruction that the hardware does not \
+             describe (ISS {iss:#x})",
+            vcpu.id()
+        )
+    };
+    match vcpu.abort_access() {
+        Ok(()) => {
+            tell_access(|| format!("{}; the guest gets an external abort", text()));
+            Left::Served
+        }
+        Err(error) => Unreported::Internal(format!("{}, and {error}", text())).outcome(vcpu, shared),
+    }
 }
 
 fn run_and_serve(
@@ -610,11 +669,22 @@ fn run_and_serve(
     let left = match hypercall(&exit, shared) {
         Some((call, hypercalls)) => {
             debug.count(id, VcpuExit::Hypercall(call).kind());
-            answer(call, hypercalls, vcpu, shared, (!is_alone).then_some(&mut *thread))
+            answer(call, hypercalls, vcpu, shared, Some((&mut *thread, !is_alone)))
         }
         None => serve(id, exit, shared, Some(debug)),
     };
-    let Some(step) = step else { return left.unwrap_or_else(|ended| ended.outcome(vcpu, shared)) };
+    let Some(step) = step else {
+        thread.may_wait = matches!(left, Ok(Left::Interrupted));
+        return left.unwrap_or_else(|ended| ended.outcome(vcpu, shared));
+    };
+    let left = match left {
+        Ok(Left::Served | Left::Interrupted) => {
+            // KVM may have been told otherwise.
+            thread.is_new = true;
+            end_step(vcpu, shared, debug, &step, left)
+        }
+        left => left,
+    };
     let trap = match &left {
         Ok(Left::Trap(trap)) => Some(trap.clone()),
         _ => None,
@@ -623,6 +693,36 @@ fn run_and_serve(
         Ok(Some(trap)) => Left::Trap(trap),
         Ok(None) => left.unwrap_or_else(|ended| ended.outcome(vcpu, shared)),
         Err(error) => Left::Ended(cannot_run(vcpu, shared, &error)),
+    }
+}
+
+/// Ends a step that another exit has come before, if its instruction has been executed all the same. An access
+/// that was served is finished without entering the guest for that: some KVMs execute the next instruction
+/// too when they are entered.
+fn end_step(
+    vcpu: &mut Vcpu,
+    shared: &Shared,
+    debug: &DebugShared,
+    step: &Step,
+    left: Result<Left, Unreported>,
+) -> Result<Left, Unreported> {
+    let id = vcpu.id();
+    let internal = |error: KvmError| Unreported::Internal(error.to_string());
+    let is_served = matches!(left, Ok(Left::Served));
+    for _ in 0..MOST_PARTS {
+        // Hypercalls have been executed when they come here, and accesses have not.
+        if !is_served || stepping::has_moved(vcpu, step).map_err(internal)? {
+            break;
+        }
+        let Some(exit) = vcpu.finish_access().map_err(internal)? else { break };
+        match serve(id, Ok(exit), shared, Some(debug))? {
+            Left::Served => {}
+            left => return Ok(left),
+        }
+    }
+    match stepping::is_done(vcpu, step, is_served).map_err(internal)? {
+        true => Ok(Left::Trap(stepping::stepped())),
+        false => left,
     }
 }
 
@@ -641,23 +741,27 @@ fn hypercall<'a>(
     }
 }
 
-/// Serves a hypercall. With `thread`, a debugger may want to see it first; when it goes on from
-/// there, it is served.
+/// Serves a hypercall. With a debugger's part of the thread, that may want to see it first, unless it is made
+/// in a step of the engine's; when it goes on from there, the call is served.
 fn answer(
     call: HypercallExit,
     hypercalls: &LiveHypercalls,
     vcpu: &mut Vcpu,
     shared: &Shared,
-    thread: Option<&mut ThreadDebug>,
+    thread: Option<(&mut ThreadDebug, bool)>,
 ) -> Result<Left, Unreported> {
     let is_attached = || shared.debug.as_ref().is_some_and(|debug| debug.is_attached());
-    let catching = thread.filter(|_| hypercalls.calls().is_caught() && is_attached());
-    let pc = catching.as_ref().and_then(|_| vcpu.pc_and_flags().ok()).map(|(pc, _)| pc);
-    let seen = catching.as_ref().and_then(|thread| thread.seen_call);
-    let served = hypercalls.serve(vcpu, call, catching.is_some() && (seen.is_none() || seen != pc));
-    if let Some(thread) = catching {
-        thread.seen_call = pc.filter(|_| matches!(served, Ok(Done::Caught(_))));
-    }
+    let may_see = hypercalls.calls().is_caught() && is_attached();
+    let Some((thread, may_catch)) = thread else { return done(hypercalls.serve(vcpu, call, false)) };
+    // What has been shown is served now, whatever has been asked for since.
+    let seen = thread.seen_call.take();
+    let pc = (may_see && may_catch).then(|| vcpu.pc_and_flags().ok().map(|(pc, _)| pc)).flatten();
+    let served = hypercalls.serve(vcpu, call, pc.is_some() && seen != pc);
+    thread.seen_call = pc.filter(|_| matches!(served, Ok(Done::Caught(_))));
+    done(served)
+}
+
+fn done(served: Result<Done, KvmError>) -> Result<Left, Unreported> {
     Ok(match served {
         Ok(Done::GoOn) => Left::Served,
         Ok(Done::Ended(Shutdown::PowerOff)) => Left::Ended(Outcome::PowerOff),
@@ -780,10 +884,7 @@ fn serve(
             )));
         }
         VcpuExit::NoSyndrome { iss, address } => {
-            return Err(Unreported::Internal(format!(
-                "an access to {address:#x}, where no RAM is, by an instruction that the hardware does not \
-                 describe (ISS {iss:#x})"
-            )));
+            return Ok(Left::Undescribed { iss, address });
         }
         VcpuExit::MemoryFault { address, size } => {
             return Err(Unreported::Internal(format!(
@@ -819,10 +920,11 @@ fn report(vcpu: &Vcpu, shared: &Shared, instruction: &[u8]) -> String {
     let registers = vcpu.registers(&[Bank::General, Bank::System]);
     let mut code = instruction.to_vec();
     if code.is_empty()
-        && let Some(address) = registers.pc().and_then(|pc| vcpu.translate(pc))
+        && let (Ok((pc, _)), Ok(mode), Ok(regime)) = (vcpu.pc_and_flags(), vcpu.code(), vcpu.regime())
     {
         code.resize(LONGEST_INSTRUCTION, 0);
-        let read = shared.memory.read(&mut code, GuestAddress(address)).unwrap_or(0);
+        let (memory, place) = (LiveMemory(shared.memory.clone()), GuestVirt(mode.linear(pc)));
+        let read = memory::read(&memory, &Space::Virtual(regime), None, place, &mut code);
         code.truncate(read);
     }
     Report { vcpu: vcpu.id(), registers: &registers, code: &code }.text()

@@ -14,10 +14,13 @@
 use crate::kvm::kick;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A thread that is out of reach of one kick gets another after this time.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
+/// For how long one vCPU may keep the others out. A step takes microseconds; one that has not ended after
+/// this time will not, and the guest is not to stand still for it.
+const LONGEST: Duration = Duration::from_millis(100);
 /// Nobody is alone.
 const NOBODY: u64 = u64::MAX;
 
@@ -34,6 +37,8 @@ struct Place {
 pub struct World {
     /// The vCPU that is alone, or wants to be. Changes under `gate`.
     alone: AtomicU64,
+    /// It has been for too long. Changes under `gate`.
+    is_overdue: AtomicBool,
     gate: Mutex<()>,
     changed: Condvar,
     places: Vec<Place>,
@@ -44,6 +49,7 @@ impl World {
     pub fn new(vcpus: u32) -> World {
         World {
             alone: AtomicU64::new(NOBODY),
+            is_overdue: AtomicBool::new(false),
             gate: Mutex::new(()),
             changed: Condvar::new(),
             places: (0..vcpus).map(|_| Place::default()).collect(),
@@ -81,10 +87,34 @@ impl World {
             }
             self.leave(vcpu);
             let mut gate = self.lock();
+            let mut deadline = Instant::now() + LONGEST;
             while !self.is_alone(vcpu) {
                 gate = self.wait(gate);
+                if Instant::now() >= deadline {
+                    self.hurry();
+                    deadline += LONGEST;
+                }
             }
         }
+    }
+
+    /// Has whoever is alone give up. Called under `gate`.
+    fn hurry(&self) {
+        self.is_overdue.store(true, Ordering::Release);
+        let alone = self.alone.load(Ordering::SeqCst);
+        let place = usize::try_from(alone).ok().and_then(|vcpu| self.places.get(vcpu));
+        if let Some(thread) =
+            place.and_then(|place| *place.thread.lock().unwrap_or_else(PoisonError::into_inner))
+        {
+            // SAFETY: vCPU threads are joined only when all of them have come to their end, and the one
+            // that calls this has not.
+            unsafe { thread.kick() };
+        }
+    }
+
+    /// Whether the vCPU that is alone has been for too long, and others wait.
+    pub fn is_overdue(&self) -> bool {
+        self.is_overdue.load(Ordering::Acquire)
     }
 
     /// Called by a vCPU's thread when it has left the guest.
@@ -104,6 +134,7 @@ impl World {
         while self.alone.load(Ordering::SeqCst) != NOBODY {
             gate = self.wait(gate);
         }
+        self.is_overdue.store(false, Ordering::Release);
         self.alone.store(u64::from(vcpu), Ordering::SeqCst);
         fence(Ordering::SeqCst);
         loop {
@@ -127,6 +158,7 @@ impl World {
     pub fn end_exclusive(&self) {
         let gate = self.lock();
         self.alone.store(NOBODY, Ordering::SeqCst);
+        self.is_overdue.store(false, Ordering::Release);
         drop(gate);
         self.changed.notify_all();
     }

@@ -44,6 +44,19 @@ pub struct After {
     pub spsr: u64,
 }
 
+impl After {
+    /// Where a synchronous exception of an instruction that is executed with this PSTATE goes (Arm ARM (DDI
+    /// 0487), "Exception vectors").
+    pub fn fault_vector(&self, pstate: u64) -> u64 {
+        let offset = match pstate & pstate::MODE {
+            pstate::EL0T => 0x400,
+            pstate::EL1T => 0,
+            _ => 0x200,
+        };
+        (self.vbar & !0x7ff) + offset
+    }
+}
+
 /// What has to be put right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Repair {
@@ -124,26 +137,38 @@ pub fn before(before: &Before) -> u64 {
     before.pstate | MASKED
 }
 
-/// What the step has left wrong.
-pub fn after(before: &Before, after: &After) -> Repair {
+/// What the step has left wrong. `runs_to` is where the instruction was run to instead, if it was: to behind a
+/// sequence that it begins.
+///
+/// Only what the mask has changed is put right, and only where it has: in PSTATE, while the vCPU is where the
+/// step has left it or within the sequence; in what an exception has saved, at its vector. Anywhere else
+/// another part of the guest runs, whose masks are its own.
+pub fn after(before: &Before, runs_to: &[u64], after: &After) -> Repair {
     let Before { instruction, pc, pstate: old } = *before;
     let own = old & MASKED;
-    if old & MASKED == MASKED {
+    if own == MASKED {
         return Repair::default();
     }
     let is_eret = matches!(instruction, 0xd69f_03e0 | 0xd69f_0bff | 0xd69f_0fff);
-    // An exception to EL1: its vector, and everything masked.
-    let is_vector = after.pc & !0x7ff == after.vbar & !0x7ff
-        && after.pc & 0x7f == 0
-        && after.pstate & pstate::DAIF == pstate::DAIF
-        && after.pc != pc.wrapping_add(4);
-    if is_vector && !is_eret {
+    let vector = after.fault_vector(old);
+    if after.pc == vector && after.pstate & pstate::DAIF == pstate::DAIF && !is_eret {
         let spsr = after.spsr & !MASKED | own;
         return Repair { spsr: Some(spsr), ..Repair::default() };
     }
+    let repaired = |mask: u64| Some(after.pstate & !MASKED | mask & MASKED);
+    let unmasked = Repair { pstate: repaired(own), ..Repair::default() };
+    // Not executed yet: another exit came first.
+    if after.pc == pc && (after.pstate ^ (old | MASKED)) & !pstate::SS == 0 {
+        return unmasked;
+    }
+    if !runs_to.is_empty() {
+        let offset = |address: u64| Some(address.wrapping_sub(pc)).filter(|offset| *offset < LONGEST_BYTES);
+        let end = runs_to.iter().filter_map(|target| offset(*target)).max();
+        let is_within = offset(after.pc).is_some_and(|at| end.is_some_and(|end| at <= end));
+        return if is_within || runs_to.contains(&after.pc) { unmasked } else { Repair::default() };
+    }
     let register = u8::try_from(instruction & 0x1f).unwrap_or(31);
     let immediate = u64::from(instruction >> 8 & 0xf) << 6;
-    let repaired = |mask: u64| Some(after.pstate & !MASKED | mask & MASKED);
     match instruction {
         _ if is_eret || instruction & !0x1f == MSR_DAIF => Repair::default(),
         _ if instruction & !0x1f == MRS_DAIF => {
@@ -156,9 +181,12 @@ pub fn after(before: &Before, after: &After) -> Repair {
         _ if instruction & !0xf00 == MSR_DAIF_CLEAR => {
             Repair { pstate: repaired(own & !immediate), ..Repair::default() }
         }
-        _ => Repair { pstate: repaired(own), ..Repair::default() },
+        _ => unmasked,
     }
 }
+
+/// Bytes of a sequence that is looked at.
+const LONGEST_BYTES: u64 = 4 * LONGEST_SEQUENCE as u64;
 
 #[cfg(test)]
 mod tests {
@@ -171,6 +199,7 @@ mod tests {
     fn repair(instruction: u32, old: u64, new: u64) -> Repair {
         after(
             &Before { instruction, pc: 0x1000, pstate: old },
+            &[],
             &After { pc: 0x1004, pstate: new, vbar: VBAR, spsr: 0 },
         )
     }
@@ -235,10 +264,36 @@ mod tests {
             let masked = old | I | F;
             let repair = after(
                 &Before { instruction: 0xd400_0001, pc: 0x1000, pstate: old },
+                &[],
                 &After { pc: VBAR + offset, pstate: EL1H | DAIF, vbar: VBAR, spsr: masked },
             );
             assert_eq!(repair, Repair { spsr: Some(old), ..Repair::default() });
         }
+    }
+
+    #[test]
+    fn only_what_was_masked_is_repaired() {
+        // ldxr w0, [x1]
+        let before = Before { instruction: 0x885f_7c20, pc: 0x1000, pstate: EL1H };
+        let at = |pc, pstate, spsr| {
+            super::after(&before, &[0x100c, 0x1040], &After { pc, pstate, vbar: VBAR, spsr })
+        };
+        let unmasked = Repair { pstate: Some(EL1H), ..Repair::default() };
+        // Kicked before it began, within the sequence, at its end, and where a branch of it leads.
+        for pc in [0x1000, 0x1004, 0x100c, 0x1040] {
+            assert_eq!(at(pc, EL1H | I | F, 0), unmasked, "{pc:#x}");
+        }
+        // The load has faulted: what was saved is the guest's again, the vector's own mask stays.
+        let spsr = Repair { spsr: Some(EL1H), ..Repair::default() };
+        assert_eq!(at(VBAR + 0x200, EL1H | DAIF, EL1H | I | F), spsr);
+        // Anywhere else it is none of ours.
+        for pc in [VBAR + 0x204, VBAR + 0x280, 0x2000] {
+            assert_eq!(at(pc, EL1H | DAIF, EL1H | I | F), Repair::default(), "{pc:#x}");
+        }
+        // The same of a plain step that another exit has interrupted.
+        let plain = Before { instruction: 0xf940_0020, ..before };
+        let kicked = After { pc: 0x1000, pstate: EL1H | I | F, vbar: VBAR, spsr: 0 };
+        assert_eq!(super::after(&plain, &[], &kicked), unmasked);
     }
 
     #[test]

@@ -272,7 +272,8 @@ impl<M: Machine> Session<M> {
     /// this name of its place or by another.
     fn stands_at_reported(&self, vcpu: u32) -> bool {
         let Some(reported) = self.reported[vcpu as usize] else { return false };
-        let pc = self.pc(vcpu);
+        // Questions to vCPUs come first: none is asked under the lock of the engine, which vCPUs take.
+        let (pc, regime) = (self.pc(vcpu), self.regime(vcpu));
         let state = self.engine.state();
         let is_asked_for = || {
             let mut breakpoints = state.table.iter();
@@ -282,7 +283,7 @@ impl<M: Machine> Session<M> {
         };
         let is_planted = || {
             let memory = self.machine.memory();
-            let mapping = self.regime(vcpu).ok()?.translate(memory, GuestVirt(reported)).ok()?;
+            let mapping = regime.ok()?.translate(memory, GuestVirt(reported)).ok()?;
             Some(state.table.is_planted(memory, mapping.address))
         };
         pc == Some(reported) && (is_asked_for() || is_planted().unwrap_or(false))

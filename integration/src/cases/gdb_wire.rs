@@ -398,6 +398,12 @@ fn step_from_label_to_label(c: &Context, guest: &Path, socket: &Path) -> Check {
             ("at_iret", "after_iret"),
             ("at_syscall", "after_syscall"),
             ("at_sysret", "after_sysret"),
+            ("at_refused", "after_refused"),
+            ("at_absent", "after_absent"),
+            ("at_sysretl", "after_sysretl"),
+            ("after_sysretl", "at_int_32"),
+            ("at_int_32", "after_int"),
+            ("at_no_syscall", "after_no_syscall"),
             ("at_hlt", "after_hlt"),
         ],
         arch::Isa::Aarch64 => &[
@@ -434,6 +440,77 @@ fn step_from_label_to_label(c: &Context, guest: &Path, socket: &Path) -> Check {
     client.run()?;
     let stop = client.reply().map_err(|error| format!("at the end: {error}"))?;
     check(stop.starts_with('W'), || format!("it ends with {stop}"))
+}
+
+/// The program counter that a stop tells.
+fn pc_of(isa: arch::Isa, stop: &str) -> Result<u64, String> {
+    let field = if isa == arch::Isa::X86_64 { ";10:" } else { ";20:" };
+    let hex = stop.split_once(field).and_then(|(_, rest)| rest.get(..16));
+    let bytes = hex.and_then(|hex| debug::gdb::packet::from_hex(hex.as_bytes()));
+    bytes
+        .and_then(|bytes| arch::bytes::u64_at(&bytes, 0))
+        .ok_or_else(|| format!("no program counter in {stop}"))
+}
+
+/// Whatever exit an instruction makes, a step is one instruction, and a row of them ends.
+pub fn device_steps(c: &mut Context) -> Check {
+    use debug::disassemble::{Mode, disassemble};
+    let (guest, socket) = (c.guest("device_steps", false)?, c.work.join("gdb.sock"));
+    let mut vmm = c.start(Wiring::Pipes, "-v --gdb unix:{} --kernel {} --memory 64M", &[&socket, &guest])?;
+    let step = || -> Check {
+        let mut client = Client::attach(&socket, c.limit(10))?;
+        let symbols = Symbols::read(&guest)?;
+        let (mut pc, last) = (symbols.get("first")?, symbols.get("last")?);
+        let kind = if c.isa == arch::Isa::X86_64 { 1 } else { 4 };
+        client.expect(&format!("Z1,{pc:x},{kind}"), "OK")?;
+        // It may be there already.
+        client.run()?;
+        let stop = client.reply()?;
+        check(pc_of(c.isa, &stop)? == pc, || format!("it does not begin at {pc:x}: {stop}"))?;
+        client.expect(&format!("z1,{pc:x},{kind}"), "OK")?;
+        let mut repeated = 0;
+        while pc != last {
+            let code = client.ask(&format!("m{pc:x},f"))?;
+            let code = debug::gdb::packet::from_hex(code.as_bytes()).unwrap_or_default();
+            let known =
+                disassemble(c.isa, Mode::Bits64, &code).ok_or_else(|| format!("no code at {pc:x}"))?;
+            let now = pc_of(c.isa, &client.expect("vCont;s:p1.1", "T05*")?)?;
+            let repeats = known.text.contains("rep") && now == pc;
+            repeated = if repeats { repeated + 1 } else { 0 };
+            check((repeats && repeated <= 4) || now == pc + known.length as u64, || {
+                format!("a step of '{}' from {pc:x} ends at {now:x}", known.text)
+            })?;
+            pc = now;
+        }
+        client.run()?;
+        let end = client.reply()?;
+        check(end.starts_with('W'), || format!("it ends with {end}"))
+    };
+    let stepped = step().and_then(|()| vmm.wait(c.limit(10)));
+    c.keep("vmm", &vmm);
+    let code = stepped?;
+    check(code == 3, || format!("vmm ended with {code}"))?;
+    let written = match c.isa {
+        arch::Isa::X86_64 => "aaabcd",
+        arch::Isa::Aarch64 => "aaa",
+    };
+    check(vmm.output.text() == written, || format!("the serial port was written {}", vmm.output.text()))
+}
+
+/// A step of a vCPU that sits in a halt ends behind the next instruction, though no interrupt comes.
+pub fn steps_from_a_halt(c: &mut Context) -> Check {
+    with_guest(c, "halt", "", |c, socket| {
+        let mut client = Client::attach(socket, c.limit(10))?;
+        for _ in 0..10 {
+            client.run()?;
+            let stop = client.interrupt()?;
+            check(stop.starts_with("T02"), || format!("an interrupt stops with {stop}"))?;
+            for _ in 0..5 {
+                client.expect("vCont;s:p1.1", "T05*")?;
+            }
+        }
+        Ok(client)
+    })
 }
 
 /// What passes a breakpoint without a step leaves the same registers as the processor does.

@@ -37,6 +37,20 @@ _start:
     lea rax, [rip + on_interrupt]
     mov esi, 0x90
     call set_gate
+    lea rax, [rip + after_no_syscall]
+    mov esi, 6
+    call set_gate
+    lea rax, [rip + after_absent]
+    mov esi, 11
+    call set_gate
+    lea rax, [rip + after_refused]
+    mov esi, 13
+    call set_gate
+    # Not for user programs.
+    mov byte ptr [rip + idt + 13 * 16 + 5], 0x8e
+    mov byte ptr [rip + idt + 0x81 * 16 + 5], 0x6e
+    lea rax, [rip + done]
+    mov [rip + resume], rax
     lidt [rip + idt_pointer]
     # SYSCALL: kernel code 0x08, user code 0x28 (SYSRET adds 16), no flag masked.
     mov ecx, 0xc0000080
@@ -151,8 +165,9 @@ after_int:
     jnz failed
     mov rax, [rsp + 8]
     test al, 3
-    jnz done
-    iretq
+    jz 1f
+    jmp [rip + resume]
+1:  iretq
 after_iret:
     nop
 at_syscall:
@@ -168,11 +183,76 @@ at_sysret:
     sysretq
 after_sysret:
     nop
+    # A gate that user programs may not use.
+    .globl at_refused, after_refused, behind_refused
+at_refused:
+    int 0x0d
+behind_refused:
     int 0x80
+after_refused:
+    mov rax, [rsp + 24]
+    test eax, 0x100
+    mov bl, 8
+    jnz failed
+    lea rax, [rip + behind_refused]
+    mov [rsp + 8], rax
+    add rsp, 8
+    iretq
 
 done:
     # In ring 0 again; interrupts are off.
     lea rsp, [rip + stack_top]
+    # A gate that is not there.
+    .globl at_absent, after_absent, behind_absent
+at_absent:
+    int 0x81
+behind_absent:
+    jmp 1f
+after_absent:
+    mov rax, [rsp + 24]
+    test eax, 0x100
+    mov bl, 9
+    jnz failed
+    lea rax, [rip + behind_absent]
+    mov [rsp + 8], rax
+    add rsp, 8
+    iretq
+1:
+    # To 32-bit code in ring 3, and back.
+    .globl at_sysretl, after_sysretl, at_int_32
+    lea rax, [rip + back_from_32]
+    mov [rip + resume], rax
+    lea ecx, [rip + after_sysretl]
+    mov r11d, 2
+at_sysretl:
+    .byte 0x0f, 0x07
+    .code32
+after_sysretl:
+    nop
+at_int_32:
+    int 0x80
+    .code64
+back_from_32:
+    lea rsp, [rip + stack_top]
+    # SYSCALL while there is none.
+    .globl at_no_syscall, after_no_syscall, behind_no_syscall
+    mov ecx, 0xc0000080
+    rdmsr
+    and eax, ~1
+    wrmsr
+at_no_syscall:
+    syscall
+behind_no_syscall:
+    jmp 1f
+after_no_syscall:
+    mov rax, [rsp + 16]
+    test eax, 0x100
+    mov bl, 10
+    jnz failed
+    lea rax, [rip + behind_no_syscall]
+    mov [rsp], rax
+    iretq
+1:
     .globl at_hlt, after_hlt
 at_hlt:
     hlt
@@ -251,7 +331,7 @@ gdt:
     .quad 0
     .quad 0x00af9b000000ffff
     .quad 0x00cf93000000ffff
-    .quad 0
+    .quad 0x00cffb000000ffff
     .quad 0x00cff3000000ffff
     .quad 0x00affb000000ffff
     .quad 0x0000890000000067
@@ -261,6 +341,9 @@ idt_pointer:
     .quad idt
 interrupts:
     .long 0
+    .balign 8
+resume:
+    .quad 0
     .balign 16
 tss:
     .skip 0x68

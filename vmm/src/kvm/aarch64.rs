@@ -263,10 +263,3 @@ pub fn set_boot_state(vcpu: &VcpuFd, state: &super::BootState) -> Result<(), Kvm
 pub fn debug_exit(debug: &kvm::kvm_debug_exit_arch) -> DebugExit {
     DebugExit::Aarch64 { syndrome: u64::from(debug.hsr_high) << 32 | u64::from(debug.hsr), far: debug.far }
 }
-
-/// KVM does not translate for us here: an address is known only while the MMU is off.
-pub fn translate(vcpu: &VcpuFd, address: u64) -> Option<u64> {
-    const SCTLR_M: u64 = 1 << 0;
-    let sctlr = get(vcpu, system_register(3, 0, 1, 0, 0)).ok()?;
-    (sctlr & SCTLR_M == 0).then_some(address)
-}

@@ -10,7 +10,7 @@ use debug::arming::{Arming, DebugRegisters};
 use debug::target::{Code, HostDebug, VcpuState};
 use debug::trap::Injection;
 use kvm_ioctls::VcpuFd;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 /// A vCPU of a [`Vm`](super::Vm).
 #[derive(Debug)]
@@ -18,8 +18,11 @@ pub struct Vcpu {
     id: u32,
     fd: VcpuFd,
     registers: native::Registers,
-    /// An exception has been queued that the guest has not been entered with yet.
-    has_queued: Cell<bool>,
+    /// An exception has been queued that the guest has not been entered with yet, and what the vCPU runs
+    /// with.
+    queued: RefCell<Option<(Injection, Arming)>>,
+    /// It has been dropped by KVM since, as registers were written.
+    is_dropped: Cell<bool>,
     /// It waits, until KVM tells us that there is an interrupt.
     is_waiting: Cell<bool>,
 }
@@ -31,7 +34,8 @@ impl Vcpu {
             id,
             fd,
             registers: native::Registers::new(can_sync),
-            has_queued: Cell::new(false),
+            queued: RefCell::new(None),
+            is_dropped: Cell::new(false),
             is_waiting: Cell::new(false),
         }
     }
@@ -68,7 +72,7 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Ioctl`] for every other failure of `KVM_RUN`.
     pub fn run(&mut self) -> Result<VcpuExit<'_>, KvmError> {
-        self.has_queued.set(false);
+        self.queue_again()?;
         self.registers.enter(&mut self.fd);
         let result = self.fd.run().map(drop);
         self.registers.leave();
@@ -94,17 +98,46 @@ impl Vcpu {
         Ok(unsafe { decode(self.fd.get_kvm_run()) })
     }
 
-    /// Finishes a port or memory access that was served, without running the guest: KVM does
-    /// the instruction's last part when it is entered again (KVM API, "KVM_EXIT_IO").
-    pub fn complete_access(&mut self) {
+    /// Finishes a port or memory access that was served, without running the guest: KVM does the
+    /// instruction's last part when it is entered again (KVM API, "KVM_EXIT_IO"). `None` when it is
+    /// finished; an access in several parts has further exits, and a step may end here.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn finish_access(&mut self) -> Result<Option<VcpuExit<'_>>, KvmError> {
         self.registers.enter(&mut self.fd);
         self.fd.set_kvm_immediate_exit(1);
-        if let Err(error) = self.fd.run().map(drop)
-            && error.errno() != libc::EINTR
-        {
-            log::debug!("vCPU {}: KVM_RUN with immediate_exit: {error}", self.id);
-        }
+        let result = self.fd.run().map(drop);
         self.fd.set_kvm_immediate_exit(0);
+        self.registers.leave();
+        match result {
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(None),
+            Err(error) => Err(ioctl("KVM_RUN")(error)),
+            // SAFETY: as in `run`.
+            Ok(()) => Ok(Some(unsafe { decode(self.fd.get_kvm_run()) })),
+        }
+    }
+
+    /// x86: has a vCPU that waits in `HLT` go on behind it.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn end_halt(&self) -> Result<(), KvmError> {
+        match self.state() {
+            VcpuState::Halted => native::guest_debug::set_runnable(&self.fd),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the guest the external abort that an access to nothing is on hardware, where this host can.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn abort_access(&self) -> Result<(), KvmError> {
+        self.registers.flush(&self.fd)?;
+        let aborted = native::guest_debug::abort_access(&self.fd);
+        self.registers.forget();
+        aborted
     }
 
     /// x86: its time-stamp counter and that counter's frequency in kHz.
@@ -147,7 +180,7 @@ impl Vcpu {
     /// [`KvmError::RefusedRegister`] for a value that KVM does not take, [`KvmError::Ioctl`].
     /// Registers written before it keep their new values.
     pub fn set_registers(&self, file: &RegisterFile) -> Result<(), KvmError> {
-        self.has_queued.set(false);
+        self.is_dropped.set(true);
         self.registers.write(&self.fd, file)
     }
 
@@ -156,14 +189,26 @@ impl Vcpu {
     /// # Errors
     /// As [`Self::set_registers`].
     pub fn set_rows(&self, values: &[(usize, u64)]) -> Result<(), KvmError> {
-        self.has_queued.set(false);
+        self.is_dropped.set(true);
         self.registers.write_rows(&self.fd, values)
     }
 
-    /// Whether an exception that was given to the guest ([`Self::inject`]) waits for it to be
-    /// entered. Writing registers drops it (KVM API, `KVM_SET_REGS`).
+    /// Whether an exception that was given to the guest ([`Self::inject`]) waits for it to be entered.
     pub fn has_queued(&self) -> bool {
-        self.has_queued.get()
+        self.queued.borrow().is_some()
+    }
+
+    /// Before the guest is entered: writing registers has dropped what was queued (KVM API, `KVM_SET_REGS`),
+    /// so it is queued once more.
+    fn queue_again(&self) -> Result<(), KvmError> {
+        let queued = self.queued.take();
+        if let Some((injection, arming)) = queued.filter(|_| self.is_dropped.get()) {
+            self.registers.flush(&self.fd)?;
+            native::guest_debug::inject(&self.fd, &injection.again(), &arming)?;
+            self.registers.forget();
+        }
+        self.is_dropped.set(false);
+        Ok(())
     }
 
     /// Program counter (RIP, PC) and flags (RFLAGS, PSTATE).
@@ -236,6 +281,9 @@ impl Vcpu {
     pub fn set_debug(&self, arming: &Arming) -> Result<(), KvmError> {
         self.registers.flush(&self.fd)?;
         self.registers.sync(!arming.is_off());
+        if let Some((_, queued_with)) = &mut *self.queued.borrow_mut() {
+            queued_with.clone_from(arming);
+        }
         native::guest_debug::set(&self.fd, arming)
     }
 
@@ -248,7 +296,10 @@ impl Vcpu {
         self.registers.flush(&self.fd)?;
         let injected = native::guest_debug::inject(&self.fd, injection, arming);
         self.registers.forget();
-        self.has_queued.set(HOST_ISA == Isa::X86_64 && injected.is_ok());
+        if HOST_ISA == Isa::X86_64 && injected.is_ok() {
+            self.queued.replace(Some((*injection, arming.clone())));
+            self.is_dropped.set(false);
+        }
         injected
     }
 
@@ -273,11 +324,5 @@ impl Vcpu {
     /// [`KvmError::Missing`] on aarch64, [`KvmError::Ioctl`].
     pub fn nmi(&self) -> Result<(), KvmError> {
         native::guest_debug::nmi(&self.fd)
-    }
-
-    /// Translates a guest-virtual address as the vCPU would now; `None` where nothing is
-    /// mapped or the host's KVM cannot tell.
-    pub fn translate(&self, address: u64) -> Option<u64> {
-        native::translate(&self.fd, address)
     }
 }

@@ -224,9 +224,3 @@ fn set_boot_msrs(vcpu: &VcpuFd) {
 pub fn debug_exit(debug: &kvm::kvm_debug_exit_arch) -> DebugExit {
     DebugExit::X86 { exception: debug.exception, pc: debug.pc, dr6: debug.dr6, dr7: debug.dr7 }
 }
-
-/// `KVM_TRANSLATE`.
-pub fn translate(vcpu: &VcpuFd, address: u64) -> Option<u64> {
-    let translation = vcpu.translate_gva(address).ok()?;
-    (translation.valid != 0).then_some(translation.physical_address)
-}

@@ -114,6 +114,12 @@ pub fn code_changed(place: *mut u8, length: usize) {
     unsafe { std::arch::asm!("dsb ish", "isb", options(nostack, preserves_flags)) };
 }
 
+/// `KVM_SET_MP_STATE`.
+pub fn set_runnable(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    let runnable = kvm::kvm_mp_state { mp_state: kvm::KVM_MP_STATE_RUNNABLE };
+    vcpu.set_mp_state(runnable).map_err(ioctl("KVM_SET_MP_STATE"))
+}
+
 /// `KVM_GET_MP_STATE`. KVM does not tell a vCPU that waits in `WFI` from one that runs.
 pub fn state(vcpu: &VcpuFd) -> VcpuState {
     match vcpu.get_mp_state().map(|state| state.mp_state) {
@@ -121,6 +127,14 @@ pub fn state(vcpu: &VcpuFd) -> VcpuState {
         Ok(kvm::KVM_MP_STATE_HALTED) => VcpuState::Halted,
         _ => VcpuState::Running,
     }
+}
+
+/// Makes an external data abort pending, for the access that the vCPU has just left the guest for (KVM API,
+/// `KVM_SET_VCPU_EVENTS`, `KVM_CAP_ARM_INJECT_EXT_DABT`).
+pub fn abort_access(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    let mut events = kvm::kvm_vcpu_events::default();
+    events.exception.ext_dabt_pending = 1;
+    vcpu.set_vcpu_events(&events).map_err(ioctl("KVM_SET_VCPU_EVENTS for an external abort"))
 }
 
 /// There is no such interrupt.

@@ -104,6 +104,12 @@ pub fn shadow_interrupts(vcpu: &VcpuFd) -> Result<(), KvmError> {
 /// vol. 3, "Self-Modifying Code").
 pub fn code_changed(_: *mut u8, _: usize) {}
 
+/// `KVM_SET_MP_STATE`.
+pub fn set_runnable(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    let runnable = kvm::kvm_mp_state { mp_state: kvm::KVM_MP_STATE_RUNNABLE };
+    vcpu.set_mp_state(runnable).map_err(ioctl("KVM_SET_MP_STATE"))
+}
+
 /// `KVM_GET_MP_STATE`.
 pub fn state(vcpu: &VcpuFd) -> VcpuState {
     match vcpu.get_mp_state().map(|state| state.mp_state) {
@@ -111,6 +117,11 @@ pub fn state(vcpu: &VcpuFd) -> VcpuState {
         Ok(kvm::KVM_MP_STATE_UNINITIALIZED | kvm::KVM_MP_STATE_INIT_RECEIVED) => VcpuState::NotStarted,
         _ => VcpuState::Running,
     }
+}
+
+/// Only aarch64 has accesses that the hardware does not describe.
+pub fn abort_access(_: &VcpuFd) -> Result<(), KvmError> {
+    Err(KvmError::Missing("external aborts on x86"))
 }
 
 /// `KVM_NMI`.

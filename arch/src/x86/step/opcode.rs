@@ -1,0 +1,116 @@
+//! The opcode of an instruction, as far as steps depend on it.
+//!
+//! Source: Intel SDM vol. 2, "Instruction Prefixes" and appendix "Opcode Map".
+
+/// Width of instructions' operands and addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// 16-bit code.
+    Code16,
+    /// 32-bit code.
+    Code32,
+    /// 64-bit code.
+    Code64,
+}
+
+/// The longest instruction, bytes.
+const LONGEST: usize = 15;
+
+/// An opcode behind its prefixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opcode {
+    /// The opcode; of two bytes, the second one with 0x0f above it.
+    pub number: u16,
+    /// The byte behind it, if it is there.
+    pub next: u8,
+    /// Where that is, from the start of the instruction.
+    pub length: usize,
+    /// Bytes of an operand on the stack: 2, 4 or 8.
+    pub stack_operand: u64,
+    /// A prefix says that the operands have 64 bits.
+    pub is_wide: bool,
+    /// A prefix repeats a string instruction.
+    pub repeats: bool,
+}
+
+impl Opcode {
+    /// Reads the start of `code`; `None` where it ends too soon.
+    pub fn read(code: &[u8], bits: Bits) -> Option<Opcode> {
+        let (mut operand_prefix, mut repeats, mut is_wide) = (false, false, false);
+        let mut at = 0;
+        let number = loop {
+            let byte = *code.get(at).filter(|_| at < LONGEST)?;
+            at += 1;
+            match byte {
+                0x66 => operand_prefix = true,
+                0xf2 | 0xf3 => repeats = true,
+                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 | 0xf0 => {}
+                // Only the last prefix may be one of these.
+                0x40..=0x4f if bits == Bits::Code64 => {
+                    is_wide = byte & 8 != 0;
+                    if !matches!(code.get(at), Some(0x40..=0x4f)) {
+                        continue;
+                    }
+                    is_wide = false;
+                }
+                0x0f => {
+                    let second = *code.get(at)?;
+                    at += 1;
+                    break 0x0f00 | u16::from(second);
+                }
+                byte => break u16::from(byte),
+            }
+        };
+        let stack_operand = match (bits, operand_prefix) {
+            (Bits::Code64, false) => 8,
+            (Bits::Code64, true) if is_wide => 8,
+            (Bits::Code32, false) | (Bits::Code16, true) => 4,
+            _ => 2,
+        };
+        let next = code.get(at).copied().unwrap_or(0);
+        Some(Opcode { number, next, length: at, stack_operand, is_wide, repeats })
+    }
+
+    /// The operation of an opcode that has several: bits 3 to 5 of its ModR/M byte.
+    pub fn operation(&self) -> u8 {
+        self.next >> 3 & 7
+    }
+
+    /// Whether it is a string instruction that reads or writes ports.
+    pub fn is_string_io(&self) -> bool {
+        matches!(self.number, 0x6c..=0x6f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes() {
+        for (code, bits, expected) in [
+            (&[0x9c][..], Bits::Code64, Some((0x9c, 8))),
+            (&[0x66, 0x9c], Bits::Code64, Some((0x9c, 2))),
+            (&[0x66, 0x48, 0x9c], Bits::Code64, Some((0x9c, 8))),
+            (&[0x9c], Bits::Code32, Some((0x9c, 4))),
+            (&[0x66, 0x9c], Bits::Code32, Some((0x9c, 2))),
+            (&[0x9c], Bits::Code16, Some((0x9c, 2))),
+            (&[0x66, 0x9c], Bits::Code16, Some((0x9c, 4))),
+            // In 32-bit code 0x48 is DEC EAX.
+            (&[0x48, 0x0f, 0x07], Bits::Code32, Some((0x48, 4))),
+            (&[0x48, 0x0f, 0x07], Bits::Code64, Some((0x0f07, 8))),
+            (&[], Bits::Code64, None),
+            (&[0x66; 16], Bits::Code64, None),
+            (&[0x0f], Bits::Code64, None),
+        ] {
+            let read = Opcode::read(code, bits).map(|opcode| (opcode.number, opcode.stack_operand));
+            assert_eq!(read, expected, "{code:x?}");
+        }
+        let read = |code: &[u8]| Opcode::read(code, Bits::Code64).unwrap();
+        assert!(read(&[0x48, 0x0f, 0x07]).is_wide && !read(&[0x0f, 0x07]).is_wide);
+        // The second of two REX prefixes counts.
+        assert!(!read(&[0x48, 0x40, 0x0f, 0x07]).is_wide && read(&[0x40, 0x48, 0x0f, 0x07]).is_wide);
+        assert!(read(&[0xf3, 0x6e]).repeats && read(&[0xf3, 0x6e]).is_string_io());
+        assert_eq!((read(&[0xf7, 0xf1]).operation(), read(&[0xcd, 0x80]).next), (6, 0x80));
+    }
+}
