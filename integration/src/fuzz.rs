@@ -474,7 +474,11 @@ fn steps(data: &[u8]) {
         vbar: word(at + 2),
         spsr: word(at + 3),
     };
-    let before = aarch64::step::Before { instruction: word(5) as u32, pc: word(6), pstate: word(7) };
+    let before = aarch64::step::Before {
+        instruction: arch::bytes::u32_at(data, 5).unwrap_or(5),
+        pc: word(6),
+        pstate: word(7),
+    };
     aarch64::step::after(&before, &[word(8), word(9)], &state(10));
     aarch64::step::has_faulted(before.instruction, before.pc, &state(11));
 }

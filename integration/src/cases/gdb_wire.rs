@@ -370,18 +370,6 @@ impl Symbols {
 /// Steps over every kind of instruction that is hard to step, with an interrupt pending all the
 /// time: each lands where it should, and what the guest sees of it is right.
 pub fn hard_steps(c: &mut Context) -> Check {
-    let (guest, socket) = (c.guest("steps", false)?, c.work.join("gdb.sock"));
-    let mut vmm = c.start(Wiring::Pipes, "-v --gdb unix:{} --kernel {} --memory 64M", &[&socket, &guest])?;
-    let stepped = step_from_label_to_label(c, &guest, &socket).and_then(|()| vmm.wait(c.limit(10)));
-    c.keep("vmm", &vmm);
-    let code = stepped?;
-    check(code == 0x41, || format!("vmm ended with {code}: the guest's check {} failed", code / 2))
-}
-
-fn step_from_label_to_label(c: &Context, guest: &Path, socket: &Path) -> Check {
-    let mut client = Client::attach(socket, c.limit(5))?;
-    let symbols = Symbols::read(guest)?;
-    let kind = if c.isa == arch::Isa::X86_64 { 1 } else { 4 };
     let pairs: &[(&str, &str)] = match c.isa {
         arch::Isa::X86_64 => &[
             ("at_rep", "at_rep"),
@@ -412,12 +400,47 @@ fn step_from_label_to_label(c: &Context, guest: &Path, socket: &Path) -> Check {
             ("at_read", "after_read"),
             ("after_read", "after_close"),
             ("at_exclusive", "after_exclusive"),
+            ("at_exclusive_fault", "after_fault"),
             ("at_wfi", "after_wfi"),
             ("at_fault", "after_fault"),
             ("at_eret", "after_eret"),
             ("at_svc", "after_svc"),
         ],
     };
+    step_through(c, "steps", pairs)
+}
+
+/// The same of a 32-bit kernel.
+pub fn hard_steps_of_32_bits(c: &mut Context) -> Check {
+    step_through(
+        c,
+        "steps32",
+        &[
+            ("at_inc", "after_inc"),
+            ("at_ud", "after_ud"),
+            ("at_div", "after_div"),
+            ("at_int", "after_int"),
+            ("at_into", "after_into"),
+            ("at_absent", "after_absent"),
+            ("at_pushf", "after_pushf"),
+        ],
+    )
+}
+
+/// Steps through a guest that says by its exit code whether it was disturbed.
+fn step_through(c: &mut Context, guest: &str, pairs: &[(&str, &str)]) -> Check {
+    let (guest, socket) = (c.guest(guest, false)?, c.work.join("gdb.sock"));
+    let mut vmm = c.start(Wiring::Pipes, "-v --gdb unix:{} --kernel {} --memory 64M", &[&socket, &guest])?;
+    let stepped = step_from_label_to_label(c, &guest, &socket, pairs).and_then(|()| vmm.wait(c.limit(10)));
+    c.keep("vmm", &vmm);
+    let code = stepped?;
+    check(code == 0x41, || format!("vmm ended with {code}: the guest's check {} failed", code / 2))
+}
+
+fn step_from_label_to_label(c: &Context, guest: &Path, socket: &Path, pairs: &[(&str, &str)]) -> Check {
+    let mut client = Client::attach(socket, c.limit(5))?;
+    let symbols = Symbols::read(guest)?;
+    let kind = if c.isa == arch::Isa::X86_64 { 1 } else { 4 };
     let at = |address: u64| -> String {
         let bytes: String = address.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
         format!(";{}:{bytes};", if c.isa == arch::Isa::X86_64 { "10" } else { "20" })

@@ -4,7 +4,13 @@
 use crate::context::{Check, Context, check};
 use crate::process::{Process, Wiring};
 use crate::rsp::Client;
-use std::time::Duration;
+use nix::sys::signal::Signal;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use vmm::config::Config;
+use vmm::machine::Machine;
 
 /// Words for Debian's kernel that has both processors busy, timers pending and watchdogs that bark soon.
 const WATCHED: &str = "quiet~vmm.run=held~watchdog_thresh=1~rcupdate.rcu_cpu_stall_timeout=3";
@@ -138,4 +144,129 @@ fn stepped(c: &mut Context, cmdline: &str) -> Check {
 fn monitor(client: &mut Client, command: &str) -> Result<String, String> {
     let hex: String = command.bytes().map(|byte| format!("{byte:02x}")).collect();
     client.console(&format!("qRcmd,{hex}"))
+}
+
+/// A guest's output, which is looked at while it runs.
+#[derive(Clone, Debug, Default)]
+struct Output(Arc<Mutex<Vec<u8>>>);
+
+impl Output {
+    fn text(&self) -> String {
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The hexadecimal number behind a name.
+    fn number(&self, name: &str) -> Result<u64, String> {
+        let text = self.text();
+        let hex = text.split_once(name).and_then(|(_, rest)| rest.get(..16));
+        let number = hex.and_then(|hex| u64::from_str_radix(hex, 16).ok());
+        number.ok_or_else(|| format!("no number behind {name} in {text:?}"))
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Holds of all lengths, with timers running and bytes arriving meanwhile: no tick and no interrupt is lost, and
+/// none comes for the time of a hold.
+pub fn ticks(c: &mut Context) -> Check {
+    if let Err(seen) = vmm::check::holds_counter() {
+        // On such a host the counter runs on, and so do the timers that go by it.
+        return check(!c.in_nest && seen.contains("the guest saw"), || format!("held counters: {seen}"));
+    }
+    let config = Config { kernel: Some(c.guest("ticks", false)?), ..Config::default() };
+    let output = Output::default();
+    let machine = Machine::new(&config, Box::new(output.clone())).map_err(|error| error.to_string())?;
+    machine.resume();
+    let deadline = Instant::now() + c.limit(20);
+    while !output.text().contains("ready") {
+        check(Instant::now() < deadline, || "the guest does not begin".into())?;
+        thread::sleep(Duration::from_millis(1));
+    }
+    let mut chance = c.length.chance();
+    let (mut sent, mut held) = (0, Duration::ZERO);
+    for round in 0..c.length.of(150, 1000) {
+        let begin = Instant::now();
+        machine.pause();
+        let paused = Instant::now();
+        // Sometimes too short to be worth it, sometimes longer than a timer's period.
+        let length = Duration::from_micros(chance.below(if round % 10 == 0 { 25_000 } else { 4000 }));
+        thread::sleep(length);
+        if round % 5 == 0 {
+            machine.input(b"x");
+            sent += 1;
+        }
+        held += paused.elapsed().min(begin.elapsed());
+        machine.resume();
+        thread::sleep(Duration::from_micros(2000 + chance.below(20_000)));
+    }
+    machine.input(b"q");
+    let ended = machine.wait(c.limit(10)).map(|outcome| outcome.to_string());
+    let khz = match c.isa {
+        arch::Isa::X86_64 => {
+            let tsc = machine.vcpus().call(0, |vcpu| vcpu.tsc()).flatten();
+            u64::from(tsc.ok_or("no time-stamp counter")?.1)
+        }
+        arch::Isa::Aarch64 => output.number("frequency=")? / 1000,
+    };
+    c.kept.push(("ticks.txt".into(), output.text().into_bytes()));
+    check(ended.is_some(), || format!("the guest does not end: {}", output.text()))?;
+    let bytes = output.number("bytes=")?;
+    check(bytes == sent + 1, || format!("{bytes} bytes have arrived of {}", sent + 1))?;
+    let (timer, elapsed) = (output.number("timer=")?, output.number("cycles=")? / khz);
+    let expected = elapsed / 10;
+    // A host that is busy for longer than a period takes ticks of its own; the holds would be many more.
+    let slack = 2 + expected / 20;
+    let counts = format!("{timer} ticks in {elapsed} ms, held for {} ms", held.as_millis());
+    c.kept.push(("counts.txt".into(), counts.clone().into_bytes()));
+    check(timer <= expected + 2 && timer + slack >= expected, || counts.clone())?;
+    check(held.as_millis() > u128::from(10 * slack), || format!("the holds were too short: {counts}"))?;
+    if c.isa == arch::Isa::X86_64 {
+        // KVM starts a whole period of the PIT after each hold.
+        let pit = output.number("pit=")?;
+        check(pit > expected / 4 && pit <= expected + 2, || format!("{pit} ticks of the PIT; {counts}"))?;
+    }
+    Ok(())
+}
+
+/// Two who hold the guest at the same time: the look for a panic, which a guest can cause all the time, and dumps
+/// by name.
+pub fn two_holders(c: &mut Context) -> Check {
+    let (kernel, unused, dump) = (c.guest("panic_line", false)?, c.work.join("unused"), c.work.join("core"));
+    let name = format!("two-holders-{}", std::process::id());
+    let arguments =
+        format!("--kernel {{}} --cpus 3 --memory 64M --console none --name {name} --dump-on panic={{}}");
+    let mut vmm = c.start(Wiring::Pipes, &arguments, &[&kernel, &unused])?;
+    let rounds = c.length.of(8, 200);
+    let mut run = || -> Check {
+        for round in 0..rounds {
+            let limit = c.limit(20);
+            let deadline = Instant::now() + limit;
+            loop {
+                let dumped = c.run(&format!("dump {name} {{}}"), &[&dump], limit)?;
+                if dumped.code == 0 {
+                    break;
+                }
+                // The guest may not have its name yet.
+                let may_wait = round == 0 && Instant::now() < deadline;
+                check(may_wait, || format!("round {round}: {}", dumped.errors))?;
+            }
+            std::fs::remove_file(&dump).map_err(|error| error.to_string())?;
+        }
+        vmm.signal(Signal::SIGTERM)?;
+        let code = vmm.wait(c.limit(10))?;
+        check(code == 22, || format!("vmm ended with {code}"))
+    };
+    let result = run();
+    c.keep("vmm", &vmm);
+    result
 }

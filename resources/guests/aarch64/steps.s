@@ -64,6 +64,16 @@ after_exclusive:
     mov w19, #2
     cbnz w2, failed
 
+    // One whose load faults.
+    .globl at_exclusive_fault, behind_exclusive_fault
+    movz x1, #0xffff, lsl #48
+    adr x27, behind_exclusive_fault
+at_exclusive_fault:
+    ldxr w0, [x1]
+    add w0, w0, #1
+    stxr w2, w0, [x1]
+behind_exclusive_fault:
+
     .globl at_wfi, after_wfi
 at_wfi:
     wfi
@@ -71,6 +81,7 @@ after_wfi:
 
     // A fault, whose handler goes on behind it.
     .globl at_fault, after_fault, behind_fault
+    adr x27, behind_fault
 at_fault:
     udf #0
 behind_fault:
@@ -122,8 +133,7 @@ on_fault:
     mov w19, #6
     cmp x0, #0x3c0
     b.ne failed
-    adr x0, behind_fault
-    msr elr_el1, x0
+    msr elr_el1, x27
     eret
 on_interrupt:
     mrs x0, S3_0_C12_C12_0      // ICC_IAR1_EL1
