@@ -16,6 +16,7 @@
 //! # Ok::<(), vmm::error::Error>(())
 //! ```
 
+mod attempt;
 mod attention;
 pub mod boot;
 pub mod check;
@@ -29,13 +30,14 @@ pub mod dump;
 pub mod error;
 pub mod hypercalls;
 pub mod kvm;
+pub mod line_queue;
 pub mod logging;
 pub mod machine;
 pub mod memory;
 pub mod outcome;
 mod output_queue;
 pub mod panic_watch;
-mod rate_limit;
+
 pub mod run;
 pub mod stepping;
 pub mod terminal;

@@ -13,7 +13,6 @@ use crate::kvm::{KvmError, Vcpu, kick};
 use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
 use crate::output_queue::OutputQueue;
-use crate::rate_limit::RateLimit;
 use crate::stepping::{self, Prepared};
 use arch::register::Bank;
 use debug::disassemble::LONGEST_INSTRUCTION;
@@ -23,7 +22,7 @@ use debug::target::{Action, Event, Order, StopReason};
 use debug::trap::Trap;
 use devices::bus::{Bus, Request};
 use devices::hypercall::Shutdown;
-use std::cell::RefCell;
+use devices::{guest_log, tell};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
@@ -476,6 +475,8 @@ pub fn run_guest(
 ) -> Left {
     let left = run_and_serve(vcpu, shared, debug, is_alone);
     shared.output.settle_new();
+    // Nothing is locked now.
+    guest_log::deliver();
     left
 }
 
@@ -597,15 +598,6 @@ impl Unreported {
     }
 }
 
-thread_local! {
-    static IO_LOG: RefCell<RateLimit> = RefCell::new(RateLimit::new(20, Duration::from_secs(1)));
-}
-
-/// Tells of an access where nothing is, rate-limited for each vCPU.
-fn tell_access(text: impl FnOnce() -> String) {
-    IO_LOG.with_borrow_mut(|limit| limit.info(text));
-}
-
 /// Serves an exit of vCPU `id`.
 fn serve(
     id: u32,
@@ -628,7 +620,7 @@ fn serve(
         VcpuExit::PortRead { port, size, data } => {
             for access in data.chunks_mut(size) {
                 if !shared.ports.read(u64::from(port), access) {
-                    tell_access(|| format!("vCPU {id} reads {size} bytes at unused port {port:#x}"));
+                    tell!(Info, "vCPU {id} reads {size} bytes at unused port {port:#x}");
                 }
             }
             None
@@ -638,9 +630,7 @@ fn serve(
             for access in data.chunks(size) {
                 match shared.ports.write(u64::from(port), access) {
                     Ok(asked) => request = request.or(asked),
-                    Err(_) => {
-                        tell_access(|| format!("vCPU {id} writes {access:02x?} to unused port {port:#x}"))
-                    }
+                    Err(_) => tell!(Info, "vCPU {id} writes {access:02x?} to unused port {port:#x}"),
                 }
             }
             request
@@ -648,14 +638,14 @@ fn serve(
         VcpuExit::MmioRead { address, data } => {
             if !shared.mmio.read(address, data) {
                 let size = data.len();
-                tell_access(|| format!("vCPU {id} reads {size} bytes at {address:#x}, where nothing is"));
+                tell!(Info, "vCPU {id} reads {size} bytes at {address:#x}, where nothing is");
             }
             None
         }
         VcpuExit::MmioWrite { address, data } => match shared.mmio.write(address, data) {
             Ok(asked) => asked,
             Err(_) => {
-                tell_access(|| format!("vCPU {id} writes {data:02x?} to {address:#x}, where nothing is"));
+                tell!(Info, "vCPU {id} writes {data:02x?} to {address:#x}, where nothing is");
                 None
             }
         },
@@ -668,7 +658,7 @@ fn serve(
                 // The vCPU deals with it.
                 SystemEvent::Wakeup => Left::Interrupted,
                 SystemEvent::Other(number) => {
-                    log::warn!("vCPU {id}: KVM reports system event {number}, which has no meaning here");
+                    tell!(Warn, "vCPU {id}: KVM reports system event {number}, which has no meaning here");
                     Left::Served
                 }
             });
