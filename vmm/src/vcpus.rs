@@ -683,9 +683,10 @@ fn serve(
                  describe (ISS {iss:#x})"
             )));
         }
-        VcpuExit::MemoryFault { address, size } => {
+        VcpuExit::MemoryFault { address, size, errno } => {
+            let error = io::Error::from_raw_os_error(errno);
             return Err(Unreported::Internal(format!(
-                "a fault on {size} bytes of guest memory at {address:#x}"
+                "a fault on {size} bytes of guest memory at {address:#x}: {error}"
             )));
         }
         VcpuExit::Debug(ref event) if debug.is_some() => {

@@ -239,8 +239,10 @@ pub fn set_boot_state(vcpu: &VcpuFd, state: &super::BootState) -> Result<(), Kvm
     let super::BootState::Aarch64(state) = state else {
         return Err(KvmError::Missing("the other architecture's guests"));
     };
-    for (register, value) in [(PC, state.pc), (X0, state.x0), (PSTATE, state.pstate)] {
-        vcpu.set_one_reg(register, &value.to_le_bytes()).map_err(ioctl("KVM_SET_ONE_REG"))?;
+    for (name, register, value) in
+        [("pc", PC, state.pc), ("x0", X0, state.x0), ("cpsr", PSTATE, state.pstate)]
+    {
+        vcpu.set_one_reg(register, &value.to_le_bytes()).map_err(registers::refused(name))?;
     }
     Ok(())
 }
