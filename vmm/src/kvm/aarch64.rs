@@ -210,15 +210,20 @@ fn edit_id_registers(fd: &VcpuFd, selection: &Selection, edits: &[IdRegisterMask
             return Err(FeatureError::NotOnHost((*name).into()).into());
         }
     }
-    let change = |register: IdRegister, what: &'static str, edit: &dyn Fn(u64) -> u64| {
-        let id = id_register(register);
-        let old = get(fd, id).map_err(ioctl("KVM_GET_ONE_REG of an ID register"))?;
-        let new = edit(old);
-        if new != old && fd.set_one_reg(id, &new.to_le_bytes()).is_err() {
-            return Err(KvmError::FixedIdRegister { register: register.name, what });
-        }
-        Ok(())
-    };
+    let change =
+        |register: IdRegister, what: &'static str, edit: &dyn Fn(u64) -> u64| -> Result<(), KvmError> {
+            let id = id_register(register);
+            let old = get(fd, id).map_err(ioctl("KVM_GET_ONE_REG of an ID register"))?;
+            let new = edit(old);
+            if new != old {
+                fd.set_one_reg(id, &new.to_le_bytes()).map_err(|source| KvmError::FixedIdRegister {
+                    register: register.name,
+                    what,
+                    source,
+                })?;
+            }
+            Ok(())
+        };
     for field in &selection.hidden {
         change(field.register, field.name, &|value| field.hide(value))?;
     }

@@ -56,12 +56,14 @@ pub enum KvmError {
     #[error(transparent)]
     Feature(#[from] FeatureError),
     /// An ID register that KVM does not let us write.
-    #[error("this host's KVM does not let {register} be changed, so {what} cannot be hidden")]
+    #[error("this host's KVM does not let {register} be changed, so {what} cannot be hidden: {source}")]
     FixedIdRegister {
         /// The register.
         register: &'static str,
         /// The feature, or "the template's bits".
         what: &'static str,
+        /// Why.
+        source: Errno,
     },
     /// A register that KVM does not let us read or write.
     #[error("this host's KVM refuses register {register}: {source}")]
