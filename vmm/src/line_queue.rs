@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 /// Bytes that wait at most; as many again may be with the thread that writes.
 const MOST_WAITING: usize = 1 << 20;
+/// How long lines gather that come one after the other: waking a thread for each costs whoever puts them more
+/// than the line does.
+const GATHER: Duration = Duration::from_millis(2);
 /// How long the end waits for a reader that takes nothing.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long it waits for one that takes something now and then.
@@ -41,6 +44,10 @@ struct State {
     lost: u64,
     /// The thread has lines to write.
     is_writing: bool,
+    /// The thread sleeps until it is told of a line.
+    is_idle: bool,
+    /// Somebody waits for the lines to be written.
+    is_urgent: bool,
     /// Changes whenever something was written.
     progress: u64,
     /// No more will come.
@@ -83,10 +90,10 @@ impl LineQueue {
             state.lost += 1;
             return;
         }
-        let was_empty = state.waiting.is_empty();
         state.waiting.extend(lines);
+        let is_idle = std::mem::take(&mut state.is_idle);
         drop(state);
-        if was_empty {
+        if is_idle {
             self.shared.filled.notify_one();
         }
     }
@@ -96,6 +103,8 @@ impl LineQueue {
         let begun = Instant::now();
         let (mut progress, mut since) = (0, begun);
         let mut state = self.shared.lock();
+        state.is_urgent = true;
+        self.shared.filled.notify_one();
         while !state.waiting.is_empty() || state.lost > 0 || state.is_writing {
             let now = Instant::now();
             if state.progress != progress {
@@ -107,12 +116,15 @@ impl LineQueue {
             let waited = self.shared.written.wait_timeout(state, PATIENCE);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+        state.is_urgent = false;
         true
     }
 
     /// Has the thread end when it has written all that waits.
     pub fn close(&self) {
-        self.shared.lock().is_over = true;
+        let mut state = self.shared.lock();
+        (state.is_over, state.is_urgent) = (true, true);
+        drop(state);
         self.shared.filled.notify_one();
     }
 }
@@ -125,12 +137,18 @@ fn write_lines(shared: &Shared, mut output: impl Write, lost: Lost, failed: impl
         let mut state = shared.lock();
         state.is_writing = false;
         shared.written.notify_all();
+        if !lines.is_empty() && !state.is_urgent {
+            let gathered = shared.filled.wait_timeout_while(state, GATHER, |state| !state.is_urgent);
+            state = gathered.unwrap_or_else(PoisonError::into_inner).0;
+        }
         while state.waiting.is_empty() && state.lost == 0 {
             if state.is_over {
                 return;
             }
+            state.is_idle = true;
             state = shared.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.is_idle = false;
         lines.clear();
         std::mem::swap(&mut lines, &mut state.waiting);
         let dropped = std::mem::take(&mut state.lost);

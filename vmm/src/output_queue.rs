@@ -234,6 +234,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_is_not_moved_when_a_piece_goes_out() {
+        /// Takes a byte at a time, and sees where it was.
+        struct Narrow(Vec<usize>);
+        impl Write for Narrow {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.push(bytes.as_ptr().addr());
+                Ok(1)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (mut output, mut bytes) = (Narrow(Vec::new()), VecDeque::from(vec![b'a'; 1000]));
+        write(&mut output, &mut bytes).unwrap();
+        assert!(output.0.len() == 1000 && output.0.windows(2).all(|pair| pair[1] == pair[0] + 1));
+    }
+
+    #[test]
     fn a_failure_is_no_reason_to_wait() {
         let (queue, reader) = to_pipe();
         drop(reader);

@@ -200,6 +200,8 @@ fn run_machine(
     state.machine.start();
     loop {
         if let Some(outcome) = state.verdict.borrow_mut().take() {
+            // The guest is over: what is typed now, Ctrl-C while it is dumped, is the terminal's business.
+            terminal::restore();
             if let Some(on) = dump_on {
                 dump(&state.machine, &outcome, on, signals);
             }

@@ -191,8 +191,11 @@ pub fn keys_of_a_hung_guest(c: &mut Context) -> Check {
             wait_for_start(&vmm, limit)?;
             wait_until_raw(&vmm, limit)?;
             vmm.send(&"x".repeat(200))?;
-            vmm.send("\x01h")?;
-            vmm.expect("Ctrl-A x", limit)?;
+            // The first may have been read together with what stands before it.
+            for _ in 0..2 {
+                vmm.send("\x01h")?;
+                vmm.expect("Ctrl-A x", limit)?;
+            }
             vmm.send(&"x".repeat(100_000))?;
             vmm.expect("is dropped", limit)?;
             vmm.send("\x01x")
