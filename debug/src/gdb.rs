@@ -8,6 +8,7 @@
 //!
 //! Source: GDB manual, appendix "GDB Remote Serial Protocol".
 
+pub mod accept;
 pub mod description;
 pub mod front;
 mod kernel;

@@ -245,7 +245,7 @@ pub struct Call<'a> {
     read_texts: Vec<(&'static str, Vec<u8>, bool)>,
     /// Characters that the answer has written, by argument.
     texts: Vec<(&'static str, Vec<u8>)>,
-    /// Calls within this one, as far as they have been read.
+    /// Calls within this one, as far as they have been read and are shown.
     entries: Vec<Result<Entry<'a>, Fault>>,
 }
 
@@ -384,23 +384,56 @@ impl<'a> Call<'a> {
         &bytes[..bytes.len().min(most)]
     }
 
-    /// A call within this one, read once.
+    /// Reads a call within this one.
+    fn read_entry(&self, index: usize) -> Result<Entry<'a>, Fault> {
+        let is_list = |field: &Field| matches!(field.kind, Kind::Calls(_));
+        let (_, list) = self.arguments().find(|(field, _)| is_list(field)).ok_or(Fault)?;
+        let raw = multicall_entry(self.raw.abi, self.caller, list, index as u64)?;
+        Ok(Entry { raw, call: Call::new(self.table, raw, self.caller), result: None })
+    }
+
+    /// A call within this one that is shown, read once.
     ///
     /// # Errors
     /// [`Fault`], also if it has none.
-    pub fn entry(&mut self, index: usize) -> Result<&mut Entry<'a>, Fault> {
-        let is_list = |field: &Field| matches!(field.kind, Kind::Calls(_));
-        let (_, list) = self.arguments().find(|(field, _)| is_list(field)).ok_or(Fault)?;
+    fn shown_entry(&mut self, index: usize) -> Result<&mut Entry<'a>, Fault> {
         while self.entries.len() <= index {
-            let entry = multicall_entry(self.raw.abi, self.caller, list, self.entries.len() as u64);
-            let (table, caller) = (self.table, self.caller);
-            self.entries.push(entry.map(|raw| Entry {
-                raw,
-                call: Call::new(table, raw, caller),
-                result: None,
-            }));
+            let entry = self.read_entry(self.entries.len());
+            self.entries.push(entry);
         }
         self.entries[index].as_mut().map_err(|fault| *fault)
+    }
+
+    /// Takes a call within this one, to answer it: as it was read for whoever looks, or read now.
+    ///
+    /// # Errors
+    /// [`Fault`], also if it has none.
+    pub fn take_entry(&mut self, index: usize) -> Result<Entry<'a>, Fault> {
+        match self.entries.get_mut(index) {
+            Some(entry) => std::mem::replace(entry, Err(Fault)),
+            None => self.read_entry(index),
+        }
+    }
+
+    /// Puts it back with its result, for whoever looks. Of one that nobody looks at nothing is kept, and of
+    /// the others no more than is shown: a guest may have as many as it likes.
+    pub fn put_entry(&mut self, index: usize, mut entry: Entry<'a>) {
+        if let Some(place) = self.entries.get_mut(index) {
+            if let Some(call) = &mut entry.call {
+                call.read_texts = Vec::new();
+            }
+            *place = Ok(entry);
+        }
+    }
+
+    /// Bytes that it keeps of the guest's memory.
+    #[cfg(test)]
+    fn kept(&self) -> usize {
+        let texts: usize = self.read_texts.iter().map(|(_, text, _)| text.capacity()).sum();
+        let frames = self.frames.iter().filter_map(|(_, _, frame)| frame.as_ref().ok());
+        let frames: usize = frames.map(|frame| frame.bytes.capacity()).sum();
+        let calls = self.entries.iter().flatten().filter_map(|entry| entry.call.as_ref());
+        texts + frames + self.entries.len() * size_of::<Entry<'_>>() + calls.map(Call::kept).sum::<usize>()
     }
 
     /// Writes characters to where an argument points.

@@ -4,7 +4,8 @@
 //! [`Device`](bus::Device)s. A vCPU thread that leaves the guest with a port or memory
 //! access looks the device up and calls it; a device never panics on what a guest sends,
 //! serves accesses of any width, and answers a write that ends the guest with a
-//! [`Request`](bus::Request). Devices know neither KVM nor which architecture they serve.
+//! [`Request`](bus::Request). Devices know neither KVM nor which architecture they serve. What a guest
+//! causes them to say goes through [`guest_log`].
 
 #![forbid(unsafe_code)]
 
@@ -12,8 +13,10 @@ pub mod acpi_power;
 pub mod bus;
 pub mod cmos;
 pub mod exit;
+pub mod guest_log;
 pub mod hypercall;
 pub mod i8042;
 pub mod pl031;
 pub mod pvpanic;
+pub mod rate_limit;
 pub mod serial;

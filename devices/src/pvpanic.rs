@@ -5,6 +5,7 @@
 //! (`drivers/misc/pvpanic`) writes from its panic notifier. Source: QEMU, `docs/specs/pvpanic.rst`.
 
 use crate::bus::{Device, Request};
+use crate::tell;
 
 /// The guest has panicked.
 const PANICKED: u8 = 1 << 0;
@@ -33,7 +34,7 @@ impl Device for Pvpanic {
             return Some(Request::Crash);
         }
         if events & CRASH_LOADED != 0 {
-            log::warn!("the guest has panicked, and its own crash kernel takes over");
+            tell!(Warn, "the guest has panicked, and its own crash kernel takes over");
         }
         None
     }

@@ -5,6 +5,7 @@
 //! port's 64-byte FIFO waits in [`Serial::pending`] until the guest has read some.
 
 use crate::bus::{Device, Request};
+use crate::tell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Write};
@@ -68,7 +69,7 @@ impl Serial {
         if let Err(error) = output.write_all(bytes).and_then(|()| output.flush())
             && !std::mem::replace(&mut self.told_failure, true)
         {
-            log::warn!("the guest's console output is lost: {error}");
+            tell!(Warn, "the guest's console output is lost: {error}");
         }
     }
 
@@ -86,7 +87,7 @@ impl Serial {
         if self.pending.is_empty()
             && let Err(error) = self.drained.trigger()
         {
-            log::warn!("console input may be stuck: {error}");
+            tell!(Warn, "console input may be stuck: {error}");
         }
     }
 
@@ -122,7 +123,7 @@ impl Device for Serial {
             if let Err(error) = self.uart.write(offset.to_le_bytes()[0], byte)
                 && !std::mem::replace(&mut self.told_failure, true)
             {
-                log::warn!("the guest's console output is lost: {error}");
+                tell!(Warn, "the guest's console output is lost: {error}");
             }
         }
         // Loopback and FIFO control can make room or switch reception on.

@@ -22,4 +22,15 @@ found=$(cargo tree -q -p devices -e normal --target all --prefix none | grep -E 
 [ -z "$found" ] || complain "devices depends on what is not below it: $found"
 versions=$(cargo tree -q --workspace --target all --prefix none | grep -E '^vm-memory v' | sed 's, (.*,,' | sort -u | wc -l)
 [ "$versions" = 1 ] || complain "$versions versions of vm-memory"
+# What a guest or a client causes is said through limited, bounded queues: devices and whatever else serves
+# guests say it by `tell!`, and nothing writes to standard error by itself (vmm/src/logging.rs).
+code() { grep -rnE "$1" --include='*.rs' "${@:2}" | grep -vE '^[^:]+:[0-9]+: *//' || true; }
+found=$(code '\blog::(error|warn|info|debug|trace)!' devices/src)
+[ -z "$found" ] || complain "devices logs by itself instead of by tell!:"$'\n'"$found"
+found=$(code '\blog::(warn|info)!' vmm/src/vcpus.rs vmm/src/stepping.rs vmm/src/output_queue.rs \
+  vmm/src/panic_watch.rs vmm/src/hypercalls vmm/src/hypercalls.rs)
+[ -z "$found" ] || complain "what serves guests logs by itself instead of by tell!:"$'\n'"$found"
+found=$(code '\b(eprint|eprintln|print|println|dbg)!|\bstderr\(\)' arch/src debug/src devices/src vmm/src \
+  | grep -vE '^vmm/src/logging\.rs:|logging::stderr\(\)' || true)
+[ -z "$found" ] || complain "printed past the queues of vmm/src/logging.rs:"$'\n'"$found"
 exit $status

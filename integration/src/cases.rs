@@ -3,11 +3,13 @@
 mod bad_input;
 mod basics;
 pub mod dumps;
+mod ends;
 pub mod gdb;
 mod gdb_wire;
 mod held;
 mod hypercalls;
 mod kicks;
+mod library;
 mod linux;
 mod terminal;
 
@@ -132,6 +134,14 @@ pub const CASES: &[Case] = &[
     small("terminal_keys", terminal::keys),
     small("terminal_comes_back", terminal::comes_back),
     small("stuck_console_reader", terminal::stuck_reader),
+    small("terminal_keys_of_a_hung_guest", terminal::keys_of_a_hung_guest),
+    small("terminal_jobs", terminal::jobs),
+    small("unread_messages", ends::unread_messages),
+    small("limited_messages", ends::limited_messages),
+    small("lost_messages", ends::lost_messages),
+    small("file_size_limit", ends::file_size_limit),
+    small("too_many_clients", ends::too_many_clients),
+    small("library_in_a_process", library::in_a_process),
     small("kicks_under_load", kicks::under_load),
     small("bad_options", bad_input::options),
     small("bad_kernels", bad_input::kernels),

@@ -1,11 +1,13 @@
 //! `vmm check`: what this host's KVM can do.
 //!
 //! A capability bit says what a KVM means to do; whether it does is found out by trying it
-//! with a guest of a few instructions. A try can hang in the host's kernel, so each runs in
-//! a process of its own, which is this program again with `--probe`, and is given a time.
+//! with a guest of a few instructions. A try can hang, so each has a machine of its own on a thread
+//! of its own, and is given a time (`attempt.rs`). What a debugger needs is found out the same way, once
+//! in a process; no program is started.
 
 mod clock;
 
+use crate::attempt::{self, attempt};
 use crate::config::{Config, MemorySize};
 use crate::kvm::exit::{DebugExit, VcpuExit};
 use crate::kvm::{BootState, Capability, HOST_ISA, Host, Vcpu, Vm, VmConfig, capabilities};
@@ -16,10 +18,8 @@ use arch::{Isa, aarch64, x86};
 use debug::arming::{Arming, Want, allocate};
 use debug::breakpoint::INT3;
 use debug::target::{Access, HostDebug, SoftwareBreakpoints};
-use std::io::{self, Read, Write};
-use std::process::{Command, Stdio};
-use std::sync::mpsc::channel;
-use std::thread;
+use std::io::{self, Write};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -30,12 +30,15 @@ include!(concat!(env!("OUT_DIR"), "/probe_guests.rs"));
 /// How long a try may take. On a host that can do it, it takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What an attempt says that was given up.
+const KICKED: &str = "its time is over";
+
 /// Memory of a guest that tries something.
 const MEMORY: u64 = 64 << 20;
 
 /// Something that is tried.
 struct Probe {
-    /// Key in JSON, and the argument of `--probe`.
+    /// Key in JSON.
     key: &'static str,
     title: &'static str,
     /// Whether Linux guests need it.
@@ -69,11 +72,8 @@ const PROBES: &[Probe] = &[
     probe("guest_clock", "a held guest's counter stands still", false, None, holds_counter),
 ];
 
-/// Runs `vmm check`, or one probe; answers with the exit code.
-pub fn main(json: bool, probe: Option<&str>) -> u8 {
-    if let Some(key) = probe {
-        return run_probe(key);
-    }
+/// Runs `vmm check`; answers with the exit code.
+pub fn main(json: bool) -> u8 {
     let answer = Host::open().map_err(|error| error.to_string()).and_then(|host| {
         let (vm, vcpus) = Vm::new(&host, &vm_config()).map_err(|error| error.to_string())?;
         drop(vcpus);
@@ -94,7 +94,7 @@ pub fn main(json: bool, probe: Option<&str>) -> u8 {
         .iter()
         .filter(|probe| probe.only.is_none_or(|isa| isa == HOST_ISA))
         .map(|probe| {
-            let result = in_a_process(probe.key);
+            let result = attempt(PATIENCE, probe.run);
             Capability {
                 key: probe.key,
                 title: probe.title,
@@ -153,53 +153,6 @@ fn print(json: bool, max_vcpus: usize, lines: &[Capability]) {
     drop(io::stdout().write_all(text.as_bytes()));
 }
 
-/// Runs a probe in a process of its own.
-fn in_a_process(key: &'static str) -> Result<(), String> {
-    let program = std::env::current_exe().map_err(|error| error.to_string())?;
-    let mut child = Command::new(program)
-        .args(["check", "--probe", key])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("cannot start a process: {error}"))?;
-    let Some(mut output) = child.stdout.take() else { return Err("no pipe".into()) };
-    let (sender, answer) = channel();
-    thread::spawn(move || {
-        let mut text = String::new();
-        // What could not be read is an answer too: none.
-        output.read_to_string(&mut text).ok();
-        sender.send(text).ok();
-    });
-    let text = match answer.recv_timeout(PATIENCE) {
-        Ok(text) => text,
-        Err(_) => {
-            child.kill().ok();
-            // A process that hangs in the kernel is left to it.
-            child.try_wait().ok();
-            return Err(format!("no answer within {} s", PATIENCE.as_secs()));
-        }
-    };
-    child.wait().map_err(|error| error.to_string())?;
-    match text.lines().next() {
-        Some("ok") => Ok(()),
-        Some(reason) => Err(reason.to_string()),
-        None => Err("the process that tried it ended without an answer".into()),
-    }
-}
-
-fn run_probe(key: &str) -> u8 {
-    let Some(probe) = PROBES.iter().find(|probe| probe.key == key) else {
-        println!("there is no probe '{key}'");
-        return crate::outcome::USAGE;
-    };
-    match (probe.run)() {
-        Ok(()) => println!("ok"),
-        Err(reason) => println!("{}", reason.lines().next().unwrap_or("?")),
-    }
-    0
-}
-
 /// Runs the embedded guest.
 fn hello(cpus: u32) -> Result<(), String> {
     let memory = MemorySize::new(HOST_ISA, MEMORY)?;
@@ -211,7 +164,8 @@ fn hello(cpus: u32) -> Result<(), String> {
 fn finish(config: &Config) -> Result<(), String> {
     let machine = Machine::new(config, Box::new(io::sink())).map_err(|error| error.to_string())?;
     machine.resume();
-    match machine.wait(PATIENCE) {
+    // In time to be taken apart before the attempt's own is over.
+    match machine.wait(PATIENCE * 4 / 5) {
         Some(Outcome::PowerOff | Outcome::Exit(1)) => Ok(()),
         // The first line says what, the second what the vCPU was doing.
         Some(outcome) => {
@@ -220,7 +174,7 @@ fn finish(config: &Config) -> Result<(), String> {
             let (what, doing) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
             Err(format!("{} {doing}", what.split('(').next().unwrap_or(what).trim()))
         }
-        None => Err(format!("the guest did not end within {} s", PATIENCE.as_secs())),
+        None => Err(format!("the guest did not end within {} s", (PATIENCE * 4 / 5).as_secs())),
     }
 }
 
@@ -265,9 +219,11 @@ fn bare(name: &str) -> Result<(Vm, Vcpu, u64), String> {
 /// Runs a probe's guest to its write to the exit device.
 fn small(name: &str) -> Result<(), String> {
     let (_vm, mut vcpu, _) = bare(name)?;
+    let _kicks = vcpu.accept_kicks();
     loop {
         let told = match vcpu.run().map_err(|error| error.to_string())? {
             VcpuExit::PortWrite { data, .. } | VcpuExit::MmioWrite { data, .. } => data.first().copied(),
+            VcpuExit::Interrupted if attempt::is_over() => return Err(KICKED.into()),
             VcpuExit::Interrupted => continue,
             other => return Err(in_words(&other)),
         };
@@ -334,6 +290,7 @@ fn debug(kind: DebugKind) -> Result<(), String> {
 
 fn try_debug(kind: DebugKind) -> Result<Seen, String> {
     let (vm, mut vcpu, entry) = bare("debug")?;
+    let _kicks = vcpu.accept_kicks();
     let skip_software_breakpoint = || -> Result<(), String> {
         let nop: &[u8] = match HOST_ISA {
             Isa::X86_64 => &[0x90],
@@ -365,6 +322,7 @@ fn try_debug(kind: DebugKind) -> Result<Seen, String> {
     let exit = loop {
         match vcpu.run().map_err(|error| error.to_string())? {
             VcpuExit::Debug(exit) => break exit,
+            VcpuExit::Interrupted if attempt::is_over() => return Err(KICKED.into()),
             VcpuExit::Interrupted => {}
             VcpuExit::PortWrite { .. } | VcpuExit::MmioWrite { .. } => {
                 return Err("it does not stop the guest".into());
@@ -385,6 +343,32 @@ fn try_debug(kind: DebugKind) -> Result<Seen, String> {
     }
 }
 
+/// Tries a guest that never leaves its loop, as a host's KVM might leave one in it; what is said of it.
+/// For tests.
+///
+/// # Errors
+/// That it did not end in time; anything else is a mistake.
+pub fn endless(limit: Duration) -> Result<(), String> {
+    attempt(limit, || {
+        let (vm, mut vcpu, entry) = bare("debug")?;
+        vm.memory().write_slice(LOOP, GuestAddress(entry)).map_err(|error| error.to_string())?;
+        let _kicks = vcpu.accept_kicks();
+        loop {
+            match vcpu.run().map_err(|error| error.to_string())? {
+                VcpuExit::Interrupted if attempt::is_over() => return Err(KICKED.into()),
+                VcpuExit::Interrupted => {}
+                other => return Err(in_words(&other)),
+            }
+        }
+    })
+}
+
+/// An instruction that branches to itself.
+const LOOP: &[u8] = match HOST_ISA {
+    Isa::X86_64 => &[0xeb, 0xfe],
+    Isa::Aarch64 => &[0x00, 0x00, 0x00, 0x14],
+};
+
 /// Single steps a second of a bare loop: guest debugging set, the guest run, nothing looked at.
 /// What a debugger's steps are measured against.
 ///
@@ -392,12 +376,8 @@ fn try_debug(kind: DebugKind) -> Result<Seen, String> {
 /// When this host does not step.
 pub fn bare_steps(time: Duration) -> Result<f64, String> {
     let (vm, mut vcpu, entry) = bare("debug")?;
-    // A loop: the probe's own guest ends too soon.
-    let code: &[u8] = match HOST_ISA {
-        Isa::X86_64 => &[0xeb, 0xfe],
-        Isa::Aarch64 => &[0x00, 0x00, 0x00, 0x14],
-    };
-    vm.memory().write_slice(code, GuestAddress(entry)).map_err(|error| error.to_string())?;
+    // The probe's own guest ends too soon.
+    vm.memory().write_slice(LOOP, GuestAddress(entry)).map_err(|error| error.to_string())?;
     let arming = Arming { step: true, ..Arming::off(HOST_ISA) };
     let (begin, mut count) = (Instant::now(), 0u32);
     while begin.elapsed() < time {
@@ -411,23 +391,28 @@ pub fn bare_steps(time: Duration) -> Result<f64, String> {
     Ok(f64::from(count) / begin.elapsed().as_secs_f64())
 }
 
-/// What this host can do for a debugger, tried in this process: four guests of a few
+/// What this host can do for a debugger, tried once in a process: four guests of a few
 /// instructions. Numbers of registers are 1 or 0: whether they work.
 pub fn host_debug() -> HostDebug {
-    let works = |kind| matches!(try_debug(kind), Ok(Seen::Exit));
-    HostDebug {
-        software: match try_debug(DebugKind::Software) {
-            Ok(Seen::Exit) => SoftwareBreakpoints::Trapped,
-            Ok(Seen::EmulationFailure(bytes)) if bytes.first() == Some(&INT3[0]) => {
-                SoftwareBreakpoints::EmulationFailure
-            }
-            _ => SoftwareBreakpoints::None,
-        },
-        single_step: works(DebugKind::SingleStep),
-        breakpoints: usize::from(works(DebugKind::Hardware)),
-        watchpoints: usize::from(works(DebugKind::Watch)),
-        blocks_interrupts: false,
-    }
+    static FOUND: OnceLock<HostDebug> = OnceLock::new();
+    let found = FOUND.get_or_init(|| {
+        let seen = |kind| attempt(PATIENCE, move || try_debug(kind));
+        let works = |kind| matches!(seen(kind), Ok(Seen::Exit));
+        HostDebug {
+            software: match seen(DebugKind::Software) {
+                Ok(Seen::Exit) => SoftwareBreakpoints::Trapped,
+                Ok(Seen::EmulationFailure(bytes)) if bytes.first() == Some(&INT3[0]) => {
+                    SoftwareBreakpoints::EmulationFailure
+                }
+                _ => SoftwareBreakpoints::None,
+            },
+            single_step: works(DebugKind::SingleStep),
+            breakpoints: usize::from(works(DebugKind::Hardware)),
+            watchpoints: usize::from(works(DebugKind::Watch)),
+            blocks_interrupts: false,
+        }
+    });
+    found.clone()
 }
 
 #[cfg(test)]

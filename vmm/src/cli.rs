@@ -38,9 +38,6 @@ pub enum Command {
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
-        /// One experiment, in this process
-        #[arg(long, hide = true, value_name = "NAME")]
-        probe: Option<String>,
     },
     /// Look at a memory dump, of either architecture: by a command, or with gdb
     Core(CoreArgs),
@@ -260,7 +257,10 @@ fn template(name: &str, features: Option<&str>) -> Result<CpuTemplate, Error> {
 
 /// Writes completions for `shell`.
 pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) {
-    clap_complete::generate(shell, &mut Cli::command(), "vmm", out);
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "vmm", &mut text);
+    // Whoever closed it has read enough.
+    out.write_all(&text).ok();
 }
 
 #[cfg(test)]

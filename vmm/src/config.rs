@@ -3,12 +3,13 @@
 use crate::console::ConsoleKind;
 use crate::error::Error;
 use crate::hypercalls::FamilyName;
+use crate::line_queue::{Last, LineQueue, Lost};
+use crate::logging;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
 use debug::gdb::server::Address;
 use devices::hypercall::trace::{Filter, Sink, Style, Tracer};
 use std::fs::File;
-use std::io::LineWriter;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -208,10 +209,18 @@ impl HypercallConfig {
     pub fn tracer(&self) -> std::io::Result<Tracer> {
         let sink: Option<Sink> = match &self.trace {
             Trace::Off => None,
-            Trace::Stderr => Some(Box::new(std::io::stderr())),
+            Trace::Stderr => Some(Box::new(logging::stderr()?)),
             Trace::File(path) => {
                 let file = File::options().create(true).append(true).open(path)?;
-                Some(Box::new(LineWriter::new(file)))
+                let lost: Lost = match self.style {
+                    Style::Lines => |count| format!("({count} calls are not shown here)\n"),
+                    Style::Json => |count| format!("{{\"not_shown\":{count}}}\n"),
+                };
+                let path = path.display().to_string();
+                let failed = move |error: &std::io::Error| {
+                    log::warn!("calls are lost: cannot write to --hypercalls trace={path}: {error}");
+                };
+                Some(Box::new(Last(LineQueue::start(file, lost, failed)?)))
             }
         };
         Ok(Tracer::new(sink, self.style, self.filter.clone()))

@@ -5,8 +5,10 @@
 
 use crate::dump::{Dumper, Reporter};
 use crate::error::Error;
+use crate::logging;
 use crate::outcome;
 use debug::dump::write::Progress;
+use debug::gdb::accept::Pause;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -14,8 +16,9 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a guest is asked for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,8 +41,10 @@ enum Reply {
 }
 
 /// The longest request, bytes.
-const LONGEST: u64 = 64 << 10;
-/// How long a client may take to ask.
+const LONGEST: usize = 64 << 10;
+/// Clients that are served at a time.
+const MOST_CLIENTS: usize = 8;
+/// How long a client may take to ask, however slowly it does.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the sockets of a user's guests are. Nobody else can make or reach one there.
@@ -85,6 +90,8 @@ fn socket(name: &str) -> io::Result<PathBuf> {
 pub struct Control {
     listener: UnixListener,
     path: PathBuf,
+    /// A clone for each client that is served.
+    clients: Arc<()>,
 }
 
 impl Control {
@@ -105,7 +112,7 @@ impl Control {
         }
         let listener = UnixListener::bind(&path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Control { listener, path })
+        Ok(Control { listener, path, clients: Arc::default() })
     }
 
     /// The socket, for whoever polls.
@@ -113,18 +120,39 @@ impl Control {
         &self.listener
     }
 
-    /// Serves whoever has connected, each on a thread of its own.
-    pub fn serve(&self, dumper: &Dumper) {
-        while let Ok((stream, _)) = self.listener.accept() {
-            let dumper = dumper.clone();
-            let serve = move || {
-                if let Err(error) = answer(&stream, &dumper) {
-                    log::info!("a client of the control socket is let go: {error}");
-                }
-            };
-            if let Err(error) = thread::Builder::new().name("control".into()).spawn(serve) {
-                log::warn!("a client of the control socket cannot be served: {error}");
+    /// Serves whoever has connected, each on a thread of its own, up to [`MOST_CLIENTS`] at a time.
+    ///
+    /// # Errors
+    /// Why nobody can be accepted now: the listener is to be left alone for a while.
+    pub fn serve(&self, dumper: &Dumper, pause: &mut Pause) -> Result<(), io::Error> {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => self.start(stream, dumper),
+                Err(error) if pause.after(&error, Instant::now()) => return Err(error),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(_) => {}
             }
+        }
+    }
+
+    fn start(&self, stream: UnixStream, dumper: &Dumper) {
+        if Arc::strong_count(&self.clients) > MOST_CLIENTS {
+            // One that does not read this at once does not get it.
+            let reply = Reply::Error(format!("{MOST_CLIENTS} others are served already: try again later"));
+            if let Err(error) = stream.set_nonblocking(true).and_then(|()| send(&stream, &reply)) {
+                log::info!("a client of the control socket is not told that there are others: {error}");
+            }
+            return;
+        }
+        let (dumper, counted) = (dumper.clone(), Arc::clone(&self.clients));
+        let serve = move || {
+            if let Err(error) = answer(&stream, &dumper) {
+                log::info!("a client of the control socket is let go: {error}");
+            }
+            drop(counted);
+        };
+        if let Err(error) = thread::Builder::new().name("control".into()).spawn(serve) {
+            log::warn!("a client of the control socket cannot be served: {error}");
         }
     }
 }
@@ -149,13 +177,30 @@ fn is_gone(stream: &UnixStream) -> bool {
     !blocks || matches!(peek, Ok(Ok(0)))
 }
 
+/// Reads a line that comes within a time.
+fn read_request(mut stream: &UnixStream, patience: Duration) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + patience;
+    let (mut line, mut piece) = (Vec::new(), [0; 4096]);
+    while line.len() < LONGEST && !line.contains(&b'\n') {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => line.extend(&piece[..count]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(line)
+}
+
 fn answer(stream: &UnixStream, dumper: &Dumper) -> io::Result<()> {
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut line = String::new();
-    BufReader::new(stream).take(LONGEST).read_line(&mut line)?;
-    let request: Request = match serde_json::from_str(&line) {
+    let request: Request = match serde_json::from_slice(&read_request(stream, PATIENCE)?) {
         Ok(request) => request,
         Err(error) => return send(stream, &Reply::Error(format!("not a request: {error}"))),
     };
@@ -177,7 +222,8 @@ fn answer(stream: &UnixStream, dumper: &Dumper) -> io::Result<()> {
 pub fn dump(guest: &str, path: &Path) -> u8 {
     match ask_for_dump(guest, path) {
         Ok(Reply::Done(text)) => {
-            println!("{text}");
+            // Whoever closed it does not want to know.
+            writeln!(io::stdout(), "{text}").ok();
             0
         }
         Ok(Reply::Error(text)) => {
@@ -206,9 +252,43 @@ fn ask_for_dump(guest: &str, path: &Path) -> io::Result<Reply> {
     for line in BufReader::new(stream).lines() {
         last = serde_json::from_str(&line?)?;
         match &last {
-            Reply::Percent(percent) => eprintln!("{percent} %"),
+            Reply::Percent(percent) => logging::print(&format!("{percent} %\n")),
             Reply::Done(_) | Reply::Error(_) => break,
         }
     }
     Ok(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_asks_byte_by_byte_has_no_more_time_than_others() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let drip = thread::spawn(move || {
+            // Ends when the other side is closed.
+            while theirs.write_all(b"x").is_ok() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        assert!(read_request(&ours, Duration::from_millis(100)).is_err());
+        drop(ours);
+        drip.join().unwrap();
+    }
+
+    #[test]
+    fn a_request_is_a_line() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"{\"dump\":").unwrap();
+        theirs.write_all(b"{\"path\":\"p\"}}\n").unwrap();
+        let line = read_request(&ours, PATIENCE).unwrap();
+        let Request::Dump { path } = serde_json::from_slice(&line).unwrap();
+        assert_eq!(path, Path::new("p"));
+        // As long as it likes is too long.
+        let flood = thread::spawn(move || theirs.write_all(&vec![b'x'; 1 << 20]).is_err());
+        assert!(read_request(&ours, PATIENCE).unwrap().len() < LONGEST + 4096);
+        drop(ours);
+        assert!(flood.join().unwrap());
+    }
 }

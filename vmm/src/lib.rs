@@ -16,6 +16,7 @@
 //! # Ok::<(), vmm::error::Error>(())
 //! ```
 
+mod attempt;
 mod attention;
 pub mod boot;
 pub mod check;
@@ -30,13 +31,14 @@ pub mod error;
 pub mod guest_clock;
 pub mod hypercalls;
 pub mod kvm;
+pub mod line_queue;
 pub mod logging;
 pub mod machine;
 pub mod memory;
 pub mod outcome;
 mod output_queue;
 pub mod panic_watch;
-mod rate_limit;
+
 pub mod run;
 pub mod stepping;
 pub mod terminal;

@@ -21,6 +21,7 @@ use devices::acpi_power::{self, AcpiPower};
 use devices::bus::{Bus, Device};
 use devices::cmos::{self, Cmos};
 use devices::exit::ExitDevice;
+use devices::guest_log;
 use devices::i8042::{self, I8042};
 use devices::pl031::Pl031;
 use devices::pvpanic::Pvpanic;
@@ -264,7 +265,10 @@ impl Machine {
     pub fn input(&self, bytes: &[u8]) -> usize {
         let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
         serial.receive(bytes);
-        serial.pending()
+        let waiting = serial.pending();
+        drop(serial);
+        guest_log::deliver();
+        waiting
     }
 
     /// Becomes readable when the guest has read all input that was waiting.

@@ -9,6 +9,20 @@ use vmm::{check, cli, control, core_dump, logging, run, terminal};
 
 fn main() -> ExitCode {
     terminal::install_panic_hook(PANIC);
+    ignore_file_size_signal();
+    let code = command();
+    logging::finish();
+    code
+}
+
+/// A file that is as large as it may become (`ulimit -f`) is an error to whoever writes it, which says so
+/// and removes what is only a part; it is no reason to end a guest.
+fn ignore_file_size_signal() {
+    // SAFETY: ignoring a signal runs no code of ours. It cannot fail for a signal that exists.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+fn command() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -21,11 +35,11 @@ fn main() -> ExitCode {
     let level = logging::level(cli.run.verbose, cli.run.quiet);
     if let Err(error) = logging::start(level, cli.run.log.as_deref()) {
         let path = cli.run.log.unwrap_or_default();
-        eprintln!("vmm: error: cannot open --log {}: {error}", path.display());
+        logging::print(&format!("vmm: error: cannot open --log {}: {error}\n", path.display()));
         return ExitCode::from(outcome::FILE);
     }
     match cli.command {
-        Some(Command::Check { json, probe }) => ExitCode::from(check::main(json, probe.as_deref())),
+        Some(Command::Check { json }) => ExitCode::from(check::main(json)),
         Some(Command::Core(args)) => ExitCode::from(core_dump::main(&args)),
         Some(Command::Dump { guest, path }) => ExitCode::from(control::dump(&guest, &path)),
         Some(Command::Completions { shell }) => {

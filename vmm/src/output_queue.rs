@@ -6,7 +6,9 @@
 //! vCPUs still read its registers.
 
 use crate::kvm::kick;
+use devices::tell;
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,7 +38,7 @@ pub struct OutputQueue {
 }
 
 struct State {
-    bytes: Vec<u8>,
+    bytes: VecDeque<u8>,
     /// `None` while a thread writes to it.
     output: Option<Box<dyn Write + Send>>,
     /// A failure to write has been told.
@@ -52,7 +54,7 @@ impl std::fmt::Debug for OutputQueue {
 impl OutputQueue {
     /// A queue to `output`, which may wait, and answers `Interrupted` when its thread is kicked meanwhile.
     pub fn new(output: Box<dyn Write + Send>) -> OutputQueue {
-        let state = State { bytes: Vec::new(), output: Some(output), told_failure: false };
+        let state = State { bytes: VecDeque::new(), output: Some(output), told_failure: false };
         OutputQueue { state: Mutex::new(state), is_back: Condvar::new() }
     }
 
@@ -106,7 +108,7 @@ impl OutputQueue {
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut state.told_failure, true) {
-                        log::warn!("the guest's console output is lost: {error}");
+                        tell!(Warn, "the guest's console output is lost: {error}");
                     }
                 }
             }
@@ -115,11 +117,12 @@ impl OutputQueue {
     }
 }
 
-/// Writes bytes and takes away what is written, until nothing is left or the thread is kicked.
-fn write(output: &mut dyn Write, bytes: &mut Vec<u8>) -> io::Result<()> {
+/// Writes bytes and takes away what is written, without moving the rest, until nothing is left or the
+/// thread is kicked.
+fn write(output: &mut dyn Write, bytes: &mut VecDeque<u8>) -> io::Result<()> {
     let is_interrupted = |error: &io::Error| error.kind() == io::ErrorKind::Interrupted;
     while !bytes.is_empty() {
-        match output.write(bytes) {
+        match output.write(bytes.as_slices().0) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => drop(bytes.drain(..count)),
             Err(error) if is_interrupted(&error) && !kick::is_pending() => {}
@@ -228,6 +231,25 @@ mod tests {
         reader.read_exact(&mut bytes).unwrap();
         stuck.join().unwrap();
         assert!(bytes.iter().all(|byte| *byte == b'a'));
+    }
+
+    #[test]
+    fn what_is_left_is_not_moved_when_a_piece_goes_out() {
+        /// Takes a byte at a time, and sees where it was.
+        struct Narrow(Vec<usize>);
+        impl Write for Narrow {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.push(bytes.as_ptr().addr());
+                Ok(1)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (mut output, mut bytes) = (Narrow(Vec::new()), VecDeque::from(vec![b'a'; 1000]));
+        write(&mut output, &mut bytes).unwrap();
+        assert!(output.0.len() == 1000 && output.0.windows(2).all(|pair| pair[1] == pair[0] + 1));
     }
 
     #[test]

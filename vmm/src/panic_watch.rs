@@ -4,6 +4,7 @@
 //! `kernel/panic.c`). Whoever can write to the console can print that as well, so it is only a reason to
 //! look into the kernel's log.
 
+use devices::tell;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -36,7 +37,7 @@ impl PanicWatch {
                 && self.last.iter().eq(LAST_LINE)
                 && let Err(error) = self.heard.write(1)
             {
-                log::warn!("nobody is told of the guest's panic: {error}");
+                tell!(Warn, "nobody is told of the guest's panic: {error}");
             }
         }
     }

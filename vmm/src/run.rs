@@ -3,34 +3,40 @@
 //! One event loop does all of it, on the thread that calls [`run`]. vCPU threads run guests
 //! and nothing else.
 
+mod input;
+
 use crate::config::{Config, DumpOn, OnReboot};
-use crate::console::{Command, Console, Escape, HELP};
+use crate::console::{Console, ConsoleKind};
 use crate::control::Control;
 use crate::dump::Reporter;
 use crate::error::Error;
+use crate::logging;
 use crate::machine::Machine;
 use crate::outcome::{Outcome, Stop};
 use crate::panic_watch::PanicWatch;
-use crate::terminal::RawMode;
+use crate::terminal::{self, RawMode};
+use debug::gdb::accept::Pause;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use input::{Foreground, Input};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::cell::RefCell;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 /// Signals that end a guest in order.
 const ENDING: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
-/// Input that is read ahead of the guest, bytes; more waits where it comes from.
-const INPUT_AHEAD: usize = 4096;
+/// What a process learns of its place among the jobs of a terminal. One in the background that reads
+/// (SIGTTIN) gets an error instead of being stopped.
+const JOBS: [Signal; 3] = [Signal::SIGCONT, Signal::SIGTSTP, Signal::SIGTTIN];
 
 /// Runs the guest to its end.
 ///
@@ -38,16 +44,19 @@ const INPUT_AHEAD: usize = 4096;
 /// [`Error`] when it could not be started.
 pub fn run(config: &Config) -> Result<Outcome, Error> {
     // From here on these signals wait for the event loop, on every thread made later.
-    let signals: SigSet = ENDING.into_iter().collect();
+    let is_terminal = config.console == ConsoleKind::Stdio && io::stdin().is_terminal();
+    let jobs: &[Signal] = if is_terminal { &JOBS } else { &[] };
+    let signals: SigSet = ENDING.iter().chain(jobs).copied().collect();
     signals.thread_block().map_err(|error| Error::system("cannot block signals")(error.into()))?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .map_err(|error| Error::system("cannot make a signalfd")(error.into()))?;
     let signals = Rc::new(RefCell::new(signals));
+    terminal::install_handlers().map_err(Error::system("cannot install signal handlers"))?;
 
     let console = Console::open(&config.console).map_err(|source| Error::Open {
         option: "--console",
         path: match &config.console {
-            crate::console::ConsoleKind::File(path) => path.clone(),
+            ConsoleKind::File(path) => path.clone(),
             _ => PathBuf::from("pty"),
         },
         source,
@@ -77,9 +86,12 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
         };
         let machine = Machine::new(config, output)?;
         // The terminal is taken when nothing can be said wrong any more.
-        let _raw = match (&console.input, console.is_terminal) {
+        let foreground = match (&console.input, console.is_terminal) {
             (Some(input), true) => {
-                Some(RawMode::enter(input.as_fd()).map_err(Error::system("cannot set up the terminal"))?)
+                let failed = "cannot set up the terminal";
+                let input = input.try_clone().map_err(Error::system(failed))?;
+                let raw = RawMode::enter(input).map_err(Error::system(failed))?;
+                Some(Rc::new(Foreground::new(raw).map_err(Error::system(failed))?))
             }
             _ => None,
         };
@@ -89,6 +101,7 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
             signals: &signals,
             timer: &timer,
             control: control.as_ref(),
+            foreground,
             heard: listens.then_some(heard),
         };
         let outcome = run_machine(machine, &around, config.dump_on.as_ref(), wants_summary)?;
@@ -119,6 +132,8 @@ struct Around<'a> {
     signals: &'a Rc<RefCell<SignalFd>>,
     timer: &'a Rc<RefCell<TimerFd>>,
     control: Option<&'a Rc<Control>>,
+    /// The terminal, if the console is one.
+    foreground: Option<Rc<Foreground>>,
     /// The guest's kernel says on the console that it has panicked, and stays where it is.
     heard: Option<Arc<EventFd>>,
 }
@@ -141,7 +156,7 @@ fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<Sig
             log::warn!("--dump-on {}: {percent} %", on.path.display());
         }
         match signals.borrow_mut().read_signal() {
-            Ok(Some(_)) => ControlFlow::Break(()),
+            Ok(Some(signal)) if is_ending(signal.ssi_signo) => ControlFlow::Break(()),
             _ => ControlFlow::Continue(()),
         }
     };
@@ -157,41 +172,43 @@ fn run_machine(
     dump_on: Option<&DumpOn>,
     wants_summary: bool,
 ) -> Result<Outcome, Error> {
-    let Around { console, signals, timer, control, heard } = around;
+    let Around { console, signals, timer, control, foreground, heard } = around;
     let state = Rc::new(State { machine, verdict: RefCell::new(None) });
     let mut events: EventManager<Box<dyn MutEventSubscriber>> = EventManager::new()
         .map_err(|error| Error::system("cannot make an event loop")(io::Error::other(error)))?;
     let guest_end = GuestEnd { state: Rc::clone(&state) };
     events.add_subscriber(Box::new(guest_end));
-    events.add_subscriber(Box::new(Signals { state: Rc::clone(&state), signals: Rc::clone(signals) }));
+    events.add_subscriber(Box::new(Signals {
+        state: Rc::clone(&state),
+        signals: Rc::clone(signals),
+        foreground: foreground.clone(),
+    }));
     events.add_subscriber(Box::new(Timeout { state: Rc::clone(&state), timer: Rc::clone(timer) }));
     if let Some(control) = control {
-        events.add_subscriber(Box::new(Clients { state: Rc::clone(&state), control: Rc::clone(control) }));
+        let again = TimerFd::new().map_err(|error| Error::system("cannot make a timer")(error.into()))?;
+        let (state, control) = (Rc::clone(&state), Rc::clone(control));
+        events.add_subscriber(Box::new(Clients { state, control, pause: Pause::default(), again }));
     }
     if let Some(heard) = heard {
         events.add_subscriber(Box::new(Panicked { state: Rc::clone(&state), heard: Arc::clone(heard) }));
     }
     if let Some(input) = &console.input {
         let input = input.try_clone().map_err(Error::system("cannot duplicate the console"))?;
-        events.add_subscriber(Box::new(Input {
-            state: Rc::clone(&state),
-            input: File::from(input),
-            is_pty: console.pty_path.is_some(),
-            is_terminal: console.is_terminal,
-            escape: Escape::default(),
-            is_watched: false,
-        }));
+        let is_pty = console.pty_path.is_some();
+        events.add_subscriber(Box::new(Input::new(&state, input, is_pty, foreground.clone())));
     }
     state.machine.start();
     loop {
         if let Some(outcome) = state.verdict.borrow_mut().take() {
+            // The guest is over: what is typed now, Ctrl-C while it is dumped, is the terminal's business.
+            terminal::restore();
             if let Some(on) = dump_on {
                 dump(&state.machine, &outcome, on, signals);
             }
             state.machine.dumper().close();
             state.machine.tell_debugger(&outcome);
             if let Some(hypercalls) = state.machine.hypercalls().filter(|_| wants_summary) {
-                eprint!("{}", hypercalls.calls().summary());
+                logging::print(&hypercalls.calls().summary());
             }
             return Ok(outcome);
         }
@@ -232,15 +249,36 @@ impl MutEventSubscriber for GuestEnd {
 struct Clients {
     state: Rc<State>,
     control: Rc<Control>,
+    pause: Pause,
+    /// When those that wait are looked at again.
+    again: TimerFd,
 }
 
 impl MutEventSubscriber for Clients {
     fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, self.again.as_raw_fd(), EventSet::IN);
         watch(ops, self.control.listener().as_raw_fd(), EventSet::IN);
     }
 
-    fn process(&mut self, _: Events, _: &mut EventOps) {
-        self.control.serve(self.state.machine.dumper());
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let listener = self.control.listener().as_raw_fd();
+        if events.fd() == self.again.as_raw_fd() {
+            // This takes its count.
+            if let Err(error) = self.again.clear() {
+                log::error!("cannot clear a timer: {error}");
+            }
+            watch(ops, listener, EventSet::IN);
+            return;
+        }
+        let Err(error) = self.control.serve(self.state.machine.dumper(), &mut self.pause) else { return };
+        log::warn!("a client of the control socket cannot be accepted: {error}");
+        let left = self.pause.left(Instant::now()).unwrap_or_default();
+        if let Err(error) = self.again.reset(left.max(Duration::from_millis(1)), None) {
+            log::error!("cannot wait for clients of the control socket: {error}");
+        }
+        if let Err(error) = ops.remove(Events::empty_raw(listener)) {
+            log::error!("cannot stop watching the control socket: {error:?}");
+        }
     }
 }
 
@@ -263,10 +301,16 @@ impl MutEventSubscriber for Panicked {
     }
 }
 
-/// Signals end the guest.
+/// Signals end the guest, or tell of the terminal.
 struct Signals {
     state: Rc<State>,
     signals: Rc<RefCell<SignalFd>>,
+    foreground: Option<Rc<Foreground>>,
+}
+
+/// Whether a signal ends the guest.
+fn is_ending(number: u32) -> bool {
+    i32::try_from(number).is_ok_and(|number| ENDING.iter().any(|signal| *signal as i32 == number))
 }
 
 impl MutEventSubscriber for Signals {
@@ -277,7 +321,12 @@ impl MutEventSubscriber for Signals {
     fn process(&mut self, _: Events, _: &mut EventOps) {
         if let Ok(Some(signal)) = self.signals.borrow_mut().read_signal() {
             let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
-            self.state.end(Outcome::Stopped(Stop::Signal(number)));
+            match &self.foreground {
+                _ if is_ending(signal.ssi_signo) => self.state.end(Outcome::Stopped(Stop::Signal(number))),
+                Some(foreground) if number == libc::SIGTSTP => foreground.stop(),
+                Some(foreground) => foreground.look_soon(),
+                None => {}
+            }
         }
     }
 }
@@ -295,93 +344,6 @@ impl MutEventSubscriber for Timeout {
 
     fn process(&mut self, _: Events, _: &mut EventOps) {
         self.state.end(Outcome::Timeout);
-    }
-}
-
-/// Console input goes to the guest; when it reads too slowly, input is left where it is
-/// until it has caught up.
-struct Input {
-    state: Rc<State>,
-    input: File,
-    is_pty: bool,
-    is_terminal: bool,
-    escape: Escape,
-    is_watched: bool,
-}
-
-impl Input {
-    fn watch_input(&mut self, ops: &mut EventOps) {
-        // A pseudo-terminal whose other end is closed hangs up all the time; edges tell when
-        // that changes.
-        let set = if self.is_pty { EventSet::IN | EventSet::EDGE_TRIGGERED } else { EventSet::IN };
-        self.is_watched = watch(ops, self.input.as_raw_fd(), set);
-    }
-
-    fn ignore_input(&mut self, ops: &mut EventOps) {
-        if std::mem::take(&mut self.is_watched)
-            && let Err(error) = ops.remove(Events::empty(&self.input))
-        {
-            log::error!("cannot stop watching the console: {error:?}");
-        }
-    }
-
-    fn read(&mut self, ops: &mut EventOps) {
-        let mut buffer = [0; INPUT_AHEAD];
-        loop {
-            let count = match self.input.read(&mut buffer) {
-                // The end of a pipe or of Ctrl-D on an idle terminal; the guest goes on.
-                Ok(0) => return self.ignore_input(ops),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // Nobody has the other end of the pseudo-terminal open.
-                Err(error) if self.is_pty && error.raw_os_error() == Some(libc::EIO) => return,
-                Err(error) => {
-                    log::warn!("the console cannot be read any more: {error}");
-                    return self.ignore_input(ops);
-                }
-            };
-            let waiting = self.give(&buffer[..count]);
-            if waiting > 0 {
-                return self.ignore_input(ops);
-            }
-            if !self.is_pty {
-                return;
-            }
-        }
-    }
-
-    /// Passes input on; answers how much of it the guest has yet to read.
-    fn give(&mut self, bytes: &[u8]) -> usize {
-        if !self.is_terminal {
-            return self.state.machine.input(bytes);
-        }
-        let (guest, commands) = self.escape.filter(bytes);
-        for command in commands {
-            match command {
-                Command::Quit => self.state.end(Outcome::Stopped(Stop::Console)),
-                Command::Help => eprintln!("\n{HELP}"),
-            }
-        }
-        self.state.machine.input(&guest)
-    }
-}
-
-impl MutEventSubscriber for Input {
-    fn init(&mut self, ops: &mut EventOps) {
-        watch(ops, self.state.machine.input_wanted().as_raw_fd(), EventSet::IN);
-        self.watch_input(ops);
-    }
-
-    fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.fd() == self.state.machine.input_wanted().as_raw_fd() {
-            drain(self.state.machine.input_wanted());
-            if !self.is_watched {
-                self.watch_input(ops);
-            }
-        } else {
-            self.read(ops);
-        }
     }
 }
 

@@ -14,7 +14,6 @@ use crate::kvm::{KvmError, Vcpu, kick};
 use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
 use crate::output_queue::OutputQueue;
-use crate::rate_limit::RateLimit;
 use crate::stepping::{self, Prepared, Step};
 use arch::GuestVirt;
 use arch::register::Bank;
@@ -26,7 +25,7 @@ use debug::target::{Action, Event, Order, StopReason};
 use debug::trap::Trap;
 use devices::bus::{Bus, Request};
 use devices::hypercall::Shutdown;
-use std::cell::RefCell;
+use devices::{guest_log, tell};
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -609,24 +608,23 @@ pub fn run_guest(
         left => left,
     };
     shared.output.settle_new();
+    // Nothing is locked now.
+    guest_log::deliver();
     left
 }
 
 /// Gives the guest what hardware has for such an access: an external abort.
 fn abort(vcpu: &Vcpu, shared: &Shared, iss: u64, address: u64) -> Left {
-    let text = || {
-        format!(
-            "vCPU {}: an access to {address:#x}, where no RAM is, by an instruction that the hardware does not \
-             describe (ISS {iss:#x})",
-            vcpu.id()
-        )
-    };
+    let what = format!(
+        "an access to {address:#x}, where no RAM is, by an instruction that the hardware does not describe \
+         (ISS {iss:#x})"
+    );
     match vcpu.abort_access() {
         Ok(()) => {
-            tell_access(|| format!("{}; the guest gets an external abort", text()));
+            tell!(Info, "vCPU {}: {what}; the guest gets an external abort", vcpu.id());
             Left::Served
         }
-        Err(error) => Unreported::Internal(format!("{}, and {error}", text())).outcome(vcpu, shared),
+        Err(error) => Unreported::Internal(format!("{what}, and {error}")).outcome(vcpu, shared),
     }
 }
 
@@ -793,15 +791,6 @@ impl Unreported {
     }
 }
 
-thread_local! {
-    static IO_LOG: RefCell<RateLimit> = RefCell::new(RateLimit::new(20, Duration::from_secs(1)));
-}
-
-/// Tells of an access where nothing is, rate-limited for each vCPU.
-fn tell_access(text: impl FnOnce() -> String) {
-    IO_LOG.with_borrow_mut(|limit| limit.info(text));
-}
-
 /// Serves an exit of vCPU `id`.
 fn serve(
     id: u32,
@@ -824,7 +813,7 @@ fn serve(
         VcpuExit::PortRead { port, size, data } => {
             for access in data.chunks_mut(size) {
                 if !shared.ports.read(u64::from(port), access) {
-                    tell_access(|| format!("vCPU {id} reads {size} bytes at unused port {port:#x}"));
+                    tell!(Info, "vCPU {id} reads {size} bytes at unused port {port:#x}");
                 }
             }
             None
@@ -834,9 +823,7 @@ fn serve(
             for access in data.chunks(size) {
                 match shared.ports.write(u64::from(port), access) {
                     Ok(asked) => request = request.or(asked),
-                    Err(_) => {
-                        tell_access(|| format!("vCPU {id} writes {access:02x?} to unused port {port:#x}"))
-                    }
+                    Err(_) => tell!(Info, "vCPU {id} writes {access:02x?} to unused port {port:#x}"),
                 }
             }
             request
@@ -844,14 +831,14 @@ fn serve(
         VcpuExit::MmioRead { address, data } => {
             if !shared.mmio.read(address, data) {
                 let size = data.len();
-                tell_access(|| format!("vCPU {id} reads {size} bytes at {address:#x}, where nothing is"));
+                tell!(Info, "vCPU {id} reads {size} bytes at {address:#x}, where nothing is");
             }
             None
         }
         VcpuExit::MmioWrite { address, data } => match shared.mmio.write(address, data) {
             Ok(asked) => asked,
             Err(_) => {
-                tell_access(|| format!("vCPU {id} writes {data:02x?} to {address:#x}, where nothing is"));
+                tell!(Info, "vCPU {id} writes {data:02x?} to {address:#x}, where nothing is");
                 None
             }
         },
@@ -864,7 +851,7 @@ fn serve(
                 // The vCPU deals with it.
                 SystemEvent::Wakeup => Left::Interrupted,
                 SystemEvent::Other(number) => {
-                    log::warn!("vCPU {id}: KVM reports system event {number}, which has no meaning here");
+                    tell!(Warn, "vCPU {id}: KVM reports system event {number}, which has no meaning here");
                     Left::Served
                 }
             });
@@ -886,9 +873,10 @@ fn serve(
         VcpuExit::NoSyndrome { iss, address } => {
             return Ok(Left::Undescribed { iss, address });
         }
-        VcpuExit::MemoryFault { address, size } => {
+        VcpuExit::MemoryFault { address, size, errno } => {
+            let error = io::Error::from_raw_os_error(errno);
             return Err(Unreported::Internal(format!(
-                "a fault on {size} bytes of guest memory at {address:#x}"
+                "a fault on {size} bytes of guest memory at {address:#x}: {error}"
             )));
         }
         VcpuExit::Debug(ref event) if debug.is_some() => {

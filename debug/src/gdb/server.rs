@@ -3,6 +3,7 @@
 //! One client at a time; another one is told so and let go. A client that vanishes, does not
 //! read, or sends what cannot be understood is detached, and the next one is served.
 
+use super::accept::Pause;
 use super::front::{self, Answer};
 use super::packet::{Framer, Item, LONGEST, frame, push_escaped, push_frame, push_hex};
 use super::session::{RegisterNumber, Session, Stop, errno};
@@ -20,7 +21,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes of replies that wait for a client to read them, before it is let go.
 const MOST_WAITING: usize = 8 << 20;
@@ -228,12 +229,13 @@ struct Client<M: Machine> {
 /// Serves debuggers until `quit` becomes readable or the guest is over.
 pub fn run<M: Machine>(listener: &Listener, mut session: Session<M>, quit: &OwnedFd) {
     let mut client: Option<Client<M>> = None;
+    let mut pause = Pause::default();
     loop {
-        let timeout = match &client {
+        let settles = match &client {
             Some(client) if !client.is_running() => session.machine.settle(),
             _ => None,
         };
-        let ready = match wait(listener, client.as_ref(), &session, quit, timeout) {
+        let ready = match wait(listener, &mut pause, client.as_ref(), &session, quit, settles) {
             Ok(ready) => ready,
             Err(error) => {
                 log::error!("the gdb server cannot wait for events: {error}");
@@ -269,16 +271,18 @@ pub fn run<M: Machine>(listener: &Listener, mut session: Session<M>, quit: &Owne
             // Nobody is told; the queue stays short.
             while session.machine.next_event().is_some() {}
         }
-        if ready.listener
-            && let Ok(stream) = listener.accept()
-        {
-            match &client {
-                Some(_) => refuse(stream),
-                None => {
+        if ready.listener {
+            match (listener.accept(), &client) {
+                (Ok(stream), Some(_)) => refuse(stream),
+                (Ok(stream), None) => {
                     session.attach();
                     client = Client::new(stream, &mut session);
                     log::info!("a debugger has attached");
                 }
+                (Err(error), _) if pause.after(&error, Instant::now()) => {
+                    log::warn!("a debugger waits that cannot be accepted: {error}");
+                }
+                (Err(_), _) => {}
             }
         }
     }
@@ -329,26 +333,31 @@ struct Ready {
 
 fn wait<M: Machine>(
     listener: &Listener,
+    pause: &mut Pause,
     client: Option<&Client<M>>,
     session: &Session<M>,
     quit: &OwnedFd,
-    timeout: Option<Duration>,
+    settles: Option<Duration>,
 ) -> io::Result<Ready> {
     let events = session.machine.event_fd();
     // While the target stands still for a client, an event is nobody's business yet.
     let wants_events = client.is_none_or(Client::is_running);
+    let paused = pause.left(Instant::now());
+    let knocks = if paused.is_none() { PollFlags::POLLIN } else { PollFlags::empty() };
+    // Rounded up, or it would spin through the last part.
+    let settles = settles.map(|left| left + Duration::from_millis(1));
+    let left = [paused, settles].into_iter().flatten().min();
+    let timeout = left.map_or(PollTimeout::NONE, |left| left.try_into().unwrap_or(PollTimeout::MAX));
     let mut fds = vec![
         PollFd::new(quit.as_fd(), PollFlags::POLLIN),
-        PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+        PollFd::new(listener.as_fd(), knocks),
         PollFd::new(events, if wants_events { PollFlags::POLLIN } else { PollFlags::empty() }),
     ];
     if let Some(client) = client {
         let out = if client.out.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
         fds.push(PollFd::new(client.stream.as_fd(), PollFlags::POLLIN | out));
     }
-    // Rounded up, or it would spin through the last part.
-    let timeout = timeout.map(|timeout| PollTimeout::try_from(timeout + Duration::from_millis(1)));
-    match poll(&mut fds, timeout.and_then(Result::ok).unwrap_or(PollTimeout::NONE)) {
+    match poll(&mut fds, timeout) {
         Ok(_) => {}
         Err(nix::errno::Errno::EINTR) => return Ok(Ready { quit: false, listener: false, input: false }),
         Err(error) => return Err(error.into()),

@@ -300,7 +300,7 @@ impl Reader<'_> {
         let many = count.min(MOST_ELEMENTS);
         let mut calls = Vec::new();
         for index in 0..usize::try_from(many).unwrap_or(0) {
-            let Ok(entry) = call.entry(index) else {
+            let Ok(entry) = call.shown_entry(index) else {
                 calls.push(Value::Unreadable(address));
                 break;
             };

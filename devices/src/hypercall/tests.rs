@@ -1,10 +1,11 @@
 //! Calls against memory that a test lays out, on every architecture.
 
+use super::decode::Decoded;
 use super::kvm::Kvm;
 use super::table::{Kind, Table};
 use super::trace::{Filter, Style, Tracer};
 use super::xen::{Delivery, Platform, Xen, errno};
-use super::{Caller, Effect, Family, Hypercalls, RawCall, Shutdown};
+use super::{Call, Caller, Effect, Family, Hypercalls, RawCall, Shutdown};
 use arch::hypercall::Abi;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -656,6 +657,39 @@ fn calls_within_calls() {
         line.ends_with("more], 18446744073709551615) = -EINVAL") || line.ends_with("= -EFAULT"),
         "{line}"
     );
+}
+
+/// What a call keeps and prints does not grow with what a guest asks for.
+#[test]
+fn a_multicall_is_bounded_in_memory_and_output() {
+    const LONGEST: u64 = 64 << 10;
+    for abi in Abi::ALL {
+        let guest = Guest::new(abi);
+        let word = abi.word();
+        // 1024 entries that each print 64 KiB.
+        let entry: Vec<u8> = [18, 0, 0, LONGEST, 0x100, 0, 0, 0]
+            .iter()
+            .flat_map(|value: &u64| value.to_le_bytes()[..word].to_vec())
+            .collect();
+        let list = SIZE - 1024 * entry.len();
+        guest.bench.put(list as u64, &entry.repeat(1024));
+        let raw = guest.raw(13, &[list as u64, 1024]);
+        let mut call = Call::new(table(), raw, &guest.bench).unwrap();
+        // As for a trace.
+        let _shown = Decoded::of(&mut call);
+        let answer = guest.calls.family().answer(&mut call);
+        assert_eq!(answer.result, 0);
+        assert!(call.kept() < 64 << 10, "{abi:?}: {} bytes", call.kept());
+        assert_eq!(guest.bench.console.lock().unwrap().len() as u64, LONGEST);
+        let result = |index: usize| {
+            let bytes = guest.bench.get(list + index * entry.len() + word, 4);
+            i64::from(i32::from_le_bytes(bytes.try_into().unwrap()))
+        };
+        assert_eq!((result(0), result(1), result(1023)), (0, errno::E2BIG, errno::E2BIG));
+        // The next exit prints again; what is too long for one is not said to be printed.
+        assert_eq!(guest.call(18, &[0, 5, 0x100]), 0);
+        assert_eq!(guest.call(18, &[0, LONGEST + 1, 0x100]), errno::E2BIG);
+    }
 }
 
 #[test]

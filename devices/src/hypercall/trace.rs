@@ -2,6 +2,7 @@
 
 use super::Call;
 use super::decode::Decoded;
+use crate::tell;
 use serde_json::json;
 use std::fmt::{self, Write as _};
 use std::io::Write;
@@ -159,7 +160,7 @@ impl Tracer {
         };
         // A trace that cannot be written, a full disk for instance, does not stop the guest.
         if let Err(error) = lock(sink).write_all(line.as_bytes()) {
-            log::debug!("the trace of hypercalls cannot be written: {error}");
+            tell!(Debug, "the trace of hypercalls cannot be written: {error}");
         }
     }
 
@@ -168,7 +169,7 @@ impl Tracer {
         if let Some(sink) = &self.sink
             && let Err(error) = lock(sink).flush()
         {
-            log::warn!("the trace of hypercalls cannot be written: {error}");
+            tell!(Warn, "the trace of hypercalls cannot be written: {error}");
         }
     }
 }

@@ -13,7 +13,7 @@ mod version;
 use super::table::Table;
 use super::{Answer, Call, Effect, Family, Fault, Shutdown};
 use arch::hypercall::Abi;
-use errno::{EFAULT, EINVAL, ENOSYS, EPERM, ESRCH};
+use errno::{E2BIG, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH};
 use events::Events;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -31,7 +31,7 @@ pub fn table() -> &'static Table {
 const SELF: u64 = 0x7ff0;
 /// Calls of one multicall that are answered; further ones are not.
 const MOST_CALLS: u64 = 1024;
-/// Bytes of console output that one call may write.
+/// Bytes of console output that one exit may write: they wait until somebody reads them.
 const MOST_OUTPUT: u64 = 64 << 10;
 
 /// What the machine does for Xen's guest.
@@ -128,11 +128,12 @@ impl Xen {
         self.state().events.raise_virq(&*self.platform, vcpu, events::VIRQ_TIMER);
     }
 
-    fn dispatch(&self, call: &mut Call<'_>) -> Result<Answer, i64> {
+    /// Answers a call. `room` is how many bytes it, and others in the same exit, may print yet.
+    fn dispatch(&self, call: &mut Call<'_>, room: &mut u64) -> Result<Answer, i64> {
         let op = call.op.map(|op| op.label);
         let done = match (call.row.name, op) {
             ("xen_version", Some(op)) => version::answer(call, op)?,
-            ("console_io", Some(op)) => self.console(call, op)?,
+            ("console_io", Some(op)) => self.console(call, op, room)?,
             ("sched_op", Some(op)) => return self.schedule(call, op),
             ("memory_op", Some(op)) => self.memory(call, op)?,
             ("hvm_op", Some(op)) => self.hvm(call, op)?,
@@ -144,29 +145,31 @@ impl Xen {
                 0
             }
             ("vm_assist", _) => 0,
-            ("multicall", _) => return self.multicall(call),
+            ("multicall", _) => return self.multicall(call, room),
             _ => return Err(ENOSYS),
         };
         Ok(done.into())
     }
 
-    fn console(&self, call: &mut Call<'_>, op: &str) -> Result<i64, i64> {
+    fn console(&self, call: &mut Call<'_>, op: &str, room: &mut u64) -> Result<i64, i64> {
         let count = call.argument("count");
         match op {
             "write" => {
                 const PIECE: usize = 256;
-                let total = usize::try_from(count.min(MOST_OUTPUT)).unwrap_or(0);
+                let total = usize::try_from(count.min(*room)).unwrap_or(0);
                 let mut done = 0;
                 while done < total {
                     let wanted = total.min(done + PIECE);
                     let text = call.text("buffer", wanted);
                     self.platform.console_write(text.get(done..).unwrap_or(&[]));
+                    *room = room.saturating_sub(text.len().saturating_sub(done) as u64);
                     if text.len() < wanted {
                         return Err(EFAULT);
                     }
                     done = wanted;
                 }
-                Ok(0)
+                // What there is no room for is not said to be printed.
+                if count > total as u64 { Err(E2BIG) } else { Ok(0) }
             }
             "read" => {
                 let mut bytes = [0; 256];
@@ -386,17 +389,17 @@ impl Xen {
 
     /// Each entry is answered in turn, and its result put into it. A multicall within one is
     /// refused.
-    fn multicall(&self, call: &mut Call<'_>) -> Result<Answer, i64> {
+    fn multicall(&self, call: &mut Call<'_>, room: &mut u64) -> Result<Answer, i64> {
         let mut effect = Effect::None;
         let (list, count) = (call.argument("call_list"), call.argument("nr_calls"));
         let (abi, caller) = (call.raw.abi, call.caller);
         let word = abi.word();
         for index in 0..usize::try_from(count.min(MOST_CALLS)).unwrap_or(0) {
-            let entry = call.entry(index).map_err(|Fault| EFAULT)?;
+            let mut entry = call.take_entry(index).map_err(|Fault| EFAULT)?;
             let result = match &mut entry.call {
                 Some(inner) if inner.row.name == "multicall" => EINVAL,
                 Some(inner) => {
-                    let answer = self.answer(inner);
+                    let answer = self.dispatch(inner, room).unwrap_or_else(Answer::from);
                     // The guest ends once.
                     if effect == Effect::None {
                         effect = answer.effect;
@@ -406,6 +409,7 @@ impl Xen {
                 None => ENOSYS,
             };
             entry.result = Some(result);
+            call.put_entry(index, entry);
             let place = abi.cut(list.wrapping_add(((index * 8 + 1) * word) as u64));
             let bytes = result.to_le_bytes();
             if caller.write(place, &bytes[..word]) < word {
@@ -435,7 +439,8 @@ impl Family for Xen {
     }
 
     fn answer(&self, call: &mut Call<'_>) -> Answer {
-        self.dispatch(call).unwrap_or_else(Answer::from)
+        let mut room = MOST_OUTPUT;
+        self.dispatch(call, &mut room).unwrap_or_else(Answer::from)
     }
 
     fn unknown(&self) -> i64 {

@@ -5,7 +5,7 @@ use crate::process::{Process, Wiring};
 use crate::rsp::Client;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::termios::{LocalFlags, tcgetattr};
+use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::Pid;
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
@@ -165,10 +165,143 @@ fn stuck(c: &Context, is_debugged: bool) -> Check {
 }
 
 /// Bytes that wait in a pipe.
-fn unread(pipe: &io::PipeReader) -> Result<i32, String> {
+pub fn unread(pipe: &io::PipeReader) -> Result<i32, String> {
     use std::os::fd::AsRawFd;
     let mut count = 0;
     // SAFETY: FIONREAD writes one int.
     let result = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) };
     if result == 0 { Ok(count) } else { Err(io::Error::last_os_error().to_string()) }
+}
+
+/// A guest that reads nothing, and one that a debugger holds: the monitor's own keys are looked for whatever
+/// was typed before, and what is dropped of that is told.
+pub fn keys_of_a_hung_guest(c: &mut Context) -> Check {
+    let (guest, limit) = (c.guest("spin", false)?, c.limit(20));
+    let socket = c.work.join("gdb.sock");
+    for words in ["-v", "--gdb"] {
+        let mut command = Command::new(&c.vmm);
+        command.arg("-v").arg("--kernel").arg(&guest);
+        if words == "--gdb" {
+            command.arg("--gdb").arg(format!("unix:{}", socket.display()));
+        }
+        let mut vmm = Process::start("vmm", command, Wiring::Terminal).map_err(|error| error.to_string())?;
+        let mut talk = || -> Check {
+            wait_for_start(&vmm, limit)?;
+            wait_until_raw(&vmm, limit)?;
+            vmm.send(&"x".repeat(200))?;
+            // The first may have been read together with what stands before it.
+            for _ in 0..2 {
+                vmm.send("\x01h")?;
+                vmm.expect("Ctrl-A x", limit)?;
+            }
+            vmm.send(&"x".repeat(100_000))?;
+            vmm.expect("is dropped", limit)?;
+            vmm.send("\x01x")
+        };
+        let talked = talk();
+        let code = if talked.is_ok() { vmm.wait(limit) } else { Ok(0) };
+        c.keep("vmm", &vmm);
+        talked.map_err(|error| format!("{words}: {error}"))?;
+        check(code? == 22, || format!("{words}: Ctrl-A x has another exit code"))?;
+        check(is_cooked(&vmm)?, || "the terminal did not come back".into())?;
+        let notes = vmm.output.text().matches("is dropped").count();
+        check(notes == 1, || format!("{notes} notes of what is dropped"))?;
+    }
+    Ok(())
+}
+
+fn wait_until(vmm: &Process, limit: Duration, raw: bool) -> Check {
+    let deadline = Instant::now() + limit;
+    while is_cooked(vmm)? == raw {
+        let wanted = if raw { "raw" } else { "cooked" };
+        check(Instant::now() < deadline, || format!("the terminal does not become {wanted}"))?;
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+fn wait_until_raw(vmm: &Process, limit: Duration) -> Check {
+    wait_until(vmm, limit, true)
+}
+
+/// A shell with jobs: the monitor boots in the background and leaves the terminal alone, takes it in the
+/// foreground, gives it back when it is stopped by SIGTSTP, and has it again when it comes back, also from
+/// SIGSTOP, which no process sees coming.
+pub fn jobs(c: &mut Context) -> Check {
+    use std::os::unix::process::CommandExt;
+    let (guest, limit) = (c.guest("echo", false)?, c.limit(20));
+    let mut command = match std::path::Path::new("/bin/sh").exists() {
+        true => Command::new("/bin/sh"),
+        false => {
+            let mut command = Command::new("/bin/busybox");
+            command.arg("sh");
+            command
+        }
+    };
+    command.args(["-i", "-m"]).env("PS1", "shell> ").env_remove("ENV").env_remove("RUST_LOG");
+    // SAFETY: between fork and exec only system calls are made.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setsid()?;
+            match libc::ioctl(0, libc::TIOCSCTTY as _, 0) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })
+    };
+    let mut shell = Process::start("shell", command, Wiring::Terminal).map_err(|error| error.to_string())?;
+    let talked = talk_to_shell(c, &mut shell, &guest, limit);
+    c.keep("shell", &shell);
+    talked
+}
+
+fn terminal(shell: &Process) -> Result<&std::os::fd::OwnedFd, String> {
+    shell.terminal().ok_or_else(|| "no terminal".into())
+}
+
+fn talk_to_shell(c: &Context, shell: &mut Process, guest: &std::path::Path, limit: Duration) -> Check {
+    shell.expect("shell> ", limit)?;
+    let cooked = tcgetattr(terminal(shell)?).map_err(|error| error.to_string())?;
+    shell.send(&format!("{} --kernel {} &\n", c.vmm.display(), guest.display()))?;
+    // It boots, though the terminal is not its own.
+    shell.expect("ready", limit)?;
+    shell.send("echo pid=$!.\n")?;
+    shell.expect("pid=$!.", limit)?;
+    shell.expect("pid=", limit)?;
+    shell.expect(".", limit)?;
+    let text = shell.output.text();
+    let pid = text.rsplit_once("pid=").and_then(|(_, pid)| pid.split_once('.')).map(|(pid, _)| pid);
+    let pid: i32 = pid.and_then(|pid| pid.parse().ok()).ok_or_else(|| format!("no process id in {text}"))?;
+    let signal = |signal| kill(Pid::from_raw(pid), signal).map_err(|error| error.to_string());
+    let talked = (|| -> Check {
+        for stop in [None, Some(Signal::SIGSTOP), Some(Signal::SIGTSTP)] {
+            if let Some(stop) = stop {
+                signal(stop)?;
+                // The shell has the terminal, and says so.
+                shell.expect("shell> ", limit)?;
+                if stop == Signal::SIGSTOP {
+                    // As shells do that edit their lines.
+                    tcsetattr(terminal(shell)?, SetArg::TCSANOW, &cooked)
+                        .map_err(|error| error.to_string())?;
+                }
+            }
+            wait_until(shell, limit, false)?;
+            shell.send("echo m''ine\n")?;
+            shell.expect("mine", limit)?;
+            shell.send("fg\n")?;
+            wait_until_raw(shell, limit)?;
+            shell.send("to the guest.")?;
+            shell.expect("to the guest.", limit)?;
+        }
+        shell.send("\x01x")?;
+        shell.expect("shell> ", limit)?;
+        wait_until(shell, limit, false)?;
+        shell.send("echo code=$?\n")?;
+        shell.expect("code=22", limit)
+    })();
+    if talked.is_err() {
+        // It may be stopped; the terminal goes with the shell.
+        signal(Signal::SIGKILL).ok();
+    }
+    talked
 }

@@ -1,4 +1,4 @@
-// Counts interrupts of the virtual timer (every 10 ms) and bytes that the serial port receives with an
+// Counts interrupts of the virtual timer (every 50 ms) and bytes that the serial port receives with an
 // interrupt each. At a "q" it says how many there were, how far the counter has come meanwhile and its
 // frequency, in hexadecimal, and switches off.
     .section .start, "ax"
@@ -43,8 +43,8 @@ _start:
     mov x21, #0                 // bytes
     mov x22, #0                 // over
     mrs x23, cntfrq_el0
-    mov x0, #100
-    udiv x24, x23, x0           // counts of 10 ms
+    mov x0, #20
+    udiv x24, x23, x0           // counts of 50 ms
     mrs x25, cntvct_el0
     add x0, x25, x24
     msr cntv_cval_el0, x0

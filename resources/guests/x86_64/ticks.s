@@ -1,4 +1,4 @@
-# Counts interrupts of the local APIC's periodic timer (10 ms) and of the PIT (10 ms), and bytes that the serial
+# Counts interrupts of the local APIC's periodic timer (50 ms) and of the PIT (10 ms), and bytes that the serial
 # port receives with an interrupt each. At a "q" it says how many there were, and how far the time-stamp
 # counter has come meanwhile, in hexadecimal, and switches off.
     .section .start, "ax"
@@ -44,7 +44,7 @@ _start:
     mov dword ptr [rbx + 0x350], 0x700
     mov dword ptr [rbx + 0x3e0], 0xb
     mov dword ptr [rbx + 0x320], 0x20040
-    mov dword ptr [rbx + 0x380], 10000000
+    mov dword ptr [rbx + 0x380], 50000000
     rdtsc
     shl rdx, 32
     or rax, rdx

@@ -1,6 +1,7 @@
 //! Whether this host can hold a guest's counter: some take it and do nothing.
 
-use super::{bare, in_words};
+use super::{PATIENCE, bare, in_words};
+use crate::attempt::{self, attempt};
 use crate::kvm::Vcpu;
 use crate::kvm::exit::VcpuExit;
 use std::sync::OnceLock;
@@ -18,7 +19,7 @@ const TRIES: usize = 5;
 /// What was seen instead, in words.
 pub fn holds_counter() -> Result<(), String> {
     static FOUND: OnceLock<Result<(), String>> = OnceLock::new();
-    FOUND.get_or_init(try_it).clone()
+    FOUND.get_or_init(|| attempt(PATIENCE, try_it)).clone()
 }
 
 fn try_it() -> Result<(), String> {
@@ -58,6 +59,7 @@ fn counter(vcpu: &mut Vcpu) -> Result<u64, String> {
                 VcpuExit::PortWrite { data, .. } | VcpuExit::MmioWrite { data, .. } => {
                     break arch::bytes::u32_at(data, 0).ok_or("the guest said less than it should")?;
                 }
+                VcpuExit::Interrupted if attempt::is_over() => return Err("the guest says nothing".into()),
                 VcpuExit::Interrupted => {}
                 other => return Err(in_words(&other)),
             }

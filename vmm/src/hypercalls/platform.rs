@@ -10,6 +10,7 @@ use debug::target::Memory;
 use devices::bus::Device;
 use devices::hypercall::xen::{Delivery, Platform};
 use devices::serial::Serial;
+use devices::tell;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -100,7 +101,7 @@ impl Platform for LivePlatform {
 
     fn interrupt(&self, vcpu: u32, number: u32, pending: u64) {
         if let Err(error) = self.timers.raise(&self.interrupter, Line { vcpu, number, pending }) {
-            log::warn!("an event for vCPU {vcpu} is lost: {error}");
+            tell!(Warn, "an event for vCPU {vcpu} is lost: {error}");
         }
     }
 
@@ -169,14 +170,14 @@ impl KvmDelivery {
                 }
             }
             Ok(()) => {}
-            Err(error) => log::warn!("vCPU {}: KVM does not deliver its events: {error}", vcpu.id()),
+            Err(error) => tell!(Warn, "vCPU {}: KVM does not deliver its events: {error}", vcpu.id()),
         });
     }
 
     fn set(&self, attribute: XenAttribute) -> bool {
         let result = self.events.set(attribute);
         if let Err(error) = &result {
-            log::warn!("KVM does not deliver events: {error}");
+            tell!(Warn, "KVM does not deliver events: {error}");
         }
         result.is_ok()
     }
@@ -210,7 +211,7 @@ impl Delivery for KvmDelivery {
             && match self.events.send(vcpu, port) {
                 Ok(()) => true,
                 Err(error) => {
-                    log::warn!("KVM does not deliver an event to vCPU {vcpu}: {error}");
+                    tell!(Warn, "KVM does not deliver an event to vCPU {vcpu}: {error}");
                     false
                 }
             }

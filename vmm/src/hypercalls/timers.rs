@@ -5,6 +5,7 @@ use crate::kvm::{Interrupter, KvmError, XenEvents};
 use arch::GuestPhys;
 use debug::target::Memory;
 use devices::hypercall::xen::Xen;
+use devices::{guest_log, tell};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -52,9 +53,33 @@ pub struct Line {
     pub pending: u64,
 }
 
-/// How often lines that are up are looked at: until then, a guest that has seen to one is interrupted
-/// for nothing.
-const LOOK_AT_LINES: Duration = Duration::from_micros(50);
+/// When a line that has just been raised is looked at: until then, a guest that has seen to it is
+/// interrupted for nothing.
+const FIRST_LOOK: Duration = Duration::from_micros(50);
+/// How often a line is looked at that the guest leaves up.
+const LAST_LOOKS: Duration = Duration::from_millis(10);
+
+/// A line that is up, and when it is looked at. The time between two looks doubles: a guest is interrupted
+/// for nothing no longer than it took to see to the line, and one that leaves it up, which it may for ever,
+/// has it looked at rarely. Raising a line that is up does not begin this anew.
+#[derive(Clone, Copy, Debug)]
+struct Raised {
+    line: Line,
+    next: Instant,
+    between: Duration,
+}
+
+impl Raised {
+    fn new(line: Line, now: Instant) -> Raised {
+        Raised { line, next: now + FIRST_LOOK, between: FIRST_LOOK }
+    }
+
+    /// The line is up still.
+    fn look_later(&mut self, now: Instant) {
+        self.between = (self.between * 2).min(LAST_LOOKS);
+        self.next = now + self.between;
+    }
+}
 
 /// The guest's timers, one for each vCPU, and the thread that waits for them; it also lowers
 /// interrupts.
@@ -70,10 +95,28 @@ struct TimerState {
     /// Nanoseconds since the start.
     at: Vec<Option<u64>>,
     /// Interrupts that are up.
-    lines: Vec<Line>,
+    lines: Vec<Raised>,
     /// The guest is held: nothing expires.
     is_held: bool,
     stopped: bool,
+}
+
+impl TimerState {
+    /// Looks at lines whose time has come, and lowers those that the guest has seen to.
+    fn lower(&mut self, memory: &LiveMemory, interrupter: &Interrupter, now: Instant) {
+        self.lines.retain_mut(|raised| {
+            if raised.next > now {
+                return true;
+            }
+            let (line, mut pending) = (raised.line, [0]);
+            let is_up = memory.read(GuestPhys(line.pending), &mut pending) == 1 && pending[0] != 0;
+            raised.look_later(now);
+            if !is_up && let Err(error) = interrupter.interrupt(line.vcpu, line.number, false) {
+                tell!(Warn, "an interrupt of vCPU {} stays up: {error}", line.vcpu);
+            }
+            is_up
+        });
+    }
 }
 
 impl Timers {
@@ -106,11 +149,14 @@ impl Timers {
         let mut state = self.state();
         interrupter.interrupt(line.vcpu, line.number, true)?;
         if Interrupter::ARE_LEVELS {
-            if !state.lines.contains(&line) {
-                state.lines.push(line);
+            let is_new = state.lines.iter().all(|raised| raised.line != line);
+            if is_new {
+                state.lines.push(Raised::new(line, Instant::now()));
             }
             drop(state);
-            self.changed.notify_one();
+            if is_new {
+                self.changed.notify_one();
+            }
         }
         Ok(())
     }
@@ -139,14 +185,13 @@ impl Timers {
     pub fn run(&self, xen: &Weak<Xen>, memory: &LiveMemory, interrupter: &Interrupter) {
         let mut state = self.state();
         while !state.stopped {
-            state.lines.retain(|line| {
-                let mut pending = [0];
-                let is_up = memory.read(GuestPhys(line.pending), &mut pending) == 1 && pending[0] != 0;
-                if !is_up && let Err(error) = interrupter.interrupt(line.vcpu, line.number, false) {
-                    log::warn!("an interrupt of vCPU {} stays up: {error}", line.vcpu);
-                }
-                is_up
-            });
+            state.lower(memory, interrupter, Instant::now());
+            if guest_log::has_words() {
+                drop(state);
+                guest_log::deliver();
+                state = self.state();
+                continue;
+            }
             let now = self.now();
             let is_held = state.is_held;
             let due = state.at.iter().position(|at| at.is_some_and(|at| at <= now && !is_held));
@@ -156,6 +201,7 @@ impl Timers {
                 if let (Some(xen), Ok(vcpu)) = (xen.upgrade(), u32::try_from(vcpu)) {
                     xen.expire(vcpu);
                 }
+                guest_log::deliver();
                 state = self.state();
                 continue;
             }
@@ -163,13 +209,36 @@ impl Timers {
             let next = state.at.iter().flatten().min().filter(|_| !is_held);
             // Without a timer it waits to be told.
             let mut wait = next.map_or(Duration::from_secs(3600), |at| Duration::from_nanos(at - now));
-            if !state.lines.is_empty() {
-                wait = wait.min(LOOK_AT_LINES);
+            if let Some(look) = state.lines.iter().map(|raised| raised.next).min() {
+                wait = wait.min(look.saturating_duration_since(Instant::now()));
             }
             state = match self.changed.wait_timeout(state, wait) {
                 Ok((state, _)) => state,
                 Err(poisoned) => poisoned.into_inner().0,
             };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_a_guest_leaves_up_is_looked_at_rarely() {
+        let start = Instant::now();
+        let mut raised = Raised::new(Line { vcpu: 0, number: 31, pending: 0 }, start);
+        let mut looks = Vec::new();
+        while raised.next < start + Duration::from_secs(1) {
+            looks.push(raised.next - start);
+            let now = raised.next;
+            raised.look_later(now);
+        }
+        assert!(looks.len() < 120, "{} looks a second", looks.len());
+        // One that is seen to is lowered before as long again is over.
+        for seen_to in [10, 60, 500, 3000].map(Duration::from_micros) {
+            let lowered = looks.iter().find(|look| **look >= seen_to).unwrap();
+            assert!(*lowered <= 2 * seen_to + 2 * FIRST_LOOK, "{seen_to:?} {lowered:?}");
         }
     }
 }

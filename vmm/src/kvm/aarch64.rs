@@ -224,15 +224,20 @@ fn edit_id_registers(fd: &VcpuFd, selection: &Selection, edits: &[IdRegisterMask
             return Err(FeatureError::NotOnHost((*name).into()).into());
         }
     }
-    let change = |register: IdRegister, what: &'static str, edit: &dyn Fn(u64) -> u64| {
-        let id = id_register(register);
-        let old = get(fd, id).map_err(ioctl("KVM_GET_ONE_REG of an ID register"))?;
-        let new = edit(old);
-        if new != old && fd.set_one_reg(id, &new.to_le_bytes()).is_err() {
-            return Err(KvmError::FixedIdRegister { register: register.name, what });
-        }
-        Ok(())
-    };
+    let change =
+        |register: IdRegister, what: &'static str, edit: &dyn Fn(u64) -> u64| -> Result<(), KvmError> {
+            let id = id_register(register);
+            let old = get(fd, id).map_err(ioctl("KVM_GET_ONE_REG of an ID register"))?;
+            let new = edit(old);
+            if new != old {
+                fd.set_one_reg(id, &new.to_le_bytes()).map_err(|source| KvmError::FixedIdRegister {
+                    register: register.name,
+                    what,
+                    source,
+                })?;
+            }
+            Ok(())
+        };
     for field in &selection.hidden {
         change(field.register, field.name, &|value| field.hide(value))?;
     }
@@ -253,8 +258,10 @@ pub fn set_boot_state(vcpu: &VcpuFd, state: &super::BootState) -> Result<(), Kvm
     let super::BootState::Aarch64(state) = state else {
         return Err(KvmError::Missing("the other architecture's guests"));
     };
-    for (register, value) in [(PC, state.pc), (X0, state.x0), (PSTATE, state.pstate)] {
-        vcpu.set_one_reg(register, &value.to_le_bytes()).map_err(ioctl("KVM_SET_ONE_REG"))?;
+    for (name, register, value) in
+        [("pc", PC, state.pc), ("x0", X0, state.x0), ("cpsr", PSTATE, state.pstate)]
+    {
+        vcpu.set_one_reg(register, &value.to_le_bytes()).map_err(registers::refused(name))?;
     }
     Ok(())
 }

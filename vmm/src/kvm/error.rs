@@ -56,16 +56,44 @@ pub enum KvmError {
     #[error(transparent)]
     Feature(#[from] FeatureError),
     /// An ID register that KVM does not let us write.
-    #[error("this host's KVM does not let {register} be changed, so {what} cannot be hidden")]
+    #[error("this host's KVM does not let {register} be changed, so {what} cannot be hidden: {source}")]
     FixedIdRegister {
         /// The register.
         register: &'static str,
         /// The feature, or "the template's bits".
         what: &'static str,
+        /// Why.
+        source: Errno,
     },
     /// A register that KVM does not let us read or write.
-    #[error("this host's KVM refuses the value of register {0}")]
-    RefusedRegister(&'static str),
+    #[error("this host's KVM refuses register {register}: {source}")]
+    Register {
+        /// The register's name in the register table.
+        register: &'static str,
+        /// Why.
+        source: Errno,
+    },
+    /// An MSR that `KVM_SET_MSRS` stopped at, which tells no reason.
+    #[error("this host's KVM refuses the value {value:#x} of register {register}")]
+    Msr {
+        /// The register's name in the register table.
+        register: &'static str,
+        /// What was to be written.
+        value: u64,
+    },
+    /// An ioctl that sets several registers failed; KVM does not tell which of them it refuses.
+    #[error("KVM refused {call} with a new value of {registers}: {source}")]
+    Registers {
+        /// The ioctl, as the KVM API documentation names it.
+        call: &'static str,
+        /// The registers that were to change.
+        registers: String,
+        /// Why.
+        source: Errno,
+    },
+    /// A register that has no value of its own, or one of another size.
+    #[error("register {0} cannot be written")]
+    NoValue(&'static str),
     /// Memory could not be mapped.
     #[error("cannot map {bytes} bytes of guest memory: {source}")]
     Memory {

@@ -69,6 +69,8 @@ pub enum VcpuExit<'a> {
         address: u64,
         /// Bytes.
         size: u64,
+        /// What `KVM_RUN` failed with.
+        errno: i32,
     },
     /// A debug event (`KVM_SET_GUEST_DEBUG`).
     Debug(DebugExit),
@@ -258,7 +260,7 @@ pub unsafe fn decode(run: &mut kvm::kvm_run) -> VcpuExit<'_> {
         kvm::KVM_EXIT_MEMORY_FAULT => {
             // SAFETY: as above.
             let fault = unsafe { run.__bindgen_anon_1.memory_fault };
-            VcpuExit::MemoryFault { address: fault.gpa, size: fault.size }
+            VcpuExit::MemoryFault { address: fault.gpa, size: fault.size, errno: libc::EFAULT }
         }
         kvm::KVM_EXIT_DEBUG => {
             // SAFETY: as above.
@@ -293,6 +295,21 @@ pub unsafe fn decode(run: &mut kvm::kvm_run) -> VcpuExit<'_> {
         kvm::KVM_EXIT_INTR => VcpuExit::Interrupted,
         other => VcpuExit::Other(other),
     }
+}
+
+/// The exit that came with a failure of `KVM_RUN`, if there is one: `KVM_EXIT_MEMORY_FAULT` alone comes so,
+/// with `EFAULT` or `EHWPOISON`; with any other error the exit reason is an old one (KVM API,
+/// "KVM_EXIT_MEMORY_FAULT").
+pub(crate) fn of_failure(errno: i32, run: &mut kvm::kvm_run) -> Option<VcpuExit<'static>> {
+    let may_have_one = matches!(errno, libc::EFAULT | libc::EHWPOISON);
+    if !may_have_one || run.exit_reason != kvm::KVM_EXIT_MEMORY_FAULT {
+        return None;
+    }
+    // It has been told; the next failure may have none.
+    run.exit_reason = kvm::KVM_EXIT_UNKNOWN;
+    // SAFETY: the exit reason has said which member of the union is valid.
+    let fault = unsafe { run.__bindgen_anon_1.memory_fault };
+    Some(VcpuExit::MemoryFault { address: fault.gpa, size: fault.size, errno })
 }
 
 /// In the flags of `KVM_EXIT_HYPERCALL` on aarch64.
@@ -348,6 +365,28 @@ mod tests {
             panic!("not a port write");
         };
         assert_eq!((port, size, data), (0x3f8, 2, &[1, 2, 3, 4, 5, 6, 7, 8][..]));
+    }
+
+    #[test]
+    fn a_memory_fault_comes_with_an_error_and_keeps_its_address() {
+        for errno in [libc::EFAULT, libc::EHWPOISON] {
+            let mut page = run_with(kvm::KVM_EXIT_MEMORY_FAULT);
+            // SAFETY: as above.
+            let fault = unsafe { &mut as_run(&mut page).__bindgen_anon_1.memory_fault };
+            (fault.gpa, fault.size) = (0x1234_5000, 0x20_0000);
+            let Some(VcpuExit::MemoryFault { address, size, errno: told }) =
+                of_failure(errno, as_run(&mut page))
+            else {
+                panic!("not a memory fault");
+            };
+            assert_eq!((address, size, told), (0x1234_5000, 0x20_0000, errno));
+            // What is still there belongs to no later error.
+            assert!(of_failure(errno, as_run(&mut page)).is_none());
+        }
+        for errno in [libc::EINTR, libc::EINVAL, libc::ENOSYS] {
+            assert!(of_failure(errno, as_run(&mut run_with(kvm::KVM_EXIT_MEMORY_FAULT))).is_none());
+        }
+        assert!(of_failure(libc::EFAULT, as_run(&mut run_with(kvm::KVM_EXIT_MMIO))).is_none());
     }
 
     #[test]

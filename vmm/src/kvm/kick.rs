@@ -16,14 +16,31 @@
 //! A thread that waits for messages outside the guest is woken by the message itself and gets
 //! no kick (`attention.rs`).
 //!
+//! # Which signal
+//! The first real-time signal that nobody in the process has taken when the first machine is made, or the one
+//! that was chosen by [`use_signal`]. From then on it belongs to this module: whoever embeds the monitor
+//! must not give it another handler or block it on the threads of vCPUs. The handler runs on a thread's
+//! alternate stack where it has one (`SA_ONSTACK`, as runtimes with small stacks want it), interrupts
+//! system calls (no `SA_RESTART`), and touches only its thread's own variables.
+//!
 //! Source: KVM API, "5. The kvm_run structure", `immediate_exit`.
 
+use nix::errno::Errno;
+use nix::sys::signal::SigSet;
 use std::cell::Cell;
+use std::io;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+/// The signal, once there is a handler; 0 before.
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+/// Held while a signal is chosen.
+static CHOICE: Mutex<()> = Mutex::new(());
 
 thread_local! {
     // A constant initialiser and no destructor: the handler may touch it at any time.
@@ -31,9 +48,9 @@ thread_local! {
     static KICKED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The signal that kicks a vCPU thread.
+/// The signal that kicks a vCPU thread; 0, which kicks nobody, before there is a handler.
 pub fn signal() -> libc::c_int {
-    SIGRTMIN()
+    SIGNAL.load(Ordering::Acquire)
 }
 
 extern "C" fn handle_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
@@ -47,13 +64,73 @@ extern "C" fn handle_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc:
     }
 }
 
-/// Installs the handler for the whole process. Calling it again changes nothing.
+/// What a signal does now.
+fn action(number: libc::c_int) -> io::Result<libc::sigaction> {
+    let mut action = MaybeUninit::uninit();
+    // SAFETY: no action is given, and there is room for the one that is told.
+    let result = unsafe { libc::sigaction(number, ptr::null(), action.as_mut_ptr()) };
+    Errno::result(result)?;
+    // SAFETY: the call has succeeded, so it has written the action.
+    Ok(unsafe { action.assume_init() })
+}
+
+/// Gives a signal our handler.
+fn install(number: libc::c_int) -> io::Result<()> {
+    let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = handle_kick;
+    // SAFETY: all zeros are a `sigaction` with an empty mask.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    action.sa_sigaction = handler as *const () as libc::sighandler_t;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: the handler has the form that SA_SIGINFO asks for, and is async-signal-safe.
+    let result = unsafe { libc::sigaction(number, &raw const action, ptr::null_mut()) };
+    Errno::result(result)?;
+    SIGNAL.store(number, Ordering::Release);
+    Ok(())
+}
+
+/// Installs the handler for the whole process, at the first real-time signal that is at its default.
+/// Calling it again changes nothing.
 ///
 /// # Errors
-/// What `sigaction` says.
-pub fn install_handler() -> std::io::Result<()> {
-    register_signal_handler(signal(), handle_kick)
-        .map_err(|error| std::io::Error::from_raw_os_error(error.errno()))
+/// What `sigaction` says, or that no real-time signal is free.
+pub fn install_handler() -> io::Result<()> {
+    let _choice = CHOICE.lock().unwrap_or_else(PoisonError::into_inner);
+    if signal() != 0 {
+        return Ok(());
+    }
+    for number in libc::SIGRTMIN()..=libc::SIGRTMAX() {
+        if action(number)?.sa_sigaction == libc::SIG_DFL {
+            return install(number);
+        }
+    }
+    Err(io::Error::other(
+        "every real-time signal has a handler already: free one, or choose it by use_signal",
+    ))
+}
+
+/// Has vCPU threads kicked by this signal, whose handler is replaced. For programs that know which they do
+/// not need; to be called before the first machine is made.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`] when another one is in use; what `sigaction` says.
+pub fn use_signal(number: libc::c_int) -> io::Result<()> {
+    let _choice = CHOICE.lock().unwrap_or_else(PoisonError::into_inner);
+    match signal() {
+        0 => install(number),
+        known if known == number => Ok(()),
+        _ => Err(io::ErrorKind::AlreadyExists.into()),
+    }
+}
+
+/// Lets kicks through on the calling thread, whatever the one that has made it blocks.
+fn unblock() {
+    if let Ok(mut set) = SigSet::thread_get_mask().map(|set| *set.as_ref()) {
+        // SAFETY: the set is one that the system has filled in.
+        unsafe {
+            libc::sigdelset(&raw mut set, signal());
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
+        }
+    }
 }
 
 /// Whether this thread has been kicked since [`clear`]: a device that waits on this thread
@@ -111,6 +188,7 @@ impl<'a> Target<'a> {
     /// `immediate_exit` must stay valid for writes as long as the target lives.
     pub unsafe fn new(immediate_exit: *mut u8) -> Target<'a> {
         IMMEDIATE_EXIT.set(immediate_exit);
+        unblock();
         Target(PhantomData)
     }
 }
@@ -129,6 +207,18 @@ mod tests {
         // SAFETY: the signal has a handler; `raise` sends it to the calling thread and returns
         // after the handler has.
         unsafe { libc::raise(signal()) };
+    }
+
+    #[test]
+    fn the_signal_is_one_that_nobody_had() {
+        install_handler().unwrap();
+        let number = signal();
+        assert!((libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number));
+        let ours = action(number).unwrap();
+        assert_eq!(ours.sa_flags & libc::SA_ONSTACK, libc::SA_ONSTACK);
+        assert_eq!(ours.sa_flags & libc::SA_RESTART, 0);
+        assert_eq!(use_signal(number + 1).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert!(use_signal(number).is_ok());
     }
 
     #[test]

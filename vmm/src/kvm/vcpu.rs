@@ -1,7 +1,7 @@
 //! One vCPU. The thread that runs it owns it.
 
 use super::error::{KvmError, ioctl};
-use super::exit::{SystemEvent, VcpuExit, decode};
+use super::exit::{SystemEvent, VcpuExit, decode, of_failure};
 use super::{BootState, HOST_ISA, XenVcpuAttribute, kick, native};
 use arch::Isa;
 use arch::paging::Regime;
@@ -67,7 +67,8 @@ impl Vcpu {
         unsafe { kick::Target::new(flag) }
     }
 
-    /// Runs the guest until it needs us. `EINTR` is [`VcpuExit::Interrupted`].
+    /// Runs the guest until it needs us. `EINTR` is [`VcpuExit::Interrupted`], and a fault on guest memory,
+    /// which comes with an error, [`VcpuExit::MemoryFault`].
     ///
     /// # Errors
     /// [`KvmError::Ioctl`] for every other failure of `KVM_RUN`.
@@ -81,7 +82,7 @@ impl Vcpu {
                 libc::EINTR => Ok(VcpuExit::Interrupted),
                 // Linux before 6.1 returns it for a vCPU that is not ready to run.
                 libc::EAGAIN => Ok(VcpuExit::Interrupted),
-                _ => Err(ioctl("KVM_RUN")(error)),
+                errno => of_failure(errno, self.fd.get_kvm_run()).ok_or_else(|| ioctl("KVM_RUN")(error)),
             };
         }
         if self.is_waiting.get() {
@@ -177,7 +178,8 @@ impl Vcpu {
     /// Writes every register that the file has a value for.
     ///
     /// # Errors
-    /// [`KvmError::RefusedRegister`] for a value that KVM does not take, [`KvmError::Ioctl`].
+    /// [`KvmError::Register`], [`KvmError::Registers`] or [`KvmError::Msr`] for a value that KVM does not
+    /// take, [`KvmError::Ioctl`].
     /// Registers written before it keep their new values.
     pub fn set_registers(&self, file: &RegisterFile) -> Result<(), KvmError> {
         self.is_dropped.set(true);

@@ -7,6 +7,8 @@ pub const ENOENT: i64 = -2;
 pub const ESRCH: i64 = -3;
 /// Not for this guest.
 pub const EPERM: i64 = -1;
+/// More than is done at once.
+pub const E2BIG: i64 = -7;
 /// Memory that cannot be read or written.
 pub const EFAULT: i64 = -14;
 /// There is one already.
@@ -28,6 +30,7 @@ pub fn name(result: i64) -> Option<&'static str> {
         EPERM => "EPERM",
         ENOENT => "ENOENT",
         ESRCH => "ESRCH",
+        E2BIG => "E2BIG",
         EFAULT => "EFAULT",
         EEXIST => "EEXIST",
         EINVAL => "EINVAL",

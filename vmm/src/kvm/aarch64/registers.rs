@@ -12,7 +12,7 @@ use arch::register::{Bank, RegisterFile, Scalable, Source, table};
 use debug::arming::DebugRegisters;
 use debug::target::{Code, HostDebug};
 use kvm_bindings as kvm;
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::{Error as Errno, Kvm, VcpuFd};
 use std::cell::{OnceCell, RefCell};
 
 /// `struct kvm_regs`: offset of `fp_regs.vregs`, of its `fpsr` and `fpcr`.
@@ -73,6 +73,11 @@ pub fn can_sync(_: &Kvm) -> bool {
     false
 }
 
+/// Makes the error of a register that KVM refused.
+pub(super) fn refused(register: &'static str) -> impl FnOnce(Errno) -> KvmError {
+    move |source| KvmError::Register { register, source }
+}
+
 /// Access to a vCPU's registers. What has been read since the guest was left is not asked of
 /// KVM again.
 #[derive(Debug)]
@@ -123,19 +128,28 @@ impl Registers {
     }
 
     fn get(&self, vcpu: &VcpuFd, id: u64) -> Option<u64> {
+        self.try_get(vcpu, id).ok()
+    }
+
+    fn try_get(&self, vcpu: &VcpuFd, id: u64) -> Result<u64, Errno> {
         if let Some((_, value)) = self.known.borrow().iter().find(|(known, _)| *known == id) {
-            return Some(*value);
+            return Ok(*value);
         }
-        let value = super::get(vcpu, id).ok()?;
+        let value = super::get(vcpu, id)?;
         self.known.borrow_mut().push((id, value));
-        Some(value)
+        Ok(value)
+    }
+
+    /// Reads a register that there must be.
+    fn need(&self, vcpu: &VcpuFd, id: u64, register: &'static str) -> Result<u64, KvmError> {
+        self.try_get(vcpu, id).map_err(refused(register))
     }
 
     /// PC, PSTATE, `VBAR_EL1` and `SPSR_EL1`: what a step looks at, without all the rest.
     pub fn step_state(&self, vcpu: &VcpuFd) -> Result<After, KvmError> {
         const SPSR_EL1: u64 = core_register(36 * 8);
         const VBAR_EL1: u64 = system_register(3, 0, 12, 0, 0);
-        let read = |id, name| self.get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
+        let read = |id, name| self.need(vcpu, id, name);
         Ok(After {
             pc: read(super::PC, "pc")?,
             pstate: read(PSTATE, "cpsr")?,
@@ -201,40 +215,39 @@ impl Registers {
     /// error only when their value would change.
     pub fn write(&self, vcpu: &VcpuFd, file: &RegisterFile) -> Result<(), KvmError> {
         for (row, register) in file.rows() {
-            let refused = || KvmError::RefusedRegister(register.name);
+            let name = register.name;
+            let no_value = || KvmError::NoValue(name);
             match register.source {
                 Source::Vector(index) => {
-                    let bytes = file.bytes(row).ok_or_else(refused)?;
-                    if !self.write_vector(vcpu, index, &bytes) {
-                        return Err(refused());
-                    }
+                    let bytes = file.bytes(row).ok_or_else(no_value)?;
+                    self.write_vector(vcpu, index, &bytes).map_err(refused(name))?;
                 }
                 Source::Scalable(which) => {
-                    let mut bytes = file.bytes(row).ok_or_else(refused)?;
+                    let mut bytes = file.bytes(row).ok_or_else(no_value)?;
                     let (id, size) = scalable(which);
                     bytes.resize(size, 0);
-                    vcpu.set_one_reg(id, &bytes).map_err(|_| refused())?;
+                    vcpu.set_one_reg(id, &bytes).map_err(refused(name))?;
                 }
                 Source::Fpsr | Source::Fpcr => {
                     let offset = if register.source == Source::Fpsr { FPSR } else { FPCR };
-                    let bytes = file.bytes(row).ok_or_else(refused)?;
-                    vcpu.set_one_reg(core(kvm::KVM_REG_SIZE_U32, offset), &bytes).map_err(|_| refused())?;
+                    let bytes = file.bytes(row).ok_or_else(no_value)?;
+                    vcpu.set_one_reg(core(kvm::KVM_REG_SIZE_U32, offset), &bytes).map_err(refused(name))?;
                 }
                 source => {
-                    let value = file.get_row(row).ok_or_else(refused)?;
+                    let value = file.get_row(row).ok_or_else(no_value)?;
                     let id = match source {
                         // PSTATE comes behind SP in the table; a file with both has the new one.
                         Source::StackPointer => {
                             let state = file.get("cpsr").or_else(|| self.get(vcpu, PSTATE)).unwrap_or(0);
                             stack_pointer(state)
                         }
-                        source => id(source).ok_or_else(refused)?,
+                        source => id(source).ok_or_else(no_value)?,
                     };
                     self.known.borrow_mut().retain(|(known, _)| *known != id);
-                    if vcpu.set_one_reg(id, &value.to_le_bytes()).is_err()
+                    if let Err(error) = vcpu.set_one_reg(id, &value.to_le_bytes())
                         && self.get(vcpu, id) != Some(value)
                     {
-                        return Err(refused());
+                        return Err(refused(name)(error));
                     }
                 }
             }
@@ -244,13 +257,13 @@ impl Registers {
 
     /// PC and PSTATE, which run control asks for at every stop.
     pub fn pc_and_flags(&self, vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
-        let read = |id, name| self.get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
+        let read = |id, name| self.need(vcpu, id, name);
         Ok((read(super::PC, "pc")?, read(PSTATE, "cpsr")?))
     }
 
     /// PC, and the `TTBRn_EL1` that translates it.
     pub fn pc_and_base(&self, vcpu: &VcpuFd) -> Result<(u64, u64), KvmError> {
-        let read = |id, name| self.get(vcpu, id).ok_or(KvmError::RefusedRegister(name));
+        let read = |id, name| self.need(vcpu, id, name);
         let pc = read(super::PC, "pc")?;
         let upper = pc >> 55 & 1;
         Ok((pc, read(system_register(3, 0, 2, 0, upper), "TTBRn_EL1")?))
@@ -269,8 +282,8 @@ impl Registers {
         let Source::Core(_) = table(ISA).get(row)?.source else { return None };
         let id = id(table(ISA)[row].source)?;
         self.known.borrow_mut().retain(|(known, _)| *known != id);
-        let refused = |_| KvmError::RefusedRegister(table(ISA)[row].name);
-        Some(vcpu.set_one_reg(id, &value.to_le_bytes()).map(drop).map_err(refused))
+        let written = vcpu.set_one_reg(id, &value.to_le_bytes()).map(drop);
+        Some(written.map_err(refused(table(ISA)[row].name)))
     }
 
     /// Reads one register by its row.
@@ -320,9 +333,7 @@ impl Registers {
 
     /// How the vCPU translates now.
     pub fn regime(&self, vcpu: &VcpuFd) -> Result<Regime, KvmError> {
-        let read = |crn, op2, name| {
-            self.get(vcpu, system_register(3, 0, crn, 0, op2)).ok_or(KvmError::RefusedRegister(name))
-        };
+        let read = |crn, op2, name| self.need(vcpu, system_register(3, 0, crn, 0, op2), name);
         let (sctlr, tcr) = (read(1, 0, "SCTLR_EL1")?, read(2, 2, "TCR_EL1")?);
         let (ttbr0, ttbr1) = (read(2, 0, "TTBR0_EL1")?, read(2, 1, "TTBR1_EL1")?);
         Ok(Regime::Aarch64(Paging::new(sctlr, tcr, ttbr0, ttbr1)))
@@ -366,16 +377,27 @@ impl Registers {
         Some(bytes)
     }
 
-    fn write_vector(&self, vcpu: &VcpuFd, index: u8, bytes: &[u8]) -> bool {
+    fn write_vector(&self, vcpu: &VcpuFd, index: u8, bytes: &[u8]) -> Result<(), Errno> {
         let Some(mut wide) = self.read_scalable(vcpu, Scalable::Vector(index)) else {
-            return vcpu.set_one_reg(v_register(index), bytes).is_ok();
+            return vcpu.set_one_reg(v_register(index), bytes).map(drop);
         };
         wide.resize(Z_SIZE, 0);
         wide[..16].copy_from_slice(bytes);
-        vcpu.set_one_reg(scalable(Scalable::Vector(index)).0, &wide).is_ok()
+        vcpu.set_one_reg(scalable(Scalable::Vector(index)).0, &wide).map(drop)
     }
 }
 
 const fn v_register(index: u8) -> u64 {
     core(kvm::KVM_REG_SIZE_U128, VREGS + 16 * index as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_registers_are_named_with_the_reason() {
+        let text = refused("TTBR0_EL1")(Errno::new(libc::EINVAL)).to_string();
+        assert!(text.contains("TTBR0_EL1") && text.contains("Invalid argument"), "{text}");
+    }
 }

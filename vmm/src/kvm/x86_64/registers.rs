@@ -15,7 +15,7 @@ use debug::arming::DebugRegisters;
 use debug::disassemble::Mode;
 use debug::target::{Code, HostDebug};
 use kvm_bindings as kvm;
-use kvm_ioctls::{Kvm, SyncReg, VcpuFd};
+use kvm_ioctls::{Error as Errno, Kvm, SyncReg, VcpuFd};
 use std::arch::x86_64::__cpuid_count;
 use std::cell::{Cell, OnceCell};
 
@@ -163,7 +163,7 @@ impl Registers {
     /// at them or changes them.
     pub fn flush(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
         match (self.is_dirty.take(), self.regs.get()) {
-            (true, Some(regs)) => vcpu.set_regs(&regs).map_err(ioctl("KVM_SET_REGS")),
+            (true, Some(regs)) => vcpu.set_regs(&regs).map_err(refused_bank("KVM_SET_REGS", general())),
             _ => Ok(()),
         }
     }
@@ -367,7 +367,7 @@ impl Registers {
             }
             // KVM may change what it takes.
             self.forget();
-            vcpu.set_sregs(&sregs).map_err(ioctl("KVM_SET_SREGS"))?;
+            vcpu.set_sregs(&sregs).map_err(refused_bank("KVM_SET_SREGS", names(file, Bank::System)))?;
         }
         if wants(&banks, Bank::General) {
             let mut regs = self.regs(vcpu)?;
@@ -378,7 +378,7 @@ impl Registers {
                 }
             }
             self.regs.set(None);
-            vcpu.set_regs(&regs).map_err(ioctl("KVM_SET_REGS"))?;
+            vcpu.set_regs(&regs).map_err(refused_bank("KVM_SET_REGS", names(file, Bank::General)))?;
             self.regs.set(Some(regs));
         }
         if wants(&banks, Bank::Float) {
@@ -392,18 +392,38 @@ impl Registers {
                     debug.bytes_mut()[start..start + 8].copy_from_slice(&value.to_le_bytes());
                 }
             }
-            vcpu.set_debug_regs(&debug).map_err(ioctl("KVM_SET_DEBUGREGS"))?;
+            vcpu.set_debug_regs(&debug)
+                .map_err(refused_bank("KVM_SET_DEBUGREGS", names(file, Bank::Debug)))?;
         }
         for (row, index) in msr_rows() {
             let Some(data) = file.get_row(row) else { continue };
             let entry = kvm::kvm_msr_entry { index, data, ..Default::default() };
             let msrs = kvm::Msrs::from_entries(&[entry]).map_err(|_| KvmError::Missing("room for an MSR"))?;
             if vcpu.set_msrs(&msrs).map_err(ioctl("KVM_SET_MSRS"))? != 1 {
-                return Err(KvmError::RefusedRegister(table(ISA)[row].name));
+                return Err(KvmError::Msr { register: table(ISA)[row].name, value: data });
             }
         }
         Ok(())
     }
+}
+
+/// Makes the error of an ioctl that sets several registers.
+fn refused_bank(
+    call: &'static str,
+    registers: impl Iterator<Item = &'static str>,
+) -> impl FnOnce(Errno) -> KvmError {
+    // Words are made only when they are needed.
+    move |source| KvmError::Registers { call, registers: registers.collect::<Vec<_>>().join(", "), source }
+}
+
+/// Names of the registers of a bank that a file has values for.
+fn names(file: &RegisterFile, bank: Bank) -> impl Iterator<Item = &'static str> {
+    file.rows().filter(move |(_, register)| register.bank() == bank).map(|(_, register)| register.name)
+}
+
+/// Names of the general registers, of which some have been changed.
+fn general() -> impl Iterator<Item = &'static str> {
+    table(ISA).iter().filter(|register| register.bank() == Bank::General).map(|register| register.name)
 }
 
 fn wants(banks: &[Bank], bank: Bank) -> bool {
@@ -483,13 +503,26 @@ fn write_float(vcpu: &VcpuFd, layout: &XsaveLayout, file: &RegisterFile) -> Resu
     }
     // SAFETY: no dynamically enabled feature (AMX) is on, as nothing here asks for one, so the
     // area is no larger than the structure.
-    unsafe { vcpu.set_xsave(&xsave) }.map_err(ioctl("KVM_SET_XSAVE"))
+    unsafe { vcpu.set_xsave(&xsave) }.map_err(refused_bank("KVM_SET_XSAVE", names(file, Bank::Float)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use arch::register::row;
+
+    #[test]
+    fn refused_registers_are_named_with_the_reason() {
+        let mut file = RegisterFile::new(ISA);
+        file.set("cr0", 1);
+        file.set("rip", 2);
+        file.set("cr4", 3);
+        let failed = refused_bank("KVM_SET_SREGS", names(&file, Bank::System))(Errno::new(libc::EINVAL));
+        let text = failed.to_string();
+        assert!(text.contains("KVM_SET_SREGS") && text.contains("Invalid argument"), "{text}");
+        assert!(text.contains("cr0") && text.contains("cr4") && !text.contains("rip"), "{text}");
+        assert!(general().any(|name| name == "rip"));
+    }
 
     #[test]
     fn offsets_of_the_table_are_those_of_the_structures() {

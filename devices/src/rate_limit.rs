@@ -1,4 +1,4 @@
-//! A limit for messages that a guest can provoke as often as it likes.
+//! A limit for messages that a guest, or a client, can provoke as often as it likes.
 
 use std::time::{Duration, Instant};
 
@@ -14,24 +14,12 @@ pub struct RateLimit {
 
 impl RateLimit {
     /// Lets `allowed` messages through in each `period`.
-    pub fn new(allowed: u32, period: Duration) -> RateLimit {
+    pub const fn new(allowed: u32, period: Duration) -> RateLimit {
         RateLimit { allowed, period, period_start: None, used: 0, suppressed: 0 }
     }
 
-    /// Logs a message at level info, if that level is on and the limit is not reached.
-    pub fn info(&mut self, message: impl FnOnce() -> String) {
-        if !log::log_enabled!(log::Level::Info) {
-            return;
-        }
-        match self.admit(Instant::now()) {
-            None => {}
-            Some(0) => log::info!("{}", message()),
-            Some(missed) => log::info!("{} ({missed} like it were not shown)", message()),
-        }
-    }
-
     /// Whether a message may pass at `now`, and how many did not since the last that did.
-    fn admit(&mut self, now: Instant) -> Option<u64> {
+    pub fn admit(&mut self, now: Instant) -> Option<u64> {
         if self.period_start.is_none_or(|start| now.duration_since(start) >= self.period) {
             self.period_start = Some(now);
             self.used = 0;
@@ -43,6 +31,11 @@ impl RateLimit {
         self.used += 1;
         Some(std::mem::take(&mut self.suppressed))
     }
+}
+
+/// What stands behind a message that passed after `missed` others did not; nothing for 0.
+pub fn missed_in_words(missed: u64) -> String {
+    if missed == 0 { String::new() } else { format!(" ({missed} like it were not shown)") }
 }
 
 #[cfg(test)]
@@ -57,5 +50,9 @@ mod tests {
         assert_eq!(limit.admit(start), None);
         assert_eq!(limit.admit(start + Duration::from_secs(1)), Some(2));
         assert_eq!(limit.admit(start + Duration::from_secs(1)), Some(0));
+        assert_eq!(
+            (missed_in_words(0), missed_in_words(2)),
+            (String::new(), " (2 like it were not shown)".into())
+        );
     }
 }
