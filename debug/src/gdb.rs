@@ -13,5 +13,6 @@ pub mod front;
 mod kernel;
 pub mod monitor;
 pub mod packet;
+mod search;
 pub mod server;
 pub mod session;

@@ -19,6 +19,7 @@
 
 pub mod arming;
 pub mod breakpoint;
+pub mod cancel;
 pub mod disassemble;
 pub mod dump;
 pub mod engine;

@@ -478,7 +478,7 @@ fn dmesg(args: &CoreArgs, core: Core, lines: Option<usize>, out: &mut impl Write
     let not_there = |why: String| CoreError::NotThere(why);
     let mut session = session(core);
     session.current = args.vcpu;
-    let info = session.kernel_info();
+    let info = session.kernel_info().map_err(|cancelled| not_there(cancelled.to_string()))?;
     let info = info.ok_or_else(|| not_there("no Linux kernel has described itself in the dump".into()))?;
     let log = session.kernel_log(&info).map_err(|error| not_there(error.to_string()))?;
     let log = &log[log.len() - lines.unwrap_or(usize::MAX).min(log.len())..];

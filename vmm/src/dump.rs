@@ -7,6 +7,7 @@ use crate::vcpus::Vcpus;
 use arch::GuestVirt;
 use arch::register::Bank;
 use debug::breakpoint::Table;
+use debug::cancel::Cancelled;
 use debug::disassemble::Mode;
 use debug::dump::write::{self, Progress, Summary, Target, WriteError};
 use debug::dump::{Cpu, Unplanted};
@@ -90,7 +91,11 @@ impl Dumper {
         let Some(vcpus) = self.vcpus.upgrade() else { return false };
         let (regimes, _held) = vcpus.hold(|vcpu| vcpu.regime().ok());
         let memory = LiveMemory(self.memory.clone());
-        let Some(info) = VmCoreInfo::find(&memory) else { return false };
+        let mut go_on = || match self.is_closed.load(Ordering::Acquire) {
+            true => Err(Cancelled),
+            false => Ok(()),
+        };
+        let Ok(Some(info)) = VmCoreInfo::find(&memory, &mut go_on) else { return false };
         regimes.into_iter().flatten().any(|regime| {
             let space = Space::Virtual(regime);
             let read = |at: u64, bytes: &mut [u8]| memory::read(&memory, &space, None, GuestVirt(at), bytes);

@@ -16,6 +16,7 @@ use super::Cpu;
 use super::elf::{ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE, STATE, number_of};
 use super::kernel::{self, Piece};
 use super::sink::{self, Sink};
+use crate::cancel::Cancelled;
 use crate::disassemble::Mode;
 use crate::linux::VmCoreInfo;
 use crate::target::Memory;
@@ -182,10 +183,14 @@ fn write(
     let memory = target.memory;
     let ranges = super::joined(memory.ranges());
     let populated = super::joined(memory.populated());
-    let (head, has_info) = head(target, &ranges);
-    sink.data(&head)?;
     let total = ranges.iter().map(|range| range.size).sum();
-    let mut summary = Summary { memory: total, stored: 0, has_info };
+    let mut go_on = || match watch(Progress { done: 0, total }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Cancelled),
+    };
+    let Ok(info) = VmCoreInfo::find(memory, &mut go_on) else { return Ok(ControlFlow::Break(())) };
+    sink.data(&head(target, &ranges, info.as_ref()))?;
+    let mut summary = Summary { memory: total, stored: 0, has_info: info.is_some() };
     let mut done = 0;
     let mut buffer = vec![0; AT_ONCE];
     for range in &ranges {
@@ -249,13 +254,12 @@ struct Segment {
     size: u64,
 }
 
-/// Everything in front of the memory, and whether the kernel's description is in it.
-fn head(target: &Target<'_>, ranges: &[PhysRange]) -> (Vec<u8>, bool) {
-    let info = VmCoreInfo::find(target.memory);
+/// Everything in front of the memory.
+fn head(target: &Target<'_>, ranges: &[PhysRange], info: Option<&VmCoreInfo>) -> Vec<u8> {
     let regimes: Vec<(&Cpu, Regime)> =
         target.cpus.iter().filter_map(|cpu| Some((cpu, kernel::regime(&cpu.registers).ok()?))).collect();
     let direct = regimes.iter().find_map(|(_, regime)| kernel::direct_map(regime, target.memory));
-    let notes = notes(target, info.as_ref());
+    let notes = notes(target, info);
 
     let others = others(target, &regimes, direct);
     let count = 1 + ranges.len() + others.len();
@@ -298,7 +302,7 @@ fn head(target: &Target<'_>, ranges: &[PhysRange]) -> (Vec<u8>, bool) {
     bytes.resize(usize::try_from(table).unwrap_or(0), 0);
     bytes.extend(notes);
     bytes.resize(usize::try_from(begin).unwrap_or(0), 0);
-    (bytes, info.is_some())
+    bytes
 }
 
 /// The ELF header, 64 bytes.

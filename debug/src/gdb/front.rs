@@ -17,6 +17,7 @@
 //! `docs/system/gdb.rst` for the last but two.
 
 use super::packet::{escape, from_hex, number, push_hex, unescape};
+use super::search;
 use super::session::{InsertError, Session, errno, tid};
 use crate::breakpoint::{self, Kind};
 use crate::expression::Expression;
@@ -50,7 +51,7 @@ pub enum Answer {
 const FEATURES: &str =
     ";ConditionalBreakpoints+;BreakpointCommands+;qXfer:threads:read+;PhyMemMode+;binary-upload+";
 
-fn error(code: u8) -> Answer {
+pub(super) fn error(code: u8) -> Answer {
     Answer::Reply(format!("E{code:02x}").into_bytes())
 }
 
@@ -79,8 +80,8 @@ pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
             Answer::PassOn("")
         }
         _ if text("qSupported").is_some() => Answer::PassOn(FEATURES),
-        _ if let Some(arguments) = text("qSearch:memory:") => search(session, arguments),
-        _ if let Some(arguments) = text("qCRC:") => crc(session, arguments),
+        _ if let Some(arguments) = text("qSearch:memory:") => search::find(session, arguments),
+        _ if let Some(arguments) = text("qCRC:") => search::crc(session, arguments),
         _ if let Some(arguments) = text("qXfer:threads:read::") => threads(session, arguments),
         _ if data == b"qqemu.PhyMemMode" => {
             Answer::Reply(if session.is_physical { b"1".to_vec() } else { b"0".to_vec() })
@@ -201,7 +202,7 @@ fn remove<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
 }
 
 /// Two numbers with a comma between them.
-fn pair(arguments: &[u8]) -> Option<(u64, u64)> {
+pub(super) fn pair(arguments: &[u8]) -> Option<(u64, u64)> {
     let comma = arguments.iter().position(|byte| *byte == b',')?;
     Some((number(&arguments[..comma])?, number(&arguments[comma + 1..])?))
 }
@@ -231,70 +232,6 @@ fn write_memory<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answe
         }
         _ => error(errno::EINVAL),
     }
-}
-
-/// Bytes that a search or a checksum goes through at a time.
-const WINDOW: usize = 64 << 10;
-/// Bytes that one search or checksum goes through at most.
-const MOST_SEARCHED: u64 = 16 << 30;
-
-/// `qSearch:memory:address;length;pattern`.
-fn search<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
-    let mut parts = arguments.splitn(3, |byte| *byte == b';');
-    let mut next = || parts.next();
-    let (Some(Some(start)), Some(Some(length)), Some(pattern)) =
-        (next().map(number), next().map(number), next().map(unescape))
-    else {
-        return error(errno::EINVAL);
-    };
-    if pattern.is_empty() || pattern.len() > WINDOW || length > MOST_SEARCHED {
-        return error(errno::EINVAL);
-    }
-    // Windows overlap by the pattern's length less one.
-    let mut window = vec![0; WINDOW + pattern.len() - 1];
-    let mut offset = 0;
-    while offset < length {
-        let left = usize::try_from(length - offset).unwrap_or(usize::MAX).min(window.len());
-        let Some(at) = start.checked_add(offset) else { break };
-        let count = session.read(session.current, at, &mut window[..left]);
-        let found = window[..count].windows(pattern.len()).position(|candidate| candidate == pattern);
-        if let Some(position) = found {
-            return Answer::Reply(format!("1,{:x}", at + position as u64).into_bytes());
-        }
-        if count < left {
-            // Memory ends here; gdb says how far it got.
-            return error(errno::EFAULT);
-        }
-        offset += WINDOW as u64;
-    }
-    Answer::Reply(b"0".to_vec())
-}
-
-/// `qCRC:address,length`: CRC-32 with polynomial 0x04c11db7, most significant bit first, from
-/// all ones, not complemented (GDB manual, "qCRC").
-fn crc<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
-    let Some((start, length)) = pair(arguments).filter(|(_, length)| *length <= MOST_SEARCHED) else {
-        return error(errno::EINVAL);
-    };
-    let mut crc = u32::MAX;
-    let mut window = vec![0; WINDOW];
-    let mut offset = 0;
-    while offset < length {
-        let left = usize::try_from(length - offset).unwrap_or(usize::MAX).min(WINDOW);
-        let Some(at) = start.checked_add(offset) else { return error(errno::EFAULT) };
-        if session.read(session.current, at, &mut window[..left]) < left {
-            return error(errno::EFAULT);
-        }
-        crc = window[..left].iter().fold(crc, |crc, byte| crc_step(crc, *byte));
-        offset += left as u64;
-    }
-    Answer::Reply(format!("C{crc:x}").into_bytes())
-}
-
-fn crc_step(crc: u32, byte: u8) -> u32 {
-    (0..8).fold(crc ^ u32::from(byte) << 24, |crc, _| {
-        if crc & 1 << 31 != 0 { crc << 1 ^ 0x04c1_1db7 } else { crc << 1 }
-    })
 }
 
 /// `qXfer:threads:read::offset,length`.

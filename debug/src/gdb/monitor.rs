@@ -3,6 +3,7 @@
 use super::description::Described;
 use super::session::Session;
 use crate::breakpoint::Place;
+use crate::cancel::Cancelled;
 use crate::disassemble::LONGEST_INSTRUCTION;
 use crate::dump::write::{self, Target};
 use crate::dump::{self, Unplanted};
@@ -97,7 +98,7 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
             }
             Ok(format!("a debugger that attaches is told: {}\n", session.described.name(session.isa())))
         }
-        "linux" => Ok(linux(session)),
+        "linux" => linux(session).map_err(broken_off),
         "dmesg" => dmesg(session, arguments),
         "dump" => dump(session, arguments),
         "step-interrupts" => {
@@ -115,6 +116,10 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
         "help" => Ok(help(session.machine.commands())),
         name => session.machine.run_command(name, arguments),
     }
+}
+
+fn broken_off(cancelled: Cancelled) -> String {
+    cancelled.to_string()
 }
 
 fn switch(arguments: &[&str]) -> Result<Option<bool>, String> {
@@ -213,6 +218,8 @@ fn size(bytes: u64) -> String {
 /// Lines that one `monitor map` prints, and pages that it looks at.
 const MOST_LINES: usize = 512;
 const MOST_PAGES: usize = 1 << 20;
+/// Pages between two looks whether the map is still wanted.
+const PAGES_BETWEEN: usize = 1 << 12;
 
 /// A range of addresses with the same permissions.
 #[derive(Clone, Copy)]
@@ -244,6 +251,9 @@ fn map<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, S
         let mut at = first;
         loop {
             pages += 1;
+            if pages % PAGES_BETWEEN == 0 {
+                session.cancel.check().map_err(broken_off)?;
+            }
             let (span, mapped) = match regime.translate(session.machine.memory(), GuestVirt(at)) {
                 Ok(mapping) => (mapping.page_size, Some(mapping.permissions)),
                 Err(Fault::OutOfRange(_)) => break,
@@ -333,9 +343,9 @@ fn breakpoints<M: Machine>(session: &Session<M>) -> String {
     text
 }
 
-fn linux<M: Machine>(session: &Session<M>) -> String {
+fn linux<M: Machine>(session: &Session<M>) -> Result<String, Cancelled> {
     let mut text = String::new();
-    match session.kernel_info() {
+    match session.kernel_info()? {
         Some(info) => {
             line!(text, "release: {}", info.release());
             if let Some(slide) = info.slide() {
@@ -354,7 +364,7 @@ fn linux<M: Machine>(session: &Session<M>) -> String {
         Some(address) => line!(text, "mapped from {address:#x} on"),
         None => line!(text, "not mapped where a kernel would be (yet)"),
     }
-    text
+    Ok(text)
 }
 
 fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
@@ -363,7 +373,7 @@ fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String,
         [count] => usize::try_from(number(count)?).unwrap_or(usize::MAX),
         _ => return Err("a number of lines".into()),
     };
-    let Some(info) = session.kernel_info() else {
+    let Some(info) = session.kernel_info().map_err(broken_off)? else {
         return Ok("no Linux kernel has described itself in memory (yet)\n".into());
     };
     Ok(match session.kernel_log(&info) {
@@ -371,7 +381,10 @@ fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String,
             let skipped = lines.len().saturating_sub(most);
             lines[skipped..].iter().map(|line| format!("{line}\n")).collect()
         }
-        Err(error) => format!("{error}\n"),
+        Err(error) => {
+            session.cancel.check().map_err(broken_off)?;
+            format!("{error}\n")
+        }
     })
 }
 
@@ -385,7 +398,10 @@ fn dump<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, 
     let state = session.engine.state();
     let memory = Unplanted { memory: session.machine.memory(), table: &state.table };
     let target = Target { isa: session.isa(), cpus: &cpus, memory: &memory };
-    let written = write::to_file(&target, Path::new(path), &mut |_| ControlFlow::Continue(()));
+    let written = write::to_file(&target, Path::new(path), &mut |_| match session.cancel.check() {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    });
     written.map(|summary| format!("{path}: {summary}\n")).map_err(|error| error.to_string())
 }
 

@@ -6,6 +6,7 @@
 use super::description::{Described, RegisterSet};
 use super::monitor;
 use crate::breakpoint::{Breakpoint, Kind};
+use crate::cancel::Cancel;
 use crate::engine::Engine;
 use crate::expression::Expression;
 use crate::memory::{self, Space};
@@ -42,6 +43,8 @@ use std::sync::Arc;
 pub mod errno {
     /// No such process, here: vCPU.
     pub const ESRCH: u8 = 3;
+    /// Interrupted.
+    pub const EINTR: u8 = 4;
     /// I/O.
     pub const EIO: u8 = 5;
     /// Bad address.
@@ -78,6 +81,8 @@ pub struct Session<M: Machine> {
     pub current: u32,
     /// Addresses are guest-physical.
     pub is_physical: bool,
+    /// What commands that take long ask whether they are still wanted.
+    pub cancel: Cancel,
     /// What the debugger named for each vCPU in the resume that it is putting together.
     named: Vec<Option<Action>>,
     /// vCPUs that were not named stay where they are, instead of running.
@@ -105,6 +110,7 @@ impl<M: Machine> Session<M> {
             engine,
             current: 0,
             is_physical: false,
+            cancel: Cancel::never(),
             named: vec![None; vcpus],
             is_locked: false,
             reported: vec![None; vcpus],
@@ -188,6 +194,12 @@ impl<M: Machine> Session<M> {
         let was_there = state.table.remove(self.machine.memory(), kind, GuestVirt(address), length);
         // Fewer wants than before always fit.
         self.engine.reallocate(&mut state).is_ok() && was_there
+    }
+
+    /// Gives commands that take long, and the machine, what they ask whether they are still wanted.
+    pub fn set_cancel(&mut self, cancel: &Cancel) {
+        self.cancel = cancel.clone();
+        self.machine.set_cancel(cancel);
     }
 
     /// Attaches: from now on vCPUs stop for this session.
