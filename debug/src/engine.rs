@@ -54,7 +54,18 @@ pub struct State {
     wants: Vec<Want>,
     owners: Vec<usize>,
     /// What `dprintf` has printed, for the debugger.
-    output: VecDeque<String>,
+    output: Output,
+}
+
+/// Text for a debugger, the oldest first. One that does not read it has the guest go on all the same,
+/// so what is too much is left out and counted.
+#[derive(Debug, Default)]
+struct Output {
+    pieces: VecDeque<String>,
+    /// Bytes in all of them.
+    size: usize,
+    /// Bytes that were left out since.
+    lost: u64,
 }
 
 /// How far a vCPU has come with its action.
@@ -89,8 +100,10 @@ pub struct Engine {
     state: Mutex<State>,
 }
 
-/// Pieces of output kept for a debugger that does not read; the oldest go first.
-const MOST_OUTPUT: usize = 4096;
+/// Bytes of output kept for a debugger that does not read.
+const MOST_OUTPUT: usize = 256 << 10;
+/// What a short piece takes besides its bytes.
+const PIECE: usize = 32;
 
 impl Engine {
     /// An engine for a target whose host can do `host`, nothing asked for.
@@ -103,7 +116,7 @@ impl Engine {
             allocation: Allocation { registers: DebugRegisters::none(isa), served: Vec::new() },
             wants: Vec::new(),
             owners: Vec::new(),
-            output: VecDeque::new(),
+            output: Output::default(),
         };
         Engine { isa, host, state: Mutex::new(state) }
     }
@@ -616,20 +629,44 @@ impl State {
         if text.is_empty() {
             return;
         }
-        if self.output.len() == MOST_OUTPUT {
-            self.output.pop_front();
-        }
-        self.output.push_back(text);
+        self.output.push(text);
     }
 
     /// Whether something has been printed.
     pub fn has_output(&self) -> bool {
-        !self.output.is_empty()
+        !self.output.pieces.is_empty() || self.output.lost > 0
     }
 
-    /// Takes what has been printed.
-    pub fn take_output(&mut self) -> Vec<String> {
-        self.output.drain(..).collect()
+    /// Takes what has been printed, in pieces of `most` bytes or little more, until there is no more.
+    pub fn take_output(&mut self, most: usize) -> Option<String> {
+        self.output.take(most)
+    }
+}
+
+impl Output {
+    fn push(&mut self, text: String) {
+        if self.lost > 0 || self.size + text.len() + PIECE > MOST_OUTPUT {
+            self.lost += text.len() as u64;
+            return;
+        }
+        self.size += text.len() + PIECE;
+        self.pieces.push_back(text);
+    }
+
+    fn take(&mut self, most: usize) -> Option<String> {
+        let mut text = String::new();
+        while text.len() < most {
+            let Some(piece) = self.pieces.pop_front() else { break };
+            self.size -= piece.len() + PIECE;
+            text.push_str(&piece);
+        }
+        if self.pieces.is_empty() && self.lost > 0 {
+            let lost = std::mem::take(&mut self.lost);
+            text.push_str(&format!(
+                "\n(vmm: {lost} bytes of output were left out: they were not read in time)\n"
+            ));
+        }
+        (!text.is_empty()).then_some(text)
     }
 }
 

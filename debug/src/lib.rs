@@ -30,5 +30,6 @@ pub mod linux;
 pub mod memory;
 pub mod range;
 pub mod report;
+pub mod socket;
 pub mod target;
 pub mod trap;

@@ -4,6 +4,7 @@ mod bad_input;
 mod basics;
 pub mod dumps;
 pub mod gdb;
+pub mod gdb_port;
 mod gdb_wire;
 mod hypercalls;
 mod kicks;
@@ -152,6 +153,11 @@ pub const CASES: &[Case] = &[
     small("gdb_connections", gdb_wire::connections),
     small("gdb_halted_guest", gdb_wire::halted),
     small("gdb_bad_packets", gdb_wire::bad_packets),
+    small("gdb_port_strangers", gdb_port::strangers),
+    small("gdb_port_sockets", gdb_port::sockets),
+    small("gdb_port_lost", gdb_port::lost),
+    small("gdb_port_takeover", gdb_port::takeover),
+    small("gdb_port_long_commands", gdb_port::long_commands),
     small("gdb_many_breakpoints_and_vcpus", gdb_wire::many_breakpoints_and_vcpus),
     debugged("gdb_breakpoints_and_steps", &gdb::BREAKPOINTS),
     nested_only(debugged("gdb_watchpoints", &gdb::WATCHPOINTS)),

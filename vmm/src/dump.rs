@@ -76,6 +76,11 @@ impl Dumper {
         write::to_file(&Target { isa: HOST_ISA, cpus: &cpus, memory: &memory }, path, &mut watch)
     }
 
+    /// The debugger's part of the machine, if it may have one.
+    pub fn debugger(&self) -> Option<&DebugShared> {
+        self.debug.as_deref()
+    }
+
     /// The machine ends: a dump that is being written is broken off, and none is begun. Returns when
     /// nothing of it is left.
     pub fn close(&self) {

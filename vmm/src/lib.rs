@@ -35,6 +35,7 @@ pub mod memory;
 pub mod outcome;
 mod output_queue;
 pub mod panic_watch;
+mod peer;
 mod rate_limit;
 pub mod run;
 pub mod stepping;

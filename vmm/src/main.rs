@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Some(Command::Check { json, probe }) => ExitCode::from(check::main(json, probe.as_deref())),
         Some(Command::Core(args)) => ExitCode::from(core_dump::main(&args)),
         Some(Command::Dump { guest, path }) => ExitCode::from(control::dump(&guest, &path)),
+        Some(Command::Release { guest }) => ExitCode::from(control::release_debugger(&guest)),
         Some(Command::Completions { shell }) => {
             cli::completions(shell, &mut std::io::stdout());
             ExitCode::SUCCESS

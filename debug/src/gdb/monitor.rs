@@ -1,16 +1,19 @@
 //! `monitor` commands: what gdb's user asks the stub itself.
 
 use super::description::Described;
+use super::qemu;
+use super::regions::{self, Page};
 use super::session::Session;
 use crate::breakpoint::Place;
 use crate::cancel::Cancelled;
 use crate::disassemble::LONGEST_INSTRUCTION;
+use crate::dump::destination::Destination;
 use crate::dump::write::{self, Target};
 use crate::dump::{self, Unplanted};
 use crate::memory::Space;
 use crate::report::Report;
 use crate::target::{Command, Control, Machine, Memory, SoftwareBreakpoints};
-use arch::paging::{Fault, Mapping, Permissions, Regime, Step};
+use arch::paging::{Mapping, Permissions, Regime, Step};
 use arch::register::{Bank, Group};
 use arch::{GuestVirt, Isa};
 use std::fmt::Write;
@@ -40,7 +43,12 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "dump",
         usage: "PATH",
-        what: "write a core of the guest, on the host that it runs on; PATH.gz and PATH.zst compress",
+        what: "write a core of the guest, a new file on the host that it runs on, below the folder that vmm was started in (or --dump-dir); PATH.gz and PATH.zst compress",
+    },
+    Command {
+        name: "info",
+        usage: "mem|tlb|registers [-a]",
+        what: "what is mapped, entries of page tables, registers: as QEMU's monitor prints them",
     },
     Command {
         name: "step-interrupts",
@@ -98,6 +106,7 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
             }
             Ok(format!("a debugger that attaches is told: {}\n", session.described.name(session.isa())))
         }
+        "info" => qemu::info(session, arguments),
         "linux" => linux(session).map_err(broken_off),
         "dmesg" => dmesg(session, arguments),
         "dump" => dump(session, arguments),
@@ -215,11 +224,8 @@ fn size(bytes: u64) -> String {
     }
 }
 
-/// Lines that one `monitor map` prints, and pages that it looks at.
+/// Lines that one `monitor map` prints.
 const MOST_LINES: usize = 512;
-const MOST_PAGES: usize = 1 << 20;
-/// Pages between two looks whether the map is still wanted.
-const PAGES_BETWEEN: usize = 1 << 12;
 
 /// A range of addresses with the same permissions.
 #[derive(Clone, Copy)]
@@ -231,55 +237,34 @@ struct Range {
 
 fn map<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
     let regime = session.regime(session.current).map_err(|fault| fault.to_string())?;
-    let ranges: Vec<(u64, u64)> = match arguments {
-        [] => regime.ranges().into_iter().map(|(first, last)| (first.0, last.0)).collect(),
-        [start] => vec![(number(start)?, u64::MAX)],
+    let between = match arguments {
+        [] => (0, u64::MAX),
+        [start] => (number(start)?, u64::MAX),
         [start, length] => {
             let start = number(start)?;
-            vec![(start, start.saturating_add(number(length)?.saturating_sub(1)))]
+            (start, start.saturating_add(number(length)?.saturating_sub(1)))
         }
         _ => return Err("an address and a length".into()),
     };
     let mut text = String::new();
     line!(text, "{}", regime.describe());
-    let (mut lines, mut pages) = (0, 0);
     if !regime.is_on() {
         return Ok(text + &ram(session));
     }
-    for (first, last) in ranges {
-        let mut current: Option<Range> = None;
-        let mut at = first;
-        loop {
-            pages += 1;
-            if pages % PAGES_BETWEEN == 0 {
-                session.cancel.check().map_err(broken_off)?;
+    let mut ranges: Vec<Range> = Vec::new();
+    let walked = regions::pages(session, &regime, between, &mut |Page { start, last, mapping, .. }| {
+        let permissions = mapping.permissions;
+        match ranges.last_mut() {
+            Some(range) if range.permissions == permissions && range.end.checked_add(1) == Some(start) => {
+                range.end = last;
             }
-            let (span, mapped) = match regime.translate(session.machine.memory(), GuestVirt(at)) {
-                Ok(mapping) => (mapping.page_size, Some(mapping.permissions)),
-                Err(Fault::OutOfRange(_)) => break,
-                Err(fault) => (fault.span(), None),
-            };
-            let end = (at | (span - 1)).min(last);
-            match (&mut current, mapped) {
-                (Some(range), Some(permissions)) if range.permissions == permissions => range.end = end,
-                (_, mapped) => {
-                    if let Some(range) = current.take() {
-                        push_range(&mut text, &range);
-                        lines += 1;
-                    }
-                    current = mapped.map(|permissions| Range { start: at, end, permissions });
-                }
-            }
-            match end.checked_add(1) {
-                Some(next) if end < last && lines < MOST_LINES && pages < MOST_PAGES => at = next,
-                _ => break,
-            }
+            _ => ranges.push(Range { start, end: last, permissions }),
         }
-        if let Some(range) = current {
-            push_range(&mut text, &range);
-        }
-    }
-    if lines >= MOST_LINES || pages >= MOST_PAGES {
+        if ranges.len() > MOST_LINES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    walked.map_err(broken_off)?;
+    ranges.iter().take(MOST_LINES).for_each(|range| push_range(&mut text, range));
+    if ranges.len() > MOST_LINES {
         line!(text, "(and more; give an address to start from)");
     }
     Ok(text)
@@ -390,15 +375,14 @@ fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String,
 
 fn dump<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
     let [path] = arguments else { return Err("a path".into()) };
-    // Whoever may debug the guest may not take away the host's files.
-    if Path::new(path).symlink_metadata().is_ok() {
-        return Err(format!("{path} is there already"));
-    }
+    // Whoever may debug the guest may not take away the host's files, nor put one anywhere.
+    let destination =
+        Destination::below(&session.dump_folder, Path::new(path)).map_err(|error| error.to_string())?;
     let cpus = dump::cpus(&session.machine).map_err(|error| error.to_string())?;
     let state = session.engine.state();
     let memory = Unplanted { memory: session.machine.memory(), table: &state.table };
     let target = Target { isa: session.isa(), cpus: &cpus, memory: &memory };
-    let written = write::to_file(&target, Path::new(path), &mut |_| match session.cancel.check() {
+    let written = write::to_destination(&target, &destination, &mut |_| match session.cancel.check() {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     });
