@@ -300,10 +300,13 @@ fn exits<M: Machine>(session: &Session<M>) -> String {
 fn breakpoints<M: Machine>(session: &Session<M>) -> String {
     let mut text = String::new();
     let state = session.engine.state();
-    let inserted = state.table.iter().map(|breakpoint| (breakpoint, ""));
-    let former = state.table.former().map(|breakpoint| (breakpoint, " (not inserted now)"));
-    for (breakpoint, note) in inserted.chain(former) {
+    let inserted = state.table.entries().map(|(id, breakpoint)| (breakpoint, state.is_guarded(id), ""));
+    let former = state.table.former().map(|breakpoint| (breakpoint, false, " (not inserted now)"));
+    for (breakpoint, is_guarded, note) in inserted.chain(former) {
         let place = match breakpoint.place {
+            Place::Planted(place) if is_guarded => format!(
+                "instruction planted at {place:#x}, and a debug register, because its code is still to come"
+            ),
             Place::Planted(place) => format!("instruction planted at {place:#x}"),
             Place::Register => "debug register".into(),
             Place::Fallback(why) => format!("debug register, because {why}"),

@@ -152,15 +152,12 @@ impl<M: Machine> Session<M> {
         let memory = self.machine.memory();
         let place = self.engine.place(kind, memory, &space, address);
         let mut state = self.engine.state();
-        state.table.remove(memory, kind, address, length);
         let hits = state.table.former_hits(kind, address, length);
         let breakpoint = Breakpoint { kind, address, length, place, conditions, commands, hits };
-        state.table.insert(memory, breakpoint)?;
-        if let Err(error) = self.engine.make_room(&mut state, memory, &space) {
-            state.table.remove(memory, kind, address, length);
-            return Err(error.into());
-        }
-        Ok(())
+        let change = state.table.replace(memory, breakpoint)?;
+        let fits = self.engine.make_room(&mut state, memory, &space);
+        state.table.settle_change(memory, change, fits.is_err());
+        Ok(fits?)
     }
 
     /// Removes a breakpoint; whether it was there.
@@ -353,8 +350,9 @@ mod tests {
             let registers = if isa == Isa::X86_64 { host.watchpoints } else { host.breakpoints };
             let mut session = Session::new(machine, Arc::new(Engine::new(isa, host, 1)));
             session.insert(Kind::Software, 0x1000, 4, Vec::new(), Vec::new()).unwrap();
-            let place =
-                |session: &Session<Still>| session.engine.state().table.get(0).map(|first| first.place);
+            let place = |session: &Session<Still>| {
+                session.engine.state().table.iter().next().map(|first| first.place)
+            };
             assert_eq!(place(&session), Some(Place::Fallback(PATCHED)), "{isa}");
             for index in 0..registers as u64 {
                 session.insert(Kind::Hardware, 0x2000 + 16 * index, 4, Vec::new(), Vec::new()).unwrap();
@@ -362,6 +360,40 @@ mod tests {
             assert_eq!(place(&session), Some(Place::Planted(GuestPhys(0x1000))), "{isa}");
             let refused = session.insert(Kind::Hardware, 0x3000, 4, Vec::new(), Vec::new());
             assert!(refused.is_err(), "{isa}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_changes_nothing() {
+        for isa in Isa::ALL {
+            let machine = Still::new(isa, 1, 1 << 16).unwrap();
+            let host = machine.host().clone();
+            let mut session = Session::new(machine, Arc::new(Engine::new(isa, host.clone(), 1)));
+            let all = host.breakpoints as u64;
+            let watch = |session: &mut Session<Still>, length| {
+                session.insert(Kind::Write, 0x3000, length, Vec::new(), Vec::new())
+            };
+            let breakpoints = if isa == Isa::X86_64 { all - 1 } else { all };
+            for index in 0..breakpoints {
+                let always = vec![Expression::new(vec![0x22, 1, 0x27]).unwrap()];
+                session.insert(Kind::Hardware, 0x2000 + 16 * index, 4, always, Vec::new()).unwrap();
+            }
+            watch(&mut session, 4).unwrap();
+            let seen = |session: &Session<Still>| -> Vec<(GuestVirt, usize)> {
+                let state = session.engine.state();
+                state.table.iter().map(|it| (it.address, it.conditions.len())).collect()
+            };
+            let before = (seen(&session), session.engine.arming(&session.engine.state(), 0));
+            // One more of another kind, a larger one, and the same ones again.
+            assert!(session.insert(Kind::Hardware, 0x4000, 4, Vec::new(), Vec::new()).is_err(), "{isa}");
+            assert!(watch(&mut session, 0xff).is_err(), "{isa}");
+            let again = vec![Expression::new(vec![0x22, 0, 0x27]).unwrap()];
+            session.insert(Kind::Hardware, 0x2000, 4, again, Vec::new()).unwrap();
+            watch(&mut session, 4).unwrap();
+            let after = (seen(&session), session.engine.arming(&session.engine.state(), 0));
+            assert_eq!(before, after, "{isa}");
+            assert!(session.remove(Kind::Write, 0x3000, 4));
+            assert_eq!(seen(&session).len() as u64, breakpoints);
         }
     }
 }
