@@ -205,6 +205,7 @@ pub const CASES: &[Case] = &[
         }),
     ),
     only(Isa::X86_64, debugged("gdb_32_bit_code", &gdb::BITS_32)),
+    only(Isa::X86_64, debugged("gdb_32_bit_kernel", &gdb::GROWS)),
     debugged("lldb_on_a_guest", &gdb::LLDB),
     Case {
         kernels: &["6.12"],

@@ -22,6 +22,7 @@ use arch::register::{Bank, RegisterFile};
 use arch::{GuestPhys, Isa};
 use debug::arming::{Arming, DebugRegisters, Own, in_place};
 use debug::engine::Engine;
+use debug::gdb::description::Believed;
 use debug::gdb::listener::Listener;
 use debug::gdb::server::{self, Service};
 use debug::gdb::session::Session;
@@ -578,6 +579,7 @@ pub struct Prepared {
     events: Receiver<Event>,
     listener: Listener,
     config: GdbConfig,
+    believed: Believed,
 }
 
 impl Prepared {
@@ -585,7 +587,12 @@ impl Prepared {
     ///
     /// # Errors
     /// [`Error`] when the socket cannot be opened.
-    pub fn new(config: &GdbConfig, vcpus: u32, memory: &GuestMemory) -> Result<Prepared, Error> {
+    pub fn new(
+        config: &GdbConfig,
+        vcpus: u32,
+        memory: &GuestMemory,
+        believed: Believed,
+    ) -> Result<Prepared, Error> {
         let address = &config.address;
         let listener = Listener::bind(address, config.access())
             .map_err(|source| Error::Listen { address: address.to_string(), source })?;
@@ -603,7 +610,7 @@ impl Prepared {
             attention: Attention::default(),
             exits: (0..vcpus).map(|_| Default::default()).collect(),
         };
-        Ok(Prepared { shared: Arc::new(shared), events, listener, config: config.clone() })
+        Ok(Prepared { shared: Arc::new(shared), events, listener, config: config.clone(), believed })
     }
 }
 
@@ -621,7 +628,7 @@ impl Debugger {
     /// # Errors
     /// When the system gives no more threads or descriptors.
     pub fn start(prepared: Prepared, vcpus: &Arc<Vcpus>, shared: &Arc<Shared>) -> Result<Debugger, Error> {
-        let Prepared { shared: debug, events, listener, config } = prepared;
+        let Prepared { shared: debug, events, listener, config, believed } = prepared;
         let quit = new_event()?;
         let service = Service {
             quit: duplicate(&quit)?,
@@ -646,6 +653,7 @@ impl Debugger {
             .name("gdb".into())
             .spawn(move || {
                 let mut session = Session::new(machine, engine);
+                session.believed = believed;
                 if let Some(folder) = config.dump_folder {
                     session.dump_folder = folder;
                 }

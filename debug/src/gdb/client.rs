@@ -363,6 +363,11 @@ impl<M: Machine> Client<M> {
         if let Some(words) = stop.words() {
             self.send(&console(&words));
         }
+        if let Stop::Vcpu(vcpu, _) = stop
+            && let Some(words) = session.outgrown(*vcpu)
+        {
+            self.send(&console(words));
+        }
         self.is_running = false;
         self.send(&stop.reply(session));
         match stop {

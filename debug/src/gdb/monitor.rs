@@ -35,7 +35,7 @@ const COMMANDS: &[Command] = &[
     Command { name: "breakpoints", usage: "", what: "each breakpoint: kind, place, hits, and why this kind" },
     Command {
         name: "description",
-        usage: "[x86-64|i386|i8086]",
+        usage: "[auto|x86-64|i386|i8086]",
         what: "what a debugger that attaches next is told the processor is",
     },
     Command { name: "linux", usage: "", what: "the guest's Linux kernel: release, where it is mapped" },
@@ -101,10 +101,13 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
         "description" => {
             if let [name] = arguments {
                 let described = (session.isa() == Isa::X86_64).then(|| Described::from_name(name)).flatten();
-                session.described =
-                    described.ok_or_else(|| format!("'{name}' is none that this target is"))?;
+                session.described = match (*name, described) {
+                    ("auto", _) => None,
+                    (_, Some(described)) => Some(described),
+                    _ => return Err(format!("'{name}' is none that this target is")),
+                };
             }
-            Ok(format!("a debugger that attaches is told: {}\n", session.described.name(session.isa())))
+            Ok(format!("a debugger that attaches is told: {}\n", session.describes().name(session.isa())))
         }
         "info" => qemu::info(session, arguments),
         "linux" => linux(session).map_err(broken_off),

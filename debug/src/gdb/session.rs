@@ -2,10 +2,11 @@
 //!
 //! Threads are vCPUs; gdb's thread-ids are their numbers plus one.
 
-use super::description::{Described, RegisterSet};
+use super::description::{Believed, Described, RegisterSet};
 use super::stop::Stop;
 use crate::breakpoint::{Breakpoint, Kind};
 use crate::cancel::Cancel;
+use crate::disassemble::Mode;
 use crate::engine::Engine;
 use crate::expression::Expression;
 use crate::memory::{self, Space};
@@ -52,8 +53,12 @@ pub struct Session<M: Machine> {
     pub engine: Arc<Engine>,
     /// Registers that are described to the debugger...
     pub registers: RegisterSet,
-    /// ...and what as, to the one that attaches next.
-    pub described: Described,
+    /// ...and what as, to the one that attaches next, if somebody has said so...
+    pub described: Option<Described>,
+    /// ...else by what the kernel's file is.
+    pub believed: Believed,
+    /// The debugger has been told that it was told of another processor than there is.
+    is_told: bool,
     /// The vCPU that memory is looked at through, and that stopped last.
     pub current: u32,
     /// Addresses are guest-physical.
@@ -79,7 +84,9 @@ impl<M: Machine> Session<M> {
         let file = machine.registers(0, &Bank::ALL).unwrap_or_else(|_| RegisterFile::new(machine.isa()));
         Session {
             registers: RegisterSet::new(&file),
-            described: Described::Whole,
+            described: None,
+            believed: Believed::default(),
+            is_told: false,
             machine,
             engine,
             current: 0,
@@ -185,7 +192,42 @@ impl<M: Machine> Session<M> {
         self.chosen = None;
         self.names_process = false;
         self.is_physical = false;
-        self.registers.describe_as(self.described);
+        self.is_told = false;
+        self.registers.describe_as(self.describes());
+    }
+
+    /// What a debugger that attaches now is told the processor is.
+    pub fn describes(&self) -> Described {
+        let follow = || {
+            let mode = self.machine.code(self.current).map_or(Mode::Bits64, |code| code.mode);
+            self.believed.describes(mode, self.is_long(self.current))
+        };
+        match self.isa() {
+            Isa::X86_64 => self.described.unwrap_or_else(follow),
+            Isa::Aarch64 => Described::Whole,
+        }
+    }
+
+    /// Whether an x86 vCPU is in long mode.
+    fn is_long(&self, vcpu: u32) -> bool {
+        const EFER_LMA: u64 = 1 << 10;
+        let file = self.machine.registers(vcpu, &[Bank::System]);
+        file.is_ok_and(|file| file.get("efer").is_some_and(|efer| efer & EFER_LMA != 0))
+    }
+
+    /// What the debugger is told when it sees half of a processor that has gone to 64-bit mode; once.
+    pub fn outgrown(&mut self, vcpu: u32) -> Option<&'static str> {
+        let is_asked_for = self.described.is_some();
+        if self.is_told || is_asked_for || !self.registers.is_narrow() || !self.is_long(vcpu) {
+            return None;
+        }
+        self.is_told = true;
+        Some(
+            "vmm: the guest is in 64-bit mode now, and gdb sees a 32-bit processor. To see all of it, type:\n\
+             vmm:   disconnect\nvmm:   file (or the file with 64-bit symbols behind it)\n\
+             vmm:   set architecture auto\nvmm:   target remote ... (as before)\n\
+             vmm: meanwhile the guest runs on, unless vmm was started with --gdb-lost hold.\n",
+        )
     }
 
     /// Detaches: planted instructions go, and the guest runs on.
