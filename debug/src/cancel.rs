@@ -70,13 +70,18 @@ impl Cancel {
         self.0.is_cancelled.store(true, Ordering::Release);
     }
 
+    /// Whether it has been told, or found, that the work is not wanted.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.is_cancelled.load(Ordering::Acquire)
+    }
+
     /// Whether to go on. Cheap enough to be asked every few thousand instructions.
     ///
     /// # Errors
     /// [`Cancelled`], from the first time on.
     pub fn check(&self) -> Result<(), Cancelled> {
         let state = &*self.0;
-        if !state.is_cancelled.load(Ordering::Acquire)
+        if !self.is_cancelled()
             && let Some(look) = &state.look
         {
             let now = u64::try_from(state.made.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -88,7 +93,7 @@ impl Cancel {
                 }
             }
         }
-        if state.is_cancelled.load(Ordering::Acquire) { Err(Cancelled) } else { Ok(()) }
+        if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::breakpoint::{Breakpoint, Id, Kind, Place, Table, is_patched_by_kernel
 use crate::disassemble::{LONGEST_INSTRUCTION, Mode};
 use crate::expression::{Expression, Target};
 use crate::memory::{self, Space};
+use crate::output::Output;
 use crate::range;
 use crate::target::{
     Action, Code, Cpu, HostDebug, Memory, Order, SoftwareBreakpoints, Stepped, StopReason, TargetError,
@@ -23,7 +24,6 @@ use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide}
 use arch::x86::debug_registers::matches;
 use arch::x86::simulate::Bits;
 use arch::{GuestPhys, GuestVirt, Isa};
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -55,17 +55,6 @@ pub struct State {
     guarded: Sharing,
     /// What `dprintf` has printed, for the debugger.
     output: Output,
-}
-
-/// Text for a debugger, the oldest first. One that does not read it has the guest go on all the same,
-/// so what is too much is left out and counted.
-#[derive(Debug, Default)]
-struct Output {
-    pieces: VecDeque<String>,
-    /// Bytes in all of them.
-    size: usize,
-    /// Bytes that were left out since.
-    lost: u64,
 }
 
 /// Debug registers, and what each is for.
@@ -120,11 +109,6 @@ pub struct Engine {
     host: HostDebug,
     state: Mutex<State>,
 }
-
-/// Bytes of output kept for a debugger that does not read.
-const MOST_OUTPUT: usize = 256 << 10;
-/// What a short piece takes besides its bytes.
-const PIECE: usize = 32;
 
 impl Engine {
     /// An engine for a target whose host can do `host`, nothing asked for.
@@ -675,7 +659,7 @@ impl State {
 
     /// Whether something has been printed.
     pub fn has_output(&self) -> bool {
-        !self.output.pieces.is_empty() || self.output.lost > 0
+        !self.output.is_empty()
     }
 
     /// Whether a breakpoint has a debug register beside the instruction that is planted for it.
@@ -686,33 +670,6 @@ impl State {
     /// Takes what has been printed, in pieces of `most` bytes or little more, until there is no more.
     pub fn take_output(&mut self, most: usize) -> Option<String> {
         self.output.take(most)
-    }
-}
-
-impl Output {
-    fn push(&mut self, text: String) {
-        if self.lost > 0 || self.size + text.len() + PIECE > MOST_OUTPUT {
-            self.lost += text.len() as u64;
-            return;
-        }
-        self.size += text.len() + PIECE;
-        self.pieces.push_back(text);
-    }
-
-    fn take(&mut self, most: usize) -> Option<String> {
-        let mut text = String::new();
-        while text.len() < most {
-            let Some(piece) = self.pieces.pop_front() else { break };
-            self.size -= piece.len() + PIECE;
-            text.push_str(&piece);
-        }
-        if self.pieces.is_empty() && self.lost > 0 {
-            let lost = std::mem::take(&mut self.lost);
-            text.push_str(&format!(
-                "\n(vmm: {lost} bytes of output were left out: they were not read in time)\n"
-            ));
-        }
-        (!text.is_empty()).then_some(text)
     }
 }
 

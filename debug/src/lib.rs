@@ -28,6 +28,7 @@ pub mod fake;
 pub mod gdb;
 pub mod linux;
 pub mod memory;
+pub mod output;
 pub mod range;
 pub mod report;
 pub mod socket;

@@ -215,6 +215,7 @@ pub const CASES: &[Case] = &[
     },
     nested_only(small("gdb_simulated_instructions", gdb_wire::simulated_instructions)),
     nested_only(small("gdb_remapped_page", gdb_wire::remapped_page)),
+    nested_only(small("gdb_loaded_code", gdb_wire::loaded_code)),
     small("hypercalls_traced", hypercalls::traced),
     nested_only(small("hypercalls_by_kvm", hypercalls::by_kvm)),
     only(Isa::X86_64, small("hypercalls_from_32_bit_code", hypercalls::from_32_bit_code)),

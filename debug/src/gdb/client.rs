@@ -124,10 +124,10 @@ impl<M: Machine> Client<M> {
         self.out.len() < MOST_WAITING
     }
 
-    /// A token for the commands of this client.
-    fn cancel(&self) -> Cancel {
+    /// Gives the session a token for the commands of this client.
+    pub fn arm(&self, session: &mut Session<M>) {
         let (input, is_over) = (Arc::clone(&self.input), Arc::clone(&self.is_over));
-        Cancel::new(move || is_over() || lock(&input).wants_no_more())
+        session.set_cancel(&Cancel::new(move || is_over() || lock(&input).wants_no_more()));
     }
 
     /// Serves what there is.
@@ -283,9 +283,11 @@ impl<M: Machine> Client<M> {
         // The debugger knows that the packet has arrived before it waits for the answer.
         self.flush()?;
         lock(&self.input).begin_long(self.out.is_empty());
-        session.set_cancel(&self.cancel());
         let result = self.answer(session, data);
         lock(&self.input).end_long();
+        if session.cancel.is_cancelled() {
+            self.arm(session);
+        }
         result
     }
 
@@ -412,6 +414,7 @@ pub fn misbehave<M: Machine>(
     session.attach();
     let peer = Peer::Unix { user: None, process: None };
     let mut client = Client::new(Stream::Unix(ours), peer, &[], Arc::new(|| false));
+    client.arm(session);
     let (mut answer, mut most) = (Vec::new(), 0);
     let mut buffer = vec![0; 64 << 10];
     let mut read = |theirs: &mut std::os::unix::net::UnixStream| {

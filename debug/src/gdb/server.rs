@@ -232,6 +232,7 @@ impl<M: Machine> Server<'_, M> {
         self.session.attach();
         log::info!("a debugger has attached: {peer}");
         let mut client = Client::new(stream, peer, begun, Arc::clone(&self.is_over));
+        client.arm(&mut self.session);
         let goodbye = client.serve(&mut self.session, Ready { input: true, ..Ready::default() });
         self.client = Some(client);
         match goodbye {

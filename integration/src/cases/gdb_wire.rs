@@ -3,7 +3,7 @@
 use crate::context::{Check, Context, check};
 use crate::process::Wiring;
 use crate::rsp::Client;
-use debug::gdb::packet::{Item, LONGEST, frame};
+use debug::gdb::packet::{Item, LONGEST, frame, hex};
 use std::path::Path;
 
 /// Starts a test guest that waits for a debugger, has `test` speak to it, and ends the guest by
@@ -156,6 +156,45 @@ fn send_bad_packets(c: &Context, socket: &Path) -> Result<Client, String> {
     let now = client.ask("p10")?;
     check(now.len() == pc.len(), || format!("the registers are {now}"))?;
     Ok(client)
+}
+
+/// A breakpoint where the guest's own loader copies the code afterwards, over what was planted for it: it
+/// stops, its conditions count, and what was copied runs.
+pub fn loaded_code(c: &mut Context) -> Check {
+    let (guest, socket) = (c.guest("loader", false)?, c.work.join("gdb.sock"));
+    let (place, pc, kind) = match c.isa {
+        arch::Isa::X86_64 => (0x20_0000u64, "10", 1),
+        arch::Isa::Aarch64 => (0x4100_0000, "20", 4),
+    };
+    let little: String = place.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    // Never true, and none.
+    for (condition, stops) in [(";X3,220027", false), ("", true)] {
+        let mut vmm =
+            c.start(Wiring::Pipes, "-v --gdb unix:{} --kernel {} --memory 64M", &[&socket, &guest])?;
+        let driven = Client::attach(&socket, c.limit(10)).and_then(|mut client| {
+            client.expect(&format!("Z0,{place:x},{kind}{condition}"), "OK")?;
+            client.send(&frame(&[b"qRcmd,", &hex(b"breakpoints")[..]].concat()))?;
+            let told = client.console_reply()?;
+            check(told.contains("its code is still to come"), || format!("breakpoints: {told}"))?;
+            client.run()?;
+            let mut stop = client.reply()?;
+            if stops {
+                let is_there = stop.contains(&format!("{pc}:{little}")) && stop.contains("swbreak");
+                check(is_there, || format!("it stops with {stop}"))?;
+                // It is planted again, and hidden.
+                let nop = if kind == 1 { "90" } else { "1f2003d5" };
+                client.expect(&format!("m{place:x},{kind}"), nop)?;
+                client.run()?;
+                stop = client.reply()?;
+            }
+            check(stop.starts_with("W21"), || format!("the guest ends with {stop}"))?;
+            vmm.wait(c.limit(10))
+        });
+        c.keep("vmm", &vmm);
+        let code = driven.map_err(|error| format!("{error}\n{}", vmm.errors.text()))?;
+        check(code == 0x21, || format!("vmm ended with {code}"))?;
+    }
+    Ok(())
 }
 
 /// A thousand breakpoints, and vCPUs that the guest has not started.
