@@ -31,6 +31,16 @@ impl DebugRegisters {
         }
     }
 
+    /// Whether one of them watches for something.
+    pub fn is_armed(&self) -> bool {
+        match self {
+            DebugRegisters::X86(slots) => slots.iter().any(Option::is_some),
+            DebugRegisters::Aarch64 { breakpoints, watchpoints } => {
+                breakpoints.iter().chain(watchpoints).any(arm::Pair::is_enabled)
+            }
+        }
+    }
+
     /// Whether none is in use.
     pub fn is_empty(&self) -> bool {
         match self {
@@ -119,17 +129,21 @@ pub struct Arming {
     pub software: bool,
     /// Debug registers.
     pub registers: DebugRegisters,
+    /// The same, and more that are good to have, in force instead where the guest has none of its own
+    /// armed: what is its own stays its own.
+    pub guarded: Option<Box<DebugRegisters>>,
 }
 
 impl Arming {
     /// Nothing: the guest runs as without a debugger.
     pub fn off(isa: Isa) -> Arming {
-        Arming { step: false, block_interrupts: false, software: false, registers: DebugRegisters::none(isa) }
+        let registers = DebugRegisters::none(isa);
+        Arming { step: false, block_interrupts: false, software: false, registers, guarded: None }
     }
 
     /// Whether guest debugging is off altogether.
     pub fn is_off(&self) -> bool {
-        !self.step && !self.software && self.registers.is_empty()
+        !self.step && !self.software && self.registers.is_empty() && self.guarded.is_none()
     }
 }
 

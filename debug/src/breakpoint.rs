@@ -12,6 +12,9 @@
 //!
 //! An address that does not translate yet waits on a debug register
 //! ([`Table::waiting`]) until its page appears ([`Table::settle`]).
+//!
+//! A breakpoint is told by its [`Id`], which it keeps for as long as it is there, whatever comes and goes
+//! beside it: what a debug register serves, what hits and what is counted go by it.
 
 use crate::arming::Want;
 use crate::expression::Expression;
@@ -83,6 +86,10 @@ impl Kind {
     }
 }
 
+/// What a breakpoint is told by. None is given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(u64);
+
 /// How a breakpoint is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -118,6 +125,8 @@ pub struct Breakpoint {
 struct Planted {
     original: Vec<u8>,
     users: usize,
+    /// There was no code when it was planted.
+    awaits_code: bool,
 }
 
 /// Why a breakpoint cannot be inserted.
@@ -135,12 +144,18 @@ pub enum InsertError {
 #[derive(Debug)]
 pub struct Table {
     isa: Isa,
-    breakpoints: Vec<Breakpoint>,
+    /// In the order they were inserted.
+    breakpoints: BTreeMap<Id, Breakpoint>,
+    next: u64,
     planted: BTreeMap<GuestPhys, Planted>,
     /// What was removed, for a debugger that takes its breakpoints out at every stop: the
     /// user still wants to see them, and their hits.
     former: Vec<Breakpoint>,
 }
+
+/// Bytes of zeros that are no code: on x86 eight instructions that write to memory, on aarch64 four that
+/// are undefined.
+const NO_CODE: usize = 16;
 
 /// Removed breakpoints that are remembered.
 const MOST_FORMER: usize = 1024;
@@ -148,12 +163,17 @@ const MOST_FORMER: usize = 1024;
 impl Table {
     /// A table without breakpoints.
     pub fn new(isa: Isa) -> Table {
-        Table { isa, breakpoints: Vec::new(), planted: BTreeMap::new(), former: Vec::new() }
+        Table { isa, breakpoints: BTreeMap::new(), next: 0, planted: BTreeMap::new(), former: Vec::new() }
     }
 
     /// All breakpoints, in the order they were inserted.
     pub fn iter(&self) -> impl Iterator<Item = &Breakpoint> {
-        self.breakpoints.iter()
+        self.breakpoints.values()
+    }
+
+    /// The same, with what each is told by.
+    pub fn entries(&self) -> impl Iterator<Item = (Id, &Breakpoint)> {
+        self.breakpoints.iter().map(|(id, breakpoint)| (*id, breakpoint))
     }
 
     /// Whether there is none.
@@ -166,11 +186,12 @@ impl Table {
         !self.planted.is_empty()
     }
 
-    fn find(&self, kind: Kind, address: GuestVirt, length: u64) -> Option<usize> {
-        self.breakpoints.iter().position(|breakpoint| {
+    fn find(&self, kind: Kind, address: GuestVirt, length: u64) -> Option<Id> {
+        let is_it = |breakpoint: &Breakpoint| {
             let same_length = kind.access().is_none() || breakpoint.length == length;
             breakpoint.kind == kind && breakpoint.address == address && same_length
-        })
+        };
+        self.breakpoints.iter().find(|(_, breakpoint)| is_it(breakpoint)).map(|(id, _)| *id)
     }
 
     /// Whether such a breakpoint is there.
@@ -182,15 +203,52 @@ impl Table {
     ///
     /// # Errors
     /// [`InsertError`].
-    pub fn insert(&mut self, memory: &dyn Memory, breakpoint: Breakpoint) -> Result<(), InsertError> {
+    pub fn insert(&mut self, memory: &dyn Memory, breakpoint: Breakpoint) -> Result<Id, InsertError> {
         if self.find(breakpoint.kind, breakpoint.address, breakpoint.length).is_some() {
             return Err(InsertError::Duplicate);
         }
+        let id = Id(self.next);
+        self.insert_as(memory, id, breakpoint)?;
+        self.next += 1;
+        Ok(id)
+    }
+
+    fn insert_as(&mut self, memory: &dyn Memory, id: Id, breakpoint: Breakpoint) -> Result<(), InsertError> {
         if let Place::Planted(place) = breakpoint.place {
             self.plant(memory, place)?;
         }
-        self.breakpoints.push(breakpoint);
+        self.breakpoints.insert(id, breakpoint);
         Ok(())
+    }
+
+    /// Puts a breakpoint in the place of the one that is the same but for what it does, if there is
+    /// one, under that one's id and with its hits; else inserts it. What was replaced is for
+    /// [`Self::settle_change`], one way or the other: until then its instruction stays planted.
+    ///
+    /// # Errors
+    /// [`InsertError`]; then nothing has changed.
+    pub fn replace(&mut self, memory: &dyn Memory, breakpoint: Breakpoint) -> Result<Change, InsertError> {
+        let Some(id) = self.find(breakpoint.kind, breakpoint.address, breakpoint.length) else {
+            return self.insert(memory, breakpoint).map(|id| Change { id, before: None });
+        };
+        let before = self.breakpoints.get(&id).cloned();
+        let hits = before.as_ref().map_or(0, |before| before.hits);
+        self.insert_as(memory, id, Breakpoint { hits, ..breakpoint })?;
+        Ok(Change { id, before })
+    }
+
+    /// Makes an end of [`Self::replace`]: what was replaced goes, or with `undo` it comes back as it
+    /// was, and what replaced it goes.
+    pub fn settle_change(&mut self, memory: &dyn Memory, change: Change, undo: bool) {
+        let Change { id, before } = change;
+        let gone = match (undo, before) {
+            (false, before) => before,
+            (true, Some(before)) => self.breakpoints.insert(id, before),
+            (true, None) => self.breakpoints.remove(&id),
+        };
+        if let Some(Breakpoint { place: Place::Planted(place), .. }) = gone {
+            self.uproot(memory, place);
+        }
     }
 
     fn plant(&mut self, memory: &dyn Memory, place: GuestPhys) -> Result<(), InsertError> {
@@ -200,19 +258,22 @@ impl Table {
         }
         let instruction = planted_instruction(self.isa);
         let mut original = vec![0; instruction.len()];
+        let mut code = [0; NO_CODE];
+        let count = memory.read(place, &mut code);
         if memory.read(place, &mut original) < original.len()
             || memory.write(place, instruction) < instruction.len()
         {
             return Err(InsertError::NotRam(place));
         }
-        self.planted.insert(place, Planted { original, users: 1 });
+        let awaits_code = code[..count].iter().all(|byte| *byte == 0);
+        self.planted.insert(place, Planted { original, users: 1, awaits_code });
         Ok(())
     }
 
     /// Removes a breakpoint; whether it was there.
     pub fn remove(&mut self, memory: &dyn Memory, kind: Kind, address: GuestVirt, length: u64) -> bool {
-        let Some(index) = self.find(kind, address, length) else { return false };
-        let breakpoint = self.breakpoints.remove(index);
+        let found = self.find(kind, address, length).and_then(|id| self.breakpoints.remove(&id));
+        let Some(breakpoint) = found else { return false };
         if let Place::Planted(place) = breakpoint.place {
             self.uproot(memory, place);
         }
@@ -300,7 +361,7 @@ impl Table {
     pub fn overwritten(&self, memory: &dyn Memory) -> Vec<(GuestPhys, GuestVirt)> {
         let is_overwritten = |place: &GuestPhys| !self.stands(memory, *place);
         let address = |place: GuestPhys| {
-            self.breakpoints.iter().find(|breakpoint| breakpoint.place == Place::Planted(place))
+            self.breakpoints.values().find(|breakpoint| breakpoint.place == Place::Planted(place))
         };
         self.planted
             .keys()
@@ -356,75 +417,87 @@ impl Table {
     }
 
     /// Breakpoints that need a debug register, with what they want.
-    pub fn wants(&self) -> (Vec<usize>, Vec<Want>) {
-        let mut indices = Vec::new();
-        let mut wants = Vec::new();
-        for (index, breakpoint) in self.breakpoints.iter().enumerate() {
-            if matches!(breakpoint.place, Place::Planted(_)) {
-                continue;
-            }
-            indices.push(index);
-            wants.push(match breakpoint.kind.access() {
-                None => Want::Execute(breakpoint.address.0),
-                Some(access) => Want::Watch(access, breakpoint.address.0, breakpoint.length),
-            });
-        }
-        (indices, wants)
+    pub fn wants(&self) -> Vec<(Id, Want)> {
+        let needs = self.breakpoints.iter().filter(|(_, it)| !matches!(it.place, Place::Planted(_)));
+        needs
+            .map(|(id, it)| match it.kind.access() {
+                None => (*id, Want::Execute(it.address.0)),
+                Some(access) => (*id, Want::Watch(access, it.address.0, it.length)),
+            })
+            .collect()
     }
 
-    /// A breakpoint by its index.
-    pub fn get(&self, index: usize) -> Option<&Breakpoint> {
-        self.breakpoints.get(index)
+    /// Breakpoints that need none, but are better off with one beside the instruction that is planted
+    /// for them, with what they want: where the code is still to come, whoever copies it writes over
+    /// the instruction, and nobody is told.
+    pub fn guarded(&self) -> Vec<(Id, Want)> {
+        let is_awaited = |it: &Breakpoint| match it.place {
+            Place::Planted(place) => self.planted.get(&place).is_some_and(|planted| planted.awaits_code),
+            _ => false,
+        };
+        let guarded = self.breakpoints.iter().filter(|(_, it)| is_awaited(it));
+        guarded.map(|(id, it)| (*id, Want::Execute(it.address.0))).collect()
+    }
+
+    /// A breakpoint by its id.
+    pub fn get(&self, id: Id) -> Option<&Breakpoint> {
+        self.breakpoints.get(&id)
     }
 
     /// Counts a hit.
-    pub fn count(&mut self, index: usize) {
-        if let Some(breakpoint) = self.breakpoints.get_mut(index) {
+    pub fn count(&mut self, id: Id) {
+        if let Some(breakpoint) = self.breakpoints.get_mut(&id) {
             breakpoint.hits += 1;
         }
     }
 
-    /// The breakpoints whose instruction is planted at `place`, by index.
-    pub fn planted_at(&self, place: GuestPhys) -> Vec<usize> {
-        let is_there = |breakpoint: &Breakpoint| breakpoint.place == Place::Planted(place);
-        (0..self.breakpoints.len()).filter(|&index| is_there(&self.breakpoints[index])).collect()
+    /// The breakpoints whose instruction is planted at `place`.
+    pub fn planted_at(&self, place: GuestPhys) -> Vec<Id> {
+        let there = self.breakpoints.iter().filter(|(_, it)| it.place == Place::Planted(place));
+        there.map(|(id, _)| *id).collect()
     }
 
     /// Software breakpoints that wait on a debug register because their address did not
-    /// translate, or not to RAM: index and address. A kernel's own address is the latter while
+    /// translate, or not to RAM, with their address. A kernel's own address is the latter while
     /// an aarch64 processor's MMU is off.
-    pub fn waiting(&self) -> Vec<(usize, GuestVirt)> {
+    pub fn waiting(&self) -> Vec<(Id, GuestVirt)> {
         self.fallen_back(&[NOT_MAPPED, NOT_RAM])
     }
 
     /// Software breakpoints that could be planted but are better off on a debug register while
     /// there is one.
-    pub fn patched(&self) -> Vec<(usize, GuestVirt)> {
+    pub fn patched(&self) -> Vec<(Id, GuestVirt)> {
         self.fallen_back(&[PATCHED])
     }
 
-    fn fallen_back(&self, reasons: &[&'static str]) -> Vec<(usize, GuestVirt)> {
+    fn fallen_back(&self, reasons: &[&'static str]) -> Vec<(Id, GuestVirt)> {
         let has_reason = |breakpoint: &Breakpoint| match breakpoint.place {
             Place::Fallback(reason) => reasons.contains(&reason),
             Place::Planted(_) | Place::Register => false,
         };
-        let breakpoints = self.breakpoints.iter().enumerate();
-        breakpoints
-            .filter(|(_, breakpoint)| has_reason(breakpoint))
-            .map(|(index, breakpoint)| (index, breakpoint.address))
-            .collect()
+        let fallen = self.breakpoints.iter().filter(|(_, breakpoint)| has_reason(breakpoint));
+        fallen.map(|(id, breakpoint)| (*id, breakpoint.address)).collect()
     }
 
     /// Plants a breakpoint that was waiting, if its page is RAM now; whether it is.
-    pub fn settle(&mut self, memory: &dyn Memory, index: usize, place: GuestPhys) -> bool {
-        if self.plant(memory, place).is_ok()
-            && let Some(breakpoint) = self.breakpoints.get_mut(index)
+    pub fn settle(&mut self, memory: &dyn Memory, id: Id, place: GuestPhys) -> bool {
+        if self.breakpoints.contains_key(&id)
+            && self.plant(memory, place).is_ok()
+            && let Some(breakpoint) = self.breakpoints.get_mut(&id)
         {
             breakpoint.place = Place::Planted(place);
             return true;
         }
         false
     }
+}
+
+/// A breakpoint that has replaced another one, or nothing, for [`Table::settle_change`].
+#[derive(Debug)]
+#[must_use]
+pub struct Change {
+    id: Id,
+    before: Option<Breakpoint>,
 }
 
 /// Why a breakpoint that could be planted is on a debug register while there is one.
@@ -503,7 +576,7 @@ mod tests {
         for name in [0xff00, 0xee00] {
             table.insert(&ram, software(name, Place::Planted(GuestPhys(0x1000)))).unwrap();
         }
-        assert_eq!(table.planted_at(GuestPhys(0x1000)), [0, 1]);
+        assert_eq!(table.planted_at(GuestPhys(0x1000)), [Id(0), Id(1)]);
         table.remove(&ram, Kind::Software, GuestVirt(0xff00), 1);
         assert_eq!(bytes(&ram, 0x1000)[0], 0xcc);
         table.remove(&ram, Kind::Software, GuestVirt(0xee00), 1);
@@ -575,14 +648,58 @@ mod tests {
         for reason in [NOT_MAPPED, NOT_RAM] {
             let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
             table.insert(&ram, software(0xffff_1000, Place::Fallback(reason))).unwrap();
-            assert_eq!(table.wants(), (vec![0], vec![Want::Execute(0xffff_1000)]));
-            assert_eq!(table.waiting(), [(0, GuestVirt(0xffff_1000))]);
-            assert!(!table.settle(&ram, 0, GuestPhys(0xffff_1000)));
+            let id = Id(0);
+            assert_eq!(table.wants(), [(id, Want::Execute(0xffff_1000))]);
+            assert_eq!(table.waiting(), [(id, GuestVirt(0xffff_1000))]);
+            assert!(!table.settle(&ram, id, GuestPhys(0xffff_1000)));
             assert_eq!(table.waiting().len(), 1);
-            assert!(table.settle(&ram, 0, GuestPhys(0x1000)));
+            assert!(table.settle(&ram, id, GuestPhys(0x1000)));
             assert!(table.waiting().is_empty() && table.is_planted(&ram, GuestPhys(0x1000)));
-            assert_eq!(table.wants(), (vec![], vec![]));
+            assert_eq!(table.wants(), []);
         }
+    }
+
+    #[test]
+    fn where_code_is_still_to_come_a_register_is_wanted_beside() {
+        for isa in Isa::ALL {
+            let (ram, mut table) = (ram(), Table::new(isa));
+            table.insert(&ram, software(0xff00, Place::Planted(GuestPhys(0x1000)))).unwrap();
+            assert_eq!(table.guarded(), []);
+            let id = table.insert(&ram, software(0xee00, Place::Planted(GuestPhys(0x3000)))).unwrap();
+            assert_eq!(table.guarded(), [(id, Want::Execute(0xee00))]);
+            assert_eq!(table.wants(), []);
+            // It is so until it is removed: code may be copied there again.
+            ram.write(GuestPhys(0x3000), &TEXT);
+            table.replant(&ram, GuestPhys(0x3000));
+            assert_eq!(table.guarded().len(), 1);
+            assert!(table.remove(&ram, Kind::Software, GuestVirt(0xee00), 4));
+            assert_eq!((table.guarded(), bytes(&ram, 0x3000)), (vec![], TEXT));
+        }
+    }
+
+    #[test]
+    fn replacing_keeps_the_id_and_undoing_keeps_everything() {
+        let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
+        let planted = Place::Planted(GuestPhys(0x1000));
+        let first = table.insert(&ram, software(1, planted)).unwrap();
+        let second = table.insert(&ram, software(2, Place::Register)).unwrap();
+        table.count(first);
+        let change = table.replace(&ram, software(1, Place::Fallback(NOT_MAPPED))).unwrap();
+        assert_eq!(table.get(first).map(|it| it.place), Some(Place::Fallback(NOT_MAPPED)));
+        assert!(table.is_planted(&ram, GuestPhys(0x1000)), "until it is settled");
+        table.settle_change(&ram, change, true);
+        assert_eq!(table.get(first).map(|it| (it.place, it.hits)), Some((planted, 1)));
+        assert!(table.is_planted(&ram, GuestPhys(0x1000)));
+        let change = table.replace(&ram, software(1, planted)).unwrap();
+        table.settle_change(&ram, change, false);
+        assert_eq!(table.get(first).map(|it| it.hits), Some(1));
+        let change = table.replace(&ram, software(3, Place::Planted(GuestPhys(0x1002)))).unwrap();
+        table.settle_change(&ram, change, true);
+        assert_eq!(bytes(&ram, 0x1000), [0xcc, 0x22, 0x33, 0x44]);
+        let places: Vec<Place> = table.iter().map(|it| it.place).collect();
+        assert_eq!((places, table.get(second).is_some()), (vec![planted, Place::Register], true));
+        assert!(table.remove(&ram, Kind::Software, GuestVirt(1), 1));
+        assert_eq!(bytes(&ram, 0x1000), TEXT);
     }
 
     #[test]

@@ -11,10 +11,11 @@
 //! instruction is lifted.
 
 use crate::arming::{Allocation, Arming, DebugRegisters, Own, TooMany, Want, allocate};
-use crate::breakpoint::{Breakpoint, Kind, Place, Table, is_patched_by_kernels};
+use crate::breakpoint::{Breakpoint, Id, Kind, Place, Table, is_patched_by_kernels};
 use crate::disassemble::{LONGEST_INSTRUCTION, Mode};
 use crate::expression::{Expression, Target};
 use crate::memory::{self, Space};
+use crate::output::Output;
 use crate::range;
 use crate::target::{
     Action, Code, Cpu, HostDebug, Memory, Order, SoftwareBreakpoints, Stepped, StopReason, TargetError,
@@ -23,7 +24,6 @@ use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide}
 use arch::x86::debug_registers::matches;
 use arch::x86::simulate::Bits;
 use arch::{GuestPhys, GuestVirt, Isa};
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -49,12 +49,33 @@ pub struct State {
     pub step_interrupts: bool,
     /// A debugger is attached.
     pub is_attached: bool,
-    /// Debug registers in force, and the breakpoint that each want belongs to.
+    /// Debug registers that breakpoints need.
+    sharing: Sharing,
+    /// The same, and those that are left for [guards](Table::guarded): in force while a vCPU runs.
+    guarded: Sharing,
+    /// What `dprintf` has printed, for the debugger.
+    output: Output,
+}
+
+/// Debug registers, and what each is for.
+#[derive(Clone, Debug)]
+struct Sharing {
     allocation: Allocation,
     wants: Vec<Want>,
-    owners: Vec<usize>,
-    /// What `dprintf` has printed, for the debugger.
-    output: VecDeque<String>,
+    /// The breakpoint that each want belongs to.
+    owners: Vec<Id>,
+}
+
+impl Sharing {
+    fn none(isa: Isa) -> Sharing {
+        let allocation = Allocation { registers: DebugRegisters::none(isa), served: Vec::new() };
+        Sharing { allocation, wants: Vec::new(), owners: Vec::new() }
+    }
+
+    fn new(isa: Isa, host: &HostDebug, wanted: &[(Id, Want)]) -> Result<Sharing, TooMany> {
+        let (owners, wants): (Vec<Id>, Vec<Want>) = wanted.iter().copied().unzip();
+        Ok(Sharing { allocation: allocate(isa, host, &wants)?, wants, owners })
+    }
 }
 
 /// How far a vCPU has come with its action.
@@ -89,9 +110,6 @@ pub struct Engine {
     state: Mutex<State>,
 }
 
-/// Pieces of output kept for a debugger that does not read; the oldest go first.
-const MOST_OUTPUT: usize = 4096;
-
 impl Engine {
     /// An engine for a target whose host can do `host`, nothing asked for.
     pub fn new(isa: Isa, host: HostDebug, vcpus: u32) -> Engine {
@@ -100,10 +118,9 @@ impl Engine {
             progress: vec![Progress::default(); vcpus as usize],
             step_interrupts: false,
             is_attached: false,
-            allocation: Allocation { registers: DebugRegisters::none(isa), served: Vec::new() },
-            wants: Vec::new(),
-            owners: Vec::new(),
-            output: VecDeque::new(),
+            sharing: Sharing::none(isa),
+            guarded: Sharing::none(isa),
+            output: Output::default(),
         };
         Engine { isa, host, state: Mutex::new(state) }
     }
@@ -152,7 +169,7 @@ impl Engine {
     /// step.
     fn has_register_free(&self) -> bool {
         let state = self.state();
-        let wants = state.wants.iter().copied().chain([Want::Execute(0), Want::Execute(0)]);
+        let wants = state.sharing.wants.iter().copied().chain([Want::Execute(0), Want::Execute(0)]);
         allocate(self.isa, &self.host, &wants.collect::<Vec<_>>()).is_ok()
     }
 
@@ -161,9 +178,16 @@ impl Engine {
     /// # Errors
     /// [`TooMany`]; then the old sharing stays.
     pub fn reallocate(&self, state: &mut State) -> Result<(), TooMany> {
-        let (owners, wants) = state.table.wants();
-        state.allocation = allocate(self.isa, &self.host, &wants)?;
-        (state.owners, state.wants) = (owners, wants);
+        let mut wanted = state.table.wants();
+        state.sharing = Sharing::new(self.isa, &self.host, &wanted)?;
+        state.guarded = state.sharing.clone();
+        for guard in state.table.guarded() {
+            wanted.push(guard);
+            match Sharing::new(self.isa, &self.host, &wanted) {
+                Ok(more) => state.guarded = more,
+                Err(_) => break,
+            }
+        }
         Ok(())
     }
 
@@ -178,18 +202,13 @@ impl Engine {
         if first.is_ok() || patched.is_empty() {
             return first;
         }
-        let (owners, wants) = state.table.wants();
-        let is_patched = |owner| patched.iter().any(|(index, _)| *index == owner);
-        let rest: Vec<Want> = owners
-            .into_iter()
-            .zip(wants)
-            .filter(|(owner, _)| !is_patched(*owner))
-            .map(|(_, want)| want)
-            .collect();
-        allocate(self.isa, &self.host, &rest)?;
-        for (index, address) in patched {
+        let is_patched = |owner| patched.iter().any(|(id, _)| *id == owner);
+        let wanted = state.table.wants().into_iter();
+        let rest: Vec<(Id, Want)> = wanted.filter(|(owner, _)| !is_patched(*owner)).collect();
+        Sharing::new(self.isa, &self.host, &rest)?;
+        for (id, address) in patched {
             if let Ok((place, _)) = space.locate(memory, address) {
-                state.table.settle(memory, index, place);
+                state.table.settle(memory, id, place);
             }
         }
         self.reallocate(state)
@@ -199,11 +218,15 @@ impl Engine {
     pub fn arming(&self, state: &State, vcpu: u32) -> Arming {
         let progress = state.progress(vcpu);
         let run = progress.run.as_ref();
+        let guards = &state.guarded.allocation.registers;
+        let has_guards =
+            progress.action == Action::Run && state.guarded.wants.len() > state.sharing.wants.len();
         Arming {
             step: progress.action.is_step() && run.is_none(),
             block_interrupts: progress.action.is_step() && run.is_none() && !state.step_interrupts,
             software: state.table.has_planted(),
-            registers: run.map_or(&state.allocation, |run| &run.allocation).registers.clone(),
+            registers: run.map_or(&state.sharing.allocation, |run| &run.allocation).registers.clone(),
+            guarded: has_guards.then(|| Box::new(guards.clone())),
         }
     }
 
@@ -248,8 +271,10 @@ impl Engine {
         let progress = state.progress(cpu.id());
         let (wants, allocation) = match &progress.run {
             Some(run) => (&run.wants, &run.allocation),
-            None => (&state.wants, &state.allocation),
+            // Those of guards stand behind the others, and may be in force.
+            None => (&state.guarded.wants, &state.guarded.allocation),
         };
+        let is_range_run = progress.run.is_some();
         let situation = Situation {
             pc,
             is_planted,
@@ -286,16 +311,27 @@ impl Engine {
                 self.pass(cpu, Some(place))
             }
             // An exit of a range that is run through.
-            Owner::Debugger(Cause::Execute(want)) if want >= state.wants.len() => {
+            Owner::Debugger(Cause::Execute(want)) if is_range_run && want >= state.sharing.wants.len() => {
                 drop(state);
                 self.leave_range(cpu, pc)
             }
             Owner::Debugger(Cause::Execute(want)) => {
-                let index = state.owners.get(want).copied().unwrap_or(usize::MAX);
+                let id = state.guarded.owners.get(want).copied();
+                // All of a place's breakpoints are met at once, by whichever of their names.
+                let hit = match place.filter(|_| want >= state.sharing.wants.len()) {
+                    Some(place) => {
+                        // Code has been copied over what was planted.
+                        if !is_planted && state.table.planted_at(place).iter().any(|hit| Some(*hit) == id) {
+                            state.table.replant(cpu.memory(), place);
+                        }
+                        state.table.planted_at(place)
+                    }
+                    None => id.into_iter().collect(),
+                };
                 // A page that was missing when the breakpoint was asked for is there now; but
                 // the others are still armed as they are, so `refresh` plants it.
-                if !state.is_retry(cpu, pc) && self.stops(cpu, &mut state, &[index]) {
-                    let kind = state.table.get(index).map(|breakpoint| breakpoint.kind);
+                if !state.is_retry(cpu, pc) && self.stops(cpu, &mut state, &hit) {
+                    let kind = id.and_then(|id| state.table.get(id)).map(|breakpoint| breakpoint.kind);
                     return Ok(Verdict::Stop(match kind {
                         Some(Kind::Software) => StopReason::Breakpoint,
                         _ => StopReason::HardwareBreakpoint,
@@ -305,9 +341,10 @@ impl Engine {
                 self.pass(cpu, place)
             }
             Owner::Debugger(Cause::Watch(want, address)) => {
-                let index = state.owners.get(want).copied().unwrap_or(usize::MAX);
-                let access = state.table.get(index).and_then(|breakpoint| breakpoint.kind.access());
-                if self.stops(cpu, &mut state, &[index])
+                let id = state.guarded.owners.get(want).copied();
+                let access =
+                    id.and_then(|id| state.table.get(id)).and_then(|breakpoint| breakpoint.kind.access());
+                if self.stops(cpu, &mut state, id.as_slice())
                     && let Some(access) = access
                 {
                     return Ok(Verdict::Stop(StopReason::Watchpoint { address, access }));
@@ -324,11 +361,11 @@ impl Engine {
     }
 
     /// Counts a hit of each breakpoint, runs its commands, and tells whether one stops.
-    fn stops(&self, cpu: &mut dyn Cpu, state: &mut State, hit: &[usize]) -> bool {
+    fn stops(&self, cpu: &mut dyn Cpu, state: &mut State, hit: &[Id]) -> bool {
         let mut stops = false;
-        for &index in hit {
-            state.table.count(index);
-            let Some(breakpoint) = state.table.get(index) else { continue };
+        for &id in hit {
+            state.table.count(id);
+            let Some(breakpoint) = state.table.get(id) else { continue };
             let Breakpoint { conditions, commands, .. } = breakpoint.clone();
             let mut target = Evaluation::new(cpu, &state.table);
             let holds = conditions.is_empty() || conditions.iter().any(|condition| target.holds(condition));
@@ -414,6 +451,7 @@ impl Engine {
             block_interrupts: true,
             software: arming.software,
             registers: DebugRegisters::none(self.isa),
+            guarded: None,
         };
         let result = cpu.arm(&alone).and_then(|()| cpu.step());
         if let Some(place) = lifted {
@@ -511,7 +549,7 @@ impl Engine {
     /// Runs from here to one of `exits`, if there are debug registers for all of them.
     fn begin_run(&self, state: &mut State, vcpu: u32, stack: Option<u64>, exits: Option<Vec<u64>>) {
         let Some(exits) = exits else { return };
-        let mut wants = state.wants.clone();
+        let mut wants = state.sharing.wants.clone();
         wants.extend(exits.into_iter().map(Want::Execute));
         if let Ok(allocation) = allocate(self.isa, &self.host, &wants)
             && let Some(progress) = state.progress.get_mut(vcpu as usize)
@@ -577,9 +615,9 @@ impl Engine {
             }
         }
         let mut settled = false;
-        for (index, address) in waiting {
+        for (id, address) in waiting {
             if let Ok((place, _)) = space.locate(memory, address) {
-                settled |= state.table.settle(memory, index, place);
+                settled |= state.table.settle(memory, id, place);
             }
         }
         // Fewer wants than before always fit.
@@ -622,10 +660,7 @@ impl State {
         if text.is_empty() {
             return;
         }
-        if self.output.len() == MOST_OUTPUT {
-            self.output.pop_front();
-        }
-        self.output.push_back(text);
+        self.output.push(text);
     }
 
     /// Whether something has been printed.
@@ -633,9 +668,14 @@ impl State {
         !self.output.is_empty()
     }
 
-    /// Takes what has been printed.
-    pub fn take_output(&mut self) -> Vec<String> {
-        self.output.drain(..).collect()
+    /// Whether a breakpoint has a debug register beside the instruction that is planted for it.
+    pub fn is_guarded(&self, id: Id) -> bool {
+        self.guarded.owners[self.sharing.owners.len()..].contains(&id)
+    }
+
+    /// Takes what has been printed, in pieces of `most` bytes or little more, until there is no more.
+    pub fn take_output(&mut self, most: usize) -> Option<String> {
+        self.output.take(most)
     }
 }
 

@@ -1,18 +1,30 @@
 //! The gdb remote serial protocol, for any [`Machine`](crate::target::Machine).
 //!
-//! Bytes of a connection become packets ([`packet`]). Those that gdbstub does not know, or
-//! that need more than it passes on, are answered in front of it ([`front`]); the rest goes to
-//! gdbstub, whose target is the [`session`]. [`server`] is the thread that does all this.
-//! [`description`] makes the target description of the register table, [`monitor`] serves
-//! `monitor` commands.
+//! [`listener`] says where a debugger connects and who it is, [`server`] is the thread that lets one
+//! in, and [`client`] the one that is in. Bytes of its connection become packets ([`packet`]). Those
+//! that gdbstub does not know, or that need more than it passes on, are answered in front of it
+//! ([`front`], [`resume`]); the rest goes to gdbstub, whose target is the [`session`]. [`stop`] is what
+//! is told when the target stops. [`description`] makes the target description of the register table,
+//! [`monitor`] serves `monitor` commands.
 //!
 //! Source: GDB manual, appendix "GDB Remote Serial Protocol".
 
 pub mod accept;
+pub mod client;
 pub mod description;
 pub mod front;
+mod input;
 mod kernel;
+pub mod listener;
 pub mod monitor;
 pub mod packet;
+mod qemu;
+mod regions;
+pub mod resume;
+mod search;
 pub mod server;
 pub mod session;
+pub mod stop;
+mod stub;
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,7 @@
 
 pub mod arming;
 pub mod breakpoint;
+pub mod cancel;
 pub mod disassemble;
 pub mod dump;
 pub mod engine;
@@ -27,7 +28,9 @@ pub mod fake;
 pub mod gdb;
 pub mod linux;
 pub mod memory;
+pub mod output;
 pub mod range;
 pub mod report;
+pub mod socket;
 pub mod target;
 pub mod trap;

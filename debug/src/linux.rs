@@ -8,6 +8,7 @@
 //! `kernel/printk/printk_ringbuffer.h`; `Documentation/arch/x86/x86_64/mm.rst`,
 //! `Documentation/arch/arm64/booting.rst` and `memory.rst`.
 
+use crate::cancel::Cancelled;
 use crate::target::Memory;
 use arch::paging::Regime;
 use arch::{GuestPhys, GuestVirt, Isa};
@@ -67,24 +68,32 @@ const PAGE: usize = 4096;
 const BEGIN: &[u8] = b"OSRELEASE=";
 
 impl VmCoreInfo {
-    /// Looks for it in the target's RAM: it begins a page.
-    pub fn find(memory: &dyn Memory) -> Option<VmCoreInfo> {
+    /// Looks for it in the target's RAM: it begins a page. `go_on` is asked every megabyte, as much
+    /// RAM takes long.
+    ///
+    /// # Errors
+    /// [`Cancelled`], from `go_on`.
+    pub fn find(
+        memory: &dyn Memory,
+        go_on: &mut dyn FnMut() -> Result<(), Cancelled>,
+    ) -> Result<Option<VmCoreInfo>, Cancelled> {
         const AT_ONCE: usize = 256 * PAGE;
         let mut buffer = vec![0; AT_ONCE];
         for range in memory.populated() {
             let mut at = range.start.0.next_multiple_of(PAGE as u64);
             while at < range.end().0 {
+                go_on()?;
                 let wanted = usize::try_from(range.end().0 - at).map_or(AT_ONCE, |left| left.min(AT_ONCE));
                 let read = memory.read(GuestPhys(at), &mut buffer[..wanted]);
                 let mut pages = buffer[..read].chunks(PAGE).filter(|page| page.starts_with(BEGIN));
                 if let Some(found) = pages.find_map(VmCoreInfo::parse) {
-                    return Some(found);
+                    return Ok(Some(found));
                 }
                 // What cannot be read is gone past, a page at a time.
                 at += (read as u64).next_multiple_of(PAGE as u64).max(PAGE as u64);
             }
         }
-        None
+        Ok(None)
     }
 
     /// Parses a page; `None` for one that only begins like it.
@@ -396,10 +405,12 @@ mod tests {
     #[test]
     fn it_is_found_by_its_first_line() {
         let ram = Ram::new(0x8000);
-        assert_eq!(VmCoreInfo::find(&ram), None);
+        let mut go_on = || Ok(());
+        assert_eq!(VmCoreInfo::find(&ram, &mut go_on), Ok(None));
         ram.write(GuestPhys(0x2000), b"OSRELEASE=not whole");
         ram.write(GuestPhys(0x5000), INFO.as_bytes());
-        let info = VmCoreInfo::find(&ram).unwrap();
+        let info = VmCoreInfo::find(&ram, &mut go_on).unwrap().unwrap();
+        assert_eq!(VmCoreInfo::find(&ram, &mut || Err(Cancelled)), Err(Cancelled));
         assert_eq!((info.release(), info.slide()), ("6.12.0", Some(0x1a00_0000)));
     }
 }

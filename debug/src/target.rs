@@ -7,6 +7,7 @@
 //! condition needs no other thread.
 
 use crate::arming::{Arming, Own};
+use crate::cancel::Cancel;
 use crate::disassemble::Mode;
 use crate::linux::VmCoreInfo;
 use arch::address::PhysRange;
@@ -321,6 +322,9 @@ pub trait Machine: Send {
     fn kernel_info(&self) -> Option<&VmCoreInfo> {
         None
     }
+
+    /// Gives it the token that long work of its own asks whether it is still wanted.
+    fn set_cancel(&mut self, _cancel: &Cancel) {}
 
     /// Commands of `monitor` that this machine adds.
     fn commands(&self) -> &'static [Command] {

@@ -5,6 +5,7 @@ mod basics;
 pub mod dumps;
 mod ends;
 pub mod gdb;
+pub mod gdb_port;
 mod gdb_wire;
 mod held;
 mod hypercalls;
@@ -164,6 +165,11 @@ pub const CASES: &[Case] = &[
     small("gdb_connections", gdb_wire::connections),
     small("gdb_halted_guest", gdb_wire::halted),
     small("gdb_bad_packets", gdb_wire::bad_packets),
+    small("gdb_port_strangers", gdb_port::strangers),
+    small("gdb_port_sockets", gdb_port::sockets),
+    small("gdb_port_lost", gdb_port::lost),
+    small("gdb_port_takeover", gdb_port::takeover),
+    small("gdb_port_long_commands", gdb_port::long_commands),
     small("gdb_many_breakpoints_and_vcpus", gdb_wire::many_breakpoints_and_vcpus),
     debugged("gdb_breakpoints_and_steps", &gdb::BREAKPOINTS),
     nested_only(debugged("gdb_watchpoints", &gdb::WATCHPOINTS)),
@@ -214,6 +220,7 @@ pub const CASES: &[Case] = &[
         }),
     ),
     only(Isa::X86_64, debugged("gdb_32_bit_code", &gdb::BITS_32)),
+    only(Isa::X86_64, debugged("gdb_32_bit_kernel", &gdb::GROWS)),
     debugged("lldb_on_a_guest", &gdb::LLDB),
     Case {
         kernels: &["6.12"],
@@ -223,6 +230,7 @@ pub const CASES: &[Case] = &[
     },
     nested_only(small("gdb_simulated_instructions", gdb_wire::simulated_instructions)),
     nested_only(small("gdb_remapped_page", gdb_wire::remapped_page)),
+    nested_only(small("gdb_loaded_code", gdb_wire::loaded_code)),
     small("hypercalls_traced", hypercalls::traced),
     nested_only(small("hypercalls_by_kvm", hypercalls::by_kvm)),
     only(Isa::X86_64, small("hypercalls_from_32_bit_code", hypercalls::from_32_bit_code)),

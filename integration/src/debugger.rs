@@ -30,8 +30,9 @@ pub fn run(
     let commands = folder.join("commands");
     let write = |path: &Path, bytes: &[u8]| fs::write(path, bytes).map_err(|error| error.to_string());
     let program = match script.program {
-        Program::Guest(name) => {
-            let guest = guests::find(isa.name(), name, false).ok_or("there is no such guest")?;
+        Program::Guest(name) | Program::Flat(name) => {
+            let is_flat = matches!(script.program, Program::Flat(_));
+            let guest = guests::find(isa.name(), name, is_flat).ok_or("there is no such guest")?;
             let path = folder.join(format!("{name}.elf"));
             write(&path, guest.bytes)?;
             path

@@ -15,9 +15,9 @@ use debug::engine::Engine;
 use debug::expression::{Expression, Target};
 use debug::fake::Ram;
 use debug::fake::Still;
+use debug::gdb::client::{converse, misbehave};
 use debug::gdb::monitor;
-use debug::gdb::packet::{Framer, frame, unescape};
-use debug::gdb::server::converse;
+use debug::gdb::packet::{Framer, LONGEST, frame, unescape};
 use debug::gdb::session::Session;
 use debug::linux::VmCoreInfo;
 use debug::range;
@@ -59,6 +59,15 @@ pub const FUZZED: &[Fuzzed] = &[
         ],
     },
     Fuzzed { name: "stream", run: stream, seeds: &[b"+$g#67-\x03$m0,4#fd$#00", b"$vCont;s:p1.1#f2$D;1#b0"] },
+    Fuzzed {
+        name: "clients",
+        run: clients,
+        seeds: &[
+            b"\x00m0,ffff\n\x01--\n\x02m0,ffff\n\x04qC\n\x06g\n\x00QStartNoAckMode\n\x00m0,fff\n\x01-",
+            b"\x08qSearch:memory:0;10000;abc\n\x01\x03\n\x00vCont;c\n\x01\x03+-\n\x03g\n\x00D;1",
+            b"\x01+\n\x04qSupported:multiprocess+\n\x00Z0,100,1;X3,220027\n\x01-\n\x00vCont;s:p1.1\n\x06s",
+        ],
+    },
     Fuzzed {
         name: "bytecode",
         run: bytecode,
@@ -278,6 +287,37 @@ pub fn packets(data: &[u8]) {
     if let Some(mut session) = session(isa) {
         // Without sockets there is nothing to fuzz.
         converse(&mut session, &framed).ok();
+    }
+}
+
+/// A client that answers wrongly, a line for each piece that it sends. The first byte's bits choose how:
+/// as it is, cut in two, with a wrong checksum, without reading what it was sent.
+pub fn clients(data: &[u8]) {
+    /// What may wait to be sent: what nothing is read beyond, and two of the longest answers.
+    const MOST: usize = (512 << 10) + 4 * LONGEST;
+    let mut pieces: Vec<(Vec<u8>, bool)> = Vec::new();
+    for line in data.split(|byte| *byte == b'\n') {
+        let Some((how, data)) = line.split_first() else { continue };
+        let mut piece = if how & 1 == 0 { frame(data) } else { data.to_vec() };
+        if how & 4 != 0
+            && let Some(last) = piece.last_mut()
+        {
+            *last ^= 1;
+        }
+        let reads = how & 8 == 0;
+        if how & 2 != 0 {
+            let rest = piece.split_off(piece.len() / 2);
+            pieces.push((piece, reads));
+            piece = rest;
+        }
+        pieces.push((piece, reads));
+    }
+    let isa = if data.len().is_multiple_of(2) { Isa::X86_64 } else { Isa::Aarch64 };
+    let steps: Vec<(&[u8], bool)> = pieces.iter().map(|(piece, reads)| (piece.as_slice(), *reads)).collect();
+    if let Some(mut session) = session(isa)
+        && let Ok((_, most)) = misbehave(&mut session, &steps)
+    {
+        assert!(most <= MOST, "{most} bytes wait to be sent");
     }
 }
 
@@ -580,7 +620,7 @@ mod tests {
         for fuzzed in FUZZED {
             let mut random = Random(0x9e37_79b9_7f4a_7c15);
             let rounds = match fuzzed.name {
-                "packets" | "stream" => 1500,
+                "packets" | "stream" | "clients" => 1500,
                 "packed" => 150,
                 "cores" | "kdumps" => 500,
                 _ => 10_000,
@@ -610,7 +650,7 @@ mod tests {
         let regions = String::from_utf8_lossy(&converse(&mut session, &region).unwrap()).into_owned();
         assert!(regions.contains("start:0;size:10000;permissions:rwx;"), "{regions}");
         assert!(regions.contains("start:10000;size:fffffffffffeffff;#"), "{regions}");
-        for part in ["T05thread:p01.01;", "$0000000000000000#", "T05thread:01;10:", "$00000000#"] {
+        for part in ["T05thread:01;", "$0000000000000000#", "T05thread:01;10:", "$00000000#"] {
             assert!(answer.contains(part), "{part}: {answer}");
         }
     }

@@ -1,16 +1,21 @@
 //! A client of the gdb remote protocol, for what stock debuggers do not do: wrong packets,
 //! vanishing, counting.
 
-use debug::gdb::packet::{Framer, INTERRUPT, Item, frame};
+use debug::gdb::packet::{Framer, INTERRUPT, Item, frame, from_hex};
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+/// What a connection goes over.
+trait Stream: Read + Write + std::fmt::Debug + Send {}
+
+impl<S: Read + Write + std::fmt::Debug + Send> Stream for S {}
 
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
-    stream: UnixStream,
+    stream: Box<dyn Stream>,
     framer: Framer,
     /// What has arrived and was not asked for yet.
     items: std::collections::VecDeque<Item>,
@@ -27,7 +32,21 @@ impl Client {
     pub fn connect(socket: &Path, limit: Duration) -> Result<Client, String> {
         let stream = crate::port::connect(socket).map_err(|error| format!("cannot connect: {error}"))?;
         stream.set_read_timeout(Some(limit)).map_err(|error| error.to_string())?;
-        Ok(Client { stream, framer: Framer::default(), items: Default::default(), limit, acknowledges: true })
+        Ok(Client::over(Box::new(stream), limit))
+    }
+
+    fn over(stream: Box<dyn Stream>, limit: Duration) -> Client {
+        Client { stream, framer: Framer::default(), items: Default::default(), limit, acknowledges: true }
+    }
+
+    /// Connects over TCP and switches acknowledgements off.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn attach_tcp(address: &str, limit: Duration) -> Result<Client, String> {
+        let stream = TcpStream::connect(address).map_err(|error| format!("cannot connect: {error}"))?;
+        stream.set_read_timeout(Some(limit)).map_err(|error| error.to_string())?;
+        Client::over(Box::new(stream), limit).begin()
     }
 
     /// Connects and switches acknowledgements off, where the server can do without.
@@ -35,7 +54,11 @@ impl Client {
     /// # Errors
     /// When it cannot.
     pub fn attach(socket: &Path, limit: Duration) -> Result<Client, String> {
-        let mut client = Client::connect(socket, limit)?;
+        Client::connect(socket, limit)?.begin()
+    }
+
+    fn begin(self) -> Result<Client, String> {
+        let mut client = self;
         client.ask("qSupported:multiprocess+;swbreak+;hwbreak+;vContSupported+")?;
         client.acknowledges = client.ask("QStartNoAckMode")? != "OK";
         Ok(client)
@@ -89,6 +112,24 @@ impl Client {
                     }
                     return Ok(String::from_utf8_lossy(&data).into_owned());
                 }
+                Some(_) => {}
+                None => return Err("the connection is closed".into()),
+            }
+        }
+    }
+
+    /// What is written to the console before the next reply.
+    ///
+    /// # Errors
+    /// As [`Self::reply`].
+    pub fn console_reply(&mut self) -> Result<String, String> {
+        let mut text = Vec::new();
+        loop {
+            match self.item()? {
+                Some(Item::Packet(data)) => match data.strip_prefix(b"O").and_then(from_hex) {
+                    Some(more) => text.extend(more),
+                    None => return Ok(String::from_utf8_lossy(&text).into_owned()),
+                },
                 Some(_) => {}
                 None => return Err("the connection is closed".into()),
             }

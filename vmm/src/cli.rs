@@ -2,7 +2,7 @@
 
 use crate::config::{
     Config, DumpOn, GdbConfig, GuestClock, HypercallConfig, MemorySize, OnReboot, parse_address,
-    parse_duration, parse_size,
+    parse_duration, parse_lost, parse_size,
 };
 use crate::console::ConsoleKind;
 use crate::control;
@@ -14,7 +14,8 @@ use arch::cpu_template::CpuTemplate;
 use arch::{aarch64, x86};
 use clap::builder::ValueParser;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use debug::gdb::server::Address;
+use debug::gdb::listener::Address;
+use debug::gdb::server::OnLost;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,6 +48,11 @@ pub enum Command {
         guest: String,
         /// The file; .gz and .zst compress
         path: PathBuf,
+    },
+    /// Let the debugger go that is attached to a guest, so that another one may attach
+    Release {
+        /// The guest's --name, or the path of its control socket
+        guest: String,
     },
     /// Print shell completions
     Completions {
@@ -121,6 +127,19 @@ pub struct RunArgs {
     /// Let the guest run before a debugger attaches
     #[arg(long, requires = "gdb", help_heading = "Debugging")]
     gdb_no_wait: bool,
+    /// Serve debuggers of every user of this machine, not only yours and root's
+    #[arg(long, requires = "gdb", help_heading = "Debugging")]
+    gdb_any_user: bool,
+    /// What the guest does when a debugger has vanished: run on, wait for the next one, or end
+    #[arg(long, value_name = "continue|hold|quit", default_value = "continue", value_parser = ValueParser::new(parse_lost),
+          requires = "gdb", help_heading = "Debugging")]
+    gdb_lost: OnLost,
+    /// Let a second debugger take the place of the first
+    #[arg(long, requires = "gdb", help_heading = "Debugging")]
+    gdb_takeover: bool,
+    /// The folder that gdb's `monitor dump` writes below; the current one if none is given
+    #[arg(long, value_name = "PATH", requires = "gdb", help_heading = "Debugging")]
+    dump_dir: Option<PathBuf>,
 
     /// Answer the guest's hypercalls and write them to standard error, as strace does: xen, or kvm
     /// (shown only). Behind commas: trace=PATH or trace=off, json, summary (counts at the end),
@@ -225,7 +244,14 @@ impl RunArgs {
                 Clock::Stop => GuestClock::Stop,
                 Clock::Run => GuestClock::Run,
             },
-            gdb: self.gdb.clone().map(|address| GdbConfig { address, waits: !self.gdb_no_wait }),
+            gdb: self.gdb.clone().map(|address| GdbConfig {
+                waits: !self.gdb_no_wait,
+                any_user: self.gdb_any_user,
+                on_lost: self.gdb_lost,
+                takeover: self.gdb_takeover,
+                dump_folder: self.dump_dir.clone(),
+                ..GdbConfig::new(address)
+            }),
             hypercalls: self.hypercalls.clone(),
             name: self.name.clone(),
             dump_on: self.dump_on.clone(),
@@ -326,6 +352,9 @@ mod tests {
             ("--reboot maybe", "restart"),
             ("--gdb 1234", ":1234"),
             ("--gdb-no-wait", "--gdb"),
+            ("--gdb-any-user", "--gdb"),
+            ("--gdb-takeover", "--gdb"),
+            ("--gdb :1 --gdb-lost never", "continue, hold or quit"),
             ("--name a/b", "letters"),
             ("--dump-on panic", "PATH"),
             ("--dump-on never=x", "panic, triple-fault or timeout"),

@@ -7,7 +7,9 @@ use crate::line_queue::{Last, LineQueue, Lost};
 use crate::logging;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
-use debug::gdb::server::Address;
+use debug::gdb::listener::Address;
+use debug::gdb::server::OnLost;
+use debug::socket::Access;
 use devices::hypercall::trace::{Filter, Sink, Style, Tracer};
 use std::fs::File;
 use std::path::PathBuf;
@@ -234,6 +236,46 @@ pub struct GdbConfig {
     pub address: Address,
     /// Whether the guest waits for a debugger before its first instruction.
     pub waits: bool,
+    /// Whether processes of every user are served, instead of this one's and root's.
+    pub any_user: bool,
+    /// What becomes of the guest when a debugger has gone without saying so.
+    pub on_lost: OnLost,
+    /// Whether a second debugger takes the place of the first.
+    pub takeover: bool,
+    /// The folder that `monitor dump` writes below; the current one where none is given.
+    pub dump_folder: Option<PathBuf>,
+}
+
+impl GdbConfig {
+    /// A server at this address, of which all else is as without further options.
+    pub fn new(address: Address) -> GdbConfig {
+        GdbConfig {
+            address,
+            waits: true,
+            any_user: false,
+            on_lost: OnLost::default(),
+            takeover: false,
+            dump_folder: None,
+        }
+    }
+
+    /// Who may connect to a socket in the file system.
+    pub fn access(&self) -> Access {
+        if self.any_user { Access::Everyone } else { Access::Owner }
+    }
+}
+
+/// Parses what becomes of the guest when a debugger is lost.
+///
+/// # Errors
+/// What can be written.
+pub fn parse_lost(text: &str) -> Result<OnLost, String> {
+    match text {
+        "continue" => Ok(OnLost::Continue),
+        "hold" => Ok(OnLost::Hold),
+        "quit" => Ok(OnLost::Quit),
+        _ => Err("write continue, hold or quit".into()),
+    }
 }
 
 impl Default for Config {

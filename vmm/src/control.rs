@@ -3,12 +3,14 @@
 //! A socket in a folder that only its user can enter takes a request, a line of JSON, and gives lines of
 //! JSON until the last, which has `done` or `error`. A client that goes away breaks off what it asked for.
 
+use crate::debugger::DebugShared;
 use crate::dump::{Dumper, Reporter};
 use crate::error::Error;
 use crate::logging;
 use crate::outcome;
 use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
+use debug::socket::{self, Access, BindError, Served};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -26,6 +28,8 @@ use std::time::{Duration, Instant};
 enum Request {
     /// Write a core to this file.
     Dump { path: PathBuf },
+    /// Let the debugger go that is attached.
+    Release {},
 }
 
 /// What it answers.
@@ -81,15 +85,14 @@ pub fn name(text: &str) -> Result<String, String> {
     Ok(text.into())
 }
 
-fn socket(name: &str) -> io::Result<PathBuf> {
+fn socket_of(name: &str) -> io::Result<PathBuf> {
     Ok(folder()?.join(format!("{name}.sock")))
 }
 
 /// A guest's socket, which goes with its value.
 #[derive(Debug)]
 pub struct Control {
-    listener: UnixListener,
-    path: PathBuf,
+    socket: Served,
     /// A clone for each client that is served.
     clients: Arc<()>,
 }
@@ -101,23 +104,18 @@ impl Control {
     /// [`Error::Open`], also when another guest has the name.
     pub fn new(name: &str) -> Result<Control, Error> {
         let failed = |source| Error::Open { option: "--name", path: name.into(), source };
-        let path = socket(name).map_err(failed)?;
-        match UnixStream::connect(&path) {
-            Ok(_) => return Err(failed(io::Error::other("a guest that runs has this name"))),
-            // One that nobody listens at any more.
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                fs::remove_file(&path).map_err(failed)?;
-            }
-            Err(_) => {}
+        let path = socket_of(name).map_err(failed)?;
+        match socket::bind(&path, Access::Owner) {
+            Ok(socket) => Ok(Control { socket, clients: Arc::default() }),
+            Err(BindError::Served(_)) => Err(failed(io::Error::other("a guest that runs has this name"))),
+            Err(BindError::Io { source, .. }) => Err(failed(source)),
+            Err(error) => Err(failed(io::Error::other(error))),
         }
-        let listener = UnixListener::bind(&path).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Control { listener, path, clients: Arc::default() })
     }
 
     /// The socket, for whoever polls.
     pub fn listener(&self) -> &UnixListener {
-        &self.listener
+        self.socket.listener()
     }
 
     /// Serves whoever has connected, each on a thread of its own, up to [`MOST_CLIENTS`] at a time.
@@ -126,7 +124,7 @@ impl Control {
     /// Why nobody can be accepted now: the listener is to be left alone for a while.
     pub fn serve(&self, dumper: &Dumper, pause: &mut Pause) -> Result<(), io::Error> {
         loop {
-            match self.listener.accept() {
+            match self.socket.listener().accept() {
                 Ok((stream, _)) => self.start(stream, dumper),
                 Err(error) if pause.after(&error, Instant::now()) => return Err(error),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -154,13 +152,6 @@ impl Control {
         if let Err(error) = thread::Builder::new().name("control".into()).spawn(serve) {
             log::warn!("a client of the control socket cannot be served: {error}");
         }
-    }
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        // It may have been removed already.
-        fs::remove_file(&self.path).ok();
     }
 }
 
@@ -204,7 +195,10 @@ fn answer(stream: &UnixStream, dumper: &Dumper) -> io::Result<()> {
         Ok(request) => request,
         Err(error) => return send(stream, &Reply::Error(format!("not a request: {error}"))),
     };
-    let Request::Dump { path } = request;
+    let path = match request {
+        Request::Dump { path } => path,
+        Request::Release {} => return send(stream, &release(dumper)),
+    };
     let mut reporter = Reporter::new();
     let mut watch = |progress: Progress| match reporter.percent(progress) {
         Some(percent) if send(stream, &Reply::Percent(percent)).is_err() => ControlFlow::Break(()),
@@ -218,9 +212,28 @@ fn answer(stream: &UnixStream, dumper: &Dumper) -> io::Result<()> {
     send(stream, &reply)
 }
 
+fn release(dumper: &Dumper) -> Reply {
+    match dumper.debugger().map(DebugShared::release) {
+        Some(Ok(())) => Reply::Done("its debugger, if one was attached, is let go".into()),
+        Some(Err(error)) => Reply::Error(format!("its debugger cannot be let go: {error}")),
+        None => Reply::Error("it runs without --gdb".into()),
+    }
+}
+
+/// `vmm release`: has a guest let its debugger go; the exit code.
+pub fn release_debugger(guest: &str) -> u8 {
+    tell(guest, ask(guest, &Request::Release {}))
+}
+
 /// `vmm dump`: has a guest write a core of itself; the exit code.
 pub fn dump(guest: &str, path: &Path) -> u8 {
-    match ask_for_dump(guest, path) {
+    // The guest's process is in a folder of its own.
+    tell(guest, std::path::absolute(path).and_then(|path| ask(guest, &Request::Dump { path })))
+}
+
+/// Tells the last reply; the exit code.
+fn tell(guest: &str, reply: io::Result<Reply>) -> u8 {
+    match reply {
         Ok(Reply::Done(text)) => {
             // Whoever closed it does not want to know.
             writeln!(io::stdout(), "{text}").ok();
@@ -242,12 +255,10 @@ pub fn dump(guest: &str, path: &Path) -> u8 {
 }
 
 /// The last reply.
-fn ask_for_dump(guest: &str, path: &Path) -> io::Result<Reply> {
-    let socket = if guest.contains('/') { PathBuf::from(guest) } else { socket(guest)? };
+fn ask(guest: &str, request: &Request) -> io::Result<Reply> {
+    let socket = if guest.contains('/') { PathBuf::from(guest) } else { socket_of(guest)? };
     let mut stream = UnixStream::connect(socket)?;
-    // The guest's process is in a folder of its own.
-    let path = std::path::absolute(path)?;
-    writeln!(stream, "{}", serde_json::to_string(&Request::Dump { path })?)?;
+    writeln!(stream, "{}", serde_json::to_string(request)?)?;
     let mut last = Reply::Percent(0);
     for line in BufReader::new(stream).lines() {
         last = serde_json::from_str(&line?)?;
@@ -283,7 +294,9 @@ mod tests {
         theirs.write_all(b"{\"dump\":").unwrap();
         theirs.write_all(b"{\"path\":\"p\"}}\n").unwrap();
         let line = read_request(&ours, PATIENCE).unwrap();
-        let Request::Dump { path } = serde_json::from_slice(&line).unwrap();
+        let Request::Dump { path } = serde_json::from_slice(&line).unwrap() else {
+            panic!("no dump is asked for")
+        };
         assert_eq!(path, Path::new("p"));
         // As long as it likes is too long.
         let flood = thread::spawn(move || theirs.write_all(&vec![b'x'; 1 << 20]).is_err());

@@ -12,11 +12,13 @@ use debug::dump::machine::Core;
 use debug::dump::source::OnDisk;
 use debug::dump::{self, Contents, Cpu, DumpError};
 use debug::engine::Engine;
+use debug::gdb::listener::{Address, Listener};
 use debug::gdb::monitor::{self, number};
-use debug::gdb::server::{self, Address, Listener};
+use debug::gdb::server::{self, Service};
 use debug::gdb::session::Session;
 use debug::linux::VmCoreInfo;
 use debug::memory::{self, Space};
+use debug::socket::Access;
 use debug::target::Machine;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -230,8 +232,8 @@ fn session(core: Core) -> Session<Core> {
 
 /// Serves debuggers until a signal, or `kill`.
 fn serve(core: Core, address: &Address) -> Result<(), Error> {
-    let listener =
-        Listener::bind(address).map_err(|source| Error::Listen { address: address.to_string(), source })?;
+    let listener = Listener::bind(address, Access::Owner)
+        .map_err(|source| Error::Listen { address: address.to_string(), source })?;
     if address.is_open() {
         log::warn!("whoever can connect to {} can read the dump", listener.address());
     }
@@ -242,7 +244,8 @@ fn serve(core: Core, address: &Address) -> Result<(), Error> {
         .map_err(|error| Error::system("cannot make a signalfd")(error.into()))?;
     let quit = quit.as_fd().try_clone_to_owned().map_err(Error::system("cannot duplicate a signalfd"))?;
     log::warn!("waiting for gdb at {}", listener.address());
-    server::run(&listener, session(core), &quit);
+    let service = Service { gate: crate::peer::gate(false), ..Service::plain(quit) };
+    server::run(&listener, session(core), &service);
     Ok(())
 }
 
@@ -478,7 +481,7 @@ fn dmesg(args: &CoreArgs, core: Core, lines: Option<usize>, out: &mut impl Write
     let not_there = |why: String| CoreError::NotThere(why);
     let mut session = session(core);
     session.current = args.vcpu;
-    let info = session.kernel_info();
+    let info = session.kernel_info().map_err(|cancelled| not_there(cancelled.to_string()))?;
     let info = info.ok_or_else(|| not_there("no Linux kernel has described itself in the dump".into()))?;
     let log = session.kernel_log(&info).map_err(|error| not_there(error.to_string()))?;
     let log = &log[log.len() - lines.unwrap_or(usize::MAX).min(log.len())..];

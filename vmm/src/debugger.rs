@@ -5,12 +5,14 @@
 //! [`Debugger`] is that thread. None of this exists without `--gdb`.
 
 use crate::attention::{self, Attention};
+use crate::config::GdbConfig;
 use crate::error::Error;
 use crate::kvm::exit::VcpuExit;
 use crate::kvm::kick;
 use crate::kvm::{HOST_ISA, Host, KvmError, Vcpu, blocks_interrupts, debug_registers};
 use crate::memory::GuestMemory;
 use crate::outcome::{Outcome, Stop};
+use crate::peer;
 use crate::stepping;
 use crate::vcpus::{Hold, Left, Shared, Vcpus, run_guest};
 use crate::world::World;
@@ -20,7 +22,9 @@ use arch::register::{Bank, RegisterFile};
 use arch::{GuestPhys, Isa};
 use debug::arming::{Arming, DebugRegisters, Own, in_place};
 use debug::engine::Engine;
-use debug::gdb::server::{self, Address, Listener};
+use debug::gdb::description::Believed;
+use debug::gdb::listener::Listener;
+use debug::gdb::server::{self, Service};
 use debug::gdb::session::Session;
 use debug::target::{
     Action, Code, Command, Control, Cpu, Ended, Event, HostDebug, Machine, Memory, Order, Stepped,
@@ -146,6 +150,8 @@ pub struct DebugShared {
     pub memory: LiveMemory,
     events: Mutex<Sender<Event>>,
     wake: EventFd,
+    /// Counts how often the debugger that is attached was to be let go.
+    release: EventFd,
     /// Of the debugger's thread.
     attention: Attention,
     exits: Vec<[AtomicU64; EXITS.len()]>,
@@ -166,6 +172,14 @@ impl DebugShared {
         if let Err(error) = self.wake.write(1) {
             log::error!("cannot wake the gdb server: {error}");
         }
+    }
+
+    /// Has the debugger that is attached let go, so that another one may come.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn release(&self) -> io::Result<()> {
+        self.release.write(1)
     }
 
     /// Counts an exit.
@@ -581,6 +595,8 @@ pub struct Prepared {
     pub shared: Arc<DebugShared>,
     events: Receiver<Event>,
     listener: Listener,
+    config: GdbConfig,
+    believed: Believed,
 }
 
 impl Prepared {
@@ -588,25 +604,30 @@ impl Prepared {
     ///
     /// # Errors
     /// [`Error`] when the socket cannot be opened.
-    pub fn new(address: &Address, vcpus: u32, memory: &GuestMemory) -> Result<Prepared, Error> {
-        let listener = Listener::bind(address)
+    pub fn new(
+        config: &GdbConfig,
+        vcpus: u32,
+        memory: &GuestMemory,
+        believed: Believed,
+    ) -> Result<Prepared, Error> {
+        let address = &config.address;
+        let listener = Listener::bind(address, config.access())
             .map_err(|source| Error::Listen { address: address.to_string(), source })?;
         if address.is_open() {
             log::warn!("whoever can connect to {} owns the guest", listener.address());
         }
         let (sender, events) = channel();
-        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-            .map_err(Error::system("cannot make an eventfd"))?;
         let shared = DebugShared {
             engine: Arc::new(Engine::new(HOST_ISA, host_debug(), vcpus)),
             world: World::new(vcpus),
             memory: LiveMemory(memory.clone()),
             events: Mutex::new(sender),
-            wake,
+            wake: new_event()?,
+            release: new_event()?,
             attention: Attention::default(),
             exits: (0..vcpus).map(|_| Default::default()).collect(),
         };
-        Ok(Prepared { shared: Arc::new(shared), events, listener })
+        Ok(Prepared { shared: Arc::new(shared), events, listener, config: config.clone(), believed })
     }
 }
 
@@ -624,10 +645,15 @@ impl Debugger {
     /// # Errors
     /// When the system gives no more threads or descriptors.
     pub fn start(prepared: Prepared, vcpus: &Arc<Vcpus>, shared: &Arc<Shared>) -> Result<Debugger, Error> {
-        let Prepared { shared: debug, events, listener } = prepared;
-        let quit = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-            .map_err(Error::system("cannot make an eventfd"))?;
-        let quit_fd = duplicate(&quit)?;
+        let Prepared { shared: debug, events, listener, config, believed } = prepared;
+        let quit = new_event()?;
+        let service = Service {
+            quit: duplicate(&quit)?,
+            release: Some(duplicate(&debug.release)?),
+            gate: peer::gate(config.any_user),
+            on_lost: config.on_lost,
+            takeover: config.takeover,
+        };
         let machine = LiveMachine {
             vcpus: Arc::clone(vcpus),
             shared: Arc::clone(shared),
@@ -644,8 +670,12 @@ impl Debugger {
         let thread = thread::Builder::new()
             .name("gdb".into())
             .spawn(move || {
-                let session = Session::new(machine, engine);
-                server::run(&listener, session, &quit_fd);
+                let mut session = Session::new(machine, engine);
+                session.believed = believed;
+                if let Some(folder) = config.dump_folder {
+                    session.dump_folder = folder;
+                }
+                server::run(&listener, session, &service);
             })
             .map_err(Error::system("cannot start the gdb server's thread"))?;
         Ok(Debugger { shared: debug, quit, thread: Some(thread) })
@@ -657,6 +687,10 @@ impl Debugger {
         let text = text.lines().next().unwrap_or_default().to_string();
         self.shared.tell(Event::Ended(Ended { code: outcome.code(), text }));
     }
+}
+
+fn new_event() -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::system("cannot make an eventfd"))
 }
 
 fn duplicate(event: &EventFd) -> Result<OwnedFd, Error> {

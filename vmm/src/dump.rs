@@ -6,6 +6,7 @@ use crate::memory::GuestMemory;
 use crate::vcpus::Vcpus;
 use arch::register::Bank;
 use arch::{GuestPhys, GuestVirt};
+use debug::cancel::Cancelled;
 use debug::disassemble::Mode;
 use debug::dump::write::{self, Progress, Summary, Target, WriteError};
 use debug::dump::{Cpu, Unplanted};
@@ -76,6 +77,11 @@ impl Dumper {
         write::to_file(&Target { isa: HOST_ISA, cpus: &cpus, memory: &memory }, path, &mut watch)
     }
 
+    /// The debugger's part of the machine, if it may have one.
+    pub fn debugger(&self) -> Option<&DebugShared> {
+        self.debug.as_deref()
+    }
+
     /// The machine ends: a dump that is being written is broken off, and none is begun. Returns when
     /// nothing of it is left.
     pub fn close(&self) {
@@ -92,7 +98,11 @@ impl Dumper {
         let _hold = vcpus.hold();
         let regimes = vcpus.for_each(|vcpu| vcpu.regime().ok());
         let memory = LiveMemory(self.memory.clone());
-        let Some(info) = VmCoreInfo::find(&memory) else { return false };
+        let mut go_on = || match self.is_closed.load(Ordering::Acquire) {
+            true => Err(Cancelled),
+            false => Ok(()),
+        };
+        let Ok(Some(info)) = VmCoreInfo::find(&memory, &mut go_on) else { return false };
         regimes.into_iter().flatten().any(|regime| {
             let space = Space::Virtual(regime);
             let read = |at: u64, bytes: &mut [u8]| memory::read(&memory, &space, None, GuestVirt(at), bytes);

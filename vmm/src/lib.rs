@@ -38,7 +38,7 @@ pub mod memory;
 pub mod outcome;
 mod output_queue;
 pub mod panic_watch;
-
+mod peer;
 pub mod run;
 pub mod stepping;
 pub mod terminal;

@@ -135,7 +135,8 @@ impl Machine {
         let (sender, outcomes) = channel();
         let wake = new_event()?;
         let gdb = config.gdb.as_ref();
-        let prepared = gdb.map(|gdb| Prepared::new(&gdb.address, config.cpus, vm.memory())).transpose()?;
+        let prepared = gdb.map(|gdb| Prepared::new(gdb, config.cpus, vm.memory(), kernel.believed()));
+        let prepared = prepared.transpose()?;
         let hypercalls = hypercalls(config, &vm, &serial)?;
         let shared = Arc::new(Shared {
             hypercalls: hypercalls.clone(),

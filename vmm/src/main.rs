@@ -42,6 +42,7 @@ fn command() -> ExitCode {
         Some(Command::Check { json }) => ExitCode::from(check::main(json)),
         Some(Command::Core(args)) => ExitCode::from(core_dump::main(&args)),
         Some(Command::Dump { guest, path }) => ExitCode::from(control::dump(&guest, &path)),
+        Some(Command::Release { guest }) => ExitCode::from(control::release_debugger(&guest)),
         Some(Command::Completions { shell }) => {
             cli::completions(shell, &mut std::io::stdout());
             ExitCode::SUCCESS

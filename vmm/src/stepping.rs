@@ -287,8 +287,12 @@ fn set(
     step: &mut Step,
 ) -> Result<(), KvmError> {
     (thread.own, thread.guests) = (None, None);
-    if !arming.registers.is_empty() || !step.faults.is_empty() {
+    let guarded = arming.guarded.take();
+    if !arming.registers.is_empty() || guarded.is_some() || !step.faults.is_empty() {
         let guests = vcpu.own_debug_registers(host)?;
+        if let Some(guarded) = guarded.filter(|_| !guests.is_armed()) {
+            arming.registers = *guarded;
+        }
         let (all, own) = with_own(host, &arming.registers, &guests);
         arming.registers = all;
         (thread.own, thread.guests) = (Some(own), Some(guests));
@@ -393,7 +397,7 @@ fn run_to(arming: &Arming, targets: &[u64]) -> Arming {
     let wants: Vec<Want> = targets.iter().map(|target| Want::Execute(*target)).collect();
     let registers = allocate(HOST_ISA, &every, &wants)
         .map_or_else(|_| DebugRegisters::none(HOST_ISA), |allocation| allocation.registers);
-    Arming { step: false, registers, ..arming.clone() }
+    Arming { step: false, registers, guarded: None, ..arming.clone() }
 }
 
 /// A host that can do everything: callers look first whether theirs can.

@@ -1,6 +1,7 @@
 //! A dump as a [`Machine`] that cannot run.
 
 use super::{Contents, Cpu, Image, kernel};
+use crate::cancel::Cancel;
 use crate::linux::VmCoreInfo;
 use crate::target::{
     Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, StopReason,
@@ -147,6 +148,7 @@ pub struct Core {
     cpus: Vec<Mutex<Cpu>>,
     /// Looked for in memory when it is first asked for, if the file has none of its own.
     info: OnceLock<Option<VmCoreInfo>>,
+    cancel: Cancel,
     remarks: Vec<String>,
     host: HostDebug,
     is_writable: bool,
@@ -187,6 +189,7 @@ impl Core {
             format,
             memory,
             cpus: cpus.into_iter().map(Mutex::new).collect(),
+            cancel: Cancel::never(),
             info: info.map_or_else(OnceLock::new, |info| OnceLock::from(Some(info))),
             remarks,
             host,
@@ -208,7 +211,12 @@ impl Core {
 
     /// The kernel's description of itself.
     pub fn info(&self) -> Option<&VmCoreInfo> {
-        self.info.get_or_init(|| VmCoreInfo::find(&self.memory)).as_ref()
+        if let Some(known) = self.info.get() {
+            return known.as_ref();
+        }
+        // What was broken off is looked for again when it is asked for again.
+        let found = VmCoreInfo::find(&self.memory, &mut || self.cancel.check()).ok()?;
+        self.info.get_or_init(|| found).as_ref()
     }
 
     fn cpu(&self, vcpu: u32) -> Result<MutexGuard<'_, Cpu>, TargetError> {
@@ -334,6 +342,10 @@ impl Machine for Core {
 
     fn read_only(&self) -> Option<&'static str> {
         (!self.is_writable).then_some(READ_ONLY)
+    }
+
+    fn set_cancel(&mut self, cancel: &Cancel) {
+        self.cancel = cancel.clone();
     }
 
     fn kernel_info(&self) -> Option<&VmCoreInfo> {

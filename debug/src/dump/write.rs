@@ -13,9 +13,11 @@
 //! Pages of zeros are holes. The file has its name only when it is whole.
 
 use super::Cpu;
+use super::destination::Destination;
 use super::elf::{ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE, STATE, number_of};
 use super::kernel::{self, Piece};
 use super::sink::{self, Sink};
+use crate::cancel::Cancelled;
 use crate::disassemble::Mode;
 use crate::linux::VmCoreInfo;
 use crate::target::Memory;
@@ -23,7 +25,6 @@ use arch::address::PhysRange;
 use arch::core_note::{self, Note};
 use arch::paging::Regime;
 use arch::{GuestPhys, GuestVirt, Isa};
-use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -34,9 +35,6 @@ const PAGE: usize = 4096;
 const AT_ONCE: usize = 1 << 20;
 /// Pages from a stack pointer on that get a segment of their own: of Linux's stacks, 16 KiB.
 const STACK_PAGES: u64 = 4;
-
-/// Names that are tried for a file that is not whole yet.
-const MOST_PARTIAL: u32 = 100;
 
 /// Why a dump was not written. The file that was asked for is as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +49,17 @@ pub enum WriteError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// There is something of the name already.
+    #[error("cannot write {}: it is there already", .0.display())]
+    Exists(PathBuf),
+    /// It would not be where it has to be.
+    #[error("cannot write {}: give a path below {}, without '..' and links", path.display(), folder.display())]
+    Outside {
+        /// The file that was asked for.
+        path: PathBuf,
+        /// Where it has to be.
+        folder: PathBuf,
     },
     /// Whoever watches wants no more of it.
     #[error("the dump to {} was broken off", .0.display())]
@@ -103,55 +112,6 @@ impl std::fmt::Debug for dyn Memory + '_ {
     }
 }
 
-/// A file that goes unless it is kept.
-struct Partial<'a> {
-    path: PathBuf,
-    kept: bool,
-    wanted: &'a Path,
-}
-
-impl<'a> Partial<'a> {
-    fn create(wanted: &'a Path) -> Result<(Partial<'a>, File), WriteError> {
-        let failed = |source| WriteError::Io { path: wanted.into(), source };
-        if fs::metadata(wanted).is_ok_and(|metadata| !metadata.is_file()) {
-            return Err(WriteError::NoFile(wanted.into()));
-        }
-        let name = wanted.file_name().ok_or_else(|| WriteError::NoFile(wanted.into()))?;
-        let mut number = 0;
-        loop {
-            let mut partial = name.to_os_string();
-            partial.push(format!(".partial-{}-{number}", std::process::id()));
-            let path = wanted.with_file_name(partial);
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok((Partial { path, kept: false, wanted }, file)),
-                // Another dump's; or one is left of a process that was killed and had the same number,
-                // as in containers all have.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < MOST_PARTIAL => {
-                    number += 1;
-                }
-                Err(error) => return Err(failed(error)),
-            }
-        }
-    }
-
-    fn keep(mut self) -> Result<(), WriteError> {
-        fs::rename(&self.path, self.wanted)
-            .map_err(|source| WriteError::Io { path: self.wanted.into(), source })?;
-        self.kept = true;
-        Ok(())
-    }
-}
-
-impl Drop for Partial<'_> {
-    fn drop(&mut self) {
-        if !self.kept
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            log::warn!("{} is left over: {error}", self.path.display());
-        }
-    }
-}
-
 /// Writes a core to `path`, compressed if that ends in `.gz` or `.zst`. `watch` is told how far it is
 /// every few megabytes, and can break it off.
 ///
@@ -162,8 +122,21 @@ pub fn to_file(
     path: &Path,
     watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Summary, WriteError> {
+    to_destination(target, &Destination::anywhere(path)?, watch)
+}
+
+/// Writes a core as [`to_file`] does.
+///
+/// # Errors
+/// [`WriteError`]; then nothing of it is left.
+pub fn to_destination(
+    target: &Target<'_>,
+    destination: &Destination,
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Summary, WriteError> {
+    let path = destination.shown();
     let failed = |source| WriteError::Io { path: path.into(), source };
-    let (partial, file) = Partial::create(path)?;
+    let (partial, file) = destination.create()?;
     let mut sink = sink::of_name(path, file).map_err(failed)?;
     let summary = match write(target, &mut *sink, watch).map_err(failed)? {
         ControlFlow::Continue(summary) => summary,
@@ -182,10 +155,14 @@ fn write(
     let memory = target.memory;
     let ranges = super::joined(memory.ranges());
     let populated = super::joined(memory.populated());
-    let (head, has_info) = head(target, &ranges);
-    sink.data(&head)?;
     let total = ranges.iter().map(|range| range.size).sum();
-    let mut summary = Summary { memory: total, stored: 0, has_info };
+    let mut go_on = || match watch(Progress { done: 0, total }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Cancelled),
+    };
+    let Ok(info) = VmCoreInfo::find(memory, &mut go_on) else { return Ok(ControlFlow::Break(())) };
+    sink.data(&head(target, &ranges, info.as_ref()))?;
+    let mut summary = Summary { memory: total, stored: 0, has_info: info.is_some() };
     let mut done = 0;
     let mut buffer = vec![0; AT_ONCE];
     for range in &ranges {
@@ -249,13 +226,12 @@ struct Segment {
     size: u64,
 }
 
-/// Everything in front of the memory, and whether the kernel's description is in it.
-fn head(target: &Target<'_>, ranges: &[PhysRange]) -> (Vec<u8>, bool) {
-    let info = VmCoreInfo::find(target.memory);
+/// Everything in front of the memory.
+fn head(target: &Target<'_>, ranges: &[PhysRange], info: Option<&VmCoreInfo>) -> Vec<u8> {
     let regimes: Vec<(&Cpu, Regime)> =
         target.cpus.iter().filter_map(|cpu| Some((cpu, kernel::regime(&cpu.registers).ok()?))).collect();
     let direct = regimes.iter().find_map(|(_, regime)| kernel::direct_map(regime, target.memory));
-    let notes = notes(target, info.as_ref());
+    let notes = notes(target, info);
 
     let others = others(target, &regimes, direct);
     let count = 1 + ranges.len() + others.len();
@@ -298,7 +274,7 @@ fn head(target: &Target<'_>, ranges: &[PhysRange]) -> (Vec<u8>, bool) {
     bytes.resize(usize::try_from(table).unwrap_or(0), 0);
     bytes.extend(notes);
     bytes.resize(usize::try_from(begin).unwrap_or(0), 0);
-    (bytes, info.is_some())
+    bytes
 }
 
 /// The ELF header, 64 bytes.

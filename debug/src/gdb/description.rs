@@ -3,6 +3,7 @@
 //!
 //! Source: GDB manual, "Target Descriptions", "Standard Target Features".
 
+use crate::disassemble::Mode;
 use arch::Isa;
 use arch::register::{Feature, Group, Register, RegisterFile, table};
 use std::fmt::Write;
@@ -24,7 +25,7 @@ impl Described {
     /// By gdb's name of the architecture, `set architecture`.
     pub fn from_name(name: &str) -> Option<Described> {
         match name {
-            "x86-64" | "auto" => Some(Described::Whole),
+            "x86-64" => Some(Described::Whole),
             "i386" => Some(Described::I386),
             "i8086" => Some(Described::I8086),
             _ => None,
@@ -38,6 +39,33 @@ impl Described {
             (Described::Whole, Isa::X86_64) => "i386:x86-64",
             (Described::I386, Isa::X86_64) => "i386",
             (Described::I8086, Isa::X86_64) => "i8086",
+        }
+    }
+}
+
+/// What the file of the guest's kernel has a debugger believe, where nobody has said what the processor
+/// is to be described as. gdb takes a 32-bit file's word over ours: it refuses another description, and
+/// then understands no answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Believed {
+    /// A 64-bit program, whatever mode it is entered in; or there is no file to know of.
+    #[default]
+    Wide,
+    /// A 32-bit program, until it has gone to 64-bit mode.
+    Narrow,
+    /// A file that says nothing: it is what the processor does.
+    Unknown,
+}
+
+impl Believed {
+    /// What an x86 processor is described as to a debugger that attaches while it reads code of a mode;
+    /// `is_long`: it has been switched to long mode (Intel SDM vol. 3, "IA32_EFER.LMA").
+    pub fn describes(self, mode: Mode, is_long: bool) -> Described {
+        match (self, mode) {
+            _ if is_long => Described::Whole,
+            (Believed::Wide, _) | (Believed::Unknown, Mode::Bits64) => Described::Whole,
+            (Believed::Unknown, Mode::Real16) => Described::I8086,
+            (Believed::Narrow, _) | (Believed::Unknown, Mode::Protected32) => Described::I386,
         }
     }
 }
@@ -103,7 +131,8 @@ impl RegisterSet {
         self.described = described;
     }
 
-    fn is_narrow(&self) -> bool {
+    /// Whether 32-bit or 16-bit code is described.
+    pub fn is_narrow(&self) -> bool {
         self.isa == Isa::X86_64 && self.described != Described::Whole
     }
 
@@ -411,6 +440,24 @@ mod tests {
         }
         let size: usize = set.general().map(|row| set.size(row)).sum();
         assert_eq!(size, 16 * 4);
+    }
+
+    #[test]
+    fn the_description_is_what_the_kernels_file_says() {
+        use Believed::{Narrow, Unknown, Wide};
+        use Described::{I386, I8086, Whole};
+        for (believed, mode, is_long, described) in [
+            (Wide, Mode::Protected32, false, Whole),
+            (Wide, Mode::Bits64, true, Whole),
+            (Narrow, Mode::Protected32, false, I386),
+            (Narrow, Mode::Real16, false, I386),
+            (Narrow, Mode::Protected32, true, Whole),
+            (Unknown, Mode::Real16, false, I8086),
+            (Unknown, Mode::Protected32, false, I386),
+            (Unknown, Mode::Bits64, true, Whole),
+        ] {
+            assert_eq!(believed.describes(mode, is_long), described, "{believed:?} {mode:?} {is_long}");
+        }
     }
 
     #[test]

@@ -1,28 +1,34 @@
-//! Packets that gdbstub does not know, or does not pass on whole; answered in front of it.
+//! Packets that are answered in front of gdbstub: those that it does not know, does not pass on
+//! whole, or ends the connection at.
 //!
 //! | packet | what for |
 //! | --- | --- |
 //! | `Z0`-`Z4`, `z0`-`z4` | with conditions and commands evaluated in the stub (gdbstub issue 40) |
+//! | `vCont`, `c`, `C`, `s`, `S` | every form ([`resume`](super::resume)) |
+//! | `D`, `k`, `vKill`, `vCtrlC` | answered, and then the server acts |
+//! | `H`, `T`, `qC`, `qfThreadInfo`, `qThreadExtraInfo` | threads, with and without their process |
 //! | `?` | the stop as it was, for whichever vCPU it was |
 //! | `m`, `x`, `X` | memory, fast, with lengths that are checked |
-//! | `qSearch:memory` | gdb's `find` |
-//! | `qCRC` | gdb's `compare-sections` |
+//! | `qSearch:memory`, `qCRC` | gdb's `find` and `compare-sections` ([`search`](super::search)) |
 //! | `qXfer:threads:read` | all threads in one go |
-//! | `qqemu.PhyMemMode`, `Qqemu.PhyMemMode` | physical addresses, as QEMU's stub has it |
+//! | `qqemu...`, `Qqemu...` | physical addresses and steps, as QEMU's stub has them; by these pwndbg and gef know a kernel |
 //! | `qOffsets` | where a relocated kernel is |
 //! | `qMemoryRegionInfo` | what is mapped, for lldb |
-//! | `vKill`, `vCtrlC` | answered, which gdbstub does not |
 //!
-//! Source: GDB manual, "Packets", "General Query Packets", "vCont"; QEMU's
-//! `docs/system/gdb.rst` for the last but two.
+//! A packet that is valid is answered or refused by an error; none ends the connection. Those that
+//! nobody here knows are answered with nothing, as the protocol wants it.
+//!
+//! Source: GDB manual, "Packets", "General Query Packets", "vCont"; QEMU's `docs/system/gdb.rst` and
+//! `gdbstub/gdbstub.c`.
 
-use super::packet::{escape, from_hex, number, push_hex, unescape};
-use super::session::{InsertError, Session, errno, tid};
+use super::packet::{LONGEST, escape, from_hex, hex, number, unescape};
+use super::regions;
+use super::resume::{self, Refused, Thread, Vcpus};
+use super::search;
+use super::session::{InsertError, Session, errno};
 use crate::breakpoint::{self, Kind};
 use crate::expression::Expression;
-use crate::target::{Access, Machine, StopReason};
-use arch::GuestVirt;
-use arch::paging::Permissions;
+use crate::target::{Action, Machine};
 
 /// What becomes of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,24 +44,55 @@ pub enum Answer {
         /// In binary, escaped, behind a `b`; else in hexadecimal.
         is_binary: bool,
     },
-    /// gdbstub answers it; this is added to its reply.
-    PassOn(&'static str),
+    /// gdbstub answers it.
+    PassOn,
     /// The reply, and then the debugger wants the guest to end.
     Kill(Vec<u8>),
+    /// The reply, and then the debugger lets go of the guest.
+    Detach(Vec<u8>),
     /// The target is to be interrupted, after the reply.
     Interrupt(Vec<u8>),
+    /// The target is to be resumed; the reply is the next stop. An action for each vCPU.
+    Resume(Vec<Action>),
+    /// The reply, and from then on nothing is acknowledged.
+    NoAcknowledgements,
 }
 
-/// What we serve beyond gdbstub, for `qSupported`.
-const FEATURES: &str =
-    ";ConditionalBreakpoints+;BreakpointCommands+;qXfer:threads:read+;PhyMemMode+;binary-upload+";
+/// What is served beyond what every stub serves, for `qSupported`.
+const FEATURES: &str = "vContSupported+;multiprocess+;QStartNoAckMode+;swbreak+;hwbreak+;\
+    ConditionalBreakpoints+;BreakpointCommands+;qXfer:features:read+;qXfer:memory-map:read+;\
+    qXfer:threads:read+;PhyMemMode+;binary-upload+";
 
-fn error(code: u8) -> Answer {
+pub(super) fn error(code: u8) -> Answer {
     Answer::Reply(format!("E{code:02x}").into_bytes())
 }
 
 fn ok() -> Answer {
     Answer::Reply(b"OK".to_vec())
+}
+
+impl From<Refused> for Answer {
+    fn from(refused: Refused) -> Answer {
+        match refused {
+            Refused::Errno(code) => error(code),
+            Refused::Words(words) => Answer::Reply(format!("E.{words}").into_bytes()),
+        }
+    }
+}
+
+/// Whether a packet may take long, so that whoever waits is told so.
+pub fn may_take_long(data: &[u8]) -> bool {
+    let prefixes: [&[u8]; 4] = [b"qSearch:", b"qCRC:", b"qRcmd,", b"qOffsets"];
+    prefixes.iter().any(|prefix| data.starts_with(prefix))
+}
+
+/// Whether the target may be running when a packet comes: what ends it, or the connection.
+pub fn is_urgent(data: &[u8]) -> bool {
+    data == b"vCtrlC" || data == b"k" || data.starts_with(b"vKill") || is_detach(data)
+}
+
+fn is_detach(data: &[u8]) -> bool {
+    data == b"D" || data.starts_with(b"D;")
 }
 
 /// Serves a packet.
@@ -74,48 +111,143 @@ pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         Some(b'x') => read_memory(&data[1..], true),
         Some(b'X') => write_memory(session, &data[1..]),
         Some(b'?') if data.len() == 1 => Answer::Reply(stop_reply(session).into_bytes()),
-        Some(b'H') => {
-            select(session, &data[1..]);
-            Answer::PassOn("")
+        Some(b'H') => choose(session, &data[1..]).unwrap_or_else(Answer::from),
+        Some(b'T') => Thread::parse(&data[1..], session.machine.vcpus()).map_or_else(Answer::from, |_| ok()),
+        Some(b'c' | b's' | b'C' | b'S') => go_on(session, data).unwrap_or_else(Answer::from),
+        _ if is_detach(data) => Answer::Detach(b"OK".to_vec()),
+        _ if data == b"k" => Answer::Kill(Vec::new()),
+        _ if data == b"vCont?" => Answer::Reply(resumes(session)),
+        _ if let Some(actions) = text("vCont") => {
+            resume::vcont(actions, &vcpus(session)).map_or_else(Answer::from, Answer::Resume)
         }
-        _ if text("qSupported").is_some() => Answer::PassOn(FEATURES),
-        _ if let Some(arguments) = text("qSearch:memory:") => search(session, arguments),
-        _ if let Some(arguments) = text("qCRC:") => crc(session, arguments),
+        _ if data == b"vCtrlC" => Answer::Interrupt(b"OK".to_vec()),
+        _ if text("vKill").is_some() => Answer::Kill(b"OK".to_vec()),
+        _ if data == b"QStartNoAckMode" => Answer::NoAcknowledgements,
+        Some(b'q' | b'Q') => query(session, data),
+        _ => Answer::PassOn,
+    }
+}
+
+/// Serves `q` and `Q`.
+fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
+    let text = |prefix: &str| data.strip_prefix(prefix.as_bytes());
+    let is_qemus = text("qqemu.").or_else(|| text("Qqemu."));
+    match data {
+        _ if let Some(features) = text("qSupported") => {
+            let mut features = features.split(|byte| matches!(byte, b':' | b';'));
+            session.names_process = features.any(|feature| feature == b"multiprocess+");
+            Answer::Reply(format!("PacketSize={LONGEST:x};{FEATURES}").into_bytes())
+        }
+        _ if let Some(arguments) = text("qSearch:memory:") => search::find(session, arguments),
+        _ if let Some(arguments) = text("qCRC:") => search::crc(session, arguments),
         _ if let Some(arguments) = text("qXfer:threads:read::") => threads(session, arguments),
-        _ if data == b"qqemu.PhyMemMode" => {
-            Answer::Reply(if session.is_physical { b"1".to_vec() } else { b"0".to_vec() })
+        b"qC" => Answer::Reply(format!("QC{}", session.thread_id(session.current)).into_bytes()),
+        b"qfThreadInfo" => {
+            let ids: Vec<String> = (0..session.machine.vcpus()).map(|vcpu| session.thread_id(vcpu)).collect();
+            Answer::Reply(format!("m{}", ids.join(",")).into_bytes())
         }
-        _ if let Some(mode) = text("Qqemu.PhyMemMode:") => {
-            session.is_physical = mode == b"1";
-            ok()
-        }
-        _ if data == b"qOffsets" => {
+        b"qsThreadInfo" => Answer::Reply(b"l".to_vec()),
+        _ if let Some(thread) = text("qThreadExtraInfo,") => extra_info(session, thread),
+        b"qOffsets" => {
             let text = session.kernel_text().map(|text| format!("TextSeg={text:x}"));
             Answer::Reply(text.unwrap_or_default().into_bytes())
         }
-        _ if let Some(address) = text("qMemoryRegionInfo:") => memory_region(session, address),
-        _ if data == b"vCtrlC" => Answer::Interrupt(b"OK".to_vec()),
-        _ if data == b"k" => Answer::Kill(Vec::new()),
-        _ if text("vKill").is_some() => Answer::Kill(b"OK".to_vec()),
-        _ => Answer::PassOn(""),
+        _ if let Some(address) = text("qMemoryRegionInfo:") => regions::region(session, address),
+        _ if let Some(what) = is_qemus => qemu(session, what),
+        _ => Answer::PassOn,
+    }
+}
+
+/// Bits of QEMU's `qemu.sstep`: steps at all, without interrupts, without timers. Timers of a guest of
+/// KVM cannot be held up by a step, so the third is none that we have.
+const SSTEP_ENABLE: u8 = 1;
+const SSTEP_NOIRQ: u8 = 2;
+
+/// What QEMU's stub answers beyond the manual. pwndbg and gef ask in this way whether they see a kernel.
+fn qemu<M: Machine>(session: &mut Session<M>, what: &[u8]) -> Answer {
+    match what {
+        b"Supported" => Answer::Reply(b"sstepbits;sstep;PhyMemMode".to_vec()),
+        b"sstepbits" => Answer::Reply(format!("ENABLE={SSTEP_ENABLE:x},NOIRQ={SSTEP_NOIRQ:x}").into_bytes()),
+        b"sstep" => {
+            let falls = session.engine.state().step_interrupts;
+            let bits = SSTEP_ENABLE | if falls { 0 } else { SSTEP_NOIRQ };
+            Answer::Reply(format!("0x{bits:x}").into_bytes())
+        }
+        _ if let Some(bits) = what.strip_prefix(b"sstep=") => {
+            // QEMU takes both ways of writing it.
+            match number(bits.strip_prefix(b"0x").unwrap_or(bits)) {
+                Some(bits) if bits & !u64::from(SSTEP_ENABLE | SSTEP_NOIRQ) == 0 => {
+                    session.engine.state().step_interrupts = bits & u64::from(SSTEP_NOIRQ) == 0;
+                    ok()
+                }
+                _ => error(errno::EINVAL),
+            }
+        }
+        b"PhyMemMode" => Answer::Reply(if session.is_physical { b"1".to_vec() } else { b"0".to_vec() }),
+        _ if let Some(mode) = what.strip_prefix(b"PhyMemMode:") => {
+            session.is_physical = mode == b"1";
+            ok()
+        }
+        _ => Answer::Reply(Vec::new()),
     }
 }
 
 /// The stop as it was: what the debugger is told when it comes.
 fn stop_reply<M: Machine>(session: &Session<M>) -> String {
-    format!("T05thread:p01.{:02x};", tid(session.current))
+    format!("T05thread:{};", session.thread_id(session.current))
 }
 
-/// `Hg`: which vCPU memory and breakpoints are looked at through.
-fn select<M: Machine>(session: &mut Session<M>, arguments: &[u8]) {
-    let Some(thread) = arguments.strip_prefix(b"g") else { return };
-    let thread = match thread.iter().position(|byte| *byte == b'.') {
-        Some(dot) => &thread[dot + 1..],
-        None => thread,
-    };
-    let tid = number(thread).and_then(|tid| usize::try_from(tid).ok()).and_then(std::num::NonZeroUsize::new);
-    if let Some(vcpu) = tid.and_then(|tid| session.vcpu(tid)) {
-        session.current = vcpu;
+fn vcpus<M: Machine>(session: &Session<M>) -> Vcpus {
+    Vcpus {
+        count: session.machine.vcpus(),
+        current: session.current,
+        chosen: session.chosen,
+        can_step: session.machine.host().single_step || !session.machine.can_run(),
+    }
+}
+
+/// `vCont?`: gdb uses it only where both `c` and `s` are there.
+fn resumes<M: Machine>(session: &Session<M>) -> Vec<u8> {
+    let can_step = vcpus(session).can_step;
+    if can_step { b"vCont;c;C;s;S;r;t".to_vec() } else { b"vCont;c;C;t".to_vec() }
+}
+
+/// `c`, `C`, `s` and `S`.
+fn go_on<M: Machine>(session: &mut Session<M>, packet: &[u8]) -> Result<Answer, Refused> {
+    let (actions, place) = resume::plain(packet, &vcpus(session))?;
+    if let Some((vcpu, address)) = place {
+        session.set_pc(vcpu, address).map_err(|refused| {
+            log::warn!(target: "debug::rsp", "vCPU {vcpu} cannot go on at {address:#x}: {refused}");
+            Refused::Errno(errno::EIO)
+        })?;
+    }
+    Ok(Answer::Resume(actions))
+}
+
+/// `Hg`: which vCPU registers, memory and breakpoints are looked at through; `Hc`: which `c` and `s`
+/// are of.
+fn choose<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Result<Answer, Refused> {
+    let (operation, thread) = arguments.split_first().ok_or(Refused::Errno(errno::EINVAL))?;
+    let thread = Thread::parse(thread, session.machine.vcpus())?;
+    match (operation, thread) {
+        (b'g', Thread::One(vcpu)) => session.current = vcpu,
+        // Any one: the one that it is.
+        (b'g', Thread::Any | Thread::All) => {}
+        (b'c', Thread::One(vcpu)) => session.chosen = Some(vcpu),
+        (b'c', Thread::Any | Thread::All) => session.chosen = None,
+        _ => return Err(Refused::Errno(errno::EINVAL)),
+    }
+    Ok(ok())
+}
+
+/// `qThreadExtraInfo,thread-id`: what `info threads` shows.
+fn extra_info<M: Machine>(session: &Session<M>, thread: &[u8]) -> Answer {
+    match Thread::parse(thread, session.machine.vcpus()) {
+        Ok(Thread::One(vcpu)) => {
+            Answer::Reply(hex(format!("CPU#{vcpu} [{}]", session.machine.state(vcpu).name()).as_bytes()))
+        }
+        Ok(_) => error(errno::EINVAL),
+        Err(refused) => refused.into(),
     }
 }
 
@@ -201,13 +333,13 @@ fn remove<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
 }
 
 /// Two numbers with a comma between them.
-fn pair(arguments: &[u8]) -> Option<(u64, u64)> {
+pub(super) fn pair(arguments: &[u8]) -> Option<(u64, u64)> {
     let comma = arguments.iter().position(|byte| *byte == b',')?;
     Some((number(&arguments[..comma])?, number(&arguments[comma + 1..])?))
 }
 
 /// Bytes that one reply carries, in hexadecimal.
-const MOST_BYTES: u64 = (super::packet::LONGEST as u64 - 16) / 2;
+const MOST_BYTES: u64 = (LONGEST as u64 - 16) / 2;
 
 /// `maddress,length` and `xaddress,length`.
 fn read_memory(arguments: &[u8], is_binary: bool) -> Answer {
@@ -233,70 +365,6 @@ fn write_memory<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answe
     }
 }
 
-/// Bytes that a search or a checksum goes through at a time.
-const WINDOW: usize = 64 << 10;
-/// Bytes that one search or checksum goes through at most.
-const MOST_SEARCHED: u64 = 16 << 30;
-
-/// `qSearch:memory:address;length;pattern`.
-fn search<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
-    let mut parts = arguments.splitn(3, |byte| *byte == b';');
-    let mut next = || parts.next();
-    let (Some(Some(start)), Some(Some(length)), Some(pattern)) =
-        (next().map(number), next().map(number), next().map(unescape))
-    else {
-        return error(errno::EINVAL);
-    };
-    if pattern.is_empty() || pattern.len() > WINDOW || length > MOST_SEARCHED {
-        return error(errno::EINVAL);
-    }
-    // Windows overlap by the pattern's length less one.
-    let mut window = vec![0; WINDOW + pattern.len() - 1];
-    let mut offset = 0;
-    while offset < length {
-        let left = usize::try_from(length - offset).unwrap_or(usize::MAX).min(window.len());
-        let Some(at) = start.checked_add(offset) else { break };
-        let count = session.read(session.current, at, &mut window[..left]);
-        let found = window[..count].windows(pattern.len()).position(|candidate| candidate == pattern);
-        if let Some(position) = found {
-            return Answer::Reply(format!("1,{:x}", at + position as u64).into_bytes());
-        }
-        if count < left {
-            // Memory ends here; gdb says how far it got.
-            return error(errno::EFAULT);
-        }
-        offset += WINDOW as u64;
-    }
-    Answer::Reply(b"0".to_vec())
-}
-
-/// `qCRC:address,length`: CRC-32 with polynomial 0x04c11db7, most significant bit first, from
-/// all ones, not complemented (GDB manual, "qCRC").
-fn crc<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
-    let Some((start, length)) = pair(arguments).filter(|(_, length)| *length <= MOST_SEARCHED) else {
-        return error(errno::EINVAL);
-    };
-    let mut crc = u32::MAX;
-    let mut window = vec![0; WINDOW];
-    let mut offset = 0;
-    while offset < length {
-        let left = usize::try_from(length - offset).unwrap_or(usize::MAX).min(WINDOW);
-        let Some(at) = start.checked_add(offset) else { return error(errno::EFAULT) };
-        if session.read(session.current, at, &mut window[..left]) < left {
-            return error(errno::EFAULT);
-        }
-        crc = window[..left].iter().fold(crc, |crc, byte| crc_step(crc, *byte));
-        offset += left as u64;
-    }
-    Answer::Reply(format!("C{crc:x}").into_bytes())
-}
-
-fn crc_step(crc: u32, byte: u8) -> u32 {
-    (0..8).fold(crc ^ u32::from(byte) << 24, |crc, _| {
-        if crc & 1 << 31 != 0 { crc << 1 ^ 0x04c1_1db7 } else { crc << 1 }
-    })
-}
-
 /// `qXfer:threads:read::offset,length`.
 fn threads<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
     let Some((offset, length)) = pair(arguments) else { return error(errno::EINVAL) };
@@ -304,8 +372,8 @@ fn threads<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
     for vcpu in 0..session.machine.vcpus() {
         let state = session.machine.state(vcpu).name();
         xml.push_str(&format!(
-            "<thread id=\"p1.{:x}\" core=\"{vcpu}\" name=\"CPU#{vcpu}\">{state}</thread>",
-            tid(vcpu)
+            "<thread id=\"{}\" core=\"{vcpu}\" name=\"CPU#{vcpu}\">{state}</thread>",
+            session.thread_id(vcpu)
         ));
     }
     xml.push_str("</threads>");
@@ -313,66 +381,4 @@ fn threads<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
     let end = start.saturating_add(usize::try_from(length.min(MOST_BYTES)).unwrap_or(0)).min(xml.len());
     let mark = if end == xml.len() { b'l' } else { b'm' };
     Answer::Reply([&[mark][..], &escape(&xml.as_bytes()[start..end])].concat())
-}
-
-/// lldb's `qMemoryRegionInfo:address`: the page there, or the gap (LLDB, "GDB Remote Protocol
-/// Extensions").
-fn memory_region<M: Machine>(session: &Session<M>, address: &[u8]) -> Answer {
-    let (Some(address), Ok(regime)) = (number(address), session.regime(session.current)) else {
-        return error(errno::EINVAL);
-    };
-    let (start, last, permissions) = match regime.translate(session.machine.memory(), GuestVirt(address)) {
-        Ok(_) if !regime.is_on() => ram_region(session, address),
-        Ok(mapping) => {
-            let letter = |on, letter| if on { letter } else { "" };
-            let Permissions { write, execute, .. } = mapping.permissions;
-            let permissions = ["r", letter(write, "w"), letter(execute, "x")].concat();
-            let span = mapping.page_size - 1;
-            (address & !span, address | span, permissions)
-        }
-        Err(fault) => (address & !(fault.span() - 1), address | (fault.span() - 1), String::new()),
-    };
-    // The end must be a number of 64 bits, too.
-    let size = (last - start).saturating_add(1).min(u64::MAX - start);
-    let permissions =
-        if permissions.is_empty() { String::new() } else { format!("permissions:{permissions};") };
-    Answer::Reply(format!("start:{start:x};size:{size:x};{permissions}").into_bytes())
-}
-
-/// Without translation: a range of RAM, or what lies between two.
-fn ram_region<M: Machine>(session: &Session<M>, address: u64) -> (u64, u64, String) {
-    let (mut start, mut last) = (0, u64::MAX);
-    for range in session.machine.memory().ranges() {
-        let (first, end) = (range.start.0, range.end().0);
-        if (first..end).contains(&address) {
-            return (first, end - 1, "rwx".into());
-        }
-        if end <= address {
-            start = start.max(end);
-        } else {
-            last = last.min(first - 1);
-        }
-    }
-    (start, last, String::new())
-}
-
-/// An `O` packet's data: text for the debugger's console.
-pub fn console(text: &str) -> Vec<u8> {
-    let mut data = b"O".to_vec();
-    push_hex(&mut data, text.as_bytes());
-    data
-}
-
-/// What a person is told about a stop beyond its signal.
-pub fn words(vcpu: u32, reason: &StopReason) -> Option<String> {
-    match reason {
-        StopReason::Fatal(text) => Some(format!("vmm: vCPU {vcpu}: {text}\n")),
-        StopReason::Refused(text) => Some(format!("vmm: {text}\n")),
-        StopReason::Hypercall(text) => Some(format!("vmm: vCPU {vcpu}: hypercall {text}\n")),
-        StopReason::Watchpoint { address, access: Access::Read } => {
-            log::debug!(target: "debug::rsp", "read watchpoint at {address:#x}");
-            None
-        }
-        _ => None,
-    }
 }

@@ -1,6 +1,7 @@
 //! What a session knows of the target's Linux kernel, live or dumped.
 
 use super::session::Session;
+use crate::cancel::Cancelled;
 use crate::dump::kernel::kernel_regime;
 use crate::linux::{self, VmCoreInfo};
 use crate::memory::{self, Space};
@@ -19,16 +20,20 @@ impl<M: Machine> Session<M> {
         };
         match vbar {
             Some(vbar) => linux::text(self.isa(), &regime, self.machine.memory(), vbar),
-            None => self.kernel_info().and_then(|info| info.image_start()),
+            None => self.kernel_info().ok()?.and_then(|info| info.image_start()),
         }
     }
 
     /// The guest kernel's description of itself.
-    pub fn kernel_info(&self) -> Option<Cow<'_, VmCoreInfo>> {
-        match self.machine.kernel_info() {
-            Some(info) => Some(Cow::Borrowed(info)),
-            None => VmCoreInfo::find(self.machine.memory()).map(Cow::Owned),
+    ///
+    /// # Errors
+    /// [`Cancelled`], while it is looked for.
+    pub fn kernel_info(&self) -> Result<Option<Cow<'_, VmCoreInfo>>, Cancelled> {
+        if let Some(info) = self.machine.kernel_info() {
+            return Ok(Some(Cow::Borrowed(info)));
         }
+        let found = VmCoreInfo::find(self.machine.memory(), &mut || self.cancel.check())?;
+        Ok(found.map(Cow::Owned))
     }
 
     /// The guest kernel's log. A vCPU may translate otherwise than the kernel just now (in user space with
@@ -45,6 +50,9 @@ impl<M: Machine> Session<M> {
             let space = Space::Virtual(regime);
             let state = self.engine.state();
             let read = |at: u64, bytes: &mut [u8]| {
+                if self.cancel.check().is_err() {
+                    return 0;
+                }
                 memory::read(self.machine.memory(), &space, Some(&state.table), GuestVirt(at), bytes)
             };
             match info.log(read) {

@@ -1,15 +1,19 @@
 //! `monitor` commands: what gdb's user asks the stub itself.
 
 use super::description::Described;
+use super::qemu;
+use super::regions::{self, Page};
 use super::session::Session;
 use crate::breakpoint::Place;
+use crate::cancel::Cancelled;
 use crate::disassemble::LONGEST_INSTRUCTION;
+use crate::dump::destination::Destination;
 use crate::dump::write::{self, Target};
 use crate::dump::{self, Unplanted};
 use crate::memory::Space;
 use crate::report::Report;
 use crate::target::{Command, Control, Machine, Memory, SoftwareBreakpoints};
-use arch::paging::{Fault, Mapping, Permissions, Regime, Step};
+use arch::paging::{Mapping, Permissions, Regime, Step};
 use arch::register::{Bank, Group};
 use arch::{GuestVirt, Isa};
 use std::fmt::Write;
@@ -31,7 +35,7 @@ const COMMANDS: &[Command] = &[
     Command { name: "breakpoints", usage: "", what: "each breakpoint: kind, place, hits, and why this kind" },
     Command {
         name: "description",
-        usage: "[x86-64|i386|i8086]",
+        usage: "[auto|x86-64|i386|i8086]",
         what: "what a debugger that attaches next is told the processor is",
     },
     Command { name: "linux", usage: "", what: "the guest's Linux kernel: release, where it is mapped" },
@@ -39,7 +43,12 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "dump",
         usage: "PATH",
-        what: "write a core of the guest, on the host that it runs on; PATH.gz and PATH.zst compress",
+        what: "write a core of the guest, a new file on the host that it runs on, below the folder that vmm was started in (or --dump-dir); PATH.gz and PATH.zst compress",
+    },
+    Command {
+        name: "info",
+        usage: "mem|tlb|registers [-a]",
+        what: "what is mapped, entries of page tables, registers: as QEMU's monitor prints them",
     },
     Command {
         name: "step-interrupts",
@@ -92,12 +101,16 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
         "description" => {
             if let [name] = arguments {
                 let described = (session.isa() == Isa::X86_64).then(|| Described::from_name(name)).flatten();
-                session.described =
-                    described.ok_or_else(|| format!("'{name}' is none that this target is"))?;
+                session.described = match (*name, described) {
+                    ("auto", _) => None,
+                    (_, Some(described)) => Some(described),
+                    _ => return Err(format!("'{name}' is none that this target is")),
+                };
             }
-            Ok(format!("a debugger that attaches is told: {}\n", session.described.name(session.isa())))
+            Ok(format!("a debugger that attaches is told: {}\n", session.describes().name(session.isa())))
         }
-        "linux" => Ok(linux(session)),
+        "info" => qemu::info(session, arguments),
+        "linux" => linux(session).map_err(broken_off),
         "dmesg" => dmesg(session, arguments),
         "dump" => dump(session, arguments),
         "step-interrupts" => {
@@ -115,6 +128,10 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
         "help" => Ok(help(session.machine.commands())),
         name => session.machine.run_command(name, arguments),
     }
+}
+
+fn broken_off(cancelled: Cancelled) -> String {
+    cancelled.to_string()
 }
 
 fn switch(arguments: &[&str]) -> Result<Option<bool>, String> {
@@ -210,9 +227,8 @@ fn size(bytes: u64) -> String {
     }
 }
 
-/// Lines that one `monitor map` prints, and pages that it looks at.
+/// Lines that one `monitor map` prints.
 const MOST_LINES: usize = 512;
-const MOST_PAGES: usize = 1 << 20;
 
 /// A range of addresses with the same permissions.
 #[derive(Clone, Copy)]
@@ -224,52 +240,34 @@ struct Range {
 
 fn map<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
     let regime = session.regime(session.current).map_err(|fault| fault.to_string())?;
-    let ranges: Vec<(u64, u64)> = match arguments {
-        [] => regime.ranges().into_iter().map(|(first, last)| (first.0, last.0)).collect(),
-        [start] => vec![(number(start)?, u64::MAX)],
+    let between = match arguments {
+        [] => (0, u64::MAX),
+        [start] => (number(start)?, u64::MAX),
         [start, length] => {
             let start = number(start)?;
-            vec![(start, start.saturating_add(number(length)?.saturating_sub(1)))]
+            (start, start.saturating_add(number(length)?.saturating_sub(1)))
         }
         _ => return Err("an address and a length".into()),
     };
     let mut text = String::new();
     line!(text, "{}", regime.describe());
-    let (mut lines, mut pages) = (0, 0);
     if !regime.is_on() {
         return Ok(text + &ram(session));
     }
-    for (first, last) in ranges {
-        let mut current: Option<Range> = None;
-        let mut at = first;
-        loop {
-            pages += 1;
-            let (span, mapped) = match regime.translate(session.machine.memory(), GuestVirt(at)) {
-                Ok(mapping) => (mapping.page_size, Some(mapping.permissions)),
-                Err(Fault::OutOfRange(_)) => break,
-                Err(fault) => (fault.span(), None),
-            };
-            let end = (at | (span - 1)).min(last);
-            match (&mut current, mapped) {
-                (Some(range), Some(permissions)) if range.permissions == permissions => range.end = end,
-                (_, mapped) => {
-                    if let Some(range) = current.take() {
-                        push_range(&mut text, &range);
-                        lines += 1;
-                    }
-                    current = mapped.map(|permissions| Range { start: at, end, permissions });
-                }
+    let mut ranges: Vec<Range> = Vec::new();
+    let walked = regions::pages(session, &regime, between, &mut |Page { start, last, mapping, .. }| {
+        let permissions = mapping.permissions;
+        match ranges.last_mut() {
+            Some(range) if range.permissions == permissions && range.end.checked_add(1) == Some(start) => {
+                range.end = last;
             }
-            match end.checked_add(1) {
-                Some(next) if end < last && lines < MOST_LINES && pages < MOST_PAGES => at = next,
-                _ => break,
-            }
+            _ => ranges.push(Range { start, end: last, permissions }),
         }
-        if let Some(range) = current {
-            push_range(&mut text, &range);
-        }
-    }
-    if lines >= MOST_LINES || pages >= MOST_PAGES {
+        if ranges.len() > MOST_LINES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    walked.map_err(broken_off)?;
+    ranges.iter().take(MOST_LINES).for_each(|range| push_range(&mut text, range));
+    if ranges.len() > MOST_LINES {
         line!(text, "(and more; give an address to start from)");
     }
     Ok(text)
@@ -305,10 +303,13 @@ fn exits<M: Machine>(session: &Session<M>) -> String {
 fn breakpoints<M: Machine>(session: &Session<M>) -> String {
     let mut text = String::new();
     let state = session.engine.state();
-    let inserted = state.table.iter().map(|breakpoint| (breakpoint, ""));
-    let former = state.table.former().map(|breakpoint| (breakpoint, " (not inserted now)"));
-    for (breakpoint, note) in inserted.chain(former) {
+    let inserted = state.table.entries().map(|(id, breakpoint)| (breakpoint, state.is_guarded(id), ""));
+    let former = state.table.former().map(|breakpoint| (breakpoint, false, " (not inserted now)"));
+    for (breakpoint, is_guarded, note) in inserted.chain(former) {
         let place = match breakpoint.place {
+            Place::Planted(place) if is_guarded => format!(
+                "instruction planted at {place:#x}, and a debug register, because its code is still to come"
+            ),
             Place::Planted(place) => format!("instruction planted at {place:#x}"),
             Place::Register => "debug register".into(),
             Place::Fallback(why) => format!("debug register, because {why}"),
@@ -333,9 +334,9 @@ fn breakpoints<M: Machine>(session: &Session<M>) -> String {
     text
 }
 
-fn linux<M: Machine>(session: &Session<M>) -> String {
+fn linux<M: Machine>(session: &Session<M>) -> Result<String, Cancelled> {
     let mut text = String::new();
-    match session.kernel_info() {
+    match session.kernel_info()? {
         Some(info) => {
             line!(text, "release: {}", info.release());
             if let Some(slide) = info.slide() {
@@ -354,7 +355,7 @@ fn linux<M: Machine>(session: &Session<M>) -> String {
         Some(address) => line!(text, "mapped from {address:#x} on"),
         None => line!(text, "not mapped where a kernel would be (yet)"),
     }
-    text
+    Ok(text)
 }
 
 fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
@@ -363,7 +364,7 @@ fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String,
         [count] => usize::try_from(number(count)?).unwrap_or(usize::MAX),
         _ => return Err("a number of lines".into()),
     };
-    let Some(info) = session.kernel_info() else {
+    let Some(info) = session.kernel_info().map_err(broken_off)? else {
         return Ok("no Linux kernel has described itself in memory (yet)\n".into());
     };
     Ok(match session.kernel_log(&info) {
@@ -371,22 +372,27 @@ fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String,
             let skipped = lines.len().saturating_sub(most);
             lines[skipped..].iter().map(|line| format!("{line}\n")).collect()
         }
-        Err(error) => format!("{error}\n"),
+        Err(error) => {
+            session.cancel.check().map_err(broken_off)?;
+            format!("{error}\n")
+        }
     })
 }
 
 fn dump<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
     let [path] = arguments else { return Err("a path".into()) };
-    // Whoever may debug the guest may not take away the host's files.
-    if Path::new(path).symlink_metadata().is_ok() {
-        return Err(format!("{path} is there already"));
-    }
+    // Whoever may debug the guest may not take away the host's files, nor put one anywhere.
+    let destination =
+        Destination::below(&session.dump_folder, Path::new(path)).map_err(|error| error.to_string())?;
     let cpus = dump::cpus(&session.machine).map_err(|error| error.to_string())?;
     let state = session.engine.state();
     let unmask = |address, bytes: &mut [u8]| state.table.unmask(address, bytes);
     let memory = Unplanted { memory: session.machine.memory(), unmask: &unmask };
     let target = Target { isa: session.isa(), cpus: &cpus, memory: &memory };
-    let written = write::to_file(&target, Path::new(path), &mut |_| ControlFlow::Continue(()));
+    let written = write::to_destination(&target, &destination, &mut |_| match session.cancel.check() {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    });
     written.map(|summary| format!("{path}: {summary}\n")).map_err(|error| error.to_string())
 }
 

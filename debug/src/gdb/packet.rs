@@ -7,6 +7,16 @@
 pub const LONGEST: usize = 128 << 10;
 /// The byte that interrupts a running target.
 pub const INTERRUPT: u8 = 0x03;
+/// "Interpret as command" and "break" of telnet (RFC 854), and what gdb sends behind them for `BREAK-g`.
+const TELNET_IAC: u8 = 0xff;
+const TELNET_BREAK: u8 = 0xf3;
+const SYSTEM_REQUEST: u8 = b'g';
+
+/// Whether a connection may begin with this byte: debuggers begin with an acknowledgement of nothing,
+/// with a packet, or with an interrupt.
+pub fn may_begin(byte: u8) -> bool {
+    matches!(byte, b'+' | b'-' | b'$' | INTERRUPT | TELNET_IAC)
+}
 
 /// What arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +31,12 @@ pub enum Item {
     Ack,
     /// `-`.
     Nack,
-    /// The interrupt byte.
+    /// The interrupt byte, or a telnet break, which gdb sends for `set remote interrupt-sequence BREAK`
+    /// (also followed by a `g`, for the magic system request of a Linux kernel).
     Interrupt,
+    /// A byte that is no protocol. Nothing behind it is looked at: a web page that has a browser send
+    /// packets to a port of this machine has words of HTTP around them.
+    Noise(u8),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +46,12 @@ enum State {
     Data,
     FirstDigit,
     SecondDigit(u8),
+    /// Behind a telnet IAC.
+    Telnet,
+    /// Behind a telnet break.
+    Break,
+    /// Behind noise.
+    Lost,
 }
 
 /// Takes a stream apart.
@@ -66,17 +86,19 @@ impl Framer {
 
     fn byte(&mut self, byte: u8) -> Option<Item> {
         match self.state {
-            State::Outside => match byte {
-                b'$' => {
-                    self.begin();
-                    None
+            State::Outside => self.outside(byte),
+            State::Break => {
+                self.state = State::Outside;
+                if byte == SYSTEM_REQUEST { None } else { self.outside(byte) }
+            }
+            State::Telnet => match byte {
+                TELNET_BREAK => {
+                    self.state = State::Break;
+                    Some(Item::Interrupt)
                 }
-                b'+' => Some(Item::Ack),
-                b'-' => Some(Item::Nack),
-                INTERRUPT => Some(Item::Interrupt),
-                // Line noise between packets means nothing.
-                _ => None,
+                _ => Some(self.lose(byte)),
             },
+            State::Lost => None,
             State::Data => {
                 match byte {
                     b'#' => self.state = State::FirstDigit,
@@ -104,6 +126,29 @@ impl Framer {
                 })
             }
         }
+    }
+
+    /// Takes a byte between two packets.
+    fn outside(&mut self, byte: u8) -> Option<Item> {
+        match byte {
+            b'$' => {
+                self.begin();
+                None
+            }
+            b'+' => Some(Item::Ack),
+            b'-' => Some(Item::Nack),
+            INTERRUPT => Some(Item::Interrupt),
+            TELNET_IAC => {
+                self.state = State::Telnet;
+                None
+            }
+            _ => Some(self.lose(byte)),
+        }
+    }
+
+    fn lose(&mut self, byte: u8) -> Item {
+        self.state = State::Lost;
+        Item::Noise(byte)
     }
 
     fn begin(&mut self) {
@@ -243,7 +288,15 @@ mod tests {
 
     #[test]
     fn noise_damage_and_cut_packets() {
-        assert_eq!(items(b"noise\xff$g#00$g#67"), [Item::Damaged, packet("g")]);
+        assert_eq!(items(b"$g#00$g#67"), [Item::Damaged, packet("g")]);
+        assert_eq!(items(b"$g#67POST / HTTP/1.1\r\n\r\n$k#6b"), [packet("g"), Item::Noise(b'P')]);
+        assert_eq!(
+            items(b"\xff\xf3$g#67\xff\xf3g$g#67"),
+            [Item::Interrupt, packet("g"), Item::Interrupt, packet("g")]
+        );
+        assert_eq!(items(b"\xff$g#67"), [Item::Noise(b'$')]);
+        assert!(b"+-$\x03\xff".iter().all(|byte| may_begin(*byte)));
+        assert!(!b"GPOHDT\x16\r\0 ".iter().any(|byte| may_begin(*byte)));
         assert_eq!(items(b"$g#zz"), [Item::Damaged]);
         assert_eq!(items(b"$cut off$g#67"), [packet("g")]);
         assert_eq!(items(b"$g#6"), []);

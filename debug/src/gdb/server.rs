@@ -1,701 +1,452 @@
-//! The thread that serves a debugger: sockets, packets, and the events of the target.
+//! The thread that serves debuggers: who is let in, who is attached, and what becomes of the guest
+//! when that one has gone.
 //!
-//! One client at a time; another one is told so and let go. A client that vanishes, does not
-//! read, or sends what cannot be understood is detached, and the next one is served.
+//! One client at a time. Whoever connects stands at the [`Door`] until its first bytes have come: one
+//! that does not begin as a debugger does is let go without a word, one that may not come in, or comes
+//! second, is told why in the answer to its first packet. Until then the guest is not touched.
 
 use super::accept::Pause;
-use super::front::{self, Answer};
-use super::packet::{Framer, Item, LONGEST, frame, push_escaped, push_frame, push_hex};
-use super::session::{RegisterNumber, Session, Stop, errno};
+use super::client::{Client, Goodbye, Ready};
+use super::listener::{Gate, Listener, Peer, Stream};
+use super::packet::{Framer, Item, frame, may_begin};
+use super::session::Session;
 use crate::target::Machine;
-use arch::Isa;
-use arch::register::Bank;
-use gdbstub::conn::Connection;
-use gdbstub::stub::state_machine::GdbStubStateMachine;
-use gdbstub::stub::{DisconnectReason, GdbStub, MultiThreadStopReason};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::convert::Infallible;
-use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Bytes of replies that wait for a client to read them, before it is let go.
-const MOST_WAITING: usize = 8 << 20;
-
-/// Pieces of input that are read before anything else is looked at.
-const MOST_READS: usize = 64;
-
-/// Where a debugger connects.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
-    /// TCP.
-    Tcp(SocketAddr),
-    /// A socket in the file system.
-    Unix(PathBuf),
+/// What becomes of the guest when a debugger has gone without saying so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLost {
+    /// It runs on.
+    #[default]
+    Continue,
+    /// It is held until the next debugger comes.
+    Hold,
+    /// It ends.
+    Quit,
 }
 
-impl Address {
-    /// Parses `:PORT`, `HOST:PORT` or `unix:PATH`. Without a host it is loopback.
-    ///
-    /// # Errors
-    /// A message that shows how it is written.
-    pub fn parse(text: &str) -> Result<Address, String> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return match path {
-                "" => Err("unix: needs a path behind it".into()),
-                path => Ok(Address::Unix(path.into())),
-            };
-        }
-        let wrong = || format!("'{text}' is not an address: write :1234, 127.0.0.1:1234 or unix:PATH");
-        if let Some(port) = text.strip_prefix(':') {
-            let port = port.parse().map_err(|_| wrong())?;
-            return Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
-        }
-        text.to_socket_addrs().ok().and_then(|mut found| found.next()).map(Address::Tcp).ok_or_else(wrong)
-    }
-
-    /// Whether others than this machine's own users can reach it.
-    pub fn is_open(&self) -> bool {
-        matches!(self, Address::Tcp(address) if !address.ip().is_loopback())
-    }
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Address::Tcp(address) => write!(f, "{address}"),
-            Address::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-/// A socket that waits for debuggers.
+/// How debuggers are served.
 #[derive(Debug)]
-pub enum Listener {
-    /// TCP.
-    Tcp(TcpListener),
-    /// A socket in the file system, which is removed at the end.
-    Unix(UnixListener, PathBuf),
+pub struct Service {
+    /// Becomes readable when the server is to end.
+    pub quit: OwnedFd,
+    /// Has a count in it when whoever is attached is to be let go (`eventfd(2)`).
+    pub release: Option<OwnedFd>,
+    /// Who is served.
+    pub gate: Gate,
+    /// What becomes of the guest when a debugger is lost.
+    pub on_lost: OnLost,
+    /// A debugger that comes second takes the place of the first.
+    pub takeover: bool,
 }
 
-impl Listener {
-    /// Opens the socket.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn bind(address: &Address) -> io::Result<Listener> {
-        match address {
-            Address::Tcp(address) => {
-                let listener = TcpListener::bind(address)?;
-                listener.set_nonblocking(true)?;
-                Ok(Listener::Tcp(listener))
-            }
-            Address::Unix(path) => {
-                // A socket that nobody listens on any more is in the way.
-                if UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
-                {
-                    fs::remove_file(path)?;
-                }
-                let listener = UnixListener::bind(path)?;
-                listener.set_nonblocking(true)?;
-                Ok(Listener::Unix(listener, path.clone()))
-            }
+impl Service {
+    /// Everybody is served until `quit` becomes readable, and nothing else is special.
+    pub fn plain(quit: OwnedFd) -> Service {
+        Service { quit, release: None, gate: Gate::open(), on_lost: OnLost::default(), takeover: false }
+    }
+}
+
+/// Serves debuggers until it is to end or the guest is over.
+pub fn run<M: Machine>(listener: &Listener, session: Session<M>, service: &Service) {
+    // A duplicate, as commands that take long look at it.
+    let quit = match service.quit.try_clone() {
+        Ok(quit) => Arc::new(quit),
+        Err(error) => {
+            log::error!("the gdb server cannot start: {error}");
+            return;
         }
-    }
-
-    /// Where it is; a port that was 0 has become a real one.
-    pub fn address(&self) -> String {
-        match self {
-            Listener::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |it| it.to_string()),
-            Listener::Unix(_, path) => format!("unix:{}", path.display()),
-        }
-    }
-
-    fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept()?;
-                stream.set_nonblocking(true)?;
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
-            }
-            Listener::Unix(listener, _) => {
-                let (stream, _) = listener.accept()?;
-                stream.set_nonblocking(true)?;
-                Ok(Stream::Unix(stream))
-            }
-        }
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Listener::Tcp(listener) => listener.as_fd(),
-            Listener::Unix(listener, _) => listener.as_fd(),
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Listener::Unix(_, path) = self {
-            // It may have been removed already.
-            fs::remove_file(path).ok();
-        }
-    }
-}
-
-#[derive(Debug)]
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.read(buffer),
-            Stream::Unix(stream) => stream.read(buffer),
-        }
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => Write::write(stream, bytes),
-            Stream::Unix(stream) => Write::write(stream, bytes),
-        }
-    }
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Stream::Tcp(stream) => stream.as_fd(),
-            Stream::Unix(stream) => stream.as_fd(),
-        }
-    }
-}
-
-/// What gdbstub writes, until it is sent.
-#[derive(Debug, Default)]
-struct Outbox(Vec<u8>);
-
-impl Connection for Outbox {
-    type Error = Infallible;
-
-    fn write(&mut self, byte: u8) -> Result<(), Infallible> {
-        self.0.push(byte);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), Infallible> {
-        Ok(())
-    }
-}
-
-type Stub<M> = GdbStubStateMachine<'static, Session<M>, Outbox>;
-
-/// Why a client is let go.
-#[derive(Debug, PartialEq, Eq)]
-enum Goodbye {
-    /// It asked for it, vanished, or cannot be understood; the guest runs on.
-    Detach,
-    /// It wants the guest to end.
-    Kill,
-    /// The guest is over.
-    Ended,
-}
-
-/// A debugger that is attached.
-struct Client<M: Machine> {
-    stream: Stream,
-    framer: Framer,
-    /// `None` only while it is being changed.
-    stub: Option<Stub<M>>,
-    /// Bytes to be sent.
-    out: Vec<u8>,
-    /// The last packet, in case it has to be sent again; empty without acknowledgements.
-    last: Vec<u8>,
-    /// Kept from one read of memory to the next.
-    memory: Vec<u8>,
-    acknowledges: bool,
-}
-
-/// Serves debuggers until `quit` becomes readable or the guest is over.
-pub fn run<M: Machine>(listener: &Listener, mut session: Session<M>, quit: &OwnedFd) {
-    let mut client: Option<Client<M>> = None;
-    let mut pause = Pause::default();
+    };
+    let is_over: IsOver = Arc::new(move || is_readable(quit.as_fd()));
+    let mut server = Server { listener, service, session, door: Door::default(), client: None, is_over };
     loop {
-        let settles = match &client {
-            Some(client) if !client.is_running() => session.machine.settle(),
-            _ => None,
-        };
-        let ready = match wait(listener, &mut pause, client.as_ref(), &session, quit, settles) {
-            Ok(ready) => ready,
+        match server.turn() {
+            Ok(true) => {}
+            Ok(false) => return,
             Err(error) => {
                 log::error!("the gdb server cannot wait for events: {error}");
                 return;
             }
-        };
-        if ready.quit {
-            // The guest's end may be told yet.
-            if let Some(client) = &mut client {
-                client.tell_events(&mut session).ok();
-                client.flush().ok();
-            }
-            return;
-        }
-        // The client first: one that has gone makes room for the one that knocks.
-        if let Some(attached) = &mut client {
-            if let Err(goodbye) = attached.serve(&mut session, &ready) {
-                attached.flush().ok();
-                client = None;
-                match goodbye {
-                    Goodbye::Detach => {
-                        session.detach();
-                        log::info!("the debugger has detached; the guest runs on");
-                    }
-                    Goodbye::Kill => {
-                        session.kill();
-                        return;
-                    }
-                    Goodbye::Ended => return,
-                }
-            }
-        } else {
-            // Nobody is told; the queue stays short.
-            while session.machine.next_event().is_some() {}
-        }
-        if ready.listener {
-            match (listener.accept(), &client) {
-                (Ok(stream), Some(_)) => refuse(stream),
-                (Ok(stream), None) => {
-                    session.attach();
-                    client = Client::new(stream, &mut session);
-                    log::info!("a debugger has attached");
-                }
-                (Err(error), _) if pause.after(&error, Instant::now()) => {
-                    log::warn!("a debugger waits that cannot be accepted: {error}");
-                }
-                (Err(_), _) => {}
-            }
         }
     }
 }
 
-/// Serves one client that sends `input` all at once and goes; what it is sent. For tests and
-/// fuzzing: it stops where a real client would be waited for.
-///
-/// # Errors
-/// When the system gives no more sockets.
-pub fn converse<M: Machine>(session: &mut Session<M>, input: &[u8]) -> io::Result<Vec<u8>> {
-    let (ours, mut theirs) = UnixStream::pair()?;
-    ours.set_nonblocking(true)?;
-    theirs.set_nonblocking(true)?;
-    session.attach();
-    let Some(mut client) = Client::new(Stream::Unix(ours), session) else { return Ok(Vec::new()) };
-    let mut answer = Vec::new();
-    let mut buffer = vec![0; 64 << 10];
-    let mut rest = input;
-    while !rest.is_empty() {
-        // To the end of a packet, so that a stop is told before the next one; and less than a
-        // socket holds, so that nothing waits.
-        let end = rest.iter().position(|byte| *byte == b'#').map_or(rest.len(), |at| at + 3);
-        let (piece, after) = rest.split_at(end.min(rest.len()).min(16 << 10));
-        rest = after;
-        Write::write_all(&mut theirs, piece)?;
-        let ready = Ready { quit: false, listener: true, input: true };
-        let served = client.serve(session, &ready);
-        while let Ok(count) = Read::read(&mut theirs, &mut buffer)
-            && count > 0
-        {
-            answer.extend(&buffer[..count]);
-        }
-        if served.is_err() {
-            break;
-        }
-    }
-    session.detach();
-    Ok(answer)
+type IsOver = Arc<dyn Fn() -> bool + Send + Sync>;
+
+fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
+
+/// A timeout that is over when the first of these is.
+fn until(times: [Option<Duration>; 3]) -> PollTimeout {
+    let Some(left) = times.into_iter().flatten().min() else { return PollTimeout::NONE };
+    // Rounded up, or it would spin through the last part.
+    PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+}
+
+struct Server<'a, M: Machine> {
+    listener: &'a Listener,
+    service: &'a Service,
+    session: Session<M>,
+    door: Door,
+    client: Option<Client<M>>,
+    is_over: IsOver,
 }
 
 /// What `poll` found.
-struct Ready {
+#[derive(Default)]
+struct Found {
     quit: bool,
     listener: bool,
-    input: bool,
+    release: bool,
+    client: Ready,
+    /// Somebody at the door has said something, or has been there for long.
+    door: bool,
 }
 
-fn wait<M: Machine>(
-    listener: &Listener,
-    pause: &mut Pause,
-    client: Option<&Client<M>>,
-    session: &Session<M>,
-    quit: &OwnedFd,
-    settles: Option<Duration>,
-) -> io::Result<Ready> {
-    let events = session.machine.event_fd();
-    // While the target stands still for a client, an event is nobody's business yet.
-    let wants_events = client.is_none_or(Client::is_running);
-    let paused = pause.left(Instant::now());
-    let knocks = if paused.is_none() { PollFlags::POLLIN } else { PollFlags::empty() };
-    // Rounded up, or it would spin through the last part.
-    let settles = settles.map(|left| left + Duration::from_millis(1));
-    let left = [paused, settles].into_iter().flatten().min();
-    let timeout = left.map_or(PollTimeout::NONE, |left| left.try_into().unwrap_or(PollTimeout::MAX));
-    let mut fds = vec![
-        PollFd::new(quit.as_fd(), PollFlags::POLLIN),
-        PollFd::new(listener.as_fd(), knocks),
-        PollFd::new(events, if wants_events { PollFlags::POLLIN } else { PollFlags::empty() }),
-    ];
-    if let Some(client) = client {
-        let out = if client.out.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
-        fds.push(PollFd::new(client.stream.as_fd(), PollFlags::POLLIN | out));
-    }
-    match poll(&mut fds, timeout) {
-        Ok(_) => {}
-        Err(nix::errno::Errno::EINTR) => return Ok(Ready { quit: false, listener: false, input: false }),
-        Err(error) => return Err(error.into()),
-    }
-    let is_ready =
-        |index: usize| fds.get(index).and_then(PollFd::revents).is_some_and(|events| !events.is_empty());
-    Ok(Ready { quit: is_ready(0), listener: is_ready(1), input: is_ready(3) })
-}
-
-/// Tells a second client that there is one already.
-fn refuse(mut stream: Stream) {
-    log::info!("a second debugger is refused: one is attached");
-    // A client that is gone already needs no words.
-    stream.write(&frame(b"E.another debugger is attached")).ok();
-}
-
-impl<M: Machine> Client<M> {
-    fn new(stream: Stream, session: &mut Session<M>) -> Option<Client<M>> {
-        let stub = GdbStub::builder(Outbox::default())
-            .packet_buffer_size(LONGEST + 4)
-            .build()
-            .map_err(|error| error.to_string())
-            .and_then(|stub| stub.run_state_machine(session).map_err(|error| error.to_string()));
-        match stub {
-            Ok(stub) => Some(Client {
-                stream,
-                framer: Framer::default(),
-                stub: Some(stub),
-                out: Vec::new(),
-                last: Vec::new(),
-                memory: Vec::new(),
-                acknowledges: true,
-            }),
-            Err(error) => {
-                log::error!("gdbstub does not start: {error}");
-                session.detach();
-                None
+impl<M: Machine> Server<'_, M> {
+    /// Waits for something and serves it; whether to go on.
+    fn turn(&mut self) -> io::Result<bool> {
+        let found = self.wait()?;
+        if found.quit {
+            // The guest's end may be told yet.
+            if let Some(client) = &mut self.client {
+                client.tell_events(&mut self.session).ok();
+                client.flush().ok();
             }
+            return Ok(false);
         }
-    }
-
-    fn is_running(&self) -> bool {
-        matches!(self.stub, Some(GdbStubStateMachine::Running(_)))
-    }
-
-    fn serve(&mut self, session: &mut Session<M>, ready: &Ready) -> Result<(), Goodbye> {
-        // When another client knocks, to the end of what there is, so that one that has gone is
-        // not taken for one that is there; but a flood does not hold up the rest.
-        for _ in 0..if ready.input { MOST_READS } else { 0 } {
-            let mut buffer = [0; 16 << 10];
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return Err(Goodbye::Detach),
-                Ok(count) => {
-                    let mut items = Vec::new();
-                    self.framer.feed(&buffer[..count], |item| items.push(item));
-                    for item in items {
-                        self.take(session, item)?;
-                    }
-                    if count < buffer.len() && !ready.listener {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => return Err(Goodbye::Detach),
+        // The client first: one that has gone makes room for the one that knocks.
+        if let Some(client) = &mut self.client {
+            if let Err(goodbye) = client.serve(&mut self.session, found.client)
+                && !self.let_go(&goodbye)
+            {
+                return Ok(false);
             }
-        }
-        self.tell_events(session)?;
-        self.flush()
-    }
-
-    /// Sends as much as the client takes.
-    fn flush(&mut self) -> Result<(), Goodbye> {
-        let mut sent = 0;
-        while sent < self.out.len() {
-            match self.stream.write(&self.out[sent..]) {
-                Ok(0) => return Err(Goodbye::Detach),
-                Ok(count) => sent += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => return Err(Goodbye::Detach),
-            }
-        }
-        self.out.drain(..sent);
-        if self.out.len() > MOST_WAITING {
-            log::warn!("the debugger does not read what it is sent; it is detached");
-            return Err(Goodbye::Detach);
-        }
-        Ok(())
-    }
-
-    fn send(&mut self, data: &[u8]) {
-        self.send_with(|packet| packet.extend(data));
-    }
-
-    /// Sends a packet whose data `push` appends.
-    fn send_with(&mut self, push: impl FnOnce(&mut Vec<u8>)) {
-        let start = self.out.len();
-        push_frame(&mut self.out, push);
-        let packet = &self.out[start..];
-        log::trace!(target: "debug::rsp", "-> {}", String::from_utf8_lossy(packet));
-        if self.acknowledges {
-            self.last = packet.to_vec();
-        }
-    }
-
-    /// Sends memory, or an error where nothing of it is there.
-    fn send_memory(&mut self, session: &Session<M>, address: u64, length: usize, is_binary: bool) {
-        let mut bytes = std::mem::take(&mut self.memory);
-        bytes.resize(length, 0);
-        let count = session.read(session.current, address, &mut bytes);
-        if count == 0 && length > 0 {
-            self.send(format!("E{:02x}", errno::EFAULT).as_bytes());
         } else {
-            self.send_with(|packet| match is_binary {
-                true => {
-                    packet.push(b'b');
-                    push_escaped(packet, &bytes[..count]);
-                }
-                false => push_hex(packet, &bytes[..count]),
-            });
+            // Nobody is told; the queue stays short.
+            while self.session.machine.next_event().is_some() {}
         }
-        self.memory = bytes;
-    }
-
-    fn take(&mut self, session: &mut Session<M>, item: Item) -> Result<(), Goodbye> {
-        match item {
-            Item::Ack => Ok(()),
-            Item::Nack => {
-                self.out.extend(&self.last);
-                Ok(())
-            }
-            Item::Damaged => {
-                self.out.extend(if self.acknowledges { &b"-"[..] } else { b"" });
-                Ok(())
-            }
-            Item::TooLong => {
-                self.acknowledge();
-                self.send(format!("E{:02x}", errno::EINVAL).as_bytes());
-                Ok(())
-            }
-            Item::Interrupt => {
-                if self.is_running() {
-                    let stop = session.interrupt();
-                    self.report(session, &stop)?;
-                }
-                Ok(())
-            }
-            Item::Packet(data) => self.packet(session, &data),
+        if found.release && !self.release() {
+            return Ok(false);
         }
-    }
-
-    fn acknowledge(&mut self) {
-        if self.acknowledges {
-            self.out.push(b'+');
+        if found.listener {
+            self.accept();
         }
-    }
-
-    fn packet(&mut self, session: &mut Session<M>, data: &[u8]) -> Result<(), Goodbye> {
-        log::trace!(target: "debug::rsp", "<- {}", String::from_utf8_lossy(data));
-        // While the target runs, only an interrupt and the end make sense.
-        if self.is_running() && data != b"vCtrlC" && data != b"k" && !data.starts_with(b"vKill") {
-            self.acknowledge();
-            self.send(format!("E{:02x}", errno::EINVAL).as_bytes());
-            return Ok(());
-        }
-        match front::serve(session, data) {
-            Answer::Reply(reply) => {
-                self.acknowledge();
-                self.send(&reply);
-                Ok(())
-            }
-            Answer::Memory { address, length, is_binary } => {
-                self.acknowledge();
-                self.send_memory(session, address, length, is_binary);
-                Ok(())
-            }
-            Answer::Kill(reply) => {
-                self.acknowledge();
-                if !reply.is_empty() {
-                    self.send(&reply);
-                }
-                Err(Goodbye::Kill)
-            }
-            Answer::Interrupt(reply) => {
-                self.acknowledge();
-                self.send(&reply);
-                if self.is_running() {
-                    let stop = session.interrupt();
-                    self.report(session, &stop)?;
-                }
-                Ok(())
-            }
-            Answer::PassOn(addition) => self.pass_on(session, data, addition),
-        }
-    }
-
-    /// Has gdbstub serve a packet.
-    fn pass_on(&mut self, session: &mut Session<M>, data: &[u8], addition: &str) -> Result<(), Goodbye> {
-        for byte in frame(data) {
-            let stub = match self.stub.take() {
-                Some(GdbStubStateMachine::Idle(stub)) => stub.incoming_data(session, byte),
-                Some(GdbStubStateMachine::Running(stub)) => stub.incoming_data(session, byte),
-                Some(other) => Ok(other),
-                None => return Err(Goodbye::Detach),
-            };
-            match stub {
-                Ok(stub) => self.stub = Some(stub),
-                Err(error) => {
-                    let data = String::from_utf8_lossy(data);
-                    log::warn!("the debugger is detached after the packet '{data}': {error}");
-                    return Err(Goodbye::Detach);
+        if found.door {
+            for (stream, peer, begun) in self.door.look() {
+                if !self.enter(stream, peer, &begun) {
+                    return Ok(false);
                 }
             }
         }
-        let mut written = self.take_written();
-        if data == b"QStartNoAckMode" {
-            self.acknowledges = false;
-        }
-        if !addition.is_empty() {
-            written = added(&written, addition);
-        }
-        self.queue(&written);
-        match &self.stub {
-            Some(GdbStubStateMachine::Disconnected(stub)) => Err(match stub.get_reason() {
-                DisconnectReason::Kill => Goodbye::Kill,
-                DisconnectReason::Disconnect => Goodbye::Detach,
-                DisconnectReason::TargetExited(_) | DisconnectReason::TargetTerminated(_) => Goodbye::Ended,
-            }),
-            _ => Ok(()),
-        }
+        Ok(true)
     }
 
-    /// What gdbstub has written.
-    fn take_written(&mut self) -> Vec<u8> {
-        let conn = match &mut self.stub {
-            Some(GdbStubStateMachine::Idle(stub)) => stub.borrow_conn(),
-            Some(GdbStubStateMachine::Running(stub)) => stub.borrow_conn(),
-            Some(GdbStubStateMachine::CtrlCInterrupt(stub)) => stub.borrow_conn(),
-            Some(GdbStubStateMachine::Disconnected(stub)) => stub.borrow_conn(),
-            None => return Vec::new(),
+    fn wait(&mut self) -> io::Result<Found> {
+        let settles = self.session.machine.settle();
+        let paused = self.door.pause.left(Instant::now());
+        let events = self.session.machine.event_fd();
+        // While the target stands still for a client, an event is nobody's business yet.
+        let wants_events = self.client.as_ref().is_none_or(Client::is_running);
+        let when = |wanted: bool, flags| if wanted { flags } else { PollFlags::empty() };
+        let mut fds = vec![
+            PollFd::new(self.service.quit.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.listener.as_fd(), when(paused.is_none(), PollFlags::POLLIN)),
+            PollFd::new(events, when(wants_events, PollFlags::POLLIN)),
+        ];
+        let release = self.service.release.as_ref().map(|release| {
+            fds.push(PollFd::new(release.as_fd(), PollFlags::POLLIN));
+            fds.len() - 1
+        });
+        let client = self.client.as_ref().map(|client| {
+            let flags =
+                when(client.has_output(), PollFlags::POLLOUT) | when(client.wants_input(), PollFlags::POLLIN);
+            fds.push(PollFd::new(client.as_fd(), flags));
+            fds.len() - 1
+        });
+        let door = fds.len();
+        fds.extend(
+            self.door.waiting.iter().map(|waiting| PollFd::new(waiting.stream.as_fd(), PollFlags::POLLIN)),
+        );
+        let timeout = match &self.client {
+            Some(client) if client.is_waiting() => PollTimeout::ZERO,
+            _ => until([self.door.timeout(), paused, settles]),
         };
-        std::mem::take(&mut conn.0)
-    }
-
-    fn queue(&mut self, written: &[u8]) {
-        log::trace!(target: "debug::rsp", "-> {}", String::from_utf8_lossy(written));
-        if self.acknowledges
-            && let Some(start) = written.iter().position(|byte| *byte == b'$')
-        {
-            self.last = written[start..].to_vec();
+        match poll(&mut fds, timeout) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => return Ok(Found::default()),
+            Err(error) => return Err(error.into()),
         }
-        self.out.extend(written);
-    }
-
-    /// Tells what happened since the target was resumed.
-    fn tell_events(&mut self, session: &mut Session<M>) -> Result<(), Goodbye> {
-        if !self.is_running() {
-            return Ok(());
-        }
-        let stop = session.next_stop();
-        self.tell_output(session);
-        match stop {
-            Some(stop) => self.report(session, &stop),
-            None => Ok(()),
-        }
-    }
-
-    fn tell_output(&mut self, session: &mut Session<M>) {
-        let output = session.engine.state().take_output();
-        for text in output {
-            self.send(&front::console(&text));
-        }
-    }
-
-    fn report(&mut self, session: &mut Session<M>, stop: &Stop) -> Result<(), Goodbye> {
-        self.tell_output(session);
-        let mut registers = Vec::new();
-        match stop {
-            Stop::Vcpu(vcpu, reason) => {
-                if let Some(words) = front::words(*vcpu, reason) {
-                    self.send(&front::console(&words));
-                }
-                registers = expedited(session, *vcpu);
-            }
-            Stop::Ended(ended) => self.send(&front::console(&format!("vmm: {}\n", ended.text))),
-        }
-        let stub = match self.stub.take() {
-            Some(GdbStubStateMachine::Running(stub)) => stub,
-            other => {
-                self.stub = other;
-                return Ok(());
-            }
-        };
-        let reason: MultiThreadStopReason<u64> = stop.reason();
-        let mut values = registers.iter().map(|(row, bytes)| (RegisterNumber::new(*row), bytes.as_slice()));
-        match stub.report_stop_with_regs(session, reason, &mut values) {
-            Ok(stub) => self.stub = Some(stub),
-            Err(error) => {
-                log::error!("a stop cannot be reported: {error}");
-                return Err(Goodbye::Detach);
-            }
-        }
-        let written = self.take_written();
-        self.queue(&written);
-        match stop {
-            Stop::Ended(_) => Err(Goodbye::Ended),
-            Stop::Vcpu(..) => Ok(()),
-        }
-    }
-}
-
-/// Registers that go with every stop, so that a step costs one packet: program counter, stack
-/// pointer, frame pointer.
-fn expedited<M: Machine>(session: &Session<M>, vcpu: u32) -> Vec<(usize, Vec<u8>)> {
-    let names = match session.isa() {
-        Isa::X86_64 => ["rip", "rsp", "rbp"],
-        Isa::Aarch64 => ["pc", "sp", "x29"],
-    };
-    let Ok(file) = session.machine.registers(vcpu, &[Bank::General]) else { return Vec::new() };
-    names
-        .into_iter()
-        .filter_map(|name| {
-            let row = arch::register::row(session.isa(), name)?;
-            let mut bytes = file.bytes(row)?;
-            bytes.truncate(session.registers.size(row));
-            Some((row, bytes))
+        let events = |index: usize| fds.get(index).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
+        let is_ready = |index: usize| !events(index).is_empty();
+        let of_client = client.map_or(PollFlags::empty(), events);
+        let broken = of_client.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
+        let listener = is_ready(1);
+        Ok(Found {
+            quit: is_ready(0),
+            listener,
+            release: release.is_some_and(is_ready),
+            client: Ready {
+                input: of_client.intersects(PollFlags::POLLIN),
+                knock: listener,
+                // What it has sent before is served first.
+                broken: broken && !of_client.intersects(PollFlags::POLLIN),
+            },
+            door: (door..fds.len()).any(is_ready) || self.door.is_overdue(),
         })
-        .collect()
+    }
+
+    fn accept(&mut self) {
+        match self.listener.accept() {
+            Ok((stream, peer)) => {
+                let refusal = self.service.gate.ask(&peer).err();
+                if let Some(why) = &refusal {
+                    self.door.say(&format!("{peer} is not served: {why}"));
+                }
+                self.door.add(stream, peer, refusal);
+            }
+            Err(error) => {
+                if self.door.pause.after(&error, Instant::now()) {
+                    self.door.say(&format!("a debugger cannot be let in: {error}"));
+                }
+            }
+        }
+    }
+
+    /// Lets somebody in who has begun as a debugger does; whether to go on.
+    fn enter(&mut self, stream: Stream, peer: Peer, begun: &[u8]) -> bool {
+        if let Some(client) = &self.client {
+            if !self.service.takeover {
+                let why = format!(
+                    "another debugger is attached: {}, since {}; 'vmm release' or --gdb-takeover let another one in",
+                    client.peer,
+                    ago(client.since)
+                );
+                self.door.say(&format!("{peer} is not served: {why}"));
+                self.door.refuse(stream, peer, why, begun);
+                return true;
+            }
+            log::warn!("{peer} takes the place of {}", client.peer);
+            self.client = None;
+            // The next one stops the guest anyway.
+            self.session.leave();
+        }
+        self.session.attach();
+        log::info!("a debugger has attached: {peer}");
+        let mut client = Client::new(stream, peer, begun, Arc::clone(&self.is_over));
+        client.arm(&mut self.session);
+        let goodbye = client.serve(&mut self.session, Ready { input: true, ..Ready::default() });
+        self.client = Some(client);
+        match goodbye {
+            Ok(()) => true,
+            Err(goodbye) => self.let_go(&goodbye),
+        }
+    }
+
+    /// Whoever is attached is let go, because somebody else asked for it; whether to go on.
+    fn release(&mut self) -> bool {
+        if let Some(release) = &self.service.release {
+            // The count is of no interest.
+            nix::unistd::read(release, &mut [0; 8]).ok();
+        }
+        self.client.is_none() || self.let_go(&Goodbye::Lost("its place is wanted"))
+    }
+
+    /// Lets the client go, and does with the guest what is to be done; whether to go on.
+    fn let_go(&mut self, goodbye: &Goodbye) -> bool {
+        if let Some(mut client) = self.client.take() {
+            client.flush().ok();
+        }
+        let session = &mut self.session;
+        match (goodbye, self.service.on_lost) {
+            (Goodbye::Detach, _) => {
+                session.detach();
+                log::info!("the debugger has detached; the guest runs on");
+            }
+            (Goodbye::Lost(why), OnLost::Continue) => {
+                session.detach();
+                log::warn!("the debugger is lost ({why}); the guest runs on");
+            }
+            (Goodbye::Lost(why), OnLost::Hold) => {
+                session.leave();
+                log::warn!("the debugger is lost ({why}); the guest is held for the next one");
+            }
+            (Goodbye::Lost(why), OnLost::Quit) => {
+                log::warn!("the debugger is lost ({why}); the guest ends");
+                session.kill();
+                return false;
+            }
+            (Goodbye::Kill, _) => {
+                session.kill();
+                return false;
+            }
+            (Goodbye::Ended, _) => return false,
+        }
+        true
+    }
 }
 
-/// A reply with `addition` behind its data.
-fn added(written: &[u8], addition: &str) -> Vec<u8> {
-    let start = written.iter().position(|byte| *byte == b'$');
-    let end = written.iter().rposition(|byte| *byte == b'#');
-    let (Some(start), Some(end)) = (start, end) else { return written.to_vec() };
-    let data = [&written[start + 1..end], addition.as_bytes()].concat();
-    [&written[..start], &frame(&data)].concat()
+/// A moment in words: the time of day, and how long ago that was.
+fn ago(since: SystemTime) -> String {
+    let day = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() % (24 * 60 * 60);
+    let seconds = since.elapsed().unwrap_or_default().as_secs();
+    let (hours, minutes, rest) = (day / 3600, day / 60 % 60, day % 60);
+    let long = match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    };
+    format!("{hours:02}:{minutes:02}:{rest:02} UTC ({long} ago)")
+}
+
+/// Clients at the door, at most; then the one that has been there longest is let go.
+const MOST_WAITING: usize = 16;
+/// How long one may stand there.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often something is said about those at the door, at most: anybody can knock as often as he likes.
+const BETWEEN_WORDS: Duration = Duration::from_secs(1);
+/// Bytes of a first packet that is refused.
+const LONGEST_REFUSED: usize = 8 << 10;
+
+/// Those who have connected, and have not begun or are being refused.
+#[derive(Debug, Default)]
+struct Door {
+    waiting: Vec<Waiting>,
+    /// While nobody is accepted.
+    pause: Pause,
+    /// Nothing more is said until then, and what was not is counted.
+    silent_until: Option<Instant>,
+    unsaid: u64,
+}
+
+/// Somebody at the door.
+#[derive(Debug)]
+struct Waiting {
+    stream: Stream,
+    peer: Peer,
+    until: Instant,
+    /// Why it is not let in.
+    refusal: Option<String>,
+    /// What it has sent, if it is refused.
+    said: Vec<u8>,
+}
+
+/// What becomes of one at the door.
+enum Next {
+    Stay,
+    Enter(Vec<u8>),
+    Go,
+    /// It has begun as no debugger does.
+    Stranger(u8),
+}
+
+impl Waiting {
+    fn look(&mut self) -> Next {
+        let mut buffer = [0; 4096];
+        let begun = match self.stream.read(&mut buffer) {
+            Ok(0) => return Next::Go,
+            Ok(count) => &buffer[..count],
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                return if Instant::now() < self.until { Next::Stay } else { Next::Go };
+            }
+            Err(_) => return Next::Go,
+        };
+        match (self.said.first().or(begun.first()), &self.refusal) {
+            (Some(first), _) if !may_begin(*first) => Next::Stranger(*first),
+            (_, None) => Next::Enter(begun.to_vec()),
+            (_, Some(_)) => {
+                self.said.extend(begun);
+                self.answer()
+            }
+        }
+    }
+
+    /// Answers the first packet of one that is refused.
+    fn answer(&self) -> Next {
+        let Some(why) = &self.refusal else { return Next::Stay };
+        let mut has_packet = false;
+        Framer::default().feed(&self.said, |item| {
+            has_packet |= matches!(item, Item::Packet(_) | Item::Damaged | Item::TooLong)
+        });
+        if !has_packet && self.said.len() < LONGEST_REFUSED {
+            return Next::Stay;
+        }
+        // gdb shows it as the failure of its first question. If it is gone already, it needs no words.
+        self.stream.write(&[b"+", &frame(format!("E.{why}").as_bytes())[..]].concat()).ok();
+        Next::Go
+    }
+}
+
+impl Door {
+    /// How long until it is looked at without being asked to.
+    fn timeout(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let ends = self.waiting.iter().map(|waiting| waiting.until);
+        ends.min().map(|next| next.saturating_duration_since(now))
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.waiting.iter().any(|waiting| Instant::now() >= waiting.until)
+    }
+
+    fn add(&mut self, stream: Stream, peer: Peer, refusal: Option<String>) {
+        if self.waiting.len() == MOST_WAITING {
+            let first = self.waiting.remove(0);
+            self.say(&format!("{} has said nothing, and others wait; it is let go", first.peer));
+        }
+        let until = Instant::now() + PATIENCE;
+        self.waiting.push(Waiting { stream, peer, until, refusal, said: Vec::new() });
+    }
+
+    /// Refuses one that has begun.
+    fn refuse(&mut self, stream: Stream, peer: Peer, why: String, begun: &[u8]) {
+        self.add(stream, peer, Some(why));
+        if let Some(last) = self.waiting.last_mut() {
+            last.said.extend(begun);
+            if matches!(last.answer(), Next::Go) {
+                self.waiting.pop();
+            }
+        }
+    }
+
+    /// Looks what they have said; who comes in, and how it has begun.
+    fn look(&mut self) -> Vec<(Stream, Peer, Vec<u8>)> {
+        let mut entering = Vec::new();
+        let mut words = Vec::new();
+        for mut waiting in std::mem::take(&mut self.waiting) {
+            match waiting.look() {
+                Next::Stay => self.waiting.push(waiting),
+                Next::Enter(begun) => entering.push((waiting.stream, waiting.peer, begun)),
+                Next::Go => {}
+                Next::Stranger(byte) => words.push(format!(
+                    "{} is let go: it begins with byte {byte:#04x}, as no debugger does",
+                    waiting.peer
+                )),
+            }
+        }
+        words.iter().for_each(|words| self.say(words));
+        entering
+    }
+
+    /// Says something about somebody at the door, unless something was just said.
+    fn say(&mut self, words: &str) {
+        let now = Instant::now();
+        if self.silent_until.is_some_and(|until| now < until) {
+            self.unsaid += 1;
+            return;
+        }
+        self.silent_until = Some(now + BETWEEN_WORDS);
+        match std::mem::take(&mut self.unsaid) {
+            0 => log::warn!("gdb's port: {words}"),
+            more => log::warn!("gdb's port: {words} ({more} more such lines are left out)"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -703,25 +454,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses() {
-        let tcp = |text: &str| match Address::parse(text) {
-            Ok(Address::Tcp(address)) => address.to_string(),
-            other => format!("{other:?}"),
-        };
-        assert_eq!(tcp(":1234"), "127.0.0.1:1234");
-        assert_eq!(tcp("127.0.0.1:0"), "127.0.0.1:0");
-        assert_eq!(tcp("[::1]:1234"), "[::1]:1234");
-        assert_eq!(Address::parse("unix:/tmp/x"), Ok(Address::Unix("/tmp/x".into())));
-        for wrong in ["", "unix:", "1234", ":", ":99999", ":x"] {
-            assert!(Address::parse(wrong).is_err(), "{wrong}");
-        }
-        assert!(!Address::parse(":1").unwrap().is_open());
-        assert!(Address::parse("0.0.0.0:1").unwrap().is_open());
-    }
-
-    #[test]
-    fn additions_go_into_the_reply() {
-        assert_eq!(added(b"+$a=1#xx", ";b+"), [&b"+"[..], &frame(b"a=1;b+")].concat());
-        assert_eq!(added(b"+", ";b+"), b"+");
+    fn moments_in_words() {
+        let text = ago(SystemTime::now() - Duration::from_secs(600));
+        assert!(text.ends_with("UTC (10 min ago)"), "{text}");
+        assert!(ago(SystemTime::now()).ends_with(" s ago)"));
     }
 }

@@ -1,47 +1,28 @@
-//! A debug session: what a debugger has asked for of one [`Machine`], and gdbstub's view of
-//! it.
+//! A debug session: what a debugger has asked for of one [`Machine`].
 //!
-//! Threads are vCPUs; gdb's thread ids are their numbers plus one.
+//! Threads are vCPUs; gdb's thread-ids are their numbers plus one.
 
-use super::description::{Described, RegisterSet};
-use super::monitor;
+use super::description::{Believed, Described, RegisterSet};
+use super::stop::Stop;
 use crate::breakpoint::{Breakpoint, Kind};
+use crate::cancel::Cancel;
+use crate::disassemble::Mode;
 use crate::engine::Engine;
 use crate::expression::Expression;
 use crate::memory::{self, Space};
-use crate::target::{
-    Access, Action, Control, Ended, Event, Machine, Order, StopReason, TargetError, VcpuState,
-};
+use crate::target::{Action, Control, Event, Machine, Order, StopReason, TargetError, VcpuState};
 use arch::paging::Regime;
-use arch::register::{Bank, RegisterFile, table};
+use arch::register::{Bank, RegisterFile};
 use arch::{GuestVirt, Isa};
-use gdbstub::common::{Signal, Tid};
-use gdbstub::stub::MultiThreadStopReason;
-use gdbstub::target::ext::base::BaseOps;
-use gdbstub::target::ext::base::multithread::{
-    MultiThreadBase, MultiThreadRangeStepping, MultiThreadRangeSteppingOps, MultiThreadResume,
-    MultiThreadResumeOps, MultiThreadSchedulerLocking, MultiThreadSchedulerLockingOps, MultiThreadSingleStep,
-    MultiThreadSingleStepOps,
-};
-use gdbstub::target::ext::base::single_register_access::{SingleRegisterAccess, SingleRegisterAccessOps};
-use gdbstub::target::ext::breakpoints::{
-    Breakpoints, BreakpointsOps, HwBreakpoint, HwBreakpointOps, HwWatchpoint, HwWatchpointOps, SwBreakpoint,
-    SwBreakpointOps, WatchKind,
-};
-use gdbstub::target::ext::memory_map::{MemoryMap, MemoryMapOps};
-use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
-use gdbstub::target::ext::target_description_xml_override::{
-    TargetDescriptionXmlOverride, TargetDescriptionXmlOverrideOps,
-};
-use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
-use gdbstub::target::{Target, TargetError as StubError, TargetResult};
-use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Errors that a client sees as `E` and a number, as errno has them.
 pub mod errno {
     /// No such process, here: vCPU.
     pub const ESRCH: u8 = 3;
+    /// Interrupted.
+    pub const EINTR: u8 = 4;
     /// I/O.
     pub const EIO: u8 = 5;
     /// Bad address.
@@ -72,25 +53,28 @@ pub struct Session<M: Machine> {
     pub engine: Arc<Engine>,
     /// Registers that are described to the debugger...
     pub registers: RegisterSet,
-    /// ...and what as, to the one that attaches next.
-    pub described: Described,
+    /// ...and what as, to the one that attaches next, if somebody has said so...
+    pub described: Option<Described>,
+    /// ...else by what the kernel's file is.
+    pub believed: Believed,
+    /// The debugger has been told that it was told of another processor than there is.
+    is_told: bool,
     /// The vCPU that memory is looked at through, and that stopped last.
     pub current: u32,
     /// Addresses are guest-physical.
     pub is_physical: bool,
-    /// What the debugger named for each vCPU in the resume that it is putting together.
-    named: Vec<Option<Action>>,
-    /// vCPUs that were not named stay where they are, instead of running.
-    is_locked: bool,
+    /// What commands that take long ask whether they are still wanted.
+    pub cancel: Cancel,
+    /// The folder that dumps are written below.
+    pub dump_folder: PathBuf,
+    /// The vCPU that the debugger chose for `c` and `s`.
+    pub chosen: Option<u32>,
+    /// It wants thread-ids that name the process.
+    pub names_process: bool,
     /// vCPUs that stand at a breakpoint whose hit has been reported, with its address.
     reported: Vec<Option<u64>>,
     /// Stops of further vCPUs that have not been reported yet.
     pending: Vec<(u32, StopReason)>,
-}
-
-/// A vCPU's thread id.
-pub fn tid(vcpu: u32) -> Tid {
-    NonZeroUsize::MIN.saturating_add(vcpu as usize)
 }
 
 impl<M: Machine> Session<M> {
@@ -100,13 +84,17 @@ impl<M: Machine> Session<M> {
         let file = machine.registers(0, &Bank::ALL).unwrap_or_else(|_| RegisterFile::new(machine.isa()));
         Session {
             registers: RegisterSet::new(&file),
-            described: Described::Whole,
+            described: None,
+            believed: Believed::default(),
+            is_told: false,
             machine,
             engine,
             current: 0,
             is_physical: false,
-            named: vec![None; vcpus],
-            is_locked: false,
+            cancel: Cancel::never(),
+            dump_folder: PathBuf::from("."),
+            chosen: None,
+            names_process: false,
             reported: vec![None; vcpus],
             pending: Vec::new(),
         }
@@ -117,10 +105,10 @@ impl<M: Machine> Session<M> {
         self.machine.isa()
     }
 
-    /// The vCPU of a thread id.
-    pub fn vcpu(&self, tid: Tid) -> Option<u32> {
-        let vcpu = u32::try_from(tid.get() - 1).ok()?;
-        (vcpu < self.machine.vcpus()).then_some(vcpu)
+    /// A vCPU's thread-id, as the debugger wants it.
+    pub fn thread_id(&self, vcpu: u32) -> String {
+        let process = if self.names_process { "p01." } else { "" };
+        format!("{process}{:02x}", u64::from(vcpu) + 1)
     }
 
     /// How a vCPU translates now.
@@ -171,15 +159,12 @@ impl<M: Machine> Session<M> {
         let memory = self.machine.memory();
         let place = self.engine.place(kind, memory, &space, address);
         let mut state = self.engine.state();
-        state.table.remove(memory, kind, address, length);
         let hits = state.table.former_hits(kind, address, length);
         let breakpoint = Breakpoint { kind, address, length, place, conditions, commands, hits };
-        state.table.insert(memory, breakpoint)?;
-        if let Err(error) = self.engine.make_room(&mut state, memory, &space) {
-            state.table.remove(memory, kind, address, length);
-            return Err(error.into());
-        }
-        Ok(())
+        let change = state.table.replace(memory, breakpoint)?;
+        let fits = self.engine.make_room(&mut state, memory, &space);
+        state.table.settle_change(memory, change, fits.is_err());
+        Ok(fits?)
     }
 
     /// Removes a breakpoint; whether it was there.
@@ -190,6 +175,12 @@ impl<M: Machine> Session<M> {
         self.engine.reallocate(&mut state).is_ok() && was_there
     }
 
+    /// Gives commands that take long, and the machine, what they ask whether they are still wanted.
+    pub fn set_cancel(&mut self, cancel: &Cancel) {
+        self.cancel = cancel.clone();
+        self.machine.set_cancel(cancel);
+    }
+
     /// Attaches: from now on vCPUs stop for this session.
     pub fn attach(&mut self) {
         self.engine.state().is_attached = true;
@@ -198,22 +189,50 @@ impl<M: Machine> Session<M> {
         self.pending.clear();
         self.reported.fill(None);
         self.current = 0;
+        self.chosen = None;
+        self.names_process = false;
         self.is_physical = false;
-        self.registers.describe_as(self.described);
+        self.is_told = false;
+        self.registers.describe_as(self.describes());
+    }
+
+    /// What a debugger that attaches now is told the processor is.
+    pub fn describes(&self) -> Described {
+        let follow = || {
+            let mode = self.machine.code(self.current).map_or(Mode::Bits64, |code| code.mode);
+            self.believed.describes(mode, self.is_long(self.current))
+        };
+        match self.isa() {
+            Isa::X86_64 => self.described.unwrap_or_else(follow),
+            Isa::Aarch64 => Described::Whole,
+        }
+    }
+
+    /// Whether an x86 vCPU is in long mode.
+    fn is_long(&self, vcpu: u32) -> bool {
+        const EFER_LMA: u64 = 1 << 10;
+        let file = self.machine.registers(vcpu, &[Bank::System]);
+        file.is_ok_and(|file| file.get("efer").is_some_and(|efer| efer & EFER_LMA != 0))
+    }
+
+    /// What the debugger is told when it sees half of a processor that has gone to 64-bit mode; once.
+    pub fn outgrown(&mut self, vcpu: u32) -> Option<&'static str> {
+        let is_asked_for = self.described.is_some();
+        if self.is_told || is_asked_for || !self.registers.is_narrow() || !self.is_long(vcpu) {
+            return None;
+        }
+        self.is_told = true;
+        Some(
+            "vmm: the guest is in 64-bit mode now, and gdb sees a 32-bit processor. To see all of it, type:\n\
+             vmm:   disconnect\nvmm:   file (or the file with 64-bit symbols behind it)\n\
+             vmm:   set architecture auto\nvmm:   target remote ... (as before)\n\
+             vmm: meanwhile the guest runs on, unless vmm was started with --gdb-lost hold.\n",
+        )
     }
 
     /// Detaches: planted instructions go, and the guest runs on.
     pub fn detach(&mut self) {
-        self.machine.pause();
-        {
-            let mut state = self.engine.state();
-            state.table.clear(self.machine.memory());
-            self.engine.reallocate(&mut state).ok();
-            state.forget();
-            state.is_attached = false;
-            state.take_output();
-        }
-        self.machine.disarm();
+        self.leave();
         let arming = crate::arming::Arming::off(self.isa());
         let order = Order { action: Action::Run, arming, steps_off: false };
         if let Err(error) = self.machine.resume(vec![order; self.machine.vcpus() as usize]) {
@@ -221,9 +240,27 @@ impl<M: Machine> Session<M> {
         }
     }
 
+    /// Leaves the guest without its debugger, held: planted instructions go, and it waits for the next
+    /// debugger.
+    pub fn leave(&mut self) {
+        self.machine.pause();
+        {
+            let mut state = self.engine.state();
+            state.table.clear(self.machine.memory());
+            self.engine.reallocate(&mut state).ok();
+            state.forget();
+            state.is_attached = false;
+            while state.take_output(usize::MAX).is_some() {}
+        }
+        self.machine.disarm();
+    }
+
     /// Gives each vCPU its order. A stop that is still to be reported is reported instead, by
     /// [`Self::next_stop`].
-    fn run(&mut self) -> Result<(), TargetError> {
+    ///
+    /// # Errors
+    /// [`TargetError`]; then nothing runs.
+    pub fn run(&mut self, actions: &[Action]) -> Result<(), TargetError> {
         // Hits of breakpoints happen again when the vCPU runs again; what cannot happen
         // again is kept.
         let isa = self.isa();
@@ -236,13 +273,11 @@ impl<M: Machine> Session<M> {
             return Ok(());
         }
         self.engine.refresh(self.machine.memory(), || self.space_for_breakpoints());
-        let default = if self.is_locked { Action::Stay } else { Action::Run };
         let mut orders = Vec::new();
         {
             let mut state = self.engine.state();
-            let actions: Vec<Action> = self.named.iter().map(|named| named.unwrap_or(default)).collect();
-            state.begin(&actions);
-            for (vcpu, action) in (0..).zip(actions) {
+            state.begin(actions);
+            for (vcpu, action) in (0..).zip(actions.iter().copied()) {
                 let arming = self.engine.arming(&state, vcpu);
                 orders.push(Order { action, arming, steps_off: self.reported[vcpu as usize].is_some() });
             }
@@ -255,6 +290,16 @@ impl<M: Machine> Session<M> {
             }
         }
         self.machine.resume(orders)
+    }
+
+    /// Has a vCPU go on somewhere else.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn set_pc(&mut self, vcpu: u32, address: u64) -> Result<(), TargetError> {
+        let mut file = RegisterFile::new(self.isa());
+        file.set(if self.isa() == Isa::X86_64 { "rip" } else { "pc" }, address);
+        self.machine.set_registers(vcpu, &file)
     }
 
     /// The linear program counter of a vCPU that stands still.
@@ -332,425 +377,6 @@ impl<M: Machine> Session<M> {
     }
 }
 
-/// Something to report.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// A vCPU stopped, and all stand still.
-    Vcpu(u32, StopReason),
-    /// The guest is over.
-    Ended(Ended),
-}
-
-impl Stop {
-    /// As gdbstub reports it.
-    pub fn reason(&self) -> MultiThreadStopReason<u64> {
-        match self {
-            Stop::Ended(ended) => MultiThreadStopReason::Exited(ended.code),
-            Stop::Vcpu(vcpu, reason) => {
-                let tid = tid(*vcpu);
-                let signal = |signal| MultiThreadStopReason::SignalWithThread { tid, signal };
-                match reason {
-                    StopReason::Breakpoint => MultiThreadStopReason::SwBreak(tid),
-                    StopReason::HardwareBreakpoint => MultiThreadStopReason::HwBreak(tid),
-                    StopReason::Watchpoint { address, access } => MultiThreadStopReason::Watch {
-                        tid,
-                        kind: match access {
-                            Access::Read => WatchKind::Read,
-                            Access::Write => WatchKind::Write,
-                            Access::Any => WatchKind::ReadWrite,
-                        },
-                        addr: *address,
-                    },
-                    StopReason::Step | StopReason::Hypercall(_) | StopReason::Refused(_) => {
-                        signal(Signal::SIGTRAP)
-                    }
-                    StopReason::Interrupt => signal(Signal::SIGINT),
-                    StopReason::Fatal(_) => signal(Signal::SIGABRT),
-                }
-            }
-        }
-    }
-}
-
-/// gdbstub's idea of an architecture: ours is a value of the session.
-#[derive(Debug)]
-pub enum AnyArch {}
-
-/// Bytes of a `g` packet; `None` for a register that cannot be read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RegisterBytes(Vec<Option<u8>>);
-
-impl gdbstub::arch::Registers for RegisterBytes {
-    type ProgramCounter = u64;
-
-    fn pc(&self) -> u64 {
-        0
-    }
-
-    fn gdb_serialize(&self, mut write_byte: impl FnMut(Option<u8>)) {
-        self.0.iter().for_each(|byte| write_byte(*byte));
-    }
-
-    fn gdb_deserialize(&mut self, bytes: &[u8]) -> Result<(), ()> {
-        self.0 = bytes.iter().copied().map(Some).collect();
-        Ok(())
-    }
-}
-
-/// A register by its row.
-#[derive(Clone, Copy, Debug)]
-pub struct RegisterNumber(usize);
-
-impl gdbstub::arch::RegId for RegisterNumber {
-    fn from_raw_id(id: usize) -> Option<(Self, Option<NonZeroUsize>)> {
-        Some((RegisterNumber(id), None))
-    }
-
-    fn to_raw_id(&self) -> Option<usize> {
-        Some(self.0)
-    }
-}
-
-impl RegisterNumber {
-    /// The register of a row.
-    pub fn new(row: usize) -> RegisterNumber {
-        RegisterNumber(row)
-    }
-}
-
-impl gdbstub::arch::Arch for AnyArch {
-    type Usize = u64;
-    type Registers = RegisterBytes;
-    type BreakpointKind = usize;
-    type RegId = RegisterNumber;
-}
-
-impl<M: Machine> Target for Session<M> {
-    type Arch = AnyArch;
-    type Error = TargetError;
-
-    fn base_ops(&mut self) -> BaseOps<'_, AnyArch, TargetError> {
-        BaseOps::MultiThread(self)
-    }
-
-    fn support_breakpoints(&mut self) -> Option<BreakpointsOps<'_, Self>> {
-        Some(self)
-    }
-
-    fn support_monitor_cmd(&mut self) -> Option<MonitorCmdOps<'_, Self>> {
-        Some(self)
-    }
-
-    fn support_memory_map(&mut self) -> Option<MemoryMapOps<'_, Self>> {
-        Some(self)
-    }
-
-    fn support_target_description_xml_override(
-        &mut self,
-    ) -> Option<TargetDescriptionXmlOverrideOps<'_, Self>> {
-        Some(self)
-    }
-
-    fn guard_rail_implicit_sw_breakpoints(&self) -> bool {
-        true
-    }
-
-    fn use_fork_stop_reason(&self) -> bool {
-        false
-    }
-
-    fn use_vfork_stop_reason(&self) -> bool {
-        false
-    }
-
-    fn use_vforkdone_stop_reason(&self) -> bool {
-        false
-    }
-
-    /// Run-length encoding saves little on loopback, and some clients read it wrong.
-    fn use_rle(&self) -> bool {
-        false
-    }
-}
-
-/// The lower half of a register as all of it.
-fn whole(value: &[u8], size: usize) -> Vec<u8> {
-    let mut bytes = value.to_vec();
-    bytes.resize(size, 0);
-    bytes
-}
-
-/// Makes gdbstub's error of an errno.
-fn refuse<T>(code: u8) -> Result<T, StubError<TargetError>> {
-    Err(StubError::Errno(code))
-}
-
-impl<M: Machine> MultiThreadBase for Session<M> {
-    fn read_registers(&mut self, registers: &mut RegisterBytes, tid: Tid) -> TargetResult<(), Self> {
-        let Some(vcpu) = self.vcpu(tid) else { return refuse(errno::ESRCH) };
-        let banks = [Bank::General, Bank::System];
-        let Ok(file) = self.machine.registers(vcpu, &banks) else { return refuse(errno::EIO) };
-        registers.0.clear();
-        for row in self.registers.general() {
-            let size = self.registers.size(row);
-            match file.bytes(row) {
-                Some(bytes) => registers.0.extend(bytes.into_iter().take(size).map(Some)),
-                None => registers.0.extend(vec![None; size]),
-            }
-        }
-        Ok(())
-    }
-
-    fn write_registers(&mut self, registers: &RegisterBytes, tid: Tid) -> TargetResult<(), Self> {
-        let Some(vcpu) = self.vcpu(tid) else { return refuse(errno::ESRCH) };
-        let mut file = RegisterFile::new(self.isa());
-        let bytes: Vec<u8> = registers.0.iter().map(|byte| byte.unwrap_or(0)).collect();
-        let mut at = 0;
-        for row in self.registers.general() {
-            let Some(value) = bytes.get(at..at + self.registers.size(row)) else { break };
-            file.set_bytes(row, &whole(value, table(self.isa())[row].bytes()));
-            at += value.len();
-        }
-        self.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
-    }
-
-    fn support_single_register_access(&mut self) -> Option<SingleRegisterAccessOps<'_, Tid, Self>> {
-        Some(self)
-    }
-
-    fn read_addrs(&mut self, start: u64, data: &mut [u8], tid: Tid) -> TargetResult<usize, Self> {
-        let Some(vcpu) = self.vcpu(tid) else { return refuse(errno::ESRCH) };
-        match self.read(vcpu, start, data) {
-            0 if !data.is_empty() => refuse(errno::EFAULT),
-            count => Ok(count),
-        }
-    }
-
-    fn write_addrs(&mut self, start: u64, data: &[u8], tid: Tid) -> TargetResult<(), Self> {
-        let Some(vcpu) = self.vcpu(tid) else { return refuse(errno::ESRCH) };
-        if self.write(vcpu, start, data) { Ok(()) } else { refuse(errno::EFAULT) }
-    }
-
-    fn list_active_threads(&mut self, thread_is_active: &mut dyn FnMut(Tid)) -> Result<(), TargetError> {
-        (0..self.machine.vcpus()).for_each(|vcpu| thread_is_active(tid(vcpu)));
-        Ok(())
-    }
-
-    fn support_resume(&mut self) -> Option<MultiThreadResumeOps<'_, Self>> {
-        Some(self)
-    }
-
-    fn support_thread_extra_info(&mut self) -> Option<ThreadExtraInfoOps<'_, Self>> {
-        Some(self)
-    }
-}
-
-impl<M: Machine> SingleRegisterAccess<Tid> for Session<M> {
-    fn read_register(
-        &mut self,
-        tid: Tid,
-        register: RegisterNumber,
-        buffer: &mut [u8],
-    ) -> TargetResult<usize, Self> {
-        let Some(vcpu) = self.vcpu(tid) else { return refuse(errno::ESRCH) };
-        let row = register.0;
-        if !self.registers.contains(row) {
-            return refuse(errno::EINVAL);
-        }
-        let bank = table(self.isa())[row].bank();
-        let Ok(file) = self.machine.registers(vcpu, &[bank]) else { return refuse(errno::EIO) };
-        let Some(mut bytes) = file.bytes(row) else { return refuse(errno::EIO) };
-        bytes.truncate(self.registers.size(row));
-        let Some(place) = buffer.get_mut(..bytes.len()) else { return refuse(errno::EINVAL) };
-        place.copy_from_slice(&bytes);
-        Ok(bytes.len())
-    }
-
-    fn write_register(&mut self, tid: Tid, register: RegisterNumber, value: &[u8]) -> TargetResult<(), Self> {
-        let Some(vcpu) = self.vcpu(tid) else { return refuse(errno::ESRCH) };
-        let row = register.0;
-        if !self.registers.contains(row) || value.len() != self.registers.size(row) {
-            return refuse(errno::EINVAL);
-        }
-        let mut file = RegisterFile::new(self.isa());
-        file.set_bytes(row, &whole(value, table(self.isa())[row].bytes()));
-        self.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
-    }
-}
-
-impl<M: Machine> ThreadExtraInfo for Session<M> {
-    fn thread_extra_info(&self, tid: Tid, buffer: &mut [u8]) -> Result<usize, TargetError> {
-        let Some(vcpu) = self.vcpu(tid) else { return Ok(0) };
-        let text = format!("CPU#{vcpu} [{}]", self.machine.state(vcpu).name());
-        let length = text.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&text.as_bytes()[..length]);
-        Ok(length)
-    }
-}
-
-impl<M: Machine> MultiThreadResume for Session<M> {
-    fn resume(&mut self) -> Result<(), TargetError> {
-        self.run()
-    }
-
-    fn clear_resume_actions(&mut self) -> Result<(), TargetError> {
-        self.named.fill(None);
-        self.is_locked = false;
-        Ok(())
-    }
-
-    fn set_resume_action_continue(&mut self, tid: Tid, _: Option<Signal>) -> Result<(), TargetError> {
-        self.name(tid, Action::Run);
-        Ok(())
-    }
-
-    fn support_single_step(&mut self) -> Option<MultiThreadSingleStepOps<'_, Self>> {
-        self.machine.host().single_step.then_some(self as _)
-    }
-
-    fn support_range_step(&mut self) -> Option<MultiThreadRangeSteppingOps<'_, Self>> {
-        self.machine.host().single_step.then_some(self as _)
-    }
-
-    fn support_scheduler_locking(&mut self) -> Option<MultiThreadSchedulerLockingOps<'_, Self>> {
-        Some(self)
-    }
-}
-
-impl<M: Machine> Session<M> {
-    /// The first action that names a thread counts (GDB manual, "vCont"); a thread that is
-    /// not there is left out.
-    fn name(&mut self, tid: Tid, action: Action) {
-        if let Some(vcpu) = self.vcpu(tid) {
-            self.named[vcpu as usize].get_or_insert(action);
-        }
-    }
-}
-
-impl<M: Machine> MultiThreadSingleStep for Session<M> {
-    fn set_resume_action_step(&mut self, tid: Tid, _: Option<Signal>) -> Result<(), TargetError> {
-        self.name(tid, Action::Step);
-        Ok(())
-    }
-}
-
-impl<M: Machine> MultiThreadRangeStepping for Session<M> {
-    fn set_resume_action_range_step(&mut self, tid: Tid, start: u64, end: u64) -> Result<(), TargetError> {
-        self.name(tid, Action::StepRange(start, end));
-        Ok(())
-    }
-}
-
-impl<M: Machine> MultiThreadSchedulerLocking for Session<M> {
-    fn set_resume_action_scheduler_lock(&mut self) -> Result<(), TargetError> {
-        self.is_locked = true;
-        Ok(())
-    }
-}
-
-impl<M: Machine> Breakpoints for Session<M> {
-    fn support_sw_breakpoint(&mut self) -> Option<SwBreakpointOps<'_, Self>> {
-        Some(self)
-    }
-
-    fn support_hw_breakpoint(&mut self) -> Option<HwBreakpointOps<'_, Self>> {
-        Some(self)
-    }
-
-    fn support_hw_watchpoint(&mut self) -> Option<HwWatchpointOps<'_, Self>> {
-        Some(self)
-    }
-}
-
-// The packets themselves are served in `front`, with their conditions; gdbstub asks for these
-// to know which stops it may report.
-impl<M: Machine> SwBreakpoint for Session<M> {
-    fn add_sw_breakpoint(&mut self, address: u64, kind: usize) -> TargetResult<bool, Self> {
-        Ok(self.insert(Kind::Software, address, kind as u64, Vec::new(), Vec::new()).is_ok())
-    }
-
-    fn remove_sw_breakpoint(&mut self, address: u64, kind: usize) -> TargetResult<bool, Self> {
-        Ok(self.remove(Kind::Software, address, kind as u64))
-    }
-}
-
-impl<M: Machine> HwBreakpoint for Session<M> {
-    fn add_hw_breakpoint(&mut self, address: u64, kind: usize) -> TargetResult<bool, Self> {
-        Ok(self.insert(Kind::Hardware, address, kind as u64, Vec::new(), Vec::new()).is_ok())
-    }
-
-    fn remove_hw_breakpoint(&mut self, address: u64, kind: usize) -> TargetResult<bool, Self> {
-        Ok(self.remove(Kind::Hardware, address, kind as u64))
-    }
-}
-
-fn watch_kind(kind: WatchKind) -> Kind {
-    match kind {
-        WatchKind::Write => Kind::Write,
-        WatchKind::Read => Kind::Read,
-        WatchKind::ReadWrite => Kind::Access,
-    }
-}
-
-impl<M: Machine> HwWatchpoint for Session<M> {
-    fn add_hw_watchpoint(&mut self, address: u64, length: u64, kind: WatchKind) -> TargetResult<bool, Self> {
-        Ok(self.insert(watch_kind(kind), address, length, Vec::new(), Vec::new()).is_ok())
-    }
-
-    fn remove_hw_watchpoint(
-        &mut self,
-        address: u64,
-        length: u64,
-        kind: WatchKind,
-    ) -> TargetResult<bool, Self> {
-        Ok(self.remove(watch_kind(kind), address, length))
-    }
-}
-
-/// Copies the part of `text` that an `qXfer` packet asks for.
-fn transfer(text: &str, offset: u64, length: usize, buffer: &mut [u8]) -> usize {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
-    let part = &text.as_bytes()[start..];
-    let count = part.len().min(length).min(buffer.len());
-    buffer[..count].copy_from_slice(&part[..count]);
-    count
-}
-
-impl<M: Machine> TargetDescriptionXmlOverride for Session<M> {
-    fn target_description_xml(
-        &self,
-        annex: &[u8],
-        offset: u64,
-        length: usize,
-        buffer: &mut [u8],
-    ) -> TargetResult<usize, Self> {
-        if annex != b"target.xml" {
-            return refuse(errno::EINVAL);
-        }
-        Ok(transfer(&self.registers.xml(), offset, length, buffer))
-    }
-}
-
-impl<M: Machine> MemoryMap for Session<M> {
-    /// All of the address space is RAM to gdb: where a guest maps its memory is known only
-    /// to its page tables, and gdb refuses what the map leaves out.
-    fn memory_map_xml(&self, offset: u64, length: usize, buffer: &mut [u8]) -> TargetResult<usize, Self> {
-        let map = "<?xml version=\"1.0\"?><!DOCTYPE memory-map PUBLIC \"+//IDN gnu.org//DTD GDB Memory Map V1.0//EN\" \
-                   \"http://sourceware.org/gdb/gdb-memory-map.dtd\"><memory-map>\
-                   <memory type=\"ram\" start=\"0x0\" length=\"0x8000000000000000\"/>\
-                   <memory type=\"ram\" start=\"0x8000000000000000\" length=\"0x8000000000000000\"/></memory-map>";
-        Ok(transfer(map, offset, length, buffer))
-    }
-}
-
-impl<M: Machine> MonitorCmd for Session<M> {
-    fn handle_monitor_cmd(&mut self, command: &[u8], mut out: ConsoleOutput<'_>) -> Result<(), TargetError> {
-        let text = monitor::run(self, &String::from_utf8_lossy(command));
-        out.write_raw(text.as_bytes());
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -767,8 +393,9 @@ mod tests {
             let registers = if isa == Isa::X86_64 { host.watchpoints } else { host.breakpoints };
             let mut session = Session::new(machine, Arc::new(Engine::new(isa, host, 1)));
             session.insert(Kind::Software, 0x1000, 4, Vec::new(), Vec::new()).unwrap();
-            let place =
-                |session: &Session<Still>| session.engine.state().table.get(0).map(|first| first.place);
+            let place = |session: &Session<Still>| {
+                session.engine.state().table.iter().next().map(|first| first.place)
+            };
             assert_eq!(place(&session), Some(Place::Fallback(PATCHED)), "{isa}");
             for index in 0..registers as u64 {
                 session.insert(Kind::Hardware, 0x2000 + 16 * index, 4, Vec::new(), Vec::new()).unwrap();
@@ -776,6 +403,40 @@ mod tests {
             assert_eq!(place(&session), Some(Place::Planted(GuestPhys(0x1000))), "{isa}");
             let refused = session.insert(Kind::Hardware, 0x3000, 4, Vec::new(), Vec::new());
             assert!(refused.is_err(), "{isa}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_changes_nothing() {
+        for isa in Isa::ALL {
+            let machine = Still::new(isa, 1, 1 << 16).unwrap();
+            let host = machine.host().clone();
+            let mut session = Session::new(machine, Arc::new(Engine::new(isa, host.clone(), 1)));
+            let all = host.breakpoints as u64;
+            let watch = |session: &mut Session<Still>, length| {
+                session.insert(Kind::Write, 0x3000, length, Vec::new(), Vec::new())
+            };
+            let breakpoints = if isa == Isa::X86_64 { all - 1 } else { all };
+            for index in 0..breakpoints {
+                let always = vec![Expression::new(vec![0x22, 1, 0x27]).unwrap()];
+                session.insert(Kind::Hardware, 0x2000 + 16 * index, 4, always, Vec::new()).unwrap();
+            }
+            watch(&mut session, 4).unwrap();
+            let seen = |session: &Session<Still>| -> Vec<(GuestVirt, usize)> {
+                let state = session.engine.state();
+                state.table.iter().map(|it| (it.address, it.conditions.len())).collect()
+            };
+            let before = (seen(&session), session.engine.arming(&session.engine.state(), 0));
+            // One more of another kind, a larger one, and the same ones again.
+            assert!(session.insert(Kind::Hardware, 0x4000, 4, Vec::new(), Vec::new()).is_err(), "{isa}");
+            assert!(watch(&mut session, 0xff).is_err(), "{isa}");
+            let again = vec![Expression::new(vec![0x22, 0, 0x27]).unwrap()];
+            session.insert(Kind::Hardware, 0x2000, 4, again, Vec::new()).unwrap();
+            watch(&mut session, 4).unwrap();
+            let after = (seen(&session), session.engine.arming(&session.engine.state(), 0));
+            assert_eq!(before, after, "{isa}");
+            assert!(session.remove(Kind::Write, 0x3000, 4));
+            assert_eq!(seen(&session).len() as u64, breakpoints);
         }
     }
 }

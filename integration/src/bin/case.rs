@@ -1,7 +1,7 @@
 //! Runs one case where KVM is: `case NAME VMM FILES WORK SLOWNESS` on a machine, or as the
 //! first process of a nest, which finds its case in the kernel's command line.
 
-use integration::cases;
+use integration::cases::{self, gdb_port};
 use integration::context::{Context, Length};
 use integration::port;
 use integration::report::{Report, Verdict};
@@ -24,6 +24,15 @@ fn main() {
         return;
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [gdb_port::SPEAK, address, bytes, rest @ ..] =
+        &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]
+    {
+        if let Err(error) = gdb_port::speak(address, bytes, !rest.is_empty()) {
+            eprintln!("case: {error}");
+            std::process::exit(1);
+        }
+        return;
+    }
     let [name, vmm, files, work, slowness] = &arguments[..] else {
         eprintln!("usage: case NAME VMM FILES WORK SLOWNESS");
         std::process::exit(2);
@@ -87,6 +96,8 @@ fn nest() -> io::Result<()> {
         nix::kmod::init_module(&fs::read(&module)?, c"")
             .map_err(|error| io::Error::other(format!("cannot load {}: {error}", module.display())))?;
     }
+    // IFF_UP and IFF_LOOPBACK (netdevice(7)); it gets its address by that.
+    fs::write("/sys/class/net/lo/flags", "0x9")?;
     let cmdline = fs::read_to_string("/proc/cmdline")?;
     let word = |key: &str| {
         cmdline

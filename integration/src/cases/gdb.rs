@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 pub enum Program {
     /// A test guest.
     Guest(&'static str),
+    /// One that is an ELF file made by hand.
+    Flat(&'static str),
     /// A Debian kernel of a series, with the userspace of the tests.
     Debian(&'static str),
 }
@@ -178,6 +180,48 @@ pub const BITS_32: Script = Script {
             "= 78",
             "esp  ",
             "told: i386",
+        ]
+        .map(String::from)
+        .to_vec()
+    },
+    code: Some(22),
+};
+
+/// A 32-bit kernel of one's own, which goes to 64-bit mode: gdb believes its file, and is described an
+/// i386 from the first connection on, until it attaches to what the kernel has become.
+pub const GROWS: Script = Script {
+    tool: Tool::Gdb,
+    options: "",
+    program: Program::Flat("grows"),
+    commands: |_| {
+        "show architecture\n\
+         p $eip == 0x100100\n\
+         stepi\np $eax\nstepi\np $eax\n\
+         x/1i $pc\n\
+         hbreak *0x100200\ncontinue\n\
+         stepi\n\
+         delete\n\
+         disconnect\n\
+         file\n\
+         set architecture auto\n\
+         python time.sleep(2)\n\
+         python gdb.execute('target remote ' + socket)\n\
+         show architecture\n\
+         p $rax > 0x1122334455667788\n\
+         kill\n"
+            .into()
+    },
+    prints: |_| {
+        [
+            "\"i386\"",
+            "= 1",
+            "= 77",
+            "= 78",
+            "movl   $0x202003,0x201000",
+            "the guest is in 64-bit mode now",
+            "set architecture auto",
+            "\"i386:x86-64\"",
+            "= 1",
         ]
         .map(String::from)
         .to_vec()
@@ -692,8 +736,8 @@ pub fn serve(c: &mut Context) -> Check {
     let socket = c.work.join("gdb.sock");
     let arguments = format!("-v --gdb unix:{{}} {} --kernel {{}}", script.options);
     let vmm = match script.program {
-        Program::Guest(name) => {
-            let kernel = c.guest(name, false)?;
+        Program::Guest(name) | Program::Flat(name) => {
+            let kernel = c.guest(name, matches!(script.program, Program::Flat(_)))?;
             c.start(Wiring::Pipes, &arguments, &[&socket, &kernel])?
         }
         Program::Debian(series) => {

@@ -3,9 +3,8 @@
 use crate::context::{Check, Context, check};
 use crate::process::Wiring;
 use crate::rsp::Client;
-use debug::gdb::packet::{Item, LONGEST, frame};
+use debug::gdb::packet::{Item, LONGEST, frame, hex};
 use std::path::Path;
-use std::time::Duration;
 
 /// Starts a test guest that waits for a debugger, has `test` speak to it, and ends the guest by
 /// `k` over the connection that is left.
@@ -27,12 +26,6 @@ fn with_guest(
     check(code == 22, || format!("vmm ended with {code}"))
 }
 
-/// Attaches anew when the old connection has gone.
-fn again(client: Client, socket: &Path, limit: Duration) -> Result<Client, String> {
-    drop(client);
-    Client::attach(socket, limit)
-}
-
 /// Attach, detach, vanish, come back; a second client; interrupts.
 pub fn connections(c: &mut Context) -> Check {
     // It spins with interrupts off.
@@ -49,8 +42,9 @@ fn connect_and_vanish(c: &Context, socket: &Path) -> Result<Client, String> {
         check(stop.starts_with("T02"), || format!("an interrupt stops with {stop}"))?;
     }
     let mut second = Client::connect(socket, limit)?;
-    let words = second.reply()?;
-    check(words.contains("another debugger"), || format!("a second client is told {words}"))?;
+    let words = second.ask("qSupported")?;
+    let says_who = words.starts_with("E.another debugger is attached: process ") && words.contains(" ago)");
+    check(says_who, || format!("a second client is told {words}"))?;
     check(second.item()?.is_none(), || "a second client is not let go".into())?;
 
     client.expect("D;1", "OK")?;
@@ -88,11 +82,18 @@ pub fn bad_packets(c: &mut Context) -> Check {
 fn send_bad_packets(c: &Context, socket: &Path) -> Result<Client, String> {
     let limit = c.limit(10);
     let mut client = Client::connect(socket, limit)?;
-    client.send(b"\xff\x00noise")?;
     client.send(b"$g#00")?;
     let item = client.item()?;
     check(item == Some(Item::Nack), || format!("a wrong checksum is answered with {item:?}"))?;
     drop(client);
+    // What no debugger begins with, and what none sends between packets.
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x01", b"\n", b"+\x80", b"+$qC#b4 "] {
+        let mut client = Client::connect(socket, limit)?;
+        client.send(bytes)?;
+        while let Some(item) = client.item()? {
+            check(item == Item::Ack, || format!("{bytes:02x?} is answered with {item:?}"))?;
+        }
+    }
 
     let mut client = Client::attach(socket, limit)?;
     let pc = client.ask("p10")?;
@@ -119,23 +120,19 @@ fn send_bad_packets(c: &Context, socket: &Path) -> Result<Client, String> {
         ("qXfer:threads:read::fffffff,10", "l"),
         ("Hg-1", "OK"),
         ("Hgp1.1", "OK"),
-        ("qRcmd,zz", "E*"),
+        ("qRcmd,zz", "E16"),
+        ("pffff", "E16"),
+        ("P10", "E16"),
+        ("vCont;r1:p1.1", "E16"),
+        ("vCont;s:p1.9", "E03"),
+        ("Hgzz", "E16"),
+        ("M200000,4:zz", "E16"),
+        ("T99", "E03"),
+        ("vCont;s", "T05*"),
+        ("vCont;s:0", "T05*"),
+        ("S05", "T05*"),
     ] {
-        // What gdbstub itself cannot parse ends the connection, and nothing more.
-        match client.expect(packet, reply) {
-            Ok(_) => {}
-            Err(error) if error.contains("closed") => client = again(client, socket, limit)?,
-            Err(error) => return Err(error),
-        }
-    }
-    for packet in ["pffff", "P10", "vCont;r1:p1.1", "Hgzz", "M200000,4:zz", "T99"] {
-        match client.ask(packet) {
-            Ok(_) => {}
-            Err(error) if error.contains("closed") || error.contains("send") => {
-                client = again(client, socket, limit)?;
-            }
-            Err(error) => return Err(error),
-        }
+        client.expect(packet, reply)?;
     }
     let mut long = vec![b'$'];
     long.resize(LONGEST + 100, b'm');
@@ -159,6 +156,45 @@ fn send_bad_packets(c: &Context, socket: &Path) -> Result<Client, String> {
     let now = client.ask("p10")?;
     check(now.len() == pc.len(), || format!("the registers are {now}"))?;
     Ok(client)
+}
+
+/// A breakpoint where the guest's own loader copies the code afterwards, over what was planted for it: it
+/// stops, its conditions count, and what was copied runs.
+pub fn loaded_code(c: &mut Context) -> Check {
+    let (guest, socket) = (c.guest("loader", false)?, c.work.join("gdb.sock"));
+    let (place, pc, kind) = match c.isa {
+        arch::Isa::X86_64 => (0x20_0000u64, "10", 1),
+        arch::Isa::Aarch64 => (0x4100_0000, "20", 4),
+    };
+    let little: String = place.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    // Never true, and none.
+    for (condition, stops) in [(";X3,220027", false), ("", true)] {
+        let mut vmm =
+            c.start(Wiring::Pipes, "-v --gdb unix:{} --kernel {} --memory 64M", &[&socket, &guest])?;
+        let driven = Client::attach(&socket, c.limit(10)).and_then(|mut client| {
+            client.expect(&format!("Z0,{place:x},{kind}{condition}"), "OK")?;
+            client.send(&frame(&[b"qRcmd,", &hex(b"breakpoints")[..]].concat()))?;
+            let told = client.console_reply()?;
+            check(told.contains("its code is still to come"), || format!("breakpoints: {told}"))?;
+            client.run()?;
+            let mut stop = client.reply()?;
+            if stops {
+                let is_there = stop.contains(&format!("{pc}:{little}")) && stop.contains("swbreak");
+                check(is_there, || format!("it stops with {stop}"))?;
+                // It is planted again, and hidden.
+                let nop = if kind == 1 { "90" } else { "1f2003d5" };
+                client.expect(&format!("m{place:x},{kind}"), nop)?;
+                client.run()?;
+                stop = client.reply()?;
+            }
+            check(stop.starts_with("W21"), || format!("the guest ends with {stop}"))?;
+            vmm.wait(c.limit(10))
+        });
+        c.keep("vmm", &vmm);
+        let code = driven.map_err(|error| format!("{error}\n{}", vmm.errors.text()))?;
+        check(code == 0x21, || format!("vmm ended with {code}"))?;
+    }
+    Ok(())
 }
 
 /// A thousand breakpoints, and vCPUs that the guest has not started.

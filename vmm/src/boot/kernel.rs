@@ -5,6 +5,7 @@ use crate::memory::GuestMemory;
 use arch::Isa;
 use arch::image::elf::Elf;
 use arch::image::{Compression, Format, Source, detect};
+use debug::gdb::description::Believed;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -99,6 +100,15 @@ impl Kernel {
     /// The format.
     pub fn format(&self) -> &Format {
         &self.format
+    }
+
+    /// What the file has a debugger believe of an x86 processor.
+    pub fn believed(&self) -> Believed {
+        match &self.format {
+            Format::Elf(elf) if elf.is_32_bit => Believed::Narrow,
+            Format::Multiboot(_) | Format::Flat => Believed::Unknown,
+            _ => Believed::Wide,
+        }
     }
 
     /// The file's path, for messages.

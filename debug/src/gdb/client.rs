@@ -1,0 +1,443 @@
+//! A debugger that is attached: its packets, one after the other, and what it is sent.
+//!
+//! What waits to be sent is bounded by what is read: while more than [`MOST_WAITING`] bytes wait, no
+//! packet is served and nothing further is read. So neither a client that does not read, nor one that
+//! asks for the same again and again, has anything grow.
+
+use super::front::{self, Answer};
+use super::input::Input;
+use super::listener::{Peer, Stream};
+use super::packet::{Item, push_escaped, push_frame, push_hex};
+use super::session::{Session, errno};
+use super::stop::{Stop, console};
+use super::stub::Stub;
+use crate::cancel::Cancel;
+use crate::target::Machine;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+/// Bytes that wait to be sent before nothing more is read.
+const MOST_WAITING: usize = 512 << 10;
+/// Pieces of input that are read before anything else is looked at.
+const MOST_READS: usize = 64;
+
+/// Why a client is let go.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Goodbye {
+    /// It asked for it; the guest runs on.
+    Detach,
+    /// It has vanished, or does not speak the protocol; in words.
+    Lost(&'static str),
+    /// It wants the guest to end.
+    Kill,
+    /// The guest is over.
+    Ended,
+}
+
+/// What the kernel says of a client's stream.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ready {
+    /// It can be read.
+    pub input: bool,
+    /// Another client knocks.
+    pub knock: bool,
+    /// It is broken.
+    pub broken: bool,
+}
+
+/// A debugger that is attached.
+pub(super) struct Client<M: Machine> {
+    /// Who.
+    pub peer: Peer,
+    /// Since when.
+    pub since: SystemTime,
+    stream: Arc<Stream>,
+    input: Arc<Mutex<Input>>,
+    stub: Stub<M>,
+    /// Bytes to be sent.
+    out: Vec<u8>,
+    /// The last packet, in case it has to be sent again; empty without acknowledgements.
+    last: Vec<u8>,
+    /// Kept from one read of memory to the next.
+    memory: Vec<u8>,
+    acknowledges: bool,
+    /// The target runs, and the debugger waits for its stop.
+    is_running: bool,
+    /// What else makes a command superfluous that takes long.
+    is_over: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+fn lock(input: &Mutex<Input>) -> MutexGuard<'_, Input> {
+    input.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<M: Machine> Client<M> {
+    /// A client who has sent `begun` already. `is_over` tells that commands of its need not be finished.
+    pub fn new(
+        stream: Stream,
+        peer: Peer,
+        begun: &[u8],
+        is_over: Arc<dyn Fn() -> bool + Send + Sync>,
+    ) -> Client<M> {
+        let stream = Arc::new(stream);
+        let mut input = Input::new(Arc::clone(&stream));
+        input.feed(begun);
+        Client {
+            peer,
+            since: SystemTime::now(),
+            stream,
+            input: Arc::new(Mutex::new(input)),
+            stub: Stub::new(),
+            out: Vec::new(),
+            last: Vec::new(),
+            memory: Vec::new(),
+            acknowledges: true,
+            is_running: false,
+            is_over,
+        }
+    }
+
+    /// Its stream, for whoever polls.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    /// Whether the target runs for it.
+    pub fn is_running(&self) -> bool {
+        self.is_running
+    }
+
+    /// Whether something waits to be sent.
+    pub fn has_output(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// Whether it has sent something that can be served now.
+    pub fn is_waiting(&self) -> bool {
+        self.wants_input() && lock(&self.input).is_waiting()
+    }
+
+    /// Whether it is to be read from.
+    pub fn wants_input(&self) -> bool {
+        self.out.len() < MOST_WAITING
+    }
+
+    /// Gives the session a token for the commands of this client.
+    pub fn arm(&self, session: &mut Session<M>) {
+        let (input, is_over) = (Arc::clone(&self.input), Arc::clone(&self.is_over));
+        session.set_cancel(&Cancel::new(move || is_over() || lock(&input).wants_no_more()));
+    }
+
+    /// Serves what there is.
+    pub fn serve(&mut self, session: &mut Session<M>, ready: Ready) -> Result<(), Goodbye> {
+        // When another client knocks, to the end of what there is, so that one that has gone is
+        // not taken for one that is there; but a flood does not hold up the rest.
+        for _ in 0..MOST_READS {
+            self.serve_items(session)?;
+            self.flush()?;
+            if !self.wants_input() {
+                break;
+            }
+            let mut input = lock(&self.input);
+            if input.is_waiting() {
+                continue;
+            }
+            if !(ready.input || ready.knock || ready.broken) {
+                break;
+            }
+            let has_more = input.read();
+            if !input.is_waiting() {
+                if input.is_over() {
+                    return Err(Goodbye::Lost("it has gone"));
+                }
+                if !has_more {
+                    break;
+                }
+            }
+        }
+        if ready.broken {
+            return Err(Goodbye::Lost("its connection is broken"));
+        }
+        self.tell_events(session)?;
+        self.flush()
+    }
+
+    fn serve_items(&mut self, session: &mut Session<M>) -> Result<(), Goodbye> {
+        // Nothing is done for one that sends what no debugger does, however it began.
+        if lock(&self.input).is_noise() {
+            return Err(Goodbye::Lost("it does not speak gdb's protocol"));
+        }
+        while self.wants_input() {
+            let Some(item) = lock(&self.input).next() else { break };
+            self.take(session, item)?;
+        }
+        Ok(())
+    }
+
+    /// Sends as much as the client takes.
+    pub fn flush(&mut self) -> Result<(), Goodbye> {
+        let mut sent = 0;
+        let result = loop {
+            if sent == self.out.len() {
+                break Ok(());
+            }
+            match self.stream.write(&self.out[sent..]) {
+                Ok(0) => break Err(Goodbye::Lost("it takes nothing any more")),
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break Ok(()),
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    break Err(Goodbye::Lost("it has vanished"));
+                }
+                Err(_) => break Err(Goodbye::Lost("it has gone")),
+            }
+        };
+        self.out.drain(..sent);
+        result
+    }
+
+    fn send(&mut self, data: &[u8]) {
+        self.send_with(|packet| packet.extend(data));
+    }
+
+    /// Sends a packet whose data `push` appends.
+    fn send_with(&mut self, push: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.out.len();
+        push_frame(&mut self.out, push);
+        let packet = &self.out[start..];
+        log::trace!(target: "debug::rsp", "-> {}", String::from_utf8_lossy(packet));
+        if self.acknowledges {
+            self.last = packet.to_vec();
+        }
+    }
+
+    fn send_error(&mut self, code: u8) {
+        self.send(format!("E{code:02x}").as_bytes());
+    }
+
+    /// Sends memory, or an error where nothing of it is there.
+    fn send_memory(&mut self, session: &Session<M>, address: u64, length: usize, is_binary: bool) {
+        let mut bytes = std::mem::take(&mut self.memory);
+        bytes.resize(length, 0);
+        let count = session.read(session.current, address, &mut bytes);
+        if count == 0 && length > 0 {
+            self.send_error(errno::EFAULT);
+        } else {
+            self.send_with(|packet| match is_binary {
+                true => {
+                    packet.push(b'b');
+                    push_escaped(packet, &bytes[..count]);
+                }
+                false => push_hex(packet, &bytes[..count]),
+            });
+        }
+        self.memory = bytes;
+    }
+
+    fn take(&mut self, session: &mut Session<M>, item: Item) -> Result<(), Goodbye> {
+        match item {
+            Item::Ack => {}
+            // What has not been sent cannot have arrived damaged; and without acknowledgements there is
+            // nothing to send again.
+            Item::Nack if self.out.is_empty() => self.out.extend(&self.last),
+            Item::Nack => {}
+            Item::Damaged => self.out.extend(if self.acknowledges { &b"-"[..] } else { b"" }),
+            Item::TooLong => {
+                self.acknowledge();
+                self.send_error(errno::EINVAL);
+            }
+            Item::Interrupt => self.interrupt(session)?,
+            Item::Packet(data) => self.packet(session, &data)?,
+            Item::Noise(_) => return Err(Goodbye::Lost("it does not speak gdb's protocol")),
+        }
+        Ok(())
+    }
+
+    fn acknowledge(&mut self) {
+        if self.acknowledges {
+            self.out.push(b'+');
+        }
+    }
+
+    fn interrupt(&mut self, session: &mut Session<M>) -> Result<(), Goodbye> {
+        if self.is_running {
+            let stop = session.interrupt();
+            self.report(session, &stop)?;
+        }
+        Ok(())
+    }
+
+    fn packet(&mut self, session: &mut Session<M>, data: &[u8]) -> Result<(), Goodbye> {
+        log::trace!(target: "debug::rsp", "<- {}", String::from_utf8_lossy(data));
+        self.acknowledge();
+        // While the target runs, only an interrupt and the end make sense.
+        if self.is_running && !front::is_urgent(data) {
+            self.send_error(errno::EINVAL);
+            return Ok(());
+        }
+        if !front::may_take_long(data) {
+            return self.answer(session, data);
+        }
+        // The debugger knows that the packet has arrived before it waits for the answer.
+        self.flush()?;
+        lock(&self.input).begin_long(self.out.is_empty());
+        let result = self.answer(session, data);
+        lock(&self.input).end_long();
+        if session.cancel.is_cancelled() {
+            self.arm(session);
+        }
+        result
+    }
+
+    fn answer(&mut self, session: &mut Session<M>, data: &[u8]) -> Result<(), Goodbye> {
+        match front::serve(session, data) {
+            Answer::Reply(reply) => self.send(&reply),
+            Answer::Memory { address, length, is_binary } => {
+                self.send_memory(session, address, length, is_binary);
+            }
+            Answer::Kill(reply) => {
+                if !reply.is_empty() {
+                    self.send(&reply);
+                }
+                return Err(Goodbye::Kill);
+            }
+            Answer::Detach(reply) => {
+                self.send(&reply);
+                return Err(Goodbye::Detach);
+            }
+            Answer::Interrupt(reply) => {
+                self.send(&reply);
+                self.interrupt(session)?;
+            }
+            Answer::Resume(actions) => match session.run(&actions) {
+                Ok(()) => self.is_running = true,
+                Err(error) => self.send(format!("E.{error}").as_bytes()),
+            },
+            Answer::NoAcknowledgements => {
+                self.send(b"OK");
+                self.acknowledges = false;
+                self.last.clear();
+            }
+            Answer::PassOn => {
+                let written = self.stub.serve(session, data);
+                self.queue(&written);
+            }
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, written: &[u8]) {
+        log::trace!(target: "debug::rsp", "-> {}", String::from_utf8_lossy(written));
+        if self.acknowledges {
+            // Of several packets the last one is the answer.
+            let start = written.iter().rposition(|byte| *byte == b'$').unwrap_or(0);
+            self.last = written[start..].to_vec();
+        }
+        self.out.extend(written);
+    }
+
+    /// Tells what happened since the target was resumed.
+    pub fn tell_events(&mut self, session: &mut Session<M>) -> Result<(), Goodbye> {
+        if !self.is_running {
+            return Ok(());
+        }
+        let stop = session.next_stop();
+        self.tell_output(session);
+        match stop {
+            Some(stop) => self.report(session, &stop),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells what `dprintf` has printed, as far as it is read.
+    fn tell_output(&mut self, session: &mut Session<M>) {
+        while self.wants_input() {
+            let text = session.engine.state().take_output(MOST_WAITING / 4);
+            let Some(text) = text else { break };
+            self.send(&console(&text));
+        }
+    }
+
+    fn report(&mut self, session: &mut Session<M>, stop: &Stop) -> Result<(), Goodbye> {
+        self.tell_output(session);
+        if let Some(words) = stop.words() {
+            self.send(&console(&words));
+        }
+        if let Stop::Vcpu(vcpu, _) = stop
+            && let Some(words) = session.outgrown(*vcpu)
+        {
+            self.send(&console(words));
+        }
+        self.is_running = false;
+        self.send(&stop.reply(session));
+        match stop {
+            Stop::Ended(_) => Err(Goodbye::Ended),
+            Stop::Vcpu(..) => Ok(()),
+        }
+    }
+}
+
+/// Serves one client that sends `input` a packet at a time and goes; what it is sent. For tests and
+/// fuzzing: it stops where a real client would be waited for.
+///
+/// # Errors
+/// When the system gives no more sockets.
+pub fn converse<M: Machine>(session: &mut Session<M>, input: &[u8]) -> io::Result<Vec<u8>> {
+    let mut steps = Vec::new();
+    let mut rest = input;
+    while !rest.is_empty() {
+        // To the end of a packet, so that a stop is told before the next one; and less than a
+        // socket holds, so that nothing waits.
+        let end = rest.iter().position(|byte| *byte == b'#').map_or(rest.len(), |at| at + 3);
+        let (piece, after) = rest.split_at(end.min(rest.len()).min(16 << 10));
+        rest = after;
+        steps.push((piece, true));
+    }
+    misbehave(session, &steps).map(|(answer, _)| answer)
+}
+
+/// Serves one client that sends these pieces, and behind each reads what it was sent, or does not.
+/// What it has read in the end, and how many bytes waited to be sent to it at most.
+///
+/// # Errors
+/// When the system gives no more sockets.
+pub fn misbehave<M: Machine>(
+    session: &mut Session<M>,
+    steps: &[(&[u8], bool)],
+) -> io::Result<(Vec<u8>, usize)> {
+    use std::io::{Read, Write};
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    theirs.set_nonblocking(true)?;
+    session.attach();
+    let peer = Peer::Unix { user: None, process: None };
+    let mut client = Client::new(Stream::Unix(ours), peer, &[], Arc::new(|| false));
+    client.arm(session);
+    let (mut answer, mut most) = (Vec::new(), 0);
+    let mut buffer = vec![0; 64 << 10];
+    let mut read = |theirs: &mut std::os::unix::net::UnixStream| {
+        while let Ok(count @ 1..) = theirs.read(&mut buffer) {
+            answer.extend(&buffer[..count]);
+        }
+    };
+    for (piece, reads) in steps {
+        // What the server does not read any more does not fit.
+        theirs.write_all(piece).ok();
+        let ready = Ready { input: client.wants_input(), knock: true, broken: false };
+        let served = client.serve(session, ready);
+        most = most.max(client.out.len());
+        if *reads {
+            read(&mut theirs);
+        }
+        if served.is_err() {
+            break;
+        }
+    }
+    // As the server does it.
+    client.flush().ok();
+    read(&mut theirs);
+    session.detach();
+    Ok((answer, most))
+}

@@ -1,0 +1,305 @@
+//! Where a debugger connects, and who it is that does.
+//!
+//! Whoever speaks to the port owns the guest, and writes files by `monitor dump`. So a Unix socket is
+//! its owner's, and who may come over TCP is asked of a [`Gate`], which the monitor gives us: to know
+//! a peer's user takes the kernel's socket diagnostics.
+
+use crate::socket::{self, Access, BindError, Served};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+/// Where a debugger connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Parses `:PORT`, `HOST:PORT` or `unix:PATH`. Without a host it is loopback.
+    ///
+    /// # Errors
+    /// A message that shows how it is written.
+    pub fn parse(text: &str) -> Result<Address, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return match path {
+                "" => Err("unix: needs a path behind it".into()),
+                path => Ok(Address::Unix(path.into())),
+            };
+        }
+        let wrong = || format!("'{text}' is not an address: write :1234, 127.0.0.1:1234 or unix:PATH");
+        if let Some(port) = text.strip_prefix(':') {
+            let port = port.parse().map_err(|_| wrong())?;
+            return Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+        }
+        text.to_socket_addrs().ok().and_then(|mut found| found.next()).map(Address::Tcp).ok_or_else(wrong)
+    }
+
+    /// Whether others than this machine's own users can reach it.
+    pub fn is_open(&self) -> bool {
+        matches!(self, Address::Tcp(address) if !address.ip().is_loopback())
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Address::Tcp(address) => write!(f, "{address}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Who has connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Over TCP.
+    Tcp {
+        /// The peer's end.
+        remote: SocketAddr,
+        /// Ours.
+        local: SocketAddr,
+    },
+    /// By a Unix socket.
+    Unix {
+        /// The user that the peer's process had when it connected.
+        user: Option<u32>,
+        /// The process.
+        process: Option<i32>,
+    },
+}
+
+impl Peer {
+    /// Whether it is over TCP from this machine, so that the kernel knows whose process it is.
+    pub fn is_local_tcp(&self) -> bool {
+        let plain = |ip: IpAddr| ip.to_canonical();
+        match self {
+            Peer::Tcp { remote, local } => {
+                plain(remote.ip()).is_loopback() || plain(remote.ip()) == plain(local.ip())
+            }
+            Peer::Unix { .. } => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Peer::Tcp { remote, .. } => write!(f, "{remote}"),
+            Peer::Unix { user: Some(user), process: Some(process) } => {
+                write!(f, "process {process} of user {user}")
+            }
+            Peer::Unix { .. } => f.write_str("a process"),
+        }
+    }
+}
+
+type Ask = dyn Fn(&Peer) -> Result<(), String> + Send;
+
+/// Says whether a peer may be served, and if not, why, in words for both sides.
+pub struct Gate(Box<Ask>);
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gate")
+    }
+}
+
+impl Gate {
+    /// A gate that asks `ask`.
+    pub fn new(ask: impl Fn(&Peer) -> Result<(), String> + Send + 'static) -> Gate {
+        Gate(Box::new(ask))
+    }
+
+    /// Everybody is served.
+    pub fn open() -> Gate {
+        Gate::new(|_| Ok(()))
+    }
+
+    /// Asks.
+    ///
+    /// # Errors
+    /// Why the peer is not served.
+    pub fn ask(&self, peer: &Peer) -> Result<(), String> {
+        (self.0)(peer)
+    }
+}
+
+/// A socket that waits for debuggers.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A socket in the file system, which is removed at the end.
+    Unix(Served),
+}
+
+impl Listener {
+    /// Opens the socket. One in the file system is for `access`.
+    ///
+    /// # Errors
+    /// What the system says, or what is in the way.
+    pub fn bind(address: &Address, access: Access) -> io::Result<Listener> {
+        match address {
+            Address::Tcp(address) => {
+                let listener = TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                Ok(Listener::Tcp(listener))
+            }
+            Address::Unix(path) => match socket::bind(path, access) {
+                Ok(served) => Ok(Listener::Unix(served)),
+                Err(BindError::Io { source, .. }) => Err(source),
+                Err(error) => Err(io::Error::other(error)),
+            },
+        }
+    }
+
+    /// Where it is; a port that was 0 has become a real one.
+    pub fn address(&self) -> String {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |it| it.to_string()),
+            Listener::Unix(served) => format!("unix:{}", served.path().display()),
+        }
+    }
+
+    pub(super) fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, remote) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                stream.set_nodelay(true)?;
+                if let Err(error) = keep_alive(&stream) {
+                    log::warn!("a debugger that vanishes will not be noticed: {error}");
+                }
+                let local = stream.local_addr()?;
+                Ok((Stream::Tcp(stream), Peer::Tcp { remote, local }))
+            }
+            Listener::Unix(served) => {
+                let (stream, _) = served.listener().accept()?;
+                stream.set_nonblocking(true)?;
+                let peer = getsockopt(&stream, sockopt::PeerCredentials).ok();
+                let user = peer.map(|peer| peer.uid());
+                Ok((Stream::Unix(stream), Peer::Unix { user, process: peer.map(|peer| peer.pid()) }))
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Listener::Tcp(listener) => listener.as_fd(),
+            Listener::Unix(served) => served.listener().as_fd(),
+        }
+    }
+}
+
+/// After this much silence a peer is asked whether it is there, seconds.
+const IDLE: u32 = 15;
+/// This often, seconds apart, and it is gone.
+const PROBES: u32 = 3;
+const BETWEEN: u32 = 5;
+
+/// Has the kernel notice a peer that has vanished within half a minute: one that says nothing (tcp(7),
+/// `TCP_KEEPIDLE` and its like), and one that takes nothing (`TCP_USER_TIMEOUT`).
+fn keep_alive(stream: &TcpStream) -> nix::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &IDLE)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &BETWEEN)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &PROBES)?;
+    setsockopt(stream, sockopt::TcpUserTimeout, &((IDLE + PROBES * BETWEEN) * 1000))
+}
+
+/// A connection, which does not block.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => Read::read(&mut &*stream, buffer),
+            Stream::Unix(stream) => Read::read(&mut &*stream, buffer),
+        }
+    }
+
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => Write::write(&mut &*stream, bytes),
+            Stream::Unix(stream) => Write::write(&mut &*stream, bytes),
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Tcp(stream) => stream.as_fd(),
+            Stream::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        let tcp = |text: &str| match Address::parse(text) {
+            Ok(Address::Tcp(address)) => address.to_string(),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(tcp(":1234"), "127.0.0.1:1234");
+        assert_eq!(tcp("127.0.0.1:0"), "127.0.0.1:0");
+        assert_eq!(tcp("[::1]:1234"), "[::1]:1234");
+        assert_eq!(Address::parse("unix:/tmp/x"), Ok(Address::Unix("/tmp/x".into())));
+        for wrong in ["", "unix:", "1234", ":", ":99999", ":x"] {
+            assert!(Address::parse(wrong).is_err(), "{wrong}");
+        }
+        assert!(!Address::parse(":1").unwrap().is_open());
+        assert!(Address::parse("0.0.0.0:1").unwrap().is_open());
+    }
+
+    #[test]
+    fn local_peers_are_known_in_either_family() {
+        let peer = |remote: &str, local: &str| Peer::Tcp {
+            remote: remote.parse().unwrap(),
+            local: local.parse().unwrap(),
+        };
+        assert!(peer("127.0.0.1:5", "127.0.0.1:1").is_local_tcp());
+        assert!(peer("[::1]:5", "[::1]:1").is_local_tcp());
+        assert!(peer("[::ffff:127.0.0.1]:5", "[::ffff:127.0.0.1]:1").is_local_tcp());
+        assert!(peer("[::ffff:10.0.0.1]:5", "10.0.0.1:1").is_local_tcp());
+        assert!(!peer("10.0.0.2:5", "10.0.0.1:1").is_local_tcp());
+        assert!(!Peer::Unix { user: None, process: None }.is_local_tcp());
+    }
+
+    #[test]
+    fn a_peer_that_vanishes_is_noticed_in_half_a_minute() {
+        let listener = Listener::bind(&Address::parse("127.0.0.1:0").unwrap(), Access::Owner).unwrap();
+        let _client = TcpStream::connect(listener.address()).unwrap();
+        let (stream, _) = loop {
+            match listener.accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                accepted => break accepted.unwrap(),
+            }
+        };
+        assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
+        let after = [
+            getsockopt(&stream, sockopt::TcpKeepIdle).unwrap(),
+            getsockopt(&stream, sockopt::TcpKeepInterval).unwrap(),
+            getsockopt(&stream, sockopt::TcpKeepCount).unwrap(),
+        ];
+        assert_eq!(after[0] + after[1] * after[2], 30);
+        assert_eq!(getsockopt(&stream, sockopt::TcpUserTimeout).unwrap(), 30_000);
+    }
+}

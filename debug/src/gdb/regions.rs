@@ -1,0 +1,150 @@
+//! What is mapped where: lldb's `qMemoryRegionInfo`, and the ranges that `monitor map` and
+//! `monitor info` print.
+
+use super::front::{Answer, error};
+use super::packet::number;
+use super::session::{Session, errno};
+use crate::cancel::Cancelled;
+use crate::target::Machine;
+use arch::GuestVirt;
+use arch::paging::{Mapping, Permissions, Regime};
+use std::ops::ControlFlow;
+
+/// Pages between two looks whether what is printed is still wanted.
+const PAGES_BETWEEN: usize = 1 << 12;
+
+/// `qMemoryRegionInfo:address`: the page there, or the gap (LLDB, "GDB Remote Protocol Extensions").
+pub(super) fn region<M: Machine>(session: &Session<M>, address: &[u8]) -> Answer {
+    let (Some(address), Ok(regime)) = (number(address), session.regime(session.current)) else {
+        return error(errno::EINVAL);
+    };
+    let (start, last, permissions) = if !regime.is_on() || session.is_physical {
+        ram_region(session, address)
+    } else if let Some((start, last)) = hole(&regime, address) {
+        (start, last, String::new())
+    } else {
+        match regime.translate(session.machine.memory(), GuestVirt(address)) {
+            Ok(mapping) => {
+                let letter = |on, letter| if on { letter } else { "" };
+                let Permissions { write, execute, .. } = mapping.permissions;
+                let permissions = ["r", letter(write, "w"), letter(execute, "x")].concat();
+                let span = mapping.page_size - 1;
+                (address & !span, address | span, permissions)
+            }
+            Err(fault) => (address & !(fault.span() - 1), address | (fault.span() - 1), String::new()),
+        }
+    };
+    // The end must be a number of 64 bits, too.
+    let size = (last - start).saturating_add(1).min(u64::MAX - start);
+    let permissions =
+        if permissions.is_empty() { String::new() } else { format!("permissions:{permissions};") };
+    Answer::Reply(format!("start:{start:x};size:{size:x};{permissions}").into_bytes())
+}
+
+/// The addresses around this one that no table can cover, first and last, if it is one of them.
+fn hole(regime: &Regime, address: u64) -> Option<(u64, u64)> {
+    let (mut start, mut last) = (0, u64::MAX);
+    for (first, end) in regime.ranges() {
+        if (first.0..=end.0).contains(&address) {
+            return None;
+        }
+        if end.0 < address {
+            start = start.max(end.0 + 1);
+        } else {
+            last = last.min(first.0 - 1);
+        }
+    }
+    Some((start, last))
+}
+
+/// Without translation: a range of RAM, or what lies between two.
+fn ram_region<M: Machine>(session: &Session<M>, address: u64) -> (u64, u64, String) {
+    let (mut start, mut last) = (0, u64::MAX);
+    for range in session.machine.memory().ranges() {
+        let (first, end) = (range.start.0, range.end().0);
+        if (first..end).contains(&address) {
+            return (first, end - 1, "rwx".into());
+        }
+        if end <= address {
+            start = start.max(end);
+        } else {
+            last = last.min(first - 1);
+        }
+    }
+    (start, last, String::new())
+}
+
+/// A page that is mapped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Page {
+    /// Its first address.
+    pub start: u64,
+    /// Its last one, or that of what was asked for.
+    pub last: u64,
+    /// The entry that maps it.
+    pub entry: u64,
+    /// Where it leads.
+    pub mapping: Mapping,
+}
+
+/// Walks all pages that are mapped between two addresses, both included; `visit` breaks it off.
+///
+/// # Errors
+/// [`Cancelled`].
+pub(super) fn pages<M: Machine>(
+    session: &Session<M>,
+    regime: &Regime,
+    (first, last): (u64, u64),
+    visit: &mut dyn FnMut(Page) -> ControlFlow<()>,
+) -> Result<(), Cancelled> {
+    let memory = session.machine.memory();
+    for (from, to) in regime.ranges() {
+        let (mut at, to) = (from.0.max(first), to.0.min(last));
+        let mut count = 0;
+        while at <= to {
+            count += 1;
+            if count % PAGES_BETWEEN == 0 {
+                session.cancel.check()?;
+            }
+            let mut entry = 0;
+            let found = regime.walk(memory, GuestVirt(at), |step| entry = step.value);
+            let span = match &found {
+                Ok(mapping) => mapping.page_size,
+                Err(fault) => fault.span(),
+            };
+            let end = (at | (span - 1)).min(to);
+            if let Ok(mapping) = found
+                && visit(Page { start: at, last: end, entry, mapping }).is_break()
+            {
+                return Ok(());
+            }
+            match end.checked_add(1) {
+                Some(next) => at = next,
+                None => break,
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arch::x86::paging::Paging;
+
+    #[test]
+    fn the_hole_is_one_region() {
+        let level4 = Regime::X86(Paging::new(1 << 31, 0x1000, 1 << 5, 1 << 10));
+        let (start, last) = (1 << 47, (1u64 << 47).wrapping_neg() - 1);
+        for address in [start, start + 0x1234, last] {
+            assert_eq!(hole(&level4, address), Some((start, last)));
+        }
+        assert_eq!((hole(&level4, start - 1), hole(&level4, last + 1)), (None, None));
+        // Outside long mode everything above 4 GiB is.
+        let pae = Regime::X86(Paging::new(1 << 31, 0x1000, 1 << 5, 0));
+        assert_eq!(hole(&pae, 1 << 32), Some((1 << 32, u64::MAX)));
+        assert_eq!(hole(&pae, 0xffff_ffff), None);
+        let arm = Regime::Aarch64(arch::aarch64::paging::Paging::new(1, 16 | 16 << 16, 0, 0));
+        assert_eq!(hole(&arm, 1 << 50), Some((1 << 48, (1u64 << 48).wrapping_neg() - 1)));
+    }
+}

@@ -1,0 +1,299 @@
+//! The server as a client sees it: every packet of the manual's list, and clients that answer wrongly.
+
+use super::client::{converse, misbehave};
+use super::packet::{Framer, Item, LONGEST, frame};
+use super::session::Session;
+use crate::engine::Engine;
+use crate::fake::Still;
+use crate::target::Machine;
+use arch::Isa;
+use std::sync::Arc;
+
+fn session(isa: Isa) -> Session<Still> {
+    let machine = Still::new(isa, 3, 1 << 16).unwrap();
+    let engine = Engine::new(isa, machine.host().clone(), 3);
+    Session::new(machine, Arc::new(engine))
+}
+
+/// The packets of an answer that are not console output.
+fn replies(answer: &[u8]) -> Vec<String> {
+    let mut replies = Vec::new();
+    Framer::default().feed(answer, |item| match item {
+        Item::Packet(data) if data.first() != Some(&b'O') || data == b"OK" => {
+            replies.push(String::from_utf8_lossy(&data).into_owned());
+        }
+        _ => {}
+    });
+    replies
+}
+
+/// What a packet is answered with, and whether the connection is still there behind it.
+fn ask(isa: Isa, packet: &str) -> (String, bool) {
+    let mut session = session(isa);
+    let input = [frame(packet.as_bytes()), frame(b"qC")].concat();
+    let mut replies = replies(&converse(&mut session, &input).unwrap());
+    let is_there = replies.last().is_some_and(|last| last.starts_with("QC"));
+    if is_there {
+        replies.pop();
+    }
+    (replies.first().cloned().unwrap_or_default(), is_there)
+}
+
+/// Packets (GDB manual, "Packets", "General Query Packets", "vCont", "Host I/O"; LLDB's extensions), and
+/// how the answer begins. An empty one: the packet is not known, and the answer is empty.
+const PACKETS: &[(&str, &str)] = &[
+    ("!", ""),
+    ("?", "T05thread:01;"),
+    ("A10,0,2f62696e", ""),
+    ("b9600", ""),
+    ("B100,S", ""),
+    ("bc", ""),
+    ("bs", ""),
+    ("c", "T05"),
+    ("c100", "T05"),
+    ("C05", "T05"),
+    ("C05;100", "T05"),
+    ("C", "E16"),
+    ("d", ""),
+    ("Fff,04,C", ""),
+    ("g", "00000000"),
+    ("G00", "OK"),
+    ("Hg0", "OK"),
+    ("Hg-1", "OK"),
+    ("Hgp1.1", "OK"),
+    ("Hgp1.9", "E03"),
+    ("Hc-1", "OK"),
+    ("Hc0", "OK"),
+    ("Hcp1.-1", "OK"),
+    ("Hc2", "OK"),
+    ("Hgzz", "E16"),
+    ("H", "E16"),
+    ("Hx1", "E16"),
+    ("i", ""),
+    ("I", ""),
+    ("m0,4", "00000000"),
+    ("mfffff,4", "E0e"),
+    ("m0", "E16"),
+    ("M0,2:abcd", "OK"),
+    ("Mfffff,2:abcd", "E0e"),
+    ("M0,4:zz", "E16"),
+    ("p0", "0"),
+    ("pffff", "E16"),
+    ("p", "E16"),
+    ("P0=1122334455667788", "OK"),
+    ("P10", "E16"),
+    ("Pffff=00", "E16"),
+    ("Q", ""),
+    ("QAllow:", ""),
+    ("QCatchSyscalls:1", ""),
+    ("QDisableRandomization:1", ""),
+    ("QListThreadsInStopReply", ""),
+    ("QNonStop:1", ""),
+    ("QPassSignals:e", ""),
+    ("QProgramSignals:0", ""),
+    ("QSaveRegisterState", ""),
+    ("QStartNoAckMode", "OK"),
+    ("QTStatus", ""),
+    ("QThreadEvents:1", ""),
+    ("QThreadSuffixSupported", ""),
+    ("qAttached", "1"),
+    ("qAttached:1", "1"),
+    ("qC", "QC01"),
+    ("qCRC:0,10", "C"),
+    ("qCRC:0,", "E16"),
+    ("qGDBServerVersion", ""),
+    ("qGetPid", ""),
+    ("qGetTLSAddr:1,0,0", ""),
+    ("qHostInfo", ""),
+    ("qL1", ""),
+    ("qMemoryRegionInfo:0", "start:0;size:10000;permissions:rwx;"),
+    ("qMemoryRegionInfo:", "E16"),
+    ("qOffsets", ""),
+    ("qP", ""),
+    ("qProcessInfo", ""),
+    ("qRcmd,", "OK"),
+    ("qRcmd,68656c70", "OK"),
+    ("qRcmd,zz", "E16"),
+    ("qRegisterInfo0", ""),
+    ("qSearch:memory:0;100;ab", "0"),
+    ("qSearch:memory:0;100", "E16"),
+    ("qShlibInfoAddr", ""),
+    ("qStructuredDataPlugins", ""),
+    ("qSupported", "PacketSize="),
+    ("qSupported:multiprocess+;swbreak+;xmlRegisters=i386", "PacketSize="),
+    ("qSupported:;;=;+", "PacketSize="),
+    ("qSymbol::", ""),
+    ("qTStatus", ""),
+    ("qThreadExtraInfo,1", "435055"),
+    ("qThreadExtraInfo,9", "E03"),
+    ("qThreadStopInfo1", ""),
+    ("qXfer:auxv:read::0,100", ""),
+    ("qXfer:exec-file:read::0,100", ""),
+    ("qXfer:features:read:target.xml:0,fff", "m<?xml"),
+    ("qXfer:features:read:other.xml:0,fff", "E16"),
+    ("qXfer:features:read:target.xml:0", "E16"),
+    ("qXfer:features:write:target.xml:0:00", ""),
+    ("qXfer:libraries:read::0,100", ""),
+    ("qXfer:memory-map:read::0,fff", "m<?xml"),
+    ("qXfer:threads:read::0,fff", "l<?xml"),
+    ("qXfer:threads:read::0", "E16"),
+    ("qXfer:threads:read::ffffff,fff", "l"),
+    ("qfThreadInfo", "m01,02,03"),
+    ("qsThreadInfo", "l"),
+    ("qqemu.PhyMemMode", "0"),
+    ("Qqemu.PhyMemMode:1", "OK"),
+    ("qqemu.Supported", "sstepbits;sstep;PhyMemMode"),
+    ("qqemu.sstep", "0x3"),
+    ("Qqemu.sstep=0x1", "OK"),
+    ("Qqemu.sstep=7", "E16"),
+    ("qqemu.sstepbits", "ENABLE=1,NOIRQ=2"),
+    ("Qqemu.sstepbits", "ENABLE=1,NOIRQ=2"),
+    ("r", ""),
+    ("R00", ""),
+    ("s", "T05"),
+    ("s100", "T05"),
+    ("S05", "T05"),
+    ("S05;100", "T05"),
+    ("Szz", "E16"),
+    ("t0:ab,ff", ""),
+    ("T1", "OK"),
+    ("Tp1.2", "OK"),
+    ("T99", "E03"),
+    ("Tzz", "E16"),
+    ("vAttach;1", ""),
+    ("vCont", "E16"),
+    ("vCont?", "vCont;c;C;s;S;r;t"),
+    ("vCont;c", "T05"),
+    ("vCont;s", "T05"),
+    ("vCont;s:0", "T05thread:01;"),
+    ("vCont;s:p1.9", "E03"),
+    ("vCont;s:p1.2", "T05thread:02;"),
+    ("vCont;s:p1.1;c", "T05"),
+    ("vCont;s:p1.1;c:p1.-1", "T05"),
+    ("vCont;C05:1;c", "T05"),
+    ("vCont;S05", "T05"),
+    ("vCont;r0,10:p1.1;c:p1.-1", "T05"),
+    ("vCont;r1:p1.1", "E16"),
+    ("vCont;t", "E16"),
+    ("vCont;t:1;c", "T05"),
+    ("vCont;q", "E16"),
+    ("vCtrlC", "OK"),
+    ("vFile:setfs:0", ""),
+    ("vFile:open:2f,0,0", ""),
+    ("vFlashErase:0,100", ""),
+    ("vFlashWrite:0:a", ""),
+    ("vFlashDone", ""),
+    ("vMustReplyEmpty", ""),
+    ("vRun;2f", ""),
+    ("vStdio", ""),
+    ("vStopped", ""),
+    ("x0,4", "b"),
+    ("x0", "E16"),
+    ("X0,2:ab", "OK"),
+    ("X0,4:ab", "E16"),
+    ("X0", "E16"),
+    ("z0,100,1", "OK"),
+    ("Z0,100,1", "OK"),
+    ("Z1,100,1", "OK"),
+    ("Z2,100,4", "OK"),
+    ("Z3,100,4", "OK"),
+    ("Z4,100,4", "OK"),
+    ("Z0,100,1;X3,220027", "OK"),
+    ("Z0,100,1;X3,220027;cmds:0,X3,220027", "OK"),
+    ("Z0,100", "E16"),
+    ("Z5,100,1", "E16"),
+    ("Z2,100,0", "E16"),
+    ("Z", "E16"),
+    ("_M10,rwx", ""),
+    ("jThreadsInfo", ""),
+    ("jGetLoadedDynamicLibrariesInfos:{}", ""),
+    ("", ""),
+    ("nonsense", ""),
+];
+
+#[test]
+fn no_packet_ends_the_connection() {
+    let mut wrong = Vec::new();
+    for isa in Isa::ALL {
+        for (packet, begin) in PACKETS {
+            let (reply, is_there) = ask(isa, packet);
+            let fits = if begin.is_empty() { reply.is_empty() } else { reply.starts_with(begin) };
+            if !is_there || !fits {
+                wrong.push(format!(
+                    "{isa}: '{packet}' is answered with '{reply}', and it goes on: {is_there}"
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_ends_the_connection_says_so() {
+    for (packet, reply) in [("D", "OK"), ("D;1", "OK"), ("k", ""), ("vKill;1", "OK")] {
+        let (answer, is_there) = ask(Isa::X86_64, packet);
+        assert_eq!((answer.as_str(), is_there), (reply, false), "{packet}");
+    }
+    // Bytes that are no protocol, in front of a packet and behind one.
+    for input in [&b"POST / HTTP/1.1\r\n\r\n$qC#b4"[..], b"$qC#b4 HTTP/1.1\r\n"] {
+        let answer = converse(&mut session(Isa::X86_64), input).unwrap();
+        let text = String::from_utf8_lossy(&answer);
+        // What came in front of the first wrong byte, in a piece of its own, is answered.
+        assert!(!text.contains("QC") || input.starts_with(b"$"), "{text}");
+    }
+}
+
+#[test]
+fn threads_have_their_process_when_the_debugger_wants_it() {
+    let packets =
+        ["qSupported:multiprocess+", "?", "qC", "qfThreadInfo", "vCont;s:p1.2", "qC", "Hgp1.3", "qC"];
+    let input: Vec<u8> = packets.iter().flat_map(|packet| frame(packet.as_bytes())).collect();
+    let replies = replies(&converse(&mut session(Isa::X86_64), &input).unwrap());
+    let replies: Vec<&str> = replies.iter().map(String::as_str).skip(1).collect();
+    let [first, current, all, stop, stopped, "OK", chosen] = replies[..] else { panic!("{replies:?}") };
+    assert_eq!((first, current), ("T05thread:p01.01;", "QCp01.01"));
+    assert_eq!(all, "mp01.01,p01.02,p01.03");
+    assert!(stop.starts_with("T05thread:p01.02;10:"), "{stop}");
+    assert_eq!((stopped, chosen), ("QCp01.02", "QCp01.03"));
+}
+
+/// What a client that sends this without reading is sent, and how much waited for it at most.
+fn unread(session: &mut Session<Still>, pieces: &[&[u8]]) -> (Vec<u8>, usize) {
+    let steps: Vec<(&[u8], bool)> = pieces.iter().map(|piece| (*piece, false)).collect();
+    misbehave(session, &steps).unwrap()
+}
+
+#[test]
+fn a_nack_gets_the_last_answer_once_and_only_with_acknowledgements() {
+    let mut session = session(Isa::X86_64);
+    let ask = frame(b"qC");
+    let count = |answer: &[u8]| replies(answer).iter().filter(|reply| *reply == "QC01").count();
+    // It comes in one piece with the packet: of an answer that was not sent yet.
+    let (answer, _) = misbehave(&mut session, &[(&[&ask[..], b"-"].concat(), true)]).unwrap();
+    assert_eq!(count(&answer), 1);
+    let (answer, _) = misbehave(&mut session, &[(&ask, true), (b"-", true)]).unwrap();
+    assert_eq!(count(&answer), 2);
+    let steps: [(&[u8], bool); 4] =
+        [(&frame(b"QStartNoAckMode"), true), (&ask, true), (b"-", true), (b"---", true)];
+    let (answer, _) = misbehave(&mut session, &steps).unwrap();
+    assert_eq!(count(&answer), 1);
+    assert_eq!(replies(&answer), ["OK", "QC01"]);
+}
+
+#[test]
+fn what_waits_for_a_client_that_does_not_read_is_bounded() {
+    /// What is let go over, an answer, and some.
+    const BOUND: usize = (512 << 10) + 2 * LONGEST + 1024;
+    let mut session = session(Isa::X86_64);
+    let read = frame(b"m0,ffff");
+    let nacks = vec![b'-'; 8000];
+    let damaged: Vec<u8> = b"$m0,ffff#00".repeat(1000);
+    for pieces in [
+        vec![&read[..]; 500],
+        std::iter::once(&read[..]).chain([&nacks[..]; 20]).collect(),
+        vec![&damaged[..]; 100],
+    ] {
+        let (_, most) = unread(&mut session, &pieces);
+        assert!(most < BOUND, "{most} bytes waited");
+    }
+}

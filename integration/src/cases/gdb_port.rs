@@ -1,0 +1,290 @@
+//! gdb's port: who is served there, what becomes of a guest whose debugger is lost, and what takes long.
+
+use crate::context::{Check, Context, check};
+use crate::process::{Process, Wiring};
+use crate::rsp::Client;
+use arch::Isa;
+use debug::gdb::packet::{INTERRUPT, frame, hex};
+use nix::sys::signal::Signal;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use std::{fs, thread};
+
+/// Debian's user nobody.
+const NOBODY: u32 = 65534;
+/// What the connections of another user are made by: this program, called so.
+pub const SPEAK: &str = "--speak";
+
+/// Connects to an address, sends bytes, and prints what it is told; with `go`, goes at once.
+///
+/// # Errors
+/// When it cannot connect.
+pub fn speak(address: &str, bytes: &str, go: bool) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(bytes.as_bytes())?;
+    if go {
+        return Ok(());
+    }
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let mut answer = Vec::new();
+    // Whether it is let go by an end or a reset.
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        answer.extend(&buffer[..count]);
+        if answer.contains(&b'#') {
+            break;
+        }
+    }
+    print!("{}", String::from_utf8_lossy(&answer));
+    Ok(())
+}
+
+fn speak_as_nobody(address: &str, bytes: &[u8], go: bool) -> Result<String, String> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(SPEAK).arg(address).arg(String::from_utf8_lossy(bytes).as_ref());
+    command.args(go.then_some("go")).uid(NOBODY).gid(NOBODY).current_dir("/");
+    let output = command.output().map_err(|error| format!("nobody cannot speak: {error}"))?;
+    check(output.status.success(), || {
+        format!("nobody cannot speak: {}", String::from_utf8_lossy(&output.stderr))
+    })?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Where a guest waits for gdb over TCP.
+fn address(vmm: &Process, limit: Duration) -> Result<String, String> {
+    const WORDS: &str = "waiting for gdb at ";
+    let deadline = std::time::Instant::now() + limit;
+    loop {
+        let errors = vmm.errors.text();
+        let found = errors.split_once(WORDS).and_then(|(_, rest)| rest.split_once('\n'));
+        if let Some((address, _)) = found {
+            return Ok(address.trim().to_string());
+        }
+        check(std::time::Instant::now() < deadline, || format!("no {WORDS}in {errors}"))?;
+        thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+fn command(text: &str) -> Vec<u8> {
+    frame(&[b"qRcmd,", &hex(text.as_bytes())[..]].concat())
+}
+
+/// Over TCP only the user's own processes are served, whatever they send first, and those that begin as
+/// a debugger does; dumps are new files below one folder.
+pub fn strangers(c: &mut Context) -> Check {
+    let (guest, dumps) = (c.guest("spin", false)?, c.work.join("dumps"));
+    fs::create_dir_all(&dumps).map_err(|error| error.to_string())?;
+    fs::write(dumps.join("old"), "old").map_err(|error| error.to_string())?;
+    symlink("/tmp", dumps.join("link")).map_err(|error| error.to_string())?;
+    let arguments = "-v --gdb 127.0.0.1:0 --memory 64M --dump-dir {} --kernel {}";
+    let mut vmm = c.start(Wiring::Pipes, arguments, &[&dumps, &guest])?;
+    let tried = try_strangers(c, &vmm, &dumps).and_then(|mut client| {
+        client.send(&frame(b"k"))?;
+        vmm.wait(c.limit(10))
+    });
+    c.keep("vmm", &vmm);
+    let code = tried.map_err(|error| format!("{error}\n{}", vmm.errors.text()))?;
+    check(code == 22, || format!("vmm ended with {code}"))?;
+
+    let mut vmm = c.start(Wiring::Pipes, &format!("--gdb-any-user {arguments}"), &[&dumps, &guest])?;
+    let told = address(&vmm, c.limit(10))
+        .and_then(|address| speak_as_nobody(&address, &frame(b"qSupported"), false));
+    vmm.signal(Signal::SIGTERM)?;
+    vmm.wait(c.limit(10))?;
+    c.keep("vmm", &vmm);
+    check(told.as_ref().is_ok_and(|told| told.contains("PacketSize=")), || {
+        format!("with --gdb-any-user, nobody is told {told:?}")
+    })
+}
+
+fn try_strangers(c: &Context, vmm: &Process, dumps: &Path) -> Result<Client, String> {
+    let address = address(vmm, c.limit(10))?;
+    let told = speak_as_nobody(&address, &[b"+", &frame(b"qSupported")[..]].concat(), false)?;
+    check(told.contains("E.it is a process of user 65534"), || format!("nobody is told {told}"))?;
+    for _ in 0..20 {
+        speak_as_nobody(&address, &command("dump stolen"), true)?;
+    }
+    // A web page has a browser of the user's own say this.
+    let mut browser = TcpStream::connect(&address).map_err(|error| error.to_string())?;
+    let request = [b"POST / HTTP/1.1\r\nHost: x\r\n\r\n", &command("dump stolen")[..]].concat();
+    browser.write_all(&request).map_err(|error| error.to_string())?;
+    let mut rest = Vec::new();
+    // By an end or a reset.
+    browser.read_to_end(&mut rest).ok();
+    check(rest.is_empty(), || format!("the browser is told {}", String::from_utf8_lossy(&rest)))?;
+
+    let mut client = Client::attach_tcp(&address, c.limit(10))?;
+    check(!dumps.join("stolen").exists(), || "a stranger has had a file written".into())?;
+    let count = || fs::read_dir(dumps).map(Iterator::count).map_err(|error| error.to_string());
+    for path in ["/tmp/outside", "../outside", "link/outside", "old", "sub/none"] {
+        client.send(&command(&format!("dump {path}")))?;
+        let said = client.console_reply()?;
+        check(said.contains("cannot write"), || format!("dump {path} is answered with {said}"))?;
+    }
+    check(count()? == 2, || "there is more below --dump-dir than before".into())?;
+    client.send(&command("dump inside"))?;
+    let said = client.console_reply()?;
+    check(said.contains("inside: 64 MiB"), || format!("dump inside is answered with {said}"))?;
+    check(count()? == 3 && !dumps.join("../outside").exists(), || "the dump is elsewhere".into())?;
+    Ok(client)
+}
+
+/// A file, a link and a socket that is served are no places for a socket, whoever wants one.
+pub fn sockets(c: &mut Context) -> Check {
+    let limit = c.limit(10);
+    let (file, link, served) = (c.work.join("file"), c.work.join("link"), c.work.join("served"));
+    fs::write(&file, "precious").map_err(|error| error.to_string())?;
+    symlink(&file, &link).map_err(|error| error.to_string())?;
+    for path in [&file, &link] {
+        let run = c.run("--gdb unix:{}", &[path], limit)?;
+        run.expect_code(8)?;
+        run.expect_one_line("is no socket")?;
+    }
+    let text = fs::read_to_string(&link).map_err(|error| error.to_string())?;
+    check(text == "precious", || "the file has changed".into())?;
+
+    let guest = c.guest("spin", false)?;
+    // One that was killed leaves its socket behind, for the next one to take.
+    let mut killed = c.start(Wiring::Pipes, "--gdb unix:{} --kernel {} --memory 64M", &[&served, &guest])?;
+    drop(Client::attach(&served, limit)?);
+    killed.signal(Signal::SIGKILL)?;
+    killed.wait_status(limit)?;
+    check(served.exists(), || "a killed monitor has tidied up".into())?;
+    // Of several that start at once one is served.
+    let start =
+        |c: &Context| c.start(Wiring::Pipes, "--gdb unix:{} --kernel {} --memory 64M", &[&served, &guest]);
+    let mut all = [start(c)?, start(c)?, start(c)?];
+    let mut client = Client::attach(&served, limit)?;
+    let mut ended = 0;
+    let deadline = std::time::Instant::now() + limit;
+    while ended < all.len() - 1 && std::time::Instant::now() < deadline {
+        ended = all.iter_mut().map(|vmm| usize::from(vmm.has_ended())).sum();
+        thread::park_timeout(Duration::from_millis(10));
+    }
+    client.send(&frame(b"k"))?;
+    let mut codes = Vec::new();
+    for vmm in &mut all {
+        codes.push(vmm.wait(limit)?);
+        c.keep("vmm", vmm);
+    }
+    codes.sort_unstable();
+    check(codes == [8, 8, 22], || format!("they end with {codes:?}"))
+}
+
+/// A debugger that vanishes leaves the guest as it was said.
+pub fn lost(c: &mut Context) -> Check {
+    let (guest, socket) = (c.guest("exit", false)?, c.work.join("gdb.sock"));
+    let limit = c.limit(10);
+    let without = c.run("--kernel {}", &[&guest], limit)?.code;
+    for (what, code) in [("continue", without), ("quit", 22), ("hold", without)] {
+        let arguments = format!("-v --gdb unix:{{}} --kernel {{}} --gdb-lost {what}");
+        let mut vmm = c.start(Wiring::Pipes, &arguments, &[&socket, &guest])?;
+        let mut client = Client::attach(&socket, limit)?;
+        client.expect("vCont;s:p1.1", "T05*")?;
+        let pc = client.ask("g")?;
+        drop(client);
+        let held = if what == "hold" { check_held(&socket, &pc, limit) } else { Ok(()) };
+        let ended = held.and_then(|()| vmm.wait(limit));
+        c.keep("vmm", &vmm);
+        let ended = ended.map_err(|error| format!("{what}: {error}\n{}", vmm.errors.text()))?;
+        check(ended == code, || format!("{what}: vmm ended with {ended} instead of {code}"))?;
+    }
+    Ok(())
+}
+
+/// The guest is where it was, also for the one after the next; then it runs to its end.
+fn check_held(socket: &Path, registers: &str, limit: Duration) -> Check {
+    for _ in 0..2 {
+        let mut client = Client::attach(socket, limit)?;
+        client.expect("g", registers)?;
+    }
+    let mut client = Client::attach(socket, limit)?;
+    client.run()?;
+    let stop = client.reply()?;
+    check(stop.starts_with('W'), || format!("the guest stops with {stop}"))
+}
+
+/// A second debugger takes the place of the first, by an option or from the shell.
+pub fn takeover(c: &mut Context) -> Check {
+    let (guest, socket, limit) = (c.guest("spin", false)?, c.work.join("gdb.sock"), c.limit(10));
+    let is_gone = |mut client: Client| -> Check {
+        while client.item()?.is_some() {}
+        Ok(())
+    };
+    let arguments = "-v --gdb unix:{} --kernel {} --memory 64M";
+    let mut vmm = c.start(Wiring::Pipes, &format!("{arguments} --gdb-takeover"), &[&socket, &guest])?;
+    let mut first = Client::attach(&socket, limit)?;
+    let base = if c.isa == Isa::X86_64 { 0x20_0000 } else { 0x4100_0000 };
+    first.expect(&format!("Z0,{base:x},4"), "OK")?;
+    first.run()?;
+    let mut second = Client::attach(&socket, limit)?;
+    is_gone(first)?;
+    second.expect("vCont;s:p1.1", "T05*")?;
+    second.send(&frame(b"k"))?;
+    let code = vmm.wait(limit)?;
+    c.keep("vmm", &vmm);
+    check(code == 22, || format!("vmm ended with {code}"))?;
+
+    let name = "gdb-takeover";
+    let mut vmm =
+        c.start(Wiring::Pipes, &format!("{arguments} --name {name} --gdb-lost hold"), &[&socket, &guest])?;
+    let first = Client::attach(&socket, limit)?;
+    let mut refused = Client::connect(&socket, limit)?;
+    let words = refused.ask("qSupported")?;
+    check(words.contains("vmm release"), || format!("a second debugger is told {words}"))?;
+    let run = c.run(&format!("release {name}"), &[], limit)?;
+    run.expect_code(0)?;
+    is_gone(first)?;
+    let mut second = Client::attach(&socket, limit)?;
+    second.expect("vCont;s:p1.1", "T05*")?;
+    second.send(&frame(b"k"))?;
+    let code = vmm.wait(limit)?;
+    c.keep("vmm", &vmm);
+    check(code == 22, || format!("vmm ended with {code}"))?;
+    let run = c.run(&format!("release {name}"), &[], limit)?;
+    run.expect_code(8)
+}
+
+/// What goes through all of memory ends with Ctrl-C, with the client and with the process, and is
+/// answered once.
+pub fn long_commands(c: &mut Context) -> Check {
+    let (guest, socket, limit) = (c.guest("spin", false)?, c.work.join("gdb.sock"), c.limit(20));
+    let arguments = "-v --gdb unix:{} --kernel {} --memory 2G";
+    let mut vmm = c.start(Wiring::Pipes, arguments, &[&socket, &guest])?;
+    let base: u64 = if c.isa == Isa::X86_64 { 0 } else { 0x4000_0000 };
+    let all = [format!("qSearch:memory:{base:x};80000000;no such text"), format!("qCRC:{base:x},80000000")];
+    let mut client = Client::attach(&socket, limit)?;
+    client.expect("Qqemu.PhyMemMode:1", "OK")?;
+    for packet in &all {
+        client.send(&[&frame(packet.as_bytes())[..], &[INTERRUPT]].concat())?;
+        let reply = client.reply()?;
+        check(reply == "E04", || format!("{packet}, interrupted, is answered with {reply}"))?;
+        client.expect("qC", "QC*")?;
+    }
+    // One that goes meanwhile makes room for the next.
+    for packet in &all {
+        client.send(&frame(packet.as_bytes()))?;
+        drop(client);
+        client = Client::attach(&socket, limit)?;
+        client.expect("Qqemu.PhyMemMode:1", "OK")?;
+    }
+    drop(client);
+    // gdb's patience ends, and it asks for what it has not been sent yet.
+    let mut client = Client::connect(&socket, limit)?;
+    client.expect("Qqemu.PhyMemMode:1", "OK")?;
+    let some = format!("qSearch:memory:{base:x};8000000;no such text");
+    client.send(&[&frame(some.as_bytes())[..], b"---"].concat())?;
+    let reply = client.reply()?;
+    check(reply == "0", || format!("{some} is answered with {reply}"))?;
+    client.expect("qC", "QC*")?;
+    client.send(&frame(all[0].as_bytes()))?;
+    vmm.signal(Signal::SIGTERM)?;
+    let code = vmm.wait(limit)?;
+    c.keep("vmm", &vmm);
+    check(code == 22, || format!("vmm ended with {code}"))
+}
