@@ -784,3 +784,6 @@ impl Target for Evaluation<'_> {
         self.printed.push_str(text);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,11 @@
 //! A target without a processor, for tests and fuzzing of what stands above the traits.
 
+use crate::arming::{Arming, Own};
 use crate::target::{
-    Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, StopReason,
-    TargetError, VcpuState,
+    Action, Code, Control, Cpu, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, Stepped,
+    StopReason, TargetError, VcpuState,
 };
+use crate::trap::Injection;
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile, table};
@@ -56,6 +58,17 @@ impl Memory for Ram {
     }
 }
 
+/// A host that can do everything.
+pub fn host() -> HostDebug {
+    HostDebug {
+        software: SoftwareBreakpoints::Trapped,
+        single_step: true,
+        breakpoints: 4,
+        watchpoints: 4,
+        blocks_interrupts: true,
+    }
+}
+
 /// A machine without a processor: its registers are what was written to them, a resumed vCPU
 /// stops at once as if it had made a step. For tests and fuzzing of what stands above
 /// [`Machine`].
@@ -75,13 +88,7 @@ impl Still {
     /// # Errors
     /// When the system gives no more descriptors.
     pub fn new(isa: Isa, vcpus: u32, size: usize) -> io::Result<Still> {
-        let host = HostDebug {
-            software: SoftwareBreakpoints::Trapped,
-            single_step: true,
-            breakpoints: 4,
-            watchpoints: 4,
-            blocks_interrupts: true,
-        };
+        let host = host();
         let mut file = RegisterFile::new(isa);
         for (row, register) in table(isa).iter().enumerate() {
             file.set_bytes(row, &vec![0; register.bytes()]);
@@ -168,5 +175,153 @@ impl Machine for Still {
 
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
         Vec::new()
+    }
+}
+
+/// What a scripted vCPU's next step comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScriptedStep {
+    /// How it ends.
+    pub end: Stepped,
+    /// Where the vCPU is then; `None` is where it was.
+    pub pc: Option<u64>,
+}
+
+/// One vCPU whose steps come out as a script says, and which writes down what it is told. For tests and fuzzing
+/// of the [engine](crate::engine).
+#[derive(Debug)]
+pub struct Scripted {
+    isa: Isa,
+    ram: Ram,
+    file: RegisterFile,
+    script: VecDeque<ScriptedStep>,
+    /// Exceptions that the guest was given.
+    pub injected: Vec<Injection>,
+    /// What it runs with.
+    pub arming: Arming,
+    /// How often it was alone, and whether it is now.
+    pub exclusive: (u32, bool),
+    faulted: Option<u64>,
+}
+
+impl Scripted {
+    /// A vCPU with `size` bytes of RAM, whose registers are 0.
+    pub fn new(isa: Isa, size: usize, script: impl IntoIterator<Item = ScriptedStep>) -> Scripted {
+        let mut file = RegisterFile::new(isa);
+        for (row, register) in table(isa).iter().enumerate() {
+            file.set_bytes(row, &vec![0; register.bytes()]);
+        }
+        Scripted {
+            isa,
+            ram: Ram::new(size),
+            file,
+            script: script.into_iter().collect(),
+            injected: Vec::new(),
+            arming: Arming::off(isa),
+            exclusive: (0, false),
+            faulted: None,
+        }
+    }
+
+    /// Its program counter.
+    pub fn set_pc(&mut self, pc: u64) {
+        self.file.set_pc(pc);
+    }
+}
+
+impl Cpu for Scripted {
+    fn id(&self) -> u32 {
+        0
+    }
+
+    fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    fn pc_and_flags(&self) -> Result<(u64, u64), TargetError> {
+        Ok((self.file.pc().unwrap_or(0), 0))
+    }
+
+    fn code(&self) -> Result<Code, TargetError> {
+        Ok(Code::FLAT_64)
+    }
+
+    fn registers(&self, _: &[Bank]) -> RegisterFile {
+        self.file.clone()
+    }
+
+    fn register(&self, row: usize) -> Option<u64> {
+        self.file.get_row(row)
+    }
+
+    fn own_among_others(&self) -> Option<&[Own]> {
+        None
+    }
+
+    fn own_registers(&self) -> Vec<Own> {
+        Vec::new()
+    }
+
+    fn regime(&self) -> Result<Regime, TargetError> {
+        Regime::new(&self.file).map_err(|fault| TargetError::Host(fault.to_string()))
+    }
+
+    fn set_registers(&mut self, file: &RegisterFile) -> Result<(), TargetError> {
+        for (row, _) in file.rows() {
+            if let Some(bytes) = file.bytes(row) {
+                self.file.set_bytes(row, &bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), TargetError> {
+        for (row, value) in values {
+            self.file.set_row(*row, *value);
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> &dyn Memory {
+        &self.ram
+    }
+
+    fn inject(&mut self, injection: &Injection) -> Result<(), TargetError> {
+        self.injected.push(*injection);
+        Ok(())
+    }
+
+    fn arm(&mut self, arming: &Arming) -> Result<(), TargetError> {
+        self.arming.clone_from(arming);
+        Ok(())
+    }
+
+    fn begin_exclusive(&mut self) {
+        assert!(!self.exclusive.1, "alone twice");
+        self.exclusive = (self.exclusive.0 + 1, true);
+    }
+
+    fn end_exclusive(&mut self) {
+        assert!(self.exclusive.1, "not alone");
+        self.exclusive.1 = false;
+    }
+
+    fn faulted_at(&self) -> Option<u64> {
+        self.faulted
+    }
+
+    fn is_own(&mut self, _: &Injection) -> Result<bool, TargetError> {
+        Ok(true)
+    }
+
+    fn step(&mut self) -> Result<Stepped, TargetError> {
+        assert!(self.arming.step, "it is stepped without being told");
+        // Where the script ends, something else comes first for ever.
+        let Some(step) = self.script.pop_front() else { return Ok(Stepped::Other) };
+        self.faulted = (step.end == Stepped::Faulted).then(|| self.file.pc()).flatten();
+        if let Some(pc) = step.pc {
+            self.set_pc(pc);
+        }
+        Ok(step.end)
     }
 }

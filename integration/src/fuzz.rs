@@ -2,26 +2,29 @@
 //! they are given. `make fuzz` has libFuzzer look for inputs; the unit tests go through
 //! mutations of a few good ones.
 
+use arch::aarch64::syndrome::DebugException;
 use arch::core_note::{self, Note};
 use arch::hypercall::Abi;
 use arch::image::{Source, detect};
 use arch::register::{RegisterFile, row};
-use arch::{GuestPhys, Isa, aarch64, x86};
+use arch::{GuestPhys, GuestVirt, Isa, aarch64, x86};
+use debug::breakpoint::{Breakpoint, Kind};
 use debug::disassemble::{LONGEST_INSTRUCTION, Mode, disassemble};
 use debug::dump;
 use debug::dump::machine::Core;
 use debug::dump::packed::Packing;
 use debug::engine::Engine;
 use debug::expression::{Expression, Target};
-use debug::fake::Ram;
-use debug::fake::Still;
+use debug::fake::{self, Ram, Scripted, ScriptedStep, Still};
 use debug::gdb::client::{converse, misbehave};
 use debug::gdb::monitor;
 use debug::gdb::packet::{Framer, LONGEST, frame, unescape};
 use debug::gdb::session::Session;
 use debug::linux::VmCoreInfo;
+use debug::memory::Space;
 use debug::range;
-use debug::target::{Machine, Memory};
+use debug::target::{Action, Cpu, Machine, Memory, Order, Stepped};
+use debug::trap::Trap;
 use devices::hypercall::trace::{Filter, Style, Tracer};
 use devices::hypercall::xen::{Delivery, Platform, Xen};
 use devices::hypercall::{Caller, Hypercalls, RawCall};
@@ -81,6 +84,14 @@ pub const FUZZED: &[Fuzzed] = &[
         name: "instructions",
         run: instructions,
         seeds: &[b"\x83\xc0\x01\xeb\xfb\x0f\x1f\x44\x00\x00\xe8\x00\x00\x00\x00\xc3", b"\x00\x04\x00\x91\xff\xff\xff\x17"],
+    },
+    Fuzzed {
+        name: "engine",
+        run: engine,
+        seeds: &[
+            b"\x00\x10\x00\x00\x00\x00\x00\x00\x01\x02\x03\x04\x05\x06\x07\x08\x00\x01\x02\x03",
+            b"\x01\x10\x00\x00\x00\x00\x00\x00\xcc\x90\x0f\xa2\x40\xe0\x3b\xd5\x0f\x1f\x2f\x3f\x4f\x5f",
+        ],
     },
     Fuzzed { name: "tables", run: tables, seeds: &[b"\x07\x10\x00\x00\x00\x00\x00\x00\x03\x20\x00\x00\x00\x00\x00\x00"] },
     Fuzzed {
@@ -521,6 +532,76 @@ fn steps(data: &[u8]) {
     };
     aarch64::step::after(&before, &[word(8), word(9)], &state(10));
     aarch64::step::has_faulted(before.instruction, before.pc, &state(11));
+}
+
+/// A vCPU with breakpoints, whose registers, memory, steps and traps are all `data`: nothing stops the engine, and
+/// what it has planted and taken for itself it gives back.
+pub fn engine(data: &[u8]) {
+    let Some((head, rest)) = data.split_first_chunk::<8>() else { return };
+    let isa = if head[0] & 1 == 0 { Isa::X86_64 } else { Isa::Aarch64 };
+    let word = |at: usize| arch::bytes::u64_at(rest, at).unwrap_or(at as u64) & 0x3fff;
+    let trap_of = |byte: u8, at: usize| match byte & 7 {
+        0 => Trap::Int3,
+        1 => Trap::Debug { dr6: word(at) },
+        2 => Trap::EmulationFailure { instruction: vec![byte, 0xcc] },
+        3 => Trap::Aarch64 { exception: DebugException::Brk(u16::from(byte)), far: word(at) },
+        4 => Trap::Aarch64 { exception: DebugException::Breakpoint, far: word(at) },
+        5 => Trap::Aarch64 {
+            exception: DebugException::Watchpoint { is_write: true, is_cache_maintenance: false },
+            far: word(at),
+        },
+        6 => Trap::Aarch64 { exception: DebugException::SoftwareStep { load_exclusive: false }, far: 0 },
+        _ => Trap::Debug { dr6: 1 << 14 },
+    };
+    let script = rest.iter().enumerate().map(|(at, byte)| ScriptedStep {
+        end: match byte >> 4 & 3 {
+            0 => Stepped::Done,
+            1 => Stepped::Faulted,
+            2 => Stepped::Trapped(trap_of(*byte, at)),
+            _ => Stepped::Other,
+        },
+        pc: (byte & 0x40 != 0).then(|| word(at)),
+    });
+    let mut cpu = Scripted::new(isa, 0x4000, script.take(64));
+    cpu.memory().write(GuestPhys(0x1000), rest);
+    let engine = Engine::new(isa, fake::host(), 1);
+    for (at, byte) in rest.iter().take(6).enumerate() {
+        let kind = [Kind::Software, Kind::Hardware, Kind::Write, Kind::Access][usize::from(byte & 3)];
+        let (address, space) = (GuestVirt(0x1000 + (word(at) & !3)), Space::Physical);
+        let place = engine.place(kind, cpu.memory(), &space, address);
+        let breakpoint = Breakpoint {
+            kind,
+            address,
+            length: 4,
+            place,
+            conditions: Vec::new(),
+            commands: Vec::new(),
+            hits: 0,
+        };
+        let mut state = engine.state();
+        if let Ok(change) = state.table.replace(cpu.memory(), breakpoint) {
+            let fits = engine.make_room(&mut state, cpu.memory(), &space);
+            state.table.settle_change(cpu.memory(), change, fits.is_err());
+        }
+    }
+    for (at, byte) in rest.iter().take(32).enumerate() {
+        let action = match byte >> 6 {
+            0 => Action::Run,
+            1 => Action::Step,
+            2 => Action::StepRange(word(at), word(at + 1)),
+            _ => Action::Stay,
+        };
+        engine.state().begin(&[action]);
+        let arming = engine.arming(&engine.state(), 0);
+        cpu.set_pc(0x1000 + word(at) % 0x100);
+        engine.start(&mut cpu, &Order { action, arming, steps_off: byte & 0x20 != 0 });
+        engine.judge(&mut cpu, &trap_of(*byte, at));
+        assert!(!cpu.exclusive.1, "others are kept out for ever");
+    }
+    engine.state().table.clear(cpu.memory());
+    let mut memory = vec![0; rest.len().min(0x3000)];
+    cpu.memory().read(GuestPhys(0x1000), &mut memory);
+    assert!(memory == rest[..memory.len()], "something is left in memory");
 }
 
 /// A guest's page tables and the registers that point to them: every register is taken from the

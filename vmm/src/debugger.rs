@@ -7,14 +7,16 @@
 use crate::attention::{self, Attention};
 use crate::config::GdbConfig;
 use crate::error::Error;
+use crate::guest_clock::Times;
 use crate::kvm::exit::VcpuExit;
 use crate::kvm::kick;
 use crate::kvm::{HOST_ISA, Host, KvmError, Vcpu, blocks_interrupts, debug_registers};
 use crate::memory::GuestMemory;
 use crate::outcome::{Outcome, Stop};
 use crate::peer;
+use crate::serve::{Left, Shared, run_guest};
 use crate::stepping;
-use crate::vcpus::{Hold, Left, Shared, Vcpus, run_guest};
+use crate::vcpus::{Hold, Vcpus};
 use crate::world::World;
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
@@ -219,11 +221,13 @@ pub struct ThreadDebug {
     pub trap_flag: Option<bool>,
     /// x86: the vCPU was kicked when it was last in the guest, and may have been waiting there.
     pub may_wait: bool,
+    /// When the vCPU was in the guest.
+    pub times: Arc<Times>,
 }
 
 impl ThreadDebug {
     /// Nothing asked for.
-    pub fn new() -> ThreadDebug {
+    pub fn new(times: Arc<Times>) -> ThreadDebug {
         ThreadDebug {
             arming: Arming::off(HOST_ISA),
             outcome: None,
@@ -235,13 +239,8 @@ impl ThreadDebug {
             seen_call: None,
             trap_flag: None,
             may_wait: false,
+            times,
         }
-    }
-}
-
-impl Default for ThreadDebug {
-    fn default() -> ThreadDebug {
-        ThreadDebug::new()
     }
 }
 

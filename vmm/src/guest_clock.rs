@@ -13,11 +13,53 @@ use crate::hypercalls::Timers;
 use crate::kvm::clock::{Cycles, FrozenVcpu, FrozenVm, VmClock};
 use crate::kvm::{KvmError, Vcpu};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Less time than this is not taken out of the guest's.
 pub const SHORTEST: Duration = Duration::from_millis(1);
+
+/// When a vCPU was in the guest last, written by its thread: what passes between a word to it and its entry is
+/// not the guest's time, and neither is what passes between its exit and our hearing of it.
+#[derive(Debug)]
+pub struct Times {
+    start: Instant,
+    /// Nanoseconds since then.
+    entered: AtomicU64,
+    left: AtomicU64,
+}
+
+impl Default for Times {
+    fn default() -> Times {
+        Times { start: Instant::now(), entered: AtomicU64::new(0), left: AtomicU64::new(0) }
+    }
+}
+
+impl Times {
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// The vCPU is about to enter the guest, having been out of it.
+    pub fn enter(&self) {
+        self.entered.store(self.now(), Ordering::Release);
+    }
+
+    /// It has left the guest and will not enter it again before [`Self::enter`].
+    pub fn leave(&self) {
+        let entered = self.entered.load(Ordering::Relaxed);
+        if self.left.load(Ordering::Relaxed) <= entered {
+            self.left.store(self.now().max(entered + 1), Ordering::Release);
+        }
+    }
+
+    /// From when to when, if that is over.
+    fn stay(&self) -> Option<(Instant, Instant)> {
+        let (left, entered) = (self.left.load(Ordering::Acquire), self.entered.load(Ordering::Acquire));
+        let at = |nanoseconds| self.start + Duration::from_nanos(nanoseconds);
+        (left > entered).then(|| (at(entered), at(left)))
+    }
+}
 
 /// What all vCPUs' being out of the guest is known by. Changed under one lock, which vCPUs' threads never
 /// take.
@@ -29,6 +71,8 @@ pub struct Standstill {
     since: Option<Instant>,
     /// For how long it stood still before, without having its time put back.
     owed: Duration,
+    /// When it was let go last.
+    released: Option<Instant>,
     frozen: Option<Frozen>,
 }
 
@@ -76,9 +120,23 @@ impl Timekeeper {
         }
     }
 
-    /// The guest stands still from now on.
-    pub fn begin(&self, still: &mut Standstill) {
-        still.since = Some(Instant::now());
+    /// The guest stands still: since the last of its vCPUs has left it, as far as they have said.
+    pub fn begin<'a>(&self, still: &mut Standstill, times: impl Iterator<Item = &'a Times>) {
+        let now = Instant::now();
+        let stays: Option<Vec<_>> = times.map(Times::stay).collect();
+        let (Some(stays), Some(released)) = (stays, still.released.take()) else {
+            still.since = Some(now);
+            return;
+        };
+        // Those that stood still all the time say nothing of this stay.
+        let stays = stays.into_iter().filter(|(entered, _)| *entered >= released);
+        let (first, last) = stays
+            .fold((now, released), |(first, last), (entered, left)| (first.min(entered), last.max(left)));
+        let last = if last == released { now } else { last.min(now) };
+        if first < now {
+            still.owed += first.saturating_duration_since(released);
+        }
+        still.since = Some(last);
     }
 
     /// Takes the guest's time, if it has stood still for long enough; else, how long until then.
@@ -103,6 +161,11 @@ impl Timekeeper {
 
     /// The guest is about to run: its time is put back.
     pub fn end(&self, still: &mut Standstill, vcpus: &impl Threads) {
+        self.put_back(still, vcpus);
+        still.released = Some(Instant::now());
+    }
+
+    fn put_back(&self, still: &mut Standstill, vcpus: &impl Threads) {
         let Some(since) = still.since.take() else { return };
         let frozen = match still.frozen.take() {
             _ if self.mode == GuestClock::Run => return,
@@ -193,4 +256,25 @@ impl Timekeeper {
 /// Whether this host can hold a guest's counter, found by trying it once.
 fn counts() -> bool {
     crate::check::holds_counter().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stay_is_from_entry_to_exit() {
+        let times = Times::default();
+        assert_eq!(times.stay(), None);
+        times.enter();
+        assert_eq!(times.stay(), None);
+        times.leave();
+        let (entered, left) = times.stay().unwrap();
+        assert!(entered < left);
+        // Being told to stay out changes nothing.
+        times.leave();
+        assert_eq!(times.stay(), Some((entered, left)));
+        times.enter();
+        assert_eq!(times.stay(), None);
+    }
 }

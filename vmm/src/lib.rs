@@ -40,6 +40,7 @@ mod output_queue;
 pub mod panic_watch;
 mod peer;
 pub mod run;
+pub mod serve;
 pub mod stepping;
 pub mod terminal;
 pub mod vcpus;
