@@ -247,7 +247,12 @@ fn ask_for_dump(guest: &str, path: &Path) -> io::Result<Reply> {
     let mut stream = UnixStream::connect(socket)?;
     // The guest's process is in a folder of its own.
     let path = std::path::absolute(path)?;
-    writeln!(stream, "{}", serde_json::to_string(&Request::Dump { path })?)?;
+    let request = serde_json::to_string(&Request::Dump { path })? + "\n";
+    match stream.write_all(request.as_bytes()) {
+        // One that is not served may have been told so already.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error),
+        _ => {}
+    }
     let mut last = Reply::Percent(0);
     for line in BufReader::new(stream).lines() {
         last = serde_json::from_str(&line?)?;
