@@ -258,7 +258,12 @@ fn tell(guest: &str, reply: io::Result<Reply>) -> u8 {
 fn ask(guest: &str, request: &Request) -> io::Result<Reply> {
     let socket = if guest.contains('/') { PathBuf::from(guest) } else { socket_of(guest)? };
     let mut stream = UnixStream::connect(socket)?;
-    writeln!(stream, "{}", serde_json::to_string(request)?)?;
+    let request = serde_json::to_string(request)? + "\n";
+    match stream.write_all(request.as_bytes()) {
+        // One that is not served may have been told so already.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error),
+        _ => {}
+    }
     let mut last = Reply::Percent(0);
     for line in BufReader::new(stream).lines() {
         last = serde_json::from_str(&line?)?;

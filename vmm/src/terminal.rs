@@ -192,9 +192,12 @@ impl RawMode {
     }
 }
 
+/// Whether two settings are the same, as far as the kernel has them: some C libraries have room for more
+/// characters, in which there is anything.
 fn is_same(one: &libc::termios, other: &libc::termios) -> bool {
-    (one.c_iflag, one.c_oflag, one.c_cflag, one.c_lflag, one.c_cc)
-        == (other.c_iflag, other.c_oflag, other.c_cflag, other.c_lflag, other.c_cc)
+    let parts = |it: &libc::termios| (it.c_iflag, it.c_oflag, it.c_cflag, it.c_lflag);
+    let characters = ..=libc::VEOL2;
+    parts(one) == parts(other) && one.c_cc[characters] == other.c_cc[characters]
 }
 
 /// Input as it is typed, without echo or signals. Output processing stays on: the guest sends
@@ -246,6 +249,8 @@ mod tests {
             assert!(!tcgetattr(&pty.slave).unwrap().local_flags.contains(LocalFlags::ICANON));
             // What is raw already is not what it is to become again.
             assert!(raw.take().unwrap());
+            let kept = saved().unwrap().settings;
+            assert!(is_same(&before, &kept));
         }
         assert!(is_same(&before, &settings(&pty.slave)));
     }

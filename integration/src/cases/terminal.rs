@@ -210,9 +210,15 @@ pub fn keys_of_a_hung_guest(c: &mut Context) -> Check {
     Ok(())
 }
 
+/// Whether lines and keys of a process's terminal are the terminal's own.
+fn has_lines(vmm: &Process) -> Result<bool, String> {
+    let settings = tcgetattr(terminal(vmm)?).map_err(|error| error.to_string())?;
+    Ok(settings.local_flags.contains(LocalFlags::ICANON | LocalFlags::ISIG))
+}
+
 fn wait_until(vmm: &Process, limit: Duration, raw: bool) -> Check {
     let deadline = Instant::now() + limit;
-    while is_cooked(vmm)? == raw {
+    while has_lines(vmm)? == raw {
         let wanted = if raw { "raw" } else { "cooked" };
         check(Instant::now() < deadline, || format!("the terminal does not become {wanted}"))?;
         std::thread::park_timeout(Duration::from_millis(2));
@@ -243,10 +249,13 @@ pub fn jobs(c: &mut Context) -> Check {
     unsafe {
         command.pre_exec(|| {
             nix::unistd::setsid()?;
-            match libc::ioctl(0, libc::TIOCSCTTY as _, 0) {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
+            if libc::ioctl(0, libc::TIOCSCTTY as _, 0) != 0 {
+                return Err(io::Error::last_os_error());
             }
+            // Without echo, busybox's shell reads lines as others do.
+            let mut settings = tcgetattr(io::stdin())?;
+            settings.local_flags.remove(LocalFlags::ECHO);
+            Ok(tcsetattr(io::stdin(), SetArg::TCSANOW, &settings)?)
         })
     };
     let mut shell = Process::start("shell", command, Wiring::Terminal).map_err(|error| error.to_string())?;
@@ -266,7 +275,6 @@ fn talk_to_shell(c: &Context, shell: &mut Process, guest: &std::path::Path, limi
     // It boots, though the terminal is not its own.
     shell.expect("ready", limit)?;
     shell.send("echo pid=$!.\n")?;
-    shell.expect("pid=$!.", limit)?;
     shell.expect("pid=", limit)?;
     shell.expect(".", limit)?;
     let text = shell.output.text();
