@@ -282,7 +282,7 @@ impl<M: Machine> Client<M> {
         }
         // The debugger knows that the packet has arrived before it waits for the answer.
         self.flush()?;
-        lock(&self.input).begin_long(self.out.is_empty());
+        lock(&self.input).begin_long(session.is_gdb && self.out.is_empty());
         let result = self.answer(session, data);
         lock(&self.input).end_long();
         if session.cancel.is_cancelled() {

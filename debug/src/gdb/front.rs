@@ -134,8 +134,10 @@ fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
     let is_qemus = text("qqemu.").or_else(|| text("Qqemu."));
     match data {
         _ if let Some(features) = text("qSupported") => {
-            let mut features = features.split(|byte| matches!(byte, b':' | b';'));
-            session.names_process = features.any(|feature| feature == b"multiprocess+");
+            let has = |name: &[u8]| features.split(|byte| matches!(byte, b':' | b';')).any(|it| it == name);
+            session.names_process = has(b"multiprocess+");
+            // Of those that are known, gdb alone asks for this one.
+            session.is_gdb = has(b"no-resumed+");
             Answer::Reply(format!("PacketSize={LONGEST:x};{FEATURES}").into_bytes())
         }
         _ if let Some(arguments) = text("qSearch:memory:") => search::find(session, arguments),
