@@ -1,6 +1,6 @@
 //! A debugger that is attached: its packets, one after the other, and what it is sent.
 //!
-//! What waits to be sent is bounded by what is read: while more than [`MOST_WAITING`] bytes wait, no
+//! What waits to be sent is bounded by what is read: while more than `MOST_WAITING` bytes wait, no
 //! packet is served and nothing further is read. So neither a client that does not read, nor one that
 //! asks for the same again and again, has anything grow.
 

@@ -4,12 +4,12 @@
 //! | packet | what for |
 //! | --- | --- |
 //! | `Z0`-`Z4`, `z0`-`z4` | with conditions and commands evaluated in the stub (gdbstub issue 40) |
-//! | `vCont`, `c`, `C`, `s`, `S` | every form ([`resume`](super::resume)) |
+//! | `vCont`, `c`, `C`, `s`, `S` | every form ([`resume`]) |
 //! | `D`, `k`, `vKill`, `vCtrlC` | answered, and then the server acts |
 //! | `H`, `T`, `qC`, `qfThreadInfo`, `qThreadExtraInfo` | threads, with and without their process |
 //! | `?` | the stop as it was, for whichever vCPU it was |
 //! | `m`, `x`, `X` | memory, fast, with lengths that are checked |
-//! | `qSearch:memory`, `qCRC` | gdb's `find` and `compare-sections` ([`search`](super::search)) |
+//! | `qSearch:memory`, `qCRC` | gdb's `find` and `compare-sections` (`gdb::search`) |
 //! | `qXfer:threads:read` | all threads in one go |
 //! | `qqemu...`, `Qqemu...` | physical addresses and steps, as QEMU's stub has them; by these pwndbg and gef know a kernel |
 //! | `qOffsets` | where a relocated kernel is |

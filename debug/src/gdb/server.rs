@@ -1,7 +1,7 @@
 //! The thread that serves debuggers: who is let in, who is attached, and what becomes of the guest
 //! when that one has gone.
 //!
-//! One client at a time. Whoever connects stands at the [`Door`] until its first bytes have come: one
+//! One client at a time. Whoever connects stands at the door until its first bytes have come: one
 //! that does not begin as a debugger does is let go without a word, one that may not come in, or comes
 //! second, is told why in the answer to its first packet. Until then the guest is not touched.
 
