@@ -1,6 +1,6 @@
 //! A debugger that is attached: its packets, one after the other, and what it is sent.
 //!
-//! What waits to be sent is bounded by what is read: while more than [`MOST_WAITING`] bytes wait, no
+//! What waits to be sent is bounded by what is read: while more than `MOST_WAITING` bytes wait, no
 //! packet is served and nothing further is read. So neither a client that does not read, nor one that
 //! asks for the same again and again, has anything grow.
 
@@ -134,6 +134,7 @@ impl<M: Machine> Client<M> {
     pub fn serve(&mut self, session: &mut Session<M>, ready: Ready) -> Result<(), Goodbye> {
         // When another client knocks, to the end of what there is, so that one that has gone is
         // not taken for one that is there; but a flood does not hold up the rest.
+        let mut may_read = ready.input || ready.knock || ready.broken;
         for _ in 0..MOST_READS {
             self.serve_items(session)?;
             self.flush()?;
@@ -144,18 +145,14 @@ impl<M: Machine> Client<M> {
             if input.is_waiting() {
                 continue;
             }
-            if !(ready.input || ready.knock || ready.broken) {
+            if !may_read {
                 break;
             }
             let has_more = input.read();
-            if !input.is_waiting() {
-                if input.is_over() {
-                    return Err(Goodbye::Lost("it has gone"));
-                }
-                if !has_more {
-                    break;
-                }
+            if input.is_over() && !input.is_waiting() {
+                return Err(Goodbye::Lost("it has gone"));
             }
+            may_read = has_more || ready.knock && input.is_waiting();
         }
         if ready.broken {
             return Err(Goodbye::Lost("its connection is broken"));
@@ -282,7 +279,7 @@ impl<M: Machine> Client<M> {
         }
         // The debugger knows that the packet has arrived before it waits for the answer.
         self.flush()?;
-        lock(&self.input).begin_long(self.out.is_empty());
+        lock(&self.input).begin_long(session.is_gdb && self.out.is_empty());
         let result = self.answer(session, data);
         lock(&self.input).end_long();
         if session.cancel.is_cancelled() {

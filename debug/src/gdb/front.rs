@@ -4,12 +4,12 @@
 //! | packet | what for |
 //! | --- | --- |
 //! | `Z0`-`Z4`, `z0`-`z4` | with conditions and commands evaluated in the stub (gdbstub issue 40) |
-//! | `vCont`, `c`, `C`, `s`, `S` | every form ([`resume`](super::resume)) |
+//! | `vCont`, `c`, `C`, `s`, `S` | every form ([`resume`]) |
 //! | `D`, `k`, `vKill`, `vCtrlC` | answered, and then the server acts |
 //! | `H`, `T`, `qC`, `qfThreadInfo`, `qThreadExtraInfo` | threads, with and without their process |
 //! | `?` | the stop as it was, for whichever vCPU it was |
 //! | `m`, `x`, `X` | memory, fast, with lengths that are checked |
-//! | `qSearch:memory`, `qCRC` | gdb's `find` and `compare-sections` ([`search`](super::search)) |
+//! | `qSearch:memory`, `qCRC` | gdb's `find` and `compare-sections` (`gdb::search`) |
 //! | `qXfer:threads:read` | all threads in one go |
 //! | `qqemu...`, `Qqemu...` | physical addresses and steps, as QEMU's stub has them; by these pwndbg and gef know a kernel |
 //! | `qOffsets` | where a relocated kernel is |
@@ -134,8 +134,10 @@ fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
     let is_qemus = text("qqemu.").or_else(|| text("Qqemu."));
     match data {
         _ if let Some(features) = text("qSupported") => {
-            let mut features = features.split(|byte| matches!(byte, b':' | b';'));
-            session.names_process = features.any(|feature| feature == b"multiprocess+");
+            let has = |name: &[u8]| features.split(|byte| matches!(byte, b':' | b';')).any(|it| it == name);
+            session.names_process = has(b"multiprocess+");
+            // Of those that are known, gdb alone asks for this one.
+            session.is_gdb = has(b"no-resumed+");
             Answer::Reply(format!("PacketSize={LONGEST:x};{FEATURES}").into_bytes())
         }
         _ if let Some(arguments) = text("qSearch:memory:") => search::find(session, arguments),

@@ -1,7 +1,7 @@
 //! The thread that serves debuggers: who is let in, who is attached, and what becomes of the guest
 //! when that one has gone.
 //!
-//! One client at a time. Whoever connects stands at the [`Door`] until its first bytes have come: one
+//! One client at a time. Whoever connects stands at the door until its first bytes have come: one
 //! that does not begin as a debugger does is let go without a word, one that may not come in, or comes
 //! second, is told why in the answer to its first packet. Until then the guest is not touched.
 
@@ -132,8 +132,8 @@ impl<M: Machine> Server<'_, M> {
             // Nobody is told; the queue stays short.
             while self.session.machine.next_event().is_some() {}
         }
-        if found.release && !self.release() {
-            return Ok(false);
+        if found.release {
+            self.release();
         }
         if found.listener {
             self.accept();
@@ -249,13 +249,19 @@ impl<M: Machine> Server<'_, M> {
         }
     }
 
-    /// Whoever is attached is let go, because somebody else asked for it; whether to go on.
-    fn release(&mut self) -> bool {
+    /// Whoever is attached is let go, because the user has asked for it: the guest does what it does when
+    /// a debugger is lost, but does not end.
+    fn release(&mut self) {
         if let Some(release) = &self.service.release {
             // The count is of no interest.
             nix::unistd::read(release, &mut [0; 8]).ok();
         }
-        self.client.is_none() || self.let_go(&Goodbye::Lost("its place is wanted"))
+        let Some(client) = self.client.take() else { return };
+        match self.service.on_lost {
+            OnLost::Continue => self.session.detach(),
+            OnLost::Hold | OnLost::Quit => self.session.leave(),
+        }
+        log::warn!("the debugger is let go, as it was asked for: {}", client.peer);
     }
 
     /// Lets the client go, and does with the guest what is to be done; whether to go on.

@@ -69,6 +69,9 @@ pub struct Session<M: Machine> {
     pub dump_folder: PathBuf,
     /// The vCPU that the debugger chose for `c` and `s`.
     pub chosen: Option<u32>,
+    /// It is gdb, which may be told between two packets that an answer is worth waiting for; lldb would
+    /// take that for the answer.
+    pub is_gdb: bool,
     /// It wants thread-ids that name the process.
     pub names_process: bool,
     /// vCPUs that stand at a breakpoint whose hit has been reported, with its address.
@@ -94,6 +97,7 @@ impl<M: Machine> Session<M> {
             cancel: Cancel::never(),
             dump_folder: PathBuf::from("."),
             chosen: None,
+            is_gdb: false,
             names_process: false,
             reported: vec![None; vcpus],
             pending: Vec::new(),
@@ -190,6 +194,7 @@ impl<M: Machine> Session<M> {
         self.reported.fill(None);
         self.current = 0;
         self.chosen = None;
+        self.is_gdb = false;
         self.names_process = false;
         self.is_physical = false;
         self.is_told = false;
