@@ -33,9 +33,10 @@ cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)
 	@rm -rf logs
 	$(CARGO) test -q -p integration --test kvm -- $(FILTER)
 
-soak: setup ## the long runs in full, an hour and more; their chance is drawn from SEED
+soak: setup ## the long runs in full, an hour and more (SEED=7 for the chance of another run)
 	@rm -rf logs
-	VMM_TEST_SOAK=$(or $(SEED),$(shell date +%s)) $(CARGO) test -q -p integration --test kvm -- $(or $(FILTER),::long_)
+	@seed=$(or $(SEED),$$(date +%s)); echo "soak: SEED=$$seed" >&2; \
+	  VMM_TEST_SOAK=$$seed $(CARGO) test -q -p integration --test kvm -- $(or $(FILTER),::long_)
 
 bench: setup peer ## measure vmm against QEMU on the same nested hosts (PART=boot, debug, calls or dumps for one part)
 	@$(CARGO) run -q --release -p integration --bin bench -- $(PART)
