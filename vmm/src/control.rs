@@ -120,7 +120,7 @@ impl Control {
         &self.listener
     }
 
-    /// Serves whoever has connected, each on a thread of its own, up to [`MOST_CLIENTS`] at a time.
+    /// Serves whoever has connected, each on a thread of its own, eight at a time.
     ///
     /// # Errors
     /// Why nobody can be accepted now: the listener is to be left alone for a while.
