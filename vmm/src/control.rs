@@ -125,7 +125,8 @@ impl Control {
     /// # Errors
     /// Why nobody can be accepted now: the listener is to be left alone for a while.
     pub fn serve(&self, dumper: &Dumper, pause: &mut Pause) -> Result<(), io::Error> {
-        loop {
+        // Whoever polls comes back for more, when it has looked at everything else.
+        for _ in 0..2 * MOST_CLIENTS {
             match self.listener.accept() {
                 Ok((stream, _)) => self.start(stream, dumper),
                 Err(error) if pause.after(&error, Instant::now()) => return Err(error),
@@ -133,6 +134,7 @@ impl Control {
                 Err(_) => {}
             }
         }
+        Ok(())
     }
 
     fn start(&self, stream: UnixStream, dumper: &Dumper) {
