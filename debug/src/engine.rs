@@ -271,8 +271,9 @@ impl Engine {
         let progress = state.progress(cpu.id());
         let (wants, allocation) = match &progress.run {
             Some(run) => (&run.wants, &run.allocation),
-            // Those of guards stand behind the others, and may be in force.
-            None => (&state.guarded.wants, &state.guarded.allocation),
+            // Those of guards stand behind the others, and may be in force while a vCPU runs.
+            None if progress.action == Action::Run => (&state.guarded.wants, &state.guarded.allocation),
+            None => (&state.sharing.wants, &state.sharing.allocation),
         };
         let is_range_run = progress.run.is_some();
         let situation = Situation {

@@ -118,12 +118,13 @@ impl Control {
         self.socket.listener()
     }
 
-    /// Serves whoever has connected, each on a thread of its own, up to [`MOST_CLIENTS`] at a time.
+    /// Serves whoever has connected, each on a thread of its own, eight at a time.
     ///
     /// # Errors
     /// Why nobody can be accepted now: the listener is to be left alone for a while.
     pub fn serve(&self, dumper: &Dumper, pause: &mut Pause) -> Result<(), io::Error> {
-        loop {
+        // Whoever polls comes back for more, when it has looked at everything else.
+        for _ in 0..2 * MOST_CLIENTS {
             match self.socket.listener().accept() {
                 Ok((stream, _)) => self.start(stream, dumper),
                 Err(error) if pause.after(&error, Instant::now()) => return Err(error),
@@ -131,6 +132,7 @@ impl Control {
                 Err(_) => {}
             }
         }
+        Ok(())
     }
 
     fn start(&self, stream: UnixStream, dumper: &Dumper) {

@@ -37,6 +37,9 @@ pub struct CoreArgs {
     /// Serve gdb or lldb
     #[arg(long, value_name = "[HOST]:PORT|unix:PATH", value_parser = clap::builder::ValueParser::new(Address::parse))]
     gdb: Option<Address>,
+    /// Serve debuggers of every user of this machine, not only yours and root's
+    #[arg(long, requires = "gdb")]
+    gdb_any_user: bool,
     /// Let the debugger change registers and memory, in a copy that is gone at the end
     #[arg(long)]
     writable: bool,
@@ -171,7 +174,7 @@ fn run(args: &CoreArgs) -> Result<(), CoreError> {
             let text = "--gdb serves until it is ended; give no command and no --json with it";
             return Err(CoreError::Usage(text.into()));
         }
-        serve(core, address)?;
+        serve(core, address, args.gdb_any_user)?;
     } else {
         answer(args, core, &mut out)?;
     }
@@ -231,8 +234,9 @@ fn session(core: Core) -> Session<Core> {
 }
 
 /// Serves debuggers until a signal, or `kill`.
-fn serve(core: Core, address: &Address) -> Result<(), Error> {
-    let listener = Listener::bind(address, Access::Owner)
+fn serve(core: Core, address: &Address, any_user: bool) -> Result<(), Error> {
+    let access = if any_user { Access::Everyone } else { Access::Owner };
+    let listener = Listener::bind(address, access)
         .map_err(|source| Error::Listen { address: address.to_string(), source })?;
     if address.is_open() {
         log::warn!("whoever can connect to {} can read the dump", listener.address());
@@ -244,7 +248,7 @@ fn serve(core: Core, address: &Address) -> Result<(), Error> {
         .map_err(|error| Error::system("cannot make a signalfd")(error.into()))?;
     let quit = quit.as_fd().try_clone_to_owned().map_err(Error::system("cannot duplicate a signalfd"))?;
     log::warn!("waiting for gdb at {}", listener.address());
-    let service = Service { gate: crate::peer::gate(false), ..Service::plain(quit) };
+    let service = Service { gate: crate::peer::gate(any_user), ..Service::plain(quit) };
     server::run(&listener, session(core), &service);
     Ok(())
 }

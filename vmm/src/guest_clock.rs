@@ -26,12 +26,15 @@ pub struct Times {
     start: Instant,
     /// Nanoseconds since then.
     entered: AtomicU64,
+    /// When it came out of its last step, as long as that is the last that it did; else 0.
+    stepped: AtomicU64,
     left: AtomicU64,
 }
 
 impl Default for Times {
     fn default() -> Times {
-        Times { start: Instant::now(), entered: AtomicU64::new(0), left: AtomicU64::new(0) }
+        let [entered, stepped, left] = [0, 0, 1].map(AtomicU64::new);
+        Times { start: Instant::now(), entered, stepped, left }
     }
 }
 
@@ -40,16 +43,31 @@ impl Times {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// The vCPU is about to enter the guest, having been out of it.
+    /// The vCPU is about to enter the guest.
     pub fn enter(&self) {
-        self.entered.store(self.now(), Ordering::Release);
+        // Only its own thread writes them.
+        if self.left.load(Ordering::Relaxed) > self.entered.load(Ordering::Relaxed) {
+            self.entered.store(self.now().max(self.left.load(Ordering::Relaxed)), Ordering::Release);
+        }
+        if self.stepped.load(Ordering::Relaxed) != 0 {
+            self.stepped.store(0, Ordering::Relaxed);
+        }
     }
 
-    /// It has left the guest and will not enter it again before [`Self::enter`].
+    /// It has come out of a single step, and may stay out.
+    pub fn step(&self) {
+        self.stepped.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// It does not enter the guest before somebody says so.
     pub fn leave(&self) {
         let entered = self.entered.load(Ordering::Relaxed);
         if self.left.load(Ordering::Relaxed) <= entered {
-            self.left.store(self.now().max(entered + 1), Ordering::Release);
+            let left = match self.stepped.load(Ordering::Relaxed) {
+                0 => self.now(),
+                stepped => stepped,
+            };
+            self.left.store(left.max(entered + 1), Ordering::Release);
         }
     }
 
@@ -99,12 +117,20 @@ pub struct Timekeeper {
     timers: Option<Arc<Timers>>,
     /// Something was refused, which is said once.
     has_failed: AtomicBool,
+    /// It was said that the host cannot hold the guest's counter.
+    is_told: AtomicBool,
 }
 
 impl Timekeeper {
     /// For a machine whose guest has not run yet.
     pub fn new(mode: GuestClock, clock: VmClock, timers: Option<Arc<Timers>>) -> Timekeeper {
-        Timekeeper { mode, clock, timers, has_failed: AtomicBool::new(false) }
+        Timekeeper {
+            mode,
+            clock,
+            timers,
+            has_failed: AtomicBool::new(false),
+            is_told: AtomicBool::new(false),
+        }
     }
 
     /// What is in force, in words.
@@ -187,6 +213,13 @@ impl Timekeeper {
 
     fn freeze(&self, vcpus: &impl Threads) -> Frozen {
         let counts = counts();
+        if let Err(seen) = crate::check::holds_counter()
+            && !self.is_told.swap(true, Ordering::Relaxed)
+        {
+            log::warn!(
+                "this host's KVM does not hold a guest's counter, which runs on while the guest is held: {seen}"
+            );
+        }
         if let Some(timers) = &self.timers {
             timers.hold();
         }
@@ -265,7 +298,6 @@ mod tests {
     #[test]
     fn a_stay_is_from_entry_to_exit() {
         let times = Times::default();
-        assert_eq!(times.stay(), None);
         times.enter();
         assert_eq!(times.stay(), None);
         times.leave();
@@ -276,5 +308,24 @@ mod tests {
         assert_eq!(times.stay(), Some((entered, left)));
         times.enter();
         assert_eq!(times.stay(), None);
+    }
+
+    #[test]
+    fn a_stay_ends_with_its_last_step() {
+        let times = Times::default();
+        times.enter();
+        times.step();
+        let stepped = times.now();
+        std::thread::sleep(Duration::from_millis(1));
+        times.leave();
+        assert!(times.stay().unwrap().1 <= times.start + Duration::from_nanos(stepped));
+        // One that ran on after a step is in the guest until it leaves.
+        times.enter();
+        times.step();
+        times.enter();
+        std::thread::sleep(Duration::from_millis(1));
+        let running = times.now();
+        times.leave();
+        assert!(times.stay().unwrap().1 >= times.start + Duration::from_nanos(running));
     }
 }

@@ -43,16 +43,7 @@ const JOBS: [Signal; 3] = [Signal::SIGCONT, Signal::SIGTSTP, Signal::SIGTTIN];
 /// # Errors
 /// [`Error`] when it could not be started.
 pub fn run(config: &Config) -> Result<Outcome, Error> {
-    // From here on these signals wait for the event loop, on every thread made later.
-    let is_terminal = config.console == ConsoleKind::Stdio && io::stdin().is_terminal();
-    let jobs: &[Signal] = if is_terminal { &JOBS } else { &[] };
-    let signals: SigSet = ENDING.iter().chain(jobs).copied().collect();
-    signals.thread_block().map_err(|error| Error::system("cannot block signals")(error.into()))?;
-    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .map_err(|error| Error::system("cannot make a signalfd")(error.into()))?;
-    let signals = Rc::new(RefCell::new(signals));
-    terminal::install_handlers().map_err(Error::system("cannot install signal handlers"))?;
-
+    let signals = Rc::new(RefCell::new(take_signals(config)?));
     let console = Console::open(&config.console).map_err(|source| Error::Open {
         option: "--console",
         path: match &config.console {
@@ -86,15 +77,7 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
         };
         let machine = Machine::new(config, output)?;
         // The terminal is taken when nothing can be said wrong any more.
-        let foreground = match (&console.input, console.is_terminal) {
-            (Some(input), true) => {
-                let failed = "cannot set up the terminal";
-                let input = input.try_clone().map_err(Error::system(failed))?;
-                let raw = RawMode::enter(input).map_err(Error::system(failed))?;
-                Some(Rc::new(Foreground::new(raw).map_err(Error::system(failed))?))
-            }
-            _ => None,
-        };
+        let foreground = take_terminal(&console).map_err(Error::system("cannot set up the terminal"))?;
         let wants_summary = config.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.summary);
         let around = Around {
             console: &console,
@@ -111,6 +94,24 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
         }
         return Ok(outcome);
     }
+}
+
+/// Has the signals that matter wait for the event loop, on this thread and every one that is made later.
+fn take_signals(config: &Config) -> Result<SignalFd, Error> {
+    let is_terminal = config.console == ConsoleKind::Stdio && io::stdin().is_terminal();
+    let jobs: &[Signal] = if is_terminal { &JOBS } else { &[] };
+    let signals: SigSet = ENDING.iter().chain(jobs).copied().collect();
+    signals.thread_block().map_err(|error| Error::system("cannot block signals")(error.into()))?;
+    terminal::install_handlers().map_err(Error::system("cannot install signal handlers"))?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(|error| Error::system("cannot make a signalfd")(error.into()))
+}
+
+/// Takes the terminal, if the console is one.
+fn take_terminal(console: &Console) -> io::Result<Option<Rc<Foreground>>> {
+    let Some(input) = console.input.as_ref().filter(|_| console.is_terminal) else { return Ok(None) };
+    let raw = RawMode::enter(input.try_clone()?)?;
+    Ok(Some(Rc::new(Foreground::new(raw)?)))
 }
 
 /// What the subscribers share: the machine and the verdict.

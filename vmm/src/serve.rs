@@ -145,7 +145,11 @@ fn run_and_serve(
     if !is_alone {
         debug.world.enter(id);
     }
+    thread.times.enter();
     let exit = vcpu.run();
+    if step.is_some() {
+        thread.times.step();
+    }
     if !is_alone {
         debug.world.leave(id);
     }

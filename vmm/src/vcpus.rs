@@ -415,7 +415,8 @@ fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared, times: &Arc<Times>) 
                 }
             }
         }
-        if std::mem::take(&mut was_out) {
+        // With a debugger there is more to do before the vCPU enters the guest, and that is not its time.
+        if shared.debug.is_none() && std::mem::take(&mut was_out) {
             times.enter();
         }
         if let Some(order) = duty.order.take() {

@@ -163,3 +163,41 @@ impl World {
         self.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+
+    /// One that is alone and does not come to its end is told so, when another waits.
+    #[test]
+    fn nobody_is_alone_for_ever() {
+        kick::install_handler().unwrap();
+        let world = Arc::new(World::new(2));
+        let entered = Arc::new(AtomicU32::new(0));
+        world.introduce(0);
+        world.begin_exclusive(0);
+        let (their_world, their_entered) = (Arc::clone(&world), Arc::clone(&entered));
+        let other = std::thread::spawn(move || {
+            their_world.introduce(1);
+            their_world.enter(1);
+            their_entered.store(1, Ordering::SeqCst);
+            their_world.leave(1);
+        });
+        let begin = Instant::now();
+        while !world.is_overdue() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "it is alone for ever");
+            assert_eq!(entered.load(Ordering::SeqCst), 0);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(begin.elapsed() >= LONGEST);
+        world.end_exclusive();
+        other.join().unwrap();
+        assert_eq!(entered.load(Ordering::SeqCst), 1);
+        // The next one begins anew.
+        world.begin_exclusive(0);
+        assert!(!world.is_overdue());
+        world.end_exclusive();
+    }
+}

@@ -126,8 +126,10 @@ impl<M: Machine> Client<M> {
 
     /// Gives the session a token for the commands of this client.
     pub fn arm(&self, session: &mut Session<M>) {
-        let (input, is_over) = (Arc::clone(&self.input), Arc::clone(&self.is_over));
-        session.set_cancel(&Cancel::new(move || is_over() || lock(&input).wants_no_more()));
+        // The token stays with the session, and must not keep the connection open.
+        let (input, is_over) = (Arc::downgrade(&self.input), Arc::clone(&self.is_over));
+        let wants_no_more = move || input.upgrade().is_none_or(|input| lock(&input).wants_no_more());
+        session.set_cancel(&Cancel::new(move || is_over() || wants_no_more()));
     }
 
     /// Serves what there is.

@@ -223,11 +223,12 @@ impl<M: Machine> Server<'_, M> {
     fn enter(&mut self, stream: Stream, peer: Peer, begun: &[u8]) -> bool {
         if let Some(client) = &self.client {
             if !self.service.takeover {
-                let why = format!(
-                    "another debugger is attached: {}, since {}; 'vmm release' or --gdb-takeover let another one in",
-                    client.peer,
-                    ago(client.since)
-                );
+                let how = match self.service.release {
+                    Some(_) => "; 'vmm release' or --gdb-takeover let another one in",
+                    None => "",
+                };
+                let since = ago(client.since);
+                let why = format!("another debugger is attached: {}, since {since}{how}", client.peer);
                 self.door.say(&format!("{peer} is not served: {why}"));
                 self.door.refuse(stream, peer, why, begun);
                 return true;

@@ -248,6 +248,7 @@ impl<M: Machine> Session<M> {
     /// Leaves the guest without its debugger, held: planted instructions go, and it waits for the next
     /// debugger.
     pub fn leave(&mut self) {
+        self.set_cancel(&Cancel::never());
         self.machine.pause();
         {
             let mut state = self.engine.state();

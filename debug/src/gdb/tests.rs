@@ -1,6 +1,7 @@
 //! The server as a client sees it: every packet of the manual's list, and clients that answer wrongly.
 
-use super::client::{converse, misbehave};
+use super::client::{Client, converse, misbehave};
+use super::listener::{Peer, Stream};
 use super::packet::{Framer, Item, LONGEST, frame};
 use super::session::Session;
 use crate::engine::Engine;
@@ -255,6 +256,18 @@ fn threads_have_their_process_when_the_debugger_wants_it() {
     assert_eq!(all, "mp01.01,p01.02,p01.03");
     assert!(stop.starts_with("T05thread:p01.02;10:"), "{stop}");
     assert_eq!((stopped, chosen), ("QCp01.02", "QCp01.03"));
+}
+
+#[test]
+fn one_that_is_let_go_sees_the_end_of_its_connection() {
+    use std::io::Read;
+    let mut session = session(Isa::X86_64);
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let peer = Peer::Unix { user: None, process: None };
+    let client: Client<Still> = Client::new(Stream::Unix(ours), peer, &[], Arc::new(|| false));
+    client.arm(&mut session);
+    drop(client);
+    assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
 }
 
 /// What a client that sends this without reading is sent, and how much waited for it at most.

@@ -225,6 +225,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_guest_does_not_see_the_time_for_which_it_was_held() {
+        let timers = Timers::new(1, Clock::Since(Instant::now(), Held::default()));
+        timers.hold();
+        assert!(timers.state().is_held);
+        timers.release(Duration::from_secs(3600));
+        // A clock never shows less than 0.
+        assert!(!timers.state().is_held && timers.now() == 0);
+        let clock = Clock::Since(Instant::now() - Duration::from_secs(10), Held::default());
+        clock.go_back(Duration::from_secs(4));
+        clock.go_back(Duration::from_secs(5));
+        let seconds = clock.now() / 1_000_000_000;
+        assert!((1..60).contains(&seconds), "{seconds}");
+    }
+
+    #[test]
     fn a_line_that_a_guest_leaves_up_is_looked_at_rarely() {
         let start = Instant::now();
         let mut raised = Raised::new(Line { vcpu: 0, number: 31, pending: 0 }, start);

@@ -68,16 +68,16 @@ impl Foreground {
 
     /// Takes the terminal if it is ours; else looks again later. Whether it is.
     fn take(&self) -> bool {
-        let is_ours = self.raw.take().unwrap_or_else(|error| {
-            log::warn!("the terminal cannot be set up: {error}");
-            false
-        });
-        if is_ours {
-            self.set(Duration::ZERO, None);
-        } else {
-            self.set(LOOK_AGAIN, Some(LOOK_AGAIN));
+        let taken = self.raw.take();
+        match &taken {
+            Ok(true) => self.set(Duration::ZERO, None),
+            Ok(false) => self.set(LOOK_AGAIN, Some(LOOK_AGAIN)),
+            Err(error) => {
+                log::warn!("the terminal cannot be set up, and is not read any more: {error}");
+                self.set(Duration::ZERO, None);
+            }
         }
-        is_ours
+        taken.unwrap_or(false)
     }
 }
 

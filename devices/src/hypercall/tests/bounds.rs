@@ -1,0 +1,64 @@
+//! What a guest asks for is bounded, whatever it sends.
+
+use super::*;
+use crate::hypercall::Call;
+use crate::hypercall::decode::Decoded;
+
+/// What a call keeps and prints does not grow with what a guest asks for.
+#[test]
+fn a_multicall_is_bounded_in_memory_and_output() {
+    const LONGEST: u64 = 64 << 10;
+    for abi in Abi::ALL {
+        let guest = Guest::new(abi);
+        let word = abi.word();
+        // 1024 entries that each print 64 KiB.
+        let entry: Vec<u8> = [18, 0, 0, LONGEST, 0x100, 0, 0, 0]
+            .iter()
+            .flat_map(|value: &u64| value.to_le_bytes()[..word].to_vec())
+            .collect();
+        let list = SIZE - 1024 * entry.len();
+        guest.bench.put(list as u64, &entry.repeat(1024));
+        let raw = guest.raw(13, &[list as u64, 1024]);
+        let mut call = Call::new(table(), raw, &guest.bench).unwrap();
+        // As for a trace.
+        let _shown = Decoded::of(&mut call);
+        let answer = guest.calls.family().answer(&mut call);
+        assert_eq!(answer.result, 0);
+        assert!(call.kept() < 64 << 10, "{abi:?}: {} bytes", call.kept());
+        assert_eq!(guest.bench.console.lock().unwrap().len() as u64, LONGEST);
+        let result = |index: usize| {
+            let bytes = guest.bench.get(list + index * entry.len() + word, 4);
+            i64::from(i32::from_le_bytes(bytes.try_into().unwrap()))
+        };
+        assert_eq!((result(0), result(1), result(1023)), (0, errno::E2BIG, errno::E2BIG));
+        // The next exit prints again; what is too long for one is not said to be printed.
+        assert_eq!(guest.call(18, &[0, 5, 0x100]), 0);
+        assert_eq!(guest.call(18, &[0, LONGEST + 1, 0x100]), errno::E2BIG);
+    }
+}
+
+#[test]
+fn nothing_that_a_guest_sends_is_too_much() {
+    for abi in Abi::ALL {
+        let guest = Guest::new(abi);
+        // Memory full of ones: every count is as large as can be, every pointer is wild.
+        guest.bench.put(0, &vec![0xff; SIZE]);
+        let mut seen = BTreeMap::new();
+        for number in 0..64 {
+            for op in (0..40).chain([u64::MAX]) {
+                for pointer in [0, 0x1000, SIZE as u64 - 5, u64::MAX - 3] {
+                    let before = guest.bench.reads.lock().unwrap().len();
+                    guest.call(number, &[op, pointer, pointer, pointer, pointer, pointer]);
+                    guest.call(number, &[pointer, op, u64::MAX, pointer, pointer, pointer]);
+                    let reads = guest.bench.reads.lock().unwrap().len() - before;
+                    let most = seen.entry(number).or_insert(0);
+                    *most = reads.max(*most);
+                    guest.bench.put(0, &vec![0xff; SIZE]);
+                }
+            }
+        }
+        // The console's 64 KiB in pieces of 256 bytes, and a multicall's 1024 entries, are the most.
+        assert!(seen.values().all(|reads| *reads < 3000), "{seen:?}");
+        assert!(guest.line().len() < 20_000);
+    }
+}
