@@ -10,7 +10,7 @@
 
 use crate::config::GuestClock;
 use crate::hypercalls::Timers;
-use crate::kvm::clock::{Cycles, FrozenVcpu, FrozenVm, VmClock};
+use crate::kvm::clock::{Cycles, FrozenVcpu, FrozenVm, Stood, VmClock};
 use crate::kvm::{KvmError, Vcpu};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -97,7 +97,6 @@ pub struct Standstill {
 /// The guest's time, taken.
 #[derive(Debug)]
 struct Frozen {
-    at: Instant,
     vm: Option<FrozenVm>,
     vcpus: Vec<Option<FrozenVcpu>>,
 }
@@ -187,28 +186,27 @@ impl Timekeeper {
 
     /// The guest is about to run: its time is put back.
     pub fn end(&self, still: &mut Standstill, vcpus: &impl Threads) {
-        self.put_back(still, vcpus);
-        still.released = Some(Instant::now());
+        // What passes from here on until a vCPU enters the guest is looked at the next time.
+        still.released = self.put_back(still, vcpus).or_else(|| Some(Instant::now()));
     }
 
-    fn put_back(&self, still: &mut Standstill, vcpus: &impl Threads) {
-        let Some(since) = still.since.take() else { return };
+    /// From when the guest's time goes on, if it was put back.
+    fn put_back(&self, still: &mut Standstill, vcpus: &impl Threads) -> Option<Instant> {
+        let since = still.since.take()?;
+        if self.mode == GuestClock::Run {
+            still.owed = Duration::ZERO;
+            return None;
+        }
+        let stood = Stood { since, owed: std::mem::take(&mut still.owed) };
         let frozen = match still.frozen.take() {
-            _ if self.mode == GuestClock::Run => return,
             Some(frozen) => frozen,
-            None => {
-                still.owed += since.elapsed();
-                if still.owed < SHORTEST {
-                    return;
-                }
-                let mut frozen = self.freeze(vcpus);
-                let before = std::mem::take(&mut still.owed);
-                frozen.at = Instant::now();
-                return self.thaw(frozen, before, vcpus);
+            None if since.elapsed() + stood.owed < SHORTEST => {
+                still.owed = since.elapsed() + stood.owed;
+                return None;
             }
+            None => self.freeze(vcpus),
         };
-        let before = frozen.at.saturating_duration_since(since) + std::mem::take(&mut still.owed);
-        self.thaw(frozen, before, vcpus);
+        Some(self.thaw(frozen, stood, vcpus))
     }
 
     fn freeze(&self, vcpus: &impl Threads) -> Frozen {
@@ -223,7 +221,6 @@ impl Timekeeper {
         if let Some(timers) = &self.timers {
             timers.hold();
         }
-        let at = Instant::now();
         let mut taken = Vec::new();
         for (id, frozen) in vcpus.each(move |vcpu| (vcpu.id() as usize, vcpu.freeze_time(counts))) {
             if taken.len() <= id {
@@ -231,45 +228,46 @@ impl Timekeeper {
             }
             taken[id] = self.told(frozen);
         }
-        Frozen { at, vm: self.told(self.clock.freeze()), vcpus: taken }
+        Frozen { vm: self.told(self.clock.freeze()), vcpus: taken }
     }
 
-    /// Puts back what was taken, less `owed`, which had passed before.
-    fn thaw(&self, frozen: Frozen, owed: Duration, vcpus: &impl Threads) {
+    /// Puts back what was taken; from when the guest's time goes on.
+    fn thaw(&self, frozen: Frozen, stood: Stood, vcpus: &impl Threads) -> Instant {
         let counts = counts();
-        let lost = frozen.at.elapsed() + owed;
-        let Frozen { vm, vcpus: taken, .. } = frozen;
+        let Frozen { vm, vcpus: taken } = frozen;
         let taken = Arc::new(taken);
-        let back = counts.then(|| self.back(&taken, owed, vcpus)).flatten();
-        if let Some(vm) = vm {
-            self.told(self.clock.thaw(&vm, owed, counts));
-        }
+        let back = counts.then(|| self.back(&taken, stood, vcpus)).flatten();
+        let (back, restart) = back.map_or((None, None), |(cycles, at)| (Some(cycles), Some(at)));
+        let thawed = vm.and_then(|vm| self.told(self.clock.thaw(&vm, &stood, restart, counts)));
+        let restart = thawed.or(restart).unwrap_or_else(Instant::now);
         let lines = self.clock.lines().clone();
         let results = vcpus.each(move |vcpu| match taken.get(vcpu.id() as usize) {
-            Some(Some(frozen)) => vcpu.thaw_time(frozen, back, owed, &lines),
+            Some(Some(frozen)) => vcpu.thaw_time(frozen, back, &stood, &lines),
             _ => Ok(()),
         });
         for result in results {
             self.told(result);
         }
         if let Some(timers) = &self.timers {
+            let lost = restart.saturating_duration_since(stood.since) + stood.owed;
             timers.release(if counts { lost } else { Duration::ZERO });
         }
+        restart
     }
 
-    /// How far all counters go back: what the first vCPU's says, so that they stay alike.
+    /// How far all counters go back, and when: what the first vCPU's says, so that they stay alike.
     fn back(
         &self,
         taken: &Arc<Vec<Option<FrozenVcpu>>>,
-        owed: Duration,
+        stood: Stood,
         vcpus: &impl Threads,
-    ) -> Option<Cycles> {
+    ) -> Option<(Cycles, Instant)> {
         let taken = Arc::clone(taken);
         let first = vcpus.each(move |vcpu| match taken.first() {
-            Some(Some(frozen)) if vcpu.id() == 0 => Some(vcpu.cycles_since(frozen, owed)),
+            Some(Some(frozen)) if vcpu.id() == 0 => Some(vcpu.cycles_since(frozen, &stood)),
             _ => None,
         });
-        first.into_iter().flatten().next().and_then(|cycles| self.told(cycles))
+        first.into_iter().flatten().next().and_then(|cycles| self.told(cycles)).flatten()
     }
 
     /// Says once what goes wrong.

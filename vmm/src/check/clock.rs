@@ -3,6 +3,7 @@
 use super::{PATIENCE, bare, in_words};
 use crate::attempt::{self, attempt};
 use crate::kvm::Vcpu;
+use crate::kvm::clock::Stood;
 use crate::kvm::exit::VcpuExit;
 use std::sync::OnceLock;
 use std::thread;
@@ -27,11 +28,13 @@ fn try_it() -> Result<(), String> {
     let clock = vm.clock();
     let hold = |vcpu: &mut Vcpu| -> Result<(), String> {
         let error = |error: crate::kvm::KvmError| error.to_string();
+        let stood = Stood { since: Instant::now(), owed: Duration::ZERO };
         let frozen = (vcpu.freeze_time(true).map_err(error)?, clock.freeze().map_err(error)?);
         thread::sleep(HOLD);
-        let back = vcpu.cycles_since(&frozen.0, Duration::ZERO).map_err(error)?;
-        clock.thaw(&frozen.1, Duration::ZERO, true).map_err(error)?;
-        vcpu.thaw_time(&frozen.0, Some(back), Duration::ZERO, clock.lines()).map_err(error)
+        let back = vcpu.cycles_since(&frozen.0, &stood).map_err(error)?;
+        let (back, restart) = back.map_or((None, None), |(cycles, at)| (Some(cycles), Some(at)));
+        clock.thaw(&frozen.1, &stood, restart, true).map_err(error)?;
+        vcpu.thaw_time(&frozen.0, back, &stood, clock.lines()).map_err(error)
     };
     let mut least = f64::INFINITY;
     for _ in 0..TRIES {

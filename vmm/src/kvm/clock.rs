@@ -10,7 +10,7 @@ use super::native::clock as native;
 use super::vcpu::Vcpu;
 use kvm_ioctls::VmFd;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Whoever raises an interrupt has this lock for reading, so that none is raised while an interrupt
 /// controller's state is read, changed and written: it would be lost.
@@ -42,13 +42,29 @@ pub struct VmClock {
     counter: native::Counter,
 }
 
+/// Since when the guest has stood still, and for how long it had before without having its time put back.
+#[derive(Clone, Copy, Debug)]
+pub struct Stood {
+    /// When its last vCPU left it.
+    pub since: Instant,
+    /// The time that is owed from before.
+    pub owed: Duration,
+}
+
+impl Stood {
+    /// What is owed at a moment.
+    fn at(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.since) + self.owed
+    }
+}
+
 /// What the machine's clocks and timers said when they were taken.
 #[derive(Debug)]
-pub struct FrozenVm(native::FrozenVm);
+pub struct FrozenVm(native::FrozenVm, Instant);
 
 /// What a vCPU's said.
 #[derive(Debug)]
-pub struct FrozenVcpu(native::FrozenVcpu);
+pub struct FrozenVcpu(native::FrozenVcpu, Instant);
 
 /// How far a vCPU's counter has to go back, in its own units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,15 +85,28 @@ impl VmClock {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn freeze(&self) -> Result<FrozenVm, KvmError> {
-        native::freeze_vm(&self.fd).map(FrozenVm)
+        let frozen = native::freeze_vm(&self.fd)?;
+        Ok(FrozenVm(frozen, Instant::now()))
     }
 
-    /// Puts it back; `owed` is the time that had been held before it was taken.
+    /// Puts it back, so that it goes on from `restart`, or from now if that is `None`; from when it does. Where
+    /// the counter is the machine's, it is always from now.
     ///
     /// # Errors
     /// [`KvmError::Ioctl`].
-    pub fn thaw(&self, frozen: &FrozenVm, owed: Duration, counts: bool) -> Result<(), KvmError> {
-        native::thaw_vm(&self.fd, &self.counter, &frozen.0, owed, counts)
+    pub fn thaw(
+        &self,
+        frozen: &FrozenVm,
+        stood: &Stood,
+        restart: Option<Instant>,
+        counts: bool,
+    ) -> Result<Instant, KvmError> {
+        let owed = stood.at(frozen.1);
+        let now = Instant::now();
+        let restart = restart.unwrap_or(now);
+        let late = now.saturating_duration_since(restart);
+        native::thaw_vm(&self.fd, &self.counter, &frozen.0, owed.saturating_sub(late), counts)?;
+        Ok(restart)
     }
 
     /// What raises interrupts while this is done.
@@ -93,20 +122,25 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn freeze_time(&self, counts: bool) -> Result<FrozenVcpu, KvmError> {
-        native::freeze_vcpu(self.descriptor(), counts).map(FrozenVcpu)
+        let frozen = native::freeze_vcpu(self.descriptor(), counts)?;
+        Ok(FrozenVcpu(frozen, Instant::now()))
     }
 
-    /// How far its counter has come since it was taken and for `owed` before, which is how far those of
-    /// all vCPUs go back; 0 where it is the machine's.
+    /// How far its counter has come since the guest stood still, which is how far those of all vCPUs go
+    /// back, and when that was so; `None` where the counter is the machine's.
     ///
     /// # Errors
     /// [`KvmError::Ioctl`].
-    pub fn cycles_since(&self, frozen: &FrozenVcpu, owed: Duration) -> Result<Cycles, KvmError> {
-        native::cycles_since(self.descriptor(), &frozen.0, owed).map(Cycles)
+    pub fn cycles_since(
+        &self,
+        frozen: &FrozenVcpu,
+        stood: &Stood,
+    ) -> Result<Option<(Cycles, Instant)>, KvmError> {
+        let cycles = native::cycles_since(self.descriptor(), &frozen.0, stood.at(frozen.1))?;
+        Ok(cycles.map(|cycles| (Cycles(cycles), Instant::now())))
     }
 
-    /// Puts the vCPU's time back: its counter by `back`, then what compares with it. `owed` is as for
-    /// [`VmClock::thaw`].
+    /// Puts the vCPU's time back: its counter by `back`, then what compares with it.
     ///
     /// # Errors
     /// [`KvmError::Ioctl`].
@@ -114,9 +148,10 @@ impl Vcpu {
         &self,
         frozen: &FrozenVcpu,
         back: Option<Cycles>,
-        owed: Duration,
+        stood: &Stood,
         lines: &Lines,
     ) -> Result<(), KvmError> {
-        native::thaw_vcpu(self.descriptor(), &frozen.0, back.map(|Cycles(cycles)| cycles), owed, lines)
+        let (back, owed) = (back.map(|Cycles(cycles)| cycles), stood.at(frozen.1));
+        native::thaw_vcpu(self.descriptor(), &frozen.0, back, owed, lines)
     }
 }

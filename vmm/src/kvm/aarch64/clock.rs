@@ -110,21 +110,18 @@ pub fn freeze_vcpu(vcpu: &VcpuFd, _: bool) -> Result<FrozenVcpu, KvmError> {
 }
 
 /// The counter is the machine's.
-pub fn cycles_since(_: &VcpuFd, _: &FrozenVcpu, _: Duration) -> Result<u64, KvmError> {
-    Ok(0)
+pub fn cycles_since(_: &VcpuFd, _: &FrozenVcpu, _: Duration) -> Result<Option<u64>, KvmError> {
+    Ok(None)
 }
 
 /// Where the host has no offset, the register is written; else KVM ignores that.
 pub fn thaw_vcpu(
     vcpu: &VcpuFd,
     frozen: &FrozenVcpu,
-    back: Option<u64>,
+    _: Option<u64>,
     owed: Duration,
     _: &Lines,
 ) -> Result<(), KvmError> {
-    if back.is_none() {
-        return Ok(());
-    }
     let count = frozen.counter.wrapping_sub(ticks(owed));
     vcpu.set_one_reg(TIMER_CNT, &count.to_le_bytes()).map(drop).map_err(ioctl("KVM_SET_ONE_REG TIMER_CNT"))
 }

@@ -188,11 +188,11 @@ pub fn freeze_vcpu(vcpu: &VcpuFd, counts: bool) -> Result<FrozenVcpu, KvmError> 
 }
 
 /// Cycles of the guest since the counter was taken, and for `owed` before.
-pub fn cycles_since(vcpu: &VcpuFd, frozen: &FrozenVcpu, owed: Duration) -> Result<u64, KvmError> {
-    let [now] = read_msrs(vcpu, [IA32_TIME_STAMP_COUNTER])?;
+pub fn cycles_since(vcpu: &VcpuFd, frozen: &FrozenVcpu, owed: Duration) -> Result<Option<u64>, KvmError> {
     let khz = u128::from(vcpu.get_tsc_khz().map_err(ioctl("KVM_GET_TSC_KHZ"))?);
+    let [now] = read_msrs(vcpu, [IA32_TIME_STAMP_COUNTER])?;
     let before = u64::try_from(owed.as_nanos() * khz / 1_000_000).unwrap_or(0);
-    Ok(now.wrapping_sub(frozen.counter).wrapping_add(before))
+    Ok(Some(now.wrapping_sub(frozen.counter).wrapping_add(before)))
 }
 
 /// Moves the counter back.
