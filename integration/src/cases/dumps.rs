@@ -70,14 +70,14 @@ pub const LOOKED_AT: &str = "\
 /// Stops a guest in a system call of its first process, looks at it, and dumps it.
 pub const LIVE: Script = Script {
     tool: Tool::Gdb,
-    options: "--cpus 2 --memory 256M --cmdline vmm.run=naps",
+    options: "--cpus 2 --memory 256M --cmdline vmm.run=naps --dump-dir /tmp",
     program: Program::Debian("6.12"),
     commands: |_| {
         format!(
             "hbreak start_kernel\ncontinue\ndelete\n\
              break hrtimer_nanosleep\ncontinue\n\
              {LOOKED_AT}\
-             monitor dump /tmp/core\n\
+             monitor dump core\n\
              kill\n"
         )
     },
