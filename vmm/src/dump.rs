@@ -91,14 +91,15 @@ impl Dumper {
 }
 
 impl Dumper {
-    /// Whether the log of the guest's Linux kernel, its last lines, says that it has panicked.
-    pub fn has_panicked(&self) -> bool {
+    /// Whether the log of the guest's Linux kernel, its last lines, says that it has panicked. The guest stands
+    /// still meanwhile; `go_on` is asked now and then whether the answer is still wanted.
+    pub fn has_panicked(&self, go_on: &mut dyn FnMut() -> bool) -> bool {
         const LINES: usize = 200;
         let Some(vcpus) = self.vcpus.upgrade() else { return false };
         let _hold = vcpus.hold();
         let regimes = vcpus.for_each(|vcpu| vcpu.regime().ok());
         let memory = LiveMemory(self.memory.clone());
-        let mut go_on = || match self.is_closed.load(Ordering::Acquire) {
+        let mut go_on = || match self.is_closed.load(Ordering::Acquire) || !go_on() {
             true => Err(Cancelled),
             false => Ok(()),
         };

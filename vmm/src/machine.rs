@@ -233,11 +233,6 @@ impl Machine {
         &self.vcpus
     }
 
-    /// Whether its Linux kernel's log says that it has panicked.
-    pub fn has_panicked(&self) -> bool {
-        self.dumper.has_panicked()
-    }
-
     /// What makes dumps of it.
     pub fn dumper(&self) -> &Dumper {
         &self.dumper

@@ -4,6 +4,7 @@
 //! and nothing else.
 
 mod input;
+mod panicked;
 
 use crate::config::{Config, DumpOn, OnReboot};
 use crate::console::{Console, ConsoleKind};
@@ -20,6 +21,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use input::{Foreground, Input};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use panicked::Panicked;
 use std::cell::RefCell;
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
@@ -141,11 +143,15 @@ struct Around<'a> {
 
 /// Writes a core of a guest that has ended, if it has ended as `on` says.
 fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<SignalFd>) {
+    let is_ended =
+        || matches!(signals.borrow_mut().read_signal(), Ok(Some(signal)) if is_ending(signal.ssi_signo));
     let is_due = match outcome {
         Outcome::TripleFault { .. } => on.triple_fault,
         Outcome::Timeout if on.timeout => true,
         Outcome::GuestCrash => on.panic,
-        Outcome::Timeout | Outcome::Reset | Outcome::PowerOff => on.panic && machine.has_panicked(),
+        Outcome::Timeout | Outcome::Reset | Outcome::PowerOff => {
+            on.panic && machine.dumper().has_panicked(&mut || !is_ended())
+        }
         _ => false,
     };
     if !is_due {
@@ -156,10 +162,7 @@ fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<Sig
         if let Some(percent) = reporter.percent(progress) {
             log::warn!("--dump-on {}: {percent} %", on.path.display());
         }
-        match signals.borrow_mut().read_signal() {
-            Ok(Some(signal)) if is_ending(signal.ssi_signo) => ControlFlow::Break(()),
-            _ => ControlFlow::Continue(()),
-        }
+        if is_ended() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     match machine.dumper().dump(&on.path, &mut watch) {
         Ok(summary) => log::warn!("dumped to {}: {summary}", on.path.display()),
@@ -191,7 +194,7 @@ fn run_machine(
         events.add_subscriber(Box::new(Clients { state, control, pause: Pause::default(), again }));
     }
     if let Some(heard) = heard {
-        events.add_subscriber(Box::new(Panicked { state: Rc::clone(&state), heard: Arc::clone(heard) }));
+        events.add_subscriber(Box::new(Panicked::new(&state, heard)?));
     }
     if let Some(input) = &console.input {
         let input = input.try_clone().map_err(Error::system("cannot duplicate the console"))?;
@@ -279,25 +282,6 @@ impl MutEventSubscriber for Clients {
         }
         if let Err(error) = ops.remove(Events::empty_raw(listener)) {
             log::error!("cannot stop watching the control socket: {error:?}");
-        }
-    }
-}
-
-/// A kernel has panicked and stays where it is, if its log says so too.
-struct Panicked {
-    state: Rc<State>,
-    heard: Arc<EventFd>,
-}
-
-impl MutEventSubscriber for Panicked {
-    fn init(&mut self, ops: &mut EventOps) {
-        watch(ops, self.heard.as_raw_fd(), EventSet::IN);
-    }
-
-    fn process(&mut self, _: Events, _: &mut EventOps) {
-        drain(&self.heard);
-        if self.state.machine.has_panicked() {
-            self.state.end(Outcome::GuestCrash);
         }
     }
 }
