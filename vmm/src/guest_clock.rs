@@ -204,13 +204,30 @@ impl Timekeeper {
                 still.owed = since.elapsed() + stood.owed;
                 return None;
             }
+            None if self.clock.can_shift() => return Some(self.shift(stood, vcpus)),
             None => self.freeze(vcpus),
         };
         Some(self.thaw(frozen, stood, vcpus))
     }
 
-    fn freeze(&self, vcpus: &impl Threads) -> Frozen {
+    /// Has all clocks go back by what has gathered, at once: a row of steps pays for it each millisecond.
+    fn shift(&self, stood: Stood, vcpus: &impl Threads) -> Instant {
         let counts = counts();
+        self.tell_whether_it_counts();
+        let restart = Instant::now();
+        let owed = restart.saturating_duration_since(stood.since) + stood.owed;
+        self.told(self.clock.shift(owed, counts));
+        let lines = self.clock.lines().clone();
+        for result in vcpus.each(move |vcpu| vcpu.shift_time(owed, counts, &lines)) {
+            self.told(result);
+        }
+        if let Some(timers) = self.timers.as_ref().filter(|_| counts) {
+            timers.release(owed);
+        }
+        restart
+    }
+
+    fn tell_whether_it_counts(&self) {
         if let Err(seen) = crate::check::holds_counter()
             && !self.is_told.swap(true, Ordering::Relaxed)
         {
@@ -218,6 +235,11 @@ impl Timekeeper {
                 "this host's KVM does not hold a guest's counter, which runs on while the guest is held: {seen}"
             );
         }
+    }
+
+    fn freeze(&self, vcpus: &impl Threads) -> Frozen {
+        let counts = counts();
+        self.tell_whether_it_counts();
         if let Some(timers) = &self.timers {
             timers.hold();
         }

@@ -262,6 +262,8 @@ pub const STOP: Script = Script {
             Isa::X86_64 => ("rax", "rdi"),
             Isa::Aarch64 => ("x16", "x0"),
         };
+        // The register that the call's result goes to.
+        let result = if isa == Isa::X86_64 { "rax" } else { "x0" };
         format!(
             "monitor catch\n\
              monitor catch hypercall nonsense\n\
@@ -273,6 +275,12 @@ pub const STOP: Script = Script {
              continue\n\
              continue\n\
              monitor hypercalls\n\
+             set $at = $pc\nset $before = ${result}\n\
+             monitor catch off\n\
+             stepi\n\
+             set $pc = $at\nset ${result} = $before\n\
+             monitor catch hypercall multicall\n\
+             continue\n\
              monitor catch off\n\
              stepi\n\
              continue\n"
@@ -297,6 +305,10 @@ pub const STOP: Script = Script {
             "hypercall multicall([xen_version(XENVER_pagesize), multicall(",
             "hvm_op",
             "total",
+            "no hypercall is caught",
+            // Made again where it was served while nothing was caught, it is caught.
+            "hypercalls that are caught: multicall",
+            "hypercall multicall([xen_version(XENVER_pagesize), multicall(",
             "no hypercall is caught",
             "exited normally",
         ]

@@ -109,6 +109,19 @@ impl VmClock {
         Ok(restart)
     }
 
+    /// Whether what was held for a short time can be put back without having been taken.
+    pub fn can_shift(&self) -> bool {
+        native::can_shift(&self.counter)
+    }
+
+    /// Has the machine's clocks go back by `owed`. No vCPU is in the guest.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn shift(&self, owed: Duration, counts: bool) -> Result<(), KvmError> {
+        native::shift_vm(&self.fd, &self.counter, owed, counts)
+    }
+
     /// What raises interrupts while this is done.
     pub fn lines(&self) -> &Lines {
         &self.lines
@@ -138,6 +151,14 @@ impl Vcpu {
     ) -> Result<Option<(Cycles, Instant)>, KvmError> {
         let cycles = native::cycles_since(self.descriptor(), &frozen.0, stood.at(frozen.1))?;
         Ok(cycles.map(|cycles| (Cycles(cycles), Instant::now())))
+    }
+
+    /// Has the vCPU's time go back by `owed`, that of all vCPUs alike, without its having been taken.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn shift_time(&self, owed: Duration, counts: bool, lines: &Lines) -> Result<(), KvmError> {
+        native::shift_vcpu(self.descriptor(), owed, counts, lines)
     }
 
     /// Puts the vCPU's time back: its counter by `back`, then what compares with it.

@@ -104,6 +104,26 @@ pub fn thaw_vm(
     Ok(())
 }
 
+/// Whether the counters can be put back by a difference, without having been taken.
+pub fn can_shift(counter: &Counter) -> bool {
+    counter.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+}
+
+/// The guest's counters go back by `owed`.
+pub fn shift_vm(vm: &VmFd, counter: &Counter, owed: Duration, counts: bool) -> Result<(), KvmError> {
+    let mut offset = counter.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(old) = offset.filter(|_| counts) else { return Ok(()) };
+    let new = old.wrapping_add(ticks(owed));
+    set_offset(vm, new)?;
+    *offset = Some(new);
+    Ok(())
+}
+
+/// They are the machine's.
+pub fn shift_vcpu(_: &VcpuFd, _: Duration, _: bool, _: &Lines) -> Result<(), KvmError> {
+    Ok(())
+}
+
 /// Reads the guest's counter.
 pub fn freeze_vcpu(vcpu: &VcpuFd, _: bool) -> Result<FrozenVcpu, KvmError> {
     Ok(FrozenVcpu { counter: get(vcpu, TIMER_CNT).map_err(ioctl("KVM_GET_ONE_REG TIMER_CNT"))? })

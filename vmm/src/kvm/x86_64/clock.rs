@@ -189,10 +189,58 @@ pub fn freeze_vcpu(vcpu: &VcpuFd, counts: bool) -> Result<FrozenVcpu, KvmError> 
 
 /// Cycles of the guest since the counter was taken, and for `owed` before.
 pub fn cycles_since(vcpu: &VcpuFd, frozen: &FrozenVcpu, owed: Duration) -> Result<Option<u64>, KvmError> {
-    let khz = u128::from(vcpu.get_tsc_khz().map_err(ioctl("KVM_GET_TSC_KHZ"))?);
+    let before = cycles(vcpu, owed)?;
     let [now] = read_msrs(vcpu, [IA32_TIME_STAMP_COUNTER])?;
-    let before = u64::try_from(owed.as_nanos() * khz / 1_000_000).unwrap_or(0);
     Ok(Some(now.wrapping_sub(frozen.counter).wrapping_add(before)))
+}
+
+/// Whether the clocks can be put back by a difference, without having been taken.
+pub fn can_shift(_: &Counter) -> bool {
+    true
+}
+
+/// kvm-clock goes back by `owed`.
+pub fn shift_vm(vm: &VmFd, _: &Counter, owed: Duration, _counts: bool) -> Result<(), KvmError> {
+    let clock = vm.get_clock().map_err(ioctl("KVM_GET_CLOCK"))?.clock;
+    let clock = clock.saturating_sub(u64::try_from(owed.as_nanos()).unwrap_or(u64::MAX));
+    let clock = kvm::kvm_clock_data { clock, ..Default::default() };
+    vm.set_clock(&clock).map_err(ioctl("KVM_SET_CLOCK"))
+}
+
+/// The counter goes back by `owed`, and so do the timers that are armed.
+pub fn shift_vcpu(vcpu: &VcpuFd, owed: Duration, counts: bool, lines: &Lines) -> Result<(), KvmError> {
+    let [deadline] = read_msrs(vcpu, [IA32_TSC_DEADLINE])?;
+    if counts {
+        move_back(vcpu, cycles(vcpu, owed)?)?;
+        if deadline != 0 {
+            write_msr(vcpu, IA32_TSC_DEADLINE, deadline)?;
+        }
+    } else {
+        notify(vcpu)?;
+    }
+    if deadline != 0 {
+        return Ok(());
+    }
+    let lapic = vcpu.get_lapic().map_err(ioctl("KVM_GET_LAPIC"))?;
+    match Timer::of(&lapic) {
+        Some(timer) => lines.keep_still(|| restart(vcpu, timer, owed)),
+        None => Ok(()),
+    }
+}
+
+/// Cycles of the guest in a time.
+fn cycles(vcpu: &VcpuFd, time: Duration) -> Result<u64, KvmError> {
+    let khz = u128::from(vcpu.get_tsc_khz().map_err(ioctl("KVM_GET_TSC_KHZ"))?);
+    Ok(u64::try_from(time.as_nanos() * khz / 1_000_000).unwrap_or(0))
+}
+
+/// Tells a guest that looks for it that it was held.
+fn notify(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    match vcpu.kvmclock_ctrl() {
+        // The guest uses no kvm-clock.
+        Err(error) if error.errno() == libc::EINVAL => Ok(()),
+        result => result.map_err(ioctl("KVM_KVMCLOCK_CTRL")),
+    }
 }
 
 /// Moves the counter back.
@@ -236,11 +284,7 @@ pub fn thaw_vcpu(
     if let Some(timer) = frozen.timer {
         lines.keep_still(|| restart(vcpu, timer, owed))?;
     }
-    match vcpu.kvmclock_ctrl() {
-        // The guest uses no kvm-clock.
-        Err(error) if error.errno() == libc::EINVAL => Ok(()),
-        result => result.map_err(ioctl("KVM_KVMCLOCK_CTRL")),
-    }
+    notify(vcpu)
 }
 
 /// Sets a local APIC's timer going again from where it was.
