@@ -416,7 +416,8 @@ pub fn finish(vcpu: &mut Vcpu, shared: &Shared) {
             Ok(None) => return,
             Ok(Some(exit)) => match serve(id, Ok(exit), shared, None) {
                 Ok(Left::Served) => {}
-                // A guest that ends does so again when it is entered.
+                // The device has heard of it, and will not again.
+                Ok(Left::Ended(outcome)) => return shared.end(outcome),
                 _ => return,
             },
             Err(error) => return log::debug!("vCPU {id}: an access is not finished: {error}"),
