@@ -238,7 +238,7 @@ impl Timekeeper {
         let taken = Arc::new(taken);
         let back = counts.then(|| self.back(&taken, stood, vcpus)).flatten();
         let (back, restart) = back.map_or((None, None), |(cycles, at)| (Some(cycles), Some(at)));
-        let thawed = vm.and_then(|vm| self.told(self.clock.thaw(&vm, &stood, restart, counts)));
+        let thawed = vm.as_ref().and_then(|vm| self.told(self.clock.thaw(vm, &stood, restart, counts)));
         let restart = thawed.or(restart).unwrap_or_else(Instant::now);
         let lines = self.clock.lines().clone();
         let results = vcpus.each(move |vcpu| match taken.get(vcpu.id() as usize) {
@@ -247,6 +247,9 @@ impl Timekeeper {
         });
         for result in results {
             self.told(result);
+        }
+        if let Some(vm) = &vm {
+            self.told(self.clock.start_timers(vm, &stood));
         }
         if let Some(timers) = &self.timers {
             let lost = restart.saturating_duration_since(stood.since) + stood.owed;

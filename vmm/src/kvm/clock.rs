@@ -109,6 +109,15 @@ impl VmClock {
         Ok(restart)
     }
 
+    /// Sets going what raises interrupts by itself, when everything else has been put back.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn start_timers(&self, frozen: &FrozenVm, stood: &Stood) -> Result<(), KvmError> {
+        let stopped = (frozen.1, stood.at(frozen.1));
+        native::start_timers(&self.fd, &self.counter, &frozen.0, stopped, &self.lines)
+    }
+
     /// What raises interrupts while this is done.
     pub fn lines(&self) -> &Lines {
         &self.lines
