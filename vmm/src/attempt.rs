@@ -28,6 +28,7 @@ pub fn attempt<R: Send + 'static>(
     let handle = thread::Builder::new()
         .name("attempt".into())
         .spawn(move || {
+            kick::unblock();
             kick::clear();
             // Nobody waits for the result any more when the time is over.
             sender.send(attempt()).ok();

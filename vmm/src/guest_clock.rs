@@ -153,14 +153,11 @@ impl Timekeeper {
             still.since = Some(now);
             return;
         };
-        // Those that stood still all the time say nothing of this stay.
-        let stays = stays.into_iter().filter(|(entered, _)| *entered >= released);
-        let (first, last) = stays
-            .fold((now, released), |(first, last), (entered, left)| (first.min(entered), last.max(left)));
-        let last = if last == released { now } else { last.min(now) };
-        if first < now {
-            still.owed += first.saturating_duration_since(released);
-        }
+        // Those that stood still all the time say nothing of this stay; if all did, there was none.
+        let stays: Vec<_> = stays.into_iter().filter(|(entered, _)| *entered >= released).collect();
+        let first = stays.iter().map(|(entered, _)| *entered).min().unwrap_or(now);
+        let last = stays.iter().map(|(_, left)| *left).max().map_or(now, |last| last.min(now));
+        still.owed += first.saturating_duration_since(released);
         still.since = Some(last);
     }
 
@@ -260,7 +257,7 @@ impl Timekeeper {
         let taken = Arc::new(taken);
         let back = counts.then(|| self.back(&taken, stood, vcpus)).flatten();
         let (back, restart) = back.map_or((None, None), |(cycles, at)| (Some(cycles), Some(at)));
-        let thawed = vm.and_then(|vm| self.told(self.clock.thaw(&vm, &stood, restart, counts)));
+        let thawed = vm.as_ref().and_then(|vm| self.told(self.clock.thaw(vm, &stood, restart, counts)));
         let restart = thawed.or(restart).unwrap_or_else(Instant::now);
         let lines = self.clock.lines().clone();
         let results = vcpus.each(move |vcpu| match taken.get(vcpu.id() as usize) {
@@ -269,6 +266,9 @@ impl Timekeeper {
         });
         for result in results {
             self.told(result);
+        }
+        if let Some(vm) = &vm {
+            self.told(self.clock.start_timers(vm, &stood));
         }
         if let Some(timers) = &self.timers {
             let lost = restart.saturating_duration_since(stood.since) + stood.owed;

@@ -6,7 +6,7 @@
 
 use crate::boot::kernel::Kernel;
 use crate::boot::{self, BootConfig, Booted, cmdline};
-use crate::config::{Config, Trace};
+use crate::config::{Config, GuestClock, Trace};
 use crate::debugger::{Debugger, Prepared};
 use crate::dump::Dumper;
 use crate::error::Error;
@@ -30,7 +30,7 @@ use devices::serial::{self, Interrupt, Serial};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 use vm_superio::Trigger;
 use vmm_sys_util::eventfd::EventFd;
@@ -57,7 +57,8 @@ impl Trigger for Line {
     }
 }
 
-/// A machine with a guest, whose vCPUs are paused until it is resumed.
+/// A machine with a guest, whose vCPUs are paused until it is resumed. Threads may share it; those of its vCPUs
+/// (on which its console's output is written) must not stop it, as they would wait for themselves.
 #[derive(Debug)]
 pub struct Machine {
     // The threads end before what they use goes: first the one that asks vCPUs.
@@ -67,7 +68,7 @@ pub struct Machine {
     pause: Mutex<Pause>,
     vcpus: Arc<Vcpus>,
     waits: bool,
-    outcomes: Receiver<Outcome>,
+    outcomes: Mutex<Receiver<Outcome>>,
     wake: EventFd,
     serial: Arc<Mutex<Serial>>,
     input_wanted: EventFd,
@@ -136,6 +137,10 @@ impl Machine {
         let (sender, outcomes) = channel();
         let wake = new_event()?;
         let gdb = config.gdb.as_ref();
+        if gdb.is_some() && config.guest_clock == GuestClock::Stop {
+            // Found out once; the first stop is not to wait for it.
+            crate::check::holds_counter().ok();
+        }
         let prepared = gdb.map(|gdb| Prepared::new(gdb, config.cpus, vm.memory(), kernel.believed()));
         let prepared = prepared.transpose()?;
         let hypercalls = hypercalls(config, &vm, &serial)?;
@@ -165,7 +170,7 @@ impl Machine {
             pause: Mutex::new(Pause::NotStarted),
             vcpus,
             waits,
-            outcomes,
+            outcomes: Mutex::new(outcomes),
             wake,
             serial,
             input_wanted,
@@ -248,14 +253,19 @@ impl Machine {
         &self.wake
     }
 
-    /// How the guest ended, if a vCPU has said so. Other vCPUs may be running still.
+    /// How the guest ended, if a vCPU has said so and no other thread waits for it ([`Self::wait`]). Other
+    /// vCPUs may be running still.
     pub fn outcome(&self) -> Option<Outcome> {
-        self.outcomes.try_recv().ok()
+        match self.outcomes.try_lock() {
+            Ok(outcomes) => outcomes.try_recv().ok(),
+            Err(TryLockError::Poisoned(outcomes)) => outcomes.into_inner().try_recv().ok(),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Waits until the guest ends, `limit` at most.
     pub fn wait(&self, limit: Duration) -> Option<Outcome> {
-        self.outcomes.recv_timeout(limit).ok()
+        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(limit).ok()
     }
 
     /// Gives the guest console input; answers how many bytes wait for it to read.
@@ -376,4 +386,17 @@ fn devices(
         }
     };
     Ok((serial, ports, mmio))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One thread may wait for the guest's end while another holds it.
+    #[test]
+    fn threads_may_share_a_machine() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Machine>();
+        shared::<Hold>();
+    }
 }

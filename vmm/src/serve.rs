@@ -416,8 +416,8 @@ pub fn finish(vcpu: &mut Vcpu, shared: &Shared) {
             Ok(None) => return,
             Ok(Some(exit)) => match serve(id, Ok(exit), shared, None) {
                 Ok(Left::Served) => {}
+                // The device has heard of it, and will not again.
                 Ok(Left::Ended(outcome)) => return shared.end(outcome),
-                // Whatever else there is comes again when the guest is entered.
                 _ => return,
             },
             Err(error) => return log::debug!("vCPU {id}: an access is not finished: {error}"),

@@ -161,6 +161,8 @@ pub fn before(
             if !can_run_to {
                 step.faults.clear();
             }
+            // A handler's first instruction would trap before it is executed, again and again.
+            step.faults.retain(|fault| fault.address != step.from);
         }
         Isa::Aarch64 => {
             let instruction = arch::bytes::u32_at(bytes, 0).unwrap_or(0);
@@ -175,9 +177,12 @@ pub fn before(
                 let vector = vcpu.step_state()?.fault_vector(flags);
                 // With one more for what it faults to.
                 if let Some(targets) = targets.filter(|targets| targets.len() < host.breakpoints) {
-                    arming = run_to(&arming, &[&targets[..], &[vector]].concat());
+                    // As below.
+                    let vectors = [vector].into_iter().filter(|vector| *vector != pc);
+                    step.faults = vectors.map(|address| Handler { address, flags: 0 }).collect();
+                    let ends = targets.iter().copied().chain(step.faults.iter().map(|fault| fault.address));
+                    arming = run_to(&arming, &ends.collect::<Vec<_>>());
                     step.runs_to = targets;
-                    step.faults = vec![Handler { address: vector, flags: 0 }];
                 }
             }
             if arming.block_interrupts {

@@ -161,6 +161,10 @@ pub fn plan(code: &[u8], linear: u64, processor: &Processor, look: &dyn Look) ->
     };
     let interrupt = |vector| processor.interrupt(look, vector);
     match opcode.number {
+        // Whoever may do it, it is none of these with LOCK, but #UD.
+        HLT | INT3 | INT_N | INTO | INT1 | STI | SYSCALL | SYSRET if opcode.is_locked => {
+            processor.trap(look, &[INVALID_OPCODE, PAGE, DOUBLE_FAULT, NOT_PRESENT], false)
+        }
         HLT if processor.is_privileged() => Plan::Skip(opcode.length as u64),
         INT3 => interrupt(BREAKPOINT_VECTOR),
         INT_N if code.len() > opcode.length => interrupt(opcode.next),

@@ -418,6 +418,7 @@ pub fn hard_steps(c: &mut Context) -> Check {
             ("after_open", "after_cli"),
             ("at_mov_ss", "behind_mov_ss"),
             ("at_fault", "after_fault"),
+            ("after_fault", "in_fault"),
             ("at_int", "after_int"),
             ("at_iret", "after_iret"),
             ("at_syscall", "after_syscall"),

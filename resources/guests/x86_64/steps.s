@@ -127,7 +127,7 @@ at_mov_ss:
 behind_mov_ss:
 
     # A page fault, whose handler goes on behind it.
-    .globl at_fault, after_fault, behind_fault
+    .globl at_fault, after_fault, in_fault, behind_fault
     mov rax, 1 << 40
 at_fault:
     mov eax, [rax]
@@ -135,6 +135,7 @@ behind_fault:
     jmp 1f
 after_fault:
     mov rax, [rsp + 24]
+in_fault:
     test eax, 0x100
     mov bl, 4
     jnz failed

@@ -25,6 +25,7 @@ pub fn holds_counter() -> Result<(), String> {
 
 fn try_it() -> Result<(), String> {
     let (vm, mut vcpu, _) = bare("clock")?;
+    let _kicks = vcpu.accept_kicks();
     let clock = vm.clock();
     let hold = |vcpu: &mut Vcpu| -> Result<(), String> {
         let error = |error: crate::kvm::KvmError| error.to_string();

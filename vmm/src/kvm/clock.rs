@@ -109,6 +109,15 @@ impl VmClock {
         Ok(restart)
     }
 
+    /// Sets going what raises interrupts by itself, when everything else has been put back.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn start_timers(&self, frozen: &FrozenVm, stood: &Stood) -> Result<(), KvmError> {
+        let stopped = (frozen.1, stood.at(frozen.1));
+        native::start_timers(&self.fd, &self.counter, &frozen.0, stopped, &self.lines)
+    }
+
     /// Whether what was held for a short time can be put back without having been taken.
     pub fn can_shift(&self) -> bool {
         native::can_shift(&self.counter)

@@ -123,7 +123,7 @@ pub fn use_signal(number: libc::c_int) -> io::Result<()> {
 }
 
 /// Lets kicks through on the calling thread, whatever the one that has made it blocks.
-fn unblock() {
+pub fn unblock() {
     if let Ok(mut set) = SigSet::thread_get_mask().map(|set| *set.as_ref()) {
         // SAFETY: the set is one that the system has filled in.
         unsafe {

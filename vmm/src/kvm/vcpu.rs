@@ -110,6 +110,10 @@ impl Vcpu {
         self.fd.set_kvm_immediate_exit(1);
         let result = self.fd.run().map(drop);
         self.fd.set_kvm_immediate_exit(0);
+        // One that came meanwhile is not lost with it: it has been noted before, or sets the byte again.
+        if kick::is_pending() {
+            self.fd.set_kvm_immediate_exit(1);
+        }
         self.registers.leave();
         match result {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(None),

@@ -86,7 +86,7 @@ impl NativeVm {
 
     /// Its counters' places are the vCPUs'.
     pub fn counter(_: &VmFd) -> clock::Counter {
-        clock::Counter
+        clock::Counter::default()
     }
 
     /// Raises or lowers a GSI.

@@ -31,28 +31,28 @@ pub struct Opcode {
     pub is_wide: bool,
     /// A prefix repeats a string instruction.
     pub repeats: bool,
+    /// A prefix locks the bus, which instructions that write no memory may not have.
+    pub is_locked: bool,
 }
 
 impl Opcode {
     /// Reads the start of `code`; `None` where it ends too soon.
     pub fn read(code: &[u8], bits: Bits) -> Option<Opcode> {
-        let (mut operand_prefix, mut repeats, mut is_wide) = (false, false, false);
+        let (mut operand_prefix, mut repeats, mut is_locked, mut is_wide) = (false, false, false, false);
         let mut at = 0;
         let number = loop {
             let byte = *code.get(at).filter(|_| at < LONGEST)?;
             at += 1;
             match byte {
-                0x66 => operand_prefix = true,
-                0xf2 | 0xf3 => repeats = true,
-                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 | 0xf0 => {}
-                // Only the last prefix may be one of these.
+                // It counts only if the opcode is behind it.
                 0x40..=0x4f if bits == Bits::Code64 => {
                     is_wide = byte & 8 != 0;
-                    if !matches!(code.get(at), Some(0x40..=0x4f)) {
-                        continue;
-                    }
-                    is_wide = false;
+                    continue;
                 }
+                0x66 => operand_prefix = true,
+                0xf2 | 0xf3 => repeats = true,
+                0xf0 => is_locked = true,
+                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
                 0x0f => {
                     let second = *code.get(at)?;
                     at += 1;
@@ -60,6 +60,7 @@ impl Opcode {
                 }
                 byte => break u16::from(byte),
             }
+            is_wide = false;
         };
         let stack_operand = match (bits, operand_prefix) {
             (Bits::Code64, false) => 8,
@@ -68,7 +69,7 @@ impl Opcode {
             _ => 2,
         };
         let next = code.get(at).copied().unwrap_or(0);
-        Some(Opcode { number, next, length: at, stack_operand, is_wide, repeats })
+        Some(Opcode { number, next, length: at, stack_operand, is_wide, repeats, is_locked })
     }
 
     /// The operation of an opcode that has several: bits 3 to 5 of its ModR/M byte.
@@ -110,7 +111,10 @@ mod tests {
         assert!(read(&[0x48, 0x0f, 0x07]).is_wide && !read(&[0x0f, 0x07]).is_wide);
         // The second of two REX prefixes counts.
         assert!(!read(&[0x48, 0x40, 0x0f, 0x07]).is_wide && read(&[0x40, 0x48, 0x0f, 0x07]).is_wide);
+        assert!(read(&[0xf0, 0x66, 0xf4]).is_locked && !read(&[0xf4]).is_locked);
         assert!(read(&[0xf3, 0x6e]).repeats && read(&[0xf3, 0x6e]).is_string_io());
+        // One before another prefix does not.
+        assert!(!read(&[0x48, 0x66, 0x0f, 0x07]).is_wide && read(&[0x66, 0x48, 0x0f, 0x07]).is_wide);
         assert_eq!((read(&[0xf7, 0xf1]).operation(), read(&[0xcd, 0x80]).next), (6, 0x80));
     }
 }

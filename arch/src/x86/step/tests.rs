@@ -260,3 +260,15 @@ fn whatever_memory_says_there_is_a_plan() {
         loads_flags(&code, bits);
     }
 }
+
+/// None of these may have a LOCK prefix: each ends in the handler of #UD.
+#[test]
+fn what_is_locked_in_vain_is_undefined() {
+    let (guest, kernel) = long_mode();
+    for code in [&[0xf4][..], &[0xcc], &[0xcd, 0x80], &[0xf1], &[0xfb], &[0x0f, 0x05], &[0x48, 0x0f, 0x07]] {
+        let locked = [&[0xf0], code].concat();
+        let plan = plan(&locked, 0x1000, &kernel, &guest);
+        assert!(matches!(plan, Plan::Trap { .. }), "{code:x?} {plan:?}");
+        assert_eq!(faults(&plan).first(), Some(&handler_64(6)), "{code:x?}");
+    }
+}

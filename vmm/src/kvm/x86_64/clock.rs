@@ -7,13 +7,17 @@
 //! * A local APIC's timer in its other two modes is set going again from the count that it had (KVM
 //!   reads it from TMCCT). Its registers are written as they are at that moment, so that interrupts
 //!   which have arrived meanwhile stay.
-//! * The PIT's periodic timer is stopped meanwhile; KVM starts a whole period when it is set again.
+//! * The PIT's periodic timer is stopped meanwhile; KVM starts a whole period when it is set again, so ticks
+//!   are made up for what was begun of others. Its last counter, by which guests measure others, goes on from
+//!   where it was. A first channel that interrupts once runs on: KVM does not tell what is left of it.
 
+use super::NativeVm;
 use crate::kvm::clock::Lines;
 use crate::kvm::error::{KvmError, ioctl};
 use kvm_bindings as kvm;
 use kvm_ioctls::{VcpuFd, VmFd};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
@@ -42,9 +46,41 @@ mod apic {
     pub const PERIODIC: u32 = 0b01 << 17;
 }
 
-/// Where the counter's place is kept: with each vCPU, by KVM.
+/// What is known of the machine's timers. The place of each counter is kept with its vCPU, by KVM.
 #[derive(Debug, Default)]
-pub struct Counter;
+pub struct Counter(Mutex<Option<Ticks>>);
+
+/// The PIT's periodic timer since it was set going last. KVM does not tell how far it has come in a period, and
+/// begins a whole one when it is set; so what was begun of others is gathered, and the guest gets the tick that
+/// it makes up. Else one that is held more often than once in a period would never have another tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ticks {
+    period: Duration,
+    started: Instant,
+    /// Less than a period.
+    begun: Duration,
+}
+
+impl Ticks {
+    /// Those of a timer with this count, which is set going now.
+    fn start(count: u32, now: Instant) -> Ticks {
+        // KVM lets no timer be faster (`min_timer_period_us`).
+        const SHORTEST: Duration = Duration::from_micros(200);
+        let period = u64::from(count).saturating_mul(1_000_000_000) / PIT_RATE;
+        Ticks { period: Duration::from_nanos(period).max(SHORTEST), started: now, begun: Duration::ZERO }
+    }
+
+    /// The same set going once more, after it was stopped at `stopped`, when it had stood still for `owed`
+    /// since it was set going; and whether a tick is due. One that the guest has set meanwhile is a new one.
+    fn restart(self, before: Option<Ticks>, stopped: Instant, owed: Duration) -> (Ticks, bool) {
+        let Some(before) = before.filter(|before| before.period == self.period) else { return (self, false) };
+        let ran = stopped.saturating_duration_since(before.started).saturating_sub(owed);
+        let part = ran.as_nanos() % self.period.as_nanos();
+        let begun = before.begun + Duration::from_nanos(u64::try_from(part).unwrap_or(0));
+        let left = begun.checked_sub(self.period);
+        (Ticks { begun: left.unwrap_or(begun), ..self }, left.is_some())
+    }
+}
 
 /// What the machine's clocks and timers said.
 #[derive(Debug)]
@@ -59,6 +95,7 @@ pub struct FrozenVm {
 #[derive(Debug)]
 pub struct FrozenVcpu {
     counter: u64,
+    /// The deadline that was taken away; else 0.
     deadline: u64,
     timer: Option<Timer>,
 }
@@ -117,24 +154,87 @@ impl Timer {
     }
 }
 
+/// Modes of the PIT (8254): rate generator and square wave; both also by their numbers plus 4.
+const PERIODIC: [u8; 4] = [2, 3, 6, 7];
+/// Hz, of the PIT.
+const PIT_RATE: u64 = 1_193_182;
+
+/// Nanoseconds by the clock by which KVM notes when a counter of the PIT was loaded.
+fn monotonic() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.ok().and_then(|now| u64::try_from(Duration::from(now).as_nanos()).ok()).unwrap_or(0)
+}
+
+/// What a counter of the PIT has left of `count`, this many nanoseconds after it was loaded; 1 when it has
+/// come to its end, which it does at once then.
+fn pit_left(count: u32, elapsed: u64) -> u32 {
+    let gone = u128::from(elapsed) * u128::from(PIT_RATE) / 1_000_000_000;
+    u32::try_from(u128::from(count).saturating_sub(gone)).unwrap_or(0).max(1)
+}
+
 /// `KVM_GET_CLOCK`; stops the PIT.
 pub fn freeze_vm(vm: &VmFd) -> Result<FrozenVm, KvmError> {
-    /// 8254: rate generator and square wave; both also by their numbers plus 4.
-    const PERIODIC: [u8; 4] = [2, 3, 6, 7];
+    /// Modes in which the first channel interrupts once. KVM does not tell what is left of it.
+    const ONCE: [u8; 3] = [0, 1, 4];
     /// A mode that runs no timer in KVM.
     const STOPPED: u8 = 5;
     let clock = vm.get_clock().map_err(ioctl("KVM_GET_CLOCK"))?.clock;
     let mut pit = vm.get_pit2().map_err(ioctl("KVM_GET_PIT2"))?;
-    let before = pit;
-    if !PERIODIC.contains(&pit.channels[0].mode) {
+    let [first, others @ ..] = &mut pit.channels;
+    if ONCE.contains(&first.mode) {
         return Ok(FrozenVm { clock, pit: None });
     }
+    let now = monotonic();
+    let mut counts = false;
+    // Setting them loads them anew. Guests measure their counters by what is left of the last one.
+    for channel in others.iter_mut().filter(|channel| ONCE.contains(&channel.mode)) {
+        let loaded = u64::try_from(channel.count_load_time).unwrap_or(now);
+        channel.count = pit_left(channel.count, now.saturating_sub(loaded));
+        counts |= channel.count > 1;
+    }
+    if !counts && !PERIODIC.contains(&first.mode) {
+        return Ok(FrozenVm { clock, pit: None });
+    }
+    let before = pit;
     pit.channels[0].mode = STOPPED;
     vm.set_pit2(&pit).map_err(ioctl("KVM_SET_PIT2"))?;
     Ok(FrozenVm { clock, pit: Some(before) })
 }
 
-/// `KVM_SET_CLOCK`; sets the PIT going again.
+/// Sets the PIT going again, that was stopped at `stopped`, when the guest had stood still for `owed`. It is the
+/// last thing of all, as its interrupts come from within KVM, which would be lost while a local APIC's registers
+/// are written.
+pub fn start_timers(
+    vm: &VmFd,
+    counter: &Counter,
+    frozen: &FrozenVm,
+    (stopped, owed): (Instant, Duration),
+    lines: &Lines,
+) -> Result<(), KvmError> {
+    /// The PIT's GSI.
+    const PIT_LINE: u32 = 0;
+    let mut ticks = counter.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(pit) = &frozen.pit else {
+        *ticks = None;
+        return Ok(());
+    };
+    vm.set_pit2(pit).map_err(ioctl("KVM_SET_PIT2"))?;
+    let first = &pit.channels[0];
+    if !PERIODIC.contains(&first.mode) {
+        *ticks = None;
+        return Ok(());
+    }
+    let (now, is_due) = Ticks::start(first.count, Instant::now()).restart(*ticks, stopped, owed);
+    *ticks = Some(now);
+    if is_due {
+        let _raised = lines.raise();
+        NativeVm::set_line(vm, PIT_LINE, true)?;
+        NativeVm::set_line(vm, PIT_LINE, false)?;
+    }
+    Ok(())
+}
+
+/// `KVM_SET_CLOCK`.
 pub fn thaw_vm(
     vm: &VmFd,
     _: &Counter,
@@ -144,12 +244,7 @@ pub fn thaw_vm(
 ) -> Result<(), KvmError> {
     let owed = u64::try_from(owed.as_nanos()).unwrap_or(u64::MAX);
     let clock = kvm::kvm_clock_data { clock: frozen.clock.saturating_sub(owed), ..Default::default() };
-    let set = vm.set_clock(&clock).map_err(ioctl("KVM_SET_CLOCK"));
-    // One that fails does not keep the other from it.
-    if let Some(pit) = &frozen.pit {
-        vm.set_pit2(pit).map_err(ioctl("KVM_SET_PIT2"))?;
-    }
-    set
+    vm.set_clock(&clock).map_err(ioctl("KVM_SET_CLOCK"))
 }
 
 fn read_msrs<const N: usize>(vcpu: &VcpuFd, indices: [u32; N]) -> Result<[u64; N], KvmError> {
@@ -181,7 +276,7 @@ pub fn freeze_vcpu(vcpu: &VcpuFd, counts: bool) -> Result<FrozenVcpu, KvmError> 
         if counts {
             write_msr(vcpu, IA32_TSC_DEADLINE, 0)?;
         }
-        return Ok(FrozenVcpu { counter, deadline, timer: None });
+        return Ok(FrozenVcpu { counter, deadline: if counts { deadline } else { 0 }, timer: None });
     }
     let lapic = vcpu.get_lapic().map_err(ioctl("KVM_GET_LAPIC"))?;
     Ok(FrozenVcpu { counter, deadline, timer: Timer::of(&lapic) })
@@ -275,12 +370,12 @@ pub fn thaw_vcpu(
     owed: Duration,
     lines: &Lines,
 ) -> Result<(), KvmError> {
-    if let Some(cycles) = back {
-        move_back(vcpu, cycles)?;
-        if frozen.deadline != 0 {
-            write_msr(vcpu, IA32_TSC_DEADLINE, frozen.deadline)?;
-        }
+    let moved = back.map_or(Ok(()), |cycles| move_back(vcpu, cycles));
+    // Whatever has become of the counter: a guest without its timer stands still for good.
+    if frozen.deadline != 0 {
+        write_msr(vcpu, IA32_TSC_DEADLINE, frozen.deadline)?;
     }
+    moved?;
     if let Some(timer) = frozen.timer {
         lines.keep_still(|| restart(vcpu, timer, owed))?;
     }
@@ -333,6 +428,37 @@ mod tests {
             let timer = of(apic::PERIODIC, 0x8000_0000, 3, divide).unwrap();
             assert_eq!((timer.count, timer.initial, timer.current), (count, 0x8000_0000, 3), "{divide:#b}");
         }
+    }
+
+    #[test]
+    fn a_timer_that_is_held_within_each_period_ticks_as_often() {
+        let ms = Duration::from_millis;
+        let start = Instant::now();
+        let mut ticks = Ticks::start(11932, start);
+        let (period, mut at, mut due) = (ticks.period, start, 0);
+        assert!(period > ms(9) && period < ms(11));
+        for _ in 0..100 {
+            // 4 ms in the guest, and 7 held, of which 2 have gone by before the timer was stopped.
+            let stopped = at + ms(6);
+            at += ms(11);
+            let (now, is_due) = Ticks::start(11932, at).restart(Some(ticks), stopped, ms(2));
+            (ticks, due) = (now, due + u32::from(is_due));
+        }
+        assert!((39..=40).contains(&due), "{due}");
+        // Whole periods in the guest have had their ticks.
+        let (now, is_due) = Ticks::start(11932, at).restart(Some(ticks), at + period * 3, Duration::ZERO);
+        assert_eq!((now.begun, is_due), (ticks.begun, false));
+        // Another one begins anew.
+        let other = Ticks::start(1193, at);
+        assert_eq!(other.restart(Some(ticks), at + ms(50), Duration::ZERO), (other, false));
+    }
+
+    #[test]
+    fn counters_of_the_pit_go_on_from_where_they_were() {
+        assert_eq!(pit_left(0x1_0000, 0), 0x1_0000);
+        // 10 ms of 50.
+        assert_eq!(pit_left(59659, 10_000_000), 59659 - 11931);
+        assert_eq!((pit_left(11931, 10_000_000), pit_left(5, u64::MAX)), (1, 1));
     }
 
     #[test]
