@@ -16,12 +16,14 @@ use crate::target::Machine;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// Bytes that wait to be sent before nothing more is read.
 const MOST_WAITING: usize = 512 << 10;
 /// Pieces of input that are read before anything else is looked at.
 const MOST_READS: usize = 64;
+/// How long one client is served before anything else is looked at, but for the command at hand.
+const TURN: Duration = Duration::from_millis(50);
 
 /// Why a client is let go.
 #[derive(Debug, PartialEq, Eq)]
@@ -137,10 +139,11 @@ impl<M: Machine> Client<M> {
         // When another client knocks, to the end of what there is, so that one that has gone is
         // not taken for one that is there; but a flood does not hold up the rest.
         let mut may_read = ready.input || ready.knock || ready.broken;
+        let until = Instant::now() + TURN;
         for _ in 0..MOST_READS {
-            self.serve_items(session)?;
+            self.serve_items(session, until)?;
             self.flush()?;
-            if !self.wants_input() {
+            if !self.wants_input() || Instant::now() >= until {
                 break;
             }
             let mut input = lock(&self.input);
@@ -163,7 +166,8 @@ impl<M: Machine> Client<M> {
         self.flush()
     }
 
-    fn serve_items(&mut self, session: &mut Session<M>) -> Result<(), Goodbye> {
+    /// Serves what was read, until a moment. Commands that take long read on, so it may never become less.
+    fn serve_items(&mut self, session: &mut Session<M>, until: Instant) -> Result<(), Goodbye> {
         // Nothing is done for one that sends what no debugger does, however it began.
         if lock(&self.input).is_noise() {
             return Err(Goodbye::Lost("it does not speak gdb's protocol"));
@@ -171,6 +175,9 @@ impl<M: Machine> Client<M> {
         while self.wants_input() {
             let Some(item) = lock(&self.input).next() else { break };
             self.take(session, item)?;
+            if Instant::now() >= until {
+                break;
+            }
         }
         Ok(())
     }
@@ -425,7 +432,11 @@ pub fn misbehave<M: Machine>(
         // What the server does not read any more does not fit.
         theirs.write_all(piece).ok();
         let ready = Ready { input: client.wants_input(), knock: true, broken: false };
-        let served = client.serve(session, ready);
+        let mut served = client.serve(session, ready);
+        // What a turn had no time for comes in the next ones.
+        while served.is_ok() && client.is_waiting() {
+            served = client.serve(session, Ready::default());
+        }
         most = most.max(client.out.len());
         if *reads {
             read(&mut theirs);

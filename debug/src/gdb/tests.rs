@@ -1,6 +1,6 @@
 //! The server as a client sees it: every packet of the manual's list, and clients that answer wrongly.
 
-use super::client::{Client, converse, misbehave};
+use super::client::{Client, Ready, converse, misbehave};
 use super::listener::{Peer, Stream};
 use super::packet::{Framer, Item, LONGEST, frame};
 use super::session::Session;
@@ -309,4 +309,25 @@ fn what_waits_for_a_client_that_does_not_read_is_bounded() {
         let (_, most) = unread(&mut session, &pieces);
         assert!(most < BOUND, "{most} bytes waited");
     }
+}
+
+#[test]
+fn a_flood_of_commands_that_take_long_does_not_keep_the_server_for_itself() {
+    use std::io::Write;
+    let mut session = session(Isa::X86_64);
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let peer = Peer::Unix { user: None, process: None };
+    let mut client: Client<Still> = Client::new(Stream::Unix(ours), peer, &[], Arc::new(|| false));
+    client.arm(&mut session);
+    // More than is read behind each of them, until the other end has gone.
+    let flood = std::thread::spawn(move || {
+        let packets = frame(&b"qOffsets".repeat(1000)).repeat(64);
+        while theirs.write_all(&packets).is_ok() {}
+    });
+    for _ in 0..3 {
+        client.serve(&mut session, Ready { input: true, ..Ready::default() }).unwrap();
+    }
+    drop(client);
+    flood.join().unwrap();
 }
