@@ -54,14 +54,20 @@ impl Service {
 /// Serves debuggers until it is to end or the guest is over.
 pub fn run<M: Machine>(listener: &Listener, session: Session<M>, service: &Service) {
     // A duplicate, as commands that take long look at it.
-    let quit = match service.quit.try_clone() {
-        Ok(quit) => Arc::new(quit),
+    let duplicates = service.quit.try_clone().and_then(|quit| {
+        let release = service.release.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok((quit, release))
+    });
+    let (quit, release) = match duplicates {
+        Ok(duplicates) => duplicates,
         Err(error) => {
             log::error!("the gdb server cannot start: {error}");
             return;
         }
     };
-    let is_over: IsOver = Arc::new(move || is_readable(quit.as_fd()));
+    let is_over: IsOver = Arc::new(move || {
+        is_readable(quit.as_fd()) || release.as_ref().is_some_and(|release| is_readable(release.as_fd()))
+    });
     let mut server = Server { listener, service, session, door: Door::default(), client: None, is_over };
     loop {
         match server.turn() {
