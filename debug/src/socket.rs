@@ -102,6 +102,10 @@ const BACKLOG: i32 = 16;
 pub fn bind(path: &Path, access: Access) -> Result<Served, BindError> {
     let failed = |source: io::Error| BindError::Io { path: path.into(), source };
     let name = path.file_name().ok_or_else(|| failed(io::Error::other("it needs a name")))?;
+    // A longer name could be given to it, but nobody could connect.
+    if path.as_os_str().len() >= LONGEST_ADDRESS {
+        return Err(failed(io::Error::other("a socket's path has 107 bytes at most")));
+    }
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -318,6 +322,8 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(&link).unwrap(), "precious");
         assert_eq!(entries(&folder), ["d", "f", "l", "m", "stale"]);
+        let long = bind(Path::new(&"x".repeat(LONGEST_ADDRESS)), Access::Owner).unwrap_err();
+        assert!(matches!(long, BindError::Io { .. }), "{long}");
         let nowhere = bind(&folder.join("no/s"), Access::Owner).unwrap_err();
         assert!(matches!(nowhere, BindError::Io { .. }), "{nowhere}");
     }
