@@ -12,7 +12,7 @@ use super::session::{Session, errno};
 use super::stop::{Stop, console};
 use super::stub::Stub;
 use crate::cancel::Cancel;
-use crate::target::Machine;
+use crate::target::{Machine, StopReason};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,6 +67,10 @@ pub(super) struct Client<M: Machine> {
     acknowledges: bool,
     /// The target runs, and the debugger waits for its stop.
     is_running: bool,
+    /// The target has run for it before.
+    has_run: bool,
+    /// It has interrupted a target that stood still already: the next time it runs, it stops.
+    has_interrupted: bool,
     /// What else makes a command superfluous that takes long.
     is_over: Arc<dyn Fn() -> bool + Send + Sync>,
 }
@@ -97,6 +101,8 @@ impl<M: Machine> Client<M> {
             memory: Vec::new(),
             acknowledges: true,
             is_running: false,
+            has_run: false,
+            has_interrupted: false,
             is_over,
         }
     }
@@ -254,6 +260,10 @@ impl<M: Machine> Client<M> {
                 self.acknowledge();
                 self.send_error(errno::EINVAL);
             }
+            // It may have crossed a stop that the debugger goes on from by itself, as it does from a
+            // breakpoint whose condition it evaluates (GDB manual, "Interrupts": they are queued). One
+            // with which a debugger begins has been served by stopping the target for it.
+            Item::Interrupt if !self.is_running => self.has_interrupted = self.has_run,
             Item::Interrupt => self.interrupt(session)?,
             Item::Packet(data) => self.packet(session, &data)?,
             Item::Noise(_) => return Err(Goodbye::Lost("it does not speak gdb's protocol")),
@@ -270,6 +280,8 @@ impl<M: Machine> Client<M> {
     fn interrupt(&mut self, session: &mut Session<M>) -> Result<(), Goodbye> {
         if self.is_running {
             let stop = session.interrupt();
+            // Where something else has stopped it first, the debugger may go on from that by itself.
+            self.has_interrupted = !matches!(stop, Stop::Vcpu(_, StopReason::Interrupt));
             self.report(session, &stop)?;
         }
         Ok(())
@@ -318,7 +330,12 @@ impl<M: Machine> Client<M> {
                 self.interrupt(session)?;
             }
             Answer::Resume(actions) => match session.run(&actions) {
-                Ok(()) => self.is_running = true,
+                Ok(()) => {
+                    (self.is_running, self.has_run) = (true, true);
+                    if std::mem::take(&mut self.has_interrupted) {
+                        self.interrupt(session)?;
+                    }
+                }
                 Err(error) => self.send(format!("E.{error}").as_bytes()),
             },
             Answer::NoAcknowledgements => {

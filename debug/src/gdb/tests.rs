@@ -2,7 +2,7 @@
 
 use super::client::{Client, Ready, converse, misbehave};
 use super::listener::{Peer, Stream};
-use super::packet::{Framer, Item, LONGEST, frame};
+use super::packet::{Framer, INTERRUPT, Item, LONGEST, frame};
 use super::session::Session;
 use crate::engine::Engine;
 use crate::fake::Still;
@@ -330,4 +330,16 @@ fn a_flood_of_commands_that_take_long_does_not_keep_the_server_for_itself() {
     }
     drop(client);
     flood.join().unwrap();
+}
+
+#[test]
+fn an_interrupt_that_crosses_a_stop_is_kept_for_the_next_run() {
+    let mut session = session(Isa::X86_64);
+    let (go, interrupt) = (frame(b"vCont;c"), &[INTERRUPT][..]);
+    // One to begin with is none of these.
+    let steps: [(&[u8], bool); 5] =
+        [(interrupt, true), (&go, true), (interrupt, true), (&go, true), (&go, true)];
+    let (answer, _) = misbehave(&mut session, &steps).unwrap();
+    let signals: Vec<String> = replies(&answer).iter().map(|reply| reply[..3].to_string()).collect();
+    assert_eq!(signals, ["T05", "T02", "T05"]);
 }
