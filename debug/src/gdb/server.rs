@@ -359,6 +359,17 @@ enum Next {
     Stranger(u8),
 }
 
+/// The first byte that no debugger sends.
+fn noise(bytes: &[u8]) -> Option<u8> {
+    let mut noise = None;
+    Framer::default().feed(bytes, |item| {
+        if let Item::Noise(byte) = item {
+            noise.get_or_insert(byte);
+        }
+    });
+    noise
+}
+
 impl Waiting {
     fn look(&mut self) -> Next {
         let mut buffer = [0; 4096];
@@ -372,7 +383,8 @@ impl Waiting {
         };
         match (self.said.first().or(begun.first()), &self.refusal) {
             (Some(first), _) if !may_begin(*first) => Next::Stranger(*first),
-            (_, None) => Next::Enter(begun.to_vec()),
+            // A method of HTTP may look like a packet; then the rest of its line comes with it.
+            (_, None) => noise(begun).map_or_else(|| Next::Enter(begun.to_vec()), Next::Stranger),
             (_, Some(_)) => {
                 self.said.extend(begun);
                 self.answer()
@@ -465,6 +477,16 @@ impl Door {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_whose_method_is_a_packet_is_no_debuggers() {
+        for request in [&b"$k#6b / HTTP/1.1\r\n"[..], b"+ / HTTP/1.1\r\n", b"-$?#3f\r\n"] {
+            assert!(noise(request).is_some());
+        }
+        for begun in [&b"+$qSupported#37"[..], b"$qSup", b"\x03", b"\xff\xf3g+", b"+"] {
+            assert_eq!(noise(begun), None);
+        }
+    }
 
     #[test]
     fn moments_in_words() {
