@@ -211,7 +211,12 @@ impl<M: Machine> Server<'_, M> {
     fn accept(&mut self) {
         match self.listener.accept() {
             Ok((stream, peer)) => {
-                let refusal = self.service.gate.ask(&peer).err();
+                let asked = self.service.gate.ask(&peer);
+                // Asked behind the question: it was about this peer if it is there still.
+                let refusal = match stream.is_connected() {
+                    true => asked.err(),
+                    false => Some("it has gone".into()),
+                };
                 if let Some(why) = &refusal {
                     self.door.say(&format!("{peer} is not served: {why}"));
                 }
