@@ -427,7 +427,9 @@ impl Door {
 
     fn add(&mut self, stream: Stream, peer: Peer, refusal: Option<String>) {
         if self.waiting.len() == MOST_WAITING {
-            let first = self.waiting.remove(0);
+            // One that is refused anyway, if there is: others of this machine may knock as often as they like.
+            let refused = self.waiting.iter().position(|waiting| waiting.refusal.is_some());
+            let first = self.waiting.remove(refused.unwrap_or(0));
             self.say(&format!("{} has said nothing, and others wait; it is let go", first.peer));
         }
         let until = Instant::now() + PATIENCE;
