@@ -157,7 +157,10 @@ impl Machine for Still {
         Ok(())
     }
 
-    fn pause(&mut self) {}
+    /// What has not been told yet has not happened.
+    fn pause(&mut self) {
+        self.events.clear();
+    }
 
     fn next_event(&mut self) -> Option<Event> {
         self.events.pop_front()

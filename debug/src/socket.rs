@@ -10,14 +10,15 @@
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_to, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_to, connect, listen, socket,
 };
 use nix::sys::stat::{Mode, fchmod};
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -101,6 +102,10 @@ const BACKLOG: i32 = 16;
 pub fn bind(path: &Path, access: Access) -> Result<Served, BindError> {
     let failed = |source: io::Error| BindError::Io { path: path.into(), source };
     let name = path.file_name().ok_or_else(|| failed(io::Error::other("it needs a name")))?;
+    // A longer name could be given to it, but nobody could connect.
+    if path.as_os_str().len() >= LONGEST_ADDRESS {
+        return Err(failed(io::Error::other("a socket's path has 107 bytes at most")));
+    }
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -226,20 +231,29 @@ fn is_served(path: &Path) -> Result<bool, BindError> {
     if !metadata.file_type().is_socket() {
         return Err(BindError::NoSocket(path.into()));
     }
-    match UnixStream::connect(path) {
-        // A full queue of connections is served, too.
+    match knock(path) {
         Ok(_) => Ok(true),
+        // A full queue of connections is served, too.
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(false),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
         Err(error) => Err(failed(error)),
     }
+}
+
+/// Connects, and does not wait for one whose queue is full, which may be for ever.
+fn knock(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &UnixAddr::new(path)?)?;
+    Ok(socket)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixStream;
     use std::sync::Barrier;
 
     /// A folder of a test's own.
@@ -275,6 +289,24 @@ mod tests {
     }
 
     #[test]
+    fn one_that_accepts_nobody_is_served_and_not_waited_for() {
+        let folder = folder("full");
+        let path = folder.join("s");
+        let _served = bind(&path, Access::Owner).unwrap();
+        let mut queue = Vec::new();
+        let full = loop {
+            match knock(&path) {
+                Ok(waiting) => queue.push(waiting),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), ErrorKind::WouldBlock);
+        let again = bind(&path, Access::Owner).unwrap_err();
+        assert!(matches!(again, BindError::Served(_)), "{again}");
+        assert_eq!(entries(&folder), ["s"]);
+    }
+
+    #[test]
     fn files_and_links_stay() {
         let folder = folder("files");
         let (file, link, dangling) = (folder.join("f"), folder.join("l"), folder.join("d"));
@@ -290,6 +322,8 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(&link).unwrap(), "precious");
         assert_eq!(entries(&folder), ["d", "f", "l", "m", "stale"]);
+        let long = bind(Path::new(&"x".repeat(LONGEST_ADDRESS)), Access::Owner).unwrap_err();
+        assert!(matches!(long, BindError::Io { .. }), "{long}");
         let nowhere = bind(&folder.join("no/s"), Access::Owner).unwrap_err();
         assert!(matches!(nowhere, BindError::Io { .. }), "{nowhere}");
     }

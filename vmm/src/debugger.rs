@@ -36,7 +36,7 @@ use debug::trap::{Injection, Trap};
 use devices::hypercall::trace::Filter;
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -609,6 +609,12 @@ impl Prepared {
         memory: &GuestMemory,
         believed: Believed,
     ) -> Result<Prepared, Error> {
+        if let Some(folder) = &config.dump_folder {
+            let failed = |source| Error::Open { option: "--dump-dir", path: folder.clone(), source };
+            if !fs::metadata(folder).map_err(failed)?.is_dir() {
+                return Err(failed(io::ErrorKind::NotADirectory.into()));
+            }
+        }
         let address = &config.address;
         let listener = Listener::bind(address, config.access())
             .map_err(|source| Error::Listen { address: address.to_string(), source })?;

@@ -12,16 +12,18 @@ use super::session::{Session, errno};
 use super::stop::{Stop, console};
 use super::stub::Stub;
 use crate::cancel::Cancel;
-use crate::target::Machine;
+use crate::target::{Machine, StopReason};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// Bytes that wait to be sent before nothing more is read.
 const MOST_WAITING: usize = 512 << 10;
 /// Pieces of input that are read before anything else is looked at.
 const MOST_READS: usize = 64;
+/// How long one client is served before anything else is looked at, but for the command at hand.
+const TURN: Duration = Duration::from_millis(50);
 
 /// Why a client is let go.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,6 +67,10 @@ pub(super) struct Client<M: Machine> {
     acknowledges: bool,
     /// The target runs, and the debugger waits for its stop.
     is_running: bool,
+    /// The target has run for it before.
+    has_run: bool,
+    /// It has interrupted a target that stood still already: the next time it runs, it stops.
+    has_interrupted: bool,
     /// What else makes a command superfluous that takes long.
     is_over: Arc<dyn Fn() -> bool + Send + Sync>,
 }
@@ -95,6 +101,8 @@ impl<M: Machine> Client<M> {
             memory: Vec::new(),
             acknowledges: true,
             is_running: false,
+            has_run: false,
+            has_interrupted: false,
             is_over,
         }
     }
@@ -137,10 +145,11 @@ impl<M: Machine> Client<M> {
         // When another client knocks, to the end of what there is, so that one that has gone is
         // not taken for one that is there; but a flood does not hold up the rest.
         let mut may_read = ready.input || ready.knock || ready.broken;
+        let until = Instant::now() + TURN;
         for _ in 0..MOST_READS {
-            self.serve_items(session)?;
+            self.serve_items(session, until)?;
             self.flush()?;
-            if !self.wants_input() {
+            if !self.wants_input() || Instant::now() >= until {
                 break;
             }
             let mut input = lock(&self.input);
@@ -163,7 +172,8 @@ impl<M: Machine> Client<M> {
         self.flush()
     }
 
-    fn serve_items(&mut self, session: &mut Session<M>) -> Result<(), Goodbye> {
+    /// Serves what was read, until a moment. Commands that take long read on, so it may never become less.
+    fn serve_items(&mut self, session: &mut Session<M>, until: Instant) -> Result<(), Goodbye> {
         // Nothing is done for one that sends what no debugger does, however it began.
         if lock(&self.input).is_noise() {
             return Err(Goodbye::Lost("it does not speak gdb's protocol"));
@@ -171,6 +181,9 @@ impl<M: Machine> Client<M> {
         while self.wants_input() {
             let Some(item) = lock(&self.input).next() else { break };
             self.take(session, item)?;
+            if Instant::now() >= until {
+                break;
+            }
         }
         Ok(())
     }
@@ -247,6 +260,10 @@ impl<M: Machine> Client<M> {
                 self.acknowledge();
                 self.send_error(errno::EINVAL);
             }
+            // It may have crossed a stop that the debugger goes on from by itself, as it does from a
+            // breakpoint whose condition it evaluates (GDB manual, "Interrupts": they are queued). One
+            // with which a debugger begins has been served by stopping the target for it.
+            Item::Interrupt if !self.is_running => self.has_interrupted = self.has_run,
             Item::Interrupt => self.interrupt(session)?,
             Item::Packet(data) => self.packet(session, &data)?,
             Item::Noise(_) => return Err(Goodbye::Lost("it does not speak gdb's protocol")),
@@ -263,6 +280,8 @@ impl<M: Machine> Client<M> {
     fn interrupt(&mut self, session: &mut Session<M>) -> Result<(), Goodbye> {
         if self.is_running {
             let stop = session.interrupt();
+            // Where something else has stopped it first, the debugger may go on from that by itself.
+            self.has_interrupted = !matches!(stop, Stop::Vcpu(_, StopReason::Interrupt));
             self.report(session, &stop)?;
         }
         Ok(())
@@ -311,7 +330,12 @@ impl<M: Machine> Client<M> {
                 self.interrupt(session)?;
             }
             Answer::Resume(actions) => match session.run(&actions) {
-                Ok(()) => self.is_running = true,
+                Ok(()) => {
+                    (self.is_running, self.has_run) = (true, true);
+                    if std::mem::take(&mut self.has_interrupted) {
+                        self.interrupt(session)?;
+                    }
+                }
                 Err(error) => self.send(format!("E.{error}").as_bytes()),
             },
             Answer::NoAcknowledgements => {
@@ -425,7 +449,11 @@ pub fn misbehave<M: Machine>(
         // What the server does not read any more does not fit.
         theirs.write_all(piece).ok();
         let ready = Ready { input: client.wants_input(), knock: true, broken: false };
-        let served = client.serve(session, ready);
+        let mut served = client.serve(session, ready);
+        // What a turn had no time for comes in the next ones.
+        while served.is_ok() && client.is_waiting() {
+            served = client.serve(session, Ready::default());
+        }
         most = most.max(client.out.len());
         if *reads {
             read(&mut theirs);

@@ -88,7 +88,12 @@ pub fn may_take_long(data: &[u8]) -> bool {
 
 /// Whether the target may be running when a packet comes: what ends it, or the connection.
 pub fn is_urgent(data: &[u8]) -> bool {
-    data == b"vCtrlC" || data == b"k" || data.starts_with(b"vKill") || is_detach(data)
+    data == b"vCtrlC" || data == b"k" || is_kill(data) || is_detach(data)
+}
+
+/// `vKill;pid`: another packet that begins like it must not end the guest.
+fn is_kill(data: &[u8]) -> bool {
+    data == b"vKill" || data.starts_with(b"vKill;")
 }
 
 fn is_detach(data: &[u8]) -> bool {
@@ -121,7 +126,7 @@ pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
             resume::vcont(actions, &vcpus(session)).map_or_else(Answer::from, Answer::Resume)
         }
         _ if data == b"vCtrlC" => Answer::Interrupt(b"OK".to_vec()),
-        _ if text("vKill").is_some() => Answer::Kill(b"OK".to_vec()),
+        _ if is_kill(data) => Answer::Kill(b"OK".to_vec()),
         _ if data == b"QStartNoAckMode" => Answer::NoAcknowledgements,
         Some(b'q' | b'Q') => query(session, data),
         _ => Answer::PassOn,

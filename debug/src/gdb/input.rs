@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 
 /// Packets, acknowledgements and interrupts that wait; more is not read.
 const MOST_ITEMS: usize = 4096;
+/// Bytes of packets that wait, likewise.
+const MOST_BYTES: usize = 1 << 20;
+/// Pieces that are read behind a command that took long, at most: a flood may never end.
+const MOST_READS: usize = 64;
 /// How often a debugger that waits is told that it is worth while. gdb gives up after two seconds of
 /// silence, and what is answered then it takes for the answer to its next question; any byte between
 /// packets has it wait anew.
@@ -23,6 +27,8 @@ pub(super) struct Input {
     stream: Arc<Stream>,
     framer: Framer,
     items: VecDeque<Item>,
+    /// Bytes of the packets among them.
+    size: usize,
     /// Nothing more will come.
     is_over: bool,
     /// Something has come that no debugger sends.
@@ -37,6 +43,7 @@ impl Input {
             stream,
             framer: Framer::default(),
             items: VecDeque::new(),
+            size: 0,
             is_over: false,
             is_noise: false,
             reassure: None,
@@ -45,9 +52,10 @@ impl Input {
 
     /// Takes bytes that have been read already.
     pub fn feed(&mut self, bytes: &[u8]) {
-        let (items, is_noise) = (&mut self.items, &mut self.is_noise);
+        let (items, size, is_noise) = (&mut self.items, &mut self.size, &mut self.is_noise);
         self.framer.feed(bytes, |item| {
             *is_noise |= matches!(item, Item::Noise(_));
+            *size += item.len();
             items.push_back(item);
         });
     }
@@ -55,7 +63,7 @@ impl Input {
     /// Reads what there is, a piece at most; whether there may be more.
     pub fn read(&mut self) -> bool {
         let mut buffer = [0; 16 << 10];
-        if self.is_over || self.items.len() >= MOST_ITEMS {
+        if self.is_over || self.items.len() >= MOST_ITEMS || self.size >= MOST_BYTES {
             return false;
         }
         match self.stream.read(&mut buffer) {
@@ -73,7 +81,9 @@ impl Input {
 
     /// The next one.
     pub fn next(&mut self) -> Option<Item> {
-        self.items.pop_front()
+        let item = self.items.pop_front();
+        self.size -= item.as_ref().map_or(0, Item::len);
+        item
     }
 
     /// Whether something waits.
@@ -100,7 +110,11 @@ impl Input {
     /// patience ends sends `-`, and must not get the answer twice.
     pub fn end_long(&mut self) {
         self.reassure = None;
-        while self.read() {}
+        for _ in 0..MOST_READS {
+            if !self.read() {
+                break;
+            }
+        }
         self.items.retain(|item| !matches!(item, Item::Ack | Item::Nack));
     }
 
@@ -120,5 +134,37 @@ impl Input {
             self.reassure = Some(Instant::now() + REASSURE);
         }
         self.is_over || self.is_noise()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::packet::{LONGEST, frame};
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn what_waits_to_be_served_is_bounded_in_bytes() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut input = Input::new(Arc::new(Stream::Unix(ours)));
+        let packet = frame(&vec![b'x'; LONGEST]);
+        let mut rest: &[u8] = &[];
+        // Until neither side gets any further.
+        loop {
+            if rest.is_empty() {
+                rest = &packet;
+            }
+            let written = theirs.write(rest).unwrap_or(0);
+            rest = &rest[written..];
+            if !input.read() && written == 0 {
+                break;
+            }
+        }
+        assert!((MOST_BYTES..MOST_BYTES + 2 * LONGEST).contains(&input.size), "{}", input.size);
+        while input.next().is_some() {}
+        assert_eq!(input.size, 0);
     }
 }

@@ -224,6 +224,15 @@ pub(super) enum Stream {
 }
 
 impl Stream {
+    /// Whether it has not been reset. Once it has, its peer's address may be another socket's, so what the
+    /// kernel says of that is not of this peer; and what it sent before can still be read.
+    pub fn is_connected(&self) -> bool {
+        match self {
+            Stream::Tcp(stream) => stream.peer_addr().is_ok(),
+            Stream::Unix(_) => true,
+        }
+    }
+
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Tcp(stream) => Read::read(&mut &*stream, buffer),
@@ -281,6 +290,28 @@ mod tests {
         assert!(peer("[::ffff:10.0.0.1]:5", "10.0.0.1:1").is_local_tcp());
         assert!(!peer("10.0.0.2:5", "10.0.0.1:1").is_local_tcp());
         assert!(!Peer::Unix { user: None, process: None }.is_local_tcp());
+    }
+
+    #[test]
+    fn a_peer_that_resets_its_connection_is_none() {
+        let listener = Listener::bind(&Address::parse("127.0.0.1:0").unwrap(), Access::Owner).unwrap();
+        let accept = || loop {
+            match listener.accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                accepted => break accepted.unwrap().0,
+            }
+        };
+        for resets in [false, true] {
+            let mut client = TcpStream::connect(listener.address()).unwrap();
+            client.write_all(b"$k#6b").unwrap();
+            if resets {
+                let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+                setsockopt(&client, sockopt::Linger, &linger).unwrap();
+            }
+            drop(client);
+            let stream = accept();
+            assert_eq!(stream.is_connected(), !resets);
+        }
     }
 
     #[test]

@@ -39,6 +39,21 @@ pub enum Item {
     Noise(u8),
 }
 
+impl Item {
+    /// Bytes of data that it carries.
+    pub fn len(&self) -> usize {
+        match self {
+            Item::Packet(data) => data.len(),
+            _ => 0,
+        }
+    }
+
+    /// Whether it carries none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
     #[default]

@@ -54,14 +54,20 @@ impl Service {
 /// Serves debuggers until it is to end or the guest is over.
 pub fn run<M: Machine>(listener: &Listener, session: Session<M>, service: &Service) {
     // A duplicate, as commands that take long look at it.
-    let quit = match service.quit.try_clone() {
-        Ok(quit) => Arc::new(quit),
+    let duplicates = service.quit.try_clone().and_then(|quit| {
+        let release = service.release.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok((quit, release))
+    });
+    let (quit, release) = match duplicates {
+        Ok(duplicates) => duplicates,
         Err(error) => {
             log::error!("the gdb server cannot start: {error}");
             return;
         }
     };
-    let is_over: IsOver = Arc::new(move || is_readable(quit.as_fd()));
+    let is_over: IsOver = Arc::new(move || {
+        is_readable(quit.as_fd()) || release.as_ref().is_some_and(|release| is_readable(release.as_fd()))
+    });
     let mut server = Server { listener, service, session, door: Door::default(), client: None, is_over };
     loop {
         match server.turn() {
@@ -205,7 +211,12 @@ impl<M: Machine> Server<'_, M> {
     fn accept(&mut self) {
         match self.listener.accept() {
             Ok((stream, peer)) => {
-                let refusal = self.service.gate.ask(&peer).err();
+                let asked = self.service.gate.ask(&peer);
+                // Asked behind the question: it was about this peer if it is there still.
+                let refusal = match stream.is_connected() {
+                    true => asked.err(),
+                    false => Some("it has gone".into()),
+                };
                 if let Some(why) = &refusal {
                     self.door.say(&format!("{peer} is not served: {why}"));
                 }
@@ -353,6 +364,17 @@ enum Next {
     Stranger(u8),
 }
 
+/// The first byte that no debugger sends.
+fn noise(bytes: &[u8]) -> Option<u8> {
+    let mut noise = None;
+    Framer::default().feed(bytes, |item| {
+        if let Item::Noise(byte) = item {
+            noise.get_or_insert(byte);
+        }
+    });
+    noise
+}
+
 impl Waiting {
     fn look(&mut self) -> Next {
         let mut buffer = [0; 4096];
@@ -366,7 +388,8 @@ impl Waiting {
         };
         match (self.said.first().or(begun.first()), &self.refusal) {
             (Some(first), _) if !may_begin(*first) => Next::Stranger(*first),
-            (_, None) => Next::Enter(begun.to_vec()),
+            // A method of HTTP may look like a packet; then the rest of its line comes with it.
+            (_, None) => noise(begun).map_or_else(|| Next::Enter(begun.to_vec()), Next::Stranger),
             (_, Some(_)) => {
                 self.said.extend(begun);
                 self.answer()
@@ -404,7 +427,9 @@ impl Door {
 
     fn add(&mut self, stream: Stream, peer: Peer, refusal: Option<String>) {
         if self.waiting.len() == MOST_WAITING {
-            let first = self.waiting.remove(0);
+            // One that is refused anyway, if there is: others of this machine may knock as often as they like.
+            let refused = self.waiting.iter().position(|waiting| waiting.refusal.is_some());
+            let first = self.waiting.remove(refused.unwrap_or(0));
             self.say(&format!("{} has said nothing, and others wait; it is let go", first.peer));
         }
         let until = Instant::now() + PATIENCE;
@@ -459,6 +484,16 @@ impl Door {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_whose_method_is_a_packet_is_no_debuggers() {
+        for request in [&b"$k#6b / HTTP/1.1\r\n"[..], b"+ / HTTP/1.1\r\n", b"-$?#3f\r\n"] {
+            assert!(noise(request).is_some());
+        }
+        for begun in [&b"+$qSupported#37"[..], b"$qSup", b"\x03", b"\xff\xf3g+", b"+"] {
+            assert_eq!(noise(begun), None);
+        }
+    }
 
     #[test]
     fn moments_in_words() {

@@ -1,8 +1,8 @@
 //! The server as a client sees it: every packet of the manual's list, and clients that answer wrongly.
 
-use super::client::{Client, converse, misbehave};
+use super::client::{Client, Ready, converse, misbehave};
 use super::listener::{Peer, Stream};
-use super::packet::{Framer, Item, LONGEST, frame};
+use super::packet::{Framer, INTERRUPT, Item, LONGEST, frame};
 use super::session::Session;
 use crate::engine::Engine;
 use crate::fake::Still;
@@ -309,4 +309,37 @@ fn what_waits_for_a_client_that_does_not_read_is_bounded() {
         let (_, most) = unread(&mut session, &pieces);
         assert!(most < BOUND, "{most} bytes waited");
     }
+}
+
+#[test]
+fn a_flood_of_commands_that_take_long_does_not_keep_the_server_for_itself() {
+    use std::io::Write;
+    let mut session = session(Isa::X86_64);
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let peer = Peer::Unix { user: None, process: None };
+    let mut client: Client<Still> = Client::new(Stream::Unix(ours), peer, &[], Arc::new(|| false));
+    client.arm(&mut session);
+    // More than is read behind each of them, until the other end has gone.
+    let flood = std::thread::spawn(move || {
+        let packets = frame(&b"qOffsets".repeat(1000)).repeat(64);
+        while theirs.write_all(&packets).is_ok() {}
+    });
+    for _ in 0..3 {
+        client.serve(&mut session, Ready { input: true, ..Ready::default() }).unwrap();
+    }
+    drop(client);
+    flood.join().unwrap();
+}
+
+#[test]
+fn an_interrupt_that_crosses_a_stop_is_kept_for_the_next_run() {
+    let mut session = session(Isa::X86_64);
+    let (go, interrupt) = (frame(b"vCont;c"), &[INTERRUPT][..]);
+    // One to begin with is none of these.
+    let steps: [(&[u8], bool); 5] =
+        [(interrupt, true), (&go, true), (interrupt, true), (&go, true), (&go, true)];
+    let (answer, _) = misbehave(&mut session, &steps).unwrap();
+    let signals: Vec<String> = replies(&answer).iter().map(|reply| reply[..3].to_string()).collect();
+    assert_eq!(signals, ["T05", "T02", "T05"]);
 }
