@@ -96,7 +96,8 @@ pub fn before(
 ) -> Result<Prepared, KvmError> {
     thread.faulted = None;
     // The exception that was queued may be gone: whoever writes registers drops it.
-    let queued = thread.runs_to.take().filter(|_| vcpu.has_queued());
+    let queued = thread.runs_to.filter(|_| vcpu.has_queued());
+    thread.runs_to = queued;
     if !thread.arming.step {
         if thread.is_new || !is_unchanged(vcpu, host, thread)? {
             set(vcpu, host, thread, thread.arming.clone(), &mut Step::default())?;

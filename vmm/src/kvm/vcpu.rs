@@ -73,11 +73,15 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Ioctl`] for every other failure of `KVM_RUN`.
     pub fn run(&mut self) -> Result<VcpuExit<'_>, KvmError> {
-        self.queue_again()?;
+        let queued = self.queue_again()?;
         self.registers.enter(&mut self.fd);
         let result = self.fd.run().map(drop);
         self.registers.leave();
         if let Err(error) = result {
+            // It may not have been entered at all; then what was queued still waits.
+            if queued.is_some() && native::guest_debug::has_exception(&self.fd) {
+                self.queued.replace(queued);
+            }
             return match error.errno() {
                 libc::EINTR => Ok(VcpuExit::Interrupted),
                 // Linux before 6.1 returns it for a vCPU that is not ready to run.
@@ -205,16 +209,16 @@ impl Vcpu {
     }
 
     /// Before the guest is entered: writing registers has dropped what was queued (KVM API, `KVM_SET_REGS`),
-    /// so it is queued once more.
-    fn queue_again(&self) -> Result<(), KvmError> {
+    /// so it is queued once more. What the guest is entered with.
+    fn queue_again(&self) -> Result<Option<(Injection, Arming)>, KvmError> {
         let queued = self.queued.take();
-        if let Some((injection, arming)) = queued.filter(|_| self.is_dropped.get()) {
+        if let Some((injection, arming)) = queued.as_ref().filter(|_| self.is_dropped.get()) {
             self.registers.flush(&self.fd)?;
-            native::guest_debug::inject(&self.fd, &injection.again(), &arming)?;
+            native::guest_debug::inject(&self.fd, &injection.again(), arming)?;
             self.registers.forget();
         }
         self.is_dropped.set(false);
-        Ok(())
+        Ok(queued)
     }
 
     /// Program counter (RIP, PC) and flags (RFLAGS, PSTATE).

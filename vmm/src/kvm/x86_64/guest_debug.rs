@@ -92,6 +92,12 @@ pub fn inject(vcpu: &VcpuFd, injection: &Injection, arming: &Arming) -> Result<(
     set_flags(vcpu, debug)
 }
 
+/// Whether an exception waits to be delivered when the guest is entered (`KVM_GET_VCPU_EVENTS`).
+pub fn has_exception(vcpu: &VcpuFd) -> bool {
+    let events = vcpu.get_vcpu_events();
+    events.is_ok_and(|events| events.exception.injected != 0 || events.exception.pending != 0)
+}
+
 /// Blocks interrupts for one instruction, as `STI` does.
 pub fn shadow_interrupts(vcpu: &VcpuFd) -> Result<(), KvmError> {
     let mut events = vcpu.get_vcpu_events().map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
