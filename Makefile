@@ -33,7 +33,7 @@ cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)
 	@rm -rf logs
 	$(CARGO) test -q -p integration --test kvm -- $(FILTER)
 
-soak: setup ## the long runs in full, an hour and more (SEED=7 for the chance of another run)
+soak: setup ## the long runs in full, ten minutes and more (SEED=7 for the chance of another run)
 	@rm -rf logs
 	@seed=$(or $(SEED),$$(date +%s)); echo "soak: SEED=$$seed" >&2; \
 	  VMM_TEST_SOAK=$$seed $(CARGO) test -q -p integration --test kvm -- $(or $(FILTER),::long_)
