@@ -5,6 +5,7 @@
 //! ([`crate::debugger`]).
 
 use crate::debugger::{self, DebugShared, LiveMemory, ThreadDebug};
+use crate::guest_clock::Entry;
 use crate::hypercalls::{Done, LiveHypercalls};
 use crate::kvm::exit::{HypercallExit, InternalError, SystemEvent, VcpuExit};
 use crate::kvm::{KvmError, Vcpu};
@@ -145,7 +146,7 @@ fn run_and_serve(
     if !is_alone {
         debug.world.enter(id);
     }
-    thread.times.enter();
+    thread.times.enter(step.as_ref().map_or(Entry::Run, Step::entry));
     let exit = vcpu.run();
     if step.is_some() {
         thread.times.step();

@@ -4,6 +4,7 @@
 //! in force. The plans are made in `arch::*::step`; here they are carried out.
 
 use crate::debugger::{LiveMemory, ThreadDebug};
+use crate::guest_clock::Entry;
 use crate::kvm::{HOST_ISA, KvmError, Vcpu};
 use arch::aarch64::exception_entry::pstate;
 use arch::aarch64::step::{self as arm, Repair};
@@ -58,10 +59,19 @@ pub struct Step {
     repeats: bool,
     /// x86: the guest's own trap flag.
     own: OwnTrapFlag,
+    /// The instruction may find out the time.
+    reads_time: bool,
     /// aarch64: interrupts are masked.
     masked: Option<arm::Before>,
     /// aarch64: the instruction.
     instruction: u32,
+}
+
+impl Step {
+    /// What it is to the guest's time.
+    pub fn entry(&self) -> Entry {
+        if self.reads_time || !self.runs_to.is_empty() { Entry::Run } else { Entry::Step }
+    }
 }
 
 /// The guest's own trap flag around a step.
@@ -132,6 +142,7 @@ pub fn before(
             };
             let opcode = Opcode::read(bytes, processor.bits);
             step.repeats = opcode.is_some_and(|opcode| opcode.is_string_io() && opcode.repeats);
+            step.reads_time = opcode.is_none_or(|opcode| opcode.reads_time());
             // Without a debug register that works there is nothing to run to.
             let can_run_to = host.breakpoints > 0;
             // What can be simulated touches no memory and cannot fault.
@@ -167,7 +178,7 @@ pub fn before(
         }
         Isa::Aarch64 => {
             let instruction = arch::bytes::u32_at(bytes, 0).unwrap_or(0);
-            step.instruction = instruction;
+            (step.instruction, step.reads_time) = (instruction, arm::reads_time(instruction, flags));
             if arm::is_wait(instruction) {
                 return go_over(vcpu, pc.wrapping_add(4));
             }

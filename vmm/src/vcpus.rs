@@ -7,7 +7,7 @@
 
 use crate::attention::{self, Attention};
 use crate::debugger::{self, DebugShared, GuestCpu, ThreadDebug};
-use crate::guest_clock::{Standstill, Threads, Timekeeper, Times};
+use crate::guest_clock::{Entry, Standstill, Threads, Timekeeper, Times};
 use crate::kvm::{Vcpu, kick};
 use crate::outcome::Outcome;
 use crate::serve::{Left, Shared, cannot_run, finish, report, run_guest};
@@ -301,7 +301,13 @@ impl Vcpus {
     fn wait_for<R>(&self, answers: &Receiver<R>) -> Option<R> {
         let mut last = None;
         loop {
-            match answers.recv_timeout(KICK_AGAIN) {
+            // Most answers come at once.
+            let soon = attention::poll(|| match answers.try_recv() {
+                Err(TryRecvError::Empty) => None,
+                Ok(answer) => Some(Ok(answer)),
+                Err(TryRecvError::Disconnected) => Some(Err(RecvTimeoutError::Disconnected)),
+            });
+            match soon.unwrap_or_else(|| answers.recv_timeout(KICK_AGAIN)) {
                 Ok(answer) => last = Some(answer),
                 Err(RecvTimeoutError::Disconnected) => return last,
                 Err(RecvTimeoutError::Timeout) => self.threads.iter().for_each(Thread::kick),
@@ -417,7 +423,7 @@ fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared, times: &Arc<Times>) 
         }
         // With a debugger there is more to do before the vCPU enters the guest, and that is not its time.
         if shared.debug.is_none() && std::mem::take(&mut was_out) {
-            times.enter();
+            times.enter(Entry::Run);
         }
         if let Some(order) = duty.order.take() {
             duty.is_running = begin(&mut vcpu, shared, &mut thread, &order);

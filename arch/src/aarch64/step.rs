@@ -78,6 +78,15 @@ pub fn is_wait(instruction: u32) -> bool {
     matches!(instruction, WFE | WFI) || matches!(instruction & !0x1f, WFET | WFIT)
 }
 
+/// Whether the instruction can find out the time without leaving the guest: MRS of the generic timer's
+/// registers (Arm ARM (DDI 0487), "Generic Timer registers": op0 3, op1 3, `CRn` 14), HVC, and whatever 32-bit
+/// code has for it.
+pub fn reads_time(instruction: u32, pstate: u64) -> bool {
+    const HVC: u32 = 0xd400_0002;
+    const MRS_TIMER: u32 = 0xd53b_e000;
+    pstate & pstate::NRW != 0 || instruction & 0xffff_f000 == MRS_TIMER || instruction & 0xffe0_001f == HVC
+}
+
 /// Whether the instruction begins a sequence that ends with a store-exclusive: LDXR, LDAXR, LDXP
 /// and their kin.
 pub fn is_load_exclusive(instruction: u32) -> bool {
@@ -195,6 +204,15 @@ mod tests {
 
     const VBAR: u64 = 0xffff_8000_0001_0800;
     const NOP: u32 = 0xd503_201f;
+
+    #[test]
+    fn readers_of_time() {
+        // MRS x0, CNTVCT_EL0; MRS x3, CNTV_CTL_EL0; HVC #0.
+        assert!([0xd53b_e040, 0xd53b_e323, 0xd400_0002].iter().all(|code| reads_time(*code, EL1H)));
+        // MRS x0, DAIF; MSR CNTV_CTL_EL0, x0; SVC #0.
+        assert!(![NOP, MRS_DAIF, 0xd51b_e320, 0xd400_0001].iter().any(|code| reads_time(*code, EL1H)));
+        assert!(reads_time(NOP, pstate::NRW));
+    }
 
     fn repair(instruction: u32, old: u64, new: u64) -> Repair {
         after(

@@ -81,11 +81,43 @@ impl Opcode {
     pub fn is_string_io(&self) -> bool {
         matches!(self.number, 0x6c..=0x6f)
     }
+
+    /// Whether the instruction can find out the time without leaving the guest: RDTSC, RDTSCP, RDMSR, RDPMC,
+    /// IN and INS (of a timer that KVM has), and calls of KVM.
+    pub fn reads_time(&self) -> bool {
+        const VMCALL: u8 = 0xc1;
+        const RDTSCP: u8 = 0xf9;
+        /// AMD's VMCALL.
+        const VMMCALL: u8 = 0xd9;
+        match self.number {
+            0x0f31..=0x0f33 | 0xe4 | 0xe5 | 0xec | 0xed | 0x6c | 0x6d => true,
+            0x0f01 => matches!(self.next, VMCALL | RDTSCP | VMMCALL),
+            _ => false,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn readers_of_time() {
+        let reads = |code: &[u8]| Opcode::read(code, Bits::Code64).unwrap().reads_time();
+        let readers: [&[u8]; 7] = [
+            b"\x0f\x31",
+            b"\x0f\x01\xf9",
+            b"\x48\x0f\x32",
+            b"\xe4\x40",
+            b"\x66\xed",
+            b"\xf3\x6c",
+            b"\x0f\x01\xc1",
+        ];
+        assert!(readers.iter().all(|code| reads(code)));
+        // WRMSR, OUT, LGDT, MOV, NOP.
+        let others: [&[u8]; 5] = [b"\x0f\x30", b"\xe6\x40", b"\x0f\x01\x10", b"\x48\x8b\x00", b"\x90"];
+        assert!(!others.iter().any(|code| reads(code)));
+    }
 
     #[test]
     fn prefixes() {
