@@ -99,6 +99,14 @@ pub enum Place {
     Register,
     /// On a debug register, and why.
     Fallback(&'static str),
+    /// On a debug register, because the page cannot be executed: a processor that goes there refuses the fetch
+    /// before it would execute what is planted. x86 looks at debug registers before that (Intel SDM vol. 3,
+    /// "Priority Among Concurrent Events"); aarch64 looks at the page first (Arm ARM (DDI 0487), "Synchronous
+    /// exception prioritization"), so that another one is on the vector that the abort goes to.
+    NotExecutable {
+        /// Its address.
+        vector: Option<u64>,
+    },
 }
 
 /// One breakpoint.
@@ -419,12 +427,22 @@ impl Table {
     /// Breakpoints that need a debug register, with what they want.
     pub fn wants(&self) -> Vec<(Id, Want)> {
         let needs = self.breakpoints.iter().filter(|(_, it)| !matches!(it.place, Place::Planted(_)));
-        needs
+        let mut wants: Vec<(Id, Want)> = needs
             .map(|(id, it)| match it.kind.access() {
                 None => (*id, Want::Execute(it.address.0)),
                 Some(access) => (*id, Want::Watch(access, it.address.0, it.length)),
             })
-            .collect()
+            .collect();
+        let mut vectors: Vec<u64> = Vec::new();
+        for (id, it) in &self.breakpoints {
+            if let Place::NotExecutable { vector: Some(vector) } = it.place
+                && !vectors.contains(&vector)
+            {
+                vectors.push(vector);
+                wants.push((*id, Want::Execute(vector)));
+            }
+        }
+        wants
     }
 
     /// Breakpoints that need none, but are better off with one beside the instruction that is planted
@@ -457,6 +475,26 @@ impl Table {
         there.map(|(id, _)| *id).collect()
     }
 
+    /// The breakpoints at `address` that are noticed when its fetch is refused, by way of `vector`.
+    pub fn refused_at(&self, vector: u64, address: u64) -> Vec<Id> {
+        let place = Place::NotExecutable { vector: Some(vector) };
+        let there = self.breakpoints.iter();
+        let there = there.filter(|(_, it)| it.place == place && it.address == GuestVirt(address));
+        there.map(|(id, _)| *id).collect()
+    }
+
+    /// Whether a breakpoint is noticed by way of this vector.
+    pub fn is_vector(&self, vector: u64) -> bool {
+        self.breakpoints.values().any(|it| it.place == Place::NotExecutable { vector: Some(vector) })
+    }
+
+    /// Breakpoints on pages that could not be executed, with their address.
+    pub fn not_executable(&self) -> Vec<(Id, GuestVirt)> {
+        let there = self.breakpoints.iter();
+        let there = there.filter(|(_, it)| matches!(it.place, Place::NotExecutable { .. }));
+        there.map(|(id, it)| (*id, it.address)).collect()
+    }
+
     /// Software breakpoints that wait on a debug register because their address did not
     /// translate, or not to RAM, with their address. A kernel's own address is the latter while
     /// an aarch64 processor's MMU is off.
@@ -473,7 +511,7 @@ impl Table {
     fn fallen_back(&self, reasons: &[&'static str]) -> Vec<(Id, GuestVirt)> {
         let has_reason = |breakpoint: &Breakpoint| match breakpoint.place {
             Place::Fallback(reason) => reasons.contains(&reason),
-            Place::Planted(_) | Place::Register => false,
+            Place::Planted(_) | Place::Register | Place::NotExecutable { .. } => false,
         };
         let fallen = self.breakpoints.iter().filter(|(_, breakpoint)| has_reason(breakpoint));
         fallen.map(|(id, breakpoint)| (*id, breakpoint.address)).collect()

@@ -13,19 +13,22 @@
 use crate::arming::{Allocation, Arming, DebugRegisters, Own, TooMany, Want, allocate};
 use crate::breakpoint::{Breakpoint, Id, Kind, Place, Table, is_patched_by_kernels};
 use crate::disassemble::{LONGEST_INSTRUCTION, Mode};
-use crate::expression::{Expression, Target};
-use crate::memory::{self, Space};
+use crate::engine::evaluation::Evaluation;
+use crate::expression::Target as _;
+use crate::memory::Space;
 use crate::output::Output;
-use crate::range;
 use crate::target::{
     Action, Code, Cpu, HostDebug, Memory, Order, SoftwareBreakpoints, Stepped, StopReason, TargetError,
 };
 use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide};
+use arch::aarch64::exception_entry::refused_fetch;
 use arch::x86::debug_registers::matches;
 use arch::x86::simulate::Bits;
 use arch::{GuestPhys, GuestVirt, Isa};
-use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+mod evaluation;
+mod ranges;
 
 /// What a vCPU's thread does after an exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,7 +144,15 @@ impl Engine {
     }
 
     /// Chooses how a breakpoint will be noticed.
-    pub fn place(&self, kind: Kind, memory: &dyn Memory, space: &Space, address: GuestVirt) -> Place {
+    /// `vector` tells where the abort of a fetch that is refused goes, where breakpoints need it.
+    pub fn place(
+        &self,
+        kind: Kind,
+        memory: &dyn Memory,
+        space: &Space,
+        address: GuestVirt,
+        vector: impl FnOnce() -> Option<u64>,
+    ) -> Place {
         if kind != Kind::Software {
             return Place::Register;
         }
@@ -153,6 +164,7 @@ impl Engine {
             Ok((place, _)) if memory.read(place, &mut [0]) == 0 => {
                 Place::Fallback(crate::breakpoint::NOT_RAM)
             }
+            Ok(_) if !space.is_executable(memory, address) => Place::NotExecutable { vector: vector() },
             Ok((place, _)) => {
                 let mut code = [0; 5];
                 let count = memory.read(place, &mut code);
@@ -316,6 +328,10 @@ impl Engine {
                 drop(state);
                 self.leave_range(cpu, pc)
             }
+            Owner::Debugger(Cause::Execute(_)) if state.table.is_vector(pc) => {
+                drop(state);
+                self.at_vector(cpu, pc, place)
+            }
             Owner::Debugger(Cause::Execute(want)) => {
                 let id = state.guarded.owners.get(want).copied();
                 // All of a place's breakpoints are met at once, by whichever of their names.
@@ -359,6 +375,35 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// At a vector that aborts of fetches go to: where one was refused at a breakpoint, that is a hit, and the
+    /// abort is undone. What it has written over (`ELR_EL1`, `SPSR_EL1`, `ESR_EL1`, `FAR_EL1`) no code that can
+    /// be interrupted relies on.
+    fn at_vector(
+        &self,
+        cpu: &mut dyn Cpu,
+        pc: u64,
+        place: Option<GuestPhys>,
+    ) -> Result<Verdict, TargetError> {
+        let row = |name| arch::register::row(self.isa, name);
+        let get = |name| row(name).and_then(|row| cpu.register(row));
+        let refused = get("ESR_EL1").zip(get("ELR_EL1")).and_then(|(esr, elr)| refused_fetch(esr, elr));
+        let (saved, flags) = (get("SPSR_EL1"), get("cpsr"));
+        if let (Some(at), Some(saved), Some(flags)) = (refused, saved, flags)
+            && let (Some(pc_row), Some(flags_row)) = (row("pc"), row("cpsr"))
+        {
+            let mut state = self.state();
+            let hit = state.table.refused_at(pc, at);
+            if !hit.is_empty() {
+                cpu.set_rows(&[(pc_row, at), (flags_row, saved)])?;
+                if self.stops(cpu, &mut state, &hit) {
+                    return Ok(Verdict::Stop(StopReason::Breakpoint));
+                }
+                cpu.set_rows(&[(pc_row, pc), (flags_row, flags)])?;
+            }
+        }
+        self.pass(cpu, place)
     }
 
     /// Counts a hit of each breakpoint, runs its commands, and tells whether one stops.
@@ -534,67 +579,6 @@ impl Engine {
         }
     }
 
-    /// Where a range can be left, if it can be run through.
-    fn exits(&self, cpu: &dyn Cpu, table: &Table, range: Range<u64>) -> Option<Vec<u64>> {
-        let length = range.end.checked_sub(range.start).filter(|length| *length <= range::LONGEST)?;
-        let mode = cpu.code().ok()?.mode;
-        let mut code = vec![0; usize::try_from(length).ok()?];
-        let space = Space::Virtual(cpu.regime().ok()?);
-        let count = memory::read(cpu.memory(), &space, Some(table), GuestVirt(range.start), &mut code);
-        if count < code.len() {
-            return None;
-        }
-        range::exits(self.isa, mode, &range, &code, self.host.breakpoints)
-    }
-
-    /// Runs from here to one of `exits`, if there are debug registers for all of them.
-    fn begin_run(&self, state: &mut State, vcpu: u32, stack: Option<u64>, exits: Option<Vec<u64>>) {
-        let Some(exits) = exits else { return };
-        let mut wants = state.sharing.wants.clone();
-        wants.extend(exits.into_iter().map(Want::Execute));
-        if let Ok(allocation) = allocate(self.isa, &self.host, &wants)
-            && let Some(progress) = state.progress.get_mut(vcpu as usize)
-        {
-            progress.run = Some(Run { stack, wants, allocation });
-        }
-    }
-
-    /// At an exit of a range that is run through.
-    fn leave_range(&self, cpu: &mut dyn Cpu, pc: u64) -> Result<Verdict, TargetError> {
-        let other = {
-            let state = self.state();
-            let began = state.progress(cpu.id()).run.as_ref().and_then(|run| run.stack);
-            began.zip(stack(cpu)).is_some_and(|(began, now)| began.abs_diff(now) > SAME_STACK)
-        };
-        if other {
-            // Another task of the guest is here.
-            let place = locate(cpu, pc);
-            self.get_past(cpu, place)?;
-            return Ok(Verdict::GoOn);
-        }
-        self.look_at_range(cpu)
-    }
-
-    /// Ends a range that was run through, or steps an instruction within it.
-    fn look_at_range(&self, cpu: &mut dyn Cpu) -> Result<Verdict, TargetError> {
-        let pc = pc(cpu)?;
-        let mut state = self.state();
-        let Some(progress) = state.progress.get_mut(cpu.id() as usize) else { return Ok(Verdict::GoOn) };
-        progress.run = None;
-        progress.steps = 0;
-        match progress.action {
-            Action::StepRange(start, end) if !(start..end).contains(&pc) => {
-                Ok(Verdict::Stop(StopReason::Step))
-            }
-            _ => {
-                let arming = self.arming(&state, cpu.id());
-                drop(state);
-                cpu.arm(&arming)?;
-                Ok(Verdict::GoOn)
-            }
-        }
-    }
-
     /// Looks whether pages of waiting breakpoints have appeared, and plants again what the
     /// guest has written over, where the page is still the one that was asked for. Called while
     /// all vCPUs stand still; `space` is asked for only when there is something to do.
@@ -602,8 +586,9 @@ impl Engine {
         let (overwritten, waiting) = {
             let state = self.state();
             let waits = self.host.software != SoftwareBreakpoints::None;
-            let waiting = if waits { state.table.waiting() } else { Vec::new() };
-            (state.table.overwritten(memory), waiting)
+            let table = &state.table;
+            let waiting = if waits { [table.waiting(), table.not_executable()].concat() } else { Vec::new() };
+            (table.overwritten(memory), waiting)
         };
         if overwritten.is_empty() && waiting.is_empty() {
             return;
@@ -617,7 +602,9 @@ impl Engine {
         }
         let mut settled = false;
         for (id, address) in waiting {
-            if let Ok((place, _)) = space.locate(memory, address) {
+            if let Ok((place, _)) = space.locate(memory, address)
+                && space.is_executable(memory, address)
+            {
                 settled |= state.table.settle(memory, id, place);
             }
         }
@@ -683,8 +670,6 @@ impl State {
 /// Single steps of a range before it is looked at whether it can be run through: most ranges
 /// are over by then.
 const STEPS_BEFORE_RUN: u32 = 8;
-/// How far the stack pointer of the same task moves within a source line, bytes.
-const SAME_STACK: u64 = 8 << 10;
 /// The smallest page of either architecture, bytes.
 const PAGE: u64 = 4096;
 
@@ -737,53 +722,6 @@ fn decide_alone(cpu: &dyn Cpu, trap: &Trap, alone: &Arming) -> Result<Owner, Tar
 fn locate(cpu: &dyn Cpu, pc: u64) -> Option<GuestPhys> {
     let regime = cpu.regime().ok()?;
     regime.translate(cpu.memory(), GuestVirt(pc)).ok().map(|mapping| mapping.address)
-}
-
-/// What a condition sees: the vCPU that hit.
-struct Evaluation<'a> {
-    cpu: &'a dyn Cpu,
-    table: &'a Table,
-    space: Option<Space>,
-    printed: String,
-}
-
-impl<'a> Evaluation<'a> {
-    fn new(cpu: &'a dyn Cpu, table: &'a Table) -> Evaluation<'a> {
-        Evaluation { cpu, table, space: None, printed: String::new() }
-    }
-
-    /// A condition that cannot be evaluated holds, so that the user sees the stop.
-    fn holds(&mut self, condition: &Expression) -> bool {
-        match condition.evaluate(self) {
-            Ok(value) => value != 0,
-            Err(error) => {
-                self.print(&format!("(condition: {error})\n"));
-                true
-            }
-        }
-    }
-}
-
-impl Target for Evaluation<'_> {
-    fn register(&mut self, number: u16) -> Option<u64> {
-        self.cpu.register(usize::from(number))
-    }
-
-    fn memory(&mut self, address: u64, bytes: &mut [u8]) -> bool {
-        let space = match self.space {
-            Some(space) => space,
-            None => {
-                let Ok(regime) = self.cpu.regime() else { return false };
-                *self.space.insert(Space::Virtual(regime))
-            }
-        };
-        let table = Some(self.table);
-        memory::read(self.cpu.memory(), &space, table, GuestVirt(address), bytes) == bytes.len()
-    }
-
-    fn print(&mut self, text: &str) {
-        self.printed.push_str(text);
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use crate::breakpoint::Table;
 use crate::target::Memory;
-use arch::paging::{Fault, Regime};
+use arch::paging::{Fault, Permissions, Regime};
 use arch::{GuestPhys, GuestVirt};
 
 /// How addresses that a debugger names are meant.
@@ -16,6 +16,17 @@ pub enum Space {
 }
 
 impl Space {
+    /// Whether the page of an address that is mapped can be executed, by the kernel or by user mode.
+    pub fn is_executable(&self, memory: &dyn Memory, address: GuestVirt) -> bool {
+        match self {
+            Space::Virtual(regime) => regime.translate(memory, address).is_ok_and(|mapping| {
+                let Permissions { execute, user_execute, .. } = mapping.permissions;
+                execute || user_execute
+            }),
+            Space::Physical => true,
+        }
+    }
+
     /// Where an address is, and how many bytes from there are in one piece.
     ///
     /// # Errors

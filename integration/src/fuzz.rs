@@ -568,7 +568,7 @@ pub fn engine(data: &[u8]) {
     for (at, byte) in rest.iter().take(6).enumerate() {
         let kind = [Kind::Software, Kind::Hardware, Kind::Write, Kind::Access][usize::from(byte & 3)];
         let (address, space) = (GuestVirt(0x1000 + (word(at) & !3)), Space::Physical);
-        let place = engine.place(kind, cpu.memory(), &space, address);
+        let place = engine.place(kind, cpu.memory(), &space, address, || Some(0x3200));
         let breakpoint = Breakpoint {
             kind,
             address,

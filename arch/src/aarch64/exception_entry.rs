@@ -112,19 +112,36 @@ pub struct After {
     pub far: Option<u64>,
 }
 
-/// Takes a debug exception to EL1. `far` is the address of the access, for a watchpoint.
-pub fn take(exception: DebugException, far: u64, before: &Before) -> After {
-    let Before { pc, pstate: old, vbar, sctlr, features } = *before;
-    let from_lower = old & pstate::NRW != 0 || old & pstate::MODE == pstate::EL0T;
-    let offset = if old & pstate::NRW != 0 {
+/// Where a synchronous exception that is taken to EL1 with this PSTATE goes (Arm ARM (DDI 0487), "Exception
+/// vectors").
+pub fn vector(vbar: u64, pstate: u64) -> u64 {
+    let offset = if pstate & pstate::NRW != 0 {
         0x600
-    } else if from_lower {
+    } else if pstate & pstate::MODE == pstate::EL0T {
         0x400
-    } else if old & 1 != 0 {
+    } else if pstate & 1 != 0 {
         0x200
     } else {
         0x000
     };
+    (vbar & !0x7ff) + offset
+}
+
+/// The address whose fetch was refused, when a vCPU is at the vector of that: the abort of an instruction on a
+/// page that may not be executed (Arm ARM (DDI 0487), "`ESR_EL1`": EC of an Instruction Abort, IFSC of a
+/// Permission fault).
+pub fn refused_fetch(esr: u64, elr: u64) -> Option<u64> {
+    const INSTRUCTION_ABORT: [u64; 2] = [0x20, 0x21];
+    /// But for the level, in the low two bits.
+    const PERMISSION: u64 = 0b00_1100;
+    let is_permission = esr & 0b11_1100 == PERMISSION;
+    (INSTRUCTION_ABORT.contains(&(esr >> 26 & 0x3f)) && is_permission).then_some(elr)
+}
+
+/// Takes a debug exception to EL1. `far` is the address of the access, for a watchpoint.
+pub fn take(exception: DebugException, far: u64, before: &Before) -> After {
+    let Before { pc, pstate: old, vbar, sctlr, features } = *before;
+    let from_lower = old & pstate::NRW != 0 || old & pstate::MODE == pstate::EL0T;
     // The flags and DIT stay; what is not named here is cleared.
     let mut new = old & (pstate::NZCV | pstate::DIT | pstate::PAN) | pstate::DAIF | pstate::EL1H;
     if features.pan && sctlr & SCTLR_SPAN == 0 {
@@ -140,14 +157,7 @@ pub fn take(exception: DebugException, far: u64, before: &Before) -> After {
         new |= pstate::ALLINT;
     }
     let far = matches!(exception, DebugException::Watchpoint { .. }).then_some(far);
-    After {
-        pc: (vbar & !0x7ff) + offset,
-        pstate: new,
-        spsr: old,
-        elr: pc,
-        esr: exception.syndrome(from_lower),
-        far,
-    }
+    After { pc: vector(vbar, old), pstate: new, spsr: old, elr: pc, esr: exception.syndrome(from_lower), far }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! Source: Arm ARM (DDI 0487), "MRS", "MSR (immediate)", "MSR (register)", "ERET", "WFI",
 //! and "Exception entry".
 
-use super::exception_entry::pstate;
+use super::exception_entry::{pstate, vector};
 use super::simulate::{Flow, flow};
 
 const MASKED: u64 = pstate::I | pstate::F;
@@ -45,15 +45,9 @@ pub struct After {
 }
 
 impl After {
-    /// Where a synchronous exception of an instruction that is executed with this PSTATE goes (Arm ARM (DDI
-    /// 0487), "Exception vectors").
+    /// Where a synchronous exception of an instruction that is executed with this PSTATE goes.
     pub fn fault_vector(&self, pstate: u64) -> u64 {
-        let offset = match pstate & pstate::MODE {
-            pstate::EL0T => 0x400,
-            pstate::EL1T => 0,
-            _ => 0x200,
-        };
-        (self.vbar & !0x7ff) + offset
+        vector(self.vbar, pstate)
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::expression::Expression;
 use crate::fake::{Scripted, ScriptedStep, host};
 use crate::trap::Injection;
 use arch::aarch64::syndrome::DebugException;
@@ -94,4 +95,89 @@ fn a_step_of_the_guests_own_beside_ours_reaches_it() {
     // Nobody asked for a step: the guest did.
     assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
     assert!(matches!(cpu.injected[..], [Injection::Debug { .. }]), "{:?}", cpu.injected);
+}
+
+/// The vector of the abort of a fetch, from EL1 with its own stack pointer.
+const VECTOR: u64 = 0x3200;
+
+/// A breakpoint on a page that cannot be executed, and a vCPU at the vector.
+fn at_vector(esr: u64, elr: u64) -> (Engine, Scripted, Trap) {
+    let mut cpu =
+        Scripted::new(Isa::Aarch64, 1 << 16, [ScriptedStep { end: Stepped::Done, pc: Some(VECTOR + 4) }]);
+    let row = |name| arch::register::row(Isa::Aarch64, name).unwrap();
+    cpu.set_rows(&[(row("ESR_EL1"), esr), (row("ELR_EL1"), elr), (row("SPSR_EL1"), 0x6000_0005)]).unwrap();
+    cpu.set_rows(&[(row("cpsr"), 0x3c5)]).unwrap();
+    cpu.set_pc(VECTOR);
+    let engine = Engine::new(Isa::Aarch64, host(), 1);
+    let breakpoint = Breakpoint {
+        kind: Kind::Software,
+        address: GuestVirt(PLACE),
+        length: 4,
+        place: Place::NotExecutable { vector: Some(VECTOR) },
+        conditions: Vec::new(),
+        commands: Vec::new(),
+        hits: 0,
+    };
+    {
+        let mut state = engine.state();
+        state.table.insert(cpu.memory(), breakpoint).unwrap();
+        engine.reallocate(&mut state).unwrap();
+        state.begin(&[Action::Run]);
+    }
+    (engine, cpu, Trap::Aarch64 { exception: DebugException::Breakpoint, far: 0 })
+}
+
+/// `ESR_EL1` of an abort of an instruction at EL1: permission fault, level 3.
+const REFUSED: u64 = 0x21 << 26 | 1 << 25 | 0xf;
+
+#[test]
+fn a_fetch_that_is_refused_at_a_breakpoint_is_a_hit() {
+    let (engine, mut cpu, trap) = at_vector(REFUSED, PLACE);
+    // Both are watched.
+    assert_eq!(engine.state().table.wants().len(), 2);
+    assert_eq!(engine.judge(&mut cpu, &trap), Verdict::Stop(StopReason::Breakpoint));
+    let get = |name| cpu.register(arch::register::row(Isa::Aarch64, name).unwrap());
+    assert_eq!((get("pc"), get("cpsr")), (Some(PLACE), Some(0x6000_0005)));
+    assert_eq!(hits(&engine), 1);
+}
+
+#[test]
+fn other_exceptions_go_on_from_their_vector() {
+    // Another address, a translation fault, an abort of data.
+    for (esr, elr) in [(REFUSED, PLACE + 4), (REFUSED & !0xf | 7, PLACE), (0x25 << 26 | 0xf, PLACE)] {
+        let (engine, mut cpu, trap) = at_vector(esr, elr);
+        assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
+        assert_eq!((cpu.pc_and_flags().unwrap().0, hits(&engine)), (VECTOR + 4, 0));
+    }
+}
+
+#[test]
+fn a_breakpoint_on_a_page_that_cannot_be_executed_is_on_registers_until_it_can() {
+    use arch::x86::paging::Paging;
+    const NX: u64 = 1 << 63;
+    let cpu = Scripted::new(Isa::X86_64, 1 << 16, []);
+    for (at, value) in [(0x1000, 0x2007u64), (0x2000, 0x3007), (0x3010, 0x4007), (0x4000, 0x8007 | NX)] {
+        cpu.memory().write(GuestPhys(at), &value.to_le_bytes());
+    }
+    let space =
+        Space::Virtual(arch::paging::Regime::X86(Paging::new(1 << 31, 0x1000, 1 << 5, 1 << 10 | 1 << 11)));
+    let engine = Engine::new(Isa::X86_64, host(), 1);
+    let address = GuestVirt(0x40_0010);
+    let place = engine.place(Kind::Software, cpu.memory(), &space, address, || None);
+    assert_eq!(place, Place::NotExecutable { vector: None });
+    let (conditions, commands) = (Vec::new(), Vec::new());
+    let breakpoint =
+        Breakpoint { kind: Kind::Software, address, length: 1, place, conditions, commands, hits: 0 };
+    {
+        let mut state = engine.state();
+        state.table.insert(cpu.memory(), breakpoint).unwrap();
+        engine.reallocate(&mut state).unwrap();
+        assert_eq!(state.table.wants().len(), 1);
+    }
+    engine.refresh(cpu.memory(), || space);
+    assert!(!engine.state().table.has_planted());
+    cpu.memory().write(GuestPhys(0x4000), &0x8007u64.to_le_bytes());
+    engine.refresh(cpu.memory(), || space);
+    let state = engine.state();
+    assert!(state.table.is_planted(cpu.memory(), GuestPhys(0x8010)) && state.table.wants().is_empty());
 }

@@ -320,7 +320,7 @@ fn insert<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
         Err(refused) => {
             log::warn!(target: "debug::rsp", "no {} at {address:#x}: {refused}", kind.name());
             error(match refused {
-                InsertError::TooMany(_) => errno::ENOSPC,
+                InsertError::TooMany(_) | InsertError::NotExecutable => errno::ENOSPC,
                 InsertError::Table(breakpoint::InsertError::NotRam(_)) => errno::EFAULT,
                 InsertError::Table(breakpoint::InsertError::Duplicate) => errno::EINVAL,
             })

@@ -313,6 +313,12 @@ fn breakpoints<M: Machine>(session: &Session<M>) -> String {
             Place::Planted(place) => format!("instruction planted at {place:#x}"),
             Place::Register => "debug register".into(),
             Place::Fallback(why) => format!("debug register, because {why}"),
+            Place::NotExecutable { vector: None } => {
+                "debug register, because its page cannot be executed".into()
+            }
+            Place::NotExecutable { vector: Some(vector) } => format!(
+                "debug register, and one on the vector at {vector:#x}, because its page cannot be executed"
+            ),
         };
         let length =
             breakpoint.kind.access().map_or(String::new(), |_| format!(", {} bytes", breakpoint.length));

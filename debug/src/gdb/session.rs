@@ -4,13 +4,14 @@
 
 use super::description::{Believed, Described, RegisterSet};
 use super::stop::Stop;
-use crate::breakpoint::{Breakpoint, Kind};
+use crate::breakpoint::{Breakpoint, Kind, Place};
 use crate::cancel::Cancel;
 use crate::disassemble::Mode;
 use crate::engine::Engine;
 use crate::expression::Expression;
 use crate::memory::{self, Space};
 use crate::target::{Action, Control, Event, Machine, Order, StopReason, TargetError, VcpuState};
+use arch::aarch64::exception_entry;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestVirt, Isa};
@@ -39,6 +40,9 @@ pub enum InsertError {
     /// There are not enough debug registers.
     #[error(transparent)]
     TooMany(#[from] crate::arming::TooMany),
+    /// A processor that goes there does not execute what is planted, and nothing else is there.
+    #[error("its page cannot be executed, and this host has no debug registers")]
+    NotExecutable,
     /// The table does not take it.
     #[error(transparent)]
     Table(#[from] crate::breakpoint::InsertError),
@@ -161,7 +165,10 @@ impl<M: Machine> Session<M> {
         let address = GuestVirt(address);
         let space = self.space(self.current);
         let memory = self.machine.memory();
-        let place = self.engine.place(kind, memory, &space, address);
+        let place = self.engine.place(kind, memory, &space, address, || self.fetch_vector());
+        if matches!(place, Place::NotExecutable { .. }) && self.engine.host().breakpoints == 0 {
+            return Err(InsertError::NotExecutable);
+        }
         let mut state = self.engine.state();
         let hits = state.table.former_hits(kind, address, length);
         let breakpoint = Breakpoint { kind, address, length, place, conditions, commands, hits };
@@ -169,6 +176,15 @@ impl<M: Machine> Session<M> {
         let fits = self.engine.make_room(&mut state, memory, &space);
         state.table.settle_change(memory, change, fits.is_err());
         Ok(fits?)
+    }
+
+    /// Where the abort of a fetch that is refused goes, on the current vCPU as it is now; on x86 it is not needed.
+    fn fetch_vector(&self) -> Option<u64> {
+        let file = self.machine.registers(self.current, &[Bank::General, Bank::System]).ok()?;
+        match self.isa() {
+            Isa::X86_64 => None,
+            Isa::Aarch64 => Some(exception_entry::vector(file.get("VBAR_EL1")?, file.get("cpsr")?)),
+        }
     }
 
     /// Removes a breakpoint; whether it was there.
@@ -386,7 +402,7 @@ impl<M: Machine> Session<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::breakpoint::{PATCHED, Place};
+    use crate::breakpoint::PATCHED;
     use crate::fake::Still;
     use arch::GuestPhys;
 

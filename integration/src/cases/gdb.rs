@@ -361,6 +361,8 @@ pub const DEBIAN_HELPERS: Script = Script {
              lx-cpus\n\
              thread 1\n\
              break hrtimer_nanosleep\ncontinue\ndelete\n\
+             print int_sqrt(144)\n\
+             print get_random_u32() != get_random_u32()\n\
              p $lx_current().comm\n\
              p $lx_per_cpu(runqueues, 1).cpu\n\
              p $lx_task_by_pid(1).comm\n\
@@ -374,7 +376,8 @@ pub const DEBIAN_HELPERS: Script = Script {
         )
     },
     prints: |_| {
-        ["Linux version 6.12", "vmm.run=naps", "Linux version 6.12", "Run /init", "the end"]
+        // Calls of the guest's functions return to a page that cannot be executed.
+        ["Linux version 6.12", "vmm.run=naps", "Linux version 6.12", "Run /init", "= 12", "= 1", "the end"]
             .map(String::from)
             .to_vec()
     },

@@ -1,0 +1,82 @@
+//! Steps of a range: through it one at a time, or in one run to where it can be left.
+
+use super::{Engine, Run, State, Verdict, locate, pc, stack};
+use crate::arming::{Want, allocate};
+use crate::breakpoint::Table;
+use crate::memory::{self, Space};
+use crate::range;
+use crate::target::{Action, Cpu, StopReason, TargetError};
+use arch::GuestVirt;
+use std::ops::Range;
+
+/// How far the stack pointer of the same task moves within a source line, bytes.
+const SAME_STACK: u64 = 8 << 10;
+
+impl Engine {
+    /// Where a range can be left, if it can be run through.
+    pub(super) fn exits(&self, cpu: &dyn Cpu, table: &Table, range: Range<u64>) -> Option<Vec<u64>> {
+        let length = range.end.checked_sub(range.start).filter(|length| *length <= range::LONGEST)?;
+        let mode = cpu.code().ok()?.mode;
+        let mut code = vec![0; usize::try_from(length).ok()?];
+        let space = Space::Virtual(cpu.regime().ok()?);
+        let count = memory::read(cpu.memory(), &space, Some(table), GuestVirt(range.start), &mut code);
+        if count < code.len() {
+            return None;
+        }
+        range::exits(self.isa, mode, &range, &code, self.host.breakpoints)
+    }
+
+    /// Runs from here to one of `exits`, if there are debug registers for all of them.
+    pub(super) fn begin_run(
+        &self,
+        state: &mut State,
+        vcpu: u32,
+        stack: Option<u64>,
+        exits: Option<Vec<u64>>,
+    ) {
+        let Some(exits) = exits else { return };
+        let mut wants = state.sharing.wants.clone();
+        wants.extend(exits.into_iter().map(Want::Execute));
+        if let Ok(allocation) = allocate(self.isa, &self.host, &wants)
+            && let Some(progress) = state.progress.get_mut(vcpu as usize)
+        {
+            progress.run = Some(Run { stack, wants, allocation });
+        }
+    }
+
+    /// At an exit of a range that is run through.
+    pub(super) fn leave_range(&self, cpu: &mut dyn Cpu, pc: u64) -> Result<Verdict, TargetError> {
+        let other = {
+            let state = self.state();
+            let began = state.progress(cpu.id()).run.as_ref().and_then(|run| run.stack);
+            began.zip(stack(cpu)).is_some_and(|(began, now)| began.abs_diff(now) > SAME_STACK)
+        };
+        if other {
+            // Another task of the guest is here.
+            let place = locate(cpu, pc);
+            self.get_past(cpu, place)?;
+            return Ok(Verdict::GoOn);
+        }
+        self.look_at_range(cpu)
+    }
+
+    /// Ends a range that was run through, or steps an instruction within it.
+    pub(super) fn look_at_range(&self, cpu: &mut dyn Cpu) -> Result<Verdict, TargetError> {
+        let pc = pc(cpu)?;
+        let mut state = self.state();
+        let Some(progress) = state.progress.get_mut(cpu.id() as usize) else { return Ok(Verdict::GoOn) };
+        progress.run = None;
+        progress.steps = 0;
+        match progress.action {
+            Action::StepRange(start, end) if !(start..end).contains(&pc) => {
+                Ok(Verdict::Stop(StopReason::Step))
+            }
+            _ => {
+                let arming = self.arming(&state, cpu.id());
+                drop(state);
+                cpu.arm(&arming)?;
+                Ok(Verdict::GoOn)
+            }
+        }
+    }
+}
