@@ -233,6 +233,12 @@ impl Registers {
                     let bytes = file.bytes(row).ok_or_else(no_value)?;
                     vcpu.set_one_reg(core(kvm::KVM_REG_SIZE_U32, offset), &bytes).map_err(refused(name))?;
                 }
+                // They follow from others; gdb writes them all back as they were after a call.
+                Source::VectorGranules | Source::PointerMask { .. } => {
+                    if self.read_row(vcpu, row) != file.get_row(row) {
+                        return Err(no_value());
+                    }
+                }
                 source => {
                     let value = file.get_row(row).ok_or_else(no_value)?;
                     let id = match source {
