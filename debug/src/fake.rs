@@ -1,6 +1,7 @@
 //! A target without a processor, for tests and fuzzing of what stands above the traits.
 
 use crate::arming::{Arming, Own};
+use crate::linux::VmCoreInfo;
 use crate::target::{
     Action, Code, Control, Cpu, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, Stepped,
     StopReason, TargetError, VcpuState,
@@ -80,6 +81,10 @@ pub struct Still {
     registers: Vec<Mutex<RegisterFile>>,
     events: VecDeque<Event>,
     wake: OwnedFd,
+    /// What its kernel says of itself, if it has one.
+    pub info: Option<VmCoreInfo>,
+    /// vCPUs from this one on have not been started.
+    pub started: u32,
 }
 
 impl Still {
@@ -96,7 +101,8 @@ impl Still {
         let registers = (0..vcpus).map(|_| Mutex::new(file.clone())).collect();
         // It never becomes readable: events are there at once.
         let (wake, _) = nix::unistd::pipe()?;
-        Ok(Still { isa, ram: Ram::new(size), host, registers, events: VecDeque::new(), wake })
+        let events = VecDeque::new();
+        Ok(Still { isa, ram: Ram::new(size), host, registers, events, wake, info: None, started: u32::MAX })
     }
 
     fn file(&self, vcpu: u32) -> Result<MutexGuard<'_, RegisterFile>, TargetError> {
@@ -114,8 +120,12 @@ impl Machine for Still {
         u32::try_from(self.registers.len()).unwrap_or(u32::MAX)
     }
 
-    fn state(&self, _: u32) -> VcpuState {
-        VcpuState::Running
+    fn state(&self, vcpu: u32) -> VcpuState {
+        if vcpu < self.started { VcpuState::Running } else { VcpuState::NotStarted }
+    }
+
+    fn kernel_info(&self) -> Option<&VmCoreInfo> {
+        self.info.as_ref()
     }
 
     fn registers(&self, vcpu: u32, _: &[Bank]) -> Result<RegisterFile, TargetError> {

@@ -112,6 +112,6 @@ fn lldb_commands(script: &Script, isa: Isa, program: &Path, socket: &Path) -> St
          process connect --plugin gdb-remote unix-connect://{}\n{}",
         program.display(),
         socket.display(),
-        (script.commands)(isa)
+        (script.commands)(isa).replace("{socket}", &socket.display().to_string())
     )
 }

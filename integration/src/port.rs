@@ -43,13 +43,17 @@ pub fn carry(port: &Path, socket: &Path, is_over: &dyn Fn() -> bool) -> io::Resu
             thread::park_timeout(Duration::from_millis(5));
             continue;
         }
-        carry_one(&mut port, socket, &buffer[..count])?;
+        let mut first = buffer[..count].to_vec();
+        while !first.is_empty() {
+            first = carry_one(&mut port, socket, &first)?;
+        }
     }
     Ok(())
 }
 
-/// Carries one connection, whose first bytes have arrived.
-fn carry_one(port: &mut File, socket: &Path, first: &[u8]) -> io::Result<()> {
+/// Carries one connection, whose first bytes have arrived. The first bytes of the next one, where that has come
+/// before the end of this one was seen.
+fn carry_one(port: &mut File, socket: &Path, first: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = connect(socket)?;
     stream.write_all(first)?;
     let (mut back, mut to) = (stream.try_clone()?, port.try_clone()?);
@@ -61,15 +65,17 @@ fn carry_one(port: &mut File, socket: &Path, first: &[u8]) -> io::Result<()> {
             }
         }
     });
-    let mut buffer = [0; 4096];
+    let (mut buffer, mut next) = ([0; 4096], Vec::new());
     while let Ok(count @ 1..) = port.read(&mut buffer) {
         if answers.is_finished() || stream.write_all(&buffer[..count]).is_err() {
+            next.extend(&buffer[..count]);
             break;
         }
     }
     // One that is closed already cannot be closed again.
     stream.shutdown(Shutdown::Both).ok();
-    answers.join().map_err(|_| io::Error::other("carrying answers failed"))
+    answers.join().map_err(|_| io::Error::other("carrying answers failed"))?;
+    Ok(next)
 }
 
 /// Connects to a socket that may not be there yet.

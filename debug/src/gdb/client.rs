@@ -8,7 +8,7 @@ use super::front::{self, Answer};
 use super::input::Input;
 use super::listener::{Peer, Stream};
 use super::packet::{Item, push_escaped, push_frame, push_hex};
-use super::session::{Session, errno};
+use super::session::{self, Session, errno};
 use super::stop::{Stop, console};
 use super::stub::Stub;
 use crate::cancel::Cancel;
@@ -300,7 +300,7 @@ impl<M: Machine> Client<M> {
         }
         // The debugger knows that the packet has arrived before it waits for the answer.
         self.flush()?;
-        lock(&self.input).begin_long(session.is_gdb && self.out.is_empty());
+        lock(&self.input).begin_long((session.client == session::Client::Gdb) && self.out.is_empty());
         let result = self.answer(session, data);
         lock(&self.input).end_long();
         if session.cancel.is_cancelled() {

@@ -12,7 +12,7 @@
 //! | `qSearch:memory`, `qCRC` | gdb's `find` and `compare-sections` (`gdb::search`) |
 //! | `qXfer:threads:read` | all threads in one go |
 //! | `qqemu...`, `Qqemu...` | physical addresses and steps, as QEMU's stub has them; by these pwndbg and gef know a kernel |
-//! | `qOffsets` | where a relocated kernel is |
+//! | `qOffsets` | where a relocated kernel is: an address for gdb, offsets for lldb |
 //! | `qMemoryRegionInfo` | what is mapped, for lldb |
 //!
 //! A packet that is valid is answered or refused by an error; none ends the connection. Those that
@@ -25,7 +25,7 @@ use super::packet::{LONGEST, escape, from_hex, hex, number, unescape};
 use super::regions;
 use super::resume::{self, Refused, Thread, Vcpus};
 use super::search;
-use super::session::{InsertError, Session, errno};
+use super::session::{Client, InsertError, Session, errno};
 use crate::breakpoint::{self, Kind};
 use crate::expression::Expression;
 use crate::target::{Action, Machine};
@@ -142,7 +142,7 @@ fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
             let has = |name: &[u8]| features.split(|byte| matches!(byte, b':' | b';')).any(|it| it == name);
             session.names_process = has(b"multiprocess+");
             // Of those that are known, gdb alone asks for this one.
-            session.is_gdb = has(b"no-resumed+");
+            session.client = if has(b"no-resumed+") { Client::Gdb } else { session.client };
             Answer::Reply(format!("PacketSize={LONGEST:x};{FEATURES}").into_bytes())
         }
         _ if let Some(arguments) = text("qSearch:memory:") => search::find(session, arguments),
@@ -156,8 +156,20 @@ fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         b"qsThreadInfo" => Answer::Reply(b"l".to_vec()),
         _ if let Some(thread) = text("qThreadExtraInfo,") => extra_info(session, thread),
         b"qOffsets" => {
-            let text = session.kernel_text().map(|text| format!("TextSeg={text:x}"));
+            let text = match session.client {
+                Client::Lldb => {
+                    session.kernel_slide().map(|by| format!("Text={by:x};Data={by:x};Bss={by:x}"))
+                }
+                Client::Gdb | Client::Unknown => {
+                    session.kernel_text().map(|text| format!("TextSeg={text:x}"))
+                }
+            };
             Answer::Reply(text.unwrap_or_default().into_bytes())
+        }
+        // lldb alone asks for this, before anything else.
+        b"QThreadSuffixSupported" => {
+            session.client = Client::Lldb;
+            Answer::Reply(Vec::new())
         }
         _ if let Some(address) = text("qMemoryRegionInfo:") => regions::region(session, address),
         _ if let Some(what) = is_qemus => qemu(session, what),

@@ -13,7 +13,7 @@ use std::borrow::Cow;
 impl<M: Machine> Session<M> {
     /// Where the guest's Linux kernel is mapped, if one is ([`linux::text`]).
     pub fn kernel_text(&self) -> Option<u64> {
-        let regime = self.regime(self.current).ok()?;
+        let (regime, _) = self.tables(self.current).ok()?;
         let vbar = match self.isa() {
             Isa::Aarch64 => self.machine.registers(self.current, &[Bank::System]).ok()?.get("VBAR_EL1"),
             Isa::X86_64 => Some(0),
@@ -22,6 +22,11 @@ impl<M: Machine> Session<M> {
             Some(vbar) => linux::text(self.isa(), &regime, self.machine.memory(), vbar),
             None => self.kernel_info().ok()?.and_then(|info| info.image_start()),
         }
+    }
+
+    /// How far the guest's kernel has moved from where it was linked, bytes.
+    pub fn kernel_slide(&self) -> Option<u64> {
+        self.kernel_info().ok()?.and_then(|info| info.slide())
     }
 
     /// The guest kernel's description of itself.

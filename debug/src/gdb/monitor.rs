@@ -198,8 +198,8 @@ fn registers<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<Str
 fn translate<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
     let [address] = arguments else { return Err("one address".into()) };
     let address = GuestVirt(number(address)?);
-    let regime = session.regime(session.current).map_err(|fault| fault.to_string())?;
-    Ok(walk_text(&regime, session.machine.memory(), address))
+    let (regime, whose) = session.current_tables().map_err(|fault| fault.to_string())?;
+    Ok(whose + &walk_text(&regime, session.machine.memory(), address))
 }
 
 /// A page walk in words, a line for each entry.
@@ -239,7 +239,7 @@ struct Range {
 }
 
 fn map<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
-    let regime = session.regime(session.current).map_err(|fault| fault.to_string())?;
+    let (regime, whose) = session.current_tables().map_err(|fault| fault.to_string())?;
     let between = match arguments {
         [] => (0, u64::MAX),
         [start] => (number(start)?, u64::MAX),
@@ -249,7 +249,7 @@ fn map<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, S
         }
         _ => return Err("an address and a length".into()),
     };
-    let mut text = String::new();
+    let mut text = whose;
     line!(text, "{}", regime.describe());
     if !regime.is_on() {
         return Ok(text + &ram(session));

@@ -53,7 +53,7 @@ fn walk<M: Machine>(
     session: &Session<M>,
     mut visit: impl FnMut(&mut String, Page),
 ) -> Result<Option<String>, String> {
-    let regime = session.regime(session.current).map_err(|fault| fault.to_string())?;
+    let (regime, _) = session.tables(session.current).map_err(|fault| fault.to_string())?;
     if !regime.is_on() {
         return Ok(None);
     }

@@ -15,7 +15,7 @@ const PAGES_BETWEEN: usize = 1 << 12;
 
 /// `qMemoryRegionInfo:address`: the page there, or the gap (LLDB, "GDB Remote Protocol Extensions").
 pub(super) fn region<M: Machine>(session: &Session<M>, address: &[u8]) -> Answer {
-    let (Some(address), Ok(regime)) = (number(address), session.regime(session.current)) else {
+    let (Some(address), Ok((regime, _))) = (number(address), session.tables(session.current)) else {
         return error(errno::EINVAL);
     };
     let (start, last, permissions) = if !regime.is_on() || session.is_physical {
@@ -24,6 +24,11 @@ pub(super) fn region<M: Machine>(session: &Session<M>, address: &[u8]) -> Answer
         (start, last, String::new())
     } else {
         match regime.translate(session.machine.memory(), GuestVirt(address)) {
+            // Devices are not touched for a debugger, so nothing can be done with their pages.
+            Ok(mapping) if session.machine.memory().read(mapping.address, &mut [0]) == 0 => {
+                let span = mapping.page_size - 1;
+                (address & !span, address | span, String::new())
+            }
             Ok(mapping) => {
                 let letter = |on, letter| if on { letter } else { "" };
                 let Permissions { write, execute, .. } = mapping.permissions;
@@ -131,6 +136,42 @@ pub(super) fn pages<M: Machine>(
 mod tests {
     use super::*;
     use arch::x86::paging::Paging;
+
+    #[test]
+    fn a_vcpu_that_is_not_started_sees_by_anothers_tables() {
+        use crate::engine::Engine;
+        use crate::fake::Still;
+        use crate::gdb::monitor;
+        use arch::register::RegisterFile;
+        use arch::{GuestPhys, Isa};
+        let mut machine = Still::new(Isa::X86_64, 2, 1 << 20).unwrap();
+        machine.started = 1;
+        let mut file = RegisterFile::new(Isa::X86_64);
+        for (name, value) in [("cr0", 0x8000_0001), ("cr3", 0x1000), ("cr4", 0x20), ("efer", 0x500)] {
+            file.set(name, value);
+        }
+        machine.set_registers(0, &file).unwrap();
+        // A page of RAM, and one where none is.
+        for (at, value) in
+            [(0x1000, 0x2007u64), (0x2000, 0x3007), (0x3010, 0x4007), (0x4000, 0x8007), (0x4008, 0xfee0_0007)]
+        {
+            machine.memory().write(GuestPhys(at), &value.to_le_bytes());
+        }
+        machine.memory().write(GuestPhys(0x8000), b"seen");
+        let engine = Engine::new(Isa::X86_64, machine.host().clone(), 2);
+        let mut session = Session::new(machine, std::sync::Arc::new(engine));
+        session.current = 1;
+        let mut bytes = [0; 4];
+        assert_eq!((session.read(1, 0x40_0000, &mut bytes), &bytes), (4, b"seen"));
+        let reply = |address: &[u8]| match region(&session, address) {
+            Answer::Reply(text) => String::from_utf8(text).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(reply(b"400000"), "start:400000;size:1000;permissions:rwx;");
+        assert_eq!(reply(b"401000"), "start:401000;size:1000;");
+        let text = monitor::run(&mut session, "translate 0x400000");
+        assert!(text.starts_with("vCPU 1 has not been started; by the tables of vCPU 0:\n"), "{text}");
+    }
 
     #[test]
     fn the_hole_is_one_region() {

@@ -34,6 +34,18 @@ pub mod errno {
     pub const ENOSPC: u8 = 28;
 }
 
+/// Debuggers that are told apart, where they read the protocol in different ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// It may be told between two packets that an answer is worth waiting for, and `TextSeg` of `qOffsets`
+    /// is an address to it (GDB manual, "General Query Packets").
+    Gdb,
+    /// It takes a word in between for the answer, and all of `qOffsets` for offsets.
+    Lldb,
+    /// It has not said.
+    Unknown,
+}
+
 /// Why a breakpoint was not inserted.
 #[derive(Debug, thiserror::Error)]
 pub enum InsertError {
@@ -73,9 +85,8 @@ pub struct Session<M: Machine> {
     pub dump_folder: PathBuf,
     /// The vCPU that the debugger chose for `c` and `s`.
     pub chosen: Option<u32>,
-    /// It is gdb, which may be told between two packets that an answer is worth waiting for; lldb would
-    /// take that for the answer.
-    pub is_gdb: bool,
+    /// Which debugger it is.
+    pub client: Client,
     /// It wants thread-ids that name the process.
     pub names_process: bool,
     /// vCPUs that stand at a breakpoint whose hit has been reported, with its address.
@@ -101,7 +112,7 @@ impl<M: Machine> Session<M> {
             cancel: Cancel::never(),
             dump_folder: PathBuf::from("."),
             chosen: None,
-            is_gdb: false,
+            client: Client::Unknown,
             names_process: false,
             reported: vec![None; vcpus],
             pending: Vec::new(),
@@ -132,7 +143,37 @@ impl<M: Machine> Session<M> {
         if self.is_physical {
             return Space::Physical;
         }
-        self.regime(vcpu).map_or(Space::Physical, Space::Virtual)
+        self.tables(vcpu).map_or(Space::Physical, |(regime, _)| Space::Virtual(regime))
+    }
+
+    /// The tables by which a vCPU's addresses are looked at: its own, or before the guest has started it, those of
+    /// another; and whose they are.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn tables(&self, vcpu: u32) -> Result<(Regime, u32), TargetError> {
+        let regime = self.regime(vcpu)?;
+        if regime.is_on() || self.machine.state(vcpu) != VcpuState::NotStarted {
+            return Ok((regime, vcpu));
+        }
+        let others = (0..self.machine.vcpus()).filter_map(|other| Some((self.regime(other).ok()?, other)));
+        let mut others = others.into_iter();
+        Ok(others.find(|(other, _)| other.is_on()).unwrap_or((regime, vcpu)))
+    }
+
+    /// The same for the current vCPU, with a word where they are another's.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn current_tables(&self) -> Result<(Regime, String), TargetError> {
+        let (regime, whose) = self.tables(self.current)?;
+        let word = match whose == self.current {
+            true => String::new(),
+            false => {
+                format!("vCPU {} has not been started; by the tables of vCPU {whose}:\n", self.current)
+            }
+        };
+        Ok((regime, word))
     }
 
     /// Reads memory as the debugger sees it; how many bytes are good.
@@ -210,7 +251,7 @@ impl<M: Machine> Session<M> {
         self.reported.fill(None);
         self.current = 0;
         self.chosen = None;
-        self.is_gdb = false;
+        self.client = Client::Unknown;
         self.names_process = false;
         self.is_physical = false;
         self.is_told = false;
@@ -332,7 +373,7 @@ impl<M: Machine> Session<M> {
 
     /// Breakpoints that wait for their page look through the vCPU that is debugged.
     fn space_for_breakpoints(&self) -> Space {
-        self.regime(self.current).map_or(Space::Physical, Space::Virtual)
+        self.tables(self.current).map_or(Space::Physical, |(regime, _)| Space::Virtual(regime))
     }
 
     /// Whether a vCPU is still where its breakpoint was reported, and the breakpoint is too: by

@@ -245,6 +245,23 @@ fn what_ends_the_connection_says_so() {
 }
 
 #[test]
+fn where_the_kernel_is_is_said_as_the_debugger_takes_it() {
+    let info = "OSRELEASE=6.12\nPAGESIZE=4096\nKERNELOFFSET=1c00000\n";
+    let replies_of = |packets: &[&str]| {
+        let mut session = session(Isa::X86_64);
+        session.machine.info = crate::linux::VmCoreInfo::parse(info.as_bytes());
+        let input: Vec<u8> = packets.iter().flat_map(|packet| frame(packet.as_bytes())).collect();
+        replies(&converse(&mut session, &input).unwrap())
+    };
+    let lldb =
+        replies_of(&["QThreadSuffixSupported", "qSupported:xmlRegisters=i386;multiprocess+", "qOffsets"]);
+    assert_eq!(lldb.last().map(String::as_str), Some("Text=1c00000;Data=1c00000;Bss=1c00000"));
+    // An address, of which there is none here.
+    let gdb = replies_of(&["qSupported:multiprocess+;no-resumed+", "qOffsets"]);
+    assert_eq!(gdb.last().map(String::as_str), Some(""));
+}
+
+#[test]
 fn threads_have_their_process_when_the_debugger_wants_it() {
     let packets =
         ["qSupported:multiprocess+", "?", "qC", "qfThreadInfo", "vCont;s:p1.2", "qC", "Hgp1.3", "qC"];

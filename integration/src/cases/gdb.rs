@@ -693,7 +693,7 @@ pub const LLDB: Script = Script {
 /// lldb on a Debian kernel with its symbols.
 pub const LLDB_DEBIAN: Script = Script {
     tool: Tool::Lldb,
-    options: "--memory 256M --cmdline quiet~vmm.run=poweroff",
+    options: "--memory 256M --cmdline quiet~vmm.run=naps",
     program: Program::Debian("6.12"),
     commands: |_| {
         "breakpoint set --name start_kernel\n\
@@ -702,7 +702,13 @@ pub const LLDB_DEBIAN: Script = Script {
          target variable linux_banner\n\
          thread step-over\nthread step-over\n\
          breakpoint delete -f\n\
-         process continue\n"
+         breakpoint set --name hrtimer_nanosleep\n\
+         process continue\n\
+         process detach\n\
+         process connect --plugin gdb-remote unix-connect://{socket}\n\
+         target variable linux_banner\n\
+         process continue\n\
+         process kill\n"
             .into()
     },
     prints: |_| {
@@ -713,12 +719,15 @@ pub const LLDB_DEBIAN: Script = Script {
             "Linux version 6.12",
             "stop reason = step over",
             "stop reason = step over",
-            "exited with status = 0",
+            "stop reason = breakpoint 2.1",
+            // To a kernel that runs: symbols stay where they are.
+            "Linux version 6.12",
+            "stop reason = breakpoint 2.1",
         ]
         .map(String::from)
         .to_vec()
     },
-    code: Some(0),
+    code: Some(22),
 };
 
 /// What [`OWN_TRAPS`] compares with.
