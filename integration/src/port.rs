@@ -45,7 +45,8 @@ pub fn carry(port: &Path, socket: &Path, is_over: &dyn Fn() -> bool) -> io::Resu
         }
         let mut first = buffer[..count].to_vec();
         while !first.is_empty() {
-            first = carry_one(&mut port, socket, &first)?;
+            let Some(stream) = connect_unless(socket, is_over)? else { return Ok(()) };
+            first = carry_one(&mut port, stream, &first)?;
         }
     }
     Ok(())
@@ -53,8 +54,7 @@ pub fn carry(port: &Path, socket: &Path, is_over: &dyn Fn() -> bool) -> io::Resu
 
 /// Carries one connection, whose first bytes have arrived. The first bytes of the next one, where that has come
 /// before the end of this one was seen.
-fn carry_one(port: &mut File, socket: &Path, first: &[u8]) -> io::Result<Vec<u8>> {
-    let mut stream = connect(socket)?;
+fn carry_one(port: &mut File, mut stream: UnixStream, first: &[u8]) -> io::Result<Vec<u8>> {
     stream.write_all(first)?;
     let (mut back, mut to) = (stream.try_clone()?, port.try_clone()?);
     let answers = thread::spawn(move || {
@@ -83,11 +83,18 @@ fn carry_one(port: &mut File, socket: &Path, first: &[u8]) -> io::Result<Vec<u8>
 /// # Errors
 /// When it does not appear within half a minute.
 pub fn connect(socket: &Path) -> io::Result<UnixStream> {
+    connect_unless(socket, &|| false)?.ok_or_else(|| io::Error::other("it is over"))
+}
+
+/// The same; `None` once `is_over` says that nobody will be there any more.
+fn connect_unless(socket: &Path, is_over: &dyn Fn() -> bool) -> io::Result<Option<UnixStream>> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         match UnixStream::connect(socket) {
-            Err(_) if Instant::now() < deadline => thread::park_timeout(Duration::from_millis(10)),
-            result => return result,
+            Ok(stream) => return Ok(Some(stream)),
+            Err(_) if is_over() => return Ok(None),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => thread::park_timeout(Duration::from_millis(10)),
         }
     }
 }
