@@ -133,6 +133,9 @@ struct Frozen {
 pub trait Threads {
     /// Calls `call` on each vCPU's thread; what the vCPUs' threads that are there answer.
     fn each<R: Send + 'static>(&self, call: impl Fn(&mut Vcpu) -> R + Send + Sync + 'static) -> Vec<R>;
+
+    /// Has `call` be called on each vCPU's thread before it enters the guest again, without waiting for it.
+    fn post(&self, call: impl Fn(&mut Vcpu) + Send + Sync + 'static);
 }
 
 /// Keeps a guest's time.
@@ -142,8 +145,8 @@ pub struct Timekeeper {
     clock: VmClock,
     /// Of the guest by Xen's interface.
     timers: Option<Arc<Timers>>,
-    /// Something was refused, which is said once.
-    has_failed: AtomicBool,
+    /// Something was refused.
+    failures: Arc<Failures>,
     /// It was said that the host cannot hold the guest's counter.
     is_told: AtomicBool,
 }
@@ -151,13 +154,7 @@ pub struct Timekeeper {
 impl Timekeeper {
     /// For a machine whose guest has not run yet.
     pub fn new(mode: GuestClock, clock: VmClock, timers: Option<Arc<Timers>>) -> Timekeeper {
-        Timekeeper {
-            mode,
-            clock,
-            timers,
-            has_failed: AtomicBool::new(false),
-            is_told: AtomicBool::new(false),
-        }
+        Timekeeper { mode, clock, timers, failures: Arc::default(), is_told: AtomicBool::new(false) }
     }
 
     /// What is in force, in words.
@@ -167,7 +164,7 @@ impl Timekeeper {
             GuestClock::Stop => {
                 let what = VmClock::what(counts());
                 let failed =
-                    if self.has_failed.load(Ordering::Relaxed) { "; KVM has refused a part" } else { "" };
+                    if self.failures.0.load(Ordering::Relaxed) { "; KVM has refused a part" } else { "" };
                 format!("the guest's time stands still while it is held: {what}{failed}")
             }
         }
@@ -241,11 +238,12 @@ impl Timekeeper {
         self.tell_whether_it_counts();
         let restart = Instant::now();
         let owed = restart.saturating_duration_since(stood.since) + stood.owed;
-        self.told(self.clock.shift(owed, counts));
-        let lines = self.clock.lines().clone();
-        for result in vcpus.each(move |vcpu| vcpu.shift_time(owed, counts, &lines)) {
-            self.told(result);
-        }
+        self.failures.told(self.clock.shift(owed, counts));
+        let (lines, failures) = (self.clock.lines().clone(), Arc::clone(&self.failures));
+        // Each before it enters the guest: a step does not wait for other vCPUs.
+        vcpus.post(move |vcpu| {
+            failures.told(vcpu.shift_time(owed, counts, &lines));
+        });
         if let Some(timers) = self.timers.as_ref().filter(|_| counts) {
             timers.release(owed);
         }
@@ -273,9 +271,9 @@ impl Timekeeper {
             if taken.len() <= id {
                 taken.resize_with(id + 1, || None);
             }
-            taken[id] = self.told(frozen);
+            taken[id] = self.failures.told(frozen);
         }
-        Frozen { vm: self.told(self.clock.freeze()), vcpus: taken }
+        Frozen { vm: self.failures.told(self.clock.freeze()), vcpus: taken }
     }
 
     /// Puts back what was taken; from when the guest's time goes on.
@@ -285,7 +283,8 @@ impl Timekeeper {
         let taken = Arc::new(taken);
         let back = counts.then(|| self.back(&taken, stood, vcpus)).flatten();
         let (back, restart) = back.map_or((None, None), |(cycles, at)| (Some(cycles), Some(at)));
-        let thawed = vm.as_ref().and_then(|vm| self.told(self.clock.thaw(vm, &stood, restart, counts)));
+        let thawed =
+            vm.as_ref().and_then(|vm| self.failures.told(self.clock.thaw(vm, &stood, restart, counts)));
         let restart = thawed.or(restart).unwrap_or_else(Instant::now);
         let lines = self.clock.lines().clone();
         let results = vcpus.each(move |vcpu| match taken.get(vcpu.id() as usize) {
@@ -293,10 +292,10 @@ impl Timekeeper {
             _ => Ok(()),
         });
         for result in results {
-            self.told(result);
+            self.failures.told(result);
         }
         if let Some(vm) = &vm {
-            self.told(self.clock.start_timers(vm, &stood));
+            self.failures.told(self.clock.start_timers(vm, &stood));
         }
         if let Some(timers) = &self.timers {
             let lost = restart.saturating_duration_since(stood.since) + stood.owed;
@@ -317,15 +316,20 @@ impl Timekeeper {
             Some(Some(frozen)) if vcpu.id() == 0 => Some(vcpu.cycles_since(frozen, &stood)),
             _ => None,
         });
-        first.into_iter().flatten().next().and_then(|cycles| self.told(cycles)).flatten()
+        first.into_iter().flatten().next().and_then(|cycles| self.failures.told(cycles)).flatten()
     }
+}
 
-    /// Says once what goes wrong.
+/// Whether KVM has refused something, which is said once.
+#[derive(Debug, Default)]
+struct Failures(AtomicBool);
+
+impl Failures {
     fn told<T>(&self, result: Result<T, KvmError>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
-                if !self.has_failed.swap(true, Ordering::Relaxed) {
+                if !self.0.swap(true, Ordering::Relaxed) {
                     log::warn!("a part of the guest's time runs on while it is held: {error}");
                 }
                 None

@@ -301,13 +301,7 @@ impl Vcpus {
     fn wait_for<R>(&self, answers: &Receiver<R>) -> Option<R> {
         let mut last = None;
         loop {
-            // Most answers come at once.
-            let soon = attention::poll(|| match answers.try_recv() {
-                Err(TryRecvError::Empty) => None,
-                Ok(answer) => Some(Ok(answer)),
-                Err(TryRecvError::Disconnected) => Some(Err(RecvTimeoutError::Disconnected)),
-            });
-            match soon.unwrap_or_else(|| answers.recv_timeout(KICK_AGAIN)) {
+            match answers.recv_timeout(KICK_AGAIN) {
                 Ok(answer) => last = Some(answer),
                 Err(RecvTimeoutError::Disconnected) => return last,
                 Err(RecvTimeoutError::Timeout) => self.threads.iter().for_each(Thread::kick),
@@ -319,6 +313,14 @@ impl Vcpus {
 impl Threads for Vcpus {
     fn each<R: Send + 'static>(&self, call: impl Fn(&mut Vcpu) -> R + Send + Sync + 'static) -> Vec<R> {
         self.for_each(call)
+    }
+
+    fn post(&self, call: impl Fn(&mut Vcpu) + Send + Sync + 'static) {
+        let call = Arc::new(call);
+        for thread in &self.threads {
+            let call = Arc::clone(&call);
+            thread.send(Message::Call(Box::new(move |vcpu| call(vcpu))));
+        }
     }
 }
 
