@@ -6,7 +6,7 @@
 //!
 //! A debugger's row of steps holds the guest thousands of times a second, for microseconds. So what is
 //! short is only added up, and taken out once [`SHORTEST`] has gathered; and the clocks are taken when
-//! the guest has stood still for so long, by whoever waits ([`Vcpus::settle`](crate::vcpus::Vcpus)).
+//! the guest has stood still for [`LONG`], by whoever waits ([`Vcpus::settle`](crate::vcpus::Vcpus)).
 
 use crate::config::GuestClock;
 use crate::hypercalls::Timers;
@@ -18,6 +18,10 @@ use std::time::{Duration, Instant};
 
 /// Less time than this is not taken out of the guest's.
 pub const SHORTEST: Duration = Duration::from_millis(1);
+
+/// A guest that has stood still for so long in one go is not being stepped by a program, or is where each step takes
+/// long: its clocks are taken. Else they go back by a difference when it runs, which costs less.
+const LONG: Duration = Duration::from_millis(4);
 
 /// What an entry to the guest is to its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,9 +195,9 @@ impl Timekeeper {
         if still.frozen.is_some() || self.mode == GuestClock::Run {
             return None;
         }
-        let held = still.since?.elapsed() + still.owed;
-        if held < SHORTEST {
-            return Some(SHORTEST.saturating_sub(held));
+        let held = still.since?.elapsed();
+        if held < LONG {
+            return Some(LONG.saturating_sub(held));
         }
         still.frozen = Some(self.freeze(vcpus));
         None
