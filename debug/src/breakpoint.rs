@@ -317,6 +317,16 @@ impl Table {
         }
     }
 
+    /// Takes all breakpoints out without touching memory: it is another one by now. They are former ones then.
+    pub fn uprooted(&mut self) -> Vec<Breakpoint> {
+        self.planted.clear();
+        let gone: Vec<Breakpoint> = std::mem::take(&mut self.breakpoints).into_values().collect();
+        self.former.extend(gone.iter().cloned());
+        let excess = self.former.len().saturating_sub(MOST_FORMER.max(gone.len()));
+        self.former.drain(..excess);
+        gone
+    }
+
     /// Removes all breakpoints.
     pub fn clear(&mut self, memory: &dyn Memory) {
         self.breakpoints.clear();

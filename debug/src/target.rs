@@ -143,6 +143,9 @@ pub enum Event {
         /// Its general registers, which every debugger wants next.
         registers: RegisterFile,
     },
+    /// The guest has begun again, as a new machine: its memory is new, so nothing is planted in it, and no vCPU
+    /// runs before it is resumed.
+    Restarted,
     /// The guest is over.
     Ended(Ended),
 }
@@ -185,7 +188,8 @@ pub struct Order {
 pub enum Control {
     /// Raise a non-maskable interrupt on a vCPU.
     Nmi(u32),
-    /// Reset the guest: ends the run as the guest's own reset does.
+    /// Have the guest begin again. When that is done it is a new machine, as after [`Event::Restarted`], which
+    /// is not told.
     Reset,
     /// End the run.
     Quit,

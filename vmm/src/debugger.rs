@@ -4,7 +4,7 @@
 //! vCPU on its own thread, [`LiveMachine`] all of them for the thread that serves gdb.
 //! [`Debugger`] is that thread. None of this exists without `--gdb`.
 
-use crate::attention::{self, Attention};
+use crate::attention::Attention;
 use crate::config::GdbConfig;
 use crate::error::Error;
 use crate::guest_clock::Times;
@@ -16,130 +16,35 @@ use crate::outcome::{Outcome, Stop};
 use crate::peer;
 use crate::serve::{Left, Shared, run_guest};
 use crate::stepping;
-use crate::vcpus::{Hold, Vcpus};
+use crate::vcpus::Vcpus;
 use crate::world::World;
-use arch::address::PhysRange;
-use arch::paging::{Regime, TableMemory};
+use arch::Isa;
+use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
-use arch::{GuestPhys, Isa};
 use debug::arming::{Arming, DebugRegisters, Own, in_place};
 use debug::engine::Engine;
 use debug::gdb::description::Believed;
 use debug::gdb::listener::Listener;
 use debug::gdb::server::{self, Service};
 use debug::gdb::session::Session;
-use debug::target::{
-    Action, Code, Command, Control, Cpu, Ended, Event, HostDebug, Machine, Memory, Order, Stepped,
-    StopReason, TargetError, VcpuState,
-};
+use debug::target::{Code, Cpu, Ended, Event, HostDebug, Memory, Stepped, StopReason, TargetError};
 use debug::trap::{Injection, Trap};
-use devices::hypercall::trace::Filter;
-use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
+mod machine;
+mod memory;
+
+use machine::{Begun, LiveMachine};
+pub use memory::LiveMemory;
+
 const EXITS: [&str; 9] = VcpuExit::KINDS;
-
-/// RAM of a live guest.
-#[derive(Clone, Debug)]
-pub struct LiveMemory(pub GuestMemory);
-
-impl LiveMemory {
-    /// Bytes of RAM in one piece from an address on, `length` at most.
-    fn piece(&self, address: GuestPhys, length: usize) -> usize {
-        let address = GuestAddress(address.0);
-        let Some(region) = self.0.find_region(address) else { return 0 };
-        let left = region.last_addr().0 - address.0;
-        usize::try_from(left).unwrap_or(usize::MAX).saturating_add(1).min(length)
-    }
-}
-
-impl TableMemory for LiveMemory {
-    fn read_table(&self, address: GuestPhys, bytes: &mut [u8]) -> bool {
-        self.0.read_slice(bytes, GuestAddress(address.0)).is_ok()
-    }
-}
-
-impl Memory for LiveMemory {
-    fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize {
-        let length = self.piece(address, bytes.len());
-        self.0.read(&mut bytes[..length], GuestAddress(address.0)).unwrap_or(0)
-    }
-
-    fn write(&self, address: GuestPhys, bytes: &[u8]) -> usize {
-        let length = self.piece(address, bytes.len());
-        let written = self.0.write(&bytes[..length], GuestAddress(address.0)).unwrap_or(0);
-        if let Ok(place) = self.0.get_host_address(GuestAddress(address.0)) {
-            crate::kvm::code_changed(place, written);
-        }
-        written
-    }
-
-    fn ranges(&self) -> Vec<PhysRange> {
-        self.0.iter().map(|region| PhysRange::new(region.start_addr().0, region.len())).collect()
-    }
-
-    fn populated(&self) -> Vec<PhysRange> {
-        let Ok(pagemap) = File::open("/proc/self/pagemap") else { return self.ranges() };
-        let mut ranges = Vec::new();
-        for region in self.0.iter() {
-            let start = region.start_addr().0;
-            let host = region.get_host_address(MemoryRegionAddress(0)).map(|place| place as u64);
-            let populated = host.ok().and_then(|host| populated(&pagemap, host, region.len()).ok());
-            match populated {
-                Some(pieces) => ranges.extend(
-                    pieces.into_iter().map(|(offset, length)| PhysRange::new(start + offset, length)),
-                ),
-                None => ranges.push(PhysRange::new(start, region.len())),
-            }
-        }
-        ranges
-    }
-}
-
-/// The pieces of a mapping at `host`, `length` bytes, whose pages are present or swapped out:
-/// offset and length of each (Linux, `Documentation/admin-guide/mm/pagemap.rst`).
-fn populated(pagemap: &File, host: u64, length: u64) -> io::Result<Vec<(u64, u64)>> {
-    const ENTRY: u64 = 8;
-    const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
-    /// Entries that are read at a time.
-    const AT_ONCE: u64 = 8192;
-    let page = page_size();
-    let mut pieces: Vec<(u64, u64)> = Vec::new();
-    let pages = length / page;
-    let mut first = 0;
-    while first < pages {
-        let count = (pages - first).min(AT_ONCE);
-        let mut entries = vec![0; usize::try_from(count * ENTRY).unwrap_or(0)];
-        pagemap.read_exact_at(&mut entries, (host / page + first) * ENTRY)?;
-        for (index, entry) in (first..).zip(entries.chunks_exact(8)) {
-            if arch::bytes::u64_at(entry, 0).unwrap_or(0) & PRESENT_OR_SWAPPED == 0 {
-                continue;
-            }
-            match pieces.last_mut() {
-                Some((offset, length)) if *offset + *length == index * page => *length += page,
-                _ => pieces.push((index * page, page)),
-            }
-        }
-        first += count;
-    }
-    Ok(pieces)
-}
-
-fn page_size() -> u64 {
-    // SAFETY: it has no preconditions.
-    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
-}
 
 /// What vCPU threads share while a debugger may be there.
 #[derive(Debug)]
@@ -157,9 +62,37 @@ pub struct DebugShared {
     /// Of the debugger's thread.
     attention: Attention,
     exits: Vec<[AtomicU64; EXITS.len()]>,
+    /// The debugger wants the guest to begin again.
+    wants_restart: AtomicBool,
 }
 
 impl DebugShared {
+    fn new(
+        engine: Arc<Engine>,
+        vcpus: u32,
+        memory: &GuestMemory,
+        (wake, release): (EventFd, EventFd),
+    ) -> (DebugShared, Receiver<Event>) {
+        let (sender, events) = channel();
+        let shared = DebugShared {
+            engine,
+            world: World::new(vcpus),
+            memory: LiveMemory(memory.clone()),
+            events: Mutex::new(sender),
+            wake,
+            release,
+            attention: Attention::default(),
+            exits: (0..vcpus).map(|_| Default::default()).collect(),
+            wants_restart: AtomicBool::new(false),
+        };
+        (shared, events)
+    }
+
+    /// Whether the debugger wants the guest to begin again; asked once for each time that it does.
+    pub fn takes_restart(&self) -> bool {
+        self.wants_restart.swap(false, Ordering::Relaxed)
+    }
+
     /// Tells the debugger's thread.
     pub fn tell(&self, event: Event) {
         // The receiver lives as long as the machine; at worst nobody reads it.
@@ -174,6 +107,13 @@ impl DebugShared {
         if let Err(error) = self.wake.write(1) {
             log::error!("cannot wake the gdb server: {error}");
         }
+    }
+
+    /// Tells an attached debugger that the guest is over.
+    pub fn ended(&self, outcome: &Outcome) {
+        let text = outcome.to_string();
+        let text = text.lines().next().unwrap_or_default().to_string();
+        self.tell(Event::Ended(Ended { code: outcome.code(), text }));
     }
 
     /// Has the debugger that is attached let go, so that another one may come.
@@ -373,229 +313,22 @@ impl Cpu for GuestCpu<'_> {
     }
 }
 
-/// All vCPUs, for the thread that serves gdb.
-#[derive(Debug)]
-pub struct LiveMachine {
-    vcpus: Arc<Vcpus>,
-    shared: Arc<Shared>,
-    debug: Arc<DebugShared>,
-    events: Receiver<Event>,
-    /// Events that have arrived and were not asked for yet.
-    happened: VecDeque<Event>,
-    /// Which vCPUs may be running: what need not be paused is not asked to.
-    running: Vec<bool>,
-    /// While none of them may.
-    hold: Option<Hold>,
-    /// What is known of vCPUs that stand still, until something changes it.
-    known: RefCell<Vec<Known>>,
-}
-
-/// What is known of a vCPU that stands still.
-#[derive(Clone, Debug, Default)]
-struct Known {
-    /// Its general registers.
-    general: Option<RegisterFile>,
-    /// How it translates.
-    regime: Option<Regime>,
-}
-
-impl LiveMachine {
-    fn forget(&self, vcpu: u32) {
-        if let Some(known) = self.known.borrow_mut().get_mut(vcpu as usize) {
-            *known = Known::default();
-        }
-    }
-}
-
-impl Machine for LiveMachine {
-    fn isa(&self) -> Isa {
-        HOST_ISA
-    }
-
-    fn vcpus(&self) -> u32 {
-        u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)
-    }
-
-    fn state(&self, vcpu: u32) -> VcpuState {
-        self.vcpus.call(vcpu, |vcpu| vcpu.state()).unwrap_or(VcpuState::NotStarted)
-    }
-
-    fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, TargetError> {
-        if banks == [Bank::General]
-            && let Some(file) =
-                self.known.borrow().get(vcpu as usize).and_then(|known| known.general.as_ref())
-        {
-            return Ok(file.clone());
-        }
-        let wanted = banks.to_vec();
-        let file = self.vcpus.call(vcpu, move |vcpu| vcpu.registers(&wanted));
-        let file = file.ok_or(TargetError::NoVcpu(vcpu))?;
-        if banks == [Bank::General] && !self.running[vcpu as usize] {
-            self.known.borrow_mut()[vcpu as usize].general = Some(file.clone());
-        }
-        Ok(file)
-    }
-
-    fn code(&self, vcpu: u32) -> Result<Code, TargetError> {
-        self.vcpus.call(vcpu, |vcpu| vcpu.code()).ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
-    }
-
-    fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
-        if let Some(regime) = self.known.borrow().get(vcpu as usize).and_then(|known| known.regime) {
-            return Ok(regime);
-        }
-        let regime = self.vcpus.call(vcpu, |vcpu| vcpu.regime());
-        let regime = regime.ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)?;
-        if !self.running[vcpu as usize] {
-            self.known.borrow_mut()[vcpu as usize].regime = Some(regime);
-        }
-        Ok(regime)
-    }
-
-    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
-        self.forget(vcpu);
-        let file = file.clone();
-        let set = self.vcpus.call(vcpu, move |vcpu| vcpu.set_registers(&file));
-        set.ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
-    }
-
-    fn memory(&self) -> &dyn Memory {
-        &self.debug.memory
-    }
-
-    fn host(&self) -> &HostDebug {
-        self.debug.engine.host()
-    }
-
-    fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
-        let ends_soon = orders.iter().any(|order| order.action == Action::Step);
-        self.hold = None;
-        if ends_soon {
-            self.debug.attention.begin();
-        }
-        for (vcpu, order) in (0..).zip(orders) {
-            if order.action != Action::Stay {
-                self.forget(vcpu);
-                self.running[vcpu as usize] = true;
-                self.vcpus.order(vcpu, order);
-            }
-        }
-        if ends_soon {
-            self.happened.extend(attention::poll(|| self.events.try_recv().ok()));
-            self.debug.attention.end();
-            self.happened.extend(self.events.try_iter());
-        }
-        Ok(())
-    }
-
-    fn pause(&mut self) {
-        if self.hold.is_none() {
-            self.hold = Some(self.vcpus.pause(|vcpu| self.running[vcpu]));
-            self.running.fill(false);
-        }
-    }
-
-    fn next_event(&mut self) -> Option<Event> {
-        if self.happened.is_empty() {
-            // Nothing there is no error; the count is of no interest. What is told from here on
-            // makes the descriptor readable again.
-            self.debug.wake.read().ok();
-            self.happened.extend(self.events.try_iter());
-        }
-        let event = self.happened.pop_front()?;
-        if let Event::Stopped { vcpu, registers, .. } = &event {
-            self.running[*vcpu as usize] = false;
-            let known = Known { general: Some(registers.clone()), regime: None };
-            self.known.borrow_mut()[*vcpu as usize] = known;
-        }
-        Some(event)
-    }
-
-    fn settle(&mut self) -> Option<Duration> {
-        self.hold.as_ref().and_then(|hold| hold.vcpus().settle())
-    }
-
-    fn event_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as the value that it is borrowed from.
-        unsafe { BorrowedFd::borrow_raw(self.debug.wake.as_raw_fd()) }
-    }
-
-    fn disarm(&mut self) {
-        let off = Arming::off(HOST_ISA);
-        let results = self.vcpus.for_each(move |vcpu| vcpu.set_debug(&off));
-        for error in results.into_iter().filter_map(Result::err) {
-            log::warn!("guest debugging cannot be switched off: {error}");
-        }
-    }
-
-    fn control(&mut self, control: Control) -> Result<(), TargetError> {
-        match control {
-            Control::Nmi(vcpu) => {
-                self.vcpus.call(vcpu, |vcpu| vcpu.nmi()).ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
-            }
-            Control::Reset => {
-                self.shared.end(Outcome::Reset);
-                Ok(())
-            }
-            Control::Quit => {
-                self.shared.end(Outcome::Stopped(Stop::Debugger));
-                Ok(())
-            }
-        }
-    }
-
-    fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
-        let count = |exits: &[AtomicU64; EXITS.len()]| {
-            EXITS.iter().zip(exits).map(|(name, count)| (*name, count.load(Ordering::Relaxed))).collect()
-        };
-        self.debug.exits.iter().map(count).collect()
-    }
-
-    fn commands(&self) -> &'static [Command] {
-        const COMMANDS: [Command; 3] = [
-            Command { name: "clock", usage: "", what: "what becomes of the guest's time while it is held" },
-            Command { name: "hypercalls", usage: "", what: "hypercalls so far, with counts and times" },
-            Command {
-                name: "catch",
-                usage: "[hypercall [NAME...]|off]",
-                what: "stop at hypercalls, by name or by the name of their operation",
-            },
-        ];
-        if self.shared.hypercalls.is_some() { &COMMANDS } else { &COMMANDS[..1] }
-    }
-
-    fn run_command(&mut self, name: &str, arguments: &[&str]) -> Result<String, String> {
-        if (name, arguments) == ("clock", &[]) {
-            return Ok(format!("{}\n", self.vcpus.clock_in_words()));
-        }
-        let Some(hypercalls) = &self.shared.hypercalls else { return Err("hypercalls are not seen".into()) };
-        let calls = hypercalls.calls();
-        match (name, arguments) {
-            ("hypercalls", []) => return Ok(calls.summary()),
-            ("catch", []) => {}
-            ("catch", ["off"]) => calls.catch(None),
-            ("catch", ["hypercall", names @ ..]) => {
-                let unknown = names.iter().find(|name| !calls.has(name));
-                if let Some(name) = unknown {
-                    return Err(format!("there is no hypercall and no operation '{name}'"));
-                }
-                calls.catch(Some(Filter::new(names.iter().map(|name| (*name).to_string()).collect())));
-            }
-            _ => return Err(format!("'{}' is not understood", arguments.join(" "))),
-        }
-        Ok(format!("{}\n", calls.caught()))
-    }
-}
-
 /// What a machine with `--gdb` is made with, before its vCPUs have threads.
 #[derive(Debug)]
 pub struct Prepared {
     /// For the vCPU threads.
     pub shared: Arc<DebugShared>,
     events: Receiver<Event>,
-    listener: Listener,
-    config: GdbConfig,
-    believed: Believed,
+    server: ServedBy,
+}
+
+/// Who serves gdb for a machine.
+#[derive(Debug)]
+enum ServedBy {
+    /// A thread that is still to be started.
+    New(Listener, GdbConfig, Believed),
+    /// The thread of the machine whose guest begins again in this one.
+    Former(Arc<Debugger>),
 }
 
 impl Prepared {
@@ -621,36 +354,87 @@ impl Prepared {
         if address.is_open() {
             log::warn!("whoever can connect to {} owns the guest", listener.address());
         }
-        let (sender, events) = channel();
-        let shared = DebugShared {
-            engine: Arc::new(Engine::new(HOST_ISA, host_debug(), vcpus)),
-            world: World::new(vcpus),
-            memory: LiveMemory(memory.clone()),
-            events: Mutex::new(sender),
-            wake: new_event()?,
-            release: new_event()?,
-            attention: Attention::default(),
-            exits: (0..vcpus).map(|_| Default::default()).collect(),
-        };
-        Ok(Prepared { shared: Arc::new(shared), events, listener, config: config.clone(), believed })
+        let engine = Arc::new(Engine::new(HOST_ISA, host_debug(), vcpus));
+        let (shared, events) = DebugShared::new(engine, vcpus, memory, (new_event()?, new_event()?));
+        let server = ServedBy::New(listener, config.clone(), believed);
+        Ok(Prepared { shared: Arc::new(shared), events, server })
+    }
+
+    /// For a machine in which the guest of another one begins again: what a debugger has asked for stays.
+    ///
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn again(former: &Arc<Debugger>, vcpus: u32, memory: &GuestMemory) -> Result<Prepared, Error> {
+        let clone = |event: &EventFd| event.try_clone().map_err(Error::system("cannot duplicate an eventfd"));
+        let events = (clone(&former.wake)?, clone(&former.release)?);
+        let (shared, events) = DebugShared::new(Arc::clone(&former.engine), vcpus, memory, events);
+        Ok(Prepared { shared: Arc::new(shared), events, server: ServedBy::Former(Arc::clone(former)) })
     }
 }
 
 /// The thread that serves gdb.
 #[derive(Debug)]
 pub struct Debugger {
-    shared: Arc<DebugShared>,
+    engine: Arc<Engine>,
+    wake: EventFd,
+    release: EventFd,
+    next: Sender<Result<Begun, String>>,
+    /// The debugger wants the guest to end, whichever machine it is in by then.
+    wants_end: Arc<AtomicBool>,
     quit: EventFd,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Debugger {
-    /// Starts it.
+    /// Starts it, or has the one that there is go over to a machine.
     ///
     /// # Errors
     /// When the system gives no more threads or descriptors.
-    pub fn start(prepared: Prepared, vcpus: &Arc<Vcpus>, shared: &Arc<Shared>) -> Result<Debugger, Error> {
-        let Prepared { shared: debug, events, listener, config, believed } = prepared;
+    pub fn start(
+        prepared: Prepared,
+        vcpus: &Arc<Vcpus>,
+        shared: &Arc<Shared>,
+    ) -> Result<Arc<Debugger>, Error> {
+        let Prepared { shared: debug, events, server } = prepared;
+        let (vcpus, shared) = (Arc::clone(vcpus), Arc::clone(shared));
+        let begun = Begun { vcpus, shared, debug, events };
+        match server {
+            ServedBy::New(listener, config, believed) => {
+                Debugger::start_thread(begun, listener, config, believed).map(Arc::new)
+            }
+            ServedBy::Former(debugger) => {
+                let shared = Arc::clone(&begun.shared);
+                debugger.tell(Ok(begun));
+                // It may have ended the former machine when that was over already. Whoever does so behind this
+                // look finds the new one.
+                if debugger.wants_end.load(Ordering::SeqCst) {
+                    shared.end(Outcome::Stopped(Stop::Debugger));
+                }
+                Ok(debugger)
+            }
+        }
+    }
+
+    /// Tells it that the guest does not begin again, and why.
+    pub fn cannot_restart(&self, why: &Error) {
+        self.tell(Err(why.to_string()));
+    }
+
+    fn tell(&self, next: Result<Begun, String>) {
+        // Nobody hears it only when the thread has ended, as it does when the guest is over.
+        self.next.send(next).ok();
+        if let Err(error) = self.wake.write(1) {
+            log::error!("cannot wake the gdb server: {error}");
+        }
+    }
+
+    fn start_thread(
+        begun: Begun,
+        listener: Listener,
+        config: GdbConfig,
+        believed: Believed,
+    ) -> Result<Debugger, Error> {
+        let debug = &begun.debug;
         let quit = new_event()?;
         let service = Service {
             quit: duplicate(&quit)?,
@@ -659,23 +443,18 @@ impl Debugger {
             on_lost: config.on_lost,
             takeover: config.takeover,
         };
-        let machine = LiveMachine {
-            vcpus: Arc::clone(vcpus),
-            shared: Arc::clone(shared),
-            debug: Arc::clone(&debug),
-            events,
-            happened: VecDeque::new(),
-            // Until the first pause nobody knows.
-            running: vec![true; vcpus.len()],
-            hold: None,
-            known: RefCell::new(vec![Known::default(); vcpus.len()]),
-        };
-        log::warn!("waiting for gdb at {}", listener.address());
+        let clone = |event: &EventFd| event.try_clone().map_err(Error::system("cannot duplicate an eventfd"));
+        let (wake, release) = (clone(&debug.wake)?, clone(&debug.release)?);
+        let (sender, next) = channel();
         let engine = Arc::clone(&debug.engine);
+        let wants_end = Arc::new(AtomicBool::new(false));
+        let machine = LiveMachine::new(begun, next, (duplicate(&quit)?, Arc::clone(&wants_end)));
+        log::warn!("waiting for gdb at {}", listener.address());
+        let judge = Arc::clone(&engine);
         let thread = thread::Builder::new()
             .name("gdb".into())
             .spawn(move || {
-                let mut session = Session::new(machine, engine);
+                let mut session = Session::new(machine, judge);
                 session.believed = believed;
                 if let Some(folder) = config.dump_folder {
                     session.dump_folder = folder;
@@ -683,14 +462,7 @@ impl Debugger {
                 server::run(&listener, session, &service);
             })
             .map_err(Error::system("cannot start the gdb server's thread"))?;
-        Ok(Debugger { shared: debug, quit, thread: Some(thread) })
-    }
-
-    /// Tells an attached debugger that the guest is over.
-    pub fn ended(&self, outcome: &Outcome) {
-        let text = outcome.to_string();
-        let text = text.lines().next().unwrap_or_default().to_string();
-        self.shared.tell(Event::Ended(Ended { code: outcome.code(), text }));
+        Ok(Debugger { engine, wake, release, next: sender, wants_end, quit, thread: Some(thread) })
     }
 }
 
@@ -754,22 +526,5 @@ pub fn trap(exit: &crate::kvm::exit::DebugExit) -> Option<Trap> {
             let exception = arch::aarch64::syndrome::decode(syndrome)?;
             Some(Trap::Aarch64 { exception, far })
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn touched_pages_are_found() {
-        let memory = LiveMemory(crate::memory::map(HOST_ISA, 64 << 20).unwrap());
-        let place = GuestPhys(memory.ranges()[0].start.0 + 0x123_4567);
-        let before: u64 = memory.populated().iter().map(|range| range.size).sum();
-        assert_eq!(memory.write(place, b"x"), 1);
-        let after = memory.populated();
-        assert!(after.iter().any(|range| range.contains(place, 1)));
-        let size: u64 = after.iter().map(|range| range.size).sum();
-        assert!(size > before && size < 64 << 20, "{before} {size}");
     }
 }

@@ -151,14 +151,12 @@ pub struct Timekeeper {
     timers: Option<Arc<Timers>>,
     /// Something was refused.
     failures: Arc<Failures>,
-    /// It was said that the host cannot hold the guest's counter.
-    is_told: AtomicBool,
 }
 
 impl Timekeeper {
     /// For a machine whose guest has not run yet.
     pub fn new(mode: GuestClock, clock: VmClock, timers: Option<Arc<Timers>>) -> Timekeeper {
-        Timekeeper { mode, clock, timers, failures: Arc::default(), is_told: AtomicBool::new(false) }
+        Timekeeper { mode, clock, timers, failures: Arc::default() }
     }
 
     /// What is in force, in words.
@@ -239,7 +237,7 @@ impl Timekeeper {
     /// Has all clocks go back by what has gathered, at once: a row of steps pays for it each millisecond.
     fn shift(&self, stood: Stood, vcpus: &impl Threads) -> Instant {
         let counts = counts();
-        self.tell_whether_it_counts();
+        Timekeeper::tell_whether_it_counts();
         let restart = Instant::now();
         let owed = restart.saturating_duration_since(stood.since) + stood.owed;
         self.failures.told(self.clock.shift(owed, counts));
@@ -254,9 +252,11 @@ impl Timekeeper {
         restart
     }
 
-    fn tell_whether_it_counts(&self) {
+    /// Says once that the host cannot hold the guest's counter.
+    fn tell_whether_it_counts() {
+        static IS_TOLD: AtomicBool = AtomicBool::new(false);
         if let Err(seen) = crate::check::holds_counter()
-            && !self.is_told.swap(true, Ordering::Relaxed)
+            && !IS_TOLD.swap(true, Ordering::Relaxed)
         {
             log::warn!(
                 "this host's KVM does not hold a guest's counter, which runs on while the guest is held: {seen}"
@@ -266,7 +266,7 @@ impl Timekeeper {
 
     fn freeze(&self, vcpus: &impl Threads) -> Frozen {
         let counts = counts();
-        self.tell_whether_it_counts();
+        Timekeeper::tell_whether_it_counts();
         if let Some(timers) = &self.timers {
             timers.hold();
         }

@@ -7,7 +7,7 @@
 use crate::boot::kernel::Kernel;
 use crate::boot::{self, BootConfig, Booted, cmdline};
 use crate::config::{Config, GuestClock, Trace};
-use crate::debugger::{Debugger, Prepared};
+use crate::debugger::{DebugShared, Debugger, Prepared};
 use crate::dump::Dumper;
 use crate::error::Error;
 use crate::guest_clock::Timekeeper;
@@ -62,7 +62,8 @@ impl Trigger for Line {
 #[derive(Debug)]
 pub struct Machine {
     // The threads end before what they use goes: first the one that asks vCPUs.
-    debugger: Option<Debugger>,
+    debugger: Option<Arc<Debugger>>,
+    debug: Option<Arc<DebugShared>>,
     dumper: Dumper,
     /// What [`Machine::pause`] has made.
     pause: Mutex<Pause>,
@@ -104,6 +105,32 @@ impl Machine {
     /// # Errors
     /// [`Error`] for everything that a host, a file or an option can be wrong about.
     pub fn new(config: &Config, output: Box<dyn Write + Send>) -> Result<Machine, Error> {
+        Machine::build(config, output, None)
+    }
+
+    /// Builds a machine in which the guest begins again. A debugger that is attached to this one goes over to
+    /// the other, with all that it has asked for; it is that debugger, if there is `--gdb`, who lets the new
+    /// guest run. This one is to be dropped.
+    ///
+    /// # Errors
+    /// As [`Machine::new`]; then this machine is as it was.
+    pub fn again(&self, config: &Config, output: Box<dyn Write + Send>) -> Result<Machine, Error> {
+        // Its vCPUs that have not ended are not to meet what the debugger puts into the other one.
+        let was_held =
+            matches!(&*self.pause.lock().unwrap_or_else(PoisonError::into_inner), Pause::Held { .. });
+        self.pause();
+        let again = Machine::build(config, output, self.debugger.as_ref());
+        if again.is_err() && !was_held {
+            self.resume();
+        }
+        again
+    }
+
+    fn build(
+        config: &Config,
+        output: Box<dyn Write + Send>,
+        former: Option<&Arc<Debugger>>,
+    ) -> Result<Machine, Error> {
         let host = Host::open()?;
         let vm_config = VmConfig {
             vcpus: config.cpus,
@@ -141,7 +168,10 @@ impl Machine {
             // Found out once; the first stop is not to wait for it.
             crate::check::holds_counter().ok();
         }
-        let prepared = gdb.map(|gdb| Prepared::new(gdb, config.cpus, vm.memory(), kernel.believed()));
+        let prepared = gdb.map(|gdb| match former {
+            None => Prepared::new(gdb, config.cpus, vm.memory(), kernel.believed()),
+            Some(former) => Prepared::again(former, config.cpus, vm.memory()),
+        });
         let prepared = prepared.transpose()?;
         let hypercalls = hypercalls(config, &vm, &serial)?;
         let shared = Arc::new(Shared {
@@ -162,14 +192,15 @@ impl Machine {
         }
         let vcpus = Arc::new(vcpus);
         let debug = prepared.as_ref().map(|prepared| Arc::clone(&prepared.shared));
-        let dumper = Dumper::new(&vcpus, vm.memory(), debug);
+        let dumper = Dumper::new(&vcpus, vm.memory(), debug.clone());
         let debugger = prepared.map(|prepared| Debugger::start(prepared, &vcpus, &shared)).transpose()?;
         Ok(Machine {
+            waits: waits || debugger.is_some() && former.is_some(),
             debugger,
+            debug,
             dumper,
             pause: Mutex::new(Pause::NotStarted),
             vcpus,
-            waits,
             outcomes: Mutex::new(outcomes),
             wake,
             serial,
@@ -211,8 +242,20 @@ impl Machine {
 
     /// Tells an attached debugger how the guest has ended.
     pub fn tell_debugger(&self, outcome: &Outcome) {
+        if let Some(debug) = &self.debug {
+            debug.ended(outcome);
+        }
+    }
+
+    /// Whether it is the debugger who wants the guest to begin again; asked once for each time.
+    pub fn takes_restart(&self) -> bool {
+        self.debug.as_ref().is_some_and(|debug| debug.takes_restart())
+    }
+
+    /// Tells a debugger that has asked for it that the guest does not begin again.
+    pub fn cannot_restart(&self, why: &Error) {
         if let Some(debugger) = &self.debugger {
-            debugger.ended(outcome);
+            debugger.cannot_restart(why);
         }
     }
 

@@ -23,7 +23,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use panicked::Panicked;
 use std::cell::RefCell;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
@@ -68,33 +68,34 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
 
     let control = config.name.as_deref().map(Control::new).transpose()?.map(Rc::new);
     let listens = config.dump_on.as_ref().is_some_and(|on| on.panic);
-    loop {
-        let heard = Arc::new(
-            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-                .map_err(Error::system("cannot make an eventfd"))?,
-        );
-        let output = match listens {
+    let heard = Arc::new(
+        EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+            .map_err(Error::system("cannot make an eventfd"))?,
+    );
+    let output = || -> Box<dyn Write + Send> {
+        match listens {
             true => Box::new(PanicWatch::new(console.output(), Arc::clone(&heard))),
             false => console.output(),
-        };
-        let machine = Machine::new(config, output)?;
+        }
+    };
+    let mut machine = Machine::new(config, output())?;
+    loop {
         // The terminal is taken when nothing can be said wrong any more.
         let foreground = take_terminal(&console).map_err(Error::system("cannot set up the terminal"))?;
-        let wants_summary = config.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.summary);
         let around = Around {
+            config,
             console: &console,
             signals: &signals,
             timer: &timer,
             control: control.as_ref(),
             foreground,
-            heard: listens.then_some(heard),
+            heard: listens.then(|| Arc::clone(&heard)),
+            again: &|machine: &Machine| machine.again(config, output()),
         };
-        let outcome = run_machine(machine, &around, config.dump_on.as_ref(), wants_summary)?;
-        if outcome == Outcome::Reset && config.on_reboot == OnReboot::Restart {
-            log::info!("the guest reset itself; it is booted again");
-            continue;
+        match run_machine(machine, &around)? {
+            End::Over(outcome) => return Ok(outcome),
+            End::Again(next) => machine = *next,
         }
-        return Ok(outcome);
     }
 }
 
@@ -131,6 +132,7 @@ impl State {
 
 /// What is there for every machine of a run.
 struct Around<'a> {
+    config: &'a Config,
     console: &'a Console,
     signals: &'a Rc<RefCell<SignalFd>>,
     timer: &'a Rc<RefCell<TimerFd>>,
@@ -139,6 +141,16 @@ struct Around<'a> {
     foreground: Option<Rc<Foreground>>,
     /// The guest's kernel says on the console that it has panicked, and stays where it is.
     heard: Option<Arc<EventFd>>,
+    /// Builds the machine in which the guest of another one begins again.
+    again: &'a dyn Fn(&Machine) -> Result<Machine, Error>,
+}
+
+/// How a machine's run ends.
+enum End {
+    /// The guest is over.
+    Over(Outcome),
+    /// It begins again, in this one.
+    Again(Box<Machine>),
 }
 
 /// Writes a core of a guest that has ended, if it has ended as `on` says.
@@ -170,13 +182,45 @@ fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<Sig
     }
 }
 
-fn run_machine(
-    machine: Machine,
-    around: &Around<'_>,
-    dump_on: Option<&DumpOn>,
-    wants_summary: bool,
-) -> Result<Outcome, Error> {
-    let Around { console, signals, timer, control, foreground, heard } = around;
+/// Deals with a guest that has ended; `None` when it runs on.
+fn end(machine: &Machine, outcome: Outcome, around: &Around<'_>) -> Result<Option<End>, Error> {
+    let config = around.config;
+    let over = || {
+        machine.dumper().close();
+        let wants_summary = config.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.summary);
+        if let Some(hypercalls) = machine.hypercalls().filter(|_| wants_summary) {
+            logging::print(&hypercalls.calls().summary());
+        }
+    };
+    if outcome == Outcome::Reset && machine.takes_restart() {
+        return Ok(match (around.again)(machine) {
+            Ok(next) => {
+                over();
+                Some(End::Again(Box::new(next)))
+            }
+            // It is stopped at its debugger's prompt, and stays there.
+            Err(error) => {
+                machine.cannot_restart(&error);
+                None
+            }
+        });
+    }
+    // The guest is over: what is typed now, Ctrl-C while it is dumped, is the terminal's business.
+    terminal::restore();
+    if let Some(on) = &config.dump_on {
+        dump(machine, &outcome, on, around.signals);
+    }
+    over();
+    if outcome == Outcome::Reset && config.on_reboot == OnReboot::Restart {
+        log::info!("the guest reset itself; it is booted again");
+        return (around.again)(machine).map(|next| Some(End::Again(Box::new(next))));
+    }
+    machine.tell_debugger(&outcome);
+    Ok(Some(End::Over(outcome)))
+}
+
+fn run_machine(machine: Machine, around: &Around<'_>) -> Result<End, Error> {
+    let Around { console, signals, timer, control, foreground, heard, .. } = around;
     let state = Rc::new(State { machine, verdict: RefCell::new(None) });
     let mut events: EventManager<Box<dyn MutEventSubscriber>> = EventManager::new()
         .map_err(|error| Error::system("cannot make an event loop")(io::Error::other(error)))?;
@@ -203,18 +247,11 @@ fn run_machine(
     }
     state.machine.start();
     loop {
-        if let Some(outcome) = state.verdict.borrow_mut().take() {
-            // The guest is over: what is typed now, Ctrl-C while it is dumped, is the terminal's business.
-            terminal::restore();
-            if let Some(on) = dump_on {
-                dump(&state.machine, &outcome, on, signals);
-            }
-            state.machine.dumper().close();
-            state.machine.tell_debugger(&outcome);
-            if let Some(hypercalls) = state.machine.hypercalls().filter(|_| wants_summary) {
-                logging::print(&hypercalls.calls().summary());
-            }
-            return Ok(outcome);
+        let verdict = state.verdict.borrow_mut().take();
+        if let Some(outcome) = verdict
+            && let Some(end) = end(&state.machine, outcome, around)?
+        {
+            return Ok(end);
         }
         events.run().map_err(|error| Error::system("the event loop failed")(io::Error::other(error)))?;
     }

@@ -8,7 +8,7 @@ use super::front::{self, Answer};
 use super::input::Input;
 use super::listener::{Peer, Stream};
 use super::packet::{Item, push_escaped, push_frame, push_hex};
-use super::session::{self, Session, errno};
+use super::session::{self, Process, Session, errno};
 use super::stop::{Stop, console};
 use super::stub::Stub;
 use crate::cancel::Cancel;
@@ -319,11 +319,36 @@ impl<M: Machine> Client<M> {
                 if !reply.is_empty() {
                     self.send(&reply);
                 }
-                return Err(Goodbye::Kill);
+                if !session.is_extended {
+                    return Err(Goodbye::Kill);
+                }
+                self.is_running = false;
+                session.end();
             }
             Answer::Detach(reply) => {
                 self.send(&reply);
-                return Err(Goodbye::Detach);
+                if !session.is_extended {
+                    return Err(Goodbye::Detach);
+                }
+                self.is_running = false;
+                session.detach();
+            }
+            Answer::Attach => {
+                session.take();
+                self.arm(session);
+                self.send(&Stop::Vcpu(session.current, StopReason::Interrupt).reply(session));
+            }
+            Answer::Restart(replies) => {
+                if session.process != Process::Attached {
+                    session.take();
+                    self.arm(session);
+                }
+                match session.restart() {
+                    Ok(()) if replies => self.send(&Stop::Vcpu(0, StopReason::Step).reply(session)),
+                    Ok(()) => {}
+                    Err(refused) if replies => self.send(format!("E.{refused}").as_bytes()),
+                    Err(refused) => log::warn!("the guest does not begin again: {refused}"),
+                }
             }
             Answer::Interrupt(reply) => {
                 self.send(&reply);
@@ -363,11 +388,20 @@ impl<M: Machine> Client<M> {
 
     /// Tells what happened since the target was resumed.
     pub fn tell_events(&mut self, session: &mut Session<M>) -> Result<(), Goodbye> {
+        if session.process != Process::Attached {
+            // gdb is not told of what it has let go; the end is that of the connection.
+            return session.idle().map_or(Ok(()), |_| Err(Goodbye::Ended));
+        }
         if !self.is_running {
             return Ok(());
         }
         let stop = session.next_stop();
         self.tell_output(session);
+        if self.is_running
+            && let Some(words) = session.take_words()
+        {
+            self.send(&console(&words));
+        }
         match stop {
             Some(stop) => self.report(session, &stop),
             None => Ok(()),

@@ -6,6 +6,7 @@
 //! | `Z0`-`Z4`, `z0`-`z4` | with conditions and commands evaluated in the stub (gdbstub issue 40) |
 //! | `vCont`, `c`, `C`, `s`, `S` | every form ([`resume`]) |
 //! | `D`, `k`, `vKill`, `vCtrlC` | answered, and then the server acts |
+//! | `!`, `vRun`, `R`, `vAttach` | gdb's `target extended-remote`: the guest begins again, is let go and taken |
 //! | `H`, `T`, `qC`, `qfThreadInfo`, `qThreadExtraInfo` | threads, with and without their process |
 //! | `?` | the stop as it was, for whichever vCPU it was |
 //! | `m`, `x`, `X` | memory, fast, with lengths that are checked |
@@ -25,7 +26,7 @@ use super::packet::{LONGEST, escape, from_hex, hex, number, unescape};
 use super::regions;
 use super::resume::{self, Refused, Thread, Vcpus};
 use super::search;
-use super::session::{Client, InsertError, Session, errno};
+use super::session::{Client, InsertError, Process, Session, errno};
 use crate::breakpoint::{self, Kind};
 use crate::expression::Expression;
 use crate::target::{Action, Machine};
@@ -50,6 +51,10 @@ pub enum Answer {
     Kill(Vec<u8>),
     /// The reply, and then the debugger lets go of the guest.
     Detach(Vec<u8>),
+    /// The guest is to begin again; what `vRun` answers, or nothing.
+    Restart(bool),
+    /// The debugger wants the guest that it has let go.
+    Attach,
     /// The target is to be interrupted, after the reply.
     Interrupt(Vec<u8>),
     /// The target is to be resumed; the reply is the next stop. An action for each vCPU.
@@ -62,6 +67,11 @@ pub enum Answer {
 const FEATURES: &str = "vContSupported+;multiprocess+;QStartNoAckMode+;swbreak+;hwbreak+;\
     ConditionalBreakpoints+;BreakpointCommands+;qXfer:features:read+;qXfer:memory-map:read+;\
     qXfer:threads:read+;PhyMemMode+;binary-upload+";
+
+/// The guest is one process to a debugger, with this number.
+const PROCESS: u64 = 1;
+const NO_PROCESS: Refused =
+    Refused::Words("there is no guest now: 'run' has it begin again, 'attach 1' takes it");
 
 pub(super) fn error(code: u8) -> Answer {
     Answer::Reply(format!("E{code:02x}").into_bytes())
@@ -100,8 +110,55 @@ fn is_detach(data: &[u8]) -> bool {
     data == b"D" || data.starts_with(b"D;")
 }
 
+/// Whether a packet that names a process means the guest. A debugger that was not told a number has one of its
+/// own for it.
+fn means_guest<M: Machine>(session: &Session<M>, data: &[u8]) -> bool {
+    let pid = data.iter().position(|byte| *byte == b';').map(|at| &data[at + 1..]);
+    pid.is_none_or(|pid| !session.names_process || number(pid) == Some(PROCESS))
+}
+
+/// Serves a packet of a debugger that has let go of the guest, or ended it, and is still connected.
+fn without_process<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
+    let text = |prefix: &str| data.strip_prefix(prefix.as_bytes());
+    match data {
+        b"?" => Answer::Reply(b"W00".to_vec()),
+        b"qfThreadInfo" => Answer::Reply(b"l".to_vec()),
+        b"qC" => Answer::Reply(Vec::new()),
+        _ if text("qXfer:threads:read::").is_some() => Answer::Reply(b"l<threads></threads>".to_vec()),
+        _ if text("qSupported").is_some() || text("qXfer:features:read:").is_some() => query(session, data),
+        _ if text("H").is_some() || text("z").is_some() => ok(),
+        _ if is_detach(data) => error(errno::ESRCH),
+        _ if text("qRcmd,").is_some() => NO_PROCESS.into(),
+        _ if text("q").is_some() || text("Q").is_some() || text("v").is_some() => Answer::Reply(Vec::new()),
+        _ => NO_PROCESS.into(),
+    }
+}
+
 /// Serves a packet.
 pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
+    let text = |prefix: &str| data.strip_prefix(prefix.as_bytes());
+    match data {
+        b"!" => {
+            session.is_extended = true;
+            ok()
+        }
+        b"k" => Answer::Kill(Vec::new()),
+        b"QStartNoAckMode" => Answer::NoAcknowledgements,
+        _ if is_kill(data) && means_guest(session, data) => Answer::Kill(b"OK".to_vec()),
+        _ if is_kill(data) => error(errno::ESRCH),
+        _ if let Some(pid) = text("vAttach;") => match (session.process, number(pid)) {
+            (Process::Killed, _) => NO_PROCESS.into(),
+            (_, Some(PROCESS)) => Answer::Attach,
+            _ => error(errno::ESRCH),
+        },
+        _ if data == b"vRun" || text("vRun;").is_some() => Answer::Restart(true),
+        _ if text("R").is_some() => Answer::Restart(false),
+        _ if session.process != Process::Attached => without_process(session, data),
+        _ => serve_attached(session, data),
+    }
+}
+
+fn serve_attached<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
     let text = |prefix: &str| data.strip_prefix(prefix.as_bytes());
     match data.first() {
         // gdb has words of its own for a breakpoint that is refused, which are wrong here; it inserts
@@ -119,15 +176,13 @@ pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         Some(b'H') => choose(session, &data[1..]).unwrap_or_else(Answer::from),
         Some(b'T') => Thread::parse(&data[1..], session.machine.vcpus()).map_or_else(Answer::from, |_| ok()),
         Some(b'c' | b's' | b'C' | b'S') => go_on(session, data).unwrap_or_else(Answer::from),
-        _ if is_detach(data) => Answer::Detach(b"OK".to_vec()),
-        _ if data == b"k" => Answer::Kill(Vec::new()),
+        _ if is_detach(data) && means_guest(session, data) => Answer::Detach(b"OK".to_vec()),
+        _ if is_detach(data) => error(errno::ESRCH),
         _ if data == b"vCont?" => Answer::Reply(resumes(session)),
         _ if let Some(actions) = text("vCont") => {
             resume::vcont(actions, &vcpus(session)).map_or_else(Answer::from, Answer::Resume)
         }
         _ if data == b"vCtrlC" => Answer::Interrupt(b"OK".to_vec()),
-        _ if is_kill(data) => Answer::Kill(b"OK".to_vec()),
-        _ if data == b"QStartNoAckMode" => Answer::NoAcknowledgements,
         Some(b'q' | b'Q') => query(session, data),
         _ => Answer::PassOn,
     }

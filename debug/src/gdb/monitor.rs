@@ -3,7 +3,7 @@
 use super::description::Described;
 use super::qemu;
 use super::regions::{self, Page};
-use super::session::Session;
+use super::session::{Client, Session};
 use crate::breakpoint::Place;
 use crate::cancel::Cancelled;
 use crate::disassemble::LONGEST_INSTRUCTION;
@@ -57,7 +57,7 @@ const COMMANDS: &[Command] = &[
     },
     Command { name: "nmi", usage: "", what: "raise a non-maskable interrupt on the current vCPU" },
     Command { name: "host", usage: "", what: "what the host can do, and what takes the place of the rest" },
-    Command { name: "reset", usage: "", what: "reset the guest" },
+    Command { name: "reset", usage: "", what: "have the guest begin again, held at its first instruction" },
     Command { name: "quit", usage: "", what: "end the guest" },
 ];
 
@@ -122,7 +122,7 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
             Ok(format!("steps {text} into interrupt handlers\n"))
         }
         "nmi" => control(session, Control::Nmi(session.current), "the interrupt is pending"),
-        "reset" => control(session, Control::Reset, "the guest is reset"),
+        "reset" => reset(session),
         "quit" => control(session, Control::Quit, "the guest ends"),
         "host" => Ok(host(session)),
         "help" => Ok(help(session.machine.commands())),
@@ -146,6 +146,19 @@ fn switch(arguments: &[&str]) -> Result<Option<bool>, String> {
 fn control<M: Machine>(session: &mut Session<M>, control: Control, done: &str) -> Result<String, String> {
     session.machine.control(control).map_err(|error| error.to_string())?;
     Ok(format!("{done}\n"))
+}
+
+/// The guest begins again.
+fn reset<M: Machine>(session: &mut Session<M>) -> Result<String, String> {
+    session.restart().map_err(|error| error.to_string())?;
+    let mut text = "the guest is at its first instruction again\n".to_string();
+    text.push_str(&session.take_words().unwrap_or_default());
+    if session.client == Client::Gdb {
+        text.push_str(
+            "gdb shows the registers that it knows: 'maintenance flush register-cache' has it ask\n",
+        );
+    }
+    Ok(text)
 }
 
 /// Parses a number as a person writes it: `0x1000` or `4096`.

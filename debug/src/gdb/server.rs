@@ -9,7 +9,7 @@ use super::accept::Pause;
 use super::client::{Client, Goodbye, Ready};
 use super::listener::{Gate, Listener, Peer, Stream};
 use super::packet::{Framer, Item, frame, may_begin};
-use super::session::Session;
+use super::session::{Process, Session};
 use crate::target::Machine;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, ErrorKind};
@@ -83,7 +83,8 @@ pub fn run<M: Machine>(listener: &Listener, session: Session<M>, service: &Servi
 
 type IsOver = Arc<dyn Fn() -> bool + Send + Sync>;
 
-fn is_readable(fd: BorrowedFd<'_>) -> bool {
+/// Whether there is something to read from a descriptor.
+pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
 }
@@ -136,7 +137,7 @@ impl<M: Machine> Server<'_, M> {
             }
         } else {
             // Nobody is told; the queue stays short.
-            while self.session.machine.next_event().is_some() {}
+            self.session.idle();
         }
         if found.release {
             self.release();
@@ -159,7 +160,8 @@ impl<M: Machine> Server<'_, M> {
         let paused = self.door.pause.left(Instant::now());
         let events = self.session.machine.event_fd();
         // While the target stands still for a client, an event is nobody's business yet.
-        let wants_events = self.client.as_ref().is_none_or(Client::is_running);
+        let has_let_go = self.session.process != Process::Attached;
+        let wants_events = has_let_go || self.client.as_ref().is_none_or(Client::is_running);
         let when = |wanted: bool, flags| if wanted { flags } else { PollFlags::empty() };
         let mut fds = vec![
             PollFd::new(self.service.quit.as_fd(), PollFlags::POLLIN),
@@ -269,11 +271,14 @@ impl<M: Machine> Server<'_, M> {
             nix::unistd::read(release, &mut [0; 8]).ok();
         }
         let Some(client) = self.client.take() else { return };
+        log::warn!("the debugger is let go, as it was asked for: {}", client.peer);
+        if self.session.process == Process::Detached {
+            return;
+        }
         match self.service.on_lost {
             OnLost::Continue => self.session.detach(),
             OnLost::Hold | OnLost::Quit => self.session.leave(),
         }
-        log::warn!("the debugger is let go, as it was asked for: {}", client.peer);
     }
 
     /// Lets the client go, and does with the guest what is to be done; whether to go on.
@@ -283,6 +288,12 @@ impl<M: Machine> Server<'_, M> {
         }
         let session = &mut self.session;
         match (goodbye, self.service.on_lost) {
+            // It has ended the guest, and has not had it begin again.
+            (Goodbye::Detach | Goodbye::Lost(_), _) if session.process == Process::Killed => {
+                session.kill();
+                return false;
+            }
+            (Goodbye::Detach | Goodbye::Lost(_), _) if session.process == Process::Detached => {}
             (Goodbye::Detach, _) => {
                 session.detach();
                 log::info!("the debugger has detached; the guest runs on");

@@ -10,7 +10,7 @@ use crate::disassemble::Mode;
 use crate::engine::Engine;
 use crate::expression::Expression;
 use crate::memory::{self, Space};
-use crate::target::{Action, Control, Event, Machine, Order, StopReason, TargetError, VcpuState};
+use crate::target::{Action, Control, Ended, Event, Machine, Order, StopReason, TargetError, VcpuState};
 use arch::aarch64::exception_entry;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
@@ -44,6 +44,17 @@ pub enum Client {
     Lldb,
     /// It has not said.
     Unknown,
+}
+
+/// What the guest is to a debugger that is connected: its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Process {
+    /// It is debugged.
+    Attached,
+    /// It runs, and is not.
+    Detached,
+    /// It was ended, and may begin again.
+    Killed,
 }
 
 /// Why a breakpoint was not inserted.
@@ -89,6 +100,16 @@ pub struct Session<M: Machine> {
     pub client: Client,
     /// It wants thread-ids that name the process.
     pub names_process: bool,
+    /// It stays connected when it has let go of the guest, or ended it (GDB manual, "Packets", `!`).
+    pub is_extended: bool,
+    /// What the guest is to it.
+    pub process: Process,
+    /// What vCPUs were told to do last.
+    actions: Vec<Action>,
+    /// What it is to be told on its console.
+    words: String,
+    /// The guest is held for the debugger that comes next.
+    is_left: bool,
     /// vCPUs that stand at a breakpoint whose hit has been reported, with its address.
     reported: Vec<Option<u64>>,
     /// Stops of further vCPUs that have not been reported yet.
@@ -114,6 +135,11 @@ impl<M: Machine> Session<M> {
             chosen: None,
             client: Client::Unknown,
             names_process: false,
+            is_extended: false,
+            process: Process::Detached,
+            actions: Vec::new(),
+            words: String::new(),
+            is_left: false,
             reported: vec![None; vcpus],
             pending: Vec::new(),
         }
@@ -244,18 +270,86 @@ impl<M: Machine> Session<M> {
 
     /// Attaches: from now on vCPUs stop for this session.
     pub fn attach(&mut self) {
-        self.engine.state().is_attached = true;
-        self.machine.pause();
-        // What happened while nobody was attached is nobody's stop.
-        self.pending.clear();
-        self.reported.fill(None);
-        self.current = 0;
-        self.chosen = None;
+        self.take();
         self.client = Client::Unknown;
-        self.names_process = false;
+        (self.names_process, self.is_extended) = (false, false);
         self.is_physical = false;
         self.is_told = false;
         self.registers.describe_as(self.describes());
+    }
+
+    /// Takes the guest, for a debugger that is connected.
+    pub fn take(&mut self) {
+        self.engine.state().is_attached = true;
+        self.machine.pause();
+        (self.process, self.is_left) = (Process::Attached, false);
+        // What happened while nobody was attached is nobody's stop.
+        self.idle();
+        self.machine.pause();
+        self.pending.clear();
+        self.reported.fill(None);
+        self.words.clear();
+        self.current = 0;
+        self.chosen = None;
+    }
+
+    /// Has the guest begin again, and holds it at its first instruction. Breakpoints stay.
+    ///
+    /// # Errors
+    /// [`TargetError`]; then it is as it was.
+    pub fn restart(&mut self) -> Result<(), TargetError> {
+        self.machine.pause();
+        self.machine.control(Control::Reset)?;
+        self.machine.pause();
+        self.begin_again();
+        Ok(())
+    }
+
+    /// The guest has begun again, and stands still: what was planted went with its memory.
+    fn begin_again(&mut self) {
+        self.pending.clear();
+        self.reported.fill(None);
+        (self.current, self.chosen, self.is_told) = (0, None, false);
+        let before = {
+            let mut state = self.engine.state();
+            state.forget();
+            state.table.uprooted()
+        };
+        let count = before.len();
+        let is_refused = |it: Breakpoint| {
+            self.insert(it.kind, it.address.0, it.length, it.conditions, it.commands).is_err()
+        };
+        let refused = before.into_iter().map(is_refused).filter(|refused| *refused).count();
+        if refused > 0 {
+            self.words.push_str(&format!(
+                "vmm: of {count} breakpoints {refused} are not inserted any more: until the guest maps their pages \
+                 they need debug registers, which are used up\n"
+            ));
+        }
+    }
+
+    /// What is to be told on the debugger's console, once.
+    pub fn take_words(&mut self) -> Option<String> {
+        let words = std::mem::take(&mut self.words);
+        (!words.is_empty()).then_some(words)
+    }
+
+    /// Deals with what happens while no debugger has the guest; its end, if it has ended.
+    pub fn idle(&mut self) -> Option<Ended> {
+        let mut ended = None;
+        while let Some(event) = self.machine.next_event() {
+            match event {
+                Event::Stopped { .. } => {}
+                Event::Ended(how) => ended = Some(how),
+                Event::Restarted => {
+                    self.begin_again();
+                    if self.process != Process::Attached && !self.is_left {
+                        self.let_run();
+                    }
+                }
+            }
+        }
+        ended
     }
 
     /// What a debugger that attaches now is told the processor is.
@@ -295,6 +389,18 @@ impl<M: Machine> Session<M> {
     /// Detaches: planted instructions go, and the guest runs on.
     pub fn detach(&mut self) {
         self.leave();
+        (self.process, self.is_left) = (Process::Detached, false);
+        self.let_run();
+    }
+
+    /// The debugger has ended the guest, and may want to have it begin again.
+    pub fn end(&mut self) {
+        self.leave();
+        self.process = Process::Killed;
+    }
+
+    /// All vCPUs run, and are not debugged.
+    fn let_run(&mut self) {
         let arming = crate::arming::Arming::off(self.isa());
         let order = Order { action: Action::Run, arming, steps_off: false };
         if let Err(error) = self.machine.resume(vec![order; self.machine.vcpus() as usize]) {
@@ -305,6 +411,7 @@ impl<M: Machine> Session<M> {
     /// Leaves the guest without its debugger, held: planted instructions go, and it waits for the next
     /// debugger.
     pub fn leave(&mut self) {
+        self.is_left = true;
         self.set_cancel(&Cancel::never());
         self.machine.pause();
         {
@@ -324,6 +431,7 @@ impl<M: Machine> Session<M> {
     /// # Errors
     /// [`TargetError`]; then nothing runs.
     pub fn run(&mut self, actions: &[Action]) -> Result<(), TargetError> {
+        self.actions = actions.to_vec();
         // Hits of breakpoints happen again when the vCPU runs again; what cannot happen
         // again is kept.
         let isa = self.isa();
@@ -402,6 +510,7 @@ impl<M: Machine> Session<M> {
         if self.pending.is_empty() {
             match self.machine.next_event()? {
                 Event::Ended(ended) => return Some(Stop::Ended(ended)),
+                Event::Restarted => return self.go_on_again(),
                 Event::Stopped { vcpu, reason, .. } => self.pending.push((vcpu, reason)),
             }
         }
@@ -409,6 +518,7 @@ impl<M: Machine> Session<M> {
         while let Some(event) = self.machine.next_event() {
             match event {
                 Event::Ended(ended) => return Some(Stop::Ended(ended)),
+                Event::Restarted => return self.go_on_again(),
                 Event::Stopped { vcpu, reason, .. } => self.pending.push((vcpu, reason)),
             }
         }
@@ -420,9 +530,24 @@ impl<M: Machine> Session<M> {
         Some(Stop::Vcpu(vcpu, reason))
     }
 
+    /// The guest has reset itself, and runs on from its first instruction; a step ends there.
+    fn go_on_again(&mut self) -> Option<Stop> {
+        self.machine.pause();
+        self.words.push_str("vmm: the guest has reset itself, and begins again\n");
+        self.begin_again();
+        if self.actions.iter().any(|action| action.is_step()) {
+            return Some(Stop::Vcpu(0, StopReason::Step));
+        }
+        let everywhere = vec![Action::Run; self.machine.vcpus() as usize];
+        let refused = self.run(&everywhere).err()?;
+        Some(Stop::Vcpu(0, StopReason::Fatal(format!("it cannot be resumed: {refused}"))))
+    }
+
     /// Stops the target for the debugger, and what to report.
     pub fn interrupt(&mut self) -> Stop {
         self.machine.pause();
+        // A guest that has reset itself just now is held where it begins.
+        self.actions.fill(Action::Step);
         if let Some(stop) = self.next_stop() {
             return stop;
         }

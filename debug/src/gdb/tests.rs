@@ -43,7 +43,6 @@ fn ask(isa: Isa, packet: &str) -> (String, bool) {
 /// Packets (GDB manual, "Packets", "General Query Packets", "vCont", "Host I/O"; LLDB's extensions), and
 /// how the answer begins. An empty one: the packet is not known, and the answer is empty.
 const PACKETS: &[(&str, &str)] = &[
-    ("!", ""),
     ("?", "T05thread:01;"),
     ("A10,0,2f62696e", ""),
     ("b9600", ""),
@@ -151,6 +150,7 @@ const PACKETS: &[(&str, &str)] = &[
     ("Qqemu.sstepbits", "ENABLE=1,NOIRQ=2"),
     ("r", ""),
     ("R00", ""),
+    ("!", "OK"),
     ("s", "T05"),
     ("s100", "T05"),
     ("S05", "T05"),
@@ -161,7 +161,8 @@ const PACKETS: &[(&str, &str)] = &[
     ("Tp1.2", "OK"),
     ("T99", "E03"),
     ("Tzz", "E16"),
-    ("vAttach;1", ""),
+    ("vAttach;1", "T02"),
+    ("vAttach;2", "E03"),
     ("vCont", "E16"),
     ("vCont?", "vCont;c;C;s;S;r;t"),
     ("vCont;c", "T05"),
@@ -185,7 +186,7 @@ const PACKETS: &[(&str, &str)] = &[
     ("vFlashWrite:0:a", ""),
     ("vFlashDone", ""),
     ("vMustReplyEmpty", ""),
-    ("vRun;2f", ""),
+    ("vRun;2f", "T05"),
     ("vStdio", ""),
     ("vStopped", ""),
     ("x0,4", "b"),

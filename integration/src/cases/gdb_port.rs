@@ -288,3 +288,92 @@ pub fn long_commands(c: &mut Context) -> Check {
     c.keep("vmm", &vmm);
     check(code == 22, || format!("vmm ended with {code}"))
 }
+
+/// What a guest's reset and a debugger's wish to begin again leave of a session: all but the guest's memory.
+pub fn begins_again(c: &mut Context) -> Check {
+    let (socket, limit, kind) =
+        (c.work.join("gdb.sock"), c.limit(20), if c.isa == Isa::X86_64 { 1 } else { 4 });
+    let (pc, start, counter, again) = match c.isa {
+        Isa::X86_64 => ("p10", 0x10_0000u64, "p0", 0x10_0002u64),
+        Isa::Aarch64 => ("p20", 0x4020_0000, "p0", 0x4020_0004),
+    };
+    let little_endian = |value: u64| String::from_utf8_lossy(&hex(&value.to_le_bytes())).into_owned();
+    let run = |client: &mut Client, expected: &str| -> Check {
+        client.run()?;
+        let stop = client.reply()?;
+        check(stop.contains(expected), || format!("instead of {expected} it stops with {stop}"))
+    };
+    let guest = c.guest("loop", false)?;
+    let mut vmm = c.start(Wiring::Pipes, "--gdb unix:{} --memory 64M --kernel {}", &[&socket, &guest])?;
+    let tried = (|| -> Check {
+        let mut client = Client::attach(&socket, limit)?;
+        client.expect(&format!("Z0,{again:x},{kind}"), "OK")?;
+        for _ in 0..3 {
+            run(&mut client, "swbreak")?;
+        }
+        check(client.ask(counter)? != little_endian(0), || "it has not counted".into())?;
+        let words = client.console(&format!("qRcmd,{}", String::from_utf8_lossy(&hex(b"reset"))))?;
+        check(words.contains("first instruction"), || format!("monitor reset: {words}"))?;
+        // Its first instruction, with the breakpoint in new memory.
+        client.expect(pc, &little_endian(start))?;
+        run(&mut client, "swbreak")?;
+        client.expect(counter, &little_endian(0))?;
+        // As `run` and `kill` have it in an extended session.
+        client.expect("!", "OK")?;
+        client.expect("vKill;1", "OK")?;
+        client.expect("qfThreadInfo", "l")?;
+        client.expect("m0,4", "E.there is no guest*")?;
+        client.expect("vAttach;1", "E.there is no guest*")?;
+        client.expect("vRun;", "T05*")?;
+        client.expect(pc, &little_endian(start))?;
+        // What was planted went with the debugger's process.
+        client.expect(&format!("Z0,{again:x},{kind}"), "OK")?;
+        run(&mut client, "swbreak")?;
+        client.expect("D;1", "OK")?;
+        client.expect("g", "E.there is no guest*")?;
+        client.expect("vAttach;1", "T02*")?;
+        client.expect(&format!("Z1,{again:x},{kind}"), "OK")?;
+        run(&mut client, "hwbreak")?;
+        // Without a kernel there is none to begin again, and all stays as it is.
+        fs::rename(&guest, guest.with_extension("gone")).map_err(|error| error.to_string())?;
+        let refused = client.ask("vRun;")?;
+        fs::rename(guest.with_extension("gone"), &guest).map_err(|error| error.to_string())?;
+        check(refused.starts_with("E.") && refused.contains("cannot"), || format!("vRun: {refused}"))?;
+        run(&mut client, "hwbreak")?;
+        client.expect("vKill;1", "OK").map(drop)
+    })();
+    // It has killed the guest, and goes.
+    let code = tried.and_then(|()| vmm.wait(limit));
+    c.keep("vmm", &vmm);
+    let code = code.map_err(|error| format!("{error}\n{}", vmm.errors.text()))?;
+    check(code == 22, || format!("vmm ended with {code}"))?;
+    resets_itself(c)
+}
+
+/// A guest that resets itself, again and again, under a debugger and without one.
+fn resets_itself(c: &mut Context) -> Check {
+    let (guest, socket, limit) = (c.guest("reboot", false)?, c.work.join("gdb.sock"), c.limit(20));
+    let arguments = "--gdb unix:{} --memory 64M --reboot restart --kernel {}";
+    let mut vmm = c.start(Wiring::Pipes, arguments, &[&socket, &guest])?;
+    let tried = (|| -> Check {
+        let mut client = Client::attach(&socket, limit)?;
+        let (start, kind) = if c.isa == Isa::X86_64 { (0x10_0000, 1) } else { (0x4020_0000, 4) };
+        client.expect(&format!("Z0,{start:x},{kind}"), "OK")?;
+        for round in 0..3 {
+            client.run()?;
+            let stop = client.reply()?;
+            check(stop.contains("swbreak"), || format!("round {round}: it stops with {stop}"))?;
+        }
+        client.expect("D;1", "OK")?;
+        drop(client);
+        thread::sleep(Duration::from_millis(100));
+        let mut client = Client::attach(&socket, limit)?;
+        client.run()?;
+        client.interrupt()?;
+        client.send(&frame(b"k"))
+    })();
+    let code = tried.and_then(|()| vmm.wait(limit));
+    c.keep("vmm", &vmm);
+    let code = code.map_err(|error| format!("{error}\n{}", vmm.errors.text()))?;
+    check(code == 22, || format!("vmm ended with {code}"))
+}

@@ -1,0 +1,317 @@
+//! A live guest's vCPUs, as the thread that serves gdb sees them.
+
+use super::{DebugShared, EXITS, host};
+use crate::attention;
+use crate::kvm::HOST_ISA;
+use crate::outcome::{Outcome, Stop};
+use crate::serve::Shared;
+use crate::vcpus::{Hold, Vcpus};
+use arch::Isa;
+use arch::paging::Regime;
+use arch::register::{Bank, RegisterFile};
+use debug::arming::Arming;
+use debug::gdb::server;
+use debug::target::{
+    Action, Code, Command, Control, Event, HostDebug, Machine, Memory, Order, TargetError, VcpuState,
+};
+use devices::hypercall::trace::Filter;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+/// All vCPUs, for the thread that serves gdb.
+#[derive(Debug)]
+pub struct LiveMachine {
+    vcpus: Arc<Vcpus>,
+    shared: Arc<Shared>,
+    debug: Arc<DebugShared>,
+    events: Receiver<Event>,
+    /// Events that have arrived and were not asked for yet.
+    happened: VecDeque<Event>,
+    /// Which vCPUs may be running: what need not be paused is not asked to.
+    running: Vec<bool>,
+    /// While none of them may.
+    hold: Option<Hold>,
+    /// What is known of vCPUs that stand still, until something changes it.
+    known: RefCell<Vec<Known>>,
+    /// Machines in which the guest begins again, or why there is none.
+    next: Receiver<Result<Begun, String>>,
+    /// The debugger's thread is to end.
+    quit: OwnedFd,
+    /// The debugger wants the guest to end.
+    wants_end: Arc<AtomicBool>,
+}
+
+/// A machine whose guest begins, as far as a debugger needs it.
+#[derive(Debug)]
+pub struct Begun {
+    pub vcpus: Arc<Vcpus>,
+    pub shared: Arc<Shared>,
+    pub debug: Arc<DebugShared>,
+    pub events: Receiver<Event>,
+}
+
+/// What is known of a vCPU that stands still.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// Its general registers.
+    general: Option<RegisterFile>,
+    /// How it translates.
+    regime: Option<Regime>,
+}
+
+impl LiveMachine {
+    /// The machine as it begins; those that `next` tells of take its place.
+    pub fn new(
+        begun: Begun,
+        next: Receiver<Result<Begun, String>>,
+        (quit, wants_end): (OwnedFd, Arc<AtomicBool>),
+    ) -> LiveMachine {
+        let Begun { vcpus, shared, debug, events } = begun;
+        LiveMachine {
+            events,
+            happened: VecDeque::new(),
+            // Until the first pause nobody knows.
+            running: vec![true; vcpus.len()],
+            hold: None,
+            known: RefCell::new(vec![Known::default(); vcpus.len()]),
+            next,
+            quit,
+            wants_end,
+            vcpus,
+            shared,
+            debug,
+        }
+    }
+
+    /// Goes over to a machine in which the guest begins again, and lets go of the old one.
+    fn adopt(&mut self, begun: Begun) {
+        self.hold = None;
+        let Begun { vcpus, shared, debug, events } = begun;
+        (self.vcpus, self.shared, self.debug, self.events) = (vcpus, shared, debug, events);
+        self.happened.clear();
+        self.running.fill(false);
+        self.known.borrow_mut().fill(Known::default());
+    }
+
+    /// Has the guest begin again, and waits for that.
+    fn restart(&mut self) -> Result<(), TargetError> {
+        /// Between two looks whether this thread is to end.
+        const LOOK: Duration = Duration::from_millis(20);
+        self.debug.wants_restart.store(true, Ordering::Relaxed);
+        self.shared.end(Outcome::Reset);
+        loop {
+            match self.next.recv_timeout(LOOK) {
+                Ok(Ok(begun)) => {
+                    self.adopt(begun);
+                    return Ok(());
+                }
+                Ok(Err(words)) => return Err(TargetError::Host(words)),
+                Err(RecvTimeoutError::Timeout) if !server::is_readable(self.quit.as_fd()) => {}
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    return Err(TargetError::Host("the guest has ended".into()));
+                }
+            }
+        }
+    }
+
+    fn forget(&self, vcpu: u32) {
+        if let Some(known) = self.known.borrow_mut().get_mut(vcpu as usize) {
+            *known = Known::default();
+        }
+    }
+}
+
+impl Machine for LiveMachine {
+    fn isa(&self) -> Isa {
+        HOST_ISA
+    }
+
+    fn vcpus(&self) -> u32 {
+        u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)
+    }
+
+    fn state(&self, vcpu: u32) -> VcpuState {
+        self.vcpus.call(vcpu, |vcpu| vcpu.state()).unwrap_or(VcpuState::NotStarted)
+    }
+
+    fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, TargetError> {
+        if banks == [Bank::General]
+            && let Some(file) =
+                self.known.borrow().get(vcpu as usize).and_then(|known| known.general.as_ref())
+        {
+            return Ok(file.clone());
+        }
+        let wanted = banks.to_vec();
+        let file = self.vcpus.call(vcpu, move |vcpu| vcpu.registers(&wanted));
+        let file = file.ok_or(TargetError::NoVcpu(vcpu))?;
+        if banks == [Bank::General] && !self.running[vcpu as usize] {
+            self.known.borrow_mut()[vcpu as usize].general = Some(file.clone());
+        }
+        Ok(file)
+    }
+
+    fn code(&self, vcpu: u32) -> Result<Code, TargetError> {
+        self.vcpus.call(vcpu, |vcpu| vcpu.code()).ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
+    }
+
+    fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
+        if let Some(regime) = self.known.borrow().get(vcpu as usize).and_then(|known| known.regime) {
+            return Ok(regime);
+        }
+        let regime = self.vcpus.call(vcpu, |vcpu| vcpu.regime());
+        let regime = regime.ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)?;
+        if !self.running[vcpu as usize] {
+            self.known.borrow_mut()[vcpu as usize].regime = Some(regime);
+        }
+        Ok(regime)
+    }
+
+    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
+        self.forget(vcpu);
+        let file = file.clone();
+        let set = self.vcpus.call(vcpu, move |vcpu| vcpu.set_registers(&file));
+        set.ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
+    }
+
+    fn memory(&self) -> &dyn Memory {
+        &self.debug.memory
+    }
+
+    fn host(&self) -> &HostDebug {
+        self.debug.engine.host()
+    }
+
+    fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
+        let ends_soon = orders.iter().any(|order| order.action == Action::Step);
+        self.hold = None;
+        if ends_soon {
+            self.debug.attention.begin();
+        }
+        for (vcpu, order) in (0..).zip(orders) {
+            if order.action != Action::Stay {
+                self.forget(vcpu);
+                self.running[vcpu as usize] = true;
+                self.vcpus.order(vcpu, order);
+            }
+        }
+        if ends_soon {
+            self.happened.extend(attention::poll(|| self.events.try_recv().ok()));
+            self.debug.attention.end();
+            self.happened.extend(self.events.try_iter());
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self) {
+        if self.hold.is_none() {
+            self.hold = Some(self.vcpus.pause(|vcpu| self.running[vcpu]));
+            self.running.fill(false);
+        }
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        if let Ok(next) = self.next.try_recv() {
+            match next {
+                Ok(begun) => {
+                    self.adopt(begun);
+                    return Some(Event::Restarted);
+                }
+                Err(words) => log::error!("the guest does not begin again: {words}"),
+            }
+        }
+        if self.happened.is_empty() {
+            // Nothing there is no error; the count is of no interest. What is told from here on
+            // makes the descriptor readable again.
+            self.debug.wake.read().ok();
+            self.happened.extend(self.events.try_iter());
+        }
+        let event = self.happened.pop_front()?;
+        if let Event::Stopped { vcpu, registers, .. } = &event {
+            self.running[*vcpu as usize] = false;
+            let known = Known { general: Some(registers.clone()), regime: None };
+            self.known.borrow_mut()[*vcpu as usize] = known;
+        }
+        Some(event)
+    }
+
+    fn settle(&mut self) -> Option<Duration> {
+        self.hold.as_ref().and_then(|hold| hold.vcpus().settle())
+    }
+
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as the value that it is borrowed from.
+        unsafe { BorrowedFd::borrow_raw(self.debug.wake.as_raw_fd()) }
+    }
+
+    fn disarm(&mut self) {
+        let off = Arming::off(HOST_ISA);
+        let results = self.vcpus.for_each(move |vcpu| vcpu.set_debug(&off));
+        for error in results.into_iter().filter_map(Result::err) {
+            log::warn!("guest debugging cannot be switched off: {error}");
+        }
+    }
+
+    fn control(&mut self, control: Control) -> Result<(), TargetError> {
+        match control {
+            Control::Nmi(vcpu) => {
+                self.vcpus.call(vcpu, |vcpu| vcpu.nmi()).ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
+            }
+            Control::Reset => self.restart(),
+            Control::Quit => {
+                self.wants_end.store(true, Ordering::SeqCst);
+                if let Ok(Ok(begun)) = self.next.try_recv() {
+                    self.adopt(begun);
+                }
+                self.shared.end(Outcome::Stopped(Stop::Debugger));
+                Ok(())
+            }
+        }
+    }
+
+    fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
+        let count = |exits: &[AtomicU64; EXITS.len()]| {
+            EXITS.iter().zip(exits).map(|(name, count)| (*name, count.load(Ordering::Relaxed))).collect()
+        };
+        self.debug.exits.iter().map(count).collect()
+    }
+
+    fn commands(&self) -> &'static [Command] {
+        const COMMANDS: [Command; 3] = [
+            Command { name: "clock", usage: "", what: "what becomes of the guest's time while it is held" },
+            Command { name: "hypercalls", usage: "", what: "hypercalls so far, with counts and times" },
+            Command {
+                name: "catch",
+                usage: "[hypercall [NAME...]|off]",
+                what: "stop at hypercalls, by name or by the name of their operation",
+            },
+        ];
+        if self.shared.hypercalls.is_some() { &COMMANDS } else { &COMMANDS[..1] }
+    }
+
+    fn run_command(&mut self, name: &str, arguments: &[&str]) -> Result<String, String> {
+        if (name, arguments) == ("clock", &[]) {
+            return Ok(format!("{}\n", self.vcpus.clock_in_words()));
+        }
+        let Some(hypercalls) = &self.shared.hypercalls else { return Err("hypercalls are not seen".into()) };
+        let calls = hypercalls.calls();
+        match (name, arguments) {
+            ("hypercalls", []) => return Ok(calls.summary()),
+            ("catch", []) => {}
+            ("catch", ["off"]) => calls.catch(None),
+            ("catch", ["hypercall", names @ ..]) => {
+                let unknown = names.iter().find(|name| !calls.has(name));
+                if let Some(name) = unknown {
+                    return Err(format!("there is no hypercall and no operation '{name}'"));
+                }
+                calls.catch(Some(Filter::new(names.iter().map(|name| (*name).to_string()).collect())));
+            }
+            _ => return Err(format!("'{}' is not understood", arguments.join(" "))),
+        }
+        Ok(format!("{}\n", calls.caught()))
+    }
+}
