@@ -21,10 +21,12 @@ use crate::target::{
     Action, Code, Cpu, HostDebug, Memory, Order, SoftwareBreakpoints, Stepped, StopReason, TargetError,
 };
 use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide};
+use arch::aarch64::debug_registers::MOST;
 use arch::aarch64::exception_entry::refused_fetch;
 use arch::x86::debug_registers::matches;
 use arch::x86::simulate::Bits;
 use arch::{GuestPhys, GuestVirt, Isa};
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod evaluation;
@@ -183,6 +185,39 @@ impl Engine {
         let state = self.state();
         let wants = state.sharing.wants.iter().copied().chain([Want::Execute(0), Want::Execute(0)]);
         allocate(self.isa, &self.host, &wants.collect::<Vec<_>>()).is_ok()
+    }
+
+    /// Why there are too few debug registers for one breakpoint more: what has them.
+    pub fn too_few(&self, kind: Kind, length: u64) -> String {
+        let want = kind.access().map_or(Want::Execute(0), |access| Want::Watch(access, 0, length));
+        if let Err(TooMany { there }) = allocate(self.isa, &self.host, &[want]) {
+            return match (kind.access(), there) {
+                (_, 0) => "this host has no debug registers for it (see 'monitor host')".into(),
+                (None, _) => format!("it takes more debug registers than the {there} that this host has"),
+                // 8 bytes each, if they are aligned.
+                (Some(_), _) => {
+                    format!("a watchpoint covers at most {} bytes here; this is {length}", 8 * there)
+                }
+            };
+        }
+        let state = self.state();
+        let there = match (self.isa, kind.access()) {
+            (Isa::X86_64, _) => self.host.breakpoints.max(self.host.watchpoints),
+            (Isa::Aarch64, None) => self.host.breakpoints,
+            (Isa::Aarch64, Some(_)) => self.host.watchpoints,
+        };
+        let shares = |it: &&Breakpoint| {
+            self.isa == Isa::X86_64 || it.kind.access().is_some() == kind.access().is_some()
+        };
+        let owners: BTreeSet<Id> = state.sharing.owners.iter().copied().collect();
+        let users = owners.iter().filter_map(|id| state.table.get(*id)).filter(shares);
+        let users: Vec<String> =
+            users.map(|it| format!("the {} at {:#x}", it.kind.name(), it.address)).collect();
+        let pieces = state.sharing.allocation.served.iter();
+        let used = pieces.filter(|(register, _)| {
+            self.isa == Isa::X86_64 || (*register >= MOST) == kind.access().is_some()
+        });
+        format!("{} of {there} debug registers are in use, by {}", used.count(), users.join(", "))
     }
 
     /// Shares out debug registers anew, after the table has changed.

@@ -119,7 +119,7 @@ pub enum StopReason {
     /// The guest cannot go on; in words.
     Fatal(String),
     /// The target does not run, for this reason; it is where it was.
-    Refused(&'static str),
+    Refused(String),
 }
 
 /// How a guest ended.

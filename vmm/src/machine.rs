@@ -144,7 +144,7 @@ impl Machine {
         };
         let (vm, vcpus) = Vm::new(&host, &vm_config)?;
         let waits = config.gdb.as_ref().is_some_and(|gdb| gdb.waits);
-        let cmdline = cmdline::complete(config.cmdline.as_deref(), config.cmdline_exact, waits);
+        let cmdline = cmdline::complete(HOST_ISA, config.cmdline.as_deref(), config.cmdline_exact, waits);
         let booted = prepare(&vm, &kernel, config, &cmdline)?;
         log::info!(
             "{} {}, entered at {}; {} vCPUs, {} MiB; command line: {cmdline}",

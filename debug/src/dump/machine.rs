@@ -304,7 +304,7 @@ impl Machine for Core {
         let moving = (0..).zip(orders).find(|(_, order)| order.action != Action::Stay);
         if let Some((vcpu, _)) = moving {
             let registers = self.cpu(vcpu)?.registers.clone();
-            let reason = StopReason::Refused(CANNOT_RUN);
+            let reason = StopReason::Refused(CANNOT_RUN.into());
             self.events.push_back(Event::Stopped { vcpu, reason, registers });
         }
         Ok(())

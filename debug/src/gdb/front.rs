@@ -385,7 +385,14 @@ fn insert<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
     match session.insert(kind, address, length, conditions, commands) {
         Ok(()) => ok(),
         Err(refused) => {
-            log::warn!(target: "debug::rsp", "no {} at {address:#x}: {refused}", kind.name());
+            let why = match refused {
+                InsertError::TooMany(_) => session.engine.too_few(kind, length),
+                _ => refused.to_string(),
+            };
+            log::warn!(target: "debug::rsp", "no {} at {address:#x}: {why}", kind.name());
+            if session.refuse(kind, address, length, why) {
+                return ok();
+            }
             error(match refused {
                 InsertError::TooMany(_) | InsertError::NotExecutable => errno::ENOSPC,
                 InsertError::Table(breakpoint::InsertError::NotRam(_)) => errno::EFAULT,

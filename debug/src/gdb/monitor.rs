@@ -4,7 +4,7 @@ use super::description::Described;
 use super::qemu;
 use super::regions::{self, Page};
 use super::session::{Client, Session};
-use crate::breakpoint::Place;
+use crate::breakpoint::{Breakpoint, NOT_MAPPED, NOT_RAM, Place};
 use crate::cancel::Cancelled;
 use crate::disassemble::LONGEST_INSTRUCTION;
 use crate::dump::destination::Destination;
@@ -315,42 +315,55 @@ fn exits<M: Machine>(session: &Session<M>) -> String {
 
 fn breakpoints<M: Machine>(session: &Session<M>) -> String {
     let mut text = String::new();
-    let state = session.engine.state();
-    let inserted = state.table.entries().map(|(id, breakpoint)| (breakpoint, state.is_guarded(id), ""));
-    let former = state.table.former().map(|breakpoint| (breakpoint, false, " (not inserted now)"));
-    for (breakpoint, is_guarded, note) in inserted.chain(former) {
-        let place = match breakpoint.place {
-            Place::Planted(place) if is_guarded => format!(
-                "instruction planted at {place:#x}, and a debug register, because its code is still to come"
-            ),
-            Place::Planted(place) => format!("instruction planted at {place:#x}"),
-            Place::Register => "debug register".into(),
-            Place::Fallback(why) => format!("debug register, because {why}"),
-            Place::NotExecutable { vector: None } => {
-                "debug register, because its page cannot be executed".into()
-            }
-            Place::NotExecutable { vector: Some(vector) } => format!(
-                "debug register, and one on the vector at {vector:#x}, because its page cannot be executed"
-            ),
-        };
-        let length =
-            breakpoint.kind.access().map_or(String::new(), |_| format!(", {} bytes", breakpoint.length));
-        let conditions = match breakpoint.conditions.len() {
-            0 => "",
-            _ => ", conditional",
-        };
-        line!(
-            text,
-            "{} at {:#x}{length}: {place}{conditions}; hits: {}{note}",
-            breakpoint.kind.name(),
-            breakpoint.address,
-            breakpoint.hits
-        );
+    // Reasons are those of now, which the engine knows under the same lock.
+    let (inserted, former): (Vec<(Breakpoint, bool)>, Vec<Breakpoint>) = {
+        let state = session.engine.state();
+        let inserted = state.table.entries().map(|(id, it)| (it.clone(), state.is_guarded(id)));
+        (inserted.collect(), state.table.former().cloned().collect())
+    };
+    for (breakpoint, is_guarded) in &inserted {
+        let place = place(session, breakpoint, *is_guarded);
+        line!(text, "{}", one_breakpoint(breakpoint, &place, ""));
+    }
+    for breakpoint in &former {
+        let place = place(session, breakpoint, false);
+        line!(text, "{}", one_breakpoint(breakpoint, &place, " (not inserted now)"));
+    }
+    for ((kind, address, _), why) in session.refused() {
+        line!(text, "{} at {address:#x}: refused, because {why}", kind.name());
     }
     if text.is_empty() {
         line!(text, "there is none");
     }
     text
+}
+
+fn one_breakpoint(breakpoint: &Breakpoint, place: &str, note: &str) -> String {
+    let length = breakpoint.kind.access().map_or(String::new(), |_| format!(", {} bytes", breakpoint.length));
+    let conditions = if breakpoint.conditions.is_empty() { "" } else { ", conditional" };
+    let (kind, address, hits) = (breakpoint.kind.name(), breakpoint.address, breakpoint.hits);
+    format!("{kind} at {address:#x}{length}: {place}{conditions}; hits: {hits}{note}")
+}
+
+/// How a breakpoint is noticed, in words.
+fn place<M: Machine>(session: &Session<M>, breakpoint: &Breakpoint, is_guarded: bool) -> String {
+    match breakpoint.place {
+        Place::Planted(place) if is_guarded => format!(
+            "instruction planted at {place:#x}, and a debug register, because its code is still to come"
+        ),
+        Place::Planted(place) => format!("instruction planted at {place:#x}"),
+        Place::Register => "debug register".into(),
+        // What it waited for may have come.
+        Place::Fallback(NOT_MAPPED | NOT_RAM) => match session.place(breakpoint.kind, breakpoint.address) {
+            Place::Fallback(why) => format!("debug register, because {why}"),
+            _ => "debug register, until the guest runs on: then an instruction is planted".into(),
+        },
+        Place::Fallback(why) => format!("debug register, because {why}"),
+        Place::NotExecutable { vector: None } => "debug register, because its page cannot be executed".into(),
+        Place::NotExecutable { vector: Some(vector) } => format!(
+            "debug register, and one on the vector at {vector:#x}, because its page cannot be executed"
+        ),
+    }
 }
 
 fn linux<M: Machine>(session: &Session<M>) -> Result<String, Cancelled> {

@@ -15,6 +15,7 @@ use arch::aarch64::exception_entry;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestVirt, Isa};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -112,6 +113,9 @@ pub struct Session<M: Machine> {
     is_left: bool,
     /// vCPUs that stand at a breakpoint whose hit has been reported, with its address.
     reported: Vec<Option<u64>>,
+    /// Breakpoints that gdb has asked for and that are not there, and why: kind, address and length. gdb has words
+    /// of its own for that, which are wrong here; it inserts them when it resumes, and that is answered with these.
+    refused: BTreeMap<(Kind, u64, u64), String>,
     /// Stops of further vCPUs that have not been reported yet.
     pending: Vec<(u32, StopReason)>,
 }
@@ -141,6 +145,7 @@ impl<M: Machine> Session<M> {
             words: String::new(),
             is_left: false,
             reported: vec![None; vcpus],
+            refused: BTreeMap::new(),
             pending: Vec::new(),
         }
     }
@@ -217,6 +222,18 @@ impl<M: Machine> Session<M> {
         memory::write(self.machine.memory(), &space, table, GuestVirt(address), bytes) == bytes.len()
     }
 
+    /// Remembers a breakpoint that was refused, for the moment when the target is resumed; whether the debugger
+    /// is one that is told so.
+    pub fn refuse(&mut self, kind: Kind, address: u64, length: u64, why: String) -> bool {
+        /// Many for a person.
+        const MOST_REFUSED: usize = 64;
+        let is_told = self.client == Client::Gdb && self.refused.len() < MOST_REFUSED;
+        if is_told {
+            self.refused.insert((kind, address, length), why);
+        }
+        is_told
+    }
+
     /// Inserts a breakpoint; one that is there already gets the new conditions and commands.
     ///
     /// # Errors
@@ -232,7 +249,7 @@ impl<M: Machine> Session<M> {
         let address = GuestVirt(address);
         let space = self.space(self.current);
         let memory = self.machine.memory();
-        let place = self.engine.place(kind, memory, &space, address, || self.fetch_vector());
+        let place = self.place(kind, address);
         if matches!(place, Place::NotExecutable { .. }) && self.engine.host().breakpoints == 0 {
             return Err(InsertError::NotExecutable);
         }
@@ -243,6 +260,17 @@ impl<M: Machine> Session<M> {
         let fits = self.engine.make_room(&mut state, memory, &space);
         state.table.settle_change(memory, change, fits.is_err());
         Ok(fits?)
+    }
+
+    /// Breakpoints that were refused, and why.
+    pub fn refused(&self) -> impl Iterator<Item = (&(Kind, u64, u64), &String)> {
+        self.refused.iter()
+    }
+
+    /// How a breakpoint would be noticed that was asked for now.
+    pub fn place(&self, kind: Kind, address: GuestVirt) -> Place {
+        let space = self.space(self.current);
+        self.engine.place(kind, self.machine.memory(), &space, address, || self.fetch_vector())
     }
 
     /// Where the abort of a fetch that is refused goes, on the current vCPU as it is now; on x86 it is not needed.
@@ -256,6 +284,7 @@ impl<M: Machine> Session<M> {
 
     /// Removes a breakpoint; whether it was there.
     pub fn remove(&mut self, kind: Kind, address: u64, length: u64) -> bool {
+        self.refused.remove(&(kind, address, length));
         let mut state = self.engine.state();
         let was_there = state.table.remove(self.machine.memory(), kind, GuestVirt(address), length);
         // Fewer wants than before always fit.
@@ -289,6 +318,7 @@ impl<M: Machine> Session<M> {
         self.pending.clear();
         self.reported.fill(None);
         self.words.clear();
+        self.refused.clear();
         self.current = 0;
         self.chosen = None;
     }
@@ -441,6 +471,16 @@ impl<M: Machine> Session<M> {
             _ => false,
         });
         if !self.pending.is_empty() {
+            return Ok(());
+        }
+        if !self.refused.is_empty() {
+            let words: Vec<String> = self
+                .refused
+                .iter()
+                .map(|((kind, address, _), why)| format!("no {} at {address:#x}: {why}", kind.name()))
+                .collect();
+            let reason = StopReason::Refused(format!("the guest does not run: {}", words.join("; ")));
+            self.pending.push((self.current, reason));
             return Ok(());
         }
         self.engine.refresh(self.machine.memory(), || self.space_for_breakpoints());

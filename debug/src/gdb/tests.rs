@@ -2,7 +2,7 @@
 
 use super::client::{Client, Ready, converse, misbehave};
 use super::listener::{Peer, Stream};
-use super::packet::{Framer, INTERRUPT, Item, LONGEST, frame};
+use super::packet::{Framer, INTERRUPT, Item, LONGEST, frame, from_hex};
 use super::session::Session;
 use crate::engine::Engine;
 use crate::fake::Still;
@@ -18,14 +18,20 @@ fn session(isa: Isa) -> Session<Still> {
 
 /// The packets of an answer that are not console output.
 fn replies(answer: &[u8]) -> Vec<String> {
-    let mut replies = Vec::new();
-    Framer::default().feed(answer, |item| match item {
-        Item::Packet(data) if data.first() != Some(&b'O') || data == b"OK" => {
-            replies.push(String::from_utf8_lossy(&data).into_owned());
-        }
-        _ => {}
-    });
+    let mut replies = packets(answer);
+    replies.retain(|reply| !reply.starts_with('O') || reply == "OK");
     replies
+}
+
+/// With what is printed on the debugger's console.
+fn packets(answer: &[u8]) -> Vec<String> {
+    let mut packets = Vec::new();
+    Framer::default().feed(answer, |item| {
+        if let Item::Packet(data) = item {
+            packets.push(String::from_utf8_lossy(&data).into_owned());
+        }
+    });
+    packets
 }
 
 /// What a packet is answered with, and whether the connection is still there behind it.
@@ -260,6 +266,39 @@ fn where_the_kernel_is_is_said_as_the_debugger_takes_it() {
     // An address, of which there is none here.
     let gdb = replies_of(&["qSupported:multiprocess+;no-resumed+", "qOffsets"]);
     assert_eq!(gdb.last().map(String::as_str), Some(""));
+}
+
+#[test]
+fn gdb_is_told_why_a_breakpoint_is_refused_when_it_resumes() {
+    for isa in Isa::ALL {
+        let said = |sent: &[&str]| {
+            let input: Vec<u8> = sent.iter().flat_map(|packet| frame(packet.as_bytes())).collect();
+            packets(&converse(&mut session(isa), &input).unwrap())
+        };
+        let words = |reply: &str| -> String {
+            let bytes = from_hex(reply.strip_prefix('O').unwrap_or_default().as_bytes());
+            String::from_utf8(bytes.unwrap_or_default()).unwrap()
+        };
+        let four = ["Z1,100,4", "Z1,200,4", "Z1,300,4", "Z1,400,4"];
+        // One that reads numbers gets one.
+        let other = said(&[&four[..], &["Z1,500,4"]].concat());
+        assert_eq!(other.last().map(String::as_str), Some("E1c"), "{isa}");
+        let gdb = ["qSupported:no-resumed+"];
+        let told = said(&[&gdb[..], &four[..], &["Z1,500,4", "vCont;c", "z1,500,4", "vCont;c"]].concat());
+        let [.., refused, text, stop, removed, again] = &told[..] else { panic!("{told:?}") };
+        assert_eq!((refused.as_str(), removed.as_str()), ("OK", "OK"));
+        let text = words(text);
+        assert!(
+            text.contains("no hardware breakpoint at 0x500: 4 of 4 debug registers are in use, by"),
+            "{text}"
+        );
+        assert!(text.contains("the hardware breakpoint at 0x300"), "{text}");
+        assert!(stop.starts_with("T05") && again.starts_with("T05"), "{stop} {again}");
+        // A watchpoint that none could hold.
+        let told = said(&[&gdb[..], &["Z2,1000,1001", "vCont;c"]].concat());
+        let text = words(&told[told.len() - 2]);
+        assert!(text.contains("a watchpoint covers at most 32 bytes here; this is 4097"), "{text}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The kernel's command line.
 
 use super::BootError;
+use arch::Isa;
 use linux_loader::cmdline::Cmdline;
 
 /// The console that both of our machines have.
@@ -9,10 +10,13 @@ const CONSOLE: &str = "console=ttyS0";
 /// Keeps a kernel where it was linked, so that a debugger's symbols match from its first
 /// instruction.
 const NOKASLR: &str = "nokaslr";
+/// Has an aarch64 kernel sign no return addresses, which gdb before 14 takes for what they are not, so that `finish`
+/// and `up` go astray.
+const NOPAUTH: &str = "arm64.nopauth";
 
 /// What the guest gets: `given`, unless `exact` with a console added when it names none, and
-/// with `nokaslr` when a debugger waits at its first instruction.
-pub fn complete(given: Option<&str>, exact: bool, is_debugged: bool) -> String {
+/// with `nokaslr`, and on aarch64 `arm64.nopauth`, when a debugger waits at its first instruction.
+pub fn complete(isa: Isa, given: Option<&str>, exact: bool, is_debugged: bool) -> String {
     let given = given.unwrap_or("").trim();
     let has = |found: &dyn Fn(&str) -> bool| given.split_whitespace().any(found);
     // In front, so that a `--` that ends the kernel's own arguments stays where it is.
@@ -22,6 +26,9 @@ pub fn complete(given: Option<&str>, exact: bool, is_debugged: bool) -> String {
     }
     if !exact && is_debugged && !has(&|word| word == NOKASLR || word == "kaslr") {
         words.push(NOKASLR);
+    }
+    if !exact && is_debugged && isa == Isa::Aarch64 && !has(&|word| word == NOPAUTH) {
+        words.push(NOPAUTH);
     }
     if !given.is_empty() {
         words.push(given);
@@ -65,7 +72,8 @@ mod tests {
             (Some("noconsole=1"), false, "console=ttyS0 noconsole=1"),
             (Some("quiet"), true, "quiet"),
         ] {
-            assert_eq!(complete(given, exact, false), line);
+            assert_eq!(complete(Isa::X86_64, given, exact, false), line);
+            assert_eq!(complete(Isa::Aarch64, given, exact, false), line);
         }
     }
 
@@ -78,8 +86,11 @@ mod tests {
             (Some("console=hvc0 nokaslr"), false, "console=hvc0 nokaslr"),
             (Some("quiet"), true, "quiet"),
         ] {
-            assert_eq!(complete(given, exact, true), line);
+            assert_eq!(complete(Isa::X86_64, given, exact, true), line);
         }
+        let arm = |given| complete(Isa::Aarch64, Some(given), false, true);
+        assert_eq!(arm("quiet"), "console=ttyS0 nokaslr arm64.nopauth quiet");
+        assert_eq!(arm("quiet arm64.nopauth"), "console=ttyS0 nokaslr quiet arm64.nopauth");
     }
 
     #[test]
