@@ -188,8 +188,8 @@ impl Engine {
     }
 
     /// Why there are too few debug registers for one breakpoint more: what has them.
-    pub fn too_few(&self, kind: Kind, length: u64) -> String {
-        let want = kind.access().map_or(Want::Execute(0), |access| Want::Watch(access, 0, length));
+    pub fn too_few(&self, kind: Kind, address: u64, length: u64) -> String {
+        let want = kind.access().map_or(Want::Execute(0), |access| Want::Watch(access, address, length));
         if let Err(TooMany { there }) = allocate(self.isa, &self.host, &[want]) {
             return match (kind.access(), there) {
                 (_, 0) => "this host has no debug registers for it (see 'monitor host')".into(),

@@ -386,7 +386,7 @@ fn insert<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
         Ok(()) => ok(),
         Err(refused) => {
             let why = match refused {
-                InsertError::TooMany(_) => session.engine.too_few(kind, length),
+                InsertError::TooMany(_) => session.engine.too_few(kind, address, length),
                 _ => refused.to_string(),
             };
             log::warn!(target: "debug::rsp", "no {} at {address:#x}: {why}", kind.name());

@@ -294,10 +294,12 @@ fn gdb_is_told_why_a_breakpoint_is_refused_when_it_resumes() {
         );
         assert!(text.contains("the hardware breakpoint at 0x300"), "{text}");
         assert!(stop.starts_with("T05") && again.starts_with("T05"), "{stop} {again}");
-        // A watchpoint that none could hold.
-        let told = said(&[&gdb[..], &["Z2,1000,1001", "vCont;c"]].concat());
-        let text = words(&told[told.len() - 2]);
-        assert!(text.contains("a watchpoint covers at most 32 bytes here; this is 4097"), "{text}");
+        // A watchpoint that none could hold; aarch64 has larger ones.
+        if isa == Isa::X86_64 {
+            let told = said(&[&gdb[..], &["Z2,1000,1001", "vCont;c"]].concat());
+            let text = words(&told[told.len() - 2]);
+            assert!(text.contains("a watchpoint covers at most 32 bytes here; this is 4097"), "{text}");
+        }
     }
 }
 
