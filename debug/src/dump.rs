@@ -10,6 +10,7 @@
 //! [`write`](mod@write) makes ELF cores. Nothing here asks what the host is: the architecture is what the
 //! file says, and numbers are little-endian as both targets are.
 
+pub mod described;
 pub mod destination;
 pub mod diff;
 pub mod elf;

@@ -9,7 +9,7 @@
 use crate::arming::{Arming, Own};
 use crate::cancel::Cancel;
 use crate::disassemble::Mode;
-use crate::linux::VmCoreInfo;
+use crate::linux::Described;
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile};
@@ -318,8 +318,8 @@ pub trait Machine: Send {
         None
     }
 
-    /// The guest kernel's description of itself, where it is known without a search of memory.
-    fn kernel_info(&self) -> Option<&VmCoreInfo> {
+    /// What is known of the guest's kernel, where the machine finds that out itself.
+    fn kernel(&self) -> Option<&Described> {
         None
     }
 

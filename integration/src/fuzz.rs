@@ -657,12 +657,12 @@ pub fn images(data: &[u8]) {
 pub fn vmcoreinfo(data: &[u8]) {
     let Some(info) = VmCoreInfo::parse(data) else { return };
     let last = data.last().copied().unwrap_or(0);
-    let log = info.log(|at, bytes| {
+    let read = |at: u64, bytes: &mut [u8]| {
         bytes.fill(last);
         if at < 1 << 40 { bytes.len() } else { 0 }
-    });
+    };
     // Whatever is in it.
-    log.ok();
+    info.log(read, usize::MAX).ok();
 }
 
 #[cfg(test)]

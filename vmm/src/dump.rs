@@ -8,9 +8,11 @@ use arch::register::Bank;
 use arch::{GuestPhys, GuestVirt};
 use debug::cancel::Cancelled;
 use debug::disassemble::Mode;
+use debug::dump::described::{self, Anchor, Scope};
+use debug::dump::kernel::kernel_regime;
 use debug::dump::write::{self, Progress, Summary, Target, WriteError};
 use debug::dump::{Cpu, Unplanted};
-use debug::linux::VmCoreInfo;
+use debug::linux::Described;
 use debug::memory::{self, Space};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -97,18 +99,21 @@ impl Dumper {
         const LINES: usize = 200;
         let Some(vcpus) = self.vcpus.upgrade() else { return false };
         let _hold = vcpus.hold();
-        let regimes = vcpus.for_each(|vcpu| vcpu.regime().ok());
+        let registers = vcpus.for_each(|vcpu| vcpu.registers(&[Bank::System]));
+        let anchors: Vec<Anchor> = registers.iter().filter_map(Anchor::new).collect();
         let memory = LiveMemory(self.memory.clone());
         let mut go_on = || match self.is_closed.load(Ordering::Acquire) || !go_on() {
             true => Err(Cancelled),
             false => Ok(()),
         };
-        let Ok(Some(info)) = VmCoreInfo::find(&memory, &mut go_on) else { return false };
-        regimes.into_iter().flatten().any(|regime| {
+        let found = described::find(HOST_ISA, &memory, &anchors, Scope::Running, &mut go_on);
+        let Ok(Described { info: Some(info), .. }) = found else { return false };
+        let by_info = kernel_regime(HOST_ISA, &info);
+        anchors.into_iter().map(|anchor| anchor.regime).chain(by_info).any(|regime| {
             let space = Space::Virtual(regime);
             let read = |at: u64, bytes: &mut [u8]| memory::read(&memory, &space, None, GuestVirt(at), bytes);
-            let lines = info.log(read).unwrap_or_default();
-            lines.iter().rev().take(LINES).any(|line| line.contains("Kernel panic - not syncing"))
+            let lines = info.log(read, LINES).unwrap_or_default();
+            lines.iter().any(|line| line.contains("Kernel panic - not syncing"))
         })
     }
 }

@@ -13,13 +13,14 @@
 //! Pages of zeros are holes. The file has its name only when it is whole.
 
 use super::Cpu;
+use super::described::{self, Anchor, Scope};
 use super::destination::Destination;
 use super::elf::{ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE, STATE, number_of};
 use super::kernel::{self, Piece};
 use super::sink::{self, Sink};
 use crate::cancel::Cancelled;
 use crate::disassemble::Mode;
-use crate::linux::VmCoreInfo;
+use crate::linux::{Described, VmCoreInfo};
 use crate::target::Memory;
 use arch::address::PhysRange;
 use arch::core_note::{self, Note};
@@ -160,7 +161,9 @@ fn write(
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Cancelled),
     };
-    let Ok(info) = VmCoreInfo::find(memory, &mut go_on) else { return Ok(ControlFlow::Break(())) };
+    let anchors: Vec<Anchor> = target.cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
+    let found = described::find(target.isa, memory, &anchors, Scope::Running, &mut go_on);
+    let Ok(Described { info, .. }) = found else { return Ok(ControlFlow::Break(())) };
     sink.data(&head(target, &ranges, info.as_ref()))?;
     let mut summary = Summary { memory: total, stored: 0, has_info: info.is_some() };
     let mut done = 0;

@@ -7,6 +7,7 @@ use super::session::Session;
 use crate::breakpoint::Place;
 use crate::cancel::Cancelled;
 use crate::disassemble::LONGEST_INSTRUCTION;
+use crate::dump::described::Scope;
 use crate::dump::destination::Destination;
 use crate::dump::write::{self, Target};
 use crate::dump::{self, Unplanted};
@@ -336,7 +337,8 @@ fn breakpoints<M: Machine>(session: &Session<M>) -> String {
 
 fn linux<M: Machine>(session: &Session<M>) -> Result<String, Cancelled> {
     let mut text = String::new();
-    match session.kernel_info()? {
+    let known = session.kernel(Scope::Everything)?;
+    match &known.info {
         Some(info) => {
             line!(text, "release: {}", info.release());
             if let Some(slide) = info.slide() {
@@ -355,6 +357,9 @@ fn linux<M: Machine>(session: &Session<M>) -> Result<String, Cancelled> {
         Some(address) => line!(text, "mapped from {address:#x} on"),
         None => line!(text, "not mapped where a kernel would be (yet)"),
     }
+    for remark in &known.remarks {
+        line!(text, "{remark}");
+    }
     Ok(text)
 }
 
@@ -364,14 +369,16 @@ fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String,
         [count] => usize::try_from(number(count)?).unwrap_or(usize::MAX),
         _ => return Err("a number of lines".into()),
     };
-    let Some(info) = session.kernel_info().map_err(broken_off)? else {
-        return Ok("no Linux kernel has described itself in memory (yet)\n".into());
-    };
-    Ok(match session.kernel_log(&info) {
-        Ok(lines) => {
-            let skipped = lines.len().saturating_sub(most);
-            lines[skipped..].iter().map(|line| format!("{line}\n")).collect()
+    let known = session.kernel(Scope::Running).map_err(broken_off)?;
+    let Some(info) = &known.info else {
+        let mut text = String::from("no Linux kernel has described itself in memory (yet)\n");
+        for remark in &known.remarks {
+            line!(text, "{remark}");
         }
+        return Ok(text);
+    };
+    Ok(match session.kernel_log(info, most) {
+        Ok(lines) => lines.iter().map(|line| format!("{line}\n")).collect(),
         Err(error) => {
             session.cancel.check().map_err(broken_off)?;
             format!("{error}\n")
