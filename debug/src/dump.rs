@@ -26,7 +26,7 @@ pub mod write;
 
 use crate::disassemble::Mode;
 use crate::linux::VmCoreInfo;
-use crate::target::{Machine, Memory, TargetError, VcpuState};
+use crate::target::{Absence, Machine, Memory, TargetError, VcpuState};
 use arch::address::PhysRange;
 use arch::paging::TableMemory;
 use arch::register::{Bank, RegisterFile};
@@ -36,18 +36,27 @@ use source::Source;
 use std::io;
 use std::sync::Arc;
 
+/// What is said of a dump that makedumpfile had no room for.
+const INCOMPLETE: &str =
+    "the dump is incomplete, as there was no room for all of it: pages that were not written cannot be read";
+
 /// Physical memory of a dump.
 pub trait Image: Send + Sync + std::fmt::Debug {
     /// Where there is memory: sorted, without overlaps, neighbours joined.
     fn ranges(&self) -> Vec<PhysRange>;
 
-    /// Those of them that may hold something; what is not in them reads as zeros.
+    /// Those of them that may hold something; what is not in them reads as zeros, or cannot be read.
     fn populated(&self) -> Vec<PhysRange> {
         self.ranges()
     }
 
     /// Reads as many bytes as there are in one piece from `address`; how many.
     fn read(&self, address: u64, bytes: &mut [u8]) -> usize;
+
+    /// Why the byte at an address cannot be read though there was memory, if that is so.
+    fn absence(&self, _address: u64) -> Option<Absence> {
+        None
+    }
 }
 
 /// A vCPU, as a dump has it.
@@ -118,6 +127,10 @@ impl Memory for Unplanted<'_> {
 
     fn populated(&self) -> Vec<PhysRange> {
         self.memory.populated()
+    }
+
+    fn absence(&self, address: GuestPhys) -> Option<Absence> {
+        self.memory.absence(address)
     }
 }
 

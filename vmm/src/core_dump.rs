@@ -454,7 +454,10 @@ fn translate(
         out.write_all(monitor::walk_text(&regime, core.memory(), GuestVirt(address)).as_bytes())?;
     }
     out.flush()?;
-    result.map(drop).map_err(|fault| CoreError::NotThere(format!("{address:#x}: {fault}")))
+    result.map(drop).map_err(|_| {
+        let why = memory::why_not(core.memory(), &Space::Virtual(regime), GuestVirt(address));
+        CoreError::NotThere(format!("{address:#x}: {}", why.unwrap_or_default()))
+    })
 }
 
 fn read(
@@ -509,8 +512,9 @@ fn read(
         true => Ok(()),
         false => {
             let at = address.wrapping_add(done);
-            let kind = if physical { "no memory" } else { "nothing mapped" };
-            Err(CoreError::NotThere(format!("{done} of {length} bytes: there is {kind} at {at:#x}")))
+            let why = memory::why_not(core.memory(), &space, GuestVirt(at));
+            let why = why.unwrap_or_else(|| "it cannot be read".into());
+            Err(CoreError::NotThere(format!("{done} of {length} bytes, up to {at:#x}: {why}")))
         }
     }
 }

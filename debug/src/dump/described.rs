@@ -239,8 +239,9 @@ impl Search<'_> {
                     }
                 }
                 // What cannot be read is gone past, a page at a time.
-                at = at.saturating_add((read as u64).next_multiple_of(PAGE as u64).max(PAGE as u64));
-                left = left.saturating_sub(AT_ONCE as u64);
+                let done = (read as u64).next_multiple_of(PAGE as u64).max(PAGE as u64);
+                at = at.saturating_add(done);
+                left = left.saturating_sub(done);
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use super::{Contents, Cpu, Image, kernel};
 use crate::cancel::{Cancel, Cancelled};
 use crate::linux::{Described, VmCoreInfo};
 use crate::target::{
-    Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, StopReason,
+    Absence, Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, StopReason,
     TargetError, VcpuState,
 };
 use arch::address::PhysRange;
@@ -137,6 +137,10 @@ impl Memory for CoreMemory {
             ranges.extend(lock(changed).keys().map(|page| PhysRange::new(page * PAGE as u64, PAGE as u64)));
         }
         super::joined(ranges)
+    }
+
+    fn absence(&self, address: GuestPhys) -> Option<Absence> {
+        self.image.absence(address.0)
     }
 }
 

@@ -288,7 +288,7 @@ fn told(bytes: Vec<u8>) -> String {
 fn segments_that_overlap_wrap_or_are_cut_off() {
     let page = |byte| vec![byte; 0x1000];
     let rest = [page(1), page(2), page(3)].concat();
-    // The second lies half over the first; the third has zeros behind what the file has.
+    // The second lies half over the first; of the third the file has only the beginning, and says so.
     let load = |offset, physical, in_file, size| [1, offset, 0, physical, in_file, size];
     let segments = [
         load(0x1000, 0x8000, 0x1000, 0x1000),
@@ -299,24 +299,36 @@ fn segments_that_overlap_wrap_or_are_cut_off() {
     let ranges: Vec<(u64, u64)> =
         contents.image.ranges().iter().map(|range| (range.start.0, range.size)).collect();
     assert_eq!(ranges, [(0x8000, 0x1800), (0xa000, 0x2000)]);
+    assert!(contents.remarks[0].starts_with("0x1800 bytes of memory were left out, as makedumpfile -E does"));
     let mut bytes = vec![9; 0x4000];
     assert_eq!(contents.image.read(0x8000, &mut bytes), 0x1800);
     assert!(
         bytes[..0x1000].iter().all(|byte| *byte == 1) && bytes[0x1000..0x1800].iter().all(|byte| *byte == 2)
     );
-    assert_eq!(contents.image.read(0xa7ff, &mut bytes[..4]), 4);
-    assert_eq!(bytes[..4], [3, 0, 0, 0]);
+    assert_eq!((contents.image.read(0xa7fe, &mut bytes[..4]), &bytes[..2]), (2, &[3, 3][..]));
+    assert!(matches!(contents.image.absence(0xa800), Some(Absence::LeftOut(_))));
+    assert_eq!((contents.image.absence(0xa7ff), contents.image.absence(0x9800)), (None, None));
     assert_eq!((contents.image.read(0x9800, &mut bytes), contents.image.read(u64::MAX, &mut bytes)), (0, 0));
     // Cut off: what is missing is not there, and that is said.
     let mut short = elf_of(62, &segments, &rest);
     short.truncate(0x2800);
     let contents = open(Arc::new(short)).unwrap();
-    assert_eq!(contents.remarks, ["the file is cut off: 0x1000 bytes of memory are missing"]);
+    assert_eq!(contents.remarks[0], "the file is cut off: 0x1000 bytes of memory are missing");
+    assert_eq!((contents.image.read(0x9000, &mut bytes), contents.image.read(0xa000, &mut bytes)), (0, 0));
+    for at in [0x9000, 0xa000] {
+        assert_eq!(contents.image.absence(at), Some(Absence::CutOff));
+    }
     for (segments, text) in [
         (vec![load(0x1000, u64::MAX - 0xfff, 0x1000, 0x2000)], "past the end of all memory"),
         (vec![load(u64::MAX, 0, 2, 2)], "past the end of all memory"),
         (vec![], "a core without memory"),
         (vec![[4, 0x1000, 0, 0, 1 << 40, 0]], "bytes of notes, more than"),
+        // Each of them would do, and all have the same bytes.
+        (vec![[4, 0x1000, 0, 0, 33 << 20, 0]; 2], "69206016 bytes of notes, more than"),
+        (
+            (0..9).map(|at| load(0, at << 20, 0x1000, 0x1000)).collect(),
+            "the same bytes of the file at several physical addresses",
+        ),
     ] {
         let message = told(elf_of(62, &segments, &rest));
         assert!(message.contains(text) && message.contains("at offset 0x"), "{message}");
@@ -405,7 +417,9 @@ fn compressed_pages_of_every_kind() {
         [(0, &<[u8]>::to_vec), (1, &zlib), (2, &lzo), (4, &snappy), (0x20, &zstd)];
     for (how, compress) in kinds {
         let packed = compress(&page);
-        let file = kdump_of("aarch64", &[Some(&packed), None, Some(&packed)], how);
+        let mut file = kdump_of("aarch64", &[Some(&packed), None, Some(&packed)], how);
+        // Zeros were left out, and nothing else.
+        file[4096 + 8] = 1;
         let contents = open(Arc::new(file)).unwrap();
         assert_eq!((contents.isa, contents.image.ranges()), (Isa::Aarch64, vec![PhysRange::new(0, 0x3000)]));
         let mut bytes = vec![9; 0x4000];
@@ -423,6 +437,81 @@ fn compressed_pages_of_every_kind() {
         let contents = open(Arc::new(kdump_of("x86_64", &[Some(&bomb)], *how))).unwrap();
         assert_eq!(contents.image.read(0, &mut [0; 64]), 0, "{how}");
     }
+}
+
+#[test]
+fn pages_that_are_not_there_are_no_zeros() {
+    let file = kdump_of("x86_64", &[Some(&[7; 4096]), None, Some(&[8; 4096])], 0);
+    let why = |file: &[u8], page: u64| {
+        let contents = open(Arc::new(file.to_vec())).unwrap();
+        let core = Core::new(contents, false).unwrap();
+        let place = GuestPhys(page * 4096);
+        let why = core.memory().absence(place).map(|why| why.to_string()).unwrap_or_default();
+        assert_eq!(core.memory().read(place, &mut [0; 8]), if why.is_empty() { 8 } else { 0 });
+        why
+    };
+    for (level, words) in [
+        (0, "the page was never written: the dump is incomplete"),
+        (1, ""),
+        (17, "the page was left out of the dump, by makedumpfile -d 17 (pages of zeros, free pages)"),
+        (
+            31,
+            "the page was left out of the dump, by makedumpfile -d 31 \
+             (pages of zeros, page cache, private page cache, user data, free pages)",
+        ),
+    ] {
+        let mut file = file.clone();
+        file[4096 + 8] = level;
+        assert_eq!((why(&file, 0).as_str(), why(&file, 1).as_str()), ("", words));
+    }
+    // The third page's descriptor was never written, its bytes were not, or they are damaged.
+    let descriptor = 4 * 4096 + 24;
+    let mut never = file.clone();
+    never[descriptor..descriptor + 8].fill(0);
+    assert!(why(&never, 2).contains("never written") && why(&never, 0).is_empty());
+    let short = &file[..file.len() - 4096];
+    assert_eq!(why(short, 2), Absence::CutOff.to_string());
+    let mut damaged = file.clone();
+    damaged[descriptor + 12] = 0x20;
+    assert_eq!(why(&damaged, 2), Absence::Damaged.to_string());
+    let mut incomplete = short.to_vec();
+    incomplete[424] = 0x9;
+    assert_eq!(why(&incomplete, 2), Absence::NotWritten.to_string());
+    let remarks = open(Arc::new(incomplete)).unwrap().remarks;
+    assert!(remarks[0].starts_with("the dump is incomplete"), "{remarks:?}");
+    // gdb is told, and so is who asks for the walk; a debugger that does not know words gets a number.
+    let mut level = file.clone();
+    level[4096 + 8] = 31;
+    let contents = open(Arc::new(level)).unwrap();
+    let core = Core::new(contents, false).unwrap();
+    let engine = crate::engine::Engine::new(core.isa(), core.host().clone(), core.vcpus());
+    let mut session = crate::gdb::session::Session::new(core, Arc::new(engine));
+    session.is_physical = true;
+    for (features, answer) in [("", "$E0e#"), ("error-message+", "$E.0x1000: the page was left out of the dump, by")] {
+        let packets = [format!("qSupported:{features}"), "m1000,8".into()];
+        let input: Vec<u8> =
+            packets.iter().flat_map(|packet| crate::gdb::packet::frame(packet.as_bytes())).collect();
+        let said = crate::gdb::client::converse(&mut session, &input).unwrap();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(said.contains(answer), "{said}");
+    }
+}
+
+#[test]
+fn a_dump_of_a_dump_says_what_it_has_not_got() {
+    let scratch = Scratch::new("again");
+    let mut filtered = kdump_of("x86_64", &[Some(&[7; 4096]), None, Some(&[8; 4096]), Some(&[9; 4096])], 0);
+    filtered[4096 + 8] = 31;
+    let damaged = 4 * 4096 + 24;
+    filtered[damaged + 12] = 0x20;
+    let core = Core::new(open(Arc::new(filtered)).unwrap(), false).unwrap();
+    let target = Target { isa: Isa::X86_64, cpus: &[], memory: core.memory() };
+    let path = scratch.file("core");
+    let summary = write::to_file(&target, &path, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((summary.memory, summary.stored, summary.missing), (0x4000, 0x2000, 0x2000));
+    let copy = Core::new(read_file(&path), false).unwrap();
+    let found = diff::compare(core.memory(), copy.memory());
+    assert_eq!((found.changed, found.only_one), (Vec::new(), vec![PhysRange::new(0x1000, 0x2000)]));
 }
 
 #[test]

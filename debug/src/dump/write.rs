@@ -83,6 +83,9 @@ pub struct Summary {
     pub memory: u64,
     /// Bytes of it that are not holes.
     pub stored: u64,
+    /// Bytes of it that are zeros in the dump because they could not be read: it is of a dump, which has not
+    /// got them.
+    pub missing: u64,
     /// Whether the kernel has described itself.
     pub has_info: bool,
 }
@@ -91,6 +94,9 @@ impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         write!(f, "{} MiB of memory, {} MiB of them not zeros", mib(self.memory), mib(self.stored))?;
+        if self.missing > 0 {
+            write!(f, ", and {} MiB zeros because they could not be read", mib(self.missing))?;
+        }
         let without = "; no Linux kernel has described itself in it";
         if self.has_info { Ok(()) } else { f.write_str(without) }
     }
@@ -165,7 +171,7 @@ fn write(
     let found = described::find(target.isa, memory, &anchors, Scope::Running, &mut go_on);
     let Ok(Described { info, .. }) = found else { return Ok(ControlFlow::Break(())) };
     sink.data(&head(target, &ranges, info.as_ref()))?;
-    let mut summary = Summary { memory: total, stored: 0, has_info: info.is_some() };
+    let mut summary = Summary { memory: total, stored: 0, missing: 0, has_info: info.is_some() };
     let mut done = 0;
     let mut buffer = vec![0; AT_ONCE];
     for range in &ranges {
@@ -173,15 +179,14 @@ fn write(
         // Ranges are whole pages, and so is what is populated of them, on any host.
         for piece in populated.iter().filter(|piece| piece.end() > range.start && piece.start < range.end()) {
             let (start, end) = (piece.start.0.max(range.start.0), piece.end().0.min(range.end().0));
+            summary.missing += missing(memory, at, start);
             sink.hole(start - at)?;
             done += start - at;
             at = start;
             while at < end {
                 let wanted = usize::try_from(end - at).map_or(AT_ONCE, |left| left.min(AT_ONCE));
                 let bytes = &mut buffer[..wanted];
-                let read = memory.read(GuestPhys(at), bytes);
-                // What has vanished meanwhile is zeros.
-                bytes[read..].fill(0);
+                summary.missing += read_all(memory, at, bytes);
                 summary.stored += store(bytes, sink)?;
                 at += wanted as u64;
                 done += wanted as u64;
@@ -190,6 +195,7 @@ fn write(
                 }
             }
         }
+        summary.missing += missing(memory, at, range.end().0);
         sink.hole(range.end().0 - at)?;
         done += range.end().0 - at;
         if watch(Progress { done, total }).is_break() {
@@ -197,6 +203,28 @@ fn write(
         }
     }
     Ok(ControlFlow::Continue(summary))
+}
+
+/// Reads bytes, zeros for those that cannot be read; how many these are.
+fn read_all(memory: &dyn Memory, at: u64, bytes: &mut [u8]) -> u64 {
+    let (mut done, mut missing) = (0, 0);
+    loop {
+        done += memory.read(GuestPhys(at + done as u64), &mut bytes[done..]);
+        if done >= bytes.len() {
+            return missing;
+        }
+        // To the end of the page.
+        let gap = (bytes.len() - done).min(PAGE - done % PAGE);
+        bytes[done..done + gap].fill(0);
+        missing += gap as u64;
+        done += gap;
+    }
+}
+
+/// How many bytes between two addresses cannot be read, where nothing is stored: what one page tells is so for
+/// all of them.
+fn missing(memory: &dyn Memory, start: u64, end: u64) -> u64 {
+    if start < end && memory.absence(GuestPhys(start)).is_some() { end - start } else { 0 }
 }
 
 /// Stores bytes, their pages of zeros as holes; how many are none.

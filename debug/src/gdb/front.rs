@@ -143,6 +143,7 @@ fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
             session.names_process = has(b"multiprocess+");
             // Of those that are known, gdb alone asks for this one.
             session.is_gdb = has(b"no-resumed+");
+            session.takes_words = has(b"error-message+");
             Answer::Reply(format!("PacketSize={LONGEST:x};{FEATURES}").into_bytes())
         }
         _ if let Some(arguments) = text("qSearch:memory:") => search::find(session, arguments),

@@ -11,7 +11,7 @@ use crate::dump::described::Scope;
 use crate::dump::destination::Destination;
 use crate::dump::write::{self, Target};
 use crate::dump::{self, Unplanted};
-use crate::memory::Space;
+use crate::memory::{self, Space};
 use crate::report::Report;
 use crate::target::{Command, Control, Machine, Memory, SoftwareBreakpoints};
 use arch::paging::{Mapping, Permissions, Regime, Step};
@@ -210,11 +210,12 @@ pub fn walk_text(regime: &Regime, memory: &dyn Memory, address: GuestVirt) -> St
     let result = regime.walk(memory, address, |Step { name, at, value }| {
         line!(text, "  {name:8} at {at:#014x}: {value:#018x}");
     });
-    match result {
-        Ok(Mapping { address: place, page_size, permissions }) => {
-            line!(text, "{address:#x} is at {place:#x}, {} page, {permissions}", size(page_size));
-        }
-        Err(fault) => line!(text, "{fault}"),
+    if let Ok(Mapping { address: place, page_size, permissions }) = result {
+        line!(text, "{address:#x} is at {place:#x}, {} page, {permissions}", size(page_size));
+    }
+    // Also where a page is mapped that is not there.
+    if let Some(why) = memory::why_not(memory, &Space::Virtual(*regime), address) {
+        line!(text, "{why}");
     }
     text
 }

@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::expression::Expression;
 use crate::memory::{self, Space};
 use crate::target::{Action, Control, Event, Machine, Order, StopReason, TargetError, VcpuState};
-use arch::paging::Regime;
+use arch::paging::{Fault, Regime};
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestVirt, Isa};
 use std::path::PathBuf;
@@ -72,6 +72,8 @@ pub struct Session<M: Machine> {
     /// It is gdb, which may be told between two packets that an answer is worth waiting for; lldb would
     /// take that for the answer.
     pub is_gdb: bool,
+    /// It takes errors in words for an answer to any packet.
+    pub takes_words: bool,
     /// It wants thread-ids that name the process.
     pub names_process: bool,
     /// vCPUs that stand at a breakpoint whose hit has been reported, with its address.
@@ -98,6 +100,7 @@ impl<M: Machine> Session<M> {
             dump_folder: PathBuf::from("."),
             chosen: None,
             is_gdb: false,
+            takes_words: false,
             names_process: false,
             reported: vec![None; vcpus],
             pending: Vec::new(),
@@ -136,6 +139,17 @@ impl<M: Machine> Session<M> {
         let space = self.space(vcpu);
         let state = self.engine.state();
         memory::read(self.machine.memory(), &space, Some(&state.table), GuestVirt(address), buffer)
+    }
+
+    /// Why the dump that is looked at has not got a byte that the guest had, if that is so.
+    pub fn absence(&self, vcpu: u32, address: u64) -> Option<String> {
+        let memory = self.machine.memory();
+        let place = match self.space(vcpu).locate(memory, GuestVirt(address)) {
+            Ok((place, _)) => place,
+            Err(Fault::NoTable { at, .. }) => at,
+            Err(_) => return None,
+        };
+        memory.absence(place).map(|why| format!("{address:#x}: {why}"))
     }
 
     /// Writes memory; whether all of it was.
@@ -195,6 +209,7 @@ impl<M: Machine> Session<M> {
         self.current = 0;
         self.chosen = None;
         self.is_gdb = false;
+        self.takes_words = false;
         self.names_process = false;
         self.is_physical = false;
         self.is_told = false;
