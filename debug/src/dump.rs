@@ -22,6 +22,7 @@ pub mod packed;
 pub mod raw;
 mod sink;
 pub mod source;
+pub mod unpack;
 pub mod write;
 
 use crate::disassemble::Mode;
@@ -185,7 +186,8 @@ pub enum DumpError {
     Unknown(String),
 }
 
-/// Reads a dump, whatever its format is, also one that is compressed in blocks.
+/// Reads a dump, whatever its format is, also one that is compressed in blocks (for one in one piece see
+/// [`in_one_piece`]).
 ///
 /// # Errors
 /// [`DumpError`].
@@ -217,10 +219,22 @@ fn open_plain(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
             contents.format.push_str(", flattened");
             Ok(contents)
         }
-        _ => Err(DumpError::Unknown(
-            "neither an ELF core nor a compressed kdump; plain memory needs --raw and --arch".into(),
-        )),
+        begin => Err(DumpError::Unknown(match packed::unspoken(&begin) {
+            Some((name, tool)) => {
+                format!("compressed by {name}, which is not read: unpack it first ({tool})")
+            }
+            None => "neither an ELF core nor a compressed kdump; plain memory needs --raw and --arch".into(),
+        })),
     }
+}
+
+/// How a file is compressed, if that is in one piece: then it has to be [unpacked](unpack) before it is opened.
+///
+/// # Errors
+/// [`DumpError`], for what is compressed in blocks that are not right.
+pub fn in_one_piece(source: &dyn Source) -> Result<Option<Packing>, DumpError> {
+    let Some(packing) = Packing::of_file(&begin(source)?) else { return Ok(None) };
+    Ok(packing.blocks(source)?.is_none().then_some(packing))
 }
 
 /// Sorts ranges, and joins what overlaps or touches.

@@ -56,7 +56,10 @@ pub fn why_not(memory: &dyn Memory, space: &Space, address: GuestVirt) -> Option
     match space.locate(memory, address) {
         Ok((place, _)) => {
             let is_there = memory.read(place, &mut [0]) == 1;
-            let why = || absent(place).map_or_else(|| format!("there is no memory at {place:#x}"), |why| why.to_string());
+            let why = || {
+                absent(place)
+                    .map_or_else(|| format!("there is no memory at {place:#x}"), |why| why.to_string())
+            };
             (!is_there).then(why)
         }
         Err(Fault::NoTable { name, at, .. }) if let Some(why) = absent(at) => {

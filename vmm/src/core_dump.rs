@@ -3,6 +3,7 @@
 
 use crate::error::Error;
 use crate::outcome;
+use crate::unpacked::{CannotUnpack, unpacked};
 use arch::address::PhysRange;
 use arch::register::{Bank, Group, RegisterFile, row, table};
 use arch::{GuestPhys, GuestVirt, Isa};
@@ -124,6 +125,8 @@ enum CoreError {
     Open { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
     Dump { path: PathBuf, source: DumpError },
+    #[error("{}: {source}", path.display())]
+    Unpack { path: PathBuf, source: CannotUnpack },
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
@@ -137,8 +140,13 @@ enum CoreError {
 impl CoreError {
     fn code(&self) -> u8 {
         match self {
-            CoreError::Open { .. } | CoreError::Output(_) => outcome::FILE,
-            CoreError::Dump { .. } => outcome::IMAGE,
+            CoreError::Open { .. } | CoreError::Unpack { source: CannotUnpack::Folder { .. }, .. } => {
+                outcome::FILE
+            }
+            CoreError::Output(_) => outcome::FILE,
+            CoreError::Dump { .. } | CoreError::Unpack { source: CannotUnpack::Damaged(_), .. } => {
+                outcome::IMAGE
+            }
             CoreError::Usage(_) => outcome::USAGE,
             CoreError::NotThere(_) => outcome::NOT_THERE,
             CoreError::Other(error) => error.code(),
@@ -185,12 +193,23 @@ fn run(args: &CoreArgs) -> Result<(), CoreError> {
 
 fn open(args: &CoreArgs, path: &Path) -> Result<Core, CoreError> {
     let failed = |source| CoreError::Open { path: path.into(), source };
-    let source = Arc::new(File::open(path).and_then(OnDisk::new).map_err(failed)?);
+    let source = File::open(path).and_then(OnDisk::new).map_err(failed)?;
+    let malformed = |source| CoreError::Dump { path: path.into(), source };
     let contents = match args.arch.filter(|_| args.raw) {
-        Some(isa) => dump::raw::read(source, isa, args.base.unwrap_or(0), RegisterFile::new(isa)),
-        None => dump::open(source),
+        Some(isa) => dump::raw::read(Arc::new(source), isa, args.base.unwrap_or(0), RegisterFile::new(isa)),
+        None => match dump::in_one_piece(&source).map_err(malformed)? {
+            None => dump::open(Arc::new(source)),
+            Some(packing) => {
+                let cannot = |source| CoreError::Unpack { path: path.into(), source };
+                let plain = unpacked(&source, packing, path).map_err(cannot)?;
+                dump::open(Arc::new(plain)).map(|mut contents| {
+                    contents.format.push_str(&format!(", unpacked from {}", packing.words().0));
+                    contents
+                })
+            }
+        },
     };
-    let mut contents: Contents = contents.map_err(|source| CoreError::Dump { path: path.into(), source })?;
+    let mut contents: Contents = contents.map_err(malformed)?;
     if contents.cpus.is_empty() && !args.register.is_empty() {
         contents.cpus.push(Cpu::unknown(contents.isa));
     }

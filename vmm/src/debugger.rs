@@ -34,6 +34,7 @@ use debug::target::{
 };
 use debug::trap::{Injection, Trap};
 use devices::hypercall::trace::Filter;
+use nix::unistd::{AccessFlags, access};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -614,6 +615,8 @@ impl Prepared {
             if !fs::metadata(folder).map_err(failed)?.is_dir() {
                 return Err(failed(io::ErrorKind::NotADirectory.into()));
             }
+            let writable = AccessFlags::W_OK | AccessFlags::X_OK;
+            access(folder, writable).map_err(|error| failed(error.into()))?;
         }
         let address = &config.address;
         let listener = Listener::bind(address, config.access())

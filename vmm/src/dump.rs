@@ -9,6 +9,7 @@ use arch::{GuestPhys, GuestVirt};
 use debug::cancel::Cancelled;
 use debug::disassemble::Mode;
 use debug::dump::described::{self, Anchor, Scope};
+use debug::dump::destination::Destination;
 use debug::dump::kernel::kernel_regime;
 use debug::dump::write::{self, Progress, Summary, Target, WriteError};
 use debug::dump::{Cpu, Unplanted};
@@ -60,9 +61,10 @@ impl Dumper {
         path: &Path,
         watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Summary, WriteError> {
+        let destination = Destination::anywhere(path)?;
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let vcpus = self.vcpus.upgrade().ok_or_else(|| WriteError::Cancelled(path.into()))?;
-        let _hold = vcpus.hold();
+        let hold = vcpus.hold();
         let cpus = vcpus.for_each(capture);
         let memory = LiveMemory(self.memory.clone());
         // A debugger may change what is planted meanwhile, and is not to wait for us.
@@ -76,7 +78,11 @@ impl Dumper {
             true => ControlFlow::Break(()),
             false => watch(progress),
         };
-        write::to_file(&Target { isa: HOST_ISA, cpus: &cpus, memory: &memory }, path, &mut watch)
+        let target = Target { isa: HOST_ISA, cpus: &cpus, memory: &memory };
+        let written = write::begin(&target, &destination, &mut watch)?;
+        // The guest need not wait for the disk.
+        drop(hold);
+        written.keep()
     }
 
     /// The debugger's part of the machine, if it may have one.

@@ -109,9 +109,11 @@ impl Image for ElfImage {
                 true => self.source.pieces(segment.offset, there),
                 false => vec![(segment.offset, segment.offset + there)],
             };
-            ranges.extend(pieces.into_iter().map(|(first, end)| {
-                PhysRange::new(segment.start + (first - segment.offset), end - first)
-            }));
+            ranges.extend(
+                pieces.into_iter().map(|(first, end)| {
+                    PhysRange::new(segment.start + (first - segment.offset), end - first)
+                }),
+            );
         }
         joined(ranges)
     }

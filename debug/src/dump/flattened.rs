@@ -55,7 +55,9 @@ impl Flattened {
             pieces += 1;
             empty += u64::from(size == 0);
             if pieces > MOST_PIECES || empty > MOST_EMPTY {
-                return Err(malformed("a flattened dump of too many pieces, or too many with nothing in them"));
+                return Err(malformed(
+                    "a flattened dump of too many pieces, or too many with nothing in them",
+                ));
             }
             result.insert(offset, size, place);
             result.size = result.size.max(end);

@@ -5,8 +5,8 @@ use super::{Contents, Cpu, Image, kernel};
 use crate::cancel::{Cancel, Cancelled};
 use crate::linux::{Described, VmCoreInfo};
 use crate::target::{
-    Absence, Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, StopReason,
-    TargetError, VcpuState,
+    Absence, Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints,
+    StopReason, TargetError, VcpuState,
 };
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};

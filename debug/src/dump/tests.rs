@@ -346,6 +346,8 @@ fn files_that_are_something_else() {
     for (message, text) in [
         (told(Vec::new()), "neither an ELF core nor a compressed kdump"),
         (told(b"hello, this is text".to_vec()), "neither an ELF core"),
+        (told(b"\xfd7zXZ\0\0\0".to_vec()), "compressed by xz, which is not read: unpack it first (xz -dk)"),
+        (told(b"BZh91AY".to_vec()), "by bzip2"),
         (
             told([&b"\x1f\x8b\x08\0"[..], &[9; 99]].concat()),
             "by gzip in one piece: unpack it first (gunzip -k)",
@@ -487,7 +489,9 @@ fn pages_that_are_not_there_are_no_zeros() {
     let engine = crate::engine::Engine::new(core.isa(), core.host().clone(), core.vcpus());
     let mut session = crate::gdb::session::Session::new(core, Arc::new(engine));
     session.is_physical = true;
-    for (features, answer) in [("", "$E0e#"), ("error-message+", "$E.0x1000: the page was left out of the dump, by")] {
+    for (features, answer) in
+        [("", "$E0e#"), ("error-message+", "$E.0x1000: the page was left out of the dump, by")]
+    {
         let packets = [format!("qSupported:{features}"), "m1000,8".into()];
         let input: Vec<u8> =
             packets.iter().flat_map(|packet| crate::gdb::packet::frame(packet.as_bytes())).collect();

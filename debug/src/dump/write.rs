@@ -10,11 +10,11 @@
 //! * a `PT_LOAD` for each range of memory, with its guest-physical address and, if the kernel has a
 //!   [direct map](super::kernel::direct_map), its virtual one.
 //!
-//! Pages of zeros are holes. The file has its name only when it is whole.
+//! Pages of zeros are holes. The file has its name only when it is whole and on disk.
 
 use super::Cpu;
 use super::described::{self, Anchor, Scope};
-use super::destination::Destination;
+use super::destination::{Destination, Partial};
 use super::elf::{ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE, STATE, number_of};
 use super::kernel::{self, Piece};
 use super::sink::{self, Sink};
@@ -26,6 +26,7 @@ use arch::address::PhysRange;
 use arch::core_note::{self, Note};
 use arch::paging::Regime;
 use arch::{GuestPhys, GuestVirt, Isa};
+use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -61,6 +62,20 @@ pub enum WriteError {
         path: PathBuf,
         /// Where it has to be.
         folder: PathBuf,
+    },
+    /// Somebody else could have it written, or read, where they like.
+    #[error(
+        "cannot write {}: it, or a link on the way to it, is another user's, in a folder that everybody may write to",
+        .0.display()
+    )]
+    Foreign(PathBuf),
+    /// Its name asks for what cannot be done.
+    #[error("cannot write {}: {why}", path.display())]
+    Name {
+        /// The file that was asked for.
+        path: PathBuf,
+        /// What can be done.
+        why: String,
     },
     /// Whoever watches wants no more of it.
     #[error("the dump to {} was broken off", .0.display())]
@@ -141,17 +156,47 @@ pub fn to_destination(
     destination: &Destination,
     watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Summary, WriteError> {
+    begin(target, destination, watch)?.keep()
+}
+
+/// A core that is whole and has no name yet. It goes with this value, unless it is kept.
+#[derive(Debug)]
+pub struct Whole<'a> {
+    partial: Partial<'a>,
+    file: File,
+    summary: Summary,
+}
+
+impl Whole<'_> {
+    /// Has it on disk, and gives it its name. The target may go on before.
+    ///
+    /// # Errors
+    /// [`WriteError`]; then nothing of it is left.
+    pub fn keep(self) -> Result<Summary, WriteError> {
+        self.partial.keep(&self.file)?;
+        Ok(self.summary)
+    }
+}
+
+/// Writes a core as [`to_file`] does, but for its name.
+///
+/// # Errors
+/// [`WriteError`]; then nothing of it is left.
+pub fn begin<'a>(
+    target: &Target<'_>,
+    destination: &'a Destination,
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Whole<'a>, WriteError> {
     let path = destination.shown();
     let failed = |source| WriteError::Io { path: path.into(), source };
     let (partial, file) = destination.create()?;
-    let mut sink = sink::of_name(path, file).map_err(failed)?;
+    let mut sink = sink::of_name(path, file.try_clone().map_err(failed)?).map_err(failed)?;
     let summary = match write(target, &mut *sink, watch).map_err(failed)? {
         ControlFlow::Continue(summary) => summary,
         ControlFlow::Break(()) => return Err(WriteError::Cancelled(path.into())),
     };
     sink.finish().map_err(failed)?;
-    partial.keep()?;
-    Ok(summary)
+    Ok(Whole { partial, file, summary })
 }
 
 fn write(
