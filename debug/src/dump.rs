@@ -69,12 +69,16 @@ pub struct Cpu {
     pub mode: Mode,
     /// What it was doing.
     pub state: VcpuState,
+    /// Its registers are those of when it last left the guest with paging on: what they were after that, a
+    /// reset or a triple fault has lost.
+    pub is_earlier: bool,
 }
 
 impl Cpu {
     /// One of which nothing is known.
     pub fn unknown(isa: Isa) -> Cpu {
-        Cpu { registers: RegisterFile::new(isa), mode: Mode::Bits64, state: VcpuState::Unknown }
+        let (registers, state) = (RegisterFile::new(isa), VcpuState::Unknown);
+        Cpu { registers, mode: Mode::Bits64, state, is_earlier: false }
     }
 }
 
@@ -85,7 +89,8 @@ impl Cpu {
 pub fn cpus(machine: &dyn Machine) -> Result<Vec<Cpu>, TargetError> {
     let cpu = |vcpu| {
         let mode = machine.code(vcpu).map_or(Mode::Bits64, |code| code.mode);
-        Ok(Cpu { registers: machine.registers(vcpu, &Bank::ALL)?, mode, state: machine.state(vcpu) })
+        let (registers, state) = (machine.registers(vcpu, &Bank::ALL)?, machine.state(vcpu));
+        Ok(Cpu { registers, mode, state, is_earlier: false })
     };
     (0..machine.vcpus()).map(cpu).collect()
 }

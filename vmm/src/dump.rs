@@ -34,10 +34,27 @@ pub struct Dumper {
     is_closed: Arc<AtomicBool>,
 }
 
+/// When a dump is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// While the guest runs, or is held.
+    Running,
+    /// When it has ended. What a reset or a triple fault has made of a vCPU says nothing of the guest: if it has
+    /// left paging behind, what was known of it before counts.
+    End,
+}
+
 /// What a dump has of a vCPU on its thread.
-fn capture(vcpu: &mut Vcpu) -> Cpu {
-    let mode = vcpu.code().map_or(Mode::Bits64, |code| code.mode);
-    Cpu { registers: vcpu.registers(&Bank::ALL), mode, state: vcpu.state() }
+fn capture(vcpu: &Vcpu, moment: Moment) -> Cpu {
+    let look = |vcpu: &Vcpu, is_earlier| {
+        let mode = vcpu.code().map_or(Mode::Bits64, |code| code.mode);
+        Cpu { registers: vcpu.registers(&Bank::ALL), mode, state: vcpu.state(), is_earlier }
+    };
+    let earlier = match moment {
+        Moment::Running => None,
+        Moment::End => vcpu.with_before(|vcpu| look(vcpu, true)),
+    };
+    earlier.unwrap_or_else(|| look(vcpu, false))
 }
 
 impl Dumper {
@@ -59,13 +76,14 @@ impl Dumper {
     pub fn dump(
         &self,
         path: &Path,
+        moment: Moment,
         watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Summary, WriteError> {
         let destination = Destination::anywhere(path)?;
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let vcpus = self.vcpus.upgrade().ok_or_else(|| WriteError::Cancelled(path.into()))?;
         let hold = vcpus.hold();
-        let cpus = vcpus.for_each(capture);
+        let cpus = vcpus.for_each(move |vcpu| capture(vcpu, moment));
         let memory = LiveMemory(self.memory.clone());
         // A debugger may change what is planted meanwhile, and is not to wait for us.
         let unmask = |address: GuestPhys, bytes: &mut [u8]| {
@@ -105,8 +123,8 @@ impl Dumper {
         const LINES: usize = 200;
         let Some(vcpus) = self.vcpus.upgrade() else { return false };
         let _hold = vcpus.hold();
-        let registers = vcpus.for_each(|vcpu| vcpu.registers(&[Bank::System]));
-        let anchors: Vec<Anchor> = registers.iter().filter_map(Anchor::new).collect();
+        let cpus = vcpus.for_each(|vcpu| capture(vcpu, Moment::End));
+        let anchors: Vec<Anchor> = cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
         let memory = LiveMemory(self.memory.clone());
         let mut go_on = || match self.is_closed.load(Ordering::Acquire) || !go_on() {
             true => Err(Cancelled),

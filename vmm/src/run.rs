@@ -9,7 +9,7 @@ mod panicked;
 use crate::config::{Config, DumpOn, OnReboot};
 use crate::console::{Console, ConsoleKind};
 use crate::control::Control;
-use crate::dump::Reporter;
+use crate::dump::{Moment, Reporter};
 use crate::error::Error;
 use crate::logging;
 use crate::machine::Machine;
@@ -169,7 +169,7 @@ fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<Sig
         }
         if is_ended() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    match machine.dumper().dump(&on.path, &mut watch) {
+    match machine.dumper().dump(&on.path, Moment::End, &mut watch) {
         Ok(summary) => log::warn!("dumped to {}: {summary}", on.path.display()),
         Err(error) => log::error!("--dump-on: {error}"),
     }

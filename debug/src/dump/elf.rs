@@ -272,6 +272,8 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
 
 /// What our own note has beside registers: what the vCPU was doing, a byte.
 pub(super) const STATE: &[u8] = b"state";
+/// And, a byte that is not 0, that the registers are [earlier](Cpu::is_earlier) ones.
+pub(super) const EARLIER: &[u8] = b"earlier";
 
 fn state_of(number: u8) -> VcpuState {
     match number {
@@ -298,6 +300,16 @@ pub(super) fn isa_of_notes(bytes: &[u8]) -> Option<Isa> {
     let name = bytes.get(12..12usize.checked_add(usize::try_from(name_size).ok()?)?)?;
     let note = Note::of(name.strip_suffix(&[0]).unwrap_or(name), number)?;
     Isa::ALL.into_iter().find(|isa| note.size(*isa) == usize::try_from(size).ok())
+}
+
+/// Numbers in words, not too many.
+pub(super) fn numbers(all: &[usize]) -> String {
+    const MOST: usize = 8;
+    let mut words: Vec<String> = all.iter().take(MOST).map(usize::to_string).collect();
+    if all.len() > MOST {
+        words.push("...".into());
+    }
+    words.join(", ")
 }
 
 /// What notes tell.
@@ -358,10 +370,10 @@ impl Notes {
         } else if name == core_note::ALL_NAME.as_bytes() && number == core_note::ALL_NUMBER {
             self.own += 1;
             if let Some(cpu) = self.cpu(self.own - 1) {
-                core_note::parse_all(value, &mut cpu.registers, |name, value| {
-                    if (name, value.len()) == (STATE, 1) {
-                        cpu.state = state_of(value[0]);
-                    }
+                core_note::parse_all(value, &mut cpu.registers, |name, value| match (name, value) {
+                    (STATE, [state]) => cpu.state = state_of(*state),
+                    (EARLIER, [earlier]) => cpu.is_earlier = *earlier != 0,
+                    _ => {}
                 });
             }
         } else if let Some(note) = Note::of(name, number) {
@@ -397,6 +409,14 @@ impl Notes {
     pub fn finish(self, remarks: &mut Vec<String>) -> (Vec<Cpu>, Option<VmCoreInfo>) {
         if self.too_many {
             remarks.push(format!("there are notes of more than {MOST_CPUS} vCPUs; the rest is left out"));
+        }
+        let earlier: Vec<usize> = (0..self.cpus.len()).filter(|vcpu| self.cpus[*vcpu].is_earlier).collect();
+        if !earlier.is_empty() {
+            remarks.push(format!(
+                "vCPU {} has the registers of when it last left the guest before a reset or a triple fault, \
+                 which has lost later ones",
+                numbers(&earlier)
+            ));
         }
         (self.cpus, self.info)
     }

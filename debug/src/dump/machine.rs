@@ -1,6 +1,7 @@
 //! A dump as a [`Machine`] that cannot run.
 
 use super::described::{self, Anchor, Scope};
+use super::elf::numbers;
 use super::{Contents, Cpu, Image, kernel};
 use crate::cancel::{Cancel, Cancelled};
 use crate::linux::{Described, VmCoreInfo};
@@ -185,13 +186,8 @@ fn without_tables(cpus: &[Cpu]) -> Option<String> {
     let is_on = |cpu: &Cpu| kernel::regime(&cpu.registers).is_ok_and(|regime| regime.is_on());
     let (with, without): (Vec<usize>, Vec<usize>) = (0..cpus.len()).partition(|vcpu| is_on(&cpus[*vcpu]));
     let (first, _) = (with.first()?, without.first()?);
-    const MOST: usize = 8;
-    let mut names: Vec<String> = without.iter().take(MOST).map(usize::to_string).collect();
-    if without.len() > MOST {
-        names.push("...".into());
-    }
-    let names = names.join(", ");
-    Some(format!("paging is off in vCPU {names}: there addresses are translated by vCPU {first}'s tables"))
+    let without = numbers(&without);
+    Some(format!("paging is off in vCPU {without}: there addresses are translated by vCPU {first}'s tables"))
 }
 
 impl Core {

@@ -15,7 +15,7 @@
 use super::Cpu;
 use super::described::{self, Anchor, Scope};
 use super::destination::{Destination, Partial};
-use super::elf::{ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE, STATE, number_of};
+use super::elf::{EARLIER, ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE, STATE, number_of};
 use super::kernel::{self, Piece};
 use super::sink::{self, Sink};
 use crate::cancel::Cancelled;
@@ -425,8 +425,9 @@ fn notes(target: &Target<'_>, info: Option<&VmCoreInfo>) -> Vec<u8> {
         push("CORE", core_note::VECTOR_NUMBER, &core_note::authenticating_vector());
     }
     for cpu in target.cpus {
-        let state = (STATE, [number_of(cpu.state)]);
-        let value = core_note::build_all(&cpu.registers, &[(state.0, &state.1)]);
+        let (state, earlier) = ([number_of(cpu.state)], [1]);
+        let more: [(&[u8], &[u8]); 2] = [(STATE, &state), (EARLIER, &earlier)];
+        let value = core_note::build_all(&cpu.registers, &more[..1 + usize::from(cpu.is_earlier)]);
         push(core_note::ALL_NAME, core_note::ALL_NUMBER, &value);
     }
     if let Some(info) = info {
