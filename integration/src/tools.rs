@@ -257,7 +257,9 @@ impl Opened {
     /// When `vmm core` does not open it.
     pub fn new(isa: Isa, series: &'static str, path: &Path) -> Result<Opened, String> {
         let said = core(Built::Here, path, &["info", "--json"])?.well()?;
-        let info = serde_json::from_str(&said.text).map_err(|error| format!("{error} in {}", said.text))?;
+        // What is odd about it is said in front.
+        let json = said.text.lines().find(|line| line.starts_with('{')).unwrap_or_default();
+        let info = serde_json::from_str(json).map_err(|error| format!("{error} in {}", said.text))?;
         Ok(Opened { isa, series, core: path.into(), vmlinux: Kernel::new(isa, series).vmlinux(), info })
     }
 

@@ -143,7 +143,7 @@ pub fn panicked(c: &mut Context) -> Check {
     check(run.errors.contains("dumped to"), || format!("no dump:\n{}", run.errors))?;
     // Which comes first is up to the guest's kernel; on aarch64 it is not its own.
     let (is_first, forged) = forgeries(&core)?;
-    check(forged > 8000 && (is_first || c.isa == Isa::X86_64), || {
+    check(forged > 1000 && (is_first || c.isa == Isa::X86_64), || {
         format!("{forged} pages, first: {is_first}")
     })?;
     for (words, texts) in [
