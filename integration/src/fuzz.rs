@@ -799,9 +799,10 @@ mod tests {
             let mut random = Random(0x9e37_79b9_7f4a_7c15);
             let rounds = match fuzzed.name {
                 "packets" | "stream" | "clients" => 1500,
-                "packed" | "kernels" => 150,
+                "packed" => 150,
+                "kernels" => 100,
                 "cores" | "kdumps" => 500,
-                "whole" => 1000,
+                "whole" => 300,
                 _ => 10_000,
             };
             for seed in fuzzed.seeds {

@@ -5,11 +5,16 @@ use crate::artifacts::{self, Kernel};
 use crate::cases::dumps::LOOKED_AT;
 use crate::context::check;
 use crate::process::{Process, Wiring};
-use arch::Isa;
+use arch::{GuestPhys, Isa};
+use debug::dump;
+use debug::dump::machine::Core;
+use debug::dump::source::OnDisk;
+use debug::target::Machine;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long one tool may take.
@@ -204,6 +209,14 @@ fn in_one_member(bytes: &[u8]) -> Result<Vec<u8>, String> {
 
 fn in_one_frame(bytes: &[u8]) -> Vec<u8> {
     ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+/// A dump, as programs open it.
+fn open(path: &Path) -> Result<Core, String> {
+    let in_words = |error: io::Error| error.to_string();
+    let source = fs::File::open(path).and_then(OnDisk::new).map_err(in_words)?;
+    let contents = dump::open(Arc::new(source)).map_err(|error| error.to_string())?;
+    Core::new(contents, false).map_err(in_words)
 }
 
 /// A dump of a kernel that has panicked and restarted, which nobody was told of: it is as it was before the
@@ -531,34 +544,31 @@ impl Opened {
         self.left_out(filtered, format.starts_with("format: ELF"))
     }
 
-    /// Pages that were left out are no zeros: each is as it was, or an error that says who left it out.
+    /// Pages that were left out are no zeros: each page is as it was, or an error that says who left it out.
     fn left_out(&self, filtered: &Path, is_elf: bool) -> Result<(), String> {
-        const PLACES: u64 = 24;
+        const PAGE: usize = 4096;
         let why = match is_elf {
             true => "the page was left out of the dump, as makedumpfile -E does",
             false => "the page was left out of the dump, by makedumpfile -d 31 (pages of zeros, page cache,",
         };
-        let start = self.info["memory"][0]["start"].as_str().unwrap_or_default();
-        let start =
-            u64::from_str_radix(start.trim_start_matches("0x"), 16).map_err(|error| error.to_string())?;
-        let size = self.info["memory"][0]["size"].as_u64().ok_or("no size")?;
-        let mut errors = 0;
-        for place in 0..PLACES {
-            let at = format!("{:#x}", start + ((size / PLACES * place) & !0xfff));
-            let words = ["read", "--physical", &at, "4096"];
-            let (ours, theirs) =
-                (core(Built::Here, &self.core, &words)?, core(Built::Here, filtered, &words)?);
-            match theirs.code {
-                0 => check(theirs.text.ends_with(&ours.text), || format!("{at} is not as it was"))?,
-                code => {
-                    check(code == 24 && theirs.text.contains(why), || {
-                        format!("{at}: {code}, {}", theirs.text)
-                    })?;
-                    errors += 1;
+        let (ours, theirs) = (open(&self.core)?, open(filtered)?);
+        let (mut absent, mut page, mut other) = (None, [0; PAGE], [0; PAGE]);
+        for range in ours.memory().ranges() {
+            for at in (range.start.0..range.end().0).step_by(PAGE).map(GuestPhys) {
+                let read = ours.memory().read(at, &mut page);
+                match theirs.memory().absence(at) {
+                    Some(reason) => {
+                        check(reason.to_string().starts_with(why), || format!("{at:#x}: {reason}"))?;
+                        absent = Some(at);
+                    }
+                    None if theirs.memory().read(at, &mut other) == read && page == other => {}
+                    None => return Err(format!("the page at {at:#x} is not as it was")),
                 }
             }
         }
-        check(errors > 0, || "nothing was left out in any place".into())
+        let at = format!("{:#x}", absent.ok_or("nothing was left out")?);
+        let said = core(Built::Here, filtered, &["read", "--physical", &at, "8"])?;
+        check(said.code == 24 && said.text.contains(why), || format!("{at}: {}, {}", said.code, said.text))
     }
 
     /// What others have compressed, in one piece.

@@ -34,7 +34,8 @@ use std::sync::Arc;
 /// Options of `vmm core`.
 #[derive(Debug, Args)]
 pub struct CoreArgs {
-    /// The dump: an ELF core (ours, QEMU's, /proc/vmcore), a compressed kdump, or plain memory with --raw
+    /// The dump: an ELF core (ours, QEMU's, /proc/vmcore), a compressed kdump, either of them also in gzip or
+    /// Zstandard, or plain memory with --raw
     path: PathBuf,
     /// Serve gdb or lldb
     #[arg(long, value_name = "[HOST]:PORT|unix:PATH", value_parser = clap::builder::ValueParser::new(Address::parse))]

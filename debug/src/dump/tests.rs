@@ -1,6 +1,6 @@
 //! What is written is read back; what is damaged is told; nothing panics.
 
-use super::machine::Core;
+use super::machine::{Core, Tables};
 use super::source::OnDisk;
 use super::write::{self, Target, WriteError};
 use super::*;
@@ -554,6 +554,46 @@ fn kdumps_that_lie() {
     let mut wild = good.clone();
     wild[4 * 4096..4 * 4096 + 8].fill(0xff);
     assert_eq!(open(Arc::new(wild)).unwrap().image.read(0, &mut [0; 8]), 0);
+}
+
+#[test]
+fn a_vcpu_without_tables_is_read_by_another_ones() {
+    for isa in Isa::ALL {
+        let mut cpus = vec![Cpu::unknown(isa); 3];
+        let values: &[(&str, u64)] = match isa {
+            Isa::X86_64 => &[("cr0", 0x8000_0011), ("cr3", 0x1000), ("cr4", 0x20), ("efer", 0xd00)],
+            Isa::Aarch64 => {
+                &[("SCTLR_EL1", 1), ("TCR_EL1", 0x8010_0010), ("TTBR0_EL1", 0), ("TTBR1_EL1", 0x1000)]
+            }
+        };
+        for cpu in &mut cpus[..2] {
+            values.iter().for_each(|(name, value)| cpu.registers.set(name, *value));
+        }
+        // The first has paging off, the last tells nothing.
+        for (name, value) in [("cr0", 0x10), ("cr3", 0), ("cr4", 0), ("efer", 0), ("SCTLR_EL1", 0)] {
+            if arch::register::row(isa, name).is_some() {
+                cpus[0].registers.set(name, value);
+            }
+        }
+        let core = |cpus: &[Cpu]| {
+            let image = raw::read(Arc::new(vec![0; 0x4000]), isa, 0, RegisterFile::new(isa)).unwrap().image;
+            let (format, remarks) = (String::new(), Vec::new());
+            let contents = Contents { format, isa, image, cpus: cpus.to_vec(), info: None, remarks };
+            Core::new(contents, false).unwrap()
+        };
+        let all = core(&cpus);
+        let tables: Vec<_> = (0..3).map(|vcpu| all.translation(vcpu).map(|it| it.1).ok()).collect();
+        assert_eq!(tables, [Tables::Vcpu(1), Tables::Own, Tables::Vcpu(1)].map(Some), "{isa}");
+        assert_eq!(all.regime(0).unwrap(), all.regime(1).unwrap());
+        assert_eq!(
+            all.remarks(),
+            ["paging is off in vCPU 0, 2: there addresses are translated by vCPU 1's tables"]
+        );
+        // Where there are none, off is off, and nothing is nothing.
+        cpus.remove(1);
+        let none = core(&cpus);
+        assert!(!none.regime(0).unwrap().is_on() && none.regime(1).is_err() && none.remarks().is_empty());
+    }
 }
 
 #[test]
