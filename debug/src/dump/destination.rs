@@ -13,7 +13,7 @@
 use super::packed::check_name;
 use super::write::WriteError;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
+use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, geteuid, linkat, unlinkat};
 use std::collections::VecDeque;
@@ -121,9 +121,11 @@ impl Destination {
         if path.file_name().is_none() {
             return Err(WriteError::NoFile(path.into()));
         }
-        let folder = File::open(".").map_err(|source| WriteError::Io { path: path.into(), source })?;
-        // What begins with a slash begins at the root, in a link's target as well.
-        let walk = Walk { path, folder: folder.into(), left: names(path).collect(), links: 0 };
+        // What begins with a slash begins at the root, whatever this is, in a link's target as well.
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let folder = open(if path.is_absolute() { "/" } else { "." }, flags, Mode::empty());
+        let folder = folder.map_err(|error| WriteError::Io { path: path.into(), source: error.into() })?;
+        let walk = Walk { path, folder, left: names(path).collect(), links: 0 };
         let (folder, name) = walk.last()?;
         Ok(Destination { folder, name, shown: path.into(), is_new: false })
     }

@@ -131,20 +131,21 @@ struct KdumpImage {
 }
 
 impl KdumpImage {
-    /// A page's bytes, or why there are none, if there was such a page.
-    fn page(&self, page: u64) -> Result<Vec<u8>, Option<Absence>> {
-        let size = usize::try_from(self.block).map_err(|_| None)?;
+    /// A page's bytes, or why there are none.
+    fn page(&self, page: u64) -> Result<Vec<u8>, Missing> {
+        let damaged = || Missing::Known(Absence::Damaged);
+        let size = usize::try_from(self.block).map_err(|_| damaged())?;
         if !self.stored.has(page) {
             return match (self.there.has(page), self.level) {
-                (false, _) => Err(None),
+                (false, _) => Err(Missing::NoMemory),
                 (true, ZEROS_ONLY) => Ok(vec![0; size]),
                 // Where nothing is left out, all pages would be there in the end.
-                (true, 0) => Err(Some(Absence::NotWritten)),
-                (true, level) => Err(Some(Absence::LeftOut(level_in_words(level)))),
+                (true, 0) => Err(Missing::Known(Absence::NotWritten)),
+                (true, _) => Err(Missing::LeftOut),
             };
         }
-        let damaged = || Some(Absence::Damaged);
-        let missing = || Some(if self.is_incomplete { Absence::NotWritten } else { Absence::CutOff });
+        let missing =
+            || Missing::Known(if self.is_incomplete { Absence::NotWritten } else { Absence::CutOff });
         let place = self.stored.rank(page).checked_mul(DESCRIPTOR);
         let at = place.and_then(|place| self.descriptors.checked_add(place)).ok_or_else(damaged)?;
         let read = |at, length, what| match read_all(&*self.source, at, length, what) {
@@ -159,7 +160,7 @@ impl KdumpImage {
             return Err(damaged());
         };
         if offset == 0 {
-            return Err(Some(Absence::NotWritten));
+            return Err(Missing::Known(Absence::NotWritten));
         }
         if u64::from(length) > self.block {
             return Err(damaged());
@@ -167,6 +168,13 @@ impl KdumpImage {
         let bytes = read(offset, length.into(), "a page")?;
         decompress(how, bytes, size).filter(|page| page.len() == size).ok_or_else(damaged)
     }
+}
+
+/// Why there are no bytes of a page: without words, as there may be very many.
+enum Missing {
+    NoMemory,
+    LeftOut,
+    Known(Absence),
 }
 
 /// Who leaves out what at a dump level.
@@ -228,7 +236,11 @@ impl Image for KdumpImage {
     }
 
     fn absence(&self, address: u64) -> Option<Absence> {
-        self.page(address / self.block).err().flatten()
+        match self.page(address / self.block).err()? {
+            Missing::NoMemory => None,
+            Missing::LeftOut => Some(Absence::LeftOut(level_in_words(self.level))),
+            Missing::Known(why) => Some(why),
+        }
     }
 }
 
