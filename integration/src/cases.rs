@@ -261,6 +261,7 @@ pub const CASES: &[Case] = &[
         tools::live,
     ),
     linux("dump_at_the_end", &["6.12"], dumps::at_the_end),
+    only(Isa::X86_64, linux("dump_of_a_triple_fault", &["6.12"], dumps::triple_fault)),
     with_tools(linux("dump_of_a_panic", &["6.12"], dumps::panicked), tools::panicked),
     Case {
         initrd: initramfs::guest_with_pvpanic,

@@ -170,6 +170,22 @@ pub fn panicked(c: &mut Context) -> Check {
     c.export(&core)
 }
 
+/// A kernel that panics and restarts by a triple fault, which resets the vCPU on some processors.
+pub fn triple_fault(c: &mut Context) -> Check {
+    let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(60));
+    let core = c.work.join("core");
+    let words = "--dump-on triple-fault={} --kernel {} --initrd {} --memory 256M --cpus 2 \
+        --cmdline vmm.run=panic~panic=-1~reboot=triple";
+    let run = c.run(words, &[&core, &kernel, &initrd], limit)?;
+    run.expect_code(12)?;
+    check(run.errors.contains("dumped to"), || format!("no dump:\n{}", run.errors))?;
+    let run = c.run("core {} dmesg", &[&core], limit)?;
+    run.expect_output("Kernel panic - not syncing: sysrq triggered crash")?;
+    let run = c.run("core {} threads", &[&core], limit)?;
+    run.expect_code(0)?;
+    check(run.output.matches("pc 0xffff").count() == 2, || format!("{}\n{}", run.output, run.errors))
+}
+
 /// Whether the first page of a core that begins like a kernel's description is forged, and how many are.
 fn forgeries(path: &Path) -> Result<(bool, u64), String> {
     let in_words = |error: io::Error| error.to_string();
