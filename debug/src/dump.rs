@@ -10,6 +10,7 @@
 //! [`write`](mod@write) makes ELF cores. Nothing here asks what the host is: the architecture is what the
 //! file says, and numbers are little-endian as both targets are.
 
+pub mod described;
 pub mod destination;
 pub mod diff;
 pub mod elf;
@@ -21,11 +22,12 @@ pub mod packed;
 pub mod raw;
 mod sink;
 pub mod source;
+pub mod unpack;
 pub mod write;
 
 use crate::disassemble::Mode;
 use crate::linux::VmCoreInfo;
-use crate::target::{Machine, Memory, TargetError, VcpuState};
+use crate::target::{Absence, Machine, Memory, TargetError, VcpuState};
 use arch::address::PhysRange;
 use arch::paging::TableMemory;
 use arch::register::{Bank, RegisterFile};
@@ -35,18 +37,27 @@ use source::Source;
 use std::io;
 use std::sync::Arc;
 
+/// What is said of a dump that makedumpfile had no room for.
+const INCOMPLETE: &str =
+    "the dump is incomplete, as there was no room for all of it: pages that were not written cannot be read";
+
 /// Physical memory of a dump.
 pub trait Image: Send + Sync + std::fmt::Debug {
     /// Where there is memory: sorted, without overlaps, neighbours joined.
     fn ranges(&self) -> Vec<PhysRange>;
 
-    /// Those of them that may hold something; what is not in them reads as zeros.
+    /// Those of them that may hold something; what is not in them reads as zeros, or cannot be read.
     fn populated(&self) -> Vec<PhysRange> {
         self.ranges()
     }
 
     /// Reads as many bytes as there are in one piece from `address`; how many.
     fn read(&self, address: u64, bytes: &mut [u8]) -> usize;
+
+    /// Why the byte at an address cannot be read though there was memory, if that is so.
+    fn absence(&self, _address: u64) -> Option<Absence> {
+        None
+    }
 }
 
 /// A vCPU, as a dump has it.
@@ -58,12 +69,16 @@ pub struct Cpu {
     pub mode: Mode,
     /// What it was doing.
     pub state: VcpuState,
+    /// Its registers are those of when it last left the guest with paging on: what they were after that, a
+    /// reset or a triple fault has lost.
+    pub is_earlier: bool,
 }
 
 impl Cpu {
     /// One of which nothing is known.
     pub fn unknown(isa: Isa) -> Cpu {
-        Cpu { registers: RegisterFile::new(isa), mode: Mode::Bits64, state: VcpuState::Unknown }
+        let (registers, state) = (RegisterFile::new(isa), VcpuState::Unknown);
+        Cpu { registers, mode: Mode::Bits64, state, is_earlier: false }
     }
 }
 
@@ -74,7 +89,8 @@ impl Cpu {
 pub fn cpus(machine: &dyn Machine) -> Result<Vec<Cpu>, TargetError> {
     let cpu = |vcpu| {
         let mode = machine.code(vcpu).map_or(Mode::Bits64, |code| code.mode);
-        Ok(Cpu { registers: machine.registers(vcpu, &Bank::ALL)?, mode, state: machine.state(vcpu) })
+        let (registers, state) = (machine.registers(vcpu, &Bank::ALL)?, machine.state(vcpu));
+        Ok(Cpu { registers, mode, state, is_earlier: false })
     };
     (0..machine.vcpus()).map(cpu).collect()
 }
@@ -117,6 +133,10 @@ impl Memory for Unplanted<'_> {
 
     fn populated(&self) -> Vec<PhysRange> {
         self.memory.populated()
+    }
+
+    fn absence(&self, address: GuestPhys) -> Option<Absence> {
+        self.memory.absence(address)
     }
 }
 
@@ -171,7 +191,8 @@ pub enum DumpError {
     Unknown(String),
 }
 
-/// Reads a dump, whatever its format is, also one that is compressed in blocks.
+/// Reads a dump, whatever its format is, also one that is compressed in blocks (for one in one piece see
+/// [`in_one_piece`]).
 ///
 /// # Errors
 /// [`DumpError`].
@@ -203,10 +224,22 @@ fn open_plain(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
             contents.format.push_str(", flattened");
             Ok(contents)
         }
-        _ => Err(DumpError::Unknown(
-            "neither an ELF core nor a compressed kdump; plain memory needs --raw and --arch".into(),
-        )),
+        begin => Err(DumpError::Unknown(match packed::unspoken(&begin) {
+            Some((name, tool)) => {
+                format!("compressed by {name}, which is not read: unpack it first ({tool})")
+            }
+            None => "neither an ELF core nor a compressed kdump; plain memory needs --raw and --arch".into(),
+        })),
     }
+}
+
+/// How a file is compressed, if that is in one piece: then it has to be [unpacked](unpack) before it is opened.
+///
+/// # Errors
+/// [`DumpError`], for what is compressed in blocks that are not right.
+pub fn in_one_piece(source: &dyn Source) -> Result<Option<Packing>, DumpError> {
+    let Some(packing) = Packing::of_file(&begin(source)?) else { return Ok(None) };
+    Ok(packing.blocks(source)?.is_none().then_some(packing))
 }
 
 /// Sorts ranges, and joins what overlaps or touches.

@@ -1,7 +1,7 @@
 //! A target without a processor, for tests and fuzzing of what stands above the traits.
 
 use crate::arming::{Arming, Own};
-use crate::linux::VmCoreInfo;
+use crate::linux::Described;
 use crate::target::{
     Action, Code, Control, Cpu, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, Stepped,
     StopReason, TargetError, VcpuState,
@@ -82,7 +82,7 @@ pub struct Still {
     events: VecDeque<Event>,
     wake: OwnedFd,
     /// What its kernel says of itself, if it has one.
-    pub info: Option<VmCoreInfo>,
+    pub kernel: Option<Described>,
     /// vCPUs from this one on have not been started.
     pub started: u32,
 }
@@ -102,7 +102,7 @@ impl Still {
         // It never becomes readable: events are there at once.
         let (wake, _) = nix::unistd::pipe()?;
         let events = VecDeque::new();
-        Ok(Still { isa, ram: Ram::new(size), host, registers, events, wake, info: None, started: u32::MAX })
+        Ok(Still { isa, ram: Ram::new(size), host, registers, events, wake, kernel: None, started: u32::MAX })
     }
 
     fn file(&self, vcpu: u32) -> Result<MutexGuard<'_, RegisterFile>, TargetError> {
@@ -124,8 +124,8 @@ impl Machine for Still {
         if vcpu < self.started { VcpuState::Running } else { VcpuState::NotStarted }
     }
 
-    fn kernel_info(&self) -> Option<&VmCoreInfo> {
-        self.info.as_ref()
+    fn kernel(&self) -> Option<&Described> {
+        self.kernel.as_ref()
     }
 
     fn registers(&self, vcpu: u32, _: &[Bank]) -> Result<RegisterFile, TargetError> {

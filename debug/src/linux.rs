@@ -8,11 +8,10 @@
 //! `kernel/printk/printk_ringbuffer.h`; `Documentation/arch/x86/x86_64/mm.rst`,
 //! `Documentation/arch/arm64/booting.rst` and `memory.rst`.
 
-use crate::cancel::Cancelled;
 use crate::target::Memory;
 use arch::paging::Regime;
-use arch::{GuestPhys, GuestVirt, Isa};
-use std::collections::HashMap;
+use arch::{GuestVirt, Isa};
+use std::collections::{HashMap, VecDeque};
 
 /// Where x86's kernel image is mapped, at the least, and how much room there is for it, bytes.
 const X86_IMAGES: u64 = 0xffff_ffff_8000_0000;
@@ -62,44 +61,28 @@ pub struct VmCoreInfo {
     values: HashMap<String, String>,
 }
 
-/// Bytes of the page that the kernel keeps it in.
-const PAGE: usize = 4096;
+/// Bytes that it may have: a page of the largest size.
+const MOST_TEXT: usize = 64 << 10;
 /// What it begins with.
-const BEGIN: &[u8] = b"OSRELEASE=";
+pub(crate) const BEGIN: &[u8] = b"OSRELEASE=";
+
+/// What is known of the kernels in a target's memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Described {
+    /// The description of the one that runs, if one has described itself and it is clear which it is.
+    pub info: Option<VmCoreInfo>,
+    /// What there is to be said of it and of others, a line each.
+    pub remarks: Vec<String>,
+}
 
 impl VmCoreInfo {
-    /// Looks for it in the target's RAM: it begins a page. `go_on` is asked every megabyte, as much
-    /// RAM takes long.
-    ///
-    /// # Errors
-    /// [`Cancelled`], from `go_on`.
-    pub fn find(
-        memory: &dyn Memory,
-        go_on: &mut dyn FnMut() -> Result<(), Cancelled>,
-    ) -> Result<Option<VmCoreInfo>, Cancelled> {
-        const AT_ONCE: usize = 256 * PAGE;
-        let mut buffer = vec![0; AT_ONCE];
-        for range in memory.populated() {
-            let mut at = range.start.0.next_multiple_of(PAGE as u64);
-            while at < range.end().0 {
-                go_on()?;
-                let wanted = usize::try_from(range.end().0 - at).map_or(AT_ONCE, |left| left.min(AT_ONCE));
-                let read = memory.read(GuestPhys(at), &mut buffer[..wanted]);
-                let mut pages = buffer[..read].chunks(PAGE).filter(|page| page.starts_with(BEGIN));
-                if let Some(found) = pages.find_map(VmCoreInfo::parse) {
-                    return Ok(Some(found));
-                }
-                // What cannot be read is gone past, a page at a time.
-                at += (read as u64).next_multiple_of(PAGE as u64).max(PAGE as u64);
-            }
-        }
-        Ok(None)
-    }
-
-    /// Parses a page; `None` for one that only begins like it.
+    /// Parses a page; `None` for one that only begins like it, or is larger than any.
     pub fn parse(page: &[u8]) -> Option<VmCoreInfo> {
         let end = page.iter().position(|byte| *byte == 0).unwrap_or(page.len());
-        let text = std::str::from_utf8(&page[..end]).ok()?;
+        (end <= MOST_TEXT).then_some(())?;
+        // A control character could do something to a terminal, and kernels write none.
+        let is_plain = |text: &&str| !text.chars().any(|c| c.is_control() && c != '\n');
+        let text = std::str::from_utf8(&page[..end]).ok().filter(is_plain)?;
         let values: HashMap<String, String> = text
             .lines()
             .filter_map(|line| line.split_once('='))
@@ -170,17 +153,18 @@ impl VmCoreInfo {
         value.and_then(|value| value.parse().ok()).ok_or_else(|| LogError::Lacks(name.into()))
     }
 
-    fn offset(&self, name: &str) -> Result<u64, LogError> {
+    pub(crate) fn offset(&self, name: &str) -> Result<u64, LogError> {
         let value = self.values.get(&format!("OFFSET({name})"));
         value.and_then(|value| value.parse().ok()).ok_or_else(|| LogError::Lacks(name.into()))
     }
 
-    /// The kernel's log, oldest line first, as `dmesg` prints it. `read` reads guest-virtual
-    /// memory and says how many bytes are good.
+    /// The kernel's log, oldest line first, as `dmesg` prints it: its last lines, `most` of them. `read`
+    /// reads guest-virtual memory and says how many bytes are good. What is older than 32 MiB of lines is
+    /// left out, and the first line says so.
     ///
     /// # Errors
     /// [`LogError`].
-    pub fn log(&self, read: impl Fn(u64, &mut [u8]) -> usize) -> Result<Vec<String>, LogError> {
+    pub fn log(&self, read: impl Fn(u64, &mut [u8]) -> usize, most: usize) -> Result<Vec<String>, LogError> {
         let reader = Reader(read);
         let buffer = reader.word(self.symbol("prb")?)?;
         let ring = buffer.wrapping_add(self.offset("printk_ringbuffer.desc_ring")?);
@@ -208,7 +192,7 @@ impl VmCoreInfo {
         let tail = reader.word(field(ring, "prb_desc_ring.tail_id")?.wrapping_add(counter))?;
         let head = reader.word(field(ring, "prb_desc_ring.head_id")?.wrapping_add(counter))?;
 
-        let mut lines = Vec::new();
+        let mut lines = Lines::new(most);
         // Records do not share text, so all of it is no more than the ring holds.
         let mut left = size;
         let mut id = tail & ID_MASK;
@@ -236,20 +220,65 @@ impl VmCoreInfo {
                     }
                     None => String::new(),
                 };
-                let stamp = format!("[{:5}.{:06}] ", time / 1_000_000_000, time / 1000 % 1_000_000);
-                // Further lines of a record stand below its first.
-                for (number, line) in record.split('\n').enumerate() {
-                    let indent = " ".repeat(stamp.len());
-                    let line: String = line.chars().map(printable).collect();
-                    lines.push(format!("{}{line}", if number == 0 { &stamp } else { &indent }));
-                }
+                lines.push_record(time, &record);
             }
             if id == head & ID_MASK {
                 break;
             }
             id = id.wrapping_add(1) & ID_MASK;
         }
-        Ok(lines)
+        Ok(lines.finish())
+    }
+}
+
+/// The last lines of a log, as many as are wanted and as there is room for: a record may be nothing but ends of
+/// lines, each of which becomes a line with an indent.
+struct Lines {
+    lines: VecDeque<String>,
+    most: usize,
+    /// Bytes of what is kept.
+    size: usize,
+    /// Lines that there was no room for.
+    left_out: u64,
+}
+
+impl Lines {
+    /// Bytes that all of them may take.
+    const ROOM: usize = 32 << 20;
+    /// What a line takes beside its text: its place in the list, and what an allocator adds.
+    const BESIDE: usize = 64;
+
+    fn new(most: usize) -> Lines {
+        Lines { lines: VecDeque::new(), most, size: 0, left_out: 0 }
+    }
+
+    fn push_record(&mut self, time: u64, record: &str) {
+        let stamp = format!("[{:5}.{:06}] ", time / 1_000_000_000, time / 1000 % 1_000_000);
+        // Further lines of a record stand below its first.
+        let indent = " ".repeat(stamp.len());
+        for (number, line) in record.split('\n').enumerate() {
+            let line: String = line.chars().map(printable).collect();
+            self.push(format!("{}{line}", if number == 0 { &stamp } else { &indent }));
+        }
+    }
+
+    fn push(&mut self, line: String) {
+        self.size += line.len() + Lines::BESIDE;
+        self.lines.push_back(line);
+        while self.lines.len() > self.most || self.size > Lines::ROOM {
+            if self.lines.len() <= self.most {
+                self.left_out += 1;
+            }
+            let Some(oldest) = self.lines.pop_front() else { return };
+            self.size -= oldest.len() + Lines::BESIDE;
+        }
+    }
+
+    fn finish(mut self) -> Vec<String> {
+        if self.left_out > 0 {
+            self.lines.push_front(format!("({} older lines are left out)", self.left_out));
+        }
+        self.lines.into()
     }
 }
 
@@ -322,6 +351,7 @@ impl<R: Fn(u64, &mut [u8]) -> usize> Reader<R> {
 mod tests {
     use super::*;
     use crate::fake::Ram;
+    use arch::GuestPhys;
 
     const INFO: &str = "OSRELEASE=6.12.0\nPAGESIZE=4096\nKERNELOFFSET=1a000000\nSYMBOL(prb)=1000\n\
         OFFSET(printk_ringbuffer.desc_ring)=0\nOFFSET(printk_ringbuffer.text_data_ring)=48\n\
@@ -359,7 +389,7 @@ mod tests {
 
     fn log(ram: &Ram, info: &str) -> Result<Vec<String>, LogError> {
         let info = VmCoreInfo::parse(info.as_bytes()).unwrap();
-        info.log(|at, bytes| Memory::read(ram, GuestPhys(at), bytes))
+        info.log(|at, bytes| Memory::read(ram, GuestPhys(at), bytes), usize::MAX)
     }
 
     #[test]
@@ -403,14 +433,30 @@ mod tests {
     }
 
     #[test]
-    fn it_is_found_by_its_first_line() {
-        let ram = Ram::new(0x8000);
-        let mut go_on = || Ok(());
-        assert_eq!(VmCoreInfo::find(&ram, &mut go_on), Ok(None));
-        ram.write(GuestPhys(0x2000), b"OSRELEASE=not whole");
-        ram.write(GuestPhys(0x5000), INFO.as_bytes());
-        let info = VmCoreInfo::find(&ram, &mut go_on).unwrap().unwrap();
-        assert_eq!(VmCoreInfo::find(&ram, &mut || Err(Cancelled)), Err(Cancelled));
+    fn it_is_parsed_up_to_a_size() {
+        let info = VmCoreInfo::parse(INFO.as_bytes()).unwrap();
         assert_eq!((info.release(), info.slide()), ("6.12.0", Some(0x1a00_0000)));
+        assert_eq!(VmCoreInfo::parse(b"OSRELEASE=not whole"), None);
+        assert_eq!(VmCoreInfo::parse(INFO.replace("6.12.0", "6\x1b[2J").as_bytes()), None);
+        let long = format!("{INFO}{}", "X=\n".repeat(MOST_TEXT / 3));
+        assert_eq!(VmCoreInfo::parse(long.as_bytes()), None);
+    }
+
+    #[test]
+    fn a_log_of_ends_of_lines_takes_no_more_than_its_room() {
+        let mut lines = Lines::new(usize::MAX);
+        let record = "\n".repeat(65_535);
+        for _ in 0..512 {
+            lines.push_record(0, &record);
+            assert!(lines.size <= Lines::ROOM);
+        }
+        let kept = lines.lines.len();
+        assert!(kept < 1 << 19, "{kept}");
+        let lines = lines.finish();
+        assert_eq!(lines[0], format!("({} older lines are left out)", 512 * 65_536 - kept));
+        // Those that were asked for are not missed.
+        let mut last = Lines::new(2);
+        last.push_record(0, &record);
+        assert_eq!(last.finish(), ["               ", "               "]);
     }
 }

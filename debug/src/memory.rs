@@ -61,6 +61,25 @@ pub fn read(
     })
 }
 
+/// Why the byte at an address cannot be read, in words; `None` if it can.
+pub fn why_not(memory: &dyn Memory, space: &Space, address: GuestVirt) -> Option<String> {
+    let absent = |place| memory.absence(place);
+    match space.locate(memory, address) {
+        Ok((place, _)) => {
+            let is_there = memory.read(place, &mut [0]) == 1;
+            let why = || {
+                absent(place)
+                    .map_or_else(|| format!("there is no memory at {place:#x}"), |why| why.to_string())
+            };
+            (!is_there).then(why)
+        }
+        Err(Fault::NoTable { name, at, .. }) if let Some(why) = absent(at) => {
+            Some(format!("the table for {name} would be at {at:#x}: {why}"))
+        }
+        Err(fault) => Some(fault.to_string()),
+    }
+}
+
 /// Writes likewise, whatever the page's permissions are; how many bytes were written. A
 /// planted instruction stays, and what is written over it becomes its original.
 pub fn write(

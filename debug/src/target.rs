@@ -9,13 +9,30 @@
 use crate::arming::{Arming, Own};
 use crate::cancel::Cancel;
 use crate::disassemble::Mode;
-use crate::linux::VmCoreInfo;
+use crate::linux::Described;
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestPhys, Isa};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
+
+/// Why a page of RAM that the target had cannot be read: it is a dump, and not all is in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Absence {
+    /// Whoever made the dump left it out; in words, who and what.
+    #[error("the page was left out of the dump, {0}")]
+    LeftOut(String),
+    /// The dump was never finished.
+    #[error("the page was never written: the dump is incomplete")]
+    NotWritten,
+    /// The file is shorter than it should be.
+    #[error("the file is cut off in front of the page")]
+    CutOff,
+    /// What the file has of it cannot be read.
+    #[error("the page is damaged in the dump")]
+    Damaged,
+}
 
 /// RAM of the target, by guest-physical address. Devices are not part of it, so a debugger
 /// never touches one by accident.
@@ -30,10 +47,15 @@ pub trait Memory: TableMemory + Send + Sync {
     /// The ranges of RAM.
     fn ranges(&self) -> Vec<PhysRange>;
 
-    /// The ranges of RAM that may hold something: what has never been touched reads as zeros and
-    /// is left out where that is known. For searches, which would else touch all of it.
+    /// The ranges of RAM that may hold something: what has never been touched reads as zeros, or cannot be
+    /// read ([`Memory::absence`]), and is left out where that is known. For searches, which would else touch all of it.
     fn populated(&self) -> Vec<PhysRange> {
         self.ranges()
+    }
+
+    /// Why the byte at an address cannot be read though there was RAM, if that is so.
+    fn absence(&self, _address: GuestPhys) -> Option<Absence> {
+        None
     }
 }
 
@@ -322,8 +344,8 @@ pub trait Machine: Send {
         None
     }
 
-    /// The guest kernel's description of itself, where it is known without a search of memory.
-    fn kernel_info(&self) -> Option<&VmCoreInfo> {
+    /// What is known of the guest's kernel, where the machine finds that out itself.
+    fn kernel(&self) -> Option<&Described> {
         None
     }
 

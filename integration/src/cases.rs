@@ -262,6 +262,8 @@ pub const CASES: &[Case] = &[
         tools::live,
     ),
     linux("dump_at_the_end", &["6.12"], dumps::at_the_end),
+    only(Isa::X86_64, linux("dump_of_a_triple_fault", &["6.12"], dumps::triple_fault)),
+    with_tools(linux("dump_of_a_panic", &["6.12"], dumps::panicked), tools::panicked),
     Case {
         initrd: initramfs::guest_with_pvpanic,
         ..only(Isa::X86_64, linux("dump_when_linux_says_that_it_panics", &["6.12"], dumps::by_linuxs_driver))
@@ -273,6 +275,7 @@ pub const CASES: &[Case] = &[
     },
     small("dumps_of_small_guests", dumps::of_small_guests),
     small("dumps_broken_off", dumps::broken_off),
+    small("dump_files", dumps::files),
     small("dumps_of_plain_memory", dumps::of_plain_memory),
     small("long_ticks_over_holds", held::ticks),
     small("long_two_holders", held::two_holders),

@@ -11,8 +11,10 @@ use arch::{GuestPhys, GuestVirt, Isa, aarch64, x86};
 use debug::breakpoint::{Breakpoint, Kind};
 use debug::disassemble::{LONGEST_INSTRUCTION, Mode, disassemble};
 use debug::dump;
+use debug::dump::described::{self, Anchor, Scope};
 use debug::dump::machine::Core;
 use debug::dump::packed::Packing;
+use debug::dump::unpack::unpack;
 use debug::engine::Engine;
 use debug::expression::{Expression, Target};
 use debug::fake::{self, Ram, Scripted, ScriptedStep, Still};
@@ -29,6 +31,7 @@ use devices::hypercall::trace::{Filter, Style, Tracer};
 use devices::hypercall::xen::{Delivery, Platform, Xen};
 use devices::hypercall::{Caller, Hypercalls, RawCall};
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Something that is fuzzed.
@@ -139,6 +142,23 @@ pub const FUZZED: &[Fuzzed] = &[
             b"\x00\x00\x40\x01\x00\x00\x00\x00\x00\x00\x00",
             b"\x01\x08\x40\x40\x00\x00\x00\x02\x00\x00\x00",
             b"\x03\x0c\x40\x04\x00\x00\x00\x00\x00\x00\x00\x60\x10\xff\xff\xff\xff\x00\x00\x00\x00",
+        ],
+    },
+    Fuzzed {
+        name: "whole",
+        run: whole,
+        seeds: &[
+            b"\x00\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\x4b\x4c\x4a\x06\x00\xc2\x41\x24\x35\x03\x00\x00\x00",
+            b"\x01\x28\xb5\x2f\xfd\x20\x03\x19\x00\x00\x61\x62\x63",
+            b"\x01\x57\x2a\x4d\x18\x02\x00\x00\x00\x01\x02\x28\xb5\x2f\xfd\x20\x03\x19\x00\x00\x61\x62\x63",
+        ],
+    },
+    Fuzzed {
+        name: "kernels",
+        run: kernels,
+        seeds: &[
+            b"\x00SYMBOL(prb)=ffffffff81000010\n\x00\x00\x00\x00\x00\x00\x00\x00",
+            b"\x01SYMBOL(_stext)=ffff800080000000\n\x08\x00\x00\x00\x00\x00\x00\x00",
         ],
     },
     Fuzzed {
@@ -283,6 +303,83 @@ pub fn kdumps(data: &[u8]) {
         file = flattened;
     }
     ask(file);
+}
+
+/// What is compressed in one piece: by gzip, or by Zstandard if the first byte's lowest bit is set.
+pub fn whole(data: &[u8]) {
+    /// What mutations of small inputs may become.
+    const MOST: u64 = 64 << 20;
+    let (choice, data) = data.split_first().unwrap_or((&0, &[]));
+    let packing = if choice & 1 == 0 { Packing::Gzip } else { Packing::Zstandard };
+    let Ok(file) = nameless() else { return };
+    let watch = &mut |_| match file.metadata() {
+        Ok(metadata) if metadata.len() < MOST => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    };
+    // Whatever is in it.
+    unpack(&data.to_vec(), packing, &file, watch).ok();
+}
+
+/// A file without a name.
+fn nameless() -> io::Result<std::fs::File> {
+    use nix::fcntl::{OFlag, open};
+    use nix::sys::stat::Mode;
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
+    Ok(open(&std::env::temp_dir(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?.into())
+}
+
+/// Memory with a kernel in it and a page that begins like its description: the lines and the words of the
+/// image are what is given. The first byte's lowest bit chooses the architecture.
+pub fn kernels(data: &[u8]) {
+    let (choice, data) = data.split_first().unwrap_or((&0, &[]));
+    let (isa, image) = match choice & 1 {
+        0 => (Isa::X86_64, 0xffff_ffff_8100_0000u64),
+        _ => (Isa::Aarch64, 0xffff_8000_8000_0000),
+    };
+    let ram = Ram::new(1 << 22);
+    let word = |at: u64, value: u64| ram.write(GuestPhys(at), &value.to_le_bytes());
+    let flags = if isa == Isa::X86_64 { [3, 0x83] } else { [3, 0x701] };
+    word(0x1000 + (image >> 39 & 511) * 8, 0x2000 | flags[0]);
+    word(0x2000 + (image >> 30 & 511) * 8, 0x3000 | flags[0]);
+    word(0x3000 + (image >> 21 & 511) * 8, 0x20_0000 | flags[1]);
+    ram.write(GuestPhys(0x20_0000 + 4 + 130), b"6.1\0");
+    let text = [
+        format!(
+            "OSRELEASE=6.1\nPAGESIZE=4096\nSYMBOL(init_uts_ns)={image:x}\nSYMBOL(_stext)={image:x}\n\
+             SYMBOL(swapper_pg_dir)={:x}\nNUMBER(phys_base)=-14680064\nNUMBER(kimage_voffset)={:#x}\n\
+             NUMBER(TCR_EL1_T1SZ)=0x10\n",
+            image.wrapping_sub(0x20_0000 - 0x1000),
+            image - 0x20_0000,
+        )
+        .as_bytes(),
+        data,
+    ]
+    .concat();
+    ram.write(GuestPhys(0x4000), &text[..text.len().min(4096)]);
+    ram.write(GuestPhys(0x20_1000), data);
+    let mut registers = RegisterFile::new(isa);
+    for (name, value) in [
+        ("cr0", 0x8000_0011),
+        ("cr3", 0x1000),
+        ("cr4", 0x20),
+        ("efer", 0xd00),
+        ("SCTLR_EL1", 1),
+        ("TCR_EL1", 2 << 30 | 16 << 16 | 16),
+        ("TTBR0_EL1", 0),
+        ("TTBR1_EL1", 0x1000),
+        ("VBAR_EL1", image + 0x800),
+    ] {
+        if row(isa, name).is_some() {
+            registers.set(name, value);
+        }
+    }
+    let anchors: Vec<Anchor> = Anchor::new(&registers).into_iter().collect();
+    for anchors in [&anchors[..], &[]] {
+        let Ok(found) = described::find(isa, &ram, anchors, Scope::Everything, &mut || Ok(())) else {
+            return;
+        };
+        assert!(found.remarks.iter().all(|line| !line.contains(['\n', '\x1b'])), "{found:?}");
+    }
 }
 
 fn session(isa: Isa) -> Option<Session<Still>> {
@@ -657,12 +754,12 @@ pub fn images(data: &[u8]) {
 pub fn vmcoreinfo(data: &[u8]) {
     let Some(info) = VmCoreInfo::parse(data) else { return };
     let last = data.last().copied().unwrap_or(0);
-    let log = info.log(|at, bytes| {
+    let read = |at: u64, bytes: &mut [u8]| {
         bytes.fill(last);
         if at < 1 << 40 { bytes.len() } else { 0 }
-    });
+    };
     // Whatever is in it.
-    log.ok();
+    info.log(read, usize::MAX).ok();
 }
 
 #[cfg(test)]
@@ -703,7 +800,9 @@ mod tests {
             let rounds = match fuzzed.name {
                 "packets" | "stream" | "clients" => 1500,
                 "packed" => 150,
+                "kernels" => 100,
                 "cores" | "kdumps" => 500,
+                "whole" => 300,
                 _ => 10_000,
             };
             for seed in fuzzed.seeds {

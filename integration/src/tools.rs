@@ -5,10 +5,16 @@ use crate::artifacts::{self, Kernel};
 use crate::cases::dumps::LOOKED_AT;
 use crate::context::check;
 use crate::process::{Process, Wiring};
-use arch::Isa;
+use arch::{GuestPhys, Isa};
+use debug::dump;
+use debug::dump::machine::Core;
+use debug::dump::source::OnDisk;
+use debug::target::Machine;
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long one tool may take.
@@ -196,9 +202,51 @@ pub fn live(isa: Isa, core: &Path) -> Result<(), String> {
     })
 }
 
+fn in_one_member(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).and_then(|()| encoder.finish()).map_err(|error| error.to_string())
+}
+
+fn in_one_frame(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+/// A dump, as programs open it.
+fn open(path: &Path) -> Result<Core, String> {
+    let in_words = |error: io::Error| error.to_string();
+    let source = fs::File::open(path).and_then(OnDisk::new).map_err(in_words)?;
+    let contents = dump::open(Arc::new(source)).map_err(|error| error.to_string())?;
+    Core::new(contents, false).map_err(in_words)
+}
+
+/// A dump of a kernel that has panicked and restarted, which nobody was told of: it is as it was before the
+/// restart, for gdb as well.
+///
+/// # Errors
+/// What a tool says instead of what it should.
+pub fn panicked(isa: Isa, core: &Path) -> Result<(), String> {
+    let opened = Opened::new(isa, "6.12", core)?;
+    let banner = format!("{:#x}", opened.slid_symbol("linux_banner")?);
+    for vcpu in ["0", "1"] {
+        let said = self::core(Built::Here, core, &["--vcpu", vcpu, "translate", &banner])?.well()?;
+        said.has(&[" is at 0x"])?;
+        let said = self::core(Built::Here, core, &["--vcpu", vcpu, "read", &banner, "64"])?.well()?;
+        said.has(&["Linux version"])?;
+    }
+    let commands = ["p linux_banner", "thread 2", "p linux_banner", "thread apply all bt 20"];
+    let said = opened.served(Gdb::Newer, &commands)?;
+    let banner = "Linux version 6.12";
+    said.has(&[banner, banner])?;
+    // The vCPU that panicked, in whichever order they are.
+    for function in ["panic", "sysrq"] {
+        check(said.text.contains(function), || format!("no {function} in a backtrace:\n{}", said.text))?;
+    }
+    Ok(())
+}
+
 fn debian(isa: Isa, series: &'static str, path: &Path) -> Result<(), String> {
     let opened = Opened::new(isa, series, path)?;
-    let checks: [(&str, Look); 8] = [
+    let checks: [(&str, Look); 9] = [
         ("vmm core", Opened::by_us),
         ("readelf", Opened::by_readelf),
         ("gdb", Opened::by_gdb),
@@ -207,6 +255,7 @@ fn debian(isa: Isa, series: &'static str, path: &Path) -> Result<(), String> {
         ("crash", Opened::by_crash),
         ("makedumpfile", Opened::by_makedumpfile),
         ("vmm core --diff", Opened::by_diff),
+        ("gzip and zstd", Opened::by_packers),
     ];
     for (name, check) in checks {
         check(&opened).map_err(|error| format!("{name}: {error}"))?;
@@ -221,7 +270,9 @@ impl Opened {
     /// When `vmm core` does not open it.
     pub fn new(isa: Isa, series: &'static str, path: &Path) -> Result<Opened, String> {
         let said = core(Built::Here, path, &["info", "--json"])?.well()?;
-        let info = serde_json::from_str(&said.text).map_err(|error| format!("{error} in {}", said.text))?;
+        // What is odd about it is said in front.
+        let json = said.text.lines().find(|line| line.starts_with('{')).unwrap_or_default();
+        let info = serde_json::from_str(json).map_err(|error| format!("{error} in {}", said.text))?;
         Ok(Opened { isa, series, core: path.into(), vmlinux: Kernel::new(isa, series).vmlinux(), info })
     }
 
@@ -485,11 +536,57 @@ impl Opened {
         for words in [&["dmesg"][..], &["regs"], &["read", &banner, "64"]] {
             let (ours, theirs) = (core(Built::Here, &self.core, words)?, core(Built::Here, filtered, words)?);
             let ours = ours.well()?;
-            check(theirs.text == ours.text, || {
-                format!("{words:?}: {}\ninstead of\n{}", theirs.text, ours.text)
-            })?;
+            // That something was left out is said of an ELF core, whatever is asked.
+            let theirs: String =
+                theirs.text.split_inclusive('\n').filter(|line| !line.starts_with("vmm: warn: ")).collect();
+            check(theirs == ours.text, || format!("{words:?}: {theirs}\ninstead of\n{}", ours.text))?;
         }
-        Ok(())
+        self.left_out(filtered, format.starts_with("format: ELF"))
+    }
+
+    /// Pages that were left out are no zeros: each page is as it was, or an error that says who left it out.
+    fn left_out(&self, filtered: &Path, is_elf: bool) -> Result<(), String> {
+        const PAGE: usize = 4096;
+        let why = match is_elf {
+            true => "the page was left out of the dump, as makedumpfile -E does",
+            false => "the page was left out of the dump, by makedumpfile -d 31 (pages of zeros, page cache,",
+        };
+        let (ours, theirs) = (open(&self.core)?, open(filtered)?);
+        let (mut absent, mut page, mut other) = (None, [0; PAGE], [0; PAGE]);
+        for range in ours.memory().ranges() {
+            for at in (range.start.0..range.end().0).step_by(PAGE).map(GuestPhys) {
+                let read = ours.memory().read(at, &mut page);
+                match theirs.memory().absence(at) {
+                    Some(reason) => {
+                        check(reason.to_string().starts_with(why), || format!("{at:#x}: {reason}"))?;
+                        absent = Some(at);
+                    }
+                    None if theirs.memory().read(at, &mut other) == read && page == other => {}
+                    None => return Err(format!("the page at {at:#x} is not as it was")),
+                }
+            }
+        }
+        let at = format!("{:#x}", absent.ok_or("nothing was left out")?);
+        let said = core(Built::Here, filtered, &["read", "--physical", &at, "8"])?;
+        check(said.code == 24 && said.text.contains(why), || format!("{at}: {}, {}", said.code, said.text))
+    }
+
+    /// What others have compressed, in one piece.
+    fn by_packers(&self) -> Result<(), String> {
+        let ours = core(Built::Here, &self.core, &["regs"])?.well()?;
+        let packed = self.core.with_extension("packed");
+        let plain = fs::read(&self.core).map_err(|error| error.to_string())?;
+        let result = (|| {
+            for (bytes, name) in [(in_one_member(&plain)?, "gzip"), (in_one_frame(&plain), "Zstandard")] {
+                fs::write(&packed, bytes).map_err(|error| error.to_string())?;
+                core(Built::Here, &packed, &["info"])?.well()?.has(&[&format!("unpacked from {name}")])?;
+                let theirs = core(Built::Here, &packed, &["regs"])?.well()?;
+                check(theirs.text == ours.text, || format!("{name}: {}", theirs.text))?;
+            }
+            Ok(())
+        })();
+        fs::remove_file(&packed).ok();
+        result
     }
 
     /// A dump that differs in one byte, which is in the kernel's image.

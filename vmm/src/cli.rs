@@ -2,7 +2,7 @@
 
 use crate::config::{
     Config, DumpOn, GdbConfig, GuestClock, HypercallConfig, MemorySize, OnReboot, parse_address,
-    parse_duration, parse_lost, parse_size,
+    parse_dump_path, parse_duration, parse_lost, parse_size,
 };
 use crate::console::ConsoleKind;
 use crate::control;
@@ -47,6 +47,7 @@ pub enum Command {
         /// The guest's --name, or the path of its control socket
         guest: String,
         /// The file; .gz and .zst compress
+        #[arg(value_parser = ValueParser::new(parse_dump_path))]
         path: PathBuf,
     },
     /// Let the debugger go that is attached to a guest, so that another one may attach
@@ -358,6 +359,9 @@ mod tests {
             ("--name a/b", "letters"),
             ("--dump-on panic", "PATH"),
             ("--dump-on never=x", "panic, triple-fault or timeout"),
+            ("--dump-on panic=core.xz", "not written as .xz; .gz and .zst compress"),
+            ("--dump-on timeout=core.LZ4", ".gz and .zst compress"),
+            ("dump guest core.bz2", ".gz and .zst compress"),
             ("--cpu-template /no/such/file", "/no/such/file"),
             ("--frobnicate", "--frobnicate"),
         ] {

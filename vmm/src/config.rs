@@ -7,6 +7,7 @@ use crate::line_queue::{Last, LineQueue, Lost};
 use crate::logging;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
+use debug::dump::packed::check_name;
 use debug::gdb::listener::Address;
 use debug::gdb::server::OnLost;
 use debug::socket::Access;
@@ -96,6 +97,7 @@ impl DumpOn {
     pub fn parse(text: &str) -> Result<DumpOn, String> {
         let (when, path) =
             text.split_once('=').filter(|(_, path)| !path.is_empty()).ok_or("write WHEN=PATH")?;
+        parse_dump_path(path)?;
         let mut on = DumpOn { panic: false, triple_fault: false, timeout: false, path: path.into() };
         for word in when.split(',') {
             match word {
@@ -107,6 +109,16 @@ impl DumpOn {
         }
         Ok(on)
     }
+}
+
+/// Parses the path of a dump that is to be written.
+///
+/// # Errors
+/// What is wrong with its ending.
+pub fn parse_dump_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    check_name(&path)?;
+    Ok(path)
 }
 
 /// A family of hypercalls.

@@ -4,7 +4,7 @@
 //! JSON until the last, which has `done` or `error`. A client that goes away breaks off what it asked for.
 
 use crate::debugger::DebugShared;
-use crate::dump::{Dumper, Reporter};
+use crate::dump::{Dumper, Moment, Reporter};
 use crate::error::Error;
 use crate::logging;
 use crate::outcome;
@@ -207,7 +207,7 @@ fn answer(stream: &UnixStream, dumper: &Dumper) -> io::Result<()> {
         _ if is_gone(stream) => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     };
-    let reply = match dumper.dump(&path, &mut watch) {
+    let reply = match dumper.dump(&path, Moment::Running, &mut watch) {
         Ok(summary) => Reply::Done(format!("{}: {summary}", path.display())),
         Err(error) => Reply::Error(error.to_string()),
     };

@@ -3,12 +3,14 @@
 
 use crate::error::Error;
 use crate::outcome;
+use crate::unpacked::{CannotUnpack, unpacked};
 use arch::address::PhysRange;
 use arch::register::{Bank, Group, RegisterFile, row, table};
 use arch::{GuestPhys, GuestVirt, Isa};
 use clap::{Args, Subcommand};
+use debug::dump::described::Scope;
 use debug::dump::diff::{self, Place};
-use debug::dump::machine::Core;
+use debug::dump::machine::{Core, Tables};
 use debug::dump::source::OnDisk;
 use debug::dump::{self, Contents, Cpu, DumpError};
 use debug::engine::Engine;
@@ -32,7 +34,8 @@ use std::sync::Arc;
 /// Options of `vmm core`.
 #[derive(Debug, Args)]
 pub struct CoreArgs {
-    /// The dump: an ELF core (ours, QEMU's, /proc/vmcore), a compressed kdump, or plain memory with --raw
+    /// The dump: an ELF core (ours, QEMU's, /proc/vmcore), a compressed kdump, either of them also in gzip or
+    /// Zstandard, or plain memory with --raw
     path: PathBuf,
     /// Serve gdb or lldb
     #[arg(long, value_name = "[HOST]:PORT|unix:PATH", value_parser = clap::builder::ValueParser::new(Address::parse))]
@@ -64,9 +67,10 @@ pub struct CoreArgs {
     /// A register of all vCPUs that the dump does not have, or has wrong; may be given more than once
     #[arg(long, value_name = "NAME=VALUE")]
     register: Vec<String>,
-    /// The kernel's description of itself (VMCOREINFO), if it is not in the dump: the note's text
-    #[arg(long, value_name = "PATH")]
-    vmcoreinfo: Option<PathBuf>,
+    /// The kernel's description of itself (VMCOREINFO), if it is not in the dump or not clear: the note's
+    /// text, or the guest-physical address (0x...) of the page that has it
+    #[arg(long, value_name = "PATH|0xADDRESS", value_parser = clap::builder::ValueParser::new(Description::parse))]
+    vmcoreinfo: Option<Description>,
     #[command(subcommand)]
     command: Option<CoreCommand>,
 }
@@ -122,6 +126,8 @@ enum CoreError {
     Open { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
     Dump { path: PathBuf, source: DumpError },
+    #[error("{}: {source}", path.display())]
+    Unpack { path: PathBuf, source: CannotUnpack },
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
@@ -135,8 +141,13 @@ enum CoreError {
 impl CoreError {
     fn code(&self) -> u8 {
         match self {
-            CoreError::Open { .. } | CoreError::Output(_) => outcome::FILE,
-            CoreError::Dump { .. } => outcome::IMAGE,
+            CoreError::Open { .. } | CoreError::Unpack { source: CannotUnpack::Folder { .. }, .. } => {
+                outcome::FILE
+            }
+            CoreError::Output(_) => outcome::FILE,
+            CoreError::Dump { .. } | CoreError::Unpack { source: CannotUnpack::Damaged(_), .. } => {
+                outcome::IMAGE
+            }
             CoreError::Usage(_) => outcome::USAGE,
             CoreError::NotThere(_) => outcome::NOT_THERE,
             CoreError::Other(error) => error.code(),
@@ -183,22 +194,37 @@ fn run(args: &CoreArgs) -> Result<(), CoreError> {
 
 fn open(args: &CoreArgs, path: &Path) -> Result<Core, CoreError> {
     let failed = |source| CoreError::Open { path: path.into(), source };
-    let source = Arc::new(File::open(path).and_then(OnDisk::new).map_err(failed)?);
+    let source = File::open(path).and_then(OnDisk::new).map_err(failed)?;
+    let malformed = |source| CoreError::Dump { path: path.into(), source };
     let contents = match args.arch.filter(|_| args.raw) {
-        Some(isa) => dump::raw::read(source, isa, args.base.unwrap_or(0), RegisterFile::new(isa)),
-        None => dump::open(source),
+        Some(isa) => dump::raw::read(Arc::new(source), isa, args.base.unwrap_or(0), RegisterFile::new(isa)),
+        None => match dump::in_one_piece(&source).map_err(malformed)? {
+            None => dump::open(Arc::new(source)),
+            Some(packing) => {
+                let cannot = |source| CoreError::Unpack { path: path.into(), source };
+                let plain = unpacked(&source, packing, path).map_err(cannot)?;
+                dump::open(Arc::new(plain)).map(|mut contents| {
+                    contents.format.push_str(&format!(", unpacked from {}", packing.words().0));
+                    contents
+                })
+            }
+        },
     };
-    let mut contents: Contents = contents.map_err(|source| CoreError::Dump { path: path.into(), source })?;
+    let mut contents: Contents = contents.map_err(malformed)?;
     if contents.cpus.is_empty() && !args.register.is_empty() {
         contents.cpus.push(Cpu::unknown(contents.isa));
     }
     for cpu in &mut contents.cpus {
         set_registers(&mut cpu.registers, &args.register)?;
     }
-    if let Some(path) = &args.vmcoreinfo {
-        contents.info = Some(description(path)?);
-    }
-    Core::new(contents, args.writable).map_err(failed)
+    let core = Core::new(contents, args.writable).map_err(failed)?;
+    Ok(match &args.vmcoreinfo {
+        Some(place) => {
+            let info = description(&core, place)?;
+            core.with_kernel(info)
+        }
+        None => core,
+    })
 }
 
 /// Sets registers as the user gives them.
@@ -214,18 +240,42 @@ fn set_registers(file: &mut RegisterFile, given: &[String]) -> Result<(), CoreEr
     Ok(())
 }
 
+/// Where a kernel's description of itself is.
+#[derive(Clone, Debug)]
+enum Description {
+    File(PathBuf),
+    Memory(u64),
+}
+
+impl Description {
+    fn parse(text: &str) -> Result<Description, String> {
+        match text.starts_with("0x") {
+            true => number(text).map(Description::Memory),
+            false => Ok(Description::File(text.into())),
+        }
+    }
+}
+
 /// Reads a kernel's description of itself.
-fn description(path: &Path) -> Result<VmCoreInfo, CoreError> {
+fn description(core: &Core, place: &Description) -> Result<VmCoreInfo, CoreError> {
     /// Bytes, of a text that kernels keep in a page.
-    const MOST: u64 = 1 << 20;
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MOST).read_to_end(&mut bytes));
-    read.map_err(|source| CoreError::Open { path: path.into(), source })?;
-    let none = || {
-        let what = "no description of a kernel: OSRELEASE and PAGESIZE are not in it".into();
-        CoreError::Dump { path: path.into(), source: DumpError::Unknown(what) }
-    };
-    VmCoreInfo::parse(&bytes).ok_or_else(none)
+    const MOST: u64 = 64 << 10;
+    const NONE: &str = "no description of a kernel: OSRELEASE and PAGESIZE are not in it, or it is too long";
+    match place {
+        Description::File(path) => {
+            let mut bytes = Vec::new();
+            let read = File::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes));
+            read.map_err(|source| CoreError::Open { path: path.into(), source })?;
+            let none = DumpError::Unknown(NONE.into());
+            VmCoreInfo::parse(&bytes).ok_or(CoreError::Dump { path: path.into(), source: none })
+        }
+        Description::Memory(address) => {
+            let mut bytes = vec![0; 4096];
+            let read = core.memory().read(GuestPhys(*address), &mut bytes);
+            let none = || CoreError::NotThere(format!("--vmcoreinfo {address:#x}: {NONE}"));
+            VmCoreInfo::parse(&bytes[..read]).ok_or_else(none)
+        }
+    }
 }
 
 fn session(core: Core) -> Session<Core> {
@@ -322,16 +372,20 @@ fn range_json(range: &PhysRange) -> Value {
 fn info(args: &CoreArgs, core: Core, out: &mut impl Write) -> Result<(), CoreError> {
     let ranges = core.memory().ranges();
     let size: u64 = ranges.iter().map(|range| range.size).sum();
-    let translation = match core.regime(args.vcpu) {
-        Ok(regime) if core.is_regime_by_info(args.vcpu) => {
+    let translation = match core.translation(args.vcpu) {
+        Ok((regime, Tables::Own)) => regime.describe(),
+        Ok((regime, Tables::Vcpu(other))) => {
+            format!("{} (vCPU {other}'s; paging is off in vCPU {})", regime.describe(), args.vcpu)
+        }
+        Ok((regime, Tables::Description)) => {
             format!("{} (by the kernel's description; registers do not tell)", regime.describe())
         }
-        Ok(regime) => regime.describe(),
         Err(error) => error.to_string(),
     };
     let release = core.info().map(|info| info.release().to_string());
     let slide = core.info().and_then(|info| info.slide());
     if args.json {
+        let known = core.kernel().map_or(&[][..], |known| &known.remarks);
         let value = json!({
             "format": core.format(),
             "architecture": core.isa().name(),
@@ -340,7 +394,7 @@ fn info(args: &CoreArgs, core: Core, out: &mut impl Write) -> Result<(), CoreErr
             "translation": translation,
             "release": release,
             "slide": slide.map(hex),
-            "remarks": core.remarks(),
+            "remarks": core.remarks().iter().chain(known).collect::<Vec<_>>(),
         });
         return Ok(writeln!(out, "{value}")?);
     }
@@ -420,7 +474,10 @@ fn translate(
         out.write_all(monitor::walk_text(&regime, core.memory(), GuestVirt(address)).as_bytes())?;
     }
     out.flush()?;
-    result.map(drop).map_err(|fault| CoreError::NotThere(format!("{address:#x}: {fault}")))
+    result.map(drop).map_err(|_| {
+        let why = memory::why_not(core.memory(), &Space::Virtual(regime), GuestVirt(address));
+        CoreError::NotThere(format!("{address:#x}: {}", why.unwrap_or_default()))
+    })
 }
 
 fn read(
@@ -475,8 +532,9 @@ fn read(
         true => Ok(()),
         false => {
             let at = address.wrapping_add(done);
-            let kind = if physical { "no memory" } else { "nothing mapped" };
-            Err(CoreError::NotThere(format!("{done} of {length} bytes: there is {kind} at {at:#x}")))
+            let why = memory::why_not(core.memory(), &space, GuestVirt(at));
+            let why = why.unwrap_or_else(|| "it cannot be read".into());
+            Err(CoreError::NotThere(format!("{done} of {length} bytes, up to {at:#x}: {why}")))
         }
     }
 }
@@ -485,10 +543,18 @@ fn dmesg(args: &CoreArgs, core: Core, lines: Option<usize>, out: &mut impl Write
     let not_there = |why: String| CoreError::NotThere(why);
     let mut session = session(core);
     session.current = args.vcpu;
-    let info = session.kernel_info().map_err(|cancelled| not_there(cancelled.to_string()))?;
-    let info = info.ok_or_else(|| not_there("no Linux kernel has described itself in the dump".into()))?;
-    let log = session.kernel_log(&info).map_err(|error| not_there(error.to_string()))?;
-    let log = &log[log.len() - lines.unwrap_or(usize::MAX).min(log.len())..];
+    let known = session.kernel(Scope::Running).map_err(|cancelled| not_there(cancelled.to_string()))?;
+    let info = known.info.as_ref().ok_or_else(|| {
+        let none = "no Linux kernel has described itself in the dump";
+        not_there(
+            std::iter::once(none)
+                .chain(known.remarks.iter().map(String::as_str))
+                .collect::<Vec<_>>()
+                .join("; "),
+        )
+    })?;
+    let log = session.kernel_log(info, lines.unwrap_or(usize::MAX));
+    let log = log.map_err(|error| not_there(error.to_string()))?;
     match args.json {
         true => writeln!(out, "{}", json!(log))?,
         false => log.iter().try_for_each(|line| writeln!(out, "{line}"))?,

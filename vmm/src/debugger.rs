@@ -29,6 +29,7 @@ use debug::gdb::server::{self, Service};
 use debug::gdb::session::Session;
 use debug::target::{Code, Cpu, Ended, Event, HostDebug, Memory, Stepped, StopReason, TargetError};
 use debug::trap::{Injection, Trap};
+use nix::unistd::{AccessFlags, access};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -347,6 +348,8 @@ impl Prepared {
             if !fs::metadata(folder).map_err(failed)?.is_dir() {
                 return Err(failed(io::ErrorKind::NotADirectory.into()));
             }
+            let writable = AccessFlags::W_OK | AccessFlags::X_OK;
+            access(folder, writable).map_err(|error| failed(error.into()))?;
         }
         let address = &config.address;
         let listener = Listener::bind(address, config.access())

@@ -8,9 +8,12 @@ use arch::register::Bank;
 use arch::{GuestPhys, GuestVirt};
 use debug::cancel::Cancelled;
 use debug::disassemble::Mode;
+use debug::dump::described::{self, Anchor, Scope};
+use debug::dump::destination::Destination;
+use debug::dump::kernel::kernel_regime;
 use debug::dump::write::{self, Progress, Summary, Target, WriteError};
 use debug::dump::{Cpu, Unplanted};
-use debug::linux::VmCoreInfo;
+use debug::linux::Described;
 use debug::memory::{self, Space};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -31,10 +34,27 @@ pub struct Dumper {
     is_closed: Arc<AtomicBool>,
 }
 
+/// When a dump is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// While the guest runs, or is held.
+    Running,
+    /// When it has ended. What a reset or a triple fault has made of a vCPU says nothing of the guest: if it has
+    /// left paging behind, what was known of it before counts.
+    End,
+}
+
 /// What a dump has of a vCPU on its thread.
-fn capture(vcpu: &mut Vcpu) -> Cpu {
-    let mode = vcpu.code().map_or(Mode::Bits64, |code| code.mode);
-    Cpu { registers: vcpu.registers(&Bank::ALL), mode, state: vcpu.state() }
+fn capture(vcpu: &Vcpu, moment: Moment) -> Cpu {
+    let look = |vcpu: &Vcpu, is_earlier| {
+        let mode = vcpu.code().map_or(Mode::Bits64, |code| code.mode);
+        Cpu { registers: vcpu.registers(&Bank::ALL), mode, state: vcpu.state(), is_earlier }
+    };
+    let earlier = match moment {
+        Moment::Running => None,
+        Moment::End => vcpu.with_before(|vcpu| look(vcpu, true)),
+    };
+    earlier.unwrap_or_else(|| look(vcpu, false))
 }
 
 impl Dumper {
@@ -56,12 +76,14 @@ impl Dumper {
     pub fn dump(
         &self,
         path: &Path,
+        moment: Moment,
         watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Summary, WriteError> {
+        let destination = Destination::anywhere(path)?;
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let vcpus = self.vcpus.upgrade().ok_or_else(|| WriteError::Cancelled(path.into()))?;
-        let _hold = vcpus.hold();
-        let cpus = vcpus.for_each(capture);
+        let hold = vcpus.hold();
+        let cpus = vcpus.for_each(move |vcpu| capture(vcpu, moment));
         let memory = LiveMemory(self.memory.clone());
         // A debugger may change what is planted meanwhile, and is not to wait for us.
         let unmask = |address: GuestPhys, bytes: &mut [u8]| {
@@ -74,7 +96,11 @@ impl Dumper {
             true => ControlFlow::Break(()),
             false => watch(progress),
         };
-        write::to_file(&Target { isa: HOST_ISA, cpus: &cpus, memory: &memory }, path, &mut watch)
+        let target = Target { isa: HOST_ISA, cpus: &cpus, memory: &memory };
+        let written = write::begin(&target, &destination, &mut watch)?;
+        // The guest need not wait for the disk.
+        drop(hold);
+        written.keep()
     }
 
     /// The debugger's part of the machine, if it may have one.
@@ -97,18 +123,21 @@ impl Dumper {
         const LINES: usize = 200;
         let Some(vcpus) = self.vcpus.upgrade() else { return false };
         let _hold = vcpus.hold();
-        let regimes = vcpus.for_each(|vcpu| vcpu.regime().ok());
+        let cpus = vcpus.for_each(|vcpu| capture(vcpu, Moment::End));
+        let anchors: Vec<Anchor> = cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
         let memory = LiveMemory(self.memory.clone());
         let mut go_on = || match self.is_closed.load(Ordering::Acquire) || !go_on() {
             true => Err(Cancelled),
             false => Ok(()),
         };
-        let Ok(Some(info)) = VmCoreInfo::find(&memory, &mut go_on) else { return false };
-        regimes.into_iter().flatten().any(|regime| {
+        let found = described::find(HOST_ISA, &memory, &anchors, Scope::Running, &mut go_on);
+        let Ok(Described { info: Some(info), .. }) = found else { return false };
+        let by_info = kernel_regime(HOST_ISA, &info);
+        anchors.into_iter().map(|anchor| anchor.regime).chain(by_info).any(|regime| {
             let space = Space::Virtual(regime);
             let read = |at: u64, bytes: &mut [u8]| memory::read(&memory, &space, None, GuestVirt(at), bytes);
-            let lines = info.log(read).unwrap_or_default();
-            lines.iter().rev().take(LINES).any(|line| line.contains("Kernel panic - not syncing"))
+            let lines = info.log(read, LINES).unwrap_or_default();
+            lines.iter().any(|line| line.contains("Kernel panic - not syncing"))
         })
     }
 }

@@ -3,6 +3,7 @@
 use crate::boot::BootError;
 use crate::kvm::KvmError;
 use crate::outcome;
+use debug::dump::write::WriteError;
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -29,6 +30,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A core could not be written when the time comes.
+    #[error("--dump-on: {0}")]
+    Dump(#[from] WriteError),
     /// The address that a debugger would connect to.
     #[error("cannot listen at --gdb {address}: {source}")]
     Listen {
@@ -66,10 +70,13 @@ impl Error {
                 | KvmError::Feature(_),
             )
             | Error::Usage(_)
+            | Error::Dump(WriteError::Name { .. })
             | Error::Boot(BootError::LoadAddressNotFlat { .. } | BootError::Cmdline(_)) => outcome::USAGE,
             Error::Kvm(_) | Error::System { .. } => outcome::HOST,
             Error::Boot(_) => outcome::IMAGE,
-            Error::Open { .. } | Error::Template { .. } | Error::Listen { .. } => outcome::FILE,
+            Error::Open { .. } | Error::Template { .. } | Error::Listen { .. } | Error::Dump(_) => {
+                outcome::FILE
+            }
         }
     }
 

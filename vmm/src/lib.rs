@@ -43,5 +43,6 @@ pub mod run;
 pub mod serve;
 pub mod stepping;
 pub mod terminal;
+mod unpacked;
 pub mod vcpus;
 pub mod world;

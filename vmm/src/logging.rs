@@ -14,7 +14,7 @@ use env_logger::{Builder, Logger, Target};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -52,6 +52,11 @@ pub fn stderr() -> io::Result<LineQueue> {
     // What cannot be said on standard error cannot be said.
     let queue = LineQueue::start(io::stderr(), lost_messages, |_| {})?;
     Ok(STDERR.get_or_init(|| queue).clone())
+}
+
+/// Whether a person may be looking at standard error.
+pub fn is_terminal() -> bool {
+    io::stderr().is_terminal()
 }
 
 /// Writes lines to standard error, without waiting for whoever reads them.

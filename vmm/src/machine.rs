@@ -176,6 +176,7 @@ impl Machine {
         let hypercalls = hypercalls(config, &vm, &serial)?;
         let shared = Arc::new(Shared {
             hypercalls: hypercalls.clone(),
+            keeps_registers: config.dump_on.is_some(),
             output,
             ports,
             mmio,

@@ -9,13 +9,14 @@ mod panicked;
 use crate::config::{Config, DumpOn, OnReboot};
 use crate::console::{Console, ConsoleKind};
 use crate::control::Control;
-use crate::dump::Reporter;
+use crate::dump::{Moment, Reporter};
 use crate::error::Error;
 use crate::logging;
 use crate::machine::Machine;
 use crate::outcome::{Outcome, Stop};
 use crate::panic_watch::PanicWatch;
 use crate::terminal::{self, RawMode};
+use debug::dump::destination::Destination;
 use debug::gdb::accept::Pause;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use input::{Foreground, Input};
@@ -45,6 +46,10 @@ const JOBS: [Signal; 3] = [Signal::SIGCONT, Signal::SIGTSTP, Signal::SIGTTIN];
 /// # Errors
 /// [`Error`] when it could not be started.
 pub fn run(config: &Config) -> Result<Outcome, Error> {
+    if let Some(on) = &config.dump_on {
+        // The guest may have run for hours when it is written.
+        Destination::anywhere(&on.path)?.check()?;
+    }
     let signals = Rc::new(RefCell::new(take_signals(config)?));
     let console = Console::open(&config.console).map_err(|source| Error::Open {
         option: "--console",
@@ -176,7 +181,7 @@ fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<Sig
         }
         if is_ended() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    match machine.dumper().dump(&on.path, &mut watch) {
+    match machine.dumper().dump(&on.path, Moment::End, &mut watch) {
         Ok(summary) => log::warn!("dumped to {}: {summary}", on.path.display()),
         Err(error) => log::error!("--dump-on: {error}"),
     }

@@ -36,6 +36,8 @@ pub struct Shared {
     pub mmio: Bus,
     /// What the guest prints.
     pub(crate) output: Arc<OutputQueue>,
+    /// Registers are kept that a reset or a triple fault would lose: there may be a dump of it.
+    pub keeps_registers: bool,
     /// RAM.
     pub memory: GuestMemory,
     /// Where a vCPU's outcome goes...

@@ -388,6 +388,9 @@ fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared, times: &Arc<Times>) 
     if shared.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.looks_at_registers()) {
         vcpu.always_sync();
     }
+    if shared.keeps_registers {
+        vcpu.keep_before();
+    }
     if let Some(debug) = &shared.debug {
         debug.world.introduce(vcpu.id());
     }

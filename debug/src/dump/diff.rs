@@ -7,6 +7,7 @@ use arch::{GuestPhys, GuestVirt};
 
 /// Bytes of a page.
 const PAGE: u64 = 4096;
+const PAGE_SIZE: usize = 4096;
 /// Bytes that are compared at a time.
 const AT_ONCE: usize = 1 << 20;
 /// Pages and blocks that a search of page tables looks at.
@@ -34,21 +35,39 @@ pub fn compare(first: &dyn Memory, second: &dyn Memory) -> Difference {
         let mut at = range.start.0 & !(PAGE - 1);
         while at < range.end().0 {
             let wanted = usize::try_from(range.end().0 - at).map_or(AT_ONCE, |left| left.min(AT_ONCE));
-            let read =
-                [first.read(GuestPhys(at), &mut a[..wanted]), second.read(GuestPhys(at), &mut b[..wanted])];
-            // What one of them cannot read is not the same.
-            a[read[0]..wanted].fill(0);
-            b[read[1]..wanted].fill(0xff);
-            let pages = a[..wanted].chunks(4096).zip(b[..wanted].chunks(4096));
-            for (page, (a, b)) in (at..).step_by(4096).zip(pages) {
-                if a != b {
-                    changed.push(PhysRange::new(page, a.len() as u64));
+            let there = [read_pages(first, at, &mut a[..wanted]), read_pages(second, at, &mut b[..wanted])];
+            let pages = a[..wanted].chunks(PAGE_SIZE).zip(b[..wanted].chunks(PAGE_SIZE));
+            let there = there[0].iter().zip(&there[1]);
+            for ((page, (a, b)), there) in (at..).step_by(PAGE_SIZE).zip(pages).zip(there) {
+                let range = PhysRange::new(page, a.len() as u64);
+                match there {
+                    (true, true) if a != b => changed.push(range),
+                    (true, false) | (false, true) => only_one.push(range),
+                    _ => {}
                 }
             }
             at += wanted as u64;
         }
     }
     Difference { changed: super::joined(changed), only_one: super::joined(only_one) }
+}
+
+/// Reads pages, and says of each whether it could be read.
+fn read_pages(memory: &dyn Memory, at: u64, bytes: &mut [u8]) -> Vec<bool> {
+    let mut there = Vec::with_capacity(bytes.len().div_ceil(PAGE_SIZE));
+    let mut done = 0;
+    while done < bytes.len() {
+        let read = memory.read(GuestPhys(at + done as u64), &mut bytes[done..]);
+        let is_all = done + read == bytes.len();
+        // A part of a page is none.
+        let whole = if is_all { read.div_ceil(PAGE_SIZE) } else { read / PAGE_SIZE };
+        there.resize(there.len() + whole, true);
+        if !is_all {
+            there.push(false);
+        }
+        done = there.len() * PAGE_SIZE;
+    }
+    there
 }
 
 /// What is in both of two lists, each sorted and without overlaps.

@@ -7,7 +7,7 @@ use super::source::{Source, read_all, read_some};
 use super::{Contents, Cpu, DumpError, Image, joined};
 use crate::disassemble::Mode;
 use crate::linux::VmCoreInfo;
-use crate::target::VcpuState;
+use crate::target::{Absence, VcpuState};
 use arch::Isa;
 use arch::address::PhysRange;
 use arch::bytes::{u8_at, u16_at, u32_at, u64_at};
@@ -28,15 +28,24 @@ pub(super) const PN_XNUM: u16 = 0xffff;
 const MOST_SEGMENTS: u64 = 1 << 20;
 const MOST_NOTES: u64 = 64 << 20;
 const MOST_CPUS: usize = 4096;
+/// Pieces of memory that are told apart from holes.
+const MOST_RANGES: usize = 1 << 20;
+/// Who leaves out a part of a segment, and how.
+const LEFT_OUT: &str =
+    "as makedumpfile -E does with what its -d names; an ELF core does not tell whether it was zeros";
+
+/// `e_flags` of a core that makedumpfile had no room for (`DUMP_ELF_INCOMPLETE`).
+const INCOMPLETE: u32 = 1;
 
 /// A piece of physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
     /// Guest-physical address.
     start: u64,
-    /// Bytes; those behind `in_file` are zeros.
+    /// Bytes; those behind `in_file` were left out.
     size: u64,
     offset: u64,
+    /// Bytes of it that the file says it has.
     in_file: u64,
 }
 
@@ -63,10 +72,11 @@ struct ElfImage {
     source: Arc<dyn Source>,
     /// Sorted, without overlaps.
     segments: Vec<Segment>,
+    is_incomplete: bool,
 }
 
 impl ElfImage {
-    fn new(source: Arc<dyn Source>, mut segments: Vec<Segment>) -> ElfImage {
+    fn new(source: Arc<dyn Source>, mut segments: Vec<Segment>, is_incomplete: bool) -> ElfImage {
         segments.sort_by_key(|segment| (segment.start, u64::MAX - segment.in_file));
         let mut result: Vec<Segment> = Vec::with_capacity(segments.len());
         for segment in segments {
@@ -76,7 +86,12 @@ impl ElfImage {
                 result.push(segment.from(segment.start.max(free)));
             }
         }
-        ElfImage { source, segments: result }
+        ElfImage { source, segments: result, is_incomplete }
+    }
+
+    fn segment(&self, at: u64) -> Option<&Segment> {
+        let index = self.segments.partition_point(|segment| segment.start <= at);
+        self.segments.get(index.checked_sub(1)?).filter(|segment| at < segment.end())
     }
 }
 
@@ -86,40 +101,57 @@ impl Image for ElfImage {
     }
 
     fn populated(&self) -> Vec<PhysRange> {
-        let in_file = |segment: &Segment| {
-            let (start, offset) = (segment.start, segment.offset);
-            let pieces = self.source.pieces(offset, segment.in_file).into_iter();
-            pieces.map(move |(first, end)| PhysRange::new(start + (first - offset), end - first))
-        };
-        joined(self.segments.iter().flat_map(in_file).collect())
+        let mut ranges = Vec::new();
+        for segment in &self.segments {
+            let there = there(&*self.source, segment);
+            // Each question about holes may have many answers; all of them together no more than one.
+            let pieces = match ranges.len() < MOST_RANGES {
+                true => self.source.pieces(segment.offset, there),
+                false => vec![(segment.offset, segment.offset + there)],
+            };
+            ranges.extend(
+                pieces.into_iter().map(|(first, end)| {
+                    PhysRange::new(segment.start + (first - segment.offset), end - first)
+                }),
+            );
+        }
+        joined(ranges)
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> usize {
         let mut done = 0;
         while done < bytes.len() {
-            let at = address.wrapping_add(done as u64);
-            let index = self.segments.partition_point(|segment| segment.start <= at);
-            let Some(segment) = index.checked_sub(1).and_then(|index| self.segments.get(index)) else {
-                break;
-            };
-            if at >= segment.end() || at < address {
-                break;
-            }
+            let Some(at) = address.checked_add(done as u64) else { break };
+            let Some(segment) = self.segment(at) else { break };
             let rest = segment.from(at);
             let piece = &mut bytes[done..];
-            let wanted = usize::try_from(rest.size).map_or(piece.len(), |size| size.min(piece.len()));
-            let piece = &mut piece[..wanted];
-            let stored = usize::try_from(rest.in_file).map_or(wanted, |stored| stored.min(wanted));
-            let read = self.source.read_at(rest.offset, &mut piece[..stored]).unwrap_or(0);
-            if read < stored {
-                done += read;
+            let wanted = usize::try_from(rest.in_file).map_or(piece.len(), |size| size.min(piece.len()));
+            let read = self.source.read_at(rest.offset, &mut piece[..wanted]).unwrap_or(0);
+            done += read;
+            if read == 0 || read < wanted {
                 break;
             }
-            piece[stored..].fill(0);
-            done += wanted;
         }
         done
     }
+
+    fn absence(&self, address: u64) -> Option<Absence> {
+        let rest = self.segment(address)?.from(address);
+        match rest.in_file {
+            0 => Some(Absence::LeftOut(LEFT_OUT.into())),
+            _ if rest.offset < self.source.size() => {
+                let is_there = self.source.read_at(rest.offset, &mut [0]).is_ok_and(|read| read == 1);
+                (!is_there).then_some(Absence::Damaged)
+            }
+            _ if self.is_incomplete => Some(Absence::NotWritten),
+            _ => Some(Absence::CutOff),
+        }
+    }
+}
+
+/// How many bytes of a segment the file has.
+fn there(source: &dyn Source, segment: &Segment) -> u64 {
+    source.size().saturating_sub(segment.offset).min(segment.in_file)
 }
 
 /// Reads an ELF core.
@@ -168,7 +200,7 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
     let table_at = long(32);
     let table = read_all(&*source, table_at, count * PROGRAM_HEADER, "the program headers")?;
     let mut remarks = Vec::new();
-    let (mut segments, mut notes, mut cut_off) = (Vec::new(), Notes::new(isa), 0u64);
+    let (mut segments, mut notes, mut all_notes) = (Vec::new(), Notes::new(isa), 0u64);
     for (index, entry) in (0u64..).zip(table.chunks_exact(56)) {
         let place = table_at + index * PROGRAM_HEADER;
         let word = |at| u64_at(entry, at).unwrap_or(0);
@@ -186,18 +218,16 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
                         place,
                     ));
                 }
-                // What the file has not got is not there, which is not the same as zeros.
-                let there = source.size().saturating_sub(offset).min(in_file);
-                let size = if there < in_file { there } else { size };
-                cut_off += in_file - there;
                 if size > 0 {
-                    segments.push(Segment { start, size, offset, in_file: there });
+                    segments.push(Segment { start, size, offset, in_file });
                 }
             }
             Some(PT_NOTE) => {
-                if in_file > MOST_NOTES {
+                // All of them together: each may say that the same bytes are its.
+                all_notes = in_file.saturating_add(all_notes);
+                if all_notes > MOST_NOTES {
                     return Err(malformed(
-                        format!("{in_file} bytes of notes, more than {MOST_NOTES}"),
+                        format!("{all_notes} bytes of notes, more than {MOST_NOTES}"),
                         place,
                     ));
                 }
@@ -215,16 +245,35 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
     if segments.is_empty() {
         return Err(malformed("a core without memory".into(), table_at));
     }
+    let is_incomplete = u32_at(&header, 48).unwrap_or(0) & INCOMPLETE != 0;
+    let image = ElfImage::new(Arc::clone(&source), segments, is_incomplete);
+    let sum = |part: &dyn Fn(&Segment) -> u64| image.segments.iter().map(part).fold(0, u64::saturating_add);
+    // One that says that it has the same bytes at many places makes us read them at each.
+    let in_file = sum(&|segment| segment.in_file);
+    let cut_off = sum(&|segment| segment.in_file - there(&*source, segment));
+    if in_file - cut_off > source.size() {
+        let what = "a core whose segments have the same bytes of the file at several physical addresses";
+        return Err(malformed(what.into(), table_at));
+    }
+    if is_incomplete {
+        remarks.push(super::INCOMPLETE.into());
+    }
     if cut_off > 0 {
         remarks.push(format!("the file is cut off: {cut_off:#x} bytes of memory are missing"));
     }
+    let left_out = sum(&|segment| segment.size - segment.in_file);
+    if left_out > 0 {
+        remarks.push(format!("{left_out:#x} bytes of memory were left out, {LEFT_OUT}"));
+    }
     let format = notes.format();
     let (cpus, info) = notes.finish(&mut remarks);
-    Ok(Contents { format, isa, image: Box::new(ElfImage::new(source, segments)), cpus, info, remarks })
+    Ok(Contents { format, isa, image: Box::new(image), cpus, info, remarks })
 }
 
 /// What our own note has beside registers: what the vCPU was doing, a byte.
 pub(super) const STATE: &[u8] = b"state";
+/// And, a byte that is not 0, that the registers are [earlier](Cpu::is_earlier) ones.
+pub(super) const EARLIER: &[u8] = b"earlier";
 
 fn state_of(number: u8) -> VcpuState {
     match number {
@@ -251,6 +300,16 @@ pub(super) fn isa_of_notes(bytes: &[u8]) -> Option<Isa> {
     let name = bytes.get(12..12usize.checked_add(usize::try_from(name_size).ok()?)?)?;
     let note = Note::of(name.strip_suffix(&[0]).unwrap_or(name), number)?;
     Isa::ALL.into_iter().find(|isa| note.size(*isa) == usize::try_from(size).ok())
+}
+
+/// Numbers in words, not too many.
+pub(super) fn numbers(all: &[usize]) -> String {
+    const MOST: usize = 8;
+    let mut words: Vec<String> = all.iter().take(MOST).map(usize::to_string).collect();
+    if all.len() > MOST {
+        words.push("...".into());
+    }
+    words.join(", ")
 }
 
 /// What notes tell.
@@ -311,10 +370,10 @@ impl Notes {
         } else if name == core_note::ALL_NAME.as_bytes() && number == core_note::ALL_NUMBER {
             self.own += 1;
             if let Some(cpu) = self.cpu(self.own - 1) {
-                core_note::parse_all(value, &mut cpu.registers, |name, value| {
-                    if (name, value.len()) == (STATE, 1) {
-                        cpu.state = state_of(value[0]);
-                    }
+                core_note::parse_all(value, &mut cpu.registers, |name, value| match (name, value) {
+                    (STATE, [state]) => cpu.state = state_of(*state),
+                    (EARLIER, [earlier]) => cpu.is_earlier = *earlier != 0,
+                    _ => {}
                 });
             }
         } else if let Some(note) = Note::of(name, number) {
@@ -350,6 +409,14 @@ impl Notes {
     pub fn finish(self, remarks: &mut Vec<String>) -> (Vec<Cpu>, Option<VmCoreInfo>) {
         if self.too_many {
             remarks.push(format!("there are notes of more than {MOST_CPUS} vCPUs; the rest is left out"));
+        }
+        let earlier: Vec<usize> = (0..self.cpus.len()).filter(|vcpu| self.cpus[*vcpu].is_earlier).collect();
+        if !earlier.is_empty() {
+            remarks.push(format!(
+                "vCPU {} has the registers of when it last left the guest before a reset or a triple fault, \
+                 which has lost later ones",
+                numbers(&earlier)
+            ));
         }
         (self.cpus, self.info)
     }

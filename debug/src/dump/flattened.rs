@@ -15,8 +15,10 @@ pub const SIGNATURE: &[u8] = b"makedumpfile";
 const HEADER: u64 = 4096;
 /// Bytes in front of each piece: its offset and its size, big-endian.
 const PIECE_HEADER: u64 = 16;
-/// Pieces that one file may have.
-const MOST_PIECES: usize = 1 << 24;
+/// Pieces that one file may have: of 64 GiB, as QEMU writes them.
+const MOST_PIECES: u64 = 1 << 22;
+/// Pieces with nothing in them that one file may have: a hole of a file would be nothing else, however large.
+const MOST_EMPTY: u64 = 64;
 
 /// The file that a flattened one describes.
 #[derive(Debug)]
@@ -35,6 +37,7 @@ impl Flattened {
     pub fn new(source: Arc<dyn Source>) -> Result<Flattened, DumpError> {
         let mut result = Flattened { pieces: BTreeMap::new(), size: 0, source: Arc::clone(&source) };
         let mut at = HEADER;
+        let (mut pieces, mut empty) = (0, 0);
         loop {
             let header = read_all(&*source, at, PIECE_HEADER, "the header of a flattened dump's piece")?;
             let number = |from: usize| arch::bytes::array_at(&header, from).map_or(0, u64::from_be_bytes);
@@ -49,8 +52,12 @@ impl Flattened {
             if place.checked_add(size).is_none_or(|end| end > source.size()) {
                 return Err(DumpError::Truncated { what: "a flattened dump's piece", offset: at });
             }
-            if result.pieces.len() >= MOST_PIECES {
-                return Err(malformed("a flattened dump of too many pieces"));
+            pieces += 1;
+            empty += u64::from(size == 0);
+            if pieces > MOST_PIECES || empty > MOST_EMPTY {
+                return Err(malformed(
+                    "a flattened dump of too many pieces, or too many with nothing in them",
+                ));
             }
             result.insert(offset, size, place);
             result.size = result.size.max(end);
@@ -159,6 +166,12 @@ mod tests {
         for end in 4096..whole.len() - 1 {
             assert!(Flattened::new(Arc::new(whole[..end].to_vec())).is_err(), "{end}");
         }
+        // A hole.
+        let mut sparse = flattened(&[]);
+        sparse.truncate(4096);
+        sparse.resize(64 << 10, 0);
+        let told = Flattened::new(Arc::new(sparse)).map(|file| file.size);
+        assert!(told.unwrap_err().to_string().contains("too many"));
         let mut wild = whole.clone();
         wild[4104..4112].fill(0xff);
         assert!(Flattened::new(Arc::new(wild)).is_err());

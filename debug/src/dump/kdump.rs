@@ -10,6 +10,7 @@ use super::elf::{Notes, isa_of_notes};
 use super::source::{Source, read_all};
 use super::{Contents, DumpError, Image, joined};
 use crate::linux::VmCoreInfo;
+use crate::target::Absence;
 use arch::Isa;
 use arch::address::PhysRange;
 use arch::bytes::{u32_at, u64_at};
@@ -31,6 +32,16 @@ const MOST_RUNS: usize = 1 << 20;
 const MOST_NOTES: u64 = 64 << 20;
 /// Where the first header has the machine's name, 65 bytes (`struct new_utsname`).
 const MACHINE: usize = 12 + 4 * 65;
+
+/// Where the header says how the file was made, and that there was no room for all of it
+/// (`DUMP_DH_COMPRESSED_INCOMPLETE`).
+const STATUS: usize = 424;
+const INCOMPLETE: u32 = 0x8;
+
+/// The dump level of what leaves out pages of zeros, and nothing else.
+const ZEROS_ONLY: u32 = 1;
+/// What each bit of a dump level leaves out (makedumpfile, `DL_EXCLUDE_...`).
+const LEVELS: [&str; 5] = ["pages of zeros", "page cache", "private page cache", "user data", "free pages"];
 
 /// How a page is stored.
 mod flags {
@@ -114,27 +125,63 @@ struct KdumpImage {
     descriptors: u64,
     there: Bitmap,
     stored: Bitmap,
+    /// What was left out, a bit for each kind.
+    level: u32,
+    is_incomplete: bool,
 }
 
 impl KdumpImage {
-    /// A page's bytes; `None` where there is none, or it is damaged.
-    fn page(&self, page: u64) -> Option<Vec<u8>> {
-        let size = usize::try_from(self.block).ok()?;
+    /// A page's bytes, or why there are none.
+    fn page(&self, page: u64) -> Result<Vec<u8>, Missing> {
+        let damaged = || Missing::Known(Absence::Damaged);
+        let size = usize::try_from(self.block).map_err(|_| damaged())?;
         if !self.stored.has(page) {
-            // It was left out: of no use to whoever made the dump, most often zeros.
-            return self.there.has(page).then(|| vec![0; size]);
+            return match (self.there.has(page), self.level) {
+                (false, _) => Err(Missing::NoMemory),
+                (true, ZEROS_ONLY) => Ok(vec![0; size]),
+                // Where nothing is left out, all pages would be there in the end.
+                (true, 0) => Err(Missing::Known(Absence::NotWritten)),
+                (true, _) => Err(Missing::LeftOut),
+            };
         }
-        let at = self.descriptors.checked_add(self.stored.rank(page).checked_mul(DESCRIPTOR)?)?;
-        let descriptor = read_all(&*self.source, at, DESCRIPTOR, "a page's descriptor").ok()?;
-        let (offset, length, how) =
-            (u64_at(&descriptor, 0)?, u32_at(&descriptor, 8)?, u32_at(&descriptor, 12)?);
+        let missing =
+            || Missing::Known(if self.is_incomplete { Absence::NotWritten } else { Absence::CutOff });
+        let place = self.stored.rank(page).checked_mul(DESCRIPTOR);
+        let at = place.and_then(|place| self.descriptors.checked_add(place)).ok_or_else(damaged)?;
+        let read = |at, length, what| match read_all(&*self.source, at, length, what) {
+            Ok(bytes) => Ok(bytes),
+            Err(DumpError::Truncated { .. }) => Err(missing()),
+            Err(_) => Err(damaged()),
+        };
+        let descriptor = read(at, DESCRIPTOR, "a page's descriptor")?;
+        let (Some(offset), Some(length), Some(how)) =
+            (u64_at(&descriptor, 0), u32_at(&descriptor, 8), u32_at(&descriptor, 12))
+        else {
+            return Err(damaged());
+        };
+        if offset == 0 {
+            return Err(Missing::Known(Absence::NotWritten));
+        }
         if u64::from(length) > self.block {
-            return None;
+            return Err(damaged());
         }
-        let bytes = read_all(&*self.source, offset, length.into(), "a page").ok()?;
-        let page = decompress(how, bytes, size)?;
-        (page.len() == size).then_some(page)
+        let bytes = read(offset, length.into(), "a page")?;
+        decompress(how, bytes, size).filter(|page| page.len() == size).ok_or_else(damaged)
     }
+}
+
+/// Why there are no bytes of a page: without words, as there may be very many.
+enum Missing {
+    NoMemory,
+    LeftOut,
+    Known(Absence),
+}
+
+/// Who leaves out what at a dump level.
+fn level_in_words(level: u32) -> String {
+    let kinds: Vec<&str> =
+        (0..).zip(LEVELS).filter(|(bit, _)| level >> bit & 1 != 0).map(|(_, kind)| kind).collect();
+    format!("by makedumpfile -d {level} ({})", kinds.join(", "))
 }
 
 /// Decompresses a page of no more than `size` bytes.
@@ -170,20 +217,30 @@ impl Image for KdumpImage {
 
     fn populated(&self) -> Vec<PhysRange> {
         let range = |(first, end): (u64, u64)| PhysRange::new(first * self.block, (end - first) * self.block);
-        joined(self.stored.runs().into_iter().map(range).collect())
+        // What was left out for another reason is not known to be zeros.
+        let pages = if self.level == ZEROS_ONLY { &self.stored } else { &self.there };
+        joined(pages.runs().into_iter().map(range).collect())
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> usize {
         let mut done = 0;
         while done < bytes.len() {
             let Some(at) = address.checked_add(done as u64) else { break };
-            let Some(page) = self.page(at / self.block) else { break };
+            let Ok(page) = self.page(at / self.block) else { break };
             let start = usize::try_from(at % self.block).unwrap_or(0);
             let count = (page.len() - start).min(bytes.len() - done);
             bytes[done..done + count].copy_from_slice(&page[start..start + count]);
             done += count;
         }
         done
+    }
+
+    fn absence(&self, address: u64) -> Option<Absence> {
+        match self.page(address / self.block).err()? {
+            Missing::NoMemory => None,
+            Missing::LeftOut => Some(Absence::LeftOut(level_in_words(self.level))),
+            Missing::Known(why) => Some(why),
+        }
     }
 }
 
@@ -230,7 +287,11 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
     let most_pages = most_pages.min(u64::MAX / block / 2);
     let there = read_all(&*source, bitmap_at, most_pages.div_ceil(8), "the first bitmap")?;
     let stored = read_all(&*source, bitmap_at + half, most_pages.div_ceil(8), "the second bitmap")?;
+    let level = u32_at(&sub, 8).unwrap_or(0);
+    let is_incomplete = word(STATUS) & INCOMPLETE != 0;
     let image = KdumpImage {
+        level,
+        is_incomplete,
         descriptors: bitmap_at + bitmap_blocks * block,
         there: Bitmap::new(there),
         stored: Bitmap::new(stored),
@@ -239,6 +300,9 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
     };
 
     let mut remarks = Vec::new();
+    if is_incomplete {
+        remarks.push(super::INCOMPLETE.into());
+    }
     let mut note_bytes = Vec::new();
     if version >= 4 && long(56) > 0 {
         if long(56) > MOST_NOTES {
@@ -273,7 +337,6 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
         }
         _ => None,
     };
-    let level = u32_at(&sub, 8).unwrap_or(0);
     let (there, stored) = (image.there.count, image.stored.count);
     let format =
         format!("compressed kdump, version {version}, dump level {level}, {stored} of {there} pages");

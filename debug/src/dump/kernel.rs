@@ -15,7 +15,7 @@ use arch::register::{RegisterFile, Source, table};
 use arch::{GuestPhys, GuestVirt, Isa, aarch64, x86};
 
 /// Where an x86-64 kernel's image is linked.
-const X86_IMAGE: u64 = 0xffff_ffff_8000_0000;
+pub(super) const X86_IMAGE: u64 = 0xffff_ffff_8000_0000;
 const CR0_ON: u64 = 1 << 31 | 1;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_LA57: u64 = 1 << 12;
@@ -173,16 +173,20 @@ pub struct Piece {
 }
 
 /// The largest image of a kernel that is looked for, bytes.
-const LARGEST_IMAGE: u64 = 256 << 20;
+pub(super) const LARGEST_IMAGE: u64 = 256 << 20;
 /// Pieces that it may have.
 const MOST_PIECES: usize = 64;
 
 /// Where the kernel's image is mapped: in several pieces, as kernels unmap what they have needed for
 /// their start only.
 pub fn image(isa: Isa, regime: &Regime, memory: &dyn Memory, vbar: u64) -> Vec<Piece> {
+    linux::text(isa, regime, memory, vbar).map_or_else(Vec::new, |start| image_from(regime, memory, start))
+}
+
+/// The same of an image that begins at `start` or not far behind.
+pub(super) fn image_from(regime: &Regime, memory: &dyn Memory, start: u64) -> Vec<Piece> {
     /// What is in front of the text may not be mapped.
     const LARGEST_HEAD: u64 = 2 << 20;
-    let Some(start) = linux::text(isa, regime, memory, vbar) else { return Vec::new() };
     let mut delta = None;
     let mut pieces: Vec<Piece> = Vec::new();
     let mut at = start;

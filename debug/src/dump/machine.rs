@@ -1,11 +1,13 @@
 //! A dump as a [`Machine`] that cannot run.
 
+use super::described::{self, Anchor, Scope};
+use super::elf::numbers;
 use super::{Contents, Cpu, Image, kernel};
-use crate::cancel::Cancel;
-use crate::linux::VmCoreInfo;
+use crate::cancel::{Cancel, Cancelled};
+use crate::linux::{Described, VmCoreInfo};
 use crate::target::{
-    Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, StopReason,
-    TargetError, VcpuState,
+    Absence, Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints,
+    StopReason, TargetError, VcpuState,
 };
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
@@ -137,6 +139,10 @@ impl Memory for CoreMemory {
         }
         super::joined(ranges)
     }
+
+    fn absence(&self, address: GuestPhys) -> Option<Absence> {
+        self.image.absence(address.0)
+    }
 }
 
 /// A dump.
@@ -146,8 +152,10 @@ pub struct Core {
     format: String,
     memory: CoreMemory,
     cpus: Vec<Mutex<Cpu>>,
-    /// Looked for in memory when it is first asked for, if the file has none of its own.
-    info: OnceLock<Option<VmCoreInfo>>,
+    /// What the file says of its kernel.
+    noted: Option<VmCoreInfo>,
+    /// What is so, found out when it is first asked for.
+    kernel: OnceLock<Described>,
     cancel: Cancel,
     remarks: Vec<String>,
     host: HostDebug,
@@ -156,11 +164,31 @@ pub struct Core {
     wake: OwnedFd,
 }
 
+/// Whose page tables addresses of a vCPU are translated by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tables {
+    /// Its own.
+    Own,
+    /// This vCPU's.
+    Vcpu(u32),
+    /// Those that the kernel's description names.
+    Description,
+}
+
 /// What a debugger is told that wants a core to run.
 const CANNOT_RUN: &str =
     "this is a dump of a machine that has stopped: it cannot run or step, and breakpoints are never hit";
 /// What a debugger is told that wants to change something.
 const READ_ONLY: &str = "this is a dump: registers and memory can be changed, in a copy, with --writable";
+
+/// What there is to be said of vCPUs without page tables where others have some.
+fn without_tables(cpus: &[Cpu]) -> Option<String> {
+    let is_on = |cpu: &Cpu| kernel::regime(&cpu.registers).is_ok_and(|regime| regime.is_on());
+    let (with, without): (Vec<usize>, Vec<usize>) = (0..cpus.len()).partition(|vcpu| is_on(&cpus[*vcpu]));
+    let (first, _) = (with.first()?, without.first()?);
+    let without = numbers(&without);
+    Some(format!("paging is off in vCPU {without}: there addresses are translated by vCPU {first}'s tables"))
+}
 
 impl Core {
     /// A dump that was read. With `is_writable`, registers and memory can be changed, in a copy that
@@ -175,6 +203,7 @@ impl Core {
             remarks.push("there are no registers in it".into());
             cpus.push(Cpu::unknown(isa));
         }
+        remarks.extend(without_tables(&cpus));
         // It never becomes readable: events are there at once.
         let (wake, _) = nix::unistd::pipe()?;
         let host = HostDebug {
@@ -190,13 +219,20 @@ impl Core {
             memory,
             cpus: cpus.into_iter().map(Mutex::new).collect(),
             cancel: Cancel::never(),
-            info: info.map_or_else(OnceLock::new, |info| OnceLock::from(Some(info))),
+            noted: info,
+            kernel: OnceLock::new(),
             remarks,
             host,
             is_writable,
             events: VecDeque::new(),
             wake,
         })
+    }
+
+    /// The kernel is the one that this describes, whatever the file says.
+    #[must_use]
+    pub fn with_kernel(self, info: VmCoreInfo) -> Core {
+        Core { kernel: OnceLock::from(Described { info: Some(info), remarks: Vec::new() }), ..self }
     }
 
     /// The file's format in words.
@@ -211,21 +247,61 @@ impl Core {
 
     /// The kernel's description of itself.
     pub fn info(&self) -> Option<&VmCoreInfo> {
-        if let Some(known) = self.info.get() {
-            return known.as_ref();
+        self.kernel().and_then(|known| known.info.as_ref())
+    }
+
+    /// Looks for the kernel in memory, unless what the file says of it fits.
+    fn find_kernel(&self) -> Result<Described, Cancelled> {
+        let noted = self.noted.clone();
+        if noted.as_ref().is_some_and(|info| described::fits(self.isa, &self.memory, info)) {
+            return Ok(Described { info: noted, remarks: Vec::new() });
         }
-        // What was broken off is looked for again when it is asked for again.
-        let found = VmCoreInfo::find(&self.memory, &mut || self.cancel.check()).ok()?;
-        self.info.get_or_init(|| found).as_ref()
+        let anchors: Vec<Anchor> =
+            self.cpus.iter().filter_map(|cpu| Anchor::new(&lock(cpu).registers)).collect();
+        let mut go_on = || self.cancel.check();
+        let mut found = described::find(self.isa, &self.memory, &anchors, Scope::Everything, &mut go_on)?;
+        if noted.is_some() {
+            found.remarks.push("what the file says of its kernel is not what its memory has".into());
+        }
+        found.info = found.info.or(noted);
+        Ok(found)
     }
 
     fn cpu(&self, vcpu: u32) -> Result<MutexGuard<'_, Cpu>, TargetError> {
         self.cpus.get(vcpu as usize).map(lock).ok_or(TargetError::NoVcpu(vcpu))
     }
 
-    /// Whether translation goes by the kernel's description, as the registers do not tell.
-    pub fn is_regime_by_info(&self, vcpu: u32) -> bool {
-        self.cpu(vcpu).is_ok_and(|cpu| kernel::regime(&cpu.registers).is_err()) && self.regime(vcpu).is_ok()
+    /// How a vCPU translates, and by whose tables. Those of one that has none (it was not started, or has
+    /// paging off, as after a reset) are another's.
+    ///
+    /// # Errors
+    /// [`TargetError`], where nothing tells.
+    pub fn translation(&self, vcpu: u32) -> Result<(Regime, Tables), TargetError> {
+        let own = kernel::regime(&self.cpu(vcpu)?.registers);
+        if let Ok(regime) = own
+            && regime.is_on()
+        {
+            return Ok((regime, Tables::Own));
+        }
+        if let Some((other, regime)) = self.another(vcpu) {
+            return Ok((regime, Tables::Vcpu(other)));
+        }
+        // What takes a search of all memory comes last.
+        match (self.info().and_then(|info| kernel::kernel_regime(self.isa, info)), own) {
+            (Some(regime), _) => Ok((regime, Tables::Description)),
+            (None, Ok(off)) => Ok((off, Tables::Own)),
+            (None, Err(fault)) => Err(TargetError::Host(fault.to_string())),
+        }
+    }
+
+    /// The first of the other vCPUs that has page tables.
+    fn another(&self, vcpu: u32) -> Option<(u32, Regime)> {
+        let others = (0u32..).zip(&self.cpus).filter(|(other, _)| *other != vcpu);
+        let mut on = others.filter_map(|(other, cpu)| {
+            let regime = kernel::regime(&lock(cpu).registers).ok().filter(Regime::is_on)?;
+            Some((other, regime))
+        });
+        on.next()
     }
 
     /// How a process translates whose top-level table is at `table`.
@@ -233,8 +309,8 @@ impl Core {
     /// # Errors
     /// [`TargetError`].
     pub fn user_regime(&self, vcpu: u32, table: GuestPhys) -> Result<Regime, TargetError> {
-        let cpu = self.cpu(vcpu)?;
-        kernel::user_regime(&cpu.registers, self.info(), table).ok_or(TargetError::Unsupported(
+        let registers = self.cpu(vcpu)?.registers.clone();
+        kernel::user_regime(&registers, self.info(), table).ok_or(TargetError::Unsupported(
             "neither registers nor the kernel's description say how it translates",
         ))
     }
@@ -272,11 +348,7 @@ impl Machine for Core {
     }
 
     fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
-        let cpu = self.cpu(vcpu)?;
-        kernel::regime(&cpu.registers).or_else(|fault| {
-            let by_info = self.info().and_then(|info| kernel::kernel_regime(self.isa, info));
-            by_info.ok_or_else(|| TargetError::Host(fault.to_string()))
-        })
+        Ok(self.translation(vcpu)?.0)
     }
 
     fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
@@ -348,7 +420,12 @@ impl Machine for Core {
         self.cancel = cancel.clone();
     }
 
-    fn kernel_info(&self) -> Option<&VmCoreInfo> {
-        self.info()
+    fn kernel(&self) -> Option<&Described> {
+        if let Some(known) = self.kernel.get() {
+            return Some(known);
+        }
+        // What was broken off is looked for again when it is asked for again.
+        let found = self.find_kernel().ok()?;
+        Some(self.kernel.get_or_init(|| found))
     }
 }

@@ -13,6 +13,7 @@ use arch::bytes::{array_at, u32_at};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use ruzstd::encoding::{CompressionLevel, FrameCompressor};
 use std::io::{self, Read};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A way to compress in blocks.
@@ -78,10 +79,43 @@ const TABLE_FOOTER: usize = 9;
 /// A flag: each entry has a checksum as well.
 const HAS_CHECKSUMS: u8 = 1 << 7;
 
+/// Suffixes that ask for something that is not spoken.
+const UNSPOKEN: [&str; 22] = [
+    "xz", "lzma", "lz", "lz4", "lzo", "lzop", "bz2", "bzip2", "br", "sz", "snappy", "z", "gzip", "zstd",
+    "7z", "zip", "rar", "tar", "tgz", "txz", "tbz2", "tzst",
+];
+
+/// What files of other kinds begin with, their names, and how to unpack them.
+const OTHERS: [(&[u8], &str, &str); 6] = [
+    (b"\xfd7zXZ\0", "xz", "xz -dk"),
+    (b"BZh", "bzip2", "bunzip2 -k"),
+    (b"\x04\x22\x4d\x18", "lz4", "lz4 -d"),
+    (b"\x89LZO\0", "lzop", "lzop -d"),
+    (b"LZIP", "lzip", "lzip -dk"),
+    (b"PK\x03\x04", "zip", "unzip"),
+];
+
+/// The name of what has compressed a file that begins so and is not read, and how to unpack it.
+pub(super) fn unspoken(begin: &[u8]) -> Option<(&'static str, &'static str)> {
+    OTHERS.iter().find(|(magic, ..)| begin.starts_with(magic)).map(|(_, name, tool)| (*name, *tool))
+}
+
+/// Checks that a file's name does not ask for what it would not be.
+///
+/// # Errors
+/// What can be written instead.
+pub fn check_name(path: &Path) -> Result<(), String> {
+    let suffix = path.extension().map(|suffix| suffix.to_string_lossy().to_ascii_lowercase());
+    match suffix.filter(|suffix| UNSPOKEN.contains(&suffix.as_str())) {
+        Some(suffix) => Err(format!("dumps are not written as .{suffix}; .gz and .zst compress")),
+        None => Ok(()),
+    }
+}
+
 impl Packing {
     /// The one that a file's suffix asks for.
     pub fn of_suffix(suffix: &str) -> Option<Packing> {
-        match suffix {
+        match suffix.to_ascii_lowercase().as_str() {
             "gz" => Some(Packing::Gzip),
             "zst" => Some(Packing::Zstandard),
             _ => None,
@@ -172,7 +206,7 @@ impl Packing {
     }
 
     /// The sizes of a file's blocks; `None` for one that is compressed otherwise.
-    fn blocks(self, source: &dyn Source) -> Result<Option<Vec<BlockSize>>, DumpError> {
+    pub(super) fn blocks(self, source: &dyn Source) -> Result<Option<Vec<BlockSize>>, DumpError> {
         match self {
             Packing::Gzip => members(source),
             Packing::Zstandard => frames(source),

@@ -1,6 +1,6 @@
 //! What is written is read back; what is damaged is told; nothing panics.
 
-use super::machine::Core;
+use super::machine::{Core, Tables};
 use super::source::OnDisk;
 use super::write::{self, Target, WriteError};
 use super::*;
@@ -53,7 +53,7 @@ fn some_cpus(isa: Isa) -> Vec<Cpu> {
                 registers.set(name, value);
             }
         }
-        Cpu { registers, mode: Mode::Bits64, state }
+        Cpu { registers, mode: Mode::Bits64, state, is_earlier: id == 1 }
     };
     vec![cpu(0, VcpuState::Running), cpu(1, VcpuState::Halted)]
 }
@@ -91,7 +91,9 @@ fn what_is_written_is_read_back() {
         assert_eq!((summary.memory, summary.has_info), (SIZE as u64, false));
         assert!(summary.stored > 0x5_0000 && summary.stored < 0x10_0000, "{summary:?}");
         let contents = read_file(&path);
-        assert_eq!((contents.isa, contents.remarks.len()), (isa, 0));
+        assert_eq!((contents.isa, contents.remarks.len()), (isa, 1));
+        let told = "vCPU 1 has the registers of when it last left the guest before a reset or a triple fault";
+        assert!(contents.remarks[0].starts_with(told), "{:?}", contents.remarks);
         assert_eq!(contents.cpus, some_cpus(isa));
         // Pages of zeros take no room.
         use std::os::unix::fs::MetadataExt;
@@ -288,7 +290,7 @@ fn told(bytes: Vec<u8>) -> String {
 fn segments_that_overlap_wrap_or_are_cut_off() {
     let page = |byte| vec![byte; 0x1000];
     let rest = [page(1), page(2), page(3)].concat();
-    // The second lies half over the first; the third has zeros behind what the file has.
+    // The second lies half over the first; of the third the file has only the beginning, and says so.
     let load = |offset, physical, in_file, size| [1, offset, 0, physical, in_file, size];
     let segments = [
         load(0x1000, 0x8000, 0x1000, 0x1000),
@@ -299,24 +301,36 @@ fn segments_that_overlap_wrap_or_are_cut_off() {
     let ranges: Vec<(u64, u64)> =
         contents.image.ranges().iter().map(|range| (range.start.0, range.size)).collect();
     assert_eq!(ranges, [(0x8000, 0x1800), (0xa000, 0x2000)]);
+    assert!(contents.remarks[0].starts_with("0x1800 bytes of memory were left out, as makedumpfile -E does"));
     let mut bytes = vec![9; 0x4000];
     assert_eq!(contents.image.read(0x8000, &mut bytes), 0x1800);
     assert!(
         bytes[..0x1000].iter().all(|byte| *byte == 1) && bytes[0x1000..0x1800].iter().all(|byte| *byte == 2)
     );
-    assert_eq!(contents.image.read(0xa7ff, &mut bytes[..4]), 4);
-    assert_eq!(bytes[..4], [3, 0, 0, 0]);
+    assert_eq!((contents.image.read(0xa7fe, &mut bytes[..4]), &bytes[..2]), (2, &[3, 3][..]));
+    assert!(matches!(contents.image.absence(0xa800), Some(Absence::LeftOut(_))));
+    assert_eq!((contents.image.absence(0xa7ff), contents.image.absence(0x9800)), (None, None));
     assert_eq!((contents.image.read(0x9800, &mut bytes), contents.image.read(u64::MAX, &mut bytes)), (0, 0));
     // Cut off: what is missing is not there, and that is said.
     let mut short = elf_of(62, &segments, &rest);
     short.truncate(0x2800);
     let contents = open(Arc::new(short)).unwrap();
-    assert_eq!(contents.remarks, ["the file is cut off: 0x1000 bytes of memory are missing"]);
+    assert_eq!(contents.remarks[0], "the file is cut off: 0x1000 bytes of memory are missing");
+    assert_eq!((contents.image.read(0x9000, &mut bytes), contents.image.read(0xa000, &mut bytes)), (0, 0));
+    for at in [0x9000, 0xa000] {
+        assert_eq!(contents.image.absence(at), Some(Absence::CutOff));
+    }
     for (segments, text) in [
         (vec![load(0x1000, u64::MAX - 0xfff, 0x1000, 0x2000)], "past the end of all memory"),
         (vec![load(u64::MAX, 0, 2, 2)], "past the end of all memory"),
         (vec![], "a core without memory"),
         (vec![[4, 0x1000, 0, 0, 1 << 40, 0]], "bytes of notes, more than"),
+        // Each of them would do, and all have the same bytes.
+        (vec![[4, 0x1000, 0, 0, 33 << 20, 0]; 2], "69206016 bytes of notes, more than"),
+        (
+            (0..9).map(|at| load(0, at << 20, 0x1000, 0x1000)).collect(),
+            "the same bytes of the file at several physical addresses",
+        ),
     ] {
         let message = told(elf_of(62, &segments, &rest));
         assert!(message.contains(text) && message.contains("at offset 0x"), "{message}");
@@ -334,6 +348,8 @@ fn files_that_are_something_else() {
     for (message, text) in [
         (told(Vec::new()), "neither an ELF core nor a compressed kdump"),
         (told(b"hello, this is text".to_vec()), "neither an ELF core"),
+        (told(b"\xfd7zXZ\0\0\0".to_vec()), "compressed by xz, which is not read: unpack it first (xz -dk)"),
+        (told(b"BZh91AY".to_vec()), "by bzip2"),
         (
             told([&b"\x1f\x8b\x08\0"[..], &[9; 99]].concat()),
             "by gzip in one piece: unpack it first (gunzip -k)",
@@ -405,7 +421,9 @@ fn compressed_pages_of_every_kind() {
         [(0, &<[u8]>::to_vec), (1, &zlib), (2, &lzo), (4, &snappy), (0x20, &zstd)];
     for (how, compress) in kinds {
         let packed = compress(&page);
-        let file = kdump_of("aarch64", &[Some(&packed), None, Some(&packed)], how);
+        let mut file = kdump_of("aarch64", &[Some(&packed), None, Some(&packed)], how);
+        // Zeros were left out, and nothing else.
+        file[4096 + 8] = 1;
         let contents = open(Arc::new(file)).unwrap();
         assert_eq!((contents.isa, contents.image.ranges()), (Isa::Aarch64, vec![PhysRange::new(0, 0x3000)]));
         let mut bytes = vec![9; 0x4000];
@@ -423,6 +441,83 @@ fn compressed_pages_of_every_kind() {
         let contents = open(Arc::new(kdump_of("x86_64", &[Some(&bomb)], *how))).unwrap();
         assert_eq!(contents.image.read(0, &mut [0; 64]), 0, "{how}");
     }
+}
+
+#[test]
+fn pages_that_are_not_there_are_no_zeros() {
+    let file = kdump_of("x86_64", &[Some(&[7; 4096]), None, Some(&[8; 4096])], 0);
+    let why = |file: &[u8], page: u64| {
+        let contents = open(Arc::new(file.to_vec())).unwrap();
+        let core = Core::new(contents, false).unwrap();
+        let place = GuestPhys(page * 4096);
+        let why = core.memory().absence(place).map(|why| why.to_string()).unwrap_or_default();
+        assert_eq!(core.memory().read(place, &mut [0; 8]), if why.is_empty() { 8 } else { 0 });
+        why
+    };
+    for (level, words) in [
+        (0, "the page was never written: the dump is incomplete"),
+        (1, ""),
+        (17, "the page was left out of the dump, by makedumpfile -d 17 (pages of zeros, free pages)"),
+        (
+            31,
+            "the page was left out of the dump, by makedumpfile -d 31 \
+             (pages of zeros, page cache, private page cache, user data, free pages)",
+        ),
+    ] {
+        let mut file = file.clone();
+        file[4096 + 8] = level;
+        assert_eq!((why(&file, 0).as_str(), why(&file, 1).as_str()), ("", words));
+    }
+    // The third page's descriptor was never written, its bytes were not, or they are damaged.
+    let descriptor = 4 * 4096 + 24;
+    let mut never = file.clone();
+    never[descriptor..descriptor + 8].fill(0);
+    assert!(why(&never, 2).contains("never written") && why(&never, 0).is_empty());
+    let short = &file[..file.len() - 4096];
+    assert_eq!(why(short, 2), Absence::CutOff.to_string());
+    let mut damaged = file.clone();
+    damaged[descriptor + 12] = 0x20;
+    assert_eq!(why(&damaged, 2), Absence::Damaged.to_string());
+    let mut incomplete = short.to_vec();
+    incomplete[424] = 0x9;
+    assert_eq!(why(&incomplete, 2), Absence::NotWritten.to_string());
+    let remarks = open(Arc::new(incomplete)).unwrap().remarks;
+    assert!(remarks[0].starts_with("the dump is incomplete"), "{remarks:?}");
+    // gdb is told, and so is who asks for the walk; a debugger that does not know words gets a number.
+    let mut level = file.clone();
+    level[4096 + 8] = 31;
+    let contents = open(Arc::new(level)).unwrap();
+    let core = Core::new(contents, false).unwrap();
+    let engine = crate::engine::Engine::new(core.isa(), core.host().clone(), core.vcpus());
+    let mut session = crate::gdb::session::Session::new(core, Arc::new(engine));
+    session.is_physical = true;
+    for (features, answer) in
+        [("", "$E0e#"), ("error-message+", "$E.0x1000: the page was left out of the dump, by")]
+    {
+        let packets = [format!("qSupported:{features}"), "m1000,8".into()];
+        let input: Vec<u8> =
+            packets.iter().flat_map(|packet| crate::gdb::packet::frame(packet.as_bytes())).collect();
+        let said = crate::gdb::client::converse(&mut session, &input).unwrap();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(said.contains(answer), "{said}");
+    }
+}
+
+#[test]
+fn a_dump_of_a_dump_says_what_it_has_not_got() {
+    let scratch = Scratch::new("again");
+    let mut filtered = kdump_of("x86_64", &[Some(&[7; 4096]), None, Some(&[8; 4096]), Some(&[9; 4096])], 0);
+    filtered[4096 + 8] = 31;
+    let damaged = 4 * 4096 + 24;
+    filtered[damaged + 12] = 0x20;
+    let core = Core::new(open(Arc::new(filtered)).unwrap(), false).unwrap();
+    let target = Target { isa: Isa::X86_64, cpus: &[], memory: core.memory() };
+    let path = scratch.file("core");
+    let summary = write::to_file(&target, &path, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((summary.memory, summary.stored, summary.missing), (0x4000, 0x2000, 0x2000));
+    let copy = Core::new(read_file(&path), false).unwrap();
+    let found = diff::compare(core.memory(), copy.memory());
+    assert_eq!((found.changed, found.only_one), (Vec::new(), vec![PhysRange::new(0x1000, 0x2000)]));
 }
 
 #[test]
@@ -459,6 +554,46 @@ fn kdumps_that_lie() {
     let mut wild = good.clone();
     wild[4 * 4096..4 * 4096 + 8].fill(0xff);
     assert_eq!(open(Arc::new(wild)).unwrap().image.read(0, &mut [0; 8]), 0);
+}
+
+#[test]
+fn a_vcpu_without_tables_is_read_by_another_ones() {
+    for isa in Isa::ALL {
+        let mut cpus = vec![Cpu::unknown(isa); 3];
+        let values: &[(&str, u64)] = match isa {
+            Isa::X86_64 => &[("cr0", 0x8000_0011), ("cr3", 0x1000), ("cr4", 0x20), ("efer", 0xd00)],
+            Isa::Aarch64 => {
+                &[("SCTLR_EL1", 1), ("TCR_EL1", 0x8010_0010), ("TTBR0_EL1", 0), ("TTBR1_EL1", 0x1000)]
+            }
+        };
+        for cpu in &mut cpus[..2] {
+            values.iter().for_each(|(name, value)| cpu.registers.set(name, *value));
+        }
+        // The first has paging off, the last tells nothing.
+        for (name, value) in [("cr0", 0x10), ("cr3", 0), ("cr4", 0), ("efer", 0), ("SCTLR_EL1", 0)] {
+            if arch::register::row(isa, name).is_some() {
+                cpus[0].registers.set(name, value);
+            }
+        }
+        let core = |cpus: &[Cpu]| {
+            let image = raw::read(Arc::new(vec![0; 0x4000]), isa, 0, RegisterFile::new(isa)).unwrap().image;
+            let (format, remarks) = (String::new(), Vec::new());
+            let contents = Contents { format, isa, image, cpus: cpus.to_vec(), info: None, remarks };
+            Core::new(contents, false).unwrap()
+        };
+        let all = core(&cpus);
+        let tables: Vec<_> = (0..3).map(|vcpu| all.translation(vcpu).map(|it| it.1).ok()).collect();
+        assert_eq!(tables, [Tables::Vcpu(1), Tables::Own, Tables::Vcpu(1)].map(Some), "{isa}");
+        assert_eq!(all.regime(0).unwrap(), all.regime(1).unwrap());
+        assert_eq!(
+            all.remarks(),
+            ["paging is off in vCPU 0, 2: there addresses are translated by vCPU 1's tables"]
+        );
+        // Where there are none, off is off, and nothing is nothing.
+        cpus.remove(1);
+        let none = core(&cpus);
+        assert!(!none.regime(0).unwrap().is_on() && none.regime(1).is_err() && none.remarks().is_empty());
+    }
 }
 
 #[test]

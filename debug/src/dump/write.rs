@@ -10,21 +10,23 @@
 //! * a `PT_LOAD` for each range of memory, with its guest-physical address and, if the kernel has a
 //!   [direct map](super::kernel::direct_map), its virtual one.
 //!
-//! Pages of zeros are holes. The file has its name only when it is whole.
+//! Pages of zeros are holes. The file has its name only when it is whole and on disk.
 
 use super::Cpu;
-use super::destination::Destination;
-use super::elf::{ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE, STATE, number_of};
+use super::described::{self, Anchor, Scope};
+use super::destination::{Destination, Partial};
+use super::elf::{EARLIER, ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE, STATE, number_of};
 use super::kernel::{self, Piece};
 use super::sink::{self, Sink};
 use crate::cancel::Cancelled;
 use crate::disassemble::Mode;
-use crate::linux::VmCoreInfo;
+use crate::linux::{Described, VmCoreInfo};
 use crate::target::Memory;
 use arch::address::PhysRange;
 use arch::core_note::{self, Note};
 use arch::paging::Regime;
 use arch::{GuestPhys, GuestVirt, Isa};
+use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -61,6 +63,20 @@ pub enum WriteError {
         /// Where it has to be.
         folder: PathBuf,
     },
+    /// Somebody else could have it written, or read, where they like.
+    #[error(
+        "cannot write {}: it, or a link on the way to it, is another user's, in a folder that everybody may write to",
+        .0.display()
+    )]
+    Foreign(PathBuf),
+    /// Its name asks for what cannot be done.
+    #[error("cannot write {}: {why}", path.display())]
+    Name {
+        /// The file that was asked for.
+        path: PathBuf,
+        /// What can be done.
+        why: String,
+    },
     /// Whoever watches wants no more of it.
     #[error("the dump to {} was broken off", .0.display())]
     Cancelled(PathBuf),
@@ -82,6 +98,9 @@ pub struct Summary {
     pub memory: u64,
     /// Bytes of it that are not holes.
     pub stored: u64,
+    /// Bytes of it that are zeros in the dump because they could not be read: it is of a dump, which has not
+    /// got them.
+    pub missing: u64,
     /// Whether the kernel has described itself.
     pub has_info: bool,
 }
@@ -90,6 +109,9 @@ impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         write!(f, "{} MiB of memory, {} MiB of them not zeros", mib(self.memory), mib(self.stored))?;
+        if self.missing > 0 {
+            write!(f, ", and {} MiB zeros because they could not be read", mib(self.missing))?;
+        }
         let without = "; no Linux kernel has described itself in it";
         if self.has_info { Ok(()) } else { f.write_str(without) }
     }
@@ -134,17 +156,47 @@ pub fn to_destination(
     destination: &Destination,
     watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Summary, WriteError> {
+    begin(target, destination, watch)?.keep()
+}
+
+/// A core that is whole and has no name yet. It goes with this value, unless it is kept.
+#[derive(Debug)]
+pub struct Whole<'a> {
+    partial: Partial<'a>,
+    file: File,
+    summary: Summary,
+}
+
+impl Whole<'_> {
+    /// Has it on disk, and gives it its name. The target may go on before.
+    ///
+    /// # Errors
+    /// [`WriteError`]; then nothing of it is left.
+    pub fn keep(self) -> Result<Summary, WriteError> {
+        self.partial.keep(&self.file)?;
+        Ok(self.summary)
+    }
+}
+
+/// Writes a core as [`to_file`] does, but for its name.
+///
+/// # Errors
+/// [`WriteError`]; then nothing of it is left.
+pub fn begin<'a>(
+    target: &Target<'_>,
+    destination: &'a Destination,
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Whole<'a>, WriteError> {
     let path = destination.shown();
     let failed = |source| WriteError::Io { path: path.into(), source };
     let (partial, file) = destination.create()?;
-    let mut sink = sink::of_name(path, file).map_err(failed)?;
+    let mut sink = sink::of_name(path, file.try_clone().map_err(failed)?).map_err(failed)?;
     let summary = match write(target, &mut *sink, watch).map_err(failed)? {
         ControlFlow::Continue(summary) => summary,
         ControlFlow::Break(()) => return Err(WriteError::Cancelled(path.into())),
     };
     sink.finish().map_err(failed)?;
-    partial.keep()?;
-    Ok(summary)
+    Ok(Whole { partial, file, summary })
 }
 
 fn write(
@@ -160,9 +212,11 @@ fn write(
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Cancelled),
     };
-    let Ok(info) = VmCoreInfo::find(memory, &mut go_on) else { return Ok(ControlFlow::Break(())) };
+    let anchors: Vec<Anchor> = target.cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
+    let found = described::find(target.isa, memory, &anchors, Scope::Running, &mut go_on);
+    let Ok(Described { info, .. }) = found else { return Ok(ControlFlow::Break(())) };
     sink.data(&head(target, &ranges, info.as_ref()))?;
-    let mut summary = Summary { memory: total, stored: 0, has_info: info.is_some() };
+    let mut summary = Summary { memory: total, stored: 0, missing: 0, has_info: info.is_some() };
     let mut done = 0;
     let mut buffer = vec![0; AT_ONCE];
     for range in &ranges {
@@ -170,15 +224,14 @@ fn write(
         // Ranges are whole pages, and so is what is populated of them, on any host.
         for piece in populated.iter().filter(|piece| piece.end() > range.start && piece.start < range.end()) {
             let (start, end) = (piece.start.0.max(range.start.0), piece.end().0.min(range.end().0));
+            summary.missing += missing(memory, at, start);
             sink.hole(start - at)?;
             done += start - at;
             at = start;
             while at < end {
                 let wanted = usize::try_from(end - at).map_or(AT_ONCE, |left| left.min(AT_ONCE));
                 let bytes = &mut buffer[..wanted];
-                let read = memory.read(GuestPhys(at), bytes);
-                // What has vanished meanwhile is zeros.
-                bytes[read..].fill(0);
+                summary.missing += read_all(memory, at, bytes);
                 summary.stored += store(bytes, sink)?;
                 at += wanted as u64;
                 done += wanted as u64;
@@ -187,6 +240,7 @@ fn write(
                 }
             }
         }
+        summary.missing += missing(memory, at, range.end().0);
         sink.hole(range.end().0 - at)?;
         done += range.end().0 - at;
         if watch(Progress { done, total }).is_break() {
@@ -194,6 +248,28 @@ fn write(
         }
     }
     Ok(ControlFlow::Continue(summary))
+}
+
+/// Reads bytes, zeros for those that cannot be read; how many these are.
+fn read_all(memory: &dyn Memory, at: u64, bytes: &mut [u8]) -> u64 {
+    let (mut done, mut missing) = (0, 0);
+    loop {
+        done += memory.read(GuestPhys(at + done as u64), &mut bytes[done..]);
+        if done >= bytes.len() {
+            return missing;
+        }
+        // To the end of the page.
+        let gap = (bytes.len() - done).min(PAGE - done % PAGE);
+        bytes[done..done + gap].fill(0);
+        missing += gap as u64;
+        done += gap;
+    }
+}
+
+/// How many bytes between two addresses cannot be read, where nothing is stored: what one page tells is so for
+/// all of them.
+fn missing(memory: &dyn Memory, start: u64, end: u64) -> u64 {
+    if start < end && memory.absence(GuestPhys(start)).is_some() { end - start } else { 0 }
 }
 
 /// Stores bytes, their pages of zeros as holes; how many are none.
@@ -349,8 +425,9 @@ fn notes(target: &Target<'_>, info: Option<&VmCoreInfo>) -> Vec<u8> {
         push("CORE", core_note::VECTOR_NUMBER, &core_note::authenticating_vector());
     }
     for cpu in target.cpus {
-        let state = (STATE, [number_of(cpu.state)]);
-        let value = core_note::build_all(&cpu.registers, &[(state.0, &state.1)]);
+        let (state, earlier) = ([number_of(cpu.state)], [1]);
+        let more: [(&[u8], &[u8]); 2] = [(STATE, &state), (EARLIER, &earlier)];
+        let value = core_note::build_all(&cpu.registers, &more[..1 + usize::from(cpu.is_earlier)]);
         push(core_note::ALL_NAME, core_note::ALL_NUMBER, &value);
     }
     if let Some(info) = info {

@@ -235,7 +235,7 @@ impl<M: Machine> Client<M> {
         bytes.resize(length, 0);
         let count = session.read(session.current, address, &mut bytes);
         if count == 0 && length > 0 {
-            self.send_error(errno::EFAULT);
+            self.send_unreadable(session, address);
         } else {
             self.send_with(|packet| match is_binary {
                 true => {
@@ -246,6 +246,15 @@ impl<M: Machine> Client<M> {
             });
         }
         self.memory = bytes;
+    }
+
+    /// Says that memory cannot be read: in words where they are more than "nothing is mapped", and the
+    /// debugger takes them (GDB manual, "error-message").
+    fn send_unreadable(&mut self, session: &Session<M>, address: u64) {
+        match session.absence(session.current, address) {
+            Some(why) if session.takes_words => self.send(format!("E.{why}").as_bytes()),
+            _ => self.send_error(errno::EFAULT),
+        }
     }
 
     fn take(&mut self, session: &mut Session<M>, item: Item) -> Result<(), Goodbye> {
@@ -485,8 +494,10 @@ pub fn misbehave<M: Machine>(
         let ready = Ready { input: client.wants_input(), knock: true, broken: false };
         let mut served = client.serve(session, ready);
         // What a turn had no time for comes in the next ones.
-        while served.is_ok() && client.is_waiting() {
-            served = client.serve(session, Ready::default());
+        while served.is_ok()
+            && (client.is_waiting() || client.wants_input() && super::server::is_readable(client.as_fd()))
+        {
+            served = client.serve(session, Ready { input: client.wants_input(), ..Ready::default() });
         }
         most = most.max(client.out.len());
         if *reads {

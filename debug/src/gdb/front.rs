@@ -198,6 +198,7 @@ fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
             session.names_process = has(b"multiprocess+");
             // Of those that are known, gdb alone asks for this one.
             session.client = if has(b"no-resumed+") { Client::Gdb } else { session.client };
+            session.takes_words = has(b"error-message+");
             Answer::Reply(format!("PacketSize={LONGEST:x};{FEATURES}").into_bytes())
         }
         _ if let Some(arguments) = text("qSearch:memory:") => search::find(session, arguments),

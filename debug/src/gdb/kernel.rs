@@ -2,8 +2,9 @@
 
 use super::session::Session;
 use crate::cancel::Cancelled;
+use crate::dump::described::{self, Anchor, Scope};
 use crate::dump::kernel::kernel_regime;
-use crate::linux::{self, VmCoreInfo};
+use crate::linux::{self, Described, VmCoreInfo};
 use crate::memory::{self, Space};
 use crate::target::Machine;
 use arch::register::Bank;
@@ -20,33 +21,37 @@ impl<M: Machine> Session<M> {
         };
         match vbar {
             Some(vbar) => linux::text(self.isa(), &regime, self.machine.memory(), vbar),
-            None => self.kernel_info().ok()?.and_then(|info| info.image_start()),
+            None => self.kernel(Scope::Running).ok()?.info.as_ref().and_then(VmCoreInfo::image_start),
         }
     }
 
     /// How far the guest's kernel has moved from where it was linked, bytes.
     pub fn kernel_slide(&self) -> Option<u64> {
-        self.kernel_info().ok()?.and_then(|info| info.slide())
+        self.kernel(Scope::Running).ok()?.info.as_ref().and_then(VmCoreInfo::slide)
     }
 
-    /// The guest kernel's description of itself.
+    /// The kernels that have described themselves in the guest's memory.
     ///
     /// # Errors
-    /// [`Cancelled`], while it is looked for.
-    pub fn kernel_info(&self) -> Result<Option<Cow<'_, VmCoreInfo>>, Cancelled> {
-        if let Some(info) = self.machine.kernel_info() {
-            return Ok(Some(Cow::Borrowed(info)));
+    /// [`Cancelled`], while they are looked for.
+    pub fn kernel(&self, scope: Scope) -> Result<Cow<'_, Described>, Cancelled> {
+        if let Some(known) = self.machine.kernel() {
+            return Ok(Cow::Borrowed(known));
         }
-        let found = VmCoreInfo::find(self.machine.memory(), &mut || self.cancel.check())?;
-        Ok(found.map(Cow::Owned))
+        let registers = |vcpu| self.machine.registers(vcpu, &[Bank::System]).ok();
+        let anchors: Vec<Anchor> = (0..self.machine.vcpus())
+            .filter_map(|vcpu| registers(vcpu).as_ref().and_then(Anchor::new))
+            .collect();
+        let memory = self.machine.memory();
+        described::find(self.isa(), memory, &anchors, scope, &mut || self.cancel.check()).map(Cow::Owned)
     }
 
-    /// The guest kernel's log. A vCPU may translate otherwise than the kernel just now (in user space with
+    /// The last lines of the guest kernel's log, `most` of them. A vCPU may translate otherwise than the kernel just now (in user space with
     /// tables of its own, or reset); then others are asked, and the kernel's description.
     ///
     /// # Errors
     /// [`linux::LogError`], of the vCPU that is looked at.
-    pub fn kernel_log(&self, info: &VmCoreInfo) -> Result<Vec<String>, linux::LogError> {
+    pub fn kernel_log(&self, info: &VmCoreInfo, most: usize) -> Result<Vec<String>, linux::LogError> {
         let vcpus = std::iter::once(self.current).chain(0..self.machine.vcpus());
         let by_registers = vcpus.filter_map(|vcpu| self.regime(vcpu).ok());
         let by_info = kernel_regime(self.isa(), info);
@@ -60,7 +65,7 @@ impl<M: Machine> Session<M> {
                 }
                 memory::read(self.machine.memory(), &space, Some(&state.table), GuestVirt(at), bytes)
             };
-            match info.log(read) {
+            match info.log(read, most) {
                 Ok(lines) => return Ok(lines),
                 Err(error) => first = first.or(Some(error)),
             }

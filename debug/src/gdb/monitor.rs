@@ -7,10 +7,11 @@ use super::session::{Client, Session};
 use crate::breakpoint::{Breakpoint, NOT_MAPPED, NOT_RAM, Place};
 use crate::cancel::Cancelled;
 use crate::disassemble::LONGEST_INSTRUCTION;
+use crate::dump::described::Scope;
 use crate::dump::destination::Destination;
 use crate::dump::write::{self, Target};
 use crate::dump::{self, Unplanted};
-use crate::memory::Space;
+use crate::memory::{self, Space};
 use crate::report::Report;
 use crate::target::{Command, Control, Machine, Memory, SoftwareBreakpoints};
 use arch::paging::{Mapping, Permissions, Regime, Step};
@@ -222,11 +223,12 @@ pub fn walk_text(regime: &Regime, memory: &dyn Memory, address: GuestVirt) -> St
     let result = regime.walk(memory, address, |Step { name, at, value }| {
         line!(text, "  {name:8} at {at:#014x}: {value:#018x}");
     });
-    match result {
-        Ok(Mapping { address: place, page_size, permissions }) => {
-            line!(text, "{address:#x} is at {place:#x}, {} page, {permissions}", size(page_size));
-        }
-        Err(fault) => line!(text, "{fault}"),
+    if let Ok(Mapping { address: place, page_size, permissions }) = result {
+        line!(text, "{address:#x} is at {place:#x}, {} page, {permissions}", size(page_size));
+    }
+    // Also where a page is mapped that is not there.
+    if let Some(why) = memory::why_not(memory, &Space::Virtual(*regime), address) {
+        line!(text, "{why}");
     }
     text
 }
@@ -368,7 +370,8 @@ fn place<M: Machine>(session: &Session<M>, breakpoint: &Breakpoint, is_guarded: 
 
 fn linux<M: Machine>(session: &Session<M>) -> Result<String, Cancelled> {
     let mut text = String::new();
-    match session.kernel_info()? {
+    let known = session.kernel(Scope::Everything)?;
+    match &known.info {
         Some(info) => {
             line!(text, "release: {}", info.release());
             if let Some(slide) = info.slide() {
@@ -387,6 +390,9 @@ fn linux<M: Machine>(session: &Session<M>) -> Result<String, Cancelled> {
         Some(address) => line!(text, "mapped from {address:#x} on"),
         None => line!(text, "not mapped where a kernel would be (yet)"),
     }
+    for remark in &known.remarks {
+        line!(text, "{remark}");
+    }
     Ok(text)
 }
 
@@ -396,14 +402,16 @@ fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String,
         [count] => usize::try_from(number(count)?).unwrap_or(usize::MAX),
         _ => return Err("a number of lines".into()),
     };
-    let Some(info) = session.kernel_info().map_err(broken_off)? else {
-        return Ok("no Linux kernel has described itself in memory (yet)\n".into());
-    };
-    Ok(match session.kernel_log(&info) {
-        Ok(lines) => {
-            let skipped = lines.len().saturating_sub(most);
-            lines[skipped..].iter().map(|line| format!("{line}\n")).collect()
+    let known = session.kernel(Scope::Running).map_err(broken_off)?;
+    let Some(info) = &known.info else {
+        let mut text = String::from("no Linux kernel has described itself in memory (yet)\n");
+        for remark in &known.remarks {
+            line!(text, "{remark}");
         }
+        return Ok(text);
+    };
+    Ok(match session.kernel_log(info, most) {
+        Ok(lines) => lines.iter().map(|line| format!("{line}\n")).collect(),
         Err(error) => {
             session.cancel.check().map_err(broken_off)?;
             format!("{error}\n")

@@ -12,7 +12,7 @@ use crate::expression::Expression;
 use crate::memory::{self, Space};
 use crate::target::{Action, Control, Ended, Event, Machine, Order, StopReason, TargetError, VcpuState};
 use arch::aarch64::exception_entry;
-use arch::paging::Regime;
+use arch::paging::{Fault, Regime};
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestVirt, Isa};
 use std::collections::BTreeMap;
@@ -99,6 +99,8 @@ pub struct Session<M: Machine> {
     pub chosen: Option<u32>,
     /// Which debugger it is.
     pub client: Client,
+    /// It takes errors in words for an answer to any packet.
+    pub takes_words: bool,
     /// It wants thread-ids that name the process.
     pub names_process: bool,
     /// It stays connected when it has let go of the guest, or ended it (GDB manual, "Packets", `!`).
@@ -138,6 +140,7 @@ impl<M: Machine> Session<M> {
             dump_folder: PathBuf::from("."),
             chosen: None,
             client: Client::Unknown,
+            takes_words: false,
             names_process: false,
             is_extended: false,
             process: Process::Detached,
@@ -212,6 +215,17 @@ impl<M: Machine> Session<M> {
         let space = self.space(vcpu);
         let state = self.engine.state();
         memory::read(self.machine.memory(), &space, Some(&state.table), GuestVirt(address), buffer)
+    }
+
+    /// Why the dump that is looked at has not got a byte that the guest had, if that is so.
+    pub fn absence(&self, vcpu: u32, address: u64) -> Option<String> {
+        let memory = self.machine.memory();
+        let place = match self.space(vcpu).locate(memory, GuestVirt(address)) {
+            Ok((place, _)) => place,
+            Err(Fault::NoTable { at, .. }) => at,
+            Err(_) => return None,
+        };
+        memory.absence(place).map(|why| format!("{address:#x}: {why}"))
     }
 
     /// Writes memory; whether all of it was.
@@ -301,7 +315,7 @@ impl<M: Machine> Session<M> {
     pub fn attach(&mut self) {
         self.take();
         self.client = Client::Unknown;
-        (self.names_process, self.is_extended) = (false, false);
+        (self.names_process, self.is_extended, self.takes_words) = (false, false, false);
         self.is_physical = false;
         self.is_told = false;
         self.registers.describe_as(self.describes());

@@ -256,7 +256,8 @@ fn where_the_kernel_is_is_said_as_the_debugger_takes_it() {
     let info = "OSRELEASE=6.12\nPAGESIZE=4096\nKERNELOFFSET=1c00000\n";
     let replies_of = |packets: &[&str]| {
         let mut session = session(Isa::X86_64);
-        session.machine.info = crate::linux::VmCoreInfo::parse(info.as_bytes());
+        let info = crate::linux::VmCoreInfo::parse(info.as_bytes());
+        session.machine.kernel = Some(crate::linux::Described { info, remarks: Vec::new() });
         let input: Vec<u8> = packets.iter().flat_map(|packet| frame(packet.as_bytes())).collect();
         replies(&converse(&mut session, &input).unwrap())
     };

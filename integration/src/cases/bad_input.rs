@@ -26,6 +26,12 @@ pub fn options(c: &mut Context) -> Check {
         ("--cpu-features sse", 2, "no sign"),
         ("--console file:/no/such/place", 8, "/no/such/place"),
         ("--log /no/such/place", 8, "/no/such/place"),
+        ("--dump-on panic=/no/such/place/core", 8, "/no/such/place/core"),
+        ("--dump-on panic=/proc/core", 8, "/proc/core"),
+        ("--dump-on panic=/dev/null", 8, "no regular file"),
+        ("--dump-on panic=core.xz", 2, ".gz and .zst compress"),
+        ("--gdb :0 --dump-dir /dev/null", 8, "--dump-dir"),
+        ("dump nobody core.LZ4", 2, ".gz and .zst compress"),
         ("--cpu-template /no/such/place.json", 8, "/no/such/place.json"),
     ] {
         let run = c.run(arguments, &[], limit)?;
@@ -64,6 +70,7 @@ pub fn kernels(c: &mut Context) -> Check {
         ("text", b"#!/bin/sh\necho hello\n", "--load-address"),
         ("gzip", &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1, 2, 3], "damaged"),
         ("xz", b"\xfd7zXZ\0\0\0\0\0", "xz"),
+        ("many", &many_segments(&elf), "together, and there are"),
     ] {
         let path = c.work.join(name);
         c.write(&path, bytes)?;
@@ -80,6 +87,23 @@ pub fn kernels(c: &mut Context) -> Check {
     let run = c.run("--load-address 0x50000000 --kernel {}", &[&exit], limit)?;
     run.expect_code(2)?;
     run.expect_one_line("--load-address")
+}
+
+/// A kernel of 60000 segments, each of all that there is room for, which overlap.
+fn many_segments(elf: &[u8]) -> Vec<u8> {
+    const COUNT: u16 = 60_000;
+    const HEADER: usize = 56;
+    let mut bytes = elf[..64].to_vec();
+    bytes[32..40].copy_from_slice(&64u64.to_le_bytes());
+    bytes[56..58].copy_from_slice(&COUNT.to_le_bytes());
+    // A PT_LOAD of the file's own, with 400 MiB of memory.
+    let first = elf[64..].chunks_exact(HEADER).find(|entry| entry[..4] == [1, 0, 0, 0]);
+    let mut entry = first.unwrap_or(&[0; HEADER]).to_vec();
+    entry[8..16].fill(0);
+    entry[32..40].copy_from_slice(&64u64.to_le_bytes());
+    entry[40..48].copy_from_slice(&(400u64 << 20).to_le_bytes());
+    (0..COUNT).for_each(|_| bytes.extend(&entry));
+    bytes
 }
 
 pub fn initrds(c: &mut Context) -> Check {

@@ -6,6 +6,9 @@ use crate::process::{Process, Wiring};
 use arch::Isa;
 use nix::sys::signal::Signal;
 use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -128,6 +131,142 @@ pub fn at_the_end(c: &mut Context) -> Check {
     check(!core.exists(), || "a guest that ends well has left a dump".into())
 }
 
+/// A kernel that panics and restarts at once, with nothing that tells but its log; and a file in its page cache
+/// that begins like the kernel's description. The dump has both vCPUs as they were, and the kernel's own words.
+pub fn panicked(c: &mut Context) -> Check {
+    let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(60));
+    let core = c.work.join("core");
+    let words = "--dump-on panic={} --kernel {} --initrd {} --memory 256M --cpus 2 \
+        --cmdline vmm.run=forge~panic=-1~loglevel=7";
+    let run = c.run(words, &[&core, &kernel, &initrd], limit)?;
+    run.expect_code(10)?;
+    check(run.errors.contains("dumped to"), || format!("no dump:\n{}", run.errors))?;
+    // Which comes first is up to the guest's kernel; on aarch64 it is not its own.
+    let (is_first, forged) = forgeries(&core)?;
+    check(forged > 1000 && (is_first || c.isa == Isa::X86_64), || {
+        format!("{forged} pages, first: {is_first}")
+    })?;
+    for (words, texts) in [
+        ("info", &["release: 6.12.", "moved by 0x", "mapped from 0xffff"][..]),
+        ("dmesg", &["Kernel panic - not syncing: sysrq triggered crash"]),
+        ("threads", &["vCPU 0 ", "pc 0xffff", "vCPU 1 ", "pc 0xffff"]),
+    ] {
+        let run = c.run(&format!("core {{}} {words}"), &[&core], limit)?;
+        run.expect_code(0)?;
+        for text in texts {
+            run.expect_output(text)?;
+        }
+    }
+    // Without the note, the kernel is found in memory, and what else is there is told.
+    let bare = c.work.join("bare");
+    without_description(&core, &bare)?;
+    let run = c.run("core {} info", &[&bare], limit)?;
+    run.expect_code(0)?;
+    run.expect_output("release: 6.12.")?;
+    run.expect_output("like a kernel's description fit no kernel here")?;
+    let run = c.run("core {} dmesg", &[&bare], limit)?;
+    run.expect_output("Kernel panic - not syncing: sysrq triggered crash")?;
+    std::fs::remove_file(&bare).map_err(|error| error.to_string())?;
+    c.export(&core)
+}
+
+/// A kernel that panics and restarts by a triple fault, which resets the vCPU on some processors.
+pub fn triple_fault(c: &mut Context) -> Check {
+    let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(60));
+    let core = c.work.join("core");
+    let words = "--dump-on triple-fault={} --kernel {} --initrd {} --memory 256M --cpus 2 \
+        --cmdline vmm.run=panic~panic=-1~reboot=triple";
+    let run = c.run(words, &[&core, &kernel, &initrd], limit)?;
+    run.expect_code(12)?;
+    check(run.errors.contains("dumped to"), || format!("no dump:\n{}", run.errors))?;
+    let run = c.run("core {} dmesg", &[&core], limit)?;
+    run.expect_output("Kernel panic - not syncing: sysrq triggered crash")?;
+    let run = c.run("core {} threads", &[&core], limit)?;
+    run.expect_code(0)?;
+    check(run.output.matches("pc 0xffff").count() == 2, || format!("{}\n{}", run.output, run.errors))
+}
+
+/// Whether the first page of a core that begins like a kernel's description is forged, and how many are.
+fn forgeries(path: &Path) -> Result<(bool, u64), String> {
+    let in_words = |error: io::Error| error.to_string();
+    let mut file = io::BufReader::with_capacity(1 << 20, File::open(path).map_err(in_words)?);
+    let (mut page, mut is_first, mut forged) = ([0; 4096], None, 0);
+    loop {
+        match file.read_exact(&mut page) {
+            Ok(()) if page.starts_with(b"OSRELEASE=") => {
+                let is_forged = page.starts_with(b"OSRELEASE=9.9-forged");
+                is_first.get_or_insert(is_forged);
+                forged += u64::from(is_forged);
+            }
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Ok((is_first.unwrap_or(false), forged));
+            }
+            Err(error) => return Err(in_words(error)),
+        }
+    }
+}
+
+/// Copies a core of ours, in which the note that has the kernel's description is of nobody's.
+fn without_description(from: &Path, to: &Path) -> Check {
+    /// Notes come first, before the first page.
+    const HEAD: usize = 1 << 20;
+    let in_words = |error: io::Error| error.to_string();
+    std::fs::copy(from, to).map_err(in_words)?;
+    let file = OpenOptions::new().read(true).write(true).open(to).map_err(in_words)?;
+    let mut head = vec![0; HEAD];
+    file.read_exact_at(&mut head, 0).map_err(in_words)?;
+    let name = b"VMCOREINFO\0";
+    let at = head.windows(name.len()).position(|window| window == name).ok_or("there is no note")?;
+    file.write_all_at(b"SOMETHING_", at as u64).map_err(in_words)
+}
+
+/// Whom a dump's file belongs to, and what others have put in its way.
+pub fn files(c: &mut Context) -> Check {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+    const OTHER: Option<u32> = Some(1234);
+    let limit = c.limit(10);
+    let in_words = |error: io::Error| error.to_string();
+    let (shared, own) = (c.work.join("shared"), c.work.join("own"));
+    for folder in [&shared, &own] {
+        std::fs::create_dir(folder).map_err(in_words)?;
+    }
+    let ended = |c: &mut Context, path: &Path| {
+        c.run("--dump-on timeout={} --memory 64M --console none --timeout 1ms", &[path], limit)
+    };
+    let core = own.join("core");
+    ended(c, &core)?.expect_code(20)?;
+    let is_like = |path: &Path, owner: u32, mode: u32| -> Check {
+        let found = std::fs::metadata(path).map_err(in_words)?;
+        let (uid, bits) = (found.uid(), found.mode() & 0o7777);
+        check((uid, bits) == (owner, mode), || format!("{}: {uid}, {bits:o}", path.display()))
+    };
+    is_like(&core, 0, 0o600)?;
+    // What is replaced is somebody's, who keeps it.
+    chown(&core, OTHER, OTHER).map_err(in_words)?;
+    std::fs::set_permissions(&core, PermissionsExt::from_mode(0o640)).map_err(in_words)?;
+    symlink(&core, own.join("link")).map_err(in_words)?;
+    ended(c, &own.join("link"))?.expect_code(20)?;
+    is_like(&core, 1234, 0o640)?;
+    // In a folder that everybody may write to, others' links and files are left alone, and it is said before
+    // the guest runs.
+    std::fs::set_permissions(&shared, PermissionsExt::from_mode(0o1777)).map_err(in_words)?;
+    symlink(own.join("precious"), shared.join("core")).map_err(in_words)?;
+    symlink(&own, shared.join("sub")).map_err(in_words)?;
+    c.write(&shared.join("theirs"), b"theirs")?;
+    for name in ["core", "sub", "theirs"] {
+        lchown(shared.join(name), OTHER, OTHER).map_err(in_words)?;
+    }
+    for name in ["core", "sub/precious", "theirs"] {
+        let run = ended(c, &shared.join(name))?;
+        run.expect_code(8)?;
+        run.expect_one_line("another user's, in a folder that everybody may write to")?;
+    }
+    let left = std::fs::read(shared.join("theirs")).map_err(in_words)?;
+    check(left == b"theirs" && !own.join("precious").exists(), || "something of others was written".into())?;
+    is_like(&shared.join("theirs"), 1234, 0o644)
+}
+
 /// Linux's own driver of the device for panics.
 pub fn by_linuxs_driver(c: &mut Context) -> Check {
     let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(60));
@@ -201,6 +340,7 @@ pub fn of_small_guests(c: &mut Context) -> Check {
             ("nobody", "core", "cannot reach a guest of the name nobody"),
             ("spins", "/no/such/folder/core", "No such file or directory"),
             ("spins", "/dev/full", "no regular file"),
+            ("spins", "/proc/core", "cannot write /proc/core"),
         ] {
             let run = c.run(&format!("dump {name} {path}"), &[], limit)?;
             run.expect_code(8)?;
@@ -344,6 +484,7 @@ pub fn of_plain_memory(c: &mut Context) -> Check {
             ("--register nonsense=1 info", 2, "has no such register of up to 64 bits"),
             ("--register nonsense info", 2, "write NAME=VALUE"),
             ("--vmcoreinfo /dev/null info", 6, "no description of a kernel: OSRELEASE and PAGESIZE"),
+            ("--vmcoreinfo 0x1000 info", 24, "no description of a kernel: OSRELEASE and PAGESIZE"),
             ("--vmcoreinfo /no/such info", 8, "cannot open /no/such"),
             ("--vcpu 1 info", 2, "the dump has vCPUs 0 to 0"),
         ] {

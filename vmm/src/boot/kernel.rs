@@ -155,6 +155,18 @@ impl Kernel {
     /// # Errors
     /// As [`Self::copy`].
     pub fn copy_segments(&self, memory: &GuestMemory, elf: &Elf) -> Result<(), BootError> {
+        use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+        // Each may be all of memory, and there may be 65535 of them, while nobody looks at signals.
+        let needed = elf.segments.iter().map(|s| s.memory_size).fold(0, u64::saturating_add);
+        let size = memory.iter().map(GuestMemoryRegion::len).sum();
+        if needed > size {
+            return Err(BootError::DoesNotFit {
+                what: format!("kernel {}", self.path.display()),
+                why: format!(
+                    "its segments need {needed} bytes together, and there are {size}; give more --memory"
+                ),
+            });
+        }
         for segment in &elf.segments {
             self.check_fits(memory, segment.physical, segment.memory_size)?;
             self.copy(memory, segment.file_offset, segment.file_size, segment.physical)?;

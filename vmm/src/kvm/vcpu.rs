@@ -255,6 +255,18 @@ impl Vcpu {
         self.registers.always_sync();
     }
 
+    /// Keeps what registers were when the vCPU last left the guest with paging on, where a reset or a triple
+    /// fault loses them.
+    pub fn keep_before(&self) {
+        self.registers.keep_before();
+    }
+
+    /// Looks at the vCPU as it was then, if paging is off now: general, segment and control registers are those
+    /// of then, the others have outlived it. `None` where what there is now is what there is.
+    pub fn with_before<R>(&self, look: impl FnOnce(&Vcpu) -> R) -> Option<R> {
+        self.registers.with_before(&self.fd, || look(self))
+    }
+
     /// How it translates addresses now.
     ///
     /// # Errors

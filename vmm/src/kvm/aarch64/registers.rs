@@ -283,6 +283,14 @@ impl Registers {
     /// Nothing to do: see [`can_sync`].
     pub fn always_sync(&self) {}
 
+    /// Nothing to do: a reset is a call of PSCI, which leaves registers as they are.
+    pub fn keep_before(&self) {}
+
+    /// There is nothing else than what there is now.
+    pub fn with_before<R>(&self, _: &VcpuFd, _: impl FnOnce() -> R) -> Option<R> {
+        None
+    }
+
     /// Writes a register that is in `struct kvm_regs`; `None` for others.
     fn write_core(&self, vcpu: &VcpuFd, row: usize, value: u64) -> Option<Result<(), KvmError>> {
         let Source::Core(_) = table(ISA).get(row)?.source else { return None };

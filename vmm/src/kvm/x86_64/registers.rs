@@ -23,6 +23,9 @@ use std::cell::{Cell, OnceCell};
 /// vol. 1, "XSAVE Header").
 const XSTATE_BV: usize = 512;
 
+/// Paging is on (Intel SDM vol. 3, "Control Registers").
+const CR0_PG: u64 = 1 << 31;
+
 /// Structures of KVM that are plain numbers without padding between them.
 trait Plain: Sized {
     fn bytes(&self) -> &[u8];
@@ -113,6 +116,9 @@ pub struct Registers {
     is_dirty: Cell<bool>,
     regs: Cell<Option<kvm::kvm_regs>>,
     sregs: Cell<Option<kvm::kvm_sregs>>,
+    /// What the vCPU had when it last left the guest with paging on is kept, here.
+    keeps: Cell<bool>,
+    before: Cell<Option<(kvm::kvm_regs, kvm::kvm_sregs)>>,
 }
 
 impl Registers {
@@ -127,6 +133,8 @@ impl Registers {
             is_dirty: Cell::new(false),
             regs: Cell::new(None),
             sregs: Cell::new(None),
+            keeps: Cell::new(false),
+            before: Cell::new(None),
         }
     }
 
@@ -143,6 +151,12 @@ impl Registers {
         {
             vcpu.sync_regs_mut().regs = regs;
             vcpu.set_sync_dirty_reg(SyncReg::Register);
+        }
+        if self.keeps.get() && self.is_synced.get() {
+            let synced = vcpu.sync_regs();
+            if synced.sregs.cr0 & CR0_PG != 0 {
+                self.before.set(Some((synced.regs, synced.sregs)));
+            }
         }
         self.forget();
         for register in [SyncReg::Register, SyncReg::SystemRegister] {
@@ -245,6 +259,26 @@ impl Registers {
     pub fn always_sync(&self) {
         self.always_syncs.set(self.can_sync);
         self.syncs.set(self.can_sync);
+    }
+
+    /// Keeps, from now on, what the vCPU had when it last left the guest with paging on, if KVM hands
+    /// registers over with each exit: a guest that restarts or faults three times loses it.
+    pub fn keep_before(&self) {
+        self.always_sync();
+        self.keeps.set(self.can_sync);
+    }
+
+    /// Has `look` see the vCPU as it was when it last left the guest with paging on, if paging is off now and
+    /// that was kept.
+    pub fn with_before<R>(&self, vcpu: &VcpuFd, look: impl FnOnce() -> R) -> Option<R> {
+        let is_on = self.sregs(vcpu).is_ok_and(|sregs| sregs.cr0 & CR0_PG != 0);
+        let (regs, sregs) = self.before.get().filter(|_| !is_on)?;
+        self.flush(vcpu).ok()?;
+        let now = (self.regs.replace(Some(regs)), self.sregs.replace(Some(sregs)));
+        let seen = look();
+        self.regs.set(now.0);
+        self.sregs.set(now.1);
+        Some(seen)
     }
 
     /// Reads one register by its row.
