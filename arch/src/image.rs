@@ -9,6 +9,7 @@ pub mod arm64;
 pub mod bzimage;
 pub mod elf;
 pub mod multiboot;
+pub mod multiboot2;
 pub mod zboot;
 
 use crate::Isa;
@@ -105,6 +106,8 @@ pub enum Format {
     /// Multiboot 1 whose header gives load addresses (the "a.out kludge"); an ELF file with a
     /// Multiboot header is [`Format::Elf`] with [`elf::Elf::multiboot`] set.
     Multiboot(multiboot::Header),
+    /// Multiboot 2, likewise; an ELF file has [`elf::Elf::multiboot2`] set.
+    Multiboot2(multiboot2::Header),
     /// A compressed file: decompress it and detect again.
     Compressed(Compression),
     /// An EFI zboot file: a compressed kernel at an offset within it.
@@ -119,9 +122,11 @@ impl Format {
         match self {
             Format::BzImage(_) => "bzImage",
             Format::Arm64Image(_) => "arm64 Image",
+            Format::Elf(elf) if elf.multiboot2.is_some() => "Multiboot 2 ELF",
             Format::Elf(elf) if elf.multiboot.is_some() => "Multiboot ELF",
             Format::Elf(_) => "ELF",
             Format::Multiboot(_) => "Multiboot",
+            Format::Multiboot2(_) => "Multiboot 2",
             Format::Compressed(compression) => compression.name(),
             Format::Zboot(_) => "EFI zboot",
             Format::Flat => "flat binary",
@@ -131,7 +136,7 @@ impl Format {
     /// The architecture the image runs on, where the format tells.
     pub fn isa(&self) -> Option<Isa> {
         match self {
-            Format::BzImage(_) | Format::Multiboot(_) => Some(Isa::X86_64),
+            Format::BzImage(_) | Format::Multiboot(_) | Format::Multiboot2(_) => Some(Isa::X86_64),
             Format::Arm64Image(_) => Some(Isa::Aarch64),
             Format::Elf(elf) => Some(elf.isa),
             Format::Compressed(_) | Format::Zboot(_) | Format::Flat => None,
@@ -139,9 +144,9 @@ impl Format {
     }
 }
 
-/// How much of a file's start [`detect`] looks at: the Multiboot header lies within the
-/// first 8192 bytes (Multiboot Specification 0.6.96, section 3.1), all others begin earlier.
-pub const HEAD_SIZE: usize = 8192;
+/// How much of a file's start [`detect`] looks at: a Multiboot 2 header lies within the first 32 KiB, all
+/// others begin earlier.
+pub const HEAD_SIZE: usize = multiboot2::SEARCH_SIZE;
 
 /// Finds out what `source` is and parses its header.
 ///
@@ -175,7 +180,17 @@ pub fn detect<S: Source + ?Sized>(source: &S) -> Result<Format, ImageError> {
     if let Some(header) = bzimage::Header::parse(&head, size)? {
         return Ok(Format::BzImage(header));
     }
-    if let Some(header) = multiboot::Header::find(&head)? {
+    let (multiboot, multiboot2) = multiboot_headers(&head)?;
+    if let Some(header) = multiboot2 {
+        if header.addresses.is_none() || header.entry.is_none() {
+            return Err(ImageError::malformed(
+                "Multiboot 2",
+                "the file is not ELF and the header gives no load addresses and entry (tags 2 and 3)",
+            ));
+        }
+        return Ok(Format::Multiboot2(header));
+    }
+    if let Some(header) = multiboot {
         if header.addresses.is_none() {
             return Err(ImageError::malformed(
                 "Multiboot",
@@ -192,6 +207,18 @@ pub fn detect<S: Source + ?Sized>(source: &S) -> Result<Format, ImageError> {
         }
     }
     Ok(Format::Flat)
+}
+
+/// The Multiboot headers of a file. A kernel may have both, of which one is enough.
+fn multiboot_headers(
+    head: &[u8],
+) -> Result<(Option<multiboot::Header>, Option<multiboot2::Header>), ImageError> {
+    match (multiboot::Header::find(head), multiboot2::Header::find(head)) {
+        (first, Ok(None)) => Ok((first?, None)),
+        (first, Ok(second)) => Ok((first.unwrap_or(None), second)),
+        (Ok(Some(first)), Err(_)) => Ok((Some(first), None)),
+        (_, Err(error)) => Err(error),
+    }
 }
 
 /// Files that people pass by mistake, by their first bytes.
@@ -224,8 +251,13 @@ mod tests {
 
     #[test]
     fn no_prefix_of_any_header_panics() {
-        let images: [Vec<u8>; 4] =
-            [bzimage::tests::image(), arm64::tests::image(), elf::tests::image(), multiboot::tests::image()];
+        let images: [Vec<u8>; 5] = [
+            bzimage::tests::image(),
+            arm64::tests::image(),
+            elf::tests::image(),
+            multiboot::tests::image(),
+            multiboot2::tests::image(),
+        ];
         for image in &images {
             for length in 0..image.len().min(600) {
                 let _ = detect(&image[..length]);

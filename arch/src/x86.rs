@@ -6,6 +6,7 @@ pub mod cpuid;
 pub mod debug_registers;
 pub mod features;
 pub mod layout;
+pub mod multiboot2_info;
 pub mod multiboot_info;
 pub mod paging;
 pub mod pvh;

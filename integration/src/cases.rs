@@ -120,6 +120,7 @@ pub const CASES: &[Case] = &[
     small("exit_codes", basics::exit_codes),
     small("flat_binary", basics::flat_binary),
     only(Isa::X86_64, small("multiboot", basics::multiboot)),
+    only(Isa::X86_64, small("multiboot_2", basics::multiboot2)),
     only(Isa::X86_64, small("pvh", basics::pvh)),
     small("reboot_of_a_small_guest", basics::reboot),
     only(Isa::X86_64, small("triple_fault", basics::triple_fault)),

@@ -66,7 +66,7 @@ impl Error {
                 | KvmError::Feature(_),
             )
             | Error::Usage(_)
-            | Error::Boot(BootError::LoadAddressNotFlat { .. } | BootError::Cmdline(_)) => outcome::USAGE,
+            | Error::Boot(BootError::LoadAddressNotFlat { .. }) => outcome::USAGE,
             Error::Kvm(_) | Error::System { .. } => outcome::HOST,
             Error::Boot(_) => outcome::IMAGE,
             Error::Open { .. } | Error::Template { .. } | Error::Listen { .. } => outcome::FILE,

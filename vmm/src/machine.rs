@@ -4,8 +4,9 @@
 //! its console input, wait for its [`Outcome`]. The command line's event loop ([`crate::run`])
 //! is one such driver.
 
+use crate::boot::cmdline::Completion;
 use crate::boot::kernel::Kernel;
-use crate::boot::{self, BootConfig, Booted, cmdline};
+use crate::boot::{self, BootConfig, Booted};
 use crate::config::{Config, GuestClock, Trace};
 use crate::debugger::{Debugger, Prepared};
 use crate::dump::Dumper;
@@ -117,12 +118,13 @@ impl Machine {
         };
         let (vm, vcpus) = Vm::new(&host, &vm_config)?;
         let waits = config.gdb.as_ref().is_some_and(|gdb| gdb.waits);
-        let cmdline = cmdline::complete(config.cmdline.as_deref(), config.cmdline_exact, waits);
+        let cmdline = Completion::of(&kernel, config.cmdline_exact, waits).line(config.cmdline.as_deref());
         let booted = prepare(&vm, &kernel, config, &cmdline)?;
         log::info!(
-            "{} {}, entered at {}; {} vCPUs, {} MiB; command line: {cmdline}",
+            "{} {}, entered by {} at {}; {} vCPUs, {} MiB; command line: {cmdline}",
             kernel.format().name(),
             kernel.path().display(),
+            booted.protocol,
             booted.entry,
             config.cpus,
             config.memory.bytes() >> 20,
@@ -293,6 +295,7 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
         memory: config.memory.bytes(),
         vcpus: config.cpus,
         cmdline,
+        cmdline_exact: config.cmdline_exact,
         initrds: &config.initrds,
         load_address: config.load_address,
         exit_device: config.exit_device,

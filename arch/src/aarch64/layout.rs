@@ -38,9 +38,10 @@ pub const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
 
 /// Where RAM begins.
 pub const RAM_START: GuestPhys = GuestPhys(0x4000_0000);
-/// Room at the start of RAM for the device tree, bytes: the most booting.rst allows. The
-/// kernel goes behind it.
+/// The largest device tree, bytes (booting.rst, section 2).
 pub const DEVICE_TREE_SIZE: u64 = 2 << 20;
+/// Where an `Image` is loaded, but for its own offset: kernels before Linux 4.6 need the start of RAM near.
+pub const IMAGE_BASE: GuestPhys = GuestPhys(RAM_START.0 + (2 << 20));
 /// The smallest memory a guest can have, bytes.
 pub const MINIMUM_MEMORY: u64 = 4 << 20;
 /// Longest command line that arm64 Linux keeps (`COMMAND_LINE_SIZE`), its zero included.

@@ -12,6 +12,8 @@ const MAGIC: usize = 56;
 const ARM64_MAGIC: u32 = 0x644d_5241;
 const FLAG_BIG_ENDIAN: u64 = 1 << 0;
 const HEADER_SIZE: usize = 64;
+/// The PE headers of an EFI-bootable Image are well below this, bytes.
+const PE_HEADERS_END: u64 = 8192;
 
 /// The image is placed `text_offset` bytes from an address aligned to this.
 pub const BASE_ALIGNMENT: u64 = 2 << 20;
@@ -59,7 +61,7 @@ impl Header {
         let needed = match pe_sections_end(head) {
             Some(end) => end,
             // An EFI-bootable Image that ends before its PE headers do.
-            None if head.starts_with(b"MZ") && file_size < super::HEAD_SIZE as u64 => super::HEAD_SIZE as u64,
+            None if head.starts_with(b"MZ") && file_size < PE_HEADERS_END => PE_HEADERS_END,
             None => HEADER_SIZE as u64,
         };
         if needed > file_size {

@@ -66,6 +66,14 @@ pub fn tables(vcpus: u32, has_pvpanic: bool) -> Vec<u8> {
     block
 }
 
+/// Size of the RSDP, bytes (ACPI 6.5, table 5.3).
+pub const RSDP_SIZE: usize = 36;
+
+/// The RSDP at the start of a block of [`tables`].
+pub fn rsdp(tables: &[u8]) -> [u8; RSDP_SIZE] {
+    crate::bytes::array_at(tables, 0).unwrap_or([0; RSDP_SIZE])
+}
+
 /// A generic address of one byte-wide I/O port.
 fn port(offset: u16) -> GAS {
     GAS::new(

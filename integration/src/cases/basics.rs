@@ -79,6 +79,33 @@ pub fn multiboot(c: &mut Context) -> Check {
     c.run(arguments, &[&guest, &first, &second], limit)?.expect_code(3)
 }
 
+/// As ELF64 and, the same bytes with a header of their own in front, as ELF32.
+pub fn multiboot2(c: &mut Context) -> Check {
+    let limit = c.limit(10);
+    let (first, second) = (c.work.join("first"), c.work.join("second"));
+    c.write(&first, &[b'x'; 5000])?;
+    c.write(&second, b"mod1")?;
+    for (flat, name) in [(false, "multiboot2"), (true, "multiboot2.bin")] {
+        let guest = c.guest("multiboot2", flat)?;
+        let arguments =
+            "-v --memory 256M --cmdline hello~caf\u{e9} --kernel {} --initrd {} --initrd {}~root=x";
+        let run = c.run(arguments, &[&guest, &first, &second], limit)?;
+        run.expect_code(3)?;
+        run.expect_output(&format!("tag 1: {name} hello caf\u{e9}"))?;
+        run.expect_output("tag 3: first\n")?;
+        run.expect_output("tag 3: second root=x\n")?;
+        for tag in [2, 4, 6, 14, 15] {
+            run.expect_output(&format!("tag {tag}\n"))?;
+        }
+        let has_sections = run.output.contains("tag 9: symbols");
+        check(has_sections != flat, || format!("sections: {has_sections}\n{}", run.output))?;
+        check(run.errors.contains("entered by Multiboot 2"), || run.errors.clone())?;
+        let arguments = "--cmdline-exact --cmdline hello --kernel {} --initrd {}";
+        c.run(arguments, &[&guest, &first], limit)?.expect_output("tag 1: hello\n")?;
+    }
+    Ok(())
+}
+
 pub fn pvh(c: &mut Context) -> Check {
     let (guest, limit, module) = (c.guest("pvh", false)?, c.limit(10), c.work.join("module"));
     c.write(&module, b"mod0")?;

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use vm_memory::{Bytes, GuestAddress};
 
 /// The guest that is booted when no kernel is named.
@@ -29,6 +30,8 @@ pub struct Kernel {
     path: PathBuf,
     bytes: Data,
     format: Format,
+    /// Looked for once.
+    has_banner: OnceLock<bool>,
 }
 
 impl Source for Data {
@@ -54,7 +57,7 @@ impl Kernel {
     pub fn embedded() -> Kernel {
         let bytes = Data::Embedded(EMBEDDED);
         let format = detect(&bytes).expect("the embedded guest was linked for this host");
-        Kernel { path: PathBuf::from("(embedded guest)"), bytes, format }
+        Kernel { path: PathBuf::from("(embedded guest)"), bytes, format, has_banner: OnceLock::new() }
     }
 
     /// Opens `path`, unpacks it if it is compressed (to at most `memory` bytes), and checks
@@ -93,7 +96,7 @@ impl Kernel {
             Some(found) if found != isa => {
                 Err(BootError::WrongIsa { path: path.to_path_buf(), format: format.name(), found, host: isa })
             }
-            _ => Ok(Kernel { path: path.to_path_buf(), bytes, format }),
+            _ => Ok(Kernel { path: path.to_path_buf(), bytes, format, has_banner: OnceLock::new() }),
         }
     }
 
@@ -106,7 +109,7 @@ impl Kernel {
     pub fn believed(&self) -> Believed {
         match &self.format {
             Format::Elf(elf) if elf.is_32_bit => Believed::Narrow,
-            Format::Multiboot(_) | Format::Flat => Believed::Unknown,
+            Format::Multiboot(_) | Format::Multiboot2(_) | Format::Flat => Believed::Unknown,
             _ => Believed::Wide,
         }
     }
@@ -140,26 +143,54 @@ impl Kernel {
             Data::File { file, .. } => {
                 let mut file = file;
                 file.seek(SeekFrom::Start(offset)).map_err(read_error)?;
-                memory
-                    .read_exact_volatile_from(to, &mut file, count)
-                    .map_err(|error| read_error(io::Error::other(error)))
+                super::read_into(memory, file, address, size).map_err(read_error)
             }
             Data::Unpacked(bytes) => slice(bytes).map_err(read_error),
             Data::Embedded(bytes) => slice(bytes).map_err(read_error),
         }
     }
 
-    /// Copies the segments of an ELF kernel. What the file lacks of a segment is zero already:
-    /// guest memory is new.
+    /// Copies the segments of an ELF kernel, `distance` bytes from where they are linked to. What the file
+    /// lacks of a segment is zero already: guest memory is new.
     ///
     /// # Errors
     /// As [`Self::copy`].
-    pub fn copy_segments(&self, memory: &GuestMemory, elf: &Elf) -> Result<(), BootError> {
+    pub fn copy_segments(&self, memory: &GuestMemory, elf: &Elf, distance: u64) -> Result<(), BootError> {
         for segment in &elf.segments {
-            self.check_fits(memory, segment.physical, segment.memory_size)?;
-            self.copy(memory, segment.file_offset, segment.file_size, segment.physical)?;
+            let place = segment.physical.wrapping_add(distance);
+            self.check_fits(memory, place, segment.memory_size)?;
+            self.copy(memory, segment.file_offset, segment.file_size, place)?;
         }
         Ok(())
+    }
+
+    /// Whether the kernel is Linux: its formats are, and an ELF file is if it has Linux's banner
+    /// (`linux_banner`, "init/version.c"), which is what `file` and `strings` go by as well.
+    pub fn is_linux(&self) -> bool {
+        match &self.format {
+            Format::BzImage(_) | Format::Arm64Image(_) => true,
+            Format::Elf(elf) => *self.has_banner.get_or_init(|| self.finds_banner(elf)),
+            Format::Multiboot(_)
+            | Format::Multiboot2(_)
+            | Format::Compressed(_)
+            | Format::Zboot(_)
+            | Format::Flat => false,
+        }
+    }
+
+    fn finds_banner(&self, elf: &Elf) -> bool {
+        const BANNER: &[u8] = b"Linux version ";
+        const PIECE: usize = 1 << 20;
+        let mut piece = vec![0; PIECE + BANNER.len()];
+        elf.segments.iter().any(|segment| {
+            let end = segment.file_offset.saturating_add(segment.file_size);
+            (segment.file_offset..end).step_by(PIECE).any(|at| {
+                // Pieces overlap, for a banner on the border.
+                let size = usize::try_from(end - at).unwrap_or(usize::MAX).min(piece.len());
+                self.bytes.read_at(at, &mut piece[..size]).is_ok()
+                    && memchr::memmem::find(&piece[..size], BANNER).is_some()
+            })
+        })
     }
 
     /// Checks that `size` bytes from guest-physical `address` are RAM.
