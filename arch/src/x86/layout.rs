@@ -63,8 +63,28 @@ pub const RTC_PORT: u16 = 0x70;
 pub const PVPANIC_PORT: u16 = 0x505;
 /// Port of the exit device, as QEMU's isa-debug-exit has it in kernel test suites.
 pub const EXIT_PORT: u16 = 0xf4;
+/// System control port A.
+pub const SYSTEM_CONTROL_PORT: u16 = 0x92;
+/// The chipset's reset control register.
+pub const RESET_CONTROL_PORT: u16 = 0xcf9;
 /// ACPI sleep control, sleep status and reset registers, a byte each.
 pub const ACPI_POWER_PORT: u16 = 0x600;
+/// ACPI timer: 4 ports, where QEMU's first chipset has it as well.
+pub const ACPI_TIMER_PORT: u16 = 0x608;
+
+/// Where QEMU's `pc-testdev` has its ports and its memory.
+pub mod test_device {
+    /// A register by accesses of any width, 4 ports.
+    pub const REGISTER_PORT: u16 = 0xe0;
+    /// Where an address is written that is to be flushed, 4 ports.
+    pub const FLUSH_PORT: u16 = 0xe4;
+    /// A register by bytes, 4 ports.
+    pub const BYTES_PORT: u16 = 0xe8;
+    /// Interrupt lines, 24 ports.
+    pub const LINES_PORT: u16 = 0x2000;
+    /// Memory, 64 KiB, guest-physical.
+    pub const MEMORY: u64 = 0xff00_0000;
+}
 
 /// Where the RAM of a guest with `memory` bytes lies.
 pub fn ram(memory: u64) -> Vec<PhysRange> {

@@ -121,6 +121,35 @@ pub fn reboot(c: &mut Context) -> Check {
     check(restarts >= 2, || format!("restarted {restarts} times in two seconds:\n{}", run.errors))
 }
 
+/// By port 0x92, the chipset's register, the keyboard controller's output port, and INIT.
+pub fn resets(c: &mut Context) -> Check {
+    let (guest, limit) = (c.guest("resets", false)?, c.limit(10));
+    for way in ["a", "b", "c", "d"] {
+        let mut vmm = c.start(Wiring::Pipes, "--kernel {}", &[&guest])?;
+        vmm.send(way)?;
+        let code = vmm.wait(limit);
+        c.keep(way, &vmm);
+        let code = code?;
+        check(code == 10, || format!("{way}: exit code {code}\n{}", vmm.errors.text()))?;
+    }
+    Ok(())
+}
+
+pub fn test_device(c: &mut Context) -> Check {
+    let (guest, limit) = (c.guest("test_device", false)?, c.limit(10));
+    c.run("--test-device --kernel {}", &[&guest], limit)?.expect_code(3)?;
+    // Without it nothing is there.
+    c.run("--kernel {}", &[&guest], limit)?.expect_code(7)
+}
+
+/// QEMU's device is of another architecture's machine.
+pub fn no_test_device(c: &mut Context) -> Check {
+    let limit = c.limit(10);
+    let run = c.run("--test-device", &[], limit)?;
+    run.expect_code(2)?;
+    run.expect_one_line("x86_64")
+}
+
 pub fn triple_fault(c: &mut Context) -> Check {
     let (guest, limit) = (c.guest("triple_fault", false)?, c.limit(10));
     let run = c.run("--kernel {}", &[&guest], limit)?;

@@ -108,6 +108,34 @@ impl InterruptLine {
     }
 }
 
+impl InterruptLine {
+    /// Gives it a level, for a device that leaves it at that.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn set(&self, level: bool) -> Result<(), KvmError> {
+        let _raised = self.lines.raise();
+        native::NativeVm::set_line(&self.fd, self.number, level)
+    }
+}
+
+/// The guest's time, as devices tell it: it stands still while the guest is held, like what else counts it
+/// ([`super::clock`]). x86 only; an aarch64 guest has a counter of its own that says the same.
+#[derive(Clone, Debug)]
+pub struct GuestTime {
+    fd: Arc<VmFd>,
+}
+
+impl GuestTime {
+    /// Nanoseconds since about the guest's start.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn now(&self) -> Result<u64, KvmError> {
+        native::hypercalls::clock(&self.fd)
+    }
+}
+
 impl Interrupter {
     /// Whether interrupts are levels, which have to be lowered again.
     pub const ARE_LEVELS: bool = native::hypercalls::ARE_LEVELS;
@@ -230,7 +258,12 @@ impl Vm {
         InterruptLine { fd: Arc::clone(&self.fd), lines: self.lines.clone(), number }
     }
 
-    /// The guest's time. To be asked for before the guest runs.
+    /// The guest's time, for devices.
+    pub fn time(&self) -> GuestTime {
+        GuestTime { fd: Arc::clone(&self.fd) }
+    }
+
+    /// What keeps the guest's time. To be asked for before the guest runs.
     pub fn clock(&self) -> VmClock {
         VmClock::new(Arc::clone(&self.fd), self.lines.clone(), native::NativeVm::counter(&self.fd))
     }
