@@ -10,6 +10,7 @@ pub mod bzimage;
 pub mod elf;
 pub mod multiboot;
 pub mod multiboot2;
+mod pe;
 pub mod zboot;
 
 use crate::Isa;
@@ -199,6 +200,19 @@ pub fn detect<S: Source + ?Sized>(source: &S) -> Result<Format, ImageError> {
         }
         return Ok(Format::Multiboot(header));
     }
+    if let Some(packing) = Packing::of(&head) {
+        return Err(ImageError::Unsupported(format!(
+            "the file is {}, which is not unpacked here: {}, and give the result",
+            packing.what, packing.unpacked_by
+        )));
+    }
+    if pe::has_section(&head, b".linux") {
+        return Err(ImageError::Unsupported(
+            "the file is a unified kernel image (UKI); get the kernel out of it: objcopy -O binary \
+             --only-section=.linux UKI KERNEL (and the initrd by --only-section=.initrd), and give that"
+                .into(),
+        ));
+    }
     for (magic, name) in UNSUPPORTED {
         if head.starts_with(magic) {
             return Err(ImageError::Unsupported(format!(
@@ -221,10 +235,59 @@ fn multiboot_headers(
     }
 }
 
+/// How kernels are packed that we do not unpack: those that Linux's build knows (`lib/decompress.c`).
+#[derive(Clone, Copy, Debug)]
+struct Packing {
+    /// The first bytes.
+    magic: &'static [u8],
+    /// The name that EFI zboot has for it.
+    name: &'static str,
+    what: &'static str,
+    unpacked_by: &'static str,
+    /// The program that unpacks its standard input.
+    filter: &'static str,
+}
+
+impl Packing {
+    const ALL: &[Packing] = &[
+        Packing::new(b"\xfd7zXZ\0", "xzkern", "xz-compressed", "xz -dc FILE > KERNEL", "xz -dc"),
+        Packing::new(b"BZh", "bzip2", "bzip2-compressed", "bzip2 -dc FILE > KERNEL", "bzip2 -dc"),
+        // The properties that every encoder writes, and a dictionary of at least 64 KiB.
+        Packing::new(
+            b"\x5d\0\0",
+            "lzma",
+            "lzma-compressed",
+            "xz --format=lzma -dc FILE > KERNEL",
+            "xz --format=lzma -dc",
+        ),
+        Packing::new(b"\x89LZO\0\r\n\x1a\n", "lzo", "lzo-compressed", "lzop -dc FILE > KERNEL", "lzop -dc"),
+        Packing::new(b"\x02\x21\x4c\x18", "lz4", "lz4-compressed", "lz4 -dc FILE > KERNEL", "lz4 -dc"),
+        Packing::new(b"\x04\x22\x4d\x18", "lz4", "lz4-compressed", "lz4 -dc FILE > KERNEL", "lz4 -dc"),
+    ];
+
+    const fn new(
+        magic: &'static [u8],
+        name: &'static str,
+        what: &'static str,
+        unpacked_by: &'static str,
+        filter: &'static str,
+    ) -> Packing {
+        Packing { magic, name, what, unpacked_by, filter }
+    }
+
+    fn of(head: &[u8]) -> Option<&'static Packing> {
+        // Three bytes are few: its length is all ones, if it is not known, or no more than a kernel has.
+        let is_lzma = || {
+            let length = crate::bytes::u64_at(head, 5);
+            length.is_some_and(|length| length == u64::MAX || (1..1 << 40).contains(&length))
+        };
+        let fits = |packing: &&Packing| packing.name != "lzma" || is_lzma();
+        Packing::ALL.iter().filter(|packing| head.starts_with(packing.magic)).find(fits)
+    }
+}
+
 /// Files that people pass by mistake, by their first bytes.
-const UNSUPPORTED: [(&[u8], &str); 6] = [
-    (b"\xfd7zXZ\0", "xz-compressed"),
-    (b"BZh", "bzip2-compressed"),
+const UNSUPPORTED: [(&[u8], &str); 4] = [
     (b"070701", "a cpio archive (an initramfs)"),
     (b"QFI\xfb", "a qcow2 disk image"),
     (b"!<arch>\n", "an ar archive (a Debian package?)"),
@@ -247,6 +310,28 @@ mod tests {
             let error = detect(&file[..]).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
         }
+    }
+
+    #[test]
+    fn packings_that_are_not_spoken_are_named_with_what_unpacks_them() {
+        for packing in Packing::ALL {
+            let mut file = packing.magic.to_vec();
+            file.resize(13, 0xff);
+            file.resize(4096, 0);
+            let error = detect(&file[..]).unwrap_err().to_string();
+            assert!(error.contains(packing.what) && error.contains(packing.filter), "{error}");
+            assert!(packing.unpacked_by.starts_with(packing.filter));
+        }
+        // x86 code may begin with the same three bytes.
+        assert_eq!(detect(&[&[0x5d, 0, 0, 0x90][..], &[0; 60]].concat()[..]), Ok(Format::Flat));
+    }
+
+    #[test]
+    fn a_unified_kernel_image_is_told_how_to_get_the_kernel_out() {
+        let error = detect(&pe::tests::program(&[b".osrel", b".linux"])[..]).unwrap_err().to_string();
+        assert!(error.contains("(UKI)") && error.contains("--only-section=.linux"), "{error}");
+        let other = detect(&pe::tests::program(&[b".text"])[..]).unwrap_err().to_string();
+        assert!(other.contains("a PE program"), "{other}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Source: Linux `Documentation/arch/arm64/booting.rst`, section 4, "Call the kernel image".
 
-use super::ImageError;
+use super::{ImageError, pe};
 use crate::bytes::{u32_at, u64_at};
 
 const TEXT_OFFSET: usize = 8;
@@ -77,26 +77,9 @@ impl Header {
     }
 }
 
-/// Where the file's last section ends, from the PE headers that an EFI-bootable Image has
-/// (PE Format, "COFF File Header" and "Section Table").
+/// Where the file's last section ends, from the PE headers that an EFI-bootable Image has.
 fn pe_sections_end(head: &[u8]) -> Option<u64> {
-    let pe = u32_at(head, 0x3c)? as usize;
-    if !head.starts_with(b"MZ") || head.get(pe..pe.checked_add(4)?)? != b"PE\0\0" {
-        return None;
-    }
-    let sections = usize::from(crate::bytes::u16_at(head, pe + 6)?);
-    let optional_header = usize::from(crate::bytes::u16_at(head, pe + 20)?);
-    let table = pe + 24 + optional_header;
-    (0..sections)
-        .map(|index| {
-            let entry = table + index * 40;
-            let raw_size = u64::from(u32_at(head, entry + 16)?);
-            let raw_offset = u64::from(u32_at(head, entry + 20)?);
-            Some(raw_size + raw_offset)
-        })
-        .collect::<Option<Vec<u64>>>()?
-        .into_iter()
-        .max()
+    pe::sections(head)?.iter().map(|section| section.offset + section.size).max()
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub use registers::Registers;
 pub const ISA: Isa = Isa::Aarch64;
 /// As many redistributors as our memory map has room for.
 pub const MAX_VCPUS: u32 = layout::MAX_VCPUS;
+/// Whose limit that is, and why.
+pub const WHY_NO_MORE_VCPUS: &str = "vmm, whose memory map has room for their interrupt redistributors,";
 /// Guest-physical address width of a VM of type 0, bits (KVM API, `KVM_CREATE_VM`).
 const DEFAULT_IPA_BITS: u32 = 40;
 
@@ -88,7 +90,11 @@ impl NativeVm {
             .find(|version| try_device(vm, gic_type(*version)))
             .ok_or(KvmError::Missing("an in-kernel interrupt controller (GICv3 or GICv2)"))?;
         if gic_version == GicVersion::V2 && config.vcpus > layout::GICV2_MAX_VCPUS {
-            return Err(KvmError::TooManyVcpus { asked: config.vcpus, limit: layout::GICV2_MAX_VCPUS });
+            return Err(KvmError::TooManyVcpus {
+                asked: config.vcpus,
+                limit: layout::GICV2_MAX_VCPUS,
+                whose: "this host's interrupt controller, a GICv2,",
+            });
         }
         // Accesses that the hardware does not describe come to us instead of failing KVM_RUN.
         let nisv = kvm::kvm_enable_cap { cap: kvm::KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };

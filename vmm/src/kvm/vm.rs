@@ -51,6 +51,11 @@ impl Host {
         }
     }
 
+    /// The most vCPUs that a guest can have: what KVM allows, and what our firmware tables can tell of.
+    pub fn max_vcpus(&self) -> u32 {
+        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(native::MAX_VCPUS)
+    }
+
     /// The handle, for questions about capabilities.
     pub fn kvm(&self) -> &Kvm {
         &self.kvm
@@ -191,9 +196,11 @@ impl Vm {
     /// # Errors
     /// [`KvmError`].
     pub fn new(host: &Host, config: &VmConfig) -> Result<(Vm, Vec<Vcpu>), KvmError> {
-        let limit = u32::try_from(host.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(native::MAX_VCPUS);
+        let limit = host.max_vcpus();
         if config.vcpus > limit {
-            return Err(KvmError::TooManyVcpus { asked: config.vcpus, limit });
+            let is_ours = limit == native::MAX_VCPUS;
+            let whose = if is_ours { native::WHY_NO_MORE_VCPUS } else { "this host's KVM" };
+            return Err(KvmError::TooManyVcpus { asked: config.vcpus, limit, whose });
         }
         if !host.kvm.check_extension(Cap::ImmediateExit) {
             return Err(KvmError::Missing("KVM_CAP_IMMEDIATE_EXIT (Linux 4.11)"));

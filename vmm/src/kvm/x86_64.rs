@@ -23,6 +23,8 @@ pub use registers::Registers;
 pub const ISA: Isa = Isa::X86_64;
 /// What our ACPI tables can describe.
 pub const MAX_VCPUS: u32 = acpi::MAX_VCPUS;
+/// Whose limit that is, and why.
+pub const WHY_NO_MORE_VCPUS: &str = "vmm, whose ACPI tables have APIC identifiers of eight bits,";
 
 /// The leaf of KVM's own features (Linux, `include/uapi/asm/kvm_para.h`)...
 const KVM_CPUID_FEATURES: u32 = 0x4000_0001;
