@@ -12,7 +12,8 @@ pub const REGISTER_SIZE: u64 = 4;
 /// Size of the memory, bytes.
 pub const MEMORY_SIZE: u64 = 0x1_0000;
 
-/// Interrupt lines: a byte written to a port is the level of the line that has its number.
+/// Interrupt lines: a byte written to a port is the level of the line that has its number. What is wider goes to
+/// several.
 pub struct Lines {
     set: Box<dyn FnMut(u32, bool) + Send>,
 }
@@ -38,8 +39,8 @@ impl Device for Lines {
     fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
-        if let ([level], Ok(line)) = (data, u32::try_from(offset)) {
-            (self.set)(line, *level != 0);
+        for (line, level) in (offset..LINES).zip(data) {
+            (self.set)(u32::try_from(line).unwrap_or(u32::MAX), *level != 0);
         }
         None
     }
@@ -127,10 +128,11 @@ mod tests {
     fn bytes_written_to_ports_are_levels_of_lines() {
         let (sender, set) = channel();
         let mut lines = Lines::new(move |line, level| sender.send((line, level)).unwrap());
-        for (offset, data) in [(14, &[1][..]), (14, &[0]), (0, &[0x80]), (3, &[1, 0]), (3, &[])] {
+        for (offset, data) in [(14, &[1][..]), (0, &[0x80]), (22, &[1, 0, 1, 1]), (3, &[]), (u64::MAX, &[1])]
+        {
             assert_eq!(lines.write(offset, data), None);
         }
-        assert_eq!(set.try_iter().collect::<Vec<_>>(), [(14, true), (14, false), (0, true)]);
+        assert_eq!(set.try_iter().collect::<Vec<_>>(), [(14, true), (0, true), (22, true), (23, false)]);
     }
 
     #[test]
