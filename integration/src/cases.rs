@@ -162,6 +162,8 @@ pub const CASES: &[Case] = &[
     linux("debian_reboot_restarts", &["6.1"], linux::reboot_restarts),
     linux("debian_shell", &["6.12"], linux::shell),
     linux("debian_clock", &["6.12"], linux::clock),
+    linux("debian_seed", &["6.12"], linux::seed),
+    only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),
     linux("debian_cpu_features", &["6.12"], linux::cpu_features),
     linux("debian_panic", &["6.1"], linux::panic),
     only(Isa::Aarch64, linux("debian_compressed_image", &["6.12"], linux::compressed_image)),
