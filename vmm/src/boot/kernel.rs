@@ -68,7 +68,6 @@ impl Kernel {
     /// architecture.
     pub fn open(path: &Path, isa: Isa, memory: u64) -> Result<Kernel, BootError> {
         let read_error = |source| BootError::Read { what: "kernel", path: path.to_path_buf(), source };
-        let image_error = |source| BootError::Image { path: path.to_path_buf(), source };
         let file = File::open(path).map_err(read_error)?;
         let metadata = file.metadata().map_err(read_error)?;
         if metadata.is_dir() {
@@ -77,7 +76,19 @@ impl Kernel {
         if !metadata.is_file() {
             return Err(read_error(io::Error::other("it is not a regular file")));
         }
-        let bytes = Data::File { file, size: metadata.len() };
+        Kernel::new(path, Data::File { file, size: metadata.len() }, isa, memory)
+    }
+
+    /// The same with a file's contents, which `path` is a name for.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>, isa: Isa, memory: u64) -> Result<Kernel, BootError> {
+        Kernel::new(path, Data::Unpacked(bytes), isa, memory)
+    }
+
+    fn new(path: &Path, bytes: Data, isa: Isa, memory: u64) -> Result<Kernel, BootError> {
+        let image_error = |source| BootError::Image { path: path.to_path_buf(), source };
         let format = detect(&bytes).map_err(image_error)?;
         let packed = match format {
             Format::Compressed(compression) => Some((0, bytes.size(), compression)),
