@@ -35,6 +35,8 @@ pub const GIC_INTERRUPTS: u32 = 96;
 /// Private peripheral interrupts of the architected timer: secure physical, physical,
 /// virtual, hypervisor (Arm Base System Architecture, "PPI assignments").
 pub const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
+/// The performance monitors' private peripheral interrupt (the same, "PPI assignments").
+pub const PMU_PPI: u32 = 7;
 
 /// Where RAM begins.
 pub const RAM_START: GuestPhys = GuestPhys(0x4000_0000);

@@ -96,7 +96,7 @@ pub fn kernels(data: &[u8]) {
     match isa {
         Isa::X86_64 => drop(x86::prepare(&memory, &kernel, &config)),
         Isa::Aarch64 => {
-            let platform = Platform { gic: GicVersion::V3, mpidrs: &[0] };
+            let platform = Platform { gic: GicVersion::V3, mpidrs: &[0], pmu: true };
             drop(aarch64::prepare(&memory, &kernel, &config, &platform));
         }
     }

@@ -29,6 +29,8 @@ pub struct Platform<'a> {
     pub gic: GicVersion,
     /// `MPIDR_EL1` of each vCPU.
     pub mpidrs: &'a [u64],
+    /// Whether vCPUs have performance monitors.
+    pub pmu: bool,
 }
 
 /// Puts everything into `memory`.
@@ -124,6 +126,7 @@ fn device_tree(
         memory: config.memory,
         mpidrs: platform.mpidrs,
         gic: platform.gic,
+        pmu: platform.pmu,
         initrd,
         exit_device: config.exit_device,
         pvpanic: config.pvpanic,

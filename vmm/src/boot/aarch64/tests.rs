@@ -3,7 +3,7 @@ use crate::boot::testing::{Scratch, Segment, Setting, elf, read, word};
 use arch::Isa;
 
 const AARCH64: u16 = 183;
-const PLATFORM: Platform = Platform { gic: GicVersion::V3, mpidrs: &[0] };
+const PLATFORM: Platform = Platform { gic: GicVersion::V3, mpidrs: &[0], pmu: true };
 const MIB: u64 = 1 << 20;
 
 fn boot(file: &[u8], setting: &Setting) -> Result<(Booted, u64, GuestMemory), BootError> {
