@@ -58,7 +58,7 @@ pub struct Header {
     pub entry: Option<u32>,
     /// Where it may lie, if it can be moved.
     pub relocatable: Option<Relocatable>,
-    /// The kernel asked for a video mode or a text console, which it will not get.
+    /// The kernel cannot do without a video mode or a text console, which it will not get.
     pub wants_video: bool,
     /// The boot information that it cannot do without, by the types of the tags.
     pub requests: Vec<u32>,
@@ -150,7 +150,9 @@ impl Header {
                 self.addresses = Some(Addresses::new(header_offset, fields)?);
             }
             tag::ENTRY => self.entry = Some(word(0)?),
-            tag::CONSOLE_FLAGS | tag::FRAMEBUFFER => self.wants_video = true,
+            // Bit 0: one of the consoles that the specification knows has to be there.
+            tag::CONSOLE_FLAGS => self.wants_video |= word(0)? & 1 != 0,
+            tag::FRAMEBUFFER => self.wants_video |= !is_optional,
             tag::RELOCATABLE => {
                 let [lowest, highest, alignment, preference] = [word(0)?, word(1)?, word(2)?, word(3)?];
                 if !alignment.is_power_of_two() || lowest > highest {
@@ -241,6 +243,7 @@ pub(in crate::image) mod tests {
                 tag(1, OPTIONAL, &[99]),
                 tag(10, 0, &[0x10_0000, 0x4000_0000, 0x20_0000, 2]),
                 tag(5, OPTIONAL, &[640, 480, 32]),
+                tag(4, 0, &[0b10]),
                 tag(6, 0, &[]),
                 tag(7, 0, &[]),
                 tag(9, 0, &[0x10_0000]),
@@ -250,7 +253,10 @@ pub(in crate::image) mod tests {
         );
         let found = Header::find(&file).unwrap().unwrap();
         assert_eq!(found.requests, [6, 9, 14]);
-        assert!(found.wants_video && found.addresses.is_none() && found.entry.is_none());
+        assert!(!found.wants_video && found.addresses.is_none() && found.entry.is_none());
+        for wanted in [tag(4, 0, &[1]), tag(5, 0, &[0, 0, 0])] {
+            assert!(Header::find(&header(0, &[wanted, end()])).unwrap().unwrap().wants_video);
+        }
         assert_eq!(
             found.relocatable,
             Some(Relocatable {

@@ -15,7 +15,7 @@ use arch::room::Room;
 use arch::x86::boot_state::{BootState, Protocol};
 use arch::x86::layout::{self, MemoryMapEntry};
 use arch::x86::zero_page::{self, ZeroPage};
-use arch::x86::{acpi, pvh, reset_vector};
+use arch::x86::{acpi, bios_data_area, pvh, reset_vector};
 
 const PAGE: u64 = 4096;
 /// Longest command line that Linux keeps on x86 (`COMMAND_LINE_SIZE`), its zero included: what goes beyond it
@@ -98,8 +98,11 @@ impl Guest<'_> {
         Ok(())
     }
 
-    /// Writes what every guest has: the firmware's tables and its code.
+    /// Writes what every guest has: the firmware's data, tables and code.
     fn firmware(&mut self) -> Result<(), BootError> {
+        for (place, bytes) in bios_data_area::areas() {
+            self.put("the BIOS data area", place.0, &bytes)?;
+        }
         self.put("the ACPI tables", layout::ACPI_TABLES.0, self.acpi_tables)?;
         self.put("the reset vector", reset_vector::ADDRESS.0, &reset_vector::code())
     }

@@ -203,9 +203,13 @@ fn information_goes_where_the_kernel_is_not() {
     assert!(information >= layout::HIGH_MEMORY.0);
     assert_eq!(string(&memory, tag(&memory, information, 1) + 8), "kernel");
     // What has a place of its own cannot give way.
-    for (at, what) in
-        [(0x7000, "boot parameters"), (0x400, "boot tables"), (0xe_0000, "ACPI"), (0xf_f000, "vector")]
-    {
+    for (at, what) in [
+        (0x7000, "boot parameters"),
+        (0x500, "boot tables"),
+        (0x410, "BIOS data area"),
+        (0xe_0000, "ACPI"),
+        (0xf_f000, "vector"),
+    ] {
         let error = refused(&plain(at, BANNER), &Setting::default());
         assert!(error.contains(what) && error.contains("where the kernel lies"), "{error}");
     }
