@@ -9,6 +9,8 @@ pub mod arm64;
 pub mod bzimage;
 pub mod elf;
 pub mod multiboot;
+pub mod multiboot2;
+mod pe;
 pub mod zboot;
 
 use crate::Isa;
@@ -105,6 +107,8 @@ pub enum Format {
     /// Multiboot 1 whose header gives load addresses (the "a.out kludge"); an ELF file with a
     /// Multiboot header is [`Format::Elf`] with [`elf::Elf::multiboot`] set.
     Multiboot(multiboot::Header),
+    /// Multiboot 2, likewise; an ELF file has [`elf::Elf::multiboot2`] set.
+    Multiboot2(multiboot2::Header),
     /// A compressed file: decompress it and detect again.
     Compressed(Compression),
     /// An EFI zboot file: a compressed kernel at an offset within it.
@@ -119,9 +123,11 @@ impl Format {
         match self {
             Format::BzImage(_) => "bzImage",
             Format::Arm64Image(_) => "arm64 Image",
+            Format::Elf(elf) if elf.multiboot2.is_some() => "Multiboot 2 ELF",
             Format::Elf(elf) if elf.multiboot.is_some() => "Multiboot ELF",
             Format::Elf(_) => "ELF",
             Format::Multiboot(_) => "Multiboot",
+            Format::Multiboot2(_) => "Multiboot 2",
             Format::Compressed(compression) => compression.name(),
             Format::Zboot(_) => "EFI zboot",
             Format::Flat => "flat binary",
@@ -131,7 +137,7 @@ impl Format {
     /// The architecture the image runs on, where the format tells.
     pub fn isa(&self) -> Option<Isa> {
         match self {
-            Format::BzImage(_) | Format::Multiboot(_) => Some(Isa::X86_64),
+            Format::BzImage(_) | Format::Multiboot(_) | Format::Multiboot2(_) => Some(Isa::X86_64),
             Format::Arm64Image(_) => Some(Isa::Aarch64),
             Format::Elf(elf) => Some(elf.isa),
             Format::Compressed(_) | Format::Zboot(_) | Format::Flat => None,
@@ -139,9 +145,9 @@ impl Format {
     }
 }
 
-/// How much of a file's start [`detect`] looks at: the Multiboot header lies within the
-/// first 8192 bytes (Multiboot Specification 0.6.96, section 3.1), all others begin earlier.
-pub const HEAD_SIZE: usize = 8192;
+/// How much of a file's start [`detect`] looks at: a Multiboot 2 header lies within the first 32 KiB, all
+/// others begin earlier.
+pub const HEAD_SIZE: usize = multiboot2::SEARCH_SIZE;
 
 /// Finds out what `source` is and parses its header.
 ///
@@ -175,7 +181,17 @@ pub fn detect<S: Source + ?Sized>(source: &S) -> Result<Format, ImageError> {
     if let Some(header) = bzimage::Header::parse(&head, size)? {
         return Ok(Format::BzImage(header));
     }
-    if let Some(header) = multiboot::Header::find(&head)? {
+    let (multiboot, multiboot2) = multiboot_headers(&head)?;
+    if let Some(header) = multiboot2 {
+        if header.addresses.is_none() || header.entry.is_none() {
+            return Err(ImageError::malformed(
+                "Multiboot 2",
+                "the file is not ELF and the header gives no load addresses and entry (tags 2 and 3)",
+            ));
+        }
+        return Ok(Format::Multiboot2(header));
+    }
+    if let Some(header) = multiboot {
         if header.addresses.is_none() {
             return Err(ImageError::malformed(
                 "Multiboot",
@@ -183,6 +199,19 @@ pub fn detect<S: Source + ?Sized>(source: &S) -> Result<Format, ImageError> {
             ));
         }
         return Ok(Format::Multiboot(header));
+    }
+    if let Some(packing) = Packing::of(&head) {
+        return Err(ImageError::Unsupported(format!(
+            "the file is {}, which is not unpacked here: {}, and give the result",
+            packing.what, packing.unpacked_by
+        )));
+    }
+    if pe::has_section(&head, b".linux") {
+        return Err(ImageError::Unsupported(
+            "the file is a unified kernel image (UKI); get the kernel out of it: objcopy -O binary \
+             --only-section=.linux UKI KERNEL (and the initrd by --only-section=.initrd), and give that"
+                .into(),
+        ));
     }
     for (magic, name) in UNSUPPORTED {
         if head.starts_with(magic) {
@@ -194,10 +223,71 @@ pub fn detect<S: Source + ?Sized>(source: &S) -> Result<Format, ImageError> {
     Ok(Format::Flat)
 }
 
+/// The Multiboot headers of a file. A kernel may have both, of which one is enough.
+fn multiboot_headers(
+    head: &[u8],
+) -> Result<(Option<multiboot::Header>, Option<multiboot2::Header>), ImageError> {
+    match (multiboot::Header::find(head), multiboot2::Header::find(head)) {
+        (first, Ok(None)) => Ok((first?, None)),
+        (first, Ok(second)) => Ok((first.unwrap_or(None), second)),
+        (Ok(Some(first)), Err(_)) => Ok((Some(first), None)),
+        (_, Err(error)) => Err(error),
+    }
+}
+
+/// How kernels are packed that we do not unpack: those that Linux's build knows (`lib/decompress.c`).
+#[derive(Clone, Copy, Debug)]
+struct Packing {
+    /// The first bytes.
+    magic: &'static [u8],
+    /// The name that EFI zboot has for it.
+    name: &'static str,
+    what: &'static str,
+    unpacked_by: &'static str,
+    /// The program that unpacks its standard input.
+    filter: &'static str,
+}
+
+impl Packing {
+    const ALL: &[Packing] = &[
+        Packing::new(b"\xfd7zXZ\0", "xzkern", "xz-compressed", "xz -dc FILE > KERNEL", "xz -dc"),
+        Packing::new(b"BZh", "bzip2", "bzip2-compressed", "bzip2 -dc FILE > KERNEL", "bzip2 -dc"),
+        // The properties that every encoder writes, and a dictionary of at least 64 KiB.
+        Packing::new(
+            b"\x5d\0\0",
+            "lzma",
+            "lzma-compressed",
+            "xz --format=lzma -dc FILE > KERNEL",
+            "xz --format=lzma -dc",
+        ),
+        Packing::new(b"\x89LZO\0\r\n\x1a\n", "lzo", "lzo-compressed", "lzop -dc FILE > KERNEL", "lzop -dc"),
+        Packing::new(b"\x02\x21\x4c\x18", "lz4", "lz4-compressed", "lz4 -dc FILE > KERNEL", "lz4 -dc"),
+        Packing::new(b"\x04\x22\x4d\x18", "lz4", "lz4-compressed", "lz4 -dc FILE > KERNEL", "lz4 -dc"),
+    ];
+
+    const fn new(
+        magic: &'static [u8],
+        name: &'static str,
+        what: &'static str,
+        unpacked_by: &'static str,
+        filter: &'static str,
+    ) -> Packing {
+        Packing { magic, name, what, unpacked_by, filter }
+    }
+
+    fn of(head: &[u8]) -> Option<&'static Packing> {
+        // Three bytes are few: its length is all ones, if it is not known, or no more than a kernel has.
+        let is_lzma = || {
+            let length = crate::bytes::u64_at(head, 5);
+            length.is_some_and(|length| length == u64::MAX || (1..1 << 40).contains(&length))
+        };
+        let fits = |packing: &&Packing| packing.name != "lzma" || is_lzma();
+        Packing::ALL.iter().filter(|packing| head.starts_with(packing.magic)).find(fits)
+    }
+}
+
 /// Files that people pass by mistake, by their first bytes.
-const UNSUPPORTED: [(&[u8], &str); 6] = [
-    (b"\xfd7zXZ\0", "xz-compressed"),
-    (b"BZh", "bzip2-compressed"),
+const UNSUPPORTED: [(&[u8], &str); 4] = [
     (b"070701", "a cpio archive (an initramfs)"),
     (b"QFI\xfb", "a qcow2 disk image"),
     (b"!<arch>\n", "an ar archive (a Debian package?)"),
@@ -223,9 +313,36 @@ mod tests {
     }
 
     #[test]
+    fn packings_that_are_not_spoken_are_named_with_what_unpacks_them() {
+        for packing in Packing::ALL {
+            let mut file = packing.magic.to_vec();
+            file.resize(13, 0xff);
+            file.resize(4096, 0);
+            let error = detect(&file[..]).unwrap_err().to_string();
+            assert!(error.contains(packing.what) && error.contains(packing.filter), "{error}");
+            assert!(packing.unpacked_by.starts_with(packing.filter));
+        }
+        // x86 code may begin with the same three bytes.
+        assert_eq!(detect(&[&[0x5d, 0, 0, 0x90][..], &[0; 60]].concat()[..]), Ok(Format::Flat));
+    }
+
+    #[test]
+    fn a_unified_kernel_image_is_told_how_to_get_the_kernel_out() {
+        let error = detect(&pe::tests::program(&[b".osrel", b".linux"])[..]).unwrap_err().to_string();
+        assert!(error.contains("(UKI)") && error.contains("--only-section=.linux"), "{error}");
+        let other = detect(&pe::tests::program(&[b".text"])[..]).unwrap_err().to_string();
+        assert!(other.contains("a PE program"), "{other}");
+    }
+
+    #[test]
     fn no_prefix_of_any_header_panics() {
-        let images: [Vec<u8>; 4] =
-            [bzimage::tests::image(), arm64::tests::image(), elf::tests::image(), multiboot::tests::image()];
+        let images: [Vec<u8>; 5] = [
+            bzimage::tests::image(),
+            arm64::tests::image(),
+            elf::tests::image(),
+            multiboot::tests::image(),
+            multiboot2::tests::image(),
+        ];
         for image in &images {
             for length in 0..image.len().min(600) {
                 let _ = detect(&image[..length]);

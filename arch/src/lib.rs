@@ -21,6 +21,7 @@ pub mod image;
 pub mod isa;
 pub mod paging;
 pub mod register;
+pub mod room;
 pub mod x86;
 
 pub use address::{GuestPhys, GuestVirt};

@@ -1,11 +1,13 @@
 //! Facts about x86 machines.
 
 pub mod acpi;
+pub mod bios_data_area;
 pub mod boot_state;
 pub mod cpuid;
 pub mod debug_registers;
 pub mod features;
 pub mod layout;
+pub mod multiboot2_info;
 pub mod multiboot_info;
 pub mod paging;
 pub mod pvh;

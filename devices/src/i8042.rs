@@ -1,5 +1,6 @@
 //! The keyboard controller, for its reset line only: Linux and hobby kernels pulse it to
-//! reboot. `vm_superio` has the device; this is its place on a bus.
+//! reboot. `vm_superio` has the device; this is its place on a bus, and the output port, whose lowest bit is the
+//! same line (IBM PS/2 Hardware Interface Technical Reference, "Keyboard and Auxiliary Device Controller").
 
 use crate::bus::{Device, Request};
 use std::convert::Infallible;
@@ -9,6 +10,16 @@ use vm_superio::{I8042Device, Trigger};
 
 /// Ports 0x60 to 0x64.
 pub const SIZE: u64 = 5;
+
+/// Command 0xd1: the next byte of data goes to the output port.
+const WRITE_OUTPUT_PORT: u8 = 0xd1;
+/// Command 0xd0: the next byte that is read is the output port.
+const READ_OUTPUT_PORT: u8 = 0xd0;
+/// Bit 0 of the output port: the processor is not reset; bit 1: A20 is on.
+const OUTPUT_PORT: u8 = 0b11;
+/// Offsets of the data port and of the command port.
+const DATA: u64 = 0;
+const COMMAND: u64 = 4;
 
 #[derive(Clone, Debug, Default)]
 struct ResetLine(Arc<AtomicBool>);
@@ -26,6 +37,8 @@ impl Trigger for ResetLine {
 pub struct I8042 {
     controller: I8042Device<ResetLine>,
     reset: ResetLine,
+    /// The last command, until its data has been written or read.
+    command: Option<u8>,
 }
 
 impl std::fmt::Debug for I8042 {
@@ -37,7 +50,7 @@ impl std::fmt::Debug for I8042 {
 impl Default for I8042 {
     fn default() -> I8042 {
         let reset = ResetLine::default();
-        I8042 { controller: I8042Device::new(reset.clone()), reset }
+        I8042 { controller: I8042Device::new(reset.clone()), reset, command: None }
     }
 }
 
@@ -48,12 +61,22 @@ impl Device for I8042 {
 
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let (Ok(offset), [byte, ..]) = (u8::try_from(offset), data) {
-            *byte = self.controller.read(offset);
+            let reads_port =
+                u64::from(offset) == DATA && self.command.take_if(|c| *c == READ_OUTPUT_PORT).is_some();
+            *byte = if reads_port { OUTPUT_PORT } else { self.controller.read(offset) };
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
-        let Ok(()) = self.controller.write(u8::try_from(offset).ok()?, *data.first()?);
+        let value = *data.first()?;
+        match offset {
+            COMMAND => self.command = Some(value),
+            DATA if self.command.take() == Some(WRITE_OUTPUT_PORT) && value & 1 == 0 => {
+                return Some(Request::Reset);
+            }
+            _ => {}
+        }
+        let Ok(()) = self.controller.write(u8::try_from(offset).ok()?, value);
         self.reset.0.swap(false, Ordering::Relaxed).then_some(Request::Reset)
     }
 }
@@ -66,11 +89,25 @@ mod tests {
     fn pulsing_the_reset_line_asks_for_a_reset() {
         let mut device = I8042::default();
         assert_eq!(device.write(4, &[0xfe]), Some(Request::Reset));
-        assert_eq!(device.write(4, &[0xd1]), None);
         assert_eq!(device.write(0, &[0xfe]), None);
         assert_eq!(device.write(4, &[]), None);
         let mut data = [0xff; 4];
         device.read(4, &mut data);
         assert_eq!(data, [0, 0xff, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn so_does_the_output_port() {
+        let mut device = I8042::default();
+        assert_eq!(device.write(4, &[0xd0]), None);
+        let mut port = [0xff];
+        device.read(0, &mut port);
+        assert_eq!(port, [3]);
+        device.read(0, &mut port);
+        assert_eq!(port, [0]);
+        // A20 is what it is for, as a rule.
+        assert_eq!((device.write(4, &[0xd1]), device.write(0, &[0xdf])), (None, None));
+        assert_eq!((device.write(4, &[0xd1]), device.write(0, &[2])), (None, Some(Request::Reset)));
+        assert_eq!(device.write(0, &[2]), None);
     }
 }

@@ -147,10 +147,10 @@ impl Context {
             match word.split_once("{}") {
                 Some((before, after)) => {
                     let path = paths.next().ok_or("an argument lacks its path")?;
-                    command.arg(format!("{before}{}{after}", path.display()));
+                    command.arg(format!("{before}{}{}", path.display(), after.replace('~', " ")));
                 }
+                // A tilde is a space within an argument, but for those of paths.
                 None => {
-                    // A tilde is a space within an argument.
                     command.arg(word.replace('~', " "));
                 }
             }

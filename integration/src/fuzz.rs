@@ -2,6 +2,8 @@
 //! they are given. `make fuzz` has libFuzzer look for inputs; the unit tests go through
 //! mutations of a few good ones.
 
+mod kernels;
+
 use arch::aarch64::syndrome::DebugException;
 use arch::core_note::{self, Note};
 use arch::hypercall::Abi;
@@ -104,6 +106,19 @@ pub const FUZZED: &[Fuzzed] = &[
             b"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x3e\x00\x01\x00\x00\x00",
             b"MZ\x00\x00zimg",
             b"\x02\xb0\xad\x1b\x00\x00\x01\x00",
+            b"\xd6\x50\x52\xe8\x00\x00\x00\x00\x18\x00\x00\x00\x12\xaf\xad\x17\x00\x00\x00\x00\x08\x00\x00\x00",
+        ],
+    },
+    Fuzzed {
+        name: "kernels",
+        run: kernels::kernels,
+        seeds: &[
+            b"\x00",
+            b"\x01\x18\x00\x00\x00\x20\x00\x00\x00\x10\x00",
+            b"\x02\x60\x00\x00\x00\x10\x00\x00\x00\x00\x00",
+            b"\x03\x36\x02\x03\x00\x00\x08\x00\x00\x00\x00",
+            b"\x04\x10\x00\x00\x00\x10\x00\x00\x00\x00\x00",
+            b"\x05\x78\x00\x00\x00\x10\x40\x00\x00\x00\x00",
         ],
     },
     Fuzzed {
@@ -189,7 +204,7 @@ fn ask(bytes: Vec<u8>) {
     converse(&mut session, &frame(b"vCont;c")).ok();
 }
 
-/// Changes a file: places of two bytes, and eight bytes for each.
+/// Changes a file, which has more than eight bytes: places of two bytes, and eight bytes for each.
 fn change(file: &mut [u8], changes: &[u8]) {
     for change in changes.chunks_exact(10) {
         let at = usize::from(u16::from_le_bytes([change[0], change[1]])) % (file.len() - 8);

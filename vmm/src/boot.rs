@@ -9,6 +9,8 @@ pub mod aarch64;
 pub mod cmdline;
 pub mod initrd;
 pub mod kernel;
+#[cfg(test)]
+mod testing;
 pub mod x86;
 
 use crate::kvm::BootState;
@@ -16,6 +18,7 @@ use crate::memory::GuestMemory;
 use arch::aarch64::device_tree::Seed;
 use arch::image::ImageError;
 use arch::{GuestPhys, Isa};
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -97,7 +100,20 @@ pub enum BootError {
         /// Where it would have to go, and the remedy.
         why: String,
     },
-    /// A command line that is too long or has characters that no kernel takes.
+    /// A string for a module, for a kernel that has no modules.
+    #[error(
+        "initrd {path}: the string '{string}' behind the path is for Multiboot and PVH modules; this kernel is \
+         entered by {protocol}"
+    )]
+    ModuleString {
+        /// The file.
+        path: PathBuf,
+        /// What was given behind it.
+        string: String,
+        /// How the kernel is entered.
+        protocol: &'static str,
+    },
+    /// A command line that the kernel would not get whole.
     #[error("--cmdline: {0}")]
     Cmdline(String),
     /// The firmware tables could not be made.
@@ -112,8 +128,10 @@ pub struct BootConfig<'a> {
     pub memory: u64,
     /// Number of vCPUs.
     pub vcpus: u32,
-    /// The command line, complete.
+    /// The command line, complete but for the kernel's name, which comes first in some protocols.
     pub cmdline: &'a str,
+    /// Whether to leave it, and the strings of modules, without names.
+    pub cmdline_exact: bool,
     /// Initrds, in the order they were given.
     pub initrds: &'a [PathBuf],
     /// Where a flat binary goes, guest-physical.
@@ -122,8 +140,24 @@ pub struct BootConfig<'a> {
     pub exit_device: bool,
     /// Whether it has a device that takes its panics.
     pub pvpanic: bool,
-    /// Random bytes for guests that are told of them (aarch64; an x86 guest has RDRAND).
+    /// Random bytes, for a kernel's place and its first entropy.
     pub seed: Seed,
+}
+
+impl BootConfig<'_> {
+    /// What is for a kernel's first entropy of the random bytes.
+    pub fn rng_seed(&self) -> &[u8] {
+        self.seed.get(8..).unwrap_or_default()
+    }
+
+    /// A string of Multiboot's, whose first word is the file's name, unless it is to be exact.
+    fn behind_name(&self, name: &str, string: &str) -> String {
+        match (self.cmdline_exact, string) {
+            (true, _) => string.to_string(),
+            (false, "") => name.to_string(),
+            (false, _) => format!("{name} {string}"),
+        }
+    }
 }
 
 /// The result: the state that the boot vCPU starts with.
@@ -133,6 +167,23 @@ pub struct Booted {
     pub state: BootState,
     /// Address of the first instruction, guest-physical, for messages.
     pub entry: GuestPhys,
+    /// By which protocol it is entered, in words.
+    pub protocol: &'static str,
+}
+
+/// Reads `size` bytes of a file, from where it is read next, into guest memory that is there. In pieces: Linux reads
+/// no more than 2 GiB at once, which for vm-memory is the file's end.
+fn read_into(memory: &GuestMemory, mut file: &File, address: u64, size: u64) -> io::Result<()> {
+    const PIECE: u64 = 1 << 30;
+    let mut done = 0;
+    while done < size {
+        let count = usize::try_from((size - done).min(PIECE)).map_err(io::Error::other)?;
+        memory
+            .read_exact_volatile_from(GuestAddress(address + done), &mut file, count)
+            .map_err(io::Error::other)?;
+        done += count as u64;
+    }
+    Ok(())
 }
 
 /// Writes bytes that belong to the guest, with the name of what they are.

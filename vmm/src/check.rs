@@ -77,7 +77,8 @@ pub fn main(json: bool) -> u8 {
     let answer = Host::open().map_err(|error| error.to_string()).and_then(|host| {
         let (vm, vcpus) = Vm::new(&host, &vm_config()).map_err(|error| error.to_string())?;
         drop(vcpus);
-        Ok((host.kvm().get_max_vcpus(), capabilities(&host, vm.fd())))
+        let allowed = u32::try_from(host.kvm().get_max_vcpus()).unwrap_or(u32::MAX);
+        Ok(((host.max_vcpus(), allowed), capabilities(&host, vm.fd())))
     });
     let (max_vcpus, capabilities) = match answer {
         Ok(answer) => answer,
@@ -125,7 +126,8 @@ fn linux(lines: &[Capability]) -> Capability {
     }
 }
 
-fn print(json: bool, max_vcpus: usize, lines: &[Capability]) {
+/// Prints what was found; of vCPUs, how many a guest can have, and how many KVM would allow.
+fn print(json: bool, (max_vcpus, allowed_vcpus): (u32, u32), lines: &[Capability]) {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let kernel = kernel.trim();
     let mut text = String::new();
@@ -134,13 +136,18 @@ fn print(json: bool, max_vcpus: usize, lines: &[Capability]) {
             "isa": HOST_ISA.name(),
             "kernel": kernel,
             "max_vcpus": max_vcpus,
+            "kvm_max_vcpus": allowed_vcpus,
         });
         for line in lines {
             object[line.key] = serde_json::json!({ "works": line.works, "detail": line.detail });
         }
         text.push_str(&format!("{object:#}\n"));
     } else {
-        text.push_str(&format!("KVM on {HOST_ISA}, Linux {kernel}, up to {max_vcpus} vCPUs\n\n"));
+        let kvms = match allowed_vcpus > max_vcpus {
+            true => format!(" (vmm's limit; KVM's is {allowed_vcpus})"),
+            false => String::new(),
+        };
+        text.push_str(&format!("KVM on {HOST_ISA}, Linux {kernel}, up to {max_vcpus} vCPUs{kvms}\n\n"));
         let width = lines.iter().map(|line| line.title.len()).max().unwrap_or(0);
         for line in lines {
             let works = if line.works { "yes" } else { "no" };

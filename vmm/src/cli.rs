@@ -65,21 +65,23 @@ pub enum Command {
 /// Options of a run.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Kernel; its format is detected: bzImage, ELF vmlinux, Multiboot, flat binary (x86_64);
+    /// Kernel; its format is detected: bzImage, ELF vmlinux, Multiboot 1 and 2, flat binary (x86_64);
     /// Image (also gzip, zstd, EFI zboot), ELF, flat binary (aarch64)
     #[arg(long, value_name = "PATH", help_heading = "Guest")]
     kernel: Option<PathBuf>,
-    /// Initial RAM disk, or a Multiboot module; may be given more than once
-    #[arg(long, value_name = "PATH", requires = "kernel", help_heading = "Guest")]
+    /// Initial RAM disk; may be given more than once. For kernels entered by Multiboot, and by PVH if they are
+    /// not Linux, each is a module, with a string behind its file's name: --initrd 'PATH STRING'
+    #[arg(long, value_name = "PATH[ STRING]", requires = "kernel", help_heading = "Guest")]
     initrd: Vec<PathBuf>,
-    /// Kernel command line; console=ttyS0 is added when it names no console
+    /// Kernel command line. For Linux console=ttyS0 is added when it names no console; Multiboot kernels get
+    /// their file's name in front, which they skip
     #[arg(long, value_name = "STR", allow_hyphen_values = true, help_heading = "Guest")]
     cmdline: Option<String>,
-    /// Add nothing to the command line
+    /// Add nothing to the command line, nor to the strings of modules
     #[arg(long, help_heading = "Guest")]
     cmdline_exact: bool,
     /// Where a flat binary is loaded and entered, guest-physical, for example 0x100000 (x86_64: in
-    /// 64-bit mode, RSI has the boot parameters) or 0x40200000 (aarch64: X0 has the device tree)
+    /// 64-bit mode, RSI has the boot parameters) or 0x40080000 (aarch64: X0 has the device tree)
     #[arg(long, value_name = "ADDRESS", value_parser = parse_address, requires = "kernel", help_heading = "Guest")]
     load_address: Option<u64>,
 
@@ -100,6 +102,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "on|off", default_value = "on", num_args = 0..=1, default_missing_value = "on",
           require_equals = false, action = ArgAction::Set, value_parser = ValueParser::new(on_off), help_heading = "Machine")]
     exit_device: bool,
+    /// Add QEMU's pc-testdev, for KVM's own tests (kvm-unit-tests): interrupt lines at ports 0x2000 to 0x2017,
+    /// registers at 0xe0 and 0xe8, a page's flush at 0xe4, memory at 0xff000000 (x86_64)
+    #[arg(long, help_heading = "Machine")]
+    test_device: bool,
 
     /// Where the guest's console goes; on a terminal, Ctrl-A x quits and Ctrl-A h helps
     #[arg(long, value_name = "stdio|file:PATH|pty|none", default_value = "stdio", value_parser = ValueParser::new(console), help_heading = "Run")]
@@ -235,6 +241,7 @@ impl RunArgs {
             memory: self.memory,
             cpu: template(&self.cpu_template, self.cpu_features.as_deref())?,
             exit_device: self.exit_device,
+            test_device: self.test_device,
             console: self.console.clone(),
             timeout: self.timeout,
             on_reboot: match self.reboot {

@@ -42,7 +42,7 @@ pub enum GuestClock {
 pub struct Config {
     /// The kernel; the embedded guest where there is none.
     pub kernel: Option<PathBuf>,
-    /// Initrds, or Multiboot modules.
+    /// Initrds, or modules: paths, which may have a string behind them ([`crate::boot::initrd`]).
     pub initrds: Vec<PathBuf>,
     /// The command line as the user gave it.
     pub cmdline: Option<String>,
@@ -58,6 +58,8 @@ pub struct Config {
     pub cpu: CpuTemplate,
     /// Whether there is an exit device.
     pub exit_device: bool,
+    /// Whether there is QEMU's `pc-testdev` (x86_64).
+    pub test_device: bool,
     /// Where the console goes.
     pub console: ConsoleKind,
     /// When to end the guest.
@@ -303,6 +305,7 @@ impl Default for Config {
             memory: MemorySize::DEFAULT,
             cpu: CpuTemplate::built_in(isa, "host", None),
             exit_device: true,
+            test_device: false,
             console: ConsoleKind::Stdio,
             timeout: None,
             on_reboot: OnReboot::default(),

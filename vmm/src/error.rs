@@ -71,7 +71,7 @@ impl Error {
             )
             | Error::Usage(_)
             | Error::Dump(WriteError::Name { .. })
-            | Error::Boot(BootError::LoadAddressNotFlat { .. } | BootError::Cmdline(_)) => outcome::USAGE,
+            | Error::Boot(BootError::LoadAddressNotFlat { .. }) => outcome::USAGE,
             Error::Kvm(_) | Error::System { .. } => outcome::HOST,
             Error::Boot(_) => outcome::IMAGE,
             Error::Open { .. } | Error::Template { .. } | Error::Listen { .. } | Error::Dump(_) => {

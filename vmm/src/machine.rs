@@ -4,8 +4,9 @@
 //! its console input, wait for its [`Outcome`]. The command line's event loop ([`crate::run`])
 //! is one such driver.
 
+use crate::boot::cmdline::Completion;
 use crate::boot::kernel::Kernel;
-use crate::boot::{self, BootConfig, Booted, cmdline};
+use crate::boot::{self, BootConfig, Booted};
 use crate::config::{Config, GuestClock, Trace};
 use crate::debugger::{DebugShared, Debugger, Prepared};
 use crate::dump::Dumper;
@@ -13,6 +14,7 @@ use crate::error::Error;
 use crate::guest_clock::Timekeeper;
 use crate::hypercalls::{FamilyName, LiveHypercalls};
 use crate::kvm::{HOST_ISA, Host, HypercallSetup, InterruptLine, Vm, VmConfig};
+use crate::memory::forget_mapping;
 use crate::outcome::Outcome;
 use crate::output_queue::{OutputQueue, QueueEnd};
 use crate::serve::Shared;
@@ -25,8 +27,12 @@ use devices::exit::ExitDevice;
 use devices::guest_log;
 use devices::i8042::{self, I8042};
 use devices::pl031::Pl031;
+use devices::pm_timer::{self, PmTimer};
+use devices::port92::Port92;
 use devices::pvpanic::Pvpanic;
+use devices::reset_control::ResetControl;
 use devices::serial::{self, Interrupt, Serial};
+use devices::test_device::{self, Flush, Kept, Lines};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, channel};
@@ -131,6 +137,7 @@ impl Machine {
         output: Box<dyn Write + Send>,
         former: Option<&Arc<Debugger>>,
     ) -> Result<Machine, Error> {
+        check(config)?;
         let host = Host::open()?;
         let vm_config = VmConfig {
             vcpus: config.cpus,
@@ -144,12 +151,13 @@ impl Machine {
         };
         let (vm, vcpus) = Vm::new(&host, &vm_config)?;
         let waits = config.gdb.as_ref().is_some_and(|gdb| gdb.waits);
-        let cmdline = cmdline::complete(HOST_ISA, config.cmdline.as_deref(), config.cmdline_exact, waits);
+        let cmdline = Completion::of(&kernel, config.cmdline_exact, waits).line(config.cmdline.as_deref());
         let booted = prepare(&vm, &kernel, config, &cmdline)?;
         log::info!(
-            "{} {}, entered at {}; {} vCPUs, {} MiB; command line: {cmdline}",
+            "{} {}, entered by {} at {}; {} vCPUs, {} MiB; command line: {cmdline}",
             kernel.format().name(),
             kernel.path().display(),
+            booted.protocol,
             booted.entry,
             config.cpus,
             config.memory.bytes() >> 20,
@@ -337,6 +345,7 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
         memory: config.memory.bytes(),
         vcpus: config.cpus,
         cmdline,
+        cmdline_exact: config.cmdline_exact,
         initrds: &config.initrds,
         load_address: config.load_address,
         exit_device: config.exit_device,
@@ -379,6 +388,14 @@ fn hypercalls(
     live.map(|live| Some(Arc::new(live))).map_err(Error::system("cannot start a thread for timers"))
 }
 
+/// Refuses what this architecture has not.
+fn check(config: &Config) -> Result<(), Error> {
+    match config.test_device && HOST_ISA == Isa::Aarch64 {
+        true => Err(Error::Usage("--test-device: QEMU's pc-testdev is a device of x86_64 machines".into())),
+        false => Ok(()),
+    }
+}
+
 type Devices = (Arc<Mutex<Serial>>, Bus, Bus);
 
 /// Makes the devices of the host's architecture: the serial port, ports, memory-mapped ones.
@@ -401,15 +418,11 @@ fn devices(
             use arch::x86::layout;
             let serial = shared(Serial::new(interrupt(layout::COM1_IRQ), output, drained));
             put(&mut ports, layout::COM1_PORT.into(), serial::SIZE, serial.clone());
-            put(&mut ports, layout::RTC_PORT.into(), cmos::SIZE, Arc::new(Mutex::new(Cmos::default())));
-            put(&mut ports, layout::I8042_PORT.into(), i8042::SIZE, Arc::new(Mutex::new(I8042::default())));
-            let power = Arc::new(Mutex::new(AcpiPower));
-            put(&mut ports, layout::ACPI_POWER_PORT.into(), acpi_power::SIZE, power);
-            if config.exit_device {
-                put(&mut ports, layout::EXIT_PORT.into(), 4, Arc::new(Mutex::new(ExitDevice)));
-            }
-            if has_pvpanic(config) {
-                put(&mut ports, layout::PVPANIC_PORT.into(), 1, Arc::new(Mutex::new(Pvpanic)));
+            x86_devices(vm, config, |port, size, device| put(&mut ports, port.into(), size, device));
+            if config.test_device {
+                test_device(vm, |port, size, device| put(&mut ports, port.into(), size, device));
+                let memory = Arc::new(Mutex::new(Kept::new(test_device::MEMORY_SIZE)));
+                put(&mut mmio, layout::test_device::MEMORY, test_device::MEMORY_SIZE, memory);
             }
             serial
         }
@@ -430,6 +443,45 @@ fn devices(
         }
     };
     Ok((serial, ports, mmio))
+}
+
+/// Makes the devices of an x86 machine that have ports and need no console.
+fn x86_devices(vm: &Vm, config: &Config, mut put: impl FnMut(u16, u64, Arc<Mutex<dyn Device>>)) {
+    use arch::x86::layout;
+    put(layout::RTC_PORT, cmos::SIZE, Arc::new(Mutex::new(Cmos::default())));
+    put(layout::I8042_PORT, i8042::SIZE, Arc::new(Mutex::new(I8042::default())));
+    put(layout::SYSTEM_CONTROL_PORT, 1, Arc::new(Mutex::new(Port92::default())));
+    put(layout::RESET_CONTROL_PORT, 1, Arc::new(Mutex::new(ResetControl::default())));
+    put(layout::ACPI_POWER_PORT, acpi_power::SIZE, Arc::new(Mutex::new(AcpiPower)));
+    let time = vm.time();
+    // A host that does not tell has said so before (`kvm::clock`).
+    let timer = PmTimer::new(move || time.now().unwrap_or_default());
+    put(layout::ACPI_TIMER_PORT, pm_timer::SIZE, Arc::new(Mutex::new(timer)));
+    if config.exit_device {
+        put(layout::EXIT_PORT, 4, Arc::new(Mutex::new(ExitDevice)));
+    }
+    if has_pvpanic(config) {
+        put(layout::PVPANIC_PORT, 1, Arc::new(Mutex::new(Pvpanic)));
+    }
+}
+
+/// Makes the parts of QEMU's `pc-testdev` that have ports.
+fn test_device(vm: &Vm, mut put: impl FnMut(u16, u64, Arc<Mutex<dyn Device>>)) {
+    use arch::x86::layout::test_device as place;
+    let lines: Vec<_> = (0..24).map(|line| vm.interrupt(line)).collect();
+    let lines = Lines::new(move |line, level| {
+        let Some(line) = usize::try_from(line).ok().and_then(|line| lines.get(line)) else { return };
+        if let Err(error) = line.set(level) {
+            devices::tell!(Warn, "the test device's interrupt is lost: {error}");
+        }
+    });
+    put(place::LINES_PORT, test_device::LINES, Arc::new(Mutex::new(lines)));
+    let memory = vm.memory().clone();
+    let flush = Flush::new(move |page| forget_mapping(&memory, page));
+    put(place::FLUSH_PORT, 4, Arc::new(Mutex::new(flush)));
+    let register = Arc::new(Mutex::new(Kept::new(test_device::REGISTER_SIZE)));
+    put(place::REGISTER_PORT, test_device::REGISTER_SIZE, register.clone());
+    put(place::BYTES_PORT, test_device::REGISTER_SIZE, register);
 }
 
 #[cfg(test)]

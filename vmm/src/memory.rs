@@ -41,6 +41,24 @@ pub fn map(isa: Isa, bytes: u64) -> io::Result<GuestMemory> {
     GuestMemory::from_arc_regions(regions).map_err(io::Error::other)
 }
 
+/// Has the host forget how it maps the page of 4 KiB at a guest-physical address for KVM, without its contents'
+/// being lost: the guest's next access comes to KVM's notice. Where no RAM is, nothing happens.
+pub fn forget_mapping(memory: &GuestMemory, page: u64) {
+    use vm_memory::GuestMemoryBackend;
+    const PAGE: usize = 4096;
+    let address = GuestAddress(page & !0xfff);
+    let Ok(host) = memory.get_host_address(address) else { return };
+    // A change of protection has KVM drop its mapping, to and fro; at no time is an access of ours refused.
+    for protection in [Reservation::PROTECTION | libc::PROT_EXEC, Reservation::PROTECTION] {
+        // SAFETY: regions begin and end at pages, so the page is the guest's memory, which stays readable and
+        // writable, and nothing of this process is executed from it.
+        if unsafe { libc::mprotect(host.cast(), PAGE, protection) } != 0 {
+            log::debug!("the mapping of {address:?} is kept: {}", io::Error::last_os_error());
+            return;
+        }
+    }
+}
+
 impl RamRegion {
     fn new(range: &PhysRange) -> io::Result<RamRegion> {
         let too_large = || io::Error::from_raw_os_error(libc::ENOMEM);

@@ -8,13 +8,15 @@ use crate::debugger::{self, DebugShared, LiveMemory, ThreadDebug};
 use crate::guest_clock::Entry;
 use crate::hypercalls::{Done, LiveHypercalls};
 use crate::kvm::exit::{HypercallExit, InternalError, SystemEvent, VcpuExit};
-use crate::kvm::{KvmError, Vcpu};
+use crate::kvm::{HOST_ISA, KvmError, Vcpu};
 use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
 use crate::output_queue::OutputQueue;
 use crate::stepping::{self, Prepared, Step};
 use arch::GuestVirt;
+use arch::Isa;
 use arch::register::Bank;
+use arch::x86::reset_vector;
 use debug::disassemble::LONGEST_INSTRUCTION;
 use debug::memory::{self, Space};
 use debug::report::Report;
@@ -272,6 +274,8 @@ enum Unreported {
 impl Unreported {
     fn outcome(self, vcpu: &Vcpu, shared: &Shared) -> Left {
         Left::Ended(match self {
+            // Where firmware would be, that boots the machine again.
+            Unreported::EmulationFailure(_) if is_after_init(vcpu) => Outcome::Reset,
             Unreported::TripleFault => Outcome::TripleFault { report: report(vcpu, shared, &[]) },
             Unreported::EmulationFailure(instruction) => {
                 Outcome::EmulationFailure { report: report(vcpu, shared, &instruction) }
@@ -281,6 +285,12 @@ impl Unreported {
             }
         })
     }
+}
+
+/// Whether a vCPU begins where an x86 processor does after INIT.
+fn is_after_init(vcpu: &Vcpu) -> bool {
+    let (Ok((pc, _)), Ok(mode)) = (vcpu.pc_and_flags(), vcpu.code()) else { return false };
+    HOST_ISA == Isa::X86_64 && mode.linear(pc) == reset_vector::AFTER_INIT
 }
 
 /// Serves an exit of vCPU `id`.

@@ -2,7 +2,7 @@
 //!
 //! Sources: Devicetree Specification 0.4; Linux `Documentation/devicetree/bindings`:
 //! `arm/psci.yaml`, `interrupt-controller/arm,gic.yaml` and `arm,gic-v3.yaml`,
-//! `timer/arm,arch_timer.yaml`, `serial/8250.yaml`, `rtc/arm,pl031.yaml`.
+//! `timer/arm,arch_timer.yaml`, `arm/pmu.yaml`, `serial/8250.yaml`, `rtc/arm,pl031.yaml`.
 
 use super::layout;
 use crate::address::PhysRange;
@@ -43,6 +43,8 @@ pub struct DeviceTree<'a> {
     pub mpidrs: &'a [u64],
     /// Which interrupt controller there is.
     pub gic: GicVersion,
+    /// Whether vCPUs have performance monitors.
+    pub pmu: bool,
     /// Guest-physical start and size in bytes of the initrd.
     pub initrd: Option<(u64, u64)>,
     /// Whether there is an exit device.
@@ -86,18 +88,19 @@ impl DeviceTree<'_> {
         let timer = fdt.begin_node("timer")?;
         fdt.property_string("compatible", "arm,armv8-timer")?;
         fdt.property_null("always-on")?;
-        let flags = match self.gic {
-            // GICv2 bindings put a mask of CPUs into bits 8 to 15 of a PPI's flags.
-            GicVersion::V2 => {
-                let cpus = u32::try_from(self.mpidrs.len()).unwrap_or(8).min(8);
-                ((1 << cpus) - 1) << 8 | IRQ_LEVEL_LOW
-            }
-            GicVersion::V3 => IRQ_LEVEL_LOW,
-        };
+        let flags = self.ppi_flags(IRQ_LEVEL_LOW);
         let interrupts: Vec<u32> =
             layout::TIMER_PPIS.into_iter().flat_map(|ppi| [IRQ_PPI, ppi, flags]).collect();
         fdt.property_array_u32("interrupts", &interrupts)?;
         fdt.end_node(timer)?;
+
+        if self.pmu {
+            let node = fdt.begin_node("pmu")?;
+            fdt.property_string("compatible", "arm,armv8-pmuv3")?;
+            let flags = self.ppi_flags(IRQ_LEVEL_HIGH);
+            fdt.property_array_u32("interrupts", &[IRQ_PPI, layout::PMU_PPI, flags])?;
+            fdt.end_node(node)?;
+        }
 
         let psci = fdt.begin_node("psci")?;
         fdt.property_string_list("compatible", vec!["arm,psci-1.0".into(), "arm,psci-0.2".into()])?;
@@ -141,6 +144,17 @@ impl DeviceTree<'_> {
         }
         fdt.end_node(root)?;
         fdt.finish()
+    }
+
+    /// The flags of a private interrupt: GICv2 bindings put a mask of CPUs into bits 8 to 15.
+    fn ppi_flags(&self, level: u32) -> u32 {
+        match self.gic {
+            GicVersion::V2 => {
+                let cpus = u32::try_from(self.mpidrs.len()).unwrap_or(8).min(8);
+                ((1 << cpus) - 1) << 8 | level
+            }
+            GicVersion::V3 => level,
+        }
     }
 
     fn chosen(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
@@ -208,6 +222,7 @@ mod tests {
             memory: 6 << 30,
             mpidrs,
             gic,
+            pmu: true,
             initrd: Some((0x4800_0000, 0x1234)),
             exit_device: true,
             pvpanic: true,
@@ -231,9 +246,15 @@ mod tests {
         let chosen = fdt.find_node("/chosen").unwrap();
         assert_eq!(chosen.property("kaslr-seed").unwrap().value, [7; 8]);
         assert_eq!(chosen.property("rng-seed").unwrap().value, [7; 32]);
-        for compatible in
-            ["arm,gic-v3", "arm,armv8-timer", "arm,psci-0.2", "ns16550a", "arm,pl031", "qemu,pvpanic-mmio"]
-        {
+        for compatible in [
+            "arm,gic-v3",
+            "arm,armv8-timer",
+            "arm,armv8-pmuv3",
+            "arm,psci-0.2",
+            "ns16550a",
+            "arm,pl031",
+            "qemu,pvpanic-mmio",
+        ] {
             assert!(fdt.find_compatible(&[compatible]).is_some(), "{compatible}");
         }
         let exit = fdt.find_compatible(&[EXIT_DEVICE_COMPATIBLE]).unwrap();
@@ -249,14 +270,17 @@ mod tests {
         assert_eq!(interface.starting_address as u64, layout::GIC_CPU_INTERFACE.start.0);
         let timer = fdt.find_node("/timer").unwrap().property("interrupts").unwrap();
         assert_eq!(timer.value[8..12], 0x308u32.to_be_bytes());
+        let pmu = fdt.find_node("/pmu").unwrap().property("interrupts").unwrap();
+        assert_eq!(pmu.value, [1u32, 7, 0x304].map(u32::to_be_bytes).concat());
     }
 
     #[test]
     fn devices_that_are_not_there_have_no_node() {
         let mut tree = tree(&[0], GicVersion::V3);
-        (tree.exit_device, tree.pvpanic) = (false, false);
+        (tree.exit_device, tree.pvpanic, tree.pmu) = (false, false, false);
         let bytes = tree.bytes().unwrap();
         assert!(fdt::Fdt::new(&bytes).unwrap().find_compatible(&[EXIT_DEVICE_COMPATIBLE]).is_none());
         assert!(fdt::Fdt::new(&bytes).unwrap().find_compatible(&["qemu,pvpanic-mmio"]).is_none());
+        assert!(fdt::Fdt::new(&bytes).unwrap().find_compatible(&["arm,armv8-pmuv3"]).is_none());
     }
 }

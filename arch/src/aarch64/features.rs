@@ -57,6 +57,8 @@ pub enum VcpuOption {
     Sve,
     /// Pointer authentication, addresses and generic.
     PointerAuthentication,
+    /// Performance monitors.
+    PerformanceMonitors,
 }
 
 /// How a feature is switched off.
@@ -96,6 +98,7 @@ const fn step(name: &'static str, since: u8, register: IdRegister, shift: u8, wi
 const FEATURES: &[Feature] = &[
     Feature { name: "sve", since: 82, switch: Switch::Option(VcpuOption::Sve) },
     Feature { name: "paca", since: 83, switch: Switch::Option(VcpuOption::PointerAuthentication) },
+    Feature { name: "pmuv3", since: 80, switch: Switch::Option(VcpuOption::PerformanceMonitors) },
     field("aes", 80, ID_AA64ISAR0_EL1, 4),
     step("pmull", 80, ID_AA64ISAR0_EL1, 4, 1),
     field("sha1", 80, ID_AA64ISAR0_EL1, 8),

@@ -35,12 +35,15 @@ pub const GIC_INTERRUPTS: u32 = 96;
 /// Private peripheral interrupts of the architected timer: secure physical, physical,
 /// virtual, hypervisor (Arm Base System Architecture, "PPI assignments").
 pub const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
+/// The performance monitors' private peripheral interrupt (the same, "PPI assignments").
+pub const PMU_PPI: u32 = 7;
 
 /// Where RAM begins.
 pub const RAM_START: GuestPhys = GuestPhys(0x4000_0000);
-/// Room at the start of RAM for the device tree, bytes: the most booting.rst allows. The
-/// kernel goes behind it.
+/// The largest device tree, bytes (booting.rst, section 2).
 pub const DEVICE_TREE_SIZE: u64 = 2 << 20;
+/// Where an `Image` is loaded, but for its own offset: kernels before Linux 4.6 need the start of RAM near.
+pub const IMAGE_BASE: GuestPhys = GuestPhys(RAM_START.0 + (2 << 20));
 /// The smallest memory a guest can have, bytes.
 pub const MINIMUM_MEMORY: u64 = 4 << 20;
 /// Longest command line that arm64 Linux keeps (`COMMAND_LINE_SIZE`), its zero included.

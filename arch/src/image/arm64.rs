@@ -2,7 +2,7 @@
 //!
 //! Source: Linux `Documentation/arch/arm64/booting.rst`, section 4, "Call the kernel image".
 
-use super::ImageError;
+use super::{ImageError, pe};
 use crate::bytes::{u32_at, u64_at};
 
 const TEXT_OFFSET: usize = 8;
@@ -12,6 +12,8 @@ const MAGIC: usize = 56;
 const ARM64_MAGIC: u32 = 0x644d_5241;
 const FLAG_BIG_ENDIAN: u64 = 1 << 0;
 const HEADER_SIZE: usize = 64;
+/// The PE headers of an EFI-bootable Image are well below this, bytes.
+const PE_HEADERS_END: u64 = 8192;
 
 /// The image is placed `text_offset` bytes from an address aligned to this.
 pub const BASE_ALIGNMENT: u64 = 2 << 20;
@@ -59,7 +61,7 @@ impl Header {
         let needed = match pe_sections_end(head) {
             Some(end) => end,
             // An EFI-bootable Image that ends before its PE headers do.
-            None if head.starts_with(b"MZ") && file_size < super::HEAD_SIZE as u64 => super::HEAD_SIZE as u64,
+            None if head.starts_with(b"MZ") && file_size < PE_HEADERS_END => PE_HEADERS_END,
             None => HEADER_SIZE as u64,
         };
         if needed > file_size {
@@ -75,26 +77,9 @@ impl Header {
     }
 }
 
-/// Where the file's last section ends, from the PE headers that an EFI-bootable Image has
-/// (PE Format, "COFF File Header" and "Section Table").
+/// Where the file's last section ends, from the PE headers that an EFI-bootable Image has.
 fn pe_sections_end(head: &[u8]) -> Option<u64> {
-    let pe = u32_at(head, 0x3c)? as usize;
-    if !head.starts_with(b"MZ") || head.get(pe..pe.checked_add(4)?)? != b"PE\0\0" {
-        return None;
-    }
-    let sections = usize::from(crate::bytes::u16_at(head, pe + 6)?);
-    let optional_header = usize::from(crate::bytes::u16_at(head, pe + 20)?);
-    let table = pe + 24 + optional_header;
-    (0..sections)
-        .map(|index| {
-            let entry = table + index * 40;
-            let raw_size = u64::from(u32_at(head, entry + 16)?);
-            let raw_offset = u64::from(u32_at(head, entry + 20)?);
-            Some(raw_size + raw_offset)
-        })
-        .collect::<Option<Vec<u64>>>()?
-        .into_iter()
-        .max()
+    pe::sections(head)?.iter().map(|section| section.offset + section.size).max()
 }
 
 #[cfg(test)]

@@ -61,6 +61,17 @@ pub struct Header {
 }
 
 impl Header {
+    /// Where the kernel is loaded, guest-physical: where it would like to be, as there it need not move
+    /// itself. One that is relocatable may go up to an aligned place from `lowest` on; one that is not runs
+    /// where it says and nowhere else (boot.rst, "pref_address"), so it is `None` below `lowest`.
+    pub fn load_address(&self, lowest: u64) -> Option<u64> {
+        match (self.relocatable, self.pref_address) {
+            (false, 0) => Some(lowest),
+            (true, preferred) => preferred.max(lowest).checked_next_multiple_of(self.alignment),
+            (false, preferred) => Some(preferred).filter(|preferred| *preferred >= lowest),
+        }
+    }
+
     /// Parses the header; `Ok(None)` when the file is not a bzImage.
     ///
     /// # Errors
@@ -171,6 +182,25 @@ pub(super) mod tests {
         assert_eq!(header.cmdline_size, 2047);
         assert_eq!(header.setup_header.len(), 0x26c - SETUP_HEADER_OFFSET);
         assert!(header.relocatable);
+    }
+
+    #[test]
+    fn a_kernel_that_is_not_relocatable_goes_where_it_says() {
+        let Ok(Format::BzImage(header)) = detect(&image()[..]) else { panic!("not a bzImage") };
+        for (relocatable, pref_address, place) in [
+            (true, 0x100_0000, Some(0x100_0000)),
+            (true, 0x8_0000, Some(0x20_0000)),
+            (true, 0x110_0000, Some(0x120_0000)),
+            (true, u64::MAX, None),
+            (false, 0x110_0000, Some(0x110_0000)),
+            (false, 0x10_0000, Some(0x10_0000)),
+            (false, 0x8_0000, None),
+            (false, 0, Some(0x10_0000)),
+            (true, 0, Some(0x20_0000)),
+        ] {
+            let header = Header { relocatable, pref_address, ..header.clone() };
+            assert_eq!(header.load_address(0x10_0000), place, "{relocatable} {pref_address:#x}");
+        }
     }
 
     #[test]

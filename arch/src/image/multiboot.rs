@@ -68,7 +68,7 @@ impl Header {
                 let [Some(header), Some(load), Some(load_end), Some(bss_end), Some(entry)] = fields else {
                     return Err(ImageError::malformed("Multiboot", "the address fields are cut short"));
                 };
-                Some(Addresses::new(offset as u64, header, load, load_end, bss_end, entry)?)
+                Some(Addresses::new(offset as u64, [header, load, load_end, bss_end, entry])?)
             };
             return Ok(Some(Header { addresses, wants_video: flags & FLAG_VIDEO != 0 }));
         }
@@ -77,16 +77,10 @@ impl Header {
 }
 
 impl Addresses {
-    fn new(
-        header_offset: u64,
-        header: u32,
-        load: u32,
-        load_end: u32,
-        bss_end: u32,
-        entry: u32,
-    ) -> Result<Addresses, ImageError> {
-        let [header, load, load_end, bss_end, entry] =
-            [header, load, load_end, bss_end, entry].map(u64::from);
+    /// Checks the fields `header_addr`, `load_addr`, `load_end_addr`, `bss_end_addr` and `entry_addr`, of a
+    /// header that lies `header_offset` bytes into the file.
+    pub(super) fn new(header_offset: u64, fields: [u32; 5]) -> Result<Addresses, ImageError> {
+        let [header, load, load_end, bss_end, entry] = fields.map(u64::from);
         let bad = |why: &str| Err(ImageError::malformed("Multiboot", why));
         // load_addr must be at or below header_addr, and the image cannot start before the file.
         let Some(file_offset) = header.checked_sub(load).and_then(|before| header_offset.checked_sub(before))

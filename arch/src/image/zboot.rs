@@ -3,7 +3,7 @@
 //!
 //! Source: Linux `drivers/firmware/efi/libstub/zboot-header.S`.
 
-use super::{Compression, ImageError};
+use super::{Compression, ImageError, Packing};
 use crate::bytes::{array_at, u32_at};
 
 /// Where the compressed kernel lies in the file.
@@ -47,15 +47,24 @@ impl Payload {
         let compression = match &name[..length] {
             b"gzip" => Compression::Gzip,
             b"zstd" | b"zstd22" => Compression::Zstd,
-            other => {
-                return Err(ImageError::Unsupported(format!(
-                    "the EFI zboot kernel is compressed with '{}'; gzip and zstd are supported, or unpack the Image",
-                    other.escape_ascii()
-                )));
-            }
+            other => return Err(unsupported(other, offset, size)),
         };
         Ok(Some(Payload { offset, size, compression }))
     }
+}
+
+/// Says how to get the kernel out of a file whose compression we do not unpack.
+fn unsupported(name: &[u8], offset: u64, size: u64) -> ImageError {
+    let words = match Packing::ALL.iter().find(|packing| packing.name.as_bytes() == name) {
+        Some(packing) => {
+            format!("tail -c +{} FILE | head -c {size} | {} > KERNEL", offset + 1, packing.filter)
+        }
+        None => format!("unpack the {size} bytes from {offset} on"),
+    };
+    ImageError::Unsupported(format!(
+        "the EFI zboot kernel is compressed with '{}', which is not unpacked here: {words}, and give the result",
+        name.escape_ascii()
+    ))
 }
 
 #[cfg(test)]
@@ -85,6 +94,11 @@ mod tests {
         }
         assert!(matches!(detect(&image(b"gzip", 129)[..]), Err(ImageError::Truncated { .. })));
         let lzma = detect(&image(b"lzma", 1)[..]).unwrap_err().to_string();
-        assert!(lzma.contains("'lzma'"), "{lzma}");
+        assert!(
+            lzma.contains("'lzma'") && lzma.contains("tail -c +129 FILE | head -c 1 | xz --format=lzma"),
+            "{lzma}"
+        );
+        let other = detect(&image(b"brotli", 1)[..]).unwrap_err().to_string();
+        assert!(other.contains("'brotli'") && other.contains("from 128 on"), "{other}");
     }
 }

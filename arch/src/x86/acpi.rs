@@ -66,6 +66,14 @@ pub fn tables(vcpus: u32, has_pvpanic: bool) -> Vec<u8> {
     block
 }
 
+/// Size of the RSDP, bytes (ACPI 6.5, table 5.3).
+pub const RSDP_SIZE: usize = 36;
+
+/// The RSDP at the start of a block of [`tables`].
+pub fn rsdp(tables: &[u8]) -> [u8; RSDP_SIZE] {
+    crate::bytes::array_at(tables, 0).unwrap_or([0; RSDP_SIZE])
+}
+
 /// A generic address of one byte-wide I/O port.
 fn port(offset: u16) -> GAS {
     GAS::new(
@@ -84,11 +92,20 @@ fn fadt(dsdt_at: u64) -> acpi_tables::fadt::FADT {
         .flag(Flags::ResetRegSup)
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
+        .flag(Flags::TmrValExt)
         .flag(Flags::Wbinvd);
     fadt.reset_reg = port(RESET_OFFSET);
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = port(SLEEP_CONTROL_OFFSET);
     fadt.sleep_status_reg = port(SLEEP_STATUS_OFFSET);
+    // Hardware-reduced ACPI needs no timer, and may have one: Linux takes it from the wide field, other kernels
+    // from the narrow one.
+    let mut timer = port(0);
+    (timer.address, timer.register_bit_width) = (u64::from(layout::ACPI_TIMER_PORT).into(), 32);
+    timer.access_size = acpi_tables::gas::AccessSize::DwordAccess;
+    fadt.x_pm_tmr_blk = timer;
+    fadt.pm_tmr_blk = u32::from(layout::ACPI_TIMER_PORT).into();
+    fadt.pm_tmr_len = 4;
     // IAPC_BOOT_ARCH: no VGA (bit 2), no MSI (bit 3), no ASPM (bit 4). The keyboard controller
     // is not announced (bit 1): it is there for its reset line only.
     fadt.iapc_boot_arch = (1 << 2 | 1 << 3 | 1 << 4).into();
@@ -198,6 +215,9 @@ mod tests {
                 // Generic addresses: reset register at 116, sleep control at 244.
                 assert_eq!(u64_at(table, 120), Some(0x602));
                 assert_eq!(u64_at(table, 248), Some(0x600));
+                // The timer: its port at 76, its length at 91, its generic address at 208.
+                assert_eq!((u32_at(table, 76), table[91], u64_at(table, 212)), (Some(0x608), 4, Some(0x608)));
+                assert_eq!(table[208..212], [1, 32, 0, 3]);
             }
         }
         assert_eq!(names, ["FACP", "APIC"]);

@@ -2,7 +2,8 @@
 //! with them.
 //!
 //! Sources: Linux `Documentation/arch/x86/boot.rst`, "64-bit Boot Protocol"; Xen
-//! `docs/misc/pvh.pandoc`; Multiboot Specification 0.6.96, section 3.2, "Machine state";
+//! `docs/misc/pvh.pandoc`; Multiboot Specification 0.6.96, section 3.2, "Machine state"; Multiboot2
+//! Specification 2.0, section 3.3;
 //! Intel SDM vol. 3, "Segment Descriptors" and "4-Level Paging".
 
 use super::layout;
@@ -25,6 +26,8 @@ pub const RFLAGS_RESERVED: u64 = 1 << 1;
 
 /// EAX at the entry of a Multiboot 1 kernel.
 pub const MULTIBOOT_BOOTLOADER_MAGIC: u64 = 0x2bad_b002;
+/// EAX at the entry of a Multiboot 2 kernel.
+pub const MULTIBOOT2_BOOTLOADER_MAGIC: u64 = 0x36d7_6289;
 
 /// How a guest is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +38,28 @@ pub enum Protocol {
     Pvh,
     /// 32-bit protected mode without paging, EAX holds a magic number, EBX points to the
     /// Multiboot information.
-    Multiboot,
+    Multiboot {
+        /// Where that is.
+        information: GuestPhys,
+    },
+    /// The same with the magic number and the information of Multiboot 2 (section 3.3, "I386 machine
+    /// state").
+    Multiboot2 {
+        /// Where that is.
+        information: GuestPhys,
+    },
+}
+
+impl Protocol {
+    /// What it is called.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Protocol::Linux64 => "Linux's 64-bit protocol",
+            Protocol::Pvh => "PVH",
+            Protocol::Multiboot { .. } => "Multiboot",
+            Protocol::Multiboot2 { .. } => "Multiboot 2",
+        }
+    }
 }
 
 /// A segment register with its hidden part (Intel SDM vol. 3, "Segment Descriptors").
@@ -125,11 +149,17 @@ impl BootState {
             is_long: long && is_code,
             is_32_bit: !(long && is_code),
         };
+        let (rax, rbx) = match protocol {
+            Protocol::Linux64 => (0, 0),
+            Protocol::Pvh => (0, layout::BOOT_INFO.0),
+            Protocol::Multiboot { information } => (MULTIBOOT_BOOTLOADER_MAGIC, information.0),
+            Protocol::Multiboot2 { information } => (MULTIBOOT2_BOOTLOADER_MAGIC, information.0),
+        };
         BootState {
             rip: entry,
             rsp: layout::BOOT_STACK.0,
-            rax: if protocol == Protocol::Multiboot { MULTIBOOT_BOOTLOADER_MAGIC } else { 0 },
-            rbx: if long { 0 } else { layout::BOOT_INFO.0 },
+            rax,
+            rbx,
             rsi: if long { layout::ZERO_PAGE.0 } else { 0 },
             cr0: CR0_PE | CR0_ET | if long { CR0_PG } else { 0 },
             cr3: if long { layout::PAGE_TABLES.0 } else { 0 },
@@ -198,9 +228,15 @@ mod tests {
         assert_eq!((linux.rip, linux.rsi), (0x100_0200, layout::ZERO_PAGE.0));
         assert_eq!((linux.cs.selector, linux.data.selector), (0x10, 0x18));
         assert_eq!(linux.efer, EFER_LME | EFER_LMA);
-        let multiboot = BootState::new(Protocol::Multiboot, 0x10_000c);
-        assert_eq!((multiboot.rax, multiboot.rbx), (0x2bad_b002, layout::BOOT_INFO.0));
-        assert_eq!((multiboot.cr0 & CR0_PG, multiboot.efer), (0, 0));
+        let information = GuestPhys(0x9_0000);
+        for (protocol, magic) in [
+            (Protocol::Multiboot { information }, 0x2bad_b002),
+            (Protocol::Multiboot2 { information }, 0x36d7_6289),
+        ] {
+            let state = BootState::new(protocol, 0x10_000c);
+            assert_eq!((state.rax, state.rbx), (magic, information.0));
+            assert_eq!((state.cr0 & (CR0_PG | CR0_PE), state.efer), (CR0_PE, 0));
+        }
         let pvh = BootState::new(Protocol::Pvh, 0x10_0000);
         assert_eq!((pvh.rax, pvh.rbx), (0, layout::BOOT_INFO.0));
     }

@@ -15,7 +15,7 @@ pub const MINIMUM_MEMORY: u64 = 2 << 20;
 pub const GDT: GuestPhys = GuestPhys(0x500);
 /// The IDT a guest starts with: empty, so an early fault is a triple fault.
 pub const IDT: GuestPhys = GuestPhys(0x520);
-/// PVH start info and its tables, or the Multiboot information.
+/// PVH start info and its tables, 4 KiB.
 pub const BOOT_INFO: GuestPhys = GuestPhys(0x6000);
 /// Linux boot parameters, 4 KiB.
 pub const ZERO_PAGE: GuestPhys = GuestPhys(0x7000);
@@ -23,10 +23,14 @@ pub const ZERO_PAGE: GuestPhys = GuestPhys(0x7000);
 pub const BOOT_STACK: GuestPhys = GuestPhys(0x8ff0);
 /// Page tables that map the first 4 GiB to themselves: one PML4, one PDPT, four directories.
 pub const PAGE_TABLES: GuestPhys = GuestPhys(0x9000);
+/// The `setup_data` that the boot parameters lead to ([`super::zero_page::setup_data`]).
+pub const SETUP_DATA: GuestPhys = GuestPhys(0xf000);
 /// The command line, up to [`CMDLINE_SIZE`] bytes with its final zero.
 pub const CMDLINE: GuestPhys = GuestPhys(0x2_0000);
 /// Room for the command line, bytes.
 pub const CMDLINE_SIZE: u64 = 0x1_0000;
+/// Where the Multiboot information goes, at the end of it, unless the kernel lies there.
+pub const MULTIBOOT_INFO: PhysRange = PhysRange::new(0x1000, LOW_MEMORY_END - 0x1000);
 /// Where usable low memory ends; the extended BIOS data area would begin here.
 pub const LOW_MEMORY_END: u64 = 0x9_fc00;
 /// ACPI tables, the RSDP first: a place where guests that scan for it look.
@@ -59,8 +63,28 @@ pub const RTC_PORT: u16 = 0x70;
 pub const PVPANIC_PORT: u16 = 0x505;
 /// Port of the exit device, as QEMU's isa-debug-exit has it in kernel test suites.
 pub const EXIT_PORT: u16 = 0xf4;
+/// System control port A.
+pub const SYSTEM_CONTROL_PORT: u16 = 0x92;
+/// The chipset's reset control register.
+pub const RESET_CONTROL_PORT: u16 = 0xcf9;
 /// ACPI sleep control, sleep status and reset registers, a byte each.
 pub const ACPI_POWER_PORT: u16 = 0x600;
+/// ACPI timer: 4 ports, where QEMU's first chipset has it as well.
+pub const ACPI_TIMER_PORT: u16 = 0x608;
+
+/// Where QEMU's `pc-testdev` has its ports and its memory.
+pub mod test_device {
+    /// A register by accesses of any width, 4 ports.
+    pub const REGISTER_PORT: u16 = 0xe0;
+    /// Where an address is written that is to be flushed, 4 ports.
+    pub const FLUSH_PORT: u16 = 0xe4;
+    /// A register by bytes, 4 ports.
+    pub const BYTES_PORT: u16 = 0xe8;
+    /// Interrupt lines, 24 ports.
+    pub const LINES_PORT: u16 = 0x2000;
+    /// Memory, 64 KiB, guest-physical.
+    pub const MEMORY: u64 = 0xff00_0000;
+}
 
 /// Where the RAM of a guest with `memory` bytes lies.
 pub fn ram(memory: u64) -> Vec<PhysRange> {

@@ -13,6 +13,10 @@ use crate::GuestPhys;
 /// Executed": the same code just below 1 MiB).
 pub const ADDRESS: GuestPhys = GuestPhys(0xf_fff0);
 
+/// Where a processor begins after INIT (Intel SDM vol. 3, "First Instruction Executed"), linear. On this machine
+/// nothing is there.
+pub const AFTER_INIT: u64 = 0xffff_fff0;
+
 /// The code, 16-bit.
 pub fn code() -> [u8; 9] {
     let [port_low, port_high] = (layout::ACPI_POWER_PORT + RESET_OFFSET).to_le_bytes();

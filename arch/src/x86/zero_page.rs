@@ -22,6 +22,7 @@ const RAMDISK_IMAGE: usize = 0x218;
 const RAMDISK_SIZE: usize = 0x21c;
 const CMD_LINE_PTR: usize = 0x228;
 const KERNEL_ALIGNMENT: usize = 0x230;
+const SETUP_DATA: usize = 0x250;
 const CMDLINE_SIZE: usize = 0x238;
 const E820_TABLE: usize = 0x2d0;
 const E820_ENTRY_SIZE: usize = 20;
@@ -32,6 +33,20 @@ const E820_MAX: usize = 128;
 const LOADER_UNDEFINED: u8 = 0xff;
 /// VGA mode "normal".
 const VIDEO_NORMAL: u16 = 0xffff;
+
+/// Type of the `setup_data` with random bytes (boot.rst; Linux 6.0 and later know it).
+const SETUP_RNG_SEED: u32 = 9;
+
+/// The `setup_data` at [`layout::SETUP_DATA`]: random bytes, with which the kernel need not wait for any on a
+/// processor that gives none. It forgets them once it has them.
+pub fn setup_data(seed: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(seed.len()).unwrap_or(0);
+    // There is no next one.
+    let mut bytes = 0u64.to_le_bytes().to_vec();
+    bytes.extend([SETUP_RNG_SEED, size].into_iter().flat_map(u32::to_le_bytes));
+    bytes.extend(seed);
+    bytes
+}
 
 /// What goes into the boot parameters.
 #[derive(Clone, Debug)]
@@ -67,6 +82,7 @@ impl ZeroPage<'_> {
         put(&mut page, ACPI_RSDP_ADDR, &layout::ACPI_TABLES.0.to_le_bytes());
         let [cmdline_low, _] = halves(layout::CMDLINE.0);
         put(&mut page, CMD_LINE_PTR, &cmdline_low.to_le_bytes());
+        put(&mut page, SETUP_DATA, &layout::SETUP_DATA.0.to_le_bytes());
 
         if let Some((start, size)) = self.initrd {
             let ([start_low, start_high], [size_low, size_high]) = (halves(start), halves(size));
@@ -119,6 +135,7 @@ mod tests {
         assert_eq!(page[0x211], 0x81);
         assert_eq!(u32_at(&page, 0x228), Some(0x2_0000));
         assert_eq!(u64_at(&page, 0x070), Some(0xe_0000));
+        assert_eq!(u64_at(&page, 0x250), Some(layout::SETUP_DATA.0));
         assert_eq!((u32_at(&page, 0x218), u32_at(&page, 0x0c0)), (Some(0x2345_6000), Some(1)));
         assert_eq!((u32_at(&page, 0x21c), u32_at(&page, 0x0c4)), (Some(1), Some(2)));
         assert_eq!(usize::from(page[0x1e8]), map.len());
@@ -126,6 +143,14 @@ mod tests {
         assert_eq!(u64_at(&page, last), Some(4 << 30));
         assert_eq!(u64_at(&page, last + 8), Some(3 << 30));
         assert_eq!(u32_at(&page, last + 16), Some(1));
+    }
+
+    #[test]
+    fn the_seed_is_a_list_of_one() {
+        let bytes = setup_data(&[7; 32]);
+        assert_eq!((u64_at(&bytes, 0), u32_at(&bytes, 8), u32_at(&bytes, 12)), (Some(0), Some(9), Some(32)));
+        assert_eq!(bytes[16..], [7; 32]);
+        assert!(layout::SETUP_DATA.0 + bytes.len() as u64 <= layout::CMDLINE.0);
     }
 
     #[test]

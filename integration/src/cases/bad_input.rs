@@ -69,7 +69,8 @@ pub fn kernels(c: &mut Context) -> Check {
         ("empty", b"", "truncated"),
         ("text", b"#!/bin/sh\necho hello\n", "--load-address"),
         ("gzip", &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1, 2, 3], "damaged"),
-        ("xz", b"\xfd7zXZ\0\0\0\0\0", "xz"),
+        ("xz", b"\xfd7zXZ\0\0\0\0\0", "xz -dc"),
+        ("lz4", b"\x02\x21\x4c\x18\0\0\0\0\0\0\0\0\0", "lz4 -dc"),
         ("many", &many_segments(&elf), "together, and there are"),
     ] {
         let path = c.work.join(name);
@@ -145,10 +146,10 @@ pub fn debian_kernels(c: &mut Context) -> Check {
     let run = c.run("--memory 16M --kernel {}", &[&kernel], limit)?;
     run.expect_code(6)?;
     run.expect_one_line("more --memory")?;
-    let arguments = format!("--kernel {{}} --initrd {{}} --cmdline {}", "x".repeat(5000));
+    let arguments = format!("--kernel {{}} --initrd {{}} --cmdline-exact --cmdline {}", "x".repeat(5000));
     let run = c.run(&arguments, &[&kernel, &initrd], limit)?;
-    run.expect_code(2)?;
-    run.expect_one_line("--cmdline")
+    run.expect_code(6)?;
+    run.expect_one_line("5000 bytes are too many, this kernel takes 2047")
 }
 
 /// Without `/dev/kvm`, and without the right to open it.

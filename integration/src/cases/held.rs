@@ -28,7 +28,7 @@ pub fn debian(c: &mut Context) -> Check {
 }
 
 /// What the host's time-stamp counter counts in a millisecond.
-fn tsc_khz() -> Result<u32, String> {
+pub fn tsc_khz() -> Result<u32, String> {
     let machine =
         Machine::new(&Config::default(), Box::new(io::sink())).map_err(|error| error.to_string())?;
     let tsc = machine.vcpus().call(0, |vcpu| vcpu.tsc()).flatten();
@@ -246,6 +246,11 @@ pub fn ticks(c: &mut Context) -> Check {
         // KVM starts a whole period of the PIT after each hold, and most periods have a hold.
         let pit = output.number("pit=")?;
         check(pit > elapsed / 12 && pit <= elapsed / 10 + 2, || format!("{pit} ticks of the PIT; {counts}"))?;
+        // It stood still as often as the time-stamp counter, in about three seconds.
+        let acpi = output.number("acpi=")? * 1000 / 3_579_545;
+        check(acpi.abs_diff(elapsed) <= 20 + elapsed / 50, || {
+            format!("{acpi} ms by the ACPI timer; {counts}")
+        })?;
     }
     Ok(())
 }

@@ -109,6 +109,35 @@ pub fn clock(c: &mut Context) -> Check {
     })
 }
 
+/// Without a processor's random numbers the kernel has what the monitor gives it, before it does anything else.
+pub fn seed(c: &mut Context) -> Check {
+    let without = match c.isa {
+        Isa::X86_64 => "--cpu-features -rdrand,-rdseed",
+        Isa::Aarch64 => "--cpu-features -rng",
+    };
+    let run = boot(c, "6.12", &format!("--cmdline loglevel=7 {without}"), 1, 256)?;
+    run.expect_code(0)?;
+    let at = |text: &str| {
+        let found = run.output.find(text).ok_or(format!("no {text:?}:\n{}", run.output))?;
+        Ok::<usize, String>(found)
+    };
+    check(at("crng init done")? < at("Memory: ")?, || format!("it waits for a seed:\n{}", run.output))
+}
+
+/// The ACPI timer is a clock of Linux's, and goes as it should. (Nests are too slow for Linux to measure the
+/// time-stamp counter by it: a read that takes more than 50,000 cycles does not count, `tsc_read_refs`.)
+pub fn acpi_timer(c: &mut Context) -> Check {
+    let options = format!(
+        "--cmdline quiet~no-kvmclock~tsc_early_khz={}~clocksource=acpi_pm~vmm.run=clock",
+        super::held::tsc_khz()?
+    );
+    let run = boot(c, "6.12", &options, 1, 256)?;
+    run.expect_code(0)?;
+    run.expect_output("clocksource=acpi_pm")?;
+    let slept = run.number("centiseconds")?;
+    check((195..2000).contains(&slept), || format!("two seconds took {slept} centiseconds"))
+}
+
 pub fn cpu_features(c: &mut Context) -> Check {
     let (options, gone, there) = match c.isa {
         Isa::X86_64 => ("--cpu-features -rdrand,-sse4_2", [" rdrand ", " sse4_2 "], " ssse3 "),

@@ -29,7 +29,7 @@ entry:
     cmp dword ptr [ebx + 8], (256 - 1) * 1024   # KiB above 1 MiB: started with 256M
     jne done
     mov ecx, 6
-    mov edx, [ebx + 16]                         # command line "console=ttyS0 hello"
+    mov edx, [ebx + 16]                         # command line "multiboot.bin hello"
     cmp dword ptr [edx + 14], 0x6c6c6568        # "hell"
     jne done
     mov ecx, 7

@@ -8,8 +8,8 @@ _start:
     cmp dword ptr [ebx], 0x336ec578
     jne done
     mov ecx, 4
-    mov edx, [ebx + 24]                         # command line "console=ttyS0 hello"
-    cmp dword ptr [edx + 14], 0x6c6c6568        # "hell"
+    mov edx, [ebx + 24]                         # command line "hello": this is not Linux
+    cmp dword ptr [edx], 0x6c6c6568             # "hell"
     jne done
     mov ecx, 5
     cmp dword ptr [ebx + 12], 1                 # one module

@@ -1,6 +1,6 @@
 # Counts interrupts of the local APIC's periodic timer (50 ms) and of the PIT (10 ms), and bytes that the serial
 # port receives with an interrupt each. At a "q" it says how many there were, and how far the time-stamp
-# counter has come meanwhile, in hexadecimal, and switches off.
+# counter and the ACPI timer have come meanwhile, in hexadecimal, and switches off.
     .section .start, "ax"
     .globl _start
 _start:
@@ -49,6 +49,9 @@ _start:
     shl rdx, 32
     or rax, rdx
     mov r12, rax
+    mov dx, 0x608
+    in eax, dx
+    mov r14d, eax
     # The PIT's channel 0, mode 2.
     mov al, 0x34
     out 0x43, al
@@ -76,6 +79,10 @@ _start:
     or rax, rdx
     sub rax, r12
     mov r12, rax
+    mov dx, 0x608
+    in eax, dx
+    sub eax, r14d
+    mov r14d, eax
     lea rsi, [rip + text_timer]
     mov rax, [rip + timer]
     call say
@@ -87,6 +94,9 @@ _start:
     call say
     lea rsi, [rip + text_cycles]
     mov rax, r12
+    call say
+    lea rsi, [rip + text_acpi]
+    mov eax, r14d
     call say
     mov dx, 0x600
     mov al, 0x34
@@ -178,6 +188,8 @@ text_bytes:
     .asciz " bytes="
 text_cycles:
     .asciz " cycles="
+text_acpi:
+    .asciz " acpi="
     .balign 8
 idt_pointer:
     .short 4095

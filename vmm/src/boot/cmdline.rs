@@ -1,8 +1,9 @@
 //! The kernel's command line.
 
 use super::BootError;
+use super::kernel::Kernel;
+use crate::kvm::HOST_ISA;
 use arch::Isa;
-use linux_loader::cmdline::Cmdline;
 
 /// The console that both of our machines have.
 const CONSOLE: &str = "console=ttyS0";
@@ -14,56 +15,79 @@ const NOKASLR: &str = "nokaslr";
 /// and `up` go astray.
 const NOPAUTH: &str = "arm64.nopauth";
 
-/// What the guest gets: `given`, unless `exact` with a console added when it names none, and
-/// with `nokaslr`, and on aarch64 `arm64.nopauth`, when a debugger waits at its first instruction.
-pub fn complete(isa: Isa, given: Option<&str>, exact: bool, is_debugged: bool) -> String {
-    let given = given.unwrap_or("").trim();
-    let has = |found: &dyn Fn(&str) -> bool| given.split_whitespace().any(found);
-    // In front, so that a `--` that ends the kernel's own arguments stays where it is.
-    let mut words = Vec::new();
-    if !exact && !has(&|word| word.starts_with("console=")) {
-        words.push(CONSOLE);
-    }
-    if !exact && is_debugged && !has(&|word| word == NOKASLR || word == "kaslr") {
-        words.push(NOKASLR);
-    }
-    if !exact && is_debugged && isa == Isa::Aarch64 && !has(&|word| word == NOPAUTH) {
-        words.push(NOPAUTH);
-    }
-    if !given.is_empty() {
-        words.push(given);
-    }
-    words.join(" ")
+/// How a line is completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// Nothing is added.
+    pub exact: bool,
+    /// A debugger waits at the guest's first instruction.
+    pub is_debugged: bool,
+    /// The architecture.
+    pub isa: Isa,
+    /// The kernel is Linux, and knows Linux's words.
+    pub is_linux: bool,
 }
 
-/// Checks a line against the room that a kernel has, `limit` bytes with the final zero.
+impl Completion {
+    /// For a kernel.
+    pub fn of(kernel: &Kernel, exact: bool, is_debugged: bool) -> Completion {
+        Completion { exact, is_debugged, is_linux: !exact && kernel.is_linux(), isa: HOST_ISA }
+    }
+
+    /// What the guest gets: `given`, for Linux with a console added when it names none, and
+    /// with `nokaslr`, and on aarch64 `arm64.nopauth`, when a debugger waits at its first instruction.
+    pub fn line(self, given: Option<&str>) -> String {
+        let given = given.unwrap_or("");
+        let given = if self.exact { given } else { given.trim() };
+        let has = |found: &dyn Fn(&str) -> bool| given.split_whitespace().any(found);
+        let adds = self.is_linux && !self.exact;
+        // In front, so that a `--` that ends the kernel's own arguments stays where it is.
+        let mut words = Vec::new();
+        if adds && !has(&|word| word.starts_with("console=")) {
+            words.push(CONSOLE);
+        }
+        if adds && self.is_debugged && !has(&|word| word == NOKASLR || word == "kaslr") {
+            words.push(NOKASLR);
+        }
+        if adds && self.is_debugged && self.isa == Isa::Aarch64 && !has(&|word| word == NOPAUTH) {
+            words.push(NOPAUTH);
+        }
+        if !given.is_empty() {
+            words.push(given);
+        }
+        words.join(" ")
+    }
+}
+
+/// A line with its final zero, checked against the room that a kernel has, `limit` bytes with the zero.
 ///
 /// # Errors
-/// [`BootError::Cmdline`] for a line that is too long or has characters that no kernel takes.
-pub fn check(line: &str, limit: u64) -> Result<Cmdline, BootError> {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(1 << 16);
-    let error = |why: String| BootError::Cmdline(why);
-    if line.len() >= limit {
-        return Err(error(format!(
-            "{} characters are too many, this kernel takes {}",
+/// [`BootError::Cmdline`] for a line that is too long or has a zero in it.
+pub fn checked(line: &str, limit: u64) -> Result<Vec<u8>, BootError> {
+    if line.len() as u64 >= limit {
+        return Err(BootError::Cmdline(format!(
+            "{} bytes are too many, this kernel takes {} and cuts off the rest",
             line.len(),
-            limit - 1
+            limit.saturating_sub(1)
         )));
     }
-    let mut cmdline = Cmdline::new(limit).map_err(|why| error(why.to_string()))?;
-    if !line.is_empty() {
-        cmdline.insert_str(line).map_err(|why| error(why.to_string()))?;
+    if line.contains('\0') {
+        return Err(BootError::Cmdline("it has a zero in it, which ends it for the kernel".into()));
     }
-    Ok(cmdline)
+    Ok([line.as_bytes(), &[0]].concat())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn line(given: Option<&str>, exact: bool, is_debugged: bool) -> String {
+        Completion { exact, is_debugged, is_linux: true, isa: Isa::X86_64 }.line(given)
+    }
+
     #[test]
     fn a_console_is_added_unless_there_is_one_or_none_is_wanted() {
-        for (given, exact, line) in [
+        for (given, exact, expected) in [
             (None, false, "console=ttyS0"),
             (None, true, ""),
             (Some("quiet"), false, "console=ttyS0 quiet"),
@@ -71,34 +95,47 @@ mod tests {
             (Some("quiet console=hvc0"), false, "quiet console=hvc0"),
             (Some("noconsole=1"), false, "console=ttyS0 noconsole=1"),
             (Some("quiet"), true, "quiet"),
+            (Some(" quiet "), true, " quiet "),
         ] {
-            assert_eq!(complete(Isa::X86_64, given, exact, false), line);
-            assert_eq!(complete(Isa::Aarch64, given, exact, false), line);
+            assert_eq!(line(given, exact, false), expected);
         }
     }
 
     #[test]
     fn a_kernel_that_is_debugged_from_the_start_stays_where_it_was_linked() {
-        for (given, exact, line) in [
+        for (given, exact, expected) in [
             (None, false, "console=ttyS0 nokaslr"),
             (Some("quiet"), false, "console=ttyS0 nokaslr quiet"),
             (Some("kaslr quiet"), false, "console=ttyS0 kaslr quiet"),
             (Some("console=hvc0 nokaslr"), false, "console=hvc0 nokaslr"),
             (Some("quiet"), true, "quiet"),
         ] {
-            assert_eq!(complete(Isa::X86_64, given, exact, true), line);
+            assert_eq!(line(given, exact, true), expected);
         }
-        let arm = |given| complete(Isa::Aarch64, Some(given), false, true);
+        let arm = |given| {
+            let arm = Completion { exact: false, is_debugged: true, is_linux: true, isa: Isa::Aarch64 };
+            arm.line(Some(given))
+        };
         assert_eq!(arm("quiet"), "console=ttyS0 nokaslr arm64.nopauth quiet");
         assert_eq!(arm("quiet arm64.nopauth"), "console=ttyS0 nokaslr quiet arm64.nopauth");
     }
 
     #[test]
-    fn lines_that_no_kernel_takes_are_refused() {
-        assert!(check(&"x".repeat(2048), 2048).is_err());
-        assert!(check(&"x".repeat(2047), 2048).is_ok());
-        assert!(check("caf\u{e9}", 2048).is_err());
-        assert!(check("a\0b", 2048).is_err());
-        assert!(check("", 2048).is_ok());
+    fn a_kernel_that_is_not_linux_gets_none_of_its_words() {
+        let other = Completion { exact: false, is_debugged: true, is_linux: false, isa: Isa::Aarch64 };
+        assert_eq!(other.line(None), "");
+        assert_eq!(other.line(Some("verbose ")), "verbose");
+    }
+
+    #[test]
+    fn lines_that_a_kernel_would_not_get_whole_are_refused() {
+        let error = checked(&"x".repeat(2048), 2048).unwrap_err().to_string();
+        assert!(error.contains("2048 bytes are too many, this kernel takes 2047"), "{error}");
+        assert_eq!(checked(&"x".repeat(2047), 2048).map(|line| line.len()).ok(), Some(2048));
+        // Counted in bytes, as kernels do.
+        assert!(checked(&"\u{e9}".repeat(1024), 2048).is_err());
+        assert_eq!(checked("caf\u{e9}\tx", 2048).ok(), Some("caf\u{e9}\tx\0".as_bytes().to_vec()));
+        assert!(checked("a\0b", 2048).unwrap_err().to_string().contains("zero"));
+        assert_eq!(checked("", 2048).ok(), Some(vec![0]));
     }
 }

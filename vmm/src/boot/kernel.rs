@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use vm_memory::{Bytes, GuestAddress};
 
 /// The guest that is booted when no kernel is named.
@@ -29,6 +30,8 @@ pub struct Kernel {
     path: PathBuf,
     bytes: Data,
     format: Format,
+    /// Looked for once.
+    has_banner: OnceLock<bool>,
 }
 
 impl Source for Data {
@@ -54,7 +57,7 @@ impl Kernel {
     pub fn embedded() -> Kernel {
         let bytes = Data::Embedded(EMBEDDED);
         let format = detect(&bytes).expect("the embedded guest was linked for this host");
-        Kernel { path: PathBuf::from("(embedded guest)"), bytes, format }
+        Kernel { path: PathBuf::from("(embedded guest)"), bytes, format, has_banner: OnceLock::new() }
     }
 
     /// Opens `path`, unpacks it if it is compressed (to at most `memory` bytes), and checks
@@ -65,7 +68,6 @@ impl Kernel {
     /// architecture.
     pub fn open(path: &Path, isa: Isa, memory: u64) -> Result<Kernel, BootError> {
         let read_error = |source| BootError::Read { what: "kernel", path: path.to_path_buf(), source };
-        let image_error = |source| BootError::Image { path: path.to_path_buf(), source };
         let file = File::open(path).map_err(read_error)?;
         let metadata = file.metadata().map_err(read_error)?;
         if metadata.is_dir() {
@@ -74,7 +76,19 @@ impl Kernel {
         if !metadata.is_file() {
             return Err(read_error(io::Error::other("it is not a regular file")));
         }
-        let bytes = Data::File { file, size: metadata.len() };
+        Kernel::new(path, Data::File { file, size: metadata.len() }, isa, memory)
+    }
+
+    /// The same with a file's contents, which `path` is a name for.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>, isa: Isa, memory: u64) -> Result<Kernel, BootError> {
+        Kernel::new(path, Data::Unpacked(bytes), isa, memory)
+    }
+
+    fn new(path: &Path, bytes: Data, isa: Isa, memory: u64) -> Result<Kernel, BootError> {
+        let image_error = |source| BootError::Image { path: path.to_path_buf(), source };
         let format = detect(&bytes).map_err(image_error)?;
         let packed = match format {
             Format::Compressed(compression) => Some((0, bytes.size(), compression)),
@@ -93,7 +107,7 @@ impl Kernel {
             Some(found) if found != isa => {
                 Err(BootError::WrongIsa { path: path.to_path_buf(), format: format.name(), found, host: isa })
             }
-            _ => Ok(Kernel { path: path.to_path_buf(), bytes, format }),
+            _ => Ok(Kernel { path: path.to_path_buf(), bytes, format, has_banner: OnceLock::new() }),
         }
     }
 
@@ -106,7 +120,7 @@ impl Kernel {
     pub fn believed(&self) -> Believed {
         match &self.format {
             Format::Elf(elf) if elf.is_32_bit => Believed::Narrow,
-            Format::Multiboot(_) | Format::Flat => Believed::Unknown,
+            Format::Multiboot(_) | Format::Multiboot2(_) | Format::Flat => Believed::Unknown,
             _ => Believed::Wide,
         }
     }
@@ -140,21 +154,19 @@ impl Kernel {
             Data::File { file, .. } => {
                 let mut file = file;
                 file.seek(SeekFrom::Start(offset)).map_err(read_error)?;
-                memory
-                    .read_exact_volatile_from(to, &mut file, count)
-                    .map_err(|error| read_error(io::Error::other(error)))
+                super::read_into(memory, file, address, size).map_err(read_error)
             }
             Data::Unpacked(bytes) => slice(bytes).map_err(read_error),
             Data::Embedded(bytes) => slice(bytes).map_err(read_error),
         }
     }
 
-    /// Copies the segments of an ELF kernel. What the file lacks of a segment is zero already:
-    /// guest memory is new.
+    /// Copies the segments of an ELF kernel, `distance` bytes from where they are linked to. What the file
+    /// lacks of a segment is zero already: guest memory is new.
     ///
     /// # Errors
     /// As [`Self::copy`].
-    pub fn copy_segments(&self, memory: &GuestMemory, elf: &Elf) -> Result<(), BootError> {
+    pub fn copy_segments(&self, memory: &GuestMemory, elf: &Elf, distance: u64) -> Result<(), BootError> {
         use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
         // Each may be all of memory, and there may be 65535 of them, while nobody looks at signals.
         let needed = elf.segments.iter().map(|s| s.memory_size).fold(0, u64::saturating_add);
@@ -168,10 +180,40 @@ impl Kernel {
             });
         }
         for segment in &elf.segments {
-            self.check_fits(memory, segment.physical, segment.memory_size)?;
-            self.copy(memory, segment.file_offset, segment.file_size, segment.physical)?;
+            let place = segment.physical.wrapping_add(distance);
+            self.check_fits(memory, place, segment.memory_size)?;
+            self.copy(memory, segment.file_offset, segment.file_size, place)?;
         }
         Ok(())
+    }
+
+    /// Whether the kernel is Linux: its formats are, and an ELF file is if it has Linux's banner
+    /// (`linux_banner`, "init/version.c"), which is what `file` and `strings` go by as well.
+    pub fn is_linux(&self) -> bool {
+        match &self.format {
+            Format::BzImage(_) | Format::Arm64Image(_) => true,
+            Format::Elf(elf) => *self.has_banner.get_or_init(|| self.finds_banner(elf)),
+            Format::Multiboot(_)
+            | Format::Multiboot2(_)
+            | Format::Compressed(_)
+            | Format::Zboot(_)
+            | Format::Flat => false,
+        }
+    }
+
+    fn finds_banner(&self, elf: &Elf) -> bool {
+        const BANNER: &[u8] = b"Linux version ";
+        const PIECE: usize = 1 << 20;
+        let mut piece = vec![0; PIECE + BANNER.len()];
+        elf.segments.iter().any(|segment| {
+            let end = segment.file_offset.saturating_add(segment.file_size);
+            (segment.file_offset..end).step_by(PIECE).any(|at| {
+                // Pieces overlap, for a banner on the border.
+                let size = usize::try_from(end - at).unwrap_or(usize::MAX).min(piece.len());
+                self.bytes.read_at(at, &mut piece[..size]).is_ok()
+                    && memchr::memmem::find(&piece[..size], BANNER).is_some()
+            })
+        })
     }
 
     /// Checks that `size` bytes from guest-physical `address` are RAM.

@@ -1,21 +1,28 @@
 //! Preparing an x86 guest: all kernel formats, one memory map.
 
+mod multiboot;
+
 use super::initrd::Initrds;
 use super::kernel::Kernel;
 use super::{BootConfig, BootError, Booted, cmdline, write};
 use crate::kvm::BootState as State;
 use crate::memory::GuestMemory;
 use arch::GuestPhys;
-use arch::image::{Format, bzimage, multiboot};
+use arch::address::PhysRange;
+use arch::image::elf::Elf;
+use arch::image::{Format, ImageError, bzimage};
+use arch::room::Room;
 use arch::x86::boot_state::{BootState, Protocol};
 use arch::x86::layout::{self, MemoryMapEntry};
-use arch::x86::multiboot_info::{Module, boot_information};
-use arch::x86::zero_page::ZeroPage;
-use arch::x86::{acpi, pvh, reset_vector};
-use linux_loader::loader::load_cmdline;
-use vm_memory::GuestAddress;
+use arch::x86::zero_page::{self, ZeroPage};
+use arch::x86::{acpi, bios_data_area, pvh, reset_vector};
 
 const PAGE: u64 = 4096;
+/// Longest command line that Linux keeps on x86 (`COMMAND_LINE_SIZE`), its zero included: what goes beyond it
+/// is cut off in silence.
+const LINUX_CMDLINE_SIZE: u64 = 2048;
+/// PVH and Multiboot have modules where 32 bits reach.
+const BELOW_4_GIB: u64 = u32::MAX as u64;
 
 /// Puts everything into `memory`.
 ///
@@ -27,45 +34,23 @@ pub fn prepare(memory: &GuestMemory, kernel: &Kernel, config: &BootConfig) -> Re
     if config.load_address.is_some() && *kernel.format() != Format::Flat {
         return Err(BootError::LoadAddressNotFlat { format: kernel.format().name() });
     }
-    write(memory, "the ACPI tables", layout::ACPI_TABLES.0, &acpi::tables(config.vcpus, config.pvpanic))?;
-    write(memory, "the reset vector", reset_vector::ADDRESS.0, &reset_vector::code())?;
-
-    let guest = Guest { memory, kernel, config, initrds: &initrds, map: &map };
-    let (protocol, entry) = match kernel.format() {
-        Format::BzImage(header) => guest.bzimage(header)?,
-        Format::Elf(elf) => {
-            kernel.copy_segments(memory, elf)?;
-            let end = elf.segments.iter().map(|s| s.physical + s.memory_size).max().unwrap_or(0);
-            if let Some(header) = &elf.multiboot {
-                guest.multiboot(header, end, elf.entry)?
-            } else if let Some(entry) = elf.pvh_entry {
-                guest.pvh(end, entry)?
-            } else if elf.is_32_bit {
-                return Err(BootError::Image {
-                    path: kernel.path().to_path_buf(),
-                    source: arch::image::ImageError::Unsupported(
-                        "a 32-bit ELF kernel needs a Multiboot header or a PVH note to be entered by".into(),
-                    ),
-                });
-            } else {
-                guest.linux64(&[], end, u64::MAX, None, elf.entry)?
-            }
-        }
-        Format::Multiboot(header) => {
-            let addresses = header.addresses.expect("detect() takes no other");
-            let end = guest.load_multiboot(&addresses)?;
-            guest.multiboot(header, end, addresses.entry)?
-        }
-        Format::Flat => guest.flat()?,
-        Format::Arm64Image(_) | Format::Compressed(_) | Format::Zboot(_) => {
-            return Err(BootError::UnknownFormat { path: kernel.path().to_path_buf() });
-        }
+    let acpi_tables = acpi::tables(config.vcpus, config.pvpanic);
+    let mut guest = Guest {
+        memory,
+        kernel,
+        config,
+        initrds: &initrds,
+        map: &map,
+        acpi_tables: &acpi_tables,
+        room: Room::default(),
     };
+    let (protocol, entry) = guest.kernel()?;
     let state = BootState::new(protocol, entry);
     for (place, bytes) in state.tables() {
-        write(memory, "the boot tables", place.0, &bytes)?;
+        guest.put("the boot tables", place.0, &bytes)?;
     }
-    Ok(Booted { state: State::X86(state), entry: GuestPhys(entry) })
+    let entry = GuestPhys(entry);
+    Ok(Booted { state: State::X86(state), entry, protocol: protocol.name() })
 }
 
 struct Guest<'a> {
@@ -74,126 +59,184 @@ struct Guest<'a> {
     config: &'a BootConfig<'a>,
     initrds: &'a Initrds,
     map: &'a [MemoryMapEntry],
+    acpi_tables: &'a [u8],
+    /// What lies in memory already: the kernel first, which says itself where it goes.
+    room: Room,
 }
 
 impl Guest<'_> {
-    fn cmdline(&self, limit: u64) -> Result<(), BootError> {
-        let line = cmdline::check(self.config.cmdline, limit.min(layout::CMDLINE_SIZE))?;
-        load_cmdline(self.memory, GuestAddress(layout::CMDLINE.0), &line)
-            .map_err(|error| BootError::Cmdline(error.to_string()))
+    /// Loads the kernel and hands it what its protocol does.
+    fn kernel(&mut self) -> Result<(Protocol, u64), BootError> {
+        match self.kernel.format() {
+            Format::BzImage(header) => self.bzimage(header),
+            Format::Elf(elf) => self.elf(elf),
+            Format::Multiboot(header) => self.multiboot(header, None),
+            Format::Multiboot2(header) => self.multiboot2(header, None),
+            Format::Flat => self.flat(),
+            Format::Arm64Image(_) | Format::Compressed(_) | Format::Zboot(_) => {
+                Err(BootError::UnknownFormat { path: self.kernel.path().to_path_buf() })
+            }
+        }
     }
 
-    /// Puts the initrd as high as it may be, page-aligned, above `kernel_end`. Memory beyond
-    /// 4 GiB is left alone: it is below the hole that every guest finds it.
-    fn initrd(&self, kernel_end: u64, highest: u64) -> Result<Option<(u64, u64)>, BootError> {
+    /// Writes what has a place of its own, unless the kernel lies there.
+    fn put(&mut self, what: &str, address: u64, bytes: &[u8]) -> Result<(), BootError> {
+        let size = bytes.len() as u64;
+        if let Some(taken) = self.room.clash(address, size) {
+            return Err(BootError::DoesNotFit {
+                what: what.into(),
+                why: format!(
+                    "it goes to {address:#x}, where the kernel lies ({} to {}); link the kernel to {} or above",
+                    taken.start,
+                    taken.end(),
+                    layout::HIGH_MEMORY
+                ),
+            });
+        }
+        write(self.memory, what, address, bytes)?;
+        self.room.take(address, size);
+        Ok(())
+    }
+
+    /// Writes what every guest has: the firmware's data, tables and code.
+    fn firmware(&mut self) -> Result<(), BootError> {
+        for (place, bytes) in bios_data_area::areas() {
+            self.put("the BIOS data area", place.0, &bytes)?;
+        }
+        self.put("the ACPI tables", layout::ACPI_TABLES.0, self.acpi_tables)?;
+        self.put("the reset vector", reset_vector::ADDRESS.0, &reset_vector::code())
+    }
+
+    /// Writes the command line to where PVH and Linux's protocol have it. `limit` is what the kernel has room
+    /// for, its zero included.
+    fn cmdline(&mut self, limit: Option<u64>) -> Result<(), BootError> {
+        let kept = if self.kernel.is_linux() { LINUX_CMDLINE_SIZE } else { layout::CMDLINE_SIZE };
+        let line = cmdline::checked(self.config.cmdline, limit.unwrap_or(kept).min(layout::CMDLINE_SIZE))?;
+        self.put("the command line", layout::CMDLINE.0, &line)
+    }
+
+    /// Puts the initrd as high below the hole as it may be, page-aligned, where every guest finds it; above
+    /// 4 GiB where it does not fit there and the kernel takes it from there. `highest` is the last address
+    /// that it may have.
+    fn initrd(&mut self, highest: u64, protocol: Protocol) -> Result<Option<(u64, u64)>, BootError> {
         if self.initrds.is_empty() {
             return Ok(None);
         }
+        self.initrds.refuse_strings(protocol.name())?;
         let size = self.initrds.total();
-        let top = self.config.memory.min(layout::HOLE_START).min(highest.saturating_add(1));
-        let start = top.checked_sub(size).map(|start| start & !(PAGE - 1));
-        match start {
-            Some(start) if start >= kernel_end => {
-                self.initrds.copy_all(self.memory, start)?;
-                Ok(Some((start, size)))
-            }
-            _ => Err(self.initrds.too_large()),
-        }
+        let below = |end: u64| {
+            let end = end.min(layout::HOLE_START).min(highest.saturating_add(1));
+            PhysRange::new(layout::HIGH_MEMORY.0, end.saturating_sub(layout::HIGH_MEMORY.0))
+        };
+        let above = PhysRange::new(layout::HOLE_END, self.config.memory.saturating_sub(layout::HOLE_START));
+        let goes_above = highest >= above.end().0;
+        let place = self
+            .room
+            .highest(below(self.config.memory), size, PAGE)
+            .or_else(|| goes_above.then(|| self.room.highest(above, size, PAGE)).flatten());
+        let Some(start) = place else {
+            let would_fit = self.room.highest(below(u64::MAX), size, PAGE).is_some();
+            return Err(match goes_above || would_fit {
+                true => self.initrds.too_large(),
+                false => self.initrds.too_large_for(protocol.name(), below(u64::MAX).end().0),
+            });
+        };
+        self.initrds.copy_all(self.memory, start)?;
+        self.room.take(start, size);
+        Ok(Some((start, size)))
     }
 
-    fn bzimage(&self, header: &bzimage::Header) -> Result<(Protocol, u64), BootError> {
-        // The kernel says where it would like to be: there it need not move itself.
-        let start = header.pref_address.max(layout::HIGH_MEMORY.0);
+    fn bzimage(&mut self, header: &bzimage::Header) -> Result<(Protocol, u64), BootError> {
+        let start = header.load_address(layout::HIGH_MEMORY.0).ok_or_else(|| BootError::DoesNotFit {
+            what: format!("kernel {}", self.kernel.path().display()),
+            why: format!(
+                "it is not relocatable and belongs at {:#x}, below {}, where the boot tables are",
+                header.pref_address,
+                layout::HIGH_MEMORY
+            ),
+        })?;
         let needed = header.init_size.max(header.kernel_size);
         self.kernel.check_fits(self.memory, start, needed)?;
         self.kernel.copy(self.memory, header.kernel_offset, header.kernel_size, start)?;
-        self.linux64(
-            &header.setup_header,
-            start.saturating_add(needed),
-            header.initrd_addr_max,
-            Some(header.cmdline_size + 1),
-            start + bzimage::ENTRY_64,
-        )
+        self.room.take(start, needed);
+        self.linux64(Linux64 {
+            setup_header: &header.setup_header,
+            initrd_max: header.initrd_addr_max,
+            cmdline_limit: Some(header.cmdline_size + 1),
+            entry: start + bzimage::ENTRY_64,
+        })
     }
 
-    fn linux64(
-        &self,
-        setup_header: &[u8],
-        kernel_end: u64,
-        initrd_max: u64,
-        cmdline_limit: Option<u64>,
-        entry: u64,
-    ) -> Result<(Protocol, u64), BootError> {
-        self.cmdline(cmdline_limit.unwrap_or(layout::CMDLINE_SIZE))?;
+    fn elf(&mut self, elf: &Elf) -> Result<(Protocol, u64), BootError> {
+        if let Some(header) = &elf.multiboot2 {
+            return self.multiboot2(header, Some(elf));
+        }
+        if let Some(header) = &elf.multiboot {
+            return self.multiboot(header, Some(elf));
+        }
+        if elf.is_32_bit && elf.pvh_entry.is_none() {
+            return Err(self.unsupported(
+                "a 32-bit ELF kernel needs a Multiboot header or a PVH note to be entered by".into(),
+            ));
+        }
+        self.load_segments(elf, 0)?;
+        match elf.pvh_entry {
+            Some(entry) => self.pvh(entry),
+            None => self.linux64(Linux64 {
+                setup_header: &[],
+                initrd_max: u64::MAX,
+                cmdline_limit: None,
+                entry: elf.entry,
+            }),
+        }
+    }
+
+    /// Loads an ELF kernel, `distance` bytes from where it is linked to.
+    fn load_segments(&mut self, elf: &Elf, distance: u64) -> Result<(), BootError> {
+        self.kernel.copy_segments(self.memory, elf, distance)?;
+        for segment in &elf.segments {
+            self.room.take(segment.physical.wrapping_add(distance), segment.memory_size);
+        }
+        Ok(())
+    }
+
+    fn linux64(&mut self, linux: Linux64) -> Result<(Protocol, u64), BootError> {
+        self.firmware()?;
+        self.cmdline(linux.cmdline_limit)?;
+        self.put("the seed", layout::SETUP_DATA.0, &zero_page::setup_data(self.config.rng_seed()))?;
         let zero_page = ZeroPage {
-            setup_header,
+            setup_header: linux.setup_header,
             cmdline_size: u32::try_from(self.config.cmdline.len()).unwrap_or(u32::MAX),
-            initrd: self.initrd(kernel_end, initrd_max)?,
+            initrd: self.initrd(linux.initrd_max, Protocol::Linux64)?,
             memory_map: self.map,
         };
-        write(self.memory, "the boot parameters", layout::ZERO_PAGE.0, &zero_page.bytes())?;
-        Ok((Protocol::Linux64, entry))
+        self.put("the boot parameters", layout::ZERO_PAGE.0, &zero_page.bytes())?;
+        Ok((Protocol::Linux64, linux.entry))
     }
 
-    fn pvh(&self, kernel_end: u64, entry: u64) -> Result<(Protocol, u64), BootError> {
-        self.cmdline(layout::CMDLINE_SIZE)?;
-        let info = pvh::start_info(self.initrd(kernel_end, u64::MAX)?, self.map);
-        write(self.memory, "the PVH start info", layout::BOOT_INFO.0, &info)?;
+    fn pvh(&mut self, entry: u64) -> Result<(Protocol, u64), BootError> {
+        self.firmware()?;
+        self.cmdline(None)?;
+        let modules = match self.kernel.is_linux() {
+            // Linux takes the first module for its initrd, and no other.
+            true => {
+                let initrd = self.initrd(BELOW_4_GIB, Protocol::Pvh)?;
+                initrd.map(|(start, size)| pvh::Module { start, size, string: None }).into_iter().collect()
+            }
+            false => self.modules(Protocol::Pvh.name())?.into_iter().map(pvh_module).collect::<Vec<_>>(),
+        };
+        let info = pvh::start_info(&modules, self.map);
+        if info.len() as u64 > layout::ZERO_PAGE.0 - layout::BOOT_INFO.0 {
+            return Err(BootError::DoesNotFit {
+                what: "the list of PVH modules".into(),
+                why: "there are too many, or their strings are too long".into(),
+            });
+        }
+        self.put("the PVH start info", layout::BOOT_INFO.0, &info)?;
         Ok((Protocol::Pvh, entry))
     }
 
-    /// Loads a Multiboot kernel that is not ELF; answers with the end of its memory.
-    fn load_multiboot(&self, addresses: &multiboot::Addresses) -> Result<u64, BootError> {
-        let rest = self.kernel.size().saturating_sub(addresses.file_offset);
-        let size = addresses.load_size.unwrap_or(rest);
-        if size > rest {
-            return Err(BootError::Image {
-                path: self.kernel.path().to_path_buf(),
-                source: arch::image::ImageError::Truncated {
-                    what: "the Multiboot image",
-                    needed: addresses.file_offset + size,
-                    actual: self.kernel.size(),
-                },
-            });
-        }
-        let end = addresses.bss_end.max(addresses.load + size);
-        self.kernel.check_fits(self.memory, addresses.load, end - addresses.load)?;
-        self.kernel.copy(self.memory, addresses.file_offset, size, addresses.load)?;
-        Ok(end)
-    }
-
-    fn multiboot(
-        &self,
-        header: &multiboot::Header,
-        kernel_end: u64,
-        entry: u64,
-    ) -> Result<(Protocol, u64), BootError> {
-        if header.wants_video {
-            log::warn!("the Multiboot kernel asks for a video mode; it has the serial console only");
-        }
-        self.cmdline(layout::CMDLINE_SIZE)?;
-        // Modules go above the kernel, each on a page of its own.
-        let mut at = kernel_end.max(layout::HIGH_MEMORY.0).next_multiple_of(PAGE);
-        let mut modules = Vec::new();
-        for (index, (path, size)) in self.initrds.iter().enumerate() {
-            let end = at.checked_add(size).filter(|end| *end <= layout::HOLE_START);
-            let (Some(end), Ok(start)) = (end, u32::try_from(at)) else {
-                return Err(self.initrds.too_large());
-            };
-            self.initrds.copy(self.memory, index, at)?;
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            modules.push(Module { start, end: u32::try_from(end).unwrap_or(u32::MAX), name });
-            at = end.next_multiple_of(PAGE);
-        }
-        let info = boot_information(&modules, self.map).ok_or_else(|| BootError::DoesNotFit {
-            what: "the list of Multiboot modules".into(),
-            why: "there are too many, or their names are too long".into(),
-        })?;
-        write(self.memory, "the Multiboot information", layout::BOOT_INFO.0, &info)?;
-        Ok((Protocol::Multiboot, entry))
-    }
-
-    fn flat(&self) -> Result<(Protocol, u64), BootError> {
+    fn flat(&mut self) -> Result<(Protocol, u64), BootError> {
         let Some(address) = self.config.load_address else {
             return Err(BootError::UnknownFormat { path: self.kernel.path().to_path_buf() });
         };
@@ -207,6 +250,30 @@ impl Guest<'_> {
             });
         }
         self.kernel.copy(self.memory, 0, self.kernel.size(), address)?;
-        self.linux64(&[], address.saturating_add(self.kernel.size()), u64::MAX, None, address)
+        self.room.take(address, self.kernel.size());
+        self.linux64(Linux64 { setup_header: &[], initrd_max: u64::MAX, cmdline_limit: None, entry: address })
+    }
+
+    fn unsupported(&self, why: String) -> BootError {
+        BootError::Image { path: self.kernel.path().to_path_buf(), source: ImageError::Unsupported(why) }
     }
 }
+
+/// What Linux's 64-bit protocol needs to know of a kernel.
+struct Linux64<'a> {
+    /// Of a bzImage; else empty.
+    setup_header: &'a [u8],
+    /// The last address that the initrd may have.
+    initrd_max: u64,
+    /// Room that the kernel says it has for the command line, its zero included.
+    cmdline_limit: Option<u64>,
+    entry: u64,
+}
+
+fn pvh_module(module: arch::x86::multiboot_info::Module) -> pvh::Module {
+    let size = u64::from(module.end) - u64::from(module.start);
+    pvh::Module { start: module.start.into(), size, string: Some(module.string) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,8 @@ pub use registers::Registers;
 pub const ISA: Isa = Isa::Aarch64;
 /// As many redistributors as our memory map has room for.
 pub const MAX_VCPUS: u32 = layout::MAX_VCPUS;
+/// Whose limit that is, and why.
+pub const WHY_NO_MORE_VCPUS: &str = "vmm, whose memory map has room for their interrupt redistributors,";
 /// Guest-physical address width of a VM of type 0, bits (KVM API, `KVM_CREATE_VM`).
 const DEFAULT_IPA_BITS: u32 = 40;
 
@@ -56,6 +58,7 @@ pub struct NativeVm {
     _gic: DeviceFd,
     gic_version: GicVersion,
     mpidrs: Vec<u64>,
+    has_pmu: bool,
 }
 
 /// Creates the VM, with as wide guest-physical addresses as its memory needs.
@@ -88,7 +91,11 @@ impl NativeVm {
             .find(|version| try_device(vm, gic_type(*version)))
             .ok_or(KvmError::Missing("an in-kernel interrupt controller (GICv3 or GICv2)"))?;
         if gic_version == GicVersion::V2 && config.vcpus > layout::GICV2_MAX_VCPUS {
-            return Err(KvmError::TooManyVcpus { asked: config.vcpus, limit: layout::GICV2_MAX_VCPUS });
+            return Err(KvmError::TooManyVcpus {
+                asked: config.vcpus,
+                limit: layout::GICV2_MAX_VCPUS,
+                whose: "this host's interrupt controller, a GICv2,",
+            });
         }
         // Accesses that the hardware does not describe come to us instead of failing KVM_RUN.
         let nisv = kvm::kvm_enable_cap { cap: kvm::KVM_CAP_ARM_NISV_TO_USER, ..Default::default() };
@@ -108,7 +115,12 @@ impl NativeVm {
             .map(|fd| get(fd, MPIDR_EL1).map_err(ioctl("KVM_GET_ONE_REG MPIDR_EL1")))
             .collect::<Result<_, _>>()?;
         let gic = create_gic(vm, gic_version, config.vcpus)?;
-        Ok((NativeVm { _gic: gic, gic_version, mpidrs }, fds))
+        let has_pmu = has_pmu(vm, &selection)?;
+        if has_pmu {
+            // The interrupt controller has to be there.
+            fds.iter().try_for_each(start_pmu)?;
+        }
+        Ok((NativeVm { _gic: gic, gic_version, mpidrs, has_pmu }, fds))
     }
 
     /// Where its counter is counted from.
@@ -126,7 +138,7 @@ impl NativeVm {
 
     /// What boot code must know.
     pub fn platform(&self) -> Option<Platform<'_>> {
-        Some(Platform { gic: self.gic_version, mpidrs: &self.mpidrs })
+        Some(Platform { gic: self.gic_version, mpidrs: &self.mpidrs, pmu: self.has_pmu })
     }
 }
 
@@ -179,6 +191,34 @@ fn create_gic(vm: &VmFd, version: GicVersion, vcpus: u32) -> Result<DeviceFd, Kv
     Ok(gic)
 }
 
+/// Whether an option is to be switched on, that may be there.
+fn wanted(selection: &Selection, option: VcpuOption, there: bool, name: &str) -> Result<bool, KvmError> {
+    if selection.required_options.contains(&option) && !there {
+        return Err(FeatureError::NotOnHost(name.into()).into());
+    }
+    Ok(there && !selection.without_options.contains(&option))
+}
+
+fn has_pmu(vm: &VmFd, selection: &Selection) -> Result<bool, KvmError> {
+    let there = vm.check_extension(Cap::ArmPmuV3);
+    wanted(selection, VcpuOption::PerformanceMonitors, there, "pmuv3")
+}
+
+/// Gives a vCPU's performance monitors their interrupt and starts them (KVM documentation, "Generic vcpu
+/// interface", `KVM_ARM_VCPU_PMU_V3_CTRL`).
+fn start_pmu(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    /// Interrupts below it are sent by software.
+    const FIRST_PPI: u32 = 16;
+    let interrupt = FIRST_PPI + layout::PMU_PPI;
+    let address = std::ptr::from_ref(&interrupt) as u64;
+    for (attr, addr) in [(kvm::KVM_ARM_VCPU_PMU_V3_IRQ, address), (kvm::KVM_ARM_VCPU_PMU_V3_INIT, 0)] {
+        let group = kvm::KVM_ARM_VCPU_PMU_V3_CTRL;
+        let attribute = kvm::kvm_device_attr { group, attr: u64::from(attr), addr, flags: 0 };
+        vcpu.set_device_attr(&attribute).map_err(ioctl("KVM_SET_DEVICE_ATTR of the PMU"))?;
+    }
+    Ok(())
+}
+
 fn init_vcpu(vm: &VmFd, fd: &VcpuFd, id: u32, selection: &Selection) -> Result<(), KvmError> {
     let mut init = kvm::kvm_vcpu_init::default();
     vm.get_preferred_target(&mut init).map_err(ioctl("KVM_ARM_PREFERRED_TARGET"))?;
@@ -187,18 +227,15 @@ fn init_vcpu(vm: &VmFd, fd: &VcpuFd, id: u32, selection: &Selection) -> Result<(
     if id > 0 {
         enable(kvm::KVM_ARM_VCPU_POWER_OFF);
     }
-    let wanted = |option: VcpuOption, there: bool, name: &str| {
-        if selection.required_options.contains(&option) && !there {
-            return Err(FeatureError::NotOnHost(name.into()));
-        }
-        Ok(there && !selection.without_options.contains(&option))
-    };
-    let sve = wanted(VcpuOption::Sve, vm.check_extension(Cap::ArmSve), "sve")?;
+    if has_pmu(vm, selection)? {
+        enable(kvm::KVM_ARM_VCPU_PMU_V3);
+    }
+    let sve = wanted(selection, VcpuOption::Sve, vm.check_extension(Cap::ArmSve), "sve")?;
     if sve {
         enable(kvm::KVM_ARM_VCPU_SVE);
     }
     let there = vm.check_extension(Cap::ArmPtrAuthAddress) && vm.check_extension(Cap::ArmPtrAuthGeneric);
-    if wanted(VcpuOption::PointerAuthentication, there, "paca")? {
+    if wanted(selection, VcpuOption::PointerAuthentication, there, "paca")? {
         enable(kvm::KVM_ARM_VCPU_PTRAUTH_ADDRESS);
         enable(kvm::KVM_ARM_VCPU_PTRAUTH_GENERIC);
     }

@@ -30,13 +30,15 @@ pub enum KvmError {
         /// Why.
         source: Errno,
     },
-    /// More vCPUs than this host's KVM allows.
-    #[error("--cpus {asked} is too many: this host's KVM allows {limit}")]
+    /// More vCPUs than there can be.
+    #[error("--cpus {asked} is too many: {whose} allows {limit}")]
     TooManyVcpus {
         /// What was asked for.
         asked: u32,
         /// The limit.
         limit: u32,
+        /// Whose it is, and why.
+        whose: &'static str,
     },
     /// More memory than guest-physical addresses of this host reach.
     #[error("--memory needs {needed}-bit guest-physical addresses: this host's KVM has {limit} bits")]

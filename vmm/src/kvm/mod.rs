@@ -28,7 +28,7 @@ pub use error::KvmError;
 pub use native::capabilities::capabilities;
 pub use native::guest_debug::{blocks_interrupts, code_changed, registers as debug_registers};
 pub use vcpu::Vcpu;
-pub use vm::{Host, InterruptLine, Interrupter, Vm, VmConfig, XenEvents};
+pub use vm::{GuestTime, Host, InterruptLine, Interrupter, Vm, VmConfig, XenEvents};
 
 /// The architecture of the host's processor, and so of every guest that KVM runs on it.
 pub const HOST_ISA: arch::Isa = native::ISA;

@@ -51,6 +51,11 @@ impl Host {
         }
     }
 
+    /// The most vCPUs that a guest can have: what KVM allows, and what our firmware tables can tell of.
+    pub fn max_vcpus(&self) -> u32 {
+        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(native::MAX_VCPUS)
+    }
+
     /// The handle, for questions about capabilities.
     pub fn kvm(&self) -> &Kvm {
         &self.kvm
@@ -105,6 +110,34 @@ impl InterruptLine {
         let _raised = self.lines.raise();
         native::NativeVm::set_line(&self.fd, self.number, true)?;
         native::NativeVm::set_line(&self.fd, self.number, false)
+    }
+}
+
+impl InterruptLine {
+    /// Gives it a level, for a device that leaves it at that.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn set(&self, level: bool) -> Result<(), KvmError> {
+        let _raised = self.lines.raise();
+        native::NativeVm::set_line(&self.fd, self.number, level)
+    }
+}
+
+/// The guest's time, as devices tell it: it stands still while the guest is held, like what else counts it
+/// ([`super::clock`]). x86 only; an aarch64 guest has a counter of its own that says the same.
+#[derive(Clone, Debug)]
+pub struct GuestTime {
+    fd: Arc<VmFd>,
+}
+
+impl GuestTime {
+    /// Nanoseconds since about the guest's start.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn now(&self) -> Result<u64, KvmError> {
+        native::hypercalls::clock(&self.fd)
     }
 }
 
@@ -163,9 +196,11 @@ impl Vm {
     /// # Errors
     /// [`KvmError`].
     pub fn new(host: &Host, config: &VmConfig) -> Result<(Vm, Vec<Vcpu>), KvmError> {
-        let limit = u32::try_from(host.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(native::MAX_VCPUS);
+        let limit = host.max_vcpus();
         if config.vcpus > limit {
-            return Err(KvmError::TooManyVcpus { asked: config.vcpus, limit });
+            let is_ours = limit == native::MAX_VCPUS;
+            let whose = if is_ours { native::WHY_NO_MORE_VCPUS } else { "this host's KVM" };
+            return Err(KvmError::TooManyVcpus { asked: config.vcpus, limit, whose });
         }
         if !host.kvm.check_extension(Cap::ImmediateExit) {
             return Err(KvmError::Missing("KVM_CAP_IMMEDIATE_EXIT (Linux 4.11)"));
@@ -230,7 +265,12 @@ impl Vm {
         InterruptLine { fd: Arc::clone(&self.fd), lines: self.lines.clone(), number }
     }
 
-    /// The guest's time. To be asked for before the guest runs.
+    /// The guest's time, for devices.
+    pub fn time(&self) -> GuestTime {
+        GuestTime { fd: Arc::clone(&self.fd) }
+    }
+
+    /// What keeps the guest's time. To be asked for before the guest runs.
     pub fn clock(&self) -> VmClock {
         VmClock::new(Arc::clone(&self.fd), self.lines.clone(), native::NativeVm::counter(&self.fd))
     }

@@ -23,6 +23,8 @@ pub use registers::Registers;
 pub const ISA: Isa = Isa::X86_64;
 /// What our ACPI tables can describe.
 pub const MAX_VCPUS: u32 = acpi::MAX_VCPUS;
+/// Whose limit that is, and why.
+pub const WHY_NO_MORE_VCPUS: &str = "vmm, whose ACPI tables have APIC identifiers of eight bits,";
 
 /// The leaf of KVM's own features (Linux, `include/uapi/asm/kvm_para.h`)...
 const KVM_CPUID_FEATURES: u32 = 0x4000_0001;
@@ -58,6 +60,7 @@ impl NativeVm {
                 .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
         }
         vm.create_irq_chip().map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
+        set_up_pics(vm)?;
         let pit = kvm::kvm_pit_config { flags: kvm::KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(ioctl("KVM_CREATE_PIT2"))?;
 
@@ -98,6 +101,20 @@ impl NativeVm {
     pub fn platform(&self) -> Option<Platform<'_>> {
         None
     }
+}
+
+/// Gives the interrupt controllers of a PC the vectors that firmware gives them: 0x08 and 0x70 and those behind.
+/// Code in real mode relies on it.
+fn set_up_pics(vm: &VmFd) -> Result<(), KvmError> {
+    for (chip_id, base) in [(kvm::KVM_IRQCHIP_PIC_MASTER, 0x08), (kvm::KVM_IRQCHIP_PIC_SLAVE, 0x70)] {
+        let mut chip = kvm::kvm_irqchip { chip_id, ..Default::default() };
+        vm.get_irqchip(&mut chip).map_err(ioctl("KVM_GET_IRQCHIP"))?;
+        // SAFETY: KVM has filled in what the chip is that was asked for, and every value of its bytes is one.
+        let pic = unsafe { &mut chip.chip.pic };
+        pic.irq_base = base;
+        vm.set_irqchip(&chip).map_err(ioctl("KVM_SET_IRQCHIP"))?;
+    }
+    Ok(())
 }
 
 /// What guests see: what KVM supports, under the template.
