@@ -1,7 +1,7 @@
 //! The live machine as the debugger sees it.
 //!
 //! [`DebugShared`] is what vCPU threads need while a debugger may be there; [`GuestCpu`] is a
-//! vCPU on its own thread, [`LiveMachine`] all of them for the thread that serves gdb.
+//! vCPU on its own thread, `LiveMachine` all of them for the thread that serves gdb.
 //! [`Debugger`] is that thread. None of this exists without `--gdb`.
 
 use crate::attention::Attention;

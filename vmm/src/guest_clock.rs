@@ -6,7 +6,7 @@
 //!
 //! A debugger's row of steps holds the guest thousands of times a second, for microseconds. So what is
 //! short is only added up, and taken out once [`SHORTEST`] has gathered; and the clocks are taken when
-//! the guest has stood still for [`LONG`], by whoever waits ([`Vcpus::settle`](crate::vcpus::Vcpus)).
+//! the guest has stood still for 4 ms, by whoever waits ([`Vcpus::settle`](crate::vcpus::Vcpus)).
 
 use crate::config::GuestClock;
 use crate::hypercalls::Timers;
