@@ -380,6 +380,9 @@ impl<M: Machine> Client<M> {
             Answer::PassOn => {
                 let written = self.stub.serve(session, data);
                 self.queue(&written);
+                if session.is_done {
+                    return Err(Goodbye::Kill);
+                }
             }
         }
         Ok(())

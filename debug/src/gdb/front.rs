@@ -26,7 +26,7 @@ use super::packet::{LONGEST, escape, from_hex, hex, number, unescape};
 use super::regions;
 use super::resume::{self, Refused, Thread, Vcpus};
 use super::search;
-use super::session::{Client, InsertError, Process, Session, errno};
+use super::session::{Client, InsertError, OVERLOADED, Process, Session, errno};
 use crate::breakpoint::{self, Kind};
 use crate::expression::Expression;
 use crate::target::{Action, Machine};
@@ -441,7 +441,11 @@ fn write_memory<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answe
     let bytes = unescape(&arguments[colon + 1..]);
     match pair(&arguments[..colon]) {
         Some((address, length)) if length == bytes.len() as u64 => {
-            if session.write(session.current, address, &bytes) { ok() } else { error(errno::EFAULT) }
+            match session.write(session.current, address, &bytes) {
+                true => ok(),
+                false if session.takes_words && session.is_overloaded() => Refused::Words(OVERLOADED).into(),
+                false => error(errno::EFAULT),
+            }
         }
         _ => error(errno::EINVAL),
     }

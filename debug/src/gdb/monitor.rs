@@ -22,14 +22,18 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 const COMMANDS: &[Command] = &[
-    Command { name: "help", usage: "", what: "this list" },
+    Command { name: "help", usage: "[COMMAND]", what: "this list, or what one command does" },
     Command {
         name: "regs",
         usage: "[GROUP]",
         what: "registers: general segment system float vector debug, or all",
     },
-    Command { name: "translate", usage: "VA", what: "the page walk for an address, entry by entry" },
-    Command { name: "map", usage: "[VA [LENGTH]]", what: "ranges that are mapped, with permissions" },
+    Command {
+        name: "translate",
+        usage: "ADDRESS",
+        what: "the page walk for an address, entry by entry; 0x1000, 4096, $rsp and $rsp+0x10 are addresses",
+    },
+    Command { name: "map", usage: "[ADDRESS [LENGTH]]", what: "ranges that are mapped, with permissions" },
     Command { name: "mem", usage: "", what: "the guest's RAM" },
     Command { name: "physical", usage: "[on|off]", what: "whether addresses are guest-physical" },
     Command { name: "exits", usage: "", what: "exits of each vCPU, by reason" },
@@ -58,6 +62,11 @@ const COMMANDS: &[Command] = &[
     },
     Command { name: "nmi", usage: "", what: "raise a non-maskable interrupt on the current vCPU" },
     Command { name: "host", usage: "", what: "what the host can do, and what takes the place of the rest" },
+    Command {
+        name: "allow-load",
+        usage: "[on|off]",
+        what: "whether gdb may write a program over the kernel that runs",
+    },
     Command { name: "reset", usage: "", what: "have the guest begin again, held at its first instruction" },
     Command { name: "quit", usage: "", what: "end the guest" },
 ];
@@ -73,7 +82,10 @@ pub fn run<M: Machine>(session: &mut Session<M>, line: &str) -> String {
         Some(command) => command,
         None => match (matching.next(), matching.next()) {
             (Some(command), None) => command,
-            (None, _) => return format!("there is no command '{name}'; see 'monitor help'\n"),
+            (None, _) => {
+                let hint = nearest(name, all().map(|command| command.name));
+                return format!("there is no command '{name}'{hint}; see 'monitor help'\n");
+            }
             (Some(first), Some(second)) => {
                 return format!("'{name}' may be {} or {}\n", first.name, second.name);
             }
@@ -82,6 +94,17 @@ pub fn run<M: Machine>(session: &mut Session<M>, line: &str) -> String {
     match serve(session, command.name, &arguments) {
         Ok(text) => text,
         Err(text) => format!("{text}\nusage: monitor {} {}\n", command.name, command.usage),
+    }
+}
+
+/// The name that somebody may have meant, in words; nothing where none is near.
+fn nearest(name: &str, names: impl Iterator<Item = &'static str>) -> String {
+    /// Names that are less alike than this are others.
+    const ALIKE: f64 = 0.75;
+    let alike = names.map(|known| (strsim::jaro_winkler(name, known), known));
+    match alike.max_by(|(one, _), (other, _)| one.total_cmp(other)) {
+        Some((how, known)) if how >= ALIKE => format!(": do you mean '{known}'?"),
+        _ => String::new(),
     }
 }
 
@@ -124,9 +147,20 @@ fn serve<M: Machine>(session: &mut Session<M>, name: &str, arguments: &[&str]) -
         }
         "nmi" => control(session, Control::Nmi(session.current), "the interrupt is pending"),
         "reset" => reset(session),
+        "quit" if !session.machine.can_run() => {
+            session.is_done = true;
+            Ok("the dump is closed\n".into())
+        }
         "quit" => control(session, Control::Quit, "the guest ends"),
+        "allow-load" => {
+            if let Some(on) = switch(arguments)? {
+                session.allows_load = on;
+            }
+            let text = if session.allows_load { "may" } else { "may not" };
+            Ok(format!("gdb {text} write a program over the kernel that runs\n"))
+        }
         "host" => Ok(host(session)),
-        "help" => Ok(help(session.machine.commands())),
+        "help" => help(session.machine.commands(), arguments),
         name => session.machine.run_command(name, arguments),
     }
 }
@@ -182,12 +216,62 @@ macro_rules! line {
     }};
 }
 
-fn help(more: &[Command]) -> String {
+fn help(more: &[Command], arguments: &[&str]) -> Result<String, String> {
+    let all = || COMMANDS.iter().chain(more);
     let mut text = String::new();
-    for Command { name, usage, what } in COMMANDS.iter().chain(more) {
-        line!(text, "  {:32}{what}", format!("{name} {usage}"));
+    match arguments {
+        [] => {
+            for Command { name, usage, what } in all() {
+                line!(text, "  {:36} {what}", format!("{name} {usage}"));
+            }
+        }
+        [name] => {
+            let command = all().find(|command| command.name == *name);
+            let Command { name, usage, what } = command.ok_or_else(|| {
+                let hint = nearest(name, all().map(|command| command.name));
+                format!("there is no command '{name}'{hint}")
+            })?;
+            line!(text, "monitor {name} {usage}\n  {what}");
+        }
+        _ => return Err("help is for one command at a time".into()),
     }
-    text
+    Ok(text)
+}
+
+/// Reads an address as a person writes it: a number, a register of the current vCPU (`$rsp`, `rsp`), or one with a
+/// number added or taken away.
+fn address<M: Machine>(session: &Session<M>, text: &str) -> Result<u64, String> {
+    let at = text.find(['+', '-']).filter(|at| *at > 0).unwrap_or(text.len());
+    let (base, offset) = text.split_at(at);
+    let base = match number(base) {
+        Ok(value) => value,
+        Err(_) => register(session, base.strip_prefix('$').unwrap_or(base)).map_err(|why| {
+            format!(
+                "'{base}' is no number (0x1000, 4096) and {why}; of a symbol, gdb has the address: \
+                 eval \"monitor translate %p\", &jiffies"
+            )
+        })?,
+    };
+    match offset.split_at_checked(1) {
+        None => Ok(base),
+        Some(("-", rest)) => Ok(base.wrapping_sub(number(rest)?)),
+        Some((_, rest)) => Ok(base.wrapping_add(number(rest)?)),
+    }
+}
+
+fn register<M: Machine>(session: &Session<M>, name: &str) -> Result<u64, String> {
+    let isa = session.isa();
+    let known = || arch::register::table(isa).iter().map(|row| row.name);
+    let name = match (isa, name) {
+        (Isa::X86_64, "pc") => "rip",
+        (Isa::X86_64, "sp") => "rsp",
+        (_, name) => name,
+    };
+    let Some(row) = known().position(|known| known.eq_ignore_ascii_case(name)) else {
+        return Err(format!("no register{}", nearest(name, known())));
+    };
+    let file = session.machine.registers(session.current, &Bank::ALL).map_err(|error| error.to_string())?;
+    file.get_row(row).ok_or_else(|| format!("register {name} has no value of 64 bits"))
 }
 
 fn registers<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
@@ -198,7 +282,7 @@ fn registers<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<Str
             let group = Group::ALL.into_iter().find(|group| group.name() == *name);
             vec![group.ok_or_else(|| format!("there is no group '{name}'"))?]
         }
-        _ => return Err("one group at a time".into()),
+        _ => return Err("only one group of registers is shown at a time".into()),
     };
     let vcpu = session.current;
     let file = session.machine.registers(vcpu, &Bank::ALL).map_err(|error| error.to_string())?;
@@ -210,8 +294,8 @@ fn registers<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<Str
 }
 
 fn translate<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
-    let [address] = arguments else { return Err("one address".into()) };
-    let address = GuestVirt(number(address)?);
+    let [text] = arguments else { return Err("write one address".into()) };
+    let address = GuestVirt(address(session, text)?);
     let (regime, whose) = session.current_tables().map_err(|fault| fault.to_string())?;
     Ok(whose + &walk_text(&regime, session.machine.memory(), address))
 }
@@ -257,12 +341,12 @@ fn map<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, S
     let (regime, whose) = session.current_tables().map_err(|fault| fault.to_string())?;
     let between = match arguments {
         [] => (0, u64::MAX),
-        [start] => (number(start)?, u64::MAX),
+        [start] => (address(session, start)?, u64::MAX),
         [start, length] => {
-            let start = number(start)?;
+            let start = address(session, start)?;
             (start, start.saturating_add(number(length)?.saturating_sub(1)))
         }
-        _ => return Err("an address and a length".into()),
+        _ => return Err("write an address and a length at most".into()),
     };
     let mut text = whose;
     line!(text, "{}", regime.describe());
@@ -400,7 +484,7 @@ fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String,
     let most = match arguments {
         [] => usize::MAX,
         [count] => usize::try_from(number(count)?).unwrap_or(usize::MAX),
-        _ => return Err("a number of lines".into()),
+        _ => return Err("write how many lines are wanted, or nothing".into()),
     };
     let known = session.kernel(Scope::Running).map_err(broken_off)?;
     let Some(info) = &known.info else {
@@ -420,7 +504,7 @@ fn dmesg<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String,
 }
 
 fn dump<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Result<String, String> {
-    let [path] = arguments else { return Err("a path".into()) };
+    let [path] = arguments else { return Err("write one path".into()) };
     // Whoever may debug the guest may not take away the host's files, nor put one anywhere.
     let destination =
         Destination::below(&session.dump_folder, Path::new(path)).map_err(|error| error.to_string())?;

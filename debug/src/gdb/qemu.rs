@@ -44,7 +44,7 @@ pub(super) fn info<M: Machine>(session: &Session<M>, arguments: &[&str]) -> Resu
             }
             Ok(text)
         }
-        _ => Err("mem, tlb, registers or registers -a".into()),
+        _ => Err("what there is to ask for is mem, tlb, registers or registers -a".into()),
     }
 }
 

@@ -47,6 +47,10 @@ pub enum Client {
     Unknown,
 }
 
+/// Why a write is refused that [`Session::write`] takes for a part of a program.
+pub const OVERLOADED: &str = "no program is written over the kernel that runs, unless 'monitor allow-load on' says so; \
+                              another kernel is for --kernel, and 'monitor reset' starts it";
+
 /// What the guest is to a debugger that is connected: its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Process {
@@ -107,6 +111,12 @@ pub struct Session<M: Machine> {
     pub is_extended: bool,
     /// What the guest is to it.
     pub process: Process,
+    /// The debugger wants the server to end.
+    pub is_done: bool,
+    /// It may write a program over the kernel that runs.
+    pub allows_load: bool,
+    /// Bytes that it has written to pages that can be executed, since the target ran last.
+    code_written: u64,
     /// What vCPUs were told to do last.
     actions: Vec<Action>,
     /// What it is to be told on its console.
@@ -144,6 +154,9 @@ impl<M: Machine> Session<M> {
             names_process: false,
             is_extended: false,
             process: Process::Detached,
+            is_done: false,
+            allows_load: false,
+            code_written: 0,
             actions: Vec::new(),
             words: String::new(),
             is_left: false,
@@ -228,9 +241,34 @@ impl<M: Machine> Session<M> {
         memory.absence(place).map(|why| format!("{address:#x}: {why}"))
     }
 
+    /// Whether the write that was refused last was refused as a part of a program.
+    pub fn is_overloaded(&self) -> bool {
+        self.words.contains(OVERLOADED)
+    }
+
+    /// Whether a write is a part of a program that would go over the kernel that runs, as gdb's `load` makes them.
+    fn overloads(&mut self, space: &Space, address: u64, length: usize) -> bool {
+        /// Bytes that a person may want to change at one stop.
+        const MOST_CODE: u64 = 64 << 10;
+        let memory = self.machine.memory();
+        let is_code = || space.is_executable(memory, GuestVirt(address));
+        if self.allows_load || !matches!(space, Space::Virtual(regime) if regime.is_on()) || !is_code() {
+            return false;
+        }
+        self.code_written = self.code_written.saturating_add(length as u64);
+        self.code_written > MOST_CODE && self.kernel_text().is_some()
+    }
+
     /// Writes memory; whether all of it was.
     pub fn write(&mut self, vcpu: u32, address: u64, bytes: &[u8]) -> bool {
         let space = self.space(vcpu);
+        if self.overloads(&space, address, bytes.len()) {
+            if !self.words.contains(OVERLOADED) {
+                log::warn!("{OVERLOADED}");
+                self.words.push_str(&format!("vmm: {OVERLOADED}\n"));
+            }
+            return false;
+        }
         let mut state = self.engine.state();
         let table = Some(&mut state.table);
         memory::write(self.machine.memory(), &space, table, GuestVirt(address), bytes) == bytes.len()
@@ -332,6 +370,7 @@ impl<M: Machine> Session<M> {
         self.pending.clear();
         self.reported.fill(None);
         self.words.clear();
+        (self.is_done, self.allows_load, self.code_written) = (false, false, 0);
         self.refused.clear();
         self.current = 0;
         self.chosen = None;
@@ -476,6 +515,7 @@ impl<M: Machine> Session<M> {
     /// [`TargetError`]; then nothing runs.
     pub fn run(&mut self, actions: &[Action]) -> Result<(), TargetError> {
         self.actions = actions.to_vec();
+        self.code_written = 0;
         // Hits of breakpoints happen again when the vCPU runs again; what cannot happen
         // again is kept.
         let isa = self.isa();

@@ -403,3 +403,63 @@ fn an_interrupt_that_crosses_a_stop_is_kept_for_the_next_run() {
     let signals: Vec<String> = replies(&answer).iter().map(|reply| reply[..3].to_string()).collect();
     assert_eq!(signals, ["T05", "T02", "T05"]);
 }
+
+#[test]
+fn commands_are_helped_with() {
+    let run = |line: &str| crate::gdb::monitor::run(&mut session(Isa::X86_64), line);
+    assert!(run("tranlsate 0").contains("do you mean 'translate'?"), "{}", run("tranlsate 0"));
+    assert!(!run("xyzzy").contains("do you mean"));
+    assert!(run("help translate").starts_with("monitor translate ADDRESS\n"));
+    assert!(run("help breakpoint").contains("do you mean 'breakpoints'?"));
+    for (address, expected) in [
+        ("$rip+0x10", "0x10 is at"),
+        ("rsp", "0x0 is at"),
+        ("pc", "0x0 is at"),
+        ("0x1000-8", "0xff8 is at"),
+        ("4096", "0x1000 is at"),
+    ] {
+        let text = run(&format!("translate {address}"));
+        assert!(text.contains(expected), "{address}: {text}");
+    }
+    let text = run("translate linux_banner");
+    assert!(text.contains("no register") && text.contains("eval"), "{text}");
+    assert!(run("translate $eflag").contains("do you mean 'eflags'?"));
+}
+
+/// A guest with a kernel at its place: code at 0xffffffff81000000 in one page of 2 MiB.
+fn with_kernel() -> Session<Still> {
+    let mut session = Session::new(
+        Still::new(Isa::X86_64, 1, 8 << 20).unwrap(),
+        Arc::new(Engine::new(Isa::X86_64, crate::fake::host(), 1)),
+    );
+    let mut file = arch::register::RegisterFile::new(Isa::X86_64);
+    for (name, value) in [("cr0", 0x8000_0001), ("cr3", 0x1000), ("cr4", 0x20), ("efer", 0x500)] {
+        file.set(name, value);
+    }
+    session.machine.set_registers(0, &file).unwrap();
+    for (at, value) in [(0x1ff8, 0x2003u64), (0x2ff0, 0x3003), (0x3040, 0x20_0083)] {
+        session.machine.memory().write(arch::GuestPhys(at), &value.to_le_bytes());
+    }
+    session.attach();
+    session
+}
+
+#[test]
+fn a_program_is_not_loaded_over_a_kernel_that_runs() {
+    const CODE: u64 = 0xffff_ffff_8100_0000;
+    let mut session = with_kernel();
+    assert_eq!(session.kernel_text(), Some(CODE));
+    let piece = vec![0x90; 16 << 10];
+    // What a person changes is.
+    for index in 0..4 {
+        assert!(session.write(0, CODE + index * 0x4000, &piece), "{index}");
+    }
+    assert!(!session.write(0, CODE + 0x10000, &piece) && session.is_overloaded());
+    assert!(session.take_words().is_some_and(|words| words.contains("monitor allow-load on")));
+    crate::gdb::monitor::run(&mut session, "allow-load on");
+    assert!(session.write(0, CODE + 0x10000, &piece));
+    // At the next stop there is as much again.
+    crate::gdb::monitor::run(&mut session, "allow-load off");
+    session.run(&[crate::target::Action::Step]).unwrap();
+    assert!(session.write(0, CODE, &piece));
+}
