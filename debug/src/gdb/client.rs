@@ -439,6 +439,11 @@ impl<M: Machine> Client<M> {
         {
             self.send(&console(words));
         }
+        if let Stop::Vcpu(vcpu, _) = stop
+            && let Some(words) = session.signs(*vcpu)
+        {
+            self.send(&console(words));
+        }
         self.is_running = false;
         self.send(&stop.reply(session));
         match stop {

@@ -368,11 +368,16 @@ fn point(arguments: &[u8]) -> Option<Point> {
     Some(Point { kind, address, length, conditions, commands })
 }
 
+/// Conditions, and commands, that one breakpoint may have.
+const MOST_EXPRESSIONS: usize = 64;
+
 fn insert<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
     let Some(Point { kind, address, length, conditions, commands }) = point(arguments) else {
         return error(errno::EINVAL);
     };
-    if kind.access().is_some() && length == 0 {
+    // Each is bounded in time, and all of them are run at one hit.
+    let is_much = commands.len() > MOST_EXPRESSIONS || conditions.len() > MOST_EXPRESSIONS;
+    if kind.access().is_some() && length == 0 || is_much {
         return error(errno::EINVAL);
     }
     let check = |codes: Vec<Vec<u8>>| codes.into_iter().map(Expression::new).collect::<Result<Vec<_>, _>>();
@@ -395,7 +400,8 @@ fn insert<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
                 return ok();
             }
             error(match refused {
-                InsertError::TooMany(_) | InsertError::NotExecutable => errno::ENOSPC,
+                InsertError::TooMany(_) | InsertError::NotExecutable | InsertError::Many => errno::ENOSPC,
+                InsertError::Unaligned => errno::EINVAL,
                 InsertError::Table(breakpoint::InsertError::NotRam(_)) => errno::EFAULT,
                 InsertError::Table(breakpoint::InsertError::Duplicate) => errno::EINVAL,
             })

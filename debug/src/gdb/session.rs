@@ -62,6 +62,9 @@ pub enum Process {
     Killed,
 }
 
+/// Breakpoints that there may be at a time.
+const MOST_BREAKPOINTS: usize = 4096;
+
 /// Why a breakpoint was not inserted.
 #[derive(Debug, thiserror::Error)]
 pub enum InsertError {
@@ -71,6 +74,12 @@ pub enum InsertError {
     /// A processor that goes there does not execute what is planted, and nothing else is there.
     #[error("its page cannot be executed, and this host has no debug registers")]
     NotExecutable,
+    /// More than anybody has use for, which would only slow all of them down.
+    #[error("there are {MOST_BREAKPOINTS} breakpoints already")]
+    Many,
+    /// aarch64 has no instruction there.
+    #[error("no instruction begins at an address that is no multiple of 4")]
+    Unaligned,
     /// The table does not take it.
     #[error(transparent)]
     Table(#[from] crate::breakpoint::InsertError),
@@ -301,6 +310,12 @@ impl<M: Machine> Session<M> {
         let address = GuestVirt(address);
         let space = self.space(self.current);
         let memory = self.machine.memory();
+        if self.isa() == Isa::Aarch64 && kind.access().is_none() && !address.0.is_multiple_of(4) {
+            return Err(InsertError::Unaligned);
+        }
+        if self.engine.state().table.iter().count() >= MOST_BREAKPOINTS {
+            return Err(InsertError::Many);
+        }
         let place = self.place(kind, address);
         if matches!(place, Place::NotExecutable { .. }) && self.engine.host().breakpoints == 0 {
             return Err(InsertError::NotExecutable);
@@ -466,6 +481,26 @@ impl<M: Machine> Session<M> {
              vmm:   disconnect\nvmm:   file (or the file with 64-bit symbols behind it)\n\
              vmm:   set architecture auto\nvmm:   target remote ... (as before)\n\
              vmm: meanwhile the guest runs on, unless vmm was started with --gdb-lost hold.\n",
+        )
+    }
+
+    /// What a gdb that may be too old for them is told of an aarch64 guest that signs return addresses; once.
+    pub fn signs(&mut self, vcpu: u32) -> Option<&'static str> {
+        /// `SCTLR_EL1.EnIA` (Arm ARM (DDI 0487)).
+        const ENABLED: u64 = 1 << 31;
+        // gdb before 14 does not know how to strip them; one that takes errors in words does.
+        let may_be_old = self.client == Client::Gdb && !self.takes_words;
+        if self.isa() != Isa::Aarch64 || self.is_told || !may_be_old {
+            return None;
+        }
+        let file = self.machine.registers(vcpu, &[Bank::System]).ok()?;
+        if file.get("SCTLR_EL1")? & ENABLED == 0 {
+            return None;
+        }
+        self.is_told = true;
+        Some(
+            "vmm: this guest signs return addresses, which gdb before 14 cannot read: finish, return and up go \
+             astray there. If yours is older, boot the guest with arm64.nopauth\n",
         )
     }
 
@@ -719,6 +754,36 @@ mod tests {
             assert_eq!(before, after, "{isa}");
             assert!(session.remove(Kind::Write, 0x3000, 4));
             assert_eq!(seen(&session).len() as u64, breakpoints);
+        }
+    }
+    #[test]
+    fn there_is_an_end_to_breakpoints() {
+        for isa in Isa::ALL {
+            let machine = Still::new(isa, 1, 1 << 20).unwrap();
+            let host = machine.host().clone();
+            let mut session = Session::new(machine, Arc::new(Engine::new(isa, host, 1)));
+            let mut insert = |address| {
+                session.insert(Kind::Software, address, 4, Vec::new(), Vec::new()).map_err(|e| e.to_string())
+            };
+            let unaligned = insert(0x1002);
+            assert_eq!(unaligned.is_err(), isa == Isa::Aarch64, "{unaligned:?}");
+            assert!(insert(0x2000).is_ok());
+            for index in 0..MOST_BREAKPOINTS as u64 {
+                let (address, place) = (GuestVirt(0x4000 + 16 * index), Place::Register);
+                let (conditions, commands) = (Vec::new(), Vec::new());
+                let it = Breakpoint {
+                    kind: Kind::Software,
+                    address,
+                    length: 4,
+                    place,
+                    conditions,
+                    commands,
+                    hits: 0,
+                };
+                session.engine.state().table.insert(session.machine.memory(), it).unwrap();
+            }
+            let refused = session.insert(Kind::Software, 0x2000, 4, Vec::new(), Vec::new());
+            assert!(matches!(refused, Err(InsertError::Many)), "{refused:?}");
         }
     }
 }

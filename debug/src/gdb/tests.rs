@@ -463,3 +463,20 @@ fn a_program_is_not_loaded_over_a_kernel_that_runs() {
     session.run(&[crate::target::Action::Step]).unwrap();
     assert!(session.write(0, CODE, &piece));
 }
+
+#[test]
+fn an_old_gdb_is_told_of_signed_addresses() {
+    let told = |features: &str, enabled: u64| {
+        let mut session = session(Isa::Aarch64);
+        let mut file = arch::register::RegisterFile::new(Isa::Aarch64);
+        file.set("SCTLR_EL1", enabled << 31);
+        session.machine.set_registers(0, &file).unwrap();
+        let input: Vec<u8> = [&format!("qSupported:no-resumed+{features}"), "vCont;s:1", "vCont;s:1"]
+            .iter()
+            .flat_map(|packet| frame(packet.as_bytes()))
+            .collect();
+        let packets = packets(&converse(&mut session, &input).unwrap());
+        packets.iter().filter(|packet| packet.starts_with('O') && *packet != "OK").count()
+    };
+    assert_eq!((told("", 1), told("", 0), told(";error-message+", 1)), (1, 0, 0));
+}
