@@ -493,11 +493,12 @@ impl<M: Machine> Session<M> {
         if self.isa() != Isa::Aarch64 || self.is_told || !may_be_old {
             return None;
         }
+        // Asked once: a guest that begins under its debugger does not sign.
+        self.is_told = true;
         let file = self.machine.registers(vcpu, &[Bank::System]).ok()?;
         if file.get("SCTLR_EL1")? & ENABLED == 0 {
             return None;
         }
-        self.is_told = true;
         Some(
             "vmm: this guest signs return addresses, which gdb before 14 cannot read: finish, return and up go \
              astray there. If yours is older, boot the guest with arm64.nopauth\n",
