@@ -62,6 +62,8 @@ struct Known {
     general: Option<RegisterFile>,
     /// How it translates.
     regime: Option<Regime>,
+    /// What it does.
+    state: Option<VcpuState>,
 }
 
 impl LiveMachine {
@@ -136,7 +138,17 @@ impl Machine for LiveMachine {
     }
 
     fn state(&self, vcpu: u32) -> VcpuState {
-        self.vcpus.call(vcpu, |vcpu| vcpu.state()).unwrap_or(VcpuState::NotStarted)
+        if let Some(state) = self.known.borrow().get(vcpu as usize).and_then(|known| known.state) {
+            return state;
+        }
+        let state = self.vcpus.call(vcpu, |vcpu| vcpu.state()).unwrap_or(VcpuState::NotStarted);
+        // What waits for an interrupt may get it while others run.
+        if self.hold.is_some()
+            && let Some(known) = self.known.borrow_mut().get_mut(vcpu as usize)
+        {
+            known.state = Some(state);
+        }
+        state
     }
 
     fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, TargetError> {
@@ -187,6 +199,7 @@ impl Machine for LiveMachine {
     }
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
+        self.known.borrow_mut().iter_mut().for_each(|known| known.state = None);
         let ends_soon = orders.iter().any(|order| order.action == Action::Step);
         self.hold = None;
         if ends_soon {
@@ -233,7 +246,7 @@ impl Machine for LiveMachine {
         let event = self.happened.pop_front()?;
         if let Event::Stopped { vcpu, registers, .. } = &event {
             self.running[*vcpu as usize] = false;
-            let known = Known { general: Some(registers.clone()), regime: None };
+            let known = Known { general: Some(registers.clone()), ..Known::default() };
             self.known.borrow_mut()[*vcpu as usize] = known;
         }
         Some(event)
@@ -259,6 +272,7 @@ impl Machine for LiveMachine {
     fn control(&mut self, control: Control) -> Result<(), TargetError> {
         match control {
             Control::Nmi(vcpu) => {
+                self.forget(vcpu);
                 self.vcpus.call(vcpu, |vcpu| vcpu.nmi()).ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
             }
             Control::Reset => self.restart(),
