@@ -114,12 +114,8 @@ pub const NOT_TRAPPED: Script = Script {
     commands: |_| {
         "monitor host\n\
          break *&work\n\
-         python\n\
-         try:\n\
-         \x20 gdb.execute('continue')\n\
-         except gdb.error as error:\n\
-         \x20 print('refused:', error)\n\
-         end\n\
+         continue\n\
+         monitor breakpoints\n\
          delete\n\
          p $pc == (unsigned long)&_start\n\
          stepi\nstepi\n\
@@ -133,8 +129,9 @@ pub const NOT_TRAPPED: Script = Script {
             "not seen; debug registers take their place",
             "single step: yes",
             "breakpoint registers: 0",
-            "Cannot insert breakpoint 1",
-            "refused:",
+            "vmm: the guest does not run: no breakpoint at",
+            "this host has no debug registers for it",
+            "there is none",
             "= 1",
             "= 1",
             "<work>",
