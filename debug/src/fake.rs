@@ -85,6 +85,8 @@ pub struct Still {
     pub kernel: Option<Described>,
     /// vCPUs from this one on have not been started.
     pub started: u32,
+    /// Its guest cannot begin again.
+    pub cannot_restart: bool,
 }
 
 impl Still {
@@ -102,7 +104,9 @@ impl Still {
         // It never becomes readable: events are there at once.
         let (wake, _) = nix::unistd::pipe()?;
         let events = VecDeque::new();
-        Ok(Still { isa, ram: Ram::new(size), host, registers, events, wake, kernel: None, started: u32::MAX })
+        let (ram, kernel) = (Ram::new(size), None);
+        let (started, cannot_restart) = (u32::MAX, false);
+        Ok(Still { isa, ram, host, registers, events, wake, kernel, started, cannot_restart })
     }
 
     fn file(&self, vcpu: u32) -> Result<MutexGuard<'_, RegisterFile>, TargetError> {
@@ -182,8 +186,11 @@ impl Machine for Still {
 
     fn disarm(&mut self) {}
 
-    fn control(&mut self, _: Control) -> Result<(), TargetError> {
-        Ok(())
+    fn control(&mut self, control: Control) -> Result<(), TargetError> {
+        match control == Control::Reset && self.cannot_restart {
+            true => Err(TargetError::Unsupported("its kernel is gone")),
+            false => Ok(()),
+        }
     }
 
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {

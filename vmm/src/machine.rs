@@ -36,7 +36,7 @@ use devices::test_device::{self, Flush, Kept, Lines};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 use vm_superio::Trigger;
 use vmm_sys_util::eventfd::EventFd;
@@ -121,13 +121,24 @@ impl Machine {
     /// # Errors
     /// As [`Machine::new`]; then this machine is as it was.
     pub fn again(&self, config: &Config, output: Box<dyn Write + Send>) -> Result<Machine, Error> {
+        let vcpus = self.vcpus.len();
+        if self.debugger.is_some() && config.gdb.is_some() && config.cpus as usize != vcpus {
+            return Err(Error::Usage(format!(
+                "a guest with a debugger begins again with as many vCPUs as it had: {vcpus}, not {}",
+                config.cpus
+            )));
+        }
         // Its vCPUs that have not ended are not to meet what the debugger puts into the other one.
-        let was_held =
-            matches!(&*self.pause.lock().unwrap_or_else(PoisonError::into_inner), Pause::Held { .. });
+        let was_held = matches!(*self.how_far(), Pause::Held { .. });
         self.pause();
         let again = Machine::build(config, output, self.debugger.as_ref());
         if again.is_err() && !was_held {
-            self.resume();
+            let mut pause = self.how_far();
+            // What was held is let go; one that was never started waits on.
+            *pause = match *pause {
+                Pause::Held { was_started: false, .. } => Pause::NotStarted,
+                _ => Pause::Runs,
+            };
         }
         again
     }
@@ -226,9 +237,13 @@ impl Machine {
         self.hypercalls.as_deref()
     }
 
+    fn how_far(&self) -> MutexGuard<'_, Pause> {
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Lets the guest run, as far as it was this machine's [`Self::pause`] that held it.
     pub fn resume(&self) {
-        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pause = self.how_far();
         let was_started = match &*pause {
             Pause::NotStarted => false,
             Pause::Runs => return,
@@ -244,7 +259,7 @@ impl Machine {
     /// Lets the guest run, unless it waits for a debugger that will.
     pub fn start(&self) {
         match self.waits {
-            true => *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = Pause::Runs,
+            true => *self.how_far() = Pause::Runs,
             false => self.resume(),
         }
     }
@@ -271,7 +286,7 @@ impl Machine {
     /// Stops the guest until [`Self::resume`]; returns when no vCPU is in it any more. Its time stands
     /// still meanwhile, if the configuration says so.
     pub fn pause(&self) {
-        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pause = self.how_far();
         let was_started = match &*pause {
             Pause::NotStarted => false,
             Pause::Runs => true,

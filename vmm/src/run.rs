@@ -23,7 +23,7 @@ use input::{Foreground, Input};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use panicked::Panicked;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
@@ -129,9 +129,13 @@ struct State {
 }
 
 impl State {
-    /// The first verdict stands.
+    /// The first verdict stands; but a guest that resets itself may begin again, so what ends the run comes
+    /// before that. It was heard of once, and is not in the next machine.
     fn end(&self, outcome: Outcome) {
-        self.verdict.borrow_mut().get_or_insert(outcome);
+        let mut verdict = self.verdict.borrow_mut();
+        if matches!(*verdict, None | Some(Outcome::Reset)) {
+            *verdict = Some(outcome);
+        }
     }
 }
 
@@ -158,10 +162,17 @@ enum End {
     Again(Box<Machine>),
 }
 
-/// Writes a core of a guest that has ended, if it has ended as `on` says.
-fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<SignalFd>) {
-    let is_ended =
-        || matches!(signals.borrow_mut().read_signal(), Ok(Some(signal)) if is_ending(signal.ssi_signo));
+/// Writes a core of a guest that has ended, if it has ended as `on` says. Answers the signal that has broken
+/// that off, if one has.
+fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<SignalFd>) -> Option<i32> {
+    let ended_by = Cell::new(None);
+    let is_ended = || {
+        let signal = signals.borrow_mut().read_signal().ok().flatten();
+        let signal = signal.filter(|signal| is_ending(signal.ssi_signo));
+        let number = signal.and_then(|signal| i32::try_from(signal.ssi_signo).ok());
+        ended_by.set(ended_by.get().or(number));
+        number.is_some()
+    };
     let is_due = match outcome {
         Outcome::TripleFault { .. } => on.triple_fault,
         Outcome::Timeout if on.timeout => true,
@@ -172,7 +183,7 @@ fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<Sig
         _ => false,
     };
     if !is_due {
-        return;
+        return ended_by.get();
     }
     let mut reporter = Reporter::new();
     let mut watch = |progress| {
@@ -185,6 +196,7 @@ fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<Sig
         Ok(summary) => log::warn!("dumped to {}: {summary}", on.path.display()),
         Err(error) => log::error!("--dump-on: {error}"),
     }
+    ended_by.get()
 }
 
 /// Deals with a guest that has ended; `None` when it runs on.
@@ -212,14 +224,17 @@ fn end(machine: &Machine, outcome: Outcome, around: &Around<'_>) -> Result<Optio
     }
     // The guest is over: what is typed now, Ctrl-C while it is dumped, is the terminal's business.
     terminal::restore();
-    if let Some(on) = &config.dump_on {
-        dump(machine, &outcome, on, around.signals);
-    }
+    let ended_by = config.dump_on.as_ref().and_then(|on| dump(machine, &outcome, on, around.signals));
     over();
-    if outcome == Outcome::Reset && config.on_reboot == OnReboot::Restart {
-        log::info!("the guest reset itself; it is booted again");
-        return (around.again)(machine).map(|next| Some(End::Again(Box::new(next))));
-    }
+    let restarts = outcome == Outcome::Reset && config.on_reboot == OnReboot::Restart;
+    let outcome = match ended_by {
+        Some(signal) if restarts => Outcome::Stopped(Stop::Signal(signal)),
+        None if restarts => {
+            log::info!("the guest reset itself; it is booted again");
+            return (around.again)(machine).map(|next| Some(End::Again(Box::new(next))));
+        }
+        _ => outcome,
+    };
     machine.tell_debugger(&outcome);
     Ok(Some(End::Over(outcome)))
 }

@@ -155,6 +155,8 @@ impl Header {
             tag::FRAMEBUFFER => self.wants_video |= !is_optional,
             tag::RELOCATABLE => {
                 let [lowest, highest, alignment, preference] = [word(0)?, word(1)?, word(2)?, word(3)?];
+                // GRUB takes 0 for no alignment.
+                let alignment = alignment.max(1);
                 if !alignment.is_power_of_two() || lowest > highest {
                     return Err(malformed("the relocatable tag contradicts itself"));
                 }
@@ -279,6 +281,8 @@ pub(in crate::image) mod tests {
         assert!(malformed(&header(0, &[tag(3, 0, &[]), end()])));
         assert!(malformed(&header(0, &[tag(10, 0, &[0, 0x1000, 3, 0]), end()])));
         assert!(malformed(&header(0, &[tag(10, 0, &[0x1000, 0, 1, 0]), end()])));
+        let anywhere = Header::find(&header(0, &[tag(10, 0, &[0, 0x1000, 0, 0]), end()])).unwrap().unwrap();
+        assert_eq!(anywhere.relocatable.map(|it| it.alignment), Some(1));
         let mut cut = header(0, &[tag(3, 0, &[0x10_0000]), end()]);
         cut.truncate(20);
         assert!(malformed(&cut));

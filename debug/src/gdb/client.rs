@@ -343,16 +343,29 @@ impl<M: Machine> Client<M> {
                 session.detach();
             }
             Answer::Attach => {
+                // What was typed while the guest was not debugged was not meant for it.
+                self.has_interrupted = false;
                 session.take();
                 self.arm(session);
                 self.send(&Stop::Vcpu(session.current, StopReason::Interrupt).reply(session));
             }
             Answer::Restart(replies) => {
-                if session.process != Process::Attached {
+                self.has_interrupted = false;
+                let before = session.process;
+                if before != Process::Attached {
                     session.take();
                     self.arm(session);
                 }
-                match session.restart() {
+                let result = session.restart();
+                if result.is_err() {
+                    // To the debugger there is no more of a process than there was.
+                    match before {
+                        Process::Attached => {}
+                        Process::Detached => session.detach(),
+                        Process::Killed => session.end(),
+                    }
+                }
+                match result {
                     Ok(()) if replies => self.send(&Stop::Vcpu(0, StopReason::Step).reply(session)),
                     Ok(()) => {}
                     Err(refused) if replies => self.send(format!("E.{refused}").as_bytes()),

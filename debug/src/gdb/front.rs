@@ -388,24 +388,12 @@ fn insert<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
             return error(errno::EINVAL);
         }
     };
-    match session.insert(kind, address, length, conditions, commands) {
+    match session.insert_or_remember((kind, address, length), conditions, commands) {
         Ok(()) => ok(),
-        Err(refused) => {
-            let why = match refused {
-                InsertError::TooMany(_) => session.engine.too_few(kind, address, length),
-                _ => refused.to_string(),
-            };
-            log::warn!(target: "debug::rsp", "no {} at {address:#x}: {why}", kind.name());
-            if session.refuse(kind, address, length, why) {
-                return ok();
-            }
-            error(match refused {
-                InsertError::TooMany(_) | InsertError::NotExecutable | InsertError::Many => errno::ENOSPC,
-                InsertError::Unaligned => errno::EINVAL,
-                InsertError::Table(breakpoint::InsertError::NotRam(_)) => errno::EFAULT,
-                InsertError::Table(breakpoint::InsertError::Duplicate) => errno::EINVAL,
-            })
-        }
+        Err(InsertError::TooMany(_) | InsertError::NotExecutable | InsertError::Many) => error(errno::ENOSPC),
+        Err(InsertError::Unaligned) => error(errno::EINVAL),
+        Err(InsertError::Table(breakpoint::InsertError::NotRam(_))) => error(errno::EFAULT),
+        Err(InsertError::Table(breakpoint::InsertError::Duplicate)) => error(errno::EINVAL),
     }
 }
 

@@ -85,6 +85,14 @@ pub enum InsertError {
     Table(#[from] crate::breakpoint::InsertError),
 }
 
+/// A breakpoint that was not inserted: what it is besides its place, and why not.
+#[derive(Debug)]
+struct Refused {
+    conditions: Vec<Expression>,
+    commands: Vec<Expression>,
+    why: String,
+}
+
 /// A session with a machine.
 #[derive(Debug)]
 pub struct Session<M: Machine> {
@@ -136,7 +144,7 @@ pub struct Session<M: Machine> {
     reported: Vec<Option<u64>>,
     /// Breakpoints that gdb has asked for and that are not there, and why: kind, address and length. gdb has words
     /// of its own for that, which are wrong here; it inserts them when it resumes, and that is answered with these.
-    refused: BTreeMap<(Kind, u64, u64), String>,
+    refused: BTreeMap<(Kind, u64, u64), Refused>,
     /// Stops of further vCPUs that have not been reported yet.
     pending: Vec<(u32, StopReason)>,
 }
@@ -283,16 +291,49 @@ impl<M: Machine> Session<M> {
         memory::write(self.machine.memory(), &space, table, GuestVirt(address), bytes) == bytes.len()
     }
 
-    /// Remembers a breakpoint that was refused, for the moment when the target is resumed; whether the debugger
-    /// is one that is told so.
-    pub fn refuse(&mut self, kind: Kind, address: u64, length: u64, why: String) -> bool {
+    /// Inserts a breakpoint for the debugger. Where it is told of a refusal when the target is resumed, that is
+    /// remembered until then; it is no error then.
+    ///
+    /// # Errors
+    /// [`InsertError`].
+    pub fn insert_or_remember(
+        &mut self,
+        (kind, address, length): (Kind, u64, u64),
+        conditions: Vec<Expression>,
+        commands: Vec<Expression>,
+    ) -> Result<(), InsertError> {
         /// Many for a person.
         const MOST_REFUSED: usize = 64;
-        let is_told = self.client == Client::Gdb && self.refused.len() < MOST_REFUSED;
-        if is_told {
-            self.refused.insert((kind, address, length), why);
+        let Err(error) = self.insert(kind, address, length, conditions.clone(), commands.clone()) else {
+            return Ok(());
+        };
+        let why = self.why_refused(&error, kind, address, length);
+        log::warn!(target: "debug::rsp", "no {} at {address:#x}: {why}", kind.name());
+        if self.client != Client::Gdb || self.refused.len() >= MOST_REFUSED {
+            return Err(error);
         }
-        is_told
+        self.refused.insert((kind, address, length), Refused { conditions, commands, why });
+        Ok(())
+    }
+
+    /// Why a breakpoint was not inserted, in words.
+    fn why_refused(&self, error: &InsertError, kind: Kind, address: u64, length: u64) -> String {
+        match error {
+            InsertError::TooMany(_) => self.engine.too_few(kind, address, length),
+            _ => error.to_string(),
+        }
+    }
+
+    /// Tries again what was refused: others may have made room, and a debugger that keeps its breakpoints
+    /// inserted does not ask again.
+    fn retry_refused(&mut self) {
+        for ((kind, address, length), mut refused) in std::mem::take(&mut self.refused) {
+            let (conditions, commands) = (refused.conditions.clone(), refused.commands.clone());
+            if let Err(error) = self.insert(kind, address, length, conditions, commands) {
+                refused.why = self.why_refused(&error, kind, address, length);
+                self.refused.insert((kind, address, length), refused);
+            }
+        }
     }
 
     /// Inserts a breakpoint; one that is there already gets the new conditions and commands.
@@ -326,12 +367,16 @@ impl<M: Machine> Session<M> {
         let change = state.table.replace(memory, breakpoint)?;
         let fits = self.engine.make_room(&mut state, memory, &space);
         state.table.settle_change(memory, change, fits.is_err());
-        Ok(fits?)
+        drop(state);
+        fits?;
+        // Asked for again, it is there now.
+        self.refused.remove(&(kind, address.0, length));
+        Ok(())
     }
 
     /// Breakpoints that were refused, and why.
-    pub fn refused(&self) -> impl Iterator<Item = (&(Kind, u64, u64), &String)> {
-        self.refused.iter()
+    pub fn refused(&self) -> impl Iterator<Item = (&(Kind, u64, u64), &str)> {
+        self.refused.iter().map(|(place, refused)| (place, refused.why.as_str()))
     }
 
     /// How a breakpoint would be noticed that was asked for now.
@@ -563,10 +608,10 @@ impl<M: Machine> Session<M> {
         if !self.pending.is_empty() {
             return Ok(());
         }
+        self.retry_refused();
         if !self.refused.is_empty() {
             let words: Vec<String> = self
-                .refused
-                .iter()
+                .refused()
                 .map(|((kind, address, _), why)| format!("no {} at {address:#x}: {why}", kind.name()))
                 .collect();
             let reason = StopReason::Refused(format!("the guest does not run: {}", words.join("; ")));

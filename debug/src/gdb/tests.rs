@@ -3,7 +3,7 @@
 use super::client::{Client, Ready, converse, misbehave};
 use super::listener::{Peer, Stream};
 use super::packet::{Framer, INTERRUPT, Item, LONGEST, frame, from_hex};
-use super::session::Session;
+use super::session::{Process, Session};
 use crate::engine::Engine;
 use crate::fake::Still;
 use crate::target::Machine;
@@ -302,6 +302,61 @@ fn gdb_is_told_why_a_breakpoint_is_refused_when_it_resumes() {
             assert!(text.contains("a watchpoint covers at most 32 bytes here; this is 4097"), "{text}");
         }
     }
+}
+
+#[test]
+fn a_breakpoint_that_was_refused_is_there_when_others_have_made_room() {
+    let before = ["qSupported:no-resumed+", "Z1,100,4", "Z1,200,4", "Z1,300,4", "Z1,400,4"];
+    // gdb asks for it again; or, with 'breakpoint always-inserted on', does not.
+    for again in [&["Z1,500,4"][..], &[]] {
+        for isa in Isa::ALL {
+            let sent = [&before[..], &["Z1,500,4", "vCont;c", "z1,100,4"], again, &["vCont;c"]].concat();
+            let input: Vec<u8> = sent.iter().flat_map(|packet| frame(packet.as_bytes())).collect();
+            let mut session = session(isa);
+            let told = packets(&converse(&mut session, &input).unwrap());
+            let words = told.iter().filter(|reply| reply.starts_with('O') && *reply != "OK").count();
+            assert_eq!(words, 1, "{isa}: {told:?}");
+            assert_eq!(session.refused().count(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_begin_again_is_what_it_was_to_its_debugger() {
+    for (before, then) in
+        [("D;1", Process::Detached), ("vKill;1", Process::Killed), ("qC", Process::Attached)]
+    {
+        let mut session = session(Isa::X86_64);
+        session.machine.cannot_restart = true;
+        let input: Vec<u8> =
+            ["!", before, "vRun;", "?"].iter().flat_map(|packet| frame(packet.as_bytes())).collect();
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        std::io::Write::write_all(&mut theirs, &input).unwrap();
+        session.attach();
+        let peer = Peer::Unix { user: None, process: None };
+        let mut client: Client<Still> = Client::new(Stream::Unix(ours), peer, &[], Arc::new(|| false));
+        client.arm(&mut session);
+        client.serve(&mut session, Ready { input: true, ..Ready::default() }).unwrap();
+        assert_eq!(session.process, then);
+        let mut answer = [0; 4096];
+        let count = std::io::Read::read(&mut theirs, &mut answer).unwrap();
+        let replies = replies(&answer[..count]);
+        assert_eq!(replies[2], "E.its kernel is gone");
+        let stop = if then == Process::Attached { "T05" } else { "W00" };
+        assert!(replies[3].starts_with(stop), "{replies:?}");
+    }
+}
+
+#[test]
+fn an_interrupt_of_a_guest_that_was_let_go_is_not_kept() {
+    let mut session = session(Isa::X86_64);
+    let [go, away, back] = ["vCont;c", "D;1", "vAttach;1"].map(|packet| frame(packet.as_bytes()));
+    let steps: [(&[u8], bool); 6] =
+        [(&frame(b"!"), true), (&go, true), (&away, true), (&[INTERRUPT], true), (&back, true), (&go, true)];
+    let (answer, _) = misbehave(&mut session, &steps).unwrap();
+    let replies = replies(&answer);
+    assert!(replies.last().is_some_and(|last| last.starts_with("T05")), "{replies:?}");
 }
 
 #[test]

@@ -63,19 +63,21 @@ impl Guest<'_> {
                 "the Multiboot 2 kernel asks for information that there is none of: types {missing:?}"
             );
         }
-        let (base, entry) = match (&header.addresses, elf) {
+        let (base, distance) = match (&header.addresses, elf) {
             (Some(addresses), _) => {
                 self.load_addresses(addresses)?;
-                (addresses.load, elf.map_or(0, |elf| elf.entry))
+                (addresses.load, 0)
             }
             (None, Some(elf)) => {
                 let (base, distance) = self.where_it_goes(elf, header.relocatable.as_ref())?;
                 self.load_segments(elf, distance)?;
-                (base, elf.entry.wrapping_add(distance))
+                (base, distance)
             }
             (None, None) => return Err(BootError::UnknownFormat { path: self.kernel.path().to_path_buf() }),
         };
-        let entry = header.entry.map_or(entry, u64::from);
+        // Both are where the kernel is linked to, and move along with it.
+        let linked = header.entry.map_or_else(|| elf.map_or(0, |elf| elf.entry), u64::from);
+        let entry = linked.wrapping_add(distance);
         let (entry, sections, modules) = self.surroundings(entry, elf)?;
         let line = self.line();
         let rsdp = acpi::rsdp(self.acpi_tables);

@@ -182,6 +182,10 @@ fn a_multiboot_2_kernel_may_be_moved_and_say_where_it_is_entered() {
     let (booted, _) =
         boot(&plain(0x10_0000, &multiboot2(&[&[3, 12, 0x10_0100]])), &Setting::default()).unwrap();
     assert_eq!(booted.entry, GuestPhys(0x10_0100));
+    // That entry moves along.
+    let both = multiboot2(&[&[3, 12, 0x10_0100], &[10, 24, 0x20_0000, 0x3ff_ffff, 0x20_0000, 0]]);
+    let (booted, _) = boot(&plain(0x10_0000, &both), &Setting::default()).unwrap();
+    assert_eq!(booted.entry, GuestPhys(0x20_0100));
     for entry in [0, 0x10_2000] {
         let error = refused(&plain(0x10_0000, &multiboot2(&[&[3, 12, entry]])), &Setting::default());
         assert!(error.contains("entry point"), "{error}");
