@@ -2,6 +2,7 @@
 //! needed, and the host's architecture does not matter.
 
 use crate::error::Error;
+use crate::given_file;
 use crate::outcome;
 use crate::unpacked::{CannotUnpack, unpacked};
 use arch::address::PhysRange;
@@ -25,7 +26,6 @@ use debug::target::Machine;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde_json::{Value, json};
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -194,7 +194,7 @@ fn run(args: &CoreArgs) -> Result<(), CoreError> {
 
 fn open(args: &CoreArgs, path: &Path) -> Result<Core, CoreError> {
     let failed = |source| CoreError::Open { path: path.into(), source };
-    let source = File::open(path).and_then(OnDisk::new).map_err(failed)?;
+    let source = given_file::open(path).and_then(OnDisk::new).map_err(failed)?;
     let malformed = |source| CoreError::Dump { path: path.into(), source };
     let contents = match args.arch.filter(|_| args.raw) {
         Some(isa) => dump::raw::read(Arc::new(source), isa, args.base.unwrap_or(0), RegisterFile::new(isa)),
@@ -264,7 +264,7 @@ fn description(core: &Core, place: &Description) -> Result<VmCoreInfo, CoreError
     match place {
         Description::File(path) => {
             let mut bytes = Vec::new();
-            let read = File::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes));
+            let read = given_file::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes));
             read.map_err(|source| CoreError::Open { path: path.into(), source })?;
             let none = DumpError::Unknown(NONE.into());
             VmCoreInfo::parse(&bytes).ok_or(CoreError::Dump { path: path.into(), source: none })

@@ -28,6 +28,7 @@ pub mod core_dump;
 pub mod debugger;
 pub mod dump;
 pub mod error;
+pub mod given_file;
 pub mod guest_clock;
 pub mod hypercalls;
 pub mod kvm;

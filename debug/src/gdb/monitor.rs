@@ -93,6 +93,8 @@ pub fn run<M: Machine>(session: &mut Session<M>, line: &str) -> String {
     };
     match serve(session, command.name, &arguments) {
         Ok(text) => text,
+        // One that takes nothing has not been used wrongly.
+        Err(text) if command.usage.is_empty() && arguments.is_empty() => format!("{text}\n"),
         Err(text) => format!("{text}\nusage: monitor {} {}\n", command.name, command.usage),
     }
 }

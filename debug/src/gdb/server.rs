@@ -272,8 +272,11 @@ impl<M: Machine> Server<'_, M> {
         }
         let Some(client) = self.client.take() else { return };
         log::warn!("the debugger is let go, as it was asked for: {}", client.peer);
-        if self.session.process == Process::Detached {
-            return;
+        match self.session.process {
+            Process::Detached => return,
+            // It has ended the guest, and the user wants that debugger gone.
+            Process::Killed => return self.session.kill(),
+            Process::Attached => {}
         }
         match self.service.on_lost {
             OnLost::Continue => self.session.detach(),

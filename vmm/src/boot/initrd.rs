@@ -6,6 +6,7 @@
 //! by PVH and are not Linux, get a module for each, with a string: `--initrd 'PATH STRING'`.
 
 use super::BootError;
+use crate::given_file;
 use crate::memory::GuestMemory;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -32,7 +33,7 @@ impl Initrd {
     /// comes first.
     fn open(given: &Path) -> Result<Initrd, BootError> {
         let error = |source| BootError::Read { what: "initrd", path: given.to_path_buf(), source };
-        let (path, string) = match File::open(given) {
+        let (path, string) = match given_file::open(given) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
                 let bytes = given.as_os_str().as_bytes();
                 let space = bytes.iter().position(|byte| *byte == b' ').ok_or_else(|| error(source))?;
@@ -41,7 +42,7 @@ impl Initrd {
             }
             _ => (given.to_path_buf(), None),
         };
-        let file = File::open(&path).map_err(error)?;
+        let file = given_file::open(&path).map_err(error)?;
         let metadata = file.metadata().map_err(error)?;
         if !metadata.is_file() {
             return Err(error(io::Error::other("it is not a regular file")));

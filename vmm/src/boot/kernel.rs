@@ -1,6 +1,7 @@
 //! Opening a kernel: a file, or the embedded guest; unpacked, with its format known.
 
 use super::BootError;
+use crate::given_file;
 use crate::memory::GuestMemory;
 use arch::Isa;
 use arch::image::elf::Elf;
@@ -68,7 +69,7 @@ impl Kernel {
     /// architecture.
     pub fn open(path: &Path, isa: Isa, memory: u64) -> Result<Kernel, BootError> {
         let read_error = |source| BootError::Read { what: "kernel", path: path.to_path_buf(), source };
-        let file = File::open(path).map_err(read_error)?;
+        let file = given_file::open(path).map_err(read_error)?;
         let metadata = file.metadata().map_err(read_error)?;
         if metadata.is_dir() {
             return Err(read_error(io::Error::from(io::ErrorKind::IsADirectory)));
