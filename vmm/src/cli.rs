@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::config::{
-    Config, DumpOn, GdbConfig, GuestClock, HypercallConfig, MemorySize, OnReboot, parse_address,
+    Config, DumpOn, GdbConfig, GuestClock, HypercallConfig, MemorySize, OnReboot, parse_address, parse_count,
     parse_dump_path, parse_duration, parse_lost, parse_size,
 };
 use crate::console::ConsoleKind;
@@ -86,7 +86,7 @@ pub struct RunArgs {
     load_address: Option<u64>,
 
     /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Machine")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = ValueParser::new(parse_count), help_heading = "Machine")]
     cpus: u32,
     /// Memory: 512M, 4G; a bare number counts MiB
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = ValueParser::new(memory_size), help_heading = "Machine")]
@@ -289,12 +289,11 @@ fn template(name: &str, features: Option<&str>) -> Result<CpuTemplate, Error> {
     Ok(template)
 }
 
-/// Writes completions for `shell`.
-pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) {
+/// Completions for `shell`.
+pub fn completions(shell: clap_complete::Shell) -> String {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "vmm", &mut text);
-    // Whoever closed it has read enough.
-    out.write_all(&text).ok();
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 #[cfg(test)]
@@ -353,7 +352,10 @@ mod tests {
         for (line, words) in [
             ("--memory 0", "at least"),
             ("--memory 4X", "512M or 4G"),
-            ("--cpus 0", "--cpus"),
+            ("--cpus 0", "there has to be at least one"),
+            ("--cpus two", "'two' is not a number: write for example 1 or 4"),
+            ("core x --vcpu two", "number of a vCPU, from 0 up"),
+            ("core x dmesg 0", "at least one"),
             ("--timeout never", "30s"),
             ("--console serial", "stdio, file:PATH, pty or none"),
             ("--initrd x", "--kernel"),

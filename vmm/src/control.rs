@@ -8,6 +8,7 @@ use crate::dump::{Dumper, Moment, Reporter};
 use crate::error::Error;
 use crate::logging;
 use crate::outcome;
+use crate::stdout;
 use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
 use debug::socket::{self, Access, BindError, Served};
@@ -236,11 +237,7 @@ pub fn dump(guest: &str, path: &Path) -> u8 {
 /// Tells the last reply; the exit code.
 fn tell(guest: &str, reply: io::Result<Reply>) -> u8 {
     match reply {
-        Ok(Reply::Done(text)) => {
-            // Whoever closed it does not want to know.
-            writeln!(io::stdout(), "{text}").ok();
-            0
-        }
+        Ok(Reply::Done(text)) => stdout::print(&format!("{text}\n"), 0),
         Ok(Reply::Error(text)) => {
             log::error!("{text}");
             outcome::FILE
