@@ -90,6 +90,15 @@ fn socket_of(name: &str) -> io::Result<PathBuf> {
     Ok(folder()?.join(format!("{name}.sock")))
 }
 
+/// Names of this user's guests, in order.
+pub fn names() -> Vec<String> {
+    let name = |entry: fs::DirEntry| Some(entry.file_name().to_str()?.strip_suffix(".sock")?.to_string());
+    let entries = folder().and_then(fs::read_dir).into_iter().flatten();
+    let mut names: Vec<String> = entries.flatten().filter_map(name).collect();
+    names.sort();
+    names
+}
+
 /// A guest's socket, which goes with its value.
 #[derive(Debug)]
 pub struct Control {

@@ -1,6 +1,7 @@
 //! `vmm core`: a memory dump, looked at from the command line or served to a debugger. No KVM is
 //! needed, and the host's architecture does not matter.
 
+use crate::completions::words;
 use crate::config::parse_count;
 use crate::error::Error;
 use crate::outcome;
@@ -61,7 +62,7 @@ pub struct CoreArgs {
     #[arg(long, requires = "arch")]
     raw: bool,
     /// The architecture of plain memory
-    #[arg(long, value_name = "x86_64|aarch64", requires = "raw", value_parser = clap::builder::ValueParser::new(isa))]
+    #[arg(long, value_name = "x86_64|aarch64", add = words(&["x86_64", "aarch64"]), requires = "raw", value_parser = clap::builder::ValueParser::new(isa))]
     arch: Option<Isa>,
     /// Where plain memory begins, guest-physical
     #[arg(long, value_name = "ADDRESS", requires = "raw", value_parser = number)]
@@ -85,6 +86,7 @@ enum CoreCommand {
     /// Registers: general segment system float vector debug, or all
     Regs {
         /// The group
+        #[arg(add = words(&["general", "segment", "system", "float", "vector", "debug", "all"]))]
         group: Option<String>,
     },
     /// The page walk for an address, entry by entry

@@ -21,6 +21,7 @@ mod attention;
 pub mod boot;
 pub mod check;
 pub mod cli;
+pub mod completions;
 pub mod config;
 pub mod console;
 pub mod control;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use vmm::cli::{Cli, Command};
 use vmm::outcome::{self, PANIC, USAGE};
-use vmm::{check, cli, control, core_dump, logging, qemu_habits, run, stdout, terminal};
+use vmm::{check, completions, control, core_dump, logging, qemu_habits, run, stdout, terminal};
 
 fn main() -> ExitCode {
     terminal::install_panic_hook(PANIC);
@@ -23,6 +23,9 @@ fn ignore_file_size_signal() {
 }
 
 fn command() -> ExitCode {
+    if let Some(code) = completions::answer() {
+        return ExitCode::from(code);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(refused(error)),
@@ -38,8 +41,18 @@ fn command() -> ExitCode {
         Some(Command::Core(args)) => ExitCode::from(core_dump::main(&args)),
         Some(Command::Dump { guest, path }) => ExitCode::from(control::dump(&guest, &path)),
         Some(Command::Release { guest }) => ExitCode::from(control::release_debugger(&guest)),
-        Some(Command::Completions { shell }) => ExitCode::from(stdout::print(&cli::completions(shell), 0)),
+        Some(Command::Completions { shell }) => ExitCode::from(completions(shell)),
         None => ExitCode::from(run_guest(&cli)),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> u8 {
+    match completions::script(shell) {
+        Ok(script) => stdout::print(&script, 0),
+        Err(error) => {
+            log::error!("{error}");
+            USAGE
+        }
     }
 }
 

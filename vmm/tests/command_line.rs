@@ -55,6 +55,39 @@ fn a_reader_that_has_gone_is_no_error() {
 }
 
 #[test]
+fn a_shell_is_given_options_values_and_guests() {
+    let runtime = std::env::temp_dir().join(format!("vmm-runtime-{}", std::process::id()));
+    let guests = runtime.join("vmm");
+    std::fs::create_dir_all(&guests).unwrap();
+    std::fs::set_permissions(&guests, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    File::create(guests.join("crashy.sock")).unwrap();
+    let complete = |line: &[&str]| {
+        let mut command = vmm(&[&["--", "vmm"], line].concat());
+        command.env("VMM_COMPLETE", "bash").env("XDG_RUNTIME_DIR", &runtime);
+        // As the script for bash calls it, with the cursor in the last word.
+        command.env("_CLAP_COMPLETE_INDEX", line.len().to_string()).env("_CLAP_IFS", "\n");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", messages(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (line, offered) in [
+        (&["--guest-c"][..], "--guest-clock"),
+        (&["--console", ""], "pty"),
+        (&["--cpu-template", "ho"], "host"),
+        (&["--gdb-lost", "h"], "hold"),
+        (&["--reboot", ""], "restart"),
+        (&["dump", ""], "crashy"),
+        (&["release", "cr"], "crashy"),
+        (&["core", "x", "regs", "ve"], "vector"),
+        (&["com"], "completions"),
+    ] {
+        let text = complete(line);
+        assert!(text.lines().any(|word| word.trim_end() == offered), "{line:?}: {text}");
+    }
+    std::fs::remove_dir_all(runtime).unwrap();
+}
+
+#[test]
 fn an_answer_goes_to_standard_output_and_a_mistake_to_standard_error() {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let output = vmm(&["--version"]).stdout(writer).output().unwrap();
