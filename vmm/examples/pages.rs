@@ -25,7 +25,8 @@ fn main() -> ExitCode {
 fn write(folder: &Path) -> io::Result<()> {
     let pages = folder.join("man");
     fs::create_dir_all(&pages)?;
-    let mut command = vmm::cli::Cli::command();
+    // `vmm help` says what the pages say.
+    let mut command = vmm::cli::Cli::command().disable_help_subcommand(true);
     command.build();
     page(&command, &pages)?;
     for (shell, name) in [(Shell::Bash, "vmm"), (Shell::Fish, "vmm.fish"), (Shell::Zsh, "_vmm")] {
@@ -42,5 +43,5 @@ fn page(command: &clap::Command, folder: &Path) -> io::Result<()> {
     let mut text = Vec::new();
     man.render(&mut text)?;
     fs::write(folder.join(man.get_filename()), text)?;
-    command.get_subcommands().filter(|command| command.get_name() != "help").try_for_each(|c| page(c, folder))
+    command.get_subcommands().try_for_each(|command| page(command, folder))
 }
