@@ -50,6 +50,7 @@ build: toolchain ## static release binaries of both architectures, in target/*/r
 	@for isa in $(ISAS); do \
 	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p vmm -p integration --bin vmm --bin case || exit 1; \
 	done
+	@integration/setup/sizes.sh $(ISAS)
 
 deb: toolchain ## Debian packages with manual pages and completions, in target/debian
 	@integration/setup/deb.sh $(ISAS)
