@@ -42,6 +42,8 @@ fn page(command: &clap::Command, folder: &Path) -> io::Result<()> {
     let man = Man::new(command.clone());
     let mut text = Vec::new();
     man.render(&mut text)?;
+    // clap_mangen has no name for what stands behind the options; here it is the exit codes (man-pages(7)).
+    let text = String::from_utf8_lossy(&text).replace(".SH EXTRA\nExit codes:", ".SH \"EXIT STATUS\"");
     fs::write(folder.join(man.get_filename()), text)?;
     command.get_subcommands().try_for_each(|command| page(command, folder))
 }
