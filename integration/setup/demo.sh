@@ -16,12 +16,16 @@ esac
 
 logs=$(mktemp -d)
 declare -A jobs=()
-trap 'kill "${jobs[@]}" 2>/dev/null; rm -rf "$logs"; exit 130' INT TERM
+# A job has a group of its own, so that what it has started ends with it.
+end_jobs() { [ ${#jobs[@]} -eq 0 ] || kill -- "${jobs[@]/#/-}" 2>/dev/null || true; }
+trap 'end_jobs; rm -rf "$logs"; exit 130' INT TERM
 
 # begin PART COMMAND... - runs a command beside the others.
 begin() {
-  "${@:2}" >"$logs/$1" 2>&1 &
+  set -m
+  "${@:2}" >"$logs/$1" 2>&1 </dev/null &
   jobs[$1]=$!
+  set +m
 }
 
 programs() {
@@ -57,7 +61,9 @@ while [ ${#jobs[@]} -gt 0 ]; do
     kill -0 "${jobs[$part]}" 2>/dev/null && continue
     if ! wait "${jobs[$part]}"; then
       tail -5 "$logs/$part" >&2
-      kill "${jobs[@]}" 2>/dev/null || true
+      unset "jobs[$part]"
+      end_jobs
+      rm -rf "$logs"
       die "the demonstration's $part could not be made ready"
     fi
     unset "jobs[$part]"
