@@ -1,5 +1,5 @@
 //! What a shell completes at the Tab key: options and values from the definition of the command line, and
-//! names of guests that run. The shell's script ([`script`]) calls the program back with [`VARIABLE`] set,
+//! names of guests that run. The shell's script ([`script`]) calls the program back with `VMM_COMPLETE` set,
 //! and is so small that it need not be made anew with each version.
 
 use crate::{control, outcome};
@@ -12,7 +12,7 @@ use std::io;
 const VARIABLE: &str = "VMM_COMPLETE";
 
 /// Answers a shell that asks for candidates: the exit code. `None` when none asks. To be called before there
-/// are threads, as it takes [`VARIABLE`] out of the environment.
+/// are threads, as it takes `VMM_COMPLETE` out of the environment.
 pub fn answer() -> Option<u8> {
     std::env::var_os(VARIABLE)?;
     let asked = CompleteEnv::with_factory(crate::cli::Cli::command)
