@@ -8,13 +8,14 @@ CARGO ?= cargo
 TARGETS := $(foreach isa,$(ISAS),$(call MUSL,$(isa))) x86_64-unknown-none aarch64-unknown-none-softfloat
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test unit cases soak fuzz bench demo setup toolchain kernels qemu tools peer layering clean clean-cache
+.PHONY: help build check test unit cases soak fuzz bench demo deb setup toolchain kernels qemu tools peer layering clean clean-cache
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: setup ## boot a Debian kernel and run a command in it (ARCH=aarch64 for the other one)
-	@$(CARGO) run -q -p integration --bin demo -- $(ARCH)
+demo: toolchain ## boot a Debian kernel, run a command in it, and debug one (ARCH=aarch64 for the other one)
+	@integration/setup/demo.sh $(ARCH)
+	@VMM_TEST_PROFILE=demo $(CARGO) run -q -p integration --bin demo -- $(ARCH)
 
 test: setup check unit cases ## everything: set-up, checks, unit tests, all cases on both architectures
 
@@ -49,6 +50,10 @@ build: toolchain ## static release binaries of both architectures, in target/*/r
 	@for isa in $(ISAS); do \
 	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p vmm -p integration --bin vmm --bin case || exit 1; \
 	done
+	@integration/setup/sizes.sh $(ISAS)
+
+deb: toolchain ## Debian packages with manual pages and completions, in target/debian
+	@integration/setup/deb.sh $(ISAS)
 
 setup: ## what the tests need: Debian packages, kernels, QEMU, tools for dumps, our binaries
 	@integration/setup/packages.sh

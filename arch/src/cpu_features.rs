@@ -36,6 +36,19 @@ pub enum FeatureError {
     /// `+name` on a host without it.
     #[error("this host's KVM cannot give the guest CPU feature '{0}'")]
     NotOnHost(String),
+    /// A template whose level the host does not reach.
+    #[error(
+        "this host's KVM cannot give the guest all of CPU template {template}: {missing} missing (take another \
+         template, or do without: {without})"
+    )]
+    TemplateNotOnHost {
+        /// The template.
+        template: String,
+        /// The features that are not there, with their verb.
+        missing: String,
+        /// The option that does without them.
+        without: String,
+    },
     /// No template of that name.
     #[error(
         "unknown {isa} CPU template '{name}': the built-in ones are {known}; a path to a JSON file works too"
@@ -48,6 +61,22 @@ pub enum FeatureError {
         /// What there is.
         known: String,
     },
+}
+
+/// The error for a template of which the host lacks features.
+pub fn template_not_on_host(template: &str, missing: &[&str]) -> FeatureError {
+    /// Switches that a person would type.
+    const MOST: usize = 6;
+    let plural = if missing.len() == 1 { "is" } else { "are" };
+    let switches: Vec<String> = missing.iter().map(|name| format!("-{name}")).collect();
+    FeatureError::TemplateNotOnHost {
+        template: template.to_string(),
+        missing: format!("{} {plural}", missing.join(", ")),
+        without: match switches.len() <= MOST {
+            true => format!("--cpu-features {}", switches.join(",")),
+            false => "--cpu-features -NAME,...".to_string(),
+        },
+    }
 }
 
 /// Parses `-cx16,+avx2`.

@@ -154,8 +154,9 @@ impl CpuTemplate {
     /// [`TemplateError`].
     pub fn apply_x86(&self, cpuid: &mut Cpuid) -> Result<(), TemplateError> {
         self.check_isa(crate::Isa::X86_64)?;
-        features::apply_template(cpuid, &self.base)?;
-        features::apply_switches(cpuid, &self.switches()?)?;
+        let switches = self.switches()?;
+        features::apply_template(cpuid, &self.base, &switches)?;
+        features::apply_switches(cpuid, &switches)?;
         let word = |number: Number| u32::try_from(number.0).map_err(|_| TemplateError::TooWide(number));
         for edit in &self.cpuid {
             let register = match edit.register.to_ascii_lowercase().as_str() {

@@ -16,6 +16,7 @@ pub mod exit;
 pub mod guest_log;
 pub mod hypercall;
 pub mod i8042;
+pub mod pci_config;
 pub mod pl031;
 pub mod pm_timer;
 pub mod port92;

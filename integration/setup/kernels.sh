@@ -4,8 +4,11 @@
 #   $CACHE/kernels/<isa>/6.12/gdb/, the kernel's own helpers for gdb, as its build makes them
 #   $CACHE/busybox/<isa>/busybox
 #   $CACHE/kexec/<isa>/{kexec,loader,lib/}
+# kernels.sh [ISA...]; VMM_SETUP_SERIES names the series, if not both; with VMM_SETUP_ONLY_BOOT there are only
+# kernels with their symbols, and busybox.
 source "$(dirname "$0")/common.sh"
 lock kernels
+series_wanted=${VMM_SETUP_SERIES:-6.1 6.12}
 
 # The package behind Debian's metapackage of a kernel series.
 kernel_package() {
@@ -86,7 +89,7 @@ kexec() {
 
 for isa in ${*:-x86_64 aarch64}; do
   arch=$(debian_arch "$isa")
-  for series in 6.1 6.12; do
+  for series in $series_wanted; do
     place=$CACHE/kernels/$isa/$series
     [ -e "$place/vmlinuz" ] && continue
     private_apt_update
@@ -107,7 +110,7 @@ for isa in ${*:-x86_64 aarch64}; do
     rm -rf "$unpacked"
   done
   # Debug symbols: of each -dbg package (300 MB) only vmlinux is unpacked.
-  for series in 6.1 6.12; do
+  for series in $series_wanted; do
     place=$CACHE/kernels/$isa/$series
     [ -e "$place/vmlinux" ] && continue
     private_apt_update
@@ -122,7 +125,7 @@ for isa in ${*:-x86_64 aarch64}; do
     rm -rf "$work"
   done
   place=$CACHE/kernels/$isa/6.12
-  [ -e "$place/gdb" ] || helpers "$isa" "$place/gdb" "$(cat "$place/release")"
+  [ -n "${VMM_SETUP_ONLY_BOOT:-}" ] || [ -e "$place/gdb" ] || helpers "$isa" "$place/gdb" "$(cat "$place/release")"
   if [ ! -e "$CACHE/busybox/$isa/busybox" ]; then
     unpacked=$(mktemp -d "$CACHE/busybox.XXXXXX")
     unpack_deb "busybox-static:$arch" "$unpacked"
@@ -130,7 +133,7 @@ for isa in ${*:-x86_64 aarch64}; do
     install -m 755 "$(find "$unpacked" -path '*/bin/busybox' -type f)" "$CACHE/busybox/$isa/busybox"
     rm -rf "$unpacked"
   fi
-  if [ ! -e "$CACHE/kexec/$isa" ]; then
+  if [ -z "${VMM_SETUP_ONLY_BOOT:-}" ] && [ ! -e "$CACHE/kexec/$isa" ]; then
     private_apt_update
     kexec "$isa" "$CACHE/kexec/$isa"
   fi

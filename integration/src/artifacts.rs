@@ -22,10 +22,12 @@ pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_path_buf()
 }
 
-/// A static program that `make` has built for an architecture.
+/// A static program that `make` has built for an architecture, by the profile that `VMM_TEST_PROFILE` names:
+/// `release`, if it is not set.
 pub fn program(isa: Isa, name: &str) -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
-    target.join(format!("{isa}-unknown-linux-musl/release/{name}"))
+    let profile = env::var("VMM_TEST_PROFILE").unwrap_or_else(|_| "release".into());
+    target.join(format!("{isa}-unknown-linux-musl/{profile}/{name}"))
 }
 
 /// A place for a socket that nobody else has: the cases of one process run beside each other. Paths of
@@ -86,10 +88,10 @@ pub fn qemu(isa: Isa) -> PathBuf {
     }
 }
 
-/// What is missing before a nest can be booted, with the remedy.
-pub fn missing(isa: Isa) -> Option<String> {
+/// What is missing before a nest can be booted, and these series of kernels in it, with the remedy.
+pub fn missing(isa: Isa, series: &[&str]) -> Option<String> {
     let mut wanted = vec![program(isa, "vmm"), program(isa, "case"), busybox(isa)];
-    wanted.extend(["6.1", "6.12"].map(|series| Kernel::new(isa, series).image()));
+    wanted.extend(series.iter().map(|series| Kernel::new(isa, series).image()));
     if isa == Isa::X86_64 {
         wanted.push(qemu(isa));
     }

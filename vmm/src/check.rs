@@ -13,12 +13,12 @@ use crate::kvm::exit::{DebugExit, VcpuExit};
 use crate::kvm::{BootState, Capability, HOST_ISA, Host, Vcpu, Vm, VmConfig, capabilities};
 use crate::machine::Machine;
 use crate::outcome::{HOST, Outcome};
+use crate::stdout;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
 use debug::arming::{Arming, Want, allocate};
 use debug::breakpoint::INT3;
 use debug::target::{Access, HostDebug, SoftwareBreakpoints};
-use std::io::{self, Write};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
@@ -84,11 +84,11 @@ pub fn main(json: bool) -> u8 {
         Ok(answer) => answer,
         Err(error) => {
             log::error!("{error}");
-            if json {
-                let object = serde_json::json!({ "isa": HOST_ISA.name(), "error": error });
-                drop(writeln!(io::stdout(), "{object:#}"));
+            if !json {
+                return HOST;
             }
-            return HOST;
+            let object = serde_json::json!({ "isa": HOST_ISA.name(), "error": error });
+            return stdout::print(&format!("{object:#}\n"), HOST);
         }
     };
     let mut lines: Vec<Capability> = PROBES
@@ -106,8 +106,7 @@ pub fn main(json: bool) -> u8 {
         .collect();
     lines.insert(0, linux(&lines));
     lines.extend(capabilities);
-    print(json, max_vcpus, &lines);
-    0
+    print(json, max_vcpus, &lines)
 }
 
 /// Linux guests run if everything does that they need.
@@ -126,8 +125,8 @@ fn linux(lines: &[Capability]) -> Capability {
     }
 }
 
-/// Prints what was found; of vCPUs, how many a guest can have, and how many KVM would allow.
-fn print(json: bool, (max_vcpus, allowed_vcpus): (u32, u32), lines: &[Capability]) {
+/// Prints what was found; of vCPUs, how many a guest can have, and how many KVM would allow. The exit code.
+fn print(json: bool, (max_vcpus, allowed_vcpus): (u32, u32), lines: &[Capability]) -> u8 {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let kernel = kernel.trim();
     let mut text = String::new();
@@ -157,7 +156,7 @@ fn print(json: bool, (max_vcpus, allowed_vcpus): (u32, u32), lines: &[Capability
         }
     }
     // A pipe that is closed early is the reader's choice.
-    drop(io::stdout().write_all(text.as_bytes()));
+    stdout::print(&text, 0)
 }
 
 /// Runs the embedded guest.
@@ -169,7 +168,7 @@ fn hello(cpus: u32) -> Result<(), String> {
 
 /// Runs a guest to the end of its test.
 fn finish(config: &Config) -> Result<(), String> {
-    let machine = Machine::new(config, Box::new(io::sink())).map_err(|error| error.to_string())?;
+    let machine = Machine::new(config, Box::new(std::io::sink())).map_err(|error| error.to_string())?;
     machine.resume();
     // In time to be taken apart before the attempt's own is over.
     match machine.wait(PATIENCE * 4 / 5) {

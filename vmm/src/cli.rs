@@ -1,7 +1,8 @@
 //! The command line.
 
+use crate::completions::{guests, words};
 use crate::config::{
-    Config, DumpOn, GdbConfig, GuestClock, HypercallConfig, MemorySize, OnReboot, parse_address,
+    Config, DumpOn, GdbConfig, GuestClock, HypercallConfig, MemorySize, OnReboot, parse_address, parse_count,
     parse_dump_path, parse_duration, parse_lost, parse_size,
 };
 use crate::console::ConsoleKind;
@@ -11,9 +12,9 @@ use crate::error::Error;
 use crate::kvm::HOST_ISA;
 use crate::outcome::EXIT_CODES;
 use arch::cpu_template::CpuTemplate;
-use arch::{aarch64, x86};
+use arch::{Isa, aarch64, x86};
 use clap::builder::ValueParser;
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use debug::gdb::listener::Address;
 use debug::gdb::server::OnLost;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,7 @@ pub enum Command {
     /// Write a core of a guest that runs
     Dump {
         /// The guest's --name, or the path of its control socket
+        #[arg(add = guests())]
         guest: String,
         /// The file; .gz and .zst compress
         #[arg(value_parser = ValueParser::new(parse_dump_path))]
@@ -53,9 +55,11 @@ pub enum Command {
     /// Let the debugger go that is attached to a guest, so that another one may attach
     Release {
         /// The guest's --name, or the path of its control socket
+        #[arg(add = guests())]
         guest: String,
     },
-    /// Print shell completions
+    /// Print what a shell reads to complete at the Tab key: options, values, names of guests; for example
+    /// source <(vmm completions bash) in ~/.bashrc
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -86,13 +90,13 @@ pub struct RunArgs {
     load_address: Option<u64>,
 
     /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Machine")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = ValueParser::new(parse_count), help_heading = "Machine")]
     cpus: u32,
     /// Memory: 512M, 4G; a bare number counts MiB
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = ValueParser::new(memory_size), help_heading = "Machine")]
     memory: MemorySize,
     /// What the guest sees of the processor: host, an architecture level, or a JSON file
-    #[arg(long, value_name = "NAME|PATH", default_value = "host", long_help = template_help(), help_heading = "Machine")]
+    #[arg(long, value_name = "NAME|PATH", default_value = "host", long_help = template_help(), add = words(TEMPLATES), help_heading = "Machine")]
     cpu_template: String,
     /// Switch CPU features, for example -cx16,-avx512f (names as in /proc/cpuinfo)
     #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "Machine")]
@@ -100,7 +104,7 @@ pub struct RunArgs {
     /// Let the guest end the run with a code: x86_64 port 0xf4 (as QEMU's isa-debug-exit), aarch64
     /// the word at vmm,exit-device in the device tree; the exit code is (value << 1) | 1
     #[arg(long, value_name = "on|off", default_value = "on", num_args = 0..=1, default_missing_value = "on",
-          require_equals = false, action = ArgAction::Set, value_parser = ValueParser::new(on_off), help_heading = "Machine")]
+          require_equals = false, action = ArgAction::Set, add = words(&["on", "off"]), value_parser = ValueParser::new(on_off), help_heading = "Machine")]
     exit_device: bool,
     /// Add QEMU's pc-testdev, for KVM's own tests (kvm-unit-tests): interrupt lines at ports 0x2000 to 0x2017,
     /// registers at 0xe0 and 0xe8, a page's flush at 0xe4, memory at 0xff000000 (x86_64)
@@ -108,7 +112,8 @@ pub struct RunArgs {
     test_device: bool,
 
     /// Where the guest's console goes; on a terminal, Ctrl-A x quits and Ctrl-A h helps
-    #[arg(long, value_name = "stdio|file:PATH|pty|none", default_value = "stdio", value_parser = ValueParser::new(console), help_heading = "Run")]
+    #[arg(long, value_name = "stdio|file:PATH|pty|none", default_value = "stdio", value_parser = ValueParser::new(console),
+          add = words(&["stdio", "file:", "pty", "none"]), help_heading = "Run")]
     console: ConsoleKind,
     /// End the guest after this time: 30s, 500ms, 2m
     #[arg(long, value_name = "TIME", value_parser = ValueParser::new(parse_duration), help_heading = "Run")]
@@ -118,7 +123,8 @@ pub struct RunArgs {
     name: Option<String>,
     /// Write a core of the guest when it ends so: panic (it says so by a pvpanic device, or its log does
     /// when it resets or the time is over), triple-fault, timeout; .gz and .zst compress
-    #[arg(long, value_name = "WHEN[,WHEN...]=PATH", value_parser = ValueParser::new(DumpOn::parse), help_heading = "Run")]
+    #[arg(long, value_name = "WHEN[,WHEN...]=PATH", add = words(&["panic=", "triple-fault=", "timeout="]),
+          value_parser = ValueParser::new(DumpOn::parse), help_heading = "Run")]
     dump_on: Option<DumpOn>,
     /// What a reset of the guest does
     #[arg(long, value_name = "ACTION", default_value = "exit", help_heading = "Run")]
@@ -139,6 +145,7 @@ pub struct RunArgs {
     gdb_any_user: bool,
     /// What the guest does when a debugger has vanished: run on, wait for the next one, or end
     #[arg(long, value_name = "continue|hold|quit", default_value = "continue", value_parser = ValueParser::new(parse_lost),
+          add = words(&["continue", "hold", "quit"]),
           requires = "gdb", help_heading = "Debugging")]
     gdb_lost: OnLost,
     /// Let a second debugger take the place of the first
@@ -151,7 +158,8 @@ pub struct RunArgs {
     /// Answer the guest's hypercalls and write them to standard error, as strace does: xen, or kvm
     /// (shown only). Behind commas: trace=PATH or trace=off, json, summary (counts at the end),
     /// filter=NAME[+NAME...] (console_io, EVTCHNOP_send), transport=page (x86_64: without KVM's help)
-    #[arg(long, value_name = "FAMILY[,...]", value_parser = ValueParser::new(HypercallConfig::parse), help_heading = "Debugging")]
+    #[arg(long, value_name = "FAMILY[,...]", add = words(&["xen", "kvm"]),
+          value_parser = ValueParser::new(HypercallConfig::parse), help_heading = "Debugging")]
     hypercalls: Option<HypercallConfig>,
 
     /// Say more: -v what happens rarely, -vv each exit of a vCPU
@@ -164,6 +172,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH", global = true, help_heading = "Messages")]
     pub log: Option<PathBuf>,
 }
+
+/// The built-in templates of this host.
+const TEMPLATES: &[&str] = match HOST_ISA {
+    Isa::X86_64 => &x86::features::TEMPLATES,
+    Isa::Aarch64 => &aarch64::features::TEMPLATES,
+};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Clock {
@@ -289,17 +303,10 @@ fn template(name: &str, features: Option<&str>) -> Result<CpuTemplate, Error> {
     Ok(template)
 }
 
-/// Writes completions for `shell`.
-pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) {
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "vmm", &mut text);
-    // Whoever closed it has read enough.
-    out.write_all(&text).ok();
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Config, String> {
         let words = std::iter::once("vmm").chain(line.split_whitespace());
@@ -353,7 +360,10 @@ mod tests {
         for (line, words) in [
             ("--memory 0", "at least"),
             ("--memory 4X", "512M or 4G"),
-            ("--cpus 0", "--cpus"),
+            ("--cpus 0", "there has to be at least one"),
+            ("--cpus two", "'two' is not a number: write for example 1 or 4"),
+            ("core x --vcpu two", "number of a vCPU, from 0 up"),
+            ("core x dmesg 0", "at least one"),
             ("--timeout never", "30s"),
             ("--console serial", "stdio, file:PATH, pty or none"),
             ("--initrd x", "--kernel"),

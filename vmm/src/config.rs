@@ -357,6 +357,20 @@ impl MemorySize {
     }
 }
 
+/// Parses a number of things, at least one.
+///
+/// # Errors
+/// A message that shows how it is written.
+pub fn parse_count(text: &str) -> Result<u32, String> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(0) => Err("there has to be at least one: write for example 1 or 4".into()),
+        Ok(count) => Ok(count),
+        Err(_) if digits => Err(format!("'{text}' is more than can be counted here")),
+        Err(_) => Err(format!("'{text}' is not a number: write for example 1 or 4")),
+    }
+}
+
 /// Parses a size: `512M`, `4G`, `65536K`, `1T`; a bare number counts MiB, as in QEMU.
 ///
 /// # Errors
@@ -413,6 +427,20 @@ pub fn parse_address(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts() {
+        assert_eq!(parse_count("4"), Ok(4));
+        for (text, words) in [
+            ("0", "at least one"),
+            ("", "not a number"),
+            ("-1", "not a number"),
+            ("2x", "not a number"),
+            ("99999999999", "more than can be counted"),
+        ] {
+            assert!(parse_count(text).unwrap_err().contains(words), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_with_every_suffix() {

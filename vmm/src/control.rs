@@ -8,6 +8,7 @@ use crate::dump::{Dumper, Moment, Reporter};
 use crate::error::Error;
 use crate::logging;
 use crate::outcome;
+use crate::stdout;
 use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
 use debug::socket::{self, Access, BindError, Served};
@@ -87,6 +88,15 @@ pub fn name(text: &str) -> Result<String, String> {
 
 fn socket_of(name: &str) -> io::Result<PathBuf> {
     Ok(folder()?.join(format!("{name}.sock")))
+}
+
+/// Names of this user's guests, in order.
+pub fn names() -> Vec<String> {
+    let name = |entry: fs::DirEntry| Some(entry.file_name().to_str()?.strip_suffix(".sock")?.to_string());
+    let entries = folder().and_then(fs::read_dir).into_iter().flatten();
+    let mut names: Vec<String> = entries.flatten().filter_map(name).collect();
+    names.sort();
+    names
 }
 
 /// A guest's socket, which goes with its value.
@@ -236,11 +246,7 @@ pub fn dump(guest: &str, path: &Path) -> u8 {
 /// Tells the last reply; the exit code.
 fn tell(guest: &str, reply: io::Result<Reply>) -> u8 {
     match reply {
-        Ok(Reply::Done(text)) => {
-            // Whoever closed it does not want to know.
-            writeln!(io::stdout(), "{text}").ok();
-            0
-        }
+        Ok(Reply::Done(text)) => stdout::print(&format!("{text}\n"), 0),
         Ok(Reply::Error(text)) => {
             log::error!("{text}");
             outcome::FILE

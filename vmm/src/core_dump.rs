@@ -1,9 +1,12 @@
 //! `vmm core`: a memory dump, looked at from the command line or served to a debugger. No KVM is
 //! needed, and the host's architecture does not matter.
 
+use crate::completions::words;
+use crate::config::parse_count;
 use crate::error::Error;
 use crate::given_file;
 use crate::outcome;
+use crate::stdout;
 use crate::unpacked::{CannotUnpack, unpacked};
 use arch::address::PhysRange;
 use arch::register::{Bank, Group, RegisterFile, row, table};
@@ -53,13 +56,13 @@ pub struct CoreArgs {
     #[arg(long, global = true)]
     json: bool,
     /// The vCPU whose registers and page tables count
-    #[arg(long, value_name = "N", default_value = "0", global = true)]
+    #[arg(long, value_name = "N", default_value = "0", global = true, value_parser = clap::builder::ValueParser::new(vcpu_number))]
     vcpu: u32,
     /// The file is plain memory
     #[arg(long, requires = "arch")]
     raw: bool,
     /// The architecture of plain memory
-    #[arg(long, value_name = "x86_64|aarch64", requires = "raw", value_parser = clap::builder::ValueParser::new(isa))]
+    #[arg(long, value_name = "x86_64|aarch64", add = words(&["x86_64", "aarch64"]), requires = "raw", value_parser = clap::builder::ValueParser::new(isa))]
     arch: Option<Isa>,
     /// Where plain memory begins, guest-physical
     #[arg(long, value_name = "ADDRESS", requires = "raw", value_parser = number)]
@@ -83,6 +86,7 @@ enum CoreCommand {
     /// Registers: general segment system float vector debug, or all
     Regs {
         /// The group
+        #[arg(add = words(&["general", "segment", "system", "float", "vector", "debug", "all"]))]
         group: Option<String>,
     },
     /// The page walk for an address, entry by entry
@@ -109,10 +113,15 @@ enum CoreCommand {
     /// The kernel's log, or its last lines
     Dmesg {
         /// How many lines
-        lines: Option<usize>,
+        #[arg(value_parser = clap::builder::ValueParser::new(parse_count))]
+        lines: Option<u32>,
     },
     /// vCPUs: where each is
     Threads,
+}
+
+fn vcpu_number(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "write the number of a vCPU, from 0 up".into())
 }
 
 fn isa(text: &str) -> Result<Isa, String> {
@@ -159,8 +168,7 @@ impl CoreError {
 pub fn main(args: &CoreArgs) -> u8 {
     match run(args) {
         Ok(()) => 0,
-        // Whoever reads has had enough.
-        Err(CoreError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        Err(CoreError::Output(error)) => stdout::written(Err(error), 0),
         Err(error) => {
             log::error!("{error}");
             error.code()
@@ -539,7 +547,7 @@ fn read(
     }
 }
 
-fn dmesg(args: &CoreArgs, core: Core, lines: Option<usize>, out: &mut impl Write) -> Result<(), CoreError> {
+fn dmesg(args: &CoreArgs, core: Core, lines: Option<u32>, out: &mut impl Write) -> Result<(), CoreError> {
     let not_there = |why: String| CoreError::NotThere(why);
     let mut session = session(core);
     session.current = args.vcpu;
@@ -553,7 +561,8 @@ fn dmesg(args: &CoreArgs, core: Core, lines: Option<usize>, out: &mut impl Write
                 .join("; "),
         )
     })?;
-    let log = session.kernel_log(info, lines.unwrap_or(usize::MAX));
+    let log =
+        session.kernel_log(info, lines.and_then(|lines| usize::try_from(lines).ok()).unwrap_or(usize::MAX));
     let log = log.map_err(|error| not_there(error.to_string()))?;
     match args.json {
         true => writeln!(out, "{}", json!(log))?,

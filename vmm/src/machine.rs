@@ -26,11 +26,11 @@ use devices::cmos::{self, Cmos};
 use devices::exit::ExitDevice;
 use devices::guest_log;
 use devices::i8042::{self, I8042};
+use devices::pci_config::PciConfig;
 use devices::pl031::Pl031;
 use devices::pm_timer::{self, PmTimer};
 use devices::port92::Port92;
 use devices::pvpanic::Pvpanic;
-use devices::reset_control::ResetControl;
 use devices::serial::{self, Interrupt, Serial};
 use devices::test_device::{self, Flush, Kept, Lines};
 use std::fs::File;
@@ -466,7 +466,7 @@ fn x86_devices(vm: &Vm, config: &Config, mut put: impl FnMut(u16, u64, Arc<Mutex
     put(layout::RTC_PORT, cmos::SIZE, Arc::new(Mutex::new(Cmos::default())));
     put(layout::I8042_PORT, i8042::SIZE, Arc::new(Mutex::new(I8042::default())));
     put(layout::SYSTEM_CONTROL_PORT, 1, Arc::new(Mutex::new(Port92::default())));
-    put(layout::RESET_CONTROL_PORT, 1, Arc::new(Mutex::new(ResetControl::default())));
+    put(layout::PCI_CONFIG_PORT, 8, Arc::new(Mutex::new(PciConfig::default())));
     put(layout::ACPI_POWER_PORT, acpi_power::SIZE, Arc::new(Mutex::new(AcpiPower)));
     let time = vm.time();
     // A host that does not tell has said so before (`kvm::clock`).

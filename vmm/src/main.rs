@@ -1,11 +1,11 @@
 //! The `vmm` command.
 
 use clap::Parser;
-use clap::error::ErrorKind;
+use std::io::Write;
 use std::process::ExitCode;
 use vmm::cli::{Cli, Command};
 use vmm::outcome::{self, PANIC, USAGE};
-use vmm::{check, cli, control, core_dump, logging, run, terminal};
+use vmm::{check, completions, control, core_dump, logging, qemu_habits, run, stdout, terminal};
 
 fn main() -> ExitCode {
     terminal::install_panic_hook(PANIC);
@@ -23,14 +23,12 @@ fn ignore_file_size_signal() {
 }
 
 fn command() -> ExitCode {
+    if let Some(code) = completions::answer() {
+        return ExitCode::from(code);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and the version are not mistakes. A closed pipe is nobody's.
-            drop(error.print());
-            let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            return ExitCode::from(if is_answer { 0 } else { USAGE });
-        }
+        Err(error) => return ExitCode::from(refused(error)),
     };
     let level = logging::level(cli.run.verbose, cli.run.quiet);
     if let Err(error) = logging::start(level, cli.run.log.as_deref()) {
@@ -43,12 +41,34 @@ fn command() -> ExitCode {
         Some(Command::Core(args)) => ExitCode::from(core_dump::main(&args)),
         Some(Command::Dump { guest, path }) => ExitCode::from(control::dump(&guest, &path)),
         Some(Command::Release { guest }) => ExitCode::from(control::release_debugger(&guest)),
-        Some(Command::Completions { shell }) => {
-            cli::completions(shell, &mut std::io::stdout());
-            ExitCode::SUCCESS
-        }
+        Some(Command::Completions { shell }) => ExitCode::from(completions(shell)),
         None => ExitCode::from(run_guest(&cli)),
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> u8 {
+    match completions::script(shell) {
+        Ok(script) => stdout::print(&script, 0),
+        Err(error) => {
+            log::error!("{error}");
+            USAGE
+        }
+    }
+}
+
+/// Says why there is nothing to do; the exit code.
+fn refused(error: clap::Error) -> u8 {
+    if error.use_stderr() {
+        let error = qemu_habits::explain(error, &std::env::args_os().skip(1).collect::<Vec<_>>());
+        // What cannot be said on standard error cannot be said.
+        drop(error.print());
+        return USAGE;
+    }
+    // Help and the version are what was asked for.
+    if let Err(error) = logging::start(logging::level(0, false), None) {
+        logging::print(&format!("vmm: error: cannot start logging: {error}\n"));
+    }
+    stdout::written(error.print().and_then(|()| std::io::stdout().flush()), 0)
 }
 
 fn run_guest(cli: &Cli) -> u8 {

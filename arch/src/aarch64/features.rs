@@ -7,7 +7,7 @@
 //! Register Descriptions".
 
 use crate::Isa;
-use crate::cpu_features::{FeatureError, FeatureSwitch, hint};
+use crate::cpu_features::{FeatureError, FeatureSwitch, hint, template_not_on_host};
 
 /// An ID register by its encoding in MRS (all have op0 3, op1 0, CRn 0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -133,6 +133,15 @@ const FEATURES: &[Feature] = &[
     field("uscat", 84, ID_AA64MMFR2_EL1, 32),
 ];
 
+/// What each version of the architecture asks of a processor, of what we name: the version, and the features
+/// that are mandatory from it on (Arm ARM, chapter A2, "Armv8-A Architecture Extensions").
+const MANDATORY: &[(u8, &[&str])] = &[
+    (81, &["crc32", "atomics", "asimdrdm", "pan"]),
+    (82, &["dcpop"]),
+    (83, &["paca", "jscvt", "fcma", "lrcpc"]),
+    (84, &["asimddp", "flagm", "dit", "uscat", "ilrcpc"]),
+];
+
 /// The built-in templates: all the host has, or nothing beyond one version of the
 /// architecture.
 pub const TEMPLATES: [&str; 6] = ["host", "armv8.0", "armv8.1", "armv8.2", "armv8.3", "armv8.4"];
@@ -140,6 +149,10 @@ pub const TEMPLATES: [&str; 6] = ["host", "armv8.0", "armv8.1", "armv8.2", "armv
 /// What a selection asks of KVM: options to leave out and fields to write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
+    /// The template it is made from.
+    pub template: String,
+    /// What that template's version of the architecture is made of: the host has to have it.
+    pub level: Vec<LevelFeature>,
     /// Options not to be switched on.
     pub without_options: Vec<VcpuOption>,
     /// Options that must be there.
@@ -148,6 +161,15 @@ pub struct Selection {
     pub hidden: Vec<HiddenField>,
     /// Fields that must have a feature, with the value they must exceed.
     pub required: Vec<HiddenField>,
+}
+
+/// A feature that a version of the architecture is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LevelFeature {
+    /// Its name, for messages.
+    pub name: &'static str,
+    /// Where it shows.
+    pub switch: Switch,
 }
 
 /// A field of an ID register with the feature it stands for.
@@ -204,11 +226,46 @@ impl Selection {
                 });
             }
         };
-        let mut selection = Selection::default();
+        let mut selection = Selection { template: template.to_string(), ..Selection::default() };
         for feature in FEATURES.iter().filter(|feature| feature.since > version) {
             selection.hide(feature);
         }
+        if template != "host" {
+            let names: Vec<_> =
+                MANDATORY.iter().filter(|(from, _)| *from <= version).flat_map(|(_, names)| *names).collect();
+            let level = FEATURES.iter().filter(|feature| names.contains(&&feature.name));
+            selection.level =
+                level.map(|feature| LevelFeature { name: feature.name, switch: feature.switch }).collect();
+        }
         Ok(selection)
+    }
+
+    /// Checks that the host has what the template's version of the architecture is made of: `value` gives the
+    /// ID registers of a vCPU, `has` tells which options it can have.
+    ///
+    /// # Errors
+    /// [`FeatureError::TemplateNotOnHost`]; what `value` fails with.
+    pub fn check_level<E: From<FeatureError>>(
+        &self,
+        mut value: impl FnMut(IdRegister) -> Result<u64, E>,
+        has: impl Fn(VcpuOption) -> bool,
+    ) -> Result<(), E> {
+        let mut missing = Vec::new();
+        for LevelFeature { name, switch } in &self.level {
+            let there = match *switch {
+                Switch::Option(option) => has(option),
+                Switch::Field { register, shift, off, without } => {
+                    HiddenField { name, register, shift, off, without }.is_shown(value(register)?)
+                }
+            };
+            if !there {
+                missing.push(*name);
+            }
+        }
+        match missing.is_empty() {
+            true => Ok(()),
+            false => Err(template_not_on_host(&self.template, &missing).into()),
+        }
     }
 
     /// Adds what `--cpu-features` says.
@@ -234,6 +291,14 @@ impl Selection {
     }
 
     fn hide(&mut self, feature: &Feature) {
+        // What is a further step in its field goes along.
+        self.level.retain(|other| match (feature.switch, other.switch) {
+            (
+                Switch::Field { register, shift, without, .. },
+                Switch::Field { register: of, shift: at, without: below, .. },
+            ) => (register, shift) != (of, at) || below < without,
+            (this, other) => this != other,
+        });
         match feature.switch {
             Switch::Option(option) => self.without_options.push(option),
             Switch::Field { register, shift, off, without } => {
@@ -304,7 +369,44 @@ mod tests {
         assert!(!selection.hidden.iter().any(|field| field.name == "atomics"));
         assert!(!selection.without_options.contains(&VcpuOption::Sve));
         assert_eq!(selection.required_options, [VcpuOption::Sve]);
-        assert_eq!(Selection::from_template("host"), Ok(Selection::default()));
+        let host = Selection { template: "host".into(), ..Selection::default() };
+        assert_eq!(Selection::from_template("host"), Ok(host));
+    }
+
+    #[test]
+    fn a_template_is_refused_on_a_host_that_does_not_reach_its_version() {
+        for name in MANDATORY.iter().flat_map(|(_, names)| *names) {
+            assert!(FEATURES.iter().any(|feature| feature.name == *name), "{name}");
+        }
+        // Everything, but for what came with LRCPC2 and pointer authentication.
+        let value = |register: IdRegister| {
+            Ok::<u64, FeatureError>(match register {
+                ID_AA64ISAR1_EL1 => 0x1111_1111_1111_1111,
+                _ => 0x2222_2222_2222_2222,
+            })
+        };
+        let has = |option| option != VcpuOption::PointerAuthentication;
+        let check = |template: &str, switches: &str| {
+            let mut selection = Selection::from_template(template).unwrap();
+            if !switches.is_empty() {
+                selection.apply_switches(&parse(switches).unwrap()).unwrap();
+            }
+            selection.check_level(value, has).map_err(|error| error.to_string())
+        };
+        for template in ["host", "armv8.0", "armv8.1", "armv8.2"] {
+            assert_eq!(check(template, ""), Ok(()), "{template}");
+        }
+        let error = check("armv8.3", "").unwrap_err();
+        assert!(
+            error.contains("armv8.3: paca is missing (") && error.contains("--cpu-features -paca"),
+            "{error}"
+        );
+        let error = check("armv8.4", "").unwrap_err();
+        assert!(error.contains(": paca, ilrcpc are missing"), "{error}");
+        // Who says so does without; the second step of a field goes with the first.
+        assert_eq!(check("armv8.4", "-paca,-ilrcpc"), Ok(()));
+        assert_eq!(check("armv8.4", "-paca,-lrcpc"), Ok(()));
+        assert!(check("armv8.4", "-ilrcpc").is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use super::cpuid::{Cpuid, Register};
 use crate::Isa;
-use crate::cpu_features::{FeatureError, FeatureSwitch, hint};
+use crate::cpu_features::{FeatureError, FeatureSwitch, hint, template_not_on_host};
 
 /// The feature bits of one register of one CPUID leaf, from bit 0 up; `""` is a bit we do
 /// not name.
@@ -130,10 +130,9 @@ const SYSTEM: &[&str] = &[
 ];
 const V1: &[&str] = &["cmov", "cx8", "fpu", "fxsr", "mmx", "syscall", "sse", "sse2"];
 const V2: &[&str] = &["cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"];
-const V3: &[&str] = &[
-    "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave", "xsaveopt", "xsavec", "xgetbv1",
-    "xsaves",
-];
+const V3: &[&str] = &["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"];
+/// Ways to save state that go with XSAVE, where the host has them; no level asks for them.
+const XSAVE_VARIANTS: &[&str] = &["xsaveopt", "xsavec", "xgetbv1", "xsaves"];
 const V4: &[&str] = &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
 
 /// The built-in templates: all the host has, or one psABI level and nothing beyond it.
@@ -213,17 +212,27 @@ fn remove(cpuid: &mut Cpuid, name: &str) {
     }
 }
 
-/// Applies a built-in template.
+/// Whether a feature is gone when another one is switched off.
+fn goes_with(switched_off: &str, name: &str) -> bool {
+    let dependents = NEEDS.iter().filter(|(feature, _)| *feature == switched_off);
+    switched_off == name || dependents.flat_map(|(_, names)| names.iter()).any(|other| goes_with(other, name))
+}
+
+/// Applies a built-in template. What it is made of has to be there, but for what a switch takes away.
 ///
 /// # Errors
-/// [`FeatureError::UnknownTemplate`].
-pub fn apply_template(cpuid: &mut Cpuid, template: &str) -> Result<(), FeatureError> {
+/// [`FeatureError::UnknownTemplate`], [`FeatureError::TemplateNotOnHost`].
+pub fn apply_template(
+    cpuid: &mut Cpuid,
+    template: &str,
+    switches: &[FeatureSwitch],
+) -> Result<(), FeatureError> {
     let levels: &[&[&str]] = match template {
         "host" => return Ok(()),
-        "x86-64-v1" => &[SYSTEM, V1],
-        "x86-64-v2" => &[SYSTEM, V1, V2],
-        "x86-64-v3" => &[SYSTEM, V1, V2, V3],
-        "x86-64-v4" => &[SYSTEM, V1, V2, V3, V4],
+        "x86-64-v1" => &[V1],
+        "x86-64-v2" => &[V1, V2],
+        "x86-64-v3" => &[V1, V2, V3],
+        "x86-64-v4" => &[V1, V2, V3, V4],
         _ => {
             return Err(FeatureError::UnknownTemplate {
                 isa: Isa::X86_64,
@@ -232,10 +241,21 @@ pub fn apply_template(cpuid: &mut Cpuid, template: &str) -> Result<(), FeatureEr
             });
         }
     };
-    for name in names() {
-        if !levels.iter().any(|level| level.contains(&name)) {
-            remove(cpuid, name);
-        }
+    let given_up = |name: &str| switches.iter().any(|switch| !switch.enable && goes_with(&switch.name, name));
+    let level = || levels.iter().copied().flatten().copied();
+    let missing: Vec<&str> =
+        level().filter(|name| has(cpuid, name) != Some(true) && !given_up(name)).collect();
+    if !missing.is_empty() {
+        return Err(template_not_on_host(template, &missing));
+    }
+    let has_xsave = levels.contains(&V3);
+    let keeps = |name: &str| {
+        SYSTEM.contains(&name)
+            || level().any(|kept| kept == name)
+            || has_xsave && XSAVE_VARIANTS.contains(&name)
+    };
+    for name in names().filter(|name| !keeps(name)) {
+        remove(cpuid, name);
     }
     Ok(())
 }
@@ -285,7 +305,7 @@ mod tests {
         all.dedup();
         assert_eq!(all.len(), count);
         assert!(BLOCKS.iter().all(|block| block.names.len() <= 32));
-        for name in [SYSTEM, V1, V2, V3, V4].concat() {
+        for name in [SYSTEM, V1, V2, V3, XSAVE_VARIANTS, V4].concat() {
             assert!(find(name).is_some(), "{name}");
         }
     }
@@ -326,15 +346,36 @@ mod tests {
     #[test]
     fn templates_keep_their_level_and_the_system_features() {
         let mut cpuid = full();
-        apply_template(&mut cpuid, "x86-64-v2").unwrap();
+        apply_template(&mut cpuid, "x86-64-v2", &[]).unwrap();
         for kept in ["sse2", "popcnt", "cx16", "x2apic", "kvmclock", "lm", "nx"] {
             assert_eq!(has(&cpuid, kept), Some(true), "{kept}");
         }
         for gone in ["avx", "xsave", "rdrand", "vmx", "svm", "avx512f"] {
             assert_eq!(has(&cpuid, gone), Some(false), "{gone}");
         }
-        let error = apply_template(&mut cpuid, "x86-64-v9").unwrap_err().to_string();
+        let error = apply_template(&mut cpuid, "x86-64-v9", &[]).unwrap_err().to_string();
         assert!(error.contains("x86-64-v3"), "{error}");
+    }
+
+    #[test]
+    fn a_template_is_refused_on_a_host_that_does_not_reach_its_level() {
+        let mut host = full();
+        apply_switches(&mut host, &parse("-avx512f,-xsavec,-kvm_pv_eoi").unwrap()).unwrap();
+        // What belongs to no level may be missing.
+        for template in &TEMPLATES[..4] {
+            assert_eq!(apply_template(&mut host.clone(), template, &[]), Ok(()), "{template}");
+        }
+        let error = apply_template(&mut host.clone(), "x86-64-v4", &[]).unwrap_err().to_string();
+        assert!(error.contains("x86-64-v4: avx512f, avx512bw"), "{error}");
+        assert!(error.contains("-avx512f,-avx512bw"), "{error}");
+        // Who says so does without, and what needs it goes along.
+        for given_up in ["-avx512f", "-avx", "-xsave"] {
+            let switches = parse(given_up).unwrap();
+            assert_eq!(apply_template(&mut host.clone(), "x86-64-v4", &switches), Ok(()), "{given_up}");
+        }
+        let switches = parse("-avx512bw").unwrap();
+        let error = apply_template(&mut host, "x86-64-v4", &switches).unwrap_err().to_string();
+        assert!(error.contains(": avx512f, avx512cd, avx512dq, avx512vl are missing"), "{error}");
     }
 
     #[test]

@@ -65,8 +65,8 @@ pub const PVPANIC_PORT: u16 = 0x505;
 pub const EXIT_PORT: u16 = 0xf4;
 /// System control port A.
 pub const SYSTEM_CONTROL_PORT: u16 = 0x92;
-/// The chipset's reset control register.
-pub const RESET_CONTROL_PORT: u16 = 0xcf9;
+/// PCI's configuration mechanism #1, 8 ports; the second is the chipset's reset control register.
+pub const PCI_CONFIG_PORT: u16 = 0xcf8;
 /// ACPI sleep control, sleep status and reset registers, a byte each.
 pub const ACPI_POWER_PORT: u16 = 0x600;
 /// ACPI timer: 4 ports, where QEMU's first chipset has it as well.

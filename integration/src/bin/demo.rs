@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         eprintln!("demo: ARCH is x86_64 or aarch64, not '{name}'");
         return ExitCode::from(2);
     };
-    if let Some(missing) = artifacts::missing(isa) {
+    if let Some(missing) = artifacts::missing(isa, &["6.12"]) {
         eprintln!("demo: {missing}");
         return ExitCode::FAILURE;
     }

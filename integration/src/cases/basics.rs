@@ -291,7 +291,7 @@ pub fn messages(c: &mut Context) -> Check {
     for shell in ["bash", "zsh", "fish"] {
         let run = c.run(&format!("completions {shell}"), &[], limit)?;
         run.expect_code(0)?;
-        run.expect_output("cpu-template")?;
+        run.expect_output("VMM_COMPLETE")?;
     }
     let run = c.run("--help", &[], limit)?;
     run.expect_code(0)?;

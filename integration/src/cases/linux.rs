@@ -38,7 +38,8 @@ pub fn debian_6_12(c: &mut Context) -> Check {
     let run = boot(c, "6.12", "--cmdline loglevel=7", 1, 256)?;
     run.expect_code(0)?;
     run.expect_output("Linux version 6.12")?;
-    run.expect_output("console=ttyS0 loglevel=7")
+    run.expect_output("console=ttyS0 loglevel=7")?;
+    check(!run.output.contains("PCI: Fatal"), || "the kernel finds no way to PCI's configuration".into())
 }
 
 pub fn on_2_vcpus(c: &mut Context) -> Check {

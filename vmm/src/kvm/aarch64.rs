@@ -106,6 +106,10 @@ impl NativeVm {
             .map(|id| {
                 let fd = vm.create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
                 init_vcpu(vm, &fd, id, &selection)?;
+                let value = |register| {
+                    get(&fd, id_register(register)).map_err(ioctl("KVM_GET_ONE_REG of an ID register"))
+                };
+                selection.check_level(value, |option| has_option(vm, option))?;
                 edit_id_registers(&fd, &selection, &edits)?;
                 Ok(fd)
             })
@@ -191,8 +195,19 @@ fn create_gic(vm: &VmFd, version: GicVersion, vcpus: u32) -> Result<DeviceFd, Kv
     Ok(gic)
 }
 
-/// Whether an option is to be switched on, that may be there.
-fn wanted(selection: &Selection, option: VcpuOption, there: bool, name: &str) -> Result<bool, KvmError> {
+/// Whether a vCPU can have an option.
+fn has_option(vm: &VmFd, option: VcpuOption) -> bool {
+    let capabilities: &[Cap] = match option {
+        VcpuOption::Sve => &[Cap::ArmSve],
+        VcpuOption::PointerAuthentication => &[Cap::ArmPtrAuthAddress, Cap::ArmPtrAuthGeneric],
+        VcpuOption::PerformanceMonitors => &[Cap::ArmPmuV3],
+    };
+    capabilities.iter().all(|capability| vm.check_extension(*capability))
+}
+
+/// Whether an option is to be switched on, if it is there.
+fn wanted(vm: &VmFd, selection: &Selection, option: VcpuOption, name: &str) -> Result<bool, KvmError> {
+    let there = has_option(vm, option);
     if selection.required_options.contains(&option) && !there {
         return Err(FeatureError::NotOnHost(name.into()).into());
     }
@@ -200,8 +215,7 @@ fn wanted(selection: &Selection, option: VcpuOption, there: bool, name: &str) ->
 }
 
 fn has_pmu(vm: &VmFd, selection: &Selection) -> Result<bool, KvmError> {
-    let there = vm.check_extension(Cap::ArmPmuV3);
-    wanted(selection, VcpuOption::PerformanceMonitors, there, "pmuv3")
+    wanted(vm, selection, VcpuOption::PerformanceMonitors, "pmuv3")
 }
 
 /// Gives a vCPU's performance monitors their interrupt and starts them (KVM documentation, "Generic vcpu
@@ -230,12 +244,11 @@ fn init_vcpu(vm: &VmFd, fd: &VcpuFd, id: u32, selection: &Selection) -> Result<(
     if has_pmu(vm, selection)? {
         enable(kvm::KVM_ARM_VCPU_PMU_V3);
     }
-    let sve = wanted(selection, VcpuOption::Sve, vm.check_extension(Cap::ArmSve), "sve")?;
+    let sve = wanted(vm, selection, VcpuOption::Sve, "sve")?;
     if sve {
         enable(kvm::KVM_ARM_VCPU_SVE);
     }
-    let there = vm.check_extension(Cap::ArmPtrAuthAddress) && vm.check_extension(Cap::ArmPtrAuthGeneric);
-    if wanted(selection, VcpuOption::PointerAuthentication, there, "paca")? {
+    if wanted(vm, selection, VcpuOption::PointerAuthentication, "paca")? {
         enable(kvm::KVM_ARM_VCPU_PTRAUTH_ADDRESS);
         enable(kvm::KVM_ARM_VCPU_PTRAUTH_GENERIC);
     }

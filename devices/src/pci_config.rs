@@ -1,0 +1,132 @@
+//! PCI's configuration mechanism #1 (PCI Local Bus Specification 3.0, section 3.2.2.3.2), with a host bridge
+//! on bus 0 and nothing else, and the reset control register among its ports.
+//!
+//! Linux looks for a way to PCI's configuration space on every PC and complains of one that has none; it
+//! believes in this one when it finds a host bridge (`arch/x86/pci/direct.c`). No bus is described by ACPI,
+//! so with ACPI it is not looked through.
+
+use crate::bus::{Device, Request};
+use crate::reset_control::ResetControl;
+
+/// Where in the ports' range the data of the selected register is.
+const DATA: u64 = 4;
+/// Where the reset control register is, byte-wide.
+const RESET: u64 = 1;
+/// Bit 31 of the address: accesses to the data reach the configuration space.
+const ENABLE: u32 = 1 << 31;
+/// Bits of the address that are not reserved.
+const ADDRESS: u32 = 0x80ff_fffc;
+
+/// The host bridge's header (section 6.1, type 0), as far as it is not zero: QEMU's generic host bridge
+/// (1b36:0008), of class 0x060000.
+const HOST_BRIDGE: [u32; 3] = [0x0008_1b36, 0, 0x0600_0000];
+
+/// The device: eight ports from 0xcf8.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PciConfig {
+    address: u32,
+    reset: ResetControl,
+}
+
+impl PciConfig {
+    /// The selected 32-bit register; ones where no function is.
+    fn register(&self) -> u32 {
+        let (function, register) = (self.address >> 8 & 0xffff, (self.address & 0xff) as usize / 4);
+        match (self.address & ENABLE != 0, function) {
+            (true, 0) => HOST_BRIDGE.get(register).copied().unwrap_or(0),
+            _ => u32::MAX,
+        }
+    }
+}
+
+impl Device for PciConfig {
+    fn name(&self) -> &'static str {
+        "PCI configuration"
+    }
+
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        match (offset, data.len()) {
+            (0, 4) => data.copy_from_slice(&self.address.to_le_bytes()),
+            (RESET, 1) => self.reset.read(0, data),
+            (DATA.., _) => {
+                let bytes = self.register().to_le_bytes();
+                let from = usize::try_from(offset - DATA).unwrap_or(usize::MAX);
+                for (to, byte) in data.iter_mut().zip(bytes.iter().skip(from)) {
+                    *to = *byte;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+        if offset == RESET && data.len() == 1 {
+            return self.reset.write(0, data);
+        }
+        // The address is taken as a whole only, and the bridge has nothing to set.
+        if let (0, &[a, b, c, d]) = (offset, data) {
+            self.address = u32::from_le_bytes([a, b, c, d]) & ADDRESS;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(config: &mut PciConfig, offset: u64, width: usize) -> u32 {
+        let mut data = [0xff; 4];
+        config.read(offset, &mut data[..width]);
+        let mut value = [0; 4];
+        value[..width].copy_from_slice(&data[..width]);
+        u32::from_le_bytes(value)
+    }
+
+    fn select(config: &mut PciConfig, device: u32, register: u32) {
+        assert_eq!(config.write(0, &(ENABLE | device << 11 | register).to_le_bytes()), None);
+    }
+
+    #[test]
+    fn linux_finds_the_mechanism_and_its_bridge() {
+        let mut config = PciConfig::default();
+        // pci_check_type1() and pci_sanity_check() of arch/x86/pci/direct.c.
+        assert_eq!(config.write(3, &[1]), None);
+        let before = read(&mut config, 0, 4);
+        config.write(0, &ENABLE.to_le_bytes());
+        assert_eq!(read(&mut config, 0, 4), ENABLE);
+        select(&mut config, 0, 8);
+        assert_eq!(read(&mut config, DATA + 2, 2), 0x0600);
+        config.write(0, &before.to_le_bytes());
+        assert_eq!(read(&mut config, 0, 4), 0);
+    }
+
+    #[test]
+    fn nothing_else_is_there() {
+        let mut config = PciConfig::default();
+        assert_eq!(read(&mut config, DATA, 4), u32::MAX, "it is not enabled");
+        select(&mut config, 0, 0);
+        assert_eq!(read(&mut config, DATA, 4), 0x0008_1b36);
+        assert_eq!(read(&mut config, DATA + 2, 2), 8);
+        config.write(DATA, &[0; 4]);
+        assert_eq!(read(&mut config, DATA, 4), 0x0008_1b36);
+        select(&mut config, 0, 0x3c);
+        assert_eq!(read(&mut config, DATA, 4), 0);
+        for device in 1..32 {
+            select(&mut config, device, 0);
+            assert_eq!(read(&mut config, DATA, 4), u32::MAX, "{device}");
+        }
+        // What reaches beyond the register has nothing there.
+        select(&mut config, 0, 0);
+        assert_eq!(read(&mut config, DATA + 3, 4), 0xffff_ff00);
+    }
+
+    #[test]
+    fn the_reset_control_register_is_a_byte_among_them() {
+        let mut config = PciConfig::default();
+        assert_eq!(config.write(RESET, &[2]), None);
+        assert_eq!(read(&mut config, RESET, 1), 2);
+        assert_eq!(config.write(0, &[0, 6, 0, 0]), None, "that is the address");
+        assert_eq!(config.write(RESET, &[6]), Some(Request::Reset));
+    }
+}

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Packs the static program, its manual pages and completions as Debian packages: deb.sh ISA...
+#   target/debian/vmm_<version>_<arch>.deb
+source "$(dirname "$0")/common.sh"
+lock deb
+cd "$SETUP_DIR/../.."
+
+CARGO_DEB=3.8.0
+place=$CACHE/cargo-deb/$CARGO_DEB
+if [ ! -x "$place/bin/cargo-deb" ]; then
+  say "building cargo-deb $CARGO_DEB (a minute or two; kept for later runs)"
+  cargo install -q --locked --version "$CARGO_DEB" --debug --root "$place" cargo-deb >"$CACHE/cargo-deb.log" 2>&1 \
+    || { tail -5 "$CACHE/cargo-deb.log" >&2; die "cargo-deb's build failed; see $CACHE/cargo-deb.log"; }
+fi
+rm -rf target/pages
+cargo run -q -p vmm --example pages -- target/pages
+for isa in "$@"; do
+  say "packing vmm for $isa"
+  cargo build -q --release --target "$isa-unknown-linux-musl" -p vmm --bin vmm
+  # The program is built and stripped.
+  "$place/bin/cargo-deb" -q -p vmm --no-build --no-strip --no-dbgsym --target "$isa-unknown-linux-musl" \
+    -o target/debian/
+done
+ls -l target/debian/*.deb >&2

@@ -1,0 +1,55 @@
+//! What a shell completes at the Tab key: options and values from the definition of the command line, and
+//! names of guests that run. The shell's script ([`script`]) calls the program back with `VMM_COMPLETE` set,
+//! and is so small that it need not be made anew with each version.
+
+use crate::{control, outcome};
+use clap::CommandFactory;
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::env::{CompleteEnv, Shells};
+use std::io;
+
+/// The variable of the environment by which a shell's script asks for candidates.
+const VARIABLE: &str = "VMM_COMPLETE";
+
+/// Answers a shell that asks for candidates: the exit code. `None` when none asks. To be called before there
+/// are threads, as it takes `VMM_COMPLETE` out of the environment.
+pub fn answer() -> Option<u8> {
+    std::env::var_os(VARIABLE)?;
+    let asked = CompleteEnv::with_factory(crate::cli::Cli::command)
+        .var(VARIABLE)
+        .try_complete(std::env::args_os(), std::env::current_dir().ok().as_deref());
+    match asked {
+        Ok(true) => Some(0),
+        Ok(false) => None,
+        Err(error) => {
+            // What cannot be said on standard error cannot be said.
+            drop(error.print());
+            Some(outcome::USAGE)
+        }
+    }
+}
+
+/// The script that a shell reads.
+///
+/// # Errors
+/// When there is none for the shell.
+pub fn script(shell: clap_complete::Shell) -> io::Result<String> {
+    let shells = Shells::builtins();
+    let name = shell.to_string();
+    let completer =
+        shells.completer(&name).ok_or_else(|| io::Error::other(format!("no script for {name}")))?;
+    let mut text = Vec::new();
+    completer.write_registration(VARIABLE, "vmm", "vmm", "vmm", &mut text)?;
+    String::from_utf8(text).map_err(io::Error::other)
+}
+
+/// These words.
+pub fn words(words: &'static [&'static str]) -> ArgValueCandidates {
+    ArgValueCandidates::new(move || words.iter().map(CompletionCandidate::new).collect())
+}
+
+/// Names of guests that run.
+pub fn guests() -> ArgValueCandidates {
+    let names = || control::names().into_iter().map(CompletionCandidate::new).collect();
+    ArgValueCandidates::new(names)
+}
