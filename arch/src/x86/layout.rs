@@ -23,8 +23,10 @@ pub const ZERO_PAGE: GuestPhys = GuestPhys(0x7000);
 pub const BOOT_STACK: GuestPhys = GuestPhys(0x8ff0);
 /// Page tables that map the first 4 GiB to themselves: one PML4, one PDPT, four directories.
 pub const PAGE_TABLES: GuestPhys = GuestPhys(0x9000);
-/// The `setup_data` that the boot parameters lead to ([`super::zero_page::setup_data`]).
-pub const SETUP_DATA: GuestPhys = GuestPhys(0xf000);
+/// The `setup_data` that the boot parameters lead to ([`super::zero_page::setup_data`]). Linux takes its place out
+/// of the RAM around it, and kexec gives a crash kernel the RAM below 640 KiB up to the first such hole: it is in the
+/// last page.
+pub const SETUP_DATA: GuestPhys = GuestPhys(0x9_f000);
 /// The command line, up to [`CMDLINE_SIZE`] bytes with its final zero.
 pub const CMDLINE: GuestPhys = GuestPhys(0x2_0000);
 /// Room for the command line, bytes.

@@ -150,7 +150,7 @@ mod tests {
         let bytes = setup_data(&[7; 32]);
         assert_eq!((u64_at(&bytes, 0), u32_at(&bytes, 8), u32_at(&bytes, 12)), (Some(0), Some(9), Some(32)));
         assert_eq!(bytes[16..], [7; 32]);
-        assert!(layout::SETUP_DATA.0 + bytes.len() as u64 <= layout::CMDLINE.0);
+        assert!(layout::SETUP_DATA.0 + bytes.len() as u64 <= layout::LOW_MEMORY_END);
     }
 
     #[test]
