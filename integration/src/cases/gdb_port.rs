@@ -353,7 +353,7 @@ pub fn begins_again(c: &mut Context) -> Check {
 /// A guest that resets itself, again and again, under a debugger and without one.
 fn resets_itself(c: &mut Context) -> Check {
     let (guest, socket, limit) = (c.guest("reboot", false)?, c.work.join("gdb.sock"), c.limit(20));
-    let arguments = "--gdb unix:{} --memory 64M --reboot restart --kernel {}";
+    let arguments = "-v --gdb unix:{} --memory 64M --reboot restart --kernel {}";
     let mut vmm = c.start(Wiring::Pipes, arguments, &[&socket, &guest])?;
     let tried = (|| -> Check {
         let mut client = Client::attach(&socket, limit)?;
@@ -366,7 +366,13 @@ fn resets_itself(c: &mut Context) -> Check {
         }
         client.expect("D;1", "OK")?;
         drop(client);
-        thread::sleep(Duration::from_millis(100));
+        // Without a debugger it goes on.
+        let booted = || vmm.errors.text().matches("it is booted again").count();
+        let (before, deadline) = (booted(), std::time::Instant::now() + limit);
+        while booted() < before + 3 {
+            check(std::time::Instant::now() < deadline, || "it does not reset itself any more".into())?;
+            thread::park_timeout(Duration::from_millis(5));
+        }
         let mut client = Client::attach(&socket, limit)?;
         client.run()?;
         client.interrupt()?;
