@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// All vCPUs, for the thread that serves gdb.
 #[derive(Debug)]
@@ -104,6 +104,9 @@ impl LiveMachine {
     fn restart(&mut self) -> Result<(), TargetError> {
         /// Between two looks whether this thread is to end.
         const LOOK: Duration = Duration::from_millis(20);
+        /// Longer than a kernel takes to be read and unpacked; a program that has the machine may not obey at all.
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let begin = Instant::now();
         self.debug.wants_restart.store(true, Ordering::Relaxed);
         self.shared.end(Outcome::Reset);
         loop {
@@ -113,6 +116,12 @@ impl LiveMachine {
                     return Ok(());
                 }
                 Ok(Err(words)) => return Err(TargetError::Host(words)),
+                // One that comes later is taken as a reset of the guest's own.
+                Err(RecvTimeoutError::Timeout) if begin.elapsed() > PATIENCE => {
+                    return Err(TargetError::Host(
+                        "whoever runs the guest does not have it begin again".into(),
+                    ));
+                }
                 Err(RecvTimeoutError::Timeout) if !server::is_readable(self.quit.as_fd()) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     return Err(TargetError::Host("the guest has ended".into()));
