@@ -17,9 +17,7 @@ use crate::engine::evaluation::Evaluation;
 use crate::expression::Target as _;
 use crate::memory::Space;
 use crate::output::Output;
-use crate::target::{
-    Action, Code, Cpu, HostDebug, Memory, Order, SoftwareBreakpoints, Stepped, StopReason, TargetError,
-};
+use crate::target::{Action, Code, HostDebug, Memory, Order, SoftwareBreakpoints, StopReason, TargetError};
 use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide};
 use arch::aarch64::debug_registers::MOST;
 use arch::aarch64::exception_entry::refused_fetch;
@@ -29,8 +27,11 @@ use arch::{GuestPhys, GuestVirt, Isa};
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+mod cpu;
 mod evaluation;
 mod ranges;
+
+pub use cpu::{Cpu, Stepped};
 
 /// What a vCPU's thread does after an exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -279,20 +280,14 @@ impl Engine {
 
     /// Begins an order, on the vCPU's thread.
     pub fn start(&self, cpu: &mut dyn Cpu, order: &Order) -> Verdict {
-        let begun = if order.steps_off { self.step_off(cpu, order) } else { self.just_start(cpu, order) };
-        begun.unwrap_or_else(|error| {
+        cpu.arm(&order.arming);
+        if !order.steps_off {
+            return Verdict::GoOn;
+        }
+        let place = pc(cpu).ok().and_then(|pc| locate(cpu, pc));
+        self.pass(cpu, place).unwrap_or_else(|error| {
             Verdict::Stop(StopReason::Fatal(format!("it cannot be resumed: {error}")))
         })
-    }
-
-    fn just_start(&self, cpu: &mut dyn Cpu, order: &Order) -> Result<Verdict, TargetError> {
-        cpu.arm(&order.arming).map(|()| Verdict::GoOn)
-    }
-
-    fn step_off(&self, cpu: &mut dyn Cpu, order: &Order) -> Result<Verdict, TargetError> {
-        let place = pc(cpu).ok().and_then(|pc| locate(cpu, pc));
-        cpu.arm(&order.arming)?;
-        self.pass(cpu, place)
     }
 
     /// Judges an exit of `cpu` that may be the debugger's.
@@ -315,7 +310,7 @@ impl Engine {
             (self.isa == Isa::X86_64 && cpu.memory().read(place, &mut byte) == 1).then_some(byte[0])
         });
         let own = own_registers(cpu, trap);
-        let progress = state.progress(cpu.id());
+        let progress = state.progress(cpu.vcpu().id());
         let (wants, allocation) = match &progress.run {
             Some(run) => (&run.wants, &run.allocation),
             // Those of guards stand behind the others, and may be in force while a vCPU runs.
@@ -334,7 +329,7 @@ impl Engine {
             own: &own,
         };
         let (owner, also) = (decide(trap, &situation), also_guests(trap, &situation));
-        log::debug!(target: "debug::exit", "vCPU {} at {pc:#x}: {trap:x?} is {owner:x?}, and {also:x?}", cpu.id());
+        log::debug!(target: "debug::exit", "vCPU {} at {pc:#x}: {trap:x?} is {owner:x?}, and {also:x?}", cpu.vcpu().id());
         if let (Owner::Debugger(_), Some(injection)) = (owner, also) {
             cpu.inject(&injection)?;
         }
@@ -422,7 +417,7 @@ impl Engine {
         place: Option<GuestPhys>,
     ) -> Result<Verdict, TargetError> {
         let row = |name| arch::register::row(self.isa, name);
-        let get = |name| row(name).and_then(|row| cpu.register(row));
+        let get = |name| row(name).and_then(|row| cpu.vcpu().register(row));
         let refused = get("ESR_EL1").zip(get("ELR_EL1")).and_then(|(esr, elr)| refused_fetch(esr, elr));
         let (saved, flags) = (get("SPSR_EL1"), get("cpsr"));
         if let (Some(at), Some(saved), Some(flags)) = (refused, saved, flags)
@@ -431,11 +426,11 @@ impl Engine {
             let mut state = self.state();
             let hit = state.table.refused_at(pc, at);
             if !hit.is_empty() {
-                cpu.set_rows(&[(pc_row, at), (flags_row, saved)])?;
+                cpu.vcpu_mut().set_rows(&[(pc_row, at), (flags_row, saved)])?;
                 if self.stops(cpu, &mut state, &hit) {
                     return Ok(Verdict::Stop(StopReason::Breakpoint));
                 }
-                cpu.set_rows(&[(pc_row, pc), (flags_row, flags)])?;
+                cpu.vcpu_mut().set_rows(&[(pc_row, pc), (flags_row, flags)])?;
             }
         }
         self.pass(cpu, place)
@@ -474,7 +469,7 @@ impl Engine {
         }
         let runs_in = {
             let state = self.state();
-            let progress = state.progress(cpu.id());
+            let progress = state.progress(cpu.vcpu().id());
             progress.run.as_ref().map(|_| progress.action)
         };
         match runs_in {
@@ -496,14 +491,14 @@ impl Engine {
 
     /// Does without a step what the instruction under a breakpoint does, if it is simple.
     fn simulate(&self, cpu: &mut dyn Cpu, place: GuestPhys) -> Result<bool, TargetError> {
-        let code = cpu.code()?;
+        let code = cpu.vcpu().code()?;
         let mut bytes = [0; LONGEST_INSTRUCTION];
         // Where the next page is, only a walk can tell.
         let left = usize::try_from(PAGE - place.0 % PAGE).unwrap_or(0).min(bytes.len());
         let count = cpu.memory().read(place, &mut bytes[..left]);
         self.state().table.unmask(place, &mut bytes[..count]);
         let bytes = &bytes[..count];
-        let read = |row| cpu.register(row);
+        let read = |row| cpu.vcpu().register(row);
         let changes = match (self.isa, code) {
             (Isa::X86_64, Code { mode: Mode::Bits64, .. }) => {
                 arch::x86::simulate::simulate(bytes, Bits::Code64, read)
@@ -516,7 +511,7 @@ impl Engine {
                 .and_then(|instruction| arch::aarch64::simulate::simulate(instruction, read)),
         };
         let Some(changes) = changes else { return Ok(false) };
-        cpu.set_rows(&changes)?;
+        cpu.vcpu_mut().set_rows(&changes)?;
         Ok(true)
     }
 
@@ -524,7 +519,7 @@ impl Engine {
     fn step_over(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Stepped, TargetError> {
         let before = pc(cpu)?;
         let stack = stack(cpu);
-        let arming = self.arming(&self.state(), cpu.id());
+        let arming = self.arming(&self.state(), cpu.vcpu().id());
         cpu.begin_exclusive();
         let lifted = place.filter(|place| self.state().table.lift(cpu.memory(), *place));
         let alone = Arming {
@@ -534,14 +529,14 @@ impl Engine {
             registers: DebugRegisters::none(self.isa),
             guarded: None,
         };
-        let result = cpu.arm(&alone).and_then(|()| cpu.step());
+        cpu.arm(&alone);
+        let result = cpu.step();
         if let Some(place) = lifted {
             self.state().table.replant(cpu.memory(), place);
         }
-        let armed = cpu.arm(&arming);
+        cpu.arm(&arming);
         cpu.end_exclusive();
         let stepped = result?;
-        armed?;
         match &stepped {
             // The instruction under the breakpoint may be the guest's own breakpoint.
             Stepped::Trapped(trap) => {
@@ -560,7 +555,7 @@ impl Engine {
 
     /// The next hit at `pc` is of an instruction whose hit has been dealt with.
     fn retry(&self, cpu: &dyn Cpu, pc: u64, stack: Option<u64>) {
-        if let Some(progress) = self.state().progress.get_mut(cpu.id() as usize) {
+        if let Some(progress) = self.state().progress.get_mut(cpu.vcpu().id() as usize) {
             progress.retry = stack.map(|stack| (pc, stack));
         }
     }
@@ -571,7 +566,7 @@ impl Engine {
             return Ok(Verdict::GoOn);
         }
         cpu.inject(injection)?;
-        let is_step = self.state().progress(cpu.id()).action.is_step();
+        let is_step = self.state().progress(cpu.vcpu().id()).action.is_step();
         // On aarch64 the vCPU is at its vector now. On x86 KVM delivers the exception when the
         // guest is entered; the step ends at the handler then.
         Ok(if is_step && self.isa == Isa::Aarch64 { Verdict::Stop(StopReason::Step) } else { Verdict::GoOn })
@@ -582,31 +577,33 @@ impl Engine {
         let pc = pc(cpu)?;
         let faulted = cpu.faulted_at();
         let mut state = self.state();
-        let Some(progress) = state.progress.get_mut(cpu.id() as usize) else { return Ok(Verdict::GoOn) };
+        let Some(progress) = state.progress.get_mut(cpu.vcpu().id() as usize) else {
+            return Ok(Verdict::GoOn);
+        };
         match progress.action {
             Action::StepRange(start, end) if (start..end).contains(&pc) => {
                 progress.steps += 1;
                 if progress.steps == STEPS_BEFORE_RUN {
                     let exits = self.exits(cpu, &state.table, start..end);
-                    self.begin_run(&mut state, cpu.id(), stack(cpu), exits);
+                    self.begin_run(&mut state, cpu.vcpu().id(), stack(cpu), exits);
                 }
                 // The guest may have changed its own flags, so the step is asked for again.
-                let arming = self.arming(&state, cpu.id());
+                let arming = self.arming(&state, cpu.vcpu().id());
                 drop(state);
-                cpu.arm(&arming)?;
+                cpu.arm(&arming);
                 Ok(Verdict::GoOn)
             }
             // An instruction of the range has faulted: its handler is no part of the range, and
             // when it is done the range goes on where it was.
             Action::StepRange(start, end) if faulted.is_some_and(|at| (start..end).contains(&at)) => {
                 let exits = faulted.map(|at| vec![at]);
-                self.begin_run(&mut state, cpu.id(), None, exits);
-                if state.progress(cpu.id()).run.is_none() {
+                self.begin_run(&mut state, cpu.vcpu().id(), None, exits);
+                if state.progress(cpu.vcpu().id()).run.is_none() {
                     return Ok(Verdict::Stop(StopReason::Step));
                 }
-                let arming = self.arming(&state, cpu.id());
+                let arming = self.arming(&state, cpu.vcpu().id());
                 drop(state);
-                cpu.arm(&arming)?;
+                cpu.arm(&arming);
                 Ok(Verdict::GoOn)
             }
             Action::Step | Action::StepRange(..) => Ok(Verdict::Stop(StopReason::Step)),
@@ -671,7 +668,7 @@ impl State {
     /// Whether a hit at `pc` is of an instruction that is executed again after its fault. Asked
     /// once for each hit.
     fn is_retry(&mut self, cpu: &dyn Cpu, pc: u64) -> bool {
-        let Some(progress) = self.progress.get_mut(cpu.id() as usize) else { return false };
+        let Some(progress) = self.progress.get_mut(cpu.vcpu().id() as usize) else { return false };
         let is_retry = progress.retry.is_some_and(|(at, sp)| at == pc && stack(cpu) == Some(sp));
         if is_retry {
             progress.retry = None;
@@ -718,16 +715,16 @@ fn own_registers(cpu: &dyn Cpu, trap: &Trap) -> Vec<Own> {
 
 /// The linear program counter.
 fn pc(cpu: &dyn Cpu) -> Result<u64, TargetError> {
-    let (pc, _) = cpu.pc_and_flags()?;
-    Ok(cpu.code()?.linear(pc))
+    let (pc, _) = cpu.vcpu().pc_and_flags()?;
+    Ok(cpu.vcpu().code()?.linear(pc))
 }
 
 fn stack(cpu: &dyn Cpu) -> Option<u64> {
-    let name = match cpu.isa() {
+    let name = match cpu.vcpu().isa() {
         Isa::X86_64 => "rsp",
         Isa::Aarch64 => "sp",
     };
-    cpu.register(arch::register::row(cpu.isa(), name)?)
+    cpu.vcpu().register(arch::register::row(cpu.vcpu().isa(), name)?)
 }
 
 /// Whose a trap is that came during a step with nothing of the debugger's in the way.
@@ -755,7 +752,7 @@ fn decide_alone(cpu: &dyn Cpu, trap: &Trap, alone: &Arming) -> Result<Owner, Tar
 
 /// Guest-physical address of an instruction, if it is mapped.
 fn locate(cpu: &dyn Cpu, pc: u64) -> Option<GuestPhys> {
-    let regime = cpu.regime().ok()?;
+    let regime = cpu.vcpu().regime().ok()?;
     regime.translate(cpu.memory(), GuestVirt(pc)).ok().map(|mapping| mapping.address)
 }
 

@@ -1,15 +1,18 @@
 //! A target without a processor, for tests and fuzzing of what stands above the traits.
 
-use crate::arming::{Arming, Own};
+use crate::arming::{Arming, DebugRegisters, Own};
+use crate::engine::{Cpu, Stepped};
 use crate::linux::Described;
 use crate::target::{
-    Action, Code, Control, Cpu, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, Stepped,
-    StopReason, TargetError, VcpuState,
+    Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, StopReason,
+    TargetError, VcpuState,
 };
 use crate::trap::Injection;
+use crate::vcpu::Vcpu;
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile, table};
+use arch::x86::step::RFLAGS_TF;
 use arch::{GuestPhys, Isa};
 use std::collections::VecDeque;
 use std::io;
@@ -207,39 +210,52 @@ pub struct ScriptedStep {
     pub pc: Option<u64>,
 }
 
-/// One vCPU whose steps come out as a script says, and which writes down what it is told. For tests and fuzzing
-/// of the [engine](crate::engine).
+/// A vCPU that is nothing but its registers, and writes down what it is told. It runs 64-bit code.
 #[derive(Debug)]
-pub struct Scripted {
+pub struct FakeVcpu {
     isa: Isa,
-    ram: Ram,
-    file: RegisterFile,
-    script: VecDeque<ScriptedStep>,
-    /// Exceptions that the guest was given.
-    pub injected: Vec<Injection>,
+    /// Its registers.
+    pub file: RegisterFile,
     /// What it runs with.
     pub arming: Arming,
-    /// How often it was alone, and whether it is now.
-    pub exclusive: (u32, bool),
-    faulted: Option<u64>,
+    /// The debug registers that the guest has armed for itself.
+    pub guests: DebugRegisters,
+    /// Exceptions that the guest was given.
+    pub injected: Vec<Injection>,
+    /// Whether the last of them waits for the guest to be entered.
+    pub is_queued: bool,
+    /// How often interrupts were kept out of the next instruction, kicks forgotten, accesses aborted.
+    pub counts: FakeCounts,
 }
 
-impl Scripted {
-    /// A vCPU with `size` bytes of RAM, whose registers are 0.
-    pub fn new(isa: Isa, size: usize, script: impl IntoIterator<Item = ScriptedStep>) -> Scripted {
+/// How often a [`FakeVcpu`] was told something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FakeCounts {
+    /// To keep interrupts out of the next instruction.
+    pub shadows: u32,
+    /// To forget kicks.
+    pub cleared: u32,
+    /// To abort an access.
+    pub aborts: u32,
+    /// To leave a `HLT`.
+    pub ended_halts: u32,
+}
+
+impl FakeVcpu {
+    /// One whose registers are 0.
+    pub fn new(isa: Isa) -> FakeVcpu {
         let mut file = RegisterFile::new(isa);
         for (row, register) in table(isa).iter().enumerate() {
             file.set_bytes(row, &vec![0; register.bytes()]);
         }
-        Scripted {
+        FakeVcpu {
             isa,
-            ram: Ram::new(size),
             file,
-            script: script.into_iter().collect(),
-            injected: Vec::new(),
             arming: Arming::off(isa),
-            exclusive: (0, false),
-            faulted: None,
+            guests: DebugRegisters::none(isa),
+            injected: Vec::new(),
+            is_queued: false,
+            counts: FakeCounts::default(),
         }
     }
 
@@ -247,9 +263,16 @@ impl Scripted {
     pub fn set_pc(&mut self, pc: u64) {
         self.file.set_pc(pc);
     }
+
+    fn flags(&self) -> &'static str {
+        match self.isa {
+            Isa::X86_64 => "eflags",
+            Isa::Aarch64 => "cpsr",
+        }
+    }
 }
 
-impl Cpu for Scripted {
+impl Vcpu for FakeVcpu {
     fn id(&self) -> u32 {
         0
     }
@@ -259,11 +282,15 @@ impl Cpu for Scripted {
     }
 
     fn pc_and_flags(&self) -> Result<(u64, u64), TargetError> {
-        Ok((self.file.pc().unwrap_or(0), 0))
+        Ok((self.file.pc().unwrap_or(0), self.file.get(self.flags()).unwrap_or(0)))
     }
 
     fn code(&self) -> Result<Code, TargetError> {
         Ok(Code::FLAT_64)
+    }
+
+    fn regime(&self) -> Result<Regime, TargetError> {
+        Regime::new(&self.file).map_err(|fault| TargetError::Host(fault.to_string()))
     }
 
     fn registers(&self, _: &[Bank]) -> RegisterFile {
@@ -272,18 +299,6 @@ impl Cpu for Scripted {
 
     fn register(&self, row: usize) -> Option<u64> {
         self.file.get_row(row)
-    }
-
-    fn own_among_others(&self) -> Option<&[Own]> {
-        None
-    }
-
-    fn own_registers(&self) -> Vec<Own> {
-        Vec::new()
-    }
-
-    fn regime(&self) -> Result<Regime, TargetError> {
-        Regime::new(&self.file).map_err(|fault| TargetError::Host(fault.to_string()))
     }
 
     fn set_registers(&mut self, file: &RegisterFile) -> Result<(), TargetError> {
@@ -302,27 +317,129 @@ impl Cpu for Scripted {
         Ok(())
     }
 
-    fn memory(&self) -> &dyn Memory {
-        &self.ram
+    fn own_debug_registers(&self, _: &HostDebug) -> Result<DebugRegisters, TargetError> {
+        Ok(self.guests.clone())
     }
 
-    fn inject(&mut self, injection: &Injection) -> Result<(), TargetError> {
-        self.injected.push(*injection);
-        Ok(())
-    }
-
-    fn arm(&mut self, arming: &Arming) -> Result<(), TargetError> {
+    /// As KVM does it on x86: it steps with the trap flag, and takes it away when it steps no more.
+    fn set_debug(&mut self, arming: &Arming) -> Result<(), TargetError> {
+        if self.isa == Isa::X86_64 {
+            let flags = self.file.get("eflags").unwrap_or(0);
+            if arming.step || self.arming.step {
+                self.file.set("eflags", flags & !RFLAGS_TF);
+            }
+        }
         self.arming.clone_from(arming);
         Ok(())
     }
 
+    fn inject(&mut self, injection: &Injection, arming: &Arming) -> Result<(), TargetError> {
+        self.injected.push(*injection);
+        self.is_queued = self.isa == Isa::X86_64;
+        self.set_debug(arming)
+    }
+
+    fn has_queued(&self) -> bool {
+        self.is_queued
+    }
+
+    fn abort_access(&mut self) -> Result<(), TargetError> {
+        self.counts.aborts += 1;
+        Ok(())
+    }
+
+    fn shadow_interrupts(&mut self) -> Result<(), TargetError> {
+        self.counts.shadows += 1;
+        Ok(())
+    }
+
+    fn end_halt(&mut self) -> Result<(), TargetError> {
+        self.counts.ended_halts += 1;
+        Ok(())
+    }
+
+    fn state(&self) -> VcpuState {
+        VcpuState::Running
+    }
+
+    fn nmi(&mut self) -> Result<(), TargetError> {
+        Ok(())
+    }
+
+    fn clear_kick(&mut self) {
+        self.counts.cleared += 1;
+    }
+}
+
+/// One vCPU whose steps come out as a script says. For tests and fuzzing of the [engine](crate::engine).
+#[derive(Debug)]
+pub struct Scripted {
+    /// The vCPU.
+    pub vcpu: FakeVcpu,
+    ram: Ram,
+    script: VecDeque<ScriptedStep>,
+    /// What the engine has it run with.
+    pub arming: Arming,
+    /// How often it was exclusive, and whether it is now.
+    pub exclusive: (u32, bool),
+    faulted: Option<u64>,
+}
+
+impl Scripted {
+    /// A vCPU with `size` bytes of RAM, whose registers are 0.
+    pub fn new(isa: Isa, size: usize, script: impl IntoIterator<Item = ScriptedStep>) -> Scripted {
+        Scripted {
+            vcpu: FakeVcpu::new(isa),
+            ram: Ram::new(size),
+            script: script.into_iter().collect(),
+            arming: Arming::off(isa),
+            exclusive: (0, false),
+            faulted: None,
+        }
+    }
+}
+
+impl Cpu for Scripted {
+    fn vcpu(&self) -> &dyn Vcpu {
+        &self.vcpu
+    }
+
+    fn vcpu_mut(&mut self) -> &mut dyn Vcpu {
+        &mut self.vcpu
+    }
+
+    fn memory(&self) -> &dyn Memory {
+        &self.ram
+    }
+
+    fn arm(&mut self, arming: &Arming) {
+        self.arming.clone_from(arming);
+    }
+
+    fn inject(&mut self, injection: &Injection) -> Result<(), TargetError> {
+        self.vcpu.injected.push(*injection);
+        Ok(())
+    }
+
+    fn is_own(&mut self, _: &Injection) -> Result<bool, TargetError> {
+        Ok(true)
+    }
+
+    fn own_among_others(&self) -> Option<&[Own]> {
+        None
+    }
+
+    fn own_registers(&self) -> Vec<Own> {
+        Vec::new()
+    }
+
     fn begin_exclusive(&mut self) {
-        assert!(!self.exclusive.1, "alone twice");
+        assert!(!self.exclusive.1, "exclusive twice");
         self.exclusive = (self.exclusive.0 + 1, true);
     }
 
     fn end_exclusive(&mut self) {
-        assert!(self.exclusive.1, "not alone");
+        assert!(self.exclusive.1, "not exclusive");
         self.exclusive.1 = false;
     }
 
@@ -330,17 +447,13 @@ impl Cpu for Scripted {
         self.faulted
     }
 
-    fn is_own(&mut self, _: &Injection) -> Result<bool, TargetError> {
-        Ok(true)
-    }
-
     fn step(&mut self) -> Result<Stepped, TargetError> {
         assert!(self.arming.step, "it is stepped without being told");
         // Where the script ends, something else comes first for ever.
         let Some(step) = self.script.pop_front() else { return Ok(Stepped::Other) };
-        self.faulted = (step.end == Stepped::Faulted).then(|| self.file.pc()).flatten();
+        self.faulted = (step.end == Stepped::Faulted).then(|| self.vcpu.file.pc()).flatten();
         if let Some(pc) = step.pc {
-            self.set_pc(pc);
+            self.vcpu.set_pc(pc);
         }
         Ok(step.end)
     }

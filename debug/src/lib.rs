@@ -1,9 +1,10 @@
 //! The debugger of a guest, for both architectures on any host.
 //!
 //! This crate knows no KVM: the machine that is debugged is a [`target::Machine`], and one of
-//! its vCPUs, at the moment it has left the guest, a [`target::Cpu`]. A debug exit goes
+//! its vCPUs, on the thread that runs it, a [`vcpu::Vcpu`]. A debug exit goes
 //! through these files, in this order:
 //!
+//! 0. [`live`] enters the guest, by the monitor's callback, and finishes the step that the exit may be the end of;
 //! 1. [`trap`] decides whose it is: the debugger's, the guest's own, or nobody's;
 //! 2. [`engine`] acts on that, on the vCPU's thread: stop, give it back to the guest, or step
 //!    over and go on, for which it asks the table ([`breakpoint`]) and conditions
@@ -27,6 +28,7 @@ pub mod expression;
 pub mod fake;
 pub mod gdb;
 pub mod linux;
+pub mod live;
 pub mod memory;
 pub mod output;
 pub mod range;
@@ -34,3 +36,4 @@ pub mod report;
 pub mod socket;
 pub mod target;
 pub mod trap;
+pub mod vcpu;

@@ -1,12 +1,11 @@
 //! The machine that is debugged, as everything above it sees it: a live guest, a core, or a
 //! scripted fake.
 //!
-//! [`Machine`] is for the thread that serves a debugger and acts on vCPUs that stand still.
-//! [`Cpu`] is one vCPU on its own thread, at the moment it has left the guest: the
-//! [engine](crate::engine) judges its exit there, so that a step over a breakpoint or a false
-//! condition needs no other thread.
+//! [`Machine`] is for the thread that serves a debugger and acts on vCPUs that stand still. One vCPU on its own
+//! thread is a [`Vcpu`](crate::vcpu::Vcpu): the [engine](crate::engine) judges its exits there, so that a step over a
+//! breakpoint or a false condition needs no other thread.
 
-use crate::arming::{Arming, Own};
+use crate::arming::Arming;
 use crate::cancel::Cancel;
 use crate::disassemble::Mode;
 use crate::linux::Described;
@@ -375,111 +374,4 @@ pub struct Command {
     pub usage: &'static str,
     /// What it does.
     pub what: &'static str,
-}
-
-/// How a step that the engine asked for ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stepped {
-    /// The instruction is done.
-    Done,
-    /// It is not: it faulted, and the vCPU is at the handler.
-    Faulted,
-    /// It raised a debug exception instead.
-    Trapped(crate::trap::Trap),
-    /// Something else happened first, for instance an exit that ends the guest; the run loop
-    /// deals with it, and the engine has nothing to add.
-    Other,
-}
-
-/// A vCPU on its own thread, out of the guest.
-pub trait Cpu {
-    /// Its number.
-    fn id(&self) -> u32;
-
-    /// Its architecture.
-    fn isa(&self) -> Isa;
-
-    /// Program counter and flags.
-    ///
-    /// # Errors
-    /// [`TargetError::Host`].
-    fn pc_and_flags(&self) -> Result<(u64, u64), TargetError>;
-
-    /// How it reads its code.
-    ///
-    /// # Errors
-    /// [`TargetError::Host`].
-    fn code(&self) -> Result<Code, TargetError>;
-
-    /// Reads registers.
-    fn registers(&self, banks: &[Bank]) -> RegisterFile;
-
-    /// Reads one register of up to 64 bits, by its row.
-    fn register(&self, row: usize) -> Option<u64>;
-
-    /// The debug registers in force that are the guest's own, beside others. `None` where only the
-    /// guest's are in force, as it set them.
-    fn own_among_others(&self) -> Option<&[Own]>;
-
-    /// The debug registers in force that are the guest's own, whether beside others or not.
-    fn own_registers(&self) -> Vec<Own>;
-
-    /// How it translates addresses.
-    ///
-    /// # Errors
-    /// [`TargetError::Host`].
-    fn regime(&self) -> Result<Regime, TargetError>;
-
-    /// Writes registers.
-    ///
-    /// # Errors
-    /// [`TargetError::Host`].
-    fn set_registers(&mut self, file: &RegisterFile) -> Result<(), TargetError>;
-
-    /// Writes a few registers of up to 64 bits, by their rows: what a simulated instruction has
-    /// changed.
-    ///
-    /// # Errors
-    /// [`TargetError::Host`].
-    fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), TargetError>;
-
-    /// RAM.
-    fn memory(&self) -> &dyn Memory;
-
-    /// Gives the guest an exception of its own that came to us.
-    ///
-    /// # Errors
-    /// [`TargetError::Host`].
-    fn inject(&mut self, injection: &crate::trap::Injection) -> Result<(), TargetError>;
-
-    /// Sets what it runs with from now on.
-    ///
-    /// # Errors
-    /// [`TargetError::Host`].
-    fn arm(&mut self, arming: &Arming) -> Result<(), TargetError>;
-
-    /// Makes all other vCPUs leave the guest and stay out until [`Self::end_exclusive`].
-    /// Another vCPU that wants the same waits.
-    fn begin_exclusive(&mut self);
-
-    /// Lets the others in again.
-    fn end_exclusive(&mut self);
-
-    /// The linear address of the instruction that was stepped last, if it faulted instead and the
-    /// vCPU is at the handler.
-    fn faulted_at(&self) -> Option<u64>;
-
-    /// Whether the guest's debug registers still say what the injection tells of. If not, what the
-    /// vCPU runs with follows what they say now.
-    ///
-    /// # Errors
-    /// [`TargetError::Host`].
-    fn is_own(&mut self, injection: &crate::trap::Injection) -> Result<bool, TargetError>;
-
-    /// Executes one instruction, interrupts kept out as the arming says, serving the accesses
-    /// that it makes.
-    ///
-    /// # Errors
-    /// [`TargetError::Host`].
-    fn step(&mut self) -> Result<Stepped, TargetError>;
 }

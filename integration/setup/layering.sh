@@ -27,7 +27,7 @@ versions=$(cargo tree -q --workspace --target all --prefix none | grep -E '^vm-m
 code() { grep -rnE "$1" --include='*.rs' "${@:2}" | grep -vE '^[^:]+:[0-9]+: *//' || true; }
 found=$(code '\blog::(error|warn|info|debug|trace)!' devices/src)
 [ -z "$found" ] || complain "devices logs by itself instead of by tell!:"$'\n'"$found"
-found=$(code '\blog::(warn|info)!' vmm/src/vcpus.rs vmm/src/stepping.rs vmm/src/output_queue.rs \
+found=$(code '\blog::(warn|info)!' vmm/src/vcpus.rs vmm/src/serve.rs vmm/src/output_queue.rs \
   vmm/src/panic_watch.rs vmm/src/hypercalls vmm/src/hypercalls.rs)
 [ -z "$found" ] || complain "what serves guests logs by itself instead of by tell!:"$'\n'"$found"
 found=$(code '\b(eprint|eprintln|print|println|dbg)!|\bstderr\(\)' arch/src debug/src devices/src vmm/src \

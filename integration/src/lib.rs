@@ -22,4 +22,6 @@ pub mod qemu_cores;
 pub mod report;
 pub mod rsp;
 pub mod sparse;
+#[cfg(test)]
+mod structure;
 pub mod tools;

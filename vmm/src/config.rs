@@ -2,6 +2,7 @@
 
 use crate::console::ConsoleKind;
 use crate::error::Error;
+pub use crate::guest_clock::GuestClock;
 use crate::hypercalls::FamilyName;
 use crate::line_queue::{Last, LineQueue, Lost};
 use crate::logging;
@@ -24,17 +25,6 @@ pub enum OnReboot {
     Exit,
     /// Boots the guest again from its files.
     Restart,
-}
-
-/// What becomes of the guest's time while the guest is held: by a debugger, for a dump, by
-/// [`Machine::pause`](crate::machine::Machine::pause).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum GuestClock {
-    /// It stands still, as far as the host can ([`crate::guest_clock`]).
-    #[default]
-    Stop,
-    /// It runs on.
-    Run,
 }
 
 /// A guest and how it is run.

@@ -1,8 +1,9 @@
 //! Dumps of a live guest: its vCPUs stand still while its memory is written, and then go on as before.
 
-use crate::debugger::{DebugShared, LiveMemory};
+use crate::debug_shared::DebugShared;
 use crate::kvm::{HOST_ISA, Vcpu};
 use crate::memory::GuestMemory;
+use crate::memory::LiveMemory;
 use crate::vcpus::Vcpus;
 use arch::register::Bank;
 use arch::{GuestPhys, GuestVirt};
@@ -88,7 +89,7 @@ impl Dumper {
         // A debugger may change what is planted meanwhile, and is not to wait for us.
         let unmask = |address: GuestPhys, bytes: &mut [u8]| {
             if let Some(debug) = &self.debug {
-                debug.engine.state().table.unmask(address, bytes);
+                debug.link.engine.state().table.unmask(address, bytes);
             }
         };
         let memory = Unplanted { memory: &memory, unmask: &unmask };

@@ -6,10 +6,10 @@
 mod platform;
 mod timers;
 
-use crate::debugger::LiveMemory;
 use crate::kvm::exit::HypercallExit;
 use crate::kvm::{HOST_ISA, KvmError, Transport, Vcpu, Vm};
-use crate::vcpus::Mailbox;
+use crate::mailbox::Mailbox;
+use crate::memory::LiveMemory;
 use arch::hypercall::{Abi, Rows, XEN_HVC, hvc_immediate};
 use arch::register::row;
 use arch::{GuestPhys, GuestVirt, Isa};

@@ -16,8 +16,6 @@
 //! # Ok::<(), vmm::error::Error>(())
 //! ```
 
-mod attempt;
-mod attention;
 pub mod boot;
 pub mod check;
 pub mod cli;
@@ -26,6 +24,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod core_dump;
+pub mod debug_shared;
 pub mod debugger;
 pub mod dump;
 pub mod error;
@@ -36,6 +35,7 @@ pub mod kvm;
 pub mod line_queue;
 pub mod logging;
 pub mod machine;
+mod mailbox;
 pub mod memory;
 pub mod outcome;
 mod output_queue;
@@ -45,8 +45,6 @@ pub mod qemu_habits;
 pub mod run;
 pub mod serve;
 pub mod stdout;
-pub mod stepping;
 pub mod terminal;
 mod unpacked;
 pub mod vcpus;
-pub mod world;

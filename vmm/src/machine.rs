@@ -8,7 +8,8 @@ use crate::boot::cmdline::Completion;
 use crate::boot::kernel::Kernel;
 use crate::boot::{self, BootConfig, Booted};
 use crate::config::{Config, GuestClock, Trace};
-use crate::debugger::{DebugShared, Debugger, Prepared};
+use crate::debug_shared::DebugShared;
+use crate::debugger::{Debugger, Prepared};
 use crate::dump::Dumper;
 use crate::error::Error;
 use crate::guest_clock::Timekeeper;
@@ -18,7 +19,7 @@ use crate::memory::forget_mapping;
 use crate::outcome::Outcome;
 use crate::output_queue::{OutputQueue, QueueEnd};
 use crate::serve::Shared;
-use crate::vcpus::{Hold, Vcpus};
+use crate::vcpus::{Hold, Threads, Vcpus};
 use arch::Isa;
 use devices::acpi_power::{self, AcpiPower};
 use devices::bus::{Bus, Device};
@@ -121,8 +122,8 @@ impl Machine {
     /// # Errors
     /// As [`Machine::new`]; then this machine is as it was.
     pub fn again(&self, config: &Config, output: Box<dyn Write + Send>) -> Result<Machine, Error> {
-        let vcpus = self.vcpus.len();
-        if self.debugger.is_some() && config.gdb.is_some() && config.cpus as usize != vcpus {
+        let vcpus = self.vcpus.count();
+        if self.debugger.is_some() && config.gdb.is_some() && config.cpus != vcpus {
             return Err(Error::Usage(format!(
                 "a guest with a debugger begins again with as many vCPUs as it had: {vcpus}, not {}",
                 config.cpus
@@ -185,7 +186,7 @@ impl Machine {
         let gdb = config.gdb.as_ref();
         if gdb.is_some() && config.guest_clock == GuestClock::Stop {
             // Found out once; the first stop is not to wait for it.
-            crate::check::holds_counter().ok();
+            crate::kvm::probe::holds_counter().ok();
         }
         let prepared = gdb.map(|gdb| match former {
             None => Prepared::new(gdb, config.cpus, vm.memory(), kernel.believed()),
@@ -206,11 +207,12 @@ impl Machine {
         });
         let timers = hypercalls.as_ref().and_then(|hypercalls| hypercalls.timers()).cloned();
         let time = Timekeeper::new(config.guest_clock, vm.clock(), timers);
-        let vcpus = Vcpus::spawn(vcpus, &shared, time).map_err(Error::system("cannot start vCPU threads"))?;
+        let threads =
+            Threads::spawn(vcpus, &shared, time).map_err(Error::system("cannot start vCPU threads"))?;
         if let Some(hypercalls) = &hypercalls {
-            hypercalls.introduce(vcpus.mailboxes());
+            hypercalls.introduce(threads.mailboxes());
         }
-        let vcpus = Arc::new(vcpus);
+        let vcpus = Arc::new(Vcpus::new(threads));
         let debug = prepared.as_ref().map(|prepared| Arc::clone(&prepared.shared));
         let dumper = Dumper::new(&vcpus, vm.memory(), debug.clone());
         let debugger = prepared.map(|prepared| Debugger::start(prepared, &vcpus, &shared)).transpose()?;

@@ -4,6 +4,8 @@
 //! under nested paging faults once per 2 MiB instead of once per 4 KiB. Nothing is reserved,
 //! so a guest costs what it touches.
 
+mod live;
+
 use arch::Isa;
 use arch::address::PhysRange;
 use std::io;
@@ -13,6 +15,8 @@ use vm_memory::{
     GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection,
     GuestRegionMmap, GuestUsize, MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
+
+pub use live::LiveMemory;
 
 /// All RAM of a guest, by guest-physical address.
 pub type GuestMemory = GuestRegionCollection<RamRegion>;

@@ -1,25 +1,24 @@
-//! Running a vCPU until it needs us, and serving what it wants: ports and memory of devices, hypercalls, and
-//! the ends of a guest.
+//! Entering the guest, and serving what it wants: ports and memory of devices, hypercalls, and its ends.
 //!
-//! Called on the vCPU's thread ([`crate::vcpus`]), and by the debugger for its steps
-//! ([`crate::debugger`]).
+//! [`Server::enter`] is what a vCPU thread's runner ([`debug::live::runner`]) calls to run the guest, and to step it.
 
-use crate::debugger::{self, DebugShared, LiveMemory, ThreadDebug};
-use crate::guest_clock::Entry;
+use crate::debug_shared::DebugShared;
 use crate::hypercalls::{Done, LiveHypercalls};
-use crate::kvm::exit::{HypercallExit, InternalError, SystemEvent, VcpuExit};
+use crate::kvm::exit::{DebugExit, HypercallExit, InternalError, SystemEvent, VcpuExit};
 use crate::kvm::{HOST_ISA, KvmError, Vcpu};
 use crate::memory::GuestMemory;
+use crate::memory::LiveMemory;
 use crate::outcome::Outcome;
 use crate::output_queue::OutputQueue;
-use crate::stepping::{self, Prepared, Step};
 use arch::GuestVirt;
 use arch::Isa;
 use arch::register::Bank;
 use arch::x86::reset_vector;
 use debug::disassemble::LONGEST_INSTRUCTION;
+use debug::live::runner::{Exit, Next, Runner, Turn, Visit};
 use debug::memory::{self, Space};
 use debug::report::Report;
+use debug::target::StopReason;
 use debug::trap::Trap;
 use devices::bus::{Bus, Request};
 use devices::hypercall::Shutdown;
@@ -63,227 +62,160 @@ impl Shared {
     }
 }
 
-/// How a vCPU left the guest.
+/// Serves the guest on one vCPU's thread, and remembers how it ended.
 #[derive(Debug)]
-pub enum Left {
-    /// It needed something, and has it.
-    Served,
-    /// It was kicked.
-    Interrupted,
-    /// It cannot or must not go on.
-    Ended(Outcome),
-    /// It may be the debugger's business.
-    Trap(Trap),
-    /// It is about to make a hypercall that the debugger wants to see.
-    Caught(String),
-    /// aarch64: it accesses something that is no RAM by an instruction that the hardware does not describe.
-    Undescribed {
-        /// The exception's instruction-specific syndrome.
-        iss: u64,
-        /// Guest-physical address of the access.
-        address: u64,
-    },
+pub struct Server<'a> {
+    shared: &'a Shared,
+    /// What has not been told yet, as a debugger may want to look at the guest first.
+    outcome: Option<Outcome>,
 }
 
-/// Runs the guest until it needs us, and serves it. With a debugger, `debug` has what the
-/// vCPU runs with; `is_alone` says that all other vCPUs are kept out already.
-pub fn run_guest(
-    vcpu: &mut Vcpu,
-    shared: &Shared,
-    debug: Option<(&DebugShared, &mut ThreadDebug)>,
-    is_alone: bool,
-) -> Left {
-    let left = match run_and_serve(vcpu, shared, debug, is_alone) {
-        Left::Undescribed { iss, address } => abort(vcpu, shared, iss, address),
-        left => left,
-    };
-    shared.output.settle_new();
-    // Nothing is locked now.
-    guest_log::deliver();
-    left
-}
-
-/// Gives the guest what hardware has for such an access: an external abort.
-fn abort(vcpu: &Vcpu, shared: &Shared, iss: u64, address: u64) -> Left {
-    let what = format!(
-        "an access to {address:#x}, where no RAM is, by an instruction that the hardware does not describe \
-         (ISS {iss:#x})"
-    );
-    match vcpu.abort_access() {
-        Ok(()) => {
-            tell!(Info, "vCPU {}: {what}; the guest gets an external abort", vcpu.id());
-            Left::Served
-        }
-        Err(error) => Unreported::Internal(format!("{what}, and {error}")).outcome(vcpu, shared),
+impl<'a> Server<'a> {
+    /// For one thread.
+    pub fn new(shared: &'a Shared) -> Server<'a> {
+        Server { shared, outcome: None }
     }
-}
 
-fn run_and_serve(
-    vcpu: &mut Vcpu,
-    shared: &Shared,
-    debug: Option<(&DebugShared, &mut ThreadDebug)>,
-    is_alone: bool,
-) -> Left {
-    let Some((debug, thread)) = debug else {
-        if !shared.output.settle() {
-            return Left::Interrupted;
-        }
-        let id = vcpu.id();
-        let exit = vcpu.run();
-        let left = match hypercall(&exit, shared) {
-            Some((call, hypercalls)) => answer(call, hypercalls, vcpu, shared, None),
-            None => serve(id, exit, shared, None),
+    /// Enters the guest and serves what it wants: the callback of the thread's runner.
+    pub fn enter(&mut self, vcpu: &mut Vcpu, turn: Turn<'_>) -> Exit {
+        let exit = match enter(vcpu, turn, self.shared) {
+            Ok(exit) => exit,
+            Err(end) => Exit::End { fatal: self.end(vcpu, end) },
         };
-        return left.unwrap_or_else(|ended| ended.outcome(vcpu, shared));
-    };
-    let step = match stepping::before(vcpu, &debug.memory, debug.engine.host(), thread) {
-        Ok(Prepared::Run) => None,
-        Ok(Prepared::Step(step)) => Some(step),
-        Ok(Prepared::Done) => return Left::Trap(stepping::stepped()),
-        Err(error) => return Left::Ended(cannot_run(vcpu, shared, &error)),
-    };
-    // A debugger can step a guest that waits for whoever reads its output.
-    if step.is_none() && !shared.output.settle() {
-        return Left::Interrupted;
+        self.shared.output.settle_new();
+        // Nothing is locked now.
+        guest_log::deliver();
+        exit
     }
-    let id = vcpu.id();
-    if !is_alone {
-        debug.world.enter(id);
-    }
-    thread.times.enter(step.as_ref().map_or(Entry::Run, Step::entry));
-    let exit = vcpu.run();
-    if step.is_some() {
-        thread.times.step();
-    }
-    if !is_alone {
-        debug.world.leave(id);
-    }
-    let left = match hypercall(&exit, shared) {
-        Some((call, hypercalls)) => {
-            debug.count(id, VcpuExit::Hypercall(call).kind());
-            answer(call, hypercalls, vcpu, shared, Some((&mut *thread, !is_alone)))
+
+    /// Does what the thread's runner has come to.
+    pub fn deal_with(&mut self, next: Next, runner: &mut Runner, vcpu: &Vcpu) {
+        let end = match next {
+            Next::Look => return,
+            Next::End => None,
+            Next::Unowned(Trap::EmulationFailure { instruction }) => Some(End::EmulationFailure(instruction)),
+            Next::Unowned(trap) => Some(End::Internal(format!("a debug exit that is nobody's: {trap:?}"))),
+            Next::Failed(cause) => Some(End::Internal(cause)),
+        };
+        let next = match end {
+            None => Next::End,
+            Some(end) => {
+                let fatal = self.end(vcpu, end);
+                runner.end(vcpu, fatal)
+            }
+        };
+        if next == Next::End
+            && let Some(outcome) = self.outcome.take()
+        {
+            self.shared.end(outcome);
         }
-        None => serve(id, exit, shared, Some(debug)),
-    };
-    let Some(step) = step else {
-        thread.may_wait = matches!(left, Ok(Left::Interrupted));
-        return left.unwrap_or_else(|ended| ended.outcome(vcpu, shared));
-    };
-    let left = match left {
-        Ok(Left::Served | Left::Interrupted) => {
-            // KVM may have been told otherwise.
-            thread.is_new = true;
-            end_step(vcpu, shared, debug, &step, left)
-        }
-        left => left,
-    };
-    let trap = match &left {
-        Ok(Left::Trap(trap)) => Some(trap.clone()),
-        _ => None,
-    };
-    match stepping::after(vcpu, &debug.memory, debug.engine.host(), &step, thread, trap) {
-        Ok(Some(trap)) => Left::Trap(trap),
-        Ok(None) => left.unwrap_or_else(|ended| ended.outcome(vcpu, shared)),
-        Err(error) => Left::Ended(cannot_run(vcpu, shared, &error)),
+    }
+
+    /// Notes how the guest has ended; what a debugger may want to know of it first.
+    fn end(&mut self, vcpu: &Vcpu, end: End) -> Option<String> {
+        let outcome = end.outcome(vcpu, self.shared);
+        let fatal = fatal(&outcome);
+        self.outcome = Some(outcome);
+        fatal
     }
 }
 
-/// Ends a step that another exit has come before, if its instruction has been executed all the same. An access
-/// that was served is finished without entering the guest for that: some KVMs execute the next instruction
-/// too when they are entered.
-fn end_step(
-    vcpu: &mut Vcpu,
-    shared: &Shared,
-    debug: &DebugShared,
-    step: &Step,
-    left: Result<Left, Unreported>,
-) -> Result<Left, Unreported> {
-    let id = vcpu.id();
-    let internal = |error: KvmError| Unreported::Internal(error.to_string());
-    let is_served = matches!(left, Ok(Left::Served));
-    for _ in 0..MOST_PARTS {
-        // Hypercalls have been executed when they come here, and accesses have not.
-        if !is_served || stepping::has_moved(vcpu, step).map_err(internal)? {
-            break;
-        }
-        let Some(exit) = vcpu.finish_access().map_err(internal)? else { break };
-        match serve(id, Ok(exit), shared, Some(debug))? {
-            Left::Served => {}
-            left => return Ok(left),
-        }
+/// Why a debugger may want to look at a guest that has come to this end; `None` where there is nothing more to see.
+fn fatal(outcome: &Outcome) -> Option<String> {
+    match outcome {
+        Outcome::TripleFault { .. }
+        | Outcome::EmulationFailure { .. }
+        | Outcome::InternalError { .. }
+        | Outcome::GuestCrash => Some(outcome.to_string().lines().next().unwrap_or_default().to_string()),
+        _ => None,
     }
-    match stepping::is_done(vcpu, step, is_served).map_err(internal)? {
-        true => Ok(Left::Trap(stepping::stepped())),
-        false => left,
+}
+
+fn enter(vcpu: &mut Vcpu, turn: Turn<'_>, shared: &Shared) -> Result<Exit, End> {
+    let id = vcpu.id();
+    if turn.is_finish() {
+        return match vcpu.finish_access()? {
+            Some(exit) => serve(id, exit, shared),
+            None => Ok(Exit::Interrupted),
+        };
+    }
+    // A debugger can step a guest that waits for whoever reads its output.
+    if !turn.is_step() && !shared.output.settle() {
+        return Ok(Exit::Interrupted);
+    }
+    let (inside, mut visit) = turn.enter();
+    let exit = vcpu.run();
+    drop(inside);
+    let exit = exit?;
+    match hypercall(&exit, shared) {
+        Some((call, hypercalls)) => {
+            if let Some(debug) = &shared.debug {
+                debug.count(id, VcpuExit::Hypercall(call).kind());
+            }
+            answer(call, hypercalls, vcpu, &mut visit)
+        }
+        None => serve(id, exit, shared),
     }
 }
 
 /// The hypercall that an exit is, if hypercalls come to us.
-fn hypercall<'a>(
-    exit: &Result<VcpuExit, KvmError>,
-    shared: &'a Shared,
-) -> Option<(HypercallExit, &'a LiveHypercalls)> {
+fn hypercall<'a>(exit: &VcpuExit<'_>, shared: &'a Shared) -> Option<(HypercallExit, &'a LiveHypercalls)> {
     let hypercalls = shared.hypercalls.as_deref()?;
     match exit {
-        Ok(VcpuExit::Hypercall(call)) => Some((*call, hypercalls)),
-        Ok(VcpuExit::PortWrite { port, .. }) if hypercalls.is_port(*port) => {
+        VcpuExit::Hypercall(call) => Some((*call, hypercalls)),
+        VcpuExit::PortWrite { port, .. } if hypercalls.is_port(*port) => {
             Some((HypercallExit::Port, hypercalls))
         }
         _ => None,
     }
 }
 
-/// Serves a hypercall. With a debugger's part of the thread, that may want to see it first, unless it is made
-/// in a step of the engine's; when it goes on from there, the call is served.
+/// Serves a hypercall. A debugger may want to see it first; when the vCPU goes on from there, the call is served.
 fn answer(
     call: HypercallExit,
     hypercalls: &LiveHypercalls,
     vcpu: &mut Vcpu,
-    shared: &Shared,
-    thread: Option<(&mut ThreadDebug, bool)>,
-) -> Result<Left, Unreported> {
-    let is_attached = || shared.debug.as_ref().is_some_and(|debug| debug.is_attached());
-    let may_see = hypercalls.calls().is_caught() && is_attached();
-    let Some((thread, may_catch)) = thread else { return done(hypercalls.serve(vcpu, call, false)) };
-    // What has been shown is served now, whatever has been asked for since.
-    let seen = thread.seen_call.take();
-    let pc = (may_see && may_catch).then(|| vcpu.pc_and_flags().ok().map(|(pc, _)| pc)).flatten();
-    let served = hypercalls.serve(vcpu, call, pc.is_some() && seen != pc);
-    thread.seen_call = pc.filter(|_| matches!(served, Ok(Done::Caught(_))));
-    done(served)
+    visit: &mut Visit<'_>,
+) -> Result<Exit, End> {
+    let is_caught = hypercalls.calls().is_caught();
+    let pc = is_caught.then(|| vcpu.pc_and_flags().ok().map(|(pc, _)| pc)).flatten();
+    match hypercalls.serve(vcpu, call, visit.stops_at(pc))? {
+        Done::GoOn => Ok(Exit::Served),
+        Done::Ended(Shutdown::PowerOff) => Err(End::Outcome(Outcome::PowerOff)),
+        Done::Ended(Shutdown::Reset) => Err(End::Outcome(Outcome::Reset)),
+        Done::Ended(Shutdown::Crash) => Err(End::Outcome(Outcome::GuestCrash)),
+        Done::Caught(text) => Ok(Exit::Stop(StopReason::Hypercall(text))),
+    }
 }
 
-fn done(served: Result<Done, KvmError>) -> Result<Left, Unreported> {
-    Ok(match served {
-        Ok(Done::GoOn) => Left::Served,
-        Ok(Done::Ended(Shutdown::PowerOff)) => Left::Ended(Outcome::PowerOff),
-        Ok(Done::Ended(Shutdown::Reset)) => Left::Ended(Outcome::Reset),
-        Ok(Done::Ended(Shutdown::Crash)) => Left::Ended(Outcome::GuestCrash),
-        Ok(Done::Caught(text)) => Left::Caught(text),
-        Err(error) => return Err(Unreported::Internal(error.to_string())),
-    })
-}
-
-/// An end of the guest that needs a report of what the vCPU was doing.
-enum Unreported {
+/// An end of the guest.
+enum End {
+    /// As it is.
+    Outcome(Outcome),
+    // These need a report of what the vCPU was doing.
     TripleFault,
     EmulationFailure(Vec<u8>),
     Internal(String),
 }
 
-impl Unreported {
-    fn outcome(self, vcpu: &Vcpu, shared: &Shared) -> Left {
-        Left::Ended(match self {
+impl From<KvmError> for End {
+    fn from(error: KvmError) -> End {
+        End::Internal(error.to_string())
+    }
+}
+
+impl End {
+    fn outcome(self, vcpu: &Vcpu, shared: &Shared) -> Outcome {
+        match self {
+            End::Outcome(outcome) => outcome,
             // Where firmware would be, that boots the machine again.
-            Unreported::EmulationFailure(_) if is_after_init(vcpu) => Outcome::Reset,
-            Unreported::TripleFault => Outcome::TripleFault { report: report(vcpu, shared, &[]) },
-            Unreported::EmulationFailure(instruction) => {
+            End::EmulationFailure(_) if is_after_init(vcpu) => Outcome::Reset,
+            End::TripleFault => Outcome::TripleFault { report: report(vcpu, shared, &[]) },
+            End::EmulationFailure(instruction) => {
                 Outcome::EmulationFailure { report: report(vcpu, shared, &instruction) }
             }
-            Unreported::Internal(cause) => {
-                Outcome::InternalError { cause, report: report(vcpu, shared, &[]) }
-            }
-        })
+            End::Internal(cause) => Outcome::InternalError { cause, report: report(vcpu, shared, &[]) },
+        }
     }
 }
 
@@ -294,19 +226,13 @@ fn is_after_init(vcpu: &Vcpu) -> bool {
 }
 
 /// Serves an exit of vCPU `id`.
-fn serve(
-    id: u32,
-    exit: Result<VcpuExit, KvmError>,
-    shared: &Shared,
-    debug: Option<&DebugShared>,
-) -> Result<Left, Unreported> {
-    let exit = exit.map_err(|error| Unreported::Internal(error.to_string()))?;
+fn serve(id: u32, exit: VcpuExit<'_>, shared: &Shared) -> Result<Exit, End> {
     log::debug!(target: "vmm::exit", "vCPU {id}: {exit:x?}");
-    if let Some(debug) = debug {
+    if let Some(debug) = &shared.debug {
         debug.count(id, exit.kind());
     }
     let request = match exit {
-        VcpuExit::Interrupted => return Ok(Left::Interrupted),
+        VcpuExit::Interrupted => return Ok(Exit::Interrupted),
         VcpuExit::MsrWrite { index, value, refused } => {
             let taken = shared.hypercalls.as_ref().is_some_and(|calls| calls.write_msr(index, value));
             *refused = u8::from(!taken);
@@ -344,69 +270,79 @@ fn serve(
                 None
             }
         },
-        VcpuExit::Shutdown => return Err(Unreported::TripleFault),
+        VcpuExit::Shutdown => return Err(End::TripleFault),
         VcpuExit::SystemEvent(event) => {
-            return Ok(match event {
-                SystemEvent::Shutdown => Left::Ended(Outcome::PowerOff),
-                SystemEvent::Reset => Left::Ended(Outcome::Reset),
-                SystemEvent::Crash => Left::Ended(Outcome::GuestCrash),
+            return match event {
+                SystemEvent::Shutdown => Err(End::Outcome(Outcome::PowerOff)),
+                SystemEvent::Reset => Err(End::Outcome(Outcome::Reset)),
+                SystemEvent::Crash => Err(End::Outcome(Outcome::GuestCrash)),
                 // The vCPU deals with it.
-                SystemEvent::Wakeup => Left::Interrupted,
+                SystemEvent::Wakeup => Ok(Exit::Interrupted),
                 SystemEvent::Other(number) => {
                     tell!(Warn, "vCPU {id}: KVM reports system event {number}, which has no meaning here");
-                    Left::Served
+                    Ok(Exit::Served)
                 }
-            });
-        }
-        VcpuExit::InternalError(InternalError::Emulation { instruction }) => {
-            return match debug {
-                Some(_) => Ok(Left::Trap(Trap::EmulationFailure { instruction })),
-                None => Err(Unreported::EmulationFailure(instruction)),
             };
         }
+        VcpuExit::InternalError(InternalError::Emulation { instruction }) => {
+            return Ok(Exit::Trap(Trap::EmulationFailure { instruction }));
+        }
         VcpuExit::InternalError(InternalError::Other { suberror, data }) => {
-            return Err(Unreported::Internal(format!("internal error {suberror}, data {data:x?}")));
+            return Err(End::Internal(format!("internal error {suberror}, data {data:x?}")));
         }
         VcpuExit::EntryFailed { reason } => {
-            return Err(Unreported::Internal(format!(
+            return Err(End::Internal(format!(
                 "the processor refuses to enter the guest, reason {reason:#x}"
             )));
         }
         VcpuExit::NoSyndrome { iss, address } => {
-            return Ok(Left::Undescribed { iss, address });
+            tell!(
+                Info,
+                "vCPU {id}: an access to {address:#x}, where no RAM is, by an instruction that the hardware does \
+                 not describe (ISS {iss:#x}); the guest gets an external abort"
+            );
+            return Ok(Exit::Abort);
         }
         VcpuExit::MemoryFault { address, size, errno } => {
             let error = io::Error::from_raw_os_error(errno);
-            return Err(Unreported::Internal(format!(
+            return Err(End::Internal(format!(
                 "a fault on {size} bytes of guest memory at {address:#x}: {error}"
             )));
         }
-        VcpuExit::Debug(ref event) if debug.is_some() => {
-            return match debugger::trap(event) {
-                Some(trap) => Ok(Left::Trap(trap)),
-                None => Err(Unreported::Internal(format!("an unknown debug exit: {event:x?}"))),
+        VcpuExit::Debug(ref event) => {
+            return match trap(event) {
+                Some(trap) => Ok(Exit::Trap(trap)),
+                None => Err(End::Internal(format!("an unknown debug exit: {event:x?}"))),
             };
         }
-        VcpuExit::Halt | VcpuExit::Debug(_) | VcpuExit::Hypercall(_) | VcpuExit::Other(_) => {
-            return Err(Unreported::Internal(format!("an exit that was not asked for: {exit:?}")));
+        VcpuExit::Halt | VcpuExit::Hypercall(_) | VcpuExit::Other(_) => {
+            return Err(End::Internal(format!("an exit that was not asked for: {exit:?}")));
         }
     };
-    Ok(match request {
-        None => Left::Served,
-        Some(Request::PowerOff) => Left::Ended(Outcome::PowerOff),
-        Some(Request::Reset) => Left::Ended(Outcome::Reset),
-        Some(Request::Crash) => Left::Ended(Outcome::GuestCrash),
-        Some(Request::Exit(value)) => Left::Ended(Outcome::Exit(value)),
-    })
+    match request {
+        None => Ok(Exit::Served),
+        Some(Request::PowerOff) => Err(End::Outcome(Outcome::PowerOff)),
+        Some(Request::Reset) => Err(End::Outcome(Outcome::Reset)),
+        Some(Request::Crash) => Err(End::Outcome(Outcome::GuestCrash)),
+        Some(Request::Exit(value)) => Err(End::Outcome(Outcome::Exit(value))),
+    }
 }
 
-pub fn cannot_run(vcpu: &Vcpu, shared: &Shared, error: &KvmError) -> Outcome {
-    Outcome::InternalError { cause: error.to_string(), report: report(vcpu, shared, &[]) }
+/// The trap that a debug exit is, if it is one that there is.
+fn trap(exit: &DebugExit) -> Option<Trap> {
+    match *exit {
+        DebugExit::X86 { exception: 3, .. } => Some(Trap::Int3),
+        DebugExit::X86 { dr6, .. } => Some(Trap::Debug { dr6 }),
+        DebugExit::Aarch64 { syndrome, far } => {
+            let exception = arch::aarch64::syndrome::decode(syndrome)?;
+            Some(Trap::Aarch64 { exception, far })
+        }
+    }
 }
 
 /// Words what the vCPU was doing. `instruction` are the bytes that KVM told, if any; else
 /// they are read from guest memory.
-pub fn report(vcpu: &Vcpu, shared: &Shared, instruction: &[u8]) -> String {
+fn report(vcpu: &Vcpu, shared: &Shared, instruction: &[u8]) -> String {
     let registers = vcpu.registers(&[Bank::General, Bank::System]);
     let mut code = instruction.to_vec();
     if code.is_empty()
@@ -419,25 +355,3 @@ pub fn report(vcpu: &Vcpu, shared: &Shared, instruction: &[u8]) -> String {
     }
     Report { vcpu: vcpu.id(), registers: &registers, code: &code }.text()
 }
-
-/// Finishes an access that was served, with all of its parts.
-pub fn finish(vcpu: &mut Vcpu, shared: &Shared) {
-    let id = vcpu.id();
-    // It has a few parts at most: 8 bytes each of what one instruction reads or writes.
-    for _ in 0..MOST_PARTS {
-        match vcpu.finish_access() {
-            Ok(None) => return,
-            Ok(Some(exit)) => match serve(id, Ok(exit), shared, None) {
-                Ok(Left::Served) => {}
-                // The device has heard of it, and will not again.
-                Ok(Left::Ended(outcome)) => return shared.end(outcome),
-                _ => return,
-            },
-            Err(error) => return log::debug!("vCPU {id}: an access is not finished: {error}"),
-        }
-    }
-}
-
-/// Parts of one access that are served without looking at anything else. An instruction has 64 bytes at most,
-/// which KVM hands over in parts of 8 at most; a repeated one has as many as it likes.
-const MOST_PARTS: usize = 16;

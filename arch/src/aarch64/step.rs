@@ -3,6 +3,7 @@
 //! KVM on aarch64 has no way to keep interrupts out of a step, so they are masked in PSTATE
 //! for one instruction ([`before`]) and what the instruction made of the mask is put right
 //! ([`after`]): instructions that read or write the mask, and exceptions that save it.
+//! [`plan`] says how an instruction is stepped at all. All of this is pure; nothing here touches a vCPU.
 //!
 //! Source: Arm ARM (DDI 0487), "MRS", "MSR (immediate)", "MSR (register)", "ERET", "WFI",
 //! and "Exception entry".
@@ -94,6 +95,52 @@ fn is_exclusive(instruction: u32) -> bool {
 
 /// Instructions of a sequence that are looked at.
 pub const LONGEST_SEQUENCE: usize = 16;
+
+/// What a plan looks up in the guest.
+pub trait Look {
+    /// Reads code at a virtual address; how many bytes of it are mapped.
+    fn code(&self, address: u64, bytes: &mut [u8]) -> usize;
+
+    /// Where a synchronous exception of the instruction goes ([`After::fault_vector`]).
+    fn fault_vector(&self) -> Option<u64>;
+}
+
+/// How an instruction is stepped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// It only waits: the vCPU goes on behind it, this many bytes on.
+    Skip(u64),
+    /// By the processor's single step. What it faults to is known by what the exception has saved
+    /// ([`has_faulted`]).
+    Trap,
+    /// It begins a sequence that must not be stepped: the vCPU runs to one of these addresses.
+    RunTo {
+        /// Where the sequence can be left.
+        targets: Vec<u64>,
+        /// The vector of its faults, unless that is where the vCPU is.
+        faults: Vec<u64>,
+    },
+}
+
+/// Plans the step of `instruction`, which is at `pc`, on a host with this many breakpoint registers.
+pub fn plan(instruction: u32, pc: u64, breakpoints: usize, look: &dyn Look) -> Plan {
+    if is_wait(instruction) {
+        return Plan::Skip(4);
+    }
+    if !is_load_exclusive(instruction) {
+        return Plan::Trap;
+    }
+    let mut code = [0; 4 * LONGEST_SEQUENCE];
+    let count = look.code(pc, &mut code).min(code.len());
+    match (exclusive_sequence(&code[..count], pc), look.fault_vector()) {
+        // With one more register for what it faults to.
+        (Some(targets), Some(vector)) if targets.len() < breakpoints => {
+            // A handler's first instruction would trap before it is executed, again and again.
+            Plan::RunTo { targets, faults: [vector].into_iter().filter(|vector| *vector != pc).collect() }
+        }
+        _ => Plan::Trap,
+    }
+}
 
 /// Where a sequence of instructions from a load-exclusive to its store-exclusive can be left:
 /// behind the store, and where branches within lead. Returning from an exception, as each step
@@ -242,6 +289,46 @@ mod tests {
         // ldar, casp, cas, stxr
         for other in [0xc8df_fc20, 0x4860_7c82, 0xc8a0_7c41, 0x8802_7c20, 0xf940_0000] {
             assert!(!is_load_exclusive(other), "{other:#x}");
+        }
+    }
+
+    /// Code from 0x1000 on, and where faults go.
+    struct Code(Vec<u8>, Option<u64>);
+
+    impl Look for Code {
+        fn code(&self, address: u64, bytes: &mut [u8]) -> usize {
+            let start = usize::try_from(address - 0x1000).unwrap().min(self.0.len());
+            let count = bytes.len().min(self.0.len() - start);
+            bytes[..count].copy_from_slice(&self.0[start..start + count]);
+            count
+        }
+
+        fn fault_vector(&self) -> Option<u64> {
+            self.1
+        }
+    }
+
+    #[test]
+    fn plans() {
+        const LDXR: u32 = 0x885f_7c20;
+        let sequence: Vec<u8> =
+            [LDXR, 0x1100_0400, 0x8802_7c20].iter().flat_map(|word: &u32| word.to_le_bytes()).collect();
+        let vector = VBAR + 0x200;
+        let run = |faults: &[u64]| Plan::RunTo { targets: vec![0x100c], faults: faults.to_vec() };
+        for (instruction, breakpoints, code, faults_to, wanted) in [
+            (NOP, 4, &sequence[..], Some(vector), Plan::Trap),
+            (0xd503_207f, 4, &sequence, Some(vector), Plan::Skip(4)),
+            (0xd503_1003, 0, &[], None, Plan::Skip(4)),
+            (LDXR, 4, &sequence, Some(vector), run(&[vector])),
+            // The vector itself is stepped away from.
+            (LDXR, 4, &sequence, Some(0x1000), run(&[])),
+            // No register is left for its faults; the sequence is not all there; nobody knows where faults go.
+            (LDXR, 1, &sequence, Some(vector), Plan::Trap),
+            (LDXR, 4, &sequence[..8], Some(vector), Plan::Trap),
+            (LDXR, 4, &sequence, None, Plan::Trap),
+        ] {
+            let planned = plan(instruction, 0x1000, breakpoints, &Code(code.to_vec(), faults_to));
+            assert_eq!(planned, wanted, "{instruction:#x} {breakpoints} {faults_to:x?}");
         }
     }
 

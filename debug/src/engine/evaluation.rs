@@ -1,9 +1,9 @@
 //! What conditions and commands of breakpoints see.
 
+use super::Cpu;
 use crate::breakpoint::Table;
 use crate::expression::{Expression, Target};
 use crate::memory::{self, Space};
-use crate::target::Cpu;
 use arch::GuestVirt;
 
 /// What a condition sees: the vCPU that hit.
@@ -33,14 +33,14 @@ impl<'a> Evaluation<'a> {
 
 impl Target for Evaluation<'_> {
     fn register(&mut self, number: u16) -> Option<u64> {
-        self.cpu.register(usize::from(number))
+        self.cpu.vcpu().register(usize::from(number))
     }
 
     fn memory(&mut self, address: u64, bytes: &mut [u8]) -> bool {
         let space = match self.space {
             Some(space) => space,
             None => {
-                let Ok(regime) = self.cpu.regime() else { return false };
+                let Ok(regime) = self.cpu.vcpu().regime() else { return false };
                 *self.space.insert(Space::Virtual(regime))
             }
         };

@@ -1,11 +1,11 @@
 //! Steps of a range: through it one at a time, or in one run to where it can be left.
 
-use super::{Engine, Run, State, Verdict, locate, pc, stack};
+use super::{Cpu, Engine, Run, State, Verdict, locate, pc, stack};
 use crate::arming::{Want, allocate};
 use crate::breakpoint::Table;
 use crate::memory::{self, Space};
 use crate::range;
-use crate::target::{Action, Cpu, StopReason, TargetError};
+use crate::target::{Action, StopReason, TargetError};
 use arch::GuestVirt;
 use std::ops::Range;
 
@@ -16,9 +16,9 @@ impl Engine {
     /// Where a range can be left, if it can be run through.
     pub(super) fn exits(&self, cpu: &dyn Cpu, table: &Table, range: Range<u64>) -> Option<Vec<u64>> {
         let length = range.end.checked_sub(range.start).filter(|length| *length <= range::LONGEST)?;
-        let mode = cpu.code().ok()?.mode;
+        let mode = cpu.vcpu().code().ok()?.mode;
         let mut code = vec![0; usize::try_from(length).ok()?];
-        let space = Space::Virtual(cpu.regime().ok()?);
+        let space = Space::Virtual(cpu.vcpu().regime().ok()?);
         let count = memory::read(cpu.memory(), &space, Some(table), GuestVirt(range.start), &mut code);
         if count < code.len() {
             return None;
@@ -48,7 +48,7 @@ impl Engine {
     pub(super) fn leave_range(&self, cpu: &mut dyn Cpu, pc: u64) -> Result<Verdict, TargetError> {
         let other = {
             let state = self.state();
-            let began = state.progress(cpu.id()).run.as_ref().and_then(|run| run.stack);
+            let began = state.progress(cpu.vcpu().id()).run.as_ref().and_then(|run| run.stack);
             began.zip(stack(cpu)).is_some_and(|(began, now)| began.abs_diff(now) > SAME_STACK)
         };
         if other {
@@ -64,7 +64,9 @@ impl Engine {
     pub(super) fn look_at_range(&self, cpu: &mut dyn Cpu) -> Result<Verdict, TargetError> {
         let pc = pc(cpu)?;
         let mut state = self.state();
-        let Some(progress) = state.progress.get_mut(cpu.id() as usize) else { return Ok(Verdict::GoOn) };
+        let Some(progress) = state.progress.get_mut(cpu.vcpu().id() as usize) else {
+            return Ok(Verdict::GoOn);
+        };
         progress.run = None;
         progress.steps = 0;
         match progress.action {
@@ -72,9 +74,9 @@ impl Engine {
                 Ok(Verdict::Stop(StopReason::Step))
             }
             _ => {
-                let arming = self.arming(&state, cpu.id());
+                let arming = self.arming(&state, cpu.vcpu().id());
                 drop(state);
-                cpu.arm(&arming)?;
+                cpu.arm(&arming);
                 Ok(Verdict::GoOn)
             }
         }

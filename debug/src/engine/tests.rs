@@ -2,6 +2,7 @@ use super::*;
 use crate::expression::Expression;
 use crate::fake::{Scripted, ScriptedStep, host};
 use crate::trap::Injection;
+use crate::vcpu::Vcpu;
 use arch::aarch64::syndrome::DebugException;
 use arch::x86::debug_registers::DR6_BS;
 
@@ -20,7 +21,7 @@ fn planted(isa: Isa, script: &[(Stepped, Option<u64>)]) -> (Engine, Scripted, Tr
         }
     };
     cpu.memory().write(GuestPhys(PLACE), code);
-    cpu.set_pc(PLACE);
+    cpu.vcpu.set_pc(PLACE);
     let engine = Engine::new(isa, host(), 1);
     let is_false = Expression::new(vec![0x22, 0, 0x27]).unwrap();
     let breakpoint = Breakpoint {
@@ -56,7 +57,7 @@ fn a_hit_whose_step_is_interrupted_is_told_once() {
         assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
         assert_eq!((hits(&engine), cpu.exclusive), (1, (2, false)), "{isa}");
         // The next time it is a hit of its own.
-        cpu.set_pc(PLACE);
+        cpu.vcpu.set_pc(PLACE);
         assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
         assert_eq!(hits(&engine), 2, "{isa}");
     }
@@ -69,7 +70,7 @@ fn a_hit_whose_step_ended_elsewhere_is_over() {
         let script = [(Stepped::Other, Some(PLACE + 4)), (Stepped::Done, Some(PLACE + 4))];
         let (engine, mut cpu, trap) = planted(isa, &script);
         assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
-        cpu.set_pc(PLACE);
+        cpu.vcpu.set_pc(PLACE);
         assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
         assert_eq!(hits(&engine), 2, "{isa}");
     }
@@ -90,11 +91,11 @@ fn what_is_planted_stays_planted_whatever_becomes_of_a_step() {
 #[test]
 fn a_step_of_the_guests_own_beside_ours_reaches_it() {
     let (engine, mut cpu, _) = planted(Isa::X86_64, &[]);
-    cpu.set_pc(0x2000);
+    cpu.vcpu.set_pc(0x2000);
     let trap = Trap::Debug { dr6: DR6_BS };
     // Nobody asked for a step: the guest did.
     assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
-    assert!(matches!(cpu.injected[..], [Injection::Debug { .. }]), "{:?}", cpu.injected);
+    assert!(matches!(cpu.vcpu.injected[..], [Injection::Debug { .. }]), "{:?}", cpu.vcpu.injected);
 }
 
 /// The vector of the abort of a fetch, from EL1 with its own stack pointer.
@@ -105,9 +106,11 @@ fn at_vector(esr: u64, elr: u64) -> (Engine, Scripted, Trap) {
     let mut cpu =
         Scripted::new(Isa::Aarch64, 1 << 16, [ScriptedStep { end: Stepped::Done, pc: Some(VECTOR + 4) }]);
     let row = |name| arch::register::row(Isa::Aarch64, name).unwrap();
-    cpu.set_rows(&[(row("ESR_EL1"), esr), (row("ELR_EL1"), elr), (row("SPSR_EL1"), 0x6000_0005)]).unwrap();
-    cpu.set_rows(&[(row("cpsr"), 0x3c5)]).unwrap();
-    cpu.set_pc(VECTOR);
+    cpu.vcpu
+        .set_rows(&[(row("ESR_EL1"), esr), (row("ELR_EL1"), elr), (row("SPSR_EL1"), 0x6000_0005)])
+        .unwrap();
+    cpu.vcpu.set_rows(&[(row("cpsr"), 0x3c5)]).unwrap();
+    cpu.vcpu.set_pc(VECTOR);
     let engine = Engine::new(Isa::Aarch64, host(), 1);
     let breakpoint = Breakpoint {
         kind: Kind::Software,
@@ -136,7 +139,7 @@ fn a_fetch_that_is_refused_at_a_breakpoint_is_a_hit() {
     // Both are watched.
     assert_eq!(engine.state().table.wants().len(), 2);
     assert_eq!(engine.judge(&mut cpu, &trap), Verdict::Stop(StopReason::Breakpoint));
-    let get = |name| cpu.register(arch::register::row(Isa::Aarch64, name).unwrap());
+    let get = |name| cpu.vcpu.register(arch::register::row(Isa::Aarch64, name).unwrap());
     assert_eq!((get("pc"), get("cpsr")), (Some(PLACE), Some(0x6000_0005)));
     assert_eq!(hits(&engine), 1);
 }
@@ -147,7 +150,7 @@ fn other_exceptions_go_on_from_their_vector() {
     for (esr, elr) in [(REFUSED, PLACE + 4), (REFUSED & !0xf | 7, PLACE), (0x25 << 26 | 0xf, PLACE)] {
         let (engine, mut cpu, trap) = at_vector(esr, elr);
         assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
-        assert_eq!((cpu.pc_and_flags().unwrap().0, hits(&engine)), (VECTOR + 4, 0));
+        assert_eq!((cpu.vcpu.pc_and_flags().unwrap().0, hits(&engine)), (VECTOR + 4, 0));
     }
 }
 

@@ -76,7 +76,7 @@ fn attempts() -> Result<usize, String> {
 
 /// A guest that never ends is not left running.
 fn gives_up(limit: Duration) -> Check {
-    let error = vmm::check::endless(Duration::from_millis(200)).err().unwrap_or_default();
+    let error = vmm::kvm::probe::endless(Duration::from_millis(200)).err().unwrap_or_default();
     check(error.contains("no answer within"), || format!("it says {error:?}"))?;
     let deadline = Instant::now() + limit;
     while attempts()? > 0 {

@@ -1,7 +1,7 @@
 //! A live guest's vCPUs, as the thread that serves gdb sees them.
 
-use super::{DebugShared, EXITS, host};
-use crate::attention;
+use super::host;
+use crate::debug_shared::DebugShared;
 use crate::kvm::HOST_ISA;
 use crate::outcome::{Outcome, Stop};
 use crate::serve::Shared;
@@ -11,15 +11,16 @@ use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
 use debug::arming::Arming;
 use debug::gdb::server;
+use debug::live::attention;
 use debug::target::{
     Action, Code, Command, Control, Event, HostDebug, Machine, Memory, Order, TargetError, VcpuState,
 };
 use devices::hypercall::trace::Filter;
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -78,9 +79,9 @@ impl LiveMachine {
             events,
             happened: VecDeque::new(),
             // Until the first pause nobody knows.
-            running: vec![true; vcpus.len()],
+            running: vec![true; vcpus.count() as usize],
             hold: None,
-            known: RefCell::new(vec![Known::default(); vcpus.len()]),
+            known: RefCell::new(vec![Known::default(); vcpus.count() as usize]),
             next,
             quit,
             wants_end,
@@ -107,7 +108,7 @@ impl LiveMachine {
         /// Longer than a kernel takes to be read and unpacked; a program that has the machine may not obey at all.
         const PATIENCE: Duration = Duration::from_secs(60);
         let begin = Instant::now();
-        self.debug.wants_restart.store(true, Ordering::Relaxed);
+        self.debug.want_restart();
         self.shared.end(Outcome::Reset);
         loop {
             match self.next.recv_timeout(LOOK) {
@@ -143,7 +144,7 @@ impl Machine for LiveMachine {
     }
 
     fn vcpus(&self) -> u32 {
-        u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX)
+        self.vcpus.count()
     }
 
     fn state(&self, vcpu: u32) -> VcpuState {
@@ -200,11 +201,11 @@ impl Machine for LiveMachine {
     }
 
     fn memory(&self) -> &dyn Memory {
-        &self.debug.memory
+        &*self.debug.link.memory
     }
 
     fn host(&self) -> &HostDebug {
-        self.debug.engine.host()
+        self.debug.link.engine.host()
     }
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
@@ -212,7 +213,7 @@ impl Machine for LiveMachine {
         let ends_soon = orders.iter().any(|order| order.action == Action::Step);
         self.hold = None;
         if ends_soon {
-            self.debug.attention.begin();
+            self.debug.link.attention().begin();
         }
         for (vcpu, order) in (0..).zip(orders) {
             if order.action != Action::Stay {
@@ -223,7 +224,7 @@ impl Machine for LiveMachine {
         }
         if ends_soon {
             self.happened.extend(attention::poll(|| self.events.try_recv().ok()));
-            self.debug.attention.end();
+            self.debug.link.attention().end();
             self.happened.extend(self.events.try_iter());
         }
         Ok(())
@@ -231,7 +232,7 @@ impl Machine for LiveMachine {
 
     fn pause(&mut self) {
         if self.hold.is_none() {
-            self.hold = Some(self.vcpus.pause(|vcpu| self.running[vcpu]));
+            self.hold = Some(self.vcpus.pause(|vcpu| self.running[vcpu as usize]));
             self.running.fill(false);
         }
     }
@@ -249,7 +250,7 @@ impl Machine for LiveMachine {
         if self.happened.is_empty() {
             // Nothing there is no error; the count is of no interest. What is told from here on
             // makes the descriptor readable again.
-            self.debug.wake.read().ok();
+            self.debug.link.wake().take();
             self.happened.extend(self.events.try_iter());
         }
         let event = self.happened.pop_front()?;
@@ -262,12 +263,11 @@ impl Machine for LiveMachine {
     }
 
     fn settle(&mut self) -> Option<Duration> {
-        self.hold.as_ref().and_then(|hold| hold.vcpus().settle())
+        self.hold.as_ref().and_then(Hold::settle)
     }
 
     fn event_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as the value that it is borrowed from.
-        unsafe { BorrowedFd::borrow_raw(self.debug.wake.as_raw_fd()) }
+        self.debug.link.wake().as_fd()
     }
 
     fn disarm(&mut self) {
@@ -297,10 +297,7 @@ impl Machine for LiveMachine {
     }
 
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
-        let count = |exits: &[AtomicU64; EXITS.len()]| {
-            EXITS.iter().zip(exits).map(|(name, count)| (*name, count.load(Ordering::Relaxed))).collect()
-        };
-        self.debug.exits.iter().map(count).collect()
+        self.debug.exits()
     }
 
     fn commands(&self) -> &'static [Command] {
@@ -318,7 +315,7 @@ impl Machine for LiveMachine {
 
     fn run_command(&mut self, name: &str, arguments: &[&str]) -> Result<String, String> {
         if (name, arguments) == ("clock", &[]) {
-            return Ok(format!("{}\n", self.vcpus.clock_in_words()));
+            return Ok(format!("{}\n", self.vcpus.monitor().clock_in_words()));
         }
         let Some(hypercalls) = &self.shared.hypercalls else { return Err("hypercalls are not seen".into()) };
         let calls = hypercalls.calls();

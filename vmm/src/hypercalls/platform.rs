@@ -1,9 +1,9 @@
 //! What the machine does for Xen's family.
 
 use super::timers::{Line, Timers};
-use crate::debugger::LiveMemory;
 use crate::kvm::{Interrupter, XenAttribute, XenEvents, XenVcpuAttribute, kick};
-use crate::vcpus::Mailbox;
+use crate::mailbox::Mailbox;
+use crate::memory::LiveMemory;
 use arch::GuestPhys;
 use arch::hypercall::Abi;
 use debug::target::Memory;

@@ -1,7 +1,7 @@
 //! The guest's timers by Xen's interface, and interrupts that have to be lowered again.
 
-use crate::debugger::LiveMemory;
 use crate::kvm::{Interrupter, KvmError, XenEvents};
+use crate::memory::LiveMemory;
 use arch::GuestPhys;
 use debug::target::Memory;
 use devices::hypercall::xen::Xen;

@@ -14,7 +14,7 @@
 //! * while the thread serves an exit: the same as before (1).
 //!
 //! A thread that waits for messages outside the guest is woken by the message itself and gets
-//! no kick (`attention.rs`).
+//! no kick (`debug::live::attention`).
 //!
 //! # Which signal
 //! The first real-time signal that nobody in the process has taken when the first machine is made, or the one

@@ -8,9 +8,11 @@
 //! of `KVM_RUN` without losing the request.
 
 pub mod clock;
+mod debugged;
 pub mod error;
 pub mod exit;
 pub mod kick;
+pub mod probe;
 mod vcpu;
 mod vm;
 

@@ -229,14 +229,6 @@ impl Vcpu {
         self.registers.pc_and_flags(&self.fd)
     }
 
-    /// What an aarch64 step looks at when it is done.
-    ///
-    /// # Errors
-    /// [`KvmError`]; on x86 always.
-    pub fn step_state(&self) -> Result<arch::aarch64::step::After, KvmError> {
-        self.registers.step_state(&self.fd)
-    }
-
     /// Program counter, and the base of the tables that translate it.
     ///
     /// # Errors

@@ -6,7 +6,6 @@ use crate::kvm::error::KvmError;
 use arch::aarch64::debug_registers::Pair;
 use arch::aarch64::exception_entry::pstate;
 use arch::aarch64::paging::Paging;
-use arch::aarch64::step::After;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile, Scalable, Source, table};
 use debug::arming::DebugRegisters;
@@ -143,19 +142,6 @@ impl Registers {
     /// Reads a register that there must be.
     fn need(&self, vcpu: &VcpuFd, id: u64, register: &'static str) -> Result<u64, KvmError> {
         self.try_get(vcpu, id).map_err(refused(register))
-    }
-
-    /// PC, PSTATE, `VBAR_EL1` and `SPSR_EL1`: what a step looks at, without all the rest.
-    pub fn step_state(&self, vcpu: &VcpuFd) -> Result<After, KvmError> {
-        const SPSR_EL1: u64 = core_register(36 * 8);
-        const VBAR_EL1: u64 = system_register(3, 0, 12, 0, 0);
-        let read = |id, name| self.need(vcpu, id, name);
-        Ok(After {
-            pc: read(super::PC, "pc")?,
-            pstate: read(PSTATE, "cpsr")?,
-            vbar: read(VBAR_EL1, "VBAR_EL1")?,
-            spsr: read(SPSR_EL1, "SPSR_EL1")?,
-        })
     }
 
     /// Reads the registers of some banks.

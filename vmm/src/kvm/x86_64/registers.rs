@@ -5,7 +5,6 @@
 
 use super::ISA;
 use crate::kvm::error::{KvmError, ioctl};
-use arch::aarch64::step::After;
 use arch::bytes::array_at;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile, Source, XsaveComponent, table, x86_64};
@@ -312,11 +311,6 @@ impl Registers {
     pub fn regime(&self, vcpu: &VcpuFd) -> Result<Regime, KvmError> {
         let sregs = self.sregs(vcpu)?;
         Ok(Regime::X86(Paging::new(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)))
-    }
-
-    /// There is nothing like it here.
-    pub fn step_state(&self, _: &VcpuFd) -> Result<After, KvmError> {
-        Err(KvmError::Missing("the other architecture's registers"))
     }
 
     /// Reads the registers of some banks.

@@ -1,10 +1,9 @@
 //! Whether this host can hold a guest's counter: some take it and do nothing.
 
-use super::{PATIENCE, bare, in_words};
-use crate::attempt::{self, attempt};
-use crate::kvm::Vcpu;
+use super::{PATIENCE, attempt, bare, in_words, is_over};
 use crate::kvm::clock::Stood;
 use crate::kvm::exit::VcpuExit;
+use crate::kvm::{KvmError, Vcpu};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,7 +27,7 @@ fn try_it() -> Result<(), String> {
     let _kicks = vcpu.accept_kicks();
     let clock = vm.clock();
     let hold = |vcpu: &mut Vcpu| -> Result<(), String> {
-        let error = |error: crate::kvm::KvmError| error.to_string();
+        let error = |error: KvmError| error.to_string();
         let stood = Stood { since: Instant::now(), owed: Duration::ZERO };
         let frozen = (vcpu.freeze_time(true).map_err(error)?, clock.freeze().map_err(error)?);
         thread::sleep(HOLD);
@@ -63,7 +62,7 @@ fn counter(vcpu: &mut Vcpu) -> Result<u64, String> {
                 VcpuExit::PortWrite { data, .. } | VcpuExit::MmioWrite { data, .. } => {
                     break arch::bytes::u32_at(data, 0).ok_or("the guest said less than it should")?;
                 }
-                VcpuExit::Interrupted if attempt::is_over() => return Err("the guest says nothing".into()),
+                VcpuExit::Interrupted if is_over() => return Err("the guest says nothing".into()),
                 VcpuExit::Interrupted => {}
                 other => return Err(in_words(&other)),
             }

@@ -1,0 +1,28 @@
+//! A live guest, as far as a debugger needs nothing of its hypervisor but [`Vcpu`](crate::vcpu::Vcpu).
+//!
+//! Whoever runs vCPUs has a [`runner::Runner`] on each vCPU's thread and hands it a callback that enters the guest
+//! and serves what it wants. The runner calls it to run, to step, and to step while the other vCPUs are out; it has
+//! the [engine](crate::engine) judge what comes back, and tells whoever debugs the guest by a [`link::Link`].
+//!
+//! ```text
+//! thread of a vCPU                                      whoever debugs
+//! Runner::run -> Stepper::prepare                       Machine (resume, pause, events)
+//!             -> Gate::enter -> the monitor's callback     |  tasks and kicks, by the monitor's threads
+//!             -> Stepper::finish -> Engine::judge --Link::tell--> events
+//! ```
+//!
+//! - [`runner`]: a vCPU thread's part, and what the callback is given and answers;
+//! - [`gate`]: who may be in the guest;
+//! - [`step`]: an entry to the guest, and what a step needs around it;
+//! - [`link`]: what the threads of one guest share;
+//! - [`vcpus`]: all vCPUs, for whoever asks something of them or holds the guest;
+//! - [`times`]: when a vCPU was in the guest;
+//! - [`attention`]: waiting without being asleep, for what comes at once.
+
+pub mod attention;
+pub mod gate;
+pub mod link;
+pub mod runner;
+pub mod step;
+pub mod times;
+pub mod vcpus;

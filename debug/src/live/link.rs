@@ -1,0 +1,104 @@
+//! What the threads of one guest's vCPUs share with whoever debugs it.
+
+use super::attention::Attention;
+use super::gate::{Gate, Kick};
+use crate::engine::Engine;
+use crate::target::{Event, Memory};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Becomes readable when there is something to look at. Its clones are the same.
+#[derive(Clone, Debug)]
+pub struct Wake(Arc<EventFd>);
+
+impl Wake {
+    /// One that nobody has rung.
+    ///
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn new() -> io::Result<Wake> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Wake(Arc::new(EventFd::from_flags(flags)?)))
+    }
+
+    /// Makes it readable.
+    pub fn ring(&self) {
+        // It fails only when it has been rung 2^64 times, and then it is readable.
+        self.0.write(1).ok();
+    }
+
+    /// Makes it unreadable; whether it was readable.
+    pub fn take(&self) -> bool {
+        self.0.read().is_ok()
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What the threads of a guest's vCPUs share with whoever debugs it.
+pub struct Link {
+    /// Judges exits.
+    pub engine: Arc<Engine>,
+    /// Keeps vCPUs out of the guest while one steps exclusively.
+    pub gate: Gate,
+    /// The guest's RAM.
+    pub memory: Box<dyn Memory>,
+    events: Mutex<Sender<Event>>,
+    wake: Wake,
+    attention: Attention,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Link { engine, gate, .. } = self;
+        formatter.debug_struct("Link").field("engine", engine).field("gate", gate).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// For a guest with this many vCPUs; `wake` is rung when there is an event. And where the events arrive.
+    pub fn new(
+        engine: Arc<Engine>,
+        vcpus: u32,
+        memory: Box<dyn Memory>,
+        kick: Kick,
+        wake: Wake,
+    ) -> (Link, Receiver<Event>) {
+        let (sender, events) = channel();
+        let gate = Gate::new(vcpus, kick);
+        let (events_in, attention) = (Mutex::new(sender), Attention::default());
+        (Link { engine, gate, memory, events: events_in, wake, attention }, events)
+    }
+
+    /// Whether a debugger is attached.
+    pub fn is_attached(&self) -> bool {
+        self.engine.state().is_attached
+    }
+
+    /// Tells whoever debugs the guest.
+    pub fn tell(&self, event: Event) {
+        // The receiver lives as long as the machine; at worst nobody reads it.
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).send(event).ok();
+        if !self.attention.is_there() {
+            self.wake.ring();
+        }
+    }
+
+    /// What is rung when there is something to look at.
+    pub fn wake(&self) -> &Wake {
+        &self.wake
+    }
+
+    /// The word of whoever looks for events without waiting for [`Self::wake`].
+    pub fn attention(&self) -> &Attention {
+        &self.attention
+    }
+}

@@ -1,0 +1,326 @@
+//! What a vCPU's thread does, with a vCPU that is nothing but registers and a callback that plays the guest.
+
+use super::*;
+use crate::engine::Engine;
+use crate::fake::{FakeVcpu, Ram, host};
+use crate::live::link::Wake;
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::mpsc::Receiver;
+
+const CODE: u64 = 0x1000;
+
+/// A vCPU and its runner, whose entries to the guest come out as a script says.
+struct Thread {
+    vcpu: FakeVcpu,
+    runner: Runner,
+    script: VecDeque<(Exit, Option<u64>)>,
+    /// What each entry was for: to finish, to step, else to run.
+    entries: Vec<&'static str>,
+    kicks: Arc<Mutex<Vec<u32>>>,
+}
+
+impl Thread {
+    fn new(isa: Isa, script: impl IntoIterator<Item = (Exit, Option<u64>)>) -> Thread {
+        let mut vcpu = FakeVcpu::new(isa);
+        vcpu.set_pc(CODE);
+        Thread {
+            vcpu,
+            runner: Runner::new(isa, Arc::default()),
+            script: script.into_iter().collect(),
+            entries: Vec::new(),
+            kicks: Arc::default(),
+        }
+    }
+
+    /// Has a debugger come; what it will be told.
+    fn attach(&mut self) -> (Arc<Link>, Receiver<Event>) {
+        let engine = Arc::new(Engine::new(self.vcpu.isa(), host(), 1));
+        engine.state().is_attached = true;
+        let kicks = Arc::clone(&self.kicks);
+        let kick = move |vcpu| kicks.lock().unwrap().push(vcpu);
+        let ram = Ram::new(1 << 16);
+        // CPUID; MRS X0, CNTVCT_EL0: none that could be simulated.
+        ram.write(
+            arch::GuestPhys(CODE),
+            match self.vcpu.isa() {
+                Isa::X86_64 => &[0x0f, 0xa2],
+                Isa::Aarch64 => &[0x40, 0xe0, 0x3b, 0xd5],
+            },
+        );
+        let (link, events) = Link::new(engine, 1, Box::new(ram), Box::new(kick), Wake::new().unwrap());
+        let link = Arc::new(link);
+        self.runner.attach(Arc::clone(&link));
+        (link, events)
+    }
+
+    fn order(&mut self, link: &Link, action: Action) {
+        let mut state = link.engine.state();
+        state.begin(&[action]);
+        let arming = link.engine.arming(&state, 0);
+        drop(state);
+        self.runner.order(Order { action, arming, steps_off: false });
+    }
+
+    fn enter(
+        script: &mut VecDeque<(Exit, Option<u64>)>,
+        entries: &mut Vec<&'static str>,
+        vcpu: &mut FakeVcpu,
+        turn: Turn<'_>,
+    ) -> Exit {
+        entries.push(match () {
+            () if turn.is_finish() => "finish",
+            () if turn.is_step() => "step",
+            () => "run",
+        });
+        let (_inside, mut visit) = turn.enter();
+        let (exit, pc) = script.pop_front().unwrap_or((Exit::Interrupted, None));
+        if let Some(pc) = pc {
+            vcpu.set_pc(pc);
+        }
+        // A call's exit is behind it, and a stop in front of it.
+        match exit {
+            Exit::Stop(_) if !visit.stops_at(vcpu.file.pc().map(|pc| pc + 4)) => Exit::Served,
+            exit => exit,
+        }
+    }
+
+    fn run(&mut self) -> Next {
+        let Thread { vcpu, runner, script, entries, .. } = self;
+        runner.run(vcpu, &mut |vcpu, turn| Thread::enter(script, entries, vcpu, turn))
+    }
+
+    fn finish(&mut self) -> Next {
+        let Thread { vcpu, runner, script, entries, .. } = self;
+        runner.finish(vcpu, &mut |vcpu, turn| Thread::enter(script, entries, vcpu, turn))
+    }
+}
+
+fn stop(event: Option<Event>) -> Option<StopReason> {
+    match event {
+        Some(Event::Stopped { reason, .. }) => Some(reason),
+        _ => None,
+    }
+}
+
+fn step_trap(isa: Isa) -> Exit {
+    Exit::Trap(stepped(isa))
+}
+
+#[test]
+fn without_a_debugger_exits_are_as_they_are() {
+    for isa in Isa::ALL {
+        let fatal = Some("dead".to_string());
+        let script = [
+            Exit::Served,
+            Exit::Interrupted,
+            Exit::Abort,
+            // Nobody is there to be shown it.
+            Exit::Stop(StopReason::Interrupt),
+            Exit::Trap(Trap::Int3),
+            Exit::End { fatal },
+        ];
+        let mut thread = Thread::new(isa, script.map(|exit| (exit, None)));
+        assert!(!thread.runner.may_run());
+        thread.runner.resume();
+        for _ in 0..4 {
+            assert_eq!(thread.run(), Next::Look);
+            assert!(thread.runner.may_run());
+        }
+        assert_eq!(thread.vcpu.counts.aborts, 1);
+        assert_eq!(thread.run(), Next::Unowned(Trap::Int3));
+        assert!(!thread.runner.may_run());
+        thread.runner.resume();
+        assert_eq!(thread.run(), Next::End);
+        assert!(!thread.runner.may_run());
+    }
+}
+
+#[test]
+fn holds_are_counted_and_a_pause_ends_what_it_did() {
+    let mut thread = Thread::new(Isa::X86_64, []);
+    thread.runner.resume();
+    thread.runner.hold();
+    thread.runner.hold();
+    thread.runner.release();
+    assert!(!thread.runner.may_run());
+    thread.runner.release();
+    assert!(thread.runner.may_run());
+    thread.runner.pause();
+    assert!(!thread.runner.may_run());
+    // One release too many is none.
+    thread.runner.release();
+    thread.runner.resume();
+    assert!(thread.runner.may_run());
+}
+
+#[test]
+fn an_access_is_finished_once_before_anyone_looks() {
+    let script = [(Exit::Served, None), (Exit::Served, None), (Exit::Interrupted, None)];
+    let mut thread = Thread::new(Isa::X86_64, script);
+    thread.runner.resume();
+    // Nothing has been served yet.
+    assert_eq!((thread.finish(), thread.entries.len()), (Next::Look, 0));
+    thread.run();
+    assert_eq!(thread.finish(), Next::Look);
+    assert_eq!(thread.entries, ["run", "finish", "finish"]);
+    assert_eq!(thread.finish(), Next::Look);
+    assert_eq!(thread.entries.len(), 3);
+}
+
+#[test]
+fn an_access_whose_last_part_ends_the_guest_ends_it() {
+    let script = [(Exit::Served, None), (Exit::End { fatal: None }, None)];
+    let mut thread = Thread::new(Isa::X86_64, script);
+    thread.runner.resume();
+    thread.run();
+    assert_eq!(thread.finish(), Next::End);
+    assert!(!thread.runner.may_run());
+}
+
+#[test]
+fn a_step_stops_when_it_is_done() {
+    for isa in Isa::ALL {
+        let mut thread = Thread::new(isa, [(step_trap(isa), Some(CODE + 4))]);
+        let (link, events) = thread.attach();
+        thread.order(&link, Action::Step);
+        assert_eq!(thread.run(), Next::Look);
+        assert!(thread.runner.may_run() && thread.entries.is_empty(), "the order is begun");
+        assert_eq!(thread.run(), Next::Look);
+        assert_eq!(thread.entries, ["step"], "{isa}");
+        assert_eq!(stop(events.try_recv().ok()), Some(StopReason::Step), "{isa}");
+        assert!(!thread.runner.may_run());
+        // One that is to stay does nothing.
+        thread.order(&link, Action::Stay);
+        assert_eq!((thread.run(), thread.entries.len()), (Next::Look, 1));
+        assert!(!thread.runner.may_run() && events.try_recv().is_err());
+    }
+}
+
+#[test]
+fn a_step_whose_access_is_served_is_finished_without_running() {
+    for isa in Isa::ALL {
+        // Served, then the rest of it, which goes on to the next instruction.
+        let script = [(Exit::Served, None), (Exit::Interrupted, Some(CODE + 4))];
+        let mut thread = Thread::new(isa, script);
+        let (link, events) = thread.attach();
+        thread.order(&link, Action::Step);
+        thread.run();
+        thread.run();
+        assert_eq!(thread.entries, ["step", "finish"], "{isa}");
+        assert_eq!(stop(events.try_recv().ok()), Some(StopReason::Step), "{isa}");
+        assert_eq!((thread.finish(), thread.entries.len()), (Next::Look, 2), "it is finished already");
+    }
+}
+
+#[test]
+fn a_step_of_a_vcpu_that_waits_begins_behind_its_halt() {
+    let isa = Isa::X86_64;
+    let mut thread = Thread::new(isa, [(Exit::Interrupted, None), (step_trap(isa), Some(CODE + 2))]);
+    let (link, _events) = thread.attach();
+    thread.order(&link, Action::Run);
+    thread.run();
+    // It runs, and is kicked.
+    thread.run();
+    thread.runner.pause();
+    thread.order(&link, Action::Step);
+    thread.run();
+    assert_eq!(thread.vcpu.counts.ended_halts, 1);
+    thread.run();
+    thread.order(&link, Action::Step);
+    thread.run();
+    assert_eq!(thread.vcpu.counts.ended_halts, 1, "it was not kicked since");
+}
+
+#[test]
+fn a_debugger_looks_at_a_guest_that_died_before_that_is_its_end() {
+    let fatal = Some("triple fault".to_string());
+    let mut thread = Thread::new(Isa::X86_64, [(Exit::End { fatal }, None)]);
+    let (link, events) = thread.attach();
+    thread.order(&link, Action::Run);
+    thread.run();
+    assert_eq!(thread.run(), Next::Look);
+    assert_eq!(stop(events.try_recv().ok()), Some(StopReason::Fatal("triple fault".into())));
+    assert!(!thread.runner.may_run());
+    thread.order(&link, Action::Run);
+    assert_eq!(thread.run(), Next::End);
+    // It was not entered again.
+    assert_eq!(thread.entries.len(), 1);
+
+    // An end with nothing to see is one, and so is one that no debugger is there for.
+    let mut thread = Thread::new(Isa::X86_64, [(Exit::End { fatal: None }, None)]);
+    let (link, _events) = thread.attach();
+    thread.order(&link, Action::Run);
+    thread.run();
+    assert_eq!(thread.run(), Next::End);
+    link.engine.state().is_attached = false;
+    assert_eq!(thread.runner.end(&thread.vcpu, Some("dead".into())), Next::End);
+}
+
+#[test]
+fn what_is_shown_before_it_is_done_is_done_when_it_is_met_again() {
+    let call = || Exit::Stop(StopReason::Hypercall("sched_op".into()));
+    let script = [(call(), None), (call(), None), (call(), Some(CODE))];
+    let mut thread = Thread::new(Isa::X86_64, script);
+    let (link, events) = thread.attach();
+    thread.order(&link, Action::Run);
+    thread.run();
+    thread.run();
+    assert!(matches!(stop(events.try_recv().ok()), Some(StopReason::Hypercall(_))));
+    assert!(!thread.runner.may_run());
+    thread.order(&link, Action::Run);
+    thread.run();
+    thread.run();
+    assert!(thread.runner.may_run() && events.try_recv().is_err(), "it is served now");
+    // The next one at the same place is another call.
+    thread.run();
+    assert!(matches!(stop(events.try_recv().ok()), Some(StopReason::Hypercall(_))));
+}
+
+#[test]
+fn a_trap_of_nobodys_is_the_monitors() {
+    let trap = Trap::EmulationFailure { instruction: vec![0x0f, 0xff] };
+    let mut thread = Thread::new(Isa::X86_64, [(Exit::Trap(trap.clone()), None)]);
+    let (link, events) = thread.attach();
+    thread.order(&link, Action::Run);
+    thread.run();
+    assert_eq!(thread.run(), Next::Unowned(trap));
+    assert!(!thread.runner.may_run() && events.try_recv().is_err());
+    // The monitor words it; the debugger is shown it first.
+    assert_eq!(thread.runner.end(&thread.vcpu, Some("cannot be emulated".into())), Next::Look);
+    assert!(matches!(stop(events.try_recv().ok()), Some(StopReason::Fatal(_))));
+}
+
+#[test]
+fn an_order_to_step_off_does_so_exclusively() {
+    for isa in Isa::ALL {
+        // The first kick is from before; the second one is a task.
+        for (script, is_off) in [
+            (vec![(Exit::Interrupted, None), (step_trap(isa), Some(CODE + 4))], true),
+            (vec![(Exit::Interrupted, None), (Exit::Interrupted, None)], false),
+        ] {
+            let mut thread = Thread::new(isa, script);
+            let (link, events) = thread.attach();
+            thread.order(&link, Action::Run);
+            let arming = link.engine.arming(&link.engine.state(), 0);
+            thread.runner.order(Order { action: Action::Run, arming, steps_off: true });
+            assert_eq!(thread.run(), Next::Look);
+            assert_eq!(thread.entries, ["step", "step"], "{isa}");
+            assert_eq!((thread.vcpu.counts.cleared, thread.vcpu.file.pc() != Some(CODE)), (1, is_off));
+            assert!(thread.runner.may_run() && events.try_recv().is_err(), "it goes on, {isa}");
+            // Nobody is kept out any more.
+            drop(link.gate.enter(0));
+        }
+    }
+}
+
+#[test]
+fn an_end_that_comes_up_while_stepping_off_is_the_end() {
+    let mut thread = Thread::new(Isa::X86_64, [(Exit::End { fatal: None }, None)]);
+    let (link, _events) = thread.attach();
+    thread.order(&link, Action::Run);
+    let arming = link.engine.arming(&link.engine.state(), 0);
+    thread.runner.order(Order { action: Action::Run, arming, steps_off: true });
+    assert_eq!(thread.run(), Next::End);
+    assert!(!thread.runner.may_run());
+}

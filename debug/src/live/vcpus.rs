@@ -1,0 +1,242 @@
+//! All vCPUs of a guest, for whoever has something to ask of them or wants them to stand still.
+//!
+//! What is asked goes as a [`Task`] to the thread of each vCPU, by the monitor's own way ([`Monitor::post`]). No lock
+//! is held while a guest runs, and no question is put to a thread under a lock that such a thread takes.
+
+use super::runner::Runner;
+use crate::target::Order;
+use crate::vcpu::Vcpu;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Something that a vCPU's thread does between two entries to the guest.
+pub type Task<V> = Box<dyn FnOnce(&mut Runner, &mut V) + Send>;
+
+/// Whoever runs the vCPUs of a guest, each on a thread of its own.
+pub trait Monitor: Send + Sync + Sized + 'static {
+    /// One of them.
+    type Vcpu: Vcpu + 'static;
+
+    /// Number of vCPUs.
+    fn vcpus(&self) -> u32;
+
+    /// Has a vCPU's thread do a task before it enters the guest again, in the order of their posting; one that is in
+    /// the guest is kicked out of it. A task for a thread that has ended is dropped.
+    fn post(&self, vcpu: u32, task: Task<Self::Vcpu>);
+
+    /// Gets a vCPU out of the guest, if it is in it.
+    fn kick(&self, vcpu: u32);
+
+    /// All vCPUs are out of the guest, and stay out until [`Self::goes_on`]: the guest's time is to stand still. Called
+    /// by whoever holds the guest as the first, under a lock that no vCPU's thread takes.
+    fn stands_still(&self, _vcpus: &Vcpus<Self>) {}
+
+    /// The guest is held for longer than a debugger's step takes. Called under the same lock.
+    fn stays(&self, _vcpus: &Vcpus<Self>) {}
+
+    /// Called while a debugger holds the guest and waits, under the same lock: what is worth its while only when that
+    /// lasts is done once it has. How long until it wants to be called again.
+    fn settle(&self, _vcpus: &Vcpus<Self>) -> Option<Duration> {
+        None
+    }
+
+    /// The last of those who held the guest lets it go. Called under the same lock.
+    fn goes_on(&self, _vcpus: &Vcpus<Self>) {}
+}
+
+/// All vCPUs of a guest.
+#[derive(Debug)]
+pub struct Vcpus<M> {
+    monitor: M,
+    /// How many hold the guest. Locked by whoever begins or ends to, one after the other; never by vCPUs' threads.
+    holders: Mutex<usize>,
+}
+
+/// While it is there, no vCPU is in the guest, and the guest's time stands still.
+///
+/// Any number of them may be there at once: a debugger's, a dump's, an embedder's. None waits for
+/// another to go, so they cannot wait for each other.
+#[derive(Debug)]
+pub struct Hold<M: Monitor> {
+    vcpus: Arc<Vcpus<M>>,
+    /// The vCPUs' threads know of it; else they were told to pause.
+    is_told: bool,
+}
+
+impl<M: Monitor> Hold<M> {
+    /// What is held.
+    pub fn vcpus(&self) -> &Vcpus<M> {
+        &self.vcpus
+    }
+
+    /// Called by whoever holds the guest and waits. How long until it is to be called again.
+    pub fn settle(&self) -> Option<Duration> {
+        let _turn = self.vcpus.holders();
+        self.vcpus.monitor.settle(&self.vcpus)
+    }
+}
+
+impl<M: Monitor> Drop for Hold<M> {
+    fn drop(&mut self) {
+        let mut holders = self.vcpus.holders();
+        *holders -= 1;
+        if *holders == 0 {
+            self.vcpus.monitor.goes_on(&self.vcpus);
+        }
+        if self.is_told {
+            self.vcpus.tell_all(Runner::release);
+        }
+    }
+}
+
+/// A thread that is out of reach of one kick gets another after this time.
+const KICK_AGAIN: Duration = Duration::from_millis(20);
+
+impl<M: Monitor> Vcpus<M> {
+    /// Those of a monitor, none of which runs its guest yet.
+    pub fn new(monitor: M) -> Vcpus<M> {
+        Vcpus { monitor, holders: Mutex::default() }
+    }
+
+    /// Who runs them.
+    pub fn monitor(&self) -> &M {
+        &self.monitor
+    }
+
+    /// Number of vCPUs.
+    pub fn count(&self) -> u32 {
+        self.monitor.vcpus()
+    }
+
+    fn holders(&self) -> MutexGuard<'_, usize> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gets all vCPUs out of the guest and keeps them out as long as the result is there; then they do
+    /// what they did. Questions to them are answered meanwhile.
+    pub fn hold(self: &Arc<Self>) -> Hold<M> {
+        let mut holders = self.holders();
+        self.ask(|_| true, Runner::hold);
+        self.begin(&mut holders);
+        self.monitor.stays(self);
+        Hold { vcpus: Arc::clone(self), is_told: true }
+    }
+
+    /// The same for a debugger, who gives each vCPU an order when it goes on: those that `may_run` are
+    /// stopped, and the others are known to stand still.
+    pub fn pause(self: &Arc<Self>, may_run: impl Fn(u32) -> bool) -> Hold<M> {
+        let mut holders = self.holders();
+        self.ask(may_run, Runner::pause);
+        self.begin(&mut holders);
+        Hold { vcpus: Arc::clone(self), is_told: false }
+    }
+
+    fn begin(&self, holders: &mut usize) {
+        if *holders == 0 {
+            self.monitor.stands_still(self);
+        }
+        *holders += 1;
+    }
+
+    /// Has threads do something, and waits until they have.
+    fn ask(&self, whom: impl Fn(u32) -> bool, what: fn(&mut Runner)) {
+        let (done, dones): (Sender<()>, _) = channel();
+        for vcpu in (0..self.count()).filter(|vcpu| whom(*vcpu)) {
+            let done = done.clone();
+            self.monitor.post(
+                vcpu,
+                Box::new(move |runner, _| {
+                    what(runner);
+                    drop(done);
+                }),
+            );
+        }
+        drop(done);
+        self.wait_for(&dones);
+    }
+
+    fn tell_all(&self, what: fn(&mut Runner)) {
+        for vcpu in 0..self.count() {
+            self.monitor.post(vcpu, Box::new(move |runner, _| what(runner)));
+        }
+    }
+
+    /// Lets all vCPUs run their guest.
+    pub fn resume(&self) {
+        self.tell_all(Runner::resume);
+    }
+
+    /// Gives one vCPU a debugger's order.
+    pub fn order(&self, vcpu: u32, order: Order) {
+        self.monitor.post(vcpu, Box::new(move |runner, _| runner.order(order)));
+    }
+
+    /// Has one vCPU's thread call `call` with it, whether held or not. `None` when there is no such vCPU, or its
+    /// thread has ended.
+    pub fn call<R: Send + 'static>(
+        &self,
+        vcpu: u32,
+        call: impl FnOnce(&mut M::Vcpu) -> R + Send + 'static,
+    ) -> Option<R> {
+        if vcpu >= self.count() {
+            return None;
+        }
+        let (result, results) = channel();
+        self.monitor.post(
+            vcpu,
+            Box::new(move |_, vcpu| {
+                // Nobody waits for the result any more only when the caller is gone.
+                result.send(call(vcpu)).ok();
+            }),
+        );
+        self.wait_for(&results)
+    }
+
+    /// Has every vCPU's thread call `call` with its vCPU, whether held or not, and collects the results in
+    /// the order of vCPUs. A vCPU whose thread has ended gives none.
+    pub fn for_each<R: Send + 'static>(
+        &self,
+        call: impl Fn(&mut M::Vcpu) -> R + Send + Sync + 'static,
+    ) -> Vec<R> {
+        let call = Arc::new(call);
+        let begin = |vcpu| {
+            let (result, results) = channel();
+            let call = Arc::clone(&call);
+            self.monitor.post(
+                vcpu,
+                Box::new(move |_, vcpu| {
+                    // As above.
+                    result.send(call(vcpu)).ok();
+                }),
+            );
+            results
+        };
+        let results: Vec<Receiver<R>> = (0..self.count()).map(begin).collect();
+        results.iter().filter_map(|results| self.wait_for(results)).collect()
+    }
+
+    /// Has every vCPU's thread call `call` with its vCPU before that enters the guest again, and does not wait for it.
+    pub fn post_each(&self, call: impl Fn(&mut M::Vcpu) + Send + Sync + 'static) {
+        let call = Arc::new(call);
+        for vcpu in 0..self.count() {
+            let call = Arc::clone(&call);
+            self.monitor.post(vcpu, Box::new(move |_, vcpu| call(vcpu)));
+        }
+    }
+
+    /// Waits until all senders of `answers` are gone, for the last answer.
+    fn wait_for<R>(&self, answers: &Receiver<R>) -> Option<R> {
+        let mut last = None;
+        loop {
+            match answers.recv_timeout(KICK_AGAIN) {
+                Ok(answer) => last = Some(answer),
+                Err(RecvTimeoutError::Disconnected) => return last,
+                Err(RecvTimeoutError::Timeout) => (0..self.count()).for_each(|vcpu| self.monitor.kick(vcpu)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

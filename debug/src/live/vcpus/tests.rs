@@ -1,0 +1,178 @@
+//! Holding and asking vCPUs, on threads whose guests run until they are kicked.
+
+use super::*;
+use crate::fake::FakeVcpu;
+use crate::live::runner::{Exit, Turn};
+use crate::live::times::Times;
+use arch::Isa;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::{self, JoinHandle};
+
+/// One thread of a monitor's.
+struct Thread {
+    inbox: Sender<Task<FakeVcpu>>,
+    is_kicked: Arc<AtomicBool>,
+    handle: Option<JoinHandle<()>>,
+}
+
+/// A monitor whose guests do nothing; it counts who is in them, and when time was to stand still and to go on.
+struct Threads {
+    threads: Vec<Thread>,
+    inside: Arc<AtomicU32>,
+    stood: AtomicU32,
+    went_on: AtomicU32,
+}
+
+impl Threads {
+    fn new(vcpus: u32) -> Threads {
+        let inside = Arc::new(AtomicU32::new(0));
+        let threads = (0..vcpus).map(|_| Threads::spawn(&inside)).collect();
+        Threads { threads, inside, stood: AtomicU32::new(0), went_on: AtomicU32::new(0) }
+    }
+
+    fn spawn(inside: &Arc<AtomicU32>) -> Thread {
+        let (inbox, tasks): (_, Receiver<Task<FakeVcpu>>) = channel();
+        let is_kicked = Arc::new(AtomicBool::new(false));
+        let (its_kick, inside) = (Arc::clone(&is_kicked), Arc::clone(inside));
+        let handle = thread::spawn(move || {
+            let mut vcpu = FakeVcpu::new(Isa::X86_64);
+            let mut runner = Runner::new(Isa::X86_64, Arc::new(Times::default()));
+            loop {
+                its_kick.store(false, Ordering::SeqCst);
+                loop {
+                    let task = if runner.may_run() { tasks.try_recv().ok() } else { tasks.recv().ok() };
+                    match task {
+                        Some(task) => task(&mut runner, &mut vcpu),
+                        None if runner.may_run() => break,
+                        None => return,
+                    }
+                }
+                runner.run(&mut vcpu, &mut |_, turn: Turn<'_>| {
+                    let (_inside, _) = turn.enter();
+                    inside.fetch_add(1, Ordering::SeqCst);
+                    while !its_kick.load(Ordering::SeqCst) {
+                        thread::yield_now();
+                    }
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    Exit::Interrupted
+                });
+            }
+        });
+        Thread { inbox, is_kicked, handle: Some(handle) }
+    }
+}
+
+impl Monitor for Threads {
+    type Vcpu = FakeVcpu;
+
+    fn vcpus(&self) -> u32 {
+        u32::try_from(self.threads.len()).unwrap()
+    }
+
+    fn post(&self, vcpu: u32, task: Task<FakeVcpu>) {
+        self.threads[vcpu as usize].inbox.send(task).ok();
+        self.kick(vcpu);
+    }
+
+    fn kick(&self, vcpu: u32) {
+        self.threads[vcpu as usize].is_kicked.store(true, Ordering::SeqCst);
+    }
+
+    fn stands_still(&self, vcpus: &Vcpus<Threads>) {
+        assert_eq!(self.inside.load(Ordering::SeqCst), 0, "somebody is in the guest still");
+        // Vcpus can be asked from here.
+        assert_eq!(vcpus.for_each(|vcpu| vcpu.file.pc()).len(), self.threads.len());
+        self.stood.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn goes_on(&self, _: &Vcpus<Threads>) {
+        assert_eq!(self.inside.load(Ordering::SeqCst), 0, "somebody is in the guest already");
+        self.went_on.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        for thread in &mut self.threads {
+            // The inbox goes, and with it the thread.
+            let (inbox, _) = channel();
+            thread.inbox = inbox;
+            thread.is_kicked.store(true, Ordering::SeqCst);
+        }
+        for thread in &mut self.threads {
+            let handle = thread.handle.take().unwrap();
+            while !handle.is_finished() {
+                thread.is_kicked.store(true, Ordering::SeqCst);
+                thread::yield_now();
+            }
+            handle.join().unwrap();
+        }
+    }
+}
+
+/// Stops them before they end: one that runs has no reason to look.
+fn over(vcpus: &Arc<Vcpus<Threads>>) {
+    drop(vcpus.pause(|_| true));
+}
+
+#[test]
+fn who_holds_the_guest_holds_all_of_it() {
+    let vcpus = Arc::new(Vcpus::new(Threads::new(3)));
+    vcpus.resume();
+    let inside = || vcpus.monitor().inside.load(Ordering::SeqCst);
+    for _ in 0..50 {
+        let first = vcpus.hold();
+        assert_eq!(inside(), 0);
+        let second = vcpus.hold();
+        drop(first);
+        assert_eq!(inside(), 0);
+        assert_eq!(second.vcpus().for_each(|vcpu| vcpu.file.pc()), [Some(0); 3]);
+        drop(second);
+        // They do what they did.
+        while inside() < 3 {
+            thread::yield_now();
+        }
+    }
+    let count = |which: &AtomicU32| which.load(Ordering::SeqCst);
+    assert_eq!((count(&vcpus.monitor().stood), count(&vcpus.monitor().went_on)), (50, 50));
+    over(&vcpus);
+}
+
+#[test]
+fn two_who_hold_and_ask_do_not_wait_for_each_other() {
+    let vcpus = Arc::new(Vcpus::new(Threads::new(2)));
+    vcpus.resume();
+    let holders: Vec<_> = (0..2u64)
+        .map(|holder| {
+            let vcpus = Arc::clone(&vcpus);
+            thread::spawn(move || {
+                for round in 0..100 {
+                    let _hold = vcpus.hold();
+                    assert_eq!(vcpus.monitor().inside.load(Ordering::SeqCst), 0);
+                    vcpus.call(1, move |vcpu| vcpu.set_pc(holder * 1000 + round)).unwrap();
+                }
+            })
+        })
+        .collect();
+    for holder in holders {
+        holder.join().unwrap();
+    }
+    assert!(vcpus.call(1, |vcpu| vcpu.file.pc()).flatten().is_some_and(|pc| [99, 1099].contains(&pc)));
+    assert_eq!(vcpus.call(2, |vcpu| vcpu.file.pc()), None, "there is no such vCPU");
+    over(&vcpus);
+}
+
+#[test]
+fn a_pause_stops_those_that_may_run() {
+    let vcpus = Arc::new(Vcpus::new(Threads::new(2)));
+    vcpus.resume();
+    let hold = vcpus.pause(|_| true);
+    drop(hold);
+    // Nobody told them to go on.
+    vcpus.post_each(|vcpu| vcpu.set_pc(5));
+    assert_eq!(vcpus.for_each(|vcpu| vcpu.file.pc()), [Some(5); 2]);
+    assert_eq!(vcpus.monitor().inside.load(Ordering::SeqCst), 0);
+    // Those that stand still need not be told.
+    drop(vcpus.pause(|_| false));
+    assert_eq!(vcpus.monitor().stood.load(Ordering::SeqCst), 2);
+}

@@ -1,0 +1,112 @@
+//! One vCPU, as its hypervisor gives it: out of the guest, on the thread that runs it.
+//!
+//! Each method of [`Vcpu`] is about one call of the hypervisor. What they amount to (steps, breakpoints that are
+//! passed, exceptions that are re-injected) is made of them in [`live`](crate::live) and in the
+//! [engine](crate::engine). Entering the guest is no method: the monitor does that, and serves what the guest
+//! wants meanwhile, in the callback that it hands to [`Runner::run`](crate::live::runner::Runner::run).
+
+use crate::arming::{Arming, DebugRegisters};
+use crate::target::{Code, HostDebug, TargetError, VcpuState};
+use crate::trap::Injection;
+use arch::Isa;
+use arch::paging::Regime;
+use arch::register::{Bank, RegisterFile};
+
+/// A vCPU. What its registers are is what they were when it left the guest, and what has been written since; all
+/// of that is in force when it enters it again.
+pub trait Vcpu {
+    /// Its number, from 0.
+    fn id(&self) -> u32;
+
+    /// Its architecture.
+    fn isa(&self) -> Isa;
+
+    /// Program counter (RIP, PC) and flags (RFLAGS, PSTATE). Asked for after each exit.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn pc_and_flags(&self) -> Result<(u64, u64), TargetError>;
+
+    /// How it reads its code now.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn code(&self) -> Result<Code, TargetError>;
+
+    /// How it translates addresses now.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn regime(&self) -> Result<Regime, TargetError>;
+
+    /// Reads the registers of some banks, as far as the hypervisor gives them.
+    fn registers(&self, banks: &[Bank]) -> RegisterFile;
+
+    /// Reads one register of up to 64 bits by its row of [the table](arch::register::table).
+    fn register(&self, row: usize) -> Option<u64>;
+
+    /// Writes every register that the file has a value for.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`] for a value that is refused; registers written before it keep their new values.
+    fn set_registers(&mut self, file: &RegisterFile) -> Result<(), TargetError>;
+
+    /// Writes a few registers of up to 64 bits by their rows: what a simulated instruction has changed.
+    ///
+    /// # Errors
+    /// As [`Self::set_registers`].
+    fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), TargetError>;
+
+    /// The debug registers that the guest has armed for itself, as many as `host` can arm.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn own_debug_registers(&self, host: &HostDebug) -> Result<DebugRegisters, TargetError>;
+
+    /// Sets what it runs with (KVM API, `KVM_SET_GUEST_DEBUG`).
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn set_debug(&mut self, arming: &Arming) -> Result<(), TargetError>;
+
+    /// Gives the guest an exception of its own that came to the debugger, and sets what it runs with.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn inject(&mut self, injection: &Injection, arming: &Arming) -> Result<(), TargetError>;
+
+    /// Whether an exception that was injected waits for the guest to be entered. aarch64 has none that wait.
+    fn has_queued(&self) -> bool;
+
+    /// Gives the guest the external abort that an access to nothing is on hardware.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`] where the hypervisor cannot.
+    fn abort_access(&mut self) -> Result<(), TargetError>;
+
+    /// x86: keeps interrupts out of the next instruction, by an interrupt shadow, where
+    /// [`HostDebug::blocks_interrupts`] says that arming does not.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn shadow_interrupts(&mut self) -> Result<(), TargetError>;
+
+    /// x86: has it go on behind a `HLT` that it waits in.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`].
+    fn end_halt(&mut self) -> Result<(), TargetError>;
+
+    /// What it is doing.
+    fn state(&self) -> VcpuState;
+
+    /// Raises a non-maskable interrupt.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`] where there is none.
+    fn nmi(&mut self) -> Result<(), TargetError>;
+
+    /// Forgets a kick that came before now, so that the guest can be entered: whoever kicked kicks again, or has
+    /// left a task that is looked for behind this.
+    fn clear_kick(&mut self);
+}

@@ -1,0 +1,94 @@
+//! A vCPU of KVM's as a debugger sees it.
+
+use super::error::KvmError;
+use super::{HOST_ISA, Vcpu, kick};
+use arch::Isa;
+use arch::paging::Regime;
+use arch::register::{Bank, RegisterFile};
+use debug::arming::{Arming, DebugRegisters};
+use debug::target::{Code, HostDebug, TargetError, VcpuState};
+use debug::trap::Injection;
+
+impl From<KvmError> for TargetError {
+    fn from(error: KvmError) -> TargetError {
+        TargetError::Host(error.to_string())
+    }
+}
+
+impl debug::vcpu::Vcpu for Vcpu {
+    fn id(&self) -> u32 {
+        self.id()
+    }
+
+    fn isa(&self) -> Isa {
+        HOST_ISA
+    }
+
+    fn pc_and_flags(&self) -> Result<(u64, u64), TargetError> {
+        Ok(self.pc_and_flags()?)
+    }
+
+    fn code(&self) -> Result<Code, TargetError> {
+        Ok(self.code()?)
+    }
+
+    fn regime(&self) -> Result<Regime, TargetError> {
+        Ok(self.regime()?)
+    }
+
+    fn registers(&self, banks: &[Bank]) -> RegisterFile {
+        self.registers(banks)
+    }
+
+    fn register(&self, row: usize) -> Option<u64> {
+        self.register(row)
+    }
+
+    fn set_registers(&mut self, file: &RegisterFile) -> Result<(), TargetError> {
+        Ok(Vcpu::set_registers(self, file)?)
+    }
+
+    fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), TargetError> {
+        Ok(Vcpu::set_rows(self, values)?)
+    }
+
+    fn own_debug_registers(&self, host: &HostDebug) -> Result<DebugRegisters, TargetError> {
+        Ok(self.own_debug_registers(host)?)
+    }
+
+    fn set_debug(&mut self, arming: &Arming) -> Result<(), TargetError> {
+        Ok(Vcpu::set_debug(self, arming)?)
+    }
+
+    fn inject(&mut self, injection: &Injection, arming: &Arming) -> Result<(), TargetError> {
+        Ok(Vcpu::inject(self, injection, arming)?)
+    }
+
+    fn has_queued(&self) -> bool {
+        self.has_queued()
+    }
+
+    fn abort_access(&mut self) -> Result<(), TargetError> {
+        Ok(Vcpu::abort_access(self)?)
+    }
+
+    fn shadow_interrupts(&mut self) -> Result<(), TargetError> {
+        Ok(Vcpu::shadow_interrupts(self)?)
+    }
+
+    fn end_halt(&mut self) -> Result<(), TargetError> {
+        Ok(Vcpu::end_halt(self)?)
+    }
+
+    fn state(&self) -> VcpuState {
+        self.state()
+    }
+
+    fn nmi(&mut self) -> Result<(), TargetError> {
+        Ok(Vcpu::nmi(self)?)
+    }
+
+    fn clear_kick(&mut self) {
+        kick::clear();
+    }
+}

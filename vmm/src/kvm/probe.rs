@@ -1,0 +1,297 @@
+//! What this host's KVM can do, found out by trying it.
+//!
+//! A capability bit says what a KVM means to do; whether it does is found out with a guest of a few instructions. A
+//! try can hang, so each has a machine of its own on a thread of its own, and is given a time ([`attempt`]). What a
+//! debugger needs is tried once in a process; no program is started.
+
+mod attempt;
+mod clock;
+
+use super::exit::{DebugExit, InternalError, VcpuExit};
+use super::{BootState, HOST_ISA, Host, Vcpu, Vm, VmConfig, blocks_interrupts, debug_registers};
+use arch::cpu_template::CpuTemplate;
+use arch::{Isa, aarch64, x86};
+use debug::arming::{Arming, Want, allocate};
+use debug::breakpoint::INT3;
+use debug::target::{Access, HostDebug, SoftwareBreakpoints};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use vm_memory::{Bytes, GuestAddress};
+
+pub use attempt::{attempt, is_over};
+pub use clock::holds_counter;
+
+include!(concat!(env!("OUT_DIR"), "/probe_guests.rs"));
+
+/// How long a try may take. On a host that can do it, it takes milliseconds.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What an attempt says that was given up.
+const KICKED: &str = "its time is over";
+
+/// Memory of a guest that tries something.
+pub const MEMORY: u64 = 64 << 20;
+
+/// A machine with one vCPU and little memory.
+pub fn vm_config() -> VmConfig {
+    let cpu = CpuTemplate::built_in(HOST_ISA, "host", None);
+    VmConfig { vcpus: 1, memory: MEMORY, cpu, hypercalls: None }
+}
+
+fn guest(name: &str) -> Result<&'static [u8], String> {
+    let found = PROBE_GUESTS.iter().find(|(known, _)| *known == name);
+    found.map(|(_, bytes)| *bytes).ok_or_else(|| format!("there is no probe guest {name}"))
+}
+
+/// Makes a machine with a probe's guest in it, without devices.
+fn bare(name: &str) -> Result<(Vm, Vcpu, u64), String> {
+    let host = Host::open().map_err(|error| error.to_string())?;
+    let (vm, mut vcpus) = Vm::new(&host, &vm_config()).map_err(|error| error.to_string())?;
+    let (state, entry, tables) = match HOST_ISA {
+        Isa::X86_64 => {
+            let entry = x86::layout::HIGH_MEMORY.0;
+            let state = x86::boot_state::BootState::new(x86::boot_state::Protocol::Linux64, entry);
+            (BootState::X86(state), entry, state.tables())
+        }
+        Isa::Aarch64 => {
+            let entry = aarch64::layout::RAM_START.0 + aarch64::layout::DEVICE_TREE_SIZE;
+            let state = aarch64::boot_state::BootState::new(entry, aarch64::layout::RAM_START);
+            (BootState::Aarch64(state), entry, Vec::new())
+        }
+    };
+    let write = |address: u64, bytes: &[u8]| {
+        vm.memory().write_slice(bytes, GuestAddress(address)).map_err(|error| error.to_string())
+    };
+    for (place, bytes) in tables {
+        write(place.0, &bytes)?;
+    }
+    write(entry, guest(name)?)?;
+    let vcpu = vcpus.pop().ok_or("no vCPU")?;
+    vcpu.set_boot_state(&state).map_err(|error| error.to_string())?;
+    Ok((vm, vcpu, entry))
+}
+
+/// Runs a probe's guest, by its name, to its write to the exit device.
+///
+/// # Errors
+/// What it did instead, in words.
+pub fn small(name: &str) -> Result<(), String> {
+    let (_vm, mut vcpu, _) = bare(name)?;
+    let _kicks = vcpu.accept_kicks();
+    loop {
+        let told = match vcpu.run().map_err(|error| error.to_string())? {
+            VcpuExit::PortWrite { data, .. } | VcpuExit::MmioWrite { data, .. } => data.first().copied(),
+            VcpuExit::Interrupted if is_over() => return Err(KICKED.into()),
+            VcpuExit::Interrupted => continue,
+            other => return Err(in_words(&other)),
+        };
+        return match told {
+            Some(1) => Ok(()),
+            other => Err(format!("the guest's check {other:?} failed")),
+        };
+    }
+}
+
+fn in_words(exit: &VcpuExit) -> String {
+    match exit {
+        VcpuExit::InternalError(InternalError::Emulation { instruction }) => {
+            let bytes: Vec<String> = instruction.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("KVM cannot emulate it ({})", bytes.join(" "))
+        }
+        VcpuExit::Shutdown => "the guest ends in a triple fault".into(),
+        other => format!("the guest stops with {other:x?}"),
+    }
+}
+
+/// A kind of guest debugging.
+#[derive(Clone, Copy, Debug)]
+pub enum DebugKind {
+    /// A single step.
+    SingleStep,
+    /// A breakpoint instruction.
+    Software,
+    /// A breakpoint register.
+    Hardware,
+    /// A watchpoint register.
+    Watch,
+}
+
+/// Places in the guest `debug`, from its start.
+const HARDWARE_BREAKPOINT: u64 = 0x10;
+const SOFTWARE_BREAKPOINT: u64 = 0x20;
+const WATCHED: u64 = 0x1000;
+
+/// What each try assumes until it has been made.
+const FULL_HOST: HostDebug = HostDebug {
+    software: SoftwareBreakpoints::Trapped,
+    single_step: true,
+    breakpoints: 1,
+    watchpoints: 1,
+    blocks_interrupts: false,
+};
+
+/// What a try of guest debugging saw.
+enum Seen {
+    /// The exit, at its place.
+    Exit,
+    /// KVM could not emulate the instruction with these bytes.
+    EmulationFailure(Vec<u8>),
+}
+
+/// Tries one kind of guest debugging: the exit must come, at its place.
+///
+/// # Errors
+/// What came instead, in words.
+pub fn debug(kind: DebugKind) -> Result<(), String> {
+    match try_debug(kind)? {
+        Seen::Exit => Ok(()),
+        Seen::EmulationFailure(instruction) => {
+            Err(in_words(&VcpuExit::InternalError(InternalError::Emulation { instruction })))
+        }
+    }
+}
+
+fn try_debug(kind: DebugKind) -> Result<Seen, String> {
+    let (vm, mut vcpu, entry) = bare("debug")?;
+    let _kicks = vcpu.accept_kicks();
+    let skip_software_breakpoint = || -> Result<(), String> {
+        let nop: &[u8] = match HOST_ISA {
+            Isa::X86_64 => &[0x90],
+            Isa::Aarch64 => &[0x1f, 0x20, 0x03, 0xd5],
+        };
+        let place = GuestAddress(entry + SOFTWARE_BREAKPOINT);
+        vm.memory().write_slice(nop, place).map_err(|error| error.to_string())
+    };
+    let (want, place) = match kind {
+        DebugKind::SingleStep => (None, None),
+        DebugKind::Software => (None, Some(entry + SOFTWARE_BREAKPOINT)),
+        DebugKind::Hardware => {
+            let place = entry + HARDWARE_BREAKPOINT;
+            (Some(Want::Execute(place)), Some(place))
+        }
+        DebugKind::Watch => {
+            skip_software_breakpoint()?;
+            (Some(Want::Watch(Access::Write, entry + WATCHED, 4)), None)
+        }
+    };
+    let allocation = allocate(HOST_ISA, &FULL_HOST, want.as_slice()).map_err(|error| error.to_string())?;
+    let arming = Arming {
+        step: matches!(kind, DebugKind::SingleStep),
+        software: matches!(kind, DebugKind::Software),
+        registers: allocation.registers,
+        ..Arming::off(HOST_ISA)
+    };
+    vcpu.set_debug(&arming).map_err(|error| error.to_string())?;
+    let exit = loop {
+        match vcpu.run().map_err(|error| error.to_string())? {
+            VcpuExit::Debug(exit) => break exit,
+            VcpuExit::Interrupted if is_over() => return Err(KICKED.into()),
+            VcpuExit::Interrupted => {}
+            VcpuExit::PortWrite { .. } | VcpuExit::MmioWrite { .. } => {
+                return Err("it does not stop the guest".into());
+            }
+            VcpuExit::InternalError(InternalError::Emulation { instruction }) => {
+                return Ok(Seen::EmulationFailure(instruction));
+            }
+            other => return Err(in_words(&other)),
+        }
+    };
+    let pc = match exit {
+        DebugExit::X86 { pc, .. } => Some(pc),
+        DebugExit::Aarch64 { .. } => vcpu.pc_and_flags().ok().map(|(pc, _)| pc),
+    };
+    match place {
+        Some(place) if pc != Some(place) => Err(format!("it stops at {pc:x?} instead of {place:#x}")),
+        _ => Ok(Seen::Exit),
+    }
+}
+
+/// Tries a guest that never leaves its loop, as a host's KVM might leave one in it; what is said of it.
+/// For tests.
+///
+/// # Errors
+/// That it did not end in time; anything else is a mistake.
+pub fn endless(limit: Duration) -> Result<(), String> {
+    attempt(limit, || {
+        let (vm, mut vcpu, entry) = bare("debug")?;
+        vm.memory().write_slice(LOOP, GuestAddress(entry)).map_err(|error| error.to_string())?;
+        let _kicks = vcpu.accept_kicks();
+        loop {
+            match vcpu.run().map_err(|error| error.to_string())? {
+                VcpuExit::Interrupted if is_over() => return Err(KICKED.into()),
+                VcpuExit::Interrupted => {}
+                other => return Err(in_words(&other)),
+            }
+        }
+    })
+}
+
+/// An instruction that branches to itself.
+const LOOP: &[u8] = match HOST_ISA {
+    Isa::X86_64 => &[0xeb, 0xfe],
+    Isa::Aarch64 => &[0x00, 0x00, 0x00, 0x14],
+};
+
+/// Single steps a second of a bare loop: guest debugging set, the guest run, nothing looked at.
+/// What a debugger's steps are measured against.
+///
+/// # Errors
+/// When this host does not step.
+pub fn bare_steps(time: Duration) -> Result<f64, String> {
+    let (vm, mut vcpu, entry) = bare("debug")?;
+    // The probe's own guest ends too soon.
+    vm.memory().write_slice(LOOP, GuestAddress(entry)).map_err(|error| error.to_string())?;
+    let arming = Arming { step: true, ..Arming::off(HOST_ISA) };
+    let (begin, mut count) = (Instant::now(), 0u32);
+    while begin.elapsed() < time {
+        vcpu.set_debug(&arming).map_err(|error| error.to_string())?;
+        match vcpu.run().map_err(|error| error.to_string())? {
+            VcpuExit::Debug(_) => count += 1,
+            VcpuExit::Interrupted => {}
+            other => return Err(in_words(&other)),
+        }
+    }
+    Ok(f64::from(count) / begin.elapsed().as_secs_f64())
+}
+
+/// What this host can do for a debugger, tried once in a process: four guests of a few
+/// instructions.
+pub fn host_debug() -> HostDebug {
+    static FOUND: OnceLock<HostDebug> = OnceLock::new();
+    FOUND.get_or_init(try_host_debug).clone()
+}
+
+fn try_host_debug() -> HostDebug {
+    let seen = |kind| attempt(PATIENCE, move || try_debug(kind));
+    let works = |kind| matches!(seen(kind), Ok(Seen::Exit));
+    let software = match seen(DebugKind::Software) {
+        Ok(Seen::Exit) => SoftwareBreakpoints::Trapped,
+        Ok(Seen::EmulationFailure(bytes)) if bytes.first() == Some(&INT3[0]) => {
+            SoftwareBreakpoints::EmulationFailure
+        }
+        _ => SoftwareBreakpoints::None,
+    };
+    let single_step = works(DebugKind::SingleStep);
+    let (has_breakpoint, has_watchpoint) = (works(DebugKind::Hardware), works(DebugKind::Watch));
+    let host = Host::open().ok();
+    let (breakpoints, watchpoints) = host.as_ref().map_or((1, 1), |host| debug_registers(host.kvm()));
+    HostDebug {
+        software,
+        single_step,
+        breakpoints: if has_breakpoint { breakpoints } else { 0 },
+        watchpoints: if has_watchpoint { watchpoints } else { 0 },
+        blocks_interrupts: host.is_some_and(|host| blocks_interrupts(host.kvm())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_probe_has_its_guest() {
+        for name in ["debug", "user_mode"] {
+            assert!(guest(name).is_ok(), "{name}");
+        }
+    }
+}
