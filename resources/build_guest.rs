@@ -8,9 +8,10 @@ use std::process::Command;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// An ELF file.
+    #[allow(dead_code, reason = "not every build script has them")]
     Elf,
     /// The bytes as they lie in memory.
-    #[allow(dead_code, reason = "not every build script has flat guests")]
+    #[allow(dead_code, reason = "likewise")]
     Flat,
 }
 

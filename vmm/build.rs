@@ -1,13 +1,11 @@
-//! Builds the guests that are embedded in the binary: the greeting, and those that `vmm check`
-//! tries the host with.
+//! Builds the guest that is embedded in the binary: the greeting.
 
 #[path = "../resources/build_guest.rs"]
 mod build_guest;
 
 use build_guest::{Form, build};
-use std::fmt::Write;
+use std::env;
 use std::path::Path;
-use std::{env, fs};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -19,20 +17,4 @@ fn main() {
     let guests = Path::new("../resources/guests").canonicalize().expect("the guests are there");
     let hello = build(&guests, &format!("hello/{isa}.rs"), &isa, Form::Elf, out_dir);
     println!("cargo::rustc-env=EMBEDDED_GUEST={}", hello.display());
-
-    let folder = guests.join("probes").join(&isa);
-    println!("cargo::rerun-if-changed={}", folder.display());
-    let mut table = String::from("const PROBE_GUESTS: &[(&str, &[u8])] = &[\n");
-    let mut sources: Vec<_> = fs::read_dir(&folder)
-        .expect("the probes are there")
-        .map(|entry| entry.expect("the folder can be read").file_name().into_string().expect("ASCII"))
-        .collect();
-    sources.sort();
-    for source in sources {
-        let path = build(&guests, &format!("probes/{isa}/{source}"), &isa, Form::Flat, out_dir);
-        let name = source.trim_end_matches(".s");
-        writeln!(table, "    ({name:?}, include_bytes!({path:?})),").expect("a string takes it");
-    }
-    table.push_str("];\n");
-    fs::write(out_dir.join("probe_guests.rs"), table).expect("the table can be written");
 }

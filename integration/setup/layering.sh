@@ -1,25 +1,30 @@
 #!/usr/bin/env bash
 # Holds the layers of docs/architecture.md: the architecture of a target is a value except in
-# vmm/src/kvm; arch and debug know no KVM; arch, debug and devices have no unsafe code.
+# vmm/kvm, which alone calls KVM and knows no devices; arch and debug know no KVM; arch, debug and devices have no
+# unsafe code.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 status=0
 complain() { printf 'layering: %s\n' "$*" >&2; status=1; }
 
 found=$(grep -rnE 'target_arch' --include='*.rs' --exclude-dir=target . \
-  | grep -v '^\./vmm/src/kvm/' \
+  | grep -v '^\./vmm/kvm/' \
   | grep -v 'CARGO_CFG_TARGET_ARCH' || true)
-[ -z "$found" ] || complain "cfg(target_arch) outside vmm/src/kvm:"$'\n'"$found"
+[ -z "$found" ] || complain "cfg(target_arch) outside vmm/kvm:"$'\n'"$found"
 
 for crate in arch debug devices; do
   grep -q '^#!\[forbid(unsafe_code)\]' "$crate/src/lib.rs" || complain "$crate does not forbid unsafe code"
 done
 for crate in arch debug; do
-  found=$(cargo tree -q -p "$crate" -e normal,build --target all --prefix none | grep -E '^(kvm-|vmm )' || true)
+  found=$(cargo tree -q -p "$crate" -e normal,build --target all --prefix none | grep -E '^(kvm|vmm )' || true)
   [ -z "$found" ] || complain "$crate depends on KVM: $found"
 done
-found=$(cargo tree -q -p devices -e normal --target all --prefix none | grep -E '^(kvm-|vmm |debug )' || true)
+found=$(cargo tree -q -p devices -e normal --target all --prefix none | grep -E '^(kvm|vmm |debug )' || true)
 [ -z "$found" ] || complain "devices depends on what is not below it: $found"
+found=$(cargo tree -q -p kvm -e normal --target all --prefix none | grep -E '^(devices|vmm) ' || true)
+[ -z "$found" ] || complain "kvm depends on what is not below it: $found"
+found=$(cargo tree -q -p vmm -e normal --depth 1 --target all --prefix none | grep -E '^kvm-' || true)
+[ -z "$found" ] || complain "vmm calls KVM by itself: $found"
 versions=$(cargo tree -q --workspace --target all --prefix none | grep -E '^vm-memory v' | sed 's, (.*,,' | sort -u | wc -l)
 [ "$versions" = 1 ] || complain "$versions versions of vm-memory"
 # What a guest or a client causes is said through limited, bounded queues: devices and whatever else serves
@@ -30,7 +35,7 @@ found=$(code '\blog::(error|warn|info|debug|trace)!' devices/src)
 found=$(code '\blog::(warn|info)!' vmm/src/vcpus.rs vmm/src/serve.rs vmm/src/output_queue.rs \
   vmm/src/panic_watch.rs vmm/src/hypercalls vmm/src/hypercalls.rs)
 [ -z "$found" ] || complain "what serves guests logs by itself instead of by tell!:"$'\n'"$found"
-found=$(code '\b(eprint|eprintln|print|println|dbg)!|\bstderr\(\)' arch/src debug/src devices/src vmm/src \
+found=$(code '\b(eprint|eprintln|print|println|dbg)!|\bstderr\(\)' arch/src debug/src devices/src vmm/src vmm/kvm/src \
   | grep -vE '^vmm/src/logging\.rs:|logging::stderr\(\)' || true)
 [ -z "$found" ] || complain "printed past the queues of vmm/src/logging.rs:"$'\n'"$found"
 exit $status

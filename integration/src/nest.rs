@@ -328,7 +328,7 @@ pub fn run_here_shown(case: &Case, folder: &Path) -> io::Result<Report> {
 /// # Errors
 /// When it cannot be started.
 pub fn run_here(case: &Case, folder: &Path) -> io::Result<Report> {
-    let isa = vmm::kvm::HOST_ISA;
+    let isa = kvm::HOST_ISA;
     let work = folder.join("work");
     fs::create_dir_all(&work)?;
     let mut command = Command::new(artifacts::program(isa, "case"));

@@ -85,7 +85,7 @@ pub enum Built {
 /// # Errors
 /// When it cannot be started, or does not end.
 pub fn core(built: Built, core: &Path, words: &[&str]) -> Result<Said, String> {
-    let here = vmm::kvm::HOST_ISA;
+    let here = kvm::HOST_ISA;
     let command = match built {
         Built::Here => Command::new(artifacts::program(here, "vmm")),
         Built::Elsewhere => {
@@ -379,7 +379,7 @@ impl Opened {
     /// When it cannot be started, or does not end well.
     pub fn served(&self, gdb: Gdb, commands: &[&str]) -> Result<Said, String> {
         let socket = artifacts::socket("core");
-        let mut command = Command::new(artifacts::program(vmm::kvm::HOST_ISA, "vmm"));
+        let mut command = Command::new(artifacts::program(kvm::HOST_ISA, "vmm"));
         command.arg("core").arg(&self.core).arg("--gdb").arg(format!("unix:{}", socket.display()));
         let mut server = Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())?;
         let deadline = Instant::now() + LIMIT;

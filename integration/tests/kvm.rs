@@ -26,7 +26,7 @@ impl Here {
         if std::env::var_os("VMM_TEST_PLACE").is_some_and(|place| place == "nest") {
             return Here::default();
         }
-        let program = artifacts::program(vmm::kvm::HOST_ISA, "vmm");
+        let program = artifacts::program(kvm::HOST_ISA, "vmm");
         let output = Command::new(program).args(["check", "--json"]).output();
         let json: Option<serde_json::Value> =
             output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok());
@@ -35,7 +35,7 @@ impl Here {
     }
 
     fn can(self, isa: Isa, needs: Needs) -> bool {
-        isa == vmm::kvm::HOST_ISA
+        isa == kvm::HOST_ISA
             && match needs {
                 Needs::SmallGuests => self.small_guests,
                 Needs::Linux => self.linux,

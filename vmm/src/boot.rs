@@ -13,11 +13,11 @@ pub mod kernel;
 mod testing;
 pub mod x86;
 
-use crate::kvm::BootState;
-use crate::memory::GuestMemory;
 use arch::aarch64::device_tree::Seed;
 use arch::image::ImageError;
 use arch::{GuestPhys, Isa};
+use kvm::BootState;
+use kvm::ram::GuestMemory;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;

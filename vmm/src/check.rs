@@ -1,14 +1,14 @@
 //! `vmm check`: what this host's KVM can do.
 //!
-//! What is tried, and how, is in [`kvm::probe`](crate::kvm::probe); here is what is made of it.
+//! What is tried, and how, is in [`kvm::probe`](kvm::probe); here is what is made of it.
 
 use crate::config::{Config, MemorySize};
-use crate::kvm::probe::{DebugKind, MEMORY, PATIENCE, attempt, debug, holds_counter, small, vm_config};
-use crate::kvm::{Capability, HOST_ISA, Host, Vm, capabilities};
 use crate::machine::Machine;
 use crate::outcome::{HOST, Outcome};
 use crate::stdout;
 use arch::Isa;
+use kvm::probe::{DebugKind, MEMORY, PATIENCE, attempt, debug, holds_counter, small, vm_config};
+use kvm::{Capability, HOST_ISA, Host, Vm, capabilities};
 
 /// Something that is tried.
 struct Probe {

@@ -9,7 +9,6 @@ use crate::console::ConsoleKind;
 use crate::control;
 use crate::core_dump::CoreArgs;
 use crate::error::Error;
-use crate::kvm::HOST_ISA;
 use crate::outcome::EXIT_CODES;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
@@ -17,6 +16,7 @@ use clap::builder::ValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use debug::gdb::listener::Address;
 use debug::gdb::server::OnLost;
+use kvm::HOST_ISA;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

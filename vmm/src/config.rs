@@ -284,7 +284,7 @@ pub fn parse_lost(text: &str) -> Result<OnLost, String> {
 
 impl Default for Config {
     fn default() -> Config {
-        let isa = crate::kvm::HOST_ISA;
+        let isa = kvm::HOST_ISA;
         Config {
             kernel: None,
             initrds: Vec::new(),

@@ -1,12 +1,12 @@
 //! What vCPU threads share while a debugger may be there. None of it exists without `--gdb`.
 
-use crate::kvm::exit::VcpuExit;
-use crate::kvm::kick;
-use crate::memory::{GuestMemory, LiveMemory};
 use crate::outcome::Outcome;
 use debug::engine::Engine;
 use debug::live::link::{Link, Wake};
 use debug::target::{Ended, Event};
+use kvm::exit::VcpuExit;
+use kvm::kick;
+use kvm::ram::{GuestMemory, LiveMemory};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, OnceLock};

@@ -7,8 +7,6 @@
 use crate::config::GdbConfig;
 use crate::debug_shared::DebugShared;
 use crate::error::Error;
-use crate::kvm::{HOST_ISA, KvmError, probe};
-use crate::memory::GuestMemory;
 use crate::outcome::{Outcome, Stop};
 use crate::peer;
 use crate::serve::Shared;
@@ -20,6 +18,8 @@ use debug::gdb::server::{self, Service};
 use debug::gdb::session::Session;
 use debug::live::link::Wake;
 use debug::target::{Event, TargetError};
+use kvm::ram::GuestMemory;
+use kvm::{HOST_ISA, KvmError, probe};
 use nix::unistd::{AccessFlags, access};
 use std::fs;
 use std::io;

@@ -1,9 +1,6 @@
 //! Dumps of a live guest: its vCPUs stand still while its memory is written, and then go on as before.
 
 use crate::debug_shared::DebugShared;
-use crate::kvm::{HOST_ISA, Vcpu};
-use crate::memory::GuestMemory;
-use crate::memory::LiveMemory;
 use crate::vcpus::Vcpus;
 use arch::register::Bank;
 use arch::{GuestPhys, GuestVirt};
@@ -16,6 +13,9 @@ use debug::dump::write::{self, Progress, Summary, Target, WriteError};
 use debug::dump::{Cpu, Unplanted};
 use debug::linux::Described;
 use debug::memory::{self, Space};
+use kvm::ram::GuestMemory;
+use kvm::ram::LiveMemory;
+use kvm::{HOST_ISA, Vcpu};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,9 +1,9 @@
 //! Why a run could not start, and the exit code for it.
 
 use crate::boot::BootError;
-use crate::kvm::KvmError;
 use crate::outcome;
 use debug::dump::write::WriteError;
+use kvm::KvmError;
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -15,7 +15,7 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// KVM.
-    #[error(transparent)]
+    #[error("{option}{0}", option = option(.0))]
     Kvm(#[from] KvmError),
     /// The kernel or an initrd.
     #[error(transparent)]
@@ -57,6 +57,15 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+}
+
+/// What of the command line an error is about, if it is one.
+fn option(error: &KvmError) -> &'static str {
+    match error {
+        KvmError::TooManyVcpus { .. } => "--cpus: ",
+        KvmError::TooMuchMemory { .. } => "--memory: ",
+        _ => "",
+    }
 }
 
 impl Error {

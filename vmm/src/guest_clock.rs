@@ -2,17 +2,17 @@
 //!
 //! [`Vcpus`](debug::live::vcpus::Vcpus) says when all vCPUs are out of the guest and when they may enter it
 //! again; [`Timekeeper`] takes the clocks and timers then and puts them back, by
-//! [`crate::kvm::clock`]. The real-time clocks of the machine (CMOS, PL031) stay wall clocks.
+//! [`kvm::clock`]. The real-time clocks of the machine (CMOS, PL031) stay wall clocks.
 //!
 //! A debugger's row of steps holds the guest thousands of times a second, for microseconds. So what is
 //! short is only added up, and taken out once [`SHORTEST`] has gathered; and the clocks are taken when
 //! the guest has stood still for 4 ms, by whoever waits ([`Timekeeper::settle`]).
 
 use crate::hypercalls::Timers;
-use crate::kvm::clock::{Cycles, FrozenVcpu, FrozenVm, Stood, VmClock};
-use crate::kvm::{KvmError, Vcpu};
 use debug::live::times::Times;
 use debug::live::vcpus::{Monitor, Vcpus};
+use kvm::clock::{Cycles, FrozenVcpu, FrozenVm, Stood, VmClock};
+use kvm::{KvmError, Vcpu};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -177,7 +177,7 @@ impl Timekeeper {
     /// Says once that the host cannot hold the guest's counter.
     fn tell_whether_it_counts() {
         static IS_TOLD: AtomicBool = AtomicBool::new(false);
-        if let Err(seen) = crate::kvm::probe::holds_counter()
+        if let Err(seen) = kvm::probe::holds_counter()
             && !IS_TOLD.swap(true, Ordering::Relaxed)
         {
             log::warn!(
@@ -266,5 +266,5 @@ impl Failures {
 
 /// Whether this host can hold a guest's counter, found by trying it once.
 fn counts() -> bool {
-    crate::kvm::probe::holds_counter().is_ok()
+    kvm::probe::holds_counter().is_ok()
 }

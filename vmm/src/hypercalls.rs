@@ -6,10 +6,7 @@
 mod platform;
 mod timers;
 
-use crate::kvm::exit::HypercallExit;
-use crate::kvm::{HOST_ISA, KvmError, Transport, Vcpu, Vm};
 use crate::mailbox::Mailbox;
-use crate::memory::LiveMemory;
 use arch::hypercall::{Abi, Rows, XEN_HVC, hvc_immediate};
 use arch::register::row;
 use arch::{GuestPhys, GuestVirt, Isa};
@@ -22,6 +19,9 @@ use devices::hypercall::xen::time::Tsc;
 use devices::hypercall::xen::{Xen, cpuid, errno};
 use devices::hypercall::{Caller, Effect, Hypercalls, MOST_ARGUMENTS, RawCall, Shutdown};
 use devices::serial::Serial;
+use kvm::exit::HypercallExit;
+use kvm::ram::LiveMemory;
+use kvm::{HOST_ISA, KvmError, Transport, Vcpu, Vm};
 use platform::{KvmDelivery, LivePlatform};
 use std::cell::OnceCell;
 use std::fmt;

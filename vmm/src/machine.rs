@@ -14,18 +14,18 @@ use crate::dump::Dumper;
 use crate::error::Error;
 use crate::guest_clock::Timekeeper;
 use crate::hypercalls::{FamilyName, LiveHypercalls};
-use crate::kvm::{HOST_ISA, Host, HypercallSetup, InterruptLine, Vm, VmConfig};
-use crate::memory::forget_mapping;
 use crate::outcome::Outcome;
 use crate::output_queue::{OutputQueue, QueueEnd};
 use crate::serve::Shared;
 use crate::vcpus::{Hold, Threads, Vcpus};
 use arch::Isa;
+use arch::x86::cpuid::Entry;
 use devices::acpi_power::{self, AcpiPower};
 use devices::bus::{Bus, Device};
 use devices::cmos::{self, Cmos};
 use devices::exit::ExitDevice;
 use devices::guest_log;
+use devices::hypercall::xen::cpuid;
 use devices::i8042::{self, I8042};
 use devices::pci_config::PciConfig;
 use devices::pl031::Pl031;
@@ -34,6 +34,8 @@ use devices::port92::Port92;
 use devices::pvpanic::Pvpanic;
 use devices::serial::{self, Interrupt, Serial};
 use devices::test_device::{self, Flush, Kept, Lines};
+use kvm::ram::forget_mapping;
+use kvm::{HOST_ISA, Host, HypercallSetup, InterruptLine, Vm, VmConfig};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, channel};
@@ -186,7 +188,7 @@ impl Machine {
         let gdb = config.gdb.as_ref();
         if gdb.is_some() && config.guest_clock == GuestClock::Stop {
             // Found out once; the first stop is not to wait for it.
-            crate::kvm::probe::holds_counter().ok();
+            kvm::probe::holds_counter().ok();
         }
         let prepared = gdb.map(|gdb| match former {
             None => Prepared::new(gdb, config.cpus, vm.memory(), kernel.believed()),
@@ -387,7 +389,20 @@ fn setup(config: &Config) -> Option<HypercallSetup> {
         log::warn!("--hypercalls kvm: on aarch64 KVM answers its own calls itself, so none are seen");
         return None;
     }
-    Some(HypercallSetup { has_page: wanted.family == FamilyName::Xen, page_only: wanted.page_only })
+    let leaves = |vcpu| {
+        let leaves = cpuid::leaves(vcpu).into_iter();
+        let entry = |leaf: cpuid::Leaf| {
+            let [eax, ebx, ecx, edx] = leaf.registers;
+            Entry { leaf: leaf.number, eax, ebx, ecx, edx, ..Entry::default() }
+        };
+        leaves.map(entry).collect()
+    };
+    Some(HypercallSetup {
+        msr: cpuid::HYPERCALL_MSR,
+        leaves,
+        has_page: wanted.family == FamilyName::Xen,
+        page_only: wanted.page_only,
+    })
 }
 
 /// The guest's hypercalls, if this host hands them over.
@@ -396,6 +411,9 @@ fn hypercalls(
     vm: &Vm,
     serial: &Arc<Mutex<Serial>>,
 ) -> Result<Option<Arc<LiveHypercalls>>, Error> {
+    if let Some(why) = vm.why_no_hypercalls() {
+        log::warn!("--hypercalls: {why}");
+    }
     let (Some(wanted), Some(transport)) = (&config.hypercalls, vm.transport()) else { return Ok(None) };
     log::info!("hypercalls: {} by {}", wanted.family.name(), transport.name());
     let tracer = wanted.tracer().map_err(|source| wanted.cannot_open(source))?;

@@ -1,7 +1,7 @@
 //! How things to do come to a vCPU's thread.
 
-use crate::kvm::{Vcpu, kick};
 use debug::live::attention::Attention;
+use kvm::{Vcpu, kick};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;

@@ -5,8 +5,8 @@
 //! afterwards, with nothing locked ([`OutputQueue::settle`]). So the port still takes input, and other
 //! vCPUs still read its registers.
 
-use crate::kvm::kick;
 use devices::tell;
+use kvm::kick;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, Write};

@@ -4,10 +4,6 @@
 
 use crate::debug_shared::DebugShared;
 use crate::hypercalls::{Done, LiveHypercalls};
-use crate::kvm::exit::{DebugExit, HypercallExit, InternalError, SystemEvent, VcpuExit};
-use crate::kvm::{HOST_ISA, KvmError, Vcpu};
-use crate::memory::GuestMemory;
-use crate::memory::LiveMemory;
 use crate::outcome::Outcome;
 use crate::output_queue::OutputQueue;
 use arch::GuestVirt;
@@ -23,6 +19,10 @@ use debug::trap::Trap;
 use devices::bus::{Bus, Request};
 use devices::hypercall::Shutdown;
 use devices::{guest_log, tell};
+use kvm::exit::{DebugExit, HypercallExit, InternalError, SystemEvent, VcpuExit};
+use kvm::ram::GuestMemory;
+use kvm::ram::LiveMemory;
+use kvm::{HOST_ISA, KvmError, Vcpu};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;

@@ -6,13 +6,13 @@
 //! [`Outcome`](crate::outcome::Outcome) and waits for tasks, so that its registers can still be looked at.
 
 use crate::guest_clock::Timekeeper;
-use crate::kvm::{HOST_ISA, Vcpu, kick};
 use crate::mailbox::{Mailbox, Message, Task};
 use crate::serve::{Server, Shared};
 use debug::live::attention::{self, Attention};
 use debug::live::runner::Runner;
 use debug::live::times::Times;
 use debug::live::vcpus::Monitor;
+use kvm::{HOST_ISA, Vcpu, kick};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};

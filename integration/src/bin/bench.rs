@@ -74,7 +74,7 @@ fn size(path: &Path) -> Result<f64, String> {
 
 /// This machine's own KVM: the time to a guest's first instruction, and memory.
 fn here() -> Result<(), String> {
-    let isa = vmm::kvm::HOST_ISA;
+    let isa = kvm::HOST_ISA;
     let program = artifacts::program(isa, "vmm");
     let folder = artifacts::workspace().join("logs/bench-here");
     fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
@@ -207,7 +207,7 @@ fn print_debug(columns: &[Columns; 2]) {
 /// The same on this machine's own KVM, and gdb's way to its prompt with a kernel's symbols.
 fn debugging_here() -> Result<(), String> {
     const ROUNDS: usize = 3;
-    let isa = vmm::kvm::HOST_ISA;
+    let isa = kvm::HOST_ISA;
     let work = artifacts::workspace().join("logs/bench-debug-here");
     let context = here_context(isa, &work)?;
     let kernel = Kernel::new(isa, "6.12");
@@ -276,7 +276,7 @@ fn calls(isa: Isa) -> Result<(), String> {
 
 /// The same on this machine's own KVM.
 fn calls_here() -> Result<(), String> {
-    let isa = vmm::kvm::HOST_ISA;
+    let isa = kvm::HOST_ISA;
     let work = artifacts::workspace().join("logs/bench-calls-here");
     let context = here_context(isa, &work)?;
     println!("\n{isa}, this machine's own KVM, calls a second of a guest, the best of 5 rounds");
@@ -289,7 +289,7 @@ fn dumps_here() -> Result<(), String> {
     const ROUNDS: usize = 5;
     const PACKED_ROUNDS: usize = 4;
     const PACKED: [&str; 2] = ["core.gz", "core.zst"];
-    let isa = vmm::kvm::HOST_ISA;
+    let isa = kvm::HOST_ISA;
     let work = artifacts::workspace().join("logs/bench-dumps-here");
     let context = here_context(isa, &work)?;
     let peer = context.files.join("peer");

@@ -39,7 +39,7 @@ fn main() {
     };
     let context = Context {
         name: name.clone(),
-        isa: vmm::kvm::HOST_ISA,
+        isa: kvm::HOST_ISA,
         vmm: PathBuf::from(vmm),
         files: PathBuf::from(files),
         work: PathBuf::from(work),
@@ -112,7 +112,7 @@ fn nest() -> io::Result<()> {
     let name = word("case").unwrap_or_default();
     let context = Context {
         name: name.clone(),
-        isa: vmm::kvm::HOST_ISA,
+        isa: kvm::HOST_ISA,
         vmm: PathBuf::from("/vmm"),
         files: PathBuf::from("/files"),
         work: PathBuf::from("/tmp"),

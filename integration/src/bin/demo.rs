@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn main() -> ExitCode {
-    let name = std::env::args().nth(1).unwrap_or_else(|| vmm::kvm::HOST_ISA.name().into());
+    let name = std::env::args().nth(1).unwrap_or_else(|| kvm::HOST_ISA.name().into());
     let name = if name == "arm64" { "aarch64".to_string() } else { name };
     let Some(isa) = Isa::ALL.into_iter().find(|isa| isa.name() == name) else {
         eprintln!("demo: ARCH is x86_64 or aarch64, not '{name}'");
@@ -78,7 +78,7 @@ fn can_here(isa: Isa) -> bool {
         let output = Command::new(artifacts::program(isa, "vmm")).args(["check", "--json"]).output().ok()?;
         serde_json::from_slice::<serde_json::Value>(&output.stdout).ok()
     };
-    isa == vmm::kvm::HOST_ISA && json().is_some_and(|json| json["linux_guests"]["works"] == true)
+    isa == kvm::HOST_ISA && json().is_some_and(|json| json["linux_guests"]["works"] == true)
 }
 
 fn demo(isa: Isa, folder: &Path) -> io::Result<Report> {

@@ -191,7 +191,7 @@ const PERIOD: u64 = 50;
 /// Holds of all lengths, with timers running and bytes arriving meanwhile: no tick and no interrupt is lost, and
 /// none comes for the time of a hold.
 pub fn ticks(c: &mut Context) -> Check {
-    if let Err(seen) = vmm::kvm::probe::holds_counter() {
+    if let Err(seen) = kvm::probe::holds_counter() {
         // On such a host the counter runs on, and so do the timers that go by it.
         return check(!c.in_nest && seen.contains("the guest saw"), || format!("held counters: {seen}"));
     }

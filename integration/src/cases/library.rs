@@ -2,13 +2,13 @@
 
 use crate::context::{Check, Context, check};
 use debug::gdb::listener::Address;
+use kvm::kick;
 use std::fs;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use vmm::config::{Config, GdbConfig};
-use vmm::kvm::kick;
 use vmm::machine::Machine;
 
 static SEEN: AtomicU32 = AtomicU32::new(0);
@@ -76,7 +76,7 @@ fn attempts() -> Result<usize, String> {
 
 /// A guest that never ends is not left running.
 fn gives_up(limit: Duration) -> Check {
-    let error = vmm::kvm::probe::endless(Duration::from_millis(200)).err().unwrap_or_default();
+    let error = kvm::probe::endless(Duration::from_millis(200)).err().unwrap_or_default();
     check(error.contains("no answer within"), || format!("it says {error:?}"))?;
     let deadline = Instant::now() + limit;
     while attempts()? > 0 {

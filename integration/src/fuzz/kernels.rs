@@ -3,11 +3,12 @@
 use super::change;
 use arch::Isa;
 use arch::aarch64::device_tree::GicVersion;
+use kvm::Platform;
+use kvm::ram;
 use std::path::Path;
-use vmm::boot::aarch64::{self, Platform};
+use vmm::boot::aarch64;
 use vmm::boot::kernel::Kernel;
 use vmm::boot::{BootConfig, x86};
-use vmm::memory;
 
 const MEMORY: u64 = 8 << 20;
 
@@ -80,7 +81,7 @@ pub fn kernels(data: &[u8]) {
     change(&mut file, changes);
     let Ok(kernel) = Kernel::from_bytes(Path::new("kernel"), file, isa, MEMORY) else { return };
     // Without memory there is nothing to fuzz.
-    let Ok(memory) = memory::map(isa, MEMORY) else { return };
+    let Ok(memory) = ram::map(isa, MEMORY) else { return };
     let config = BootConfig {
         memory: MEMORY,
         vcpus: 1,

@@ -88,7 +88,7 @@ pub fn once(c: &Context, monitor: Monitor) -> Result<Figures, String> {
     figures.memory = memory(c.isa, &mut client, monitor)?;
     drop(process);
     figures.attached = attached(c, monitor)?;
-    figures.bare = vmm::kvm::probe::bare_steps(TIME)?;
+    figures.bare = kvm::probe::bare_steps(TIME)?;
     Ok(figures)
 }
 

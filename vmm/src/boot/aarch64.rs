@@ -4,15 +4,15 @@
 use super::initrd::Initrds;
 use super::kernel::Kernel;
 use super::{BootConfig, BootError, Booted, cmdline, write};
-use crate::kvm::BootState as State;
-use crate::memory::GuestMemory;
 use arch::GuestPhys;
 use arch::aarch64::boot_state::BootState;
-use arch::aarch64::device_tree::{DeviceTree, GicVersion};
+use arch::aarch64::device_tree::DeviceTree;
 use arch::aarch64::layout;
 use arch::address::PhysRange;
 use arch::image::Format;
 use arch::room::Room;
+use kvm::ram::GuestMemory;
+use kvm::{BootState as State, Platform};
 
 const PAGE: u64 = 4096;
 /// booting.rst: the initrd must lie with the kernel in a window of 32 GiB. So does the device tree here.
@@ -21,17 +21,6 @@ const WINDOW: u64 = 32 << 30;
 const DEVICE_TREE_ALIGNMENT: u64 = 64 << 10;
 /// The one protocol that there is.
 const PROTOCOL: &str = "Linux's boot protocol";
-
-/// What only the host's KVM can tell.
-#[derive(Clone, Copy, Debug)]
-pub struct Platform<'a> {
-    /// Which interrupt controller there is.
-    pub gic: GicVersion,
-    /// `MPIDR_EL1` of each vCPU.
-    pub mpidrs: &'a [u64],
-    /// Whether vCPUs have performance monitors.
-    pub pmu: bool,
-}
 
 /// Puts everything into `memory`.
 ///

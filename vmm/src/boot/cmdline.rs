@@ -2,8 +2,8 @@
 
 use super::BootError;
 use super::kernel::Kernel;
-use crate::kvm::HOST_ISA;
 use arch::Isa;
+use kvm::HOST_ISA;
 
 /// The console that both of our machines have.
 const CONSOLE: &str = "console=ttyS0";

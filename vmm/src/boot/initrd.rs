@@ -7,7 +7,7 @@
 
 use super::BootError;
 use crate::given_file;
-use crate::memory::GuestMemory;
+use kvm::ram::GuestMemory;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;

@@ -2,11 +2,11 @@
 
 use super::BootError;
 use crate::given_file;
-use crate::memory::GuestMemory;
 use arch::Isa;
 use arch::image::elf::Elf;
 use arch::image::{Compression, Format, Source, detect};
 use debug::gdb::description::Believed;
+use kvm::ram::GuestMemory;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -371,6 +371,6 @@ mod tests {
     #[test]
     fn the_embedded_guest_is_an_elf_file_for_this_host() {
         let kernel = Kernel::embedded();
-        assert_eq!(kernel.format().isa(), Some(crate::kvm::HOST_ISA));
+        assert_eq!(kernel.format().isa(), Some(kvm::HOST_ISA));
     }
 }

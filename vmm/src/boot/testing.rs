@@ -2,8 +2,8 @@
 
 use super::kernel::Kernel;
 use super::{BootConfig, BootError};
-use crate::memory::{self, GuestMemory};
 use arch::Isa;
+use kvm::ram::{self, GuestMemory};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vm_memory::{Bytes, GuestAddress};
@@ -71,7 +71,7 @@ impl Setting<'_> {
     pub fn open(&self, isa: Isa, file: &[u8]) -> Result<(Kernel, GuestMemory), BootError> {
         let scratch = Scratch::new("kernel", file);
         let kernel = Kernel::open(&scratch.0, isa, self.memory)?;
-        Ok((kernel, memory::map(isa, self.memory).unwrap()))
+        Ok((kernel, ram::map(isa, self.memory).unwrap()))
     }
 }
 

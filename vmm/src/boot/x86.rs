@@ -5,8 +5,6 @@ mod multiboot;
 use super::initrd::Initrds;
 use super::kernel::Kernel;
 use super::{BootConfig, BootError, Booted, cmdline, write};
-use crate::kvm::BootState as State;
-use crate::memory::GuestMemory;
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use arch::image::elf::Elf;
@@ -16,6 +14,8 @@ use arch::x86::boot_state::{BootState, Protocol};
 use arch::x86::layout::{self, MemoryMapEntry};
 use arch::x86::zero_page::{self, ZeroPage};
 use arch::x86::{acpi, bios_data_area, pvh, reset_vector};
+use kvm::BootState as State;
+use kvm::ram::GuestMemory;
 
 const PAGE: u64 = 4096;
 /// Longest command line that Linux keeps on x86 (`COMMAND_LINE_SIZE`), its zero included: what goes beyond it

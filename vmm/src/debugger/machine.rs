@@ -2,7 +2,6 @@
 
 use super::host;
 use crate::debug_shared::DebugShared;
-use crate::kvm::HOST_ISA;
 use crate::outcome::{Outcome, Stop};
 use crate::serve::Shared;
 use crate::vcpus::{Hold, Vcpus};
@@ -16,6 +15,7 @@ use debug::target::{
     Action, Code, Command, Control, Event, HostDebug, Machine, Memory, Order, TargetError, VcpuState,
 };
 use devices::hypercall::trace::Filter;
+use kvm::HOST_ISA;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

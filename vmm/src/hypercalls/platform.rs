@@ -1,9 +1,7 @@
 //! What the machine does for Xen's family.
 
 use super::timers::{Line, Timers};
-use crate::kvm::{Interrupter, XenAttribute, XenEvents, XenVcpuAttribute, kick};
 use crate::mailbox::Mailbox;
-use crate::memory::LiveMemory;
 use arch::GuestPhys;
 use arch::hypercall::Abi;
 use debug::target::Memory;
@@ -11,6 +9,8 @@ use devices::bus::Device;
 use devices::hypercall::xen::{Delivery, Platform};
 use devices::serial::Serial;
 use devices::tell;
+use kvm::ram::LiveMemory;
+use kvm::{Interrupter, XenAttribute, XenEvents, XenVcpuAttribute, kick};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

@@ -1,11 +1,11 @@
 //! The guest's timers by Xen's interface, and interrupts that have to be lowered again.
 
-use crate::kvm::{Interrupter, KvmError, XenEvents};
-use crate::memory::LiveMemory;
 use arch::GuestPhys;
 use debug::target::Memory;
 use devices::hypercall::xen::Xen;
 use devices::{guest_log, tell};
+use kvm::ram::LiveMemory;
+use kvm::{Interrupter, KvmError, XenEvents};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};

@@ -1,6 +1,7 @@
 use super::*;
 use crate::boot::testing::{Scratch, Segment, Setting, elf, read, word};
 use arch::Isa;
+use arch::aarch64::device_tree::GicVersion;
 
 const AARCH64: u16 = 183;
 const PLATFORM: Platform = Platform { gic: GicVersion::V3, mpidrs: &[0], pmu: true };

@@ -1,6 +1,6 @@
 //! RAM of a live guest, as the debugger sees it.
 
-use crate::memory::GuestMemory;
+use crate::ram::GuestMemory;
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use arch::paging::TableMemory;
@@ -40,7 +40,7 @@ impl Memory for LiveMemory {
         let length = self.piece(address, bytes.len());
         let written = self.0.write(&bytes[..length], GuestAddress(address.0)).unwrap_or(0);
         if let Ok(place) = self.0.get_host_address(GuestAddress(address.0)) {
-            crate::kvm::code_changed(place, written);
+            crate::code_changed(place, written);
         }
         written
     }
@@ -104,11 +104,11 @@ fn page_size() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kvm::HOST_ISA;
+    use crate::HOST_ISA;
 
     #[test]
     fn touched_pages_are_found() {
-        let memory = LiveMemory(crate::memory::map(HOST_ISA, 64 << 20).unwrap());
+        let memory = LiveMemory(crate::ram::map(HOST_ISA, 64 << 20).unwrap());
         let place = GuestPhys(memory.ranges()[0].start.0 + 0x123_4567);
         let before: u64 = memory.populated().iter().map(|range| range.size).sum();
         assert_eq!(memory.write(place, b"x"), 1);

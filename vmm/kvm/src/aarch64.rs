@@ -9,7 +9,7 @@ pub mod registers;
 use super::VmConfig;
 use super::error::{KvmError, ioctl};
 use super::exit::DebugExit;
-use crate::boot::aarch64::Platform;
+use crate::Platform;
 use arch::Isa;
 use arch::aarch64::device_tree::GicVersion;
 use arch::aarch64::features::{HiddenField, IdRegister, Selection, VcpuOption};
@@ -82,7 +82,7 @@ impl NativeVm {
         _kvm: &Kvm,
         vm: &VmFd,
         config: &VmConfig,
-        _shows_xen: bool,
+        _has_page: bool,
     ) -> Result<(NativeVm, Vec<VcpuFd>), KvmError> {
         let (selection, edits) = config.cpu.select_aarch64()?;
         // The version decides how many vCPUs there can be, and trying is the way to know it.

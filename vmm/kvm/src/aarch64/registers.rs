@@ -2,7 +2,7 @@
 //! `KVM_SET_ONE_REG` each.
 
 use super::{ISA, core_register, system_register};
-use crate::kvm::error::KvmError;
+use crate::error::KvmError;
 use arch::aarch64::debug_registers::Pair;
 use arch::aarch64::exception_entry::pstate;
 use arch::aarch64::paging::Paging;

@@ -1,9 +1,9 @@
 //! Whether this host can hold a guest's counter: some take it and do nothing.
 
 use super::{PATIENCE, attempt, bare, in_words, is_over};
-use crate::kvm::clock::Stood;
-use crate::kvm::exit::VcpuExit;
-use crate::kvm::{KvmError, Vcpu};
+use crate::clock::Stood;
+use crate::exit::VcpuExit;
+use crate::{KvmError, Vcpu};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};

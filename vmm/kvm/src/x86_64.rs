@@ -9,7 +9,7 @@ pub mod registers;
 use super::VmConfig;
 use super::error::{KvmError, ioctl};
 use super::exit::DebugExit;
-use crate::boot::aarch64::Platform;
+use crate::Platform;
 use arch::Isa;
 use arch::x86::boot_state::{BootState, RFLAGS_RESERVED, Segment};
 use arch::x86::cpuid::{Cpuid, Entry, Register};
@@ -47,7 +47,7 @@ impl NativeVm {
         kvm: &Kvm,
         vm: &VmFd,
         config: &VmConfig,
-        shows_xen: bool,
+        has_page: bool,
     ) -> Result<(NativeVm, Vec<VcpuFd>), KvmError> {
         if !kvm.check_extension(Cap::Irqchip) {
             return Err(KvmError::Missing("an in-kernel interrupt controller (KVM_CAP_IRQCHIP)"));
@@ -73,11 +73,8 @@ impl NativeVm {
                     // Calls that are only shown are not to be relied on.
                     cpuid.clear(KVM_CPUID_FEATURES, 0, Register::Eax, FEATURES_WITH_CALLS);
                 }
-                if shows_xen {
-                    for leaf in devices::hypercall::xen::cpuid::leaves(id) {
-                        let [eax, ebx, ecx, edx] = leaf.registers;
-                        cpuid.replace(Entry { leaf: leaf.number, eax, ebx, ecx, edx, ..Entry::default() });
-                    }
+                if let Some(setup) = config.hypercalls.filter(|_| has_page) {
+                    (setup.leaves)(id).into_iter().for_each(|leaf| cpuid.replace(leaf));
                 }
                 let cpuid = to_kvm(&cpuid)?;
                 fd.set_cpuid2(&cpuid).map_err(ioctl("KVM_SET_CPUID2"))?;

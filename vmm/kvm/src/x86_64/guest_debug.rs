@@ -1,6 +1,6 @@
 //! Guest debugging on x86: `KVM_SET_GUEST_DEBUG`, and exceptions given back to the guest.
 
-use crate::kvm::error::{KvmError, ioctl};
+use crate::error::{KvmError, ioctl};
 use arch::x86::debug_registers::{DR6_FIXED, dr7};
 use debug::arming::{Arming, DebugRegisters};
 use debug::target::VcpuState;

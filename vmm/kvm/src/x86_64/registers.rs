@@ -4,7 +4,7 @@
 //! stays absent.
 
 use super::ISA;
-use crate::kvm::error::{KvmError, ioctl};
+use crate::error::{KvmError, ioctl};
 use arch::bytes::array_at;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile, Source, XsaveComponent, table, x86_64};

@@ -13,6 +13,7 @@ pub mod error;
 pub mod exit;
 pub mod kick;
 pub mod probe;
+pub mod ram;
 mod vcpu;
 mod vm;
 
@@ -45,8 +46,12 @@ pub enum BootState {
 }
 
 /// What hypercalls a machine is to hand over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct HypercallSetup {
+    /// x86: the MSR by whose writes a guest asks for the page.
+    pub msr: u32,
+    /// x86: the leaves of CPUID by which a guest on this vCPU finds the calls.
+    pub leaves: fn(u32) -> Vec<arch::x86::cpuid::Entry>,
     /// An x86 guest finds Xen by CPUID, and a hypercall page by its MSR.
     pub has_page: bool,
     /// x86: by the monitor's own hypercall page, though KVM could do better.
@@ -106,6 +111,17 @@ pub enum XenVcpuAttribute {
     },
     /// The vector of its local APIC that tells it of its events; 0 is none.
     Vector(u8),
+}
+
+/// What only the host's KVM can tell of an aarch64 machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Platform<'a> {
+    /// Which interrupt controller there is.
+    pub gic: arch::aarch64::device_tree::GicVersion,
+    /// `MPIDR_EL1` of each vCPU.
+    pub mpidrs: &'a [u64],
+    /// Whether vCPUs have performance monitors.
+    pub pmu: bool,
 }
 
 /// A capability of the host, as KVM's own word has it.

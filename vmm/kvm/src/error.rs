@@ -31,7 +31,7 @@ pub enum KvmError {
         source: Errno,
     },
     /// More vCPUs than there can be.
-    #[error("--cpus {asked} is too many: {whose} allows {limit}")]
+    #[error("{asked} vCPUs are too many: {whose} allows {limit}")]
     TooManyVcpus {
         /// What was asked for.
         asked: u32,
@@ -41,7 +41,7 @@ pub enum KvmError {
         whose: &'static str,
     },
     /// More memory than guest-physical addresses of this host reach.
-    #[error("--memory needs {needed}-bit guest-physical addresses: this host's KVM has {limit} bits")]
+    #[error("so much memory needs {needed}-bit guest-physical addresses: this host's KVM has {limit} bits")]
     TooMuchMemory {
         /// Bits needed.
         needed: u32,

@@ -2,8 +2,8 @@
 //! whatever the immediate of the `HVC`, and a filter hands functions over (KVM API,
 //! `KVM_ARM_VM_SMCCC_FILTER`).
 
-use crate::kvm::error::{KvmError, ioctl};
-use crate::kvm::{HypercallSetup, Transport, XenAttribute, XenVcpuAttribute};
+use crate::error::{KvmError, ioctl};
+use crate::{HypercallSetup, Transport, XenAttribute, XenVcpuAttribute};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -23,11 +23,11 @@ const KEPT: [(u32, u32); 10] = [
     (0xc600_0000, 0xc600_ffff),
 ];
 
-/// Has KVM hand hypercalls over; `None` if this host has no way for it, which is said.
+/// Has KVM hand hypercalls over; if this host has no way for it, why.
 ///
 /// # Errors
 /// [`KvmError::Ioctl`].
-pub fn prepare(_: &Kvm, vm: &VmFd, _: &HypercallSetup) -> Result<Option<Transport>, KvmError> {
+pub fn prepare(_: &Kvm, vm: &VmFd, _: &HypercallSetup) -> Result<Result<Transport, &'static str>, KvmError> {
     let attribute = |filter: Option<&kvm::kvm_smccc_filter>| kvm::kvm_device_attr {
         group: kvm::KVM_ARM_VM_SMCCC_CTRL,
         attr: kvm::KVM_ARM_VM_SMCCC_FILTER.into(),
@@ -35,10 +35,9 @@ pub fn prepare(_: &Kvm, vm: &VmFd, _: &HypercallSetup) -> Result<Option<Transpor
         flags: 0,
     };
     if vm.has_device_attr(&attribute(None)).is_err() {
-        log::warn!(
-            "--hypercalls: this host's KVM lacks KVM_ARM_VM_SMCCC_FILTER (Linux 6.4), so hypercalls are not seen"
-        );
-        return Ok(None);
+        return Ok(Err(
+            "this host's KVM lacks KVM_ARM_VM_SMCCC_FILTER (Linux 6.4), so hypercalls are not seen",
+        ));
     }
     let mut next = Some(0);
     for (first, last) in
@@ -58,7 +57,7 @@ pub fn prepare(_: &Kvm, vm: &VmFd, _: &HypercallSetup) -> Result<Option<Transpor
         }
         next = last.checked_add(1);
     }
-    Ok(Some(Transport::Smccc))
+    Ok(Ok(Transport::Smccc))
 }
 
 /// KVM's GIC has private interrupts as levels only, whatever the guest configures.

@@ -1,8 +1,7 @@
 //! How hypercalls come out of an x86 guest.
 
-use crate::kvm::error::{KvmError, ioctl};
-use crate::kvm::{HypercallSetup, Transport, XenAttribute, XenVcpuAttribute};
-use devices::hypercall::xen::cpuid::HYPERCALL_MSR;
+use crate::error::{KvmError, ioctl};
+use crate::{HypercallSetup, Transport, XenAttribute, XenVcpuAttribute};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -19,16 +18,20 @@ const EVENTS: u32 = kvm::KVM_XEN_HVM_CONFIG_SHARED_INFO | kvm::KVM_XEN_HVM_CONFI
 /// The port that the hypercall page writes to: nothing else of this machine is there.
 const PORT: u8 = 0xea;
 
-/// Has KVM hand hypercalls over; `None` if this host has no way for it, which is said.
+/// Has KVM hand hypercalls over; if this host has no way for it, why.
 ///
 /// # Errors
 /// [`KvmError::Ioctl`].
-pub fn prepare(kvm: &Kvm, vm: &VmFd, setup: &HypercallSetup) -> Result<Option<Transport>, KvmError> {
+pub fn prepare(
+    kvm: &Kvm,
+    vm: &VmFd,
+    setup: &HypercallSetup,
+) -> Result<Result<Transport, &'static str>, KvmError> {
     let flags = u32::try_from(kvm.check_extension_int(Cap::XenHvm)).unwrap_or(0);
     if flags & kvm::KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL != 0 && !setup.page_only {
         let config = kvm::kvm_xen_hvm_config {
             flags: kvm::KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
-            msr: HYPERCALL_MSR,
+            msr: setup.msr,
             ..Default::default()
         };
         // SAFETY: the ioctl reads the structure, which lives through the call.
@@ -36,20 +39,16 @@ pub fn prepare(kvm: &Kvm, vm: &VmFd, setup: &HypercallSetup) -> Result<Option<Tr
         if result != 0 {
             return Err(ioctl("KVM_XEN_HVM_CONFIG")(kvm_ioctls::Error::last()));
         }
-        return Ok(Some(Transport::XenExit { has_events: flags & EVENTS == EVENTS }));
+        return Ok(Ok(Transport::XenExit { has_events: flags & EVENTS == EVENTS }));
     }
     if !setup.has_page {
-        log::warn!("--hypercalls: this host's KVM lacks KVM_CAP_XEN_HVM, so hypercalls are not seen");
-        return Ok(None);
+        return Ok(Err("this host's KVM lacks KVM_CAP_XEN_HVM, so hypercalls are not seen"));
     }
     if !(kvm.check_extension_raw(kvm::KVM_CAP_X86_USER_SPACE_MSR.into()) > 0
         && kvm.check_extension_raw(kvm::KVM_CAP_X86_MSR_FILTER.into()) > 0)
     {
-        log::warn!(
-            "--hypercalls: this host's KVM has neither KVM_CAP_XEN_HVM nor KVM_CAP_X86_MSR_FILTER, so the \
-             guest is not told of Xen"
-        );
-        return Ok(None);
+        return Ok(Err("this host's KVM has neither KVM_CAP_XEN_HVM nor KVM_CAP_X86_MSR_FILTER, so the \
+             guest is not told of Xen"));
     }
     let exits = kvm::kvm_enable_cap {
         cap: kvm::KVM_CAP_X86_USER_SPACE_MSR,
@@ -59,9 +58,9 @@ pub fn prepare(kvm: &Kvm, vm: &VmFd, setup: &HypercallSetup) -> Result<Option<Tr
     vm.enable_cap(&exits).map_err(ioctl("KVM_ENABLE_CAP for KVM_CAP_X86_USER_SPACE_MSR"))?;
     // A clear bit denies the access, and what is denied comes to us.
     let range =
-        MsrFilterRange { flags: MsrFilterRangeFlags::WRITE, base: HYPERCALL_MSR, msr_count: 1, bitmap: &[0] };
+        MsrFilterRange { flags: MsrFilterRangeFlags::WRITE, base: setup.msr, msr_count: 1, bitmap: &[0] };
     vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[range]).map_err(ioctl("KVM_X86_SET_MSR_FILTER"))?;
-    Ok(Some(Transport::Page { port: PORT }))
+    Ok(Ok(Transport::Page { port: PORT }))
 }
 
 /// A message is an edge.

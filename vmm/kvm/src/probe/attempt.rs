@@ -6,7 +6,7 @@
 //! when it sees that ([`is_over`]). What cannot be got out of the host's kernel either is left there, which
 //! costs a thread and no time of a processor that is ours to save.
 
-use crate::kvm::kick;
+use crate::kick;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;

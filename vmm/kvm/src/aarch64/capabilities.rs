@@ -1,6 +1,6 @@
 //! What KVM on aarch64 says that it can do, and how its guest debugging is set up for a try.
 
-use crate::kvm::{Capability, Host};
+use crate::{Capability, Host};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Cap, VmFd};
 

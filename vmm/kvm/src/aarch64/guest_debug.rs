@@ -1,7 +1,7 @@
 //! Guest debugging on aarch64: `KVM_SET_GUEST_DEBUG`, and exceptions given back to the guest.
 
 use super::{core_register, get, system_register};
-use crate::kvm::error::{KvmError, ioctl};
+use crate::error::{KvmError, ioctl};
 use arch::aarch64::exception_entry::{After, Before, Features, take};
 use debug::arming::{Arming, DebugRegisters};
 use debug::target::VcpuState;

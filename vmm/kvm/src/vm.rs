@@ -5,7 +5,7 @@ use super::error::{KvmError, ioctl};
 use super::native;
 use super::vcpu::Vcpu;
 use super::{HypercallSetup, Transport, XenAttribute};
-use crate::memory::{self, GuestMemory};
+use crate::ram::{self, GuestMemory};
 use arch::cpu_template::CpuTemplate;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -82,7 +82,7 @@ pub struct Vm {
     native: native::NativeVm,
     fd: Arc<VmFd>,
     memory: GuestMemory,
-    transport: Option<Transport>,
+    transport: Option<Result<Transport, &'static str>>,
     lines: Lines,
 }
 
@@ -206,7 +206,7 @@ impl Vm {
             return Err(KvmError::Missing("KVM_CAP_IMMEDIATE_EXIT (Linux 4.11)"));
         }
         let fd = native::create_vm(&host.kvm, config)?;
-        let memory = memory::map(native::ISA, config.memory)
+        let memory = ram::map(native::ISA, config.memory)
             .map_err(|source| KvmError::Memory { bytes: config.memory, source })?;
         for (slot, region) in (0..).zip(memory.iter()) {
             let slot = kvm_userspace_memory_region {
@@ -223,11 +223,12 @@ impl Vm {
             unsafe { fd.set_user_memory_region(slot) }.map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
         }
         let transport = match &config.hypercalls {
-            Some(setup) => native::hypercalls::prepare(&host.kvm, &fd, setup)?,
+            Some(setup) => Some(native::hypercalls::prepare(&host.kvm, &fd, setup)?),
             None => None,
         };
-        let shows_xen = transport.is_some() && config.hypercalls.is_some_and(|setup| setup.has_page);
-        let (native, fds) = native::NativeVm::new(&host.kvm, &fd, config, shows_xen)?;
+        let has_page =
+            matches!(transport, Some(Ok(_))) && config.hypercalls.is_some_and(|setup| setup.has_page);
+        let (native, fds) = native::NativeVm::new(&host.kvm, &fd, config, has_page)?;
         let can_sync = native::registers::can_sync(&host.kvm);
         let vcpus = (0..).zip(fds).map(|(id, fd)| Vcpu::new(id, fd, can_sync)).collect();
         Ok((Vm { native, fd: Arc::new(fd), memory, transport, lines: Lines::default() }, vcpus))
@@ -235,7 +236,12 @@ impl Vm {
 
     /// How hypercalls come out of the guest, if they are to and can.
     pub fn transport(&self) -> Option<Transport> {
-        self.transport
+        self.transport?.ok()
+    }
+
+    /// Why they do not, though they are to.
+    pub fn why_no_hypercalls(&self) -> Option<&'static str> {
+        self.transport?.err()
     }
 
     /// What raises interrupts of single vCPUs.
@@ -246,7 +252,7 @@ impl Vm {
     /// KVM's own delivery of events by Xen's interface, where hypercalls come by KVM and it has any.
     pub fn xen_events(&self) -> Option<XenEvents> {
         let events = XenEvents { fd: Arc::clone(&self.fd), lines: self.lines.clone() };
-        let has_events = matches!(self.transport, Some(Transport::XenExit { has_events: true }));
+        let has_events = matches!(self.transport(), Some(Transport::XenExit { has_events: true }));
         (has_events && events.now().is_ok()).then_some(events)
     }
 
@@ -256,7 +262,7 @@ impl Vm {
     }
 
     /// What boot code for aarch64 must know that only the host can tell; `None` on x86.
-    pub fn platform(&self) -> Option<crate::boot::aarch64::Platform<'_>> {
+    pub fn platform(&self) -> Option<crate::Platform<'_>> {
         self.native.platform()
     }
 
