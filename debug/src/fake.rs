@@ -2,6 +2,7 @@
 
 use crate::arming::{Arming, Own};
 use crate::linux::Described;
+use crate::reply::{Arguments, Command, Offer, Refusal, Reply, offered, run_offered};
 use crate::target::{
     Action, Code, Control, Cpu, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, Stepped,
     StopReason, TargetError, VcpuState,
@@ -87,6 +88,8 @@ pub struct Still {
     pub started: u32,
     /// Its guest cannot begin again.
     pub cannot_restart: bool,
+    /// Commands that it adds.
+    pub offers: &'static [Offer<Still>],
 }
 
 impl Still {
@@ -106,7 +109,7 @@ impl Still {
         let events = VecDeque::new();
         let (ram, kernel) = (Ram::new(size), None);
         let (started, cannot_restart) = (u32::MAX, false);
-        Ok(Still { isa, ram, host, registers, events, wake, kernel, started, cannot_restart })
+        Ok(Still { isa, ram, host, registers, events, wake, kernel, started, cannot_restart, offers: &[] })
     }
 
     fn file(&self, vcpu: u32) -> Result<MutexGuard<'_, RegisterFile>, TargetError> {
@@ -195,6 +198,14 @@ impl Machine for Still {
 
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
         Vec::new()
+    }
+
+    fn commands(&self) -> Vec<Command> {
+        offered(self.offers)
+    }
+
+    fn run_command(&mut self, name: &str, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+        run_offered(self.offers, self, name, arguments)
     }
 }
 

@@ -20,6 +20,7 @@
 pub mod arming;
 pub mod breakpoint;
 pub mod cancel;
+pub mod command;
 pub mod disassemble;
 pub mod dump;
 pub mod engine;
@@ -30,7 +31,9 @@ pub mod linux;
 pub mod memory;
 pub mod output;
 pub mod range;
+pub mod reply;
 pub mod report;
 pub mod socket;
 pub mod target;
 pub mod trap;
+pub mod view;

@@ -10,6 +10,7 @@ use crate::arming::{Arming, Own};
 use crate::cancel::Cancel;
 use crate::disassemble::Mode;
 use crate::linux::Described;
+use crate::reply::{Arguments, Command, Refusal, Reply};
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile};
@@ -231,6 +232,13 @@ pub enum TargetError {
     Host(String),
 }
 
+impl From<TargetError> for Refusal {
+    /// A command asks for what the machine has.
+    fn from(error: TargetError) -> Refusal {
+        Refusal::NotThere(error.to_string())
+    }
+}
+
 /// What a host can do for a debugger, found by trying it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostDebug {
@@ -352,29 +360,51 @@ pub trait Machine: Send {
     /// Gives it the token that long work of its own asks whether it is still wanted.
     fn set_cancel(&mut self, _cancel: &Cancel) {}
 
-    /// Commands of `monitor` that this machine adds.
-    fn commands(&self) -> &'static [Command] {
-        &[]
-    }
-
-    /// Runs one of them; what it says, lines with their ends.
+    /// How a vCPU that stands still translates addresses, and by whose tables.
     ///
     /// # Errors
-    /// What is wrong with the arguments.
-    fn run_command(&mut self, _name: &str, _arguments: &[&str]) -> Result<String, String> {
-        Err("this target has no such command".into())
+    /// As [`Self::regime`].
+    fn translation(&self, vcpu: u32) -> Result<(Regime, Tables), TargetError> {
+        Ok((self.regime(vcpu)?, Tables::Own))
+    }
+
+    /// The file that it was read from, if it is a dump.
+    fn file(&self) -> Option<DumpFile<'_>> {
+        None
+    }
+
+    /// Commands that this machine adds to those that every machine has ([`crate::command`]).
+    fn commands(&self) -> Vec<Command> {
+        Vec::new()
+    }
+
+    /// Carries out one of them.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    fn run_command(&mut self, name: &str, _arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+        Err(Refusal::Unknown(format!("this target has no command '{name}'")))
     }
 }
 
-/// A command of `monitor`.
+/// Whose page tables addresses of a vCPU are translated by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Command {
-    /// Its name.
-    pub name: &'static str,
-    /// Its arguments.
-    pub usage: &'static str,
-    /// What it does.
-    pub what: &'static str,
+pub enum Tables {
+    /// Its own.
+    Own,
+    /// This vCPU's.
+    Vcpu(u32),
+    /// Those that the kernel's description names.
+    Description,
+}
+
+/// The file that a dump was read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DumpFile<'a> {
+    /// Its format in words.
+    pub format: &'a str,
+    /// What is odd about it, a line each.
+    pub remarks: &'a [String],
 }
 
 /// How a step that the engine asked for ended.

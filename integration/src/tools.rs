@@ -298,6 +298,10 @@ impl Opened {
             (&["threads"], &["vCPU 0 [", "vCPU 1 ["]),
             (&["regs", "all"], &["vCPU 0 at 0x"]),
             (&["dmesg"], &["Linux version", "Run /init as init process"]),
+            (&["map"], &["-0xffff", " KiB"]),
+            (&["mem"], &["256 MiB"]),
+            (&["linux"], &["release: ", "mapped from 0x"]),
+            (&["info", "registers", "-a"], &["CPU#0", "CPU#1"]),
         ] {
             let here = core(Built::Here, &self.core, words)?.well()?;
             here.has(texts)?;

@@ -6,8 +6,8 @@ use super::{Contents, Cpu, Image, kernel};
 use crate::cancel::{Cancel, Cancelled};
 use crate::linux::{Described, VmCoreInfo};
 use crate::target::{
-    Absence, Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints,
-    StopReason, TargetError, VcpuState,
+    Absence, Action, Code, Control, DumpFile, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints,
+    StopReason, Tables, TargetError, VcpuState,
 };
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
@@ -164,17 +164,6 @@ pub struct Core {
     wake: OwnedFd,
 }
 
-/// Whose page tables addresses of a vCPU are translated by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tables {
-    /// Its own.
-    Own,
-    /// This vCPU's.
-    Vcpu(u32),
-    /// Those that the kernel's description names.
-    Description,
-}
-
 /// What a debugger is told that wants a core to run.
 const CANNOT_RUN: &str =
     "this is a dump of a machine that has stopped: it cannot run or step, and breakpoints are never hit";
@@ -235,11 +224,6 @@ impl Core {
         Core { kernel: OnceLock::from(Described { info: Some(info), remarks: Vec::new() }), ..self }
     }
 
-    /// The file's format in words.
-    pub fn format(&self) -> &str {
-        &self.format
-    }
-
     /// What is odd about the file, a line each.
     pub fn remarks(&self) -> &[String] {
         &self.remarks
@@ -271,29 +255,6 @@ impl Core {
         self.cpus.get(vcpu as usize).map(lock).ok_or(TargetError::NoVcpu(vcpu))
     }
 
-    /// How a vCPU translates, and by whose tables. Those of one that has none (it was not started, or has
-    /// paging off, as after a reset) are another's.
-    ///
-    /// # Errors
-    /// [`TargetError`], where nothing tells.
-    pub fn translation(&self, vcpu: u32) -> Result<(Regime, Tables), TargetError> {
-        let own = kernel::regime(&self.cpu(vcpu)?.registers);
-        if let Ok(regime) = own
-            && regime.is_on()
-        {
-            return Ok((regime, Tables::Own));
-        }
-        if let Some((other, regime)) = self.another(vcpu) {
-            return Ok((regime, Tables::Vcpu(other)));
-        }
-        // What takes a search of all memory comes last.
-        match (self.info().and_then(|info| kernel::kernel_regime(self.isa, info)), own) {
-            (Some(regime), _) => Ok((regime, Tables::Description)),
-            (None, Ok(off)) => Ok((off, Tables::Own)),
-            (None, Err(fault)) => Err(TargetError::Host(fault.to_string())),
-        }
-    }
-
     /// The first of the other vCPUs that has page tables.
     fn another(&self, vcpu: u32) -> Option<(u32, Regime)> {
         let others = (0u32..).zip(&self.cpus).filter(|(other, _)| *other != vcpu);
@@ -302,17 +263,6 @@ impl Core {
             Some((other, regime))
         });
         on.next()
-    }
-
-    /// How a process translates whose top-level table is at `table`.
-    ///
-    /// # Errors
-    /// [`TargetError`].
-    pub fn user_regime(&self, vcpu: u32, table: GuestPhys) -> Result<Regime, TargetError> {
-        let registers = self.cpu(vcpu)?.registers.clone();
-        kernel::user_regime(&registers, self.info(), table).ok_or(TargetError::Unsupported(
-            "neither registers nor the kernel's description say how it translates",
-        ))
     }
 }
 
@@ -349,6 +299,29 @@ impl Machine for Core {
 
     fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
         Ok(self.translation(vcpu)?.0)
+    }
+
+    /// Those of a vCPU that has none (it was not started, or has paging off, as after a reset) are another's.
+    fn translation(&self, vcpu: u32) -> Result<(Regime, Tables), TargetError> {
+        let own = kernel::regime(&self.cpu(vcpu)?.registers);
+        if let Ok(regime) = own
+            && regime.is_on()
+        {
+            return Ok((regime, Tables::Own));
+        }
+        if let Some((other, regime)) = self.another(vcpu) {
+            return Ok((regime, Tables::Vcpu(other)));
+        }
+        // What takes a search of all memory comes last.
+        match (self.info().and_then(|info| kernel::kernel_regime(self.isa, info)), own) {
+            (Some(regime), _) => Ok((regime, Tables::Description)),
+            (None, Ok(off)) => Ok((off, Tables::Own)),
+            (None, Err(fault)) => Err(TargetError::Host(fault.to_string())),
+        }
+    }
+
+    fn file(&self) -> Option<DumpFile<'_>> {
+        Some(DumpFile { format: &self.format, remarks: &self.remarks })
     }
 
     fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {

@@ -1,11 +1,11 @@
 //! What is written is read back; what is damaged is told; nothing panics.
 
-use super::machine::{Core, Tables};
+use super::machine::Core;
 use super::source::OnDisk;
 use super::write::{self, Target, WriteError};
 use super::*;
 use crate::fake::Ram;
-use crate::target::{Action, Event, Order, StopReason};
+use crate::target::{Action, Event, Order, StopReason, Tables};
 use arch::GuestVirt;
 use arch::register::table;
 use std::fs::{self, File};

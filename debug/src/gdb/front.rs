@@ -214,10 +214,10 @@ fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         b"qOffsets" => {
             let text = match session.client {
                 Client::Lldb => {
-                    session.kernel_slide().map(|by| format!("Text={by:x};Data={by:x};Bss={by:x}"))
+                    session.view().kernel_slide().map(|by| format!("Text={by:x};Data={by:x};Bss={by:x}"))
                 }
                 Client::Gdb | Client::Unknown => {
-                    session.kernel_text().map(|text| format!("TextSeg={text:x}"))
+                    session.view().kernel_text().map(|text| format!("TextSeg={text:x}"))
                 }
             };
             Answer::Reply(text.unwrap_or_default().into_bytes())

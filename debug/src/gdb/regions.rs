@@ -1,21 +1,15 @@
-//! What is mapped where: lldb's `qMemoryRegionInfo`, and the ranges that `monitor map` and
-//! `monitor info` print.
+//! What is mapped where: lldb's `qMemoryRegionInfo`.
 
 use super::front::{Answer, error};
 use super::packet::number;
 use super::session::{Session, errno};
-use crate::cancel::Cancelled;
 use crate::target::Machine;
 use arch::GuestVirt;
-use arch::paging::{Mapping, Permissions, Regime};
-use std::ops::ControlFlow;
-
-/// Pages between two looks whether what is printed is still wanted.
-const PAGES_BETWEEN: usize = 1 << 12;
+use arch::paging::{Permissions, Regime};
 
 /// `qMemoryRegionInfo:address`: the page there, or the gap (LLDB, "GDB Remote Protocol Extensions").
 pub(super) fn region<M: Machine>(session: &Session<M>, address: &[u8]) -> Answer {
-    let (Some(address), Ok((regime, _))) = (number(address), session.tables(session.current)) else {
+    let (Some(address), Ok((regime, _))) = (number(address), session.view().translation()) else {
         return error(errno::EINVAL);
     };
     let (start, last, permissions) = if !regime.is_on() || session.is_physical {
@@ -79,59 +73,6 @@ fn ram_region<M: Machine>(session: &Session<M>, address: u64) -> (u64, u64, Stri
     (start, last, String::new())
 }
 
-/// A page that is mapped.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Page {
-    /// Its first address.
-    pub start: u64,
-    /// Its last one, or that of what was asked for.
-    pub last: u64,
-    /// The entry that maps it.
-    pub entry: u64,
-    /// Where it leads.
-    pub mapping: Mapping,
-}
-
-/// Walks all pages that are mapped between two addresses, both included; `visit` breaks it off.
-///
-/// # Errors
-/// [`Cancelled`].
-pub(super) fn pages<M: Machine>(
-    session: &Session<M>,
-    regime: &Regime,
-    (first, last): (u64, u64),
-    visit: &mut dyn FnMut(Page) -> ControlFlow<()>,
-) -> Result<(), Cancelled> {
-    let memory = session.machine.memory();
-    for (from, to) in regime.ranges() {
-        let (mut at, to) = (from.0.max(first), to.0.min(last));
-        let mut count = 0;
-        while at <= to {
-            count += 1;
-            if count % PAGES_BETWEEN == 0 {
-                session.cancel.check()?;
-            }
-            let mut entry = 0;
-            let found = regime.walk(memory, GuestVirt(at), |step| entry = step.value);
-            let span = match &found {
-                Ok(mapping) => mapping.page_size,
-                Err(fault) => fault.span(),
-            };
-            let end = (at | (span - 1)).min(to);
-            if let Ok(mapping) = found
-                && visit(Page { start: at, last: end, entry, mapping }).is_break()
-            {
-                return Ok(());
-            }
-            match end.checked_add(1) {
-                Some(next) => at = next,
-                None => break,
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,7 +103,7 @@ mod tests {
         let mut session = Session::new(machine, std::sync::Arc::new(engine));
         session.current = 1;
         let mut bytes = [0; 4];
-        assert_eq!((session.read(1, 0x40_0000, &mut bytes), &bytes), (4, b"seen"));
+        assert_eq!((session.view().read(0x40_0000, &mut bytes), &bytes), (4, b"seen"));
         let reply = |address: &[u8]| match region(&session, address) {
             Answer::Reply(text) => String::from_utf8(text).unwrap(),
             other => panic!("{other:?}"),

@@ -10,7 +10,7 @@ use crate::disassemble::Mode;
 use crate::engine::Engine;
 use crate::memory::{self, Space};
 use crate::target::{Action, Control, Ended, Event, Machine, Order, StopReason, TargetError, VcpuState};
-use arch::paging::{Fault, Regime};
+use crate::view::View;
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestVirt, Isa};
 use std::collections::BTreeMap;
@@ -166,68 +166,15 @@ impl<M: Machine> Session<M> {
         format!("{process}{:02x}", u64::from(vcpu) + 1)
     }
 
-    /// How a vCPU translates now.
-    ///
-    /// # Errors
-    /// [`TargetError`].
-    pub fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
-        self.machine.regime(vcpu)
-    }
-
-    /// What addresses mean to the debugger, through a vCPU.
-    pub fn space(&self, vcpu: u32) -> Space {
-        if self.is_physical {
-            return Space::Physical;
+    /// The machine as the debugger sees it, through the current vCPU.
+    pub fn view(&self) -> View<'_> {
+        View {
+            machine: &self.machine,
+            engine: &self.engine,
+            vcpu: self.current,
+            is_physical: self.is_physical,
+            cancel: &self.cancel,
         }
-        self.tables(vcpu).map_or(Space::Physical, |(regime, _)| Space::Virtual(regime))
-    }
-
-    /// The tables by which a vCPU's addresses are looked at: its own, or before the guest has started it, those of
-    /// another; and whose they are.
-    ///
-    /// # Errors
-    /// [`TargetError`].
-    pub fn tables(&self, vcpu: u32) -> Result<(Regime, u32), TargetError> {
-        let regime = self.regime(vcpu)?;
-        if regime.is_on() || self.machine.state(vcpu) != VcpuState::NotStarted {
-            return Ok((regime, vcpu));
-        }
-        let others = (0..self.machine.vcpus()).filter_map(|other| Some((self.regime(other).ok()?, other)));
-        let mut others = others.into_iter();
-        Ok(others.find(|(other, _)| other.is_on()).unwrap_or((regime, vcpu)))
-    }
-
-    /// The same for the current vCPU, with a word where they are another's.
-    ///
-    /// # Errors
-    /// [`TargetError`].
-    pub fn current_tables(&self) -> Result<(Regime, String), TargetError> {
-        let (regime, whose) = self.tables(self.current)?;
-        let word = match whose == self.current {
-            true => String::new(),
-            false => {
-                format!("vCPU {} has not been started; by the tables of vCPU {whose}:\n", self.current)
-            }
-        };
-        Ok((regime, word))
-    }
-
-    /// Reads memory as the debugger sees it; how many bytes are good.
-    pub fn read(&self, vcpu: u32, address: u64, buffer: &mut [u8]) -> usize {
-        let space = self.space(vcpu);
-        let state = self.engine.state();
-        memory::read(self.machine.memory(), &space, Some(&state.table), GuestVirt(address), buffer)
-    }
-
-    /// Why the dump that is looked at has not got a byte that the guest had, if that is so.
-    pub fn absence(&self, vcpu: u32, address: u64) -> Option<String> {
-        let memory = self.machine.memory();
-        let place = match self.space(vcpu).locate(memory, GuestVirt(address)) {
-            Ok((place, _)) => place,
-            Err(Fault::NoTable { at, .. }) => at,
-            Err(_) => return None,
-        };
-        memory.absence(place).map(|why| format!("{address:#x}: {why}"))
     }
 
     /// Whether the write that was refused last was refused as a part of a program.
@@ -245,12 +192,12 @@ impl<M: Machine> Session<M> {
             return false;
         }
         self.code_written = self.code_written.saturating_add(length as u64);
-        self.code_written > MOST_CODE && self.kernel_text().is_some()
+        self.code_written > MOST_CODE && self.view().kernel_text().is_some()
     }
 
     /// Writes memory; whether all of it was.
     pub fn write(&mut self, vcpu: u32, address: u64, bytes: &[u8]) -> bool {
-        let space = self.space(vcpu);
+        let space = self.view().through(vcpu).space();
         if self.overloads(&space, address, bytes.len()) {
             if !self.words.contains(OVERLOADED) {
                 log::warn!("{OVERLOADED}");
@@ -516,7 +463,7 @@ impl<M: Machine> Session<M> {
 
     /// Breakpoints that wait for their page look through the vCPU that is debugged.
     fn space_for_breakpoints(&self) -> Space {
-        self.tables(self.current).map_or(Space::Physical, |(regime, _)| Space::Virtual(regime))
+        View { is_physical: false, ..self.view() }.space()
     }
 
     /// Whether a vCPU is still where its breakpoint was reported, and the breakpoint is too: by
@@ -524,7 +471,7 @@ impl<M: Machine> Session<M> {
     fn stands_at_reported(&self, vcpu: u32) -> bool {
         let Some(reported) = self.reported[vcpu as usize] else { return false };
         // Questions to vCPUs come first: none is asked under the lock of the engine, which vCPUs take.
-        let (pc, regime) = (self.pc(vcpu), self.regime(vcpu));
+        let (pc, regime) = (self.pc(vcpu), self.machine.regime(vcpu));
         let state = self.engine.state();
         let is_asked_for = || {
             let mut breakpoints = state.table.iter();

@@ -226,8 +226,7 @@ impl<M: Machine> MultiThreadBase for Session<M> {
     }
 
     fn read_addrs(&mut self, start: u64, data: &mut [u8], _: Tid) -> TargetResult<usize, Self> {
-        let vcpu = self.current;
-        match self.read(vcpu, start, data) {
+        match self.view().read(start, data) {
             0 if !data.is_empty() => refuse(errno::EFAULT),
             count => Ok(count),
         }

@@ -31,9 +31,20 @@ fn ask(bytes: Vec<u8>) {
     }
     let engine = Engine::new(core.isa(), core.host().clone(), core.vcpus());
     let mut session = Session::new(core, Arc::new(engine));
-    for line in
-        ["regs all", "linux", "dmesg", "translate 0xffffffff81000000", "map 0 0x1000000", "mem", "host"]
-    {
+    for line in [
+        "info",
+        "regs all",
+        "threads",
+        "linux",
+        "dmesg",
+        "translate 0xffffffff81000000",
+        "translate 0 --table 0x1000",
+        "read 0xffffffff81000000 100",
+        "map 0 0x1000000",
+        "mem",
+        "info registers -a",
+        "host",
+    ] {
         monitor::run(&mut session, line);
     }
     converse(&mut session, &frame(b"vCont;c")).ok();

@@ -1,26 +1,25 @@
-//! What a session knows of the target's Linux kernel, live or dumped.
+//! What is seen of the guest's Linux kernel, live or dumped.
 
-use super::session::Session;
+use super::View;
 use crate::cancel::Cancelled;
 use crate::dump::described::{self, Anchor, Scope};
 use crate::dump::kernel::kernel_regime;
 use crate::linux::{self, Described, VmCoreInfo};
-use crate::memory::{self, Space};
-use crate::target::Machine;
+use crate::memory::Space;
+use arch::Isa;
 use arch::register::Bank;
-use arch::{GuestVirt, Isa};
 use std::borrow::Cow;
 
-impl<M: Machine> Session<M> {
+impl<'a> View<'a> {
     /// Where the guest's Linux kernel is mapped, if one is ([`linux::text`]).
     pub fn kernel_text(&self) -> Option<u64> {
-        let (regime, _) = self.tables(self.current).ok()?;
+        let (regime, _) = self.translation().ok()?;
         let vbar = match self.isa() {
-            Isa::Aarch64 => self.machine.registers(self.current, &[Bank::System]).ok()?.get("VBAR_EL1"),
+            Isa::Aarch64 => self.machine.registers(self.vcpu, &[Bank::System]).ok()?.get("VBAR_EL1"),
             Isa::X86_64 => Some(0),
         };
         match vbar {
-            Some(vbar) => linux::text(self.isa(), &regime, self.machine.memory(), vbar),
+            Some(vbar) => linux::text(self.isa(), &regime, self.memory(), vbar),
             None => self.kernel(Scope::Running).ok()?.info.as_ref().and_then(VmCoreInfo::image_start),
         }
     }
@@ -34,7 +33,7 @@ impl<M: Machine> Session<M> {
     ///
     /// # Errors
     /// [`Cancelled`], while they are looked for.
-    pub fn kernel(&self, scope: Scope) -> Result<Cow<'_, Described>, Cancelled> {
+    pub fn kernel(&self, scope: Scope) -> Result<Cow<'a, Described>, Cancelled> {
         if let Some(known) = self.machine.kernel() {
             return Ok(Cow::Borrowed(known));
         }
@@ -42,28 +41,25 @@ impl<M: Machine> Session<M> {
         let anchors: Vec<Anchor> = (0..self.machine.vcpus())
             .filter_map(|vcpu| registers(vcpu).as_ref().and_then(Anchor::new))
             .collect();
-        let memory = self.machine.memory();
-        described::find(self.isa(), memory, &anchors, scope, &mut || self.cancel.check()).map(Cow::Owned)
+        let mut go_on = || self.cancel.check();
+        described::find(self.isa(), self.memory(), &anchors, scope, &mut go_on).map(Cow::Owned)
     }
 
-    /// The last lines of the guest kernel's log, `most` of them. A vCPU may translate otherwise than the kernel just now (in user space with
-    /// tables of its own, or reset); then others are asked, and the kernel's description.
+    /// The last lines of the guest kernel's log, `most` of them. A vCPU may translate otherwise than the kernel just
+    /// now (in user space with tables of its own, or reset); then others are asked, and the kernel's description.
     ///
     /// # Errors
-    /// [`linux::LogError`], of the vCPU that is looked at.
+    /// [`linux::LogError`], of the vCPU that is looked through.
     pub fn kernel_log(&self, info: &VmCoreInfo, most: usize) -> Result<Vec<String>, linux::LogError> {
-        let vcpus = std::iter::once(self.current).chain(0..self.machine.vcpus());
-        let by_registers = vcpus.filter_map(|vcpu| self.regime(vcpu).ok());
+        let vcpus = std::iter::once(self.vcpu).chain(0..self.machine.vcpus());
+        let by_registers = vcpus.filter_map(|vcpu| self.machine.regime(vcpu).ok());
         let by_info = kernel_regime(self.isa(), info);
         let mut first = None;
         for regime in by_registers.chain(by_info) {
             let space = Space::Virtual(regime);
-            let state = self.engine.state();
-            let read = |at: u64, bytes: &mut [u8]| {
-                if self.cancel.check().is_err() {
-                    return 0;
-                }
-                memory::read(self.machine.memory(), &space, Some(&state.table), GuestVirt(at), bytes)
+            let read = |at: u64, bytes: &mut [u8]| match self.cancel.check() {
+                Ok(()) => self.read_in(&space, at, bytes),
+                Err(_) => 0,
             };
             match info.log(read, most) {
                 Ok(lines) => return Ok(lines),
