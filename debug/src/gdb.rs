@@ -10,6 +10,7 @@
 //! Source: GDB manual, appendix "GDB Remote Serial Protocol".
 
 pub mod accept;
+pub mod answer;
 pub mod client;
 pub mod description;
 pub mod front;

@@ -4,12 +4,13 @@
 //! packet is served and nothing further is read. So neither a client that does not read, nor one that
 //! asks for the same again and again, has anything grow.
 
-use super::front::{self, Answer};
+use super::answer::{Answer, errno};
+use super::front;
 use super::input::Input;
 use super::listener::{Peer, Stream};
 use super::packet::{Item, push_escaped, push_frame, push_hex};
-use super::session::{self, Process, Session, errno};
-use super::stop::{Stop, console};
+use super::session::{self, Process, Session, Stop};
+use super::stop::{self, console};
 use super::stub::Stub;
 use crate::cancel::Cancel;
 use crate::target::{Machine, StopReason};
@@ -347,7 +348,7 @@ impl<M: Machine> Client<M> {
                 self.has_interrupted = false;
                 session.take();
                 self.arm(session);
-                self.send(&Stop::Vcpu(session.current, StopReason::Interrupt).reply(session));
+                self.send(&stop::reply(&Stop::Vcpu(session.current, StopReason::Interrupt), session));
             }
             Answer::Restart(replies) => {
                 self.has_interrupted = false;
@@ -366,7 +367,7 @@ impl<M: Machine> Client<M> {
                     }
                 }
                 match result {
-                    Ok(()) if replies => self.send(&Stop::Vcpu(0, StopReason::Step).reply(session)),
+                    Ok(()) if replies => self.send(&stop::reply(&Stop::Vcpu(0, StopReason::Step), session)),
                     Ok(()) => {}
                     Err(refused) if replies => self.send(format!("E.{refused}").as_bytes()),
                     Err(refused) => log::warn!("the guest does not begin again: {refused}"),
@@ -458,7 +459,7 @@ impl<M: Machine> Client<M> {
             self.send(&console(words));
         }
         self.is_running = false;
-        self.send(&stop.reply(session));
+        self.send(&stop::reply(stop, session));
         match stop {
             Stop::Ended(_) => Err(Goodbye::Ended),
             Stop::Vcpu(..) => Ok(()),

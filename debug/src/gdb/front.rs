@@ -22,46 +22,15 @@
 //! Source: GDB manual, "Packets", "General Query Packets", "vCont"; QEMU's `docs/system/gdb.rst` and
 //! `gdbstub/gdbstub.c`.
 
+use super::answer::{Answer, errno, error, ok, pair};
 use super::packet::{LONGEST, escape, from_hex, hex, number, unescape};
 use super::regions;
 use super::resume::{self, Refused, Thread, Vcpus};
 use super::search;
-use super::session::{Client, InsertError, OVERLOADED, Process, Session, errno};
+use super::session::{Client, InsertError, OVERLOADED, Process, Session};
 use crate::breakpoint::{self, Kind};
 use crate::expression::Expression;
-use crate::target::{Action, Machine};
-
-/// What becomes of a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// This is the reply.
-    Reply(Vec<u8>),
-    /// The reply is memory, which may be much: it is encoded where it is sent.
-    Memory {
-        /// First byte, as the debugger sees addresses.
-        address: u64,
-        /// Bytes that one reply can carry, at most.
-        length: usize,
-        /// In binary, escaped, behind a `b`; else in hexadecimal.
-        is_binary: bool,
-    },
-    /// gdbstub answers it.
-    PassOn,
-    /// The reply, and then the debugger wants the guest to end.
-    Kill(Vec<u8>),
-    /// The reply, and then the debugger lets go of the guest.
-    Detach(Vec<u8>),
-    /// The guest is to begin again; what `vRun` answers, or nothing.
-    Restart(bool),
-    /// The debugger wants the guest that it has let go.
-    Attach,
-    /// The target is to be interrupted, after the reply.
-    Interrupt(Vec<u8>),
-    /// The target is to be resumed; the reply is the next stop. An action for each vCPU.
-    Resume(Vec<Action>),
-    /// The reply, and from then on nothing is acknowledged.
-    NoAcknowledgements,
-}
+use crate::target::Machine;
 
 /// What is served beyond what every stub serves, for `qSupported`.
 const FEATURES: &str = "vContSupported+;multiprocess+;QStartNoAckMode+;swbreak+;hwbreak+;\
@@ -72,14 +41,6 @@ const FEATURES: &str = "vContSupported+;multiprocess+;QStartNoAckMode+;swbreak+;
 const PROCESS: u64 = 1;
 const NO_PROCESS: Refused =
     Refused::Words("there is no guest now: 'run' has it begin again, 'attach 1' takes it");
-
-pub(super) fn error(code: u8) -> Answer {
-    Answer::Reply(format!("E{code:02x}").into_bytes())
-}
-
-fn ok() -> Answer {
-    Answer::Reply(b"OK".to_vec())
-}
 
 impl From<Refused> for Answer {
     fn from(refused: Refused) -> Answer {
@@ -406,12 +367,6 @@ fn remove<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
         }
         None => error(errno::EINVAL),
     }
-}
-
-/// Two numbers with a comma between them.
-pub(super) fn pair(arguments: &[u8]) -> Option<(u64, u64)> {
-    let comma = arguments.iter().position(|byte| *byte == b',')?;
-    Some((number(&arguments[..comma])?, number(&arguments[comma + 1..])?))
 }
 
 /// Bytes that one reply carries, in hexadecimal.

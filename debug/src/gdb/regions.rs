@@ -1,8 +1,8 @@
 //! What is mapped where: lldb's `qMemoryRegionInfo`.
 
-use super::front::{Answer, error};
+use super::answer::{Answer, errno, error};
 use super::packet::number;
-use super::session::{Session, errno};
+use super::session::Session;
 use crate::target::Machine;
 use arch::GuestVirt;
 use arch::paging::{Permissions, Regime};

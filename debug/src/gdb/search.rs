@@ -5,9 +5,9 @@
 //!
 //! Source: GDB manual, "General Query Packets".
 
-use super::front::{Answer, error, pair};
+use super::answer::{Answer, errno, error, pair};
 use super::packet::{number, unescape};
-use super::session::{Session, errno};
+use super::session::Session;
 use crate::target::Machine;
 use memchr::memmem;
 

@@ -3,7 +3,6 @@
 //! Threads are vCPUs; gdb's thread-ids are their numbers plus one.
 
 use super::description::{Believed, Described, RegisterSet};
-use super::stop::Stop;
 use crate::breakpoint::{Breakpoint, Kind};
 use crate::cancel::Cancel;
 use crate::disassemble::Mode;
@@ -18,25 +17,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 mod breakpoints;
+mod stop;
 
 pub use breakpoints::InsertError;
 use breakpoints::Refused;
-
-/// Errors that a client sees as `E` and a number, as errno has them.
-pub mod errno {
-    /// No such process, here: vCPU.
-    pub const ESRCH: u8 = 3;
-    /// Interrupted.
-    pub const EINTR: u8 = 4;
-    /// I/O.
-    pub const EIO: u8 = 5;
-    /// Bad address.
-    pub const EFAULT: u8 = 14;
-    /// Invalid argument.
-    pub const EINVAL: u8 = 22;
-    /// No space: debug registers are used up.
-    pub const ENOSPC: u8 = 28;
-}
+pub use stop::Stop;
 
 /// Debuggers that are told apart, where they read the protocol in different ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,10 @@
 //! So it never runs the target, and has nothing to remember: the vCPU is the session's
 //! [`current`](Session::current) one, whichever it takes for that.
 
+use super::answer::errno;
 use super::monitor;
 use super::packet::{LONGEST, frame};
-use super::session::{Session, errno};
+use super::session::Session;
 use crate::target::{Machine, TargetError};
 use arch::register::{Bank, RegisterFile, table};
 use gdbstub::common::Tid;
