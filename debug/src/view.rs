@@ -11,8 +11,8 @@ pub use pages::Page;
 
 use crate::breakpoint::{Kind, Place};
 use crate::cancel::Cancel;
-use crate::dump::kernel as translation;
 use crate::engine::Engine;
+use crate::linux::translate as translation;
 use crate::memory::{self, Space};
 use crate::target::{Machine, Memory, Tables, TargetError, VcpuState};
 use arch::aarch64::exception_entry;
@@ -81,7 +81,7 @@ impl<'a> View<'a> {
         let registers = self.machine.registers(self.vcpu, &[Bank::System])?;
         translation::user_regime(&registers, None, table)
             .or_else(|| {
-                let known = self.kernel(crate::dump::described::Scope::Running).ok()?;
+                let known = self.kernel(crate::linux::described::Scope::Running).ok()?;
                 translation::user_regime(&registers, known.info.as_ref(), table)
             })
             .ok_or(TargetError::Unsupported(

@@ -15,7 +15,7 @@ use asked::Asked;
 use clap::Args;
 use debug::command::Refused;
 use debug::dump::DumpError;
-use debug::dump::machine::Core;
+use debug::dump::core::Core;
 use debug::engine::Engine;
 use debug::gdb::listener::{Address, Listener};
 use debug::gdb::server::{self, Service};

@@ -3,7 +3,7 @@
 use super::address::count;
 use super::operator::Operator;
 use crate::cancel::Cancelled;
-use crate::dump::described::Scope;
+use crate::linux::described::Scope;
 use crate::linux::{Described, VmCoreInfo};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
 use crate::view::View;

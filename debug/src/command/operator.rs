@@ -1,8 +1,8 @@
 //! Who gives commands.
 
 use crate::breakpoint::Kind;
-use crate::dump::destination::Destination;
 use crate::dump::write::WriteError;
+use crate::dump::write::destination::Destination;
 use crate::reply::{Arguments, Command, Refusal, Reply};
 use crate::target::{Control, Machine, TargetError};
 use crate::view::View;

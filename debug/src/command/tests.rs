@@ -3,10 +3,10 @@
 use super::{Operator, Refused, commands, common, run, run_line};
 use crate::breakpoint::{Breakpoint, Kind, Place};
 use crate::cancel::{Cancel, Cancelled};
-use crate::dump::destination::Destination;
-use crate::dump::machine::Core;
-use crate::dump::raw;
+use crate::dump::core::Core;
+use crate::dump::read::raw;
 use crate::dump::write::WriteError;
+use crate::dump::write::destination::Destination;
 use crate::engine::Engine;
 use crate::fake::Still;
 use crate::linux::{Described, VmCoreInfo};

@@ -2,8 +2,8 @@
 
 use super::View;
 use crate::cancel::Cancelled;
-use crate::dump::described::{self, Anchor, Scope};
-use crate::dump::kernel::kernel_regime;
+use crate::linux::described::{self, Anchor, Scope};
+use crate::linux::translate::kernel_regime;
 use crate::linux::{self, Described, VmCoreInfo};
 use crate::memory::Space;
 use arch::Isa;

@@ -5,8 +5,8 @@ use crate::given_file;
 use crate::unpacked::unpacked;
 use arch::GuestPhys;
 use arch::register::{RegisterFile, row, table};
-use debug::dump::machine::Core;
-use debug::dump::source::OnDisk;
+use debug::dump::core::Core;
+use debug::dump::read::source::OnDisk;
 use debug::dump::{self, Contents, Cpu, DumpError};
 use debug::linux::VmCoreInfo;
 use debug::reply::number;
@@ -21,7 +21,9 @@ pub(super) fn open(args: &CoreArgs, path: &Path) -> Result<Core, CoreError> {
     let source = given_file::open(path).and_then(OnDisk::new).map_err(failed)?;
     let malformed = |source| CoreError::Dump { path: path.into(), source };
     let contents = match args.arch.filter(|_| args.raw) {
-        Some(isa) => dump::raw::read(Arc::new(source), isa, args.base.unwrap_or(0), RegisterFile::new(isa)),
+        Some(isa) => {
+            dump::read::raw::read(Arc::new(source), isa, args.base.unwrap_or(0), RegisterFile::new(isa))
+        }
         None => match dump::in_one_piece(&source).map_err(malformed)? {
             None => dump::open(Arc::new(source)),
             Some(packing) => {

@@ -1,7 +1,7 @@
 //! Plain memory, byte for byte, of a target that the user describes.
 
 use super::source::Source;
-use super::{Contents, Cpu, DumpError, Image};
+use crate::dump::contents::{Contents, Cpu, DumpError, Image};
 use arch::Isa;
 use arch::address::PhysRange;
 use arch::register::RegisterFile;

@@ -1,6 +1,6 @@
 //! Where a core is written to: a file with holes, or one that is compressed in blocks.
 
-use super::packed::{BlockSize, PackedBlocks, Packing};
+use crate::dump::packing::{BlockSize, PackedBlocks, Packing};
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::num::NonZero;
@@ -172,9 +172,9 @@ impl<F: Write> Sink for Blocks<F> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::packed::Packed;
-    use super::super::source::Source;
     use super::*;
+    use crate::dump::read::packed::Packed;
+    use crate::dump::read::source::Source;
     use std::sync::Arc;
 
     /// Data and holes of any size, and what they are together.

@@ -8,7 +8,7 @@
 
 use super::elf::{Notes, isa_of_notes};
 use super::source::{Source, read_all};
-use super::{Contents, DumpError, Image, joined};
+use crate::dump::contents::{Contents, DumpError, Image, joined};
 use crate::linux::VmCoreInfo;
 use crate::target::Absence;
 use arch::Isa;
@@ -301,7 +301,7 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
 
     let mut remarks = Vec::new();
     if is_incomplete {
-        remarks.push(super::INCOMPLETE.into());
+        remarks.push(crate::dump::contents::INCOMPLETE.into());
     }
     let mut note_bytes = Vec::new();
     if version >= 4 && long(56) > 0 {

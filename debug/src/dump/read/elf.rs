@@ -4,8 +4,8 @@
 //! `Documentation/admin-guide/kdump/vmcoreinfo.rst`.
 
 use super::source::{Source, read_all, read_some};
-use super::{Contents, Cpu, DumpError, Image, joined};
 use crate::disassemble::Mode;
+use crate::dump::contents::{Contents, Cpu, DumpError, Image, joined};
 use crate::linux::VmCoreInfo;
 use crate::target::{Absence, VcpuState};
 use arch::Isa;
@@ -15,14 +15,14 @@ use arch::core_note::{self, Note};
 use std::sync::Arc;
 
 /// Sizes of the file's header, of a program header and of a section header, bytes.
-pub(super) const HEADER: u64 = 64;
-pub(super) const PROGRAM_HEADER: u64 = 56;
+pub(in crate::dump) const HEADER: u64 = 64;
+pub(in crate::dump) const PROGRAM_HEADER: u64 = 56;
 const SECTION_HEADER: u64 = 64;
-pub(super) const ET_CORE: u16 = 4;
-pub(super) const PT_LOAD: u32 = 1;
-pub(super) const PT_NOTE: u32 = 4;
+pub(in crate::dump) const ET_CORE: u16 = 4;
+pub(in crate::dump) const PT_LOAD: u32 = 1;
+pub(in crate::dump) const PT_NOTE: u32 = 4;
 /// `e_phnum` when there are more: `sh_info` of section 0 says how many.
-pub(super) const PN_XNUM: u16 = 0xffff;
+pub(in crate::dump) const PN_XNUM: u16 = 0xffff;
 
 /// What one file may have at most, so that its reader stays small: segments, bytes of notes, vCPUs.
 const MOST_SEGMENTS: u64 = 1 << 20;
@@ -256,7 +256,7 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
         return Err(malformed(what.into(), table_at));
     }
     if is_incomplete {
-        remarks.push(super::INCOMPLETE.into());
+        remarks.push(crate::dump::contents::INCOMPLETE.into());
     }
     if cut_off > 0 {
         remarks.push(format!("the file is cut off: {cut_off:#x} bytes of memory are missing"));
@@ -271,9 +271,9 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
 }
 
 /// What our own note has beside registers: what the vCPU was doing, a byte.
-pub(super) const STATE: &[u8] = b"state";
+pub(in crate::dump) const STATE: &[u8] = b"state";
 /// And, a byte that is not 0, that the registers are [earlier](Cpu::is_earlier) ones.
-pub(super) const EARLIER: &[u8] = b"earlier";
+pub(in crate::dump) const EARLIER: &[u8] = b"earlier";
 
 fn state_of(number: u8) -> VcpuState {
     match number {
@@ -285,7 +285,7 @@ fn state_of(number: u8) -> VcpuState {
 }
 
 /// The number of a state in our own note.
-pub(super) fn number_of(state: VcpuState) -> u8 {
+pub(in crate::dump) fn number_of(state: VcpuState) -> u8 {
     match state {
         VcpuState::Unknown => 0,
         VcpuState::Running => 1,
@@ -303,7 +303,7 @@ pub(super) fn isa_of_notes(bytes: &[u8]) -> Option<Isa> {
 }
 
 /// Numbers in words, not too many.
-pub(super) fn numbers(all: &[usize]) -> String {
+pub(in crate::dump) fn numbers(all: &[usize]) -> String {
     const MOST: usize = 8;
     let mut words: Vec<String> = all.iter().take(MOST).map(usize::to_string).collect();
     if all.len() > MOST {

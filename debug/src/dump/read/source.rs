@@ -1,6 +1,6 @@
 //! Where the bytes of a dump come from.
 
-use super::DumpError;
+use crate::dump::contents::DumpError;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;

@@ -7,7 +7,8 @@
 //! Source: Linux, `Documentation/admin-guide/kdump/vmcoreinfo.rst`; `arch/x86/include/asm/page_64_types.h`
 //! (`__START_KERNEL_map`); `arch/arm64/include/asm/pgtable-hwdef.h`.
 
-use crate::linux::{self, VmCoreInfo};
+use super::info::VmCoreInfo;
+use super::text::text;
 use crate::target::Memory;
 use arch::address::PhysRange;
 use arch::paging::{Fault, Regime};
@@ -180,7 +181,7 @@ const MOST_PIECES: usize = 64;
 /// Where the kernel's image is mapped: in several pieces, as kernels unmap what they have needed for
 /// their start only.
 pub fn image(isa: Isa, regime: &Regime, memory: &dyn Memory, vbar: u64) -> Vec<Piece> {
-    linux::text(isa, regime, memory, vbar).map_or_else(Vec::new, |start| image_from(regime, memory, start))
+    text(isa, regime, memory, vbar).map_or_else(Vec::new, |start| image_from(regime, memory, start))
 }
 
 /// The same of an image that begins at `start` or not far behind.

@@ -1,10 +1,10 @@
 //! A dump as a [`Machine`] that cannot run.
 
-use super::described::{self, Anchor, Scope};
-use super::elf::numbers;
-use super::{Contents, Cpu, Image, kernel};
+use super::contents::{Contents, Cpu, Image, joined};
+use super::read::elf::numbers;
 use crate::cancel::{Cancel, Cancelled};
-use crate::linux::{Described, VmCoreInfo};
+use crate::linux::described::{self, Anchor, Scope};
+use crate::linux::{Described, VmCoreInfo, translate};
 use crate::target::{
     Absence, Action, Code, Control, DumpFile, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints,
     StopReason, Tables, TargetError, VcpuState,
@@ -137,7 +137,7 @@ impl Memory for CoreMemory {
         if let Some(changed) = &self.changed {
             ranges.extend(lock(changed).keys().map(|page| PhysRange::new(page * PAGE as u64, PAGE as u64)));
         }
-        super::joined(ranges)
+        joined(ranges)
     }
 
     fn absence(&self, address: GuestPhys) -> Option<Absence> {
@@ -172,7 +172,7 @@ const READ_ONLY: &str = "this is a dump: registers and memory can be changed, in
 
 /// What there is to be said of vCPUs without page tables where others have some.
 fn without_tables(cpus: &[Cpu]) -> Option<String> {
-    let is_on = |cpu: &Cpu| kernel::regime(&cpu.registers).is_ok_and(|regime| regime.is_on());
+    let is_on = |cpu: &Cpu| translate::regime(&cpu.registers).is_ok_and(|regime| regime.is_on());
     let (with, without): (Vec<usize>, Vec<usize>) = (0..cpus.len()).partition(|vcpu| is_on(&cpus[*vcpu]));
     let (first, _) = (with.first()?, without.first()?);
     let without = numbers(&without);
@@ -259,7 +259,7 @@ impl Core {
     fn another(&self, vcpu: u32) -> Option<(u32, Regime)> {
         let others = (0u32..).zip(&self.cpus).filter(|(other, _)| *other != vcpu);
         let mut on = others.filter_map(|(other, cpu)| {
-            let regime = kernel::regime(&lock(cpu).registers).ok().filter(Regime::is_on)?;
+            let regime = translate::regime(&lock(cpu).registers).ok().filter(Regime::is_on)?;
             Some((other, regime))
         });
         on.next()
@@ -286,7 +286,7 @@ impl Machine for Core {
             && file.get("TCR_EL1").is_none()
             && let Some(info) = self.info()
         {
-            kernel::set_pointer_masks(&mut file, info);
+            translate::set_pointer_masks(&mut file, info);
         }
         Ok(file)
     }
@@ -303,7 +303,7 @@ impl Machine for Core {
 
     /// Those of a vCPU that has none (it was not started, or has paging off, as after a reset) are another's.
     fn translation(&self, vcpu: u32) -> Result<(Regime, Tables), TargetError> {
-        let own = kernel::regime(&self.cpu(vcpu)?.registers);
+        let own = translate::regime(&self.cpu(vcpu)?.registers);
         if let Ok(regime) = own
             && regime.is_on()
         {
@@ -313,7 +313,7 @@ impl Machine for Core {
             return Ok((regime, Tables::Vcpu(other)));
         }
         // What takes a search of all memory comes last.
-        match (self.info().and_then(|info| kernel::kernel_regime(self.isa, info)), own) {
+        match (self.info().and_then(|info| translate::kernel_regime(self.isa, info)), own) {
             (Some(regime), _) => Ok((regime, Tables::Description)),
             (None, Ok(off)) => Ok((off, Tables::Own)),
             (None, Err(fault)) => Err(TargetError::Host(fault.to_string())),

@@ -3,8 +3,8 @@
 //!
 //! Source: makedumpfile, `makedumpfile.h` (`struct makedumpfile_header`, `struct makedumpfile_data_header`).
 
-use super::DumpError;
 use super::source::{Source, read_all};
+use crate::dump::contents::DumpError;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;

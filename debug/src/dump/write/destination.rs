@@ -10,8 +10,8 @@
 //! A dump is all of a guest's memory, so only its owner can read it; one that replaces a file has that
 //! file's owner and mode. It has its name when it is on disk, and the folder that has the name is, too.
 
-use super::packed::check_name;
-use super::write::WriteError;
+use super::error::WriteError;
+use crate::dump::packing::check_name;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat};

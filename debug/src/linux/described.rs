@@ -14,9 +14,9 @@
 //! `include/uapi/linux/utsname.h`; `arch/x86/include/asm/page_64_types.h`,
 //! `Documentation/admin-guide/kdump/vmcoreinfo.rst`.
 
-use super::kernel::{self, LARGEST_IMAGE, Piece, X86_IMAGE, kernel_regime};
+use super::info::{BEGIN, Described, VmCoreInfo};
+use super::translate::{self, LARGEST_IMAGE, Piece, X86_IMAGE, kernel_regime};
 use crate::cancel::Cancelled;
-use crate::linux::{BEGIN, Described, VmCoreInfo};
 use crate::target::Memory;
 use arch::paging::Regime;
 use arch::register::RegisterFile;
@@ -53,7 +53,7 @@ pub struct Anchor {
 impl Anchor {
     /// That of a vCPU that translates; `registers` has its system registers.
     pub fn new(registers: &RegisterFile) -> Option<Anchor> {
-        let regime = kernel::regime(registers).ok().filter(Regime::is_on)?;
+        let regime = translate::regime(registers).ok().filter(Regime::is_on)?;
         Some(Anchor { regime, vbar: registers.get("VBAR_EL1").unwrap_or(0) })
     }
 }
@@ -203,7 +203,7 @@ impl Search<'_> {
         let mut seen: Vec<Vec<Piece>> = Vec::new();
         for anchor in self.anchors {
             (self.go_on)()?;
-            let pieces = kernel::image(self.isa, &anchor.regime, self.memory, anchor.vbar);
+            let pieces = translate::image(self.isa, &anchor.regime, self.memory, anchor.vbar);
             if pieces.is_empty() || seen.contains(&pieces) || seen.len() >= MOST_IMAGES {
                 continue;
             }
@@ -288,7 +288,7 @@ impl Search<'_> {
                 false
             }
             None => {
-                let pieces = kernel::image_from(&regime, self.memory, place.text);
+                let pieces = translate::image_from(&regime, self.memory, place.text);
                 let pages = self.pointed(&regime, &pieces)?;
                 let is_pointed = pages.contains(&page);
                 self.images.push(SearchedImage { regime, text: place.text, pages });
