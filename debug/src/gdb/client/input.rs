@@ -3,8 +3,8 @@
 //! It is read in two places: by the server between two packets, and, while a command takes long, by
 //! the command's [token](crate::cancel), which looks whether the client interrupts or has gone.
 
-use super::listener::Stream;
-use super::packet::{Framer, Item};
+use crate::gdb::listener::Stream;
+use crate::gdb::packet::{Framer, Item};
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -139,8 +139,8 @@ impl Input {
 
 #[cfg(test)]
 mod tests {
-    use super::super::packet::{LONGEST, frame};
     use super::*;
+    use crate::gdb::packet::{LONGEST, frame};
     use std::io::Write;
     use std::os::unix::net::UnixStream;
 

@@ -1,8 +1,8 @@
 //! What is mapped where: lldb's `qMemoryRegionInfo`.
 
-use super::answer::{Answer, errno, error};
-use super::packet::number;
-use super::session::Session;
+use crate::gdb::answer::{Answer, errno, error};
+use crate::gdb::packet::number;
+use crate::gdb::session::Session;
 use crate::target::Machine;
 use arch::GuestVirt;
 use arch::paging::{Permissions, Regime};

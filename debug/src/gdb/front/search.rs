@@ -5,16 +5,16 @@
 //!
 //! Source: GDB manual, "General Query Packets".
 
-use super::answer::{Answer, errno, error, pair};
-use super::packet::{number, unescape};
-use super::session::Session;
+use crate::gdb::answer::{Answer, errno, error, pair};
+use crate::gdb::packet::{number, unescape};
+use crate::gdb::session::Session;
 use crate::target::Machine;
 use memchr::memmem;
 
 /// Bytes that are looked at at a time.
 const WINDOW: usize = 256 << 10;
 /// The longest pattern, bytes; a packet carries no more.
-const LONGEST_PATTERN: usize = super::packet::LONGEST;
+const LONGEST_PATTERN: usize = crate::gdb::packet::LONGEST;
 
 /// `qSearch:memory:address;length;pattern`.
 pub(super) fn find<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
@@ -149,7 +149,7 @@ mod tests {
         // A pattern that almost fits everywhere: quadratic, this would be 2^36 comparisons.
         let session = session(8 << 20);
         let pattern = [&vec![0; 64 << 10][..], b"x"].concat();
-        let arguments = [b"0;800000;".to_vec(), super::super::packet::escape(&pattern)].concat();
+        let arguments = [b"0;800000;".to_vec(), crate::gdb::packet::escape(&pattern)].concat();
         assert_eq!(reply(find(&session, &arguments)), "0");
     }
 
