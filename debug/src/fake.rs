@@ -1,11 +1,12 @@
 //! A target without a processor, for tests and fuzzing of what stands above the traits.
 
+use crate::abilities::{HostDebug, SoftwareBreakpoints};
 use crate::arming::{Arming, Own};
 use crate::linux::Described;
+use crate::ram::Memory;
 use crate::reply::{Arguments, Command, Offer, Refusal, Reply, offered, run_offered};
 use crate::target::{
-    Action, Code, Control, Cpu, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, Stepped,
-    StopReason, TargetError, VcpuState,
+    Action, Code, Control, Cpu, Event, Machine, Order, Stepped, StopReason, TargetError, VcpuState,
 };
 use crate::trap::Injection;
 use arch::address::PhysRange;

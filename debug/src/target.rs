@@ -6,59 +6,19 @@
 //! [engine](crate::engine) judges its exit there, so that a step over a breakpoint or a false
 //! condition needs no other thread.
 
+pub use crate::abilities::{Access, HostDebug, SoftwareBreakpoints};
+pub use crate::ram::{Absence, Memory};
+
 use crate::arming::{Arming, Own};
 use crate::cancel::Cancel;
 use crate::disassemble::Mode;
 use crate::linux::Described;
 use crate::reply::{Arguments, Command, Refusal, Reply};
-use arch::address::PhysRange;
-use arch::paging::{Regime, TableMemory};
+use arch::Isa;
+use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
-use arch::{GuestPhys, Isa};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
-
-/// Why a page of RAM that the target had cannot be read: it is a dump, and not all is in it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Absence {
-    /// Whoever made the dump left it out; in words, who and what.
-    #[error("the page was left out of the dump, {0}")]
-    LeftOut(String),
-    /// The dump was never finished.
-    #[error("the page was never written: the dump is incomplete")]
-    NotWritten,
-    /// The file is shorter than it should be.
-    #[error("the file is cut off in front of the page")]
-    CutOff,
-    /// What the file has of it cannot be read.
-    #[error("the page is damaged in the dump")]
-    Damaged,
-}
-
-/// RAM of the target, by guest-physical address. Devices are not part of it, so a debugger
-/// never touches one by accident.
-pub trait Memory: TableMemory + Send + Sync {
-    /// Reads as many bytes as there are in one piece from `address`; how many.
-    fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize;
-
-    /// Writes likewise. Where the bytes are instructions, processors fetch the new ones
-    /// when they next enter the guest.
-    fn write(&self, address: GuestPhys, bytes: &[u8]) -> usize;
-
-    /// The ranges of RAM.
-    fn ranges(&self) -> Vec<PhysRange>;
-
-    /// The ranges of RAM that may hold something: what has never been touched reads as zeros, or cannot be
-    /// read ([`Memory::absence`]), and is left out where that is known. For searches, which would else touch all of it.
-    fn populated(&self) -> Vec<PhysRange> {
-        self.ranges()
-    }
-
-    /// Why the byte at an address cannot be read though there was RAM, if that is so.
-    fn absence(&self, _address: GuestPhys) -> Option<Absence> {
-        None
-    }
-}
 
 /// How a vCPU reads the code that it executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,17 +66,6 @@ impl VcpuState {
             VcpuState::Unknown => "dumped",
         }
     }
-}
-
-/// What a watchpoint watches for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Access {
-    /// Loads.
-    Read,
-    /// Stores.
-    Write,
-    /// Both.
-    Any,
 }
 
 /// Why a vCPU stopped.
@@ -237,32 +186,6 @@ impl From<TargetError> for Refusal {
     fn from(error: TargetError) -> Refusal {
         Refusal::NotThere(error.to_string())
     }
-}
-
-/// What a host can do for a debugger, found by trying it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostDebug {
-    /// How a planted breakpoint instruction comes to us.
-    pub software: SoftwareBreakpoints,
-    /// Single steps work.
-    pub single_step: bool,
-    /// Breakpoint registers that work; on x86 shared with watchpoints.
-    pub breakpoints: usize,
-    /// Watchpoint registers that work.
-    pub watchpoints: usize,
-    /// KVM keeps interrupts out of a step (`KVM_GUESTDBG_BLOCKIRQ`).
-    pub blocks_interrupts: bool,
-}
-
-/// The ways in which a planted breakpoint instruction can be noticed, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SoftwareBreakpoints {
-    /// KVM traps it.
-    Trapped,
-    /// KVM fails to emulate it and tells its bytes.
-    EmulationFailure,
-    /// Not at all: debug registers take its place.
-    None,
 }
 
 /// A target that stands still, or runs until its next event.

@@ -1,7 +1,7 @@
 //! One breakpoint: what was asked for, and how it is noticed.
 
+use crate::abilities::Access;
 use crate::expression::Expression;
-use crate::target::Access;
 use arch::{GuestPhys, GuestVirt};
 
 /// What a debugger can insert (GDB manual, "Packets", `Z0` to `Z4`).

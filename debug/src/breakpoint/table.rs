@@ -4,7 +4,7 @@ mod planted;
 mod wants;
 
 use super::point::{Breakpoint, Id, Kind, Place};
-use crate::target::Memory;
+use crate::ram::Memory;
 use arch::{GuestPhys, GuestVirt, Isa};
 use planted::Planted;
 use std::collections::BTreeMap;

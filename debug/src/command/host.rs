@@ -1,9 +1,10 @@
 //! `host`, `exits`, `nmi`, `reset` and `quit`: what runs the guest, and what can be done to it as a whole.
 
 use super::operator::Operator;
+use crate::abilities::{HostDebug, SoftwareBreakpoints};
 use crate::memory::Space;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Said, Value, json};
-use crate::target::{Control, HostDebug, SoftwareBreakpoints, TargetError};
+use crate::target::{Control, TargetError};
 use crate::view::View;
 use std::fmt;
 

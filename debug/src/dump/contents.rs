@@ -2,7 +2,8 @@
 
 use crate::disassemble::Mode;
 use crate::linux::VmCoreInfo;
-use crate::target::{Absence, VcpuState};
+use crate::ram::Absence;
+use crate::target::VcpuState;
 use arch::Isa;
 use arch::address::PhysRange;
 use arch::register::RegisterFile;

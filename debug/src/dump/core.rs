@@ -2,12 +2,13 @@
 
 use super::contents::{Contents, Cpu, Image, joined};
 use super::read::elf::numbers;
+use crate::abilities::{HostDebug, SoftwareBreakpoints};
 use crate::cancel::{Cancel, Cancelled};
 use crate::linux::described::{self, Anchor, Scope};
 use crate::linux::{Described, VmCoreInfo, translate};
+use crate::ram::{Absence, Memory};
 use crate::target::{
-    Absence, Action, Code, Control, DumpFile, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints,
-    StopReason, Tables, TargetError, VcpuState,
+    Action, Code, Control, DumpFile, Event, Machine, Order, StopReason, Tables, TargetError, VcpuState,
 };
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};

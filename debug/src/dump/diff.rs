@@ -1,7 +1,7 @@
 //! Which pages two dumps of a guest differ in.
 
 use super::contents::joined;
-use crate::target::Memory;
+use crate::ram::Memory;
 use arch::address::PhysRange;
 use arch::paging::Regime;
 use arch::{GuestPhys, GuestVirt};

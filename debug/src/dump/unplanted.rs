@@ -2,7 +2,8 @@
 
 use super::contents::Cpu;
 use crate::disassemble::Mode;
-use crate::target::{Absence, Machine, Memory, TargetError};
+use crate::ram::{Absence, Memory};
+use crate::target::{Machine, TargetError};
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use arch::paging::TableMemory;

@@ -26,7 +26,7 @@ use crate::disassemble::Mode;
 use crate::linux::described::{self, Anchor, Scope};
 use crate::linux::translate::{self, Piece};
 use crate::linux::{Described, VmCoreInfo};
-use crate::target::Memory;
+use crate::ram::Memory;
 use arch::address::PhysRange;
 use arch::core_note::{self, Note};
 use arch::paging::Regime;

@@ -4,7 +4,8 @@
 
 use super::packet::{hex, push_hex};
 use super::session::{Session, Stop};
-use crate::target::{Access, Machine, StopReason};
+use crate::abilities::Access;
+use crate::target::{Machine, StopReason};
 use arch::Isa;
 use arch::register::Bank;
 

@@ -17,7 +17,7 @@
 use super::info::{BEGIN, Described, VmCoreInfo};
 use super::translate::{self, LARGEST_IMAGE, Piece, X86_IMAGE, kernel_regime};
 use crate::cancel::Cancelled;
-use crate::target::Memory;
+use crate::ram::Memory;
 use arch::paging::Regime;
 use arch::register::RegisterFile;
 use arch::{GuestPhys, GuestVirt, Isa};

@@ -187,7 +187,7 @@ mod tests {
     use super::*;
     use crate::fake::Ram;
     use crate::linux::info::MOST_TEXT;
-    use crate::target::Memory;
+    use crate::ram::Memory;
     use arch::GuestPhys;
 
     const INFO: &str = "OSRELEASE=6.12.0\nPAGESIZE=4096\nKERNELOFFSET=1a000000\nSYMBOL(prb)=1000\n\

@@ -2,7 +2,7 @@
 //!
 //! Source: Linux, `Documentation/arch/x86/x86_64/mm.rst`, `Documentation/arch/arm64/booting.rst` and `memory.rst`.
 
-use crate::target::Memory;
+use crate::ram::Memory;
 use arch::paging::Regime;
 use arch::{GuestVirt, Isa};
 

@@ -9,7 +9,7 @@
 
 use super::info::VmCoreInfo;
 use super::text::text;
-use crate::target::Memory;
+use crate::ram::Memory;
 use arch::address::PhysRange;
 use arch::paging::{Fault, Regime};
 use arch::register::{RegisterFile, Source, table};

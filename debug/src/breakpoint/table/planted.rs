@@ -3,7 +3,7 @@
 use super::super::instruction::planted_instruction;
 use super::super::point::Place;
 use super::{InsertError, Table};
-use crate::target::Memory;
+use crate::ram::Memory;
 use arch::{GuestPhys, GuestVirt};
 
 /// What a planted instruction replaced.

@@ -3,7 +3,7 @@
 use super::super::point::{Breakpoint, Id, NOT_MAPPED, NOT_RAM, PATCHED, Place};
 use super::Table;
 use crate::arming::Want;
-use crate::target::Memory;
+use crate::ram::Memory;
 use arch::{GuestPhys, GuestVirt};
 
 impl Table {

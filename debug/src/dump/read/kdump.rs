@@ -10,7 +10,7 @@ use super::elf::{Notes, isa_of_notes};
 use super::source::{Source, read_all};
 use crate::dump::contents::{Contents, DumpError, Image, joined};
 use crate::linux::VmCoreInfo;
-use crate::target::Absence;
+use crate::ram::Absence;
 use arch::Isa;
 use arch::address::PhysRange;
 use arch::bytes::{u32_at, u64_at};
