@@ -12,6 +12,7 @@
 mod contents;
 pub mod core;
 pub mod diff;
+mod notes;
 pub mod packing;
 mod progress;
 pub mod read;

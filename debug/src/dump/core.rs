@@ -1,7 +1,7 @@
 //! A dump as a [`Machine`] that cannot run.
 
 use super::contents::{Contents, Cpu, Image, joined};
-use super::read::elf::numbers;
+use super::notes::numbers;
 use crate::abilities::{HostDebug, SoftwareBreakpoints};
 use crate::cancel::{Cancel, Cancelled};
 use crate::linux::described::{self, Anchor, Scope};

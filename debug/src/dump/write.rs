@@ -20,7 +20,8 @@ pub use super::progress::Progress;
 pub use error::WriteError;
 
 use super::contents::{Cpu, joined};
-use super::read::elf::{EARLIER, ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE, STATE, number_of};
+use super::notes::{EARLIER, STATE, number_of};
+use super::read::elf::{ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE};
 use crate::cancel::Cancelled;
 use crate::disassemble::Mode;
 use crate::linux::described::{self, Anchor, Scope};

@@ -4,13 +4,13 @@
 //! | packet | what for |
 //! | --- | --- |
 //! | `Z0`-`Z4`, `z0`-`z4` | with conditions and commands evaluated in the stub (gdbstub issue 40) |
-//! | `vCont`, `c`, `C`, `s`, `S` | every form ([`resume`]) |
+//! | `vCont`, `c`, `C`, `s`, `S` | every form ([`resume`](super::resume)) |
 //! | `D`, `k`, `vKill`, `vCtrlC` | answered, and then the server acts |
 //! | `!`, `vRun`, `R`, `vAttach` | gdb's `target extended-remote`: the guest begins again, is let go and taken |
 //! | `H`, `T`, `qC`, `qfThreadInfo`, `qThreadExtraInfo` | threads, with and without their process |
 //! | `?` | the stop as it was, for whichever vCPU it was |
 //! | `m`, `x`, `X` | memory, fast, with lengths that are checked |
-//! | `qSearch:memory`, `qCRC` | gdb's `find` and `compare-sections` (`gdb::search`) |
+//! | `qSearch:memory`, `qCRC` | gdb's `find` and `compare-sections` (`front::search`) |
 //! | `qXfer:threads:read` | all threads in one go |
 //! | `qqemu...`, `Qqemu...` | physical addresses and steps, as QEMU's stub has them; by these pwndbg and gef know a kernel |
 //! | `qOffsets` | where a relocated kernel is: an address for gdb, offsets for lldb |
@@ -26,7 +26,7 @@ mod memory;
 mod points;
 mod qemu;
 mod regions;
-mod resume;
+mod running;
 mod search;
 mod threads;
 
@@ -38,7 +38,7 @@ use crate::target::Machine;
 use memory::{read_memory, write_memory};
 use points::{insert, remove};
 use qemu::qemu;
-use resume::{go_on, resumes, vcpus};
+use running::{go_on, resumes, vcpus};
 use threads::{choose, extra_info, threads};
 
 /// What is served beyond what every stub serves, for `qSupported`.

@@ -6,9 +6,9 @@
 //!
 //! Sources: makedumpfile, `IMPLEMENTATION` and `diskdump_mod.h`; QEMU, `include/sysemu/dump.h`.
 
-use super::elf::{Notes, isa_of_notes};
 use super::source::{Source, read_all};
 use crate::dump::contents::{Contents, DumpError, Image, joined};
+use crate::dump::notes::{Notes, isa_of_notes};
 use crate::linux::VmCoreInfo;
 use crate::ram::Absence;
 use arch::Isa;
