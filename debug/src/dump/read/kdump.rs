@@ -244,101 +244,145 @@ impl Image for KdumpImage {
     }
 }
 
+fn malformed<T>(what: impl Into<String>, offset: u64) -> Result<T, DumpError> {
+    Err(DumpError::Malformed { what: what.into(), offset })
+}
+
+/// What the headers say.
+struct Headers {
+    machine: String,
+    version: u32,
+    /// Bytes of a page, which blocks of the file have as well.
+    block: u64,
+    sub_blocks: u64,
+    bitmap_blocks: u64,
+    most_pages: u64,
+    is_incomplete: bool,
+    /// The second header.
+    sub: Vec<u8>,
+}
+
+impl Headers {
+    fn read(source: &dyn Source) -> Result<Headers, DumpError> {
+        let header = read_all(source, 0, HEADER, "the header")?;
+        let word = |at: usize| u32_at(&header, at).unwrap_or(0);
+        let machine: &[u8] = header.get(MACHINE..MACHINE + 65).unwrap_or(&[]);
+        let machine = machine.split(|byte| *byte == 0).next().unwrap_or(&[]);
+        let block = u64::from(word(428));
+        if !matches!(block, 4096 | 16384 | 65536) {
+            return malformed(format!("pages of {block} bytes; 4096, 16384 or 65536 are read"), 428);
+        }
+        let sub = read_all(source, block, SUB_HEADER, "the second header")?;
+        let version = word(8);
+        let most_pages = if version >= 6 { u64_at(&sub, 96).unwrap_or(0) } else { u64::from(word(440)) };
+        if version >= 2 && u32_at(&sub, 12).unwrap_or(0) != 0 {
+            let what = "one of the parts that makedumpfile --split makes; put them together first";
+            return malformed(what, block + 12);
+        }
+        Ok(Headers {
+            machine: String::from_utf8_lossy(machine).into_owned(),
+            version,
+            block,
+            sub_blocks: u64::from(word(432)),
+            bitmap_blocks: u64::from(word(436)),
+            most_pages,
+            is_incomplete: word(STATUS) & INCOMPLETE != 0,
+            sub,
+        })
+    }
+
+    /// A number of the second header.
+    fn long(&self, at: usize) -> u64 {
+        u64_at(&self.sub, at).unwrap_or(0)
+    }
+
+    /// Its dump level: what makedumpfile left out.
+    fn level(&self) -> u32 {
+        u32_at(&self.sub, 8).unwrap_or(0)
+    }
+
+    fn image(&self, source: Arc<dyn Source>) -> Result<KdumpImage, DumpError> {
+        let Headers { block, most_pages, .. } = *self;
+        let bitmap_at = (1 + self.sub_blocks) * block;
+        let half = self.bitmap_blocks * block / 2;
+        if 2 * half > MOST_BITMAP {
+            return malformed(format!("bitmaps of {:#x} bytes, more than {MOST_BITMAP:#x}", 2 * half), 436);
+        }
+        if most_pages.div_ceil(8) > half {
+            let what = format!("{most_pages:#x} pages, for which the bitmaps are too small");
+            return malformed(what, block + 96);
+        }
+        // A page whose address does not fit is none.
+        let bytes = most_pages.min(u64::MAX / block / 2).div_ceil(8);
+        let there = read_all(&*source, bitmap_at, bytes, "the first bitmap")?;
+        let stored = read_all(&*source, bitmap_at + half, bytes, "the second bitmap")?;
+        Ok(KdumpImage {
+            level: self.level(),
+            is_incomplete: self.is_incomplete,
+            descriptors: bitmap_at + self.bitmap_blocks * block,
+            there: Bitmap::new(there),
+            stored: Bitmap::new(stored),
+            block,
+            source,
+        })
+    }
+
+    /// The notes; those that are not there are a remark.
+    fn notes(&self, source: &dyn Source, remarks: &mut Vec<String>) -> Result<Vec<u8>, DumpError> {
+        let (at, size) = (self.long(48), self.long(56));
+        if self.version < 4 || size == 0 {
+            return Ok(Vec::new());
+        }
+        if size > MOST_NOTES {
+            return malformed(format!("{size} bytes of notes, more than {MOST_NOTES}"), self.block + 56);
+        }
+        Ok(read_all(source, at, size, "the notes").unwrap_or_else(|error| {
+            remarks.push(error.to_string());
+            Vec::new()
+        }))
+    }
+
+    /// The kernel's description of itself.
+    fn info(&self, source: &dyn Source) -> Result<Option<VmCoreInfo>, DumpError> {
+        let (at, size) = (self.long(32), self.long(40));
+        if self.version < 3 || size == 0 || size > MOST_NOTES {
+            return Ok(None);
+        }
+        Ok(VmCoreInfo::parse(&read_all(source, at, size, "the kernel's description")?))
+    }
+}
+
 /// Reads a compressed kdump.
 ///
 /// # Errors
 /// [`DumpError`].
 pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
-    let malformed = |what: String, offset| DumpError::Malformed { what, offset };
-    let header = read_all(&*source, 0, HEADER, "the header")?;
-    let word = |at: usize| u32_at(&header, at).unwrap_or(0);
-    let machine: &[u8] = header.get(MACHINE..MACHINE + 65).unwrap_or(&[]);
-    let machine =
-        String::from_utf8_lossy(machine.split(|byte| *byte == 0).next().unwrap_or(&[])).into_owned();
-    let block = u64::from(word(428));
-    if !matches!(block, 4096 | 16384 | 65536) {
-        return Err(malformed(format!("pages of {block} bytes; 4096, 16384 or 65536 are read"), 428));
-    }
-    let (sub_blocks, bitmap_blocks) = (u64::from(word(432)), u64::from(word(436)));
-    let sub = read_all(&*source, block, SUB_HEADER, "the second header")?;
-    let long = |at: usize| u64_at(&sub, at).unwrap_or(0);
-    let version = word(8);
-    let most_pages = if version >= 6 { long(96) } else { u64::from(word(440)) };
-    if version >= 2 && u32_at(&sub, 12).unwrap_or(0) != 0 {
-        return Err(malformed(
-            "one of the parts that makedumpfile --split makes; put them together first".into(),
-            block + 12,
-        ));
-    }
-
-    let bitmap_at = (1 + sub_blocks) * block;
-    let half = bitmap_blocks * block / 2;
-    if 2 * half > MOST_BITMAP {
-        return Err(malformed(format!("bitmaps of {:#x} bytes, more than {MOST_BITMAP:#x}", 2 * half), 436));
-    }
-    let needed = most_pages.div_ceil(8);
-    if needed > half {
-        return Err(malformed(
-            format!("{most_pages:#x} pages, for which the bitmaps are too small"),
-            block + 96,
-        ));
-    }
-    // A page whose address does not fit is none.
-    let most_pages = most_pages.min(u64::MAX / block / 2);
-    let there = read_all(&*source, bitmap_at, most_pages.div_ceil(8), "the first bitmap")?;
-    let stored = read_all(&*source, bitmap_at + half, most_pages.div_ceil(8), "the second bitmap")?;
-    let level = u32_at(&sub, 8).unwrap_or(0);
-    let is_incomplete = word(STATUS) & INCOMPLETE != 0;
-    let image = KdumpImage {
-        level,
-        is_incomplete,
-        descriptors: bitmap_at + bitmap_blocks * block,
-        there: Bitmap::new(there),
-        stored: Bitmap::new(stored),
-        block,
-        source: Arc::clone(&source),
-    };
-
+    let headers = Headers::read(&*source)?;
+    let image = headers.image(Arc::clone(&source))?;
     let mut remarks = Vec::new();
-    if is_incomplete {
+    if headers.is_incomplete {
         remarks.push(crate::dump::contents::INCOMPLETE.into());
     }
-    let mut note_bytes = Vec::new();
-    if version >= 4 && long(56) > 0 {
-        if long(56) > MOST_NOTES {
-            return Err(malformed(
-                format!("{} bytes of notes, more than {MOST_NOTES}", long(56)),
-                block + 56,
-            ));
-        }
-        match read_all(&*source, long(48), long(56), "the notes") {
-            Ok(bytes) => note_bytes = bytes,
-            Err(error) => remarks.push(error.to_string()),
-        }
-    }
-    let isa = match machine.as_str() {
+    let note_bytes = headers.notes(&*source, &mut remarks)?;
+    let isa = match headers.machine.as_str() {
         "x86_64" => Some(Isa::X86_64),
         "aarch64" => Some(Isa::Aarch64),
         // QEMU does not say; its notes do.
         _ => isa_of_notes(&note_bytes),
     };
-    let isa = isa.ok_or_else(|| {
-        malformed(format!("a dump of machine {machine:?}; x86_64 and aarch64 are read"), MACHINE as u64)
-    })?;
+    let Some(isa) = isa else {
+        let what = format!("a dump of machine {:?}; x86_64 and aarch64 are read", headers.machine);
+        return malformed(what, MACHINE as u64);
+    };
     let mut notes = Notes::new(isa);
     if !notes.take(&note_bytes) {
-        remarks.push(format!("the notes at offset {:#x} are cut off or damaged", long(48)));
+        remarks.push(format!("the notes at offset {:#x} are cut off or damaged", headers.long(48)));
     }
     let (cpus, noted) = notes.finish(&mut remarks);
-    let info = match (version >= 3).then(|| (long(32), long(40))) {
-        Some((offset, length)) if length > 0 && length <= MOST_NOTES => {
-            let text = read_all(&*source, offset, length, "the kernel's description")?;
-            VmCoreInfo::parse(&text)
-        }
-        _ => None,
-    };
+    let info = headers.info(&*source)?.or(noted);
     let (there, stored) = (image.there.count, image.stored.count);
+    let (version, level) = (headers.version, headers.level());
     let format =
         format!("compressed kdump, version {version}, dump level {level}, {stored} of {there} pages");
-    Ok(Contents { format, isa, image: Box::new(image), cpus, info: info.or(noted), remarks })
+    Ok(Contents { format, isa, image: Box::new(image), cpus, info, remarks })
 }
