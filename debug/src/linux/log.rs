@@ -15,68 +15,109 @@ impl VmCoreInfo {
     /// [`LogError`].
     pub fn log(&self, read: impl Fn(u64, &mut [u8]) -> usize, most: usize) -> Result<Vec<String>, LogError> {
         let reader = Reader(read);
-        let buffer = reader.word(self.symbol("prb")?)?;
-        let ring = buffer.wrapping_add(self.offset("printk_ringbuffer.desc_ring")?);
-        let text_ring = buffer.wrapping_add(self.offset("printk_ringbuffer.text_data_ring")?);
-        let field =
-            |of: u64, name: &str| -> Result<u64, LogError> { Ok(of.wrapping_add(self.offset(name)?)) };
-
-        let count_bits = reader.half(field(ring, "prb_desc_ring.count_bits")?)?;
-        let size_bits = reader.half(field(text_ring, "prb_data_ring.size_bits")?)?;
-        if count_bits > MOST_COUNT_BITS || size_bits > MOST_SIZE_BITS {
-            return Err(LogError::Nonsense);
-        }
-        let (count, size) = (1u64 << count_bits, 1u64 << size_bits);
-        let descriptors = reader.word(field(ring, "prb_desc_ring.descs")?)?;
-        let infos = reader.word(field(ring, "prb_desc_ring.infos")?)?;
-        let text = reader.word(field(text_ring, "prb_data_ring.data")?)?;
-        let (descriptor_size, info_size) = (self.size("prb_desc")?, self.size("printk_info")?);
-        let (state_at, position_at) =
-            (self.offset("prb_desc.state_var")?, self.offset("prb_desc.text_blk_lpos")?);
-        let (begin_at, next_at) =
-            (self.offset("prb_data_blk_lpos.begin")?, self.offset("prb_data_blk_lpos.next")?);
-        let (time_at, length_at) =
-            (self.offset("printk_info.ts_nsec")?, self.offset("printk_info.text_len")?);
-        let counter = self.offset("atomic_long_t.counter").unwrap_or(0);
-        let tail = reader.word(field(ring, "prb_desc_ring.tail_id")?.wrapping_add(counter))?;
-        let head = reader.word(field(ring, "prb_desc_ring.head_id")?.wrapping_add(counter))?;
-
+        let ring = Ring::find(self, &reader)?;
         let mut lines = Lines::new(most);
         // Records do not share text, so all of it is no more than the ring holds.
-        let mut left = size;
-        let mut id = tail & ID_MASK;
+        let mut left = ring.size;
+        let mut id = ring.tail & ID_MASK;
         // A record may be written while this looks, so the number of rounds is what ends it.
-        for _ in 0..count {
-            let index = id % count;
-            let descriptor = descriptors.wrapping_add(index.wrapping_mul(descriptor_size));
-            let state = reader.word(descriptor.wrapping_add(state_at).wrapping_add(counter))?;
-            let is_there = matches!(state >> STATE_SHIFT, COMMITTED | FINALIZED) && state & ID_MASK == id;
-            let position = descriptor.wrapping_add(position_at);
-            let begin = reader.word(position.wrapping_add(begin_at))?;
-            let next = reader.word(position.wrapping_add(next_at))?;
-            if is_there {
-                let info = infos.wrapping_add(index.wrapping_mul(info_size));
-                let time = reader.word(info.wrapping_add(time_at))?;
-                let mut length = [0; 2];
-                reader.bytes(info.wrapping_add(length_at), &mut length)?;
-                let record = match block(begin, next, size) {
-                    Some((start, room)) => {
-                        let length = u64::from(u16::from_le_bytes(length)).min(room);
-                        left = left.checked_sub(length).ok_or(LogError::Nonsense)?;
-                        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
-                        reader.bytes(text.wrapping_add(start), &mut bytes)?;
-                        String::from_utf8_lossy(&bytes).into_owned()
-                    }
-                    None => String::new(),
-                };
-                lines.push_record(time, &record);
+        for _ in 0..ring.count {
+            if let Some(record) = ring.record(&reader, id)? {
+                left = left.checked_sub(record.text.len() as u64).ok_or(LogError::Nonsense)?;
+                lines.push_record(record.time, &String::from_utf8_lossy(&record.text));
             }
-            if id == head & ID_MASK {
+            if id == ring.head & ID_MASK {
                 break;
             }
             id = id.wrapping_add(1) & ID_MASK;
         }
         Ok(lines.finish())
+    }
+}
+
+/// A record of the log.
+struct Record {
+    /// Nanoseconds.
+    time: u64,
+    text: Vec<u8>,
+}
+
+/// Where the ring buffer is, and where the parts of a record are in their structures.
+struct Ring {
+    /// Records that it holds, and bytes of text.
+    count: u64,
+    size: u64,
+    descriptors: u64,
+    descriptor_size: u64,
+    infos: u64,
+    info_size: u64,
+    text: u64,
+    state_at: u64,
+    begin_at: u64,
+    next_at: u64,
+    time_at: u64,
+    length_at: u64,
+    /// Ids of the first record and of the last.
+    tail: u64,
+    head: u64,
+}
+
+impl Ring {
+    fn find<R: Fn(u64, &mut [u8]) -> usize>(info: &VmCoreInfo, reader: &Reader<R>) -> Result<Ring, LogError> {
+        let field =
+            |of: u64, name: &str| -> Result<u64, LogError> { Ok(of.wrapping_add(info.offset(name)?)) };
+        let buffer = reader.word(info.symbol("prb")?)?;
+        let ring = field(buffer, "printk_ringbuffer.desc_ring")?;
+        let text_ring = field(buffer, "printk_ringbuffer.text_data_ring")?;
+        let count_bits = reader.half(field(ring, "prb_desc_ring.count_bits")?)?;
+        let size_bits = reader.half(field(text_ring, "prb_data_ring.size_bits")?)?;
+        if count_bits > MOST_COUNT_BITS || size_bits > MOST_SIZE_BITS {
+            return Err(LogError::Nonsense);
+        }
+        let counter = info.offset("atomic_long_t.counter").unwrap_or(0);
+        let position_at = info.offset("prb_desc.text_blk_lpos")?;
+        Ok(Ring {
+            count: 1 << count_bits,
+            size: 1 << size_bits,
+            descriptors: reader.word(field(ring, "prb_desc_ring.descs")?)?,
+            descriptor_size: info.size("prb_desc")?,
+            infos: reader.word(field(ring, "prb_desc_ring.infos")?)?,
+            info_size: info.size("printk_info")?,
+            text: reader.word(field(text_ring, "prb_data_ring.data")?)?,
+            state_at: field(counter, "prb_desc.state_var")?,
+            begin_at: field(position_at, "prb_data_blk_lpos.begin")?,
+            next_at: field(position_at, "prb_data_blk_lpos.next")?,
+            time_at: info.offset("printk_info.ts_nsec")?,
+            length_at: info.offset("printk_info.text_len")?,
+            tail: reader.word(field(ring, "prb_desc_ring.tail_id")?.wrapping_add(counter))?,
+            head: reader.word(field(ring, "prb_desc_ring.head_id")?.wrapping_add(counter))?,
+        })
+    }
+
+    /// The record of an id, if it is there.
+    fn record<R: Fn(u64, &mut [u8]) -> usize>(
+        &self,
+        reader: &Reader<R>,
+        id: u64,
+    ) -> Result<Option<Record>, LogError> {
+        let index = id % self.count;
+        let descriptor = self.descriptors.wrapping_add(index.wrapping_mul(self.descriptor_size));
+        let state = reader.word(descriptor.wrapping_add(self.state_at))?;
+        let begin = reader.word(descriptor.wrapping_add(self.begin_at))?;
+        let next = reader.word(descriptor.wrapping_add(self.next_at))?;
+        if !matches!(state >> STATE_SHIFT, COMMITTED | FINALIZED) || state & ID_MASK != id {
+            return Ok(None);
+        }
+        let info = self.infos.wrapping_add(index.wrapping_mul(self.info_size));
+        let time = reader.word(info.wrapping_add(self.time_at))?;
+        let mut length = [0; 2];
+        reader.bytes(info.wrapping_add(self.length_at), &mut length)?;
+        let mut text = Vec::new();
+        if let Some((start, room)) = block(begin, next, self.size) {
+            text.resize(usize::from(u16::from_le_bytes(length)).min(usize::try_from(room).unwrap_or(0)), 0);
+            reader.bytes(self.text.wrapping_add(start), &mut text)?;
+        }
+        Ok(Some(Record { time, text }))
     }
 }
 
