@@ -11,6 +11,30 @@
 //! [token](crate::cancel::Cancel) whether it is still wanted.
 //!
 //! One more is one more file, or a part of one, and its line in the table.
+//!
+//! ```
+//! use arch::Isa;
+//! use debug::cancel::Cancel;
+//! use debug::command::memory::{Read, Translate};
+//! use debug::engine::Engine;
+//! use debug::fake::Still;
+//! use debug::reply::Value;
+//! use debug::target::Machine;
+//! use debug::view::View;
+//!
+//! // Any machine; this one has no processor, and paging is off.
+//! let machine = Still::new(Isa::X86_64, 1, 1 << 20)?;
+//! let engine = Engine::new(machine.isa(), machine.host().clone(), machine.vcpus());
+//! let cancel = Cancel::never();
+//! let view = View { machine: &machine, engine: &engine, vcpu: 0, is_physical: false, cancel: &cancel };
+//!
+//! let walk = Translate { address: 0x1000, table: None }.run(&view)?;
+//! assert_eq!(walk.result.map(|mapping| mapping.address.0), Ok(0x1000));
+//! let bytes = Read { address: 0xffffe, length: 4, is_physical: true }.run(&view)?;
+//! assert_eq!(bytes.json()["bytes"], "0000");
+//! assert!(bytes.shortfall().is_some_and(|why| why.starts_with("2 of 4 bytes, up to 0x100000")));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod address;
 pub mod breakpoints;
