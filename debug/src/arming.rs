@@ -3,7 +3,7 @@
 //! An [`Arming`] is plain data; `vmm` makes `KVM_SET_GUEST_DEBUG` of it.
 //! [`Allocation`] shares out debug registers among what wants one.
 
-use crate::target::{Access, HostDebug};
+use crate::abilities::{Access, HostDebug};
 use arch::Isa;
 use arch::aarch64::debug_registers as arm;
 use arch::x86::debug_registers as x86;
@@ -251,7 +251,7 @@ fn allocate_aarch64(host: &HostDebug, wants: &[Want]) -> Result<Allocation, TooM
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::target::SoftwareBreakpoints;
+    use crate::abilities::SoftwareBreakpoints;
 
     pub fn host(breakpoints: usize, watchpoints: usize) -> HostDebug {
         HostDebug {

@@ -1,12 +1,12 @@
 //! A target without a processor, for tests and fuzzing of what stands above the traits.
 
+use crate::abilities::{HostDebug, SoftwareBreakpoints};
 use crate::arming::{Arming, DebugRegisters, Own};
 use crate::engine::{Cpu, Stepped};
 use crate::linux::Described;
-use crate::target::{
-    Action, Code, Control, Event, HostDebug, Machine, Memory, Order, SoftwareBreakpoints, StopReason,
-    TargetError, VcpuState,
-};
+use crate::ram::Memory;
+use crate::reply::{Arguments, Command, Offer, Refusal, Reply, offered, run_offered};
+use crate::target::{Action, Code, Control, Event, Machine, Order, StopReason, TargetError, VcpuState};
 use crate::trap::Injection;
 use crate::vcpu::Vcpu;
 use arch::address::PhysRange;
@@ -90,6 +90,8 @@ pub struct Still {
     pub started: u32,
     /// Its guest cannot begin again.
     pub cannot_restart: bool,
+    /// Commands that it adds.
+    pub offers: &'static [Offer<Still>],
 }
 
 impl Still {
@@ -109,7 +111,7 @@ impl Still {
         let events = VecDeque::new();
         let (ram, kernel) = (Ram::new(size), None);
         let (started, cannot_restart) = (u32::MAX, false);
-        Ok(Still { isa, ram, host, registers, events, wake, kernel, started, cannot_restart })
+        Ok(Still { isa, ram, host, registers, events, wake, kernel, started, cannot_restart, offers: &[] })
     }
 
     fn file(&self, vcpu: u32) -> Result<MutexGuard<'_, RegisterFile>, TargetError> {
@@ -198,6 +200,14 @@ impl Machine for Still {
 
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
         Vec::new()
+    }
+
+    fn commands(&self) -> Vec<Command> {
+        offered(self.offers)
+    }
+
+    fn run_command(&mut self, name: &str, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+        run_offered(self.offers, self, name, arguments)
     }
 }
 

@@ -12,15 +12,20 @@
 //! 3. [`gdb`] tells the debugger, and makes its answer into what each vCPU does next
 //!    ([`target::Action`], [`arming`]).
 //!
+//! What a person or a program asks beyond that is a [`command`], which looks at a machine through a [`view`] and
+//! answers with a value ([`reply`]).
+//!
 //! [`memory`] reads and writes guest-virtual memory through a vCPU's page tables; [`report`]
 //! words what a vCPU was doing when it could not go on; [`disassemble`] is the one place that
 //! turns bytes into instructions.
 
 #![forbid(unsafe_code)]
 
+pub mod abilities;
 pub mod arming;
 pub mod breakpoint;
 pub mod cancel;
+pub mod command;
 pub mod disassemble;
 pub mod dump;
 pub mod engine;
@@ -31,9 +36,12 @@ pub mod linux;
 pub mod live;
 pub mod memory;
 pub mod output;
+pub mod ram;
 pub mod range;
+pub mod reply;
 pub mod report;
 pub mod socket;
 pub mod target;
 pub mod trap;
 pub mod vcpu;
+pub mod view;

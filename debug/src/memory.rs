@@ -2,7 +2,7 @@
 //! with planted instructions hidden.
 
 use crate::breakpoint::Table;
-use crate::target::Memory;
+use crate::ram::Memory;
 use arch::paging::{Fault, Permissions, Regime};
 use arch::{GuestPhys, GuestVirt};
 

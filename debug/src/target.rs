@@ -5,58 +5,19 @@
 //! thread is a [`Vcpu`](crate::vcpu::Vcpu): the [engine](crate::engine) judges its exits there, so that a step over a
 //! breakpoint or a false condition needs no other thread.
 
+pub use crate::abilities::{Access, HostDebug, SoftwareBreakpoints};
+pub use crate::ram::{Absence, Memory};
+
 use crate::arming::Arming;
 use crate::cancel::Cancel;
 use crate::disassemble::Mode;
 use crate::linux::Described;
-use arch::address::PhysRange;
-use arch::paging::{Regime, TableMemory};
+use crate::reply::{Arguments, Command, Refusal, Reply};
+use arch::Isa;
+use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
-use arch::{GuestPhys, Isa};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
-
-/// Why a page of RAM that the target had cannot be read: it is a dump, and not all is in it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Absence {
-    /// Whoever made the dump left it out; in words, who and what.
-    #[error("the page was left out of the dump, {0}")]
-    LeftOut(String),
-    /// The dump was never finished.
-    #[error("the page was never written: the dump is incomplete")]
-    NotWritten,
-    /// The file is shorter than it should be.
-    #[error("the file is cut off in front of the page")]
-    CutOff,
-    /// What the file has of it cannot be read.
-    #[error("the page is damaged in the dump")]
-    Damaged,
-}
-
-/// RAM of the target, by guest-physical address. Devices are not part of it, so a debugger
-/// never touches one by accident.
-pub trait Memory: TableMemory + Send + Sync {
-    /// Reads as many bytes as there are in one piece from `address`; how many.
-    fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize;
-
-    /// Writes likewise. Where the bytes are instructions, processors fetch the new ones
-    /// when they next enter the guest.
-    fn write(&self, address: GuestPhys, bytes: &[u8]) -> usize;
-
-    /// The ranges of RAM.
-    fn ranges(&self) -> Vec<PhysRange>;
-
-    /// The ranges of RAM that may hold something: what has never been touched reads as zeros, or cannot be
-    /// read ([`Memory::absence`]), and is left out where that is known. For searches, which would else touch all of it.
-    fn populated(&self) -> Vec<PhysRange> {
-        self.ranges()
-    }
-
-    /// Why the byte at an address cannot be read though there was RAM, if that is so.
-    fn absence(&self, _address: GuestPhys) -> Option<Absence> {
-        None
-    }
-}
 
 /// How a vCPU reads the code that it executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,17 +65,6 @@ impl VcpuState {
             VcpuState::Unknown => "dumped",
         }
     }
-}
-
-/// What a watchpoint watches for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Access {
-    /// Loads.
-    Read,
-    /// Stores.
-    Write,
-    /// Both.
-    Any,
 }
 
 /// Why a vCPU stopped.
@@ -230,30 +180,11 @@ pub enum TargetError {
     Host(String),
 }
 
-/// What a host can do for a debugger, found by trying it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostDebug {
-    /// How a planted breakpoint instruction comes to us.
-    pub software: SoftwareBreakpoints,
-    /// Single steps work.
-    pub single_step: bool,
-    /// Breakpoint registers that work; on x86 shared with watchpoints.
-    pub breakpoints: usize,
-    /// Watchpoint registers that work.
-    pub watchpoints: usize,
-    /// KVM keeps interrupts out of a step (`KVM_GUESTDBG_BLOCKIRQ`).
-    pub blocks_interrupts: bool,
-}
-
-/// The ways in which a planted breakpoint instruction can be noticed, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SoftwareBreakpoints {
-    /// KVM traps it.
-    Trapped,
-    /// KVM fails to emulate it and tells its bytes.
-    EmulationFailure,
-    /// Not at all: debug registers take its place.
-    None,
+impl From<TargetError> for Refusal {
+    /// A command asks for what the machine has.
+    fn from(error: TargetError) -> Refusal {
+        Refusal::NotThere(error.to_string())
+    }
 }
 
 /// A target that stands still, or runs until its next event.
@@ -351,27 +282,49 @@ pub trait Machine: Send {
     /// Gives it the token that long work of its own asks whether it is still wanted.
     fn set_cancel(&mut self, _cancel: &Cancel) {}
 
-    /// Commands of `monitor` that this machine adds.
-    fn commands(&self) -> &'static [Command] {
-        &[]
-    }
-
-    /// Runs one of them; what it says, lines with their ends.
+    /// How a vCPU that stands still translates addresses, and by whose tables.
     ///
     /// # Errors
-    /// What is wrong with the arguments.
-    fn run_command(&mut self, _name: &str, _arguments: &[&str]) -> Result<String, String> {
-        Err("this target has no such command".into())
+    /// As [`Self::regime`].
+    fn translation(&self, vcpu: u32) -> Result<(Regime, Tables), TargetError> {
+        Ok((self.regime(vcpu)?, Tables::Own))
+    }
+
+    /// The file that it was read from, if it is a dump.
+    fn file(&self) -> Option<DumpFile<'_>> {
+        None
+    }
+
+    /// Commands that this machine adds to those that every machine has ([`crate::command`]).
+    fn commands(&self) -> Vec<Command> {
+        Vec::new()
+    }
+
+    /// Carries out one of them.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    fn run_command(&mut self, name: &str, _arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+        Err(Refusal::Unknown(format!("this target has no command '{name}'")))
     }
 }
 
-/// A command of `monitor`.
+/// Whose page tables addresses of a vCPU are translated by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Command {
-    /// Its name.
-    pub name: &'static str,
-    /// Its arguments.
-    pub usage: &'static str,
-    /// What it does.
-    pub what: &'static str,
+pub enum Tables {
+    /// Its own.
+    Own,
+    /// This vCPU's.
+    Vcpu(u32),
+    /// Those that the kernel's description names.
+    Description,
+}
+
+/// The file that a dump was read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DumpFile<'a> {
+    /// Its format in words.
+    pub format: &'a str,
+    /// What is odd about it, a line each.
+    pub remarks: &'a [String],
 }

@@ -4,8 +4,8 @@
 //! counter, and what the vCPU was armed with. It asks KVM nothing. What is the guest's own is
 //! described by an [`Injection`], which gives it back as the hardware would have.
 
+use crate::abilities::Access;
 use crate::arming::{DebugRegisters, Own, Want};
-use crate::target::Access;
 use arch::aarch64::debug_registers::MOST;
 use arch::aarch64::syndrome::DebugException;
 use arch::x86::debug_registers::{self as x86, Condition};

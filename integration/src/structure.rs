@@ -33,8 +33,13 @@ const fn limit(folder: &'static str, circles: usize, longest: usize) -> Limit {
 }
 
 /// What there is today; a change that has less makes it less.
-pub const LIMITS: &[Limit] =
-    &[limit("arch", 5, 111), limit("debug", 12, 106), limit("devices", 2, 83), limit("vmm/kvm", 0, 88), limit("vmm", 3, 85)];
+pub const LIMITS: &[Limit] = &[
+    limit("arch", 5, 111),
+    limit("debug", 0, 99),
+    limit("devices", 2, 83),
+    limit("vmm/kvm", 0, 88),
+    limit("vmm", 3, 85),
+];
 
 /// What was measured of a crate.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use crate::context::check;
 use crate::process::{Process, Wiring};
 use arch::{GuestPhys, Isa};
 use debug::dump;
-use debug::dump::machine::Core;
-use debug::dump::source::OnDisk;
+use debug::dump::core::Core;
+use debug::dump::read::source::OnDisk;
 use debug::target::Machine;
 use std::fs;
 use std::io::{self, Write};
@@ -298,6 +298,10 @@ impl Opened {
             (&["threads"], &["vCPU 0 [", "vCPU 1 ["]),
             (&["regs", "all"], &["vCPU 0 at 0x"]),
             (&["dmesg"], &["Linux version", "Run /init as init process"]),
+            (&["map"], &["-0xffff", " KiB"]),
+            (&["mem"], &["256 MiB"]),
+            (&["linux"], &["release: ", "mapped from 0x"]),
+            (&["info", "registers", "-a"], &["CPU#0", "CPU#1"]),
         ] {
             let here = core(Built::Here, &self.core, words)?.well()?;
             here.has(texts)?;

@@ -8,7 +8,7 @@ use crate::line_queue::{Last, LineQueue, Lost};
 use crate::logging;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
-use debug::dump::packed::check_name;
+use debug::dump::packing::check_name;
 use debug::gdb::listener::Address;
 use debug::gdb::server::OnLost;
 use debug::socket::Access;

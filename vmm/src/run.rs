@@ -16,7 +16,7 @@ use crate::machine::Machine;
 use crate::outcome::{Outcome, Stop};
 use crate::panic_watch::PanicWatch;
 use crate::terminal::{self, RawMode};
-use debug::dump::destination::Destination;
+use debug::dump::write::destination::Destination;
 use debug::gdb::accept::Pause;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use input::{Foreground, Input};

@@ -3,9 +3,9 @@
 
 use crate::dump::Reporter;
 use crate::logging;
-use debug::dump::packed::Packing;
-use debug::dump::source::OnDisk;
-use debug::dump::unpack::{UnpackError, unpack};
+use debug::dump::packing::Packing;
+use debug::dump::read::source::OnDisk;
+use debug::dump::read::unpack::{UnpackError, unpack};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;

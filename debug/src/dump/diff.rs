@@ -1,6 +1,7 @@
 //! Which pages two dumps of a guest differ in.
 
-use crate::target::Memory;
+use super::contents::joined;
+use crate::ram::Memory;
 use arch::address::PhysRange;
 use arch::paging::Regime;
 use arch::{GuestPhys, GuestVirt};
@@ -24,12 +25,12 @@ pub struct Difference {
 
 /// Compares memory, page by page.
 pub fn compare(first: &dyn Memory, second: &dyn Memory) -> Difference {
-    let (left, right) = (super::joined(first.ranges()), super::joined(second.ranges()));
+    let (left, right) = (joined(first.ranges()), joined(second.ranges()));
     let both = common(&left, &right);
     let mut only_one = without(&left, &both);
     only_one.extend(without(&right, &both));
     // What neither has anything in is zeros in both.
-    let populated = super::joined([first.populated(), second.populated()].concat());
+    let populated = joined([first.populated(), second.populated()].concat());
     let (mut changed, mut a, mut b) = (Vec::new(), vec![0; AT_ONCE], vec![0; AT_ONCE]);
     for range in common(&both, &populated) {
         let mut at = range.start.0 & !(PAGE - 1);
@@ -49,7 +50,7 @@ pub fn compare(first: &dyn Memory, second: &dyn Memory) -> Difference {
             at += wanted as u64;
         }
     }
-    Difference { changed: super::joined(changed), only_one: super::joined(only_one) }
+    Difference { changed: joined(changed), only_one: joined(only_one) }
 }
 
 /// Reads pages, and says of each whether it could be read.
@@ -151,7 +152,7 @@ pub fn places(regime: &Regime, memory: &dyn Memory, changed: &[PhysRange]) -> (V
             }
         }
     }
-    let mapped = super::joined(places.iter().map(|place| place.range).collect());
+    let mapped = joined(places.iter().map(|place| place.range).collect());
     let unmapped = without(changed, &common(changed, &mapped));
     (places, unmapped)
 }

@@ -1,16 +1,21 @@
 //! What is written is read back; what is damaged is told; nothing panics.
 
-use super::machine::{Core, Tables};
-use super::source::OnDisk;
+use super::core::Core;
+use super::read::source::{OnDisk, Source};
 use super::write::{self, Target, WriteError};
 use super::*;
+use crate::disassemble::Mode;
 use crate::fake::Ram;
-use crate::target::{Action, Event, Order, StopReason};
-use arch::GuestVirt;
-use arch::register::table;
+use crate::linux::VmCoreInfo;
+use crate::ram::{Absence, Memory};
+use crate::target::{Action, Event, Machine, Order, StopReason, Tables, VcpuState};
+use arch::address::PhysRange;
+use arch::register::{Bank, RegisterFile, table};
+use arch::{GuestPhys, GuestVirt, Isa};
 use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const SIZE: usize = 0xc0_0000;
@@ -135,8 +140,8 @@ fn compressed_files_hold_the_same() {
     assert_eq!(rest.len(), 8 + usize::try_from(size).unwrap(), "the last frame ends with the file");
     // As we do.
     for (bytes, name) in [(gz, "gzip"), (zst, "Zstandard")] {
-        let packing = packed::Packing::of_file(&bytes).unwrap();
-        let source = packed::Packed::new(Arc::new(bytes.clone()), packing).unwrap();
+        let packing = packing::Packing::of_file(&bytes).unwrap();
+        let source = read::packed::Packed::new(Arc::new(bytes.clone()), packing).unwrap();
         let mut unpacked = vec![0; plain.len() + 1];
         assert_eq!(source.read_at(0, &mut unpacked).unwrap(), plain.len());
         assert!(unpacked[..plain.len()] == plain);
@@ -192,8 +197,8 @@ fn damaged_compressed_files() {
         assert!(error.contains(message), "{error:?} instead of {message:?}");
     }
     // One that holds itself, or another.
-    let mut twice = packed::Packing::Gzip.pack(&gz[..60000]).unwrap().bytes;
-    twice.extend(packed::Packing::Gzip.end(&[]));
+    let mut twice = packing::Packing::Gzip.pack(&gz[..60000]).unwrap().bytes;
+    twice.extend(packing::Packing::Gzip.end(&[]));
     assert_eq!(told(&twice).unwrap_err(), "compressed more than once: unpack it first");
 }
 
@@ -576,7 +581,8 @@ fn a_vcpu_without_tables_is_read_by_another_ones() {
             }
         }
         let core = |cpus: &[Cpu]| {
-            let image = raw::read(Arc::new(vec![0; 0x4000]), isa, 0, RegisterFile::new(isa)).unwrap().image;
+            let image =
+                read::raw::read(Arc::new(vec![0; 0x4000]), isa, 0, RegisterFile::new(isa)).unwrap().image;
             let (format, remarks) = (String::new(), Vec::new());
             let contents = Contents { format, isa, image, cpus: cpus.to_vec(), info: None, remarks };
             Core::new(contents, false).unwrap()
@@ -601,15 +607,15 @@ fn plain_memory_as_it_is_described() {
     let mut file = RegisterFile::new(Isa::Aarch64);
     file.set("pc", 0x4000_0004);
     let bytes: Vec<u8> = (0..200).collect();
-    let contents = raw::read(Arc::new(bytes), Isa::Aarch64, 0x4000_0000, file).unwrap();
+    let contents = read::raw::read(Arc::new(bytes), Isa::Aarch64, 0x4000_0000, file).unwrap();
     let core = Core::new(contents, false).unwrap();
     let mut two = [0; 2];
     assert_eq!((core.memory().read(GuestPhys(0x4000_00c7), &mut two), two[0]), (1, 199));
     assert_eq!(core.memory().read(GuestPhys(0x3fff_ffff), &mut two), 0);
     assert_eq!(core.registers(0, &[]).unwrap().pc(), Some(0x4000_0004));
     let file = RegisterFile::new(Isa::Aarch64);
-    assert!(raw::read(Arc::new(vec![0; 9]), Isa::Aarch64, u64::MAX - 4, file.clone()).is_err());
-    assert!(raw::read(Arc::new(Vec::new()), Isa::Aarch64, 0, file).is_err());
+    assert!(read::raw::read(Arc::new(vec![0; 9]), Isa::Aarch64, u64::MAX - 4, file.clone()).is_err());
+    assert!(read::raw::read(Arc::new(Vec::new()), Isa::Aarch64, 0, file).is_err());
 }
 
 #[test]
@@ -626,7 +632,7 @@ fn tables_by_the_kernels_description() {
     let text = "OSRELEASE=6.12\nPAGESIZE=4096\nSYMBOL(init_top_pgt)=ffffffff81001000\n\
         NUMBER(phys_base)=-16777216\nNUMBER(pgtable_l5_enabled)=0\n";
     let info = VmCoreInfo::parse(text.as_bytes()).unwrap();
-    let regime = kernel::kernel_regime(Isa::X86_64, &info).unwrap();
+    let regime = crate::linux::translate::kernel_regime(Isa::X86_64, &info).unwrap();
     assert_eq!(regime.translate(&ram, GuestVirt(at + 8)).unwrap().address, GuestPhys(0x5008));
     // aarch64, 48 bits of addresses: the same place by its own tables.
     let ram = Ram::new(0x20_0000);
@@ -640,13 +646,13 @@ fn tables_by_the_kernels_description() {
     let text = "OSRELEASE=6.12\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffff800080001000\n\
         NUMBER(VA_BITS)=48\nNUMBER(TCR_EL1_T1SZ)=0x10\nNUMBER(kimage_voffset)=0xffff800080000000\n";
     let info = VmCoreInfo::parse(text.as_bytes()).unwrap();
-    let regime = kernel::kernel_regime(Isa::Aarch64, &info).unwrap();
+    let regime = crate::linux::translate::kernel_regime(Isa::Aarch64, &info).unwrap();
     assert_eq!(regime.translate(&ram, GuestVirt(at + 8)).unwrap().address, GuestPhys(0x5008));
     // Where a dump has no TCR_EL1, the kernel tells how wide authentication codes are, if it has any.
     for (mask, code) in [("0xffff000000000000", Some(0xff7f_0000_0000_0000)), ("0x0", None)] {
         let text = format!("{text}NUMBER(KERNELPACMASK)={mask}\n");
         let memory = Arc::new(vec![0u8; 4096]);
-        let mut contents = raw::read(memory, Isa::Aarch64, 0, RegisterFile::new(Isa::Aarch64)).unwrap();
+        let mut contents = read::raw::read(memory, Isa::Aarch64, 0, RegisterFile::new(Isa::Aarch64)).unwrap();
         contents.info = VmCoreInfo::parse(text.as_bytes());
         let file = Core::new(contents, false).unwrap().registers(0, &Bank::ALL).unwrap();
         assert_eq!(file.get("pauth_cmask_high"), code);
@@ -656,6 +662,6 @@ fn tables_by_the_kernels_description() {
         let text: String =
             text.lines().filter(|line| !line.contains(lacks)).map(|line| format!("{line}\n")).collect();
         let info = VmCoreInfo::parse(format!("{text}PAGESIZE=1\n").as_bytes()).unwrap();
-        assert_eq!(kernel::kernel_regime(Isa::Aarch64, &info), None, "{lacks}");
+        assert_eq!(crate::linux::translate::kernel_regime(Isa::Aarch64, &info), None, "{lacks}");
     }
 }

@@ -8,28 +8,36 @@
 //! * `PT_LOAD`s by which tools that know no page tables find the kernel's image, and the pages at each
 //!   vCPU's stack pointer. They take no room: it is the same memory as in the next.
 //! * a `PT_LOAD` for each range of memory, with its guest-physical address and, if the kernel has a
-//!   [direct map](super::kernel::direct_map), its virtual one.
+//!   [direct map](crate::linux::translate::direct_map), its virtual one.
 //!
 //! Pages of zeros are holes. The file has its name only when it is whole and on disk.
 
-use super::Cpu;
-use super::described::{self, Anchor, Scope};
-use super::destination::{Destination, Partial};
-use super::elf::{EARLIER, ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE, STATE, number_of};
-use super::kernel::{self, Piece};
-use super::sink::{self, Sink};
+pub mod destination;
+mod error;
+mod sink;
+
+pub use super::progress::Progress;
+pub use error::WriteError;
+
+use super::contents::{Cpu, joined};
+use super::notes::{EARLIER, STATE, number_of};
+use super::read::elf::{ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE};
 use crate::cancel::Cancelled;
 use crate::disassemble::Mode;
+use crate::linux::described::{self, Anchor, Scope};
+use crate::linux::translate::{self, Piece};
 use crate::linux::{Described, VmCoreInfo};
-use crate::target::Memory;
+use crate::ram::Memory;
 use arch::address::PhysRange;
 use arch::core_note::{self, Note};
 use arch::paging::Regime;
 use arch::{GuestPhys, GuestVirt, Isa};
+use destination::{Destination, Partial};
+use sink::Sink;
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Bytes of a page, by which zeros become holes.
 const PAGE: usize = 4096;
@@ -37,59 +45,6 @@ const PAGE: usize = 4096;
 const AT_ONCE: usize = 1 << 20;
 /// Pages from a stack pointer on that get a segment of their own: of Linux's stacks, 16 KiB.
 const STACK_PAGES: u64 = 4;
-
-/// Why a dump was not written. The file that was asked for is as it was before.
-#[derive(Debug, thiserror::Error)]
-pub enum WriteError {
-    /// There is something of the name that is no file.
-    #[error("cannot write {}: it is there already, and is no regular file", .0.display())]
-    NoFile(PathBuf),
-    /// The file cannot be made or written.
-    #[error("cannot write {}: {source}", path.display())]
-    Io {
-        /// The file that was asked for.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// There is something of the name already.
-    #[error("cannot write {}: it is there already", .0.display())]
-    Exists(PathBuf),
-    /// It would not be where it has to be.
-    #[error("cannot write {}: give a path below {}, without '..' and links", path.display(), folder.display())]
-    Outside {
-        /// The file that was asked for.
-        path: PathBuf,
-        /// Where it has to be.
-        folder: PathBuf,
-    },
-    /// Somebody else could have it written, or read, where they like.
-    #[error(
-        "cannot write {}: it, or a link on the way to it, is another user's, in a folder that everybody may write to",
-        .0.display()
-    )]
-    Foreign(PathBuf),
-    /// Its name asks for what cannot be done.
-    #[error("cannot write {}: {why}", path.display())]
-    Name {
-        /// The file that was asked for.
-        path: PathBuf,
-        /// What can be done.
-        why: String,
-    },
-    /// Whoever watches wants no more of it.
-    #[error("the dump to {} was broken off", .0.display())]
-    Cancelled(PathBuf),
-}
-
-/// How far a dump is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes of the guest's memory that are done.
-    pub done: u64,
-    /// Bytes of it in all.
-    pub total: u64,
-}
 
 /// What was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -205,8 +160,8 @@ fn write(
     watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> io::Result<ControlFlow<(), Summary>> {
     let memory = target.memory;
-    let ranges = super::joined(memory.ranges());
-    let populated = super::joined(memory.populated());
+    let ranges = joined(memory.ranges());
+    let populated = joined(memory.populated());
     let total = ranges.iter().map(|range| range.size).sum();
     let mut go_on = || match watch(Progress { done: 0, total }) {
         ControlFlow::Continue(()) => Ok(()),
@@ -305,8 +260,8 @@ struct Segment {
 /// Everything in front of the memory.
 fn head(target: &Target<'_>, ranges: &[PhysRange], info: Option<&VmCoreInfo>) -> Vec<u8> {
     let regimes: Vec<(&Cpu, Regime)> =
-        target.cpus.iter().filter_map(|cpu| Some((cpu, kernel::regime(&cpu.registers).ok()?))).collect();
-    let direct = regimes.iter().find_map(|(_, regime)| kernel::direct_map(regime, target.memory));
+        target.cpus.iter().filter_map(|cpu| Some((cpu, translate::regime(&cpu.registers).ok()?))).collect();
+    let direct = regimes.iter().find_map(|(_, regime)| translate::direct_map(regime, target.memory));
     let notes = notes(target, info);
 
     let others = others(target, &regimes, direct);
@@ -373,7 +328,7 @@ fn header(isa: Isa, segments: usize) -> Vec<u8> {
 fn others(target: &Target<'_>, regimes: &[(&Cpu, Regime)], direct: Option<u64>) -> Vec<Piece> {
     let images = regimes.iter().map(|(cpu, regime)| {
         let vbar = cpu.registers.get("VBAR_EL1").unwrap_or(0);
-        kernel::image(target.isa, regime, target.memory, vbar)
+        translate::image(target.isa, regime, target.memory, vbar)
     });
     let mut pieces: Vec<Piece> = images.into_iter().find(|image| !image.is_empty()).unwrap_or_default();
     let stack = match target.isa {
@@ -386,7 +341,9 @@ fn others(target: &Target<'_>, regimes: &[(&Cpu, Regime)], direct: Option<u64>) 
         for at in (0..STACK_PAGES).filter_map(|index| first.checked_add(index * PAGE as u64)) {
             let known =
                 pieces.iter().any(|piece| (piece.start.0..piece.start.0 + piece.range.size).contains(&at));
-            let Some(piece) = kernel::page(regime, target.memory, GuestVirt(at), PAGE as u64) else { break };
+            let Some(piece) = translate::page(regime, target.memory, GuestVirt(at), PAGE as u64) else {
+                break;
+            };
             let is_direct = direct.is_some_and(|delta| piece.range.start.0.wrapping_add(delta) == at);
             if !known && !is_direct {
                 pieces.push(piece);

@@ -4,16 +4,23 @@
 //! packet is served and nothing further is read. So neither a client that does not read, nor one that
 //! asks for the same again and again, has anything grow.
 
-use super::front::{self, Answer};
-use super::input::Input;
+mod answers;
+mod input;
+mod output;
+mod script;
+
+pub use script::{converse, misbehave};
+
+use super::answer::errno;
+use super::front;
 use super::listener::{Peer, Stream};
-use super::packet::{Item, push_escaped, push_frame, push_hex};
-use super::session::{self, Process, Session, errno};
-use super::stop::{Stop, console};
+use super::packet::Item;
+use super::session::{self, Process, Session, Stop};
+use super::stop::{self, console};
 use super::stub::Stub;
 use crate::cancel::Cancel;
 use crate::target::{Machine, StopReason};
-use std::io::{self, ErrorKind};
+use input::Input;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -188,75 +195,6 @@ impl<M: Machine> Client<M> {
         Ok(())
     }
 
-    /// Sends as much as the client takes.
-    pub fn flush(&mut self) -> Result<(), Goodbye> {
-        let mut sent = 0;
-        let result = loop {
-            if sent == self.out.len() {
-                break Ok(());
-            }
-            match self.stream.write(&self.out[sent..]) {
-                Ok(0) => break Err(Goodbye::Lost("it takes nothing any more")),
-                Ok(count) => sent += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break Ok(()),
-                Err(error) if error.kind() == ErrorKind::TimedOut => {
-                    break Err(Goodbye::Lost("it has vanished"));
-                }
-                Err(_) => break Err(Goodbye::Lost("it has gone")),
-            }
-        };
-        self.out.drain(..sent);
-        result
-    }
-
-    fn send(&mut self, data: &[u8]) {
-        self.send_with(|packet| packet.extend(data));
-    }
-
-    /// Sends a packet whose data `push` appends.
-    fn send_with(&mut self, push: impl FnOnce(&mut Vec<u8>)) {
-        let start = self.out.len();
-        push_frame(&mut self.out, push);
-        let packet = &self.out[start..];
-        log::trace!(target: "debug::rsp", "-> {}", String::from_utf8_lossy(packet));
-        if self.acknowledges {
-            self.last = packet.to_vec();
-        }
-    }
-
-    fn send_error(&mut self, code: u8) {
-        self.send(format!("E{code:02x}").as_bytes());
-    }
-
-    /// Sends memory, or an error where nothing of it is there.
-    fn send_memory(&mut self, session: &Session<M>, address: u64, length: usize, is_binary: bool) {
-        let mut bytes = std::mem::take(&mut self.memory);
-        bytes.resize(length, 0);
-        let count = session.read(session.current, address, &mut bytes);
-        if count == 0 && length > 0 {
-            self.send_unreadable(session, address);
-        } else {
-            self.send_with(|packet| match is_binary {
-                true => {
-                    packet.push(b'b');
-                    push_escaped(packet, &bytes[..count]);
-                }
-                false => push_hex(packet, &bytes[..count]),
-            });
-        }
-        self.memory = bytes;
-    }
-
-    /// Says that memory cannot be read: in words where they are more than "nothing is mapped", and the
-    /// debugger takes them (GDB manual, "error-message").
-    fn send_unreadable(&mut self, session: &Session<M>, address: u64) {
-        match session.absence(session.current, address) {
-            Some(why) if session.takes_words => self.send(format!("E.{why}").as_bytes()),
-            _ => self.send_error(errno::EFAULT),
-        }
-    }
-
     fn take(&mut self, session: &mut Session<M>, item: Item) -> Result<(), Goodbye> {
         match item {
             Item::Ack => {}
@@ -318,99 +256,6 @@ impl<M: Machine> Client<M> {
         result
     }
 
-    fn answer(&mut self, session: &mut Session<M>, data: &[u8]) -> Result<(), Goodbye> {
-        match front::serve(session, data) {
-            Answer::Reply(reply) => self.send(&reply),
-            Answer::Memory { address, length, is_binary } => {
-                self.send_memory(session, address, length, is_binary);
-            }
-            Answer::Kill(reply) => {
-                if !reply.is_empty() {
-                    self.send(&reply);
-                }
-                if !session.is_extended {
-                    return Err(Goodbye::Kill);
-                }
-                self.is_running = false;
-                session.end();
-            }
-            Answer::Detach(reply) => {
-                self.send(&reply);
-                if !session.is_extended {
-                    return Err(Goodbye::Detach);
-                }
-                self.is_running = false;
-                session.detach();
-            }
-            Answer::Attach => {
-                // What was typed while the guest was not debugged was not meant for it.
-                self.has_interrupted = false;
-                session.take();
-                self.arm(session);
-                self.send(&Stop::Vcpu(session.current, StopReason::Interrupt).reply(session));
-            }
-            Answer::Restart(replies) => {
-                self.has_interrupted = false;
-                let before = session.process;
-                if before != Process::Attached {
-                    session.take();
-                    self.arm(session);
-                }
-                let result = session.restart();
-                if result.is_err() {
-                    // To the debugger there is no more of a process than there was.
-                    match before {
-                        Process::Attached => {}
-                        Process::Detached => session.detach(),
-                        Process::Killed => session.end(),
-                    }
-                }
-                match result {
-                    Ok(()) if replies => self.send(&Stop::Vcpu(0, StopReason::Step).reply(session)),
-                    Ok(()) => {}
-                    Err(refused) if replies => self.send(format!("E.{refused}").as_bytes()),
-                    Err(refused) => log::warn!("the guest does not begin again: {refused}"),
-                }
-            }
-            Answer::Interrupt(reply) => {
-                self.send(&reply);
-                self.interrupt(session)?;
-            }
-            Answer::Resume(actions) => match session.run(&actions) {
-                Ok(()) => {
-                    (self.is_running, self.has_run) = (true, true);
-                    if std::mem::take(&mut self.has_interrupted) {
-                        self.interrupt(session)?;
-                    }
-                }
-                Err(error) => self.send(format!("E.{error}").as_bytes()),
-            },
-            Answer::NoAcknowledgements => {
-                self.send(b"OK");
-                self.acknowledges = false;
-                self.last.clear();
-            }
-            Answer::PassOn => {
-                let written = self.stub.serve(session, data);
-                self.queue(&written);
-                if session.is_done {
-                    return Err(Goodbye::Kill);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn queue(&mut self, written: &[u8]) {
-        log::trace!(target: "debug::rsp", "-> {}", String::from_utf8_lossy(written));
-        if self.acknowledges {
-            // Of several packets the last one is the answer.
-            let start = written.iter().rposition(|byte| *byte == b'$').unwrap_or(0);
-            self.last = written[start..].to_vec();
-        }
-        self.out.extend(written);
-    }
-
     /// Tells what happened since the target was resumed.
     pub fn tell_events(&mut self, session: &mut Session<M>) -> Result<(), Goodbye> {
         if session.process != Process::Attached {
@@ -458,79 +303,10 @@ impl<M: Machine> Client<M> {
             self.send(&console(words));
         }
         self.is_running = false;
-        self.send(&stop.reply(session));
+        self.send(&stop::reply(stop, session));
         match stop {
             Stop::Ended(_) => Err(Goodbye::Ended),
             Stop::Vcpu(..) => Ok(()),
         }
     }
-}
-
-/// Serves one client that sends `input` a packet at a time and goes; what it is sent. For tests and
-/// fuzzing: it stops where a real client would be waited for.
-///
-/// # Errors
-/// When the system gives no more sockets.
-pub fn converse<M: Machine>(session: &mut Session<M>, input: &[u8]) -> io::Result<Vec<u8>> {
-    let mut steps = Vec::new();
-    let mut rest = input;
-    while !rest.is_empty() {
-        // To the end of a packet, so that a stop is told before the next one; and less than a
-        // socket holds, so that nothing waits.
-        let end = rest.iter().position(|byte| *byte == b'#').map_or(rest.len(), |at| at + 3);
-        let (piece, after) = rest.split_at(end.min(rest.len()).min(16 << 10));
-        rest = after;
-        steps.push((piece, true));
-    }
-    misbehave(session, &steps).map(|(answer, _)| answer)
-}
-
-/// Serves one client that sends these pieces, and behind each reads what it was sent, or does not.
-/// What it has read in the end, and how many bytes waited to be sent to it at most.
-///
-/// # Errors
-/// When the system gives no more sockets.
-pub fn misbehave<M: Machine>(
-    session: &mut Session<M>,
-    steps: &[(&[u8], bool)],
-) -> io::Result<(Vec<u8>, usize)> {
-    use std::io::{Read, Write};
-    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair()?;
-    ours.set_nonblocking(true)?;
-    theirs.set_nonblocking(true)?;
-    session.attach();
-    let peer = Peer::Unix { user: None, process: None };
-    let mut client = Client::new(Stream::Unix(ours), peer, &[], Arc::new(|| false));
-    client.arm(session);
-    let (mut answer, mut most) = (Vec::new(), 0);
-    let mut buffer = vec![0; 64 << 10];
-    let mut read = |theirs: &mut std::os::unix::net::UnixStream| {
-        while let Ok(count @ 1..) = theirs.read(&mut buffer) {
-            answer.extend(&buffer[..count]);
-        }
-    };
-    for (piece, reads) in steps {
-        // What the server does not read any more does not fit.
-        theirs.write_all(piece).ok();
-        let ready = Ready { input: client.wants_input(), knock: true, broken: false };
-        let mut served = client.serve(session, ready);
-        // What a turn had no time for comes in the next ones.
-        while served.is_ok()
-            && (client.is_waiting() || client.wants_input() && super::server::is_readable(client.as_fd()))
-        {
-            served = client.serve(session, Ready { input: client.wants_input(), ..Ready::default() });
-        }
-        most = most.max(client.out.len());
-        if *reads {
-            read(&mut theirs);
-        }
-        if served.is_err() {
-            break;
-        }
-    }
-    // As the server does it.
-    client.flush().ok();
-    read(&mut theirs);
-    session.detach();
-    Ok((answer, most))
 }

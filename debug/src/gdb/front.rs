@@ -4,13 +4,13 @@
 //! | packet | what for |
 //! | --- | --- |
 //! | `Z0`-`Z4`, `z0`-`z4` | with conditions and commands evaluated in the stub (gdbstub issue 40) |
-//! | `vCont`, `c`, `C`, `s`, `S` | every form ([`resume`]) |
+//! | `vCont`, `c`, `C`, `s`, `S` | every form ([`resume`](super::resume)) |
 //! | `D`, `k`, `vKill`, `vCtrlC` | answered, and then the server acts |
 //! | `!`, `vRun`, `R`, `vAttach` | gdb's `target extended-remote`: the guest begins again, is let go and taken |
 //! | `H`, `T`, `qC`, `qfThreadInfo`, `qThreadExtraInfo` | threads, with and without their process |
 //! | `?` | the stop as it was, for whichever vCPU it was |
 //! | `m`, `x`, `X` | memory, fast, with lengths that are checked |
-//! | `qSearch:memory`, `qCRC` | gdb's `find` and `compare-sections` (`gdb::search`) |
+//! | `qSearch:memory`, `qCRC` | gdb's `find` and `compare-sections` (`front::search`) |
 //! | `qXfer:threads:read` | all threads in one go |
 //! | `qqemu...`, `Qqemu...` | physical addresses and steps, as QEMU's stub has them; by these pwndbg and gef know a kernel |
 //! | `qOffsets` | where a relocated kernel is: an address for gdb, offsets for lldb |
@@ -22,46 +22,24 @@
 //! Source: GDB manual, "Packets", "General Query Packets", "vCont"; QEMU's `docs/system/gdb.rst` and
 //! `gdbstub/gdbstub.c`.
 
-use super::packet::{LONGEST, escape, from_hex, hex, number, unescape};
-use super::regions;
-use super::resume::{self, Refused, Thread, Vcpus};
-use super::search;
-use super::session::{Client, InsertError, OVERLOADED, Process, Session, errno};
-use crate::breakpoint::{self, Kind};
-use crate::expression::Expression;
-use crate::target::{Action, Machine};
+mod memory;
+mod points;
+mod qemu;
+mod regions;
+mod running;
+mod search;
+mod threads;
 
-/// What becomes of a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// This is the reply.
-    Reply(Vec<u8>),
-    /// The reply is memory, which may be much: it is encoded where it is sent.
-    Memory {
-        /// First byte, as the debugger sees addresses.
-        address: u64,
-        /// Bytes that one reply can carry, at most.
-        length: usize,
-        /// In binary, escaped, behind a `b`; else in hexadecimal.
-        is_binary: bool,
-    },
-    /// gdbstub answers it.
-    PassOn,
-    /// The reply, and then the debugger wants the guest to end.
-    Kill(Vec<u8>),
-    /// The reply, and then the debugger lets go of the guest.
-    Detach(Vec<u8>),
-    /// The guest is to begin again; what `vRun` answers, or nothing.
-    Restart(bool),
-    /// The debugger wants the guest that it has let go.
-    Attach,
-    /// The target is to be interrupted, after the reply.
-    Interrupt(Vec<u8>),
-    /// The target is to be resumed; the reply is the next stop. An action for each vCPU.
-    Resume(Vec<Action>),
-    /// The reply, and from then on nothing is acknowledged.
-    NoAcknowledgements,
-}
+use super::answer::{Answer, errno, error, ok};
+use super::packet::{LONGEST, number};
+use super::resume::{Refused, Thread, vcont};
+use super::session::{Client, Process, Session};
+use crate::target::Machine;
+use memory::{read_memory, write_memory};
+use points::{insert, remove};
+use qemu::qemu;
+use running::{go_on, resumes, vcpus};
+use threads::{choose, extra_info, threads};
 
 /// What is served beyond what every stub serves, for `qSupported`.
 const FEATURES: &str = "vContSupported+;multiprocess+;QStartNoAckMode+;swbreak+;hwbreak+;\
@@ -72,14 +50,6 @@ const FEATURES: &str = "vContSupported+;multiprocess+;QStartNoAckMode+;swbreak+;
 const PROCESS: u64 = 1;
 const NO_PROCESS: Refused =
     Refused::Words("there is no guest now: 'run' has it begin again, 'attach 1' takes it");
-
-pub(super) fn error(code: u8) -> Answer {
-    Answer::Reply(format!("E{code:02x}").into_bytes())
-}
-
-fn ok() -> Answer {
-    Answer::Reply(b"OK".to_vec())
-}
 
 impl From<Refused> for Answer {
     fn from(refused: Refused) -> Answer {
@@ -180,7 +150,7 @@ fn serve_attached<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         _ if is_detach(data) => error(errno::ESRCH),
         _ if data == b"vCont?" => Answer::Reply(resumes(session)),
         _ if let Some(actions) = text("vCont") => {
-            resume::vcont(actions, &vcpus(session)).map_or_else(Answer::from, Answer::Resume)
+            vcont(actions, &vcpus(session)).map_or_else(Answer::from, Answer::Resume)
         }
         _ if data == b"vCtrlC" => Answer::Interrupt(b"OK".to_vec()),
         Some(b'q' | b'Q') => query(session, data),
@@ -214,10 +184,10 @@ fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         b"qOffsets" => {
             let text = match session.client {
                 Client::Lldb => {
-                    session.kernel_slide().map(|by| format!("Text={by:x};Data={by:x};Bss={by:x}"))
+                    session.view().kernel_slide().map(|by| format!("Text={by:x};Data={by:x};Bss={by:x}"))
                 }
                 Client::Gdb | Client::Unknown => {
-                    session.kernel_text().map(|text| format!("TextSeg={text:x}"))
+                    session.view().kernel_text().map(|text| format!("TextSeg={text:x}"))
                 }
             };
             Answer::Reply(text.unwrap_or_default().into_bytes())
@@ -233,232 +203,7 @@ fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
     }
 }
 
-/// Bits of QEMU's `qemu.sstep`: steps at all, without interrupts, without timers. Timers of a guest of
-/// KVM cannot be held up by a step, so the third is none that we have.
-const SSTEP_ENABLE: u8 = 1;
-const SSTEP_NOIRQ: u8 = 2;
-
-/// What QEMU's stub answers beyond the manual. pwndbg and gef ask in this way whether they see a kernel.
-fn qemu<M: Machine>(session: &mut Session<M>, what: &[u8]) -> Answer {
-    match what {
-        b"Supported" => Answer::Reply(b"sstepbits;sstep;PhyMemMode".to_vec()),
-        b"sstepbits" => Answer::Reply(format!("ENABLE={SSTEP_ENABLE:x},NOIRQ={SSTEP_NOIRQ:x}").into_bytes()),
-        b"sstep" => {
-            let falls = session.engine.state().step_interrupts;
-            let bits = SSTEP_ENABLE | if falls { 0 } else { SSTEP_NOIRQ };
-            Answer::Reply(format!("0x{bits:x}").into_bytes())
-        }
-        _ if let Some(bits) = what.strip_prefix(b"sstep=") => {
-            // QEMU takes both ways of writing it.
-            match number(bits.strip_prefix(b"0x").unwrap_or(bits)) {
-                Some(bits) if bits & !u64::from(SSTEP_ENABLE | SSTEP_NOIRQ) == 0 => {
-                    session.engine.state().step_interrupts = bits & u64::from(SSTEP_NOIRQ) == 0;
-                    ok()
-                }
-                _ => error(errno::EINVAL),
-            }
-        }
-        b"PhyMemMode" => Answer::Reply(if session.is_physical { b"1".to_vec() } else { b"0".to_vec() }),
-        _ if let Some(mode) = what.strip_prefix(b"PhyMemMode:") => {
-            session.is_physical = mode == b"1";
-            ok()
-        }
-        _ => Answer::Reply(Vec::new()),
-    }
-}
-
 /// The stop as it was: what the debugger is told when it comes.
 fn stop_reply<M: Machine>(session: &Session<M>) -> String {
     format!("T05thread:{};", session.thread_id(session.current))
-}
-
-fn vcpus<M: Machine>(session: &Session<M>) -> Vcpus {
-    Vcpus {
-        count: session.machine.vcpus(),
-        current: session.current,
-        chosen: session.chosen,
-        can_step: session.machine.host().single_step || !session.machine.can_run(),
-    }
-}
-
-/// `vCont?`: gdb uses it only where both `c` and `s` are there.
-fn resumes<M: Machine>(session: &Session<M>) -> Vec<u8> {
-    let can_step = vcpus(session).can_step;
-    if can_step { b"vCont;c;C;s;S;r;t".to_vec() } else { b"vCont;c;C;t".to_vec() }
-}
-
-/// `c`, `C`, `s` and `S`.
-fn go_on<M: Machine>(session: &mut Session<M>, packet: &[u8]) -> Result<Answer, Refused> {
-    let (actions, place) = resume::plain(packet, &vcpus(session))?;
-    if let Some((vcpu, address)) = place {
-        session.set_pc(vcpu, address).map_err(|refused| {
-            log::warn!(target: "debug::rsp", "vCPU {vcpu} cannot go on at {address:#x}: {refused}");
-            Refused::Errno(errno::EIO)
-        })?;
-    }
-    Ok(Answer::Resume(actions))
-}
-
-/// `Hg`: which vCPU registers, memory and breakpoints are looked at through; `Hc`: which `c` and `s`
-/// are of.
-fn choose<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Result<Answer, Refused> {
-    let (operation, thread) = arguments.split_first().ok_or(Refused::Errno(errno::EINVAL))?;
-    let thread = Thread::parse(thread, session.machine.vcpus())?;
-    match (operation, thread) {
-        (b'g', Thread::One(vcpu)) => session.current = vcpu,
-        // Any one: the one that it is.
-        (b'g', Thread::Any | Thread::All) => {}
-        (b'c', Thread::One(vcpu)) => session.chosen = Some(vcpu),
-        (b'c', Thread::Any | Thread::All) => session.chosen = None,
-        _ => return Err(Refused::Errno(errno::EINVAL)),
-    }
-    Ok(ok())
-}
-
-/// `qThreadExtraInfo,thread-id`: what `info threads` shows.
-fn extra_info<M: Machine>(session: &Session<M>, thread: &[u8]) -> Answer {
-    match Thread::parse(thread, session.machine.vcpus()) {
-        Ok(Thread::One(vcpu)) => {
-            Answer::Reply(hex(format!("CPU#{vcpu} [{}]", session.machine.state(vcpu).name()).as_bytes()))
-        }
-        Ok(_) => error(errno::EINVAL),
-        Err(refused) => refused.into(),
-    }
-}
-
-/// `Zk,address,length`, then perhaps `;Xlength,bytecode...` and `;cmds:persist,Xlength,...`.
-struct Point {
-    kind: Kind,
-    address: u64,
-    length: u64,
-    conditions: Vec<Vec<u8>>,
-    commands: Vec<Vec<u8>>,
-}
-
-/// `Xlength,bytecode` again and again.
-fn bytecodes(mut text: &[u8]) -> Option<Vec<Vec<u8>>> {
-    let mut codes = Vec::new();
-    while let Some(rest) = text.strip_prefix(b"X") {
-        let comma = rest.iter().position(|byte| *byte == b',')?;
-        let length = usize::try_from(number(&rest[..comma])?).ok()?.checked_mul(2)?;
-        let code = rest.get(comma + 1..)?.get(..length)?;
-        codes.push(from_hex(code)?);
-        text = &rest[comma + 1 + length..];
-    }
-    text.is_empty().then_some(codes)
-}
-
-fn point(arguments: &[u8]) -> Option<Point> {
-    let mut parts = arguments.split(|byte| *byte == b';');
-    let mut place = parts.next()?.split(|byte| *byte == b',');
-    let kind = match place.next()? {
-        [digit] => Kind::from_digit(*digit)?,
-        _ => return None,
-    };
-    let (address, length) = (number(place.next()?)?, number(place.next()?)?);
-    let (mut conditions, mut commands) = (Vec::new(), Vec::new());
-    for part in parts.filter(|part| !part.is_empty()) {
-        if let Some(list) = part.strip_prefix(b"cmds:") {
-            let comma = list.iter().position(|byte| *byte == b',')?;
-            commands.extend(bytecodes(&list[comma + 1..])?);
-        } else {
-            conditions.extend(bytecodes(part)?);
-        }
-    }
-    Some(Point { kind, address, length, conditions, commands })
-}
-
-/// Conditions, and commands, that one breakpoint may have.
-const MOST_EXPRESSIONS: usize = 64;
-
-fn insert<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
-    let Some(Point { kind, address, length, conditions, commands }) = point(arguments) else {
-        return error(errno::EINVAL);
-    };
-    // Each is bounded in time, and all of them are run at one hit.
-    let is_much = commands.len() > MOST_EXPRESSIONS || conditions.len() > MOST_EXPRESSIONS;
-    if kind.access().is_some() && length == 0 || is_much {
-        return error(errno::EINVAL);
-    }
-    let check = |codes: Vec<Vec<u8>>| codes.into_iter().map(Expression::new).collect::<Result<Vec<_>, _>>();
-    let (conditions, commands) = match (check(conditions), check(commands)) {
-        (Ok(conditions), Ok(commands)) => (conditions, commands),
-        (Err(refused), _) | (_, Err(refused)) => {
-            log::warn!(target: "debug::rsp", "a condition at {address:#x} is refused: {refused}");
-            return error(errno::EINVAL);
-        }
-    };
-    match session.insert_or_remember((kind, address, length), conditions, commands) {
-        Ok(()) => ok(),
-        Err(InsertError::TooMany(_) | InsertError::NotExecutable | InsertError::Many) => error(errno::ENOSPC),
-        Err(InsertError::Unaligned) => error(errno::EINVAL),
-        Err(InsertError::Table(breakpoint::InsertError::NotRam(_))) => error(errno::EFAULT),
-        Err(InsertError::Table(breakpoint::InsertError::Duplicate)) => error(errno::EINVAL),
-    }
-}
-
-fn remove<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
-    match point(arguments) {
-        // gdb may remove what it never inserted, and takes an error for a broken target.
-        Some(Point { kind, address, length, .. }) => {
-            session.remove(kind, address, length);
-            ok()
-        }
-        None => error(errno::EINVAL),
-    }
-}
-
-/// Two numbers with a comma between them.
-pub(super) fn pair(arguments: &[u8]) -> Option<(u64, u64)> {
-    let comma = arguments.iter().position(|byte| *byte == b',')?;
-    Some((number(&arguments[..comma])?, number(&arguments[comma + 1..])?))
-}
-
-/// Bytes that one reply carries, in hexadecimal.
-const MOST_BYTES: u64 = (LONGEST as u64 - 16) / 2;
-
-/// `maddress,length` and `xaddress,length`.
-fn read_memory(arguments: &[u8], is_binary: bool) -> Answer {
-    match pair(arguments) {
-        Some((address, length)) => Answer::Memory {
-            address,
-            length: usize::try_from(length.min(MOST_BYTES)).unwrap_or(0),
-            is_binary,
-        },
-        None => error(errno::EINVAL),
-    }
-}
-
-/// `Xaddress,length:data`, escaped. gdb tries it with no data to see whether it is served.
-fn write_memory<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
-    let Some(colon) = arguments.iter().position(|byte| *byte == b':') else { return error(errno::EINVAL) };
-    let bytes = unescape(&arguments[colon + 1..]);
-    match pair(&arguments[..colon]) {
-        Some((address, length)) if length == bytes.len() as u64 => {
-            match session.write(session.current, address, &bytes) {
-                true => ok(),
-                false if session.takes_words && session.is_overloaded() => Refused::Words(OVERLOADED).into(),
-                false => error(errno::EFAULT),
-            }
-        }
-        _ => error(errno::EINVAL),
-    }
-}
-
-/// `qXfer:threads:read::offset,length`.
-fn threads<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
-    let Some((offset, length)) = pair(arguments) else { return error(errno::EINVAL) };
-    let mut xml = String::from("<?xml version=\"1.0\"?><threads>");
-    for vcpu in 0..session.machine.vcpus() {
-        let state = session.machine.state(vcpu).name();
-        xml.push_str(&format!(
-            "<thread id=\"{}\" core=\"{vcpu}\" name=\"CPU#{vcpu}\">{state}</thread>",
-            session.thread_id(vcpu)
-        ));
-    }
-    xml.push_str("</threads>");
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(xml.len());
-    let end = start.saturating_add(usize::try_from(length.min(MOST_BYTES)).unwrap_or(0)).min(xml.len());
-    let mark = if end == xml.len() { b'l' } else { b'm' };
-    Answer::Reply([&[mark][..], &escape(&xml.as_bytes()[start..end])].concat())
 }

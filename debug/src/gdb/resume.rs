@@ -6,8 +6,8 @@
 //!
 //! Source: GDB manual, "vCont packet", "Packets" (`c`, `C`, `s`, `S`, `H`, "thread-id syntax").
 
+use super::answer::errno;
 use super::packet::number;
-use super::session::errno;
 use crate::target::Action;
 
 /// What the forms are read against.

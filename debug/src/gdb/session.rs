@@ -3,40 +3,28 @@
 //! Threads are vCPUs; gdb's thread-ids are their numbers plus one.
 
 use super::description::{Believed, Described, RegisterSet};
-use super::stop::Stop;
-use crate::breakpoint::{Breakpoint, Kind};
+use crate::breakpoint::Kind;
 use crate::cancel::Cancel;
-use crate::disassemble::Mode;
 use crate::engine::Engine;
-use crate::memory::{self, Space};
-use crate::target::{Action, Control, Ended, Event, Machine, Order, StopReason, TargetError, VcpuState};
-use arch::paging::{Fault, Regime};
+use crate::target::{Action, Machine, StopReason};
+use crate::view::View;
+use arch::Isa;
 use arch::register::{Bank, RegisterFile};
-use arch::{GuestVirt, Isa};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+mod attach;
 mod breakpoints;
+mod run;
+mod stop;
+mod told;
+mod write;
 
 pub use breakpoints::InsertError;
 use breakpoints::Refused;
-
-/// Errors that a client sees as `E` and a number, as errno has them.
-pub mod errno {
-    /// No such process, here: vCPU.
-    pub const ESRCH: u8 = 3;
-    /// Interrupted.
-    pub const EINTR: u8 = 4;
-    /// I/O.
-    pub const EIO: u8 = 5;
-    /// Bad address.
-    pub const EFAULT: u8 = 14;
-    /// Invalid argument.
-    pub const EINVAL: u8 = 22;
-    /// No space: debug registers are used up.
-    pub const ENOSPC: u8 = 28;
-}
+pub use stop::Stop;
+pub use write::OVERLOADED;
 
 /// Debuggers that are told apart, where they read the protocol in different ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +37,6 @@ pub enum Client {
     /// It has not said.
     Unknown,
 }
-
-/// Why a write is refused that [`Session::write`] takes for a part of a program.
-pub const OVERLOADED: &str = "no program is written over the kernel that runs, unless 'monitor allow-load on' says so; \
-                              another kernel is for --kernel, and 'monitor reset' starts it";
 
 /// What the guest is to a debugger that is connected: its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +56,11 @@ pub struct Session<M: Machine> {
     pub machine: M,
     /// What judges its exits.
     pub engine: Arc<Engine>,
-    /// Registers that are described to the debugger...
+    /// Registers that are described to the debugger.
     pub registers: RegisterSet,
-    /// ...and what as, to the one that attaches next, if somebody has said so...
+    /// What the processor is described as to the debugger that attaches next, if somebody has said so.
     pub described: Option<Described>,
-    /// ...else by what the kernel's file is.
+    /// What it is described as where nobody has: that follows from the kernel's file.
     pub believed: Believed,
     /// The debugger has been told that it was told of another processor than there is.
     is_told: bool,
@@ -166,436 +150,20 @@ impl<M: Machine> Session<M> {
         format!("{process}{:02x}", u64::from(vcpu) + 1)
     }
 
-    /// How a vCPU translates now.
-    ///
-    /// # Errors
-    /// [`TargetError`].
-    pub fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
-        self.machine.regime(vcpu)
-    }
-
-    /// What addresses mean to the debugger, through a vCPU.
-    pub fn space(&self, vcpu: u32) -> Space {
-        if self.is_physical {
-            return Space::Physical;
+    /// The machine as the debugger sees it, through the current vCPU.
+    pub fn view(&self) -> View<'_> {
+        View {
+            machine: &self.machine,
+            engine: &self.engine,
+            vcpu: self.current,
+            is_physical: self.is_physical,
+            cancel: &self.cancel,
         }
-        self.tables(vcpu).map_or(Space::Physical, |(regime, _)| Space::Virtual(regime))
-    }
-
-    /// The tables by which a vCPU's addresses are looked at: its own, or before the guest has started it, those of
-    /// another; and whose they are.
-    ///
-    /// # Errors
-    /// [`TargetError`].
-    pub fn tables(&self, vcpu: u32) -> Result<(Regime, u32), TargetError> {
-        let regime = self.regime(vcpu)?;
-        if regime.is_on() || self.machine.state(vcpu) != VcpuState::NotStarted {
-            return Ok((regime, vcpu));
-        }
-        let others = (0..self.machine.vcpus()).filter_map(|other| Some((self.regime(other).ok()?, other)));
-        let mut others = others.into_iter();
-        Ok(others.find(|(other, _)| other.is_on()).unwrap_or((regime, vcpu)))
-    }
-
-    /// The same for the current vCPU, with a word where they are another's.
-    ///
-    /// # Errors
-    /// [`TargetError`].
-    pub fn current_tables(&self) -> Result<(Regime, String), TargetError> {
-        let (regime, whose) = self.tables(self.current)?;
-        let word = match whose == self.current {
-            true => String::new(),
-            false => {
-                format!("vCPU {} has not been started; by the tables of vCPU {whose}:\n", self.current)
-            }
-        };
-        Ok((regime, word))
-    }
-
-    /// Reads memory as the debugger sees it; how many bytes are good.
-    pub fn read(&self, vcpu: u32, address: u64, buffer: &mut [u8]) -> usize {
-        let space = self.space(vcpu);
-        let state = self.engine.state();
-        memory::read(self.machine.memory(), &space, Some(&state.table), GuestVirt(address), buffer)
-    }
-
-    /// Why the dump that is looked at has not got a byte that the guest had, if that is so.
-    pub fn absence(&self, vcpu: u32, address: u64) -> Option<String> {
-        let memory = self.machine.memory();
-        let place = match self.space(vcpu).locate(memory, GuestVirt(address)) {
-            Ok((place, _)) => place,
-            Err(Fault::NoTable { at, .. }) => at,
-            Err(_) => return None,
-        };
-        memory.absence(place).map(|why| format!("{address:#x}: {why}"))
-    }
-
-    /// Whether the write that was refused last was refused as a part of a program.
-    pub fn is_overloaded(&self) -> bool {
-        self.words.contains(OVERLOADED)
-    }
-
-    /// Whether a write is a part of a program that would go over the kernel that runs, as gdb's `load` makes them.
-    fn overloads(&mut self, space: &Space, address: u64, length: usize) -> bool {
-        /// Bytes that a person may want to change at one stop.
-        const MOST_CODE: u64 = 64 << 10;
-        let memory = self.machine.memory();
-        let is_code = || space.is_executable(memory, GuestVirt(address));
-        if self.allows_load || !matches!(space, Space::Virtual(regime) if regime.is_on()) || !is_code() {
-            return false;
-        }
-        self.code_written = self.code_written.saturating_add(length as u64);
-        self.code_written > MOST_CODE && self.kernel_text().is_some()
-    }
-
-    /// Writes memory; whether all of it was.
-    pub fn write(&mut self, vcpu: u32, address: u64, bytes: &[u8]) -> bool {
-        let space = self.space(vcpu);
-        if self.overloads(&space, address, bytes.len()) {
-            if !self.words.contains(OVERLOADED) {
-                log::warn!("{OVERLOADED}");
-                self.words.push_str(&format!("vmm: {OVERLOADED}\n"));
-            }
-            return false;
-        }
-        let mut state = self.engine.state();
-        let table = Some(&mut state.table);
-        memory::write(self.machine.memory(), &space, table, GuestVirt(address), bytes) == bytes.len()
     }
 
     /// Gives commands that take long, and the machine, what they ask whether they are still wanted.
     pub fn set_cancel(&mut self, cancel: &Cancel) {
         self.cancel = cancel.clone();
         self.machine.set_cancel(cancel);
-    }
-
-    /// Attaches: from now on vCPUs stop for this session.
-    pub fn attach(&mut self) {
-        self.take();
-        self.client = Client::Unknown;
-        (self.names_process, self.is_extended, self.takes_words) = (false, false, false);
-        self.is_physical = false;
-        self.is_told = false;
-        self.registers.describe_as(self.describes());
-    }
-
-    /// Takes the guest, for a debugger that is connected.
-    pub fn take(&mut self) {
-        self.engine.state().is_attached = true;
-        self.machine.pause();
-        (self.process, self.is_left) = (Process::Attached, false);
-        // What happened while nobody was attached is nobody's stop.
-        self.idle();
-        self.machine.pause();
-        self.pending.clear();
-        self.reported.fill(None);
-        self.words.clear();
-        (self.is_done, self.allows_load, self.code_written) = (false, false, 0);
-        self.refused.clear();
-        self.current = 0;
-        self.chosen = None;
-    }
-
-    /// Has the guest begin again, and holds it at its first instruction. Breakpoints stay.
-    ///
-    /// # Errors
-    /// [`TargetError`]; then it is as it was.
-    pub fn restart(&mut self) -> Result<(), TargetError> {
-        self.machine.pause();
-        self.machine.control(Control::Reset)?;
-        self.machine.pause();
-        self.begin_again();
-        Ok(())
-    }
-
-    /// The guest has begun again, and stands still: what was planted went with its memory.
-    fn begin_again(&mut self) {
-        self.pending.clear();
-        self.reported.fill(None);
-        (self.current, self.chosen, self.is_told) = (0, None, false);
-        let before = {
-            let mut state = self.engine.state();
-            state.forget();
-            state.table.uprooted()
-        };
-        let count = before.len();
-        let is_refused = |it: Breakpoint| {
-            self.insert(it.kind, it.address.0, it.length, it.conditions, it.commands).is_err()
-        };
-        let refused = before.into_iter().map(is_refused).filter(|refused| *refused).count();
-        if refused > 0 {
-            self.words.push_str(&format!(
-                "vmm: of {count} breakpoints {refused} are not inserted any more: until the guest maps their pages \
-                 they need debug registers, which are used up\n"
-            ));
-        }
-    }
-
-    /// What is to be told on the debugger's console, once.
-    pub fn take_words(&mut self) -> Option<String> {
-        let words = std::mem::take(&mut self.words);
-        (!words.is_empty()).then_some(words)
-    }
-
-    /// Deals with what happens while no debugger has the guest; its end, if it has ended.
-    pub fn idle(&mut self) -> Option<Ended> {
-        let mut ended = None;
-        while let Some(event) = self.machine.next_event() {
-            match event {
-                Event::Stopped { .. } => {}
-                Event::Ended(how) => ended = Some(how),
-                Event::Restarted => {
-                    self.begin_again();
-                    if self.process != Process::Attached && !self.is_left {
-                        self.let_run();
-                    }
-                }
-            }
-        }
-        ended
-    }
-
-    /// What a debugger that attaches now is told the processor is.
-    pub fn describes(&self) -> Described {
-        let follow = || {
-            let mode = self.machine.code(self.current).map_or(Mode::Bits64, |code| code.mode);
-            self.believed.describes(mode, self.is_long(self.current))
-        };
-        match self.isa() {
-            Isa::X86_64 => self.described.unwrap_or_else(follow),
-            Isa::Aarch64 => Described::Whole,
-        }
-    }
-
-    /// Whether an x86 vCPU is in long mode.
-    fn is_long(&self, vcpu: u32) -> bool {
-        const EFER_LMA: u64 = 1 << 10;
-        let file = self.machine.registers(vcpu, &[Bank::System]);
-        file.is_ok_and(|file| file.get("efer").is_some_and(|efer| efer & EFER_LMA != 0))
-    }
-
-    /// What the debugger is told when it sees half of a processor that has gone to 64-bit mode; once.
-    pub fn outgrown(&mut self, vcpu: u32) -> Option<&'static str> {
-        let is_asked_for = self.described.is_some();
-        if self.is_told || is_asked_for || !self.registers.is_narrow() || !self.is_long(vcpu) {
-            return None;
-        }
-        self.is_told = true;
-        Some(
-            "vmm: the guest is in 64-bit mode now, and gdb sees a 32-bit processor. To see all of it, type:\n\
-             vmm:   disconnect\nvmm:   file (or the file with 64-bit symbols behind it)\n\
-             vmm:   set architecture auto\nvmm:   target remote ... (as before)\n\
-             vmm: meanwhile the guest runs on, unless vmm was started with --gdb-lost hold.\n",
-        )
-    }
-
-    /// What a gdb that may be too old for them is told of an aarch64 guest that signs return addresses; once.
-    pub fn signs(&mut self, vcpu: u32) -> Option<&'static str> {
-        /// `SCTLR_EL1.EnIA` (Arm ARM (DDI 0487)).
-        const ENABLED: u64 = 1 << 31;
-        // gdb before 14 does not know how to strip them; one that takes errors in words does.
-        let may_be_old = self.client == Client::Gdb && !self.takes_words;
-        if self.isa() != Isa::Aarch64 || self.is_told || !may_be_old {
-            return None;
-        }
-        // Asked once: a guest that begins under its debugger does not sign.
-        self.is_told = true;
-        let file = self.machine.registers(vcpu, &[Bank::System]).ok()?;
-        if file.get("SCTLR_EL1")? & ENABLED == 0 {
-            return None;
-        }
-        Some(
-            "vmm: this guest signs return addresses, which gdb before 14 cannot read: finish, return and up go \
-             astray there. If yours is older, boot the guest with arm64.nopauth\n",
-        )
-    }
-
-    /// Detaches: planted instructions go, and the guest runs on.
-    pub fn detach(&mut self) {
-        self.leave();
-        (self.process, self.is_left) = (Process::Detached, false);
-        self.let_run();
-    }
-
-    /// The debugger has ended the guest, and may want to have it begin again.
-    pub fn end(&mut self) {
-        self.leave();
-        self.process = Process::Killed;
-    }
-
-    /// All vCPUs run, and are not debugged.
-    fn let_run(&mut self) {
-        let arming = crate::arming::Arming::off(self.isa());
-        let order = Order { action: Action::Run, arming, steps_off: false };
-        if let Err(error) = self.machine.resume(vec![order; self.machine.vcpus() as usize]) {
-            log::warn!("the guest cannot run on without its debugger: {error}");
-        }
-    }
-
-    /// Leaves the guest without its debugger, held: planted instructions go, and it waits for the next
-    /// debugger.
-    pub fn leave(&mut self) {
-        self.is_left = true;
-        self.set_cancel(&Cancel::never());
-        self.machine.pause();
-        {
-            let mut state = self.engine.state();
-            state.table.clear(self.machine.memory());
-            self.engine.reallocate(&mut state).ok();
-            state.forget();
-            state.is_attached = false;
-            while state.take_output(usize::MAX).is_some() {}
-        }
-        self.machine.disarm();
-    }
-
-    /// Gives each vCPU its order. A stop that is still to be reported is reported instead, by
-    /// [`Self::next_stop`].
-    ///
-    /// # Errors
-    /// [`TargetError`]; then nothing runs.
-    pub fn run(&mut self, actions: &[Action]) -> Result<(), TargetError> {
-        self.actions = actions.to_vec();
-        self.code_written = 0;
-        // Hits of breakpoints happen again when the vCPU runs again; what cannot happen
-        // again is kept.
-        let isa = self.isa();
-        self.pending.retain(|(_, reason)| match reason {
-            StopReason::Watchpoint { .. } => isa == Isa::X86_64,
-            StopReason::Fatal(_) | StopReason::Hypercall(_) => true,
-            _ => false,
-        });
-        if !self.pending.is_empty() {
-            return Ok(());
-        }
-        self.retry_refused();
-        if !self.refused.is_empty() {
-            let words: Vec<String> = self
-                .refused()
-                .map(|((kind, address, _), why)| format!("no {} at {address:#x}: {why}", kind.name()))
-                .collect();
-            let reason = StopReason::Refused(format!("the guest does not run: {}", words.join("; ")));
-            self.pending.push((self.current, reason));
-            return Ok(());
-        }
-        self.engine.refresh(self.machine.memory(), || self.space_for_breakpoints());
-        let mut orders = Vec::new();
-        {
-            let mut state = self.engine.state();
-            state.begin(actions);
-            for (vcpu, action) in (0..).zip(actions.iter().copied()) {
-                let arming = self.engine.arming(&state, vcpu);
-                orders.push(Order { action, arming, steps_off: self.reported[vcpu as usize].is_some() });
-            }
-        }
-        for (vcpu, order) in (0..).zip(&mut orders) {
-            order.steps_off =
-                order.steps_off && order.action != Action::Stay && self.stands_at_reported(vcpu);
-            if order.action != Action::Stay {
-                self.reported[vcpu as usize] = None;
-            }
-        }
-        self.machine.resume(orders)
-    }
-
-    /// Has a vCPU go on somewhere else.
-    ///
-    /// # Errors
-    /// [`TargetError`].
-    pub fn set_pc(&mut self, vcpu: u32, address: u64) -> Result<(), TargetError> {
-        let mut file = RegisterFile::new(self.isa());
-        file.set(if self.isa() == Isa::X86_64 { "rip" } else { "pc" }, address);
-        self.machine.set_registers(vcpu, &file)
-    }
-
-    /// The linear program counter of a vCPU that stands still.
-    fn pc(&self, vcpu: u32) -> Option<u64> {
-        let file = self.machine.registers(vcpu, &[Bank::General]).ok()?;
-        Some(self.machine.code(vcpu).ok()?.linear(file.pc()?))
-    }
-
-    /// Breakpoints that wait for their page look through the vCPU that is debugged.
-    fn space_for_breakpoints(&self) -> Space {
-        self.tables(self.current).map_or(Space::Physical, |(regime, _)| Space::Virtual(regime))
-    }
-
-    /// Whether a vCPU is still where its breakpoint was reported, and the breakpoint is too: by
-    /// this name of its place or by another.
-    fn stands_at_reported(&self, vcpu: u32) -> bool {
-        let Some(reported) = self.reported[vcpu as usize] else { return false };
-        // Questions to vCPUs come first: none is asked under the lock of the engine, which vCPUs take.
-        let (pc, regime) = (self.pc(vcpu), self.regime(vcpu));
-        let state = self.engine.state();
-        let is_asked_for = || {
-            let mut breakpoints = state.table.iter();
-            breakpoints.any(|breakpoint| {
-                breakpoint.kind.access().is_none() && breakpoint.address == GuestVirt(reported)
-            })
-        };
-        let is_planted = || {
-            let memory = self.machine.memory();
-            let mapping = regime.ok()?.translate(memory, GuestVirt(reported)).ok()?;
-            Some(state.table.is_planted(memory, mapping.address))
-        };
-        pc == Some(reported) && (is_asked_for() || is_planted().unwrap_or(false))
-    }
-
-    /// What there is to report, all vCPUs standing still; `None` while the target runs on.
-    pub fn next_stop(&mut self) -> Option<Stop> {
-        if self.pending.is_empty() {
-            match self.machine.next_event()? {
-                Event::Ended(ended) => return Some(Stop::Ended(ended)),
-                Event::Restarted => return self.go_on_again(),
-                Event::Stopped { vcpu, reason, .. } => self.pending.push((vcpu, reason)),
-            }
-        }
-        self.machine.pause();
-        while let Some(event) = self.machine.next_event() {
-            match event {
-                Event::Ended(ended) => return Some(Stop::Ended(ended)),
-                Event::Restarted => return self.go_on_again(),
-                Event::Stopped { vcpu, reason, .. } => self.pending.push((vcpu, reason)),
-            }
-        }
-        let (vcpu, reason) = self.pending.remove(0);
-        self.current = vcpu;
-        if matches!(reason, StopReason::Breakpoint | StopReason::HardwareBreakpoint) {
-            self.reported[vcpu as usize] = self.pc(vcpu);
-        }
-        Some(Stop::Vcpu(vcpu, reason))
-    }
-
-    /// The guest has reset itself, and runs on from its first instruction; a step ends there.
-    fn go_on_again(&mut self) -> Option<Stop> {
-        self.machine.pause();
-        self.words.push_str("vmm: the guest has reset itself, and begins again\n");
-        self.begin_again();
-        if self.actions.iter().any(|action| action.is_step()) {
-            return Some(Stop::Vcpu(0, StopReason::Step));
-        }
-        let everywhere = vec![Action::Run; self.machine.vcpus() as usize];
-        let refused = self.run(&everywhere).err()?;
-        Some(Stop::Vcpu(0, StopReason::Fatal(format!("it cannot be resumed: {refused}"))))
-    }
-
-    /// Stops the target for the debugger, and what to report.
-    pub fn interrupt(&mut self) -> Stop {
-        self.machine.pause();
-        // A guest that has reset itself just now is held where it begins.
-        self.actions.fill(Action::Step);
-        if let Some(stop) = self.next_stop() {
-            return stop;
-        }
-        let vcpus = 0..self.machine.vcpus();
-        let running = vcpus.clone().find(|vcpu| self.machine.state(*vcpu) == VcpuState::Running);
-        self.current = running.unwrap_or(0);
-        Stop::Vcpu(self.current, StopReason::Interrupt)
-    }
-
-    /// Ends the guest.
-    pub fn kill(&mut self) {
-        if let Err(error) = self.machine.control(Control::Quit) {
-            log::warn!("the guest cannot be ended: {error}");
-        }
     }
 }

@@ -1,10 +1,11 @@
-//! What is reported when the target stops: the packet, and words for the person behind it.
+//! What is reported when the target stops, as packets.
 //!
 //! Source: GDB manual, "Stop Reply Packets".
 
 use super::packet::{hex, push_hex};
-use super::session::Session;
-use crate::target::{Access, Ended, Machine, StopReason};
+use super::session::{Session, Stop};
+use crate::abilities::Access;
+use crate::target::{Machine, StopReason};
 use arch::Isa;
 use arch::register::Bank;
 
@@ -13,60 +14,36 @@ const SIGINT: u8 = 2;
 const SIGTRAP: u8 = 5;
 const SIGABRT: u8 = 6;
 
-/// Something to report.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// A vCPU stopped, and all stand still.
-    Vcpu(u32, StopReason),
-    /// The guest is over.
-    Ended(Ended),
-}
-
-impl Stop {
-    /// The stop reply packet's data. Program counter, stack pointer and frame pointer go with it, so
-    /// that a step costs one packet.
-    pub fn reply<M: Machine>(&self, session: &Session<M>) -> Vec<u8> {
-        let (vcpu, reason) = match self {
-            Stop::Ended(ended) => return format!("W{:02x}", ended.code).into_bytes(),
-            Stop::Vcpu(vcpu, reason) => (*vcpu, reason),
-        };
-        let (signal, why) = match reason {
-            StopReason::Breakpoint => (SIGTRAP, "swbreak:;".into()),
-            StopReason::HardwareBreakpoint => (SIGTRAP, "hwbreak:;".into()),
-            StopReason::Watchpoint { address, access } => {
-                let kind = match access {
-                    Access::Write => "watch",
-                    Access::Read => "rwatch",
-                    Access::Any => "awatch",
-                };
-                (SIGTRAP, format!("{kind}:{address:x};"))
-            }
-            StopReason::Step | StopReason::Hypercall(_) | StopReason::Refused(_) => (SIGTRAP, String::new()),
-            StopReason::Interrupt => (SIGINT, String::new()),
-            StopReason::Fatal(_) => (SIGABRT, String::new()),
-        };
-        let mut text = format!("T{signal:02x}thread:{};", session.thread_id(vcpu)).into_bytes();
-        for (row, bytes) in expedited(session, vcpu) {
-            text.extend(format!("{row:02x}:").into_bytes());
-            push_hex(&mut text, &bytes);
-            text.push(b';');
+/// The stop reply packet's data. Program counter, stack pointer and frame pointer go with it, so
+/// that a step costs one packet.
+pub fn reply<M: Machine>(stop: &Stop, session: &Session<M>) -> Vec<u8> {
+    let (vcpu, reason) = match stop {
+        Stop::Ended(ended) => return format!("W{:02x}", ended.code).into_bytes(),
+        Stop::Vcpu(vcpu, reason) => (*vcpu, reason),
+    };
+    let (signal, why) = match reason {
+        StopReason::Breakpoint => (SIGTRAP, "swbreak:;".into()),
+        StopReason::HardwareBreakpoint => (SIGTRAP, "hwbreak:;".into()),
+        StopReason::Watchpoint { address, access } => {
+            let kind = match access {
+                Access::Write => "watch",
+                Access::Read => "rwatch",
+                Access::Any => "awatch",
+            };
+            (SIGTRAP, format!("{kind}:{address:x};"))
         }
-        text.extend(why.into_bytes());
-        text
+        StopReason::Step | StopReason::Hypercall(_) | StopReason::Refused(_) => (SIGTRAP, String::new()),
+        StopReason::Interrupt => (SIGINT, String::new()),
+        StopReason::Fatal(_) => (SIGABRT, String::new()),
+    };
+    let mut text = format!("T{signal:02x}thread:{};", session.thread_id(vcpu)).into_bytes();
+    for (row, bytes) in expedited(session, vcpu) {
+        text.extend(format!("{row:02x}:").into_bytes());
+        push_hex(&mut text, &bytes);
+        text.push(b';');
     }
-
-    /// What a person is told beyond the signal, for the debugger's console.
-    pub fn words(&self) -> Option<String> {
-        match self {
-            Stop::Ended(ended) => Some(format!("vmm: {}\n", ended.text)),
-            Stop::Vcpu(vcpu, StopReason::Fatal(text)) => Some(format!("vmm: vCPU {vcpu}: {text}\n")),
-            Stop::Vcpu(_, StopReason::Refused(text)) => Some(format!("vmm: {text}\n")),
-            Stop::Vcpu(vcpu, StopReason::Hypercall(text)) => {
-                Some(format!("vmm: vCPU {vcpu}: hypercall {text}\n"))
-            }
-            Stop::Vcpu(..) => None,
-        }
-    }
+    text.extend(why.into_bytes());
+    text
 }
 
 fn expedited<M: Machine>(session: &Session<M>, vcpu: u32) -> Vec<(usize, Vec<u8>)> {

@@ -6,9 +6,10 @@
 //! So it never runs the target, and has nothing to remember: the vCPU is the session's
 //! [`current`](Session::current) one, whichever it takes for that.
 
+use super::answer::errno;
 use super::monitor;
 use super::packet::{LONGEST, frame};
-use super::session::{Session, errno};
+use super::session::Session;
 use crate::target::{Machine, TargetError};
 use arch::register::{Bank, RegisterFile, table};
 use gdbstub::common::Tid;
@@ -226,8 +227,7 @@ impl<M: Machine> MultiThreadBase for Session<M> {
     }
 
     fn read_addrs(&mut self, start: u64, data: &mut [u8], _: Tid) -> TargetResult<usize, Self> {
-        let vcpu = self.current;
-        match self.read(vcpu, start, data) {
+        match self.view().read(start, data) {
             0 if !data.is_empty() => refuse(errno::EFAULT),
             count => Ok(count),
         }

@@ -503,7 +503,7 @@ fn with_kernel() -> Session<Still> {
 fn a_program_is_not_loaded_over_a_kernel_that_runs() {
     const CODE: u64 = 0xffff_ffff_8100_0000;
     let mut session = with_kernel();
-    assert_eq!(session.kernel_text(), Some(CODE));
+    assert_eq!(session.view().kernel_text(), Some(CODE));
     let piece = vec![0x90; 16 << 10];
     // What a person changes is.
     for index in 0..4 {

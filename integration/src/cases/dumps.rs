@@ -68,6 +68,7 @@ pub const LOOKED_AT: &str = "\
     p linux_banner\np init_task.comm\np *&init_task.thread\nx/8i $pc\nx/16xg $sp\n\
     info registers\n\
     monitor regs all\nmonitor linux\nmonitor dmesg 5\nmonitor mem\n\
+    monitor threads\nmonitor read $sp 64\nmonitor map\n\
     echo the end\\n\n";
 
 /// Stops a guest in a system call of its first process, looks at it, and dumps it.
@@ -487,6 +488,11 @@ pub fn of_plain_memory(c: &mut Context) -> Check {
             ("--vmcoreinfo 0x1000 info", 24, "no description of a kernel: OSRELEASE and PAGESIZE"),
             ("--vmcoreinfo /no/such info", 8, "cannot open /no/such"),
             ("--vcpu 1 info", 2, "the dump has vCPUs 0 to 0"),
+            ("nmi", 2, "'nmi' is for a guest that runs"),
+            ("regs some", 2, "there is no group 'some'"),
+            ("read 0x1000 all", 2, "'all' is not a number"),
+            ("translate 0x1000 --table here", 2, "'here' is not a number"),
+            ("diff /no/such", 8, "cannot open /no/such"),
         ] {
             let run = c.run(&format!("{plain} {more}"), &[&memory], limit)?;
             run.expect_code(code)?;

@@ -610,6 +610,7 @@ pub const CONDITIONS: Script = Script {
              maintenance packet qqemu.PhyMemMode\n\
              monitor physical on\nmonitor physical off\n\
              monitor nonsense\nmonitor regs\nmonitor map\n\
+             monitor threads\nmonitor info\nmonitor read &counter 8\nmonitor read $sp-8 16\n\
              kill\n"
         )
     },
@@ -627,6 +628,11 @@ pub const CONDITIONS: Script = Script {
             "guest-virtual",
             "there is no command",
             "vCPU 0 at",
+            "vCPU 0 [running]: pc 0x",
+            "architecture: ",
+            "translation: ",
+            "'&counter' is no number",
+            "usage: monitor read ADDRESS LENGTH [--physical]",
         ]
         .map(String::from)
         .to_vec()

@@ -5,9 +5,9 @@ use arch::core_note::{self, Note};
 use arch::register::{RegisterFile, row};
 use arch::{GuestPhys, Isa};
 use debug::dump;
-use debug::dump::machine::Core;
-use debug::dump::packed::Packing;
-use debug::dump::unpack::unpack;
+use debug::dump::core::Core;
+use debug::dump::packing::Packing;
+use debug::dump::read::unpack::unpack;
 use debug::engine::Engine;
 use debug::gdb::client::converse;
 use debug::gdb::monitor;
@@ -31,9 +31,20 @@ fn ask(bytes: Vec<u8>) {
     }
     let engine = Engine::new(core.isa(), core.host().clone(), core.vcpus());
     let mut session = Session::new(core, Arc::new(engine));
-    for line in
-        ["regs all", "linux", "dmesg", "translate 0xffffffff81000000", "map 0 0x1000000", "mem", "host"]
-    {
+    for line in [
+        "info",
+        "regs all",
+        "threads",
+        "linux",
+        "dmesg",
+        "translate 0xffffffff81000000",
+        "translate 0 --table 0x1000",
+        "read 0xffffffff81000000 100",
+        "map 0 0x1000000",
+        "mem",
+        "info registers -a",
+        "host",
+    ] {
         monitor::run(&mut session, line);
     }
     converse(&mut session, &frame(b"vCont;c")).ok();

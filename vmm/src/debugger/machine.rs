@@ -11,10 +11,10 @@ use arch::register::{Bank, RegisterFile};
 use debug::arming::Arming;
 use debug::gdb::server;
 use debug::live::attention;
+use debug::reply::{Arguments, Command, Refusal, Reply};
 use debug::target::{
-    Action, Code, Command, Control, Event, HostDebug, Machine, Memory, Order, TargetError, VcpuState,
+    Action, Code, Control, Event, HostDebug, Machine, Memory, Order, TargetError, VcpuState,
 };
-use devices::hypercall::trace::Filter;
 use kvm::HOST_ISA;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -23,6 +23,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
+
+mod commands;
 
 /// All vCPUs, for the thread that serves gdb.
 #[derive(Debug)]
@@ -300,38 +302,11 @@ impl Machine for LiveMachine {
         self.debug.exits()
     }
 
-    fn commands(&self) -> &'static [Command] {
-        const COMMANDS: [Command; 3] = [
-            Command { name: "clock", usage: "", what: "what becomes of the guest's time while it is held" },
-            Command { name: "hypercalls", usage: "", what: "hypercalls so far, with counts and times" },
-            Command {
-                name: "catch",
-                usage: "[hypercall [NAME...]|off]",
-                what: "stop at hypercalls, by name or by the name of their operation",
-            },
-        ];
-        if self.shared.hypercalls.is_some() { &COMMANDS } else { &COMMANDS[..1] }
+    fn commands(&self) -> Vec<Command> {
+        commands::of(self)
     }
 
-    fn run_command(&mut self, name: &str, arguments: &[&str]) -> Result<String, String> {
-        if (name, arguments) == ("clock", &[]) {
-            return Ok(format!("{}\n", self.vcpus.monitor().clock_in_words()));
-        }
-        let Some(hypercalls) = &self.shared.hypercalls else { return Err("hypercalls are not seen".into()) };
-        let calls = hypercalls.calls();
-        match (name, arguments) {
-            ("hypercalls", []) => return Ok(calls.summary()),
-            ("catch", []) => {}
-            ("catch", ["off"]) => calls.catch(None),
-            ("catch", ["hypercall", names @ ..]) => {
-                let unknown = names.iter().find(|name| !calls.has(name));
-                if let Some(name) = unknown {
-                    return Err(format!("there is no hypercall and no operation '{name}'"));
-                }
-                calls.catch(Some(Filter::new(names.iter().map(|name| (*name).to_string()).collect())));
-            }
-            _ => return Err(format!("'{}' is not understood", arguments.join(" "))),
-        }
-        Ok(format!("{}\n", calls.caught()))
+    fn run_command(&mut self, name: &str, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+        commands::run(self, name, arguments)
     }
 }

@@ -4,8 +4,6 @@ use super::{Client, Session};
 use crate::breakpoint::{Breakpoint, Kind, Place};
 use crate::expression::Expression;
 use crate::target::Machine;
-use arch::aarch64::exception_entry;
-use arch::register::Bank;
 use arch::{GuestVirt, Isa};
 
 /// Breakpoints that there may be at a time.
@@ -98,7 +96,7 @@ impl<M: Machine> Session<M> {
         commands: Vec<Expression>,
     ) -> Result<(), InsertError> {
         let address = GuestVirt(address);
-        let space = self.space(self.current);
+        let space = self.view().space();
         let memory = self.machine.memory();
         if self.isa() == Isa::Aarch64 && kind.access().is_none() && !address.0.is_multiple_of(4) {
             return Err(InsertError::Unaligned);
@@ -106,7 +104,7 @@ impl<M: Machine> Session<M> {
         if self.engine.state().table.iter().count() >= MOST_BREAKPOINTS {
             return Err(InsertError::Many);
         }
-        let place = self.place(kind, address);
+        let place = self.view().place(kind, address);
         if matches!(place, Place::NotExecutable { .. }) && self.engine.host().breakpoints == 0 {
             return Err(InsertError::NotExecutable);
         }
@@ -126,21 +124,6 @@ impl<M: Machine> Session<M> {
     /// Breakpoints that were refused, and why.
     pub fn refused(&self) -> impl Iterator<Item = (&(Kind, u64, u64), &str)> {
         self.refused.iter().map(|(place, refused)| (place, refused.why.as_str()))
-    }
-
-    /// How a breakpoint would be noticed that was asked for now.
-    pub fn place(&self, kind: Kind, address: GuestVirt) -> Place {
-        let space = self.space(self.current);
-        self.engine.place(kind, self.machine.memory(), &space, address, || self.fetch_vector())
-    }
-
-    /// Where the abort of a fetch that is refused goes, on the current vCPU as it is now; on x86 it is not needed.
-    fn fetch_vector(&self) -> Option<u64> {
-        let file = self.machine.registers(self.current, &[Bank::General, Bank::System]).ok()?;
-        match self.isa() {
-            Isa::X86_64 => None,
-            Isa::Aarch64 => Some(exception_entry::vector(file.get("VBAR_EL1")?, file.get("cpsr")?)),
-        }
     }
 
     /// Removes a breakpoint; whether it was there.

@@ -1,0 +1,201 @@
+//! All breakpoints of a target: what is inserted, replaced and removed.
+
+mod planted;
+mod wants;
+
+use super::point::{Breakpoint, Id, Kind, Place};
+use crate::ram::Memory;
+use arch::{GuestPhys, GuestVirt, Isa};
+use planted::Planted;
+use std::collections::BTreeMap;
+
+/// Why a breakpoint cannot be inserted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InsertError {
+    /// The same one is there already.
+    #[error("there is one already")]
+    Duplicate,
+    /// Its memory cannot be written.
+    #[error("{0} is not in RAM")]
+    NotRam(GuestPhys),
+}
+
+/// All breakpoints of a target.
+#[derive(Debug)]
+pub struct Table {
+    isa: Isa,
+    /// In the order they were inserted.
+    breakpoints: BTreeMap<Id, Breakpoint>,
+    next: u64,
+    planted: BTreeMap<GuestPhys, Planted>,
+    /// What was removed, for a debugger that takes its breakpoints out at every stop: the
+    /// user still wants to see them, and their hits.
+    former: Vec<Breakpoint>,
+}
+
+/// Removed breakpoints that are remembered.
+const MOST_FORMER: usize = 1024;
+
+impl Table {
+    /// A table without breakpoints.
+    pub fn new(isa: Isa) -> Table {
+        Table { isa, breakpoints: BTreeMap::new(), next: 0, planted: BTreeMap::new(), former: Vec::new() }
+    }
+
+    /// All breakpoints, in the order they were inserted.
+    pub fn iter(&self) -> impl Iterator<Item = &Breakpoint> {
+        self.breakpoints.values()
+    }
+
+    /// The same, with what each is told by.
+    pub fn entries(&self) -> impl Iterator<Item = (Id, &Breakpoint)> {
+        self.breakpoints.iter().map(|(id, breakpoint)| (*id, breakpoint))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.breakpoints.is_empty()
+    }
+
+    /// Whether an instruction is planted anywhere.
+    pub fn has_planted(&self) -> bool {
+        !self.planted.is_empty()
+    }
+
+    fn find(&self, kind: Kind, address: GuestVirt, length: u64) -> Option<Id> {
+        let is_it = |breakpoint: &Breakpoint| {
+            let same_length = kind.access().is_none() || breakpoint.length == length;
+            breakpoint.kind == kind && breakpoint.address == address && same_length
+        };
+        self.breakpoints.iter().find(|(_, breakpoint)| is_it(breakpoint)).map(|(id, _)| *id)
+    }
+
+    /// Whether such a breakpoint is there.
+    pub fn contains(&self, kind: Kind, address: GuestVirt, length: u64) -> bool {
+        self.find(kind, address, length).is_some()
+    }
+
+    /// Inserts a breakpoint. [`Place::Planted`] writes the instruction.
+    ///
+    /// # Errors
+    /// [`InsertError`].
+    pub fn insert(&mut self, memory: &dyn Memory, breakpoint: Breakpoint) -> Result<Id, InsertError> {
+        if self.find(breakpoint.kind, breakpoint.address, breakpoint.length).is_some() {
+            return Err(InsertError::Duplicate);
+        }
+        let id = Id(self.next);
+        self.insert_as(memory, id, breakpoint)?;
+        self.next += 1;
+        Ok(id)
+    }
+
+    fn insert_as(&mut self, memory: &dyn Memory, id: Id, breakpoint: Breakpoint) -> Result<(), InsertError> {
+        if let Place::Planted(place) = breakpoint.place {
+            self.plant(memory, place)?;
+        }
+        self.breakpoints.insert(id, breakpoint);
+        Ok(())
+    }
+
+    /// Puts a breakpoint in the place of the one that is the same but for what it does, if there is
+    /// one, under that one's id and with its hits; else inserts it. What was replaced is for
+    /// [`Self::settle_change`], one way or the other: until then its instruction stays planted.
+    ///
+    /// # Errors
+    /// [`InsertError`]; then nothing has changed.
+    pub fn replace(&mut self, memory: &dyn Memory, breakpoint: Breakpoint) -> Result<Change, InsertError> {
+        let Some(id) = self.find(breakpoint.kind, breakpoint.address, breakpoint.length) else {
+            return self.insert(memory, breakpoint).map(|id| Change { id, before: None });
+        };
+        let before = self.breakpoints.get(&id).cloned();
+        let hits = before.as_ref().map_or(0, |before| before.hits);
+        self.insert_as(memory, id, Breakpoint { hits, ..breakpoint })?;
+        Ok(Change { id, before })
+    }
+
+    /// Makes an end of [`Self::replace`]: what was replaced goes, or with `undo` it comes back as it
+    /// was, and what replaced it goes.
+    pub fn settle_change(&mut self, memory: &dyn Memory, change: Change, undo: bool) {
+        let Change { id, before } = change;
+        let gone = match (undo, before) {
+            (false, before) => before,
+            (true, Some(before)) => self.breakpoints.insert(id, before),
+            (true, None) => self.breakpoints.remove(&id),
+        };
+        if let Some(Breakpoint { place: Place::Planted(place), .. }) = gone {
+            self.uproot(memory, place);
+        }
+    }
+
+    /// Removes a breakpoint; whether it was there.
+    pub fn remove(&mut self, memory: &dyn Memory, kind: Kind, address: GuestVirt, length: u64) -> bool {
+        let found = self.find(kind, address, length).and_then(|id| self.breakpoints.remove(&id));
+        let Some(breakpoint) = found else { return false };
+        if let Place::Planted(place) = breakpoint.place {
+            self.uproot(memory, place);
+        }
+        if self.former.len() == MOST_FORMER {
+            self.former.remove(0);
+        }
+        self.former.push(breakpoint);
+        true
+    }
+
+    /// Breakpoints that have been removed, the last one last.
+    pub fn former(&self) -> impl Iterator<Item = &Breakpoint> {
+        self.former.iter()
+    }
+
+    /// The hits that a breakpoint had when it was removed; it is not a former one any more.
+    pub fn former_hits(&mut self, kind: Kind, address: GuestVirt, length: u64) -> u64 {
+        let found = self
+            .former
+            .iter()
+            .position(|former| former.kind == kind && former.address == address && former.length == length);
+        found.map_or(0, |index| self.former.remove(index).hits)
+    }
+
+    /// Takes all breakpoints out without touching memory: it is another one by now. They are former ones then.
+    pub fn uprooted(&mut self) -> Vec<Breakpoint> {
+        self.planted.clear();
+        let gone: Vec<Breakpoint> = std::mem::take(&mut self.breakpoints).into_values().collect();
+        self.former.extend(gone.iter().cloned());
+        let excess = self.former.len().saturating_sub(MOST_FORMER.max(gone.len()));
+        self.former.drain(..excess);
+        gone
+    }
+
+    /// Removes all breakpoints.
+    pub fn clear(&mut self, memory: &dyn Memory) {
+        self.breakpoints.clear();
+        self.former.clear();
+        for (place, planted) in std::mem::take(&mut self.planted) {
+            if self.stands(memory, place) {
+                memory.write(place, &planted.original);
+            }
+        }
+    }
+
+    /// A breakpoint by its id.
+    pub fn get(&self, id: Id) -> Option<&Breakpoint> {
+        self.breakpoints.get(&id)
+    }
+
+    /// Counts a hit.
+    pub fn count(&mut self, id: Id) {
+        if let Some(breakpoint) = self.breakpoints.get_mut(&id) {
+            breakpoint.hits += 1;
+        }
+    }
+}
+
+/// A breakpoint that has replaced another one, or nothing, for [`Table::settle_change`].
+#[derive(Debug)]
+#[must_use]
+pub struct Change {
+    id: Id,
+    before: Option<Breakpoint>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! Addresses as a person writes them: a number, a register of the vCPU that is looked through (`$rsp`, `rsp`, `pc`),
+//! or one of them with a number added or taken away.
+
+use super::nearest::nearest;
+use super::operator::Operator;
+use crate::reply::{Refusal, number};
+use crate::view::View;
+use arch::Isa;
+use arch::register::{Bank, table};
+
+/// Reads an address.
+///
+/// # Errors
+/// [`Refusal::Usage`], with what may have been meant; [`Refusal::NotThere`].
+pub fn address(operator: &dyn Operator, text: &str) -> Result<u64, Refusal> {
+    let at = text.find(['+', '-']).filter(|at| *at > 0).unwrap_or(text.len());
+    let (base, offset) = text.split_at(at);
+    let base = match number(base) {
+        Ok(value) => value,
+        Err(_) => register(&operator.view(), base.strip_prefix('$').unwrap_or(base)).map_err(|why| {
+            let about = operator.about_symbols();
+            Refusal::Usage(format!("'{base}' is no number (0x1000, 4096) and {why}; {about}"))
+        })?,
+    };
+    match offset.split_at_checked(1) {
+        None => Ok(base),
+        Some(("-", rest)) => Ok(base.wrapping_sub(count(rest)?)),
+        Some((_, rest)) => Ok(base.wrapping_add(count(rest)?)),
+    }
+}
+
+/// Reads a plain number.
+///
+/// # Errors
+/// [`Refusal::Usage`].
+pub fn count(text: &str) -> Result<u64, Refusal> {
+    number(text).map_err(Refusal::Usage)
+}
+
+fn register(view: &View<'_>, name: &str) -> Result<u64, String> {
+    let isa = view.isa();
+    let known = || table(isa).iter().map(|row| row.name);
+    let name = match (isa, name) {
+        (Isa::X86_64, "pc") => "rip",
+        (Isa::X86_64, "sp") => "rsp",
+        (_, name) => name,
+    };
+    let Some(row) = known().position(|known| known.eq_ignore_ascii_case(name)) else {
+        return Err(format!("no register{}", nearest(name, known())));
+    };
+    let file = view.machine.registers(view.vcpu, &Bank::ALL).map_err(|error| error.to_string())?;
+    file.get_row(row).ok_or_else(|| format!("register {name} has no value of 64 bits"))
+}
+
+/// A number of bytes, in the largest unit that it is a multiple of.
+pub(super) fn size(bytes: u64) -> String {
+    match bytes {
+        _ if bytes >= 1 << 30 && bytes.is_multiple_of(1 << 30) => format!("{} GiB", bytes >> 30),
+        _ if bytes >= 1 << 20 && bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+        _ if bytes.is_multiple_of(1 << 10) => format!("{} KiB", bytes >> 10),
+        _ => format!("{bytes} bytes"),
+    }
+}

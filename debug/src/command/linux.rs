@@ -1,0 +1,156 @@
+//! `linux` and `dmesg`: what a Linux kernel in the guest says of itself, without its symbols.
+
+use super::address::count;
+use super::operator::Operator;
+use crate::cancel::Cancelled;
+use crate::linux::described::Scope;
+use crate::linux::{Described, VmCoreInfo};
+use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
+use crate::view::View;
+use arch::Isa;
+use std::fmt;
+
+/// `linux`.
+pub const LINUX: Command = Command::new("linux", "", "the guest's Linux kernel: release, where it is mapped");
+
+/// What is known of the guest's kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kernel {
+    /// Its release, as `uname -r` has it, if one has described itself.
+    pub release: Option<String>,
+    /// How far it has moved from where it was linked, bytes.
+    pub slide: Option<u64>,
+    /// It has moved, and its per-CPU variables have not.
+    pub left_per_cpu: bool,
+    /// Where it is mapped from, guest-virtual.
+    pub mapped: Option<u64>,
+    /// What else there is to say, a line each.
+    pub remarks: Vec<String>,
+}
+
+impl Kernel {
+    /// Looks for it.
+    ///
+    /// # Errors
+    /// [`Cancelled`].
+    pub fn of(view: &View<'_>) -> Result<Kernel, Cancelled> {
+        let known = view.kernel(Scope::Everything)?;
+        let info = known.info.as_ref();
+        let slide = info.and_then(VmCoreInfo::slide);
+        let is_moved = slide.is_some_and(|slide| slide != 0);
+        let has_per_cpu_at_zero = info.is_some_and(VmCoreInfo::has_per_cpu_at_zero);
+        Ok(Kernel {
+            release: info.map(|info| info.release().to_string()),
+            slide,
+            left_per_cpu: is_moved && view.isa() == Isa::X86_64 && has_per_cpu_at_zero,
+            mapped: view.kernel_text(),
+            remarks: known.remarks.clone(),
+        })
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.release {
+            Some(release) => writeln!(f, "release: {release}")?,
+            None => writeln!(f, "no Linux kernel has described itself in memory (yet)")?,
+        }
+        if let Some(slide) = self.slide {
+            writeln!(f, "moved by {slide:#x} from where it was linked")?;
+            if self.left_per_cpu {
+                // A debugger that is told the slide moves all sections alike.
+                writeln!(f, "its per-CPU variables have not moved; for them, load symbols by hand:")?;
+                writeln!(f, "  symbol-file")?;
+                writeln!(f, "  add-symbol-file vmlinux -o {slide:#x} -s .data..percpu 0")?;
+            }
+        }
+        match self.mapped {
+            Some(address) => writeln!(f, "mapped from {address:#x} on")?,
+            None => writeln!(f, "not mapped where a kernel would be (yet)")?,
+        }
+        self.remarks.iter().try_for_each(|remark| writeln!(f, "{remark}"))
+    }
+}
+
+impl Value for Kernel {
+    fn json(&self) -> Json {
+        json!({
+            "release": self.release, "slide": self.slide.map(hex), "mapped": self.mapped.map(hex),
+            "remarks": self.remarks,
+        })
+    }
+}
+
+pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+    arguments.none()?;
+    Ok(Box::new(Kernel::of(&operator.view())?))
+}
+
+/// `dmesg`.
+pub const DMESG: Command = Command::new("dmesg", "[LINES]", "the kernel's log, or its last lines");
+
+/// The kernel's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dmesg {
+    /// How many lines, the last ones.
+    pub most: usize,
+}
+
+impl Dmesg {
+    /// From what somebody has typed.
+    ///
+    /// # Errors
+    /// [`Refusal::Usage`].
+    pub fn parse(arguments: &Arguments<'_>) -> Result<Dmesg, Refusal> {
+        let most = match arguments.words()[..] {
+            [] => usize::MAX,
+            [lines] => match count(lines)? {
+                0 => return Err(Refusal::Usage("write how many lines, at least one".into())),
+                lines => usize::try_from(lines).unwrap_or(usize::MAX),
+            },
+            _ => return Err(Refusal::Usage("write how many lines are wanted, or nothing".into())),
+        };
+        Ok(Dmesg { most })
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`Refusal::NotThere`] without a kernel that is known; [`Refusal::Cancelled`].
+    pub fn run(&self, view: &View<'_>) -> Result<Log, Refusal> {
+        let known = view.kernel(Scope::Running)?;
+        let info = known.info.as_ref().ok_or_else(|| Refusal::NotThere(nobody(&known)))?;
+        match view.kernel_log(info, self.most) {
+            Ok(lines) => Ok(Log(lines)),
+            Err(error) => {
+                view.cancel.check()?;
+                Err(Refusal::NotThere(error.to_string()))
+            }
+        }
+    }
+}
+
+fn nobody(known: &Described) -> String {
+    let none = "no Linux kernel has described itself in memory (yet)";
+    std::iter::once(none).chain(known.remarks.iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
+}
+
+/// Lines of a kernel's log, the oldest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log(pub Vec<String>);
+
+impl fmt::Display for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+impl Value for Log {
+    fn json(&self) -> Json {
+        json!(self.0)
+    }
+}
+
+pub(super) fn run_dmesg(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+    Ok(Box::new(Dmesg::parse(arguments)?.run(&operator.view())?))
+}

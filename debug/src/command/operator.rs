@@ -1,0 +1,71 @@
+//! Who gives commands.
+
+use crate::breakpoint::Kind;
+use crate::dump::write::WriteError;
+use crate::dump::write::destination::Destination;
+use crate::reply::{Arguments, Command, Refusal, Reply};
+use crate::target::{Control, Machine, TargetError};
+use crate::view::View;
+use std::path::Path;
+
+/// Whoever gives commands: what is seen of the machine, and what may be done with it. A gdb session, a shell on a
+/// dump, a client of a control socket.
+pub trait Operator {
+    /// The machine, as it is looked at now. It stands still.
+    fn view(&self) -> View<'_>;
+
+    /// The machine, to have something done with it.
+    fn machine(&mut self) -> &mut dyn Machine;
+
+    /// What a person types in front of a command's name, for lines that say how it is used.
+    fn prefix(&self) -> &'static str;
+
+    /// Where an address is from that a person knows by a symbol, for the line that says that `jiffies` is no number.
+    fn about_symbols(&self) -> &'static str;
+
+    /// Bytes of memory that one answer may have.
+    fn most_bytes(&self) -> u64;
+
+    /// Where a file may be written that is asked for by a path.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    fn destination(&self, path: &Path) -> Result<Destination, WriteError>;
+
+    /// Breakpoints that were asked for and are not there: kind, address, and why.
+    fn refused(&self) -> Vec<(Kind, u64, String)> {
+        Vec::new()
+    }
+
+    /// Has the guest begin again, held at its first instruction; what else there is to say, lines with their ends.
+    ///
+    /// # Errors
+    /// [`TargetError`]; then it is as it was.
+    fn restart(&mut self) -> Result<String, TargetError> {
+        self.machine().pause();
+        self.machine().control(Control::Reset)?;
+        Ok(String::new())
+    }
+
+    /// Ends the guest, or closes the dump; what was done, in words.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    fn end(&mut self) -> Result<&'static str, TargetError> {
+        self.machine().control(Control::Quit)?;
+        Ok("the guest ends")
+    }
+
+    /// Commands that it adds to the table.
+    fn commands(&self) -> Vec<Command> {
+        Vec::new()
+    }
+
+    /// Carries out one of them.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    fn run_command(&mut self, name: &str, _arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+        Err(Refusal::Unknown(format!("there is no command '{name}'")))
+    }
+}

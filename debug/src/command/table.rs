@@ -1,0 +1,31 @@
+//! The table: the commands that every machine has.
+
+use super::operator::Operator;
+use super::{breakpoints, dump, host, info, linux, memory, registers};
+use crate::reply::{Arguments, Command, Refusal, Reply};
+
+/// A command, and what parses its arguments and carries it out.
+pub(super) struct Entry {
+    pub command: Command,
+    pub run: fn(&mut dyn Operator, &Arguments<'_>) -> Result<Reply, Refusal>,
+}
+
+/// All of them, in the order in which help has them.
+pub(super) const TABLE: &[Entry] = &[
+    Entry { command: info::INFO, run: info::run },
+    Entry { command: registers::REGS, run: registers::run },
+    Entry { command: registers::THREADS, run: registers::run_threads },
+    Entry { command: memory::TRANSLATE, run: memory::run_translate },
+    Entry { command: memory::READ, run: memory::run_read },
+    Entry { command: memory::MAP, run: memory::run_map },
+    Entry { command: memory::MEM, run: memory::run_mem },
+    Entry { command: host::EXITS, run: host::run_exits },
+    Entry { command: breakpoints::BREAKPOINTS, run: breakpoints::run },
+    Entry { command: linux::LINUX, run: linux::run },
+    Entry { command: linux::DMESG, run: linux::run_dmesg },
+    Entry { command: dump::DUMP, run: dump::run },
+    Entry { command: host::NMI, run: host::run_nmi },
+    Entry { command: host::HOST, run: host::run },
+    Entry { command: host::RESET, run: host::run_reset },
+    Entry { command: host::QUIT, run: host::run_quit },
+];

@@ -1,0 +1,33 @@
+//! `vCont?`, `c`, `s` and their like: what each vCPU is to do.
+
+use crate::gdb::answer::{Answer, errno};
+use crate::gdb::resume::{self, Refused, Vcpus};
+use crate::gdb::session::Session;
+use crate::target::Machine;
+
+pub(super) fn vcpus<M: Machine>(session: &Session<M>) -> Vcpus {
+    Vcpus {
+        count: session.machine.vcpus(),
+        current: session.current,
+        chosen: session.chosen,
+        can_step: session.machine.host().single_step || !session.machine.can_run(),
+    }
+}
+
+/// `vCont?`: gdb uses it only where both `c` and `s` are there.
+pub(super) fn resumes<M: Machine>(session: &Session<M>) -> Vec<u8> {
+    let can_step = vcpus(session).can_step;
+    if can_step { b"vCont;c;C;s;S;r;t".to_vec() } else { b"vCont;c;C;t".to_vec() }
+}
+
+/// `c`, `C`, `s` and `S`.
+pub(super) fn go_on<M: Machine>(session: &mut Session<M>, packet: &[u8]) -> Result<Answer, Refused> {
+    let (actions, place) = resume::plain(packet, &vcpus(session))?;
+    if let Some((vcpu, address)) = place {
+        session.set_pc(vcpu, address).map_err(|refused| {
+            log::warn!(target: "debug::rsp", "vCPU {vcpu} cannot go on at {address:#x}: {refused}");
+            Refused::Errno(errno::EIO)
+        })?;
+    }
+    Ok(Answer::Resume(actions))
+}

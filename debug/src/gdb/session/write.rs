@@ -1,0 +1,45 @@
+//! Memory is written, but for a program over the kernel that runs.
+
+use super::Session;
+use crate::memory::{self, Space};
+use crate::target::Machine;
+use arch::GuestVirt;
+
+/// Why a write is refused that [`Session::write`] takes for a part of a program.
+pub const OVERLOADED: &str = "no program is written over the kernel that runs, unless 'monitor allow-load on' says so; \
+                              another kernel is for --kernel, and 'monitor reset' starts it";
+
+impl<M: Machine> Session<M> {
+    /// Whether the write that was refused last was refused as a part of a program.
+    pub fn is_overloaded(&self) -> bool {
+        self.words.contains(OVERLOADED)
+    }
+
+    /// Whether a write is a part of a program that would go over the kernel that runs, as gdb's `load` makes them.
+    fn overloads(&mut self, space: &Space, address: u64, length: usize) -> bool {
+        /// Bytes that a person may want to change at one stop.
+        const MOST_CODE: u64 = 64 << 10;
+        let memory = self.machine.memory();
+        let is_code = || space.is_executable(memory, GuestVirt(address));
+        if self.allows_load || !matches!(space, Space::Virtual(regime) if regime.is_on()) || !is_code() {
+            return false;
+        }
+        self.code_written = self.code_written.saturating_add(length as u64);
+        self.code_written > MOST_CODE && self.view().kernel_text().is_some()
+    }
+
+    /// Writes memory; whether all of it was.
+    pub fn write(&mut self, vcpu: u32, address: u64, bytes: &[u8]) -> bool {
+        let space = self.view().through(vcpu).space();
+        if self.overloads(&space, address, bytes.len()) {
+            if !self.words.contains(OVERLOADED) {
+                log::warn!("{OVERLOADED}");
+                self.words.push_str(&format!("vmm: {OVERLOADED}\n"));
+            }
+            return false;
+        }
+        let mut state = self.engine.state();
+        let table = Some(&mut state.table);
+        memory::write(self.machine.memory(), &space, table, GuestVirt(address), bytes) == bytes.len()
+    }
+}

@@ -1,0 +1,136 @@
+//! A machine that stands still, as somebody sees it who looks at it: through one of its vCPUs, and without the
+//! instructions that a debugger has planted.
+//!
+//! A gdb session, a shell on a dump and a client of a control socket each make one of what they hold, for as long
+//! as they look: it borrows all, and costs nothing to make.
+
+mod kernel;
+mod pages;
+
+pub use pages::Page;
+
+use crate::breakpoint::{Kind, Place};
+use crate::cancel::Cancel;
+use crate::engine::Engine;
+use crate::linux::translate as translation;
+use crate::memory::{self, Space};
+use crate::ram::Memory;
+use crate::target::{Machine, Tables, TargetError, VcpuState};
+use arch::aarch64::exception_entry;
+use arch::paging::{Fault, Regime};
+use arch::register::Bank;
+use arch::{GuestPhys, GuestVirt, Isa};
+
+/// A machine, seen through a vCPU.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// The machine.
+    pub machine: &'a dyn Machine,
+    /// What knows of breakpoints: what they have planted is not seen.
+    pub engine: &'a Engine,
+    /// The vCPU whose registers and page tables count.
+    pub vcpu: u32,
+    /// Addresses are guest-physical.
+    pub is_physical: bool,
+    /// What is asked by whatever takes long, whether it is still wanted.
+    pub cancel: &'a Cancel,
+}
+
+impl std::fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View").field("vcpu", &self.vcpu).finish_non_exhaustive()
+    }
+}
+
+impl<'a> View<'a> {
+    /// The same through another vCPU.
+    #[must_use]
+    pub fn through(self, vcpu: u32) -> View<'a> {
+        View { vcpu, ..self }
+    }
+
+    /// The architecture.
+    pub fn isa(&self) -> Isa {
+        self.machine.isa()
+    }
+
+    /// The guest's RAM, with whatever is planted in it.
+    pub fn memory(&self) -> &'a dyn Memory {
+        self.machine.memory()
+    }
+
+    /// How addresses are translated, and by whose tables: the vCPU's own, or before the guest has started it, those
+    /// of another.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn translation(&self) -> Result<(Regime, Tables), TargetError> {
+        let (regime, whose) = self.machine.translation(self.vcpu)?;
+        if whose != Tables::Own || regime.is_on() || self.machine.state(self.vcpu) != VcpuState::NotStarted {
+            return Ok((regime, whose));
+        }
+        let other = |vcpu| Some((self.machine.regime(vcpu).ok()?, vcpu));
+        let found = (0..self.machine.vcpus()).filter_map(other).find(|(regime, _)| regime.is_on());
+        Ok(found.map_or((regime, whose), |(regime, vcpu)| (regime, Tables::Vcpu(vcpu))))
+    }
+
+    /// How a process translates whose top-level table is at `table`.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn user_regime(&self, table: GuestPhys) -> Result<Regime, TargetError> {
+        let registers = self.machine.registers(self.vcpu, &[Bank::System])?;
+        translation::user_regime(&registers, None, table)
+            .or_else(|| {
+                let known = self.kernel(crate::linux::described::Scope::Running).ok()?;
+                translation::user_regime(&registers, known.info.as_ref(), table)
+            })
+            .ok_or(TargetError::Unsupported(
+                "neither registers nor the kernel's description say how it translates",
+            ))
+    }
+
+    /// What addresses mean.
+    pub fn space(&self) -> Space {
+        if self.is_physical {
+            return Space::Physical;
+        }
+        self.translation().map_or(Space::Physical, |(regime, _)| Space::Virtual(regime))
+    }
+
+    /// Reads memory; how many bytes are good.
+    pub fn read(&self, address: u64, buffer: &mut [u8]) -> usize {
+        self.read_in(&self.space(), address, buffer)
+    }
+
+    /// Reads memory of a space; how many bytes are good.
+    pub fn read_in(&self, space: &Space, address: u64, buffer: &mut [u8]) -> usize {
+        let state = self.engine.state();
+        memory::read(self.memory(), space, Some(&state.table), GuestVirt(address), buffer)
+    }
+
+    /// Why the dump that is looked at has not got a byte that the guest had, if that is so.
+    pub fn absence(&self, address: u64) -> Option<String> {
+        let memory = self.memory();
+        let place = match self.space().locate(memory, GuestVirt(address)) {
+            Ok((place, _)) => place,
+            Err(Fault::NoTable { at, .. }) => at,
+            Err(_) => return None,
+        };
+        memory.absence(place).map(|why| format!("{address:#x}: {why}"))
+    }
+
+    /// How a breakpoint would be noticed that was asked for now.
+    pub fn place(&self, kind: Kind, address: GuestVirt) -> Place {
+        self.engine.place(kind, self.memory(), &self.space(), address, || self.fetch_vector())
+    }
+
+    /// Where the abort of a fetch that is refused goes, on the vCPU as it is now; on x86 it is not needed.
+    fn fetch_vector(&self) -> Option<u64> {
+        let file = self.machine.registers(self.vcpu, &[Bank::General, Bank::System]).ok()?;
+        match self.isa() {
+            Isa::X86_64 => None,
+            Isa::Aarch64 => Some(exception_entry::vector(file.get("VBAR_EL1")?, file.get("cpsr")?)),
+        }
+    }
+}
