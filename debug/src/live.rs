@@ -14,14 +14,18 @@
 //! - [`runner`]: a vCPU thread's part, and what the callback is given and answers;
 //! - [`gate`]: who may be in the guest;
 //! - [`step`]: an entry to the guest, and what a step needs around it;
+//! - [`debugger`]: attaches and leaves at any time, and serves gdb;
+//! - [`machine`]: all vCPUs for the thread that debugs them;
 //! - [`link`]: what the threads of one guest share;
 //! - [`vcpus`]: all vCPUs, for whoever asks something of them or holds the guest;
 //! - [`times`]: when a vCPU was in the guest;
 //! - [`attention`]: waiting without being asleep, for what comes at once.
 
 pub mod attention;
+pub mod debugger;
 pub mod gate;
 pub mod link;
+pub mod machine;
 pub mod runner;
 pub mod step;
 pub mod times;

@@ -175,6 +175,7 @@ pub const CASES: &[Case] = &[
     small("gdb_port_sockets", gdb_port::sockets),
     small("gdb_port_lost", gdb_port::lost),
     small("gdb_port_takeover", gdb_port::takeover),
+    small("gdb_port_comes_and_leaves", gdb_port::comes_and_leaves),
     small("gdb_guest_begins_again", gdb_port::begins_again),
     small("gdb_port_long_commands", gdb_port::long_commands),
     small("gdb_many_breakpoints_and_vcpus", gdb_wire::many_breakpoints_and_vcpus),

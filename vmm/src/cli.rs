@@ -58,6 +58,18 @@ pub enum Command {
         #[arg(add = guests())]
         guest: String,
     },
+    /// Serve gdb or lldb for a guest that runs, whether it was started with --gdb or not
+    Gdb {
+        /// The guest's --name, or the path of its control socket
+        #[arg(add = guests())]
+        guest: String,
+        /// Where it listens, as for --gdb
+        #[arg(value_name = "[HOST]:PORT|unix:PATH", value_parser = ValueParser::new(Address::parse), required_unless_present = "leave")]
+        address: Option<Address>,
+        /// Serve it no more: whoever is connected is let go, nothing stays in the guest, and it runs
+        #[arg(long, conflicts_with = "address")]
+        leave: bool,
+    },
     /// Print what a shell reads to complete at the Tab key: options, values, names of guests; for example
     /// source <(vmm completions bash) in ~/.bashrc
     Completions {

@@ -3,13 +3,17 @@
 //! A socket in a folder that only its user can enter takes a request, a line of JSON, and gives lines of
 //! JSON until the last, which has `done` or `error`. A client that goes away breaks off what it asked for.
 
+use crate::config::GdbConfig;
+use crate::debugger::{Attachment, listen};
 use crate::dump::{Dumper, Moment, Reporter};
 use crate::error::Error;
 use crate::logging;
+use crate::machine::Machine;
 use crate::outcome;
 use crate::stdout;
 use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
+use debug::gdb::listener::Address;
 use debug::socket::{self, Access, BindError, Served};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -30,6 +34,10 @@ enum Request {
     Dump { path: PathBuf },
     /// Let the debugger go that is attached.
     Release {},
+    /// Serve gdb at this address, as `--gdb` has it.
+    Gdb { address: String },
+    /// Serve gdb no more.
+    Leave {},
 }
 
 /// What it answers.
@@ -131,11 +139,11 @@ impl Control {
     ///
     /// # Errors
     /// Why nobody can be accepted now: the listener is to be left alone for a while.
-    pub fn serve(&self, dumper: &Dumper, pause: &mut Pause) -> Result<(), io::Error> {
+    pub fn serve(&self, machine: &Machine, pause: &mut Pause) -> Result<(), io::Error> {
         // Whoever polls comes back for more, when it has looked at everything else.
         for _ in 0..2 * MOST_CLIENTS {
             match self.socket.listener().accept() {
-                Ok((stream, _)) => self.start(stream, dumper),
+                Ok((stream, _)) => self.start(stream, machine),
                 Err(error) if pause.after(&error, Instant::now()) => return Err(error),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(_) => {}
@@ -144,7 +152,7 @@ impl Control {
         Ok(())
     }
 
-    fn start(&self, stream: UnixStream, dumper: &Dumper) {
+    fn start(&self, stream: UnixStream, machine: &Machine) {
         if Arc::strong_count(&self.clients) > MOST_CLIENTS {
             // One that does not read this at once does not get it.
             let reply = Reply::Error(format!("{MOST_CLIENTS} others are served already: try again later"));
@@ -153,9 +161,10 @@ impl Control {
             }
             return;
         }
-        let (dumper, counted) = (dumper.clone(), Arc::clone(&self.clients));
+        let (dumper, attachment) = (machine.dumper().clone(), machine.attachment().clone());
+        let counted = Arc::clone(&self.clients);
         let serve = move || {
-            if let Err(error) = answer(&stream, &dumper) {
+            if let Err(error) = answer(&stream, &dumper, &attachment) {
                 log::info!("a client of the control socket is let go: {error}");
             }
             drop(counted);
@@ -199,7 +208,7 @@ fn read_request(mut stream: &UnixStream, patience: Duration) -> io::Result<Vec<u
     Ok(line)
 }
 
-fn answer(stream: &UnixStream, dumper: &Dumper) -> io::Result<()> {
+fn answer(stream: &UnixStream, dumper: &Dumper, attachment: &Attachment) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let request: Request = match serde_json::from_slice(&read_request(stream, PATIENCE)?) {
@@ -208,7 +217,9 @@ fn answer(stream: &UnixStream, dumper: &Dumper) -> io::Result<()> {
     };
     let path = match request {
         Request::Dump { path } => path,
-        Request::Release {} => return send(stream, &release(dumper)),
+        Request::Release {} => return send(stream, &release(attachment)),
+        Request::Gdb { address } => return send(stream, &serve_gdb(attachment, &address)),
+        Request::Leave {} => return send(stream, &leave(attachment)),
     };
     let mut reporter = Reporter::new();
     let mut watch = |progress: Progress| match reporter.percent(progress) {
@@ -223,14 +234,52 @@ fn answer(stream: &UnixStream, dumper: &Dumper) -> io::Result<()> {
     send(stream, &reply)
 }
 
-fn release(dumper: &Dumper) -> Reply {
-    match dumper.debugger() {
-        Some(debug) => {
-            debug.release();
+const NOT_SERVED: &str = "it serves no gdb";
+
+fn release(attachment: &Attachment) -> Reply {
+    match attachment.debugger() {
+        Some(debugger) => {
+            debugger.release();
             Reply::Done("its debugger, if one was attached, is let go".into())
         }
-        None => Reply::Error("it runs without --gdb".into()),
+        None => Reply::Error(NOT_SERVED.into()),
     }
+}
+
+fn serve_gdb(attachment: &Attachment, address: &str) -> Reply {
+    if attachment.debugger().is_some() {
+        return Reply::Error("it has a gdb server already".into());
+    }
+    let served = Address::parse(address).map_err(Error::Usage).and_then(|address| {
+        let config = GdbConfig::new(address);
+        let listener = listen(&config)?;
+        let address = listener.address().to_string();
+        attachment.attach(listener, &config).map(|()| address)
+    });
+    match served {
+        Ok(address) => Reply::Done(format!("waiting for gdb at {address}")),
+        Err(error) => Reply::Error(error.to_string()),
+    }
+}
+
+fn leave(attachment: &Attachment) -> Reply {
+    match attachment.leave() {
+        true => Reply::Done("it serves gdb no more, and runs".into()),
+        false => Reply::Error(NOT_SERVED.into()),
+    }
+}
+
+/// `vmm gdb`: has a guest serve gdb at an address, or no more where there is none; the exit code.
+pub fn gdb(guest: &str, address: Option<Address>) -> u8 {
+    let request = match address {
+        // The guest's process is in a folder of its own.
+        Some(Address::Unix(path)) => {
+            std::path::absolute(path).map(|path| Request::Gdb { address: Address::Unix(path).to_string() })
+        }
+        Some(address) => Ok(Request::Gdb { address: address.to_string() }),
+        None => Ok(Request::Leave {}),
+    };
+    tell(guest, request.and_then(|request| ask(guest, &request)))
 }
 
 /// `vmm release`: has a guest let its debugger go; the exit code.

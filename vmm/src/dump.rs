@@ -1,6 +1,5 @@
 //! Dumps of a live guest: its vCPUs stand still while its memory is written, and then go on as before.
 
-use crate::debug_shared::DebugShared;
 use crate::vcpus::Vcpus;
 use arch::register::Bank;
 use arch::{GuestPhys, GuestVirt};
@@ -28,7 +27,6 @@ pub struct Dumper {
     /// Whoever holds a clone must not keep a machine running that is over.
     vcpus: Weak<Vcpus>,
     memory: GuestMemory,
-    debug: Option<Arc<DebugShared>>,
     /// One at a time.
     turn: Arc<Mutex<()>>,
     /// No more.
@@ -60,11 +58,10 @@ fn capture(vcpu: &Vcpu, moment: Moment) -> Cpu {
 
 impl Dumper {
     /// For a machine.
-    pub fn new(vcpus: &Arc<Vcpus>, memory: &GuestMemory, debug: Option<Arc<DebugShared>>) -> Dumper {
+    pub fn new(vcpus: &Arc<Vcpus>, memory: &GuestMemory) -> Dumper {
         Dumper {
             vcpus: Arc::downgrade(vcpus),
             memory: memory.clone(),
-            debug,
             turn: Arc::default(),
             is_closed: Arc::default(),
         }
@@ -87,9 +84,10 @@ impl Dumper {
         let cpus = vcpus.for_each(move |vcpu| capture(vcpu, moment));
         let memory = LiveMemory(self.memory.clone());
         // A debugger may change what is planted meanwhile, and is not to wait for us.
+        let link = vcpus.link();
         let unmask = |address: GuestPhys, bytes: &mut [u8]| {
-            if let Some(debug) = &self.debug {
-                debug.link.engine.state().table.unmask(address, bytes);
+            if let Some(link) = &link {
+                link.engine.state().table.unmask(address, bytes);
             }
         };
         let memory = Unplanted { memory: &memory, unmask: &unmask };
@@ -102,11 +100,6 @@ impl Dumper {
         // The guest need not wait for the disk.
         drop(hold);
         written.keep()
-    }
-
-    /// The debugger's part of the machine, if it may have one.
-    pub fn debugger(&self) -> Option<&DebugShared> {
-        self.debug.as_deref()
     }
 
     /// The machine ends: a dump that is being written is broken off, and none is begun. Returns when

@@ -24,7 +24,6 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod core_dump;
-pub mod debug_shared;
 pub mod debugger;
 pub mod dump;
 pub mod error;

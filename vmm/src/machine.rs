@@ -8,18 +8,18 @@ use crate::boot::cmdline::Completion;
 use crate::boot::kernel::Kernel;
 use crate::boot::{self, BootConfig, Booted};
 use crate::config::{Config, GuestClock, Trace};
-use crate::debug_shared::DebugShared;
-use crate::debugger::{Debugger, Prepared};
+use crate::debugger::{Attachment, Debugger, listen};
 use crate::dump::Dumper;
 use crate::error::Error;
 use crate::guest_clock::Timekeeper;
 use crate::hypercalls::{FamilyName, LiveHypercalls};
 use crate::outcome::Outcome;
 use crate::output_queue::{OutputQueue, QueueEnd};
-use crate::serve::Shared;
+use crate::serve::{Exits, Shared};
 use crate::vcpus::{Hold, Threads, Vcpus};
 use arch::Isa;
 use arch::x86::cpuid::Entry;
+use debug::target::{Ended, Event};
 use devices::acpi_power::{self, AcpiPower};
 use devices::bus::{Bus, Device};
 use devices::cmos::{self, Cmos};
@@ -38,6 +38,7 @@ use kvm::ram::forget_mapping;
 use kvm::{HOST_ISA, Host, HypercallSetup, InterruptLine, Vm, VmConfig};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
@@ -45,9 +46,9 @@ use vm_superio::Trigger;
 use vmm_sys_util::eventfd::EventFd;
 
 /// An event that a device triggers.
-struct Event(EventFd);
+struct Ring(EventFd);
 
-impl Trigger for Event {
+impl Trigger for Ring {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
@@ -71,8 +72,7 @@ impl Trigger for Line {
 #[derive(Debug)]
 pub struct Machine {
     // The threads end before what they use goes: first the one that asks vCPUs.
-    debugger: Option<Arc<Debugger>>,
-    debug: Option<Arc<DebugShared>>,
+    attachment: Attachment,
     dumper: Dumper,
     /// What [`Machine::pause`] has made.
     pause: Mutex<Pause>,
@@ -84,7 +84,7 @@ pub struct Machine {
     input_wanted: EventFd,
     booted: Booted,
     hypercalls: Option<Arc<LiveHypercalls>>,
-    _shared: Arc<Shared>,
+    shared: Arc<Shared>,
     _vm: Vm,
 }
 
@@ -125,7 +125,8 @@ impl Machine {
     /// As [`Machine::new`]; then this machine is as it was.
     pub fn again(&self, config: &Config, output: Box<dyn Write + Send>) -> Result<Machine, Error> {
         let vcpus = self.vcpus.count();
-        if self.debugger.is_some() && config.gdb.is_some() && config.cpus != vcpus {
+        let debugger = self.attachment.debugger();
+        if debugger.is_some() && config.cpus != vcpus {
             return Err(Error::Usage(format!(
                 "a guest with a debugger begins again with as many vCPUs as it had: {vcpus}, not {}",
                 config.cpus
@@ -134,7 +135,7 @@ impl Machine {
         // Its vCPUs that have not ended are not to meet what the debugger puts into the other one.
         let was_held = matches!(*self.how_far(), Pause::Held { .. });
         self.pause();
-        let again = Machine::build(config, output, self.debugger.as_ref());
+        let again = Machine::build(config, output, debugger.as_ref());
         if again.is_err() && !was_held {
             let mut pause = self.how_far();
             // What was held is let go; one that was never started waits on.
@@ -167,15 +168,7 @@ impl Machine {
         let waits = config.gdb.as_ref().is_some_and(|gdb| gdb.waits);
         let cmdline = Completion::of(&kernel, config.cmdline_exact, waits).line(config.cmdline.as_deref());
         let booted = prepare(&vm, &kernel, config, &cmdline)?;
-        log::info!(
-            "{} {}, entered by {} at {}; {} vCPUs, {} MiB; command line: {cmdline}",
-            kernel.format().name(),
-            kernel.path().display(),
-            booted.protocol,
-            booted.entry,
-            config.cpus,
-            config.memory.bytes() >> 20,
-        );
+        tell(&kernel, &booted, config, &cmdline);
         if let Some(boot_vcpu) = vcpus.first() {
             boot_vcpu.set_boot_state(&booted.state)?;
         }
@@ -190,11 +183,7 @@ impl Machine {
             // Found out once; the first stop is not to wait for it.
             kvm::probe::holds_counter().ok();
         }
-        let prepared = gdb.map(|gdb| match former {
-            None => Prepared::new(gdb, config.cpus, vm.memory(), kernel.believed()),
-            Some(former) => Prepared::again(former, config.cpus, vm.memory()),
-        });
-        let prepared = prepared.transpose()?;
+        let listener = gdb.filter(|_| former.is_none()).map(listen).transpose()?;
         let hypercalls = hypercalls(config, &vm, &serial)?;
         let shared = Arc::new(Shared {
             hypercalls: hypercalls.clone(),
@@ -205,7 +194,8 @@ impl Machine {
             memory: vm.memory().clone(),
             outcomes: sender,
             wake: clone_event(&wake)?,
-            debug: prepared.as_ref().map(|prepared| Arc::clone(&prepared.shared)),
+            exits: Exits::new(config.cpus),
+            wants_restart: AtomicBool::new(false),
         });
         let timers = hypercalls.as_ref().and_then(|hypercalls| hypercalls.timers()).cloned();
         let time = Timekeeper::new(config.guest_clock, vm.clock(), timers);
@@ -215,13 +205,17 @@ impl Machine {
             hypercalls.introduce(threads.mailboxes());
         }
         let vcpus = Arc::new(Vcpus::new(threads));
-        let debug = prepared.as_ref().map(|prepared| Arc::clone(&prepared.shared));
-        let dumper = Dumper::new(&vcpus, vm.memory(), debug.clone());
-        let debugger = prepared.map(|prepared| Debugger::start(prepared, &vcpus, &shared)).transpose()?;
+        let dumper = Dumper::new(&vcpus, vm.memory());
+        let attachment = Attachment::new(&vcpus, vm.memory(), kernel.believed());
+        if let (Some(listener), Some(gdb)) = (listener, gdb) {
+            attachment.attach(listener, gdb)?;
+        }
+        if let Some(former) = former {
+            attachment.take_over(former);
+        }
         Ok(Machine {
-            waits: waits || debugger.is_some() && former.is_some(),
-            debugger,
-            debug,
+            waits: waits || former.is_some(),
+            attachment,
             dumper,
             pause: Mutex::new(Pause::NotStarted),
             vcpus,
@@ -231,7 +225,7 @@ impl Machine {
             input_wanted,
             booted,
             hypercalls,
-            _shared: shared,
+            shared,
             _vm: vm,
         })
     }
@@ -270,21 +264,28 @@ impl Machine {
 
     /// Tells an attached debugger how the guest has ended.
     pub fn tell_debugger(&self, outcome: &Outcome) {
-        if let Some(debug) = &self.debug {
-            debug.ended(outcome);
+        if let Some(link) = self.vcpus.link() {
+            let text = outcome.to_string();
+            let text = text.lines().next().unwrap_or_default().to_string();
+            link.tell(Event::Ended(Ended { code: outcome.code(), text }));
         }
     }
 
     /// Whether it is the debugger who wants the guest to begin again; asked once for each time.
     pub fn takes_restart(&self) -> bool {
-        self.debug.as_ref().is_some_and(|debug| debug.takes_restart())
+        self.shared.wants_restart.swap(false, Ordering::Relaxed)
     }
 
     /// Tells a debugger that has asked for it that the guest does not begin again.
     pub fn cannot_restart(&self, why: &Error) {
-        if let Some(debugger) = &self.debugger {
-            debugger.cannot_restart(why);
+        if let Some(debugger) = self.attachment.debugger() {
+            debugger.cannot_begin_again(why.to_string());
         }
+    }
+
+    /// Its place for a debugger.
+    pub fn attachment(&self) -> &Attachment {
+        &self.attachment
     }
 
     /// Stops the guest until [`Self::resume`]; returns when no vCPU is in it any more. Its time stands
@@ -353,6 +354,18 @@ impl Machine {
     pub fn input_wanted(&self) -> &EventFd {
         &self.input_wanted
     }
+}
+
+fn tell(kernel: &Kernel, booted: &Booted, config: &Config, cmdline: &str) {
+    log::info!(
+        "{} {}, entered by {} at {}; {} vCPUs, {} MiB; command line: {cmdline}",
+        kernel.format().name(),
+        kernel.path().display(),
+        booted.protocol,
+        booted.entry,
+        config.cpus,
+        config.memory.bytes() >> 20,
+    );
 }
 
 fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<Booted, Error> {
@@ -441,7 +454,7 @@ fn devices(
     input_wanted: &EventFd,
 ) -> Result<Devices, Error> {
     let interrupt = |line| -> Interrupt { Box::new(Line(vm.interrupt(line))) };
-    let drained: Interrupt = Box::new(Event(clone_event(input_wanted)?));
+    let drained: Interrupt = Box::new(Ring(clone_event(input_wanted)?));
     let (mut ports, mut mmio) = (Bus::default(), Bus::default());
     let put = |bus: &mut Bus, start: u64, size: u64, device: Arc<Mutex<dyn Device>>| {
         bus.insert(start, size, device).expect("the memory maps in `arch` do not overlap");

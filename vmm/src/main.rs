@@ -40,6 +40,7 @@ fn command() -> ExitCode {
         Some(Command::Check { json }) => ExitCode::from(check::main(json)),
         Some(Command::Core(args)) => ExitCode::from(core_dump::main(&args)),
         Some(Command::Dump { guest, path }) => ExitCode::from(control::dump(&guest, &path)),
+        Some(Command::Gdb { guest, address, .. }) => ExitCode::from(control::gdb(&guest, address)),
         Some(Command::Release { guest }) => ExitCode::from(control::release_debugger(&guest)),
         Some(Command::Completions { shell }) => ExitCode::from(completions(shell)),
         None => ExitCode::from(run_guest(&cli)),

@@ -331,7 +331,7 @@ impl MutEventSubscriber for Clients {
             watch(ops, listener, EventSet::IN);
             return;
         }
-        let Err(error) = self.control.serve(self.state.machine.dumper(), &mut self.pause) else { return };
+        let Err(error) = self.control.serve(&self.state.machine, &mut self.pause) else { return };
         log::warn!("a client of the control socket cannot be accepted: {error}");
         let left = self.pause.left(Instant::now()).unwrap_or_default();
         if let Err(error) = self.again.reset(left.max(Duration::from_millis(1)), None) {

@@ -2,7 +2,6 @@
 //!
 //! [`Server::enter`] is what a vCPU thread's runner ([`debug::live::runner`]) calls to run the guest, and to step it.
 
-use crate::debug_shared::DebugShared;
 use crate::hypercalls::{Done, LiveHypercalls};
 use crate::outcome::Outcome;
 use crate::output_queue::OutputQueue;
@@ -25,6 +24,7 @@ use kvm::ram::LiveMemory;
 use kvm::{HOST_ISA, KvmError, Vcpu};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -45,8 +45,10 @@ pub struct Shared {
     pub outcomes: Sender<Outcome>,
     /// ...and what is written then, for whoever polls.
     pub wake: EventFd,
-    /// What a debugger needs, with `--gdb`.
-    pub debug: Option<Arc<DebugShared>>,
+    /// How often vCPUs leave the guest, and why.
+    pub exits: Exits,
+    /// A debugger wants the guest to begin again.
+    pub wants_restart: AtomicBool,
     /// Hypercalls, if they come to us.
     pub hypercalls: Option<Arc<LiveHypercalls>>,
 }
@@ -59,6 +61,42 @@ impl Shared {
         if let Err(error) = self.wake.write(1) {
             log::error!("cannot tell that the guest has ended: {error}");
         }
+    }
+}
+
+/// How often each vCPU has left the guest, by kind of exit; counted once somebody may ask.
+#[derive(Debug)]
+pub struct Exits {
+    is_counted: AtomicBool,
+    counts: Vec<[AtomicU64; VcpuExit::KINDS.len()]>,
+}
+
+impl Exits {
+    /// None yet.
+    pub fn new(vcpus: u32) -> Exits {
+        Exits { is_counted: AtomicBool::new(false), counts: (0..vcpus).map(|_| Default::default()).collect() }
+    }
+
+    /// Has them counted.
+    pub fn begin(&self) {
+        self.is_counted.store(true, Ordering::Relaxed);
+    }
+
+    fn count(&self, vcpu: u32, exit: &VcpuExit<'_>) {
+        if self.is_counted.load(Ordering::Relaxed)
+            && let Some(counts) = self.counts.get(vcpu as usize)
+        {
+            counts[exit.kind()].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The counts, in the order of vCPUs.
+    pub fn told(&self) -> Vec<Vec<(&'static str, u64)>> {
+        let told = |counts: &[AtomicU64; VcpuExit::KINDS.len()]| {
+            let count = |(name, count): (&&'static str, &AtomicU64)| (*name, count.load(Ordering::Relaxed));
+            VcpuExit::KINDS.iter().zip(counts).map(count).collect()
+        };
+        self.counts.iter().map(told).collect()
     }
 }
 
@@ -149,9 +187,7 @@ fn enter(vcpu: &mut Vcpu, turn: Turn<'_>, shared: &Shared) -> Result<Exit, End> 
     let exit = exit?;
     match hypercall(&exit, shared) {
         Some((call, hypercalls)) => {
-            if let Some(debug) = &shared.debug {
-                debug.count(id, VcpuExit::Hypercall(call).kind());
-            }
+            shared.exits.count(id, &VcpuExit::Hypercall(call));
             answer(call, hypercalls, vcpu, &mut visit)
         }
         None => serve(id, exit, shared),
@@ -228,9 +264,7 @@ fn is_after_init(vcpu: &Vcpu) -> bool {
 /// Serves an exit of vCPU `id`.
 fn serve(id: u32, exit: VcpuExit<'_>, shared: &Shared) -> Result<Exit, End> {
     log::debug!(target: "vmm::exit", "vCPU {id}: {exit:x?}");
-    if let Some(debug) = &shared.debug {
-        debug.count(id, exit.kind());
-    }
+    shared.exits.count(id, &exit);
     let request = match exit {
         VcpuExit::Interrupted => return Ok(Exit::Interrupted),
         VcpuExit::MsrWrite { index, value, refused } => {

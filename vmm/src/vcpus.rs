@@ -5,16 +5,23 @@
 //! [`Runner`](debug::live::runner::Runner) says. A vCPU that can not go on reports its
 //! [`Outcome`](crate::outcome::Outcome) and waits for tasks, so that its registers can still be looked at.
 
+mod commands;
+
 use crate::guest_clock::Timekeeper;
 use crate::mailbox::{Mailbox, Message, Task};
+use crate::outcome::{Outcome, Stop};
 use crate::serve::{Server, Shared};
 use debug::live::attention::{self, Attention};
+use debug::live::gate::Kick;
 use debug::live::runner::Runner;
 use debug::live::times::Times;
 use debug::live::vcpus::Monitor;
+use debug::reply::{Arguments, Command, Refusal, Reply};
+use debug::target::TargetError;
 use kvm::{HOST_ISA, Vcpu, kick};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -70,7 +77,8 @@ pub type Hold = debug::live::vcpus::Hold<Threads>;
 #[derive(Debug)]
 pub struct Threads {
     threads: Vec<Thread>,
-    time: Timekeeper,
+    time: Arc<Timekeeper>,
+    shared: Arc<Shared>,
 }
 
 impl Threads {
@@ -80,7 +88,8 @@ impl Threads {
     /// When the system gives no more threads.
     pub fn spawn(vcpus: Vec<Vcpu>, shared: &Arc<Shared>, time: Timekeeper) -> io::Result<Threads> {
         kick::install_handler()?;
-        let mut result = Threads { threads: Vec::new(), time };
+        let time = Arc::new(time);
+        let mut result = Threads { threads: Vec::new(), time, shared: Arc::clone(shared) };
         for vcpu in vcpus {
             let (inbox, messages) = channel();
             let attention = Arc::new(Attention::default());
@@ -97,9 +106,9 @@ impl Threads {
         Ok(result)
     }
 
-    /// What becomes of the guest's time while it is held, in words.
-    pub fn clock_in_words(&self) -> String {
-        self.time.in_words()
+    /// Has exits counted from now on.
+    pub fn count_exits(&self) {
+        self.shared.exits.begin();
     }
 
     /// The threads' mailboxes, in the order of vCPUs.
@@ -138,6 +147,39 @@ impl Monitor for Threads {
         if let Some(thread) = self.threads.get(vcpu as usize) {
             thread.kick();
         }
+    }
+
+    fn kick_among_vcpus(&self) -> Kick {
+        let threads: Vec<_> = self.threads.iter().map(|thread| kick::Thread::of(&thread.handle)).collect();
+        Box::new(move |vcpu| {
+            if let Some(thread) = threads.get(vcpu as usize) {
+                // SAFETY: vCPU threads are joined only when all of them have come to their end, and the one
+                // that calls this, at the gate, has not.
+                unsafe { thread.kick() };
+            }
+        })
+    }
+
+    fn reset(&self) -> Result<(), TargetError> {
+        self.shared.wants_restart.store(true, Ordering::Relaxed);
+        self.shared.end(Outcome::Reset);
+        Ok(())
+    }
+
+    fn quit(&self) {
+        self.shared.end(Outcome::Stopped(Stop::Debugger));
+    }
+
+    fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
+        self.shared.exits.told()
+    }
+
+    fn commands(&self) -> Vec<Command> {
+        commands::of(&self.shared)
+    }
+
+    fn run_command(&self, name: &str, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+        commands::run(&self.shared, &self.time, name, arguments)
     }
 
     fn stands_still(&self, _: &Vcpus) {
@@ -186,10 +228,6 @@ fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared, times: &Arc<Times>) 
         vcpu.keep_before();
     }
     let mut runner = Runner::new(HOST_ISA, Arc::clone(times));
-    if let Some(debug) = &shared.debug {
-        debug.introduce(vcpu.id());
-        runner.attach(Arc::clone(&debug.link));
-    }
     let mut server = Server::new(shared);
     loop {
         kick::clear();

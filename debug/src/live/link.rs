@@ -4,10 +4,11 @@ use super::attention::Attention;
 use super::gate::{Gate, Kick};
 use crate::engine::Engine;
 use crate::target::{Event, Memory};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -29,6 +30,20 @@ impl Wake {
     pub fn ring(&self) {
         // It fails only when it has been rung 2^64 times, and then it is readable.
         self.0.write(1).ok();
+    }
+
+    /// Whether it is readable.
+    pub fn is_rung(&self) -> bool {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// A descriptor of its own that is the same.
+    ///
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.as_fd().try_clone_to_owned()
     }
 
     /// Makes it unreadable; whether it was readable.
@@ -53,6 +68,7 @@ pub struct Link {
     pub memory: Box<dyn Memory>,
     events: Mutex<Sender<Event>>,
     wake: Wake,
+    release: Wake,
     attention: Attention,
 }
 
@@ -64,18 +80,19 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    /// For a guest with this many vCPUs; `wake` is rung when there is an event. And where the events arrive.
+    /// For a guest with this many vCPUs; `wake` is rung when there is an event, `release` when the debugger that is
+    /// attached is to let go. And where the events arrive.
     pub fn new(
         engine: Arc<Engine>,
         vcpus: u32,
         memory: Box<dyn Memory>,
         kick: Kick,
-        wake: Wake,
+        (wake, release): (Wake, Wake),
     ) -> (Link, Receiver<Event>) {
         let (sender, events) = channel();
         let gate = Gate::new(vcpus, kick);
         let (events_in, attention) = (Mutex::new(sender), Attention::default());
-        (Link { engine, gate, memory, events: events_in, wake, attention }, events)
+        (Link { engine, gate, memory, events: events_in, wake, release, attention }, events)
     }
 
     /// Whether a debugger is attached.
@@ -95,6 +112,11 @@ impl Link {
     /// What is rung when there is something to look at.
     pub fn wake(&self) -> &Wake {
         &self.wake
+    }
+
+    /// What is rung when the debugger that is attached is to let go, so that another one may come.
+    pub fn release(&self) -> &Wake {
+        &self.release
     }
 
     /// The word of whoever looks for events without waiting for [`Self::wake`].

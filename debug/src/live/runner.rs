@@ -165,6 +165,8 @@ enum End {
 #[derive(Debug)]
 pub struct Runner {
     link: Option<Arc<Link>>,
+    /// It has been told to run the guest once.
+    is_started: bool,
     /// The vCPU runs the guest...
     is_running: bool,
     /// ...once it has begun this...
@@ -189,6 +191,7 @@ impl Runner {
     pub fn new(isa: Isa, times: Arc<Times>) -> Runner {
         Runner {
             link: None,
+            is_started: false,
             is_running: false,
             order: None,
             holders: 0,
@@ -207,6 +210,17 @@ impl Runner {
         self.link = Some(link);
     }
 
+    /// The debugger leaves: nothing of its own is in force any more, and a vCPU that it has stopped runs.
+    pub fn detach<V: Vcpu>(&mut self, vcpu: &mut V) {
+        let Some(link) = self.link.take() else { return };
+        self.armed.set(&Arming::off(vcpu.isa()));
+        if let Err(error) = self.stepper(vcpu, &link).prepare() {
+            log::warn!("guest debugging cannot be switched off: {error}");
+        }
+        self.order = None;
+        self.is_running = self.is_started;
+    }
+
     /// Whether it may go on with the guest now.
     pub fn may_run(&self) -> bool {
         self.holders == 0 && (self.is_running || self.order.is_some())
@@ -214,7 +228,7 @@ impl Runner {
 
     /// Lets it run the guest.
     pub fn resume(&mut self) {
-        self.is_running = true;
+        (self.is_running, self.is_started) = (true, true);
     }
 
     /// Keeps it out of the guest until [`Self::release`] has been called as often; then it does what it did.
@@ -236,6 +250,7 @@ impl Runner {
 
     /// Has it do what a debugger says.
     pub fn order(&mut self, order: Order) {
+        self.is_started |= order.action != Action::Stay;
         self.order = Some(order);
     }
 
@@ -295,6 +310,11 @@ impl Runner {
 
     /// Without a debugger.
     fn run_free<V: Vcpu>(&mut self, vcpu: &mut V, enter: Enter<'_, V>) -> Next {
+        // A debugger that has left looked at it.
+        if self.end.take().is_some() {
+            self.is_running = false;
+            return Next::End;
+        }
         let times = std::mem::take(&mut self.was_out).then_some(&*self.times);
         let visit = Visit { stops: None };
         let exit = enter(vcpu, Turn { purpose: Purpose::Run, gate: None, times, visit });

@@ -3,8 +3,11 @@
 //! What is asked goes as a [`Task`] to the thread of each vCPU, by the monitor's own way ([`Monitor::post`]). No lock
 //! is held while a guest runs, and no question is put to a thread under a lock that such a thread takes.
 
+use super::gate::Kick;
+use super::link::Link;
 use super::runner::Runner;
-use crate::target::Order;
+use crate::reply::{Arguments, Command, Refusal, Reply};
+use crate::target::{Order, TargetError};
 use crate::vcpu::Vcpu;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +30,39 @@ pub trait Monitor: Send + Sync + Sized + 'static {
 
     /// Gets a vCPU out of the guest, if it is in it.
     fn kick(&self, vcpu: u32);
+
+    /// What kicks vCPUs of their own threads: called by one of them, which may be the last to know of this monitor.
+    fn kick_among_vcpus(&self) -> Kick;
+
+    /// Has the guest end, and begin again as a machine of its own, of which the debugger is told by
+    /// [`Debugger::begin_again`](super::debugger::Debugger::begin_again) or `cannot_begin_again`.
+    ///
+    /// # Errors
+    /// Why it does not.
+    fn reset(&self) -> Result<(), TargetError> {
+        Err(TargetError::Unsupported("this guest cannot begin again"))
+    }
+
+    /// Has the guest end.
+    fn quit(&self);
+
+    /// Counts of exits by vCPU and reason, for `monitor exits`.
+    fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
+        Vec::new()
+    }
+
+    /// Commands of `monitor` that it adds.
+    fn commands(&self) -> Vec<Command> {
+        Vec::new()
+    }
+
+    /// Runs one of them.
+    ///
+    /// # Errors
+    /// Why it does not.
+    fn run_command(&self, name: &str, _arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+        Err(Refusal::Senseless(format!("there is no command '{name}' here")))
+    }
 
     /// All vCPUs are out of the guest, and stay out until [`Self::goes_on`]: the guest's time is to stand still. Called
     /// by whoever holds the guest as the first, under a lock that no vCPU's thread takes.
@@ -51,6 +87,8 @@ pub struct Vcpus<M> {
     monitor: M,
     /// How many hold the guest. Locked by whoever begins or ends to, one after the other; never by vCPUs' threads.
     holders: Mutex<usize>,
+    /// Of the debugger that has a say, if there is one.
+    link: Mutex<Option<Arc<Link>>>,
 }
 
 /// While it is there, no vCPU is in the guest, and the guest's time stands still.
@@ -96,7 +134,7 @@ const KICK_AGAIN: Duration = Duration::from_millis(20);
 impl<M: Monitor> Vcpus<M> {
     /// Those of a monitor, none of which runs its guest yet.
     pub fn new(monitor: M) -> Vcpus<M> {
-        Vcpus { monitor, holders: Mutex::default() }
+        Vcpus { monitor, holders: Mutex::default(), link: Mutex::default() }
     }
 
     /// Who runs them.
@@ -109,6 +147,31 @@ impl<M: Monitor> Vcpus<M> {
         self.monitor.vcpus()
     }
 
+    /// What vCPUs' threads share with the debugger that has a say, if there is one.
+    pub fn link(&self) -> Option<Arc<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets a debugger have its say from the next entry of each vCPU on; returns when that is so.
+    pub fn attach(&self, link: &Arc<Link>) {
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(link));
+        let link = Arc::clone(link);
+        self.ask(|_| true, move |runner, _| runner.attach(Arc::clone(&link)));
+    }
+
+    /// The debugger leaves: no vCPU runs with anything of its own any more, and those that it has stopped run.
+    pub fn detach(self: &Arc<Self>) {
+        let hold = self.hold();
+        if let Some(link) = self.link() {
+            let mut state = link.engine.state();
+            state.table.clear(&*link.memory);
+            state.is_attached = false;
+        }
+        drop(hold);
+        self.ask(|_| true, |runner, vcpu| runner.detach(vcpu));
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn holders(&self) -> MutexGuard<'_, usize> {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,7 +180,7 @@ impl<M: Monitor> Vcpus<M> {
     /// what they did. Questions to them are answered meanwhile.
     pub fn hold(self: &Arc<Self>) -> Hold<M> {
         let mut holders = self.holders();
-        self.ask(|_| true, Runner::hold);
+        self.ask(|_| true, |runner, _| runner.hold());
         self.begin(&mut holders);
         self.monitor.stays(self);
         Hold { vcpus: Arc::clone(self), is_told: true }
@@ -127,7 +190,7 @@ impl<M: Monitor> Vcpus<M> {
     /// stopped, and the others are known to stand still.
     pub fn pause(self: &Arc<Self>, may_run: impl Fn(u32) -> bool) -> Hold<M> {
         let mut holders = self.holders();
-        self.ask(may_run, Runner::pause);
+        self.ask(may_run, |runner, _| runner.pause());
         self.begin(&mut holders);
         Hold { vcpus: Arc::clone(self), is_told: false }
     }
@@ -140,14 +203,18 @@ impl<M: Monitor> Vcpus<M> {
     }
 
     /// Has threads do something, and waits until they have.
-    fn ask(&self, whom: impl Fn(u32) -> bool, what: fn(&mut Runner)) {
+    fn ask(
+        &self,
+        whom: impl Fn(u32) -> bool,
+        what: impl Fn(&mut Runner, &mut M::Vcpu) + Clone + Send + 'static,
+    ) {
         let (done, dones): (Sender<()>, _) = channel();
         for vcpu in (0..self.count()).filter(|vcpu| whom(*vcpu)) {
-            let done = done.clone();
+            let (done, what) = (done.clone(), what.clone());
             self.monitor.post(
                 vcpu,
-                Box::new(move |runner, _| {
-                    what(runner);
+                Box::new(move |runner, vcpu| {
+                    what(runner, vcpu);
                     drop(done);
                 }),
             );

@@ -12,7 +12,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 /// Debian's user nobody.
@@ -248,6 +248,56 @@ pub fn takeover(c: &mut Context) -> Check {
     check(code == 22, || format!("vmm ended with {code}"))?;
     let run = c.run(&format!("release {name}"), &[], limit)?;
     run.expect_code(8)
+}
+
+/// A guest that was started without `--gdb` is debugged later; the debugger leaves, even while the guest stands at a
+/// breakpoint, and another comes.
+pub fn comes_and_leaves(c: &mut Context) -> Check {
+    let (guest, socket, limit) = (c.guest("spin", false)?, c.work.join("gdb.sock"), c.limit(10));
+    let name = "gdb-comes-and-leaves";
+    let arguments = format!("-v --kernel {{}} --memory 64M --cpus 2 --name {name}");
+    let mut vmm = c.start(Wiring::Pipes, &arguments, &[&guest])?;
+    let gdb = format!("gdb {name} unix:{{}}");
+    // It has its name once its machine is made.
+    let begin = Instant::now();
+    while c.run(&format!("release {name}"), &[], limit)?.expect_one_line("serves no gdb").is_err() {
+        check(begin.elapsed() < limit, || "the guest has no name".into())?;
+    }
+    let number = if c.isa == Isa::X86_64 { "p10" } else { "p20" };
+    let pc = |client: &mut Client| -> Result<u64, String> {
+        let register = client.ask(number)?;
+        let bytes =
+            u64::from_str_radix(&register, 16).map_err(|_| format!("the program counter is {register}"))?;
+        Ok(bytes.swap_bytes())
+    };
+    let mut planted: Option<(u64, String)> = None;
+    for round in 0..3 {
+        c.run(&gdb, &[&socket], limit)?.expect_code(0)?;
+        c.run(&gdb, &[&socket], limit)?.expect_one_line("a gdb server already")?;
+        let mut client = Client::attach(&socket, limit)?;
+        if let Some((place, code)) = planted.take() {
+            // Nothing of the last one is left, and the guest has run since.
+            client.expect(&format!("m{place:x},4"), &code)?;
+        }
+        client.expect("vCont;s:p1.1", "T05*")?;
+        let place = pc(&mut client)?;
+        let code = client.ask(&format!("m{place:x},4"))?;
+        client.expect(&format!("Z0,{place:x},4"), "OK")?;
+        client.expect("vCont;c", "T05*")?;
+        planted = Some((place, code));
+        if round == 1 {
+            // It may go by itself, too.
+            client.expect("D;1", "OK")?;
+        }
+        c.run(&format!("gdb {name} --leave"), &[], limit)?.expect_code(0)?;
+        while client.item().is_ok_and(|item| item.is_some()) {}
+    }
+    c.run(&format!("gdb {name} --leave"), &[], limit)?.expect_one_line("serves no gdb")?;
+    c.run(&format!("release {name}"), &[], limit)?.expect_one_line("serves no gdb")?;
+    vmm.signal(Signal::SIGTERM)?;
+    vmm.wait(limit)?;
+    c.keep("vmm", &vmm);
+    Ok(())
 }
 
 /// What goes through all of memory ends with Ctrl-C, with the client and with the process, and is

@@ -48,7 +48,8 @@ impl Thread {
                 Isa::Aarch64 => &[0x40, 0xe0, 0x3b, 0xd5],
             },
         );
-        let (link, events) = Link::new(engine, 1, Box::new(ram), Box::new(kick), Wake::new().unwrap());
+        let (link, events) =
+            Link::new(engine, 1, Box::new(ram), Box::new(kick), (Wake::new().unwrap(), Wake::new().unwrap()));
         let link = Arc::new(link);
         self.runner.attach(Arc::clone(&link));
         (link, events)

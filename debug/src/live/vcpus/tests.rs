@@ -78,6 +78,13 @@ impl Monitor for Threads {
         self.threads[vcpu as usize].is_kicked.store(true, Ordering::SeqCst);
     }
 
+    fn kick_among_vcpus(&self) -> Kick {
+        let kicks: Vec<_> = self.threads.iter().map(|thread| Arc::clone(&thread.is_kicked)).collect();
+        Box::new(move |vcpu| kicks[vcpu as usize].store(true, Ordering::SeqCst))
+    }
+
+    fn quit(&self) {}
+
     fn stands_still(&self, vcpus: &Vcpus<Threads>) {
         assert_eq!(self.inside.load(Ordering::SeqCst), 0, "somebody is in the guest still");
         // Vcpus can be asked from here.

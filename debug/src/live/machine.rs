@@ -1,60 +1,55 @@
-//! A live guest's vCPUs, as the thread that serves gdb sees them.
+//! A live guest's vCPUs, as whoever debugs them sees them.
 
-use super::host;
-use crate::debug_shared::DebugShared;
-use crate::outcome::{Outcome, Stop};
-use crate::serve::Shared;
-use crate::vcpus::{Hold, Vcpus};
+use super::attention;
+use super::link::{Link, Wake};
+use super::vcpus::{Hold, Monitor, Vcpus};
+use crate::abilities::HostDebug;
+use crate::arming::Arming;
+use crate::ram::Memory;
+use crate::reply::{Arguments, Command, Refusal, Reply};
+use crate::target::{Action, Code, Control, Event, Machine, Order, TargetError, VcpuState};
+use crate::vcpu::Vcpu;
 use arch::Isa;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
-use debug::arming::Arming;
-use debug::gdb::server;
-use debug::live::attention;
-use debug::reply::{Arguments, Command, Refusal, Reply};
-use debug::target::{
-    Action, Code, Control, Event, HostDebug, Machine, Memory, Order, TargetError, VcpuState,
-};
-use kvm::HOST_ISA;
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-mod commands;
-
-/// All vCPUs, for the thread that serves gdb.
+/// All vCPUs of a guest, for one thread that debugs it.
 #[derive(Debug)]
-pub struct LiveMachine {
-    vcpus: Arc<Vcpus>,
-    shared: Arc<Shared>,
-    debug: Arc<DebugShared>,
+pub struct LiveMachine<M: Monitor> {
+    vcpus: Arc<Vcpus<M>>,
+    link: Arc<Link>,
     events: Receiver<Event>,
     /// Events that have arrived and were not asked for yet.
     happened: VecDeque<Event>,
     /// Which vCPUs may be running: what need not be paused is not asked to.
     running: Vec<bool>,
     /// While none of them may.
-    hold: Option<Hold>,
+    hold: Option<Hold<M>>,
     /// What is known of vCPUs that stand still, until something changes it.
     known: RefCell<Vec<Known>>,
     /// Machines in which the guest begins again, or why there is none.
-    next: Receiver<Result<Begun, String>>,
+    next: Receiver<Result<Begun<M>, String>>,
     /// The debugger's thread is to end.
-    quit: OwnedFd,
+    quit: Wake,
     /// The debugger wants the guest to end.
     wants_end: Arc<AtomicBool>,
 }
 
 /// A machine whose guest begins, as far as a debugger needs it.
 #[derive(Debug)]
-pub struct Begun {
-    pub vcpus: Arc<Vcpus>,
-    pub shared: Arc<Shared>,
-    pub debug: Arc<DebugShared>,
+pub struct Begun<M: Monitor> {
+    /// Its vCPUs.
+    pub vcpus: Arc<Vcpus<M>>,
+    /// What their threads share with the debugger.
+    pub link: Arc<Link>,
+    /// What they tell it.
     pub events: Receiver<Event>,
 }
 
@@ -69,14 +64,14 @@ struct Known {
     state: Option<VcpuState>,
 }
 
-impl LiveMachine {
+impl<M: Monitor> LiveMachine<M> {
     /// The machine as it begins; those that `next` tells of take its place.
     pub fn new(
-        begun: Begun,
-        next: Receiver<Result<Begun, String>>,
-        (quit, wants_end): (OwnedFd, Arc<AtomicBool>),
-    ) -> LiveMachine {
-        let Begun { vcpus, shared, debug, events } = begun;
+        begun: Begun<M>,
+        next: Receiver<Result<Begun<M>, String>>,
+        (quit, wants_end): (Wake, Arc<AtomicBool>),
+    ) -> LiveMachine<M> {
+        let Begun { vcpus, link, events } = begun;
         LiveMachine {
             events,
             happened: VecDeque::new(),
@@ -88,16 +83,15 @@ impl LiveMachine {
             quit,
             wants_end,
             vcpus,
-            shared,
-            debug,
+            link,
         }
     }
 
     /// Goes over to a machine in which the guest begins again, and lets go of the old one.
-    fn adopt(&mut self, begun: Begun) {
+    fn adopt(&mut self, begun: Begun<M>) {
         self.hold = None;
-        let Begun { vcpus, shared, debug, events } = begun;
-        (self.vcpus, self.shared, self.debug, self.events) = (vcpus, shared, debug, events);
+        let Begun { vcpus, link, events } = begun;
+        (self.vcpus, self.link, self.events) = (vcpus, link, events);
         self.happened.clear();
         self.running.fill(false);
         self.known.borrow_mut().fill(Known::default());
@@ -110,8 +104,7 @@ impl LiveMachine {
         /// Longer than a kernel takes to be read and unpacked; a program that has the machine may not obey at all.
         const PATIENCE: Duration = Duration::from_secs(60);
         let begin = Instant::now();
-        self.debug.want_restart();
-        self.shared.end(Outcome::Reset);
+        self.vcpus.monitor().reset()?;
         loop {
             match self.next.recv_timeout(LOOK) {
                 Ok(Ok(begun)) => {
@@ -125,7 +118,7 @@ impl LiveMachine {
                         "whoever runs the guest does not have it begin again".into(),
                     ));
                 }
-                Err(RecvTimeoutError::Timeout) if !server::is_readable(self.quit.as_fd()) => {}
+                Err(RecvTimeoutError::Timeout) if !self.quit.is_rung() => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     return Err(TargetError::Host("the guest has ended".into()));
                 }
@@ -140,9 +133,9 @@ impl LiveMachine {
     }
 }
 
-impl Machine for LiveMachine {
+impl<M: Monitor> Machine for LiveMachine<M> {
     fn isa(&self) -> Isa {
-        HOST_ISA
+        self.link.engine.isa()
     }
 
     fn vcpus(&self) -> u32 {
@@ -180,7 +173,7 @@ impl Machine for LiveMachine {
     }
 
     fn code(&self, vcpu: u32) -> Result<Code, TargetError> {
-        self.vcpus.call(vcpu, |vcpu| vcpu.code()).ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
+        self.vcpus.call(vcpu, |vcpu| vcpu.code()).ok_or(TargetError::NoVcpu(vcpu))?
     }
 
     fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
@@ -188,7 +181,7 @@ impl Machine for LiveMachine {
             return Ok(regime);
         }
         let regime = self.vcpus.call(vcpu, |vcpu| vcpu.regime());
-        let regime = regime.ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)?;
+        let regime = regime.ok_or(TargetError::NoVcpu(vcpu))??;
         if !self.running[vcpu as usize] {
             self.known.borrow_mut()[vcpu as usize].regime = Some(regime);
         }
@@ -199,15 +192,15 @@ impl Machine for LiveMachine {
         self.forget(vcpu);
         let file = file.clone();
         let set = self.vcpus.call(vcpu, move |vcpu| vcpu.set_registers(&file));
-        set.ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
+        set.ok_or(TargetError::NoVcpu(vcpu))?
     }
 
     fn memory(&self) -> &dyn Memory {
-        &*self.debug.link.memory
+        &*self.link.memory
     }
 
     fn host(&self) -> &HostDebug {
-        self.debug.link.engine.host()
+        self.link.engine.host()
     }
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
@@ -215,7 +208,7 @@ impl Machine for LiveMachine {
         let ends_soon = orders.iter().any(|order| order.action == Action::Step);
         self.hold = None;
         if ends_soon {
-            self.debug.link.attention().begin();
+            self.link.attention().begin();
         }
         for (vcpu, order) in (0..).zip(orders) {
             if order.action != Action::Stay {
@@ -226,7 +219,7 @@ impl Machine for LiveMachine {
         }
         if ends_soon {
             self.happened.extend(attention::poll(|| self.events.try_recv().ok()));
-            self.debug.link.attention().end();
+            self.link.attention().end();
             self.happened.extend(self.events.try_iter());
         }
         Ok(())
@@ -252,7 +245,7 @@ impl Machine for LiveMachine {
         if self.happened.is_empty() {
             // Nothing there is no error; the count is of no interest. What is told from here on
             // makes the descriptor readable again.
-            self.debug.link.wake().take();
+            self.link.wake().take();
             self.happened.extend(self.events.try_iter());
         }
         let event = self.happened.pop_front()?;
@@ -269,11 +262,11 @@ impl Machine for LiveMachine {
     }
 
     fn event_fd(&self) -> BorrowedFd<'_> {
-        self.debug.link.wake().as_fd()
+        self.link.wake().as_fd()
     }
 
     fn disarm(&mut self) {
-        let off = Arming::off(HOST_ISA);
+        let off = Arming::off(self.isa());
         let results = self.vcpus.for_each(move |vcpu| vcpu.set_debug(&off));
         for error in results.into_iter().filter_map(Result::err) {
             log::warn!("guest debugging cannot be switched off: {error}");
@@ -284,7 +277,7 @@ impl Machine for LiveMachine {
         match control {
             Control::Nmi(vcpu) => {
                 self.forget(vcpu);
-                self.vcpus.call(vcpu, |vcpu| vcpu.nmi()).ok_or(TargetError::NoVcpu(vcpu))?.map_err(host)
+                self.vcpus.call(vcpu, |vcpu| vcpu.nmi()).ok_or(TargetError::NoVcpu(vcpu))?
             }
             Control::Reset => self.restart(),
             Control::Quit => {
@@ -292,21 +285,21 @@ impl Machine for LiveMachine {
                 if let Ok(Ok(begun)) = self.next.try_recv() {
                     self.adopt(begun);
                 }
-                self.shared.end(Outcome::Stopped(Stop::Debugger));
+                self.vcpus.monitor().quit();
                 Ok(())
             }
         }
     }
 
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
-        self.debug.exits()
+        self.vcpus.monitor().exits()
     }
 
     fn commands(&self) -> Vec<Command> {
-        commands::of(self)
+        self.vcpus.monitor().commands()
     }
 
     fn run_command(&mut self, name: &str, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
-        commands::run(self, name, arguments)
+        self.vcpus.monitor().run_command(name, arguments)
     }
 }

@@ -1,30 +1,39 @@
 //! Commands that a live guest adds to those of every machine.
 
-use super::LiveMachine;
+use crate::guest_clock::Timekeeper;
+use crate::serve::Shared;
 use debug::reply::{self, Arguments, Command, Offer, Refusal, Reply, Said};
 use devices::hypercall::Hypercalls;
 use devices::hypercall::trace::Filter;
+use std::sync::Arc;
+
+/// What they are about.
+struct About {
+    shared: Arc<Shared>,
+    time: Arc<Timekeeper>,
+}
 
 /// Those that this guest has.
-pub(super) fn of(machine: &LiveMachine) -> Vec<Command> {
-    let is_there =
-        |offer: &&Offer<LiveMachine>| machine.shared.hypercalls.is_some() || offer.command == CLOCK;
+pub(super) fn of(shared: &Shared) -> Vec<Command> {
+    let is_there = |offer: &&Offer<About>| shared.hypercalls.is_some() || offer.command == CLOCK;
     OFFERS.iter().filter(is_there).map(|offer| offer.command).collect()
 }
 
 /// Carries one out.
 pub(super) fn run(
-    machine: &mut LiveMachine,
+    shared: &Arc<Shared>,
+    time: &Arc<Timekeeper>,
     name: &str,
     arguments: &Arguments<'_>,
 ) -> Result<Reply, Refusal> {
-    reply::run_offered(OFFERS, machine, name, arguments)
+    let mut about = About { shared: Arc::clone(shared), time: Arc::clone(time) };
+    reply::run_offered(OFFERS, &mut about, name, arguments)
 }
 
 const CLOCK: Command = Command::new("clock", "", "what becomes of the guest's time while it is held");
 
 /// All of them; those about hypercalls are there only where they are seen.
-const OFFERS: &[Offer<LiveMachine>] = &[
+const OFFERS: &[Offer<About>] = &[
     Offer { command: CLOCK, run: clock },
     Offer {
         command: Command::new("hypercalls", "", "hypercalls so far, with counts and times"),
@@ -40,24 +49,24 @@ const OFFERS: &[Offer<LiveMachine>] = &[
     },
 ];
 
-fn clock(machine: &mut LiveMachine, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+fn clock(about: &mut About, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
     arguments.none()?;
-    Ok(Said::words(machine.vcpus.monitor().clock_in_words()).reply())
+    Ok(Said::words(about.time.in_words()).reply())
 }
 
 /// The hypercalls that are seen.
-fn calls(machine: &LiveMachine) -> Result<&Hypercalls, Refusal> {
+fn calls(about: &About) -> Result<&Hypercalls, Refusal> {
     let none = || Refusal::Senseless("hypercalls are not seen".into());
-    machine.shared.hypercalls.as_ref().map(|hypercalls| hypercalls.calls()).ok_or_else(none)
+    about.shared.hypercalls.as_ref().map(|hypercalls| hypercalls.calls()).ok_or_else(none)
 }
 
-fn hypercalls(machine: &mut LiveMachine, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+fn hypercalls(about: &mut About, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
     arguments.none()?;
-    Ok(Said::words(calls(machine)?.summary()).reply())
+    Ok(Said::words(calls(about)?.summary()).reply())
 }
 
-fn catch(machine: &mut LiveMachine, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
-    let calls = calls(machine)?;
+fn catch(about: &mut About, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+    let calls = calls(about)?;
     match arguments.words() {
         [] => {}
         ["off"] => calls.catch(None),
