@@ -16,6 +16,7 @@ pub mod bytes;
 pub mod core_note;
 pub mod cpu_features;
 pub mod cpu_template;
+pub mod end;
 pub mod hypercall;
 pub mod image;
 pub mod isa;
@@ -25,4 +26,5 @@ pub mod room;
 pub mod x86;
 
 pub use address::{GuestPhys, GuestVirt};
+pub use end::End;
 pub use isa::Isa;

@@ -15,6 +15,7 @@ pub mod table;
 pub mod trace;
 pub mod xen;
 
+use crate::End;
 use arch::hypercall::Abi;
 use decode::Decoded;
 use std::cell::RefCell;
@@ -62,19 +63,8 @@ pub enum Effect {
     None,
     /// The vCPU waits for an interrupt.
     Halt,
-    /// The guest ends, for this reason.
-    Shutdown(Shutdown),
-}
-
-/// Why a guest ends by a call of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shutdown {
-    /// It switches itself off.
-    PowerOff,
-    /// It resets itself.
-    Reset,
-    /// It says that it has crashed.
-    Crash,
+    /// The guest ends.
+    End(End),
 }
 
 /// The answer to a call.

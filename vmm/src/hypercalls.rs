@@ -12,7 +12,7 @@ use crate::kvm::{HOST_ISA, KvmError, Transport, Vcpu, Vm};
 use crate::vcpus::Mailbox;
 use arch::hypercall::{Abi, Rows, XEN_HVC, hvc_immediate};
 use arch::register::row;
-use arch::{GuestPhys, GuestVirt, Isa};
+use arch::{End, GuestPhys, GuestVirt, Isa};
 use debug::disassemble::Mode;
 use debug::memory::{self, Space};
 use debug::target::Memory;
@@ -20,8 +20,8 @@ use devices::hypercall::table::Table;
 use devices::hypercall::trace::Tracer;
 use devices::hypercall::xen::time::Tsc;
 use devices::hypercall::xen::{Xen, cpuid, errno};
-use devices::hypercall::{Caller, Effect, Hypercalls, MOST_ARGUMENTS, RawCall, Shutdown};
-use devices::serial::Serial;
+use devices::hypercall::{Caller, Effect, Hypercalls, MOST_ARGUMENTS, RawCall};
+use devices::platform::serial::Serial;
 use platform::{KvmDelivery, LivePlatform};
 use std::cell::OnceCell;
 use std::fmt;
@@ -93,7 +93,7 @@ pub enum Done {
     /// It goes on.
     GoOn,
     /// The guest ends.
-    Ended(Shutdown),
+    Ended(End),
     /// A debugger wants to see this call, which has not been answered.
     Caught(String),
 }
@@ -224,7 +224,7 @@ impl LiveHypercalls {
                 vcpu.halt()?;
                 Done::GoOn
             }
-            Effect::Shutdown(reason) => Done::Ended(reason),
+            Effect::End(end) => Done::Ended(end),
         })
     }
 

@@ -21,8 +21,7 @@ use debug::disassemble::LONGEST_INSTRUCTION;
 use debug::memory::{self, Space};
 use debug::report::Report;
 use debug::trap::Trap;
-use devices::bus::{Bus, Request};
-use devices::hypercall::Shutdown;
+use devices::bus::Bus;
 use devices::{guest_log, tell};
 use std::io;
 use std::sync::Arc;
@@ -256,9 +255,7 @@ fn answer(
 fn done(served: Result<Done, KvmError>) -> Result<Left, Unreported> {
     Ok(match served {
         Ok(Done::GoOn) => Left::Served,
-        Ok(Done::Ended(Shutdown::PowerOff)) => Left::Ended(Outcome::PowerOff),
-        Ok(Done::Ended(Shutdown::Reset)) => Left::Ended(Outcome::Reset),
-        Ok(Done::Ended(Shutdown::Crash)) => Left::Ended(Outcome::GuestCrash),
+        Ok(Done::Ended(end)) => Left::Ended(end.into()),
         Ok(Done::Caught(text)) => Left::Caught(text),
         Err(error) => return Err(Unreported::Internal(error.to_string())),
     })
@@ -305,7 +302,7 @@ fn serve(
     if let Some(debug) = debug {
         debug.count(id, exit.kind());
     }
-    let request = match exit {
+    let end = match exit {
         VcpuExit::Interrupted => return Ok(Left::Interrupted),
         VcpuExit::MsrWrite { index, value, refused } => {
             let taken = shared.hypercalls.as_ref().is_some_and(|calls| calls.write_msr(index, value));
@@ -321,14 +318,14 @@ fn serve(
             None
         }
         VcpuExit::PortWrite { port, size, data } => {
-            let mut request = None;
+            let mut end = None;
             for access in data.chunks(size) {
                 match shared.ports.write(u64::from(port), access) {
-                    Ok(asked) => request = request.or(asked),
+                    Ok(asked) => end = end.or(asked),
                     Err(_) => tell!(Info, "vCPU {id} writes {access:02x?} to unused port {port:#x}"),
                 }
             }
-            request
+            end
         }
         VcpuExit::MmioRead { address, data } => {
             if !shared.mmio.read(address, data) {
@@ -347,9 +344,7 @@ fn serve(
         VcpuExit::Shutdown => return Err(Unreported::TripleFault),
         VcpuExit::SystemEvent(event) => {
             return Ok(match event {
-                SystemEvent::Shutdown => Left::Ended(Outcome::PowerOff),
-                SystemEvent::Reset => Left::Ended(Outcome::Reset),
-                SystemEvent::Crash => Left::Ended(Outcome::GuestCrash),
+                SystemEvent::End(end) => Left::Ended(end.into()),
                 // The vCPU deals with it.
                 SystemEvent::Wakeup => Left::Interrupted,
                 SystemEvent::Other(number) => {
@@ -391,13 +386,7 @@ fn serve(
             return Err(Unreported::Internal(format!("an exit that was not asked for: {exit:?}")));
         }
     };
-    Ok(match request {
-        None => Left::Served,
-        Some(Request::PowerOff) => Left::Ended(Outcome::PowerOff),
-        Some(Request::Reset) => Left::Ended(Outcome::Reset),
-        Some(Request::Crash) => Left::Ended(Outcome::GuestCrash),
-        Some(Request::Exit(value)) => Left::Ended(Outcome::Exit(value)),
-    })
+    Ok(end.map_or(Left::Served, |end| Left::Ended(end.into())))
 }
 
 pub fn cannot_run(vcpu: &Vcpu, shared: &Shared, error: &KvmError) -> Outcome {

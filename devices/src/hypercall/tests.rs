@@ -6,7 +6,8 @@ use super::kvm::Kvm;
 use super::table::{Kind, Table};
 use super::trace::{Filter, Style, Tracer};
 use super::xen::{Delivery, Platform, Xen, errno};
-use super::{Caller, Effect, Family, Hypercalls, RawCall, Shutdown};
+use super::{Caller, Effect, Family, Hypercalls, RawCall};
+use crate::End;
 use arch::hypercall::Abi;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -652,7 +653,7 @@ fn calls_within_calls() {
     guest.bench.words(0x1000, &[1]);
     entry(0x3080, 29, &[2, 0x1000]);
     let answer = guest.calls.serve(guest.raw(13, &[0x3000, 3]), &guest.bench);
-    assert_eq!(answer.effect, Effect::Shutdown(Shutdown::Reset));
+    assert_eq!(answer.effect, Effect::End(End::Reset));
     let line = guest.traced(13, &[0x3000, u64::MAX]);
     assert!(
         line.ends_with("more], 18446744073709551615) = -EINVAL") || line.ends_with("= -EFAULT"),
@@ -687,10 +688,10 @@ fn toolstack_calls_by_version() {
 #[test]
 fn ends_and_waits() {
     let guest = Guest::new(Abi::X86_64);
-    for (reason, effect) in [(0, Shutdown::PowerOff), (1, Shutdown::Reset), (3, Shutdown::Crash)] {
+    for (reason, end) in [(0, End::PowerOff), (1, End::Reset), (3, End::Crash)] {
         guest.bench.words(0x1000, &[reason]);
         let answer = guest.calls.serve(guest.raw(29, &[2, 0x1000]), &guest.bench);
-        assert_eq!(answer.effect, Effect::Shutdown(effect));
+        assert_eq!(answer.effect, Effect::End(end));
     }
     assert_eq!(guest.line(), "sched_op(SCHEDOP_shutdown, {reason=SHUTDOWN_crash}) = 0");
     assert_eq!(guest.calls.serve(guest.raw(29, &[1]), &guest.bench).effect, Effect::Halt);

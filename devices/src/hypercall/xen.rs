@@ -11,7 +11,8 @@ pub mod time;
 mod version;
 
 use super::table::Table;
-use super::{Answer, Call, Effect, Family, Fault, Shutdown};
+use super::{Answer, Call, Effect, Family, Fault};
+use crate::End;
 use arch::hypercall::Abi;
 use errno::{E2BIG, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH};
 use events::Events;
@@ -210,13 +211,13 @@ impl Xen {
             }
             "shutdown" => {
                 let reason = call.frame("arg").map_err(|Fault| EFAULT)?.get("reason");
-                let effect = match reason {
-                    0 => Shutdown::PowerOff,
-                    1 | 5 => Shutdown::Reset,
-                    3 | 4 => Shutdown::Crash,
+                let end = match reason {
+                    0 => End::PowerOff,
+                    1 | 5 => End::Reset,
+                    3 | 4 => End::Crash,
                     _ => return Err(EINVAL),
                 };
-                Ok(Answer { result: 0, effect: Effect::Shutdown(effect) })
+                Ok(Answer { result: 0, effect: Effect::End(end) })
             }
             "shutdown_code" => {
                 let reason = call.frame("arg").map_err(|Fault| EFAULT)?.get("reason");

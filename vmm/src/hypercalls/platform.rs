@@ -9,7 +9,7 @@ use arch::hypercall::Abi;
 use debug::target::Memory;
 use devices::bus::Device;
 use devices::hypercall::xen::{Delivery, Platform};
-use devices::serial::Serial;
+use devices::platform::serial::Serial;
 use devices::tell;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

@@ -1,7 +1,8 @@
 //! The PL031 real-time clock (Arm DDI 0224). `vm_superio` has the device; this is its place
 //! on a bus. Its registers are 32-bit words.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
 use vm_superio::Rtc;
 use vm_superio::rtc_pl031::NoEvents;
 
@@ -30,7 +31,7 @@ impl Device for Pl031 {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         let offset = u16::try_from(offset).ok()?;
         let word: [u8; 4] = data.try_into().ok()?;
         self.0.write(offset, &word);

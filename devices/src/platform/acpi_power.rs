@@ -2,7 +2,8 @@
 //! byte each (ACPI 6.5, 4.8.3.6 and 4.8.3.7). The tables that announce them are made by
 //! `arch::x86::acpi`.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
 use crate::tell;
 use arch::x86::acpi::{
     RESET_OFFSET, RESET_VALUE, SLEEP_CONTROL_OFFSET, SLEEP_ENABLE, SLEEP_STATUS_OFFSET, SLEEP_TYPE_S5,
@@ -25,18 +26,18 @@ impl Device for AcpiPower {
         data.fill(0);
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         let value = *data.first()?;
         match u16::try_from(offset).ok()? {
             SLEEP_CONTROL_OFFSET if value & SLEEP_ENABLE != 0 => {
                 let kind = value >> 2 & 7;
                 if kind == SLEEP_TYPE_S5 {
-                    return Some(Request::PowerOff);
+                    return Some(End::PowerOff);
                 }
                 tell!(Warn, "the guest asked for ACPI sleep type {kind}; only S5 (soft-off) exists");
                 None
             }
-            RESET_OFFSET if value == RESET_VALUE => Some(Request::Reset),
+            RESET_OFFSET if value == RESET_VALUE => Some(End::Reset),
             SLEEP_CONTROL_OFFSET | SLEEP_STATUS_OFFSET | RESET_OFFSET => None,
             _ => None,
         }
@@ -62,11 +63,11 @@ mod tests {
     #[test]
     fn only_soft_off_and_the_reset_value_do_something() {
         let mut power = AcpiPower;
-        assert_eq!(power.write(0, &[SLEEP_TYPE_S5 << 2 | SLEEP_ENABLE]), Some(Request::PowerOff));
+        assert_eq!(power.write(0, &[SLEEP_TYPE_S5 << 2 | SLEEP_ENABLE]), Some(End::PowerOff));
         assert_eq!(power.write(0, &[SLEEP_TYPE_S5 << 2]), None);
         assert_eq!(power.write(0, &[1 << 2 | SLEEP_ENABLE]), None);
         assert_eq!(power.write(1, &[0x80]), None);
-        assert_eq!(power.write(2, &[RESET_VALUE]), Some(Request::Reset));
+        assert_eq!(power.write(2, &[RESET_VALUE]), Some(End::Reset));
         assert_eq!(power.write(2, &[0]), None);
         assert_eq!(power.write(0, &[]), None);
         let mut data = [0xff; 2];

@@ -5,7 +5,8 @@
 //! exit code `(v << 1) | 1` ([`exit_code`]) on both, so a guest's codes are odd and the
 //! monitor's own are even.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
 
 /// The device.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,14 +21,14 @@ impl Device for ExitDevice {
         data.fill(0);
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         if offset != 0 {
             return None;
         }
         let mut word = [0; 4];
         let length = data.len().min(4);
         word[..length].copy_from_slice(&data[..length]);
-        Some(Request::Exit(u32::from_le_bytes(word)))
+        Some(End::Exit(u32::from_le_bytes(word)))
     }
 }
 
@@ -44,10 +45,10 @@ mod tests {
     #[test]
     fn values_of_any_width_become_odd_codes() {
         let mut device = ExitDevice;
-        assert_eq!(device.write(0, &[0x10]), Some(Request::Exit(0x10)));
-        assert_eq!(device.write(0, &[1, 0, 0, 0, 9, 9, 9, 9]), Some(Request::Exit(1)));
+        assert_eq!(device.write(0, &[0x10]), Some(End::Exit(0x10)));
+        assert_eq!(device.write(0, &[1, 0, 0, 0, 9, 9, 9, 9]), Some(End::Exit(1)));
         assert_eq!(device.write(1, &[1]), None);
-        assert_eq!(device.write(0, &[]), Some(Request::Exit(0)));
+        assert_eq!(device.write(0, &[]), Some(End::Exit(0)));
         for (value, code) in [(0, 1), (0x10, 0x21), (0x31, 0x63), (0x7f, 0xff), (0x80, 1)] {
             assert_eq!(exit_code(value), code);
         }

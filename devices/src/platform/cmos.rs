@@ -4,7 +4,8 @@
 //! Source: Motorola MC146818A data sheet; the century register is at 0x32, where Linux
 //! looks for it.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Index port and data port.
@@ -99,7 +100,7 @@ impl Device for Cmos {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         if offset == 0 {
             // Bit 7 masks NMI.
             self.index = data.first()? & 0x7f;

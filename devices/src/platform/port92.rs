@@ -3,7 +3,8 @@
 //!
 //! A20 is on always. INIT goes to firmware, which boots the machine again: a reset.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
 
 /// Bit 0: a change from 0 to 1 pulses INIT.
 const INIT: u8 = 1 << 0;
@@ -27,11 +28,11 @@ impl Device for Port92 {
         }
     }
 
-    fn write(&mut self, _offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, _offset: u64, data: &[u8]) -> Option<End> {
         let value = *data.first()?;
         let pulses = value & !self.value & INIT != 0;
         self.value = value;
-        pulses.then_some(Request::Reset)
+        pulses.then_some(End::Reset)
     }
 }
 
@@ -48,12 +49,12 @@ mod tests {
         assert_eq!(port.write(0, &[0]), None);
         port.read(0, &mut data);
         assert_eq!(data[0], 2);
-        assert_eq!(port.write(0, &[3]), Some(Request::Reset));
+        assert_eq!(port.write(0, &[3]), Some(End::Reset));
         port.read(0, &mut data);
         assert_eq!(data[0], 3);
         assert_eq!(port.write(0, &[1]), None);
         assert_eq!(port.write(0, &[0]), None);
-        assert_eq!(port.write(0, &[1]), Some(Request::Reset));
+        assert_eq!(port.write(0, &[1]), Some(End::Reset));
         assert_eq!(port.write(0, &[]), None);
     }
 }

@@ -4,7 +4,8 @@
 //! Output goes to a [`Write`] at the moment the guest sends it. Input that does not fit the
 //! port's 64-byte FIFO waits in [`Serial::pending`] until the guest has read some.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
 use crate::tell;
 use std::collections::VecDeque;
 use std::fmt;
@@ -118,7 +119,7 @@ impl Device for Serial {
         self.feed();
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         for (offset, &byte) in (offset..SIZE).zip(data) {
             if let Err(error) = self.uart.write(offset.to_le_bytes()[0], byte)
                 && !std::mem::replace(&mut self.told_failure, true)

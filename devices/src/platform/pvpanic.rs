@@ -4,7 +4,8 @@
 //! `qemu,pvpanic-mmio`). A read tells which events it takes, a write tells of one. Linux's driver
 //! (`drivers/misc/pvpanic`) writes from its panic notifier. Source: QEMU, `docs/specs/pvpanic.rst`.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
 use crate::tell;
 
 /// The guest has panicked.
@@ -28,10 +29,10 @@ impl Device for Pvpanic {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         let events = data.first().copied().filter(|_| offset == 0).unwrap_or(0);
         if events & PANICKED != 0 {
-            return Some(Request::Crash);
+            return Some(End::Crash);
         }
         if events & CRASH_LOADED != 0 {
             tell!(Warn, "the guest has panicked, and its own crash kernel takes over");
@@ -50,8 +51,8 @@ mod tests {
         let mut byte = [0xff];
         device.read(0, &mut byte);
         assert_eq!(byte, [3]);
-        assert_eq!(device.write(0, &[PANICKED]), Some(Request::Crash));
-        assert_eq!(device.write(0, &[3, 0, 0, 0]), Some(Request::Crash));
+        assert_eq!(device.write(0, &[PANICKED]), Some(End::Crash));
+        assert_eq!(device.write(0, &[3, 0, 0, 0]), Some(End::Crash));
         assert_eq!(device.write(0, &[CRASH_LOADED]), None);
         assert_eq!((device.write(1, &[PANICKED]), device.write(0, &[])), (None, None));
     }

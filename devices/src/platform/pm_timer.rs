@@ -4,7 +4,8 @@
 //!
 //! It counts the guest's own time, which stands still while the guest is held, and raises no interrupt.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
 
 /// Number of ports the device takes.
 pub const SIZE: u64 = 4;
@@ -44,7 +45,7 @@ impl Device for PmTimer {
         }
     }
 
-    fn write(&mut self, _offset: u64, _data: &[u8]) -> Option<Request> {
+    fn write(&mut self, _offset: u64, _data: &[u8]) -> Option<End> {
         None
     }
 }

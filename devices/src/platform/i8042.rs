@@ -2,7 +2,8 @@
 //! reboot. `vm_superio` has the device; this is its place on a bus, and the output port, whose lowest bit is the
 //! same line (IBM PS/2 Hardware Interface Technical Reference, "Keyboard and Auxiliary Device Controller").
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,17 +68,17 @@ impl Device for I8042 {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         let value = *data.first()?;
         match offset {
             COMMAND => self.command = Some(value),
             DATA if self.command.take() == Some(WRITE_OUTPUT_PORT) && value & 1 == 0 => {
-                return Some(Request::Reset);
+                return Some(End::Reset);
             }
             _ => {}
         }
         let Ok(()) = self.controller.write(u8::try_from(offset).ok()?, value);
-        self.reset.0.swap(false, Ordering::Relaxed).then_some(Request::Reset)
+        self.reset.0.swap(false, Ordering::Relaxed).then_some(End::Reset)
     }
 }
 
@@ -88,7 +89,7 @@ mod tests {
     #[test]
     fn pulsing_the_reset_line_asks_for_a_reset() {
         let mut device = I8042::default();
-        assert_eq!(device.write(4, &[0xfe]), Some(Request::Reset));
+        assert_eq!(device.write(4, &[0xfe]), Some(End::Reset));
         assert_eq!(device.write(0, &[0xfe]), None);
         assert_eq!(device.write(4, &[]), None);
         let mut data = [0xff; 4];
@@ -107,7 +108,7 @@ mod tests {
         assert_eq!(port, [0]);
         // A20 is what it is for, as a rule.
         assert_eq!((device.write(4, &[0xd1]), device.write(0, &[0xdf])), (None, None));
-        assert_eq!((device.write(4, &[0xd1]), device.write(0, &[2])), (None, Some(Request::Reset)));
+        assert_eq!((device.write(4, &[0xd1]), device.write(0, &[2])), (None, Some(End::Reset)));
         assert_eq!(device.write(0, &[2]), None);
     }
 }

@@ -1,9 +1,10 @@
 //! QEMU's `pc-testdev`, which KVM's own tests (kvm-unit-tests) are written for: interrupt lines that a guest
 //! raises itself, registers and memory that keep what is written, and a way to have the host forget a page.
 //! Its places are in `arch::x86::layout`. The other half of what these tests need is
-//! [`crate::exit`]. Source: QEMU, `hw/misc/pc-testdev.c`.
+//! [`super::exit`]. Source: QEMU, `hw/misc/pc-testdev.c`.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
 
 /// Ports of the lines: one each.
 pub const LINES: u64 = 24;
@@ -38,7 +39,7 @@ impl Device for Lines {
 
     fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         for (line, level) in (offset..LINES).zip(data) {
             (self.set)(u32::try_from(line).unwrap_or(u32::MAX), *level != 0);
         }
@@ -76,7 +77,7 @@ impl Device for Kept {
         data[..part.len()].copy_from_slice(part);
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         let part = self.part(offset, data.len());
         let length = part.len();
         part.copy_from_slice(&data[..length]);
@@ -111,7 +112,7 @@ impl Device for Flush {
 
     fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         if let (0, &[a, b, c, d]) = (offset, data) {
             (self.forget)(u64::from(u32::from_le_bytes([a, b, c, d])) & !0xfff);
         }
