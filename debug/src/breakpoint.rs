@@ -6,7 +6,8 @@
 //! program counter.
 //!
 //! While the debugger looks, memory never shows what was planted ([`Table::unmask`]), and a
-//! write over it changes the saved original ([`Table::write_over`]). On removal the original
+//! write over it changes the saved original ([`Table::write_over`]). What serves the guest sees memory
+//! likewise ([`Table::write_for_guest`]). On removal the original
 //! returns only if the planted instruction is still there: a guest that patched its own text
 //! wins.
 //!
@@ -135,6 +136,9 @@ struct Planted {
     users: usize,
     /// There was no code when it was planted.
     awaits_code: bool,
+    /// The instruction is out: lifted for a step, or out of the way of what was written for the guest. Memory is
+    /// the guest's until it is planted again.
+    is_out: bool,
 }
 
 /// Why a breakpoint cannot be inserted.
@@ -274,7 +278,7 @@ impl Table {
             return Err(InsertError::NotRam(place));
         }
         let awaits_code = code[..count].iter().all(|byte| *byte == 0);
-        self.planted.insert(place, Planted { original, users: 1, awaits_code });
+        self.planted.insert(place, Planted { original, users: 1, awaits_code, is_out: false });
         Ok(())
     }
 
@@ -309,11 +313,9 @@ impl Table {
     fn uproot(&mut self, memory: &dyn Memory, place: GuestPhys) {
         let Some(planted) = self.planted.get_mut(&place) else { return };
         planted.users -= 1;
-        if planted.users == 0
-            && let Some(planted) = self.planted.remove(&place)
-            && self.stands(memory, place)
-        {
-            memory.write(place, &planted.original);
+        if planted.users == 0 {
+            self.lift(memory, place);
+            self.planted.remove(&place);
         }
     }
 
@@ -331,15 +333,18 @@ impl Table {
     pub fn clear(&mut self, memory: &dyn Memory) {
         self.breakpoints.clear();
         self.former.clear();
-        for (place, planted) in std::mem::take(&mut self.planted) {
-            if self.stands(memory, place) {
-                memory.write(place, &planted.original);
-            }
+        let places: Vec<GuestPhys> = self.planted.keys().copied().collect();
+        for place in places {
+            self.lift(memory, place);
         }
+        self.planted.clear();
     }
 
     /// Whether the planted instruction is in memory at `place`.
     fn stands(&self, memory: &dyn Memory, place: GuestPhys) -> bool {
+        if self.planted.get(&place).is_some_and(|planted| planted.is_out) {
+            return false;
+        }
         let instruction = planted_instruction(self.isa);
         let mut there = vec![0; instruction.len()];
         memory.read(place, &mut there) == there.len() && there == instruction
@@ -350,25 +355,67 @@ impl Table {
         self.planted.contains_key(&place) && self.stands(memory, place)
     }
 
-    /// Takes the planted instruction at `place` out for a step, if it is there.
-    pub fn lift(&self, memory: &dyn Memory, place: GuestPhys) -> bool {
-        match self.planted.get(&place) {
-            Some(planted) if self.stands(memory, place) => {
-                memory.write(place, &planted.original);
-                true
-            }
-            _ => false,
+    /// Takes the planted instruction at `place` out, if it is there: for a step, until [`Self::replant`].
+    pub fn lift(&mut self, memory: &dyn Memory, place: GuestPhys) -> bool {
+        if !self.is_planted(memory, place) {
+            return false;
         }
+        if let Some(planted) = self.planted.get_mut(&place) {
+            memory.write(place, &planted.original);
+            planted.is_out = true;
+        }
+        true
+    }
+
+    /// Takes out what is planted within a range, which somebody is about to change for the guest.
+    pub fn make_way(&mut self, memory: &dyn Memory, address: GuestPhys, length: usize) {
+        for place in self.places(address, length) {
+            self.lift(memory, place);
+        }
+    }
+
+    /// Writes for the guest; how many bytes were written. A planted instruction that is in memory stays, with what
+    /// is written for its original, if a breakpoint's address still leads there, as `leads_to` says; else it makes
+    /// way.
+    pub fn write_for_guest(
+        &mut self,
+        memory: &dyn Memory,
+        address: GuestPhys,
+        bytes: &[u8],
+        leads_to: &dyn Fn(GuestVirt) -> Option<GuestPhys>,
+    ) -> usize {
+        let places = self.places(address, bytes.len());
+        if places.is_empty() {
+            return memory.write(address, bytes);
+        }
+        for place in places {
+            let is_theirs =
+                |it: &Breakpoint| it.place == Place::Planted(place) && leads_to(it.address) == Some(place);
+            if !self.stands(memory, place) || !self.breakpoints.values().any(is_theirs) {
+                self.lift(memory, place);
+                // What the guest has written over it by itself is the guest's, too.
+                if let Some(planted) = self.planted.get_mut(&place) {
+                    planted.is_out = true;
+                }
+            }
+        }
+        let mut masked = bytes.to_vec();
+        self.write_over(address, &mut masked);
+        memory.write(address, &masked)
     }
 
     /// Puts the instruction at `place` back after a step. What the guest has put there
     /// meanwhile is the new original.
     pub fn replant(&mut self, memory: &dyn Memory, place: GuestPhys) {
         let instruction = planted_instruction(self.isa);
+        if self.stands(memory, place) {
+            return;
+        }
         if let Some(planted) = self.planted.get_mut(&place)
             && memory.read(place, &mut planted.original) == instruction.len()
         {
             memory.write(place, instruction);
+            planted.is_out = false;
         }
     }
 
@@ -393,24 +440,39 @@ impl Table {
         let instruction = planted_instruction(self.isa);
         self.overlaps(address, bytes.len(), |_, planted, index, at| {
             // Where the guest has patched its text, memory is right as it is.
-            if bytes[at] == instruction[index] {
+            if !planted.is_out && bytes[at] == instruction[index] {
                 bytes[at] = planted.original[index];
             }
         });
     }
 
     /// Takes bytes that are about to be written at `address`: where an instruction is planted,
-    /// they become the original and the planted one stays in `bytes`.
+    /// they become the original and the planted one stays in `bytes`. One that is out stays out.
     pub fn write_over(&mut self, address: GuestPhys, bytes: &mut [u8]) {
         let instruction = planted_instruction(self.isa);
         let mut changes = Vec::new();
-        self.overlaps(address, bytes.len(), |place, _, index, at| changes.push((place, index, at)));
+        self.overlaps(address, bytes.len(), |place, planted, index, at| {
+            if !planted.is_out {
+                changes.push((place, index, at));
+            }
+        });
         for (place, index, at) in changes {
             if let Some(planted) = self.planted.get_mut(&place) {
                 planted.original[index] = bytes[at];
                 bytes[at] = instruction[index];
             }
         }
+    }
+
+    /// The places of planted instructions of which a byte is within a range.
+    fn places(&self, address: GuestPhys, length: usize) -> Vec<GuestPhys> {
+        let mut places = Vec::new();
+        self.overlaps(address, length, |place, _, _, _| {
+            if places.last() != Some(&place) {
+                places.push(place);
+            }
+        });
+        places
     }
 
     /// Calls `visit` for each byte of a planted instruction within a range: its place, its
@@ -571,201 +633,4 @@ pub const NOT_RAM: &str = "its page is not RAM";
 pub const NOT_TRAPPED: &str = "this host does not trap planted instructions";
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fake::Ram;
-
-    fn software(address: u64, place: Place) -> Breakpoint {
-        Breakpoint {
-            kind: Kind::Software,
-            address: GuestVirt(address),
-            length: 1,
-            place,
-            conditions: Vec::new(),
-            commands: Vec::new(),
-            hits: 0,
-        }
-    }
-
-    fn bytes(ram: &Ram, at: u64) -> [u8; 4] {
-        let mut bytes = [0; 4];
-        assert_eq!(ram.read(GuestPhys(at), &mut bytes), 4);
-        bytes
-    }
-
-    const TEXT: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
-
-    fn ram() -> Ram {
-        let ram = Ram::new(0x1_0000);
-        ram.write(GuestPhys(0x1000), &TEXT);
-        ram
-    }
-
-    #[test]
-    fn planting_and_removing_leaves_no_trace_on_either_architecture() {
-        for isa in Isa::ALL {
-            let (ram, mut table) = (ram(), Table::new(isa));
-            table.insert(&ram, software(0xff00, Place::Planted(GuestPhys(0x1000)))).unwrap();
-            let instruction = planted_instruction(isa);
-            assert_eq!(&bytes(&ram, 0x1000)[..instruction.len()], instruction);
-            assert!(table.is_planted(&ram, GuestPhys(0x1000)));
-            let mut seen = bytes(&ram, 0x1000);
-            table.unmask(GuestPhys(0x1000), &mut seen);
-            assert_eq!(seen, TEXT);
-            assert!(table.remove(&ram, Kind::Software, GuestVirt(0xff00), 4));
-            assert_eq!(bytes(&ram, 0x1000), TEXT);
-            assert!(!table.remove(&ram, Kind::Software, GuestVirt(0xff00), 4));
-        }
-    }
-
-    #[test]
-    fn two_names_of_one_place_share_one_instruction() {
-        let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
-        for name in [0xff00, 0xee00] {
-            table.insert(&ram, software(name, Place::Planted(GuestPhys(0x1000)))).unwrap();
-        }
-        assert_eq!(table.planted_at(GuestPhys(0x1000)), [Id(0), Id(1)]);
-        table.remove(&ram, Kind::Software, GuestVirt(0xff00), 1);
-        assert_eq!(bytes(&ram, 0x1000)[0], 0xcc);
-        table.remove(&ram, Kind::Software, GuestVirt(0xee00), 1);
-        assert_eq!(bytes(&ram, 0x1000), TEXT);
-        table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
-        let again = table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000))));
-        assert_eq!(again, Err(InsertError::Duplicate));
-    }
-
-    #[test]
-    fn a_guest_that_patched_its_text_wins() {
-        let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
-        table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
-        ram.write(GuestPhys(0x1000), &[0x90]);
-        assert!(!table.is_planted(&ram, GuestPhys(0x1000)));
-        let mut seen = bytes(&ram, 0x1000);
-        table.unmask(GuestPhys(0x1000), &mut seen);
-        assert_eq!(seen[0], 0x90);
-        let (mut other, patched) = (Table::new(Isa::X86_64), bytes(&ram, 0x1000));
-        std::mem::swap(&mut other, &mut table);
-        other.remove(&ram, Kind::Software, GuestVirt(1), 1);
-        assert_eq!(bytes(&ram, 0x1000), patched);
-    }
-
-    #[test]
-    fn a_breakpoint_survives_the_guest_that_patches_under_it() {
-        let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
-        table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
-        assert!(table.overwritten(&ram).is_empty());
-        ram.write(GuestPhys(0x1000), &[0x90]);
-        assert_eq!(table.overwritten(&ram), [(GuestPhys(0x1000), GuestVirt(1))]);
-        table.replant(&ram, GuestPhys(0x1000));
-        assert_eq!(bytes(&ram, 0x1000)[0], 0xcc);
-        table.clear(&ram);
-        assert_eq!(bytes(&ram, 0x1000)[0], 0x90);
-    }
-
-    #[test]
-    fn writes_over_a_planted_instruction_change_the_original() {
-        for isa in Isa::ALL {
-            let (ram, mut table) = (ram(), Table::new(isa));
-            table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
-            // A write that starts before the place and ends in it.
-            let mut written = [0xa0, 0xa1, 0xa2];
-            table.write_over(GuestPhys(0xffe), &mut written);
-            ram.write(GuestPhys(0xffe), &written);
-            assert!(table.is_planted(&ram, GuestPhys(0x1000)), "{isa}");
-            table.clear(&ram);
-            assert_eq!(bytes(&ram, 0x1000), [0xa2, 0x22, 0x33, 0x44], "{isa}");
-            assert_eq!(bytes(&ram, 0xffe)[..2], [0xa0, 0xa1]);
-        }
-    }
-
-    #[test]
-    fn lifted_for_a_step_and_put_back() {
-        let (ram, mut table) = (ram(), Table::new(Isa::Aarch64));
-        table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
-        assert!(table.lift(&ram, GuestPhys(0x1000)));
-        assert_eq!(bytes(&ram, 0x1000), TEXT);
-        assert!(!table.lift(&ram, GuestPhys(0x2000)));
-        table.replant(&ram, GuestPhys(0x1000));
-        assert!(table.is_planted(&ram, GuestPhys(0x1000)));
-        table.clear(&ram);
-        assert_eq!(bytes(&ram, 0x1000), TEXT);
-    }
-
-    #[test]
-    fn what_does_not_translate_waits_and_settles() {
-        for reason in [NOT_MAPPED, NOT_RAM] {
-            let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
-            table.insert(&ram, software(0xffff_1000, Place::Fallback(reason))).unwrap();
-            let id = Id(0);
-            assert_eq!(table.wants(), [(id, Want::Execute(0xffff_1000))]);
-            assert_eq!(table.waiting(), [(id, GuestVirt(0xffff_1000))]);
-            assert!(!table.settle(&ram, id, GuestPhys(0xffff_1000)));
-            assert_eq!(table.waiting().len(), 1);
-            assert!(table.settle(&ram, id, GuestPhys(0x1000)));
-            assert!(table.waiting().is_empty() && table.is_planted(&ram, GuestPhys(0x1000)));
-            assert_eq!(table.wants(), []);
-        }
-    }
-
-    #[test]
-    fn where_code_is_still_to_come_a_register_is_wanted_beside() {
-        for isa in Isa::ALL {
-            let (ram, mut table) = (ram(), Table::new(isa));
-            table.insert(&ram, software(0xff00, Place::Planted(GuestPhys(0x1000)))).unwrap();
-            assert_eq!(table.guarded(), []);
-            let id = table.insert(&ram, software(0xee00, Place::Planted(GuestPhys(0x3000)))).unwrap();
-            assert_eq!(table.guarded(), [(id, Want::Execute(0xee00))]);
-            assert_eq!(table.wants(), []);
-            // It is so until it is removed: code may be copied there again.
-            ram.write(GuestPhys(0x3000), &TEXT);
-            table.replant(&ram, GuestPhys(0x3000));
-            assert_eq!(table.guarded().len(), 1);
-            assert!(table.remove(&ram, Kind::Software, GuestVirt(0xee00), 4));
-            assert_eq!((table.guarded(), bytes(&ram, 0x3000)), (vec![], TEXT));
-        }
-    }
-
-    #[test]
-    fn replacing_keeps_the_id_and_undoing_keeps_everything() {
-        let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
-        let planted = Place::Planted(GuestPhys(0x1000));
-        let first = table.insert(&ram, software(1, planted)).unwrap();
-        let second = table.insert(&ram, software(2, Place::Register)).unwrap();
-        table.count(first);
-        let change = table.replace(&ram, software(1, Place::Fallback(NOT_MAPPED))).unwrap();
-        assert_eq!(table.get(first).map(|it| it.place), Some(Place::Fallback(NOT_MAPPED)));
-        assert!(table.is_planted(&ram, GuestPhys(0x1000)), "until it is settled");
-        table.settle_change(&ram, change, true);
-        assert_eq!(table.get(first).map(|it| (it.place, it.hits)), Some((planted, 1)));
-        assert!(table.is_planted(&ram, GuestPhys(0x1000)));
-        let change = table.replace(&ram, software(1, planted)).unwrap();
-        table.settle_change(&ram, change, false);
-        assert_eq!(table.get(first).map(|it| it.hits), Some(1));
-        let change = table.replace(&ram, software(3, Place::Planted(GuestPhys(0x1002)))).unwrap();
-        table.settle_change(&ram, change, true);
-        assert_eq!(bytes(&ram, 0x1000), [0xcc, 0x22, 0x33, 0x44]);
-        let places: Vec<Place> = table.iter().map(|it| it.place).collect();
-        assert_eq!((places, table.get(second).is_some()), (vec![planted, Place::Register], true));
-        assert!(table.remove(&ram, Kind::Software, GuestVirt(1), 1));
-        assert_eq!(bytes(&ram, 0x1000), TEXT);
-    }
-
-    #[test]
-    fn thousands_in_any_order() {
-        let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
-        for index in 0..3000u64 {
-            table.insert(&ram, software(index, Place::Planted(GuestPhys(0x2000 + index * 3)))).unwrap();
-        }
-        for index in (0..3000u64).rev().step_by(2).chain((0..3000).step_by(2)) {
-            assert!(table.remove(&ram, Kind::Software, GuestVirt(index), 1));
-        }
-        assert!(table.is_empty() && !table.has_planted());
-        let mut rest = vec![1; 0x4000];
-        ram.read(GuestPhys(0x2000), &mut rest);
-        assert!(rest.iter().all(|byte| *byte == 0));
-        assert_eq!(
-            table.insert(&ram, software(1, Place::Planted(GuestPhys(0x10_0000)))),
-            Err(InsertError::NotRam(GuestPhys(0x10_0000)))
-        );
-    }
-}
+mod tests;

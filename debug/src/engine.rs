@@ -30,6 +30,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod evaluation;
+mod guest_memory;
 mod ranges;
 
 /// What a vCPU's thread does after an exit.
@@ -60,6 +61,8 @@ pub struct State {
     guarded: Sharing,
     /// What `dprintf` has printed, for the debugger.
     output: Output,
+    /// How the addresses of breakpoints were looked at last.
+    space: Option<Space>,
 }
 
 /// Debug registers, and what each is for.
@@ -126,6 +129,7 @@ impl Engine {
             sharing: Sharing::none(isa),
             guarded: Sharing::none(isa),
             output: Output::default(),
+            space: None,
         };
         Engine { isa, host, state: Mutex::new(state) }
     }
@@ -158,6 +162,7 @@ impl Engine {
         if kind != Kind::Software {
             return Place::Register;
         }
+        self.state().space = Some(*space);
         if self.host.software == SoftwareBreakpoints::None {
             return Place::Fallback(crate::breakpoint::NOT_TRAPPED);
         }
@@ -630,6 +635,7 @@ impl Engine {
         }
         let space = space();
         let mut state = self.state();
+        state.space = Some(space);
         for (place, address) in overwritten {
             if space.locate(memory, address).is_ok_and(|(now, _)| now == place) {
                 state.table.replant(memory, place);

@@ -5,7 +5,7 @@
 //! access looks the device up and calls it; a device never panics on what a guest sends,
 //! serves accesses of any width, and answers a write that ends the guest with an
 //! [`End`]. Devices know neither KVM nor which architecture they serve. What a guest
-//! causes them to say goes through [`guest_log`].
+//! causes them to say goes through [`guest_log`], what they do with the guest's memory through [`ram`].
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ pub mod bus;
 pub mod guest_log;
 pub mod hypercall;
 pub mod platform;
+pub mod ram;
 pub mod rate_limit;
 
 pub use arch::End;

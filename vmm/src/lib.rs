@@ -31,6 +31,7 @@ pub mod dump;
 pub mod error;
 pub mod given_file;
 pub mod guest_clock;
+pub mod guest_ram;
 pub mod hypercalls;
 pub mod kvm;
 pub mod line_queue;

@@ -12,7 +12,8 @@ use crate::debugger::{DebugShared, Debugger, Prepared};
 use crate::dump::Dumper;
 use crate::error::Error;
 use crate::guest_clock::Timekeeper;
-use crate::hypercalls::{FamilyName, LiveHypercalls};
+use crate::guest_ram::GuestRam;
+use crate::hypercalls::{FamilyName, LiveHypercalls, Parts};
 use crate::kvm::{HOST_ISA, Host, HypercallSetup, InterruptLine, Vm, VmConfig};
 use crate::memory::forget_mapping;
 use crate::outcome::Outcome;
@@ -192,7 +193,10 @@ impl Machine {
             Some(former) => Prepared::again(former, config.cpus, vm.memory()),
         });
         let prepared = prepared.transpose()?;
-        let hypercalls = hypercalls(config, &vm, &serial)?;
+        let engine = prepared.as_ref().map(|prepared| Arc::clone(&prepared.shared.engine));
+        let ram = GuestRam::new(vm.memory(), engine);
+        let parts = Parts { vm: &vm, ram: &ram, serial: &serial, vcpus: config.cpus };
+        let hypercalls = hypercalls(config, &parts)?;
         let shared = Arc::new(Shared {
             hypercalls: hypercalls.clone(),
             keeps_registers: config.dump_on.is_some(),
@@ -389,17 +393,13 @@ fn setup(config: &Config) -> Option<HypercallSetup> {
 }
 
 /// The guest's hypercalls, if this host hands them over.
-fn hypercalls(
-    config: &Config,
-    vm: &Vm,
-    serial: &Arc<Mutex<Serial>>,
-) -> Result<Option<Arc<LiveHypercalls>>, Error> {
-    let (Some(wanted), Some(transport)) = (&config.hypercalls, vm.transport()) else { return Ok(None) };
+fn hypercalls(config: &Config, parts: &Parts<'_>) -> Result<Option<Arc<LiveHypercalls>>, Error> {
+    let (Some(wanted), Some(transport)) = (&config.hypercalls, parts.vm.transport()) else { return Ok(None) };
     log::info!("hypercalls: {} by {}", wanted.family.name(), transport.name());
     let tracer = wanted.tracer().map_err(|source| wanted.cannot_open(source))?;
     // A debugger may ask for the times.
     let is_timed = wanted.trace != Trace::Off || wanted.summary || config.gdb.is_some();
-    let live = LiveHypercalls::new(wanted.family, transport, tracer, is_timed, config.cpus, vm, serial);
+    let live = LiveHypercalls::new(wanted.family, transport, (tracer, is_timed), parts);
     live.map(|live| Some(Arc::new(live))).map_err(Error::system("cannot start a thread for timers"))
 }
 

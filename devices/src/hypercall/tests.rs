@@ -8,6 +8,9 @@ use super::trace::{Filter, Style, Tracer};
 use super::xen::{Delivery, Platform, Xen, errno};
 use super::{Caller, Effect, Family, Hypercalls, RawCall};
 use crate::End;
+use crate::ram::Ram;
+use arch::GuestPhys;
+use arch::address::PhysRange;
 use arch::hypercall::Abi;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -82,6 +85,30 @@ impl Caller for Bench {
     }
 }
 
+impl Ram for Bench {
+    fn ranges(&self) -> Vec<PhysRange> {
+        vec![PhysRange::new(0, SIZE as u64), PhysRange::new(0x1_0000_0000, 0x10_0000)]
+    }
+
+    fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize {
+        Caller::read(self, address.0, bytes)
+    }
+
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> usize {
+        Caller::write(self, address.0, bytes)
+    }
+
+    fn update(&self, address: GuestPhys, size: usize, set: u64, clear: u64) -> Option<u64> {
+        let mut bytes = [0; 8];
+        (Ram::read(self, address, &mut bytes[..size]) == size).then_some(())?;
+        let old = u64::from_le_bytes(bytes);
+        Ram::write(self, address, &(old & !clear | set).to_le_bytes()[..size]);
+        Some(old)
+    }
+
+    fn forget_mapping(&self, _: GuestPhys) {}
+}
+
 impl Platform for Bench {
     fn console_write(&self, bytes: &[u8]) {
         self.console.lock().unwrap().extend(bytes);
@@ -93,20 +120,8 @@ impl Platform for Bench {
         count
     }
 
-    fn ram(&self) -> Vec<(u64, u64)> {
-        vec![(0, SIZE as u64), (0x1_0000_0000, 0x10_0000)]
-    }
-
-    fn write(&self, address: u64, bytes: &[u8]) -> usize {
-        Caller::write(self, address, bytes)
-    }
-
-    fn update(&self, address: u64, size: usize, set: u64, clear: u64) -> Option<u64> {
-        let mut bytes = [0; 8];
-        (Caller::read(self, address, &mut bytes[..size]) == size).then_some(())?;
-        let old = u64::from_le_bytes(bytes);
-        Caller::write(self, address, &(old & !clear | set).to_le_bytes()[..size]);
-        Some(old)
+    fn ram(&self) -> &dyn Ram {
+        self
     }
 
     fn vcpus(&self) -> u32 {

@@ -13,6 +13,8 @@ mod version;
 use super::table::Table;
 use super::{Answer, Call, Effect, Family, Fault};
 use crate::End;
+use crate::ram::Ram;
+use arch::GuestPhys;
 use arch::hypercall::Abi;
 use errno::{E2BIG, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH};
 use events::Events;
@@ -43,15 +45,8 @@ pub trait Platform: Send + Sync + Debug {
     /// Console input; how many bytes there were.
     fn console_read(&self, bytes: &mut [u8]) -> usize;
 
-    /// The guest's RAM: ranges of start and size, guest-physical, in bytes.
-    fn ram(&self) -> Vec<(u64, u64)>;
-
-    /// Writes guest-physical memory; bytes written.
-    fn write(&self, address: u64, bytes: &[u8]) -> usize;
-
-    /// Sets and clears bits of a naturally aligned word of `size` bytes, 1, 4 or 8, in one step; what
-    /// was there, or `None` if it is not in RAM.
-    fn update(&self, address: u64, size: usize, set: u64, clear: u64) -> Option<u64>;
+    /// The guest's RAM.
+    fn ram(&self) -> &dyn Ram;
 
     /// vCPUs.
     fn vcpus(&self) -> u32;
@@ -229,8 +224,8 @@ impl Xen {
 
     fn memory(&self, call: &mut Call<'_>, op: &str) -> Result<i64, i64> {
         const PAGE: u64 = 4096;
-        let pages = || self.platform.ram().iter().map(|(_, size)| size / PAGE).sum::<u64>();
-        let last = || self.platform.ram().iter().map(|(start, size)| (start + size) / PAGE - 1).max();
+        let pages = || self.platform.ram().ranges().iter().map(|range| range.size / PAGE).sum::<u64>();
+        let last = || self.platform.ram().ranges().iter().map(|range| range.end().0 / PAGE - 1).max();
         let number = |value: u64| i64::try_from(value).map_err(|_| EINVAL);
         match op {
             "add_to_physmap" => {
@@ -243,7 +238,7 @@ impl Xen {
                     return Err(EINVAL);
                 }
                 let address = gpfn.checked_mul(PAGE).ok_or(EINVAL)?;
-                if self.platform.write(address, &[0; 4096]) < 4096 {
+                if self.platform.ram().write(GuestPhys(address), &[0; 4096]) < 4096 {
                     return Err(EINVAL);
                 }
                 let mut state = self.state();
@@ -257,9 +252,11 @@ impl Xen {
                 let entries: Vec<u8> = self
                     .platform
                     .ram()
+                    .ranges()
                     .iter()
-                    .flat_map(|(start, size)| {
-                        [start.to_le_bytes().as_slice(), &size.to_le_bytes(), &1u32.to_le_bytes()].concat()
+                    .flat_map(|range| {
+                        let (start, size) = (range.start.0.to_le_bytes(), range.size.to_le_bytes());
+                        [start.as_slice(), &size, &1u32.to_le_bytes()].concat()
                     })
                     .collect();
                 let count = (entries.len() / 20).min(usize::try_from(room).unwrap_or(usize::MAX));
