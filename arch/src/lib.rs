@@ -12,6 +12,7 @@
 
 pub mod aarch64;
 pub mod address;
+pub mod board;
 pub mod bytes;
 pub mod core_note;
 pub mod cpu_features;

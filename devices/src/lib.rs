@@ -1,5 +1,8 @@
 //! Devices of a guest, and the buses they sit on.
 //!
+//! A device is a file of [`platform`]: what firmware is told of it, and its model. A [`Rack`](rack::Rack) puts it on
+//! the machine's board and on its bus.
+//!
 //! A [`Bus`](bus::Bus) maps ranges of I/O ports or of guest-physical memory to
 //! [`Device`](bus::Device)s. A vCPU thread that leaves the guest with a port or memory
 //! access looks the device up and calls it; a device never panics on what a guest sends,
@@ -13,6 +16,7 @@ pub mod bus;
 pub mod guest_log;
 pub mod hypercall;
 pub mod platform;
+pub mod rack;
 pub mod ram;
 pub mod rate_limit;
 

@@ -5,8 +5,11 @@
 //! `VMM_WRITE_GOLDEN=1 cargo test -p devices --test firmware` writes the files anew; their differences are what
 //! guests will notice.
 
-use arch::aarch64::device_tree::{DeviceTree, GicVersion};
-use arch::x86::{acpi, bios_data_area, reset_vector};
+use arch::Isa;
+use arch::board::acpi;
+use arch::board::device_tree::{DeviceTree, GicVersion};
+use arch::x86::{bios_data_area, reset_vector};
+use devices::platform::{Extra, board};
 use std::path::Path;
 
 /// Compares with a file, or writes it.
@@ -34,8 +37,7 @@ struct Machine {
     pmu: bool,
     memory: u64,
     initrd: Option<(u64, u64)>,
-    has_exit: bool,
-    has_pvpanic: bool,
+    extras: &'static [Extra],
 }
 
 fn device_tree(machine: &Machine) -> Vec<u8> {
@@ -47,8 +49,7 @@ fn device_tree(machine: &Machine) -> Vec<u8> {
         gic: machine.gic,
         pmu: machine.pmu,
         initrd: machine.initrd,
-        exit_device: machine.has_exit,
-        pvpanic: machine.has_pvpanic,
+        board: &board(Isa::Aarch64, machine.extras).unwrap(),
         seed: &std::array::from_fn(|index| index.to_le_bytes()[0]),
     }
     .bytes()
@@ -61,20 +62,22 @@ const PLAIN: Machine = Machine {
     pmu: true,
     memory: 512 << 20,
     initrd: None,
-    has_exit: true,
-    has_pvpanic: false,
+    extras: &[Extra::Exit],
 };
+
+/// Every device that a guest is told of.
+const ALL: &[Extra] = &[Extra::Exit, Extra::Pvpanic];
 
 #[test]
 fn device_trees() {
     let initrd = Some((0x4f00_0000, 0x12_3456));
     for (name, machine) in [
         ("plain.dtb", PLAIN),
-        ("bare.dtb", Machine { has_exit: false, pmu: false, ..PLAIN }),
-        ("pvpanic.dtb", Machine { has_exit: false, has_pvpanic: true, ..PLAIN }),
-        ("all.dtb", Machine { vcpus: 4, has_pvpanic: true, initrd, memory: 6 << 30, ..PLAIN }),
+        ("bare.dtb", Machine { extras: &[], pmu: false, ..PLAIN }),
+        ("pvpanic.dtb", Machine { extras: &[Extra::Pvpanic], ..PLAIN }),
+        ("all.dtb", Machine { vcpus: 4, extras: ALL, initrd, memory: 6 << 30, ..PLAIN }),
         ("many_vcpus.dtb", Machine { vcpus: 123, initrd, ..PLAIN }),
-        ("gicv2.dtb", Machine { vcpus: 2, gic: GicVersion::V2, has_pvpanic: true, initrd, ..PLAIN }),
+        ("gicv2.dtb", Machine { vcpus: 2, gic: GicVersion::V2, extras: ALL, initrd, ..PLAIN }),
         ("gicv2_8_vcpus.dtb", Machine { vcpus: 8, gic: GicVersion::V2, ..PLAIN }),
     ] {
         golden(name, &device_tree(&machine));
@@ -83,20 +86,23 @@ fn device_trees() {
 
 #[test]
 fn acpi_tables() {
-    for (name, vcpus, has_pvpanic) in [
-        ("plain.acpi", 1, false),
-        ("pvpanic.acpi", 1, true),
-        ("4_vcpus.acpi", 4, false),
-        ("255_vcpus_pvpanic.acpi", 255, true),
+    for (name, vcpus, extras) in [
+        ("plain.acpi", 1, &[][..]),
+        // A kernel finds them without being told.
+        ("plain.acpi", 1, &[Extra::Exit, Extra::Test]),
+        ("pvpanic.acpi", 1, &[Extra::Pvpanic]),
+        ("4_vcpus.acpi", 4, &[Extra::Exit]),
+        ("255_vcpus_pvpanic.acpi", 255, ALL),
     ] {
-        golden(name, &acpi::tables(vcpus, has_pvpanic));
+        golden(name, &acpi::tables(vcpus, &board(Isa::X86_64, extras).unwrap()));
     }
 }
 
 #[test]
 fn low_memory_of_a_pc() {
-    golden("reset_vector", &reset_vector::code());
-    let [(data, bytes), (extended, extended_bytes)] = bios_data_area::areas();
+    let board = board(Isa::X86_64, ALL).unwrap();
+    golden("reset_vector", &reset_vector::code(&board).unwrap());
+    let [(data, bytes), (extended, extended_bytes)] = bios_data_area::areas(&board);
     assert_eq!((data.0, extended.0), (0x400, 0x9_fc00));
     golden("bios_data_area", &bytes);
     golden("extended_bios_data_area", &extended_bytes);

@@ -43,6 +43,7 @@ mod output_queue;
 pub mod panic_watch;
 mod peer;
 pub mod qemu_habits;
+mod rack;
 pub mod run;
 pub mod serve;
 pub mod stdout;

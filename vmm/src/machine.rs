@@ -14,55 +14,22 @@ use crate::error::Error;
 use crate::guest_clock::Timekeeper;
 use crate::guest_ram::GuestRam;
 use crate::hypercalls::{FamilyName, LiveHypercalls, Parts};
-use crate::kvm::{HOST_ISA, Host, HypercallSetup, InterruptLine, Vm, VmConfig};
-use crate::memory::forget_mapping;
+use crate::kvm::{HOST_ISA, Host, HypercallSetup, Vm, VmConfig};
 use crate::outcome::Outcome;
 use crate::output_queue::{OutputQueue, QueueEnd};
+use crate::rack;
 use crate::serve::Shared;
 use crate::vcpus::{Hold, Vcpus};
 use arch::Isa;
-use devices::bus::{Bus, Device};
 use devices::guest_log;
-use devices::platform::acpi_power::{self, AcpiPower};
-use devices::platform::cmos::{self, Cmos};
-use devices::platform::exit::ExitDevice;
-use devices::platform::i8042::{self, I8042};
-use devices::platform::pci_config::PciConfig;
-use devices::platform::pl031::Pl031;
-use devices::platform::pm_timer::{self, PmTimer};
-use devices::platform::port92::Port92;
-use devices::platform::pvpanic::Pvpanic;
-use devices::platform::serial::{self, Interrupt, Serial};
-use devices::platform::test_device::{self, Flush, Kept, Lines};
+use devices::platform::serial::Serial;
+use devices::rack::Console;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
-use vm_superio::Trigger;
 use vmm_sys_util::eventfd::EventFd;
-
-/// An event that a device triggers.
-struct Event(EventFd);
-
-impl Trigger for Event {
-    type E = io::Error;
-
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
-    }
-}
-
-/// An interrupt of a device.
-struct Line(InterruptLine);
-
-impl Trigger for Line {
-    type E = io::Error;
-
-    fn trigger(&self) -> io::Result<()> {
-        self.0.trigger().map_err(io::Error::other)
-    }
-}
 
 /// A machine with a guest, whose vCPUs are paused until it is resumed. Threads may share it; those of its vCPUs
 /// (on which its console's output is written) must not stop it, as they would wait for themselves.
@@ -180,7 +147,6 @@ impl Machine {
 
         let input_wanted = new_event()?;
         let output = Arc::new(OutputQueue::new(output));
-        let (serial, ports, mmio) = devices(&vm, config, &output, &input_wanted)?;
         let (sender, outcomes) = channel();
         let wake = new_event()?;
         let gdb = config.gdb.as_ref();
@@ -194,15 +160,21 @@ impl Machine {
         });
         let prepared = prepared.transpose()?;
         let engine = prepared.as_ref().map(|prepared| Arc::clone(&prepared.shared.engine));
-        let ram = GuestRam::new(vm.memory(), engine);
+        let ram = Arc::new(GuestRam::new(vm.memory(), engine));
+        let drained = clone_event(&input_wanted)?;
+        let console = Console {
+            output: Box::new(QueueEnd(Arc::clone(&output))),
+            drained: Box::new(move || drained.write(1)),
+        };
+        let (rack, serial) = rack::fit(config, &vm, &ram, console);
         let parts = Parts { vm: &vm, ram: &ram, serial: &serial, vcpus: config.cpus };
         let hypercalls = hypercalls(config, &parts)?;
         let shared = Arc::new(Shared {
             hypercalls: hypercalls.clone(),
             keeps_registers: config.dump_on.is_some(),
             output,
-            ports,
-            mmio,
+            ports: rack.ports,
+            mmio: rack.mmio,
             memory: vm.memory().clone(),
             outcomes: sender,
             wake: clone_event(&wake)?,
@@ -360,6 +332,7 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut seed))
         .map_err(Error::system("cannot read /dev/urandom"))?;
+    let board = rack::board(HOST_ISA, config);
     let boot = BootConfig {
         memory: config.memory.bytes(),
         vcpus: config.cpus,
@@ -367,19 +340,13 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
         cmdline_exact: config.cmdline_exact,
         initrds: &config.initrds,
         load_address: config.load_address,
-        exit_device: config.exit_device,
-        pvpanic: has_pvpanic(config),
+        board: &board,
         seed,
     };
     Ok(match vm.platform() {
         None => boot::x86::prepare(vm.memory(), kernel, &boot)?,
         Some(platform) => boot::aarch64::prepare(vm.memory(), kernel, &boot, &platform)?,
     })
-}
-
-/// Whether somebody wants to know of the guest's panics.
-fn has_pvpanic(config: &Config) -> bool {
-    config.dump_on.as_ref().is_some_and(|on| on.panic)
 }
 
 /// What is asked of KVM for the hypercalls that the user wants.
@@ -409,94 +376,6 @@ fn check(config: &Config) -> Result<(), Error> {
         true => Err(Error::Usage("--test-device: QEMU's pc-testdev is a device of x86_64 machines".into())),
         false => Ok(()),
     }
-}
-
-type Devices = (Arc<Mutex<Serial>>, Bus, Bus);
-
-/// Makes the devices of the host's architecture: the serial port, ports, memory-mapped ones.
-fn devices(
-    vm: &Vm,
-    config: &Config,
-    output: &Arc<OutputQueue>,
-    input_wanted: &EventFd,
-) -> Result<Devices, Error> {
-    let interrupt = |line| -> Interrupt { Box::new(Line(vm.interrupt(line))) };
-    let drained: Interrupt = Box::new(Event(clone_event(input_wanted)?));
-    let (mut ports, mut mmio) = (Bus::default(), Bus::default());
-    let put = |bus: &mut Bus, start: u64, size: u64, device: Arc<Mutex<dyn Device>>| {
-        bus.insert(start, size, device).expect("the memory maps in `arch` do not overlap");
-    };
-    let output = Box::new(QueueEnd(Arc::clone(output)));
-    let shared = |serial| Arc::new(Mutex::new(serial));
-    let serial = match HOST_ISA {
-        Isa::X86_64 => {
-            use arch::x86::layout;
-            let serial = shared(Serial::new(interrupt(layout::COM1_IRQ), output, drained));
-            put(&mut ports, layout::COM1_PORT.into(), serial::SIZE, serial.clone());
-            x86_devices(vm, config, |port, size, device| put(&mut ports, port.into(), size, device));
-            if config.test_device {
-                test_device(vm, |port, size, device| put(&mut ports, port.into(), size, device));
-                let memory = Arc::new(Mutex::new(Kept::new(test_device::MEMORY_SIZE)));
-                put(&mut mmio, layout::test_device::MEMORY, test_device::MEMORY_SIZE, memory);
-            }
-            serial
-        }
-        Isa::Aarch64 => {
-            use arch::aarch64::layout;
-            let serial = shared(Serial::new(interrupt(layout::SERIAL_SPI), output, drained));
-            put(&mut mmio, layout::SERIAL.start.0, layout::SERIAL.size, serial.clone());
-            let rtc = Arc::new(Mutex::new(Pl031::default()));
-            put(&mut mmio, layout::RTC.start.0, layout::RTC.size, rtc);
-            if config.exit_device {
-                let exit = Arc::new(Mutex::new(ExitDevice));
-                put(&mut mmio, layout::EXIT_DEVICE.start.0, layout::EXIT_DEVICE.size, exit);
-            }
-            if has_pvpanic(config) {
-                put(&mut mmio, layout::PVPANIC.start.0, 2, Arc::new(Mutex::new(Pvpanic)));
-            }
-            serial
-        }
-    };
-    Ok((serial, ports, mmio))
-}
-
-/// Makes the devices of an x86 machine that have ports and need no console.
-fn x86_devices(vm: &Vm, config: &Config, mut put: impl FnMut(u16, u64, Arc<Mutex<dyn Device>>)) {
-    use arch::x86::layout;
-    put(layout::RTC_PORT, cmos::SIZE, Arc::new(Mutex::new(Cmos::default())));
-    put(layout::I8042_PORT, i8042::SIZE, Arc::new(Mutex::new(I8042::default())));
-    put(layout::SYSTEM_CONTROL_PORT, 1, Arc::new(Mutex::new(Port92::default())));
-    put(layout::PCI_CONFIG_PORT, 8, Arc::new(Mutex::new(PciConfig::default())));
-    put(layout::ACPI_POWER_PORT, acpi_power::SIZE, Arc::new(Mutex::new(AcpiPower)));
-    let time = vm.time();
-    // A host that does not tell has said so before (`kvm::clock`).
-    let timer = PmTimer::new(move || time.now().unwrap_or_default());
-    put(layout::ACPI_TIMER_PORT, pm_timer::SIZE, Arc::new(Mutex::new(timer)));
-    if config.exit_device {
-        put(layout::EXIT_PORT, 4, Arc::new(Mutex::new(ExitDevice)));
-    }
-    if has_pvpanic(config) {
-        put(layout::PVPANIC_PORT, 1, Arc::new(Mutex::new(Pvpanic)));
-    }
-}
-
-/// Makes the parts of QEMU's `pc-testdev` that have ports.
-fn test_device(vm: &Vm, mut put: impl FnMut(u16, u64, Arc<Mutex<dyn Device>>)) {
-    use arch::x86::layout::test_device as place;
-    let lines: Vec<_> = (0..24).map(|line| vm.interrupt(line)).collect();
-    let lines = Lines::new(move |line, level| {
-        let Some(line) = usize::try_from(line).ok().and_then(|line| lines.get(line)) else { return };
-        if let Err(error) = line.set(level) {
-            devices::tell!(Warn, "the test device's interrupt is lost: {error}");
-        }
-    });
-    put(place::LINES_PORT, test_device::LINES, Arc::new(Mutex::new(lines)));
-    let memory = vm.memory().clone();
-    let flush = Flush::new(move |page| forget_mapping(&memory, page));
-    put(place::FLUSH_PORT, 4, Arc::new(Mutex::new(flush)));
-    let register = Arc::new(Mutex::new(Kept::new(test_device::REGISTER_SIZE)));
-    put(place::REGISTER_PORT, test_device::REGISTER_SIZE, register.clone());
-    put(place::BYTES_PORT, test_device::REGISTER_SIZE, register);
 }
 
 #[cfg(test)]

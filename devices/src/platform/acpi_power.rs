@@ -1,20 +1,40 @@
 //! The power registers of hardware-reduced ACPI: sleep control, sleep status and reset, one
 //! byte each (ACPI 6.5, 4.8.3.6 and 4.8.3.7). The tables that announce them are made by
-//! `arch::x86::acpi`.
+//! `arch::board::acpi`.
 
 use crate::End;
 use crate::bus::Device;
+use crate::rack::{Fitted, Host};
 use crate::tell;
-use arch::x86::acpi::{
-    RESET_OFFSET, RESET_VALUE, SLEEP_CONTROL_OFFSET, SLEEP_ENABLE, SLEEP_STATUS_OFFSET, SLEEP_TYPE_S5,
-};
+use arch::Isa;
+use arch::board::acpi::{RESET_VALUE, SLEEP_ENABLE, SLEEP_TYPE_S5};
+use arch::board::{AcpiEntry, FixedRegister, Node};
 
+/// Where the registers are in the device's ports.
+const SLEEP_CONTROL: u64 = 0;
+const SLEEP_STATUS: u64 = 1;
+const RESET: u64 = 2;
 /// Number of ports the device takes.
-pub const SIZE: u64 = 3;
+const SIZE: u64 = 3;
 
 /// The device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AcpiPower;
+
+impl Fitted for AcpiPower {
+    fn node(isa: Isa) -> Option<Node> {
+        const REGISTERS: &[(FixedRegister, u64)] = &[
+            (FixedRegister::SleepControl, SLEEP_CONTROL),
+            (FixedRegister::SleepStatus, SLEEP_STATUS),
+            (FixedRegister::Reset, RESET),
+        ];
+        (isa == Isa::X86_64).then(|| Node::new("power").ports(0x600, SIZE).acpi(AcpiEntry::Fixed(REGISTERS)))
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> AcpiPower {
+        AcpiPower
+    }
+}
 
 impl Device for AcpiPower {
     fn name(&self) -> &'static str {
@@ -28,8 +48,8 @@ impl Device for AcpiPower {
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         let value = *data.first()?;
-        match u16::try_from(offset).ok()? {
-            SLEEP_CONTROL_OFFSET if value & SLEEP_ENABLE != 0 => {
+        match offset {
+            SLEEP_CONTROL if value & SLEEP_ENABLE != 0 => {
                 let kind = value >> 2 & 7;
                 if kind == SLEEP_TYPE_S5 {
                     return Some(End::PowerOff);
@@ -37,8 +57,7 @@ impl Device for AcpiPower {
                 tell!(Warn, "the guest asked for ACPI sleep type {kind}; only S5 (soft-off) exists");
                 None
             }
-            RESET_OFFSET if value == RESET_VALUE => Some(End::Reset),
-            SLEEP_CONTROL_OFFSET | SLEEP_STATUS_OFFSET | RESET_OFFSET => None,
+            RESET if value == RESET_VALUE => Some(End::Reset),
             _ => None,
         }
     }

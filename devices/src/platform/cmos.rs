@@ -6,10 +6,13 @@
 
 use crate::End;
 use crate::bus::Device;
+use crate::rack::{Fitted, Host};
+use arch::Isa;
+use arch::board::{AcpiDevice, AcpiEntry, Node};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Index port and data port.
-pub const SIZE: u64 = 2;
+const SIZE: u64 = 2;
 
 const STATUS_A: u8 = 0x0a;
 const STATUS_B: u8 = 0x0b;
@@ -86,6 +89,17 @@ impl Cmos {
             STATUS_D => STATUS_D_VALUE,
             _ => 0,
         }
+    }
+}
+
+impl Fitted for Cmos {
+    fn node(isa: Isa) -> Option<Node> {
+        let entry = AcpiDevice { name: "RTC_", hid: "PNP0B00", uid: None, status: None };
+        (isa == Isa::X86_64).then(|| Node::new("rtc").ports(0x70, SIZE).acpi(AcpiEntry::Device(entry)))
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> Cmos {
+        Cmos::default()
     }
 }
 

@@ -7,10 +7,32 @@
 
 use crate::End;
 use crate::bus::Device;
+use crate::rack::{Fitted, Host};
+use arch::Isa;
+use arch::board::{Node, TreeEntry};
+
+/// Ports, or bytes of memory: a word of 32 bits.
+const SIZE: u64 = 4;
 
 /// The device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExitDevice;
+
+impl Fitted for ExitDevice {
+    fn node(isa: Isa) -> Option<Node> {
+        let node = Node::new("exit");
+        Some(match isa {
+            Isa::X86_64 => node.ports(0xf4, SIZE),
+            Isa::Aarch64 => node
+                .memory(0x0902_0000, SIZE)
+                .tree(TreeEntry { compatible: &["vmm,exit-device"], ..TreeEntry::default() }),
+        })
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> ExitDevice {
+        ExitDevice
+    }
+}
 
 impl Device for ExitDevice {
     fn name(&self) -> &'static str {

@@ -4,13 +4,16 @@
 
 use crate::End;
 use crate::bus::Device;
+use crate::rack::{Fitted, Host};
+use arch::Isa;
+use arch::board::Node;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vm_superio::{I8042Device, Trigger};
 
 /// Ports 0x60 to 0x64.
-pub const SIZE: u64 = 5;
+const SIZE: u64 = 5;
 
 /// Command 0xd1: the next byte of data goes to the output port.
 const WRITE_OUTPUT_PORT: u8 = 0xd1;
@@ -52,6 +55,16 @@ impl Default for I8042 {
     fn default() -> I8042 {
         let reset = ResetLine::default();
         I8042 { controller: I8042Device::new(reset.clone()), reset, command: None }
+    }
+}
+
+impl Fitted for I8042 {
+    fn node(isa: Isa) -> Option<Node> {
+        (isa == Isa::X86_64).then(|| Node::new("keyboard").ports(0x60, SIZE))
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> I8042 {
+        I8042::default()
     }
 }
 

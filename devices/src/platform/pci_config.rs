@@ -8,6 +8,9 @@
 use crate::End;
 use crate::bus::Device;
 use crate::platform::reset_control::ResetControl;
+use crate::rack::{Fitted, Host};
+use arch::Isa;
+use arch::board::Node;
 
 /// Where in the ports' range the data of the selected register is.
 const DATA: u64 = 4;
@@ -37,6 +40,16 @@ impl PciConfig {
             (true, 0) => HOST_BRIDGE.get(register).copied().unwrap_or(0),
             _ => u32::MAX,
         }
+    }
+}
+
+impl Fitted for PciConfig {
+    fn node(isa: Isa) -> Option<Node> {
+        (isa == Isa::X86_64).then(|| Node::new("pci").ports(0xcf8, 8))
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> PciConfig {
+        PciConfig::default()
     }
 }
 

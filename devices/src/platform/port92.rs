@@ -5,6 +5,9 @@
 
 use crate::End;
 use crate::bus::Device;
+use crate::rack::{Fitted, Host};
+use arch::Isa;
+use arch::board::Node;
 
 /// Bit 0: a change from 0 to 1 pulses INIT.
 const INIT: u8 = 1 << 0;
@@ -15,6 +18,16 @@ const A20: u8 = 1 << 1;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Port92 {
     value: u8,
+}
+
+impl Fitted for Port92 {
+    fn node(isa: Isa) -> Option<Node> {
+        (isa == Isa::X86_64).then(|| Node::new("system-control").ports(0x92, 1))
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> Port92 {
+        Port92::default()
+    }
 }
 
 impl Device for Port92 {

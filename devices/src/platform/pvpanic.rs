@@ -6,7 +6,10 @@
 
 use crate::End;
 use crate::bus::Device;
+use crate::rack::{Fitted, Host};
 use crate::tell;
+use arch::Isa;
+use arch::board::{AcpiDevice, AcpiEntry, Node, TreeEntry};
 
 /// The guest has panicked.
 const PANICKED: u8 = 1 << 0;
@@ -16,6 +19,27 @@ const CRASH_LOADED: u8 = 1 << 1;
 /// The device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pvpanic;
+
+impl Fitted for Pvpanic {
+    fn node(isa: Isa) -> Option<Node> {
+        Some(match isa {
+            Isa::X86_64 => Node::new("pvpanic").ports(0x505, 1).acpi(AcpiEntry::Device(AcpiDevice {
+                name: "PEVT",
+                hid: "QEMU0001",
+                uid: None,
+                // As QEMU has it: there, enabled, shown and working (ACPI 6.5, 6.3.7 "_STA").
+                status: Some(0xf),
+            })),
+            Isa::Aarch64 => Node::new("pvpanic-mmio")
+                .memory(0x0903_0000, 2)
+                .tree(TreeEntry { compatible: &["qemu,pvpanic-mmio"], ..TreeEntry::default() }),
+        })
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> Pvpanic {
+        Pvpanic
+    }
+}
 
 impl Device for Pvpanic {
     fn name(&self) -> &'static str {

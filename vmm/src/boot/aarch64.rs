@@ -8,9 +8,9 @@ use crate::kvm::BootState as State;
 use crate::memory::GuestMemory;
 use arch::GuestPhys;
 use arch::aarch64::boot_state::BootState;
-use arch::aarch64::device_tree::{DeviceTree, GicVersion};
 use arch::aarch64::layout;
 use arch::address::PhysRange;
+use arch::board::device_tree::{DeviceTree, GicVersion};
 use arch::image::Format;
 use arch::room::Room;
 
@@ -128,8 +128,7 @@ fn device_tree(
         gic: platform.gic,
         pmu: platform.pmu,
         initrd,
-        exit_device: config.exit_device,
-        pvpanic: config.pvpanic,
+        board: config.board,
         seed: &config.seed,
     };
     let bytes = tree.bytes().map_err(|error| BootError::DeviceTree(error.to_string()))?;
