@@ -4,10 +4,12 @@
 //! Source: Xen, `xen/include/public/event_channel.h` and `xen.h` (`struct shared_info`, `struct
 //! vcpu_info`).
 
-use super::Platform;
 use super::errno::{EEXIST, EFAULT, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP, ESRCH};
-use super::time::{self, Tsc};
-use crate::hypercall::{Call, Fault};
+use super::platform::Platform;
+use super::time;
+use crate::hypercall::call::Call;
+use crate::hypercall::caller::Tsc;
+use crate::hypercall::frame::Fault;
 use arch::GuestPhys;
 use arch::hypercall::Abi;
 
