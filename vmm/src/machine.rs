@@ -166,7 +166,7 @@ impl Machine {
             output: Box::new(QueueEnd(Arc::clone(&output))),
             drained: Box::new(move || drained.write(1)),
         };
-        let (rack, serial) = rack::fit(config, &vm, &ram, console);
+        let (rack, serial) = rack::fit(&config.extras(), &vm, &ram, console);
         let parts = Parts { vm: &vm, ram: &ram, serial: &serial, vcpus: config.cpus };
         let hypercalls = hypercalls(config, &parts)?;
         let shared = Arc::new(Shared {
@@ -332,7 +332,7 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut seed))
         .map_err(Error::system("cannot read /dev/urandom"))?;
-    let board = rack::board(HOST_ISA, config);
+    let board = rack::board(HOST_ISA, &config.extras());
     let boot = BootConfig {
         memory: config.memory.bytes(),
         vcpus: config.cpus,
