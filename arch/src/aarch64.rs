@@ -2,7 +2,6 @@
 
 pub mod boot_state;
 pub mod debug_registers;
-pub mod device_tree;
 pub mod exception_entry;
 pub mod features;
 pub mod layout;

@@ -12,10 +12,12 @@
 
 pub mod aarch64;
 pub mod address;
+pub mod board;
 pub mod bytes;
 pub mod core_note;
 pub mod cpu_features;
 pub mod cpu_template;
+pub mod end;
 pub mod hypercall;
 pub mod image;
 pub mod isa;
@@ -25,4 +27,5 @@ pub mod room;
 pub mod x86;
 
 pub use address::{GuestPhys, GuestVirt};
+pub use end::End;
 pub use isa::Isa;

@@ -1,6 +1,5 @@
 //! Facts about x86 machines.
 
-pub mod acpi;
 pub mod bios_data_area;
 pub mod boot_state;
 pub mod cpuid;

@@ -6,7 +6,8 @@
 //! program counter.
 //!
 //! While the debugger looks, memory never shows what was planted ([`Table::unmask`]), and a
-//! write over it changes the saved original ([`Table::write_over`]). On removal the original
+//! write over it changes the saved original ([`Table::write_over`]). What serves the guest sees memory
+//! likewise ([`Table::write_for_guest`]). On removal the original
 //! returns only if the planted instruction is still there: a guest that patched its own text
 //! wins.
 //!

@@ -29,6 +29,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod cpu;
 mod evaluation;
+mod guest_memory;
 mod ranges;
 
 pub use cpu::{Cpu, Stepped};
@@ -61,6 +62,8 @@ pub struct State {
     guarded: Sharing,
     /// What `dprintf` has printed, for the debugger.
     output: Output,
+    /// How the addresses of breakpoints were looked at last.
+    space: Option<Space>,
 }
 
 /// Debug registers, and what each is for.
@@ -127,6 +130,7 @@ impl Engine {
             sharing: Sharing::none(isa),
             guarded: Sharing::none(isa),
             output: Output::default(),
+            space: None,
         };
         Engine { isa, host, state: Mutex::new(state) }
     }
@@ -159,6 +163,7 @@ impl Engine {
         if kind != Kind::Software {
             return Place::Register;
         }
+        self.state().space = Some(*space);
         if self.host.software == SoftwareBreakpoints::None {
             return Place::Fallback(crate::breakpoint::NOT_TRAPPED);
         }
@@ -627,6 +632,7 @@ impl Engine {
         }
         let space = space();
         let mut state = self.state();
+        state.space = Some(space);
         for (place, address) in overwritten {
             if space.locate(memory, address).is_ok_and(|(now, _)| now == place) {
                 state.table.replant(memory, place);

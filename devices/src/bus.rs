@@ -1,20 +1,8 @@
 //! Buses: which device answers an access.
 
+use crate::End;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// What a guest asked of the machine by writing to a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// Switch the machine off.
-    PowerOff,
-    /// Reset the machine.
-    Reset,
-    /// End the run: the guest has crashed.
-    Crash,
-    /// End the run with the value that was written.
-    Exit(u32),
-}
 
 /// A device on a bus.
 ///
@@ -29,7 +17,7 @@ pub trait Device: Send {
     fn read(&mut self, offset: u64, data: &mut [u8]);
 
     /// Serves a write.
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request>;
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End>;
 }
 
 /// A device that vCPU threads share with the event loop.
@@ -104,7 +92,7 @@ impl Bus {
     ///
     /// # Errors
     /// [`NoDevice`].
-    pub fn write(&self, address: u64, data: &[u8]) -> Result<Option<Request>, NoDevice> {
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<Option<End>, NoDevice> {
         let (slot, offset) = self.find(address).ok_or(NoDevice)?;
         Ok(slot.device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data))
     }
@@ -130,9 +118,9 @@ mod tests {
             data[0] = 7;
         }
 
-        fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+        fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
             self.0.push((offset, data.len()));
-            Some(Request::Reset)
+            Some(End::Reset)
         }
     }
 
@@ -144,7 +132,7 @@ mod tests {
         let mut data = [0; 4];
         assert!(bus.read(0x107, &mut data));
         assert_eq!(data, [7, 0xff, 0xff, 0xff]);
-        assert_eq!(bus.write(0x100, &[1]), Ok(Some(Request::Reset)));
+        assert_eq!(bus.write(0x100, &[1]), Ok(Some(End::Reset)));
         assert!(!bus.read(0x108, &mut data));
         assert_eq!(data, [0xff; 4]);
         assert_eq!(bus.write(0xff, &[1]), Err(NoDevice));
@@ -163,6 +151,6 @@ mod tests {
         assert_eq!(bus.insert(u64::MAX, 2, probe()), Err(Overlap));
         assert_eq!(bus.insert(0x110, 1, probe()), Ok(()));
         assert_eq!(bus.insert(u64::MAX, 1, probe()), Ok(()));
-        assert_eq!(bus.write(u64::MAX, &[0]), Ok(Some(Request::Reset)));
+        assert_eq!(bus.write(u64::MAX, &[0]), Ok(Some(End::Reset)));
     }
 }

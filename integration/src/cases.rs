@@ -248,6 +248,7 @@ pub const CASES: &[Case] = &[
     nested_only(small("hypercall_styles", hypercalls::styles)),
     nested_only(small("hypercall_bad_options", hypercalls::bad_options)),
     nested_only(debugged("gdb_stop_at_a_hypercall", &hypercalls::STOP)),
+    nested_only(small("gdb_code_by_a_hypercall", hypercalls::code)),
     only(Isa::X86_64, linux("debian_under_xens_interface", &["6.12"], hypercalls::debian)),
     with_tools(linux("dump_of_debian_6_12", &["6.12"], dumps::debian_6_12), tools::debian_6_12),
     with_tools(linux("dump_of_debian_6_1", &["6.1"], dumps::debian_6_1), tools::debian_6_1),

@@ -8,6 +8,7 @@ mod kernels;
 use dumps::{cores, kdumps, packed, whole};
 
 use arch::aarch64::syndrome::DebugException;
+use arch::address::PhysRange;
 use arch::hypercall::Abi;
 use arch::image::{Source, detect};
 use arch::register::{RegisterFile, row};
@@ -306,6 +307,30 @@ impl Caller for Given {
     }
 }
 
+impl devices::ram::Ram for Given {
+    fn ranges(&self) -> Vec<PhysRange> {
+        self.0.ranges()
+    }
+
+    fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize {
+        self.0.read(address, bytes)
+    }
+
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> usize {
+        self.0.write(address, bytes)
+    }
+
+    fn update(&self, address: GuestPhys, size: usize, set: u64, clear: u64) -> Option<u64> {
+        let mut bytes = [0; 8];
+        (self.0.read(address, &mut bytes[..size]) == size).then_some(())?;
+        let old = u64::from_le_bytes(bytes);
+        self.0.write(address, &(old & !clear | set).to_le_bytes()[..size]);
+        Some(old)
+    }
+
+    fn forget_mapping(&self, _: GuestPhys) {}
+}
+
 impl Platform for Given {
     fn console_write(&self, _: &[u8]) {}
 
@@ -313,20 +338,8 @@ impl Platform for Given {
         bytes.len()
     }
 
-    fn ram(&self) -> Vec<(u64, u64)> {
-        vec![(0, 1 << 16)]
-    }
-
-    fn write(&self, address: u64, bytes: &[u8]) -> usize {
-        self.0.write(GuestPhys(address), bytes)
-    }
-
-    fn update(&self, address: u64, size: usize, set: u64, clear: u64) -> Option<u64> {
-        let mut bytes = [0; 8];
-        (self.0.read(GuestPhys(address), &mut bytes[..size]) == size).then_some(())?;
-        let old = u64::from_le_bytes(bytes);
-        self.0.write(GuestPhys(address), &(old & !clear | set).to_le_bytes()[..size]);
-        Some(old)
+    fn ram(&self) -> &dyn devices::ram::Ram {
+        self
     }
 
     fn vcpus(&self) -> u32 {

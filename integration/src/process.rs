@@ -167,8 +167,16 @@ impl Process {
     /// # Errors
     /// When the input is closed.
     pub fn send(&mut self, text: &str) -> Result<(), String> {
+        self.send_bytes(text.as_bytes())
+    }
+
+    /// Types what is no text.
+    ///
+    /// # Errors
+    /// When the input is closed.
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), String> {
         let input = self.input.as_mut().ok_or("the input is closed")?;
-        input.write_all(text.as_bytes()).map_err(|error| format!("{}: cannot type: {error}", self.name))
+        input.write_all(bytes).map_err(|error| format!("{}: cannot type: {error}", self.name))
     }
 
     /// Closes the input.

@@ -13,7 +13,8 @@ pub mod kernel;
 mod testing;
 pub mod x86;
 
-use arch::aarch64::device_tree::Seed;
+use arch::board::Board;
+use arch::board::device_tree::Seed;
 use arch::image::ImageError;
 use arch::{GuestPhys, Isa};
 use kvm::BootState;
@@ -136,10 +137,8 @@ pub struct BootConfig<'a> {
     pub initrds: &'a [PathBuf],
     /// Where a flat binary goes, guest-physical.
     pub load_address: Option<u64>,
-    /// Whether the guest has an exit device.
-    pub exit_device: bool,
-    /// Whether it has a device that takes its panics.
-    pub pvpanic: bool,
+    /// The devices that the guest is told of.
+    pub board: &'a Board,
     /// Random bytes, for a kernel's place and its first entropy.
     pub seed: Seed,
 }

@@ -13,6 +13,7 @@ use debug::gdb::listener::Address;
 use debug::gdb::server::OnLost;
 use debug::socket::Access;
 use devices::hypercall::trace::{Filter, Sink, Style, Tracer};
+use devices::platform::Extra;
 use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,6 +67,19 @@ pub struct Config {
     pub name: Option<String>,
     /// When a core of it is written.
     pub dump_on: Option<DumpOn>,
+}
+
+impl Config {
+    /// The devices that not every machine has, and this one is to have.
+    pub fn extras(&self) -> Vec<Extra> {
+        // Somebody wants to know of the guest's panics.
+        let wants_panics = self.dump_on.as_ref().is_some_and(|on| on.panic);
+        [(Extra::Exit, self.exit_device), (Extra::Pvpanic, wants_panics), (Extra::Test, self.test_device)]
+            .into_iter()
+            .filter(|(_, is_wanted)| *is_wanted)
+            .map(|(extra, _)| extra)
+            .collect()
+    }
 }
 
 /// When a core of the guest is written at its end, and where.
@@ -417,6 +431,20 @@ pub fn parse_address(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_has_the_devices_that_are_asked_for() {
+        let (on, config) = (DumpOn::parse("panic,timeout=core").unwrap(), Config::default());
+        for (config, wanted) in [
+            (config.clone(), &[Extra::Exit][..]),
+            (Config { exit_device: false, ..config.clone() }, &[]),
+            (Config { dump_on: Some(on.clone()), ..config.clone() }, &[Extra::Exit, Extra::Pvpanic]),
+            (Config { dump_on: Some(DumpOn { panic: false, ..on }), ..config.clone() }, &[Extra::Exit]),
+            (Config { test_device: true, exit_device: false, ..config }, &[Extra::Test]),
+        ] {
+            assert_eq!(config.extras(), wanted);
+        }
+    }
 
     #[test]
     fn counts() {

@@ -4,6 +4,7 @@
 
 use crate::config::GdbConfig;
 use crate::error::Error;
+use crate::guest_ram::GuestRam;
 use crate::peer;
 use crate::vcpus::Vcpus;
 use debug::gdb::description::Believed;
@@ -47,16 +48,24 @@ pub struct Attachment {
     /// Whoever holds a clone must not keep a machine running that is over.
     vcpus: Weak<Vcpus>,
     memory: GuestMemory,
+    /// What serves the guest is to know where instructions are planted.
+    ram: Arc<GuestRam>,
     believed: Believed,
     debugger: Arc<Mutex<Option<Arc<Debugger>>>>,
 }
 
 impl Attachment {
     /// Of a machine that nobody debugs.
-    pub fn new(vcpus: &Arc<Vcpus>, memory: &GuestMemory, believed: Believed) -> Attachment {
+    pub fn new(
+        vcpus: &Arc<Vcpus>,
+        memory: &GuestMemory,
+        ram: &Arc<GuestRam>,
+        believed: Believed,
+    ) -> Attachment {
         Attachment {
             vcpus: Arc::downgrade(vcpus),
             memory: memory.clone(),
+            ram: Arc::clone(ram),
             believed,
             debugger: Arc::default(),
         }
@@ -95,6 +104,7 @@ impl Attachment {
         vcpus.monitor().count_exits();
         let debugger = Debugger::attach(&vcpus, guest, listener, options)
             .map_err(Error::system("cannot start the gdb server's thread"))?;
+        self.ram.set_engine(Some(Arc::clone(debugger.engine())));
         *place = Some(Arc::new(debugger));
         Ok(())
     }
@@ -103,6 +113,7 @@ impl Attachment {
     pub fn take_over(&self, debugger: &Arc<Debugger>) {
         let Some(vcpus) = self.vcpus.upgrade() else { return };
         vcpus.monitor().count_exits();
+        self.ram.set_engine(Some(Arc::clone(debugger.engine())));
         *self.place() = Some(Arc::clone(debugger));
         debugger.begin_again(&vcpus, Box::new(LiveMemory(self.memory.clone())));
     }
@@ -110,6 +121,8 @@ impl Attachment {
     /// Has the debugger leave, if there is one: whoever is connected is let go, and the guest runs.
     pub fn leave(&self) -> bool {
         let debugger = self.place().take();
-        debugger.inspect(|debugger| debugger.leave()).is_some()
+        let was_there = debugger.inspect(|debugger| debugger.leave()).is_some();
+        self.ram.set_engine(None);
+        was_there
     }
 }

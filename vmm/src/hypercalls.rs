@@ -6,21 +6,20 @@
 mod platform;
 mod timers;
 
+use crate::guest_ram::GuestRam;
 use crate::mailbox::Mailbox;
 use arch::hypercall::{Abi, Rows, XEN_HVC, hvc_immediate};
 use arch::register::row;
-use arch::{GuestPhys, GuestVirt, Isa};
+use arch::{End, GuestPhys, GuestVirt, Isa};
 use debug::disassemble::Mode;
 use debug::memory::{self, Space};
 use debug::target::Memory;
 use devices::hypercall::table::Table;
 use devices::hypercall::trace::Tracer;
-use devices::hypercall::xen::time::Tsc;
 use devices::hypercall::xen::{Xen, cpuid, errno};
-use devices::hypercall::{Caller, Effect, Hypercalls, MOST_ARGUMENTS, RawCall, Shutdown};
-use devices::serial::Serial;
+use devices::hypercall::{Caller, Effect, Hypercalls, MOST_ARGUMENTS, RawCall, Tsc};
+use devices::platform::serial::Serial;
 use kvm::exit::HypercallExit;
-use kvm::ram::LiveMemory;
 use kvm::{HOST_ISA, KvmError, Transport, Vcpu, Vm};
 use platform::{KvmDelivery, LivePlatform};
 use std::cell::OnceCell;
@@ -63,7 +62,7 @@ pub struct LiveHypercalls {
     calls: Hypercalls,
     family: FamilyName,
     transport: Transport,
-    memory: LiveMemory,
+    ram: GuestRam,
     /// The registers of each caller's calls.
     rows: [Rows; Abi::ALL.len()],
     /// aarch64: where each vCPU's last call was.
@@ -71,6 +70,19 @@ pub struct LiveHypercalls {
     timers: Option<Arc<Timers>>,
     timer_thread: Mutex<Option<JoinHandle<()>>>,
     delivery: Option<Arc<KvmDelivery>>,
+}
+
+/// What of a machine the families need.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    /// Its virtual machine.
+    pub vm: &'a Vm,
+    /// Its RAM.
+    pub ram: &'a GuestRam,
+    /// Its serial port, which is the console.
+    pub serial: &'a Arc<Mutex<Serial>>,
+    /// How many vCPUs it has.
+    pub vcpus: u32,
 }
 
 impl fmt::Debug for LiveHypercalls {
@@ -93,26 +105,23 @@ pub enum Done {
     /// It goes on.
     GoOn,
     /// The guest ends.
-    Ended(Shutdown),
+    Ended(End),
     /// A debugger wants to see this call, which has not been answered.
     Caught(String),
 }
 
 impl LiveHypercalls {
-    /// A family's calls over a transport of `vm`, whose serial port is the console.
+    /// A family's calls over a transport, of a machine.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn new(
         family: FamilyName,
         transport: Transport,
-        tracer: Tracer,
-        is_timed: bool,
-        vcpus: u32,
-        vm: &Vm,
-        serial: &Arc<Mutex<Serial>>,
+        (tracer, is_timed): (Tracer, bool),
+        parts: &Parts<'_>,
     ) -> std::io::Result<LiveHypercalls> {
-        let live = LiveMemory(vm.memory().clone());
+        let Parts { vm, ram, serial, vcpus } = *parts;
         let events = vm.xen_events().filter(|_| family == FamilyName::Xen);
         let delivery = events.clone().map(|events| Arc::new(KvmDelivery::new(events, vcpus)));
         let (calls, timers, thread) = match family {
@@ -124,7 +133,7 @@ impl LiveHypercalls {
                     events.map_or_else(|| Clock::Since(Instant::now(), timers::Held::default()), Clock::Kvm);
                 let timers = Arc::new(Timers::new(vcpus, clock));
                 let platform = LivePlatform {
-                    memory: LiveMemory(vm.memory().clone()),
+                    ram: ram.clone(),
                     serial: Arc::clone(serial),
                     interrupter: vm.interrupter(),
                     vcpus,
@@ -133,10 +142,10 @@ impl LiveHypercalls {
                 };
                 let xen = Arc::new(Xen::new(Box::new(platform)));
                 let (weak, its_timers) = (Arc::downgrade(&xen), Arc::clone(&timers));
-                let (memory, interrupter) = (LiveMemory(vm.memory().clone()), vm.interrupter());
+                let (ram, interrupter) = (ram.clone(), vm.interrupter());
                 let thread = std::thread::Builder::new()
                     .name("xen-timers".into())
-                    .spawn(move || its_timers.run(&weak, &memory, &interrupter))?;
+                    .spawn(move || its_timers.run(&weak, &ram, &interrupter))?;
                 (Hypercalls::new(xen, tracer, is_timed), Some(timers), Some(thread))
             }
         };
@@ -145,18 +154,8 @@ impl LiveHypercalls {
             FamilyName::Kvm => arch::hypercall::kvm(abi).rows(abi.isa()),
         });
         let places = (0..vcpus).map(|_| Mutex::default()).collect();
-        let timer_thread = Mutex::new(thread);
-        Ok(LiveHypercalls {
-            calls,
-            family,
-            transport,
-            memory: live,
-            rows,
-            places,
-            timers,
-            timer_thread,
-            delivery,
-        })
+        let (timer_thread, ram) = (Mutex::new(thread), ram.clone());
+        Ok(LiveHypercalls { calls, family, transport, ram, rows, places, timers, timer_thread, delivery })
     }
 
     /// The vCPUs' threads have been started; none has run its guest.
@@ -195,7 +194,7 @@ impl LiveHypercalls {
             return false;
         }
         let page = cpuid::page(port);
-        self.memory.write(GuestPhys(value), &page) == page.len()
+        self.ram.write(GuestPhys(value), &page) == page.len()
     }
 
     /// Serves a call of `vcpu`, or shows it to a debugger if `may_catch`.
@@ -206,7 +205,7 @@ impl LiveHypercalls {
         let Some(raw) = self.raw_call(vcpu, exit)? else {
             return refuse_smccc(vcpu).map(|()| Done::GoOn);
         };
-        let caller = GuestCaller { vcpu, memory: &self.memory, space: OnceCell::new() };
+        let caller = GuestCaller { vcpu, ram: &self.ram, space: OnceCell::new() };
         if may_catch && self.calls.is_caught() {
             let seen = self.calls.look(raw, &caller);
             if self.calls.catches(&seen) {
@@ -224,7 +223,7 @@ impl LiveHypercalls {
                 vcpu.halt()?;
                 Done::GoOn
             }
-            Effect::Shutdown(reason) => Done::Ended(reason),
+            Effect::End(end) => Done::Ended(end),
         })
     }
 
@@ -278,7 +277,7 @@ impl LiveHypercalls {
         let known = place.filter(|place| place.pc == pc && place.base == base).map(|place| place.address);
         let address = match known {
             Some(address) => address,
-            None => match Space::Virtual(vcpu.regime()?).locate(&self.memory, GuestVirt(pc)) {
+            None => match Space::Virtual(vcpu.regime()?).locate(&self.ram, GuestVirt(pc)) {
                 Ok((address, _)) => {
                     *place = Some(CallPlace { pc, base, address });
                     address
@@ -287,7 +286,7 @@ impl LiveHypercalls {
             },
         };
         let mut bytes = [0; 4];
-        let count = self.memory.read(address, &mut bytes);
+        let count = self.ram.read(address, &mut bytes);
         Ok(if count == 4 { hvc_immediate(u32::from_le_bytes(bytes)) } else { None })
     }
 
@@ -366,7 +365,7 @@ fn rewind(vcpu: &mut Vcpu, exit: HypercallExit) -> Result<(), KvmError> {
 /// The vCPU that made a call.
 struct GuestCaller<'a> {
     vcpu: &'a Vcpu,
-    memory: &'a LiveMemory,
+    ram: &'a GuestRam,
     space: OnceCell<Option<Space>>,
 }
 
@@ -382,11 +381,11 @@ impl Caller for GuestCaller<'_> {
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> usize {
-        self.space().map_or(0, |space| memory::read(self.memory, space, None, GuestVirt(address), bytes))
+        self.space().map_or(0, |space| memory::read(self.ram, space, None, GuestVirt(address), bytes))
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> usize {
-        self.space().map_or(0, |space| memory::write(self.memory, space, None, GuestVirt(address), bytes))
+        self.space().map_or(0, |space| memory::write(self.ram, space, None, GuestVirt(address), bytes))
     }
 
     fn tsc(&self) -> Option<Tsc> {

@@ -12,60 +12,28 @@ use crate::debugger::{Attachment, Debugger, listen};
 use crate::dump::Dumper;
 use crate::error::Error;
 use crate::guest_clock::Timekeeper;
-use crate::hypercalls::{FamilyName, LiveHypercalls};
+use crate::guest_ram::GuestRam;
+use crate::hypercalls::{FamilyName, LiveHypercalls, Parts};
 use crate::outcome::Outcome;
 use crate::output_queue::{OutputQueue, QueueEnd};
+use crate::rack;
 use crate::serve::{Exits, Shared};
 use crate::vcpus::{Hold, Threads, Vcpus};
 use arch::Isa;
 use arch::x86::cpuid::Entry;
 use debug::target::{Ended, Event};
-use devices::acpi_power::{self, AcpiPower};
-use devices::bus::{Bus, Device};
-use devices::cmos::{self, Cmos};
-use devices::exit::ExitDevice;
 use devices::guest_log;
 use devices::hypercall::xen::cpuid;
-use devices::i8042::{self, I8042};
-use devices::pci_config::PciConfig;
-use devices::pl031::Pl031;
-use devices::pm_timer::{self, PmTimer};
-use devices::port92::Port92;
-use devices::pvpanic::Pvpanic;
-use devices::serial::{self, Interrupt, Serial};
-use devices::test_device::{self, Flush, Kept, Lines};
-use kvm::ram::forget_mapping;
-use kvm::{HOST_ISA, Host, HypercallSetup, InterruptLine, Vm, VmConfig};
+use devices::platform::serial::Serial;
+use devices::rack::Console;
+use kvm::{HOST_ISA, Host, HypercallSetup, Vm, VmConfig};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
-use vm_superio::Trigger;
 use vmm_sys_util::eventfd::EventFd;
-
-/// An event that a device triggers.
-struct Ring(EventFd);
-
-impl Trigger for Ring {
-    type E = io::Error;
-
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
-    }
-}
-
-/// An interrupt of a device.
-struct Line(InterruptLine);
-
-impl Trigger for Line {
-    type E = io::Error;
-
-    fn trigger(&self) -> io::Result<()> {
-        self.0.trigger().map_err(io::Error::other)
-    }
-}
 
 /// A machine with a guest, whose vCPUs are paused until it is resumed. Threads may share it; those of its vCPUs
 /// (on which its console's output is written) must not stop it, as they would wait for themselves.
@@ -175,7 +143,6 @@ impl Machine {
 
         let input_wanted = new_event()?;
         let output = Arc::new(OutputQueue::new(output));
-        let (serial, ports, mmio) = devices(&vm, config, &output, &input_wanted)?;
         let (sender, outcomes) = channel();
         let wake = new_event()?;
         let gdb = config.gdb.as_ref();
@@ -184,13 +151,21 @@ impl Machine {
             kvm::probe::holds_counter().ok();
         }
         let listener = gdb.filter(|_| former.is_none()).map(listen).transpose()?;
-        let hypercalls = hypercalls(config, &vm, &serial)?;
+        let ram = Arc::new(GuestRam::new(vm.memory()));
+        let drained = clone_event(&input_wanted)?;
+        let console = Console {
+            output: Box::new(QueueEnd(Arc::clone(&output))),
+            drained: Box::new(move || drained.write(1)),
+        };
+        let (rack, serial) = rack::fit(&config.extras(), &vm, &ram, console);
+        let parts = Parts { vm: &vm, ram: &ram, serial: &serial, vcpus: config.cpus };
+        let hypercalls = hypercalls(config, &parts)?;
         let shared = Arc::new(Shared {
             hypercalls: hypercalls.clone(),
             keeps_registers: config.dump_on.is_some(),
             output,
-            ports,
-            mmio,
+            ports: rack.ports,
+            mmio: rack.mmio,
             memory: vm.memory().clone(),
             outcomes: sender,
             wake: clone_event(&wake)?,
@@ -206,7 +181,7 @@ impl Machine {
         }
         let vcpus = Arc::new(Vcpus::new(threads));
         let dumper = Dumper::new(&vcpus, vm.memory());
-        let attachment = Attachment::new(&vcpus, vm.memory(), kernel.believed());
+        let attachment = Attachment::new(&vcpus, vm.memory(), &ram, kernel.believed());
         if let (Some(listener), Some(gdb)) = (listener, gdb) {
             attachment.attach(listener, gdb)?;
         }
@@ -373,6 +348,7 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut seed))
         .map_err(Error::system("cannot read /dev/urandom"))?;
+    let board = rack::board(HOST_ISA, &config.extras());
     let boot = BootConfig {
         memory: config.memory.bytes(),
         vcpus: config.cpus,
@@ -380,19 +356,13 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
         cmdline_exact: config.cmdline_exact,
         initrds: &config.initrds,
         load_address: config.load_address,
-        exit_device: config.exit_device,
-        pvpanic: has_pvpanic(config),
+        board: &board,
         seed,
     };
     Ok(match vm.platform() {
         None => boot::x86::prepare(vm.memory(), kernel, &boot)?,
         Some(platform) => boot::aarch64::prepare(vm.memory(), kernel, &boot, &platform)?,
     })
-}
-
-/// Whether somebody wants to know of the guest's panics.
-fn has_pvpanic(config: &Config) -> bool {
-    config.dump_on.as_ref().is_some_and(|on| on.panic)
 }
 
 /// What is asked of KVM for the hypercalls that the user wants.
@@ -419,20 +389,16 @@ fn setup(config: &Config) -> Option<HypercallSetup> {
 }
 
 /// The guest's hypercalls, if this host hands them over.
-fn hypercalls(
-    config: &Config,
-    vm: &Vm,
-    serial: &Arc<Mutex<Serial>>,
-) -> Result<Option<Arc<LiveHypercalls>>, Error> {
-    if let Some(why) = vm.why_no_hypercalls() {
+fn hypercalls(config: &Config, parts: &Parts<'_>) -> Result<Option<Arc<LiveHypercalls>>, Error> {
+    if let Some(why) = parts.vm.why_no_hypercalls() {
         log::warn!("--hypercalls: {why}");
     }
-    let (Some(wanted), Some(transport)) = (&config.hypercalls, vm.transport()) else { return Ok(None) };
+    let (Some(wanted), Some(transport)) = (&config.hypercalls, parts.vm.transport()) else { return Ok(None) };
     log::info!("hypercalls: {} by {}", wanted.family.name(), transport.name());
     let tracer = wanted.tracer().map_err(|source| wanted.cannot_open(source))?;
     // A debugger may ask for the times.
     let is_timed = wanted.trace != Trace::Off || wanted.summary || config.gdb.is_some();
-    let live = LiveHypercalls::new(wanted.family, transport, tracer, is_timed, config.cpus, vm, serial);
+    let live = LiveHypercalls::new(wanted.family, transport, (tracer, is_timed), parts);
     live.map(|live| Some(Arc::new(live))).map_err(Error::system("cannot start a thread for timers"))
 }
 
@@ -442,94 +408,6 @@ fn check(config: &Config) -> Result<(), Error> {
         true => Err(Error::Usage("--test-device: QEMU's pc-testdev is a device of x86_64 machines".into())),
         false => Ok(()),
     }
-}
-
-type Devices = (Arc<Mutex<Serial>>, Bus, Bus);
-
-/// Makes the devices of the host's architecture: the serial port, ports, memory-mapped ones.
-fn devices(
-    vm: &Vm,
-    config: &Config,
-    output: &Arc<OutputQueue>,
-    input_wanted: &EventFd,
-) -> Result<Devices, Error> {
-    let interrupt = |line| -> Interrupt { Box::new(Line(vm.interrupt(line))) };
-    let drained: Interrupt = Box::new(Ring(clone_event(input_wanted)?));
-    let (mut ports, mut mmio) = (Bus::default(), Bus::default());
-    let put = |bus: &mut Bus, start: u64, size: u64, device: Arc<Mutex<dyn Device>>| {
-        bus.insert(start, size, device).expect("the memory maps in `arch` do not overlap");
-    };
-    let output = Box::new(QueueEnd(Arc::clone(output)));
-    let shared = |serial| Arc::new(Mutex::new(serial));
-    let serial = match HOST_ISA {
-        Isa::X86_64 => {
-            use arch::x86::layout;
-            let serial = shared(Serial::new(interrupt(layout::COM1_IRQ), output, drained));
-            put(&mut ports, layout::COM1_PORT.into(), serial::SIZE, serial.clone());
-            x86_devices(vm, config, |port, size, device| put(&mut ports, port.into(), size, device));
-            if config.test_device {
-                test_device(vm, |port, size, device| put(&mut ports, port.into(), size, device));
-                let memory = Arc::new(Mutex::new(Kept::new(test_device::MEMORY_SIZE)));
-                put(&mut mmio, layout::test_device::MEMORY, test_device::MEMORY_SIZE, memory);
-            }
-            serial
-        }
-        Isa::Aarch64 => {
-            use arch::aarch64::layout;
-            let serial = shared(Serial::new(interrupt(layout::SERIAL_SPI), output, drained));
-            put(&mut mmio, layout::SERIAL.start.0, layout::SERIAL.size, serial.clone());
-            let rtc = Arc::new(Mutex::new(Pl031::default()));
-            put(&mut mmio, layout::RTC.start.0, layout::RTC.size, rtc);
-            if config.exit_device {
-                let exit = Arc::new(Mutex::new(ExitDevice));
-                put(&mut mmio, layout::EXIT_DEVICE.start.0, layout::EXIT_DEVICE.size, exit);
-            }
-            if has_pvpanic(config) {
-                put(&mut mmio, layout::PVPANIC.start.0, 2, Arc::new(Mutex::new(Pvpanic)));
-            }
-            serial
-        }
-    };
-    Ok((serial, ports, mmio))
-}
-
-/// Makes the devices of an x86 machine that have ports and need no console.
-fn x86_devices(vm: &Vm, config: &Config, mut put: impl FnMut(u16, u64, Arc<Mutex<dyn Device>>)) {
-    use arch::x86::layout;
-    put(layout::RTC_PORT, cmos::SIZE, Arc::new(Mutex::new(Cmos::default())));
-    put(layout::I8042_PORT, i8042::SIZE, Arc::new(Mutex::new(I8042::default())));
-    put(layout::SYSTEM_CONTROL_PORT, 1, Arc::new(Mutex::new(Port92::default())));
-    put(layout::PCI_CONFIG_PORT, 8, Arc::new(Mutex::new(PciConfig::default())));
-    put(layout::ACPI_POWER_PORT, acpi_power::SIZE, Arc::new(Mutex::new(AcpiPower)));
-    let time = vm.time();
-    // A host that does not tell has said so before (`kvm::clock`).
-    let timer = PmTimer::new(move || time.now().unwrap_or_default());
-    put(layout::ACPI_TIMER_PORT, pm_timer::SIZE, Arc::new(Mutex::new(timer)));
-    if config.exit_device {
-        put(layout::EXIT_PORT, 4, Arc::new(Mutex::new(ExitDevice)));
-    }
-    if has_pvpanic(config) {
-        put(layout::PVPANIC_PORT, 1, Arc::new(Mutex::new(Pvpanic)));
-    }
-}
-
-/// Makes the parts of QEMU's `pc-testdev` that have ports.
-fn test_device(vm: &Vm, mut put: impl FnMut(u16, u64, Arc<Mutex<dyn Device>>)) {
-    use arch::x86::layout::test_device as place;
-    let lines: Vec<_> = (0..24).map(|line| vm.interrupt(line)).collect();
-    let lines = Lines::new(move |line, level| {
-        let Some(line) = usize::try_from(line).ok().and_then(|line| lines.get(line)) else { return };
-        if let Err(error) = line.set(level) {
-            devices::tell!(Warn, "the test device's interrupt is lost: {error}");
-        }
-    });
-    put(place::LINES_PORT, test_device::LINES, Arc::new(Mutex::new(lines)));
-    let memory = vm.memory().clone();
-    let flush = Flush::new(move |page| forget_mapping(&memory, page));
-    put(place::FLUSH_PORT, 4, Arc::new(Mutex::new(flush)));
-    let register = Arc::new(Mutex::new(Kept::new(test_device::REGISTER_SIZE)));
-    put(place::REGISTER_PORT, test_device::REGISTER_SIZE, register.clone());
-    put(place::BYTES_PORT, test_device::REGISTER_SIZE, register);
 }
 
 #[cfg(test)]

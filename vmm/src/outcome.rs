@@ -1,5 +1,6 @@
 //! How a run ends, and the exit code that says so.
 
+use arch::End;
 use std::fmt;
 
 /// How a guest's run ended.
@@ -36,6 +37,17 @@ pub enum Outcome {
     Stopped(Stop),
 }
 
+impl From<End> for Outcome {
+    fn from(end: End) -> Outcome {
+        match end {
+            End::PowerOff => Outcome::PowerOff,
+            End::Reset => Outcome::Reset,
+            End::Crash => Outcome::GuestCrash,
+            End::Exit(value) => Outcome::Exit(value),
+        }
+    }
+}
+
 /// Who stopped a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -63,7 +75,7 @@ macro_rules! exit_codes {
             pub const $name: u8 = $code;
         )*
         /// Every code of the monitor's own, in ascending order. All are even: the odd ones are
-        /// the guest's ([`devices::exit::exit_code`]).
+        /// the guest's ([`devices::platform::exit::exit_code`]).
         pub const EXIT_CODES: &[ExitCode] = &[$(ExitCode { code: $code, meaning: $meaning },)*];
     };
 }
@@ -90,7 +102,7 @@ impl Outcome {
     pub fn code(&self) -> u8 {
         match self {
             Outcome::PowerOff => POWER_OFF,
-            Outcome::Exit(value) => devices::exit::exit_code(*value),
+            Outcome::Exit(value) => devices::platform::exit::exit_code(*value),
             Outcome::Reset => RESET,
             Outcome::TripleFault { .. } => TRIPLE_FAULT,
             Outcome::GuestCrash => GUEST_CRASH,

@@ -15,8 +15,7 @@ use debug::memory::{self, Space};
 use debug::report::Report;
 use debug::target::StopReason;
 use debug::trap::Trap;
-use devices::bus::{Bus, Request};
-use devices::hypercall::Shutdown;
+use devices::bus::Bus;
 use devices::{guest_log, tell};
 use kvm::exit::{DebugExit, HypercallExit, InternalError, SystemEvent, VcpuExit};
 use kvm::ram::GuestMemory;
@@ -131,9 +130,11 @@ impl<'a> Server<'a> {
         let end = match next {
             Next::Look => return,
             Next::End => None,
-            Next::Unowned(Trap::EmulationFailure { instruction }) => Some(End::EmulationFailure(instruction)),
-            Next::Unowned(trap) => Some(End::Internal(format!("a debug exit that is nobody's: {trap:?}"))),
-            Next::Failed(cause) => Some(End::Internal(cause)),
+            Next::Unowned(Trap::EmulationFailure { instruction }) => {
+                Some(Over::EmulationFailure(instruction))
+            }
+            Next::Unowned(trap) => Some(Over::Internal(format!("a debug exit that is nobody's: {trap:?}"))),
+            Next::Failed(cause) => Some(Over::Internal(cause)),
         };
         let next = match end {
             None => Next::End,
@@ -150,7 +151,7 @@ impl<'a> Server<'a> {
     }
 
     /// Notes how the guest has ended; what a debugger may want to know of it first.
-    fn end(&mut self, vcpu: &Vcpu, end: End) -> Option<String> {
+    fn end(&mut self, vcpu: &Vcpu, end: Over) -> Option<String> {
         let outcome = end.outcome(vcpu, self.shared);
         let fatal = fatal(&outcome);
         self.outcome = Some(outcome);
@@ -169,7 +170,7 @@ fn fatal(outcome: &Outcome) -> Option<String> {
     }
 }
 
-fn enter(vcpu: &mut Vcpu, turn: Turn<'_>, shared: &Shared) -> Result<Exit, End> {
+fn enter(vcpu: &mut Vcpu, turn: Turn<'_>, shared: &Shared) -> Result<Exit, Over> {
     let id = vcpu.id();
     if turn.is_finish() {
         return match vcpu.finish_access()? {
@@ -212,45 +213,43 @@ fn answer(
     hypercalls: &LiveHypercalls,
     vcpu: &mut Vcpu,
     visit: &mut Visit<'_>,
-) -> Result<Exit, End> {
+) -> Result<Exit, Over> {
     let is_caught = hypercalls.calls().is_caught();
     let pc = is_caught.then(|| vcpu.pc_and_flags().ok().map(|(pc, _)| pc)).flatten();
     match hypercalls.serve(vcpu, call, visit.stops_at(pc))? {
         Done::GoOn => Ok(Exit::Served),
-        Done::Ended(Shutdown::PowerOff) => Err(End::Outcome(Outcome::PowerOff)),
-        Done::Ended(Shutdown::Reset) => Err(End::Outcome(Outcome::Reset)),
-        Done::Ended(Shutdown::Crash) => Err(End::Outcome(Outcome::GuestCrash)),
+        Done::Ended(end) => Err(Over::As(end.into())),
         Done::Caught(text) => Ok(Exit::Stop(StopReason::Hypercall(text))),
     }
 }
 
 /// An end of the guest.
-enum End {
+enum Over {
     /// As it is.
-    Outcome(Outcome),
+    As(Outcome),
     // These need a report of what the vCPU was doing.
     TripleFault,
     EmulationFailure(Vec<u8>),
     Internal(String),
 }
 
-impl From<KvmError> for End {
-    fn from(error: KvmError) -> End {
-        End::Internal(error.to_string())
+impl From<KvmError> for Over {
+    fn from(error: KvmError) -> Over {
+        Over::Internal(error.to_string())
     }
 }
 
-impl End {
+impl Over {
     fn outcome(self, vcpu: &Vcpu, shared: &Shared) -> Outcome {
         match self {
-            End::Outcome(outcome) => outcome,
+            Over::As(outcome) => outcome,
             // Where firmware would be, that boots the machine again.
-            End::EmulationFailure(_) if is_after_init(vcpu) => Outcome::Reset,
-            End::TripleFault => Outcome::TripleFault { report: report(vcpu, shared, &[]) },
-            End::EmulationFailure(instruction) => {
+            Over::EmulationFailure(_) if is_after_init(vcpu) => Outcome::Reset,
+            Over::TripleFault => Outcome::TripleFault { report: report(vcpu, shared, &[]) },
+            Over::EmulationFailure(instruction) => {
                 Outcome::EmulationFailure { report: report(vcpu, shared, &instruction) }
             }
-            End::Internal(cause) => Outcome::InternalError { cause, report: report(vcpu, shared, &[]) },
+            Over::Internal(cause) => Outcome::InternalError { cause, report: report(vcpu, shared, &[]) },
         }
     }
 }
@@ -262,10 +261,10 @@ fn is_after_init(vcpu: &Vcpu) -> bool {
 }
 
 /// Serves an exit of vCPU `id`.
-fn serve(id: u32, exit: VcpuExit<'_>, shared: &Shared) -> Result<Exit, End> {
+fn serve(id: u32, exit: VcpuExit<'_>, shared: &Shared) -> Result<Exit, Over> {
     log::debug!(target: "vmm::exit", "vCPU {id}: {exit:x?}");
     shared.exits.count(id, &exit);
-    let request = match exit {
+    let end = match exit {
         VcpuExit::Interrupted => return Ok(Exit::Interrupted),
         VcpuExit::MsrWrite { index, value, refused } => {
             let taken = shared.hypercalls.as_ref().is_some_and(|calls| calls.write_msr(index, value));
@@ -281,14 +280,14 @@ fn serve(id: u32, exit: VcpuExit<'_>, shared: &Shared) -> Result<Exit, End> {
             None
         }
         VcpuExit::PortWrite { port, size, data } => {
-            let mut request = None;
+            let mut end = None;
             for access in data.chunks(size) {
                 match shared.ports.write(u64::from(port), access) {
-                    Ok(asked) => request = request.or(asked),
+                    Ok(asked) => end = end.or(asked),
                     Err(_) => tell!(Info, "vCPU {id} writes {access:02x?} to unused port {port:#x}"),
                 }
             }
-            request
+            end
         }
         VcpuExit::MmioRead { address, data } => {
             if !shared.mmio.read(address, data) {
@@ -304,12 +303,10 @@ fn serve(id: u32, exit: VcpuExit<'_>, shared: &Shared) -> Result<Exit, End> {
                 None
             }
         },
-        VcpuExit::Shutdown => return Err(End::TripleFault),
+        VcpuExit::Shutdown => return Err(Over::TripleFault),
         VcpuExit::SystemEvent(event) => {
             return match event {
-                SystemEvent::Shutdown => Err(End::Outcome(Outcome::PowerOff)),
-                SystemEvent::Reset => Err(End::Outcome(Outcome::Reset)),
-                SystemEvent::Crash => Err(End::Outcome(Outcome::GuestCrash)),
+                SystemEvent::End(end) => Err(Over::As(end.into())),
                 // The vCPU deals with it.
                 SystemEvent::Wakeup => Ok(Exit::Interrupted),
                 SystemEvent::Other(number) => {
@@ -322,10 +319,10 @@ fn serve(id: u32, exit: VcpuExit<'_>, shared: &Shared) -> Result<Exit, End> {
             return Ok(Exit::Trap(Trap::EmulationFailure { instruction }));
         }
         VcpuExit::InternalError(InternalError::Other { suberror, data }) => {
-            return Err(End::Internal(format!("internal error {suberror}, data {data:x?}")));
+            return Err(Over::Internal(format!("internal error {suberror}, data {data:x?}")));
         }
         VcpuExit::EntryFailed { reason } => {
-            return Err(End::Internal(format!(
+            return Err(Over::Internal(format!(
                 "the processor refuses to enter the guest, reason {reason:#x}"
             )));
         }
@@ -339,27 +336,21 @@ fn serve(id: u32, exit: VcpuExit<'_>, shared: &Shared) -> Result<Exit, End> {
         }
         VcpuExit::MemoryFault { address, size, errno } => {
             let error = io::Error::from_raw_os_error(errno);
-            return Err(End::Internal(format!(
+            return Err(Over::Internal(format!(
                 "a fault on {size} bytes of guest memory at {address:#x}: {error}"
             )));
         }
         VcpuExit::Debug(ref event) => {
             return match trap(event) {
                 Some(trap) => Ok(Exit::Trap(trap)),
-                None => Err(End::Internal(format!("an unknown debug exit: {event:x?}"))),
+                None => Err(Over::Internal(format!("an unknown debug exit: {event:x?}"))),
             };
         }
         VcpuExit::Halt | VcpuExit::Hypercall(_) | VcpuExit::Other(_) => {
-            return Err(End::Internal(format!("an exit that was not asked for: {exit:?}")));
+            return Err(Over::Internal(format!("an exit that was not asked for: {exit:?}")));
         }
     };
-    match request {
-        None => Ok(Exit::Served),
-        Some(Request::PowerOff) => Err(End::Outcome(Outcome::PowerOff)),
-        Some(Request::Reset) => Err(End::Outcome(Outcome::Reset)),
-        Some(Request::Crash) => Err(End::Outcome(Outcome::GuestCrash)),
-        Some(Request::Exit(value)) => Err(End::Outcome(Outcome::Exit(value))),
-    }
+    end.map_or(Ok(Exit::Served), |end| Err(Over::As(end.into())))
 }
 
 /// The trap that a debug exit is, if it is one that there is.

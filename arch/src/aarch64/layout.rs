@@ -1,4 +1,5 @@
-//! The physical memory map of an aarch64 guest: devices below 1 GiB, RAM from there on.
+//! The physical memory map of an aarch64 guest: devices below 1 GiB, RAM from there on. Where a device is, it says
+//! itself ([`crate::board`]).
 
 use crate::address::{GuestPhys, PhysRange};
 
@@ -10,25 +11,14 @@ pub const GIC_CPU_INTERFACE: PhysRange = PhysRange::new(0x0801_0000, 0x1_0000);
 pub const GIC_REDISTRIBUTORS: GuestPhys = GuestPhys(0x080a_0000);
 /// Size of one redistributor's two frames, bytes (GICv3 specification, IHI 0069, 12.10).
 pub const GIC_REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
-/// As many redistributors as fit below the first device.
+/// As many redistributors as fit below the devices.
 pub const MAX_VCPUS: u32 = 123;
 /// GICv2 has eight CPU interfaces (GIC architecture 2.0, IHI 0048, 2.1).
 pub const GICV2_MAX_VCPUS: u32 = 8;
 
-/// The 16550 serial port: 8 registers, a byte each.
-pub const SERIAL: PhysRange = PhysRange::new(0x0900_0000, 0x1000);
-/// PL031 real-time clock.
-pub const RTC: PhysRange = PhysRange::new(0x0901_0000, 0x1000);
-/// The exit device: a 32-bit word; writing it ends the guest.
-pub const EXIT_DEVICE: PhysRange = PhysRange::new(0x0902_0000, 0x1000);
+/// Where devices have their registers.
+pub const DEVICES: PhysRange = PhysRange::new(0x0900_0000, 0x0700_0000);
 
-/// The device that takes a guest's panics: a byte.
-pub const PVPANIC: PhysRange = PhysRange::new(0x0903_0000, 0x1000);
-
-/// Interrupt of the serial port, as an SPI number (the interrupt id is 32 higher).
-pub const SERIAL_SPI: u32 = 0;
-/// Interrupt of the clock, an SPI.
-pub const RTC_SPI: u32 = 1;
 /// Interrupt ids that the GIC is created with, SGIs and PPIs included: a multiple of 32.
 pub const GIC_INTERRUPTS: u32 = 96;
 
@@ -65,10 +55,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn redistributors_end_below_the_first_device() {
+    fn redistributors_end_below_the_devices() {
         let end = GIC_REDISTRIBUTORS.0 + u64::from(MAX_VCPUS) * GIC_REDISTRIBUTOR_SIZE;
-        assert!(end <= SERIAL.start.0);
-        assert!(end + GIC_REDISTRIBUTOR_SIZE > SERIAL.start.0);
+        assert!(end <= DEVICES.start.0);
+        assert!(end + GIC_REDISTRIBUTOR_SIZE > DEVICES.start.0 && DEVICES.end() <= RAM_START);
     }
 
     #[test]

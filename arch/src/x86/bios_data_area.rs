@@ -6,6 +6,7 @@
 
 use super::layout;
 use crate::GuestPhys;
+use crate::board::{Board, Space};
 
 /// The area, at 0x40 in segments.
 const AREA: GuestPhys = GuestPhys(0x400);
@@ -16,11 +17,14 @@ const EXTENDED_AREA: usize = 0x0e;
 const MEMORY_SIZE: usize = 0x13;
 const SIZE: usize = 0x15;
 
-/// The area and the extended one, of which there is its size only: places and bytes.
-pub fn areas() -> [(GuestPhys, Vec<u8>); 2] {
+/// The area of a machine and the extended one, of which there is its size only: places and bytes.
+pub fn areas(board: &Board) -> [(GuestPhys, Vec<u8>); 2] {
     let mut area = vec![0; SIZE];
     let word = |value: u64| u16::try_from(value).unwrap_or(0).to_le_bytes();
-    area[COM1..COM1 + 2].copy_from_slice(&layout::COM1_PORT.to_le_bytes());
+    let console = board.console().and_then(|node| node.registers.first());
+    // 0 where there is none.
+    let port = console.filter(|there| there.space == Space::Ports).map_or(0, |there| there.start);
+    area[COM1..COM1 + 2].copy_from_slice(&word(port));
     area[EXTENDED_AREA..EXTENDED_AREA + 2].copy_from_slice(&word(layout::LOW_MEMORY_END >> 4));
     area[MEMORY_SIZE..MEMORY_SIZE + 2].copy_from_slice(&word(layout::LOW_MEMORY_END >> 10));
     // In KiB.
@@ -30,11 +34,16 @@ pub fn areas() -> [(GuestPhys, Vec<u8>); 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
+    use crate::board::Node;
     use crate::bytes::u16_at;
 
     #[test]
     fn words_stand_where_a_bios_has_them() {
-        let [(place, area), (extended, _)] = areas();
+        let mut board = Board::new(Isa::X86_64);
+        assert_eq!(u16_at(&areas(&board)[0].1, 0), Some(0));
+        board.add(Node::new("serial").ports(0x3f8, 8).console()).unwrap();
+        let [(place, area), (extended, _)] = areas(&board);
         assert_eq!((place.0, u16_at(&area, 0)), (0x400, Some(0x3f8)));
         let segment = u64::from(u16_at(&area, 0x0e).unwrap());
         assert_eq!((segment << 4, u16_at(&area, 0x13)), (extended.0, Some(639)));

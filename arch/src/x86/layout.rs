@@ -1,5 +1,5 @@
-//! The physical memory map of an x86 guest: RAM, the hole below 4 GiB, fixed tables in low
-//! memory, and the devices' ports and interrupts.
+//! The physical memory map of an x86 guest: RAM, the hole below 4 GiB, and fixed tables in low
+//! memory. Where a device is, it says itself ([`crate::board`]).
 
 use crate::address::{GuestPhys, PhysRange};
 
@@ -53,40 +53,15 @@ pub const KVM_TSS: u64 = 0xfffb_d000;
 /// The identity-map page, below [`KVM_TSS`].
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
-/// Serial port COM1: 8 ports.
-pub const COM1_PORT: u16 = 0x3f8;
-/// Interrupt of COM1, a GSI.
-pub const COM1_IRQ: u32 = 4;
-/// i8042 keyboard controller: data port; commands go to the port 4 above.
-pub const I8042_PORT: u16 = 0x60;
-/// CMOS RTC: index port, data port behind it.
-pub const RTC_PORT: u16 = 0x70;
-/// Port of the device that takes a guest's panics.
-pub const PVPANIC_PORT: u16 = 0x505;
-/// Port of the exit device, as QEMU's isa-debug-exit has it in kernel test suites.
-pub const EXIT_PORT: u16 = 0xf4;
-/// System control port A.
-pub const SYSTEM_CONTROL_PORT: u16 = 0x92;
-/// PCI's configuration mechanism #1, 8 ports; the second is the chipset's reset control register.
-pub const PCI_CONFIG_PORT: u16 = 0xcf8;
-/// ACPI sleep control, sleep status and reset registers, a byte each.
-pub const ACPI_POWER_PORT: u16 = 0x600;
-/// ACPI timer: 4 ports, where QEMU's first chipset has it as well.
-pub const ACPI_TIMER_PORT: u16 = 0x608;
-
-/// Where QEMU's `pc-testdev` has its ports and its memory.
-pub mod test_device {
-    /// A register by accesses of any width, 4 ports.
-    pub const REGISTER_PORT: u16 = 0xe0;
-    /// Where an address is written that is to be flushed, 4 ports.
-    pub const FLUSH_PORT: u16 = 0xe4;
-    /// A register by bytes, 4 ports.
-    pub const BYTES_PORT: u16 = 0xe8;
-    /// Interrupt lines, 24 ports.
-    pub const LINES_PORT: u16 = 0x2000;
-    /// Memory, 64 KiB, guest-physical.
-    pub const MEMORY: u64 = 0xff00_0000;
-}
+/// Where devices may have registers in memory...
+pub const DEVICES: PhysRange = PhysRange::new(HOLE_START, HOLE_END - HOLE_START);
+/// ...but for what is KVM's.
+pub const DEVICES_OF_KVM: [PhysRange; 4] = [
+    PhysRange::new(IO_APIC, 0x1000),
+    PhysRange::new(LOCAL_APIC, 0x1000),
+    PhysRange::new(KVM_IDENTITY_MAP, 0x1000),
+    PhysRange::new(KVM_TSS, 0x3000),
+];
 
 /// Where the RAM of a guest with `memory` bytes lies.
 pub fn ram(memory: u64) -> Vec<PhysRange> {

@@ -5,9 +5,9 @@
 //! specification's drawing has 16. There is no framebuffer, no VBE, no APM and no EFI, so there are no tags
 //! for them.
 
-use super::acpi::RSDP_SIZE;
 use super::layout::MemoryMapEntry;
 use super::multiboot_info::{LOADER_NAME, Module, lower_and_upper};
+use crate::board::acpi::RSDP_SIZE;
 use crate::image::elf::Sections;
 
 /// Types of tags.
@@ -112,8 +112,10 @@ fn put(bytes: &mut Vec<u8>, kind: u32, words: &[u32], rest: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
+    use crate::board::{Board, acpi};
     use crate::bytes::{u32_at, u64_at};
-    use crate::x86::{acpi, layout};
+    use crate::x86::layout;
 
     /// Types, and what is behind type and size.
     fn tags(bytes: &[u8]) -> Vec<(u32, &[u8])> {
@@ -132,7 +134,7 @@ mod tests {
     #[test]
     fn a_reader_finds_every_tag() {
         let map = layout::memory_map(6 << 30);
-        let rsdp = acpi::rsdp(&acpi::tables(1, false));
+        let rsdp = acpi::rsdp(&acpi::tables(1, &Board::new(Isa::X86_64)));
         let modules = [
             Module { start: 0x20_0000, end: 0x20_0005, string: "initrd.img root=x".into() },
             Module { start: 0x30_0000, end: 0x30_0001, string: String::new() },
@@ -172,7 +174,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_has_no_tag() {
-        let rsdp = acpi::rsdp(&acpi::tables(1, false));
+        let rsdp = acpi::rsdp(&acpi::tables(1, &Board::new(Isa::X86_64)));
         let information = Information {
             cmdline: "",
             modules: &[],

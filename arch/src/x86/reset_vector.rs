@@ -5,9 +5,9 @@
 //! reset vector (`arch/x86/kernel/reboot.c`, `reboot_init` and `machine_real_restart`). What
 //! it finds there writes the reset register for it.
 
-use super::acpi::{RESET_OFFSET, RESET_VALUE};
-use super::layout;
 use crate::GuestPhys;
+use crate::board::acpi::RESET_VALUE;
+use crate::board::{Board, FixedRegister, Space};
 
 /// FFFF:0000, where a jump to the firmware goes (Intel SDM vol. 3, "First Instruction
 /// Executed": the same code just below 1 MiB).
@@ -17,10 +17,11 @@ pub const ADDRESS: GuestPhys = GuestPhys(0xf_fff0);
 /// nothing is there.
 pub const AFTER_INIT: u64 = 0xffff_fff0;
 
-/// The code, 16-bit.
-pub fn code() -> [u8; 9] {
-    let [port_low, port_high] = (layout::ACPI_POWER_PORT + RESET_OFFSET).to_le_bytes();
-    [
+/// The code, 16-bit; `None` on a board without a reset register among its ports.
+pub fn code(board: &Board) -> Option<[u8; 9]> {
+    let register = board.fixed(FixedRegister::Reset).filter(|there| there.space == Space::Ports)?;
+    let [port_low, port_high] = u16::try_from(register.start).ok()?.to_le_bytes();
+    Some([
         0xb0,
         RESET_VALUE, // mov al, value
         0xba,
@@ -30,16 +31,24 @@ pub fn code() -> [u8; 9] {
         0xf4,      // hlt
         0xeb,
         0xfd, // jmp to the hlt
-    ]
+    ])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
+    use crate::board::{AcpiEntry, Node};
+    use crate::x86::layout;
 
     #[test]
     fn the_code_fits_below_1_mib() {
-        assert!(layout::FIRMWARE.contains(ADDRESS, code().len() as u64));
-        assert_eq!(code()[2..5], [0xba, 0x02, 0x06]);
+        let mut board = Board::new(Isa::X86_64);
+        assert_eq!(code(&board), None);
+        let entry = AcpiEntry::Fixed(&[(FixedRegister::Reset, 2)]);
+        board.add(Node::new("power").ports(0x600, 3).acpi(entry)).unwrap();
+        let code = code(&board).unwrap();
+        assert!(layout::FIRMWARE.contains(ADDRESS, code.len() as u64));
+        assert_eq!(code[2..5], [0xba, 0x02, 0x06]);
     }
 }

@@ -169,11 +169,11 @@ impl Table {
     pub fn clear(&mut self, memory: &dyn Memory) {
         self.breakpoints.clear();
         self.former.clear();
-        for (place, planted) in std::mem::take(&mut self.planted) {
-            if self.stands(memory, place) {
-                memory.write(place, &planted.original);
-            }
+        let places: Vec<GuestPhys> = self.planted.keys().copied().collect();
+        for place in places {
+            self.lift(memory, place);
         }
+        self.planted.clear();
     }
 
     /// A breakpoint by its id.

@@ -184,3 +184,46 @@ fn a_breakpoint_on_a_page_that_cannot_be_executed_is_on_registers_until_it_can()
     let state = engine.state();
     assert!(state.table.is_planted(cpu.memory(), GuestPhys(0x8010)) && state.table.wants().is_empty());
 }
+
+#[test]
+fn what_serves_the_guest_leaves_breakpoints_where_their_page_is() {
+    use arch::x86::paging::Paging;
+    const PAGE: u64 = 0x8000;
+    const PLACE: GuestPhys = GuestPhys(PAGE + 0x10);
+    let cpu = Scripted::new(Isa::X86_64, 1 << 16, []);
+    let memory = cpu.memory();
+    for (at, value) in [(0x1000, 0x2007u64), (0x2000, 0x3007), (0x3010, 0x4007), (0x4000, PAGE | 7)] {
+        memory.write(GuestPhys(at), &value.to_le_bytes());
+    }
+    let space = Space::Virtual(arch::paging::Regime::X86(Paging::new(1 << 31, 0x1000, 1 << 5, 1 << 10)));
+    let engine = Engine::new(Isa::X86_64, host(), 1);
+    let byte = |read: &dyn Fn(&mut [u8]) -> usize| {
+        let mut byte = [0];
+        assert_eq!(read(&mut byte), 1);
+        byte[0]
+    };
+    let seen = || byte(&|bytes| engine.read_for_guest(memory, PLACE, bytes));
+    let there = || byte(&|bytes| memory.read(PLACE, bytes));
+    // Nothing is planted.
+    assert_eq!(engine.write_for_guest(memory, PLACE, &[0x90]), 1);
+    let address = GuestVirt(0x40_0010);
+    let place = engine.place(Kind::Software, memory, &space, address, || None);
+    let (conditions, commands) = (Vec::new(), Vec::new());
+    let breakpoint =
+        Breakpoint { kind: Kind::Software, address, length: 1, place, conditions, commands, hits: 0 };
+    engine.state().table.insert(memory, breakpoint).unwrap();
+    assert_eq!((seen(), there()), (0x90, 0xcc));
+    assert_eq!(engine.write_for_guest(memory, PLACE, &[0x91]), 1);
+    assert_eq!((seen(), there()), (0x91, 0xcc));
+    assert_eq!(engine.change_for_guest(memory, PLACE, 1, || memory.write(PLACE, &[0x92])), 1);
+    assert_eq!((seen(), there()), (0x92, 0x92));
+    engine.refresh(memory, || space);
+    assert_eq!((seen(), there()), (0x92, 0xcc));
+    // The page has become something else, in which nothing is planted any more.
+    memory.write(GuestPhys(0x4000), &0x9007u64.to_le_bytes());
+    assert_eq!(engine.write_for_guest(memory, PLACE, &[0xcc]), 1);
+    engine.refresh(memory, || space);
+    assert_eq!((seen(), there()), (0xcc, 0xcc));
+    engine.state().table.clear(memory);
+    assert_eq!(there(), 0xcc);
+}

@@ -107,6 +107,11 @@ impl<M: Monitor> Debugger<M> {
         Ok(Debugger { engine, wake, release, next: sender, wants_end, quit, vcpus, thread })
     }
 
+    /// What it judges exits with, and knows planted instructions by.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     /// The guest begins again in another machine, with as many vCPUs, none of which has run: the debugger goes over to
     /// it, with all that it has asked for, and lets it run.
     pub fn begin_again(&self, vcpus: &Arc<Vcpus<M>>, memory: Box<dyn Memory>) {

@@ -2,9 +2,11 @@
 //!
 //! What is read of the guest's memory is bounded, whatever its counts say.
 
+use super::call::Call;
+use super::caller::Caller;
+use super::family::Family;
+use super::frame::{Fault, Frame};
 use super::table::{ControlOp, Field, Kind, Show, Table};
-use super::trace::shown_result;
-use super::{Call, Caller, Family, Fault, Frame};
 use arch::hypercall::Abi;
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write;
@@ -519,5 +521,14 @@ fn push_all<'a>(text: &mut String, values: impl Iterator<Item = (Option<&'a str>
             text.push('=');
         }
         value.push(text);
+    }
+}
+
+/// A result as strace shows it.
+pub fn shown_result(result: i64, error: Option<&str>) -> String {
+    match error {
+        Some(error) => format!("-{error}"),
+        None if (-4095..4096).contains(&result) => result.to_string(),
+        None => format!("{result:#x}"),
     }
 }

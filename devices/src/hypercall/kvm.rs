@@ -1,7 +1,8 @@
 //! KVM's own hypercalls, decoded only: the second family, and the example of how one is added.
 
+use super::call::Call;
+use super::family::{Answer, Family};
 use super::table::Table;
-use super::{Answer, Call, Family};
 use std::sync::LazyLock;
 
 static TABLE: LazyLock<Table> =
@@ -14,6 +15,9 @@ pub fn table() -> &'static Table {
 
 /// `KVM_ENOSYS` (Linux, `include/uapi/linux/kvm_para.h`).
 const KVM_ENOSYS: i64 = 1000;
+
+/// `KVM_EFAULT`.
+const KVM_EFAULT: i64 = 14;
 
 /// KVM's hypercalls. None is answered: a guest that is told of none of them needs none.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,10 +40,14 @@ impl Family for Kvm {
         -KVM_ENOSYS
     }
 
+    fn fault(&self) -> i64 {
+        -KVM_EFAULT
+    }
+
     fn error(&self, result: i64) -> Option<&'static str> {
         match -result {
             KVM_ENOSYS => Some("KVM_ENOSYS"),
-            14 => Some("KVM_EFAULT"),
+            KVM_EFAULT => Some("KVM_EFAULT"),
             22 => Some("KVM_EINVAL"),
             7 => Some("KVM_E2BIG"),
             1 => Some("KVM_EPERM"),

@@ -6,7 +6,11 @@ use super::kvm::Kvm;
 use super::table::{Kind, Table};
 use super::trace::{Filter, Style, Tracer};
 use super::xen::{Delivery, Platform, Xen, errno};
-use super::{Caller, Effect, Family, Hypercalls, RawCall, Shutdown};
+use super::{Caller, Effect, Family, Hypercalls, RawCall};
+use crate::End;
+use crate::ram::Ram;
+use arch::GuestPhys;
+use arch::address::PhysRange;
 use arch::hypercall::Abi;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -81,6 +85,30 @@ impl Caller for Bench {
     }
 }
 
+impl Ram for Bench {
+    fn ranges(&self) -> Vec<PhysRange> {
+        vec![PhysRange::new(0, SIZE as u64), PhysRange::new(0x1_0000_0000, 0x10_0000)]
+    }
+
+    fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize {
+        Caller::read(self, address.0, bytes)
+    }
+
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> usize {
+        Caller::write(self, address.0, bytes)
+    }
+
+    fn update(&self, address: GuestPhys, size: usize, set: u64, clear: u64) -> Option<u64> {
+        let mut bytes = [0; 8];
+        (Ram::read(self, address, &mut bytes[..size]) == size).then_some(())?;
+        let old = u64::from_le_bytes(bytes);
+        Ram::write(self, address, &(old & !clear | set).to_le_bytes()[..size]);
+        Some(old)
+    }
+
+    fn forget_mapping(&self, _: GuestPhys) {}
+}
+
 impl Platform for Bench {
     fn console_write(&self, bytes: &[u8]) {
         self.console.lock().unwrap().extend(bytes);
@@ -92,20 +120,8 @@ impl Platform for Bench {
         count
     }
 
-    fn ram(&self) -> Vec<(u64, u64)> {
-        vec![(0, SIZE as u64), (0x1_0000_0000, 0x10_0000)]
-    }
-
-    fn write(&self, address: u64, bytes: &[u8]) -> usize {
-        Caller::write(self, address, bytes)
-    }
-
-    fn update(&self, address: u64, size: usize, set: u64, clear: u64) -> Option<u64> {
-        let mut bytes = [0; 8];
-        (Caller::read(self, address, &mut bytes[..size]) == size).then_some(())?;
-        let old = u64::from_le_bytes(bytes);
-        Caller::write(self, address, &(old & !clear | set).to_le_bytes()[..size]);
-        Some(old)
+    fn ram(&self) -> &dyn Ram {
+        self
     }
 
     fn vcpus(&self) -> u32 {
@@ -652,7 +668,7 @@ fn calls_within_calls() {
     guest.bench.words(0x1000, &[1]);
     entry(0x3080, 29, &[2, 0x1000]);
     let answer = guest.calls.serve(guest.raw(13, &[0x3000, 3]), &guest.bench);
-    assert_eq!(answer.effect, Effect::Shutdown(Shutdown::Reset));
+    assert_eq!(answer.effect, Effect::End(End::Reset));
     let line = guest.traced(13, &[0x3000, u64::MAX]);
     assert!(
         line.ends_with("more], 18446744073709551615) = -EINVAL") || line.ends_with("= -EFAULT"),
@@ -687,10 +703,10 @@ fn toolstack_calls_by_version() {
 #[test]
 fn ends_and_waits() {
     let guest = Guest::new(Abi::X86_64);
-    for (reason, effect) in [(0, Shutdown::PowerOff), (1, Shutdown::Reset), (3, Shutdown::Crash)] {
+    for (reason, end) in [(0, End::PowerOff), (1, End::Reset), (3, End::Crash)] {
         guest.bench.words(0x1000, &[reason]);
         let answer = guest.calls.serve(guest.raw(29, &[2, 0x1000]), &guest.bench);
-        assert_eq!(answer.effect, Effect::Shutdown(effect));
+        assert_eq!(answer.effect, Effect::End(end));
     }
     assert_eq!(guest.line(), "sched_op(SCHEDOP_shutdown, {reason=SHUTDOWN_crash}) = 0");
     assert_eq!(guest.calls.serve(guest.raw(29, &[1]), &guest.bench).effect, Effect::Halt);

@@ -1,7 +1,7 @@
 //! The trace of hypercalls: a line or a JSON object for each, and the counts at the end.
 
-use super::Call;
-use super::decode::Decoded;
+use super::call::Call;
+use super::decode::{Decoded, shown_result};
 use crate::tell;
 use serde_json::json;
 use std::fmt::{self, Write as _};
@@ -171,15 +171,6 @@ impl Tracer {
         {
             tell!(Warn, "the trace of hypercalls cannot be written: {error}");
         }
-    }
-}
-
-/// A result as strace shows it.
-pub fn shown_result(result: i64, error: Option<&str>) -> String {
-    match error {
-        Some(error) => format!("-{error}"),
-        None if (-4095..4096).contains(&result) => result.to_string(),
-        None => format!("{result:#x}"),
     }
 }
 

@@ -7,16 +7,21 @@
 pub mod cpuid;
 pub mod errno;
 mod events;
+mod platform;
 pub mod time;
 mod version;
 
+use super::call::Call;
+use super::family::{Answer, Effect, Family};
+use super::frame::Fault;
 use super::table::Table;
-use super::{Answer, Call, Effect, Family, Fault, Shutdown};
+use crate::End;
+use arch::GuestPhys;
 use arch::hypercall::Abi;
 use errno::{E2BIG, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH};
 use events::Events;
+pub use platform::{Delivery, Platform};
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 static TABLE: LazyLock<Table> =
@@ -33,69 +38,6 @@ const SELF: u64 = 0x7ff0;
 const MOST_CALLS: u64 = 1024;
 /// Bytes of console output that one exit may write: they wait until somebody reads them.
 const MOST_OUTPUT: u64 = 64 << 10;
-
-/// What the machine does for Xen's guest.
-pub trait Platform: Send + Sync + Debug {
-    /// Console output.
-    fn console_write(&self, bytes: &[u8]);
-
-    /// Console input; how many bytes there were.
-    fn console_read(&self, bytes: &mut [u8]) -> usize;
-
-    /// The guest's RAM: ranges of start and size, guest-physical, in bytes.
-    fn ram(&self) -> Vec<(u64, u64)>;
-
-    /// Writes guest-physical memory; bytes written.
-    fn write(&self, address: u64, bytes: &[u8]) -> usize;
-
-    /// Sets and clears bits of a naturally aligned word of `size` bytes, 1, 4 or 8, in one step; what
-    /// was there, or `None` if it is not in RAM.
-    fn update(&self, address: u64, size: usize, set: u64, clear: u64) -> Option<u64>;
-
-    /// vCPUs.
-    fn vcpus(&self) -> u32;
-
-    /// Interrupts a vCPU by a vector of its local APIC, or by a private interrupt, which is a level:
-    /// it is due as long as the byte at `pending`, guest-physical, is not 0.
-    fn interrupt(&self, vcpu: u32, number: u32, pending: u64);
-
-    /// Nanoseconds since the machine started.
-    fn now(&self) -> u64;
-
-    /// Nanoseconds since 1970.
-    fn wall(&self) -> u64;
-
-    /// Has the calling vCPU wait: until a time ([`Self::now`]), until it is over, or for as long as the
-    /// machine likes, as it may be needed meanwhile.
-    fn wait(&self, until: Option<u64>, is_over: &dyn Fn() -> bool);
-
-    /// The host's own way to deliver events, if it has one.
-    fn delivery(&self) -> Option<&dyn Delivery>;
-
-    /// Has [`Xen::expire`] called for a vCPU at a time, or not at all; a vCPU has one time.
-    fn set_timer(&self, vcpu: u32, at: Option<u64>);
-}
-
-/// A host that delivers events itself, by the two-level interface. It keeps the guest's time in the
-/// structures that it is told of.
-pub trait Delivery {
-    /// The shared page is at `address`, guest-physical, laid out for callers like `abi`'s; whether the
-    /// host takes it.
-    fn share(&self, address: u64, abi: Abi) -> bool;
-
-    /// A vCPU's `struct vcpu_info` is at `info`, guest-physical. The host may get to it later.
-    fn place(&self, vcpu: u32, info: u64);
-
-    /// A vCPU is told of events by this vector of its local APIC. The host may get to it later.
-    fn set_vector(&self, vcpu: u32, vector: u8);
-
-    /// Every vCPU is told of events by this vector, 0 for none, which needs no end of interrupt;
-    /// whether the host takes it.
-    fn set_callback(&self, vector: u8) -> bool;
-
-    /// Makes a port's event pending, and tells the vCPU; `false` if the host cannot yet.
-    fn send(&self, vcpu: u32, port: u32) -> bool;
-}
 
 /// What the guest has told.
 #[derive(Debug)]
@@ -210,13 +152,13 @@ impl Xen {
             }
             "shutdown" => {
                 let reason = call.frame("arg").map_err(|Fault| EFAULT)?.get("reason");
-                let effect = match reason {
-                    0 => Shutdown::PowerOff,
-                    1 | 5 => Shutdown::Reset,
-                    3 | 4 => Shutdown::Crash,
+                let end = match reason {
+                    0 => End::PowerOff,
+                    1 | 5 => End::Reset,
+                    3 | 4 => End::Crash,
                     _ => return Err(EINVAL),
                 };
-                Ok(Answer { result: 0, effect: Effect::Shutdown(effect) })
+                Ok(Answer { result: 0, effect: Effect::End(end) })
             }
             "shutdown_code" => {
                 let reason = call.frame("arg").map_err(|Fault| EFAULT)?.get("reason");
@@ -228,8 +170,8 @@ impl Xen {
 
     fn memory(&self, call: &mut Call<'_>, op: &str) -> Result<i64, i64> {
         const PAGE: u64 = 4096;
-        let pages = || self.platform.ram().iter().map(|(_, size)| size / PAGE).sum::<u64>();
-        let last = || self.platform.ram().iter().map(|(start, size)| (start + size) / PAGE - 1).max();
+        let pages = || self.platform.ram().ranges().iter().map(|range| range.size / PAGE).sum::<u64>();
+        let last = || self.platform.ram().ranges().iter().map(|range| range.end().0 / PAGE - 1).max();
         let number = |value: u64| i64::try_from(value).map_err(|_| EINVAL);
         match op {
             "add_to_physmap" => {
@@ -242,7 +184,7 @@ impl Xen {
                     return Err(EINVAL);
                 }
                 let address = gpfn.checked_mul(PAGE).ok_or(EINVAL)?;
-                if self.platform.write(address, &[0; 4096]) < 4096 {
+                if self.platform.ram().write(GuestPhys(address), &[0; 4096]) < 4096 {
                     return Err(EINVAL);
                 }
                 let mut state = self.state();
@@ -256,9 +198,11 @@ impl Xen {
                 let entries: Vec<u8> = self
                     .platform
                     .ram()
+                    .ranges()
                     .iter()
-                    .flat_map(|(start, size)| {
-                        [start.to_le_bytes().as_slice(), &size.to_le_bytes(), &1u32.to_le_bytes()].concat()
+                    .flat_map(|range| {
+                        let (start, size) = (range.start.0.to_le_bytes(), range.size.to_le_bytes());
+                        [start.as_slice(), &size, &1u32.to_le_bytes()].concat()
                     })
                     .collect();
                 let count = (entries.len() / 20).min(usize::try_from(room).unwrap_or(usize::MAX));
@@ -445,6 +389,10 @@ impl Family for Xen {
 
     fn unknown(&self) -> i64 {
         ENOSYS
+    }
+
+    fn fault(&self) -> i64 {
+        EFAULT
     }
 
     fn error(&self, result: i64) -> Option<&'static str> {

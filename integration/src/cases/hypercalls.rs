@@ -3,7 +3,9 @@
 use super::gdb::{Program, Script, Tool};
 use crate::context::{Check, Context, check};
 use crate::process::Wiring;
+use crate::rsp::Client;
 use arch::Isa;
+use debug::gdb::packet::{frame, hex};
 use std::path::Path;
 
 /// The trace of the test guest `xen`, without vCPU and time. KVM answers a yield itself, where it has
@@ -210,6 +212,52 @@ pub fn styles(c: &mut Context) -> Check {
     let run = c.run("--hypercalls xen,trace=off --kernel {} --memory 64M", &[&guest], limit)?;
     run.expect_code(0)?;
     check(!run.errors.contains("xen_version"), || format!("it is traced:\n{}", run.errors))
+}
+
+/// A hypercall writes code over a breakpoint: what it has written is what runs, and what other calls read, and the
+/// breakpoint is met all the same.
+pub fn code(c: &mut Context) -> Check {
+    let (guest, socket) = (c.guest("written_code", false)?, c.work.join("gdb.sock"));
+    let symbols =
+        std::fs::read(&guest).ok().and_then(|bytes| crate::guests::symbols(&bytes)).unwrap_or_default();
+    let place = symbols.iter().find(|(name, _)| name == "place").ok_or("there is no symbol place")?.1;
+    let (code, pc, kind): ([u8; 4], _, _) = match c.isa {
+        // Three times NOP, and RET; RET.
+        Isa::X86_64 => ([0x90, 0x90, 0x90, 0xc3], "10", 1),
+        Isa::Aarch64 => ([0xc0, 0x03, 0x5f, 0xd6], "20", 4),
+    };
+    let in_hex = |bytes: &[u8]| String::from_utf8_lossy(&hex(bytes)).into_owned();
+    let little = in_hex(&place.to_le_bytes());
+    let mut vmm = c.start(
+        Wiring::Pipes,
+        "--gdb unix:{} --hypercalls xen,trace=off --kernel {} --memory 64M",
+        &[&socket, &guest],
+    )?;
+    let driven = Client::attach(&socket, c.limit(10)).and_then(|mut client| {
+        client.expect(&format!("Z0,{place:x},{kind}"), "OK")?;
+        client.send(&frame(&[b"qRcmd,", &hex(b"breakpoints")[..]].concat()))?;
+        let told = client.console_reply()?;
+        // Nothing but what is planted is there to meet it.
+        check(told.contains("planted") && !told.contains("register"), || format!("breakpoints: {told}"))?;
+        client.run()?;
+        vmm.expect("ready", c.limit(10))?;
+        vmm.send_bytes(&code)?;
+        let stop = client.reply()?;
+        let is_there = stop.contains(&format!("{pc}:{little}")) && stop.contains("swbreak");
+        check(is_there, || format!("it stops with {stop}"))?;
+        client.expect(&format!("m{place:x},4"), &in_hex(&code))?;
+        client.expect(&format!("z0,{place:x},{kind}"), "OK")?;
+        client.expect(&format!("m{place:x},4"), &in_hex(&code))?;
+        client.run()?;
+        let end = client.reply()?;
+        check(end.starts_with("W21"), || format!("the guest ends with {end}"))?;
+        vmm.wait(c.limit(10))
+    });
+    c.keep("vmm", &vmm);
+    let ended = driven.map_err(|error| format!("{error}\n{}", vmm.errors.text()))?;
+    check(ended == 0x21, || format!("vmm ended with {ended}"))?;
+    let output = vmm.output.bytes();
+    check(output.ends_with(&code), || format!("the console has {output:02x?}"))
 }
 
 /// Words that `--hypercalls` does not take, and a trace that cannot be written.

@@ -2,9 +2,9 @@
 
 use super::change;
 use arch::Isa;
-use arch::aarch64::device_tree::GicVersion;
-use kvm::Platform;
-use kvm::ram;
+use arch::board::Board;
+use arch::board::device_tree::GicVersion;
+use kvm::{Platform, ram};
 use std::path::Path;
 use vmm::boot::aarch64;
 use vmm::boot::kernel::Kernel;
@@ -82,6 +82,7 @@ pub fn kernels(data: &[u8]) {
     let Ok(kernel) = Kernel::from_bytes(Path::new("kernel"), file, isa, MEMORY) else { return };
     // Without memory there is nothing to fuzz.
     let Ok(memory) = ram::map(isa, MEMORY) else { return };
+    let board = Board::new(isa);
     let config = BootConfig {
         memory: MEMORY,
         vcpus: 1,
@@ -89,8 +90,7 @@ pub fn kernels(data: &[u8]) {
         cmdline_exact: false,
         initrds: &[],
         load_address: None,
-        exit_device: true,
-        pvpanic: false,
+        board: &board,
         seed: [0; 40],
     };
     // Whatever comes of it.

@@ -3,6 +3,7 @@
 //! Every exit of both architectures is decoded here, once; nothing later reads the unions of
 //! `kvm_run`. Source: KVM API, "5. The kvm_run structure".
 
+use arch::End;
 use kvm_bindings as kvm;
 
 /// What `KVM_RUN` came back with. Data of port and memory accesses is lent from `kvm_run`:
@@ -165,12 +166,8 @@ pub enum HypercallExit {
 /// `KVM_EXIT_SYSTEM_EVENT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SystemEvent {
-    /// PSCI `SYSTEM_OFF`.
-    Shutdown,
-    /// PSCI `SYSTEM_RESET`.
-    Reset,
-    /// The guest reports that it has crashed.
-    Crash,
+    /// PSCI `SYSTEM_OFF` or `SYSTEM_RESET`, or the guest reports that it has crashed.
+    End(End),
     /// aarch64: an interrupt for a vCPU that was made to wait.
     Wakeup,
     /// Another number.
@@ -233,9 +230,9 @@ pub unsafe fn decode(run: &mut kvm::kvm_run) -> VcpuExit<'_> {
             // SAFETY: as above.
             let event = unsafe { run.__bindgen_anon_1.system_event };
             VcpuExit::SystemEvent(match event.type_ {
-                kvm::KVM_SYSTEM_EVENT_SHUTDOWN => SystemEvent::Shutdown,
-                kvm::KVM_SYSTEM_EVENT_RESET => SystemEvent::Reset,
-                kvm::KVM_SYSTEM_EVENT_CRASH => SystemEvent::Crash,
+                kvm::KVM_SYSTEM_EVENT_SHUTDOWN => SystemEvent::End(End::PowerOff),
+                kvm::KVM_SYSTEM_EVENT_RESET => SystemEvent::End(End::Reset),
+                kvm::KVM_SYSTEM_EVENT_CRASH => SystemEvent::End(End::Crash),
                 kvm::KVM_SYSTEM_EVENT_WAKEUP => SystemEvent::Wakeup,
                 other => SystemEvent::Other(other),
             })

@@ -11,9 +11,10 @@ use super::error::{KvmError, ioctl};
 use super::exit::DebugExit;
 use crate::Platform;
 use arch::Isa;
+use arch::board::acpi;
 use arch::x86::boot_state::{BootState, RFLAGS_RESERVED, Segment};
 use arch::x86::cpuid::{Cpuid, Entry, Register};
-use arch::x86::{acpi, layout};
+use arch::x86::layout;
 use kvm_bindings as kvm;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 

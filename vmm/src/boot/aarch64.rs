@@ -6,9 +6,9 @@ use super::kernel::Kernel;
 use super::{BootConfig, BootError, Booted, cmdline, write};
 use arch::GuestPhys;
 use arch::aarch64::boot_state::BootState;
-use arch::aarch64::device_tree::DeviceTree;
 use arch::aarch64::layout;
 use arch::address::PhysRange;
+use arch::board::device_tree::DeviceTree;
 use arch::image::Format;
 use arch::room::Room;
 use kvm::ram::GuestMemory;
@@ -117,8 +117,7 @@ fn device_tree(
         gic: platform.gic,
         pmu: platform.pmu,
         initrd,
-        exit_device: config.exit_device,
-        pvpanic: config.pvpanic,
+        board: config.board,
         seed: &config.seed,
     };
     let bytes = tree.bytes().map_err(|error| BootError::DeviceTree(error.to_string()))?;

@@ -3,6 +3,8 @@
 use super::kernel::Kernel;
 use super::{BootConfig, BootError};
 use arch::Isa;
+use arch::board::Board;
+use devices::platform::{self, Extra};
 use kvm::ram::{self, GuestMemory};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -52,8 +54,14 @@ impl Default for Setting<'_> {
     }
 }
 
+/// What a guest is told of.
+pub fn board(isa: Isa) -> Board {
+    platform::board(isa, &[Extra::Exit]).unwrap()
+}
+
 impl Setting<'_> {
-    pub fn config(&self) -> BootConfig<'_> {
+    /// With `board` to be told of.
+    pub fn config<'a>(&'a self, board: &'a Board) -> BootConfig<'a> {
         BootConfig {
             memory: self.memory,
             vcpus: 1,
@@ -61,8 +69,7 @@ impl Setting<'_> {
             cmdline_exact: self.exact,
             initrds: self.initrds,
             load_address: self.load_address,
-            exit_device: true,
-            pvpanic: false,
+            board,
             seed: [7; 40],
         }
     }

@@ -7,13 +7,14 @@ use super::kernel::Kernel;
 use super::{BootConfig, BootError, Booted, cmdline, write};
 use arch::GuestPhys;
 use arch::address::PhysRange;
+use arch::board::acpi;
 use arch::image::elf::Elf;
 use arch::image::{Format, ImageError, bzimage};
 use arch::room::Room;
 use arch::x86::boot_state::{BootState, Protocol};
 use arch::x86::layout::{self, MemoryMapEntry};
 use arch::x86::zero_page::{self, ZeroPage};
-use arch::x86::{acpi, bios_data_area, pvh, reset_vector};
+use arch::x86::{bios_data_area, pvh, reset_vector};
 use kvm::BootState as State;
 use kvm::ram::GuestMemory;
 
@@ -34,7 +35,7 @@ pub fn prepare(memory: &GuestMemory, kernel: &Kernel, config: &BootConfig) -> Re
     if config.load_address.is_some() && *kernel.format() != Format::Flat {
         return Err(BootError::LoadAddressNotFlat { format: kernel.format().name() });
     }
-    let acpi_tables = acpi::tables(config.vcpus, config.pvpanic);
+    let acpi_tables = acpi::tables(config.vcpus, config.board);
     let mut guest = Guest {
         memory,
         kernel,
@@ -100,11 +101,14 @@ impl Guest<'_> {
 
     /// Writes what every guest has: the firmware's data, tables and code.
     fn firmware(&mut self) -> Result<(), BootError> {
-        for (place, bytes) in bios_data_area::areas() {
+        for (place, bytes) in bios_data_area::areas(self.config.board) {
             self.put("the BIOS data area", place.0, &bytes)?;
         }
         self.put("the ACPI tables", layout::ACPI_TABLES.0, self.acpi_tables)?;
-        self.put("the reset vector", reset_vector::ADDRESS.0, &reset_vector::code())
+        match reset_vector::code(self.config.board) {
+            Some(code) => self.put("the reset vector", reset_vector::ADDRESS.0, &code),
+            None => Ok(()),
+        }
     }
 
     /// Writes the command line to where PVH and Linux's protocol have it. `limit` is what the kernel has room

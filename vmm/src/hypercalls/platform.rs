@@ -1,25 +1,23 @@
 //! What the machine does for Xen's family.
 
 use super::timers::{Line, Timers};
+use crate::guest_ram::GuestRam;
 use crate::mailbox::Mailbox;
-use arch::GuestPhys;
 use arch::hypercall::Abi;
-use debug::target::Memory;
 use devices::bus::Device;
 use devices::hypercall::xen::{Delivery, Platform};
-use devices::serial::Serial;
+use devices::platform::serial::Serial;
+use devices::ram::Ram;
 use devices::tell;
-use kvm::ram::LiveMemory;
 use kvm::{Interrupter, XenAttribute, XenEvents, XenVcpuAttribute, kick};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory};
 
 /// The machine, for Xen.
 #[derive(Debug)]
 pub struct LivePlatform {
-    pub memory: LiveMemory,
+    pub ram: GuestRam,
     pub serial: Arc<Mutex<Serial>>,
     pub interrupter: Interrupter,
     pub vcpus: u32,
@@ -61,38 +59,8 @@ impl Platform for LivePlatform {
         count
     }
 
-    fn ram(&self) -> Vec<(u64, u64)> {
-        self.memory.ranges().iter().map(|range| (range.start.0, range.size)).collect()
-    }
-
-    fn write(&self, address: u64, bytes: &[u8]) -> usize {
-        self.memory.write(GuestPhys(address), bytes)
-    }
-
-    fn update(&self, address: u64, size: usize, set: u64, clear: u64) -> Option<u64> {
-        const ORDER: Ordering = Ordering::SeqCst;
-        let slice = self.memory.0.get_slice(GuestAddress(address), size).ok()?;
-        let low = |value: u64| value.to_le_bytes();
-        match size {
-            8 => {
-                let word = slice.get_atomic_ref::<AtomicU64>(0).ok()?;
-                word.fetch_update(ORDER, ORDER, |old| Some(old & !clear | set)).ok()
-            }
-            4 => {
-                let word = slice.get_atomic_ref::<AtomicU32>(0).ok()?;
-                let part = |value| low(value).first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-                word.fetch_update(ORDER, ORDER, |old| Some(old & !part(clear) | part(set)))
-                    .ok()
-                    .map(u64::from)
-            }
-            _ => {
-                let word = slice.get_atomic_ref::<AtomicU8>(0).ok()?;
-                let part = |value| low(value)[0];
-                word.fetch_update(ORDER, ORDER, |old| Some(old & !part(clear) | part(set)))
-                    .ok()
-                    .map(u64::from)
-            }
-        }
+    fn ram(&self) -> &dyn Ram {
+        &self.ram
     }
 
     fn vcpus(&self) -> u32 {

@@ -1,10 +1,10 @@
 //! The guest's timers by Xen's interface, and interrupts that have to be lowered again.
 
+use crate::guest_ram::GuestRam;
 use arch::GuestPhys;
-use debug::target::Memory;
 use devices::hypercall::xen::Xen;
+use devices::ram::Ram;
 use devices::{guest_log, tell};
-use kvm::ram::LiveMemory;
 use kvm::{Interrupter, KvmError, XenEvents};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -103,13 +103,13 @@ struct TimerState {
 
 impl TimerState {
     /// Looks at lines whose time has come, and lowers those that the guest has seen to.
-    fn lower(&mut self, memory: &LiveMemory, interrupter: &Interrupter, now: Instant) {
+    fn lower(&mut self, ram: &GuestRam, interrupter: &Interrupter, now: Instant) {
         self.lines.retain_mut(|raised| {
             if raised.next > now {
                 return true;
             }
             let (line, mut pending) = (raised.line, [0]);
-            let is_up = memory.read(GuestPhys(line.pending), &mut pending) == 1 && pending[0] != 0;
+            let is_up = ram.read(GuestPhys(line.pending), &mut pending) == 1 && pending[0] != 0;
             raised.look_later(now);
             if !is_up && let Err(error) = interrupter.interrupt(line.vcpu, line.number, false) {
                 tell!(Warn, "an interrupt of vCPU {} stays up: {error}", line.vcpu);
@@ -182,10 +182,10 @@ impl Timers {
     }
 
     /// Waits for timers until it is told to stop.
-    pub fn run(&self, xen: &Weak<Xen>, memory: &LiveMemory, interrupter: &Interrupter) {
+    pub fn run(&self, xen: &Weak<Xen>, ram: &GuestRam, interrupter: &Interrupter) {
         let mut state = self.state();
         while !state.stopped {
-            state.lower(memory, interrupter, Instant::now());
+            state.lower(ram, interrupter, Instant::now());
             if guest_log::has_words() {
                 drop(state);
                 guest_log::deliver();

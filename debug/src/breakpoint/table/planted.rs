@@ -1,7 +1,7 @@
 //! Planted instructions: what they replaced, and what is seen and written in their place.
 
 use super::super::instruction::planted_instruction;
-use super::super::point::Place;
+use super::super::point::{Breakpoint, Place};
 use super::{InsertError, Table};
 use crate::ram::Memory;
 use arch::{GuestPhys, GuestVirt};
@@ -13,6 +13,9 @@ pub(super) struct Planted {
     pub(super) users: usize,
     /// There was no code when it was planted.
     pub(super) awaits_code: bool,
+    /// The instruction is out: lifted for a step, or out of the way of what was written for the guest. Memory is
+    /// the guest's until it is planted again.
+    pub(super) is_out: bool,
 }
 
 /// Bytes of zeros that are no code: on x86 eight instructions that write to memory, on aarch64 four that
@@ -35,23 +38,24 @@ impl Table {
             return Err(InsertError::NotRam(place));
         }
         let awaits_code = code[..count].iter().all(|byte| *byte == 0);
-        self.planted.insert(place, Planted { original, users: 1, awaits_code });
+        self.planted.insert(place, Planted { original, users: 1, awaits_code, is_out: false });
         Ok(())
     }
 
     pub(super) fn uproot(&mut self, memory: &dyn Memory, place: GuestPhys) {
         let Some(planted) = self.planted.get_mut(&place) else { return };
         planted.users -= 1;
-        if planted.users == 0
-            && let Some(planted) = self.planted.remove(&place)
-            && self.stands(memory, place)
-        {
-            memory.write(place, &planted.original);
+        if planted.users == 0 {
+            self.lift(memory, place);
+            self.planted.remove(&place);
         }
     }
 
     /// Whether the planted instruction is in memory at `place`.
     pub(super) fn stands(&self, memory: &dyn Memory, place: GuestPhys) -> bool {
+        if self.planted.get(&place).is_some_and(|planted| planted.is_out) {
+            return false;
+        }
         let instruction = planted_instruction(self.isa);
         let mut there = vec![0; instruction.len()];
         memory.read(place, &mut there) == there.len() && there == instruction
@@ -62,25 +66,67 @@ impl Table {
         self.planted.contains_key(&place) && self.stands(memory, place)
     }
 
-    /// Takes the planted instruction at `place` out for a step, if it is there.
-    pub fn lift(&self, memory: &dyn Memory, place: GuestPhys) -> bool {
-        match self.planted.get(&place) {
-            Some(planted) if self.stands(memory, place) => {
-                memory.write(place, &planted.original);
-                true
-            }
-            _ => false,
+    /// Takes the planted instruction at `place` out, if it is there: for a step, until [`Self::replant`].
+    pub fn lift(&mut self, memory: &dyn Memory, place: GuestPhys) -> bool {
+        if !self.is_planted(memory, place) {
+            return false;
         }
+        if let Some(planted) = self.planted.get_mut(&place) {
+            memory.write(place, &planted.original);
+            planted.is_out = true;
+        }
+        true
+    }
+
+    /// Takes out what is planted within a range, which somebody is about to change for the guest.
+    pub fn make_way(&mut self, memory: &dyn Memory, address: GuestPhys, length: usize) {
+        for place in self.places(address, length) {
+            self.lift(memory, place);
+        }
+    }
+
+    /// Writes for the guest; how many bytes were written. A planted instruction that is in memory stays, with what
+    /// is written for its original, if a breakpoint's address still leads there, as `leads_to` says; else it makes
+    /// way.
+    pub fn write_for_guest(
+        &mut self,
+        memory: &dyn Memory,
+        address: GuestPhys,
+        bytes: &[u8],
+        leads_to: &dyn Fn(GuestVirt) -> Option<GuestPhys>,
+    ) -> usize {
+        let places = self.places(address, bytes.len());
+        if places.is_empty() {
+            return memory.write(address, bytes);
+        }
+        for place in places {
+            let is_theirs =
+                |it: &Breakpoint| it.place == Place::Planted(place) && leads_to(it.address) == Some(place);
+            if !self.stands(memory, place) || !self.breakpoints.values().any(is_theirs) {
+                self.lift(memory, place);
+                // What the guest has written over it by itself is the guest's, too.
+                if let Some(planted) = self.planted.get_mut(&place) {
+                    planted.is_out = true;
+                }
+            }
+        }
+        let mut masked = bytes.to_vec();
+        self.write_over(address, &mut masked);
+        memory.write(address, &masked)
     }
 
     /// Puts the instruction at `place` back after a step. What the guest has put there
     /// meanwhile is the new original.
     pub fn replant(&mut self, memory: &dyn Memory, place: GuestPhys) {
         let instruction = planted_instruction(self.isa);
+        if self.stands(memory, place) {
+            return;
+        }
         if let Some(planted) = self.planted.get_mut(&place)
             && memory.read(place, &mut planted.original) == instruction.len()
         {
             memory.write(place, instruction);
+            planted.is_out = false;
         }
     }
 
@@ -105,24 +151,39 @@ impl Table {
         let instruction = planted_instruction(self.isa);
         self.overlaps(address, bytes.len(), |_, planted, index, at| {
             // Where the guest has patched its text, memory is right as it is.
-            if bytes[at] == instruction[index] {
+            if !planted.is_out && bytes[at] == instruction[index] {
                 bytes[at] = planted.original[index];
             }
         });
     }
 
     /// Takes bytes that are about to be written at `address`: where an instruction is planted,
-    /// they become the original and the planted one stays in `bytes`.
+    /// they become the original and the planted one stays in `bytes`. One that is out stays out.
     pub fn write_over(&mut self, address: GuestPhys, bytes: &mut [u8]) {
         let instruction = planted_instruction(self.isa);
         let mut changes = Vec::new();
-        self.overlaps(address, bytes.len(), |place, _, index, at| changes.push((place, index, at)));
+        self.overlaps(address, bytes.len(), |place, planted, index, at| {
+            if !planted.is_out {
+                changes.push((place, index, at));
+            }
+        });
         for (place, index, at) in changes {
             if let Some(planted) = self.planted.get_mut(&place) {
                 planted.original[index] = bytes[at];
                 bytes[at] = instruction[index];
             }
         }
+    }
+
+    /// The places of planted instructions of which a byte is within a range.
+    fn places(&self, address: GuestPhys, length: usize) -> Vec<GuestPhys> {
+        let mut places = Vec::new();
+        self.overlaps(address, length, |place, _, _, _| {
+            if places.last() != Some(&place) {
+                places.push(place);
+            }
+        });
+        places
     }
 
     /// Calls `visit` for each byte of a planted instruction within a range: its place, its

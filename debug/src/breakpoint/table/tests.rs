@@ -196,3 +196,90 @@ fn thousands_in_any_order() {
         Err(InsertError::NotRam(GuestPhys(0x10_0000)))
     );
 }
+
+/// What serves the guest writes over a planted instruction, or a part of it.
+#[test]
+fn what_is_written_for_the_guest_stays_and_so_does_the_breakpoint() {
+    let (leads, misleads) = (|_: GuestVirt| Some(GuestPhys(0x1000)), |_: GuestVirt| None::<GuestPhys>);
+    for isa in Isa::ALL {
+        let instruction = planted_instruction(isa);
+        for from in 0xffd..0x1004 {
+            let data = [0xa0, 0xa1, 0xa2, 0xa3];
+            let mut wanted = [0, 0, 0, 0, 0x11, 0x22, 0x33, 0x44, 0, 0, 0, 0];
+            let at = usize::try_from(from - 0xffc).unwrap();
+            wanted[at..at + 4].copy_from_slice(&data);
+            let all = |ram: &Ram| {
+                let mut bytes = [0; 12];
+                assert_eq!(ram.read(GuestPhys(0xffc), &mut bytes), 12);
+                bytes
+            };
+            // The address leads there still.
+            let (ram, mut table) = (ram(), Table::new(isa));
+            table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
+            assert_eq!(table.write_for_guest(&ram, GuestPhys(from), &data, &leads), 4);
+            assert!(table.is_planted(&ram, GuestPhys(0x1000)) && table.overwritten(&ram).is_empty());
+            let mut seen = all(&ram);
+            table.unmask(GuestPhys(0xffc), &mut seen);
+            assert_eq!(seen, wanted, "{isa} {from:#x}");
+            table.clear(&ram);
+            assert_eq!(all(&ram), wanted, "{isa} {from:#x}");
+
+            // It does not: all of the memory is the guest's, until somebody has looked.
+            let (ram, mut table) = (self::ram(), Table::new(isa));
+            table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
+            assert_eq!(table.write_for_guest(&ram, GuestPhys(from), &data, &misleads), 4);
+            let is_over = from + 4 > 0x1000 && from < 0x1000 + instruction.len() as u64;
+            if is_over {
+                assert_eq!(all(&ram), wanted, "{isa} {from:#x}");
+                assert_eq!(table.overwritten(&ram), [(GuestPhys(0x1000), GuestVirt(1))]);
+            }
+            assert_eq!(table.is_planted(&ram, GuestPhys(0x1000)), !is_over);
+            table.replant(&ram, GuestPhys(0x1000));
+            assert!(table.is_planted(&ram, GuestPhys(0x1000)));
+            assert!(table.remove(&ram, Kind::Software, GuestVirt(1), 1));
+            assert_eq!(all(&ram), wanted, "{isa} {from:#x}");
+        }
+    }
+}
+
+/// Bytes of the guest's that are a breakpoint instruction by themselves are the guest's.
+#[test]
+fn a_breakpoint_instruction_that_is_written_for_the_guest_stays() {
+    for isa in Isa::ALL {
+        let instruction = planted_instruction(isa);
+        for leads in [true, false] {
+            let (ram, mut table) = (ram(), Table::new(isa));
+            table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
+            let leads_to = |_: GuestVirt| leads.then_some(GuestPhys(0x1000));
+            table.write_for_guest(&ram, GuestPhys(0x1000), instruction, &leads_to);
+            assert_eq!(table.is_planted(&ram, GuestPhys(0x1000)), leads);
+            let mut seen = bytes(&ram, 0x1000);
+            table.unmask(GuestPhys(0x1000), &mut seen);
+            assert_eq!(&seen[..instruction.len()], instruction);
+            assert!(table.remove(&ram, Kind::Software, GuestVirt(1), 1));
+            assert_eq!(&bytes(&ram, 0x1000)[..instruction.len()], instruction);
+        }
+    }
+}
+
+/// What is written while the instruction is lifted for a step is what is under it afterwards.
+#[test]
+fn a_write_during_a_step_is_not_lost() {
+    for isa in Isa::ALL {
+        let (ram, mut table) = (ram(), Table::new(isa));
+        table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
+        assert!(table.lift(&ram, GuestPhys(0x1000)) && !table.lift(&ram, GuestPhys(0x1000)));
+        table.write_for_guest(&ram, GuestPhys(0x1000), &[0xa0], &|_| Some(GuestPhys(0x1000)));
+        assert_eq!(bytes(&ram, 0x1000)[0], 0xa0);
+        table.replant(&ram, GuestPhys(0x1000));
+        assert!(table.is_planted(&ram, GuestPhys(0x1000)));
+        table.make_way(&ram, GuestPhys(0xffe), 8);
+        assert_eq!(bytes(&ram, 0x1000), [0xa0, 0x22, 0x33, 0x44]);
+        // A debugger that writes there has its way, too, and plants nothing.
+        let mut written = [0xb0];
+        table.write_over(GuestPhys(0x1000), &mut written);
+        assert_eq!(written, [0xb0]);
+        table.clear(&ram);
+        assert_eq!(bytes(&ram, 0x1000), [0xa0, 0x22, 0x33, 0x44]);
+    }
+}

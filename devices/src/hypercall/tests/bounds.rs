@@ -1,7 +1,7 @@
 //! What a guest asks for is bounded, whatever it sends.
 
 use super::*;
-use crate::hypercall::Call;
+use crate::hypercall::call::Call;
 use crate::hypercall::decode::Decoded;
 
 /// What a call keeps and prints does not grow with what a guest asks for.

@@ -4,10 +4,13 @@
 //! Source: Xen, `xen/include/public/event_channel.h` and `xen.h` (`struct shared_info`, `struct
 //! vcpu_info`).
 
-use super::Platform;
 use super::errno::{EEXIST, EFAULT, EINVAL, ENOENT, ENOSPC, ENOSYS, EOPNOTSUPP, ESRCH};
-use super::time::{self, Tsc};
-use crate::hypercall::{Call, Fault};
+use super::platform::Platform;
+use super::time;
+use crate::hypercall::call::Call;
+use crate::hypercall::caller::Tsc;
+use crate::hypercall::frame::Fault;
+use arch::GuestPhys;
 use arch::hypercall::Abi;
 
 /// Ports that a guest may have: as many as a 32-bit one can.
@@ -68,7 +71,7 @@ fn info_in((address, abi): (u64, Abi), id: u32) -> u64 {
 fn tell_time(platform: &dyn Platform, info: u64, tsc: Option<Tsc>) {
     const TIME: u64 = 32;
     if let Some(tsc) = tsc {
-        platform.write(info + TIME, &time::time_info(tsc, platform.now()));
+        platform.ram().write(GuestPhys(info + TIME), &time::time_info(tsc, platform.now()));
     }
 }
 
@@ -99,7 +102,9 @@ impl Events {
         let before = self.shared.replace((address, abi));
         let Layout { mask, word, .. } = layout(abi);
         // Behind the mask, which has as many bits as eight of its words have bytes.
-        platform.write(address + mask + (8 * word * word) as u64, &time::wall_clock(platform));
+        platform
+            .ram()
+            .write(GuestPhys(address + mask + (8 * word * word) as u64), &time::wall_clock(platform));
         let delivery = platform.delivery().filter(|delivery| delivery.share(address, abi));
         for (id, vcpu) in (0..layout(abi).infos).zip(&mut self.vcpus) {
             let place = info_in((address, abi), id);
@@ -129,7 +134,7 @@ impl Events {
             return Err(EINVAL);
         }
         let word = layout(abi).word;
-        platform.update(address + word as u64, word, u64::MAX, 0).ok_or(EINVAL)?;
+        platform.ram().update(GuestPhys(address + word as u64), word, u64::MAX, 0).ok_or(EINVAL)?;
         vcpu.info = Some(address);
         tell_time(platform, address, tsc);
         if let Some(delivery) = platform.delivery() {
@@ -150,7 +155,10 @@ impl Events {
         let vector = u32::from(vector);
         vcpu.vector = Some(vector);
         if let Some(info) = vcpu.info
-            && platform.update(info + UPCALL_PENDING, 1, 0, 0).is_some_and(|pending| pending != 0)
+            && platform
+                .ram()
+                .update(GuestPhys(info + UPCALL_PENDING), 1, 0, 0)
+                .is_some_and(|pending| pending != 0)
         {
             platform.interrupt(id, vector, info + UPCALL_PENDING);
         }
@@ -185,7 +193,7 @@ impl Events {
     /// has not switched its local APIC on yet, and one too many does no harm.
     fn mark(&self, platform: &dyn Platform, id: u32) {
         let Some(VcpuEvents { info: Some(info), vector }) = self.vcpus.get(id as usize) else { return };
-        let before = platform.update(info + UPCALL_PENDING, 1, 1, 0);
+        let before = platform.ram().update(GuestPhys(info + UPCALL_PENDING), 1, 1, 0);
         if before.is_some()
             && let Some(number) = vector.or(self.private_interrupt)
         {
@@ -196,8 +204,8 @@ impl Events {
     /// Lets upcalls in; whether one is due.
     pub fn unmask_upcalls(&self, platform: &dyn Platform, id: u32) -> bool {
         let Some(VcpuEvents { info: Some(info), .. }) = self.vcpus.get(id as usize) else { return false };
-        platform.update(info + UPCALL_MASK, 1, 0, 0xff);
-        platform.update(info + UPCALL_PENDING, 1, 0, 0).is_some_and(|pending| pending != 0)
+        platform.ram().update(GuestPhys(info + UPCALL_MASK), 1, 0, 0xff);
+        platform.ram().update(GuestPhys(info + UPCALL_PENDING), 1, 0, 0).is_some_and(|pending| pending != 0)
     }
 
     /// Makes a port's event pending.
@@ -210,8 +218,8 @@ impl Events {
         let Layout { pending, mask, word, .. } = layout(abi);
         let (index, bit) = (port / (8 * word), 1u64 << (port % (8 * word)));
         let at = (index * word) as u64;
-        let before = platform.update(shared + pending + at, word, bit, 0);
-        let masked = platform.update(shared + mask + at, word, 0, 0);
+        let before = platform.ram().update(GuestPhys(shared + pending + at), word, bit, 0);
+        let masked = platform.ram().update(GuestPhys(shared + mask + at), word, 0, 0);
         if before.is_none_or(|before| before & bit != 0) || masked.is_none_or(|masked| masked & bit != 0) {
             return;
         }
@@ -221,7 +229,7 @@ impl Events {
     /// Tells a vCPU which word of pending events to look at.
     fn select(&self, platform: &dyn Platform, id: u32, index: usize, word: usize) {
         if let Some(VcpuEvents { info: Some(info), .. }) = self.vcpus.get(id as usize) {
-            platform.update(info + word as u64, word, 1 << index, 0);
+            platform.ram().update(GuestPhys(info + word as u64), word, 1 << index, 0);
             self.mark(platform, id);
         }
     }
@@ -246,7 +254,10 @@ impl Events {
         let bits = 8 * word as u64;
         ports.iter().any(|port| {
             let at = shared + pending + port / bits * word as u64;
-            platform.update(at, word, 0, 0).is_some_and(|value| value >> (port % bits) & 1 != 0)
+            platform
+                .ram()
+                .update(GuestPhys(at), word, 0, 0)
+                .is_some_and(|value| value >> (port % bits) & 1 != 0)
         })
     }
 
@@ -365,11 +376,15 @@ impl Events {
                 let Layout { pending, mask, word, .. } = layout(abi);
                 let (index, bit) = (number / (8 * word), 1u64 << (number % (8 * word)));
                 let at = (index * word) as u64;
-                let was_masked = platform.update(shared + mask + at, word, 0, bit).unwrap_or(0) & bit != 0;
-                let is_pending = platform.update(shared + pending + at, word, 0, 0).unwrap_or(0) & bit != 0;
+                let was_masked =
+                    platform.ram().update(GuestPhys(shared + mask + at), word, 0, bit).unwrap_or(0) & bit
+                        != 0;
+                let is_pending =
+                    platform.ram().update(GuestPhys(shared + pending + at), word, 0, 0).unwrap_or(0) & bit
+                        != 0;
                 if was_masked && is_pending {
                     // As if it came now.
-                    platform.update(shared + pending + at, word, 0, bit);
+                    platform.ram().update(GuestPhys(shared + pending + at), word, 0, bit);
                     self.deliver(platform, number);
                 }
             }

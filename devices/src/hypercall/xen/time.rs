@@ -2,16 +2,8 @@
 //!
 //! Source: Xen, `xen/include/public/xen.h` (`struct vcpu_time_info`, `struct shared_info`).
 
-use super::Platform;
-
-/// A vCPU's time-stamp counter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tsc {
-    /// Its value now.
-    pub value: u64,
-    /// Its frequency, kHz.
-    pub khz: u32,
-}
+use super::platform::Platform;
+use crate::hypercall::caller::Tsc;
 
 /// `XEN_PVCLOCK_TSC_STABLE_BIT`: the line is the same on all vCPUs.
 const STABLE: u8 = 1;

@@ -2,7 +2,8 @@
 
 use super::cpuid::VERSION;
 use super::errno::{EFAULT, EINVAL, ENOSYS, EPERM};
-use crate::hypercall::{Call, Fault};
+use crate::hypercall::call::Call;
+use crate::hypercall::frame::Fault;
 use arch::Isa;
 
 /// `XENFEAT_writable_page_tables`, `_auto_translated_physmap` and `_not_direct_mapped` (Xen,

@@ -1,7 +1,7 @@
 use super::*;
-use crate::boot::testing::{Scratch, Segment, Setting, elf, read, word};
+use crate::boot::testing::{Scratch, Segment, Setting, board, elf, read, word};
 use arch::Isa;
-use arch::aarch64::device_tree::GicVersion;
+use arch::board::device_tree::GicVersion;
 
 const AARCH64: u16 = 183;
 const PLATFORM: Platform = Platform { gic: GicVersion::V3, mpidrs: &[0], pmu: true };
@@ -9,7 +9,7 @@ const MIB: u64 = 1 << 20;
 
 fn boot(file: &[u8], setting: &Setting) -> Result<(Booted, u64, GuestMemory), BootError> {
     let (kernel, memory) = setting.open(Isa::Aarch64, file)?;
-    let booted = prepare(&memory, &kernel, &setting.config(), &PLATFORM)?;
+    let booted = prepare(&memory, &kernel, &setting.config(&board(Isa::Aarch64)), &PLATFORM)?;
     let State::Aarch64(state) = &booted.state else { panic!("the other architecture's") };
     let tree = state.x0;
     Ok((booted, tree, memory))

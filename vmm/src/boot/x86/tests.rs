@@ -1,5 +1,5 @@
 use super::*;
-use crate::boot::testing::{Scratch, Segment, Setting, elf, read, string, word};
+use crate::boot::testing::{Scratch, Segment, Setting, board, elf, read, string, word};
 use arch::Isa;
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ const BANNER: &[u8] = b"Linux version 6.12.0 (a@b)\0";
 
 fn boot(file: &[u8], setting: &Setting) -> Result<(Booted, GuestMemory), BootError> {
     let (kernel, memory) = setting.open(Isa::X86_64, file)?;
-    prepare(&memory, &kernel, &setting.config()).map(|booted| (booted, memory))
+    prepare(&memory, &kernel, &setting.config(&board(Isa::X86_64))).map(|booted| (booted, memory))
 }
 
 fn refused(file: &[u8], setting: &Setting) -> String {

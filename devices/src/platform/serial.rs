@@ -4,35 +4,39 @@
 //! Output goes to a [`Write`] at the moment the guest sends it. Input that does not fit the
 //! port's 64-byte FIFO waits in [`Serial::pending`] until the guest has read some.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
+use crate::rack::{Console, Fitted, Host, Line};
 use crate::tell;
+use arch::Isa;
+use arch::board::{AcpiDevice, AcpiEntry, Node, TreeEntry, Trigger};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Write};
-use vm_superio::{Serial as Uart, Trigger, serial::NoEvents};
+use vm_superio::{Serial as Uart, serial::NoEvents};
 
 /// Registers of a 16550, a byte each.
 pub const SIZE: u64 = 8;
+/// What the port claims to be clocked by, Hz: its divisors count in sixteenths of 115200 Bd.
+const CLOCK_HZ: u32 = 1_843_200;
 
-/// The interrupt line of a device.
-pub type Interrupt = Box<dyn Trigger<E = io::Error> + Send>;
+/// How `vm_superio` raises the port's interrupt.
+struct Interrupt(Option<Box<dyn Line>>);
 
-struct Line(Interrupt);
-
-impl Trigger for Line {
+impl vm_superio::Trigger for Interrupt {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.0.trigger()
+        self.0.as_ref().map_or(Ok(()), |line| line.pulse())
     }
 }
 
 /// The device.
 pub struct Serial {
-    uart: Uart<Line, NoEvents, Box<dyn Write + Send>>,
+    uart: Uart<Interrupt, NoEvents, Box<dyn Write + Send>>,
     pending: VecDeque<u8>,
-    /// Told when pending input has all gone into the FIFO.
-    drained: Interrupt,
+    /// Called when pending input has all gone into the FIFO.
+    drained: Box<dyn Fn() -> io::Result<()> + Send>,
     /// A failure to write has been told.
     told_failure: bool,
 }
@@ -44,13 +48,11 @@ impl fmt::Debug for Serial {
 }
 
 impl Serial {
-    /// A port that raises `interrupt` and sends its output to `output`, which should not wait: whoever
-    /// else needs the port would wait for it, too. `drained` is triggered when the guest has read so much
-    /// that no input is pending any more: whoever feeds the port stops at some amount of pending input
-    /// and goes on then.
-    pub fn new(interrupt: Interrupt, output: Box<dyn Write + Send>, drained: Interrupt) -> Serial {
+    /// A port that raises `line`, if it has one, and whose other end is `console`.
+    pub fn new(line: Option<Box<dyn Line>>, console: Console) -> Serial {
+        let Console { output, drained } = console;
         Serial {
-            uart: Uart::new(Line(interrupt), output),
+            uart: Uart::new(Interrupt(line), output),
             pending: VecDeque::new(),
             drained,
             told_failure: false,
@@ -85,7 +87,7 @@ impl Serial {
         }
         self.fill_fifo();
         if self.pending.is_empty()
-            && let Err(error) = self.drained.trigger()
+            && let Err(error) = (self.drained)()
         {
             tell!(Warn, "console input may be stuck: {error}");
         }
@@ -106,6 +108,33 @@ impl Serial {
     }
 }
 
+impl Fitted for Serial {
+    /// COM1, or what `serial/8250.yaml` describes.
+    fn node(isa: Isa) -> Option<Node> {
+        let node = Node::new("serial").console();
+        Some(match isa {
+            Isa::X86_64 => {
+                node.ports(0x3f8, SIZE).interrupt(4, Trigger::Edge).acpi(AcpiEntry::Device(AcpiDevice {
+                    name: "COM1",
+                    hid: "PNP0501",
+                    uid: Some(0),
+                    status: None,
+                }))
+            }
+            Isa::Aarch64 => node.memory(0x0900_0000, 0x1000).interrupt(0, Trigger::Edge).tree(TreeEntry {
+                compatible: &["ns16550a"],
+                properties: vec![("clock-frequency", CLOCK_HZ)],
+                is_primecell: false,
+            }),
+        })
+    }
+
+    fn make(node: &Node, host: &mut dyn Host) -> Serial {
+        let line = node.interrupts.first().map(|interrupt| host.line(interrupt.line));
+        Serial::new(line, host.console())
+    }
+}
+
 impl Device for Serial {
     fn name(&self) -> &'static str {
         "16550"
@@ -118,7 +147,7 @@ impl Device for Serial {
         self.feed();
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         for (offset, &byte) in (offset..SIZE).zip(data) {
             if let Err(error) = self.uart.write(offset.to_le_bytes()[0], byte)
                 && !std::mem::replace(&mut self.told_failure, true)
@@ -151,19 +180,10 @@ mod tests {
         }
     }
 
-    struct NoInterrupt;
-
-    impl Trigger for NoInterrupt {
-        type E = io::Error;
-
-        fn trigger(&self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     fn serial() -> (Serial, Shared) {
         let output = Shared::default();
-        (Serial::new(Box::new(NoInterrupt), Box::new(output.clone()), Box::new(NoInterrupt)), output)
+        let console = Console { output: Box::new(output.clone()), drained: Box::new(|| Ok(())) };
+        (Serial::new(None, console), output)
     }
 
     #[test]

@@ -2,14 +2,18 @@
 //! reboot. `vm_superio` has the device; this is its place on a bus, and the output port, whose lowest bit is the
 //! same line (IBM PS/2 Hardware Interface Technical Reference, "Keyboard and Auxiliary Device Controller").
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
+use crate::rack::{Fitted, Host};
+use arch::Isa;
+use arch::board::Node;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vm_superio::{I8042Device, Trigger};
 
 /// Ports 0x60 to 0x64.
-pub const SIZE: u64 = 5;
+const SIZE: u64 = 5;
 
 /// Command 0xd1: the next byte of data goes to the output port.
 const WRITE_OUTPUT_PORT: u8 = 0xd1;
@@ -54,6 +58,16 @@ impl Default for I8042 {
     }
 }
 
+impl Fitted for I8042 {
+    fn node(isa: Isa) -> Option<Node> {
+        (isa == Isa::X86_64).then(|| Node::new("keyboard").ports(0x60, SIZE))
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> I8042 {
+        I8042::default()
+    }
+}
+
 impl Device for I8042 {
     fn name(&self) -> &'static str {
         "i8042"
@@ -67,17 +81,17 @@ impl Device for I8042 {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         let value = *data.first()?;
         match offset {
             COMMAND => self.command = Some(value),
             DATA if self.command.take() == Some(WRITE_OUTPUT_PORT) && value & 1 == 0 => {
-                return Some(Request::Reset);
+                return Some(End::Reset);
             }
             _ => {}
         }
         let Ok(()) = self.controller.write(u8::try_from(offset).ok()?, value);
-        self.reset.0.swap(false, Ordering::Relaxed).then_some(Request::Reset)
+        self.reset.0.swap(false, Ordering::Relaxed).then_some(End::Reset)
     }
 }
 
@@ -88,7 +102,7 @@ mod tests {
     #[test]
     fn pulsing_the_reset_line_asks_for_a_reset() {
         let mut device = I8042::default();
-        assert_eq!(device.write(4, &[0xfe]), Some(Request::Reset));
+        assert_eq!(device.write(4, &[0xfe]), Some(End::Reset));
         assert_eq!(device.write(0, &[0xfe]), None);
         assert_eq!(device.write(4, &[]), None);
         let mut data = [0xff; 4];
@@ -107,7 +121,7 @@ mod tests {
         assert_eq!(port, [0]);
         // A20 is what it is for, as a rule.
         assert_eq!((device.write(4, &[0xd1]), device.write(0, &[0xdf])), (None, None));
-        assert_eq!((device.write(4, &[0xd1]), device.write(0, &[2])), (None, Some(Request::Reset)));
+        assert_eq!((device.write(4, &[0xd1]), device.write(0, &[2])), (None, Some(End::Reset)));
         assert_eq!(device.write(0, &[2]), None);
     }
 }

@@ -3,7 +3,11 @@
 //!
 //! A20 is on always. INIT goes to firmware, which boots the machine again: a reset.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
+use crate::rack::{Fitted, Host};
+use arch::Isa;
+use arch::board::Node;
 
 /// Bit 0: a change from 0 to 1 pulses INIT.
 const INIT: u8 = 1 << 0;
@@ -14,6 +18,16 @@ const A20: u8 = 1 << 1;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Port92 {
     value: u8,
+}
+
+impl Fitted for Port92 {
+    fn node(isa: Isa) -> Option<Node> {
+        (isa == Isa::X86_64).then(|| Node::new("system-control").ports(0x92, 1))
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> Port92 {
+        Port92::default()
+    }
 }
 
 impl Device for Port92 {
@@ -27,11 +41,11 @@ impl Device for Port92 {
         }
     }
 
-    fn write(&mut self, _offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, _offset: u64, data: &[u8]) -> Option<End> {
         let value = *data.first()?;
         let pulses = value & !self.value & INIT != 0;
         self.value = value;
-        pulses.then_some(Request::Reset)
+        pulses.then_some(End::Reset)
     }
 }
 
@@ -48,12 +62,12 @@ mod tests {
         assert_eq!(port.write(0, &[0]), None);
         port.read(0, &mut data);
         assert_eq!(data[0], 2);
-        assert_eq!(port.write(0, &[3]), Some(Request::Reset));
+        assert_eq!(port.write(0, &[3]), Some(End::Reset));
         port.read(0, &mut data);
         assert_eq!(data[0], 3);
         assert_eq!(port.write(0, &[1]), None);
         assert_eq!(port.write(0, &[0]), None);
-        assert_eq!(port.write(0, &[1]), Some(Request::Reset));
+        assert_eq!(port.write(0, &[1]), Some(End::Reset));
         assert_eq!(port.write(0, &[]), None);
     }
 }

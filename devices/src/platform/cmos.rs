@@ -4,11 +4,15 @@
 //! Source: Motorola MC146818A data sheet; the century register is at 0x32, where Linux
 //! looks for it.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
+use crate::rack::{Fitted, Host};
+use arch::Isa;
+use arch::board::{AcpiDevice, AcpiEntry, Node};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Index port and data port.
-pub const SIZE: u64 = 2;
+const SIZE: u64 = 2;
 
 const STATUS_A: u8 = 0x0a;
 const STATUS_B: u8 = 0x0b;
@@ -88,6 +92,17 @@ impl Cmos {
     }
 }
 
+impl Fitted for Cmos {
+    fn node(isa: Isa) -> Option<Node> {
+        let entry = AcpiDevice { name: "RTC_", hid: "PNP0B00", uid: None, status: None };
+        (isa == Isa::X86_64).then(|| Node::new("rtc").ports(0x70, SIZE).acpi(AcpiEntry::Device(entry)))
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> Cmos {
+        Cmos::default()
+    }
+}
+
 impl Device for Cmos {
     fn name(&self) -> &'static str {
         "CMOS clock"
@@ -99,7 +114,7 @@ impl Device for Cmos {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         if offset == 0 {
             // Bit 7 masks NMI.
             self.index = data.first()? & 0x7f;

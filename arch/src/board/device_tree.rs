@@ -2,9 +2,10 @@
 //!
 //! Sources: Devicetree Specification 0.4; Linux `Documentation/devicetree/bindings`:
 //! `arm/psci.yaml`, `interrupt-controller/arm,gic.yaml` and `arm,gic-v3.yaml`,
-//! `timer/arm,arch_timer.yaml`, `arm/pmu.yaml`, `serial/8250.yaml`, `rtc/arm,pl031.yaml`.
+//! `timer/arm,arch_timer.yaml`, `arm/pmu.yaml`, `arm/primecell.yaml`. Devices' bindings are where the devices are.
 
-use super::layout;
+use super::{Board, Node, Space, TreeEntry, Trigger};
+use crate::aarch64::layout;
 use crate::address::PhysRange;
 use vm_fdt::{Error, FdtWriter};
 
@@ -15,13 +16,8 @@ const IRQ_PPI: u32 = 1;
 const IRQ_EDGE_RISING: u32 = 1;
 const IRQ_LEVEL_HIGH: u32 = 4;
 const IRQ_LEVEL_LOW: u32 = 8;
-/// Frequency of the clock that the serial port and the PL031 claim to have, Hz. The 16550's
-/// divisors count in sixteenths of 115200 Bd.
-const SERIAL_CLOCK_HZ: u32 = 1_843_200;
-const RTC_CLOCK_HZ: u32 = 24_000_000;
-
-/// `compatible` of the exit device; its `reg` is one 32-bit word.
-pub const EXIT_DEVICE_COMPATIBLE: &str = "vmm,exit-device";
+/// Frequency of the clock that PrimeCells' bus claims to have, Hz.
+const APB_CLOCK_HZ: u32 = 24_000_000;
 
 /// Version of the interrupt controller that the host's KVM emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +43,8 @@ pub struct DeviceTree<'a> {
     pub pmu: bool,
     /// Guest-physical start and size in bytes of the initrd.
     pub initrd: Option<(u64, u64)>,
-    /// Whether there is an exit device.
-    pub exit_device: bool,
-    /// Whether there is a device that takes the guest's panics.
-    pub pvpanic: bool,
+    /// The devices that there are.
+    pub board: &'a Board,
     /// Random bytes for the guest: where its kernel goes, and its first entropy.
     pub seed: &'a Seed,
 }
@@ -107,43 +101,24 @@ impl DeviceTree<'_> {
         fdt.property_string("method", "hvc")?;
         fdt.end_node(psci)?;
 
-        let clock = fdt.begin_node("apb-pclk")?;
-        fdt.property_string("compatible", "fixed-clock")?;
-        fdt.property_u32("#clock-cells", 0)?;
-        fdt.property_u32("clock-frequency", RTC_CLOCK_HZ)?;
-        fdt.property_string("clock-output-names", "clk24mhz")?;
-        fdt.property_phandle(PHANDLE_CLOCK)?;
-        fdt.end_node(clock)?;
-
-        let serial = fdt.begin_node(&serial_name())?;
-        fdt.property_string("compatible", "ns16550a")?;
-        fdt.property_array_u64("reg", &reg(layout::SERIAL))?;
-        fdt.property_u32("clock-frequency", SERIAL_CLOCK_HZ)?;
-        fdt.property_array_u32("interrupts", &[IRQ_SPI, layout::SERIAL_SPI, IRQ_EDGE_RISING])?;
-        fdt.end_node(serial)?;
-
-        let rtc = fdt.begin_node(&format!("rtc@{:x}", layout::RTC.start))?;
-        fdt.property_string_list("compatible", vec!["arm,pl031".into(), "arm,primecell".into()])?;
-        fdt.property_array_u64("reg", &reg(layout::RTC))?;
-        fdt.property_array_u32("interrupts", &[IRQ_SPI, layout::RTC_SPI, IRQ_LEVEL_HIGH])?;
-        fdt.property_u32("clocks", PHANDLE_CLOCK)?;
-        fdt.property_string("clock-names", "apb_pclk")?;
-        fdt.end_node(rtc)?;
-
-        if self.exit_device {
-            let node = fdt.begin_node(&format!("exit@{:x}", layout::EXIT_DEVICE.start))?;
-            fdt.property_string("compatible", EXIT_DEVICE_COMPATIBLE)?;
-            fdt.property_array_u64("reg", &reg(PhysRange { size: 4, ..layout::EXIT_DEVICE }))?;
-            fdt.end_node(node)?;
-        }
-        if self.pvpanic {
-            let node = fdt.begin_node(&format!("pvpanic-mmio@{:x}", layout::PVPANIC.start))?;
-            fdt.property_string("compatible", "qemu,pvpanic-mmio")?;
-            fdt.property_array_u64("reg", &reg(PhysRange { size: 2, ..layout::PVPANIC }))?;
-            fdt.end_node(node)?;
-        }
+        self.devices(&mut fdt)?;
         fdt.end_node(root)?;
         fdt.finish()
+    }
+
+    /// The board's devices, behind the clock that some of them have.
+    fn devices(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
+        let entries = || self.board.nodes().iter().filter_map(|node| Some((node, node.tree.as_ref()?)));
+        if entries().any(|(_, entry)| entry.is_primecell) {
+            let clock = fdt.begin_node("apb-pclk")?;
+            fdt.property_string("compatible", "fixed-clock")?;
+            fdt.property_u32("#clock-cells", 0)?;
+            fdt.property_u32("clock-frequency", APB_CLOCK_HZ)?;
+            fdt.property_string("clock-output-names", "clk24mhz")?;
+            fdt.property_phandle(PHANDLE_CLOCK)?;
+            fdt.end_node(clock)?;
+        }
+        entries().try_for_each(|(node, entry)| device(fdt, node, entry))
     }
 
     /// The flags of a private interrupt: GICv2 bindings put a mask of CPUs into bits 8 to 15.
@@ -160,7 +135,9 @@ impl DeviceTree<'_> {
     fn chosen(&self, fdt: &mut FdtWriter) -> Result<(), Error> {
         let chosen = fdt.begin_node("chosen")?;
         fdt.property_string("bootargs", self.cmdline)?;
-        fdt.property_string("stdout-path", &format!("/{}", serial_name()))?;
+        if let Some(console) = self.board.console() {
+            fdt.property_string("stdout-path", &format!("/{}", name(console)))?;
+        }
         let (kaslr, rng) = self.seed.split_at(8);
         fdt.property("kaslr-seed", kaslr)?;
         fdt.property("rng-seed", rng)?;
@@ -204,8 +181,47 @@ impl DeviceTree<'_> {
     }
 }
 
-fn serial_name() -> String {
-    format!("serial@{:x}", layout::SERIAL.start)
+/// A device's registers in memory.
+fn memory(node: &Node) -> impl Iterator<Item = PhysRange> {
+    let registers = node.registers.iter().filter(|registers| registers.space == Space::Memory);
+    registers.map(|registers| PhysRange::new(registers.start, registers.size))
+}
+
+/// The name of a device's node (Devicetree Specification 0.4, 2.2.1).
+fn name(node: &Node) -> String {
+    match memory(node).next() {
+        Some(range) => format!("{}@{:x}", node.name, range.start),
+        None => node.name.to_string(),
+    }
+}
+
+fn device(fdt: &mut FdtWriter, node: &Node, entry: &TreeEntry) -> Result<(), Error> {
+    let begun = fdt.begin_node(&name(node))?;
+    let compatible = entry.compatible.iter().map(|name| (*name).to_string()).collect();
+    fdt.property_string_list("compatible", compatible)?;
+    let registers: Vec<u64> = memory(node).flat_map(reg).collect();
+    if !registers.is_empty() {
+        fdt.property_array_u64("reg", &registers)?;
+    }
+    for (name, value) in &entry.properties {
+        fdt.property_u32(name, *value)?;
+    }
+    let interrupts = node.interrupts.iter().flat_map(|interrupt| {
+        let flags = match interrupt.trigger {
+            Trigger::Edge => IRQ_EDGE_RISING,
+            Trigger::Level => IRQ_LEVEL_HIGH,
+        };
+        [IRQ_SPI, interrupt.line, flags]
+    });
+    let interrupts: Vec<u32> = interrupts.collect();
+    if !interrupts.is_empty() {
+        fdt.property_array_u32("interrupts", &interrupts)?;
+    }
+    if entry.is_primecell {
+        fdt.property_u32("clocks", PHANDLE_CLOCK)?;
+        fdt.property_string("clock-names", "apb_pclk")?;
+    }
+    fdt.end_node(begun)
 }
 
 fn reg(range: PhysRange) -> [u64; 2] {
@@ -215,8 +231,30 @@ fn reg(range: PhysRange) -> [u64; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
 
-    fn tree<'a>(mpidrs: &'a [u64], gic: GicVersion) -> DeviceTree<'a> {
+    fn board() -> Board {
+        let entry = |compatible, is_primecell| TreeEntry { compatible, is_primecell, properties: Vec::new() };
+        let mut board = Board::new(Isa::Aarch64);
+        for node in [
+            Node::new("quiet").memory(0x0904_0000, 0x1000),
+            Node::new("serial").memory(0x0900_0000, 0x1000).console().tree(entry(&["ns16550a"], false)),
+            Node::new("rtc")
+                .memory(0x0901_0000, 0x1000)
+                .interrupt(1, Trigger::Level)
+                .tree(entry(&["arm,pl031", "arm,primecell"], true)),
+            Node::new("exit").memory(0x0902_0000, 4).tree(TreeEntry {
+                compatible: &["vmm,exit-device"],
+                properties: vec![("answer", 42)],
+                is_primecell: false,
+            }),
+        ] {
+            board.add(node).unwrap();
+        }
+        board
+    }
+
+    fn tree<'a>(board: &'a Board, mpidrs: &'a [u64], gic: GicVersion) -> DeviceTree<'a> {
         DeviceTree {
             cmdline: "console=ttyS0",
             memory: 6 << 30,
@@ -224,8 +262,7 @@ mod tests {
             gic,
             pmu: true,
             initrd: Some((0x4800_0000, 0x1234)),
-            exit_device: true,
-            pvpanic: true,
+            board,
             seed: &[7; 40],
         }
     }
@@ -233,7 +270,8 @@ mod tests {
     #[test]
     fn a_reader_finds_the_machine_in_it() {
         let mpidrs: Vec<u64> = (0..16).map(|id| 0x8000_0000 | id).collect();
-        let bytes = tree(&mpidrs, GicVersion::V3).bytes().unwrap();
+        let board = board();
+        let bytes = tree(&board, &mpidrs, GicVersion::V3).bytes().unwrap();
         let fdt = fdt::Fdt::new(&bytes).unwrap();
         assert_eq!(fdt.chosen().bootargs(), Some("console=ttyS0"));
         assert_eq!(fdt.chosen().stdout().map(|node| node.name), Some("serial@9000000"));
@@ -253,17 +291,24 @@ mod tests {
             "arm,psci-0.2",
             "ns16550a",
             "arm,pl031",
-            "qemu,pvpanic-mmio",
+            "fixed-clock",
         ] {
             assert!(fdt.find_compatible(&[compatible]).is_some(), "{compatible}");
         }
-        let exit = fdt.find_compatible(&[EXIT_DEVICE_COMPATIBLE]).unwrap();
+        let exit = fdt.find_compatible(&["vmm,exit-device"]).unwrap();
         assert_eq!(exit.reg().unwrap().next().unwrap().size, Some(4));
+        assert_eq!(exit.property("answer").unwrap().value, 42u32.to_be_bytes());
+        let clock = fdt.find_compatible(&["arm,pl031"]).unwrap();
+        assert_eq!(clock.property("interrupts").unwrap().value, [0, 1, 4].map(u32::to_be_bytes).concat());
+        assert_eq!(clock.property("clocks").unwrap().value, PHANDLE_CLOCK.to_be_bytes());
+        // Of what says nothing for it nothing is in it.
+        assert!(fdt.find_node("/quiet@9040000").is_none());
     }
 
     #[test]
     fn a_version_2_controller_has_its_cpu_interface_and_timer_mask() {
-        let bytes = tree(&[0, 1], GicVersion::V2).bytes().unwrap();
+        let board = board();
+        let bytes = tree(&board, &[0, 1], GicVersion::V2).bytes().unwrap();
         let fdt = fdt::Fdt::new(&bytes).unwrap();
         let gic = fdt.find_compatible(&["arm,cortex-a15-gic"]).unwrap();
         let interface = gic.reg().unwrap().nth(1).unwrap();
@@ -275,12 +320,13 @@ mod tests {
     }
 
     #[test]
-    fn devices_that_are_not_there_have_no_node() {
-        let mut tree = tree(&[0], GicVersion::V3);
-        (tree.exit_device, tree.pvpanic, tree.pmu) = (false, false, false);
-        let bytes = tree.bytes().unwrap();
-        assert!(fdt::Fdt::new(&bytes).unwrap().find_compatible(&[EXIT_DEVICE_COMPATIBLE]).is_none());
-        assert!(fdt::Fdt::new(&bytes).unwrap().find_compatible(&["qemu,pvpanic-mmio"]).is_none());
-        assert!(fdt::Fdt::new(&bytes).unwrap().find_compatible(&["arm,armv8-pmuv3"]).is_none());
+    fn what_is_not_there_has_no_node() {
+        let board = Board::new(Isa::Aarch64);
+        let bytes = DeviceTree { pmu: false, ..tree(&board, &[0], GicVersion::V3) }.bytes().unwrap();
+        let fdt = fdt::Fdt::new(&bytes).unwrap();
+        for compatible in ["ns16550a", "vmm,exit-device", "fixed-clock", "arm,armv8-pmuv3"] {
+            assert!(fdt.find_compatible(&[compatible]).is_none(), "{compatible}");
+        }
+        assert!(fdt.find_node("/chosen").unwrap().property("stdout-path").is_none());
     }
 }

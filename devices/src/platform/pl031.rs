@@ -1,7 +1,11 @@
 //! The PL031 real-time clock (Arm DDI 0224). `vm_superio` has the device; this is its place
 //! on a bus. Its registers are 32-bit words.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
+use crate::rack::{Fitted, Host};
+use arch::Isa;
+use arch::board::{Node, TreeEntry, Trigger};
 use vm_superio::Rtc;
 use vm_superio::rtc_pl031::NoEvents;
 
@@ -12,6 +16,24 @@ pub struct Pl031(Rtc<NoEvents>);
 impl std::fmt::Debug for Pl031 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Pl031")
+    }
+}
+
+impl Fitted for Pl031 {
+    /// As `rtc/arm,pl031.yaml` has it.
+    fn node(isa: Isa) -> Option<Node> {
+        let entry = TreeEntry {
+            compatible: &["arm,pl031", "arm,primecell"],
+            properties: Vec::new(),
+            is_primecell: true,
+        };
+        (isa == Isa::Aarch64)
+            .then(|| Node::new("rtc").memory(0x0901_0000, 0x1000).interrupt(1, Trigger::Level).tree(entry))
+    }
+
+    /// Its interrupt is described, as the binding wants one, and never raised.
+    fn make(_: &Node, _: &mut dyn Host) -> Pl031 {
+        Pl031::default()
     }
 }
 
@@ -30,7 +52,7 @@ impl Device for Pl031 {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         let offset = u16::try_from(offset).ok()?;
         let word: [u8; 4] = data.try_into().ok()?;
         self.0.write(offset, &word);

@@ -5,8 +5,12 @@
 //! believes in this one when it finds a host bridge (`arch/x86/pci/direct.c`). No bus is described by ACPI,
 //! so with ACPI it is not looked through.
 
-use crate::bus::{Device, Request};
-use crate::reset_control::ResetControl;
+use crate::End;
+use crate::bus::Device;
+use crate::platform::reset_control::ResetControl;
+use crate::rack::{Fitted, Host};
+use arch::Isa;
+use arch::board::Node;
 
 /// Where in the ports' range the data of the selected register is.
 const DATA: u64 = 4;
@@ -39,6 +43,16 @@ impl PciConfig {
     }
 }
 
+impl Fitted for PciConfig {
+    fn node(isa: Isa) -> Option<Node> {
+        (isa == Isa::X86_64).then(|| Node::new("pci").ports(0xcf8, 8))
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> PciConfig {
+        PciConfig::default()
+    }
+}
+
 impl Device for PciConfig {
     fn name(&self) -> &'static str {
         "PCI configuration"
@@ -59,7 +73,7 @@ impl Device for PciConfig {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         if offset == RESET && data.len() == 1 {
             return self.reset.write(0, data);
         }
@@ -127,6 +141,6 @@ mod tests {
         assert_eq!(config.write(RESET, &[2]), None);
         assert_eq!(read(&mut config, RESET, 1), 2);
         assert_eq!(config.write(0, &[0, 6, 0, 0]), None, "that is the address");
-        assert_eq!(config.write(RESET, &[6]), Some(Request::Reset));
+        assert_eq!(config.write(RESET, &[6]), Some(End::Reset));
     }
 }

@@ -1,7 +1,8 @@
 //! The reset control register of a PC's chipset, at port 0xcf9: what Linux's `reboot=pci` and hobby kernels
 //! write to (Intel ICH9 datasheet, section 13.7.5, "RST_CNT").
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
 
 /// Bit 2: a change from 0 to 1 resets the processor, by its INIT line or, with bit 1, the whole platform.
 /// Here that is the same.
@@ -24,12 +25,12 @@ impl Device for ResetControl {
         }
     }
 
-    fn write(&mut self, _offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, _offset: u64, data: &[u8]) -> Option<End> {
         // What is wider goes to port 0xcf8, which is PCI's.
         let [value] = *data else { return None };
         let resets = value & !self.value & RESET != 0;
         self.value = value;
-        resets.then_some(Request::Reset)
+        resets.then_some(End::Reset)
     }
 }
 
@@ -45,11 +46,11 @@ mod tests {
         register.read(0, &mut data);
         assert_eq!(data, [2]);
         assert_eq!(register.write(0, &[6, 0]), None);
-        assert_eq!(register.write(0, &[6]), Some(Request::Reset));
+        assert_eq!(register.write(0, &[6]), Some(End::Reset));
         register.read(0, &mut data);
         assert_eq!(data, [2]);
         assert_eq!(register.write(0, &[6]), None);
         assert_eq!(register.write(0, &[0]), None);
-        assert_eq!(register.write(0, &[4]), Some(Request::Reset));
+        assert_eq!(register.write(0, &[4]), Some(End::Reset));
     }
 }

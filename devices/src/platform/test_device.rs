@@ -1,16 +1,33 @@
 //! QEMU's `pc-testdev`, which KVM's own tests (kvm-unit-tests) are written for: interrupt lines that a guest
 //! raises itself, registers and memory that keep what is written, and a way to have the host forget a page.
-//! Its places are in `arch::x86::layout`. The other half of what these tests need is
-//! [`crate::exit`]. Source: QEMU, `hw/misc/pc-testdev.c`.
+//! The other half of what these tests need is
+//! [`super::exit`]. Source: QEMU, `hw/misc/pc-testdev.c`.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
+use crate::rack::{Fitted, Host, Line, Rack};
+use crate::tell;
+use arch::board::{BoardError, Node};
+use arch::{GuestPhys, Isa};
 
 /// Ports of the lines: one each.
-pub const LINES: u64 = 24;
+const LINES: u32 = 24;
 /// Ports of a register.
-pub const REGISTER_SIZE: u64 = 4;
+const REGISTER_SIZE: u64 = 4;
 /// Size of the memory, bytes.
-pub const MEMORY_SIZE: u64 = 0x1_0000;
+const MEMORY_SIZE: u64 = 0x1_0000;
+
+/// Fits all of its parts.
+///
+/// # Errors
+/// [`BoardError`].
+pub fn fit(rack: &mut Rack, host: &mut dyn Host) -> Result<(), BoardError> {
+    rack.add::<Lines>(host)?;
+    rack.add::<Flush>(host)?;
+    rack.add::<Register>(host)?;
+    rack.add::<Memory>(host)?;
+    Ok(())
+}
 
 /// Interrupt lines: a byte written to a port is the level of the line that has its number. What is wider goes to
 /// several.
@@ -31,6 +48,24 @@ impl Lines {
     }
 }
 
+impl Fitted for Lines {
+    fn node(isa: Isa) -> Option<Node> {
+        (isa == Isa::X86_64).then(|| Node::new("test-lines").ports(0x2000, LINES.into()))
+    }
+
+    fn make(_: &Node, host: &mut dyn Host) -> Lines {
+        let lines: Vec<Box<dyn Line>> = (0..LINES).map(|number| host.line(number)).collect();
+        Lines::new(move |number, level| {
+            let Some(line) = usize::try_from(number).ok().and_then(|number| lines.get(number)) else {
+                return;
+            };
+            if let Err(error) = line.set(level) {
+                tell!(Warn, "the test device's interrupt is lost: {error}");
+            }
+        })
+    }
+}
+
 impl Device for Lines {
     fn name(&self) -> &'static str {
         "test device's lines"
@@ -38,8 +73,8 @@ impl Device for Lines {
 
     fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
-        for (line, level) in (offset..LINES).zip(data) {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
+        for (line, level) in (offset..LINES.into()).zip(data) {
             (self.set)(u32::try_from(line).unwrap_or(u32::MAX), *level != 0);
         }
         None
@@ -48,13 +83,13 @@ impl Device for Lines {
 
 /// Bytes that keep what is written: a register, or memory.
 #[derive(Debug)]
-pub struct Kept {
+struct Kept {
     bytes: Vec<u8>,
 }
 
 impl Kept {
     /// `size` bytes, of which all are zero.
-    pub fn new(size: u64) -> Kept {
+    fn new(size: u64) -> Kept {
         Kept { bytes: vec![0; usize::try_from(size).unwrap_or(0)] }
     }
 
@@ -66,20 +101,74 @@ impl Kept {
     }
 }
 
-impl Device for Kept {
-    fn name(&self) -> &'static str {
-        "test device's memory"
-    }
-
+impl Kept {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         let part = self.part(offset, data.len());
         data[..part.len()].copy_from_slice(part);
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) {
         let part = self.part(offset, data.len());
         let length = part.len();
         part.copy_from_slice(&data[..length]);
+    }
+}
+
+/// A register at two places: by accesses of any width, and by bytes.
+#[derive(Debug)]
+pub struct Register(Kept);
+
+impl Fitted for Register {
+    fn node(isa: Isa) -> Option<Node> {
+        let node = || Node::new("test-register").ports(0xe0, REGISTER_SIZE).ports(0xe8, REGISTER_SIZE);
+        (isa == Isa::X86_64).then(node)
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> Register {
+        Register(Kept::new(REGISTER_SIZE))
+    }
+}
+
+impl Device for Register {
+    fn name(&self) -> &'static str {
+        "test device's register"
+    }
+
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
+        self.0.write(offset, data);
+        None
+    }
+}
+
+/// Memory that is no RAM.
+#[derive(Debug)]
+pub struct Memory(Kept);
+
+impl Fitted for Memory {
+    fn node(isa: Isa) -> Option<Node> {
+        (isa == Isa::X86_64).then(|| Node::new("test-memory").memory(0xff00_0000, MEMORY_SIZE))
+    }
+
+    fn make(_: &Node, _: &mut dyn Host) -> Memory {
+        Memory(Kept::new(MEMORY_SIZE))
+    }
+}
+
+impl Device for Memory {
+    fn name(&self) -> &'static str {
+        "test device's memory"
+    }
+
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
+        self.0.write(offset, data);
         None
     }
 }
@@ -104,6 +193,17 @@ impl Flush {
     }
 }
 
+impl Fitted for Flush {
+    fn node(isa: Isa) -> Option<Node> {
+        (isa == Isa::X86_64).then(|| Node::new("test-flush").ports(0xe4, 4))
+    }
+
+    fn make(_: &Node, host: &mut dyn Host) -> Flush {
+        let ram = host.ram();
+        Flush::new(move |page| ram.forget_mapping(GuestPhys(page)))
+    }
+}
+
 impl Device for Flush {
     fn name(&self) -> &'static str {
         "test device's flush"
@@ -111,7 +211,7 @@ impl Device for Flush {
 
     fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Option<Request> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         if let (0, &[a, b, c, d]) = (offset, data) {
             (self.forget)(u64::from(u32::from_le_bytes([a, b, c, d])) & !0xfff);
         }

@@ -1,13 +1,17 @@
 //! The ACPI power management timer: a counter at 3.58 MHz that guests without a paravirtual clock measure their
 //! time-stamp counter by (ACPI 6.5, section 4.8.3.3, "Power Management Timer"). The tables that announce it
-//! are made by `arch::x86::acpi`.
+//! are made by `arch::board::acpi`.
 //!
 //! It counts the guest's own time, which stands still while the guest is held, and raises no interrupt.
 
-use crate::bus::{Device, Request};
+use crate::End;
+use crate::bus::Device;
+use crate::rack::{Fitted, Host};
+use arch::Isa;
+use arch::board::{AcpiEntry, FixedRegister, Node};
 
 /// Number of ports the device takes.
-pub const SIZE: u64 = 4;
+const SIZE: u64 = 4;
 /// Hz.
 const RATE: u128 = 3_579_545;
 
@@ -30,6 +34,18 @@ impl PmTimer {
     }
 }
 
+impl Fitted for PmTimer {
+    /// Where QEMU's first chipset has it as well.
+    fn node(isa: Isa) -> Option<Node> {
+        const REGISTERS: &[(FixedRegister, u64)] = &[(FixedRegister::Timer, 0)];
+        (isa == Isa::X86_64).then(|| Node::new("timer").ports(0x608, SIZE).acpi(AcpiEntry::Fixed(REGISTERS)))
+    }
+
+    fn make(_: &Node, host: &mut dyn Host) -> PmTimer {
+        PmTimer { now: host.time() }
+    }
+}
+
 impl Device for PmTimer {
     fn name(&self) -> &'static str {
         "ACPI timer"
@@ -44,7 +60,7 @@ impl Device for PmTimer {
         }
     }
 
-    fn write(&mut self, _offset: u64, _data: &[u8]) -> Option<Request> {
+    fn write(&mut self, _offset: u64, _data: &[u8]) -> Option<End> {
         None
     }
 }

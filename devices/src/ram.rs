@@ -1,0 +1,29 @@
+//! The guest's RAM, as its devices and its hypervisor's calls see it: the one way to it for what serves a guest.
+//!
+//! Whoever implements it knows what else there is in that memory. A debugger plants instructions, which no device is
+//! to read and which are not to be lost when one writes over them; whoever keeps account of pages that have been
+//! written learns of it here. So no device is given the memory itself.
+
+use arch::GuestPhys;
+use arch::address::PhysRange;
+use std::fmt::Debug;
+
+/// RAM of a guest. Addresses are guest-physical.
+pub trait Ram: Send + Sync + Debug {
+    /// The ranges of RAM, in ascending order.
+    fn ranges(&self) -> Vec<PhysRange>;
+
+    /// Reads as many bytes as there are in one piece from `address`; how many.
+    fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize;
+
+    /// Writes likewise.
+    fn write(&self, address: GuestPhys, bytes: &[u8]) -> usize;
+
+    /// Sets and clears bits of a naturally aligned word of `size` bytes, 1, 4 or 8, in one step; what
+    /// was there, or `None` if it is not in RAM.
+    fn update(&self, address: GuestPhys, size: usize, set: u64, clear: u64) -> Option<u64>;
+
+    /// Has the host forget how it maps the page of 4 KiB at an address for KVM, without its contents' being lost.
+    /// Where no RAM is, nothing happens.
+    fn forget_mapping(&self, page: GuestPhys);
+}
