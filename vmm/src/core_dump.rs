@@ -5,7 +5,7 @@ mod asked;
 mod open;
 mod shell;
 
-use crate::completions::words;
+use crate::candidates::words;
 use crate::error::Error;
 use crate::outcome;
 use crate::stdout;

@@ -19,6 +19,7 @@
 mod attempt;
 mod attention;
 pub mod boot;
+pub mod candidates;
 pub mod check;
 pub mod cli;
 pub mod completions;
