@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::completions::{guests, words};
+use crate::candidates::{guests, words};
 use crate::config::{
     Config, DumpOn, GdbConfig, GuestClock, HypercallConfig, MemorySize, OnReboot, parse_address, parse_count,
     parse_dump_path, parse_duration, parse_lost, parse_size,

@@ -2,9 +2,8 @@
 //! names of guests that run. The shell's script ([`script`]) calls the program back with `VMM_COMPLETE` set,
 //! and is so small that it need not be made anew with each version.
 
-use crate::{control, outcome};
+use crate::outcome;
 use clap::CommandFactory;
-use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
 use std::io;
 
@@ -41,15 +40,4 @@ pub fn script(shell: clap_complete::Shell) -> io::Result<String> {
     let mut text = Vec::new();
     completer.write_registration(VARIABLE, "vmm", "vmm", "vmm", &mut text)?;
     String::from_utf8(text).map_err(io::Error::other)
-}
-
-/// These words.
-pub fn words(words: &'static [&'static str]) -> ArgValueCandidates {
-    ArgValueCandidates::new(move || words.iter().map(CompletionCandidate::new).collect())
-}
-
-/// Names of guests that run.
-pub fn guests() -> ArgValueCandidates {
-    let names = || control::names().into_iter().map(CompletionCandidate::new).collect();
-    ArgValueCandidates::new(names)
 }

@@ -5,7 +5,7 @@ mod asked;
 mod open;
 mod shell;
 
-use crate::completions::words;
+use crate::candidates::words;
 use crate::error::Error;
 use crate::outcome;
 use crate::stdout;
@@ -27,9 +27,10 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use open::{Description, open};
 use shell::Shell;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Options of `vmm core`.
@@ -132,6 +133,20 @@ fn in_one_line(refused: &Refused) -> String {
         Some(usage) => format!("{} (usage: {usage})", refused.why),
         None => refused.why.to_string(),
     }
+}
+
+/// The words of a command line, of which one that is a dump's path is not taken for the command of the same name: in
+/// `vmm core dump info` the first is a file, if there is one.
+pub fn command_line(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut words: Vec<OsString> = given.collect();
+    if let [_, core, path, ..] = &mut words[..]
+        && core == "core"
+        && shell::commands().iter().any(|command| path == command.name)
+        && Path::new(path).exists()
+    {
+        *path = Path::new(".").join(&path).into();
+    }
+    words
 }
 
 /// Does what was asked; the exit code.

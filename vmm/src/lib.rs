@@ -17,6 +17,7 @@
 //! ```
 
 pub mod boot;
+pub mod candidates;
 pub mod check;
 pub mod cli;
 pub mod completions;

@@ -26,7 +26,7 @@ fn command() -> ExitCode {
     if let Some(code) = completions::answer() {
         return ExitCode::from(code);
     }
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(core_dump::command_line(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => return ExitCode::from(refused(error)),
     };

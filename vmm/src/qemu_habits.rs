@@ -52,7 +52,7 @@ const OPTIONS: &[(&str, &str)] = &[
 pub fn explain(error: Error, words: &[OsString]) -> Error {
     let told = match error.kind() {
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand | ErrorKind::ArgumentConflict => {
-            of_qemu(words).or_else(|| positional(&error))
+            of_qemu(words).or_else(|| positional(&error).filter(|_| !is_of_a_command(words)))
         }
         _ => None,
     };
@@ -60,6 +60,12 @@ pub fn explain(error: Error, words: &[OsString]) -> Error {
         Some(text) => Cli::command().error(error.kind(), text),
         None => error,
     }
+}
+
+/// Whether a command of ours is given: what stands behind one is no kernel.
+fn is_of_a_command(words: &[OsString]) -> bool {
+    let ours = Cli::command();
+    words.iter().filter_map(|word| word.to_str()).any(|word| ours.find_subcommand(word).is_some())
 }
 
 /// What is told of words that are QEMU's options.
@@ -147,6 +153,12 @@ mod tests {
             assert!(explained(line).contains(&told), "{line}: {}", explained(line));
         }
         assert!(explained("chek").contains("'check'"), "{}", explained("chek"));
+        // Behind a command there is none.
+        for line in ["core a.core xyzzy", "core a.core mem all", "check all"] {
+            let text = explained(line);
+            let word = line.split_whitespace().last().unwrap();
+            assert!(!text.contains("--kernel") && text.contains(&format!("'{word}'")), "{line}: {text}");
+        }
     }
 
     #[test]

@@ -145,3 +145,84 @@ fn allow_load<M: Machine>(session: &mut Session<M>, arguments: &Arguments<'_>) -
     let text = format!("gdb {may} write a program over the kernel that runs");
     Ok(Said::new(text, json!({ "allow_load": session.allows_load })).reply())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Engine;
+    use crate::fake::Still;
+    use std::sync::Arc;
+
+    fn session(isa: Isa) -> Session<Still> {
+        let machine = Still::new(isa, 2, 1 << 20).unwrap();
+        let engine = Engine::new(isa, machine.host().clone(), 2);
+        Session::new(machine, Arc::new(engine))
+    }
+
+    #[test]
+    fn what_is_of_the_session_is_in_the_same_table() {
+        for (line, text, value) in [
+            ("physical", "addresses are guest-virtual\n", json!({ "physical": false })),
+            ("phys on", "addresses are guest-physical\n", json!({ "physical": true })),
+            (
+                "step-interrupts on",
+                "steps may fall into interrupt handlers\n",
+                json!({ "step_interrupts": true }),
+            ),
+            (
+                "allow-load on",
+                "gdb may write a program over the kernel that runs\n",
+                json!({ "allow_load": true }),
+            ),
+            ("desc i386", "a debugger that attaches is told: i386\n", json!({ "description": "i386" })),
+            (
+                "description auto",
+                "a debugger that attaches is told: i386:x86-64\n",
+                json!({ "description": "i386:x86-64" }),
+            ),
+        ] {
+            let mut session = session(Isa::X86_64);
+            assert_eq!(command::run_line(&mut session, line).unwrap().json(), value, "{line}");
+            assert_eq!(run(&mut session, line), text, "{line}");
+        }
+        let mut arm = session(Isa::Aarch64);
+        assert_eq!(
+            run(&mut arm, "description i386"),
+            "'i386' is none that this target is\nusage: monitor description [auto|x86-64|i386|i8086]\n"
+        );
+        assert!(run(&mut arm, "help").contains("\n  physical [on|off] "));
+        assert!(run(&mut arm, "help physical").starts_with("monitor physical [on|off]\n"));
+        assert!(run(&mut arm, "phisical").contains("do you mean 'physical'?"));
+    }
+
+    #[test]
+    fn one_answer_has_so_much_memory_and_says_what_is_lacking() {
+        let mut session = session(Isa::X86_64);
+        assert!(
+            run(&mut session, "read 0 0x100001").starts_with("at most 1 MiB are read at a time\nusage: ")
+        );
+        let text = run(&mut session, "read 0xffff0 0x20");
+        assert!(
+            text.ends_with("\n16 of 32 bytes, up to 0x100000: there is no memory at 0x100000\n"),
+            "{text}"
+        );
+        session.is_physical = true;
+        session.current = 1;
+        assert!(run(&mut session, "regs").starts_with("vCPU 1 at 0x0"));
+        assert_eq!(run(&mut session, "quit"), "the guest ends\n");
+    }
+    #[test]
+    fn a_dump_is_closed_and_does_not_step() {
+        use crate::dump::core::Core;
+        use crate::dump::read::raw;
+        use arch::register::RegisterFile;
+        let file = RegisterFile::new(Isa::Aarch64);
+        let contents = raw::read(Arc::new(vec![0; 0x1000]), Isa::Aarch64, 0, file).unwrap();
+        let core = Core::new(contents, false).unwrap();
+        let engine = Engine::new(core.isa(), core.host().clone(), core.vcpus());
+        let mut session = Session::new(core, Arc::new(engine));
+        assert!(run(&mut session, "step-interrupts on").contains("is for a guest that runs"));
+        assert!(run(&mut session, "info").starts_with("format: plain memory\n"));
+        assert_eq!((run(&mut session, "quit").as_str(), session.is_done), ("the dump is closed\n", true));
+    }
+}

@@ -500,5 +500,13 @@ pub fn of_plain_memory(c: &mut Context) -> Check {
         }
     }
     let run = c.run("core {} --raw info", &[&memory], limit)?;
-    run.expect_code(2)
+    run.expect_code(2)?;
+    // A file that is called like a command, in the current folder.
+    let raw = format!("--raw --arch {}", c.isa);
+    c.run(&format!("core {{}} {raw} dump {{}}"), &[&memory, &c.work.join("map")], limit)?.expect_code(0)?;
+    let mut command = Command::new(&c.vmm);
+    command.args(["core", "map", "mem"]).current_dir(&c.work);
+    let output = command.output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    check(output.status.success() && text.contains("24 KiB"), || format!("{output:?}"))
 }
