@@ -7,10 +7,11 @@
 
 pub mod acpi;
 pub mod device_tree;
+pub mod layout_aarch64;
+pub mod layout_x86;
 
 use crate::Isa;
 use crate::address::PhysRange;
-use crate::{aarch64, x86};
 use std::fmt;
 
 /// What an address of a register means.
@@ -280,10 +281,10 @@ impl Board {
         match (self.isa, space) {
             (Isa::X86_64, Space::Ports) => end <= PORTS,
             (Isa::X86_64, Space::Memory) => {
-                is_within(x86::layout::DEVICES) && x86::layout::DEVICES_OF_KVM.iter().all(is_clear)
+                is_within(layout_x86::DEVICES) && layout_x86::DEVICES_OF_KVM.iter().all(is_clear)
             }
             (Isa::Aarch64, Space::Ports) => false,
-            (Isa::Aarch64, Space::Memory) => is_within(aarch64::layout::DEVICES),
+            (Isa::Aarch64, Space::Memory) => is_within(layout_aarch64::DEVICES),
         }
     }
 

@@ -14,7 +14,6 @@ pub mod aarch64;
 pub mod address;
 pub mod board;
 pub mod bytes;
-pub mod core_note;
 pub mod cpu_features;
 pub mod cpu_template;
 pub mod end;

@@ -2,16 +2,17 @@
 //!
 //! From a row come its place in gdb's target description and packets (`debug::gdb`), the
 //! report of a failed vCPU (`debug::report`), `monitor regs`, the notes of core files
-//! ([`core_note`](crate::core_note)), and the way KVM names it (`vmm::kvm`). The order of rows is the
+//! ([`note`]), and the way KVM names it (crate `kvm`). The order of rows is the
 //! order of gdb's register numbers.
 //!
 //! Tables: [`x86_64::TABLE`], [`aarch64::TABLE`]. Values: [`RegisterFile`].
 
 pub mod aarch64;
+pub mod note;
 pub mod x86_64;
 
 use crate::Isa;
-use crate::core_note::Note;
+use note::Note;
 
 /// What kind of register a row is, and how a report groups it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

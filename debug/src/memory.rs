@@ -129,7 +129,7 @@ fn pieces(
 mod tests {
     use super::*;
     use crate::fake::Ram;
-    use arch::x86::paging::Paging;
+    use arch::paging::x86::Paging;
 
     /// 4-level tables with two pages at 0x40_0000, the second one not next to the first, and
     /// nothing behind them.

@@ -26,7 +26,7 @@ use devices::guest_log;
 use devices::hypercall::xen::cpuid;
 use devices::platform::serial::Serial;
 use devices::rack::Console;
-use kvm::{HOST_ISA, Host, HypercallSetup, Vm, VmConfig};
+use kvm::{HOST_ISA, Host, HypercallSetup, Vcpu, Vm, VmConfig};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -172,14 +172,7 @@ impl Machine {
             exits: Exits::new(config.cpus),
             wants_restart: AtomicBool::new(false),
         });
-        let timers = hypercalls.as_ref().and_then(|hypercalls| hypercalls.timers()).cloned();
-        let time = Timekeeper::new(config.guest_clock, vm.clock(), timers);
-        let threads =
-            Threads::spawn(vcpus, &shared, time).map_err(Error::system("cannot start vCPU threads"))?;
-        if let Some(hypercalls) = &hypercalls {
-            hypercalls.introduce(threads.mailboxes());
-        }
-        let vcpus = Arc::new(Vcpus::new(threads));
+        let vcpus = start(vcpus, config.guest_clock, &vm, &shared)?;
         let dumper = Dumper::new(&vcpus, vm.memory());
         let attachment = Attachment::new(&vcpus, vm.memory(), &ram, kernel.believed());
         if let (Some(listener), Some(gdb)) = (listener, gdb) {
@@ -329,6 +322,18 @@ impl Machine {
     pub fn input_wanted(&self) -> &EventFd {
         &self.input_wanted
     }
+}
+
+/// Starts the threads of the vCPUs.
+fn start(vcpus: Vec<Vcpu>, clock: GuestClock, vm: &Vm, shared: &Arc<Shared>) -> Result<Arc<Vcpus>, Error> {
+    let hypercalls = shared.hypercalls.as_ref();
+    let timers = hypercalls.and_then(|hypercalls| hypercalls.timers()).cloned();
+    let time = Timekeeper::new(clock, vm.clock(), timers);
+    let threads = Threads::spawn(vcpus, shared, time).map_err(Error::system("cannot start vCPU threads"))?;
+    if let Some(hypercalls) = hypercalls {
+        hypercalls.introduce(threads.mailboxes());
+    }
+    Ok(Arc::new(Vcpus::new(threads)))
 }
 
 fn tell(kernel: &Kernel, booted: &Booted, config: &Config, cmdline: &str) {

@@ -5,8 +5,8 @@
 //! register and resets by writing the reset value to the reset register; `devices` has the
 //! other side. Which devices there are, and where, is the board's.
 
+use super::layout_x86 as layout;
 use super::{AcpiDevice, AcpiEntry, Board, FixedRegister, Node, Registers, Space, Trigger};
-use crate::x86::layout;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};

@@ -4,8 +4,8 @@
 //! `arm/psci.yaml`, `interrupt-controller/arm,gic.yaml` and `arm,gic-v3.yaml`,
 //! `timer/arm,arch_timer.yaml`, `arm/pmu.yaml`, `arm/primecell.yaml`. Devices' bindings are where the devices are.
 
+use super::layout_aarch64 as layout;
 use super::{Board, Node, Space, TreeEntry, Trigger};
-use crate::aarch64::layout;
 use crate::address::PhysRange;
 use vm_fdt::{Error, FdtWriter};
 

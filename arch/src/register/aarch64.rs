@@ -7,8 +7,8 @@
 //! and so are the encodings here.
 
 use super::Scalable::{FirstFault, Predicate as P, Vector as Z};
+use super::note::Note;
 use super::{Feature, Group, Register, Source, describe as row};
-use crate::core_note::Note;
 use Feature::{Aarch64Core, Aarch64Fpu, Aarch64PointerAuthentication, Aarch64Sve, Aarch64System};
 use Group::{Debug, Float, General, Vector as Vectors};
 use Source::{Core, Fpcr, Fpsr, PointerMask, Scalable, StackPointer, System, Vector, VectorGranules};

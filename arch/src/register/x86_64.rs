@@ -4,8 +4,8 @@
 //! offsets are those of KVM's structures (`arch/x86/include/uapi/asm/kvm.h`) and of the
 //! XSAVE area (Intel SDM vol. 1, "Legacy Region of an XSAVE Area").
 
+use super::note::Note;
 use super::{Feature, Group, Register, Source, XsaveComponent, describe as row};
-use crate::core_note::Note;
 use Feature::{X86Avx, X86Avx512, X86Core, X86Segments, X86Sse, X86System};
 use Group::{Debug, Float, General, Segment, System, Vector};
 use Source::{DebugRegs, Msr, Regs, SegmentAccess, Sregs, X87Tag, Xsave};

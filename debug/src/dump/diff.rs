@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(found.only_one, ranges(&[(0x8000, 0x1000)]));
         assert_eq!(compare(&a, &a), Difference::default());
         // Without paging, addresses are what they are.
-        let regime = Regime::X86(arch::x86::paging::Paging::new(0, 0, 0, 0));
+        let regime = Regime::X86(arch::paging::x86::Paging::new(0, 0, 0, 0));
         let (places, unmapped) = places(&regime, &a, &found.changed);
         assert!(unmapped.is_empty());
         let starts: Vec<(u64, u64)> = places.iter().map(|place| (place.start.0, place.range.size)).collect();

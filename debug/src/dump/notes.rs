@@ -1,5 +1,5 @@
 //! Notes of a core: vCPUs' registers, and the kernel's description of itself. Ours, QEMU's, and those of Linux
-//! ([`arch::core_note`]).
+//! ([`arch::register::note`]).
 
 use super::contents::Cpu;
 use crate::disassemble::Mode;
@@ -7,7 +7,7 @@ use crate::linux::VmCoreInfo;
 use crate::target::VcpuState;
 use arch::Isa;
 use arch::bytes::u32_at;
-use arch::core_note::{self, Note};
+use arch::register::note::{self, Note};
 
 /// vCPUs that one file may have notes of.
 const MOST_CPUS: usize = 4096;
@@ -111,10 +111,10 @@ impl Notes {
     fn note(&mut self, name: &[u8], number: u32, value: &[u8]) {
         if name == b"VMCOREINFO" {
             self.info = VmCoreInfo::parse(value);
-        } else if name == core_note::ALL_NAME.as_bytes() && number == core_note::ALL_NUMBER {
+        } else if name == note::ALL_NAME.as_bytes() && number == note::ALL_NUMBER {
             self.own += 1;
             if let Some(cpu) = self.cpu(self.own - 1) {
-                core_note::parse_all(value, &mut cpu.registers, |name, value| match (name, value) {
+                note::parse_all(value, &mut cpu.registers, |name, value| match (name, value) {
                     (STATE, [state]) => cpu.state = state_of(*state),
                     (EARLIER, [earlier]) => cpu.is_earlier = *earlier != 0,
                     _ => {}
@@ -132,7 +132,7 @@ impl Notes {
             let Some(cpu) = self.cpu(index) else { return };
             note.parse(value, &mut cpu.registers);
             if note == Note::Qemu {
-                cpu.mode = match core_note::code_width(value) {
+                cpu.mode = match note::code_width(value) {
                     Some(32) => Mode::Protected32,
                     Some(16) => Mode::Real16,
                     _ => Mode::Bits64,

@@ -3,7 +3,7 @@
 //! # What is in one
 //! * `PT_NOTE`: for each vCPU `NT_PRSTATUS`, `NT_PRFPREG` and, where pointers are authenticated,
 //!   `NT_ARM_PAC_MASK`, which gdb looks at if `NT_AUXV` says so; then for each QEMU's note (x86_64), which
-//!   has the control registers; then for each our own, which has every register ([`arch::core_note`]);
+//!   has the control registers; then for each our own, which has every register ([`arch::register::note`]);
 //!   then `VMCOREINFO` if the kernel has described itself.
 //! * `PT_LOAD`s by which tools that know no page tables find the kernel's image, and the pages at each
 //!   vCPU's stack pointer. They take no room: it is the same memory as in the next.
@@ -29,8 +29,8 @@ use crate::linux::translate::{self, Piece};
 use crate::linux::{Described, VmCoreInfo};
 use crate::ram::Memory;
 use arch::address::PhysRange;
-use arch::core_note::{self, Note};
 use arch::paging::Regime;
+use arch::register::note::{self, Note};
 use arch::{GuestPhys, GuestVirt, Isa};
 use destination::{Destination, Partial};
 use sink::Sink;
@@ -314,7 +314,7 @@ fn header(isa: Isa, segments: usize) -> Vec<u8> {
     let mut bytes = vec![0x7f, b'E', b'L', b'F', 2, 1, EV_CURRENT];
     bytes.resize(16, 0);
     bytes.extend(ET_CORE.to_le_bytes());
-    bytes.extend(core_note::machine_of_isa(isa).to_le_bytes());
+    bytes.extend(note::machine_of_isa(isa).to_le_bytes());
     bytes.extend(u32::from(EV_CURRENT).to_le_bytes());
     bytes.extend([0, HEADER, 0].map(u64::to_le_bytes).concat());
     bytes.extend(0u32.to_le_bytes());
@@ -379,13 +379,13 @@ fn notes(target: &Target<'_>, info: Option<&VmCoreInfo>) -> Vec<u8> {
         }
     }
     if target.cpus.iter().any(|cpu| Note::PointerMasks.build(&cpu.registers, 0, 64).is_some()) {
-        push("CORE", core_note::VECTOR_NUMBER, &core_note::authenticating_vector());
+        push("CORE", note::VECTOR_NUMBER, &note::authenticating_vector());
     }
     for cpu in target.cpus {
         let (state, earlier) = ([number_of(cpu.state)], [1]);
         let more: [(&[u8], &[u8]); 2] = [(STATE, &state), (EARLIER, &earlier)];
-        let value = core_note::build_all(&cpu.registers, &more[..1 + usize::from(cpu.is_earlier)]);
-        push(core_note::ALL_NAME, core_note::ALL_NUMBER, &value);
+        let value = note::build_all(&cpu.registers, &more[..1 + usize::from(cpu.is_earlier)]);
+        push(note::ALL_NAME, note::ALL_NUMBER, &value);
     }
     if let Some(info) = info {
         push("VMCOREINFO", 0, info.text().as_bytes());

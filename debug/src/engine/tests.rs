@@ -156,7 +156,7 @@ fn other_exceptions_go_on_from_their_vector() {
 
 #[test]
 fn a_breakpoint_on_a_page_that_cannot_be_executed_is_on_registers_until_it_can() {
-    use arch::x86::paging::Paging;
+    use arch::paging::x86::Paging;
     const NX: u64 = 1 << 63;
     let cpu = Scripted::new(Isa::X86_64, 1 << 16, []);
     for (at, value) in [(0x1000, 0x2007u64), (0x2000, 0x3007), (0x3010, 0x4007), (0x4000, 0x8007 | NX)] {
@@ -187,7 +187,7 @@ fn a_breakpoint_on_a_page_that_cannot_be_executed_is_on_registers_until_it_can()
 
 #[test]
 fn what_serves_the_guest_leaves_breakpoints_where_their_page_is() {
-    use arch::x86::paging::Paging;
+    use arch::paging::x86::Paging;
     const PAGE: u64 = 0x8000;
     const PLACE: GuestPhys = GuestPhys(PAGE + 0x10);
     let cpu = Scripted::new(Isa::X86_64, 1 << 16, []);

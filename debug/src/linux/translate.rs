@@ -13,7 +13,7 @@ use crate::ram::Memory;
 use arch::address::PhysRange;
 use arch::paging::{Fault, Regime};
 use arch::register::{RegisterFile, Source, table};
-use arch::{GuestPhys, GuestVirt, Isa, aarch64, x86};
+use arch::{GuestPhys, GuestVirt, Isa};
 
 /// Where an x86-64 kernel's image is linked.
 pub(super) const X86_IMAGE: u64 = 0xffff_ffff_8000_0000;
@@ -34,7 +34,7 @@ pub fn regime(registers: &RegisterFile) -> Result<Regime, Fault> {
         && let (Some(cr0), Some(cr3), Some(cr4)) =
             (registers.get("cr0"), registers.get("cr3"), registers.get("cr4"))
     {
-        return Ok(Regime::X86(x86::paging::Paging::new(cr0, cr3, cr4, EFER_LONG)));
+        return Ok(Regime::X86(arch::paging::x86::Paging::new(cr0, cr3, cr4, EFER_LONG)));
     }
     Regime::new(registers)
 }
@@ -47,7 +47,7 @@ pub fn kernel_regime(isa: Isa, info: &VmCoreInfo) -> Option<Regime> {
             let cr3 = table.checked_sub(X86_IMAGE)?.wrapping_add(info.number("phys_base").unwrap_or(0));
             let has_five = info.number("pgtable_l5_enabled") == Some(1);
             let cr4 = CR4_PAE | if has_five { CR4_LA57 } else { 0 };
-            Some(Regime::X86(x86::paging::Paging::new(CR0_ON, cr3, cr4, EFER_LONG)))
+            Some(Regime::X86(arch::paging::x86::Paging::new(CR0_ON, cr3, cr4, EFER_LONG)))
         }
         Isa::Aarch64 => {
             let table = info.address("swapper_pg_dir")?;
@@ -59,7 +59,7 @@ pub fn kernel_regime(isa: Isa, info: &VmCoreInfo) -> Option<Regime> {
 
 /// `TCR_EL1` as the kernel's description has it: the size of kernel addresses and the granule. User
 /// addresses are taken to be as many, as Linux has them but for 52-bit kernels.
-fn aarch64_regime(info: &VmCoreInfo, low: u64, high: u64) -> Option<aarch64::paging::Paging> {
+fn aarch64_regime(info: &VmCoreInfo, low: u64, high: u64) -> Option<arch::paging::aarch64::Paging> {
     const SCTLR_M: u64 = 1;
     let size = match info.number("TCR_EL1_T1SZ") {
         Some(size) => size,
@@ -74,7 +74,7 @@ fn aarch64_regime(info: &VmCoreInfo, low: u64, high: u64) -> Option<aarch64::pag
     };
     // TBI0: a process may have tags in its addresses.
     let tcr = 1 << 37 | size & 0x3f | granule0 << 14 | (size & 0x3f) << 16 | granule1 << 30;
-    Some(aarch64::paging::Paging::new(SCTLR_M, tcr, low, high))
+    Some(arch::paging::aarch64::Paging::new(SCTLR_M, tcr, low, high))
 }
 
 /// Sets the masks of pointers' authentication codes, if the kernel says that it has any.
@@ -103,9 +103,9 @@ pub fn user_regime(registers: &RegisterFile, info: Option<&VmCoreInfo>, table: G
     }
     match (file.isa(), kernel_regime(file.isa(), info?)?) {
         (Isa::X86_64, Regime::X86(paging)) => {
-            let has_five = paging.mode() == x86::paging::Mode::Level5;
+            let has_five = paging.mode() == arch::paging::x86::Mode::Level5;
             let cr4 = CR4_PAE | if has_five { CR4_LA57 } else { 0 };
-            Some(Regime::X86(x86::paging::Paging::new(CR0_ON, table.0, cr4, EFER_LONG)))
+            Some(Regime::X86(arch::paging::x86::Paging::new(CR0_ON, table.0, cr4, EFER_LONG)))
         }
         _ => {
             let info = info?;

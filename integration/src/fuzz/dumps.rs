@@ -1,7 +1,7 @@
 //! Dumps, whole and packed in every way.
 
 use super::change;
-use arch::core_note::{self, Note};
+use arch::register::note::{self, Note};
 use arch::register::{RegisterFile, row};
 use arch::{GuestPhys, Isa};
 use debug::dump;
@@ -96,13 +96,13 @@ fn core(data: &[u8]) -> Vec<u8> {
                 push(note.name(), note.number(), &value);
             }
         }
-        push(core_note::ALL_NAME, core_note::ALL_NUMBER, &core_note::build_all(&registers, &[]));
+        push(note::ALL_NAME, note::ALL_NUMBER, &note::build_all(&registers, &[]));
     }
     push("VMCOREINFO", 0, b"OSRELEASE=6.12\nPAGESIZE=4096\nSYMBOL(prb)=10\nNUMBER(phys_base)=0\n");
     let pages = 0x3000u64;
     let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1];
     file.resize(16, 0);
-    file.extend([4, core_note::machine_of_isa(isa)].map(u16::to_le_bytes).concat());
+    file.extend([4, note::machine_of_isa(isa)].map(u16::to_le_bytes).concat());
     file.resize(32, 0);
     file.extend(64u64.to_le_bytes());
     file.resize(52, 0);

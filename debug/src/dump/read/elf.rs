@@ -10,7 +10,7 @@ use crate::dump::contents::{Contents, DumpError, INCOMPLETE as IS_INCOMPLETE};
 use crate::dump::notes::Notes;
 use arch::Isa;
 use arch::bytes::{u8_at, u16_at, u32_at, u64_at};
-use arch::core_note;
+use arch::register::note;
 use image::{ElfImage, Segment, there};
 use std::sync::Arc;
 
@@ -68,7 +68,7 @@ impl Header {
         if half(16) != ET_CORE {
             return malformed(format!("an ELF file, but no core: its type is {}", half(16)), 16);
         }
-        let Some(isa) = core_note::isa_of_machine(half(18)) else {
+        let Some(isa) = note::isa_of_machine(half(18)) else {
             let what = format!("a core of machine {}; x86_64 (62) and aarch64 (183) are read", half(18));
             return malformed(what, 18);
         };

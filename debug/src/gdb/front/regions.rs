@@ -76,7 +76,7 @@ fn ram_region<M: Machine>(session: &Session<M>, address: u64) -> (u64, u64, Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arch::x86::paging::Paging;
+    use arch::paging::x86::Paging;
 
     #[test]
     fn a_vcpu_that_is_not_started_sees_by_anothers_tables() {
@@ -126,7 +126,7 @@ mod tests {
         let pae = Regime::X86(Paging::new(1 << 31, 0x1000, 1 << 5, 0));
         assert_eq!(hole(&pae, 1 << 32), Some((1 << 32, u64::MAX)));
         assert_eq!(hole(&pae, 0xffff_ffff), None);
-        let arm = Regime::Aarch64(arch::aarch64::paging::Paging::new(1, 16 | 16 << 16, 0, 0));
+        let arm = Regime::Aarch64(arch::paging::aarch64::Paging::new(1, 16 | 16 << 16, 0, 0));
         assert_eq!(hole(&arm, 1 << 50), Some((1 << 48, (1u64 << 48).wrapping_neg() - 1)));
     }
 }

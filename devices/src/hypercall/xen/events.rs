@@ -296,6 +296,23 @@ impl Events {
         self.ports[number] = (Port::Closed, 0);
     }
 
+    /// Lets the events of a port through; one that waits is told as if it came now.
+    fn unmask(&mut self, platform: &dyn Platform, number: usize) -> Result<(), i64> {
+        let (shared, abi) = self.shared.ok_or(EINVAL)?;
+        let Layout { pending, mask, word, .. } = layout(abi);
+        let (index, bit) = (number / (8 * word), 1u64 << (number % (8 * word)));
+        let at = (index * word) as u64;
+        let update = |place: u64, set: u64, clear: u64| {
+            platform.ram().update(GuestPhys(shared + place + at), word, set, clear).unwrap_or(0) & bit != 0
+        };
+        let was_masked = update(mask, 0, bit);
+        if was_masked && update(pending, 0, 0) {
+            update(pending, 0, bit);
+            self.deliver(platform, number);
+        }
+        Ok(())
+    }
+
     /// Answers a sub-operation of `event_channel_op`.
     pub fn answer(&mut self, platform: &dyn Platform, call: &mut Call<'_>, op: &str) -> Result<i64, i64> {
         let frame = call.frame("arg").map_err(|Fault| EFAULT)?;
@@ -372,21 +389,7 @@ impl Events {
             }
             "unmask" => {
                 let (number, _) = self.port(frame.get("port"))?;
-                let (shared, abi) = self.shared.ok_or(EINVAL)?;
-                let Layout { pending, mask, word, .. } = layout(abi);
-                let (index, bit) = (number / (8 * word), 1u64 << (number % (8 * word)));
-                let at = (index * word) as u64;
-                let was_masked =
-                    platform.ram().update(GuestPhys(shared + mask + at), word, 0, bit).unwrap_or(0) & bit
-                        != 0;
-                let is_pending =
-                    platform.ram().update(GuestPhys(shared + pending + at), word, 0, 0).unwrap_or(0) & bit
-                        != 0;
-                if was_masked && is_pending {
-                    // As if it came now.
-                    platform.ram().update(GuestPhys(shared + pending + at), word, 0, bit);
-                    self.deliver(platform, number);
-                }
+                self.unmask(platform, number)?;
             }
             "reset" => {
                 is_self(frame.get("dom"))?;

@@ -4,8 +4,8 @@
 //! paging, and the tables "Format of ..." there. Protection keys and SMEP/SMAP change who may
 //! do what at the moment, not what the tables say, and are not looked at.
 
-use super::boot_state::{CR0_PG, CR4_PAE, EFER_LMA};
-use crate::paging::{Fault, Mapping, Permissions, Step, TableMemory, read_entry};
+use super::walk::{Fault, Mapping, Permissions, Step, TableMemory, read_entry};
+use crate::x86::boot_state::{CR0_PG, CR4_PAE, EFER_LMA};
 use crate::{GuestPhys, GuestVirt};
 
 /// `CR4.PSE`: 4 MiB pages in 32-bit paging.

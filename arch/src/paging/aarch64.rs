@@ -5,7 +5,7 @@
 //! `SCTLR_EL1`, `TCR_EL1`, `TTBRn_EL1`. A guest has stage 2 below, which is the host's own
 //! and invisible here.
 
-use crate::paging::{Fault, Mapping, Permissions, Step, TableMemory, read_entry};
+use super::walk::{Fault, Mapping, Permissions, Step, TableMemory, read_entry};
 use crate::{GuestPhys, GuestVirt};
 
 /// `SCTLR_EL1.M`: the MMU is on.
