@@ -309,7 +309,7 @@ impl Engine {
         let is_plain_step = matches!(trap, Trap::Aarch64 { exception, .. }
             if matches!(exception, arch::aarch64::syndrome::DebugException::SoftwareStep { .. }));
         let place = if is_plain_step { None } else { locate(cpu, pc) };
-        let is_planted = place.is_some_and(|place| state.table.is_planted(cpu.memory(), place));
+        let is_planted = place.is_some_and(|place| state.table.is_met(cpu.memory(), place));
         let opcode = place.and_then(|place| {
             let mut byte = [0];
             (self.isa == Isa::X86_64 && cpu.memory().read(place, &mut byte) == 1).then_some(byte[0])
@@ -349,7 +349,7 @@ impl Engine {
                 self.after_step(cpu)
             }
             Owner::Debugger(Cause::Planted) => {
-                // `is_planted` says that it translates.
+                // What is met translates.
                 let Some(place) = place else { return Ok(Verdict::NotOurs) };
                 let hit = state.table.planted_at(place);
                 if !state.is_retry(cpu, pc) && self.stops(cpu, &mut state, &hit) {
@@ -372,10 +372,7 @@ impl Engine {
                 // All of a place's breakpoints are met at once, by whichever of their names.
                 let hit = match place.filter(|_| want >= state.sharing.wants.len()) {
                     Some(place) => {
-                        // Code has been copied over what was planted.
-                        if !is_planted && state.table.planted_at(place).iter().any(|hit| Some(*hit) == id) {
-                            state.table.replant(cpu.memory(), place);
-                        }
+                        state.table.restore(cpu.memory(), place, id);
                         state.table.planted_at(place)
                     }
                     None => id.into_iter().collect(),

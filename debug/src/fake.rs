@@ -1,4 +1,8 @@
 //! A target without a processor, for tests and fuzzing of what stands above the traits.
+//!
+//! [`simulated`] has a processor that executes a dozen instructions, and vCPUs on threads of their own.
+
+pub mod simulated;
 
 use crate::abilities::{HostDebug, SoftwareBreakpoints};
 use crate::arming::{Arming, DebugRegisters, Own};
@@ -223,6 +227,8 @@ pub struct ScriptedStep {
 /// A vCPU that is nothing but its registers, and writes down what it is told. It runs 64-bit code.
 #[derive(Debug)]
 pub struct FakeVcpu {
+    /// Its number.
+    pub id: u32,
     isa: Isa,
     /// Its registers.
     pub file: RegisterFile,
@@ -259,6 +265,7 @@ impl FakeVcpu {
             file.set_bytes(row, &vec![0; register.bytes()]);
         }
         FakeVcpu {
+            id: 0,
             isa,
             file,
             arming: Arming::off(isa),
@@ -284,7 +291,7 @@ impl FakeVcpu {
 
 impl Vcpu for FakeVcpu {
     fn id(&self) -> u32 {
-        0
+        self.id
     }
 
     fn isa(&self) -> Isa {

@@ -302,7 +302,7 @@ fn tell(guest: &str, reply: io::Result<Reply>) -> u8 {
             outcome::FILE
         }
         Ok(Reply::Percent(_)) => {
-            log::error!("the guest {guest} ended before its dump was whole");
+            log::error!("the guest {guest} ended before it had answered");
             outcome::FILE
         }
         Err(error) => {

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::guest_ram::GuestRam;
 use crate::peer;
 use crate::vcpus::Vcpus;
+use debug::engine::Engine;
 use debug::gdb::description::Believed;
 use debug::gdb::listener::Listener;
 use debug::live::debugger::{Guest, Options};
@@ -42,6 +43,18 @@ pub fn listen(config: &GdbConfig) -> Result<Listener, Error> {
     Ok(listener)
 }
 
+/// Who debugs a machine.
+#[derive(Debug, Default)]
+enum Place {
+    /// Nobody.
+    #[default]
+    Free,
+    /// This.
+    Taken(Arc<Debugger>),
+    /// Nobody any more: the machine is over, or its guest begins again in another one.
+    Gone,
+}
+
 /// A machine's place for a debugger. Its clones are of the same machine.
 #[derive(Clone, Debug)]
 pub struct Attachment {
@@ -51,7 +64,8 @@ pub struct Attachment {
     /// What serves the guest is to know where instructions are planted.
     ram: Arc<GuestRam>,
     believed: Believed,
-    debugger: Arc<Mutex<Option<Arc<Debugger>>>>,
+    /// Locked as long as a debugger comes or leaves.
+    place: Arc<Mutex<Place>>,
 }
 
 impl Attachment {
@@ -67,17 +81,20 @@ impl Attachment {
             memory: memory.clone(),
             ram: Arc::clone(ram),
             believed,
-            debugger: Arc::default(),
+            place: Arc::default(),
         }
     }
 
-    fn place(&self) -> MutexGuard<'_, Option<Arc<Debugger>>> {
-        self.debugger.lock().unwrap_or_else(PoisonError::into_inner)
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The debugger that is there.
     pub fn debugger(&self) -> Option<Arc<Debugger>> {
-        self.place().clone()
+        match &*self.place() {
+            Place::Taken(debugger) => Some(Arc::clone(debugger)),
+            Place::Free | Place::Gone => None,
+        }
     }
 
     /// Has a debugger come. gdb is waited for at the listener's address.
@@ -87,10 +104,14 @@ impl Attachment {
     /// descriptors.
     pub fn attach(&self, listener: Listener, config: &GdbConfig) -> Result<(), Error> {
         let mut place = self.place();
-        if place.is_some() {
-            return Err(Error::Usage("it has a gdb server already".into()));
-        }
-        let Some(vcpus) = self.vcpus.upgrade() else { return Err(Error::Usage("it has ended".into())) };
+        let vcpus = match &*place {
+            Place::Taken(_) => return Err(Error::Usage("it has a gdb server already".into())),
+            Place::Gone => None,
+            Place::Free => self.vcpus.upgrade(),
+        };
+        let Some(vcpus) = vcpus else {
+            return Err(Error::Usage("it has ended, or begins again just now: try again".into()));
+        };
         let options = Options {
             gate: peer::gate(config.any_user),
             on_lost: config.on_lost,
@@ -98,31 +119,52 @@ impl Attachment {
             believed: self.believed,
             dump_folder: config.dump_folder.clone(),
         };
-        let memory = Box::new(LiveMemory(self.memory.clone()));
-        let guest = Guest { isa: HOST_ISA, host: probe::host_debug(), memory };
+        let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
+        let guest = Guest { engine: Arc::clone(&engine), memory: Box::new(LiveMemory(self.memory.clone())) };
         log::warn!("waiting for gdb at {}", listener.address());
         vcpus.monitor().count_exits();
-        let debugger = Debugger::attach(&vcpus, guest, listener, options)
-            .map_err(Error::system("cannot start the gdb server's thread"))?;
-        self.ram.set_engine(Some(Arc::clone(debugger.engine())));
-        *place = Some(Arc::new(debugger));
+        self.ram.set_engine(Some(engine));
+        match Debugger::attach(&vcpus, guest, listener, options) {
+            Ok(debugger) => *place = Place::Taken(Arc::new(debugger)),
+            Err(error) => {
+                self.ram.set_engine(None);
+                return Err(Error::system("cannot start the gdb server's thread")(error));
+            }
+        }
         Ok(())
+    }
+
+    /// The machine is over, or its guest begins again in another one: nobody comes or leaves any more. The debugger
+    /// that was there.
+    pub fn close(&self) -> Option<Arc<Debugger>> {
+        match std::mem::replace(&mut *self.place(), Place::Gone) {
+            Place::Taken(debugger) => Some(debugger),
+            Place::Free | Place::Gone => None,
+        }
+    }
+
+    /// Takes [`Self::close`] back: the guest does not begin again.
+    pub fn open(&self, debugger: Option<Arc<Debugger>>) {
+        *self.place() = debugger.map_or(Place::Free, Place::Taken);
     }
 
     /// Has the debugger of another machine, whose guest begins again in this one, go over to it.
     pub fn take_over(&self, debugger: &Arc<Debugger>) {
+        let mut place = self.place();
         let Some(vcpus) = self.vcpus.upgrade() else { return };
         vcpus.monitor().count_exits();
         self.ram.set_engine(Some(Arc::clone(debugger.engine())));
-        *self.place() = Some(Arc::clone(debugger));
         debugger.begin_again(&vcpus, Box::new(LiveMemory(self.memory.clone())));
+        *place = Place::Taken(Arc::clone(debugger));
     }
 
     /// Has the debugger leave, if there is one: whoever is connected is let go, and the guest runs.
     pub fn leave(&self) -> bool {
-        let debugger = self.place().take();
-        let was_there = debugger.inspect(|debugger| debugger.leave()).is_some();
+        let mut place = self.place();
+        let Place::Taken(debugger) = &*place else { return false };
+        debugger.leave();
         self.ram.set_engine(None);
-        was_there
+        *place = Place::Free;
+        true
     }
 }

@@ -93,8 +93,7 @@ impl Machine {
     /// As [`Machine::new`]; then this machine is as it was.
     pub fn again(&self, config: &Config, output: Box<dyn Write + Send>) -> Result<Machine, Error> {
         let vcpus = self.vcpus.count();
-        let debugger = self.attachment.debugger();
-        if debugger.is_some() && config.cpus != vcpus {
+        if self.attachment.debugger().is_some() && config.cpus != vcpus {
             return Err(Error::Usage(format!(
                 "a guest with a debugger begins again with as many vCPUs as it had: {vcpus}, not {}",
                 config.cpus
@@ -103,7 +102,11 @@ impl Machine {
         // Its vCPUs that have not ended are not to meet what the debugger puts into the other one.
         let was_held = matches!(*self.how_far(), Pause::Held { .. });
         self.pause();
+        let debugger = self.attachment.close();
         let again = Machine::build(config, output, debugger.as_ref());
+        if again.is_err() {
+            self.attachment.open(debugger);
+        }
         if again.is_err() && !was_held {
             let mut pause = self.how_far();
             // What was held is let go; one that was never started waits on.
@@ -171,6 +174,7 @@ impl Machine {
             wake: clone_event(&wake)?,
             exits: Exits::new(config.cpus),
             wants_restart: AtomicBool::new(false),
+            is_started: AtomicBool::new(false),
         });
         let vcpus = start(vcpus, config.guest_clock, &vm, &shared)?;
         let dumper = Dumper::new(&vcpus, vm.memory());
@@ -217,6 +221,7 @@ impl Machine {
         };
         // What was held is let go.
         *pause = Pause::Runs;
+        self.shared.is_started.store(true, Ordering::SeqCst);
         if !was_started {
             self.vcpus.resume();
         }
@@ -224,7 +229,9 @@ impl Machine {
 
     /// Lets the guest run, unless it waits for a debugger that will.
     pub fn start(&self) {
-        match self.waits {
+        self.shared.is_started.store(true, Ordering::SeqCst);
+        // One that has left by now has not let it run, and one that leaves from here on does.
+        match self.waits && self.attachment.debugger().is_some() {
             true => *self.how_far() = Pause::Runs,
             false => self.resume(),
         }
@@ -321,6 +328,13 @@ impl Machine {
     /// Becomes readable when the guest has read all input that was waiting.
     pub fn input_wanted(&self) -> &EventFd {
         &self.input_wanted
+    }
+}
+
+impl Drop for Machine {
+    /// Whoever holds a clone of what is for the control socket does not keep the debugger.
+    fn drop(&mut self) {
+        drop(self.attachment.close());
     }
 }
 

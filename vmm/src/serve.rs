@@ -48,6 +48,8 @@ pub struct Shared {
     pub exits: Exits,
     /// A debugger wants the guest to begin again.
     pub wants_restart: AtomicBool,
+    /// The guest has been let run, or would have been but for a debugger.
+    pub is_started: AtomicBool,
     /// Hypercalls, if they come to us.
     pub hypercalls: Option<Arc<LiveHypercalls>>,
 }

@@ -160,6 +160,10 @@ impl Monitor for Threads {
         })
     }
 
+    fn is_started(&self) -> bool {
+        self.shared.is_started.load(Ordering::SeqCst)
+    }
+
     fn reset(&self) -> Result<(), TargetError> {
         self.shared.wants_restart.store(true, Ordering::Relaxed);
         self.shared.end(Outcome::Reset);

@@ -17,6 +17,16 @@ pub const fn planted_instruction(isa: Isa) -> &'static [u8] {
     }
 }
 
+/// Whether the instruction at the start of `code` is one that breaks: `int3`, or `BRK` with any number.
+pub fn is_breakpoint(isa: Isa, code: &[u8]) -> bool {
+    /// All bits of `BRK` but its number's.
+    const BRK: u32 = 0xffe0_001f;
+    match isa {
+        Isa::X86_64 => code.first() == INT3.first(),
+        Isa::Aarch64 => arch::bytes::u32_at(code, 0).is_some_and(|word| word & BRK == BRK_0),
+    }
+}
+
 /// Whether the instruction at the start of `code` is one that kernels keep to be patched: the
 /// NOPs of function tracing and of jump labels, and a call to a tracer in the place of one
 /// (Linux, `arch/*/kernel/ftrace.c` and `jump_label.c`).

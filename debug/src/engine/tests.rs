@@ -76,6 +76,29 @@ fn a_hit_whose_step_ended_elsewhere_is_over() {
     }
 }
 
+/// A vCPU has met what is planted, and another one lifts it for a step of its own before that is judged.
+#[test]
+fn a_hit_is_a_hit_while_another_vcpu_has_lifted_the_instruction() {
+    for isa in Isa::ALL {
+        let (engine, mut cpu, trap) = planted(isa, &[(Stepped::Done, Some(PLACE + 4))]);
+        assert!(engine.state().table.lift(cpu.memory(), GuestPhys(PLACE)));
+        assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
+        assert_eq!((hits(&engine), cpu.vcpu.injected.len()), (1, 0), "{isa}: the guest gets it");
+        // One of the guest's own in its place is the guest's.
+        let (engine, mut cpu, _) = planted(isa, &[]);
+        engine.state().table.lift(cpu.memory(), GuestPhys(PLACE));
+        let (own, trap): (&[u8], Trap) = match isa {
+            Isa::X86_64 => (&[0xcc], Trap::Int3),
+            Isa::Aarch64 => {
+                (&0xd420_0020u32.to_le_bytes(), Trap::Aarch64 { exception: DebugException::Brk(1), far: 0 })
+            }
+        };
+        cpu.memory().write(GuestPhys(PLACE), own);
+        assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
+        assert_eq!((hits(&engine), cpu.vcpu.injected.len()), (0, 1), "{isa}: it is kept from the guest");
+    }
+}
+
 #[test]
 fn what_is_planted_stays_planted_whatever_becomes_of_a_step() {
     for isa in Isa::ALL {

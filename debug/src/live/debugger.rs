@@ -3,14 +3,12 @@
 use super::link::{Link, Wake};
 use super::machine::{Begun, LiveMachine};
 use super::vcpus::{Monitor, Vcpus};
-use crate::abilities::HostDebug;
 use crate::engine::Engine;
 use crate::gdb::description::Believed;
 use crate::gdb::listener::{Gate, Listener};
 use crate::gdb::server::{self, OnLost, Service};
 use crate::gdb::session::Session;
 use crate::ram::Memory;
-use arch::Isa;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -21,21 +19,15 @@ use std::thread::{self, JoinHandle};
 
 /// What a guest is to a debugger, beside its vCPUs.
 pub struct Guest {
-    /// Its architecture.
-    pub isa: Isa,
-    /// What its host can do for a debugger.
-    pub host: HostDebug,
+    /// What judges its exits, made for its architecture, its host and its number of vCPUs.
+    pub engine: Arc<Engine>,
     /// Its RAM.
     pub memory: Box<dyn Memory>,
 }
 
 impl fmt::Debug for Guest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Guest")
-            .field("isa", &self.isa)
-            .field("host", &self.host)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Guest").field("engine", &self.engine).finish_non_exhaustive()
     }
 }
 
@@ -54,7 +46,8 @@ pub struct Options {
     pub dump_folder: Option<PathBuf>,
 }
 
-/// The thread that serves gdb.
+/// The thread that serves gdb. Whoever drops it without [`leave`](Debugger::leave) means that the guest is over: what
+/// is planted stays, and vCPUs that it has stopped stand still.
 #[derive(Debug)]
 pub struct Debugger<M: Monitor> {
     engine: Arc<Engine>,
@@ -81,7 +74,7 @@ impl<M: Monitor> Debugger<M> {
         options: Options,
     ) -> io::Result<Debugger<M>> {
         let (wake, release, quit) = (Wake::new()?, Wake::new()?, Wake::new()?);
-        let engine = Arc::new(Engine::new(guest.isa, guest.host, vcpus.count()));
+        let engine = guest.engine;
         let service = Service {
             quit: quit.duplicate()?,
             release: Some(release.duplicate()?),
@@ -102,7 +95,8 @@ impl<M: Monitor> Debugger<M> {
                 session.dump_folder = folder;
             }
             server::run(&listener, session, &service);
-        })?;
+        });
+        let thread = thread.inspect_err(|_| vcpus.detach())?;
         let (vcpus, thread) = (Mutex::new(Arc::downgrade(vcpus)), Mutex::new(Some(thread)));
         Ok(Debugger { engine, wake, release, next: sender, wants_end, quit, vcpus, thread })
     }

@@ -29,11 +29,11 @@ pub type Kick = Box<dyn Fn(u32) + Send + Sync>;
 
 /// The gate to one guest.
 pub struct Gate {
-    /// The vCPU that is exclusive, or wants to be. Changes under `turn`.
+    /// The vCPU that is exclusive. Changes under `queue`.
     exclusive: AtomicU64,
-    /// It has been for too long. Changes under `turn`.
+    /// It has been for too long. Changes under `queue`.
     is_overdue: AtomicBool,
-    turn: Mutex<()>,
+    queue: Mutex<Queue>,
     changed: Condvar,
     is_inside: Vec<AtomicBool>,
     kick: Kick,
@@ -46,6 +46,18 @@ impl fmt::Debug for Gate {
         debug.field("exclusive", exclusive).field("is_overdue", is_overdue).field("is_inside", is_inside);
         debug.finish_non_exhaustive()
     }
+}
+
+/// Whose turn it is. Two vCPUs that meet a breakpoint again and again each get past it: who wants to be exclusive
+/// is so in the order of asking, and between two of them those who wait for that enter the guest.
+#[derive(Debug, Default)]
+struct Queue {
+    /// The ticket that the next one to ask for it takes...
+    next: u64,
+    /// ...and that of the one whose turn it is.
+    served: u64,
+    /// How many wait to enter the guest.
+    entering: u32,
 }
 
 /// Leave to be in the guest, until it is dropped.
@@ -73,19 +85,19 @@ impl Gate {
         Gate {
             exclusive: AtomicU64::new(NOBODY),
             is_overdue: AtomicBool::new(false),
-            turn: Mutex::new(()),
+            queue: Mutex::default(),
             changed: Condvar::new(),
             is_inside: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
             kick,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, turn: MutexGuard<'a, ()>) -> MutexGuard<'a, ()> {
-        let waited = self.changed.wait_timeout(turn, KICK_AGAIN);
+    fn wait<'a>(&self, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+        let waited = self.changed.wait_timeout(queue, KICK_AGAIN);
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
@@ -97,26 +109,31 @@ impl Gate {
     /// Called by a vCPU's thread before it enters the guest: waits while another one is exclusive.
     pub fn enter(&self, vcpu: u32) -> Pass<'_> {
         let is_inside = &self.is_inside[vcpu as usize];
-        loop {
-            is_inside.store(true, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            if self.may_enter(vcpu) {
-                return Pass(Some((self, vcpu)));
-            }
-            self.leave(vcpu);
-            let mut turn = self.lock();
-            let mut deadline = Instant::now() + LONGEST;
-            while !self.may_enter(vcpu) {
-                turn = self.wait(turn);
-                if Instant::now() >= deadline {
-                    self.hurry();
-                    deadline += LONGEST;
-                }
+        is_inside.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if self.may_enter(vcpu) {
+            return Pass(Some((self, vcpu)));
+        }
+        self.leave(vcpu);
+        let mut queue = self.lock();
+        queue.entering += 1;
+        let mut deadline = Instant::now() + LONGEST;
+        while !self.may_enter(vcpu) {
+            queue = self.wait(queue);
+            if Instant::now() >= deadline {
+                self.hurry();
+                deadline += LONGEST;
             }
         }
+        // Nobody becomes exclusive while this is locked.
+        is_inside.store(true, Ordering::SeqCst);
+        queue.entering -= 1;
+        drop(queue);
+        self.changed.notify_all();
+        Pass(Some((self, vcpu)))
     }
 
-    /// Has whoever is exclusive give up. Called under `turn`.
+    /// Has whoever is exclusive give up. Called under `queue`.
     fn hurry(&self) {
         self.is_overdue.store(true, Ordering::Release);
         if let Ok(vcpu) = u32::try_from(self.exclusive.load(Ordering::SeqCst)) {
@@ -140,11 +157,19 @@ impl Gate {
     }
 
     /// Called by a vCPU's thread outside the guest: returns when it is exclusive. Another one that wants the same
-    /// waits.
+    /// waits for its turn.
     pub fn begin_exclusive(&self, vcpu: u32) {
-        let mut turn = self.lock();
-        while self.exclusive.load(Ordering::SeqCst) != NOBODY {
-            turn = self.wait(turn);
+        let mut queue = self.lock();
+        let ticket = queue.next;
+        queue.next += 1;
+        let mut deadline = Instant::now() + LONGEST;
+        while self.exclusive.load(Ordering::SeqCst) != NOBODY || queue.served != ticket || queue.entering > 0
+        {
+            queue = self.wait(queue);
+            if Instant::now() >= deadline {
+                self.hurry();
+                deadline += LONGEST;
+            }
         }
         self.is_overdue.store(false, Ordering::Release);
         self.exclusive.store(u64::from(vcpu), Ordering::SeqCst);
@@ -158,16 +183,17 @@ impl Gate {
             if is_alone {
                 return;
             }
-            turn = self.wait(turn);
+            queue = self.wait(queue);
         }
     }
 
     /// Lets the others in again.
     pub fn end_exclusive(&self) {
-        let turn = self.lock();
+        let mut queue = self.lock();
+        queue.served += 1;
         self.exclusive.store(NOBODY, Ordering::SeqCst);
         self.is_overdue.store(false, Ordering::Release);
-        drop(turn);
+        drop(queue);
         self.changed.notify_all();
     }
 }
@@ -213,6 +239,35 @@ mod tests {
         gate.begin_exclusive(0);
         assert!(!gate.is_overdue());
         gate.end_exclusive();
+    }
+
+    /// Two that want to be exclusive all the time take turns, and a third one gets in between.
+    #[test]
+    fn everybody_has_a_turn() {
+        const ROUNDS: u32 = 50;
+        let (gate, _) = gate(3);
+        let turns: Arc<[AtomicU32; 2]> = Arc::default();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let greedy: Vec<_> = (0..2)
+            .map(|vcpu| {
+                let (gate, turns, is_over) = (Arc::clone(&gate), Arc::clone(&turns), Arc::clone(&is_over));
+                thread::spawn(move || {
+                    while !is_over.load(Ordering::SeqCst) {
+                        gate.begin_exclusive(vcpu);
+                        turns[vcpu as usize].fetch_add(1, Ordering::SeqCst);
+                        gate.end_exclusive();
+                    }
+                })
+            })
+            .collect();
+        let (begin, mut entered) = (Instant::now(), 0);
+        while entered < ROUNDS || turns.iter().any(|turns| turns.load(Ordering::SeqCst) < ROUNDS) {
+            drop(gate.enter(2));
+            entered += 1;
+            assert!(begin.elapsed() < Duration::from_secs(60), "{entered}, {turns:?}");
+        }
+        is_over.store(true, Ordering::SeqCst);
+        greedy.into_iter().for_each(|thread| thread.join().unwrap());
     }
 
     /// Three threads enter and leave, and want to be the only one now and then: then they are.

@@ -157,6 +157,8 @@ pub type Enter<'a, V> = &'a mut dyn FnMut(&mut V, Turn<'_>) -> Exit;
 enum End {
     /// It came up during a step of the engine's.
     Came { fatal: Option<String> },
+    /// The hypervisor refused something in a step of the engine's; in words.
+    Failed(String),
     /// The debugger looks at it; when it goes on, that is the end.
     Shown,
 }
@@ -165,8 +167,8 @@ enum End {
 #[derive(Debug)]
 pub struct Runner {
     link: Option<Arc<Link>>,
-    /// It has been told to run the guest once.
-    is_started: bool,
+    /// It has come to the guest's end.
+    is_over: bool,
     /// The vCPU runs the guest...
     is_running: bool,
     /// ...once it has begun this...
@@ -191,7 +193,7 @@ impl Runner {
     pub fn new(isa: Isa, times: Arc<Times>) -> Runner {
         Runner {
             link: None,
-            is_started: false,
+            is_over: false,
             is_running: false,
             order: None,
             holders: 0,
@@ -210,15 +212,16 @@ impl Runner {
         self.link = Some(link);
     }
 
-    /// The debugger leaves: nothing of its own is in force any more, and a vCPU that it has stopped runs.
-    pub fn detach<V: Vcpu>(&mut self, vcpu: &mut V) {
+    /// The debugger leaves: nothing of its own is in force any more, and a vCPU that it has stopped, or that has waited
+    /// for it, runs if the guest `runs`.
+    pub fn detach<V: Vcpu>(&mut self, vcpu: &mut V, runs: bool) {
         let Some(link) = self.link.take() else { return };
         self.armed.set(&Arming::off(vcpu.isa()));
         if let Err(error) = self.stepper(vcpu, &link).prepare() {
             log::warn!("guest debugging cannot be switched off: {error}");
         }
         self.order = None;
-        self.is_running = self.is_started;
+        self.is_running = runs && !self.is_over;
     }
 
     /// Whether it may go on with the guest now.
@@ -228,7 +231,7 @@ impl Runner {
 
     /// Lets it run the guest.
     pub fn resume(&mut self) {
-        (self.is_running, self.is_started) = (true, true);
+        self.is_running = true;
     }
 
     /// Keeps it out of the guest until [`Self::release`] has been called as often; then it does what it did.
@@ -250,7 +253,6 @@ impl Runner {
 
     /// Has it do what a debugger says.
     pub fn order(&mut self, order: Order) {
-        self.is_started |= order.action != Action::Stay;
         self.order = Some(order);
     }
 
@@ -298,10 +300,7 @@ impl Runner {
                 let verdict =
                     link.engine.judge(&mut Stopped { vcpu, link: &link, runner: self, enter }, &trap);
                 match verdict {
-                    Verdict::NotOurs => {
-                        self.is_running = false;
-                        Next::Unowned(trap)
-                    }
+                    Verdict::NotOurs => self.over(Next::Unowned(trap)),
                     verdict => self.act(vcpu, &link, verdict),
                 }
             }
@@ -312,8 +311,7 @@ impl Runner {
     fn run_free<V: Vcpu>(&mut self, vcpu: &mut V, enter: Enter<'_, V>) -> Next {
         // A debugger that has left looked at it.
         if self.end.take().is_some() {
-            self.is_running = false;
-            return Next::End;
+            return self.over(Next::End);
         }
         let times = std::mem::take(&mut self.was_out).then_some(&*self.times);
         let visit = Visit { stops: None };
@@ -325,17 +323,19 @@ impl Runner {
                 Ok(()) => Next::Look,
                 Err(error) => self.fail(&error),
             },
-            Exit::Trap(trap) => {
-                self.is_running = false;
-                Next::Unowned(trap)
-            }
+            Exit::Trap(trap) => self.over(Next::Unowned(trap)),
             Exit::End { fatal } => self.end(vcpu, fatal),
         }
     }
 
     fn fail(&mut self, error: &TargetError) -> Next {
-        self.is_running = false;
-        Next::Failed(error.to_string())
+        self.over(Next::Failed(error.to_string()))
+    }
+
+    /// The guest does not go on here.
+    fn over(&mut self, next: Next) -> Next {
+        (self.is_running, self.is_over) = (false, true);
+        next
     }
 
     /// Begins a debugger's order.
@@ -346,7 +346,7 @@ impl Runner {
         }
         // The debugger has looked at the end that was kept from it, and goes on.
         if self.end.take().is_some() {
-            return Next::End;
+            return self.over(Next::End);
         }
         // One that waits for an interrupt is past the instruction that waits, and takes its step from there.
         if order.action.is_step()
@@ -367,8 +367,10 @@ impl Runner {
         if link.engine.state().has_output() {
             link.wake().ring();
         }
-        if let Some(End::Came { fatal }) = self.end.take() {
-            return self.end(vcpu, fatal);
+        match self.end.take() {
+            Some(End::Came { fatal }) => return self.end(vcpu, fatal),
+            Some(End::Failed(cause)) => return self.over(Next::Failed(cause)),
+            Some(End::Shown) | None => {}
         }
         self.is_running = verdict == Verdict::GoOn;
         if let Verdict::Stop(reason) = verdict {
@@ -383,8 +385,8 @@ impl Runner {
     pub fn end<V: Vcpu>(&mut self, vcpu: &V, fatal: Option<String>) -> Next {
         self.is_running = false;
         let link = self.link.as_deref().filter(|link| link.is_attached());
-        let (Some(link), Some(text)) = (link, fatal) else { return Next::End };
-        self.end = Some(End::Shown);
+        let (Some(link), Some(text)) = (link, fatal) else { return self.over(Next::End) };
+        (self.end, self.is_over) = (Some(End::Shown), false);
         let registers = vcpu.registers(&[Bank::General]);
         link.tell(Event::Stopped { vcpu: vcpu.id(), reason: StopReason::Fatal(text), registers });
         Next::Look
@@ -564,7 +566,14 @@ impl<V: Vcpu> Cpu for Stopped<'_, '_, V> {
         // kicks again.
         let mut was_kicked = false;
         loop {
-            match self.runner.enter(self.vcpu, self.link, self.enter, true)? {
+            let exit = match self.runner.enter(self.vcpu, self.link, self.enter, true) {
+                Ok(exit) => exit,
+                Err(error) => {
+                    self.runner.end = Some(End::Failed(error.to_string()));
+                    return Ok(Stepped::Other);
+                }
+            };
+            match exit {
                 // What a debugger wants to be shown is not shown in steps of the engine's.
                 Exit::Served | Exit::Stop(_) | Exit::Abort => {}
                 // Others are not to wait for ever for a step that does not end.

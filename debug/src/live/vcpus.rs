@@ -34,6 +34,11 @@ pub trait Monitor: Send + Sync + Sized + 'static {
     /// What kicks vCPUs of their own threads: called by one of them, which may be the last to know of this monitor.
     fn kick_among_vcpus(&self) -> Kick;
 
+    /// Whether the guest has been let run, or would have been if it did not wait for a debugger.
+    fn is_started(&self) -> bool {
+        true
+    }
+
     /// Has the guest end, and begin again as a machine of its own, of which the debugger is told by
     /// [`Debugger::begin_again`](super::debugger::Debugger::begin_again) or `cannot_begin_again`.
     ///
@@ -159,17 +164,19 @@ impl<M: Monitor> Vcpus<M> {
         self.ask(|_| true, move |runner, _| runner.attach(Arc::clone(&link)));
     }
 
-    /// The debugger leaves: no vCPU runs with anything of its own any more, and those that it has stopped run.
+    /// The debugger leaves: no vCPU runs with anything of its own any more, and those that it has stopped run, if the
+    /// guest is to ([`Monitor::is_started`]).
     pub fn detach(self: &Arc<Self>) {
         let hold = self.hold();
-        if let Some(link) = self.link() {
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(link) = link {
             let mut state = link.engine.state();
             state.table.clear(&*link.memory);
             state.is_attached = false;
         }
+        let runs = self.monitor.is_started();
+        self.ask(|_| true, move |runner, vcpu| runner.detach(vcpu, runs));
         drop(hold);
-        self.ask(|_| true, |runner, vcpu| runner.detach(vcpu));
-        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn holders(&self) -> MutexGuard<'_, usize> {

@@ -297,6 +297,21 @@ pub fn comes_and_leaves(c: &mut Context) -> Check {
     vmm.signal(Signal::SIGTERM)?;
     vmm.wait(limit)?;
     c.keep("vmm", &vmm);
+
+    // One that waits for a debugger runs when that leaves, whether anybody has connected or not.
+    let guest = c.guest("work", false)?;
+    for connects in [false, true] {
+        let arguments = format!("-v --gdb unix:{{}} --kernel {{}} --memory 64M --name {name}");
+        let mut vmm = c.start(Wiring::Pipes, &arguments, &[&socket, &guest])?;
+        let client = connects.then(|| Client::attach(&socket, limit)).transpose()?;
+        let begin = Instant::now();
+        while c.run(&format!("gdb {name} --leave"), &[], limit)?.expect_code(0).is_err() {
+            check(begin.elapsed() < limit, || "the guest cannot be left".into())?;
+        }
+        vmm.wait(limit)?;
+        c.keep("vmm", &vmm);
+        drop(client);
+    }
     Ok(())
 }
 

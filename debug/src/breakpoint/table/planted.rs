@@ -1,7 +1,7 @@
 //! Planted instructions: what they replaced, and what is seen and written in their place.
 
-use super::super::instruction::planted_instruction;
-use super::super::point::{Breakpoint, Place};
+use super::super::instruction::{is_breakpoint, planted_instruction};
+use super::super::point::{Breakpoint, Id, Place};
 use super::{InsertError, Table};
 use crate::ram::Memory;
 use arch::{GuestPhys, GuestVirt};
@@ -66,6 +66,18 @@ impl Table {
         self.planted.contains_key(&place) && self.stands(memory, place)
     }
 
+    /// Whether a trap at `place` is of an instruction that we planted: it is there, or was when it was met. Another
+    /// vCPU may have it lifted for a step of its own by now, or written for the guest; what is there then is no
+    /// breakpoint instruction, or it would be the guest's own.
+    pub fn is_met(&self, memory: &dyn Memory, place: GuestPhys) -> bool {
+        if !self.planted.contains_key(&place) {
+            return false;
+        }
+        let mut there = vec![0; planted_instruction(self.isa).len()];
+        let is_read = memory.read(place, &mut there) == there.len();
+        self.stands(memory, place) || is_read && !is_breakpoint(self.isa, &there)
+    }
+
     /// Takes the planted instruction at `place` out, if it is there: for a step, until [`Self::replant`].
     pub fn lift(&mut self, memory: &dyn Memory, place: GuestPhys) -> bool {
         if !self.is_planted(memory, place) {
@@ -127,6 +139,13 @@ impl Table {
         {
             memory.write(place, instruction);
             planted.is_out = false;
+        }
+    }
+
+    /// Plants the instruction of a breakpoint again, if that is at `place` and code has been copied over it.
+    pub fn restore(&mut self, memory: &dyn Memory, place: GuestPhys, id: Option<Id>) {
+        if !self.is_planted(memory, place) && self.planted_at(place).iter().any(|there| Some(*there) == id) {
+            self.replant(memory, place);
         }
     }
 

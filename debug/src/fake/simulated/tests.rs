@@ -1,0 +1,306 @@
+//! The whole debugger on a guest without a hypervisor, over its own socket, for both architectures on any host.
+
+use super::*;
+use crate::engine::Engine;
+use crate::fake::host;
+use crate::gdb::description::Believed;
+use crate::gdb::listener::{Address, Gate, Listener};
+use crate::gdb::packet::frame;
+use crate::gdb::server::OnLost;
+use crate::live::debugger::{Debugger, Guest, Options};
+use crate::socket::Access;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
+use std::time::{Duration, Instant};
+
+const CODE: u64 = 0x1000;
+const DATA: u64 = 0x4000;
+/// A guest that does not do what is waited for never will.
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Setting {
+    isa: Isa,
+    vcpus: Arc<SimulatedVcpus>,
+    debugger: Option<Debugger<Simulated>>,
+    path: PathBuf,
+    /// The code, the address of its store and of its branch.
+    code: (Vec<u8>, u64, u64),
+}
+
+impl Setting {
+    /// A guest that runs, and is not debugged.
+    fn new(isa: Isa, vcpus: u32) -> Setting {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+        let path = std::env::temp_dir().join(format!("simulated-{}-{number}.sock", std::process::id()));
+        let ram = SharedRam(Arc::new(Ram::new(1 << 16)));
+        let (bytes, store, branch) = counting(isa);
+        ram.write(GuestPhys(CODE), &bytes);
+        let vcpus = Arc::new(Vcpus::new(Simulated::new(isa, vcpus, ram, CODE, DATA)));
+        vcpus.resume();
+        Setting { isa, vcpus, debugger: None, path, code: (bytes, CODE + store, CODE + branch) }
+    }
+
+    fn attach(&mut self) -> Client {
+        let listener = Listener::bind(&Address::Unix(self.path.clone()), Access::Owner).unwrap();
+        let options = Options {
+            gate: Gate::open(),
+            on_lost: OnLost::default(),
+            takeover: false,
+            believed: Believed::default(),
+            dump_folder: None,
+        };
+        let memory = Box::new(self.vcpus.monitor().ram.clone());
+        let engine = Arc::new(Engine::new(self.isa, host(), self.vcpus.count()));
+        let guest = Guest { engine, memory };
+        self.debugger = Some(Debugger::attach(&self.vcpus, guest, listener, options).unwrap());
+        Client::new(&self.path)
+    }
+
+    /// What a vCPU has stored last.
+    fn stored(&self, vcpu: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.vcpus.monitor().ram.read(GuestPhys(DATA + 8 * vcpu), &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Waits until a vCPU runs.
+    fn expect_running(&self, vcpu: u64) {
+        let (begin, before) = (Instant::now(), self.stored(vcpu));
+        while self.stored(vcpu) == before {
+            assert!(begin.elapsed() < LIMIT, "vCPU {vcpu} does not run");
+            thread::yield_now();
+        }
+    }
+
+    fn memory_of_code(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.code.0.len()];
+        self.vcpus.monitor().ram.read(GuestPhys(CODE), &mut bytes);
+        bytes
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        if let Some(debugger) = self.debugger.take() {
+            debugger.leave();
+        }
+        drop(self.vcpus.pause(|_| true));
+    }
+}
+
+/// A client of the bare protocol.
+struct Client {
+    stream: UnixStream,
+    read: Vec<u8>,
+}
+
+impl Client {
+    fn new(path: &PathBuf) -> Client {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut client = Client { stream, read: Vec::new() };
+        client.ask("qSupported:multiprocess+;swbreak+;hwbreak+;vContSupported+");
+        assert_eq!(client.ask("QStartNoAckMode"), "OK");
+        client
+    }
+
+    fn send(&mut self, packet: &str) {
+        self.stream.write_all(&frame(packet.as_bytes())).unwrap();
+    }
+
+    /// The next packet.
+    fn reply(&mut self) -> String {
+        loop {
+            let begin = self.read.iter().position(|byte| *byte == b'$');
+            let end = self.read.iter().position(|byte| *byte == b'#');
+            if let (Some(begin), Some(end)) = (begin, end)
+                && self.read.len() >= end + 3
+            {
+                let packet = String::from_utf8(self.read[begin + 1..end].to_vec()).unwrap();
+                self.read.drain(..end + 3);
+                // What is said to the person is no answer.
+                if !packet.starts_with('O') || packet == "OK" {
+                    return packet;
+                }
+                continue;
+            }
+            let mut piece = [0; 4096];
+            let count = self.stream.read(&mut piece).unwrap();
+            assert!(count > 0, "the server has closed the connection");
+            self.read.extend_from_slice(&piece[..count]);
+        }
+    }
+
+    fn ask(&mut self, packet: &str) -> String {
+        self.send(packet);
+        self.reply()
+    }
+
+    fn is_closed(&mut self) -> bool {
+        let read = self.stream.read_to_end(&mut Vec::new());
+        // What it has sent may be unread.
+        read.is_ok() || read.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+    }
+
+    fn register(&mut self, isa: Isa, name: &str) -> u64 {
+        let number = match (isa, name) {
+            (Isa::X86_64, "pc") => 16,
+            (Isa::X86_64, _) | (Isa::Aarch64, "count") => 0,
+            (Isa::Aarch64, _) => 32,
+        };
+        u64::from_str_radix(&self.ask(&format!("p{number:x}")), 16).unwrap().swap_bytes()
+    }
+}
+
+#[test]
+fn steps_go_from_instruction_to_instruction() {
+    for isa in Isa::ALL {
+        let mut setting = Setting::new(isa, 1);
+        let mut client = setting.attach();
+        let lengths: &[u64] = if isa == Isa::X86_64 { &[0, 3, 6, 7] } else { &[0, 4, 8, 12] };
+        let places: Vec<u64> = lengths.iter().map(|at| CODE + at).collect();
+        let mut at = client.register(isa, "pc");
+        for _ in 0..20 {
+            let index = places.iter().position(|place| *place == at).unwrap();
+            let stop = client.ask("vCont;s:p1.1");
+            assert!(stop.starts_with("T05"), "{isa}: {stop}");
+            at = client.register(isa, "pc");
+            assert_eq!(at, places[(index + 1) % places.len()], "{isa}");
+        }
+    }
+}
+
+#[test]
+fn each_hit_of_a_breakpoint_is_one_round() {
+    for isa in Isa::ALL {
+        for kind in ["Z0", "Z1"] {
+            let mut setting = Setting::new(isa, 1);
+            let mut client = setting.attach();
+            let store = setting.code.1;
+            assert_eq!(client.ask(&format!("{kind},{store:x},4")), "OK");
+            client.ask("vCont;c");
+            let mut count = client.register(isa, "count");
+            for _ in 0..10 {
+                let stop = client.ask("vCont;c");
+                assert!(stop.contains(if kind == "Z0" { "swbreak" } else { "hwbreak" }), "{isa}: {stop}");
+                assert_eq!(client.register(isa, "pc"), store);
+                count += 1;
+                assert_eq!(
+                    client.register(isa, "count"),
+                    count,
+                    "{isa} {kind}: a round is missed or made twice"
+                );
+            }
+            // gdb does not see what is planted; the guest's memory has it.
+            let seen = client.ask(&format!("m{CODE:x},{:x}", setting.code.0.len()));
+            assert_eq!(crate::gdb::packet::from_hex(seen.as_bytes()).unwrap(), setting.code.0);
+            assert_eq!(setting.memory_of_code() != setting.code.0, kind == "Z0");
+        }
+    }
+}
+
+#[test]
+fn watchpoints_stop_at_their_access() {
+    for isa in Isa::ALL {
+        let mut setting = Setting::new(isa, 1);
+        let mut client = setting.attach();
+        assert_eq!(client.ask(&format!("Z2,{DATA:x},8")), "OK");
+        for _ in 0..3 {
+            let stop = client.ask("vCont;c");
+            assert!(stop.contains(&format!("watch:{DATA:x}")), "{isa}: {stop}");
+        }
+    }
+}
+
+#[test]
+fn breakpoint_instructions_of_the_guests_own_are_its_own() {
+    for isa in Isa::ALL {
+        let mut setting = Setting::new(isa, 1);
+        let mut client = setting.attach();
+        // In the place of the one that does nothing.
+        let (place, own): (u64, &[u8]) = match isa {
+            Isa::X86_64 => (CODE + 6, &[0xcc]),
+            Isa::Aarch64 => (CODE + 8, &0xd420_0020u32.to_le_bytes()),
+        };
+        setting.vcpus.monitor().ram.write(GuestPhys(place), own);
+        let branch = setting.code.2;
+        // With one of the debugger's, such instructions come to it.
+        assert_eq!(client.ask(&format!("Z0,{branch:x},4")), "OK");
+        let before = setting.vcpus.monitor().own_traps.load(Ordering::SeqCst);
+        for round in 1..5 {
+            let stop = client.ask("vCont;c");
+            assert!(stop.contains("swbreak"), "{isa}: {stop}");
+            assert_eq!(client.register(isa, "pc"), branch, "{isa}");
+            let own_traps = setting.vcpus.monitor().own_traps.load(Ordering::SeqCst);
+            assert!(
+                own_traps >= before + round - 1 && own_traps <= before + round + 1,
+                "{isa} {round}: {own_traps}"
+            );
+        }
+    }
+}
+
+#[test]
+fn two_vcpus_meet_a_breakpoint_and_neither_slips_past() {
+    for isa in Isa::ALL {
+        let mut setting = Setting::new(isa, 2);
+        let mut client = setting.attach();
+        let store = setting.code.1;
+        // A condition that is false: both count at full speed, and nobody stops.
+        assert_eq!(client.ask(&format!("Z0,{store:x},4;X3,220027")), "OK");
+        client.send("vCont;c");
+        setting.expect_running(0);
+        setting.expect_running(1);
+        client.stream.write_all(&[3]).unwrap();
+        let stop = client.reply();
+        assert!(stop.starts_with("T02"), "{isa}: {stop}");
+        assert_eq!(client.ask(&format!("z0,{store:x},4")), "OK");
+        assert_eq!(setting.memory_of_code(), setting.code.0);
+        assert_eq!(*setting.vcpus.monitor().end.lock().unwrap(), None);
+    }
+}
+
+#[test]
+fn a_debugger_comes_and_leaves_at_any_time() {
+    for isa in Isa::ALL {
+        let mut setting = Setting::new(isa, 2);
+        for round in 0..4 {
+            setting.expect_running(0);
+            let mut client = setting.attach();
+            let store = setting.code.1;
+            if round % 2 == 0 {
+                assert_eq!(client.ask(&format!("Z0,{store:x},4")), "OK");
+                assert_eq!(client.ask(&format!("Z2,{DATA:x},8")), "OK");
+                let stop = client.ask("vCont;c");
+                assert!(stop.starts_with("T05"), "{isa}: {stop}");
+            } else {
+                client.send("vCont;c");
+            }
+            // It leaves, whatever its client does.
+            setting.debugger.take().unwrap().leave();
+            assert!(client.is_closed());
+            assert_eq!(setting.memory_of_code(), setting.code.0, "{isa}: something stays planted");
+            let armed = setting.vcpus.for_each(|vcpu| !vcpu.arming.is_off());
+            assert_eq!(armed, [false; 2], "{isa}: something stays armed");
+            setting.expect_running(0);
+            setting.expect_running(1);
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_dies_is_looked_at_first() {
+    for isa in Isa::ALL {
+        let mut setting = Setting::new(isa, 1);
+        let mut client = setting.attach();
+        let (store, broken) = (setting.code.1, if isa == Isa::X86_64 { "0f0b" } else { "00000000" });
+        assert_eq!(client.ask(&format!("M{store:x},{:x}:{broken}", broken.len() / 2)), "OK");
+        let stop = client.ask("vCont;c");
+        assert!(stop.starts_with('T') && !stop.starts_with("T05"), "{isa}: {stop}");
+        assert_eq!(client.register(isa, "pc"), store);
+        assert_eq!(*setting.vcpus.monitor().end.lock().unwrap(), None, "{isa}: it has ended already");
+    }
+}
