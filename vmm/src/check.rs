@@ -1,6 +1,6 @@
 //! `vmm check`: what this host's KVM can do.
 //!
-//! What is tried, and how, is in [`kvm::probe`](kvm::probe); here is what is made of it.
+//! What is tried, and how, is in [`kvm::probe`]; here is what is made of it.
 
 use crate::config::{Config, MemorySize};
 use crate::machine::Machine;

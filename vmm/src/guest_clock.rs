@@ -1,6 +1,6 @@
 //! The guest's time stands still while the guest is held.
 //!
-//! [`Vcpus`](debug::live::vcpus::Vcpus) says when all vCPUs are out of the guest and when they may enter it
+//! [`Vcpus`] says when all vCPUs are out of the guest and when they may enter it
 //! again; [`Timekeeper`] takes the clocks and timers then and puts them back, by
 //! [`kvm::clock`]. The real-time clocks of the machine (CMOS, PL031) stay wall clocks.
 //!

@@ -2,8 +2,8 @@
 //!
 //! Each thread owns its vCPU. Others leave tasks for it and kick it out of `KVM_RUN` ([`kick`] says why no kick is
 //! lost); no lock is held while a guest runs. What the thread does between tasks its
-//! [`Runner`](debug::live::runner::Runner) says. A vCPU that can not go on reports its
-//! [`Outcome`](crate::outcome::Outcome) and waits for tasks, so that its registers can still be looked at.
+//! [`Runner`] says. A vCPU that can not go on reports its
+//! [`Outcome`] and waits for tasks, so that its registers can still be looked at.
 
 mod commands;
 

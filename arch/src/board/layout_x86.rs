@@ -23,7 +23,7 @@ pub const ZERO_PAGE: GuestPhys = GuestPhys(0x7000);
 pub const BOOT_STACK: GuestPhys = GuestPhys(0x8ff0);
 /// Page tables that map the first 4 GiB to themselves: one PML4, one PDPT, four directories.
 pub const PAGE_TABLES: GuestPhys = GuestPhys(0x9000);
-/// The `setup_data` that the boot parameters lead to ([`super::zero_page::setup_data`]). Linux takes its place out
+/// The `setup_data` that the boot parameters lead to ([`crate::x86::zero_page::setup_data`]). Linux takes its place out
 /// of the RAM around it, and kexec gives a crash kernel the RAM below 640 KiB up to the first such hole: it is in the
 /// last page.
 pub const SETUP_DATA: GuestPhys = GuestPhys(0x9_f000);
@@ -39,7 +39,7 @@ pub const LOW_MEMORY_END: u64 = 0x9_fc00;
 pub const ACPI_TABLES: GuestPhys = GuestPhys(0xe_0000);
 /// Room for the ACPI tables, bytes.
 pub const ACPI_TABLES_SIZE: u64 = 0x1_f000;
-/// The last page below 1 MiB, with the reset vector ([`super::reset_vector`]).
+/// The last page below 1 MiB, with the reset vector ([`crate::x86::reset_vector`]).
 pub const FIRMWARE: PhysRange = PhysRange::new(0xf_f000, 0x1000);
 /// Where kernels begin.
 pub const HIGH_MEMORY: GuestPhys = GuestPhys(0x10_0000);

@@ -3,7 +3,7 @@
 //! What counts the guest's time (the time-stamp counter, kvm-clock, timers of interrupt controllers; the
 //! virtual counter and what compares with it) goes on in the host's time while no vCPU runs. So when the
 //! guest has been held, the time that it has not seen is taken out of all of them, before a vCPU enters
-//! it again. [`crate::guest_clock`] says when.
+//! it again. Whoever runs the vCPUs says when.
 
 use super::error::KvmError;
 use super::native::clock as native;
