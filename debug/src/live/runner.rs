@@ -73,7 +73,7 @@ pub struct Turn<'a> {
 /// While it lives, the vCPU may be in the guest.
 #[derive(Debug)]
 pub struct Inside<'a> {
-    // Left before the time is noted, which is looked at only when all vCPUs are out.
+    // Left once the time is noted: a value is dropped before its fields.
     _pass: Pass<'a>,
     stepped: Option<&'a Times>,
 }

@@ -49,10 +49,14 @@ impl Times {
 
     /// The vCPU is about to enter the guest.
     pub fn enter(&self, entry: Entry) {
+        self.enter_at(entry, || self.now());
+    }
+
+    fn enter_at(&self, entry: Entry, now: impl FnOnce() -> u64) {
         // Only its own thread writes them.
         if self.left.load(Ordering::Relaxed) > self.entered.load(Ordering::Relaxed) {
             self.steps.store(0, Ordering::Relaxed);
-            self.entered.store(self.now().max(self.left.load(Ordering::Relaxed)), Ordering::Release);
+            self.entered.store(now().max(self.left.load(Ordering::Relaxed)), Ordering::Release);
         }
         if self.stepped.load(Ordering::Relaxed) != 0 {
             self.stepped.store(0, Ordering::Relaxed);
@@ -65,15 +69,23 @@ impl Times {
 
     /// It has come out of a single step, and may stay out.
     pub fn step(&self) {
-        self.stepped.store(self.now(), Ordering::Relaxed);
+        self.step_at(self.now());
+    }
+
+    fn step_at(&self, now: u64) {
+        self.stepped.store(now, Ordering::Relaxed);
     }
 
     /// It does not enter the guest before somebody says so.
     pub fn leave(&self) {
+        self.leave_at(|| self.now());
+    }
+
+    fn leave_at(&self, now: impl FnOnce() -> u64) {
         let entered = self.entered.load(Ordering::Relaxed);
         if self.left.load(Ordering::Relaxed) <= entered {
             let left = match self.stepped.load(Ordering::Relaxed) {
-                0 => self.now(),
+                0 => now(),
                 stepped => stepped,
             };
             let left = match self.steps.load(Ordering::Relaxed) {
@@ -96,69 +108,67 @@ impl Times {
 mod tests {
     use super::*;
 
+    /// The last stay, from and to: nanoseconds.
+    fn stay(times: &Times) -> Option<(u64, u64)> {
+        let since = |at: Instant| u64::try_from((at - times.start).as_nanos()).unwrap();
+        times.stay().map(|(entered, left)| (since(entered), since(left)))
+    }
+
     #[test]
     fn a_stay_is_from_entry_to_exit() {
         let times = Times::default();
-        times.enter(Entry::Run);
-        assert_eq!(times.stay(), None);
-        times.leave();
-        let (entered, left) = times.stay().unwrap();
-        assert!(entered < left);
+        times.enter_at(Entry::Run, || 1000);
+        assert_eq!(stay(&times), None);
+        times.leave_at(|| 5000);
+        assert_eq!(stay(&times), Some((1000, 5000)));
         // Being told to stay out changes nothing.
-        times.leave();
-        assert_eq!(times.stay(), Some((entered, left)));
+        times.leave_at(|| 9000);
+        assert_eq!(stay(&times), Some((1000, 5000)));
         times.enter(Entry::Run);
-        assert_eq!(times.stay(), None);
+        assert_eq!(stay(&times), None);
     }
 
     #[test]
     fn a_stay_ends_with_its_last_step() {
         let times = Times::default();
-        times.enter(Entry::Step);
-        times.step();
-        let stepped = times.now();
-        std::thread::sleep(Duration::from_millis(1));
-        times.leave();
-        assert!(times.stay().unwrap().1 <= times.start + Duration::from_nanos(stepped));
+        times.enter_at(Entry::Step, || 1000);
+        times.step_at(3000);
+        times.leave_at(|| 1_000_000);
+        assert_eq!(stay(&times), Some((1000, 3000)));
         // One that ran on after a step is in the guest until it leaves.
-        times.enter(Entry::Run);
-        times.step();
-        times.enter(Entry::Run);
-        std::thread::sleep(Duration::from_millis(1));
-        let running = times.now();
-        times.leave();
-        assert!(times.stay().unwrap().1 >= times.start + Duration::from_nanos(running));
+        times.enter_at(Entry::Run, || 2_000_000);
+        times.step_at(2_001_000);
+        times.enter_at(Entry::Run, || 2_002_000);
+        times.leave_at(|| 3_000_000);
+        assert_eq!(stay(&times), Some((2_000_000, 3_000_000)));
     }
 
     #[test]
     fn the_way_of_a_step_into_the_guest_is_not_its_time() {
-        let stay = |entries: &[Entry]| {
-            let times = Times::default();
+        const LONG: u64 = 10 * STEP;
+        let length = |entries: &[Entry]| {
+            let (times, mut now) = (Times::default(), 1000);
             for entry in entries {
-                times.enter(*entry);
-                std::thread::sleep(Duration::from_micros(200));
+                times.enter_at(*entry, || now);
+                now += LONG;
                 if *entry == Entry::Step {
-                    times.step();
+                    times.step_at(now);
                 }
             }
-            times.leave();
-            let (entered, left) = times.stay().unwrap();
-            left - entered
+            times.leave_at(|| now);
+            stay(&times).map(|(entered, left)| left - entered)
         };
-        let step = Duration::from_nanos(STEP);
-        assert_eq!(stay(&[Entry::Step]), step);
-        assert_eq!(stay(&[Entry::Step; 3]), 3 * step);
+        assert_eq!(length(&[Entry::Step]), Some(STEP));
+        assert_eq!(length(&[Entry::Step; 3]), Some(3 * STEP));
         // What has run, or looked at the time, has had all of it.
-        assert!(stay(&[Entry::Run, Entry::Step]) > 10 * step);
-        assert!(stay(&[Entry::Step, Entry::Run, Entry::Step]) > 20 * step);
+        assert_eq!(length(&[Entry::Run, Entry::Step]), Some(2 * LONG));
+        assert_eq!(length(&[Entry::Step, Entry::Run, Entry::Step]), Some(3 * LONG));
         // But for another stay's.
         let times = Times::default();
-        for entry in [Entry::Run, Entry::Step] {
-            times.enter(entry);
-            std::thread::sleep(Duration::from_micros(200));
-            times.leave();
+        for (entry, at) in [(Entry::Run, 1000), (Entry::Step, 1000 + 2 * LONG)] {
+            times.enter_at(entry, || at);
+            times.leave_at(|| at + LONG);
         }
-        let (entered, left) = times.stay().unwrap();
-        assert_eq!(left - entered, step);
+        assert_eq!(stay(&times).map(|(entered, left)| left - entered), Some(STEP));
     }
 }
