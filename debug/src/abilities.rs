@@ -13,7 +13,7 @@ pub enum Access {
 
 /// What a host can do for a debugger, found by trying it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostDebug {
+pub struct Abilities {
     /// How a planted breakpoint instruction comes to us.
     pub software: SoftwareBreakpoints,
     /// Single steps work.

@@ -3,7 +3,7 @@
 //! An [`Arming`] is plain data; `vmm` makes `KVM_SET_GUEST_DEBUG` of it.
 //! [`Allocation`] shares out debug registers among what wants one.
 
-use crate::abilities::{Access, HostDebug};
+use crate::abilities::{Abilities, Access};
 use arch::Isa;
 use arch::aarch64::debug_registers as arm;
 use arch::x86::debug_registers as x86;
@@ -77,7 +77,7 @@ pub fn in_place(guests: &DebugRegisters) -> Vec<Own> {
 /// of all of the guest's. The debugger's come first. What the guest has armed by now counts;
 /// what it arms until the next exit is seen then.
 pub fn with_own(
-    host: &HostDebug,
+    host: &Abilities,
     ours: &DebugRegisters,
     guests: &DebugRegisters,
 ) -> (DebugRegisters, Vec<Own>) {
@@ -178,14 +178,14 @@ pub struct TooMany {
 ///
 /// # Errors
 /// [`TooMany`] when there are not enough.
-pub fn allocate(isa: Isa, host: &HostDebug, wants: &[Want]) -> Result<Allocation, TooMany> {
+pub fn allocate(isa: Isa, host: &Abilities, wants: &[Want]) -> Result<Allocation, TooMany> {
     match isa {
         Isa::X86_64 => allocate_x86(host, wants),
         Isa::Aarch64 => allocate_aarch64(host, wants),
     }
 }
 
-fn allocate_x86(host: &HostDebug, wants: &[Want]) -> Result<Allocation, TooMany> {
+fn allocate_x86(host: &Abilities, wants: &[Want]) -> Result<Allocation, TooMany> {
     let mut slots = [None; x86::COUNT];
     let mut served = Vec::new();
     let there = host.breakpoints.max(host.watchpoints).min(x86::COUNT);
@@ -218,7 +218,7 @@ fn allocate_x86(host: &HostDebug, wants: &[Want]) -> Result<Allocation, TooMany>
     Ok(Allocation { registers: DebugRegisters::X86(slots), served })
 }
 
-fn allocate_aarch64(host: &HostDebug, wants: &[Want]) -> Result<Allocation, TooMany> {
+fn allocate_aarch64(host: &Abilities, wants: &[Want]) -> Result<Allocation, TooMany> {
     let (mut breakpoints, mut watchpoints) = (Vec::new(), Vec::new());
     let mut served = Vec::new();
     for (index, want) in wants.iter().enumerate() {
@@ -253,8 +253,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::abilities::SoftwareBreakpoints;
 
-    pub fn host(breakpoints: usize, watchpoints: usize) -> HostDebug {
-        HostDebug {
+    pub fn host(breakpoints: usize, watchpoints: usize) -> Abilities {
+        Abilities {
             software: SoftwareBreakpoints::Trapped,
             single_step: true,
             breakpoints,

@@ -6,7 +6,7 @@
 //! A program that embeds the debugger may run the types itself and read the values.
 //!
 //! To the table belong what every machine has (here), what the operator adds (a gdb session its settings), and what
-//! the [machine](crate::target::Machine::commands) adds (a live guest its hypercalls). A command that makes no sense
+//! the [machine](crate::machine::Machine::commands) adds (a live guest its hypercalls). A command that makes no sense
 //! for a machine (`nmi` for a dump) says so; which that are is asked of the machine. What takes long asks the view's
 //! [token](crate::cancel::Cancel) whether it is still wanted.
 //!
@@ -19,12 +19,12 @@
 //! use debug::engine::Engine;
 //! use debug::fake::Still;
 //! use debug::reply::Value;
-//! use debug::target::Machine;
+//! use debug::machine::Machine;
 //! use debug::view::View;
 //!
 //! // Any machine; this one has no processor, and paging is off.
 //! let machine = Still::new(Isa::X86_64, 1, 1 << 20)?;
-//! let engine = Engine::new(machine.isa(), machine.host().clone(), machine.vcpus());
+//! let engine = Engine::new(machine.isa(), machine.abilities().clone(), machine.vcpus());
 //! let cancel = Cancel::never();
 //! let view = View { machine: &machine, engine: &engine, vcpu: 0, is_physical: false, cancel: &cancel };
 //!

@@ -1,4 +1,4 @@
-//! Memory dumps: written from any [`Machine`](crate::target::Machine), and read back as one.
+//! Memory dumps: written from any [`Machine`](crate::machine::Machine), and read back as one.
 //!
 //! Layers, each of which knows nothing of the next:
 //! * [`read::source`]: bytes of a file, which may be compressed ([`packing`]);

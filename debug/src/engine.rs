@@ -15,9 +15,9 @@ use crate::breakpoint::{Breakpoint, Id, Kind, Place, Table, is_patched_by_kernel
 use crate::disassemble::{LONGEST_INSTRUCTION, Mode};
 use crate::engine::evaluation::Evaluation;
 use crate::expression::Target as _;
+use crate::machine::{Abilities, Action, Code, Memory, Order, SoftwareBreakpoints, StopReason, TargetError};
 use crate::memory::Space;
 use crate::output::Output;
-use crate::target::{Action, Code, HostDebug, Memory, Order, SoftwareBreakpoints, StopReason, TargetError};
 use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide};
 use arch::aarch64::debug_registers::MOST;
 use arch::aarch64::exception_entry::refused_fetch;
@@ -47,7 +47,7 @@ pub enum Verdict {
 
 /// What a debug session has asked for.
 #[derive(Debug)]
-pub struct State {
+pub struct Requests {
     /// The breakpoints.
     pub table: Table,
     /// What each vCPU does, and how far it has come.
@@ -81,7 +81,7 @@ impl Sharing {
         Sharing { allocation, wants: Vec::new(), owners: Vec::new() }
     }
 
-    fn new(isa: Isa, host: &HostDebug, wanted: &[(Id, Want)]) -> Result<Sharing, TooMany> {
+    fn new(isa: Isa, host: &Abilities, wanted: &[(Id, Want)]) -> Result<Sharing, TooMany> {
         let (owners, wants): (Vec<Id>, Vec<Want>) = wanted.iter().copied().unzip();
         Ok(Sharing { allocation: allocate(isa, host, &wants)?, wants, owners })
     }
@@ -115,14 +115,14 @@ struct Run {
 #[derive(Debug)]
 pub struct Engine {
     isa: Isa,
-    host: HostDebug,
-    state: Mutex<State>,
+    host: Abilities,
+    requests: Mutex<Requests>,
 }
 
 impl Engine {
     /// An engine for a target whose host can do `host`, nothing asked for.
-    pub fn new(isa: Isa, host: HostDebug, vcpus: u32) -> Engine {
-        let state = State {
+    pub fn new(isa: Isa, host: Abilities, vcpus: u32) -> Engine {
+        let requests = Requests {
             table: Table::new(isa),
             progress: vec![Progress::default(); vcpus as usize],
             step_interrupts: false,
@@ -132,7 +132,7 @@ impl Engine {
             output: Output::default(),
             space: None,
         };
-        Engine { isa, host, state: Mutex::new(state) }
+        Engine { isa, host, requests: Mutex::new(requests) }
     }
 
     /// The architecture.
@@ -141,13 +141,13 @@ impl Engine {
     }
 
     /// What the host can do.
-    pub fn host(&self) -> &HostDebug {
+    pub fn abilities(&self) -> &Abilities {
         &self.host
     }
 
     /// The session's wishes. Not to be held while a guest runs.
-    pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Chooses how a breakpoint will be noticed.
@@ -163,7 +163,7 @@ impl Engine {
         if kind != Kind::Software {
             return Place::Register;
         }
-        self.state().space = Some(*space);
+        self.requests().space = Some(*space);
         if self.host.software == SoftwareBreakpoints::None {
             return Place::Fallback(crate::breakpoint::NOT_TRAPPED);
         }
@@ -176,7 +176,7 @@ impl Engine {
             Ok((place, _)) => {
                 let mut code = [0; 5];
                 let count = memory.read(place, &mut code);
-                self.state().table.unmask(place, &mut code[..count]);
+                self.requests().table.unmask(place, &mut code[..count]);
                 if is_patched_by_kernels(self.isa, &code[..count]) && self.has_register_free() {
                     return Place::Fallback(crate::breakpoint::PATCHED);
                 }
@@ -188,8 +188,8 @@ impl Engine {
     /// Whether there is a debug register left for one more breakpoint, and one more for a range
     /// step.
     fn has_register_free(&self) -> bool {
-        let state = self.state();
-        let wants = state.sharing.wants.iter().copied().chain([Want::Execute(0), Want::Execute(0)]);
+        let requests = self.requests();
+        let wants = requests.sharing.wants.iter().copied().chain([Want::Execute(0), Want::Execute(0)]);
         allocate(self.isa, &self.host, &wants.collect::<Vec<_>>()).is_ok()
     }
 
@@ -206,7 +206,7 @@ impl Engine {
                 }
             };
         }
-        let state = self.state();
+        let requests = self.requests();
         let there = match (self.isa, kind.access()) {
             (Isa::X86_64, _) => self.host.breakpoints.max(self.host.watchpoints),
             (Isa::Aarch64, None) => self.host.breakpoints,
@@ -215,11 +215,11 @@ impl Engine {
         let shares = |it: &&Breakpoint| {
             self.isa == Isa::X86_64 || it.kind.access().is_some() == kind.access().is_some()
         };
-        let owners: BTreeSet<Id> = state.sharing.owners.iter().copied().collect();
-        let users = owners.iter().filter_map(|id| state.table.get(*id)).filter(shares);
+        let owners: BTreeSet<Id> = requests.sharing.owners.iter().copied().collect();
+        let users = owners.iter().filter_map(|id| requests.table.get(*id)).filter(shares);
         let users: Vec<String> =
             users.map(|it| format!("the {} at {:#x}", it.kind.name(), it.address)).collect();
-        let pieces = state.sharing.allocation.served.iter();
+        let pieces = requests.sharing.allocation.served.iter();
         let used = pieces.filter(|(register, _)| {
             self.isa == Isa::X86_64 || (*register >= MOST) == kind.access().is_some()
         });
@@ -230,14 +230,14 @@ impl Engine {
     ///
     /// # Errors
     /// [`TooMany`]; then the old sharing stays.
-    pub fn reallocate(&self, state: &mut State) -> Result<(), TooMany> {
-        let mut wanted = state.table.wants();
-        state.sharing = Sharing::new(self.isa, &self.host, &wanted)?;
-        state.guarded = state.sharing.clone();
-        for guard in state.table.guarded() {
+    pub fn reallocate(&self, requests: &mut Requests) -> Result<(), TooMany> {
+        let mut wanted = requests.table.wants();
+        requests.sharing = Sharing::new(self.isa, &self.host, &wanted)?;
+        requests.guarded = requests.sharing.clone();
+        for guard in requests.table.guarded() {
             wanted.push(guard);
             match Sharing::new(self.isa, &self.host, &wanted) {
-                Ok(more) => state.guarded = more,
+                Ok(more) => requests.guarded = more,
                 Err(_) => break,
             }
         }
@@ -249,36 +249,41 @@ impl Engine {
     ///
     /// # Errors
     /// [`TooMany`], when they would still be too few; then the old sharing stays.
-    pub fn make_room(&self, state: &mut State, memory: &dyn Memory, space: &Space) -> Result<(), TooMany> {
-        let first = self.reallocate(state);
-        let patched = state.table.patched();
+    pub fn make_room(
+        &self,
+        requests: &mut Requests,
+        memory: &dyn Memory,
+        space: &Space,
+    ) -> Result<(), TooMany> {
+        let first = self.reallocate(requests);
+        let patched = requests.table.patched();
         if first.is_ok() || patched.is_empty() {
             return first;
         }
         let is_patched = |owner| patched.iter().any(|(id, _)| *id == owner);
-        let wanted = state.table.wants().into_iter();
+        let wanted = requests.table.wants().into_iter();
         let rest: Vec<(Id, Want)> = wanted.filter(|(owner, _)| !is_patched(*owner)).collect();
         Sharing::new(self.isa, &self.host, &rest)?;
         for (id, address) in patched {
             if let Ok((place, _)) = space.locate(memory, address) {
-                state.table.settle(memory, id, place);
+                requests.table.settle(memory, id, place);
             }
         }
-        self.reallocate(state)
+        self.reallocate(requests)
     }
 
     /// What a vCPU runs with to do what it does.
-    pub fn arming(&self, state: &State, vcpu: u32) -> Arming {
-        let progress = state.progress(vcpu);
+    pub fn arming(&self, requests: &Requests, vcpu: u32) -> Arming {
+        let progress = requests.progress(vcpu);
         let run = progress.run.as_ref();
-        let guards = &state.guarded.allocation.registers;
+        let guards = &requests.guarded.allocation.registers;
         let has_guards =
-            progress.action == Action::Run && state.guarded.wants.len() > state.sharing.wants.len();
+            progress.action == Action::Run && requests.guarded.wants.len() > requests.sharing.wants.len();
         Arming {
             step: progress.action.is_step() && run.is_none(),
-            block_interrupts: progress.action.is_step() && run.is_none() && !state.step_interrupts,
-            software: state.table.has_planted(),
-            registers: run.map_or(&state.sharing.allocation, |run| &run.allocation).registers.clone(),
+            block_interrupts: progress.action.is_step() && run.is_none() && !requests.step_interrupts,
+            software: requests.table.has_planted(),
+            registers: run.map_or(&requests.sharing.allocation, |run| &run.allocation).registers.clone(),
             guarded: has_guards.then(|| Box::new(guards.clone())),
         }
     }
@@ -305,22 +310,22 @@ impl Engine {
 
     fn try_judge(&self, cpu: &mut dyn Cpu, trap: &Trap) -> Result<Verdict, TargetError> {
         let pc = pc(cpu)?;
-        let mut state = self.state();
+        let mut requests = self.requests();
         let is_plain_step = matches!(trap, Trap::Aarch64 { exception, .. }
             if matches!(exception, arch::aarch64::syndrome::DebugException::SoftwareStep { .. }));
         let place = if is_plain_step { None } else { locate(cpu, pc) };
-        let is_planted = place.is_some_and(|place| state.table.is_met(cpu.memory(), place));
+        let is_planted = place.is_some_and(|place| requests.table.is_met(cpu.memory(), place));
         let opcode = place.and_then(|place| {
             let mut byte = [0];
             (self.isa == Isa::X86_64 && cpu.memory().read(place, &mut byte) == 1).then_some(byte[0])
         });
         let own = own_registers(cpu, trap);
-        let progress = state.progress(cpu.vcpu().id());
+        let progress = requests.progress(cpu.vcpu().id());
         let (wants, allocation) = match &progress.run {
             Some(run) => (&run.wants, &run.allocation),
             // Those of guards stand behind the others, and may be in force while a vCPU runs.
-            None if progress.action == Action::Run => (&state.guarded.wants, &state.guarded.allocation),
-            None => (&state.sharing.wants, &state.sharing.allocation),
+            None if progress.action == Action::Run => (&requests.guarded.wants, &requests.guarded.allocation),
+            None => (&requests.sharing.wants, &requests.sharing.allocation),
         };
         let is_range_run = progress.run.is_some();
         let situation = Situation {
@@ -341,64 +346,64 @@ impl Engine {
         match owner {
             Owner::Nobody => Ok(Verdict::NotOurs),
             Owner::Guest(injection) => {
-                drop(state);
+                drop(requests);
                 self.give_back(cpu, &injection)
             }
             Owner::Debugger(Cause::Step) => {
-                drop(state);
+                drop(requests);
                 self.after_step(cpu)
             }
             Owner::Debugger(Cause::Planted) => {
                 // What is met translates.
                 let Some(place) = place else { return Ok(Verdict::NotOurs) };
-                let hit = state.table.planted_at(place);
-                if !state.is_retry(cpu, pc) && self.stops(cpu, &mut state, &hit) {
+                let hit = requests.table.planted_at(place);
+                if !requests.is_retry(cpu, pc) && self.stops(cpu, &mut requests, &hit) {
                     return Ok(Verdict::Stop(StopReason::Breakpoint));
                 }
-                drop(state);
+                drop(requests);
                 self.pass(cpu, Some(place))
             }
             // An exit of a range that is run through.
-            Owner::Debugger(Cause::Execute(want)) if is_range_run && want >= state.sharing.wants.len() => {
-                drop(state);
+            Owner::Debugger(Cause::Execute(want)) if is_range_run && want >= requests.sharing.wants.len() => {
+                drop(requests);
                 self.leave_range(cpu, pc)
             }
-            Owner::Debugger(Cause::Execute(_)) if state.table.is_vector(pc) => {
-                drop(state);
+            Owner::Debugger(Cause::Execute(_)) if requests.table.is_vector(pc) => {
+                drop(requests);
                 self.at_vector(cpu, pc, place)
             }
             Owner::Debugger(Cause::Execute(want)) => {
-                let id = state.guarded.owners.get(want).copied();
+                let id = requests.guarded.owners.get(want).copied();
                 // All of a place's breakpoints are met at once, by whichever of their names.
-                let hit = match place.filter(|_| want >= state.sharing.wants.len()) {
+                let hit = match place.filter(|_| want >= requests.sharing.wants.len()) {
                     Some(place) => {
-                        state.table.restore(cpu.memory(), place, id);
-                        state.table.planted_at(place)
+                        requests.table.restore(cpu.memory(), place, id);
+                        requests.table.planted_at(place)
                     }
                     None => id.into_iter().collect(),
                 };
                 // A page that was missing when the breakpoint was asked for is there now; but
                 // the others are still armed as they are, so `refresh` plants it.
-                if !state.is_retry(cpu, pc) && self.stops(cpu, &mut state, &hit) {
-                    let kind = id.and_then(|id| state.table.get(id)).map(|breakpoint| breakpoint.kind);
+                if !requests.is_retry(cpu, pc) && self.stops(cpu, &mut requests, &hit) {
+                    let kind = id.and_then(|id| requests.table.get(id)).map(|breakpoint| breakpoint.kind);
                     return Ok(Verdict::Stop(match kind {
                         Some(Kind::Software) => StopReason::Breakpoint,
                         _ => StopReason::HardwareBreakpoint,
                     }));
                 }
-                drop(state);
+                drop(requests);
                 self.pass(cpu, place)
             }
             Owner::Debugger(Cause::Watch(want, address)) => {
-                let id = state.guarded.owners.get(want).copied();
+                let id = requests.guarded.owners.get(want).copied();
                 let access =
-                    id.and_then(|id| state.table.get(id)).and_then(|breakpoint| breakpoint.kind.access());
-                if self.stops(cpu, &mut state, id.as_slice())
+                    id.and_then(|id| requests.table.get(id)).and_then(|breakpoint| breakpoint.kind.access());
+                if self.stops(cpu, &mut requests, id.as_slice())
                     && let Some(access) = access
                 {
                     return Ok(Verdict::Stop(StopReason::Watchpoint { address, access }));
                 }
-                drop(state);
+                drop(requests);
                 match self.isa {
                     // The access is still to come.
                     Isa::Aarch64 => self.pass(cpu, None),
@@ -425,11 +430,11 @@ impl Engine {
         if let (Some(at), Some(saved), Some(flags)) = (refused, saved, flags)
             && let (Some(pc_row), Some(flags_row)) = (row("pc"), row("cpsr"))
         {
-            let mut state = self.state();
-            let hit = state.table.refused_at(pc, at);
+            let mut requests = self.requests();
+            let hit = requests.table.refused_at(pc, at);
             if !hit.is_empty() {
                 cpu.vcpu_mut().set_rows(&[(pc_row, at), (flags_row, saved)])?;
-                if self.stops(cpu, &mut state, &hit) {
+                if self.stops(cpu, &mut requests, &hit) {
                     return Ok(Verdict::Stop(StopReason::Breakpoint));
                 }
                 cpu.vcpu_mut().set_rows(&[(pc_row, pc), (flags_row, flags)])?;
@@ -439,13 +444,13 @@ impl Engine {
     }
 
     /// Counts a hit of each breakpoint, runs its commands, and tells whether one stops.
-    fn stops(&self, cpu: &mut dyn Cpu, state: &mut State, hit: &[Id]) -> bool {
+    fn stops(&self, cpu: &mut dyn Cpu, requests: &mut Requests, hit: &[Id]) -> bool {
         let mut stops = false;
         for &id in hit {
-            state.table.count(id);
-            let Some(breakpoint) = state.table.get(id) else { continue };
+            requests.table.count(id);
+            let Some(breakpoint) = requests.table.get(id) else { continue };
             let Breakpoint { conditions, commands, .. } = breakpoint.clone();
-            let mut target = Evaluation::new(cpu, &state.table);
+            let mut target = Evaluation::new(cpu, &requests.table);
             let holds = conditions.is_empty() || conditions.iter().any(|condition| target.holds(condition));
             if !holds {
                 continue;
@@ -458,7 +463,7 @@ impl Engine {
                 }
             }
             let printed = target.printed;
-            state.print(printed);
+            requests.print(printed);
         }
         stops
     }
@@ -470,8 +475,8 @@ impl Engine {
             return Ok(Verdict::GoOn);
         }
         let runs_in = {
-            let state = self.state();
-            let progress = state.progress(cpu.vcpu().id());
+            let requests = self.requests();
+            let progress = requests.progress(cpu.vcpu().id());
             progress.run.as_ref().map(|_| progress.action)
         };
         match runs_in {
@@ -498,7 +503,7 @@ impl Engine {
         // Where the next page is, only a walk can tell.
         let left = usize::try_from(PAGE - place.0 % PAGE).unwrap_or(0).min(bytes.len());
         let count = cpu.memory().read(place, &mut bytes[..left]);
-        self.state().table.unmask(place, &mut bytes[..count]);
+        self.requests().table.unmask(place, &mut bytes[..count]);
         let bytes = &bytes[..count];
         let read = |row| cpu.vcpu().register(row);
         let changes = match (self.isa, code) {
@@ -521,9 +526,9 @@ impl Engine {
     fn step_over(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Stepped, TargetError> {
         let before = pc(cpu)?;
         let stack = stack(cpu);
-        let arming = self.arming(&self.state(), cpu.vcpu().id());
+        let arming = self.arming(&self.requests(), cpu.vcpu().id());
         cpu.begin_exclusive();
-        let lifted = place.filter(|place| self.state().table.lift(cpu.memory(), *place));
+        let lifted = place.filter(|place| self.requests().table.lift(cpu.memory(), *place));
         let alone = Arming {
             step: true,
             block_interrupts: true,
@@ -534,7 +539,7 @@ impl Engine {
         cpu.arm(&alone);
         let result = cpu.step();
         if let Some(place) = lifted {
-            self.state().table.replant(cpu.memory(), place);
+            self.requests().table.replant(cpu.memory(), place);
         }
         cpu.arm(&arming);
         cpu.end_exclusive();
@@ -557,7 +562,7 @@ impl Engine {
 
     /// The next hit at `pc` is of an instruction whose hit has been dealt with.
     fn retry(&self, cpu: &dyn Cpu, pc: u64, stack: Option<u64>) {
-        if let Some(progress) = self.state().progress.get_mut(cpu.vcpu().id() as usize) {
+        if let Some(progress) = self.requests().progress.get_mut(cpu.vcpu().id() as usize) {
             progress.retry = stack.map(|stack| (pc, stack));
         }
     }
@@ -568,7 +573,7 @@ impl Engine {
             return Ok(Verdict::GoOn);
         }
         cpu.inject(injection)?;
-        let is_step = self.state().progress(cpu.vcpu().id()).action.is_step();
+        let is_step = self.requests().progress(cpu.vcpu().id()).action.is_step();
         // On aarch64 the vCPU is at its vector now. On x86 KVM delivers the exception when the
         // guest is entered; the step ends at the handler then.
         Ok(if is_step && self.isa == Isa::Aarch64 { Verdict::Stop(StopReason::Step) } else { Verdict::GoOn })
@@ -578,20 +583,20 @@ impl Engine {
     fn after_step(&self, cpu: &mut dyn Cpu) -> Result<Verdict, TargetError> {
         let pc = pc(cpu)?;
         let faulted = cpu.faulted_at();
-        let mut state = self.state();
-        let Some(progress) = state.progress.get_mut(cpu.vcpu().id() as usize) else {
+        let mut requests = self.requests();
+        let Some(progress) = requests.progress.get_mut(cpu.vcpu().id() as usize) else {
             return Ok(Verdict::GoOn);
         };
         match progress.action {
             Action::StepRange(start, end) if (start..end).contains(&pc) => {
                 progress.steps += 1;
                 if progress.steps == STEPS_BEFORE_RUN {
-                    let exits = self.exits(cpu, &state.table, start..end);
-                    self.begin_run(&mut state, cpu.vcpu().id(), stack(cpu), exits);
+                    let exits = self.exits(cpu, &requests.table, start..end);
+                    self.begin_run(&mut requests, cpu.vcpu().id(), stack(cpu), exits);
                 }
                 // The guest may have changed its own flags, so the step is asked for again.
-                let arming = self.arming(&state, cpu.vcpu().id());
-                drop(state);
+                let arming = self.arming(&requests, cpu.vcpu().id());
+                drop(requests);
                 cpu.arm(&arming);
                 Ok(Verdict::GoOn)
             }
@@ -599,12 +604,12 @@ impl Engine {
             // when it is done the range goes on where it was.
             Action::StepRange(start, end) if faulted.is_some_and(|at| (start..end).contains(&at)) => {
                 let exits = faulted.map(|at| vec![at]);
-                self.begin_run(&mut state, cpu.vcpu().id(), None, exits);
-                if state.progress(cpu.vcpu().id()).run.is_none() {
+                self.begin_run(&mut requests, cpu.vcpu().id(), None, exits);
+                if requests.progress(cpu.vcpu().id()).run.is_none() {
                     return Ok(Verdict::Stop(StopReason::Step));
                 }
-                let arming = self.arming(&state, cpu.vcpu().id());
-                drop(state);
+                let arming = self.arming(&requests, cpu.vcpu().id());
+                drop(requests);
                 cpu.arm(&arming);
                 Ok(Verdict::GoOn)
             }
@@ -618,9 +623,9 @@ impl Engine {
     /// all vCPUs stand still; `space` is asked for only when there is something to do.
     pub fn refresh(&self, memory: &dyn Memory, space: impl FnOnce() -> Space) {
         let (overwritten, waiting) = {
-            let state = self.state();
+            let requests = self.requests();
             let waits = self.host.software != SoftwareBreakpoints::None;
-            let table = &state.table;
+            let table = &requests.table;
             let waiting = if waits { [table.waiting(), table.not_executable()].concat() } else { Vec::new() };
             (table.overwritten(memory), waiting)
         };
@@ -628,11 +633,11 @@ impl Engine {
             return;
         }
         let space = space();
-        let mut state = self.state();
-        state.space = Some(space);
+        let mut requests = self.requests();
+        requests.space = Some(space);
         for (place, address) in overwritten {
             if space.locate(memory, address).is_ok_and(|(now, _)| now == place) {
-                state.table.replant(memory, place);
+                requests.table.replant(memory, place);
             }
         }
         let mut settled = false;
@@ -640,17 +645,17 @@ impl Engine {
             if let Ok((place, _)) = space.locate(memory, address)
                 && space.is_executable(memory, address)
             {
-                settled |= state.table.settle(memory, id, place);
+                settled |= requests.table.settle(memory, id, place);
             }
         }
         // Fewer wants than before always fit.
-        if settled && self.reallocate(&mut state).is_err() {
+        if settled && self.reallocate(&mut requests).is_err() {
             log::error!("debug registers cannot be shared out anew");
         }
     }
 }
 
-impl State {
+impl Requests {
     /// Gives each vCPU a new action.
     pub fn begin(&mut self, actions: &[Action]) {
         for (progress, action) in self.progress.iter_mut().zip(actions) {

@@ -4,13 +4,13 @@
 
 pub mod simulated;
 
-use crate::abilities::{HostDebug, SoftwareBreakpoints};
+use crate::abilities::{Abilities, SoftwareBreakpoints};
 use crate::arming::{Arming, DebugRegisters, Own};
 use crate::engine::{Cpu, Stepped};
 use crate::linux::Described;
+use crate::machine::{Action, Activity, Code, Control, Event, Machine, Order, StopReason, TargetError};
 use crate::ram::Memory;
 use crate::reply::{Arguments, Command, Offer, Refusal, Reply, offered, run_offered};
-use crate::target::{Action, Code, Control, Event, Machine, Order, StopReason, TargetError, VcpuState};
 use crate::trap::Injection;
 use crate::vcpu::Vcpu;
 use arch::address::PhysRange;
@@ -67,8 +67,8 @@ impl Memory for Ram {
 }
 
 /// A host that can do everything.
-pub fn host() -> HostDebug {
-    HostDebug {
+pub fn host() -> Abilities {
+    Abilities {
         software: SoftwareBreakpoints::Trapped,
         single_step: true,
         breakpoints: 4,
@@ -84,7 +84,7 @@ pub fn host() -> HostDebug {
 pub struct Still {
     isa: Isa,
     ram: Ram,
-    host: HostDebug,
+    host: Abilities,
     registers: Vec<Mutex<RegisterFile>>,
     events: VecDeque<Event>,
     wake: OwnedFd,
@@ -133,8 +133,8 @@ impl Machine for Still {
         u32::try_from(self.registers.len()).unwrap_or(u32::MAX)
     }
 
-    fn state(&self, vcpu: u32) -> VcpuState {
-        if vcpu < self.started { VcpuState::Running } else { VcpuState::NotStarted }
+    fn activity(&self, vcpu: u32) -> Activity {
+        if vcpu < self.started { Activity::Running } else { Activity::NotStarted }
     }
 
     fn kernel(&self) -> Option<&Described> {
@@ -167,7 +167,7 @@ impl Machine for Still {
         &self.ram
     }
 
-    fn host(&self) -> &HostDebug {
+    fn abilities(&self) -> &Abilities {
         &self.host
     }
 
@@ -334,7 +334,7 @@ impl Vcpu for FakeVcpu {
         Ok(())
     }
 
-    fn own_debug_registers(&self, _: &HostDebug) -> Result<DebugRegisters, TargetError> {
+    fn own_debug_registers(&self, _: &Abilities) -> Result<DebugRegisters, TargetError> {
         Ok(self.guests.clone())
     }
 
@@ -375,8 +375,8 @@ impl Vcpu for FakeVcpu {
         Ok(())
     }
 
-    fn state(&self) -> VcpuState {
-        VcpuState::Running
+    fn activity(&self) -> Activity {
+        Activity::Running
     }
 
     fn nmi(&mut self) -> Result<(), TargetError> {

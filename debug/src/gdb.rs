@@ -1,4 +1,4 @@
-//! The gdb remote serial protocol, for any [`Machine`](crate::target::Machine).
+//! The gdb remote serial protocol, for any [`Machine`](crate::machine::Machine).
 //!
 //! [`listener`] says where a debugger connects and who it is, [`server`] is the thread that lets one
 //! in, and [`client`] the one that is in. Bytes of its connection become packets ([`packet`]). Those

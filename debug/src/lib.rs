@@ -1,6 +1,6 @@
 //! The debugger of a guest, for both architectures on any host.
 //!
-//! This crate knows no KVM: the machine that is debugged is a [`target::Machine`], and one of
+//! This crate knows no KVM: the machine that is debugged is a [`machine::Machine`], and one of
 //! its vCPUs, on the thread that runs it, a [`vcpu::Vcpu`]. A debug exit goes
 //! through these files, in this order:
 //!
@@ -10,7 +10,7 @@
 //!    over and go on, for which it asks the table ([`breakpoint`]) and conditions
 //!    ([`expression`]);
 //! 3. [`gdb`] tells the debugger, and makes its answer into what each vCPU does next
-//!    ([`target::Action`], [`arming`]).
+//!    ([`machine::Action`], [`arming`]).
 //!
 //! What a person or a program asks beyond that is a [`command`], which looks at a machine through a [`view`] and
 //! answers with a value ([`reply`]).
@@ -34,6 +34,7 @@ pub mod fake;
 pub mod gdb;
 pub mod linux;
 pub mod live;
+pub mod machine;
 pub mod memory;
 pub mod output;
 pub mod ram;
@@ -41,7 +42,6 @@ pub mod range;
 pub mod reply;
 pub mod report;
 pub mod socket;
-pub mod target;
 pub mod trap;
 pub mod vcpu;
 pub mod view;

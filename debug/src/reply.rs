@@ -3,7 +3,7 @@
 //!
 //! Whoever offers commands describes each ([`Command`]) and answers with a [`Value`]: the words for a person and
 //! the JSON for a program are printed from it, each in one place. The commands that every machine has are in
-//! [`command`](crate::command); a [`Machine`](crate::target::Machine) adds its own, as a table of [`Offer`]s.
+//! [`command`](crate::command); a [`Machine`](crate::machine::Machine) adds its own, as a table of [`Offer`]s.
 //! Nothing here knows of machines, of gdb or of shells.
 
 use crate::cancel::Cancelled;

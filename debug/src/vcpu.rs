@@ -6,7 +6,7 @@
 //! wants meanwhile, in the callback that it hands to [`Runner::run`](crate::live::runner::Runner::run).
 
 use crate::arming::{Arming, DebugRegisters};
-use crate::target::{Code, HostDebug, TargetError, VcpuState};
+use crate::machine::{Abilities, Activity, Code, TargetError};
 use crate::trap::Injection;
 use arch::Isa;
 use arch::paging::Regime;
@@ -61,7 +61,7 @@ pub trait Vcpu {
     ///
     /// # Errors
     /// [`TargetError::Host`].
-    fn own_debug_registers(&self, host: &HostDebug) -> Result<DebugRegisters, TargetError>;
+    fn own_debug_registers(&self, host: &Abilities) -> Result<DebugRegisters, TargetError>;
 
     /// Sets what it runs with (KVM API, `KVM_SET_GUEST_DEBUG`).
     ///
@@ -85,7 +85,7 @@ pub trait Vcpu {
     fn abort_access(&mut self) -> Result<(), TargetError>;
 
     /// x86: keeps interrupts out of the next instruction, by an interrupt shadow, where
-    /// [`HostDebug::blocks_interrupts`] says that arming does not.
+    /// [`Abilities::blocks_interrupts`] says that arming does not.
     ///
     /// # Errors
     /// [`TargetError::Host`].
@@ -98,7 +98,7 @@ pub trait Vcpu {
     fn end_halt(&mut self) -> Result<(), TargetError>;
 
     /// What it is doing.
-    fn state(&self) -> VcpuState;
+    fn activity(&self) -> Activity;
 
     /// Raises a non-maskable interrupt.
     ///

@@ -13,9 +13,9 @@ use crate::breakpoint::{Kind, Place};
 use crate::cancel::Cancel;
 use crate::engine::Engine;
 use crate::linux::translate as translation;
+use crate::machine::{Activity, Machine, Tables, TargetError};
 use crate::memory::{self, Space};
 use crate::ram::Memory;
-use crate::target::{Machine, Tables, TargetError, VcpuState};
 use arch::aarch64::exception_entry;
 use arch::paging::{Fault, Regime};
 use arch::register::Bank;
@@ -66,7 +66,8 @@ impl<'a> View<'a> {
     /// [`TargetError`].
     pub fn translation(&self) -> Result<(Regime, Tables), TargetError> {
         let (regime, whose) = self.machine.translation(self.vcpu)?;
-        if whose != Tables::Own || regime.is_on() || self.machine.state(self.vcpu) != VcpuState::NotStarted {
+        if whose != Tables::Own || regime.is_on() || self.machine.activity(self.vcpu) != Activity::NotStarted
+        {
             return Ok((regime, whose));
         }
         let other = |vcpu| Some((self.machine.regime(vcpu).ok()?, vcpu));
@@ -105,8 +106,8 @@ impl<'a> View<'a> {
 
     /// Reads memory of a space; how many bytes are good.
     pub fn read_in(&self, space: &Space, address: u64, buffer: &mut [u8]) -> usize {
-        let state = self.engine.state();
-        memory::read(self.memory(), space, Some(&state.table), GuestVirt(address), buffer)
+        let requests = self.engine.requests();
+        memory::read(self.memory(), space, Some(&requests.table), GuestVirt(address), buffer)
     }
 
     /// Why the dump that is looked at has not got a byte that the guest had, if that is so.

@@ -23,9 +23,9 @@ use debug::gdb::packet::{Framer, LONGEST, frame, unescape};
 use debug::gdb::session::Session;
 use debug::linux::VmCoreInfo;
 use debug::linux::described::{self, Anchor, Scope};
+use debug::machine::{Action, Machine, Memory, Order};
 use debug::memory::Space;
 use debug::range;
-use debug::target::{Action, Machine, Memory, Order};
 use debug::trap::Trap;
 use devices::hypercall::trace::{Filter, Style, Tracer};
 use devices::hypercall::xen::{Delivery, Platform, Xen};
@@ -244,7 +244,7 @@ pub fn kernels(data: &[u8]) {
 
 fn session(isa: Isa) -> Option<Session<Still>> {
     let machine = Still::new(isa, 2, 1 << 16).ok()?;
-    let engine = Arc::new(Engine::new(isa, machine.host().clone(), 2));
+    let engine = Arc::new(Engine::new(isa, machine.abilities().clone(), 2));
     Some(Session::new(machine, engine))
 }
 
@@ -488,7 +488,7 @@ fn steps(data: &[u8]) {
         }
         x86::step::loads_flags(data, bits);
     }
-    let state = |at| aarch64::step::After {
+    let requests = |at| aarch64::step::After {
         pc: word(at),
         pstate: word(at + 1),
         vbar: word(at + 2),
@@ -499,8 +499,8 @@ fn steps(data: &[u8]) {
         pc: word(6),
         pstate: word(7),
     };
-    aarch64::step::after(&before, &[word(8), word(9)], &state(10));
-    aarch64::step::has_faulted(before.instruction, before.pc, &state(11));
+    aarch64::step::after(&before, &[word(8), word(9)], &requests(10));
+    aarch64::step::has_faulted(before.instruction, before.pc, &requests(11));
 }
 
 /// A vCPU with breakpoints, whose registers, memory, steps and traps are all `data`: nothing stops the engine, and
@@ -547,10 +547,10 @@ pub fn engine(data: &[u8]) {
             commands: Vec::new(),
             hits: 0,
         };
-        let mut state = engine.state();
-        if let Ok(change) = state.table.replace(cpu.memory(), breakpoint) {
-            let fits = engine.make_room(&mut state, cpu.memory(), &space);
-            state.table.settle_change(cpu.memory(), change, fits.is_err());
+        let mut requests = engine.requests();
+        if let Ok(change) = requests.table.replace(cpu.memory(), breakpoint) {
+            let fits = engine.make_room(&mut requests, cpu.memory(), &space);
+            requests.table.settle_change(cpu.memory(), change, fits.is_err());
         }
     }
     for (at, byte) in rest.iter().take(32).enumerate() {
@@ -560,14 +560,14 @@ pub fn engine(data: &[u8]) {
             2 => Action::StepRange(word(at), word(at + 1)),
             _ => Action::Stay,
         };
-        engine.state().begin(&[action]);
-        let arming = engine.arming(&engine.state(), 0);
+        engine.requests().begin(&[action]);
+        let arming = engine.arming(&engine.requests(), 0);
         cpu.vcpu.set_pc(0x1000 + word(at) % 0x100);
         engine.start(&mut cpu, &Order { action, arming, steps_off: byte & 0x20 != 0 });
         engine.judge(&mut cpu, &trap_of(*byte, at));
         assert!(!cpu.exclusive.1, "others are kept out for ever");
     }
-    engine.state().table.clear(cpu.memory());
+    engine.requests().table.clear(cpu.memory());
     let mut memory = vec![0; rest.len().min(0x3000)];
     cpu.memory().read(GuestPhys(0x1000), &mut memory);
     assert!(memory == rest[..memory.len()], "something is left in memory");
@@ -579,7 +579,7 @@ pub fn tables(data: &[u8]) {
     use arch::paging::Regime;
     use arch::register::{RegisterFile, table};
     use arch::{GuestPhys, GuestVirt};
-    use debug::target::Memory;
+    use debug::machine::Memory;
     let word = |index: usize| arch::bytes::u64_at(data, index * 8).unwrap_or(0);
     let ram = debug::fake::Ram::new(1 << 16);
     ram.write(GuestPhys(0), data);

@@ -9,7 +9,7 @@ use arch::{GuestPhys, Isa};
 use debug::dump;
 use debug::dump::core::Core;
 use debug::dump::read::source::OnDisk;
-use debug::target::Machine;
+use debug::machine::Machine;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -20,9 +20,9 @@ use debug::engine::Engine;
 use debug::gdb::listener::{Address, Listener};
 use debug::gdb::server::{self, Service};
 use debug::gdb::session::Session;
+use debug::machine::Machine;
 use debug::reply::{Refusal, number};
 use debug::socket::Access;
-use debug::target::Machine;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use open::{Description, open};
@@ -181,7 +181,7 @@ fn run(args: &CoreArgs) -> Result<(), CoreError> {
 }
 
 fn session(core: Core) -> Session<Core> {
-    let engine = Engine::new(core.isa(), core.host().clone(), core.vcpus());
+    let engine = Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
     Session::new(core, Arc::new(engine))
 }
 
@@ -200,7 +200,7 @@ fn serve(core: Core, address: &Address, any_user: bool) -> Result<(), Error> {
         .map_err(|error| Error::system("cannot make a signalfd")(error.into()))?;
     let quit = quit.as_fd().try_clone_to_owned().map_err(Error::system("cannot duplicate a signalfd"))?;
     log::warn!("waiting for gdb at {}", listener.address());
-    let service = Service { gate: crate::peer::gate(any_user), ..Service::plain(quit) };
+    let service = Service { admission: crate::peer::admission(any_user), ..Service::plain(quit) };
     server::run(&listener, session(core), &service);
     Ok(())
 }

@@ -113,7 +113,7 @@ impl Attachment {
             return Err(Error::Usage("it has ended, or begins again just now: try again".into()));
         };
         let options = Options {
-            gate: peer::gate(config.any_user),
+            admission: peer::admission(config.any_user),
             on_lost: config.on_lost,
             takeover: config.takeover,
             believed: self.believed,

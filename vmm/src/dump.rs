@@ -47,7 +47,7 @@ pub enum Moment {
 fn capture(vcpu: &Vcpu, moment: Moment) -> Cpu {
     let look = |vcpu: &Vcpu, is_earlier| {
         let mode = vcpu.code().map_or(Mode::Bits64, |code| code.mode);
-        Cpu { registers: vcpu.registers(&Bank::ALL), mode, state: vcpu.state(), is_earlier }
+        Cpu { registers: vcpu.registers(&Bank::ALL), mode, state: vcpu.activity(), is_earlier }
     };
     let earlier = match moment {
         Moment::Running => None,
@@ -87,7 +87,7 @@ impl Dumper {
         let link = vcpus.link();
         let unmask = |address: GuestPhys, bytes: &mut [u8]| {
             if let Some(link) = &link {
-                link.engine.state().table.unmask(address, bytes);
+                link.engine.requests().table.unmask(address, bytes);
             }
         };
         let memory = Unplanted { memory: &memory, unmask: &unmask };

@@ -9,7 +9,7 @@ use arch::GuestPhys;
 use arch::address::PhysRange;
 use arch::paging::TableMemory;
 use debug::engine::Engine;
-use debug::target::Memory;
+use debug::machine::Memory;
 use devices::ram::Ram;
 use kvm::ram::{GuestMemory, LiveMemory, forget_mapping};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -165,7 +165,7 @@ mod tests {
             commands: Vec::new(),
             hits: 0,
         };
-        engine.state().table.insert(memory, breakpoint).unwrap();
+        engine.requests().table.insert(memory, breakpoint).unwrap();
         let instruction = planted_instruction(HOST_ISA);
         let stands = || {
             let mut bytes = vec![0; instruction.len()];
@@ -180,7 +180,7 @@ mod tests {
         assert!(!stands() && memory.read(place, &mut bytes) == 8 && bytes[..2] == [0, 0x22]);
         engine.refresh(memory, || Space::Physical);
         assert!(stands() && Ram::read(&ram, place, &mut bytes) == 8 && bytes[..2] == [0, 0x22]);
-        engine.state().table.clear(memory);
+        engine.requests().table.clear(memory);
         assert!(
             memory.read(place, &mut bytes) == 8 && bytes == [0, 0x22, 0x22, 0x22, 0x22, 0x22, 0x22, 0x22]
         );

@@ -21,7 +21,7 @@ use crate::serve::{Exits, Shared};
 use crate::vcpus::{Hold, Threads, Vcpus};
 use arch::Isa;
 use arch::x86::cpuid::Entry;
-use debug::target::{Ended, Event};
+use debug::machine::{Ended, Event};
 use devices::guest_log;
 use devices::hypercall::xen::cpuid;
 use devices::platform::serial::Serial;

@@ -6,7 +6,7 @@
 //! Only an established socket that a process still has open counts: of a closed one some kernels say
 //! that it is root's.
 
-use debug::gdb::listener::{Gate, Peer};
+use debug::gdb::listener::{Admission, Peer};
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_ESTABLISHED};
@@ -17,14 +17,14 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-/// A gate for this process's own user, for root, and under sudo for the user who called it; for
+/// Admits this process's own user, root, and under sudo the user who called it;
 /// everybody with `any_user`.
-pub fn gate(any_user: bool) -> Gate {
+pub fn admission(any_user: bool) -> Admission {
     if any_user {
-        return Gate::open();
+        return Admission::open();
     }
     let users = Users::new();
-    Gate::new(move |peer| {
+    Admission::new(move |peer| {
         let user = match peer {
             Peer::Tcp { .. } if !peer.is_local_tcp() => return Ok(()),
             Peer::Tcp { remote, local } => owner(*remote, *local).map_err(|error| {

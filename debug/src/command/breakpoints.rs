@@ -43,9 +43,9 @@ impl Points {
     pub fn of(view: &View<'_>, refused: Vec<(Kind, u64, String)>) -> Points {
         // Reasons are those of now, which the engine knows under the same lock.
         let (inserted, former): (Vec<(Breakpoint, bool)>, Vec<Breakpoint>) = {
-            let state = view.engine.state();
-            let inserted = state.table.entries().map(|(id, it)| (it.clone(), state.is_guarded(id)));
-            (inserted.collect(), state.table.former().cloned().collect())
+            let requests = view.engine.requests();
+            let inserted = requests.table.entries().map(|(id, it)| (it.clone(), requests.is_guarded(id)));
+            (inserted.collect(), requests.table.former().cloned().collect())
         };
         let inserted = inserted.iter().map(|(it, is_guarded)| point(view, it, *is_guarded, true));
         let former = former.iter().map(|it| point(view, it, false, false));

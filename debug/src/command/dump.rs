@@ -55,8 +55,8 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
     let destination = operator.destination(Path::new(path))?;
     let view = operator.view();
     let cpus = dump::cpus(view.machine)?;
-    let state = view.engine.state();
-    let unmask = |address, bytes: &mut [u8]| state.table.unmask(address, bytes);
+    let requests = view.engine.requests();
+    let unmask = |address, bytes: &mut [u8]| requests.table.unmask(address, bytes);
     let memory = Unplanted { memory: view.memory(), unmask: &unmask };
     let target = Target { isa: view.isa(), cpus: &cpus, memory: &memory };
     let summary = write::to_destination(&target, &destination, &mut |_| match view.cancel.check() {

@@ -1,10 +1,10 @@
 //! `host`, `exits`, `nmi`, `reset` and `quit`: what runs the guest, and what can be done to it as a whole.
 
 use super::operator::Operator;
-use crate::abilities::{HostDebug, SoftwareBreakpoints};
+use crate::abilities::{Abilities, SoftwareBreakpoints};
+use crate::machine::{Control, TargetError};
 use crate::memory::Space;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Said, Value, json};
-use crate::target::{Control, TargetError};
 use crate::view::View;
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub const HOST: Command =
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     /// That.
-    pub host: HostDebug,
+    pub host: Abilities,
     /// What addresses mean, in words.
     pub translation: String,
 }
@@ -28,7 +28,7 @@ impl Host {
             Space::Virtual(regime) => regime.describe(),
             Space::Physical => "addresses are guest-physical".into(),
         };
-        Host { host: view.machine.host().clone(), translation }
+        Host { host: view.machine.abilities().clone(), translation }
     }
 
     fn software(&self) -> &'static str {
@@ -42,7 +42,7 @@ impl Host {
 
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let HostDebug { single_step, breakpoints, watchpoints, blocks_interrupts, .. } = self.host;
+        let Abilities { single_step, breakpoints, watchpoints, blocks_interrupts, .. } = self.host;
         let slowly = if watchpoints == 0 { " (gdb's software watchpoints work, slowly)" } else { "" };
         let interrupts = if blocks_interrupts { "kept out by KVM" } else { "masked by us" };
         writeln!(f, "breakpoint instructions: {}", self.software())?;

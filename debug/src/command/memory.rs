@@ -14,8 +14,8 @@ pub(super) use translate::run as run_translate;
 
 use super::address::size;
 use super::operator::Operator;
+use crate::machine::Tables;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
-use crate::target::Tables;
 use crate::view::View;
 use arch::address::PhysRange;
 use std::fmt;
@@ -53,10 +53,10 @@ pub(super) fn run_mem(operator: &mut dyn Operator, arguments: &Arguments<'_>) ->
 
 /// A line that says whose tables translate, where they are not the vCPU's own.
 fn whose_tables(view: &View<'_>, tables: Tables) -> Option<String> {
-    use crate::target::VcpuState::NotStarted;
+    use crate::machine::Activity::NotStarted;
     let Tables::Vcpu(other) = tables else { return None };
     let vcpu = view.vcpu;
-    let why = match view.machine.state(vcpu) {
+    let why = match view.machine.activity(vcpu) {
         NotStarted => format!("vCPU {vcpu} has not been started"),
         _ => format!("paging is off in vCPU {vcpu}"),
     };

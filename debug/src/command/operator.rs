@@ -3,8 +3,8 @@
 use crate::breakpoint::Kind;
 use crate::dump::write::WriteError;
 use crate::dump::write::destination::Destination;
+use crate::machine::{Control, Machine, TargetError};
 use crate::reply::{Arguments, Command, Refusal, Reply};
-use crate::target::{Control, Machine, TargetError};
 use crate::view::View;
 use std::path::Path;
 

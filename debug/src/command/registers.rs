@@ -2,9 +2,9 @@
 
 use super::operator::Operator;
 use crate::disassemble::LONGEST_INSTRUCTION;
+use crate::machine::Activity;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
 use crate::report::Report;
-use crate::target::VcpuState;
 use crate::view::View;
 use arch::Isa;
 use arch::register::{Bank, Group, RegisterFile};
@@ -105,7 +105,7 @@ pub struct Thread {
     /// Its number.
     pub vcpu: u32,
     /// What it does.
-    pub state: VcpuState,
+    pub state: Activity,
     /// Its program counter, if that is known.
     pub pc: Option<u64>,
     /// Its stack pointer, if that is known.
@@ -129,7 +129,7 @@ impl Threads {
         let thread = |vcpu| {
             let file = view.machine.registers(vcpu, &[Bank::General])?;
             let (pc, stack) = (file.pc(), file.get(stack));
-            Ok(Thread { vcpu, state: view.machine.state(vcpu), pc, stack })
+            Ok(Thread { vcpu, state: view.machine.activity(vcpu), pc, stack })
         };
         (0..view.machine.vcpus()).map(thread).collect::<Result<_, Refusal>>().map(Threads)
     }

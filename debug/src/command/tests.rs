@@ -10,8 +10,8 @@ use crate::dump::write::destination::Destination;
 use crate::engine::Engine;
 use crate::fake::Still;
 use crate::linux::{Described, VmCoreInfo};
+use crate::machine::Machine;
 use crate::reply::{Command, Json, Needs, Offer, Refusal, Said, json};
-use crate::target::Machine;
 use crate::view::View;
 use arch::register::RegisterFile;
 use arch::{GuestPhys, GuestVirt, Isa};
@@ -30,7 +30,7 @@ struct Desk<M> {
 
 impl<M: Machine> Desk<M> {
     fn new(machine: M) -> Desk<M> {
-        let engine = Engine::new(machine.isa(), machine.host().clone(), machine.vcpus());
+        let engine = Engine::new(machine.isa(), machine.abilities().clone(), machine.vcpus());
         Desk { machine, engine, vcpu: 0, cancel: Cancel::never(), folder: "/nowhere".into() }
     }
 
@@ -428,12 +428,12 @@ fn how_breakpoints_are_noticed() {
         hits: 3,
     };
     {
-        let mut state = desk.engine.state();
+        let mut requests = desk.engine.requests();
         for breakpoint in [
             point(Kind::Software, 0x40_0000, 1, Place::Planted(GuestPhys(0x8000))),
             point(Kind::Write, 0x40_1000, 8, Place::Register),
         ] {
-            state.table.insert(desk.machine.memory(), breakpoint).unwrap();
+            requests.table.insert(desk.machine.memory(), breakpoint).unwrap();
         }
     }
     assert_eq!(

@@ -2,14 +2,14 @@
 
 use super::contents::{Contents, Cpu, Image, joined};
 use super::notes::numbers;
-use crate::abilities::{HostDebug, SoftwareBreakpoints};
+use crate::abilities::{Abilities, SoftwareBreakpoints};
 use crate::cancel::{Cancel, Cancelled};
 use crate::linux::described::{self, Anchor, Scope};
 use crate::linux::{Described, VmCoreInfo, translate};
-use crate::ram::{Absence, Memory};
-use crate::target::{
-    Action, Code, Control, DumpFile, Event, Machine, Order, StopReason, Tables, TargetError, VcpuState,
+use crate::machine::{
+    Action, Activity, Code, Control, DumpFile, Event, Machine, Order, StopReason, Tables, TargetError,
 };
+use crate::ram::{Absence, Memory};
 use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile};
@@ -159,7 +159,7 @@ pub struct Core {
     kernel: OnceLock<Described>,
     cancel: Cancel,
     remarks: Vec<String>,
-    host: HostDebug,
+    host: Abilities,
     is_writable: bool,
     events: VecDeque<Event>,
     wake: OwnedFd,
@@ -196,7 +196,7 @@ impl Core {
         remarks.extend(without_tables(&cpus));
         // It never becomes readable: events are there at once.
         let (wake, _) = nix::unistd::pipe()?;
-        let host = HostDebug {
+        let host = Abilities {
             software: SoftwareBreakpoints::None,
             single_step: true,
             breakpoints: 0,
@@ -276,8 +276,8 @@ impl Machine for Core {
         u32::try_from(self.cpus.len()).unwrap_or(u32::MAX)
     }
 
-    fn state(&self, vcpu: u32) -> VcpuState {
-        self.cpu(vcpu).map_or(VcpuState::Unknown, |cpu| cpu.state)
+    fn activity(&self, vcpu: u32) -> Activity {
+        self.cpu(vcpu).map_or(Activity::Unknown, |cpu| cpu.state)
     }
 
     fn registers(&self, vcpu: u32, _: &[Bank]) -> Result<RegisterFile, TargetError> {
@@ -342,7 +342,7 @@ impl Machine for Core {
         &self.memory
     }
 
-    fn host(&self) -> &HostDebug {
+    fn abilities(&self) -> &Abilities {
         &self.host
     }
 

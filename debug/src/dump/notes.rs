@@ -4,7 +4,7 @@
 use super::contents::Cpu;
 use crate::disassemble::Mode;
 use crate::linux::VmCoreInfo;
-use crate::target::VcpuState;
+use crate::machine::Activity;
 use arch::Isa;
 use arch::bytes::u32_at;
 use arch::register::note::{self, Note};
@@ -18,22 +18,22 @@ pub(super) const STATE: &[u8] = b"state";
 /// And, a byte that is not 0, that the registers are [earlier](Cpu::is_earlier) ones.
 pub(super) const EARLIER: &[u8] = b"earlier";
 
-fn state_of(number: u8) -> VcpuState {
+fn state_of(number: u8) -> Activity {
     match number {
-        1 => VcpuState::Running,
-        2 => VcpuState::Halted,
-        3 => VcpuState::NotStarted,
-        _ => VcpuState::Unknown,
+        1 => Activity::Running,
+        2 => Activity::Halted,
+        3 => Activity::NotStarted,
+        _ => Activity::Unknown,
     }
 }
 
 /// The number of a state in our own note.
-pub(super) fn number_of(state: VcpuState) -> u8 {
+pub(super) fn number_of(state: Activity) -> u8 {
     match state {
-        VcpuState::Unknown => 0,
-        VcpuState::Running => 1,
-        VcpuState::Halted => 2,
-        VcpuState::NotStarted => 3,
+        Activity::Unknown => 0,
+        Activity::Running => 1,
+        Activity::Halted => 2,
+        Activity::NotStarted => 3,
     }
 }
 

@@ -7,8 +7,8 @@ use super::*;
 use crate::disassemble::Mode;
 use crate::fake::Ram;
 use crate::linux::VmCoreInfo;
+use crate::machine::{Action, Activity, Event, Machine, Order, StopReason, Tables};
 use crate::ram::{Absence, Memory};
-use crate::target::{Action, Event, Machine, Order, StopReason, Tables, VcpuState};
 use arch::address::PhysRange;
 use arch::register::{Bank, RegisterFile, table};
 use arch::{GuestPhys, GuestVirt, Isa};
@@ -60,7 +60,7 @@ fn some_cpus(isa: Isa) -> Vec<Cpu> {
         }
         Cpu { registers, mode: Mode::Bits64, state, is_earlier: id == 1 }
     };
-    vec![cpu(0, VcpuState::Running), cpu(1, VcpuState::Halted)]
+    vec![cpu(0, Activity::Running), cpu(1, Activity::Halted)]
 }
 
 fn some_memory() -> Ram {
@@ -243,7 +243,7 @@ fn a_core_does_not_run() {
         panic!("it does not say that it does not run");
     };
     assert!(core.next_event().is_none());
-    assert!(core.control(crate::target::Control::Reset).is_err());
+    assert!(core.control(crate::machine::Control::Reset).is_err());
 }
 
 #[test]
@@ -493,7 +493,7 @@ fn pages_that_are_not_there_are_no_zeros() {
     level[4096 + 8] = 31;
     let contents = open(Arc::new(level)).unwrap();
     let core = Core::new(contents, false).unwrap();
-    let engine = crate::engine::Engine::new(core.isa(), core.host().clone(), core.vcpus());
+    let engine = crate::engine::Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
     let mut session = crate::gdb::session::Session::new(core, Arc::new(engine));
     session.is_physical = true;
     for (features, answer) in

@@ -2,8 +2,8 @@
 
 use super::contents::Cpu;
 use crate::disassemble::Mode;
+use crate::machine::{Machine, TargetError};
 use crate::ram::{Absence, Memory};
-use crate::target::{Machine, TargetError};
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use arch::paging::TableMemory;
@@ -16,7 +16,7 @@ use arch::register::Bank;
 pub fn cpus(machine: &dyn Machine) -> Result<Vec<Cpu>, TargetError> {
     let cpu = |vcpu| {
         let mode = machine.code(vcpu).map_or(Mode::Bits64, |code| code.mode);
-        let (registers, state) = (machine.registers(vcpu, &Bank::ALL)?, machine.state(vcpu));
+        let (registers, state) = (machine.registers(vcpu, &Bank::ALL)?, machine.activity(vcpu));
         Ok(Cpu { registers, mode, state, is_earlier: false })
     };
     (0..machine.vcpus()).map(cpu).collect()

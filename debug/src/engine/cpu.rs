@@ -1,7 +1,7 @@
 //! A vCPU whose exit is judged, with what its thread knows of it.
 
 use crate::arming::{Arming, Own};
-use crate::target::{Memory, TargetError};
+use crate::machine::{Memory, TargetError};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
 

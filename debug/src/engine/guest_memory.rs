@@ -7,25 +7,25 @@
 //! the address's then ([`Engine::refresh`]).
 
 use super::Engine;
-use crate::target::Memory;
+use crate::machine::Memory;
 use arch::{GuestPhys, GuestVirt};
 
 impl Engine {
     /// Reads guest-physical memory; how many bytes are good.
     pub fn read_for_guest(&self, memory: &dyn Memory, address: GuestPhys, bytes: &mut [u8]) -> usize {
         // What is planted meanwhile is not to be read either.
-        let state = self.state();
+        let requests = self.requests();
         let count = memory.read(address, bytes);
-        state.table.unmask(address, &mut bytes[..count]);
+        requests.table.unmask(address, &mut bytes[..count]);
         count
     }
 
     /// Writes guest-physical memory; how many bytes were written.
     pub fn write_for_guest(&self, memory: &dyn Memory, address: GuestPhys, bytes: &[u8]) -> usize {
-        let mut state = self.state();
-        let space = state.space;
+        let mut requests = self.requests();
+        let space = requests.space;
         let leads_to = |address: GuestVirt| space?.locate(memory, address).ok().map(|(place, _)| place);
-        state.table.write_for_guest(memory, address, bytes, &leads_to)
+        requests.table.write_for_guest(memory, address, bytes, &leads_to)
     }
 
     /// Has what is planted in a range of bytes make way, and then `change` them: for words of data that the guest
@@ -37,8 +37,8 @@ impl Engine {
         length: usize,
         change: impl FnOnce() -> R,
     ) -> R {
-        let mut state = self.state();
-        state.table.make_way(memory, address, length);
+        let mut requests = self.requests();
+        requests.table.make_way(memory, address, length);
         // Nothing is planted before it is done.
         change()
     }

@@ -1,11 +1,11 @@
 //! Steps of a range: through it one at a time, or in one run to where it can be left.
 
-use super::{Cpu, Engine, Run, State, Verdict, locate, pc, stack};
+use super::{Cpu, Engine, Requests, Run, Verdict, locate, pc, stack};
 use crate::arming::{Want, allocate};
 use crate::breakpoint::Table;
+use crate::machine::{Action, StopReason, TargetError};
 use crate::memory::{self, Space};
 use crate::range;
-use crate::target::{Action, StopReason, TargetError};
 use arch::GuestVirt;
 use std::ops::Range;
 
@@ -29,16 +29,16 @@ impl Engine {
     /// Runs from here to one of `exits`, if there are debug registers for all of them.
     pub(super) fn begin_run(
         &self,
-        state: &mut State,
+        requests: &mut Requests,
         vcpu: u32,
         stack: Option<u64>,
         exits: Option<Vec<u64>>,
     ) {
         let Some(exits) = exits else { return };
-        let mut wants = state.sharing.wants.clone();
+        let mut wants = requests.sharing.wants.clone();
         wants.extend(exits.into_iter().map(Want::Execute));
         if let Ok(allocation) = allocate(self.isa, &self.host, &wants)
-            && let Some(progress) = state.progress.get_mut(vcpu as usize)
+            && let Some(progress) = requests.progress.get_mut(vcpu as usize)
         {
             progress.run = Some(Run { stack, wants, allocation });
         }
@@ -47,8 +47,8 @@ impl Engine {
     /// At an exit of a range that is run through.
     pub(super) fn leave_range(&self, cpu: &mut dyn Cpu, pc: u64) -> Result<Verdict, TargetError> {
         let other = {
-            let state = self.state();
-            let began = state.progress(cpu.vcpu().id()).run.as_ref().and_then(|run| run.stack);
+            let requests = self.requests();
+            let began = requests.progress(cpu.vcpu().id()).run.as_ref().and_then(|run| run.stack);
             began.zip(stack(cpu)).is_some_and(|(began, now)| began.abs_diff(now) > SAME_STACK)
         };
         if other {
@@ -63,8 +63,8 @@ impl Engine {
     /// Ends a range that was run through, or steps an instruction within it.
     pub(super) fn look_at_range(&self, cpu: &mut dyn Cpu) -> Result<Verdict, TargetError> {
         let pc = pc(cpu)?;
-        let mut state = self.state();
-        let Some(progress) = state.progress.get_mut(cpu.vcpu().id() as usize) else {
+        let mut requests = self.requests();
+        let Some(progress) = requests.progress.get_mut(cpu.vcpu().id() as usize) else {
             return Ok(Verdict::GoOn);
         };
         progress.run = None;
@@ -74,8 +74,8 @@ impl Engine {
                 Ok(Verdict::Stop(StopReason::Step))
             }
             _ => {
-                let arming = self.arming(&state, cpu.vcpu().id());
-                drop(state);
+                let arming = self.arming(&requests, cpu.vcpu().id());
+                drop(requests);
                 cpu.arm(&arming);
                 Ok(Verdict::GoOn)
             }

@@ -34,16 +34,16 @@ fn planted(isa: Isa, script: &[(Stepped, Option<u64>)]) -> (Engine, Scripted, Tr
         hits: 0,
     };
     {
-        let mut state = engine.state();
-        state.table.insert(cpu.memory(), breakpoint).unwrap();
-        engine.reallocate(&mut state).unwrap();
-        state.begin(&[Action::Run]);
+        let mut requests = engine.requests();
+        requests.table.insert(cpu.memory(), breakpoint).unwrap();
+        engine.reallocate(&mut requests).unwrap();
+        requests.begin(&[Action::Run]);
     }
     (engine, cpu, trap)
 }
 
 fn hits(engine: &Engine) -> u64 {
-    engine.state().table.iter().map(|breakpoint| breakpoint.hits).sum()
+    engine.requests().table.iter().map(|breakpoint| breakpoint.hits).sum()
 }
 
 #[test]
@@ -81,12 +81,12 @@ fn a_hit_whose_step_ended_elsewhere_is_over() {
 fn a_hit_is_a_hit_while_another_vcpu_has_lifted_the_instruction() {
     for isa in Isa::ALL {
         let (engine, mut cpu, trap) = planted(isa, &[(Stepped::Done, Some(PLACE + 4))]);
-        assert!(engine.state().table.lift(cpu.memory(), GuestPhys(PLACE)));
+        assert!(engine.requests().table.lift(cpu.memory(), GuestPhys(PLACE)));
         assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
         assert_eq!((hits(&engine), cpu.vcpu.injected.len()), (1, 0), "{isa}: the guest gets it");
         // One of the guest's own in its place is the guest's.
         let (engine, mut cpu, _) = planted(isa, &[]);
-        engine.state().table.lift(cpu.memory(), GuestPhys(PLACE));
+        engine.requests().table.lift(cpu.memory(), GuestPhys(PLACE));
         let (own, trap): (&[u8], Trap) = match isa {
             Isa::X86_64 => (&[0xcc], Trap::Int3),
             Isa::Aarch64 => {
@@ -105,7 +105,7 @@ fn what_is_planted_stays_planted_whatever_becomes_of_a_step() {
         for end in [Stepped::Other, Stepped::Faulted, Stepped::Done, Stepped::Trapped(Trap::Int3)] {
             let (engine, mut cpu, trap) = planted(isa, &[(end.clone(), None)]);
             engine.judge(&mut cpu, &trap);
-            assert!(engine.state().table.is_planted(cpu.memory(), GuestPhys(PLACE)), "{isa} {end:?}");
+            assert!(engine.requests().table.is_planted(cpu.memory(), GuestPhys(PLACE)), "{isa} {end:?}");
             assert!(!cpu.exclusive.1 && !cpu.arming.step, "{isa} {end:?}");
         }
     }
@@ -145,10 +145,10 @@ fn at_vector(esr: u64, elr: u64) -> (Engine, Scripted, Trap) {
         hits: 0,
     };
     {
-        let mut state = engine.state();
-        state.table.insert(cpu.memory(), breakpoint).unwrap();
-        engine.reallocate(&mut state).unwrap();
-        state.begin(&[Action::Run]);
+        let mut requests = engine.requests();
+        requests.table.insert(cpu.memory(), breakpoint).unwrap();
+        engine.reallocate(&mut requests).unwrap();
+        requests.begin(&[Action::Run]);
     }
     (engine, cpu, Trap::Aarch64 { exception: DebugException::Breakpoint, far: 0 })
 }
@@ -160,7 +160,7 @@ const REFUSED: u64 = 0x21 << 26 | 1 << 25 | 0xf;
 fn a_fetch_that_is_refused_at_a_breakpoint_is_a_hit() {
     let (engine, mut cpu, trap) = at_vector(REFUSED, PLACE);
     // Both are watched.
-    assert_eq!(engine.state().table.wants().len(), 2);
+    assert_eq!(engine.requests().table.wants().len(), 2);
     assert_eq!(engine.judge(&mut cpu, &trap), Verdict::Stop(StopReason::Breakpoint));
     let get = |name| cpu.vcpu.register(arch::register::row(Isa::Aarch64, name).unwrap());
     assert_eq!((get("pc"), get("cpsr")), (Some(PLACE), Some(0x6000_0005)));
@@ -195,17 +195,17 @@ fn a_breakpoint_on_a_page_that_cannot_be_executed_is_on_registers_until_it_can()
     let breakpoint =
         Breakpoint { kind: Kind::Software, address, length: 1, place, conditions, commands, hits: 0 };
     {
-        let mut state = engine.state();
-        state.table.insert(cpu.memory(), breakpoint).unwrap();
-        engine.reallocate(&mut state).unwrap();
-        assert_eq!(state.table.wants().len(), 1);
+        let mut requests = engine.requests();
+        requests.table.insert(cpu.memory(), breakpoint).unwrap();
+        engine.reallocate(&mut requests).unwrap();
+        assert_eq!(requests.table.wants().len(), 1);
     }
     engine.refresh(cpu.memory(), || space);
-    assert!(!engine.state().table.has_planted());
+    assert!(!engine.requests().table.has_planted());
     cpu.memory().write(GuestPhys(0x4000), &0x8007u64.to_le_bytes());
     engine.refresh(cpu.memory(), || space);
-    let state = engine.state();
-    assert!(state.table.is_planted(cpu.memory(), GuestPhys(0x8010)) && state.table.wants().is_empty());
+    let requests = engine.requests();
+    assert!(requests.table.is_planted(cpu.memory(), GuestPhys(0x8010)) && requests.table.wants().is_empty());
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn what_serves_the_guest_leaves_breakpoints_where_their_page_is() {
     let (conditions, commands) = (Vec::new(), Vec::new());
     let breakpoint =
         Breakpoint { kind: Kind::Software, address, length: 1, place, conditions, commands, hits: 0 };
-    engine.state().table.insert(memory, breakpoint).unwrap();
+    engine.requests().table.insert(memory, breakpoint).unwrap();
     assert_eq!((seen(), there()), (0x90, 0xcc));
     assert_eq!(engine.write_for_guest(memory, PLACE, &[0x91]), 1);
     assert_eq!((seen(), there()), (0x91, 0xcc));
@@ -247,6 +247,6 @@ fn what_serves_the_guest_leaves_breakpoints_where_their_page_is() {
     assert_eq!(engine.write_for_guest(memory, PLACE, &[0xcc]), 1);
     engine.refresh(memory, || space);
     assert_eq!((seen(), there()), (0xcc, 0xcc));
-    engine.state().table.clear(memory);
+    engine.requests().table.clear(memory);
     assert_eq!(there(), 0xcc);
 }

@@ -1,7 +1,7 @@
 //! What becomes of a packet, and how it is refused.
 
 use super::packet::number;
-use crate::target::Action;
+use crate::machine::Action;
 
 /// Errors that a client sees as `E` and a number, as errno has them.
 pub mod errno {

@@ -19,7 +19,7 @@ use super::session::{self, Process, Session, Stop};
 use super::stop::{self, console};
 use super::stub::Stub;
 use crate::cancel::Cancel;
-use crate::target::{Machine, StopReason};
+use crate::machine::{Machine, StopReason};
 use input::Input;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -281,7 +281,7 @@ impl<M: Machine> Client<M> {
     /// Tells what `dprintf` has printed, as far as it is read.
     fn tell_output(&mut self, session: &mut Session<M>) {
         while self.wants_input() {
-            let text = session.engine.state().take_output(MOST_WAITING / 4);
+            let text = session.engine.requests().take_output(MOST_WAITING / 4);
             let Some(text) = text else { break };
             self.send(&console(&text));
         }

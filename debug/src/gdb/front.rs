@@ -34,7 +34,7 @@ use super::answer::{Answer, errno, error, ok};
 use super::packet::{LONGEST, number};
 use super::resume::{Refused, Thread, vcont};
 use super::session::{Client, Process, Session};
-use crate::target::Machine;
+use crate::machine::Machine;
 use memory::{read_memory, write_memory};
 use points::{insert, remove};
 use qemu::qemu;

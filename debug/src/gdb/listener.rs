@@ -1,7 +1,7 @@
 //! Where a debugger connects, and who it is that does.
 //!
 //! Whoever speaks to the port owns the guest, and writes files by `monitor dump`. So a Unix socket is
-//! its owner's, and who may come over TCP is asked of a [`Gate`], which the monitor gives us: to know
+//! its owner's, and who may come over TCP is asked of a [`Admission`], which the monitor gives us: to know
 //! a peer's user takes the kernel's socket diagnostics.
 
 use crate::socket::{self, Access, BindError, Served};
@@ -103,23 +103,23 @@ impl std::fmt::Display for Peer {
 type Ask = dyn Fn(&Peer) -> Result<(), String> + Send;
 
 /// Says whether a peer may be served, and if not, why, in words for both sides.
-pub struct Gate(Box<Ask>);
+pub struct Admission(Box<Ask>);
 
-impl std::fmt::Debug for Gate {
+impl std::fmt::Debug for Admission {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Gate")
+        f.write_str("Admission")
     }
 }
 
-impl Gate {
-    /// A gate that asks `ask`.
-    pub fn new(ask: impl Fn(&Peer) -> Result<(), String> + Send + 'static) -> Gate {
-        Gate(Box::new(ask))
+impl Admission {
+    /// One that asks `ask`.
+    pub fn new(ask: impl Fn(&Peer) -> Result<(), String> + Send + 'static) -> Admission {
+        Admission(Box::new(ask))
     }
 
     /// Everybody is served.
-    pub fn open() -> Gate {
-        Gate::new(|_| Ok(()))
+    pub fn open() -> Admission {
+        Admission::new(|_| Ok(()))
     }
 
     /// Asks.

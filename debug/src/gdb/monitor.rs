@@ -7,8 +7,8 @@ use crate::breakpoint::Kind;
 use crate::command::{self, Operator};
 use crate::dump::write::WriteError;
 use crate::dump::write::destination::Destination;
+use crate::machine::{Control, Machine, TargetError};
 use crate::reply::{self, Arguments, Command, Offer, Refusal, Reply, Said, json};
-use crate::target::{Control, Machine, TargetError};
 use crate::view::View;
 use arch::Isa;
 use std::path::Path;
@@ -132,10 +132,10 @@ fn step_interrupts<M: Machine>(
     arguments: &Arguments<'_>,
 ) -> Result<Reply, Refusal> {
     let wanted = arguments.switch()?;
-    let mut state = session.engine.state();
-    state.step_interrupts = wanted.unwrap_or(state.step_interrupts);
-    let how = if state.step_interrupts { "may fall" } else { "do not fall" };
-    let json = json!({ "step_interrupts": state.step_interrupts });
+    let mut requests = session.engine.requests();
+    requests.step_interrupts = wanted.unwrap_or(requests.step_interrupts);
+    let how = if requests.step_interrupts { "may fall" } else { "do not fall" };
+    let json = json!({ "step_interrupts": requests.step_interrupts });
     Ok(Said::new(format!("steps {how} into interrupt handlers"), json).reply())
 }
 
@@ -155,7 +155,7 @@ mod tests {
 
     fn session(isa: Isa) -> Session<Still> {
         let machine = Still::new(isa, 2, 1 << 20).unwrap();
-        let engine = Engine::new(isa, machine.host().clone(), 2);
+        let engine = Engine::new(isa, machine.abilities().clone(), 2);
         Session::new(machine, Arc::new(engine))
     }
 
@@ -219,7 +219,7 @@ mod tests {
         let file = RegisterFile::new(Isa::Aarch64);
         let contents = raw::read(Arc::new(vec![0; 0x1000]), Isa::Aarch64, 0, file).unwrap();
         let core = Core::new(contents, false).unwrap();
-        let engine = Engine::new(core.isa(), core.host().clone(), core.vcpus());
+        let engine = Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
         let mut session = Session::new(core, Arc::new(engine));
         assert!(run(&mut session, "step-interrupts on").contains("is for a guest that runs"));
         assert!(run(&mut session, "info").starts_with("format: plain memory\n"));

@@ -8,7 +8,7 @@
 
 use super::answer::errno;
 use super::packet::number;
-use crate::target::Action;
+use crate::machine::Action;
 
 /// What the forms are read against.
 #[derive(Clone, Copy, Debug)]

@@ -10,9 +10,9 @@ mod door;
 pub use super::readiness::is_readable;
 
 use super::client::{Client, Goodbye, Ready};
-use super::listener::{Gate, Listener, Peer, Stream};
+use super::listener::{Admission, Listener, Peer, Stream};
 use super::session::{Process, Session};
-use crate::target::Machine;
+use crate::machine::Machine;
 use door::Door;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
@@ -40,7 +40,7 @@ pub struct Service {
     /// Has a count in it when whoever is attached is to be let go (`eventfd(2)`).
     pub release: Option<OwnedFd>,
     /// Who is served.
-    pub gate: Gate,
+    pub admission: Admission,
     /// What becomes of the guest when a debugger is lost.
     pub on_lost: OnLost,
     /// A debugger that comes second takes the place of the first.
@@ -50,7 +50,13 @@ pub struct Service {
 impl Service {
     /// Everybody is served until `quit` becomes readable, and nothing else is special.
     pub fn plain(quit: OwnedFd) -> Service {
-        Service { quit, release: None, gate: Gate::open(), on_lost: OnLost::default(), takeover: false }
+        Service {
+            quit,
+            release: None,
+            admission: Admission::open(),
+            on_lost: OnLost::default(),
+            takeover: false,
+        }
     }
 }
 
@@ -210,7 +216,7 @@ impl<M: Machine> Server<'_, M> {
     fn accept(&mut self) {
         match self.listener.accept() {
             Ok((stream, peer)) => {
-                let asked = self.service.gate.ask(&peer);
+                let asked = self.service.admission.ask(&peer);
                 // Asked behind the question: it was about this peer if it is there still.
                 let refusal = match stream.is_connected() {
                     true => asked.err(),

@@ -6,7 +6,7 @@ use super::description::{Believed, Described, RegisterSet};
 use crate::breakpoint::Kind;
 use crate::cancel::Cancel;
 use crate::engine::Engine;
-use crate::target::{Action, Machine, StopReason};
+use crate::machine::{Action, Machine, StopReason};
 use crate::view::View;
 use arch::Isa;
 use arch::register::{Bank, RegisterFile};

@@ -5,7 +5,7 @@
 use super::packet::{hex, push_hex};
 use super::session::{Session, Stop};
 use crate::abilities::Access;
-use crate::target::{Machine, StopReason};
+use crate::machine::{Machine, StopReason};
 use arch::Isa;
 use arch::register::Bank;
 

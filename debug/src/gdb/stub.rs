@@ -10,7 +10,7 @@ use super::answer::errno;
 use super::monitor;
 use super::packet::{LONGEST, frame};
 use super::session::Session;
-use crate::target::{Machine, TargetError};
+use crate::machine::{Machine, TargetError};
 use arch::register::{Bank, RegisterFile, table};
 use gdbstub::common::Tid;
 use gdbstub::conn::Connection;

@@ -6,13 +6,13 @@ use super::packet::{Framer, INTERRUPT, Item, LONGEST, frame, from_hex};
 use super::session::{Process, Session};
 use crate::engine::Engine;
 use crate::fake::Still;
-use crate::target::Machine;
+use crate::machine::Machine;
 use arch::Isa;
 use std::sync::Arc;
 
 fn session(isa: Isa) -> Session<Still> {
     let machine = Still::new(isa, 3, 1 << 16).unwrap();
-    let engine = Engine::new(isa, machine.host().clone(), 3);
+    let engine = Engine::new(isa, machine.abilities().clone(), 3);
     Session::new(machine, Arc::new(engine))
 }
 
@@ -515,7 +515,7 @@ fn a_program_is_not_loaded_over_a_kernel_that_runs() {
     assert!(session.write(0, CODE + 0x10000, &piece));
     // At the next stop there is as much again.
     crate::gdb::monitor::run(&mut session, "allow-load off");
-    session.run(&[crate::target::Action::Step]).unwrap();
+    session.run(&[crate::machine::Action::Step]).unwrap();
     assert!(session.write(0, CODE, &piece));
 }
 

@@ -5,7 +5,7 @@ use super::machine::{Begun, LiveMachine};
 use super::vcpus::{Monitor, Vcpus};
 use crate::engine::Engine;
 use crate::gdb::description::Believed;
-use crate::gdb::listener::{Gate, Listener};
+use crate::gdb::listener::{Admission, Listener};
 use crate::gdb::server::{self, OnLost, Service};
 use crate::gdb::session::Session;
 use crate::ram::Memory;
@@ -35,7 +35,7 @@ impl fmt::Debug for Guest {
 #[derive(Debug)]
 pub struct Options {
     /// Who is served.
-    pub gate: Gate,
+    pub admission: Admission,
     /// What becomes of the guest when a debugger is lost.
     pub on_lost: OnLost,
     /// A debugger that comes second takes the place of the first.
@@ -78,7 +78,7 @@ impl<M: Monitor> Debugger<M> {
         let service = Service {
             quit: quit.duplicate()?,
             release: Some(release.duplicate()?),
-            gate: options.gate,
+            admission: options.admission,
             on_lost: options.on_lost,
             takeover: options.takeover,
         };

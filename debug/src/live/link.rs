@@ -3,7 +3,7 @@
 use super::attention::Attention;
 use super::gate::{Gate, Kick};
 use crate::engine::Engine;
-use crate::target::{Event, Memory};
+use crate::machine::{Event, Memory};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fmt;
@@ -97,7 +97,7 @@ impl Link {
 
     /// Whether a debugger is attached.
     pub fn is_attached(&self) -> bool {
-        self.engine.state().is_attached
+        self.engine.requests().is_attached
     }
 
     /// Tells whoever debugs the guest.

@@ -3,11 +3,11 @@
 use super::attention;
 use super::link::{Link, Wake};
 use super::vcpus::{Hold, Monitor, Vcpus};
-use crate::abilities::HostDebug;
+use crate::abilities::Abilities;
 use crate::arming::Arming;
+use crate::machine::{Action, Activity, Code, Control, Event, Machine, Order, TargetError};
 use crate::ram::Memory;
 use crate::reply::{Arguments, Command, Refusal, Reply};
-use crate::target::{Action, Code, Control, Event, Machine, Order, TargetError, VcpuState};
 use crate::vcpu::Vcpu;
 use arch::Isa;
 use arch::paging::Regime;
@@ -61,7 +61,7 @@ struct Known {
     /// How it translates.
     regime: Option<Regime>,
     /// What it does.
-    state: Option<VcpuState>,
+    state: Option<Activity>,
 }
 
 impl<M: Monitor> LiveMachine<M> {
@@ -142,11 +142,11 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         self.vcpus.count()
     }
 
-    fn state(&self, vcpu: u32) -> VcpuState {
+    fn activity(&self, vcpu: u32) -> Activity {
         if let Some(state) = self.known.borrow().get(vcpu as usize).and_then(|known| known.state) {
             return state;
         }
-        let state = self.vcpus.call(vcpu, |vcpu| vcpu.state()).unwrap_or(VcpuState::NotStarted);
+        let state = self.vcpus.call(vcpu, |vcpu| vcpu.activity()).unwrap_or(Activity::NotStarted);
         // What waits for an interrupt may get it while others run.
         if self.hold.is_some()
             && let Some(known) = self.known.borrow_mut().get_mut(vcpu as usize)
@@ -199,8 +199,8 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         &*self.link.memory
     }
 
-    fn host(&self) -> &HostDebug {
-        self.link.engine.host()
+    fn abilities(&self) -> &Abilities {
+        self.link.engine.abilities()
     }
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {

@@ -11,7 +11,7 @@ use super::step::{Armed, Prepared, Step, Stepper, is_step, stepped};
 use super::times::{Entry, Times};
 use crate::arming::{Arming, Own, in_place};
 use crate::engine::{Cpu, Stepped, Verdict};
-use crate::target::{Action, Event, Memory, Order, StopReason, TargetError};
+use crate::machine::{Action, Event, Memory, Order, StopReason, TargetError};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
 use arch::Isa;
@@ -364,7 +364,7 @@ impl Runner {
         if verdict != Verdict::GoOn {
             self.leave();
         }
-        if link.engine.state().has_output() {
+        if link.engine.requests().has_output() {
             link.wake().ring();
         }
         match self.end.take() {
@@ -393,7 +393,7 @@ impl Runner {
     }
 
     fn stepper<'a>(&'a mut self, vcpu: &'a mut dyn Vcpu, link: &'a Link) -> Stepper<'a> {
-        Stepper { vcpu, memory: &*link.memory, host: link.engine.host(), armed: &mut self.armed }
+        Stepper { vcpu, memory: &*link.memory, host: link.engine.abilities(), armed: &mut self.armed }
     }
 
     /// Enters the guest with what the vCPU is armed with; the trap of a step is that of the step that was asked for.
@@ -545,7 +545,7 @@ impl<V: Vcpu> Cpu for Stopped<'_, '_, V> {
             return own.to_vec();
         }
         // In their own places, as the hypervisor has them when nothing else is armed.
-        let guests = self.vcpu.own_debug_registers(self.link.engine.host());
+        let guests = self.vcpu.own_debug_registers(self.link.engine.abilities());
         guests.map(|guests| in_place(&guests)).unwrap_or_default()
     }
 

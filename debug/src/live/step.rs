@@ -14,8 +14,8 @@ mod x86;
 use super::times::Entry;
 use crate::arming::{Arming, DebugRegisters, Own, Want, allocate, with_own};
 use crate::disassemble::LONGEST_INSTRUCTION;
+use crate::machine::{Abilities, Code, Memory, SoftwareBreakpoints, TargetError};
 use crate::memory::{self, Space};
-use crate::target::{Code, HostDebug, Memory, SoftwareBreakpoints, TargetError};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
 use arch::aarch64::step as arm;
@@ -156,7 +156,7 @@ pub struct Stepper<'a> {
     /// Guest RAM.
     pub memory: &'a dyn Memory,
     /// What the host can do.
-    pub host: &'a HostDebug,
+    pub host: &'a Abilities,
     /// What the vCPU's thread remembers.
     pub armed: &'a mut Armed,
 }
@@ -263,14 +263,14 @@ impl Stepper<'_> {
     /// What runs to one of `targets` instead of stepping.
     fn run_to(&self, targets: &[u64]) -> Arming {
         /// As far as they go, callers look first whether the host's registers do.
-        const EVERY: HostDebug = HostDebug {
+        const EVERY: Abilities = Abilities {
             software: SoftwareBreakpoints::Trapped,
             single_step: true,
             breakpoints: 0,
             watchpoints: 0,
             blocks_interrupts: true,
         };
-        let every = HostDebug { breakpoints: targets.len(), ..EVERY };
+        let every = Abilities { breakpoints: targets.len(), ..EVERY };
         let wants: Vec<Want> = targets.iter().map(|target| Want::Execute(*target)).collect();
         let registers = allocate(self.isa(), &every, &wants)
             .map_or_else(|_| DebugRegisters::none(self.isa()), |allocation| allocation.registers);

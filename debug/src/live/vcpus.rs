@@ -6,8 +6,8 @@
 use super::gate::Kick;
 use super::link::Link;
 use super::runner::Runner;
+use crate::machine::{Order, TargetError};
 use crate::reply::{Arguments, Command, Refusal, Reply};
-use crate::target::{Order, TargetError};
 use crate::vcpu::Vcpu;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -170,9 +170,9 @@ impl<M: Monitor> Vcpus<M> {
         let hold = self.hold();
         let link = self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(link) = link {
-            let mut state = link.engine.state();
-            state.table.clear(&*link.memory);
-            state.is_attached = false;
+            let mut requests = link.engine.requests();
+            requests.table.clear(&*link.memory);
+            requests.is_attached = false;
         }
         let runs = self.monitor.is_started();
         self.ask(|_| true, move |runner, vcpu| runner.detach(vcpu, runs));

@@ -13,7 +13,7 @@ use debug::gdb::client::converse;
 use debug::gdb::monitor;
 use debug::gdb::packet::frame;
 use debug::gdb::session::Session;
-use debug::target::Machine;
+use debug::machine::Machine;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ fn ask(bytes: Vec<u8>) {
             core.memory().read(GuestPhys(at), &mut bytes);
         }
     }
-    let engine = Engine::new(core.isa(), core.host().clone(), core.vcpus());
+    let engine = Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
     let mut session = Session::new(core, Arc::new(engine));
     for line in [
         "info",

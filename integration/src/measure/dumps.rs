@@ -9,7 +9,7 @@ use arch::GuestVirt;
 use debug::dump;
 use debug::dump::core::Core;
 use debug::dump::read::source::OnDisk;
-use debug::target::Machine;
+use debug::machine::Machine;
 use serde_json::json;
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -6,7 +6,7 @@ use arch::Isa;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
 use debug::arming::{Arming, DebugRegisters};
-use debug::target::{Code, HostDebug, TargetError, VcpuState};
+use debug::machine::{Abilities, Activity, Code, TargetError};
 use debug::trap::Injection;
 
 impl From<KvmError> for TargetError {
@@ -52,7 +52,7 @@ impl debug::vcpu::Vcpu for Vcpu {
         Ok(Vcpu::set_rows(self, values)?)
     }
 
-    fn own_debug_registers(&self, host: &HostDebug) -> Result<DebugRegisters, TargetError> {
+    fn own_debug_registers(&self, host: &Abilities) -> Result<DebugRegisters, TargetError> {
         Ok(self.own_debug_registers(host)?)
     }
 
@@ -80,8 +80,8 @@ impl debug::vcpu::Vcpu for Vcpu {
         Ok(Vcpu::end_halt(self)?)
     }
 
-    fn state(&self) -> VcpuState {
-        self.state()
+    fn activity(&self) -> Activity {
+        self.activity()
     }
 
     fn nmi(&mut self) -> Result<(), TargetError> {

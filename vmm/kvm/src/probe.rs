@@ -13,7 +13,7 @@ use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
 use debug::arming::{Arming, Want, allocate};
 use debug::breakpoint::INT3;
-use debug::target::{Access, HostDebug, SoftwareBreakpoints};
+use debug::machine::{Abilities, Access, SoftwareBreakpoints};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
@@ -122,7 +122,7 @@ const SOFTWARE_BREAKPOINT: u64 = 0x20;
 const WATCHED: u64 = 0x1000;
 
 /// What each try assumes until it has been made.
-const FULL_HOST: HostDebug = HostDebug {
+const FULL_HOST: Abilities = Abilities {
     software: SoftwareBreakpoints::Trapped,
     single_step: true,
     breakpoints: 1,
@@ -256,12 +256,12 @@ pub fn bare_steps(time: Duration) -> Result<f64, String> {
 
 /// What this host can do for a debugger, tried once in a process: four guests of a few
 /// instructions.
-pub fn host_debug() -> HostDebug {
-    static FOUND: OnceLock<HostDebug> = OnceLock::new();
+pub fn host_debug() -> Abilities {
+    static FOUND: OnceLock<Abilities> = OnceLock::new();
     FOUND.get_or_init(try_host_debug).clone()
 }
 
-fn try_host_debug() -> HostDebug {
+fn try_host_debug() -> Abilities {
     let seen = |kind| attempt(PATIENCE, move || try_debug(kind));
     let works = |kind| matches!(seen(kind), Ok(Seen::Exit));
     let software = match seen(DebugKind::Software) {
@@ -275,7 +275,7 @@ fn try_host_debug() -> HostDebug {
     let (has_breakpoint, has_watchpoint) = (works(DebugKind::Hardware), works(DebugKind::Watch));
     let host = Host::open().ok();
     let (breakpoints, watchpoints) = host.as_ref().map_or((1, 1), |host| debug_registers(host.kvm()));
-    HostDebug {
+    Abilities {
         software,
         single_step,
         breakpoints: if has_breakpoint { breakpoints } else { 0 },

@@ -7,7 +7,7 @@ use arch::Isa;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
 use debug::arming::{Arming, DebugRegisters};
-use debug::target::{Code, HostDebug, VcpuState};
+use debug::machine::{Abilities, Activity, Code};
 use debug::trap::Injection;
 use kvm_ioctls::VcpuFd;
 use std::cell::{Cell, RefCell};
@@ -132,8 +132,8 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn end_halt(&self) -> Result<(), KvmError> {
-        match self.state() {
-            VcpuState::Halted => native::guest_debug::set_runnable(&self.fd),
+        match self.activity() {
+            Activity::Halted => native::guest_debug::set_runnable(&self.fd),
             _ => Ok(()),
         }
     }
@@ -284,7 +284,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// [`KvmError`].
-    pub fn own_debug_registers(&self, host: &HostDebug) -> Result<DebugRegisters, KvmError> {
+    pub fn own_debug_registers(&self, host: &Abilities) -> Result<DebugRegisters, KvmError> {
         self.registers.own_debug_registers(&self.fd, host)
     }
 
@@ -328,8 +328,8 @@ impl Vcpu {
     }
 
     /// What it is doing, as KVM sees it (`KVM_GET_MP_STATE`).
-    pub fn state(&self) -> VcpuState {
-        native::guest_debug::state(&self.fd)
+    pub fn activity(&self) -> Activity {
+        native::guest_debug::activity(&self.fd)
     }
 
     /// Raises a non-maskable interrupt.

@@ -10,8 +10,8 @@ use debug::dump::core::Core;
 use debug::dump::write::WriteError;
 use debug::dump::write::destination::Destination;
 use debug::engine::Engine;
+use debug::machine::{Machine, TargetError};
 use debug::reply::{Arguments, Command, Refusal, Reply};
-use debug::target::{Machine, TargetError};
 use debug::view::View;
 use std::path::Path;
 
@@ -39,7 +39,7 @@ pub(super) fn commands() -> Vec<Command> {
 
 impl Shell<'_> {
     pub fn new(core: Core, args: &CoreArgs) -> Shell<'_> {
-        let engine = Engine::new(core.isa(), core.host().clone(), core.vcpus());
+        let engine = Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
         Shell { core, engine, args, cancel: Cancel::never(), failed: None }
     }
 

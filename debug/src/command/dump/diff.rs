@@ -2,8 +2,8 @@
 
 use super::super::memory::range_json;
 use crate::dump::diff::{self, Difference, Place};
+use crate::machine::Machine;
 use crate::reply::{Json, Refusal, Value, hex, json};
-use crate::target::Machine;
 use crate::view::View;
 use arch::address::PhysRange;
 use std::fmt;

@@ -7,8 +7,8 @@
 //! Source: QEMU's `target/i386/monitor.c` (`hmp_info_mem`, `hmp_info_tlb`),
 //! `target/i386/cpu-dump.c` and `target/arm/cpu.c` (`aarch64_cpu_dump_state`).
 
+use crate::machine::Activity;
 use crate::reply::{Json, Refusal, Value, hex, json};
-use crate::target::VcpuState;
 use crate::view::{Page, View};
 use arch::Isa;
 use arch::paging::Permissions;
@@ -157,7 +157,7 @@ impl Value for Entries {
 
 /// `info registers`: general and system registers of vCPUs.
 #[derive(Clone, Debug)]
-pub struct VcpuRegisters(pub Vec<(u32, VcpuState, RegisterFile)>);
+pub struct VcpuRegisters(pub Vec<(u32, Activity, RegisterFile)>);
 
 impl VcpuRegisters {
     /// Those of some vCPUs.
@@ -167,7 +167,7 @@ impl VcpuRegisters {
     pub fn of(view: &View<'_>, vcpus: std::ops::Range<u32>) -> Result<VcpuRegisters, Refusal> {
         let of_one = |vcpu| {
             let file = view.machine.registers(vcpu, &[Bank::General, Bank::System])?;
-            Ok((vcpu, view.machine.state(vcpu), file))
+            Ok((vcpu, view.machine.activity(vcpu), file))
         };
         vcpus.map(of_one).collect::<Result<_, Refusal>>().map(VcpuRegisters)
     }
@@ -188,7 +188,7 @@ impl fmt::Display for VcpuRegisters {
 
 impl Value for VcpuRegisters {
     fn json(&self) -> Json {
-        let of_one = |(vcpu, state, file): &(u32, VcpuState, RegisterFile)| {
+        let of_one = |(vcpu, state, file): &(u32, Activity, RegisterFile)| {
             let registers: Json = file.iter().map(|(register, value)| (register.name, hex(value))).collect();
             json!({ "vcpu": vcpu, "state": state.name(), "registers": registers })
         };
@@ -213,7 +213,7 @@ fn words(
     Ok(())
 }
 
-fn x86(f: &mut fmt::Formatter<'_>, file: &RegisterFile, state: VcpuState) -> fmt::Result {
+fn x86(f: &mut fmt::Formatter<'_>, file: &RegisterFile, state: Activity) -> fmt::Result {
     const GENERAL: [(&str, &str); 16] = [
         ("RAX", "rax"),
         ("RBX", "rbx"),
@@ -236,7 +236,7 @@ fn x86(f: &mut fmt::Formatter<'_>, file: &RegisterFile, state: VcpuState) -> fmt
     const PRIVILEGE: u64 = 3;
     let get = |name: &str| file.get(name).unwrap_or(0);
     words(f, file, &GENERAL, 4)?;
-    let halted = u8::from(state == VcpuState::Halted);
+    let halted = u8::from(state == Activity::Halted);
     writeln!(
         f,
         "RIP={:016x} RFL={:08x} CPL={} HLT={halted}",

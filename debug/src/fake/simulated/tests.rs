@@ -4,7 +4,7 @@ use super::*;
 use crate::engine::Engine;
 use crate::fake::host;
 use crate::gdb::description::Believed;
-use crate::gdb::listener::{Address, Gate, Listener};
+use crate::gdb::listener::{Address, Admission, Listener};
 use crate::gdb::packet::frame;
 use crate::gdb::server::OnLost;
 use crate::live::debugger::{Debugger, Guest, Options};
@@ -46,7 +46,7 @@ impl Setting {
     fn attach(&mut self) -> Client {
         let listener = Listener::bind(&Address::Unix(self.path.clone()), Access::Owner).unwrap();
         let options = Options {
-            gate: Gate::open(),
+            admission: Admission::open(),
             on_lost: OnLost::default(),
             takeover: false,
             believed: Believed::default(),

@@ -5,7 +5,7 @@ use crate::gdb::answer::Answer;
 use crate::gdb::front;
 use crate::gdb::session::{Process, Session, Stop};
 use crate::gdb::stop;
-use crate::target::{Action, Machine, StopReason};
+use crate::machine::{Action, Machine, StopReason};
 
 impl<M: Machine> Client<M> {
     /// Answers a packet.

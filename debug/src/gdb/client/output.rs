@@ -4,7 +4,7 @@ use super::{Client, Goodbye};
 use crate::gdb::answer::errno;
 use crate::gdb::packet::{push_escaped, push_frame, push_hex};
 use crate::gdb::session::Session;
-use crate::target::Machine;
+use crate::machine::Machine;
 use std::io::ErrorKind;
 
 impl<M: Machine> Client<M> {

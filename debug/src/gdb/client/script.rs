@@ -3,7 +3,7 @@
 use super::{Client, Ready};
 use crate::gdb::listener::{Peer, Stream};
 use crate::gdb::session::Session;
-use crate::target::Machine;
+use crate::machine::Machine;
 use std::io;
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@ use crate::gdb::answer::{Answer, errno, error, ok, pair};
 use crate::gdb::packet::{LONGEST, unescape};
 use crate::gdb::resume::Refused;
 use crate::gdb::session::{OVERLOADED, Session};
-use crate::target::Machine;
+use crate::machine::Machine;
 
 /// Bytes that one reply carries, in hexadecimal.
 pub(super) const MOST_BYTES: u64 = (LONGEST as u64 - 16) / 2;

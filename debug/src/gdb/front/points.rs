@@ -5,7 +5,7 @@ use crate::expression::Expression;
 use crate::gdb::answer::{Answer, errno, error, ok};
 use crate::gdb::packet::{from_hex, number};
 use crate::gdb::session::{InsertError, Session};
-use crate::target::Machine;
+use crate::machine::Machine;
 
 /// `Zk,address,length`, then perhaps `;Xlength,bytecode...` and `;cmds:persist,Xlength,...`.
 struct Point {

@@ -5,7 +5,7 @@
 use crate::gdb::answer::{Answer, errno, error, ok};
 use crate::gdb::packet::number;
 use crate::gdb::session::Session;
-use crate::target::Machine;
+use crate::machine::Machine;
 
 /// Bits of QEMU's `qemu.sstep`: steps at all, without interrupts, without timers. Timers of a guest of
 /// KVM cannot be held up by a step, so the third is none that we have.
@@ -19,7 +19,7 @@ pub(super) fn qemu<M: Machine>(session: &mut Session<M>, what: &[u8]) -> Answer 
         b"Supported" => Answer::Reply(b"sstepbits;sstep;PhyMemMode".to_vec()),
         b"sstepbits" => Answer::Reply(format!("ENABLE={SSTEP_ENABLE:x},NOIRQ={SSTEP_NOIRQ:x}").into_bytes()),
         b"sstep" => {
-            let falls = session.engine.state().step_interrupts;
+            let falls = session.engine.requests().step_interrupts;
             let bits = SSTEP_ENABLE | if falls { 0 } else { SSTEP_NOIRQ };
             Answer::Reply(format!("0x{bits:x}").into_bytes())
         }
@@ -27,7 +27,7 @@ pub(super) fn qemu<M: Machine>(session: &mut Session<M>, what: &[u8]) -> Answer 
             // QEMU takes both ways of writing it.
             match number(bits.strip_prefix(b"0x").unwrap_or(bits)) {
                 Some(bits) if bits & !u64::from(SSTEP_ENABLE | SSTEP_NOIRQ) == 0 => {
-                    session.engine.state().step_interrupts = bits & u64::from(SSTEP_NOIRQ) == 0;
+                    session.engine.requests().step_interrupts = bits & u64::from(SSTEP_NOIRQ) == 0;
                     ok()
                 }
                 _ => error(errno::EINVAL),

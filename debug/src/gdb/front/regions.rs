@@ -3,7 +3,7 @@
 use crate::gdb::answer::{Answer, errno, error};
 use crate::gdb::packet::number;
 use crate::gdb::session::Session;
-use crate::target::Machine;
+use crate::machine::Machine;
 use arch::GuestVirt;
 use arch::paging::{Permissions, Regime};
 
@@ -99,7 +99,7 @@ mod tests {
             machine.memory().write(GuestPhys(at), &value.to_le_bytes());
         }
         machine.memory().write(GuestPhys(0x8000), b"seen");
-        let engine = Engine::new(Isa::X86_64, machine.host().clone(), 2);
+        let engine = Engine::new(Isa::X86_64, machine.abilities().clone(), 2);
         let mut session = Session::new(machine, std::sync::Arc::new(engine));
         session.current = 1;
         let mut bytes = [0; 4];

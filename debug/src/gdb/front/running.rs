@@ -3,14 +3,14 @@
 use crate::gdb::answer::{Answer, errno};
 use crate::gdb::resume::{self, Refused, Vcpus};
 use crate::gdb::session::Session;
-use crate::target::Machine;
+use crate::machine::Machine;
 
 pub(super) fn vcpus<M: Machine>(session: &Session<M>) -> Vcpus {
     Vcpus {
         count: session.machine.vcpus(),
         current: session.current,
         chosen: session.chosen,
-        can_step: session.machine.host().single_step || !session.machine.can_run(),
+        can_step: session.machine.abilities().single_step || !session.machine.can_run(),
     }
 }
 

@@ -8,7 +8,7 @@
 use crate::gdb::answer::{Answer, errno, error, pair};
 use crate::gdb::packet::{number, unescape};
 use crate::gdb::session::Session;
-use crate::target::Machine;
+use crate::machine::Machine;
 use memchr::memmem;
 
 /// Bytes that are looked at at a time.
@@ -101,7 +101,7 @@ mod tests {
 
     fn session(size: usize) -> Session<Still> {
         let machine = Still::new(Isa::X86_64, 1, size).unwrap();
-        let engine = Engine::new(Isa::X86_64, machine.host().clone(), 1);
+        let engine = Engine::new(Isa::X86_64, machine.abilities().clone(), 1);
         Session::new(machine, Arc::new(engine))
     }
 

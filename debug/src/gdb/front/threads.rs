@@ -5,7 +5,7 @@ use crate::gdb::answer::{Answer, errno, error, ok, pair};
 use crate::gdb::packet::{escape, hex};
 use crate::gdb::resume::{Refused, Thread};
 use crate::gdb::session::Session;
-use crate::target::Machine;
+use crate::machine::Machine;
 
 /// `Hg`: which vCPU registers, memory and breakpoints are looked at through; `Hc`: which `c` and `s`
 /// are of.
@@ -27,7 +27,7 @@ pub(super) fn choose<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> 
 pub(super) fn extra_info<M: Machine>(session: &Session<M>, thread: &[u8]) -> Answer {
     match Thread::parse(thread, session.machine.vcpus()) {
         Ok(Thread::One(vcpu)) => {
-            Answer::Reply(hex(format!("CPU#{vcpu} [{}]", session.machine.state(vcpu).name()).as_bytes()))
+            Answer::Reply(hex(format!("CPU#{vcpu} [{}]", session.machine.activity(vcpu).name()).as_bytes()))
         }
         Ok(_) => error(errno::EINVAL),
         Err(refused) => refused.into(),
@@ -39,7 +39,7 @@ pub(super) fn threads<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Ans
     let Some((offset, length)) = pair(arguments) else { return error(errno::EINVAL) };
     let mut xml = String::from("<?xml version=\"1.0\"?><threads>");
     for vcpu in 0..session.machine.vcpus() {
-        let state = session.machine.state(vcpu).name();
+        let state = session.machine.activity(vcpu).name();
         xml.push_str(&format!(
             "<thread id=\"{}\" core=\"{vcpu}\" name=\"CPU#{vcpu}\">{state}</thread>",
             session.thread_id(vcpu)

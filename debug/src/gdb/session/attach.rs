@@ -4,7 +4,7 @@ use super::{Client, Process, Session};
 use crate::arming::Arming;
 use crate::breakpoint::Breakpoint;
 use crate::cancel::Cancel;
-use crate::target::{Action, Control, Ended, Event, Machine, Order, TargetError};
+use crate::machine::{Action, Control, Ended, Event, Machine, Order, TargetError};
 
 impl<M: Machine> Session<M> {
     /// Attaches: from now on vCPUs stop for this session.
@@ -19,7 +19,7 @@ impl<M: Machine> Session<M> {
 
     /// Takes the guest, for a debugger that is connected.
     pub fn take(&mut self) {
-        self.engine.state().is_attached = true;
+        self.engine.requests().is_attached = true;
         self.machine.pause();
         (self.process, self.is_left) = (Process::Attached, false);
         // What happened while nobody was attached is nobody's stop.
@@ -52,9 +52,9 @@ impl<M: Machine> Session<M> {
         self.reported.fill(None);
         (self.current, self.chosen, self.is_told) = (0, None, false);
         let before = {
-            let mut state = self.engine.state();
-            state.forget();
-            state.table.uprooted()
+            let mut requests = self.engine.requests();
+            requests.forget();
+            requests.table.uprooted()
         };
         let count = before.len();
         let is_refused = |it: Breakpoint| {
@@ -116,12 +116,12 @@ impl<M: Machine> Session<M> {
         self.set_cancel(&Cancel::never());
         self.machine.pause();
         {
-            let mut state = self.engine.state();
-            state.table.clear(self.machine.memory());
-            self.engine.reallocate(&mut state).ok();
-            state.forget();
-            state.is_attached = false;
-            while state.take_output(usize::MAX).is_some() {}
+            let mut requests = self.engine.requests();
+            requests.table.clear(self.machine.memory());
+            self.engine.reallocate(&mut requests).ok();
+            requests.forget();
+            requests.is_attached = false;
+            while requests.take_output(usize::MAX).is_some() {}
         }
         self.machine.disarm();
     }

@@ -3,7 +3,7 @@
 use super::{Client, Session};
 use crate::breakpoint::{Breakpoint, Kind, Place};
 use crate::expression::Expression;
-use crate::target::Machine;
+use crate::machine::Machine;
 use arch::{GuestVirt, Isa};
 
 /// Breakpoints that there may be at a time.
@@ -101,20 +101,20 @@ impl<M: Machine> Session<M> {
         if self.isa() == Isa::Aarch64 && kind.access().is_none() && !address.0.is_multiple_of(4) {
             return Err(InsertError::Unaligned);
         }
-        if self.engine.state().table.iter().count() >= MOST_BREAKPOINTS {
+        if self.engine.requests().table.iter().count() >= MOST_BREAKPOINTS {
             return Err(InsertError::Many);
         }
         let place = self.view().place(kind, address);
-        if matches!(place, Place::NotExecutable { .. }) && self.engine.host().breakpoints == 0 {
+        if matches!(place, Place::NotExecutable { .. }) && self.engine.abilities().breakpoints == 0 {
             return Err(InsertError::NotExecutable);
         }
-        let mut state = self.engine.state();
-        let hits = state.table.former_hits(kind, address, length);
+        let mut requests = self.engine.requests();
+        let hits = requests.table.former_hits(kind, address, length);
         let breakpoint = Breakpoint { kind, address, length, place, conditions, commands, hits };
-        let change = state.table.replace(memory, breakpoint)?;
-        let fits = self.engine.make_room(&mut state, memory, &space);
-        state.table.settle_change(memory, change, fits.is_err());
-        drop(state);
+        let change = requests.table.replace(memory, breakpoint)?;
+        let fits = self.engine.make_room(&mut requests, memory, &space);
+        requests.table.settle_change(memory, change, fits.is_err());
+        drop(requests);
         fits?;
         // Asked for again, it is there now.
         self.refused.remove(&(kind, address.0, length));
@@ -129,10 +129,10 @@ impl<M: Machine> Session<M> {
     /// Removes a breakpoint; whether it was there.
     pub fn remove(&mut self, kind: Kind, address: u64, length: u64) -> bool {
         self.refused.remove(&(kind, address, length));
-        let mut state = self.engine.state();
-        let was_there = state.table.remove(self.machine.memory(), kind, GuestVirt(address), length);
+        let mut requests = self.engine.requests();
+        let was_there = requests.table.remove(self.machine.memory(), kind, GuestVirt(address), length);
         // Fewer wants than before always fit.
-        self.engine.reallocate(&mut state).is_ok() && was_there
+        self.engine.reallocate(&mut requests).is_ok() && was_there
     }
 }
 
@@ -150,12 +150,12 @@ mod tests {
         for (isa, nop) in [(Isa::X86_64, &[0x66, 0x90][..]), (Isa::Aarch64, &[0x1f, 0x20, 0x03, 0xd5])] {
             let machine = Still::new(isa, 1, 1 << 16).unwrap();
             machine.memory().write(GuestPhys(0x1000), nop);
-            let host = machine.host().clone();
+            let host = machine.abilities().clone();
             let registers = if isa == Isa::X86_64 { host.watchpoints } else { host.breakpoints };
             let mut session = Session::new(machine, Arc::new(Engine::new(isa, host, 1)));
             session.insert(Kind::Software, 0x1000, 4, Vec::new(), Vec::new()).unwrap();
             let place = |session: &Session<Still>| {
-                session.engine.state().table.iter().next().map(|first| first.place)
+                session.engine.requests().table.iter().next().map(|first| first.place)
             };
             assert_eq!(place(&session), Some(Place::Fallback(PATCHED)), "{isa}");
             for index in 0..registers as u64 {
@@ -171,7 +171,7 @@ mod tests {
     fn what_does_not_fit_changes_nothing() {
         for isa in Isa::ALL {
             let machine = Still::new(isa, 1, 1 << 16).unwrap();
-            let host = machine.host().clone();
+            let host = machine.abilities().clone();
             let mut session = Session::new(machine, Arc::new(Engine::new(isa, host.clone(), 1)));
             let all = host.breakpoints as u64;
             let watch = |session: &mut Session<Still>, length| {
@@ -184,17 +184,17 @@ mod tests {
             }
             watch(&mut session, 4).unwrap();
             let seen = |session: &Session<Still>| -> Vec<(GuestVirt, usize)> {
-                let state = session.engine.state();
-                state.table.iter().map(|it| (it.address, it.conditions.len())).collect()
+                let requests = session.engine.requests();
+                requests.table.iter().map(|it| (it.address, it.conditions.len())).collect()
             };
-            let before = (seen(&session), session.engine.arming(&session.engine.state(), 0));
+            let before = (seen(&session), session.engine.arming(&session.engine.requests(), 0));
             // One more of another kind, a larger one, and the same ones again.
             assert!(session.insert(Kind::Hardware, 0x4000, 4, Vec::new(), Vec::new()).is_err(), "{isa}");
             assert!(watch(&mut session, 0xff).is_err(), "{isa}");
             let again = vec![Expression::new(vec![0x22, 0, 0x27]).unwrap()];
             session.insert(Kind::Hardware, 0x2000, 4, again, Vec::new()).unwrap();
             watch(&mut session, 4).unwrap();
-            let after = (seen(&session), session.engine.arming(&session.engine.state(), 0));
+            let after = (seen(&session), session.engine.arming(&session.engine.requests(), 0));
             assert_eq!(before, after, "{isa}");
             assert!(session.remove(Kind::Write, 0x3000, 4));
             assert_eq!(seen(&session).len() as u64, breakpoints);
@@ -204,7 +204,7 @@ mod tests {
     fn there_is_an_end_to_breakpoints() {
         for isa in Isa::ALL {
             let machine = Still::new(isa, 1, 1 << 20).unwrap();
-            let host = machine.host().clone();
+            let host = machine.abilities().clone();
             let mut session = Session::new(machine, Arc::new(Engine::new(isa, host, 1)));
             let mut insert = |address| {
                 session.insert(Kind::Software, address, 4, Vec::new(), Vec::new()).map_err(|e| e.to_string())
@@ -224,7 +224,7 @@ mod tests {
                     commands,
                     hits: 0,
                 };
-                session.engine.state().table.insert(session.machine.memory(), it).unwrap();
+                session.engine.requests().table.insert(session.machine.memory(), it).unwrap();
             }
             let refused = session.insert(Kind::Software, 0x2000, 4, Vec::new(), Vec::new());
             assert!(matches!(refused, Err(InsertError::Many)), "{refused:?}");

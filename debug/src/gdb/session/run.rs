@@ -1,8 +1,8 @@
 //! The target is resumed, and stands still again.
 
 use super::{Session, Stop};
+use crate::machine::{Action, Activity, Event, Machine, Order, StopReason, TargetError};
 use crate::memory::Space;
-use crate::target::{Action, Event, Machine, Order, StopReason, TargetError, VcpuState};
 use crate::view::View;
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestVirt, Isa};
@@ -40,10 +40,10 @@ impl<M: Machine> Session<M> {
         self.engine.refresh(self.machine.memory(), || self.space_for_breakpoints());
         let mut orders = Vec::new();
         {
-            let mut state = self.engine.state();
-            state.begin(actions);
+            let mut requests = self.engine.requests();
+            requests.begin(actions);
             for (vcpu, action) in (0..).zip(actions.iter().copied()) {
-                let arming = self.engine.arming(&state, vcpu);
+                let arming = self.engine.arming(&requests, vcpu);
                 orders.push(Order { action, arming, steps_off: self.reported[vcpu as usize].is_some() });
             }
         }
@@ -84,9 +84,9 @@ impl<M: Machine> Session<M> {
         let Some(reported) = self.reported[vcpu as usize] else { return false };
         // Questions to vCPUs come first: none is asked under the lock of the engine, which vCPUs take.
         let (pc, regime) = (self.pc(vcpu), self.machine.regime(vcpu));
-        let state = self.engine.state();
+        let requests = self.engine.requests();
         let is_asked_for = || {
-            let mut breakpoints = state.table.iter();
+            let mut breakpoints = requests.table.iter();
             breakpoints.any(|breakpoint| {
                 breakpoint.kind.access().is_none() && breakpoint.address == GuestVirt(reported)
             })
@@ -94,7 +94,7 @@ impl<M: Machine> Session<M> {
         let is_planted = || {
             let memory = self.machine.memory();
             let mapping = regime.ok()?.translate(memory, GuestVirt(reported)).ok()?;
-            Some(state.table.is_planted(memory, mapping.address))
+            Some(requests.table.is_planted(memory, mapping.address))
         };
         pc == Some(reported) && (is_asked_for() || is_planted().unwrap_or(false))
     }
@@ -146,7 +146,7 @@ impl<M: Machine> Session<M> {
             return stop;
         }
         let vcpus = 0..self.machine.vcpus();
-        let running = vcpus.clone().find(|vcpu| self.machine.state(*vcpu) == VcpuState::Running);
+        let running = vcpus.clone().find(|vcpu| self.machine.activity(*vcpu) == Activity::Running);
         self.current = running.unwrap_or(0);
         Stop::Vcpu(self.current, StopReason::Interrupt)
     }

@@ -1,6 +1,6 @@
 //! Why a session's target stands still again.
 
-use crate::target::{Ended, StopReason};
+use crate::machine::{Ended, StopReason};
 
 /// Something to report.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use super::{Client, Session};
 use crate::disassemble::Mode;
 use crate::gdb::description::Described;
-use crate::target::Machine;
+use crate::machine::Machine;
 use arch::Isa;
 use arch::register::Bank;
 

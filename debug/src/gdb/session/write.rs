@@ -1,8 +1,8 @@
 //! Memory is written, but for a program over the kernel that runs.
 
 use super::Session;
+use crate::machine::Machine;
 use crate::memory::{self, Space};
-use crate::target::Machine;
 use arch::GuestVirt;
 
 /// Why a write is refused that [`Session::write`] takes for a part of a program.
@@ -38,8 +38,8 @@ impl<M: Machine> Session<M> {
             }
             return false;
         }
-        let mut state = self.engine.state();
-        let table = Some(&mut state.table);
+        let mut requests = self.engine.requests();
+        let table = Some(&mut requests.table);
         memory::write(self.machine.memory(), &space, table, GuestVirt(address), bytes) == bytes.len()
     }
 }

@@ -36,7 +36,7 @@ impl Thread {
     /// Has a debugger come; what it will be told.
     fn attach(&mut self) -> (Arc<Link>, Receiver<Event>) {
         let engine = Arc::new(Engine::new(self.vcpu.isa(), host(), 1));
-        engine.state().is_attached = true;
+        engine.requests().is_attached = true;
         let kicks = Arc::clone(&self.kicks);
         let kick = move |vcpu| kicks.lock().unwrap().push(vcpu);
         let ram = Ram::new(1 << 16);
@@ -56,10 +56,10 @@ impl Thread {
     }
 
     fn order(&mut self, link: &Link, action: Action) {
-        let mut state = link.engine.state();
-        state.begin(&[action]);
-        let arming = link.engine.arming(&state, 0);
-        drop(state);
+        let mut requests = link.engine.requests();
+        requests.begin(&[action]);
+        let arming = link.engine.arming(&requests, 0);
+        drop(requests);
         self.runner.order(Order { action, arming, steps_off: false });
     }
 
@@ -254,7 +254,7 @@ fn a_debugger_looks_at_a_guest_that_died_before_that_is_its_end() {
     thread.order(&link, Action::Run);
     thread.run();
     assert_eq!(thread.run(), Next::End);
-    link.engine.state().is_attached = false;
+    link.engine.requests().is_attached = false;
     assert_eq!(thread.runner.end(&thread.vcpu, Some("dead".into())), Next::End);
 }
 
@@ -303,7 +303,7 @@ fn an_order_to_step_off_does_so_exclusively() {
             let mut thread = Thread::new(isa, script);
             let (link, events) = thread.attach();
             thread.order(&link, Action::Run);
-            let arming = link.engine.arming(&link.engine.state(), 0);
+            let arming = link.engine.arming(&link.engine.requests(), 0);
             thread.runner.order(Order { action: Action::Run, arming, steps_off: true });
             assert_eq!(thread.run(), Next::Look);
             assert_eq!(thread.entries, ["step", "step"], "{isa}");
@@ -320,7 +320,7 @@ fn an_end_that_comes_up_while_stepping_off_is_the_end() {
     let mut thread = Thread::new(Isa::X86_64, [(Exit::End { fatal: None }, None)]);
     let (link, _events) = thread.attach();
     thread.order(&link, Action::Run);
-    let arming = link.engine.arming(&link.engine.state(), 0);
+    let arming = link.engine.arming(&link.engine.requests(), 0);
     thread.runner.order(Order { action: Action::Run, arming, steps_off: true });
     assert_eq!(thread.run(), Next::End);
     assert!(!thread.runner.may_run());

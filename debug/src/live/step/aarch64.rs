@@ -2,8 +2,8 @@
 
 use super::{At, Step, Stepper, is_step, stepped};
 use crate::arming::Arming;
+use crate::machine::{Memory, TargetError};
 use crate::memory::{self, Space};
-use crate::target::{Memory, TargetError};
 use crate::trap::Trap;
 use crate::vcpu::Vcpu;
 use arch::aarch64::exception_entry::pstate;

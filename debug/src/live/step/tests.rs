@@ -25,7 +25,7 @@ fn handler(vector: u64) -> u64 {
 struct Guest {
     vcpu: FakeVcpu,
     ram: Ram,
-    host: HostDebug,
+    host: Abilities,
     armed: Armed,
 }
 

@@ -3,8 +3,8 @@
 use super::{At, Step, Stepper, is_step, stepped};
 use crate::arming::Arming;
 use crate::disassemble::Mode;
+use crate::machine::{Code, Memory, TargetError};
 use crate::memory::{self, Space};
-use crate::target::{Code, Memory, TargetError};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
 use arch::register::{Bank, row, x86_64::EFLAGS};

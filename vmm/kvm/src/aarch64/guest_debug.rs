@@ -4,7 +4,7 @@ use super::{core_register, get, system_register};
 use crate::error::{KvmError, ioctl};
 use arch::aarch64::exception_entry::{After, Before, Features, take};
 use debug::arming::{Arming, DebugRegisters};
-use debug::target::VcpuState;
+use debug::machine::Activity;
 use debug::trap::Injection;
 use kvm_bindings as kvm;
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
@@ -126,11 +126,11 @@ pub fn set_runnable(vcpu: &VcpuFd) -> Result<(), KvmError> {
 }
 
 /// `KVM_GET_MP_STATE`. KVM does not tell a vCPU that waits in `WFI` from one that runs.
-pub fn state(vcpu: &VcpuFd) -> VcpuState {
+pub fn activity(vcpu: &VcpuFd) -> Activity {
     match vcpu.get_mp_state().map(|state| state.mp_state) {
-        Ok(kvm::KVM_MP_STATE_STOPPED) => VcpuState::NotStarted,
-        Ok(kvm::KVM_MP_STATE_HALTED) => VcpuState::Halted,
-        _ => VcpuState::Running,
+        Ok(kvm::KVM_MP_STATE_STOPPED) => Activity::NotStarted,
+        Ok(kvm::KVM_MP_STATE_HALTED) => Activity::Halted,
+        _ => Activity::Running,
     }
 }
 

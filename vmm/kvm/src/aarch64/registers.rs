@@ -9,7 +9,7 @@ use arch::paging::Regime;
 use arch::paging::aarch64::Paging;
 use arch::register::{Bank, RegisterFile, Scalable, Source, table};
 use debug::arming::DebugRegisters;
-use debug::target::{Code, HostDebug};
+use debug::machine::{Abilities, Code};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Error as Errno, Kvm, VcpuFd};
 use std::cell::{OnceCell, RefCell};
@@ -312,7 +312,7 @@ impl Registers {
     }
 
     /// The breakpoints and watchpoints that the guest has armed, if it has switched them on.
-    pub fn own_debug_registers(&self, vcpu: &VcpuFd, host: &HostDebug) -> Result<DebugRegisters, KvmError> {
+    pub fn own_debug_registers(&self, vcpu: &VcpuFd, host: &Abilities) -> Result<DebugRegisters, KvmError> {
         const MDSCR_EL1: u64 = system_register(2, 0, 0, 2, 2);
         const MDE: u64 = 1 << 15;
         let is_on = self.get(vcpu, MDSCR_EL1).is_some_and(|mdscr| mdscr & MDE != 0);

@@ -4,7 +4,7 @@ use crate::ram::GuestMemory;
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use arch::paging::TableMemory;
-use debug::target::Memory;
+use debug::machine::Memory;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;

@@ -3,7 +3,7 @@
 use crate::error::{KvmError, ioctl};
 use arch::x86::debug_registers::{DR6_FIXED, dr7};
 use debug::arming::{Arming, DebugRegisters};
-use debug::target::VcpuState;
+use debug::machine::Activity;
 use debug::trap::Injection;
 use kvm_bindings as kvm;
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -117,11 +117,11 @@ pub fn set_runnable(vcpu: &VcpuFd) -> Result<(), KvmError> {
 }
 
 /// `KVM_GET_MP_STATE`.
-pub fn state(vcpu: &VcpuFd) -> VcpuState {
+pub fn activity(vcpu: &VcpuFd) -> Activity {
     match vcpu.get_mp_state().map(|state| state.mp_state) {
-        Ok(kvm::KVM_MP_STATE_HALTED) => VcpuState::Halted,
-        Ok(kvm::KVM_MP_STATE_UNINITIALIZED | kvm::KVM_MP_STATE_INIT_RECEIVED) => VcpuState::NotStarted,
-        _ => VcpuState::Running,
+        Ok(kvm::KVM_MP_STATE_HALTED) => Activity::Halted,
+        Ok(kvm::KVM_MP_STATE_UNINITIALIZED | kvm::KVM_MP_STATE_INIT_RECEIVED) => Activity::NotStarted,
+        _ => Activity::Running,
     }
 }
 

@@ -12,7 +12,7 @@ use arch::register::{Bank, RegisterFile, Source, XsaveComponent, table, x86_64};
 use arch::x86::debug_registers::slots;
 use debug::arming::DebugRegisters;
 use debug::disassemble::Mode;
-use debug::target::{Code, HostDebug};
+use debug::machine::{Abilities, Code};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Error as Errno, Kvm, SyncReg, VcpuFd};
 use std::arch::x86_64::__cpuid_count;
@@ -302,7 +302,7 @@ impl Registers {
     }
 
     /// What the guest has in DR0 to DR3 and DR7.
-    pub fn own_debug_registers(&self, vcpu: &VcpuFd, _: &HostDebug) -> Result<DebugRegisters, KvmError> {
+    pub fn own_debug_registers(&self, vcpu: &VcpuFd, _: &Abilities) -> Result<DebugRegisters, KvmError> {
         let registers = vcpu.get_debug_regs().map_err(ioctl("KVM_GET_DEBUGREGS"))?;
         Ok(DebugRegisters::X86(slots(registers.dr7, registers.db)))
     }

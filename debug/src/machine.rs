@@ -5,7 +5,7 @@
 //! thread is a [`Vcpu`](crate::vcpu::Vcpu): the [engine](crate::engine) judges its exits there, so that a step over a
 //! breakpoint or a false condition needs no other thread.
 
-pub use crate::abilities::{Access, HostDebug, SoftwareBreakpoints};
+pub use crate::abilities::{Abilities, Access, SoftwareBreakpoints};
 pub use crate::ram::{Absence, Memory};
 
 use crate::arming::Arming;
@@ -44,7 +44,7 @@ impl Code {
 
 /// What a vCPU is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VcpuState {
+pub enum Activity {
     /// Executing the guest, or ready to.
     Running,
     /// Waiting for an interrupt (`HLT`, `WFI`).
@@ -55,14 +55,14 @@ pub enum VcpuState {
     Unknown,
 }
 
-impl VcpuState {
+impl Activity {
     /// As gdb's `info threads` shows it.
     pub const fn name(self) -> &'static str {
         match self {
-            VcpuState::Running => "running",
-            VcpuState::Halted => "halted",
-            VcpuState::NotStarted => "not started",
-            VcpuState::Unknown => "dumped",
+            Activity::Running => "running",
+            Activity::Halted => "halted",
+            Activity::NotStarted => "not started",
+            Activity::Unknown => "dumped",
         }
     }
 }
@@ -196,7 +196,7 @@ pub trait Machine: Send {
     fn vcpus(&self) -> u32;
 
     /// What a vCPU is doing.
-    fn state(&self, vcpu: u32) -> VcpuState;
+    fn activity(&self, vcpu: u32) -> Activity;
 
     /// Reads registers of a vCPU that stands still.
     ///
@@ -226,7 +226,7 @@ pub trait Machine: Send {
     fn memory(&self) -> &dyn Memory;
 
     /// What the host can do.
-    fn host(&self) -> &HostDebug;
+    fn abilities(&self) -> &Abilities;
 
     /// Lets each vCPU do what its order says: one order per vCPU.
     ///
