@@ -301,17 +301,34 @@ enum Value {
     Wide(Box<[u8]>),
 }
 
+/// As many values as the general registers of either architecture.
+const AT_ONCE: usize = 40;
+
 /// The values of one vCPU's registers; what could not be read is absent rather than zero.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegisterFile {
     isa: Isa,
+    /// As far as the last one that has been read: general registers come first, and are read most.
     values: Vec<Option<Value>>,
 }
 
 impl RegisterFile {
     /// A file in which nothing has been read.
     pub fn new(isa: Isa) -> RegisterFile {
-        RegisterFile { isa, values: vec![None; table(isa).len()] }
+        RegisterFile { isa, values: Vec::new() }
+    }
+
+    /// The place of a row's value; none outside the table.
+    fn place(&mut self, row: usize) -> Option<&mut Option<Value>> {
+        if row >= table(self.isa).len() {
+            return None;
+        }
+        if row >= self.values.len() {
+            // One piece of memory for all general registers.
+            self.values.reserve(AT_ONCE.saturating_sub(self.values.len()));
+            self.values.resize(row + 1, None);
+        }
+        self.values.get_mut(row)
     }
 
     /// The architecture.
@@ -331,7 +348,7 @@ impl RegisterFile {
 
     /// Stores a value of up to 64 bits by row. A row outside the table is left out.
     pub fn set_row(&mut self, row: usize, value: u64) {
-        if let Some(place) = self.values.get_mut(row) {
+        if let Some(place) = self.place(row) {
             *place = Some(Value::Word(value));
         }
     }
@@ -345,7 +362,9 @@ impl RegisterFile {
             let mut value = vec![0; size.min(register.bytes())];
             let length = value.len().min(bytes.len());
             value[..length].copy_from_slice(&bytes[..length]);
-            self.values[row] = Some(Value::Wide(value.into()));
+            if let Some(place) = self.place(row) {
+                *place = Some(Value::Wide(value.into()));
+            }
         } else {
             let mut word = [0; 8];
             let length = register.bytes().min(bytes.len());
@@ -374,6 +393,15 @@ impl RegisterFile {
             Value::Word(word) => word.to_le_bytes()[..register.bytes().min(8)].to_vec(),
             Value::Wide(bytes) => bytes.to_vec(),
         })
+    }
+
+    /// Takes every value that another file of the same architecture has.
+    pub fn take_from(&mut self, other: &RegisterFile) {
+        for (row, value) in other.values.iter().enumerate().filter(|(_, value)| value.is_some()) {
+            if let Some(place) = self.place(row) {
+                place.clone_from(value);
+            }
+        }
     }
 
     /// Whether a register has a value.
