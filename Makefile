@@ -49,6 +49,7 @@ build: toolchain ## static release binaries of both architectures, in target/*/r
 	@echo "building static binaries for: $(ISAS)" >&2
 	@for isa in $(ISAS); do \
 	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p vmm -p integration --bin vmm --bin case || exit 1; \
+	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p kvm --example monitor || exit 1; \
 	done
 	@integration/setup/sizes.sh $(ISAS)
 

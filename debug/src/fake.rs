@@ -155,11 +155,7 @@ impl Machine for Still {
 
     fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
         let mut registers = self.file(vcpu)?;
-        for (row, _) in file.rows() {
-            if let Some(bytes) = file.bytes(row) {
-                registers.set_bytes(row, &bytes);
-            }
-        }
+        registers.take_from(file);
         Ok(())
     }
 
@@ -240,6 +236,8 @@ pub struct FakeVcpu {
     pub injected: Vec<Injection>,
     /// Whether the last of them waits for the guest to be entered.
     pub is_queued: bool,
+    /// It takes no values of registers.
+    pub refuses: bool,
     /// How often interrupts were kept out of the next instruction, kicks forgotten, accesses aborted.
     pub counts: FakeCounts,
 }
@@ -272,6 +270,7 @@ impl FakeVcpu {
             guests: DebugRegisters::none(isa),
             injected: Vec::new(),
             is_queued: false,
+            refuses: false,
             counts: FakeCounts::default(),
         }
     }
@@ -319,11 +318,10 @@ impl Vcpu for FakeVcpu {
     }
 
     fn set_registers(&mut self, file: &RegisterFile) -> Result<(), TargetError> {
-        for (row, _) in file.rows() {
-            if let Some(bytes) = file.bytes(row) {
-                self.file.set_bytes(row, &bytes);
-            }
+        if self.refuses {
+            return Err(TargetError::Host("it takes no values".into()));
         }
+        self.file.take_from(file);
         Ok(())
     }
 

@@ -21,6 +21,7 @@
 //! - [`times`]: when a vCPU was in the guest;
 //! - [`attention`]: waiting without being asleep, for what comes at once.
 
+mod ahead;
 pub mod attention;
 pub mod debugger;
 pub mod gate;
@@ -30,3 +31,4 @@ pub mod runner;
 pub mod step;
 pub mod times;
 pub mod vcpus;
+mod waited;

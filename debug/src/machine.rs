@@ -17,6 +17,7 @@ use arch::Isa;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
 use std::os::fd::BorrowedFd;
+use std::task::Poll;
 use std::time::Duration;
 
 /// How a vCPU reads the code that it executes.
@@ -167,7 +168,7 @@ pub enum Control {
 }
 
 /// Why a target did not do what it was asked for.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// It is something that this kind of target cannot do.
     #[error("{0}")]
@@ -178,6 +179,9 @@ pub enum TargetError {
     /// The host refused; in words.
     #[error("{0}")]
     Host(String),
+    /// It takes a while, and a debugger that must not wait asks again when [`Machine::prepare`] is ready.
+    #[error("it is not done yet")]
+    Later,
 }
 
 impl From<TargetError> for Refusal {
@@ -185,6 +189,16 @@ impl From<TargetError> for Refusal {
     fn from(error: TargetError) -> Refusal {
         Refusal::NotThere(error.to_string())
     }
+}
+
+/// How much of a vCPU is asked for before somebody wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Extent {
+    /// What every stop and every look at memory needs: general and system registers, how it reads code and translates
+    /// addresses, what it is doing.
+    Near,
+    /// All of its registers.
+    Whole,
 }
 
 /// A target that stands still, or runs until its next event.
@@ -277,6 +291,35 @@ pub trait Machine: Send {
     /// What is known of the guest's kernel, where the machine finds that out itself.
     fn kernel(&self) -> Option<&Described> {
         None
+    }
+
+    /// Called when [`Self::event_fd`] may have become readable, by a debugger that must not wait: takes what vCPUs have
+    /// answered, and has it become readable again by what they answer from here on.
+    fn look(&mut self) {}
+
+    /// Called before it is paused, or asked something, on behalf of a debugger that must not wait: begins to make every
+    /// vCPU stand still, and to ask what `extent` says of each. Once that is there, [`Self::pause`] and the questions
+    /// return at once; until then [`Self::event_fd`] becomes readable when it is worth calling this again. A machine
+    /// that may be waited for is always ready, whatever it does.
+    fn prepare(&mut self, _extent: Extent) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    /// Whether it has asked vCPUs something that they have not answered, for [`Self::prepare`] or [`Self::written`].
+    fn is_asking(&self) -> bool {
+        false
+    }
+
+    /// Whether an event waits that is told with all vCPUs standing still, so that [`Self::prepare`] comes first. Only
+    /// of a machine that must not be waited for.
+    fn has_stopped(&mut self) -> bool {
+        false
+    }
+
+    /// What has become of the writes of registers, and of the interrupts, that were answered before they were made,
+    /// for a debugger that must not wait; the first refusal, once.
+    fn written(&mut self) -> Poll<Result<(), TargetError>> {
+        Poll::Ready(Ok(()))
     }
 
     /// Gives it the token that long work of its own asks whether it is still wanted.

@@ -90,7 +90,8 @@ pub fn qemu(isa: Isa) -> PathBuf {
 
 /// What is missing before a nest can be booted, and these series of kernels in it, with the remedy.
 pub fn missing(isa: Isa, series: &[&str]) -> Option<String> {
-    let mut wanted = vec![program(isa, "vmm"), program(isa, "case"), busybox(isa)];
+    let mut wanted =
+        vec![program(isa, "vmm"), program(isa, "case"), program(isa, "examples/monitor"), busybox(isa)];
     wanted.extend(series.iter().map(|series| Kernel::new(isa, series).image()));
     if isa == Isa::X86_64 {
         wanted.push(qemu(isa));

@@ -12,6 +12,7 @@ mod hypercalls;
 mod kicks;
 mod library;
 mod linux;
+mod monitor;
 mod terminal;
 
 use crate::context::{Check, Context};
@@ -236,6 +237,10 @@ pub const CASES: &[Case] = &[
         nest_memory: 2048,
         ..debugged("lldb_on_debian", &gdb::LLDB_DEBIAN)
     },
+    nested_only(debugged("gdb_on_another_monitor", &monitor::THREAD)),
+    nested_only(debugged("gdb_in_another_monitors_event_loop", &monitor::LOOP)),
+    nested_only(debugged("gdb_on_another_monitors_only_thread", &monitor::ALONE)),
+    small("another_monitor", monitor::comes_and_goes),
     nested_only(small("gdb_simulated_instructions", gdb_wire::simulated_instructions)),
     nested_only(small("gdb_remapped_page", gdb_wire::remapped_page)),
     nested_only(small("gdb_loaded_code", gdb_wire::loaded_code)),

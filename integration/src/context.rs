@@ -141,8 +141,28 @@ impl Context {
     /// # Errors
     /// When it cannot be started.
     pub fn start(&self, wiring: Wiring, arguments: &str, paths: &[&Path]) -> Result<Process, String> {
+        self.start_program(&self.vmm, wiring, arguments, paths)
+    }
+
+    /// The other monitor, `vmm/kvm/examples/monitor.rs`.
+    pub fn monitor(&self) -> PathBuf {
+        let beside = self.vmm.with_file_name("monitor");
+        if beside.exists() { beside } else { self.vmm.with_file_name("examples/monitor") }
+    }
+
+    /// As [`Self::start`], with another program.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn start_program(
+        &self,
+        program: &Path,
+        wiring: Wiring,
+        arguments: &str,
+        paths: &[&Path],
+    ) -> Result<Process, String> {
         let mut paths = paths.iter();
-        let mut command = Command::new(&self.vmm);
+        let mut command = Command::new(program);
         for word in arguments.split_whitespace() {
             match word.split_once("{}") {
                 Some((before, after)) => {
@@ -157,7 +177,7 @@ impl Context {
         }
         command.env_remove("RUST_LOG");
         Process::start("vmm", command, wiring)
-            .map_err(|error: io::Error| format!("cannot start vmm: {error}"))
+            .map_err(|error: io::Error| format!("cannot start {}: {error}", program.display()))
     }
 
     /// Runs `vmm` to its end with no input; answers with exit code, output and errors.

@@ -37,6 +37,12 @@ pub fn run(
             write(&path, guest.bytes)?;
             path
         }
+        Program::Monitor => {
+            let guest = guests::find(isa.name(), "monitor", false).ok_or("there is no such guest")?;
+            let path = folder.join("monitor.elf");
+            write(&path, guest.bytes)?;
+            path
+        }
         Program::Debian(series) => Kernel::new(isa, series).vmlinux(),
     };
     let text = match script.tool {

@@ -65,6 +65,7 @@ impl Nest {
         }
         archive.copy("init", init)?;
         archive.copy("vmm", &artifacts::program(isa, "vmm"))?;
+        archive.copy("monitor", &artifacts::program(isa, "examples/monitor"))?;
         archive.copy("bin/busybox", &artifacts::busybox(isa))?;
         let kernel = Kernel::new(isa, HOST_SERIES);
         for (index, module) in modules(isa).iter().enumerate() {

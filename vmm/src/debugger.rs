@@ -116,6 +116,7 @@ impl Attachment {
             admission: peer::admission(config.any_user),
             on_lost: config.on_lost,
             takeover: config.takeover,
+            looks: true,
             believed: self.believed,
             dump_folder: config.dump_folder.clone(),
         };

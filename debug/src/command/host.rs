@@ -129,7 +129,7 @@ fn failed(error: TargetError) -> Refusal {
     match error {
         TargetError::Host(words) => Refusal::Failed(words),
         TargetError::Unsupported(words) => Refusal::Senseless(words.into()),
-        TargetError::NoVcpu(_) => error.into(),
+        TargetError::NoVcpu(_) | TargetError::Later => error.into(),
     }
 }
 

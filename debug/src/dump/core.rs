@@ -330,11 +330,7 @@ impl Machine for Core {
             return Err(TargetError::Unsupported(READ_ONLY));
         }
         let mut cpu = self.cpu(vcpu)?;
-        for (row, _) in file.rows() {
-            if let Some(bytes) = file.bytes(row) {
-                cpu.registers.set_bytes(row, &bytes);
-            }
-        }
+        cpu.registers.take_from(file);
         Ok(())
     }
 

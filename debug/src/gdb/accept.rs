@@ -31,9 +31,8 @@ impl Pause {
     }
 
     /// How much of it is left; `None` when connections may be accepted.
-    pub fn left(&mut self, now: Instant) -> Option<Duration> {
-        self.until = self.until.filter(|until| *until > now);
-        self.until.map(|until| until - now)
+    pub fn left(&self, now: Instant) -> Option<Duration> {
+        self.until.filter(|until| *until > now).map(|until| until - now)
     }
 }
 

@@ -19,10 +19,11 @@ use super::session::{self, Process, Session, Stop};
 use super::stop::{self, console};
 use super::stub::Stub;
 use crate::cancel::Cancel;
-use crate::machine::{Machine, StopReason};
+use crate::machine::{Extent, Machine, StopReason, TargetError};
 use input::Input;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Bytes that wait to be sent before nothing more is read.
@@ -78,8 +79,21 @@ pub(super) struct Client<M: Machine> {
     has_run: bool,
     /// It has interrupted a target that stood still already: the next time it runs, it stops.
     has_interrupted: bool,
+    /// vCPUs have been asked for what the next packet needs, and have not answered.
+    is_held_up: bool,
+    /// What the last packet's answer hangs on.
+    withheld: Option<Withheld>,
+    /// What the guest was to it before it was to begin again.
+    before: Option<Process>,
     /// What else makes a command superfluous that takes long.
     is_over: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// A packet that has been answered before what it asks for is done.
+struct Withheld {
+    packet: Vec<u8>,
+    /// Where its answer begins in what is to be sent.
+    from: usize,
 }
 
 fn lock(input: &Mutex<Input>) -> MutexGuard<'_, Input> {
@@ -110,6 +124,9 @@ impl<M: Machine> Client<M> {
             is_running: false,
             has_run: false,
             has_interrupted: false,
+            is_held_up: false,
+            withheld: None,
+            before: None,
             is_over,
         }
     }
@@ -131,7 +148,12 @@ impl<M: Machine> Client<M> {
 
     /// Whether it has sent something that can be served now.
     pub fn is_waiting(&self) -> bool {
-        self.wants_input() && lock(&self.input).is_waiting()
+        !self.is_held_up && self.wants_input() && lock(&self.input).is_waiting()
+    }
+
+    /// Whether what it has sent cannot be served before vCPUs have answered.
+    pub fn is_held_up(&self) -> bool {
+        self.is_held_up
     }
 
     /// Whether it is to be read from.
@@ -156,7 +178,7 @@ impl<M: Machine> Client<M> {
         for _ in 0..MOST_READS {
             self.serve_items(session, until)?;
             self.flush()?;
-            if !self.wants_input() || Instant::now() >= until {
+            if !self.wants_input() || self.is_held_up || Instant::now() >= until {
                 break;
             }
             let mut input = lock(&self.input);
@@ -185,7 +207,12 @@ impl<M: Machine> Client<M> {
         if lock(&self.input).is_noise() {
             return Err(Goodbye::Lost("it does not speak gdb's protocol"));
         }
+        self.is_held_up = false;
         while self.wants_input() {
+            if self.is_to_wait(session) {
+                self.is_held_up = true;
+                break;
+            }
             let Some(item) = lock(&self.input).next() else { break };
             self.take(session, item)?;
             if Instant::now() >= until {
@@ -193,6 +220,41 @@ impl<M: Machine> Client<M> {
             }
         }
         Ok(())
+    }
+
+    /// Whether what comes next has to wait for vCPUs: for what has been written, or until they stand still and what it
+    /// needs of them is known.
+    fn is_to_wait(&mut self, session: &mut Session<M>) -> bool {
+        if let Some(withheld) = self.withheld.take() {
+            self.end_answer(session, withheld);
+            if self.withheld.is_some() {
+                return true;
+            }
+        }
+        let extent = match lock(&self.input).peek() {
+            Some(Item::Interrupt) => self.is_running.then_some(Extent::Near),
+            Some(Item::Packet(data)) => front::takes(session, self.is_running, data),
+            _ => None,
+        };
+        extent.is_some_and(|extent| session.machine.prepare(extent).is_pending())
+    }
+
+    /// Ends the answer to a packet by what has become of what it has written, or withholds it until that is known.
+    fn end_answer(&mut self, session: &mut Session<M>, answered: Withheld) {
+        let refused = match session.machine.written() {
+            Poll::Pending => return self.withheld = Some(answered),
+            Poll::Ready(Ok(())) => return,
+            Poll::Ready(Err(refused)) => refused,
+        };
+        if self.is_running {
+            // What it answers is a stop.
+            return self.send(&console(&format!("vmm: {refused}\n")));
+        }
+        self.out.truncate(answered.from);
+        match refused {
+            TargetError::Later => lock(&self.input).put_back(Item::Packet(answered.packet)),
+            refused => self.send(format!("E.{refused}").as_bytes()),
+        }
     }
 
     fn take(&mut self, session: &mut Session<M>, item: Item) -> Result<(), Goodbye> {
@@ -242,6 +304,15 @@ impl<M: Machine> Client<M> {
             self.send_error(errno::EINVAL);
             return Ok(());
         }
+        let from = self.out.len();
+        let result = self.answer_in_time(session, data);
+        if session.machine.is_asking() {
+            self.end_answer(session, Withheld { packet: data.to_vec(), from });
+        }
+        result
+    }
+
+    fn answer_in_time(&mut self, session: &mut Session<M>, data: &[u8]) -> Result<(), Goodbye> {
         if !front::may_take_long(data) {
             return self.answer(session, data);
         }
@@ -263,6 +334,9 @@ impl<M: Machine> Client<M> {
             return session.idle().map_or(Ok(()), |_| Err(Goodbye::Ended));
         }
         if !self.is_running {
+            return Ok(());
+        }
+        if session.has_stopped() && session.machine.prepare(Extent::Near).is_pending() {
             return Ok(());
         }
         let stop = session.next_stop();

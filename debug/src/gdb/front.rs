@@ -34,7 +34,7 @@ use super::answer::{Answer, errno, error, ok};
 use super::packet::{LONGEST, number};
 use super::resume::{Refused, Thread, vcont};
 use super::session::{Client, Process, Session};
-use crate::machine::Machine;
+use crate::machine::{Extent, Machine};
 use memory::{read_memory, write_memory};
 use points::{insert, remove};
 use qemu::qemu;
@@ -69,6 +69,25 @@ pub fn may_take_long(data: &[u8]) -> bool {
 /// Whether the target may be running when a packet comes: what ends it, or the connection.
 pub fn is_urgent(data: &[u8]) -> bool {
     data == b"vCtrlC" || data == b"k" || is_kill(data) || is_detach(data)
+}
+
+/// What of the target has to stand still and to be known for a packet to be served.
+pub fn takes<M: Machine>(session: &Session<M>, is_running: bool, data: &[u8]) -> Option<Extent> {
+    let text = |prefix: &str| data.starts_with(prefix.as_bytes());
+    let is_end = data == b"k" || is_kill(data);
+    let comes = data == b"vRun" || text("vRun;") || text("vAttach;") || text("R");
+    match session.process {
+        _ if is_end => session.is_extended.then_some(Extent::Whole),
+        _ if comes => Some(Extent::Whole),
+        Process::Attached if is_running => is_urgent(data).then_some(Extent::Near),
+        Process::Attached => Some(match data.first() {
+            // Those of which there are many.
+            Some(b'm' | b'x' | b'X' | b'Z' | b'z' | b'c' | b's' | b'C' | b'S') => Extent::Near,
+            _ if text("vCont") => Extent::Near,
+            _ => Extent::Whole,
+        }),
+        Process::Detached | Process::Killed => None,
+    }
 }
 
 /// `vKill;pid`: another packet that begins like it must not end the guest.

@@ -6,17 +6,19 @@
 //! second, is told why in the answer to its first packet. Until then the guest is not touched.
 
 mod door;
+mod poller;
 
 pub use super::readiness::is_readable;
 
 use super::client::{Client, Goodbye, Ready};
 use super::listener::{Admission, Listener, Peer, Stream};
 use super::session::{Process, Session};
-use crate::machine::Machine;
+use crate::machine::{Extent, Machine};
 use door::Door;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use poller::Poller;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -60,26 +62,19 @@ impl Service {
     }
 }
 
-/// Serves debuggers until it is to end or the guest is over.
-pub fn run<M: Machine>(listener: &Listener, session: Session<M>, service: &Service) {
-    // A duplicate, as commands that take long look at it.
-    let duplicates = service.quit.try_clone().and_then(|quit| {
-        let release = service.release.as_ref().map(OwnedFd::try_clone).transpose()?;
-        Ok((quit, release))
-    });
-    let (quit, release) = match duplicates {
-        Ok(duplicates) => duplicates,
+type IsOver = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Serves debuggers until it is to end or the guest is over; returns then.
+pub fn run<M: Machine>(listener: Listener, session: Session<M>, service: Service) {
+    let mut server = match Server::new(listener, session, service) {
+        Ok(server) => server,
         Err(error) => {
             log::error!("the gdb server cannot start: {error}");
             return;
         }
     };
-    let is_over: IsOver = Arc::new(move || {
-        is_readable(quit.as_fd()) || release.as_ref().is_some_and(|release| is_readable(release.as_fd()))
-    });
-    let mut server = Server { listener, service, session, door: Door::default(), client: None, is_over };
     loop {
-        match server.turn() {
+        match server.turn(None) {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
@@ -90,22 +85,95 @@ pub fn run<M: Machine>(listener: &Listener, session: Session<M>, service: &Servi
     }
 }
 
-type IsOver = Arc<dyn Fn() -> bool + Send + Sync>;
-
-/// A timeout that is over when the first of these is.
-fn until(times: [Option<Duration>; 3]) -> PollTimeout {
-    let Some(left) = times.into_iter().flatten().min() else { return PollTimeout::NONE };
+/// A timeout that is over when `left` is.
+fn until(left: Option<Duration>) -> PollTimeout {
+    let Some(left) = left else { return PollTimeout::NONE };
     // Rounded up, or it would spin through the last part.
     PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
 }
 
-struct Server<'a, M: Machine> {
-    listener: &'a Listener,
-    service: &'a Service,
+/// Serves debuggers, a turn at a time.
+pub(super) struct Server<M: Machine> {
+    listener: Listener,
+    service: Service,
     session: Session<M>,
     door: Door,
     client: Option<Client<M>>,
     is_over: IsOver,
+    /// What is done as soon as all vCPUs stand still.
+    deferred: Option<Deferred>,
+}
+
+/// What takes all vCPUs' standing still.
+enum Deferred {
+    /// Somebody comes in who has begun as a debugger does.
+    Enter(Stream, Peer, Vec<u8>),
+    /// The client is let go.
+    LetGo(Goodbye),
+    /// Likewise, because the user has asked for it.
+    Release,
+    /// The server ends, and the guest is debugged no more.
+    Leave,
+}
+
+/// A server in somebody else's event loop.
+pub(crate) struct Polled<M: Machine> {
+    server: Server<M>,
+    poller: Poller,
+}
+
+impl<M: Machine> std::fmt::Debug for Polled<M> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Polled").field("poller", &self.poller).finish_non_exhaustive()
+    }
+}
+
+impl<M: Machine> Polled<M> {
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn new(listener: Listener, session: Session<M>, service: Service) -> io::Result<Polled<M>> {
+        let mut polled = Polled { server: Server::new(listener, session, service)?, poller: Poller::new()? };
+        polled.arm()?;
+        Ok(polled)
+    }
+
+    fn arm(&mut self) -> io::Result<()> {
+        let timeout = self.server.timeout();
+        let interests = self.server.interests();
+        self.poller.arm(&interests, timeout)
+    }
+
+    /// Becomes readable when [`Self::process`] has something to do.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poller.as_fd()
+    }
+
+    /// Does what there is to do, for a bounded time; whether to go on.
+    ///
+    /// # Errors
+    /// What the system says when it is asked what there is.
+    pub fn process(&mut self) -> io::Result<bool> {
+        let goes_on = self.server.turn(Some(Duration::ZERO))?;
+        if goes_on {
+            self.arm()?;
+        }
+        Ok(goes_on)
+    }
+
+    /// Lets whoever is connected go, as soon as all vCPUs stand still; whether to go on.
+    ///
+    /// # Errors
+    /// As [`Self::process`].
+    pub fn leave(&mut self) -> io::Result<bool> {
+        let goes_on = match self.server.deferred {
+            Some(_) => true,
+            None => self.server.carry_out(Deferred::Leave),
+        };
+        if goes_on {
+            self.arm()?;
+        }
+        Ok(goes_on)
+    }
 }
 
 /// What `poll` found.
@@ -119,10 +187,27 @@ struct Found {
     door: bool,
 }
 
-impl<M: Machine> Server<'_, M> {
-    /// Waits for something and serves it; whether to go on.
-    fn turn(&mut self) -> io::Result<bool> {
-        let found = self.wait()?;
+impl<M: Machine> Server<M> {
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn new(listener: Listener, session: Session<M>, service: Service) -> io::Result<Server<M>> {
+        // Duplicates, as commands that take long look at them.
+        let quit = service.quit.try_clone()?;
+        let release = service.release.as_ref().map(OwnedFd::try_clone).transpose()?;
+        let is_over: IsOver = Arc::new(move || {
+            is_readable(quit.as_fd()) || release.as_ref().is_some_and(|release| is_readable(release.as_fd()))
+        });
+        let (door, client, deferred) = (Door::default(), None, None);
+        Ok(Server { listener, service, session, door, client, is_over, deferred })
+    }
+
+    /// Waits for something, for no longer than `most`, and serves it; whether to go on.
+    ///
+    /// # Errors
+    /// When the system refuses to wait.
+    pub fn turn(&mut self, most: Option<Duration>) -> io::Result<bool> {
+        let found = self.wait(most)?;
+        self.session.machine.look();
         if found.quit {
             // The guest's end may be told yet.
             if let Some(client) = &mut self.client {
@@ -131,10 +216,13 @@ impl<M: Machine> Server<'_, M> {
             }
             return Ok(false);
         }
+        if let Some(deferred) = self.deferred.take() {
+            return Ok(self.carry_out(deferred));
+        }
         // The client first: one that has gone makes room for the one that knocks.
         if let Some(client) = &mut self.client {
             if let Err(goodbye) = client.serve(&mut self.session, found.client)
-                && !self.let_go(&goodbye)
+                && !self.carry_out(Deferred::LetGo(goodbye))
             {
                 return Ok(false);
             }
@@ -142,53 +230,113 @@ impl<M: Machine> Server<'_, M> {
             // Nobody is told; the queue stays short.
             self.session.idle();
         }
-        if found.release {
-            self.release();
+        if found.release && self.deferred.is_none() && !self.carry_out(Deferred::Release) {
+            return Ok(false);
         }
         if found.listener {
             self.accept();
         }
-        if found.door {
-            for (stream, peer, begun) in self.door.look() {
-                if !self.enter(stream, peer, &begun) {
-                    return Ok(false);
-                }
-            }
+        // Whoever comes in has to wait for what is deferred; what he says stays in his socket.
+        if found.door && self.deferred.is_none() {
+            return Ok(self.look_at_door());
         }
         Ok(true)
     }
 
-    fn wait(&mut self) -> io::Result<Found> {
-        let settles = self.session.machine.settle();
-        let paused = self.door.pause.left(Instant::now());
-        let events = self.session.machine.event_fd();
-        // While the target stands still for a client, an event is nobody's business yet.
-        let has_let_go = self.session.process != Process::Attached;
-        let wants_events = has_let_go || self.client.as_ref().is_none_or(Client::is_running);
-        let when = |wanted: bool, flags| if wanted { flags } else { PollFlags::empty() };
-        let mut fds = vec![
-            PollFd::new(self.service.quit.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.listener.as_fd(), when(paused.is_none(), PollFlags::POLLIN)),
-            PollFd::new(events, when(wants_events, PollFlags::POLLIN)),
-        ];
-        let release = self.service.release.as_ref().map(|release| {
-            fds.push(PollFd::new(release.as_fd(), PollFlags::POLLIN));
-            fds.len() - 1
-        });
-        let client = self.client.as_ref().map(|client| {
-            let flags =
-                when(client.has_output(), PollFlags::POLLOUT) | when(client.wants_input(), PollFlags::POLLIN);
-            fds.push(PollFd::new(client.as_fd(), flags));
-            fds.len() - 1
-        });
-        let door = fds.len();
-        fds.extend(
-            self.door.waiting.iter().map(|waiting| PollFd::new(waiting.stream.as_fd(), PollFlags::POLLIN)),
-        );
-        let timeout = match &self.client {
-            Some(client) if client.is_waiting() => PollTimeout::ZERO,
-            _ => until([self.door.timeout(), paused, settles]),
+    /// Lets those in who have begun as a debugger does; whether to go on.
+    fn look_at_door(&mut self) -> bool {
+        for (stream, peer, begun) in self.door.look() {
+            let goes_on = match self.deferred {
+                None => self.carry_out(Deferred::Enter(stream, peer, begun)),
+                Some(_) => {
+                    self.door.refuse(stream, peer, "another debugger attaches just now".into(), &begun);
+                    true
+                }
+            };
+            if !goes_on {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Does something that takes all vCPUs' standing still, or puts it off until they do; whether to go on.
+    fn carry_out(&mut self, what: Deferred) -> bool {
+        let is_debugged = self.session.process == Process::Attached;
+        let takes_stillness = match &what {
+            Deferred::Enter(..) => self.client.is_none() || self.service.takeover,
+            Deferred::LetGo(Goodbye::Ended | Goodbye::Kill) => false,
+            Deferred::LetGo(Goodbye::Lost(_)) => is_debugged && self.service.on_lost != OnLost::Quit,
+            Deferred::LetGo(Goodbye::Detach) | Deferred::Release | Deferred::Leave => is_debugged,
         };
+        if takes_stillness && self.session.machine.prepare(Extent::Whole).is_pending() {
+            self.deferred = Some(what);
+            return true;
+        }
+        match what {
+            Deferred::Enter(stream, peer, begun) => self.enter(stream, peer, &begun),
+            Deferred::LetGo(goodbye) => self.let_go(&goodbye),
+            Deferred::Release => {
+                self.release();
+                true
+            }
+            Deferred::Leave => {
+                if let Some(mut client) = self.client.take() {
+                    client.flush().ok();
+                }
+                if self.session.process == Process::Attached {
+                    self.session.detach();
+                }
+                false
+            }
+        }
+    }
+
+    /// What is waited for, and for what of it.
+    pub fn interests(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        // While the target stands still for a client, an event is nobody's business yet, unless vCPUs have been asked
+        // something.
+        let has_let_go = self.session.process != Process::Attached;
+        let is_served = self.client.as_ref().is_some_and(|client| !client.is_running());
+        let wants_events = has_let_go || !is_served || self.session.machine.is_asking();
+        let when = |wanted: bool, flags| if wanted { flags } else { PollFlags::empty() };
+        let is_free = self.deferred.is_none();
+        let is_open = self.door.pause.left(Instant::now()).is_none();
+        let mut interests = vec![
+            (self.service.quit.as_fd(), PollFlags::POLLIN),
+            (self.listener.as_fd(), when(is_open, PollFlags::POLLIN)),
+            (self.session.machine.event_fd(), when(wants_events, PollFlags::POLLIN)),
+        ];
+        let release = self.service.release.iter();
+        interests.extend(release.map(|release| (release.as_fd(), when(is_free, PollFlags::POLLIN))));
+        interests.extend(self.client.iter().map(|client| {
+            let input = when(is_free && client.wants_input() && !client.is_held_up(), PollFlags::POLLIN);
+            (client.as_fd(), when(client.has_output(), PollFlags::POLLOUT) | input)
+        }));
+        let waiting = self.door.waiting.iter();
+        interests.extend(waiting.map(|it| (it.stream.as_fd(), when(is_free, PollFlags::POLLIN))));
+        interests
+    }
+
+    /// How long until there is something to do though nothing has happened.
+    pub fn timeout(&mut self) -> Option<Duration> {
+        let settles = self.session.machine.settle();
+        match &self.client {
+            Some(client) if client.is_waiting() && self.deferred.is_none() => Some(Duration::ZERO),
+            _ => [self.door.timeout(), self.door.pause.left(Instant::now()), settles]
+                .into_iter()
+                .flatten()
+                .min(),
+        }
+    }
+
+    fn wait(&mut self, most: Option<Duration>) -> io::Result<Found> {
+        let timeout = match self.timeout().into_iter().chain(most).min() {
+            Some(Duration::ZERO) => PollTimeout::ZERO,
+            left => until(left),
+        };
+        let interests = self.interests();
+        let mut fds: Vec<PollFd<'_>> = interests.iter().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
         match poll(&mut fds, timeout) {
             Ok(_) => {}
             Err(nix::errno::Errno::EINTR) => return Ok(Found::default()),
@@ -196,6 +344,10 @@ impl<M: Machine> Server<'_, M> {
         }
         let events = |index: usize| fds.get(index).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
         let is_ready = |index: usize| !events(index).is_empty();
+        // In the order of the interests.
+        let release = self.service.release.as_ref().map(|_| 3);
+        let client = self.client.as_ref().map(|_| 3 + usize::from(release.is_some()));
+        let door = 3 + usize::from(release.is_some()) + usize::from(client.is_some());
         let of_client = client.map_or(PollFlags::empty(), events);
         let broken = of_client.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
         let listener = is_ready(1);

@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::machine::{Action, Machine, StopReason};
 use crate::view::View;
 use arch::Isa;
-use arch::register::{Bank, RegisterFile};
+use arch::register::RegisterFile;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -109,9 +109,8 @@ impl<M: Machine> Session<M> {
     /// A session with a machine that stands still.
     pub fn new(machine: M, engine: Arc<Engine>) -> Session<M> {
         let vcpus = machine.vcpus() as usize;
-        let file = machine.registers(0, &Bank::ALL).unwrap_or_else(|_| RegisterFile::new(machine.isa()));
         Session {
-            registers: RegisterSet::new(&file),
+            registers: RegisterSet::new(&RegisterFile::new(machine.isa())),
             described: None,
             believed: Believed::default(),
             is_told: false,

@@ -1,7 +1,8 @@
-//! A debugger of a live guest: it comes at any time, serves gdb on a thread of its own, and leaves at any time.
+//! A debugger of a live guest: it comes at any time, serves gdb, on a thread of its own ([`Debugger`]) or in the
+//! monitor's event loop ([`Polled`]), and leaves at any time.
 
 use super::link::{Link, Wake};
-use super::machine::{Begun, LiveMachine};
+use super::machine::{Begun, LiveMachine, Waiting};
 use super::vcpus::{Monitor, Vcpus};
 use crate::engine::Engine;
 use crate::gdb::description::Believed;
@@ -11,9 +12,10 @@ use crate::gdb::session::Session;
 use crate::ram::Memory;
 use std::fmt;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
@@ -42,14 +44,24 @@ pub struct Options {
     pub takeover: bool,
     /// What is believed of the guest before it says so.
     pub believed: Believed,
+    /// Where the debugger has a thread: for 50 us at most it looks for what comes at once, as the end of a step does,
+    /// before it sleeps. That makes steps more than twice as quick, and costs processor while somebody steps.
+    pub looks: bool,
     /// The folder that `monitor dump` writes below; the current one where none is given.
     pub dump_folder: Option<PathBuf>,
 }
 
-/// The thread that serves gdb. Whoever drops it without [`leave`](Debugger::leave) means that the guest is over: what
-/// is planted stays, and vCPUs that it has stopped stand still.
+impl Options {
+    /// Whoever `admission` lets in is served, one at a time; the guest of a debugger that is lost runs on.
+    pub fn new(admission: Admission) -> Options {
+        let (on_lost, believed) = (OnLost::default(), Believed::default());
+        Options { admission, on_lost, takeover: false, believed, looks: true, dump_folder: None }
+    }
+}
+
+/// What a debugger and whoever runs the guest tell each other.
 #[derive(Debug)]
-pub struct Debugger<M: Monitor> {
+struct Lines<M: Monitor> {
     engine: Arc<Engine>,
     wake: Wake,
     release: Wake,
@@ -59,6 +71,65 @@ pub struct Debugger<M: Monitor> {
     quit: Wake,
     /// Those of the machine that the guest is in. They are not kept by this.
     vcpus: Mutex<Weak<Vcpus<M>>>,
+}
+
+impl<M: Monitor> Lines<M> {
+    /// Lets a debugger have its say in a guest, and what it serves gdb with.
+    fn new(
+        vcpus: &Arc<Vcpus<M>>,
+        guest: Guest,
+        options: Options,
+        waiting: Waiting,
+    ) -> io::Result<(Lines<M>, Session<LiveMachine<M>>, Service)> {
+        let (wake, release, quit) = (Wake::new()?, Wake::new()?, Wake::new()?);
+        let engine = guest.engine;
+        let service = Service {
+            quit: quit.duplicate()?,
+            release: Some(release.duplicate()?),
+            admission: options.admission,
+            on_lost: options.on_lost,
+            takeover: options.takeover,
+        };
+        let (sender, next) = channel();
+        let wants_end = Arc::new(AtomicBool::new(false));
+        let begun = begin(vcpus, &engine, guest.memory, (wake.clone(), release.clone()), waiting);
+        let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)), waiting);
+        let mut session = Session::new(machine, Arc::clone(&engine));
+        session.believed = options.believed;
+        if let Some(folder) = options.dump_folder {
+            session.dump_folder = folder;
+        }
+        let vcpus = Mutex::new(Arc::downgrade(vcpus));
+        Ok((Lines { engine, wake, release, next: sender, wants_end, quit, vcpus }, session, service))
+    }
+
+    fn begin_again(&self, vcpus: &Arc<Vcpus<M>>, memory: Box<dyn Memory>, waiting: Waiting) {
+        let begun = begin(vcpus, &self.engine, memory, (self.wake.clone(), self.release.clone()), waiting);
+        *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(vcpus);
+        self.tell(Ok(begun));
+        // It may have ended the former machine when that was over already. Whoever does so behind this
+        // look finds the new one.
+        if self.wants_end.load(Ordering::SeqCst) {
+            vcpus.monitor().quit();
+        }
+    }
+
+    fn tell(&self, next: Result<Begun<M>, String>) {
+        // Nobody hears it only when the server has ended, as it does when the guest is over.
+        self.next.send(next).ok();
+        self.wake.ring();
+    }
+
+    fn vcpus(&self) -> Option<Arc<Vcpus<M>>> {
+        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    }
+}
+
+/// The thread that serves gdb. Whoever drops it without [`leave`](Debugger::leave) means that the guest is over: what
+/// is planted stays, and vCPUs that it has stopped stand still.
+#[derive(Debug)]
+pub struct Debugger<M: Monitor> {
+    lines: Lines<M>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -73,79 +144,45 @@ impl<M: Monitor> Debugger<M> {
         listener: Listener,
         options: Options,
     ) -> io::Result<Debugger<M>> {
-        let (wake, release, quit) = (Wake::new()?, Wake::new()?, Wake::new()?);
-        let engine = guest.engine;
-        let service = Service {
-            quit: quit.duplicate()?,
-            release: Some(release.duplicate()?),
-            admission: options.admission,
-            on_lost: options.on_lost,
-            takeover: options.takeover,
-        };
-        let (sender, next) = channel();
-        let wants_end = Arc::new(AtomicBool::new(false));
-        let begun = begin(vcpus, &engine, guest.memory, (wake.clone(), release.clone()));
-        let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)));
-        let judge = Arc::clone(&engine);
-        let (believed, dump_folder) = (options.believed, options.dump_folder);
-        let thread = thread::Builder::new().name("gdb".into()).spawn(move || {
-            let mut session = Session::new(machine, judge);
-            session.believed = believed;
-            if let Some(folder) = dump_folder {
-                session.dump_folder = folder;
-            }
-            server::run(&listener, session, &service);
-        });
-        let thread = thread.inspect_err(|_| vcpus.detach())?;
-        let (vcpus, thread) = (Mutex::new(Arc::downgrade(vcpus)), Mutex::new(Some(thread)));
-        Ok(Debugger { engine, wake, release, next: sender, wants_end, quit, vcpus, thread })
+        let waiting = if options.looks { Waiting::Awake } else { Waiting::Asleep };
+        let (lines, session, service) = Lines::new(vcpus, guest, options, waiting)?;
+        let thread = thread::Builder::new().name("gdb".into());
+        let thread = thread.spawn(move || server::run(listener, session, service));
+        let thread = Mutex::new(Some(thread.inspect_err(|_| vcpus.detach())?));
+        Ok(Debugger { lines, thread })
     }
 
     /// What it judges exits with, and knows planted instructions by.
     pub fn engine(&self) -> &Arc<Engine> {
-        &self.engine
+        &self.lines.engine
     }
 
     /// The guest begins again in another machine, with as many vCPUs, none of which has run: the debugger goes over to
     /// it, with all that it has asked for, and lets it run.
     pub fn begin_again(&self, vcpus: &Arc<Vcpus<M>>, memory: Box<dyn Memory>) {
-        let begun = begin(vcpus, &self.engine, memory, (self.wake.clone(), self.release.clone()));
-        *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(vcpus);
-        self.tell(Ok(begun));
-        // It may have ended the former machine when that was over already. Whoever does so behind this
-        // look finds the new one.
-        if self.wants_end.load(Ordering::SeqCst) {
-            vcpus.monitor().quit();
-        }
+        self.lines.begin_again(vcpus, memory, Waiting::Asleep);
     }
 
     /// The guest does not begin again though the debugger has asked for it; in words, why.
     pub fn cannot_begin_again(&self, why: String) {
-        self.tell(Err(why));
-    }
-
-    fn tell(&self, next: Result<Begun<M>, String>) {
-        // Nobody hears it only when the thread has ended, as it does when the guest is over.
-        self.next.send(next).ok();
-        self.wake.ring();
+        self.lines.tell(Err(why));
     }
 
     /// Has the gdb that is connected let go, so that another one may come.
     pub fn release(&self) {
-        self.release.ring();
+        self.lines.release.ring();
     }
 
     /// Leaves: whoever is connected is let go, nothing is left in the guest, and it runs.
     pub fn leave(&self) {
         self.end();
-        let vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-        if let Some(vcpus) = vcpus {
+        if let Some(vcpus) = self.lines.vcpus() {
             vcpus.detach();
         }
     }
 
     fn end(&self) {
-        self.quit.ring();
+        self.lines.quit.ring();
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
             && thread.join().is_err()
         {
@@ -161,16 +198,139 @@ impl<M: Monitor> Drop for Debugger<M> {
     }
 }
 
+/// A debugger without a thread: the monitor's event loop waits for its descriptor, and calls
+/// [`process`](Polled::process) when that is readable. That never waits for a vCPU; where one is to answer first, the
+/// descriptor becomes readable when it has. So the loop may be on the thread of the guest's only vCPU, as long as that
+/// does the tasks that it is [posted](Monitor::post).
+///
+/// What somebody asks for may take as long as it takes: to search all memory, or to write a dump. Dropped without
+/// having [left](Polled::leave), it means that the guest is over, as a [`Debugger`] does.
+#[derive(Debug)]
+pub struct Polled<M: Monitor> {
+    lines: Lines<M>,
+    server: server::Polled<LiveMachine<M>>,
+    state: Served,
+}
+
+/// How far a [`Polled`] debugger is.
+#[derive(Debug)]
+enum Served {
+    Serves,
+    /// It is to leave.
+    WantsToLeave,
+    /// Nobody is served any more; vCPUs have senders until they have let it go.
+    Leaves(Receiver<()>),
+    Over,
+}
+
+/// What becomes of a [`Polled`] debugger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It serves gdb, or is about to leave: its descriptor is to be waited for.
+    Serving,
+    /// It has left, or the guest is over: there is nothing more to wait for.
+    Over,
+}
+
+impl<M: Monitor> Polled<M> {
+    /// Comes to a guest, whether it runs or not, and serves gdb at `listener`.
+    ///
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn attach(
+        vcpus: &Arc<Vcpus<M>>,
+        guest: Guest,
+        listener: Listener,
+        options: Options,
+    ) -> io::Result<Polled<M>> {
+        let (lines, session, service) = Lines::new(vcpus, guest, options, Waiting::Never)?;
+        let server = server::Polled::new(listener, session, service);
+        let server = server.inspect_err(|_| {
+            vcpus.begin_detach(&lines.wake);
+        })?;
+        Ok(Polled { lines, server, state: Served::Serves })
+    }
+
+    /// As [`Debugger::engine`].
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.lines.engine
+    }
+
+    /// As [`Debugger::begin_again`].
+    pub fn begin_again(&self, vcpus: &Arc<Vcpus<M>>, memory: Box<dyn Memory>) {
+        self.lines.begin_again(vcpus, memory, Waiting::Never);
+    }
+
+    /// As [`Debugger::cannot_begin_again`].
+    pub fn cannot_begin_again(&self, why: String) {
+        self.lines.tell(Err(why));
+    }
+
+    /// As [`Debugger::release`].
+    pub fn release(&self) {
+        self.lines.release.ring();
+    }
+
+    /// Is to leave, as [`Debugger::leave`] does: [`Self::process`] is called on until it is over.
+    pub fn leave(&mut self) {
+        if let Served::Serves = self.state {
+            self.state = Served::WantsToLeave;
+            self.lines.wake.ring();
+        }
+    }
+
+    /// Does what there is to do, for a bounded time but for what somebody asks for that takes long.
+    ///
+    /// # Errors
+    /// What the system says when it is asked what there is to do.
+    pub fn process(&mut self) -> io::Result<Status> {
+        match &self.state {
+            Served::Over => {}
+            Served::Leaves(done) if done.try_recv() == Err(TryRecvError::Disconnected) => {
+                self.state = Served::Over;
+            }
+            Served::Leaves(_) => {
+                self.lines.wake.take();
+            }
+            Served::Serves | Served::WantsToLeave => self.serve()?,
+        }
+        Ok(if let Served::Over = self.state { Status::Over } else { Status::Serving })
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        if !self.server.process()? {
+            self.state = Served::Over;
+        } else if let Served::WantsToLeave = self.state
+            && !self.server.leave()?
+        {
+            let leaves = self.lines.vcpus().map(|vcpus| vcpus.begin_detach(&self.lines.wake));
+            self.state = leaves.map_or(Served::Over, Served::Leaves);
+        }
+        Ok(())
+    }
+}
+
+impl<M: Monitor> AsFd for Polled<M> {
+    /// Becomes readable when [`Self::process`] is to be called.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.server.as_fd()
+    }
+}
+
 /// Lets a debugger have its say in a machine.
 fn begin<M: Monitor>(
     vcpus: &Arc<Vcpus<M>>,
     engine: &Arc<Engine>,
     memory: Box<dyn Memory>,
     wakes: (Wake, Wake),
+    waiting: Waiting,
 ) -> Begun<M> {
     let kick = vcpus.monitor().kick_among_vcpus();
     let (link, events) = Link::new(Arc::clone(engine), vcpus.count(), memory, kick, wakes);
     let link = Arc::new(link);
-    vcpus.attach(&link);
+    match waiting {
+        Waiting::Never => vcpus.begin_attach(&link),
+        Waiting::Asleep | Waiting::Awake => vcpus.attach(&link),
+    }
     Begun { vcpus: Arc::clone(vcpus), link, events }
 }

@@ -1,14 +1,17 @@
 //! A live guest's vCPUs, as whoever debugs them sees them.
+//!
+//! What only a vCPU's thread can tell it waits for (`waited`), or, where whoever debugs must not wait, has asked for
+//! before (`ahead`).
 
+use super::ahead::Ahead;
 use super::attention;
 use super::link::{Link, Wake};
-use super::vcpus::{Hold, Monitor, Vcpus};
+use super::vcpus::{Hold, KICK_AGAIN, Monitor, Vcpus};
+use super::waited::Waited;
 use crate::abilities::Abilities;
-use crate::arming::Arming;
-use crate::machine::{Action, Activity, Code, Control, Event, Machine, Order, TargetError};
+use crate::machine::{Action, Activity, Code, Control, Event, Extent, Machine, Order, TargetError};
 use crate::ram::Memory;
 use crate::reply::{Arguments, Command, Refusal, Reply};
-use crate::vcpu::Vcpu;
 use arch::Isa;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
@@ -18,6 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 /// All vCPUs of a guest, for one thread that debugs it.
@@ -32,8 +36,11 @@ pub struct LiveMachine<M: Monitor> {
     running: Vec<bool>,
     /// While none of them may.
     hold: Option<Hold<M>>,
-    /// What is known of vCPUs that stand still, until something changes it.
-    known: RefCell<Vec<Known>>,
+    answers: Answers<M>,
+    /// How it gets at what vCPUs' threads say.
+    waiting: Waiting,
+    /// Likewise: since when the guest is to begin again, and what has come of that.
+    restarting: Option<Restarting>,
     /// Machines in which the guest begins again, or why there is none.
     next: Receiver<Result<Begun<M>, String>>,
     /// The debugger's thread is to end.
@@ -53,15 +60,47 @@ pub struct Begun<M: Monitor> {
     pub events: Receiver<Event>,
 }
 
-/// What is known of a vCPU that stands still.
-#[derive(Clone, Debug, Default)]
-struct Known {
-    /// Its general registers.
-    general: Option<RegisterFile>,
-    /// How it translates.
-    regime: Option<Regime>,
-    /// What it does.
-    state: Option<Activity>,
+/// The guest is to begin again, and nobody waits for that.
+#[derive(Clone, Debug)]
+enum Restarting {
+    Since(Instant),
+    Done(Result<(), TargetError>),
+}
+
+/// How whoever debugs gets at what vCPUs' threads say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// It waits, asleep.
+    Asleep,
+    /// It waits, and looks for what comes at once, for a bounded time, before it sleeps.
+    Awake,
+    /// It never waits.
+    Never,
+}
+
+/// Longer than a kernel takes to be read and unpacked; a program that has the machine may not obey at all.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn impatient() -> TargetError {
+    TargetError::Host("whoever runs the guest does not have it begin again".into())
+}
+
+/// What vCPUs' threads have said.
+#[derive(Debug)]
+enum Answers<M: Monitor> {
+    /// When they were asked, for whoever waited.
+    Waited(Waited),
+    /// Before anybody wanted to know.
+    Ahead(RefCell<Ahead<M>>),
+}
+
+impl<M: Monitor> Answers<M> {
+    fn new(vcpus: u32, waiting: Waiting) -> Answers<M> {
+        match waiting {
+            Waiting::Never => Answers::Ahead(RefCell::new(Ahead::new(vcpus))),
+            Waiting::Asleep | Waiting::Awake => Answers::Waited(Waited::new(vcpus)),
+        }
+    }
 }
 
 impl<M: Monitor> LiveMachine<M> {
@@ -70,6 +109,7 @@ impl<M: Monitor> LiveMachine<M> {
         begun: Begun<M>,
         next: Receiver<Result<Begun<M>, String>>,
         (quit, wants_end): (Wake, Arc<AtomicBool>),
+        waiting: Waiting,
     ) -> LiveMachine<M> {
         let Begun { vcpus, link, events } = begun;
         LiveMachine {
@@ -78,7 +118,9 @@ impl<M: Monitor> LiveMachine<M> {
             // Until the first pause nobody knows.
             running: vec![true; vcpus.count() as usize],
             hold: None,
-            known: RefCell::new(vec![Known::default(); vcpus.count() as usize]),
+            answers: Answers::new(vcpus.count(), waiting),
+            waiting,
+            restarting: None,
             next,
             quit,
             wants_end,
@@ -94,15 +136,18 @@ impl<M: Monitor> LiveMachine<M> {
         (self.vcpus, self.link, self.events) = (vcpus, link, events);
         self.happened.clear();
         self.running.fill(false);
-        self.known.borrow_mut().fill(Known::default());
+        self.answers = Answers::new(self.vcpus.count(), self.waiting);
+    }
+
+    /// Whether what a vCPU says of itself holds until it is let run.
+    fn stands_still(&self, vcpu: u32) -> bool {
+        self.running.get(vcpu as usize) == Some(&false)
     }
 
     /// Has the guest begin again, and waits for that.
     fn restart(&mut self) -> Result<(), TargetError> {
         /// Between two looks whether this thread is to end.
         const LOOK: Duration = Duration::from_millis(20);
-        /// Longer than a kernel takes to be read and unpacked; a program that has the machine may not obey at all.
-        const PATIENCE: Duration = Duration::from_secs(60);
         let begin = Instant::now();
         self.vcpus.monitor().reset()?;
         loop {
@@ -113,11 +158,7 @@ impl<M: Monitor> LiveMachine<M> {
                 }
                 Ok(Err(words)) => return Err(TargetError::Host(words)),
                 // One that comes later is taken as a reset of the guest's own.
-                Err(RecvTimeoutError::Timeout) if begin.elapsed() > PATIENCE => {
-                    return Err(TargetError::Host(
-                        "whoever runs the guest does not have it begin again".into(),
-                    ));
-                }
+                Err(RecvTimeoutError::Timeout) if begin.elapsed() > PATIENCE => return Err(impatient()),
                 Err(RecvTimeoutError::Timeout) if !self.quit.is_rung() => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     return Err(TargetError::Host("the guest has ended".into()));
@@ -126,10 +167,50 @@ impl<M: Monitor> LiveMachine<M> {
         }
     }
 
-    fn forget(&self, vcpu: u32) {
-        if let Some(known) = self.known.borrow_mut().get_mut(vcpu as usize) {
-            *known = Known::default();
+    /// Has the guest begin again where nobody waits for that: it is [`TargetError::Later`] until it is done.
+    fn restart_ahead(&mut self) -> Result<(), TargetError> {
+        match self.restarting.take() {
+            None => {
+                self.vcpus.monitor().reset()?;
+                self.restarting = Some(Restarting::Since(Instant::now()));
+                Err(TargetError::Later)
+            }
+            Some(Restarting::Done(result)) => result,
+            Some(since) => {
+                self.restarting = Some(since);
+                Err(TargetError::Later)
+            }
         }
+    }
+
+    /// A machine in which the guest begins again, or why there is none, if that has come.
+    fn look_for_next(&mut self) {
+        let Ok(next) = self.next.try_recv() else { return };
+        match (next, self.restarting.take()) {
+            (Ok(begun), None) => {
+                self.adopt(begun);
+                self.happened.push_back(Event::Restarted);
+            }
+            (Ok(begun), Some(_)) => {
+                self.adopt(begun);
+                self.restarting = Some(Restarting::Done(Ok(())));
+            }
+            (Err(words), None) => log::error!("the guest does not begin again: {words}"),
+            (Err(words), Some(_)) => {
+                self.restarting = Some(Restarting::Done(Err(TargetError::Host(words))));
+            }
+        }
+    }
+
+    /// Takes what has come, for a debugger that does not wait.
+    fn take_answers(&mut self) {
+        let Answers::Ahead(ahead) = &mut self.answers else { return };
+        ahead.get_mut().look();
+        self.look_for_next();
+        if matches!(self.restarting, Some(Restarting::Since(begin)) if begin.elapsed() > PATIENCE) {
+            self.restarting = Some(Restarting::Done(Err(impatient())));
+        }
+        self.happened.extend(self.events.try_iter());
     }
 }
 
@@ -143,56 +224,42 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn activity(&self, vcpu: u32) -> Activity {
-        if let Some(state) = self.known.borrow().get(vcpu as usize).and_then(|known| known.state) {
-            return state;
+        match &self.answers {
+            // What waits for an interrupt may get it while others run.
+            Answers::Waited(waited) => waited.activity(&self.vcpus, vcpu, self.hold.is_some()),
+            Answers::Ahead(ahead) => ahead.borrow().facts(vcpu).activity,
         }
-        let state = self.vcpus.call(vcpu, |vcpu| vcpu.activity()).unwrap_or(Activity::NotStarted);
-        // What waits for an interrupt may get it while others run.
-        if self.hold.is_some()
-            && let Some(known) = self.known.borrow_mut().get_mut(vcpu as usize)
-        {
-            known.state = Some(state);
-        }
-        state
     }
 
     fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, TargetError> {
-        if banks == [Bank::General]
-            && let Some(file) =
-                self.known.borrow().get(vcpu as usize).and_then(|known| known.general.as_ref())
-        {
-            return Ok(file.clone());
+        match &self.answers {
+            Answers::Waited(waited) => waited.registers(&self.vcpus, vcpu, banks, self.stands_still(vcpu)),
+            Answers::Ahead(ahead) => ahead.borrow().facts(vcpu).registers,
         }
-        let wanted = banks.to_vec();
-        let file = self.vcpus.call(vcpu, move |vcpu| vcpu.registers(&wanted));
-        let file = file.ok_or(TargetError::NoVcpu(vcpu))?;
-        if banks == [Bank::General] && !self.running[vcpu as usize] {
-            self.known.borrow_mut()[vcpu as usize].general = Some(file.clone());
-        }
-        Ok(file)
     }
 
     fn code(&self, vcpu: u32) -> Result<Code, TargetError> {
-        self.vcpus.call(vcpu, |vcpu| vcpu.code()).ok_or(TargetError::NoVcpu(vcpu))?
+        match &self.answers {
+            Answers::Waited(waited) => waited.code(&self.vcpus, vcpu),
+            Answers::Ahead(ahead) => ahead.borrow().facts(vcpu).code,
+        }
     }
 
     fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
-        if let Some(regime) = self.known.borrow().get(vcpu as usize).and_then(|known| known.regime) {
-            return Ok(regime);
+        match &self.answers {
+            Answers::Waited(waited) => waited.regime(&self.vcpus, vcpu, self.stands_still(vcpu)),
+            Answers::Ahead(ahead) => ahead.borrow().facts(vcpu).regime,
         }
-        let regime = self.vcpus.call(vcpu, |vcpu| vcpu.regime());
-        let regime = regime.ok_or(TargetError::NoVcpu(vcpu))??;
-        if !self.running[vcpu as usize] {
-            self.known.borrow_mut()[vcpu as usize].regime = Some(regime);
-        }
-        Ok(regime)
     }
 
     fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
-        self.forget(vcpu);
-        let file = file.clone();
-        let set = self.vcpus.call(vcpu, move |vcpu| vcpu.set_registers(&file));
-        set.ok_or(TargetError::NoVcpu(vcpu))?
+        match &self.answers {
+            Answers::Waited(waited) => waited.set_registers(&self.vcpus, vcpu, file),
+            Answers::Ahead(ahead) => {
+                ahead.borrow_mut().set_registers(&self.vcpus, vcpu, file, self.link.wake());
+                Ok(())
+            }
+        }
     }
 
     fn memory(&self) -> &dyn Memory {
@@ -204,20 +271,25 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
-        self.known.borrow_mut().iter_mut().for_each(|known| known.state = None);
-        let ends_soon = orders.iter().any(|order| order.action == Action::Step);
+        match &mut self.answers {
+            Answers::Waited(waited) => waited.forget_activities(),
+            Answers::Ahead(ahead) => ahead.get_mut().forget(),
+        }
+        let looks = self.waiting == Waiting::Awake && orders.iter().any(|order| order.action == Action::Step);
         self.hold = None;
-        if ends_soon {
+        if looks {
             self.link.attention().begin();
         }
         for (vcpu, order) in (0..).zip(orders) {
             if order.action != Action::Stay {
-                self.forget(vcpu);
+                if let Answers::Waited(waited) = &self.answers {
+                    waited.forget(vcpu);
+                }
                 self.running[vcpu as usize] = true;
                 self.vcpus.order(vcpu, order);
             }
         }
-        if ends_soon {
+        if looks {
             self.happened.extend(attention::poll(|| self.events.try_recv().ok()));
             self.link.attention().end();
             self.happened.extend(self.events.try_iter());
@@ -227,38 +299,80 @@ impl<M: Monitor> Machine for LiveMachine<M> {
 
     fn pause(&mut self) {
         if self.hold.is_none() {
+            let waits = self.running.contains(&true);
+            debug_assert!(!waits || self.waiting != Waiting::Never, "somebody waits who must not");
             self.hold = Some(self.vcpus.pause(|vcpu| self.running[vcpu as usize]));
             self.running.fill(false);
         }
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        if let Ok(next) = self.next.try_recv() {
-            match next {
-                Ok(begun) => {
-                    self.adopt(begun);
-                    return Some(Event::Restarted);
+        match self.waiting {
+            Waiting::Never => self.take_answers(),
+            Waiting::Asleep | Waiting::Awake => {
+                self.look_for_next();
+                if self.happened.is_empty() {
+                    // As in `look`.
+                    self.link.wake().take();
+                    self.happened.extend(self.events.try_iter());
                 }
-                Err(words) => log::error!("the guest does not begin again: {words}"),
             }
-        }
-        if self.happened.is_empty() {
-            // Nothing there is no error; the count is of no interest. What is told from here on
-            // makes the descriptor readable again.
-            self.link.wake().take();
-            self.happened.extend(self.events.try_iter());
         }
         let event = self.happened.pop_front()?;
         if let Event::Stopped { vcpu, registers, .. } = &event {
             self.running[*vcpu as usize] = false;
-            let known = Known { general: Some(registers.clone()), ..Known::default() };
-            self.known.borrow_mut()[*vcpu as usize] = known;
+            if let Answers::Waited(waited) = &self.answers {
+                waited.stopped(*vcpu, registers);
+            }
         }
         Some(event)
     }
 
     fn settle(&mut self) -> Option<Duration> {
-        self.hold.as_ref().and_then(Hold::settle)
+        let settles = self.hold.as_ref().and_then(Hold::settle);
+        settles.into_iter().chain(self.is_asking().then_some(KICK_AGAIN)).min()
+    }
+
+    fn look(&mut self) {
+        if let Answers::Ahead(_) = &self.answers {
+            // Nothing there is no error; the count is of no interest. Nowhere else is it taken: what comes while
+            // somebody is served has him called again.
+            self.link.wake().take();
+            self.take_answers();
+        }
+    }
+
+    fn is_asking(&self) -> bool {
+        match &self.answers {
+            Answers::Waited(_) => false,
+            Answers::Ahead(ahead) => ahead.borrow().is_asking() || self.restarting.is_some(),
+        }
+    }
+
+    fn prepare(&mut self, extent: Extent) -> Poll<()> {
+        self.take_answers();
+        let Answers::Ahead(ahead) = &mut self.answers else { return Poll::Ready(()) };
+        if matches!(self.restarting, Some(Restarting::Since(_))) {
+            return Poll::Pending;
+        }
+        let vcpus = (&self.vcpus, self.link.wake());
+        ahead.get_mut().prepare(vcpus, (&mut self.hold, &mut self.running), extent)
+    }
+
+    fn has_stopped(&mut self) -> bool {
+        self.take_answers();
+        let is_told_still = |event: &Event| matches!(event, Event::Stopped { .. } | Event::Restarted);
+        self.waiting == Waiting::Never && self.happened.front().is_some_and(is_told_still)
+    }
+
+    fn written(&mut self) -> Poll<Result<(), TargetError>> {
+        self.take_answers();
+        let Answers::Ahead(ahead) = &mut self.answers else { return Poll::Ready(Ok(())) };
+        match self.restarting {
+            Some(Restarting::Since(_)) => Poll::Pending,
+            Some(Restarting::Done(_)) => Poll::Ready(Err(TargetError::Later)),
+            None => ahead.get_mut().written(),
+        }
     }
 
     fn event_fd(&self) -> BorrowedFd<'_> {
@@ -266,21 +380,22 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn disarm(&mut self) {
-        let off = Arming::off(self.isa());
-        let results = self.vcpus.for_each(move |vcpu| vcpu.set_debug(&off));
-        for error in results.into_iter().filter_map(Result::err) {
-            log::warn!("guest debugging cannot be switched off: {error}");
+        match &self.answers {
+            Answers::Waited(_) => Waited::disarm(&self.vcpus, self.isa()),
+            Answers::Ahead(_) => Ahead::disarm(&self.vcpus, self.isa()),
         }
     }
 
     fn control(&mut self, control: Control) -> Result<(), TargetError> {
-        match control {
-            Control::Nmi(vcpu) => {
-                self.forget(vcpu);
-                self.vcpus.call(vcpu, |vcpu| vcpu.nmi()).ok_or(TargetError::NoVcpu(vcpu))?
+        match (control, &mut self.answers) {
+            (Control::Nmi(vcpu), Answers::Waited(waited)) => waited.nmi(&self.vcpus, vcpu),
+            (Control::Nmi(vcpu), Answers::Ahead(ahead)) => {
+                ahead.get_mut().nmi(&self.vcpus, vcpu, self.link.wake());
+                Ok(())
             }
-            Control::Reset => self.restart(),
-            Control::Quit => {
+            (Control::Reset, Answers::Waited(_)) => self.restart(),
+            (Control::Reset, Answers::Ahead(_)) => self.restart_ahead(),
+            (Control::Quit, _) => {
                 self.wants_end.store(true, Ordering::SeqCst);
                 if let Ok(Ok(begun)) = self.next.try_recv() {
                     self.adopt(begun);

@@ -114,6 +114,11 @@ impl<'a> Turn<'a> {
         matches!(self.purpose, Purpose::Step(_))
     }
 
+    /// What is for afterwards, without entering the guest.
+    pub fn visit(self) -> Visit<'a> {
+        self.visit
+    }
+
     /// Waits until the vCPU may be in the guest. It may as long as the first of the results lives; the second is for
     /// afterwards.
     pub fn enter(self) -> (Inside<'a>, Visit<'a>) {

@@ -4,14 +4,14 @@
 //! is held while a guest runs, and no question is put to a thread under a lock that such a thread takes.
 
 use super::gate::Kick;
-use super::link::Link;
+use super::link::{Link, Wake};
 use super::runner::Runner;
 use crate::machine::{Order, TargetError};
 use crate::reply::{Arguments, Command, Refusal, Reply};
 use crate::vcpu::Vcpu;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Something that a vCPU's thread does between two entries to the guest.
 pub type Task<V> = Box<dyn FnOnce(&mut Runner, &mut V) + Send>;
@@ -90,7 +90,8 @@ pub trait Monitor: Send + Sync + Sized + 'static {
 #[derive(Debug)]
 pub struct Vcpus<M> {
     monitor: M,
-    /// How many hold the guest. Locked by whoever begins or ends to, one after the other; never by vCPUs' threads.
+    /// How many hold the guest. Locked by whoever begins or ends to, one after the other, all vCPUs being out of it by
+    /// then; never by vCPUs' threads, and never while one is waited for but by the [`Monitor`] itself.
     holders: Mutex<usize>,
     /// Of the debugger that has a say, if there is one.
     link: Mutex<Option<Arc<Link>>>,
@@ -134,7 +135,58 @@ impl<M: Monitor> Drop for Hold<M> {
 }
 
 /// A thread that is out of reach of one kick gets another after this time.
-const KICK_AGAIN: Duration = Duration::from_millis(20);
+pub(super) const KICK_AGAIN: Duration = Duration::from_millis(20);
+
+/// The answer of a vCPU's thread: when it is dropped, given or not, whoever waits is woken behind that.
+struct Answer<R> {
+    sender: Option<Sender<R>>,
+    wake: Option<Wake>,
+}
+
+impl<R> Answer<R> {
+    fn new(sender: Sender<R>, wake: Option<&Wake>) -> Answer<R> {
+        Answer { sender: Some(sender), wake: wake.cloned() }
+    }
+
+    fn give(self, result: R) {
+        if let Some(sender) = &self.sender {
+            // Nobody waits for it any more only when the one who asked is gone.
+            sender.send(result).ok();
+        }
+    }
+}
+
+impl<R> Drop for Answer<R> {
+    fn drop(&mut self) {
+        self.sender = None;
+        if let Some(wake) = &self.wake {
+            wake.ring();
+        }
+    }
+}
+
+/// vCPUs that have been told to stop for a debugger.
+#[derive(Debug)]
+pub(super) struct Pausing<M: Monitor> {
+    vcpus: Arc<Vcpus<M>>,
+    /// Whoever has not stopped yet has a sender.
+    done: Receiver<()>,
+    kicked: Instant,
+}
+
+impl<M: Monitor> Pausing<M> {
+    /// What holds them, once they have stopped. To be called again after [`KICK_AGAIN`] at the latest.
+    pub fn look(&mut self) -> Option<Hold<M>> {
+        if self.done.try_recv() == Err(TryRecvError::Disconnected) {
+            return Some(self.vcpus.paused());
+        }
+        if self.kicked.elapsed() >= KICK_AGAIN {
+            (0..self.vcpus.count()).for_each(|vcpu| self.vcpus.monitor.kick(vcpu));
+            self.kicked = Instant::now();
+        }
+        None
+    }
+}
 
 impl<M: Monitor> Vcpus<M> {
     /// Those of a monitor, none of which runs its guest yet.
@@ -186,8 +238,8 @@ impl<M: Monitor> Vcpus<M> {
     /// Gets all vCPUs out of the guest and keeps them out as long as the result is there; then they do
     /// what they did. Questions to them are answered meanwhile.
     pub fn hold(self: &Arc<Self>) -> Hold<M> {
-        let mut holders = self.holders();
         self.ask(|_| true, |runner, _| runner.hold());
+        let mut holders = self.holders();
         self.begin(&mut holders);
         self.monitor.stays(self);
         Hold { vcpus: Arc::clone(self), is_told: true }
@@ -196,9 +248,19 @@ impl<M: Monitor> Vcpus<M> {
     /// The same for a debugger, who gives each vCPU an order when it goes on: those that `may_run` are
     /// stopped, and the others are known to stand still.
     pub fn pause(self: &Arc<Self>, may_run: impl Fn(u32) -> bool) -> Hold<M> {
-        let mut holders = self.holders();
         self.ask(may_run, |runner, _| runner.pause());
-        self.begin(&mut holders);
+        self.paused()
+    }
+
+    /// Begins the same and does not wait for it: `wake` is rung when it is worth looking whether it is done.
+    pub(super) fn begin_pause(self: &Arc<Self>, may_run: impl Fn(u32) -> bool, wake: &Wake) -> Pausing<M> {
+        let done = self.post_to(may_run, |runner, _| runner.pause(), Some(wake));
+        Pausing { vcpus: Arc::clone(self), done, kicked: Instant::now() }
+    }
+
+    /// All vCPUs have been told to pause, and are out of the guest.
+    fn paused(self: &Arc<Self>) -> Hold<M> {
+        self.begin(&mut self.holders());
         Hold { vcpus: Arc::clone(self), is_told: false }
     }
 
@@ -215,19 +277,59 @@ impl<M: Monitor> Vcpus<M> {
         whom: impl Fn(u32) -> bool,
         what: impl Fn(&mut Runner, &mut M::Vcpu) + Clone + Send + 'static,
     ) {
-        let (done, dones): (Sender<()>, _) = channel();
+        self.wait_for(&self.post_to(whom, what, None));
+    }
+
+    /// Has threads do something; all senders of the result are gone when they have, and `wake` is rung.
+    fn post_to(
+        &self,
+        whom: impl Fn(u32) -> bool,
+        what: impl Fn(&mut Runner, &mut M::Vcpu) + Clone + Send + 'static,
+        wake: Option<&Wake>,
+    ) -> Receiver<()> {
+        let (sender, dones) = channel();
         for vcpu in (0..self.count()).filter(|vcpu| whom(*vcpu)) {
-            let (done, what) = (done.clone(), what.clone());
+            let (answer, what) = (Answer::new(sender.clone(), wake), what.clone());
             self.monitor.post(
                 vcpu,
                 Box::new(move |runner, vcpu| {
                     what(runner, vcpu);
-                    drop(done);
+                    drop(answer);
                 }),
             );
         }
-        drop(done);
-        self.wait_for(&dones);
+        // For those who wait for nobody.
+        drop(Answer::new(sender, wake));
+        dones
+    }
+
+    /// Has one vCPU's thread call `call` with it, and does not wait for that: `wake` is rung when the result is there,
+    /// or will never be.
+    pub(super) fn post_question<R: Send + 'static>(
+        &self,
+        vcpu: u32,
+        call: impl FnOnce(&mut M::Vcpu) -> R + Send + 'static,
+        wake: &Wake,
+    ) -> Receiver<R> {
+        let (sender, results) = channel();
+        let answer = Answer::new(sender, Some(wake));
+        self.monitor.post(vcpu, Box::new(move |_, vcpu| answer.give(call(vcpu))));
+        results
+    }
+
+    /// The debugger leaves a guest in which nothing of its own is planted any more; nobody waits for it: `wake` is
+    /// rung when all senders of the result are gone, and the vCPUs run if the guest is to.
+    pub(super) fn begin_detach(&self, wake: &Wake) -> Receiver<()> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let runs = self.monitor.is_started();
+        self.post_to(|_| true, move |runner, vcpu| runner.detach(vcpu, runs), Some(wake))
+    }
+
+    /// As [`Self::attach`], but does not wait: what is posted to vCPUs behind it finds it done.
+    pub(super) fn begin_attach(&self, link: &Arc<Link>) {
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(link));
+        let link = Arc::clone(link);
+        self.post_to(|_| true, move |runner, _| runner.attach(Arc::clone(&link)), None);
     }
 
     fn tell_all(&self, what: fn(&mut Runner)) {

@@ -21,6 +21,8 @@ pub enum Program {
     Flat(&'static str),
     /// A Debian kernel of a series, with the userspace of the tests.
     Debian(&'static str),
+    /// Another monitor's guest; the options are that monitor's.
+    Monitor,
 }
 
 /// A stock debugger.
@@ -754,6 +756,11 @@ pub fn serve(c: &mut Context) -> Check {
         Program::Guest(name) | Program::Flat(name) => {
             let kernel = c.guest(name, matches!(script.program, Program::Flat(_)))?;
             c.start(Wiring::Pipes, &arguments, &[&socket, &kernel])?
+        }
+        Program::Monitor => {
+            let guest = c.guest("monitor", true)?;
+            let arguments = format!("{{}} unix:{{}} {}", script.options);
+            c.start_program(&c.monitor(), Wiring::Pipes, &arguments, &[&guest, &socket])?
         }
         Program::Debian(series) => {
             let (kernel, initrd) = (c.kernel(series), c.initrd());

@@ -4,6 +4,7 @@
 //! `kvm_run`. Source: KVM API, "5. The kvm_run structure".
 
 use arch::End;
+use debug::trap::Trap;
 use kvm_bindings as kvm;
 
 /// What `KVM_RUN` came back with. Data of port and memory accesses is lent from `kvm_run`:
@@ -136,6 +137,34 @@ pub enum DebugExit {
         /// `FAR_EL2`: for a watchpoint, the address of the access.
         far: u64,
     },
+}
+
+impl DebugExit {
+    /// The trap that it is; `None` for a syndrome that is no debug exception's.
+    pub fn trap(&self) -> Option<Trap> {
+        match *self {
+            DebugExit::X86 { exception: 3, .. } => Some(Trap::Int3),
+            DebugExit::X86 { dr6, .. } => Some(Trap::Debug { dr6 }),
+            DebugExit::Aarch64 { syndrome, far } => {
+                let exception = arch::aarch64::syndrome::decode(syndrome)?;
+                Some(Trap::Aarch64 { exception, far })
+            }
+        }
+    }
+}
+
+impl VcpuExit<'_> {
+    /// The trap that a debugger may have asked for, if it is one: a debug exit, or an instruction that KVM cannot
+    /// emulate, which one that was planted may be.
+    pub fn trap(&self) -> Option<Trap> {
+        match self {
+            VcpuExit::Debug(debug) => debug.trap(),
+            VcpuExit::InternalError(InternalError::Emulation { instruction }) => {
+                Some(Trap::EmulationFailure { instruction: instruction.clone() })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A hypercall, as each way out of the guest tells it.

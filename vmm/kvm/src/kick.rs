@@ -34,7 +34,7 @@ use std::mem::MaybeUninit;
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// The signal, once there is a handler; 0 before.
@@ -177,9 +177,28 @@ impl Thread {
     }
 }
 
-/// While it lives, kicks of this thread reach the vCPU that it was made for.
+/// Kicks the thread that [accepts its kicks](crate::Vcpu::accept_kicks_by), as long as it does; before and behind that,
+/// nobody. Its clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Kicker(Arc<Mutex<Option<Thread>>>);
+
+impl Kicker {
+    /// Kicks it.
+    pub fn kick(&self) {
+        if let Some(thread) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            // SAFETY: the thread takes itself out of here, under the same lock, before it ends.
+            unsafe { thread.kick() };
+        }
+    }
+}
+
+/// While it lives, kicks of this thread reach the vCPU that it was made for. It stays on its thread.
 #[derive(Debug)]
-pub struct Target<'a>(PhantomData<&'a mut u8>);
+pub struct Target<'a> {
+    kicker: Kicker,
+    /// Of the byte, and bound to the thread.
+    _bound: PhantomData<(&'a mut u8, *const ())>,
+}
 
 impl<'a> Target<'a> {
     /// Makes `immediate_exit` the byte that kicks of this thread set.
@@ -189,13 +208,23 @@ impl<'a> Target<'a> {
     pub unsafe fn new(immediate_exit: *mut u8) -> Target<'a> {
         IMMEDIATE_EXIT.set(immediate_exit);
         unblock();
-        Target(PhantomData)
+        Target { kicker: Kicker::default(), _bound: PhantomData }
+    }
+
+    /// Has `kicker` kick this thread.
+    #[must_use]
+    pub fn by(self, kicker: &Kicker) -> Target<'a> {
+        let mut target = self;
+        target.kicker = kicker.clone();
+        *kicker.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Thread::current());
+        target
     }
 }
 
 impl Drop for Target<'_> {
     fn drop(&mut self) {
         IMMEDIATE_EXIT.set(ptr::null_mut());
+        *self.kicker.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -7,9 +7,10 @@ use arch::Isa;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
 use debug::arming::{Arming, DebugRegisters};
+use debug::live::runner::{Exit, Turn, Visit};
 use debug::machine::{Abilities, Activity, Code};
 use debug::trap::Injection;
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Kvm, VcpuFd};
 use std::cell::{Cell, RefCell};
 
 /// A vCPU of a [`Vm`](super::Vm).
@@ -28,6 +29,12 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
+    /// A vCPU that a monitor has made itself, with its number from 0 on; registers are set, and it is run, by this
+    /// from now on.
+    pub fn adopt(kvm: &Kvm, id: u32, fd: VcpuFd) -> Vcpu {
+        Vcpu::new(id, fd, native::registers::can_sync(kvm))
+    }
+
     /// `can_sync` is [`native::registers::can_sync`]'s answer.
     pub(super) fn new(id: u32, fd: VcpuFd, can_sync: bool) -> Vcpu {
         Vcpu {
@@ -65,6 +72,11 @@ impl Vcpu {
         // SAFETY: the mapping lives as long as `self.fd`. The vCPU thread owns both the vCPU
         // and the target and drops the target first (`vcpus::run_vcpu`).
         unsafe { kick::Target::new(flag) }
+    }
+
+    /// The same, of kicks by `kicker`, which others have.
+    pub fn accept_kicks_by(&mut self, kicker: &kick::Kicker) -> kick::Target<'static> {
+        self.accept_kicks().by(kicker)
     }
 
     /// Runs the guest until it needs us. `EINTR` is [`VcpuExit::Interrupted`], and a fault on guest memory,
@@ -125,6 +137,29 @@ impl Vcpu {
             // SAFETY: as in `run`.
             Ok(()) => Ok(Some(unsafe { decode(self.fd.get_kvm_run()) })),
         }
+    }
+
+    /// Enters the guest for a [`Runner`](debug::live::runner::Runner)'s turn, or finishes what the last exit has left,
+    /// and has `serve` deal with what comes of it.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`], in the answer that a runner takes for the guest's end.
+    pub fn take(
+        &mut self,
+        turn: Turn<'_>,
+        serve: impl FnOnce(VcpuExit<'_>, &mut Visit<'_>) -> Exit,
+    ) -> Result<Exit, KvmError> {
+        if turn.is_finish() {
+            let mut visit = turn.visit();
+            return Ok(match self.finish_access()? {
+                Some(exit) => serve(exit, &mut visit),
+                None => Exit::Interrupted,
+            });
+        }
+        let (inside, mut visit) = turn.enter();
+        let exit = self.run();
+        drop(inside);
+        Ok(serve(exit?, &mut visit))
     }
 
     /// x86: has a vCPU that waits in `HLT` go on behind it.

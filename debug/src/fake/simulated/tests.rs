@@ -1,15 +1,18 @@
 //! The whole debugger on a guest without a hypervisor, over its own socket, for both architectures on any host.
 
+mod alone;
+
 use super::*;
 use crate::engine::Engine;
 use crate::fake::host;
-use crate::gdb::description::Believed;
 use crate::gdb::listener::{Address, Admission, Listener};
 use crate::gdb::packet::frame;
-use crate::gdb::server::OnLost;
-use crate::live::debugger::{Debugger, Guest, Options};
+use crate::live::debugger::{Debugger, Guest, Options, Polled, Status};
+use crate::live::link::Wake;
 use crate::socket::Access;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
@@ -20,10 +23,81 @@ const DATA: u64 = 0x4000;
 /// A guest that does not do what is waited for never will.
 const LIMIT: Duration = Duration::from_secs(60);
 
+fn options() -> Options {
+    Options::new(Admission::open())
+}
+
+/// Where the debugger runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// On a thread of its own.
+    Thread,
+    /// In an event loop.
+    Loop,
+}
+
+/// Every architecture, with the debugger everywhere.
+fn everywhere() -> impl Iterator<Item = (Isa, How)> {
+    Isa::ALL.into_iter().flat_map(|isa| [How::Thread, How::Loop].map(|how| (isa, how)))
+}
+
+/// A debugger that serves.
+enum Serving {
+    Thread(Debugger<Simulated>),
+    Loop(EventLoop),
+}
+
+impl Serving {
+    fn leave(self) {
+        match self {
+            Serving::Thread(debugger) => debugger.leave(),
+            Serving::Loop(event_loop) => event_loop.leave(),
+        }
+    }
+}
+
+/// An event loop that has nothing but a debugger.
+struct EventLoop {
+    is_to_leave: Arc<AtomicBool>,
+    wake: Wake,
+    thread: JoinHandle<()>,
+}
+
+impl EventLoop {
+    fn new(mut debugger: Polled<Simulated>) -> EventLoop {
+        let is_to_leave = Arc::new(AtomicBool::new(false));
+        let wake = Wake::new().unwrap();
+        let (its_order, its_wake) = (Arc::clone(&is_to_leave), wake.clone());
+        let thread = thread::spawn(move || {
+            loop {
+                let mut fds = [
+                    PollFd::new(debugger.as_fd(), PollFlags::POLLIN),
+                    PollFd::new(its_wake.as_fd(), PollFlags::POLLIN),
+                ];
+                poll(&mut fds, PollTimeout::NONE).unwrap();
+                if its_wake.take() && its_order.load(Ordering::SeqCst) {
+                    debugger.leave();
+                }
+                if debugger.process().unwrap() == Status::Over {
+                    return;
+                }
+            }
+        });
+        EventLoop { is_to_leave, wake, thread }
+    }
+
+    fn leave(self) {
+        self.is_to_leave.store(true, Ordering::SeqCst);
+        self.wake.ring();
+        self.thread.join().unwrap();
+    }
+}
+
 struct Setting {
     isa: Isa,
+    how: How,
     vcpus: Arc<SimulatedVcpus>,
-    debugger: Option<Debugger<Simulated>>,
+    debugger: Option<Serving>,
     path: PathBuf,
     /// The code, the address of its store and of its branch.
     code: (Vec<u8>, u64, u64),
@@ -31,7 +105,7 @@ struct Setting {
 
 impl Setting {
     /// A guest that runs, and is not debugged.
-    fn new(isa: Isa, vcpus: u32) -> Setting {
+    fn new((isa, how): (Isa, How), vcpus: u32) -> Setting {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::SeqCst);
         let path = std::env::temp_dir().join(format!("simulated-{}-{number}.sock", std::process::id()));
@@ -40,22 +114,23 @@ impl Setting {
         ram.write(GuestPhys(CODE), &bytes);
         let vcpus = Arc::new(Vcpus::new(Simulated::new(isa, vcpus, ram, CODE, DATA)));
         vcpus.resume();
-        Setting { isa, vcpus, debugger: None, path, code: (bytes, CODE + store, CODE + branch) }
+        Setting { isa, how, vcpus, debugger: None, path, code: (bytes, CODE + store, CODE + branch) }
     }
 
     fn attach(&mut self) -> Client {
         let listener = Listener::bind(&Address::Unix(self.path.clone()), Access::Owner).unwrap();
-        let options = Options {
-            admission: Admission::open(),
-            on_lost: OnLost::default(),
-            takeover: false,
-            believed: Believed::default(),
-            dump_folder: None,
-        };
         let memory = Box::new(self.vcpus.monitor().ram.clone());
         let engine = Arc::new(Engine::new(self.isa, host(), self.vcpus.count()));
         let guest = Guest { engine, memory };
-        self.debugger = Some(Debugger::attach(&self.vcpus, guest, listener, options).unwrap());
+        self.debugger = Some(match self.how {
+            How::Thread => {
+                Serving::Thread(Debugger::attach(&self.vcpus, guest, listener, options()).unwrap())
+            }
+            How::Loop => {
+                let polled = Polled::attach(&self.vcpus, guest, listener, options()).unwrap();
+                Serving::Loop(EventLoop::new(polled))
+            }
+        });
         Client::new(&self.path)
     }
 
@@ -157,8 +232,8 @@ impl Client {
 
 #[test]
 fn steps_go_from_instruction_to_instruction() {
-    for isa in Isa::ALL {
-        let mut setting = Setting::new(isa, 1);
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 1);
         let mut client = setting.attach();
         let lengths: &[u64] = if isa == Isa::X86_64 { &[0, 3, 6, 7] } else { &[0, 4, 8, 12] };
         let places: Vec<u64> = lengths.iter().map(|at| CODE + at).collect();
@@ -175,9 +250,9 @@ fn steps_go_from_instruction_to_instruction() {
 
 #[test]
 fn each_hit_of_a_breakpoint_is_one_round() {
-    for isa in Isa::ALL {
+    for (isa, how) in everywhere() {
         for kind in ["Z0", "Z1"] {
-            let mut setting = Setting::new(isa, 1);
+            let mut setting = Setting::new((isa, how), 1);
             let mut client = setting.attach();
             let store = setting.code.1;
             assert_eq!(client.ask(&format!("{kind},{store:x},4")), "OK");
@@ -204,8 +279,8 @@ fn each_hit_of_a_breakpoint_is_one_round() {
 
 #[test]
 fn watchpoints_stop_at_their_access() {
-    for isa in Isa::ALL {
-        let mut setting = Setting::new(isa, 1);
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 1);
         let mut client = setting.attach();
         assert_eq!(client.ask(&format!("Z2,{DATA:x},8")), "OK");
         for _ in 0..3 {
@@ -217,8 +292,8 @@ fn watchpoints_stop_at_their_access() {
 
 #[test]
 fn breakpoint_instructions_of_the_guests_own_are_its_own() {
-    for isa in Isa::ALL {
-        let mut setting = Setting::new(isa, 1);
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 1);
         let mut client = setting.attach();
         // In the place of the one that does nothing.
         let (place, own): (u64, &[u8]) = match isa {
@@ -245,8 +320,8 @@ fn breakpoint_instructions_of_the_guests_own_are_its_own() {
 
 #[test]
 fn two_vcpus_meet_a_breakpoint_and_neither_slips_past() {
-    for isa in Isa::ALL {
-        let mut setting = Setting::new(isa, 2);
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
         let mut client = setting.attach();
         let store = setting.code.1;
         // A condition that is false: both count at full speed, and nobody stops.
@@ -265,8 +340,8 @@ fn two_vcpus_meet_a_breakpoint_and_neither_slips_past() {
 
 #[test]
 fn a_debugger_comes_and_leaves_at_any_time() {
-    for isa in Isa::ALL {
-        let mut setting = Setting::new(isa, 2);
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
         for round in 0..4 {
             setting.expect_running(0);
             let mut client = setting.attach();
@@ -293,8 +368,8 @@ fn a_debugger_comes_and_leaves_at_any_time() {
 
 #[test]
 fn a_guest_that_dies_is_looked_at_first() {
-    for isa in Isa::ALL {
-        let mut setting = Setting::new(isa, 1);
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 1);
         let mut client = setting.attach();
         let (store, broken) = (setting.code.1, if isa == Isa::X86_64 { "0f0b" } else { "00000000" });
         assert_eq!(client.ask(&format!("M{store:x},{:x}:{broken}", broken.len() / 2)), "OK");
@@ -302,5 +377,54 @@ fn a_guest_that_dies_is_looked_at_first() {
         assert!(stop.starts_with('T') && !stop.starts_with("T05"), "{isa}: {stop}");
         assert_eq!(client.register(isa, "pc"), store);
         assert_eq!(*setting.vcpus.monitor().end.lock().unwrap(), None, "{isa}: it has ended already");
+    }
+}
+
+/// What is written is answered when it is done, and a value that the vCPU refuses is an error.
+#[test]
+fn registers_are_written_while_it_stands_still() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        for value in [7u64, 1 << 40] {
+            let hex: String = value.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(client.ask(&format!("P0={hex}")), "OK", "{isa} {how:?}");
+            assert_eq!(client.register(isa, "count"), value, "{isa} {how:?}");
+        }
+        setting.vcpus.call(0, |vcpu| vcpu.refuses = true);
+        let answer = client.ask("P0=0100000000000000");
+        assert!(answer.starts_with('E'), "{isa} {how:?}: {answer}");
+        assert_eq!(client.ask("?").get(..3), Some("T05"), "{isa} {how:?}: it goes on being served");
+        setting.vcpus.call(0, |vcpu| vcpu.refuses = false);
+        assert_eq!(client.ask("P0=0100000000000000"), "OK", "{isa} {how:?}");
+    }
+}
+
+/// Others hold the guest while a debugger stops it, steps it and lets it run: none waits for another to go.
+#[test]
+fn others_hold_the_guest_meanwhile() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        let (vcpus, is_over) = (Arc::clone(&setting.vcpus), Arc::new(AtomicBool::new(false)));
+        let others = Arc::clone(&is_over);
+        let holder = thread::spawn(move || {
+            let mut holds = 0;
+            while !others.load(Ordering::SeqCst) {
+                drop(vcpus.hold());
+                holds += 1;
+                thread::yield_now();
+            }
+            holds
+        });
+        let store = setting.code.1;
+        for _ in 0..30 {
+            assert_eq!(client.ask(&format!("Z0,{store:x},4")), "OK");
+            assert!(client.ask("vCont;c").starts_with("T05"), "{isa} {how:?}");
+            assert!(client.ask("vCont;s:p1.1").starts_with("T05"), "{isa} {how:?}");
+            assert_eq!(client.ask(&format!("z0,{store:x},4")), "OK");
+        }
+        is_over.store(true, Ordering::SeqCst);
+        assert!(holder.join().unwrap() > 0);
     }
 }

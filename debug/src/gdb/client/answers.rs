@@ -5,7 +5,7 @@ use crate::gdb::answer::Answer;
 use crate::gdb::front;
 use crate::gdb::session::{Process, Session, Stop};
 use crate::gdb::stop;
-use crate::machine::{Action, Machine, StopReason};
+use crate::machine::{Action, Machine, StopReason, TargetError};
 
 impl<M: Machine> Client<M> {
     /// Answers a packet.
@@ -65,12 +65,16 @@ impl<M: Machine> Client<M> {
     /// Has the guest begin again; `replies`: the debugger waits for its stop.
     fn restart(&mut self, session: &mut Session<M>, replies: bool) {
         self.has_interrupted = false;
-        let before = session.process;
-        if before != Process::Attached {
+        let before = self.before.take().unwrap_or(session.process);
+        if session.process != Process::Attached {
             session.take();
             self.arm(session);
         }
         let result = session.restart();
+        if let Err(TargetError::Later) = result {
+            self.before = Some(before);
+            return;
+        }
         if result.is_err() {
             // To the debugger there is no more of a process than there was.
             match before {

@@ -86,6 +86,17 @@ impl Input {
         item
     }
 
+    /// The next one, which stays.
+    pub fn peek(&self) -> Option<&Item> {
+        self.items.front()
+    }
+
+    /// Puts one back that was taken, as the next.
+    pub fn put_back(&mut self, item: Item) {
+        self.size += item.len();
+        self.items.push_front(item);
+    }
+
     /// Whether something waits.
     pub fn is_waiting(&self) -> bool {
         !self.items.is_empty()

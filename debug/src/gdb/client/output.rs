@@ -11,11 +11,12 @@ impl<M: Machine> Client<M> {
     /// Sends as much as the client takes.
     pub fn flush(&mut self) -> Result<(), Goodbye> {
         let mut sent = 0;
+        let all = self.withheld.as_ref().map_or(self.out.len(), |withheld| withheld.from);
         let result = loop {
-            if sent == self.out.len() {
+            if sent == all {
                 break Ok(());
             }
-            match self.stream.write(&self.out[sent..]) {
+            match self.stream.write(&self.out[sent..all]) {
                 Ok(0) => break Err(Goodbye::Lost("it takes nothing any more")),
                 Ok(count) => sent += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -27,6 +28,9 @@ impl<M: Machine> Client<M> {
             }
         };
         self.out.drain(..sent);
+        if let Some(withheld) = &mut self.withheld {
+            withheld.from -= sent;
+        }
         result
     }
 

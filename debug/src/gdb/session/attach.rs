@@ -1,10 +1,11 @@
 //! A debugger comes and goes, and the guest begins again.
 
-use super::{Client, Process, Session};
+use super::{Client, Process, RegisterSet, Session};
 use crate::arming::Arming;
 use crate::breakpoint::Breakpoint;
 use crate::cancel::Cancel;
 use crate::machine::{Action, Control, Ended, Event, Machine, Order, TargetError};
+use arch::register::Bank;
 
 impl<M: Machine> Session<M> {
     /// Attaches: from now on vCPUs stop for this session.
@@ -14,6 +15,9 @@ impl<M: Machine> Session<M> {
         (self.names_process, self.is_extended, self.takes_words) = (false, false, false);
         self.is_physical = false;
         self.is_told = false;
+        if let Ok(file) = self.machine.registers(0, &Bank::ALL) {
+            self.registers = RegisterSet::new(&file);
+        }
         self.registers.describe_as(self.describes());
     }
 

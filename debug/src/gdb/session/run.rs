@@ -99,6 +99,12 @@ impl<M: Machine> Session<M> {
         pc == Some(reported) && (is_asked_for() || is_planted().unwrap_or(false))
     }
 
+    /// Whether there may be something to report for which all vCPUs are to stand still, where they must not be waited
+    /// for.
+    pub fn has_stopped(&mut self) -> bool {
+        !self.pending.is_empty() || self.machine.has_stopped()
+    }
+
     /// What there is to report, all vCPUs standing still; `None` while the target runs on.
     pub fn next_stop(&mut self) -> Option<Stop> {
         if self.pending.is_empty() {

@@ -10,11 +10,11 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
-/// RAM of a live guest.
+/// RAM of a live guest, ours or another monitor's.
 #[derive(Clone, Debug)]
-pub struct LiveMemory(pub GuestMemory);
+pub struct LiveMemory<M = GuestMemory>(pub M);
 
-impl LiveMemory {
+impl<M: GuestMemoryBackend> LiveMemory<M> {
     /// Bytes of RAM in one piece from an address on, `length` at most.
     fn piece(&self, address: GuestPhys, length: usize) -> usize {
         let address = GuestAddress(address.0);
@@ -24,13 +24,13 @@ impl LiveMemory {
     }
 }
 
-impl TableMemory for LiveMemory {
+impl<M: GuestMemoryBackend> TableMemory for LiveMemory<M> {
     fn read_table(&self, address: GuestPhys, bytes: &mut [u8]) -> bool {
         self.0.read_slice(bytes, GuestAddress(address.0)).is_ok()
     }
 }
 
-impl Memory for LiveMemory {
+impl<M: GuestMemoryBackend + Send + Sync> Memory for LiveMemory<M> {
     fn read(&self, address: GuestPhys, bytes: &mut [u8]) -> usize {
         let length = self.piece(address, bytes.len());
         self.0.read(&mut bytes[..length], GuestAddress(address.0)).unwrap_or(0)

@@ -1,0 +1,132 @@
+//! What only a vCPU's thread can tell, for a debugger that waits for it. What has been told holds until something
+//! changes it.
+
+use super::vcpus::{Monitor, Vcpus};
+use crate::arming::Arming;
+use crate::machine::{Activity, Code, TargetError};
+use crate::vcpu::Vcpu;
+use arch::Isa;
+use arch::paging::Regime;
+use arch::register::{Bank, RegisterFile};
+use std::cell::RefCell;
+
+/// What is known of a vCPU that stands still.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// Its general registers.
+    general: Option<RegisterFile>,
+    /// How it translates.
+    regime: Option<Regime>,
+    /// What it does.
+    activity: Option<Activity>,
+}
+
+/// What is known of a guest's vCPUs.
+#[derive(Debug)]
+pub(super) struct Waited(RefCell<Vec<Known>>);
+
+impl Waited {
+    /// Nothing, of this many vCPUs.
+    pub fn new(vcpus: u32) -> Waited {
+        Waited(RefCell::new(vec![Known::default(); vcpus as usize]))
+    }
+
+    /// The vCPU may be another than before.
+    pub fn forget(&self, vcpu: u32) {
+        if let Some(known) = self.0.borrow_mut().get_mut(vcpu as usize) {
+            *known = Known::default();
+        }
+    }
+
+    /// vCPUs run: one that waits for an interrupt may get it.
+    pub fn forget_activities(&self) {
+        self.0.borrow_mut().iter_mut().for_each(|known| known.activity = None);
+    }
+
+    /// The vCPU has stopped, with these general registers.
+    pub fn stopped(&self, vcpu: u32, general: &RegisterFile) {
+        if let Some(known) = self.0.borrow_mut().get_mut(vcpu as usize) {
+            *known = Known { general: Some(general.clone()), ..Known::default() };
+        }
+    }
+
+    /// What `known` says, or the vCPU, which is remembered if it `stays` so.
+    fn ask<T: Clone>(
+        &self,
+        vcpu: u32,
+        stays: bool,
+        known: impl Fn(&mut Known) -> &mut Option<T>,
+        ask: impl FnOnce() -> Result<T, TargetError>,
+    ) -> Result<T, TargetError> {
+        if let Some(value) = self.0.borrow_mut().get_mut(vcpu as usize).and_then(|it| known(it).clone()) {
+            return Ok(value);
+        }
+        let value = ask()?;
+        if stays && let Some(it) = self.0.borrow_mut().get_mut(vcpu as usize) {
+            *known(it) = Some(value.clone());
+        }
+        Ok(value)
+    }
+
+    pub fn activity<M: Monitor>(&self, vcpus: &Vcpus<M>, vcpu: u32, stays: bool) -> Activity {
+        let ask = || vcpus.call(vcpu, |vcpu| vcpu.activity()).ok_or(TargetError::NoVcpu(vcpu));
+        self.ask(vcpu, stays, |known| &mut known.activity, ask).unwrap_or(Activity::NotStarted)
+    }
+
+    pub fn registers<M: Monitor>(
+        &self,
+        vcpus: &Vcpus<M>,
+        vcpu: u32,
+        banks: &[Bank],
+        stays: bool,
+    ) -> Result<RegisterFile, TargetError> {
+        let wanted = banks.to_vec();
+        let ask = || {
+            let file = vcpus.call(vcpu, move |vcpu| vcpu.registers(&wanted));
+            file.ok_or(TargetError::NoVcpu(vcpu))
+        };
+        match banks {
+            [Bank::General] => self.ask(vcpu, stays, |known| &mut known.general, ask),
+            _ => ask(),
+        }
+    }
+
+    pub fn code<M: Monitor>(&self, vcpus: &Vcpus<M>, vcpu: u32) -> Result<Code, TargetError> {
+        vcpus.call(vcpu, |vcpu| vcpu.code()).ok_or(TargetError::NoVcpu(vcpu))?
+    }
+
+    pub fn regime<M: Monitor>(
+        &self,
+        vcpus: &Vcpus<M>,
+        vcpu: u32,
+        stays: bool,
+    ) -> Result<Regime, TargetError> {
+        let ask = || vcpus.call(vcpu, |vcpu| vcpu.regime()).ok_or(TargetError::NoVcpu(vcpu))?;
+        self.ask(vcpu, stays, |known| &mut known.regime, ask)
+    }
+
+    pub fn set_registers<M: Monitor>(
+        &self,
+        vcpus: &Vcpus<M>,
+        vcpu: u32,
+        file: &RegisterFile,
+    ) -> Result<(), TargetError> {
+        self.forget(vcpu);
+        let file = file.clone();
+        let set = vcpus.call(vcpu, move |vcpu| vcpu.set_registers(&file));
+        set.ok_or(TargetError::NoVcpu(vcpu))?
+    }
+
+    pub fn nmi<M: Monitor>(&self, vcpus: &Vcpus<M>, vcpu: u32) -> Result<(), TargetError> {
+        self.forget(vcpu);
+        vcpus.call(vcpu, |vcpu| vcpu.nmi()).ok_or(TargetError::NoVcpu(vcpu))?
+    }
+
+    pub fn disarm<M: Monitor>(vcpus: &Vcpus<M>, isa: Isa) {
+        let off = Arming::off(isa);
+        let results = vcpus.for_each(move |vcpu| vcpu.set_debug(&off));
+        for error in results.into_iter().filter_map(Result::err) {
+            log::warn!("guest debugging cannot be switched off: {error}");
+        }
+    }
+}
