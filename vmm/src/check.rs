@@ -2,8 +2,8 @@
 //!
 //! What is tried, and how, is in [`kvm::probe`]; here is what is made of it.
 
-use crate::config::{Config, MemorySize};
-use crate::machine::Machine;
+use crate::machine::Guest;
+use crate::machine::config::{Config, MemorySize};
 use crate::outcome::{HOST, Outcome};
 use crate::stdout;
 use arch::Isa;
@@ -142,10 +142,10 @@ fn hello(cpus: u32) -> Result<(), String> {
 
 /// Runs a guest to the end of its test.
 fn finish(config: &Config) -> Result<(), String> {
-    let machine = Machine::new(config, Box::new(std::io::sink())).map_err(|error| error.to_string())?;
-    machine.resume();
+    let guest = Guest::new(config, Box::new(std::io::sink())).map_err(|error| error.to_string())?;
+    guest.resume();
     // In time to be taken apart before the attempt's own is over.
-    match machine.wait(PATIENCE * 4 / 5) {
+    match guest.wait(PATIENCE * 4 / 5) {
         Some(Outcome::PowerOff | Outcome::Exit(1)) => Ok(()),
         // The first line says what, the second what the vCPU was doing.
         Some(outcome) => {

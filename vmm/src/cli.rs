@@ -1,14 +1,14 @@
 //! The command line.
 
 use crate::candidates::{guests, words};
-use crate::config::{
-    Config, DumpOn, GdbConfig, GuestClock, HypercallConfig, MemorySize, OnReboot, parse_address, parse_count,
-    parse_dump_path, parse_duration, parse_lost, parse_size,
-};
 use crate::console::ConsoleKind;
 use crate::control;
 use crate::core_dump::CoreArgs;
 use crate::error::Error;
+use crate::machine::config::{
+    Config, DumpOn, GdbConfig, GuestClock, HypercallConfig, MemorySize, OnReboot, parse_address, parse_count,
+    parse_dump_path, parse_duration, parse_lost, parse_size,
+};
 use crate::outcome::EXIT_CODES;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};

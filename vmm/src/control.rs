@@ -3,12 +3,12 @@
 //! A socket in a folder that only its user can enter takes a request, a line of JSON, and gives lines of
 //! JSON until the last, which has `done` or `error`. A client that goes away breaks off what it asked for.
 
-use crate::config::GdbConfig;
-use crate::debugger::{Attachment, listen};
-use crate::dump::{Dumper, Moment, Reporter};
 use crate::error::Error;
 use crate::logging;
-use crate::machine::Machine;
+use crate::machine::Guest;
+use crate::machine::config::GdbConfig;
+use crate::machine::debugger::{Attachment, listen};
+use crate::machine::dumper::{Dumper, Moment, Reporter};
 use crate::outcome;
 use crate::stdout;
 use debug::dump::write::Progress;
@@ -139,11 +139,11 @@ impl Control {
     ///
     /// # Errors
     /// Why nobody can be accepted now: the listener is to be left alone for a while.
-    pub fn serve(&self, machine: &Machine, pause: &mut Pause) -> Result<(), io::Error> {
+    pub fn serve(&self, guest: &Guest, pause: &mut Pause) -> Result<(), io::Error> {
         // Whoever polls comes back for more, when it has looked at everything else.
         for _ in 0..2 * MOST_CLIENTS {
             match self.socket.listener().accept() {
-                Ok((stream, _)) => self.start(stream, machine),
+                Ok((stream, _)) => self.start(stream, guest),
                 Err(error) if pause.after(&error, Instant::now()) => return Err(error),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(_) => {}
@@ -152,7 +152,7 @@ impl Control {
         Ok(())
     }
 
-    fn start(&self, stream: UnixStream, machine: &Machine) {
+    fn start(&self, stream: UnixStream, guest: &Guest) {
         if Arc::strong_count(&self.clients) > MOST_CLIENTS {
             // One that does not read this at once does not get it.
             let reply = Reply::Error(format!("{MOST_CLIENTS} others are served already: try again later"));
@@ -161,7 +161,7 @@ impl Control {
             }
             return;
         }
-        let (dumper, attachment) = (machine.dumper().clone(), machine.attachment().clone());
+        let (dumper, attachment) = (guest.dumper().clone(), guest.attachment().clone());
         let counted = Arc::clone(&self.clients);
         let serve = move || {
             if let Err(error) = answer(&stream, &dumper, &attachment) {

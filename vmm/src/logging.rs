@@ -8,9 +8,11 @@
 //!
 //! Nothing else writes to standard error while a guest runs (`make layering` looks).
 
-use crate::line_queue::LineQueue;
+pub mod line_queue;
+
 use devices::rate_limit::{RateLimit, missed_in_words};
 use env_logger::{Builder, Logger, Target};
+use line_queue::LineQueue;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::collections::HashMap;
 use std::fs::File;

@@ -6,13 +6,13 @@
 mod input;
 mod panicked;
 
-use crate::config::{Config, DumpOn, OnReboot};
 use crate::console::{Console, ConsoleKind};
 use crate::control::Control;
-use crate::dump::{Moment, Reporter};
 use crate::error::Error;
 use crate::logging;
-use crate::machine::Machine;
+use crate::machine::Guest;
+use crate::machine::config::{Config, DumpOn, OnReboot};
+use crate::machine::dumper::{Moment, Reporter};
 use crate::outcome::{Outcome, Stop};
 use crate::panic_watch::PanicWatch;
 use crate::terminal::{self, RawMode};
@@ -83,7 +83,7 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
             false => console.output(),
         }
     };
-    let mut machine = Machine::new(config, output())?;
+    let mut guest = Guest::new(config, output())?;
     loop {
         // The terminal is taken when nothing can be said wrong any more.
         let foreground = take_terminal(&console).map_err(Error::system("cannot set up the terminal"))?;
@@ -95,11 +95,11 @@ pub fn run(config: &Config) -> Result<Outcome, Error> {
             control: control.as_ref(),
             foreground,
             heard: listens.then(|| Arc::clone(&heard)),
-            again: &|machine: &Machine| machine.again(config, output()),
+            again: &|guest: &Guest| guest.again(config, output()),
         };
-        match run_machine(machine, &around)? {
+        match run_machine(guest, &around)? {
             End::Over(outcome) => return Ok(outcome),
-            End::Again(next) => machine = *next,
+            End::Again(next) => guest = *next,
         }
     }
 }
@@ -124,7 +124,7 @@ fn take_terminal(console: &Console) -> io::Result<Option<Rc<Foreground>>> {
 
 /// What the subscribers share: the machine and the verdict.
 struct State {
-    machine: Machine,
+    guest: Guest,
     verdict: RefCell<Option<Outcome>>,
 }
 
@@ -151,7 +151,7 @@ struct Around<'a> {
     /// The guest's kernel says on the console that it has panicked, and stays where it is.
     heard: Option<Arc<EventFd>>,
     /// Builds the machine in which the guest of another one begins again.
-    again: &'a dyn Fn(&Machine) -> Result<Machine, Error>,
+    again: &'a dyn Fn(&Guest) -> Result<Guest, Error>,
 }
 
 /// How a machine's run ends.
@@ -159,12 +159,12 @@ enum End {
     /// The guest is over.
     Over(Outcome),
     /// It begins again, in this one.
-    Again(Box<Machine>),
+    Again(Box<Guest>),
 }
 
 /// Writes a core of a guest that has ended, if it has ended as `on` says. Answers the signal that has broken
 /// that off, if one has.
-fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<SignalFd>) -> Option<i32> {
+fn dump(guest: &Guest, outcome: &Outcome, on: &DumpOn, signals: &RefCell<SignalFd>) -> Option<i32> {
     let ended_by = Cell::new(None);
     let is_ended = || {
         let signal = signals.borrow_mut().read_signal().ok().flatten();
@@ -178,7 +178,7 @@ fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<Sig
         Outcome::Timeout if on.timeout => true,
         Outcome::GuestCrash => on.panic,
         Outcome::Timeout | Outcome::Reset | Outcome::PowerOff => {
-            on.panic && machine.dumper().has_panicked(&mut || !is_ended())
+            on.panic && guest.dumper().has_panicked(&mut || !is_ended())
         }
         _ => false,
     };
@@ -192,7 +192,7 @@ fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<Sig
         }
         if is_ended() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    match machine.dumper().dump(&on.path, Moment::End, &mut watch) {
+    match guest.dumper().dump(&on.path, Moment::End, &mut watch) {
         Ok(summary) => log::warn!("dumped to {}: {summary}", on.path.display()),
         Err(error) => log::error!("--dump-on: {error}"),
     }
@@ -200,48 +200,48 @@ fn dump(machine: &Machine, outcome: &Outcome, on: &DumpOn, signals: &RefCell<Sig
 }
 
 /// Deals with a guest that has ended; `None` when it runs on.
-fn end(machine: &Machine, outcome: Outcome, around: &Around<'_>) -> Result<Option<End>, Error> {
+fn end(guest: &Guest, outcome: Outcome, around: &Around<'_>) -> Result<Option<End>, Error> {
     let config = around.config;
     let over = || {
-        machine.dumper().close();
+        guest.dumper().close();
         let wants_summary = config.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.summary);
-        if let Some(hypercalls) = machine.hypercalls().filter(|_| wants_summary) {
+        if let Some(hypercalls) = guest.hypercalls().filter(|_| wants_summary) {
             logging::print(&hypercalls.calls().summary());
         }
     };
-    if outcome == Outcome::Reset && machine.takes_restart() {
-        return Ok(match (around.again)(machine) {
+    if outcome == Outcome::Reset && guest.takes_restart() {
+        return Ok(match (around.again)(guest) {
             Ok(next) => {
                 over();
                 Some(End::Again(Box::new(next)))
             }
             // It is stopped at its debugger's prompt, and stays there.
             Err(error) => {
-                machine.cannot_restart(&error);
+                guest.cannot_restart(&error);
                 None
             }
         });
     }
     // The guest is over: what is typed now, Ctrl-C while it is dumped, is the terminal's business.
     terminal::restore();
-    let ended_by = config.dump_on.as_ref().and_then(|on| dump(machine, &outcome, on, around.signals));
+    let ended_by = config.dump_on.as_ref().and_then(|on| dump(guest, &outcome, on, around.signals));
     over();
     let restarts = outcome == Outcome::Reset && config.on_reboot == OnReboot::Restart;
     let outcome = match ended_by {
         Some(signal) if restarts => Outcome::Stopped(Stop::Signal(signal)),
         None if restarts => {
             log::info!("the guest reset itself; it is booted again");
-            return (around.again)(machine).map(|next| Some(End::Again(Box::new(next))));
+            return (around.again)(guest).map(|next| Some(End::Again(Box::new(next))));
         }
         _ => outcome,
     };
-    machine.tell_debugger(&outcome);
+    guest.tell_debugger(&outcome);
     Ok(Some(End::Over(outcome)))
 }
 
-fn run_machine(machine: Machine, around: &Around<'_>) -> Result<End, Error> {
+fn run_machine(guest: Guest, around: &Around<'_>) -> Result<End, Error> {
     let Around { console, signals, timer, control, foreground, heard, .. } = around;
-    let state = Rc::new(State { machine, verdict: RefCell::new(None) });
+    let state = Rc::new(State { guest, verdict: RefCell::new(None) });
     let mut events: EventManager<Box<dyn MutEventSubscriber>> = EventManager::new()
         .map_err(|error| Error::system("cannot make an event loop")(io::Error::other(error)))?;
     let guest_end = GuestEnd { state: Rc::clone(&state) };
@@ -265,11 +265,11 @@ fn run_machine(machine: Machine, around: &Around<'_>) -> Result<End, Error> {
         let is_pty = console.pty_path.is_some();
         events.add_subscriber(Box::new(Input::new(&state, input, is_pty, foreground.clone())));
     }
-    state.machine.start();
+    state.guest.start();
     loop {
         let verdict = state.verdict.borrow_mut().take();
         if let Some(outcome) = verdict
-            && let Some(end) = end(&state.machine, outcome, around)?
+            && let Some(end) = end(&state.guest, outcome, around)?
         {
             return Ok(end);
         }
@@ -295,12 +295,12 @@ struct GuestEnd {
 
 impl MutEventSubscriber for GuestEnd {
     fn init(&mut self, ops: &mut EventOps) {
-        watch(ops, self.state.machine.wake().as_raw_fd(), EventSet::IN);
+        watch(ops, self.state.guest.wake().as_raw_fd(), EventSet::IN);
     }
 
     fn process(&mut self, _: Events, _: &mut EventOps) {
-        drain(self.state.machine.wake());
-        if let Some(outcome) = self.state.machine.outcome() {
+        drain(self.state.guest.wake());
+        if let Some(outcome) = self.state.guest.outcome() {
             self.state.end(outcome);
         }
     }
@@ -331,7 +331,7 @@ impl MutEventSubscriber for Clients {
             watch(ops, listener, EventSet::IN);
             return;
         }
-        let Err(error) = self.control.serve(&self.state.machine, &mut self.pause) else { return };
+        let Err(error) = self.control.serve(&self.state.guest, &mut self.pause) else { return };
         log::warn!("a client of the control socket cannot be accepted: {error}");
         let left = self.pause.left(Instant::now()).unwrap_or_default();
         if let Err(error) = self.again.reset(left.max(Duration::from_millis(1)), None) {

@@ -1,8 +1,8 @@
 //! A dump that somebody has compressed in one piece: unpacked into a file without a name, which is gone with the
 //! process, however that ends.
 
-use crate::dump::Reporter;
 use crate::logging;
+use crate::machine::dumper::Reporter;
 use debug::dump::packing::Packing;
 use debug::dump::read::source::OnDisk;
 use debug::dump::read::unpack::{UnpackError, unpack};

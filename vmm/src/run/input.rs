@@ -169,7 +169,7 @@ impl Input {
             if self.foreground.is_some() {
                 return self.type_to_guest(&buffer[..count]);
             }
-            let waiting = self.state.machine.input(&buffer[..count]);
+            let waiting = self.state.guest.input(&buffer[..count]);
             if waiting > 0 {
                 return self.ignore_input(ops);
             }
@@ -181,17 +181,17 @@ impl Input {
 
     /// Looks for the monitor's keys, and passes the rest on as far as there is room.
     fn type_to_guest(&mut self, bytes: &[u8]) {
-        let (guest, commands) = self.escape.filter(bytes);
+        let (typed, commands) = self.escape.filter(bytes);
         for command in commands {
             match command {
                 Command::Quit => self.state.end(Outcome::Stopped(Stop::Console)),
                 Command::Help => logging::print(&format!("\n{HELP}\n")),
             }
         }
-        let waiting = self.state.machine.input(&[]);
-        let kept = room(waiting, guest.len());
-        self.state.machine.input(&guest[..kept]);
-        if kept < guest.len() && !std::mem::replace(&mut self.told_drop, true) {
+        let waiting = self.state.guest.input(&[]);
+        let kept = room(waiting, typed.len());
+        self.state.guest.input(&typed[..kept]);
+        if kept < typed.len() && !std::mem::replace(&mut self.told_drop, true) {
             log::warn!("what is typed is dropped: the guest does not read it (Ctrl-A x ends the guest)");
         }
     }
@@ -199,7 +199,7 @@ impl Input {
 
 impl MutEventSubscriber for Input {
     fn init(&mut self, ops: &mut EventOps) {
-        watch(ops, self.state.machine.input_wanted().as_raw_fd(), EventSet::IN);
+        watch(ops, self.state.guest.input_wanted().as_raw_fd(), EventSet::IN);
         if let Some(foreground) = &self.foreground {
             watch(ops, foreground.timer(), EventSet::IN);
         }
@@ -207,8 +207,8 @@ impl MutEventSubscriber for Input {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.fd() == self.state.machine.input_wanted().as_raw_fd() {
-            drain(self.state.machine.input_wanted());
+        if events.fd() == self.state.guest.input_wanted().as_raw_fd() {
+            drain(self.state.guest.input_wanted());
             self.told_drop = false;
             if self.foreground.is_none() {
                 self.watch_input(ops);

@@ -3,8 +3,8 @@
 //! it is looked at on a thread of its own, while the event loop sees keys, signals and the time.
 
 use super::{State, drain, watch};
-use crate::dump::Dumper;
 use crate::error::Error;
+use crate::machine::dumper::Dumper;
 use crate::outcome::Outcome;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use std::os::fd::AsRawFd;
@@ -45,7 +45,7 @@ impl Panicked {
     }
 
     fn start(&mut self) {
-        let (look, dumper) = (Arc::clone(&self.look), self.state.machine.dumper().clone());
+        let (look, dumper) = (Arc::clone(&self.look), self.state.guest.dumper().clone());
         match thread::Builder::new().name("panic-look".into()).spawn(move || look.look(&dumper)) {
             Ok(_) => (self.is_looking, self.again) = (true, false),
             Err(error) => log::warn!("whether the guest has panicked is not looked at: {error}"),

@@ -1,6 +1,6 @@
 //! The machine's devices, and what KVM and this process give them.
 
-use crate::guest_ram::GuestRam;
+use crate::machine::guest_ram::GuestRam;
 use arch::Isa;
 use arch::board::Board;
 use devices::bus::Shared;

@@ -6,8 +6,8 @@
 mod platform;
 mod timers;
 
-use crate::guest_ram::GuestRam;
-use crate::mailbox::Mailbox;
+use crate::machine::guest_ram::GuestRam;
+use crate::machine::mailbox::Mailbox;
 use arch::hypercall::{Abi, Rows, XEN_HVC, hvc_immediate};
 use arch::register::row;
 use arch::{End, GuestPhys, GuestVirt, Isa};

@@ -1,8 +1,8 @@
 //! What the machine does for Xen's family.
 
 use super::timers::{Line, Timers};
-use crate::guest_ram::GuestRam;
-use crate::mailbox::Mailbox;
+use crate::machine::guest_ram::GuestRam;
+use crate::machine::mailbox::Mailbox;
 use arch::hypercall::Abi;
 use devices::bus::Device;
 use devices::hypercall::xen::{Delivery, Platform};

@@ -1,7 +1,7 @@
 //! Commands that a live guest adds to those of every machine.
 
-use crate::guest_clock::Timekeeper;
-use crate::serve::Shared;
+use crate::machine::guest_clock::Timekeeper;
+use crate::machine::serve::Shared;
 use debug::reply::{self, Arguments, Command, Offer, Refusal, Reply, Said};
 use devices::hypercall::Hypercalls;
 use devices::hypercall::trace::Filter;

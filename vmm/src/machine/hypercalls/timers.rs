@@ -1,6 +1,6 @@
 //! The guest's timers by Xen's interface, and interrupts that have to be lowered again.
 
-use crate::guest_ram::GuestRam;
+use crate::machine::guest_ram::GuestRam;
 use arch::GuestPhys;
 use devices::hypercall::xen::Xen;
 use devices::ram::Ram;

@@ -1,6 +1,6 @@
 //! Dumps of a live guest: its vCPUs stand still while its memory is written, and then go on as before.
 
-use crate::vcpus::Vcpus;
+use crate::machine::vcpus::Vcpus;
 use arch::register::Bank;
 use arch::{GuestPhys, GuestVirt};
 use debug::cancel::Cancelled;

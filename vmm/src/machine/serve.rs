@@ -2,9 +2,9 @@
 //!
 //! [`Server::enter`] is what a vCPU thread's runner ([`debug::live::runner`]) calls to run the guest, and to step it.
 
-use crate::hypercalls::{Done, LiveHypercalls};
+use crate::machine::hypercalls::{Done, LiveHypercalls};
+use crate::machine::output_queue::OutputQueue;
 use crate::outcome::Outcome;
-use crate::output_queue::OutputQueue;
 use arch::GuestVirt;
 use arch::Isa;
 use arch::register::Bank;

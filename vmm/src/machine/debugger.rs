@@ -2,11 +2,11 @@
 //!
 //! What it does is in [`debug::live`]. A guest that was started without `--gdb` can be debugged later, by [`Attachment`].
 
-use crate::config::GdbConfig;
 use crate::error::Error;
-use crate::guest_ram::GuestRam;
+use crate::machine::config::GdbConfig;
+use crate::machine::guest_ram::GuestRam;
+use crate::machine::vcpus::Vcpus;
 use crate::peer;
-use crate::vcpus::Vcpus;
 use debug::engine::Engine;
 use debug::gdb::description::Believed;
 use debug::gdb::listener::Listener;
@@ -19,7 +19,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The thread that serves gdb.
-pub type Debugger = debug::live::debugger::Debugger<crate::vcpus::Threads>;
+pub type Debugger = debug::live::debugger::Debugger<crate::machine::vcpus::Threads>;
 
 /// Opens the socket.
 ///

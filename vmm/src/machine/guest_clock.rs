@@ -8,7 +8,7 @@
 //! short is only added up, and taken out once [`SHORTEST`] has gathered; and the clocks are taken when
 //! the guest has stood still for 4 ms, by whoever waits ([`Timekeeper::settle`]).
 
-use crate::hypercalls::Timers;
+use crate::machine::hypercalls::Timers;
 use debug::live::times::Times;
 use debug::live::vcpus::{Monitor, Vcpus};
 use kvm::clock::{Cycles, FrozenVcpu, FrozenVm, Stood, VmClock};
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What becomes of the guest's time while the guest is held: by a debugger, for a dump, by
-/// [`Machine::pause`](crate::machine::Machine::pause).
+/// [`Guest::pause`](crate::machine::Guest::pause).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GuestClock {
     /// It stands still, as far as the host can.

@@ -7,10 +7,10 @@
 
 mod commands;
 
-use crate::guest_clock::Timekeeper;
-use crate::mailbox::{Mailbox, Message, Task};
+use crate::machine::guest_clock::Timekeeper;
+use crate::machine::mailbox::{Mailbox, Message, Task};
+use crate::machine::serve::{Server, Shared};
 use crate::outcome::{Outcome, Stop};
-use crate::serve::{Server, Shared};
 use debug::live::attention::{self, Attention};
 use debug::live::gate::Kick;
 use debug::live::runner::Runner;

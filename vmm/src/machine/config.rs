@@ -2,10 +2,10 @@
 
 use crate::console::ConsoleKind;
 use crate::error::Error;
-pub use crate::guest_clock::GuestClock;
-use crate::hypercalls::FamilyName;
-use crate::line_queue::{Last, LineQueue, Lost};
 use crate::logging;
+use crate::logging::line_queue::{Last, LineQueue, Lost};
+pub use crate::machine::guest_clock::GuestClock;
+use crate::machine::hypercalls::FamilyName;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
 use debug::dump::packing::check_name;
