@@ -14,22 +14,12 @@
 //! ```
 
 pub mod boot;
-pub mod candidates;
-pub mod check;
 pub mod cli;
-pub mod completions;
-pub mod console;
 pub mod control;
-pub mod core_dump;
 pub mod error;
-pub mod given_file;
+mod given_file;
 pub mod logging;
 pub mod machine;
 pub mod outcome;
-pub mod panic_watch;
 mod peer;
-pub mod qemu_habits;
 pub mod run;
-pub mod stdout;
-pub mod terminal;
-mod unpacked;

@@ -9,6 +9,7 @@
 //! Nothing else writes to standard error while a guest runs (`make layering` looks).
 
 pub mod line_queue;
+pub mod progress;
 
 use devices::rate_limit::{RateLimit, missed_in_words};
 use env_logger::{Builder, Logger, Target};

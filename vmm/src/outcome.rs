@@ -34,7 +34,7 @@ pub enum Outcome {
     /// `--timeout` is over.
     Timeout,
     /// `Ctrl-A x`, a signal, or the debugger's user.
-    Stopped(Stop),
+    Stopped(StoppedBy),
 }
 
 impl From<End> for Outcome {
@@ -50,7 +50,7 @@ impl From<End> for Outcome {
 
 /// Who stopped a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum StoppedBy {
     /// `Ctrl-A x` on the console.
     Console,
     /// A signal, by its number.
@@ -142,9 +142,9 @@ impl fmt::Display for Outcome {
             ),
             Outcome::InternalError { cause, report } => write!(f, "KVM cannot go on: {cause}\n{report}"),
             Outcome::Timeout => f.write_str("the time given by --timeout is over"),
-            Outcome::Stopped(Stop::Console) => f.write_str("stopped from the console"),
-            Outcome::Stopped(Stop::Signal(number)) => write!(f, "stopped by signal {number}"),
-            Outcome::Stopped(Stop::Debugger) => f.write_str("ended by the debugger"),
+            Outcome::Stopped(StoppedBy::Console) => f.write_str("stopped from the console"),
+            Outcome::Stopped(StoppedBy::Signal(number)) => write!(f, "stopped by signal {number}"),
+            Outcome::Stopped(StoppedBy::Debugger) => f.write_str("ended by the debugger"),
         }
     }
 }

@@ -24,6 +24,7 @@ use arch::x86::cpuid::Entry;
 use debug::machine::{Ended, Event};
 use devices::guest_log;
 use devices::hypercall::xen::cpuid;
+use devices::platform::Extra;
 use devices::platform::serial::Serial;
 use devices::rack::Console;
 use kvm::{HOST_ISA, Host, HypercallSetup, Vcpu, Vm, VmConfig};
@@ -160,12 +161,12 @@ impl Guest {
             output: Box::new(QueueEnd(Arc::clone(&output))),
             drained: Box::new(move || drained.write(1)),
         };
-        let (rack, serial) = rack::fit(&config.extras(), &vm, &ram, console);
+        let (rack, serial) = rack::fit(&config.extras, &vm, &ram, console);
         let parts = Parts { vm: &vm, ram: &ram, serial: &serial, vcpus: config.cpus };
         let hypercalls = hypercalls(config, &parts)?;
         let shared = Arc::new(Shared {
             hypercalls: hypercalls.clone(),
-            keeps_registers: config.dump_on.is_some(),
+            keeps_registers: config.keeps_registers,
             output,
             ports: rack.ports,
             mmio: rack.mmio,
@@ -367,7 +368,7 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut seed))
         .map_err(Error::system("cannot read /dev/urandom"))?;
-    let board = rack::board(HOST_ISA, &config.extras());
+    let board = rack::board(HOST_ISA, &config.extras);
     let boot = BootConfig {
         memory: config.memory.bytes(),
         vcpus: config.cpus,
@@ -423,7 +424,7 @@ fn hypercalls(config: &Config, parts: &Parts<'_>) -> Result<Option<Arc<LiveHyper
 
 /// Refuses what this architecture has not.
 fn check(config: &Config) -> Result<(), Error> {
-    match config.test_device && HOST_ISA == Isa::Aarch64 {
+    match config.extras.contains(&Extra::Test) && HOST_ISA == Isa::Aarch64 {
         true => Err(Error::Usage("--test-device: QEMU's pc-testdev is a device of x86_64 machines".into())),
         false => Ok(()),
     }

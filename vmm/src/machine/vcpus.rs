@@ -10,7 +10,7 @@ mod commands;
 use crate::machine::guest_clock::Timekeeper;
 use crate::machine::mailbox::{Mailbox, Message, Task};
 use crate::machine::serve::{Server, Shared};
-use crate::outcome::{Outcome, Stop};
+use crate::outcome::{Outcome, StoppedBy};
 use debug::live::attention::{self, Attention};
 use debug::live::gate::Kick;
 use debug::live::runner::Runner;
@@ -171,7 +171,7 @@ impl Monitor for Threads {
     }
 
     fn quit(&self) {
-        self.shared.end(Outcome::Stopped(Stop::Debugger));
+        self.shared.end(Outcome::Stopped(StoppedBy::Debugger));
     }
 
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {

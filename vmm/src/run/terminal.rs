@@ -274,7 +274,7 @@ mod tests {
         let pty = openpty(None, None).unwrap();
         let before = settings(&pty.slave);
         let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "terminal::tests::overflow", "--ignored", "--nocapture"])
+            .args(["--exact", "run::terminal::tests::overflow", "--ignored", "--nocapture"])
             .stdin(Stdio::from(pty.slave.try_clone().unwrap()))
             .output()
             .unwrap();

@@ -1,11 +1,30 @@
-//! What a shell completes at the Tab key: options and values from the definition of the command line, and
+//! `vmm completions`: what a shell completes at the Tab key: options and values from the definition of the command line, and
 //! names of guests that run. The shell's script ([`script`]) calls the program back with `VMM_COMPLETE` set,
 //! and is so small that it need not be made anew with each version.
 
+use super::stdout;
 use crate::outcome;
-use clap::CommandFactory;
 use clap_complete::env::{CompleteEnv, Shells};
 use std::io;
+
+/// Print what a shell reads to complete at the Tab key: options, values, names of guests; for example
+/// source <(vmm completions bash) in ~/.bashrc
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The shell
+    shell: clap_complete::Shell,
+}
+
+/// Prints the script; the exit code.
+pub fn carry_out(args: &Args) -> u8 {
+    match script(args.shell) {
+        Ok(script) => stdout::print(&script, 0),
+        Err(error) => {
+            log::error!("{error}");
+            outcome::USAGE
+        }
+    }
+}
 
 /// The variable of the environment by which a shell's script asks for candidates.
 const VARIABLE: &str = "VMM_COMPLETE";
@@ -14,7 +33,7 @@ const VARIABLE: &str = "VMM_COMPLETE";
 /// are threads, as it takes `VMM_COMPLETE` out of the environment.
 pub fn answer() -> Option<u8> {
     std::env::var_os(VARIABLE)?;
-    let asked = CompleteEnv::with_factory(crate::cli::Cli::command)
+    let asked = CompleteEnv::with_factory(super::definition)
         .var(VARIABLE)
         .try_complete(std::env::args_os(), std::env::current_dir().ok().as_deref());
     match asked {

@@ -1,6 +1,6 @@
-//! What an argument may be, for shells that complete it ([`completions`](crate::completions)).
+//! What an argument may be, for shells that complete it (`completions`).
 
-use crate::control;
+use crate::control::names;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 
 /// These words.
@@ -10,6 +10,6 @@ pub fn words(words: &'static [&'static str]) -> ArgValueCandidates {
 
 /// Names of guests that run.
 pub fn guests() -> ArgValueCandidates {
-    let names = || control::names().into_iter().map(CompletionCandidate::new).collect();
-    ArgValueCandidates::new(names)
+    let guests = || names::all().into_iter().map(CompletionCandidate::new).collect();
+    ArgValueCandidates::new(guests)
 }

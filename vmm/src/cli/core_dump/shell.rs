@@ -1,7 +1,7 @@
 //! Who gives commands to a dump in a shell.
 
 use super::open::open;
-use super::{CoreArgs, CoreError};
+use super::{Args, CoreError};
 use debug::cancel::Cancel;
 use debug::command::dump::Changes;
 use debug::command::host::QUIT;
@@ -25,7 +25,7 @@ const DIFF: Command = Command::new("diff", "PATH", "pages that differ in another
 pub(super) struct Shell<'a> {
     core: Core,
     engine: Engine,
-    args: &'a CoreArgs,
+    args: &'a Args,
     cancel: Cancel,
     /// Why a command was refused, where the exit code goes by it.
     failed: Option<CoreError>,
@@ -38,7 +38,7 @@ pub(super) fn commands() -> Vec<Command> {
 }
 
 impl Shell<'_> {
-    pub fn new(core: Core, args: &CoreArgs) -> Shell<'_> {
+    pub fn new(core: Core, args: &Args) -> Shell<'_> {
         let engine = Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
         Shell { core, engine, args, cancel: Cancel::never(), failed: None }
     }

@@ -2,10 +2,10 @@
 //!
 //! What is tried, and how, is in [`kvm::probe`]; here is what is made of it.
 
+use super::stdout;
 use crate::machine::Guest;
 use crate::machine::config::{Config, MemorySize};
 use crate::outcome::{HOST, Outcome};
-use crate::stdout;
 use arch::Isa;
 use kvm::probe::{DebugKind, MEMORY, PATIENCE, attempt, debug, holds_counter, small, vm_config};
 use kvm::{Capability, HOST_ISA, Host, Vm, capabilities};
@@ -46,8 +46,16 @@ const PROBES: &[Probe] = &[
     probe("guest_clock", "a held guest's counter stands still", false, None, holds_counter),
 ];
 
-/// Runs `vmm check`; answers with the exit code.
-pub fn main(json: bool) -> u8 {
+/// Find out what this host's KVM can do, by trying it
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tries it all; the exit code.
+pub fn carry_out(&Args { json }: &Args) -> u8 {
     let answer = Host::open().map_err(|error| error.to_string()).and_then(|host| {
         let (vm, vcpus) = Vm::new(&host, &vm_config()).map_err(|error| error.to_string())?;
         drop(vcpus);

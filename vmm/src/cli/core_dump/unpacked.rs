@@ -2,7 +2,7 @@
 //! process, however that ends.
 
 use crate::logging;
-use crate::machine::dumper::Reporter;
+use crate::logging::progress::Reporter;
 use debug::dump::packing::Packing;
 use debug::dump::read::source::OnDisk;
 use debug::dump::read::unpack::{UnpackError, unpack};

@@ -2,8 +2,7 @@
 //! pseudo-terminal, or nothing.
 //!
 //! [`Console::output`] is where the guest's output ends, written on a vCPU's thread (`output_queue.rs`).
-//! Where the reader is slow it waits, but a signal to the thread ends the wait. [`Escape`] finds the
-//! monitor's own keys in what a person types.
+//! Where the reader is slow it waits, but a signal to the thread ends the wait.
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -156,61 +155,10 @@ impl Write for Output {
     }
 }
 
-/// What a person asked the monitor for on the console.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// End the guest.
-    Quit,
-    /// Show the keys.
-    Help,
-}
-
-/// The text that [`Command::Help`] shows.
-pub const HELP: &str = "\
-Ctrl-A x       end the guest and vmm
-Ctrl-A h       this help
-Ctrl-A Ctrl-A  send Ctrl-A to the guest";
-
-const CTRL_A: u8 = 1;
-
-/// Finds escape sequences in input.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Escape {
-    after_ctrl_a: bool,
-}
-
-impl Escape {
-    /// Takes what was typed; answers with what goes to the guest, and the commands.
-    pub fn filter(&mut self, input: &[u8]) -> (Vec<u8>, Vec<Command>) {
-        let (mut guest, mut commands) = (Vec::new(), Vec::new());
-        for &byte in input {
-            match (std::mem::take(&mut self.after_ctrl_a), byte) {
-                (false, CTRL_A) => self.after_ctrl_a = true,
-                (false, _) => guest.push(byte),
-                (true, b'x') => commands.push(Command::Quit),
-                (true, b'h' | b'?') => commands.push(Command::Help),
-                (true, CTRL_A | b'a') => guest.push(CTRL_A),
-                (true, _) => commands.push(Command::Help),
-            }
-        }
-        (guest, commands)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Read;
-
-    #[test]
-    fn escape_keys_are_found_across_reads() {
-        let mut escape = Escape::default();
-        assert_eq!(escape.filter(b"ls\r"), (b"ls\r".to_vec(), vec![]));
-        assert_eq!(escape.filter(b"a\x01"), (b"a".to_vec(), vec![]));
-        assert_eq!(escape.filter(b"xb"), (b"b".to_vec(), vec![Command::Quit]));
-        assert_eq!(escape.filter(b"\x01\x01\x01a\x01h"), (b"\x01\x01".to_vec(), vec![Command::Help]));
-        assert_eq!(escape.filter(b"\x01q"), (vec![], vec![Command::Help]));
-    }
 
     #[test]
     fn a_pseudo_terminal_carries_both_ways_and_never_blocks_without_a_reader() {

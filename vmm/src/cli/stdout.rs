@@ -2,7 +2,7 @@
 //!
 //! An answer is whole or the exit code says that it is not: a full disk is an error in one line. A reader
 //! that has gone is none, as `head` goes when it has read enough; other tools end in silence then, by
-//! SIGPIPE, which Rust's programs ignore. A guest's console is not written here but by [`crate::console`].
+//! SIGPIPE, which Rust's programs ignore. A guest's console is not written here but by [`crate::run::console`].
 
 use crate::outcome;
 use std::io::{self, ErrorKind, Write};

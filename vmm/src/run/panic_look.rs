@@ -2,7 +2,7 @@
 //! say so, again and again, so it is only a reason to look into the kernel's log; and as that may take a while,
 //! it is looked at on a thread of its own, while the event loop sees keys, signals and the time.
 
-use super::{State, drain, watch};
+use super::events::{Running, drain, watch};
 use crate::error::Error;
 use crate::machine::dumper::Dumper;
 use crate::outcome::Outcome;
@@ -15,8 +15,8 @@ use std::thread;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Looks when something was heard, and ends the guest if it is true.
-pub struct Panicked {
-    state: Rc<State>,
+pub struct PanicLook {
+    running: Rc<Running>,
     heard: Arc<EventFd>,
     look: Arc<Look>,
     is_looking: bool,
@@ -30,13 +30,13 @@ struct Look {
     done: EventFd,
 }
 
-impl Panicked {
-    pub fn new(state: &Rc<State>, heard: &Arc<EventFd>) -> Result<Panicked, Error> {
+impl PanicLook {
+    pub fn new(running: &Rc<Running>, heard: &Arc<EventFd>) -> Result<PanicLook, Error> {
         let done = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
             .map_err(Error::system("cannot make an eventfd"))?;
         let look = Arc::new(Look { found: AtomicBool::new(false), done });
-        Ok(Panicked {
-            state: Rc::clone(state),
+        Ok(PanicLook {
+            running: Rc::clone(running),
             heard: Arc::clone(heard),
             look,
             is_looking: false,
@@ -45,7 +45,7 @@ impl Panicked {
     }
 
     fn start(&mut self) {
-        let (look, dumper) = (Arc::clone(&self.look), self.state.guest.dumper().clone());
+        let (look, dumper) = (Arc::clone(&self.look), self.running.guest.dumper().clone());
         match thread::Builder::new().name("panic-look".into()).spawn(move || look.look(&dumper)) {
             Ok(_) => (self.is_looking, self.again) = (true, false),
             Err(error) => log::warn!("whether the guest has panicked is not looked at: {error}"),
@@ -62,7 +62,7 @@ impl Look {
     }
 }
 
-impl MutEventSubscriber for Panicked {
+impl MutEventSubscriber for PanicLook {
     fn init(&mut self, ops: &mut EventOps) {
         watch(ops, self.heard.as_raw_fd(), EventSet::IN);
         watch(ops, self.look.done.as_raw_fd(), EventSet::IN);
@@ -76,7 +76,7 @@ impl MutEventSubscriber for Panicked {
             drain(&self.look.done);
             self.is_looking = false;
             if self.look.found.load(Ordering::Acquire) {
-                return self.state.end(Outcome::GuestCrash);
+                return self.running.end(Outcome::GuestCrash);
             }
         }
         if self.again && !self.is_looking {

@@ -4,15 +4,14 @@
 mod asked;
 mod open;
 mod shell;
+mod unpacked;
 
-use crate::candidates::words;
+use super::candidates::words;
+use super::stdout;
 use crate::error::Error;
 use crate::outcome;
-use crate::stdout;
-use crate::unpacked::CannotUnpack;
 use arch::Isa;
 use asked::Asked;
-use clap::Args;
 use debug::command::Refused;
 use debug::dump::DumpError;
 use debug::dump::core::Core;
@@ -32,10 +31,11 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use unpacked::CannotUnpack;
 
-/// Options of `vmm core`.
-#[derive(Debug, Args)]
-pub struct CoreArgs {
+/// Look at a memory dump, of either architecture: by a command, or with gdb
+#[derive(Debug, clap::Args)]
+pub struct Args {
     /// The dump: an ELF core (ours, QEMU's, /proc/vmcore), a compressed kdump, either of them also in gzip or
     /// Zstandard, or plain memory with --raw
     path: PathBuf,
@@ -150,7 +150,7 @@ pub fn command_line(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
 }
 
 /// Does what was asked; the exit code.
-pub fn main(args: &CoreArgs) -> u8 {
+pub fn carry_out(args: &Args) -> u8 {
     match run(args) {
         Ok(()) => 0,
         Err(CoreError::Output(error)) => stdout::written(Err(error), 0),
@@ -161,7 +161,7 @@ pub fn main(args: &CoreArgs) -> u8 {
     }
 }
 
-fn run(args: &CoreArgs) -> Result<(), CoreError> {
+fn run(args: &Args) -> Result<(), CoreError> {
     let core = open(args, &args.path)?;
     for remark in core.remarks() {
         log::warn!("{}: {remark}", args.path.display());
@@ -206,7 +206,7 @@ fn serve(core: Core, address: &Address, any_user: bool) -> Result<(), Error> {
 }
 
 /// Has a command carried out, and prints what it says; without one, what the file is.
-fn answer(args: &CoreArgs, core: Core, out: &mut impl Write) -> Result<(), CoreError> {
+fn answer(args: &Args, core: Core, out: &mut impl Write) -> Result<(), CoreError> {
     let mut shell = Shell::new(core, args);
     let reply = match (&args.diff, &args.command) {
         (Some(other), _) => shell.compare(other)?,

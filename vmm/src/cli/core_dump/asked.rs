@@ -2,7 +2,7 @@
 //! help, completion and manual pages have them, and none is listed a second time.
 
 use super::shell;
-use crate::candidates::words;
+use crate::cli::candidates::words;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, Subcommand};
 use debug::reply::{Command, Needs};

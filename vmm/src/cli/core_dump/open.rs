@@ -1,8 +1,8 @@
 //! Opening a dump: whatever its format is, and with what its user knows better.
 
-use super::{CoreArgs, CoreError};
+use super::unpacked::unpacked;
+use super::{Args, CoreError};
 use crate::given_file;
-use crate::unpacked::unpacked;
 use arch::GuestPhys;
 use arch::register::{RegisterFile, row, table};
 use debug::dump::core::Core;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Opens a dump as the options say.
-pub(super) fn open(args: &CoreArgs, path: &Path) -> Result<Core, CoreError> {
+pub(super) fn open(args: &Args, path: &Path) -> Result<Core, CoreError> {
     let failed = |source| CoreError::Open { path: path.into(), source };
     let source = given_file::open(path).and_then(OnDisk::new).map_err(failed)?;
     let malformed = |source| CoreError::Dump { path: path.into(), source };

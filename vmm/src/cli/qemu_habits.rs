@@ -2,8 +2,7 @@
 //! is refused is looked through for QEMU's options and for a kernel as an argument, and the error names what
 //! is written here instead. Nothing is obeyed that is not our own.
 
-use crate::cli::Cli;
-use clap::CommandFactory;
+use super::definition;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use std::ffi::OsString;
 use std::path::Path;
@@ -57,20 +56,20 @@ pub fn explain(error: Error, words: &[OsString]) -> Error {
         _ => None,
     };
     match told {
-        Some(text) => Cli::command().error(error.kind(), text),
+        Some(text) => definition().error(error.kind(), text),
         None => error,
     }
 }
 
 /// Whether a command of ours is given: what stands behind one is no kernel.
 fn is_of_a_command(words: &[OsString]) -> bool {
-    let ours = Cli::command();
+    let ours = definition();
     words.iter().filter_map(|word| word.to_str()).any(|word| ours.find_subcommand(word).is_some())
 }
 
 /// What is told of words that are QEMU's options.
 fn of_qemu(words: &[OsString]) -> Option<String> {
-    let ours = Cli::command();
+    let ours = definition();
     let is_ours = |word: &str| {
         let option = word.strip_prefix("--");
         option.is_some_and(|name| ours.get_arguments().any(|option| option.get_long() == Some(name)))
@@ -115,6 +114,7 @@ fn positional(error: &Error) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Cli;
     use super::*;
     use clap::Parser;
 
