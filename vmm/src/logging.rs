@@ -8,8 +8,8 @@
 //!
 //! Nothing else writes to standard error while a guest runs (`make layering` looks).
 
-pub mod line_queue;
-pub mod progress;
+pub(crate) mod line_queue;
+pub(crate) mod progress;
 
 use devices::rate_limit::{RateLimit, missed_in_words};
 use env_logger::{Builder, Logger, Target};

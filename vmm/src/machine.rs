@@ -2,28 +2,30 @@
 //!
 //! | the guest's | is |
 //! | --- | --- |
-//! | life: made, let run, held, waited for | [`guest`] |
-//! | memory, for whoever serves the guest | [`guest_ram`] |
+//! | life: made, let run, held, waited for | `guest` |
+//! | memory, for whoever serves the guest | `guest_ram` |
 //! | devices | `rack`, and `output_queue` for what it prints |
 //! | hypercalls | [`hypercalls`] |
-//! | time, which stands still while it is held | [`guest_clock`] |
-//! | vCPUs, each on a thread, which enters the guest and serves it | [`vcpus`], [`serve`] |
+//! | time, which stands still while it is held | `guest_clock` |
+//! | vCPUs, each on a thread (to which others leave things to do in its `mailbox`) | [`vcpus`] |
+//! | exits, which are served on those threads | `serve`, with what is in `services` |
 //! | debugger, who comes and goes | [`debugger`] |
 //! | dumps | [`dumper`] |
 
 pub mod config;
 pub mod debugger;
 pub mod dumper;
-pub mod guest;
-pub mod guest_clock;
-pub mod guest_ram;
+mod guest;
+mod guest_clock;
+mod guest_ram;
 pub mod hypercalls;
 mod mailbox;
 mod output_queue;
 mod rack;
-pub mod serve;
+mod serve;
+mod services;
 pub mod vcpus;
 
-pub use config::{Config, GdbConfig, HypercallConfig, MemorySize};
+pub use config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
 pub use guest::Guest;
 pub use vcpus::Hold;

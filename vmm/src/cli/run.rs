@@ -5,6 +5,7 @@ use super::values;
 use crate::control::names;
 use crate::error::Error;
 use crate::machine::config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
+use crate::machine::hypercalls::family::FamilyName;
 use crate::run::config::{DumpOn, OnReboot, RunConfig};
 use crate::run::console::ConsoleKind;
 use crate::run::run;
@@ -111,7 +112,7 @@ pub struct Args {
     /// Answer the guest's hypercalls and write them to standard error, as strace does: xen, or kvm
     /// (shown only). Behind commas: trace=PATH or trace=off, json, summary (counts at the end),
     /// filter=NAME[+NAME...] (console_io, EVTCHNOP_send), transport=page (x86_64: without KVM's help)
-    #[arg(long, value_name = "FAMILY[,...]", add = words(&["xen", "kvm"]),
+    #[arg(long, value_name = "FAMILY[,...]", add = words(FamilyName::NAMES),
           value_parser = ValueParser::new(values::hypercalls), help_heading = "Debugging")]
     hypercalls: Option<HypercallConfig>,
 }

@@ -1,7 +1,7 @@
 //! Values of options: what is written on a command line, made into what it means.
 
 use crate::machine::config::{HypercallConfig, MemorySize, Trace};
-use crate::machine::hypercalls::FamilyName;
+use crate::machine::hypercalls::family::FamilyName;
 use crate::run::config::DumpOn;
 use crate::run::console::ConsoleKind;
 use debug::dump::packing::check_name;
@@ -163,11 +163,9 @@ pub fn dump_on(text: &str) -> Result<DumpOn, String> {
 /// What is wrong, and what can be written instead.
 pub fn hypercalls(text: &str) -> Result<HypercallConfig, String> {
     let mut words = text.split(',');
-    let family = match words.next() {
-        Some("xen") => FamilyName::Xen,
-        Some("kvm") => FamilyName::Kvm,
-        other => return Err(format!("'{}' is no family: write xen or kvm", other.unwrap_or_default())),
-    };
+    let name = words.next().unwrap_or_default();
+    let family = FamilyName::named(name)
+        .ok_or_else(|| format!("'{name}' is no family: write {}", FamilyName::NAMES.join(" or ")))?;
     let mut config = HypercallConfig {
         family,
         trace: Trace::Stderr,

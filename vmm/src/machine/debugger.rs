@@ -70,7 +70,7 @@ pub struct Attachment {
 
 impl Attachment {
     /// Of a machine that nobody debugs.
-    pub fn new(
+    pub(super) fn new(
         vcpus: &Arc<Vcpus>,
         memory: &GuestMemory,
         ram: &Arc<GuestRam>,
@@ -136,7 +136,7 @@ impl Attachment {
 
     /// The machine is over, or its guest begins again in another one: nobody comes or leaves any more. The debugger
     /// that was there.
-    pub fn close(&self) -> Option<Arc<Debugger>> {
+    pub(super) fn close(&self) -> Option<Arc<Debugger>> {
         match std::mem::replace(&mut *self.place(), Place::Gone) {
             Place::Taken(debugger) => Some(debugger),
             Place::Free | Place::Gone => None,
@@ -144,12 +144,12 @@ impl Attachment {
     }
 
     /// Takes [`Self::close`] back: the guest does not begin again.
-    pub fn open(&self, debugger: Option<Arc<Debugger>>) {
+    pub(super) fn open(&self, debugger: Option<Arc<Debugger>>) {
         *self.place() = debugger.map_or(Place::Free, Place::Taken);
     }
 
     /// Has the debugger of another machine, whose guest begins again in this one, go over to it.
-    pub fn take_over(&self, debugger: &Arc<Debugger>) {
+    pub(super) fn take_over(&self, debugger: &Arc<Debugger>) {
         let mut place = self.place();
         let Some(vcpus) = self.vcpus.upgrade() else { return };
         vcpus.monitor().count_exits();

@@ -57,7 +57,7 @@ fn capture(vcpu: &Vcpu, moment: Moment) -> Cpu {
 
 impl Dumper {
     /// For a machine.
-    pub fn new(vcpus: &Arc<Vcpus>, memory: &GuestMemory) -> Dumper {
+    pub(super) fn new(vcpus: &Arc<Vcpus>, memory: &GuestMemory) -> Dumper {
         Dumper {
             vcpus: Arc::downgrade(vcpus),
             memory: memory.clone(),
@@ -103,7 +103,7 @@ impl Dumper {
 
     /// The machine ends: a dump that is being written is broken off, and none is begun. Returns when
     /// nothing of it is left.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
         drop(self.turn.lock().unwrap_or_else(PoisonError::into_inner));
     }

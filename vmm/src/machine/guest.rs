@@ -1,37 +1,26 @@
-//! A whole machine: memory, devices, vCPUs, and the guest in it.
-//!
-//! This is what an embedder drives: make a [`Guest`], [`resume`](Guest::resume) it, give
+//! What an embedder drives: make a [`Guest`], [`resume`](Guest::resume) it, give
 //! its console input, wait for its [`Outcome`]. The command line's event loop ([`crate::run`])
 //! is one such driver.
 
-use crate::boot::cmdline::Completion;
-use crate::boot::kernel::Kernel;
-use crate::boot::{self, BootConfig, Booted};
+mod build;
+
+use crate::boot::Booted;
 use crate::error::Error;
-use crate::machine::config::{Config, GuestClock, Trace};
-use crate::machine::debugger::{Attachment, Debugger, listen};
+use crate::machine::config::Config;
+use crate::machine::debugger::Attachment;
 use crate::machine::dumper::Dumper;
-use crate::machine::guest_clock::Timekeeper;
-use crate::machine::guest_ram::GuestRam;
-use crate::machine::hypercalls::{FamilyName, LiveHypercalls, Parts};
-use crate::machine::output_queue::{OutputQueue, QueueEnd};
-use crate::machine::rack;
-use crate::machine::serve::{Exits, Shared};
-use crate::machine::vcpus::{Hold, Threads, Vcpus};
+use crate::machine::hypercalls::LiveHypercalls;
+use crate::machine::services::Services;
+use crate::machine::vcpus::{Hold, Vcpus};
 use crate::outcome::Outcome;
-use arch::Isa;
-use arch::x86::cpuid::Entry;
+use build::build;
 use debug::machine::{Ended, Event};
 use devices::guest_log;
-use devices::hypercall::xen::cpuid;
-use devices::platform::Extra;
 use devices::platform::serial::Serial;
-use devices::rack::Console;
-use kvm::{HOST_ISA, Host, HypercallSetup, Vcpu, Vm, VmConfig};
-use std::fs::File;
-use std::io::{Read, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use kvm::Vm;
+use std::io::Write;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
@@ -43,8 +32,7 @@ pub struct Guest {
     // The threads end before what they use goes: first the one that asks vCPUs.
     attachment: Attachment,
     dumper: Dumper,
-    /// What [`Guest::pause`] has made.
-    pause: Mutex<Pause>,
+    stage: Mutex<Stage>,
     vcpus: Arc<Vcpus>,
     waits: bool,
     outcomes: Mutex<Receiver<Outcome>>,
@@ -53,27 +41,19 @@ pub struct Guest {
     input_wanted: EventFd,
     booted: Booted,
     hypercalls: Option<Arc<LiveHypercalls>>,
-    shared: Arc<Shared>,
+    services: Arc<Services>,
     _vm: Vm,
 }
 
 /// How far an embedder has gone with a guest.
 #[derive(Debug)]
-enum Pause {
+enum Stage {
     /// It has not let it run yet.
     NotStarted,
     /// It runs, as far as the embedder is concerned.
     Runs,
     /// It is held.
     Held { _hold: Hold, was_started: bool },
-}
-
-fn new_event() -> Result<EventFd, Error> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::system("cannot make an eventfd"))
-}
-
-fn clone_event(event: &EventFd) -> Result<EventFd, Error> {
-    event.try_clone().map_err(Error::system("cannot duplicate an eventfd"))
 }
 
 impl Guest {
@@ -83,7 +63,7 @@ impl Guest {
     /// # Errors
     /// [`Error`] for everything that a host, a file or an option can be wrong about.
     pub fn new(config: &Config, output: Box<dyn Write + Send>) -> Result<Guest, Error> {
-        Guest::build(config, output, None)
+        build(config, output, None)
     }
 
     /// Builds a machine in which the guest begins again. A debugger that is attached to this one goes over to
@@ -101,106 +81,22 @@ impl Guest {
             )));
         }
         // Its vCPUs that have not ended are not to meet what the debugger puts into the other one.
-        let was_held = matches!(*self.how_far(), Pause::Held { .. });
+        let was_held = matches!(*self.stage(), Stage::Held { .. });
         self.pause();
         let debugger = self.attachment.close();
-        let again = Guest::build(config, output, debugger.as_ref());
+        let again = build(config, output, debugger.as_ref());
         if again.is_err() {
             self.attachment.open(debugger);
         }
         if again.is_err() && !was_held {
-            let mut pause = self.how_far();
+            let mut stage = self.stage();
             // What was held is let go; one that was never started waits on.
-            *pause = match *pause {
-                Pause::Held { was_started: false, .. } => Pause::NotStarted,
-                _ => Pause::Runs,
+            *stage = match *stage {
+                Stage::Held { was_started: false, .. } => Stage::NotStarted,
+                _ => Stage::Runs,
             };
         }
         again
-    }
-
-    fn build(
-        config: &Config,
-        output: Box<dyn Write + Send>,
-        former: Option<&Arc<Debugger>>,
-    ) -> Result<Guest, Error> {
-        check(config)?;
-        let host = Host::open()?;
-        let vm_config = VmConfig {
-            vcpus: config.cpus,
-            memory: config.memory.bytes(),
-            cpu: config.cpu.clone(),
-            hypercalls: setup(config),
-        };
-        let kernel = match &config.kernel {
-            Some(path) => Kernel::open(path, HOST_ISA, vm_config.memory)?,
-            None => Kernel::embedded(),
-        };
-        let (vm, vcpus) = Vm::new(&host, &vm_config)?;
-        let waits = config.gdb.as_ref().is_some_and(|gdb| gdb.waits);
-        let cmdline = Completion::of(&kernel, config.cmdline_exact, waits).line(config.cmdline.as_deref());
-        let booted = prepare(&vm, &kernel, config, &cmdline)?;
-        tell(&kernel, &booted, config, &cmdline);
-        if let Some(boot_vcpu) = vcpus.first() {
-            boot_vcpu.set_boot_state(&booted.state)?;
-        }
-
-        let input_wanted = new_event()?;
-        let output = Arc::new(OutputQueue::new(output));
-        let (sender, outcomes) = channel();
-        let wake = new_event()?;
-        let gdb = config.gdb.as_ref();
-        if gdb.is_some() && config.guest_clock == GuestClock::Stop {
-            // Found out once; the first stop is not to wait for it.
-            kvm::probe::holds_counter().ok();
-        }
-        let listener = gdb.filter(|_| former.is_none()).map(listen).transpose()?;
-        let ram = Arc::new(GuestRam::new(vm.memory()));
-        let drained = clone_event(&input_wanted)?;
-        let console = Console {
-            output: Box::new(QueueEnd(Arc::clone(&output))),
-            drained: Box::new(move || drained.write(1)),
-        };
-        let (rack, serial) = rack::fit(&config.extras, &vm, &ram, console);
-        let parts = Parts { vm: &vm, ram: &ram, serial: &serial, vcpus: config.cpus };
-        let hypercalls = hypercalls(config, &parts)?;
-        let shared = Arc::new(Shared {
-            hypercalls: hypercalls.clone(),
-            keeps_registers: config.keeps_registers,
-            output,
-            ports: rack.ports,
-            mmio: rack.mmio,
-            memory: vm.memory().clone(),
-            outcomes: sender,
-            wake: clone_event(&wake)?,
-            exits: Exits::new(config.cpus),
-            wants_restart: AtomicBool::new(false),
-            is_started: AtomicBool::new(false),
-        });
-        let vcpus = start(vcpus, config.guest_clock, &vm, &shared)?;
-        let dumper = Dumper::new(&vcpus, vm.memory());
-        let attachment = Attachment::new(&vcpus, vm.memory(), &ram, kernel.believed());
-        if let (Some(listener), Some(gdb)) = (listener, gdb) {
-            attachment.attach(listener, gdb)?;
-        }
-        if let Some(former) = former {
-            attachment.take_over(former);
-        }
-        Ok(Guest {
-            waits: waits || former.is_some(),
-            attachment,
-            dumper,
-            pause: Mutex::new(Pause::NotStarted),
-            vcpus,
-            outcomes: Mutex::new(outcomes),
-            wake,
-            serial,
-            input_wanted,
-            booted,
-            hypercalls,
-            shared,
-            _vm: vm,
-        })
     }
 
     /// The guest's hypercalls, if they come to us.
@@ -208,21 +104,21 @@ impl Guest {
         self.hypercalls.as_deref()
     }
 
-    fn how_far(&self) -> MutexGuard<'_, Pause> {
-        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets the guest run, as far as it was this machine's [`Self::pause`] that held it.
     pub fn resume(&self) {
-        let mut pause = self.how_far();
-        let was_started = match &*pause {
-            Pause::NotStarted => false,
-            Pause::Runs => return,
-            Pause::Held { was_started, .. } => *was_started,
+        let mut stage = self.stage();
+        let was_started = match &*stage {
+            Stage::NotStarted => false,
+            Stage::Runs => return,
+            Stage::Held { was_started, .. } => *was_started,
         };
         // What was held is let go.
-        *pause = Pause::Runs;
-        self.shared.is_started.store(true, Ordering::SeqCst);
+        *stage = Stage::Runs;
+        self.services.is_started.store(true, Ordering::SeqCst);
         if !was_started {
             self.vcpus.resume();
         }
@@ -230,10 +126,10 @@ impl Guest {
 
     /// Lets the guest run, unless it waits for a debugger that will.
     pub fn start(&self) {
-        self.shared.is_started.store(true, Ordering::SeqCst);
+        self.services.is_started.store(true, Ordering::SeqCst);
         // One that has left by now has not let it run, and one that leaves from here on does.
         match self.waits && self.attachment.debugger().is_some() {
-            true => *self.how_far() = Pause::Runs,
+            true => *self.stage() = Stage::Runs,
             false => self.resume(),
         }
     }
@@ -249,7 +145,7 @@ impl Guest {
 
     /// Whether it is the debugger who wants the guest to begin again; asked once for each time.
     pub fn takes_restart(&self) -> bool {
-        self.shared.wants_restart.swap(false, Ordering::Relaxed)
+        self.services.wants_restart.swap(false, Ordering::Relaxed)
     }
 
     /// Tells a debugger that has asked for it that the guest does not begin again.
@@ -267,13 +163,13 @@ impl Guest {
     /// Stops the guest until [`Self::resume`]; returns when no vCPU is in it any more. Its time stands
     /// still meanwhile, if the configuration says so.
     pub fn pause(&self) {
-        let mut pause = self.how_far();
-        let was_started = match &*pause {
-            Pause::NotStarted => false,
-            Pause::Runs => true,
-            Pause::Held { .. } => return,
+        let mut stage = self.stage();
+        let was_started = match &*stage {
+            Stage::NotStarted => false,
+            Stage::Runs => true,
+            Stage::Held { .. } => return,
         };
-        *pause = Pause::Held { _hold: self.vcpus.hold(), was_started };
+        *stage = Stage::Held { _hold: self.vcpus.hold(), was_started };
     }
 
     /// Stops the guest for as long as the result is there. Others may hold it at the same time.
@@ -336,97 +232,6 @@ impl Drop for Guest {
     /// Whoever holds a clone of what is for the control socket does not keep the debugger.
     fn drop(&mut self) {
         drop(self.attachment.close());
-    }
-}
-
-/// Starts the threads of the vCPUs.
-fn start(vcpus: Vec<Vcpu>, clock: GuestClock, vm: &Vm, shared: &Arc<Shared>) -> Result<Arc<Vcpus>, Error> {
-    let hypercalls = shared.hypercalls.as_ref();
-    let timers = hypercalls.and_then(|hypercalls| hypercalls.timers()).cloned();
-    let time = Timekeeper::new(clock, vm.clock(), timers);
-    let threads = Threads::spawn(vcpus, shared, time).map_err(Error::system("cannot start vCPU threads"))?;
-    if let Some(hypercalls) = hypercalls {
-        hypercalls.introduce(threads.mailboxes());
-    }
-    Ok(Arc::new(Vcpus::new(threads)))
-}
-
-fn tell(kernel: &Kernel, booted: &Booted, config: &Config, cmdline: &str) {
-    log::info!(
-        "{} {}, entered by {} at {}; {} vCPUs, {} MiB; command line: {cmdline}",
-        kernel.format().name(),
-        kernel.path().display(),
-        booted.protocol,
-        booted.entry,
-        config.cpus,
-        config.memory.bytes() >> 20,
-    );
-}
-
-fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<Booted, Error> {
-    let mut seed = [0; 40];
-    File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut seed))
-        .map_err(Error::system("cannot read /dev/urandom"))?;
-    let board = rack::board(HOST_ISA, &config.extras);
-    let boot = BootConfig {
-        memory: config.memory.bytes(),
-        vcpus: config.cpus,
-        cmdline,
-        cmdline_exact: config.cmdline_exact,
-        initrds: &config.initrds,
-        load_address: config.load_address,
-        board: &board,
-        seed,
-    };
-    Ok(match vm.platform() {
-        None => boot::x86::prepare(vm.memory(), kernel, &boot)?,
-        Some(platform) => boot::aarch64::prepare(vm.memory(), kernel, &boot, &platform)?,
-    })
-}
-
-/// What is asked of KVM for the hypercalls that the user wants.
-fn setup(config: &Config) -> Option<HypercallSetup> {
-    let wanted = config.hypercalls.as_ref()?;
-    if wanted.family == FamilyName::Kvm && HOST_ISA == Isa::Aarch64 {
-        log::warn!("--hypercalls kvm: on aarch64 KVM answers its own calls itself, so none are seen");
-        return None;
-    }
-    let leaves = |vcpu| {
-        let leaves = cpuid::leaves(vcpu).into_iter();
-        let entry = |leaf: cpuid::Leaf| {
-            let [eax, ebx, ecx, edx] = leaf.registers;
-            Entry { leaf: leaf.number, eax, ebx, ecx, edx, ..Entry::default() }
-        };
-        leaves.map(entry).collect()
-    };
-    Some(HypercallSetup {
-        msr: cpuid::HYPERCALL_MSR,
-        leaves,
-        has_page: wanted.family == FamilyName::Xen,
-        page_only: wanted.page_only,
-    })
-}
-
-/// The guest's hypercalls, if this host hands them over.
-fn hypercalls(config: &Config, parts: &Parts<'_>) -> Result<Option<Arc<LiveHypercalls>>, Error> {
-    if let Some(why) = parts.vm.why_no_hypercalls() {
-        log::warn!("--hypercalls: {why}");
-    }
-    let (Some(wanted), Some(transport)) = (&config.hypercalls, parts.vm.transport()) else { return Ok(None) };
-    log::info!("hypercalls: {} by {}", wanted.family.name(), transport.name());
-    let tracer = wanted.tracer().map_err(|source| wanted.cannot_open(source))?;
-    // A debugger may ask for the times.
-    let is_timed = wanted.trace != Trace::Off || wanted.summary || config.gdb.is_some();
-    let live = LiveHypercalls::new(wanted.family, transport, (tracer, is_timed), parts);
-    live.map(|live| Some(Arc::new(live))).map_err(Error::system("cannot start a thread for timers"))
-}
-
-/// Refuses what this architecture has not.
-fn check(config: &Config) -> Result<(), Error> {
-    match config.extras.contains(&Extra::Test) && HOST_ISA == Isa::Aarch64 {
-        true => Err(Error::Usage("--test-device: QEMU's pc-testdev is a device of x86_64 machines".into())),
-        false => Ok(()),
     }
 }
 

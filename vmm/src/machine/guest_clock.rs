@@ -8,7 +8,7 @@
 //! short is only added up, and taken out once [`SHORTEST`] has gathered; and the clocks are taken when
 //! the guest has stood still for 4 ms, by whoever waits ([`Timekeeper::settle`]).
 
-use crate::machine::hypercalls::Timers;
+use crate::machine::hypercalls::family::Timers;
 use debug::live::times::Times;
 use debug::live::vcpus::{Monitor, Vcpus};
 use kvm::clock::{Cycles, FrozenVcpu, FrozenVm, Stood, VmClock};

@@ -2,126 +2,41 @@
 //!
 //! [`Server::enter`] is what a vCPU thread's runner ([`debug::live::runner`]) calls to run the guest, and to step it.
 
-use crate::machine::hypercalls::{Done, LiveHypercalls};
-use crate::machine::output_queue::OutputQueue;
+mod over;
+
+use super::hypercalls::{AfterCall, LiveHypercalls};
+use super::services::Services;
 use crate::outcome::Outcome;
-use arch::GuestVirt;
-use arch::Isa;
-use arch::register::Bank;
-use arch::x86::reset_vector;
-use debug::disassemble::LONGEST_INSTRUCTION;
 use debug::live::runner::{Exit, Next, Runner, Turn, Visit};
 use debug::machine::StopReason;
-use debug::memory::{self, Space};
-use debug::report::Report;
 use debug::trap::Trap;
-use devices::bus::Bus;
 use devices::{guest_log, tell};
+use kvm::Vcpu;
 use kvm::exit::{DebugExit, HypercallExit, InternalError, SystemEvent, VcpuExit};
-use kvm::ram::GuestMemory;
-use kvm::ram::LiveMemory;
-use kvm::{HOST_ISA, KvmError, Vcpu};
+use over::{Over, fatal};
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
-use vmm_sys_util::eventfd::EventFd;
-
-/// What all vCPU threads share.
-#[derive(Debug)]
-pub struct Shared {
-    /// I/O ports.
-    pub ports: Bus,
-    /// Memory without RAM behind it.
-    pub mmio: Bus,
-    /// What the guest prints.
-    pub(crate) output: Arc<OutputQueue>,
-    /// Registers are kept that a reset or a triple fault would lose: there may be a dump of it.
-    pub keeps_registers: bool,
-    /// RAM.
-    pub memory: GuestMemory,
-    /// Where a vCPU's outcome goes...
-    pub outcomes: Sender<Outcome>,
-    /// ...and what is written then, for whoever polls.
-    pub wake: EventFd,
-    /// How often vCPUs leave the guest, and why.
-    pub exits: Exits,
-    /// A debugger wants the guest to begin again.
-    pub wants_restart: AtomicBool,
-    /// The guest has been let run, or would have been but for a debugger.
-    pub is_started: AtomicBool,
-    /// Hypercalls, if they come to us.
-    pub hypercalls: Option<Arc<LiveHypercalls>>,
-}
-
-impl Shared {
-    /// Says how the guest has ended.
-    pub fn end(&self, outcome: Outcome) {
-        // The machine that listens outlives its threads; at worst nobody reads it.
-        self.outcomes.send(outcome).ok();
-        if let Err(error) = self.wake.write(1) {
-            log::error!("cannot tell that the guest has ended: {error}");
-        }
-    }
-}
-
-/// How often each vCPU has left the guest, by kind of exit; counted once somebody may ask.
-#[derive(Debug)]
-pub struct Exits {
-    is_counted: AtomicBool,
-    counts: Vec<[AtomicU64; VcpuExit::KINDS.len()]>,
-}
-
-impl Exits {
-    /// None yet.
-    pub fn new(vcpus: u32) -> Exits {
-        Exits { is_counted: AtomicBool::new(false), counts: (0..vcpus).map(|_| Default::default()).collect() }
-    }
-
-    /// Has them counted.
-    pub fn begin(&self) {
-        self.is_counted.store(true, Ordering::Relaxed);
-    }
-
-    fn count(&self, vcpu: u32, exit: &VcpuExit<'_>) {
-        if self.is_counted.load(Ordering::Relaxed)
-            && let Some(counts) = self.counts.get(vcpu as usize)
-        {
-            counts[exit.kind()].fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// The counts, in the order of vCPUs.
-    pub fn told(&self) -> Vec<Vec<(&'static str, u64)>> {
-        let told = |counts: &[AtomicU64; VcpuExit::KINDS.len()]| {
-            let count = |(name, count): (&&'static str, &AtomicU64)| (*name, count.load(Ordering::Relaxed));
-            VcpuExit::KINDS.iter().zip(counts).map(count).collect()
-        };
-        self.counts.iter().map(told).collect()
-    }
-}
 
 /// Serves the guest on one vCPU's thread, and remembers how it ended.
 #[derive(Debug)]
 pub struct Server<'a> {
-    shared: &'a Shared,
+    services: &'a Services,
     /// What has not been told yet, as a debugger may want to look at the guest first.
     outcome: Option<Outcome>,
 }
 
 impl<'a> Server<'a> {
     /// For one thread.
-    pub fn new(shared: &'a Shared) -> Server<'a> {
-        Server { shared, outcome: None }
+    pub fn new(services: &'a Services) -> Server<'a> {
+        Server { services, outcome: None }
     }
 
     /// Enters the guest and serves what it wants: the callback of the thread's runner.
     pub fn enter(&mut self, vcpu: &mut Vcpu, turn: Turn<'_>) -> Exit {
-        let exit = match enter(vcpu, turn, self.shared) {
+        let exit = match enter(vcpu, turn, self.services) {
             Ok(exit) => exit,
             Err(end) => Exit::End { fatal: self.end(vcpu, end) },
         };
-        self.shared.output.settle_new();
+        self.services.output.settle_new();
         // Nothing is locked now.
         guest_log::deliver();
         exit
@@ -148,58 +63,47 @@ impl<'a> Server<'a> {
         if next == Next::End
             && let Some(outcome) = self.outcome.take()
         {
-            self.shared.end(outcome);
+            self.services.end(outcome);
         }
     }
 
     /// Notes how the guest has ended; what a debugger may want to know of it first.
     fn end(&mut self, vcpu: &Vcpu, end: Over) -> Option<String> {
-        let outcome = end.outcome(vcpu, self.shared);
+        let outcome = end.outcome(vcpu, &self.services.memory);
         let fatal = fatal(&outcome);
         self.outcome = Some(outcome);
         fatal
     }
 }
 
-/// Why a debugger may want to look at a guest that has come to this end; `None` where there is nothing more to see.
-fn fatal(outcome: &Outcome) -> Option<String> {
-    match outcome {
-        Outcome::TripleFault { .. }
-        | Outcome::EmulationFailure { .. }
-        | Outcome::InternalError { .. }
-        | Outcome::GuestCrash => Some(outcome.to_string().lines().next().unwrap_or_default().to_string()),
-        _ => None,
-    }
-}
-
-fn enter(vcpu: &mut Vcpu, turn: Turn<'_>, shared: &Shared) -> Result<Exit, Over> {
+fn enter(vcpu: &mut Vcpu, turn: Turn<'_>, services: &Services) -> Result<Exit, Over> {
     let id = vcpu.id();
     if turn.is_finish() {
         return match vcpu.finish_access()? {
-            Some(exit) => serve(id, exit, shared),
+            Some(exit) => serve(id, exit, services),
             None => Ok(Exit::Interrupted),
         };
     }
     // A debugger can step a guest that waits for whoever reads its output.
-    if !turn.is_step() && !shared.output.settle() {
+    if !turn.is_step() && !services.output.settle() {
         return Ok(Exit::Interrupted);
     }
     let (inside, mut visit) = turn.enter();
     let exit = vcpu.run();
     drop(inside);
     let exit = exit?;
-    match hypercall(&exit, shared) {
+    match hypercall(&exit, services) {
         Some((call, hypercalls)) => {
-            shared.exits.count(id, &VcpuExit::Hypercall(call));
+            services.exits.count(id, &VcpuExit::Hypercall(call));
             answer(call, hypercalls, vcpu, &mut visit)
         }
-        None => serve(id, exit, shared),
+        None => serve(id, exit, services),
     }
 }
 
 /// The hypercall that an exit is, if hypercalls come to us.
-fn hypercall<'a>(exit: &VcpuExit<'_>, shared: &'a Shared) -> Option<(HypercallExit, &'a LiveHypercalls)> {
-    let hypercalls = shared.hypercalls.as_deref()?;
+fn hypercall<'a>(exit: &VcpuExit<'_>, services: &'a Services) -> Option<(HypercallExit, &'a LiveHypercalls)> {
+    let hypercalls = services.hypercalls.as_deref()?;
     match exit {
         VcpuExit::Hypercall(call) => Some((*call, hypercalls)),
         VcpuExit::PortWrite { port, .. } if hypercalls.is_port(*port) => {
@@ -219,63 +123,26 @@ fn answer(
     let is_caught = hypercalls.calls().is_caught();
     let pc = is_caught.then(|| vcpu.pc_and_flags().ok().map(|(pc, _)| pc)).flatten();
     match hypercalls.serve(vcpu, call, visit.stops_at(pc))? {
-        Done::GoOn => Ok(Exit::Served),
-        Done::Ended(end) => Err(Over::As(end.into())),
-        Done::Caught(text) => Ok(Exit::Stop(StopReason::Hypercall(text))),
+        AfterCall::GoOn => Ok(Exit::Served),
+        AfterCall::End(end) => Err(Over::As(end.into())),
+        AfterCall::Catch(text) => Ok(Exit::Stop(StopReason::Hypercall(text))),
     }
-}
-
-/// An end of the guest.
-enum Over {
-    /// As it is.
-    As(Outcome),
-    // These need a report of what the vCPU was doing.
-    TripleFault,
-    EmulationFailure(Vec<u8>),
-    Internal(String),
-}
-
-impl From<KvmError> for Over {
-    fn from(error: KvmError) -> Over {
-        Over::Internal(error.to_string())
-    }
-}
-
-impl Over {
-    fn outcome(self, vcpu: &Vcpu, shared: &Shared) -> Outcome {
-        match self {
-            Over::As(outcome) => outcome,
-            // Where firmware would be, that boots the machine again.
-            Over::EmulationFailure(_) if is_after_init(vcpu) => Outcome::Reset,
-            Over::TripleFault => Outcome::TripleFault { report: report(vcpu, shared, &[]) },
-            Over::EmulationFailure(instruction) => {
-                Outcome::EmulationFailure { report: report(vcpu, shared, &instruction) }
-            }
-            Over::Internal(cause) => Outcome::InternalError { cause, report: report(vcpu, shared, &[]) },
-        }
-    }
-}
-
-/// Whether a vCPU begins where an x86 processor does after INIT.
-fn is_after_init(vcpu: &Vcpu) -> bool {
-    let (Ok((pc, _)), Ok(mode)) = (vcpu.pc_and_flags(), vcpu.code()) else { return false };
-    HOST_ISA == Isa::X86_64 && mode.linear(pc) == reset_vector::AFTER_INIT
 }
 
 /// Serves an exit of vCPU `id`.
-fn serve(id: u32, exit: VcpuExit<'_>, shared: &Shared) -> Result<Exit, Over> {
+fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over> {
     log::debug!(target: "vmm::exit", "vCPU {id}: {exit:x?}");
-    shared.exits.count(id, &exit);
+    services.exits.count(id, &exit);
     let end = match exit {
         VcpuExit::Interrupted => return Ok(Exit::Interrupted),
         VcpuExit::MsrWrite { index, value, refused } => {
-            let taken = shared.hypercalls.as_ref().is_some_and(|calls| calls.write_msr(index, value));
+            let taken = services.hypercalls.as_ref().is_some_and(|calls| calls.write_msr(index, value));
             *refused = u8::from(!taken);
             None
         }
         VcpuExit::PortRead { port, size, data } => {
             for access in data.chunks_mut(size) {
-                if !shared.ports.read(u64::from(port), access) {
+                if !services.ports.read(u64::from(port), access) {
                     tell!(Info, "vCPU {id} reads {size} bytes at unused port {port:#x}");
                 }
             }
@@ -284,7 +151,7 @@ fn serve(id: u32, exit: VcpuExit<'_>, shared: &Shared) -> Result<Exit, Over> {
         VcpuExit::PortWrite { port, size, data } => {
             let mut end = None;
             for access in data.chunks(size) {
-                match shared.ports.write(u64::from(port), access) {
+                match services.ports.write(u64::from(port), access) {
                     Ok(asked) => end = end.or(asked),
                     Err(_) => tell!(Info, "vCPU {id} writes {access:02x?} to unused port {port:#x}"),
                 }
@@ -292,13 +159,13 @@ fn serve(id: u32, exit: VcpuExit<'_>, shared: &Shared) -> Result<Exit, Over> {
             end
         }
         VcpuExit::MmioRead { address, data } => {
-            if !shared.mmio.read(address, data) {
+            if !services.mmio.read(address, data) {
                 let size = data.len();
                 tell!(Info, "vCPU {id} reads {size} bytes at {address:#x}, where nothing is");
             }
             None
         }
-        VcpuExit::MmioWrite { address, data } => match shared.mmio.write(address, data) {
+        VcpuExit::MmioWrite { address, data } => match services.mmio.write(address, data) {
             Ok(asked) => asked,
             Err(_) => {
                 tell!(Info, "vCPU {id} writes {data:02x?} to {address:#x}, where nothing is");
@@ -365,20 +232,4 @@ fn trap(exit: &DebugExit) -> Option<Trap> {
             Some(Trap::Aarch64 { exception, far })
         }
     }
-}
-
-/// Words what the vCPU was doing. `instruction` are the bytes that KVM told, if any; else
-/// they are read from guest memory.
-fn report(vcpu: &Vcpu, shared: &Shared, instruction: &[u8]) -> String {
-    let registers = vcpu.registers(&[Bank::General, Bank::System]);
-    let mut code = instruction.to_vec();
-    if code.is_empty()
-        && let (Ok((pc, _)), Ok(mode), Ok(regime)) = (vcpu.pc_and_flags(), vcpu.code(), vcpu.regime())
-    {
-        code.resize(LONGEST_INSTRUCTION, 0);
-        let (memory, place) = (LiveMemory(shared.memory.clone()), GuestVirt(mode.linear(pc)));
-        let read = memory::read(&memory, &Space::Virtual(regime), None, place, &mut code);
-        code.truncate(read);
-    }
-    Report { vcpu: vcpu.id(), registers: &registers, code: &code }.text()
 }

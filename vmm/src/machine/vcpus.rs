@@ -9,7 +9,8 @@ mod commands;
 
 use crate::machine::guest_clock::Timekeeper;
 use crate::machine::mailbox::{Mailbox, Message, Task};
-use crate::machine::serve::{Server, Shared};
+use crate::machine::serve::Server;
+use crate::machine::services::Services;
 use crate::outcome::{Outcome, StoppedBy};
 use debug::live::attention::{self, Attention};
 use debug::live::gate::Kick;
@@ -78,7 +79,7 @@ pub type Hold = debug::live::vcpus::Hold<Threads>;
 pub struct Threads {
     threads: Vec<Thread>,
     time: Arc<Timekeeper>,
-    shared: Arc<Shared>,
+    services: Arc<Services>,
 }
 
 impl Threads {
@@ -86,33 +87,33 @@ impl Threads {
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub fn spawn(vcpus: Vec<Vcpu>, shared: &Arc<Shared>, time: Timekeeper) -> io::Result<Threads> {
+    pub(super) fn spawn(vcpus: Vec<Vcpu>, services: &Arc<Services>, time: Timekeeper) -> io::Result<Threads> {
         kick::install_handler()?;
         let time = Arc::new(time);
-        let mut result = Threads { threads: Vec::new(), time, shared: Arc::clone(shared) };
+        let mut result = Threads { threads: Vec::new(), time, services: Arc::clone(services) };
         for vcpu in vcpus {
             let (inbox, messages) = channel();
             let attention = Arc::new(Attention::default());
             let inbox_end = Inbox { messages, attention: Arc::clone(&attention) };
-            let shared = Arc::clone(shared);
+            let services = Arc::clone(services);
             let times = Arc::new(Times::default());
             let its_times = Arc::clone(&times);
             let handle = thread::Builder::new()
                 .name(format!("vcpu{}", vcpu.id()))
                 .stack_size(STACK)
-                .spawn(move || run_vcpu(vcpu, &inbox_end, &shared, &its_times))?;
+                .spawn(move || run_vcpu(vcpu, &inbox_end, &services, &its_times))?;
             result.threads.push(Thread { inbox, handle, attention, times });
         }
         Ok(result)
     }
 
     /// Has exits counted from now on.
-    pub fn count_exits(&self) {
-        self.shared.exits.begin();
+    pub(super) fn count_exits(&self) {
+        self.services.exits.begin();
     }
 
     /// The threads' mailboxes, in the order of vCPUs.
-    pub fn mailboxes(&self) -> Vec<Mailbox> {
+    pub(super) fn mailboxes(&self) -> Vec<Mailbox> {
         let mailbox = |thread: &Thread| {
             let kicked = kick::Thread::of(&thread.handle);
             // SAFETY: they are used by vCPUs' threads only, which have all ended when the first of them is joined
@@ -161,29 +162,29 @@ impl Monitor for Threads {
     }
 
     fn is_started(&self) -> bool {
-        self.shared.is_started.load(Ordering::SeqCst)
+        self.services.is_started.load(Ordering::SeqCst)
     }
 
     fn reset(&self) -> Result<(), TargetError> {
-        self.shared.wants_restart.store(true, Ordering::Relaxed);
-        self.shared.end(Outcome::Reset);
+        self.services.wants_restart.store(true, Ordering::Relaxed);
+        self.services.end(Outcome::Reset);
         Ok(())
     }
 
     fn quit(&self) {
-        self.shared.end(Outcome::Stopped(StoppedBy::Debugger));
+        self.services.end(Outcome::Stopped(StoppedBy::Debugger));
     }
 
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
-        self.shared.exits.told()
+        self.services.exits.told()
     }
 
     fn commands(&self) -> Vec<Command> {
-        commands::of(&self.shared)
+        commands::of(&self.services)
     }
 
     fn run_command(&self, name: &str, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
-        commands::run(&self.shared, &self.time, name, arguments)
+        commands::run(&self.services, &self.time, name, arguments)
     }
 
     fn stands_still(&self, _: &Vcpus) {
@@ -223,16 +224,16 @@ impl Drop for Threads {
 }
 
 /// A vCPU thread's life.
-fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, shared: &Shared, times: &Arc<Times>) {
+fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, services: &Services, times: &Arc<Times>) {
     let _kicks = vcpu.accept_kicks();
-    if shared.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.looks_at_registers()) {
+    if services.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.looks_at_registers()) {
         vcpu.always_sync();
     }
-    if shared.keeps_registers {
+    if services.keeps_registers {
         vcpu.keep_before();
     }
     let mut runner = Runner::new(HOST_ISA, Arc::clone(times));
-    let mut server = Server::new(shared);
+    let mut server = Server::new(services);
     loop {
         kick::clear();
         loop {

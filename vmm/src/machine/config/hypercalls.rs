@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::logging;
 use crate::logging::line_queue::{Last, LineQueue, Lost};
-use crate::machine::hypercalls::FamilyName;
+use crate::machine::hypercalls::family::FamilyName;
 use devices::hypercall::trace::{Filter, Sink, Style, Tracer};
 use std::fs::File;
 use std::path::PathBuf;

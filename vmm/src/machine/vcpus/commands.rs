@@ -1,7 +1,7 @@
 //! Commands that a live guest adds to those of every machine.
 
 use crate::machine::guest_clock::Timekeeper;
-use crate::machine::serve::Shared;
+use crate::machine::services::Services;
 use debug::reply::{self, Arguments, Command, Offer, Refusal, Reply, Said};
 use devices::hypercall::Hypercalls;
 use devices::hypercall::trace::Filter;
@@ -9,24 +9,24 @@ use std::sync::Arc;
 
 /// What they are about.
 struct About {
-    shared: Arc<Shared>,
+    services: Arc<Services>,
     time: Arc<Timekeeper>,
 }
 
 /// Those that this guest has.
-pub(super) fn of(shared: &Shared) -> Vec<Command> {
-    let is_there = |offer: &&Offer<About>| shared.hypercalls.is_some() || offer.command == CLOCK;
+pub(super) fn of(services: &Services) -> Vec<Command> {
+    let is_there = |offer: &&Offer<About>| services.hypercalls.is_some() || offer.command == CLOCK;
     OFFERS.iter().filter(is_there).map(|offer| offer.command).collect()
 }
 
 /// Carries one out.
 pub(super) fn run(
-    shared: &Arc<Shared>,
+    services: &Arc<Services>,
     time: &Arc<Timekeeper>,
     name: &str,
     arguments: &Arguments<'_>,
 ) -> Result<Reply, Refusal> {
-    let mut about = About { shared: Arc::clone(shared), time: Arc::clone(time) };
+    let mut about = About { services: Arc::clone(services), time: Arc::clone(time) };
     reply::run_offered(OFFERS, &mut about, name, arguments)
 }
 
@@ -57,7 +57,7 @@ fn clock(about: &mut About, arguments: &Arguments<'_>) -> Result<Reply, Refusal>
 /// The hypercalls that are seen.
 fn calls(about: &About) -> Result<&Hypercalls, Refusal> {
     let none = || Refusal::Senseless("hypercalls are not seen".into());
-    about.shared.hypercalls.as_ref().map(|hypercalls| hypercalls.calls()).ok_or_else(none)
+    about.services.hypercalls.as_ref().map(|hypercalls| hypercalls.calls()).ok_or_else(none)
 }
 
 fn hypercalls(about: &mut About, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
