@@ -57,7 +57,7 @@ extern "C" fn handle_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc:
     KICKED.set(true);
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
-        // SAFETY: `Target` keeps the pointer non-null only while the vCPU, whose mapping it
+        // SAFETY: `KickGuard` keeps the pointer non-null only while the vCPU, whose mapping it
         // points into, is alive on this thread. The kernel reads the byte at any time; a
         // volatile store is one byte.
         unsafe { flag.write_volatile(1) };
@@ -179,21 +179,21 @@ impl Thread {
 
 /// While it lives, kicks of this thread reach the vCPU that it was made for.
 #[derive(Debug)]
-pub struct Target<'a>(PhantomData<&'a mut u8>);
+pub struct KickGuard<'a>(PhantomData<&'a mut u8>);
 
-impl<'a> Target<'a> {
+impl<'a> KickGuard<'a> {
     /// Makes `immediate_exit` the byte that kicks of this thread set.
     ///
     /// # Safety
-    /// `immediate_exit` must stay valid for writes as long as the target lives.
-    pub unsafe fn new(immediate_exit: *mut u8) -> Target<'a> {
+    /// `immediate_exit` must stay valid for writes as long as the guard lives.
+    pub unsafe fn new(immediate_exit: *mut u8) -> KickGuard<'a> {
         IMMEDIATE_EXIT.set(immediate_exit);
         unblock();
-        Target(PhantomData)
+        KickGuard(PhantomData)
     }
 }
 
-impl Drop for Target<'_> {
+impl Drop for KickGuard<'_> {
     fn drop(&mut self) {
         IMMEDIATE_EXIT.set(ptr::null_mut());
     }
@@ -227,7 +227,7 @@ mod tests {
         let mut flag = 0u8;
         {
             // SAFETY: `flag` outlives the target.
-            let _target = unsafe { Target::new(&raw mut flag) };
+            let _target = unsafe { KickGuard::new(&raw mut flag) };
             clear();
             kick_this_thread();
             assert!(is_pending());

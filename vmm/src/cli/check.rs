@@ -6,7 +6,7 @@ use super::stdout;
 use crate::machine::Guest;
 use crate::machine::config::{Config, MemorySize};
 use crate::outcome::{HOST, Outcome};
-use arch::Isa;
+use arch::{End, Isa};
 use kvm::probe::{DebugKind, MEMORY, PATIENCE, attempt, debug, holds_counter, small, vm_config};
 use kvm::{Capability, HOST_ISA, Host, Vm, capabilities};
 
@@ -154,7 +154,7 @@ fn finish(config: &Config) -> Result<(), String> {
     guest.resume();
     // In time to be taken apart before the attempt's own is over.
     match guest.wait(PATIENCE * 4 / 5) {
-        Some(Outcome::PowerOff | Outcome::Exit(1)) => Ok(()),
+        Some(Outcome::Ended(End::PowerOff | End::Exit(1))) => Ok(()),
         // The first line says what, the second what the vCPU was doing.
         Some(outcome) => {
             let text = outcome.to_string();

@@ -26,12 +26,12 @@ pub type Lost = fn(u64) -> String;
 /// A queue of lines. Its clones are the same queue.
 #[derive(Clone, Debug)]
 pub struct LineQueue {
-    shared: Arc<Shared>,
+    shared: Arc<Ends>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct Ends {
+    state: Mutex<Lines>,
     /// There is something to write, or no more will come.
     filled: Condvar,
     /// Something has been written.
@@ -39,7 +39,7 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Lines {
     waiting: Vec<u8>,
     lost: u64,
     /// The thread has lines to write.
@@ -54,8 +54,8 @@ struct State {
     is_over: bool,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl Ends {
+    fn lock(&self) -> MutexGuard<'_, Lines> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -71,7 +71,7 @@ impl LineQueue {
         lost: Lost,
         failed: impl FnOnce(&io::Error) + Send + 'static,
     ) -> io::Result<LineQueue> {
-        let shared = Shared { state: Mutex::default(), filled: Condvar::new(), written: Condvar::new() };
+        let shared = Ends { state: Mutex::default(), filled: Condvar::new(), written: Condvar::new() };
         let shared = Arc::new(shared);
         let its_own = Arc::clone(&shared);
         // Signals are for the threads that are there for them.
@@ -130,7 +130,7 @@ impl LineQueue {
 }
 
 /// The thread's life.
-fn write_lines(shared: &Shared, mut output: impl Write, lost: Lost, failed: impl FnOnce(&io::Error)) {
+fn write_lines(shared: &Ends, mut output: impl Write, lost: Lost, failed: impl FnOnce(&io::Error)) {
     let mut failed = Some(failed);
     let mut lines = Vec::new();
     loop {
@@ -165,7 +165,7 @@ fn write_lines(shared: &Shared, mut output: impl Write, lost: Lost, failed: impl
     }
 }
 
-fn write(shared: &Shared, output: &mut impl Write, mut lines: &[u8]) -> io::Result<()> {
+fn write(shared: &Ends, output: &mut impl Write, mut lines: &[u8]) -> io::Result<()> {
     while !lines.is_empty() {
         match output.write(lines) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),

@@ -10,7 +10,7 @@ use crate::peer;
 use debug::engine::Engine;
 use debug::gdb::description::Believed;
 use debug::gdb::listener::Listener;
-use debug::live::debugger::{Guest, Options};
+use debug::live::debugger::{Debuggee, Options};
 use kvm::ram::{GuestMemory, LiveMemory};
 use kvm::{HOST_ISA, probe};
 use nix::unistd::{AccessFlags, access};
@@ -45,7 +45,7 @@ pub fn listen(config: &GdbConfig) -> Result<Listener, Error> {
 
 /// Who debugs a machine.
 #[derive(Debug, Default)]
-enum Place {
+enum Occupancy {
     /// Nobody.
     #[default]
     Free,
@@ -65,7 +65,7 @@ pub struct Attachment {
     ram: Arc<GuestRam>,
     believed: Believed,
     /// Locked as long as a debugger comes or leaves.
-    place: Arc<Mutex<Place>>,
+    place: Arc<Mutex<Occupancy>>,
 }
 
 impl Attachment {
@@ -85,15 +85,15 @@ impl Attachment {
         }
     }
 
-    fn place(&self) -> MutexGuard<'_, Place> {
+    fn place(&self) -> MutexGuard<'_, Occupancy> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The debugger that is there.
     pub fn debugger(&self) -> Option<Arc<Debugger>> {
         match &*self.place() {
-            Place::Taken(debugger) => Some(Arc::clone(debugger)),
-            Place::Free | Place::Gone => None,
+            Occupancy::Taken(debugger) => Some(Arc::clone(debugger)),
+            Occupancy::Free | Occupancy::Gone => None,
         }
     }
 
@@ -105,9 +105,9 @@ impl Attachment {
     pub fn attach(&self, listener: Listener, config: &GdbConfig) -> Result<(), Error> {
         let mut place = self.place();
         let vcpus = match &*place {
-            Place::Taken(_) => return Err(Error::Usage("it has a gdb server already".into())),
-            Place::Gone => None,
-            Place::Free => self.vcpus.upgrade(),
+            Occupancy::Taken(_) => return Err(Error::Usage("it has a gdb server already".into())),
+            Occupancy::Gone => None,
+            Occupancy::Free => self.vcpus.upgrade(),
         };
         let Some(vcpus) = vcpus else {
             return Err(Error::Usage("it has ended, or begins again just now: try again".into()));
@@ -120,12 +120,13 @@ impl Attachment {
             dump_folder: config.dump_folder.clone(),
         };
         let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
-        let guest = Guest { engine: Arc::clone(&engine), memory: Box::new(LiveMemory(self.memory.clone())) };
+        let debuggee =
+            Debuggee { engine: Arc::clone(&engine), memory: Box::new(LiveMemory(self.memory.clone())) };
         log::warn!("waiting for gdb at {}", listener.address());
         vcpus.monitor().count_exits();
         self.ram.set_engine(Some(engine));
-        match Debugger::attach(&vcpus, guest, listener, options) {
-            Ok(debugger) => *place = Place::Taken(Arc::new(debugger)),
+        match Debugger::attach(&vcpus, debuggee, listener, options) {
+            Ok(debugger) => *place = Occupancy::Taken(Arc::new(debugger)),
             Err(error) => {
                 self.ram.set_engine(None);
                 return Err(Error::system("cannot start the gdb server's thread")(error));
@@ -137,15 +138,15 @@ impl Attachment {
     /// The machine is over, or its guest begins again in another one: nobody comes or leaves any more. The debugger
     /// that was there.
     pub(super) fn close(&self) -> Option<Arc<Debugger>> {
-        match std::mem::replace(&mut *self.place(), Place::Gone) {
-            Place::Taken(debugger) => Some(debugger),
-            Place::Free | Place::Gone => None,
+        match std::mem::replace(&mut *self.place(), Occupancy::Gone) {
+            Occupancy::Taken(debugger) => Some(debugger),
+            Occupancy::Free | Occupancy::Gone => None,
         }
     }
 
     /// Takes [`Self::close`] back: the guest does not begin again.
     pub(super) fn open(&self, debugger: Option<Arc<Debugger>>) {
-        *self.place() = debugger.map_or(Place::Free, Place::Taken);
+        *self.place() = debugger.map_or(Occupancy::Free, Occupancy::Taken);
     }
 
     /// Has the debugger of another machine, whose guest begins again in this one, go over to it.
@@ -155,16 +156,16 @@ impl Attachment {
         vcpus.monitor().count_exits();
         self.ram.set_engine(Some(Arc::clone(debugger.engine())));
         debugger.begin_again(&vcpus, Box::new(LiveMemory(self.memory.clone())));
-        *place = Place::Taken(Arc::clone(debugger));
+        *place = Occupancy::Taken(Arc::clone(debugger));
     }
 
     /// Has the debugger leave, if there is one: whoever is connected is let go, and the guest runs.
     pub fn leave(&self) -> bool {
         let mut place = self.place();
-        let Place::Taken(debugger) = &*place else { return false };
+        let Occupancy::Taken(debugger) = &*place else { return false };
         debugger.leave();
         self.ram.set_engine(None);
-        *place = Place::Free;
+        *place = Occupancy::Free;
         true
     }
 }

@@ -6,7 +6,7 @@ use arch::{GuestPhys, GuestVirt};
 use debug::cancel::Cancelled;
 use debug::disassemble::Mode;
 use debug::dump::write::destination::Destination;
-use debug::dump::write::{self, Progress, Summary, Target, WriteError};
+use debug::dump::write::{self, Progress, Subject, Summary, WriteError};
 use debug::dump::{Cpu, Unplanted};
 use debug::linux::Described;
 use debug::linux::described::{self, Anchor, Scope};
@@ -46,7 +46,7 @@ pub enum Moment {
 fn capture(vcpu: &Vcpu, moment: Moment) -> Cpu {
     let look = |vcpu: &Vcpu, is_earlier| {
         let mode = vcpu.code().map_or(Mode::Bits64, |code| code.mode);
-        Cpu { registers: vcpu.registers(&Bank::ALL), mode, state: vcpu.activity(), is_earlier }
+        Cpu { registers: vcpu.registers(&Bank::ALL), mode, activity: vcpu.activity(), is_earlier }
     };
     let earlier = match moment {
         Moment::Running => None,
@@ -94,8 +94,8 @@ impl Dumper {
             true => ControlFlow::Break(()),
             false => watch(progress),
         };
-        let target = Target { isa: HOST_ISA, cpus: &cpus, memory: &memory };
-        let written = write::begin(&target, &destination, &mut watch)?;
+        let subject = Subject { isa: HOST_ISA, cpus: &cpus, memory: &memory };
+        let written = write::begin(&subject, &destination, &mut watch)?;
         // The guest need not wait for the disk.
         drop(hold);
         written.keep()

@@ -32,12 +32,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Output that is to go out, in order.
 pub struct OutputQueue {
-    state: Mutex<State>,
+    state: Mutex<Waiting>,
     /// The output is back.
     is_back: Condvar,
 }
 
-struct State {
+struct Waiting {
     bytes: VecDeque<u8>,
     /// `None` while a thread writes to it.
     output: Option<Box<dyn Write + Send>>,
@@ -54,11 +54,11 @@ impl std::fmt::Debug for OutputQueue {
 impl OutputQueue {
     /// A queue to `output`, which may wait, and answers `Interrupted` when its thread is kicked meanwhile.
     pub fn new(output: Box<dyn Write + Send>) -> OutputQueue {
-        let state = State { bytes: VecDeque::new(), output: Some(output), told_failure: false };
+        let state = Waiting { bytes: VecDeque::new(), output: Some(output), told_failure: false };
         OutputQueue { state: Mutex::new(state), is_back: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -6,7 +6,7 @@ use arch::board::Board;
 use devices::bus::Shared;
 use devices::platform::serial::Serial;
 use devices::platform::{self, Extra};
-use devices::rack::{Console, Host, Line, Rack};
+use devices::rack::{Console, Line, Rack, Resources};
 use devices::ram::Ram;
 use kvm::{HOST_ISA, InterruptLine, Vm};
 use std::io;
@@ -32,7 +32,7 @@ struct Giver<'a> {
     console: Option<Console>,
 }
 
-impl Host for Giver<'_> {
+impl Resources for Giver<'_> {
     fn line(&self, number: u32) -> Box<dyn Line> {
         Box::new(KvmLine(self.vm.interrupt(number)))
     }

@@ -12,6 +12,7 @@ use crate::machine::mailbox::{Mailbox, Message, Task};
 use crate::machine::serve::Server;
 use crate::machine::services::Services;
 use crate::outcome::{Outcome, StoppedBy};
+use arch::End;
 use debug::live::attention::{self, Attention};
 use debug::live::gate::Kick;
 use debug::live::runner::Runner;
@@ -167,7 +168,7 @@ impl Monitor for Threads {
 
     fn reset(&self) -> Result<(), TargetError> {
         self.services.wants_restart.store(true, Ordering::Relaxed);
-        self.services.end(Outcome::Reset);
+        self.services.end(Outcome::Ended(End::Reset));
         Ok(())
     }
 

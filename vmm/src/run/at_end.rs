@@ -8,6 +8,7 @@ use crate::logging::progress::Reporter;
 use crate::machine::Guest;
 use crate::machine::dumper::Moment;
 use crate::outcome::{Outcome, StoppedBy};
+use arch::End;
 use nix::sys::signalfd::SignalFd;
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
@@ -34,8 +35,8 @@ fn dump(guest: &Guest, outcome: &Outcome, on: &DumpOn, signals: &RefCell<SignalF
     let is_due = match outcome {
         Outcome::TripleFault { .. } => on.triple_fault,
         Outcome::Timeout if on.timeout => true,
-        Outcome::GuestCrash => on.panic,
-        Outcome::Timeout | Outcome::Reset | Outcome::PowerOff => {
+        Outcome::Ended(End::Crash) => on.panic,
+        Outcome::Timeout | Outcome::Ended(End::Reset | End::PowerOff) => {
             on.panic && guest.dumper().has_panicked(&mut || !is_ended())
         }
         _ => false,
@@ -67,7 +68,7 @@ pub fn deal_with(guest: &Guest, outcome: Outcome, around: &Around<'_>) -> Result
             logging::print(&hypercalls.calls().summary());
         }
     };
-    if outcome == Outcome::Reset && guest.takes_restart() {
+    if outcome == Outcome::Ended(End::Reset) && guest.takes_restart() {
         return Ok(match (around.again)(guest) {
             Ok(next) => {
                 over();
@@ -84,7 +85,7 @@ pub fn deal_with(guest: &Guest, outcome: Outcome, around: &Around<'_>) -> Result
     terminal::restore();
     let ended_by = config.dump_on.as_ref().and_then(|on| dump(guest, &outcome, on, around.signals));
     over();
-    let restarts = outcome == Outcome::Reset && config.on_reboot == OnReboot::Restart;
+    let restarts = outcome == Outcome::Ended(End::Reset) && config.on_reboot == OnReboot::Restart;
     let outcome = match ended_by {
         Some(signal) if restarts => Outcome::Stopped(StoppedBy::Signal(signal)),
         None if restarts => {

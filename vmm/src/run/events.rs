@@ -5,6 +5,7 @@ use super::signals;
 use crate::control::server::ControlSocket;
 use crate::machine::Guest;
 use crate::outcome::{Outcome, StoppedBy};
+use arch::End;
 use debug::gdb::accept::Pause;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::signalfd::SignalFd;
@@ -26,7 +27,7 @@ impl Running {
     /// before that. It was heard of once, and is not in the next machine.
     pub fn end(&self, outcome: Outcome) {
         let mut verdict = self.verdict.borrow_mut();
-        if matches!(*verdict, None | Some(Outcome::Reset)) {
+        if matches!(*verdict, None | Some(Outcome::Ended(End::Reset))) {
             *verdict = Some(outcome);
         }
     }

@@ -6,6 +6,7 @@ use super::events::{Running, drain, watch};
 use crate::error::Error;
 use crate::machine::dumper::Dumper;
 use crate::outcome::Outcome;
+use arch::End;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
@@ -76,7 +77,7 @@ impl MutEventSubscriber for PanicLook {
             drain(&self.look.done);
             self.is_looking = false;
             if self.look.found.load(Ordering::Acquire) {
-                return self.running.end(Outcome::GuestCrash);
+                return self.running.end(Outcome::Ended(End::Crash));
             }
         }
         if self.again && !self.is_looking {

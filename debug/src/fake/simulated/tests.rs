@@ -7,7 +7,7 @@ use crate::gdb::description::Believed;
 use crate::gdb::listener::{Address, Admission, Listener};
 use crate::gdb::packet::frame;
 use crate::gdb::server::OnLost;
-use crate::live::debugger::{Debugger, Guest, Options};
+use crate::live::debugger::{Debuggee, Debugger, Options};
 use crate::socket::Access;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -54,7 +54,7 @@ impl Setting {
         };
         let memory = Box::new(self.vcpus.monitor().ram.clone());
         let engine = Arc::new(Engine::new(self.isa, host(), self.vcpus.count()));
-        let guest = Guest { engine, memory };
+        let guest = Debuggee { engine, memory };
         self.debugger = Some(Debugger::attach(&self.vcpus, guest, listener, options).unwrap());
         Client::new(&self.path)
     }

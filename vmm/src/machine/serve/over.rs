@@ -3,7 +3,7 @@
 use crate::outcome::Outcome;
 use arch::register::Bank;
 use arch::x86::reset_vector;
-use arch::{GuestVirt, Isa};
+use arch::{End, GuestVirt, Isa};
 use debug::disassemble::LONGEST_INSTRUCTION;
 use debug::memory::{self, Space};
 use debug::report::Report;
@@ -31,7 +31,7 @@ impl Over {
         match self {
             Over::As(outcome) => outcome,
             // Where firmware would be, that boots the machine again.
-            Over::EmulationFailure(_) if is_after_init(vcpu) => Outcome::Reset,
+            Over::EmulationFailure(_) if is_after_init(vcpu) => Outcome::Ended(End::Reset),
             Over::TripleFault => Outcome::TripleFault { report: report(vcpu, memory, &[]) },
             Over::EmulationFailure(instruction) => {
                 Outcome::EmulationFailure { report: report(vcpu, memory, &instruction) }
@@ -53,7 +53,9 @@ pub(super) fn fatal(outcome: &Outcome) -> Option<String> {
         Outcome::TripleFault { .. }
         | Outcome::EmulationFailure { .. }
         | Outcome::InternalError { .. }
-        | Outcome::GuestCrash => Some(outcome.to_string().lines().next().unwrap_or_default().to_string()),
+        | Outcome::Ended(End::Crash) => {
+            Some(outcome.to_string().lines().next().unwrap_or_default().to_string())
+        }
         _ => None,
     }
 }
