@@ -1,7 +1,7 @@
 //! The families of hypercalls, and what the machine has to know of each; what their calls mean is in
 //! `devices::hypercall`.
 //!
-//! To add one: its file here, with its `FAMILY`; and its line in [`FAMILIES`], with `mod`.
+//! To add one: its file here, with its `FAMILY`; and its line in `FAMILIES`, with `mod`.
 
 mod kvm;
 mod xen;
