@@ -1,7 +1,7 @@
 //! A machine's devices, on their buses.
 //!
 //! A device says by [`Fitted`] what it is to firmware and where it is ([`Node`]), and how it is made of what the
-//! machine gives it ([`Host`]). A [`Rack`] makes it, notes it on the machine's [`Board`], and puts it on the bus
+//! machine gives it ([`Resources`]). A [`Rack`] makes it, notes it on the machine's [`Board`], and puts it on the bus
 //! that its registers are on. So the guest finds what firmware tells it of, and nothing has to be said twice. Which
 //! devices a machine has is [`crate::platform::fit`]'s.
 
