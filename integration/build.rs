@@ -14,7 +14,7 @@ fn main() {
     println!("cargo::rerun-if-changed=../resources/guests");
     let out_dir = env::var("OUT_DIR").expect("cargo sets it");
     let guests = Path::new("../resources/guests").canonicalize().expect("the guests are there");
-    let mut table = String::from("pub static GUESTS: &[Guest] = &[\n");
+    let mut table = String::from("pub static GUESTS: &[TestGuest] = &[\n");
     for isa in ["x86_64", "aarch64"] {
         let mut sources: Vec<_> = fs::read_dir(guests.join(isa))
             .expect("the guests are there")
@@ -29,7 +29,7 @@ fn main() {
                 let path = build(&guests, &format!("{isa}/{source}"), isa, form, &folder_path);
                 writeln!(
                     table,
-                    "    Guest {{ isa: {isa:?}, name: {name:?}, flat: {}, bytes: include_bytes!({path:?}) }},",
+                    "    TestGuest {{ isa: {isa:?}, name: {name:?}, flat: {}, bytes: include_bytes!({path:?}) }},",
                     form == Form::Flat
                 )
                 .expect("a string takes it");

@@ -18,7 +18,7 @@ pub mod x86;
 use crate::register::RegisterFile;
 use crate::{GuestVirt, Isa};
 
-pub use walk::{Fault, Mapping, Permissions, Step, TableMemory};
+pub use walk::{Fault, Mapping, Permissions, TableEntry, TableMemory};
 
 /// A translation regime: how a vCPU translates at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Regime {
         &self,
         memory: &(impl TableMemory + ?Sized),
         address: GuestVirt,
-        visit: impl FnMut(Step),
+        visit: impl FnMut(TableEntry),
     ) -> Result<Mapping, Fault> {
         match self {
             Regime::X86(paging) => paging.walk(memory, address, visit),

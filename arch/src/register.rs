@@ -208,12 +208,12 @@ pub struct Register {
     /// Where its value is.
     pub source: Source,
     /// Where core files have it, if they do.
-    pub places: [Option<Place>; 2],
+    pub places: [Option<NotePlace>; 2],
 }
 
 /// Where the note of a core file has a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct NotePlace {
     /// The note.
     pub note: Note,
     /// Offset in it, bytes.
@@ -238,7 +238,7 @@ impl Register {
     /// A row with a further place in core files.
     const fn at(mut self, note: Note, offset: u16, size: u16) -> Register {
         let place = if self.places[0].is_none() { &mut self.places[0] } else { &mut self.places[1] };
-        *place = Some(Place { note, offset, size });
+        *place = Some(NotePlace { note, offset, size });
         self
     }
 

@@ -77,7 +77,7 @@ pub fn in_place(guests: &DebugRegisters) -> Vec<Own> {
 /// of all of the guest's. The debugger's come first. What the guest has armed by now counts;
 /// what it arms until the next exit is seen then.
 pub fn with_own(
-    host: &Abilities,
+    abilities: &Abilities,
     ours: &DebugRegisters,
     guests: &DebugRegisters,
 ) -> (DebugRegisters, Vec<Own>) {
@@ -102,8 +102,8 @@ pub fn with_own(
             DebugRegisters::Aarch64 { breakpoints: guests, watchpoints: guest_watchpoints },
         ) => {
             for (ours, guests, there, first) in [
-                (breakpoints, guests, host.breakpoints, 0),
-                (watchpoints, guest_watchpoints, host.watchpoints, arm::MOST),
+                (breakpoints, guests, abilities.breakpoints, 0),
+                (watchpoints, guest_watchpoints, abilities.watchpoints, arm::MOST),
             ] {
                 for (register, guest) in guests.iter().enumerate().filter(|(_, guest)| guest.is_enabled()) {
                     if ours.len() < there {
@@ -178,17 +178,17 @@ pub struct TooMany {
 ///
 /// # Errors
 /// [`TooMany`] when there are not enough.
-pub fn allocate(isa: Isa, host: &Abilities, wants: &[Want]) -> Result<Allocation, TooMany> {
+pub fn allocate(isa: Isa, abilities: &Abilities, wants: &[Want]) -> Result<Allocation, TooMany> {
     match isa {
-        Isa::X86_64 => allocate_x86(host, wants),
-        Isa::Aarch64 => allocate_aarch64(host, wants),
+        Isa::X86_64 => allocate_x86(abilities, wants),
+        Isa::Aarch64 => allocate_aarch64(abilities, wants),
     }
 }
 
-fn allocate_x86(host: &Abilities, wants: &[Want]) -> Result<Allocation, TooMany> {
+fn allocate_x86(abilities: &Abilities, wants: &[Want]) -> Result<Allocation, TooMany> {
     let mut slots = [None; x86::COUNT];
     let mut served = Vec::new();
-    let there = host.breakpoints.max(host.watchpoints).min(x86::COUNT);
+    let there = abilities.breakpoints.max(abilities.watchpoints).min(x86::COUNT);
     for (index, want) in wants.iter().enumerate() {
         let (condition, pieces) = match *want {
             Want::Execute(address) => (x86::Condition::Execute, vec![(address, 1)]),
@@ -200,8 +200,8 @@ fn allocate_x86(host: &Abilities, wants: &[Want]) -> Result<Allocation, TooMany>
             }
         };
         let limit = match want {
-            Want::Execute(_) => host.breakpoints,
-            Want::Watch(..) => host.watchpoints,
+            Want::Execute(_) => abilities.breakpoints,
+            Want::Watch(..) => abilities.watchpoints,
         };
         if limit == 0 {
             return Err(TooMany { there: 0 });
@@ -218,7 +218,7 @@ fn allocate_x86(host: &Abilities, wants: &[Want]) -> Result<Allocation, TooMany>
     Ok(Allocation { registers: DebugRegisters::X86(slots), served })
 }
 
-fn allocate_aarch64(host: &Abilities, wants: &[Want]) -> Result<Allocation, TooMany> {
+fn allocate_aarch64(abilities: &Abilities, wants: &[Want]) -> Result<Allocation, TooMany> {
     let (mut breakpoints, mut watchpoints) = (Vec::new(), Vec::new());
     let mut served = Vec::new();
     for (index, want) in wants.iter().enumerate() {
@@ -239,7 +239,9 @@ fn allocate_aarch64(host: &Abilities, wants: &[Want]) -> Result<Allocation, TooM
                 }
             }
         }
-        for (used, there) in [(breakpoints.len(), host.breakpoints), (watchpoints.len(), host.watchpoints)] {
+        for (used, there) in
+            [(breakpoints.len(), abilities.breakpoints), (watchpoints.len(), abilities.watchpoints)]
+        {
             if used > there {
                 return Err(TooMany { there });
             }

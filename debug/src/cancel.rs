@@ -19,9 +19,9 @@ const INTERVAL: Duration = Duration::from_millis(20);
 
 /// A token; its clones are the same one.
 #[derive(Clone)]
-pub struct Cancel(Arc<State>);
+pub struct Cancel(Arc<Inner>);
 
-struct State {
+struct Inner {
     /// Set once, by [`Cancel::cancel`] or by a look.
     is_cancelled: AtomicBool,
     /// Whether the outside wants no more of it.
@@ -56,7 +56,7 @@ impl Cancel {
     }
 
     fn with(look: Option<Box<dyn Fn() -> bool + Send + Sync>>) -> Cancel {
-        let state = State {
+        let state = Inner {
             is_cancelled: AtomicBool::new(false),
             look,
             made: Instant::now(),

@@ -14,7 +14,7 @@ use crate::arming::{Allocation, Arming, DebugRegisters, Own, TooMany, Want, allo
 use crate::breakpoint::{Breakpoint, Id, Kind, Place, Table, is_patched_by_kernels};
 use crate::disassemble::{LONGEST_INSTRUCTION, Mode};
 use crate::engine::evaluation::Evaluation;
-use crate::expression::Target as _;
+use crate::expression::Environment as _;
 use crate::machine::{Abilities, Action, Code, Memory, Order, SoftwareBreakpoints, StopReason, TargetError};
 use crate::memory::Space;
 use crate::output::Output;
@@ -81,9 +81,9 @@ impl Sharing {
         Sharing { allocation, wants: Vec::new(), owners: Vec::new() }
     }
 
-    fn new(isa: Isa, host: &Abilities, wanted: &[(Id, Want)]) -> Result<Sharing, TooMany> {
+    fn new(isa: Isa, abilities: &Abilities, wanted: &[(Id, Want)]) -> Result<Sharing, TooMany> {
         let (owners, wants): (Vec<Id>, Vec<Want>) = wanted.iter().copied().unzip();
-        Ok(Sharing { allocation: allocate(isa, host, &wants)?, wants, owners })
+        Ok(Sharing { allocation: allocate(isa, abilities, &wants)?, wants, owners })
     }
 }
 
@@ -115,13 +115,13 @@ struct Run {
 #[derive(Debug)]
 pub struct Engine {
     isa: Isa,
-    host: Abilities,
+    abilities: Abilities,
     requests: Mutex<Requests>,
 }
 
 impl Engine {
-    /// An engine for a target whose host can do `host`, nothing asked for.
-    pub fn new(isa: Isa, host: Abilities, vcpus: u32) -> Engine {
+    /// An engine for a target whose host has these abilities, nothing asked for.
+    pub fn new(isa: Isa, abilities: Abilities, vcpus: u32) -> Engine {
         let requests = Requests {
             table: Table::new(isa),
             progress: vec![Progress::default(); vcpus as usize],
@@ -132,7 +132,7 @@ impl Engine {
             output: Output::default(),
             space: None,
         };
-        Engine { isa, host, requests: Mutex::new(requests) }
+        Engine { isa, abilities, requests: Mutex::new(requests) }
     }
 
     /// The architecture.
@@ -142,7 +142,7 @@ impl Engine {
 
     /// What the host can do.
     pub fn abilities(&self) -> &Abilities {
-        &self.host
+        &self.abilities
     }
 
     /// The session's wishes. Not to be held while a guest runs.
@@ -164,7 +164,7 @@ impl Engine {
             return Place::Register;
         }
         self.requests().space = Some(*space);
-        if self.host.software == SoftwareBreakpoints::None {
+        if self.abilities.software == SoftwareBreakpoints::None {
             return Place::Fallback(crate::breakpoint::NOT_TRAPPED);
         }
         match space.locate(memory, address) {
@@ -190,13 +190,13 @@ impl Engine {
     fn has_register_free(&self) -> bool {
         let requests = self.requests();
         let wants = requests.sharing.wants.iter().copied().chain([Want::Execute(0), Want::Execute(0)]);
-        allocate(self.isa, &self.host, &wants.collect::<Vec<_>>()).is_ok()
+        allocate(self.isa, &self.abilities, &wants.collect::<Vec<_>>()).is_ok()
     }
 
     /// Why there are too few debug registers for one breakpoint more: what has them.
     pub fn too_few(&self, kind: Kind, address: u64, length: u64) -> String {
         let want = kind.access().map_or(Want::Execute(0), |access| Want::Watch(access, address, length));
-        if let Err(TooMany { there }) = allocate(self.isa, &self.host, &[want]) {
+        if let Err(TooMany { there }) = allocate(self.isa, &self.abilities, &[want]) {
             return match (kind.access(), there) {
                 (_, 0) => "this host has no debug registers for it (see 'monitor host')".into(),
                 (None, _) => format!("it takes more debug registers than the {there} that this host has"),
@@ -208,9 +208,9 @@ impl Engine {
         }
         let requests = self.requests();
         let there = match (self.isa, kind.access()) {
-            (Isa::X86_64, _) => self.host.breakpoints.max(self.host.watchpoints),
-            (Isa::Aarch64, None) => self.host.breakpoints,
-            (Isa::Aarch64, Some(_)) => self.host.watchpoints,
+            (Isa::X86_64, _) => self.abilities.breakpoints.max(self.abilities.watchpoints),
+            (Isa::Aarch64, None) => self.abilities.breakpoints,
+            (Isa::Aarch64, Some(_)) => self.abilities.watchpoints,
         };
         let shares = |it: &&Breakpoint| {
             self.isa == Isa::X86_64 || it.kind.access().is_some() == kind.access().is_some()
@@ -232,11 +232,11 @@ impl Engine {
     /// [`TooMany`]; then the old sharing stays.
     pub fn reallocate(&self, requests: &mut Requests) -> Result<(), TooMany> {
         let mut wanted = requests.table.wants();
-        requests.sharing = Sharing::new(self.isa, &self.host, &wanted)?;
+        requests.sharing = Sharing::new(self.isa, &self.abilities, &wanted)?;
         requests.guarded = requests.sharing.clone();
         for guard in requests.table.guarded() {
             wanted.push(guard);
-            match Sharing::new(self.isa, &self.host, &wanted) {
+            match Sharing::new(self.isa, &self.abilities, &wanted) {
                 Ok(more) => requests.guarded = more,
                 Err(_) => break,
             }
@@ -263,7 +263,7 @@ impl Engine {
         let is_patched = |owner| patched.iter().any(|(id, _)| *id == owner);
         let wanted = requests.table.wants().into_iter();
         let rest: Vec<(Id, Want)> = wanted.filter(|(owner, _)| !is_patched(*owner)).collect();
-        Sharing::new(self.isa, &self.host, &rest)?;
+        Sharing::new(self.isa, &self.abilities, &rest)?;
         for (id, address) in patched {
             if let Ok((place, _)) = space.locate(memory, address) {
                 requests.table.settle(memory, id, place);
@@ -624,7 +624,7 @@ impl Engine {
     pub fn refresh(&self, memory: &dyn Memory, space: impl FnOnce() -> Space) {
         let (overwritten, waiting) = {
             let requests = self.requests();
-            let waits = self.host.software != SoftwareBreakpoints::None;
+            let waits = self.abilities.software != SoftwareBreakpoints::None;
             let table = &requests.table;
             let waiting = if waits { [table.waiting(), table.not_executable()].concat() } else { Vec::new() };
             (table.overwritten(memory), waiting)

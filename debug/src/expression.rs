@@ -13,4 +13,4 @@ mod printf;
 mod stack;
 
 pub use bytecode::{BytecodeError, Expression};
-pub use stack::{EvaluationError, Target};
+pub use stack::{Environment, EvaluationError};

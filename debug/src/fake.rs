@@ -84,7 +84,7 @@ pub fn host() -> Abilities {
 pub struct Still {
     isa: Isa,
     ram: Ram,
-    host: Abilities,
+    abilities: Abilities,
     registers: Vec<Mutex<RegisterFile>>,
     events: VecDeque<Event>,
     wake: OwnedFd,
@@ -104,7 +104,7 @@ impl Still {
     /// # Errors
     /// When the system gives no more descriptors.
     pub fn new(isa: Isa, vcpus: u32, size: usize) -> io::Result<Still> {
-        let host = host();
+        let abilities = host();
         let mut file = RegisterFile::new(isa);
         for (row, register) in table(isa).iter().enumerate() {
             file.set_bytes(row, &vec![0; register.bytes()]);
@@ -115,7 +115,18 @@ impl Still {
         let events = VecDeque::new();
         let (ram, kernel) = (Ram::new(size), None);
         let (started, cannot_restart) = (u32::MAX, false);
-        Ok(Still { isa, ram, host, registers, events, wake, kernel, started, cannot_restart, offers: &[] })
+        Ok(Still {
+            isa,
+            ram,
+            abilities,
+            registers,
+            events,
+            wake,
+            kernel,
+            started,
+            cannot_restart,
+            offers: &[],
+        })
     }
 
     fn file(&self, vcpu: u32) -> Result<MutexGuard<'_, RegisterFile>, TargetError> {
@@ -164,7 +175,7 @@ impl Machine for Still {
     }
 
     fn abilities(&self) -> &Abilities {
-        &self.host
+        &self.abilities
     }
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {

@@ -57,11 +57,11 @@ pub trait Vcpu {
     /// As [`Self::set_registers`].
     fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), TargetError>;
 
-    /// The debug registers that the guest has armed for itself, as many as `host` can arm.
+    /// The debug registers that the guest has armed for itself, as many as the host has the abilities to arm.
     ///
     /// # Errors
     /// [`TargetError::Host`].
-    fn own_debug_registers(&self, host: &Abilities) -> Result<DebugRegisters, TargetError>;
+    fn own_debug_registers(&self, abilities: &Abilities) -> Result<DebugRegisters, TargetError>;
 
     /// Sets what it runs with (KVM API, `KVM_SET_GUEST_DEBUG`).
     ///

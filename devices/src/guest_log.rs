@@ -23,7 +23,7 @@ pub const ALLOWED: u32 = 20;
 
 /// One place in the code that has something to say of a guest.
 #[derive(Debug)]
-pub struct Place {
+pub struct CallSite {
     limit: Mutex<RateLimit>,
     module: &'static str,
     file: &'static str,
@@ -33,7 +33,7 @@ pub struct Place {
 /// What has been said and not delivered.
 #[derive(Debug)]
 struct Word {
-    place: &'static Place,
+    place: &'static CallSite,
     level: Level,
     text: String,
 }
@@ -43,11 +43,11 @@ thread_local! {
     static WORDS: RefCell<Vec<Word>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Place {
+impl CallSite {
     /// The place that `tell!` stands at.
-    pub const fn new(module: &'static str, file: &'static str, line: u32) -> Place {
+    pub const fn new(module: &'static str, file: &'static str, line: u32) -> CallSite {
         let limit = Mutex::new(RateLimit::new(ALLOWED, Duration::from_secs(1)));
-        Place { limit, module, file, line }
+        CallSite { limit, module, file, line }
     }
 
     /// Says something, if anybody listens and the limit is not reached.
@@ -68,8 +68,8 @@ impl Place {
 #[macro_export]
 macro_rules! tell {
     ($level:ident, $($text:tt)+) => {{
-        static PLACE: $crate::guest_log::Place =
-            $crate::guest_log::Place::new(module_path!(), file!(), line!());
+        static PLACE: $crate::guest_log::CallSite =
+            $crate::guest_log::CallSite::new(module_path!(), file!(), line!());
         PLACE.tell($crate::guest_log::Level::$level, format_args!($($text)+));
     }};
 }

@@ -14,7 +14,7 @@ pub mod serial;
 pub mod test_device;
 
 use crate::bus::Shared;
-use crate::rack::{Host, Rack, Unconnected};
+use crate::rack::{Rack, Resources, Unconnected};
 use acpi_power::AcpiPower;
 use arch::Isa;
 use arch::board::{Board, BoardError};
@@ -46,26 +46,26 @@ pub enum Extra {
 /// [`BoardError`], when two devices have one place.
 pub fn fit(
     rack: &mut Rack,
-    host: &mut dyn Host,
+    resources: &mut dyn Resources,
     extras: &[Extra],
 ) -> Result<Option<Shared<Serial>>, BoardError> {
-    let serial = rack.add::<Serial>(host)?;
-    rack.add::<Cmos>(host)?;
-    rack.add::<Pl031>(host)?;
-    rack.add::<I8042>(host)?;
-    rack.add::<Port92>(host)?;
-    rack.add::<PciConfig>(host)?;
-    rack.add::<AcpiPower>(host)?;
-    rack.add::<PmTimer>(host)?;
+    let serial = rack.add::<Serial>(resources)?;
+    rack.add::<Cmos>(resources)?;
+    rack.add::<Pl031>(resources)?;
+    rack.add::<I8042>(resources)?;
+    rack.add::<Port92>(resources)?;
+    rack.add::<PciConfig>(resources)?;
+    rack.add::<AcpiPower>(resources)?;
+    rack.add::<PmTimer>(resources)?;
     let has = |extra| extras.contains(&extra);
     if has(Extra::Exit) {
-        rack.add::<ExitDevice>(host)?;
+        rack.add::<ExitDevice>(resources)?;
     }
     if has(Extra::Pvpanic) {
-        rack.add::<Pvpanic>(host)?;
+        rack.add::<Pvpanic>(resources)?;
     }
     if has(Extra::Test) {
-        test_device::fit(rack, host)?;
+        test_device::fit(rack, resources)?;
     }
     Ok(serial)
 }

@@ -1,7 +1,7 @@
 //! A machine's devices, on their buses.
 //!
 //! A device says by [`Fitted`] what it is to firmware and where it is ([`Node`]), and how it is made of what the
-//! machine gives it ([`Host`]). A [`Rack`] makes it, notes it on the machine's [`Board`], and puts it on the bus
+//! machine gives it ([`Resources`]). A [`Rack`] makes it, notes it on the machine's [`Board`], and puts it on the bus
 //! that its registers are on. So the guest finds what firmware tells it of, and nothing has to be said twice. Which
 //! devices a machine has is [`crate::platform::fit`]'s.
 
@@ -44,7 +44,7 @@ impl fmt::Debug for Console {
 }
 
 /// What a machine gives to its devices when they are made.
-pub trait Host {
+pub trait Resources {
     /// An interrupt line, by the number that the device's node has for it or the architecture's interrupt
     /// controller.
     fn line(&self, number: u32) -> Box<dyn Line>;
@@ -66,7 +66,7 @@ pub trait Fitted: Device + Sized + 'static {
     fn node(isa: Isa) -> Option<Node>;
 
     /// Makes it, as it is after power-on.
-    fn make(node: &Node, host: &mut dyn Host) -> Self;
+    fn make(node: &Node, resources: &mut dyn Resources) -> Self;
 }
 
 /// A machine's devices.
@@ -90,10 +90,10 @@ impl Rack {
     ///
     /// # Errors
     /// [`BoardError`], for a device whose place is taken.
-    pub fn add<D: Fitted>(&mut self, host: &mut dyn Host) -> Result<Option<Shared<D>>, BoardError> {
+    pub fn add<D: Fitted>(&mut self, resources: &mut dyn Resources) -> Result<Option<Shared<D>>, BoardError> {
         let Some(node) = D::node(self.board.isa()) else { return Ok(None) };
         self.board.add(node.clone())?;
-        let device = Arc::new(Mutex::new(D::make(&node, host)));
+        let device = Arc::new(Mutex::new(D::make(&node, resources)));
         for registers in &node.registers {
             let bus = match registers.space {
                 Space::Ports => &mut self.ports,
@@ -142,7 +142,7 @@ impl Ram for Unconnected {
     fn forget_mapping(&self, _: arch::GuestPhys) {}
 }
 
-impl Host for Unconnected {
+impl Resources for Unconnected {
     fn line(&self, _: u32) -> Box<dyn Line> {
         Box::new(Unconnected)
     }
@@ -188,7 +188,7 @@ mod tests {
                 .then(|| Node::new("probe").ports(0x10, 4).ports(0x20, 4).memory(0xd000_0000, 4))
         }
 
-        fn make(node: &Node, _: &mut dyn Host) -> Probe {
+        fn make(node: &Node, _: &mut dyn Resources) -> Probe {
             assert_eq!(node.registers.len(), 3);
             Probe
         }

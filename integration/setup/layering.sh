@@ -32,11 +32,16 @@ versions=$(cargo tree -q --workspace --target all --prefix none | grep -E '^vm-m
 code() { grep -rnE "$1" --include='*.rs' "${@:2}" | grep -vE '^[^:]+:[0-9]+: *//' || true; }
 found=$(code '\blog::(error|warn|info|debug|trace)!' devices/src)
 [ -z "$found" ] || complain "devices logs by itself instead of by tell!:"$'\n'"$found"
-found=$(code '\blog::(warn|info)!' vmm/src/vcpus.rs vmm/src/serve.rs vmm/src/output_queue.rs \
-  vmm/src/panic_watch.rs vmm/src/hypercalls vmm/src/hypercalls.rs vmm/src/guest_ram.rs vmm/src/rack.rs)
+machine=vmm/src/machine
+served=("$machine"/{hypercalls,hypercalls.rs,rack.rs})
+serving=("${served[@]}" "$machine"/{vcpus.rs,serve.rs,serve,services.rs,output_queue.rs,guest_ram.rs} vmm/src/run/panic_watch.rs)
+for path in "${serving[@]}"; do
+  [ -e "$path" ] || complain "$path is not there any more: look after it where it is now"
+done
+found=$(code '\blog::(warn|info)!' "${serving[@]}")
 [ -z "$found" ] || complain "what serves guests logs by itself instead of by tell!:"$'\n'"$found"
 # What serves a guest has one way to the guest's memory, where planted instructions are known (devices/src/ram.rs).
-found=$(code '\b(LiveMemory|GuestMemory|vm_memory)\b' vmm/src/hypercalls vmm/src/hypercalls.rs vmm/src/rack.rs)
+found=$(code '\b(LiveMemory|GuestMemory|vm_memory)\b' "${served[@]}")
 [ -z "$found" ] || complain "what serves guests has the guest's memory itself instead of GuestRam:"$'\n'"$found"
 found=$(code '\b(eprint|eprintln|print|println|dbg)!|\bstderr\(\)' arch/src debug/src devices/src vmm/src vmm/kvm/src \
   | grep -vE '^vmm/src/logging\.rs:|logging::stderr\(\)' || true)

@@ -16,7 +16,7 @@ use arch::{GuestPhys, GuestVirt, Isa, aarch64, x86};
 use debug::breakpoint::{Breakpoint, Kind};
 use debug::disassemble::{LONGEST_INSTRUCTION, Mode, disassemble};
 use debug::engine::{Cpu, Engine, Stepped};
-use debug::expression::{Expression, Target};
+use debug::expression::{Environment, Expression};
 use debug::fake::{self, Ram, Scripted, ScriptedStep, Still};
 use debug::gdb::client::{converse, misbehave};
 use debug::gdb::packet::{Framer, LONGEST, frame, unescape};
@@ -404,7 +404,7 @@ pub fn stream(data: &[u8]) {
 
 struct Nothing;
 
-impl Target for Nothing {
+impl Environment for Nothing {
     fn register(&mut self, number: u16) -> Option<u64> {
         (number < 32).then_some(u64::from(number))
     }

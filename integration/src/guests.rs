@@ -2,7 +2,7 @@
 
 /// One guest in one form.
 #[derive(Clone, Copy, Debug)]
-pub struct Guest {
+pub struct TestGuest {
     /// Its architecture's name.
     pub isa: &'static str,
     /// The name of its source.
@@ -16,7 +16,7 @@ pub struct Guest {
 include!(concat!(env!("OUT_DIR"), "/guests.rs"));
 
 /// Looks a guest up.
-pub fn find(isa: &str, name: &str, flat: bool) -> Option<&'static Guest> {
+pub fn find(isa: &str, name: &str, flat: bool) -> Option<&'static TestGuest> {
     GUESTS.iter().find(|guest| guest.isa == isa && guest.name == name && guest.flat == flat)
 }
 

@@ -20,16 +20,16 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// What tells QEMU what to do (QEMU, "QEMU Machine Protocol Specification").
 #[derive(Debug)]
-pub struct Control(BufReader<UnixStream>);
+pub struct Qmp(BufReader<UnixStream>);
 
-impl Control {
+impl Qmp {
     /// Connects to a QEMU that listens.
     ///
     /// # Errors
     /// When it does not, or does not speak the protocol.
-    pub fn connect(socket: &Path) -> Result<Control, String> {
+    pub fn connect(socket: &Path) -> Result<Qmp, String> {
         let stream = UnixStream::connect(socket).map_err(|error| error.to_string())?;
-        let mut control = Control(BufReader::new(stream));
+        let mut control = Qmp(BufReader::new(stream));
         control.ask("qmp_capabilities", &json!({}))?;
         Ok(control)
     }
@@ -60,7 +60,7 @@ impl Control {
 /// A QEMU with a guest that is stopped.
 struct Qemu {
     process: Process,
-    control: Control,
+    qmp: Qmp,
     stub: PathBuf,
 }
 
@@ -105,7 +105,7 @@ impl Qemu {
             .args(["-gdb", &format!("unix:{},server=on,wait=off", stub.display())]);
         let mut process = Process::start("qemu", command, Wiring::Pipes).map_err(failed)?;
         process.expect("guest: up", LIMIT)?;
-        let mut qemu = Qemu { process, control: Control::connect(&control)?, stub };
+        let mut qemu = Qemu { process, qmp: Qmp::connect(&control)?, stub };
         fs::remove_file(control).map_err(failed)?;
         qemu.stop_idle()?;
         Ok(qemu)
@@ -115,9 +115,9 @@ impl Qemu {
     fn stop_idle(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + LIMIT;
         loop {
-            self.control.ask("stop", &json!({}))?;
+            self.qmp.ask("stop", &json!({}))?;
             let registers = json!({ "command-line": "info registers -a" });
-            let said = self.control.ask("human-monitor-command", &registers)?;
+            let said = self.qmp.ask("human-monitor-command", &registers)?;
             let said = said.as_str().unwrap_or_default();
             let is_pc = |word: &&str| word.starts_with("RIP=") || word.starts_with("PC=");
             let places: Vec<_> = said.split_whitespace().filter(is_pc).collect();
@@ -125,7 +125,7 @@ impl Qemu {
                 return Ok(());
             }
             check(Instant::now() < deadline, || format!("it does not come to rest:\n{said}"))?;
-            self.control.ask("cont", &json!({}))?;
+            self.qmp.ask("cont", &json!({}))?;
             std::thread::park_timeout(Duration::from_millis(50));
         }
     }
@@ -135,7 +135,7 @@ impl Qemu {
         if let Some(format) = format {
             arguments["format"] = format.into();
         }
-        self.control.ask("dump-guest-memory", &arguments).map(drop)
+        self.qmp.ask("dump-guest-memory", &arguments).map(drop)
     }
 }
 
@@ -227,7 +227,7 @@ pub fn compare(isa: Isa, folder: &Path) -> Result<(), String> {
         Ok(())
     })();
     // It is stopped, and its socket with it.
-    qemu.control.ask("quit", &json!({})).ok();
+    qemu.qmp.ask("quit", &json!({})).ok();
     let ended = qemu.process.wait(LIMIT);
     fs::remove_file(&qemu.stub).ok();
     result?;

@@ -1,7 +1,6 @@
 //! Writes what a package has beside the program into a folder: manual pages (`vmm.1`, and one for each
 //! command), and completions for bash, fish and zsh under the names that each looks for. `make deb` calls it.
 
-use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::Man;
 use std::path::{Path, PathBuf};
@@ -26,13 +25,13 @@ fn write(folder: &Path) -> io::Result<()> {
     let pages = folder.join("man");
     fs::create_dir_all(&pages)?;
     // `vmm help` says what the pages say.
-    let mut command = vmm::cli::Cli::command().disable_help_subcommand(true);
+    let mut command = vmm::cli::definition().disable_help_subcommand(true);
     command.build();
     page(&command, &pages)?;
     for (shell, name) in [(Shell::Bash, "vmm"), (Shell::Fish, "vmm.fish"), (Shell::Zsh, "_vmm")] {
         let folder = folder.join(shell.to_string());
         fs::create_dir_all(&folder)?;
-        fs::write(folder.join(name), vmm::completions::script(shell)?)?;
+        fs::write(folder.join(name), vmm::cli::script(shell)?)?;
     }
     Ok(())
 }

@@ -1,50 +1,26 @@
 //! A virtual machine monitor made for debugging kernels, as a library.
 //!
-//! [`Machine`](machine::Machine) is a guest that can be run, paused and looked at; the `vmm`
-//! binary drives one from the command line. [`kvm`] is the only module that calls KVM;
-//! [`boot`] prepares guests; [`vcpus`] has the threads that run them; [`run`] is the event
-//! loop of the command line; [`debugger`] is the live machine as the `debug` crate sees it;
-//! [`check`] finds out what a host's KVM can do.
+//! A [`Guest`](machine::Guest) can be run, held and looked at; the `vmm` binary ([`cli`]) drives one from the command
+//! line. [`boot`] prepares what a guest begins with, [`machine`] has all that it runs in, [`outcome`] says how it ended
+//! and [`error`] why it did not begin.
 //!
 //! ```no_run
 //! use std::time::Duration;
-//! use vmm::{config::Config, machine::Machine};
+//! use vmm::machine::{Config, Guest};
 //!
-//! let machine = Machine::new(&Config::default(), Box::new(std::io::stdout()))?;
-//! machine.resume();
-//! println!("{:?}", machine.wait(Duration::from_secs(10)));
+//! let guest = Guest::new(&Config::default(), Box::new(std::io::stdout()))?;
+//! guest.resume();
+//! println!("{:?}", guest.wait(Duration::from_secs(10)));
 //! # Ok::<(), vmm::error::Error>(())
 //! ```
 
 pub mod boot;
-pub mod candidates;
-pub mod check;
 pub mod cli;
-pub mod completions;
-pub mod config;
-pub mod console;
-pub mod control;
-pub mod core_dump;
-pub mod debugger;
-pub mod dump;
+mod control;
 pub mod error;
-pub mod given_file;
-pub mod guest_clock;
-pub mod guest_ram;
-pub mod hypercalls;
-pub mod line_queue;
+mod given_file;
 pub mod logging;
 pub mod machine;
-mod mailbox;
 pub mod outcome;
-mod output_queue;
-pub mod panic_watch;
 mod peer;
-pub mod qemu_habits;
-mod rack;
-pub mod run;
-pub mod serve;
-pub mod stdout;
-pub mod terminal;
-mod unpacked;
-pub mod vcpus;
+mod run;

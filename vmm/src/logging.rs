@@ -1,6 +1,6 @@
 //! The monitor's own words: on standard error or in a file, marked, never on the console.
 //!
-//! Everything that is said goes through a [`LineQueue`]: no thread that says something waits for whoever
+//! Everything that is said goes through a `LineQueue`: no thread that says something waits for whoever
 //! reads it. And everything is limited by the place that it is said at: a guest, a client of a socket and
 //! a failure in a loop can provoke only so many messages a second ([`ALLOWED`]). What each exit of a vCPU
 //! says (`-vv`) was asked for, and is bounded by the queue only. What devices say of a guest is limited
@@ -8,9 +8,12 @@
 //!
 //! Nothing else writes to standard error while a guest runs (`make layering` looks).
 
-use crate::line_queue::LineQueue;
+pub(crate) mod line_queue;
+pub(crate) mod progress;
+
 use devices::rate_limit::{RateLimit, missed_in_words};
 use env_logger::{Builder, Logger, Target};
+use line_queue::LineQueue;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::collections::HashMap;
 use std::fs::File;

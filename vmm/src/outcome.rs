@@ -6,19 +6,13 @@ use std::fmt;
 /// How a guest's run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The guest switched itself off.
-    PowerOff,
-    /// The guest wrote this value to the exit device.
-    Exit(u32),
-    /// The guest reset itself, and `--reboot exit` is in force.
-    Reset,
+    /// By the guest's own doing.
+    Ended(End),
     /// x86: a fault while a double fault was delivered.
     TripleFault {
         /// What the vCPU was doing.
         report: String,
     },
-    /// The guest reported a crash to the firmware interface.
-    GuestCrash,
     /// KVM met an instruction that it cannot emulate.
     EmulationFailure {
         /// What the vCPU was doing.
@@ -34,23 +28,18 @@ pub enum Outcome {
     /// `--timeout` is over.
     Timeout,
     /// `Ctrl-A x`, a signal, or the debugger's user.
-    Stopped(Stop),
+    Stopped(StoppedBy),
 }
 
 impl From<End> for Outcome {
     fn from(end: End) -> Outcome {
-        match end {
-            End::PowerOff => Outcome::PowerOff,
-            End::Reset => Outcome::Reset,
-            End::Crash => Outcome::GuestCrash,
-            End::Exit(value) => Outcome::Exit(value),
-        }
+        Outcome::Ended(end)
     }
 }
 
 /// Who stopped a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum StoppedBy {
     /// `Ctrl-A x` on the console.
     Console,
     /// A signal, by its number.
@@ -101,11 +90,11 @@ impl Outcome {
     /// The process's exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Outcome::PowerOff => POWER_OFF,
-            Outcome::Exit(value) => devices::platform::exit::exit_code(*value),
-            Outcome::Reset => RESET,
+            Outcome::Ended(End::PowerOff) => POWER_OFF,
+            Outcome::Ended(End::Exit(value)) => devices::platform::exit::exit_code(*value),
+            Outcome::Ended(End::Reset) => RESET,
+            Outcome::Ended(End::Crash) => GUEST_CRASH,
             Outcome::TripleFault { .. } => TRIPLE_FAULT,
-            Outcome::GuestCrash => GUEST_CRASH,
             Outcome::EmulationFailure { .. } => EMULATION_FAILURE,
             Outcome::InternalError { .. } => INTERNAL_ERROR,
             Outcome::Timeout => TIMEOUT,
@@ -118,7 +107,7 @@ impl Outcome {
         matches!(
             self,
             Outcome::TripleFault { .. }
-                | Outcome::GuestCrash
+                | Outcome::Ended(End::Crash)
                 | Outcome::EmulationFailure { .. }
                 | Outcome::InternalError { .. }
         )
@@ -128,13 +117,13 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Outcome::PowerOff => f.write_str("the guest switched itself off"),
-            Outcome::Exit(value) => write!(f, "the guest wrote {value:#x} to the exit device"),
-            Outcome::Reset => f.write_str("the guest reset itself"),
+            Outcome::Ended(End::PowerOff) => f.write_str("the guest switched itself off"),
+            Outcome::Ended(End::Exit(value)) => write!(f, "the guest wrote {value:#x} to the exit device"),
+            Outcome::Ended(End::Reset) => f.write_str("the guest reset itself"),
             Outcome::TripleFault { report } => {
                 write!(f, "triple fault: the guest could not deliver an exception\n{report}")
             }
-            Outcome::GuestCrash => f.write_str("the guest reported a crash"),
+            Outcome::Ended(End::Crash) => f.write_str("the guest reported a crash"),
             Outcome::EmulationFailure { report } => write!(
                 f,
                 "emulation failure: this host's KVM cannot emulate the guest's instruction \
@@ -142,9 +131,9 @@ impl fmt::Display for Outcome {
             ),
             Outcome::InternalError { cause, report } => write!(f, "KVM cannot go on: {cause}\n{report}"),
             Outcome::Timeout => f.write_str("the time given by --timeout is over"),
-            Outcome::Stopped(Stop::Console) => f.write_str("stopped from the console"),
-            Outcome::Stopped(Stop::Signal(number)) => write!(f, "stopped by signal {number}"),
-            Outcome::Stopped(Stop::Debugger) => f.write_str("ended by the debugger"),
+            Outcome::Stopped(StoppedBy::Console) => f.write_str("stopped from the console"),
+            Outcome::Stopped(StoppedBy::Signal(number)) => write!(f, "stopped by signal {number}"),
+            Outcome::Stopped(StoppedBy::Debugger) => f.write_str("ended by the debugger"),
         }
     }
 }
@@ -158,7 +147,7 @@ mod tests {
         assert!(EXIT_CODES.windows(2).all(|pair| pair[0].code < pair[1].code));
         assert!(EXIT_CODES.iter().all(|code| code.code % 2 == 0));
         for value in 0..512 {
-            assert_eq!(Outcome::Exit(value).code() % 2, 1);
+            assert_eq!(Outcome::Ended(End::Exit(value)).code() % 2, 1);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! `SCTLR_EL1`, `TCR_EL1`, `TTBRn_EL1`. A guest has stage 2 below, which is the host's own
 //! and invisible here.
 
-use super::walk::{Fault, Mapping, Permissions, Step, TableMemory, read_entry};
+use super::walk::{Fault, Mapping, Permissions, TableEntry, TableMemory, read_entry};
 use crate::{GuestPhys, GuestVirt};
 
 /// `SCTLR_EL1.M`: the MMU is on.
@@ -196,7 +196,7 @@ impl Paging {
         &self,
         memory: &(impl TableMemory + ?Sized),
         address: GuestVirt,
-        mut visit: impl FnMut(Step),
+        mut visit: impl FnMut(TableEntry),
     ) -> Result<Mapping, Fault> {
         if !self.is_on {
             return Ok(Mapping {
@@ -233,7 +233,7 @@ impl Paging {
             let index = virt >> low & ((1 << index_bits) - 1);
             let at = GuestPhys(table + index * 8);
             let value = read_entry(memory, at, 8).ok_or(Fault::NoTable { name, at, span })?;
-            visit(Step { name, at, value });
+            visit(TableEntry { name, at, value });
             if value & VALID == 0 {
                 return Err(Fault::NotMapped { name, at, value, span });
             }

@@ -11,7 +11,7 @@ pub trait TableMemory {
 
 /// One table entry that a walk has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct TableEntry {
     /// The manual's name of the entry's level: `PML4E`, `level 1`.
     pub name: &'static str,
     /// Where the entry stands.

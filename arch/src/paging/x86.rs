@@ -4,7 +4,7 @@
 //! paging, and the tables "Format of ..." there. Protection keys and SMEP/SMAP change who may
 //! do what at the moment, not what the tables say, and are not looked at.
 
-use super::walk::{Fault, Mapping, Permissions, Step, TableMemory, read_entry};
+use super::walk::{Fault, Mapping, Permissions, TableEntry, TableMemory, read_entry};
 use crate::x86::boot_state::{CR0_PG, CR4_PAE, EFER_LMA};
 use crate::{GuestPhys, GuestVirt};
 
@@ -132,7 +132,7 @@ impl Paging {
         &self,
         memory: &(impl TableMemory + ?Sized),
         address: GuestVirt,
-        mut visit: impl FnMut(Step),
+        mut visit: impl FnMut(TableEntry),
     ) -> Result<Mapping, Fault> {
         let mut linear = address.0;
         match self.canonical_bits() {
@@ -165,7 +165,7 @@ impl Paging {
             let index = linear >> shift & ((1 << bits) - 1);
             let at = GuestPhys(table + index * entry_size as u64);
             let value = read_entry(memory, at, entry_size).ok_or(Fault::NoTable { name, at, span })?;
-            visit(Step { name, at, value });
+            visit(TableEntry { name, at, value });
             if value & PRESENT == 0 {
                 return Err(Fault::NotMapped { name, at, value, span });
             }

@@ -50,8 +50,8 @@ pub fn simulate(code: &[u8], bits: Bits, mut read: impl FnMut(usize) -> Option<u
     let target = simulator.instruction(pc)?;
     let Simulator { at, flags: new_flags, mut changes, .. } = simulator;
     let next = match target {
-        Target::Next => pc.wrapping_add(at as u64),
-        Target::Jump(distance) => pc.wrapping_add(at as u64).wrapping_add_signed(distance),
+        Flow::Next => pc.wrapping_add(at as u64),
+        Flow::Jump(distance) => pc.wrapping_add(at as u64).wrapping_add_signed(distance),
     };
     changes.push((RIP, if bits == Bits::Code32 { next & 0xffff_ffff } else { next }));
     if new_flags != flags {
@@ -60,7 +60,7 @@ pub fn simulate(code: &[u8], bits: Bits, mut read: impl FnMut(usize) -> Option<u
     Some(changes)
 }
 
-enum Target {
+enum Flow {
     Next,
     /// From the end of the instruction.
     Jump(i64),
@@ -139,9 +139,9 @@ impl<R: FnMut(usize) -> Option<u64>> Simulator<'_, R> {
         self.changes.push((ROWS[usize::from(number)], value & self.mask()));
     }
 
-    fn instruction(&mut self, pc: u64) -> Option<Target> {
+    fn instruction(&mut self, pc: u64) -> Option<Flow> {
         if self.is_nop()? {
-            return Some(Target::Next);
+            return Some(Flow::Next);
         }
         let mut opcode = self.byte()?;
         if self.bits == Bits::Code64 && opcode & 0xf0 == 0x40 {
@@ -173,7 +173,7 @@ impl<R: FnMut(usize) -> Option<u64>> Simulator<'_, R> {
                 let left = self.get(register)?;
                 let right = immediate.cast_unsigned() & self.mask();
                 self.operate(operation, register, left, right);
-                Some(Target::Next)
+                Some(Flow::Next)
             }
             0x8d => self.load_address(pc),
             0xb8..=0xbf => {
@@ -186,16 +186,16 @@ impl<R: FnMut(usize) -> Option<u64>> Simulator<'_, R> {
                     false => self.signed_32()?.cast_unsigned(),
                 };
                 self.set(short, value);
-                Some(Target::Next)
+                Some(Flow::Next)
             }
             0xc7 => {
                 let (0, register) = self.register_operand()? else { return None };
                 let value = self.signed_32()?.cast_unsigned();
                 self.set(register, value);
-                Some(Target::Next)
+                Some(Flow::Next)
             }
-            0xe9 => Some(Target::Jump(self.signed_32()?)),
-            0xeb => Some(Target::Jump(self.signed_8()?)),
+            0xe9 => Some(Flow::Jump(self.signed_32()?)),
+            0xeb => Some(Flow::Jump(self.signed_8()?)),
             0xff => match self.register_operand()? {
                 (0, register) => self.count(register, true),
                 (1, register) => self.count(register, false),
@@ -252,11 +252,11 @@ impl<R: FnMut(usize) -> Option<u64>> Simulator<'_, R> {
         (modrm >> 6 == 3).then_some((modrm >> 3 & 7, modrm & 7 | (self.rex & 1) << 3))
     }
 
-    fn two_registers(&mut self, operation: Operation) -> Option<Target> {
+    fn two_registers(&mut self, operation: Operation) -> Option<Flow> {
         let (middle, register) = self.register_operand()?;
         let (left, right) = (self.get(register)?, self.get(middle | (self.rex & 4) << 1)?);
         self.operate(operation, register, left, right);
-        Some(Target::Next)
+        Some(Flow::Next)
     }
 
     fn operate(&mut self, operation: Operation, register: u8, left: u64, right: u64) {
@@ -292,16 +292,16 @@ impl<R: FnMut(usize) -> Option<u64>> Simulator<'_, R> {
     }
 
     /// INC and DEC, which leave CF alone.
-    fn count(&mut self, register: u8, is_up: bool) -> Option<Target> {
+    fn count(&mut self, register: u8, is_up: bool) -> Option<Flow> {
         let carry = self.flags & CF;
         let value = self.get(register)?;
         self.operate(if is_up { Operation::Add } else { Operation::Sub }, register, value, 1);
         self.flags = self.flags & !CF | carry;
-        Some(Target::Next)
+        Some(Flow::Next)
     }
 
     /// LEA.
-    fn load_address(&mut self, pc: u64) -> Option<Target> {
+    fn load_address(&mut self, pc: u64) -> Option<Flow> {
         let modrm = self.byte()?;
         let (mode, to, base) = (modrm >> 6, modrm >> 3 & 7 | (self.rex & 4) << 1, modrm & 7);
         if mode == 3 {
@@ -336,11 +336,11 @@ impl<R: FnMut(usize) -> Option<u64>> Simulator<'_, R> {
             _ => 0,
         };
         self.set(to, address.wrapping_add_signed(displacement));
-        Some(Target::Next)
+        Some(Flow::Next)
     }
 
     /// `Jcc` (Intel SDM vol. 1, "EFLAGS Condition Codes").
-    fn jump_if(&self, condition: u8, distance: i64) -> Target {
+    fn jump_if(&self, condition: u8, distance: i64) -> Flow {
         let is_set = |flag: u64| self.flags & flag != 0;
         let holds = match condition >> 1 {
             0 => is_set(OF),
@@ -352,7 +352,7 @@ impl<R: FnMut(usize) -> Option<u64>> Simulator<'_, R> {
             6 => is_set(SF) != is_set(OF),
             _ => is_set(ZF) || is_set(SF) != is_set(OF),
         };
-        if holds == (condition & 1 == 0) { Target::Jump(distance) } else { Target::Next }
+        if holds == (condition & 1 == 0) { Flow::Jump(distance) } else { Flow::Next }
     }
 }
 

@@ -5,7 +5,7 @@ mod diff;
 pub use diff::Changes;
 
 use super::operator::Operator;
-use crate::dump::write::{self, Summary, Target, WriteError};
+use crate::dump::write::{self, Subject, Summary, WriteError};
 use crate::dump::{self, Unplanted};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, json};
 use std::fmt;
@@ -58,8 +58,8 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
     let requests = view.engine.requests();
     let unmask = |address, bytes: &mut [u8]| requests.table.unmask(address, bytes);
     let memory = Unplanted { memory: view.memory(), unmask: &unmask };
-    let target = Target { isa: view.isa(), cpus: &cpus, memory: &memory };
-    let summary = write::to_destination(&target, &destination, &mut |_| match view.cancel.check() {
+    let subject = Subject { isa: view.isa(), cpus: &cpus, memory: &memory };
+    let summary = write::to_destination(&subject, &destination, &mut |_| match view.cancel.check() {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     })?;

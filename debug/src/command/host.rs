@@ -14,25 +14,25 @@ pub const HOST: Command =
 
 /// What the host can do for a debugger.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Host {
+pub struct HostAbilities {
     /// That.
-    pub host: Abilities,
+    pub abilities: Abilities,
     /// What addresses mean, in words.
     pub translation: String,
 }
 
-impl Host {
+impl HostAbilities {
     /// That of the machine that is looked at.
-    pub fn of(view: &View<'_>) -> Host {
+    pub fn of(view: &View<'_>) -> HostAbilities {
         let translation = match view.space() {
             Space::Virtual(regime) => regime.describe(),
             Space::Physical => "addresses are guest-physical".into(),
         };
-        Host { host: view.machine.abilities().clone(), translation }
+        HostAbilities { abilities: view.machine.abilities().clone(), translation }
     }
 
     fn software(&self) -> &'static str {
-        match self.host.software {
+        match self.abilities.software {
             SoftwareBreakpoints::Trapped => "trapped by KVM",
             SoftwareBreakpoints::EmulationFailure => "seen as an instruction that KVM cannot emulate",
             SoftwareBreakpoints::None => "not seen; debug registers take their place",
@@ -40,9 +40,9 @@ impl Host {
     }
 }
 
-impl fmt::Display for Host {
+impl fmt::Display for HostAbilities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Abilities { single_step, breakpoints, watchpoints, blocks_interrupts, .. } = self.host;
+        let Abilities { single_step, breakpoints, watchpoints, blocks_interrupts, .. } = self.abilities;
         let slowly = if watchpoints == 0 { " (gdb's software watchpoints work, slowly)" } else { "" };
         let interrupts = if blocks_interrupts { "kept out by KVM" } else { "masked by us" };
         writeln!(f, "breakpoint instructions: {}", self.software())?;
@@ -54,14 +54,14 @@ impl fmt::Display for Host {
     }
 }
 
-impl Value for Host {
+impl Value for HostAbilities {
     fn json(&self) -> Json {
         json!({
             "breakpoint_instructions": self.software(),
-            "single_step": self.host.single_step,
-            "breakpoint_registers": self.host.breakpoints,
-            "watchpoint_registers": self.host.watchpoints,
-            "blocks_interrupts": self.host.blocks_interrupts,
+            "single_step": self.abilities.single_step,
+            "breakpoint_registers": self.abilities.breakpoints,
+            "watchpoint_registers": self.abilities.watchpoints,
+            "blocks_interrupts": self.abilities.blocks_interrupts,
             "translation": self.translation,
         })
     }
@@ -69,7 +69,7 @@ impl Value for Host {
 
 pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
     arguments.none()?;
-    Ok(Box::new(Host::of(&operator.view())))
+    Ok(Box::new(HostAbilities::of(&operator.view())))
 }
 
 /// `exits`.

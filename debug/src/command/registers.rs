@@ -105,7 +105,7 @@ pub struct Thread {
     /// Its number.
     pub vcpu: u32,
     /// What it does.
-    pub state: Activity,
+    pub activity: Activity,
     /// Its program counter, if that is known.
     pub pc: Option<u64>,
     /// Its stack pointer, if that is known.
@@ -129,7 +129,7 @@ impl Threads {
         let thread = |vcpu| {
             let file = view.machine.registers(vcpu, &[Bank::General])?;
             let (pc, stack) = (file.pc(), file.get(stack));
-            Ok(Thread { vcpu, state: view.machine.activity(vcpu), pc, stack })
+            Ok(Thread { vcpu, activity: view.machine.activity(vcpu), pc, stack })
         };
         (0..view.machine.vcpus()).map(thread).collect::<Result<_, Refusal>>().map(Threads)
     }
@@ -138,15 +138,15 @@ impl Threads {
 impl fmt::Display for Threads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word = |value: Option<u64>| value.map_or("?".into(), |value| format!("{value:#018x}"));
-        self.0.iter().try_for_each(|Thread { vcpu, state, pc, stack }| {
-            writeln!(f, "vCPU {vcpu} [{}]: pc {}, sp {}", state.name(), word(*pc), word(*stack))
+        self.0.iter().try_for_each(|Thread { vcpu, activity, pc, stack }| {
+            writeln!(f, "vCPU {vcpu} [{}]: pc {}, sp {}", activity.name(), word(*pc), word(*stack))
         })
     }
 }
 
 impl Value for Threads {
     fn json(&self) -> Json {
-        let thread = |Thread { vcpu, state, pc, stack }: &Thread| json!({ "vcpu": vcpu, "state": state.name(), "pc": pc.map(hex), "sp": stack.map(hex) });
+        let thread = |Thread { vcpu, activity, pc, stack }: &Thread| json!({ "vcpu": vcpu, "state": activity.name(), "pc": pc.map(hex), "sp": stack.map(hex) });
         self.0.iter().map(thread).collect()
     }
 }

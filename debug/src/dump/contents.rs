@@ -40,7 +40,7 @@ pub struct Cpu {
     /// How it reads its code.
     pub mode: Mode,
     /// What it was doing.
-    pub state: Activity,
+    pub activity: Activity,
     /// Its registers are those of when it last left the guest with paging on: what they were after that, a
     /// reset or a triple fault has lost.
     pub is_earlier: bool,
@@ -49,8 +49,8 @@ pub struct Cpu {
 impl Cpu {
     /// One of which nothing is known.
     pub fn unknown(isa: Isa) -> Cpu {
-        let (registers, state) = (RegisterFile::new(isa), Activity::Unknown);
-        Cpu { registers, mode: Mode::Bits64, state, is_earlier: false }
+        let (registers, activity) = (RegisterFile::new(isa), Activity::Unknown);
+        Cpu { registers, mode: Mode::Bits64, activity, is_earlier: false }
     }
 }
 

@@ -159,7 +159,7 @@ pub struct Core {
     kernel: OnceLock<Described>,
     cancel: Cancel,
     remarks: Vec<String>,
-    host: Abilities,
+    abilities: Abilities,
     is_writable: bool,
     events: VecDeque<Event>,
     wake: OwnedFd,
@@ -196,7 +196,7 @@ impl Core {
         remarks.extend(without_tables(&cpus));
         // It never becomes readable: events are there at once.
         let (wake, _) = nix::unistd::pipe()?;
-        let host = Abilities {
+        let abilities = Abilities {
             software: SoftwareBreakpoints::None,
             single_step: true,
             breakpoints: 0,
@@ -212,7 +212,7 @@ impl Core {
             noted: info,
             kernel: OnceLock::new(),
             remarks,
-            host,
+            abilities,
             is_writable,
             events: VecDeque::new(),
             wake,
@@ -277,7 +277,7 @@ impl Machine for Core {
     }
 
     fn activity(&self, vcpu: u32) -> Activity {
-        self.cpu(vcpu).map_or(Activity::Unknown, |cpu| cpu.state)
+        self.cpu(vcpu).map_or(Activity::Unknown, |cpu| cpu.activity)
     }
 
     fn registers(&self, vcpu: u32, _: &[Bank]) -> Result<RegisterFile, TargetError> {
@@ -339,7 +339,7 @@ impl Machine for Core {
     }
 
     fn abilities(&self) -> &Abilities {
-        &self.host
+        &self.abilities
     }
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {

@@ -105,7 +105,7 @@ fn without(all: &[PhysRange], some: &[PhysRange]) -> Vec<PhysRange> {
 
 /// A range of virtual addresses whose memory differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct ChangedRange {
     /// Guest-virtual address.
     pub start: GuestVirt,
     /// The memory.
@@ -113,8 +113,12 @@ pub struct Place {
 }
 
 /// By which virtual addresses memory is mapped, in order; and what is mapped nowhere.
-pub fn places(regime: &Regime, memory: &dyn Memory, changed: &[PhysRange]) -> (Vec<Place>, Vec<PhysRange>) {
-    let mut places: Vec<Place> = Vec::new();
+pub fn places(
+    regime: &Regime,
+    memory: &dyn Memory,
+    changed: &[PhysRange],
+) -> (Vec<ChangedRange>, Vec<PhysRange>) {
+    let mut places: Vec<ChangedRange> = Vec::new();
     let mut looked = 0;
     for (first, last) in regime.ranges() {
         let mut at = first.0;
@@ -139,7 +143,7 @@ pub fn places(regime: &Regime, memory: &dyn Memory, changed: &[PhysRange]) -> (V
                             {
                                 place.range.size += range.size;
                             }
-                            _ => places.push(Place { start: GuestVirt(start), range }),
+                            _ => places.push(ChangedRange { start: GuestVirt(start), range }),
                         }
                     }
                     mapping.page_size

@@ -18,7 +18,7 @@ pub(super) const STATE: &[u8] = b"state";
 /// And, a byte that is not 0, that the registers are [earlier](Cpu::is_earlier) ones.
 pub(super) const EARLIER: &[u8] = b"earlier";
 
-fn state_of(number: u8) -> Activity {
+fn activity_of(number: u8) -> Activity {
     match number {
         1 => Activity::Running,
         2 => Activity::Halted,
@@ -27,9 +27,9 @@ fn state_of(number: u8) -> Activity {
     }
 }
 
-/// The number of a state in our own note.
-pub(super) fn number_of(state: Activity) -> u8 {
-    match state {
+/// The number of an activity in our own note.
+pub(super) fn number_of(activity: Activity) -> u8 {
+    match activity {
         Activity::Unknown => 0,
         Activity::Running => 1,
         Activity::Halted => 2,
@@ -115,7 +115,7 @@ impl Notes {
             self.own += 1;
             if let Some(cpu) = self.cpu(self.own - 1) {
                 note::parse_all(value, &mut cpu.registers, |name, value| match (name, value) {
-                    (STATE, [state]) => cpu.state = state_of(*state),
+                    (STATE, [state]) => cpu.activity = activity_of(*state),
                     (EARLIER, [earlier]) => cpu.is_earlier = *earlier != 0,
                     _ => {}
                 });

@@ -2,7 +2,7 @@
 
 use super::core::Core;
 use super::read::source::{OnDisk, Source};
-use super::write::{self, Target, WriteError};
+use super::write::{self, Subject, WriteError};
 use super::*;
 use crate::disassemble::Mode;
 use crate::fake::Ram;
@@ -45,7 +45,7 @@ impl Drop for Scratch {
 
 /// Two vCPUs whose registers are all different.
 fn some_cpus(isa: Isa) -> Vec<Cpu> {
-    let cpu = |id: usize, state| {
+    let cpu = |id: usize, activity| {
         let mut registers = RegisterFile::new(isa);
         for (row, register) in table(isa).iter().enumerate() {
             let byte = u8::try_from((row * 2 + id) % 255 + 1).unwrap();
@@ -58,7 +58,7 @@ fn some_cpus(isa: Isa) -> Vec<Cpu> {
                 registers.set(name, value);
             }
         }
-        Cpu { registers, mode: Mode::Bits64, state, is_earlier: id == 1 }
+        Cpu { registers, mode: Mode::Bits64, activity, is_earlier: id == 1 }
     };
     vec![cpu(0, Activity::Running), cpu(1, Activity::Halted)]
 }
@@ -74,7 +74,7 @@ fn some_memory() -> Ram {
 
 fn dump_to(isa: Isa, path: &std::path::Path) -> Result<write::Summary, WriteError> {
     let (cpus, memory) = (some_cpus(isa), some_memory());
-    write::to_file(&Target { isa, cpus: &cpus, memory: &memory }, path, &mut |_| ControlFlow::Continue(()))
+    write::to_file(&Subject { isa, cpus: &cpus, memory: &memory }, path, &mut |_| ControlFlow::Continue(()))
 }
 
 fn read_file(path: &std::path::Path) -> Contents {
@@ -208,21 +208,22 @@ fn nothing_half_written_is_left() {
     let path = scratch.file("core");
     fs::write(&path, "before").unwrap();
     let (cpus, memory) = (some_cpus(Isa::X86_64), some_memory());
-    let target = Target { isa: Isa::X86_64, cpus: &cpus, memory: &memory };
-    let broken = write::to_file(&target, &path, &mut |_| ControlFlow::Break(()));
+    let subject = Subject { isa: Isa::X86_64, cpus: &cpus, memory: &memory };
+    let broken = write::to_file(&subject, &path, &mut |_| ControlFlow::Break(()));
     assert!(matches!(broken, Err(WriteError::Cancelled(_))));
-    let missing = write::to_file(&target, &scratch.file("no/such"), &mut |_| ControlFlow::Continue(()));
+    let missing = write::to_file(&subject, &scratch.file("no/such"), &mut |_| ControlFlow::Continue(()));
     assert!(matches!(missing, Err(WriteError::Io { .. })));
-    let folder = write::to_file(&target, &scratch.0, &mut |_| ControlFlow::Continue(()));
+    let folder = write::to_file(&subject, &scratch.0, &mut |_| ControlFlow::Continue(()));
     assert!(matches!(folder, Err(WriteError::NoFile(_))));
-    let full = write::to_file(&target, std::path::Path::new("/dev/full"), &mut |_| ControlFlow::Continue(()));
+    let full =
+        write::to_file(&subject, std::path::Path::new("/dev/full"), &mut |_| ControlFlow::Continue(()));
     assert!(matches!(full, Err(WriteError::NoFile(_))));
     assert_eq!(fs::read(&path).unwrap(), b"before");
     assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 1);
     // What a process that was killed has left is no trouble, and stays.
     let left = scratch.file(&format!("core.partial-{}-0", std::process::id()));
     fs::write(&left, "left").unwrap();
-    write::to_file(&target, &path, &mut |_| ControlFlow::Continue(())).unwrap();
+    write::to_file(&subject, &path, &mut |_| ControlFlow::Continue(())).unwrap();
     assert!(fs::read(&path).unwrap().starts_with(b"\x7fELF"));
     assert_eq!(fs::read(&left).unwrap(), b"left");
 }
@@ -516,9 +517,9 @@ fn a_dump_of_a_dump_says_what_it_has_not_got() {
     let damaged = 4 * 4096 + 24;
     filtered[damaged + 12] = 0x20;
     let core = Core::new(open(Arc::new(filtered)).unwrap(), false).unwrap();
-    let target = Target { isa: Isa::X86_64, cpus: &[], memory: core.memory() };
+    let subject = Subject { isa: Isa::X86_64, cpus: &[], memory: core.memory() };
     let path = scratch.file("core");
-    let summary = write::to_file(&target, &path, &mut |_| ControlFlow::Continue(())).unwrap();
+    let summary = write::to_file(&subject, &path, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!((summary.memory, summary.stored, summary.missing), (0x4000, 0x2000, 0x2000));
     let copy = Core::new(read_file(&path), false).unwrap();
     let found = diff::compare(core.memory(), copy.memory());

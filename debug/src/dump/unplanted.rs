@@ -16,8 +16,8 @@ use arch::register::Bank;
 pub fn cpus(machine: &dyn Machine) -> Result<Vec<Cpu>, TargetError> {
     let cpu = |vcpu| {
         let mode = machine.code(vcpu).map_or(Mode::Bits64, |code| code.mode);
-        let (registers, state) = (machine.registers(vcpu, &Bank::ALL)?, machine.activity(vcpu));
-        Ok(Cpu { registers, mode, state, is_earlier: false })
+        let (registers, activity) = (machine.registers(vcpu, &Bank::ALL)?, machine.activity(vcpu));
+        Ok(Cpu { registers, mode, activity, is_earlier: false })
     };
     (0..machine.vcpus()).map(cpu).collect()
 }

@@ -72,9 +72,9 @@ impl std::fmt::Display for Summary {
     }
 }
 
-/// What a dump is made of. The target stands still meanwhile.
+/// What a dump is made of. It stands still meanwhile.
 #[derive(Debug)]
-pub struct Target<'a> {
+pub struct Subject<'a> {
     /// Its architecture.
     pub isa: Isa,
     /// Its vCPUs.
@@ -95,11 +95,11 @@ impl std::fmt::Debug for dyn Memory + '_ {
 /// # Errors
 /// [`WriteError`]; then nothing of it is left.
 pub fn to_file(
-    target: &Target<'_>,
+    subject: &Subject<'_>,
     path: &Path,
     watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Summary, WriteError> {
-    to_destination(target, &Destination::anywhere(path)?, watch)
+    to_destination(subject, &Destination::anywhere(path)?, watch)
 }
 
 /// Writes a core as [`to_file`] does.
@@ -107,11 +107,11 @@ pub fn to_file(
 /// # Errors
 /// [`WriteError`]; then nothing of it is left.
 pub fn to_destination(
-    target: &Target<'_>,
+    subject: &Subject<'_>,
     destination: &Destination,
     watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Summary, WriteError> {
-    begin(target, destination, watch)?.keep()
+    begin(subject, destination, watch)?.keep()
 }
 
 /// A core that is whole and has no name yet. It goes with this value, unless it is kept.
@@ -123,7 +123,7 @@ pub struct Whole<'a> {
 }
 
 impl Whole<'_> {
-    /// Has it on disk, and gives it its name. The target may go on before.
+    /// Has it on disk, and gives it its name. It may go on before.
     ///
     /// # Errors
     /// [`WriteError`]; then nothing of it is left.
@@ -138,7 +138,7 @@ impl Whole<'_> {
 /// # Errors
 /// [`WriteError`]; then nothing of it is left.
 pub fn begin<'a>(
-    target: &Target<'_>,
+    subject: &Subject<'_>,
     destination: &'a Destination,
     watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Whole<'a>, WriteError> {
@@ -146,7 +146,7 @@ pub fn begin<'a>(
     let failed = |source| WriteError::Io { path: path.into(), source };
     let (partial, file) = destination.create()?;
     let mut sink = sink::of_name(path, file.try_clone().map_err(failed)?).map_err(failed)?;
-    let summary = match write(target, &mut *sink, watch).map_err(failed)? {
+    let summary = match write(subject, &mut *sink, watch).map_err(failed)? {
         ControlFlow::Continue(summary) => summary,
         ControlFlow::Break(()) => return Err(WriteError::Cancelled(path.into())),
     };
@@ -155,11 +155,11 @@ pub fn begin<'a>(
 }
 
 fn write(
-    target: &Target<'_>,
+    subject: &Subject<'_>,
     sink: &mut dyn Sink,
     watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> io::Result<ControlFlow<(), Summary>> {
-    let memory = target.memory;
+    let memory = subject.memory;
     let ranges = joined(memory.ranges());
     let populated = joined(memory.populated());
     let total = ranges.iter().map(|range| range.size).sum();
@@ -167,10 +167,10 @@ fn write(
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Cancelled),
     };
-    let anchors: Vec<Anchor> = target.cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
-    let found = described::find(target.isa, memory, &anchors, Scope::Running, &mut go_on);
+    let anchors: Vec<Anchor> = subject.cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
+    let found = described::find(subject.isa, memory, &anchors, Scope::Running, &mut go_on);
     let Ok(Described { info, .. }) = found else { return Ok(ControlFlow::Break(())) };
-    sink.data(&head(target, &ranges, info.as_ref()))?;
+    sink.data(&head(subject, &ranges, info.as_ref()))?;
     let mut summary = Summary { memory: total, stored: 0, missing: 0, has_info: info.is_some() };
     let mut done = 0;
     let mut buffer = vec![0; AT_ONCE];
@@ -258,13 +258,13 @@ struct Segment {
 }
 
 /// Everything in front of the memory.
-fn head(target: &Target<'_>, ranges: &[PhysRange], info: Option<&VmCoreInfo>) -> Vec<u8> {
+fn head(subject: &Subject<'_>, ranges: &[PhysRange], info: Option<&VmCoreInfo>) -> Vec<u8> {
     let regimes: Vec<(&Cpu, Regime)> =
-        target.cpus.iter().filter_map(|cpu| Some((cpu, translate::regime(&cpu.registers).ok()?))).collect();
-    let direct = regimes.iter().find_map(|(_, regime)| translate::direct_map(regime, target.memory));
-    let notes = notes(target, info);
+        subject.cpus.iter().filter_map(|cpu| Some((cpu, translate::regime(&cpu.registers).ok()?))).collect();
+    let direct = regimes.iter().find_map(|(_, regime)| translate::direct_map(regime, subject.memory));
+    let notes = notes(subject, info);
 
-    let others = others(target, &regimes, direct);
+    let others = others(subject, &regimes, direct);
     let count = 1 + ranges.len() + others.len();
     let table = HEADER + PROGRAM_HEADER * count as u64;
     let begin = (table + notes.len() as u64).next_multiple_of(PAGE as u64);
@@ -296,7 +296,7 @@ fn head(target: &Target<'_>, ranges: &[PhysRange], info: Option<&VmCoreInfo>) ->
     // makedumpfile takes what the last one says for the direct map.
     segments.extend(loads);
 
-    let mut bytes = header(target.isa, segments.len());
+    let mut bytes = header(subject.isa, segments.len());
     for Segment { kind, flags, offset, start, physical, size } in segments {
         bytes.extend([kind.to_le_bytes(), flags.to_le_bytes()].concat());
         bytes.extend([offset, start.0, physical, size, size, 0].map(u64::to_le_bytes).concat());
@@ -325,13 +325,13 @@ fn header(isa: Isa, segments: usize) -> Vec<u8> {
 }
 
 /// Memory by further virtual addresses: the kernel's image, and stacks that are not in the direct map.
-fn others(target: &Target<'_>, regimes: &[(&Cpu, Regime)], direct: Option<u64>) -> Vec<Piece> {
+fn others(subject: &Subject<'_>, regimes: &[(&Cpu, Regime)], direct: Option<u64>) -> Vec<Piece> {
     let images = regimes.iter().map(|(cpu, regime)| {
         let vbar = cpu.registers.get("VBAR_EL1").unwrap_or(0);
-        translate::image(target.isa, regime, target.memory, vbar)
+        translate::image(subject.isa, regime, subject.memory, vbar)
     });
     let mut pieces: Vec<Piece> = images.into_iter().find(|image| !image.is_empty()).unwrap_or_default();
-    let stack = match target.isa {
+    let stack = match subject.isa {
         Isa::X86_64 => "rsp",
         Isa::Aarch64 => "sp",
     };
@@ -341,7 +341,7 @@ fn others(target: &Target<'_>, regimes: &[(&Cpu, Regime)], direct: Option<u64>) 
         for at in (0..STACK_PAGES).filter_map(|index| first.checked_add(index * PAGE as u64)) {
             let known =
                 pieces.iter().any(|piece| (piece.start.0..piece.start.0 + piece.range.size).contains(&at));
-            let Some(piece) = translate::page(regime, target.memory, GuestVirt(at), PAGE as u64) else {
+            let Some(piece) = translate::page(regime, subject.memory, GuestVirt(at), PAGE as u64) else {
                 break;
             };
             let is_direct = direct.is_some_and(|delta| piece.range.start.0.wrapping_add(delta) == at);
@@ -353,7 +353,7 @@ fn others(target: &Target<'_>, regimes: &[(&Cpu, Regime)], direct: Option<u64>) 
     pieces
 }
 
-fn notes(target: &Target<'_>, info: Option<&VmCoreInfo>) -> Vec<u8> {
+fn notes(subject: &Subject<'_>, info: Option<&VmCoreInfo>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut push = |name: &str, number: u32, value: &[u8]| {
         let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX).to_le_bytes();
@@ -365,7 +365,7 @@ fn notes(target: &Target<'_>, info: Option<&VmCoreInfo>) -> Vec<u8> {
         }
     };
     for kinds in [&[Note::Status, Note::Float, Note::PointerMasks][..], &[Note::Qemu]] {
-        for (id, cpu) in (0..).zip(target.cpus) {
+        for (id, cpu) in (0..).zip(subject.cpus) {
             let width = match cpu.mode {
                 Mode::Bits64 => 64,
                 Mode::Protected32 => 32,
@@ -378,11 +378,11 @@ fn notes(target: &Target<'_>, info: Option<&VmCoreInfo>) -> Vec<u8> {
             }
         }
     }
-    if target.cpus.iter().any(|cpu| Note::PointerMasks.build(&cpu.registers, 0, 64).is_some()) {
+    if subject.cpus.iter().any(|cpu| Note::PointerMasks.build(&cpu.registers, 0, 64).is_some()) {
         push("CORE", note::VECTOR_NUMBER, &note::authenticating_vector());
     }
-    for cpu in target.cpus {
-        let (state, earlier) = ([number_of(cpu.state)], [1]);
+    for cpu in subject.cpus {
+        let (state, earlier) = ([number_of(cpu.activity)], [1]);
         let more: [(&[u8], &[u8]); 2] = [(STATE, &state), (EARLIER, &earlier)];
         let value = note::build_all(&cpu.registers, &more[..1 + usize::from(cpu.is_earlier)]);
         push(note::ALL_NAME, note::ALL_NUMBER, &value);

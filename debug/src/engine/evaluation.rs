@@ -2,7 +2,7 @@
 
 use super::Cpu;
 use crate::breakpoint::Table;
-use crate::expression::{Expression, Target};
+use crate::expression::{Environment, Expression};
 use crate::memory::{self, Space};
 use arch::GuestVirt;
 
@@ -31,7 +31,7 @@ impl<'a> Evaluation<'a> {
     }
 }
 
-impl Target for Evaluation<'_> {
+impl Environment for Evaluation<'_> {
     fn register(&mut self, number: u16) -> Option<u64> {
         self.cpu.vcpu().register(usize::from(number))
     }

@@ -23,7 +23,7 @@ impl Engine {
         if count < code.len() {
             return None;
         }
-        range::exits(self.isa, mode, &range, &code, self.host.breakpoints)
+        range::exits(self.isa, mode, &range, &code, self.abilities.breakpoints)
     }
 
     /// Runs from here to one of `exits`, if there are debug registers for all of them.
@@ -37,7 +37,7 @@ impl Engine {
         let Some(exits) = exits else { return };
         let mut wants = requests.sharing.wants.clone();
         wants.extend(exits.into_iter().map(Want::Execute));
-        if let Ok(allocation) = allocate(self.isa, &self.host, &wants)
+        if let Ok(allocation) = allocate(self.isa, &self.abilities, &wants)
             && let Some(progress) = requests.progress.get_mut(vcpu as usize)
         {
             progress.run = Some(Run { stack, wants, allocation });

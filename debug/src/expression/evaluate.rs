@@ -2,7 +2,7 @@
 
 use super::bytecode::{Expression, number, op, operand};
 use super::printf::printf;
-use super::stack::{EvaluationError, Stack, Target, extend};
+use super::stack::{Environment, EvaluationError, Stack, extend};
 
 /// Operations that one evaluation may take.
 const MOST_OPERATIONS: usize = 100_000;
@@ -12,7 +12,7 @@ impl Expression {
     ///
     /// # Errors
     /// [`EvaluationError`].
-    pub fn evaluate(&self, target: &mut dyn Target) -> Result<u64, EvaluationError> {
+    pub fn evaluate(&self, environment: &mut dyn Environment) -> Result<u64, EvaluationError> {
         let code = &self.0;
         let mut stack = Stack(Vec::new());
         let mut at = 0;
@@ -26,13 +26,13 @@ impl Expression {
                 op::CONST8 | op::CONST16 | op::CONST32 | op::CONST64 => stack.push(number(operand))?,
                 op::REG => {
                     let register = u16::from_be_bytes([operand[0], operand[1]]);
-                    stack.push(target.register(register).ok_or(EvaluationError::Register(register))?)?;
+                    stack.push(environment.register(register).ok_or(EvaluationError::Register(register))?)?;
                 }
                 op::REF8..=op::REF64 => {
                     let address = stack.pop()?;
                     let mut bytes = [0; 8];
                     let size = 1 << (operation - op::REF8);
-                    if !target.memory(address, &mut bytes[..size]) {
+                    if !environment.memory(address, &mut bytes[..size]) {
                         return Err(EvaluationError::Memory(address));
                     }
                     stack.push(u64::from_le_bytes(bytes))?;
@@ -76,7 +76,7 @@ impl Expression {
                     let value = stack.pop()?;
                     stack.push(extend(value, operand[0], operation == op::EXT))?;
                 }
-                op::PRINTF => printf(&mut stack, operand, target)?,
+                op::PRINTF => printf(&mut stack, operand, environment)?,
                 _ => {
                     let (right, left) = (stack.pop()?, stack.pop()?);
                     stack.push(binary(operation, left, right)?)?;
@@ -135,7 +135,7 @@ mod tests {
         printed: String,
     }
 
-    impl Target for Fake {
+    impl Environment for Fake {
         fn register(&mut self, number: u16) -> Option<u64> {
             (number < 16).then(|| 0x1000 + u64::from(number))
         }

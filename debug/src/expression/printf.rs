@@ -1,6 +1,6 @@
 //! `dprintf`: what C's `printf` would print.
 
-use super::stack::{EvaluationError, Stack, Target, extend};
+use super::stack::{Environment, EvaluationError, Stack, extend};
 use std::fmt::Write;
 
 /// Bytes of a string that `%s` prints.
@@ -11,18 +11,18 @@ const LONGEST_STRING: usize = 1024;
 pub(super) fn printf(
     stack: &mut Stack,
     operand: &[u8],
-    target: &mut dyn Target,
+    environment: &mut dyn Environment,
 ) -> Result<(), EvaluationError> {
     let (count, format) = (operand[0], &operand[3..operand.len() - 1]);
     let (_function, _channel) = (stack.pop()?, stack.pop()?);
     let arguments = (0..count).map(|_| stack.pop()).collect::<Result<Vec<u64>, _>>()?;
-    let text = format_text(&String::from_utf8_lossy(format), &arguments, target);
-    target.print(&text);
+    let text = format_text(&String::from_utf8_lossy(format), &arguments, environment);
+    environment.print(&text);
     Ok(())
 }
 
 /// What C's `printf` would make of it, for numbers, characters, pointers and strings.
-fn format_text(format: &str, arguments: &[u64], target: &mut dyn Target) -> String {
+fn format_text(format: &str, arguments: &[u64], environment: &mut dyn Environment) -> String {
     let mut text = String::new();
     let mut arguments = arguments.iter().copied();
     let mut rest = format.chars().peekable();
@@ -64,7 +64,7 @@ fn format_text(format: &str, arguments: &[u64], target: &mut dyn Target) -> Stri
                     'o' => format!("{}{:o}", prefix(&spec, "0"), extend(value, bits, false)),
                     'c' => char::from(value.to_le_bytes()[0]).to_string(),
                     'p' => format!("{value:#x}"),
-                    's' => string_at(value, target),
+                    's' => string_at(value, environment),
                     other => format!("%{other}"),
                 };
                 pad(&mut text, &spec, &body, !matches!(conversion, 's' | 'c'));
@@ -104,12 +104,12 @@ fn pad(text: &mut String, spec: &str, body: &str, is_number: bool) {
     debug_assert!(written.is_ok());
 }
 
-fn string_at(address: u64, target: &mut dyn Target) -> String {
+fn string_at(address: u64, environment: &mut dyn Environment) -> String {
     let mut bytes = Vec::new();
     while bytes.len() < LONGEST_STRING {
         let mut byte = [0];
         let at = address.wrapping_add(bytes.len() as u64);
-        if !target.memory(at, &mut byte) || byte[0] == 0 {
+        if !environment.memory(at, &mut byte) || byte[0] == 0 {
             break;
         }
         bytes.push(byte[0]);

@@ -1,7 +1,7 @@
 //! What an evaluation works on, and why it fails.
 
-/// What an expression asks its target for.
-pub trait Target {
+/// What an expression asks what it is evaluated in.
+pub trait Environment {
     /// The value of a register by gdb's number.
     fn register(&mut self, number: u16) -> Option<u64>;
     /// Reads guest-virtual memory, all or nothing.

@@ -131,12 +131,12 @@ pub fn find(
 /// Whether a description fits memory, as far as that can be told without any tables: the release is where it
 /// says.
 pub fn fits(isa: Isa, memory: &dyn Memory, info: &VmCoreInfo) -> bool {
-    Place::new(isa, info).is_some_and(|place| place.has_release(memory, info))
+    ImagePlace::new(isa, info).is_some_and(|place| place.has_release(memory, info))
 }
 
 /// Where a description says that its kernel is.
 #[derive(Clone, Copy)]
-struct Place {
+struct ImagePlace {
     /// The image's text, and a variable in it, guest-virtual.
     text: u64,
     variable: u64,
@@ -146,9 +146,9 @@ struct Place {
     delta: u64,
 }
 
-impl Place {
+impl ImagePlace {
     /// `None` where it does not say, or not of a kernel's image.
-    fn new(isa: Isa, info: &VmCoreInfo) -> Option<Place> {
+    fn new(isa: Isa, info: &VmCoreInfo) -> Option<ImagePlace> {
         let (text, variable) = (info.address("_stext")?, info.address("init_uts_ns")?);
         let delta = match isa {
             Isa::X86_64 => {
@@ -161,7 +161,7 @@ impl Place {
         variable.checked_sub(text).filter(|behind| *behind < LARGEST_IMAGE && text >> 63 != 0)?;
         let name = info.offset("uts_namespace.name").unwrap_or(UTS_NAME);
         let release = variable.checked_add(name)?.checked_add(UTS_RELEASE)?;
-        Some(Place { text, variable, release, delta })
+        Some(ImagePlace { text, variable, release, delta })
     }
 
     fn physical(&self, address: u64) -> GuestPhys {
@@ -209,7 +209,7 @@ impl Search<'_> {
             }
             for page in self.pointed(&anchor.regime, &pieces)? {
                 let Some(info) = self.parse(page) else { continue };
-                let place = Place::new(self.isa, &info).filter(|it| it.has_release(self.memory, &info));
+                let place = ImagePlace::new(self.isa, &info).filter(|it| it.has_release(self.memory, &info));
                 if place.is_some_and(|place| place.is_of(self.isa, self.memory, anchor)) {
                     self.keep(Candidate { page, info, standing: Standing::Runs });
                 }
@@ -270,7 +270,8 @@ impl Search<'_> {
 
     /// How good a description is that no image points to which a vCPU runs; `None` if it does not fit.
     fn judge(&mut self, page: GuestPhys, info: &VmCoreInfo) -> Result<Option<Standing>, Cancelled> {
-        let Some(place) = Place::new(self.isa, info).filter(|it| it.has_release(self.memory, info)) else {
+        let Some(place) = ImagePlace::new(self.isa, info).filter(|it| it.has_release(self.memory, info))
+        else {
             return Ok(None);
         };
         if self.anchors.iter().any(|anchor| place.is_of(self.isa, self.memory, anchor)) {

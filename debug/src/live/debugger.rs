@@ -20,16 +20,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
 /// What a guest is to a debugger, beside its vCPUs.
-pub struct Guest {
+pub struct Debuggee {
     /// What judges its exits, made for its architecture, its host and its number of vCPUs.
     pub engine: Arc<Engine>,
     /// Its RAM.
     pub memory: Box<dyn Memory>,
 }
 
-impl fmt::Debug for Guest {
+impl fmt::Debug for Debuggee {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Guest").field("engine", &self.engine).finish_non_exhaustive()
+        formatter.debug_struct("Debuggee").field("engine", &self.engine).finish_non_exhaustive()
     }
 }
 
@@ -77,7 +77,7 @@ impl<M: Monitor> Lines<M> {
     /// Lets a debugger have its say in a guest, and what it serves gdb with.
     fn new(
         vcpus: &Arc<Vcpus<M>>,
-        guest: Guest,
+        guest: Debuggee,
         options: Options,
         waiting: Waiting,
     ) -> io::Result<(Lines<M>, Session<LiveMachine<M>>, Service)> {
@@ -140,7 +140,7 @@ impl<M: Monitor> Debugger<M> {
     /// When the system gives no more threads or descriptors.
     pub fn attach(
         vcpus: &Arc<Vcpus<M>>,
-        guest: Guest,
+        guest: Debuggee,
         listener: Listener,
         options: Options,
     ) -> io::Result<Debugger<M>> {
@@ -239,7 +239,7 @@ impl<M: Monitor> Polled<M> {
     /// When the system gives no more descriptors.
     pub fn attach(
         vcpus: &Arc<Vcpus<M>>,
-        guest: Guest,
+        guest: Debuggee,
         listener: Listener,
         options: Options,
     ) -> io::Result<Polled<M>> {

@@ -133,7 +133,7 @@ pub struct ControlOp {
 
 /// A structure that starts with a command and an interface version, 32 bits each.
 #[derive(Clone, Debug)]
-pub struct Control {
+pub struct ControlStructure {
     /// Where the operation's structure is, bytes.
     pub body_at: usize,
     /// Fields between.
@@ -169,7 +169,7 @@ pub struct Table {
     structs: HashMap<&'static str, Vec<Field>>,
     names: HashMap<&'static str, Names>,
     ops: HashMap<&'static str, Vec<Op>>,
-    controls: HashMap<&'static str, Control>,
+    controls: HashMap<&'static str, ControlStructure>,
 }
 
 /// Why a table cannot be parsed.
@@ -223,7 +223,7 @@ impl Table {
                     let (name, body_at) = (parser.word()?, parser.size()?);
                     let header = parser.block("{", "}", Parser::field)?;
                     let ops = parser.block("{", "}", Parser::control_op)?;
-                    table.controls.insert(name, Control { body_at, header, ops });
+                    table.controls.insert(name, ControlStructure { body_at, header, ops });
                 }
                 "call" => {
                     let row = parser.call()?;
@@ -319,7 +319,7 @@ impl Table {
     }
 
     /// A structure with an interface version.
-    pub fn control(&self, name: &str) -> Option<&Control> {
+    pub fn control(&self, name: &str) -> Option<&ControlStructure> {
         self.controls.get(name)
     }
 }

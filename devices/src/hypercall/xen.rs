@@ -41,7 +41,7 @@ const MOST_OUTPUT: u64 = 64 << 10;
 
 /// What the guest has told.
 #[derive(Debug)]
-struct State {
+struct Told {
     events: Events,
     parameters: BTreeMap<u64, u64>,
 }
@@ -50,18 +50,18 @@ struct State {
 #[derive(Debug)]
 pub struct Xen {
     platform: Box<dyn Platform>,
-    state: Mutex<State>,
+    state: Mutex<Told>,
 }
 
 impl Xen {
     /// The family, for one machine.
     pub fn new(platform: Box<dyn Platform>) -> Xen {
         let events = Events::new(platform.vcpus());
-        let state = State { events, parameters: BTreeMap::new() };
+        let state = Told { events, parameters: BTreeMap::new() };
         Xen { platform, state: Mutex::new(state) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Told> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

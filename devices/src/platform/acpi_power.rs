@@ -4,7 +4,7 @@
 
 use crate::End;
 use crate::bus::Device;
-use crate::rack::{Fitted, Host};
+use crate::rack::{Fitted, Resources};
 use crate::tell;
 use arch::Isa;
 use arch::board::acpi::{RESET_VALUE, SLEEP_ENABLE, SLEEP_TYPE_S5};
@@ -31,7 +31,7 @@ impl Fitted for AcpiPower {
         (isa == Isa::X86_64).then(|| Node::new("power").ports(0x600, SIZE).acpi(AcpiEntry::Fixed(REGISTERS)))
     }
 
-    fn make(_: &Node, _: &mut dyn Host) -> AcpiPower {
+    fn make(_: &Node, _: &mut dyn Resources) -> AcpiPower {
         AcpiPower
     }
 }

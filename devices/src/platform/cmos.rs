@@ -6,7 +6,7 @@
 
 use crate::End;
 use crate::bus::Device;
-use crate::rack::{Fitted, Host};
+use crate::rack::{Fitted, Resources};
 use arch::Isa;
 use arch::board::{AcpiDevice, AcpiEntry, Node};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -98,7 +98,7 @@ impl Fitted for Cmos {
         (isa == Isa::X86_64).then(|| Node::new("rtc").ports(0x70, SIZE).acpi(AcpiEntry::Device(entry)))
     }
 
-    fn make(_: &Node, _: &mut dyn Host) -> Cmos {
+    fn make(_: &Node, _: &mut dyn Resources) -> Cmos {
         Cmos::default()
     }
 }

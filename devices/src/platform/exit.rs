@@ -7,7 +7,7 @@
 
 use crate::End;
 use crate::bus::Device;
-use crate::rack::{Fitted, Host};
+use crate::rack::{Fitted, Resources};
 use arch::Isa;
 use arch::board::{Node, TreeEntry};
 
@@ -29,7 +29,7 @@ impl Fitted for ExitDevice {
         })
     }
 
-    fn make(_: &Node, _: &mut dyn Host) -> ExitDevice {
+    fn make(_: &Node, _: &mut dyn Resources) -> ExitDevice {
         ExitDevice
     }
 }

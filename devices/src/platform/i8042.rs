@@ -4,7 +4,7 @@
 
 use crate::End;
 use crate::bus::Device;
-use crate::rack::{Fitted, Host};
+use crate::rack::{Fitted, Resources};
 use arch::Isa;
 use arch::board::Node;
 use std::convert::Infallible;
@@ -63,7 +63,7 @@ impl Fitted for I8042 {
         (isa == Isa::X86_64).then(|| Node::new("keyboard").ports(0x60, SIZE))
     }
 
-    fn make(_: &Node, _: &mut dyn Host) -> I8042 {
+    fn make(_: &Node, _: &mut dyn Resources) -> I8042 {
         I8042::default()
     }
 }

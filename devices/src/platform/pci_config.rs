@@ -8,7 +8,7 @@
 use crate::End;
 use crate::bus::Device;
 use crate::platform::reset_control::ResetControl;
-use crate::rack::{Fitted, Host};
+use crate::rack::{Fitted, Resources};
 use arch::Isa;
 use arch::board::Node;
 
@@ -48,7 +48,7 @@ impl Fitted for PciConfig {
         (isa == Isa::X86_64).then(|| Node::new("pci").ports(0xcf8, 8))
     }
 
-    fn make(_: &Node, _: &mut dyn Host) -> PciConfig {
+    fn make(_: &Node, _: &mut dyn Resources) -> PciConfig {
         PciConfig::default()
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::End;
 use crate::bus::Device;
-use crate::rack::{Fitted, Host};
+use crate::rack::{Fitted, Resources};
 use arch::Isa;
 use arch::board::{Node, TreeEntry, Trigger};
 use vm_superio::Rtc;
@@ -32,7 +32,7 @@ impl Fitted for Pl031 {
     }
 
     /// Its interrupt is described, as the binding wants one, and never raised.
-    fn make(_: &Node, _: &mut dyn Host) -> Pl031 {
+    fn make(_: &Node, _: &mut dyn Resources) -> Pl031 {
         Pl031::default()
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::End;
 use crate::bus::Device;
-use crate::rack::{Fitted, Host};
+use crate::rack::{Fitted, Resources};
 use arch::Isa;
 use arch::board::{AcpiEntry, FixedRegister, Node};
 
@@ -41,8 +41,8 @@ impl Fitted for PmTimer {
         (isa == Isa::X86_64).then(|| Node::new("timer").ports(0x608, SIZE).acpi(AcpiEntry::Fixed(REGISTERS)))
     }
 
-    fn make(_: &Node, host: &mut dyn Host) -> PmTimer {
-        PmTimer { now: host.time() }
+    fn make(_: &Node, resources: &mut dyn Resources) -> PmTimer {
+        PmTimer { now: resources.time() }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::End;
 use crate::bus::Device;
-use crate::rack::{Fitted, Host};
+use crate::rack::{Fitted, Resources};
 use arch::Isa;
 use arch::board::Node;
 
@@ -25,7 +25,7 @@ impl Fitted for Port92 {
         (isa == Isa::X86_64).then(|| Node::new("system-control").ports(0x92, 1))
     }
 
-    fn make(_: &Node, _: &mut dyn Host) -> Port92 {
+    fn make(_: &Node, _: &mut dyn Resources) -> Port92 {
         Port92::default()
     }
 }

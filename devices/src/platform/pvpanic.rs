@@ -6,7 +6,7 @@
 
 use crate::End;
 use crate::bus::Device;
-use crate::rack::{Fitted, Host};
+use crate::rack::{Fitted, Resources};
 use crate::tell;
 use arch::Isa;
 use arch::board::{AcpiDevice, AcpiEntry, Node, TreeEntry};
@@ -36,7 +36,7 @@ impl Fitted for Pvpanic {
         })
     }
 
-    fn make(_: &Node, _: &mut dyn Host) -> Pvpanic {
+    fn make(_: &Node, _: &mut dyn Resources) -> Pvpanic {
         Pvpanic
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::End;
 use crate::bus::Device;
-use crate::rack::{Console, Fitted, Host, Line};
+use crate::rack::{Console, Fitted, Line, Resources};
 use crate::tell;
 use arch::Isa;
 use arch::board::{AcpiDevice, AcpiEntry, Node, TreeEntry, Trigger};
@@ -129,9 +129,9 @@ impl Fitted for Serial {
         })
     }
 
-    fn make(node: &Node, host: &mut dyn Host) -> Serial {
-        let line = node.interrupts.first().map(|interrupt| host.line(interrupt.line));
-        Serial::new(line, host.console())
+    fn make(node: &Node, resources: &mut dyn Resources) -> Serial {
+        let line = node.interrupts.first().map(|interrupt| resources.line(interrupt.line));
+        Serial::new(line, resources.console())
     }
 }
 

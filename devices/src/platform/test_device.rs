@@ -5,7 +5,7 @@
 
 use crate::End;
 use crate::bus::Device;
-use crate::rack::{Fitted, Host, Line, Rack};
+use crate::rack::{Fitted, Line, Rack, Resources};
 use crate::tell;
 use arch::board::{BoardError, Node};
 use arch::{GuestPhys, Isa};
@@ -21,11 +21,11 @@ const MEMORY_SIZE: u64 = 0x1_0000;
 ///
 /// # Errors
 /// [`BoardError`].
-pub fn fit(rack: &mut Rack, host: &mut dyn Host) -> Result<(), BoardError> {
-    rack.add::<Lines>(host)?;
-    rack.add::<Flush>(host)?;
-    rack.add::<Register>(host)?;
-    rack.add::<Memory>(host)?;
+pub fn fit(rack: &mut Rack, resources: &mut dyn Resources) -> Result<(), BoardError> {
+    rack.add::<Lines>(resources)?;
+    rack.add::<Flush>(resources)?;
+    rack.add::<Register>(resources)?;
+    rack.add::<Memory>(resources)?;
     Ok(())
 }
 
@@ -53,8 +53,8 @@ impl Fitted for Lines {
         (isa == Isa::X86_64).then(|| Node::new("test-lines").ports(0x2000, LINES.into()))
     }
 
-    fn make(_: &Node, host: &mut dyn Host) -> Lines {
-        let lines: Vec<Box<dyn Line>> = (0..LINES).map(|number| host.line(number)).collect();
+    fn make(_: &Node, resources: &mut dyn Resources) -> Lines {
+        let lines: Vec<Box<dyn Line>> = (0..LINES).map(|number| resources.line(number)).collect();
         Lines::new(move |number, level| {
             let Some(line) = usize::try_from(number).ok().and_then(|number| lines.get(number)) else {
                 return;
@@ -124,7 +124,7 @@ impl Fitted for Register {
         (isa == Isa::X86_64).then(node)
     }
 
-    fn make(_: &Node, _: &mut dyn Host) -> Register {
+    fn make(_: &Node, _: &mut dyn Resources) -> Register {
         Register(Kept::new(REGISTER_SIZE))
     }
 }
@@ -153,7 +153,7 @@ impl Fitted for Memory {
         (isa == Isa::X86_64).then(|| Node::new("test-memory").memory(0xff00_0000, MEMORY_SIZE))
     }
 
-    fn make(_: &Node, _: &mut dyn Host) -> Memory {
+    fn make(_: &Node, _: &mut dyn Resources) -> Memory {
         Memory(Kept::new(MEMORY_SIZE))
     }
 }
@@ -198,8 +198,8 @@ impl Fitted for Flush {
         (isa == Isa::X86_64).then(|| Node::new("test-flush").ports(0xe4, 4))
     }
 
-    fn make(_: &Node, host: &mut dyn Host) -> Flush {
-        let ram = host.ram();
+    fn make(_: &Node, resources: &mut dyn Resources) -> Flush {
+        let ram = resources.ram();
         Flush::new(move |page| ram.forget_mapping(GuestPhys(page)))
     }
 }

@@ -9,8 +9,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-use vmm::config::Config;
-use vmm::machine::Machine;
+use vmm::machine::{Config, Guest};
 
 /// Words for Debian's kernel that has both processors busy, timers pending and watchdogs that bark soon.
 const WATCHED: &str = "quiet~vmm.run=held~watchdog_thresh=1~rcupdate.rcu_cpu_stall_timeout=3";
@@ -29,9 +28,8 @@ pub fn debian(c: &mut Context) -> Check {
 
 /// What the host's time-stamp counter counts in a millisecond.
 pub fn tsc_khz() -> Result<u32, String> {
-    let machine =
-        Machine::new(&Config::default(), Box::new(io::sink())).map_err(|error| error.to_string())?;
-    let tsc = machine.vcpus().call(0, |vcpu| vcpu.tsc()).flatten();
+    let guest = Guest::new(&Config::default(), Box::new(io::sink())).map_err(|error| error.to_string())?;
+    let tsc = guest.vcpus().call(0, |vcpu| vcpu.tsc()).flatten();
     tsc.map(|(_, khz)| khz).ok_or("no time-stamp counter".into())
 }
 
@@ -197,8 +195,8 @@ pub fn ticks(c: &mut Context) -> Check {
     }
     let config = Config { kernel: Some(c.guest("ticks", false)?), ..Config::default() };
     let output = Output::default();
-    let machine = Machine::new(&config, Box::new(output.clone())).map_err(|error| error.to_string())?;
-    machine.resume();
+    let guest = Guest::new(&config, Box::new(output.clone())).map_err(|error| error.to_string())?;
+    guest.resume();
     let deadline = Instant::now() + c.limit(20);
     while !output.text().contains("ready") {
         check(Instant::now() < deadline, || "the guest does not begin".into())?;
@@ -208,24 +206,24 @@ pub fn ticks(c: &mut Context) -> Check {
     let (mut sent, mut held) = (0, Duration::ZERO);
     for round in 0..c.length.of(150, 1000) {
         let begin = Instant::now();
-        machine.pause();
+        guest.pause();
         let paused = Instant::now();
         // Sometimes too short to be worth it, sometimes longer than a timer's period.
         let length = Duration::from_micros(chance.below(if round % 10 == 0 { 60_000 } else { 8000 }));
         thread::sleep(length);
         if round % 5 == 0 {
-            machine.input(b"x");
+            guest.input(b"x");
             sent += 1;
         }
         held += paused.elapsed().min(begin.elapsed());
-        machine.resume();
+        guest.resume();
         thread::sleep(Duration::from_micros(2000 + chance.below(20_000)));
     }
-    machine.input(b"q");
-    let ended = machine.wait(c.limit(10)).map(|outcome| outcome.to_string());
+    guest.input(b"q");
+    let ended = guest.wait(c.limit(10)).map(|outcome| outcome.to_string());
     let khz = match c.isa {
         arch::Isa::X86_64 => {
-            let tsc = machine.vcpus().call(0, |vcpu| vcpu.tsc()).flatten();
+            let tsc = guest.vcpus().call(0, |vcpu| vcpu.tsc()).flatten();
             u64::from(tsc.ok_or("no time-stamp counter")?.1)
         }
         arch::Isa::Aarch64 => output.number("frequency=")? / 1000,

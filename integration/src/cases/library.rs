@@ -8,8 +8,7 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use vmm::config::{Config, GdbConfig};
-use vmm::machine::Machine;
+use vmm::machine::{Config, GdbConfig, Guest};
 
 static SEEN: AtomicU32 = AtomicU32::new(0);
 
@@ -34,11 +33,11 @@ pub fn in_a_process(c: &mut Context) -> Check {
         let gdb = GdbConfig { waits: false, ..GdbConfig::new(address) };
         let config =
             Config { kernel: Some(c.guest("spin", false)?), cpus: 2, gdb: Some(gdb), ..Config::default() };
-        let machine = Machine::new(&config, Box::new(std::io::sink())).map_err(|error| error.to_string())?;
-        machine.resume();
+        let guest = Guest::new(&config, Box::new(std::io::sink())).map_err(|error| error.to_string())?;
+        guest.resume();
         // Comes back only if kicks get through.
-        machine.pause();
-        drop(machine);
+        guest.pause();
+        drop(guest);
     }
     check(kick::signal() != theirs, || "the signal of the embedding program was taken".into())?;
     // SAFETY: the signal has a handler, and is let through first.

@@ -4,7 +4,7 @@ use super::{Monitor, command};
 use crate::artifacts::Kernel;
 use crate::context::Context;
 use crate::process::{Process, Wiring};
-use crate::qemu_cores::Control;
+use crate::qemu_cores::Qmp;
 use arch::GuestVirt;
 use debug::dump;
 use debug::dump::core::Core;
@@ -69,7 +69,7 @@ pub fn once(c: &Context, monitor: Monitor, path: &Path) -> Result<Figures, Strin
             ask(c, "bench-dumps", path)?;
         }
         Monitor::Qemu => {
-            let mut control = Control::connect(&qmp)?;
+            let mut control = Qmp::connect(&qmp)?;
             begin = Instant::now();
             let arguments = json!({ "protocol": format!("file:{}", path.display()), "paging": false });
             control.ask("dump-guest-memory", &arguments)?;

@@ -8,7 +8,7 @@
 use arch::GuestPhys;
 use debug::engine::Engine;
 use debug::gdb::listener::{Address, Admission, Listener};
-use debug::live::debugger::{Debugger, Guest, Options, Polled, Status};
+use debug::live::debugger::{Debuggee, Debugger, Options, Polled, Status};
 use debug::live::gate::Kick;
 use debug::live::runner::{Exit, Next, Runner, Turn};
 use debug::live::times::Times;
@@ -117,13 +117,9 @@ impl Runnable {
 
     /// A guest that cannot go on stands still, and its debugger may look at it.
     fn deal_with(&mut self, next: Next) {
-        let why = match next {
-            Next::Look | Next::End => return,
-            Next::Unowned(trap) => format!("nobody's {trap:?}"),
-            Next::Failed(why) => why,
-        };
-        eprintln!("vCPU {}: {why}", self.vcpu.id());
-        self.runner.end(&self.vcpu, Some(why));
+        if let Next::Unowned(_) | Next::Failed(_) = next {
+            self.runner.end(&self.vcpu, Some(format!("vCPU {}: {next:?}", self.vcpu.id())));
+        }
     }
 }
 
@@ -149,15 +145,14 @@ mod native {
     pub const RAM: u64 = 0;
     pub const ENTRY: u64 = 0x10_0000;
 
-    pub fn boot_state(vcpu: u32) -> (BootState, Vec<(GuestPhys, Vec<u8>)>) {
-        let state = State { rsi: u64::from(vcpu), ..State::new(Protocol::Linux64, ENTRY) };
-        (BootState::X86(state), state.tables())
-    }
-
-    pub fn make_vcpu(kvm: &Kvm, vm: &VmFd, id: u32) -> Result<Vcpu, Failure> {
+    pub fn make_vcpu(kvm: &Kvm, vm: &VmFd, id: u32, ram: &dyn Memory) -> Result<Vcpu, Failure> {
         let fd = vm.create_vcpu(id.into())?;
         fd.set_cpuid2(&kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)?)?;
-        Ok(Vcpu::adopt(kvm, id, fd))
+        let state = State { rsi: id.into(), ..State::new(Protocol::Linux64, ENTRY) };
+        state.tables().iter().for_each(|(place, bytes)| _ = ram.write(*place, bytes));
+        let vcpu = Vcpu::adopt(kvm, id, fd);
+        vcpu.set_boot_state(&BootState::X86(state))?;
+        Ok(vcpu)
     }
 }
 
@@ -169,17 +164,14 @@ mod native {
     pub const RAM: u64 = 0x4000_0000;
     pub const ENTRY: u64 = RAM + 0x20_0000;
 
-    pub fn boot_state(vcpu: u32) -> (BootState, Vec<(GuestPhys, Vec<u8>)>) {
-        let state = State { x0: u64::from(vcpu), ..State::new(ENTRY, GuestPhys(0)) };
-        (BootState::Aarch64(state), Vec::new())
-    }
-
-    pub fn make_vcpu(kvm: &Kvm, vm: &VmFd, id: u32) -> Result<Vcpu, Failure> {
+    pub fn make_vcpu(kvm: &Kvm, vm: &VmFd, id: u32, _: &dyn Memory) -> Result<Vcpu, Failure> {
         let fd = vm.create_vcpu(id.into())?;
         let mut target = kvm_bindings::kvm_vcpu_init::default();
         vm.get_preferred_target(&mut target)?;
         fd.vcpu_init(&target)?;
-        Ok(Vcpu::adopt(kvm, id, fd))
+        let vcpu = Vcpu::adopt(kvm, id, fd);
+        vcpu.set_boot_state(&BootState::Aarch64(State { x0: id.into(), ..State::new(ENTRY, GuestPhys(0)) }))?;
+        Ok(vcpu)
     }
 }
 
@@ -209,10 +201,7 @@ fn make(kvm: &Kvm, guest: &[u8], vcpus: u32) -> Result<Machine, Failure> {
     }
     let (mut threads, mut runnables) = (Vec::new(), Vec::new());
     for id in 0..vcpus {
-        let vcpu = native::make_vcpu(kvm, &vm, id)?;
-        let (state, tables) = native::boot_state(id);
-        tables.iter().for_each(|(place, bytes)| _ = ram.write(*place, bytes));
-        vcpu.set_boot_state(&state)?;
+        let vcpu = native::make_vcpu(kvm, &vm, id, &ram)?;
         let (inbox, tasks) = channel();
         let kicker = Kicker::default();
         threads.push(Thread { inbox, kicker: kicker.clone() });
@@ -243,22 +232,20 @@ fn main() -> Result<(), Failure> {
     };
     let (guest, address) = (fs::read(guest)?, Address::parse(address)?);
     let is_alone = how == "--alone";
+    // Alone, a timer takes the thread out of the guest a hundred times a second, so that it looks for gdb.
     if is_alone {
-        // Nobody else looks for gdb: a timer takes the thread out of the guest a hundred times a second.
-        kick::use_signal(Signal::SIGALRM as i32)?;
+        kick::use_signal(Signal::SIGALRM as i32)?
     } else {
-        kick::install_handler()?;
-    }
+        kick::install_handler()?
+    };
     let kvm = Kvm::new()?;
     let mut machine = make(&kvm, &guest, if is_alone { 1 } else { 2 })?;
     let vcpus = &machine.vcpus;
     vcpus.resume();
-
-    // From here on it is about the debugger.
     let listener = Listener::bind(&address, Access::Owner)?;
     eprintln!("gdb is waited for at {}", listener.address());
     let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
-    let guest = Guest { engine, memory: Box::new(LiveMemory(machine.memory.clone())) };
+    let guest = Debuggee { engine, memory: Box::new(LiveMemory(machine.memory.clone())) };
     let options = Options::new(Admission::open());
     if is_alone {
         let debugger = Polled::attach(vcpus, guest, listener, options)?;

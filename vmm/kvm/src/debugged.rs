@@ -52,8 +52,8 @@ impl debug::vcpu::Vcpu for Vcpu {
         Ok(Vcpu::set_rows(self, values)?)
     }
 
-    fn own_debug_registers(&self, host: &Abilities) -> Result<DebugRegisters, TargetError> {
-        Ok(self.own_debug_registers(host)?)
+    fn own_debug_registers(&self, abilities: &Abilities) -> Result<DebugRegisters, TargetError> {
+        Ok(self.own_debug_registers(abilities)?)
     }
 
     fn set_debug(&mut self, arming: &Arming) -> Result<(), TargetError> {

@@ -57,7 +57,7 @@ extern "C" fn handle_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc:
     KICKED.set(true);
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
-        // SAFETY: `Target` keeps the pointer non-null only while the vCPU, whose mapping it
+        // SAFETY: `KickGuard` keeps the pointer non-null only while the vCPU, whose mapping it
         // points into, is alive on this thread. The kernel reads the byte at any time; a
         // volatile store is one byte.
         unsafe { flag.write_volatile(1) };
@@ -194,34 +194,34 @@ impl Kicker {
 
 /// While it lives, kicks of this thread reach the vCPU that it was made for. It stays on its thread.
 #[derive(Debug)]
-pub struct Target<'a> {
+pub struct KickGuard<'a> {
     kicker: Kicker,
     /// Of the byte, and bound to the thread.
     _bound: PhantomData<(&'a mut u8, *const ())>,
 }
 
-impl<'a> Target<'a> {
+impl<'a> KickGuard<'a> {
     /// Makes `immediate_exit` the byte that kicks of this thread set.
     ///
     /// # Safety
-    /// `immediate_exit` must stay valid for writes as long as the target lives.
-    pub unsafe fn new(immediate_exit: *mut u8) -> Target<'a> {
+    /// `immediate_exit` must stay valid for writes as long as the guard lives.
+    pub unsafe fn new(immediate_exit: *mut u8) -> KickGuard<'a> {
         IMMEDIATE_EXIT.set(immediate_exit);
         unblock();
-        Target { kicker: Kicker::default(), _bound: PhantomData }
+        KickGuard { kicker: Kicker::default(), _bound: PhantomData }
     }
 
     /// Has `kicker` kick this thread.
     #[must_use]
-    pub fn by(self, kicker: &Kicker) -> Target<'a> {
-        let mut target = self;
-        target.kicker = kicker.clone();
+    pub fn by(self, kicker: &Kicker) -> KickGuard<'a> {
+        let mut guard = self;
+        guard.kicker = kicker.clone();
         *kicker.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Thread::current());
-        target
+        guard
     }
 }
 
-impl Drop for Target<'_> {
+impl Drop for KickGuard<'_> {
     fn drop(&mut self) {
         IMMEDIATE_EXIT.set(ptr::null_mut());
         *self.kicker.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -256,7 +256,7 @@ mod tests {
         let mut flag = 0u8;
         {
             // SAFETY: `flag` outlives the target.
-            let _target = unsafe { Target::new(&raw mut flag) };
+            let _target = unsafe { KickGuard::new(&raw mut flag) };
             clear();
             kick_this_thread();
             assert!(is_pending());

@@ -67,15 +67,15 @@ impl Vcpu {
     }
 
     /// Makes kicks of the calling thread reach this vCPU until it is dropped.
-    pub fn accept_kicks(&mut self) -> kick::Target<'static> {
+    pub fn accept_kicks(&mut self) -> kick::KickGuard<'static> {
         let flag = &raw mut self.fd.get_kvm_run().immediate_exit;
         // SAFETY: the mapping lives as long as `self.fd`. The vCPU thread owns both the vCPU
         // and the target and drops the target first (`vcpus::run_vcpu`).
-        unsafe { kick::Target::new(flag) }
+        unsafe { kick::KickGuard::new(flag) }
     }
 
     /// The same, of kicks by `kicker`, which others have.
-    pub fn accept_kicks_by(&mut self, kicker: &kick::Kicker) -> kick::Target<'static> {
+    pub fn accept_kicks_by(&mut self, kicker: &kick::Kicker) -> kick::KickGuard<'static> {
         self.accept_kicks().by(kicker)
     }
 
@@ -315,12 +315,12 @@ impl Vcpu {
         self.registers.read_row(&self.fd, row)
     }
 
-    /// The debug registers that the guest has armed for itself, as many as `host` can arm.
+    /// The debug registers that the guest has armed for itself, as many as the host has the abilities to arm.
     ///
     /// # Errors
     /// [`KvmError`].
-    pub fn own_debug_registers(&self, host: &Abilities) -> Result<DebugRegisters, KvmError> {
-        self.registers.own_debug_registers(&self.fd, host)
+    pub fn own_debug_registers(&self, abilities: &Abilities) -> Result<DebugRegisters, KvmError> {
+        self.registers.own_debug_registers(&self.fd, abilities)
     }
 
     /// Sets what the vCPU runs with: `KVM_SET_GUEST_DEBUG`.

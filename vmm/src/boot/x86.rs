@@ -36,7 +36,7 @@ pub fn prepare(memory: &GuestMemory, kernel: &Kernel, config: &BootConfig) -> Re
         return Err(BootError::LoadAddressNotFlat { format: kernel.format().name() });
     }
     let acpi_tables = acpi::tables(config.vcpus, config.board);
-    let mut guest = Guest {
+    let mut guest = Loading {
         memory,
         kernel,
         config,
@@ -54,7 +54,7 @@ pub fn prepare(memory: &GuestMemory, kernel: &Kernel, config: &BootConfig) -> Re
     Ok(Booted { state: State::X86(state), entry, protocol: protocol.name() })
 }
 
-struct Guest<'a> {
+struct Loading<'a> {
     memory: &'a GuestMemory,
     kernel: &'a Kernel,
     config: &'a BootConfig<'a>,
@@ -65,7 +65,7 @@ struct Guest<'a> {
     room: Room,
 }
 
-impl Guest<'_> {
+impl Loading<'_> {
     /// Loads the kernel and hands it what its protocol does.
     fn kernel(&mut self) -> Result<(Protocol, u64), BootError> {
         match self.kernel.format() {

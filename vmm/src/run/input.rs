@@ -5,81 +5,21 @@
 //! and dropped behind it. Pipes and pseudo-terminals have no such keys: what the guest does not take stays
 //! there.
 
-use super::{State, drain, watch};
-use crate::console::{Command, Escape, HELP};
+use super::escape::{Escape, HELP, Key};
+use super::events::{Running, drain, watch};
+use super::foreground::Foreground;
 use crate::logging;
-use crate::outcome::{Outcome, Stop};
-use crate::terminal::{self, RawMode};
+use crate::outcome::{Outcome, StoppedBy};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
-use vmm_sys_util::timerfd::TimerFd;
 
 /// Input that is read ahead of the guest, bytes; more waits where it comes from.
 const INPUT_AHEAD: usize = 4096;
 /// Typed bytes that wait for the guest at most; more is dropped.
 const MOST_TYPED: usize = 64 << 10;
-/// How often a process in the background looks whether it is in the foreground.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
-
-/// The terminal, and whether it is the process's.
-pub struct Foreground {
-    raw: RawMode,
-    /// When that is looked at again.
-    again: RefCell<TimerFd>,
-}
-
-impl Foreground {
-    pub fn new(raw: RawMode) -> io::Result<Foreground> {
-        let again = RefCell::new(TimerFd::new().map_err(io::Error::from)?);
-        Ok(Foreground { raw, again })
-    }
-
-    fn timer(&self) -> RawFd {
-        self.again.borrow().as_raw_fd()
-    }
-
-    /// Has [`Input`] look again: soon, now and then, or no more.
-    fn set(&self, first: Duration, then: Option<Duration>) {
-        let mut again = self.again.borrow_mut();
-        let result = if first.is_zero() { again.clear() } else { again.reset(first, then) };
-        if let Err(error) = result {
-            log::error!("cannot look for the terminal: {error}");
-        }
-    }
-
-    /// The process was stopped and goes on, or something else may have changed whose terminal it is.
-    pub fn look_soon(&self) {
-        self.set(Duration::from_nanos(1), None);
-    }
-
-    /// Stops the process as the default action of SIGTSTP does, with the terminal given back.
-    pub fn stop(&self) {
-        terminal::restore();
-        if let Err(error) = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP) {
-            log::warn!("cannot stop: {error}");
-        }
-        self.look_soon();
-    }
-
-    /// Takes the terminal if it is ours; else looks again later. Whether it is.
-    fn take(&self) -> bool {
-        let taken = self.raw.take();
-        match &taken {
-            Ok(true) => self.set(Duration::ZERO, None),
-            Ok(false) => self.set(LOOK_AGAIN, Some(LOOK_AGAIN)),
-            Err(error) => {
-                log::warn!("the terminal cannot be set up, and is not read any more: {error}");
-                self.set(Duration::ZERO, None);
-            }
-        }
-        taken.unwrap_or(false)
-    }
-}
 
 /// How many of `count` typed bytes are kept, if `waiting` wait already.
 fn room(waiting: usize, count: usize) -> usize {
@@ -88,7 +28,7 @@ fn room(waiting: usize, count: usize) -> usize {
 
 /// Console input goes to the guest.
 pub struct Input {
-    state: Rc<State>,
+    running: Rc<Running>,
     input: File,
     is_pty: bool,
     /// For a terminal.
@@ -100,10 +40,15 @@ pub struct Input {
 }
 
 impl Input {
-    pub fn new(state: &Rc<State>, input: OwnedFd, is_pty: bool, foreground: Option<Rc<Foreground>>) -> Input {
-        let (state, input) = (Rc::clone(state), File::from(input));
+    pub fn new(
+        running: &Rc<Running>,
+        input: OwnedFd,
+        is_pty: bool,
+        foreground: Option<Rc<Foreground>>,
+    ) -> Input {
+        let (running, input) = (Rc::clone(running), File::from(input));
         Input {
-            state,
+            running,
             input,
             is_pty,
             foreground,
@@ -144,7 +89,7 @@ impl Input {
     fn read(&mut self, ops: &mut EventOps) {
         let mut buffer = [0; INPUT_AHEAD];
         loop {
-            let is_ours = self.foreground.as_ref().is_none_or(|foreground| foreground.raw.is_ours());
+            let is_ours = self.foreground.as_ref().is_none_or(|foreground| foreground.is_ours());
             if !is_ours {
                 self.look_for_terminal(ops);
                 return;
@@ -169,7 +114,7 @@ impl Input {
             if self.foreground.is_some() {
                 return self.type_to_guest(&buffer[..count]);
             }
-            let waiting = self.state.machine.input(&buffer[..count]);
+            let waiting = self.running.guest.input(&buffer[..count]);
             if waiting > 0 {
                 return self.ignore_input(ops);
             }
@@ -181,17 +126,17 @@ impl Input {
 
     /// Looks for the monitor's keys, and passes the rest on as far as there is room.
     fn type_to_guest(&mut self, bytes: &[u8]) {
-        let (guest, commands) = self.escape.filter(bytes);
-        for command in commands {
-            match command {
-                Command::Quit => self.state.end(Outcome::Stopped(Stop::Console)),
-                Command::Help => logging::print(&format!("\n{HELP}\n")),
+        let (typed, keys) = self.escape.filter(bytes);
+        for key in keys {
+            match key {
+                Key::Quit => self.running.end(Outcome::Stopped(StoppedBy::Console)),
+                Key::Help => logging::print(&format!("\n{HELP}\n")),
             }
         }
-        let waiting = self.state.machine.input(&[]);
-        let kept = room(waiting, guest.len());
-        self.state.machine.input(&guest[..kept]);
-        if kept < guest.len() && !std::mem::replace(&mut self.told_drop, true) {
+        let waiting = self.running.guest.input(&[]);
+        let kept = room(waiting, typed.len());
+        self.running.guest.input(&typed[..kept]);
+        if kept < typed.len() && !std::mem::replace(&mut self.told_drop, true) {
             log::warn!("what is typed is dropped: the guest does not read it (Ctrl-A x ends the guest)");
         }
     }
@@ -199,7 +144,7 @@ impl Input {
 
 impl MutEventSubscriber for Input {
     fn init(&mut self, ops: &mut EventOps) {
-        watch(ops, self.state.machine.input_wanted().as_raw_fd(), EventSet::IN);
+        watch(ops, self.running.guest.input_wanted().as_raw_fd(), EventSet::IN);
         if let Some(foreground) = &self.foreground {
             watch(ops, foreground.timer(), EventSet::IN);
         }
@@ -207,8 +152,8 @@ impl MutEventSubscriber for Input {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.fd() == self.state.machine.input_wanted().as_raw_fd() {
-            drain(self.state.machine.input_wanted());
+        if events.fd() == self.running.guest.input_wanted().as_raw_fd() {
+            drain(self.running.guest.input_wanted());
             self.told_drop = false;
             if self.foreground.is_none() {
                 self.watch_input(ops);

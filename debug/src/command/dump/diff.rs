@@ -1,7 +1,7 @@
 //! How two dumps of a guest differ: pages, by virtual address.
 
 use super::super::memory::range_json;
-use crate::dump::diff::{self, Difference, Place};
+use crate::dump::diff::{self, ChangedRange, Difference};
 use crate::machine::Machine;
 use crate::reply::{Json, Refusal, Value, hex, json};
 use crate::view::View;
@@ -15,7 +15,7 @@ const PAGE: u64 = 4096;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changes {
     /// Pages that both have and that are not the same, by the virtual addresses that they are mapped at.
-    pub mapped: Vec<Place>,
+    pub mapped: Vec<ChangedRange>,
     /// Those of them that are mapped nowhere.
     pub unmapped: Vec<PhysRange>,
     /// Memory that only one of the dumps has.
@@ -54,7 +54,7 @@ impl fmt::Display for Changes {
         if let Some(why) = &self.unknown {
             writeln!(f, "virtual addresses are not known: {why}")?;
         }
-        for Place { start, range } in &self.mapped {
+        for ChangedRange { start, range } in &self.mapped {
             let (last, pages) = (start.0 + (range.size - 1), range.size.div_ceil(PAGE));
             writeln!(f, "{:#018x}-{last:#018x} {pages} pages at {:#x}", start.0, range.start.0)?;
         }
@@ -71,7 +71,7 @@ impl fmt::Display for Changes {
 
 impl Value for Changes {
     fn json(&self) -> Json {
-        let place = |Place { start, range }: &Place| json!({ "virtual": hex(start.0), "physical": hex(range.start.0), "size": range.size });
+        let place = |ChangedRange { start, range }: &ChangedRange| json!({ "virtual": hex(start.0), "physical": hex(range.start.0), "size": range.size });
         json!({
             "pages": self.pages,
             "mapped": self.mapped.iter().map(place).collect::<Vec<_>>(),

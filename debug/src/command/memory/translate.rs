@@ -6,7 +6,7 @@ use super::whose_tables;
 use crate::memory::{self, Space};
 use crate::reply::{Arguments, Command, Flag, Json, Refusal, Reply, Value, hex, json};
 use crate::view::View;
-use arch::paging::{Fault, Mapping, Step};
+use arch::paging::{Fault, Mapping, TableEntry};
 use arch::{GuestPhys, GuestVirt};
 use std::fmt;
 
@@ -54,11 +54,11 @@ impl Translate {
                 (regime, whose_tables(view, tables))
             }
         };
-        let mut steps = Vec::new();
-        let result = regime.walk(view.memory(), GuestVirt(self.address), |step| steps.push(step));
+        let mut entries = Vec::new();
+        let result = regime.walk(view.memory(), GuestVirt(self.address), |entry| entries.push(entry));
         // Also where a page is mapped that is not there.
         let why = memory::why_not(view.memory(), &Space::Virtual(regime), GuestVirt(self.address));
-        Ok(Walk { whose, regime: regime.describe(), address: self.address, steps, result, why })
+        Ok(Walk { whose, regime: regime.describe(), address: self.address, entries, result, why })
     }
 }
 
@@ -72,7 +72,7 @@ pub struct Walk {
     /// What is translated, guest-virtual.
     pub address: u64,
     /// The entries that were read.
-    pub steps: Vec<Step>,
+    pub entries: Vec<TableEntry>,
     /// Where that leads.
     pub result: Result<Mapping, Fault>,
     /// Why the byte there cannot be read, in words.
@@ -85,7 +85,7 @@ impl fmt::Display for Walk {
             writeln!(f, "{whose}")?;
         }
         writeln!(f, "{}", self.regime)?;
-        for Step { name, at, value } in &self.steps {
+        for TableEntry { name, at, value } in &self.entries {
             writeln!(f, "  {name:8} at {at:#014x}: {value:#018x}")?;
         }
         let Ok(Mapping { address: place, page_size, permissions }) = self.result else { return Ok(()) };
@@ -96,12 +96,12 @@ impl fmt::Display for Walk {
 
 impl Value for Walk {
     fn json(&self) -> Json {
-        let step = |step: &Step| json!({ "name": step.name, "at": hex(step.at.0), "value": hex(step.value) });
+        let entry = |entry: &TableEntry| json!({ "name": entry.name, "at": hex(entry.at.0), "value": hex(entry.value) });
         let mapping = self.result.as_ref().ok();
         json!({
             "address": hex(self.address),
             "regime": self.regime,
-            "steps": self.steps.iter().map(step).collect::<Vec<_>>(),
+            "steps": self.entries.iter().map(entry).collect::<Vec<_>>(),
             "physical": mapping.map(|mapping| hex(mapping.address.0)),
             "page_size": mapping.map(|mapping| mapping.page_size),
             "permissions": mapping.map(|mapping| mapping.permissions.to_string()),

@@ -312,7 +312,11 @@ impl Registers {
     }
 
     /// The breakpoints and watchpoints that the guest has armed, if it has switched them on.
-    pub fn own_debug_registers(&self, vcpu: &VcpuFd, host: &Abilities) -> Result<DebugRegisters, KvmError> {
+    pub fn own_debug_registers(
+        &self,
+        vcpu: &VcpuFd,
+        abilities: &Abilities,
+    ) -> Result<DebugRegisters, KvmError> {
         const MDSCR_EL1: u64 = system_register(2, 0, 0, 2, 2);
         const MDE: u64 = 1 << 15;
         let is_on = self.get(vcpu, MDSCR_EL1).is_some_and(|mdscr| mdscr & MDE != 0);
@@ -326,8 +330,8 @@ impl Registers {
                 .collect()
         };
         Ok(DebugRegisters::Aarch64 {
-            breakpoints: pairs(host.breakpoints, 4),
-            watchpoints: pairs(host.watchpoints, 6),
+            breakpoints: pairs(abilities.breakpoints, 4),
+            watchpoints: pairs(abilities.watchpoints, 6),
         })
     }
 

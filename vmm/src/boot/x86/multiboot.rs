@@ -1,7 +1,7 @@
 //! Kernels that are entered by Multiboot, 1 and 2: they are ELF or say themselves how they are loaded, may be
 //! moved (2 only), and find everything by one pointer.
 
-use super::{Guest, PAGE};
+use super::{Loading, PAGE};
 use crate::boot::{BootError, write};
 use arch::GuestPhys;
 use arch::address::PhysRange;
@@ -17,7 +17,7 @@ use arch::x86::multiboot2_info::{self, PROVIDED};
 
 const INFORMATION_ALIGNMENT: u64 = 8;
 
-impl Guest<'_> {
+impl Loading<'_> {
     pub(super) fn multiboot(
         &mut self,
         header: &multiboot::Header,

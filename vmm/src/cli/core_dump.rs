@@ -1,0 +1,225 @@
+//! `vmm core`: a memory dump, looked at from the command line or served to a debugger. No KVM is
+//! needed, and the host's architecture does not matter.
+
+mod asked;
+mod open;
+mod shell;
+mod unpacked;
+
+use super::candidates::words;
+use super::stdout;
+use crate::error::Error;
+use crate::outcome;
+use arch::Isa;
+use asked::Asked;
+use debug::command::Refused;
+use debug::dump::DumpError;
+use debug::dump::core::Core;
+use debug::engine::Engine;
+use debug::gdb::listener::{Address, Listener};
+use debug::gdb::server::{self, Service};
+use debug::gdb::session::Session;
+use debug::machine::Machine;
+use debug::reply::{Refusal, number};
+use debug::socket::Access;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use open::{Description, open};
+use shell::Shell;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use unpacked::CannotUnpack;
+
+/// Look at a memory dump, of either architecture: by a command, or with gdb
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The dump: an ELF core (ours, QEMU's, /proc/vmcore), a compressed kdump, either of them also in gzip or
+    /// Zstandard, or plain memory with --raw
+    path: PathBuf,
+    /// Serve gdb or lldb
+    #[arg(long, value_name = "[HOST]:PORT|unix:PATH", value_parser = clap::builder::ValueParser::new(Address::parse))]
+    gdb: Option<Address>,
+    /// Serve debuggers of every user of this machine, not only yours and root's
+    #[arg(long, requires = "gdb")]
+    gdb_any_user: bool,
+    /// Let the debugger change registers and memory, in a copy that is gone at the end
+    #[arg(long)]
+    writable: bool,
+    /// Tell which pages of another dump of the same guest differ, by virtual address
+    #[arg(long, value_name = "PATH", conflicts_with = "gdb")]
+    diff: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// The vCPU whose registers and page tables count
+    #[arg(long, value_name = "N", default_value = "0", global = true, value_parser = clap::builder::ValueParser::new(vcpu_number))]
+    vcpu: u32,
+    /// The file is plain memory
+    #[arg(long, requires = "arch")]
+    raw: bool,
+    /// The architecture of plain memory
+    #[arg(long, value_name = "x86_64|aarch64", add = words(&["x86_64", "aarch64"]), requires = "raw", value_parser = clap::builder::ValueParser::new(isa))]
+    arch: Option<Isa>,
+    /// Where plain memory begins, guest-physical
+    #[arg(long, value_name = "ADDRESS", requires = "raw", value_parser = number)]
+    base: Option<u64>,
+    /// A register of all vCPUs that the dump does not have, or has wrong; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE")]
+    register: Vec<String>,
+    /// The kernel's description of itself (VMCOREINFO), if it is not in the dump or not clear: the note's
+    /// text, or the guest-physical address (0x...) of the page that has it
+    #[arg(long, value_name = "PATH|0xADDRESS", value_parser = clap::builder::ValueParser::new(Description::parse))]
+    vmcoreinfo: Option<Description>,
+    #[command(subcommand)]
+    command: Option<Asked>,
+}
+
+fn vcpu_number(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "write the number of a vCPU, from 0 up".into())
+}
+
+fn isa(text: &str) -> Result<Isa, String> {
+    Isa::ALL.into_iter().find(|isa| isa.name() == text).ok_or_else(|| "write x86_64 or aarch64".into())
+}
+
+/// Why a dump does not tell what was asked.
+#[derive(Debug, thiserror::Error)]
+enum CoreError {
+    #[error("cannot open {}: {source}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("{}: {source}", path.display())]
+    Dump { path: PathBuf, source: DumpError },
+    #[error("{}: {source}", path.display())]
+    Unpack { path: PathBuf, source: CannotUnpack },
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    NotThere(String),
+    #[error("{}", in_one_line(.0))]
+    Command(Refused),
+    #[error(transparent)]
+    Other(#[from] Error),
+    #[error("cannot write: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl CoreError {
+    fn code(&self) -> u8 {
+        match self {
+            CoreError::Open { .. } | CoreError::Unpack { source: CannotUnpack::Folder { .. }, .. } => {
+                outcome::FILE
+            }
+            CoreError::Output(_) => outcome::FILE,
+            CoreError::Dump { .. } | CoreError::Unpack { source: CannotUnpack::Damaged(_), .. } => {
+                outcome::IMAGE
+            }
+            CoreError::Usage(_) => outcome::USAGE,
+            CoreError::NotThere(_) => outcome::NOT_THERE,
+            CoreError::Command(refused) => match refused.why {
+                Refusal::Usage(_) | Refusal::Unknown(_) | Refusal::Senseless(_) => outcome::USAGE,
+                Refusal::NotThere(_) => outcome::NOT_THERE,
+                Refusal::Failed(_) | Refusal::Cancelled(_) => outcome::FILE,
+            },
+            CoreError::Other(error) => error.code(),
+        }
+    }
+}
+
+fn in_one_line(refused: &Refused) -> String {
+    match &refused.usage {
+        Some(usage) => format!("{} (usage: {usage})", refused.why),
+        None => refused.why.to_string(),
+    }
+}
+
+/// The words of a command line, of which one that is a dump's path is not taken for the command of the same name: in
+/// `vmm core dump info` the first is a file, if there is one.
+pub fn command_line(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut words: Vec<OsString> = given.collect();
+    if let [_, core, path, ..] = &mut words[..]
+        && core == "core"
+        && shell::commands().iter().any(|command| path == command.name)
+        && Path::new(path).exists()
+    {
+        *path = Path::new(".").join(&path).into();
+    }
+    words
+}
+
+/// Does what was asked; the exit code.
+pub fn carry_out(args: &Args) -> u8 {
+    match run(args) {
+        Ok(()) => 0,
+        Err(CoreError::Output(error)) => stdout::written(Err(error), 0),
+        Err(error) => {
+            log::error!("{error}");
+            error.code()
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), CoreError> {
+    let core = open(args, &args.path)?;
+    for remark in core.remarks() {
+        log::warn!("{}: {remark}", args.path.display());
+    }
+    if args.vcpu >= core.vcpus() {
+        let last = core.vcpus() - 1;
+        return Err(CoreError::Usage(format!("--vcpu {}: the dump has vCPUs 0 to {last}", args.vcpu)));
+    }
+    match &args.gdb {
+        Some(_) if args.command.is_some() || args.json => {
+            let text = "--gdb serves until it is ended; give no command and no --json with it";
+            Err(CoreError::Usage(text.into()))
+        }
+        Some(address) => Ok(serve(core, address, args.gdb_any_user)?),
+        None => answer(args, core, &mut io::BufWriter::new(io::stdout().lock())),
+    }
+}
+
+fn session(core: Core) -> Session<Core> {
+    let engine = Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
+    Session::new(core, Arc::new(engine))
+}
+
+/// Serves debuggers until a signal, or `kill`.
+fn serve(core: Core, address: &Address, any_user: bool) -> Result<(), Error> {
+    let access = if any_user { Access::Everyone } else { Access::Owner };
+    let listener = Listener::bind(address, access)
+        .map_err(|source| Error::Listen { address: address.to_string(), source })?;
+    if address.is_open() {
+        log::warn!("whoever can connect to {} can read the dump", listener.address());
+    }
+    let signals: SigSet =
+        [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM].into_iter().collect();
+    signals.thread_block().map_err(|error| Error::system("cannot block signals")(error.into()))?;
+    let quit = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)
+        .map_err(|error| Error::system("cannot make a signalfd")(error.into()))?;
+    let quit = quit.as_fd().try_clone_to_owned().map_err(Error::system("cannot duplicate a signalfd"))?;
+    log::warn!("waiting for gdb at {}", listener.address());
+    let service = Service { admission: crate::peer::admission(any_user), ..Service::plain(quit) };
+    server::run(listener, session(core), service);
+    Ok(())
+}
+
+/// Has a command carried out, and prints what it says; without one, what the file is.
+fn answer(args: &Args, core: Core, out: &mut impl Write) -> Result<(), CoreError> {
+    let mut shell = Shell::new(core, args);
+    let reply = match (&args.diff, &args.command) {
+        (Some(other), _) => shell.compare(other)?,
+        (None, None) => shell.run("info", &[])?,
+        (None, Some(Asked { name, words })) => {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            shell.run(name, &words)?
+        }
+    };
+    match args.json {
+        true => writeln!(out, "{}", reply.json())?,
+        false => write!(out, "{reply}")?,
+    }
+    out.flush()?;
+    reply.shortfall().map_or(Ok(()), |why| Err(CoreError::Command(Refusal::NotThere(why).into())))
+}

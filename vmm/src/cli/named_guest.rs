@@ -1,0 +1,38 @@
+//! Subcommands that speak to a guest that runs, by its name.
+
+use super::candidates::guests;
+use super::stdout;
+use crate::control::client::ask;
+use crate::control::protocol::{Reply, Request};
+use crate::outcome;
+use std::io;
+
+/// Which guest.
+#[derive(Debug, clap::Args)]
+pub struct NamedGuest {
+    /// The guest's --name, or the path of its control socket
+    #[arg(add = guests())]
+    guest: String,
+}
+
+impl NamedGuest {
+    /// Asks it for something, and tells what it answers; the exit code.
+    pub fn ask(&self, request: io::Result<Request>) -> u8 {
+        let guest = &self.guest;
+        match request.and_then(|request| ask(guest, &request)) {
+            Ok(Reply::Done(text)) => stdout::print(&format!("{text}\n"), 0),
+            Ok(Reply::Error(text)) => {
+                log::error!("{text}");
+                outcome::FILE
+            }
+            Ok(Reply::Percent(_)) => {
+                log::error!("the guest {guest} ended before it had answered");
+                outcome::FILE
+            }
+            Err(error) => {
+                log::error!("cannot reach a guest of the name {guest}: {error}");
+                outcome::FILE
+            }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Values of options: what is written on a command line, made into what it means.
+
+use crate::machine::config::{HypercallConfig, MemorySize, Trace};
+use crate::machine::hypercalls::family::FamilyName;
+use crate::run::config::DumpOn;
+use crate::run::console::ConsoleKind;
+use debug::dump::packing::check_name;
+use debug::gdb::server::OnLost;
+use devices::hypercall::trace::{Filter, Style};
+use kvm::HOST_ISA;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Parses a number of things, at least one.
+///
+/// # Errors
+/// A message that shows how it is written.
+pub fn count(text: &str) -> Result<u32, String> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(0) => Err("there has to be at least one: write for example 1 or 4".into()),
+        Ok(count) => Ok(count),
+        Err(_) if digits => Err(format!("'{text}' is more than can be counted here")),
+        Err(_) => Err(format!("'{text}' is not a number: write for example 1 or 4")),
+    }
+}
+
+/// Parses a size: `512M`, `4G`, `65536K`, `1T`; a bare number counts MiB, as in QEMU.
+///
+/// # Errors
+/// A message that shows how it is written.
+pub fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is not a size: write for example 512M or 4G");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "" | "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is too large"))
+}
+
+/// Parses a duration: `30s`, `500ms`, `2m`, `1h`; a bare number counts seconds.
+///
+/// # Errors
+/// A message that shows how it is written.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is not a time: write for example 30s, 500ms or 2m");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let milliseconds = match &text[digits.len()..] {
+        "ms" => Some(number),
+        "" | "s" => number.checked_mul(1000),
+        "m" | "min" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        _ => return Err(wrong()),
+    };
+    match milliseconds {
+        Some(0) => Err("a timeout of zero would end the guest before it starts".into()),
+        Some(milliseconds) => Ok(Duration::from_millis(milliseconds)),
+        None => Err(format!("'{text}' is too long")),
+    }
+}
+
+/// Parses an address: `0x100000`, or decimal.
+///
+/// # Errors
+/// A message that shows how it is written.
+pub fn address(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| format!("'{text}' is not an address: write for example 0x100000"))
+}
+
+/// Parses a size of memory that a guest can have.
+///
+/// # Errors
+/// A message that shows how it is written, or says what would do.
+pub fn memory_size(text: &str) -> Result<MemorySize, String> {
+    MemorySize::new(HOST_ISA, size(text)?)
+}
+
+/// Parses a switch.
+///
+/// # Errors
+/// What can be written.
+pub fn on_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write on or off".into()),
+    }
+}
+
+/// Parses where the console goes.
+///
+/// # Errors
+/// What can be written.
+pub fn console(text: &str) -> Result<ConsoleKind, String> {
+    match text {
+        "stdio" => Ok(ConsoleKind::Stdio),
+        "pty" => Ok(ConsoleKind::Pty),
+        "none" => Ok(ConsoleKind::None),
+        _ => match text.strip_prefix("file:") {
+            Some("") => Err("file: needs a path behind it".into()),
+            Some(path) => Ok(ConsoleKind::File(path.into())),
+            None => Err("write stdio, file:PATH, pty or none".into()),
+        },
+    }
+}
+
+/// Parses what becomes of the guest when a debugger is lost.
+///
+/// # Errors
+/// What can be written.
+pub fn lost(text: &str) -> Result<OnLost, String> {
+    match text {
+        "continue" => Ok(OnLost::Continue),
+        "hold" => Ok(OnLost::Hold),
+        "quit" => Ok(OnLost::Quit),
+        _ => Err("write continue, hold or quit".into()),
+    }
+}
+
+/// Parses the path of a dump that is to be written.
+///
+/// # Errors
+/// What is wrong with its ending.
+pub fn dump_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    check_name(&path)?;
+    Ok(path)
+}
+
+/// Parses when a core is written at the guest's end: `WHEN[,WHEN...]=PATH`.
+///
+/// # Errors
+/// What is wrong, and what can be written instead.
+pub fn dump_on(text: &str) -> Result<DumpOn, String> {
+    let (when, path) = text.split_once('=').filter(|(_, path)| !path.is_empty()).ok_or("write WHEN=PATH")?;
+    dump_path(path)?;
+    let mut on = DumpOn { panic: false, triple_fault: false, timeout: false, path: path.into() };
+    for word in when.split(',') {
+        match word {
+            "panic" => on.panic = true,
+            "triple-fault" => on.triple_fault = true,
+            "timeout" => on.timeout = true,
+            _ => return Err(format!("'{word}' is none of panic, triple-fault or timeout")),
+        }
+    }
+    Ok(on)
+}
+
+/// Parses hypercalls that are answered: `FAMILY[,WORD...]`.
+///
+/// # Errors
+/// What is wrong, and what can be written instead.
+pub fn hypercalls(text: &str) -> Result<HypercallConfig, String> {
+    let mut words = text.split(',');
+    let name = words.next().unwrap_or_default();
+    let family = FamilyName::named(name)
+        .ok_or_else(|| format!("'{name}' is no family: write {}", FamilyName::NAMES.join(" or ")))?;
+    let mut config = HypercallConfig {
+        family,
+        trace: Trace::Stderr,
+        style: Style::Lines,
+        filter: Filter::default(),
+        summary: false,
+        page_only: false,
+    };
+    for word in words {
+        match word.split_once('=').unwrap_or((word, "")) {
+            ("json", "") => config.style = Style::Json,
+            ("summary", "") => config.summary = true,
+            ("trace", "") => return Err("trace= needs a path behind it, or off".into()),
+            ("trace", "off") => config.trace = Trace::Off,
+            ("trace", path) => config.trace = Trace::File(path.into()),
+            ("filter", names) if !names.is_empty() => {
+                let unknown = names.split('+').find(|name| !family.table().has(name));
+                if let Some(name) = unknown {
+                    return Err(format!("filter: there is no hypercall and no operation '{name}'"));
+                }
+                config.filter = Filter::new(names.split('+').map(String::from).collect());
+            }
+            ("transport", "auto") => config.page_only = false,
+            ("transport", "page") => config.page_only = true,
+            _ => {
+                return Err(format!(
+                    "'{word}' is none of json, summary, trace=PATH|off, filter=NAME[+NAME...], \
+                     transport=auto|page"
+                ));
+            }
+        }
+    }
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts() {
+        assert_eq!(count("4"), Ok(4));
+        for (text, words) in [
+            ("0", "at least one"),
+            ("", "not a number"),
+            ("-1", "not a number"),
+            ("2x", "not a number"),
+            ("99999999999", "more than can be counted"),
+        ] {
+            assert!(count(text).unwrap_err().contains(words), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_with_every_suffix() {
+        for (text, bytes) in
+            [("512M", 512 << 20), ("4G", 4 << 30), ("256", 256 << 20), ("64KiB", 64 << 10), ("1t", 1 << 40)]
+        {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "M", "4X", "-1M", "1.5G", "99999999999T", "4 G"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_with_every_suffix() {
+        for (text, milliseconds) in
+            [("30s", 30_000), ("500ms", 500), ("2m", 120_000), ("7", 7000), ("1h", 3_600_000)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["", "s", "0", "0ms", "5d", "99999999999999999h", "-1s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(address("0x100000"), Ok(0x10_0000));
+        assert_eq!(address("4096"), Ok(4096));
+        assert!(address("0x").is_err());
+    }
+}

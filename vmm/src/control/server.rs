@@ -1,0 +1,220 @@
+//! Answering what a guest is asked for.
+
+use super::names::socket_of;
+use super::protocol::{LONGEST, Reply, Request, send};
+use crate::error::Error;
+use crate::logging::progress::Reporter;
+use crate::machine::Guest;
+use crate::machine::config::GdbConfig;
+use crate::machine::debugger::{Attachment, listen};
+use crate::machine::dumper::{Dumper, Moment};
+use debug::dump::write::Progress;
+use debug::gdb::accept::Pause;
+use debug::gdb::listener::Address;
+use debug::socket::{self, Access, BindError, Served};
+use std::io::{self, ErrorKind, Read};
+use std::ops::ControlFlow;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Clients that are served at a time.
+const MOST_CLIENTS: usize = 8;
+/// How long a client may take to ask, however slowly it does.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A guest's socket, which goes with its value.
+#[derive(Debug)]
+pub struct ControlSocket {
+    socket: Served,
+    /// A clone for each client that is served.
+    clients: Arc<()>,
+}
+
+impl ControlSocket {
+    /// Takes a name.
+    ///
+    /// # Errors
+    /// [`Error::Open`], also when another guest has the name.
+    pub fn new(name: &str) -> Result<ControlSocket, Error> {
+        let failed = |source| Error::Open { option: "--name", path: name.into(), source };
+        let path = socket_of(name).map_err(failed)?;
+        match socket::bind(&path, Access::Owner) {
+            Ok(socket) => Ok(ControlSocket { socket, clients: Arc::default() }),
+            Err(BindError::Served(_)) => Err(failed(io::Error::other("a guest that runs has this name"))),
+            Err(BindError::Io { source, .. }) => Err(failed(source)),
+            Err(error) => Err(failed(io::Error::other(error))),
+        }
+    }
+
+    /// The socket, for whoever polls.
+    pub fn listener(&self) -> &UnixListener {
+        self.socket.listener()
+    }
+
+    /// Serves whoever has connected, each on a thread of its own, eight at a time.
+    ///
+    /// # Errors
+    /// Why nobody can be accepted now: the listener is to be left alone for a while.
+    pub fn serve(&self, guest: &Guest, pause: &mut Pause) -> Result<(), io::Error> {
+        // Whoever polls comes back for more, when it has looked at everything else.
+        for _ in 0..2 * MOST_CLIENTS {
+            match self.socket.listener().accept() {
+                Ok((stream, _)) => self.start(stream, guest),
+                Err(error) if pause.after(&error, Instant::now()) => return Err(error),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&self, stream: UnixStream, guest: &Guest) {
+        if Arc::strong_count(&self.clients) > MOST_CLIENTS {
+            // One that does not read this at once does not get it.
+            let reply = Reply::Error(format!("{MOST_CLIENTS} others are served already: try again later"));
+            if let Err(error) = stream.set_nonblocking(true).and_then(|()| send(&stream, &reply)) {
+                log::info!("a client of the control socket is not told that there are others: {error}");
+            }
+            return;
+        }
+        let (dumper, attachment) = (guest.dumper().clone(), guest.attachment().clone());
+        let counted = Arc::clone(&self.clients);
+        let serve = move || {
+            if let Err(error) = answer(&stream, &dumper, &attachment) {
+                log::info!("a client of the control socket is let go: {error}");
+            }
+            drop(counted);
+        };
+        if let Err(error) = thread::Builder::new().name("control".into()).spawn(serve) {
+            log::warn!("a client of the control socket cannot be served: {error}");
+        }
+    }
+}
+
+/// Whether the other end has gone.
+fn is_gone(stream: &UnixStream) -> bool {
+    let peek = stream.set_nonblocking(true).map(|()| (&mut &*stream).read(&mut [0]));
+    let blocks = stream.set_nonblocking(false).is_ok();
+    !blocks || matches!(peek, Ok(Ok(0)))
+}
+
+/// Reads a line that comes within a time.
+fn read_request(mut stream: &UnixStream, patience: Duration) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + patience;
+    let (mut line, mut piece) = (Vec::new(), [0; 4096]);
+    while line.len() < LONGEST && !line.contains(&b'\n') {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => line.extend(&piece[..count]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(line)
+}
+
+fn answer(stream: &UnixStream, dumper: &Dumper, attachment: &Attachment) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let request: Request = match serde_json::from_slice(&read_request(stream, PATIENCE)?) {
+        Ok(request) => request,
+        Err(error) => return send(stream, &Reply::Error(format!("not a request: {error}"))),
+    };
+    let path = match request {
+        Request::Dump { path } => path,
+        Request::Release {} => return send(stream, &release_debugger(attachment)),
+        Request::Gdb { address } => return send(stream, &serve_gdb(attachment, &address)),
+        Request::Leave {} => return send(stream, &leave(attachment)),
+    };
+    let mut reporter = Reporter::new();
+    let mut watch = |progress: Progress| match reporter.percent(progress) {
+        Some(percent) if send(stream, &Reply::Percent(percent)).is_err() => ControlFlow::Break(()),
+        _ if is_gone(stream) => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    let reply = match dumper.dump(&path, Moment::Running, &mut watch) {
+        Ok(summary) => Reply::Done(format!("{}: {summary}", path.display())),
+        Err(error) => Reply::Error(error.to_string()),
+    };
+    send(stream, &reply)
+}
+
+const NOT_SERVED: &str = "it serves no gdb";
+
+fn release_debugger(attachment: &Attachment) -> Reply {
+    match attachment.debugger() {
+        Some(debugger) => {
+            debugger.release();
+            Reply::Done("its debugger, if one was attached, is let go".into())
+        }
+        None => Reply::Error(NOT_SERVED.into()),
+    }
+}
+
+fn serve_gdb(attachment: &Attachment, address: &str) -> Reply {
+    if attachment.debugger().is_some() {
+        return Reply::Error("it has a gdb server already".into());
+    }
+    let served = Address::parse(address).map_err(Error::Usage).and_then(|address| {
+        let config = GdbConfig::new(address);
+        let listener = listen(&config)?;
+        let address = listener.address().to_string();
+        attachment.attach(listener, &config).map(|()| address)
+    });
+    match served {
+        Ok(address) => Reply::Done(format!("waiting for gdb at {address}")),
+        Err(error) => Reply::Error(error.to_string()),
+    }
+}
+
+fn leave(attachment: &Attachment) -> Reply {
+    match attachment.leave() {
+        true => Reply::Done("it serves gdb no more, and runs".into()),
+        false => Reply::Error(NOT_SERVED.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::path::Path;
+
+    #[test]
+    fn a_client_that_asks_byte_by_byte_has_no_more_time_than_others() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let drip = thread::spawn(move || {
+            // Ends when the other side is closed.
+            while theirs.write_all(b"x").is_ok() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        assert!(read_request(&ours, Duration::from_millis(100)).is_err());
+        drop(ours);
+        drip.join().unwrap();
+    }
+
+    #[test]
+    fn a_request_is_a_line() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"{\"dump\":").unwrap();
+        theirs.write_all(b"{\"path\":\"p\"}}\n").unwrap();
+        let line = read_request(&ours, PATIENCE).unwrap();
+        let Request::Dump { path } = serde_json::from_slice(&line).unwrap() else {
+            panic!("no dump is asked for")
+        };
+        assert_eq!(path, Path::new("p"));
+        // As long as it likes is too long.
+        let flood = thread::spawn(move || theirs.write_all(&vec![b'x'; 1 << 20]).is_err());
+        assert!(read_request(&ours, PATIENCE).unwrap().len() < LONGEST + 4096);
+        drop(ours);
+        assert!(flood.join().unwrap());
+    }
+}

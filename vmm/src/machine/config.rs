@@ -1,0 +1,156 @@
+//! What a guest is made of.
+
+mod hypercalls;
+
+pub use super::guest_clock::GuestClock;
+use arch::cpu_template::CpuTemplate;
+use arch::{Isa, aarch64, x86};
+use debug::gdb::listener::Address;
+use debug::gdb::server::OnLost;
+use debug::socket::Access;
+use devices::platform::Extra;
+pub use hypercalls::{HypercallConfig, Trace};
+use std::path::PathBuf;
+
+/// A guest, and the machine that it runs in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The kernel; the embedded guest where there is none.
+    pub kernel: Option<PathBuf>,
+    /// Initrds, or modules: paths, which may have a string behind them ([`crate::boot::initrd`]).
+    pub initrds: Vec<PathBuf>,
+    /// The command line as the user gave it.
+    pub cmdline: Option<String>,
+    /// Whether to leave the command line as it is.
+    pub cmdline_exact: bool,
+    /// Where a flat binary goes, guest-physical.
+    pub load_address: Option<u64>,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: MemorySize,
+    /// What the guest sees of the processor.
+    pub cpu: CpuTemplate,
+    /// The devices that not every machine has, and this one is to have.
+    pub extras: Vec<Extra>,
+    /// What becomes of its time while it is held.
+    pub guest_clock: GuestClock,
+    /// Where a debugger connects, if one may.
+    pub gdb: Option<GdbConfig>,
+    /// Hypercalls that are answered and shown.
+    pub hypercalls: Option<HypercallConfig>,
+    /// Whether registers are kept that a reset or a triple fault would lose: there may be a dump of the guest's end
+    /// ([`Moment::End`](super::dumper::Moment::End)).
+    pub keeps_registers: bool,
+}
+
+/// A gdb server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GdbConfig {
+    /// Where it listens.
+    pub address: Address,
+    /// Whether the guest waits for a debugger before its first instruction.
+    pub waits: bool,
+    /// Whether processes of every user are served, instead of this one's and root's.
+    pub any_user: bool,
+    /// What becomes of the guest when a debugger has gone without saying so.
+    pub on_lost: OnLost,
+    /// Whether a second debugger takes the place of the first.
+    pub takeover: bool,
+    /// The folder that `monitor dump` writes below; the current one where none is given.
+    pub dump_folder: Option<PathBuf>,
+}
+
+impl GdbConfig {
+    /// A server at this address, of which all else is as without further options.
+    pub fn new(address: Address) -> GdbConfig {
+        GdbConfig {
+            address,
+            waits: true,
+            any_user: false,
+            on_lost: OnLost::default(),
+            takeover: false,
+            dump_folder: None,
+        }
+    }
+
+    /// Who may connect to a socket in the file system.
+    pub fn access(&self) -> Access {
+        if self.any_user { Access::Everyone } else { Access::Owner }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        let isa = kvm::HOST_ISA;
+        Config {
+            kernel: None,
+            initrds: Vec::new(),
+            cmdline: None,
+            cmdline_exact: false,
+            load_address: None,
+            cpus: 1,
+            memory: MemorySize::DEFAULT,
+            cpu: CpuTemplate::built_in(isa, "host", None),
+            extras: vec![Extra::Exit],
+            guest_clock: GuestClock::default(),
+            gdb: None,
+            hypercalls: None,
+            keeps_registers: false,
+        }
+    }
+}
+
+/// A size of memory that a guest can have: a multiple of 4 KiB (64 KiB, where host pages may
+/// be so large) of at least what the boot tables need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySize(u64);
+
+impl MemorySize {
+    /// What a guest has when nothing is said: 512 MiB.
+    pub const DEFAULT: MemorySize = MemorySize(512 << 20);
+
+    /// Alignment of a size, bytes: the largest page size of our hosts.
+    const ALIGNMENT: u64 = 64 << 10;
+
+    /// Checks a size in bytes.
+    ///
+    /// # Errors
+    /// A message that says what would do.
+    pub fn new(isa: Isa, bytes: u64) -> Result<MemorySize, String> {
+        let (minimum, maximum) = match isa {
+            Isa::X86_64 => (x86::layout::MINIMUM_MEMORY, 1 << 46),
+            Isa::Aarch64 => (aarch64::layout::MINIMUM_MEMORY, 1 << 47),
+        };
+        if bytes < minimum {
+            return Err(format!("a guest needs at least {}M (write 512M or 4G)", minimum >> 20));
+        }
+        if bytes > maximum {
+            return Err(format!("more than {}T cannot be addressed", maximum >> 40));
+        }
+        if !bytes.is_multiple_of(Self::ALIGNMENT) {
+            return Err(format!("{bytes} bytes are not a multiple of 64K"));
+        }
+        Ok(MemorySize(bytes))
+    }
+
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_sizes() {
+        for isa in Isa::ALL {
+            assert!(MemorySize::new(isa, 0).unwrap_err().contains("at least"));
+            assert!(MemorySize::new(isa, (512 << 20) + 1).unwrap_err().contains("multiple"));
+            assert!(MemorySize::new(isa, 1 << 60).unwrap_err().contains("addressed"));
+            assert_eq!(MemorySize::new(isa, 512 << 20), Ok(MemorySize::DEFAULT));
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The debugger of a machine: where it listens, whom it serves, and when it comes and leaves.
+//!
+//! What it does is in [`debug::live`]. A guest that was started without `--gdb` can be debugged later, by [`Attachment`].
+
+use crate::error::Error;
+use crate::machine::config::GdbConfig;
+use crate::machine::guest_ram::GuestRam;
+use crate::machine::vcpus::Vcpus;
+use crate::peer;
+use debug::engine::Engine;
+use debug::gdb::description::Believed;
+use debug::gdb::listener::Listener;
+use debug::live::debugger::{Debuggee, Options};
+use kvm::ram::{GuestMemory, LiveMemory};
+use kvm::{HOST_ISA, probe};
+use nix::unistd::{AccessFlags, access};
+use std::fs;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// The thread that serves gdb.
+pub type Debugger = debug::live::debugger::Debugger<crate::machine::vcpus::Threads>;
+
+/// Opens the socket.
+///
+/// # Errors
+/// [`Error`] when it cannot be opened, or there is no folder for dumps.
+pub fn listen(config: &GdbConfig) -> Result<Listener, Error> {
+    if let Some(folder) = &config.dump_folder {
+        let failed = |source| Error::Open { option: "--dump-dir", path: folder.clone(), source };
+        if !fs::metadata(folder).map_err(failed)?.is_dir() {
+            return Err(failed(io::ErrorKind::NotADirectory.into()));
+        }
+        let writable = AccessFlags::W_OK | AccessFlags::X_OK;
+        access(folder, writable).map_err(|error| failed(error.into()))?;
+    }
+    let address = &config.address;
+    let listener = Listener::bind(address, config.access())
+        .map_err(|source| Error::Listen { address: address.to_string(), source })?;
+    if address.is_open() {
+        log::warn!("whoever can connect to {} owns the guest", listener.address());
+    }
+    Ok(listener)
+}
+
+/// Who debugs a machine.
+#[derive(Debug, Default)]
+enum Occupancy {
+    /// Nobody.
+    #[default]
+    Free,
+    /// This.
+    Taken(Arc<Debugger>),
+    /// Nobody any more: the machine is over, or its guest begins again in another one.
+    Gone,
+}
+
+/// A machine's place for a debugger. Its clones are of the same machine.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    /// Whoever holds a clone must not keep a machine running that is over.
+    vcpus: Weak<Vcpus>,
+    memory: GuestMemory,
+    /// What serves the guest is to know where instructions are planted.
+    ram: Arc<GuestRam>,
+    believed: Believed,
+    /// Locked as long as a debugger comes or leaves.
+    place: Arc<Mutex<Occupancy>>,
+}
+
+impl Attachment {
+    /// Of a machine that nobody debugs.
+    pub(super) fn new(
+        vcpus: &Arc<Vcpus>,
+        memory: &GuestMemory,
+        ram: &Arc<GuestRam>,
+        believed: Believed,
+    ) -> Attachment {
+        Attachment {
+            vcpus: Arc::downgrade(vcpus),
+            memory: memory.clone(),
+            ram: Arc::clone(ram),
+            believed,
+            place: Arc::default(),
+        }
+    }
+
+    fn place(&self) -> MutexGuard<'_, Occupancy> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The debugger that is there.
+    pub fn debugger(&self) -> Option<Arc<Debugger>> {
+        match &*self.place() {
+            Occupancy::Taken(debugger) => Some(Arc::clone(debugger)),
+            Occupancy::Free | Occupancy::Gone => None,
+        }
+    }
+
+    /// Has a debugger come. gdb is waited for at the listener's address.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when there is one already, or the machine is over; when the system gives no more threads or
+    /// descriptors.
+    pub fn attach(&self, listener: Listener, config: &GdbConfig) -> Result<(), Error> {
+        let mut place = self.place();
+        let vcpus = match &*place {
+            Occupancy::Taken(_) => return Err(Error::Usage("it has a gdb server already".into())),
+            Occupancy::Gone => None,
+            Occupancy::Free => self.vcpus.upgrade(),
+        };
+        let Some(vcpus) = vcpus else {
+            return Err(Error::Usage("it has ended, or begins again just now: try again".into()));
+        };
+        let options = Options {
+            admission: peer::admission(config.any_user),
+            on_lost: config.on_lost,
+            takeover: config.takeover,
+            looks: true,
+            believed: self.believed,
+            dump_folder: config.dump_folder.clone(),
+        };
+        let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
+        let debuggee =
+            Debuggee { engine: Arc::clone(&engine), memory: Box::new(LiveMemory(self.memory.clone())) };
+        log::warn!("waiting for gdb at {}", listener.address());
+        vcpus.monitor().count_exits();
+        self.ram.set_engine(Some(engine));
+        match Debugger::attach(&vcpus, debuggee, listener, options) {
+            Ok(debugger) => *place = Occupancy::Taken(Arc::new(debugger)),
+            Err(error) => {
+                self.ram.set_engine(None);
+                return Err(Error::system("cannot start the gdb server's thread")(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// The machine is over, or its guest begins again in another one: nobody comes or leaves any more. The debugger
+    /// that was there.
+    pub(super) fn close(&self) -> Option<Arc<Debugger>> {
+        match std::mem::replace(&mut *self.place(), Occupancy::Gone) {
+            Occupancy::Taken(debugger) => Some(debugger),
+            Occupancy::Free | Occupancy::Gone => None,
+        }
+    }
+
+    /// Takes [`Self::close`] back: the guest does not begin again.
+    pub(super) fn open(&self, debugger: Option<Arc<Debugger>>) {
+        *self.place() = debugger.map_or(Occupancy::Free, Occupancy::Taken);
+    }
+
+    /// Has the debugger of another machine, whose guest begins again in this one, go over to it.
+    pub(super) fn take_over(&self, debugger: &Arc<Debugger>) {
+        let mut place = self.place();
+        let Some(vcpus) = self.vcpus.upgrade() else { return };
+        vcpus.monitor().count_exits();
+        self.ram.set_engine(Some(Arc::clone(debugger.engine())));
+        debugger.begin_again(&vcpus, Box::new(LiveMemory(self.memory.clone())));
+        *place = Occupancy::Taken(Arc::clone(debugger));
+    }
+
+    /// Has the debugger leave, if there is one: whoever is connected is let go, and the guest runs.
+    pub fn leave(&self) -> bool {
+        let mut place = self.place();
+        let Occupancy::Taken(debugger) = &*place else { return false };
+        debugger.leave();
+        self.ram.set_engine(None);
+        *place = Occupancy::Free;
+        true
+    }
+}

@@ -1,0 +1,136 @@
+//! Dumps of a live guest: its vCPUs stand still while its memory is written, and then go on as before.
+
+use crate::machine::vcpus::Vcpus;
+use arch::register::Bank;
+use arch::{GuestPhys, GuestVirt};
+use debug::cancel::Cancelled;
+use debug::disassemble::Mode;
+use debug::dump::write::destination::Destination;
+use debug::dump::write::{self, Progress, Subject, Summary, WriteError};
+use debug::dump::{Cpu, Unplanted};
+use debug::linux::Described;
+use debug::linux::described::{self, Anchor, Scope};
+use debug::linux::translate::kernel_regime;
+use debug::memory::{self, Space};
+use kvm::ram::GuestMemory;
+use kvm::ram::LiveMemory;
+use kvm::{HOST_ISA, Vcpu};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// What dumps of a machine are made with; its clones are of the same machine.
+#[derive(Clone, Debug)]
+pub struct Dumper {
+    /// Whoever holds a clone must not keep a machine running that is over.
+    vcpus: Weak<Vcpus>,
+    memory: GuestMemory,
+    /// One at a time.
+    turn: Arc<Mutex<()>>,
+    /// No more.
+    is_closed: Arc<AtomicBool>,
+}
+
+/// When a dump is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// While the guest runs, or is held.
+    Running,
+    /// When it has ended. What a reset or a triple fault has made of a vCPU says nothing of the guest: if it has
+    /// left paging behind, what was known of it before counts.
+    End,
+}
+
+/// What a dump has of a vCPU on its thread.
+fn capture(vcpu: &Vcpu, moment: Moment) -> Cpu {
+    let look = |vcpu: &Vcpu, is_earlier| {
+        let mode = vcpu.code().map_or(Mode::Bits64, |code| code.mode);
+        Cpu { registers: vcpu.registers(&Bank::ALL), mode, activity: vcpu.activity(), is_earlier }
+    };
+    let earlier = match moment {
+        Moment::Running => None,
+        Moment::End => vcpu.with_before(|vcpu| look(vcpu, true)),
+    };
+    earlier.unwrap_or_else(|| look(vcpu, false))
+}
+
+impl Dumper {
+    /// For a machine.
+    pub(super) fn new(vcpus: &Arc<Vcpus>, memory: &GuestMemory) -> Dumper {
+        Dumper {
+            vcpus: Arc::downgrade(vcpus),
+            memory: memory.clone(),
+            turn: Arc::default(),
+            is_closed: Arc::default(),
+        }
+    }
+
+    /// Writes a core to `path`. The guest stands still from the first word of it to the last.
+    ///
+    /// # Errors
+    /// [`WriteError`]; the guest goes on all the same.
+    pub fn dump(
+        &self,
+        path: &Path,
+        moment: Moment,
+        watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Summary, WriteError> {
+        let destination = Destination::anywhere(path)?;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let vcpus = self.vcpus.upgrade().ok_or_else(|| WriteError::Cancelled(path.into()))?;
+        let hold = vcpus.hold();
+        let cpus = vcpus.for_each(move |vcpu| capture(vcpu, moment));
+        let memory = LiveMemory(self.memory.clone());
+        // A debugger may change what is planted meanwhile, and is not to wait for us.
+        let link = vcpus.link();
+        let unmask = |address: GuestPhys, bytes: &mut [u8]| {
+            if let Some(link) = &link {
+                link.engine.requests().table.unmask(address, bytes);
+            }
+        };
+        let memory = Unplanted { memory: &memory, unmask: &unmask };
+        let mut watch = |progress: Progress| match self.is_closed.load(Ordering::Acquire) {
+            true => ControlFlow::Break(()),
+            false => watch(progress),
+        };
+        let subject = Subject { isa: HOST_ISA, cpus: &cpus, memory: &memory };
+        let written = write::begin(&subject, &destination, &mut watch)?;
+        // The guest need not wait for the disk.
+        drop(hold);
+        written.keep()
+    }
+
+    /// The machine ends: a dump that is being written is broken off, and none is begun. Returns when
+    /// nothing of it is left.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        drop(self.turn.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Dumper {
+    /// Whether the log of the guest's Linux kernel, its last lines, says that it has panicked. The guest stands
+    /// still meanwhile; `go_on` is asked now and then whether the answer is still wanted.
+    pub fn has_panicked(&self, go_on: &mut dyn FnMut() -> bool) -> bool {
+        const LINES: usize = 200;
+        let Some(vcpus) = self.vcpus.upgrade() else { return false };
+        let _hold = vcpus.hold();
+        let cpus = vcpus.for_each(|vcpu| capture(vcpu, Moment::End));
+        let anchors: Vec<Anchor> = cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
+        let memory = LiveMemory(self.memory.clone());
+        let mut go_on = || match self.is_closed.load(Ordering::Acquire) || !go_on() {
+            true => Err(Cancelled),
+            false => Ok(()),
+        };
+        let found = described::find(HOST_ISA, &memory, &anchors, Scope::Running, &mut go_on);
+        let Ok(Described { info: Some(info), .. }) = found else { return false };
+        let by_info = kernel_regime(HOST_ISA, &info);
+        anchors.into_iter().map(|anchor| anchor.regime).chain(by_info).any(|regime| {
+            let space = Space::Virtual(regime);
+            let read = |at: u64, bytes: &mut [u8]| memory::read(&memory, &space, None, GuestVirt(at), bytes);
+            let lines = info.log(read, LINES).unwrap_or_default();
+            lines.iter().any(|line| line.contains("Kernel panic - not syncing"))
+        })
+    }
+}

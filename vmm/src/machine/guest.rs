@@ -1,0 +1,249 @@
+//! What an embedder drives: make a [`Guest`], [`resume`](Guest::resume) it, give
+//! its console input, wait for its [`Outcome`]. The command line's event loop ([`crate::run`])
+//! is one such driver.
+
+mod build;
+
+use crate::boot::Booted;
+use crate::error::Error;
+use crate::machine::config::Config;
+use crate::machine::debugger::Attachment;
+use crate::machine::dumper::Dumper;
+use crate::machine::hypercalls::LiveHypercalls;
+use crate::machine::services::Services;
+use crate::machine::vcpus::{Hold, Vcpus};
+use crate::outcome::Outcome;
+use build::build;
+use debug::machine::{Ended, Event};
+use devices::guest_log;
+use devices::platform::serial::Serial;
+use kvm::Vm;
+use std::io::Write;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+use vmm_sys_util::eventfd::EventFd;
+
+/// A machine with a guest, whose vCPUs are paused until it is resumed. Threads may share it; those of its vCPUs
+/// (on which its console's output is written) must not stop it, as they would wait for themselves.
+#[derive(Debug)]
+pub struct Guest {
+    // The threads end before what they use goes: first the one that asks vCPUs.
+    attachment: Attachment,
+    dumper: Dumper,
+    stage: Mutex<Stage>,
+    vcpus: Arc<Vcpus>,
+    waits: bool,
+    outcomes: Mutex<Receiver<Outcome>>,
+    wake: EventFd,
+    serial: Arc<Mutex<Serial>>,
+    input_wanted: EventFd,
+    booted: Booted,
+    hypercalls: Option<Arc<LiveHypercalls>>,
+    services: Arc<Services>,
+    _vm: Vm,
+}
+
+/// How far an embedder has gone with a guest.
+#[derive(Debug)]
+enum Stage {
+    /// It has not let it run yet.
+    NotStarted,
+    /// It runs, as far as the embedder is concerned.
+    Runs,
+    /// It is held.
+    Held { _hold: Hold, was_started: bool },
+}
+
+impl Guest {
+    /// Builds the machine and prepares its guest. The console's output goes to `output`, on a
+    /// vCPU's thread.
+    ///
+    /// # Errors
+    /// [`Error`] for everything that a host, a file or an option can be wrong about.
+    pub fn new(config: &Config, output: Box<dyn Write + Send>) -> Result<Guest, Error> {
+        build(config, output, None)
+    }
+
+    /// Builds a machine in which the guest begins again. A debugger that is attached to this one goes over to
+    /// the other, with all that it has asked for; it is that debugger, if there is `--gdb`, who lets the new
+    /// guest run. This one is to be dropped.
+    ///
+    /// # Errors
+    /// As [`Guest::new`]; then this machine is as it was.
+    pub fn again(&self, config: &Config, output: Box<dyn Write + Send>) -> Result<Guest, Error> {
+        let vcpus = self.vcpus.count();
+        if self.attachment.debugger().is_some() && config.cpus != vcpus {
+            return Err(Error::Usage(format!(
+                "a guest with a debugger begins again with as many vCPUs as it had: {vcpus}, not {}",
+                config.cpus
+            )));
+        }
+        // Its vCPUs that have not ended are not to meet what the debugger puts into the other one.
+        let was_held = matches!(*self.stage(), Stage::Held { .. });
+        self.pause();
+        let debugger = self.attachment.close();
+        let again = build(config, output, debugger.as_ref());
+        if again.is_err() {
+            self.attachment.open(debugger);
+        }
+        if again.is_err() && !was_held {
+            let mut stage = self.stage();
+            // What was held is let go; one that was never started waits on.
+            *stage = match *stage {
+                Stage::Held { was_started: false, .. } => Stage::NotStarted,
+                _ => Stage::Runs,
+            };
+        }
+        again
+    }
+
+    /// The guest's hypercalls, if they come to us.
+    pub fn hypercalls(&self) -> Option<&LiveHypercalls> {
+        self.hypercalls.as_deref()
+    }
+
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the guest run, as far as it was this machine's [`Self::pause`] that held it.
+    pub fn resume(&self) {
+        let mut stage = self.stage();
+        let was_started = match &*stage {
+            Stage::NotStarted => false,
+            Stage::Runs => return,
+            Stage::Held { was_started, .. } => *was_started,
+        };
+        // What was held is let go.
+        *stage = Stage::Runs;
+        self.services.is_started.store(true, Ordering::SeqCst);
+        if !was_started {
+            self.vcpus.resume();
+        }
+    }
+
+    /// Lets the guest run, unless it waits for a debugger that will.
+    pub fn start(&self) {
+        self.services.is_started.store(true, Ordering::SeqCst);
+        // One that has left by now has not let it run, and one that leaves from here on does.
+        match self.waits && self.attachment.debugger().is_some() {
+            true => *self.stage() = Stage::Runs,
+            false => self.resume(),
+        }
+    }
+
+    /// Tells an attached debugger how the guest has ended.
+    pub fn tell_debugger(&self, outcome: &Outcome) {
+        if let Some(link) = self.vcpus.link() {
+            let text = outcome.to_string();
+            let text = text.lines().next().unwrap_or_default().to_string();
+            link.tell(Event::Ended(Ended { code: outcome.code(), text }));
+        }
+    }
+
+    /// Whether it is the debugger who wants the guest to begin again; asked once for each time.
+    pub fn takes_restart(&self) -> bool {
+        self.services.wants_restart.swap(false, Ordering::Relaxed)
+    }
+
+    /// Tells a debugger that has asked for it that the guest does not begin again.
+    pub fn cannot_restart(&self, why: &Error) {
+        if let Some(debugger) = self.attachment.debugger() {
+            debugger.cannot_begin_again(why.to_string());
+        }
+    }
+
+    /// Its place for a debugger.
+    pub fn attachment(&self) -> &Attachment {
+        &self.attachment
+    }
+
+    /// Stops the guest until [`Self::resume`]; returns when no vCPU is in it any more. Its time stands
+    /// still meanwhile, if the configuration says so.
+    pub fn pause(&self) {
+        let mut stage = self.stage();
+        let was_started = match &*stage {
+            Stage::NotStarted => false,
+            Stage::Runs => true,
+            Stage::Held { .. } => return,
+        };
+        *stage = Stage::Held { _hold: self.vcpus.hold(), was_started };
+    }
+
+    /// Stops the guest for as long as the result is there. Others may hold it at the same time.
+    pub fn hold(&self) -> Hold {
+        self.vcpus.hold()
+    }
+
+    /// The vCPUs.
+    pub fn vcpus(&self) -> &Vcpus {
+        &self.vcpus
+    }
+
+    /// What makes dumps of it.
+    pub fn dumper(&self) -> &Dumper {
+        &self.dumper
+    }
+
+    /// What the guest was started with.
+    pub fn booted(&self) -> &Booted {
+        &self.booted
+    }
+
+    /// Becomes readable when [`Self::outcome`] has something.
+    pub fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// How the guest ended, if a vCPU has said so and no other thread waits for it ([`Self::wait`]). Other
+    /// vCPUs may be running still.
+    pub fn outcome(&self) -> Option<Outcome> {
+        match self.outcomes.try_lock() {
+            Ok(outcomes) => outcomes.try_recv().ok(),
+            Err(TryLockError::Poisoned(outcomes)) => outcomes.into_inner().try_recv().ok(),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Waits until the guest ends, `limit` at most.
+    pub fn wait(&self, limit: Duration) -> Option<Outcome> {
+        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(limit).ok()
+    }
+
+    /// Gives the guest console input; answers how many bytes wait for it to read.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        serial.receive(bytes);
+        let waiting = serial.pending();
+        drop(serial);
+        guest_log::deliver();
+        waiting
+    }
+
+    /// Becomes readable when the guest has read all input that was waiting.
+    pub fn input_wanted(&self) -> &EventFd {
+        &self.input_wanted
+    }
+}
+
+impl Drop for Guest {
+    /// Whoever holds a clone of what is for the control socket does not keep the debugger.
+    fn drop(&mut self) {
+        drop(self.attachment.close());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One thread may wait for the guest's end while another holds it.
+    #[test]
+    fn threads_may_share_a_machine() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Guest>();
+        shared::<Hold>();
+    }
+}

@@ -1,0 +1,86 @@
+//! What vCPUs' threads serve the guest with, and what they say of it.
+
+use super::hypercalls::LiveHypercalls;
+use super::output_queue::OutputQueue;
+use crate::outcome::Outcome;
+use devices::bus::Bus;
+use kvm::exit::VcpuExit;
+use kvm::ram::GuestMemory;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use vmm_sys_util::eventfd::EventFd;
+
+/// What serves the guest, on whichever vCPU's thread.
+#[derive(Debug)]
+pub struct Services {
+    /// I/O ports.
+    pub ports: Bus,
+    /// Memory without RAM behind it.
+    pub mmio: Bus,
+    /// What the guest prints.
+    pub(crate) output: Arc<OutputQueue>,
+    /// Registers are kept that a reset or a triple fault would lose: there may be a dump of it.
+    pub keeps_registers: bool,
+    /// RAM.
+    pub memory: GuestMemory,
+    /// Where a vCPU's outcome goes...
+    pub outcomes: Sender<Outcome>,
+    /// ...and what is written then, for whoever polls.
+    pub wake: EventFd,
+    /// How often vCPUs leave the guest, and why.
+    pub exits: Exits,
+    /// A debugger wants the guest to begin again.
+    pub wants_restart: AtomicBool,
+    /// The guest has been let run, or would have been but for a debugger.
+    pub is_started: AtomicBool,
+    /// Hypercalls, if they come to us.
+    pub hypercalls: Option<Arc<LiveHypercalls>>,
+}
+
+impl Services {
+    /// Says how the guest has ended.
+    pub fn end(&self, outcome: Outcome) {
+        // The machine that listens outlives its threads; at worst nobody reads it.
+        self.outcomes.send(outcome).ok();
+        if let Err(error) = self.wake.write(1) {
+            log::error!("cannot tell that the guest has ended: {error}");
+        }
+    }
+}
+
+/// How often each vCPU has left the guest, by kind of exit; counted once somebody may ask.
+#[derive(Debug)]
+pub struct Exits {
+    is_counted: AtomicBool,
+    counts: Vec<[AtomicU64; VcpuExit::KINDS.len()]>,
+}
+
+impl Exits {
+    /// None yet.
+    pub fn new(vcpus: u32) -> Exits {
+        Exits { is_counted: AtomicBool::new(false), counts: (0..vcpus).map(|_| Default::default()).collect() }
+    }
+
+    /// Has them counted.
+    pub fn begin(&self) {
+        self.is_counted.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn count(&self, vcpu: u32, exit: &VcpuExit<'_>) {
+        if self.is_counted.load(Ordering::Relaxed)
+            && let Some(counts) = self.counts.get(vcpu as usize)
+        {
+            counts[exit.kind()].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The counts, in the order of vCPUs.
+    pub fn told(&self) -> Vec<Vec<(&'static str, u64)>> {
+        let told = |counts: &[AtomicU64; VcpuExit::KINDS.len()]| {
+            let count = |(name, count): (&&'static str, &AtomicU64)| (*name, count.load(Ordering::Relaxed));
+            VcpuExit::KINDS.iter().zip(counts).map(count).collect()
+        };
+        self.counts.iter().map(told).collect()
+    }
+}

@@ -1,0 +1,263 @@
+//! The threads that run vCPUs.
+//!
+//! Each thread owns its vCPU. Others leave tasks for it and kick it out of `KVM_RUN` ([`kick`] says why no kick is
+//! lost); no lock is held while a guest runs. What the thread does between tasks its
+//! [`Runner`] says. A vCPU that can not go on reports its
+//! [`Outcome`] and waits for tasks, so that its registers can still be looked at.
+
+mod commands;
+
+use crate::machine::guest_clock::Timekeeper;
+use crate::machine::mailbox::{Mailbox, Message, Task};
+use crate::machine::serve::Server;
+use crate::machine::services::Services;
+use crate::outcome::{Outcome, StoppedBy};
+use arch::End;
+use debug::live::attention::{self, Attention};
+use debug::live::gate::Kick;
+use debug::live::runner::Runner;
+use debug::live::times::Times;
+use debug::live::vcpus::Monitor;
+use debug::machine::TargetError;
+use debug::reply::{Arguments, Command, Refusal, Reply};
+use kvm::{HOST_ISA, Vcpu, kick};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use vmm_sys_util::signal::Killable;
+
+#[derive(Debug)]
+struct Thread {
+    inbox: Sender<Message>,
+    handle: JoinHandle<()>,
+    /// The thread waits for messages outside the guest, and needs no kick to see one.
+    attention: Arc<Attention>,
+    times: Arc<Times>,
+}
+
+impl Thread {
+    fn send(&self, message: Message) {
+        // A thread that has ended has dropped its inbox; it needs no message any more.
+        if self.inbox.send(message).is_ok() && !self.attention.is_there() {
+            self.kick();
+        }
+    }
+
+    fn kick(&self) {
+        if let Err(error) = self.handle.kill(kick::signal()) {
+            log::error!("cannot kick a vCPU thread: {error}");
+        }
+    }
+}
+
+/// A vCPU thread's end of its messages.
+struct Inbox {
+    messages: Receiver<Message>,
+    attention: Arc<Attention>,
+}
+
+impl Inbox {
+    /// The next message, which may have to be waited for; `None` when nobody can send one. The
+    /// caller looks for messages once more before it enters the guest.
+    fn wait(&self) -> Option<Message> {
+        self.attention.begin();
+        let message = attention::poll(|| self.messages.try_recv().ok()).or_else(|| self.messages.recv().ok());
+        self.attention.end();
+        message
+    }
+}
+
+/// All vCPUs of a guest.
+pub type Vcpus = debug::live::vcpus::Vcpus<Threads>;
+/// While it is there, no vCPU is in the guest.
+pub type Hold = debug::live::vcpus::Hold<Threads>;
+
+/// The threads of a guest's vCPUs.
+#[derive(Debug)]
+pub struct Threads {
+    threads: Vec<Thread>,
+    time: Arc<Timekeeper>,
+    services: Arc<Services>,
+}
+
+impl Threads {
+    /// Starts a thread for each vCPU. None runs its guest before it is told to.
+    ///
+    /// # Errors
+    /// When the system gives no more threads.
+    pub(super) fn spawn(vcpus: Vec<Vcpu>, services: &Arc<Services>, time: Timekeeper) -> io::Result<Threads> {
+        kick::install_handler()?;
+        let time = Arc::new(time);
+        let mut result = Threads { threads: Vec::new(), time, services: Arc::clone(services) };
+        for vcpu in vcpus {
+            let (inbox, messages) = channel();
+            let attention = Arc::new(Attention::default());
+            let inbox_end = Inbox { messages, attention: Arc::clone(&attention) };
+            let services = Arc::clone(services);
+            let times = Arc::new(Times::default());
+            let its_times = Arc::clone(&times);
+            let handle = thread::Builder::new()
+                .name(format!("vcpu{}", vcpu.id()))
+                .stack_size(STACK)
+                .spawn(move || run_vcpu(vcpu, &inbox_end, &services, &its_times))?;
+            result.threads.push(Thread { inbox, handle, attention, times });
+        }
+        Ok(result)
+    }
+
+    /// Has exits counted from now on.
+    pub(super) fn count_exits(&self) {
+        self.services.exits.begin();
+    }
+
+    /// The threads' mailboxes, in the order of vCPUs.
+    pub(super) fn mailboxes(&self) -> Vec<Mailbox> {
+        let mailbox = |thread: &Thread| {
+            let kicked = kick::Thread::of(&thread.handle);
+            // SAFETY: they are used by vCPUs' threads only, which have all ended when the first of them is joined
+            // ([`Threads`]'s end), and not before.
+            unsafe { Mailbox::new(thread.inbox.clone(), Arc::clone(&thread.attention), kicked) }
+        };
+        self.threads.iter().map(mailbox).collect()
+    }
+}
+
+/// Bytes of a thread's stack. Without optimization, functions need several times as much.
+const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
+
+/// A thread that waits for whoever reads its guest's output may see a kick only if it comes during the
+/// wait; so whoever waits for the thread's end kicks again after this time.
+const KICK_AGAIN: Duration = Duration::from_millis(20);
+
+impl Monitor for Threads {
+    type Vcpu = Vcpu;
+
+    fn vcpus(&self) -> u32 {
+        u32::try_from(self.threads.len()).unwrap_or(u32::MAX)
+    }
+
+    fn post(&self, vcpu: u32, task: Task) {
+        if let Some(thread) = self.threads.get(vcpu as usize) {
+            thread.send(Message::Task(task));
+        }
+    }
+
+    fn kick(&self, vcpu: u32) {
+        if let Some(thread) = self.threads.get(vcpu as usize) {
+            thread.kick();
+        }
+    }
+
+    fn kick_among_vcpus(&self) -> Kick {
+        let threads: Vec<_> = self.threads.iter().map(|thread| kick::Thread::of(&thread.handle)).collect();
+        Box::new(move |vcpu| {
+            if let Some(thread) = threads.get(vcpu as usize) {
+                // SAFETY: vCPU threads are joined only when all of them have come to their end, and the one
+                // that calls this, at the gate, has not.
+                unsafe { thread.kick() };
+            }
+        })
+    }
+
+    fn is_started(&self) -> bool {
+        self.services.is_started.load(Ordering::SeqCst)
+    }
+
+    fn reset(&self) -> Result<(), TargetError> {
+        self.services.wants_restart.store(true, Ordering::Relaxed);
+        self.services.end(Outcome::Ended(End::Reset));
+        Ok(())
+    }
+
+    fn quit(&self) {
+        self.services.end(Outcome::Stopped(StoppedBy::Debugger));
+    }
+
+    fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
+        self.services.exits.told()
+    }
+
+    fn commands(&self) -> Vec<Command> {
+        commands::of(&self.services)
+    }
+
+    fn run_command(&self, name: &str, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+        commands::run(&self.services, &self.time, name, arguments)
+    }
+
+    fn stands_still(&self, _: &Vcpus) {
+        self.time.begin(self.threads.iter().map(|thread| thread.times.as_ref()));
+    }
+
+    fn stays(&self, vcpus: &Vcpus) {
+        self.time.freeze_now(vcpus);
+    }
+
+    fn settle(&self, vcpus: &Vcpus) -> Option<Duration> {
+        self.time.settle(vcpus)
+    }
+
+    fn goes_on(&self, vcpus: &Vcpus) {
+        self.time.end(vcpus);
+    }
+}
+
+impl Drop for Threads {
+    /// Ends all threads and waits for them.
+    fn drop(&mut self) {
+        let (alive, ended) = channel();
+        for thread in &self.threads {
+            thread.send(Message::Stop(alive.clone()));
+        }
+        drop(alive);
+        while ended.recv_timeout(KICK_AGAIN) == Err(RecvTimeoutError::Timeout) {
+            self.threads.iter().for_each(Thread::kick);
+        }
+        for thread in self.threads.drain(..) {
+            if thread.handle.join().is_err() {
+                log::error!("a vCPU thread ended with a panic");
+            }
+        }
+    }
+}
+
+/// A vCPU thread's life.
+fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, services: &Services, times: &Arc<Times>) {
+    let _kicks = vcpu.accept_kicks();
+    if services.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.looks_at_registers()) {
+        vcpu.always_sync();
+    }
+    if services.keeps_registers {
+        vcpu.keep_before();
+    }
+    let mut runner = Runner::new(HOST_ISA, Arc::clone(times));
+    let mut server = Server::new(services);
+    loop {
+        kick::clear();
+        loop {
+            let message = match runner.may_run() {
+                true => match inbox.messages.try_recv() {
+                    Ok(message) => message,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                },
+                false => {
+                    runner.leave();
+                    let Some(message) = inbox.wait() else { return };
+                    message
+                }
+            };
+            let next = runner.finish(&mut vcpu, &mut |vcpu, turn| server.enter(vcpu, turn));
+            server.deal_with(next, &mut runner, &vcpu);
+            match message {
+                Message::Task(task) => task(&mut runner, &mut vcpu),
+                Message::Stop(_alive) => return,
+            }
+        }
+        let next = runner.run(&mut vcpu, &mut |vcpu, turn| server.enter(vcpu, turn));
+        server.deal_with(next, &mut runner, &vcpu);
+    }
+}

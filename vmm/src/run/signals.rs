@@ -1,0 +1,32 @@
+//! Signals that the event loop waits for.
+
+use super::config::RunConfig;
+use super::console::ConsoleKind;
+use super::terminal;
+use crate::error::Error;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::io::{self, IsTerminal};
+
+/// Signals that end a guest in order.
+const ENDING: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+
+/// What a process learns of its place among the jobs of a terminal. One in the background that reads
+/// (SIGTTIN) gets an error instead of being stopped.
+const JOBS: [Signal; 3] = [Signal::SIGCONT, Signal::SIGTSTP, Signal::SIGTTIN];
+
+/// Has the signals that matter wait for the event loop, on this thread and every one that is made later.
+pub fn take(config: &RunConfig) -> Result<SignalFd, Error> {
+    let is_terminal = config.console == ConsoleKind::Stdio && io::stdin().is_terminal();
+    let jobs: &[Signal] = if is_terminal { &JOBS } else { &[] };
+    let signals: SigSet = ENDING.iter().chain(jobs).copied().collect();
+    signals.thread_block().map_err(|error| Error::system("cannot block signals")(error.into()))?;
+    terminal::install_handlers().map_err(Error::system("cannot install signal handlers"))?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(|error| Error::system("cannot make a signalfd")(error.into()))
+}
+
+/// Whether a signal ends the guest.
+pub fn is_ending(number: u32) -> bool {
+    i32::try_from(number).is_ok_and(|number| ENDING.iter().any(|signal| *signal as i32 == number))
+}
