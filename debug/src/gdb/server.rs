@@ -214,6 +214,7 @@ impl<M: Machine> Server<M> {
                 client.tell_events(&mut self.session).ok();
                 client.flush().ok();
             }
+            self.end_killed();
             return Ok(false);
         }
         if let Some(deferred) = self.deferred.take() {
@@ -287,6 +288,7 @@ impl<M: Machine> Server<M> {
                 if self.session.process == Process::Attached {
                     self.session.detach();
                 }
+                self.end_killed();
                 false
             }
         }
@@ -415,6 +417,13 @@ impl<M: Machine> Server<M> {
         match goodbye {
             Ok(()) => true,
             Err(goodbye) => self.let_go(&goodbye),
+        }
+    }
+
+    /// The server ends: a guest that its debugger has ended does not begin again any more.
+    fn end_killed(&mut self) {
+        if self.session.process == Process::Killed {
+            self.session.kill();
         }
     }
 

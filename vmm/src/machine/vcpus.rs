@@ -108,9 +108,12 @@ impl Threads {
         Ok(result)
     }
 
-    /// Has exits counted from now on.
+    /// Has exits counted, and the time that hypercalls take, from now on: somebody may ask.
     pub(super) fn count_exits(&self) {
         self.services.exits.begin();
+        if let Some(hypercalls) = &self.services.hypercalls {
+            hypercalls.calls().count_time();
+        }
     }
 
     /// The threads' mailboxes, in the order of vCPUs.
