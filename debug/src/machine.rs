@@ -290,6 +290,22 @@ pub trait Machine: Send {
         Ok((self.regime(vcpu)?, Tables::Own))
     }
 
+    /// Reads an I/O port, as the guest would, all of whose vCPUs stand still: 1, 2 or 4 bytes.
+    ///
+    /// # Errors
+    /// [`TargetError::Unsupported`] where nobody serves ports.
+    fn read_port(&self, _port: u16, _bytes: &mut [u8]) -> Result<(), TargetError> {
+        Err(TargetError::Unsupported("there are no ports here"))
+    }
+
+    /// Writes one likewise.
+    ///
+    /// # Errors
+    /// As [`Self::read_port`].
+    fn write_port(&self, _port: u16, _bytes: &[u8]) -> Result<(), TargetError> {
+        Err(TargetError::Unsupported("there are no ports here"))
+    }
+
     /// The file that it was read from, if it is a dump.
     fn file(&self) -> Option<DumpFile<'_>> {
         None

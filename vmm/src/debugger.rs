@@ -6,11 +6,13 @@ use crate::config::GdbConfig;
 use crate::error::Error;
 use crate::guest_ram::GuestRam;
 use crate::peer;
-use crate::vcpus::Vcpus;
+use crate::vcpus::{Threads, Vcpus};
+use debug::context::Debuggee;
 use debug::engine::Engine;
 use debug::gdb::description::Believed;
 use debug::gdb::listener::Listener;
 use debug::live::debugger::{Guest, Options};
+use debug::live::machine::LiveMachine;
 use kvm::ram::{GuestMemory, LiveMemory};
 use kvm::{HOST_ISA, probe};
 use nix::unistd::{AccessFlags, access};
@@ -104,14 +106,7 @@ impl Attachment {
     /// descriptors.
     pub fn attach(&self, listener: Listener, config: &GdbConfig) -> Result<(), Error> {
         let mut place = self.place();
-        let vcpus = match &*place {
-            Place::Taken(_) => return Err(Error::Usage("it has a gdb server already".into())),
-            Place::Gone => None,
-            Place::Free => self.vcpus.upgrade(),
-        };
-        let Some(vcpus) = vcpus else {
-            return Err(Error::Usage("it has ended, or begins again just now: try again".into()));
-        };
+        let vcpus = self.free(&place)?;
         let options = Options {
             admission: peer::admission(config.any_user),
             on_lost: config.on_lost,
@@ -119,11 +114,8 @@ impl Attachment {
             believed: self.believed,
             dump_folder: config.dump_folder.clone(),
         };
-        let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
-        let guest = Guest { engine: Arc::clone(&engine), memory: Box::new(LiveMemory(self.memory.clone())) };
+        let guest = self.guest(&vcpus);
         log::warn!("waiting for gdb at {}", listener.address());
-        vcpus.monitor().count_exits();
-        self.ram.set_engine(Some(engine));
         match Debugger::attach(&vcpus, guest, listener, options) {
             Ok(debugger) => *place = Place::Taken(Arc::new(debugger)),
             Err(error) => {
@@ -132,6 +124,47 @@ impl Attachment {
             }
         }
         Ok(())
+    }
+
+    /// Has a program come that debugs the guest by itself: it stands still when this returns.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn join(&self) -> Result<Debuggee<LiveMachine<Threads>>, Error> {
+        let mut place = self.place();
+        let vcpus = self.free(&place)?;
+        let guest = self.guest(&vcpus);
+        let engine = Arc::clone(&guest.engine);
+        match Debugger::join(&vcpus, guest) {
+            Ok((debugger, machine)) => {
+                *place = Place::Taken(Arc::new(debugger));
+                let mut debuggee = Debuggee::new(machine, engine);
+                debuggee.attach();
+                Ok(debuggee)
+            }
+            Err(error) => {
+                self.ram.set_engine(None);
+                Err(Error::system("cannot debug the guest")(error))
+            }
+        }
+    }
+
+    /// The vCPUs, if nobody debugs them.
+    fn free(&self, place: &Place) -> Result<Arc<Vcpus>, Error> {
+        let vcpus = match place {
+            Place::Taken(_) => return Err(Error::Usage("it has a debugger already".into())),
+            Place::Gone => None,
+            Place::Free => self.vcpus.upgrade(),
+        };
+        vcpus.ok_or_else(|| Error::Usage("it has ended, or begins again just now: try again".into()))
+    }
+
+    /// What the guest is to a debugger that comes. What serves it knows of that one from here on.
+    fn guest(&self, vcpus: &Vcpus) -> Guest {
+        let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
+        vcpus.monitor().count_exits();
+        self.ram.set_engine(Some(Arc::clone(&engine)));
+        Guest { engine, memory: Box::new(LiveMemory(self.memory.clone())) }
     }
 
     /// The machine is over, or its guest begins again in another one: nobody comes or leaves any more. The debugger

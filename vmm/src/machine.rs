@@ -4,6 +4,10 @@
 //! its console input, wait for its [`Outcome`]. The command line's event loop ([`crate::run`])
 //! is one such driver.
 
+mod debugged;
+
+pub use debugged::Debugged;
+
 use crate::boot::cmdline::Completion;
 use crate::boot::kernel::Kernel;
 use crate::boot::{self, BootConfig, Booted};
@@ -17,11 +21,10 @@ use crate::hypercalls::{FamilyName, LiveHypercalls, Parts};
 use crate::outcome::Outcome;
 use crate::output_queue::{OutputQueue, QueueEnd};
 use crate::rack;
-use crate::serve::{Exits, Shared};
+use crate::serve::{self, Exits, Shared};
 use crate::vcpus::{Hold, Threads, Vcpus};
 use arch::Isa;
 use arch::x86::cpuid::Entry;
-use debug::machine::{Ended, Event};
 use devices::guest_log;
 use devices::hypercall::xen::cpuid;
 use devices::platform::serial::Serial;
@@ -175,6 +178,7 @@ impl Machine {
             exits: Exits::new(config.cpus),
             wants_restart: AtomicBool::new(false),
             is_started: AtomicBool::new(false),
+            told_of_end: Mutex::default(),
         });
         let vcpus = start(vcpus, config.guest_clock, &vm, &shared)?;
         let dumper = Dumper::new(&vcpus, vm.memory());
@@ -240,9 +244,7 @@ impl Machine {
     /// Tells an attached debugger how the guest has ended.
     pub fn tell_debugger(&self, outcome: &Outcome) {
         if let Some(link) = self.vcpus.link() {
-            let text = outcome.to_string();
-            let text = text.lines().next().unwrap_or_default().to_string();
-            link.tell(Event::Ended(Ended { code: outcome.code(), text }));
+            serve::tell_end(&link, outcome);
         }
     }
 

@@ -11,6 +11,7 @@ use crate::guest_clock::Timekeeper;
 use crate::mailbox::{Mailbox, Message, Task};
 use crate::outcome::{Outcome, Stop};
 use crate::serve::{Server, Shared};
+use arch::Isa;
 use debug::live::attention::{self, Attention};
 use debug::live::gate::Kick;
 use debug::live::runner::Runner;
@@ -130,6 +131,14 @@ const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
 /// wait; so whoever waits for the thread's end kicks again after this time.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
 
+/// x86 has them.
+fn has_ports() -> Result<(), TargetError> {
+    match HOST_ISA {
+        Isa::X86_64 => Ok(()),
+        Isa::Aarch64 => Err(TargetError::Unsupported("aarch64 has no ports")),
+    }
+}
+
 impl Monitor for Threads {
     type Vcpu = Vcpu;
 
@@ -172,6 +181,22 @@ impl Monitor for Threads {
 
     fn quit(&self) {
         self.shared.end(Outcome::Stopped(Stop::Debugger));
+    }
+
+    fn read_port(&self, port: u16, bytes: &mut [u8]) -> Result<(), TargetError> {
+        has_ports()?;
+        bytes.fill(0xff);
+        // As on hardware, nothing reads as ones.
+        self.shared.ports.read(u64::from(port), bytes);
+        Ok(())
+    }
+
+    fn write_port(&self, port: u16, bytes: &[u8]) -> Result<(), TargetError> {
+        has_ports()?;
+        if let Ok(Some(end)) = self.shared.ports.write(u64::from(port), bytes) {
+            self.shared.end(end.into());
+        }
+        Ok(())
     }
 
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {

@@ -495,7 +495,7 @@ fn pages_that_are_not_there_are_no_zeros() {
     let core = Core::new(contents, false).unwrap();
     let engine = crate::engine::Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
     let mut session = crate::gdb::session::Session::new(core, Arc::new(engine));
-    session.is_physical = true;
+    session.debuggee.is_physical = true;
     for (features, answer) in
         [("", "$E0e#"), ("error-message+", "$E.0x1000: the page was left out of the dump, by")]
     {

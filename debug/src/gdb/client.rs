@@ -144,7 +144,7 @@ impl<M: Machine> Client<M> {
         // The token stays with the session, and must not keep the connection open.
         let (input, is_over) = (Arc::downgrade(&self.input), Arc::clone(&self.is_over));
         let wants_no_more = move || input.upgrade().is_none_or(|input| lock(&input).wants_no_more());
-        session.set_cancel(&Cancel::new(move || is_over() || wants_no_more()));
+        session.debuggee.set_cancel(&Cancel::new(move || is_over() || wants_no_more()));
     }
 
     /// Serves what there is.
@@ -250,7 +250,7 @@ impl<M: Machine> Client<M> {
         lock(&self.input).begin_long((session.client == session::Client::Gdb) && self.out.is_empty());
         let result = self.answer(session, data);
         lock(&self.input).end_long();
-        if session.cancel.is_cancelled() {
+        if session.debuggee.cancel.is_cancelled() {
             self.arm(session);
         }
         result
@@ -281,7 +281,7 @@ impl<M: Machine> Client<M> {
     /// Tells what `dprintf` has printed, as far as it is read.
     fn tell_output(&mut self, session: &mut Session<M>) {
         while self.wants_input() {
-            let text = session.engine.requests().take_output(MOST_WAITING / 4);
+            let text = session.debuggee.engine.requests().take_output(MOST_WAITING / 4);
             let Some(text) = text else { break };
             self.send(&console(&text));
         }
@@ -289,7 +289,7 @@ impl<M: Machine> Client<M> {
 
     fn report(&mut self, session: &mut Session<M>, stop: &Stop) -> Result<(), Goodbye> {
         self.tell_output(session);
-        if let Some(words) = stop.words() {
+        if let Some(words) = session::words(stop) {
             self.send(&console(&words));
         }
         if let Stop::Vcpu(vcpu, _) = stop

@@ -159,9 +159,9 @@ impl<M: Machine> Server<'_, M> {
     }
 
     fn wait(&mut self) -> io::Result<Found> {
-        let settles = self.session.machine.settle();
+        let settles = self.session.debuggee.machine.settle();
         let paused = self.door.pause.left(Instant::now());
-        let events = self.session.machine.event_fd();
+        let events = self.session.debuggee.machine.event_fd();
         // While the target stands still for a client, an event is nobody's business yet.
         let has_let_go = self.session.process != Process::Attached;
         let wants_events = has_let_go || self.client.as_ref().is_none_or(Client::is_running);

@@ -46,7 +46,7 @@ pub struct Options {
     pub dump_folder: Option<PathBuf>,
 }
 
-/// The thread that serves gdb. Whoever drops it without [`leave`](Debugger::leave) means that the guest is over: what
+/// The thread that serves gdb, or a program's say in a guest. Whoever drops it without [`leave`](Debugger::leave) means that the guest is over: what
 /// is planted stays, and vCPUs that it has stopped stand still.
 #[derive(Debug)]
 pub struct Debugger<M: Monitor> {
@@ -99,6 +99,23 @@ impl<M: Monitor> Debugger<M> {
         let thread = thread.inspect_err(|_| vcpus.detach())?;
         let (vcpus, thread) = (Mutex::new(Arc::downgrade(vcpus)), Mutex::new(Some(thread)));
         Ok(Debugger { engine, wake, release, next: sender, wants_end, quit, vcpus, thread })
+    }
+
+    /// Comes to a guest, whether it runs or not, for a program that debugs it by itself, on whichever thread it likes:
+    /// with the machine that it debugs, for a [`Debuggee`](crate::context::Debuggee). That is not to be used any more
+    /// when this has left.
+    ///
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn join(vcpus: &Arc<Vcpus<M>>, guest: Guest) -> io::Result<(Debugger<M>, LiveMachine<M>)> {
+        let (wake, release, quit) = (Wake::new()?, Wake::new()?, Wake::new()?);
+        let engine = guest.engine;
+        let (sender, next) = channel();
+        let wants_end = Arc::new(AtomicBool::new(false));
+        let begun = begin(vcpus, &engine, guest.memory, (wake.clone(), release.clone()));
+        let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)));
+        let (vcpus, thread) = (Mutex::new(Arc::downgrade(vcpus)), Mutex::new(None));
+        Ok((Debugger { engine, wake, release, next: sender, wants_end, quit, vcpus, thread }, machine))
     }
 
     /// What it judges exits with, and knows planted instructions by.

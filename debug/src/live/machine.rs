@@ -295,6 +295,14 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         self.vcpus.monitor().exits()
     }
 
+    fn read_port(&self, port: u16, bytes: &mut [u8]) -> Result<(), TargetError> {
+        self.vcpus.monitor().read_port(port, bytes)
+    }
+
+    fn write_port(&self, port: u16, bytes: &[u8]) -> Result<(), TargetError> {
+        self.vcpus.monitor().write_port(port, bytes)
+    }
+
     fn commands(&self) -> Vec<Command> {
         self.vcpus.monitor().commands()
     }

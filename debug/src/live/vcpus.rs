@@ -51,6 +51,22 @@ pub trait Monitor: Send + Sync + Sized + 'static {
     /// Has the guest end.
     fn quit(&self);
 
+    /// Reads an I/O port that it serves, for a debugger, while all vCPUs stand still: 1, 2 or 4 bytes.
+    ///
+    /// # Errors
+    /// [`TargetError::Unsupported`] where it serves none.
+    fn read_port(&self, _port: u16, _bytes: &mut [u8]) -> Result<(), TargetError> {
+        Err(TargetError::Unsupported("there are no ports here"))
+    }
+
+    /// Writes one likewise.
+    ///
+    /// # Errors
+    /// As [`Self::read_port`].
+    fn write_port(&self, _port: u16, _bytes: &[u8]) -> Result<(), TargetError> {
+        Err(TargetError::Unsupported("there are no ports here"))
+    }
+
     /// Counts of exits by vCPU and reason, for `monitor exits`.
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
         Vec::new()

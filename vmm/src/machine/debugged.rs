@@ -1,0 +1,57 @@
+//! A machine whose guest a program debugs by itself, without gdb.
+
+use super::Machine;
+use crate::error::Error;
+use crate::vcpus::Threads;
+use debug::context::Debuggee;
+use debug::live::machine::LiveMachine;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::Ordering;
+
+/// A guest that a program debugs: what can be done is in [`Debuggee`].
+///
+/// It stands still when this is made, a guest that has not run yet in front of its first instruction; it runs when the
+/// program [resumes](Debuggee::resume) it. When this is dropped, nothing of the debugger is left in it, and it runs.
+#[derive(Debug)]
+pub struct Debugged<'a> {
+    debuggee: Debuggee<LiveMachine<Threads>>,
+    machine: &'a Machine,
+}
+
+impl Machine {
+    /// Debugs its guest, whether that runs or not. The guest's end is one of the things that are told then
+    /// ([`WaitError::Ended`](debug::context::WaitError::Ended)); [`Machine::outcome`] has it as well.
+    ///
+    /// What KVM can do for a debugger is tried once in a process, which takes a moment.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when somebody debugs it already, gdb or another; when the system gives no more descriptors.
+    pub fn debug(&self) -> Result<Debugged<'_>, Error> {
+        let debuggee = self.attachment.join()?;
+        self.shared.tell_end_to(self.vcpus.link());
+        Ok(Debugged { debuggee, machine: self })
+    }
+}
+
+impl Deref for Debugged<'_> {
+    type Target = Debuggee<LiveMachine<Threads>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.debuggee
+    }
+}
+
+impl DerefMut for Debugged<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.debuggee
+    }
+}
+
+impl Drop for Debugged<'_> {
+    fn drop(&mut self) {
+        self.machine.shared.tell_end_to(None);
+        self.debuggee.detach();
+        self.machine.shared.is_started.store(true, Ordering::SeqCst);
+        self.machine.attachment.leave();
+    }
+}
