@@ -1,9 +1,15 @@
 //! A program debugs a guest without a hypervisor, for both architectures on any host.
 
 use super::*;
-use crate::fake::simulated::{CODE, Calling, DATA, Simulated, calling, debuggee};
+use crate::engine::Engine;
+use crate::fake::simulated::{CODE, Calling, DATA, SharedRam, Simulated, calling, debuggee};
+use crate::fake::{self, Ram};
+use crate::live;
+use crate::live::debugger::Debugger;
 use crate::live::machine::LiveMachine;
-use crate::machine::{Machine, StopReason};
+use crate::live::vcpus::Vcpus;
+use crate::machine::{Ended, Event, Machine, StopReason};
+use crate::ram::Memory;
 use arch::{GuestPhys, Isa};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -504,5 +510,74 @@ fn the_guests_end_is_told() {
         assert!(matches!(stop.reason, StopReason::Fatal(_)), "{isa} {stop:?}");
         assert_eq!(at(&guest, vcpu), code.leaf);
         assert_eq!(guest.state(vcpu), Ok(State::Stopped(stop)));
+    }
+}
+
+/// A guest as [`debuggee`] makes it, with what runs it.
+fn with_its_vcpus(isa: Isa) -> (Guest, Debugger<Simulated>, Arc<Vcpus<Simulated>>, Calling) {
+    let code = calling(isa);
+    let vcpus = fresh(isa, &code);
+    let ram = vcpus.monitor().ram.clone();
+    let engine = Arc::new(Engine::new(isa, fake::host(), vcpus.count()));
+    let its = live::debugger::Guest { engine: Arc::clone(&engine), memory: Box::new(ram) };
+    let (debugger, machine) = Debugger::join(&vcpus, its).unwrap();
+    let mut guest = Debuggee::new(machine, engine);
+    guest.attach();
+    (guest, debugger, vcpus, code)
+}
+
+fn fresh(isa: Isa, code: &Calling) -> Arc<Vcpus<Simulated>> {
+    let ram = SharedRam(Arc::new(Ram::new(1 << 16)));
+    ram.write(GuestPhys(CODE), &code.code);
+    Arc::new(Vcpus::new(Simulated::new(isa, 2, ram, CODE, DATA)))
+}
+
+#[test]
+fn the_end_of_a_guest() {
+    for isa in Isa::ALL {
+        let (mut guest, _debugger, vcpus, _) = with_its_vcpus(isa);
+        let (root, listener) = (guest.root(), guest.listeners().add(10));
+        guest.resume(root, Mode::Run).unwrap();
+        let ended = Ended { code: 7, text: "over".into() };
+        vcpus.link().unwrap().tell(Event::Ended(ended.clone()));
+        assert_eq!(guest.wait(LIMIT), Err(WaitError::Ended(ended.clone())), "{isa}");
+        assert_eq!(guest.state(root), Ok(State::Ended(ended.clone())));
+        assert_eq!(guest.can(root, Mode::Run), Err(Unable::Ended));
+        assert_eq!(
+            (guest.poll(), guest.suspend()),
+            (Err(WaitError::Ended(ended.clone())), Err(WaitError::Ended(ended.clone())))
+        );
+        drop(guest);
+        let heard: Vec<Notice> = std::iter::from_fn(|| listener.take()).skip(3).collect();
+        assert_eq!(heard[..2], [Notice::Started(root), Notice::Exited(root, ended)], "{isa}");
+        assert_eq!(heard.len(), 5);
+    }
+}
+
+#[test]
+fn a_guest_that_begins_again_keeps_contexts_and_breakpoints() {
+    for isa in Isa::ALL {
+        let (mut guest, debugger, _vcpus, code) = with_its_vcpus(isa);
+        let (root, vcpu) = (guest.root(), guest.vcpu(1).unwrap());
+        let leaf = guest.add(Point::execute(CODE + code.leaf).when(|hit| hit.vcpu == 1)).unwrap();
+        let off = guest.add(Point::execute(CODE + code.work).disabled()).unwrap();
+        assert_eq!(go(&mut guest, root, Mode::Run).context, vcpu, "{isa}");
+        let hits = guest.known(leaf).unwrap().hits;
+        guest.resume(vcpu, Mode::StepOut).unwrap();
+        let again = fresh(isa, &code);
+        debugger.begin_again(&again, Box::new(again.monitor().ram.clone()));
+        // A step ends there, unless it had ended before.
+        let stop = guest.wait(LIMIT).unwrap();
+        if guest.beginnings() == 0 {
+            guest.resume(root, Mode::Run).unwrap();
+            assert_eq!(guest.wait(LIMIT).unwrap().context, vcpu);
+        } else {
+            assert_eq!((stop.reason, at(&guest, vcpu)), (StopReason::Step, 0), "{isa}");
+            assert_eq!(go(&mut guest, root, Mode::Run).breakpoints, [leaf], "{isa}");
+        }
+        assert_eq!(guest.beginnings(), 1);
+        assert_eq!((guest.root(), guest.vcpu(1), guest.breakpoints()), (root, Some(vcpu), vec![leaf, off]));
+        assert!(guest.known(leaf).unwrap().hits > hits);
+        assert_eq!(guest.known(off).unwrap().place, crate::breakpoint::Place::Off);
     }
 }

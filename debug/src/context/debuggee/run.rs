@@ -180,7 +180,10 @@ impl<M: Machine> Debuggee<M> {
         (self.current, self.is_running) = (vcpu, false);
         let at: Vec<breakpoint::Id> = match reason {
             StopReason::Breakpoint | StopReason::HardwareBreakpoint | StopReason::Watchpoint { .. } => {
-                self.engine.requests().stopped_at(vcpu).to_vec()
+                // A step's own has gone by now.
+                let requests = self.engine.requests();
+                let at = requests.stopped_at(vcpu).iter().copied();
+                at.filter(|id| requests.table.get(*id).is_some()).collect()
             }
             _ => Vec::new(),
         };
