@@ -152,7 +152,9 @@ impl Attachment {
     /// The vCPUs, if nobody debugs them.
     fn free(&self, place: &Place) -> Result<Arc<Vcpus>, Error> {
         let vcpus = match place {
-            Place::Taken(_) => return Err(Error::Usage("it has a debugger already".into())),
+            Place::Taken(_) => {
+                return Err(Error::Usage("it has a debugger already (a gdb server, or a program)".into()));
+            }
             Place::Gone => None,
             Place::Free => self.vcpus.upgrade(),
         };

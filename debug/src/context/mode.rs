@@ -89,6 +89,9 @@ pub enum Unable {
     /// It is over.
     #[error("the guest has ended")]
     Ended,
+    /// It has been let go.
+    #[error("nobody debugs the guest now: attach to it first")]
+    Detached,
     /// It runs already.
     #[error("the guest runs already: interrupt it first")]
     Running,

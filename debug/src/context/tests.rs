@@ -215,6 +215,14 @@ fn what_cannot_be_had_is_told_by_type() {
         assert_eq!(guest.can(vcpu, Mode::Run), Err(Unable::Running));
         assert_eq!(guest.state(vcpu), Ok(State::Running));
         guest.suspend().unwrap();
+        guest.detach();
+        assert_eq!(
+            (guest.can(vcpu, Mode::Run), guest.state(vcpu)),
+            (Err(Unable::Detached), Ok(State::Running))
+        );
+        assert!(matches!(guest.add(Point::execute(CODE)), Err(InsertError::Detached)));
+        guest.attach();
+        assert_eq!(guest.can(vcpu, Mode::StepOut), Ok(()));
     }
 }
 

@@ -22,7 +22,8 @@ pub enum Kind {
     Vcpu(u32),
 }
 
-/// What contexts have in common. For each group and each context, one context [stands for](Tree::group) the group.
+/// What contexts have in common. For each group and each context, one context stands for the group
+/// ([`Debuggee::group`](super::Debuggee::group)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Group {
     /// What must stand still together for memory to be stable.

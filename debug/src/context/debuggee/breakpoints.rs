@@ -34,6 +34,9 @@ pub enum InsertError {
     /// An instruction cannot be planted, and debug registers compare virtual addresses.
     #[error("at a guest-physical address a breakpoint can only be planted, which it cannot be here; {0}")]
     Physical(&'static str),
+    /// Nobody has the guest, and it runs.
+    #[error("nobody debugs the guest now: attach to it first")]
+    Detached,
     /// Ports have none.
     #[error("there are no breakpoints on ports")]
     Port,
@@ -213,6 +216,9 @@ impl<M: Machine> Debuggee<M> {
     }
 
     fn put_point(&mut self, id: Option<Id>, point: Point) -> Result<Id, InsertError> {
+        if !self.is_attached {
+            return Err(InsertError::Detached);
+        }
         let vcpu = match point.through {
             None => self.current,
             Some(context) => self.tree.vcpu_of(context).ok_or(InsertError::NoContext(context))?,

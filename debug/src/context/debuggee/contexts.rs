@@ -125,6 +125,9 @@ impl<M: Machine> Debuggee<M> {
         if self.ended.is_some() {
             return Err(Unable::Ended);
         }
+        if !self.is_attached {
+            return Err(Unable::Detached);
+        }
         if self.is_running {
             return Err(Unable::Running);
         }
