@@ -398,10 +398,12 @@ impl Engine {
                 }
             }
             let printed = target.printed;
-            self.requests().print(printed);
+            if !printed.is_empty() {
+                self.requests().print(printed);
+            }
         }
         let stops = !stopping.is_empty();
-        if let Some(progress) = self.requests().progress.get_mut(cpu.vcpu().id() as usize) {
+        if stops && let Some(progress) = self.requests().progress.get_mut(cpu.vcpu().id() as usize) {
             progress.stopped_at = stopping;
         }
         stops
@@ -646,9 +648,6 @@ impl Requests {
     }
 
     fn print(&mut self, text: String) {
-        if text.is_empty() {
-            return;
-        }
         self.output.push(text);
     }
 
