@@ -245,6 +245,10 @@ pub trait Machine: Send {
         None
     }
 
+    /// Called by a debugger that has stopped the target and has nothing to call [`Self::settle`] from: it stands still
+    /// for as long as somebody takes to look.
+    fn stays(&mut self) {}
+
     /// The next event, if there is one already.
     fn next_event(&mut self) -> Option<Event>;
 

@@ -13,6 +13,7 @@ use debug::gdb::description::Believed;
 use debug::gdb::listener::Listener;
 use debug::live::debugger::{Guest, Options};
 use debug::live::machine::LiveMachine;
+use debug::machine::Machine as _;
 use kvm::ram::{GuestMemory, LiveMemory};
 use kvm::{HOST_ISA, probe};
 use nix::unistd::{AccessFlags, access};
@@ -140,6 +141,7 @@ impl Attachment {
                 *place = Place::Taken(Arc::new(debugger));
                 let mut debuggee = Debuggee::new(machine, engine);
                 debuggee.attach();
+                debuggee.machine.stays();
                 Ok(debuggee)
             }
             Err(error) => {

@@ -261,6 +261,12 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         self.hold.as_ref().and_then(Hold::settle)
     }
 
+    fn stays(&mut self) {
+        if let Some(hold) = &self.hold {
+            hold.stays();
+        }
+    }
+
     fn event_fd(&self) -> BorrowedFd<'_> {
         self.link.wake().as_fd()
     }

@@ -129,6 +129,12 @@ impl<M: Monitor> Hold<M> {
         &self.vcpus
     }
 
+    /// Called by whoever will hold the guest for longer than a debugger's step takes.
+    pub fn stays(&self) {
+        let _turn = self.vcpus.holders();
+        self.vcpus.monitor.stays(&self.vcpus);
+    }
+
     /// Called by whoever holds the guest and waits. How long until it is to be called again.
     pub fn settle(&self) -> Option<Duration> {
         let _turn = self.vcpus.holders();

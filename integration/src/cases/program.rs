@@ -2,7 +2,7 @@
 
 use crate::context::{Check, Context};
 use arch::Isa;
-use debug::context::{Mode, Point, WaitError};
+use debug::context::{Address, Missing, Mode, Notice, Point, Unable, WaitError};
 use kvm::{HOST_ISA, probe};
 use std::error::Error;
 use std::fs;
@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::time::Duration;
 use vmm::config::Config;
-use vmm::machine::Machine;
+use vmm::machine::{Debugged, Machine};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -46,6 +46,8 @@ fn debug_small(config: &Config, [work, counter, again]: [u64; 3], limit: Duratio
     let machine = Machine::new(config, Box::new(io::sink()))?;
     let mut guest = machine.debug()?;
     let all = guest.root();
+    let listener = guest.listeners().add(100);
+    ports(&guest)?;
     let tenth = Point::execute(work).when(|hit| hit.register(argument()) == Some(10));
     let tenth = guest.add(tenth)?;
     let stop = guest.go_until(all, Mode::Run, limit)?;
@@ -76,8 +78,38 @@ fn debug_small(config: &Config, [work, counter, again]: [u64; 3], limit: Duratio
     guest.resume(all, Mode::Run)?;
     match guest.wait(limit) {
         // 0x20 at the exit device.
-        Err(WaitError::Ended(ended)) => same("the end", &ended.code, &0x41),
-        other => Err(format!("{other:?} instead of the guest's end").into()),
+        Err(WaitError::Ended(ended)) => same("the end", &ended.code, &0x41)?,
+        other => return Err(format!("{other:?} instead of the guest's end").into()),
+    }
+    drop(guest);
+    let heard: Vec<Notice> = std::iter::from_fn(|| listener.take()).collect();
+    let count = |wanted: fn(&Notice) -> bool| heard.iter().filter(|notice| wanted(notice)).count();
+    let (started, stopped) =
+        (count(|it| matches!(it, Notice::Started(_))), count(|it| matches!(it, Notice::Stopped(..))));
+    same("starts", &started, &(stopped + 1))?;
+    same("ends", &count(|it| matches!(it, Notice::Exited(..))), &1)?;
+    same(
+        "contexts",
+        &count(|it| matches!(it, Notice::Created(_))),
+        &count(|it| matches!(it, Notice::Disposed(_))),
+    )
+}
+
+/// The serial port's state, where it is a port.
+fn ports(guest: &Debugged<'_>) -> Result<()> {
+    /// Line status: what is to be sent has been (16550, `LSR`).
+    const EMPTY: u8 = 0x60;
+    let mut state = [0];
+    let read = guest.read(guest.root(), Address::port(0x3fd), &mut state);
+    match HOST_ISA {
+        Isa::X86_64 => {
+            read?;
+            same("the serial port's state", &state[0], &EMPTY)
+        }
+        Isa::Aarch64 => {
+            let missing = read.map_err(|partial| partial.missing);
+            same("ports of aarch64", &missing, &Err(Missing::Unable(Unable::NoPorts)))
+        }
     }
 }
 

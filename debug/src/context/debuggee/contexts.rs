@@ -5,7 +5,7 @@ use crate::abilities::SoftwareBreakpoints;
 use crate::context::mode::{Mode, Resume, Unable};
 use crate::context::stop::{State, Stop, Stopped};
 use crate::context::tree::{Context, Group, Id};
-use crate::machine::{Action, Activity, Ended, Machine, TargetError};
+use crate::machine::{Action, Activity, Ended, Machine, StopReason, TargetError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::time::{Duration, Instant};
 
@@ -84,11 +84,8 @@ impl<M: Machine> Debuggee<M> {
         if vcpu.is_some_and(|vcpu| self.machine.activity(vcpu) == Activity::NotStarted) {
             return Ok(State::NotStarted);
         }
-        let held = || Stopped {
-            context: self.tree.root(),
-            reason: crate::machine::StopReason::Interrupt,
-            breakpoints: Vec::new(),
-        };
+        let held =
+            || Stopped { context: self.tree.root(), reason: StopReason::Interrupt, breakpoints: Vec::new() };
         Ok(State::Stopped(self.stopped.clone().unwrap_or_else(held)))
     }
 
@@ -202,7 +199,11 @@ impl<M: Machine> Debuggee<M> {
         }
     }
 
-    fn stopped_or(&self, stop: Stop) -> Result<Stopped, WaitError> {
+    fn stopped_or(&mut self, stop: Stop) -> Result<Stopped, WaitError> {
+        // Whoever steps goes on stepping, as likely as not, and its time is taken when it does.
+        if !matches!(stop, Stop::Vcpu(_, StopReason::Step)) {
+            self.machine.stays();
+        }
         match (stop, &self.stopped) {
             (Stop::Ended(ended), _) => Err(WaitError::Ended(ended)),
             (Stop::Vcpu(..), Some(stopped)) => Ok(stopped.clone()),
