@@ -195,9 +195,9 @@ fn refuse<T>(code: u8) -> Result<T, StubError<TargetError>> {
 
 impl<M: Machine> MultiThreadBase for Session<M> {
     fn read_registers(&mut self, registers: &mut RegisterBytes, _: Tid) -> TargetResult<(), Self> {
-        let vcpu = self.current;
+        let vcpu = self.debuggee.current;
         let banks = [Bank::General, Bank::System];
-        let Ok(file) = self.machine.registers(vcpu, &banks) else { return refuse(errno::EIO) };
+        let Ok(file) = self.debuggee.machine.registers(vcpu, &banks) else { return refuse(errno::EIO) };
         registers.0.clear();
         for row in self.registers.general() {
             let size = self.registers.size(row);
@@ -210,7 +210,7 @@ impl<M: Machine> MultiThreadBase for Session<M> {
     }
 
     fn write_registers(&mut self, registers: &RegisterBytes, _: Tid) -> TargetResult<(), Self> {
-        let vcpu = self.current;
+        let vcpu = self.debuggee.current;
         let mut file = RegisterFile::new(self.isa());
         let bytes: Vec<u8> = registers.0.iter().map(|byte| byte.unwrap_or(0)).collect();
         let mut at = 0;
@@ -219,7 +219,7 @@ impl<M: Machine> MultiThreadBase for Session<M> {
             file.set_bytes(row, &whole(value, table(self.isa())[row].bytes()));
             at += value.len();
         }
-        self.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
+        self.debuggee.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
     }
 
     fn support_single_register_access(&mut self) -> Option<SingleRegisterAccessOps<'_, Tid, Self>> {
@@ -234,12 +234,12 @@ impl<M: Machine> MultiThreadBase for Session<M> {
     }
 
     fn write_addrs(&mut self, start: u64, data: &[u8], _: Tid) -> TargetResult<(), Self> {
-        let vcpu = self.current;
+        let vcpu = self.debuggee.current;
         if self.write(vcpu, start, data) { Ok(()) } else { refuse(errno::EFAULT) }
     }
 
     fn list_active_threads(&mut self, thread_is_active: &mut dyn FnMut(Tid)) -> Result<(), TargetError> {
-        let ids = 0..self.machine.vcpus() as usize;
+        let ids = 0..self.debuggee.machine.vcpus() as usize;
         ids.for_each(|vcpu| thread_is_active(Tid::MIN.saturating_add(vcpu)));
         Ok(())
     }
@@ -252,13 +252,13 @@ impl<M: Machine> SingleRegisterAccess<Tid> for Session<M> {
         register: RegisterNumber,
         buffer: &mut [u8],
     ) -> TargetResult<usize, Self> {
-        let vcpu = self.current;
+        let vcpu = self.debuggee.current;
         let row = register.0;
         if !self.registers.contains(row) {
             return refuse(errno::EINVAL);
         }
         let bank = table(self.isa())[row].bank();
-        let Ok(file) = self.machine.registers(vcpu, &[bank]) else { return refuse(errno::EIO) };
+        let Ok(file) = self.debuggee.machine.registers(vcpu, &[bank]) else { return refuse(errno::EIO) };
         let Some(mut bytes) = file.bytes(row) else { return refuse(errno::EIO) };
         bytes.truncate(self.registers.size(row));
         let Some(place) = buffer.get_mut(..bytes.len()) else { return refuse(errno::EINVAL) };
@@ -267,14 +267,14 @@ impl<M: Machine> SingleRegisterAccess<Tid> for Session<M> {
     }
 
     fn write_register(&mut self, _: Tid, register: RegisterNumber, value: &[u8]) -> TargetResult<(), Self> {
-        let vcpu = self.current;
+        let vcpu = self.debuggee.current;
         let row = register.0;
         if !self.registers.contains(row) || value.len() != self.registers.size(row) {
             return refuse(errno::EINVAL);
         }
         let mut file = RegisterFile::new(self.isa());
         file.set_bytes(row, &whole(value, table(self.isa())[row].bytes()));
-        self.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
+        self.debuggee.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
     }
 }
 

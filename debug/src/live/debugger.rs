@@ -20,16 +20,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
 /// What a guest is to a debugger, beside its vCPUs.
-pub struct Debuggee {
+pub struct Target {
     /// What judges its exits, made for its architecture, its host and its number of vCPUs.
     pub engine: Arc<Engine>,
     /// Its RAM.
     pub memory: Box<dyn Memory>,
 }
 
-impl fmt::Debug for Debuggee {
+impl fmt::Debug for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Debuggee").field("engine", &self.engine).finish_non_exhaustive()
+        formatter.debug_struct("Target").field("engine", &self.engine).finish_non_exhaustive()
     }
 }
 
@@ -74,33 +74,41 @@ struct Lines<M: Monitor> {
 }
 
 impl<M: Monitor> Lines<M> {
-    /// Lets a debugger have its say in a guest, and what it serves gdb with.
+    /// Lets a debugger have its say in a guest: the machine that it debugs.
     fn new(
         vcpus: &Arc<Vcpus<M>>,
-        guest: Debuggee,
-        options: Options,
+        target: Target,
         waiting: Waiting,
-    ) -> io::Result<(Lines<M>, Session<LiveMachine<M>>, Service)> {
+    ) -> io::Result<(Lines<M>, LiveMachine<M>)> {
         let (wake, release, quit) = (Wake::new()?, Wake::new()?, Wake::new()?);
-        let engine = guest.engine;
+        let engine = target.engine;
+        let (sender, next) = channel();
+        let wants_end = Arc::new(AtomicBool::new(false));
+        let begun = begin(vcpus, &engine, target.memory, (wake.clone(), release.clone()), waiting);
+        let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)), waiting);
+        let vcpus = Mutex::new(Arc::downgrade(vcpus));
+        Ok((Lines { engine, wake, release, next: sender, wants_end, quit, vcpus }, machine))
+    }
+
+    /// What the machine is served with to gdb.
+    fn serve(
+        &self,
+        machine: LiveMachine<M>,
+        options: Options,
+    ) -> io::Result<(Session<LiveMachine<M>>, Service)> {
         let service = Service {
-            quit: quit.duplicate()?,
-            release: Some(release.duplicate()?),
+            quit: self.quit.duplicate()?,
+            release: Some(self.release.duplicate()?),
             admission: options.admission,
             on_lost: options.on_lost,
             takeover: options.takeover,
         };
-        let (sender, next) = channel();
-        let wants_end = Arc::new(AtomicBool::new(false));
-        let begun = begin(vcpus, &engine, guest.memory, (wake.clone(), release.clone()), waiting);
-        let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)), waiting);
-        let mut session = Session::new(machine, Arc::clone(&engine));
+        let mut session = Session::new(machine, Arc::clone(&self.engine));
         session.believed = options.believed;
         if let Some(folder) = options.dump_folder {
             session.dump_folder = folder;
         }
-        let vcpus = Mutex::new(Arc::downgrade(vcpus));
-        Ok((Lines { engine, wake, release, next: sender, wants_end, quit, vcpus }, session, service))
+        Ok((session, service))
     }
 
     fn begin_again(&self, vcpus: &Arc<Vcpus<M>>, memory: Box<dyn Memory>, waiting: Waiting) {
@@ -125,7 +133,7 @@ impl<M: Monitor> Lines<M> {
     }
 }
 
-/// The thread that serves gdb. Whoever drops it without [`leave`](Debugger::leave) means that the guest is over: what
+/// The thread that serves gdb, or a program's say in a guest. Whoever drops it without [`leave`](Debugger::leave) means that the guest is over: what
 /// is planted stays, and vCPUs that it has stopped stand still.
 #[derive(Debug)]
 pub struct Debugger<M: Monitor> {
@@ -140,16 +148,29 @@ impl<M: Monitor> Debugger<M> {
     /// When the system gives no more threads or descriptors.
     pub fn attach(
         vcpus: &Arc<Vcpus<M>>,
-        guest: Debuggee,
+        target: Target,
         listener: Listener,
         options: Options,
     ) -> io::Result<Debugger<M>> {
         let waiting = if options.looks { Waiting::Awake } else { Waiting::Asleep };
-        let (lines, session, service) = Lines::new(vcpus, guest, options, waiting)?;
-        let thread = thread::Builder::new().name("gdb".into());
-        let thread = thread.spawn(move || server::run(listener, session, service));
+        let (lines, machine) = Lines::new(vcpus, target, waiting)?;
+        let thread = lines.serve(machine, options).and_then(|(session, service)| {
+            let thread = thread::Builder::new().name("gdb".into());
+            thread.spawn(move || server::run(listener, session, service))
+        });
         let thread = Mutex::new(Some(thread.inspect_err(|_| vcpus.detach())?));
         Ok(Debugger { lines, thread })
+    }
+
+    /// Comes to a guest, whether it runs or not, for a program that debugs it by itself, on whichever thread it likes:
+    /// with the machine that it debugs, for a [`Debuggee`](crate::context::Debuggee). That is not to be used any more
+    /// when this has left.
+    ///
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn join(vcpus: &Arc<Vcpus<M>>, target: Target) -> io::Result<(Debugger<M>, LiveMachine<M>)> {
+        let (lines, machine) = Lines::new(vcpus, target, Waiting::Awake)?;
+        Ok((Debugger { lines, thread: Mutex::new(None) }, machine))
     }
 
     /// What it judges exits with, and knows planted instructions by.
@@ -239,12 +260,13 @@ impl<M: Monitor> Polled<M> {
     /// When the system gives no more descriptors.
     pub fn attach(
         vcpus: &Arc<Vcpus<M>>,
-        guest: Debuggee,
+        target: Target,
         listener: Listener,
         options: Options,
     ) -> io::Result<Polled<M>> {
-        let (lines, session, service) = Lines::new(vcpus, guest, options, Waiting::Never)?;
-        let server = server::Polled::new(listener, session, service);
+        let (lines, machine) = Lines::new(vcpus, target, Waiting::Never)?;
+        let server = lines.serve(machine, options);
+        let server = server.and_then(|(session, service)| server::Polled::new(listener, session, service));
         let server = server.inspect_err(|_| {
             vcpus.begin_detach(&lines.wake);
         })?;

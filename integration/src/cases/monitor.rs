@@ -24,7 +24,7 @@ const fn script(how: &'static str) -> Script {
             };
             format!(
                 "python print(len(gdb.selected_inferior().threads()), 'vCPUs')\n\
-                 break *&store\ncontinue\np $pc == (long)&store\nset var $before = {counter}\ncontinue\n\
+                 break *&store if {vcpu_0}\ncontinue\np $pc == (long)&store\nset var $before = {counter}\ncontinue\n\
                  p {counter} - $before <= 1\nstepi\np $pc > (long)&store\ndelete\n\
                  hbreak *&round if {vcpu_0}\ncontinue\np $pc == (long)&round && {vcpu_0}\ndelete\n\
                  watch *(long*)&words\ncontinue\ndelete\n\

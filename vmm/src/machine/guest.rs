@@ -3,6 +3,9 @@
 //! is one such driver.
 
 mod build;
+mod debugged;
+
+pub use debugged::Debugged;
 
 use crate::boot::Booted;
 use crate::error::Error;
@@ -14,7 +17,6 @@ use crate::machine::services::Services;
 use crate::machine::vcpus::{Hold, Vcpus};
 use crate::outcome::Outcome;
 use build::{Beginning, build};
-use debug::machine::{Ended, Event};
 use devices::guest_log;
 use devices::platform::serial::Serial;
 use kvm::Vm;
@@ -137,9 +139,7 @@ impl Guest {
     /// Tells an attached debugger how the guest has ended.
     pub fn tell_debugger(&self, outcome: &Outcome) {
         if let Some(link) = self.vcpus.link() {
-            let text = outcome.to_string();
-            let text = text.lines().next().unwrap_or_default().to_string();
-            link.tell(Event::Ended(Ended { code: outcome.code(), text }));
+            super::services::tell_end(&link, outcome);
         }
     }
 

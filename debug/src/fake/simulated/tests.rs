@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::fake::host;
 use crate::gdb::listener::{Address, Admission, Listener};
 use crate::gdb::packet::frame;
-use crate::live::debugger::{Debuggee, Debugger, Options, Polled, Status};
+use crate::live::debugger::{Debugger, Options, Polled, Status, Target};
 use crate::live::link::Wake;
 use crate::socket::Access;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -121,7 +121,7 @@ impl Setting {
         let listener = Listener::bind(&Address::Unix(self.path.clone()), Access::Owner).unwrap();
         let memory = Box::new(self.vcpus.monitor().ram.clone());
         let engine = Arc::new(Engine::new(self.isa, host(), self.vcpus.count()));
-        let guest = Debuggee { engine, memory };
+        let guest = Target { engine, memory };
         self.debugger = Some(match self.how {
             How::Thread => {
                 Serving::Thread(Debugger::attach(&self.vcpus, guest, listener, options()).unwrap())

@@ -77,6 +77,7 @@ pub(super) fn build(
         exits: Exits::new(config.cpus),
         wants_restart: AtomicBool::new(false),
         is_started: AtomicBool::new(false),
+        told_of_end: Mutex::default(),
     });
     let vcpus = start(vcpus, config.guest_clock, &vm, &services)?;
     let dumper = Dumper::new(&vcpus, vm.memory());
