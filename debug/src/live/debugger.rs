@@ -4,6 +4,7 @@
 use super::link::{Link, Wake};
 use super::machine::{Begun, LiveMachine, Waiting};
 use super::vcpus::{Monitor, Vcpus};
+use crate::context::Listeners;
 use crate::engine::Engine;
 use crate::gdb::description::Believed;
 use crate::gdb::listener::{Admission, Listener};
@@ -138,6 +139,8 @@ impl<M: Monitor> Lines<M> {
 #[derive(Debug)]
 pub struct Debugger<M: Monitor> {
     lines: Lines<M>,
+    /// Of a guest that gdb is served for.
+    listeners: Option<Listeners>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -155,11 +158,12 @@ impl<M: Monitor> Debugger<M> {
         let waiting = if options.looks { Waiting::Awake } else { Waiting::Asleep };
         let (lines, machine) = Lines::new(vcpus, target, waiting)?;
         let thread = lines.serve(machine, options).and_then(|(session, service)| {
+            let listeners = session.debuggee.listeners().clone();
             let thread = thread::Builder::new().name("gdb".into());
-            thread.spawn(move || server::run(listener, session, service))
+            Ok((listeners, thread.spawn(move || server::run(listener, session, service))?))
         });
-        let thread = Mutex::new(Some(thread.inspect_err(|_| vcpus.detach())?));
-        Ok(Debugger { lines, thread })
+        let (listeners, thread) = thread.inspect_err(|_| vcpus.detach())?;
+        Ok(Debugger { lines, listeners: Some(listeners), thread: Mutex::new(Some(thread)) })
     }
 
     /// Comes to a guest, whether it runs or not, for a program that debugs it by itself, on whichever thread it likes:
@@ -170,12 +174,18 @@ impl<M: Monitor> Debugger<M> {
     /// When the system gives no more descriptors.
     pub fn join(vcpus: &Arc<Vcpus<M>>, target: Target) -> io::Result<(Debugger<M>, LiveMachine<M>)> {
         let (lines, machine) = Lines::new(vcpus, target, Waiting::Awake)?;
-        Ok((Debugger { lines, thread: Mutex::new(None) }, machine))
+        Ok((Debugger { lines, listeners: None, thread: Mutex::new(None) }, machine))
     }
 
     /// What it judges exits with, and knows planted instructions by.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.lines.engine
+    }
+
+    /// Where whoever wants to hear what gdb's guest does adds a listener; none of a program's, whose `Debuggee` has
+    /// them.
+    pub fn listeners(&self) -> Option<&Listeners> {
+        self.listeners.as_ref()
     }
 
     /// The guest begins again in another machine, with as many vCPUs, none of which has run: the debugger goes over to
@@ -229,6 +239,7 @@ impl<M: Monitor> Drop for Debugger<M> {
 #[derive(Debug)]
 pub struct Polled<M: Monitor> {
     lines: Lines<M>,
+    listeners: Listeners,
     server: server::Polled<LiveMachine<M>>,
     state: Served,
 }
@@ -266,11 +277,19 @@ impl<M: Monitor> Polled<M> {
     ) -> io::Result<Polled<M>> {
         let (lines, machine) = Lines::new(vcpus, target, Waiting::Never)?;
         let server = lines.serve(machine, options);
-        let server = server.and_then(|(session, service)| server::Polled::new(listener, session, service));
-        let server = server.inspect_err(|_| {
+        let server = server.and_then(|(session, service)| {
+            let listeners = session.debuggee.listeners().clone();
+            Ok((listeners, server::Polled::new(listener, session, service)?))
+        });
+        let (listeners, server) = server.inspect_err(|_| {
             vcpus.begin_detach(&lines.wake);
         })?;
-        Ok(Polled { lines, server, state: Served::Serves })
+        Ok(Polled { lines, listeners, server, state: Served::Serves })
+    }
+
+    /// Where whoever wants to hear what gdb's guest does adds a listener.
+    pub fn listeners(&self) -> &Listeners {
+        &self.listeners
     }
 
     /// As [`Debugger::engine`].

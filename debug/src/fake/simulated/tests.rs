@@ -3,6 +3,7 @@
 mod alone;
 
 use super::*;
+use crate::context::{Listeners, Notice};
 use crate::engine::Engine;
 use crate::fake::host;
 use crate::gdb::listener::{Address, Admission, Listener};
@@ -98,6 +99,7 @@ struct Setting {
     how: How,
     vcpus: Arc<SimulatedVcpus>,
     debugger: Option<Serving>,
+    listeners: Option<Listeners>,
     path: PathBuf,
     /// The code, the address of its store and of its branch.
     code: (Vec<u8>, u64, u64),
@@ -114,7 +116,15 @@ impl Setting {
         ram.write(GuestPhys(CODE), &bytes);
         let vcpus = Arc::new(Vcpus::new(Simulated::new(isa, vcpus, ram, CODE, DATA)));
         vcpus.resume();
-        Setting { isa, how, vcpus, debugger: None, path, code: (bytes, CODE + store, CODE + branch) }
+        Setting {
+            isa,
+            how,
+            vcpus,
+            debugger: None,
+            listeners: None,
+            path,
+            code: (bytes, CODE + store, CODE + branch),
+        }
     }
 
     fn attach(&mut self) -> Client {
@@ -124,10 +134,13 @@ impl Setting {
         let guest = Target { engine, memory };
         self.debugger = Some(match self.how {
             How::Thread => {
-                Serving::Thread(Debugger::attach(&self.vcpus, guest, listener, options()).unwrap())
+                let debugger = Debugger::attach(&self.vcpus, guest, listener, options()).unwrap();
+                self.listeners = debugger.listeners().cloned();
+                Serving::Thread(debugger)
             }
             How::Loop => {
                 let polled = Polled::attach(&self.vcpus, guest, listener, options()).unwrap();
+                self.listeners = Some(polled.listeners().clone());
                 Serving::Loop(EventLoop::new(polled))
             }
         });
@@ -426,5 +439,29 @@ fn others_hold_the_guest_meanwhile() {
         }
         is_over.store(true, Ordering::SeqCst);
         assert!(holder.join().unwrap() > 0);
+    }
+}
+
+/// Beside gdb, others hear what becomes of its guest, and hold up nobody.
+#[test]
+fn others_listen_to_what_gdbs_guest_does() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        let listeners = setting.listeners.clone().unwrap();
+        let (listener, deaf) = (listeners.add(64), listeners.add(2));
+        for _ in 0..20 {
+            assert!(client.ask("vCont;s:p1.1").starts_with("T05"), "{isa} {how:?}");
+        }
+        client.send("vCont;c");
+        client.stream.write_all(&[3]).unwrap();
+        assert!(client.reply().starts_with("T02"), "{isa} {how:?}");
+        let heard: Vec<Notice> = std::iter::from_fn(|| listener.take()).collect();
+        let stops = heard.iter().filter(|notice| matches!(notice, Notice::Stopped(..))).count();
+        let starts = heard.iter().filter(|notice| matches!(notice, Notice::Started(_))).count();
+        assert_eq!((starts, stops), (21, 21), "{isa} {how:?}: {heard:?}");
+        // One who does not listen loses what he has not heard, and is told how much.
+        let heard: Vec<Notice> = std::iter::from_fn(|| deaf.take()).collect();
+        assert!(heard.iter().any(|notice| matches!(notice, Notice::Lost(_))), "{isa} {how:?}: {heard:?}");
     }
 }
