@@ -357,6 +357,9 @@ struct Thread {
     handle: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// It does not begin again.
+pub const NEVER: u64 = u64::MAX;
+
 /// The processors of a guest, each on a thread of its own.
 #[derive(Debug)]
 pub struct Simulated {
@@ -368,6 +371,8 @@ pub struct Simulated {
     pub device: Arc<AtomicU64>,
     /// Breakpoint instructions of the guest's own that it was given.
     pub own_traps: Arc<AtomicU64>,
+    /// How often a debugger has had it begin again; it refuses that as long as this is [`NEVER`].
+    pub resets: AtomicU64,
     /// How the guest ended, if it has.
     pub end: Arc<Mutex<Option<String>>>,
 }
@@ -383,6 +388,7 @@ impl Simulated {
             ram,
             device: Arc::default(),
             own_traps: Arc::default(),
+            resets: AtomicU64::new(NEVER),
             end: Arc::default(),
         };
         for id in 0..vcpus {
@@ -494,6 +500,16 @@ impl Monitor for Simulated {
             self.device.fetch_add(1, Ordering::SeqCst);
         }
         self.read_port(port, &mut [0])
+    }
+
+    fn reset(&self) -> Result<(), TargetError> {
+        match self.resets.load(Ordering::SeqCst) {
+            NEVER => Err(TargetError::Unsupported("it begins once")),
+            resets => {
+                self.resets.store(resets + 1, Ordering::SeqCst);
+                Ok(())
+            }
+        }
     }
 
     fn quit(&self) {

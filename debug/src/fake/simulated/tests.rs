@@ -49,6 +49,18 @@ enum Serving {
 }
 
 impl Serving {
+    fn begin_again(&self, again: &Arc<SimulatedVcpus>) {
+        match self {
+            Serving::Thread(debugger) => {
+                debugger.begin_again(again, Box::new(again.monitor().ram.clone()));
+            }
+            Serving::Loop(event_loop) => {
+                *event_loop.again.lock().unwrap() = Some(Arc::clone(again));
+                event_loop.wake.ring();
+            }
+        }
+    }
+
     fn leave(self) {
         match self {
             Serving::Thread(debugger) => debugger.leave(),
@@ -60,6 +72,8 @@ impl Serving {
 /// An event loop that has nothing but a debugger.
 struct EventLoop {
     is_to_leave: Arc<AtomicBool>,
+    /// What the guest begins again in.
+    again: Arc<Mutex<Option<Arc<SimulatedVcpus>>>>,
     wake: Wake,
     thread: JoinHandle<()>,
 }
@@ -67,8 +81,9 @@ struct EventLoop {
 impl EventLoop {
     fn new(mut debugger: Polled<Simulated>) -> EventLoop {
         let is_to_leave = Arc::new(AtomicBool::new(false));
+        let again: Arc<Mutex<Option<Arc<SimulatedVcpus>>>> = Arc::default();
         let wake = Wake::new().unwrap();
-        let (its_order, its_wake) = (Arc::clone(&is_to_leave), wake.clone());
+        let (its_order, its_wake, its_again) = (Arc::clone(&is_to_leave), wake.clone(), Arc::clone(&again));
         let thread = thread::spawn(move || {
             loop {
                 let mut fds = [
@@ -79,12 +94,15 @@ impl EventLoop {
                 if its_wake.take() && its_order.load(Ordering::SeqCst) {
                     debugger.leave();
                 }
+                if let Some(again) = its_again.lock().unwrap().take() {
+                    debugger.begin_again(&again, Box::new(again.monitor().ram.clone()));
+                }
                 if debugger.process().unwrap() == Status::Over {
                     return;
                 }
             }
         });
-        EventLoop { is_to_leave, wake, thread }
+        EventLoop { is_to_leave, again, wake, thread }
     }
 
     fn leave(self) {
@@ -463,5 +481,37 @@ fn others_listen_to_what_gdbs_guest_does() {
         // One who does not listen loses what he has not heard, and is told how much.
         let heard: Vec<Notice> = std::iter::from_fn(|| deaf.take()).collect();
         assert!(heard.iter().any(|notice| matches!(notice, Notice::Lost(_))), "{isa} {how:?}: {heard:?}");
+    }
+}
+
+/// The debugger has the guest begin again, and keeps its breakpoint; where the monitor cannot, it is told so.
+#[test]
+fn the_debugger_has_the_guest_begin_again() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        let (store, reset) = (setting.code.1, "qRcmd,7265736574");
+        assert_eq!(client.ask("!"), "OK");
+        assert!(client.ask("vRun;").starts_with("E."), "{isa} {how:?}");
+        assert_eq!(client.ask(&format!("Z0,{store:x},4")), "OK");
+        for round in 1..4 {
+            setting.vcpus.monitor().resets.store(0, Ordering::SeqCst);
+            client.send(if round == 2 { reset } else { "vRun;" });
+            let begin = Instant::now();
+            while setting.vcpus.monitor().resets.load(Ordering::SeqCst) == 0 {
+                assert!(begin.elapsed() < LIMIT, "{isa} {how:?}: nobody asks for it");
+                thread::yield_now();
+            }
+            let ram = SharedRam(Arc::new(Ram::new(1 << 16)));
+            ram.write(GuestPhys(CODE), &setting.code.0);
+            let again = Arc::new(Vcpus::new(Simulated::new(isa, 2, ram, CODE, DATA)));
+            setting.debugger.as_ref().unwrap().begin_again(&again);
+            let answer = client.reply();
+            assert!(answer == "OK" && round == 2 || answer.starts_with("T05"), "{isa} {how:?}: {answer}");
+            setting.vcpus = again;
+            assert_eq!(client.register(isa, "pc"), CODE, "{isa} {how:?}");
+            assert!(client.ask("vCont;c").contains("swbreak"), "{isa} {how:?}");
+            assert_eq!(client.register(isa, "pc"), store, "{isa} {how:?}");
+        }
     }
 }
