@@ -170,12 +170,12 @@ fn start(
 
 fn tell(kernel: &Kernel, booted: &Booted, config: &Config, cmdline: &str) {
     log::info!(
-        "{} {}, entered by {} at {}; {} vCPUs, {} MiB; command line: {cmdline}",
+        "{} {}, entered by {} at {}; {}, {} MiB; command line: {cmdline}",
         kernel.format().name(),
         kernel.path().display(),
         booted.protocol,
         booted.entry,
-        config.cpus,
+        if config.cpus == 1 { "1 vCPU".into() } else { format!("{} vCPUs", config.cpus) },
         config.memory.bytes() >> 20,
     );
 }
