@@ -100,7 +100,11 @@ impl fmt::Display for Points {
         for (kind, address, why) in &self.refused {
             writeln!(f, "{} at {address:#x}: refused, because {why}", kind.name())?;
         }
-        if self.taken.is_empty() && self.refused.is_empty() { writeln!(f, "there is none") } else { Ok(()) }
+        if self.taken.is_empty() && self.refused.is_empty() {
+            writeln!(f, "there is none (gdb inserts its breakpoints when it resumes the guest)")
+        } else {
+            Ok(())
+        }
     }
 }
 
