@@ -414,7 +414,8 @@ mod tests {
     /// The descriptor of a machine's vCPU, as a monitor with ioctls of its own has it.
     fn bare() -> Option<(File, kvm_ioctls::VmFd, VcpuFd)> {
         let device = File::options().read(true).write(true).open("/dev/kvm");
-        let device = device.inspect_err(|error| log::warn!("there is no KVM to adopt a vCPU of: {error}")).ok()?;
+        let device =
+            device.inspect_err(|error| log::warn!("there is no KVM to adopt a vCPU of: {error}")).ok()?;
         let vm = Kvm::new().ok()?.create_vm().ok()?;
         let vcpu = vm.create_vcpu(0).ok()?;
         Some((device, vm, vcpu))
