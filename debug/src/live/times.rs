@@ -19,6 +19,17 @@ pub enum Entry {
 /// what passes, so that no later look is at an earlier time.
 const STEP: u64 = 20_000;
 
+/// A vCPU's last stay in the guest, which is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stay {
+    /// When it entered the guest.
+    pub entered: Instant,
+    /// When it had left it, as far as the guest's time goes.
+    pub left: Instant,
+    /// It may have looked at the time: it did more than single steps of instructions that do not.
+    pub looked: bool,
+}
+
 /// When a vCPU was in the guest last, written by its thread.
 #[derive(Debug)]
 pub struct Times {
@@ -96,11 +107,12 @@ impl Times {
         }
     }
 
-    /// From when to when, if that is over.
-    pub fn stay(&self) -> Option<(Instant, Instant)> {
+    /// The last stay, if it is over.
+    pub fn stay(&self) -> Option<Stay> {
         let (left, entered) = (self.left.load(Ordering::Acquire), self.entered.load(Ordering::Acquire));
         let at = |nanoseconds| self.start + Duration::from_nanos(nanoseconds);
-        (left > entered).then(|| (at(entered), at(left)))
+        let looked = self.steps.load(Ordering::Relaxed) == RAN;
+        (left > entered).then(|| Stay { entered: at(entered), left: at(left), looked })
     }
 }
 
@@ -111,7 +123,7 @@ mod tests {
     /// The last stay, from and to: nanoseconds.
     fn stay(times: &Times) -> Option<(u64, u64)> {
         let since = |at: Instant| u64::try_from((at - times.start).as_nanos()).unwrap();
-        times.stay().map(|(entered, left)| (since(entered), since(left)))
+        times.stay().map(|stay| (since(stay.entered), since(stay.left)))
     }
 
     #[test]
@@ -161,6 +173,14 @@ mod tests {
         assert_eq!(length(&[Entry::Step]), Some(STEP));
         assert_eq!(length(&[Entry::Step; 3]), Some(3 * STEP));
         // What has run, or looked at the time, has had all of it.
+        let looked = |entries: &[Entry]| {
+            let times = Times::default();
+            entries.iter().for_each(|entry| times.enter_at(*entry, || 1000));
+            times.leave_at(|| 2000);
+            times.stay().map(|stay| stay.looked)
+        };
+        assert_eq!((looked(&[Entry::Step; 2]), looked(&[Entry::Run])), (Some(false), Some(true)));
+        assert_eq!(looked(&[Entry::Step, Entry::Run, Entry::Step]), Some(true));
         assert_eq!(length(&[Entry::Run, Entry::Step]), Some(2 * LONG));
         assert_eq!(length(&[Entry::Step, Entry::Run, Entry::Step]), Some(3 * LONG));
         // But for another stay's.

@@ -7,9 +7,13 @@
 //! A debugger's row of steps holds the guest thousands of times a second, for microseconds. So what is
 //! short is only added up, and taken out once [`SHORTEST`] has gathered; and the clocks are taken when
 //! the guest has stood still for 4 ms, by whoever waits ([`Timekeeper::settle`]).
+//!
+//! The guest never sees its time go back: what has gathered when it may look at the time again stays with it.
+//! Linux takes a clock of few bits that goes back by a tick for one that has gone all round (4.7 s with the ACPI
+//! timer), and puts its own timers off by as much.
 
 use crate::machine::hypercalls::family::Timers;
-use debug::live::times::Times;
+use debug::live::times::{Stay, Times};
 use debug::live::vcpus::{Monitor, Vcpus};
 use kvm::clock::{Cycles, FrozenVcpu, FrozenVm, Stood, VmClock};
 use kvm::{KvmError, Vcpu};
@@ -28,7 +32,7 @@ pub enum GuestClock {
     Run,
 }
 
-/// Less time than this is not taken out of the guest's.
+/// Less time than this is not taken out of the guest's: it gathers while the guest does not look.
 pub const SHORTEST: Duration = Duration::from_millis(1);
 
 /// A guest that has stood still for so long in one go is not being stepped by a program, or is where each step takes
@@ -40,11 +44,33 @@ const LONG: Duration = Duration::from_millis(4);
 struct Standstill {
     /// When the last vCPU had left it; `None` while the guest may run.
     since: Option<Instant>,
-    /// For how long it stood still before, without having its time put back.
+    /// For how long it stood still before, without having its time put back and without having looked at it
+    /// since.
     owed: Duration,
     /// When it was let go last.
     released: Option<Instant>,
     frozen: Option<Frozen>,
+}
+
+impl Standstill {
+    /// It has begun, by `now`, after these stays, one of each vCPU, where all are known.
+    fn begin(&mut self, stays: Option<&[Stay]>, now: Instant) {
+        let (Some(stays), Some(released)) = (stays, self.released.take()) else {
+            // Whether somebody has looked is not known.
+            self.owed = Duration::ZERO;
+            self.since = Some(now);
+            return;
+        };
+        // Those that stood still all the time say nothing of this stay; if all did, there was none.
+        let stays = || stays.iter().filter(|stay| stay.entered >= released);
+        let first = stays().map(|stay| stay.entered).min().unwrap_or(now);
+        let last = stays().map(|stay| stay.left).max().map_or(now, |last| last.min(now));
+        self.owed = match stays().any(|stay| stay.looked) {
+            true => Duration::ZERO,
+            false => self.owed + first.saturating_duration_since(released),
+        };
+        self.since = Some(last);
+    }
 }
 
 /// The guest's time, taken.
@@ -92,19 +118,8 @@ impl Timekeeper {
 
     /// The guest stands still: since the last of its vCPUs has left it, as far as they have said.
     pub fn begin<'a>(&self, times: impl Iterator<Item = &'a Times>) {
-        let mut still = self.still();
-        let now = Instant::now();
         let stays: Option<Vec<_>> = times.map(Times::stay).collect();
-        let (Some(stays), Some(released)) = (stays, still.released.take()) else {
-            still.since = Some(now);
-            return;
-        };
-        // Those that stood still all the time say nothing of this stay; if all did, there was none.
-        let stays: Vec<_> = stays.into_iter().filter(|(entered, _)| *entered >= released).collect();
-        let first = stays.iter().map(|(entered, _)| *entered).min().unwrap_or(now);
-        let last = stays.iter().map(|(_, left)| *left).max().map_or(now, |last| last.min(now));
-        still.owed += first.saturating_duration_since(released);
-        still.since = Some(last);
+        self.still().begin(stays.as_deref(), Instant::now());
     }
 
     /// Takes the guest's time, if it has stood still for long enough; else, how long until then.
@@ -267,4 +282,36 @@ impl Failures {
 /// Whether this host can hold a guest's counter, found by trying it once.
 fn counts() -> bool {
     kvm::probe::holds_counter().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_guest_may_have_seen_stays_with_it() {
+        let start = Instant::now();
+        let at = |us: u64| start + Duration::from_micros(us);
+        let stay =
+            |entered: u64, left: u64, looked: bool| Stay { entered: at(entered), left: at(left), looked };
+        let mut still = Standstill::default();
+        // Let go at 0, in the guest from 10 to 20 for a step: the way to it is owed.
+        let mut held = |released: u64, stays: &[Stay], now: u64| {
+            still.released = Some(at(released));
+            still.begin(Some(stays), at(now));
+            let since = still.since.take().unwrap();
+            still.owed += at(now).saturating_duration_since(since);
+            (since, still.owed.as_micros())
+        };
+        assert_eq!(held(0, &[stay(10, 20, false)], 50), (at(20), 40));
+        // Another vCPU, that has run before all of this, has seen nothing since.
+        assert_eq!(held(50, &[stay(60, 70, false), stay(0, 9, true)], 100), (at(70), 80));
+        // One looks at the time: what has gathered before, and the way to it, it has seen pass.
+        assert_eq!(held(100, &[stay(110, 120, false), stay(115, 130, true)], 150), (at(130), 20));
+        assert_eq!(held(150, &[], 160), (at(160), 30));
+        // Nobody knows.
+        still.released = None;
+        still.begin(None, at(200));
+        assert_eq!((still.since, still.owed), (Some(at(200)), Duration::ZERO));
+    }
 }
