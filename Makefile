@@ -24,10 +24,17 @@ check: toolchain layering ## format, lints, links in the documentation, both arc
 	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
 	$(CARGO) clippy -q --workspace --all-targets --target $(call MUSL,aarch64) -- -D warnings
 	$(CARGO) clippy -q --workspace --all-targets --target $(call MUSL,x86_64) -- -D warnings
+	@# What a debugger is embedded with: no feature, and each one alone.
+	$(CARGO) clippy -q -p guest-debug -p guest-kvm --no-default-features --all-targets --target $(call MUSL,aarch64) -- -D warnings
+	$(CARGO) clippy -q -p guest-debug -p guest-kvm --no-default-features --all-targets --target $(call MUSL,x86_64) -- -D warnings
+	@for feature in disassembly dump linux; do \
+	  $(CARGO) clippy -q -p guest-debug --no-default-features --features $$feature --all-targets -- -D warnings || exit 1; \
+	done
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc -q --workspace --no-deps
 
 unit: toolchain ## unit tests
 	$(CARGO) test -q --workspace --exclude integration
+	$(CARGO) test -q -p guest-debug --no-default-features
 	$(CARGO) test -q -p integration --lib
 
 cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)

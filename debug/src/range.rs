@@ -7,6 +7,8 @@
 //! indirect branches, system calls), which are few. With a debug register on each of these the
 //! line runs at full speed until it is left.
 //!
+//! Without the feature `disassembly` no range of x86 is understood, and each is stepped.
+//!
 //! Source: Intel SDM vol. 2 by way of yaxpeax-x86; [`arch::aarch64::simulate::flow`].
 
 use crate::disassemble::Mode;
@@ -14,6 +16,7 @@ use arch::Isa;
 use arch::aarch64::simulate::Flow;
 use std::collections::BTreeSet;
 use std::ops::Range;
+#[cfg(feature = "disassembly")]
 use yaxpeax_arch::{Decoder, LengthedInstruction, U8Reader};
 
 /// Bytes of a range that is looked at; a longer one is stepped.
@@ -62,6 +65,12 @@ fn instruction(isa: Isa, mode: Mode, bytes: &[u8], at: u64) -> Option<(u64, Flow
     }
 }
 
+#[cfg(not(feature = "disassembly"))]
+fn x86(_: Mode, _: &[u8], _: u64) -> Option<(u64, Flow)> {
+    None
+}
+
+#[cfg(feature = "disassembly")]
 fn x86(mode: Mode, bytes: &[u8], at: u64) -> Option<(u64, Flow)> {
     let mut reader = U8Reader::new(bytes);
     // The two decoders have types of their own with the same shape.
@@ -123,6 +132,7 @@ mod tests {
         exits(Isa::X86_64, Mode::Bits64, &range, code, most)
     }
 
+    #[cfg(feature = "disassembly")]
     #[test]
     fn a_loop_is_left_behind_its_end() {
         // add eax, 1; cmp eax, ecx; jb .-7
@@ -131,6 +141,7 @@ mod tests {
         assert_eq!(x86_exits(&[0xeb, 0xfe], 4), None);
     }
 
+    #[cfg(feature = "disassembly")]
     #[test]
     fn calls_returns_and_branches_out() {
         // test; jz +0x10; call +0x20; ret
