@@ -131,7 +131,7 @@ fn guest_cpuid(kvm: &Kvm, config: &VmConfig) -> Result<Cpuid, KvmError> {
     let mut cpuid = Cpuid { entries: entries.collect() };
     // KVM leaves the name to us (leaves 0x8000_0002 to 0x8000_0004): the guest sees the host's.
     for leaf in 0x8000_0002..=0x8000_0004 {
-        let answer = core::arch::x86_64::__cpuid(leaf);
+        let answer = host_cpuid(leaf, 0);
         cpuid.replace(Entry {
             leaf,
             eax: answer.eax,
@@ -238,4 +238,11 @@ fn set_boot_msrs(vcpu: &VcpuFd) {
 /// Decodes `KVM_EXIT_DEBUG`.
 pub fn debug_exit(debug: &kvm::kvm_debug_exit_arch) -> DebugExit {
     DebugExit::X86 { exception: debug.exception, pc: debug.pc, dr6: debug.dr6, dr7: debug.dr7 }
+}
+
+/// A leaf of the host processor's CPUID.
+#[allow(unused_unsafe, reason = "the intrinsic is safe in newer compilers, and unsafe in the oldest one")]
+fn host_cpuid(leaf: u32, subleaf: u32) -> core::arch::x86_64::CpuidResult {
+    // SAFETY: every x86-64 processor has the instruction, and it changes nothing but its results.
+    unsafe { core::arch::x86_64::__cpuid_count(leaf, subleaf) }
 }
