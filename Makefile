@@ -8,7 +8,7 @@ CARGO ?= cargo
 TARGETS := $(foreach isa,$(ISAS),$(call MUSL,$(isa))) x86_64-unknown-none aarch64-unknown-none-softfloat
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test unit cases soak fuzz bench demo deb setup toolchain kernels qemu tools peer layering package oldest clean clean-cache
+.PHONY: help build check test unit cases soak fuzz bench demo deb setup toolchain kernels qemu tools peer layering package oldest api api-renew clean clean-cache
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -17,7 +17,7 @@ demo: toolchain ## boot a Debian kernel, run a command in it, and debug one (ARC
 	@integration/setup/demo.sh $(ARCH)
 	@VMM_TEST_PROFILE=demo $(CARGO) run -q -p integration --bin demo -- $(ARCH)
 
-test: setup check package oldest unit cases ## everything: set-up, checks, unit tests, all cases on both architectures
+test: setup check package oldest api unit cases ## everything: set-up, checks, unit tests, all cases on both architectures
 
 check: toolchain layering ## format, lints, links in the documentation, both architectures compile; well under a minute once built
 	$(CARGO) fmt --all --check
@@ -97,6 +97,12 @@ package: toolchain ## the packages that can be published, each built from what i
 
 oldest: toolchain ## compile what is published with the oldest Rust that it states, for both architectures
 	@integration/setup/oldest.sh
+
+api: toolchain ## whether public interfaces are what docs/api says they are
+	@integration/setup/api.sh
+
+api-renew: toolchain ## write docs/api anew
+	@integration/setup/api.sh renew
 
 clean: ## remove what was built
 	$(CARGO) clean
