@@ -23,6 +23,10 @@ found=$(cargo tree -q -p guest-devices -e normal --target all --prefix none | gr
 [ -z "$found" ] || complain "devices depends on what is not below it: $found"
 found=$(cargo tree -q -p guest-kvm -e normal --target all --prefix none | grep -E '^guest-(devices|vmm) ' || true)
 [ -z "$found" ] || complain "kvm depends on what is not below it: $found"
+# What an embedder has not asked for.
+found=$(cargo tree -q -p guest-debug -p guest-kvm --no-default-features -e normal --target all --prefix none \
+  | grep -E '^(acpi_tables|elf|flate2|lzo|ruzstd|snap|vm-fdt|yaxpeax-[a-z0-9]*) ' || true)
+[ -z "$found" ] || complain "without features, the debugger depends on what these are for: $found"
 found=$(cargo tree -q -p guest-vmm -e normal --depth 1 --target all --prefix none | grep -E '^kvm-' || true)
 [ -z "$found" ] || complain "vmm calls KVM by itself: $found"
 versions=$(cargo tree -q --workspace --target all --prefix none | grep -E '^vm-memory v' | sed 's, (.*,,' | sort -u | wc -l)

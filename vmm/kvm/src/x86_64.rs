@@ -11,7 +11,6 @@ use super::error::{KvmError, ioctl};
 use super::exit::DebugExit;
 use crate::Platform;
 use arch::Isa;
-use arch::board::acpi;
 use arch::x86::boot_state::{BootState, RFLAGS_RESERVED, Segment};
 use arch::x86::cpuid::{Cpuid, Entry, Register};
 use arch::x86::layout;
@@ -23,7 +22,7 @@ pub use registers::Registers;
 /// The architecture of this module.
 pub const ISA: Isa = Isa::X86_64;
 /// What our ACPI tables can describe.
-pub const MAX_VCPUS: u32 = acpi::MAX_VCPUS;
+pub const MAX_VCPUS: u32 = arch::x86::layout::MAX_VCPUS;
 /// Whose limit that is, and why.
 pub const WHY_NO_MORE_VCPUS: &str = "vmm, whose ACPI tables have APIC identifiers of eight bits,";
 
