@@ -16,7 +16,7 @@ mod walk;
 pub mod x86;
 
 use crate::register::RegisterFile;
-use crate::{GuestVirt, Isa};
+use crate::{GuestPhys, GuestVirt, Isa};
 
 pub use walk::{Fault, Mapping, Permissions, TableEntry, TableMemory};
 
@@ -83,6 +83,14 @@ impl Regime {
         }
     }
 
+    /// The top-level table that `address` is translated by, as long as [it is on](Self::is_on).
+    pub fn table(&self, address: GuestVirt) -> GuestPhys {
+        match self {
+            Regime::X86(paging) => paging.table(),
+            Regime::Aarch64(paging) => paging.table(address),
+        }
+    }
+
     /// The mode in words.
     pub fn describe(&self) -> String {
         match self {
@@ -103,7 +111,6 @@ impl Regime {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::GuestPhys;
     use std::collections::BTreeMap;
 
     /// Tables made of single words; everything below 4 GiB is RAM, and zero where not set.

@@ -17,10 +17,14 @@
 //! A breakpoint is told by its [`Id`], which it keeps for as long as it is there, whatever comes and goes
 //! beside it: what a debug register serves, what hits and what is counted go by it.
 
+mod condition;
+mod id;
 mod instruction;
 mod point;
 mod table;
 
+pub use condition::{Condition, Hit, Witness};
+pub use id::Id;
 pub use instruction::{BRK_0, INT3, is_patched_by_kernels, planted_instruction};
-pub use point::{Breakpoint, Id, Kind, NOT_MAPPED, NOT_RAM, NOT_TRAPPED, PATCHED, Place};
+pub use point::{Breakpoint, Kind, NOT_MAPPED, NOT_RAM, NOT_TRAPPED, PATCHED, Place, Purpose};
 pub use table::{Change, InsertError, Table};

@@ -13,24 +13,23 @@
 use crate::arming::{Allocation, Arming, DebugRegisters, Own, TooMany, Want, allocate};
 use crate::breakpoint::{Breakpoint, Id, Kind, Place, Table, is_patched_by_kernels};
 use crate::disassemble::{LONGEST_INSTRUCTION, Mode};
-use crate::engine::evaluation::Evaluation;
+use crate::engine::evaluation::{Evaluation, Which};
 use crate::expression::Environment as _;
 use crate::machine::{Abilities, Action, Code, Memory, Order, SoftwareBreakpoints, StopReason, TargetError};
 use crate::memory::Space;
 use crate::output::Output;
 use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide};
-use arch::aarch64::debug_registers::MOST;
 use arch::aarch64::exception_entry::refused_fetch;
 use arch::x86::debug_registers::matches;
 use arch::x86::simulate::Bits;
 use arch::{GuestPhys, GuestVirt, Isa};
-use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod cpu;
 mod evaluation;
 mod guest_memory;
 mod ranges;
+mod registers;
 
 pub use cpu::{Cpu, Stepped};
 
@@ -99,6 +98,10 @@ struct Progress {
     /// stepped: program counter and stack pointer. When it is executed again after the fault has
     /// been handled, that is no new hit.
     retry: Option<(u64, u64)>,
+    /// It has begun what it was told last.
+    has_begun: bool,
+    /// The breakpoints that it stopped at last.
+    stopped_at: Vec<Id>,
 }
 
 /// A range that is run through.
@@ -185,93 +188,6 @@ impl Engine {
         }
     }
 
-    /// Whether there is a debug register left for one more breakpoint, and one more for a range
-    /// step.
-    fn has_register_free(&self) -> bool {
-        let requests = self.requests();
-        let wants = requests.sharing.wants.iter().copied().chain([Want::Execute(0), Want::Execute(0)]);
-        allocate(self.isa, &self.abilities, &wants.collect::<Vec<_>>()).is_ok()
-    }
-
-    /// Why there are too few debug registers for one breakpoint more: what has them.
-    pub fn too_few(&self, kind: Kind, address: u64, length: u64) -> String {
-        let want = kind.access().map_or(Want::Execute(0), |access| Want::Watch(access, address, length));
-        if let Err(TooMany { there }) = allocate(self.isa, &self.abilities, &[want]) {
-            return match (kind.access(), there) {
-                (_, 0) => "this host has no debug registers for it (see 'monitor host')".into(),
-                (None, _) => format!("it takes more debug registers than the {there} that this host has"),
-                // 8 bytes each, if they are aligned.
-                (Some(_), _) => {
-                    format!("a watchpoint covers at most {} bytes here; this is {length}", 8 * there)
-                }
-            };
-        }
-        let requests = self.requests();
-        let there = match (self.isa, kind.access()) {
-            (Isa::X86_64, _) => self.abilities.breakpoints.max(self.abilities.watchpoints),
-            (Isa::Aarch64, None) => self.abilities.breakpoints,
-            (Isa::Aarch64, Some(_)) => self.abilities.watchpoints,
-        };
-        let shares = |it: &&Breakpoint| {
-            self.isa == Isa::X86_64 || it.kind.access().is_some() == kind.access().is_some()
-        };
-        let owners: BTreeSet<Id> = requests.sharing.owners.iter().copied().collect();
-        let users = owners.iter().filter_map(|id| requests.table.get(*id)).filter(shares);
-        let users: Vec<String> =
-            users.map(|it| format!("the {} at {:#x}", it.kind.name(), it.address)).collect();
-        let pieces = requests.sharing.allocation.served.iter();
-        let used = pieces.filter(|(register, _)| {
-            self.isa == Isa::X86_64 || (*register >= MOST) == kind.access().is_some()
-        });
-        format!("{} of {there} debug registers are in use, by {}", used.count(), users.join(", "))
-    }
-
-    /// Shares out debug registers anew, after the table has changed.
-    ///
-    /// # Errors
-    /// [`TooMany`]; then the old sharing stays.
-    pub fn reallocate(&self, requests: &mut Requests) -> Result<(), TooMany> {
-        let mut wanted = requests.table.wants();
-        requests.sharing = Sharing::new(self.isa, &self.abilities, &wanted)?;
-        requests.guarded = requests.sharing.clone();
-        for guard in requests.table.guarded() {
-            wanted.push(guard);
-            match Sharing::new(self.isa, &self.abilities, &wanted) {
-                Ok(more) => requests.guarded = more,
-                Err(_) => break,
-            }
-        }
-        Ok(())
-    }
-
-    /// Shares out debug registers anew; where there are too few, breakpoints that need none give
-    /// theirs up and are planted.
-    ///
-    /// # Errors
-    /// [`TooMany`], when they would still be too few; then the old sharing stays.
-    pub fn make_room(
-        &self,
-        requests: &mut Requests,
-        memory: &dyn Memory,
-        space: &Space,
-    ) -> Result<(), TooMany> {
-        let first = self.reallocate(requests);
-        let patched = requests.table.patched();
-        if first.is_ok() || patched.is_empty() {
-            return first;
-        }
-        let is_patched = |owner| patched.iter().any(|(id, _)| *id == owner);
-        let wanted = requests.table.wants().into_iter();
-        let rest: Vec<(Id, Want)> = wanted.filter(|(owner, _)| !is_patched(*owner)).collect();
-        Sharing::new(self.isa, &self.abilities, &rest)?;
-        for (id, address) in patched {
-            if let Ok((place, _)) = space.locate(memory, address) {
-                requests.table.settle(memory, id, place);
-            }
-        }
-        self.reallocate(requests)
-    }
-
     /// What a vCPU runs with to do what it does.
     pub fn arming(&self, requests: &Requests, vcpu: u32) -> Arming {
         let progress = requests.progress(vcpu);
@@ -290,6 +206,9 @@ impl Engine {
 
     /// Begins an order, on the vCPU's thread.
     pub fn start(&self, cpu: &mut dyn Cpu, order: &Order) -> Verdict {
+        if let Some(progress) = self.requests().progress.get_mut(cpu.vcpu().id() as usize) {
+            progress.has_begun = true;
+        }
         cpu.arm(&order.arming);
         if !order.steps_off {
             return Verdict::GoOn;
@@ -357,10 +276,11 @@ impl Engine {
                 // What is met translates.
                 let Some(place) = place else { return Ok(Verdict::NotOurs) };
                 let hit = requests.table.planted_at(place);
-                if !requests.is_retry(cpu, pc) && self.stops(cpu, &mut requests, &hit) {
+                let is_retry = requests.is_retry(cpu, pc);
+                drop(requests);
+                if !is_retry && self.stops(cpu, pc, &hit) {
                     return Ok(Verdict::Stop(StopReason::Breakpoint));
                 }
-                drop(requests);
                 self.pass(cpu, Some(place))
             }
             // An exit of a range that is run through.
@@ -373,37 +293,20 @@ impl Engine {
                 self.at_vector(cpu, pc, place)
             }
             Owner::Debugger(Cause::Execute(want)) => {
-                let id = requests.guarded.owners.get(want).copied();
-                // All of a place's breakpoints are met at once, by whichever of their names.
-                let hit = match place.filter(|_| want >= requests.sharing.wants.len()) {
-                    Some(place) => {
-                        requests.table.restore(cpu.memory(), place, id);
-                        requests.table.planted_at(place)
-                    }
-                    None => id.into_iter().collect(),
-                };
-                // A page that was missing when the breakpoint was asked for is there now; but
-                // the others are still armed as they are, so `refresh` plants it.
-                if !requests.is_retry(cpu, pc) && self.stops(cpu, &mut requests, &hit) {
-                    let kind = id.and_then(|id| requests.table.get(id)).map(|breakpoint| breakpoint.kind);
-                    return Ok(Verdict::Stop(match kind {
-                        Some(Kind::Software) => StopReason::Breakpoint,
-                        _ => StopReason::HardwareBreakpoint,
-                    }));
-                }
                 drop(requests);
-                self.pass(cpu, place)
+                self.at_register(cpu, pc, place, want)
             }
             Owner::Debugger(Cause::Watch(want, address)) => {
                 let id = requests.guarded.owners.get(want).copied();
                 let access =
                     id.and_then(|id| requests.table.get(id)).and_then(|breakpoint| breakpoint.kind.access());
-                if self.stops(cpu, &mut requests, id.as_slice())
+                let hit = requests.met(want);
+                drop(requests);
+                if self.stops(cpu, pc, &hit)
                     && let Some(access) = access
                 {
                     return Ok(Verdict::Stop(StopReason::Watchpoint { address, access }));
                 }
-                drop(requests);
                 match self.isa {
                     // The access is still to come.
                     Isa::Aarch64 => self.pass(cpu, None),
@@ -412,6 +315,38 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// At an instruction that a debug register is on.
+    fn at_register(
+        &self,
+        cpu: &mut dyn Cpu,
+        pc: u64,
+        place: Option<GuestPhys>,
+        want: usize,
+    ) -> Result<Verdict, TargetError> {
+        let mut requests = self.requests();
+        let id = requests.guarded.owners.get(want).copied();
+        // All of a place's breakpoints are met at once, by whichever of their names.
+        let hit = match place.filter(|_| want >= requests.sharing.wants.len()) {
+            Some(place) => {
+                requests.table.restore(cpu.memory(), place, id);
+                requests.table.planted_at(place)
+            }
+            None => requests.met(want),
+        };
+        let kind = id.and_then(|id| requests.table.get(id)).map(|breakpoint| breakpoint.kind);
+        let is_retry = requests.is_retry(cpu, pc);
+        drop(requests);
+        // A page that was missing when the breakpoint was asked for is there now; but
+        // the others are still armed as they are, so `refresh` plants it.
+        if !is_retry && self.stops(cpu, pc, &hit) {
+            return Ok(Verdict::Stop(match kind {
+                Some(Kind::Software) => StopReason::Breakpoint,
+                _ => StopReason::HardwareBreakpoint,
+            }));
+        }
+        self.pass(cpu, place)
     }
 
     /// At a vector that aborts of fetches go to: where one was refused at a breakpoint, that is a hit, and the
@@ -430,11 +365,10 @@ impl Engine {
         if let (Some(at), Some(saved), Some(flags)) = (refused, saved, flags)
             && let (Some(pc_row), Some(flags_row)) = (row("pc"), row("cpsr"))
         {
-            let mut requests = self.requests();
-            let hit = requests.table.refused_at(pc, at);
+            let hit = self.requests().table.refused_at(pc, at);
             if !hit.is_empty() {
                 cpu.vcpu_mut().set_rows(&[(pc_row, at), (flags_row, saved)])?;
-                if self.stops(cpu, &mut requests, &hit) {
+                if self.stops(cpu, at, &hit) {
                     return Ok(Verdict::Stop(StopReason::Breakpoint));
                 }
                 cpu.vcpu_mut().set_rows(&[(pc_row, pc), (flags_row, flags)])?;
@@ -443,27 +377,34 @@ impl Engine {
         self.pass(cpu, place)
     }
 
-    /// Counts a hit of each breakpoint, runs its commands, and tells whether one stops.
-    fn stops(&self, cpu: &mut dyn Cpu, requests: &mut Requests, hit: &[Id]) -> bool {
-        let mut stops = false;
+    /// Counts a hit of each breakpoint, runs its commands, and tells whether one stops. Conditions are asked under
+    /// no lock: they may be a program's own.
+    fn stops(&self, cpu: &dyn Cpu, pc: u64, hit: &[Id]) -> bool {
+        let mut stopping = Vec::new();
         for &id in hit {
-            requests.table.count(id);
-            let Some(breakpoint) = requests.table.get(id) else { continue };
-            let Breakpoint { conditions, commands, .. } = breakpoint.clone();
-            let mut target = Evaluation::new(cpu, &requests.table);
-            let holds = conditions.is_empty() || conditions.iter().any(|condition| target.holds(condition));
-            if !holds {
-                continue;
+            let Some(breakpoint) = self.requests().table.count(id).cloned() else { continue };
+            let Breakpoint { conditions, commands, hits, .. } = breakpoint;
+            let mut target = Evaluation::new(cpu, self);
+            let which = Which { id, hits, pc };
+            let holds =
+                conditions.is_empty() || conditions.iter().any(|condition| target.holds(condition, which));
+            if holds && commands.is_empty() {
+                stopping.push(id);
             }
-            stops |= commands.is_empty();
-            for command in &commands {
+            for command in commands.iter().filter(|_| holds) {
                 // A command that fails has printed nothing; the user sees why.
                 if let Err(error) = command.evaluate(&mut target) {
                     target.print(&format!("(dprintf: {error})\n"));
                 }
             }
             let printed = target.printed;
-            requests.print(printed);
+            if !printed.is_empty() {
+                self.requests().print(printed);
+            }
+        }
+        let stops = !stopping.is_empty();
+        if stops && let Some(progress) = self.requests().progress.get_mut(cpu.vcpu().id() as usize) {
+            progress.stopped_at = stopping;
         }
         stops
     }
@@ -663,13 +604,35 @@ impl Requests {
         }
     }
 
+    /// The breakpoints whose want of a debug register is met.
+    fn met(&self, want: usize) -> Vec<Id> {
+        self.guarded.wants.get(want).map(|want| self.table.wanting(*want)).unwrap_or_default()
+    }
+
+    /// Whether a vCPU has begun what [`Self::begin`] said last.
+    pub fn has_begun(&self, vcpu: u32) -> bool {
+        self.progress(vcpu).has_begun
+    }
+
+    /// The breakpoints that a vCPU has stopped at since [`Self::begin`].
+    pub fn stopped_at(&self, vcpu: u32) -> &[Id] {
+        &self.progress(vcpu).stopped_at
+    }
+
     /// Forgets how far each vCPU has come: the debugger has gone.
     pub fn forget(&mut self) {
         self.progress.fill(Progress::default());
     }
 
     fn progress(&self, vcpu: u32) -> &Progress {
-        const NONE: &Progress = &Progress { action: Action::Run, steps: 0, run: None, retry: None };
+        const NONE: &Progress = &Progress {
+            action: Action::Run,
+            steps: 0,
+            run: None,
+            retry: None,
+            has_begun: false,
+            stopped_at: Vec::new(),
+        };
         self.progress.get(vcpu as usize).unwrap_or(NONE)
     }
 
@@ -685,9 +648,6 @@ impl Requests {
     }
 
     fn print(&mut self, text: String) {
-        if text.is_empty() {
-            return;
-        }
         self.output.push(text);
     }
 

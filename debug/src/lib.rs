@@ -12,6 +12,8 @@
 //! 3. [`gdb`] tells the debugger, and makes its answer into what each vCPU does next
 //!    ([`machine::Action`], [`arming`]).
 //!
+//! A program that debugs a guest as gdb does has a [`context::Debuggee`], of which gdb's session is one client.
+//!
 //! What a person or a program asks beyond that is a [`command`], which looks at a machine through a [`view`] and
 //! answers with a value ([`reply`]).
 //!
@@ -34,12 +36,14 @@ pub mod arming;
 pub mod breakpoint;
 pub mod cancel;
 pub mod command;
+pub mod context;
 pub mod disassemble;
 #[cfg(feature = "dump")]
 pub mod dump;
 pub mod engine;
 pub mod expression;
 pub mod fake;
+pub mod flow;
 pub mod gdb;
 #[cfg(feature = "linux")]
 pub mod linux;

@@ -260,6 +260,10 @@ pub trait Machine: Send {
         None
     }
 
+    /// Called by a debugger that has stopped the target and has nothing to call [`Self::settle`] from: it stands still
+    /// for as long as somebody takes to look.
+    fn stays(&mut self) {}
+
     /// The next event, if there is one already.
     fn next_event(&mut self) -> Option<Event>;
 
@@ -333,6 +337,22 @@ pub trait Machine: Send {
     /// As [`Self::regime`].
     fn translation(&self, vcpu: u32) -> Result<(Regime, Tables), TargetError> {
         Ok((self.regime(vcpu)?, Tables::Own))
+    }
+
+    /// Reads an I/O port, as the guest would, all of whose vCPUs stand still: 1, 2 or 4 bytes.
+    ///
+    /// # Errors
+    /// [`TargetError::Unsupported`] where nobody serves ports.
+    fn read_port(&self, _port: u16, _bytes: &mut [u8]) -> Result<(), TargetError> {
+        Err(TargetError::Unsupported("there are no ports here"))
+    }
+
+    /// Writes one likewise.
+    ///
+    /// # Errors
+    /// As [`Self::read_port`].
+    fn write_port(&self, _port: u16, _bytes: &[u8]) -> Result<(), TargetError> {
+        Err(TargetError::Unsupported("there are no ports here"))
     }
 
     /// The file that it was read from, if it is a dump.

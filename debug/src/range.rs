@@ -9,15 +9,13 @@
 //!
 //! Without the feature `disassembly` no range of x86 is understood, and each is stepped.
 //!
-//! Source: Intel SDM vol. 2 by way of yaxpeax-x86; [`arch::aarch64::simulate::flow`].
+//! Where instructions lead is known from [`flow`](crate::flow).
 
 use crate::disassemble::Mode;
+use crate::flow::{Flow, Instruction, instruction};
 use arch::Isa;
-use arch::aarch64::simulate::Flow;
 use std::collections::BTreeSet;
 use std::ops::Range;
-#[cfg(feature = "disassembly")]
-use yaxpeax_arch::{Decoder, LengthedInstruction, U8Reader};
 
 /// Bytes of a range that is looked at; a longer one is stepped.
 pub const LONGEST: u64 = 4096;
@@ -26,20 +24,26 @@ pub const LONGEST: u64 = 4096;
 /// instructions that lead elsewhere. `code` are the bytes of the range. `None` when they are
 /// not all understood, or when there are more than `most`.
 pub fn exits(isa: Isa, mode: Mode, range: &Range<u64>, code: &[u8], most: usize) -> Option<Vec<u64>> {
+    // Segments of 16-bit code are not looked at.
+    if mode == Mode::Real16 {
+        return None;
+    }
     let mut exits = BTreeSet::new();
     let mut at = range.start;
     while at < range.end {
         let bytes = code.get(usize::try_from(at - range.start).ok()?..)?;
-        let (length, flow) = instruction(isa, mode, bytes, at)?;
+        let Instruction { length, flow } = instruction(isa, mode, bytes, at)?;
         let next = at.wrapping_add(length);
         match flow {
             Flow::Next => exits.extend(outside(range, next)),
-            Flow::Jump(target) => exits.extend(outside(range, target)),
+            Flow::Jump(target) | Flow::Call(Some(target)) => exits.extend(outside(range, target)),
             Flow::Branch(target) => {
                 exits.extend(outside(range, target));
                 exits.extend(outside(range, next));
             }
-            Flow::Elsewhere => drop(exits.insert(at)),
+            Flow::Call(None) | Flow::Service | Flow::Return | Flow::ExceptionReturn | Flow::Elsewhere => {
+                exits.insert(at);
+            }
         }
         if exits.len() > most {
             return None;
@@ -52,75 +56,6 @@ pub fn exits(isa: Isa, mode: Mode, range: &Range<u64>, code: &[u8], most: usize)
 
 fn outside(range: &Range<u64>, target: u64) -> Option<u64> {
     (!range.contains(&target)).then_some(target)
-}
-
-/// Length and flow of the instruction at the start of `bytes`.
-fn instruction(isa: Isa, mode: Mode, bytes: &[u8], at: u64) -> Option<(u64, Flow)> {
-    match isa {
-        Isa::Aarch64 => {
-            let word = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?);
-            Some((4, arch::aarch64::simulate::flow(word, at)))
-        }
-        Isa::X86_64 => x86(mode, bytes, at),
-    }
-}
-
-#[cfg(not(feature = "disassembly"))]
-fn x86(_: Mode, _: &[u8], _: u64) -> Option<(u64, Flow)> {
-    None
-}
-
-#[cfg(feature = "disassembly")]
-fn x86(mode: Mode, bytes: &[u8], at: u64) -> Option<(u64, Flow)> {
-    let mut reader = U8Reader::new(bytes);
-    // The two decoders have types of their own with the same shape.
-    macro_rules! decode {
-        ($module:ident, $jump_if_zero:ident, $wrap:expr) => {{
-            use yaxpeax_x86::$module::{InstDecoder, Opcode, Operand};
-            let instruction = InstDecoder::default().decode(&mut reader).ok()?;
-            let length = instruction.len().to_const();
-            let length = u64::from(length);
-            let distance = match instruction.operand(0) {
-                Operand::ImmediateI8 { imm } => Some(i64::from(imm)),
-                Operand::ImmediateI16 { imm } => Some(i64::from(imm)),
-                Operand::ImmediateI32 { imm } => Some(i64::from(imm)),
-                _ => None,
-            };
-            let target =
-                distance.map(|distance| $wrap(at.wrapping_add(length).wrapping_add_signed(distance)));
-            let flow = match instruction.opcode() {
-                Opcode::JMP | Opcode::CALL => target.map_or(Flow::Elsewhere, Flow::Jump),
-                Opcode::JO | Opcode::JNO | Opcode::JB | Opcode::JNB | Opcode::JZ | Opcode::JNZ => {
-                    Flow::Branch(target?)
-                }
-                Opcode::JNA | Opcode::JA | Opcode::JS | Opcode::JNS | Opcode::JP | Opcode::JNP => {
-                    Flow::Branch(target?)
-                }
-                Opcode::JL | Opcode::JGE | Opcode::JLE | Opcode::JG => Flow::Branch(target?),
-                Opcode::LOOP | Opcode::LOOPZ | Opcode::LOOPNZ | Opcode::$jump_if_zero => {
-                    Flow::Branch(target?)
-                }
-                Opcode::CALLF | Opcode::JMPF | Opcode::RETF | Opcode::RETURN => Flow::Elsewhere,
-                Opcode::IRET | Opcode::IRETD | Opcode::IRETQ => Flow::Elsewhere,
-                Opcode::INT | Opcode::INTO | Opcode::UD0 | Opcode::UD1 | Opcode::UD2 => Flow::Elsewhere,
-                Opcode::SYSCALL | Opcode::SYSRET | Opcode::SYSENTER | Opcode::SYSEXIT => Flow::Elsewhere,
-                Opcode::HLT | Opcode::MONITOR | Opcode::MWAIT | Opcode::RSM | Opcode::XBEGIN => {
-                    Flow::Elsewhere
-                }
-                Opcode::VMLAUNCH | Opcode::VMRESUME | Opcode::VMRUN | Opcode::VMCALL | Opcode::VMMCALL => {
-                    Flow::Elsewhere
-                }
-                _ if bytes.first() == Some(&0xcc) || bytes.first() == Some(&0xf1) => Flow::Elsewhere,
-                _ => Flow::Next,
-            };
-            Some((length, flow))
-        }};
-    }
-    match mode {
-        Mode::Bits64 => decode!(long_mode, JRCXZ, |target: u64| target),
-        Mode::Protected32 => decode!(protected_mode, JECXZ, |target: u64| target & 0xffff_ffff),
-        Mode::Real16 => None,
-    }
 }
 
 #[cfg(test)]

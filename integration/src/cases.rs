@@ -13,6 +13,7 @@ mod kicks;
 mod library;
 mod linux;
 mod monitor;
+mod program;
 mod terminal;
 
 use crate::context::{Check, Context};
@@ -53,6 +54,8 @@ pub struct Case {
     pub debians_qemu: bool,
     /// The userspace of guests with Linux.
     pub initrd: fn(Isa) -> io::Result<Vec<u8>>,
+    /// Symbols of the first kernel whose places it is told, in the file `symbols`.
+    pub symbols: &'static [&'static str],
     /// The function.
     pub run: fn(&mut Context) -> Check,
     /// What a debugger does meanwhile, on the machine that runs the tests.
@@ -79,6 +82,7 @@ const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
         lpa2: true,
         debians_qemu: false,
         initrd: initramfs::guest,
+        symbols: &[],
         run,
         debugger: None,
         tools: None,
@@ -148,6 +152,8 @@ pub const CASES: &[Case] = &[
     small("file_size_limit", ends::file_size_limit),
     small("too_many_clients", ends::too_many_clients),
     small("library_in_a_process", library::in_a_process),
+    small("program_debugs_a_guest", program::small),
+    Case { symbols: program::SYMBOLS, ..linux("program_debugs_debian", &["6.12"], program::debian) },
     small("kicks_under_load", kicks::under_load),
     small("bad_options", bad_input::options),
     small("bad_kernels", bad_input::kernels),

@@ -538,15 +538,7 @@ pub fn engine(data: &[u8]) {
         let kind = [Kind::Software, Kind::Hardware, Kind::Write, Kind::Access][usize::from(byte & 3)];
         let (address, space) = (GuestVirt(0x1000 + (word(at) & !3)), Space::Physical);
         let place = engine.place(kind, cpu.memory(), &space, address, || Some(0x3200));
-        let breakpoint = Breakpoint {
-            kind,
-            address,
-            length: 4,
-            place,
-            conditions: Vec::new(),
-            commands: Vec::new(),
-            hits: 0,
-        };
+        let breakpoint = Breakpoint::new(kind, address, 4, place);
         let mut requests = engine.requests();
         if let Ok(change) = requests.table.replace(cpu.memory(), breakpoint) {
             let fits = engine.make_room(&mut requests, cpu.memory(), &space);

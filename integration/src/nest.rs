@@ -7,6 +7,7 @@
 use crate::artifacts::{self, Kernel};
 use crate::cases::Case;
 use crate::debugger;
+use crate::guests;
 use crate::initramfs::{self, Initramfs};
 use crate::port;
 use crate::report::{Report, Verdict};
@@ -305,11 +306,23 @@ pub fn prepare_case(isa: Isa, case: &Case) -> io::Result<Nest> {
     for series in case.kernels {
         nest.copy(&format!("files/{series}"), &Kernel::new(isa, series).image())?;
     }
+    if !case.symbols.is_empty() {
+        nest.file("files/symbols", symbols(isa, case)?.as_bytes())?;
+    }
     nest.cmdline(&format!("case={} slowness={SLOWNESS}", case.name));
     if let Ok(seed) = std::env::var("VMM_TEST_SOAK") {
         nest.cmdline(&format!("soak={seed}"));
     }
     Ok(nest)
+}
+
+/// The places of the kernel's symbols that a case asks for, a line each: name, address, size.
+fn symbols(isa: Isa, case: &Case) -> io::Result<String> {
+    let series = case.kernels.first().copied().unwrap_or_default();
+    let vmlinux = fs::File::open(Kernel::new(isa, series).vmlinux())?;
+    let found = guests::symbols_of(vmlinux, case.symbols)
+        .ok_or_else(|| io::Error::other("vmlinux has no symbols"))?;
+    Ok(found.into_iter().map(|(name, address, size)| format!("{name} {address:#x} {size}\n")).collect())
 }
 
 /// Runs a case on this machine and shows what it prints beside its report.
@@ -332,6 +345,9 @@ pub fn run_here(case: &Case, folder: &Path) -> io::Result<Report> {
     let isa = kvm::HOST_ISA;
     let work = folder.join("work");
     fs::create_dir_all(&work)?;
+    if !case.symbols.is_empty() {
+        fs::write(folder.join("symbols"), symbols(isa, case)?)?;
+    }
     let mut command = Command::new(artifacts::program(isa, "case"));
     command
         .arg(case.name)

@@ -34,7 +34,7 @@ pub enum Error {
     #[error("--dump-on: {0}")]
     Dump(#[from] WriteError),
     /// The address that a debugger would connect to.
-    #[error("cannot listen at --gdb {address}: {source}")]
+    #[error("cannot listen at --gdb {address}: {source}{}", listen_hint(source))]
     Listen {
         /// The address.
         address: String,
@@ -64,6 +64,16 @@ fn option(error: &KvmError) -> &'static str {
     match error {
         KvmError::TooManyVcpus { .. } => "--cpus: ",
         KvmError::TooMuchMemory { .. } => "--memory: ",
+        _ => "",
+    }
+}
+
+/// What helps where nobody can listen.
+fn listen_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            " (another guest's gdb server? port 0 takes one that is free, and says which)"
+        }
         _ => "",
     }
 }

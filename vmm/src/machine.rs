@@ -9,7 +9,7 @@
 //! | time, which stands still while it is held | `guest_clock` |
 //! | vCPUs, each on a thread (to which others leave things to do in its `mailbox`) | [`vcpus`] |
 //! | exits, which are served on those threads | `serve`, with what is in `services` |
-//! | debugger, who comes and goes | [`debugger`] |
+//! | debugger, who comes and goes | [`debugger`]; a program that is one: `guest::debugged` |
 //! | dumps | [`dumper`] |
 
 pub mod config;
@@ -27,5 +27,5 @@ mod services;
 pub mod vcpus;
 
 pub use config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
-pub use guest::Guest;
+pub use guest::{Debugged, Guest};
 pub use vcpus::Hold;

@@ -147,6 +147,14 @@ impl Paging {
         self.is_on
     }
 
+    /// The top-level table of the half that an address is in, as `TTBRn_EL1` says it: without the process's number
+    /// (`ASID`) and `CnP` beside it.
+    pub fn table(&self, address: GuestVirt) -> GuestPhys {
+        const TABLE: u64 = 0x0000_ffff_ffff_fffe;
+        let half = if address.0 >> 55 & 1 != 0 { &self.high } else { &self.low };
+        GuestPhys(half.ttbr & TABLE)
+    }
+
     /// The mode and the roots in words.
     pub fn describe(&self) -> String {
         if !self.is_on {

@@ -93,6 +93,11 @@ impl Paging {
         self.mode
     }
 
+    /// The top-level table. `CR3` has flags and the process's number (`PCID`) beside it.
+    pub fn table(&self) -> GuestPhys {
+        GuestPhys(self.cr3 & ADDRESS)
+    }
+
     /// The mode and the root in words.
     pub fn describe(&self) -> String {
         let mode = match self.mode {

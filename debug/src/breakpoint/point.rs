@@ -1,5 +1,6 @@
 //! One breakpoint: what was asked for, and how it is noticed.
 
+use super::condition::Condition;
 use crate::abilities::Access;
 use crate::expression::Expression;
 use arch::{GuestPhys, GuestVirt};
@@ -54,10 +55,6 @@ impl Kind {
     }
 }
 
-/// What a breakpoint is told by. None is given twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Id(pub(super) u64);
-
 /// How a breakpoint is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -75,6 +72,18 @@ pub enum Place {
         /// Its address.
         vector: Option<u64>,
     },
+    /// Not at all: it is switched off.
+    Off,
+}
+
+/// Whom a breakpoint is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// Whoever debugs has asked for it.
+    #[default]
+    Asked,
+    /// A step runs to it: nobody is shown it, and it is gone when the step is.
+    Step,
 }
 
 /// One breakpoint.
@@ -89,11 +98,27 @@ pub struct Breakpoint {
     /// How it is noticed.
     pub place: Place,
     /// It stops only if one of these is not zero, or if there are none.
-    pub conditions: Vec<Expression>,
+    pub conditions: Vec<Condition>,
     /// What is done at a hit instead of stopping (`dprintf`).
     pub commands: Vec<Expression>,
     /// How often it was hit, false conditions included.
     pub hits: u64,
+    /// Whom it is for.
+    pub purpose: Purpose,
+}
+
+impl Breakpoint {
+    /// One that stops always, and has not been hit.
+    pub fn new(kind: Kind, address: GuestVirt, length: u64, place: Place) -> Breakpoint {
+        let (conditions, commands, purpose) = (Vec::new(), Vec::new(), Purpose::Asked);
+        Breakpoint { kind, address, length, place, conditions, commands, hits: 0, purpose }
+    }
+
+    /// Whether somebody has asked for this: kind, address and, of a watchpoint, length.
+    pub fn is_asked_for(&self, kind: Kind, address: GuestVirt, length: u64) -> bool {
+        let same_length = kind.access().is_none() || self.length == length;
+        self.purpose == Purpose::Asked && self.kind == kind && self.address == address && same_length
+    }
 }
 
 /// Why a breakpoint that could be planted is on a debug register while there is one.

@@ -3,7 +3,8 @@
 mod planted;
 mod wants;
 
-use super::point::{Breakpoint, Id, Kind, Place};
+use super::id::Id;
+use super::point::{Breakpoint, Kind, Place, Purpose};
 use crate::ram::Memory;
 use arch::{GuestPhys, GuestVirt, Isa};
 use planted::Planted;
@@ -12,9 +13,6 @@ use std::collections::BTreeMap;
 /// Why a breakpoint cannot be inserted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InsertError {
-    /// The same one is there already.
-    #[error("there is one already")]
-    Duplicate,
     /// Its memory cannot be written.
     #[error("{0} is not in RAM")]
     NotRam(GuestPhys),
@@ -42,7 +40,7 @@ impl Table {
         Table { isa, breakpoints: BTreeMap::new(), next: 0, planted: BTreeMap::new(), former: Vec::new() }
     }
 
-    /// All breakpoints, in the order they were inserted.
+    /// All breakpoints, those of steps too, in the order they were inserted.
     pub fn iter(&self) -> impl Iterator<Item = &Breakpoint> {
         self.breakpoints.values()
     }
@@ -62,12 +60,10 @@ impl Table {
         !self.planted.is_empty()
     }
 
-    fn find(&self, kind: Kind, address: GuestVirt, length: u64) -> Option<Id> {
-        let is_it = |breakpoint: &Breakpoint| {
-            let same_length = kind.access().is_none() || breakpoint.length == length;
-            breakpoint.kind == kind && breakpoint.address == address && same_length
-        };
-        self.breakpoints.iter().find(|(_, breakpoint)| is_it(breakpoint)).map(|(id, _)| *id)
+    /// The first breakpoint that was asked for like this.
+    pub fn find(&self, kind: Kind, address: GuestVirt, length: u64) -> Option<Id> {
+        let mut all = self.breakpoints.iter();
+        all.find(|(_, breakpoint)| breakpoint.is_asked_for(kind, address, length)).map(|(id, _)| *id)
     }
 
     /// Whether such a breakpoint is there.
@@ -75,14 +71,11 @@ impl Table {
         self.find(kind, address, length).is_some()
     }
 
-    /// Inserts a breakpoint. [`Place::Planted`] writes the instruction.
+    /// Inserts a breakpoint, beside those that are the same. [`Place::Planted`] writes the instruction.
     ///
     /// # Errors
     /// [`InsertError`].
     pub fn insert(&mut self, memory: &dyn Memory, breakpoint: Breakpoint) -> Result<Id, InsertError> {
-        if self.find(breakpoint.kind, breakpoint.address, breakpoint.length).is_some() {
-            return Err(InsertError::Duplicate);
-        }
         let id = Id(self.next);
         self.insert_as(memory, id, breakpoint)?;
         self.next += 1;
@@ -97,23 +90,39 @@ impl Table {
         Ok(())
     }
 
-    /// Puts a breakpoint in the place of the one that is the same but for what it does, if there is
-    /// one, under that one's id and with its hits; else inserts it. What was replaced is for
-    /// [`Self::settle_change`], one way or the other: until then its instruction stays planted.
+    /// Puts a breakpoint in the place of the one with this id, or back under the id that it has had, or in as a
+    /// new one. What was replaced is for [`Self::settle_change`], one way or the other: until then its instruction
+    /// stays planted.
+    ///
+    /// # Errors
+    /// [`InsertError`]; then nothing has changed.
+    pub fn put(
+        &mut self,
+        memory: &dyn Memory,
+        id: Option<Id>,
+        breakpoint: Breakpoint,
+    ) -> Result<Change, InsertError> {
+        let Some(id) = id else {
+            return self.insert(memory, breakpoint).map(|id| Change { id, before: None });
+        };
+        let before = self.breakpoints.get(&id).cloned();
+        self.insert_as(memory, id, breakpoint)?;
+        Ok(Change { id, before })
+    }
+
+    /// Puts a breakpoint in the place of the one that was asked for alike, if there is one, with its hits; else
+    /// inserts it. As [`Self::put`].
     ///
     /// # Errors
     /// [`InsertError`]; then nothing has changed.
     pub fn replace(&mut self, memory: &dyn Memory, breakpoint: Breakpoint) -> Result<Change, InsertError> {
-        let Some(id) = self.find(breakpoint.kind, breakpoint.address, breakpoint.length) else {
-            return self.insert(memory, breakpoint).map(|id| Change { id, before: None });
-        };
-        let before = self.breakpoints.get(&id).cloned();
-        let hits = before.as_ref().map_or(0, |before| before.hits);
-        self.insert_as(memory, id, Breakpoint { hits, ..breakpoint })?;
-        Ok(Change { id, before })
+        let Breakpoint { kind, address, length, .. } = breakpoint;
+        let id = self.find(kind, address, length);
+        let hits = id.and_then(|id| self.get(id)).map_or(breakpoint.hits, |before| before.hits);
+        self.put(memory, id, Breakpoint { hits, ..breakpoint })
     }
 
-    /// Makes an end of [`Self::replace`]: what was replaced goes, or with `undo` it comes back as it
+    /// Makes an end of [`Self::put`]: what was replaced goes, or with `undo` it comes back as it
     /// was, and what replaced it goes.
     pub fn settle_change(&mut self, memory: &dyn Memory, change: Change, undo: bool) {
         let Change { id, before } = change;
@@ -127,12 +136,19 @@ impl Table {
         }
     }
 
-    /// Removes a breakpoint; whether it was there.
+    /// Removes the first breakpoint that was asked for like this; whether there was one.
     pub fn remove(&mut self, memory: &dyn Memory, kind: Kind, address: GuestVirt, length: u64) -> bool {
-        let found = self.find(kind, address, length).and_then(|id| self.breakpoints.remove(&id));
-        let Some(breakpoint) = found else { return false };
+        self.find(kind, address, length).is_some_and(|id| self.take_out(memory, id))
+    }
+
+    /// Removes a breakpoint; whether it was there.
+    pub fn take_out(&mut self, memory: &dyn Memory, id: Id) -> bool {
+        let Some(breakpoint) = self.breakpoints.remove(&id) else { return false };
         if let Place::Planted(place) = breakpoint.place {
             self.uproot(memory, place);
+        }
+        if breakpoint.purpose == Purpose::Step {
+            return true;
         }
         if self.former.len() == MOST_FORMER {
             self.former.remove(0);
@@ -148,18 +164,17 @@ impl Table {
 
     /// The hits that a breakpoint had when it was removed; it is not a former one any more.
     pub fn former_hits(&mut self, kind: Kind, address: GuestVirt, length: u64) -> u64 {
-        let found = self
-            .former
-            .iter()
-            .position(|former| former.kind == kind && former.address == address && former.length == length);
+        let mut former = self.former.iter();
+        let found = former.position(|it| it.is_asked_for(kind, address, length) && it.length == length);
         found.map_or(0, |index| self.former.remove(index).hits)
     }
 
     /// Takes all breakpoints out without touching memory: it is another one by now. They are former ones then.
-    pub fn uprooted(&mut self) -> Vec<Breakpoint> {
+    pub fn uprooted(&mut self) -> Vec<(Id, Breakpoint)> {
         self.planted.clear();
-        let gone: Vec<Breakpoint> = std::mem::take(&mut self.breakpoints).into_values().collect();
-        self.former.extend(gone.iter().cloned());
+        let gone: Vec<(Id, Breakpoint)> = std::mem::take(&mut self.breakpoints).into_iter().collect();
+        let asked = gone.iter().filter(|(_, breakpoint)| breakpoint.purpose == Purpose::Asked);
+        self.former.extend(asked.map(|(_, breakpoint)| breakpoint.clone()));
         let excess = self.former.len().saturating_sub(MOST_FORMER.max(gone.len()));
         self.former.drain(..excess);
         gone
@@ -181,10 +196,17 @@ impl Table {
         self.breakpoints.get(&id)
     }
 
-    /// Counts a hit.
-    pub fn count(&mut self, id: Id) {
+    /// Counts a hit of a breakpoint, if it is there.
+    pub fn count(&mut self, id: Id) -> Option<&Breakpoint> {
+        let breakpoint = self.breakpoints.get_mut(&id)?;
+        breakpoint.hits += 1;
+        Some(breakpoint)
+    }
+
+    /// Sets how often a breakpoint has been hit.
+    pub fn set_hits(&mut self, id: Id, hits: u64) {
         if let Some(breakpoint) = self.breakpoints.get_mut(&id) {
-            breakpoint.hits += 1;
+            breakpoint.hits = hits;
         }
     }
 }
@@ -195,6 +217,13 @@ impl Table {
 pub struct Change {
     id: Id,
     before: Option<Breakpoint>,
+}
+
+impl Change {
+    /// The breakpoint.
+    pub fn id(&self) -> Id {
+        self.id
+    }
 }
 
 #[cfg(test)]

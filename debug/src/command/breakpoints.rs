@@ -1,7 +1,7 @@
 //! `breakpoints`: how each is noticed, and how often it was hit.
 
 use super::operator::Operator;
-use crate::breakpoint::{Breakpoint, Kind, NOT_MAPPED, NOT_RAM, Place};
+use crate::breakpoint::{Breakpoint, Kind, NOT_MAPPED, NOT_RAM, Place, Purpose};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
 use crate::view::View;
 use std::fmt;
@@ -44,7 +44,8 @@ impl Points {
         // Reasons are those of now, which the engine knows under the same lock.
         let (inserted, former): (Vec<(Breakpoint, bool)>, Vec<Breakpoint>) = {
             let requests = view.engine.requests();
-            let inserted = requests.table.entries().map(|(id, it)| (it.clone(), requests.is_guarded(id)));
+            let asked = requests.table.entries().filter(|(_, it)| it.purpose == Purpose::Asked);
+            let inserted = asked.map(|(id, it)| (it.clone(), requests.is_guarded(id)));
             (inserted.collect(), requests.table.former().cloned().collect())
         };
         let inserted = inserted.iter().map(|(it, is_guarded)| point(view, it, *is_guarded, true));
@@ -73,6 +74,7 @@ fn place(view: &View<'_>, breakpoint: &Breakpoint, is_guarded: bool) -> String {
         ),
         Place::Planted(place) => format!("instruction planted at {place:#x}"),
         Place::Register => "debug register".into(),
+        Place::Off => "switched off".into(),
         // What it waited for may have come.
         Place::Fallback(NOT_MAPPED | NOT_RAM) => match view.place(breakpoint.kind, breakpoint.address) {
             Place::Fallback(why) => format!("debug register, because {why}"),
@@ -98,7 +100,11 @@ impl fmt::Display for Points {
         for (kind, address, why) in &self.refused {
             writeln!(f, "{} at {address:#x}: refused, because {why}", kind.name())?;
         }
-        if self.taken.is_empty() && self.refused.is_empty() { writeln!(f, "there is none") } else { Ok(()) }
+        if self.taken.is_empty() && self.refused.is_empty() {
+            writeln!(f, "there is none (gdb inserts its breakpoints when it resumes the guest)")
+        } else {
+            Ok(())
+        }
     }
 }
 

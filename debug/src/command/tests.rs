@@ -419,13 +419,8 @@ fn names_are_found_by_their_beginning_and_mistakes_are_helped_with() {
 fn how_breakpoints_are_noticed() {
     let mut desk = mapped();
     let point = |kind, address, length, place| Breakpoint {
-        kind,
-        address: GuestVirt(address),
-        length,
-        place,
-        conditions: Vec::new(),
-        commands: Vec::new(),
         hits: 3,
+        ..Breakpoint::new(kind, GuestVirt(address), length, place)
     };
     {
         let mut requests = desk.engine.requests();

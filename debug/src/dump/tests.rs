@@ -496,7 +496,7 @@ fn pages_that_are_not_there_are_no_zeros() {
     let core = Core::new(contents, false).unwrap();
     let engine = crate::engine::Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
     let mut session = crate::gdb::session::Session::new(core, Arc::new(engine));
-    session.is_physical = true;
+    session.debuggee.is_physical = true;
     for (features, answer) in
         [("", "$E0e#"), ("error-message+", "$E.0x1000: the page was left out of the dump, by")]
     {
@@ -507,6 +507,33 @@ fn pages_that_are_not_there_are_no_zeros() {
         let said = String::from_utf8_lossy(&said).into_owned();
         assert!(said.contains(answer), "{said}");
     }
+}
+
+/// A program looks at a dump by the same contexts as at a live guest.
+#[test]
+fn a_dump_for_a_program() {
+    use crate::context::{Address, Debuggee, Missing, Mode, ResumeError, State, Unable};
+    // The second page was left out.
+    let mut file = kdump_of("x86_64", &[Some(&[7; 4096]), None, Some(&[8; 4096])], 0);
+    file[4096 + 8] = 31;
+    let core = Core::new(open(Arc::new(file)).unwrap(), false).unwrap();
+    let engine = crate::engine::Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
+    let mut guest = Debuggee::new(core, Arc::new(engine));
+    guest.attach();
+    let (root, mut bytes) = (guest.root(), [0; 16]);
+    assert!(matches!(guest.state(root), Ok(State::Stopped(_))));
+    for mode in [Mode::Run, Mode::StepInto, Mode::StepOut, Mode::UntilActive] {
+        assert_eq!(guest.can(root, mode.clone()), Err(Unable::NeverRuns));
+        let refused = guest.resume(root, mode.backwards());
+        assert!(matches!(refused, Err(ResumeError::Unable(Unable::NeverRuns))), "{refused:?}");
+    }
+    let end = guest.read(root, Address::physical(0xffa), &mut bytes).unwrap_err();
+    assert_eq!((end.good, &bytes[..6], end.address), (6, &[7; 6][..], Address::physical(0x1000)));
+    assert!(matches!(end.missing, Missing::Absent(Absence::LeftOut(_))), "{end}");
+    let end = guest.write(root, Address::physical(0), &bytes).unwrap_err();
+    assert!(end.good == 0 && matches!(end.missing, Missing::ReadOnly(_)), "{end}");
+    let end = guest.read(root, Address::port(0), &mut bytes).unwrap_err();
+    assert_eq!(end.missing, Missing::Unable(Unable::NoPorts));
 }
 
 #[test]

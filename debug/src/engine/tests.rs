@@ -25,13 +25,8 @@ fn planted(isa: Isa, script: &[(Stepped, Option<u64>)]) -> (Engine, Scripted, Tr
     let engine = Engine::new(isa, host(), 1);
     let is_false = Expression::new(vec![0x22, 0, 0x27]).unwrap();
     let breakpoint = Breakpoint {
-        kind: Kind::Software,
-        address: GuestVirt(PLACE),
-        length: 4,
-        place: Place::Planted(GuestPhys(PLACE)),
-        conditions: vec![is_false],
-        commands: Vec::new(),
-        hits: 0,
+        conditions: vec![is_false.into()],
+        ..Breakpoint::new(Kind::Software, GuestVirt(PLACE), 4, Place::Planted(GuestPhys(PLACE)))
     };
     {
         let mut requests = engine.requests();
@@ -135,15 +130,8 @@ fn at_vector(esr: u64, elr: u64) -> (Engine, Scripted, Trap) {
     cpu.vcpu.set_rows(&[(row("cpsr"), 0x3c5)]).unwrap();
     cpu.vcpu.set_pc(VECTOR);
     let engine = Engine::new(Isa::Aarch64, host(), 1);
-    let breakpoint = Breakpoint {
-        kind: Kind::Software,
-        address: GuestVirt(PLACE),
-        length: 4,
-        place: Place::NotExecutable { vector: Some(VECTOR) },
-        conditions: Vec::new(),
-        commands: Vec::new(),
-        hits: 0,
-    };
+    let place = Place::NotExecutable { vector: Some(VECTOR) };
+    let breakpoint = Breakpoint::new(Kind::Software, GuestVirt(PLACE), 4, place);
     {
         let mut requests = engine.requests();
         requests.table.insert(cpu.memory(), breakpoint).unwrap();
@@ -191,9 +179,7 @@ fn a_breakpoint_on_a_page_that_cannot_be_executed_is_on_registers_until_it_can()
     let address = GuestVirt(0x40_0010);
     let place = engine.place(Kind::Software, cpu.memory(), &space, address, || None);
     assert_eq!(place, Place::NotExecutable { vector: None });
-    let (conditions, commands) = (Vec::new(), Vec::new());
-    let breakpoint =
-        Breakpoint { kind: Kind::Software, address, length: 1, place, conditions, commands, hits: 0 };
+    let breakpoint = Breakpoint::new(Kind::Software, address, 1, place);
     {
         let mut requests = engine.requests();
         requests.table.insert(cpu.memory(), breakpoint).unwrap();
@@ -231,9 +217,7 @@ fn what_serves_the_guest_leaves_breakpoints_where_their_page_is() {
     assert_eq!(engine.write_for_guest(memory, PLACE, &[0x90]), 1);
     let address = GuestVirt(0x40_0010);
     let place = engine.place(Kind::Software, memory, &space, address, || None);
-    let (conditions, commands) = (Vec::new(), Vec::new());
-    let breakpoint =
-        Breakpoint { kind: Kind::Software, address, length: 1, place, conditions, commands, hits: 0 };
+    let breakpoint = Breakpoint::new(Kind::Software, address, 1, place);
     engine.requests().table.insert(memory, breakpoint).unwrap();
     assert_eq!((seen(), there()), (0x90, 0xcc));
     assert_eq!(engine.write_for_guest(memory, PLACE, &[0x91]), 1);

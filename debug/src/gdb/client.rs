@@ -166,7 +166,7 @@ impl<M: Machine> Client<M> {
         // The token stays with the session, and must not keep the connection open.
         let (input, is_over) = (Arc::downgrade(&self.input), Arc::clone(&self.is_over));
         let wants_no_more = move || input.upgrade().is_none_or(|input| lock(&input).wants_no_more());
-        session.set_cancel(&Cancel::new(move || is_over() || wants_no_more()));
+        session.debuggee.set_cancel(&Cancel::new(move || is_over() || wants_no_more()));
     }
 
     /// Serves what there is.
@@ -236,12 +236,12 @@ impl<M: Machine> Client<M> {
             Some(Item::Packet(data)) => front::takes(session, self.is_running, data),
             _ => None,
         };
-        extent.is_some_and(|extent| session.machine.prepare(extent).is_pending())
+        extent.is_some_and(|extent| session.debuggee.machine.prepare(extent).is_pending())
     }
 
     /// Ends the answer to a packet by what has become of what it has written, or withholds it until that is known.
     fn end_answer(&mut self, session: &mut Session<M>, answered: Withheld) {
-        let refused = match session.machine.written() {
+        let refused = match session.debuggee.machine.written() {
             Poll::Pending => return self.withheld = Some(answered),
             Poll::Ready(Ok(())) => return,
             Poll::Ready(Err(refused)) => refused,
@@ -306,7 +306,7 @@ impl<M: Machine> Client<M> {
         }
         let from = self.out.len();
         let result = self.answer_in_time(session, data);
-        if session.machine.is_asking() {
+        if session.debuggee.machine.is_asking() {
             self.end_answer(session, Withheld { packet: data.to_vec(), from });
         }
         result
@@ -321,7 +321,7 @@ impl<M: Machine> Client<M> {
         lock(&self.input).begin_long((session.client == session::Client::Gdb) && self.out.is_empty());
         let result = self.answer(session, data);
         lock(&self.input).end_long();
-        if session.cancel.is_cancelled() {
+        if session.debuggee.cancel.is_cancelled() {
             self.arm(session);
         }
         result
@@ -336,7 +336,7 @@ impl<M: Machine> Client<M> {
         if !self.is_running {
             return Ok(());
         }
-        if session.has_stopped() && session.machine.prepare(Extent::Near).is_pending() {
+        if session.has_stopped() && session.debuggee.machine.prepare(Extent::Near).is_pending() {
             return Ok(());
         }
         let stop = session.next_stop();
@@ -355,7 +355,7 @@ impl<M: Machine> Client<M> {
     /// Tells what `dprintf` has printed, as far as it is read.
     fn tell_output(&mut self, session: &mut Session<M>) {
         while self.wants_input() {
-            let text = session.engine.requests().take_output(MOST_WAITING / 4);
+            let text = session.debuggee.engine.requests().take_output(MOST_WAITING / 4);
             let Some(text) = text else { break };
             self.send(&console(&text));
         }
@@ -363,7 +363,7 @@ impl<M: Machine> Client<M> {
 
     fn report(&mut self, session: &mut Session<M>, stop: &Stop) -> Result<(), Goodbye> {
         self.tell_output(session);
-        if let Some(words) = stop.words() {
+        if let Some(words) = session::words(stop) {
             self.send(&console(&words));
         }
         if let Stop::Vcpu(vcpu, _) = stop

@@ -151,8 +151,8 @@ fn serve_attached<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
     match data.first() {
         // gdb has words of its own for a breakpoint that is refused, which are wrong here; it inserts
         // them when it resumes, and that is answered in words.
-        Some(b'Z' | b'z') if !session.machine.can_run() => ok(),
-        Some(b'P' | b'G') => match session.machine.read_only() {
+        Some(b'Z' | b'z') if !session.debuggee.machine.can_run() => ok(),
+        Some(b'P' | b'G') => match session.debuggee.machine.read_only() {
             Some(why) => Answer::Reply(format!("E.{why}").into_bytes()),
             None => Answer::PassOn,
         },
@@ -163,7 +163,9 @@ fn serve_attached<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         Some(b'X') => write_memory(session, &data[1..]),
         Some(b'?') if data.len() == 1 => Answer::Reply(stop_reply(session).into_bytes()),
         Some(b'H') => choose(session, &data[1..]).unwrap_or_else(Answer::from),
-        Some(b'T') => Thread::parse(&data[1..], session.machine.vcpus()).map_or_else(Answer::from, |_| ok()),
+        Some(b'T') => {
+            Thread::parse(&data[1..], session.debuggee.machine.vcpus()).map_or_else(Answer::from, |_| ok())
+        }
         Some(b'c' | b's' | b'C' | b'S') => go_on(session, data).unwrap_or_else(Answer::from),
         _ if is_detach(data) && means_guest(session, data) => Answer::Detach(b"OK".to_vec()),
         _ if is_detach(data) => error(errno::ESRCH),
@@ -180,9 +182,10 @@ fn serve_attached<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
 /// Serves `q` and `Q`.
 fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
     match data {
-        b"qC" => Answer::Reply(format!("QC{}", session.thread_id(session.current)).into_bytes()),
+        b"qC" => Answer::Reply(format!("QC{}", session.thread_id(session.debuggee.current)).into_bytes()),
         b"qfThreadInfo" => {
-            let ids: Vec<String> = (0..session.machine.vcpus()).map(|vcpu| session.thread_id(vcpu)).collect();
+            let ids: Vec<String> =
+                (0..session.debuggee.machine.vcpus()).map(|vcpu| session.thread_id(vcpu)).collect();
             Answer::Reply(format!("m{}", ids.join(",")).into_bytes())
         }
         b"qsThreadInfo" => Answer::Reply(b"l".to_vec()),
@@ -235,5 +238,5 @@ fn query_about<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
 
 /// The stop as it was: what the debugger is told when it comes.
 fn stop_reply<M: Machine>(session: &Session<M>) -> String {
-    format!("T05thread:{};", session.thread_id(session.current))
+    format!("T05thread:{};", session.thread_id(session.debuggee.current))
 }

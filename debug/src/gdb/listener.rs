@@ -35,7 +35,11 @@ impl Address {
         }
         let wrong = || format!("'{text}' is not an address: write :1234, 127.0.0.1:1234 or unix:PATH");
         if let Some(port) = text.strip_prefix(':') {
-            let port = port.parse().map_err(|_| wrong())?;
+            let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+            let port = port.parse().map_err(|_| match is_number {
+                true => format!("there is no port {port}: they end at 65535"),
+                false => wrong(),
+            })?;
             return Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
         }
         text.to_socket_addrs().ok().and_then(|mut found| found.next()).map(Address::Tcp).ok_or_else(wrong)

@@ -34,7 +34,7 @@ impl<M: Machine> Operator for Session<M> {
     }
 
     fn machine(&mut self) -> &mut dyn Machine {
-        &mut self.machine
+        &mut self.debuggee.machine
     }
 
     fn prefix(&self) -> &'static str {
@@ -56,7 +56,7 @@ impl<M: Machine> Operator for Session<M> {
     }
 
     fn refused(&self) -> Vec<(Kind, u64, String)> {
-        Session::refused(self).map(|((kind, address, _), why)| (*kind, *address, why.to_string())).collect()
+        self.debuggee.refused().map(|((kind, address, _), why)| (*kind, *address, why.to_string())).collect()
     }
 
     fn restart(&mut self) -> Result<String, TargetError> {
@@ -71,8 +71,8 @@ impl<M: Machine> Operator for Session<M> {
     }
 
     fn end(&mut self) -> Result<&'static str, TargetError> {
-        if self.machine.can_run() {
-            self.machine.control(Control::Quit)?;
+        if self.debuggee.machine.can_run() {
+            self.debuggee.machine.control(Control::Quit)?;
             return Ok("the guest ends");
         }
         self.is_done = true;
@@ -109,9 +109,10 @@ fn own<M: Machine>() -> [Offer<Session<M>>; 4] {
 }
 
 fn physical<M: Machine>(session: &mut Session<M>, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
-    session.is_physical = arguments.switch()?.unwrap_or(session.is_physical);
-    let kind = if session.is_physical { "physical" } else { "virtual" };
-    Ok(Said::new(format!("addresses are guest-{kind}"), json!({ "physical": session.is_physical })).reply())
+    session.debuggee.is_physical = arguments.switch()?.unwrap_or(session.debuggee.is_physical);
+    let kind = if session.debuggee.is_physical { "physical" } else { "virtual" };
+    Ok(Said::new(format!("addresses are guest-{kind}"), json!({ "physical": session.debuggee.is_physical }))
+        .reply())
 }
 
 fn description<M: Machine>(session: &mut Session<M>, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
@@ -134,7 +135,7 @@ fn step_interrupts<M: Machine>(
     arguments: &Arguments<'_>,
 ) -> Result<Reply, Refusal> {
     let wanted = arguments.switch()?;
-    let mut requests = session.engine.requests();
+    let mut requests = session.debuggee.engine.requests();
     requests.step_interrupts = wanted.unwrap_or(requests.step_interrupts);
     let how = if requests.step_interrupts { "may fall" } else { "do not fall" };
     let json = json!({ "step_interrupts": requests.step_interrupts });
@@ -208,8 +209,8 @@ mod tests {
             text.ends_with("\n16 of 32 bytes, up to 0x100000: there is no memory at 0x100000\n"),
             "{text}"
         );
-        session.is_physical = true;
-        session.current = 1;
+        session.debuggee.is_physical = true;
+        session.debuggee.current = 1;
         assert!(run(&mut session, "regs").starts_with("vCPU 1 at 0x0"));
         assert_eq!(run(&mut session, "quit"), "the guest ends\n");
     }

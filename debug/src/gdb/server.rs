@@ -207,13 +207,14 @@ impl<M: Machine> Server<M> {
     /// When the system refuses to wait.
     pub fn turn(&mut self, most: Option<Duration>) -> io::Result<bool> {
         let found = self.wait(most)?;
-        self.session.machine.look();
+        self.session.debuggee.machine.look();
         if found.quit {
             // The guest's end may be told yet.
             if let Some(client) = &mut self.client {
                 client.tell_events(&mut self.session).ok();
                 client.flush().ok();
             }
+            self.end_killed();
             return Ok(false);
         }
         if let Some(deferred) = self.deferred.take() {
@@ -269,7 +270,7 @@ impl<M: Machine> Server<M> {
             Deferred::LetGo(Goodbye::Lost(_)) => is_debugged && self.service.on_lost != OnLost::Quit,
             Deferred::LetGo(Goodbye::Detach) | Deferred::Release | Deferred::Leave => is_debugged,
         };
-        if takes_stillness && self.session.machine.prepare(Extent::Whole).is_pending() {
+        if takes_stillness && self.session.debuggee.machine.prepare(Extent::Whole).is_pending() {
             self.deferred = Some(what);
             return true;
         }
@@ -287,6 +288,7 @@ impl<M: Machine> Server<M> {
                 if self.session.process == Process::Attached {
                     self.session.detach();
                 }
+                self.end_killed();
                 false
             }
         }
@@ -298,14 +300,14 @@ impl<M: Machine> Server<M> {
         // something.
         let has_let_go = self.session.process != Process::Attached;
         let is_served = self.client.as_ref().is_some_and(|client| !client.is_running());
-        let wants_events = has_let_go || !is_served || self.session.machine.is_asking();
+        let wants_events = has_let_go || !is_served || self.session.debuggee.machine.is_asking();
         let when = |wanted: bool, flags| if wanted { flags } else { PollFlags::empty() };
         let is_free = self.deferred.is_none();
         let is_open = self.door.pause.left(Instant::now()).is_none();
         let mut interests = vec![
             (self.service.quit.as_fd(), PollFlags::POLLIN),
             (self.listener.as_fd(), when(is_open, PollFlags::POLLIN)),
-            (self.session.machine.event_fd(), when(wants_events, PollFlags::POLLIN)),
+            (self.session.debuggee.machine.event_fd(), when(wants_events, PollFlags::POLLIN)),
         ];
         let release = self.service.release.iter();
         interests.extend(release.map(|release| (release.as_fd(), when(is_free, PollFlags::POLLIN))));
@@ -320,7 +322,7 @@ impl<M: Machine> Server<M> {
 
     /// How long until there is something to do though nothing has happened.
     pub fn timeout(&mut self) -> Option<Duration> {
-        let settles = self.session.machine.settle();
+        let settles = self.session.debuggee.machine.settle();
         match &self.client {
             Some(client) if client.is_waiting() && self.deferred.is_none() => Some(Duration::ZERO),
             _ => [self.door.timeout(), self.door.pause.left(Instant::now()), settles]
@@ -415,6 +417,13 @@ impl<M: Machine> Server<M> {
         match goodbye {
             Ok(()) => true,
             Err(goodbye) => self.let_go(&goodbye),
+        }
+    }
+
+    /// The server ends: a guest that its debugger has ended does not begin again any more.
+    fn end_killed(&mut self) {
+        if self.session.process == Process::Killed {
+            self.session.kill();
         }
     }
 

@@ -1,29 +1,26 @@
-//! A debug session: what a debugger has asked for of one [`Machine`].
+//! A debug session: what gdb, or another debugger that speaks its protocol, knows and wants to know of a guest. What is
+//! done with the guest a [`Debuggee`] does.
 //!
 //! Threads are vCPUs; gdb's thread-ids are their numbers plus one.
 
 use super::description::{Believed, Described, RegisterSet};
-use crate::breakpoint::Kind;
-use crate::cancel::Cancel;
+use crate::context::Debuggee;
 use crate::engine::Engine;
-use crate::machine::{Action, Machine, StopReason};
+use crate::machine::Machine;
 use crate::view::View;
 use arch::Isa;
 use arch::register::RegisterFile;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 mod attach;
-mod breakpoints;
 mod run;
 mod stop;
 mod told;
 mod write;
 
-pub use breakpoints::InsertError;
-use breakpoints::Refused;
-pub use stop::Stop;
+pub use crate::context::{InsertError, Stop};
+pub use stop::words;
 pub use write::OVERLOADED;
 
 /// Debuggers that are told apart, where they read the protocol in different ways.
@@ -52,10 +49,8 @@ pub enum Process {
 /// A session with a machine.
 #[derive(Debug)]
 pub struct Session<M: Machine> {
-    /// The machine.
-    pub machine: M,
-    /// What judges its exits.
-    pub engine: Arc<Engine>,
+    /// The guest.
+    pub debuggee: Debuggee<M>,
     /// Registers that are described to the debugger.
     pub registers: RegisterSet,
     /// What the processor is described as to the debugger that attaches next, if somebody has said so.
@@ -64,12 +59,6 @@ pub struct Session<M: Machine> {
     pub believed: Believed,
     /// The debugger has been told that it was told of another processor than there is.
     is_told: bool,
-    /// The vCPU that memory is looked at through, and that stopped last.
-    pub current: u32,
-    /// Addresses are guest-physical.
-    pub is_physical: bool,
-    /// What commands that take long ask whether they are still wanted.
-    pub cancel: Cancel,
     /// The folder that dumps are written below.
     pub dump_folder: PathBuf,
     /// The vCPU that the debugger chose for `c` and `s`.
@@ -88,37 +77,21 @@ pub struct Session<M: Machine> {
     pub is_done: bool,
     /// It may write a program over the kernel that runs.
     pub allows_load: bool,
+    /// How often the guest had begun when that was looked at last.
+    beginnings: u64,
     /// Bytes that it has written to pages that can be executed, since the target ran last.
     code_written: u64,
-    /// What vCPUs were told to do last.
-    actions: Vec<Action>,
-    /// What it is to be told on its console.
-    words: String,
-    /// The guest is held for the debugger that comes next.
-    is_left: bool,
-    /// vCPUs that stand at a breakpoint whose hit has been reported, with its address.
-    reported: Vec<Option<u64>>,
-    /// Breakpoints that gdb has asked for and that are not there, and why: kind, address and length. gdb has words
-    /// of its own for that, which are wrong here; it inserts them when it resumes, and that is answered with these.
-    refused: BTreeMap<(Kind, u64, u64), Refused>,
-    /// Stops of further vCPUs that have not been reported yet.
-    pending: Vec<(u32, StopReason)>,
 }
 
 impl<M: Machine> Session<M> {
     /// A session with a machine that stands still.
     pub fn new(machine: M, engine: Arc<Engine>) -> Session<M> {
-        let vcpus = machine.vcpus() as usize;
         Session {
             registers: RegisterSet::new(&RegisterFile::new(machine.isa())),
             described: None,
             believed: Believed::default(),
             is_told: false,
-            machine,
-            engine,
-            current: 0,
-            is_physical: false,
-            cancel: Cancel::never(),
+            debuggee: Debuggee::new(machine, engine),
             dump_folder: PathBuf::from("."),
             chosen: None,
             client: Client::Unknown,
@@ -129,18 +102,13 @@ impl<M: Machine> Session<M> {
             is_done: false,
             allows_load: false,
             code_written: 0,
-            actions: Vec::new(),
-            words: String::new(),
-            is_left: false,
-            reported: vec![None; vcpus],
-            refused: BTreeMap::new(),
-            pending: Vec::new(),
+            beginnings: 0,
         }
     }
 
     /// The architecture.
     pub fn isa(&self) -> Isa {
-        self.machine.isa()
+        self.debuggee.isa()
     }
 
     /// A vCPU's thread-id, as the debugger wants it.
@@ -151,18 +119,6 @@ impl<M: Machine> Session<M> {
 
     /// The machine as the debugger sees it, through the current vCPU.
     pub fn view(&self) -> View<'_> {
-        View {
-            machine: &self.machine,
-            engine: &self.engine,
-            vcpu: self.current,
-            is_physical: self.is_physical,
-            cancel: &self.cancel,
-        }
-    }
-
-    /// Gives commands that take long, and the machine, what they ask whether they are still wanted.
-    pub fn set_cancel(&mut self, cancel: &Cancel) {
-        self.cancel = cancel.clone();
-        self.machine.set_cancel(cancel);
+        self.debuggee.view()
     }
 }

@@ -51,7 +51,7 @@ fn expedited<M: Machine>(session: &Session<M>, vcpu: u32) -> Vec<(usize, Vec<u8>
         Isa::X86_64 => ["rip", "rsp", "rbp"],
         Isa::Aarch64 => ["pc", "sp", "x29"],
     };
-    let Ok(file) = session.machine.registers(vcpu, &[Bank::General]) else { return Vec::new() };
+    let Ok(file) = session.debuggee.machine.registers(vcpu, &[Bank::General]) else { return Vec::new() };
     names
         .into_iter()
         .filter_map(|name| {

@@ -197,9 +197,9 @@ fn refuse<T>(code: u8) -> Result<T, StubError<TargetError>> {
 
 impl<M: Machine> MultiThreadBase for Asked<'_, M> {
     fn read_registers(&mut self, registers: &mut RegisterBytes, _: Tid) -> TargetResult<(), Self> {
-        let vcpu = self.0.current;
+        let vcpu = self.0.debuggee.current;
         let banks = [Bank::General, Bank::System];
-        let Ok(file) = self.0.machine.registers(vcpu, &banks) else { return refuse(errno::EIO) };
+        let Ok(file) = self.0.debuggee.machine.registers(vcpu, &banks) else { return refuse(errno::EIO) };
         registers.0.clear();
         for row in self.0.registers.general() {
             let size = self.0.registers.size(row);
@@ -212,7 +212,7 @@ impl<M: Machine> MultiThreadBase for Asked<'_, M> {
     }
 
     fn write_registers(&mut self, registers: &RegisterBytes, _: Tid) -> TargetResult<(), Self> {
-        let vcpu = self.0.current;
+        let vcpu = self.0.debuggee.current;
         let mut file = RegisterFile::new(self.0.isa());
         let bytes: Vec<u8> = registers.0.iter().map(|byte| byte.unwrap_or(0)).collect();
         let mut at = 0;
@@ -221,7 +221,7 @@ impl<M: Machine> MultiThreadBase for Asked<'_, M> {
             file.set_bytes(row, &whole(value, table(self.0.isa())[row].bytes()));
             at += value.len();
         }
-        self.0.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
+        self.0.debuggee.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
     }
 
     fn support_single_register_access(&mut self) -> Option<SingleRegisterAccessOps<'_, Tid, Self>> {
@@ -236,12 +236,12 @@ impl<M: Machine> MultiThreadBase for Asked<'_, M> {
     }
 
     fn write_addrs(&mut self, start: u64, data: &[u8], _: Tid) -> TargetResult<(), Self> {
-        let vcpu = self.0.current;
+        let vcpu = self.0.debuggee.current;
         if self.0.write(vcpu, start, data) { Ok(()) } else { refuse(errno::EFAULT) }
     }
 
     fn list_active_threads(&mut self, thread_is_active: &mut dyn FnMut(Tid)) -> Result<(), TargetError> {
-        let ids = 0..self.0.machine.vcpus() as usize;
+        let ids = 0..self.0.debuggee.machine.vcpus() as usize;
         ids.for_each(|vcpu| thread_is_active(Tid::MIN.saturating_add(vcpu)));
         Ok(())
     }
@@ -254,13 +254,13 @@ impl<M: Machine> SingleRegisterAccess<Tid> for Asked<'_, M> {
         register: RegisterNumber,
         buffer: &mut [u8],
     ) -> TargetResult<usize, Self> {
-        let vcpu = self.0.current;
+        let vcpu = self.0.debuggee.current;
         let row = register.0;
         if !self.0.registers.contains(row) {
             return refuse(errno::EINVAL);
         }
         let bank = table(self.0.isa())[row].bank();
-        let Ok(file) = self.0.machine.registers(vcpu, &[bank]) else { return refuse(errno::EIO) };
+        let Ok(file) = self.0.debuggee.machine.registers(vcpu, &[bank]) else { return refuse(errno::EIO) };
         let Some(mut bytes) = file.bytes(row) else { return refuse(errno::EIO) };
         bytes.truncate(self.0.registers.size(row));
         let Some(place) = buffer.get_mut(..bytes.len()) else { return refuse(errno::EINVAL) };
@@ -269,14 +269,14 @@ impl<M: Machine> SingleRegisterAccess<Tid> for Asked<'_, M> {
     }
 
     fn write_register(&mut self, _: Tid, register: RegisterNumber, value: &[u8]) -> TargetResult<(), Self> {
-        let vcpu = self.0.current;
+        let vcpu = self.0.debuggee.current;
         let row = register.0;
         if !self.0.registers.contains(row) || value.len() != self.0.registers.size(row) {
             return refuse(errno::EINVAL);
         }
         let mut file = RegisterFile::new(self.0.isa());
         file.set_bytes(row, &whole(value, table(self.0.isa())[row].bytes()));
-        self.0.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
+        self.0.debuggee.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
     }
 }
 

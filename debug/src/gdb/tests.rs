@@ -258,7 +258,7 @@ fn where_the_kernel_is_is_said_as_the_debugger_takes_it() {
     let replies_of = |packets: &[&str]| {
         let mut session = session(Isa::X86_64);
         let info = crate::linux::VmCoreInfo::parse(info.as_bytes());
-        session.machine.kernel = Some(crate::linux::Described { info, remarks: Vec::new() });
+        session.debuggee.machine.kernel = Some(crate::linux::Described { info, remarks: Vec::new() });
         let input: Vec<u8> = packets.iter().flat_map(|packet| frame(packet.as_bytes())).collect();
         replies(&converse(&mut session, &input).unwrap())
     };
@@ -317,7 +317,7 @@ fn a_breakpoint_that_was_refused_is_there_when_others_have_made_room() {
             let told = packets(&converse(&mut session, &input).unwrap());
             let words = told.iter().filter(|reply| reply.starts_with('O') && *reply != "OK").count();
             assert_eq!(words, 1, "{isa}: {told:?}");
-            assert_eq!(session.refused().count(), 0);
+            assert_eq!(session.debuggee.refused().count(), 0);
         }
     }
 }
@@ -328,7 +328,7 @@ fn a_guest_that_does_not_begin_again_is_what_it_was_to_its_debugger() {
         [("D;1", Process::Detached), ("vKill;1", Process::Killed), ("qC", Process::Attached)]
     {
         let mut session = session(Isa::X86_64);
-        session.machine.cannot_restart = true;
+        session.debuggee.machine.cannot_restart = true;
         let input: Vec<u8> =
             ["!", before, "vRun;", "?"].iter().flat_map(|packet| frame(packet.as_bytes())).collect();
         let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -493,9 +493,9 @@ fn with_kernel() -> Session<Still> {
     for (name, value) in [("cr0", 0x8000_0001), ("cr3", 0x1000), ("cr4", 0x20), ("efer", 0x500)] {
         file.set(name, value);
     }
-    session.machine.set_registers(0, &file).unwrap();
+    session.debuggee.machine.set_registers(0, &file).unwrap();
     for (at, value) in [(0x1ff8, 0x2003u64), (0x2ff0, 0x3003), (0x3040, 0x20_0083)] {
-        session.machine.memory().write(arch::GuestPhys(at), &value.to_le_bytes());
+        session.debuggee.machine.memory().write(arch::GuestPhys(at), &value.to_le_bytes());
     }
     session.attach();
     session
@@ -528,7 +528,7 @@ fn an_old_gdb_is_told_of_signed_addresses() {
         let mut session = session(Isa::Aarch64);
         let mut file = arch::register::RegisterFile::new(Isa::Aarch64);
         file.set("SCTLR_EL1", enabled << 31);
-        session.machine.set_registers(0, &file).unwrap();
+        session.debuggee.machine.set_registers(0, &file).unwrap();
         let input: Vec<u8> = [&format!("qSupported:no-resumed+{features}"), "vCont;s:1", "vCont;s:1"]
             .iter()
             .flat_map(|packet| frame(packet.as_bytes()))

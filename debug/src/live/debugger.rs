@@ -4,6 +4,7 @@
 use super::link::{Link, Wake};
 use super::machine::{Begun, LiveMachine, Waiting};
 use super::vcpus::{Monitor, Vcpus};
+use crate::context::Listeners;
 use crate::engine::Engine;
 use crate::gdb::description::Believed;
 use crate::gdb::listener::{Admission, Listener};
@@ -20,16 +21,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
 /// What a guest is to a debugger, beside its vCPUs.
-pub struct Debuggee {
+pub struct Target {
     /// What judges its exits, made for its architecture, its host and its number of vCPUs.
     pub engine: Arc<Engine>,
     /// Its RAM.
     pub memory: Box<dyn Memory>,
 }
 
-impl fmt::Debug for Debuggee {
+impl fmt::Debug for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Debuggee").field("engine", &self.engine).finish_non_exhaustive()
+        formatter.debug_struct("Target").field("engine", &self.engine).finish_non_exhaustive()
     }
 }
 
@@ -74,33 +75,41 @@ struct Lines<M: Monitor> {
 }
 
 impl<M: Monitor> Lines<M> {
-    /// Lets a debugger have its say in a guest, and what it serves gdb with.
+    /// Lets a debugger have its say in a guest: the machine that it debugs.
     fn new(
         vcpus: &Arc<Vcpus<M>>,
-        guest: Debuggee,
-        options: Options,
+        target: Target,
         waiting: Waiting,
-    ) -> io::Result<(Lines<M>, Session<LiveMachine<M>>, Service)> {
+    ) -> io::Result<(Lines<M>, LiveMachine<M>)> {
         let (wake, release, quit) = (Wake::new()?, Wake::new()?, Wake::new()?);
-        let engine = guest.engine;
+        let engine = target.engine;
+        let (sender, next) = channel();
+        let wants_end = Arc::new(AtomicBool::new(false));
+        let begun = begin(vcpus, &engine, target.memory, (wake.clone(), release.clone()), waiting);
+        let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)), waiting);
+        let vcpus = Mutex::new(Arc::downgrade(vcpus));
+        Ok((Lines { engine, wake, release, next: sender, wants_end, quit, vcpus }, machine))
+    }
+
+    /// What the machine is served with to gdb.
+    fn serve(
+        &self,
+        machine: LiveMachine<M>,
+        options: Options,
+    ) -> io::Result<(Session<LiveMachine<M>>, Service)> {
         let service = Service {
-            quit: quit.duplicate()?,
-            release: Some(release.duplicate()?),
+            quit: self.quit.duplicate()?,
+            release: Some(self.release.duplicate()?),
             admission: options.admission,
             on_lost: options.on_lost,
             takeover: options.takeover,
         };
-        let (sender, next) = channel();
-        let wants_end = Arc::new(AtomicBool::new(false));
-        let begun = begin(vcpus, &engine, guest.memory, (wake.clone(), release.clone()), waiting);
-        let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)), waiting);
-        let mut session = Session::new(machine, Arc::clone(&engine));
+        let mut session = Session::new(machine, Arc::clone(&self.engine));
         session.believed = options.believed;
         if let Some(folder) = options.dump_folder {
             session.dump_folder = folder;
         }
-        let vcpus = Mutex::new(Arc::downgrade(vcpus));
-        Ok((Lines { engine, wake, release, next: sender, wants_end, quit, vcpus }, session, service))
+        Ok((session, service))
     }
 
     fn begin_again(&self, vcpus: &Arc<Vcpus<M>>, memory: Box<dyn Memory>, waiting: Waiting) {
@@ -125,11 +134,13 @@ impl<M: Monitor> Lines<M> {
     }
 }
 
-/// The thread that serves gdb. Whoever drops it without [`leave`](Debugger::leave) means that the guest is over: what
+/// The thread that serves gdb, or a program's say in a guest. Whoever drops it without [`leave`](Debugger::leave) means that the guest is over: what
 /// is planted stays, and vCPUs that it has stopped stand still.
 #[derive(Debug)]
 pub struct Debugger<M: Monitor> {
     lines: Lines<M>,
+    /// Of a guest that gdb is served for.
+    listeners: Option<Listeners>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -140,21 +151,41 @@ impl<M: Monitor> Debugger<M> {
     /// When the system gives no more threads or descriptors.
     pub fn attach(
         vcpus: &Arc<Vcpus<M>>,
-        guest: Debuggee,
+        target: Target,
         listener: Listener,
         options: Options,
     ) -> io::Result<Debugger<M>> {
         let waiting = if options.looks { Waiting::Awake } else { Waiting::Asleep };
-        let (lines, session, service) = Lines::new(vcpus, guest, options, waiting)?;
-        let thread = thread::Builder::new().name("gdb".into());
-        let thread = thread.spawn(move || server::run(listener, session, service));
-        let thread = Mutex::new(Some(thread.inspect_err(|_| vcpus.detach())?));
-        Ok(Debugger { lines, thread })
+        let (lines, machine) = Lines::new(vcpus, target, waiting)?;
+        let thread = lines.serve(machine, options).and_then(|(session, service)| {
+            let listeners = session.debuggee.listeners().clone();
+            let thread = thread::Builder::new().name("gdb".into());
+            Ok((listeners, thread.spawn(move || server::run(listener, session, service))?))
+        });
+        let (listeners, thread) = thread.inspect_err(|_| vcpus.detach())?;
+        Ok(Debugger { lines, listeners: Some(listeners), thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Comes to a guest, whether it runs or not, for a program that debugs it by itself, on whichever thread it likes:
+    /// with the machine that it debugs, for a [`Debuggee`](crate::context::Debuggee). That is not to be used any more
+    /// when this has left.
+    ///
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn join(vcpus: &Arc<Vcpus<M>>, target: Target) -> io::Result<(Debugger<M>, LiveMachine<M>)> {
+        let (lines, machine) = Lines::new(vcpus, target, Waiting::Awake)?;
+        Ok((Debugger { lines, listeners: None, thread: Mutex::new(None) }, machine))
     }
 
     /// What it judges exits with, and knows planted instructions by.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.lines.engine
+    }
+
+    /// Where whoever wants to hear what gdb's guest does adds a listener; none of a program's, whose `Debuggee` has
+    /// them.
+    pub fn listeners(&self) -> Option<&Listeners> {
+        self.listeners.as_ref()
     }
 
     /// The guest begins again in another machine, with as many vCPUs, none of which has run: the debugger goes over to
@@ -208,6 +239,7 @@ impl<M: Monitor> Drop for Debugger<M> {
 #[derive(Debug)]
 pub struct Polled<M: Monitor> {
     lines: Lines<M>,
+    listeners: Listeners,
     server: server::Polled<LiveMachine<M>>,
     state: Served,
 }
@@ -239,16 +271,25 @@ impl<M: Monitor> Polled<M> {
     /// When the system gives no more descriptors.
     pub fn attach(
         vcpus: &Arc<Vcpus<M>>,
-        guest: Debuggee,
+        target: Target,
         listener: Listener,
         options: Options,
     ) -> io::Result<Polled<M>> {
-        let (lines, session, service) = Lines::new(vcpus, guest, options, Waiting::Never)?;
-        let server = server::Polled::new(listener, session, service);
-        let server = server.inspect_err(|_| {
+        let (lines, machine) = Lines::new(vcpus, target, Waiting::Never)?;
+        let server = lines.serve(machine, options);
+        let server = server.and_then(|(session, service)| {
+            let listeners = session.debuggee.listeners().clone();
+            Ok((listeners, server::Polled::new(listener, session, service)?))
+        });
+        let (listeners, server) = server.inspect_err(|_| {
             vcpus.begin_detach(&lines.wake);
         })?;
-        Ok(Polled { lines, server, state: Served::Serves })
+        Ok(Polled { lines, listeners, server, state: Served::Serves })
+    }
+
+    /// Where whoever wants to hear what gdb's guest does adds a listener.
+    pub fn listeners(&self) -> &Listeners {
+        &self.listeners
     }
 
     /// As [`Debugger::engine`].

@@ -375,6 +375,12 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         }
     }
 
+    fn stays(&mut self) {
+        if let Some(hold) = &self.hold {
+            hold.stays();
+        }
+    }
+
     fn event_fd(&self) -> BorrowedFd<'_> {
         self.link.wake().as_fd()
     }
@@ -408,6 +414,14 @@ impl<M: Monitor> Machine for LiveMachine<M> {
 
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
         self.vcpus.monitor().exits()
+    }
+
+    fn read_port(&self, port: u16, bytes: &mut [u8]) -> Result<(), TargetError> {
+        self.vcpus.monitor().read_port(port, bytes)
+    }
+
+    fn write_port(&self, port: u16, bytes: &[u8]) -> Result<(), TargetError> {
+        self.vcpus.monitor().write_port(port, bytes)
     }
 
     fn commands(&self) -> Vec<Command> {

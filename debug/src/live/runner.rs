@@ -234,9 +234,11 @@ impl Runner {
         self.holders == 0 && (self.is_running || self.order.is_some())
     }
 
-    /// Lets it run the guest.
+    /// Lets it run the guest, unless a debugger has it: then the debugger says when it runs.
     pub fn resume(&mut self) {
-        self.is_running = true;
+        if !self.link.as_ref().is_some_and(|link| link.is_attached()) {
+            self.is_running = true;
+        }
     }
 
     /// Keeps it out of the guest until [`Self::release`] has been called as often; then it does what it did.

@@ -51,6 +51,22 @@ pub trait Monitor: Send + Sync + Sized + 'static {
     /// Has the guest end.
     fn quit(&self);
 
+    /// Reads an I/O port that it serves, for a debugger, while all vCPUs stand still: 1, 2 or 4 bytes.
+    ///
+    /// # Errors
+    /// [`TargetError::Unsupported`] where it serves none.
+    fn read_port(&self, _port: u16, _bytes: &mut [u8]) -> Result<(), TargetError> {
+        Err(TargetError::Unsupported("there are no ports here"))
+    }
+
+    /// Writes one likewise.
+    ///
+    /// # Errors
+    /// As [`Self::read_port`].
+    fn write_port(&self, _port: u16, _bytes: &[u8]) -> Result<(), TargetError> {
+        Err(TargetError::Unsupported("there are no ports here"))
+    }
+
     /// Counts of exits by vCPU and reason, for `monitor exits`.
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {
         Vec::new()
@@ -112,6 +128,12 @@ impl<M: Monitor> Hold<M> {
     /// What is held.
     pub fn vcpus(&self) -> &Vcpus<M> {
         &self.vcpus
+    }
+
+    /// Called by whoever will hold the guest for longer than a debugger's step takes.
+    pub fn stays(&self) {
+        let _turn = self.vcpus.holders();
+        self.vcpus.monitor.stays(&self.vcpus);
     }
 
     /// Called by whoever holds the guest and waits. How long until it is to be called again.

@@ -17,7 +17,7 @@ pub struct Hypercalls {
     family: Arc<dyn Family>,
     tracer: Tracer,
     /// The time that calls take is counted too, which costs some of it.
-    is_timed: bool,
+    is_timed: AtomicBool,
     /// A debugger looks at calls.
     is_caught: AtomicBool,
     /// At which.
@@ -32,7 +32,13 @@ impl Hypercalls {
         // A table is parsed when it is first looked at, which is not to be in a guest's call.
         let counts = (0..=family.table().calls.len()).map(|_| Count::default()).collect();
         let (is_caught, caught) = (AtomicBool::new(false), Mutex::default());
+        let is_timed = AtomicBool::new(is_timed);
         Hypercalls { family, tracer, is_timed, is_caught, caught, counts }
+    }
+
+    /// Has the time counted that calls take from now on: somebody may ask.
+    pub fn count_time(&self) {
+        self.is_timed.store(true, Ordering::Relaxed);
     }
 
     /// The family.
@@ -103,7 +109,7 @@ impl Hypercalls {
 
     /// Serves a call.
     pub fn serve(&self, raw: RawCall, caller: &dyn Caller) -> Answer {
-        let begun = self.is_timed.then(Instant::now);
+        let begun = self.is_timed.load(Ordering::Relaxed).then(Instant::now);
         let table = self.family.table();
         let place = table.place(raw.number, raw.abi);
         let count = place.map_or(self.counts.last(), |place| self.counts.get(place));

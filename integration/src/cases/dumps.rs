@@ -338,7 +338,7 @@ pub fn of_small_guests(c: &mut Context) -> Check {
             check(Instant::now() < deadline, || "no dump of a guest that runs".into())?;
         }
         for (name, path, text) in [
-            ("nobody", "core", "cannot reach a guest of the name nobody"),
+            ("nobody", "core", "no guest of the name nobody runs"),
             ("spins", "/no/such/folder/core", "No such file or directory"),
             ("spins", "/dev/full", "no regular file"),
             ("spins", "/proc/core", "cannot write /proc/core"),

@@ -1,6 +1,8 @@
 //! How fast the gdb servers are, by a client of the bare protocol on the same machine, and
 //! what being debugged costs a guest.
 
+mod echo;
+
 use super::{Monitor, command, milliseconds, start};
 use crate::context::{Check, Context};
 use crate::process::Process;
@@ -31,13 +33,16 @@ pub struct Figures {
     pub attached: f64,
     /// Single steps a second of a loop of the bare ioctls, without any monitor.
     pub bare: f64,
+    /// Single steps a second of such a loop behind a port that answers as a stub does and knows nothing else: an
+    /// echo that looks for a packet before it sleeps, and a bare step. What there is to be had.
+    pub sum: f64,
 }
 
 impl Figures {
     /// As a line of a report.
     pub fn line(&self) -> String {
-        let Figures { steps, hits, range, memory, attached, bare } = self;
-        format!("{steps} {hits} {range} {memory} {attached} {bare}")
+        let Figures { steps, hits, range, memory, attached, bare, sum } = self;
+        format!("{steps} {hits} {range} {memory} {attached} {bare} {sum}")
     }
 }
 
@@ -79,7 +84,7 @@ pub fn once(c: &Context, monitor: Monitor) -> Result<Figures, String> {
     client.run()?;
     client.reply()?;
     client.expect(&format!("z1,{again:x},{kind}"), "OK")?;
-    let mut figures = Figures { steps: steps(&mut client)?, ..Figures::default() };
+    let mut figures = interleaved(c, &mut client)?;
     figures.range = match monitor {
         Monitor::Vmm => range(c.isa, &mut client)?,
         Monitor::Qemu => f64::from(RANGE) * 1000.0 / figures.steps,
@@ -88,19 +93,34 @@ pub fn once(c: &Context, monitor: Monitor) -> Result<Figures, String> {
     figures.memory = memory(c.isa, &mut client, monitor)?;
     drop(process);
     figures.attached = attached(c, monitor)?;
-    figures.bare = kvm::probe::bare_steps(TIME)?;
     Ok(figures)
+}
+
+/// Steps of the stub, of the bare ioctls, and of an echo, in turns.
+fn interleaved(c: &Context, client: &mut Client) -> Result<Figures, String> {
+    const TURNS: u32 = 4;
+    let mut echo = Client::attach(&echo::serve(&c.work.join("echo.sock"))?, Duration::from_secs(60))?;
+    let (mut through, mut bare, mut echoed) = (0.0, 0.0, 0.0);
+    for _ in 0..TURNS {
+        through += steps(client, TIME / TURNS)?;
+        bare += kvm::probe::bare_steps(TIME / TURNS)?;
+        echoed += steps(&mut echo, TIME / TURNS)?;
+    }
+    let mean = |sum: f64| sum / f64::from(TURNS);
+    let (bare, echoed) = (mean(bare), mean(echoed));
+    let sum = 1.0 / (1.0 / echoed + 1.0 / bare);
+    Ok(Figures { steps: mean(through), bare, sum, ..Figures::default() })
 }
 
 const STEP: &str = "vCont;s:p1.1";
 
-fn steps(client: &mut Client) -> Result<f64, String> {
+fn steps(client: &mut Client, time: Duration) -> Result<f64, String> {
     // Everything warm.
     for _ in 0..20 {
         client.expect(STEP, "T*")?;
     }
     let (begin, mut count) = (Instant::now(), 0);
-    while begin.elapsed() < TIME {
+    while begin.elapsed() < time {
         client.expect(STEP, "T*")?;
         count += 1;
     }

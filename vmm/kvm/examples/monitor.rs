@@ -8,7 +8,7 @@
 use arch::GuestPhys;
 use debug::engine::Engine;
 use debug::gdb::listener::{Address, Admission, Listener};
-use debug::live::debugger::{Debuggee, Debugger, Options, Polled, Status};
+use debug::live::debugger::{Debugger, Options, Polled, Status, Target};
 use debug::live::gate::Kick;
 use debug::live::runner::{Exit, Next, Runner, Turn};
 use debug::live::times::Times;
@@ -244,10 +244,10 @@ fn main() -> Result<(), Failure> {
     let listener = Listener::bind(&address, Access::Owner)?;
     eprintln!("gdb is waited for at {}", listener.address());
     let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
-    let guest = Debuggee { engine, memory: Box::new(LiveMemory(machine.memory.clone())) };
+    let target = Target { engine, memory: Box::new(LiveMemory(machine.memory.clone())) };
     let options = Options::new(Admission::open());
     if is_alone {
-        let debugger = Polled::attach(vcpus, guest, listener, options)?;
+        let debugger = Polled::attach(vcpus, target, listener, options)?;
         return alone(vcpus, &mut machine.runnables[0], debugger);
     }
     for mut runnable in machine.runnables {
@@ -260,7 +260,7 @@ fn main() -> Result<(), Failure> {
     }
     let is_over = || vcpus.monitor().is_over.load(Ordering::SeqCst);
     if how == "--loop" {
-        let mut debugger = Polled::attach(vcpus, guest, listener, options)?;
+        let mut debugger = Polled::attach(vcpus, target, listener, options)?;
         let mut status = Status::Serving;
         while status == Status::Serving && !is_over() {
             if wait(Some(&debugger), PollTimeout::NONE)? {
@@ -269,7 +269,7 @@ fn main() -> Result<(), Failure> {
             status = debugger.process()?;
         }
     } else {
-        let debugger = Debugger::attach(vcpus, guest, listener, options)?;
+        let debugger = Debugger::attach(vcpus, target, listener, options)?;
         while !is_over() && !wait(None, PollTimeout::from(100u8))? {}
         debugger.leave();
     }

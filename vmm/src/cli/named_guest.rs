@@ -5,7 +5,7 @@ use super::stdout;
 use crate::control::client::ask;
 use crate::control::protocol::{Reply, Request};
 use crate::outcome;
-use std::io;
+use std::io::{self, ErrorKind};
 
 /// Which guest.
 #[derive(Debug, clap::Args)]
@@ -27,6 +27,12 @@ impl NamedGuest {
             }
             Ok(Reply::Percent(_)) => {
                 log::error!("the guest {guest} ended before it had answered");
+                outcome::FILE
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                log::error!(
+                    "no guest of the name {guest} runs: it has one by --name, and ends with its process"
+                );
                 outcome::FILE
             }
             Err(error) => {

@@ -6,6 +6,7 @@ use crate::control::names;
 use crate::error::Error;
 use crate::machine::config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
 use crate::machine::hypercalls::family::FamilyName;
+use crate::outcome::Outcome;
 use crate::run::config::{DumpOn, OnReboot, RunConfig};
 use crate::run::console::ConsoleKind;
 use crate::run::run;
@@ -209,10 +210,10 @@ impl Args {
 pub fn carry_out(args: &Args) -> u8 {
     match args.config().and_then(|config| run(&config)) {
         Ok(outcome) => {
-            if outcome.is_failure() {
-                log::error!("{outcome}");
-            } else {
-                log::info!("{outcome}");
+            match outcome {
+                _ if outcome.is_failure() => log::error!("{outcome}"),
+                Outcome::Timeout => log::warn!("{outcome}"),
+                _ => log::info!("{outcome}"),
             }
             outcome.code()
         }

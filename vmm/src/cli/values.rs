@@ -143,7 +143,10 @@ pub fn dump_path(text: &str) -> Result<PathBuf, String> {
 /// # Errors
 /// What is wrong, and what can be written instead.
 pub fn dump_on(text: &str) -> Result<DumpOn, String> {
-    let (when, path) = text.split_once('=').filter(|(_, path)| !path.is_empty()).ok_or("write WHEN=PATH")?;
+    let (when, path) = text.split_once('=').filter(|(_, path)| !path.is_empty()).ok_or(
+        "write WHEN=PATH: panic=guest.core, or several of panic, triple-fault and timeout, as in \
+         panic,timeout=guest.core",
+    )?;
     dump_path(path)?;
     let mut on = DumpOn { panic: false, triple_fault: false, timeout: false, path: path.into() };
     for word in when.split(',') {

@@ -1,5 +1,6 @@
 //! What is said over a guest's control socket.
 
+use debug::gdb::server::OnLost;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -12,10 +13,59 @@ pub enum Request {
     Dump { path: PathBuf },
     /// Let the debugger go that is attached.
     Release {},
-    /// Serve gdb at this address, as `--gdb` has it.
-    Gdb { address: String },
+    /// Serve gdb.
+    Gdb(ServeGdb),
     /// Serve gdb no more.
     Leave {},
+}
+
+/// How gdb is to be served, as `--gdb` and the options beside it have it; what is left out is as without them.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ServeGdb {
+    /// Where.
+    pub address: String,
+    /// To every user of this machine.
+    #[serde(default)]
+    pub any_user: bool,
+    /// What becomes of the guest when a debugger has vanished.
+    #[serde(default)]
+    pub lost: Lost,
+    /// A second debugger takes the place of the first.
+    #[serde(default)]
+    pub takeover: bool,
+    /// The folder that `monitor dump` writes below.
+    #[serde(default)]
+    pub dump_folder: Option<PathBuf>,
+}
+
+/// [`OnLost`], as it is said.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lost {
+    #[default]
+    Continue,
+    Hold,
+    Quit,
+}
+
+impl From<OnLost> for Lost {
+    fn from(lost: OnLost) -> Lost {
+        match lost {
+            OnLost::Continue => Lost::Continue,
+            OnLost::Hold => Lost::Hold,
+            OnLost::Quit => Lost::Quit,
+        }
+    }
+}
+
+impl From<Lost> for OnLost {
+    fn from(lost: Lost) -> OnLost {
+        match lost {
+            Lost::Continue => OnLost::Continue,
+            Lost::Hold => OnLost::Hold,
+            Lost::Quit => OnLost::Quit,
+        }
+    }
 }
 
 /// What it answers.

@@ -1,7 +1,7 @@
 //! Answering what a guest is asked for.
 
 use super::names::socket_of;
-use super::protocol::{LONGEST, Reply, Request, send};
+use super::protocol::{LONGEST, Reply, Request, ServeGdb, send};
 use crate::error::Error;
 use crate::logging::progress::Reporter;
 use crate::machine::Guest;
@@ -130,7 +130,7 @@ fn answer(stream: &UnixStream, dumper: &Dumper, attachment: &Attachment) -> io::
     let path = match request {
         Request::Dump { path } => path,
         Request::Release {} => return send(stream, &release_debugger(attachment)),
-        Request::Gdb { address } => return send(stream, &serve_gdb(attachment, &address)),
+        Request::Gdb(asked) => return send(stream, &serve_gdb(attachment, asked)),
         Request::Leave {} => return send(stream, &leave(attachment)),
     };
     let mut reporter = Reporter::new();
@@ -158,12 +158,18 @@ fn release_debugger(attachment: &Attachment) -> Reply {
     }
 }
 
-fn serve_gdb(attachment: &Attachment, address: &str) -> Reply {
+fn serve_gdb(attachment: &Attachment, asked: ServeGdb) -> Reply {
     if attachment.debugger().is_some() {
         return Reply::Error("it has a gdb server already".into());
     }
-    let served = Address::parse(address).map_err(Error::Usage).and_then(|address| {
-        let config = GdbConfig::new(address);
+    let served = Address::parse(&asked.address).map_err(Error::Usage).and_then(|address| {
+        let config = GdbConfig {
+            any_user: asked.any_user,
+            on_lost: asked.lost.into(),
+            takeover: asked.takeover,
+            dump_folder: asked.dump_folder,
+            ..GdbConfig::new(address)
+        };
         let listener = listen(&config)?;
         let address = listener.address().to_string();
         attachment.attach(listener, &config).map(|()| address)

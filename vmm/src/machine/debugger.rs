@@ -5,12 +5,15 @@
 use crate::error::Error;
 use crate::machine::config::GdbConfig;
 use crate::machine::guest_ram::GuestRam;
-use crate::machine::vcpus::Vcpus;
+use crate::machine::vcpus::{Threads, Vcpus};
 use crate::peer;
+use debug::context::Debuggee;
 use debug::engine::Engine;
 use debug::gdb::description::Believed;
 use debug::gdb::listener::Listener;
-use debug::live::debugger::{Debuggee, Options};
+use debug::live::debugger::{Options, Target};
+use debug::live::machine::LiveMachine;
+use debug::machine::Machine as _;
 use kvm::ram::{GuestMemory, LiveMemory};
 use kvm::{HOST_ISA, probe};
 use nix::unistd::{AccessFlags, access};
@@ -104,14 +107,7 @@ impl Attachment {
     /// descriptors.
     pub fn attach(&self, listener: Listener, config: &GdbConfig) -> Result<(), Error> {
         let mut place = self.place();
-        let vcpus = match &*place {
-            Occupancy::Taken(_) => return Err(Error::Usage("it has a gdb server already".into())),
-            Occupancy::Gone => None,
-            Occupancy::Free => self.vcpus.upgrade(),
-        };
-        let Some(vcpus) = vcpus else {
-            return Err(Error::Usage("it has ended, or begins again just now: try again".into()));
-        };
+        let vcpus = self.free(&place)?;
         let options = Options {
             admission: peer::admission(config.any_user),
             on_lost: config.on_lost,
@@ -120,13 +116,9 @@ impl Attachment {
             believed: self.believed,
             dump_folder: config.dump_folder.clone(),
         };
-        let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
-        let debuggee =
-            Debuggee { engine: Arc::clone(&engine), memory: Box::new(LiveMemory(self.memory.clone())) };
+        let target = self.target(&vcpus);
         log::warn!("waiting for gdb at {}", listener.address());
-        vcpus.monitor().count_exits();
-        self.ram.set_engine(Some(engine));
-        match Debugger::attach(&vcpus, debuggee, listener, options) {
+        match Debugger::attach(&vcpus, target, listener, options) {
             Ok(debugger) => *place = Occupancy::Taken(Arc::new(debugger)),
             Err(error) => {
                 self.ram.set_engine(None);
@@ -134,6 +126,50 @@ impl Attachment {
             }
         }
         Ok(())
+    }
+
+    /// Has a program come that debugs the guest by itself: it stands still when this returns.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub(super) fn join(&self) -> Result<Debuggee<LiveMachine<Threads>>, Error> {
+        let mut place = self.place();
+        let vcpus = self.free(&place)?;
+        let target = self.target(&vcpus);
+        let engine = Arc::clone(&target.engine);
+        match Debugger::join(&vcpus, target) {
+            Ok((debugger, machine)) => {
+                *place = Occupancy::Taken(Arc::new(debugger));
+                let mut debuggee = Debuggee::new(machine, engine);
+                debuggee.attach();
+                debuggee.machine.stays();
+                Ok(debuggee)
+            }
+            Err(error) => {
+                self.ram.set_engine(None);
+                Err(Error::system("cannot debug the guest")(error))
+            }
+        }
+    }
+
+    /// The vCPUs, if nobody debugs them.
+    fn free(&self, place: &Occupancy) -> Result<Arc<Vcpus>, Error> {
+        let vcpus = match place {
+            Occupancy::Taken(_) => {
+                return Err(Error::Usage("it has a debugger already (a gdb server, or a program)".into()));
+            }
+            Occupancy::Gone => None,
+            Occupancy::Free => self.vcpus.upgrade(),
+        };
+        vcpus.ok_or_else(|| Error::Usage("it has ended, or begins again just now: try again".into()))
+    }
+
+    /// What the guest is to a debugger that comes. What serves it knows of that one from here on.
+    fn target(&self, vcpus: &Vcpus) -> Target {
+        let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
+        vcpus.monitor().count_exits();
+        self.ram.set_engine(Some(Arc::clone(&engine)));
+        Target { engine, memory: Box::new(LiveMemory(self.memory.clone())) }
     }
 
     /// The machine is over, or its guest begins again in another one: nobody comes or leaves any more. The debugger

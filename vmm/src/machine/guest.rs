@@ -3,6 +3,9 @@
 //! is one such driver.
 
 mod build;
+mod debugged;
+
+pub use debugged::Debugged;
 
 use crate::boot::Booted;
 use crate::error::Error;
@@ -13,8 +16,7 @@ use crate::machine::hypercalls::LiveHypercalls;
 use crate::machine::services::Services;
 use crate::machine::vcpus::{Hold, Vcpus};
 use crate::outcome::Outcome;
-use build::build;
-use debug::machine::{Ended, Event};
+use build::{Beginning, build};
 use devices::guest_log;
 use devices::platform::serial::Serial;
 use kvm::Vm;
@@ -63,12 +65,12 @@ impl Guest {
     /// # Errors
     /// [`Error`] for everything that a host, a file or an option can be wrong about.
     pub fn new(config: &Config, output: Box<dyn Write + Send>) -> Result<Guest, Error> {
-        build(config, output, None)
+        build(config, output, Beginning::First)
     }
 
     /// Builds a machine in which the guest begins again. A debugger that is attached to this one goes over to
-    /// the other, with all that it has asked for; it is that debugger, if there is `--gdb`, who lets the new
-    /// guest run. This one is to be dropped.
+    /// the other, with all that it has asked for; it is that debugger who lets the new guest run. Where there is none,
+    /// or it has left, none is waited for, whatever `config` says. This one is to be dropped.
     ///
     /// # Errors
     /// As [`Guest::new`]; then this machine is as it was.
@@ -84,7 +86,7 @@ impl Guest {
         let was_held = matches!(*self.stage(), Stage::Held { .. });
         self.pause();
         let debugger = self.attachment.close();
-        let again = build(config, output, debugger.as_ref());
+        let again = build(config, output, Beginning::Again(debugger.as_ref()));
         if again.is_err() {
             self.attachment.open(debugger);
         }
@@ -137,9 +139,7 @@ impl Guest {
     /// Tells an attached debugger how the guest has ended.
     pub fn tell_debugger(&self, outcome: &Outcome) {
         if let Some(link) = self.vcpus.link() {
-            let text = outcome.to_string();
-            let text = text.lines().next().unwrap_or_default().to_string();
-            link.tell(Event::Ended(Ended { code: outcome.code(), text }));
+            super::services::tell_end(&link, outcome);
         }
     }
 

@@ -156,15 +156,8 @@ mod tests {
         let memory = &ram.memory;
         Ram::write(&ram, place, &[0x11; 8]);
         engine.place(Kind::Software, memory, &Space::Physical, arch::GuestVirt(place.0), || None);
-        let breakpoint = Breakpoint {
-            kind: Kind::Software,
-            address: arch::GuestVirt(place.0),
-            length: 1,
-            place: Place::Planted(place),
-            conditions: Vec::new(),
-            commands: Vec::new(),
-            hits: 0,
-        };
+        let address = arch::GuestVirt(place.0);
+        let breakpoint = Breakpoint::new(Kind::Software, address, 1, Place::Planted(place));
         engine.requests().table.insert(memory, breakpoint).unwrap();
         let instruction = planted_instruction(HOST_ISA);
         let stands = || {

@@ -12,7 +12,7 @@ use debug::machine::StopReason;
 use debug::trap::Trap;
 use devices::{guest_log, tell};
 use kvm::Vcpu;
-use kvm::exit::{DebugExit, HypercallExit, InternalError, SystemEvent, VcpuExit};
+use kvm::exit::{HypercallExit, InternalError, SystemEvent, VcpuExit};
 use over::{Over, fatal};
 use std::io;
 
@@ -210,7 +210,7 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
             )));
         }
         VcpuExit::Debug(ref event) => {
-            return match trap(event) {
+            return match event.trap() {
                 Some(trap) => Ok(Exit::Trap(trap)),
                 None => Err(Over::Internal(format!("an unknown debug exit: {event:x?}"))),
             };
@@ -220,16 +220,4 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
         }
     };
     end.map_or(Ok(Exit::Served), |end| Err(Over::As(end.into())))
-}
-
-/// The trap that a debug exit is, if it is one that there is.
-fn trap(exit: &DebugExit) -> Option<Trap> {
-    match *exit {
-        DebugExit::X86 { exception: 3, .. } => Some(Trap::Int3),
-        DebugExit::X86 { dr6, .. } => Some(Trap::Debug { dr6 }),
-        DebugExit::Aarch64 { syndrome, far } => {
-            let exception = arch::aarch64::syndrome::decode(syndrome)?;
-            Some(Trap::Aarch64 { exception, far })
-        }
-    }
 }

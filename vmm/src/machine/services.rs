@@ -3,12 +3,14 @@
 use super::hypercalls::LiveHypercalls;
 use super::output_queue::OutputQueue;
 use crate::outcome::Outcome;
+use debug::live::link::Link;
+use debug::machine::{Ended, Event};
 use devices::bus::Bus;
 use kvm::exit::VcpuExit;
 use kvm::ram::GuestMemory;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 /// What serves the guest, on whichever vCPU's thread.
@@ -34,13 +36,31 @@ pub struct Services {
     pub wants_restart: AtomicBool,
     /// The guest has been let run, or would have been but for a debugger.
     pub is_started: AtomicBool,
+    /// The debugger that is told at once how the guest has ended: a program's, with no event loop behind it.
+    pub told_of_end: Mutex<Option<Arc<Link>>>,
     /// Hypercalls, if they come to us.
     pub hypercalls: Option<Arc<LiveHypercalls>>,
 }
 
+/// Tells a debugger how the guest has ended.
+pub(super) fn tell_end(link: &Link, outcome: &Outcome) {
+    let text = outcome.to_string();
+    let text = text.lines().next().unwrap_or_default().to_string();
+    link.tell(Event::Ended(Ended { code: outcome.code(), text }));
+}
+
 impl Services {
+    /// From now on this debugger is told at once how the guest ends.
+    pub fn tell_end_to(&self, link: Option<Arc<Link>>) {
+        *self.told_of_end.lock().unwrap_or_else(PoisonError::into_inner) = link;
+    }
+
     /// Says how the guest has ended.
     pub fn end(&self, outcome: Outcome) {
+        let told = self.told_of_end.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(link) = told {
+            tell_end(&link, &outcome);
+        }
         // The machine that listens outlives its threads; at worst nobody reads it.
         self.outcomes.send(outcome).ok();
         if let Err(error) = self.wake.write(1) {

@@ -12,7 +12,7 @@ use crate::machine::mailbox::{Mailbox, Message, Task};
 use crate::machine::serve::Server;
 use crate::machine::services::Services;
 use crate::outcome::{Outcome, StoppedBy};
-use arch::End;
+use arch::{End, Isa};
 use debug::live::attention::{self, Attention};
 use debug::live::gate::Kick;
 use debug::live::runner::Runner;
@@ -108,9 +108,12 @@ impl Threads {
         Ok(result)
     }
 
-    /// Has exits counted from now on.
+    /// Has exits counted, and the time that hypercalls take, from now on: somebody may ask.
     pub(super) fn count_exits(&self) {
         self.services.exits.begin();
+        if let Some(hypercalls) = &self.services.hypercalls {
+            hypercalls.calls().count_time();
+        }
     }
 
     /// The threads' mailboxes, in the order of vCPUs.
@@ -131,6 +134,14 @@ const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
 /// A thread that waits for whoever reads its guest's output may see a kick only if it comes during the
 /// wait; so whoever waits for the thread's end kicks again after this time.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
+
+/// x86 has them.
+fn has_ports() -> Result<(), TargetError> {
+    match HOST_ISA {
+        Isa::X86_64 => Ok(()),
+        Isa::Aarch64 => Err(TargetError::Unsupported("aarch64 has no ports")),
+    }
+}
 
 impl Monitor for Threads {
     type Vcpu = Vcpu;
@@ -174,6 +185,22 @@ impl Monitor for Threads {
 
     fn quit(&self) {
         self.services.end(Outcome::Stopped(StoppedBy::Debugger));
+    }
+
+    fn read_port(&self, port: u16, bytes: &mut [u8]) -> Result<(), TargetError> {
+        has_ports()?;
+        bytes.fill(0xff);
+        // As on hardware, nothing reads as ones.
+        self.services.ports.read(u64::from(port), bytes);
+        Ok(())
+    }
+
+    fn write_port(&self, port: u16, bytes: &[u8]) -> Result<(), TargetError> {
+        has_ports()?;
+        if let Ok(Some(end)) = self.services.ports.write(u64::from(port), bytes) {
+            self.services.end(end.into());
+        }
+        Ok(())
     }
 
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>> {

@@ -1,7 +1,8 @@
 //! Planted instructions: what they replaced, and what is seen and written in their place.
 
+use super::super::id::Id;
 use super::super::instruction::{is_breakpoint, planted_instruction};
-use super::super::point::{Breakpoint, Id, Place};
+use super::super::point::{Breakpoint, Place};
 use super::{InsertError, Table};
 use crate::ram::Memory;
 use arch::{GuestPhys, GuestVirt};

@@ -4,15 +4,7 @@ use crate::breakpoint::{NOT_MAPPED, NOT_RAM, planted_instruction};
 use crate::fake::Ram;
 
 fn software(address: u64, place: Place) -> Breakpoint {
-    Breakpoint {
-        kind: Kind::Software,
-        address: GuestVirt(address),
-        length: 1,
-        place,
-        conditions: Vec::new(),
-        commands: Vec::new(),
-        hits: 0,
-    }
+    Breakpoint::new(Kind::Software, GuestVirt(address), 1, place)
 }
 
 fn bytes(ram: &Ram, at: u64) -> [u8; 4] {
@@ -57,9 +49,26 @@ fn two_names_of_one_place_share_one_instruction() {
     assert_eq!(bytes(&ram, 0x1000)[0], 0xcc);
     table.remove(&ram, Kind::Software, GuestVirt(0xee00), 1);
     assert_eq!(bytes(&ram, 0x1000), TEXT);
-    table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
-    let again = table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000))));
-    assert_eq!(again, Err(InsertError::Duplicate));
+    // Two that are the same.
+    let first = table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
+    let second = table.insert(&ram, software(1, Place::Planted(GuestPhys(0x1000)))).unwrap();
+    assert!(table.take_out(&ram, first) && !table.take_out(&ram, first));
+    assert_eq!((bytes(&ram, 0x1000)[0], table.planted_at(GuestPhys(0x1000))), (0xcc, vec![second]));
+    assert!(table.take_out(&ram, second));
+    assert_eq!(bytes(&ram, 0x1000), TEXT);
+}
+
+#[test]
+fn two_that_want_the_same_register_share_it() {
+    let (ram, mut table) = (ram(), Table::new(Isa::X86_64));
+    let hardware = || Breakpoint { kind: Kind::Hardware, ..software(5, Place::Register) };
+    let first = table.insert(&ram, hardware()).unwrap();
+    let second = table.insert(&ram, hardware()).unwrap();
+    table.insert(&ram, Breakpoint { kind: Kind::Hardware, ..software(6, Place::Off) }).unwrap();
+    assert_eq!(table.wants(), [(first, Want::Execute(5))]);
+    assert_eq!(table.wanting(Want::Execute(5)), [first, second]);
+    assert!(table.take_out(&ram, first));
+    assert_eq!(table.wants(), [(second, Want::Execute(5))]);
 }
 
 #[test]

@@ -1,21 +1,34 @@
 //! What breakpoints want of debug registers, and which wait for something.
 
-use super::super::point::{Breakpoint, Id, NOT_MAPPED, NOT_RAM, PATCHED, Place};
+use super::super::id::Id;
+use super::super::point::{Breakpoint, NOT_MAPPED, NOT_RAM, PATCHED, Place};
 use super::Table;
 use crate::arming::Want;
 use crate::ram::Memory;
 use arch::{GuestPhys, GuestVirt};
 
+/// What a breakpoint wants of a debug register, if it needs one.
+fn wanted(breakpoint: &Breakpoint) -> Option<Want> {
+    if matches!(breakpoint.place, Place::Planted(_) | Place::Off) {
+        return None;
+    }
+    Some(match breakpoint.kind.access() {
+        None => Want::Execute(breakpoint.address.0),
+        Some(access) => Want::Watch(access, breakpoint.address.0, breakpoint.length),
+    })
+}
+
 impl Table {
-    /// Breakpoints that need a debug register, with what they want.
+    /// Breakpoints that need a debug register, with what they want. Of those that want the same, the first.
     pub fn wants(&self) -> Vec<(Id, Want)> {
-        let needs = self.breakpoints.iter().filter(|(_, it)| !matches!(it.place, Place::Planted(_)));
-        let mut wants: Vec<(Id, Want)> = needs
-            .map(|(id, it)| match it.kind.access() {
-                None => (*id, Want::Execute(it.address.0)),
-                Some(access) => (*id, Want::Watch(access, it.address.0, it.length)),
-            })
-            .collect();
+        let mut wants: Vec<(Id, Want)> = Vec::new();
+        for (id, it) in &self.breakpoints {
+            if let Some(want) = wanted(it)
+                && !wants.iter().any(|(_, there)| *there == want)
+            {
+                wants.push((*id, want));
+            }
+        }
         let mut vectors: Vec<u64> = Vec::new();
         for (id, it) in &self.breakpoints {
             if let Place::NotExecutable { vector: Some(vector) } = it.place
@@ -26,6 +39,11 @@ impl Table {
             }
         }
         wants
+    }
+
+    /// The breakpoints that want this of a debug register.
+    pub fn wanting(&self, want: Want) -> Vec<Id> {
+        self.breakpoints.iter().filter(|(_, it)| wanted(it) == Some(want)).map(|(id, _)| *id).collect()
     }
 
     /// Breakpoints that need none, but are better off with one beside the instruction that is planted
@@ -82,7 +100,7 @@ impl Table {
     fn fallen_back(&self, reasons: &[&'static str]) -> Vec<(Id, GuestVirt)> {
         let has_reason = |breakpoint: &Breakpoint| match breakpoint.place {
             Place::Fallback(reason) => reasons.contains(&reason),
-            Place::Planted(_) | Place::Register | Place::NotExecutable { .. } => false,
+            Place::Planted(_) | Place::Register | Place::NotExecutable { .. } | Place::Off => false,
         };
         let fallen = self.breakpoints.iter().filter(|(_, breakpoint)| has_reason(breakpoint));
         fallen.map(|(id, breakpoint)| (*id, breakpoint.address)).collect()

@@ -3,11 +3,12 @@
 mod alone;
 
 use super::*;
+use crate::context::{Listeners, Notice};
 use crate::engine::Engine;
 use crate::fake::host;
 use crate::gdb::listener::{Address, Admission, Listener};
 use crate::gdb::packet::frame;
-use crate::live::debugger::{Debuggee, Debugger, Options, Polled, Status};
+use crate::live::debugger::{Debugger, Options, Polled, Status, Target};
 use crate::live::link::Wake;
 use crate::socket::Access;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -48,6 +49,18 @@ enum Serving {
 }
 
 impl Serving {
+    fn begin_again(&self, again: &Arc<SimulatedVcpus>) {
+        match self {
+            Serving::Thread(debugger) => {
+                debugger.begin_again(again, Box::new(again.monitor().ram.clone()));
+            }
+            Serving::Loop(event_loop) => {
+                *event_loop.again.lock().unwrap() = Some(Arc::clone(again));
+                event_loop.wake.ring();
+            }
+        }
+    }
+
     fn leave(self) {
         match self {
             Serving::Thread(debugger) => debugger.leave(),
@@ -59,6 +72,8 @@ impl Serving {
 /// An event loop that has nothing but a debugger.
 struct EventLoop {
     is_to_leave: Arc<AtomicBool>,
+    /// What the guest begins again in.
+    again: Arc<Mutex<Option<Arc<SimulatedVcpus>>>>,
     wake: Wake,
     thread: JoinHandle<()>,
 }
@@ -66,8 +81,9 @@ struct EventLoop {
 impl EventLoop {
     fn new(mut debugger: Polled<Simulated>) -> EventLoop {
         let is_to_leave = Arc::new(AtomicBool::new(false));
+        let again: Arc<Mutex<Option<Arc<SimulatedVcpus>>>> = Arc::default();
         let wake = Wake::new().unwrap();
-        let (its_order, its_wake) = (Arc::clone(&is_to_leave), wake.clone());
+        let (its_order, its_wake, its_again) = (Arc::clone(&is_to_leave), wake.clone(), Arc::clone(&again));
         let thread = thread::spawn(move || {
             loop {
                 let mut fds = [
@@ -78,12 +94,15 @@ impl EventLoop {
                 if its_wake.take() && its_order.load(Ordering::SeqCst) {
                     debugger.leave();
                 }
+                if let Some(again) = its_again.lock().unwrap().take() {
+                    debugger.begin_again(&again, Box::new(again.monitor().ram.clone()));
+                }
                 if debugger.process().unwrap() == Status::Over {
                     return;
                 }
             }
         });
-        EventLoop { is_to_leave, wake, thread }
+        EventLoop { is_to_leave, again, wake, thread }
     }
 
     fn leave(self) {
@@ -98,6 +117,7 @@ struct Setting {
     how: How,
     vcpus: Arc<SimulatedVcpus>,
     debugger: Option<Serving>,
+    listeners: Option<Listeners>,
     path: PathBuf,
     /// The code, the address of its store and of its branch.
     code: (Vec<u8>, u64, u64),
@@ -114,20 +134,31 @@ impl Setting {
         ram.write(GuestPhys(CODE), &bytes);
         let vcpus = Arc::new(Vcpus::new(Simulated::new(isa, vcpus, ram, CODE, DATA)));
         vcpus.resume();
-        Setting { isa, how, vcpus, debugger: None, path, code: (bytes, CODE + store, CODE + branch) }
+        Setting {
+            isa,
+            how,
+            vcpus,
+            debugger: None,
+            listeners: None,
+            path,
+            code: (bytes, CODE + store, CODE + branch),
+        }
     }
 
     fn attach(&mut self) -> Client {
         let listener = Listener::bind(&Address::Unix(self.path.clone()), Access::Owner).unwrap();
         let memory = Box::new(self.vcpus.monitor().ram.clone());
         let engine = Arc::new(Engine::new(self.isa, host(), self.vcpus.count()));
-        let guest = Debuggee { engine, memory };
+        let guest = Target { engine, memory };
         self.debugger = Some(match self.how {
             How::Thread => {
-                Serving::Thread(Debugger::attach(&self.vcpus, guest, listener, options()).unwrap())
+                let debugger = Debugger::attach(&self.vcpus, guest, listener, options()).unwrap();
+                self.listeners = debugger.listeners().cloned();
+                Serving::Thread(debugger)
             }
             How::Loop => {
                 let polled = Polled::attach(&self.vcpus, guest, listener, options()).unwrap();
+                self.listeners = Some(polled.listeners().clone());
                 Serving::Loop(EventLoop::new(polled))
             }
         });
@@ -426,5 +457,61 @@ fn others_hold_the_guest_meanwhile() {
         }
         is_over.store(true, Ordering::SeqCst);
         assert!(holder.join().unwrap() > 0);
+    }
+}
+
+/// Beside gdb, others hear what becomes of its guest, and hold up nobody.
+#[test]
+fn others_listen_to_what_gdbs_guest_does() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        let listeners = setting.listeners.clone().unwrap();
+        let (listener, deaf) = (listeners.add(64), listeners.add(2));
+        for _ in 0..20 {
+            assert!(client.ask("vCont;s:p1.1").starts_with("T05"), "{isa} {how:?}");
+        }
+        client.send("vCont;c");
+        client.stream.write_all(&[3]).unwrap();
+        assert!(client.reply().starts_with("T02"), "{isa} {how:?}");
+        let heard: Vec<Notice> = std::iter::from_fn(|| listener.take()).collect();
+        let stops = heard.iter().filter(|notice| matches!(notice, Notice::Stopped(..))).count();
+        let starts = heard.iter().filter(|notice| matches!(notice, Notice::Started(_))).count();
+        assert_eq!((starts, stops), (21, 21), "{isa} {how:?}: {heard:?}");
+        // One who does not listen loses what he has not heard, and is told how much.
+        let heard: Vec<Notice> = std::iter::from_fn(|| deaf.take()).collect();
+        assert!(heard.iter().any(|notice| matches!(notice, Notice::Lost(_))), "{isa} {how:?}: {heard:?}");
+    }
+}
+
+/// The debugger has the guest begin again, and keeps its breakpoint; where the monitor cannot, it is told so.
+#[test]
+fn the_debugger_has_the_guest_begin_again() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        let (store, reset) = (setting.code.1, "qRcmd,7265736574");
+        assert_eq!(client.ask("!"), "OK");
+        assert!(client.ask("vRun;").starts_with("E."), "{isa} {how:?}");
+        assert_eq!(client.ask(&format!("Z0,{store:x},4")), "OK");
+        for round in 1..4 {
+            setting.vcpus.monitor().resets.store(0, Ordering::SeqCst);
+            client.send(if round == 2 { reset } else { "vRun;" });
+            let begin = Instant::now();
+            while setting.vcpus.monitor().resets.load(Ordering::SeqCst) == 0 {
+                assert!(begin.elapsed() < LIMIT, "{isa} {how:?}: nobody asks for it");
+                thread::yield_now();
+            }
+            let ram = SharedRam(Arc::new(Ram::new(1 << 16)));
+            ram.write(GuestPhys(CODE), &setting.code.0);
+            let again = Arc::new(Vcpus::new(Simulated::new(isa, 2, ram, CODE, DATA)));
+            setting.debugger.as_ref().unwrap().begin_again(&again);
+            let answer = client.reply();
+            assert!(answer == "OK" && round == 2 || answer.starts_with("T05"), "{isa} {how:?}: {answer}");
+            setting.vcpus = again;
+            assert_eq!(client.register(isa, "pc"), CODE, "{isa} {how:?}");
+            assert!(client.ask("vCont;c").contains("swbreak"), "{isa} {how:?}");
+            assert_eq!(client.register(isa, "pc"), store, "{isa} {how:?}");
+        }
     }
 }

@@ -38,7 +38,10 @@ impl<M: Machine> Client<M> {
                 self.has_interrupted = false;
                 session.take();
                 self.arm(session);
-                self.send(&stop::reply(&Stop::Vcpu(session.current, StopReason::Interrupt), session));
+                self.send(&stop::reply(
+                    &Stop::Vcpu(session.debuggee.current, StopReason::Interrupt),
+                    session,
+                ));
             }
             Answer::Restart(replies) => self.restart(session, replies),
             Answer::Interrupt(reply) => {

@@ -27,7 +27,7 @@ pub(super) fn write_memory<M: Machine>(session: &mut Session<M>, arguments: &[u8
     let bytes = unescape(&arguments[colon + 1..]);
     match pair(&arguments[..colon]) {
         Some((address, length)) if length == bytes.len() as u64 => {
-            match session.write(session.current, address, &bytes) {
+            match session.write(session.debuggee.current, address, &bytes) {
                 true => ok(),
                 false if session.takes_words && session.is_overloaded() => Refused::Words(OVERLOADED).into(),
                 false => error(errno::EFAULT),

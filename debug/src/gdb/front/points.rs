@@ -1,11 +1,12 @@
 //! `Z` and `z`: breakpoints and watchpoints, with conditions and commands.
 
-use crate::breakpoint::{self, Kind};
+use crate::breakpoint::{self, Breakpoint, Condition, Kind, Place};
 use crate::expression::Expression;
 use crate::gdb::answer::{Answer, errno, error, ok};
 use crate::gdb::packet::{from_hex, number};
-use crate::gdb::session::{InsertError, Session};
+use crate::gdb::session::{Client, InsertError, Session};
 use crate::machine::Machine;
+use arch::GuestVirt;
 
 /// `Zk,address,length`, then perhaps `;Xlength,bytecode...` and `;cmds:persist,Xlength,...`.
 struct Point {
@@ -63,18 +64,23 @@ pub(super) fn insert<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> 
     }
     let check = |codes: Vec<Vec<u8>>| codes.into_iter().map(Expression::new).collect::<Result<Vec<_>, _>>();
     let (conditions, commands) = match (check(conditions), check(commands)) {
-        (Ok(conditions), Ok(commands)) => (conditions, commands),
+        (Ok(conditions), Ok(commands)) => {
+            (conditions.into_iter().map(Condition::Bytecode).collect(), commands)
+        }
         (Err(refused), _) | (_, Err(refused)) => {
             log::warn!(target: "debug::rsp", "a condition at {address:#x} is refused: {refused}");
             return error(errno::EINVAL);
         }
     };
-    match session.insert_or_remember((kind, address, length), conditions, commands) {
+    let mut breakpoint = Breakpoint::new(kind, GuestVirt(address), length, Place::Off);
+    (breakpoint.conditions, breakpoint.commands) = (conditions, commands);
+    // gdb has words of its own for a refusal, which are wrong here; it inserts breakpoints when it resumes, and that is
+    // answered with ours.
+    match session.debuggee.insert_or_remember(breakpoint, session.client == Client::Gdb) {
         Ok(()) => ok(),
         Err(InsertError::TooMany(_) | InsertError::NotExecutable | InsertError::Many) => error(errno::ENOSPC),
-        Err(InsertError::Unaligned) => error(errno::EINVAL),
         Err(InsertError::Table(breakpoint::InsertError::NotRam(_))) => error(errno::EFAULT),
-        Err(InsertError::Table(breakpoint::InsertError::Duplicate)) => error(errno::EINVAL),
+        Err(_) => error(errno::EINVAL),
     }
 }
 
@@ -82,7 +88,7 @@ pub(super) fn remove<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> 
     match point(arguments) {
         // gdb may remove what it never inserted, and takes an error for a broken target.
         Some(Point { kind, address, length, .. }) => {
-            session.remove(kind, address, length);
+            session.debuggee.remove(kind, address, length);
             ok()
         }
         None => error(errno::EINVAL),

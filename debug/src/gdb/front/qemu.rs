@@ -19,11 +19,13 @@ pub(super) fn qemu<M: Machine>(session: &mut Session<M>, what: &[u8]) -> Answer 
         b"Supported" => Answer::Reply(b"sstepbits;sstep;PhyMemMode".to_vec()),
         b"sstepbits" => Answer::Reply(format!("ENABLE={SSTEP_ENABLE:x},NOIRQ={SSTEP_NOIRQ:x}").into_bytes()),
         b"sstep" => {
-            let falls = session.engine.requests().step_interrupts;
+            let falls = session.debuggee.engine.requests().step_interrupts;
             let bits = SSTEP_ENABLE | if falls { 0 } else { SSTEP_NOIRQ };
             Answer::Reply(format!("0x{bits:x}").into_bytes())
         }
-        b"PhyMemMode" => Answer::Reply(if session.is_physical { b"1".to_vec() } else { b"0".to_vec() }),
+        b"PhyMemMode" => {
+            Answer::Reply(if session.debuggee.is_physical { b"1".to_vec() } else { b"0".to_vec() })
+        }
         _ => set(session, what),
     }
 }
@@ -33,13 +35,13 @@ fn set<M: Machine>(session: &mut Session<M>, what: &[u8]) -> Answer {
         // QEMU takes both ways of writing it.
         match number(bits.strip_prefix(b"0x").unwrap_or(bits)) {
             Some(bits) if bits & !u64::from(SSTEP_ENABLE | SSTEP_NOIRQ) == 0 => {
-                session.engine.requests().step_interrupts = bits & u64::from(SSTEP_NOIRQ) == 0;
+                session.debuggee.engine.requests().step_interrupts = bits & u64::from(SSTEP_NOIRQ) == 0;
                 ok()
             }
             _ => error(errno::EINVAL),
         }
     } else if let Some(mode) = what.strip_prefix(b"PhyMemMode:") {
-        session.is_physical = mode == b"1";
+        session.debuggee.is_physical = mode == b"1";
         ok()
     } else {
         Answer::Reply(Vec::new())

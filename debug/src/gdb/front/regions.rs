@@ -12,14 +12,14 @@ pub(super) fn region<M: Machine>(session: &Session<M>, address: &[u8]) -> Answer
     let (Some(address), Ok((regime, _))) = (number(address), session.view().translation()) else {
         return error(errno::EINVAL);
     };
-    let (start, last, permissions) = if !regime.is_on() || session.is_physical {
+    let (start, last, permissions) = if !regime.is_on() || session.debuggee.is_physical {
         ram_region(session, address)
     } else if let Some((start, last)) = hole(&regime, address) {
         (start, last, String::new())
     } else {
-        match regime.translate(session.machine.memory(), GuestVirt(address)) {
+        match regime.translate(session.debuggee.machine.memory(), GuestVirt(address)) {
             // Devices are not touched for a debugger, so nothing can be done with their pages.
-            Ok(mapping) if session.machine.memory().read(mapping.address, &mut [0]) == 0 => {
+            Ok(mapping) if session.debuggee.machine.memory().read(mapping.address, &mut [0]) == 0 => {
                 let span = mapping.page_size - 1;
                 (address & !span, address | span, String::new())
             }
@@ -59,7 +59,7 @@ fn hole(regime: &Regime, address: u64) -> Option<(u64, u64)> {
 /// Without translation: a range of RAM, or what lies between two.
 fn ram_region<M: Machine>(session: &Session<M>, address: u64) -> (u64, u64, String) {
     let (mut start, mut last) = (0, u64::MAX);
-    for range in session.machine.memory().ranges() {
+    for range in session.debuggee.machine.memory().ranges() {
         let (first, end) = (range.start.0, range.end().0);
         if (first..end).contains(&address) {
             return (first, end - 1, "rwx".into());
@@ -101,7 +101,7 @@ mod tests {
         machine.memory().write(GuestPhys(0x8000), b"seen");
         let engine = Engine::new(Isa::X86_64, machine.abilities().clone(), 2);
         let mut session = Session::new(machine, std::sync::Arc::new(engine));
-        session.current = 1;
+        session.debuggee.current = 1;
         let mut bytes = [0; 4];
         assert_eq!((session.view().read(0x40_0000, &mut bytes), &bytes), (4, b"seen"));
         let reply = |address: &[u8]| match region(&session, address) {

@@ -7,10 +7,10 @@ use crate::machine::Machine;
 
 pub(super) fn vcpus<M: Machine>(session: &Session<M>) -> Vcpus {
     Vcpus {
-        count: session.machine.vcpus(),
-        current: session.current,
+        count: session.debuggee.machine.vcpus(),
+        current: session.debuggee.current,
         chosen: session.chosen,
-        can_step: session.machine.abilities().single_step || !session.machine.can_run(),
+        can_step: session.debuggee.machine.abilities().single_step || !session.debuggee.machine.can_run(),
     }
 }
 
@@ -24,7 +24,7 @@ pub(super) fn resumes<M: Machine>(session: &Session<M>) -> Vec<u8> {
 pub(super) fn go_on<M: Machine>(session: &mut Session<M>, packet: &[u8]) -> Result<Answer, Refused> {
     let (actions, place) = resume::plain(packet, &vcpus(session))?;
     if let Some((vcpu, address)) = place {
-        session.set_pc(vcpu, address).map_err(|refused| {
+        session.debuggee.set_pc(vcpu, address).map_err(|refused| {
             log::warn!(target: "debug::rsp", "vCPU {vcpu} cannot go on at {address:#x}: {refused}");
             Refused::Errno(errno::EIO)
         })?;

@@ -33,7 +33,7 @@ pub(super) fn find<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer
     let mut window = vec![0; WINDOW + pattern.len() - 1];
     let mut offset = 0;
     while offset < length {
-        if session.cancel.check().is_err() {
+        if session.debuggee.cancel.check().is_err() {
             return error(errno::EINTR);
         }
         let left = usize::try_from(length - offset).unwrap_or(usize::MAX).min(window.len());
@@ -59,7 +59,7 @@ pub(super) fn crc<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer 
     let mut window = vec![0; WINDOW];
     let mut offset = 0;
     while offset < length {
-        if session.cancel.check().is_err() {
+        if session.debuggee.cancel.check().is_err() {
             return error(errno::EINTR);
         }
         let left = usize::try_from(length - offset).unwrap_or(usize::MAX).min(WINDOW);
@@ -120,7 +120,7 @@ mod tests {
         crc.update(&mut b"6789".to_vec());
         assert_eq!(crc.value(), 0x0376_e6e7);
         let session = session(1 << 20);
-        session.machine.memory().write(GuestPhys(0x100), b"123456789");
+        session.debuggee.machine.memory().write(GuestPhys(0x100), b"123456789");
         assert_eq!(reply(crc_of(&session, 0x100, 9)), "C376e6e7");
         assert_eq!(reply(crc_of(&session, 0xf_fff8, 9)), "E0e");
         assert_eq!(reply(crc_of(&session, 0, 0)), "Cffffffff");
@@ -135,9 +135,9 @@ mod tests {
         let session = session(WINDOW * 3);
         let find = |arguments: &str| reply(find(&session, arguments.as_bytes()));
         for at in [0, 5, WINDOW as u64 - 2, WINDOW as u64 * 3 - 4] {
-            session.machine.memory().write(GuestPhys(at), b"abcd");
+            session.debuggee.machine.memory().write(GuestPhys(at), b"abcd");
             assert_eq!(find(&format!("0;{:x};abcd", WINDOW * 3)), format!("1,{at:x}"));
-            session.machine.memory().write(GuestPhys(at), &[0; 4]);
+            session.debuggee.machine.memory().write(GuestPhys(at), &[0; 4]);
         }
         assert_eq!(find(&format!("0;{:x};abcd", WINDOW * 3)), "0");
         assert_eq!(find("0;ffffffffffffffff;abcd"), "E0e");
@@ -157,7 +157,7 @@ mod tests {
     fn what_is_not_wanted_any_more_is_broken_off() {
         let mut session = session(1 << 20);
         let cancel = Cancel::never();
-        session.set_cancel(&cancel);
+        session.debuggee.set_cancel(&cancel);
         cancel.cancel();
         assert_eq!(reply(find(&session, b"0;1000;x")), "E04");
         assert_eq!(reply(crc_of(&session, 0, 0x1000)), "E04");

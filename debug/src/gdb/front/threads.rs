@@ -11,9 +11,9 @@ use crate::machine::Machine;
 /// are of.
 pub(super) fn choose<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Result<Answer, Refused> {
     let (operation, thread) = arguments.split_first().ok_or(Refused::Errno(errno::EINVAL))?;
-    let thread = Thread::parse(thread, session.machine.vcpus())?;
+    let thread = Thread::parse(thread, session.debuggee.machine.vcpus())?;
     match (operation, thread) {
-        (b'g', Thread::One(vcpu)) => session.current = vcpu,
+        (b'g', Thread::One(vcpu)) => session.debuggee.current = vcpu,
         // Any one: the one that it is.
         (b'g', Thread::Any | Thread::All) => {}
         (b'c', Thread::One(vcpu)) => session.chosen = Some(vcpu),
@@ -25,9 +25,11 @@ pub(super) fn choose<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> 
 
 /// `qThreadExtraInfo,thread-id`: what `info threads` shows.
 pub(super) fn extra_info<M: Machine>(session: &Session<M>, thread: &[u8]) -> Answer {
-    match Thread::parse(thread, session.machine.vcpus()) {
+    match Thread::parse(thread, session.debuggee.machine.vcpus()) {
         Ok(Thread::One(vcpu)) => {
-            Answer::Reply(hex(format!("CPU#{vcpu} [{}]", session.machine.activity(vcpu).name()).as_bytes()))
+            Answer::Reply(hex(
+                format!("CPU#{vcpu} [{}]", session.debuggee.machine.activity(vcpu).name()).as_bytes()
+            ))
         }
         Ok(_) => error(errno::EINVAL),
         Err(refused) => refused.into(),
@@ -38,8 +40,8 @@ pub(super) fn extra_info<M: Machine>(session: &Session<M>, thread: &[u8]) -> Ans
 pub(super) fn threads<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
     let Some((offset, length)) = pair(arguments) else { return error(errno::EINVAL) };
     let mut xml = String::from("<?xml version=\"1.0\"?><threads>");
-    for vcpu in 0..session.machine.vcpus() {
-        let state = session.machine.activity(vcpu).name();
+    for vcpu in 0..session.debuggee.machine.vcpus() {
+        let state = session.debuggee.machine.activity(vcpu).name();
         xml.push_str(&format!(
             "<thread id=\"{}\" core=\"{vcpu}\" name=\"CPU#{vcpu}\">{state}</thread>",
             session.thread_id(vcpu)

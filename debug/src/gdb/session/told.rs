@@ -11,8 +11,9 @@ impl<M: Machine> Session<M> {
     /// What a debugger that attaches now is told the processor is.
     pub fn describes(&self) -> Described {
         let follow = || {
-            let mode = self.machine.code(self.current).map_or(Mode::Bits64, |code| code.mode);
-            self.believed.describes(mode, self.is_long(self.current))
+            let mode =
+                self.debuggee.machine.code(self.debuggee.current).map_or(Mode::Bits64, |code| code.mode);
+            self.believed.describes(mode, self.is_long(self.debuggee.current))
         };
         match self.isa() {
             Isa::X86_64 => self.described.unwrap_or_else(follow),
@@ -23,7 +24,7 @@ impl<M: Machine> Session<M> {
     /// Whether an x86 vCPU is in long mode.
     fn is_long(&self, vcpu: u32) -> bool {
         const EFER_LMA: u64 = 1 << 10;
-        let file = self.machine.registers(vcpu, &[Bank::System]);
+        let file = self.debuggee.machine.registers(vcpu, &[Bank::System]);
         file.is_ok_and(|file| file.get("efer").is_some_and(|efer| efer & EFER_LMA != 0))
     }
 
@@ -53,7 +54,7 @@ impl<M: Machine> Session<M> {
         }
         // Asked once: a guest that begins under its debugger does not sign.
         self.is_told = true;
-        let file = self.machine.registers(vcpu, &[Bank::System]).ok()?;
+        let file = self.debuggee.machine.registers(vcpu, &[Bank::System]).ok()?;
         if file.get("SCTLR_EL1")? & ENABLED == 0 {
             return None;
         }
@@ -65,7 +66,6 @@ impl<M: Machine> Session<M> {
 
     /// What is to be told on the debugger's console, once.
     pub fn take_words(&mut self) -> Option<String> {
-        let words = std::mem::take(&mut self.words);
-        (!words.is_empty()).then_some(words)
+        self.debuggee.take_words()
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Session;
 use crate::machine::Machine;
-use crate::memory::{self, Space};
+use crate::memory::Space;
 use arch::GuestVirt;
 
 /// Why a write is refused that [`Session::write`] takes for a part of a program.
@@ -12,14 +12,14 @@ pub const OVERLOADED: &str = "no program is written over the kernel that runs, u
 impl<M: Machine> Session<M> {
     /// Whether the write that was refused last was refused as a part of a program.
     pub fn is_overloaded(&self) -> bool {
-        self.words.contains(OVERLOADED)
+        self.debuggee.words().contains(OVERLOADED)
     }
 
     /// Whether a write is a part of a program that would go over the kernel that runs, as gdb's `load` makes them.
     fn overloads(&mut self, space: &Space, address: u64, length: usize) -> bool {
         /// Bytes that a person may want to change at one stop.
         const MOST_CODE: u64 = 64 << 10;
-        let memory = self.machine.memory();
+        let memory = self.debuggee.machine.memory();
         let is_code = || space.is_executable(memory, GuestVirt(address));
         if self.allows_load || !matches!(space, Space::Virtual(regime) if regime.is_on()) || !is_code() {
             return false;
@@ -32,14 +32,12 @@ impl<M: Machine> Session<M> {
     pub fn write(&mut self, vcpu: u32, address: u64, bytes: &[u8]) -> bool {
         let space = self.view().through(vcpu).space();
         if self.overloads(&space, address, bytes.len()) {
-            if !self.words.contains(OVERLOADED) {
+            if !self.is_overloaded() {
                 log::warn!("{OVERLOADED}");
-                self.words.push_str(&format!("vmm: {OVERLOADED}\n"));
+                self.debuggee.say(&format!("vmm: {OVERLOADED}\n"));
             }
             return false;
         }
-        let mut requests = self.engine.requests();
-        let table = Some(&mut requests.table);
-        memory::write(self.machine.memory(), &space, table, GuestVirt(address), bytes) == bytes.len()
+        self.debuggee.write_in(&space, address, bytes) == bytes.len()
     }
 }

@@ -29,11 +29,20 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Builds a guest; one that another one begins again as has that one's debugger.
+/// What a guest begins as.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Beginning<'a> {
+    /// A guest of its own.
+    First,
+    /// Another one that begins again, with the debugger that this one has by now, whatever is asked for.
+    Again(Option<&'a Arc<Debugger>>),
+}
+
+/// Builds a guest.
 pub(super) fn build(
     config: &Config,
     output: Box<dyn Write + Send>,
-    former: Option<&Arc<Debugger>>,
+    beginning: Beginning<'_>,
 ) -> Result<Guest, Error> {
     check(config)?;
     let Loaded { vm, vcpus, kernel, booted } = load(config)?;
@@ -42,7 +51,8 @@ pub(super) fn build(
         // Found out once; the first stop is not to wait for it.
         kvm::probe::holds_counter().ok();
     }
-    let listener = gdb.filter(|_| former.is_none()).map(listen).transpose()?;
+    let gdb = gdb.filter(|_| matches!(beginning, Beginning::First));
+    let listener = gdb.map(listen).transpose()?;
     let (input_wanted, wake) = (new_event()?, new_event()?);
     let output = Arc::new(OutputQueue::new(output));
     let (sender, outcomes) = channel();
@@ -67,6 +77,7 @@ pub(super) fn build(
         exits: Exits::new(config.cpus),
         wants_restart: AtomicBool::new(false),
         is_started: AtomicBool::new(false),
+        told_of_end: Mutex::default(),
     });
     let vcpus = start(vcpus, config.guest_clock, &vm, &services)?;
     let dumper = Dumper::new(&vcpus, vm.memory());
@@ -74,11 +85,15 @@ pub(super) fn build(
     if let (Some(listener), Some(gdb)) = (listener, gdb) {
         attachment.attach(listener, gdb)?;
     }
+    let former = match beginning {
+        Beginning::First => None,
+        Beginning::Again(former) => former,
+    };
     if let Some(former) = former {
         attachment.take_over(former);
     }
     Ok(Guest {
-        waits: waits(config) || former.is_some(),
+        waits: gdb.is_some_and(|gdb| gdb.waits) || former.is_some(),
         attachment,
         dumper,
         stage: Mutex::new(Stage::NotStarted),
@@ -92,11 +107,6 @@ pub(super) fn build(
         services,
         _vm: vm,
     })
-}
-
-/// Whether the guest waits for a debugger who lets it run.
-fn waits(config: &Config) -> bool {
-    config.gdb.as_ref().is_some_and(|gdb| gdb.waits)
 }
 
 /// A virtual machine, in whose memory everything is that the guest begins with.
@@ -120,7 +130,9 @@ fn load(config: &Config) -> Result<Loaded, Error> {
         None => Kernel::embedded(),
     };
     let (vm, vcpus) = Vm::new(&host, &vm_config)?;
-    let completion = Completion::of(&kernel, config.cmdline_exact, waits(config));
+    // The same when it begins again, whoever debugs it by then.
+    let is_debugged = config.gdb.as_ref().is_some_and(|gdb| gdb.waits);
+    let completion = Completion::of(&kernel, config.cmdline_exact, is_debugged);
     let cmdline = completion.line(config.cmdline.as_deref());
     let booted = prepare(&vm, &kernel, config, &cmdline)?;
     tell(&kernel, &booted, config, &cmdline);
@@ -158,12 +170,12 @@ fn start(
 
 fn tell(kernel: &Kernel, booted: &Booted, config: &Config, cmdline: &str) {
     log::info!(
-        "{} {}, entered by {} at {}; {} vCPUs, {} MiB; command line: {cmdline}",
+        "{} {}, entered by {} at {}; {}, {} MiB; command line: {cmdline}",
         kernel.format().name(),
         kernel.path().display(),
         booted.protocol,
         booted.entry,
-        config.cpus,
+        if config.cpus == 1 { "1 vCPU".into() } else { format!("{} vCPUs", config.cpus) },
         config.memory.bytes() >> 20,
     );
 }
@@ -222,8 +234,8 @@ fn hypercalls(config: &Config, parts: &Parts<'_>) -> Result<Option<Arc<LiveHyper
     let (Some(wanted), Some(transport)) = (&config.hypercalls, parts.vm.transport()) else { return Ok(None) };
     log::info!("hypercalls: {} by {}", wanted.family.name(), transport.name());
     let tracer = wanted.tracer().map_err(|source| wanted.cannot_open(source))?;
-    // A debugger may ask for the times.
-    let is_timed = wanted.trace != Trace::Off || wanted.summary || config.gdb.is_some();
+    // A debugger that comes has them timed, too.
+    let is_timed = wanted.trace != Trace::Off || wanted.summary;
     let live = LiveHypercalls::new(wanted.family, transport, (tracer, is_timed), parts);
     live.map(|live| Some(Arc::new(live))).map_err(Error::system("cannot start a thread for timers"))
 }

@@ -94,7 +94,7 @@ fn one_thread_serves_a_whole_session() {
         let vcpus = Arc::new(Vcpus::new(alone));
         vcpus.resume();
         let engine = Arc::new(Engine::new(isa, host(), 1));
-        let guest = Debuggee { engine, memory: Box::new(ram.clone()) };
+        let guest = Target { engine, memory: Box::new(ram.clone()) };
         let listener = Listener::bind(&Address::Unix(path.clone()), Access::Owner).unwrap();
         let debugger = Polled::attach(&vcpus, guest, listener, options()).unwrap();
         let is_over = Arc::new(AtomicBool::new(false));

@@ -1,0 +1,133 @@
+//! A debugger comes and goes, and the guest begins again.
+
+use super::Debuggee;
+use crate::arming::Arming;
+use crate::breakpoint::{Breakpoint, Id as BreakpointId, Purpose};
+use crate::cancel::Cancel;
+use crate::context::listen::{Change, Notice};
+use crate::machine::{Action, Control, Ended, Event, Machine, Order, TargetError};
+
+impl<M: Machine> Debuggee<M> {
+    /// Takes the guest: all vCPUs stand still when it returns, and stop for this debugger from now on.
+    pub fn attach(&mut self) {
+        self.engine.requests().is_attached = true;
+        self.machine.pause();
+        (self.is_attached, self.is_left) = (true, false);
+        // What happened while nobody had it is nobody's stop.
+        self.idle();
+        self.machine.pause();
+        self.pending.clear();
+        self.reported.fill(None);
+        self.words.clear();
+        self.refused.clear();
+        self.current = 0;
+        self.is_running = false;
+    }
+
+    /// Has the guest begin again, and holds it at its first instruction. Breakpoints stay, under their ids.
+    ///
+    /// # Errors
+    /// [`TargetError`]; then it is as it was.
+    pub fn restart(&mut self) -> Result<(), TargetError> {
+        self.machine.pause();
+        self.machine.control(Control::Reset)?;
+        self.machine.pause();
+        self.begin_again();
+        Ok(())
+    }
+
+    /// The guest has begun again, and stands still: what was planted went with its memory.
+    pub(super) fn begin_again(&mut self) {
+        self.pending.clear();
+        self.happened.clear();
+        self.reported.fill(None);
+        (self.stepping, self.stopped, self.ended) = (None, None, None);
+        (self.current, self.is_running) = (0, false);
+        self.beginnings += 1;
+        let before = {
+            let mut requests = self.engine.requests();
+            requests.forget();
+            requests.table.uprooted()
+        };
+        let before: Vec<_> = before.into_iter().filter(|(_, it)| it.purpose == Purpose::Asked).collect();
+        let count = before.len();
+        let is_refused = |(id, it): (BreakpointId, Breakpoint)| self.put_back(id, it).is_err();
+        let refused = before.into_iter().map(is_refused).filter(|refused| *refused).count();
+        if refused > 0 {
+            self.say(&format!(
+                "vmm: of {count} breakpoints {refused} are not inserted any more: until the guest maps their pages \
+                 they need debug registers, which are used up\n"
+            ));
+        }
+        self.listeners.tell(&Notice::Changed(self.tree.root(), Change::BegunAgain));
+    }
+
+    /// Deals with what happens while no debugger has the guest; its end, if it has ended.
+    pub fn idle(&mut self) -> Option<Ended> {
+        let mut ended = None;
+        while let Some(event) = self.next_event() {
+            match event {
+                Event::Stopped { .. } => {}
+                Event::Ended(how) => {
+                    self.has_ended(&how);
+                    ended = Some(how);
+                }
+                Event::Restarted => {
+                    self.begin_again();
+                    if !self.is_attached && !self.is_left {
+                        self.let_run();
+                    }
+                }
+            }
+        }
+        ended
+    }
+
+    /// Lets the guest go: planted instructions are taken out, and it runs on.
+    pub fn detach(&mut self) {
+        self.leave();
+        self.is_left = false;
+        self.let_run();
+    }
+
+    /// All vCPUs run, and are not debugged.
+    fn let_run(&mut self) {
+        let arming = Arming::off(self.isa());
+        let order = Order { action: Action::Run, arming, steps_off: false };
+        if let Err(error) = self.machine.resume(vec![order; self.machine.vcpus() as usize]) {
+            log::warn!("the guest cannot run on without its debugger: {error}");
+        }
+    }
+
+    /// Leaves the guest without its debugger, held: planted instructions go, and it waits for the next debugger.
+    pub fn leave(&mut self) {
+        (self.is_left, self.is_attached) = (true, false);
+        self.set_cancel(&Cancel::never());
+        self.machine.pause();
+        {
+            let mut requests = self.engine.requests();
+            requests.table.clear(self.machine.memory());
+            self.engine.reallocate(&mut requests).ok();
+            requests.forget();
+            requests.is_attached = false;
+            while requests.take_output(usize::MAX).is_some() {}
+        }
+        self.points.clear();
+        (self.stepping, self.stopped, self.is_running) = (None, None, false);
+        self.machine.disarm();
+    }
+
+    /// Ends the guest.
+    pub fn kill(&mut self) {
+        if let Err(error) = self.machine.control(Control::Quit) {
+            log::warn!("the guest cannot be ended: {error}");
+        }
+    }
+
+    /// The guest is over.
+    pub(super) fn has_ended(&mut self, how: &Ended) {
+        (self.is_running, self.stepping, self.stopped) = (false, None, None);
+        self.ended = Some(how.clone());
+        self.listeners.tell(&Notice::Exited(self.tree.root(), how.clone()));
+    }
+}
