@@ -8,7 +8,7 @@ CARGO ?= cargo
 TARGETS := $(foreach isa,$(ISAS),$(call MUSL,$(isa))) x86_64-unknown-none aarch64-unknown-none-softfloat
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test unit cases soak fuzz bench demo deb setup toolchain kernels qemu tools peer layering package oldest api api-renew clean clean-cache
+.PHONY: help build check test unit miri cases soak fuzz bench demo deb setup toolchain kernels qemu tools peer layering package oldest api api-renew clean clean-cache
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -36,6 +36,9 @@ unit: toolchain ## unit tests
 	$(CARGO) test -q --workspace --exclude integration
 	$(CARGO) test -q -p guest-debug --no-default-features
 	$(CARGO) test -q -p integration --lib
+
+miri: toolchain ## the debugger's rules under Miri, by hand (FILTER=live::runner for some)
+	@integration/setup/miri.sh $(or $(FILTER),live::gate live::times live::runner live::step arming trap:: flow::)
 
 cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)
 	@rm -rf logs

@@ -12,8 +12,10 @@ mod hypercalls;
 mod kicks;
 mod library;
 mod linux;
+mod machines;
 mod monitor;
 mod program;
+pub mod readme;
 mod terminal;
 
 use crate::context::{Check, Context};
@@ -152,6 +154,8 @@ pub const CASES: &[Case] = &[
     small("file_size_limit", ends::file_size_limit),
     small("too_many_clients", ends::too_many_clients),
     small("library_in_a_process", library::in_a_process),
+    small("library_of_the_readme", readme::boots_a_guest),
+    small("library_of_fifty_machines", machines::come_and_go),
     small("program_debugs_a_guest", program::small),
     Case { symbols: program::SYMBOLS, ..linux("program_debugs_debian", &["6.12"], program::debian) },
     small("kicks_under_load", kicks::under_load),

@@ -4,6 +4,7 @@
 
 mod dumps;
 mod kernels;
+mod simulated;
 
 use dumps::{cores, kdumps, packed, whole};
 
@@ -61,6 +62,22 @@ pub const FUZZED: &[Fuzzed] = &[
             b"Z0,100,1;X3,220027;cmds:0,X3,220027\nz0,100,1\nZ2,8,4\nvCont?\nvCont;s:p1.1\nvCont;r0,10:1;c",
             b"qRcmd,68656c70\nqRcmd,7472616e736c6174652030\nqRcmd,6d6170\nqRcmd,646d657367\nqRcmd,72656773",
             b"qSearch:memory:0;1000;ab\nqCRC:0,1000\nqXfer:threads:read::0,fff\nqMemoryRegionInfo:0\nqOffsets\nD;1\nk",
+        ],
+    },
+    Fuzzed {
+        name: "orders",
+        run: simulated::orders,
+        seeds: &[
+            b"\x00\x00\x04\x04\x08\x04\x03\x04\x06\x0e\x07\x02\x04\x0a\x04\x19\x05",
+            b"\x01\x08\x04\x09\x04\x13\x06\x06\x0e\x07\x02\x0a\x05\x05\x03\x03\x11\x05",
+        ],
+    },
+    Fuzzed {
+        name: "simulated",
+        run: simulated::packets,
+        seeds: &[
+            b"\x00?\nqSupported:multiprocess+\nZ0,1003,1\nvCont;c\ng\nvCont;s:p1.1\nz0,1003,1\nvCont;c\nD;1",
+            b"\x01?\nHg1\nZ1,1004,4\nZ2,4000,8\nvCont;c\nm1000,10\nvCont;s:p1.2\nvCont;r1000,1010:p1.1\nD;1",
         ],
     },
     Fuzzed { name: "stream", run: stream, seeds: &[b"+$g#67-\x03$m0,4#fd$#00", b"$vCont;s:p1.1#f2$D;1#b0"] },
@@ -663,6 +680,7 @@ mod tests {
             let mut random = Random(0x9e37_79b9_7f4a_7c15);
             let rounds = match fuzzed.name {
                 "packets" | "stream" | "clients" => 1500,
+                "orders" | "simulated" => 300,
                 "packed" => 150,
                 "kernels" => 100,
                 "cores" | "kdumps" => 500,

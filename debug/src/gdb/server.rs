@@ -143,6 +143,17 @@ impl<M: Machine> Polled<M> {
         self.poller.arm(&interests, timeout)
     }
 
+    /// Nobody is served any more: waits for vCPUs' answers alone, and no longer than `most`.
+    ///
+    /// # Errors
+    /// As [`Self::process`].
+    pub fn wait_for_vcpus(&mut self, most: Duration) -> io::Result<()> {
+        let none = self.server.interests().into_iter().map(|(fd, _)| (fd, PollFlags::empty()));
+        let mut interests: Vec<_> = none.collect();
+        interests.push((self.server.session.debuggee.machine.event_fd(), PollFlags::POLLIN));
+        self.poller.arm(&interests, Some(most))
+    }
+
     /// Becomes readable when [`Self::process`] has something to do.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.poller.as_fd()

@@ -3,7 +3,7 @@
 
 use super::link::{Link, Wake};
 use super::machine::{Begun, LiveMachine, Waiting};
-use super::vcpus::{Monitor, Vcpus};
+use super::vcpus::{KICK_AGAIN, Monitor, Vcpus};
 use crate::context::Listeners;
 use crate::engine::Engine;
 use crate::gdb::description::Believed;
@@ -134,8 +134,8 @@ impl<M: Monitor> Lines<M> {
     }
 }
 
-/// The thread that serves gdb, or a program's say in a guest. Whoever drops it without [`leave`](Debugger::leave) means that the guest is over: what
-/// is planted stays, and vCPUs that it has stopped stand still.
+/// The thread that serves gdb, or a program's say in a guest. Whoever drops it without [`leave`](Debugger::leave) means
+/// that the guest is over: what is planted stays, and vCPUs that it has stopped stand still.
 #[derive(Debug)]
 pub struct Debugger<M: Monitor> {
     lines: Lines<M>,
@@ -332,6 +332,10 @@ impl<M: Monitor> Polled<M> {
             }
             Served::Leaves(_) => {
                 self.lines.wake.take();
+                // One that a kick did not reach gets another.
+                let vcpus = self.lines.vcpus();
+                vcpus.iter().for_each(|vcpus| (0..vcpus.count()).for_each(|vcpu| vcpus.monitor().kick(vcpu)));
+                self.server.wait_for_vcpus(KICK_AGAIN)?;
             }
             Served::Serves | Served::WantsToLeave => self.serve()?,
         }
@@ -339,14 +343,23 @@ impl<M: Monitor> Polled<M> {
     }
 
     fn serve(&mut self) -> io::Result<()> {
-        if !self.server.process()? {
-            self.state = Served::Over;
-        } else if let Served::WantsToLeave = self.state
-            && !self.server.leave()?
-        {
-            let leaves = self.lines.vcpus().map(|vcpus| vcpus.begin_detach(&self.lines.wake));
-            self.state = leaves.map_or(Served::Over, Served::Leaves);
+        let leaves = matches!(self.state, Served::WantsToLeave);
+        // What was put off until all vCPUs stand still may have been done by the first.
+        let mut goes_on = self.server.process()?;
+        if goes_on && leaves {
+            goes_on = self.server.leave()?;
         }
+        if goes_on {
+            return Ok(());
+        }
+        let vcpus = self.lines.vcpus().filter(|_| leaves);
+        self.state = match vcpus.map(|vcpus| vcpus.begin_detach(&self.lines.wake)) {
+            Some(done) => {
+                self.server.wait_for_vcpus(KICK_AGAIN)?;
+                Served::Leaves(done)
+            }
+            None => Served::Over,
+        };
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Runs one case where KVM is: `case NAME VMM FILES WORK SLOWNESS` on a machine, or as the
 //! first process of a nest, which finds its case in the kernel's command line.
 
-use integration::cases::{self, gdb_port};
+use integration::cases::{self, gdb_port, readme};
 use integration::context::{Context, Length};
 use integration::port;
 use integration::report::{Report, Verdict};
@@ -28,6 +28,13 @@ fn main() {
         &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]
     {
         if let Err(error) = gdb_port::speak(address, bytes, !rest.is_empty()) {
+            eprintln!("case: {error}");
+            std::process::exit(1);
+        }
+        return;
+    }
+    if arguments == [readme::BOOT] {
+        if let Err(error) = readme::boot() {
             eprintln!("case: {error}");
             std::process::exit(1);
         }

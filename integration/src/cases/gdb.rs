@@ -4,13 +4,12 @@
 //! the machine that runs the tests ([`crate::debugger`]), with the commands of the script, and
 //! what it prints is what is checked.
 
-use crate::context::{Check, Context, check};
-use crate::port;
-use crate::process::{Process, Wiring};
+mod serve;
+
+pub use serve::serve;
+
+use crate::context::{Check, Context};
 use arch::Isa;
-use std::path::Path;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 /// What is debugged; gdb has its symbols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -742,61 +741,4 @@ pub const LLDB_DEBIAN: Script = Script {
 pub fn own_traps_alone(c: &mut Context) -> Check {
     let (guest, limit) = (c.guest("own_traps", false)?, c.limit(10));
     c.run("--kernel {}", &[&guest], limit)?.expect_code(0x41)
-}
-
-/// Runs `vmm` for the case's script until the debugger is gone and the guest is, too.
-///
-/// # Errors
-/// When `vmm` does not start, or ends with another code.
-pub fn serve(c: &mut Context) -> Check {
-    let script = crate::cases::find(&c.name).and_then(|case| case.debugger).ok_or("it has no script")?;
-    let socket = c.work.join("gdb.sock");
-    let arguments = format!("-v --gdb unix:{{}} {} --kernel {{}}", script.options);
-    let vmm = match script.program {
-        Program::Guest(name) | Program::Flat(name) => {
-            let kernel = c.guest(name, matches!(script.program, Program::Flat(_)))?;
-            c.start(Wiring::Pipes, &arguments, &[&socket, &kernel])?
-        }
-        Program::Monitor => {
-            let guest = c.guest("monitor", true)?;
-            let arguments = format!("{{}} unix:{{}} {}", script.options);
-            c.start_program(&c.monitor(), Wiring::Pipes, &arguments, &[&guest, &socket])?
-        }
-        Program::Debian(series) => {
-            let (kernel, initrd) = (c.kernel(series), c.initrd());
-            c.start(Wiring::Pipes, &format!("{arguments} --initrd {{}}"), &[&socket, &kernel, &initrd])?
-        }
-    };
-    let vmm = Mutex::new(vmm);
-    let limit = c.limit(90);
-    let result = if c.in_nest { carry(&vmm, &socket, limit) } else { wait(&vmm, limit) };
-    let mut vmm = vmm.into_inner().map_err(|error| error.to_string())?;
-    let code = match (&result, script.code) {
-        (Ok(()), Some(_)) => vmm.wait(c.limit(10)).map(Some),
-        _ => Ok(None),
-    };
-    c.keep("vmm", &vmm);
-    result?;
-    let code = code?;
-    check(code == script.code, || format!("vmm ended with {code:?} instead of {:?}", script.code))
-}
-
-/// Whether `vmm` has ended, or the time is over.
-fn is_over(vmm: &Mutex<Process>, deadline: Instant) -> bool {
-    let has_ended = vmm.lock().is_ok_and(|mut vmm| vmm.has_ended());
-    has_ended || Instant::now() >= deadline
-}
-
-fn carry(vmm: &Mutex<Process>, socket: &Path, limit: Duration) -> Check {
-    let port = port::find(port::GDB).map_err(|error| error.to_string())?;
-    let deadline = Instant::now() + limit;
-    port::carry(&port, socket, &|| is_over(vmm, deadline)).map_err(|error| format!("the gdb port: {error}"))
-}
-
-fn wait(vmm: &Mutex<Process>, limit: Duration) -> Check {
-    let deadline = Instant::now() + limit;
-    while !is_over(vmm, deadline) {
-        std::thread::park_timeout(Duration::from_millis(10));
-    }
-    Ok(())
 }

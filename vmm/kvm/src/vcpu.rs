@@ -12,6 +12,7 @@ use debug::machine::{Abilities, Activity, Code};
 use debug::trap::Injection;
 use kvm_ioctls::{Kvm, VcpuFd};
 use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 /// A vCPU of a [`Vm`](super::Vm).
 #[derive(Debug)]
@@ -33,6 +34,34 @@ impl Vcpu {
     /// from now on.
     pub fn adopt(kvm: &Kvm, id: u32, fd: VcpuFd) -> Vcpu {
         Vcpu::new(id, fd, native::registers::can_sync(kvm))
+    }
+
+    /// The same for a monitor that calls KVM by itself, or through another version of kvm-ioctls: `kvm` is `/dev/kvm`,
+    /// and `vcpu` a duplicate of the vCPU's descriptor. What is shared with the monitor's own mapping of it stays shared:
+    /// it may look into its `kvm_run` for exits that it decodes by itself.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`] when KVM does not say how large its mapping is, or it cannot be mapped.
+    ///
+    /// # Safety
+    /// The descriptor must be a vCPU's of KVM: what is mapped from it is believed to be its `kvm_run`.
+    pub unsafe fn adopt_descriptor(kvm: BorrowedFd<'_>, id: u32, vcpu: OwnedFd) -> Result<Vcpu, KvmError> {
+        let duplicate = |fd: BorrowedFd<'_>| {
+            let owned = fd.try_clone_to_owned().map_err(|error| {
+                ioctl("F_DUPFD_CLOEXEC")(kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(libc::EMFILE)))
+            });
+            owned.map(IntoRawFd::into_raw_fd)
+        };
+        // SAFETY: a new duplicate has one owner, which this is.
+        let kvm = unsafe { Kvm::from_raw_fd(duplicate(kvm)?) };
+        // kvm-ioctls maps vCPUs by what it keeps with the machine, which is but the size: a descriptor stands for it
+        // that is asked for nothing.
+        // SAFETY: as above.
+        let vm = unsafe { kvm.create_vmfd_from_rawfd(duplicate(vcpu.as_fd())?) };
+        let vm = vm.map_err(ioctl("KVM_GET_VCPU_MMAP_SIZE"))?;
+        // SAFETY: the caller says that it is a vCPU, and has given it away.
+        let fd = unsafe { vm.create_vcpu_from_rawfd(vcpu.into_raw_fd()) };
+        Ok(Vcpu::adopt(&kvm, id, fd.map_err(ioctl("mmap"))?))
     }
 
     /// `can_sync` is [`native::registers::can_sync`]'s answer.
@@ -373,5 +402,49 @@ impl Vcpu {
     /// [`KvmError::Missing`] on aarch64, [`KvmError::Ioctl`].
     pub fn nmi(&self) -> Result<(), KvmError> {
         native::guest_debug::nmi(&self.fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    /// The descriptor of a machine's vCPU, as a monitor with ioctls of its own has it.
+    fn bare() -> Option<(File, kvm_ioctls::VmFd, VcpuFd)> {
+        let device = File::options().read(true).write(true).open("/dev/kvm");
+        let device =
+            device.inspect_err(|error| log::warn!("there is no KVM to adopt a vCPU of: {error}")).ok()?;
+        let vm = Kvm::new().ok()?.create_vm().ok()?;
+        let vcpu = vm.create_vcpu(0).ok()?;
+        Some((device, vm, vcpu))
+    }
+
+    #[test]
+    fn a_bare_descriptor_is_adopted() {
+        let Some((device, _vm, theirs)) = bare() else { return };
+        // SAFETY: the descriptor is open as long as `theirs`.
+        let fd = unsafe { BorrowedFd::borrow_raw(theirs.as_raw_fd()) }.try_clone_to_owned().unwrap();
+        // SAFETY: it is a vCPU's.
+        let mut ours = unsafe { Vcpu::adopt_descriptor(device.as_fd(), 7, fd) }.unwrap();
+        assert_eq!(ours.id(), 7);
+        // What one of them maps is what the other does.
+        let mut theirs = theirs;
+        let flag = &raw mut theirs.get_kvm_run().immediate_exit;
+        ours.fd.set_kvm_immediate_exit(1);
+        // SAFETY: the mapping lives as long as `theirs`, and a volatile read is one byte.
+        assert_eq!(unsafe { flag.read_volatile() }, 1);
+        drop(theirs);
+        assert!(matches!(ours.activity(), Activity::Running | Activity::NotStarted));
+    }
+
+    #[test]
+    fn what_is_no_vcpu_is_refused() {
+        let Some((device, ..)) = bare() else { return };
+        let no_vcpu = std::io::pipe().unwrap().0;
+        // SAFETY: nothing can be mapped of a pipe.
+        let adopted = unsafe { Vcpu::adopt_descriptor(device.as_fd(), 0, no_vcpu.into()) };
+        assert!(matches!(adopted, Err(KvmError::Ioctl { call: "mmap", .. })), "{adopted:?}");
     }
 }

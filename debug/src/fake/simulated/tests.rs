@@ -391,6 +391,10 @@ fn a_debugger_comes_and_leaves_at_any_time() {
             assert_eq!(setting.memory_of_code(), setting.code.0, "{isa}: something stays planted");
             let armed = setting.vcpus.for_each(|vcpu| !vcpu.arming.is_off());
             assert_eq!(armed, [false; 2], "{isa}: something stays armed");
+            assert!(
+                setting.vcpus.link().is_none(),
+                "{isa} {how:?}: vCPUs know of the debugger that has left"
+            );
             setting.expect_running(0);
             setting.expect_running(1);
         }
