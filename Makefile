@@ -8,7 +8,7 @@ CARGO ?= cargo
 TARGETS := $(foreach isa,$(ISAS),$(call MUSL,$(isa))) x86_64-unknown-none aarch64-unknown-none-softfloat
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test unit miri cases soak fuzz bench demo deb setup toolchain kernels qemu tools peer layering clean clean-cache
+.PHONY: help build check test unit miri cases soak fuzz bench demo deb setup toolchain kernels qemu tools peer layering package oldest api api-renew clean clean-cache
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -17,17 +17,24 @@ demo: toolchain ## boot a Debian kernel, run a command in it, and debug one (ARC
 	@integration/setup/demo.sh $(ARCH)
 	@VMM_TEST_PROFILE=demo $(CARGO) run -q -p integration --bin demo -- $(ARCH)
 
-test: setup check unit cases ## everything: set-up, checks, unit tests, all cases on both architectures
+test: setup check package oldest api unit cases ## everything: set-up, checks, unit tests, all cases on both architectures
 
 check: toolchain layering ## format, lints, links in the documentation, both architectures compile; well under a minute once built
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
 	$(CARGO) clippy -q --workspace --all-targets --target $(call MUSL,aarch64) -- -D warnings
 	$(CARGO) clippy -q --workspace --all-targets --target $(call MUSL,x86_64) -- -D warnings
+	@# What a debugger is embedded with: no feature, and each one alone.
+	$(CARGO) clippy -q -p guest-debug -p guest-kvm --no-default-features --all-targets --target $(call MUSL,aarch64) -- -D warnings
+	$(CARGO) clippy -q -p guest-debug -p guest-kvm --no-default-features --all-targets --target $(call MUSL,x86_64) -- -D warnings
+	@for feature in disassembly dump linux; do \
+	  $(CARGO) clippy -q -p guest-debug --no-default-features --features $$feature --all-targets -- -D warnings || exit 1; \
+	done
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc -q --workspace --no-deps
 
 unit: toolchain ## unit tests
 	$(CARGO) test -q --workspace --exclude integration
+	$(CARGO) test -q -p guest-debug --no-default-features
 	$(CARGO) test -q -p integration --lib
 
 miri: toolchain ## the debugger's rules under Miri, by hand (FILTER=live::runner for some)
@@ -51,8 +58,8 @@ fuzz: toolchain ## libFuzzer on every decoder of outside bytes (TARGET=packets f
 build: toolchain ## static release binaries of both architectures, in target/*/release
 	@echo "building static binaries for: $(ISAS)" >&2
 	@for isa in $(ISAS); do \
-	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p vmm -p integration --bin vmm --bin case || exit 1; \
-	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p kvm --example monitor || exit 1; \
+	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p guest-vmm -p integration --bin vmm --bin case || exit 1; \
+	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p guest-kvm --example monitor || exit 1; \
 	done
 	@integration/setup/sizes.sh $(ISAS)
 
@@ -87,6 +94,20 @@ toolchain: ## Rust targets
 
 layering: ## cfg(target_arch) and KVM stay where they belong
 	@integration/setup/layering.sh
+
+package: toolchain ## the packages that can be published, each built from what is in it alone; a minute when nothing of it is built yet
+	@# Cargo unpacks what it has packed once for each version, and would build what was packed the last time.
+	@rm -rf "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/-*/guest-* "$${CARGO_HOME:-$$HOME/.cargo}"/registry/cache/-*/guest-*
+	$(CARGO) package -q --workspace --exclude integration --allow-dirty
+
+oldest: toolchain ## compile what is published with the oldest Rust that it states, for both architectures
+	@integration/setup/oldest.sh
+
+api: toolchain ## whether public interfaces are what docs/api says they are
+	@integration/setup/api.sh
+
+api-renew: toolchain ## write docs/api anew
+	@integration/setup/api.sh renew
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -1,16 +1,12 @@
 //! Builds the test guests of both architectures, and a table of them.
 
-#[path = "../resources/build_guest.rs"]
-mod build_guest;
-
-use build_guest::{Form, build};
+use guest_build::{Form, build};
 use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=../resources/build_guest.rs");
     println!("cargo::rerun-if-changed=../resources/guests");
     let out_dir = env::var("OUT_DIR").expect("cargo sets it");
     let guests = Path::new("../resources/guests").canonicalize().expect("the guests are there");
@@ -26,7 +22,7 @@ fn main() {
             for (form, folder) in [(Form::Elf, "elf"), (Form::Flat, "flat")] {
                 let folder_path = Path::new(&out_dir).join(folder);
                 fs::create_dir_all(&folder_path).expect("the output folder can be written");
-                let path = build(&guests, &format!("{isa}/{source}"), isa, form, &folder_path);
+                let path = build(&guests.join(isa).join(&source), isa, form, &folder_path);
                 writeln!(
                     table,
                     "    TestGuest {{ isa: {isa:?}, name: {name:?}, flat: {}, bytes: include_bytes!({path:?}) }},",

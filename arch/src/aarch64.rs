@@ -4,9 +4,9 @@ pub mod boot_state;
 pub mod debug_registers;
 pub mod exception_entry;
 pub mod features;
+pub mod gic;
 pub mod simulate;
 pub mod step;
 pub mod syndrome;
 
-/// Where everything is in a machine of this architecture.
-pub use crate::board::layout_aarch64 as layout;
+pub use crate::layout::aarch64 as layout;

@@ -7,11 +7,11 @@
 
 pub mod acpi;
 pub mod device_tree;
-pub mod layout_aarch64;
-pub mod layout_x86;
 
 use crate::Isa;
 use crate::address::PhysRange;
+use crate::layout::aarch64 as layout_aarch64;
+use crate::layout::x86 as layout_x86;
 use std::fmt;
 
 /// What an address of a register means.

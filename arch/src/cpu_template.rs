@@ -1,4 +1,4 @@
-//! CPU template files: what `--cpu-template PATH` reads. `resources/cpu-templates` has
+//! CPU template files: what `--cpu-template PATH` reads. `vmm/cpu-templates` has
 //! examples.
 //!
 //! A template starts from a built-in one, switches features, then clears and sets bits of

@@ -7,19 +7,25 @@
 //! host; which one is meant is a value of [`Isa`], never a `cfg`.
 //!
 //! `vmm` turns these values into ioctls and guest memory; `debug` reads a target with them.
+//!
+//! The feature `boot` has what a guest is booted from: [`board`], [`image`], and of [`x86`] and [`aarch64`] the layouts
+//! and what firmware leaves in memory. Without it no library is needed that describes machines or files.
 
 #![forbid(unsafe_code)]
 
 pub mod aarch64;
 pub mod address;
+#[cfg(feature = "boot")]
 pub mod board;
 pub mod bytes;
 pub mod cpu_features;
 pub mod cpu_template;
 pub mod end;
 pub mod hypercall;
+#[cfg(feature = "boot")]
 pub mod image;
 pub mod isa;
+pub mod layout;
 pub mod paging;
 pub mod register;
 pub mod room;

@@ -38,9 +38,11 @@
 
 pub mod address;
 pub mod breakpoints;
+#[cfg(feature = "dump")]
 pub mod dump;
 pub mod host;
 pub mod info;
+#[cfg(feature = "linux")]
 pub mod linux;
 pub mod memory;
 mod nearest;
@@ -52,5 +54,5 @@ mod table;
 pub use operator::Operator;
 pub use run::{Refused, commands, common, run, run_line};
 
-#[cfg(test)]
+#[cfg(all(test, feature = "disassembly", feature = "dump"))]
 mod tests;

@@ -1,6 +1,8 @@
 //! Instructions in words.
 
+#[cfg(feature = "disassembly")]
 use arch::Isa;
+#[cfg(feature = "disassembly")]
 use yaxpeax_arch::{Decoder, LengthedInstruction, U8Reader};
 
 /// The longest instruction of either architecture, bytes (Intel SDM vol. 2, 2.3.11).
@@ -18,6 +20,7 @@ pub enum Mode {
 }
 
 /// One decoded instruction.
+#[cfg(feature = "disassembly")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instruction {
     /// Length in bytes.
@@ -27,6 +30,7 @@ pub struct Instruction {
 }
 
 /// Decodes the instruction at the start of `bytes`; `None` when it is not one, or cut short.
+#[cfg(feature = "disassembly")]
 pub fn disassemble(isa: Isa, mode: Mode, bytes: &[u8]) -> Option<Instruction> {
     let mut reader = U8Reader::new(bytes);
     macro_rules! decode {
@@ -47,7 +51,7 @@ pub fn disassemble(isa: Isa, mode: Mode, bytes: &[u8]) -> Option<Instruction> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "disassembly"))]
 mod tests {
     use super::*;
 

@@ -7,6 +7,7 @@ pub mod simulated;
 use crate::abilities::{Abilities, SoftwareBreakpoints};
 use crate::arming::{Arming, DebugRegisters, Own};
 use crate::engine::{Cpu, Stepped};
+#[cfg(feature = "linux")]
 use crate::linux::Described;
 use crate::machine::{Action, Activity, Code, Control, Event, Machine, Order, StopReason, TargetError};
 use crate::ram::Memory;
@@ -89,6 +90,7 @@ pub struct Still {
     events: VecDeque<Event>,
     wake: OwnedFd,
     /// What its kernel says of itself, if it has one.
+    #[cfg(feature = "linux")]
     pub kernel: Option<Described>,
     /// vCPUs from this one on have not been started.
     pub started: u32,
@@ -113,7 +115,7 @@ impl Still {
         // It never becomes readable: events are there at once.
         let (wake, _) = nix::unistd::pipe()?;
         let events = VecDeque::new();
-        let (ram, kernel) = (Ram::new(size), None);
+        let ram = Ram::new(size);
         let (started, cannot_restart) = (u32::MAX, false);
         Ok(Still {
             isa,
@@ -122,7 +124,8 @@ impl Still {
             registers,
             events,
             wake,
-            kernel,
+            #[cfg(feature = "linux")]
+            kernel: None,
             started,
             cannot_restart,
             offers: &[],
@@ -148,6 +151,7 @@ impl Machine for Still {
         if vcpu < self.started { Activity::Running } else { Activity::NotStarted }
     }
 
+    #[cfg(feature = "linux")]
     fn kernel(&self) -> Option<&Described> {
         self.kernel.as_ref()
     }

@@ -6,6 +6,7 @@
 use crate::disassemble::Mode;
 use arch::Isa;
 use arch::aarch64::simulate;
+#[cfg(feature = "disassembly")]
 use yaxpeax_arch::{Decoder, LengthedInstruction, U8Reader};
 
 /// Where an instruction leads.
@@ -74,6 +75,13 @@ fn aarch64(word: u32, at: u64) -> Flow {
     }
 }
 
+/// Without a decoder none is understood.
+#[cfg(not(feature = "disassembly"))]
+fn x86(_: Mode, _: &[u8], _: u64) -> Option<Instruction> {
+    None
+}
+
+#[cfg(feature = "disassembly")]
 fn x86(mode: Mode, bytes: &[u8], at: u64) -> Option<Instruction> {
     let mut reader = U8Reader::new(bytes);
     // The decoders have types of their own with the same shape.

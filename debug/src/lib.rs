@@ -20,6 +20,14 @@
 //! [`memory`] reads and writes guest-virtual memory through a vCPU's page tables; [`report`]
 //! words what a vCPU was doing when it could not go on; [`disassemble`] is the one place that
 //! turns bytes into instructions.
+//!
+//! # Features
+//! On by default, and none is needed to debug a guest:
+//! * `disassembly`: instructions in words. Without it a report has their bytes alone, and on x86 a range step
+//!   (gdb's `next` over a loop) steps each instruction where else it would run to where the line is left.
+//! * `linux`: what a Linux kernel says of itself. Without it nobody is told where a kernel has moved itself (KASLR),
+//!   there are no commands `linux` and `dmesg`, and gdb's `load` over a kernel that runs is not refused.
+//! * `dump`, which needs `linux`: memory dumps, written and read. Without it there is no command `dump`.
 
 #![forbid(unsafe_code)]
 
@@ -30,12 +38,14 @@ pub mod cancel;
 pub mod command;
 pub mod context;
 pub mod disassemble;
+#[cfg(feature = "dump")]
 pub mod dump;
 pub mod engine;
 pub mod expression;
 pub mod fake;
 pub mod flow;
 pub mod gdb;
+#[cfg(feature = "linux")]
 pub mod linux;
 pub mod live;
 pub mod machine;

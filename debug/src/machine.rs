@@ -11,6 +11,7 @@ pub use crate::ram::{Absence, Memory};
 use crate::arming::Arming;
 use crate::cancel::Cancel;
 use crate::disassemble::Mode;
+#[cfg(feature = "linux")]
 use crate::linux::Described;
 use crate::reply::{Arguments, Command, Refusal, Reply};
 use arch::Isa;
@@ -293,6 +294,7 @@ pub trait Machine: Send {
     }
 
     /// What is known of the guest's kernel, where the machine finds that out itself.
+    #[cfg(feature = "linux")]
     fn kernel(&self) -> Option<&Described> {
         None
     }

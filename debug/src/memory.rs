@@ -73,10 +73,13 @@ pub fn why_not(memory: &dyn Memory, space: &Space, address: GuestVirt) -> Option
             };
             (!is_there).then(why)
         }
-        Err(Fault::NoTable { name, at, .. }) if let Some(why) = absent(at) => {
-            Some(format!("the table for {name} would be at {at:#x}: {why}"))
-        }
-        Err(fault) => Some(fault.to_string()),
+        Err(fault) => Some(match &fault {
+            Fault::NoTable { name, at, .. } => absent(*at).map_or_else(
+                || fault.to_string(),
+                |why| format!("the table for {name} would be at {at:#x}: {why}"),
+            ),
+            _ => fault.to_string(),
+        }),
     }
 }
 

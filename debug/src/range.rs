@@ -7,6 +7,8 @@
 //! indirect branches, system calls), which are few. With a debug register on each of these the
 //! line runs at full speed until it is left.
 //!
+//! Without the feature `disassembly` no range of x86 is understood, and each is stepped.
+//!
 //! Where instructions lead is known from [`flow`](crate::flow).
 
 use crate::disassemble::Mode;
@@ -65,6 +67,7 @@ mod tests {
         exits(Isa::X86_64, Mode::Bits64, &range, code, most)
     }
 
+    #[cfg(feature = "disassembly")]
     #[test]
     fn a_loop_is_left_behind_its_end() {
         // add eax, 1; cmp eax, ecx; jb .-7
@@ -73,6 +76,7 @@ mod tests {
         assert_eq!(x86_exits(&[0xeb, 0xfe], 4), None);
     }
 
+    #[cfg(feature = "disassembly")]
     #[test]
     fn calls_returns_and_branches_out() {
         // test; jz +0x10; call +0x20; ret

@@ -4,6 +4,7 @@
 //! A gdb session, a shell on a dump and a client of a control socket each make one of what they hold, for as long
 //! as they look: it borrows all, and costs nothing to make.
 
+#[cfg(feature = "linux")]
 mod kernel;
 mod pages;
 
@@ -12,13 +13,12 @@ pub use pages::Page;
 use crate::breakpoint::{Kind, Place};
 use crate::cancel::Cancel;
 use crate::engine::Engine;
-use crate::linux::translate as translation;
 use crate::machine::{Activity, Machine, Tables, TargetError};
 use crate::memory::{self, Space};
 use crate::ram::Memory;
 use arch::aarch64::exception_entry;
 use arch::paging::{Fault, Regime};
-use arch::register::Bank;
+use arch::register::{Bank, RegisterFile};
 use arch::{GuestPhys, GuestVirt, Isa};
 
 /// A machine, seen through a vCPU.
@@ -81,14 +81,43 @@ impl<'a> View<'a> {
     /// [`TargetError`].
     pub fn user_regime(&self, table: GuestPhys) -> Result<Regime, TargetError> {
         let registers = self.machine.registers(self.vcpu, &[Bank::System])?;
-        translation::user_regime(&registers, None, table)
-            .or_else(|| {
-                let known = self.kernel(crate::linux::described::Scope::Running).ok()?;
-                translation::user_regime(&registers, known.info.as_ref(), table)
-            })
-            .ok_or(TargetError::Unsupported(
-                "neither registers nor the kernel's description say how it translates",
-            ))
+        self.process(&registers, table).ok_or(TargetError::Unsupported(
+            "neither registers nor the kernel's description say how it translates",
+        ))
+    }
+
+    #[cfg(feature = "linux")]
+    fn process(&self, registers: &RegisterFile, table: GuestPhys) -> Option<Regime> {
+        use crate::linux::{described::Scope, translate};
+        translate::user_regime(registers, None, table).or_else(|| {
+            let known = self.kernel(Scope::Running).ok()?;
+            translate::user_regime(registers, known.info.as_ref(), table)
+        })
+    }
+
+    #[cfg(not(feature = "linux"))]
+    fn process(&self, registers: &RegisterFile, table: GuestPhys) -> Option<Regime> {
+        let mut file = registers.clone();
+        file.set(
+            match self.isa() {
+                Isa::X86_64 => "cr3",
+                Isa::Aarch64 => "TTBR0_EL1",
+            },
+            table.0,
+        );
+        Regime::new(&file).ok()
+    }
+
+    /// Where the guest's kernel is mapped: nobody knows.
+    #[cfg(not(feature = "linux"))]
+    pub(crate) fn kernel_text(&self) -> Option<u64> {
+        None
+    }
+
+    /// How far the guest's kernel has moved: nobody knows.
+    #[cfg(not(feature = "linux"))]
+    pub(crate) fn kernel_slide(&self) -> Option<u64> {
+        None
     }
 
     /// What addresses mean.

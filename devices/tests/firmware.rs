@@ -2,7 +2,7 @@
 //! device trees, ACPI tables, and the bytes that a PC's firmware leaves in low memory. A change of what guests are
 //! told is meant, or it is none.
 //!
-//! `VMM_WRITE_GOLDEN=1 cargo test -p devices --test firmware` writes the files anew; their differences are what
+//! `VMM_WRITE_GOLDEN=1 cargo test -p guest-devices --test firmware` writes the files anew; their differences are what
 //! guests will notice.
 
 use arch::Isa;

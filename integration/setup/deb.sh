@@ -13,12 +13,12 @@ if [ ! -x "$place/bin/cargo-deb" ]; then
     || { tail -5 "$CACHE/cargo-deb.log" >&2; die "cargo-deb's build failed; see $CACHE/cargo-deb.log"; }
 fi
 rm -rf target/pages
-cargo run -q -p vmm --example pages -- target/pages
+cargo run -q -p guest-vmm --example pages -- target/pages
 for isa in "$@"; do
   say "packing vmm for $isa"
-  cargo build -q --release --target "$isa-unknown-linux-musl" -p vmm --bin vmm
+  cargo build -q --release --target "$isa-unknown-linux-musl" -p guest-vmm --bin vmm
   # The program is built and stripped.
-  "$place/bin/cargo-deb" -q -p vmm --no-build --no-strip --no-dbgsym --target "$isa-unknown-linux-musl" \
+  "$place/bin/cargo-deb" -q -p guest-vmm --no-build --no-strip --no-dbgsym --target "$isa-unknown-linux-musl" \
     -o target/debian/
 done
 ls -l target/debian/*.deb >&2

@@ -29,7 +29,7 @@ begin() {
 }
 
 programs() {
-  cargo build --profile demo --target "$isa-unknown-linux-musl" -p vmm -p integration --bin vmm --bin case \
+  cargo build --profile demo --target "$isa-unknown-linux-musl" -p guest-vmm -p integration --bin vmm --bin case \
     && cargo build -p integration --bin demo
 }
 

@@ -16,14 +16,18 @@ for crate in arch debug devices; do
   grep -q '^#!\[forbid(unsafe_code)\]' "$crate/src/lib.rs" || complain "$crate does not forbid unsafe code"
 done
 for crate in arch debug; do
-  found=$(cargo tree -q -p "$crate" -e normal,build --target all --prefix none | grep -E '^(kvm|vmm )' || true)
+  found=$(cargo tree -q -p "guest-$crate" -e normal,build --target all --prefix none | grep -E '^(kvm|guest-kvm|guest-vmm)' || true)
   [ -z "$found" ] || complain "$crate depends on KVM: $found"
 done
-found=$(cargo tree -q -p devices -e normal --target all --prefix none | grep -E '^(kvm|vmm |debug )' || true)
+found=$(cargo tree -q -p guest-devices -e normal --target all --prefix none | grep -E '^(kvm|guest-kvm|guest-vmm|guest-debug)' || true)
 [ -z "$found" ] || complain "devices depends on what is not below it: $found"
-found=$(cargo tree -q -p kvm -e normal --target all --prefix none | grep -E '^(devices|vmm) ' || true)
+found=$(cargo tree -q -p guest-kvm -e normal --target all --prefix none | grep -E '^guest-(devices|vmm) ' || true)
 [ -z "$found" ] || complain "kvm depends on what is not below it: $found"
-found=$(cargo tree -q -p vmm -e normal --depth 1 --target all --prefix none | grep -E '^kvm-' || true)
+# What an embedder has not asked for.
+found=$(cargo tree -q -p guest-debug -p guest-kvm --no-default-features -e normal --target all --prefix none \
+  | grep -E '^(acpi_tables|elf|flate2|lzo|ruzstd|snap|vm-fdt|yaxpeax-[a-z0-9]*) ' || true)
+[ -z "$found" ] || complain "without features, the debugger depends on what these are for: $found"
+found=$(cargo tree -q -p guest-vmm -e normal --depth 1 --target all --prefix none | grep -E '^kvm-' || true)
 [ -z "$found" ] || complain "vmm calls KVM by itself: $found"
 versions=$(cargo tree -q --workspace --target all --prefix none | grep -E '^vm-memory v' | sed 's, (.*,,' | sort -u | wc -l)
 [ "$versions" = 1 ] || complain "$versions versions of vm-memory"

@@ -10,4 +10,4 @@ if ! cargo "+$TOOLCHAIN" miri --version >/dev/null 2>&1; then
   rustup -q toolchain install "$TOOLCHAIN" --profile minimal --component miri --component rust-src >/dev/null
 fi
 # Clocks are read.
-MIRIFLAGS=-Zmiri-disable-isolation cargo "+$TOOLCHAIN" miri test -q -p debug --lib --target-dir target/miri -- "$@"
+MIRIFLAGS=-Zmiri-disable-isolation cargo "+$TOOLCHAIN" miri test -q -p guest-debug --lib --target-dir target/miri -- "$@"

@@ -5,8 +5,9 @@
 //! register and resets by writing the reset value to the reset register; `devices` has the
 //! other side. Which devices there are, and where, is the board's.
 
-use super::layout_x86 as layout;
 use super::{AcpiDevice, AcpiEntry, Board, FixedRegister, Node, Registers, Space, Trigger};
+use crate::layout::x86 as layout;
+pub use crate::layout::x86::MAX_VCPUS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
@@ -25,10 +26,6 @@ pub const SLEEP_TYPE_S5: u8 = 5;
 pub const SLEEP_ENABLE: u8 = 1 << 5;
 /// What a guest writes to the reset register.
 pub const RESET_VALUE: u8 = 1;
-/// xAPIC identifiers are eight bits and 255 is broadcast; more vCPUs would need x2APIC
-/// entries.
-pub const MAX_VCPUS: u32 = 255;
-
 /// All tables, RSDP first, to be written at [`layout::ACPI_TABLES`] as one block of bytes,
 /// for a guest with `vcpus` vCPUs (at most [`MAX_VCPUS`]) and the devices of `board`.
 pub fn tables(vcpus: u32, board: &Board) -> Vec<u8> {

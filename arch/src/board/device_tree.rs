@@ -4,9 +4,10 @@
 //! `arm/psci.yaml`, `interrupt-controller/arm,gic.yaml` and `arm,gic-v3.yaml`,
 //! `timer/arm,arch_timer.yaml`, `arm/pmu.yaml`, `arm/primecell.yaml`. Devices' bindings are where the devices are.
 
-use super::layout_aarch64 as layout;
 use super::{Board, Node, Space, TreeEntry, Trigger};
+pub use crate::aarch64::gic::GicVersion;
 use crate::address::PhysRange;
+use crate::layout::aarch64 as layout;
 use vm_fdt::{Error, FdtWriter};
 
 const PHANDLE_GIC: u32 = 1;
@@ -18,15 +19,6 @@ const IRQ_LEVEL_HIGH: u32 = 4;
 const IRQ_LEVEL_LOW: u32 = 8;
 /// Frequency of the clock that PrimeCells' bus claims to have, Hz.
 const APB_CLOCK_HZ: u32 = 24_000_000;
-
-/// Version of the interrupt controller that the host's KVM emulates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GicVersion {
-    /// One distributor, one banked CPU interface, at most eight vCPUs.
-    V2,
-    /// One distributor, a redistributor for each vCPU.
-    V3,
-}
 
 /// What goes into the tree.
 #[derive(Clone, Debug)]

@@ -4,12 +4,13 @@ mod qemu;
 
 pub use qemu::{Entries, Entry, Ranges, VcpuRegisters};
 
+#[cfg(feature = "linux")]
 use super::linux::Kernel;
 use super::memory::range_json;
 use super::operator::Operator;
 use crate::cancel::Cancelled;
 use crate::machine::Tables;
-use crate::reply::{Arguments, Command, Flag, Json, Refusal, Reply, Value, hex, json};
+use crate::reply::{Arguments, Command, Flag, Json, Refusal, Reply, Value, json};
 use crate::view::View;
 use arch::Isa;
 use arch::address::PhysRange;
@@ -87,6 +88,7 @@ pub struct Facts {
     /// How the vCPU that is looked through translates, in words.
     pub translation: String,
     /// Its kernel.
+    #[cfg(feature = "linux")]
     pub kernel: Kernel,
     /// What is odd about a dump's file, a line each.
     pub remarks: Vec<String>,
@@ -105,6 +107,7 @@ impl Facts {
             vcpus: view.machine.vcpus(),
             memory: view.memory().ranges(),
             translation: translation(view),
+            #[cfg(feature = "linux")]
             kernel: Kernel::of(view)?,
             remarks: file.map_or(Vec::new(), |file| file.remarks.to_vec()),
         })
@@ -144,6 +147,7 @@ impl fmt::Display for Facts {
             writeln!(f, "  and more")?;
         }
         writeln!(f, "translation: {}", self.translation)?;
+        #[cfg(feature = "linux")]
         write!(f, "{}", self.kernel)?;
         self.remarks.iter().try_for_each(|remark| writeln!(f, "{remark}"))
     }
@@ -151,18 +155,17 @@ impl fmt::Display for Facts {
 
 impl Value for Facts {
     fn json(&self) -> Json {
-        let Kernel { release, slide, mapped, .. } = &self.kernel;
-        json!({
+        let facts = json!({
             "format": self.format,
             "architecture": self.isa.name(),
             "vcpus": self.vcpus,
             "memory": self.memory.iter().map(range_json).collect::<Vec<_>>(),
             "translation": self.translation,
-            "release": release,
-            "slide": slide.map(hex),
-            "mapped": mapped.map(hex),
-            "remarks": self.remarks.iter().chain(&self.kernel.remarks).collect::<Vec<_>>(),
-        })
+            "remarks": self.remarks,
+        });
+        #[cfg(feature = "linux")]
+        let facts = self.kernel.with_facts(facts);
+        facts
     }
 }
 

@@ -49,6 +49,19 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// Adds what is known of it to what is known of the machine.
+    pub(super) fn with_facts(&self, mut facts: Json) -> Json {
+        facts["release"] = json!(self.release);
+        facts["slide"] = json!(self.slide.map(hex));
+        facts["mapped"] = json!(self.mapped.map(hex));
+        if let Some(remarks) = facts["remarks"].as_array_mut() {
+            remarks.extend(self.remarks.iter().cloned().map(Json::from));
+        }
+        facts
+    }
+}
+
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.release {

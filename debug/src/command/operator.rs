@@ -1,11 +1,12 @@
 //! Who gives commands.
 
 use crate::breakpoint::Kind;
-use crate::dump::write::WriteError;
-use crate::dump::write::destination::Destination;
+#[cfg(feature = "dump")]
+use crate::dump::write::{WriteError, destination::Destination};
 use crate::machine::{Control, Machine, TargetError};
 use crate::reply::{Arguments, Command, Refusal, Reply};
 use crate::view::View;
+#[cfg(feature = "dump")]
 use std::path::Path;
 
 /// Whoever gives commands: what is seen of the machine, and what may be done with it. A gdb session, a shell on a
@@ -26,11 +27,17 @@ pub trait Operator {
     /// Bytes of memory that one answer may have.
     fn most_bytes(&self) -> u64;
 
-    /// Where a file may be written that is asked for by a path.
+    /// Where a file may be written that is asked for by a path: nowhere, if the operator does not say.
     ///
     /// # Errors
     /// [`WriteError`].
-    fn destination(&self, path: &Path) -> Result<Destination, WriteError>;
+    #[cfg(feature = "dump")]
+    fn destination(&self, path: &Path) -> Result<Destination, WriteError> {
+        Err(WriteError::Name {
+            path: path.into(),
+            why: "whoever gives commands here may write no files".into(),
+        })
+    }
 
     /// Breakpoints that were asked for and are not there: kind, address, and why.
     fn refused(&self) -> Vec<(Kind, u64, String)> {

@@ -1,7 +1,11 @@
 //! The table: the commands that every machine has.
 
+#[cfg(feature = "dump")]
+use super::dump;
+#[cfg(feature = "linux")]
+use super::linux;
 use super::operator::Operator;
-use super::{breakpoints, dump, host, info, linux, memory, registers};
+use super::{breakpoints, host, info, memory, registers};
 use crate::reply::{Arguments, Command, Refusal, Reply};
 
 /// A command, and what parses its arguments and carries it out.
@@ -21,8 +25,11 @@ pub(super) const TABLE: &[Entry] = &[
     Entry { command: memory::MEM, run: memory::run_mem },
     Entry { command: host::EXITS, run: host::run_exits },
     Entry { command: breakpoints::BREAKPOINTS, run: breakpoints::run },
+    #[cfg(feature = "linux")]
     Entry { command: linux::LINUX, run: linux::run },
+    #[cfg(feature = "linux")]
     Entry { command: linux::DMESG, run: linux::run_dmesg },
+    #[cfg(feature = "dump")]
     Entry { command: dump::DUMP, run: dump::run },
     Entry { command: host::NMI, run: host::run_nmi },
     Entry { command: host::HOST, run: host::run },

@@ -135,7 +135,7 @@ pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         b"QStartNoAckMode" => Answer::NoAcknowledgements,
         _ if is_kill(data) && means_guest(session, data) => Answer::Kill(b"OK".to_vec()),
         _ if is_kill(data) => error(errno::ESRCH),
-        _ if let Some(pid) = text("vAttach;") => match (session.process, number(pid)) {
+        _ if text("vAttach;").is_some() => match (session.process, text("vAttach;").and_then(number)) {
             (Process::Killed, _) => NO_PROCESS.into(),
             (_, Some(PROCESS)) => Answer::Attach,
             _ => error(errno::ESRCH),
@@ -148,14 +148,14 @@ pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
 }
 
 fn serve_attached<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
-    let text = |prefix: &str| data.strip_prefix(prefix.as_bytes());
     match data.first() {
         // gdb has words of its own for a breakpoint that is refused, which are wrong here; it inserts
         // them when it resumes, and that is answered in words.
         Some(b'Z' | b'z') if !session.debuggee.machine.can_run() => ok(),
-        Some(b'P' | b'G') if let Some(why) = session.debuggee.machine.read_only() => {
-            Answer::Reply(format!("E.{why}").into_bytes())
-        }
+        Some(b'P' | b'G') => match session.debuggee.machine.read_only() {
+            Some(why) => Answer::Reply(format!("E.{why}").into_bytes()),
+            None => Answer::PassOn,
+        },
         Some(b'Z') => insert(session, &data[1..]),
         Some(b'z') => remove(session, &data[1..]),
         Some(b'm') => read_memory(&data[1..], false),
@@ -170,31 +170,18 @@ fn serve_attached<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         _ if is_detach(data) && means_guest(session, data) => Answer::Detach(b"OK".to_vec()),
         _ if is_detach(data) => error(errno::ESRCH),
         _ if data == b"vCont?" => Answer::Reply(resumes(session)),
-        _ if let Some(actions) = text("vCont") => {
-            vcont(actions, &vcpus(session)).map_or_else(Answer::from, Answer::Resume)
-        }
         _ if data == b"vCtrlC" => Answer::Interrupt(b"OK".to_vec()),
         Some(b'q' | b'Q') => query(session, data),
-        _ => Answer::PassOn,
+        _ => match data.strip_prefix(b"vCont") {
+            Some(actions) => vcont(actions, &vcpus(session)).map_or_else(Answer::from, Answer::Resume),
+            None => Answer::PassOn,
+        },
     }
 }
 
 /// Serves `q` and `Q`.
 fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
-    let text = |prefix: &str| data.strip_prefix(prefix.as_bytes());
-    let is_qemus = text("qqemu.").or_else(|| text("Qqemu."));
     match data {
-        _ if let Some(features) = text("qSupported") => {
-            let has = |name: &[u8]| features.split(|byte| matches!(byte, b':' | b';')).any(|it| it == name);
-            session.names_process = has(b"multiprocess+");
-            // Of those that are known, gdb alone asks for this one.
-            session.client = if has(b"no-resumed+") { Client::Gdb } else { session.client };
-            session.takes_words = has(b"error-message+");
-            Answer::Reply(format!("PacketSize={LONGEST:x};{FEATURES}").into_bytes())
-        }
-        _ if let Some(arguments) = text("qSearch:memory:") => search::find(session, arguments),
-        _ if let Some(arguments) = text("qCRC:") => search::crc(session, arguments),
-        _ if let Some(arguments) = text("qXfer:threads:read::") => threads(session, arguments),
         b"qC" => Answer::Reply(format!("QC{}", session.thread_id(session.debuggee.current)).into_bytes()),
         b"qfThreadInfo" => {
             let ids: Vec<String> =
@@ -202,7 +189,6 @@ fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
             Answer::Reply(format!("m{}", ids.join(",")).into_bytes())
         }
         b"qsThreadInfo" => Answer::Reply(b"l".to_vec()),
-        _ if let Some(thread) = text("qThreadExtraInfo,") => extra_info(session, thread),
         b"qOffsets" => {
             let text = match session.client {
                 Client::Lldb => {
@@ -219,9 +205,34 @@ fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
             session.client = Client::Lldb;
             Answer::Reply(Vec::new())
         }
-        _ if let Some(address) = text("qMemoryRegionInfo:") => regions::region(session, address),
-        _ if let Some(what) = is_qemus => qemu(session, what),
-        _ => Answer::PassOn,
+        _ => query_about(session, data),
+    }
+}
+
+/// Serves those that say what they ask about.
+fn query_about<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
+    let text = |prefix: &str| data.strip_prefix(prefix.as_bytes());
+    if let Some(features) = text("qSupported") {
+        let has = |name: &[u8]| features.split(|byte| matches!(byte, b':' | b';')).any(|it| it == name);
+        session.names_process = has(b"multiprocess+");
+        // Of those that are known, gdb alone asks for this one.
+        session.client = if has(b"no-resumed+") { Client::Gdb } else { session.client };
+        session.takes_words = has(b"error-message+");
+        Answer::Reply(format!("PacketSize={LONGEST:x};{FEATURES}").into_bytes())
+    } else if let Some(arguments) = text("qSearch:memory:") {
+        search::find(session, arguments)
+    } else if let Some(arguments) = text("qCRC:") {
+        search::crc(session, arguments)
+    } else if let Some(arguments) = text("qXfer:threads:read::") {
+        threads(session, arguments)
+    } else if let Some(thread) = text("qThreadExtraInfo,") {
+        extra_info(session, thread)
+    } else if let Some(address) = text("qMemoryRegionInfo:") {
+        regions::region(session, address)
+    } else if let Some(what) = text("qqemu.").or_else(|| text("Qqemu.")) {
+        qemu(session, what)
+    } else {
+        Answer::PassOn
     }
 }
 

@@ -5,12 +5,13 @@ use super::description::Described;
 use super::session::{Client, Session};
 use crate::breakpoint::Kind;
 use crate::command::{self, Operator};
-use crate::dump::write::WriteError;
-use crate::dump::write::destination::Destination;
+#[cfg(feature = "dump")]
+use crate::dump::write::{WriteError, destination::Destination};
 use crate::machine::{Control, Machine, TargetError};
 use crate::reply::{self, Arguments, Command, Offer, Refusal, Reply, Said, json};
 use crate::view::View;
 use arch::Isa;
+#[cfg(feature = "dump")]
 use std::path::Path;
 
 /// Bytes of memory that one answer has at most: it is sent as four times as much text.
@@ -49,6 +50,7 @@ impl<M: Machine> Operator for Session<M> {
     }
 
     /// Whoever may debug the guest may not take away the host's files, nor put one anywhere.
+    #[cfg(feature = "dump")]
     fn destination(&self, path: &Path) -> Result<Destination, WriteError> {
         Destination::below(&self.dump_folder, path)
     }
@@ -212,6 +214,8 @@ mod tests {
         assert!(run(&mut session, "regs").starts_with("vCPU 1 at 0x0"));
         assert_eq!(run(&mut session, "quit"), "the guest ends\n");
     }
+
+    #[cfg(feature = "dump")]
     #[test]
     fn a_dump_is_closed_and_does_not_step() {
         use crate::dump::core::Core;

@@ -1,10 +1,10 @@
 //! What gdbstub does for us: it reads and answers the packets of registers (`g`, `G`, `p`, `P`), `M`,
-//! `qXfer` and `qRcmd`, for which the [`Session`] is its target.
+//! `qXfer` and `qRcmd`, for which the [`Session`] stands behind its target.
 //!
 //! It is kept where nothing can end the connection: what resumes the target, threads and breakpoints
 //! are answered in [`front`](super::front), and a packet that gdbstub gives up on costs that packet.
-//! So it never runs the target, and has nothing to remember: the vCPU is the session's
-//! [`current`](Session::current) one, whichever it takes for that.
+//! So it never runs the target, and has nothing to remember from one packet to the next: the vCPU is the
+//! session's [`current`](Session::current) one, whichever it takes for that.
 
 use super::answer::errno;
 use super::monitor;
@@ -26,6 +26,7 @@ use gdbstub::target::ext::target_description_xml_override::{
 };
 use gdbstub::target::{Target, TargetError as StubError, TargetResult};
 use std::convert::Infallible;
+use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 
 /// What gdbstub writes, until it is sent.
@@ -46,58 +47,59 @@ impl Connection for Outbox {
 }
 
 /// gdbstub, for one connection.
-pub(super) struct Stub<M: Machine>(Option<GdbStubStateMachine<'static, Session<M>, Outbox>>);
+pub(super) struct Stub<M: Machine> {
+    /// What it takes a packet apart in.
+    buffer: Vec<u8>,
+    session: PhantomData<fn(&mut Session<M>)>,
+}
 
 impl<M: Machine> Stub<M> {
     pub fn new() -> Stub<M> {
-        Stub(None)
+        Stub { buffer: vec![0; LONGEST + 4], session: PhantomData }
     }
 
     /// Has it answer a packet; its packets, without an acknowledgement.
     pub fn serve(&mut self, session: &mut Session<M>, data: &[u8]) -> Vec<u8> {
-        self.try_serve(session, data).unwrap_or_else(|error| {
+        self.try_serve(&mut Asked(session), data).unwrap_or_else(|error| {
             log::debug!(target: "debug::rsp", "'{}': {error}", String::from_utf8_lossy(data));
-            self.0 = None;
             frame(format!("E{:02x}", errno::EINVAL).as_bytes())
         })
     }
 
-    fn try_serve(&mut self, session: &mut Session<M>, data: &[u8]) -> Result<Vec<u8>, String> {
-        let mut stub = match self.0.take() {
-            Some(stub) => stub,
-            None => {
-                let builder = GdbStub::builder(Outbox::default()).packet_buffer_size(LONGEST + 4);
-                let stub = builder.build().map_err(|error| error.to_string())?;
-                stub.run_state_machine(session).map_err(|error| error.to_string())?
-            }
-        };
+    fn try_serve(&mut self, asked: &mut Asked<'_, M>, data: &[u8]) -> Result<Vec<u8>, String> {
+        let builder = GdbStub::builder(Outbox::default()).with_packet_buffer(&mut self.buffer);
+        let stub = builder.build().map_err(|error| error.to_string())?;
+        let mut stub = stub.run_state_machine(asked).map_err(|error| error.to_string())?;
         for byte in frame(data) {
             stub = match stub {
                 GdbStubStateMachine::Idle(stub) => {
-                    stub.incoming_data(session, byte).map_err(|error| error.to_string())?
+                    stub.incoming_data(asked, byte).map_err(|error| error.to_string())?
                 }
                 _ => return Err("gdbstub wants to run the target or to end the connection".into()),
             };
         }
-        let GdbStubStateMachine::Idle(idle) = &mut stub else {
+        let GdbStubStateMachine::Idle(mut idle) = stub else {
             return Err("gdbstub wants to run the target or to end the connection".into());
         };
         let mut written = std::mem::take(&mut idle.borrow_conn().0);
         if written.first() == Some(&b'+') {
             written.remove(0);
         }
-        self.0 = Some(stub);
         Ok(written)
     }
 }
 
+/// The session while gdbstub answers a packet: gdbstub's traits are this type's, so that the session's own
+/// interface has none of them.
+struct Asked<'a, M: Machine>(&'a mut Session<M>);
+
 /// gdbstub's idea of an architecture: ours is a value of the session.
 #[derive(Debug)]
-pub enum AnyArch {}
+enum AnyArch {}
 
 /// Bytes of a `g` packet; `None` for a register that cannot be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RegisterBytes(Vec<Option<u8>>);
+struct RegisterBytes(Vec<Option<u8>>);
 
 impl gdbstub::arch::Registers for RegisterBytes {
     type ProgramCounter = u64;
@@ -118,7 +120,7 @@ impl gdbstub::arch::Registers for RegisterBytes {
 
 /// A register by its row.
 #[derive(Clone, Copy, Debug)]
-pub struct RegisterNumber(usize);
+struct RegisterNumber(usize);
 
 impl gdbstub::arch::RegId for RegisterNumber {
     fn from_raw_id(id: usize) -> Option<(Self, Option<NonZeroUsize>)> {
@@ -137,7 +139,7 @@ impl gdbstub::arch::Arch for AnyArch {
     type RegId = RegisterNumber;
 }
 
-impl<M: Machine> Target for Session<M> {
+impl<M: Machine> Target for Asked<'_, M> {
     type Arch = AnyArch;
     type Error = TargetError;
 
@@ -193,14 +195,14 @@ fn refuse<T>(code: u8) -> Result<T, StubError<TargetError>> {
     Err(StubError::Errno(code))
 }
 
-impl<M: Machine> MultiThreadBase for Session<M> {
+impl<M: Machine> MultiThreadBase for Asked<'_, M> {
     fn read_registers(&mut self, registers: &mut RegisterBytes, _: Tid) -> TargetResult<(), Self> {
-        let vcpu = self.debuggee.current;
+        let vcpu = self.0.debuggee.current;
         let banks = [Bank::General, Bank::System];
-        let Ok(file) = self.debuggee.machine.registers(vcpu, &banks) else { return refuse(errno::EIO) };
+        let Ok(file) = self.0.debuggee.machine.registers(vcpu, &banks) else { return refuse(errno::EIO) };
         registers.0.clear();
-        for row in self.registers.general() {
-            let size = self.registers.size(row);
+        for row in self.0.registers.general() {
+            let size = self.0.registers.size(row);
             match file.bytes(row) {
                 Some(bytes) => registers.0.extend(bytes.into_iter().take(size).map(Some)),
                 None => registers.0.extend(vec![None; size]),
@@ -210,16 +212,16 @@ impl<M: Machine> MultiThreadBase for Session<M> {
     }
 
     fn write_registers(&mut self, registers: &RegisterBytes, _: Tid) -> TargetResult<(), Self> {
-        let vcpu = self.debuggee.current;
-        let mut file = RegisterFile::new(self.isa());
+        let vcpu = self.0.debuggee.current;
+        let mut file = RegisterFile::new(self.0.isa());
         let bytes: Vec<u8> = registers.0.iter().map(|byte| byte.unwrap_or(0)).collect();
         let mut at = 0;
-        for row in self.registers.general() {
-            let Some(value) = bytes.get(at..at + self.registers.size(row)) else { break };
-            file.set_bytes(row, &whole(value, table(self.isa())[row].bytes()));
+        for row in self.0.registers.general() {
+            let Some(value) = bytes.get(at..at + self.0.registers.size(row)) else { break };
+            file.set_bytes(row, &whole(value, table(self.0.isa())[row].bytes()));
             at += value.len();
         }
-        self.debuggee.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
+        self.0.debuggee.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
     }
 
     fn support_single_register_access(&mut self) -> Option<SingleRegisterAccessOps<'_, Tid, Self>> {
@@ -227,54 +229,54 @@ impl<M: Machine> MultiThreadBase for Session<M> {
     }
 
     fn read_addrs(&mut self, start: u64, data: &mut [u8], _: Tid) -> TargetResult<usize, Self> {
-        match self.view().read(start, data) {
+        match self.0.view().read(start, data) {
             0 if !data.is_empty() => refuse(errno::EFAULT),
             count => Ok(count),
         }
     }
 
     fn write_addrs(&mut self, start: u64, data: &[u8], _: Tid) -> TargetResult<(), Self> {
-        let vcpu = self.debuggee.current;
-        if self.write(vcpu, start, data) { Ok(()) } else { refuse(errno::EFAULT) }
+        let vcpu = self.0.debuggee.current;
+        if self.0.write(vcpu, start, data) { Ok(()) } else { refuse(errno::EFAULT) }
     }
 
     fn list_active_threads(&mut self, thread_is_active: &mut dyn FnMut(Tid)) -> Result<(), TargetError> {
-        let ids = 0..self.debuggee.machine.vcpus() as usize;
+        let ids = 0..self.0.debuggee.machine.vcpus() as usize;
         ids.for_each(|vcpu| thread_is_active(Tid::MIN.saturating_add(vcpu)));
         Ok(())
     }
 }
 
-impl<M: Machine> SingleRegisterAccess<Tid> for Session<M> {
+impl<M: Machine> SingleRegisterAccess<Tid> for Asked<'_, M> {
     fn read_register(
         &mut self,
         _: Tid,
         register: RegisterNumber,
         buffer: &mut [u8],
     ) -> TargetResult<usize, Self> {
-        let vcpu = self.debuggee.current;
+        let vcpu = self.0.debuggee.current;
         let row = register.0;
-        if !self.registers.contains(row) {
+        if !self.0.registers.contains(row) {
             return refuse(errno::EINVAL);
         }
-        let bank = table(self.isa())[row].bank();
-        let Ok(file) = self.debuggee.machine.registers(vcpu, &[bank]) else { return refuse(errno::EIO) };
+        let bank = table(self.0.isa())[row].bank();
+        let Ok(file) = self.0.debuggee.machine.registers(vcpu, &[bank]) else { return refuse(errno::EIO) };
         let Some(mut bytes) = file.bytes(row) else { return refuse(errno::EIO) };
-        bytes.truncate(self.registers.size(row));
+        bytes.truncate(self.0.registers.size(row));
         let Some(place) = buffer.get_mut(..bytes.len()) else { return refuse(errno::EINVAL) };
         place.copy_from_slice(&bytes);
         Ok(bytes.len())
     }
 
     fn write_register(&mut self, _: Tid, register: RegisterNumber, value: &[u8]) -> TargetResult<(), Self> {
-        let vcpu = self.debuggee.current;
+        let vcpu = self.0.debuggee.current;
         let row = register.0;
-        if !self.registers.contains(row) || value.len() != self.registers.size(row) {
+        if !self.0.registers.contains(row) || value.len() != self.0.registers.size(row) {
             return refuse(errno::EINVAL);
         }
-        let mut file = RegisterFile::new(self.isa());
-        file.set_bytes(row, &whole(value, table(self.isa())[row].bytes()));
-        self.debuggee.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
+        let mut file = RegisterFile::new(self.0.isa());
+        file.set_bytes(row, &whole(value, table(self.0.isa())[row].bytes()));
+        self.0.debuggee.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
     }
 }
 
@@ -287,7 +289,7 @@ fn transfer(text: &str, offset: u64, length: usize, buffer: &mut [u8]) -> usize 
     count
 }
 
-impl<M: Machine> TargetDescriptionXmlOverride for Session<M> {
+impl<M: Machine> TargetDescriptionXmlOverride for Asked<'_, M> {
     fn target_description_xml(
         &self,
         annex: &[u8],
@@ -298,11 +300,11 @@ impl<M: Machine> TargetDescriptionXmlOverride for Session<M> {
         if annex != b"target.xml" {
             return refuse(errno::EINVAL);
         }
-        Ok(transfer(&self.registers.xml(), offset, length, buffer))
+        Ok(transfer(&self.0.registers.xml(), offset, length, buffer))
     }
 }
 
-impl<M: Machine> MemoryMap for Session<M> {
+impl<M: Machine> MemoryMap for Asked<'_, M> {
     /// All of the address space is RAM to gdb: where a guest maps its memory is known only
     /// to its page tables, and gdb refuses what the map leaves out.
     fn memory_map_xml(&self, offset: u64, length: usize, buffer: &mut [u8]) -> TargetResult<usize, Self> {
@@ -314,9 +316,9 @@ impl<M: Machine> MemoryMap for Session<M> {
     }
 }
 
-impl<M: Machine> MonitorCmd for Session<M> {
+impl<M: Machine> MonitorCmd for Asked<'_, M> {
     fn handle_monitor_cmd(&mut self, command: &[u8], mut out: ConsoleOutput<'_>) -> Result<(), TargetError> {
-        let text = monitor::run(self, &String::from_utf8_lossy(command));
+        let text = monitor::run(self.0, &String::from_utf8_lossy(command));
         out.write_raw(text.as_bytes());
         Ok(())
     }

@@ -251,6 +251,7 @@ fn what_ends_the_connection_says_so() {
     }
 }
 
+#[cfg(feature = "linux")]
 #[test]
 fn where_the_kernel_is_is_said_as_the_debugger_takes_it() {
     let info = "OSRELEASE=6.12\nPAGESIZE=4096\nKERNELOFFSET=1c00000\n";
@@ -482,6 +483,7 @@ fn commands_are_helped_with() {
 }
 
 /// A guest with a kernel at its place: code at 0xffffffff81000000 in one page of 2 MiB.
+#[cfg(feature = "linux")]
 fn with_kernel() -> Session<Still> {
     let mut session = Session::new(
         Still::new(Isa::X86_64, 1, 8 << 20).unwrap(),
@@ -499,6 +501,7 @@ fn with_kernel() -> Session<Still> {
     session
 }
 
+#[cfg(feature = "linux")]
 #[test]
 fn a_program_is_not_loaded_over_a_kernel_that_runs() {
     const CODE: u64 = 0xffff_ffff_8100_0000;

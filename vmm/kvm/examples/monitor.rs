@@ -126,13 +126,12 @@ impl Runnable {
 /// Enters the guest, and serves what it wants.
 fn enter(vcpu: &mut Vcpu, turn: Turn<'_>) -> Exit {
     let served = vcpu.take(turn, |exit, _| match exit {
-        exit if let Some(trap) = exit.trap() => Exit::Trap(trap),
         VcpuExit::Interrupted => Exit::Interrupted,
         VcpuExit::PortWrite { port: 0x3f8, data, .. } | VcpuExit::MmioWrite { address: 0x900_0000, data } => {
             let result = io::stdout().write_all(data).and_then(|()| io::stdout().flush());
             result.map_or_else(|error| Exit::End { fatal: Some(error.to_string()) }, |()| Exit::Served)
         }
-        exit => Exit::End { fatal: Some(format!("it has no {exit:?}")) },
+        exit => exit.trap().map_or(Exit::End { fatal: Some(format!("no {exit:?} here")) }, Exit::Trap),
     });
     served.unwrap_or_else(|error| Exit::End { fatal: Some(error.to_string()) })
 }

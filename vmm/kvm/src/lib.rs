@@ -117,7 +117,7 @@ pub enum XenVcpuAttribute {
 #[derive(Clone, Copy, Debug)]
 pub struct Platform<'a> {
     /// Which interrupt controller there is.
-    pub gic: arch::board::device_tree::GicVersion,
+    pub gic: arch::aarch64::gic::GicVersion,
     /// `MPIDR_EL1` of each vCPU.
     pub mpidrs: &'a [u64],
     /// Whether vCPUs have performance monitors.

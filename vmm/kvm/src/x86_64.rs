@@ -11,7 +11,6 @@ use super::error::{KvmError, ioctl};
 use super::exit::DebugExit;
 use crate::Platform;
 use arch::Isa;
-use arch::board::acpi;
 use arch::x86::boot_state::{BootState, RFLAGS_RESERVED, Segment};
 use arch::x86::cpuid::{Cpuid, Entry, Register};
 use arch::x86::layout;
@@ -23,7 +22,7 @@ pub use registers::Registers;
 /// The architecture of this module.
 pub const ISA: Isa = Isa::X86_64;
 /// What our ACPI tables can describe.
-pub const MAX_VCPUS: u32 = acpi::MAX_VCPUS;
+pub const MAX_VCPUS: u32 = arch::x86::layout::MAX_VCPUS;
 /// Whose limit that is, and why.
 pub const WHY_NO_MORE_VCPUS: &str = "vmm, whose ACPI tables have APIC identifiers of eight bits,";
 
@@ -131,7 +130,7 @@ fn guest_cpuid(kvm: &Kvm, config: &VmConfig) -> Result<Cpuid, KvmError> {
     let mut cpuid = Cpuid { entries: entries.collect() };
     // KVM leaves the name to us (leaves 0x8000_0002 to 0x8000_0004): the guest sees the host's.
     for leaf in 0x8000_0002..=0x8000_0004 {
-        let answer = core::arch::x86_64::__cpuid(leaf);
+        let answer = host_cpuid(leaf, 0);
         cpuid.replace(Entry {
             leaf,
             eax: answer.eax,
@@ -238,4 +237,11 @@ fn set_boot_msrs(vcpu: &VcpuFd) {
 /// Decodes `KVM_EXIT_DEBUG`.
 pub fn debug_exit(debug: &kvm::kvm_debug_exit_arch) -> DebugExit {
     DebugExit::X86 { exception: debug.exception, pc: debug.pc, dr6: debug.dr6, dr7: debug.dr7 }
+}
+
+/// A leaf of the host processor's CPUID.
+#[allow(unused_unsafe, reason = "the intrinsic is safe in newer compilers, and unsafe in the oldest one")]
+fn host_cpuid(leaf: u32, subleaf: u32) -> core::arch::x86_64::CpuidResult {
+    // SAFETY: every x86-64 processor has the instruction, and it changes nothing but its results.
+    unsafe { core::arch::x86_64::__cpuid_count(leaf, subleaf) }
 }

@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_example_templates_are_understood() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/cpu-templates");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/cpu-templates");
         let mut seen = 0;
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

@@ -23,23 +23,27 @@ pub(super) fn qemu<M: Machine>(session: &mut Session<M>, what: &[u8]) -> Answer 
             let bits = SSTEP_ENABLE | if falls { 0 } else { SSTEP_NOIRQ };
             Answer::Reply(format!("0x{bits:x}").into_bytes())
         }
-        _ if let Some(bits) = what.strip_prefix(b"sstep=") => {
-            // QEMU takes both ways of writing it.
-            match number(bits.strip_prefix(b"0x").unwrap_or(bits)) {
-                Some(bits) if bits & !u64::from(SSTEP_ENABLE | SSTEP_NOIRQ) == 0 => {
-                    session.debuggee.engine.requests().step_interrupts = bits & u64::from(SSTEP_NOIRQ) == 0;
-                    ok()
-                }
-                _ => error(errno::EINVAL),
-            }
-        }
         b"PhyMemMode" => {
             Answer::Reply(if session.debuggee.is_physical { b"1".to_vec() } else { b"0".to_vec() })
         }
-        _ if let Some(mode) = what.strip_prefix(b"PhyMemMode:") => {
-            session.debuggee.is_physical = mode == b"1";
-            ok()
+        _ => set(session, what),
+    }
+}
+
+fn set<M: Machine>(session: &mut Session<M>, what: &[u8]) -> Answer {
+    if let Some(bits) = what.strip_prefix(b"sstep=") {
+        // QEMU takes both ways of writing it.
+        match number(bits.strip_prefix(b"0x").unwrap_or(bits)) {
+            Some(bits) if bits & !u64::from(SSTEP_ENABLE | SSTEP_NOIRQ) == 0 => {
+                session.debuggee.engine.requests().step_interrupts = bits & u64::from(SSTEP_NOIRQ) == 0;
+                ok()
+            }
+            _ => error(errno::EINVAL),
         }
-        _ => Answer::Reply(Vec::new()),
+    } else if let Some(mode) = what.strip_prefix(b"PhyMemMode:") {
+        session.debuggee.is_physical = mode == b"1";
+        ok()
+    } else {
+        Answer::Reply(Vec::new())
     }
 }

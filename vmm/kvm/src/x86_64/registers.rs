@@ -15,7 +15,6 @@ use debug::disassemble::Mode;
 use debug::machine::{Abilities, Code};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Error as Errno, Kvm, SyncReg, VcpuFd};
-use std::arch::x86_64::__cpuid_count;
 use std::cell::{Cell, OnceCell};
 
 /// The XSAVE area's `XSTATE_BV`: which components are not in their initial state (Intel SDM
@@ -79,7 +78,7 @@ impl XsaveLayout {
             Some(leaf.eax)
         });
         for component in 2..8u32 {
-            let leaf = __cpuid_count(0xd, component);
+            let leaf = super::host_cpuid(0xd, component);
             if enabled.is_some_and(|enabled| enabled >> component & 1 != 0) && leaf.eax > 0 {
                 layout.offsets[component as usize] = Some(leaf.ebx as usize);
             }

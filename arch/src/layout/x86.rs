@@ -112,6 +112,10 @@ pub fn memory_map(memory: u64) -> Vec<MemoryMapEntry> {
     map
 }
 
+/// The vCPUs that a guest may have: xAPIC identifiers are eight bits and 255 is broadcast; more would need x2APIC
+/// entries.
+pub const MAX_VCPUS: u32 = 255;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@
 mod common;
 
 use common::Machine;
-use core::arch::{asm, global_asm, x86_64::__cpuid};
+use core::arch::{asm, global_asm};
 use core::fmt;
 use core::ptr::{copy_nonoverlapping, read_unaligned, write_volatile};
 
@@ -172,9 +172,9 @@ impl Machine for Pc {
     fn write_cpu_name(&mut self) {
         use fmt::Write;
         let mut name = [0u8; 48];
-        if __cpuid(0x8000_0000).eax >= 0x8000_0004 {
+        if cpuid(0x8000_0000).eax >= 0x8000_0004 {
             for leaf in 0..3u32 {
-                let answer = __cpuid(0x8000_0002 + leaf);
+                let answer = cpuid(0x8000_0002 + leaf);
                 for (index, word) in [answer.eax, answer.ebx, answer.ecx, answer.edx].into_iter().enumerate() {
                     let at = leaf as usize * 16 + index * 4;
                     name[at..at + 4].copy_from_slice(&word.to_le_bytes());
@@ -284,4 +284,11 @@ extern "C" fn ap_main(index: usize) {
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     Pc { boot_parameters: 0 }.power_off()
+}
+
+/// A leaf of the processor's CPUID.
+#[allow(unused_unsafe, reason = "the intrinsic is safe in newer compilers, and unsafe in the oldest one")]
+fn cpuid(leaf: u32) -> core::arch::x86_64::CpuidResult {
+    // SAFETY: every x86-64 processor has the instruction, and it changes nothing but its results.
+    unsafe { core::arch::x86_64::__cpuid(leaf) }
 }
