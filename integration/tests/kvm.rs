@@ -10,9 +10,11 @@ use integration::cases::{self, Case, Needs};
 use integration::report::Verdict;
 use integration::{nest, qemu_cores};
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Instant;
 
 /// What this machine's own KVM can do.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,7 +50,18 @@ fn attempts(isa: Isa, here: bool) -> u32 {
     if isa == Isa::X86_64 && !here { 3 } else { 1 }
 }
 
+/// Runs a case, and writes down how long that took.
 fn run(isa: Isa, case: &'static Case, here: bool) -> Result<(), Failed> {
+    let begin = Instant::now();
+    let result = try_some_times(isa, case, here);
+    let place = if here { "here" } else { "nest" };
+    let line = format!("{:.1}\t{isa}::{place}::{}\n", begin.elapsed().as_secs_f64(), case.name);
+    let times = artifacts::workspace().join("logs/seconds");
+    OpenOptions::new().create(true).append(true).open(times)?.write_all(line.as_bytes())?;
+    result
+}
+
+fn try_some_times(isa: Isa, case: &'static Case, here: bool) -> Result<(), Failed> {
     let place = if here { "here" } else { "nest" };
     let folder: PathBuf = artifacts::workspace().join("logs").join(format!("{isa}-{}-{place}", case.name));
     // A case that needs a second nest says so, and leaves what the first one printed: the emulator of an x86 nest
