@@ -2,7 +2,7 @@
 //! guest's time, and neither is what passes between its exit and our hearing of it. Whoever keeps the guest's time
 //! (it stands still while the guest is held) asks for it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What an entry to the guest is to its time.
@@ -36,6 +36,8 @@ pub struct Times {
     start: Instant,
     /// Nanoseconds since then.
     entered: AtomicU64,
+    /// What it entered for last may look at the time.
+    looks: AtomicBool,
     /// When it came out of its last step, as long as that is the last that it did; else 0.
     stepped: AtomicU64,
     /// Steps since it entered, as long as it did nothing else; else [`RAN`].
@@ -49,7 +51,7 @@ const RAN: u64 = u64::MAX;
 impl Default for Times {
     fn default() -> Times {
         let [entered, stepped, steps, left] = [0, 0, 0, 1].map(AtomicU64::new);
-        Times { start: Instant::now(), entered, stepped, steps, left }
+        Times { start: Instant::now(), entered, looks: AtomicBool::new(false), stepped, steps, left }
     }
 }
 
@@ -72,19 +74,23 @@ impl Times {
         if self.stepped.load(Ordering::Relaxed) != 0 {
             self.stepped.store(0, Ordering::Relaxed);
         }
+        self.looks.store(entry == Entry::Run, Ordering::Relaxed);
         let steps = self.steps.load(Ordering::Relaxed);
         if steps != RAN {
             self.steps.store(if entry == Entry::Step { steps + 1 } else { RAN }, Ordering::Relaxed);
         }
     }
 
-    /// It has come out of a single step, and may stay out.
+    /// It has come out of a single step, and may stay out. One that looks at the time may get that from a device, which
+    /// is asked from here on: it lasts until it is known that the vCPU stays out.
     pub fn step(&self) {
         self.step_at(self.now());
     }
 
     fn step_at(&self, now: u64) {
-        self.stepped.store(now, Ordering::Relaxed);
+        if !self.looks.load(Ordering::Relaxed) {
+            self.stepped.store(now, Ordering::Relaxed);
+        }
     }
 
     /// It does not enter the guest before somebody says so.
@@ -153,6 +159,11 @@ mod tests {
         times.enter_at(Entry::Run, || 2_002_000);
         times.leave_at(|| 3_000_000);
         assert_eq!(stay(&times), Some((2_000_000, 3_000_000)));
+        // A step that looks at the time may be told it by a device behind its exit.
+        times.enter_at(Entry::Run, || 4_000_000);
+        times.step_at(4_001_000);
+        times.leave_at(|| 4_002_000);
+        assert_eq!(stay(&times), Some((4_000_000, 4_002_000)));
     }
 
     #[test]

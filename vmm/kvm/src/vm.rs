@@ -12,6 +12,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::os::fd::FromRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 const KVM_API_VERSION: i32 = 12;
@@ -84,6 +85,8 @@ pub struct Vm {
     memory: GuestMemory,
     transport: Option<Result<Transport, &'static str>>,
     lines: Lines,
+    /// What devices were last told of the guest's time, nanoseconds.
+    told: Arc<AtomicU64>,
 }
 
 /// What raises interrupts of single vCPUs.
@@ -129,15 +132,20 @@ impl InterruptLine {
 #[derive(Clone, Debug)]
 pub struct GuestTime {
     fd: Arc<VmFd>,
+    /// What was said last.
+    last: Arc<AtomicU64>,
 }
 
 impl GuestTime {
-    /// Nanoseconds since about the guest's start.
+    /// Nanoseconds since about the guest's start. It never goes back, though KVM's clock may, by a fraction of a
+    /// microsecond, when KVM keeps it another way from then on: counters of vCPUs that are not alike for a moment are
+    /// enough.
     ///
     /// # Errors
     /// [`KvmError`].
     pub fn now(&self) -> Result<u64, KvmError> {
-        native::hypercalls::clock(&self.fd)
+        let now = native::hypercalls::clock(&self.fd)?;
+        Ok(now.max(self.last.fetch_max(now, Ordering::Relaxed)))
     }
 }
 
@@ -231,7 +239,8 @@ impl Vm {
         let (native, fds) = native::NativeVm::new(&host.kvm, &fd, config, has_page)?;
         let can_sync = native::registers::can_sync(&host.kvm);
         let vcpus = (0..).zip(fds).map(|(id, fd)| Vcpu::new(id, fd, can_sync)).collect();
-        Ok((Vm { native, fd: Arc::new(fd), memory, transport, lines: Lines::default() }, vcpus))
+        let (lines, told) = (Lines::default(), Arc::default());
+        Ok((Vm { native, fd: Arc::new(fd), memory, transport, lines, told }, vcpus))
     }
 
     /// How hypercalls come out of the guest, if they are to and can.
@@ -273,7 +282,7 @@ impl Vm {
 
     /// The guest's time, for devices.
     pub fn time(&self) -> GuestTime {
-        GuestTime { fd: Arc::clone(&self.fd) }
+        GuestTime { fd: Arc::clone(&self.fd), last: Arc::clone(&self.told) }
     }
 
     /// What keeps the guest's time. To be asked for before the guest runs.
