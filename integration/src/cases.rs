@@ -73,6 +73,19 @@ impl std::fmt::Debug for Case {
     }
 }
 
+impl Case {
+    /// Whether it may run in one nest after others: it boots nothing that an emulator keeps translations of, needs
+    /// nothing from outside, and takes seconds.
+    pub fn shares_a_nest(&self) -> bool {
+        let is_plain = self.kernels.is_empty() && self.debugger.is_none() && self.tools.is_none();
+        let usual = small("", self.run);
+        is_plain
+            && (self.gic, self.lpa2, self.debians_qemu) == (usual.gic, usual.lpa2, usual.debians_qemu)
+            && self.nest_memory == usual.nest_memory
+            && !self.name.starts_with("long_")
+    }
+}
+
 const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
     Case {
         name,

@@ -10,7 +10,7 @@ use crate::debugger;
 use crate::guests;
 use crate::initramfs::{self, Initramfs};
 use crate::port;
-use crate::report::{Report, Verdict};
+use crate::report::{Report, Shared, Verdict};
 use crate::sparse;
 use arch::Isa;
 use std::fs;
@@ -217,19 +217,24 @@ pub struct Running {
 impl Running {
     /// Waits for the end and reads the report.
     pub fn wait(mut self, limit: Duration) -> Report {
-        let deadline = Instant::now() + limit;
-        let ended = loop {
-            match self.child.try_wait() {
-                Ok(Some(_)) => break true,
-                Ok(None) if Instant::now() < deadline => std::thread::park_timeout(Duration::from_millis(10)),
-                Ok(None) | Err(_) => break false,
-            }
-        };
+        let ended = self.wait_for_end(limit);
         let mut report = Report::read(&fs::read(self.folder.join("report")).unwrap_or_default());
         if !ended {
             report.verdict = Verdict::Fail(format!("the nest did not end within {limit:?}"));
         }
         report
+    }
+
+    /// Whether it has come within a time.
+    fn wait_for_end(&mut self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(_)) => return true,
+                Ok(None) if Instant::now() < deadline => std::thread::park_timeout(Duration::from_millis(10)),
+                Ok(None) | Err(_) => return false,
+            }
+        }
     }
 }
 
@@ -291,11 +296,29 @@ fn look_at_export(isa: Isa, case: &Case, folder: &Path, report: &mut Report) {
     fs::remove_file(&export).ok();
 }
 
+/// Runs cases that [share a nest](Case::shares_a_nest), one after the other; what those came to that came to an end.
+///
+/// # Errors
+/// When the nest cannot be made or started.
+pub fn run_shared(isa: Isa, cases: &[&Case], folder: &Path) -> io::Result<Vec<Shared>> {
+    let Some(first) = cases.first() else { return Ok(Vec::new()) };
+    let names: Vec<&str> = cases.iter().map(|case| case.name).collect();
+    let nest = prepare_cases(isa, first, &names.join(","))?;
+    let limit = CASE_LIMIT.saturating_mul(u32::try_from(cases.len()).unwrap_or(u32::MAX));
+    nest.boot(folder)?.wait_for_end(limit);
+    Ok(Shared::read_all(&fs::read(folder.join("report"))?))
+}
+
 /// Makes the nest for a case.
 ///
 /// # Errors
 /// When a part is missing.
 pub fn prepare_case(isa: Isa, case: &Case) -> io::Result<Nest> {
+    prepare_cases(isa, case, case.name)
+}
+
+/// Makes the nest for cases that need the same, whose names are separated by commas.
+fn prepare_cases(isa: Isa, case: &Case, names: &str) -> io::Result<Nest> {
     let mut nest = Nest::new(isa, &artifacts::program(isa, "case"), case.nest_memory)?;
     nest.gic = case.gic;
     nest.lpa2 = case.lpa2;
@@ -309,7 +332,7 @@ pub fn prepare_case(isa: Isa, case: &Case) -> io::Result<Nest> {
     if !case.symbols.is_empty() {
         nest.file("files/symbols", symbols(isa, case)?.as_bytes())?;
     }
-    nest.cmdline(&format!("case={} slowness={SLOWNESS}", case.name));
+    nest.cmdline(&format!("case={names} slowness={SLOWNESS}"));
     if let Ok(seed) = std::env::var("VMM_TEST_SOAK") {
         nest.cmdline(&format!("soak={seed}"));
     }

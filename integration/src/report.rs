@@ -2,7 +2,8 @@
 //!
 //! A frame is a line `@@NAME LENGTH`, then that many bytes and a newline. Names are `log`
 //! (progress), `file:NAME` (something to keep), `pass`, `fail` (with a message) and
-//! `ignored` (with a reason).
+//! `ignored` (with a reason). Where several cases share a nest, each has a frame `case:NAME SECONDS`
+//! around its own.
 
 use std::io::{self, Write};
 
@@ -84,6 +85,44 @@ impl Report {
     }
 }
 
+/// What one of several cases that shared a nest came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shared {
+    /// Its name.
+    pub case: String,
+    /// How long it took.
+    pub seconds: f64,
+    /// What it came to.
+    pub report: Report,
+}
+
+impl Shared {
+    /// Writes what a case wrote, `stream`, as that of one of several.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub fn write(out: &mut dyn Write, case: &str, seconds: f64, stream: &[u8]) -> io::Result<()> {
+        write_frame(out, &format!("case:{case} {seconds:.1}"), stream)?;
+        out.flush()
+    }
+
+    /// Reads those that came to an end.
+    pub fn read_all(stream: &[u8]) -> Vec<Shared> {
+        let mut rest = stream;
+        let frames = std::iter::from_fn(|| {
+            let (name, bytes, after) = next_frame(rest)?;
+            rest = after;
+            Some((name, bytes))
+        });
+        let read = |(name, bytes): (&str, &[u8])| {
+            let (case, seconds) = name.strip_prefix("case:")?.split_once(' ')?;
+            let seconds = seconds.parse().ok()?;
+            Some(Shared { case: case.into(), seconds, report: Report::read(bytes) })
+        };
+        frames.filter_map(read).collect()
+    }
+}
+
 fn next_frame(stream: &[u8]) -> Option<(&str, &[u8], &[u8])> {
     let line_end = stream.iter().position(|&byte| byte == b'\n')?;
     let line = std::str::from_utf8(&stream[..line_end]).ok()?.strip_prefix("@@")?;
@@ -109,5 +148,22 @@ mod tests {
         for cut in 0..stream.len() {
             assert!(matches!(Report::read(&stream[..cut]).verdict, Verdict::Fail(_)));
         }
+    }
+
+    #[test]
+    fn cases_that_share_a_nest_have_a_report_each() {
+        let mut stream = Vec::new();
+        let reports =
+            [Verdict::Pass, Verdict::Fail("no".into())].map(|verdict| Report { verdict, files: Vec::new() });
+        for (report, case) in reports.iter().zip(["first", "second"]) {
+            let mut own = Vec::new();
+            report.write(&mut own).unwrap();
+            Shared::write(&mut stream, case, 1.25, &own).unwrap();
+        }
+        let read = Shared::read_all(&stream);
+        assert_eq!(read.iter().map(|shared| &*shared.case).collect::<Vec<_>>(), ["first", "second"]);
+        assert!(read.iter().map(|shared| &shared.report).eq(&reports));
+        // The nest died in the second one.
+        assert_eq!(Shared::read_all(&stream[..stream.len() - 1]), read[..1]);
     }
 }

@@ -1,16 +1,26 @@
 //! Runs one case where KVM is: `case NAME VMM FILES WORK SLOWNESS` on a machine, or as the
-//! first process of a nest, which finds its case in the kernel's command line.
+//! first process of a nest, which finds its case in the kernel's command line. Where that names several, each
+//! runs in a process of its own, `case NAME VMM FILES WORK SLOWNESS nest`.
 
 use integration::cases::{self, gdb_port, readme};
 use integration::context::{Context, Length};
 use integration::port;
-use integration::report::{Report, Verdict};
+use integration::report::{Report, Shared, Verdict};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The word for a case that runs in a nest beside others.
+const NEST: &str = "nest";
 
 fn main() {
     if std::process::id() == 1 {
@@ -40,8 +50,8 @@ fn main() {
         }
         return;
     }
-    let [name, vmm, files, work, slowness] = &arguments[..] else {
-        eprintln!("usage: case NAME VMM FILES WORK SLOWNESS");
+    let [name, vmm, files, work, slowness, place @ ..] = &arguments[..] else {
+        eprintln!("usage: case NAME VMM FILES WORK SLOWNESS [nest]");
         std::process::exit(2);
     };
     let context = Context {
@@ -51,7 +61,7 @@ fn main() {
         files: PathBuf::from(files),
         work: PathBuf::from(work),
         kept: Vec::new(),
-        in_nest: false,
+        in_nest: place == [NEST],
         slowness: slowness.parse().unwrap_or(1),
         length: Length::parse(std::env::var("VMM_TEST_SOAK").ok().as_deref()),
     };
@@ -74,6 +84,34 @@ fn run(name: &str, mut context: Context) -> Report {
         Err(_) => Verdict::Fail("the case panicked; see the nest's console".into()),
     };
     Report { verdict, files: context.kept }
+}
+
+/// Runs one of several cases in a process of its own, of which nothing is left for the next one.
+fn run_apart(name: &str, slowness: &str, report: &mut dyn Write) -> io::Result<()> {
+    /// As long as one that has a nest for itself.
+    const LIMIT: Duration = Duration::from_secs(200);
+    let work = Path::new("/tmp").join(name);
+    fs::create_dir_all(&work)?;
+    let begin = Instant::now();
+    let mut command = Command::new("/init");
+    command.args([name, "/vmm", "/files"]).arg(&work).args([slowness, NEST]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let process = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+    let (over, is_over) = mpsc::channel::<()>();
+    let watch = thread::spawn(move || {
+        if is_over.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+            kill(process, Signal::SIGKILL).ok();
+        }
+    });
+    let mut stream = Vec::new();
+    child.stdout.take().map_or(Ok(0), |mut output| output.read_to_end(&mut stream))?;
+    drop(over);
+    child.wait()?;
+    watch.join().ok();
+    // All but this process.
+    kill(Pid::from_raw(-1), Signal::SIGKILL).ok();
+    fs::remove_dir_all(&work)?;
+    Shared::write(report, name, begin.elapsed().as_secs_f64(), &stream)
 }
 
 /// The first process of a nest.
@@ -116,7 +154,12 @@ fn nest() -> io::Result<()> {
         let time = nix::sys::time::TimeSpec::new(now, 0);
         nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time)?;
     }
+    let slowness = word("slowness").unwrap_or_default();
     let name = word("case").unwrap_or_default();
+    let mut port = OpenOptions::new().write(true).open(port::find("report")?)?;
+    if name.contains(',') {
+        return name.split(',').try_for_each(|name| run_apart(name, &slowness, &mut port));
+    }
     let context = Context {
         name: name.clone(),
         isa: kvm::HOST_ISA,
@@ -125,10 +168,9 @@ fn nest() -> io::Result<()> {
         work: PathBuf::from("/tmp"),
         kept: Vec::new(),
         in_nest: true,
-        slowness: word("slowness").and_then(|text| text.parse().ok()).unwrap_or(1),
+        slowness: slowness.parse().unwrap_or(1),
         length: Length::parse(word("soak").as_deref()),
     };
-    let mut port = OpenOptions::new().write(true).open(port::find("report")?)?;
     run(&name, context).write(&mut port)?;
     port.flush()
 }
