@@ -143,6 +143,11 @@ impl Engine {
         self.isa
     }
 
+    /// For how many vCPUs it was made.
+    pub fn vcpus(&self) -> u32 {
+        u32::try_from(self.requests().progress.len()).unwrap_or(u32::MAX)
+    }
+
     /// What the host can do.
     pub fn abilities(&self) -> &Abilities {
         &self.abilities
@@ -468,8 +473,6 @@ impl Engine {
         let before = pc(cpu)?;
         let stack = stack(cpu);
         let arming = self.arming(&self.requests(), cpu.vcpu().id());
-        cpu.begin_exclusive();
-        let lifted = place.filter(|place| self.requests().table.lift(cpu.memory(), *place));
         let alone = Arming {
             step: true,
             block_interrupts: true,
@@ -477,13 +480,13 @@ impl Engine {
             registers: DebugRegisters::none(self.isa),
             guarded: None,
         };
-        cpu.arm(&alone);
-        let result = cpu.step();
-        if let Some(place) = lifted {
-            self.requests().table.replant(cpu.memory(), place);
-        }
-        cpu.arm(&arming);
-        cpu.end_exclusive();
+        let result = {
+            let exclusive = Exclusive::begin(self, cpu, place);
+            exclusive.cpu.arm(&alone);
+            let result = exclusive.cpu.step();
+            exclusive.cpu.arm(&arming);
+            result
+        };
         let stepped = result?;
         match &stepped {
             // The instruction under the breakpoint may be the guest's own breakpoint.
@@ -664,6 +667,31 @@ impl Requests {
     /// Takes what has been printed, in pieces of `most` bytes or little more, until there is no more.
     pub fn take_output(&mut self, most: usize) -> Option<String> {
         self.output.take(most)
+    }
+}
+
+/// While it is there, no other vCPU runs, and the instruction under a breakpoint is in its place. A monitor's callback
+/// that panics in the step takes its vCPU's thread with it; the other ones go on, and meet the breakpoint.
+struct Exclusive<'a> {
+    engine: &'a Engine,
+    cpu: &'a mut dyn Cpu,
+    lifted: Option<GuestPhys>,
+}
+
+impl<'a> Exclusive<'a> {
+    fn begin(engine: &'a Engine, cpu: &'a mut dyn Cpu, place: Option<GuestPhys>) -> Exclusive<'a> {
+        cpu.begin_exclusive();
+        let lifted = place.filter(|place| engine.requests().table.lift(cpu.memory(), *place));
+        Exclusive { engine, cpu, lifted }
+    }
+}
+
+impl Drop for Exclusive<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.lifted {
+            self.engine.requests().table.replant(self.cpu.memory(), place);
+        }
+        self.cpu.end_exclusive();
     }
 }
 
