@@ -252,7 +252,7 @@ fn main() -> Result<(), Failure> {
     }
     for mut runnable in machine.runnables {
         thread::spawn(move || {
-            let _kicks = runnable.vcpu.accept_kicks_by(&runnable.kicker);
+            let _kicks = runnable.vcpu.accept_kicks_by(&runnable.kicker).expect("a vCPU can be kicked");
             while runnable.look(true) {
                 runnable.run();
             }
@@ -278,7 +278,7 @@ fn main() -> Result<(), Failure> {
 
 /// The vCPU, the debugger and standard input on one thread.
 fn alone(vcpus: &Vcpus<Threads>, it: &mut Runnable, mut debugger: Polled<Threads>) -> Result<(), Failure> {
-    let _kicks = it.vcpu.accept_kicks_by(&it.kicker);
+    let _kicks = it.vcpu.accept_kicks_by(&it.kicker)?;
     let signal = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGALRM, si_value: 0 });
     let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, signal)?;
     timer.set(Expiration::Interval(Duration::from_millis(10).into()), TimerSetTimeFlags::empty())?;

@@ -15,7 +15,7 @@ use crate::outcome::{Outcome, StoppedBy};
 use arch::{End, Isa};
 use debug::live::attention::{self, Attention};
 use debug::live::gate::Kick;
-use debug::live::runner::Runner;
+use debug::live::runner::{Next, Runner};
 use debug::live::times::Times;
 use debug::live::vcpus::Monitor;
 use debug::machine::TargetError;
@@ -253,7 +253,6 @@ impl Drop for Threads {
 
 /// A vCPU thread's life.
 fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, services: &Services, times: &Arc<Times>) {
-    let _kicks = vcpu.accept_kicks();
     if services.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.looks_at_registers()) {
         vcpu.always_sync();
     }
@@ -262,6 +261,10 @@ fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, services: &Services, times: &Arc<Time
     }
     let mut runner = Runner::new(HOST_ISA, Arc::clone(times));
     let mut server = Server::new(services);
+    let _kicks = match vcpu.accept_kicks() {
+        Ok(kicks) => kicks,
+        Err(error) => return server.deal_with(Next::Failed(error.to_string()), &mut runner, &vcpu),
+    };
     loop {
         kick::clear();
         loop {
