@@ -83,6 +83,8 @@ pub(super) struct Client<M: Machine> {
     is_held_up: bool,
     /// What the last packet's answer hangs on.
     withheld: Option<Withheld>,
+    /// The next packet has been served before, and put back: that it has arrived was said then.
+    is_acknowledged: bool,
     /// What the guest was to it before it was to begin again.
     before: Option<Process>,
     /// What else makes a command superfluous that takes long.
@@ -126,6 +128,7 @@ impl<M: Machine> Client<M> {
             has_interrupted: false,
             is_held_up: false,
             withheld: None,
+            is_acknowledged: false,
             before: None,
             is_over,
         }
@@ -252,7 +255,10 @@ impl<M: Machine> Client<M> {
         }
         self.out.truncate(answered.from);
         match refused {
-            TargetError::Later => lock(&self.input).put_back(Item::Packet(answered.packet)),
+            TargetError::Later => {
+                lock(&self.input).put_back(Item::Packet(answered.packet));
+                self.is_acknowledged = true;
+            }
             refused => self.send(format!("E.{refused}").as_bytes()),
         }
     }
@@ -298,7 +304,9 @@ impl<M: Machine> Client<M> {
 
     fn packet(&mut self, session: &mut Session<M>, data: &[u8]) -> Result<(), Goodbye> {
         log::trace!(target: "debug::rsp", "<- {}", String::from_utf8_lossy(data));
-        self.acknowledge();
+        if !std::mem::take(&mut self.is_acknowledged) {
+            self.acknowledge();
+        }
         // While the target runs, only an interrupt and the end make sense.
         if self.is_running && !front::is_urgent(data) {
             self.send_error(errno::EINVAL);

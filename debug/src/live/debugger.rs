@@ -85,7 +85,11 @@ impl<M: Monitor> Lines<M> {
         let engine = target.engine;
         let (sender, next) = channel();
         let wants_end = Arc::new(AtomicBool::new(false));
-        let begun = begin(vcpus, &engine, target.memory, (wake.clone(), release.clone()), waiting);
+        if engine.vcpus() != vcpus.count() {
+            let why = format!("the engine is for {} vCPUs, and there are {}", engine.vcpus(), vcpus.count());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let begun = begin(vcpus, &engine, target.memory, (wake.clone(), release.clone()), waiting)?;
         let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)), waiting);
         let vcpus = Mutex::new(Arc::downgrade(vcpus));
         Ok((Lines { engine, wake, release, next: sender, wants_end, quit, vcpus }, machine))
@@ -114,6 +118,10 @@ impl<M: Monitor> Lines<M> {
 
     fn begin_again(&self, vcpus: &Arc<Vcpus<M>>, memory: Box<dyn Memory>, waiting: Waiting) {
         let begun = begin(vcpus, &self.engine, memory, (self.wake.clone(), self.release.clone()), waiting);
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(refused) => return self.tell(Err(refused.to_string())),
+        };
         *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(vcpus);
         self.tell(Ok(begun));
         // It may have ended the former machine when that was over already. Whoever does so behind this
@@ -148,7 +156,8 @@ impl<M: Monitor> Debugger<M> {
     /// Comes to a guest, whether it runs or not, and serves gdb at `listener`.
     ///
     /// # Errors
-    /// When the system gives no more threads or descriptors.
+    /// When the guest has a debugger already, `target` is for another number of vCPUs, or the system gives no more
+    /// threads or descriptors. Then nothing of it is left in the guest.
     pub fn attach(
         vcpus: &Arc<Vcpus<M>>,
         target: Target,
@@ -171,7 +180,7 @@ impl<M: Monitor> Debugger<M> {
     /// when this has left.
     ///
     /// # Errors
-    /// When the system gives no more descriptors.
+    /// As [`Self::attach`].
     pub fn join(vcpus: &Arc<Vcpus<M>>, target: Target) -> io::Result<(Debugger<M>, LiveMachine<M>)> {
         let (lines, machine) = Lines::new(vcpus, target, Waiting::Awake)?;
         Ok((Debugger { lines, listeners: None, thread: Mutex::new(None) }, machine))
@@ -268,7 +277,7 @@ impl<M: Monitor> Polled<M> {
     /// Comes to a guest, whether it runs or not, and serves gdb at `listener`.
     ///
     /// # Errors
-    /// When the system gives no more descriptors.
+    /// As [`Debugger::attach`].
     pub fn attach(
         vcpus: &Arc<Vcpus<M>>,
         target: Target,
@@ -378,13 +387,13 @@ fn begin<M: Monitor>(
     memory: Box<dyn Memory>,
     wakes: (Wake, Wake),
     waiting: Waiting,
-) -> Begun<M> {
+) -> io::Result<Begun<M>> {
     let kick = vcpus.monitor().kick_among_vcpus();
     let (link, events) = Link::new(Arc::clone(engine), vcpus.count(), memory, kick, wakes);
     let link = Arc::new(link);
     match waiting {
-        Waiting::Never => vcpus.begin_attach(&link),
-        Waiting::Asleep | Waiting::Awake => vcpus.attach(&link),
+        Waiting::Never => vcpus.begin_attach(&link)?,
+        Waiting::Asleep | Waiting::Awake => vcpus.attach(&link)?,
     }
-    Begun { vcpus: Arc::clone(vcpus), link, events }
+    Ok(Begun { vcpus: Arc::clone(vcpus), link, events })
 }

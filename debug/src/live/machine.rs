@@ -308,6 +308,9 @@ impl<M: Monitor> Machine for LiveMachine<M> {
 
     fn next_event(&mut self) -> Option<Event> {
         match self.waiting {
+            // While vCPUs run, what comes behind the last look ([`Machine::look`], [`Machine::has_stopped`]) is for the
+            // next one: whoever takes a stop from here has all vCPUs stand still, and those were to be asked before.
+            Waiting::Never if self.hold.is_none() => {}
             Waiting::Never => self.take_answers(),
             Waiting::Asleep | Waiting::Awake => {
                 self.look_for_next();
@@ -386,6 +389,15 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn disarm(&mut self) {
+        // Whoever had the guest begin again has gone. That it has, or will have, is news then, as of a reset of its own.
+        match self.restarting.take() {
+            Some(Restarting::Done(Ok(()))) => {
+                self.happened.push_back(Event::Restarted);
+                self.link.wake().ring();
+            }
+            Some(Restarting::Done(Err(refused))) => log::error!("the guest does not begin again: {refused}"),
+            Some(Restarting::Since(_)) | None => {}
+        }
         match &self.answers {
             Answers::Waited(_) => Waited::disarm(&self.vcpus, self.isa()),
             Answers::Ahead(_) => Ahead::disarm(&self.vcpus, self.isa()),

@@ -1,0 +1,121 @@
+//! Clients that go when it suits them, and whoever calls in the wrong order.
+
+use super::*;
+
+/// Waits until the guest has been asked to begin again.
+fn expect_reset(setting: &Setting) {
+    let begin = Instant::now();
+    while setting.vcpus.monitor().resets.load(Ordering::SeqCst) == 0 {
+        assert!(begin.elapsed() < LIMIT, "nobody asks for it");
+        thread::yield_now();
+    }
+}
+
+/// A client that has the guest begin again and goes before it has: the next one is served.
+#[test]
+fn a_client_goes_before_the_guest_has_begun_again() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        assert_eq!(client.ask("!"), "OK");
+        setting.vcpus.monitor().resets.store(0, Ordering::SeqCst);
+        client.send("vRun;");
+        expect_reset(&setting);
+        drop(client);
+        let ram = SharedRam(Arc::new(Ram::new(1 << 16)));
+        ram.write(GuestPhys(CODE), &setting.code.0);
+        let again = Arc::new(Vcpus::new(Simulated::new(isa, 2, ram, CODE, DATA)));
+        setting.debugger.as_ref().unwrap().begin_again(&again);
+        setting.vcpus = again;
+        let mut client = Client::new(&setting.path);
+        assert_eq!(client.ask(&format!("Z0,{:x},4", setting.code.1)), "OK", "{isa} {how:?}");
+        assert!(client.ask("vCont;c").contains("swbreak"), "{isa} {how:?}");
+        // It can be asked for anew, and that is done.
+        assert_eq!(client.ask("!"), "OK");
+        assert!(client.ask("vRun;").starts_with("E."), "{isa} {how:?}");
+    }
+}
+
+/// A packet that cannot be answered before the guest has begun again is served again then, and acknowledged once: gdb
+/// takes a second acknowledgement for that of what it sends next.
+#[test]
+fn what_is_served_again_is_acknowledged_once() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        drop(setting.attach());
+        let mut stream = UnixStream::connect(&setting.path).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        setting.vcpus.monitor().resets.store(0, Ordering::SeqCst);
+        stream.write_all(&[frame(b"!"), frame(b"vRun;")].concat()).unwrap();
+        expect_reset(&setting);
+        let again =
+            Arc::new(Vcpus::new(Simulated::new(isa, 2, setting.vcpus.monitor().ram.clone(), CODE, DATA)));
+        setting.debugger.as_ref().unwrap().begin_again(&again);
+        setting.vcpus = again;
+        let (mut read, mut piece) = (Vec::new(), [0; 256]);
+        while !String::from_utf8_lossy(&read).contains("$T05") {
+            let count = stream.read(&mut piece).unwrap();
+            assert!(count > 0, "the server has closed the connection");
+            read.extend_from_slice(&piece[..count]);
+        }
+        let acknowledgements = read.iter().filter(|byte| **byte == b'+').count();
+        assert_eq!(acknowledgements, 2, "{isa} {how:?}: {}", String::from_utf8_lossy(&read));
+    }
+}
+
+/// Two debuggers of one guest would not know of each other's planted instructions: the second is refused, until the
+/// first has left.
+#[test]
+fn a_guest_has_one_debugger() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        let target = |vcpus| Target {
+            engine: Arc::new(Engine::new(isa, host(), vcpus)),
+            memory: Box::new(setting.vcpus.monitor().ram.clone()),
+        };
+        let refused = Debugger::join(&setting.vcpus, target(2)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::AlreadyExists, "{isa} {how:?}: {refused}");
+        // The first has lost nothing.
+        assert_eq!(client.ask(&format!("Z0,{:x},4", setting.code.1)), "OK");
+        assert!(client.ask("vCont;c").contains("swbreak"), "{isa} {how:?}");
+        setting.debugger.take().unwrap().leave();
+        // One that was made for another guest would take the stops of some vCPUs for nobody's.
+        let refused = Debugger::join(&setting.vcpus, target(1)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{isa} {how:?}: {refused}");
+        assert!(setting.vcpus.link().is_none());
+        let (debugger, _machine) = Debugger::join(&setting.vcpus, target(2)).unwrap();
+        debugger.leave();
+    }
+}
+
+/// What a vCPU tells behind the last look of an event loop is for the next one: to take it at once would be to wait for
+/// the others to stand still.
+#[test]
+fn a_stop_behind_the_last_look_is_for_the_next() {
+    use crate::live::link::Link;
+    use crate::live::machine::{Begun, LiveMachine, Waiting};
+    use crate::machine::{Event, Machine, Order, StopReason};
+    let setting = Setting::new((Isa::X86_64, How::Loop), 2);
+    let vcpus = &setting.vcpus;
+    let engine = Arc::new(Engine::new(setting.isa, host(), 2));
+    let wakes = (Wake::new().unwrap(), Wake::new().unwrap());
+    let kick = vcpus.monitor().kick_among_vcpus();
+    let (link, events) = Link::new(engine, 2, Box::new(vcpus.monitor().ram.clone()), kick, wakes);
+    let link = Arc::new(link);
+    vcpus.attach(&link).unwrap();
+    let begun = Begun { vcpus: Arc::clone(vcpus), link: Arc::clone(&link), events };
+    let (_next, nexts) = channel();
+    let quit = (Wake::new().unwrap(), Arc::default());
+    let mut machine = LiveMachine::new(begun, nexts, quit, Waiting::Never);
+    assert!(!machine.has_stopped());
+    let registers = arch::register::RegisterFile::new(setting.isa);
+    link.tell(Event::Stopped { vcpu: 1, reason: StopReason::Step, registers });
+    assert!(machine.next_event().is_none(), "vCPU 0 runs, and would have to be waited for");
+    assert!(machine.has_stopped());
+    assert!(machine.next_event().is_some());
+    let orders: Vec<Order> = Vec::new();
+    machine.resume(orders).unwrap();
+    drop(machine);
+    vcpus.detach();
+}
