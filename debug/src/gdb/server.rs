@@ -89,7 +89,7 @@ pub fn run<M: Machine>(listener: Listener, session: Session<M>, service: Service
 fn until(left: Option<Duration>) -> PollTimeout {
     let Some(left) = left else { return PollTimeout::NONE };
     // Rounded up, or it would spin through the last part.
-    PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+    PollTimeout::try_from(left.saturating_add(Duration::from_millis(1))).unwrap_or(PollTimeout::MAX)
 }
 
 /// Serves debuggers, a turn at a time.
