@@ -251,7 +251,7 @@ impl<M: Machine> Client<M> {
         };
         if self.is_running {
             // What it answers is a stop.
-            return self.send(&console(&format!("vmm: {refused}\n")));
+            return self.send(&console(&session.signed(&refused.to_string())));
         }
         self.out.truncate(answered.from);
         match refused {
@@ -372,17 +372,17 @@ impl<M: Machine> Client<M> {
     fn report(&mut self, session: &mut Session<M>, stop: &Stop) -> Result<(), Goodbye> {
         self.tell_output(session);
         if let Some(words) = session::words(stop) {
-            self.send(&console(&words));
+            self.send(&console(&session.signed(&words)));
         }
         if let Stop::Vcpu(vcpu, _) = stop
             && let Some(words) = session.outgrown(*vcpu)
         {
-            self.send(&console(words));
+            self.send(&console(&words));
         }
         if let Stop::Vcpu(vcpu, _) = stop
             && let Some(words) = session.signs(*vcpu)
         {
-            self.send(&console(words));
+            self.send(&console(&words));
         }
         self.is_running = false;
         self.send(&stop::reply(stop, session));

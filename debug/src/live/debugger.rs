@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::gdb::description::Believed;
 use crate::gdb::listener::{Admission, Listener};
 use crate::gdb::server::{self, OnLost, Service};
-use crate::gdb::session::Session;
+use crate::gdb::session::{NAME, Session};
 use crate::ram::Memory;
 use std::fmt;
 use std::io;
@@ -50,13 +50,27 @@ pub struct Options {
     pub looks: bool,
     /// The folder that `monitor dump` writes below; the current one where none is given.
     pub dump_folder: Option<PathBuf>,
+    /// What words to the debugger's user begin with: the monitor's name.
+    pub name: String,
+    /// What is told to one that is refused as another one is attached, in words: how that is let go, if there is a way
+    /// for a user to have the monitor do so ([`Debugger::release`]).
+    pub how_to_release: Option<String>,
 }
 
 impl Options {
     /// Whoever `admission` lets in is served, one at a time; the guest of a debugger that is lost runs on.
     pub fn new(admission: Admission) -> Options {
         let (on_lost, believed) = (OnLost::default(), Believed::default());
-        Options { admission, on_lost, takeover: false, believed, looks: true, dump_folder: None }
+        Options {
+            admission,
+            on_lost,
+            takeover: false,
+            believed,
+            looks: true,
+            dump_folder: None,
+            name: NAME.into(),
+            how_to_release: None,
+        }
     }
 }
 
@@ -107,9 +121,10 @@ impl<M: Monitor> Lines<M> {
             admission: options.admission,
             on_lost: options.on_lost,
             takeover: options.takeover,
+            how_to_release: options.how_to_release,
         };
         let mut session = Session::new(machine, Arc::clone(&self.engine));
-        session.believed = options.believed;
+        (session.believed, session.name) = (options.believed, options.name);
         if let Some(folder) = options.dump_folder {
             session.dump_folder = folder;
         }

@@ -245,7 +245,7 @@ fn main() -> Result<(), Failure> {
     eprintln!("gdb is waited for at {}", listener.address());
     let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
     let target = Target { engine, memory: Box::new(LiveMemory(machine.memory.clone())) };
-    let options = Options::new(Admission::open());
+    let options = Options { name: "monitor".into(), ..Options::new(Admission::open()) };
     if is_alone {
         let debugger = Polled::attach(vcpus, target, listener, options)?;
         return alone(vcpus, &mut machine.runnables[0], debugger);

@@ -55,7 +55,7 @@ impl<M: Machine> Debuggee<M> {
         let refused = before.into_iter().map(is_refused).filter(|refused| *refused).count();
         if refused > 0 {
             self.say(&format!(
-                "vmm: of {count} breakpoints {refused} are not inserted any more: until the guest maps their pages \
+                "of {count} breakpoints {refused} are not inserted any more: until the guest maps their pages \
                  they need debug registers, which are used up\n"
             ));
         }

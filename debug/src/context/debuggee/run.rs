@@ -214,7 +214,7 @@ impl<M: Machine> Debuggee<M> {
     /// The guest has reset itself, and runs on from its first instruction; a step ends there.
     fn go_on_again(&mut self) -> Option<Stop> {
         self.machine.pause();
-        self.say("vmm: the guest has reset itself, and begins again\n");
+        self.say("the guest has reset itself, and begins again\n");
         let was_stepping = self.stepping.is_some();
         self.begin_again();
         if was_stepping || self.actions.iter().any(|action| action.is_step()) {

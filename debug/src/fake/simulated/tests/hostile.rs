@@ -119,3 +119,42 @@ fn a_stop_behind_the_last_look_is_for_the_next() {
     drop(machine);
     vcpus.detach();
 }
+
+/// Words to a debugger's user, who may not know who wrote the debugger, begin with the monitor's name. One who is
+/// refused is told of no way to get in that this monitor has not.
+#[test]
+fn words_to_a_user_are_the_monitors() {
+    for name in [None, Some("another monitor")] {
+        let setting = Setting::new((Isa::X86_64, How::Thread), 1);
+        let listener = Listener::bind(&Address::Unix(setting.path.clone()), Access::Owner).unwrap();
+        let engine = Arc::new(Engine::new(setting.isa, host(), 1));
+        let target = Target { engine, memory: Box::new(setting.vcpus.monitor().ram.clone()) };
+        let mut with = options();
+        if let Some(name) = name {
+            (with.name, with.how_to_release) = (name.into(), Some("ask its owner".into()));
+        }
+        let debugger = Debugger::attach(&setting.vcpus, target, listener, with).unwrap();
+        let mut client = Client::new(&setting.path);
+        assert_eq!(client.ask(&format!("M{:x},2:0f0b", setting.code.1)), "OK");
+        client.send("vCont;c");
+        let mut bytes = Vec::new();
+        while !String::from_utf8_lossy(&bytes).contains("$T0") {
+            let mut piece = [0; 256];
+            let count = client.stream.read(&mut piece).unwrap();
+            bytes.extend_from_slice(&piece[..count]);
+        }
+        let told = String::from_utf8_lossy(&bytes).into_owned();
+        let told = told.split(['$', '#']).find_map(|packet| packet.strip_prefix('O')).unwrap();
+        let told = String::from_utf8(crate::gdb::packet::from_hex(told.as_bytes()).unwrap()).unwrap();
+        assert!(told.starts_with(&format!("{}: vCPU 0: ", name.unwrap_or("guest-debug"))), "{told}");
+        let mut second = UnixStream::connect(&setting.path).unwrap();
+        second.set_read_timeout(Some(LIMIT)).unwrap();
+        second.write_all(&frame(b"qSupported:error-message+")).unwrap();
+        let mut answer = String::new();
+        second.read_to_string(&mut answer).ok();
+        assert!(answer.contains("another debugger is attached"), "{answer}");
+        assert_eq!(answer.contains("; ask its owner"), name.is_some(), "{answer}");
+        assert!(!answer.contains("vmm"), "{answer}");
+        debugger.leave();
+    }
+}
