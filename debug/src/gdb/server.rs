@@ -428,7 +428,8 @@ impl<M: Machine> Server<M> {
         self.client = Some(client);
         match goodbye {
             Ok(()) => true,
-            Err(goodbye) => self.let_go(&goodbye),
+            // It may have let the guest run before it went.
+            Err(goodbye) => self.carry_out(Deferred::LetGo(goodbye)),
         }
     }
 

@@ -63,6 +63,39 @@ fn what_is_served_again_is_acknowledged_once() {
     }
 }
 
+/// A client that begins, lets the guest run and goes before it was looked at: an event loop does not wait for vCPUs to
+/// stand still, as its thread may be theirs. In debug builds, whoever waits panics.
+#[test]
+fn a_client_goes_as_soon_as_it_has_come() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        drop(setting.attach());
+        for round in 0..50 {
+            let mut stream = UnixStream::connect(&setting.path).unwrap();
+            let packet = frame(if round % 2 == 0 { b"vCont;s" } else { b"vCont;c" });
+            stream.write_all(&[frame(b"qSupported"), packet.repeat(1 + round % 3)].concat()).unwrap();
+        }
+        let mut client = Client::new(&setting.path);
+        assert_eq!(client.ask(&format!("Z0,{:x},4", setting.code.1)), "OK", "{isa} {how:?}");
+        assert!(client.ask("vCont;c").contains("swbreak"), "{isa} {how:?}");
+    }
+}
+
+/// Interrupts of a guest that stands still are kept for when it runs, without anybody's waiting.
+#[test]
+fn interrupts_come_before_what_they_interrupt() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        assert!(client.ask("vCont;s:p1.1").starts_with("T05"), "{isa} {how:?}");
+        for round in 0..50 {
+            client.stream.write_all(&[3, 3]).unwrap();
+            let stop = client.ask("vCont;c");
+            assert!(stop.starts_with("T02"), "{isa} {how:?} {round}: {stop}");
+        }
+    }
+}
+
 /// Two debuggers of one guest would not know of each other's planted instructions: the second is refused, until the
 /// first has left.
 #[test]
