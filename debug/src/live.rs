@@ -12,6 +12,7 @@
 //! ```
 //!
 //! - [`runner`]: a vCPU thread's part, and what the callback is given and answers;
+//! - [`inbox`]: that thread's way round, and what others leave for it to do;
 //! - [`gate`]: who may be in the guest;
 //! - [`step`]: an entry to the guest, and what a step needs around it;
 //! - [`debugger`]: attaches and leaves at any time, and serves gdb;
@@ -25,6 +26,7 @@ mod ahead;
 pub mod attention;
 pub mod debugger;
 pub mod gate;
+pub mod inbox;
 pub mod link;
 pub mod machine;
 pub mod runner;

@@ -174,6 +174,8 @@ pub struct Runner {
     link: Option<Arc<Link>>,
     /// It has come to the guest's end.
     is_over: bool,
+    /// Its thread is to end.
+    is_retired: bool,
     /// The vCPU runs the guest...
     is_running: bool,
     /// ...once it has begun this...
@@ -199,6 +201,7 @@ impl Runner {
         Runner {
             link: None,
             is_over: false,
+            is_retired: false,
             is_running: false,
             order: None,
             holders: 0,
@@ -256,6 +259,16 @@ impl Runner {
     pub fn pause(&mut self) {
         self.leave();
         (self.is_running, self.order) = (false, None);
+    }
+
+    /// Has its thread end: nothing that is posted behind this is done any more.
+    pub fn retire(&mut self) {
+        self.is_retired = true;
+    }
+
+    /// Whether its thread is to end.
+    pub fn is_retired(&self) -> bool {
+        self.is_retired
     }
 
     /// Has it do what a debugger says.
