@@ -191,3 +191,31 @@ fn words_to_a_user_are_the_monitors() {
         debugger.leave();
     }
 }
+
+/// A vCPU's thread that has panicked is one whose vCPU nobody can ask: the debugger goes on with the others, and leaves.
+#[test]
+fn a_vcpus_thread_that_has_ended_holds_up_nobody() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        let store = setting.code.1;
+        assert_eq!(setting.vcpus.call(0, |_| panic!("as a monitor's defect would have it")), None::<()>);
+        assert!(client.ask("?").starts_with("T05"), "{isa} {how:?}");
+        // What it had said of itself before is known still.
+        let registers = client.ask("g");
+        assert!(registers.starts_with('E') || how == How::Loop, "{isa} {how:?}: {registers}");
+        assert!(client.ask(&format!("P0={:016x}", 1)).starts_with('E'), "{isa} {how:?}");
+        assert_eq!(client.ask("Hgp1.2"), "OK");
+        assert_eq!(client.ask(&format!("Z0,{store:x},4")), "OK", "{isa} {how:?}");
+        let stop = client.ask("vCont;c");
+        assert!(stop.contains("swbreak") && stop.contains("thread:p01.02"), "{isa} {how:?}: {stop}");
+        client.send("vCont;c:p1.1");
+        client.stream.write_all(&[3]).unwrap();
+        let stop = client.reply();
+        assert!(stop.starts_with("T02"), "{isa} {how:?}: {stop}");
+        setting.debugger.take().unwrap().leave();
+        assert!(client.is_closed());
+        assert_eq!(setting.memory_of_code(), setting.code.0, "{isa} {how:?}");
+        setting.expect_running(1);
+    }
+}
