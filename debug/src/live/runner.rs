@@ -7,7 +7,7 @@
 
 use super::gate::{Gate, Pass};
 use super::link::Link;
-use super::step::{Armed, Prepared, Step, Stepper, is_step, stepped};
+use super::step::{Armed, Entering, PlannedStep, Stepper, is_step, stepped};
 use super::times::{Entry, Times};
 use crate::arming::{Arming, Own, in_place};
 use crate::engine::{Cpu, Stepped, Verdict};
@@ -159,7 +159,7 @@ pub type Enter<'a, V> = &'a mut dyn FnMut(&mut V, Turn<'_>) -> Exit;
 
 /// An end of the guest that the debugger has a part in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum End {
+enum KeptEnd {
     /// It came up during a step of the engine's.
     Came { fatal: Option<String> },
     /// The hypervisor refused something in a step of the engine's; in words.
@@ -183,7 +183,7 @@ pub struct Runner {
     /// ...and unless this many hold it.
     holders: u32,
     armed: Armed,
-    end: Option<End>,
+    end: Option<KeptEnd>,
     /// What has been shown by a stop of [`Visit::stops_at`].
     shown: Shown,
     /// x86: the vCPU was kicked when it was last in the guest, and may have been waiting there.
@@ -388,9 +388,9 @@ impl Runner {
             link.wake().ring();
         }
         match self.end.take() {
-            Some(End::Came { fatal }) => return self.end(vcpu, fatal),
-            Some(End::Failed(cause)) => return self.over(Next::Failed(cause)),
-            Some(End::Shown) | None => {}
+            Some(KeptEnd::Came { fatal }) => return self.end(vcpu, fatal),
+            Some(KeptEnd::Failed(cause)) => return self.over(Next::Failed(cause)),
+            Some(KeptEnd::Shown) | None => {}
         }
         self.is_running = verdict == Verdict::GoOn;
         if let Verdict::Stop(reason) = verdict {
@@ -406,7 +406,7 @@ impl Runner {
         self.is_running = false;
         let link = self.link.as_deref().filter(|link| link.is_attached());
         let (Some(link), Some(text)) = (link, fatal) else { return self.over(Next::End) };
-        (self.end, self.is_over) = (Some(End::Shown), false);
+        (self.end, self.is_over) = (Some(KeptEnd::Shown), false);
         let registers = vcpu.registers(&[Bank::General]);
         link.tell(Event::Stopped { vcpu: vcpu.id(), reason: StopReason::Fatal(text), registers });
         Next::Look
@@ -425,9 +425,9 @@ impl Runner {
         is_exclusive: bool,
     ) -> Result<Exit, TargetError> {
         let step = match self.stepper(vcpu, link).prepare()? {
-            Prepared::Run => None,
-            Prepared::Step(step) => Some(step),
-            Prepared::Skipped => return Ok(Exit::Trap(stepped(vcpu.isa()))),
+            Entering::Run => None,
+            Entering::Step(step) => Some(step),
+            Entering::Skip => return Ok(Exit::Trap(stepped(vcpu.isa()))),
         };
         let turn = Turn {
             purpose: step.as_ref().map_or(Purpose::Run, |step| Purpose::Step(step.entry())),
@@ -456,7 +456,7 @@ impl Runner {
         vcpu: &mut V,
         link: &Link,
         enter: Enter<'_, V>,
-        step: &Step,
+        step: &PlannedStep,
         exit: Exit,
     ) -> Result<Exit, TargetError> {
         let exit = match exit {
@@ -483,7 +483,7 @@ impl Runner {
         vcpu: &mut V,
         link: &Link,
         enter: Enter<'_, V>,
-        step: &Step,
+        step: &PlannedStep,
         exit: Exit,
     ) -> Result<Exit, TargetError> {
         let is_served = exit == Exit::Served;
@@ -589,7 +589,7 @@ impl<V: Vcpu> Cpu for Stopped<'_, '_, V> {
             let exit = match self.runner.enter(self.vcpu, self.link, self.enter, true) {
                 Ok(exit) => exit,
                 Err(error) => {
-                    self.runner.end = Some(End::Failed(error.to_string()));
+                    self.runner.end = Some(KeptEnd::Failed(error.to_string()));
                     return Ok(Stepped::Other);
                 }
             };
@@ -610,7 +610,7 @@ impl<V: Vcpu> Cpu for Stopped<'_, '_, V> {
                 }
                 Exit::Trap(trap) => return Ok(Stepped::Trapped(trap)),
                 Exit::End { fatal } => {
-                    self.runner.end = Some(End::Came { fatal });
+                    self.runner.end = Some(KeptEnd::Came { fatal });
                     return Ok(Stepped::Other);
                 }
             }

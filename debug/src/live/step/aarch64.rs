@@ -1,6 +1,6 @@
 //! Steps of an aarch64 vCPU: interrupts are masked for one instruction, and sequences of exclusives are run through.
 
-use super::{At, Step, Stepper, is_step, stepped};
+use super::{At, PlannedStep, Stepper, is_step, stepped};
 use crate::arming::Arming;
 use crate::machine::{Memory, TargetError};
 use crate::memory::{self, Space};
@@ -45,7 +45,7 @@ impl Stepper<'_> {
     pub(super) fn plan_aarch64(
         &mut self,
         at: &At<'_>,
-        step: &mut Step,
+        step: &mut PlannedStep,
     ) -> Result<Option<Arming>, TargetError> {
         let instruction = arch::bytes::u32_at(at.bytes, 0).unwrap_or(0);
         (step.instruction, step.reads_time) = (instruction, step::reads_time(instruction, at.flags));
@@ -75,7 +75,7 @@ impl Stepper<'_> {
     }
 
     /// Gives the guest back what the mask of interrupts has changed, where it has.
-    pub(super) fn repair(&mut self, step: &Step, before: &Before) -> Result<(), TargetError> {
+    pub(super) fn repair(&mut self, step: &PlannedStep, before: &Before) -> Result<(), TargetError> {
         let after = state(self.vcpu)?;
         let Repair { pstate, spsr, register } = step::after(before, &step.runs_to, &after);
         let mut repaired = RegisterFile::new(Isa::Aarch64);
@@ -91,7 +91,7 @@ impl Stepper<'_> {
         self.vcpu.set_registers(&repaired)
     }
 
-    pub(super) fn finish_aarch64(&mut self, step: &Step, trap: Trap) -> Result<Trap, TargetError> {
+    pub(super) fn finish_aarch64(&mut self, step: &PlannedStep, trap: Trap) -> Result<Trap, TargetError> {
         let (pc, _) = self.vcpu.pc_and_flags()?;
         if step.runs_to.contains(&pc) {
             return Ok(stepped(Isa::Aarch64));
