@@ -228,7 +228,8 @@ impl<M: Monitor> Debugger<M> {
         self.lines.release.ring();
     }
 
-    /// Leaves: whoever is connected is let go, nothing is left in the guest, and it runs.
+    /// Leaves: whoever is connected is let go, nothing is left in the guest, and it runs. Called on the debugger's own
+    /// thread, as by [`Monitor::quit`], it is left when that returns.
     pub fn leave(&self) {
         self.end();
         if let Some(vcpus) = self.lines.vcpus() {
@@ -238,9 +239,12 @@ impl<M: Monitor> Debugger<M> {
 
     fn end(&self) {
         self.lines.quit.ring();
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
-            && thread.join().is_err()
-        {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // On the thread itself, as from what the monitor does for it, nobody waits for its end: it comes.
+        let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) else {
+            return;
+        };
+        if thread.join().is_err() {
             log::error!("the gdb server ended with a panic");
         }
     }

@@ -192,6 +192,37 @@ fn words_to_a_user_are_the_monitors() {
     }
 }
 
+/// What a monitor does for the debugger is done on the debugger's thread: it may have the debugger leave, or drop it.
+#[test]
+fn a_debugger_is_told_to_leave_on_its_own_thread() {
+    use std::sync::OnceLock;
+    for drops in [false, true] {
+        let setting = Setting::new((Isa::X86_64, How::Thread), 1);
+        let listener = Listener::bind(&Address::Unix(setting.path.clone()), Access::Owner).unwrap();
+        let engine = Arc::new(Engine::new(setting.isa, host(), 1));
+        let target = Target { engine, memory: Box::new(setting.vcpus.monitor().ram.clone()) };
+        let debugger: Arc<OnceLock<Mutex<Option<Debugger<Simulated>>>>> = Arc::default();
+        let (its_debugger, (left, leaves)) = (Arc::clone(&debugger), channel());
+        let admission = Admission::new(move |_| {
+            let mut debugger = its_debugger.wait().lock().unwrap();
+            debugger.as_ref().unwrap().leave();
+            if drops {
+                *debugger = None;
+            }
+            left.send(()).unwrap();
+            Ok(())
+        });
+        let attached = Debugger::attach(&setting.vcpus, target, listener, Options::new(admission)).unwrap();
+        debugger.set(Mutex::new(Some(attached))).unwrap();
+        let mut stream = UnixStream::connect(&setting.path).unwrap();
+        leaves.recv_timeout(LIMIT).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the server has ended");
+        setting.expect_running(0);
+        assert!(setting.vcpus.link().is_none());
+    }
+}
+
 /// A vCPU's thread that has panicked is one whose vCPU nobody can ask: the debugger goes on with the others, and leaves.
 #[test]
 fn a_vcpus_thread_that_has_ended_holds_up_nobody() {
