@@ -19,7 +19,7 @@ use super::session::{self, Process, Session, Stop};
 use super::stop::{self, console};
 use super::stub::Stub;
 use crate::cancel::Cancel;
-use crate::machine::{Extent, Machine, StopReason, TargetError};
+use crate::machine::{Extent, Machine, MachineError, StopReason};
 use input::Input;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -255,7 +255,7 @@ impl<M: Machine> Client<M> {
         }
         self.out.truncate(answered.from);
         match refused {
-            TargetError::Later => {
+            MachineError::Later => {
                 lock(&self.input).put_back(Item::Packet(answered.packet));
                 self.is_acknowledged = true;
             }

@@ -10,7 +10,7 @@ use super::answer::errno;
 use super::monitor;
 use super::packet::{LONGEST, frame};
 use super::session::Session;
-use crate::machine::{Machine, TargetError};
+use crate::machine::{Machine, MachineError};
 use arch::register::{Bank, table};
 use gdbstub::common::Tid;
 use gdbstub::conn::Connection;
@@ -141,9 +141,9 @@ impl gdbstub::arch::Arch for AnyArch {
 
 impl<M: Machine> Target for Asked<'_, M> {
     type Arch = AnyArch;
-    type Error = TargetError;
+    type Error = MachineError;
 
-    fn base_ops(&mut self) -> BaseOps<'_, AnyArch, TargetError> {
+    fn base_ops(&mut self) -> BaseOps<'_, AnyArch, MachineError> {
         BaseOps::MultiThread(self)
     }
 
@@ -184,7 +184,7 @@ impl<M: Machine> Target for Asked<'_, M> {
 }
 
 /// Makes gdbstub's error of an errno.
-fn refuse<T>(code: u8) -> Result<T, StubError<TargetError>> {
+fn refuse<T>(code: u8) -> Result<T, StubError<MachineError>> {
     Err(StubError::Errno(code))
 }
 
@@ -225,7 +225,7 @@ impl<M: Machine> MultiThreadBase for Asked<'_, M> {
         refuse(errno::EINVAL)
     }
 
-    fn list_active_threads(&mut self, thread_is_active: &mut dyn FnMut(Tid)) -> Result<(), TargetError> {
+    fn list_active_threads(&mut self, thread_is_active: &mut dyn FnMut(Tid)) -> Result<(), MachineError> {
         let ids = 0..self.0.debuggee.machine.vcpus() as usize;
         ids.for_each(|vcpu| thread_is_active(Tid::MIN.saturating_add(vcpu)));
         Ok(())
@@ -296,7 +296,7 @@ impl<M: Machine> MemoryMap for Asked<'_, M> {
 }
 
 impl<M: Machine> MonitorCmd for Asked<'_, M> {
-    fn handle_monitor_cmd(&mut self, command: &[u8], mut out: ConsoleOutput<'_>) -> Result<(), TargetError> {
+    fn handle_monitor_cmd(&mut self, command: &[u8], mut out: ConsoleOutput<'_>) -> Result<(), MachineError> {
         let text = monitor::run(self.0, &String::from_utf8_lossy(command));
         out.write_raw(text.as_bytes());
         Ok(())

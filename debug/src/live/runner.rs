@@ -11,7 +11,7 @@ use super::step::{Armed, Entering, PlannedStep, Stepper, is_step, stepped};
 use super::times::{Entry, Times};
 use crate::arming::{Arming, Own, in_place};
 use crate::engine::{Cpu, Stepped, Verdict};
-use crate::machine::{Action, Event, Memory, Order, StopReason, TargetError};
+use crate::machine::{Action, Event, MachineError, Memory, Order, StopReason};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
 use arch::Isa;
@@ -348,7 +348,7 @@ impl Runner {
         }
     }
 
-    fn fail(&mut self, error: &TargetError) -> Next {
+    fn fail(&mut self, error: &MachineError) -> Next {
         self.over(Next::Failed(error.to_string()))
     }
 
@@ -423,7 +423,7 @@ impl Runner {
         link: &Link,
         enter: Enter<'_, V>,
         is_exclusive: bool,
-    ) -> Result<Exit, TargetError> {
+    ) -> Result<Exit, MachineError> {
         let step = match self.stepper(vcpu, link).prepare()? {
             Entering::Run => None,
             Entering::Step(step) => Some(step),
@@ -458,7 +458,7 @@ impl Runner {
         enter: Enter<'_, V>,
         step: &PlannedStep,
         exit: Exit,
-    ) -> Result<Exit, TargetError> {
+    ) -> Result<Exit, MachineError> {
         let exit = match exit {
             Exit::Served | Exit::Interrupted => {
                 // The hypervisor may have been told otherwise.
@@ -485,7 +485,7 @@ impl Runner {
         enter: Enter<'_, V>,
         step: &PlannedStep,
         exit: Exit,
-    ) -> Result<Exit, TargetError> {
+    ) -> Result<Exit, MachineError> {
         let is_served = exit == Exit::Served;
         for _ in 0..MOST_PARTS {
             // Hypercalls have been executed when they come here, and accesses have not.
@@ -548,11 +548,11 @@ impl<V: Vcpu> Cpu for Stopped<'_, '_, V> {
         self.runner.armed.set(arming);
     }
 
-    fn inject(&mut self, injection: &Injection) -> Result<(), TargetError> {
+    fn inject(&mut self, injection: &Injection) -> Result<(), MachineError> {
         self.stepper().inject(injection)
     }
 
-    fn is_own(&mut self, injection: &Injection) -> Result<bool, TargetError> {
+    fn is_own(&mut self, injection: &Injection) -> Result<bool, MachineError> {
         self.stepper().is_own(injection)
     }
 
@@ -581,7 +581,7 @@ impl<V: Vcpu> Cpu for Stopped<'_, '_, V> {
         self.runner.armed.faulted
     }
 
-    fn step(&mut self) -> Result<Stepped, TargetError> {
+    fn step(&mut self) -> Result<Stepped, MachineError> {
         // The kick that came with a task just done may arrive late, so one says nothing; whoever waits for this vCPU
         // kicks again.
         let mut was_kicked = false;

@@ -14,7 +14,7 @@ mod x86;
 use super::times::Entry;
 use crate::arming::{Arming, DebugRegisters, Own, Want, allocate, with_own};
 use crate::disassemble::LONGEST_INSTRUCTION;
-use crate::machine::{Abilities, Code, Memory, SoftwareBreakpoints, TargetError};
+use crate::machine::{Abilities, Code, MachineError, Memory, SoftwareBreakpoints};
 use crate::memory::{self, Space};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
@@ -174,7 +174,7 @@ impl Stepper<'_> {
     }
 
     /// The linear program counter.
-    fn linear_pc(&self) -> Result<u64, TargetError> {
+    fn linear_pc(&self) -> Result<u64, MachineError> {
         let (pc, _) = self.vcpu.pc_and_flags()?;
         Ok(self.vcpu.code()?.linear(pc))
     }
@@ -182,8 +182,8 @@ impl Stepper<'_> {
     /// Prepares an entry to the guest, and has the hypervisor told what the vCPU runs with.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    pub fn prepare(&mut self) -> Result<Entering, TargetError> {
+    /// [`MachineError::Host`].
+    pub fn prepare(&mut self) -> Result<Entering, MachineError> {
         self.armed.faulted = None;
         // The exception that was queued may be gone: whoever writes registers drops it.
         let queued = self.armed.runs_to.filter(|_| self.vcpu.has_queued());
@@ -221,7 +221,7 @@ impl Stepper<'_> {
     }
 
     /// Goes on at `next`: the instruction only waits.
-    fn skip_to(&mut self, next: u64) -> Result<(), TargetError> {
+    fn skip_to(&mut self, next: u64) -> Result<(), MachineError> {
         let mut file = RegisterFile::new(self.isa());
         file.set_pc(next);
         self.vcpu.set_registers(&file)
@@ -229,7 +229,7 @@ impl Stepper<'_> {
 
     /// Tells the hypervisor, with the guest's own debug registers added, as it puts ours in the place of all of
     /// them; those that are left then go to handlers of faults.
-    fn set(&mut self, mut arming: Arming, step: &mut PlannedStep) -> Result<(), TargetError> {
+    fn set(&mut self, mut arming: Arming, step: &mut PlannedStep) -> Result<(), MachineError> {
         self.armed.beside = None;
         let guarded = arming.guarded.take();
         if !arming.registers.is_empty() || guarded.is_some() || !step.faults.is_empty() {
@@ -253,7 +253,7 @@ impl Stepper<'_> {
         Ok(())
     }
 
-    fn tell(&mut self, arming: &Arming) -> Result<(), TargetError> {
+    fn tell(&mut self, arming: &Arming) -> Result<(), MachineError> {
         match self.isa() {
             Isa::X86_64 => self.tell_x86(arming),
             Isa::Aarch64 => self.vcpu.set_debug(arming),
@@ -280,8 +280,8 @@ impl Stepper<'_> {
     /// Re-injects an exception of the guest's own; a step that is asked for ends at its handler.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    pub fn inject(&mut self, injection: &Injection) -> Result<(), TargetError> {
+    /// [`MachineError::Host`].
+    pub fn inject(&mut self, injection: &Injection) -> Result<(), MachineError> {
         let can_run_to = self.armed.arming.step && self.host.breakpoints > 0;
         let target = can_run_to.then(|| self.handler(injection)).flatten();
         // With the trap flag on, the flags that the exception saves would have it.
@@ -296,7 +296,7 @@ impl Stepper<'_> {
 
     /// Whether the guest has left its own debug registers as they were when they were armed beside
     /// the debugger's; if not, they are armed anew when the guest is entered.
-    fn is_unchanged(&mut self) -> Result<bool, TargetError> {
+    fn is_unchanged(&mut self) -> Result<bool, MachineError> {
         let Some(Beside { guests, .. }) = &self.armed.beside else { return Ok(true) };
         let is_unchanged = self.vcpu.own_debug_registers(self.host)? == *guests;
         self.armed.is_new |= !is_unchanged;
@@ -307,8 +307,8 @@ impl Stepper<'_> {
     /// have changed.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    pub fn is_own(&mut self, injection: &Injection) -> Result<bool, TargetError> {
+    /// [`MachineError::Host`].
+    pub fn is_own(&mut self, injection: &Injection) -> Result<bool, MachineError> {
         if self.is_unchanged()? {
             return Ok(true);
         }
@@ -326,8 +326,8 @@ impl Stepper<'_> {
     /// Whether the instruction of a plain step has been executed, by where the vCPU is now.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    pub fn has_moved(&self, step: &PlannedStep) -> Result<bool, TargetError> {
+    /// [`MachineError::Host`].
+    pub fn has_moved(&self, step: &PlannedStep) -> Result<bool, MachineError> {
         Ok(step.runs_to.is_empty() && self.linear_pc()? != step.from)
     }
 
@@ -335,8 +335,8 @@ impl Stepper<'_> {
     /// an access or a call of the instruction has been served and finished.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    pub fn is_done(&mut self, step: &PlannedStep, is_served: bool) -> Result<bool, TargetError> {
+    /// [`MachineError::Host`].
+    pub fn is_done(&mut self, step: &PlannedStep, is_served: bool) -> Result<bool, MachineError> {
         let is_done = self.has_moved(step)? || is_served && step.repeats;
         if is_done && self.isa() == Isa::Aarch64 {
             // KVM remembers that a trap is to come, until debugging is switched off.
@@ -349,8 +349,8 @@ impl Stepper<'_> {
     /// sees it: the end of the step, however it was made.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    pub fn finish(&mut self, step: &PlannedStep, trap: Option<Trap>) -> Result<Option<Trap>, TargetError> {
+    /// [`MachineError::Host`].
+    pub fn finish(&mut self, step: &PlannedStep, trap: Option<Trap>) -> Result<Option<Trap>, MachineError> {
         let result = match (self.isa(), trap) {
             (Isa::X86_64, Some(trap @ Trap::Debug { .. })) => Some(self.finish_x86(step, trap)?),
             (Isa::Aarch64, Some(trap @ Trap::Aarch64 { .. })) => Some(self.finish_aarch64(step, trap)?),

@@ -6,7 +6,7 @@
 use super::gate::Kick;
 use super::link::{Link, Wake};
 use super::runner::Runner;
-use crate::machine::{Order, TargetError};
+use crate::machine::{MachineError, Order};
 use crate::reply::{Arguments, Command, Refusal, Reply};
 use crate::vcpu::Vcpu;
 use std::io;
@@ -46,8 +46,8 @@ pub trait Monitor: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// Why it does not.
-    fn reset(&self) -> Result<(), TargetError> {
-        Err(TargetError::Unsupported("this guest cannot begin again"))
+    fn reset(&self) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("this guest cannot begin again"))
     }
 
     /// Has the guest end.
@@ -56,17 +56,17 @@ pub trait Monitor: Send + Sync + Sized + 'static {
     /// Reads an I/O port that it serves, for a debugger, while all vCPUs stand still: 1, 2 or 4 bytes.
     ///
     /// # Errors
-    /// [`TargetError::Unsupported`] where it serves none.
-    fn read_port(&self, _port: u16, _bytes: &mut [u8]) -> Result<(), TargetError> {
-        Err(TargetError::Unsupported("there are no ports here"))
+    /// [`MachineError::Unsupported`] where it serves none.
+    fn read_port(&self, _port: u16, _bytes: &mut [u8]) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("there are no ports here"))
     }
 
     /// Writes one likewise.
     ///
     /// # Errors
     /// As [`Self::read_port`].
-    fn write_port(&self, _port: u16, _bytes: &[u8]) -> Result<(), TargetError> {
-        Err(TargetError::Unsupported("there are no ports here"))
+    fn write_port(&self, _port: u16, _bytes: &[u8]) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("there are no ports here"))
     }
 
     /// Counts of exits by vCPU and reason, for `monitor exits`.

@@ -18,7 +18,7 @@ use debug::live::inbox::{Inbox, Post, Serve as _, inbox};
 use debug::live::runner::{Next, Runner};
 use debug::live::times::Times;
 use debug::live::vcpus::Monitor;
-use debug::machine::TargetError;
+use debug::machine::MachineError;
 use debug::reply::{Arguments, Command, Refusal, Reply};
 use kvm::{HOST_ISA, Vcpu, kick};
 use std::io;
@@ -114,10 +114,10 @@ const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
 const KICK_AGAIN: Duration = Duration::from_millis(20);
 
 /// x86 has them.
-fn has_ports() -> Result<(), TargetError> {
+fn has_ports() -> Result<(), MachineError> {
     match HOST_ISA {
         Isa::X86_64 => Ok(()),
-        Isa::Aarch64 => Err(TargetError::Unsupported("aarch64 has no ports")),
+        Isa::Aarch64 => Err(MachineError::Unsupported("aarch64 has no ports")),
     }
 }
 
@@ -155,7 +155,7 @@ impl Monitor for Threads {
         self.services.is_started.load(Ordering::SeqCst)
     }
 
-    fn reset(&self) -> Result<(), TargetError> {
+    fn reset(&self) -> Result<(), MachineError> {
         self.services.wants_restart.store(true, Ordering::Relaxed);
         self.services.end(Outcome::Ended(End::Reset));
         Ok(())
@@ -165,7 +165,7 @@ impl Monitor for Threads {
         self.services.end(Outcome::Stopped(StoppedBy::Debugger));
     }
 
-    fn read_port(&self, port: u16, bytes: &mut [u8]) -> Result<(), TargetError> {
+    fn read_port(&self, port: u16, bytes: &mut [u8]) -> Result<(), MachineError> {
         has_ports()?;
         bytes.fill(0xff);
         // As on hardware, nothing reads as ones.
@@ -173,7 +173,7 @@ impl Monitor for Threads {
         Ok(())
     }
 
-    fn write_port(&self, port: u16, bytes: &[u8]) -> Result<(), TargetError> {
+    fn write_port(&self, port: u16, bytes: &[u8]) -> Result<(), MachineError> {
         has_ports()?;
         if let Ok(Some(end)) = self.services.ports.write(u64::from(port), bytes) {
             self.services.end(end.into());

@@ -5,7 +5,7 @@ use crate::abilities::SoftwareBreakpoints;
 use crate::context::mode::{Mode, Resume, Unable};
 use crate::context::stop::{State, Stop, Stopped};
 use crate::context::tree::{Context, Group, Id};
-use crate::machine::{Action, Activity, Ended, Machine, StopReason, TargetError};
+use crate::machine::{Action, Activity, Ended, Machine, MachineError, StopReason};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ pub enum ResumeError {
     Unable(#[from] Unable),
     /// It could, but the machine does not.
     #[error(transparent)]
-    Machine(#[from] TargetError),
+    Machine(#[from] MachineError),
 }
 
 /// Why there is no stop.

@@ -6,7 +6,7 @@ use crate::gdb::front;
 use crate::gdb::packet::Item;
 use crate::gdb::session::{Process, Session, Stop};
 use crate::gdb::stop;
-use crate::machine::{Action, Machine, StopReason, TargetError};
+use crate::machine::{Action, Machine, MachineError, StopReason};
 
 impl<M: Machine> Client<M> {
     /// Answers a packet.
@@ -75,7 +75,7 @@ impl<M: Machine> Client<M> {
             self.arm(session);
         }
         let result = session.restart();
-        if let Err(TargetError::Later) = result {
+        if let Err(MachineError::Later) = result {
             self.before = Some(before);
             return;
         }

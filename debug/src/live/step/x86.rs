@@ -3,7 +3,7 @@
 use super::{At, PlannedStep, Stepper, is_step, stepped};
 use crate::arming::Arming;
 use crate::disassemble::Mode;
-use crate::machine::{Code, Memory, TargetError};
+use crate::machine::{Code, MachineError, Memory};
 use crate::memory::{self, Space};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
@@ -109,7 +109,7 @@ impl Stepper<'_> {
         &mut self,
         at: &At<'_>,
         step: &mut PlannedStep,
-    ) -> Result<Option<Arming>, TargetError> {
+    ) -> Result<Option<Arming>, MachineError> {
         let guest = Guest { vcpu: &*self.vcpu, memory: self.memory, space: &at.space };
         let own = self.own_trap_flag(at.flags);
         let processor = guest.processor(&at.code, at.flags & !RFLAGS_TF | if own { RFLAGS_TF } else { 0 });
@@ -156,7 +156,7 @@ impl Stepper<'_> {
 
     /// Tells the hypervisor. It steps with the trap flag and hides it, the guest's own with it, and clears it
     /// when it steps no more: until then the guest's own is remembered.
-    pub(super) fn tell_x86(&mut self, arming: &Arming) -> Result<(), TargetError> {
+    pub(super) fn tell_x86(&mut self, arming: &Arming) -> Result<(), MachineError> {
         let (_, flags) = self.vcpu.pc_and_flags()?;
         let own = self.own_trap_flag(flags);
         self.vcpu.set_debug(arming)?;
@@ -187,7 +187,7 @@ impl Stepper<'_> {
         processor.handler(&guest, vector).map(|handler| handler.address)
     }
 
-    pub(super) fn finish_x86(&mut self, step: &PlannedStep, trap: Trap) -> Result<Trap, TargetError> {
+    pub(super) fn finish_x86(&mut self, step: &PlannedStep, trap: Trap) -> Result<Trap, MachineError> {
         let pc = self.linear_pc()?;
         let fault = step.faults.iter().find(|fault| fault.address == pc);
         let stored_flags = if step.runs_to.contains(&pc) {
