@@ -15,7 +15,7 @@ use crate::breakpoint::{Breakpoint, Id, Kind, Place, Table, is_patched_by_kernel
 use crate::disassemble::{LONGEST_INSTRUCTION, Mode};
 use crate::engine::evaluation::{Evaluation, Which};
 use crate::expression::Environment as _;
-use crate::machine::{Abilities, Action, Code, Memory, Order, SoftwareBreakpoints, StopReason, TargetError};
+use crate::machine::{Abilities, Action, Code, MachineError, Memory, Order, SoftwareBreakpoints, StopReason};
 use crate::memory::Space;
 use crate::output::Output;
 use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide};
@@ -143,6 +143,11 @@ impl Engine {
         self.isa
     }
 
+    /// For how many vCPUs it was made.
+    pub fn vcpus(&self) -> u32 {
+        u32::try_from(self.requests().progress.len()).unwrap_or(u32::MAX)
+    }
+
     /// What the host can do.
     pub fn abilities(&self) -> &Abilities {
         &self.abilities
@@ -227,7 +232,7 @@ impl Engine {
         }
     }
 
-    fn try_judge(&self, cpu: &mut dyn Cpu, trap: &Trap) -> Result<Verdict, TargetError> {
+    fn try_judge(&self, cpu: &mut dyn Cpu, trap: &Trap) -> Result<Verdict, MachineError> {
         let pc = pc(cpu)?;
         let mut requests = self.requests();
         let is_plain_step = matches!(trap, Trap::Aarch64 { exception, .. }
@@ -324,7 +329,7 @@ impl Engine {
         pc: u64,
         place: Option<GuestPhys>,
         want: usize,
-    ) -> Result<Verdict, TargetError> {
+    ) -> Result<Verdict, MachineError> {
         let mut requests = self.requests();
         let id = requests.guarded.owners.get(want).copied();
         // All of a place's breakpoints are met at once, by whichever of their names.
@@ -357,7 +362,7 @@ impl Engine {
         cpu: &mut dyn Cpu,
         pc: u64,
         place: Option<GuestPhys>,
-    ) -> Result<Verdict, TargetError> {
+    ) -> Result<Verdict, MachineError> {
         let row = |name| arch::register::row(self.isa, name);
         let get = |name| row(name).and_then(|row| cpu.vcpu().register(row));
         let refused = get("ESR_EL1").zip(get("ELR_EL1")).and_then(|(esr, elr)| refused_fetch(esr, elr));
@@ -411,7 +416,7 @@ impl Engine {
 
     /// Gets a vCPU past the instruction at its program counter, which a breakpoint at `place` or
     /// a watchpoint holds it at, and goes on with its action. The vCPU is armed for it.
-    fn pass(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Verdict, TargetError> {
+    fn pass(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Verdict, MachineError> {
         if self.get_past(cpu, place)? == Stepped::Other {
             return Ok(Verdict::GoOn);
         }
@@ -428,7 +433,7 @@ impl Engine {
     }
 
     /// Executes the instruction under a breakpoint, one way or the other.
-    fn get_past(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Stepped, TargetError> {
+    fn get_past(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Stepped, MachineError> {
         // A breakpoint register of the guest's own may be on the same instruction.
         let may_simulate = cpu.own_among_others().is_none_or(|own| !own.iter().any(|own| own.is_execute));
         match place {
@@ -438,7 +443,7 @@ impl Engine {
     }
 
     /// Does without a step what the instruction under a breakpoint does, if it is simple.
-    fn simulate(&self, cpu: &mut dyn Cpu, place: GuestPhys) -> Result<bool, TargetError> {
+    fn simulate(&self, cpu: &mut dyn Cpu, place: GuestPhys) -> Result<bool, MachineError> {
         let code = cpu.vcpu().code()?;
         let mut bytes = [0; LONGEST_INSTRUCTION];
         // Where the next page is, only a walk can tell.
@@ -464,12 +469,10 @@ impl Engine {
     }
 
     /// Executes the instruction under a breakpoint while no other vCPU runs.
-    fn step_over(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Stepped, TargetError> {
+    fn step_over(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Stepped, MachineError> {
         let before = pc(cpu)?;
         let stack = stack(cpu);
         let arming = self.arming(&self.requests(), cpu.vcpu().id());
-        cpu.begin_exclusive();
-        let lifted = place.filter(|place| self.requests().table.lift(cpu.memory(), *place));
         let alone = Arming {
             step: true,
             block_interrupts: true,
@@ -477,13 +480,13 @@ impl Engine {
             registers: DebugRegisters::none(self.isa),
             guarded: None,
         };
-        cpu.arm(&alone);
-        let result = cpu.step();
-        if let Some(place) = lifted {
-            self.requests().table.replant(cpu.memory(), place);
-        }
-        cpu.arm(&arming);
-        cpu.end_exclusive();
+        let result = {
+            let exclusive = Exclusive::begin(self, cpu, place);
+            exclusive.cpu.arm(&alone);
+            let result = exclusive.cpu.step();
+            exclusive.cpu.arm(&arming);
+            result
+        };
         let stepped = result?;
         match &stepped {
             // The instruction under the breakpoint may be the guest's own breakpoint.
@@ -509,7 +512,7 @@ impl Engine {
     }
 
     /// Gives the guest an exception of its own; a requested step ends in its handler.
-    fn give_back(&self, cpu: &mut dyn Cpu, injection: &Injection) -> Result<Verdict, TargetError> {
+    fn give_back(&self, cpu: &mut dyn Cpu, injection: &Injection) -> Result<Verdict, MachineError> {
         if injection.is_of_register() && !cpu.is_own(injection)? {
             return Ok(Verdict::GoOn);
         }
@@ -521,7 +524,7 @@ impl Engine {
     }
 
     /// After an instruction has been executed: the step that was asked for, or one of a range.
-    fn after_step(&self, cpu: &mut dyn Cpu) -> Result<Verdict, TargetError> {
+    fn after_step(&self, cpu: &mut dyn Cpu) -> Result<Verdict, MachineError> {
         let pc = pc(cpu)?;
         let faulted = cpu.faulted_at();
         let mut requests = self.requests();
@@ -667,6 +670,31 @@ impl Requests {
     }
 }
 
+/// While it is there, no other vCPU runs, and the instruction under a breakpoint is in its place. A monitor's callback
+/// that panics in the step takes its vCPU's thread with it; the other ones go on, and meet the breakpoint.
+struct Exclusive<'a> {
+    engine: &'a Engine,
+    cpu: &'a mut dyn Cpu,
+    lifted: Option<GuestPhys>,
+}
+
+impl<'a> Exclusive<'a> {
+    fn begin(engine: &'a Engine, cpu: &'a mut dyn Cpu, place: Option<GuestPhys>) -> Exclusive<'a> {
+        cpu.begin_exclusive();
+        let lifted = place.filter(|place| engine.requests().table.lift(cpu.memory(), *place));
+        Exclusive { engine, cpu, lifted }
+    }
+}
+
+impl Drop for Exclusive<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.lifted {
+            self.engine.requests().table.replant(self.cpu.memory(), place);
+        }
+        self.cpu.end_exclusive();
+    }
+}
+
 /// Single steps of a range before it is looked at whether it can be run through: most ranges
 /// are over by then.
 const STEPS_BEFORE_RUN: u32 = 8;
@@ -682,7 +710,7 @@ fn own_registers(cpu: &dyn Cpu, trap: &Trap) -> Vec<Own> {
 }
 
 /// The linear program counter.
-fn pc(cpu: &dyn Cpu) -> Result<u64, TargetError> {
+fn pc(cpu: &dyn Cpu) -> Result<u64, MachineError> {
     let (pc, _) = cpu.vcpu().pc_and_flags()?;
     Ok(cpu.vcpu().code()?.linear(pc))
 }
@@ -696,7 +724,7 @@ fn stack(cpu: &dyn Cpu) -> Option<u64> {
 }
 
 /// Whose a trap is that came during a step with nothing of the debugger's in the way.
-fn decide_alone(cpu: &dyn Cpu, trap: &Trap, alone: &Arming) -> Result<Owner, TargetError> {
+fn decide_alone(cpu: &dyn Cpu, trap: &Trap, alone: &Arming) -> Result<Owner, MachineError> {
     let pc = pc(cpu)?;
     let opcode = locate(cpu, pc).and_then(|place| {
         let mut byte = [0];

@@ -9,7 +9,7 @@ use crate::arming::{Arming, DebugRegisters, Own};
 use crate::engine::{Cpu, Stepped};
 #[cfg(feature = "linux")]
 use crate::linux::Described;
-use crate::machine::{Action, Activity, Code, Control, Event, Machine, Order, StopReason, TargetError};
+use crate::machine::{Action, Activity, Code, Control, Event, Machine, MachineError, Order, StopReason};
 use crate::ram::Memory;
 use crate::reply::{Arguments, Command, Offer, Refusal, Reply, offered, run_offered};
 use crate::trap::Injection;
@@ -132,8 +132,8 @@ impl Still {
         })
     }
 
-    fn file(&self, vcpu: u32) -> Result<MutexGuard<'_, RegisterFile>, TargetError> {
-        let file = self.registers.get(vcpu as usize).ok_or(TargetError::NoVcpu(vcpu))?;
+    fn file(&self, vcpu: u32) -> Result<MutexGuard<'_, RegisterFile>, MachineError> {
+        let file = self.registers.get(vcpu as usize).ok_or(MachineError::NoVcpu(vcpu))?;
         Ok(file.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -156,19 +156,19 @@ impl Machine for Still {
         self.kernel.as_ref()
     }
 
-    fn registers(&self, vcpu: u32, _: &[Bank]) -> Result<RegisterFile, TargetError> {
+    fn registers(&self, vcpu: u32, _: &[Bank]) -> Result<RegisterFile, MachineError> {
         Ok(self.file(vcpu)?.clone())
     }
 
-    fn code(&self, _: u32) -> Result<Code, TargetError> {
+    fn code(&self, _: u32) -> Result<Code, MachineError> {
         Ok(Code::FLAT_64)
     }
 
-    fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
-        Regime::new(&*self.file(vcpu)?).map_err(|fault| TargetError::Host(fault.to_string()))
+    fn regime(&self, vcpu: u32) -> Result<Regime, MachineError> {
+        Regime::new(&*self.file(vcpu)?).map_err(|fault| MachineError::Host(fault.to_string()))
     }
 
-    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
+    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), MachineError> {
         let mut registers = self.file(vcpu)?;
         registers.take_from(file);
         Ok(())
@@ -182,7 +182,7 @@ impl Machine for Still {
         &self.abilities
     }
 
-    fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
+    fn resume(&mut self, orders: Vec<Order>) -> Result<(), MachineError> {
         let moving = (0..).zip(orders).find(|(_, order)| order.action != Action::Stay);
         if let Some((vcpu, _)) = moving {
             let registers = self.file(vcpu)?.clone();
@@ -206,9 +206,9 @@ impl Machine for Still {
 
     fn disarm(&mut self) {}
 
-    fn control(&mut self, control: Control) -> Result<(), TargetError> {
+    fn control(&mut self, control: Control) -> Result<(), MachineError> {
         match control == Control::Reset && self.cannot_restart {
-            true => Err(TargetError::Unsupported("its kernel is gone")),
+            true => Err(MachineError::Unsupported("its kernel is gone")),
             false => Ok(()),
         }
     }
@@ -312,16 +312,16 @@ impl Vcpu for FakeVcpu {
         self.isa
     }
 
-    fn pc_and_flags(&self) -> Result<(u64, u64), TargetError> {
+    fn pc_and_flags(&self) -> Result<(u64, u64), MachineError> {
         Ok((self.file.pc().unwrap_or(0), self.file.get(self.flags()).unwrap_or(0)))
     }
 
-    fn code(&self) -> Result<Code, TargetError> {
+    fn code(&self) -> Result<Code, MachineError> {
         Ok(Code::FLAT_64)
     }
 
-    fn regime(&self) -> Result<Regime, TargetError> {
-        Regime::new(&self.file).map_err(|fault| TargetError::Host(fault.to_string()))
+    fn regime(&self) -> Result<Regime, MachineError> {
+        Regime::new(&self.file).map_err(|fault| MachineError::Host(fault.to_string()))
     }
 
     fn registers(&self, _: &[Bank]) -> RegisterFile {
@@ -332,27 +332,27 @@ impl Vcpu for FakeVcpu {
         self.file.get_row(row)
     }
 
-    fn set_registers(&mut self, file: &RegisterFile) -> Result<(), TargetError> {
+    fn set_registers(&mut self, file: &RegisterFile) -> Result<(), MachineError> {
         if self.refuses {
-            return Err(TargetError::Host("it takes no values".into()));
+            return Err(MachineError::Host("it takes no values".into()));
         }
         self.file.take_from(file);
         Ok(())
     }
 
-    fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), TargetError> {
+    fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), MachineError> {
         for (row, value) in values {
             self.file.set_row(*row, *value);
         }
         Ok(())
     }
 
-    fn own_debug_registers(&self, _: &Abilities) -> Result<DebugRegisters, TargetError> {
+    fn own_debug_registers(&self, _: &Abilities) -> Result<DebugRegisters, MachineError> {
         Ok(self.guests.clone())
     }
 
     /// As KVM does it on x86: it steps with the trap flag, and takes it away when it steps no more.
-    fn set_debug(&mut self, arming: &Arming) -> Result<(), TargetError> {
+    fn set_debug(&mut self, arming: &Arming) -> Result<(), MachineError> {
         if self.isa == Isa::X86_64 {
             let flags = self.file.get("eflags").unwrap_or(0);
             if arming.step || self.arming.step {
@@ -363,7 +363,7 @@ impl Vcpu for FakeVcpu {
         Ok(())
     }
 
-    fn inject(&mut self, injection: &Injection, arming: &Arming) -> Result<(), TargetError> {
+    fn inject(&mut self, injection: &Injection, arming: &Arming) -> Result<(), MachineError> {
         self.injected.push(*injection);
         self.is_queued = self.isa == Isa::X86_64;
         self.set_debug(arming)
@@ -373,17 +373,17 @@ impl Vcpu for FakeVcpu {
         self.is_queued
     }
 
-    fn abort_access(&mut self) -> Result<(), TargetError> {
+    fn abort_access(&mut self) -> Result<(), MachineError> {
         self.counts.aborts += 1;
         Ok(())
     }
 
-    fn shadow_interrupts(&mut self) -> Result<(), TargetError> {
+    fn shadow_interrupts(&mut self) -> Result<(), MachineError> {
         self.counts.shadows += 1;
         Ok(())
     }
 
-    fn end_halt(&mut self) -> Result<(), TargetError> {
+    fn end_halt(&mut self) -> Result<(), MachineError> {
         self.counts.ended_halts += 1;
         Ok(())
     }
@@ -392,7 +392,7 @@ impl Vcpu for FakeVcpu {
         Activity::Running
     }
 
-    fn nmi(&mut self) -> Result<(), TargetError> {
+    fn nmi(&mut self) -> Result<(), MachineError> {
         Ok(())
     }
 
@@ -446,12 +446,12 @@ impl Cpu for Scripted {
         self.arming.clone_from(arming);
     }
 
-    fn inject(&mut self, injection: &Injection) -> Result<(), TargetError> {
+    fn inject(&mut self, injection: &Injection) -> Result<(), MachineError> {
         self.vcpu.injected.push(*injection);
         Ok(())
     }
 
-    fn is_own(&mut self, _: &Injection) -> Result<bool, TargetError> {
+    fn is_own(&mut self, _: &Injection) -> Result<bool, MachineError> {
         Ok(true)
     }
 
@@ -477,7 +477,7 @@ impl Cpu for Scripted {
         self.faulted
     }
 
-    fn step(&mut self) -> Result<Stepped, TargetError> {
+    fn step(&mut self) -> Result<Stepped, MachineError> {
         assert!(self.arming.step, "it is stepped without being told");
         // Where the script ends, something else comes first for ever.
         let Some(step) = self.script.pop_front() else { return Ok(Stepped::Other) };

@@ -3,25 +3,25 @@
 //! [`listener`] says where a debugger connects and who it is, [`server`] is the thread that lets one
 //! in, and [`client`] the one that is in. Bytes of its connection become packets ([`packet`]). Those
 //! that gdbstub does not know, or that need more than it passes on, are answered in front of it
-//! ([`front`], [`resume`]), in one of a few ways ([`answer`]); the rest goes to gdbstub, whose target is the
-//! [`session`]. [`stop`] is what is told when the target stops. [`description`] makes the target description of the
+//! (`front`, `resume`), in one of a few ways (`answer`); the rest goes to gdbstub, whose target is the
+//! [`session`]. `stop` is what is told when the target stops. [`description`] makes the target description of the
 //! register table, [`monitor`] gives `monitor` commands to the [table](crate::command).
 //!
 //! Source: GDB manual, appendix "GDB Remote Serial Protocol".
 
 pub mod accept;
-pub mod answer;
+mod answer;
 pub mod client;
 pub mod description;
-pub mod front;
+mod front;
 pub mod listener;
 pub mod monitor;
 pub mod packet;
 mod readiness;
-pub mod resume;
+mod resume;
 pub mod server;
 pub mod session;
-pub mod stop;
+mod stop;
 mod stub;
 #[cfg(test)]
 mod tests;

@@ -12,8 +12,9 @@
 //! ```
 //!
 //! - [`runner`]: a vCPU thread's part, and what the callback is given and answers;
+//! - [`inbox`]: that thread's way round, and what others leave for it to do;
 //! - [`gate`]: who may be in the guest;
-//! - [`step`]: an entry to the guest, and what a step needs around it;
+//! - `step`: an entry to the guest, and what a step needs around it;
 //! - [`debugger`]: attaches and leaves at any time, and serves gdb;
 //! - [`machine`]: all vCPUs for the thread that debugs them;
 //! - [`link`]: what the threads of one guest share;
@@ -25,10 +26,11 @@ mod ahead;
 pub mod attention;
 pub mod debugger;
 pub mod gate;
+pub mod inbox;
 pub mod link;
 pub mod machine;
 pub mod runner;
-pub mod step;
+pub(crate) mod step;
 pub mod times;
 pub mod vcpus;
 mod waited;

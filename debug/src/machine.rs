@@ -170,7 +170,7 @@ pub enum Control {
 
 /// Why a target did not do what it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TargetError {
+pub enum MachineError {
     /// It is something that this kind of target cannot do.
     #[error("{0}")]
     Unsupported(&'static str),
@@ -185,9 +185,9 @@ pub enum TargetError {
     Later,
 }
 
-impl From<TargetError> for Refusal {
+impl From<MachineError> for Refusal {
     /// A command asks for what the machine has.
-    fn from(error: TargetError) -> Refusal {
+    fn from(error: MachineError) -> Refusal {
         Refusal::NotThere(error.to_string())
     }
 }
@@ -216,26 +216,26 @@ pub trait Machine: Send {
     /// Reads registers of a vCPU that stands still.
     ///
     /// # Errors
-    /// [`TargetError::NoVcpu`].
-    fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, TargetError>;
+    /// [`MachineError::NoVcpu`].
+    fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, MachineError>;
 
     /// How a vCPU that stands still reads its code.
     ///
     /// # Errors
-    /// [`TargetError::NoVcpu`], [`TargetError::Host`].
-    fn code(&self, vcpu: u32) -> Result<Code, TargetError>;
+    /// [`MachineError::NoVcpu`], [`MachineError::Host`].
+    fn code(&self, vcpu: u32) -> Result<Code, MachineError>;
 
     /// How a vCPU that stands still translates addresses.
     ///
     /// # Errors
-    /// [`TargetError::NoVcpu`], [`TargetError::Host`].
-    fn regime(&self, vcpu: u32) -> Result<Regime, TargetError>;
+    /// [`MachineError::NoVcpu`], [`MachineError::Host`].
+    fn regime(&self, vcpu: u32) -> Result<Regime, MachineError>;
 
     /// Writes every register that the file has a value for.
     ///
     /// # Errors
-    /// [`TargetError::NoVcpu`]; [`TargetError::Host`] for a value that is refused.
-    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError>;
+    /// [`MachineError::NoVcpu`]; [`MachineError::Host`] for a value that is refused.
+    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), MachineError>;
 
     /// Its RAM.
     fn memory(&self) -> &dyn Memory;
@@ -246,8 +246,8 @@ pub trait Machine: Send {
     /// Lets each vCPU do what its order says: one order per vCPU.
     ///
     /// # Errors
-    /// [`TargetError::Unsupported`] on a core; [`TargetError::Host`].
-    fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError>;
+    /// [`MachineError::Unsupported`] on a core; [`MachineError::Host`].
+    fn resume(&mut self, orders: Vec<Order>) -> Result<(), MachineError>;
 
     /// Makes every vCPU stand still and returns when none runs any more. Events that happen
     /// meanwhile stay for [`Self::next_event`].
@@ -276,8 +276,8 @@ pub trait Machine: Send {
     /// Carries out a request of `monitor`.
     ///
     /// # Errors
-    /// [`TargetError`].
-    fn control(&mut self, control: Control) -> Result<(), TargetError>;
+    /// [`MachineError`].
+    fn control(&mut self, control: Control) -> Result<(), MachineError>;
 
     /// Counts of exits by vCPU and reason, for `monitor exits`.
     fn exits(&self) -> Vec<Vec<(&'static str, u64)>>;
@@ -324,7 +324,7 @@ pub trait Machine: Send {
 
     /// What has become of the writes of registers, and of the interrupts, that were answered before they were made,
     /// for a debugger that must not wait; the first refusal, once.
-    fn written(&mut self) -> Poll<Result<(), TargetError>> {
+    fn written(&mut self) -> Poll<Result<(), MachineError>> {
         Poll::Ready(Ok(()))
     }
 
@@ -335,24 +335,24 @@ pub trait Machine: Send {
     ///
     /// # Errors
     /// As [`Self::regime`].
-    fn translation(&self, vcpu: u32) -> Result<(Regime, Tables), TargetError> {
+    fn translation(&self, vcpu: u32) -> Result<(Regime, Tables), MachineError> {
         Ok((self.regime(vcpu)?, Tables::Own))
     }
 
     /// Reads an I/O port, as the guest would, all of whose vCPUs stand still: 1, 2 or 4 bytes.
     ///
     /// # Errors
-    /// [`TargetError::Unsupported`] where nobody serves ports.
-    fn read_port(&self, _port: u16, _bytes: &mut [u8]) -> Result<(), TargetError> {
-        Err(TargetError::Unsupported("there are no ports here"))
+    /// [`MachineError::Unsupported`] where nobody serves ports.
+    fn read_port(&self, _port: u16, _bytes: &mut [u8]) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("there are no ports here"))
     }
 
     /// Writes one likewise.
     ///
     /// # Errors
     /// As [`Self::read_port`].
-    fn write_port(&self, _port: u16, _bytes: &[u8]) -> Result<(), TargetError> {
-        Err(TargetError::Unsupported("there are no ports here"))
+    fn write_port(&self, _port: u16, _bytes: &[u8]) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("there are no ports here"))
     }
 
     /// The file that it was read from, if it is a dump.

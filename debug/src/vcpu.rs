@@ -6,7 +6,7 @@
 //! wants meanwhile, in the callback that it hands to [`Runner::run`](crate::live::runner::Runner::run).
 
 use crate::arming::{Arming, DebugRegisters};
-use crate::machine::{Abilities, Activity, Code, TargetError};
+use crate::machine::{Abilities, Activity, Code, MachineError};
 use crate::trap::Injection;
 use arch::Isa;
 use arch::paging::Regime;
@@ -24,20 +24,20 @@ pub trait Vcpu {
     /// Program counter (RIP, PC) and flags (RFLAGS, PSTATE). Asked for after each exit.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    fn pc_and_flags(&self) -> Result<(u64, u64), TargetError>;
+    /// [`MachineError::Host`].
+    fn pc_and_flags(&self) -> Result<(u64, u64), MachineError>;
 
     /// How it reads its code now.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    fn code(&self) -> Result<Code, TargetError>;
+    /// [`MachineError::Host`].
+    fn code(&self) -> Result<Code, MachineError>;
 
     /// How it translates addresses now.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    fn regime(&self) -> Result<Regime, TargetError>;
+    /// [`MachineError::Host`].
+    fn regime(&self) -> Result<Regime, MachineError>;
 
     /// Reads the registers of some banks, as far as the hypervisor gives them.
     fn registers(&self, banks: &[Bank]) -> RegisterFile;
@@ -48,32 +48,32 @@ pub trait Vcpu {
     /// Writes every register that the file has a value for.
     ///
     /// # Errors
-    /// [`TargetError::Host`] for a value that is refused; registers written before it keep their new values.
-    fn set_registers(&mut self, file: &RegisterFile) -> Result<(), TargetError>;
+    /// [`MachineError::Host`] for a value that is refused; registers written before it keep their new values.
+    fn set_registers(&mut self, file: &RegisterFile) -> Result<(), MachineError>;
 
     /// Writes a few registers of up to 64 bits by their rows: what a simulated instruction has changed.
     ///
     /// # Errors
     /// As [`Self::set_registers`].
-    fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), TargetError>;
+    fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), MachineError>;
 
     /// The debug registers that the guest has armed for itself, as many as the host has the abilities to arm.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    fn own_debug_registers(&self, abilities: &Abilities) -> Result<DebugRegisters, TargetError>;
+    /// [`MachineError::Host`].
+    fn own_debug_registers(&self, abilities: &Abilities) -> Result<DebugRegisters, MachineError>;
 
     /// Sets what it runs with (KVM API, `KVM_SET_GUEST_DEBUG`).
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    fn set_debug(&mut self, arming: &Arming) -> Result<(), TargetError>;
+    /// [`MachineError::Host`].
+    fn set_debug(&mut self, arming: &Arming) -> Result<(), MachineError>;
 
     /// Gives the guest an exception of its own that came to the debugger, and sets what it runs with.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    fn inject(&mut self, injection: &Injection, arming: &Arming) -> Result<(), TargetError>;
+    /// [`MachineError::Host`].
+    fn inject(&mut self, injection: &Injection, arming: &Arming) -> Result<(), MachineError>;
 
     /// Whether an exception that was injected waits for the guest to be entered. aarch64 has none that wait.
     fn has_queued(&self) -> bool;
@@ -81,21 +81,21 @@ pub trait Vcpu {
     /// Gives the guest the external abort that an access to nothing is on hardware.
     ///
     /// # Errors
-    /// [`TargetError::Host`] where the hypervisor cannot.
-    fn abort_access(&mut self) -> Result<(), TargetError>;
+    /// [`MachineError::Host`] where the hypervisor cannot.
+    fn abort_access(&mut self) -> Result<(), MachineError>;
 
     /// x86: keeps interrupts out of the next instruction, by an interrupt shadow, where
     /// [`Abilities::blocks_interrupts`] says that arming does not.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    fn shadow_interrupts(&mut self) -> Result<(), TargetError>;
+    /// [`MachineError::Host`].
+    fn shadow_interrupts(&mut self) -> Result<(), MachineError>;
 
     /// x86: has it go on behind a `HLT` that it waits in.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    fn end_halt(&mut self) -> Result<(), TargetError>;
+    /// [`MachineError::Host`].
+    fn end_halt(&mut self) -> Result<(), MachineError>;
 
     /// What it is doing.
     fn activity(&self) -> Activity;
@@ -103,8 +103,8 @@ pub trait Vcpu {
     /// Raises a non-maskable interrupt.
     ///
     /// # Errors
-    /// [`TargetError::Host`] where there is none.
-    fn nmi(&mut self) -> Result<(), TargetError>;
+    /// [`MachineError::Host`] where there is none.
+    fn nmi(&mut self) -> Result<(), MachineError>;
 
     /// Forgets a kick that came before now, so that the guest can be entered: whoever kicked kicks again, or has
     /// left a task that is looked for behind this.

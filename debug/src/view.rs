@@ -13,7 +13,7 @@ pub use pages::Page;
 use crate::breakpoint::{Kind, Place};
 use crate::cancel::Cancel;
 use crate::engine::Engine;
-use crate::machine::{Activity, Machine, Tables, TargetError};
+use crate::machine::{Activity, Machine, MachineError, Tables};
 use crate::memory::{self, Space};
 use crate::ram::Memory;
 use arch::aarch64::exception_entry;
@@ -63,8 +63,8 @@ impl<'a> View<'a> {
     /// of another.
     ///
     /// # Errors
-    /// [`TargetError`].
-    pub fn translation(&self) -> Result<(Regime, Tables), TargetError> {
+    /// [`MachineError`].
+    pub fn translation(&self) -> Result<(Regime, Tables), MachineError> {
         let (regime, whose) = self.machine.translation(self.vcpu)?;
         if whose != Tables::Own || regime.is_on() || self.machine.activity(self.vcpu) != Activity::NotStarted
         {
@@ -78,10 +78,10 @@ impl<'a> View<'a> {
     /// How a process translates whose top-level table is at `table`.
     ///
     /// # Errors
-    /// [`TargetError`].
-    pub fn user_regime(&self, table: GuestPhys) -> Result<Regime, TargetError> {
+    /// [`MachineError`].
+    pub fn user_regime(&self, table: GuestPhys) -> Result<Regime, MachineError> {
         let registers = self.machine.registers(self.vcpu, &[Bank::System])?;
-        self.process(&registers, table).ok_or(TargetError::Unsupported(
+        self.process(&registers, table).ok_or(MachineError::Unsupported(
             "neither registers nor the kernel's description say how it translates",
         ))
     }

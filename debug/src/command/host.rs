@@ -2,7 +2,7 @@
 
 use super::operator::Operator;
 use crate::abilities::{Abilities, SoftwareBreakpoints};
-use crate::machine::{Control, TargetError};
+use crate::machine::{Control, MachineError};
 use crate::memory::Space;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Said, Value, json};
 use crate::view::View;
@@ -125,11 +125,11 @@ fn done(text: impl Into<String>) -> Reply {
 }
 
 /// Why the machine does not do it.
-fn failed(error: TargetError) -> Refusal {
+fn failed(error: MachineError) -> Refusal {
     match error {
-        TargetError::Host(words) => Refusal::Failed(words),
-        TargetError::Unsupported(words) => Refusal::Senseless(words.into()),
-        TargetError::NoVcpu(_) | TargetError::Later => error.into(),
+        MachineError::Host(words) => Refusal::Failed(words),
+        MachineError::Unsupported(words) => Refusal::Senseless(words.into()),
+        MachineError::NoVcpu(_) | MachineError::Later => error.into(),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::breakpoint::Kind;
 #[cfg(feature = "dump")]
 use crate::dump::write::{WriteError, destination::Destination};
-use crate::machine::{Control, Machine, TargetError};
+use crate::machine::{Control, Machine, MachineError};
 use crate::reply::{Arguments, Command, Refusal, Reply};
 use crate::view::View;
 #[cfg(feature = "dump")]
@@ -47,8 +47,8 @@ pub trait Operator {
     /// Has the guest begin again, held at its first instruction; what else there is to say, lines with their ends.
     ///
     /// # Errors
-    /// [`TargetError`]; then it is as it was.
-    fn restart(&mut self) -> Result<String, TargetError> {
+    /// [`MachineError`]; then it is as it was.
+    fn restart(&mut self) -> Result<String, MachineError> {
         self.machine().pause();
         self.machine().control(Control::Reset)?;
         Ok(String::new())
@@ -57,8 +57,8 @@ pub trait Operator {
     /// Ends the guest, or closes the dump; what was done, in words.
     ///
     /// # Errors
-    /// [`TargetError`].
-    fn end(&mut self) -> Result<&'static str, TargetError> {
+    /// [`MachineError`].
+    fn end(&mut self) -> Result<&'static str, MachineError> {
         self.machine().control(Control::Quit)?;
         Ok("the guest ends")
     }

@@ -147,7 +147,7 @@ impl Listeners {
     pub fn add(&self, most: usize) -> Listener {
         let mut told = self.told();
         let notices: VecDeque<Notice> = told.contexts.iter().cloned().map(Notice::Created).collect();
-        let most = most.max(2) + notices.len();
+        let most = most.max(2).saturating_add(notices.len());
         let queue = Queue { notices, most, lost: 0, is_over: told.is_over };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), came: Condvar::new() });
         told.listeners.push(Arc::downgrade(&shared));

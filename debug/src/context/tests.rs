@@ -589,3 +589,62 @@ fn a_guest_that_begins_again_keeps_contexts_and_breakpoints() {
         assert_eq!(guest.known(off).unwrap().place, crate::breakpoint::Place::Off);
     }
 }
+
+/// Limits that nobody reaches, places where nothing is, contexts of another guest: answered, and the guest goes on.
+#[test]
+fn what_makes_no_sense_is_refused_by_type() {
+    for isa in Isa::ALL {
+        let (mut guest, code) = setting(isa, 1);
+        let (root, vcpu) = (guest.root(), guest.vcpu(0).unwrap());
+        let listener = guest.listeners().add(usize::MAX);
+        for address in [0, 0x7fff, u64::MAX - 3, u64::MAX] {
+            for length in [1, 8, 4096, u64::MAX] {
+                for point in [Point::read, Point::write, Point::access].map(|kind| kind(address, length)) {
+                    if let Ok(id) = guest.add(point) {
+                        assert!(guest.take_out(id), "{isa} {address:#x} {length}");
+                    }
+                }
+            }
+            for point in [Point::execute(address), Point::execute(address).hardware()] {
+                if let Ok(id) = guest.add(point) {
+                    guest.enable(id, false).unwrap();
+                    guest.enable(id, true).unwrap();
+                    assert!(guest.take_out(id) && !guest.take_out(id), "{isa} {address:#x}");
+                }
+            }
+            assert!(guest.add(Point::write(Address::physical(address), 8)).is_err());
+            guest.add(Point::execute(Address::physical(address))).err();
+            assert!(
+                guest.read(vcpu, Address::physical(address), &mut [0; 16]).is_err() || address < 0x1_0000
+            );
+            assert!(guest.write(vcpu, Address::physical(u64::MAX), &[0; 16]).is_err());
+        }
+        guest.breakpoints().into_iter().for_each(|id| assert!(guest.take_out(id)));
+        let (other, _) = setting(isa, 4);
+        let strangers = other.vcpu(3).unwrap();
+        assert!(guest.resume(strangers, Mode::Run).is_err());
+        assert!(guest.read_u64(strangers, DATA).is_err());
+        // A guest that comes to a stop is not waited for for ever.
+        let leaf = guest.add(Point::execute(CODE + code.leaf)).unwrap();
+        let stop = guest.go_until(root, Mode::Run, Duration::MAX).unwrap();
+        assert_eq!(stop.breakpoints, [leaf], "{isa}");
+        assert!(std::iter::from_fn(|| listener.take()).all(|notice| !matches!(notice, Notice::Lost(_))));
+    }
+}
+
+/// Who has let a guest go does not hold it: nothing would let it run again but attaching anew.
+#[test]
+fn a_guest_that_was_let_go_is_not_suspended() {
+    for isa in Isa::ALL {
+        let (mut guest, _) = setting(isa, 1);
+        guest.detach();
+        assert_eq!(guest.suspend(), Err(WaitError::Detached), "{isa}");
+        assert_eq!(guest.wait(LIMIT), Err(WaitError::Detached), "{isa}");
+        let before = stored(&guest);
+        while stored(&guest) == before {
+            thread::yield_now();
+        }
+        guest.attach();
+        assert!(guest.suspend().is_ok());
+    }
+}

@@ -7,7 +7,7 @@ use crate::cancel::{Cancel, Cancelled};
 use crate::linux::described::{self, Anchor, Scope};
 use crate::linux::{Described, VmCoreInfo, translate};
 use crate::machine::{
-    Action, Activity, Code, Control, DumpFile, Event, Machine, Order, StopReason, Tables, TargetError,
+    Action, Activity, Code, Control, DumpFile, Event, Machine, MachineError, Order, StopReason, Tables,
 };
 use crate::ram::{Absence, Memory};
 use arch::address::PhysRange;
@@ -252,8 +252,8 @@ impl Core {
         Ok(found)
     }
 
-    fn cpu(&self, vcpu: u32) -> Result<MutexGuard<'_, Cpu>, TargetError> {
-        self.cpus.get(vcpu as usize).map(lock).ok_or(TargetError::NoVcpu(vcpu))
+    fn cpu(&self, vcpu: u32) -> Result<MutexGuard<'_, Cpu>, MachineError> {
+        self.cpus.get(vcpu as usize).map(lock).ok_or(MachineError::NoVcpu(vcpu))
     }
 
     /// The first of the other vCPUs that has page tables.
@@ -280,7 +280,7 @@ impl Machine for Core {
         self.cpu(vcpu).map_or(Activity::Unknown, |cpu| cpu.activity)
     }
 
-    fn registers(&self, vcpu: u32, _: &[Bank]) -> Result<RegisterFile, TargetError> {
+    fn registers(&self, vcpu: u32, _: &[Bank]) -> Result<RegisterFile, MachineError> {
         let mut file = self.cpu(vcpu)?.registers.clone();
         // Where the file does not tell, the kernel does.
         if self.isa == Isa::Aarch64
@@ -292,18 +292,18 @@ impl Machine for Core {
         Ok(file)
     }
 
-    fn code(&self, vcpu: u32) -> Result<Code, TargetError> {
+    fn code(&self, vcpu: u32) -> Result<Code, MachineError> {
         let cpu = self.cpu(vcpu)?;
         let base = cpu.registers.get("cs_base").unwrap_or(0);
         Ok(Code { mode: cpu.mode, base })
     }
 
-    fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
+    fn regime(&self, vcpu: u32) -> Result<Regime, MachineError> {
         Ok(self.translation(vcpu)?.0)
     }
 
     /// Those of a vCPU that has none (it was not started, or has paging off, as after a reset) are another's.
-    fn translation(&self, vcpu: u32) -> Result<(Regime, Tables), TargetError> {
+    fn translation(&self, vcpu: u32) -> Result<(Regime, Tables), MachineError> {
         let own = translate::regime(&self.cpu(vcpu)?.registers);
         if let Ok(regime) = own
             && regime.is_on()
@@ -317,7 +317,7 @@ impl Machine for Core {
         match (self.info().and_then(|info| translate::kernel_regime(self.isa, info)), own) {
             (Some(regime), _) => Ok((regime, Tables::Description)),
             (None, Ok(off)) => Ok((off, Tables::Own)),
-            (None, Err(fault)) => Err(TargetError::Host(fault.to_string())),
+            (None, Err(fault)) => Err(MachineError::Host(fault.to_string())),
         }
     }
 
@@ -325,9 +325,9 @@ impl Machine for Core {
         Some(DumpFile { format: &self.format, remarks: &self.remarks })
     }
 
-    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
+    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), MachineError> {
         if !self.is_writable {
-            return Err(TargetError::Unsupported(READ_ONLY));
+            return Err(MachineError::Unsupported(READ_ONLY));
         }
         let mut cpu = self.cpu(vcpu)?;
         cpu.registers.take_from(file);
@@ -342,7 +342,7 @@ impl Machine for Core {
         &self.abilities
     }
 
-    fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
+    fn resume(&mut self, orders: Vec<Order>) -> Result<(), MachineError> {
         let moving = (0..).zip(orders).find(|(_, order)| order.action != Action::Stay);
         if let Some((vcpu, _)) = moving {
             let registers = self.cpu(vcpu)?.registers.clone();
@@ -366,11 +366,11 @@ impl Machine for Core {
 
     fn disarm(&mut self) {}
 
-    fn control(&mut self, control: Control) -> Result<(), TargetError> {
+    fn control(&mut self, control: Control) -> Result<(), MachineError> {
         match control {
             // Nothing is to be ended but the server, which its user does.
             Control::Quit => Ok(()),
-            Control::Nmi(_) | Control::Reset => Err(TargetError::Unsupported(CANNOT_RUN)),
+            Control::Nmi(_) | Control::Reset => Err(MachineError::Unsupported(CANNOT_RUN)),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::contents::Cpu;
 use crate::disassemble::Mode;
-use crate::machine::{Machine, TargetError};
+use crate::machine::{Machine, MachineError};
 use crate::ram::{Absence, Memory};
 use arch::GuestPhys;
 use arch::address::PhysRange;
@@ -12,8 +12,8 @@ use arch::register::Bank;
 /// The vCPUs of a machine that stands still.
 ///
 /// # Errors
-/// [`TargetError`].
-pub fn cpus(machine: &dyn Machine) -> Result<Vec<Cpu>, TargetError> {
+/// [`MachineError`].
+pub fn cpus(machine: &dyn Machine) -> Result<Vec<Cpu>, MachineError> {
     let cpu = |vcpu| {
         let mode = machine.code(vcpu).map_or(Mode::Bits64, |code| code.mode);
         let (registers, activity) = (machine.registers(vcpu, &Bank::ALL)?, machine.activity(vcpu));

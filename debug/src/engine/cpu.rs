@@ -1,7 +1,7 @@
 //! A vCPU whose exit is judged, with what its thread knows of it.
 
 use crate::arming::{Arming, Own};
-use crate::machine::{Memory, TargetError};
+use crate::machine::{MachineError, Memory};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
 
@@ -37,15 +37,15 @@ pub trait Cpu {
     /// Re-injects an exception of the guest's own.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    fn inject(&mut self, injection: &Injection) -> Result<(), TargetError>;
+    /// [`MachineError::Host`].
+    fn inject(&mut self, injection: &Injection) -> Result<(), MachineError>;
 
     /// Whether the guest's debug registers still say what the injection tells of. If not, what the
     /// vCPU runs with follows what they say now.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    fn is_own(&mut self, injection: &Injection) -> Result<bool, TargetError>;
+    /// [`MachineError::Host`].
+    fn is_own(&mut self, injection: &Injection) -> Result<bool, MachineError>;
 
     /// The debug registers in force that are the guest's own, beside others. `None` where only the
     /// guest's are in force, as it set them.
@@ -69,6 +69,6 @@ pub trait Cpu {
     /// that it makes.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    fn step(&mut self) -> Result<Stepped, TargetError>;
+    /// [`MachineError::Host`].
+    fn step(&mut self) -> Result<Stepped, MachineError>;
 }

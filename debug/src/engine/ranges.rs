@@ -3,7 +3,7 @@
 use super::{Cpu, Engine, Requests, Run, Verdict, locate, pc, stack};
 use crate::arming::{Want, allocate};
 use crate::breakpoint::Table;
-use crate::machine::{Action, StopReason, TargetError};
+use crate::machine::{Action, MachineError, StopReason};
 use crate::memory::{self, Space};
 use crate::range;
 use arch::GuestVirt;
@@ -45,7 +45,7 @@ impl Engine {
     }
 
     /// At an exit of a range that is run through.
-    pub(super) fn leave_range(&self, cpu: &mut dyn Cpu, pc: u64) -> Result<Verdict, TargetError> {
+    pub(super) fn leave_range(&self, cpu: &mut dyn Cpu, pc: u64) -> Result<Verdict, MachineError> {
         let other = {
             let requests = self.requests();
             let began = requests.progress(cpu.vcpu().id()).run.as_ref().and_then(|run| run.stack);
@@ -61,7 +61,7 @@ impl Engine {
     }
 
     /// Ends a range that was run through, or steps an instruction within it.
-    pub(super) fn look_at_range(&self, cpu: &mut dyn Cpu) -> Result<Verdict, TargetError> {
+    pub(super) fn look_at_range(&self, cpu: &mut dyn Cpu) -> Result<Verdict, MachineError> {
         let pc = pc(cpu)?;
         let mut requests = self.requests();
         let Some(progress) = requests.progress.get_mut(cpu.vcpu().id() as usize) else {

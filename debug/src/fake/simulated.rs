@@ -26,7 +26,7 @@ use crate::live::machine::LiveMachine;
 use crate::live::runner::{Exit, Next, Runner, Turn};
 use crate::live::times::Times;
 use crate::live::vcpus::{Monitor, Task, Vcpus};
-use crate::machine::TargetError;
+use crate::machine::MachineError;
 use crate::ram::Memory;
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
@@ -486,25 +486,25 @@ impl Monitor for Simulated {
     }
 
     /// Port 0 is the device: how often it was accessed.
-    fn read_port(&self, port: u16, bytes: &mut [u8]) -> Result<(), TargetError> {
+    fn read_port(&self, port: u16, bytes: &mut [u8]) -> Result<(), MachineError> {
         let count = if port == 0 { self.device.load(Ordering::SeqCst) } else { u64::MAX };
         bytes.iter_mut().zip(count.to_le_bytes()).for_each(|(byte, value)| *byte = value);
         match self.is_x86 {
             true => Ok(()),
-            false => Err(TargetError::Unsupported("there are no ports here")),
+            false => Err(MachineError::Unsupported("there are no ports here")),
         }
     }
 
-    fn write_port(&self, port: u16, _: &[u8]) -> Result<(), TargetError> {
+    fn write_port(&self, port: u16, _: &[u8]) -> Result<(), MachineError> {
         if self.is_x86 && port == 0 {
             self.device.fetch_add(1, Ordering::SeqCst);
         }
         self.read_port(port, &mut [0])
     }
 
-    fn reset(&self) -> Result<(), TargetError> {
+    fn reset(&self) -> Result<(), MachineError> {
         match self.resets.load(Ordering::SeqCst) {
-            NEVER => Err(TargetError::Unsupported("it begins once")),
+            NEVER => Err(MachineError::Unsupported("it begins once")),
             resets => {
                 self.resets.store(resets + 1, Ordering::SeqCst);
                 Ok(())

@@ -19,7 +19,7 @@ use super::session::{self, Process, Session, Stop};
 use super::stop::{self, console};
 use super::stub::Stub;
 use crate::cancel::Cancel;
-use crate::machine::{Extent, Machine, StopReason, TargetError};
+use crate::machine::{Extent, Machine, MachineError, StopReason};
 use input::Input;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -83,6 +83,8 @@ pub(super) struct Client<M: Machine> {
     is_held_up: bool,
     /// What the last packet's answer hangs on.
     withheld: Option<Withheld>,
+    /// The next packet has been served before, and put back: that it has arrived was said then.
+    is_acknowledged: bool,
     /// What the guest was to it before it was to begin again.
     before: Option<Process>,
     /// What else makes a command superfluous that takes long.
@@ -126,6 +128,7 @@ impl<M: Machine> Client<M> {
             has_interrupted: false,
             is_held_up: false,
             withheld: None,
+            is_acknowledged: false,
             before: None,
             is_over,
         }
@@ -248,11 +251,14 @@ impl<M: Machine> Client<M> {
         };
         if self.is_running {
             // What it answers is a stop.
-            return self.send(&console(&format!("vmm: {refused}\n")));
+            return self.send(&console(&session.signed(&refused.to_string())));
         }
         self.out.truncate(answered.from);
         match refused {
-            TargetError::Later => lock(&self.input).put_back(Item::Packet(answered.packet)),
+            MachineError::Later => {
+                lock(&self.input).put_back(Item::Packet(answered.packet));
+                self.is_acknowledged = true;
+            }
             refused => self.send(format!("E.{refused}").as_bytes()),
         }
     }
@@ -298,7 +304,9 @@ impl<M: Machine> Client<M> {
 
     fn packet(&mut self, session: &mut Session<M>, data: &[u8]) -> Result<(), Goodbye> {
         log::trace!(target: "debug::rsp", "<- {}", String::from_utf8_lossy(data));
-        self.acknowledge();
+        if !std::mem::take(&mut self.is_acknowledged) {
+            self.acknowledge();
+        }
         // While the target runs, only an interrupt and the end make sense.
         if self.is_running && !front::is_urgent(data) {
             self.send_error(errno::EINVAL);
@@ -364,17 +372,17 @@ impl<M: Machine> Client<M> {
     fn report(&mut self, session: &mut Session<M>, stop: &Stop) -> Result<(), Goodbye> {
         self.tell_output(session);
         if let Some(words) = session::words(stop) {
-            self.send(&console(&words));
+            self.send(&console(&session.signed(&words)));
         }
         if let Stop::Vcpu(vcpu, _) = stop
             && let Some(words) = session.outgrown(*vcpu)
         {
-            self.send(&console(words));
+            self.send(&console(&words));
         }
         if let Stop::Vcpu(vcpu, _) = stop
             && let Some(words) = session.signs(*vcpu)
         {
-            self.send(&console(words));
+            self.send(&console(&words));
         }
         self.is_running = false;
         self.send(&stop::reply(stop, session));

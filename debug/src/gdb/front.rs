@@ -9,7 +9,8 @@
 //! | `!`, `vRun`, `R`, `vAttach` | gdb's `target extended-remote`: the guest begins again, is let go and taken |
 //! | `H`, `T`, `qC`, `qfThreadInfo`, `qThreadExtraInfo` | threads, with and without their process |
 //! | `?` | the stop as it was, for whichever vCPU it was |
-//! | `m`, `x`, `X` | memory, fast, with lengths that are checked |
+//! | `m`, `x`, `M`, `X` | memory, fast, with lengths that are checked |
+//! | `G`, `P` | registers written, with lengths that are checked |
 //! | `qSearch:memory`, `qCRC` | gdb's `find` and `compare-sections` (`front::search`) |
 //! | `qXfer:threads:read` | all threads in one go |
 //! | `qqemu...`, `Qqemu...` | physical addresses and steps, as QEMU's stub has them; by these pwndbg and gef know a kernel |
@@ -26,6 +27,7 @@ mod memory;
 mod points;
 mod qemu;
 mod regions;
+mod registers;
 mod running;
 mod search;
 mod threads;
@@ -152,15 +154,16 @@ fn serve_attached<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         // gdb has words of its own for a breakpoint that is refused, which are wrong here; it inserts
         // them when it resumes, and that is answered in words.
         Some(b'Z' | b'z') if !session.debuggee.machine.can_run() => ok(),
-        Some(b'P' | b'G') => match session.debuggee.machine.read_only() {
+        Some(letter @ (b'P' | b'G')) => match session.debuggee.machine.read_only() {
             Some(why) => Answer::Reply(format!("E.{why}").into_bytes()),
-            None => Answer::PassOn,
+            None if *letter == b'P' => registers::write_one(session, &data[1..]),
+            None => registers::write_all(session, &data[1..]),
         },
         Some(b'Z') => insert(session, &data[1..]),
         Some(b'z') => remove(session, &data[1..]),
         Some(b'm') => read_memory(&data[1..], false),
         Some(b'x') => read_memory(&data[1..], true),
-        Some(b'X') => write_memory(session, &data[1..]),
+        Some(letter @ (b'M' | b'X')) => write_memory(session, &data[1..], *letter == b'X'),
         Some(b'?') if data.len() == 1 => Answer::Reply(stop_reply(session).into_bytes()),
         Some(b'H') => choose(session, &data[1..]).unwrap_or_else(Answer::from),
         Some(b'T') => {

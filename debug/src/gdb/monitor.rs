@@ -7,7 +7,7 @@ use crate::breakpoint::Kind;
 use crate::command::{self, Operator};
 #[cfg(feature = "dump")]
 use crate::dump::write::{WriteError, destination::Destination};
-use crate::machine::{Control, Machine, TargetError};
+use crate::machine::{Control, Machine, MachineError};
 use crate::reply::{self, Arguments, Command, Offer, Refusal, Reply, Said, json};
 use crate::view::View;
 use arch::Isa;
@@ -59,7 +59,7 @@ impl<M: Machine> Operator for Session<M> {
         self.debuggee.refused().map(|((kind, address, _), why)| (*kind, *address, why.to_string())).collect()
     }
 
-    fn restart(&mut self) -> Result<String, TargetError> {
+    fn restart(&mut self) -> Result<String, MachineError> {
         Session::restart(self)?;
         let mut text = self.take_words().unwrap_or_default();
         if self.client == Client::Gdb {
@@ -70,7 +70,7 @@ impl<M: Machine> Operator for Session<M> {
         Ok(text)
     }
 
-    fn end(&mut self) -> Result<&'static str, TargetError> {
+    fn end(&mut self) -> Result<&'static str, MachineError> {
         if self.debuggee.machine.can_run() {
             self.debuggee.machine.control(Control::Quit)?;
             return Ok("the guest ends");

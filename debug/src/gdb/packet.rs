@@ -55,7 +55,7 @@ impl Item {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum Within {
     #[default]
     Outside,
     Data,
@@ -72,7 +72,7 @@ enum State {
 /// Takes a stream apart.
 #[derive(Debug, Default)]
 pub struct Framer {
-    state: State,
+    state: Within,
     data: Vec<u8>,
     is_too_long: bool,
 }
@@ -81,7 +81,7 @@ impl Framer {
     /// Takes the next bytes; calls `visit` for everything that is complete.
     pub fn feed(&mut self, mut bytes: &[u8], mut visit: impl FnMut(Item)) {
         while let Some((&byte, rest)) = bytes.split_first() {
-            if self.state == State::Data {
+            if self.state == Within::Data {
                 // Most of a stream is data, which goes over in one piece.
                 let end = bytes.iter().position(|byte| matches!(byte, b'#' | b'$')).unwrap_or(bytes.len());
                 let room = LONGEST - self.data.len();
@@ -101,22 +101,22 @@ impl Framer {
 
     fn byte(&mut self, byte: u8) -> Option<Item> {
         match self.state {
-            State::Outside => self.outside(byte),
-            State::Break => {
-                self.state = State::Outside;
+            Within::Outside => self.outside(byte),
+            Within::Break => {
+                self.state = Within::Outside;
                 if byte == SYSTEM_REQUEST { None } else { self.outside(byte) }
             }
-            State::Telnet => match byte {
+            Within::Telnet => match byte {
                 TELNET_BREAK => {
-                    self.state = State::Break;
+                    self.state = Within::Break;
                     Some(Item::Interrupt)
                 }
                 _ => Some(self.lose(byte)),
             },
-            State::Lost => None,
-            State::Data => {
+            Within::Lost => None,
+            Within::Data => {
                 match byte {
-                    b'#' => self.state = State::FirstDigit,
+                    b'#' => self.state = Within::FirstDigit,
                     // A new packet begins where the old one was cut off.
                     b'$' => self.begin(),
                     // Taken over by `feed`.
@@ -124,12 +124,12 @@ impl Framer {
                 }
                 None
             }
-            State::FirstDigit => {
-                self.state = State::SecondDigit(byte);
+            Within::FirstDigit => {
+                self.state = Within::SecondDigit(byte);
                 None
             }
-            State::SecondDigit(first) => {
-                self.state = State::Outside;
+            Within::SecondDigit(first) => {
+                self.state = Within::Outside;
                 let data = std::mem::take(&mut self.data);
                 let told = from_hex(&[first, byte]);
                 Some(if std::mem::take(&mut self.is_too_long) {
@@ -154,7 +154,7 @@ impl Framer {
             b'-' => Some(Item::Nack),
             INTERRUPT => Some(Item::Interrupt),
             TELNET_IAC => {
-                self.state = State::Telnet;
+                self.state = Within::Telnet;
                 None
             }
             _ => Some(self.lose(byte)),
@@ -162,12 +162,12 @@ impl Framer {
     }
 
     fn lose(&mut self, byte: u8) -> Item {
-        self.state = State::Lost;
+        self.state = Within::Lost;
         Item::Noise(byte)
     }
 
     fn begin(&mut self) {
-        self.state = State::Data;
+        self.state = Within::Data;
         self.is_too_long = false;
         self.data.clear();
     }

@@ -47,6 +47,8 @@ pub struct Service {
     pub on_lost: OnLost,
     /// A debugger that comes second takes the place of the first.
     pub takeover: bool,
+    /// What is told to one that is refused as another one is attached, in words: how that is let go.
+    pub how_to_release: Option<String>,
 }
 
 impl Service {
@@ -58,6 +60,7 @@ impl Service {
             admission: Admission::open(),
             on_lost: OnLost::default(),
             takeover: false,
+            how_to_release: None,
         }
     }
 }
@@ -89,7 +92,7 @@ pub fn run<M: Machine>(listener: Listener, session: Session<M>, service: Service
 fn until(left: Option<Duration>) -> PollTimeout {
     let Some(left) = left else { return PollTimeout::NONE };
     // Rounded up, or it would spin through the last part.
-    PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+    PollTimeout::try_from(left.saturating_add(Duration::from_millis(1))).unwrap_or(PollTimeout::MAX)
 }
 
 /// Serves debuggers, a turn at a time.
@@ -404,10 +407,8 @@ impl<M: Machine> Server<M> {
     fn enter(&mut self, stream: Stream, peer: Peer, begun: &[u8]) -> bool {
         if let Some(client) = &self.client {
             if !self.service.takeover {
-                let how = match self.service.release {
-                    Some(_) => "; 'vmm release' or --gdb-takeover let another one in",
-                    None => "",
-                };
+                let how =
+                    self.service.how_to_release.as_ref().map(|how| format!("; {how}")).unwrap_or_default();
                 let since = ago(client.since);
                 let why = format!("another debugger is attached: {}, since {since}{how}", client.peer);
                 self.door.say(&format!("{peer} is not served: {why}"));
@@ -427,7 +428,8 @@ impl<M: Machine> Server<M> {
         self.client = Some(client);
         match goodbye {
             Ok(()) => true,
-            Err(goodbye) => self.let_go(&goodbye),
+            // It may have let the guest run before it went.
+            Err(goodbye) => self.carry_out(Deferred::LetGo(goodbye)),
         }
     }
 

@@ -46,6 +46,9 @@ pub enum Process {
     Killed,
 }
 
+/// What words to a debugger's user begin with where nobody has said whose they are.
+pub const NAME: &str = env!("CARGO_PKG_NAME");
+
 /// A session with a machine.
 #[derive(Debug)]
 pub struct Session<M: Machine> {
@@ -59,6 +62,8 @@ pub struct Session<M: Machine> {
     pub believed: Believed,
     /// The debugger has been told that it was told of another processor than there is.
     is_told: bool,
+    /// What words to its user begin with: the monitor's name.
+    pub name: String,
     /// The folder that dumps are written below.
     pub dump_folder: PathBuf,
     /// The vCPU that the debugger chose for `c` and `s`.
@@ -92,6 +97,7 @@ impl<M: Machine> Session<M> {
             believed: Believed::default(),
             is_told: false,
             debuggee: Debuggee::new(machine, engine),
+            name: NAME.into(),
             dump_folder: PathBuf::from("."),
             chosen: None,
             client: Client::Unknown,

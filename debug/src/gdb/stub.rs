@@ -1,7 +1,7 @@
-//! What gdbstub does for us: it reads and answers the packets of registers (`g`, `G`, `p`, `P`), `M`,
-//! `qXfer` and `qRcmd`, for which the [`Session`] stands behind its target.
+//! What gdbstub does for us: it reads and answers the packets that read registers (`g`, `p`), `qXfer` and `qRcmd`, for
+//! which the [`Session`] stands behind its target.
 //!
-//! It is kept where nothing can end the connection: what resumes the target, threads and breakpoints
+//! It is kept where nothing can end the connection: what resumes the target, what writes, threads and breakpoints
 //! are answered in [`front`](super::front), and a packet that gdbstub gives up on costs that packet.
 //! So it never runs the target, and has nothing to remember from one packet to the next: the vCPU is the
 //! session's [`current`](Session::current) one, whichever it takes for that.
@@ -10,8 +10,8 @@ use super::answer::errno;
 use super::monitor;
 use super::packet::{LONGEST, frame};
 use super::session::Session;
-use crate::machine::{Machine, TargetError};
-use arch::register::{Bank, RegisterFile, table};
+use crate::machine::{Machine, MachineError};
+use arch::register::{Bank, table};
 use gdbstub::common::Tid;
 use gdbstub::conn::Connection;
 use gdbstub::stub::GdbStub;
@@ -141,9 +141,9 @@ impl gdbstub::arch::Arch for AnyArch {
 
 impl<M: Machine> Target for Asked<'_, M> {
     type Arch = AnyArch;
-    type Error = TargetError;
+    type Error = MachineError;
 
-    fn base_ops(&mut self) -> BaseOps<'_, AnyArch, TargetError> {
+    fn base_ops(&mut self) -> BaseOps<'_, AnyArch, MachineError> {
         BaseOps::MultiThread(self)
     }
 
@@ -183,15 +183,8 @@ impl<M: Machine> Target for Asked<'_, M> {
     }
 }
 
-/// The lower half of a register as all of it.
-fn whole(value: &[u8], size: usize) -> Vec<u8> {
-    let mut bytes = value.to_vec();
-    bytes.resize(size, 0);
-    bytes
-}
-
 /// Makes gdbstub's error of an errno.
-fn refuse<T>(code: u8) -> Result<T, StubError<TargetError>> {
+fn refuse<T>(code: u8) -> Result<T, StubError<MachineError>> {
     Err(StubError::Errno(code))
 }
 
@@ -211,17 +204,9 @@ impl<M: Machine> MultiThreadBase for Asked<'_, M> {
         Ok(())
     }
 
-    fn write_registers(&mut self, registers: &RegisterBytes, _: Tid) -> TargetResult<(), Self> {
-        let vcpu = self.0.debuggee.current;
-        let mut file = RegisterFile::new(self.0.isa());
-        let bytes: Vec<u8> = registers.0.iter().map(|byte| byte.unwrap_or(0)).collect();
-        let mut at = 0;
-        for row in self.0.registers.general() {
-            let Some(value) = bytes.get(at..at + self.0.registers.size(row)) else { break };
-            file.set_bytes(row, &whole(value, table(self.0.isa())[row].bytes()));
-            at += value.len();
-        }
-        self.0.debuggee.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
+    /// Answered in front.
+    fn write_registers(&mut self, _: &RegisterBytes, _: Tid) -> TargetResult<(), Self> {
+        refuse(errno::EINVAL)
     }
 
     fn support_single_register_access(&mut self) -> Option<SingleRegisterAccessOps<'_, Tid, Self>> {
@@ -235,12 +220,12 @@ impl<M: Machine> MultiThreadBase for Asked<'_, M> {
         }
     }
 
-    fn write_addrs(&mut self, start: u64, data: &[u8], _: Tid) -> TargetResult<(), Self> {
-        let vcpu = self.0.debuggee.current;
-        if self.0.write(vcpu, start, data) { Ok(()) } else { refuse(errno::EFAULT) }
+    /// Answered in front.
+    fn write_addrs(&mut self, _: u64, _: &[u8], _: Tid) -> TargetResult<(), Self> {
+        refuse(errno::EINVAL)
     }
 
-    fn list_active_threads(&mut self, thread_is_active: &mut dyn FnMut(Tid)) -> Result<(), TargetError> {
+    fn list_active_threads(&mut self, thread_is_active: &mut dyn FnMut(Tid)) -> Result<(), MachineError> {
         let ids = 0..self.0.debuggee.machine.vcpus() as usize;
         ids.for_each(|vcpu| thread_is_active(Tid::MIN.saturating_add(vcpu)));
         Ok(())
@@ -268,15 +253,9 @@ impl<M: Machine> SingleRegisterAccess<Tid> for Asked<'_, M> {
         Ok(bytes.len())
     }
 
-    fn write_register(&mut self, _: Tid, register: RegisterNumber, value: &[u8]) -> TargetResult<(), Self> {
-        let vcpu = self.0.debuggee.current;
-        let row = register.0;
-        if !self.0.registers.contains(row) || value.len() != self.0.registers.size(row) {
-            return refuse(errno::EINVAL);
-        }
-        let mut file = RegisterFile::new(self.0.isa());
-        file.set_bytes(row, &whole(value, table(self.0.isa())[row].bytes()));
-        self.0.debuggee.machine.set_registers(vcpu, &file).or_else(|_| refuse(errno::EIO))
+    /// Answered in front.
+    fn write_register(&mut self, _: Tid, _: RegisterNumber, _: &[u8]) -> TargetResult<(), Self> {
+        refuse(errno::EINVAL)
     }
 }
 
@@ -317,7 +296,7 @@ impl<M: Machine> MemoryMap for Asked<'_, M> {
 }
 
 impl<M: Machine> MonitorCmd for Asked<'_, M> {
-    fn handle_monitor_cmd(&mut self, command: &[u8], mut out: ConsoleOutput<'_>) -> Result<(), TargetError> {
+    fn handle_monitor_cmd(&mut self, command: &[u8], mut out: ConsoleOutput<'_>) -> Result<(), MachineError> {
         let text = monitor::run(self.0, &String::from_utf8_lossy(command));
         out.write_raw(text.as_bytes());
         Ok(())

@@ -7,7 +7,7 @@
 use super::link::Wake;
 use super::vcpus::{Hold, Monitor, Pausing, Vcpus};
 use crate::arming::Arming;
-use crate::machine::{Activity, Code, Extent, TargetError};
+use crate::machine::{Activity, Code, Extent, MachineError};
 use crate::vcpu::Vcpu;
 use arch::Isa;
 use arch::paging::Regime;
@@ -19,9 +19,9 @@ use std::task::Poll;
 /// What a vCPU that stands still has said of itself.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
-    pub registers: Result<RegisterFile, TargetError>,
-    pub code: Result<Code, TargetError>,
-    pub regime: Result<Regime, TargetError>,
+    pub registers: Result<RegisterFile, MachineError>,
+    pub code: Result<Code, MachineError>,
+    pub regime: Result<Regime, MachineError>,
     pub activity: Activity,
 }
 
@@ -40,7 +40,7 @@ impl Facts {
     }
 
     /// What is known of a vCPU whose thread has ended, or that was not asked.
-    fn none(error: &TargetError) -> Facts {
+    fn none(error: &MachineError) -> Facts {
         let (code, regime) = (Err(error.clone()), Err(error.clone()));
         Facts { registers: Err(error.clone()), code, regime, activity: Activity::NotStarted }
     }
@@ -62,7 +62,7 @@ impl Asked {
                 Ok(facts) => Some((Some(*coming), facts)),
                 // It will not say anything any more.
                 Err(TryRecvError::Disconnected) => {
-                    Some((Some(Extent::Whole), Facts::none(&TargetError::NoVcpu(vcpu))))
+                    Some((Some(Extent::Whole), Facts::none(&MachineError::NoVcpu(vcpu))))
                 }
                 Err(TryRecvError::Empty) => None,
             };
@@ -84,8 +84,8 @@ pub(super) struct Ahead<M: Monitor> {
     pausing: Option<Pausing<M>>,
     vcpus: Vec<Asked>,
     /// What has become of writes, when they are made.
-    writes: Vec<(u32, Receiver<Result<(), TargetError>>)>,
-    refused: Option<TargetError>,
+    writes: Vec<(u32, Receiver<Result<(), MachineError>>)>,
+    refused: Option<MachineError>,
 }
 
 impl<M: Monitor> Ahead<M> {
@@ -136,8 +136,8 @@ impl<M: Monitor> Ahead<M> {
     /// What is known of a vCPU.
     pub fn facts(&self, vcpu: u32) -> Facts {
         let asked = self.vcpus.get(vcpu as usize);
-        let Some(asked) = asked else { return Facts::none(&TargetError::NoVcpu(vcpu)) };
-        asked.known.as_ref().map_or_else(|| Facts::none(&TargetError::Later), |(_, facts)| facts.clone())
+        let Some(asked) = asked else { return Facts::none(&MachineError::NoVcpu(vcpu)) };
+        asked.known.as_ref().map_or_else(|| Facts::none(&MachineError::Later), |(_, facts)| facts.clone())
     }
 
     /// Writes registers. They are taken for written until the vCPU is asked again.
@@ -182,7 +182,7 @@ impl<M: Monitor> Ahead<M> {
                 false
             }
             Err(TryRecvError::Disconnected) => {
-                refused.get_or_insert(TargetError::NoVcpu(*vcpu));
+                refused.get_or_insert(MachineError::NoVcpu(*vcpu));
                 false
             }
             Err(TryRecvError::Empty) => true,
@@ -191,7 +191,7 @@ impl<M: Monitor> Ahead<M> {
     }
 
     /// What has become of what was written.
-    pub fn written(&mut self) -> Poll<Result<(), TargetError>> {
+    pub fn written(&mut self) -> Poll<Result<(), MachineError>> {
         self.look_at_writes().map(|()| self.refused.take().map_or(Ok(()), Err))
     }
 

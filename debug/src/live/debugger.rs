@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::gdb::description::Believed;
 use crate::gdb::listener::{Admission, Listener};
 use crate::gdb::server::{self, OnLost, Service};
-use crate::gdb::session::Session;
+use crate::gdb::session::{NAME, Session};
 use crate::ram::Memory;
 use std::fmt;
 use std::io;
@@ -50,13 +50,27 @@ pub struct Options {
     pub looks: bool,
     /// The folder that `monitor dump` writes below; the current one where none is given.
     pub dump_folder: Option<PathBuf>,
+    /// What words to the debugger's user begin with: the monitor's name.
+    pub name: String,
+    /// What is told to one that is refused as another one is attached, in words: how that is let go, if there is a way
+    /// for a user to have the monitor do so ([`Debugger::release`]).
+    pub how_to_release: Option<String>,
 }
 
 impl Options {
     /// Whoever `admission` lets in is served, one at a time; the guest of a debugger that is lost runs on.
     pub fn new(admission: Admission) -> Options {
         let (on_lost, believed) = (OnLost::default(), Believed::default());
-        Options { admission, on_lost, takeover: false, believed, looks: true, dump_folder: None }
+        Options {
+            admission,
+            on_lost,
+            takeover: false,
+            believed,
+            looks: true,
+            dump_folder: None,
+            name: NAME.into(),
+            how_to_release: None,
+        }
     }
 }
 
@@ -85,7 +99,11 @@ impl<M: Monitor> Lines<M> {
         let engine = target.engine;
         let (sender, next) = channel();
         let wants_end = Arc::new(AtomicBool::new(false));
-        let begun = begin(vcpus, &engine, target.memory, (wake.clone(), release.clone()), waiting);
+        if engine.vcpus() != vcpus.count() {
+            let why = format!("the engine is for {} vCPUs, and there are {}", engine.vcpus(), vcpus.count());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let begun = begin(vcpus, &engine, target.memory, (wake.clone(), release.clone()), waiting)?;
         let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)), waiting);
         let vcpus = Mutex::new(Arc::downgrade(vcpus));
         Ok((Lines { engine, wake, release, next: sender, wants_end, quit, vcpus }, machine))
@@ -103,9 +121,10 @@ impl<M: Monitor> Lines<M> {
             admission: options.admission,
             on_lost: options.on_lost,
             takeover: options.takeover,
+            how_to_release: options.how_to_release,
         };
         let mut session = Session::new(machine, Arc::clone(&self.engine));
-        session.believed = options.believed;
+        (session.believed, session.name) = (options.believed, options.name);
         if let Some(folder) = options.dump_folder {
             session.dump_folder = folder;
         }
@@ -114,6 +133,10 @@ impl<M: Monitor> Lines<M> {
 
     fn begin_again(&self, vcpus: &Arc<Vcpus<M>>, memory: Box<dyn Memory>, waiting: Waiting) {
         let begun = begin(vcpus, &self.engine, memory, (self.wake.clone(), self.release.clone()), waiting);
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(refused) => return self.tell(Err(refused.to_string())),
+        };
         *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(vcpus);
         self.tell(Ok(begun));
         // It may have ended the former machine when that was over already. Whoever does so behind this
@@ -148,7 +171,8 @@ impl<M: Monitor> Debugger<M> {
     /// Comes to a guest, whether it runs or not, and serves gdb at `listener`.
     ///
     /// # Errors
-    /// When the system gives no more threads or descriptors.
+    /// When the guest has a debugger already, `target` is for another number of vCPUs, or the system gives no more
+    /// threads or descriptors. Then nothing of it is left in the guest.
     pub fn attach(
         vcpus: &Arc<Vcpus<M>>,
         target: Target,
@@ -171,7 +195,7 @@ impl<M: Monitor> Debugger<M> {
     /// when this has left.
     ///
     /// # Errors
-    /// When the system gives no more descriptors.
+    /// As [`Self::attach`].
     pub fn join(vcpus: &Arc<Vcpus<M>>, target: Target) -> io::Result<(Debugger<M>, LiveMachine<M>)> {
         let (lines, machine) = Lines::new(vcpus, target, Waiting::Awake)?;
         Ok((Debugger { lines, listeners: None, thread: Mutex::new(None) }, machine))
@@ -204,7 +228,8 @@ impl<M: Monitor> Debugger<M> {
         self.lines.release.ring();
     }
 
-    /// Leaves: whoever is connected is let go, nothing is left in the guest, and it runs.
+    /// Leaves: whoever is connected is let go, nothing is left in the guest, and it runs. Called on the debugger's own
+    /// thread, as by [`Monitor::quit`], it is left when that returns.
     pub fn leave(&self) {
         self.end();
         if let Some(vcpus) = self.lines.vcpus() {
@@ -214,9 +239,12 @@ impl<M: Monitor> Debugger<M> {
 
     fn end(&self) {
         self.lines.quit.ring();
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
-            && thread.join().is_err()
-        {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // On the thread itself, as from what the monitor does for it, nobody waits for its end: it comes.
+        let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) else {
+            return;
+        };
+        if thread.join().is_err() {
             log::error!("the gdb server ended with a panic");
         }
     }
@@ -268,7 +296,7 @@ impl<M: Monitor> Polled<M> {
     /// Comes to a guest, whether it runs or not, and serves gdb at `listener`.
     ///
     /// # Errors
-    /// When the system gives no more descriptors.
+    /// As [`Debugger::attach`].
     pub fn attach(
         vcpus: &Arc<Vcpus<M>>,
         target: Target,
@@ -378,13 +406,13 @@ fn begin<M: Monitor>(
     memory: Box<dyn Memory>,
     wakes: (Wake, Wake),
     waiting: Waiting,
-) -> Begun<M> {
+) -> io::Result<Begun<M>> {
     let kick = vcpus.monitor().kick_among_vcpus();
     let (link, events) = Link::new(Arc::clone(engine), vcpus.count(), memory, kick, wakes);
     let link = Arc::new(link);
     match waiting {
-        Waiting::Never => vcpus.begin_attach(&link),
-        Waiting::Asleep | Waiting::Awake => vcpus.attach(&link),
+        Waiting::Never => vcpus.begin_attach(&link)?,
+        Waiting::Asleep | Waiting::Awake => vcpus.attach(&link)?,
     }
-    Begun { vcpus: Arc::clone(vcpus), link, events }
+    Ok(Begun { vcpus: Arc::clone(vcpus), link, events })
 }

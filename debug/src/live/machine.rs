@@ -9,7 +9,7 @@ use super::link::{Link, Wake};
 use super::vcpus::{Hold, KICK_AGAIN, Monitor, Vcpus};
 use super::waited::Waited;
 use crate::abilities::Abilities;
-use crate::machine::{Action, Activity, Code, Control, Event, Extent, Machine, Order, TargetError};
+use crate::machine::{Action, Activity, Code, Control, Event, Extent, Machine, MachineError, Order};
 use crate::ram::Memory;
 use crate::reply::{Arguments, Command, Refusal, Reply};
 use arch::Isa;
@@ -64,7 +64,7 @@ pub struct Begun<M: Monitor> {
 #[derive(Clone, Debug)]
 enum Restarting {
     Since(Instant),
-    Done(Result<(), TargetError>),
+    Done(Result<(), MachineError>),
 }
 
 /// How whoever debugs gets at what vCPUs' threads say.
@@ -81,8 +81,8 @@ pub enum Waiting {
 /// Longer than a kernel takes to be read and unpacked; a program that has the machine may not obey at all.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn impatient() -> TargetError {
-    TargetError::Host("whoever runs the guest does not have it begin again".into())
+fn impatient() -> MachineError {
+    MachineError::Host("whoever runs the guest does not have it begin again".into())
 }
 
 /// What vCPUs' threads have said.
@@ -145,7 +145,7 @@ impl<M: Monitor> LiveMachine<M> {
     }
 
     /// Has the guest begin again, and waits for that.
-    fn restart(&mut self) -> Result<(), TargetError> {
+    fn restart(&mut self) -> Result<(), MachineError> {
         /// Between two looks whether this thread is to end.
         const LOOK: Duration = Duration::from_millis(20);
         let begin = Instant::now();
@@ -156,29 +156,29 @@ impl<M: Monitor> LiveMachine<M> {
                     self.adopt(begun);
                     return Ok(());
                 }
-                Ok(Err(words)) => return Err(TargetError::Host(words)),
+                Ok(Err(words)) => return Err(MachineError::Host(words)),
                 // One that comes later is taken as a reset of the guest's own.
                 Err(RecvTimeoutError::Timeout) if begin.elapsed() > PATIENCE => return Err(impatient()),
                 Err(RecvTimeoutError::Timeout) if !self.quit.is_rung() => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    return Err(TargetError::Host("the guest has ended".into()));
+                    return Err(MachineError::Host("the guest has ended".into()));
                 }
             }
         }
     }
 
-    /// Has the guest begin again where nobody waits for that: it is [`TargetError::Later`] until it is done.
-    fn restart_ahead(&mut self) -> Result<(), TargetError> {
+    /// Has the guest begin again where nobody waits for that: it is [`MachineError::Later`] until it is done.
+    fn restart_ahead(&mut self) -> Result<(), MachineError> {
         match self.restarting.take() {
             None => {
                 self.vcpus.monitor().reset()?;
                 self.restarting = Some(Restarting::Since(Instant::now()));
-                Err(TargetError::Later)
+                Err(MachineError::Later)
             }
             Some(Restarting::Done(result)) => result,
             Some(since) => {
                 self.restarting = Some(since);
-                Err(TargetError::Later)
+                Err(MachineError::Later)
             }
         }
     }
@@ -197,7 +197,7 @@ impl<M: Monitor> LiveMachine<M> {
             }
             (Err(words), None) => log::error!("the guest does not begin again: {words}"),
             (Err(words), Some(_)) => {
-                self.restarting = Some(Restarting::Done(Err(TargetError::Host(words))));
+                self.restarting = Some(Restarting::Done(Err(MachineError::Host(words))));
             }
         }
     }
@@ -231,28 +231,28 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         }
     }
 
-    fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, TargetError> {
+    fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, MachineError> {
         match &self.answers {
             Answers::Waited(waited) => waited.registers(&self.vcpus, vcpu, banks, self.stands_still(vcpu)),
             Answers::Ahead(ahead) => ahead.borrow().facts(vcpu).registers,
         }
     }
 
-    fn code(&self, vcpu: u32) -> Result<Code, TargetError> {
+    fn code(&self, vcpu: u32) -> Result<Code, MachineError> {
         match &self.answers {
             Answers::Waited(waited) => waited.code(&self.vcpus, vcpu),
             Answers::Ahead(ahead) => ahead.borrow().facts(vcpu).code,
         }
     }
 
-    fn regime(&self, vcpu: u32) -> Result<Regime, TargetError> {
+    fn regime(&self, vcpu: u32) -> Result<Regime, MachineError> {
         match &self.answers {
             Answers::Waited(waited) => waited.regime(&self.vcpus, vcpu, self.stands_still(vcpu)),
             Answers::Ahead(ahead) => ahead.borrow().facts(vcpu).regime,
         }
     }
 
-    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), TargetError> {
+    fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), MachineError> {
         match &self.answers {
             Answers::Waited(waited) => waited.set_registers(&self.vcpus, vcpu, file),
             Answers::Ahead(ahead) => {
@@ -270,7 +270,7 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         self.link.engine.abilities()
     }
 
-    fn resume(&mut self, orders: Vec<Order>) -> Result<(), TargetError> {
+    fn resume(&mut self, orders: Vec<Order>) -> Result<(), MachineError> {
         match &mut self.answers {
             Answers::Waited(waited) => waited.forget_activities(),
             Answers::Ahead(ahead) => ahead.get_mut().forget(),
@@ -308,6 +308,9 @@ impl<M: Monitor> Machine for LiveMachine<M> {
 
     fn next_event(&mut self) -> Option<Event> {
         match self.waiting {
+            // While vCPUs run, what comes behind the last look ([`Machine::look`], [`Machine::has_stopped`]) is for the
+            // next one: whoever takes a stop from here has all vCPUs stand still, and those were to be asked before.
+            Waiting::Never if self.hold.is_none() => {}
             Waiting::Never => self.take_answers(),
             Waiting::Asleep | Waiting::Awake => {
                 self.look_for_next();
@@ -365,12 +368,12 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         self.waiting == Waiting::Never && self.happened.front().is_some_and(is_told_still)
     }
 
-    fn written(&mut self) -> Poll<Result<(), TargetError>> {
+    fn written(&mut self) -> Poll<Result<(), MachineError>> {
         self.take_answers();
         let Answers::Ahead(ahead) = &mut self.answers else { return Poll::Ready(Ok(())) };
         match self.restarting {
             Some(Restarting::Since(_)) => Poll::Pending,
-            Some(Restarting::Done(_)) => Poll::Ready(Err(TargetError::Later)),
+            Some(Restarting::Done(_)) => Poll::Ready(Err(MachineError::Later)),
             None => ahead.get_mut().written(),
         }
     }
@@ -386,13 +389,22 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn disarm(&mut self) {
+        // Whoever had the guest begin again has gone. That it has, or will have, is news then, as of a reset of its own.
+        match self.restarting.take() {
+            Some(Restarting::Done(Ok(()))) => {
+                self.happened.push_back(Event::Restarted);
+                self.link.wake().ring();
+            }
+            Some(Restarting::Done(Err(refused))) => log::error!("the guest does not begin again: {refused}"),
+            Some(Restarting::Since(_)) | None => {}
+        }
         match &self.answers {
             Answers::Waited(_) => Waited::disarm(&self.vcpus, self.isa()),
             Answers::Ahead(_) => Ahead::disarm(&self.vcpus, self.isa()),
         }
     }
 
-    fn control(&mut self, control: Control) -> Result<(), TargetError> {
+    fn control(&mut self, control: Control) -> Result<(), MachineError> {
         match (control, &mut self.answers) {
             (Control::Nmi(vcpu), Answers::Waited(waited)) => waited.nmi(&self.vcpus, vcpu),
             (Control::Nmi(vcpu), Answers::Ahead(ahead)) => {
@@ -416,11 +428,11 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         self.vcpus.monitor().exits()
     }
 
-    fn read_port(&self, port: u16, bytes: &mut [u8]) -> Result<(), TargetError> {
+    fn read_port(&self, port: u16, bytes: &mut [u8]) -> Result<(), MachineError> {
         self.vcpus.monitor().read_port(port, bytes)
     }
 
-    fn write_port(&self, port: u16, bytes: &[u8]) -> Result<(), TargetError> {
+    fn write_port(&self, port: u16, bytes: &[u8]) -> Result<(), MachineError> {
         self.vcpus.monitor().write_port(port, bytes)
     }
 

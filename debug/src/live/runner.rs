@@ -7,11 +7,11 @@
 
 use super::gate::{Gate, Pass};
 use super::link::Link;
-use super::step::{Armed, Prepared, Step, Stepper, is_step, stepped};
+use super::step::{Armed, Entering, PlannedStep, Stepper, is_step, stepped};
 use super::times::{Entry, Times};
 use crate::arming::{Arming, Own, in_place};
 use crate::engine::{Cpu, Stepped, Verdict};
-use crate::machine::{Action, Event, Memory, Order, StopReason, TargetError};
+use crate::machine::{Action, Event, MachineError, Memory, Order, StopReason};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
 use arch::Isa;
@@ -159,7 +159,7 @@ pub type Enter<'a, V> = &'a mut dyn FnMut(&mut V, Turn<'_>) -> Exit;
 
 /// An end of the guest that the debugger has a part in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum End {
+enum KeptEnd {
     /// It came up during a step of the engine's.
     Came { fatal: Option<String> },
     /// The hypervisor refused something in a step of the engine's; in words.
@@ -174,6 +174,8 @@ pub struct Runner {
     link: Option<Arc<Link>>,
     /// It has come to the guest's end.
     is_over: bool,
+    /// Its thread is to end.
+    is_retired: bool,
     /// The vCPU runs the guest...
     is_running: bool,
     /// ...once it has begun this...
@@ -181,7 +183,7 @@ pub struct Runner {
     /// ...and unless this many hold it.
     holders: u32,
     armed: Armed,
-    end: Option<End>,
+    end: Option<KeptEnd>,
     /// What has been shown by a stop of [`Visit::stops_at`].
     shown: Shown,
     /// x86: the vCPU was kicked when it was last in the guest, and may have been waiting there.
@@ -199,6 +201,7 @@ impl Runner {
         Runner {
             link: None,
             is_over: false,
+            is_retired: false,
             is_running: false,
             order: None,
             holders: 0,
@@ -256,6 +259,16 @@ impl Runner {
     pub fn pause(&mut self) {
         self.leave();
         (self.is_running, self.order) = (false, None);
+    }
+
+    /// Has its thread end: nothing that is posted behind this is done any more.
+    pub fn retire(&mut self) {
+        self.is_retired = true;
+    }
+
+    /// Whether its thread is to end.
+    pub fn is_retired(&self) -> bool {
+        self.is_retired
     }
 
     /// Has it do what a debugger says.
@@ -335,7 +348,7 @@ impl Runner {
         }
     }
 
-    fn fail(&mut self, error: &TargetError) -> Next {
+    fn fail(&mut self, error: &MachineError) -> Next {
         self.over(Next::Failed(error.to_string()))
     }
 
@@ -375,9 +388,9 @@ impl Runner {
             link.wake().ring();
         }
         match self.end.take() {
-            Some(End::Came { fatal }) => return self.end(vcpu, fatal),
-            Some(End::Failed(cause)) => return self.over(Next::Failed(cause)),
-            Some(End::Shown) | None => {}
+            Some(KeptEnd::Came { fatal }) => return self.end(vcpu, fatal),
+            Some(KeptEnd::Failed(cause)) => return self.over(Next::Failed(cause)),
+            Some(KeptEnd::Shown) | None => {}
         }
         self.is_running = verdict == Verdict::GoOn;
         if let Verdict::Stop(reason) = verdict {
@@ -393,7 +406,7 @@ impl Runner {
         self.is_running = false;
         let link = self.link.as_deref().filter(|link| link.is_attached());
         let (Some(link), Some(text)) = (link, fatal) else { return self.over(Next::End) };
-        (self.end, self.is_over) = (Some(End::Shown), false);
+        (self.end, self.is_over) = (Some(KeptEnd::Shown), false);
         let registers = vcpu.registers(&[Bank::General]);
         link.tell(Event::Stopped { vcpu: vcpu.id(), reason: StopReason::Fatal(text), registers });
         Next::Look
@@ -410,11 +423,11 @@ impl Runner {
         link: &Link,
         enter: Enter<'_, V>,
         is_exclusive: bool,
-    ) -> Result<Exit, TargetError> {
+    ) -> Result<Exit, MachineError> {
         let step = match self.stepper(vcpu, link).prepare()? {
-            Prepared::Run => None,
-            Prepared::Step(step) => Some(step),
-            Prepared::Skipped => return Ok(Exit::Trap(stepped(vcpu.isa()))),
+            Entering::Run => None,
+            Entering::Step(step) => Some(step),
+            Entering::Skip => return Ok(Exit::Trap(stepped(vcpu.isa()))),
         };
         let turn = Turn {
             purpose: step.as_ref().map_or(Purpose::Run, |step| Purpose::Step(step.entry())),
@@ -443,9 +456,9 @@ impl Runner {
         vcpu: &mut V,
         link: &Link,
         enter: Enter<'_, V>,
-        step: &Step,
+        step: &PlannedStep,
         exit: Exit,
-    ) -> Result<Exit, TargetError> {
+    ) -> Result<Exit, MachineError> {
         let exit = match exit {
             Exit::Served | Exit::Interrupted => {
                 // The hypervisor may have been told otherwise.
@@ -470,9 +483,9 @@ impl Runner {
         vcpu: &mut V,
         link: &Link,
         enter: Enter<'_, V>,
-        step: &Step,
+        step: &PlannedStep,
         exit: Exit,
-    ) -> Result<Exit, TargetError> {
+    ) -> Result<Exit, MachineError> {
         let is_served = exit == Exit::Served;
         for _ in 0..MOST_PARTS {
             // Hypercalls have been executed when they come here, and accesses have not.
@@ -535,11 +548,11 @@ impl<V: Vcpu> Cpu for Stopped<'_, '_, V> {
         self.runner.armed.set(arming);
     }
 
-    fn inject(&mut self, injection: &Injection) -> Result<(), TargetError> {
+    fn inject(&mut self, injection: &Injection) -> Result<(), MachineError> {
         self.stepper().inject(injection)
     }
 
-    fn is_own(&mut self, injection: &Injection) -> Result<bool, TargetError> {
+    fn is_own(&mut self, injection: &Injection) -> Result<bool, MachineError> {
         self.stepper().is_own(injection)
     }
 
@@ -568,7 +581,7 @@ impl<V: Vcpu> Cpu for Stopped<'_, '_, V> {
         self.runner.armed.faulted
     }
 
-    fn step(&mut self) -> Result<Stepped, TargetError> {
+    fn step(&mut self) -> Result<Stepped, MachineError> {
         // The kick that came with a task just done may arrive late, so one says nothing; whoever waits for this vCPU
         // kicks again.
         let mut was_kicked = false;
@@ -576,7 +589,7 @@ impl<V: Vcpu> Cpu for Stopped<'_, '_, V> {
             let exit = match self.runner.enter(self.vcpu, self.link, self.enter, true) {
                 Ok(exit) => exit,
                 Err(error) => {
-                    self.runner.end = Some(End::Failed(error.to_string()));
+                    self.runner.end = Some(KeptEnd::Failed(error.to_string()));
                     return Ok(Stepped::Other);
                 }
             };
@@ -597,7 +610,7 @@ impl<V: Vcpu> Cpu for Stopped<'_, '_, V> {
                 }
                 Exit::Trap(trap) => return Ok(Stepped::Trapped(trap)),
                 Exit::End { fatal } => {
-                    self.runner.end = Some(End::Came { fatal });
+                    self.runner.end = Some(KeptEnd::Came { fatal });
                     return Ok(Stepped::Other);
                 }
             }

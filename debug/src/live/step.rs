@@ -14,7 +14,7 @@ mod x86;
 use super::times::Entry;
 use crate::arming::{Arming, DebugRegisters, Own, Want, allocate, with_own};
 use crate::disassemble::LONGEST_INSTRUCTION;
-use crate::machine::{Abilities, Code, Memory, SoftwareBreakpoints, TargetError};
+use crate::machine::{Abilities, Code, MachineError, Memory, SoftwareBreakpoints};
 use crate::memory::{self, Space};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
@@ -99,7 +99,7 @@ impl Armed {
 
 /// A step that is under way.
 #[derive(Clone, Debug, Default)]
-pub struct Step {
+pub struct PlannedStep {
     /// Linear address of the instruction.
     from: u64,
     /// The vCPU runs to the first of these instead of stepping; none for a plain step.
@@ -121,7 +121,7 @@ pub struct Step {
     instruction: u32,
 }
 
-impl Step {
+impl PlannedStep {
     /// What it is to the guest's time.
     pub fn entry(&self) -> Entry {
         if self.reads_time || !self.runs_to.is_empty() { Entry::Run } else { Entry::Step }
@@ -130,13 +130,13 @@ impl Step {
 
 /// How the guest is to be entered.
 #[derive(Debug)]
-pub enum Prepared {
+pub enum Entering {
     /// It runs; no step was asked for.
     Run,
     /// It makes a step.
-    Step(Step),
+    Step(PlannedStep),
     /// Not at all: the step is done, as the instruction only waits and has been skipped.
-    Skipped,
+    Skip,
 }
 
 /// Where a vCPU is that is about to make a step.
@@ -174,7 +174,7 @@ impl Stepper<'_> {
     }
 
     /// The linear program counter.
-    fn linear_pc(&self) -> Result<u64, TargetError> {
+    fn linear_pc(&self) -> Result<u64, MachineError> {
         let (pc, _) = self.vcpu.pc_and_flags()?;
         Ok(self.vcpu.code()?.linear(pc))
     }
@@ -182,8 +182,8 @@ impl Stepper<'_> {
     /// Prepares an entry to the guest, and has the hypervisor told what the vCPU runs with.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    pub fn prepare(&mut self) -> Result<Prepared, TargetError> {
+    /// [`MachineError::Host`].
+    pub fn prepare(&mut self) -> Result<Entering, MachineError> {
         self.armed.faulted = None;
         // The exception that was queued may be gone: whoever writes registers drops it.
         let queued = self.armed.runs_to.filter(|_| self.vcpu.has_queued());
@@ -191,20 +191,20 @@ impl Stepper<'_> {
         if !self.armed.arming.step {
             if self.armed.is_new || !self.is_unchanged()? {
                 let arming = self.armed.arming.clone();
-                self.set(arming, &mut Step::default())?;
+                self.set(arming, &mut PlannedStep::default())?;
             }
-            return Ok(Prepared::Run);
+            return Ok(Entering::Run);
         }
         let (pc, flags) = self.vcpu.pc_and_flags()?;
         let code = self.vcpu.code()?;
-        let mut step = Step { from: code.linear(pc), ..Step::default() };
+        let mut step = PlannedStep { from: code.linear(pc), ..PlannedStep::default() };
         if let Some(target) = queued {
             // The handler runs first, and then comes back.
             self.armed.faulted = Some(step.from);
             step.runs_to.push(target);
             let arming = self.run_to(&step.runs_to);
             self.set(arming, &mut step)?;
-            return Ok(Prepared::Step(step));
+            return Ok(Entering::Step(step));
         }
         let space = Space::Virtual(self.vcpu.regime()?);
         let mut bytes = [0; LONGEST_INSTRUCTION];
@@ -214,14 +214,14 @@ impl Stepper<'_> {
             Isa::X86_64 => self.plan_x86(&at, &mut step)?,
             Isa::Aarch64 => self.plan_aarch64(&at, &mut step)?,
         };
-        let Some(arming) = arming else { return Ok(Prepared::Skipped) };
+        let Some(arming) = arming else { return Ok(Entering::Skip) };
         // The guest may have changed the flag that it is stepped with, so the hypervisor is told each time.
         self.set(arming, &mut step)?;
-        Ok(Prepared::Step(step))
+        Ok(Entering::Step(step))
     }
 
     /// Goes on at `next`: the instruction only waits.
-    fn skip_to(&mut self, next: u64) -> Result<(), TargetError> {
+    fn skip_to(&mut self, next: u64) -> Result<(), MachineError> {
         let mut file = RegisterFile::new(self.isa());
         file.set_pc(next);
         self.vcpu.set_registers(&file)
@@ -229,7 +229,7 @@ impl Stepper<'_> {
 
     /// Tells the hypervisor, with the guest's own debug registers added, as it puts ours in the place of all of
     /// them; those that are left then go to handlers of faults.
-    fn set(&mut self, mut arming: Arming, step: &mut Step) -> Result<(), TargetError> {
+    fn set(&mut self, mut arming: Arming, step: &mut PlannedStep) -> Result<(), MachineError> {
         self.armed.beside = None;
         let guarded = arming.guarded.take();
         if !arming.registers.is_empty() || guarded.is_some() || !step.faults.is_empty() {
@@ -253,7 +253,7 @@ impl Stepper<'_> {
         Ok(())
     }
 
-    fn tell(&mut self, arming: &Arming) -> Result<(), TargetError> {
+    fn tell(&mut self, arming: &Arming) -> Result<(), MachineError> {
         match self.isa() {
             Isa::X86_64 => self.tell_x86(arming),
             Isa::Aarch64 => self.vcpu.set_debug(arming),
@@ -280,8 +280,8 @@ impl Stepper<'_> {
     /// Re-injects an exception of the guest's own; a step that is asked for ends at its handler.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    pub fn inject(&mut self, injection: &Injection) -> Result<(), TargetError> {
+    /// [`MachineError::Host`].
+    pub fn inject(&mut self, injection: &Injection) -> Result<(), MachineError> {
         let can_run_to = self.armed.arming.step && self.host.breakpoints > 0;
         let target = can_run_to.then(|| self.handler(injection)).flatten();
         // With the trap flag on, the flags that the exception saves would have it.
@@ -296,7 +296,7 @@ impl Stepper<'_> {
 
     /// Whether the guest has left its own debug registers as they were when they were armed beside
     /// the debugger's; if not, they are armed anew when the guest is entered.
-    fn is_unchanged(&mut self) -> Result<bool, TargetError> {
+    fn is_unchanged(&mut self) -> Result<bool, MachineError> {
         let Some(Beside { guests, .. }) = &self.armed.beside else { return Ok(true) };
         let is_unchanged = self.vcpu.own_debug_registers(self.host)? == *guests;
         self.armed.is_new |= !is_unchanged;
@@ -307,8 +307,8 @@ impl Stepper<'_> {
     /// have changed.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    pub fn is_own(&mut self, injection: &Injection) -> Result<bool, TargetError> {
+    /// [`MachineError::Host`].
+    pub fn is_own(&mut self, injection: &Injection) -> Result<bool, MachineError> {
         if self.is_unchanged()? {
             return Ok(true);
         }
@@ -326,8 +326,8 @@ impl Stepper<'_> {
     /// Whether the instruction of a plain step has been executed, by where the vCPU is now.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    pub fn has_moved(&self, step: &Step) -> Result<bool, TargetError> {
+    /// [`MachineError::Host`].
+    pub fn has_moved(&self, step: &PlannedStep) -> Result<bool, MachineError> {
         Ok(step.runs_to.is_empty() && self.linear_pc()? != step.from)
     }
 
@@ -335,8 +335,8 @@ impl Stepper<'_> {
     /// an access or a call of the instruction has been served and finished.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    pub fn is_done(&mut self, step: &Step, is_served: bool) -> Result<bool, TargetError> {
+    /// [`MachineError::Host`].
+    pub fn is_done(&mut self, step: &PlannedStep, is_served: bool) -> Result<bool, MachineError> {
         let is_done = self.has_moved(step)? || is_served && step.repeats;
         if is_done && self.isa() == Isa::Aarch64 {
             // KVM remembers that a trap is to come, until debugging is switched off.
@@ -349,8 +349,8 @@ impl Stepper<'_> {
     /// sees it: the end of the step, however it was made.
     ///
     /// # Errors
-    /// [`TargetError::Host`].
-    pub fn finish(&mut self, step: &Step, trap: Option<Trap>) -> Result<Option<Trap>, TargetError> {
+    /// [`MachineError::Host`].
+    pub fn finish(&mut self, step: &PlannedStep, trap: Option<Trap>) -> Result<Option<Trap>, MachineError> {
         let result = match (self.isa(), trap) {
             (Isa::X86_64, Some(trap @ Trap::Debug { .. })) => Some(self.finish_x86(step, trap)?),
             (Isa::Aarch64, Some(trap @ Trap::Aarch64 { .. })) => Some(self.finish_aarch64(step, trap)?),

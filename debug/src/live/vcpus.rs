@@ -6,11 +6,13 @@
 use super::gate::Kick;
 use super::link::{Link, Wake};
 use super::runner::Runner;
-use crate::machine::{Order, TargetError};
+use crate::machine::{MachineError, Order};
 use crate::reply::{Arguments, Command, Refusal, Reply};
 use crate::vcpu::Vcpu;
+use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Something that a vCPU's thread does between two entries to the guest.
@@ -44,8 +46,8 @@ pub trait Monitor: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// Why it does not.
-    fn reset(&self) -> Result<(), TargetError> {
-        Err(TargetError::Unsupported("this guest cannot begin again"))
+    fn reset(&self) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("this guest cannot begin again"))
     }
 
     /// Has the guest end.
@@ -54,17 +56,17 @@ pub trait Monitor: Send + Sync + Sized + 'static {
     /// Reads an I/O port that it serves, for a debugger, while all vCPUs stand still: 1, 2 or 4 bytes.
     ///
     /// # Errors
-    /// [`TargetError::Unsupported`] where it serves none.
-    fn read_port(&self, _port: u16, _bytes: &mut [u8]) -> Result<(), TargetError> {
-        Err(TargetError::Unsupported("there are no ports here"))
+    /// [`MachineError::Unsupported`] where it serves none.
+    fn read_port(&self, _port: u16, _bytes: &mut [u8]) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("there are no ports here"))
     }
 
     /// Writes one likewise.
     ///
     /// # Errors
     /// As [`Self::read_port`].
-    fn write_port(&self, _port: u16, _bytes: &[u8]) -> Result<(), TargetError> {
-        Err(TargetError::Unsupported("there are no ports here"))
+    fn write_port(&self, _port: u16, _bytes: &[u8]) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("there are no ports here"))
     }
 
     /// Counts of exits by vCPU and reason, for `monitor exits`.
@@ -159,6 +161,11 @@ impl<M: Monitor> Drop for Hold<M> {
 /// A thread that is out of reach of one kick gets another after this time.
 pub(super) const KICK_AGAIN: Duration = Duration::from_millis(20);
 
+/// A vCPU's thread that has not done a task after this time has something in its way.
+const LONG: Duration = Duration::from_secs(5);
+const IN_THE_WAY: &str = "It waits for ever if it is a vCPU's thread itself, if it has a lock that one of them takes, \
+                          or if they run without accepting kicks or without doing what they are posted";
+
 /// The answer of a vCPU's thread: when it is dropped, given or not, whoever waits is woken behind that.
 struct Answer<R> {
     sender: Option<Sender<R>>,
@@ -232,10 +239,26 @@ impl<M: Monitor> Vcpus<M> {
     }
 
     /// Lets a debugger have its say from the next entry of each vCPU on; returns when that is so.
-    pub fn attach(&self, link: &Arc<Link>) {
-        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(link));
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] when another one has it: two would not know of each other's planted
+    /// instructions. One that was dropped without having left has it still.
+    pub fn attach(&self, link: &Arc<Link>) -> io::Result<()> {
+        self.take_place(link)?;
         let link = Arc::clone(link);
         self.ask(|_| true, move |runner, _| runner.attach(Arc::clone(&link)));
+        Ok(())
+    }
+
+    /// Makes a debugger the one that has a say.
+    fn take_place(&self, link: &Arc<Link>) -> io::Result<()> {
+        let mut place = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.is_some() {
+            let why = "the guest has a debugger already: that one is to leave first";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+        }
+        *place = Some(Arc::clone(link));
+        Ok(())
     }
 
     /// The debugger leaves: no vCPU runs with anything of its own any more, and those that it has stopped run, if the
@@ -348,10 +371,11 @@ impl<M: Monitor> Vcpus<M> {
     }
 
     /// As [`Self::attach`], but does not wait: what is posted to vCPUs behind it finds it done.
-    pub(super) fn begin_attach(&self, link: &Arc<Link>) {
-        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(link));
+    pub(super) fn begin_attach(&self, link: &Arc<Link>) -> io::Result<()> {
+        self.take_place(link)?;
         let link = Arc::clone(link);
         self.post_to(|_| true, move |runner, _| runner.attach(Arc::clone(&link)), None);
+        Ok(())
     }
 
     fn tell_all(&self, what: fn(&mut Runner)) {
@@ -423,14 +447,23 @@ impl<M: Monitor> Vcpus<M> {
         }
     }
 
-    /// Waits until all senders of `answers` are gone, for the last answer.
+    /// Waits until all senders of `answers` are gone, for the last answer. Whoever waits in vain is told why that may
+    /// be.
     fn wait_for<R>(&self, answers: &Receiver<R>) -> Option<R> {
-        let mut last = None;
+        let (mut last, mut begin) = (None, Some(Instant::now()));
         loop {
             match answers.recv_timeout(KICK_AGAIN) {
                 Ok(answer) => last = Some(answer),
                 Err(RecvTimeoutError::Disconnected) => return last,
                 Err(RecvTimeoutError::Timeout) => (0..self.count()).for_each(|vcpu| self.monitor.kick(vcpu)),
+            }
+            if begin.is_some_and(|begin| begin.elapsed() >= LONG) {
+                begin = None;
+                let thread = thread::current();
+                let name = thread.name().unwrap_or("without a name");
+                log::warn!(
+                    "the thread {name} has waited {LONG:?} for vCPUs' threads, which do no tasks. {IN_THE_WAY}"
+                );
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use super::vcpus::{Monitor, Vcpus};
 use crate::arming::Arming;
-use crate::machine::{Activity, Code, TargetError};
+use crate::machine::{Activity, Code, MachineError};
 use crate::vcpu::Vcpu;
 use arch::Isa;
 use arch::paging::Regime;
@@ -56,8 +56,8 @@ impl Waited {
         vcpu: u32,
         stays: bool,
         known: impl Fn(&mut Known) -> &mut Option<T>,
-        ask: impl FnOnce() -> Result<T, TargetError>,
-    ) -> Result<T, TargetError> {
+        ask: impl FnOnce() -> Result<T, MachineError>,
+    ) -> Result<T, MachineError> {
         if let Some(value) = self.0.borrow_mut().get_mut(vcpu as usize).and_then(|it| known(it).clone()) {
             return Ok(value);
         }
@@ -69,7 +69,7 @@ impl Waited {
     }
 
     pub fn activity<M: Monitor>(&self, vcpus: &Vcpus<M>, vcpu: u32, stays: bool) -> Activity {
-        let ask = || vcpus.call(vcpu, |vcpu| vcpu.activity()).ok_or(TargetError::NoVcpu(vcpu));
+        let ask = || vcpus.call(vcpu, |vcpu| vcpu.activity()).ok_or(MachineError::NoVcpu(vcpu));
         self.ask(vcpu, stays, |known| &mut known.activity, ask).unwrap_or(Activity::NotStarted)
     }
 
@@ -79,11 +79,11 @@ impl Waited {
         vcpu: u32,
         banks: &[Bank],
         stays: bool,
-    ) -> Result<RegisterFile, TargetError> {
+    ) -> Result<RegisterFile, MachineError> {
         let wanted = banks.to_vec();
         let ask = || {
             let file = vcpus.call(vcpu, move |vcpu| vcpu.registers(&wanted));
-            file.ok_or(TargetError::NoVcpu(vcpu))
+            file.ok_or(MachineError::NoVcpu(vcpu))
         };
         match banks {
             [Bank::General] => self.ask(vcpu, stays, |known| &mut known.general, ask),
@@ -91,8 +91,8 @@ impl Waited {
         }
     }
 
-    pub fn code<M: Monitor>(&self, vcpus: &Vcpus<M>, vcpu: u32) -> Result<Code, TargetError> {
-        vcpus.call(vcpu, |vcpu| vcpu.code()).ok_or(TargetError::NoVcpu(vcpu))?
+    pub fn code<M: Monitor>(&self, vcpus: &Vcpus<M>, vcpu: u32) -> Result<Code, MachineError> {
+        vcpus.call(vcpu, |vcpu| vcpu.code()).ok_or(MachineError::NoVcpu(vcpu))?
     }
 
     pub fn regime<M: Monitor>(
@@ -100,8 +100,8 @@ impl Waited {
         vcpus: &Vcpus<M>,
         vcpu: u32,
         stays: bool,
-    ) -> Result<Regime, TargetError> {
-        let ask = || vcpus.call(vcpu, |vcpu| vcpu.regime()).ok_or(TargetError::NoVcpu(vcpu))?;
+    ) -> Result<Regime, MachineError> {
+        let ask = || vcpus.call(vcpu, |vcpu| vcpu.regime()).ok_or(MachineError::NoVcpu(vcpu))?;
         self.ask(vcpu, stays, |known| &mut known.regime, ask)
     }
 
@@ -110,16 +110,16 @@ impl Waited {
         vcpus: &Vcpus<M>,
         vcpu: u32,
         file: &RegisterFile,
-    ) -> Result<(), TargetError> {
+    ) -> Result<(), MachineError> {
         self.forget(vcpu);
         let file = file.clone();
         let set = vcpus.call(vcpu, move |vcpu| vcpu.set_registers(&file));
-        set.ok_or(TargetError::NoVcpu(vcpu))?
+        set.ok_or(MachineError::NoVcpu(vcpu))?
     }
 
-    pub fn nmi<M: Monitor>(&self, vcpus: &Vcpus<M>, vcpu: u32) -> Result<(), TargetError> {
+    pub fn nmi<M: Monitor>(&self, vcpus: &Vcpus<M>, vcpu: u32) -> Result<(), MachineError> {
         self.forget(vcpu);
-        vcpus.call(vcpu, |vcpu| vcpu.nmi()).ok_or(TargetError::NoVcpu(vcpu))?
+        vcpus.call(vcpu, |vcpu| vcpu.nmi()).ok_or(MachineError::NoVcpu(vcpu))?
     }
 
     pub fn disarm<M: Monitor>(vcpus: &Vcpus<M>, isa: Isa) {

@@ -10,7 +10,8 @@ use debug::engine::Engine;
 use debug::gdb::listener::{Address, Admission, Listener};
 use debug::live::debugger::{Debugger, Options, Polled, Status, Target};
 use debug::live::gate::Kick;
-use debug::live::runner::{Exit, Next, Runner, Turn};
+use debug::live::inbox::{Inbox, Post, Round, Serve, inbox};
+use debug::live::runner::{Exit, Runner, Turn};
 use debug::live::times::Times;
 use debug::live::vcpus::{Monitor, Task, Vcpus};
 use debug::ram::Memory;
@@ -31,7 +32,6 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -43,7 +43,7 @@ const MEMORY: usize = 16 << 20;
 
 /// One vCPU's thread, as others see it.
 struct Thread {
-    inbox: Sender<Task<Vcpu>>,
+    post: Post<Vcpu>,
     kicker: Kicker,
 }
 
@@ -61,10 +61,9 @@ impl Monitor for Threads {
     }
 
     fn post(&self, vcpu: u32, task: Task<Vcpu>) {
-        let thread = &self.threads[vcpu as usize];
-        // One that has ended has dropped its inbox, and the task goes with it.
-        thread.inbox.send(task).ok();
-        thread.kicker.kick();
+        if self.threads[vcpu as usize].post.leave(task) {
+            self.kick(vcpu);
+        }
     }
 
     fn kick(&self, vcpu: u32) {
@@ -85,55 +84,26 @@ impl Monitor for Threads {
 struct Runnable {
     vcpu: Vcpu,
     runner: Runner,
-    tasks: Receiver<Task<Vcpu>>,
+    inbox: Inbox<Vcpu>,
     kicker: Kicker,
 }
 
-impl Runnable {
-    /// Does what is posted; `waits`: until there is something else to do. Whether anybody can post anything.
-    fn look(&mut self, waits: bool) -> bool {
-        kick::clear();
-        loop {
-            let task = match self.tasks.try_recv() {
-                Ok(task) => task,
-                Err(_) if self.runner.may_run() || !waits => return true,
-                Err(_) => {
-                    self.runner.leave();
-                    let Ok(task) = self.tasks.recv() else { return false };
-                    task
-                }
-            };
-            let next = self.runner.finish(&mut self.vcpu, &mut enter);
-            self.deal_with(next);
-            task(&mut self.runner, &mut self.vcpu);
-        }
-    }
+/// Serves a guest: it has a serial port. One that cannot go on stands still, and its debugger may look at it.
+struct Serial;
 
-    /// Runs the guest until it needs somebody.
-    fn run(&mut self) {
-        let next = self.runner.run(&mut self.vcpu, &mut enter);
-        self.deal_with(next);
+impl Serve<Vcpu> for Serial {
+    fn enter(&mut self, vcpu: &mut Vcpu, turn: Turn<'_>) -> Exit {
+        let served = vcpu.take(turn, |exit, _| match exit {
+            VcpuExit::Interrupted => Exit::Interrupted,
+            VcpuExit::PortWrite { port: 0x3f8, data, .. }
+            | VcpuExit::MmioWrite { address: 0x900_0000, data } => {
+                let result = io::stdout().write_all(data).and_then(|()| io::stdout().flush());
+                result.map_or_else(|error| Exit::End { fatal: Some(error.to_string()) }, |()| Exit::Served)
+            }
+            exit => exit.trap().map_or(Exit::End { fatal: Some(format!("no {exit:?} here")) }, Exit::Trap),
+        });
+        served.unwrap_or_else(|error| Exit::End { fatal: Some(error.to_string()) })
     }
-
-    /// A guest that cannot go on stands still, and its debugger may look at it.
-    fn deal_with(&mut self, next: Next) {
-        if let Next::Unowned(_) | Next::Failed(_) = next {
-            self.runner.end(&self.vcpu, Some(format!("vCPU {}: {next:?}", self.vcpu.id())));
-        }
-    }
-}
-
-/// Enters the guest, and serves what it wants.
-fn enter(vcpu: &mut Vcpu, turn: Turn<'_>) -> Exit {
-    let served = vcpu.take(turn, |exit, _| match exit {
-        VcpuExit::Interrupted => Exit::Interrupted,
-        VcpuExit::PortWrite { port: 0x3f8, data, .. } | VcpuExit::MmioWrite { address: 0x900_0000, data } => {
-            let result = io::stdout().write_all(data).and_then(|()| io::stdout().flush());
-            result.map_or_else(|error| Exit::End { fatal: Some(error.to_string()) }, |()| Exit::Served)
-        }
-        exit => exit.trap().map_or(Exit::End { fatal: Some(format!("no {exit:?} here")) }, Exit::Trap),
-    });
-    served.unwrap_or_else(|error| Exit::End { fatal: Some(error.to_string()) })
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -201,11 +171,11 @@ fn make(kvm: &Kvm, guest: &[u8], vcpus: u32) -> Result<Machine, Failure> {
     let (mut threads, mut runnables) = (Vec::new(), Vec::new());
     for id in 0..vcpus {
         let vcpu = native::make_vcpu(kvm, &vm, id, &ram)?;
-        let (inbox, tasks) = channel();
+        let (post, inbox) = inbox();
         let kicker = Kicker::default();
-        threads.push(Thread { inbox, kicker: kicker.clone() });
+        threads.push(Thread { post, kicker: kicker.clone() });
         let runner = Runner::new(HOST_ISA, Arc::new(Times::default()));
-        runnables.push(Runnable { vcpu, runner, tasks, kicker });
+        runnables.push(Runnable { vcpu, runner, inbox, kicker });
     }
     let threads = Threads { threads, is_over: AtomicBool::new(false) };
     Ok(Machine { _vm: vm, memory, vcpus: Arc::new(Vcpus::new(threads)), runnables })
@@ -233,10 +203,8 @@ fn main() -> Result<(), Failure> {
     let is_alone = how == "--alone";
     // Alone, a timer takes the thread out of the guest a hundred times a second, so that it looks for gdb.
     if is_alone {
-        kick::use_signal(Signal::SIGALRM as i32)?
-    } else {
-        kick::install_handler()?
-    };
+        kick::use_signal(Signal::SIGALRM as i32)?;
+    }
     let kvm = Kvm::new()?;
     let mut machine = make(&kvm, &guest, if is_alone { 1 } else { 2 })?;
     let vcpus = &machine.vcpus;
@@ -245,17 +213,15 @@ fn main() -> Result<(), Failure> {
     eprintln!("gdb is waited for at {}", listener.address());
     let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
     let target = Target { engine, memory: Box::new(LiveMemory(machine.memory.clone())) };
-    let options = Options::new(Admission::open());
+    let options = Options { name: "monitor".into(), ..Options::new(Admission::open()) };
     if is_alone {
         let debugger = Polled::attach(vcpus, target, listener, options)?;
         return alone(vcpus, &mut machine.runnables[0], debugger);
     }
-    for mut runnable in machine.runnables {
+    for mut it in machine.runnables {
         thread::spawn(move || {
-            let _kicks = runnable.vcpu.accept_kicks_by(&runnable.kicker);
-            while runnable.look(true) {
-                runnable.run();
-            }
+            let _kicks = it.vcpu.accept_kicks_by(&it.kicker).expect("a vCPU can be kicked");
+            it.inbox.live(&mut it.runner, &mut it.vcpu, &mut Serial);
         });
     }
     let is_over = || vcpus.monitor().is_over.load(Ordering::SeqCst);
@@ -278,16 +244,16 @@ fn main() -> Result<(), Failure> {
 
 /// The vCPU, the debugger and standard input on one thread.
 fn alone(vcpus: &Vcpus<Threads>, it: &mut Runnable, mut debugger: Polled<Threads>) -> Result<(), Failure> {
-    let _kicks = it.vcpu.accept_kicks_by(&it.kicker);
+    let _kicks = it.vcpu.accept_kicks_by(&it.kicker)?;
     let signal = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGALRM, si_value: 0 });
     let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, signal)?;
     timer.set(Expiration::Interval(Duration::from_millis(10).into()), TimerSetTimeFlags::empty())?;
     let mut status = Status::Serving;
     while status == Status::Serving && !vcpus.monitor().is_over.load(Ordering::SeqCst) {
-        it.look(false);
-        let runs = it.runner.may_run();
+        let round = it.inbox.look(false, &mut it.runner, &mut it.vcpu, &mut Serial);
+        let runs = round == Round::GoesOn && it.runner.may_run();
         if runs {
-            it.run();
+            Inbox::run(&mut it.runner, &mut it.vcpu, &mut Serial);
         }
         if wait(Some(&debugger), if runs { PollTimeout::ZERO } else { PollTimeout::from(10u8) })? {
             debugger.leave();

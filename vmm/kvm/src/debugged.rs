@@ -6,12 +6,12 @@ use arch::Isa;
 use arch::paging::Regime;
 use arch::register::{Bank, RegisterFile};
 use debug::arming::{Arming, DebugRegisters};
-use debug::machine::{Abilities, Activity, Code, TargetError};
+use debug::machine::{Abilities, Activity, Code, MachineError};
 use debug::trap::Injection;
 
-impl From<KvmError> for TargetError {
-    fn from(error: KvmError) -> TargetError {
-        TargetError::Host(error.to_string())
+impl From<KvmError> for MachineError {
+    fn from(error: KvmError) -> MachineError {
+        MachineError::Host(error.to_string())
     }
 }
 
@@ -24,15 +24,15 @@ impl debug::vcpu::Vcpu for Vcpu {
         HOST_ISA
     }
 
-    fn pc_and_flags(&self) -> Result<(u64, u64), TargetError> {
+    fn pc_and_flags(&self) -> Result<(u64, u64), MachineError> {
         Ok(self.pc_and_flags()?)
     }
 
-    fn code(&self) -> Result<Code, TargetError> {
+    fn code(&self) -> Result<Code, MachineError> {
         Ok(self.code()?)
     }
 
-    fn regime(&self) -> Result<Regime, TargetError> {
+    fn regime(&self) -> Result<Regime, MachineError> {
         Ok(self.regime()?)
     }
 
@@ -44,23 +44,23 @@ impl debug::vcpu::Vcpu for Vcpu {
         self.register(row)
     }
 
-    fn set_registers(&mut self, file: &RegisterFile) -> Result<(), TargetError> {
+    fn set_registers(&mut self, file: &RegisterFile) -> Result<(), MachineError> {
         Ok(Vcpu::set_registers(self, file)?)
     }
 
-    fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), TargetError> {
+    fn set_rows(&mut self, values: &[(usize, u64)]) -> Result<(), MachineError> {
         Ok(Vcpu::set_rows(self, values)?)
     }
 
-    fn own_debug_registers(&self, abilities: &Abilities) -> Result<DebugRegisters, TargetError> {
+    fn own_debug_registers(&self, abilities: &Abilities) -> Result<DebugRegisters, MachineError> {
         Ok(self.own_debug_registers(abilities)?)
     }
 
-    fn set_debug(&mut self, arming: &Arming) -> Result<(), TargetError> {
+    fn set_debug(&mut self, arming: &Arming) -> Result<(), MachineError> {
         Ok(Vcpu::set_debug(self, arming)?)
     }
 
-    fn inject(&mut self, injection: &Injection, arming: &Arming) -> Result<(), TargetError> {
+    fn inject(&mut self, injection: &Injection, arming: &Arming) -> Result<(), MachineError> {
         Ok(Vcpu::inject(self, injection, arming)?)
     }
 
@@ -68,15 +68,15 @@ impl debug::vcpu::Vcpu for Vcpu {
         self.has_queued()
     }
 
-    fn abort_access(&mut self) -> Result<(), TargetError> {
+    fn abort_access(&mut self) -> Result<(), MachineError> {
         Ok(Vcpu::abort_access(self)?)
     }
 
-    fn shadow_interrupts(&mut self) -> Result<(), TargetError> {
+    fn shadow_interrupts(&mut self) -> Result<(), MachineError> {
         Ok(Vcpu::shadow_interrupts(self)?)
     }
 
-    fn end_halt(&mut self) -> Result<(), TargetError> {
+    fn end_halt(&mut self) -> Result<(), MachineError> {
         Ok(Vcpu::end_halt(self)?)
     }
 
@@ -84,7 +84,7 @@ impl debug::vcpu::Vcpu for Vcpu {
         self.activity()
     }
 
-    fn nmi(&mut self) -> Result<(), TargetError> {
+    fn nmi(&mut self) -> Result<(), MachineError> {
         Ok(Vcpu::nmi(self)?)
     }
 

@@ -96,6 +96,9 @@ pub enum KvmError {
     /// A register that has no value of its own, or one of another size.
     #[error("register {0} cannot be written")]
     NoValue(&'static str),
+    /// There is no signal that vCPUs' threads could be kicked by.
+    #[error("vCPUs' threads cannot be kicked: {0}")]
+    Signal(std::io::Error),
     /// Memory could not be mapped.
     #[error("cannot map {bytes} bytes of guest memory: {source}")]
     Memory {

@@ -25,6 +25,7 @@
 //!
 //! Source: KVM API, "5. The kvm_run structure", `immediate_exit`.
 
+use kvm_ioctls::KvmRunWrapper;
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use std::cell::Cell;
@@ -57,8 +58,8 @@ extern "C" fn handle_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc:
     KICKED.set(true);
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
-        // SAFETY: `KickGuard` keeps the pointer non-null only while the vCPU, whose mapping it
-        // points into, is alive on this thread. The kernel reads the byte at any time; a
+        // SAFETY: the pointer is non-null only while the mapping is there that it points into, which a
+        // `KickGuard` of this thread keeps. The kernel reads the byte at any time; a
         // volatile store is one byte.
         unsafe { flag.write_volatile(1) };
     }
@@ -192,12 +193,26 @@ impl Kicker {
     }
 }
 
-/// While it lives, kicks of this thread reach the vCPU that it was made for. It stays on its thread.
+/// While it lives, kicks of this thread reach the vCPU that it was made for. It stays on its thread. Whether the vCPU is
+/// dropped before it, after it, or it is never dropped: the byte that a kick writes is there.
 #[derive(Debug)]
 pub struct KickGuard<'a> {
     kicker: Kicker,
+    /// What the byte is in, where that is the guard's own. Unmapped when nobody writes there any more.
+    mapping: Option<KvmRunWrapper>,
     /// Of the byte, and bound to the thread.
     _bound: PhantomData<(&'a mut u8, *const ())>,
+}
+
+impl KickGuard<'static> {
+    /// Has kicks of this thread reach the vCPU whose `kvm_run` this is, which the guard keeps.
+    pub(crate) fn of(mut run: KvmRunWrapper) -> KickGuard<'static> {
+        let flag = &raw mut run.as_mut_ref().immediate_exit;
+        // SAFETY: the mapping lives as long as the guard: it is unmapped behind its end, or never.
+        let mut guard = unsafe { KickGuard::new(flag) };
+        guard.mapping = Some(run);
+        guard
+    }
 }
 
 impl<'a> KickGuard<'a> {
@@ -208,7 +223,7 @@ impl<'a> KickGuard<'a> {
     pub unsafe fn new(immediate_exit: *mut u8) -> KickGuard<'a> {
         IMMEDIATE_EXIT.set(immediate_exit);
         unblock();
-        KickGuard { kicker: Kicker::default(), _bound: PhantomData }
+        KickGuard { kicker: Kicker::default(), mapping: None, _bound: PhantomData }
     }
 
     /// Has `kicker` kick this thread.

@@ -77,7 +77,7 @@ fn bare(name: &str) -> Result<(Vm, Vcpu, u64), String> {
 /// What it did instead, in words.
 pub fn small(name: &str) -> Result<(), String> {
     let (_vm, mut vcpu, _) = bare(name)?;
-    let _kicks = vcpu.accept_kicks();
+    let _kicks = vcpu.accept_kicks().map_err(|error| error.to_string())?;
     loop {
         let told = match vcpu.run().map_err(|error| error.to_string())? {
             VcpuExit::PortWrite { data, .. } | VcpuExit::MmioWrite { data, .. } => data.first().copied(),
@@ -153,7 +153,7 @@ pub fn debug(kind: DebugKind) -> Result<(), String> {
 
 fn try_debug(kind: DebugKind) -> Result<Seen, String> {
     let (vm, mut vcpu, entry) = bare("debug")?;
-    let _kicks = vcpu.accept_kicks();
+    let _kicks = vcpu.accept_kicks().map_err(|error| error.to_string())?;
     let skip_software_breakpoint = || -> Result<(), String> {
         let nop: &[u8] = match HOST_ISA {
             Isa::X86_64 => &[0x90],
@@ -215,7 +215,7 @@ pub fn endless(limit: Duration) -> Result<(), String> {
     attempt(limit, || {
         let (vm, mut vcpu, entry) = bare("debug")?;
         vm.memory().write_slice(LOOP, GuestAddress(entry)).map_err(|error| error.to_string())?;
-        let _kicks = vcpu.accept_kicks();
+        let _kicks = vcpu.accept_kicks().map_err(|error| error.to_string())?;
         loop {
             match vcpu.run().map_err(|error| error.to_string())? {
                 VcpuExit::Interrupted if is_over() => return Err(KICKED.into()),

@@ -10,7 +10,8 @@ use debug::arming::{Arming, DebugRegisters};
 use debug::live::runner::{Exit, Turn, Visit};
 use debug::machine::{Abilities, Activity, Code};
 use debug::trap::Injection;
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_bindings::kvm_run;
+use kvm_ioctls::{Kvm, KvmRunWrapper, VcpuFd};
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
@@ -95,17 +96,25 @@ impl Vcpu {
         native::set_boot_state(&self.fd, state)
     }
 
-    /// Makes kicks of the calling thread reach this vCPU until it is dropped.
-    pub fn accept_kicks(&mut self) -> kick::KickGuard<'static> {
-        let flag = &raw mut self.fd.get_kvm_run().immediate_exit;
-        // SAFETY: the mapping lives as long as `self.fd`. The vCPU thread owns both the vCPU
-        // and the target and drops the target first (`vcpus::run_vcpu`).
-        unsafe { kick::KickGuard::new(flag) }
+    /// Makes kicks of the calling thread reach this vCPU, as long as the result lives. The signal gets its handler, if it
+    /// has none yet ([`kick::install_handler`]).
+    ///
+    /// # Errors
+    /// [`KvmError::Signal`] when no signal is free, [`KvmError::Ioctl`] when the vCPU's `kvm_run` cannot be mapped once
+    /// more.
+    pub fn accept_kicks(&mut self) -> Result<kick::KickGuard<'static>, KvmError> {
+        kick::install_handler().map_err(KvmError::Signal)?;
+        // A mapping of its own: nobody says which of the two is dropped first.
+        let run = KvmRunWrapper::mmap_from_fd(&self.fd, size_of::<kvm_run>()).map_err(ioctl("mmap"))?;
+        Ok(kick::KickGuard::of(run))
     }
 
     /// The same, of kicks by `kicker`, which others have.
-    pub fn accept_kicks_by(&mut self, kicker: &kick::Kicker) -> kick::KickGuard<'static> {
-        self.accept_kicks().by(kicker)
+    ///
+    /// # Errors
+    /// As [`Self::accept_kicks`].
+    pub fn accept_kicks_by(&mut self, kicker: &kick::Kicker) -> Result<kick::KickGuard<'static>, KvmError> {
+        Ok(self.accept_kicks()?.by(kicker))
     }
 
     /// Runs the guest until it needs us. `EINTR` is [`VcpuExit::Interrupted`], and a fault on guest memory,
@@ -419,6 +428,26 @@ mod tests {
         let vm = Kvm::new().ok()?.create_vm().ok()?;
         let vcpu = vm.create_vcpu(0).ok()?;
         Some((device, vm, vcpu))
+    }
+
+    /// Nothing says in which order a vCPU and the guard of its thread's kicks are dropped.
+    #[test]
+    fn a_thread_is_kicked_behind_its_vcpus_end() {
+        let Some((device, vm, fd)) = bare() else { return };
+        let kvm = Kvm::new().unwrap();
+        let mut vcpu = Vcpu::adopt(&kvm, 0, fd);
+        let kicker = kick::Kicker::default();
+        let kicks = vcpu.accept_kicks_by(&kicker).unwrap();
+        assert_ne!(kick::signal(), 0, "whoever accepts kicks can be kicked");
+        kicker.kick();
+        assert_eq!(vcpu.fd.get_kvm_run().immediate_exit, 1);
+        drop((vcpu, vm, device));
+        kicker.kick();
+        assert!(kick::is_pending());
+        kick::clear();
+        drop(kicks);
+        kicker.kick();
+        assert!(!kick::is_pending());
     }
 
     #[test]

@@ -201,7 +201,9 @@ fn serve(core: Core, address: &Address, any_user: bool) -> Result<(), Error> {
     let quit = quit.as_fd().try_clone_to_owned().map_err(Error::system("cannot duplicate a signalfd"))?;
     log::warn!("waiting for gdb at {}", listener.address());
     let service = Service { admission: crate::peer::admission(any_user), ..Service::plain(quit) };
-    server::run(listener, session(core), service);
+    let mut session = session(core);
+    session.name = "vmm".into();
+    server::run(listener, session, service);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use super::candidates::guests;
 use super::stdout;
 use crate::control::client::ask;
-use crate::control::protocol::{Reply, Request};
+use crate::control::protocol::{Request, Response};
 use crate::outcome;
 use std::io::{self, ErrorKind};
 
@@ -20,12 +20,12 @@ impl NamedGuest {
     pub fn ask(&self, request: io::Result<Request>) -> u8 {
         let guest = &self.guest;
         match request.and_then(|request| ask(guest, &request)) {
-            Ok(Reply::Done(text)) => stdout::print(&format!("{text}\n"), 0),
-            Ok(Reply::Error(text)) => {
+            Ok(Response::Done(text)) => stdout::print(&format!("{text}\n"), 0),
+            Ok(Response::Error(text)) => {
                 log::error!("{text}");
                 outcome::FILE
             }
-            Ok(Reply::Percent(_)) => {
+            Ok(Response::Percent(_)) => {
                 log::error!("the guest {guest} ended before it had answered");
                 outcome::FILE
             }

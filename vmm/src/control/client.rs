@@ -1,7 +1,7 @@
 //! Asking a guest of another process.
 
 use super::names::socket_of;
-use super::protocol::{Reply, Request, send};
+use super::protocol::{Request, Response, send};
 use crate::logging;
 use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::os::unix::net::UnixStream;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 ///
 /// # Errors
 /// When no guest can be reached there, or it says what is no reply.
-pub fn ask(guest: &str, request: &Request) -> io::Result<Reply> {
+pub fn ask(guest: &str, request: &Request) -> io::Result<Response> {
     let socket = if guest.contains('/') { PathBuf::from(guest) } else { socket_of(guest)? };
     let stream = UnixStream::connect(socket)?;
     match send(&stream, request) {
@@ -19,12 +19,12 @@ pub fn ask(guest: &str, request: &Request) -> io::Result<Reply> {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error),
         _ => {}
     }
-    let mut last = Reply::Percent(0);
+    let mut last = Response::Percent(0);
     for line in BufReader::new(stream).lines() {
         last = serde_json::from_str(&line?)?;
         match &last {
-            Reply::Percent(percent) => logging::print(&format!("{percent} %\n")),
-            Reply::Done(_) | Reply::Error(_) => break,
+            Response::Percent(percent) => logging::print(&format!("{percent} %\n")),
+            Response::Done(_) | Response::Error(_) => break,
         }
     }
     Ok(last)

@@ -71,7 +71,7 @@ impl From<Lost> for OnLost {
 /// What it answers.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reply {
+pub enum Response {
     /// How far it is.
     Percent(u64),
     /// It is done; in words.

@@ -1,7 +1,7 @@
 //! Answering what a guest is asked for.
 
 use super::names::socket_of;
-use super::protocol::{LONGEST, Reply, Request, ServeGdb, send};
+use super::protocol::{LONGEST, Request, Response, ServeGdb, send};
 use crate::error::Error;
 use crate::logging::progress::Reporter;
 use crate::machine::Guest;
@@ -73,7 +73,7 @@ impl ControlSocket {
     fn start(&self, stream: UnixStream, guest: &Guest) {
         if Arc::strong_count(&self.clients) > MOST_CLIENTS {
             // One that does not read this at once does not get it.
-            let reply = Reply::Error(format!("{MOST_CLIENTS} others are served already: try again later"));
+            let reply = Response::Error(format!("{MOST_CLIENTS} others are served already: try again later"));
             if let Err(error) = stream.set_nonblocking(true).and_then(|()| send(&stream, &reply)) {
                 log::info!("a client of the control socket is not told that there are others: {error}");
             }
@@ -125,7 +125,7 @@ fn answer(stream: &UnixStream, dumper: &Dumper, attachment: &Attachment) -> io::
     stream.set_write_timeout(Some(PATIENCE))?;
     let request: Request = match serde_json::from_slice(&read_request(stream, PATIENCE)?) {
         Ok(request) => request,
-        Err(error) => return send(stream, &Reply::Error(format!("not a request: {error}"))),
+        Err(error) => return send(stream, &Response::Error(format!("not a request: {error}"))),
     };
     let path = match request {
         Request::Dump { path } => path,
@@ -135,32 +135,32 @@ fn answer(stream: &UnixStream, dumper: &Dumper, attachment: &Attachment) -> io::
     };
     let mut reporter = Reporter::new();
     let mut watch = |progress: Progress| match reporter.percent(progress) {
-        Some(percent) if send(stream, &Reply::Percent(percent)).is_err() => ControlFlow::Break(()),
+        Some(percent) if send(stream, &Response::Percent(percent)).is_err() => ControlFlow::Break(()),
         _ if is_gone(stream) => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     };
     let reply = match dumper.dump(&path, Moment::Running, &mut watch) {
-        Ok(summary) => Reply::Done(format!("{}: {summary}", path.display())),
-        Err(error) => Reply::Error(error.to_string()),
+        Ok(summary) => Response::Done(format!("{}: {summary}", path.display())),
+        Err(error) => Response::Error(error.to_string()),
     };
     send(stream, &reply)
 }
 
 const NOT_SERVED: &str = "it serves no gdb";
 
-fn release_debugger(attachment: &Attachment) -> Reply {
+fn release_debugger(attachment: &Attachment) -> Response {
     match attachment.debugger() {
         Some(debugger) => {
             debugger.release();
-            Reply::Done("its debugger, if one was attached, is let go".into())
+            Response::Done("its debugger, if one was attached, is let go".into())
         }
-        None => Reply::Error(NOT_SERVED.into()),
+        None => Response::Error(NOT_SERVED.into()),
     }
 }
 
-fn serve_gdb(attachment: &Attachment, asked: ServeGdb) -> Reply {
+fn serve_gdb(attachment: &Attachment, asked: ServeGdb) -> Response {
     if attachment.debugger().is_some() {
-        return Reply::Error("it has a gdb server already".into());
+        return Response::Error("it has a gdb server already".into());
     }
     let served = Address::parse(&asked.address).map_err(Error::Usage).and_then(|address| {
         let config = GdbConfig {
@@ -175,15 +175,15 @@ fn serve_gdb(attachment: &Attachment, asked: ServeGdb) -> Reply {
         attachment.attach(listener, &config).map(|()| address)
     });
     match served {
-        Ok(address) => Reply::Done(format!("waiting for gdb at {address}")),
-        Err(error) => Reply::Error(error.to_string()),
+        Ok(address) => Response::Done(format!("waiting for gdb at {address}")),
+        Err(error) => Response::Error(error.to_string()),
     }
 }
 
-fn leave(attachment: &Attachment) -> Reply {
+fn leave(attachment: &Attachment) -> Response {
     match attachment.leave() {
-        true => Reply::Done("it serves gdb no more, and runs".into()),
-        false => Reply::Error(NOT_SERVED.into()),
+        true => Response::Done("it serves gdb no more, and runs".into()),
+        false => Response::Error(NOT_SERVED.into()),
     }
 }
 

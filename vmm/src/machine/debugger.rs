@@ -115,6 +115,8 @@ impl Attachment {
             looks: true,
             believed: self.believed,
             dump_folder: config.dump_folder.clone(),
+            name: "vmm".into(),
+            how_to_release: Some("'vmm release' or --gdb-takeover let another one in".into()),
         };
         let target = self.target(&vcpus);
         log::warn!("waiting for gdb at {}", listener.address());

@@ -1,12 +1,13 @@
 //! Entering the guest, and serving what it wants: ports and memory of devices, hypercalls, and its ends.
 //!
-//! [`Server::enter`] is what a vCPU thread's runner ([`debug::live::runner`]) calls to run the guest, and to step it.
+//! [`Server`] is what a vCPU's thread ([`debug::live::inbox`]) has the guest entered by, to run and to step it.
 
 mod over;
 
 use super::hypercalls::{AfterCall, LiveHypercalls};
 use super::services::Services;
 use crate::outcome::Outcome;
+use debug::live::inbox::Serve;
 use debug::live::runner::{Exit, Next, Runner, Turn, Visit};
 use debug::machine::StopReason;
 use debug::trap::Trap;
@@ -30,8 +31,17 @@ impl<'a> Server<'a> {
         Server { services, outcome: None }
     }
 
-    /// Enters the guest and serves what it wants: the callback of the thread's runner.
-    pub fn enter(&mut self, vcpu: &mut Vcpu, turn: Turn<'_>) -> Exit {
+    /// Notes how the guest has ended; what a debugger may want to know of it first.
+    fn end(&mut self, vcpu: &Vcpu, end: Over) -> Option<String> {
+        let outcome = end.outcome(vcpu, &self.services.memory);
+        let fatal = fatal(&outcome);
+        self.outcome = Some(outcome);
+        fatal
+    }
+}
+
+impl Serve<Vcpu> for Server<'_> {
+    fn enter(&mut self, vcpu: &mut Vcpu, turn: Turn<'_>) -> Exit {
         let exit = match enter(vcpu, turn, self.services) {
             Ok(exit) => exit,
             Err(end) => Exit::End { fatal: self.end(vcpu, end) },
@@ -42,8 +52,7 @@ impl<'a> Server<'a> {
         exit
     }
 
-    /// Does what the thread's runner has come to.
-    pub fn deal_with(&mut self, next: Next, runner: &mut Runner, vcpu: &Vcpu) {
+    fn deal_with(&mut self, next: Next, runner: &mut Runner, vcpu: &Vcpu) {
         let end = match next {
             Next::Look => return,
             Next::End => None,
@@ -65,14 +74,6 @@ impl<'a> Server<'a> {
         {
             self.services.end(outcome);
         }
-    }
-
-    /// Notes how the guest has ended; what a debugger may want to know of it first.
-    fn end(&mut self, vcpu: &Vcpu, end: Over) -> Option<String> {
-        let outcome = end.outcome(vcpu, &self.services.memory);
-        let fatal = fatal(&outcome);
-        self.outcome = Some(outcome);
-        fatal
     }
 }
 

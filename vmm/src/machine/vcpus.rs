@@ -8,40 +8,37 @@
 mod commands;
 
 use crate::machine::guest_clock::Timekeeper;
-use crate::machine::mailbox::{Mailbox, Message, Task};
+use crate::machine::mailbox::{Mailbox, Task};
 use crate::machine::serve::Server;
 use crate::machine::services::Services;
 use crate::outcome::{Outcome, StoppedBy};
 use arch::{End, Isa};
-use debug::live::attention::{self, Attention};
 use debug::live::gate::Kick;
-use debug::live::runner::Runner;
+use debug::live::inbox::{Inbox, Post, Serve as _, inbox};
+use debug::live::runner::{Next, Runner};
 use debug::live::times::Times;
 use debug::live::vcpus::Monitor;
-use debug::machine::TargetError;
+use debug::machine::MachineError;
 use debug::reply::{Arguments, Command, Refusal, Reply};
 use kvm::{HOST_ISA, Vcpu, kick};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use vmm_sys_util::signal::Killable;
 
 #[derive(Debug)]
 struct Thread {
-    inbox: Sender<Message>,
+    post: Post<Vcpu>,
     handle: JoinHandle<()>,
-    /// The thread waits for messages outside the guest, and needs no kick to see one.
-    attention: Arc<Attention>,
     times: Arc<Times>,
 }
 
 impl Thread {
-    fn send(&self, message: Message) {
-        // A thread that has ended has dropped its inbox; it needs no message any more.
-        if self.inbox.send(message).is_ok() && !self.attention.is_there() {
+    fn leave(&self, task: Task) {
+        if self.post.leave(task) {
             self.kick();
         }
     }
@@ -50,23 +47,6 @@ impl Thread {
         if let Err(error) = self.handle.kill(kick::signal()) {
             log::error!("cannot kick a vCPU thread: {error}");
         }
-    }
-}
-
-/// A vCPU thread's end of its messages.
-struct Inbox {
-    messages: Receiver<Message>,
-    attention: Arc<Attention>,
-}
-
-impl Inbox {
-    /// The next message, which may have to be waited for; `None` when nobody can send one. The
-    /// caller looks for messages once more before it enters the guest.
-    fn wait(&self) -> Option<Message> {
-        self.attention.begin();
-        let message = attention::poll(|| self.messages.try_recv().ok()).or_else(|| self.messages.recv().ok());
-        self.attention.end();
-        message
     }
 }
 
@@ -93,17 +73,15 @@ impl Threads {
         let time = Arc::new(time);
         let mut result = Threads { threads: Vec::new(), time, services: Arc::clone(services) };
         for vcpu in vcpus {
-            let (inbox, messages) = channel();
-            let attention = Arc::new(Attention::default());
-            let inbox_end = Inbox { messages, attention: Arc::clone(&attention) };
+            let (post, inbox) = inbox();
             let services = Arc::clone(services);
             let times = Arc::new(Times::default());
             let its_times = Arc::clone(&times);
             let handle = thread::Builder::new()
                 .name(format!("vcpu{}", vcpu.id()))
                 .stack_size(STACK)
-                .spawn(move || run_vcpu(vcpu, &inbox_end, &services, &its_times))?;
-            result.threads.push(Thread { inbox, handle, attention, times });
+                .spawn(move || run_vcpu(vcpu, &inbox, &services, &its_times))?;
+            result.threads.push(Thread { post, handle, times });
         }
         Ok(result)
     }
@@ -122,7 +100,7 @@ impl Threads {
             let kicked = kick::Thread::of(&thread.handle);
             // SAFETY: they are used by vCPUs' threads only, which have all ended when the first of them is joined
             // ([`Threads`]'s end), and not before.
-            unsafe { Mailbox::new(thread.inbox.clone(), Arc::clone(&thread.attention), kicked) }
+            unsafe { Mailbox::new(thread.post.clone(), kicked) }
         };
         self.threads.iter().map(mailbox).collect()
     }
@@ -136,10 +114,10 @@ const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
 const KICK_AGAIN: Duration = Duration::from_millis(20);
 
 /// x86 has them.
-fn has_ports() -> Result<(), TargetError> {
+fn has_ports() -> Result<(), MachineError> {
     match HOST_ISA {
         Isa::X86_64 => Ok(()),
-        Isa::Aarch64 => Err(TargetError::Unsupported("aarch64 has no ports")),
+        Isa::Aarch64 => Err(MachineError::Unsupported("aarch64 has no ports")),
     }
 }
 
@@ -152,7 +130,7 @@ impl Monitor for Threads {
 
     fn post(&self, vcpu: u32, task: Task) {
         if let Some(thread) = self.threads.get(vcpu as usize) {
-            thread.send(Message::Task(task));
+            thread.leave(task);
         }
     }
 
@@ -177,7 +155,7 @@ impl Monitor for Threads {
         self.services.is_started.load(Ordering::SeqCst)
     }
 
-    fn reset(&self) -> Result<(), TargetError> {
+    fn reset(&self) -> Result<(), MachineError> {
         self.services.wants_restart.store(true, Ordering::Relaxed);
         self.services.end(Outcome::Ended(End::Reset));
         Ok(())
@@ -187,7 +165,7 @@ impl Monitor for Threads {
         self.services.end(Outcome::Stopped(StoppedBy::Debugger));
     }
 
-    fn read_port(&self, port: u16, bytes: &mut [u8]) -> Result<(), TargetError> {
+    fn read_port(&self, port: u16, bytes: &mut [u8]) -> Result<(), MachineError> {
         has_ports()?;
         bytes.fill(0xff);
         // As on hardware, nothing reads as ones.
@@ -195,7 +173,7 @@ impl Monitor for Threads {
         Ok(())
     }
 
-    fn write_port(&self, port: u16, bytes: &[u8]) -> Result<(), TargetError> {
+    fn write_port(&self, port: u16, bytes: &[u8]) -> Result<(), MachineError> {
         has_ports()?;
         if let Ok(Some(end)) = self.services.ports.write(u64::from(port), bytes) {
             self.services.end(end.into());
@@ -235,9 +213,13 @@ impl Monitor for Threads {
 impl Drop for Threads {
     /// Ends all threads and waits for them.
     fn drop(&mut self) {
-        let (alive, ended) = channel();
+        let (alive, ended) = channel::<()>();
         for thread in &self.threads {
-            thread.send(Message::Stop(alive.clone()));
+            let alive = alive.clone();
+            thread.leave(Box::new(move |runner, _| {
+                runner.retire();
+                drop(alive);
+            }));
         }
         drop(alive);
         while ended.recv_timeout(KICK_AGAIN) == Err(RecvTimeoutError::Timeout) {
@@ -252,8 +234,7 @@ impl Drop for Threads {
 }
 
 /// A vCPU thread's life.
-fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, services: &Services, times: &Arc<Times>) {
-    let _kicks = vcpu.accept_kicks();
+fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox<Vcpu>, services: &Services, times: &Arc<Times>) {
     if services.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.looks_at_registers()) {
         vcpu.always_sync();
     }
@@ -262,29 +243,8 @@ fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox, services: &Services, times: &Arc<Time
     }
     let mut runner = Runner::new(HOST_ISA, Arc::clone(times));
     let mut server = Server::new(services);
-    loop {
-        kick::clear();
-        loop {
-            let message = match runner.may_run() {
-                true => match inbox.messages.try_recv() {
-                    Ok(message) => message,
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
-                },
-                false => {
-                    runner.leave();
-                    let Some(message) = inbox.wait() else { return };
-                    message
-                }
-            };
-            let next = runner.finish(&mut vcpu, &mut |vcpu, turn| server.enter(vcpu, turn));
-            server.deal_with(next, &mut runner, &vcpu);
-            match message {
-                Message::Task(task) => task(&mut runner, &mut vcpu),
-                Message::Stop(_alive) => return,
-            }
-        }
-        let next = runner.run(&mut vcpu, &mut |vcpu, turn| server.enter(vcpu, turn));
-        server.deal_with(next, &mut runner, &vcpu);
+    match vcpu.accept_kicks() {
+        Ok(_kicks) => inbox.live(&mut runner, &mut vcpu, &mut server),
+        Err(error) => server.deal_with(Next::Failed(error.to_string()), &mut runner, &vcpu),
     }
 }

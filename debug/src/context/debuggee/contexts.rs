@@ -5,7 +5,7 @@ use crate::abilities::SoftwareBreakpoints;
 use crate::context::mode::{Mode, Resume, Unable};
 use crate::context::stop::{State, Stop, Stopped};
 use crate::context::tree::{Context, Group, Id};
-use crate::machine::{Action, Activity, Ended, Machine, StopReason, TargetError};
+use crate::machine::{Action, Activity, Ended, Machine, MachineError, StopReason};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ pub enum ResumeError {
     Unable(#[from] Unable),
     /// It could, but the machine does not.
     #[error(transparent)]
-    Machine(#[from] TargetError),
+    Machine(#[from] MachineError),
 }
 
 /// Why there is no stop.
@@ -32,6 +32,9 @@ pub enum WaitError {
     /// It stands still, and nothing has been asked of it.
     #[error("the guest stands still: resume it first")]
     Standing,
+    /// Nobody has it, and it runs.
+    #[error("nobody debugs the guest now: attach to it first")]
+    Detached,
     /// The system does not let it wait; in words.
     #[error("cannot wait for the guest: {0}")]
     System(String),
@@ -169,8 +172,11 @@ impl<M: Machine> Debuggee<M> {
     /// Stops the guest, if it runs; why it stands still.
     ///
     /// # Errors
-    /// [`WaitError::Ended`].
+    /// [`WaitError::Ended`], [`WaitError::Detached`].
     pub fn suspend(&mut self) -> Result<Stopped, WaitError> {
+        if !self.is_attached && self.ended.is_none() {
+            return Err(WaitError::Detached);
+        }
         if let (false, Some(stopped)) = (self.is_running, &self.stopped) {
             return Ok(stopped.clone());
         }
@@ -185,10 +191,13 @@ impl<M: Machine> Debuggee<M> {
     /// [`Machine::event_fd`] by themselves.
     ///
     /// # Errors
-    /// [`WaitError::Ended`], [`WaitError::Standing`].
+    /// [`WaitError::Ended`], [`WaitError::Detached`], [`WaitError::Standing`].
     pub fn poll(&mut self) -> Result<Option<Stopped>, WaitError> {
         if let Some(ended) = &self.ended {
             return Err(WaitError::Ended(ended.clone()));
+        }
+        if !self.is_attached {
+            return Err(WaitError::Detached);
         }
         if !self.is_running {
             return Err(WaitError::Standing);
@@ -227,7 +236,8 @@ impl<M: Machine> Debuggee<M> {
                 return Err(WaitError::TimedOut(limit));
             }
             // Rounded up, or it would spin through the last part.
-            let most = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            let most = PollTimeout::try_from(left.saturating_add(Duration::from_millis(1)))
+                .unwrap_or(PollTimeout::MAX);
             let mut fds = [PollFd::new(self.machine.event_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, most) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}

@@ -5,7 +5,7 @@ use crate::arming::Arming;
 use crate::breakpoint::{Breakpoint, Id as BreakpointId, Purpose};
 use crate::cancel::Cancel;
 use crate::context::listen::{Change, Notice};
-use crate::machine::{Action, Control, Ended, Event, Machine, Order, TargetError};
+use crate::machine::{Action, Control, Ended, Event, Machine, MachineError, Order};
 
 impl<M: Machine> Debuggee<M> {
     /// Takes the guest: all vCPUs stand still when it returns, and stop for this debugger from now on.
@@ -27,8 +27,8 @@ impl<M: Machine> Debuggee<M> {
     /// Has the guest begin again, and holds it at its first instruction. Breakpoints stay, under their ids.
     ///
     /// # Errors
-    /// [`TargetError`]; then it is as it was.
-    pub fn restart(&mut self) -> Result<(), TargetError> {
+    /// [`MachineError`]; then it is as it was.
+    pub fn restart(&mut self) -> Result<(), MachineError> {
         self.machine.pause();
         self.machine.control(Control::Reset)?;
         self.machine.pause();
@@ -55,7 +55,7 @@ impl<M: Machine> Debuggee<M> {
         let refused = before.into_iter().map(is_refused).filter(|refused| *refused).count();
         if refused > 0 {
             self.say(&format!(
-                "vmm: of {count} breakpoints {refused} are not inserted any more: until the guest maps their pages \
+                "of {count} breakpoints {refused} are not inserted any more: until the guest maps their pages \
                  they need debug registers, which are used up\n"
             ));
         }

@@ -5,7 +5,7 @@ use crate::context::listen::{Change, Notice};
 use crate::context::mode::Unable;
 use crate::context::space::{Address, Canonical, Missing, Partial, Space};
 use crate::context::tree::{Group, Id};
-use crate::machine::{Machine, TargetError};
+use crate::machine::{Machine, MachineError};
 use crate::memory::{self, Space as Translation};
 use crate::view::View;
 use arch::paging::Fault;
@@ -102,26 +102,26 @@ impl<M: Machine> Debuggee<M> {
     /// Reads registers of a vCPU that stands still.
     ///
     /// # Errors
-    /// [`TargetError`].
-    pub fn registers(&self, context: Id, banks: &[Bank]) -> Result<RegisterFile, TargetError> {
+    /// [`MachineError`].
+    pub fn registers(&self, context: Id, banks: &[Bank]) -> Result<RegisterFile, MachineError> {
         self.machine.registers(self.vcpu_of(context)?, banks)
     }
 
     /// Reads one of them, of up to 64 bits, by its name in [the table](arch::register::table), as `rdi` or `x0`.
     ///
     /// # Errors
-    /// [`TargetError`].
-    pub fn register(&self, context: Id, name: &str) -> Result<u64, TargetError> {
+    /// [`MachineError`].
+    pub fn register(&self, context: Id, name: &str) -> Result<u64, MachineError> {
         let bank = self.bank(name)?;
         let value = self.registers(context, &[bank])?.get(name);
-        value.ok_or_else(|| TargetError::Host(format!("the host does not give register {name}")))
+        value.ok_or_else(|| MachineError::Host(format!("the host does not give register {name}")))
     }
 
     /// Writes one.
     ///
     /// # Errors
-    /// [`TargetError`].
-    pub fn set_register(&mut self, context: Id, name: &str, value: u64) -> Result<(), TargetError> {
+    /// [`MachineError`].
+    pub fn set_register(&mut self, context: Id, name: &str, value: u64) -> Result<(), MachineError> {
         self.bank(name)?;
         let mut file = RegisterFile::new(self.isa());
         file.set(name, value);
@@ -131,8 +131,8 @@ impl<M: Machine> Debuggee<M> {
     /// Writes every register that the file has a value for.
     ///
     /// # Errors
-    /// [`TargetError`].
-    pub fn set_registers(&mut self, context: Id, file: &RegisterFile) -> Result<(), TargetError> {
+    /// [`MachineError`].
+    pub fn set_registers(&mut self, context: Id, file: &RegisterFile) -> Result<(), MachineError> {
         self.machine.set_registers(self.vcpu_of(context)?, file)?;
         self.listeners.tell(&Notice::Changed(context, Change::Registers));
         Ok(())
@@ -141,31 +141,31 @@ impl<M: Machine> Debuggee<M> {
     /// The linear address of the instruction that a vCPU executes next.
     ///
     /// # Errors
-    /// [`TargetError`].
-    pub fn pc(&self, context: Id) -> Result<u64, TargetError> {
+    /// [`MachineError`].
+    pub fn pc(&self, context: Id) -> Result<u64, MachineError> {
         let vcpu = self.vcpu_of(context)?;
         let pc = self.machine.registers(vcpu, &[Bank::General])?.pc();
-        let pc = pc.ok_or_else(|| TargetError::Host("the host does not give the program counter".into()))?;
+        let pc = pc.ok_or_else(|| MachineError::Host("the host does not give the program counter".into()))?;
         Ok(self.machine.code(vcpu)?.linear(pc))
     }
 
     /// The stack pointer of a vCPU.
     ///
     /// # Errors
-    /// [`TargetError`].
-    pub fn stack(&self, context: Id) -> Result<u64, TargetError> {
+    /// [`MachineError`].
+    pub fn stack(&self, context: Id) -> Result<u64, MachineError> {
         self.register(context, if self.isa() == Isa::X86_64 { "rsp" } else { "sp" })
     }
 
-    fn bank(&self, name: &str) -> Result<Bank, TargetError> {
+    fn bank(&self, name: &str) -> Result<Bank, MachineError> {
         let row = arch::register::row(self.isa(), name);
-        let row = row.ok_or_else(|| TargetError::Host(format!("{} has no register {name}", self.isa())))?;
+        let row = row.ok_or_else(|| MachineError::Host(format!("{} has no register {name}", self.isa())))?;
         Ok(arch::register::table(self.isa())[row].bank())
     }
 
-    fn vcpu_of(&self, context: Id) -> Result<u32, TargetError> {
+    fn vcpu_of(&self, context: Id) -> Result<u32, MachineError> {
         let vcpu = self.tree.vcpu_of(context);
-        vcpu.ok_or_else(|| TargetError::Host(format!("{context} is no vCPU: it has no registers")))
+        vcpu.ok_or_else(|| MachineError::Host(format!("{context} is no vCPU: it has no registers")))
     }
 
     /// How a context looks at an address of RAM. The machine as a whole looks at virtual ones as the vCPU does that
@@ -217,7 +217,7 @@ impl<M: Machine> Debuggee<M> {
         &self,
         from: Address,
         length: usize,
-        mut access: impl FnMut(u16, std::ops::Range<usize>) -> Result<(), TargetError>,
+        mut access: impl FnMut(u16, std::ops::Range<usize>) -> Result<(), MachineError>,
     ) -> Result<(), Partial> {
         let mut done = 0;
         while done < length {
@@ -228,7 +228,7 @@ impl<M: Machine> Debuggee<M> {
             let width = [4, 2, 1].into_iter().find(fits).unwrap_or(1);
             access(port, done..done + width).map_err(|error| {
                 fail(match error {
-                    TargetError::Unsupported(_) => Missing::Unable(Unable::NoPorts),
+                    MachineError::Unsupported(_) => Missing::Unable(Unable::NoPorts),
                     other => Missing::Host(other.to_string()),
                 })
             })?;

@@ -5,7 +5,7 @@ use crate::breakpoint;
 use crate::context::listen::Notice;
 use crate::context::stop::{Stop, Stopped};
 use crate::context::tree::Group;
-use crate::machine::{Action, Activity, Event, Machine, Order, StopReason, TargetError};
+use crate::machine::{Action, Activity, Event, Machine, MachineError, Order, StopReason};
 use crate::memory::Space;
 use crate::view::View;
 use arch::register::{Bank, RegisterFile};
@@ -16,8 +16,8 @@ impl<M: Machine> Debuggee<M> {
     /// [`Self::next_stop`].
     ///
     /// # Errors
-    /// [`TargetError`]; then nothing runs.
-    pub fn run(&mut self, actions: &[Action]) -> Result<(), TargetError> {
+    /// [`MachineError`]; then nothing runs.
+    pub fn run(&mut self, actions: &[Action]) -> Result<(), MachineError> {
         self.actions = actions.to_vec();
         // Hits of breakpoints happen again when the vCPU runs again; what cannot happen
         // again is kept.
@@ -50,7 +50,7 @@ impl<M: Machine> Debuggee<M> {
     }
 
     /// Gives each vCPU the order for the action that it has.
-    pub(super) fn go(&mut self) -> Result<(), TargetError> {
+    pub(super) fn go(&mut self) -> Result<(), MachineError> {
         self.engine.refresh(self.machine.memory(), || self.space_for_breakpoints());
         let mut orders = Vec::new();
         {
@@ -117,8 +117,8 @@ impl<M: Machine> Debuggee<M> {
     /// Has a vCPU go on somewhere else.
     ///
     /// # Errors
-    /// [`TargetError`].
-    pub fn set_pc(&mut self, vcpu: u32, address: u64) -> Result<(), TargetError> {
+    /// [`MachineError`].
+    pub fn set_pc(&mut self, vcpu: u32, address: u64) -> Result<(), MachineError> {
         let mut file = RegisterFile::new(self.isa());
         file.set(if self.isa() == Isa::X86_64 { "rip" } else { "pc" }, address);
         self.machine.set_registers(vcpu, &file)
@@ -214,7 +214,7 @@ impl<M: Machine> Debuggee<M> {
     /// The guest has reset itself, and runs on from its first instruction; a step ends there.
     fn go_on_again(&mut self) -> Option<Stop> {
         self.machine.pause();
-        self.say("vmm: the guest has reset itself, and begins again\n");
+        self.say("the guest has reset itself, and begins again\n");
         let was_stepping = self.stepping.is_some();
         self.begin_again();
         if was_stepping || self.actions.iter().any(|action| action.is_step()) {

@@ -6,7 +6,7 @@ use crate::breakpoint::{self, Condition};
 use crate::context::listen::Notice;
 use crate::context::mode::Mode;
 use crate::context::walk::{Next, Return, Returning, Seen, Walk};
-use crate::machine::{Action, Machine, StopReason, TargetError};
+use crate::machine::{Action, Machine, MachineError, StopReason};
 use crate::view::View;
 use arch::Isa;
 use arch::register::Bank;
@@ -28,8 +28,8 @@ impl<M: Machine> Debuggee<M> {
     /// Begins a step of a vCPU.
     ///
     /// # Errors
-    /// [`TargetError`]; then nothing runs.
-    pub(super) fn begin_step(&mut self, vcpu: u32, mode: &Mode, is_alone: bool) -> Result<(), TargetError> {
+    /// [`MachineError`]; then nothing runs.
+    pub(super) fn begin_step(&mut self, vcpu: u32, mode: &Mode, is_alone: bool) -> Result<(), MachineError> {
         let action = match mode {
             Mode::StepInto => Action::Step,
             Mode::StepIntoRange(range) => Action::StepRange(range.start, range.end),
@@ -94,7 +94,7 @@ impl<M: Machine> Debuggee<M> {
     }
 
     /// Does the next part of the step; whether there is one.
-    fn go_on_stepping(&mut self) -> Result<bool, TargetError> {
+    fn go_on_stepping(&mut self) -> Result<bool, MachineError> {
         let Some(mut stepping) = self.stepping.take() else { return Ok(false) };
         if let Some(id) = stepping.at.take() {
             self.take_out_of_step(id);
@@ -116,7 +116,7 @@ impl<M: Machine> Debuggee<M> {
     }
 
     /// What a walk sees where a vCPU stands.
-    fn see<R>(&self, vcpu: u32, look: impl FnOnce(&Seen<'_>) -> R) -> Result<R, TargetError> {
+    fn see<R>(&self, vcpu: u32, look: impl FnOnce(&Seen<'_>) -> R) -> Result<R, MachineError> {
         let file = self.machine.registers(vcpu, &[Bank::General])?;
         let code = self.machine.code(vcpu)?;
         let view = View { is_physical: false, ..self.view().through(vcpu) };
@@ -132,7 +132,7 @@ impl<M: Machine> Debuggee<M> {
     }
 
     /// Puts a breakpoint at a return.
-    fn wait_at(&mut self, vcpu: u32, to: Return) -> Result<breakpoint::Id, TargetError> {
+    fn wait_at(&mut self, vcpu: u32, to: Return) -> Result<breakpoint::Id, MachineError> {
         let stack = |vcpu: u32| {
             let file = self.machine.registers(vcpu, &[Bank::General]).ok()?;
             file.get(if self.isa() == Isa::X86_64 { "rsp" } else { "sp" })
@@ -145,7 +145,7 @@ impl<M: Machine> Debuggee<M> {
         let returning = Returning { to, vcpu, is_this_alone, table };
         let holds = Condition::Closure(Arc::new(move |hit| returning.is_it(hit)));
         self.put_for_step(vcpu, to.address, holds)
-            .map_err(|error| TargetError::Host(format!("no breakpoint where it would return to: {error}")))
+            .map_err(|error| MachineError::Host(format!("no breakpoint where it would return to: {error}")))
     }
 
     /// Makes an end of the step that is under way, if there is one, wherever it is.

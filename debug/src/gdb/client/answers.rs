@@ -1,11 +1,12 @@
 //! What a packet's answer has done: to the target, and to the connection.
 
-use super::{Client, Goodbye};
+use super::{Client, Goodbye, lock};
 use crate::gdb::answer::Answer;
 use crate::gdb::front;
+use crate::gdb::packet::Item;
 use crate::gdb::session::{Process, Session, Stop};
 use crate::gdb::stop;
-use crate::machine::{Action, Machine, StopReason, TargetError};
+use crate::machine::{Action, Machine, MachineError, StopReason};
 
 impl<M: Machine> Client<M> {
     /// Answers a packet.
@@ -48,7 +49,7 @@ impl<M: Machine> Client<M> {
                 self.send(&reply);
                 self.interrupt(session)?;
             }
-            Answer::Resume(actions) => self.resume(session, &actions)?,
+            Answer::Resume(actions) => self.resume(session, &actions),
             Answer::NoAcknowledgements => {
                 self.send(b"OK");
                 self.acknowledges = false;
@@ -74,7 +75,7 @@ impl<M: Machine> Client<M> {
             self.arm(session);
         }
         let result = session.restart();
-        if let Err(TargetError::Later) = result {
+        if let Err(MachineError::Later) = result {
             self.before = Some(before);
             return;
         }
@@ -95,16 +96,16 @@ impl<M: Machine> Client<M> {
     }
 
     /// Has the target run, unless the debugger has interrupted it before.
-    fn resume(&mut self, session: &mut Session<M>, actions: &[Action]) -> Result<(), Goodbye> {
+    fn resume(&mut self, session: &mut Session<M>, actions: &[Action]) {
         match session.run(actions) {
             Ok(()) => {
                 (self.is_running, self.has_run) = (true, true);
                 if std::mem::take(&mut self.has_interrupted) {
-                    self.interrupt(session)?;
+                    // Served as one that comes now: vCPUs may have to be asked to stand still first.
+                    lock(&self.input).put_back(Item::Interrupt);
                 }
             }
             Err(error) => self.send(format!("E.{error}").as_bytes()),
         }
-        Ok(())
     }
 }

@@ -1,7 +1,7 @@
-//! `m`, `x` and `X`: memory, with lengths that are checked.
+//! `m`, `x`, `M` and `X`: memory, with lengths that are checked.
 
 use crate::gdb::answer::{Answer, errno, error, ok, pair};
-use crate::gdb::packet::{LONGEST, unescape};
+use crate::gdb::packet::{LONGEST, from_hex, unescape};
 use crate::gdb::resume::Refused;
 use crate::gdb::session::{OVERLOADED, Session};
 use crate::machine::Machine;
@@ -21,12 +21,18 @@ pub(super) fn read_memory(arguments: &[u8], is_binary: bool) -> Answer {
     }
 }
 
-/// `Xaddress,length:data`, escaped. gdb tries it with no data to see whether it is served.
-pub(super) fn write_memory<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
+/// `Xaddress,length:data`, escaped, and `Maddress,length:data`, in hexadecimal. gdb tries `X` with no data to see
+/// whether it is served.
+pub(super) fn write_memory<M: Machine>(
+    session: &mut Session<M>,
+    arguments: &[u8],
+    is_binary: bool,
+) -> Answer {
     let Some(colon) = arguments.iter().position(|byte| *byte == b':') else { return error(errno::EINVAL) };
-    let bytes = unescape(&arguments[colon + 1..]);
-    match pair(&arguments[..colon]) {
-        Some((address, length)) if length == bytes.len() as u64 => {
+    let data = &arguments[colon + 1..];
+    let bytes = if is_binary { Some(unescape(data)) } else { from_hex(data) };
+    match (pair(&arguments[..colon]), bytes) {
+        (Some((address, length)), Some(bytes)) if length == bytes.len() as u64 => {
             match session.write(session.debuggee.current, address, &bytes) {
                 true => ok(),
                 false if session.takes_words && session.is_overloaded() => Refused::Words(OVERLOADED).into(),

@@ -1,7 +1,7 @@
 //! A debugger comes and goes, and the guest begins again.
 
 use super::{Client, Process, RegisterSet, Session};
-use crate::machine::{Ended, Machine, TargetError};
+use crate::machine::{Ended, Machine, MachineError};
 use arch::register::Bank;
 
 impl<M: Machine> Session<M> {
@@ -29,8 +29,8 @@ impl<M: Machine> Session<M> {
     /// Has the guest begin again, and holds it at its first instruction. Breakpoints stay.
     ///
     /// # Errors
-    /// [`TargetError`]; then it is as it was.
-    pub fn restart(&mut self) -> Result<(), TargetError> {
+    /// [`MachineError`]; then it is as it was.
+    pub fn restart(&mut self) -> Result<(), MachineError> {
         self.debuggee.restart()?;
         self.look_for_beginnings();
         Ok(())

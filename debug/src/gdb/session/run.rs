@@ -1,15 +1,15 @@
 //! The target is resumed, and stands still again.
 
 use super::{Session, Stop};
-use crate::machine::{Action, Machine, TargetError};
+use crate::machine::{Action, Machine, MachineError};
 
 impl<M: Machine> Session<M> {
     /// Gives each vCPU its order. A stop that is still to be reported is reported instead, by
     /// [`Self::next_stop`].
     ///
     /// # Errors
-    /// [`TargetError`]; then nothing runs.
-    pub fn run(&mut self, actions: &[Action]) -> Result<(), TargetError> {
+    /// [`MachineError`]; then nothing runs.
+    pub fn run(&mut self, actions: &[Action]) -> Result<(), MachineError> {
         self.code_written = 0;
         self.debuggee.run(actions)
     }

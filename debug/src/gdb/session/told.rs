@@ -29,22 +29,22 @@ impl<M: Machine> Session<M> {
     }
 
     /// What the debugger is told when it sees half of a processor that has gone to 64-bit mode; once.
-    pub fn outgrown(&mut self, vcpu: u32) -> Option<&'static str> {
+    pub fn outgrown(&mut self, vcpu: u32) -> Option<String> {
         let is_asked_for = self.described.is_some();
         if self.is_told || is_asked_for || !self.registers.is_narrow() || !self.is_long(vcpu) {
             return None;
         }
         self.is_told = true;
-        Some(
-            "vmm: the guest is in 64-bit mode now, and gdb sees a 32-bit processor. To see all of it, type:\n\
-             vmm:   disconnect\nvmm:   file (or the file with 64-bit symbols behind it)\n\
-             vmm:   set architecture auto\nvmm:   target remote ... (as before)\n\
-             vmm: meanwhile the guest runs on, unless vmm was started with --gdb-lost hold.\n",
-        )
+        Some(self.signed(
+            "the guest is in 64-bit mode now, and gdb sees a 32-bit processor. To see all of it, type:\n  \
+             disconnect\n  file (or the file with 64-bit symbols behind it)\n  set architecture auto\n  \
+             target remote ... (as before)\n\
+             meanwhile the guest runs on, unless it is held for a debugger that is lost.\n",
+        ))
     }
 
     /// What a gdb that may be too old for them is told of an aarch64 guest that signs return addresses; once.
-    pub fn signs(&mut self, vcpu: u32) -> Option<&'static str> {
+    pub fn signs(&mut self, vcpu: u32) -> Option<String> {
         /// `SCTLR_EL1.EnIA` (Arm ARM (DDI 0487)).
         const ENABLED: u64 = 1 << 31;
         // gdb before 14 does not know how to strip them; one that takes errors in words does.
@@ -58,14 +58,19 @@ impl<M: Machine> Session<M> {
         if file.get("SCTLR_EL1")? & ENABLED == 0 {
             return None;
         }
-        Some(
-            "vmm: this guest signs return addresses, which gdb before 14 cannot read: finish, return and up go \
-             astray there. If yours is older, boot the guest with arm64.nopauth\n",
-        )
+        Some(self.signed(
+            "this guest signs return addresses, which gdb before 14 cannot read: finish, return and up go astray \
+             there. If yours is older, boot the guest with arm64.nopauth\n",
+        ))
     }
 
     /// What is to be told on the debugger's console, once.
     pub fn take_words(&mut self) -> Option<String> {
-        self.debuggee.take_words()
+        self.debuggee.take_words().map(|words| self.signed(&words))
+    }
+
+    /// Words with the name of whose they are in front of each line.
+    pub fn signed(&self, words: &str) -> String {
+        words.lines().map(|line| format!("{}: {line}\n", self.name)).collect()
     }
 }

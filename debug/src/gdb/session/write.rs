@@ -7,7 +7,7 @@ use arch::GuestVirt;
 
 /// Why a write is refused that [`Session::write`] takes for a part of a program.
 pub const OVERLOADED: &str = "no program is written over the kernel that runs, unless 'monitor allow-load on' says so; \
-                              another kernel is for --kernel, and 'monitor reset' starts it";
+                              another one is given to the monitor before the guest begins";
 
 impl<M: Machine> Session<M> {
     /// Whether the write that was refused last was refused as a part of a program.
@@ -34,7 +34,7 @@ impl<M: Machine> Session<M> {
         if self.overloads(&space, address, bytes.len()) {
             if !self.is_overloaded() {
                 log::warn!("{OVERLOADED}");
-                self.debuggee.say(&format!("vmm: {OVERLOADED}\n"));
+                self.debuggee.say(&format!("{OVERLOADED}\n"));
             }
             return false;
         }

@@ -325,3 +325,52 @@ fn an_end_that_comes_up_while_stepping_off_is_the_end() {
     assert_eq!(thread.run(), Next::End);
     assert!(!thread.runner.may_run());
 }
+
+/// A monitor's callback that panics while one vCPU steps over a breakpoint takes that vCPU's thread with it. The others
+/// go on, and meet the breakpoint.
+#[test]
+fn a_callback_that_panics_in_a_step_over_a_breakpoint_holds_up_no_other() {
+    use crate::breakpoint::{Breakpoint, Kind, Place};
+    use crate::expression::Expression;
+    use arch::{GuestPhys, GuestVirt};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    for isa in Isa::ALL {
+        let mut it = Thread::new(isa, []);
+        let (link, _events) = it.attach();
+        let is_false = Expression::new(vec![0x22, 0, 0x27]).unwrap();
+        let place = Place::Planted(GuestPhys(CODE));
+        let breakpoint = Breakpoint {
+            conditions: vec![is_false.into()],
+            ..Breakpoint::new(Kind::Software, GuestVirt(CODE), 4, place)
+        };
+        link.engine.requests().table.insert(&*link.memory, breakpoint).unwrap();
+        it.order(&link, Action::Run);
+        it.run();
+        let trap = match isa {
+            Isa::X86_64 => Trap::Int3,
+            Isa::Aarch64 => {
+                Trap::Aarch64 { exception: arch::aarch64::syndrome::DebugException::Brk(0), far: 0 }
+            }
+        };
+        let Thread { vcpu, runner, .. } = &mut it;
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            runner.run(vcpu, &mut |_, turn| {
+                assert!(!turn.is_step(), "as a monitor's defect would have it");
+                let (_inside, _) = turn.enter();
+                Exit::Trap(trap.clone())
+            })
+        }));
+        assert!(panicked.is_err(), "{isa}: it was to step");
+        assert!(
+            link.engine.requests().table.is_planted(&*link.memory, GuestPhys(CODE)),
+            "{isa}: others would run past the breakpoint"
+        );
+        let (done, dones) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            link.gate.begin_exclusive(0);
+            link.gate.end_exclusive();
+            done.send(()).ok();
+        });
+        assert_eq!(dones.recv_timeout(std::time::Duration::from_secs(60)), Ok(()), "{isa}: the gate is shut");
+    }
+}

@@ -1,8 +1,8 @@
 //! Steps of an aarch64 vCPU: interrupts are masked for one instruction, and sequences of exclusives are run through.
 
-use super::{At, Step, Stepper, is_step, stepped};
+use super::{At, PlannedStep, Stepper, is_step, stepped};
 use crate::arming::Arming;
-use crate::machine::{Memory, TargetError};
+use crate::machine::{MachineError, Memory};
 use crate::memory::{self, Space};
 use crate::trap::Trap;
 use crate::vcpu::Vcpu;
@@ -31,11 +31,11 @@ impl Look for Guest<'_> {
 }
 
 /// What a step looks at when it is done.
-fn state(vcpu: &dyn Vcpu) -> Result<After, TargetError> {
+fn state(vcpu: &dyn Vcpu) -> Result<After, MachineError> {
     let (pc, pstate) = vcpu.pc_and_flags()?;
     let get = |name: &'static str| {
         let value = row(Isa::Aarch64, name).and_then(|row| vcpu.register(row));
-        value.ok_or_else(|| TargetError::Host(format!("the hypervisor does not tell {name}")))
+        value.ok_or_else(|| MachineError::Host(format!("the hypervisor does not tell {name}")))
     };
     Ok(After { pc, pstate, vbar: get("VBAR_EL1")?, spsr: get("SPSR_EL1")? })
 }
@@ -45,8 +45,8 @@ impl Stepper<'_> {
     pub(super) fn plan_aarch64(
         &mut self,
         at: &At<'_>,
-        step: &mut Step,
-    ) -> Result<Option<Arming>, TargetError> {
+        step: &mut PlannedStep,
+    ) -> Result<Option<Arming>, MachineError> {
         let instruction = arch::bytes::u32_at(at.bytes, 0).unwrap_or(0);
         (step.instruction, step.reads_time) = (instruction, step::reads_time(instruction, at.flags));
         let guest = Guest { vcpu: &*self.vcpu, memory: self.memory, space: &at.space, flags: at.flags };
@@ -75,7 +75,7 @@ impl Stepper<'_> {
     }
 
     /// Gives the guest back what the mask of interrupts has changed, where it has.
-    pub(super) fn repair(&mut self, step: &Step, before: &Before) -> Result<(), TargetError> {
+    pub(super) fn repair(&mut self, step: &PlannedStep, before: &Before) -> Result<(), MachineError> {
         let after = state(self.vcpu)?;
         let Repair { pstate, spsr, register } = step::after(before, &step.runs_to, &after);
         let mut repaired = RegisterFile::new(Isa::Aarch64);
@@ -91,7 +91,7 @@ impl Stepper<'_> {
         self.vcpu.set_registers(&repaired)
     }
 
-    pub(super) fn finish_aarch64(&mut self, step: &Step, trap: Trap) -> Result<Trap, TargetError> {
+    pub(super) fn finish_aarch64(&mut self, step: &PlannedStep, trap: Trap) -> Result<Trap, MachineError> {
         let (pc, _) = self.vcpu.pc_and_flags()?;
         if step.runs_to.contains(&pc) {
             return Ok(stepped(Isa::Aarch64));

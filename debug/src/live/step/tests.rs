@@ -68,21 +68,21 @@ impl Guest {
     }
 
     /// Has the vCPU make a step, interrupts kept out.
-    fn prepare(&mut self) -> Prepared {
+    fn prepare(&mut self) -> Entering {
         let off = Arming::off(self.vcpu.isa());
         self.armed.set(&Arming { step: true, block_interrupts: true, ..off });
         self.stepper().prepare().unwrap()
     }
 
-    fn prepare_step(&mut self) -> Step {
+    fn prepare_step(&mut self) -> PlannedStep {
         match self.prepare() {
-            Prepared::Step(step) => step,
+            Entering::Step(step) => step,
             other => panic!("{other:?} instead of a step"),
         }
     }
 
     /// The step ends at `pc`, with a trap of the processor's single step or of a debug register.
-    fn finish(&mut self, step: &Step, pc: u64, trap: Trap) -> Option<Trap> {
+    fn finish(&mut self, step: &PlannedStep, pc: u64, trap: Trap) -> Option<Trap> {
         self.vcpu.set_pc(pc);
         self.stepper().finish(step, Some(trap)).unwrap()
     }
@@ -118,11 +118,11 @@ fn what_is_not_stepped_is_told_once() {
         let want = Want::Execute(0x7000);
         let registers = allocate(isa, &guest.host, &[want]).unwrap().registers;
         guest.armed.set(&Arming { registers, ..Arming::off(isa) });
-        assert!(matches!(guest.stepper().prepare().unwrap(), Prepared::Run));
+        assert!(matches!(guest.stepper().prepare().unwrap(), Entering::Run));
         assert_eq!(guest.watched(), [0x7000], "{isa}");
         // Nothing has changed: the hypervisor is not told again.
         guest.vcpu.arming = Arming::off(isa);
-        assert!(matches!(guest.stepper().prepare().unwrap(), Prepared::Run));
+        assert!(matches!(guest.stepper().prepare().unwrap(), Entering::Run));
         assert!(guest.vcpu.arming.is_off(), "{isa}");
     }
 }
@@ -218,17 +218,17 @@ fn what_saves_or_loads_flags_is_run_to_where_it_leads() {
 #[test]
 fn what_only_waits_is_skipped() {
     let mut guest = Guest::new(Isa::X86_64, &[0xf4]);
-    assert!(matches!(guest.prepare(), Prepared::Skipped));
+    assert!(matches!(guest.prepare(), Entering::Skip));
     assert_eq!((guest.vcpu.file.pc(), guest.vcpu.injected.len()), (Some(CODE + 1), 0));
     // A guest that steps itself gets its own trap.
     let mut guest = Guest::new(Isa::X86_64, &[0xf4]);
     guest.vcpu.file.set("eflags", 2 | RFLAGS_TF);
-    assert!(matches!(guest.prepare(), Prepared::Skipped));
+    assert!(matches!(guest.prepare(), Entering::Skip));
     assert_eq!(guest.vcpu.injected.len(), 1);
     // WFI; WFE.
     for code in [0xd503_207fu32, 0xd503_205f] {
         let mut guest = Guest::new(Isa::Aarch64, &code.to_le_bytes());
-        assert!(matches!(guest.prepare(), Prepared::Skipped));
+        assert!(matches!(guest.prepare(), Entering::Skip));
         assert_eq!(guest.vcpu.file.pc(), Some(CODE + 4));
     }
 }

@@ -1,9 +1,9 @@
 //! Steps of an x86 vCPU: by the trap flag, which the hypervisor sets and hides, beside the guest's own.
 
-use super::{At, Step, Stepper, is_step, stepped};
+use super::{At, PlannedStep, Stepper, is_step, stepped};
 use crate::arming::Arming;
 use crate::disassemble::Mode;
-use crate::machine::{Code, Memory, TargetError};
+use crate::machine::{Code, MachineError, Memory};
 use crate::memory::{self, Space};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
@@ -105,7 +105,11 @@ fn simulates(code: &[u8], bits: Bits) -> bool {
 
 impl Stepper<'_> {
     /// Plans a step; what the vCPU runs with for it, or `None` when the instruction has been skipped.
-    pub(super) fn plan_x86(&mut self, at: &At<'_>, step: &mut Step) -> Result<Option<Arming>, TargetError> {
+    pub(super) fn plan_x86(
+        &mut self,
+        at: &At<'_>,
+        step: &mut PlannedStep,
+    ) -> Result<Option<Arming>, MachineError> {
         let guest = Guest { vcpu: &*self.vcpu, memory: self.memory, space: &at.space };
         let own = self.own_trap_flag(at.flags);
         let processor = guest.processor(&at.code, at.flags & !RFLAGS_TF | if own { RFLAGS_TF } else { 0 });
@@ -152,7 +156,7 @@ impl Stepper<'_> {
 
     /// Tells the hypervisor. It steps with the trap flag and hides it, the guest's own with it, and clears it
     /// when it steps no more: until then the guest's own is remembered.
-    pub(super) fn tell_x86(&mut self, arming: &Arming) -> Result<(), TargetError> {
+    pub(super) fn tell_x86(&mut self, arming: &Arming) -> Result<(), MachineError> {
         let (_, flags) = self.vcpu.pc_and_flags()?;
         let own = self.own_trap_flag(flags);
         self.vcpu.set_debug(arming)?;
@@ -183,7 +187,7 @@ impl Stepper<'_> {
         processor.handler(&guest, vector).map(|handler| handler.address)
     }
 
-    pub(super) fn finish_x86(&mut self, step: &Step, trap: Trap) -> Result<Trap, TargetError> {
+    pub(super) fn finish_x86(&mut self, step: &PlannedStep, trap: Trap) -> Result<Trap, MachineError> {
         let pc = self.linear_pc()?;
         let fault = step.faults.iter().find(|fault| fault.address == pc);
         let stored_flags = if step.runs_to.contains(&pc) {

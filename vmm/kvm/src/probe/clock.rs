@@ -25,7 +25,7 @@ pub fn holds_counter() -> Result<(), String> {
 
 fn try_it() -> Result<(), String> {
     let (vm, mut vcpu, _) = bare("clock")?;
-    let _kicks = vcpu.accept_kicks();
+    let _kicks = vcpu.accept_kicks().map_err(|error| error.to_string())?;
     let clock = vm.clock();
     let hold = |vcpu: &mut Vcpu| -> Result<(), String> {
         let error = |error: KvmError| error.to_string();

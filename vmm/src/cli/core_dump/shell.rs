@@ -10,7 +10,7 @@ use debug::dump::core::Core;
 use debug::dump::write::WriteError;
 use debug::dump::write::destination::Destination;
 use debug::engine::Engine;
-use debug::machine::{Machine, TargetError};
+use debug::machine::{Machine, MachineError};
 use debug::reply::{Arguments, Command, Refusal, Reply};
 use debug::view::View;
 use std::path::Path;
@@ -89,7 +89,7 @@ impl Operator for Shell<'_> {
         Destination::anywhere(path)
     }
 
-    fn end(&mut self) -> Result<&'static str, TargetError> {
+    fn end(&mut self) -> Result<&'static str, MachineError> {
         Ok("nothing runs")
     }
 

@@ -1,0 +1,52 @@
+//! `G` and `P`: registers are written. gdbstub takes a `G` of any length for one that fits.
+
+use crate::gdb::answer::{Answer, errno, error, ok};
+use crate::gdb::packet::{from_hex, number};
+use crate::gdb::session::Session;
+use crate::machine::Machine;
+use arch::register::{RegisterFile, table};
+
+/// A register of `size` bytes, of which a debugger sees the lower part.
+fn whole(value: &[u8], size: usize) -> Vec<u8> {
+    let mut bytes = value.to_vec();
+    bytes.resize(size, 0);
+    bytes
+}
+
+fn write<M: Machine>(session: &Session<M>, file: &RegisterFile) -> Answer {
+    let vcpu = session.debuggee.current;
+    session.debuggee.machine.set_registers(vcpu, file).map_or_else(|_| error(errno::EIO), |()| ok())
+}
+
+/// `Gdata`: what `g` answers, or less of it, as long as it is whole registers.
+pub(super) fn write_all<M: Machine>(session: &Session<M>, data: &[u8]) -> Answer {
+    let Some(bytes) = from_hex(data).filter(|bytes| !bytes.is_empty()) else { return error(errno::EINVAL) };
+    let mut file = RegisterFile::new(session.isa());
+    let mut rest = bytes.as_slice();
+    for row in session.registers.general() {
+        if rest.is_empty() {
+            break;
+        }
+        let Some((value, after)) = rest.split_at_checked(session.registers.size(row)) else {
+            return error(errno::EINVAL);
+        };
+        file.set_bytes(row, &whole(value, table(session.isa())[row].bytes()));
+        rest = after;
+    }
+    if rest.is_empty() { write(session, &file) } else { error(errno::EINVAL) }
+}
+
+/// `Pnumber=value`.
+pub(super) fn write_one<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer {
+    let row_and_value = || {
+        let equals = arguments.iter().position(|byte| *byte == b'=')?;
+        let row = usize::try_from(number(&arguments[..equals])?).ok()?;
+        let value = from_hex(&arguments[equals + 1..])?;
+        (session.registers.contains(row) && value.len() == session.registers.size(row))
+            .then_some((row, value))
+    };
+    let Some((row, value)) = row_and_value() else { return error(errno::EINVAL) };
+    let mut file = RegisterFile::new(session.isa());
+    file.set_bytes(row, &whole(&value, table(session.isa())[row].bytes()));
+    write(session, &file)
+}

@@ -1,0 +1,224 @@
+//! A vCPU's thread: it goes round, does what others have left for it to do, and runs its guest.
+//!
+//! Others leave a [`Task`] by a [`Post`], and kick the vCPU out of the guest where the thread may not look by itself.
+//! The thread has the [`Inbox`], and lives in [`Inbox::live`] until it is told to end ([`Runner::retire`]), or nobody
+//! is left who could post anything. One that does something else beside, as an event loop does, looks into it by
+//! [`Inbox::look`].
+
+use super::attention::{self, Attention};
+use super::runner::{Exit, Next, Runner, Turn};
+use super::vcpus::Task;
+use crate::vcpu::Vcpu;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+
+/// What a vCPU's thread does for its monitor.
+pub trait Serve<V: Vcpu> {
+    /// Enters the guest for a turn, and serves what it wants. With no lock held that another vCPU's thread takes while
+    /// it is in the guest.
+    fn enter(&mut self, vcpu: &mut V, turn: Turn<'_>) -> Exit;
+
+    /// Does what the runner has come to. As it is, a guest that cannot go on stands still, and its debugger may look at
+    /// it; its end, which [`Self::enter`] has come to, is nobody's.
+    fn deal_with(&mut self, next: Next, runner: &mut Runner, vcpu: &V) {
+        let why = match next {
+            Next::Look | Next::End => return,
+            Next::Unowned(trap) => format!("nobody asked for {trap:?}"),
+            Next::Failed(why) => why,
+        };
+        runner.end(vcpu, Some(why));
+    }
+}
+
+/// Whether a thread goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Round {
+    /// It does.
+    GoesOn,
+    /// It was told to end, or nobody can post anything any more.
+    Ends,
+}
+
+/// Where tasks for one vCPU's thread are left. Its clones are the same.
+pub struct Post<V> {
+    tasks: Sender<Task<V>>,
+    /// The thread waits for tasks outside the guest, and needs no kick to see one.
+    attention: Arc<Attention>,
+}
+
+impl<V> Clone for Post<V> {
+    fn clone(&self) -> Post<V> {
+        Post { tasks: self.tasks.clone(), attention: Arc::clone(&self.attention) }
+    }
+}
+
+impl<V> fmt::Debug for Post<V> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Post").field("attention", &self.attention).finish_non_exhaustive()
+    }
+}
+
+impl<V> Post<V> {
+    /// Leaves a task; whether the thread is to be kicked, as it may be in the guest. A task for a thread that has ended
+    /// is dropped.
+    #[must_use = "a vCPU that is in the guest sees it only when it is kicked"]
+    pub fn leave(&self, task: Task<V>) -> bool {
+        self.tasks.send(task).is_ok() && !self.attention.is_there()
+    }
+}
+
+/// A vCPU's thread's end of what is posted to it.
+pub struct Inbox<V> {
+    tasks: Receiver<Task<V>>,
+    attention: Arc<Attention>,
+}
+
+impl<V> fmt::Debug for Inbox<V> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Inbox").field("attention", &self.attention).finish_non_exhaustive()
+    }
+}
+
+/// Both ends of what is posted to one vCPU's thread.
+pub fn inbox<V>() -> (Post<V>, Inbox<V>) {
+    let ((sender, tasks), attention) = (channel(), Arc::new(Attention::default()));
+    (Post { tasks: sender, attention: Arc::clone(&attention) }, Inbox { tasks, attention })
+}
+
+impl<V: Vcpu> Inbox<V> {
+    /// The thread's life, once kicks reach its vCPU.
+    pub fn live(&self, runner: &mut Runner, vcpu: &mut V, server: &mut impl Serve<V>) {
+        while self.look(true, runner, vcpu, server) == Round::GoesOn {
+            Inbox::run(runner, vcpu, server);
+        }
+    }
+
+    /// Does what is posted; `waits`: until the vCPU is to run, asleep. To be called before each entry to the guest: a
+    /// kick that comes behind this look ends that at once.
+    pub fn look(&self, waits: bool, runner: &mut Runner, vcpu: &mut V, server: &mut impl Serve<V>) -> Round {
+        vcpu.clear_kick();
+        while !runner.is_retired() {
+            let task = match self.tasks.try_recv() {
+                Ok(task) => task,
+                Err(TryRecvError::Disconnected) => return Round::Ends,
+                Err(TryRecvError::Empty) if runner.may_run() || !waits => return Round::GoesOn,
+                Err(TryRecvError::Empty) => {
+                    runner.leave();
+                    let Some(task) = self.wait() else { return Round::Ends };
+                    task
+                }
+            };
+            // Whoever looks at the vCPU finds an access done.
+            let next = runner.finish(vcpu, &mut |vcpu, turn| server.enter(vcpu, turn));
+            server.deal_with(next, runner, vcpu);
+            task(runner, vcpu);
+        }
+        Round::Ends
+    }
+
+    /// Runs the guest until the thread is to look; to be called where [`Runner::may_run`].
+    pub fn run(runner: &mut Runner, vcpu: &mut V, server: &mut impl Serve<V>) {
+        let next = runner.run(vcpu, &mut |vcpu, turn| server.enter(vcpu, turn));
+        server.deal_with(next, runner, vcpu);
+    }
+
+    /// The next task, which may have to be waited for; `None` when nobody can post one.
+    fn wait(&self) -> Option<Task<V>> {
+        self.attention.begin();
+        let task = attention::poll(|| self.tasks.try_recv().ok()).or_else(|| self.tasks.recv().ok());
+        self.attention.end();
+        task
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeVcpu;
+    use arch::Isa;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::thread;
+
+    /// A guest that runs until it is kicked.
+    struct Guest {
+        is_kicked: Arc<AtomicBool>,
+        entries: Arc<AtomicU32>,
+    }
+
+    impl Serve<FakeVcpu> for Guest {
+        fn enter(&mut self, _: &mut FakeVcpu, turn: Turn<'_>) -> Exit {
+            if turn.is_finish() {
+                return Exit::Interrupted;
+            }
+            let (_inside, _) = turn.enter();
+            self.entries.fetch_add(1, Ordering::SeqCst);
+            while !self.is_kicked.swap(false, Ordering::SeqCst) {
+                thread::yield_now();
+            }
+            Exit::Interrupted
+        }
+    }
+
+    /// A thread that lives in its inbox: where tasks are left for it, its kick, and how often it has entered the guest.
+    fn living() -> (Post<FakeVcpu>, Arc<AtomicBool>, Arc<AtomicU32>, thread::JoinHandle<()>) {
+        let (post, inbox) = inbox();
+        let (is_kicked, entries) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let mut guest = Guest { is_kicked: Arc::clone(&is_kicked), entries: Arc::clone(&entries) };
+        let thread = thread::spawn(move || {
+            let mut vcpu = FakeVcpu::new(Isa::X86_64);
+            let mut runner = Runner::new(Isa::X86_64, Arc::default());
+            inbox.live(&mut runner, &mut vcpu, &mut guest);
+        });
+        (post, is_kicked, entries, thread)
+    }
+
+    fn wait_for(what: impl Fn() -> bool) {
+        while !what() {
+            thread::yield_now();
+        }
+    }
+
+    /// Whoever drops the last of what it is posted by ends a thread, whether its guest runs or not.
+    #[test]
+    fn a_thread_ends_when_nobody_can_post_anything() {
+        for runs in [false, true] {
+            let (post, is_kicked, entries, thread) = living();
+            if runs {
+                _ = post.leave(Box::new(|runner, _| runner.resume()));
+                wait_for(|| entries.load(Ordering::SeqCst) > 0);
+            }
+            drop(post);
+            is_kicked.store(true, Ordering::SeqCst);
+            thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_thread_ends_when_it_is_told_and_drops_what_comes_then() {
+        let (post, is_kicked, entries, thread) = living();
+        _ = post.leave(Box::new(|runner, _| runner.resume()));
+        wait_for(|| entries.load(Ordering::SeqCst) > 0);
+        _ = post.leave(Box::new(|runner, _| runner.retire()));
+        let (answer, answers) = channel::<()>();
+        _ = post.leave(Box::new(move |_, _| answer.send(()).unwrap()));
+        is_kicked.store(true, Ordering::SeqCst);
+        thread.join().unwrap();
+        assert!(answers.recv().is_err(), "it was done behind the end");
+        assert!(!post.leave(Box::new(|_, _| {})), "there is nobody to kick");
+    }
+
+    /// In an event loop it never waits.
+    #[test]
+    fn one_that_must_not_wait_looks_and_returns() {
+        let (post, inbox) = inbox::<FakeVcpu>();
+        let mut guest = Guest { is_kicked: Arc::default(), entries: Arc::default() };
+        let (mut vcpu, mut runner) = (FakeVcpu::new(Isa::Aarch64), Runner::new(Isa::Aarch64, Arc::default()));
+        assert_eq!(inbox.look(false, &mut runner, &mut vcpu, &mut guest), Round::GoesOn);
+        assert!(post.leave(Box::new(|_, vcpu| vcpu.set_pc(8))), "it may be in the guest");
+        assert_eq!(inbox.look(false, &mut runner, &mut vcpu, &mut guest), Round::GoesOn);
+        assert_eq!((vcpu.file.pc(), runner.may_run()), (Some(8), false));
+        drop(post);
+        assert_eq!(inbox.look(false, &mut runner, &mut vcpu, &mut guest), Round::Ends);
+    }
+}
