@@ -4,6 +4,7 @@ mod qemu;
 
 pub use qemu::{Entries, Entry, Ranges, VcpuRegisters};
 
+#[cfg(feature = "linux")]
 use super::linux::Kernel;
 use super::memory::range_json;
 use super::operator::Operator;
@@ -13,7 +14,6 @@ use crate::reply::{Arguments, Command, Flag, Json, Refusal, Reply, Value, json};
 use crate::view::View;
 use arch::Isa;
 use arch::address::PhysRange;
-#[cfg(feature = "linux")]
 use arch::words::counted;
 use std::fmt;
 

@@ -161,8 +161,8 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
         }
         VcpuExit::MmioRead { address, data } => {
             if !services.mmio.read(address, data) {
-                let size = data.len();
-                tell!(Info, "vCPU {id} reads {} at {address:#x}, where nothing is", counted(size, "byte"));
+                let size = counted(data.len(), "byte");
+                tell!(Info, "vCPU {id} reads {size} at {address:#x}, where nothing is");
             }
             None
         }
@@ -207,8 +207,7 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
         VcpuExit::MemoryFault { address, size, errno } => {
             let error = io::Error::from_raw_os_error(errno);
             return Err(Over::Internal(format!(
-                "a fault on {} of guest memory at {address:#x}: {error}",
-                counted(size, "byte")
+                "a fault on guest memory at {address:#x}, {size} bytes: {error}"
             )));
         }
         VcpuExit::Debug(ref event) => {
