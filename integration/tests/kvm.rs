@@ -105,7 +105,7 @@ fn main() -> ExitCode {
     let here = Here::find_out();
     let mut trials = Vec::new();
     for isa in Isa::ALL {
-        let missing = artifacts::missing(isa, &["6.1", "6.12"]);
+        let missing = artifacts::missing(isa, &["6.1", "6.12"], false);
         for case in cases::for_isa(isa) {
             let runs_here = case.gic == 3 && here.can(isa, case.needs);
             // Small cases of this machine's architecture run at both places: a software KVM
@@ -124,7 +124,7 @@ fn main() -> ExitCode {
     for isa in Isa::ALL {
         let name = format!("{isa}::qemu::dumps_of_qemu");
         let trial = Trial::test(name, move || of_qemu(isa));
-        let missing = artifacts::missing(isa, &["6.1", "6.12"]);
+        let missing = artifacts::missing(isa, &["6.1", "6.12"], false);
         trials.push(match missing {
             Some(reason) => trial.with_ignored_flag(true).with_kind(reason),
             None => trial,

@@ -174,7 +174,12 @@ pub fn explain(error: clap::Error, words: &[OsString]) -> clap::Error {
         "a dump has no command '{refused}': there are {}; `vmm core --help` says what each does",
         known.collect::<Vec<_>>().join(", ")
     );
-    super::definition().error(error.kind(), text)
+    let mut ours = super::definition();
+    ours.build();
+    match ours.find_subcommand_mut("core") {
+        Some(core) => core.error(error.kind(), text),
+        None => error,
+    }
 }
 
 /// Does what was asked; the exit code.
