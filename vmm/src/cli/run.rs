@@ -143,7 +143,7 @@ enum Reboot {
 fn template_help() -> String {
     format!(
         "What the guest sees of the processor: a built-in name or a JSON file.\n\
-         x86_64: {}\naarch64: {}",
+         x86_64: {};\naarch64: {}",
         x86::features::TEMPLATES.join(", "),
         aarch64::features::TEMPLATES.join(", ")
     )
