@@ -216,6 +216,8 @@ fn forbid_kvm(mode: u32) -> std::io::Result<()> {
     use nix::sys::stat::{Mode, SFlag, makedev, mknod};
     hide_dev()?;
     mknod("/dev/kvm", SFlag::S_IFCHR, Mode::S_IRUSR, makedev(10, 232))?;
+    // Of a group that the process is not in, though it keeps root's.
+    std::os::unix::fs::chown("/dev/kvm", None, Some(1234))?;
     // The mask of the process may not matter.
     std::fs::set_permissions("/dev/kvm", std::os::unix::fs::PermissionsExt::from_mode(mode))
 }
