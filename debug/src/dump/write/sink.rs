@@ -231,7 +231,6 @@ mod tests {
             blocks.hole(ZEROS).unwrap();
             blocks.finish().unwrap();
             assert!((file.len() as u64) < most, "{packing:?}: {} bytes", file.len());
-            println!("{packing:?}: {}", file.len());
         }
     }
 
