@@ -84,7 +84,7 @@ progress() {
       steps=$(tail -c 4096 "$CACHE/qemu-build.log" 2>/dev/null | grep -aoE '\[[0-9]+/[0-9]+\]' | tail -1)
       echo "QEMU: $(tail -1 "$logs/QEMU" | sed 's/^setup: //; s/ (.*//') $steps" ;;
     programs)
-      echo "programs: $(grep -c Compiling "$logs/programs") crates" ;;
+      echo "programs: compiling, crate $(grep -c Compiling "$logs/programs")" ;;
   esac
 }
 
