@@ -15,7 +15,6 @@ help: ## list the targets
 
 demo: toolchain ## boot a Debian kernel, run a command in it, and debug one (ARCH=aarch64 for the other one)
 	@integration/setup/demo.sh $(ARCH)
-	@VMM_TEST_PROFILE=demo $(CARGO) run -q -p integration --bin demo -- $(ARCH)
 
 test: setup check package oldest api unit cases ## everything: set-up, checks, unit tests, all cases on both architectures
 
@@ -56,11 +55,7 @@ fuzz: toolchain ## libFuzzer on every decoder of outside bytes (TARGET=packets f
 	@integration/setup/fuzz.sh "$(or $(TARGET),all)" "$(or $(SECONDS),30)"
 
 build: toolchain ## static release binaries of both architectures, in target/*/release
-	@echo "building static binaries for: $(ISAS)" >&2
-	@for isa in $(ISAS); do \
-	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p guest-vmm -p integration --bin vmm --bin case || exit 1; \
-	  $(CARGO) build -q --release --target $(call MUSL,$$isa) -p guest-kvm --example monitor || exit 1; \
-	done
+	@integration/setup/build.sh $(ISAS)
 	@integration/setup/sizes.sh $(ISAS)
 
 deb: toolchain ## Debian packages with manual pages and completions, in target/debian

@@ -3,6 +3,7 @@
 //! Which bits a name stands for is in [`crate::x86::features`] and
 //! [`crate::aarch64::features`].
 
+use crate::Isa;
 use thiserror::Error;
 
 /// One switch: a feature is hidden from the guest, or the guest must have it.
@@ -27,7 +28,7 @@ pub enum FeatureError {
     #[error("unknown {isa} CPU feature '{name}'{hint}")]
     Unknown {
         /// The architecture that was looked at.
-        isa: crate::Isa,
+        isa: Isa,
         /// The name as given.
         name: String,
         /// A similar name, worded as a question, or nothing.
@@ -49,18 +50,44 @@ pub enum FeatureError {
         /// The option that does without them.
         without: String,
     },
+    /// A built-in template of the other architecture.
+    #[error(
+        "CPU template '{name}' is for {of}, and this guest is {isa}: the built-in ones are {known}; a path to a JSON \
+         file works too"
+    )]
+    TemplateOfOther {
+        /// The guest's architecture.
+        isa: Isa,
+        /// The template's.
+        of: Isa,
+        /// The name as given.
+        name: String,
+        /// What there is.
+        known: String,
+    },
     /// No template of that name.
     #[error(
         "unknown {isa} CPU template '{name}': the built-in ones are {known}; a path to a JSON file works too"
     )]
     UnknownTemplate {
         /// The architecture that was looked at.
-        isa: crate::Isa,
+        isa: Isa,
         /// The name as given.
         name: String,
         /// What there is.
         known: String,
     },
+}
+
+/// The error for a template that there is not for an architecture, whose own are `known`.
+pub fn unknown_template(isa: Isa, name: &str, known: &[&str]) -> FeatureError {
+    // Built-in templates are named for the levels that architectures have.
+    const LEVELS: [(&str, Isa); 2] = [("x86-64-", Isa::X86_64), ("armv", Isa::Aarch64)];
+    let (name, known) = (name.to_string(), known.join(", "));
+    match LEVELS.iter().find(|(begin, of)| *of != isa && name.starts_with(begin)) {
+        Some((_, of)) => FeatureError::TemplateOfOther { isa, of: *of, name, known },
+        None => FeatureError::UnknownTemplate { isa, name, known },
+    }
 }
 
 /// The error for a template of which the host lacks features.
@@ -130,5 +157,20 @@ mod tests {
         let known = ["avx2", "avx512f", "sse4_2"];
         assert_eq!(hint("avx512", known.into_iter()), "; did you mean 'avx512f'?");
         assert_eq!(hint("frob", known.into_iter()), "");
+    }
+
+    #[test]
+    fn a_template_of_the_other_architecture_is_called_that() {
+        for (isa, name, is_others) in [
+            (Isa::X86_64, "armv8.0", true),
+            (Isa::Aarch64, "x86-64-v2", true),
+            (Isa::X86_64, "x86-64-v9", false),
+            (Isa::Aarch64, "armv9.9", false),
+            (Isa::X86_64, "skylake", false),
+        ] {
+            let text = unknown_template(isa, name, &["host", "one"]).to_string();
+            assert!(text.contains("the built-in ones are host, one"), "{text}");
+            assert_eq!(text.contains(&format!("and this guest is {isa}")), is_others, "{text}");
+        }
     }
 }

@@ -109,7 +109,7 @@ impl fmt::Display for Number {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum TemplateError {
     /// A template for the other architecture.
-    #[error("the CPU template is for {0}, the guest is {1}")]
+    #[error("the CPU template is for {0}, and this guest is {1}: take one whose \"isa\" is {1}")]
     WrongIsa(String, crate::Isa),
     /// A name in it is unknown.
     #[error(transparent)]
@@ -225,7 +225,10 @@ mod tests {
     fn the_wrong_architecture_is_refused() {
         let template = CpuTemplate::built_in(Isa::Aarch64, "host", None);
         let error = template.apply_x86(&mut Cpuid::default()).unwrap_err();
-        assert_eq!(error.to_string(), "the CPU template is for aarch64, the guest is x86_64");
+        assert_eq!(
+            error.to_string(),
+            "the CPU template is for aarch64, and this guest is x86_64: take one whose \"isa\" is x86_64"
+        );
         assert!(template.select_aarch64().is_ok());
     }
 }

@@ -145,6 +145,23 @@ impl Format {
     }
 }
 
+/// What a person calls the kernel that a file begins as, by its mark alone, damaged or of whichever architecture;
+/// `None` for what is none, or says so elsewhere than where it begins (Multiboot).
+pub fn kernel_by_mark(head: &[u8]) -> Option<&'static str> {
+    let has = |offset: usize, mark: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(mark));
+    if has(0, b"\x7fELF") {
+        Some("ELF")
+    } else if has(0, b"MZ") && has(4, b"zimg") {
+        Some("EFI zboot")
+    } else if has(arm64::MAGIC, &arm64::ARM64_MAGIC.to_le_bytes()) {
+        Some("arm64 Image")
+    } else if has(bzimage::HEADER, &bzimage::HDRS_MAGIC.to_le_bytes()) {
+        Some("bzImage")
+    } else {
+        None
+    }
+}
+
 /// How much of a file's start [`detect`] looks at: a Multiboot 2 header lies within the first 32 KiB, all
 /// others begin earlier.
 pub const HEAD_SIZE: usize = multiboot2::SEARCH_SIZE;
@@ -288,7 +305,7 @@ impl Packing {
 
 /// Files that people pass by mistake, by their first bytes.
 const UNSUPPORTED: [(&[u8], &str); 4] = [
-    (b"070701", "a cpio archive (an initramfs)"),
+    (b"070701", "a cpio archive, as an --initrd is"),
     (b"QFI\xfb", "a qcow2 disk image"),
     (b"!<arch>\n", "an ar archive (a Debian package?)"),
     (b"MZ", "a PE program without a Linux boot header"),

@@ -29,6 +29,7 @@ pub mod layout;
 pub mod paging;
 pub mod register;
 pub mod room;
+pub mod words;
 pub mod x86;
 
 pub use address::{GuestPhys, GuestVirt};

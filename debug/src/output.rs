@@ -3,6 +3,7 @@
 //! A debugger that does not read has the guest go on all the same, so what is kept is bounded: what is
 //! too much is left out, and how much that was is told in its place.
 
+use arch::words::{counted, verb};
 use std::collections::VecDeque;
 
 /// Bytes that are kept.
@@ -48,7 +49,10 @@ impl Output {
         if self.pieces.is_empty() && self.lost > 0 {
             let lost = std::mem::take(&mut self.lost);
             text.push_str(&format!(
-                "\n(vmm: {lost} bytes of output were left out, as they were not read in time)\n"
+                "\n(vmm: {} of output {} left out, as {} not read in time)\n",
+                counted(lost, "byte"),
+                verb(lost, "was", "were"),
+                verb(lost, "it was", "they were")
             ));
         }
         (!text.is_empty()).then_some(text)

@@ -127,7 +127,7 @@ install_missing() {
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
   done
   [ ${#missing[@]} -eq 0 ] && return
-  [ "$(id -u)" = 0 ] || die "these Debian packages are missing, install them as root: ${missing[*]}"
+  [ "$(id -u)" = 0 ] || die "Debian packages are missing; this installs them: sudo apt-get install --no-install-recommends ${missing[*]}"
   say "installing Debian packages: ${missing[*]}"
   mkdir -p "$CACHE"
   { apt-get -q update && DEBIAN_FRONTEND=noninteractive \

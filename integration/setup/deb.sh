@@ -14,6 +14,12 @@ if [ ! -x "$place/bin/cargo-deb" ]; then
 fi
 rm -rf target/pages
 cargo run -q -p guest-vmm --example pages -- target/pages
+# What users notice is in our changelog; Debian's says of which version the package is (Debian policy, 12.7).
+gzip -9nc CHANGELOG.md > target/pages/changelog.gz
+version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+maintainer=$(sed -n 's/^maintainer = "\(.*\)"/\1/p' vmm/Cargo.toml)
+printf 'vmm (%s-1) unstable; urgency=medium\n\n  * What is new is in changelog.gz.\n\n -- %s  %s\n' \
+  "$version" "$maintainer" "$(LC_ALL=C date -uRr CHANGELOG.md)" > target/pages/changelog
 for isa in "$@"; do
   say "packing vmm for $isa"
   cargo build -q --release --target "$isa-unknown-linux-musl" -p guest-vmm --bin vmm

@@ -59,12 +59,49 @@ fn expect(vmm: &mut Process, text: &str, limit: Duration, shown: &mut usize) -> 
 
 fn show(vmm: &Process, shown: &mut usize) {
     let bytes = vmm.output.bytes();
+    let (text, size) = for_eyes(&bytes[*shown..]);
     let mut out = std::io::stdout().lock();
     // A closed output is the reader's choice.
-    out.write_all(&bytes[*shown..]).and_then(|()| out.flush()).ok();
-    *shown = bytes.len();
+    out.write_all(&text).and_then(|()| out.flush()).ok();
+    *shown += size;
+}
+
+/// What busybox's shell asks its terminal at each prompt: where the cursor is (ECMA-48, DSR). A terminal that is only
+/// shown what was said would answer it to whoever reads from it next.
+const QUERY: &[u8] = b"\x1b[6n";
+
+/// What is for a person of a terminal's output, and how much of that is dealt with: not a query that is only begun.
+pub fn for_eyes(output: &[u8]) -> (Vec<u8>, usize) {
+    let begun = (1..QUERY.len()).rev().find(|count| output.ends_with(&QUERY[..*count])).unwrap_or(0);
+    let mut rest = &output[..output.len() - begun];
+    let (mut text, size) = (Vec::new(), rest.len());
+    while let Some(at) = rest.windows(QUERY.len()).position(|bytes| bytes == QUERY) {
+        text.extend(&rest[..at]);
+        rest = &rest[at + QUERY.len()..];
+    }
+    text.extend(rest);
+    (text, size)
 }
 
 fn say(text: &str) {
     println!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_of_the_terminal_are_not_shown() {
+        for (output, text, size) in [
+            (&b"/ # \x1b[6n"[..], &b"/ # "[..], 8),
+            (b"/ # \x1b[6nuname\r\n\x1b[6n\x1b[1mx", b"/ # uname\r\n\x1b[1mx", 24),
+            (b"/ # \x1b[6", b"/ # ", 4),
+            (b"/ # \x1b", b"/ # ", 4),
+            (b"\x1b[J", b"\x1b[J", 3),
+            (b"", b"", 0),
+        ] {
+            assert_eq!(for_eyes(output), (text.to_vec(), size));
+        }
+    }
 }

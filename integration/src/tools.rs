@@ -617,7 +617,7 @@ impl Opened {
             file.write_all_at(b"?", length - size + (physical - start)).map_err(|error| error.to_string())?;
             let said = core(Built::Here, &self.core, &["--diff", &other.display().to_string()])?.well()?;
             let page = format!("{:#018x}-", banner & !0xfff);
-            said.has(&[&page, "1 pages differ"])
+            said.has(&[&page, "1 page differs"])
         })();
         fs::remove_file(&other).ok();
         result

@@ -114,6 +114,16 @@ pub enum BootError {
         /// How the kernel is entered.
         protocol: &'static str,
     },
+    /// A kernel in an initrd's place, for Linux.
+    #[error(
+        "initrd {path}: it is a kernel ({format}); give it as --kernel, and as --initrd an archive of files"
+    )]
+    KernelAsInitrd {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        format: &'static str,
+    },
     /// A command line that the kernel would not get whole.
     #[error("--cmdline: {0}")]
     Cmdline(String),

@@ -137,7 +137,8 @@ fn answer() -> u8 {
 /// Says why there is nothing to do; the exit code.
 fn refused(error: clap::Error) -> u8 {
     if error.use_stderr() {
-        let error = qemu_habits::explain(error, &std::env::args_os().skip(1).collect::<Vec<_>>());
+        let words: Vec<_> = std::env::args_os().skip(1).collect();
+        let error = qemu_habits::explain(core_dump::explain(error, &words), &words);
         // What cannot be said on standard error cannot be said.
         drop(error.print());
         return USAGE;

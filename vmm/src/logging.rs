@@ -11,6 +11,7 @@
 pub(crate) mod line_queue;
 pub(crate) mod progress;
 
+use arch::words::{counted, verb};
 use devices::rate_limit::{RateLimit, missed_in_words};
 use env_logger::{Builder, Logger, Target};
 use line_queue::LineQueue;
@@ -41,7 +42,8 @@ pub fn level(verbose: u8, quiet: bool) -> LevelFilter {
 }
 
 fn lost_messages(count: u64) -> String {
-    format!("vmm: warn: {count} messages were dropped here: they are not read as fast as they come\n")
+    let (messages, were) = (counted(count, "message"), verb(count, "was", "were"));
+    format!("vmm: warn: {messages} {were} dropped here: messages are not read as fast as they come\n")
 }
 
 /// Standard error, for whole lines. It is one queue for all of the process.

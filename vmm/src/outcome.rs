@@ -83,6 +83,7 @@ exit_codes! {
     TIMEOUT = 20, "--timeout ended the guest";
     STOPPED = 22, "Ctrl-A x, SIGINT, SIGTERM, SIGHUP, SIGQUIT or the debugger ended the guest";
     NOT_THERE = 24, "vmm core: what was asked for is not in the dump";
+    DUMP_FAILED = 26, "the core that --dump-on asks for could not be written when the guest ended";
     PANIC = 70, "a defect of vmm itself; please report it";
 }
 

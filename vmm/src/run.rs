@@ -18,7 +18,7 @@ pub mod terminal;
 use crate::control::server::ControlSocket;
 use crate::error::Error;
 use crate::machine::Guest;
-use crate::outcome::Outcome;
+use crate::outcome::{DUMP_FAILED, Outcome};
 use at_end::Sequel;
 use config::RunConfig;
 use console::{Console, ConsoleKind};
@@ -28,10 +28,11 @@ use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use events::{Clients, GuestEnd, Running, Signals, Timeout};
 use foreground::Foreground;
 use input::Input;
+use kvm::probe;
 use nix::sys::signalfd::SignalFd;
 use panic_look::PanicLook;
 use panic_watch::PanicWatch;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -40,14 +41,32 @@ use terminal::RawMode;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
+/// A run that is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// How the guest ended.
+    pub outcome: Outcome,
+    /// A core of it was to be written, and could not be, this time or before it began again.
+    pub lacks_dump: bool,
+}
+
+impl Ended {
+    /// The process's exit code.
+    pub fn code(&self) -> u8 {
+        if self.lacks_dump { DUMP_FAILED } else { self.outcome.code() }
+    }
+}
+
 /// Runs the guest to its end.
 ///
 /// # Errors
 /// [`Error`] when it could not be started.
-pub fn run(config: &RunConfig) -> Result<Outcome, Error> {
+pub fn run(config: &RunConfig) -> Result<Ended, Error> {
     if let Some(on) = &config.dump_on {
         // The guest may have run for hours when it is written.
-        Destination::anywhere(&on.path)?.check()?;
+        if let Some(shortage) = Destination::anywhere(&on.path)?.check(config.guest.memory.bytes())? {
+            log::warn!("--dump-on {}: {shortage}", on.path.display());
+        }
     }
     let signals = Rc::new(RefCell::new(signals::take(config)?));
     let console = Console::open(&config.console).map_err(|source| Error::Open {
@@ -83,9 +102,19 @@ pub fn run(config: &RunConfig) -> Result<Outcome, Error> {
         }
     };
     let mut guest = Guest::new(&config.guest, output())?;
+    let lacks_dump = Cell::new(false);
+    if guest.is_linux() && probe::refuses_linux() {
+        log::warn!(
+            "this host's KVM does not run Linux guests, and this is one: `vmm check` says what it lacks"
+        );
+    }
+    let mut is_first = true;
     loop {
         // The terminal is taken when nothing can be said wrong any more.
         let foreground = take_terminal(&console).map_err(Error::system("cannot set up the terminal"))?;
+        if std::mem::take(&mut is_first) && foreground.is_some() && config.guest.waits_for_debugger() {
+            log::warn!("Ctrl-A x ends it before, Ctrl-A h shows the keys");
+        }
         let around = Around {
             config,
             console: &console,
@@ -94,10 +123,11 @@ pub fn run(config: &RunConfig) -> Result<Outcome, Error> {
             control: control.as_ref(),
             foreground,
             heard: listens.then(|| Arc::clone(&heard)),
+            lacks_dump: &lacks_dump,
             again: &|guest: &Guest| guest.again(&config.guest, output()),
         };
         match run_guest(guest, &around)? {
-            Sequel::Over(outcome) => return Ok(outcome),
+            Sequel::Over(outcome) => return Ok(Ended { outcome, lacks_dump: lacks_dump.get() }),
             Sequel::Again(next) => guest = *next,
         }
     }
@@ -121,6 +151,8 @@ struct Around<'a> {
     foreground: Option<Rc<Foreground>>,
     /// The guest's kernel says on the console that it has panicked, and stays where it is.
     heard: Option<Arc<EventFd>>,
+    /// See [`Ended::lacks_dump`].
+    lacks_dump: &'a Cell<bool>,
     /// Makes the guest that another one begins again as.
     again: &'a dyn Fn(&Guest) -> Result<Guest, Error>,
 }

@@ -7,7 +7,7 @@
 //! Register Descriptions".
 
 use crate::Isa;
-use crate::cpu_features::{FeatureError, FeatureSwitch, hint, template_not_on_host};
+use crate::cpu_features::{FeatureError, FeatureSwitch, hint, template_not_on_host, unknown_template};
 
 /// An ID register by its encoding in MRS (all have op0 3, op1 0, CRn 0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -219,11 +219,7 @@ impl Selection {
             "armv8.3" => 83,
             "armv8.4" => 84,
             _ => {
-                return Err(FeatureError::UnknownTemplate {
-                    isa: Isa::Aarch64,
-                    name: template.to_string(),
-                    known: TEMPLATES.join(", "),
-                });
+                return Err(unknown_template(Isa::Aarch64, template, &TEMPLATES));
             }
         };
         let mut selection = Selection { template: template.to_string(), ..Selection::default() };

@@ -8,8 +8,8 @@ use crate::bytes::{u32_at, u64_at};
 const TEXT_OFFSET: usize = 8;
 const IMAGE_SIZE: usize = 16;
 const FLAGS: usize = 24;
-const MAGIC: usize = 56;
-const ARM64_MAGIC: u32 = 0x644d_5241;
+pub(super) const MAGIC: usize = 56;
+pub(super) const ARM64_MAGIC: u32 = 0x644d_5241;
 const FLAG_BIG_ENDIAN: u64 = 1 << 0;
 const HEADER_SIZE: usize = 64;
 /// The PE headers of an EFI-bootable Image are well below this, bytes.

@@ -11,7 +11,7 @@ const SETUP_SECTS: usize = 0x1f1;
 const SYSSIZE: usize = 0x1f4;
 const BOOT_FLAG: usize = 0x1fe;
 const JUMP_DISTANCE: usize = 0x201;
-const HEADER: usize = 0x202;
+pub(super) const HEADER: usize = 0x202;
 const VERSION: usize = 0x206;
 const LOADFLAGS: usize = 0x211;
 const INITRD_ADDR_MAX: usize = 0x22c;
@@ -23,7 +23,7 @@ const PREF_ADDRESS: usize = 0x258;
 const INIT_SIZE: usize = 0x260;
 
 const BOOT_FLAG_MAGIC: u16 = 0xaa55;
-const HDRS_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
+pub(super) const HDRS_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 const LOADED_HIGH: u8 = 1 << 0;
 const XLF_KERNEL_64: u16 = 1 << 0;
 const XLF_CAN_BE_LOADED_ABOVE_4G: u16 = 1 << 1;

@@ -5,7 +5,7 @@
 
 use super::cpuid::{Cpuid, Register};
 use crate::Isa;
-use crate::cpu_features::{FeatureError, FeatureSwitch, hint, template_not_on_host};
+use crate::cpu_features::{FeatureError, FeatureSwitch, hint, template_not_on_host, unknown_template};
 
 /// The feature bits of one register of one CPUID leaf, from bit 0 up; `""` is a bit we do
 /// not name.
@@ -234,11 +234,7 @@ pub fn apply_template(
         "x86-64-v3" => &[V1, V2, V3],
         "x86-64-v4" => &[V1, V2, V3, V4],
         _ => {
-            return Err(FeatureError::UnknownTemplate {
-                isa: Isa::X86_64,
-                name: template.to_string(),
-                known: TEMPLATES.join(", "),
-            });
+            return Err(unknown_template(Isa::X86_64, template, &TEMPLATES));
         }
     };
     let given_up = |name: &str| switches.iter().any(|switch| !switch.enable && goes_with(&switch.name, name));

@@ -7,6 +7,7 @@ use crate::reply::{Refusal, number};
 use crate::view::View;
 use arch::Isa;
 use arch::register::{Bank, table};
+use arch::words::counted;
 
 /// Reads an address.
 ///
@@ -58,6 +59,6 @@ pub(super) fn size(bytes: u64) -> String {
         _ if bytes >= 1 << 30 && bytes.is_multiple_of(1 << 30) => format!("{} GiB", bytes >> 30),
         _ if bytes >= 1 << 20 && bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
         _ if bytes.is_multiple_of(1 << 10) => format!("{} KiB", bytes >> 10),
-        _ => format!("{bytes} bytes"),
+        _ => counted(bytes, "byte"),
     }
 }

@@ -4,6 +4,7 @@ use super::operator::Operator;
 use crate::breakpoint::{Breakpoint, Kind, NOT_MAPPED, NOT_RAM, Place, Purpose};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
 use crate::view::View;
+use arch::words::counted;
 use std::fmt;
 
 /// `breakpoints`.
@@ -91,7 +92,7 @@ fn place(view: &View<'_>, breakpoint: &Breakpoint, is_guarded: bool) -> String {
 impl fmt::Display for Points {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Point { kind, address, length, place, is_conditional, hits, is_inserted } in &self.taken {
-            let length = length.map_or(String::new(), |length| format!(", {length} bytes"));
+            let length = length.map_or(String::new(), |length| format!(", {}", counted(length, "byte")));
             let conditions = if *is_conditional { ", conditional" } else { "" };
             let note = if *is_inserted { "" } else { " (not inserted now)" };
             let kind = kind.name();

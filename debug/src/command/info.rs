@@ -14,6 +14,7 @@ use crate::reply::{Arguments, Command, Flag, Json, Refusal, Reply, Value, json};
 use crate::view::View;
 use arch::Isa;
 use arch::address::PhysRange;
+use arch::words::counted;
 use std::fmt;
 
 /// `info`.
@@ -139,7 +140,7 @@ impl fmt::Display for Facts {
         writeln!(f, "architecture: {}", self.isa)?;
         writeln!(f, "vCPUs: {}", self.vcpus)?;
         let size: u64 = self.memory.iter().map(|range| range.size).sum();
-        writeln!(f, "memory: {} MiB in {} ranges", size.div_ceil(1 << 20), self.memory.len())?;
+        writeln!(f, "memory: {} MiB in {}", size.div_ceil(1 << 20), counted(self.memory.len(), "range"))?;
         for range in self.memory.iter().take(MOST) {
             writeln!(f, "  {:#014x}-{:#014x}", range.start.0, range.end().0 - 1)?;
         }

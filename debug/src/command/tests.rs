@@ -239,7 +239,7 @@ fn a_guest_and_its_dump_say_the_same_to_people_and_to_programs() {
 
 #[test]
 fn what_a_machine_is() {
-    let facts = "architecture: x86_64\nvCPUs: 2\nmemory: 1 MiB in 1 ranges\n  0x000000000000-0x0000000fffff\n\
+    let facts = "architecture: x86_64\nvCPUs: 2\nmemory: 1 MiB in 1 range\n  0x000000000000-0x0000000fffff\n\
                  translation: 4-level paging, CR3 0x1000\n\
                  no Linux kernel has described itself in memory (yet)\n\
                  not mapped where a kernel would be (yet)\n";
@@ -252,7 +252,7 @@ fn what_a_machine_is() {
     assert_eq!(mapped().json("info"), expected);
     let dump = dumped().say("info");
     assert!(dump.starts_with("format: "), "{dump}");
-    assert!(dump.contains("memory: 1 MiB in 1 ranges") && dump.contains("vCPUs: 1\n"), "{dump}");
+    assert!(dump.contains("memory: 1 MiB in 1 range") && dump.contains("vCPUs: 1\n"), "{dump}");
     assert_eq!(dumped().say("mem"), "0x000000000000-0x00000000ffff 64 KiB\n");
     assert_eq!(dumped().json("mem"), json!([{ "start": "0x0", "size": 0x10000 }]));
 }
@@ -534,7 +534,7 @@ fn two_dumps_of_a_guest() {
     );
     assert_eq!(
         changes.to_string(),
-        "0x0000000000401000-0x0000000000401fff 1 pages at 0x9000\n\
+        "0x0000000000401000-0x0000000000401fff 1 page at 0x9000\n\
          0xf000-0xffff, guest-physical: mapped nowhere\n2 pages differ\n"
     );
     let arm = still(Isa::Aarch64);

@@ -6,6 +6,7 @@ use super::tree::Id;
 use crate::ram::Absence;
 use arch::GuestPhys;
 use arch::paging::Fault;
+use arch::words::{counted, verb};
 use std::fmt;
 use std::ops::Range;
 
@@ -98,7 +99,7 @@ pub enum Missing {
 
 /// An access that was not done to its end.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{address}: {missing} ({good} bytes before it are good)")]
+#[error("{address}: {missing} ({} before it {} good)", counted(*good, "byte"), verb(*good, "is", "are"))]
 pub struct Partial {
     /// Bytes that are good: read, or written.
     pub good: usize,

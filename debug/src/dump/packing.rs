@@ -112,6 +112,11 @@ impl Packing {
         }
     }
 
+    /// The one that a file's name asks for.
+    pub fn of_path(path: &Path) -> Option<Packing> {
+        path.extension().and_then(|suffix| suffix.to_str()).and_then(Packing::of_suffix)
+    }
+
     /// The one of a file that begins so.
     pub fn of_file(begin: &[u8]) -> Option<Packing> {
         if begin.starts_with(&GZIP_MAGIC) {
@@ -145,12 +150,24 @@ impl Packing {
     /// # Errors
     /// When a block becomes too large.
     pub fn pack(self, plain: &[u8]) -> io::Result<PackedBlocks> {
+        self.pack_as(plain, Compression::fast())
+    }
+
+    /// A block of zeros, as small as it can be: of most guests' memory it stands in the file again and again.
+    ///
+    /// # Errors
+    /// When it becomes too large.
+    pub fn pack_zeros(self) -> io::Result<Vec<u8>> {
+        self.pack_as(&vec![0; self.block()], Compression::best()).map(|packed| packed.bytes)
+    }
+
+    fn pack_as(self, plain: &[u8], level: Compression) -> io::Result<PackedBlocks> {
         let mut packed = PackedBlocks::default();
         let blocks = plain.chunks(self.block());
         // What compresses has tables that are larger than most blocks: one for all of them.
         match self {
             Packing::Gzip => {
-                let mut compress = Compress::new(Compression::fast(), false);
+                let mut compress = Compress::new(level, false);
                 for block in blocks {
                     let begin = packed.bytes.len();
                     pack_member(&mut compress, block, &mut packed.bytes)?;

@@ -48,6 +48,7 @@ pub fn options(c: &mut Context) -> Check {
     let run = c.run(&format!("--cpu-template {foreign}"), &[], limit)?;
     run.expect_code(2)?;
     run.expect_one_line("built-in")?;
+    run.expect_one_line(&format!("CPU template '{foreign}' is for"))?;
     let run = c.run("--cpu-template {}", &[&template], limit)?;
     run.expect_code(2)?;
     run.expect_one_line("vax")?;
@@ -71,6 +72,7 @@ pub fn kernels(c: &mut Context) -> Check {
         ("far", &far[..], "memory"),
         ("empty", b"", "truncated"),
         ("text", b"#!/bin/sh\necho hello\n", "--load-address"),
+        ("initrd", b"070701000002D1000081A4", "as an --initrd is"),
         ("gzip", &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1, 2, 3], "damaged"),
         ("xz", b"\xfd7zXZ\0\0\0\0\0", "xz -dc"),
         ("lz4", b"\x02\x21\x4c\x18\0\0\0\0\0\0\0\0\0", "lz4 -dc"),
@@ -136,6 +138,9 @@ pub fn initrds(c: &mut Context) -> Check {
 /// not fit.
 pub fn debian_kernels(c: &mut Context) -> Check {
     let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(10));
+    let run = c.run("--kernel {} --initrd {}", &[&kernel, &kernel], limit)?;
+    run.expect_code(6)?;
+    run.expect_one_line("give it as --kernel")?;
     let bytes = std::fs::read(&kernel).map_err(|error| error.to_string())?;
     for length in [100, 1000, 10_000, bytes.len() / 2] {
         let path = c.work.join(format!("first-{length}"));
@@ -181,10 +186,14 @@ pub fn kvm_absent(c: &mut Context) -> Check {
         format!("absent: {code}, {errors}")
     })?;
     check(errors.trim_end().lines().count() == 1, || format!("more than a line: {errors}"))?;
-    let (code, errors) = with_dev(forbid_kvm, 65_534)?;
-    check(code == 4 && errors.contains("/dev/kvm") && errors.contains("group kvm"), || {
-        format!("forbidden: {code}, {errors}")
-    })
+    let (of_root, of_group): (fn() -> _, fn() -> _) = (|| forbid_kvm(0o600), || forbid_kvm(0o660));
+    for (prepare, remedy) in [(of_root, "a group would not help"), (of_group, "usermod -aG kvm")] {
+        let (code, errors) = with_dev(prepare, 65_534)?;
+        check(code == 4 && errors.contains("/dev/kvm") && errors.contains(remedy), || {
+            format!("forbidden, not {remedy}: {code}, {errors}")
+        })?;
+    }
+    Ok(())
 }
 
 fn own_mounts() -> std::io::Result<()> {
@@ -203,10 +212,12 @@ fn hide_dev() -> std::io::Result<()> {
     Ok(())
 }
 
-fn forbid_kvm() -> std::io::Result<()> {
+fn forbid_kvm(mode: u32) -> std::io::Result<()> {
     use nix::sys::stat::{Mode, SFlag, makedev, mknod};
     hide_dev()?;
     mknod("/dev/kvm", SFlag::S_IFCHR, Mode::S_IRUSR, makedev(10, 232))?;
+    // Of a group that the process is not in, though it keeps root's.
+    std::os::unix::fs::chown("/dev/kvm", None, Some(1234))?;
     // The mask of the process may not matter.
-    std::fs::set_permissions("/dev/kvm", std::os::unix::fs::PermissionsExt::from_mode(0o600))
+    std::fs::set_permissions("/dev/kvm", std::os::unix::fs::PermissionsExt::from_mode(mode))
 }

@@ -11,7 +11,7 @@ pub fn embedded_guest(c: &mut Context) -> Check {
     let run = c.run("", &[], limit)?;
     run.expect_code(0)?;
     for line in
-        ["Hello from a guest of vmm!", "CPU: ", "Memory: 512 MiB", "1 vCPUs counted to 1000", "Powering off."]
+        ["Hello from a guest of vmm!", "CPU: ", "Memory: 512 MiB", "1 vCPU counted to 1000", "Powering off."]
     {
         run.expect_output(line)?;
     }

@@ -156,6 +156,7 @@ fn start_limited(c: &Context, words: &str, guest: &Path) -> Result<Process, Stri
 /// A limit of the size of files is an error of each file, and ends no guest.
 pub fn file_size_limit(c: &mut Context) -> Check {
     limited_dump(c)?;
+    dump_that_fails_at_the_end(c)?;
     let limit = c.limit(20);
     let file = c.work.join("file");
     for (guest, expected, words, name) in [
@@ -196,6 +197,41 @@ fn limited_dump(c: &mut Context) -> Check {
     vmm.signal(Signal::SIGTERM)?;
     let code = vmm.wait(limit)?;
     check(code == 22, || format!("a guest that was dumped: exit code {code}"))
+}
+
+/// What is not found out about a dump at the start has an exit code of its own at the end, and no part of it is left.
+fn dump_that_fails_at_the_end(c: &mut Context) -> Check {
+    let (guest, limit, folder) = (c.guest("fill", false)?, c.limit(20), c.work.join("folder"));
+    fs::create_dir(&folder).map_err(in_words)?;
+    // A plain core is as large as the memory; what a compressed one will be is not known before.
+    let words = |core: &str| format!("--timeout 2s --dump-on timeout={}", folder.join(core).display());
+    let mut vmm = start_limited(c, &words("core"), &guest)?;
+    let code = vmm.wait(limit)?;
+    c.keep("vmm", &vmm);
+    let told = vmm.errors.text();
+    check(
+        code == 8 && told.contains("it would be 64 MiB large, and a file may be 65536 bytes (ulimit -f)"),
+        || format!("a core that is too large: exit code {code}, {told:?}"),
+    )?;
+    for (goes, why) in [(false, "File too large"), (true, "No such file")] {
+        let mut vmm = start_limited(c, &words("core.gz"), &guest)?;
+        vmm.expect("b", limit)?;
+        let is_warned = vmm.errors.text().contains("may be too little for a core of 64 MiB");
+        check(is_warned && !has_partial(&folder)?, || format!("no warning: {}", vmm.errors.text()))?;
+        if goes {
+            fs::remove_dir(&folder).map_err(in_words)?;
+        }
+        let code = vmm.wait(limit)?;
+        c.keep("vmm", &vmm);
+        let told = vmm.errors.text();
+        let line = told.lines().find(|line| line.starts_with("vmm: error: --dump-on"));
+        let is_told = line.is_some_and(|line| line.contains(why) && line.contains("the guest's own is 20"));
+        check(code == 26 && is_told, || format!("{why}: exit code {code}, {told:?}"))?;
+        check(goes || fs::read_dir(&folder).is_ok_and(|mut left| left.next().is_none()), || {
+            "a part of the dump is left".into()
+        })?;
+    }
+    Ok(())
 }
 
 /// Whether a dump that is not whole is in a folder.

@@ -79,7 +79,8 @@ pub fn run(machine: &mut impl Machine) -> ! {
         }
     }
     let total: u64 = (0..vcpus).map(counted).sum();
-    let _ = write!(machine, "{vcpus} vCPUs counted to {total}\n");
+    let plural = if vcpus == 1 { "" } else { "s" };
+    let _ = write!(machine, "{vcpus} vCPU{plural} counted to {total}\n");
     if total < vcpus as u64 * COUNT {
         machine.fail();
     }

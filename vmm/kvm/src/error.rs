@@ -2,6 +2,7 @@
 
 use arch::cpu_features::FeatureError;
 use arch::cpu_template::TemplateError;
+use arch::words::{counted, verb};
 use kvm_ioctls::Error as Errno;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -31,7 +32,7 @@ pub enum KvmError {
         source: Errno,
     },
     /// More vCPUs than there can be.
-    #[error("{asked} vCPUs are too many: {whose} allows {limit}")]
+    #[error("{} {} too many: {whose} allows {limit}", counted(*asked, "vCPU"), verb(*asked, "is", "are"))]
     TooManyVcpus {
         /// What was asked for.
         asked: u32,

@@ -254,6 +254,28 @@ pub fn bare_steps(time: Duration) -> Result<f64, String> {
     Ok(f64::from(count) / begin.elapsed().as_secs_f64())
 }
 
+/// Guests of a few instructions that do what Linux guests do, where a KVM in software has no answer.
+pub const LINUX_NEEDS: &[&str] = match HOST_ISA {
+    Isa::X86_64 => &["cmpxchg16b", "xrstor", "int3", "user_mode"],
+    Isa::Aarch64 => &["brk", "user_mode"],
+};
+
+/// Whether this host's KVM is one that does not run Linux guests. Tried only where the processor has no
+/// virtualization, as each try takes milliseconds, which a guest's start is not to wait for elsewhere.
+pub fn refuses_linux() -> bool {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    lacks_virtualization(HOST_ISA, &cpuinfo)
+        && LINUX_NEEDS.iter().any(|name| attempt(PATIENCE, move || small(name)).is_err())
+}
+
+/// Whether a processor has no virtualization, as far as Linux says so: on x86 by a flag. aarch64 has KVM with
+/// virtualization only.
+fn lacks_virtualization(isa: Isa, cpuinfo: &str) -> bool {
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"));
+    let has = |line: &str| line.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"));
+    isa == Isa::X86_64 && flags.is_some_and(|line| !has(line))
+}
+
 /// What this host can do for a debugger, tried once in a process: four guests of a few
 /// instructions.
 pub fn host_debug() -> Abilities {
@@ -289,8 +311,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn virtualization_is_a_flag_of_x86() {
+        for (isa, cpuinfo, lacks) in [
+            (Isa::X86_64, "vendor_id : x\nflags\t\t: fpu svm lm\nbugs\t: vmx\n", false),
+            (Isa::X86_64, "flags\t\t: fpu vmx lm\n", false),
+            (Isa::X86_64, "flags\t\t: fpu lm svm_lock\nvmx flags\t: vnmi\n", true),
+            (Isa::X86_64, "", false),
+            (Isa::Aarch64, "Features\t: fp asimd\n", false),
+        ] {
+            assert_eq!(lacks_virtualization(isa, cpuinfo), lacks, "{cpuinfo}");
+        }
+    }
+
+    #[test]
     fn every_probe_has_its_guest() {
-        for name in ["debug", "user_mode"] {
+        for name in LINUX_NEEDS.iter().chain(&["debug"]) {
             assert!(guest(name).is_ok(), "{name}");
         }
     }

@@ -10,6 +10,7 @@ use arch::cpu_template::CpuTemplate;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::os::fd::FromRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +25,25 @@ pub struct Host {
     kvm: Kvm,
 }
 
+/// What helps where `/dev/kvm` may not be opened, by its mode.
+fn denied(mode: Option<u32>) -> &'static str {
+    const GROUP: u32 = 0o060;
+    const OTHERS: u32 = 0o006;
+    match mode {
+        Some(mode) if mode & OTHERS == OTHERS => {
+            "its mode lets everybody: a container or a security module is in the way (a container needs \
+             --device /dev/kvm)"
+        }
+        Some(mode) if mode & GROUP == GROUP => {
+            "join its group, kvm as a rule: sudo usermod -aG kvm $USER, and log in anew; or run as root"
+        }
+        _ => {
+            "only root may, and a group would not help: run as root, or let the group kvm have it, until the next \
+             boot: sudo chgrp kvm /dev/kvm && sudo chmod 660 /dev/kvm"
+        }
+    }
+}
+
 impl Host {
     /// Opens `/dev/kvm`.
     ///
@@ -35,7 +55,7 @@ impl Host {
                 libc::ENOENT | libc::ENXIO | libc::ENODEV => {
                     "is virtualization switched on in the firmware, and the module kvm_intel, kvm_amd or kvm loaded?"
                 }
-                libc::EACCES | libc::EPERM => "add yourself to the group kvm, or run as root",
+                libc::EACCES | libc::EPERM => denied(std::fs::metadata("/dev/kvm").ok().map(|it| it.mode())),
                 _ => "see what the kernel's log says about kvm",
             };
             KvmError::Open {
@@ -293,5 +313,23 @@ impl Vm {
     /// The descriptor, for `vmm check`.
     pub fn fd(&self) -> &VmFd {
         &self.fd
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_helps_depends_on_whom_the_device_lets() {
+        for (mode, words) in [
+            (Some(0o20_600), "a group would not help: run as root, or"),
+            (Some(0o20_660), "join its group, kvm as a rule"),
+            (Some(0o20_640), "a group would not help"),
+            (Some(0o20_666), "a container or a security module"),
+            (None, "run as root"),
+        ] {
+            assert!(denied(mode).contains(words), "{mode:?}: {}", denied(mode));
+        }
     }
 }

@@ -33,7 +33,7 @@ pub fn prepare(
     platform: &Platform,
 ) -> Result<Booted, BootError> {
     let initrds = Initrds::open(config.initrds)?;
-    initrds.refuse_strings(PROTOCOL)?;
+    initrds.refuse_modules(PROTOCOL, kernel.is_linux())?;
     if config.load_address.is_some() && *kernel.format() != Format::Flat {
         return Err(BootError::LoadAddressNotFlat { format: kernel.format().name() });
     }

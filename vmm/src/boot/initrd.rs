@@ -7,11 +7,13 @@
 
 use super::BootError;
 use crate::given_file;
+use arch::image::kernel_by_mark;
 use kvm::ram::GuestMemory;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
@@ -59,6 +61,40 @@ impl Initrd {
     }
 }
 
+/// Which kernel a file is, compressed or not, as far as its beginning tells.
+fn kernel_in(file: &File) -> Option<&'static str> {
+    /// As far as any kernel's mark is from its beginning.
+    const LOOKED_AT: u64 = 1024;
+    let whole = || io::BufReader::new(Rest { file, at: 0 });
+    let begin = |bytes: &mut dyn Read| {
+        let mut begin = Vec::new();
+        // What is damaged or cut off is looked at as far as it goes.
+        bytes.take(LOOKED_AT).read_to_end(&mut begin).ok();
+        begin
+    };
+    let plain = begin(&mut whole());
+    let unpacked = match plain[..] {
+        [0x1f, 0x8b, ..] => begin(&mut flate2::read::GzDecoder::new(whole())),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => begin(&mut ruzstd::decoding::StreamingDecoder::new(whole()).ok()?),
+        _ => plain,
+    };
+    kernel_by_mark(&unpacked)
+}
+
+/// A file from a place on, which its own position says nothing of.
+struct Rest<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for Rest<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
 /// All of them.
 #[derive(Debug)]
 pub struct Initrds {
@@ -91,17 +127,21 @@ impl Initrds {
         padded - last
     }
 
-    /// Checks that none has a string, for a kernel that would not get to see it.
+    /// Checks that none is a module, for a kernel that is entered by a protocol without them: has a string, which
+    /// it would not get to see, or, for Linux, is a kernel, which it would not find its files in.
     ///
     /// # Errors
-    /// [`BootError::ModuleString`].
-    pub fn refuse_strings(&self, protocol: &'static str) -> Result<(), BootError> {
-        match self.iter().find_map(|file| Some((&file.path, file.string.as_ref()?))) {
-            None => Ok(()),
-            Some((path, string)) => {
-                Err(BootError::ModuleString { path: path.clone(), string: string.clone(), protocol })
+    /// [`BootError::ModuleString`], [`BootError::KernelAsInitrd`].
+    pub fn refuse_modules(&self, protocol: &'static str, is_linux: bool) -> Result<(), BootError> {
+        for Initrd { path, file, string, .. } in self.iter() {
+            if let Some(string) = string {
+                return Err(BootError::ModuleString { path: path.clone(), string: string.clone(), protocol });
+            }
+            if let Some(format) = kernel_in(file).filter(|_| is_linux) {
+                return Err(BootError::KernelAsInitrd { path: path.clone(), format });
             }
         }
+        Ok(())
     }
 
     /// Copies all of them to `address`, one after the other.
@@ -159,6 +199,57 @@ impl Initrds {
                  however much memory there is; make it smaller",
                 self.total()
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::testing::Scratch;
+    use flate2::Compression;
+    use flate2::read::GzEncoder;
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+
+    /// A file of nothing but a mark, behind which there are other bytes.
+    fn marked(offset: usize, mark: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 4096];
+        bytes[offset..offset + mark.len()].copy_from_slice(mark);
+        bytes
+    }
+
+    #[test]
+    fn a_kernel_is_no_initrd_of_linux() {
+        let gzip = |bytes: &[u8]| {
+            let mut packed = Vec::new();
+            GzEncoder::new(bytes, Compression::fast()).read_to_end(&mut packed).unwrap();
+            packed
+        };
+        let zstd = |bytes: &[u8]| compress_to_vec(bytes, CompressionLevel::Fastest);
+        let mut zboot = marked(0, b"MZ");
+        zboot[4..8].copy_from_slice(b"zimg");
+        let kernels = [
+            (marked(0, b"\x7fELF"), "ELF"),
+            (marked(0x202, b"HdrS"), "bzImage"),
+            (marked(56, b"ARM\x64"), "arm64 Image"),
+            (zboot, "EFI zboot"),
+        ];
+        for (bytes, name) in kernels {
+            for bytes in [gzip(&bytes), zstd(&bytes), bytes] {
+                let file = Scratch::new("initrd", &bytes);
+                let initrds = Initrds::open(std::slice::from_ref(&file.0)).unwrap();
+                let error = initrds.refuse_modules("", true).unwrap_err();
+                let words =
+                    format!("initrd {}: it is a kernel ({name}); give it as --kernel", file.0.display());
+                assert!(error.to_string().starts_with(&words), "{error}");
+                assert!(initrds.refuse_modules("", false).is_ok(), "{name}");
+            }
+        }
+        let archive = marked(0, b"070701");
+        let cut_off = gzip(&archive)[..20].to_vec();
+        for bytes in [gzip(&archive), zstd(&archive), archive, cut_off, b"\x1f\x8b".to_vec(), vec![0; 8]] {
+            let file = Scratch::new("initrd", &bytes);
+            assert!(Initrds::open(std::slice::from_ref(&file.0)).unwrap().refuse_modules("", true).is_ok());
         }
     }
 }

@@ -126,7 +126,7 @@ impl Loading<'_> {
         if self.initrds.is_empty() {
             return Ok(None);
         }
-        self.initrds.refuse_strings(protocol.name())?;
+        self.initrds.refuse_modules(protocol.name(), self.kernel.is_linux())?;
         let size = self.initrds.total();
         let below = |end: u64| {
             let end = end.min(layout::HOLE_START).min(highest.saturating_add(1));

@@ -6,6 +6,7 @@ use super::stdout;
 use crate::machine::Guest;
 use crate::machine::config::{Config, MemorySize};
 use crate::outcome::{HOST, Outcome};
+use arch::words::counted;
 use arch::{End, Isa};
 use kvm::probe::{DebugKind, MEMORY, PATIENCE, attempt, debug, holds_counter, small, vm_config};
 use kvm::{Capability, HOST_ISA, Host, Vm, capabilities};
@@ -128,7 +129,10 @@ fn print(json: bool, (max_vcpus, allowed_vcpus): (u32, u32), lines: &[Capability
             true => format!(" (vmm's limit; KVM's is {allowed_vcpus})"),
             false => String::new(),
         };
-        text.push_str(&format!("KVM on {HOST_ISA}, Linux {kernel}, up to {max_vcpus} vCPUs{kvms}\n\n"));
+        text.push_str(&format!(
+            "KVM on {HOST_ISA}, Linux {kernel}, up to {}{kvms}\n\n",
+            counted(max_vcpus, "vCPU")
+        ));
         let width = lines.iter().map(|line| line.title.len()).max().unwrap_or(0);
         for line in lines {
             let works = if line.works { "yes" } else { "no" };
@@ -177,6 +181,15 @@ mod tests {
         keys.dedup();
         assert_eq!(keys.len(), PROBES.len());
         assert!(crate::boot::kernel::Kernel::embedded().size() > 0);
+    }
+
+    #[test]
+    fn what_is_marked_is_what_is_tried_at_the_start() {
+        let marked =
+            PROBES.iter().filter(|probe| probe.for_linux && probe.only.is_none_or(|isa| isa == HOST_ISA));
+        let own = ["small_guests", "smp"];
+        let marked: Vec<&str> = marked.map(|probe| probe.key).filter(|key| !own.contains(key)).collect();
+        assert_eq!(marked, kvm::probe::LINUX_NEEDS);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::outcome;
 use arch::Isa;
 use asked::Asked;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use debug::command::Refused;
 use debug::dump::DumpError;
 use debug::dump::core::Core;
@@ -20,7 +21,7 @@ use debug::gdb::listener::{Address, Listener};
 use debug::gdb::server::{self, Service};
 use debug::gdb::session::Session;
 use debug::machine::Machine;
-use debug::reply::{Refusal, number};
+use debug::reply::{Needs, Refusal, number};
 use debug::socket::Access;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -149,6 +150,38 @@ pub fn command_line(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     words
 }
 
+/// The error for a refused command line, of these words behind the program's name: of a word behind a dump that is no
+/// command, clap says only that it is one too many.
+pub fn explain(error: clap::Error, words: &[OsString]) -> clap::Error {
+    let (kind, suggested) = match error.kind() {
+        ErrorKind::UnknownArgument => (ContextKind::InvalidArg, ContextKind::SuggestedArg),
+        ErrorKind::InvalidSubcommand => (ContextKind::InvalidSubcommand, ContextKind::SuggestedSubcommand),
+        _ => return error,
+    };
+    let (Some(ContextValue::String(refused)), None) = (error.get(kind), error.get(suggested)) else {
+        return error;
+    };
+    let commands = shell::commands();
+    let is_command = |word: &str| word == "help" || commands.iter().any(|command| command.name == word);
+    let mut words = words.iter().filter_map(|word| word.to_str());
+    let is_of_a_dump = words.next() == Some("core") && !refused.starts_with('-');
+    // Behind a command it is that one's.
+    if !is_of_a_dump || words.take_while(|word| word != refused).skip(1).any(is_command) {
+        return error;
+    }
+    let known = commands.iter().filter(|command| command.needs != Needs::Running).map(|command| command.name);
+    let text = format!(
+        "a dump has no command '{refused}': there are {}; `vmm core --help` says what each does",
+        known.collect::<Vec<_>>().join(", ")
+    );
+    let mut ours = super::definition();
+    ours.build();
+    match ours.find_subcommand_mut("core") {
+        Some(core) => core.error(error.kind(), text),
+        None => error,
+    }
+}
+
 /// Does what was asked; the exit code.
 pub fn carry_out(args: &Args) -> u8 {
     match run(args) {
@@ -167,8 +200,11 @@ fn run(args: &Args) -> Result<(), CoreError> {
         log::warn!("{}: {remark}", args.path.display());
     }
     if args.vcpu >= core.vcpus() {
-        let last = core.vcpus() - 1;
-        return Err(CoreError::Usage(format!("--vcpu {}: the dump has vCPUs 0 to {last}", args.vcpu)));
+        let there = match core.vcpus() {
+            1 => "one vCPU, 0".to_string(),
+            vcpus => format!("vCPUs 0 to {}", vcpus - 1),
+        };
+        return Err(CoreError::Usage(format!("--vcpu {}: the dump has {there}", args.vcpu)));
     }
     match &args.gdb {
         Some(_) if args.command.is_some() || args.json => {
@@ -224,4 +260,28 @@ fn answer(args: &Args, core: Core, out: &mut impl Write) -> Result<(), CoreError
     }
     out.flush()?;
     reply.shortfall().map_or(Ok(()), |why| Err(CoreError::Command(Refusal::NotThere(why).into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_is_not_there_is_answered_with_those_that_are() {
+        let explained = |line: &str| {
+            let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+            let all = std::iter::once(OsString::from("vmm")).chain(words.iter().cloned());
+            explain(crate::cli::definition().try_get_matches_from(all).unwrap_err(), &words).to_string()
+        };
+        for line in ["core x nosuch", "core --json x nosuch", "core x --vcpu 0 nosuch"] {
+            let text = explained(line);
+            assert!(text.contains("a dump has no command 'nosuch': there are info, regs,"), "{line}: {text}");
+            // What is for a guest that runs.
+            assert!(!text.contains(" nmi,"), "{text}");
+        }
+        assert!(explained("core x inf").contains("'info'"));
+        for line in ["core x info --nosuch", "core x mem nosuch", "check nosuch"] {
+            assert!(!explained(line).contains("a dump has no command"), "{line}");
+        }
+    }
 }

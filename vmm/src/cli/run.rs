@@ -143,7 +143,7 @@ enum Reboot {
 fn template_help() -> String {
     format!(
         "What the guest sees of the processor: a built-in name or a JSON file.\n\
-         x86_64: {}\naarch64: {}",
+         x86_64: {};\naarch64: {}",
         x86::features::TEMPLATES.join(", "),
         aarch64::features::TEMPLATES.join(", ")
     )
@@ -209,13 +209,14 @@ impl Args {
 /// Runs a guest; the exit code.
 pub fn carry_out(args: &Args) -> u8 {
     match args.config().and_then(|config| run(&config)) {
-        Ok(outcome) => {
+        Ok(ended) => {
+            let outcome = &ended.outcome;
             match outcome {
                 _ if outcome.is_failure() => log::error!("{outcome}"),
                 Outcome::Timeout => log::warn!("{outcome}"),
                 _ => log::info!("{outcome}"),
             }
-            outcome.code()
+            ended.code()
         }
         Err(error) => {
             log::error!("{error}");

@@ -80,6 +80,13 @@ impl GdbConfig {
     }
 }
 
+impl Config {
+    /// Whether the guest waits at its first instruction, for a debugger.
+    pub fn waits_for_debugger(&self) -> bool {
+        self.gdb.as_ref().is_some_and(|gdb| gdb.waits)
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         let isa = kvm::HOST_ISA;

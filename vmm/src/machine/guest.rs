@@ -42,6 +42,7 @@ pub struct Guest {
     serial: Arc<Mutex<Serial>>,
     input_wanted: EventFd,
     booted: Booted,
+    is_linux: bool,
     hypercalls: Option<Arc<LiveHypercalls>>,
     services: Arc<Services>,
     _vm: Vm,
@@ -99,6 +100,11 @@ impl Guest {
             };
         }
         again
+    }
+
+    /// Whether its kernel is Linux, by its file.
+    pub fn is_linux(&self) -> bool {
+        self.is_linux
     }
 
     /// The guest's hypercalls, if they come to us.

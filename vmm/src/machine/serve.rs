@@ -7,6 +7,7 @@ mod over;
 use super::hypercalls::{AfterCall, LiveHypercalls};
 use super::services::Services;
 use crate::outcome::Outcome;
+use arch::words::counted;
 use debug::live::inbox::Serve;
 use debug::live::runner::{Exit, Next, Runner, Turn, Visit};
 use debug::machine::StopReason;
@@ -144,7 +145,7 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
         VcpuExit::PortRead { port, size, data } => {
             for access in data.chunks_mut(size) {
                 if !services.ports.read(u64::from(port), access) {
-                    tell!(Info, "vCPU {id} reads {size} bytes at unused port {port:#x}");
+                    tell!(Info, "vCPU {id} reads {} at unused port {port:#x}", counted(size, "byte"));
                 }
             }
             None
@@ -161,8 +162,8 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
         }
         VcpuExit::MmioRead { address, data } => {
             if !services.mmio.read(address, data) {
-                let size = data.len();
-                tell!(Info, "vCPU {id} reads {size} bytes at {address:#x}, where nothing is");
+                let size = counted(data.len(), "byte");
+                tell!(Info, "vCPU {id} reads {size} at {address:#x}, where nothing is");
             }
             None
         }
@@ -207,7 +208,7 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
         VcpuExit::MemoryFault { address, size, errno } => {
             let error = io::Error::from_raw_os_error(errno);
             return Err(Over::Internal(format!(
-                "a fault on {size} bytes of guest memory at {address:#x}: {error}"
+                "a fault on guest memory at {address:#x}, {size} bytes: {error}"
             )));
         }
         VcpuExit::Debug(ref event) => {

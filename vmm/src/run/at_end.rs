@@ -7,7 +7,7 @@ use crate::logging;
 use crate::logging::progress::Reporter;
 use crate::machine::Guest;
 use crate::machine::dumper::Moment;
-use crate::outcome::{Outcome, StoppedBy};
+use crate::outcome::{DUMP_FAILED, Outcome, StoppedBy};
 use arch::End;
 use nix::sys::signalfd::SignalFd;
 use std::cell::{Cell, RefCell};
@@ -23,7 +23,8 @@ pub enum Sequel {
 
 /// Writes a core of a guest that has ended, if it has ended as `on` says. Answers the signal that has broken
 /// that off, if one has.
-fn dump(guest: &Guest, outcome: &Outcome, on: &DumpOn, signals: &RefCell<SignalFd>) -> Option<i32> {
+fn dump(guest: &Guest, outcome: &Outcome, on: &DumpOn, around: &Around<'_>) -> Option<i32> {
+    let signals: &RefCell<SignalFd> = around.signals;
     let ended_by = Cell::new(None);
     let is_ended = || {
         let signal = signals.borrow_mut().read_signal().ok().flatten();
@@ -53,7 +54,11 @@ fn dump(guest: &Guest, outcome: &Outcome, on: &DumpOn, signals: &RefCell<SignalF
     };
     match guest.dumper().dump(&on.path, Moment::End, &mut watch) {
         Ok(summary) => log::warn!("dumped to {}: {summary}", on.path.display()),
-        Err(error) => log::error!("--dump-on: {error}"),
+        Err(error) => {
+            around.lacks_dump.set(true);
+            let code = outcome.code();
+            log::error!("--dump-on: {error} (exit code {DUMP_FAILED}; the guest's own is {code})");
+        }
     }
     ended_by.get()
 }
@@ -83,7 +88,7 @@ pub fn deal_with(guest: &Guest, outcome: Outcome, around: &Around<'_>) -> Result
     }
     // The guest is over: what is typed now, Ctrl-C while it is dumped, is the terminal's business.
     terminal::restore();
-    let ended_by = config.dump_on.as_ref().and_then(|on| dump(guest, &outcome, on, around.signals));
+    let ended_by = config.dump_on.as_ref().and_then(|on| dump(guest, &outcome, on, around));
     over();
     let restarts = outcome == Outcome::Ended(End::Reset) && config.on_reboot == OnReboot::Restart;
     let outcome = match ended_by {

@@ -6,6 +6,7 @@ use crate::machine::Machine;
 use crate::reply::{Json, Refusal, Value, hex, json};
 use crate::view::View;
 use arch::address::PhysRange;
+use arch::words::{counted, verb};
 use std::fmt;
 
 /// Bytes of a page.
@@ -56,7 +57,7 @@ impl fmt::Display for Changes {
         }
         for ChangedRange { start, range } in &self.mapped {
             let (last, pages) = (start.0 + (range.size - 1), range.size.div_ceil(PAGE));
-            writeln!(f, "{:#018x}-{last:#018x} {pages} pages at {:#x}", start.0, range.start.0)?;
+            writeln!(f, "{:#018x}-{last:#018x} {} at {:#x}", start.0, counted(pages, "page"), range.start.0)?;
         }
         for (ranges, why) in
             [(&self.unmapped, "mapped nowhere"), (&self.only_one, "in one of the dumps only")]
@@ -65,7 +66,7 @@ impl fmt::Display for Changes {
                 writeln!(f, "{:#x}-{:#x}, guest-physical: {why}", range.start.0, range.end().0 - 1)?;
             }
         }
-        writeln!(f, "{} pages differ", self.pages)
+        writeln!(f, "{} {}", counted(self.pages, "page"), verb(self.pages, "differs", "differ"))
     }
 }
 

@@ -6,6 +6,7 @@ use crate::memory::{self, Space};
 use crate::reply::{Arguments, Command, Flag, Json, Refusal, Reply, Value, hex, json};
 use crate::view::View;
 use arch::GuestVirt;
+use arch::words::counted;
 use std::fmt;
 
 /// `read`.
@@ -126,7 +127,7 @@ impl Value for Bytes {
     fn shortfall(&self) -> Option<String> {
         let why = self.why.as_ref()?;
         let (done, at) = (self.bytes.len(), self.address.wrapping_add(self.bytes.len() as u64));
-        Some(format!("{done} of {} bytes, up to {at:#x}: {why}", self.length))
+        Some(format!("{done} of {}, up to {at:#x}: {why}", counted(self.length, "byte")))
     }
 }
 

@@ -6,6 +6,7 @@ use crate::breakpoint::{Breakpoint, Id as BreakpointId, Purpose};
 use crate::cancel::Cancel;
 use crate::context::listen::{Change, Notice};
 use crate::machine::{Action, Control, Ended, Event, Machine, MachineError, Order};
+use arch::words::{counted, verb};
 
 impl<M: Machine> Debuggee<M> {
     /// Takes the guest: all vCPUs stand still when it returns, and stop for this debugger from now on.
@@ -55,8 +56,10 @@ impl<M: Machine> Debuggee<M> {
         let refused = before.into_iter().map(is_refused).filter(|refused| *refused).count();
         if refused > 0 {
             self.say(&format!(
-                "of {count} breakpoints {refused} are not inserted any more: until the guest maps their pages \
-                 they need debug registers, which are used up\n"
+                "of {} {refused} {} not inserted any more: until the guest maps their pages they need debug \
+                 registers, which are used up\n",
+                counted(count, "breakpoint"),
+                verb(refused, "is", "are")
             ));
         }
         self.listeners.tell(&Notice::Changed(self.tree.root(), Change::BegunAgain));

@@ -14,6 +14,7 @@ use crate::ram::Absence;
 use arch::Isa;
 use arch::address::PhysRange;
 use arch::bytes::{u32_at, u64_at};
+use arch::words::counted;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -382,7 +383,9 @@ pub fn read(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
     let info = headers.info(&*source)?.or(noted);
     let (there, stored) = (image.there.count, image.stored.count);
     let (version, level) = (headers.version, headers.level());
-    let format =
-        format!("compressed kdump, version {version}, dump level {level}, {stored} of {there} pages");
+    let format = format!(
+        "compressed kdump, version {version}, dump level {level}, {stored} of {}",
+        counted(there, "page")
+    );
     Ok(Contents { format, isa, image: Box::new(image), cpus, info, remarks })
 }

@@ -11,10 +11,12 @@
 //! file's owner and mode. It has its name when it is on disk, and the folder that has the name is, too.
 
 use super::error::WriteError;
-use crate::dump::packing::check_name;
+use crate::dump::packing::{Packing, check_name};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat};
+use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, geteuid, linkat, unlinkat};
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -39,6 +41,62 @@ pub struct Destination {
     shown: PathBuf,
     /// Nothing may be there.
     is_new: bool,
+}
+
+/// What may be too little for a core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// Room on the disk.
+    Disk {
+        /// Bytes that may be written there now.
+        free: u64,
+        /// Bytes of the memory; pages of zeros need no room.
+        memory: u64,
+    },
+    /// How large this process's files may become (`RLIMIT_FSIZE`, which shells know as `ulimit -f`).
+    FileSize {
+        /// Bytes.
+        limit: u64,
+        /// Bytes of the memory.
+        memory: u64,
+    },
+}
+
+impl std::fmt::Display for Shortage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mib = |bytes: &u64| bytes >> 20;
+        match self {
+            Shortage::Disk { free, memory } => write!(
+                f,
+                "{} MiB are free there, and a core of {} MiB of memory may need all of that; make room, or have it \
+                 compressed (.gz, .zst)",
+                mib(free),
+                mib(memory)
+            ),
+            Shortage::FileSize { limit, memory } => write!(
+                f,
+                "a file may become {limit} bytes large (ulimit -f), which may be too little for a core of {} MiB of \
+                 memory",
+                mib(memory)
+            ),
+        }
+    }
+}
+
+/// What may be too little where a file is.
+fn shortage(file: &File, memory: u64) -> nix::Result<Option<Shortage>> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
+    let there = fstatvfs(file)?;
+    let free = there.blocks_available().saturating_mul(there.fragment_size());
+    // A file system that does not count says that it has no blocks at all.
+    Ok(short_of(limit, (there.blocks() != 0).then_some(free), memory))
+}
+
+fn short_of(limit: u64, free: Option<u64>, memory: u64) -> Option<Shortage> {
+    if limit < memory {
+        return Some(Shortage::FileSize { limit, memory });
+    }
+    free.filter(|free| *free < memory).map(|free| Shortage::Disk { free, memory })
 }
 
 /// A path that is walked, a name at a time.
@@ -166,12 +224,25 @@ impl Destination {
         &self.shown
     }
 
-    /// Finds out whether a file can be written there, by making one that goes again: long before it is.
+    /// Finds out whether a core of so many bytes of memory can be written there, by making a file that goes again:
+    /// long before it is. What may turn out to be too little then is answered.
     ///
     /// # Errors
     /// [`WriteError`], as when it is written.
-    pub fn check(&self) -> Result<(), WriteError> {
-        self.create().map(drop)
+    pub fn check(&self, memory: u64) -> Result<Option<Shortage>, WriteError> {
+        let (_partial, file) = self.create()?;
+        let shortage = shortage(&file, memory).map_err(|error| self.failed(error))?;
+        match shortage {
+            // A file with holes is as large as the memory, whatever is in that.
+            Some(Shortage::FileSize { limit, memory }) if !self.is_compressed() => {
+                Err(WriteError::TooLarge { path: self.shown.clone(), memory, limit })
+            }
+            shortage => Ok(shortage),
+        }
+    }
+
+    fn is_compressed(&self) -> bool {
+        Packing::of_path(&self.shown).is_some()
     }
 
     fn failed(&self, source: impl Into<io::Error>) -> WriteError {
@@ -352,7 +423,7 @@ mod tests {
 
     fn write_to(path: &Path) -> Result<(), WriteError> {
         let place = Destination::anywhere(path)?;
-        place.check()?;
+        assert_eq!(place.check(0)?, None);
         let (partial, file) = place.create()?;
         partial.keep(&file)
     }
@@ -394,6 +465,29 @@ mod tests {
         for path in ["loop", "loop/core", "no/such/core", "link-to-nothing/core"] {
             assert!(matches!(write_to(&folder.join(path)), Err(WriteError::Io { .. })), "{path}");
         }
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_may_be_too_little_is_told_before() {
+        const MIB: u64 = 1 << 20;
+        let disk = |free, memory| Some(Shortage::Disk { free, memory });
+        for (limit, free, memory, wanted) in [
+            (u64::MAX, Some(512 * MIB), 512 * MIB, None),
+            (u64::MAX, Some(512 * MIB - 1), 512 * MIB, disk(512 * MIB - 1, 512 * MIB)),
+            (u64::MAX, None, 512 * MIB, None),
+            (MIB, Some(0), 2 * MIB, Some(Shortage::FileSize { limit: MIB, memory: 2 * MIB })),
+            (2 * MIB, Some(0), 2 * MIB, disk(0, 2 * MIB)),
+        ] {
+            assert_eq!(short_of(limit, free, memory), wanted, "{limit} {free:?} {memory}");
+        }
+        let text = disk(12 * MIB, 512 * MIB).map(|shortage| shortage.to_string()).unwrap();
+        assert!(text.starts_with("12 MiB are free there, and a core of 512 MiB"), "{text}");
+        // No disk has that much.
+        let folder = scratch("shortage");
+        let found = Destination::anywhere(&folder.join("core")).unwrap().check(u64::MAX >> 1).unwrap();
+        assert!(matches!(found, Some(Shortage::Disk { .. })), "{found:?}");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
         fs::remove_dir_all(folder).unwrap();
     }
 

@@ -17,6 +17,20 @@ pub enum WriteError {
         /// Why not.
         source: io::Error,
     },
+    /// Files of this process may not become as large as it would be.
+    #[error(
+        "cannot write {}: it would be {} MiB large, and a file may be {limit} bytes (ulimit -f); raise that, or have \
+         it compressed (.gz, .zst)",
+        path.display(), memory.div_ceil(1 << 20)
+    )]
+    TooLarge {
+        /// The file that was asked for.
+        path: PathBuf,
+        /// Bytes of the memory that would be in it.
+        memory: u64,
+        /// Bytes that a file may have.
+        limit: u64,
+    },
     /// There is something of the name already.
     #[error("cannot write {}: it is there already", .0.display())]
     Exists(PathBuf),

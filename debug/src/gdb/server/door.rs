@@ -3,6 +3,7 @@
 use crate::gdb::accept::Pause;
 use crate::gdb::listener::{Peer, Stream};
 use crate::gdb::packet::{Framer, Item, frame, may_begin};
+use arch::words::{counted, verb};
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
@@ -162,7 +163,10 @@ impl Door {
         self.silent_until = Some(now + BETWEEN_WORDS);
         match std::mem::take(&mut self.unsaid) {
             0 => log::warn!("gdb's port: {words}"),
-            more => log::warn!("gdb's port: {words} ({more} more such lines are left out)"),
+            more => {
+                let (lines, verb) = (counted(more, "more such line"), verb(more, "is", "are"));
+                log::warn!("gdb's port: {words} ({lines} {verb} left out)");
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::logging;
 use crate::logging::line_queue::{Last, LineQueue, Lost};
 use crate::machine::hypercalls::family::FamilyName;
+use arch::words::{counted, verb};
 use devices::hypercall::trace::{Filter, Sink, Style, Tracer};
 use std::fs::File;
 use std::path::PathBuf;
@@ -68,7 +69,9 @@ impl HypercallConfig {
             Trace::File(path) => {
                 let file = File::options().create(true).append(true).open(path)?;
                 let lost: Lost = match self.style {
-                    Style::Lines => |count| format!("({count} calls are not shown here)\n"),
+                    Style::Lines => |count| {
+                        format!("({} {} not shown here)\n", counted(count, "call"), verb(count, "is", "are"))
+                    },
                     Style::Json => |count| format!("{{\"not_shown\":{count}}}\n"),
                 };
                 let path = path.display().to_string();

@@ -17,6 +17,7 @@ use crate::machine::rack;
 use crate::machine::services::{Exits, Services};
 use crate::machine::vcpus::{Threads, Vcpus};
 use arch::Isa;
+use arch::words::counted;
 use arch::x86::cpuid::Entry;
 use devices::hypercall::xen::cpuid;
 use devices::platform::Extra;
@@ -103,6 +104,7 @@ pub(super) fn build(
         serial,
         input_wanted,
         booted,
+        is_linux: kernel.is_linux(),
         hypercalls,
         services,
         _vm: vm,
@@ -131,7 +133,7 @@ fn load(config: &Config) -> Result<Loaded, Error> {
     };
     let (vm, vcpus) = Vm::new(&host, &vm_config)?;
     // The same when it begins again, whoever debugs it by then.
-    let is_debugged = config.gdb.as_ref().is_some_and(|gdb| gdb.waits);
+    let is_debugged = config.waits_for_debugger();
     let completion = Completion::of(&kernel, config.cmdline_exact, is_debugged);
     let cmdline = completion.line(config.cmdline.as_deref());
     let booted = prepare(&vm, &kernel, config, &cmdline)?;
@@ -175,7 +177,7 @@ fn tell(kernel: &Kernel, booted: &Booted, config: &Config, cmdline: &str) {
         kernel.path().display(),
         booted.protocol,
         booted.entry,
-        if config.cpus == 1 { "1 vCPU".into() } else { format!("{} vCPUs", config.cpus) },
+        counted(config.cpus, "vCPU"),
         config.memory.bytes() >> 20,
     );
 }
