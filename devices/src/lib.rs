@@ -15,6 +15,7 @@
 pub mod bus;
 pub mod guest_log;
 pub mod hypercall;
+pub mod pci;
 pub mod platform;
 pub mod rack;
 pub mod ram;
