@@ -20,5 +20,6 @@ pub mod platform;
 pub mod rack;
 pub mod ram;
 pub mod rate_limit;
+pub mod virtio;
 
 pub use arch::End;

@@ -29,6 +29,11 @@ pub trait Function: Send {
     /// The same, which the guest writes to.
     fn config_mut(&mut self) -> &mut Config;
 
+    /// Serves a read of the configuration space.
+    fn read_config(&mut self, offset: usize, data: &mut [u8]) {
+        self.config().read(offset, data);
+    }
+
     /// The guest has written to so many bytes of the configuration space from an offset: for what is more there than
     /// memory.
     fn configured(&mut self, offset: usize, size: usize);

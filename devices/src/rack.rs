@@ -139,6 +139,10 @@ impl Ram for Unconnected {
         None
     }
 
+    fn shared(&self, _: arch::GuestPhys, _: usize) -> Option<vm_memory::VolatileSlice<'_>> {
+        None
+    }
+
     fn forget_mapping(&self, _: arch::GuestPhys) {}
 }
 

@@ -71,7 +71,7 @@ impl PciBus {
     /// Reads a function's configuration space; `data` is as it was, all ones, when there is none.
     pub fn read_config(&self, device: usize, function: usize, offset: usize, data: &mut [u8]) {
         if let Some(function) = self.function(device, function) {
-            locked(function).config().read(offset, data);
+            locked(function).read_config(offset, data);
         }
     }
 

@@ -4,6 +4,7 @@
 //! mask goes.
 
 use super::config::Config;
+use crate::tell;
 use arch::bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -74,6 +75,8 @@ pub struct Msix {
     state: MsixState,
     /// Of the message control register, in the configuration space.
     offset: usize,
+    /// The function may write to memory, which is what messages are.
+    is_bus_master: bool,
     sender: Box<dyn Sender>,
 }
 
@@ -92,7 +95,7 @@ impl Msix {
         body.extend((place.pending | u32::from(place.bar)).to_le_bytes());
         let id = config.add_capability(ID, &body, &(ENABLE | FUNCTION_MASK).to_le_bytes());
         let state = MsixState { entries: vec![Entry::OFF; vectors.into()], control: 0 };
-        Msix { state, offset: id + 2, sender }
+        Msix { state, offset: id + 2, is_bus_master: false, sender }
     }
 
     /// Bytes of the table.
@@ -105,7 +108,8 @@ impl Msix {
         let mut control = [0; 2];
         config.read(self.offset, &mut control);
         self.state.control = u16::from_le_bytes(control) & (ENABLE | FUNCTION_MASK);
-        self.send_pending(config);
+        self.is_bus_master = config.is_bus_master();
+        self.send_pending();
     }
 
     /// Messages are what the guest wants, not the line.
@@ -113,17 +117,17 @@ impl Msix {
         self.state.control & ENABLE != 0
     }
 
-    fn may_send(&self, entry: Entry, config: &Config) -> bool {
+    fn may_send(&self, entry: Entry) -> bool {
         self.state.control & (ENABLE | FUNCTION_MASK) == ENABLE
             && entry.control & MASKED == 0
-            && config.is_bus_master()
+            && self.is_bus_master
     }
 
     /// Sends what was pending, and is not masked any more.
-    fn send_pending(&mut self, config: &Config) {
+    fn send_pending(&mut self) {
         for vector in 0..self.state.entries.len() {
             let entry = self.state.entries[vector];
-            if entry.is_pending && self.may_send(entry, config) {
+            if entry.is_pending && self.may_send(entry) {
                 self.state.entries[vector].is_pending = false;
                 self.send(entry.message);
             }
@@ -133,14 +137,14 @@ impl Msix {
     fn send(&self, message: Message) {
         if let Err(error) = self.sender.send(message) {
             // The guest wrote nonsense into the table.
-            log::debug!("a message to {:#x} arrives nowhere: {error}", message.address);
+            tell!(Debug, "a message to {:#x} arrives nowhere: {error}", message.address);
         }
     }
 
     /// An interrupt by a vector; one that the table has not got is none.
-    pub fn interrupt(&mut self, vector: u16, config: &Config) {
+    pub fn interrupt(&mut self, vector: u16) {
         let Some(entry) = self.state.entries.get(usize::from(vector)).copied() else { return };
-        if self.may_send(entry, config) {
+        if self.may_send(entry) {
             self.send(entry.message);
         } else if self.is_enabled() {
             self.state.entries[usize::from(vector)].is_pending = true;
@@ -175,7 +179,7 @@ impl Msix {
     }
 
     /// Writes to it likewise; other writes do nothing.
-    pub fn write_table(&mut self, offset: u64, data: &[u8], config: &Config) {
+    pub fn write_table(&mut self, offset: u64, data: &[u8]) {
         if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(data.len() as u64) {
             return;
         }
@@ -193,7 +197,7 @@ impl Msix {
                 _ => entry.control = word & MASKED,
             }
         }
-        self.send_pending(config);
+        self.send_pending();
     }
 
     /// Reads pending bits, 64 to a word.
@@ -213,6 +217,7 @@ impl Msix {
     pub fn reset(&mut self) {
         self.state.entries.fill(Entry::OFF);
         self.state.control = 0;
+        self.is_bus_master = false;
     }
 
     /// The state, for whoever puts it back by [`Self::restore`].
@@ -280,11 +285,11 @@ mod tests {
 
         fn write(&mut self, offset: u64, words: &[u32]) {
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-            self.msix.write_table(offset, &bytes, &self.config);
+            self.msix.write_table(offset, &bytes);
         }
 
         fn interrupt(&mut self, vector: u16) {
-            self.msix.interrupt(vector, &self.config);
+            self.msix.interrupt(vector);
         }
 
         fn sent(&self) -> Vec<u32> {
@@ -348,7 +353,7 @@ mod tests {
         for (offset, length) in
             [(0, 1), (2, 4), (4, 8), (0, 16), (3 * ENTRY, 4), (u64::MAX - 3, 4), (u64::MAX - 7, 8)]
         {
-            function.msix.write_table(offset, &vec![0; length], &function.config);
+            function.msix.write_table(offset, &vec![0; length]);
             let mut data = vec![0xff; length];
             function.msix.read_table(offset, &mut data);
             assert!(data.iter().all(|byte| *byte == 0xff), "{offset} {length}");
