@@ -31,6 +31,8 @@ pub struct Opcode {
     pub is_wide: bool,
     /// A prefix repeats a string instruction.
     pub repeats: bool,
+    /// Bytes of an address in memory that an operand names: 2, or 4 or 8, which are named alike.
+    address_size: u64,
     /// A prefix locks the bus, which instructions that write no memory may not have.
     pub is_locked: bool,
 }
@@ -39,7 +41,7 @@ impl Opcode {
     /// Reads the start of `code`; `None` where it ends too soon.
     pub fn read(code: &[u8], bits: Bits) -> Option<Opcode> {
         let (mut operand_prefix, mut repeats, mut is_locked, mut is_wide) = (false, false, false, false);
-        let mut at = 0;
+        let (mut address_prefix, mut at) = (false, 0);
         let number = loop {
             let byte = *code.get(at).filter(|_| at < LONGEST)?;
             at += 1;
@@ -52,7 +54,8 @@ impl Opcode {
                 0x66 => operand_prefix = true,
                 0xf2 | 0xf3 => repeats = true,
                 0xf0 => is_locked = true,
-                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
+                0x67 => address_prefix = true,
+                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => {}
                 0x0f => {
                     let second = *code.get(at)?;
                     at += 1;
@@ -68,8 +71,31 @@ impl Opcode {
             (Bits::Code32, false) | (Bits::Code16, true) => 4,
             _ => 2,
         };
+        let address_size = match (bits, address_prefix) {
+            (Bits::Code64, false) => 8,
+            (Bits::Code64, true) | (Bits::Code32, false) | (Bits::Code16, true) => 4,
+            _ => 2,
+        };
         let next = code.get(at).copied().unwrap_or(0);
-        Some(Opcode { number, next, length: at, stack_operand, is_wide, repeats, is_locked })
+        Some(Opcode { number, next, length: at, stack_operand, is_wide, repeats, address_size, is_locked })
+    }
+
+    /// Bytes of the operand that a ModR/M byte behind the opcode names, that byte included; `code` is the whole
+    /// instruction (Intel SDM vol. 2, tables 2-1 to 2-3). `None` where it ends too soon.
+    pub fn operand_length(&self, code: &[u8]) -> Option<usize> {
+        let modrm = *code.get(self.length)?;
+        let (mode, register) = (modrm >> 6, modrm & 7);
+        let has_index = self.address_size > 2 && mode != 3 && register == 4;
+        let base = if has_index { code.get(self.length + 1)? & 7 } else { register };
+        let displacement = match (mode, self.address_size) {
+            (0, 2) if base == 6 => 2,
+            (0, 4 | 8) if base == 5 => 4,
+            (1, _) => 1,
+            (2, 2) => 2,
+            (2, _) => 4,
+            _ => 0,
+        };
+        Some(1 + usize::from(has_index) + displacement)
     }
 
     /// The operation of an opcode that has several: bits 3 to 5 of its ModR/M byte.
