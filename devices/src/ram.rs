@@ -7,7 +7,7 @@
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use std::fmt::Debug;
-use vm_memory::VolatileSlice;
+pub use vm_memory::VolatileSlice;
 
 /// RAM of a guest. Addresses are guest-physical.
 pub trait Ram: Send + Sync + Debug {

@@ -17,6 +17,7 @@ mod monitor;
 mod program;
 pub mod readme;
 mod terminal;
+mod virtio;
 
 use crate::context::{Check, Context};
 use crate::initramfs;
@@ -187,6 +188,14 @@ pub const CASES: &[Case] = &[
     linux("debian_shell", &["6.12"], linux::shell),
     linux("debian_clock", &["6.12"], linux::clock),
     linux("debian_seed", &["6.12"], linux::seed),
+    Case {
+        initrd: initramfs::guest_with_entropy_6_12,
+        ..linux("virtio_entropy_6_12", &["6.12"], virtio::entropy)
+    },
+    Case {
+        initrd: initramfs::guest_with_entropy_6_1,
+        ..linux("virtio_entropy_6_1", &["6.1"], virtio::entropy)
+    },
     only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),
     linux("debian_cpu_features", &["6.12"], linux::cpu_features),
     linux("debian_panic", &["6.1"], linux::panic),

@@ -345,6 +345,10 @@ impl devices::ram::Ram for Given {
         Some(old)
     }
 
+    fn shared(&self, _: GuestPhys, _: usize) -> Option<devices::ram::VolatileSlice<'_>> {
+        None
+    }
+
     fn forget_mapping(&self, _: GuestPhys) {}
 }
 

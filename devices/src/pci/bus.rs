@@ -330,7 +330,7 @@ mod tests {
         );
         // Where another one is, or no window, or over the end of one: nowhere, and the other one is left alone.
         bus.write_config(1, 0, 4, &[2, 0]);
-        let over = HIGH.start.0 + HIGH.size - 0x2000 & !0x3fff;
+        let over = (HIGH.start.0 + HIGH.size - 0x2000) & !0x3fff;
         for (bar, at) in [(0, LOW.start.0), (2, HIGH.start.0), (0, 0x1000), (2, LOW.start.0 - 0x4000), (2, 0)]
         {
             put(&bus, 1, bar, at);

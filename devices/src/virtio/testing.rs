@@ -143,7 +143,7 @@ impl<M: Model> Driver<M> {
         self.configure(msix + 2, &0x8000u16.to_le_bytes());
         for vector in 0..=self.available.len() as u64 {
             for (at, value) in [(0, 0xfee0_0000), (4, 0), (8, vector), (12, 0)] {
-                assert_eq!(self.function.write(2, 16 * vector + at, &(value as u32).to_le_bytes()), None);
+                assert_eq!(self.function.write(2, 16 * vector + at, &value.to_le_bytes()[..4]), None);
             }
         }
         self.write(0x14, 1, 0);

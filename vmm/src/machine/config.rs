@@ -33,6 +33,8 @@ pub struct Config {
     pub cpu: CpuTemplate,
     /// The devices that not every machine has, and this one is to have.
     pub extras: Vec<Extra>,
+    /// Its virtio devices, on a PCI bus.
+    pub virtio: Vec<VirtioDevice>,
     /// What becomes of its time while it is held.
     pub guest_clock: GuestClock,
     /// Where a debugger connects, if one may.
@@ -42,6 +44,13 @@ pub struct Config {
     /// Whether registers are kept that a reset or a triple fault would lose: there may be a dump of the guest's end
     /// ([`Moment::End`](super::dumper::Moment::End)).
     pub keeps_registers: bool,
+}
+
+/// A virtio device that a machine may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VirtioDevice {
+    /// Random bytes of the host's ([`devices::virtio::entropy`]).
+    Entropy,
 }
 
 /// A gdb server.
@@ -100,6 +109,7 @@ impl Default for Config {
             memory: MemorySize::DEFAULT,
             cpu: CpuTemplate::built_in(isa, "host", None),
             extras: vec![Extra::Exit],
+            virtio: Vec::new(),
             guest_clock: GuestClock::default(),
             gdb: None,
             hypercalls: None,

@@ -63,7 +63,7 @@ pub(super) fn build(
         output: Box::new(QueueEnd(Arc::clone(&output))),
         drained: Box::new(move || drained.write(1)),
     };
-    let (rack, serial) = rack::fit(&config.extras, &vm, &ram, console);
+    let (rack, serial) = rack::fit(config, &vm, &ram, console)?;
     let parts = Parts { vm: &vm, ram: &ram, serial: &serial, vcpus: config.cpus };
     let hypercalls = hypercalls(config, &parts)?;
     let services = Arc::new(Services {
@@ -126,6 +126,7 @@ fn load(config: &Config) -> Result<Loaded, Error> {
         memory: config.memory.bytes(),
         cpu: config.cpu.clone(),
         hypercalls: setup(config),
+        has_messages: !config.virtio.is_empty(),
     };
     let kernel = match &config.kernel {
         Some(path) => Kernel::open(path, HOST_ISA, vm_config.memory)?,
@@ -187,7 +188,7 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut seed))
         .map_err(Error::system("cannot read /dev/urandom"))?;
-    let board = rack::board(HOST_ISA, &config.extras);
+    let board = rack::board(config);
     let boot = BootConfig {
         memory: config.memory.bytes(),
         vcpus: config.cpus,
