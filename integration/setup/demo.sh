@@ -68,7 +68,6 @@ programs() {
   local own=()
   [ "$triple" = "$native" ] && own=(--bin demo)
   cargo build --profile demo --target "$triple" -p guest-vmm -p integration --bin vmm --bin case "${own[@]}" \
-    && cargo build --profile demo --target "$triple" -p guest-kvm --example monitor \
     && { [ "$triple" = "$native" ] || cargo build --profile demo --target "$native" -p integration --bin demo; }
 }
 

@@ -91,8 +91,7 @@ pub fn qemu(isa: Isa) -> PathBuf {
 /// What is missing before a nest can be booted, and these series of kernels in it, with the remedy. In Debian's own
 /// QEMU, if that carries it.
 pub fn missing(isa: Isa, series: &[&str], debians_qemu: bool) -> Option<String> {
-    let mut wanted =
-        vec![program(isa, "vmm"), program(isa, "case"), program(isa, "examples/monitor"), busybox(isa)];
+    let mut wanted = vec![program(isa, "vmm"), program(isa, "case"), busybox(isa)];
     wanted.extend(series.iter().map(|series| Kernel::new(isa, series).image()));
     if isa == Isa::X86_64 && !debians_qemu {
         wanted.push(qemu(isa));

@@ -67,7 +67,11 @@ impl Nest {
         }
         archive.copy("init", init)?;
         archive.copy("vmm", &artifacts::program(isa, "vmm"))?;
-        archive.copy("monitor", &artifacts::program(isa, "examples/monitor"))?;
+        // The demonstration has none.
+        let monitor = artifacts::program(isa, "examples/monitor");
+        if monitor.exists() {
+            archive.copy("monitor", &monitor)?;
+        }
         archive.copy("bin/busybox", &artifacts::busybox(isa))?;
         let kernel = Kernel::new(isa, HOST_SERIES);
         for (index, module) in modules(isa).iter().enumerate() {

@@ -109,12 +109,13 @@ impl VmClock {
         Ok(restart)
     }
 
-    /// Sets going what raises interrupts by itself, when everything else has been put back.
+    /// Sets going what raises interrupts by itself, when everything else has been put back, so that the guest's time goes
+    /// on from `restart`.
     ///
     /// # Errors
     /// [`KvmError::Ioctl`].
-    pub fn start_timers(&self, frozen: &FrozenVm, stood: &Stood) -> Result<(), KvmError> {
-        let stopped = (frozen.1, stood.at(frozen.1));
+    pub fn start_timers(&self, frozen: &FrozenVm, stood: &Stood, restart: Instant) -> Result<(), KvmError> {
+        let stopped = (frozen.1, stood.at(frozen.1), restart);
         native::start_timers(&self.fd, &self.counter, &frozen.0, stopped, &self.lines)
     }
 

@@ -236,7 +236,7 @@ impl Timekeeper {
             self.failures.told(result);
         }
         if let Some(vm) = &vm {
-            self.failures.told(self.clock.start_timers(vm, &stood));
+            self.failures.told(self.clock.start_timers(vm, &stood, restart));
         }
         if let Some(timers) = &self.timers {
             let lost = restart.saturating_duration_since(stood.since) + stood.owed;

@@ -117,7 +117,7 @@ pub fn start_timers(
     _: &VmFd,
     _: &Counter,
     _: &FrozenVm,
-    _: (Instant, Duration),
+    _: (Instant, Duration, Instant),
     _: &Lines,
 ) -> Result<(), KvmError> {
     Ok(())

@@ -57,17 +57,17 @@ pub struct Counter(Mutex<Option<Ticks>>);
 struct Ticks {
     period: Duration,
     started: Instant,
-    /// Less than a period.
+    /// What was begun of periods before: as a rule less than one.
     begun: Duration,
 }
 
 impl Ticks {
-    /// Those of a timer with this count, which is set going now.
-    fn start(count: u32, now: Instant) -> Ticks {
+    /// Those of a timer with this count, which is set going now, when the guest's time has gone on for `late` already.
+    fn start(count: u32, now: Instant, late: Duration) -> Ticks {
         // KVM lets no timer be faster (`min_timer_period_us`).
         const SHORTEST: Duration = Duration::from_micros(200);
         let period = u64::from(count).saturating_mul(1_000_000_000) / PIT_RATE;
-        Ticks { period: Duration::from_nanos(period).max(SHORTEST), started: now, begun: Duration::ZERO }
+        Ticks { period: Duration::from_nanos(period).max(SHORTEST), started: now, begun: late }
     }
 
     /// The same set going once more, after it was stopped at `stopped`, when it had stood still for `owed`
@@ -76,7 +76,7 @@ impl Ticks {
         let Some(before) = before.filter(|before| before.period == self.period) else { return (self, false) };
         let ran = stopped.saturating_duration_since(before.started).saturating_sub(owed);
         let part = ran.as_nanos() % self.period.as_nanos();
-        let begun = before.begun + Duration::from_nanos(u64::try_from(part).unwrap_or(0));
+        let begun = self.begun + before.begun + Duration::from_nanos(u64::try_from(part).unwrap_or(0));
         let left = begun.checked_sub(self.period);
         (Ticks { begun: left.unwrap_or(begun), ..self }, left.is_some())
     }
@@ -201,14 +201,14 @@ pub fn freeze_vm(vm: &VmFd) -> Result<FrozenVm, KvmError> {
     Ok(FrozenVm { clock, pit: Some(before) })
 }
 
-/// Sets the PIT going again, that was stopped at `stopped`, when the guest had stood still for `owed`. It is the
-/// last thing of all, as its interrupts come from within KVM, which would be lost while a local APIC's registers
-/// are written.
+/// Sets the PIT going again, that was stopped at `stopped`, when the guest had stood still for `owed`, and whose time
+/// goes on from `restart`. It is the last thing of all, as its interrupts come from within KVM, which would be lost
+/// while a local APIC's registers are written; what passes until then is a part of a period that is begun.
 pub fn start_timers(
     vm: &VmFd,
     counter: &Counter,
     frozen: &FrozenVm,
-    (stopped, owed): (Instant, Duration),
+    (stopped, owed, restart): (Instant, Duration, Instant),
     lines: &Lines,
 ) -> Result<(), KvmError> {
     /// The PIT's GSI.
@@ -224,7 +224,9 @@ pub fn start_timers(
         *ticks = None;
         return Ok(());
     }
-    let (now, is_due) = Ticks::start(first.count, Instant::now()).restart(*ticks, stopped, owed);
+    let now = Instant::now();
+    let begins = Ticks::start(first.count, now, now.saturating_duration_since(restart));
+    let (now, is_due) = begins.restart(*ticks, stopped, owed);
     *ticks = Some(now);
     if is_due {
         let _raised = lines.raise();
@@ -434,22 +436,31 @@ mod tests {
     fn a_timer_that_is_held_within_each_period_ticks_as_often() {
         let ms = Duration::from_millis;
         let start = Instant::now();
-        let mut ticks = Ticks::start(11932, start);
+        let mut ticks = Ticks::start(11932, start, ms(0));
         let (period, mut at, mut due) = (ticks.period, start, 0);
         assert!(period > ms(9) && period < ms(11));
         for _ in 0..100 {
             // 4 ms in the guest, and 7 held, of which 2 have gone by before the timer was stopped.
             let stopped = at + ms(6);
             at += ms(11);
-            let (now, is_due) = Ticks::start(11932, at).restart(Some(ticks), stopped, ms(2));
+            let (now, is_due) = Ticks::start(11932, at, ms(0)).restart(Some(ticks), stopped, ms(2));
             (ticks, due) = (now, due + u32::from(is_due));
         }
         assert!((39..=40).contains(&due), "{due}");
         // Whole periods in the guest have had their ticks.
-        let (now, is_due) = Ticks::start(11932, at).restart(Some(ticks), at + period * 3, Duration::ZERO);
+        let (now, is_due) =
+            Ticks::start(11932, at, ms(0)).restart(Some(ticks), at + period * 3, Duration::ZERO);
         assert_eq!((now.begun, is_due), (ticks.begun, false));
+        // It is set going when the guest has run for a while, each time.
+        let (mut ticks, mut at, mut due) = (Ticks::start(11932, start, ms(0)), start, 0);
+        for _ in 0..100 {
+            at += ms(4);
+            let (now, is_due) = Ticks::start(11932, at, ms(3)).restart(Some(ticks), at, ms(0));
+            (ticks, due) = (now, due + u32::from(is_due));
+        }
+        assert!((69..=70).contains(&due), "{due}");
         // Another one begins anew.
-        let other = Ticks::start(1193, at);
+        let other = Ticks::start(1193, at, ms(0));
         assert_eq!(other.restart(Some(ticks), at + ms(50), Duration::ZERO), (other, false));
     }
 
