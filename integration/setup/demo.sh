@@ -43,7 +43,7 @@ plan() {
     say "about $(((seconds / cores + 59) / 60)) minutes on $cores processors that are free, besides downloads"
   fi
 }
-PROGRAMS_SECONDS=240
+PROGRAMS_SECONDS=170
 QEMU_SECONDS=240
 plan
 install_packages gdb-multiarch "$emulator" qemu-system-data seabios xz-utils
