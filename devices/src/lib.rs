@@ -20,6 +20,7 @@ pub mod platform;
 pub mod rack;
 pub mod ram;
 pub mod rate_limit;
+pub mod state;
 pub mod virtio;
 
 pub use arch::End;

@@ -13,6 +13,7 @@ pub mod config;
 pub mod msix;
 
 use crate::End;
+use crate::state::{Misfit, Saved};
 use config::Config;
 
 /// A function of a device.
@@ -46,4 +47,13 @@ pub trait Function: Send {
 
     /// Where the guest has put what is behind a base address: the first byte, guest-physical; `None` for nowhere.
     fn placed(&mut self, bar: usize, at: Option<u64>);
+
+    /// Its state, while the guest is held.
+    fn save(&mut self) -> Saved;
+
+    /// Puts it back. Whoever does so tells it then where its registers are ([`Self::placed`]).
+    ///
+    /// # Errors
+    /// [`Misfit`].
+    fn restore(&mut self, saved: &Saved) -> Result<(), Misfit>;
 }

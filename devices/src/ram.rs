@@ -28,6 +28,10 @@ pub trait Ram: Send + Sync + Debug {
     /// planted there is seen and written over, so it is for nothing else.
     fn shared(&self, address: GuestPhys, size: usize) -> Option<VolatileSlice<'_>>;
 
+    /// So many bytes of what is [shared](Self::shared) have been written there: whoever keeps account of pages that
+    /// have been written learns of it.
+    fn written(&self, _address: GuestPhys, _size: usize) {}
+
     /// Has the host forget how it maps the page of 4 KiB at an address for KVM, without its contents' being lost.
     /// Where no RAM is, nothing happens.
     fn forget_mapping(&self, page: GuestPhys);

@@ -8,6 +8,7 @@ use super::Function;
 use super::config::{self, SIZE};
 use crate::End;
 use crate::bus::{Device, Shared};
+use crate::state::{Misfit, Saved};
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use std::fmt;
@@ -82,10 +83,14 @@ impl PciBus {
         let before = places(&*function);
         let may_move = function.config_mut().write(offset, data);
         function.configured(offset, data.len());
-        let after = places(&*function);
-        if !may_move || before == after {
-            return;
+        if may_move && places(&*function) != before {
+            self.place(device, &mut *function);
         }
+    }
+
+    /// Puts a function's registers where its configuration space says.
+    fn place(&self, device: usize, function: &mut dyn Function) {
+        let after = places(function);
         // With the function locked, so that the list and the function agree, whoever else writes.
         let mut placed = self.placed.write().unwrap_or_else(PoisonError::into_inner);
         placed.retain(|it| it.device != device);
@@ -102,6 +107,29 @@ impl PciBus {
                 placed.insert(index, entry);
             }
         }
+    }
+
+    /// The states of its functions, in the order of their devices, while the guest is held.
+    pub fn save(&self) -> Vec<Saved> {
+        self.devices.iter().flatten().map(|function| locked(function).save()).collect()
+    }
+
+    /// Puts them back.
+    ///
+    /// # Errors
+    /// [`Misfit`]: those before the first that does not fit are put back.
+    pub fn restore(&self, states: &[Saved]) -> Result<(), Misfit> {
+        let functions =
+            self.devices.iter().enumerate().filter_map(|(device, it)| Some((device, it.as_ref()?)));
+        if states.len() != self.devices.iter().flatten().count() {
+            return Err(Misfit::Damaged { device: NAME, why: "it has another number of devices".into() });
+        }
+        for ((device, function), saved) in functions.zip(states) {
+            let mut function = locked(function);
+            function.restore(saved)?;
+            self.place(device, &mut *function);
+        }
+        Ok(())
     }
 
     /// What is at an address: the function, the base address, and the offset behind that.
@@ -126,6 +154,9 @@ impl PciBus {
         locked(function).write(bar, offset, data)
     }
 }
+
+/// Of the bus's state.
+const NAME: &str = "PCI bus";
 
 type Places = Vec<(usize, Option<u64>, u64)>;
 
@@ -223,6 +254,16 @@ impl Function for HostBridge {
     }
 
     fn placed(&mut self, _: usize, _: Option<u64>) {}
+
+    fn save(&mut self) -> Saved {
+        Saved::new(self.name(), 1, &self.0.save())
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
+        let device = self.name();
+        let fits = self.0.restore(&saved.fields::<Vec<u8>>(device, 1)?);
+        fits.then_some(()).ok_or_else(|| Misfit::Damaged { device, why: "it is of another function".into() })
+    }
 }
 
 /// A bus with nothing but its bridge.
@@ -272,6 +313,15 @@ mod tests {
 
         fn placed(&mut self, bar: usize, at: Option<u64>) {
             self.placed.push((bar, at));
+        }
+
+        fn save(&mut self) -> Saved {
+            Saved::new(self.name(), 1, &self.config.save())
+        }
+
+        fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
+            self.config.restore(&saved.fields::<Vec<u8>>("probe", 1)?);
+            Ok(())
         }
     }
 

@@ -198,6 +198,24 @@ impl Config {
         })
     }
 
+    /// What the guest has written, and what the function has put there.
+    pub fn save(&self) -> Vec<u8> {
+        self.bytes.to_vec()
+    }
+
+    /// Puts that back; `false` and nothing is done if it is of another function.
+    pub fn restore(&mut self, bytes: &[u8]) -> bool {
+        let Ok(bytes) = <[u8; at::PCI_END]>::try_from(bytes) else { return false };
+        let identity = |bytes: &[u8; at::PCI_END]| {
+            (bytes[..4].to_vec(), bytes[at::SUBSYSTEM..at::CAPABILITIES].to_vec())
+        };
+        let fits = identity(&bytes) == identity(&self.bytes);
+        if fits {
+            self.bytes = bytes;
+        }
+        fits
+    }
+
     /// As it is after a reset: nothing is switched on, registers are where they were.
     pub fn reset(&mut self) {
         self.set(at::COMMAND, &[0; 2]);

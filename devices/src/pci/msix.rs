@@ -225,9 +225,14 @@ impl Msix {
         self.state.clone()
     }
 
+    /// Whether a state is of as many vectors.
+    pub fn fits(&self, state: &MsixState) -> bool {
+        state.entries.len() == self.state.entries.len()
+    }
+
     /// Puts a state back; `false` and nothing is done if that is of another number of vectors.
     pub fn restore(&mut self, state: MsixState) -> bool {
-        let fits = state.entries.len() == self.state.entries.len();
+        let fits = self.fits(&state);
         if fits {
             self.state = state;
         }

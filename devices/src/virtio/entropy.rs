@@ -1,9 +1,9 @@
 //! The entropy device (5.4): a queue that the guest fills with buffers, and the device with random bytes.
 
-use super::Model;
-use super::queue::{ActiveQueue, Broken};
-use super::worker::{Serve, Then, Worker};
-use crate::tell;
+use super::queue::{Broken, Queues};
+use super::worker::{Rung, Serve, Then};
+use super::{Interrupts, Model, Service};
+use crate::state::Misfit;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,26 +13,23 @@ const SIZES: &[u16] = &[64];
 /// As much as one buffer gets, bytes: a guest that wants more asks again.
 const MOST: usize = 4096;
 
-/// Where random bytes come from: whoever records what comes into a guest is in between.
+/// Where random bytes come from.
 pub type Source = Arc<Mutex<dyn FnMut(&mut [u8]) + Send>>;
 
 /// The device.
-pub struct Entropy {
-    source: Source,
-    worker: Option<Worker<Server>>,
-}
+pub struct Entropy(Source);
 
 impl fmt::Debug for Entropy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entropy").field("worker", &self.worker).finish_non_exhaustive()
+        f.write_str("Entropy")
     }
 }
 
 struct Server(Source);
 
 impl Serve for Server {
-    fn serve(&mut self, rung: usize, queues: &mut [Option<ActiveQueue>]) -> Result<Then, Broken> {
-        let Some(queue) = queues.get_mut(rung).and_then(Option::as_mut) else { return Ok(Then::Waits) };
+    fn serve(&mut self, _: Rung, queues: &mut Queues) -> Result<Then, Broken> {
+        let Some(queue) = queues.get(0) else { return Ok(Then::Waits) };
         queue.stop_listening()?;
         for _ in 0..SIZES[0] {
             let Some(chain) = queue.pop()? else { break };
@@ -51,11 +48,13 @@ impl Serve for Server {
 impl Entropy {
     /// With bytes from `source`.
     pub fn new(source: Source) -> Entropy {
-        Entropy { source, worker: None }
+        Entropy(source)
     }
 }
 
 impl Model for Entropy {
+    type State = ();
+
     fn name(&self) -> &'static str {
         "virtio entropy"
     }
@@ -64,47 +63,25 @@ impl Model for Entropy {
         ID
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queue_sizes(&self) -> &[u16] {
         SIZES
     }
 
-    fn read_configuration(&self, _: u64, _: &mut [u8]) {}
-
-    fn write_configuration(&mut self, _: u64, _: &[u8]) {}
-
-    fn start(&mut self, _: u64, queues: Vec<Option<ActiveQueue>>) {
-        let interrupts = queues.iter().flatten().next().map(|queue| Arc::clone(queue.interrupts()));
-        match Worker::start(self.name(), Server(Arc::clone(&self.source)), queues) {
-            Ok(worker) => self.worker = Some(worker),
-            Err(error) => {
-                tell!(Error, "{}: {error}", self.name());
-                if let Some(interrupts) = interrupts {
-                    interrupts.needs_reset();
-                }
-            }
-        }
+    fn services(&mut self, _: u64, _: &Arc<dyn Interrupts>) -> Vec<Service> {
+        vec![Service { server: Box::new(Server(Arc::clone(&self.0))), queues: vec![0] }]
     }
 
-    fn stop(&mut self) {
-        if let Some(worker) = self.worker.take() {
-            worker.stop();
-        }
-    }
-}
+    fn save(&self) {}
 
-impl Drop for Entropy {
-    fn drop(&mut self) {
-        self.stop();
+    fn restore(&mut self, (): ()) -> Result<(), Misfit> {
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pci::Function;
     use crate::ram::Ram;
     use crate::virtio::testing::{Driver, INDIRECT, NEXT, WRITE};
     use arch::GuestPhys;
@@ -222,6 +199,36 @@ mod tests {
         }
     }
 
+    /// Saved in the middle, put into another device with the same memory, it goes on; and what is saved then is equal.
+    #[test]
+    fn it_goes_on_from_a_saved_state() {
+        for features in [VERSION_1, VERSION_1 | EVENT_INDEX] {
+            let mut driver = driver();
+            let fresh = driver.function.save();
+            driver.set_up(features);
+            driver.descriptor(0, 3, (0x8000, 0x20), WRITE, 0);
+            driver.offer(0, 3);
+            assert_eq!((driver.message(), driver.used(0)), (Some(0), (1, 3, 0x20)));
+            let saved = driver.function.save();
+            assert_ne!(saved, fresh);
+            let mut other =
+                driver.with_another(Entropy::new(Arc::new(Mutex::new(|it: &mut [u8]| it.fill(0x5a)))));
+            other.function.restore(&saved).unwrap();
+            assert_eq!(other.function.save(), saved);
+            other.descriptor(0, 4, (0x9000, 0x10), WRITE, 0);
+            other.offer(0, 4);
+            assert_eq!((other.message(), other.used(0)), (Some(0), (2, 4, 0x10)));
+            other.function.restore(&fresh).unwrap();
+            assert_eq!(other.function.save(), fresh);
+            // Of another device, or damaged: refused, and nothing is done.
+            let mut wrong = saved.clone();
+            wrong.fields["device"]["fields"]["queues"][0]["size"] = 3.into();
+            assert!(
+                other.function.restore(&wrong).unwrap_err().to_string().contains("more than this device has")
+            );
+        }
+    }
+
     /// A guest that fills the queue all the time does not keep the device from its end.
     #[test]
     fn it_ends_while_the_guest_is_busy() {
@@ -239,6 +246,10 @@ mod tests {
             }
             index
         });
+        let mut available = [0; 2];
+        while available == [0; 2] {
+            driver.ram.read(GuestPhys(0x2002), &mut available);
+        }
         driver.write(0x3000, 2, 0);
         assert_eq!(driver.message(), Some(0));
         driver.write(0x14, 1, 0);

@@ -4,21 +4,24 @@
 //! a way through here. Messages (MSI-X) have a second one. Interrupts by a line are for guests that cannot do
 //! messages.
 
-use super::queue::{ActiveQueue, Broken};
-use super::{Interrupts, Model};
+use super::Model;
+use super::device::{self, QueueField, VirtioDevice};
+use super::pace::Pace;
 use crate::End;
 use crate::pci::Function;
 use crate::pci::config::{Config, Identity};
+use crate::pci::msix::MsixState;
 use crate::pci::msix::{Msix, Place, Sender};
 use crate::rack::Line;
 use crate::ram::Ram;
+use crate::state::{Misfit, Saved};
 use crate::tell;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use virtio_queue::QueueState;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 /// 4.1.2 "PCI Device Discovery".
 const VENDOR: u16 = 0x1af4;
@@ -70,20 +73,6 @@ mod common {
     pub const END: u64 = 0x38;
 }
 
-/// 2.1 "Device Status Field".
-mod status {
-    pub const DRIVER_OK: u8 = 4;
-    pub const FEATURES_OK: u8 = 8;
-    pub const NEEDS_RESET: u8 = 64;
-}
-
-/// 6 "Reserved Feature Bits".
-mod feature {
-    pub const INDIRECT: u64 = 1 << 28;
-    pub const EVENT_INDEX: u64 = 1 << 29;
-    pub const VERSION_1: u64 = 1 << 32;
-}
-
 /// A vector of none (4.1.5.1.2).
 const NO_VECTOR: u16 = 0xffff;
 /// Bits of the interrupt status (4.1.4.5).
@@ -103,6 +92,8 @@ pub trait Bells: Send {
 pub struct Connections {
     /// The guest's RAM.
     pub ram: Arc<dyn Ram>,
+    /// When its threads may work.
+    pub pace: Pace,
     /// Sends its messages.
     pub sender: Box<dyn Sender>,
     /// Its line, where the machine has one for it.
@@ -122,7 +113,6 @@ impl fmt::Debug for Connections {
 struct Wires {
     pins: Mutex<Pins>,
     isr: AtomicU8,
-    status: AtomicU8,
     configuration_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
 }
@@ -146,7 +136,7 @@ impl Pins {
 
 impl fmt::Debug for Wires {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wires").field("isr", &self.isr).field("status", &self.status).finish_non_exhaustive()
+        f.debug_struct("Wires").field("isr", &self.isr).finish_non_exhaustive()
     }
 }
 
@@ -173,7 +163,7 @@ impl Wires {
     }
 }
 
-impl Interrupts for Wires {
+impl device::Wires for Wires {
     fn queue(&self, index: u16) {
         let vector =
             self.queue_vectors.get(usize::from(index)).map_or(NO_VECTOR, |it| it.load(Ordering::SeqCst));
@@ -183,40 +173,45 @@ impl Interrupts for Wires {
     fn configuration(&self) {
         self.interrupt(self.configuration_vector.load(Ordering::SeqCst), ISR_CONFIGURATION);
     }
-
-    fn needs_reset(&self) {
-        self.status.fetch_or(status::NEEDS_RESET, Ordering::SeqCst);
-        self.configuration();
-    }
-}
-
-/// A queue, as the driver is setting it up.
-#[derive(Debug)]
-struct Setting {
-    state: QueueState,
-    bell: EventFd,
 }
 
 /// A virtio device as a function.
 pub struct VirtioFunction<M> {
     config: Config,
-    model: M,
-    ram: Arc<dyn Ram>,
+    device: VirtioDevice<M, Wires>,
     wires: Arc<Wires>,
     bells: Box<dyn Bells>,
     /// Offset of the capability by which registers are reached through the configuration space.
     access: usize,
-    queues: Vec<Setting>,
-    driver_features: u64,
-    feature_select: u32,
-    driver_feature_select: u32,
-    queue_select: u16,
-    is_started: bool,
+    selected: Selected,
 }
+
+/// What the driver has chosen to speak of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Selected {
+    features: u32,
+    driver_features: u32,
+    queue: u16,
+}
+
+/// A function's state.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedFunction {
+    config: Vec<u8>,
+    msix: MsixState,
+    isr: u8,
+    configuration_vector: u16,
+    queue_vectors: Vec<u16>,
+    selected: Selected,
+    device: Saved,
+}
+
+/// Of [`SavedFunction`].
+const VERSION: u32 = 1;
 
 impl<M: Model> fmt::Debug for VirtioFunction<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VirtioFunction").field("model", &self.model.name()).finish_non_exhaustive()
+        f.debug_tuple("VirtioFunction").field(&self.device).finish()
     }
 }
 
@@ -235,12 +230,12 @@ impl<M: Model> VirtioFunction<M> {
     ///
     /// # Errors
     /// When the system gives no more descriptors.
-    pub fn new(model: M, class: [u8; 3], connections: Connections) -> io::Result<VirtioFunction<M>> {
+    pub fn new(model: M, connections: Connections) -> io::Result<VirtioFunction<M>> {
         let identity = Identity {
             vendor: VENDOR,
             device: FIRST_DEVICE + model.id(),
             revision: 1,
-            class,
+            class: model.class(),
             subsystem_vendor: VENDOR,
             subsystem: 0x40,
         };
@@ -265,44 +260,21 @@ impl<M: Model> VirtioFunction<M> {
         let sizes = model.queue_sizes();
         let vectors = u16::try_from(sizes.len() + 1).unwrap_or(u16::MAX);
         let msix = Msix::new(&mut config, vectors, TABLE, connections.sender);
-        let queue = |size: &u16| {
-            let state = QueueState { max_size: *size, size: *size, ..QueueState::default() };
-            Ok(Setting { state, bell: EventFd::new(EFD_NONBLOCK)? })
-        };
-        let queues = sizes.iter().map(queue).collect::<io::Result<Vec<_>>>()?;
-        let wires = Wires {
+        let wires = Arc::new(Wires {
             pins: Mutex::new(Pins { msix, line: connections.line }),
             isr: AtomicU8::new(0),
-            status: AtomicU8::new(0),
             configuration_vector: AtomicU16::new(NO_VECTOR),
-            queue_vectors: queues.iter().map(|_| AtomicU16::new(NO_VECTOR)).collect(),
-        };
+            queue_vectors: sizes.iter().map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+        });
+        let given = (connections.ram, connections.pace);
         Ok(VirtioFunction {
             config,
-            model,
-            ram: connections.ram,
-            wires: Arc::new(wires),
+            device: VirtioDevice::new(model, given, Arc::clone(&wires))?,
+            wires,
             bells: connections.bells,
             access,
-            queues,
-            driver_features: 0,
-            feature_select: 0,
-            driver_feature_select: 0,
-            queue_select: 0,
-            is_started: false,
+            selected: Selected::default(),
         })
-    }
-
-    fn features(&self) -> u64 {
-        self.model.features() | feature::INDIRECT | feature::EVENT_INDEX | feature::VERSION_1
-    }
-
-    fn status(&self) -> u8 {
-        self.wires.status.load(Ordering::SeqCst)
-    }
-
-    fn selected(&self) -> Option<&Setting> {
-        self.queues.get(usize::from(self.queue_select))
     }
 
     /// A register of the common structure, as a number of the size that it has; its first byte's offset, and that size.
@@ -312,51 +284,49 @@ impl<M: Model> VirtioFunction<M> {
             1 => features >> 32,
             _ => 0,
         };
-        let queue = self.selected();
-        let of_queue = |field: fn(&QueueState) -> u64| queue.map_or(0, |queue| field(&queue.state));
+        let of_queue = |field| self.device.queue(self.selected.queue, field);
         match offset {
             common::FEATURE_SELECT..common::FEATURE => {
-                (common::FEATURE_SELECT, 4, self.feature_select.into())
+                (common::FEATURE_SELECT, 4, self.selected.features.into())
             }
             common::FEATURE..common::DRIVER_FEATURE_SELECT => {
-                (common::FEATURE, 4, half(self.features(), self.feature_select))
+                (common::FEATURE, 4, half(self.device.features(), self.selected.features))
             }
             common::DRIVER_FEATURE_SELECT..common::DRIVER_FEATURE => {
-                (common::DRIVER_FEATURE_SELECT, 4, self.driver_feature_select.into())
+                (common::DRIVER_FEATURE_SELECT, 4, self.selected.driver_features.into())
             }
-            common::DRIVER_FEATURE..common::CONFIG_VECTOR => {
-                (common::DRIVER_FEATURE, 4, half(self.driver_features, self.driver_feature_select))
-            }
+            common::DRIVER_FEATURE..common::CONFIG_VECTOR => (
+                common::DRIVER_FEATURE,
+                4,
+                half(self.device.driver_features(), self.selected.driver_features),
+            ),
             common::CONFIG_VECTOR..common::QUEUES => {
                 let vector = self.wires.configuration_vector.load(Ordering::SeqCst);
                 (common::CONFIG_VECTOR, 2, vector.into())
             }
-            common::QUEUES..common::STATUS => (common::QUEUES, 2, self.queues.len() as u64),
-            common::STATUS => (common::STATUS, 1, self.status().into()),
-            // Devices' configurations do not change while they are read.
-            common::GENERATION => (common::GENERATION, 1, 0),
-            common::QUEUE_SELECT..common::QUEUE_SIZE => (common::QUEUE_SELECT, 2, self.queue_select.into()),
-            common::QUEUE_SIZE..common::QUEUE_VECTOR => {
-                (common::QUEUE_SIZE, 2, of_queue(|it| it.size.into()))
-            }
+            common::QUEUES..common::STATUS => (common::QUEUES, 2, self.device.queue_count().into()),
+            common::STATUS => (common::STATUS, 1, self.device.status().into()),
+            common::GENERATION => (common::GENERATION, 1, self.device.generation().into()),
+            common::QUEUE_SELECT..common::QUEUE_SIZE => (common::QUEUE_SELECT, 2, self.selected.queue.into()),
+            common::QUEUE_SIZE..common::QUEUE_VECTOR => (common::QUEUE_SIZE, 2, of_queue(QueueField::Size)),
             common::QUEUE_VECTOR..common::QUEUE_ENABLE => {
-                let vectors = self.wires.queue_vectors.get(usize::from(self.queue_select));
+                let vectors = self.wires.queue_vectors.get(usize::from(self.selected.queue));
                 let vector = vectors.map_or(NO_VECTOR, |it| it.load(Ordering::SeqCst));
                 (common::QUEUE_VECTOR, 2, vector.into())
             }
             common::QUEUE_ENABLE..common::QUEUE_NOTIFY_OFFSET => {
-                (common::QUEUE_ENABLE, 2, of_queue(|it| it.ready.into()))
+                (common::QUEUE_ENABLE, 2, of_queue(QueueField::Ready))
             }
             common::QUEUE_NOTIFY_OFFSET..common::QUEUE_DESCRIPTORS => {
-                (common::QUEUE_NOTIFY_OFFSET, 2, self.queue_select.into())
+                (common::QUEUE_NOTIFY_OFFSET, 2, self.selected.queue.into())
             }
             common::QUEUE_DESCRIPTORS..common::QUEUE_AVAILABLE => {
-                (common::QUEUE_DESCRIPTORS, 8, of_queue(|it| it.desc_table))
+                (common::QUEUE_DESCRIPTORS, 8, of_queue(QueueField::Descriptors))
             }
             common::QUEUE_AVAILABLE..common::QUEUE_USED => {
-                (common::QUEUE_AVAILABLE, 8, of_queue(|it| it.avail_ring))
+                (common::QUEUE_AVAILABLE, 8, of_queue(QueueField::Available))
             }
-            common::QUEUE_USED..common::END => (common::QUEUE_USED, 8, of_queue(|it| it.used_ring)),
+            common::QUEUE_USED..common::END => (common::QUEUE_USED, 8, of_queue(QueueField::Used)),
             _ => (offset, 1, 0),
         }
     }
@@ -373,30 +343,38 @@ impl<M: Model> VirtioFunction<M> {
         };
         let [low, high, b2, b3, ..] = value.to_le_bytes();
         let (word, half) = (u32::from_le_bytes([low, high, b2, b3]), u16::from_le_bytes([low, high]));
-        let is_set_up = self.status() & status::DRIVER_OK != 0;
+        let queue = self.selected.queue;
         match first {
-            common::FEATURE_SELECT => self.feature_select = word,
-            common::DRIVER_FEATURE_SELECT => self.driver_feature_select = word,
-            common::DRIVER_FEATURE if self.status() & status::FEATURES_OK == 0 => {
-                match self.driver_feature_select {
-                    0 => self.driver_features = self.driver_features & !0xffff_ffff | u64::from(word),
-                    1 => self.driver_features = self.driver_features & 0xffff_ffff | u64::from(word) << 32,
-                    _ => {}
-                }
-            }
+            common::FEATURE_SELECT => self.selected.features = word,
+            common::DRIVER_FEATURE_SELECT => self.selected.driver_features = word,
+            common::DRIVER_FEATURE => self.take_features(word),
             common::CONFIG_VECTOR => {
                 self.wires.configuration_vector.store(self.vector(half), Ordering::SeqCst)
             }
-            common::STATUS => self.write_status(low),
-            common::QUEUE_SELECT => self.queue_select = half,
+            common::STATUS if low == 0 => self.reset(),
+            common::STATUS => self.device.set_status(low),
+            common::QUEUE_SELECT => self.selected.queue = half,
             common::QUEUE_VECTOR => {
                 let vector = self.vector(half);
-                if let Some(it) = self.wires.queue_vectors.get(usize::from(self.queue_select)) {
+                if let Some(it) = self.wires.queue_vectors.get(usize::from(queue)) {
                     it.store(vector, Ordering::SeqCst);
                 }
             }
-            _ if is_set_up => {}
-            _ => self.write_queue(first, value),
+            common::QUEUE_SIZE => self.device.set_queue(queue, QueueField::Size, value),
+            common::QUEUE_ENABLE => self.device.set_queue(queue, QueueField::Ready, value),
+            common::QUEUE_DESCRIPTORS => self.device.set_queue(queue, QueueField::Descriptors, value),
+            common::QUEUE_AVAILABLE => self.device.set_queue(queue, QueueField::Available, value),
+            common::QUEUE_USED => self.device.set_queue(queue, QueueField::Used, value),
+            _ => {}
+        }
+    }
+
+    fn take_features(&mut self, half: u32) {
+        let (features, half) = (self.device.driver_features(), u64::from(half));
+        match self.selected.driver_features {
+            0 => self.device.set_driver_features(features & !0xffff_ffff | half),
+            1 => self.device.set_driver_features(features & 0xffff_ffff | half << 32),
+            _ => {}
         }
     }
 
@@ -405,80 +383,10 @@ impl<M: Model> VirtioFunction<M> {
         if self.wires.pins().msix.has(vector) { vector } else { NO_VECTOR }
     }
 
-    /// What the selected queue is set up by, before it is in use.
-    fn write_queue(&mut self, register: u64, value: u64) {
-        let Some(Setting { state, .. }) = self.queues.get_mut(usize::from(self.queue_select)) else { return };
-        match register {
-            common::QUEUE_SIZE => {
-                if let Ok(size) = u16::try_from(value)
-                    && size.is_power_of_two()
-                    && size <= state.max_size
-                {
-                    state.size = size;
-                }
-            }
-            // It cannot be taken back but by a reset.
-            common::QUEUE_ENABLE => state.ready |= value == 1,
-            common::QUEUE_DESCRIPTORS => state.desc_table = value,
-            common::QUEUE_AVAILABLE => state.avail_ring = value,
-            common::QUEUE_USED => state.used_ring = value,
-            _ => {}
-        }
-    }
-
-    fn write_status(&mut self, value: u8) {
-        if value == 0 {
-            return self.reset();
-        }
-        let mut value = value & !status::NEEDS_RESET;
-        // Features that we did not offer, or without version 1, are not agreed on (3.1.1).
-        let agreed =
-            self.driver_features & !self.features() == 0 && self.driver_features & feature::VERSION_1 != 0;
-        if !agreed {
-            value &= !status::FEATURES_OK;
-        }
-        let before = self.wires.status.fetch_or(value, Ordering::SeqCst);
-        let begins = value & status::DRIVER_OK != 0 && before & status::DRIVER_OK == 0;
-        if begins && agreed {
-            self.start();
-        }
-    }
-
-    fn start(&mut self) {
-        let queue = |(index, setting): (u16, &Setting)| -> Result<Option<ActiveQueue>, Broken> {
-            let Setting { mut state, bell } = setting.clone_bell()?;
-            if !state.ready {
-                return Ok(None);
-            }
-            state.event_idx_enabled = self.driver_features & feature::EVENT_INDEX != 0;
-            let wires: Arc<dyn Interrupts> = Arc::<Wires>::clone(&self.wires);
-            ActiveQueue::new(state, index, bell, (Arc::clone(&self.ram), wires)).map(Some)
-        };
-        let queues: Result<Vec<_>, Broken> = (0..).zip(&self.queues).map(queue).collect();
-        match queues {
-            Ok(queues) => {
-                self.is_started = true;
-                self.model.start(self.driver_features, queues);
-            }
-            Err(broken) => {
-                tell!(Warn, "{}: {broken}; the device waits for its reset", self.model.name());
-                self.wires.needs_reset();
-            }
-        }
-    }
-
     /// As after power-on, but for where the guest has put it.
     fn reset(&mut self) {
-        if std::mem::take(&mut self.is_started) {
-            self.model.stop();
-        }
-        for Setting { state, bell } in &mut self.queues {
-            *state = QueueState { max_size: state.max_size, size: state.max_size, ..QueueState::default() };
-            bell.read().ok();
-        }
-        (self.driver_features, self.feature_select, self.driver_feature_select, self.queue_select) =
-            (0, 0, 0, 0);
-        self.wires.status.store(0, Ordering::SeqCst);
+        self.device.reset();
+        self.selected = Selected::default();
         self.wires.configuration_vector.store(NO_VECTOR, Ordering::SeqCst);
         for vector in &self.wires.queue_vectors {
             vector.store(NO_VECTOR, Ordering::SeqCst);
@@ -486,10 +394,14 @@ impl<M: Model> VirtioFunction<M> {
         self.wires.take_isr();
     }
 
-    fn ring(&self, queue: usize) {
-        if let Some(queue) = self.queues.get(queue) {
-            // Its counter is full when nobody listens: then it is rung already.
-            queue.bell.write(1).ok();
+    /// Where the guest has put the registers, bells are to be rung.
+    fn place_bells(&mut self, at: Option<u64>) {
+        for index in 0..self.device.queue_count() {
+            let at = at.map(|at| at + NOTIFY + u64::from(index) * u64::from(NOTIFY_MULTIPLIER));
+            let Some(bell) = self.device.bell(index) else { continue };
+            if let Err(error) = self.bells.place(index, bell, at) {
+                tell!(Debug, "{}: bells come the long way: {error}", self.device.model.name());
+            }
         }
     }
 
@@ -510,7 +422,7 @@ impl<M: Model> VirtioFunction<M> {
             }
             DEVICE..NOTIFY => {
                 data.fill(0);
-                self.model.read_configuration(offset - DEVICE, data);
+                self.device.model.read_configuration(offset - DEVICE, data);
             }
             _ => data.fill(0),
         }
@@ -519,8 +431,8 @@ impl<M: Model> VirtioFunction<M> {
     fn write_registers(&mut self, offset: u64, data: &[u8]) {
         match offset {
             COMMON..ISR => self.write_common(offset, data),
-            DEVICE..NOTIFY => self.model.write_configuration(offset - DEVICE, data),
-            NOTIFY..SIZE => self.ring(usize::try_from((offset - NOTIFY) / 4).unwrap_or(usize::MAX)),
+            DEVICE..NOTIFY => self.device.model.write_configuration(offset - DEVICE, data),
+            NOTIFY..SIZE => self.device.ring(usize::try_from((offset - NOTIFY) / 4).unwrap_or(usize::MAX)),
             _ => {}
         }
     }
@@ -549,17 +461,9 @@ impl<M: Model> VirtioFunction<M> {
 /// Where the data of the access through the configuration space is, behind its capability.
 const ACCESS_DATA: usize = 16;
 
-impl Setting {
-    /// With a descriptor of the same bell.
-    fn clone_bell(&self) -> Result<Setting, Broken> {
-        let bell = self.bell.try_clone().map_err(|_| Broken::Rings(virtio_queue::Error::QueueNotReady))?;
-        Ok(Setting { state: self.state, bell })
-    }
-}
-
 impl<M: Model> Function for VirtioFunction<M> {
     fn name(&self) -> &'static str {
-        self.model.name()
+        self.device.model.name()
     }
 
     fn config(&self) -> &Config {
@@ -611,14 +515,51 @@ impl<M: Model> Function for VirtioFunction<M> {
     }
 
     fn placed(&mut self, bar: usize, at: Option<u64>) {
-        if bar != REGISTERS {
-            return;
-        }
-        for (index, queue) in (0..).zip(&self.queues) {
-            let at = at.map(|at| at + NOTIFY + u64::from(index) * u64::from(NOTIFY_MULTIPLIER));
-            if let Err(error) = self.bells.place(index, &queue.bell, at) {
-                tell!(Debug, "{}: bells come the long way: {error}", self.model.name());
-            }
+        if bar == REGISTERS {
+            self.place_bells(at);
         }
     }
+
+    fn save(&mut self) -> Saved {
+        let vector = |it: &AtomicU16| it.load(Ordering::SeqCst);
+        let fields = SavedFunction {
+            config: self.config.save(),
+            msix: self.wires.pins().msix.save(),
+            isr: self.wires.isr.load(Ordering::SeqCst),
+            configuration_vector: vector(&self.wires.configuration_vector),
+            queue_vectors: self.wires.queue_vectors.iter().map(vector).collect(),
+            selected: self.selected,
+            device: self.device.save(),
+        };
+        Saved::new(NAME, VERSION, &fields)
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
+        let damaged = |why: &str| Misfit::Damaged { device: NAME, why: why.into() };
+        let fields: SavedFunction = saved.fields(NAME, VERSION)?;
+        let mut config = self.config.clone();
+        if !config.restore(&fields.config) || fields.queue_vectors.len() != self.wires.queue_vectors.len() {
+            return Err(damaged("it is of another function"));
+        }
+        if !self.wires.pins().msix.fits(&fields.msix) {
+            return Err(damaged("it has another number of vectors"));
+        }
+        self.device.restore(&fields.device)?;
+        self.config = config;
+        let mut pins = self.wires.pins();
+        pins.msix.restore(fields.msix);
+        pins.msix.configured(&self.config);
+        drop(pins);
+        self.wires.isr.store(fields.isr, Ordering::SeqCst);
+        self.wires.configuration_vector.store(fields.configuration_vector, Ordering::SeqCst);
+        for (vector, saved) in self.wires.queue_vectors.iter().zip(&fields.queue_vectors) {
+            vector.store(*saved, Ordering::SeqCst);
+        }
+        self.selected = fields.selected;
+        self.wires.pins().set_line(&self.wires.isr);
+        Ok(())
+    }
 }
+
+/// Of a function's state.
+const NAME: &str = "virtio on PCI";

@@ -164,6 +164,8 @@ pub struct ActiveQueue {
     queue: Queue,
     rings: Rings,
     index: u16,
+    /// Something has been given back since the guest was told last.
+    is_news: bool,
     /// Rung when the guest has put something into it.
     pub bell: EventFd,
     interrupts: Arc<dyn Interrupts>,
@@ -193,7 +195,7 @@ impl ActiveQueue {
         if !queue.is_valid(&rings) {
             return Err(Broken::Rings(virtio_queue::Error::QueueNotReady));
         }
-        Ok(ActiveQueue { queue, rings, index, bell, interrupts })
+        Ok(ActiveQueue { queue, rings, index, is_news: false, bell, interrupts })
     }
 
     /// What it has come to, for whoever sets it up again.
@@ -245,7 +247,17 @@ impl ActiveQueue {
     /// # Errors
     /// [`Broken::Rings`].
     pub fn push(&mut self, chain: &Chain, written: u32) -> Result<(), Broken> {
-        Ok(self.queue.add_used(&self.rings, chain.head, written)?)
+        self.queue.add_used(&self.rings, chain.head, written)?;
+        self.is_news = true;
+        // Flags, index, an entry of 8 bytes for each of the queue's, and the event (2.7.8).
+        let size = 6 + 8 * usize::from(self.queue.size());
+        self.rings.0.written(GuestPhys(self.queue.used_ring()), size);
+        Ok(())
+    }
+
+    /// Puts back what was taken last, which will be taken again.
+    pub fn put_back(&mut self) {
+        self.queue.go_to_previous_position();
     }
 
     /// Interrupts the guest, if it wants to hear of what has been given back since it was interrupted last.
@@ -253,7 +265,8 @@ impl ActiveQueue {
     /// # Errors
     /// [`Broken::Rings`].
     pub fn tell(&mut self) -> Result<(), Broken> {
-        if self.wants_to_hear()? && self.queue.needs_notification(&self.rings)? {
+        let is_news = std::mem::take(&mut self.is_news);
+        if is_news && self.wants_to_hear()? && self.queue.needs_notification(&self.rings)? {
             self.interrupts.queue(self.index);
         }
         Ok(())
@@ -288,5 +301,43 @@ impl ActiveQueue {
     /// [`Broken::Rings`].
     pub fn stop_listening(&mut self) -> Result<(), Broken> {
         Ok(self.queue.disable_notification(&self.rings)?)
+    }
+}
+
+/// Queues that one thread serves, by their numbers: those that the guest has set up.
+#[derive(Debug)]
+pub struct Queues(Vec<Option<ActiveQueue>>);
+
+impl Queues {
+    /// None yet, of a device that has so many.
+    pub fn new(count: usize) -> Queues {
+        Queues((0..count).map(|_| None).collect())
+    }
+
+    /// Puts one in.
+    pub fn put(&mut self, number: usize, queue: Option<ActiveQueue>) {
+        if let Some(place) = self.0.get_mut(number) {
+            *place = queue;
+        }
+    }
+
+    /// The one of a number, if the guest has set it up and this thread serves it.
+    pub fn get(&mut self, number: usize) -> Option<&mut ActiveQueue> {
+        self.0.get_mut(number)?.as_mut()
+    }
+
+    /// How many the device has.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All that there are.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &ActiveQueue)> {
+        self.0.iter().enumerate().filter_map(|(number, queue)| Some((number, queue.as_ref()?)))
     }
 }

@@ -1,6 +1,7 @@
 //! A guest for tests: RAM, and a driver that does by the book what Linux does, and otherwise what it is told.
 
 use super::Model;
+use super::pace::Pace;
 use super::pci::{Bells, Connections, VirtioFunction};
 use crate::pci::Function;
 use crate::pci::msix::{Message, Sender};
@@ -91,16 +92,26 @@ pub struct Driver<M> {
 
 impl<M: Model> Driver<M> {
     pub fn new(model: M) -> Driver<M> {
-        let (ram, (sender, messages)) = (TestRam::new(), channel());
         let queues = model.queue_sizes().len();
+        Driver::over(TestRam::new(), model, vec![0; queues])
+    }
+
+    /// One that goes on with another device, of which it thinks as of this one.
+    pub fn with_another(self, model: M) -> Driver<M> {
+        Driver::over(self.ram, model, self.available)
+    }
+
+    fn over(ram: TestRam, model: M, available: Vec<u16>) -> Driver<M> {
+        let (sender, messages) = channel();
         let connections = Connections {
             ram: Arc::new(ram.clone()),
+            pace: Pace::default(),
             sender: Box::new(Sends(Mutex::new(sender))),
             line: None,
             bells: Box::new(NoBells),
         };
-        let function = VirtioFunction::new(model, [0xff, 0, 0], connections).unwrap();
-        Driver { function, ram, messages, available: vec![0; queues] }
+        let function = VirtioFunction::new(model, connections).unwrap();
+        Driver { function, ram, messages, available }
     }
 
     pub fn read(&mut self, offset: u64, size: usize) -> u64 {
@@ -196,6 +207,10 @@ impl<M: Model> Driver<M> {
             self.write(0x16, 2, queue);
             self.read(0x18, 2)
         };
+        // It wants to hear of the next that is used (2.7.7.1).
+        let mut used = [0; 2];
+        self.ram.read(GuestPhys(USED + PER_QUEUE * queue + 2), &mut used);
+        self.ram.write(GuestPhys(at + 4 + 2 * size), &used);
         let slot = u64::from(self.available[index]) % size;
         self.ram.write(GuestPhys(at + 4 + 2 * slot), &head.to_le_bytes());
         self.available[index] = self.available[index].wrapping_add(1);

@@ -13,7 +13,9 @@ use devices::platform;
 use devices::platform::serial::Serial;
 use devices::rack::{Console, Line, Rack, Resources};
 use devices::ram::Ram;
-use devices::virtio::entropy::Entropy;
+use devices::virtio::Model;
+use devices::virtio::entropy::{self, Entropy};
+use devices::virtio::pace::Pace;
 use devices::virtio::pci::{Bells, Connections, VirtioFunction};
 use kvm::{BellRinger, HOST_ISA, InterruptLine, KvmError, MessageSender, Vm};
 use std::fs::File;
@@ -81,12 +83,12 @@ pub fn board(config: &Config) -> Board {
 pub fn fit(
     config: &Config,
     vm: &Vm,
-    ram: &Arc<GuestRam>,
+    (ram, pace): (&Arc<GuestRam>, &Pace),
     console: Console,
 ) -> Result<(Rack, Shared<Serial>), Error> {
     let mut rack = Rack::new(HOST_ISA);
     let host = PciHost::new(HOST_ISA, config.memory.bytes());
-    let bus = pci(config, &host, vm, ram)?;
+    let bus = pci(config, &host, vm, (ram, pace))?;
     let mut giver = Giver { vm, ram, bus: Arc::clone(&bus), console: Some(console) };
     let serial = platform::fit(&mut rack, &mut giver, &config.extras);
     let serial = serial.expect("a test fits all devices of every machine");
@@ -97,9 +99,12 @@ pub fn fit(
 }
 
 /// The PCI bus, with the devices that are asked for.
-fn pci(config: &Config, host: &PciHost, vm: &Vm, ram: &Arc<GuestRam>) -> Result<Arc<PciBus>, Error> {
-    /// PCI Code and ID Assignment: other devices.
-    const OTHER: [u8; 3] = [0xff, 0, 0];
+fn pci(
+    config: &Config,
+    host: &PciHost,
+    vm: &Vm,
+    (ram, pace): (&Arc<GuestRam>, &Pace),
+) -> Result<Arc<PciBus>, Error> {
     let windows: Vec<PhysRange> = host.windows().collect();
     let mut bus = with_bridge(&windows);
     if !config.virtio.is_empty() && !vm.takes_messages() {
@@ -112,28 +117,38 @@ fn pci(config: &Config, host: &PciHost, vm: &Vm, ram: &Arc<GuestRam>) -> Result<
         let requester = device << 3;
         let connections = Connections {
             ram: Arc::<GuestRam>::clone(ram),
+            pace: pace.clone(),
             sender: Box::new(Messages(vm.messages(requester))),
             line: None,
             bells: Box::new(Doorbells { ringer: vm.bell_ringer(), placed: Vec::new() }),
         };
-        let function: Shared<dyn Function> = match wanted {
-            VirtioDevice::Entropy => {
-                let random = File::open("/dev/urandom").map_err(Error::system("cannot open /dev/urandom"))?;
-                let fill = move |bytes: &mut [u8]| {
-                    if let Err(error) = (&random).read_exact(bytes) {
-                        log::error!("/dev/urandom: {error}");
-                    }
-                };
-                let model = Entropy::new(Arc::new(Mutex::new(fill)));
-                let function = VirtioFunction::new(model, OTHER, connections);
-                Arc::new(Mutex::new(function.map_err(Error::system("cannot make a virtio device"))?))
-            }
-        };
-        if bus.add(function).is_none() {
+        if bus.add(function(wanted, connections)?).is_none() {
             return Err(Error::Usage("more devices than a PCI bus has places for".into()));
         }
     }
     Ok(Arc::new(bus))
+}
+
+/// A device as a function.
+fn function(wanted: &VirtioDevice, connections: Connections) -> Result<Shared<dyn Function>, Error> {
+    match wanted {
+        VirtioDevice::Entropy => on_pci(Entropy::new(random()?), connections),
+    }
+}
+
+fn on_pci(model: impl Model + 'static, connections: Connections) -> Result<Shared<dyn Function>, Error> {
+    let function = VirtioFunction::new(model, connections);
+    Ok(Arc::new(Mutex::new(function.map_err(Error::system("cannot make a virtio device"))?)))
+}
+
+/// Random bytes of the host's.
+fn random() -> Result<entropy::Source, Error> {
+    let random = File::open("/dev/urandom").map_err(Error::system("cannot open /dev/urandom"))?;
+    Ok(Arc::new(Mutex::new(move |bytes: &mut [u8]| {
+        if let Err(error) = (&random).read_exact(bytes) {
+            log::error!("/dev/urandom: {error}");
+        }
+    })))
 }
 
 /// Messages by KVM.

@@ -109,6 +109,9 @@ impl Threads {
 /// Bytes of a thread's stack. Without optimization, functions need several times as much.
 const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
 
+/// How long whoever holds the guest waits for what its devices have begun.
+const DEVICES_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A thread that waits for whoever reads its guest's output may see a kick only if it comes during the
 /// wait; so whoever waits for the thread's end kicks again after this time.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
@@ -194,6 +197,9 @@ impl Monitor for Threads {
     }
 
     fn stands_still(&self, _: &Vcpus) {
+        if !self.services.pace.hold(DEVICES_PATIENCE) {
+            log::warn!("a device is still busy: the guest's memory may change while the guest is held");
+        }
         self.time.begin(self.threads.iter().map(|thread| thread.times.as_ref()));
     }
 
@@ -207,6 +213,7 @@ impl Monitor for Threads {
 
     fn goes_on(&self, vcpus: &Vcpus) {
         self.time.end(vcpus);
+        self.services.pace.release();
     }
 }
 

@@ -22,6 +22,7 @@ use arch::x86::cpuid::Entry;
 use devices::hypercall::xen::cpuid;
 use devices::platform::Extra;
 use devices::rack::Console;
+use devices::virtio::pace::Pace;
 use kvm::{HOST_ISA, Host, HypercallSetup, Vcpu, Vm, VmConfig};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -63,7 +64,8 @@ pub(super) fn build(
         output: Box::new(QueueEnd(Arc::clone(&output))),
         drained: Box::new(move || drained.write(1)),
     };
-    let (rack, serial) = rack::fit(config, &vm, &ram, console)?;
+    let pace = Pace::default();
+    let (rack, serial) = rack::fit(config, &vm, (&ram, &pace), console)?;
     let parts = Parts { vm: &vm, ram: &ram, serial: &serial, vcpus: config.cpus };
     let hypercalls = hypercalls(config, &parts)?;
     let services = Arc::new(Services {
@@ -76,6 +78,7 @@ pub(super) fn build(
         outcomes: sender,
         wake: clone_event(&wake)?,
         exits: Exits::new(config.cpus),
+        pace,
         wants_restart: AtomicBool::new(false),
         is_started: AtomicBool::new(false),
         told_of_end: Mutex::default(),
