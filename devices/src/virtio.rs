@@ -11,6 +11,7 @@
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2, with its section.
 
+pub mod console;
 pub mod device;
 pub mod entropy;
 pub mod pace;
@@ -90,6 +91,9 @@ pub trait Model: Send {
     /// What served has ended: the device is being reset, or saved to begin anew.
     fn ended(&mut self) {}
 
+    /// As after power-on; what it served has ended.
+    fn reset(&mut self) {}
+
     /// Its state, while nothing is being served.
     fn save(&self) -> Self::State;
 
@@ -98,4 +102,11 @@ pub trait Model: Send {
     /// # Errors
     /// [`Misfit`], and nothing is done.
     fn restore(&mut self, state: Self::State) -> Result<(), Misfit>;
+}
+
+/// Reads from a configuration that is these bytes, and zeros behind them.
+fn read_bytes(whole: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset).ok().and_then(|offset| whole.get(offset..)).unwrap_or_default();
+    let count = rest.len().min(data.len());
+    data[..count].copy_from_slice(&rest[..count]);
 }

@@ -308,6 +308,7 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
     /// As after power-on.
     pub fn reset(&mut self) {
         self.stop();
+        self.model.reset();
         for Setting { state, bell } in &mut self.queues {
             *state = QueueState { max_size: state.max_size, size: state.max_size, ..QueueState::default() };
             bell.read().ok();
