@@ -1,6 +1,8 @@
 //! What the guest has open.
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -19,7 +21,26 @@ pub enum Opened {
 #[derive(Debug)]
 struct Handle {
     node: u64,
+    /// What it was opened with.
+    flags: OFlags,
     opened: Opened,
+}
+
+/// A handle, as it is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedHandle {
+    pub number: u64,
+    pub node: u64,
+    /// As the host's open(2) has them.
+    pub flags: u32,
+    pub is_folder: bool,
+}
+
+/// All handles, as they are saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedHandles {
+    next: u64,
+    pub handles: Vec<SavedHandle>,
 }
 
 /// All handles.
@@ -40,6 +61,42 @@ impl Handles {
         self.handles.clear();
     }
 
+    pub fn save(&self) -> SavedHandles {
+        let saved = |(number, handle): (&u64, &Handle)| SavedHandle {
+            number: *number,
+            node: handle.node,
+            flags: handle.flags.bits(),
+            is_folder: matches!(handle.opened, Opened::Folder(_)),
+        };
+        let mut handles: Vec<SavedHandle> = self.handles.iter().map(saved).collect();
+        handles.sort_by_key(|handle| handle.number);
+        SavedHandles { next: self.next, handles }
+    }
+
+    /// Whether these can be put back.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn fit(&self, saved: &SavedHandles) -> Result<(), String> {
+        if saved.handles.len() > self.most {
+            return Err(format!("{} files are open, and {} may be", saved.handles.len(), self.most));
+        }
+        if saved.handles.iter().any(|handle| handle.number == 0 || handle.number >= saved.next) {
+            return Err("a handle's number is none".into());
+        }
+        Ok(())
+    }
+
+    /// Puts them back, those that could be opened.
+    pub fn restore(&mut self, saved: &SavedHandles, opened: Vec<(SavedHandle, Opened)>) {
+        self.next = saved.next;
+        let handle = |(saved, opened): (SavedHandle, Opened)| {
+            let flags = OFlags::from_bits_retain(saved.flags);
+            (saved.number, Handle { node: saved.node, flags, opened })
+        };
+        self.handles = opened.into_iter().map(handle).collect();
+    }
+
     pub fn count(&self) -> usize {
         self.handles.len()
     }
@@ -56,11 +113,11 @@ impl Handles {
     ///
     /// # Errors
     /// `ENFILE`.
-    pub fn add(&mut self, node: u64, opened: Opened) -> Result<u64, Errno> {
+    pub fn add(&mut self, node: u64, flags: OFlags, opened: Opened) -> Result<u64, Errno> {
         self.has_room()?;
         let number = self.next;
         self.next += 1;
-        self.handles.insert(number, Handle { node, opened });
+        self.handles.insert(number, Handle { node, flags, opened });
         Ok(number)
     }
 

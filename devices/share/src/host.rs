@@ -8,6 +8,7 @@ use rustix::fs::{
     StatxTimestamp,
 };
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -37,7 +38,7 @@ const WITHIN: ResolveFlags = ResolveFlags::BENEATH
 const QUIET: OFlags = OFlags::CLOEXEC.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::NOFOLLOW);
 
 /// What tells one file of the host's from every other, also from one that has its number later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Identity {
     device: (u32, u32),
     number: u64,

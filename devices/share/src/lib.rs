@@ -39,4 +39,4 @@ mod server;
 mod tests;
 
 pub use host::ShareError;
-pub use server::{Access, Limits, MOST_WRITTEN, Reply, Server};
+pub use server::{Access, Limits, MOST_WRITTEN, Reply, Server, State};

@@ -9,6 +9,7 @@ use crate::protocol::ROOT;
 use crate::request::Name;
 use lru::LruCache;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::num::NonZeroUsize;
@@ -41,13 +42,13 @@ impl Place {
 }
 
 /// What something is mounted over.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Covered {
     pub number: u64,
     pub is_folder: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum What {
     File(Identity),
     Covered(Covered),
@@ -68,6 +69,23 @@ struct Node {
     lookups: u64,
     pinned: Option<Arc<OwnedFd>>,
     stamp: Option<Stamp>,
+}
+
+/// A node, as it is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedNode {
+    id: u64,
+    what: What,
+    parent: u64,
+    name: CString,
+    lookups: u64,
+}
+
+/// All nodes, as they are saved: where they were found, not what stood for them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedNodes {
+    next: u64,
+    nodes: Vec<SavedNode>,
 }
 
 /// All of them.
@@ -116,6 +134,42 @@ impl Nodes {
         self.covered.clear();
         self.open.clear();
         self.pinned = 0;
+    }
+
+    pub fn save(&self) -> SavedNodes {
+        let saved = |(id, node): (&u64, &Node)| SavedNode {
+            id: *id,
+            what: node.what.clone(),
+            parent: node.parent,
+            name: node.name.clone(),
+            lookups: node.lookups,
+        };
+        let mut nodes: Vec<SavedNode> = self.nodes.iter().map(saved).collect();
+        nodes.sort_by_key(|node| node.id);
+        SavedNodes { next: self.next, nodes }
+    }
+
+    /// Puts them back. Each file is looked for when it is used.
+    ///
+    /// # Errors
+    /// Why they cannot be, in words; then nothing is done.
+    pub fn restore(&mut self, saved: SavedNodes) -> Result<(), String> {
+        if saved.nodes.len() > self.most_nodes {
+            return Err(format!("{} files are known, and {} may be", saved.nodes.len(), self.most_nodes));
+        }
+        if saved.next == 0 || saved.nodes.iter().any(|node| node.id <= ROOT || node.id >= saved.next) {
+            return Err("a file's number is none".into());
+        }
+        self.clear();
+        self.next = saved.next;
+        for SavedNode { id, what, parent, name, lookups } in saved.nodes {
+            match &what {
+                What::File(identity) => drop(self.files.insert(*identity, id)),
+                What::Covered(_) => drop(self.covered.insert((parent, name.clone()), id)),
+            }
+            self.nodes.insert(id, Node { what, parent, name, lookups, pinned: None, stamp: None });
+        }
+        Ok(())
     }
 
     /// How many there are, without the root.

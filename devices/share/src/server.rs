@@ -9,6 +9,8 @@ mod opening;
 mod removing;
 mod session;
 
+pub use opening::State;
+
 use crate::handle::{Handles, Opened};
 use crate::host::{Host, ShareError, Stat, stat};
 use crate::node::{Nodes, Place};

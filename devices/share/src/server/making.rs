@@ -133,7 +133,8 @@ impl Server {
         };
         let made = self.host.stand_for(&opened)?;
         let entry = self.made((parent, name), &*folder, (made, &wanted), FileType::RegularFile)?;
-        let fh = self.handles.add(entry.nodeid, Opened::File(Arc::new(opened)))?;
+        let fh =
+            self.handles.add(entry.nodeid, super::opening::kept(flags), Opened::File(Arc::new(opened)))?;
         self.opened_entry(entry, OpenOut { fh, ..OpenOut::default() })
     }
 
@@ -156,7 +157,7 @@ impl Server {
         self.settle(&opened, &wanted)?;
         let is = stat(&opened)?;
         let nodeid = self.nodes.add_unnamed(is.identity(), self.host.stand_for(&opened)?)?;
-        let fh = self.handles.add(nodeid, Opened::File(Arc::new(opened)))?;
+        let fh = self.handles.add(nodeid, flags, Opened::File(Arc::new(opened)))?;
         let attr = self.shown(&is);
         let entry = EntryOut { nodeid, entry_valid: VALID, attr_valid: VALID, attr, ..EntryOut::default() };
         self.opened_entry(entry, OpenOut { fh, ..OpenOut::default() })

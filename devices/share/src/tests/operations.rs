@@ -426,3 +426,41 @@ fn what_the_guest_keeps_of_a_file_is_good_until_it_changes() {
     fs::File::options().write(true).open(folder.join("f")).unwrap().write_all_at(b"2", 0).unwrap();
     assert!(!keeps(&mut client));
 }
+
+#[test]
+fn it_goes_on_from_a_saved_state() {
+    let folder = Folder::new();
+    fs::create_dir_all(folder.join("a/b")).unwrap();
+    fs::write(folder.join("a/b/f"), "12345").unwrap();
+    fs::write(folder.join("gone"), "x").unwrap();
+    let mut client = Client::new(&folder, Access::ReadWrite);
+    let (file, gone) = (client.walk("a/b/f").unwrap().nodeid, client.walk("gone").unwrap().nodeid);
+    let (fh, lost) = (client.open(file, RDWR).unwrap().fh, client.open(gone, RDONLY).unwrap().fh);
+    let dir = client.opendir(ROOT).unwrap().fh;
+    client.call(Operation::Unlink, ROOT, &[b"gone\0"]).unwrap();
+    let saved = client.server.save();
+    let mut other = Client::silent(&folder, Access::ReadWrite, Limits { nodes: 10, descriptors: 20 });
+    assert_eq!(other.server.restore(saved.clone()), Ok(1));
+    assert_eq!(other.read(fh, 1, 3).unwrap(), b"234");
+    other.write(fh, 0, b"x").unwrap();
+    assert_eq!(other.getattr(file).unwrap().attr.size, 5);
+    let read = ReadIn { fh: dir, size: 4096, ..ReadIn::default() };
+    assert!(!other.call(Operation::Readdir, ROOT, &[read.as_bytes()]).unwrap().is_empty());
+    assert_eq!(
+        (other.read(lost, 0, 1).unwrap_err(), other.getattr(gone).unwrap_err()),
+        (Errno::BADF, Errno::STALE)
+    );
+    // What the guest has got stays what it is, and new numbers are new.
+    assert_eq!(other.walk("a/b/f").unwrap().nodeid, file);
+    assert!(other.opendir(ROOT).unwrap().fh > dir);
+    // The first one, in which nothing has been done since, says the same again.
+    assert_eq!(client.server.restore(saved.clone()), Ok(1));
+    client.open(file, RDWR).unwrap();
+    let mut little = Client::silent(&folder, Access::ReadWrite, Limits { nodes: 2, descriptors: 20 });
+    assert!(little.server.restore(saved.clone()).unwrap_err().contains("files are known"));
+    let mut little = Client::silent(&folder, Access::ReadWrite, Limits { nodes: 10, descriptors: 4 });
+    assert!(little.server.restore(saved.clone()).unwrap_err().contains("files are open"));
+    // What was open to write is not, where nothing may be written.
+    let mut reader = Client::silent(&folder, Access::ReadOnly, Limits { nodes: 10, descriptors: 20 });
+    assert_eq!((reader.server.restore(saved), reader.read(fh, 0, 1).unwrap_err()), (Ok(2), Errno::BADF));
+}
