@@ -14,6 +14,7 @@
 pub mod console;
 pub mod device;
 pub mod entropy;
+pub mod fs;
 pub mod pace;
 pub mod pci;
 pub mod queue;

@@ -9,6 +9,7 @@ use debug::gdb::listener::Address;
 use debug::gdb::server::OnLost;
 use debug::socket::Access;
 use devices::platform::Extra;
+pub use devices::virtio::fs::LONGEST_TAG;
 pub use hypercalls::{HypercallConfig, Trace};
 use std::path::PathBuf;
 
@@ -51,6 +52,19 @@ pub struct Config {
 pub enum VirtioDevice {
     /// Random bytes of the host's ([`devices::virtio::entropy`]).
     Entropy,
+    /// A folder of the host's ([`devices::virtio::fs`]).
+    Share(ShareConfig),
+}
+
+/// A folder that a guest is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShareConfig {
+    /// The folder.
+    pub folder: PathBuf,
+    /// The name by which the guest mounts it: 1 to [`LONGEST_TAG`] bytes, no two of a guest's the same.
+    pub tag: String,
+    /// Whether the guest may write to it.
+    pub is_writable: bool,
 }
 
 /// A gdb server.

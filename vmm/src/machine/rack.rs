@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::machine::config::{Config, VirtioDevice};
 use crate::machine::guest_ram::GuestRam;
+use crate::machine::shares;
 use arch::address::PhysRange;
 use arch::board::{Board, PciHost};
 use devices::bus::Shared;
@@ -112,6 +113,7 @@ fn pci(
             "an interrupt translation service (GICv3), which virtio needs",
         )));
     }
+    let shares = shares::count(&config.virtio)?;
     for (device, wanted) in (1u32..).zip(&config.virtio) {
         // Bus 0, function 0.
         let requester = device << 3;
@@ -122,7 +124,7 @@ fn pci(
             line: None,
             bells: Box::new(Doorbells { ringer: vm.bell_ringer(), placed: Vec::new() }),
         };
-        if bus.add(function(wanted, connections)?).is_none() {
+        if bus.add(function(wanted, shares, connections)?).is_none() {
             return Err(Error::Usage("more devices than a PCI bus has places for".into()));
         }
     }
@@ -130,9 +132,14 @@ fn pci(
 }
 
 /// A device as a function.
-fn function(wanted: &VirtioDevice, connections: Connections) -> Result<Shared<dyn Function>, Error> {
+fn function(
+    wanted: &VirtioDevice,
+    shares: usize,
+    connections: Connections,
+) -> Result<Shared<dyn Function>, Error> {
     match wanted {
         VirtioDevice::Entropy => on_pci(Entropy::new(random()?), connections),
+        VirtioDevice::Share(share) => on_pci(shares::device(share, shares)?, connections),
     }
 }
 
