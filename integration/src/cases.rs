@@ -9,6 +9,7 @@ pub mod gdb_port;
 mod gdb_wire;
 mod held;
 mod hypercalls;
+mod job;
 mod kicks;
 mod library;
 mod linux;
@@ -59,6 +60,8 @@ pub struct Case {
     pub initrd: fn(Isa) -> io::Result<Vec<u8>>,
     /// Symbols of the first kernel whose places it is told, in the file `symbols`.
     pub symbols: &'static [&'static str],
+    /// Modules of the first kernel, by their paths below `kernel/`, which are in the folder `modules`.
+    pub modules: &'static [&'static str],
     /// The function.
     pub run: fn(&mut Context) -> Check,
     /// What a debugger does meanwhile, on the machine that runs the tests.
@@ -99,6 +102,7 @@ const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
         debians_qemu: false,
         initrd: initramfs::guest,
         symbols: &[],
+        modules: &[],
         run,
         debugger: None,
         tools: None,
@@ -196,6 +200,7 @@ pub const CASES: &[Case] = &[
         initrd: initramfs::guest_with_entropy_6_1,
         ..linux("virtio_entropy_6_1", &["6.1"], virtio::entropy)
     },
+    Case { modules: job::MODULES, ..linux("job_commands", &["6.12"], job::commands) },
     only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),
     linux("debian_cpu_features", &["6.12"], linux::cpu_features),
     linux("debian_panic", &["6.1"], linux::panic),

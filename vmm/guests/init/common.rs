@@ -156,7 +156,7 @@ impl Agent {
                 Err(_) => sys::power_off(),
             }
             loop {
-                match self.decoder.next() {
+                match self.decoder.take() {
                     Ok(Some(frame)) => self.hear(&frame),
                     Ok(None) => break,
                     Err(_) => {

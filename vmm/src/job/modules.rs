@@ -70,7 +70,9 @@ impl Modules {
     pub fn below(folder: &Path) -> io::Result<Modules> {
         let mut modules = Modules::default();
         match fs::read_to_string(folder.join("modules.builtin")) {
-            Ok(list) => modules.built_in = Some(list.lines().filter_map(|it| name_of(Path::new(it))).collect()),
+            Ok(list) => {
+                modules.built_in = Some(list.lines().filter_map(|it| name_of(Path::new(it))).collect())
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -103,9 +105,34 @@ impl Modules {
         Ok(modules)
     }
 
+    /// Those of a source tree that has been built: `modules.order` names them (scripts/Makefile.modfinal), by their
+    /// objects since Linux 6.4.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn of_tree(tree: &Path) -> io::Result<Modules> {
+        let list = |name: &str| match fs::read_to_string(tree.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            list => list.map(Some),
+        };
+        let mut modules = Modules::default();
+        for line in list("modules.order")?.unwrap_or_default().lines() {
+            let object = line.strip_prefix("kernel/").unwrap_or(line);
+            let path = tree.join(object).with_extension("ko");
+            if let Some(name) = name_of(&path) {
+                modules.files.insert(name, path);
+            }
+        }
+        let built_in = list("modules.builtin")?;
+        modules.built_in =
+            built_in.map(|list| list.lines().filter_map(|it| name_of(Path::new(it))).collect());
+        Ok(modules)
+    }
+
     /// Whether there is one of this name, or it is part of the kernel.
     pub fn has(&self, name: &str) -> bool {
-        self.files.contains_key(name) || self.built_in.as_ref().is_some_and(|list| list.iter().any(|it| it == name))
+        self.files.contains_key(name)
+            || self.built_in.as_ref().is_some_and(|list| list.iter().any(|it| it == name))
     }
 
     /// Whether nothing at all is known of the kernel's modules.
@@ -185,7 +212,10 @@ fn depends(bytes: &[u8]) -> Vec<String> {
     let fields = info().unwrap_or_default().split(|byte| *byte == 0);
     let lists = fields.filter_map(|field| field.strip_prefix(b"depends="));
     let names = lists.flat_map(|list| list.split(|byte| *byte == b','));
-    names.filter(|name| !name.is_empty()).map(|name| String::from_utf8_lossy(name).replace('-', "_")).collect()
+    names
+        .filter(|name| !name.is_empty())
+        .map(|name| String::from_utf8_lossy(name).replace('-', "_"))
+        .collect()
 }
 
 #[cfg(test)]

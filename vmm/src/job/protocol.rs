@@ -119,7 +119,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`Damaged`], from then on.
-    pub fn next(&mut self) -> Result<Option<Frame>, Damaged> {
+    pub fn take(&mut self) -> Result<Option<Frame>, Damaged> {
         let rest = &self.bytes[self.done..];
         let Some((header, rest)) = rest.split_at_checked(HEADER) else { return Ok(None) };
         let &[kind, _, s0, s1, l0, l1, l2, l3] = header else { return Ok(None) };
@@ -216,7 +216,7 @@ mod tests {
         let mut frames = Vec::new();
         for byte in bytes {
             decoder.push(&[byte]);
-            frames.extend(decoder.next().unwrap());
+            frames.extend(decoder.take().unwrap());
         }
         let frame = |kind, payload: &[u8]| Frame { kind, session: 7, payload: payload.to_vec() };
         assert_eq!(frames, [frame(Kind::Output, b"abc"), frame(Kind::Exit, &[0, 3])]);
@@ -227,7 +227,7 @@ mod tests {
         for bytes in [[99, 0, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]] {
             let mut decoder = Decoder::default();
             decoder.push(&bytes);
-            assert_eq!(decoder.next(), Err(Damaged));
+            assert_eq!(decoder.take(), Err(Damaged));
         }
     }
 

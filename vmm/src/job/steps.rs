@@ -46,9 +46,9 @@ impl Steps {
         self.add(&["folder", path]);
     }
 
-    /// Makes a symbolic link.
-    pub fn link(&mut self, target: &str, path: &str) {
-        self.add(&["link", target, path]);
+    /// Makes a symbolic link, if there is nothing yet.
+    pub fn try_link(&mut self, target: &str, path: &str) {
+        self.add(&["try", "link", target, path]);
     }
 
     /// Mounts; the folder is made where it is missing.

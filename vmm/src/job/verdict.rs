@@ -104,6 +104,11 @@ impl Verdict {
         }
     }
 
+    /// Whether the kernel's log says more of it.
+    pub fn shows_log(&self) -> bool {
+        !matches!(self, Verdict::Command(_) | Verdict::Signal(_) | Verdict::Stopped(_))
+    }
+
     /// Whether it is the command's own, of which there is nothing to say.
     pub fn is_commands(&self) -> bool {
         matches!(self, Verdict::Command(_))
