@@ -201,6 +201,7 @@ pub const CASES: &[Case] = &[
         ..linux("virtio_entropy_6_1", &["6.1"], virtio::entropy)
     },
     Case { modules: job::MODULES, ..linux("job_commands", &["6.12"], job::commands) },
+    Case { modules: job::MODULES, ..linux("job_wrong_ways", &["6.12"], job::wrong_ways) },
     only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),
     linux("debian_cpu_features", &["6.12"], linux::cpu_features),
     linux("debian_panic", &["6.1"], linux::panic),

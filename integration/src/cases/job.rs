@@ -41,10 +41,51 @@ fn run(c: &mut Context, root: &Path, options: &str, command: &str) -> Result<Fin
 /// A command's output, errors and code are the run's.
 pub fn commands(c: &mut Context) -> Check {
     let root = root(c)?;
-    let run1 = run(c, &root, "", "uname -r")?;
-    run1.expect_code(0)?;
-    check(run1.output.starts_with("6.12"), || format!("no release: {}", run1.output))?;
-    let run2 = run(c, &root, "", "sh -c echo~out;echo~err>&2;exit~7")?;
-    run2.expect_code(7)?;
-    check(run2.output == "out\n" && run2.errors.contains("err\n"), || format!("{run2:?}"))
+    let release = run(c, &root, "", "uname -r")?;
+    release.expect_code(0)?;
+    check(release.output.starts_with("6.12"), || format!("no release: {}", release.output))?;
+    check(release.errors.is_empty(), || format!("there is more to say: {}", release.errors))?;
+    let apart = run(c, &root, "", "sh -c echo~out;echo~err>&2;exit~7")?;
+    apart.expect_code(7)?;
+    check(apart.output == "out\n" && apart.errors == "err\n", || format!("{apart:?}"))?;
+    // What is written is gone with the guest, and the host's is as it was.
+    let written = run(c, &root, "--env GREETING=hello", "sh -c echo~$GREETING>/etc/new;cat~/etc/new;pwd")?;
+    written.expect_code(0)?;
+    check(written.output == "hello\n/\n", || format!("{written:?}"))?;
+    check(!root.join("etc/new").exists(), || "the host's root has been written to".into())?;
+    // 10,000 lines on each stream.
+    let long = "sh -c seq~10000&seq~10001~20000~>&2;wait";
+    let long = run(c, &root, "", long)?;
+    long.expect_code(0)?;
+    let lines = |first: u32, last: u32| (first..=last).map(|line| format!("{line}\n")).collect::<String>();
+    check(long.output == lines(1, 10_000), || "output is not as it was written".into())?;
+    check(long.errors == lines(10_001, 20_000), || "errors are not as they were written".into())
+}
+
+/// Each way of going wrong has its code, and the last line on standard error says which it was.
+pub fn wrong_ways(c: &mut Context) -> Check {
+    let root = root(c)?;
+    let kmsg = |words: &str| format!("sh -c echo~'{words}'>/dev/kmsg;sleep~30");
+    let (oops, hang) = (kmsg("Oops:~0000~[#1]"), kmsg("<0>watchdog:~BUG:~soft~lockup~-~CPU#0"));
+    for (options, command, code, says) in [
+        ("", "nothing", 127, "ended with code 127"),
+        ("", "/etc", 126, "ended with code 126"),
+        ("", "sh -c kill~-9~$$", 137, "signal 9"),
+        ("", "sh -c exit~120", 120, "the command ended with code 120"),
+        ("", "sh -c echo~c>/proc/sysrq-trigger;sleep~30", 120, "the guest's kernel panicked"),
+        ("", &hang, 121, "the guest hangs: "),
+        ("--boot-timeout 10ms", "true", 122, "did not come so far"),
+        ("--rw /work-that-is-not-there", "true", 125, "--rw /work-that-is-not-there: "),
+        ("--append rdinit=/none~init=/none", "true", 120, "Unable to mount root fs"),
+        ("--timeout 1s", "sleep 1000", 124, "--timeout is over"),
+        ("", &oops, 118, "the log has oops: "),
+        ("--fail-on none", "sh -c echo~'Oops:~0'>/dev/kmsg", 0, ""),
+        ("", "sh -c echo~o>/proc/sysrq-trigger;sleep~30", 119, "switched itself off"),
+    ] {
+        let run = run(c, &root, options, command)?;
+        run.expect_code(code).map_err(|error| format!("{options} -- {command}: {error}"))?;
+        let last = run.errors.lines().last().unwrap_or_default();
+        check(last.contains(says), || format!("{options} -- {command}: the last line is '{last}'"))?;
+    }
+    Ok(())
 }

@@ -253,6 +253,8 @@ fn run(args: &Args, plan: Plan) -> Result<u8, Error> {
             logging::print(&tail);
         }
         log::error!("{verdict} (exit code {})", verdict.code());
+    } else if verdict.is_ambiguous() {
+        log::warn!("{verdict}");
     }
     Ok(verdict.code())
 }

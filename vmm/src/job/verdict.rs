@@ -109,6 +109,11 @@ impl Verdict {
         !matches!(self, Verdict::Command(_) | Verdict::Signal(_) | Verdict::Stopped(_))
     }
 
+    /// Whether the exit code alone could be taken for another cause's.
+    pub fn is_ambiguous(&self) -> bool {
+        matches!(self, Verdict::Command(TROUBLE..))
+    }
+
     /// Whether it is the command's own, of which there is nothing to say.
     pub fn is_commands(&self) -> bool {
         matches!(self, Verdict::Command(_))
