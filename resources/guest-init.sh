@@ -71,6 +71,13 @@ case $run in
     echo "guest: zeros=$($b tr -d '\\000' < /tmp/random | $b wc -c)"
     $b grep virtio /proc/interrupts | $b sed 's/^/guest: /'
     $b dmesg | $b grep -iE 'pci|msi|virtio' | $b sed 's/^/guest: log /' ;;
+  share)
+    # Mounts a folder of the host's, and does what a script in it says.
+    $b mkdir /mnt
+    $b mount -t virtiofs shared /mnt && $b sh /mnt/run.sh 2>&1
+    bad='oops|bug:|fs/fuse|virtiofs.*(fail|error)|blocked for more'
+    $b dmesg | $b grep -iE "$bad" | $b sed 's/^/guest: complaint: /'
+    echo "guest: complaints=$($b dmesg | $b grep -ciE "$bad")" ;;
   cpuinfo) $b grep -m1 -iE '^(flags|features)' /proc/cpuinfo ;;
   trace)
     # Has the kernel patch the entry of a function, calls it, and has it patched back.

@@ -17,6 +17,7 @@ mod machines;
 mod monitor;
 mod program;
 pub mod readme;
+mod shares;
 mod terminal;
 mod virtio;
 
@@ -201,7 +202,16 @@ pub const CASES: &[Case] = &[
         ..linux("virtio_entropy_6_1", &["6.1"], virtio::entropy)
     },
     Case { modules: job::MODULES, ..linux("job_commands", &["6.12"], job::commands) },
+    Case { modules: job::MODULES, ..linux("job_streams", &["6.12"], job::streams) },
     Case { modules: job::MODULES, ..linux("job_wrong_ways", &["6.12"], job::wrong_ways) },
+    linux("virtio_share_6_12", &["6.12"], shares::everything),
+    Case {
+        initrd: initramfs::guest_with_shares_6_1,
+        ..linux("virtio_share_6_1", &["6.1"], shares::everything)
+    },
+    linux("virtio_share_of_a_user", &["6.12"], shares::of_a_user),
+    linux("virtio_share_killed", &["6.12"], shares::killed),
+    small("bad_shares", shares::bad),
     only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),
     linux("debian_cpu_features", &["6.12"], linux::cpu_features),
     linux("debian_panic", &["6.1"], linux::panic),

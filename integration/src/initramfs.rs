@@ -137,6 +137,16 @@ const ENTROPY_6_1: [&str; 7] = [
     "drivers/virtio/virtio_pci",
     "drivers/char/hw_random/virtio-rng",
 ];
+/// What mounts shared folders, of which 6.12 has all built in.
+const SHARES_6_1: [&str; 7] = [
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci",
+    "fs/fuse/fuse",
+    "fs/fuse/virtiofs",
+];
 
 /// With drivers for [`ENTROPY_6_12`].
 ///
@@ -152,6 +162,14 @@ pub fn guest_with_entropy_6_12(isa: Isa) -> io::Result<Vec<u8>> {
 /// When a part is not in the cache.
 pub fn guest_with_entropy_6_1(isa: Isa) -> io::Result<Vec<u8>> {
     with_modules(isa, "6.1", &ENTROPY_6_1)
+}
+
+/// With drivers for [`SHARES_6_1`].
+///
+/// # Errors
+/// When a part is not in the cache.
+pub fn guest_with_shares_6_1(isa: Isa) -> io::Result<Vec<u8>> {
+    with_modules(isa, "6.1", &SHARES_6_1)
 }
 
 /// A userspace that loads modules of a kernel in this order.

@@ -1,7 +1,10 @@
 //! `vmm run`: commands in guests that are booted for them.
 
 use crate::context::{Check, Context, Finished, check};
+use crate::process::{Process, Wiring};
+use nix::sys::signal::Signal;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -28,7 +31,16 @@ fn root(c: &Context) -> Result<PathBuf, String> {
     Ok(root)
 }
 
-/// Runs a command in a guest.
+/// Starts a command in a guest.
+fn start(c: &Context, root: &Path, wiring: Wiring, command: &str) -> Result<Process, String> {
+    let line = format!(
+        "run --kernel {{}} --modules {{}} --root {{}} --slow {} --memory 256M -- {command}",
+        c.slowness
+    );
+    c.start(wiring, &line, &[&c.kernel("6.12"), &c.modules(), root])
+}
+
+/// Runs one to its end.
 fn run(c: &mut Context, root: &Path, options: &str, command: &str) -> Result<Finished, String> {
     let (kernel, modules, limit) = (c.kernel("6.12"), c.modules(), c.limit(60));
     let slow = c.slowness;
@@ -88,4 +100,65 @@ pub fn wrong_ways(c: &mut Context) -> Check {
         check(last.contains(says), || format!("{options} -- {command}: the last line is '{last}'"))?;
     }
     Ok(())
+}
+
+/// Input goes in, signals and the terminal are the command's.
+pub fn streams(c: &mut Context) -> Check {
+    let (root, limit) = (root(c)?, c.limit(60));
+    // More than any buffer on the way holds.
+    let text: String = (0..60_000).map(|line| format!("line {line}\n")).collect();
+    let mut cat = start(c, &root, Wiring::Pipes, "cat")?;
+    cat.send(&text)?;
+    cat.close_input();
+    let code = cat.wait(limit);
+    c.keep("cat", &cat);
+    check(code? == 0 && cat.output.text() == text, || "what came out is not what went in".into())?;
+
+    let script = "sh -c trap~'echo~got;exit~3'~INT;echo~ready;while~:;do~sleep~1;done";
+    let mut trap = start(c, &root, Wiring::Pipes, script)?;
+    let mut talk = || -> Check {
+        trap.expect("ready", limit)?;
+        trap.signal(Signal::SIGINT)?;
+        trap.expect("got", limit)
+    };
+    let talked = talk();
+    let code = trap.wait(limit);
+    c.keep("trap", &trap);
+    talked?;
+    check(code? == 3, || "the signal did not reach the command".into())?;
+
+    let mut shell = start(c, &root, Wiring::Terminal, "sh")?;
+    let mut talk = || -> Check {
+        shell.expect("# ", limit)?;
+        shell.send("tty; stty size\r")?;
+        shell.expect("/dev/pts/0", limit)?;
+        shell.expect("24 100", limit)?;
+        resize(&shell, 33, 77)?;
+        shell.send("while [ \"$(stty size)\" != '33 77' ]; do :; done; echo it has $((70+7))\r")?;
+        shell.expect("it has 77", limit)?;
+        shell.send("sleep 1000\r")?;
+        shell.expect("sleep 1000", limit)?;
+        shell.send("\x03")?;
+        shell.send("echo still $((40+2))\r")?;
+        shell.expect("still 42", limit)?;
+        shell.send("exit 5\r")
+    };
+    let talked = talk();
+    if talked.is_err() {
+        shell.send("\x01x")?;
+    }
+    let code = shell.wait(limit);
+    c.keep("shell", &shell);
+    talked?;
+    check(code? == 5, || "the shell's code is another".into())
+}
+
+/// Has a program's terminal have another size.
+fn resize(process: &Process, rows: u16, columns: u16) -> Check {
+    let terminal = process.terminal().ok_or("there is no terminal")?;
+    let size = nix::libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel reads a structure of that kind (ioctl_tty(2)).
+    let result = unsafe { nix::libc::ioctl(terminal.as_raw_fd(), nix::libc::TIOCSWINSZ, &raw const size) };
+    check(result == 0, || "the terminal cannot be given a size".into())?;
+    process.signal(Signal::SIGWINCH)
 }
