@@ -136,9 +136,10 @@ pub fn streams(c: &mut Context) -> Check {
         resize(&shell, 33, 77)?;
         shell.send("while [ \"$(stty size)\" != '33 77' ]; do :; done; echo it has $((70+7))\r")?;
         shell.expect("it has 77", limit)?;
-        shell.send("sleep 1000\r")?;
-        shell.expect("sleep 1000", limit)?;
+        shell.send("echo go $((40+1)); sleep 1000\r")?;
+        shell.expect("go 41", limit)?;
         shell.send("\x03")?;
+        shell.expect("# ", limit)?;
         shell.send("echo still $((40+2))\r")?;
         shell.expect("still 42", limit)?;
         shell.send("exit 5\r")
