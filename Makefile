@@ -58,7 +58,7 @@ build: toolchain ## static release binaries of both architectures, in target/*/r
 	@integration/setup/build.sh $(ISAS)
 	@integration/setup/sizes.sh $(ISAS)
 
-deb: toolchain ## Debian packages with manual pages and completions, in target/debian
+deb: build ## Debian packages with manual pages and completions, in target/debian (DEBFULLNAME, DEBEMAIL: who maintains them)
 	@integration/setup/deb.sh $(ISAS)
 
 setup: ## what the tests need: Debian packages, kernels, QEMU, tools for dumps, our binaries
