@@ -76,9 +76,10 @@ impl MemoryStream {
         if way.bytes.is_empty() && !way.is_closed {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let count = buffer.len().min(way.bytes.len());
-        for (to, byte) in buffer.iter_mut().zip(way.bytes.drain(..count)) {
-            *to = byte;
+        let mut count = 0;
+        // Each time up to where the queue goes round, in one piece.
+        while count < buffer.len() && !way.bytes.is_empty() {
+            count += io::Read::read(&mut way.bytes, &mut buffer[count..])?;
         }
         if way.bytes.is_empty() && !way.is_closed {
             // It is unreadable already where nothing was read.
