@@ -160,7 +160,10 @@ fn steps_and_watchpoints() {
 
 /// With a condition that is false vCPUs run on, each past the place by itself, until they are interrupted.
 #[test]
-#[cfg_attr(miri, ignore = "not seen to its end there: two vCPUs that run freely past a condition take Miri over five minutes")]
+#[cfg_attr(
+    miri,
+    ignore = "not seen to its end there: two vCPUs that run freely past a condition take Miri over five minutes"
+)]
 fn conditions_and_interrupts() {
     for isa in Isa::ALL {
         let mut joined = Joined::new(isa);
