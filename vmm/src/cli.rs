@@ -8,6 +8,7 @@ mod check;
 mod completions;
 mod core_dump;
 mod dump;
+mod exec;
 mod gdb;
 mod job;
 mod named_guest;
@@ -32,7 +33,7 @@ macro_rules! subcommands {
         /// What else the program does.
         #[derive(Debug, clap::Subcommand)]
         enum Subcommand {
-            $($name($file::Args),)*
+            $($name(Box<$file::Args>),)*
         }
 
         impl Subcommand {
@@ -49,6 +50,7 @@ macro_rules! subcommands {
 // In the order of help.
 subcommands! {
     Run: job,
+    Exec: exec,
     Check: check,
     Core: core_dump,
     Dump: dump,

@@ -10,6 +10,8 @@ pub mod kernel_log;
 pub mod modules;
 pub mod plan;
 pub mod protocol;
+pub mod session;
 pub mod steps;
 pub mod streams;
 pub mod verdict;
+pub mod visitors;

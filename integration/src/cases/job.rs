@@ -20,8 +20,8 @@ fn root(c: &Context) -> Result<PathBuf, String> {
         }
         fs::copy("/bin/busybox", root.join("bin/busybox"))?;
         for applet in [
-            "sh", "uname", "cat", "echo", "seq", "true", "ls", "tty", "stty", "kill", "sleep", "id", "pwd",
-            "env",
+            "sh", "uname", "cat", "echo", "seq", "true", "ls", "tty", "stty", "kill", "sleep", "ps", "grep",
+            "id", "pwd", "env",
         ] {
             symlink("busybox", root.join("bin").join(applet))?;
         }
@@ -152,6 +152,49 @@ pub fn streams(c: &mut Context) -> Check {
     c.keep("shell", &shell);
     talked?;
     check(code? == 5, || "the shell's code is another".into())
+}
+
+/// More commands in a guest that runs one.
+pub fn exec(c: &mut Context) -> Check {
+    let (root, limit) = (root(c)?, c.limit(60));
+    let line = format!(
+        "run --kernel {{}} --modules {{}} --root {{}} --name job --slow {} --memory 256M -- sh -c echo~up;cat",
+        c.slowness
+    );
+    let mut job = c.start(Wiring::Pipes, &line, &[&c.kernel("6.12"), &c.modules(), &root])?;
+    let mut talk = || -> Check {
+        job.expect("up", limit)?;
+        let both = c.run("exec job -- sh -c echo~out;echo~err>&2;exit~9", &[], limit)?;
+        both.expect_code(9)?;
+        check(both.output == "out\n" && both.errors == "err\n", || format!("{both:?}"))?;
+        // One that is killed leaves its command a signal, and does not keep the others.
+        let mut gone = c.start(Wiring::Pipes, "exec job -- sh -c echo~here;exec~sleep~1000", &[])?;
+        gone.expect("here", limit)?;
+        gone.signal(Signal::SIGKILL)?;
+        gone.wait_status(limit)?;
+        let mut typed = c.start(Wiring::Pipes, "exec job --env A=b -- sh -c cat;echo~$A;kill~-15~$$", &[])?;
+        typed.send("typed\n")?;
+        typed.close_input();
+        let code = typed.wait(limit)?;
+        check(code == 128 + 15 && typed.output.text() == "typed\nb\n", || {
+            format!("code {code}: {}", typed.output.text())
+        })?;
+        let rest = c.run("exec job -- sh -c ps|grep~'[s]leep~1000'", &[], limit)?;
+        rest.expect_code(1)?;
+        job.close_input();
+        Ok(())
+    };
+    let talked = talk();
+    if talked.is_err() {
+        job.signal(Signal::SIGKILL)?;
+    }
+    let code = job.wait(limit);
+    c.keep("job", &job);
+    talked?;
+    check(code? == 0, || "the job's code is another".into())?;
+    let late = c.run("exec job -- true", &[], limit)?;
+    late.expect_code(125)?;
+    late.expect_one_line("no guest of this name runs")
 }
 
 /// Has a program's terminal have another size.

@@ -7,6 +7,7 @@ use crate::job::desk::{self, Job, LogTo};
 use crate::job::kernel_log::{Trouble, Watch};
 use crate::job::plan::{Plan, Root, Wanted};
 use crate::job::protocol::Command;
+use crate::job::session;
 use crate::job::verdict::{CANNOT, CODES};
 use crate::logging;
 use crate::machine::config::{Config, GdbConfig, MemorySize};
@@ -81,6 +82,9 @@ pub struct Args {
     /// Where the kernel's log goes: a file, or - for standard error; else its end is shown when something went wrong
     #[arg(long, value_name = "PATH|-", help_heading = "Run")]
     kernel_log: Option<PathBuf>,
+    /// Write what came of it to standard error as one line of JSON, behind everything else
+    #[arg(long, help_heading = "Run")]
+    json: bool,
     /// A name to speak to the guest by: vmm dump NAME PATH
     #[arg(long, value_name = "NAME", value_parser = ValueParser::new(names::check), help_heading = "Run")]
     name: Option<String>,
@@ -161,31 +165,14 @@ impl Args {
     }
 
     fn command(&self) -> Command {
-        let words = match self.command.is_empty() {
-            true => vec![b"/bin/sh".to_vec()],
-            false => self.command.iter().map(|word| word.as_bytes().to_vec()).collect(),
-        };
-        let terminal =
-            (desk::has_terminal() && !self.no_tty).then(|| desk::size_of_terminal().unwrap_or((24, 80)));
-        let mut environment: Vec<Vec<u8>> = ENVIRONMENT.iter().map(|it| it.as_bytes().to_vec()).collect();
-        let mut set = |name: &[u8], value: &[u8]| {
-            environment.retain(|it| !it.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"=")));
-            environment.push([name, b"=", value].concat());
-        };
-        if let Some(term) = env::var_os("TERM").filter(|_| terminal.is_some()) {
-            set(b"TERM", term.as_bytes());
+        let terminal = (session::has_terminal() && !self.no_tty)
+            .then(|| session::size_of_terminal().unwrap_or((24, 80)));
+        Command {
+            words: command_of(&self.command),
+            environment: environment_of(&self.env, terminal.is_some()),
+            folder: self.folder().into_os_string().into_vec(),
+            terminal,
         }
-        for given in &self.env {
-            let bytes = given.as_bytes();
-            match bytes.iter().position(|byte| *byte == b'=') {
-                Some(at) => set(&bytes[..at], &bytes[at + 1..]),
-                None => match env::var_os(given) {
-                    Some(value) => set(bytes, &value.into_vec()),
-                    None => log::warn!("--env {}: it is not set here", given.display()),
-                },
-            }
-        }
-        Command { words, environment, folder: self.folder().into_os_string().into_vec(), terminal }
     }
 
     fn job(&self, plan: Plan, initramfs: PathBuf) -> Job {
@@ -221,6 +208,37 @@ impl Args {
     }
 }
 
+/// The words of a command: a shell's where none are given.
+pub fn command_of(words: &[OsString]) -> Vec<Vec<u8>> {
+    match words {
+        [] => vec![b"/bin/sh".to_vec()],
+        words => words.iter().map(|word| word.as_bytes().to_vec()).collect(),
+    }
+}
+
+/// A command's environment: what every one has, and what `--env` names.
+pub fn environment_of(given: &[OsString], has_terminal: bool) -> Vec<Vec<u8>> {
+    let mut environment: Vec<Vec<u8>> = ENVIRONMENT.iter().map(|it| it.as_bytes().to_vec()).collect();
+    let mut set = |name: &[u8], value: &[u8]| {
+        environment.retain(|it| !it.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"=")));
+        environment.push([name, b"=", value].concat());
+    };
+    if let Some(term) = env::var_os("TERM").filter(|_| has_terminal) {
+        set(b"TERM", term.as_bytes());
+    }
+    for given in given {
+        let bytes = given.as_bytes();
+        match bytes.iter().position(|byte| *byte == b'=') {
+            Some(at) => set(&bytes[..at], &bytes[at + 1..]),
+            None => match env::var_os(given) {
+                Some(value) => set(bytes, value.as_bytes()),
+                None => log::warn!("--env {}: it is not set here", given.display()),
+            },
+        }
+    }
+    environment
+}
+
 /// Lines of the kernel's log that are shown when something went wrong.
 const SHOWN: usize = 40;
 
@@ -247,10 +265,13 @@ fn run(args: &Args, plan: Plan) -> Result<u8, Error> {
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let ended = desk::run(&args.job(plan, path))?;
     let verdict = &ended.verdict;
-    if !verdict.is_commands() {
+    if args.json {
+        logging::print(&format!("{}\n", ended.as_json()));
+    } else if !verdict.is_commands() {
         let tail: String = ended.log.last(SHOWN).map(|line| format!("{line}\n")).collect();
         if args.kernel_log.is_none() && verdict.shows_log() {
             logging::print(&tail);
+            ended.vcpus.iter().for_each(|vcpu| logging::print(&format!("{vcpu}\n")));
         }
         log::error!("{verdict} (exit code {})", verdict.code());
     } else if verdict.is_ambiguous() {

@@ -17,6 +17,9 @@ pub enum Request {
     Gdb(ServeGdb),
     /// Serve gdb no more.
     Leave {},
+    /// Run a command: behind [`Response::Done`] the connection is a session's frames
+    /// ([`job::protocol`](crate::job::protocol)).
+    Exec {},
 }
 
 /// How gdb is to be served, as `--gdb` and the options beside it have it; what is left out is as without them.

@@ -3,24 +3,23 @@
 //! One loop waits for all of it, on the thread that calls [`run`]; standard streams have threads of their own
 //! ([`Streams`]).
 
-use super::kernel_log::{Lines, Sign, Tail, Watch, line_of_record};
+use super::kernel_log::{KEPT, Lines, Sign, Tail, Watch, line_of_record};
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
-use super::streams::{News, Streams};
+use super::session::{CommandEnd, Session, own};
 use super::verdict::Verdict;
+use super::visitors::Visitors;
 use crate::control::server::ControlSocket;
 use crate::error::Error;
-use crate::logging;
 use crate::machine::Guest;
 use crate::machine::config::Config;
 use crate::outcome::{Outcome, StoppedBy};
-use crate::run::escape::{Escape, HELP, Key};
-use crate::run::terminal::{self, RawMode};
+use crate::run::terminal;
 use debug::gdb::accept::Pause;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::fs::File;
-use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -32,8 +31,6 @@ use vmm_sys_util::eventfd::EventFd;
 const SESSION: u16 = 1;
 /// The most bytes of the serial port's output that wait for the loop.
 const MOST_SERIAL: usize = 1 << 20;
-/// As much output waits for the guest at most.
-const MOST_OUT: usize = 256 << 10;
 /// How long what is behind a sign in the log is waited for: the rest of what the kernel has to say of it.
 const AFTER_SIGN: Duration = Duration::from_millis(500);
 /// A kernel that has panicked resets itself at once; one that does not has taken so long.
@@ -77,6 +74,28 @@ pub struct Ended {
     pub verdict: Verdict,
     /// The last lines of the kernel's log.
     pub log: Tail,
+    /// What each vCPU was doing, if the guest was stopped in the middle of it.
+    pub vcpus: Vec<String>,
+    /// From the guest's first instruction.
+    pub took: Duration,
+    /// Until it ran a program.
+    pub booted_after: Option<Duration>,
+}
+
+impl Ended {
+    /// In one line, for programs: `verdict` is a word, `code` the exit code, `seconds` how long the guest was there and
+    /// `boot_seconds` how long it took until it ran a program.
+    pub fn as_json(&self) -> String {
+        let seconds = |time: Duration| time.as_millis() as f64 / 1000.0;
+        serde_json::json!({
+            "verdict": self.verdict.word(),
+            "code": self.verdict.code(),
+            "text": self.verdict.to_string(),
+            "seconds": seconds(self.took),
+            "boot_seconds": self.booted_after.map(seconds),
+        })
+        .to_string()
+    }
 }
 
 /// What the guest prints on its serial port, on its way to the loop.
@@ -111,22 +130,16 @@ impl Write for Serial {
 /// Signals that are the command's, the first time.
 const PASSED: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
-fn take_signals() -> Result<SignalFd, Error> {
+/// Has signals that are a command's wait for the loop.
+///
+/// # Errors
+/// [`Error::System`].
+pub fn take_signals() -> Result<SignalFd, Error> {
     let signals: SigSet = PASSED.into_iter().chain([Signal::SIGWINCH, Signal::SIGTTIN]).collect();
     signals.thread_block().map_err(|error| Error::system("cannot block signals")(error.into()))?;
     terminal::install_handlers().map_err(Error::system("cannot install signal handlers"))?;
     SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .map_err(|error| Error::system("cannot make a signalfd")(error.into()))
-}
-
-/// A standard stream as a file of its own; `None` for one that is closed.
-fn own(stream: BorrowedFd<'_>) -> Option<File> {
-    stream.try_clone_to_owned().ok().map(File::from)
-}
-
-/// Where nothing goes.
-fn nowhere() -> Result<File, Error> {
-    File::options().write(true).open("/dev/null").map_err(Error::system("cannot open /dev/null"))
 }
 
 /// Runs a job to its end.
@@ -148,22 +161,15 @@ pub fn run(job: &Job) -> Result<Ended, Error> {
             source,
         })?),
     };
-    let control = job.name.as_deref().map(ControlSocket::new).transpose()?;
+    let visitors = Visitors::new(SESSION + 1).map_err(Error::system("cannot make an eventfd"))?;
+    let control = job.name.as_deref().map(|name| ControlSocket::new(name, Some(visitors.door().clone())));
+    let control = control.transpose()?;
     let guest = Guest::new(&job.guest, Box::new(serial.clone()))?;
     let port = guest.take_port(protocol::PORT);
     let port = port.ok_or_else(|| Error::Usage("a job's guest has a port".into()))?;
     port.set_nonblocking(true).map_err(Error::system("cannot set up a port"))?;
-    let outputs = [own(io::stdout().as_fd()), own(io::stderr().as_fd())];
-    let [output, errors] = outputs.map(|file| file.map_or_else(nowhere, Ok));
-    let streams = Streams::start(own(io::stdin().as_fd()), [output?, errors?]);
-    let raw = match job.command.terminal {
-        Some(_) => {
-            let input = io::stdin().as_fd().try_clone_to_owned();
-            let input = input.map_err(Error::system("cannot duplicate standard input"))?;
-            Some(RawMode::enter(input).map_err(Error::system("cannot set up the terminal"))?)
-        }
-        None => None,
-    };
+    let session = Session::new(SESSION, job.command.terminal.is_some());
+    let session = session.map_err(Error::system("cannot set up the standard streams"))?;
     let now = Instant::now();
     let desk = Desk {
         job,
@@ -173,24 +179,24 @@ pub fn run(job: &Job) -> Result<Ended, Error> {
         signals,
         port,
         serial,
-        streams: streams.map_err(Error::system("cannot start a thread"))?,
+        session,
+        visitors,
         out: Vec::new(),
         decoder: Decoder::default(),
-        escape: raw.is_some().then(Escape::default),
         lines: Lines::default(),
         tail: Tail::default(),
         log,
         is_up: false,
         was_told: false,
         sign: None,
+        began: now,
+        booted_after: None,
         boot_ends: now + job.boot_timeout,
         ends: job.timeout.map(|limit| now + limit),
         verdict: None,
     };
     guest.start();
-    let ended = desk.live();
-    drop(raw);
-    ended
+    desk.live()
 }
 
 /// All that is there while a job runs.
@@ -202,12 +208,11 @@ struct Desk<'a> {
     signals: SignalFd,
     port: UnixStream,
     serial: Serial,
-    streams: Streams,
+    session: Session,
+    visitors: Visitors,
     /// What waits to be sent to the guest.
     out: Vec<u8>,
     decoder: Decoder,
-    /// For a terminal.
-    escape: Option<Escape>,
     /// Of the serial port.
     lines: Lines,
     tail: Tail,
@@ -218,6 +223,8 @@ struct Desk<'a> {
     was_told: bool,
     /// What the log is a sign of, the line, and until when more is waited for.
     sign: Option<(Sign, String, Instant)>,
+    began: Instant,
+    booted_after: Option<Duration>,
     boot_ends: Instant,
     ends: Option<Instant>,
     verdict: Option<Verdict>,
@@ -238,8 +245,18 @@ impl Desk<'_> {
             if let Some(verdict) = self.verdict.take() {
                 // What the guest is in the middle of is of no use to anybody.
                 self.guest.pause();
-                self.streams.finish();
-                return Ok(Ended { verdict, log: self.tail });
+                let mut vcpus = Vec::new();
+                if verdict.shows_log() {
+                    vcpus = self.guest.reports();
+                    // What the first process has told is as much as it could.
+                    let log = self.guest.dumper().log(KEPT, &mut || true);
+                    if !log.is_empty() {
+                        self.tail = log.into_iter().collect();
+                    }
+                }
+                self.session.finish();
+                let (took, booted_after) = (self.began.elapsed(), self.booted_after);
+                return Ok(Ended { verdict, log: self.tail, vcpus, took, booted_after });
             }
         }
     }
@@ -266,12 +283,17 @@ impl Desk<'_> {
         let event =
             |event: &EventFd| unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) };
         let (end, serial, news) =
-            (event(self.guest.wake()), event(&self.serial.wake), event(self.streams.wake()));
+            (event(self.guest.wake()), event(&self.serial.wake), event(self.session.wake()));
         let mut polls = vec![
             PollFd::new(self.port.as_fd(), PollFlags::POLLIN | sends),
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
         ];
-        polls.extend([end, serial, news].map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let comers = event(self.visitors.wake());
+        polls.extend([end, serial, news, comers].map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        for (stream, sends) in self.visitors.streams() {
+            let sends = if sends { PollFlags::POLLOUT } else { PollFlags::empty() };
+            polls.push(PollFd::new(stream.as_fd(), PollFlags::POLLIN | sends));
+        }
         if let Some(control) = self.control {
             polls.push(PollFd::new(control.listener().as_fd(), PollFlags::POLLIN));
         }
@@ -352,16 +374,12 @@ impl Desk<'_> {
                     self.show_line(line);
                 }
             }
-            (Kind::Output, SESSION) if !frame.payload.is_empty() => self.streams.write(0, frame.payload),
-            (Kind::Errors, SESSION) if !frame.payload.is_empty() => self.streams.write(1, frame.payload),
-            (Kind::InputGrant, SESSION) => {
-                self.streams.make_room(protocol::number(&frame.payload, 0).unwrap_or(0));
-            }
-            (Kind::Exit, SESSION) => match frame.payload[..] {
-                [1, signal] => self.decide(Verdict::Signal(signal)),
-                [_, code] => self.decide(Verdict::Command(code)),
-                _ => {}
+            (_, SESSION) => match self.session.hear(frame) {
+                Some(CommandEnd::Code(code)) => self.decide(Verdict::Command(code)),
+                Some(CommandEnd::Signal(signal)) => self.decide(Verdict::Signal(signal)),
+                None => {}
             },
+            (_, SESSION..) => self.visitors.tell(&frame, &mut self.out),
             _ => {}
         }
     }
@@ -371,48 +389,20 @@ impl Desk<'_> {
         if std::mem::replace(&mut self.is_up, true) {
             return;
         }
-        match self.job.command.encoded() {
-            Some(command) => {
-                protocol::put(&mut self.out, Kind::Start, SESSION, &command);
-                self.streams.make_room(protocol::WINDOW);
-            }
-            None => self.decide(Verdict::NoRoot("the command and its environment are too long".into())),
+        self.booted_after = Some(self.began.elapsed());
+        if !self.session.begin(&self.job.command, &mut self.out) {
+            self.decide(Verdict::NoRoot("the command and its environment are too long".into()));
         }
     }
 
     /// What is typed, and what has been written.
     fn carry(&mut self) {
-        self.streams.wake().read().ok();
-        while let Some(news) = self.streams.next() {
-            match news {
-                News::Input(bytes) => self.type_in(&bytes),
-                News::Written(index, count) => {
-                    let stream = if index == 0 { protocol::OUTPUT } else { protocol::ERRORS };
-                    let grant = [&[stream][..], &count.to_le_bytes()].concat();
-                    protocol::put(&mut self.out, Kind::Grant, SESSION, &grant);
-                }
-                // As for a program whose output nobody reads.
-                News::Broken(0) => self.signal(Signal::SIGPIPE),
-                News::Broken(_) => {}
-            }
+        if self.session.carry(&mut self.out) {
+            self.decide(Verdict::Stopped(StoppedBy::Console));
         }
-    }
-
-    fn type_in(&mut self, bytes: &[u8]) {
-        let Some(escape) = &mut self.escape else {
-            return protocol::put(&mut self.out, Kind::Input, SESSION, bytes);
-        };
-        let (typed, keys) = escape.filter(bytes);
-        // What is not sent leaves room.
-        self.streams.make_room(u32::try_from(bytes.len() - typed.len()).unwrap_or(0));
-        if !typed.is_empty() && self.out.len() < MOST_OUT {
-            protocol::put(&mut self.out, Kind::Input, SESSION, &typed);
-        }
-        for key in keys {
-            match key {
-                Key::Quit => self.decide(Verdict::Stopped(StoppedBy::Console)),
-                Key::Help => logging::print(&format!("{}\r\n", HELP.replace('\n', "\r\n"))),
-            }
+        // Before the guest's first process is there, nobody can have a session.
+        if self.is_up {
+            self.visitors.hear(&mut self.out);
         }
     }
 
@@ -430,31 +420,19 @@ impl Desk<'_> {
         }
     }
 
-    fn signal(&mut self, signal: Signal) {
-        let number = u8::try_from(signal as i32).unwrap_or(0);
-        protocol::put(&mut self.out, Kind::Signal, SESSION, &[number]);
-    }
-
     fn hear_signals(&mut self) {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
             let Ok(signal) = Signal::try_from(number) else { continue };
             match signal {
-                Signal::SIGWINCH => self.resize(),
+                Signal::SIGWINCH => self.session.resize(&mut self.out),
                 Signal::SIGTTIN => {}
                 // The second time, or where there is nobody to hear it, it is the guest's end.
                 _ if !self.is_up || std::mem::replace(&mut self.was_told, true) => {
                     self.decide(Verdict::Stopped(StoppedBy::Signal(number)));
                 }
-                signal => self.signal(signal),
+                signal => self.session.signal(signal, &mut self.out),
             }
-        }
-    }
-
-    fn resize(&mut self) {
-        if let Some((rows, columns)) = self.escape.is_some().then(size_of_terminal).flatten() {
-            let size = [rows.to_le_bytes(), columns.to_le_bytes()].concat();
-            protocol::put(&mut self.out, Kind::Resize, SESSION, &size);
         }
     }
 
@@ -501,17 +479,4 @@ impl Desk<'_> {
             self.decide(Verdict::TimeOver);
         }
     }
-}
-
-/// Whether the process has a terminal to give to a command.
-pub fn has_terminal() -> bool {
-    io::stdin().is_terminal() && io::stdout().is_terminal()
-}
-
-/// Rows and columns of the process's terminal.
-pub fn size_of_terminal() -> Option<(u16, u16)> {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: the kernel fills in a structure of that kind (ioctl_tty(2)).
-    let result = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
-    (result == 0).then_some((size.ws_row, size.ws_col))
 }

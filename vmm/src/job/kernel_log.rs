@@ -82,7 +82,7 @@ const HANGS: &[&str] = &[
 /// What it says when it panics (kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing";
 /// Lines that are kept for a report.
-const KEPT: usize = 1000;
+pub const KEPT: usize = 1000;
 /// The most bytes of a line.
 const MOST_LINE: usize = 4096;
 
@@ -150,6 +150,14 @@ pub fn line_of_record(record: &[u8]) -> Option<String> {
 /// The last lines.
 #[derive(Debug, Default)]
 pub struct Tail(VecDeque<String>);
+
+impl FromIterator<String> for Tail {
+    fn from_iter<I: IntoIterator<Item = String>>(lines: I) -> Tail {
+        let mut tail = Tail::default();
+        lines.into_iter().for_each(|line| tail.push(line));
+        tail
+    }
+}
 
 impl Tail {
     /// One more.

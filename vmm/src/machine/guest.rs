@@ -14,6 +14,7 @@ use crate::machine::debugger::Attachment;
 use crate::machine::dumper::Dumper;
 use crate::machine::hypercalls::LiveHypercalls;
 use crate::machine::rack::HostPort;
+use crate::machine::serve::over::report;
 use crate::machine::services::Services;
 use crate::machine::vcpus::{Hold, Vcpus};
 use crate::outcome::Outcome;
@@ -184,6 +185,16 @@ impl Guest {
     /// Stops the guest for as long as the result is there. Others may hold it at the same time.
     pub fn hold(&self) -> Hold {
         self.vcpus.hold()
+    }
+
+    /// What each vCPU is doing, in words, in their order: the instruction and the registers. The guest stands still
+    /// meanwhile.
+    pub fn reports(&self) -> Vec<String> {
+        let _hold = self.vcpus.hold();
+        let memory = self.services.memory.clone();
+        self.vcpus.for_each(move |vcpu| {
+            vcpu.with_before(|vcpu| report(vcpu, &memory, &[])).unwrap_or_else(|| report(vcpu, &memory, &[]))
+        })
     }
 
     /// The vCPUs.
