@@ -130,7 +130,7 @@ impl Worker {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            log::error!("a device's thread has panicked");
+            tell!(Error, "a device's thread has panicked");
         }
     }
 

@@ -5,11 +5,12 @@
 
 use super::kernel_log::{KEPT, Lines, Sign, Tail, Watch, line_of_record};
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
-use super::session::{CommandEnd, Session, own};
+use super::session::{CommandEnd, Session};
 use super::verdict::Verdict;
 use super::visitors::Visitors;
 use crate::control::server::ControlSocket;
 use crate::error::Error;
+use crate::logging;
 use crate::machine::Guest;
 use crate::machine::config::Config;
 use crate::outcome::{Outcome, StoppedBy};
@@ -154,7 +155,7 @@ pub fn run(job: &Job) -> Result<Ended, Error> {
     let serial = Serial { bytes: Arc::default(), wake: Arc::new(new_event()?) };
     let log = match &job.log {
         LogTo::Nowhere => None,
-        LogTo::Errors => own(io::stderr().as_fd()),
+        LogTo::Errors => logging::stderr_file(),
         LogTo::File(path) => Some(File::create(path).map_err(|source| Error::Open {
             option: "--kernel-log",
             path: path.clone(),

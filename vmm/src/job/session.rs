@@ -34,7 +34,7 @@ pub struct Session {
 }
 
 /// A standard stream as a file of its own; `None` for one that is closed.
-pub fn own(stream: BorrowedFd<'_>) -> Option<File> {
+fn own(stream: BorrowedFd<'_>) -> Option<File> {
     stream.try_clone_to_owned().ok().map(File::from)
 }
 
@@ -45,7 +45,7 @@ impl Session {
     /// When the system gives no more threads or descriptors, or the terminal cannot be set up.
     pub fn new(id: u16, has_terminal: bool) -> io::Result<Session> {
         let nowhere = || File::options().write(true).open("/dev/null");
-        let outputs = [own(io::stdout().as_fd()), own(io::stderr().as_fd())];
+        let outputs = [own(io::stdout().as_fd()), logging::stderr_file()];
         let [output, errors] = outputs.map(|file| file.map_or_else(nowhere, Ok));
         let streams = Streams::start(own(io::stdin().as_fd()), [output?, errors?])?;
         let raw = match has_terminal {

@@ -20,6 +20,7 @@ use debug::live::times::Times;
 use debug::live::vcpus::Monitor;
 use debug::machine::MachineError;
 use debug::reply::{Arguments, Command, Refusal, Reply};
+use devices::{guest_log, tell};
 use kvm::{HOST_ISA, Vcpu, kick};
 use std::io;
 use std::sync::Arc;
@@ -198,7 +199,8 @@ impl Monitor for Threads {
 
     fn stands_still(&self, _: &Vcpus) {
         if !self.services.pace.hold(DEVICES_PATIENCE) {
-            log::warn!("a device is still busy: the guest's memory may change while the guest is held");
+            tell!(Warn, "a device is still busy: the guest's memory may change while the guest is held");
+            guest_log::deliver();
         }
         self.time.begin(self.threads.iter().map(|thread| thread.times.as_ref()));
     }
