@@ -1,7 +1,7 @@
 //! Running a job: the guest, the command in it, and what goes in and out of both.
 //!
 //! One loop waits for all of it, on the thread that calls [`run`]; standard streams have threads of their own
-//! ([`Streams`]).
+//! ([`streams`](super::streams)).
 
 use super::kernel_log::{KEPT, Lines, Sign, Tail, Watch, line_of_record};
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
