@@ -37,7 +37,7 @@ unit: toolchain ## unit tests
 	$(CARGO) test -q -p integration --lib
 
 miri: toolchain ## the debugger's rules under Miri, by hand (FILTER=live::runner for some)
-	@integration/setup/miri.sh $(or $(FILTER),live::gate live::times live::runner live::step arming trap:: flow::)
+	@integration/setup/miri.sh $(or $(FILTER),live::gate live::times live::runner live::step arming trap:: flow:: gdb::memory_stream simulated::tests::session context::tests::a_breakpoint_on_the_way)
 
 cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)
 	@rm -rf logs
@@ -58,7 +58,7 @@ build: toolchain ## static release binaries of both architectures, in target/*/r
 	@integration/setup/build.sh $(ISAS)
 	@integration/setup/sizes.sh $(ISAS)
 
-deb: toolchain ## Debian packages with manual pages and completions, in target/debian
+deb: build ## Debian packages with manual pages and completions, in target/debian (DEBFULLNAME, DEBEMAIL: who maintains them)
 	@integration/setup/deb.sh $(ISAS)
 
 setup: ## what the tests need: Debian packages, kernels, QEMU, tools for dumps, our binaries

@@ -15,6 +15,7 @@ pub mod client;
 pub mod description;
 mod front;
 pub mod listener;
+mod memory_stream;
 pub mod monitor;
 pub mod packet;
 mod readiness;

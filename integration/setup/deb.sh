@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Packs the static program, its manual pages and completions as Debian packages: deb.sh ISA...
 #   target/debian/vmm_<version>_<arch>.deb
+# `make build` has made the programs. Whoever packs them maintains the packages, and is asked as Debian's tools ask
+# (dch(1)): by DEBFULLNAME and DEBEMAIL.
 source "$(dirname "$0")/common.sh"
 lock deb
 cd "$SETUP_DIR/../.."
@@ -17,14 +19,19 @@ cargo run -q -p guest-vmm --example pages -- target/pages
 # What users notice is in our changelog; Debian's says of which version the package is (Debian policy, 12.7).
 gzip -9nc CHANGELOG.md > target/pages/changelog.gz
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+# Debian policy, 3.3: somebody who reads mail. The name in vmm/Cargo.toml has an address that says that there is nobody.
 maintainer=$(sed -n 's/^maintainer = "\(.*\)"/\1/p' vmm/Cargo.toml)
+if [ -n "${DEBEMAIL:-}" ]; then
+  maintainer="${DEBFULLNAME:-${DEBEMAIL%%@*}} <$DEBEMAIL>"
+else
+  say "the packages name no maintainer who reads mail: set DEBFULLNAME and DEBEMAIL before handing them on"
+fi
 printf 'vmm (%s-1) unstable; urgency=medium\n\n  * What is new is in changelog.gz.\n\n -- %s  %s\n' \
   "$version" "$maintainer" "$(LC_ALL=C date -uRr CHANGELOG.md)" > target/pages/changelog
 for isa in "$@"; do
   say "packing vmm for $isa"
-  cargo build -q --release --target "$isa-unknown-linux-musl" -p guest-vmm --bin vmm
   # The program is built and stripped.
   "$place/bin/cargo-deb" -q -p guest-vmm --no-build --no-strip --no-dbgsym --target "$isa-unknown-linux-musl" \
-    -o target/debian/
+    --maintainer "$maintainer" -o target/debian/
 done
 ls -l target/debian/*.deb >&2

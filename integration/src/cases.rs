@@ -9,6 +9,7 @@ pub mod gdb_port;
 mod gdb_wire;
 mod held;
 mod hypercalls;
+mod job;
 mod kicks;
 mod library;
 mod linux;
@@ -60,6 +61,8 @@ pub struct Case {
     pub initrd: fn(Isa) -> io::Result<Vec<u8>>,
     /// Symbols of the first kernel whose places it is told, in the file `symbols`.
     pub symbols: &'static [&'static str],
+    /// Modules of the first kernel, by their paths below `kernel/`, which are in the folder `modules`.
+    pub modules: &'static [&'static str],
     /// The function.
     pub run: fn(&mut Context) -> Check,
     /// What a debugger does meanwhile, on the machine that runs the tests.
@@ -100,6 +103,7 @@ const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
         debians_qemu: false,
         initrd: initramfs::guest,
         symbols: &[],
+        modules: &[],
         run,
         debugger: None,
         tools: None,
@@ -197,6 +201,9 @@ pub const CASES: &[Case] = &[
         initrd: initramfs::guest_with_entropy_6_1,
         ..linux("virtio_entropy_6_1", &["6.1"], virtio::entropy)
     },
+    Case { modules: job::MODULES, ..linux("job_commands", &["6.12"], job::commands) },
+    Case { modules: job::MODULES, ..linux("job_streams", &["6.12"], job::streams) },
+    Case { modules: job::MODULES, ..linux("job_wrong_ways", &["6.12"], job::wrong_ways) },
     linux("virtio_share_6_12", &["6.12"], shares::everything),
     Case {
         initrd: initramfs::guest_with_shares_6_1,

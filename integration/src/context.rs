@@ -115,6 +115,11 @@ impl Context {
         self.files.join(series)
     }
 
+    /// The folder with the kernel's modules that the case has asked for.
+    pub fn modules(&self) -> PathBuf {
+        self.files.join("modules")
+    }
+
     /// The path of the guest userspace.
     pub fn initrd(&self) -> PathBuf {
         self.files.join("initrd")

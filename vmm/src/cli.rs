@@ -9,6 +9,7 @@ mod completions;
 mod core_dump;
 mod dump;
 mod gdb;
+mod job;
 mod named_guest;
 mod qemu_habits;
 mod release;
@@ -47,6 +48,7 @@ macro_rules! subcommands {
 
 // In the order of help.
 subcommands! {
+    Run: job,
     Check: check,
     Core: core_dump,
     Dump: dump,

@@ -6,7 +6,7 @@
 mod at_end;
 pub mod config;
 pub mod console;
-mod escape;
+pub(crate) mod escape;
 mod events;
 mod foreground;
 mod input;

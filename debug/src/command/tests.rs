@@ -19,8 +19,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Somebody who gives commands, and may write below a folder.
-struct Desk<M> {
+/// Somebody who gives commands, and may write below a folder. A command's own tests have one as well.
+pub(super) struct Desk<M> {
     machine: M,
     engine: Engine,
     vcpu: u32,
@@ -29,13 +29,13 @@ struct Desk<M> {
 }
 
 impl<M: Machine> Desk<M> {
-    fn new(machine: M) -> Desk<M> {
+    pub fn new(machine: M) -> Desk<M> {
         let engine = Engine::new(machine.isa(), machine.abilities().clone(), machine.vcpus());
         Desk { machine, engine, vcpu: 0, cancel: Cancel::never(), folder: "/nowhere".into() }
     }
 
     /// What a command says to a person, with what is lacking behind it.
-    fn say(&mut self, line: &str) -> String {
+    pub fn say(&mut self, line: &str) -> String {
         match run_line(self, line) {
             Ok(value) => format!("{value}{}", value.shortfall().unwrap_or_default()),
             Err(refused) => refused.to_string(),
@@ -43,11 +43,11 @@ impl<M: Machine> Desk<M> {
     }
 
     /// What a command says to a program.
-    fn json(&mut self, line: &str) -> Json {
+    pub fn json(&mut self, line: &str) -> Json {
         run_line(self, line).unwrap_or_else(|refused| panic!("{line}: {refused}")).json()
     }
 
-    fn refusal(&mut self, line: &str) -> Refusal {
+    pub fn refusal(&mut self, line: &str) -> Refusal {
         match run_line(self, line) {
             Ok(value) => panic!("{line}: {value}"),
             Err(refused) => refused.why,

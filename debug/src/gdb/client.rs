@@ -9,6 +9,8 @@ mod input;
 mod output;
 mod script;
 
+#[cfg(test)]
+pub(crate) use script::Scripted;
 pub use script::{converse, misbehave};
 
 use super::answer::errno;

@@ -4,6 +4,7 @@
 //! its owner's, and who may come over TCP is asked of a [`Admission`], which the monitor gives us: to know
 //! a peer's user takes the kernel's socket diagnostics.
 
+use super::memory_stream::MemoryStream;
 use crate::socket::{self, Access, BindError, Served};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use std::io::{self, Read, Write};
@@ -225,6 +226,8 @@ fn keep_alive(stream: &TcpStream) -> nix::Result<()> {
 pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// A script's, without a socket.
+    Memory(MemoryStream),
 }
 
 impl Stream {
@@ -233,7 +236,7 @@ impl Stream {
     pub fn is_connected(&self) -> bool {
         match self {
             Stream::Tcp(stream) => stream.peer_addr().is_ok(),
-            Stream::Unix(_) => true,
+            Stream::Unix(_) | Stream::Memory(_) => true,
         }
     }
 
@@ -241,6 +244,7 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => Read::read(&mut &*stream, buffer),
             Stream::Unix(stream) => Read::read(&mut &*stream, buffer),
+            Stream::Memory(stream) => stream.read(buffer),
         }
     }
 
@@ -248,6 +252,7 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => Write::write(&mut &*stream, bytes),
             Stream::Unix(stream) => Write::write(&mut &*stream, bytes),
+            Stream::Memory(stream) => stream.write(bytes),
         }
     }
 }
@@ -257,6 +262,7 @@ impl AsFd for Stream {
         match self {
             Stream::Tcp(stream) => stream.as_fd(),
             Stream::Unix(stream) => stream.as_fd(),
+            Stream::Memory(stream) => stream.as_fd(),
         }
     }
 }

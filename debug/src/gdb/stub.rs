@@ -46,6 +46,10 @@ impl Connection for Outbox {
     }
 }
 
+/// Bytes behind a packet in which gdbstub has a register read: more than the widest has (AVX-512's have 64, SVE's may have
+/// 256).
+const MOST_SCRATCH: usize = 512;
+
 /// gdbstub, for one connection.
 pub(super) struct Stub<M: Machine> {
     /// What it takes a packet apart in.
@@ -67,7 +71,14 @@ impl<M: Machine> Stub<M> {
     }
 
     fn try_serve(&mut self, asked: &mut Asked<'_, M>, data: &[u8]) -> Result<Vec<u8>, String> {
-        let builder = GdbStub::builder(Outbox::default()).with_packet_buffer(&mut self.buffer);
+        // gdbstub looks through all that it is given for a second `#`, which takes longer than answering where that is
+        // as long as the longest packet.
+        let size = match data.first() {
+            Some(b'g' | b'p') => data.len() + 4 + MOST_SCRATCH,
+            _ => self.buffer.len(),
+        };
+        let buffer = &mut self.buffer[..size.min(LONGEST + 4)];
+        let builder = GdbStub::builder(Outbox::default()).with_packet_buffer(buffer);
         let stub = builder.build().map_err(|error| error.to_string())?;
         let mut stub = stub.run_state_machine(asked).map_err(|error| error.to_string())?;
         for byte in frame(data) {

@@ -56,3 +56,39 @@ impl Family for Kvm {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypercall::tests::{Bench, Guest};
+    use crate::hypercall::trace::Style;
+    use arch::hypercall::Abi;
+    use std::sync::Arc;
+
+    #[test]
+    fn calls_are_shown_and_unknown() {
+        for abi in [Abi::X86_64, Abi::X86_32] {
+            let guest = Guest::calling(Arc::new(Kvm), Bench::new(), abi, Style::Lines);
+            assert_eq!(guest.call(10, &[3, 0, 0, 0xfd]), -1000);
+            for (number, arguments, shown) in [
+                (10, [3, 0, 0, 0xfd], "send_ipi(3, 0, 0, 0xfd) = -KVM_ENOSYS"),
+                (
+                    12,
+                    [0x1000, 2, 0x10, 0],
+                    "map_gpa_range(0x1000, 2, KVM_MAP_GPA_RANGE_ENCRYPTED) = -KVM_ENOSYS",
+                ),
+                (77, [0; 4], "hypercall(77) = -KVM_ENOSYS"),
+            ] {
+                assert_eq!(guest.traced(number, &arguments), shown, "{abi:?}");
+            }
+        }
+        assert!(Kvm.table().calls.iter().all(|call| call.count == call.arguments.len()));
+    }
+
+    #[test]
+    fn a_guest_may_call_anything() {
+        for abi in Abi::ALL {
+            Guest::calling(Arc::new(Kvm), Bench::new(), abi, Style::Json).takes_anything();
+        }
+    }
+}

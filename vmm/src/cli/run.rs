@@ -120,12 +120,19 @@ pub struct Args {
     #[arg(long, value_name = "PATH", requires = "gdb", help_heading = "Debugging")]
     dump_dir: Option<PathBuf>,
 
-    /// Answer the guest's hypercalls and write them to standard error, as strace does: xen, or kvm
-    /// (shown only). Behind commas: trace=PATH or trace=off, json, summary (counts at the end),
-    /// filter=NAME[+NAME...] (console_io, EVTCHNOP_send), transport=page (x86_64: without KVM's help)
-    #[arg(long, value_name = "FAMILY[,...]", add = words(FamilyName::NAMES),
+    #[arg(long, value_name = "FAMILY[,...]", add = words(FamilyName::NAMES), help = about_hypercalls(),
           value_parser = ValueParser::new(values::hypercalls), help_heading = "Debugging")]
     hypercalls: Option<HypercallConfig>,
+}
+
+/// What help says of `--hypercalls`.
+fn about_hypercalls() -> String {
+    format!(
+        "Answer the guest's hypercalls and write them to standard error, as strace does: {}. Behind commas: trace=PATH \
+         or trace=off, json, summary (counts at the end), filter=NAME[+NAME...] (console_io, EVTCHNOP_send), \
+         transport=page (x86_64: without KVM's help)",
+        FamilyName::list()
+    )
 }
 
 /// The built-in templates of this host.

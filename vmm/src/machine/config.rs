@@ -54,6 +54,9 @@ pub enum VirtioDevice {
     Entropy,
     /// A folder of the host's ([`devices::virtio::fs`]).
     Share(ShareConfig),
+    /// Named ports, of which the guest's makers have the other ends ([`devices::virtio::console`],
+    /// [`Guest::take_port`](super::Guest::take_port)).
+    Ports(Vec<String>),
 }
 
 /// A folder that a guest is given.

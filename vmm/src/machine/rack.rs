@@ -14,13 +14,15 @@ use devices::platform;
 use devices::platform::serial::Serial;
 use devices::rack::{Console, Line, Rack, Resources};
 use devices::ram::Ram;
-use devices::virtio::Model;
+use devices::virtio::console::Port;
 use devices::virtio::entropy::{self, Entropy};
 use devices::virtio::pace::Pace;
 use devices::virtio::pci::{Bells, Connections, VirtioFunction};
+use devices::virtio::{self, Model};
 use kvm::{BellRinger, HOST_ISA, InterruptLine, KvmError, MessageSender, Vm};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -86,17 +88,18 @@ pub fn fit(
     vm: &Vm,
     (ram, pace): (&Arc<GuestRam>, &Pace),
     console: Console,
-) -> Result<(Rack, Shared<Serial>), Error> {
+) -> Result<(Rack, Shared<Serial>, Vec<HostPort>), Error> {
     let mut rack = Rack::new(HOST_ISA);
     let host = PciHost::new(HOST_ISA, config.memory.bytes());
-    let bus = pci(config, &host, vm, (ram, pace))?;
+    let mut ports = Vec::new();
+    let bus = pci(config, &host, vm, (ram, pace), &mut ports)?;
     let mut giver = Giver { vm, ram, bus: Arc::clone(&bus), console: Some(console) };
     let serial = platform::fit(&mut rack, &mut giver, &config.extras);
     let serial = serial.expect("a test fits all devices of every machine");
     if !config.virtio.is_empty() {
         rack.set_pci(&host, &bus).expect("a test fits the bus beside all devices");
     }
-    Ok((rack, serial.expect("every machine has a serial port")))
+    Ok((rack, serial.expect("every machine has a serial port"), ports))
 }
 
 /// The PCI bus, with the devices that are asked for.
@@ -105,6 +108,7 @@ fn pci(
     host: &PciHost,
     vm: &Vm,
     (ram, pace): (&Arc<GuestRam>, &Pace),
+    ports: &mut Vec<HostPort>,
 ) -> Result<Arc<PciBus>, Error> {
     let windows: Vec<PhysRange> = host.windows().collect();
     let mut bus = with_bridge(&windows);
@@ -124,7 +128,7 @@ fn pci(
             line: None,
             bells: Box::new(Doorbells { ringer: vm.bell_ringer(), placed: Vec::new() }),
         };
-        if bus.add(function(wanted, shares, connections)?).is_none() {
+        if bus.add(function(wanted, (shares, ports), connections)?).is_none() {
             return Err(Error::Usage("more devices than a PCI bus has places for".into()));
         }
     }
@@ -134,13 +138,28 @@ fn pci(
 /// A device as a function.
 fn function(
     wanted: &VirtioDevice,
-    shares: usize,
+    (shares, host_ports): (usize, &mut Vec<HostPort>),
     connections: Connections,
 ) -> Result<Shared<dyn Function>, Error> {
     match wanted {
         VirtioDevice::Entropy => on_pci(Entropy::new(random()?), connections),
         VirtioDevice::Share(share) => on_pci(shares::device(share, shares)?, connections),
+        VirtioDevice::Ports(names) => on_pci(ports(names, host_ports)?, connections),
     }
+}
+
+/// The host's end of a port, with its name.
+pub type HostPort = (String, UnixStream);
+
+/// A console device with nothing but named ports.
+fn ports(names: &[String], host_ports: &mut Vec<HostPort>) -> Result<virtio::console::Console, Error> {
+    let mut ports = Vec::new();
+    for name in names {
+        let (stream, host) = UnixStream::pair().map_err(Error::system("cannot make a port's sockets"))?;
+        ports.push(Port { name: Some(name.clone()), stream });
+        host_ports.push((name.clone(), host));
+    }
+    virtio::console::Console::new(ports).map_err(Error::system("cannot make a port's sockets"))
 }
 
 fn on_pci(model: impl Model + 'static, connections: Connections) -> Result<Shared<dyn Function>, Error> {

@@ -6,7 +6,10 @@ use crate::context::mode::{Mode, Resume, Unable};
 use crate::context::stop::{State, Stop, Stopped};
 use crate::context::tree::{Context, Group, Id};
 use crate::machine::{Action, Activity, Ended, Machine, MachineError, StopReason};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollTimeout;
+#[cfg(not(miri))]
+use nix::poll::{PollFd, PollFlags, poll};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 /// Why a context was not resumed.
@@ -238,11 +241,7 @@ impl<M: Machine> Debuggee<M> {
             // Rounded up, or it would spin through the last part.
             let most = PollTimeout::try_from(left.saturating_add(Duration::from_millis(1)))
                 .unwrap_or(PollTimeout::MAX);
-            let mut fds = [PollFd::new(self.machine.event_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, most) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(WaitError::System(error.to_string())),
-            }
+            await_readable(self.machine.event_fd(), most)?;
         }
     }
 
@@ -259,6 +258,23 @@ impl<M: Machine> Debuggee<M> {
         self.resume(id, resume)?;
         Ok(self.wait(limit)?)
     }
+}
+
+/// Waits until there is something to read.
+#[cfg(not(miri))]
+fn await_readable(fd: BorrowedFd<'_>, most: PollTimeout) -> Result<(), WaitError> {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    match poll(&mut fds, most) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+        Err(error) => Err(WaitError::System(error.to_string())),
+    }
+}
+
+/// Miri has no poll(2): whoever waits lets others run, and looks again.
+#[cfg(miri)]
+fn await_readable(_: BorrowedFd<'_>, _: PollTimeout) -> Result<(), WaitError> {
+    (0..40).for_each(|_| std::thread::yield_now());
+    Ok(())
 }
 
 /// Why a context that was to be resumed has not come to a stop.

@@ -2,6 +2,7 @@
 
 mod alone;
 mod hostile;
+mod session;
 
 use super::*;
 use crate::context::{Listeners, Notice};
@@ -198,6 +199,32 @@ impl Drop for Setting {
     }
 }
 
+/// Takes the next packet out of what was read, if all of it is there.
+fn next_reply(read: &mut Vec<u8>) -> Option<String> {
+    loop {
+        let begin = read.iter().position(|byte| *byte == b'$')?;
+        let end = read.iter().position(|byte| *byte == b'#')?;
+        if read.len() < end + 3 {
+            return None;
+        }
+        let packet = String::from_utf8(read[begin + 1..end].to_vec()).unwrap();
+        read.drain(..end + 3);
+        // What is said to the person is no answer.
+        if !packet.starts_with('O') || packet == "OK" {
+            return Some(packet);
+        }
+    }
+}
+
+/// gdb's number of a register: the program counter, or the one that the guest counts in.
+fn number(isa: Isa, name: &str) -> u32 {
+    match (isa, name) {
+        (Isa::X86_64, "pc") => 16,
+        (Isa::X86_64, _) | (Isa::Aarch64, "count") => 0,
+        (Isa::Aarch64, _) => 32,
+    }
+}
+
 /// A client of the bare protocol.
 struct Client {
     stream: UnixStream,
@@ -221,18 +248,8 @@ impl Client {
     /// The next packet.
     fn reply(&mut self) -> String {
         loop {
-            let begin = self.read.iter().position(|byte| *byte == b'$');
-            let end = self.read.iter().position(|byte| *byte == b'#');
-            if let (Some(begin), Some(end)) = (begin, end)
-                && self.read.len() >= end + 3
-            {
-                let packet = String::from_utf8(self.read[begin + 1..end].to_vec()).unwrap();
-                self.read.drain(..end + 3);
-                // What is said to the person is no answer.
-                if !packet.starts_with('O') || packet == "OK" {
-                    return packet;
-                }
-                continue;
+            if let Some(packet) = next_reply(&mut self.read) {
+                return packet;
             }
             let mut piece = [0; 4096];
             let count = self.stream.read(&mut piece).unwrap();
@@ -253,11 +270,7 @@ impl Client {
     }
 
     fn register(&mut self, isa: Isa, name: &str) -> u64 {
-        let number = match (isa, name) {
-            (Isa::X86_64, "pc") => 16,
-            (Isa::X86_64, _) | (Isa::Aarch64, "count") => 0,
-            (Isa::Aarch64, _) => 32,
-        };
+        let number = number(isa, name);
         u64::from_str_radix(&self.ask(&format!("p{number:x}")), 16).unwrap().swap_bytes()
     }
 }

@@ -65,7 +65,7 @@ pub(super) fn build(
         drained: Box::new(move || drained.write(1)),
     };
     let pace = Pace::default();
-    let (rack, serial) = rack::fit(config, &vm, (&ram, &pace), console)?;
+    let (rack, serial, ports) = rack::fit(config, &vm, (&ram, &pace), console)?;
     let parts = Parts { vm: &vm, ram: &ram, serial: &serial, vcpus: config.cpus };
     let hypercalls = hypercalls(config, &parts)?;
     let services = Arc::new(Services {
@@ -105,6 +105,7 @@ pub(super) fn build(
         outcomes: Mutex::new(outcomes),
         wake,
         serial,
+        ports: Mutex::new(ports),
         input_wanted,
         booted,
         is_linux: kernel.is_linux(),

@@ -25,6 +25,8 @@ const FAMILIES: &[FamilyFacts] = &[xen::FAMILY, kvm::FAMILY];
 pub(super) struct FamilyFacts {
     /// As in `--hypercalls`.
     pub name: &'static str,
+    /// What `--help` says of it behind its name; empty where that says it.
+    pub remark: &'static str,
     /// Its calls.
     pub table: fn() -> &'static Table,
     /// Where its calls have their number, their arguments and their result.
@@ -86,6 +88,18 @@ impl FamilyName {
         };
         &NAMES
     };
+
+    /// All of them, as `--help` has them.
+    pub fn list() -> String {
+        let names: Vec<String> = FAMILIES
+            .iter()
+            .map(|family| match family.remark {
+                "" => family.name.to_string(),
+                remark => format!("{} ({remark})", family.name),
+            })
+            .collect();
+        names.join(" or ")
+    }
 
     /// The family of a name, as in `--hypercalls`.
     pub fn named(name: &str) -> Option<FamilyName> {

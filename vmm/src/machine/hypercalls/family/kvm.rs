@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 pub(super) const FAMILY: FamilyFacts = FamilyFacts {
     name: "kvm",
+    remark: "shown only",
     table,
     convention: arch::hypercall::kvm,
     is_called_as_xen: false,

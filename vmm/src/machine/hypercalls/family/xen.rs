@@ -16,6 +16,7 @@ use timers::{Clock, Held, Timers};
 
 pub(super) const FAMILY: FamilyFacts = FamilyFacts {
     name: "xen",
+    remark: "",
     table,
     convention: arch::hypercall::xen,
     is_called_as_xen: true,
