@@ -16,10 +16,10 @@
 //! * Nobody gets rights on the host by a share: set-id bits are taken out of what the guest sets, and off each file
 //!   that it writes to; attributes are those of `user.` alone. Bits that are there are shown, as `sudo` in a
 //!   guest whose root is shared needs them.
-//! * A read-only share refuses all that would write by one table, [`protocol::Operation::effect`].
+//! * A read-only share refuses all that would write by one table, `protocol::Operation::effect`.
 //!
 //! # Whose files are
-//! [`owners`]: root's monitor has files belong to whom they do; another user's shows his files as root's, and what the
+//! `owners`: root's monitor has files belong to whom they do; another user's shows his files as root's, and what the
 //! guest makes is his.
 //!
 //! # What it takes
