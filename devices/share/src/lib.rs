@@ -11,7 +11,7 @@
 //! * No other file system: where something is mounted below the folder, there is an empty folder (or file) that cannot
 //!   be changed, on which the guest can mount something of its own.
 //! * Files and folders alone are opened. The host's devices, pipes and sockets can be seen, renamed and removed, and none
-//!   can be made, nor can the mode of the host's devices be changed. (What a guest does with a device's node that it
+//!   can be made, nor can mode or owner of the host's devices be changed. (What a guest does with a device's node that it
 //!   sees is between it and its own kernel.)
 //! * Nobody gets rights on the host by a share: set-id bits are taken out of what the guest sets, and off each file
 //!   that it writes to; attributes are those of `user.` alone. Bits that are there are shown, as `sudo` in a
