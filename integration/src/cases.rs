@@ -211,6 +211,7 @@ pub const CASES: &[Case] = &[
         ..linux("virtio_share_6_1", &["6.1"], shares::everything)
     },
     linux("virtio_share_of_a_user", &["6.12"], shares::of_a_user),
+    linux("long_virtio_share", &["6.12"], shares::random),
     linux("virtio_share_killed", &["6.12"], shares::killed),
     small("bad_shares", shares::bad),
     only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),

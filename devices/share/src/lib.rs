@@ -11,15 +11,15 @@
 //! * No other file system: where something is mounted below the folder, there is an empty folder (or file) that cannot
 //!   be changed, on which the guest can mount something of its own.
 //! * Files and folders alone are opened. The host's devices, pipes and sockets can be seen, renamed and removed, and none
-//!   can be made, nor can the mode of the host's devices be changed. (What a guest does with a device's node that it
+//!   can be made, nor can mode or owner of the host's devices be changed. (What a guest does with a device's node that it
 //!   sees is between it and its own kernel.)
 //! * Nobody gets rights on the host by a share: set-id bits are taken out of what the guest sets, and off each file
 //!   that it writes to; attributes are those of `user.` alone. Bits that are there are shown, as `sudo` in a
 //!   guest whose root is shared needs them.
-//! * A read-only share refuses all that would write by one table, [`protocol::Operation::effect`].
+//! * A read-only share refuses all that would write by one table, `protocol::Operation::effect`.
 //!
 //! # Whose files are
-//! [`owners`]: root's monitor has files belong to whom they do; another user's shows his files as root's, and what the
+//! `owners`: root's monitor has files belong to whom they do; another user's shows his files as root's, and what the
 //! guest makes is his.
 //!
 //! # What it takes

@@ -40,7 +40,7 @@ pub enum Access {
 /// The most that a share takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Files that the guest knows at the same time: some 200 bytes each.
+    /// Files that the guest knows at the same time: some 300 bytes each.
     pub nodes: usize,
     /// Descriptors: half of them for what the guest has open, the others for what it looks at.
     pub descriptors: usize,
@@ -48,7 +48,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { nodes: 1 << 21, descriptors: 4096 }
+        Limits { nodes: 1 << 20, descriptors: 4096 }
     }
 }
 

@@ -92,7 +92,7 @@ fn start(c: &Context, work: &Path, user: Option<u32>) -> Result<Process, String>
     Process::start("vmm", command, Wiring::Pipes).map_err(said(&c.vmm))
 }
 
-/// What the guest tries, whoever runs the monitor, with a seed and a number of steps.
+/// What the guest tries, whoever runs the monitor.
 const SCRIPT: &str = r#"
 b=/bin/busybox
 cd /mnt
@@ -120,7 +120,7 @@ refused chown $b chown 7:8 plain
 echo mine > mine; tell "mine=$($b stat -c %u:%g mine)."
 $b ln plain hard; tell "links=$($b stat -c %h hard)."
 echo gone > gone; exec 5< gone; $b rm gone; tell "unlinked=$($b cat <&5)."; exec 5<&-
-/mnt/case --random-files /mnt/random /tmp/random SEED STEPS && tell random-same
+/mnt/case --random-files /mnt/random /tmp/random 1 1500 && tell random-same
 $b sync; tell over
 "#;
 
@@ -146,10 +146,7 @@ fn all_of_it(c: &mut Context, user: Option<u32>) -> Check {
         fs::write(folder.join("covered/hidden"), "hidden")
     };
     set_id().map_err(said(&folder))?;
-    let steps = c.length.of(1500, 40_000);
-    let seed = c.length.chance().below(1 << 30);
-    let script = SCRIPT.replace("SEED", &seed.to_string()).replace("STEPS", &steps.to_string());
-    let run = shared.run(c, &script, user)?;
+    let run = shared.run(c, SCRIPT, user)?;
     umount(&folder.join("covered")).map_err(|error| error.to_string())?;
     run.expect_code(0)?;
     let not_permitted = "refused.*Operation not permitted";
@@ -231,6 +228,40 @@ pub fn everything(c: &mut Context) -> Check {
 /// The same for a user who may do no more than use KVM.
 pub fn of_a_user(c: &mut Context) -> Check {
     all_of_it(c, Some(USER))
+}
+
+/// Random work without end, in rounds of 1000 steps that each say so, and what the kernel waits for when one takes long.
+const ROUNDS: &str = r#"
+b=/bin/busybox
+$b mount -t tmpfs tmpfs /tmp
+seed=SEED
+while :; do
+  ($b sleep 60; echo w > /proc/sysrq-trigger) & watch=$!
+  /mnt/case --random-files /mnt/random /tmp/random $seed 1000 || break
+  $b kill $watch
+  $b rm -rf /mnt/random /tmp/random
+  echo "guest: seed $seed is the same."
+  seed=$((seed + 1))
+done
+"#;
+
+/// Random work on a shared folder comes to what it comes to on the guest's own, and goes on all the time.
+pub fn random(c: &mut Context) -> Check {
+    let shared = Shared::new(c)?;
+    let seed = c.length.chance().below(1 << 30);
+    c.write(&shared.folder.join("run.sh"), ROUNDS.replace("SEED", &seed.to_string()).as_bytes())?;
+    let mut process = start(c, &shared.work, None)?;
+    let mut rounds = || -> Check {
+        for round in 0..c.length.of(5, 50) {
+            process.expect(&format!("guest: seed {} is the same.", seed + round), c.limit(60))?;
+        }
+        Ok(())
+    };
+    let all = rounds();
+    let ended = process.signal(Signal::SIGTERM).and_then(|()| process.wait(c.limit(20)));
+    c.keep("vmm", &process);
+    all?;
+    ended.map(drop)
 }
 
 /// Records of 512 bytes, each of which is on the disk before the guest says so.

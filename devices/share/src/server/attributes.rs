@@ -80,6 +80,11 @@ impl Server {
         let handle = has(fattr::FH).then_some(set.fh);
         let file = self.file_or_handle(request.header.nodeid, handle)?.file()?;
         let before = stat(&*file)?;
+        // Who may use the host's devices is not a guest's to say.
+        let is_device = matches!(before.kind(), FileType::CharacterDevice | FileType::BlockDevice);
+        if is_device && set.valid & (fattr::MODE | fattr::UID | fattr::GID) != 0 {
+            return Err(Errno::PERM);
+        }
         if has(fattr::SIZE) {
             self.set_size(&file, handle, set.size)?;
         }
@@ -88,14 +93,11 @@ impl Server {
             set_owner(&*file, owner)?;
         }
         if has(fattr::MODE) {
-            match before.kind() {
-                FileType::RegularFile | FileType::Directory | FileType::Fifo | FileType::Socket => {
-                    self.host.set_permissions(&*file, set.mode & SETTABLE)?;
-                }
-                FileType::Symlink => return Err(Errno::OPNOTSUPP),
-                // Who may use the host's devices is not a guest's to say.
-                _ => return Err(Errno::PERM),
+            // A link has none.
+            if before.kind() == FileType::Symlink {
+                return Err(Errno::OPNOTSUPP);
             }
+            self.host.set_permissions(&*file, set.mode & SETTABLE)?;
         }
         self.set_times(&file, &set)?;
         Ok(attr_out(self.shown(&stat(&*file)?)))

@@ -164,6 +164,14 @@ fn nothing_leads_out_of_the_folder() {
         assert_eq!(client.setattr(link.nodeid, size).unwrap_err(), Errno::ACCESS);
         let mode = SetattrIn { valid: fattr::MODE, mode: 0o777, ..SetattrIn::default() };
         assert_eq!(client.setattr(link.nodeid, mode).unwrap_err(), Errno::OPNOTSUPP);
+        // Its own times are set, and its own owner, not those of what it leads to.
+        let (to, before) = (inner.join(name), fs::metadata(inner.join(name)).unwrap());
+        let set = SetattrIn { valid: fattr::MTIME | fattr::UID, mtime: 77, uid: 0, ..SetattrIn::default() };
+        client.setattr(link.nodeid, set).unwrap();
+        assert_eq!(fs::symlink_metadata(&to).unwrap().mtime(), 77);
+        let after = fs::metadata(&to).unwrap();
+        let times = |meta: &fs::Metadata| (meta.mtime(), meta.ctime_nsec(), meta.uid());
+        assert_eq!(times(&after), times(&before), "{name}");
     }
     // A folder that becomes a link to elsewhere behind the guest's back.
     let limits = Limits { nodes: 100, descriptors: 4 };
@@ -206,6 +214,8 @@ fn only_files_and_folders_are_opened() {
         let mode = SetattrIn { valid: fattr::MODE, mode: 0o777, ..SetattrIn::default() };
         let is_device = entry.attr.mode & 0o2_0000 != 0 && entry.attr.mode & 0o10_0000 == 0;
         assert_eq!(client.setattr(entry.nodeid, mode).err(), is_device.then_some(Errno::PERM), "{name}");
+        let owner = SetattrIn { valid: fattr::UID, uid: 0, ..SetattrIn::default() };
+        assert_eq!(client.setattr(entry.nodeid, owner).err(), is_device.then_some(Errno::PERM), "{name}");
     }
 }
 
