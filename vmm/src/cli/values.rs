@@ -121,13 +121,14 @@ pub fn console(text: &str) -> Result<ConsoleKind, String> {
 /// # Errors
 /// What has to be written.
 pub fn share(text: &str) -> Result<ShareConfig, String> {
-    let (mut folder, mut tag, mut is_writable) = (text, None, true);
+    let (mut folder, mut tag, mut is_writable) = (text, None, None);
     while let Some((rest, word)) = folder.rsplit_once(',') {
         match word {
-            "ro" => is_writable = false,
-            "rw" => is_writable = true,
+            // From the end: what is said last counts.
+            "ro" => drop(is_writable.get_or_insert(false)),
+            "rw" => drop(is_writable.get_or_insert(true)),
             _ => match word.strip_prefix("tag=") {
-                Some(word) => tag = Some(word.to_string()),
+                Some(word) => drop(tag.get_or_insert(word.to_string())),
                 None => break,
             },
         }
@@ -146,7 +147,7 @@ pub fn share(text: &str) -> Result<ShareConfig, String> {
             tag.len()
         ));
     }
-    Ok(ShareConfig { folder: folder.into(), tag, is_writable })
+    Ok(ShareConfig { folder: folder.into(), tag, is_writable: is_writable.unwrap_or(true) })
 }
 
 /// Parses what becomes of the guest when a debugger is lost.

@@ -17,8 +17,7 @@ pub enum Request {
     Gdb(ServeGdb),
     /// Serve gdb no more.
     Leave {},
-    /// Run a command: behind [`Response::Done`] the connection is a session's frames
-    /// ([`job::protocol`](crate::job::protocol)).
+    /// Run a command: behind [`Response::Done`] the connection is a session's frames.
     Exec {},
 }
 

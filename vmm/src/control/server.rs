@@ -1,9 +1,9 @@
 //! Answering what a guest is asked for.
 
+use super::door::Door;
 use super::names::socket_of;
 use super::protocol::{LONGEST, Request, Response, ServeGdb, send};
 use crate::error::Error;
-use crate::job::visitors::Door;
 use crate::logging::progress::Reporter;
 use crate::machine::Guest;
 use crate::machine::config::GdbConfig;

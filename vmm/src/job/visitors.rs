@@ -2,26 +2,12 @@
 //! session of the guest's for each.
 
 use super::protocol::{self, Decoder, Frame, Kind};
+use crate::control::door::Door;
 use nix::sys::signal::Signal;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::Receiver;
 use vmm_sys_util::eventfd::EventFd;
-
-/// By which the control socket hands over those who want a session.
-#[derive(Clone, Debug)]
-pub struct Door {
-    sender: Sender<UnixStream>,
-    wake: Arc<EventFd>,
-}
-
-impl Door {
-    /// Hands one over. `false` when the job is over.
-    pub fn enter(&self, visitor: UnixStream) -> bool {
-        self.sender.send(visitor).is_ok() && self.wake.write(1).is_ok()
-    }
-}
 
 /// A process that has a session.
 #[derive(Debug)]
@@ -56,9 +42,8 @@ impl Visitors {
     /// # Errors
     /// When the system gives no more descriptors.
     pub fn new(session: u16) -> io::Result<Visitors> {
-        let (sender, comers) = channel();
-        let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        Ok(Visitors { door: Door { sender, wake }, comers, all: Vec::new(), first: session, next: session })
+        let (door, comers) = Door::new()?;
+        Ok(Visitors { door, comers, all: Vec::new(), first: session, next: session })
     }
 
     /// By which they come.
@@ -68,7 +53,7 @@ impl Visitors {
 
     /// Becomes readable when one has come.
     pub fn wake(&self) -> &EventFd {
-        &self.door.wake
+        self.door.wake()
     }
 
     /// Their streams, and whether something waits to be sent by each.
@@ -78,7 +63,7 @@ impl Visitors {
 
     /// Lets those in that have come, and passes on what they all say.
     pub fn hear(&mut self, to_guest: &mut Vec<u8>) {
-        self.door.wake.read().ok();
+        self.door.wake().read().ok();
         while let Ok(stream) = self.comers.try_recv() {
             if self.all.len() < MOST && stream.set_nonblocking(true).is_ok() {
                 let (session, decoder) = (self.free_session(), Decoder::default());
