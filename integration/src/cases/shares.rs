@@ -252,7 +252,7 @@ pub fn random(c: &mut Context) -> Check {
     c.write(&shared.folder.join("run.sh"), ROUNDS.replace("SEED", &seed.to_string()).as_bytes())?;
     let mut process = start(c, &shared.work, None)?;
     let mut rounds = || -> Check {
-        for round in 0..c.length.of(5, 50) {
+        for round in 0..c.length.of(2, 50) {
             process.expect(&format!("guest: seed {} is the same.", seed + round), c.limit(60))?;
         }
         Ok(())

@@ -121,24 +121,26 @@ pub fn console(text: &str) -> Result<ConsoleKind, String> {
 /// # Errors
 /// What has to be written.
 pub fn share(text: &str) -> Result<ShareConfig, String> {
-    let (mut folder, mut tag, mut is_writable) = (text, None, None);
+    let (mut folder, mut tag, mut access) = (text, None, None);
     while let Some((rest, word)) = folder.rsplit_once(',') {
-        match word {
-            // From the end: what is said last counts.
-            "ro" => drop(is_writable.get_or_insert(false)),
-            "rw" => drop(is_writable.get_or_insert(true)),
+        let before = match word {
+            "ro" | "rw" => access.replace(word),
             _ => match word.strip_prefix("tag=") {
-                Some(word) => drop(tag.get_or_insert(word.to_string())),
+                Some(word) => tag.replace(word),
                 None => break,
             },
+        };
+        if before.is_some() {
+            return Err(format!("'{text}' says twice what can be one thing: ro or rw, one tag"));
         }
         folder = rest;
     }
+    let is_writable = access != Some("ro");
     if folder.is_empty() {
         return Err("a folder is missing: write for example /srv/work,tag=work,ro".into());
     }
     let named = || Path::new(folder).file_name().and_then(|name| name.to_str()).map(str::to_string);
-    let tag = tag.or_else(named);
+    let tag = tag.map(str::to_string).or_else(named);
     let tag = tag
         .ok_or_else(|| format!("a tag is missing, by which the guest mounts it: write {folder},tag=NAME"))?;
     if tag.is_empty() || tag.len() > LONGEST_TAG {
@@ -147,7 +149,7 @@ pub fn share(text: &str) -> Result<ShareConfig, String> {
             tag.len()
         ));
     }
-    Ok(ShareConfig { folder: folder.into(), tag, is_writable: is_writable.unwrap_or(true) })
+    Ok(ShareConfig { folder: folder.into(), tag, is_writable })
 }
 
 /// Parses what becomes of the guest when a debugger is lost.
@@ -249,7 +251,7 @@ mod tests {
             ("/srv/work", "/srv/work", "work", true),
             ("work/,ro", "work/", "work", false),
             ("/,tag=root,ro", "/", "root", false),
-            ("..,ro,tag=up,rw", "..", "up", true),
+            ("..,rw,tag=up", "..", "up", true),
             ("a,b,tag=c", "a,b", "c", true),
             ("a,rw,b", "a,rw,b", "a,rw,b", true),
         ] {
@@ -261,6 +263,8 @@ mod tests {
             (",ro", "a folder is missing"),
             ("/", "write /,tag=NAME"),
             ("..", "a tag is missing"),
+            ("a,ro,tag=b,rw", "says twice"),
+            ("a,tag=b,tag=c", "says twice"),
             ("a,tag=", "has 0 bytes"),
             ("a,tag=0123456789012345678901234567890123456", "has 37 bytes and may have 1 to 36"),
         ] {
