@@ -60,6 +60,24 @@ case $run in
     for name in type guest_type version/major version/minor properties/features; do
       echo "guest: hypervisor $name=$($b cat /sys/hypervisor/$name)"
     done ;;
+  entropy)
+    for function in /sys/bus/pci/devices/*; do
+      echo "guest: pci ${function##*/} $($b cat $function/vendor):$($b cat $function/device)"
+    done
+    echo "guest: source $($b cat /sys/class/misc/hw_random/rng_current)"
+    $b dd if=/dev/hwrng of=/tmp/random bs=64 count=100 2>/dev/null
+    $b dd if=/dev/hwrng of=/tmp/others bs=64 count=100 2>/dev/null
+    echo "guest: random bytes=$($b wc -c < /tmp/random) same=$($b cmp -s /tmp/random /tmp/others && echo yes || echo no)"
+    echo "guest: zeros=$($b tr -d '\\000' < /tmp/random | $b wc -c)"
+    $b grep virtio /proc/interrupts | $b sed 's/^/guest: /'
+    $b dmesg | $b grep -iE 'pci|msi|virtio' | $b sed 's/^/guest: log /' ;;
+  share)
+    # Mounts a folder of the host's, and does what a script in it says.
+    $b mkdir /mnt
+    $b mount -t virtiofs shared /mnt && $b sh /mnt/run.sh 2>&1
+    bad='oops|bug:|fs/fuse|virtiofs.*(fail|error)|blocked for more'
+    $b dmesg | $b grep -iE "$bad" | $b sed 's/^/guest: complaint: /'
+    echo "guest: complaints=$($b dmesg | $b grep -ciE "$bad")" ;;
   cpuinfo) $b grep -m1 -iE '^(flags|features)' /proc/cpuinfo ;;
   trace)
     # Has the kernel patch the entry of a function, calls it, and has it patched back.

@@ -7,11 +7,13 @@
 
 pub mod acpi;
 pub mod device_tree;
+mod pci;
 
 use crate::Isa;
 use crate::address::PhysRange;
 use crate::layout::aarch64 as layout_aarch64;
 use crate::layout::x86 as layout_x86;
+pub use pci::PciHost;
 use std::fmt;
 
 /// What an address of a register means.
@@ -228,17 +230,28 @@ pub enum BoardError {
 pub struct Board {
     isa: Isa,
     nodes: Vec<Node>,
+    pci: Option<PciHost>,
 }
 
 impl Board {
     /// A machine without devices.
     pub fn new(isa: Isa) -> Board {
-        Board { isa, nodes: Vec::new() }
+        Board { isa, nodes: Vec::new(), pci: None }
     }
 
     /// Which architecture's machine it is.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// With a PCI bus.
+    pub fn set_pci(&mut self, host: PciHost) {
+        self.pci = Some(host);
+    }
+
+    /// Where its PCI bus is, if it has one.
+    pub fn pci(&self) -> Option<&PciHost> {
+        self.pci.as_ref()
     }
 
     /// Its devices, in the order in which firmware tells of them.
@@ -256,6 +269,13 @@ impl Board {
                 self.nodes.iter().find(|other| other.registers.iter().any(|there| there.meets(registers)));
             if let Some(other) = taken {
                 return Err(BoardError::Taken { node: node.name, registers: *registers, other: other.name });
+            }
+            let meets = |range: &PhysRange| {
+                registers.meets(&Registers { space: Space::Memory, start: range.start.0, size: range.size })
+            };
+            let is_pcis = |host: &PciHost| meets(&host.ecam) || host.windows().any(|window| meets(&window));
+            if self.pci.as_ref().is_some_and(is_pcis) {
+                return Err(BoardError::Taken { node: node.name, registers: *registers, other: "PCI bus" });
             }
             if !self.has_room_for(registers) {
                 return Err(BoardError::OutOfPlace { node: node.name, registers: *registers });

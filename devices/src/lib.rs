@@ -15,9 +15,12 @@
 pub mod bus;
 pub mod guest_log;
 pub mod hypercall;
+pub mod pci;
 pub mod platform;
 pub mod rack;
 pub mod ram;
 pub mod rate_limit;
+pub mod state;
+pub mod virtio;
 
 pub use arch::End;

@@ -5,10 +5,11 @@
 //! that its registers are on. So the guest finds what firmware tells it of, and nothing has to be said twice. Which
 //! devices a machine has is [`crate::platform::fit`]'s.
 
-use crate::bus::{Bus, Device, Shared};
+use crate::bus::{Bus, Device, Overlap, Shared};
+use crate::pci::bus::{Ecam, PciBus, Window, with_bridge};
 use crate::ram::Ram;
 use arch::Isa;
-use arch::board::{Board, BoardError, Node, Space};
+use arch::board::{Board, BoardError, Node, PciHost, Space};
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -55,6 +56,11 @@ pub trait Resources {
     /// What tells the guest's time, which stands still while the guest is held: nanoseconds since some moment.
     fn time(&self) -> Box<dyn Fn() -> u64 + Send>;
 
+    /// The PCI bus; on a machine without functions it has its bridge alone.
+    fn pci(&self) -> Arc<PciBus> {
+        Arc::new(with_bridge(&[]))
+    }
+
     /// The guest's console. There is one, so it is asked for once.
     fn console(&mut self) -> Console;
 }
@@ -84,6 +90,21 @@ impl Rack {
     /// Without devices.
     pub fn new(isa: Isa) -> Rack {
         Rack { board: Board::new(isa), ports: Bus::default(), mmio: Bus::default() }
+    }
+
+    /// Puts a PCI bus where its host is.
+    ///
+    /// # Errors
+    /// [`Overlap`] when something is there already.
+    pub fn set_pci(&mut self, host: &PciHost, bus: &Arc<PciBus>) -> Result<(), Overlap> {
+        let ecam = Arc::new(Mutex::new(Ecam(Arc::clone(bus))));
+        self.mmio.insert(host.ecam.start.0, host.ecam.size, ecam)?;
+        for window in host.windows() {
+            let device = Window { bus: Arc::clone(bus), start: window.start.0 };
+            self.mmio.insert(window.start.0, window.size, Arc::new(Mutex::new(device)))?;
+        }
+        self.board.set_pci(host.clone());
+        Ok(())
     }
 
     /// Adds a device, if such machines have it. One with several ranges of registers has the same in each.
@@ -136,6 +157,10 @@ impl Ram for Unconnected {
     }
 
     fn update(&self, _: arch::GuestPhys, _: usize, _: u64, _: u64) -> Option<u64> {
+        None
+    }
+
+    fn shared(&self, _: arch::GuestPhys, _: usize) -> Option<vm_memory::VolatileSlice<'_>> {
         None
     }
 

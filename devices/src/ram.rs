@@ -7,6 +7,7 @@
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use std::fmt::Debug;
+pub use vm_memory::VolatileSlice;
 
 /// RAM of a guest. Addresses are guest-physical.
 pub trait Ram: Send + Sync + Debug {
@@ -22,6 +23,14 @@ pub trait Ram: Send + Sync + Debug {
     /// Sets and clears bits of a naturally aligned word of `size` bytes, 1, 4 or 8, in one step; what
     /// was there, or `None` if it is not in RAM.
     fn update(&self, address: GuestPhys, size: usize, set: u64, clear: u64) -> Option<u64>;
+
+    /// RAM in one piece, as it is, for what device and guest share all the time: a queue's rings. What a debugger has
+    /// planted there is seen and written over, so it is for nothing else.
+    fn shared(&self, address: GuestPhys, size: usize) -> Option<VolatileSlice<'_>>;
+
+    /// So many bytes of what is [shared](Self::shared) have been written there: whoever keeps account of pages that
+    /// have been written learns of it.
+    fn written(&self, _address: GuestPhys, _size: usize) {}
 
     /// Has the host forget how it maps the page of 4 KiB at an address for KVM, without its contents' being lost.
     /// Where no RAM is, nothing happens.

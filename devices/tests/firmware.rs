@@ -47,6 +47,7 @@ fn device_tree(machine: &Machine) -> Vec<u8> {
         memory: machine.memory,
         mpidrs: &mpidrs,
         gic: machine.gic,
+        has_its: false,
         pmu: machine.pmu,
         initrd: machine.initrd,
         board: &board(Isa::Aarch64, machine.extras).unwrap(),

@@ -9,6 +9,7 @@ pub mod gdb_port;
 mod gdb_wire;
 mod held;
 mod hypercalls;
+mod job;
 mod kicks;
 mod library;
 mod linux;
@@ -16,7 +17,9 @@ mod machines;
 mod monitor;
 mod program;
 pub mod readme;
+mod shares;
 mod terminal;
+mod virtio;
 
 use crate::context::{Check, Context};
 use crate::initramfs;
@@ -58,6 +61,8 @@ pub struct Case {
     pub initrd: fn(Isa) -> io::Result<Vec<u8>>,
     /// Symbols of the first kernel whose places it is told, in the file `symbols`.
     pub symbols: &'static [&'static str],
+    /// Modules of the first kernel, by their paths below `kernel/`, which are in the folder `modules`.
+    pub modules: &'static [&'static str],
     /// The function.
     pub run: fn(&mut Context) -> Check,
     /// What a debugger does meanwhile, on the machine that runs the tests.
@@ -98,6 +103,7 @@ const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
         debians_qemu: false,
         initrd: initramfs::guest,
         symbols: &[],
+        modules: &[],
         run,
         debugger: None,
         tools: None,
@@ -187,6 +193,27 @@ pub const CASES: &[Case] = &[
     linux("debian_shell", &["6.12"], linux::shell),
     linux("debian_clock", &["6.12"], linux::clock),
     linux("debian_seed", &["6.12"], linux::seed),
+    Case {
+        initrd: initramfs::guest_with_entropy_6_12,
+        ..linux("virtio_entropy_6_12", &["6.12"], virtio::entropy)
+    },
+    Case {
+        initrd: initramfs::guest_with_entropy_6_1,
+        ..linux("virtio_entropy_6_1", &["6.1"], virtio::entropy)
+    },
+    Case { modules: job::MODULES, ..linux("job_commands", &["6.12"], job::commands) },
+    Case { modules: job::MODULES, ..linux("job_streams", &["6.12"], job::streams) },
+    Case { modules: job::MODULES, ..linux("job_exec", &["6.12"], job::exec) },
+    Case { modules: job::MODULES, ..linux("job_wrong_ways", &["6.12"], job::wrong_ways) },
+    linux("virtio_share_6_12", &["6.12"], shares::everything),
+    Case {
+        initrd: initramfs::guest_with_shares_6_1,
+        ..linux("virtio_share_6_1", &["6.1"], shares::everything)
+    },
+    linux("virtio_share_of_a_user", &["6.12"], shares::of_a_user),
+    linux("long_virtio_share", &["6.12"], shares::random),
+    linux("virtio_share_killed", &["6.12"], shares::killed),
+    small("bad_shares", shares::bad),
     only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),
     linux("debian_cpu_features", &["6.12"], linux::cpu_features),
     linux("debian_panic", &["6.1"], linux::panic),

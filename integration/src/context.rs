@@ -69,7 +69,7 @@ impl Length {
             Length::Sample => 1,
             Length::Full { seed } => seed,
         };
-        Chance(seed.wrapping_mul(2).wrapping_add(1))
+        Chance::new(seed)
     }
 }
 
@@ -78,6 +78,11 @@ impl Length {
 pub struct Chance(u64);
 
 impl Chance {
+    /// What is drawn from a seed.
+    pub fn new(seed: u64) -> Chance {
+        Chance(seed.wrapping_mul(2).wrapping_add(1))
+    }
+
     /// A number below `limit`, which is not 0.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -108,6 +113,11 @@ impl Context {
     /// The path of a Debian kernel of a series.
     pub fn kernel(&self, series: &str) -> PathBuf {
         self.files.join(series)
+    }
+
+    /// The folder with the kernel's modules that the case has asked for.
+    pub fn modules(&self) -> PathBuf {
+        self.files.join("modules")
     }
 
     /// The path of the guest userspace.

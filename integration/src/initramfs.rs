@@ -122,12 +122,66 @@ pub fn guest_with_kdump(isa: Isa) -> io::Result<Vec<u8>> {
 /// # Errors
 /// When a part is not in the cache.
 pub fn guest_with_pvpanic(isa: Isa) -> io::Result<Vec<u8>> {
+    with_modules(isa, "6.12", &["drivers/misc/pvpanic/pvpanic", "drivers/misc/pvpanic/pvpanic-mmio"])
+}
+
+/// Drivers of virtio's entropy device that Debian's 6.12 has as modules.
+const ENTROPY_6_12: [&str; 1] = ["drivers/char/hw_random/virtio-rng"];
+/// The same for 6.1, which has all of virtio as modules.
+const ENTROPY_6_1: [&str; 7] = [
+    "drivers/char/hw_random/rng-core",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci",
+    "drivers/char/hw_random/virtio-rng",
+];
+/// What mounts shared folders, of which 6.12 has all built in.
+const SHARES_6_1: [&str; 7] = [
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci",
+    "fs/fuse/fuse",
+    "fs/fuse/virtiofs",
+];
+
+/// With drivers for [`ENTROPY_6_12`].
+///
+/// # Errors
+/// When a part is not in the cache.
+pub fn guest_with_entropy_6_12(isa: Isa) -> io::Result<Vec<u8>> {
+    with_modules(isa, "6.12", &ENTROPY_6_12)
+}
+
+/// With drivers for [`ENTROPY_6_1`].
+///
+/// # Errors
+/// When a part is not in the cache.
+pub fn guest_with_entropy_6_1(isa: Isa) -> io::Result<Vec<u8>> {
+    with_modules(isa, "6.1", &ENTROPY_6_1)
+}
+
+/// With drivers for [`SHARES_6_1`].
+///
+/// # Errors
+/// When a part is not in the cache.
+pub fn guest_with_shares_6_1(isa: Isa) -> io::Result<Vec<u8>> {
+    with_modules(isa, "6.1", &SHARES_6_1)
+}
+
+/// A userspace that loads modules of a kernel in this order.
+fn with_modules(isa: Isa, series: &str, modules: &[&str]) -> io::Result<Vec<u8>> {
     let mut archive = userspace(isa)?;
     archive.folder("modules")?;
-    for (index, name) in ["pvpanic", "pvpanic-mmio"].into_iter().enumerate() {
-        let path = format!("drivers/misc/pvpanic/{name}.ko");
-        let path = Kernel::new(isa, "6.12").module(&path).ok_or(io::ErrorKind::NotFound)?;
-        archive.file(&format!("modules/{index}-{name}.ko"), &module(&path)?)?;
+    for (index, path) in modules.iter().enumerate() {
+        let found = Kernel::new(isa, series).module(&format!("{path}.ko"));
+        let found =
+            found.ok_or_else(|| io::Error::other(format!("the {series} kernel has no module {path}")))?;
+        let name = Path::new(path).file_name().unwrap_or_default().to_string_lossy();
+        archive.file(&format!("modules/{index}-{name}.ko"), &module(&found)?)?;
     }
     archive.finish()
 }

@@ -19,6 +19,7 @@ pub mod nest;
 pub mod port;
 pub mod process;
 pub mod qemu_cores;
+pub mod random_files;
 pub mod report;
 pub mod rsp;
 pub mod sparse;

@@ -336,6 +336,16 @@ fn prepare_cases(isa: Isa, case: &Case, names: &str) -> io::Result<Nest> {
     for series in case.kernels {
         nest.copy(&format!("files/{series}"), &Kernel::new(isa, series).image())?;
     }
+    if !case.modules.is_empty() {
+        nest.archive.folder("files/modules")?;
+        for path in case.modules {
+            let series = case.kernels.first().copied().unwrap_or_default();
+            let path = Kernel::new(isa, series).module(path);
+            let path = path.ok_or_else(|| io::Error::other("the kernel has no such module"))?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            nest.copy(&format!("files/modules/{name}"), &path)?;
+        }
+    }
     if !case.symbols.is_empty() {
         nest.file("files/symbols", symbols(isa, case)?.as_bytes())?;
     }

@@ -8,7 +8,9 @@ mod check;
 mod completions;
 mod core_dump;
 mod dump;
+mod exec;
 mod gdb;
+mod job;
 mod named_guest;
 mod qemu_habits;
 mod release;
@@ -31,7 +33,7 @@ macro_rules! subcommands {
         /// What else the program does.
         #[derive(Debug, clap::Subcommand)]
         enum Subcommand {
-            $($name($file::Args),)*
+            $($name(Box<$file::Args>),)*
         }
 
         impl Subcommand {
@@ -47,6 +49,8 @@ macro_rules! subcommands {
 
 // In the order of help.
 subcommands! {
+    Run: job,
+    Exec: exec,
     Check: check,
     Core: core_dump,
     Dump: dump,

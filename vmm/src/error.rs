@@ -4,6 +4,7 @@ use crate::boot::BootError;
 use crate::outcome;
 use debug::dump::write::WriteError;
 use kvm::KvmError;
+use share::ShareError;
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -29,6 +30,14 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A folder that a guest was to be given.
+    #[error("cannot share {}: {source}{}", folder.display(), share_hint(source))]
+    Share {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        source: ShareError,
     },
     /// A core could not be written when the time comes.
     #[error("--dump-on: {0}")]
@@ -68,6 +77,16 @@ fn option(error: &KvmError) -> &'static str {
     }
 }
 
+/// What helps where a folder cannot be shared.
+fn share_hint(error: &ShareError) -> &'static str {
+    match error {
+        ShareError::Folder(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            " (--share gives the guest a folder)"
+        }
+        _ => "",
+    }
+}
+
 /// What helps where nobody can listen.
 fn listen_hint(error: &io::Error) -> &'static str {
     match error.kind() {
@@ -91,11 +110,15 @@ impl Error {
             | Error::Usage(_)
             | Error::Dump(WriteError::Name { .. })
             | Error::Boot(BootError::LoadAddressNotFlat { .. }) => outcome::USAGE,
-            Error::Kvm(_) | Error::System { .. } => outcome::HOST,
+            Error::Kvm(_)
+            | Error::System { .. }
+            | Error::Share { source: ShareError::NoProc(_) | ShareError::NoOpenat2(_), .. } => outcome::HOST,
             Error::Boot(_) => outcome::IMAGE,
-            Error::Open { .. } | Error::Template { .. } | Error::Listen { .. } | Error::Dump(_) => {
-                outcome::FILE
-            }
+            Error::Open { .. }
+            | Error::Share { .. }
+            | Error::Template { .. }
+            | Error::Listen { .. }
+            | Error::Dump(_) => outcome::FILE,
         }
     }
 

@@ -14,11 +14,14 @@
 //! # Ok::<(), vmm::error::Error>(())
 //! ```
 
+extern crate alloc;
+
 pub mod boot;
 pub mod cli;
 mod control;
 pub mod error;
 mod given_file;
+pub mod job;
 pub mod logging;
 pub mod machine;
 pub mod outcome;

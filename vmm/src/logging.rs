@@ -19,6 +19,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -57,6 +58,12 @@ pub fn stderr() -> io::Result<LineQueue> {
     // What cannot be said on standard error cannot be said.
     let queue = LineQueue::start(io::stderr(), lost_messages, |_| {})?;
     Ok(STDERR.get_or_init(|| queue).clone())
+}
+
+/// Standard error itself, for what is not a message of ours and must not be lost: a command's errors, on a thread that
+/// may wait. `None` when it is closed.
+pub fn stderr_file() -> Option<File> {
+    io::stderr().as_fd().try_clone_to_owned().ok().map(File::from)
 }
 
 /// Whether a person may be looking at standard error.

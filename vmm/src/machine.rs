@@ -5,6 +5,7 @@
 //! | life: made, let run, held, waited for | `guest` |
 //! | memory, for whoever serves the guest | `guest_ram` |
 //! | devices | `rack`, and `output_queue` for what it prints |
+//! | shared folders, behind their devices | `shares` |
 //! | hypercalls | [`hypercalls`] |
 //! | time, which stands still while it is held | `guest_clock` |
 //! | vCPUs, each on a thread (to which others leave things to do in its `mailbox`) | [`vcpus`] |
@@ -24,6 +25,7 @@ mod output_queue;
 mod rack;
 mod serve;
 mod services;
+mod shares;
 pub mod vcpus;
 
 pub use config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};

@@ -6,7 +6,7 @@
 mod at_end;
 pub mod config;
 pub mod console;
-mod escape;
+pub(crate) mod escape;
 mod events;
 mod foreground;
 mod input;
@@ -89,7 +89,7 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
     }
     let timer = Rc::new(RefCell::new(timer));
 
-    let control = config.name.as_deref().map(ControlSocket::new).transpose()?.map(Rc::new);
+    let control = config.name.as_deref().map(|name| ControlSocket::new(name, None)).transpose()?.map(Rc::new);
     let listens = config.dump_on.as_ref().is_some_and(|on| on.panic);
     let heard = Arc::new(
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)

@@ -5,12 +5,14 @@
 //! register and resets by writing the reset value to the reset register; `devices` has the
 //! other side. Which devices there are, and where, is the board's.
 
-use super::{AcpiDevice, AcpiEntry, Board, FixedRegister, Node, Registers, Space, Trigger};
+use super::{AcpiDevice, AcpiEntry, Board, FixedRegister, Node, PciHost, Registers, Space, Trigger};
+use crate::address::PhysRange;
 use crate::layout::x86 as layout;
 pub use crate::layout::x86::MAX_VCPUS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -40,15 +42,21 @@ pub fn tables(vcpus: u32, board: &Board) -> Vec<u8> {
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt_at);
     xsdt.add_entry(madt_at);
+    let mcfg = board.pci().map(mcfg);
+    let mcfg_at = (xsdt_at + (36 + 8 * (2 + u64::from(mcfg.is_some())))).next_multiple_of(16);
+    if mcfg.is_some() {
+        xsdt.add_entry(mcfg_at);
+    }
 
     let mut block = Vec::new();
-    for (at, table) in [
+    let tables = [
         (base, bytes_of(&Rsdp::new(OEM_ID, xsdt_at))),
         (dsdt_at, dsdt),
         (fadt_at, fadt),
         (madt_at, madt),
         (xsdt_at, bytes_of(&xsdt)),
-    ] {
+    ];
+    for (at, table) in tables.into_iter().chain(mcfg.map(|table| (mcfg_at, table))) {
         let offset = usize::try_from(at - base).expect("tables lie within 128 KiB");
         block.resize(offset, 0);
         block.extend(table);
@@ -108,8 +116,56 @@ fn fadt(dsdt_at: u64, board: &Board) -> acpi_tables::fadt::FADT {
     }
     // IAPC_BOOT_ARCH: no VGA (bit 2), no MSI (bit 3), no ASPM (bit 4). The keyboard controller
     // is not announced (bit 1): it is there for its reset line only.
-    fadt.iapc_boot_arch = (1 << 2 | 1 << 3 | 1 << 4).into();
+    let no_msi = if board.pci().is_some() { 0 } else { 1 << 3 };
+    fadt.iapc_boot_arch = (1 << 2 | no_msi | 1 << 4).into();
     fadt.finalize()
+}
+
+/// Where configuration spaces are (PCI Firmware Specification 3.3, 4.1.2).
+fn mcfg(host: &PciHost) -> Vec<u8> {
+    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    mcfg.add_ecam(host.ecam.start.0, 0, 0, 0);
+    bytes_of(&mcfg)
+}
+
+/// The host bridge of PCI Express (PCI Firmware Specification 3.3, 4), and what its configuration spaces take: Linux
+/// believes in those only when a device has them.
+fn pci(host: &PciHost) -> Vec<Vec<u8>> {
+    let last = |range: PhysRange| range.end().0 - 1;
+    let no_cache = aml::AddressSpaceCacheable::NotCacheable;
+    let bus = aml::AddressSpace::new_bus_number(0u16, 0u16);
+    let low = match (u32::try_from(host.low.start.0), u32::try_from(last(host.low))) {
+        (Ok(first), Ok(last)) => Some(aml::AddressSpace::new_memory(no_cache, true, first, last, None)),
+        _ => None,
+    };
+    let high =
+        host.high.map(|high| aml::AddressSpace::new_memory(no_cache, true, high.start.0, last(high), None));
+    let mut resources: Vec<&dyn Aml> = vec![&bus];
+    resources.extend(low.as_ref().map(|range| range as &dyn Aml));
+    resources.extend(high.as_ref().map(|range| range as &dyn Aml));
+    let named = |name: &str, value: &dyn Aml| aml::Name::new(name.into(), value);
+    let bridge = [
+        named("_HID", &aml::EISAName::new("PNP0A08")),
+        named("_CID", &aml::EISAName::new("PNP0A03")),
+        named("_SEG", &aml::ZERO),
+        named("_UID", &aml::ZERO),
+        named("_CRS", &aml::ResourceTemplate::new(resources)),
+    ];
+    let ecam = aml::Memory32Fixed::new(
+        true,
+        u32::try_from(host.ecam.start.0).unwrap_or(0),
+        u32::try_from(host.ecam.size).unwrap_or(0),
+    );
+    let reserved = [
+        named("_HID", &aml::EISAName::new("PNP0C02")),
+        named("_UID", &aml::ZERO),
+        named("_CRS", &aml::ResourceTemplate::new(vec![&ecam])),
+    ];
+    let device = |name: &str, objects: &[aml::Name]| {
+        let objects = objects.iter().map(|object| object as &dyn Aml).collect();
+        bytes_of(&aml::Device::new(name.into(), objects))
+    };
+    vec![device("PCI0", &bridge), device("MRES", &reserved)]
 }
 
 fn madt(vcpus: u32) -> MADT {
@@ -126,7 +182,8 @@ fn madt(vcpus: u32) -> MADT {
 
 /// The differentiated description: the board's devices, and soft-off.
 fn dsdt(board: &Board) -> Vec<u8> {
-    let devices: Vec<Vec<u8>> = board.nodes().iter().filter_map(device).collect();
+    let mut devices: Vec<Vec<u8>> = board.nodes().iter().filter_map(device).collect();
+    devices.extend(board.pci().map(pci).unwrap_or_default());
     let devices: Vec<Raw> = devices.into_iter().map(Raw).collect();
     let bus = aml::Scope::new("\\_SB_".into(), devices.iter().map(|device| device as &dyn Aml).collect());
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);

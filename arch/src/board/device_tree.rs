@@ -2,9 +2,10 @@
 //!
 //! Sources: Devicetree Specification 0.4; Linux `Documentation/devicetree/bindings`:
 //! `arm/psci.yaml`, `interrupt-controller/arm,gic.yaml` and `arm,gic-v3.yaml`,
-//! `timer/arm,arch_timer.yaml`, `arm/pmu.yaml`, `arm/primecell.yaml`. Devices' bindings are where the devices are.
+//! `timer/arm,arch_timer.yaml`, `arm/pmu.yaml`, `arm/primecell.yaml`, `pci/host-generic-pci.yaml`,
+//! `pci/pci-msi.txt`. Devices' bindings are where the devices are.
 
-use super::{Board, Node, Space, TreeEntry, Trigger};
+use super::{Board, Node, PciHost, Space, TreeEntry, Trigger};
 pub use crate::aarch64::gic::GicVersion;
 use crate::address::PhysRange;
 use crate::layout::aarch64 as layout;
@@ -12,6 +13,7 @@ use vm_fdt::{Error, FdtWriter};
 
 const PHANDLE_GIC: u32 = 1;
 const PHANDLE_CLOCK: u32 = 2;
+const PHANDLE_ITS: u32 = 3;
 const IRQ_SPI: u32 = 0;
 const IRQ_PPI: u32 = 1;
 const IRQ_EDGE_RISING: u32 = 1;
@@ -31,6 +33,8 @@ pub struct DeviceTree<'a> {
     pub mpidrs: &'a [u64],
     /// Which interrupt controller there is.
     pub gic: GicVersion,
+    /// Whether it has an interrupt translation service (GICv3 only), which messages need.
+    pub has_its: bool,
     /// Whether vCPUs have performance monitors.
     pub pmu: bool,
     /// Guest-physical start and size in bytes of the initrd.
@@ -94,6 +98,9 @@ impl DeviceTree<'_> {
         fdt.end_node(psci)?;
 
         self.devices(&mut fdt)?;
+        if let Some(host) = self.board.pci() {
+            self.pci(&mut fdt, host)?;
+        }
         fdt.end_node(root)?;
         fdt.finish()
     }
@@ -111,6 +118,35 @@ impl DeviceTree<'_> {
             fdt.end_node(clock)?;
         }
         entries().try_for_each(|(node, entry)| device(fdt, node, entry))
+    }
+
+    /// The PCI bus, whose functions' messages go to the controller's translation service.
+    fn pci(&self, fdt: &mut FdtWriter, host: &PciHost) -> Result<(), Error> {
+        /// The space of an address on the bus (IEEE 1275's PCI binding, 2.2.1.1): memory of 32 bits, and of 64.
+        const MEMORY_32: u32 = 0x0200_0000;
+        const MEMORY_64: u32 = 0x0300_0000;
+        let node = fdt.begin_node(&format!("pcie@{:x}", host.ecam.start))?;
+        fdt.property_string("compatible", "pci-host-ecam-generic")?;
+        fdt.property_string("device_type", "pci")?;
+        fdt.property_u32("#address-cells", 3)?;
+        fdt.property_u32("#size-cells", 2)?;
+        fdt.property_array_u32("bus-range", &[0, 0])?;
+        fdt.property_array_u64("reg", &reg(host.ecam))?;
+        let words = |number: u64| [(number >> 32) as u32, (number & 0xffff_ffff) as u32];
+        let spaces = std::iter::once((MEMORY_32, host.low)).chain(host.high.map(|high| (MEMORY_64, high)));
+        let ranges: Vec<u32> = spaces
+            .flat_map(|(space, range)| {
+                let (at, size) = (words(range.start.0), words(range.size));
+                [space, at[0], at[1], at[0], at[1], size[0], size[1]]
+            })
+            .collect();
+        fdt.property_array_u32("ranges", &ranges)?;
+        fdt.property_null("dma-coherent")?;
+        if self.has_its {
+            // Every function's number is its device's with the service.
+            fdt.property_array_u32("msi-map", &[0, PHANDLE_ITS, 0, 0x1_0000])?;
+        }
+        fdt.end_node(node)
     }
 
     /// The flags of a private interrupt: GICv2 bindings put a mask of CPUs into bits 8 to 15.
@@ -169,6 +205,18 @@ impl DeviceTree<'_> {
         fdt.property_u32("#interrupt-cells", 3)?;
         fdt.property_array_u64("reg", &[reg(layout::GIC_DISTRIBUTOR), reg(second)].concat())?;
         fdt.property_phandle(PHANDLE_GIC)?;
+        if self.has_its {
+            fdt.property_u32("#address-cells", 2)?;
+            fdt.property_u32("#size-cells", 2)?;
+            fdt.property_null("ranges")?;
+            let its = fdt.begin_node(&format!("msi-controller@{:x}", layout::GIC_ITS.start))?;
+            fdt.property_string("compatible", "arm,gic-v3-its")?;
+            fdt.property_null("msi-controller")?;
+            fdt.property_u32("#msi-cells", 1)?;
+            fdt.property_array_u64("reg", &reg(layout::GIC_ITS))?;
+            fdt.property_phandle(PHANDLE_ITS)?;
+            fdt.end_node(its)?;
+        }
         fdt.end_node(node)
     }
 }
@@ -252,6 +300,7 @@ mod tests {
             memory: 6 << 30,
             mpidrs,
             gic,
+            has_its: false,
             pmu: true,
             initrd: Some((0x4800_0000, 0x1234)),
             board,

@@ -11,6 +11,8 @@ pub const GIC_CPU_INTERFACE: PhysRange = PhysRange::new(0x0801_0000, 0x1_0000);
 pub const GIC_REDISTRIBUTORS: GuestPhys = GuestPhys(0x080a_0000);
 /// Size of one redistributor's two frames, bytes (GICv3 specification, IHI 0069, 12.10).
 pub const GIC_REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
+/// GICv3's interrupt translation service, by which messages arrive: two frames of 64 KiB (the same, 12.18).
+pub const GIC_ITS: PhysRange = PhysRange::new(0x0808_0000, 0x2_0000);
 /// As many redistributors as fit below the devices.
 pub const MAX_VCPUS: u32 = 123;
 /// GICv2 has eight CPU interfaces (GIC architecture 2.0, IHI 0048, 2.1).
@@ -18,6 +20,20 @@ pub const GICV2_MAX_VCPUS: u32 = 8;
 
 /// Where devices have their registers.
 pub const DEVICES: PhysRange = PhysRange::new(0x0900_0000, 0x0700_0000);
+
+/// Where PCI functions may have registers below 4 GiB.
+pub const PCI_WINDOW: PhysRange = PhysRange::new(0x1000_0000, 0x2eff_0000);
+/// Configuration spaces of PCI's bus 0.
+pub const PCI_ECAM: PhysRange = PhysRange::new(0x3f00_0000, 1 << 20);
+
+/// Where PCI functions may have registers behind the RAM of a guest with `memory` bytes: 4 GiB, within the 36 bits that
+/// most processors' addresses have.
+pub fn pci_high_window(memory: u64) -> Option<PhysRange> {
+    const SIZE: u64 = 4 << 30;
+    const END: u64 = 1 << 36;
+    let start = RAM_START.0.checked_add(memory)?.checked_next_multiple_of(SIZE)?;
+    (start.checked_add(SIZE)? <= END).then_some(PhysRange::new(start, SIZE))
+}
 
 /// Interrupt ids that the GIC is created with, SGIs and PPIs included: a multiple of 32.
 pub const GIC_INTERRUPTS: u32 = 96;

@@ -53,6 +53,21 @@ pub const KVM_TSS: u64 = 0xfffb_d000;
 /// The identity-map page, below [`KVM_TSS`].
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
+/// Configuration spaces of PCI's bus 0.
+pub const PCI_ECAM: PhysRange = PhysRange::new(0xe000_0000, 1 << 20);
+/// Where PCI functions may have registers below 4 GiB.
+pub const PCI_WINDOW: PhysRange = PhysRange::new(0xd000_0000, 0x1000_0000);
+
+/// Where PCI functions may have registers behind the RAM of a guest with `memory` bytes: 4 GiB, within the 36 bits that
+/// every processor's addresses have.
+pub fn pci_high_window(memory: u64) -> Option<PhysRange> {
+    const SIZE: u64 = 4 << 30;
+    const END: u64 = 1 << 36;
+    let behind = ram(memory).last().map_or(HOLE_END, |range| range.end().0).max(HOLE_END);
+    let start = behind.checked_next_multiple_of(SIZE)?;
+    (start.checked_add(SIZE)? <= END).then_some(PhysRange::new(start, SIZE))
+}
+
 /// Where devices may have registers in memory...
 pub const DEVICES: PhysRange = PhysRange::new(HOLE_START, HOLE_END - HOLE_START);
 /// ...but for what is KVM's.

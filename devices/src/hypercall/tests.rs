@@ -105,6 +105,10 @@ impl Ram for Bench {
         Some(old)
     }
 
+    fn shared(&self, _: GuestPhys, _: usize) -> Option<vm_memory::VolatileSlice<'_>> {
+        None
+    }
+
     fn forget_mapping(&self, _: GuestPhys) {}
 }
 

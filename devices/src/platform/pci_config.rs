@@ -1,16 +1,18 @@
-//! PCI's configuration mechanism #1 (PCI Local Bus Specification 3.0, section 3.2.2.3.2), with a host bridge
-//! on bus 0 and nothing else, and the reset control register among its ports.
+//! PCI's configuration mechanism #1 (PCI Local Bus Specification 3.0, section 3.2.2.3.2), and the reset control register
+//! among its ports.
 //!
 //! Linux looks for a way to PCI's configuration space on every PC and complains of one that has none; it
-//! believes in this one when it finds a host bridge (`arch/x86/pci/direct.c`). No bus is described by ACPI,
-//! so with ACPI it is not looked through.
+//! believes in this one when it finds a host bridge (`arch/x86/pci/direct.c`). On a machine without functions that is
+//! all there is, and ACPI describes no bus, so with ACPI it is not looked through.
 
 use crate::End;
 use crate::bus::Device;
+use crate::pci::bus::PciBus;
 use crate::platform::reset_control::ResetControl;
 use crate::rack::{Fitted, Resources};
 use arch::Isa;
 use arch::board::Node;
+use std::sync::Arc;
 
 /// Where in the ports' range the data of the selected register is.
 const DATA: u64 = 4;
@@ -21,25 +23,26 @@ const ENABLE: u32 = 1 << 31;
 /// Bits of the address that are not reserved.
 const ADDRESS: u32 = 0x80ff_fffc;
 
-/// The host bridge's header (section 6.1, type 0), as far as it is not zero: QEMU's generic host bridge
-/// (1b36:0008), of class 0x060000.
-const HOST_BRIDGE: [u32; 3] = [0x0008_1b36, 0, 0x0600_0000];
-
 /// The device: eight ports from 0xcf8.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug)]
 pub struct PciConfig {
+    bus: Arc<PciBus>,
     address: u32,
     reset: ResetControl,
 }
 
 impl PciConfig {
-    /// The selected 32-bit register; ones where no function is.
-    fn register(&self) -> u32 {
-        let (function, register) = (self.address >> 8 & 0xffff, (self.address & 0xff) as usize / 4);
-        match (self.address & ENABLE != 0, function) {
-            (true, 0) => HOST_BRIDGE.get(register).copied().unwrap_or(0),
-            _ => u32::MAX,
-        }
+    /// With the functions of a bus.
+    pub fn new(bus: Arc<PciBus>) -> PciConfig {
+        PciConfig { bus, address: 0, reset: ResetControl::default() }
+    }
+
+    /// What is selected, at an offset into its 32-bit register: device, function, offset. Only bus 0 has any.
+    fn selected(&self, offset: u64) -> Option<(usize, usize, usize)> {
+        let place = self.address as usize;
+        let is_there = self.address & ENABLE != 0 && place >> 16 & 0xff == 0;
+        let offset = usize::try_from(offset).ok().filter(|offset| *offset < 4 && is_there)?;
+        Some((place >> 11 & 31, place >> 8 & 7, (place & 0xfc) + offset))
     }
 }
 
@@ -48,8 +51,8 @@ impl Fitted for PciConfig {
         (isa == Isa::X86_64).then(|| Node::new("pci").ports(0xcf8, 8))
     }
 
-    fn make(_: &Node, _: &mut dyn Resources) -> PciConfig {
-        PciConfig::default()
+    fn make(_: &Node, resources: &mut dyn Resources) -> PciConfig {
+        PciConfig::new(resources.pci())
     }
 }
 
@@ -63,10 +66,10 @@ impl Device for PciConfig {
             (0, 4) => data.copy_from_slice(&self.address.to_le_bytes()),
             (RESET, 1) => self.reset.read(0, data),
             (DATA.., _) => {
-                let bytes = self.register().to_le_bytes();
-                let from = usize::try_from(offset - DATA).unwrap_or(usize::MAX);
-                for (to, byte) in data.iter_mut().zip(bytes.iter().skip(from)) {
-                    *to = *byte;
+                // What reaches beyond the register has nothing there.
+                let count = usize::try_from(8 - offset.min(8)).unwrap_or(0).min(data.len());
+                if let Some((device, function, at)) = self.selected(offset - DATA) {
+                    self.bus.read_config(device, function, at, &mut data[..count]);
                 }
             }
             _ => {}
@@ -77,9 +80,14 @@ impl Device for PciConfig {
         if offset == RESET && data.len() == 1 {
             return self.reset.write(0, data);
         }
-        // The address is taken as a whole only, and the bridge has nothing to set.
+        // The address is taken as a whole only.
         if let (0, &[a, b, c, d]) = (offset, data) {
             self.address = u32::from_le_bytes([a, b, c, d]) & ADDRESS;
+        } else if offset >= DATA
+            && let Some((device, function, at)) = self.selected(offset - DATA)
+        {
+            let count = usize::try_from(8 - offset.min(8)).unwrap_or(0).min(data.len());
+            self.bus.write_config(device, function, at, &data[..count]);
         }
         None
     }
@@ -88,6 +96,7 @@ impl Device for PciConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pci::bus::with_bridge;
 
     fn read(config: &mut PciConfig, offset: u64, width: usize) -> u32 {
         let mut data = [0xff; 4];
@@ -103,7 +112,7 @@ mod tests {
 
     #[test]
     fn linux_finds_the_mechanism_and_its_bridge() {
-        let mut config = PciConfig::default();
+        let mut config = PciConfig::new(Arc::new(with_bridge(&[])));
         // pci_check_type1() and pci_sanity_check() of arch/x86/pci/direct.c.
         assert_eq!(config.write(3, &[1]), None);
         let before = read(&mut config, 0, 4);
@@ -117,7 +126,7 @@ mod tests {
 
     #[test]
     fn nothing_else_is_there() {
-        let mut config = PciConfig::default();
+        let mut config = PciConfig::new(Arc::new(with_bridge(&[])));
         assert_eq!(read(&mut config, DATA, 4), u32::MAX, "it is not enabled");
         select(&mut config, 0, 0);
         assert_eq!(read(&mut config, DATA, 4), 0x0008_1b36);
@@ -137,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_reset_control_register_is_a_byte_among_them() {
-        let mut config = PciConfig::default();
+        let mut config = PciConfig::new(Arc::new(with_bridge(&[])));
         assert_eq!(config.write(RESET, &[2]), None);
         assert_eq!(read(&mut config, RESET, 1), 2);
         assert_eq!(config.write(0, &[0, 6, 0, 0]), None, "that is the address");

@@ -5,6 +5,7 @@
 use integration::cases::{self, gdb_port, readme};
 use integration::context::{Context, Length};
 use integration::port;
+use integration::random_files;
 use integration::report::{Report, Shared, Verdict};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -34,6 +35,13 @@ fn main() {
         return;
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [random_files::WORD, words @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        if let Err(error) = random_files::carry_out(words) {
+            eprintln!("case: {error}");
+            std::process::exit(1);
+        }
+        return;
+    }
     if let [gdb_port::SPEAK, address, bytes, rest @ ..] =
         &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]
     {

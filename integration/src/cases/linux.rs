@@ -7,7 +7,7 @@ use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Boots a kernel and checks what its userspace sees of the machine.
-fn boot(
+pub(super) fn boot(
     c: &mut Context,
     series: &str,
     options: &str,

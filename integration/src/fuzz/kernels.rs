@@ -97,7 +97,7 @@ pub fn kernels(data: &[u8]) {
     match isa {
         Isa::X86_64 => drop(x86::prepare(&memory, &kernel, &config)),
         Isa::Aarch64 => {
-            let platform = Platform { gic: GicVersion::V3, mpidrs: &[0], pmu: true };
+            let platform = Platform { gic: GicVersion::V3, mpidrs: &[0], its: false, pmu: true };
             drop(aarch64::prepare(&memory, &kernel, &config, &platform));
         }
     }

@@ -15,6 +15,8 @@ pub enum Form {
     Elf,
     /// The bytes as they lie in memory.
     Flat,
+    /// An ELF file that Linux runs as a process.
+    Process,
 }
 
 /// Compiles `source`, a bare-metal Rust program or an assembly file (`.s`), for `isa`
@@ -59,9 +61,13 @@ pub fn build(source: &Path, isa: &str, form: Form, out_dir: &Path) -> PathBuf {
             "-Cdebug-assertions=no",
             "-Coverflow-checks=no",
         ])
-        .arg(format!("-Clink-arg=-T{}", script.display()))
         .arg("-o")
         .args([&output, &root]);
+    match form {
+        // x86's bare targets are for kernels, whose addresses are at the other end.
+        Form::Process => command.arg("-Ccode-model=small"),
+        Form::Elf | Form::Flat => command.arg(format!("-Clink-arg=-T{}", script.display())),
+    };
     if form == Form::Flat {
         command.arg("-Clink-arg=--oformat=binary").arg("-Cstrip=none");
     }

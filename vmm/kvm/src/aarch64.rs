@@ -55,7 +55,10 @@ const PSTATE: u64 = core_register(33 * 8);
 /// What lives beside an aarch64 VM.
 #[derive(Debug)]
 pub struct NativeVm {
+    // Devices belong to the VM.
+    _its: Option<DeviceFd>,
     _gic: DeviceFd,
+    has_its: bool,
     gic_version: GicVersion,
     mpidrs: Vec<u64>,
     has_pmu: bool,
@@ -119,12 +122,15 @@ impl NativeVm {
             .map(|fd| get(fd, MPIDR_EL1).map_err(ioctl("KVM_GET_ONE_REG MPIDR_EL1")))
             .collect::<Result<_, _>>()?;
         let gic = create_gic(vm, gic_version, config.vcpus)?;
+        let its_type = kvm::kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS;
+        let has_its = config.has_messages && gic_version == GicVersion::V3 && try_device(vm, its_type);
+        let its = has_its.then(|| create_its(vm)).transpose()?;
         let has_pmu = has_pmu(vm, &selection)?;
         if has_pmu {
             // The interrupt controller has to be there.
             fds.iter().try_for_each(start_pmu)?;
         }
-        Ok((NativeVm { _gic: gic, gic_version, mpidrs, has_pmu }, fds))
+        Ok((NativeVm { _its: its, _gic: gic, has_its, gic_version, mpidrs, has_pmu }, fds))
     }
 
     /// Where its counter is counted from.
@@ -140,9 +146,15 @@ impl NativeVm {
         vm.set_irq_line(line, level).map_err(ioctl("KVM_IRQ_LINE"))
     }
 
+    /// The translation service does.
+    pub fn takes_messages(&self) -> bool {
+        self.has_its
+    }
+
     /// What boot code must know.
     pub fn platform(&self) -> Option<Platform<'_>> {
-        Some(Platform { gic: self.gic_version, mpidrs: &self.mpidrs, pmu: self.has_pmu })
+        let its = self.has_its;
+        Some(Platform { gic: self.gic_version, mpidrs: &self.mpidrs, its, pmu: self.has_pmu })
     }
 }
 
@@ -193,6 +205,22 @@ fn create_gic(vm: &VmFd, version: GicVersion, vcpus: u32) -> Result<DeviceFd, Kv
     set(kvm::KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, Some(&interrupts))?;
     set(kvm::KVM_DEV_ARM_VGIC_GRP_CTRL, kvm::KVM_DEV_ARM_VGIC_CTRL_INIT, None)?;
     Ok(gic)
+}
+
+/// KVM documentation, "ARM Virtual Interrupt Translation Service (ITS)".
+fn create_its(vm: &VmFd) -> Result<DeviceFd, KvmError> {
+    let kind = kvm::kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS;
+    let mut device = kvm::kvm_create_device { type_: kind, fd: 0, flags: 0 };
+    let its = vm.create_device(&mut device).map_err(ioctl("KVM_CREATE_DEVICE for the ITS"))?;
+    let place = layout::GIC_ITS.start.0;
+    for (group, attr, addr) in [
+        (kvm::KVM_DEV_ARM_VGIC_GRP_ADDR, kvm::KVM_VGIC_ITS_ADDR_TYPE, std::ptr::from_ref(&place) as u64),
+        (kvm::KVM_DEV_ARM_VGIC_GRP_CTRL, kvm::KVM_DEV_ARM_VGIC_CTRL_INIT, 0),
+    ] {
+        let attribute = kvm::kvm_device_attr { group, attr: u64::from(attr), addr, flags: 0 };
+        its.set_device_attr(&attribute).map_err(ioctl("KVM_SET_DEVICE_ATTR of the ITS"))?;
+    }
+    Ok(its)
 }
 
 /// Whether a vCPU can have an option.

@@ -31,7 +31,9 @@ pub use error::KvmError;
 pub use native::capabilities::capabilities;
 pub use native::guest_debug::{blocks_interrupts, code_changed, registers as debug_registers};
 pub use vcpu::Vcpu;
-pub use vm::{GuestTime, Host, InterruptLine, Interrupter, Vm, VmConfig, XenEvents};
+pub use vm::{
+    BellRinger, GuestTime, Host, InterruptLine, Interrupter, MessageSender, Vm, VmConfig, XenEvents,
+};
 
 /// The architecture of the host's processor, and so of every guest that KVM runs on it.
 pub const HOST_ISA: arch::Isa = native::ISA;
@@ -120,6 +122,8 @@ pub struct Platform<'a> {
     pub gic: arch::aarch64::gic::GicVersion,
     /// `MPIDR_EL1` of each vCPU.
     pub mpidrs: &'a [u64],
+    /// Whether there is an interrupt translation service.
+    pub its: bool,
     /// Whether vCPUs have performance monitors.
     pub pmu: bool,
 }

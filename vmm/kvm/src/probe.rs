@@ -35,7 +35,7 @@ pub const MEMORY: u64 = 64 << 20;
 /// A machine with one vCPU and little memory.
 pub fn vm_config() -> VmConfig {
     let cpu = CpuTemplate::built_in(HOST_ISA, "host", None);
-    VmConfig { vcpus: 1, memory: MEMORY, cpu, hypercalls: None }
+    VmConfig { vcpus: 1, memory: MEMORY, cpu, hypercalls: None, has_messages: false }
 }
 
 fn guest(name: &str) -> Result<&'static [u8], String> {

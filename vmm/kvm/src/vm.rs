@@ -8,13 +8,14 @@ use super::{HypercallSetup, Transport, XenAttribute};
 use crate::ram::{self, GuestMemory};
 use arch::cpu_template::CpuTemplate;
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 const KVM_API_VERSION: i32 = 12;
 const DEVICE: &std::ffi::CStr = c"/dev/kvm";
@@ -94,6 +95,8 @@ pub struct VmConfig {
     pub cpu: CpuTemplate,
     /// Hypercalls that are to come to us.
     pub hypercalls: Option<HypercallSetup>,
+    /// Devices send messages ([`Vm::messages`]), if the host can take them.
+    pub has_messages: bool,
 }
 
 /// A virtual machine.
@@ -144,6 +147,58 @@ impl InterruptLine {
     pub fn set(&self, level: bool) -> Result<(), KvmError> {
         let _raised = self.lines.raise();
         native::NativeVm::set_line(&self.fd, self.number, level)
+    }
+}
+
+/// An address as KVM's structures have it: the low half, and the high one.
+pub(super) fn halves(address: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
+    [[a, b, c, d], [e, f, g, h]].map(u32::from_le_bytes)
+}
+
+/// Sends messages that are interrupts (MSI).
+#[derive(Clone, Debug)]
+pub struct MessageSender {
+    fd: Arc<VmFd>,
+    lines: Lines,
+    device: u32,
+}
+
+impl MessageSender {
+    /// Sends one (KVM API, `KVM_SIGNAL_MSI`). Not by a descriptor that KVM listens to (`irqfd`): nobody could keep that
+    /// still while an interrupt controller's state is taken and put back.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn send(&self, address: u64, data: u32) -> Result<(), KvmError> {
+        let _raised = self.lines.raise();
+        native::hypercalls::message(&self.fd, (address, data), self.device)
+    }
+}
+
+/// Has a guest's writes ring bells, without a vCPU's leaving the guest for longer than that takes.
+#[derive(Clone, Debug)]
+pub struct BellRinger {
+    fd: Arc<VmFd>,
+}
+
+impl BellRinger {
+    /// A write of any size to `address` rings `bell` (KVM API, `KVM_IOEVENTFD`).
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn place(&self, bell: &EventFd, address: u64) -> Result<(), KvmError> {
+        let address = IoEventAddress::Mmio(address);
+        self.fd.register_ioevent(bell, &address, NoDatamatch).map_err(ioctl("KVM_IOEVENTFD"))
+    }
+
+    /// It does no more.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn take_away(&self, bell: &EventFd, address: u64) -> Result<(), KvmError> {
+        let address = IoEventAddress::Mmio(address);
+        self.fd.unregister_ioevent(bell, &address, NoDatamatch).map_err(ioctl("KVM_IOEVENTFD"))
     }
 }
 
@@ -298,6 +353,23 @@ impl Vm {
     /// Interrupt line `number`, a GSI on x86, an SPI on aarch64.
     pub fn interrupt(&self, number: u32) -> InterruptLine {
         InterruptLine { fd: Arc::clone(&self.fd), lines: self.lines.clone(), number }
+    }
+
+    /// What sends the messages of a device: `device` is its number with what takes them, for a PCI function its place on
+    /// the bus.
+    pub fn messages(&self, device: u32) -> MessageSender {
+        MessageSender { fd: Arc::clone(&self.fd), lines: self.lines.clone(), device }
+    }
+
+    /// Whether messages have somebody to take them: always on x86, on aarch64 where KVM has an interrupt translation
+    /// service.
+    pub fn takes_messages(&self) -> bool {
+        self.native.takes_messages()
+    }
+
+    /// What has a guest's writes ring bells.
+    pub fn bell_ringer(&self) -> BellRinger {
+        BellRinger { fd: Arc::clone(&self.fd) }
     }
 
     /// The guest's time, for devices.

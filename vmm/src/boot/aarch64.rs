@@ -115,6 +115,7 @@ fn device_tree(
         memory: config.memory,
         mpidrs: platform.mpidrs,
         gic: platform.gic,
+        has_its: platform.its,
         pmu: platform.pmu,
         initrd,
         board: config.board,

@@ -41,6 +41,8 @@ const OPTIONS: &[(&str, &str)] = &[
     ("drive", "there are no disks: what the guest needs goes into --initrd PATH"),
     ("hda", "there are no disks: what the guest needs goes into --initrd PATH"),
     ("cdrom", "there are no disks: what the guest needs goes into --initrd PATH"),
+    ("virtfs", "write --share DIR,tag=NAME, and in the guest mount -t virtiofs NAME /mnt"),
+    ("fsdev", "write --share DIR,tag=NAME, and in the guest mount -t virtiofs NAME /mnt"),
     ("netdev", "there is no network"),
     ("nic", "there is no network"),
     ("net", "there is no network"),
@@ -138,6 +140,7 @@ mod tests {
             ("--kernel k -nographic", "vmm has no -nographic: leave it out"),
             ("-cpu host", "vmm has no -cpu: write --cpu-template"),
             ("-drive file=x", "there are no disks"),
+            ("-virtfs local,path=x", "write --share DIR"),
             ("bzImage -m 1G", "vmm has no -m: write --memory SIZE"),
         ] {
             let text = explained(line);

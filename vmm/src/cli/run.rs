@@ -4,7 +4,9 @@ use super::candidates::words;
 use super::values;
 use crate::control::names;
 use crate::error::Error;
-use crate::machine::config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
+use crate::machine::config::{
+    Config, GdbConfig, GuestClock, HypercallConfig, MemorySize, ShareConfig, VirtioDevice,
+};
 use crate::machine::hypercalls::family::FamilyName;
 use crate::outcome::Outcome;
 use crate::run::config::{DumpOn, OnReboot, RunConfig};
@@ -56,6 +58,14 @@ pub struct Args {
     /// Switch CPU features, for example -cx16,-avx512f (names as in /proc/cpuinfo)
     #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "Machine")]
     cpu_features: Option<String>,
+    /// Give the guest random bytes of this host's, by a virtio device on PCI
+    #[arg(long, help_heading = "Machine")]
+    entropy: bool,
+    /// Give the guest a folder of this host's, by virtio-fs: mount -t virtiofs TAG /mnt. The tag is the folder's
+    /// name unless given; with ro the guest cannot write to it. What is mounted below the folder is not
+    /// shown. May be given more than once
+    #[arg(long, value_name = "DIR[,tag=TAG][,ro|rw]", value_parser = ValueParser::new(values::share), help_heading = "Machine")]
+    share: Vec<ShareConfig>,
     /// Let the guest end the run with a code: x86_64 port 0xf4 (as QEMU's isa-debug-exit), aarch64
     /// the word at vmm,exit-device in the device tree; the exit code is (value << 1) | 1
     #[arg(long, value_name = "on|off", default_value = "on", num_args = 0..=1, default_missing_value = "on",
@@ -172,6 +182,7 @@ impl Args {
             memory: self.memory,
             cpu: template(&self.cpu_template, self.cpu_features.as_deref())?,
             extras: self.extras(),
+            virtio: self.virtio(),
             guest_clock: match self.guest_clock {
                 Clock::Stop => GuestClock::Stop,
                 Clock::Run => GuestClock::Run,
@@ -198,6 +209,11 @@ impl Args {
             name: self.name.clone(),
             dump_on: self.dump_on.clone(),
         })
+    }
+
+    fn virtio(&self) -> Vec<VirtioDevice> {
+        let shares = self.share.iter().cloned().map(VirtioDevice::Share);
+        self.entropy.then_some(VirtioDevice::Entropy).into_iter().chain(shares).collect()
     }
 
     /// The devices that not every machine has, and this one is to have.

@@ -1,6 +1,6 @@
 //! Values of options: what is written on a command line, made into what it means.
 
-use crate::machine::config::{HypercallConfig, MemorySize, Trace};
+use crate::machine::config::{HypercallConfig, LONGEST_TAG, MemorySize, ShareConfig, Trace};
 use crate::machine::hypercalls::family::FamilyName;
 use crate::run::config::DumpOn;
 use crate::run::console::ConsoleKind;
@@ -8,7 +8,7 @@ use debug::dump::packing::check_name;
 use debug::gdb::server::OnLost;
 use devices::hypercall::trace::{Filter, Style};
 use kvm::HOST_ISA;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Parses a number of things, at least one.
@@ -115,6 +115,43 @@ pub fn console(text: &str) -> Result<ConsoleKind, String> {
     }
 }
 
+/// Parses a folder that is shared: `DIR[,tag=TAG][,ro|rw]`. What is behind a comma and is none of these words belongs
+/// to the folder's name.
+///
+/// # Errors
+/// What has to be written.
+pub fn share(text: &str) -> Result<ShareConfig, String> {
+    let (mut folder, mut tag, mut access) = (text, None, None);
+    while let Some((rest, word)) = folder.rsplit_once(',') {
+        let before = match word {
+            "ro" | "rw" => access.replace(word),
+            _ => match word.strip_prefix("tag=") {
+                Some(word) => tag.replace(word),
+                None => break,
+            },
+        };
+        if before.is_some() {
+            return Err(format!("'{text}' says twice what can be one thing: ro or rw, one tag"));
+        }
+        folder = rest;
+    }
+    let is_writable = access != Some("ro");
+    if folder.is_empty() {
+        return Err("a folder is missing: write for example /srv/work,tag=work,ro".into());
+    }
+    let named = || Path::new(folder).file_name().and_then(|name| name.to_str()).map(str::to_string);
+    let tag = tag.map(str::to_string).or_else(named);
+    let tag = tag
+        .ok_or_else(|| format!("a tag is missing, by which the guest mounts it: write {folder},tag=NAME"))?;
+    if tag.is_empty() || tag.len() > LONGEST_TAG {
+        return Err(format!(
+            "the tag '{tag}' has {} bytes and may have 1 to {LONGEST_TAG}: write {folder},tag=NAME",
+            tag.len()
+        ));
+    }
+    Ok(ShareConfig { folder: folder.into(), tag, is_writable })
+}
+
 /// Parses what becomes of the guest when a debugger is lost.
 ///
 /// # Errors
@@ -207,6 +244,33 @@ pub fn hypercalls(text: &str) -> Result<HypercallConfig, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares() {
+        for (text, folder, tag, is_writable) in [
+            ("/srv/work", "/srv/work", "work", true),
+            ("work/,ro", "work/", "work", false),
+            ("/,tag=root,ro", "/", "root", false),
+            ("..,rw,tag=up", "..", "up", true),
+            ("a,b,tag=c", "a,b", "c", true),
+            ("a,rw,b", "a,rw,b", "a,rw,b", true),
+        ] {
+            let wanted = ShareConfig { folder: folder.into(), tag: tag.into(), is_writable };
+            assert_eq!(share(text), Ok(wanted), "{text}");
+        }
+        for (text, says) in [
+            ("", "a folder is missing"),
+            (",ro", "a folder is missing"),
+            ("/", "write /,tag=NAME"),
+            ("..", "a tag is missing"),
+            ("a,ro,tag=b,rw", "says twice"),
+            ("a,tag=b,tag=c", "says twice"),
+            ("a,tag=", "has 0 bytes"),
+            ("a,tag=0123456789012345678901234567890123456", "has 37 bytes and may have 1 to 36"),
+        ] {
+            assert!(share(text).is_err_and(|error| error.contains(says)), "{text}");
+        }
+    }
 
     #[test]
     fn counts() {

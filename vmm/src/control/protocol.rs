@@ -17,6 +17,8 @@ pub enum Request {
     Gdb(ServeGdb),
     /// Serve gdb no more.
     Leave {},
+    /// Run a command: behind [`Response::Done`] the connection is a session's frames.
+    Exec {},
 }
 
 /// How gdb is to be served, as `--gdb` and the options beside it have it; what is left out is as without them.

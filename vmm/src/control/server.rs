@@ -1,5 +1,6 @@
 //! Answering what a guest is asked for.
 
+use super::door::Door;
 use super::names::socket_of;
 use super::protocol::{LONGEST, Request, Response, ServeGdb, send};
 use crate::error::Error;
@@ -30,6 +31,8 @@ pub struct ControlSocket {
     socket: Served,
     /// A clone for each client that is served.
     clients: Arc<()>,
+    /// Who has commands run in the guest, if it is a job's.
+    door: Option<Door>,
 }
 
 impl ControlSocket {
@@ -37,11 +40,11 @@ impl ControlSocket {
     ///
     /// # Errors
     /// [`Error::Open`], also when another guest has the name.
-    pub fn new(name: &str) -> Result<ControlSocket, Error> {
+    pub fn new(name: &str, door: Option<Door>) -> Result<ControlSocket, Error> {
         let failed = |source| Error::Open { option: "--name", path: name.into(), source };
         let path = socket_of(name).map_err(failed)?;
         match socket::bind(&path, Access::Owner) {
-            Ok(socket) => Ok(ControlSocket { socket, clients: Arc::default() }),
+            Ok(socket) => Ok(ControlSocket { socket, clients: Arc::default(), door }),
             Err(BindError::Served(_)) => Err(failed(io::Error::other("a guest that runs has this name"))),
             Err(BindError::Io { source, .. }) => Err(failed(source)),
             Err(error) => Err(failed(io::Error::other(error))),
@@ -80,9 +83,9 @@ impl ControlSocket {
             return;
         }
         let (dumper, attachment) = (guest.dumper().clone(), guest.attachment().clone());
-        let counted = Arc::clone(&self.clients);
+        let (counted, door) = (Arc::clone(&self.clients), self.door.clone());
         let serve = move || {
-            if let Err(error) = answer(&stream, &dumper, &attachment) {
+            if let Err(error) = answer(&stream, &dumper, &attachment, door.as_ref()) {
                 log::info!("a client of the control socket is let go: {error}");
             }
             drop(counted);
@@ -120,7 +123,12 @@ fn read_request(mut stream: &UnixStream, patience: Duration) -> io::Result<Vec<u
     Ok(line)
 }
 
-fn answer(stream: &UnixStream, dumper: &Dumper, attachment: &Attachment) -> io::Result<()> {
+fn answer(
+    stream: &UnixStream,
+    dumper: &Dumper,
+    attachment: &Attachment,
+    door: Option<&Door>,
+) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let request: Request = match serde_json::from_slice(&read_request(stream, PATIENCE)?) {
@@ -132,6 +140,7 @@ fn answer(stream: &UnixStream, dumper: &Dumper, attachment: &Attachment) -> io::
         Request::Release {} => return send(stream, &release_debugger(attachment)),
         Request::Gdb(asked) => return send(stream, &serve_gdb(attachment, asked)),
         Request::Leave {} => return send(stream, &leave(attachment)),
+        Request::Exec {} => return exec(stream, door),
     };
     let mut reporter = Reporter::new();
     let mut watch = |progress: Progress| match reporter.percent(progress) {
@@ -144,6 +153,21 @@ fn answer(stream: &UnixStream, dumper: &Dumper, attachment: &Attachment) -> io::
         Err(error) => Response::Error(error.to_string()),
     };
     send(stream, &reply)
+}
+
+/// Hands a client over to the job's loop.
+fn exec(stream: &UnixStream, door: Option<&Door>) -> io::Result<()> {
+    let Some(door) = door else {
+        return send(
+            stream,
+            &Response::Error("it is no guest of `vmm run`: no command can be run in it".into()),
+        );
+    };
+    send(stream, &Response::Done(String::new()))?;
+    match door.enter(stream.try_clone()?) {
+        true => Ok(()),
+        false => Err(io::Error::other("the job is over")),
+    }
 }
 
 const NOT_SERVED: &str = "it serves no gdb";

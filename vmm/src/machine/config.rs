@@ -9,6 +9,7 @@ use debug::gdb::listener::Address;
 use debug::gdb::server::OnLost;
 use debug::socket::Access;
 use devices::platform::Extra;
+pub use devices::virtio::fs::LONGEST_TAG;
 pub use hypercalls::{HypercallConfig, Trace};
 use std::path::PathBuf;
 
@@ -33,6 +34,8 @@ pub struct Config {
     pub cpu: CpuTemplate,
     /// The devices that not every machine has, and this one is to have.
     pub extras: Vec<Extra>,
+    /// Its virtio devices, on a PCI bus.
+    pub virtio: Vec<VirtioDevice>,
     /// What becomes of its time while it is held.
     pub guest_clock: GuestClock,
     /// Where a debugger connects, if one may.
@@ -42,6 +45,29 @@ pub struct Config {
     /// Whether registers are kept that a reset or a triple fault would lose: there may be a dump of the guest's end
     /// ([`Moment::End`](super::dumper::Moment::End)).
     pub keeps_registers: bool,
+}
+
+/// A virtio device that a machine may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VirtioDevice {
+    /// Random bytes of the host's ([`devices::virtio::entropy`]).
+    Entropy,
+    /// A folder of the host's ([`devices::virtio::fs`]).
+    Share(ShareConfig),
+    /// Named ports, of which the guest's makers have the other ends ([`devices::virtio::console`],
+    /// [`Guest::take_port`](super::Guest::take_port)).
+    Ports(Vec<String>),
+}
+
+/// A folder that a guest is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShareConfig {
+    /// The folder.
+    pub folder: PathBuf,
+    /// The name by which the guest mounts it: 1 to [`LONGEST_TAG`] bytes, no two of a guest's the same.
+    pub tag: String,
+    /// Whether the guest may write to it.
+    pub is_writable: bool,
 }
 
 /// A gdb server.
@@ -100,6 +126,7 @@ impl Default for Config {
             memory: MemorySize::DEFAULT,
             cpu: CpuTemplate::built_in(isa, "host", None),
             extras: vec![Extra::Exit],
+            virtio: Vec::new(),
             guest_clock: GuestClock::default(),
             gdb: None,
             hypercalls: None,

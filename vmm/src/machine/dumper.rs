@@ -114,7 +114,19 @@ impl Dumper {
     /// still meanwhile; `go_on` is asked now and then whether the answer is still wanted.
     pub fn has_panicked(&self, go_on: &mut dyn FnMut() -> bool) -> bool {
         const LINES: usize = 200;
-        let Some(vcpus) = self.vcpus.upgrade() else { return false };
+        let logs = self.logs(LINES, go_on);
+        logs.iter().flatten().any(|line| line.contains("Kernel panic - not syncing"))
+    }
+
+    /// The last lines of the log of the guest's Linux kernel, from its memory; none if it is not found there. The guest
+    /// stands still meanwhile; `go_on` is asked as above.
+    pub fn log(&self, lines: usize, go_on: &mut dyn FnMut() -> bool) -> Vec<String> {
+        self.logs(lines, go_on).into_iter().max_by_key(Vec::len).unwrap_or_default()
+    }
+
+    /// The same, by each way of translating that the guest's vCPUs have or its kernel has described.
+    fn logs(&self, lines: usize, go_on: &mut dyn FnMut() -> bool) -> Vec<Vec<String>> {
+        let Some(vcpus) = self.vcpus.upgrade() else { return Vec::new() };
         let _hold = vcpus.hold();
         let cpus = vcpus.for_each(|vcpu| capture(vcpu, Moment::End));
         let anchors: Vec<Anchor> = cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
@@ -124,13 +136,14 @@ impl Dumper {
             false => Ok(()),
         };
         let found = described::find(HOST_ISA, &memory, &anchors, Scope::Running, &mut go_on);
-        let Ok(Described { info: Some(info), .. }) = found else { return false };
+        let Ok(Described { info: Some(info), .. }) = found else { return Vec::new() };
         let by_info = kernel_regime(HOST_ISA, &info);
-        anchors.into_iter().map(|anchor| anchor.regime).chain(by_info).any(|regime| {
+        let regimes = anchors.into_iter().map(|anchor| anchor.regime).chain(by_info);
+        let log = |regime| {
             let space = Space::Virtual(regime);
             let read = |at: u64, bytes: &mut [u8]| memory::read(&memory, &space, None, GuestVirt(at), bytes);
-            let lines = info.log(read, LINES).unwrap_or_default();
-            lines.iter().any(|line| line.contains("Kernel panic - not syncing"))
-        })
+            info.log(read, lines).unwrap_or_default()
+        };
+        regimes.map(log).collect()
     }
 }

@@ -13,6 +13,8 @@ use crate::machine::config::Config;
 use crate::machine::debugger::Attachment;
 use crate::machine::dumper::Dumper;
 use crate::machine::hypercalls::LiveHypercalls;
+use crate::machine::rack::HostPort;
+use crate::machine::serve::over::report;
 use crate::machine::services::Services;
 use crate::machine::vcpus::{Hold, Vcpus};
 use crate::outcome::Outcome;
@@ -21,6 +23,7 @@ use devices::guest_log;
 use devices::platform::serial::Serial;
 use kvm::Vm;
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -40,6 +43,7 @@ pub struct Guest {
     outcomes: Mutex<Receiver<Outcome>>,
     wake: EventFd,
     serial: Arc<Mutex<Serial>>,
+    ports: Mutex<Vec<HostPort>>,
     input_wanted: EventFd,
     booted: Booted,
     is_linux: bool,
@@ -183,6 +187,16 @@ impl Guest {
         self.vcpus.hold()
     }
 
+    /// What each vCPU is doing, in words, in their order: the instruction and the registers. The guest stands still
+    /// meanwhile.
+    pub fn reports(&self) -> Vec<String> {
+        let _hold = self.vcpus.hold();
+        let memory = self.services.memory.clone();
+        self.vcpus.for_each(move |vcpu| {
+            vcpu.with_before(|vcpu| report(vcpu, &memory, &[])).unwrap_or_else(|| report(vcpu, &memory, &[]))
+        })
+    }
+
     /// The vCPUs.
     pub fn vcpus(&self) -> &Vcpus {
         &self.vcpus
@@ -226,6 +240,14 @@ impl Guest {
         drop(serial);
         guest_log::deliver();
         waiting
+    }
+
+    /// The host's end of a named port of the console device; there is one, so it is taken once. When it is closed, the
+    /// guest hears so.
+    pub fn take_port(&self, name: &str) -> Option<UnixStream> {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = ports.iter().position(|(its, _)| its == name)?;
+        Some(ports.swap_remove(index).1)
     }
 
     /// Becomes readable when the guest has read all input that was waiting.

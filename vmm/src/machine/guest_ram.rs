@@ -14,7 +14,7 @@ use devices::ram::Ram;
 use kvm::ram::{GuestMemory, LiveMemory, forget_mapping};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
 
 /// RAM of a guest, as what serves it sees it.
 #[derive(Clone, Debug)]
@@ -112,6 +112,10 @@ impl Ram for GuestRam {
             None => change(),
             Some(engine) => engine.change_for_guest(&self.memory, address, size, change),
         }
+    }
+
+    fn shared(&self, address: GuestPhys, size: usize) -> Option<VolatileSlice<'_>> {
+        self.memory.0.get_slice(GuestAddress(address.0), size).ok()
     }
 
     fn forget_mapping(&self, page: GuestPhys) {

@@ -2,7 +2,7 @@
 //!
 //! [`Server`] is what a vCPU's thread ([`debug::live::inbox`]) has the guest entered by, to run and to step it.
 
-mod over;
+pub(in crate::machine) mod over;
 
 use super::hypercalls::{AfterCall, LiveHypercalls};
 use super::services::Services;

@@ -6,6 +6,7 @@ use crate::outcome::Outcome;
 use debug::live::link::Link;
 use debug::machine::{Ended, Event};
 use devices::bus::Bus;
+use devices::virtio::pace::Pace;
 use kvm::exit::VcpuExit;
 use kvm::ram::GuestMemory;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,6 +33,8 @@ pub struct Services {
     pub wake: EventFd,
     /// How often vCPUs leave the guest, and why.
     pub exits: Exits,
+    /// When devices' threads may work.
+    pub pace: Pace,
     /// A debugger wants the guest to begin again.
     pub wants_restart: AtomicBool,
     /// The guest has been let run, or would have been but for a debugger.

@@ -20,6 +20,7 @@ use debug::live::times::Times;
 use debug::live::vcpus::Monitor;
 use debug::machine::MachineError;
 use debug::reply::{Arguments, Command, Refusal, Reply};
+use devices::{guest_log, tell};
 use kvm::{HOST_ISA, Vcpu, kick};
 use std::io;
 use std::sync::Arc;
@@ -109,6 +110,9 @@ impl Threads {
 /// Bytes of a thread's stack. Without optimization, functions need several times as much.
 const STACK: usize = if cfg!(debug_assertions) { 2 << 20 } else { 256 << 10 };
 
+/// How long whoever holds the guest waits for what its devices have begun.
+const DEVICES_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A thread that waits for whoever reads its guest's output may see a kick only if it comes during the
 /// wait; so whoever waits for the thread's end kicks again after this time.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
@@ -194,6 +198,10 @@ impl Monitor for Threads {
     }
 
     fn stands_still(&self, _: &Vcpus) {
+        if !self.services.pace.hold(DEVICES_PATIENCE) {
+            tell!(Warn, "a device is still busy: the guest's memory may change while the guest is held");
+            guest_log::deliver();
+        }
         self.time.begin(self.threads.iter().map(|thread| thread.times.as_ref()));
     }
 
@@ -207,6 +215,7 @@ impl Monitor for Threads {
 
     fn goes_on(&self, vcpus: &Vcpus) {
         self.time.end(vcpus);
+        self.services.pace.release();
     }
 }
 

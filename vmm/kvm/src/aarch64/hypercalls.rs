@@ -74,6 +74,17 @@ pub fn interrupt(vm: &VmFd, vcpu: u32, number: u32, level: bool) -> Result<(), K
     vm.set_irq_line(line, level).map_err(ioctl("KVM_IRQ_LINE"))
 }
 
+/// Sends a message to the interrupt translation service, which asks whose it is (KVM API, `KVM_SIGNAL_MSI`).
+///
+/// # Errors
+/// [`KvmError::Ioctl`].
+pub fn message(vm: &VmFd, (address, data): (u64, u32), device: u32) -> Result<(), KvmError> {
+    let [address_lo, address_hi] = crate::vm::halves(address);
+    let flags = kvm::KVM_MSI_VALID_DEVID;
+    let message = kvm::kvm_msi { address_lo, address_hi, data, flags, devid: device, ..Default::default() };
+    vm.signal_msi(message).map(drop).map_err(ioctl("KVM_SIGNAL_MSI"))
+}
+
 /// Has a vCPU wait as `WFI` does (KVM API, `KVM_MP_STATE_SUSPENDED`): KVM tells us when there is an
 /// interrupt (`KVM_SYSTEM_EVENT_WAKEUP`), and [`wake`] has to follow, which is the answer. KVM before Linux 5.19 has no such way:
 /// the vCPU goes on, as one does that an event has woken.

@@ -79,6 +79,16 @@ pub fn interrupt(vm: &VmFd, vcpu: u32, vector: u32, level: bool) -> Result<(), K
     vm.signal_msi(message).map(drop).map_err(ioctl("KVM_SIGNAL_MSI"))
 }
 
+/// Sends a message to local APICs, which do not ask whose it is.
+///
+/// # Errors
+/// [`KvmError::Ioctl`].
+pub fn message(vm: &VmFd, (address, data): (u64, u32), _: u32) -> Result<(), KvmError> {
+    let [address_lo, address_hi] = crate::vm::halves(address);
+    let message = kvm::kvm_msi { address_lo, address_hi, data, ..Default::default() };
+    vm.signal_msi(message).map(drop).map_err(ioctl("KVM_SIGNAL_MSI"))
+}
+
 /// Has a vCPU wait as `HLT` does; whether [`wake`] has to end that.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use arch::Isa;
 use arch::board::device_tree::GicVersion;
 
 const AARCH64: u16 = 183;
-const PLATFORM: Platform = Platform { gic: GicVersion::V3, mpidrs: &[0], pmu: true };
+const PLATFORM: Platform = Platform { gic: GicVersion::V3, mpidrs: &[0], its: false, pmu: true };
 const MIB: u64 = 1 << 20;
 
 fn boot(file: &[u8], setting: &Setting) -> Result<(Booted, u64, GuestMemory), BootError> {

@@ -22,6 +22,7 @@ use arch::x86::cpuid::Entry;
 use devices::hypercall::xen::cpuid;
 use devices::platform::Extra;
 use devices::rack::Console;
+use devices::virtio::pace::Pace;
 use kvm::{HOST_ISA, Host, HypercallSetup, Vcpu, Vm, VmConfig};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -63,7 +64,8 @@ pub(super) fn build(
         output: Box::new(QueueEnd(Arc::clone(&output))),
         drained: Box::new(move || drained.write(1)),
     };
-    let (rack, serial) = rack::fit(&config.extras, &vm, &ram, console);
+    let pace = Pace::default();
+    let (rack, serial, ports) = rack::fit(config, &vm, (&ram, &pace), console)?;
     let parts = Parts { vm: &vm, ram: &ram, serial: &serial, vcpus: config.cpus };
     let hypercalls = hypercalls(config, &parts)?;
     let services = Arc::new(Services {
@@ -76,6 +78,7 @@ pub(super) fn build(
         outcomes: sender,
         wake: clone_event(&wake)?,
         exits: Exits::new(config.cpus),
+        pace,
         wants_restart: AtomicBool::new(false),
         is_started: AtomicBool::new(false),
         told_of_end: Mutex::default(),
@@ -102,6 +105,7 @@ pub(super) fn build(
         outcomes: Mutex::new(outcomes),
         wake,
         serial,
+        ports: Mutex::new(ports),
         input_wanted,
         booted,
         is_linux: kernel.is_linux(),
@@ -126,6 +130,7 @@ fn load(config: &Config) -> Result<Loaded, Error> {
         memory: config.memory.bytes(),
         cpu: config.cpu.clone(),
         hypercalls: setup(config),
+        has_messages: !config.virtio.is_empty(),
     };
     let kernel = match &config.kernel {
         Some(path) => Kernel::open(path, HOST_ISA, vm_config.memory)?,
@@ -187,7 +192,7 @@ fn prepare(vm: &Vm, kernel: &Kernel, config: &Config, cmdline: &str) -> Result<B
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut seed))
         .map_err(Error::system("cannot read /dev/urandom"))?;
-    let board = rack::board(HOST_ISA, &config.extras);
+    let board = rack::board(config);
     let boot = BootConfig {
         memory: config.memory.bytes(),
         vcpus: config.cpus,

@@ -62,7 +62,7 @@ pub(super) fn fatal(outcome: &Outcome) -> Option<String> {
 
 /// Words what the vCPU was doing. `instruction` are the bytes that KVM told, if any; else
 /// they are read from guest memory.
-fn report(vcpu: &Vcpu, memory: &GuestMemory, instruction: &[u8]) -> String {
+pub(in crate::machine) fn report(vcpu: &Vcpu, memory: &GuestMemory, instruction: &[u8]) -> String {
     let registers = vcpu.registers(&[Bank::General, Bank::System]);
     let mut code = instruction.to_vec();
     if code.is_empty()

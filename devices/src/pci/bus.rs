@@ -1,0 +1,404 @@
+//! The bus: which function is where, in its two spaces.
+//!
+//! Configuration spaces are found by a function's place on the bus (PCIe 7.2.2 "ECAM", and x86's configuration
+//! mechanism #1). Registers are found where the guest has put them, which it may change at any time: each write to a
+//! configuration space that may have moved some renews the list of places.
+
+use super::Function;
+use super::config::{self, SIZE};
+use crate::End;
+use crate::bus::{Device, Shared};
+use crate::state::{Misfit, Saved};
+use arch::GuestPhys;
+use arch::address::PhysRange;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// How many devices a bus has.
+pub const DEVICES: usize = 32;
+/// How many functions a device may have; ours have one.
+const FUNCTIONS: usize = 8;
+/// Bytes of configuration spaces of a whole bus.
+pub const ECAM_SIZE: u64 = (DEVICES * FUNCTIONS * SIZE) as u64;
+
+/// Registers that the guest has put somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Placed {
+    first: u64,
+    last: u64,
+    device: usize,
+    bar: usize,
+}
+
+/// A bus.
+pub struct PciBus {
+    devices: [Option<Shared<dyn Function>>; DEVICES],
+    /// Where registers can be reached at all.
+    windows: Vec<PhysRange>,
+    /// In ascending order of the first byte. No two meet.
+    placed: RwLock<Vec<Placed>>,
+}
+
+impl fmt::Debug for PciBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PciBus")
+            .field("windows", &self.windows)
+            .field("placed", &self.placed)
+            .finish_non_exhaustive()
+    }
+}
+
+fn locked(function: &Shared<dyn Function>) -> MutexGuard<'_, dyn Function + 'static> {
+    function.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl PciBus {
+    /// An empty bus, whose registers can be reached within `windows`.
+    pub fn new(windows: &[PhysRange]) -> PciBus {
+        PciBus { devices: Default::default(), windows: windows.to_vec(), placed: RwLock::default() }
+    }
+
+    /// Adds a function as the next device; its number. `None` when the bus is full.
+    pub fn add(&mut self, function: Shared<dyn Function>) -> Option<u8> {
+        let free = self.devices.iter().position(Option::is_none)?;
+        self.devices[free] = Some(function);
+        u8::try_from(free).ok()
+    }
+
+    fn function(&self, device: usize, function: usize) -> Option<&Shared<dyn Function>> {
+        self.devices.get(device)?.as_ref().filter(|_| function == 0)
+    }
+
+    /// Reads a function's configuration space; `data` is as it was, all ones, when there is none.
+    pub fn read_config(&self, device: usize, function: usize, offset: usize, data: &mut [u8]) {
+        if let Some(function) = self.function(device, function) {
+            locked(function).read_config(offset, data);
+        }
+    }
+
+    /// Writes to it.
+    pub fn write_config(&self, device: usize, function: usize, offset: usize, data: &[u8]) {
+        let Some(function) = self.function(device, function) else { return };
+        let mut function = locked(function);
+        let before = places(&*function);
+        let may_move = function.config_mut().write(offset, data);
+        function.configured(offset, data.len());
+        if may_move && places(&*function) != before {
+            self.place(device, &mut *function);
+        }
+    }
+
+    /// Puts a function's registers where its configuration space says.
+    fn place(&self, device: usize, function: &mut dyn Function) {
+        let after = places(function);
+        // With the function locked, so that the list and the function agree, whoever else writes.
+        let mut placed = self.placed.write().unwrap_or_else(PoisonError::into_inner);
+        placed.retain(|it| it.device != device);
+        for (bar, at, size) in after {
+            let entry = at.and_then(|first| {
+                let last = first + (size - 1);
+                let fits = self.windows.iter().any(|window| window.contains(GuestPhys(first), size));
+                let is_free = !placed.iter().any(|it| it.first <= last && first <= it.last);
+                (fits && is_free).then_some(Placed { first, last, device, bar })
+            });
+            function.placed(bar, entry.map(|entry| entry.first));
+            if let Some(entry) = entry {
+                let index = placed.partition_point(|it| it.first < entry.first);
+                placed.insert(index, entry);
+            }
+        }
+    }
+
+    /// The states of its functions, in the order of their devices, while the guest is held.
+    pub fn save(&self) -> Vec<Saved> {
+        self.devices.iter().flatten().map(|function| locked(function).save()).collect()
+    }
+
+    /// Puts them back.
+    ///
+    /// # Errors
+    /// [`Misfit`]: those before the first that does not fit are put back.
+    pub fn restore(&self, states: &[Saved]) -> Result<(), Misfit> {
+        let functions =
+            self.devices.iter().enumerate().filter_map(|(device, it)| Some((device, it.as_ref()?)));
+        if states.len() != self.devices.iter().flatten().count() {
+            return Err(Misfit::Damaged { device: NAME, why: "it has another number of devices".into() });
+        }
+        for ((device, function), saved) in functions.zip(states) {
+            let mut function = locked(function);
+            function.restore(saved)?;
+            self.place(device, &mut *function);
+        }
+        Ok(())
+    }
+
+    /// What is at an address: the function, the base address, and the offset behind that.
+    fn find(&self, address: u64) -> Option<(&Shared<dyn Function>, usize, u64)> {
+        let placed = self.placed.read().unwrap_or_else(PoisonError::into_inner);
+        let index = placed.partition_point(|it| it.first <= address).checked_sub(1)?;
+        let Placed { first, last, device, bar } = placed[index];
+        let function = self.function(device, 0)?;
+        (address <= last).then_some((function, bar, address - first))
+    }
+
+    /// Reads registers at an address; `data` is as it was, all ones, when there are none.
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        if let Some((function, bar, offset)) = self.find(address) {
+            locked(function).read(bar, offset, data);
+        }
+    }
+
+    /// Writes to them.
+    pub fn write(&self, address: u64, data: &[u8]) -> Option<End> {
+        let (function, bar, offset) = self.find(address)?;
+        locked(function).write(bar, offset, data)
+    }
+}
+
+/// Of the bus's state.
+const NAME: &str = "PCI bus";
+
+type Places = Vec<(usize, Option<u64>, u64)>;
+
+fn places(function: &dyn Function) -> Places {
+    function.config().places().collect()
+}
+
+/// Configuration spaces in memory: 4 KiB for each function.
+#[derive(Debug)]
+pub struct Ecam(pub Arc<PciBus>);
+
+/// A function's device, its number in that, and what is left of the offset.
+fn split(offset: u64) -> Option<(usize, usize, usize)> {
+    let offset = usize::try_from(offset).ok()?;
+    Some((offset / SIZE / FUNCTIONS, offset / SIZE % FUNCTIONS, offset % SIZE))
+}
+
+impl Device for Ecam {
+    fn name(&self) -> &'static str {
+        "PCI configuration spaces"
+    }
+
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if let Some((device, function, offset)) = split(offset) {
+            self.0.read_config(device, function, offset, data);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
+        let (device, function, offset) = split(offset)?;
+        self.0.write_config(device, function, offset, data);
+        None
+    }
+}
+
+/// A range of memory in which functions' registers may lie.
+#[derive(Debug)]
+pub struct Window {
+    /// Whose functions'.
+    pub bus: Arc<PciBus>,
+    /// Where it begins, guest-physical.
+    pub start: u64,
+}
+
+impl Device for Window {
+    fn name(&self) -> &'static str {
+        "PCI window"
+    }
+
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.bus.read(self.start + offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
+        self.bus.write(self.start + offset, data)
+    }
+}
+
+/// The host bridge, as which the bus begins: QEMU's generic one (1b36:0008), which needs no driver.
+#[derive(Debug)]
+pub struct HostBridge(config::Config);
+
+impl Default for HostBridge {
+    fn default() -> HostBridge {
+        HostBridge(config::Config::new(config::Identity {
+            vendor: 0x1b36,
+            device: 8,
+            revision: 0,
+            class: [6, 0, 0],
+            subsystem_vendor: 0,
+            subsystem: 0,
+        }))
+    }
+}
+
+impl Function for HostBridge {
+    fn name(&self) -> &'static str {
+        "PCI host bridge"
+    }
+
+    fn config(&self) -> &config::Config {
+        &self.0
+    }
+
+    fn config_mut(&mut self) -> &mut config::Config {
+        &mut self.0
+    }
+
+    fn configured(&mut self, _: usize, _: usize) {}
+
+    fn read(&mut self, _: usize, _: u64, _: &mut [u8]) {}
+
+    fn write(&mut self, _: usize, _: u64, _: &[u8]) -> Option<End> {
+        None
+    }
+
+    fn placed(&mut self, _: usize, _: Option<u64>) {}
+
+    fn save(&mut self) -> Saved {
+        Saved::new(self.name(), 1, &self.0.save())
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
+        let device = self.name();
+        let fits = self.0.restore(&saved.fields::<Vec<u8>>(device, 1)?);
+        fits.then_some(()).ok_or_else(|| Misfit::Damaged { device, why: "it is of another function".into() })
+    }
+}
+
+/// A bus with nothing but its bridge.
+pub fn with_bridge(windows: &[PhysRange]) -> PciBus {
+    let mut bus = PciBus::new(windows);
+    bus.add(Arc::new(Mutex::new(HostBridge::default())));
+    bus
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pci::config::{Config, Identity};
+
+    const LOW: PhysRange = PhysRange::new(0xd000_0000, 0x1000_0000);
+    const HIGH: PhysRange = PhysRange::new(0x80_0000_0000, 0x40_0000_0000);
+
+    struct Probe {
+        config: Config,
+        placed: Vec<(usize, Option<u64>)>,
+        written: Vec<(usize, u64)>,
+    }
+
+    impl Function for Probe {
+        fn name(&self) -> &'static str {
+            "probe"
+        }
+
+        fn config(&self) -> &Config {
+            &self.config
+        }
+
+        fn config_mut(&mut self) -> &mut Config {
+            &mut self.config
+        }
+
+        fn configured(&mut self, _: usize, _: usize) {}
+
+        fn read(&mut self, bar: usize, offset: u64, data: &mut [u8]) {
+            data[0] = u8::try_from(offset).unwrap_or(0xee) + u8::try_from(bar).unwrap();
+        }
+
+        fn write(&mut self, bar: usize, offset: u64, _: &[u8]) -> Option<End> {
+            self.written.push((bar, offset));
+            None
+        }
+
+        fn placed(&mut self, bar: usize, at: Option<u64>) {
+            self.placed.push((bar, at));
+        }
+
+        fn save(&mut self) -> Saved {
+            Saved::new(self.name(), 1, &self.config.save())
+        }
+
+        fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
+            self.config.restore(&saved.fields::<Vec<u8>>("probe", 1)?);
+            Ok(())
+        }
+    }
+
+    fn probe() -> Arc<Mutex<Probe>> {
+        let (vendor, device) = (0x1234, 0x5678);
+        let identity =
+            Identity { vendor, device, revision: 0, class: [0xff, 0, 0], subsystem_vendor: 0, subsystem: 0 };
+        let config = Config::new(identity).bar(0, 0x1000).bar(2, 0x4000);
+        Arc::new(Mutex::new(Probe { config, placed: Vec::new(), written: Vec::new() }))
+    }
+
+    fn put(bus: &PciBus, device: usize, bar: usize, at: u64) {
+        bus.write_config(device, 0, 0x10 + 4 * bar, &at.to_le_bytes());
+    }
+
+    fn first_byte(bus: &PciBus, address: u64) -> u8 {
+        let mut data = [0xff];
+        bus.read(address, &mut data);
+        data[0]
+    }
+
+    #[test]
+    fn functions_are_found_by_their_place() {
+        let mut bus = with_bridge(&[LOW]);
+        assert_eq!(bus.add(probe()), Some(1));
+        for expected in 2..32 {
+            assert_eq!(bus.add(probe()), Some(expected));
+        }
+        assert_eq!(bus.add(probe()), None);
+        let mut ecam = Ecam(Arc::new(bus));
+        let mut id = |offset: u64| {
+            let mut data = [0xff; 4];
+            ecam.read(offset, &mut data);
+            u32::from_le_bytes(data)
+        };
+        assert_eq!([0, 0x8000, 31 * 0x8000].map(&mut id), [0x0008_1b36, 0x5678_1234, 0x5678_1234]);
+        // Other functions, another bus.
+        assert_eq!([0x1000, 0x9000, ECAM_SIZE, u64::MAX].map(&mut id), [u32::MAX; 4]);
+    }
+
+    #[test]
+    fn registers_are_where_the_guest_has_put_them() {
+        let (first, second) = (probe(), probe());
+        let mut bus = PciBus::new(&[LOW, HIGH]);
+        bus.add(first.clone());
+        bus.add(second.clone());
+        put(&bus, 0, 0, LOW.start.0);
+        assert_eq!(first_byte(&bus, LOW.start.0), 0xff, "memory is not on");
+        bus.write_config(0, 0, 4, &[2, 0]);
+        assert_eq!(first_byte(&bus, LOW.start.0 + 3), 3);
+        put(&bus, 0, 2, HIGH.start.0);
+        assert_eq!(first_byte(&bus, HIGH.start.0 + 0x10), 0x12);
+        assert_eq!(
+            [LOW.start.0 + 0x1000, LOW.start.0 - 1, HIGH.start.0 + 0x4000].map(|at| first_byte(&bus, at)),
+            [0xff; 3]
+        );
+        // Where another one is, or no window, or over the end of one: nowhere, and the other one is left alone.
+        bus.write_config(1, 0, 4, &[2, 0]);
+        let over = (HIGH.start.0 + HIGH.size - 0x2000) & !0x3fff;
+        for (bar, at) in [(0, LOW.start.0), (2, HIGH.start.0), (0, 0x1000), (2, LOW.start.0 - 0x4000), (2, 0)]
+        {
+            put(&bus, 1, bar, at);
+            assert_eq!(second.lock().unwrap().placed.last(), Some(&(2, None)), "{at:#x}");
+        }
+        put(&bus, 1, 2, over);
+        assert_eq!(second.lock().unwrap().placed.last(), Some(&(2, Some(over))));
+        assert_eq!(first_byte(&bus, LOW.start.0 + 3), 3);
+        // It moves, and goes.
+        put(&bus, 0, 0, LOW.start.0 + 0x7000);
+        assert_eq!((first_byte(&bus, LOW.start.0), first_byte(&bus, LOW.start.0 + 0x7001)), (0xff, 1));
+        let mut window = Window { bus: Arc::new(bus), start: LOW.start.0 };
+        assert_eq!(window.write(0x7008, &[1]), None);
+        assert_eq!(first.lock().unwrap().written, [(0, 8)]);
+        window.bus.write_config(0, 0, 4, &[0, 0]);
+        assert!(first.lock().unwrap().placed.ends_with(&[(0, None), (2, None)]));
+        let mut data = [0xff; 4];
+        window.read(0x7008, &mut data);
+        assert_eq!(data, [0xff; 4]);
+    }
+}

@@ -1,0 +1,408 @@
+//! What a virtio device is on every transport: its status, the features that are agreed on, its queues while the driver
+//! sets them up, and the threads that serve them (2 "Basic Facilities of a Virtio Device", 3.1 "Device Initialization").
+
+use super::pace::Pace;
+use super::queue::{ActiveQueue, Broken, Queues};
+use super::worker::Worker;
+use super::{Interrupts, Model};
+use crate::ram::Ram;
+use crate::state::{Misfit, Saved};
+use crate::tell;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use virtio_queue::QueueState;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// 2.1 "Device Status Field".
+pub mod status {
+    /// The driver is set up.
+    pub const DRIVER_OK: u8 = 4;
+    /// Features are agreed on.
+    pub const FEATURES_OK: u8 = 8;
+    /// The device waits for its reset.
+    pub const NEEDS_RESET: u8 = 64;
+}
+
+/// 6 "Reserved Feature Bits".
+mod feature {
+    pub const INDIRECT: u64 = 1 << 28;
+    pub const EVENT_INDEX: u64 = 1 << 29;
+    pub const VERSION_1: u64 = 1 << 32;
+}
+
+/// How a transport reaches the guest.
+pub trait Wires: Send + Sync + 'static {
+    /// Interrupts for a queue.
+    fn queue(&self, index: u16);
+
+    /// Interrupts for the configuration, and for the device's status.
+    fn configuration(&self);
+}
+
+/// What a device's threads share with the registers.
+struct Signals<W> {
+    wires: Arc<W>,
+    status: AtomicU8,
+    /// Of the configuration, which has changed so often (2.5.1).
+    generation: AtomicU8,
+}
+
+impl<W: Wires> Interrupts for Signals<W> {
+    fn queue(&self, index: u16) {
+        self.wires.queue(index);
+    }
+
+    fn configuration(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.wires.configuration();
+    }
+
+    fn needs_reset(&self) {
+        self.status.fetch_or(status::NEEDS_RESET, Ordering::SeqCst);
+        self.wires.configuration();
+    }
+}
+
+impl<W> fmt::Debug for Signals<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signals").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+/// A queue, as the driver is setting it up.
+#[derive(Debug)]
+struct Setting {
+    state: QueueState,
+    bell: EventFd,
+}
+
+/// What the driver says of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueField {
+    /// Entries.
+    Size,
+    /// It is to be used, 1.
+    Ready,
+    /// Where descriptors are, guest-physical.
+    Descriptors,
+    /// Where the driver's ring is.
+    Available,
+    /// Where the device's is.
+    Used,
+}
+
+/// A device, behind a transport's registers.
+pub struct VirtioDevice<M, W> {
+    /// What it is.
+    pub model: M,
+    ram: Arc<dyn Ram>,
+    pace: Pace,
+    signals: Arc<Signals<W>>,
+    queues: Vec<Setting>,
+    driver_features: u64,
+    /// While it serves.
+    workers: Option<Vec<Worker>>,
+}
+
+impl<M: Model, W> fmt::Debug for VirtioDevice<M, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtioDevice").field("model", &self.model.name()).finish_non_exhaustive()
+    }
+}
+
+/// A queue's state, as it is saved (the positions in its rings, too).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedQueue {
+    size: u16,
+    ready: bool,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+    next_available: u16,
+    next_used: u16,
+}
+
+/// A device's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedDevice<S> {
+    status: u8,
+    generation: u8,
+    driver_features: u64,
+    is_started: bool,
+    queues: Vec<SavedQueue>,
+    model: S,
+}
+
+/// Of [`SavedDevice`].
+const VERSION: u32 = 1;
+
+impl<M: Model, W: Wires> VirtioDevice<M, W> {
+    /// After power-on.
+    ///
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn new(model: M, (ram, pace): (Arc<dyn Ram>, Pace), wires: Arc<W>) -> io::Result<VirtioDevice<M, W>> {
+        let queue = |size: &u16| {
+            let state = QueueState { max_size: *size, size: *size, ..QueueState::default() };
+            Ok(Setting { state, bell: EventFd::new(EFD_NONBLOCK)? })
+        };
+        let queues = model.queue_sizes().iter().map(queue).collect::<io::Result<Vec<_>>>()?;
+        let signals = Signals { wires, status: AtomicU8::new(0), generation: AtomicU8::new(0) };
+        let signals = Arc::new(signals);
+        Ok(VirtioDevice { model, ram, pace, signals, queues, driver_features: 0, workers: None })
+    }
+
+    /// What the device offers.
+    pub fn features(&self) -> u64 {
+        self.model.features() | feature::INDIRECT | feature::EVENT_INDEX | feature::VERSION_1
+    }
+
+    /// What the driver has taken of it.
+    pub fn driver_features(&self) -> u64 {
+        self.driver_features
+    }
+
+    /// The driver takes these, as long as they are not agreed on.
+    pub fn set_driver_features(&mut self, features: u64) {
+        if self.status() & status::FEATURES_OK == 0 {
+            self.driver_features = features;
+        }
+    }
+
+    /// The device's status.
+    pub fn status(&self) -> u8 {
+        self.signals.status.load(Ordering::SeqCst)
+    }
+
+    /// How often the configuration has changed.
+    pub fn generation(&self) -> u8 {
+        self.signals.generation.load(Ordering::SeqCst)
+    }
+
+    /// How many queues it has.
+    pub fn queue_count(&self) -> u16 {
+        u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
+    }
+
+    /// The most entries that a queue may have; 0 for one that it has not got.
+    pub fn most_entries(&self, queue: u16) -> u16 {
+        self.queues.get(usize::from(queue)).map_or(0, |queue| queue.state.max_size)
+    }
+
+    /// What the driver has said of a queue; 0 for one that the device has not got.
+    pub fn queue(&self, queue: u16, field: QueueField) -> u64 {
+        let Some(Setting { state, .. }) = self.queues.get(usize::from(queue)) else { return 0 };
+        match field {
+            QueueField::Size => state.size.into(),
+            QueueField::Ready => state.ready.into(),
+            QueueField::Descriptors => state.desc_table,
+            QueueField::Available => state.avail_ring,
+            QueueField::Used => state.used_ring,
+        }
+    }
+
+    /// What a queue is set up by, before it is in use.
+    pub fn set_queue(&mut self, queue: u16, field: QueueField, value: u64) {
+        let is_set_up = self.status() & status::DRIVER_OK != 0;
+        let Some(Setting { state, .. }) = self.queues.get_mut(usize::from(queue)) else { return };
+        match field {
+            _ if is_set_up => {}
+            QueueField::Size => {
+                if let Ok(size) = u16::try_from(value)
+                    && size.is_power_of_two()
+                    && size <= state.max_size
+                {
+                    state.size = size;
+                }
+            }
+            // It cannot be taken back but by a reset.
+            QueueField::Ready => state.ready |= value == 1,
+            QueueField::Descriptors => state.desc_table = value,
+            QueueField::Available => state.avail_ring = value,
+            QueueField::Used => state.used_ring = value,
+        }
+    }
+
+    /// The driver's word on the device's status; 0 resets the device.
+    pub fn set_status(&mut self, value: u8) {
+        if value == 0 {
+            return self.reset();
+        }
+        let mut value = value & !status::NEEDS_RESET;
+        // Features that we did not offer, or without version 1, are not agreed on (3.1.1).
+        let agreed =
+            self.driver_features & !self.features() == 0 && self.driver_features & feature::VERSION_1 != 0;
+        if !agreed {
+            value &= !status::FEATURES_OK;
+        }
+        let before = self.signals.status.fetch_or(value, Ordering::SeqCst);
+        let begins = value & status::DRIVER_OK != 0 && before & status::DRIVER_OK == 0;
+        if begins && agreed {
+            self.start();
+        }
+    }
+
+    fn active(&self, index: usize) -> Result<Option<ActiveQueue>, Broken> {
+        let Some(Setting { state, bell }) = self.queues.get(index).filter(|queue| queue.state.ready) else {
+            return Ok(None);
+        };
+        let bell = bell.try_clone().map_err(|_| Broken::Rings(virtio_queue::Error::QueueNotReady))?;
+        let mut state = *state;
+        state.event_idx_enabled = self.driver_features & feature::EVENT_INDEX != 0;
+        let index = u16::try_from(index).unwrap_or(u16::MAX);
+        ActiveQueue::new(state, index, bell, (Arc::clone(&self.ram), self.interrupts())).map(Some)
+    }
+
+    fn interrupts(&self) -> Arc<dyn Interrupts> {
+        Arc::<Signals<W>>::clone(&self.signals)
+    }
+
+    fn start(&mut self) {
+        if let Err(why) = self.begin() {
+            tell!(Warn, "{}: {why}; the device waits for its reset", self.model.name());
+            self.signals.needs_reset();
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), String> {
+        let mut workers = Vec::new();
+        let interrupts = self.interrupts();
+        for service in self.model.services(self.driver_features, &interrupts) {
+            let mut queues = Queues::new(self.queues.len());
+            for index in service.queues {
+                let queue = self.active(index).map_err(|broken| broken.to_string())?;
+                queues.put(index, queue);
+            }
+            let worker = Worker::start(
+                self.model.name(),
+                service.server,
+                queues,
+                (self.pace.clone(), Arc::clone(&interrupts)),
+            );
+            workers.push(worker.map_err(|error| error.to_string())?);
+        }
+        self.workers = Some(workers);
+        Ok(())
+    }
+
+    /// Ends its threads; what they have come to stays with the queues.
+    fn stop(&mut self) {
+        for mut worker in self.workers.take().into_iter().flatten() {
+            worker.end();
+            self.note(worker.positions());
+        }
+        self.model.ended();
+    }
+
+    fn note(&mut self, positions: Vec<(usize, QueueState)>) {
+        for (index, state) in positions {
+            if let Some(queue) = self.queues.get_mut(index) {
+                queue.state = state;
+            }
+        }
+    }
+
+    /// As after power-on.
+    pub fn reset(&mut self) {
+        self.stop();
+        self.model.reset();
+        for Setting { state, bell } in &mut self.queues {
+            *state = QueueState { max_size: state.max_size, size: state.max_size, ..QueueState::default() };
+            bell.read().ok();
+        }
+        self.driver_features = 0;
+        self.signals.status.store(0, Ordering::SeqCst);
+    }
+
+    /// What the driver rings a queue by.
+    pub fn bell(&self, queue: u16) -> Option<&EventFd> {
+        self.queues.get(usize::from(queue)).map(|queue| &queue.bell)
+    }
+
+    /// Rings it.
+    pub fn ring(&self, queue: usize) {
+        if let Some(queue) = self.queues.get(queue) {
+            // Its counter is full when nobody listens: then it is rung already.
+            queue.bell.write(1).ok();
+        }
+    }
+
+    /// The device's state. The guest is held; what its threads have begun is done.
+    pub fn save(&mut self) -> Saved {
+        let positions: Vec<_> = self.workers.iter().flatten().flat_map(Worker::positions).collect();
+        self.note(positions);
+        // One that waits for its reset serves nothing any more.
+        let is_started = self.workers.is_some() && self.status() & status::NEEDS_RESET == 0;
+        let queue = |setting: &Setting| SavedQueue {
+            size: setting.state.size,
+            ready: setting.state.ready,
+            descriptors: setting.state.desc_table,
+            available: setting.state.avail_ring,
+            used: setting.state.used_ring,
+            next_available: setting.state.next_avail,
+            next_used: setting.state.next_used,
+        };
+        let fields = SavedDevice {
+            status: self.status(),
+            generation: self.generation(),
+            driver_features: self.driver_features,
+            is_started,
+            queues: self.queues.iter().map(queue).collect(),
+            model: self.model.save(),
+        };
+        Saved::new(self.model.name(), VERSION, &fields)
+    }
+
+    /// Puts a state back: with the guest's memory as it was then, it goes on from there.
+    ///
+    /// # Errors
+    /// [`Misfit`]; the device is as it was, unless its model could not begin.
+    pub fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
+        let device = self.model.name();
+        let damaged = |why: &str| Misfit::Damaged { device, why: why.into() };
+        let fields: SavedDevice<M::State> = saved.fields(device, VERSION)?;
+        if fields.queues.len() != self.queues.len() {
+            return Err(damaged("it has another number of queues"));
+        }
+        let fits = |(saved, setting): (&SavedQueue, &Setting)| {
+            saved.size.is_power_of_two() && saved.size <= setting.state.max_size
+        };
+        if !fields.queues.iter().zip(&self.queues).all(fits) || fields.driver_features & !self.features() != 0
+        {
+            return Err(damaged("its queues or features are more than this device has"));
+        }
+        self.stop();
+        self.model.restore(fields.model)?;
+        for (saved, Setting { state, .. }) in fields.queues.iter().zip(&mut self.queues) {
+            *state = QueueState {
+                max_size: state.max_size,
+                size: saved.size,
+                ready: saved.ready,
+                desc_table: saved.descriptors,
+                avail_ring: saved.available,
+                used_ring: saved.used,
+                next_avail: saved.next_available,
+                next_used: saved.next_used,
+                event_idx_enabled: false,
+            };
+        }
+        self.driver_features = fields.driver_features;
+        self.signals.status.store(fields.status, Ordering::SeqCst);
+        self.signals.generation.store(fields.generation, Ordering::SeqCst);
+        if fields.is_started {
+            self.start();
+        }
+        Ok(())
+    }
+}
+
+impl<M, W> Drop for VirtioDevice<M, W> {
+    fn drop(&mut self) {
+        for mut worker in self.workers.take().into_iter().flatten() {
+            worker.end();
+        }
+    }
+}

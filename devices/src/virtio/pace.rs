@@ -1,0 +1,137 @@
+//! When devices' threads may work: not while the guest is held.
+//!
+//! Whoever holds a guest wants its memory to stay as it is, too: for a dump, a snapshot, a person's look. A thread works
+//! in pieces, each with leave ([`Pace::enter`]); whoever holds the guest waits for those that are begun, and no other
+//! begins until the guest is let go.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Default)]
+struct State {
+    is_held: bool,
+    /// How many pieces of work are begun and not done.
+    working: usize,
+}
+
+/// Leave to work, for all threads of a machine's devices.
+#[derive(Clone, Debug, Default)]
+pub struct Pace(Arc<(Mutex<State>, Condvar)>);
+
+/// Leave, as long as it is kept.
+#[derive(Debug)]
+pub struct Leave<'a>(&'a Pace);
+
+impl Pace {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the guest is not held; leave for one piece of work, or none if whoever asks `is_over` by then
+    /// ([`Self::end`]). For devices' threads alone: a vCPU that waited here would keep whoever holds the guest.
+    pub fn enter(&self, is_over: &AtomicBool) -> Option<Leave<'_>> {
+        let mut state = self.state();
+        while state.is_held && !is_over.load(Ordering::SeqCst) {
+            state = self.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if is_over.load(Ordering::SeqCst) {
+            return None;
+        }
+        state.working += 1;
+        Some(Leave(self))
+    }
+
+    /// Whoever has this flag gets no leave any more, and waits for none.
+    pub fn end(&self, is_over: &AtomicBool) {
+        let state = self.state();
+        is_over.store(true, Ordering::SeqCst);
+        drop(state);
+        self.0.1.notify_all();
+    }
+
+    /// From now on no work is begun; waits for what has begun, so long at most. Whether none is being done: a disk of
+    /// the host's may keep somebody for longer.
+    pub fn hold(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut state = self.state();
+        state.is_held = true;
+        while state.working > 0 {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
+            (state, _) = self.0.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+
+    /// Work may be begun again.
+    pub fn release(&self) {
+        self.state().is_held = false;
+        self.0.1.notify_all();
+    }
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.working -= 1;
+        if state.working == 0 && state.is_held {
+            self.0.0.1.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    #[test]
+    fn no_work_while_the_guest_is_held() {
+        let pace = Pace::default();
+        assert!(pace.hold(Duration::ZERO));
+        let (sender, begun) = channel();
+        let worker = {
+            let pace = pace.clone();
+            thread::spawn(move || {
+                let leave = pace.enter(&AtomicBool::default());
+                sender.send(()).unwrap();
+                drop(leave);
+            })
+        };
+        assert!(begun.recv_timeout(Duration::from_millis(20)).is_err());
+        pace.release();
+        begun.recv().unwrap();
+        worker.join().unwrap();
+    }
+
+    #[test]
+    fn what_is_begun_is_waited_for() {
+        let pace = Pace::default();
+        let no = AtomicBool::default();
+        let leave = pace.enter(&no);
+        assert!(!pace.hold(Duration::from_millis(1)));
+        pace.release();
+        let holder = {
+            let pace = pace.clone();
+            thread::spawn(move || pace.hold(Duration::from_secs(60)))
+        };
+        while !pace.state().is_held {
+            thread::yield_now();
+        }
+        drop(leave);
+        assert!(holder.join().unwrap());
+    }
+
+    #[test]
+    fn whoever_is_to_end_waits_no_longer() {
+        let (pace, is_over) = (Pace::default(), Arc::new(AtomicBool::new(false)));
+        pace.hold(Duration::ZERO);
+        let worker = {
+            let (pace, is_over) = (pace.clone(), Arc::clone(&is_over));
+            thread::spawn(move || pace.enter(&is_over).is_none())
+        };
+        pace.end(&is_over);
+        assert!(worker.join().unwrap());
+    }
+}

@@ -1,0 +1,208 @@
+//! `vmm run`: commands in guests that are booted for them.
+
+use crate::context::{Check, Context, Finished, check};
+use crate::process::{Process, Wiring};
+use nix::sys::signal::Signal;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+/// What Debian's 6.12 has as modules of what a job needs.
+pub const MODULES: &[&str] = &["fs/overlayfs/overlay.ko"];
+
+/// A root with busybox and nothing else.
+fn root(c: &Context) -> Result<PathBuf, String> {
+    let root = c.work.join("root");
+    let make = || -> std::io::Result<()> {
+        for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"] {
+            fs::create_dir_all(root.join(folder))?;
+        }
+        fs::copy("/bin/busybox", root.join("bin/busybox"))?;
+        for applet in [
+            "sh", "uname", "cat", "echo", "seq", "true", "ls", "tty", "stty", "kill", "sleep", "ps", "grep",
+            "id", "pwd", "env",
+        ] {
+            symlink("busybox", root.join("bin").join(applet))?;
+        }
+        Ok(())
+    };
+    make().map_err(|error| format!("cannot make a root: {error}"))?;
+    Ok(root)
+}
+
+/// Starts a command in a guest.
+fn start(c: &Context, root: &Path, wiring: Wiring, command: &str) -> Result<Process, String> {
+    let line = format!(
+        "run --kernel {{}} --modules {{}} --root {{}} --slow {} --memory 256M -- {command}",
+        c.slowness
+    );
+    c.start(wiring, &line, &[&c.kernel("6.12"), &c.modules(), root])
+}
+
+/// Runs one to its end.
+fn run(c: &mut Context, root: &Path, options: &str, command: &str) -> Result<Finished, String> {
+    let (kernel, modules, limit) = (c.kernel("6.12"), c.modules(), c.limit(60));
+    let slow = c.slowness;
+    let line = format!(
+        "run --kernel {{}} --modules {{}} --root {{}} --slow {slow} --memory 256M {options} -- {command}"
+    );
+    c.run(&line, &[&kernel, &modules, root], limit)
+}
+
+/// A command's output, errors and code are the run's.
+pub fn commands(c: &mut Context) -> Check {
+    let root = root(c)?;
+    let release = run(c, &root, "", "uname -r")?;
+    release.expect_code(0)?;
+    check(release.output.starts_with("6.12"), || format!("no release: {}", release.output))?;
+    check(release.errors.is_empty(), || format!("there is more to say: {}", release.errors))?;
+    let apart = run(c, &root, "", "sh -c echo~out;echo~err>&2;exit~7")?;
+    apart.expect_code(7)?;
+    check(apart.output == "out\n" && apart.errors == "err\n", || format!("{apart:?}"))?;
+    // What is written is gone with the guest, and the host's is as it was.
+    let written = run(c, &root, "--env GREETING=hello", "sh -c echo~$GREETING>/etc/new;cat~/etc/new;pwd")?;
+    written.expect_code(0)?;
+    check(written.output == "hello\n/\n", || format!("{written:?}"))?;
+    check(!root.join("etc/new").exists(), || "the host's root has been written to".into())?;
+    // 10,000 lines on each stream.
+    let long = "sh -c seq~10000&seq~10001~20000~>&2;wait";
+    let long = run(c, &root, "", long)?;
+    long.expect_code(0)?;
+    let lines = |first: u32, last: u32| (first..=last).map(|line| format!("{line}\n")).collect::<String>();
+    check(long.output == lines(1, 10_000), || "output is not as it was written".into())?;
+    check(long.errors == lines(10_001, 20_000), || "errors are not as they were written".into())
+}
+
+/// Each way of going wrong has its code, and the last line on standard error says which it was.
+pub fn wrong_ways(c: &mut Context) -> Check {
+    let root = root(c)?;
+    let kmsg = |words: &str| format!("sh -c echo~'{words}'>/dev/kmsg;sleep~30");
+    let (oops, hang) = (kmsg("Oops:~0000~[#1]"), kmsg("<0>watchdog:~BUG:~soft~lockup~-~CPU#0"));
+    for (options, command, code, says) in [
+        ("", "nothing", 127, "ended with code 127"),
+        ("", "/etc", 126, "ended with code 126"),
+        ("", "sh -c kill~-9~$$", 137, "signal 9"),
+        ("", "sh -c exit~120", 120, "the command ended with code 120"),
+        ("", "sh -c echo~c>/proc/sysrq-trigger;sleep~30", 120, "the guest's kernel panicked"),
+        ("", &hang, 121, "the guest hangs: "),
+        ("--boot-timeout 10ms", "true", 122, "did not come so far"),
+        ("--rw /work-that-is-not-there", "true", 125, "--rw /work-that-is-not-there: "),
+        ("--append rdinit=/none~init=/none", "true", 120, "Unable to mount root fs"),
+        ("--timeout 1s", "sleep 1000", 124, "--timeout is over"),
+        ("", &oops, 118, "the log has oops: "),
+        ("--fail-on none", "sh -c echo~'Oops:~0'>/dev/kmsg", 0, ""),
+        ("", "sh -c echo~o>/proc/sysrq-trigger;sleep~30", 119, "switched itself off"),
+    ] {
+        let run = run(c, &root, options, command)?;
+        run.expect_code(code).map_err(|error| format!("{options} -- {command}: {error}"))?;
+        let last = run.errors.lines().last().unwrap_or_default();
+        check(last.contains(says), || format!("{options} -- {command}: the last line is '{last}'"))?;
+    }
+    Ok(())
+}
+
+/// Input goes in, signals and the terminal are the command's.
+pub fn streams(c: &mut Context) -> Check {
+    let (root, limit) = (root(c)?, c.limit(60));
+    // More than any buffer on the way holds.
+    let text: String = (0..60_000).map(|line| format!("line {line}\n")).collect();
+    let mut cat = start(c, &root, Wiring::Pipes, "cat")?;
+    cat.send(&text)?;
+    cat.close_input();
+    let code = cat.wait(limit);
+    c.keep("cat", &cat);
+    check(code? == 0 && cat.output.text() == text, || "what came out is not what went in".into())?;
+
+    let script = "sh -c trap~'echo~got;exit~3'~INT;echo~ready;while~:;do~sleep~1;done";
+    let mut trap = start(c, &root, Wiring::Pipes, script)?;
+    let mut talk = || -> Check {
+        trap.expect("ready", limit)?;
+        trap.signal(Signal::SIGINT)?;
+        trap.expect("got", limit)
+    };
+    let talked = talk();
+    let code = trap.wait(limit);
+    c.keep("trap", &trap);
+    talked?;
+    check(code? == 3, || "the signal did not reach the command".into())?;
+
+    let mut shell = start(c, &root, Wiring::Terminal, "sh")?;
+    let mut talk = || -> Check {
+        shell.expect("# ", limit)?;
+        shell.send("tty; stty size\r")?;
+        shell.expect("/dev/pts/0", limit)?;
+        shell.expect("24 100", limit)?;
+        resize(&shell, 33, 77)?;
+        shell.send("while [ \"$(stty size)\" != '33 77' ]; do :; done; echo it has $((70+7))\r")?;
+        shell.expect("it has 77", limit)?;
+        shell.send("echo go $((40+1)); sleep 1000\r")?;
+        shell.expect("go 41", limit)?;
+        shell.send("\x03")?;
+        shell.expect("# ", limit)?;
+        shell.send("echo still $((40+2))\r")?;
+        shell.expect("still 42", limit)?;
+        shell.send("exit 5\r")
+    };
+    let talked = talk();
+    if talked.is_err() {
+        shell.send("\x01x")?;
+    }
+    let code = shell.wait(limit);
+    c.keep("shell", &shell);
+    talked?;
+    check(code? == 5, || "the shell's code is another".into())
+}
+
+/// More commands in a guest that runs one.
+pub fn exec(c: &mut Context) -> Check {
+    let (root, limit) = (root(c)?, c.limit(60));
+    let line = format!(
+        "run --kernel {{}} --modules {{}} --root {{}} --name job --slow {} --memory 256M -- sh -c echo~up;cat",
+        c.slowness
+    );
+    let mut job = c.start(Wiring::Pipes, &line, &[&c.kernel("6.12"), &c.modules(), &root])?;
+    let mut talk = || -> Check {
+        job.expect("up", limit)?;
+        let both = c.run("exec job -- sh -c echo~out;echo~err>&2;exit~9", &[], limit)?;
+        both.expect_code(9)?;
+        check(both.output == "out\n" && both.errors == "err\n", || format!("{both:?}"))?;
+        // One that is killed leaves its command a signal, and does not keep the others.
+        let mut gone = c.start(Wiring::Pipes, "exec job -- sh -c echo~here;exec~sleep~1000", &[])?;
+        gone.expect("here", limit)?;
+        gone.signal(Signal::SIGKILL)?;
+        gone.wait_status(limit)?;
+        let mut typed = c.start(Wiring::Pipes, "exec job --env A=b -- sh -c cat;echo~$A;kill~-15~$$", &[])?;
+        typed.send("typed\n")?;
+        typed.close_input();
+        let code = typed.wait(limit)?;
+        check(code == 128 + 15 && typed.output.text() == "typed\nb\n", || {
+            format!("code {code}: {}", typed.output.text())
+        })?;
+        let rest = c.run("exec job -- sh -c ps|grep~'[s]leep~1000'", &[], limit)?;
+        rest.expect_code(1)?;
+        job.close_input();
+        Ok(())
+    };
+    let talked = talk();
+    if talked.is_err() {
+        job.signal(Signal::SIGKILL)?;
+    }
+    let code = job.wait(limit);
+    c.keep("job", &job);
+    talked?;
+    check(code? == 0, || "the job's code is another".into())?;
+    let late = c.run("exec job -- true", &[], limit)?;
+    late.expect_code(125)?;
+    late.expect_one_line("no guest of this name runs")
+}
+
+/// Has a program's terminal have another size.
+fn resize(process: &Process, rows: u16, columns: u16) -> Check {
+    let terminal = process.terminal().ok_or("there is no terminal")?;
+    let size = nix::libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel reads a structure of that kind (ioctl_tty(2)).
+    let result = unsafe { nix::libc::ioctl(terminal.as_raw_fd(), nix::libc::TIOCSWINSZ, &raw const size) };
+    check(result == 0, || "the terminal cannot be given a size".into())?;
+    process.signal(Signal::SIGWINCH)
+}

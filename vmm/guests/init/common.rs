@@ -1,0 +1,257 @@
+//! The first process of a job's guest: it makes the guest ready by the host's list of steps, and runs commands for the
+//! host, with what goes in and out of them carried over a port.
+
+#[path = "../../src/job/protocol.rs"]
+pub mod protocol;
+
+use crate::session::Session;
+use crate::setup::{self, Ready};
+use crate::sys::{self, Ended, Fd, IN, OUT, Poll};
+use alloc::format;
+use alloc::vec::Vec;
+use core::fmt;
+use protocol::{Command, Decoder, Frame, Kind, NO_SESSION};
+
+/// What waits to be sent: with more, nothing is read that would be sent.
+pub const MOST_WAITING: usize = 256 << 10;
+
+impl fmt::Display for sys::Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = match self.0 {
+            1 => "not permitted",
+            2 => "not found",
+            5 => "an error of the device",
+            8 => "not a program",
+            12 => "no memory",
+            13 => "no permission",
+            16 => "in use",
+            19 => "no such device, or the kernel lacks what it needs",
+            20 => "not a folder",
+            21 => "a folder",
+            22 => "not valid",
+            30 => "read-only",
+            38 => "the kernel lacks it",
+            number => return write!(f, "error {number}"),
+        };
+        f.write_str(words)
+    }
+}
+
+/// Says something in the kernel's log, where nobody else may hear.
+pub fn say(words: &str) {
+    if let Ok(log) = sys::open(b"/dev/kmsg", sys::WRITE_ONLY | sys::CLOSE_ON_EXEC) {
+        sys::write(log, format!("<4>vmm: {words}\n").as_bytes()).ok();
+        sys::close(log);
+    }
+}
+
+/// The process's life.
+pub extern "C" fn main() -> ! {
+    sys::block_signals(true);
+    // The first that is opened would be standard input, output and errors of all that is run.
+    for (kind, path) in [(&b"devtmpfs"[..], &b"/dev"[..]), (b"proc", b"/proc"), (b"sysfs", b"/sys")] {
+        sys::make_folders(path).ok();
+        sys::mount(kind, path, kind, 0, b"").ok();
+    }
+    for _ in 0..3 {
+        sys::open(b"/dev/null", sys::READ_WRITE).ok();
+    }
+    let mut ready = Ready::default();
+    let result = setup::carry_out(&mut ready);
+    let Some(port) = ready.port else {
+        say(&result.err().unwrap_or_else(|| "there is no port".into()));
+        sys::power_off();
+    };
+    let mut out = Vec::new();
+    if let Err(trouble) = &result {
+        protocol::put(&mut out, Kind::Trouble, NO_SESSION, trouble.as_bytes());
+    } else {
+        let hello = [&[protocol::VERSION][..], &sys::release()].concat();
+        protocol::put(&mut out, Kind::Hello, NO_SESSION, &hello);
+    }
+    if let (Some(init), Ok(())) = (&ready.init, &result) {
+        hand_over(init);
+    }
+    let log = sys::open(b"/dev/kmsg", sys::READ_ONLY | sys::NO_WAIT | sys::CLOSE_ON_EXEC).ok();
+    let children = sys::children().ok();
+    Agent { port, log, children, out, decoder: Decoder::default(), sessions: Vec::new() }.live()
+}
+
+/// Has the system's own first process take this one's place, and goes on in a child.
+fn hand_over(init: &[u8]) {
+    match sys::fork() {
+        Ok(0) => {}
+        Ok(_) => {
+            sys::block_signals(false);
+            let environment = [b"HOME=/".to_vec(), b"TERM=linux".to_vec()];
+            let error = sys::execute(init, &[init.to_vec()], &environment);
+            say(&format!("{}: {error}", alloc::string::String::from_utf8_lossy(init)));
+            sys::power_off();
+        }
+        Err(error) => say(&format!("cannot fork: {error}")),
+    }
+}
+
+/// What carries commands.
+struct Agent {
+    port: Fd,
+    log: Option<Fd>,
+    children: Option<Fd>,
+    /// What waits to be sent.
+    out: Vec<u8>,
+    decoder: Decoder,
+    sessions: Vec<Session>,
+}
+
+impl Agent {
+    fn live(mut self) -> ! {
+        loop {
+            self.wait();
+            self.send();
+            self.receive();
+            self.read_log();
+            self.reap();
+            self.serve();
+            self.send();
+        }
+    }
+
+    fn wait(&self) {
+        let may_send = self.out.len() < MOST_WAITING;
+        let sends = if self.out.is_empty() { 0 } else { OUT };
+        let mut polls = Vec::new();
+        polls.push(Poll { fd: self.port.0, events: IN | sends, came: 0 });
+        for fd in [self.children, self.log.filter(|_| may_send)].into_iter().flatten() {
+            polls.push(Poll { fd: fd.0, events: IN, came: 0 });
+        }
+        for session in &self.sessions {
+            session.polls(&mut polls, may_send);
+        }
+        sys::poll(&mut polls);
+        // A port of which the host's end is closed is always ready.
+        if polls[0].came & !(IN | OUT) != 0 {
+            sys::power_off();
+        }
+    }
+
+    fn send(&mut self) {
+        while !self.out.is_empty() {
+            match sys::write(self.port, &self.out[..self.out.len().min(32 << 10)]) {
+                Ok(count) => drop(self.out.drain(..count)),
+                Err(sys::EINTR) => {}
+                Err(sys::EAGAIN) => return,
+                Err(_) => sys::power_off(),
+            }
+        }
+    }
+
+    fn receive(&mut self) {
+        let mut bytes = [0; 8192];
+        loop {
+            match sys::read(self.port, &mut bytes) {
+                Ok(0) => sys::power_off(),
+                Ok(count) => self.decoder.push(&bytes[..count]),
+                Err(sys::EINTR) => {}
+                Err(sys::EAGAIN) => return,
+                Err(_) => sys::power_off(),
+            }
+            loop {
+                match self.decoder.take() {
+                    Ok(Some(frame)) => self.hear(&frame),
+                    Ok(None) => break,
+                    Err(_) => {
+                        say("the host speaks another language");
+                        sys::power_off();
+                    }
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, frame: &Frame) {
+        match frame.kind {
+            Kind::PowerOff => {
+                self.send();
+                sys::power_off();
+            }
+            Kind::Start => self.start(frame),
+            kind => {
+                let session = self.sessions.iter_mut().find(|it| it.id == frame.session);
+                if let Some(session) = session {
+                    session.hear(kind, &frame.payload);
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, frame: &Frame) {
+        const CANNOT: u8 = 126;
+        let command = Command::decoded(&frame.payload).ok_or(sys::Errno(22));
+        match command.and_then(|command| Session::start(frame.session, &command)) {
+            Ok(session) => self.sessions.push(session),
+            Err(error) => {
+                let words = format!("vmm: the command cannot be started: {error}\n");
+                protocol::put(&mut self.out, Kind::Errors, frame.session, words.as_bytes());
+                protocol::put(&mut self.out, Kind::Exit, frame.session, &[0, CANNOT]);
+            }
+        }
+    }
+
+    /// Records of the kernel's log, one for each read.
+    fn read_log(&mut self) {
+        let mut record = [0; 8192];
+        while let Some(log) = self.log.filter(|_| self.out.len() < MOST_WAITING) {
+            match sys::read(log, &mut record) {
+                Ok(count) if count > 0 => {
+                    protocol::put(&mut self.out, Kind::Log, NO_SESSION, &record[..count]);
+                }
+                // Some were lost; the next read goes on behind them.
+                Err(sys::EINTR | sys::EPIPE) => {}
+                Err(sys::EAGAIN) => return,
+                _ => {
+                    sys::close(log);
+                    self.log = None;
+                }
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        if let Some(children) = self.children {
+            let mut news = [0; 128];
+            while sys::read(children, &mut news).is_ok() {}
+        }
+        while let Some((pid, ended)) = sys::wait() {
+            if let Some(session) = self.sessions.iter_mut().find(|session| session.pid == pid) {
+                session.ended = Some(ended);
+            }
+        }
+    }
+
+    fn serve(&mut self) {
+        let mut index = 0;
+        while index < self.sessions.len() {
+            if !self.sessions[index].serve(&mut self.out) {
+                index += 1;
+                continue;
+            }
+            let session = self.sessions.remove(index);
+            // What it has written is where it belongs, and the kernel's log is told, before its end is.
+            sys::sync();
+            self.read_log();
+            let ended = match session.ended {
+                Some(Ended::Signal(signal)) => [1, signal],
+                Some(Ended::Exit(code)) => [0, code],
+                None => [0, 0],
+            };
+            protocol::put(&mut self.out, Kind::Exit, session.id, &ended);
+            session.close();
+        }
+    }
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    say(&format!("{info}"));
+    sys::power_off()
+}

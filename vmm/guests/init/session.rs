@@ -1,0 +1,247 @@
+//! Commands: processes, their pipes or their terminal, and what goes through them.
+
+use crate::common::protocol::{self, Command, Kind};
+use crate::sys::{self, Ended, Fd, IN, OUT, Poll};
+use alloc::format;
+use alloc::vec::Vec;
+
+/// A stream of a command's output.
+#[derive(Debug)]
+struct Stream {
+    fd: Option<Fd>,
+    /// Bytes that the host has room for.
+    room: u32,
+}
+
+/// A command that runs.
+#[derive(Debug)]
+pub struct Session {
+    pub id: u16,
+    pub pid: usize,
+    /// How it has ended; what it wrote may not have been sent yet.
+    pub ended: Option<Ended>,
+    input: Option<Fd>,
+    /// What has come for its input and was not taken yet.
+    pending: Vec<u8>,
+    /// Behind that there comes nothing.
+    input_ends: bool,
+    streams: [Stream; 2],
+    is_terminal: bool,
+}
+
+/// Exit codes of a command that cannot be run, as a shell's.
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
+
+/// What the kernel's terminals are asked (ioctl_tty(2)).
+mod request {
+    pub const SET_CONTROLLING: usize = 0x540e;
+    pub const SET_SIZE: usize = 0x5414;
+    pub const GET_NUMBER: usize = 0x8004_5430;
+    pub const SET_LOCK: usize = 0x4004_5431;
+}
+
+fn set_size(terminal: Fd, rows: u16, columns: u16) {
+    let size = [rows, columns, 0, 0];
+    sys::ioctl(terminal, request::SET_SIZE, size.as_ptr() as usize).ok();
+}
+
+/// A new terminal: its two ends.
+fn terminal(rows: u16, columns: u16) -> sys::Result<(Fd, Fd)> {
+    let master = sys::open(b"/dev/ptmx", sys::READ_WRITE | sys::NO_TERMINAL | sys::CLOSE_ON_EXEC)?;
+    let (mut number, unlocked) = (0u32, 0i32);
+    sys::ioctl(master, request::SET_LOCK, &raw const unlocked as usize)?;
+    sys::ioctl(master, request::GET_NUMBER, &raw mut number as usize)?;
+    let path = format!("/dev/pts/{number}");
+    let slave = sys::open(path.as_bytes(), sys::READ_WRITE | sys::NO_TERMINAL | sys::CLOSE_ON_EXEC)?;
+    set_size(slave, rows, columns);
+    Ok((master, slave))
+}
+
+/// Becomes the command; on standard error why not.
+fn turn_into(command: &Command) -> ! {
+    sys::block_signals(false);
+    let name = command.words.first().map(Vec::as_slice).unwrap_or_default();
+    let fail = |what: &[u8], error: sys::Errno| -> ! {
+        let words = format!("vmm: {}: {error}\n", alloc::string::String::from_utf8_lossy(what));
+        sys::write(Fd(2), words.as_bytes()).ok();
+        sys::exit(if error == sys::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE })
+    };
+    if let Err(error) = sys::change_folder(&command.folder) {
+        fail(&command.folder, error);
+    }
+    if name.contains(&b'/') {
+        fail(name, sys::execute(name, &command.words, &command.environment));
+    }
+    let path = command.environment.iter().find_map(|it| it.strip_prefix(b"PATH="));
+    let path = path.unwrap_or(b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    let mut worst = sys::ENOENT;
+    for folder in path.split(|byte| *byte == b':') {
+        let error = sys::execute(&[folder, b"/", name].concat(), &command.words, &command.environment);
+        if error != sys::ENOENT {
+            worst = error;
+        }
+    }
+    fail(name, worst)
+}
+
+impl Session {
+    pub fn start(id: u16, command: &Command) -> sys::Result<Session> {
+        let (ours, theirs): ([Option<Fd>; 3], [Fd; 3]) = match command.terminal {
+            Some((rows, columns)) => {
+                let (master, slave) = terminal(rows, columns)?;
+                ([Some(master), Some(master), None], [slave; 3])
+            }
+            None => {
+                let (input, output, errors) = (sys::pipe()?, sys::pipe()?, sys::pipe()?);
+                ([Some(input.1), Some(output.0), Some(errors.0)], [input.0, output.1, errors.1])
+            }
+        };
+        let pid = sys::fork()?;
+        if pid == 0 {
+            sys::new_session();
+            for (fd, number) in theirs.into_iter().zip(0..) {
+                sys::duplicate(fd, number).ok();
+            }
+            if command.terminal.is_some() {
+                sys::ioctl(Fd(0), request::SET_CONTROLLING, 0).ok();
+            }
+            turn_into(command);
+        }
+        for (index, fd) in theirs.into_iter().enumerate() {
+            if !theirs[..index].contains(&fd) {
+                sys::close(fd);
+            }
+        }
+        for fd in ours.into_iter().flatten() {
+            sys::never_wait(fd);
+        }
+        let [input, output, errors] = ours;
+        let room = protocol::WINDOW;
+        Ok(Session {
+            id,
+            pid,
+            ended: None,
+            input,
+            pending: Vec::new(),
+            input_ends: false,
+            streams: [Stream { fd: output, room }, Stream { fd: errors, room }],
+            is_terminal: command.terminal.is_some(),
+        })
+    }
+
+    /// What it waits for.
+    pub fn polls(&self, polls: &mut Vec<Poll>, may_send: bool) {
+        for stream in &self.streams {
+            if let Some(fd) = stream.fd.filter(|_| may_send && stream.room > 0 && self.ended.is_none()) {
+                polls.push(Poll { fd: fd.0, events: IN, came: 0 });
+            }
+        }
+        if let Some(fd) = self.input.filter(|_| !self.pending.is_empty()) {
+            polls.push(Poll { fd: fd.0, events: OUT, came: 0 });
+        }
+    }
+
+    /// Something has come for it.
+    pub fn hear(&mut self, kind: Kind, payload: &[u8]) {
+        match kind {
+            Kind::Input if payload.is_empty() => self.input_ends = true,
+            Kind::Input => self.pending.extend_from_slice(payload),
+            Kind::Grant => {
+                let stream = payload.first().map_or(0, |stream| usize::from(stream.wrapping_sub(1)));
+                if let (Some(stream), Some(more)) =
+                    (self.streams.get_mut(stream), protocol::number(payload, 1))
+                {
+                    stream.room = stream.room.saturating_add(more);
+                }
+            }
+            Kind::Resize if self.is_terminal => {
+                if let (Some(fd), &[r0, r1, c0, c1]) = (self.input, payload) {
+                    set_size(fd, u16::from_le_bytes([r0, r1]), u16::from_le_bytes([c0, c1]));
+                }
+            }
+            Kind::Signal if self.ended.is_none() => {
+                if let Some(signal) = payload.first() {
+                    sys::kill_group(self.pid, *signal);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Carries what there is to carry; whether all is done, and the command has ended.
+    pub fn serve(&mut self, out: &mut Vec<u8>) -> bool {
+        self.feed(out);
+        let mut is_dry = true;
+        for (index, kind) in [Kind::Output, Kind::Errors].into_iter().enumerate() {
+            is_dry &= self.drain(index, kind, out);
+        }
+        is_dry && self.ended.is_some()
+    }
+
+    fn feed(&mut self, out: &mut Vec<u8>) {
+        let Some(fd) = self.input else {
+            self.pending.clear();
+            return;
+        };
+        while !self.pending.is_empty() {
+            match sys::write(fd, &self.pending) {
+                Ok(count) => {
+                    self.pending.drain(..count);
+                    let count = u32::try_from(count).unwrap_or(0);
+                    protocol::put(out, Kind::InputGrant, self.id, &count.to_le_bytes());
+                }
+                Err(sys::EAGAIN) => return,
+                Err(sys::EINTR) => {}
+                Err(_) => {
+                    // Nobody reads it.
+                    let count = u32::try_from(self.pending.len()).unwrap_or(0);
+                    self.pending.clear();
+                    protocol::put(out, Kind::InputGrant, self.id, &count.to_le_bytes());
+                }
+            }
+        }
+        if self.input_ends && !self.is_terminal {
+            sys::close(fd);
+            self.input = None;
+        }
+    }
+
+    /// Sends what a stream has; whether it has no more for now.
+    fn drain(&mut self, index: usize, kind: Kind, out: &mut Vec<u8>) -> bool {
+        let stream = &mut self.streams[index];
+        let mut bytes = [0; 8192];
+        while let Some(fd) = stream.fd {
+            let room = bytes.len().min(stream.room as usize);
+            if room == 0 || out.len() > super::common::MOST_WAITING {
+                return false;
+            }
+            match sys::read(fd, &mut bytes[..room]) {
+                Ok(count) if count > 0 => {
+                    stream.room -= count as u32;
+                    protocol::put(out, kind, self.id, &bytes[..count]);
+                }
+                Err(sys::EINTR) => {}
+                Err(sys::EAGAIN) => return true,
+                // Its end; for a terminal that is an error.
+                _ => {
+                    if !self.is_terminal {
+                        sys::close(fd);
+                    }
+                    stream.fd = None;
+                    protocol::put(out, kind, self.id, &[]);
+                }
+            }
+        }
+        true
+    }
+
+    /// Closes what is open.
+    pub fn close(self) {
+        let [output, errors] = self.streams;
+        let input = self.input.filter(|fd| Some(*fd) != output.fd);
+        for fd in [input, output.fd, errors.fd].into_iter().flatten() {
+            sys::close(fd);
+        }
+    }
+}

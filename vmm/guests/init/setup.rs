@@ -1,0 +1,119 @@
+//! Making the guest ready for commands, by the host's list of steps: a line each, fields with tabs between.
+//!
+//! The list is composed, and tested, on the host (`job::steps`).
+
+use crate::common::say;
+use crate::sys::{self, Errno, Fd};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Where the list is, and how long a device is waited for, in steps of 10 ms.
+const LIST: &[u8] = b"/vmm/steps";
+const PATIENCE: usize = 1000;
+
+/// What the steps have come to.
+#[derive(Debug, Default)]
+pub struct Ready {
+    /// The port, open.
+    pub port: Option<Fd>,
+    /// The system's own first process, if it is to have its place.
+    pub init: Option<Vec<u8>>,
+}
+
+/// What could not be done, in words.
+pub type Trouble = String;
+
+/// Goes through the list.
+pub fn carry_out(ready: &mut Ready) -> Result<(), Trouble> {
+    let list = sys::contents(LIST).map_err(|error| format!("the list of steps cannot be read: {error}"))?;
+    for line in list.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let mut fields: Vec<&[u8]> = line.split(|byte| *byte == b'\t').collect();
+        let may_fail = fields[0] == b"try";
+        if may_fail {
+            fields.remove(0);
+        }
+        let result = step(&fields, ready);
+        if let Err(error) = result {
+            let words = String::from_utf8_lossy(line).replace('\t', " ");
+            match may_fail {
+                true => say(&format!("{words}: {error}")),
+                false => return Err(format!("{words}: {error}")),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn step(fields: &[&[u8]], ready: &mut Ready) -> sys::Result<()> {
+    const NOT_KNOWN: Errno = Errno(22);
+    match fields {
+        [b"module", path, options] => sys::load_module(path, options),
+        [b"folder", path] => sys::make_folders(path),
+        [b"link", target, path] => sys::link(target, path),
+        [b"mount", kind, source, target, flags, data] => {
+            sys::make_folders(target).ok();
+            sys::mount(source, target, kind, number(flags), data)
+        }
+        [b"device", path] => wait_for(path),
+        [b"port", name] => {
+            ready.port = Some(port(name)?);
+            Ok(())
+        }
+        [b"root", path] => {
+            const MOVE: usize = 0x2000;
+            sys::change_folder(path)?;
+            sys::mount(b".", b"/", b"", MOVE, b"")?;
+            sys::change_root(b".")?;
+            sys::change_folder(b"/")
+        }
+        [b"write", path, text] => {
+            let fd = sys::open(path, sys::WRITE_ONLY | sys::CLOSE_ON_EXEC)?;
+            let result = sys::write(fd, text);
+            sys::close(fd);
+            result.map(|_| ())
+        }
+        [b"hostname", name] => sys::set_host_name(name),
+        [b"loopback"] => sys::raise_loopback(),
+        [b"init", path] => {
+            ready.init = Some(path.to_vec());
+            Ok(())
+        }
+        _ => Err(NOT_KNOWN),
+    }
+}
+
+fn number(text: &[u8]) -> usize {
+    text.iter().fold(0, |number, digit| number * 10 + usize::from(digit.wrapping_sub(b'0')))
+}
+
+fn wait_for(path: &[u8]) -> sys::Result<()> {
+    for _ in 0..PATIENCE {
+        match sys::open(path, sys::READ_ONLY | sys::NO_WAIT | sys::CLOSE_ON_EXEC) {
+            Err(sys::ENOENT) => sys::sleep(10),
+            Err(error) => return Err(error),
+            Ok(fd) => {
+                sys::close(fd);
+                return Ok(());
+            }
+        }
+    }
+    Err(sys::ENODEV)
+}
+
+/// The port of a name, which the kernel has found some time after its device.
+fn port(name: &[u8]) -> sys::Result<Fd> {
+    const PORTS: &[u8] = b"/sys/class/virtio-ports";
+    for _ in 0..PATIENCE {
+        for port in sys::names(PORTS).unwrap_or_default() {
+            let at = [PORTS, b"/", &port, b"/name"].concat();
+            let found = sys::contents(&at).unwrap_or_default();
+            if found.trim_ascii_end() == name {
+                let path = [b"/dev/", &port[..]].concat();
+                return sys::open(&path, sys::READ_WRITE | sys::NO_WAIT | sys::CLOSE_ON_EXEC);
+            }
+        }
+        sys::sleep(10);
+    }
+    Err(sys::ENODEV)
+}

@@ -1,0 +1,290 @@
+//! `vmm run`: a command in a guest that is booted for it.
+
+use super::values;
+use crate::control::names;
+use crate::error::Error;
+use crate::job::desk::{self, Job, LogTo};
+use crate::job::kernel_log::{Trouble, Watch};
+use crate::job::plan::{Plan, Root, Wanted};
+use crate::job::protocol::Command;
+use crate::job::session;
+use crate::job::verdict::{CANNOT, CODES};
+use crate::logging;
+use crate::machine::config::{Config, GdbConfig, MemorySize};
+use clap::builder::ValueParser;
+use debug::gdb::listener::Address;
+use devices::platform::Extra;
+use kvm::HOST_ISA;
+use std::ffi::OsString;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{env, thread};
+
+/// Boot a kernel, run a command in it, and end as the command does
+///
+/// The guest's root is this host's, or another folder, as it is: what the guest writes is in its memory, and gone with it.
+/// The command's output and errors are this program's, and so is its exit code.
+#[derive(Debug, clap::Args)]
+#[command(after_help = after_help())]
+pub struct Args {
+    /// Kernel; this host's own where none is named
+    #[arg(long, value_name = "PATH", conflicts_with = "build", help_heading = "Guest")]
+    kernel: Option<PathBuf>,
+    /// A kernel's source tree that has been built: its image and its modules
+    #[arg(long, value_name = "DIR", help_heading = "Guest")]
+    build: Option<PathBuf>,
+    /// The folder with the kernel's modules; found beside the kernel and below /lib/modules where none is named
+    #[arg(long, value_name = "DIR", conflicts_with = "build", help_heading = "Guest")]
+    modules: Option<PathBuf>,
+    /// Further words for the kernel's command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true, help_heading = "Guest")]
+    append: Option<String>,
+    /// The folder that the command sees as its root, or an archive (cpio, as for an initrd) that is unpacked to it
+    #[arg(long, value_name = "DIR|ARCHIVE", default_value = "/", help_heading = "Guest")]
+    root: PathBuf,
+    /// A folder that the guest writes through to; may be given more than once
+    #[arg(long, value_name = "DIR", help_heading = "Guest")]
+    rw: Vec<PathBuf>,
+    /// A variable of the command's environment: NAME as it is here, or NAME=VALUE; may be given more than once
+    #[arg(long, value_name = "NAME[=VALUE]", help_heading = "Guest")]
+    env: Vec<OsString>,
+    /// Where the command runs; here, if the root is this host's
+    #[arg(long, value_name = "DIR", help_heading = "Guest")]
+    cwd: Option<PathBuf>,
+    /// Have this program as the first process, the system's own, beside which the command runs
+    #[arg(long, value_name = "PROGRAM", help_heading = "Guest")]
+    init: Option<String>,
+
+    /// Number of vCPUs; as many as this host has, up to four
+    #[arg(long, value_name = "N", value_parser = ValueParser::new(values::count), help_heading = "Machine")]
+    cpus: Option<u32>,
+    /// Memory: 512M, 4G; a bare number counts MiB
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = ValueParser::new(values::memory_size), help_heading = "Machine")]
+    memory: MemorySize,
+
+    /// How long the guest may take until it runs a program
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = ValueParser::new(values::duration), help_heading = "Run")]
+    boot_timeout: Duration,
+    /// End the guest after this time: 30s, 500ms, 2m
+    #[arg(long, value_name = "TIME", value_parser = ValueParser::new(values::duration), help_heading = "Run")]
+    timeout: Option<Duration>,
+    /// All times are so many times as long: this host is slow, as nested ones are
+    #[arg(long, value_name = "N", default_value = "1", value_parser = ValueParser::new(values::count), help_heading = "Run")]
+    slow: u32,
+    /// What in the kernel's log ends the run with code 118: oops, warn, kasan, ubsan, kcsan, lockdep, leak; none
+    #[arg(long, value_name = "LIST", default_value = "oops", value_parser = ValueParser::new(troubles), help_heading = "Run")]
+    fail_on: Troubles,
+    /// Lines of the log with this in them are no reason; may be given more than once
+    #[arg(long, value_name = "TEXT", help_heading = "Run")]
+    allow: Vec<String>,
+    /// Where the kernel's log goes: a file, or - for standard error; else its end is shown when something went wrong
+    #[arg(long, value_name = "PATH|-", help_heading = "Run")]
+    kernel_log: Option<PathBuf>,
+    /// Write what came of it to standard error as one line of JSON, behind everything else
+    #[arg(long, help_heading = "Run")]
+    json: bool,
+    /// A name to speak to the guest by: vmm dump NAME PATH
+    #[arg(long, value_name = "NAME", value_parser = ValueParser::new(names::check), help_heading = "Run")]
+    name: Option<String>,
+    /// Give the command no terminal, though there is one
+    #[arg(long, help_heading = "Run")]
+    no_tty: bool,
+
+    /// Serve gdb or lldb: the guest waits at its first instruction until one attaches
+    #[arg(long, value_name = "[HOST]:PORT|unix:PATH", value_parser = ValueParser::new(Address::parse), help_heading = "Debugging")]
+    gdb: Option<Address>,
+    /// Let the guest run before a debugger attaches
+    #[arg(long, requires = "gdb", help_heading = "Debugging")]
+    gdb_no_wait: bool,
+
+    /// The command and its arguments; a shell where there is none
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// What `--fail-on` names.
+#[derive(Clone, Debug)]
+struct Troubles(Vec<Trouble>);
+
+fn troubles(list: &str) -> Result<Troubles, String> {
+    if list == "none" {
+        return Ok(Troubles(Vec::new()));
+    }
+    let one = |word: &str| {
+        let found = Trouble::ALL.iter().find(|(its, _)| *its == word).map(|(_, trouble)| *trouble);
+        found.ok_or_else(|| {
+            let all: Vec<&str> = Trouble::ALL.iter().map(|(word, _)| *word).collect();
+            format!("'{word}' is none of {}, none", all.join(", "))
+        })
+    };
+    list.split(',').map(one).collect::<Result<_, _>>().map(Troubles)
+}
+
+fn after_help() -> String {
+    let mut text = String::from("Exit codes: the command's own, 128 and the signal that ended it, and\n");
+    for code in CODES {
+        text.push_str(&format!("  {:>3}  {}\n", code.code, code.meaning));
+    }
+    text.push_str("The last line on standard error says which it was.");
+    text
+}
+
+/// The environment that every command has, besides what is asked for.
+const ENVIRONMENT: [&str; 3] =
+    ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "USER=root"];
+
+impl Args {
+    fn root(&self) -> Root {
+        match self.root.is_file() {
+            true => Root::Archives(vec![self.root.clone()]),
+            false => Root::Folder(self.root.clone()),
+        }
+    }
+
+    fn folder(&self) -> PathBuf {
+        match &self.cwd {
+            Some(folder) => folder.clone(),
+            None if self.root == Path::new("/") => env::current_dir().unwrap_or_else(|_| "/".into()),
+            None => "/".into(),
+        }
+    }
+
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            kernel: self.kernel.clone(),
+            build: self.build.clone(),
+            modules: self.modules.clone(),
+            root: self.root(),
+            writable: self.rw.clone(),
+            folder: self.folder(),
+            append: self.append.clone(),
+            init: self.init.clone(),
+        }
+    }
+
+    fn command(&self) -> Command {
+        let terminal = (session::has_terminal() && !self.no_tty)
+            .then(|| session::size_of_terminal().unwrap_or((24, 80)));
+        Command {
+            words: command_of(&self.command),
+            environment: environment_of(&self.env, terminal.is_some()),
+            folder: self.folder().into_os_string().into_vec(),
+            terminal,
+        }
+    }
+
+    fn job(&self, plan: Plan, initramfs: PathBuf) -> Job {
+        let cpus = thread::available_parallelism().map_or(1, |count| count.get().min(4));
+        let guest = Config {
+            kernel: Some(plan.kernel),
+            initrds: [initramfs].into_iter().chain(plan.archives).collect(),
+            cmdline: Some(plan.cmdline),
+            cpus: self.cpus.unwrap_or(u32::try_from(cpus).unwrap_or(1)),
+            memory: self.memory,
+            extras: vec![Extra::Exit, Extra::Pvpanic],
+            virtio: plan.devices,
+            gdb: self
+                .gdb
+                .clone()
+                .map(|address| GdbConfig { waits: !self.gdb_no_wait, ..GdbConfig::new(address) }),
+            keeps_registers: true,
+            ..Config::default()
+        };
+        Job {
+            guest,
+            command: self.command(),
+            boot_timeout: self.boot_timeout * self.slow,
+            timeout: self.timeout.map(|limit| limit * self.slow),
+            watch: Watch { troubles: self.fail_on.0.clone(), allowed: self.allow.clone() },
+            log: match &self.kernel_log {
+                None => LogTo::Nowhere,
+                Some(path) if path.as_os_str() == "-" => LogTo::Errors,
+                Some(path) => LogTo::File(path.clone()),
+            },
+            name: self.name.clone(),
+        }
+    }
+}
+
+/// The words of a command: a shell's where none are given.
+pub fn command_of(words: &[OsString]) -> Vec<Vec<u8>> {
+    match words {
+        [] => vec![b"/bin/sh".to_vec()],
+        words => words.iter().map(|word| word.as_bytes().to_vec()).collect(),
+    }
+}
+
+/// A command's environment: what every one has, and what `--env` names.
+pub fn environment_of(given: &[OsString], has_terminal: bool) -> Vec<Vec<u8>> {
+    let mut environment: Vec<Vec<u8>> = ENVIRONMENT.iter().map(|it| it.as_bytes().to_vec()).collect();
+    let mut set = |name: &[u8], value: &[u8]| {
+        environment.retain(|it| !it.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"=")));
+        environment.push([name, b"=", value].concat());
+    };
+    if let Some(term) = env::var_os("TERM").filter(|_| has_terminal) {
+        set(b"TERM", term.as_bytes());
+    }
+    for given in given {
+        let bytes = given.as_bytes();
+        match bytes.iter().position(|byte| *byte == b'=') {
+            Some(at) => set(&bytes[..at], &bytes[at + 1..]),
+            None => match env::var_os(given) {
+                Some(value) => set(bytes, value.as_bytes()),
+                None => log::warn!("--env {}: it is not set here", given.display()),
+            },
+        }
+    }
+    environment
+}
+
+/// Lines of the kernel's log that are shown when something went wrong.
+const SHOWN: usize = 40;
+
+/// Runs the command; the exit code.
+pub fn carry_out(args: &Args) -> u8 {
+    let plan = match args.wanted().plan(HOST_ISA) {
+        Ok(plan) => plan,
+        Err(error) => {
+            log::error!("{error}");
+            return CANNOT;
+        }
+    };
+    match run(args, plan) {
+        Ok(code) => code,
+        Err(error) => {
+            log::error!("{error}");
+            CANNOT
+        }
+    }
+}
+
+fn run(args: &Args, plan: Plan) -> Result<u8, Error> {
+    let file = in_memory(&plan.initramfs).map_err(Error::system("cannot keep the initramfs in memory"))?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let ended = desk::run(&args.job(plan, path))?;
+    let verdict = &ended.verdict;
+    if args.json {
+        logging::print(&format!("{}\n", ended.as_json()));
+    } else if !verdict.is_commands() {
+        let tail: String = ended.log.last(SHOWN).map(|line| format!("{line}\n")).collect();
+        if args.kernel_log.is_none() && verdict.shows_log() {
+            logging::print(&tail);
+            ended.vcpus.iter().for_each(|vcpu| logging::print(&format!("{vcpu}\n")));
+        }
+        log::error!("{verdict} (exit code {})", verdict.code());
+    } else if verdict.is_ambiguous() {
+        log::warn!("{verdict}");
+    }
+    Ok(verdict.code())
+}
+
+/// A file that has no name.
+fn in_memory(bytes: &[u8]) -> std::io::Result<std::fs::File> {
+    use std::io::Write;
+    let fd = nix::sys::memfd::memfd_create("initramfs", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+    let mut file = std::fs::File::from(fd);
+    file.write_all(bytes)?;
+    Ok(file)
+}

@@ -1,0 +1,17 @@
+//! Jobs: a command that runs in a guest which is booted for it, and what comes of that.
+//!
+//! [`plan`] finds the kernel and its modules and composes what the guest begins with: an initramfs with a first process
+//! of ours (`guests/init`) and the list of steps that it takes ([`steps`]). [`desk`] runs the guest and carries what
+//! goes in and out of the command, over a port of the console device, by [`protocol`]. [`verdict`] says what came of it.
+
+pub mod desk;
+pub mod initramfs;
+pub mod kernel_log;
+pub mod modules;
+pub mod plan;
+pub mod protocol;
+pub mod session;
+pub mod steps;
+pub mod streams;
+pub mod verdict;
+pub mod visitors;

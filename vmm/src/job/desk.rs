@@ -1,0 +1,483 @@
+//! Running a job: the guest, the command in it, and what goes in and out of both.
+//!
+//! One loop waits for all of it, on the thread that calls [`run`]; standard streams have threads of their own
+//! ([`streams`](super::streams)).
+
+use super::kernel_log::{KEPT, Lines, Sign, Tail, Watch, line_of_record};
+use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
+use super::session::{CommandEnd, Session};
+use super::verdict::Verdict;
+use super::visitors::Visitors;
+use crate::control::server::ControlSocket;
+use crate::error::Error;
+use crate::logging;
+use crate::machine::Guest;
+use crate::machine::config::Config;
+use crate::outcome::{Outcome, StoppedBy};
+use crate::run::terminal;
+use debug::gdb::accept::Pause;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use vmm_sys_util::eventfd::EventFd;
+
+/// The one session of a job.
+const SESSION: u16 = 1;
+/// The most bytes of the serial port's output that wait for the loop.
+const MOST_SERIAL: usize = 1 << 20;
+/// How long what is behind a sign in the log is waited for: the rest of what the kernel has to say of it.
+const AFTER_SIGN: Duration = Duration::from_millis(500);
+/// A kernel that has panicked resets itself at once; one that does not has taken so long.
+const AFTER_PANIC: Duration = Duration::from_secs(5);
+
+/// Where the kernel's log goes as it comes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LogTo {
+    /// Its end is shown when something went wrong.
+    #[default]
+    Nowhere,
+    /// Standard error.
+    Errors,
+    /// A file.
+    File(PathBuf),
+}
+
+/// A job.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The machine.
+    pub guest: Config,
+    /// What runs in it.
+    pub command: Command,
+    /// How long the guest may take until it runs a program.
+    pub boot_timeout: Duration,
+    /// How long all of it may take.
+    pub timeout: Option<Duration>,
+    /// What ends it, of the kernel's log.
+    pub watch: Watch,
+    /// Where that goes.
+    pub log: LogTo,
+    /// What the guest is called.
+    pub name: Option<String>,
+}
+
+/// A job that is over.
+#[derive(Debug)]
+pub struct Ended {
+    /// How.
+    pub verdict: Verdict,
+    /// The last lines of the kernel's log.
+    pub log: Tail,
+    /// What each vCPU was doing, if the guest was stopped in the middle of it.
+    pub vcpus: Vec<String>,
+    /// From the guest's first instruction.
+    pub took: Duration,
+    /// Until it ran a program.
+    pub booted_after: Option<Duration>,
+}
+
+impl Ended {
+    /// In one line, for programs: `verdict` is a word, `code` the exit code, `seconds` how long the guest was there and
+    /// `boot_seconds` how long it took until it ran a program.
+    pub fn as_json(&self) -> String {
+        let seconds = |time: Duration| time.as_millis() as f64 / 1000.0;
+        serde_json::json!({
+            "verdict": self.verdict.word(),
+            "code": self.verdict.code(),
+            "text": self.verdict.to_string(),
+            "seconds": seconds(self.took),
+            "boot_seconds": self.booted_after.map(seconds),
+        })
+        .to_string()
+    }
+}
+
+/// What the guest prints on its serial port, on its way to the loop.
+#[derive(Clone, Debug)]
+struct Serial {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    wake: Arc<EventFd>,
+}
+
+impl Serial {
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Write for Serial {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut waiting = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = MOST_SERIAL.saturating_sub(waiting.len());
+        waiting.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        drop(waiting);
+        // What is behind that is lost: whoever prints so much is not read by anybody.
+        self.wake.write(1)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Signals that are the command's, the first time.
+const PASSED: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+
+/// Has signals that are a command's wait for the loop.
+///
+/// # Errors
+/// [`Error::System`].
+pub fn take_signals() -> Result<SignalFd, Error> {
+    let signals: SigSet = PASSED.into_iter().chain([Signal::SIGWINCH, Signal::SIGTTIN]).collect();
+    signals.thread_block().map_err(|error| Error::system("cannot block signals")(error.into()))?;
+    terminal::install_handlers().map_err(Error::system("cannot install signal handlers"))?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(|error| Error::system("cannot make a signalfd")(error.into()))
+}
+
+/// Runs a job to its end.
+///
+/// # Errors
+/// [`Error`] when it could not be begun.
+pub fn run(job: &Job) -> Result<Ended, Error> {
+    let signals = take_signals()?;
+    let new_event = || {
+        EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::system("cannot make an eventfd"))
+    };
+    let serial = Serial { bytes: Arc::default(), wake: Arc::new(new_event()?) };
+    let log = match &job.log {
+        LogTo::Nowhere => None,
+        LogTo::Errors => logging::stderr_file(),
+        LogTo::File(path) => Some(File::create(path).map_err(|source| Error::Open {
+            option: "--kernel-log",
+            path: path.clone(),
+            source,
+        })?),
+    };
+    let visitors = Visitors::new(SESSION + 1).map_err(Error::system("cannot make an eventfd"))?;
+    let control = job.name.as_deref().map(|name| ControlSocket::new(name, Some(visitors.door().clone())));
+    let control = control.transpose()?;
+    let guest = Guest::new(&job.guest, Box::new(serial.clone()))?;
+    let port = guest.take_port(protocol::PORT);
+    let port = port.ok_or_else(|| Error::Usage("a job's guest has a port".into()))?;
+    port.set_nonblocking(true).map_err(Error::system("cannot set up a port"))?;
+    let session = Session::new(SESSION, job.command.terminal.is_some());
+    let session = session.map_err(Error::system("cannot set up the standard streams"))?;
+    let now = Instant::now();
+    let desk = Desk {
+        job,
+        guest: &guest,
+        control: control.as_ref(),
+        pause: Pause::default(),
+        signals,
+        port,
+        serial,
+        session,
+        visitors,
+        out: Vec::new(),
+        decoder: Decoder::default(),
+        lines: Lines::default(),
+        tail: Tail::default(),
+        log,
+        is_up: false,
+        was_told: false,
+        sign: None,
+        began: now,
+        booted_after: None,
+        boot_ends: now + job.boot_timeout,
+        ends: job.timeout.map(|limit| now + limit),
+        verdict: None,
+    };
+    guest.start();
+    desk.live()
+}
+
+/// All that is there while a job runs.
+struct Desk<'a> {
+    job: &'a Job,
+    guest: &'a Guest,
+    control: Option<&'a ControlSocket>,
+    pause: Pause,
+    signals: SignalFd,
+    port: UnixStream,
+    serial: Serial,
+    session: Session,
+    visitors: Visitors,
+    /// What waits to be sent to the guest.
+    out: Vec<u8>,
+    decoder: Decoder,
+    /// Of the serial port.
+    lines: Lines,
+    tail: Tail,
+    log: Option<File>,
+    /// The guest's first process is there.
+    is_up: bool,
+    /// The command was sent a signal that ends it.
+    was_told: bool,
+    /// What the log is a sign of, the line, and until when more is waited for.
+    sign: Option<(Sign, String, Instant)>,
+    began: Instant,
+    booted_after: Option<Duration>,
+    boot_ends: Instant,
+    ends: Option<Instant>,
+    verdict: Option<Verdict>,
+}
+
+impl Desk<'_> {
+    fn live(mut self) -> Result<Ended, Error> {
+        loop {
+            self.wait()?;
+            self.read_serial();
+            self.receive();
+            self.carry();
+            self.send();
+            self.hear_signals();
+            self.serve_clients();
+            self.look_at_guest();
+            self.look_at_time();
+            if let Some(verdict) = self.verdict.take() {
+                // What the guest is in the middle of is of no use to anybody.
+                self.guest.pause();
+                let mut vcpus = Vec::new();
+                if verdict.shows_log() {
+                    vcpus = self.guest.reports();
+                    // What the first process has told is as much as it could.
+                    let log = self.guest.dumper().log(KEPT, &mut || true);
+                    if !log.is_empty() {
+                        self.tail = log.into_iter().collect();
+                    }
+                }
+                self.session.finish();
+                let (took, booted_after) = (self.began.elapsed(), self.booted_after);
+                return Ok(Ended { verdict, log: self.tail, vcpus, took, booted_after });
+            }
+        }
+    }
+
+    /// The first verdict stands.
+    fn decide(&mut self, verdict: Verdict) {
+        self.verdict.get_or_insert(verdict);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let boot = (!self.is_up).then_some(self.boot_ends);
+        let sign = self.sign.as_ref().map(|(_, _, until)| *until);
+        [boot, self.ends, sign].into_iter().flatten().min()
+    }
+
+    fn wait(&self) -> Result<(), Error> {
+        let timeout = self.deadline().map_or(PollTimeout::NONE, |deadline| {
+            // Rounded up, so that the time has come by then.
+            let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        let sends = if self.out.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
+        // SAFETY: none of these is closed while it is waited for.
+        let event =
+            |event: &EventFd| unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) };
+        let (end, serial, news) =
+            (event(self.guest.wake()), event(&self.serial.wake), event(self.session.wake()));
+        let mut polls = vec![
+            PollFd::new(self.port.as_fd(), PollFlags::POLLIN | sends),
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+        ];
+        let comers = event(self.visitors.wake());
+        polls.extend([end, serial, news, comers].map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        for (stream, sends) in self.visitors.streams() {
+            let sends = if sends { PollFlags::POLLOUT } else { PollFlags::empty() };
+            polls.push(PollFd::new(stream.as_fd(), PollFlags::POLLIN | sends));
+        }
+        if let Some(control) = self.control {
+            polls.push(PollFd::new(control.listener().as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut polls, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(error) => Err(Error::system("cannot wait")(error.into())),
+        }
+    }
+
+    /// What the kernel prints.
+    fn read_serial(&mut self) {
+        self.serial.wake.read().ok();
+        for line in self.lines.push(&self.serial.take()) {
+            self.look_at_line(&line);
+            // What is told by the first process as well is shown once.
+            if !self.is_up {
+                self.show_line(line);
+            }
+        }
+    }
+
+    fn show_line(&mut self, line: String) {
+        if let Some(log) = &mut self.log
+            && let Err(error) = writeln!(log, "{line}")
+        {
+            log::warn!("--kernel-log: {error}");
+            self.log = None;
+        }
+        self.tail.push(line);
+    }
+
+    fn look_at_line(&mut self, line: &str) {
+        let Some(sign) = self.job.watch.sign(line) else { return };
+        let patience = if sign == Sign::Panic { AFTER_PANIC } else { AFTER_SIGN };
+        // A panic behind an oops is the end; other signs are what comes of the first.
+        let is_worse = matches!(&self.sign, Some((Sign::Trouble(_) | Sign::Hang, ..))) && sign == Sign::Panic;
+        if self.sign.is_none() || is_worse {
+            self.sign = Some((sign, line.to_string(), Instant::now() + patience));
+        }
+    }
+
+    /// What the guest's first process says.
+    fn receive(&mut self) {
+        let mut bytes = [0; 16 << 10];
+        loop {
+            match (&self.port).read(&mut bytes) {
+                Ok(0) => return,
+                Ok(count) => self.decoder.push(&bytes[..count]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    log::debug!("the guest's port: {error}");
+                    return;
+                }
+            }
+            loop {
+                match self.decoder.take() {
+                    Ok(Some(frame)) => self.hear(frame),
+                    Ok(None) => break,
+                    Err(_) => {
+                        let why = "what it says on the job's port is not understood";
+                        return self.decide(Verdict::NoRoot(why.into()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, frame: Frame) {
+        match (frame.kind, frame.session) {
+            (Kind::Hello, NO_SESSION) => self.begin(),
+            (Kind::Trouble, NO_SESSION) => {
+                self.decide(Verdict::NoRoot(String::from_utf8_lossy(&frame.payload).into_owned()));
+            }
+            (Kind::Log, NO_SESSION) => {
+                if let Some(line) = line_of_record(&frame.payload) {
+                    self.look_at_line(&line);
+                    self.show_line(line);
+                }
+            }
+            (_, SESSION) => match self.session.hear(frame) {
+                Some(CommandEnd::Code(code)) => self.decide(Verdict::Command(code)),
+                Some(CommandEnd::Signal(signal)) => self.decide(Verdict::Signal(signal)),
+                None => {}
+            },
+            (_, SESSION..) => self.visitors.tell(&frame, &mut self.out),
+            _ => {}
+        }
+    }
+
+    /// The guest is there: the command is started.
+    fn begin(&mut self) {
+        if std::mem::replace(&mut self.is_up, true) {
+            return;
+        }
+        self.booted_after = Some(self.began.elapsed());
+        if !self.session.begin(&self.job.command, &mut self.out) {
+            self.decide(Verdict::NoRoot("the command and its environment are too long".into()));
+        }
+    }
+
+    /// What is typed, and what has been written.
+    fn carry(&mut self) {
+        if self.session.carry(&mut self.out) {
+            self.decide(Verdict::Stopped(StoppedBy::Console));
+        }
+        // Before the guest's first process is there, nobody can have a session.
+        if self.is_up {
+            self.visitors.hear(&mut self.out);
+        }
+    }
+
+    fn send(&mut self) {
+        while !self.out.is_empty() {
+            match (&self.port).write(&self.out) {
+                Ok(count) => drop(self.out.drain(..count)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    log::debug!("the guest's port: {error}");
+                    self.out.clear();
+                }
+            }
+        }
+    }
+
+    fn hear_signals(&mut self) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
+            let Ok(signal) = Signal::try_from(number) else { continue };
+            match signal {
+                Signal::SIGWINCH => self.session.resize(&mut self.out),
+                Signal::SIGTTIN => {}
+                // The second time, or where there is nobody to hear it, it is the guest's end.
+                _ if !self.is_up || std::mem::replace(&mut self.was_told, true) => {
+                    self.decide(Verdict::Stopped(StoppedBy::Signal(number)));
+                }
+                signal => self.session.signal(signal, &mut self.out),
+            }
+        }
+    }
+
+    fn serve_clients(&mut self) {
+        let Some(control) = self.control else { return };
+        if let Err(error) = control.serve(self.guest, &mut self.pause) {
+            log::debug!("a client of the control socket cannot be accepted: {error}");
+        }
+    }
+
+    fn look_at_guest(&mut self) {
+        if self.guest.wake().read().is_err() {
+            return;
+        }
+        let Some(outcome) = self.guest.outcome() else { return };
+        // What it said last is on the way still.
+        std::thread::sleep(Duration::from_millis(20));
+        self.read_serial();
+        self.receive();
+        let line = self.sign.take().filter(|(sign, ..)| *sign == Sign::Panic).map(|(_, line, _)| line);
+        let has_panicked = line.is_some()
+            || matches!(outcome, Outcome::Ended(arch::End::Reset))
+                && self.guest.dumper().has_panicked(&mut || true);
+        self.decide(match line {
+            Some(line) => Verdict::Panic(Some(line)),
+            None => Verdict::of_guest(outcome, has_panicked),
+        });
+    }
+
+    fn look_at_time(&mut self) {
+        let now = Instant::now();
+        let sign = self.sign.take_if(|(_, _, until)| *until <= now);
+        if let Some((sign, line, _)) = sign {
+            self.decide(match sign {
+                Sign::Panic => Verdict::Panic(Some(line)),
+                Sign::Hang => Verdict::Hang(line),
+                Sign::Trouble(trouble) => Verdict::Trouble(trouble, line),
+            });
+        }
+        if !self.is_up && self.boot_ends <= now {
+            self.decide(Verdict::NoUserSpace);
+        }
+        if self.ends.is_some_and(|ends| ends <= now) {
+            self.decide(Verdict::TimeOver);
+        }
+    }
+}

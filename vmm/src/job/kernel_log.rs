@@ -1,0 +1,219 @@
+//! The guest's kernel's log as it goes, and what in it is worth ending a job for.
+//!
+//! It comes by `/dev/kmsg` from the guest's first process while that runs, and by the serial console, to which the kernel
+//! prints what is serious. Who can write to either can say what he likes; whoever tests a kernel runs what he trusts to
+//! say the truth.
+
+use std::collections::VecDeque;
+
+/// What a line tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// The kernel has panicked.
+    Panic,
+    /// It has noticed that it hangs.
+    Hang,
+    /// One of what `--fail-on` names.
+    Trouble(Trouble),
+}
+
+/// Makes of a table of troubles the enumeration, its names, and what lines have in them.
+macro_rules! troubles {
+    ($($(#[$doc:meta])* $name:ident = $word:literal: $($pattern:literal),+;)*) => {
+        /// What goes wrong in a kernel that goes on.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Trouble {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Trouble {
+            /// All of them, by the words of `--fail-on`.
+            pub const ALL: &[(&str, Trouble)] = &[$(($word, Trouble::$name)),*];
+
+            /// What a line that tells of it has in it.
+            fn patterns(self) -> &'static [&'static str] {
+                match self {
+                    $(Trouble::$name => &[$($pattern),+],)*
+                }
+            }
+
+            /// Its word.
+            pub fn word(self) -> &'static str {
+                match self {
+                    $(Trouble::$name => $word,)*
+                }
+            }
+        }
+    };
+}
+
+troubles! {
+    /// A fault in the kernel that ended what it was doing.
+    Oops = "oops": "Oops: ", "Oops[", "BUG: unable to handle", "BUG: kernel NULL pointer", "kernel BUG at ",
+        "Internal error: ", "general protection fault", "Unable to handle kernel";
+    /// `WARN_ON`.
+    Warn = "warn": "WARNING: CPU: ", "WARNING: ";
+    /// An address sanitizer.
+    Kasan = "kasan": "BUG: KASAN: ", "BUG: KFENCE: ", "BUG: KMSAN: ";
+    /// A sanitizer of undefined behaviour.
+    Ubsan = "ubsan": "UBSAN: ";
+    /// A race.
+    Kcsan = "kcsan": "BUG: KCSAN: ";
+    /// Locks that are taken the wrong way.
+    Lockdep = "lockdep": "WARNING: possible circular locking", "WARNING: possible recursive locking",
+        "WARNING: inconsistent lock state", "WARNING: bad unlock balance", "INFO: possible circular locking",
+        "WARNING: suspicious RCU usage", "BUG: sleeping function called from invalid context",
+        "BUG: scheduling while atomic";
+    /// Memory that is lost.
+    Leak = "leak": "kmemleak: ";
+}
+
+/// What a kernel says when it hangs: lockups (kernel/watchdog.c), stalls (kernel/rcu/tree_stall.h), tasks
+/// (kernel/hung_task.c), and what panics of these begin with.
+const HANGS: &[&str] = &[
+    "BUG: soft lockup",
+    "Watchdog detected hard LOCKUP",
+    "watchdog: CPU",
+    "detected stall",
+    "self-detected stall",
+    "detected expedited stalls",
+    "blocked for more than",
+];
+/// What it says when it panics (kernel/panic.c).
+const PANIC: &str = "Kernel panic - not syncing";
+/// Lines that are kept for a report.
+pub const KEPT: usize = 1000;
+/// The most bytes of a line.
+const MOST_LINE: usize = 4096;
+
+/// Which signs are looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// Troubles that end the job.
+    pub troubles: Vec<Trouble>,
+    /// A line that has one of these in it is none.
+    pub allowed: Vec<String>,
+}
+
+impl Watch {
+    /// What a line is a sign of.
+    pub fn sign(&self, line: &str) -> Option<Sign> {
+        if self.allowed.iter().any(|it| line.contains(it.as_str())) {
+            return None;
+        }
+        let has = |patterns: &[&str]| patterns.iter().any(|pattern| line.contains(pattern));
+        if line.contains(PANIC) {
+            return Some(Sign::Panic);
+        }
+        if has(HANGS) {
+            return Some(Sign::Hang);
+        }
+        self.troubles.iter().copied().find(|trouble| has(trouble.patterns())).map(Sign::Trouble)
+    }
+}
+
+/// Lines as they come.
+#[derive(Debug, Default)]
+pub struct Lines {
+    /// What has come of one that has no end yet.
+    begun: Vec<u8>,
+}
+
+impl Lines {
+    /// Those that are whole by these bytes; one that is too long ends where it may.
+    pub fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+        let mut lines = Vec::new();
+        for byte in bytes {
+            match byte {
+                b'\n' => lines.push(String::from_utf8_lossy(&std::mem::take(&mut self.begun)).into_owned()),
+                b'\r' => {}
+                _ => self.begun.push(*byte),
+            }
+            if self.begun.len() >= MOST_LINE {
+                lines.push(String::from_utf8_lossy(&std::mem::take(&mut self.begun)).into_owned());
+            }
+        }
+        lines
+    }
+}
+
+/// A record of `/dev/kmsg` as a line of the log (`Documentation/ABI/testing/dev-kmsg`): priority, sequence number,
+/// microseconds, flags; text; and what it was about, which is left out.
+pub fn line_of_record(record: &[u8]) -> Option<String> {
+    let record = String::from_utf8_lossy(record);
+    let (head, text) = record.split_once(';')?;
+    let text = text.split('\n').next().unwrap_or_default();
+    let microseconds: u64 = head.split(',').nth(2)?.parse().ok()?;
+    Some(format!("[{:5}.{:06}] {text}", microseconds / 1_000_000, microseconds % 1_000_000))
+}
+
+/// The last lines.
+#[derive(Debug, Default)]
+pub struct Tail(VecDeque<String>);
+
+impl FromIterator<String> for Tail {
+    fn from_iter<I: IntoIterator<Item = String>>(lines: I) -> Tail {
+        let mut tail = Tail::default();
+        lines.into_iter().for_each(|line| tail.push(line));
+        tail
+    }
+}
+
+impl Tail {
+    /// One more.
+    pub fn push(&mut self, line: String) {
+        if self.0.len() == KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(line);
+    }
+
+    /// The last `count`.
+    pub fn last(&self, count: usize) -> impl Iterator<Item = &str> {
+        self.0.iter().skip(self.0.len().saturating_sub(count)).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_become_lines() {
+        let record = b"6,339,5140900,-;NET: Registered\n SUBSYSTEM=net\n";
+        assert_eq!(line_of_record(record).unwrap(), "[    5.140900] NET: Registered");
+        for wrong in [&b""[..], b"6,1;x", b"6,1,z,-;x", b"no record"] {
+            assert_eq!(line_of_record(wrong), None);
+        }
+    }
+
+    #[test]
+    fn lines_end_at_their_ends() {
+        let mut lines = Lines::default();
+        assert_eq!(lines.push(b"one\r\ntw"), ["one"]);
+        assert_eq!(lines.push(b"o\n\n"), ["two", ""]);
+        assert_eq!(lines.push(&[b'x'; MOST_LINE + 1]).len(), 1);
+    }
+
+    #[test]
+    fn signs() {
+        let watch = Watch { troubles: vec![Trouble::Oops, Trouble::Warn], allowed: vec!["drm".into()] };
+        for (line, sign) in [
+            ("[    1.0] Kernel panic - not syncing: Attempted to kill init!", Some(Sign::Panic)),
+            ("watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [dd:88]", Some(Sign::Hang)),
+            ("rcu: INFO: rcu_preempt self-detected stall on CPU", Some(Sign::Hang)),
+            ("INFO: task dd:88 blocked for more than 120 seconds.", Some(Sign::Hang)),
+            ("BUG: kernel NULL pointer dereference, address: 0000", Some(Sign::Trouble(Trouble::Oops))),
+            ("Internal error: Oops - BUG: 00000000f2000800 [#1] SMP", Some(Sign::Trouble(Trouble::Oops))),
+            ("WARNING: CPU: 0 PID: 1 at mm/slab.c:1", Some(Sign::Trouble(Trouble::Warn))),
+            ("WARNING: CPU: 0 PID: 1 at drivers/gpu/drm/x.c:1", None),
+            ("UBSAN: shift-out-of-bounds", None),
+            ("all is well", None),
+        ] {
+            assert_eq!(watch.sign(line), sign, "{line}");
+        }
+        for (word, trouble) in Trouble::ALL {
+            assert_eq!(trouble.word(), *word);
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! What a job's guest begins with: kernel, modules, initramfs, command line and devices, from what was asked for.
+
+use super::initramfs::Initramfs;
+use super::modules::{ModuleError, Modules};
+use super::protocol;
+use super::steps::{NotTellable, Steps, flag};
+use crate::machine::config::{ShareConfig, VirtioDevice};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The guest's first process (`guests/init`).
+const INIT: &[u8] = include_bytes!(env!("JOB_INIT"));
+
+/// What a job's guest is to have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The kernel; this host's own where none is named.
+    pub kernel: Option<PathBuf>,
+    /// A kernel's source tree, which has all of it.
+    pub build: Option<PathBuf>,
+    /// Where the kernel's modules are; found beside the kernel and below `/lib/modules` where nothing is named.
+    pub modules: Option<PathBuf>,
+    /// The root.
+    pub root: Root,
+    /// Folders that are written through to the host's, at the same place in the guest.
+    pub writable: Vec<PathBuf>,
+    /// Where the command runs; what is hidden of the root otherwise is not if it is there.
+    pub folder: PathBuf,
+    /// Further words for the kernel.
+    pub append: Option<String>,
+    /// A first process of the system's own.
+    pub init: Option<String>,
+}
+
+/// What a command sees as its root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// A folder of the host's, which stays as it is: what the guest writes is in its memory.
+    Folder(PathBuf),
+    /// Archives that are unpacked to the guest's memory.
+    Archives(Vec<PathBuf>),
+}
+
+impl Default for Root {
+    fn default() -> Root {
+        Root::Folder("/".into())
+    }
+}
+
+/// All that it begins with.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initramfs: Vec<u8>,
+    /// Archives behind it.
+    pub archives: Vec<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Devices.
+    pub devices: Vec<VirtioDevice>,
+}
+
+/// A job that cannot be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// No kernel was named, and there is none of this host's.
+    #[error("there is no kernel: this host's own, {release}, is not at {places}; name one with --kernel")]
+    NoKernel {
+        /// Its release.
+        release: String,
+        /// Where it was looked for.
+        places: String,
+    },
+    /// A source tree that has not been built.
+    #[error("--build {tree}: there is no {image}; is the kernel built?")]
+    NotBuilt {
+        /// The tree.
+        tree: PathBuf,
+        /// What is missing.
+        image: PathBuf,
+    },
+    /// A module.
+    #[error("{0} (--modules names the folder with the kernel's modules, --build its source tree)")]
+    Module(#[from] ModuleError),
+    /// A path.
+    #[error(transparent)]
+    Path(#[from] NotTellable),
+    /// A folder that the guest is to have.
+    #[error("{option} {path}: {source}")]
+    Folder {
+        /// What names it.
+        option: &'static str,
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It cannot be told to the guest.
+    #[error("{0} is not UTF-8, which paths that the guest is told of have to be")]
+    NotText(PathBuf),
+    /// The archive.
+    #[error("cannot make the initramfs: {0}")]
+    Archive(io::Error),
+}
+
+/// Where the image is in a source tree.
+const IMAGES: [&str; 2] = ["arch/x86/boot/bzImage", "arch/arm64/boot/Image"];
+
+fn text(path: &Path) -> Result<&str, PlanError> {
+    path.to_str().ok_or_else(|| PlanError::NotText(path.into()))
+}
+
+/// The running kernel's release.
+fn own_release() -> String {
+    nix::sys::utsname::uname()
+        .map_or_else(|_| String::new(), |it| it.release().to_string_lossy().into_owned())
+}
+
+/// The kernel's file, and its release as far as its name says.
+fn kernel(wanted: &Wanted, image: &str) -> Result<(PathBuf, Option<String>), PlanError> {
+    if let Some(tree) = &wanted.build {
+        let image = tree.join(image);
+        return match image.is_file() {
+            true => Ok((image, None)),
+            false => Err(PlanError::NotBuilt { tree: tree.clone(), image }),
+        };
+    }
+    if let Some(kernel) = &wanted.kernel {
+        let name = kernel.file_name().unwrap_or_default().to_string_lossy();
+        let beside = kernel.parent().and_then(|folder| fs::read_to_string(folder.join("release")).ok());
+        let release = name.split_once('-').map(|(_, release)| release.to_string());
+        return Ok((kernel.clone(), release.or_else(|| beside.map(|it| it.trim().to_string()))));
+    }
+    let release = own_release();
+    let places = [format!("/boot/vmlinuz-{release}"), format!("/lib/modules/{release}/vmlinuz")];
+    match places.iter().find(|place| Path::new(place).is_file()) {
+        Some(place) => Ok((place.into(), Some(release))),
+        None => Err(PlanError::NoKernel { places: places.join(" or "), release }),
+    }
+}
+
+/// The kernel's modules, and where they are.
+fn modules(wanted: &Wanted, kernel: &Path, release: Option<&str>) -> Result<(Modules, PathBuf), PlanError> {
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| PlanError::Folder { option: "modules", path, source }
+    };
+    if let Some(tree) = &wanted.build {
+        return Ok((Modules::of_tree(tree).map_err(failed(tree))?, tree.clone()));
+    }
+    if let Some(folder) = &wanted.modules {
+        fs::read_dir(folder).map_err(|source| PlanError::Folder {
+            option: "--modules",
+            path: folder.clone(),
+            source,
+        })?;
+        return Ok((Modules::below(folder).map_err(failed(folder))?, folder.clone()));
+    }
+    let beside = kernel.parent().unwrap_or(Path::new("/"));
+    let release = release.unwrap_or("none");
+    let places = [
+        beside.join("lib/modules").join(release),
+        beside.join("../lib/modules").join(release),
+        beside.join("modules"),
+        Path::new("/lib/modules").join(release),
+    ];
+    for place in places.iter().filter(|place| place.is_dir()) {
+        let modules = Modules::below(place).map_err(failed(place))?;
+        if !modules.is_empty() {
+            return Ok((modules, place.clone()));
+        }
+    }
+    Ok((Modules::default(), places[3].clone()))
+}
+
+/// A folder as it is, without links.
+fn real(option: &'static str, path: &Path) -> Result<PathBuf, PlanError> {
+    let failed = |source| PlanError::Folder { option, path: path.into(), source };
+    let real = fs::canonicalize(path).map_err(failed)?;
+    match real.is_dir() {
+        true => Ok(real),
+        false => Err(failed(io::ErrorKind::NotADirectory.into())),
+    }
+}
+
+/// Tags of shares.
+const ROOT_TAG: &str = "root";
+
+fn writable_tag(index: usize) -> String {
+    format!("rw{index}")
+}
+
+/// What a root of the host's own has that is nobody's business.
+const PRIVATE: [&str; 4] = ["/root", "/home", "/mnt", "/media"];
+
+impl Wanted {
+    /// All that the guest begins with.
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub fn plan(&self, isa: arch::Isa) -> Result<Plan, PlanError> {
+        let image = IMAGES[usize::from(isa == arch::Isa::Aarch64)];
+        let (kernel, release) = kernel(self, image)?;
+        let mut wanted = vec!["virtio_pci", "virtio_console"];
+        let mut devices = vec![VirtioDevice::Ports(vec![protocol::PORT.into()]), VirtioDevice::Entropy];
+        let mut archives = Vec::new();
+        match &self.root {
+            Root::Folder(folder) => {
+                wanted.extend(["virtiofs", "overlay"]);
+                let folder = real("--root", folder)?;
+                devices.push(share(folder, ROOT_TAG, false));
+            }
+            Root::Archives(files) => archives.clone_from(files),
+        }
+        let writable =
+            self.writable.iter().map(|folder| real("--rw", folder)).collect::<Result<Vec<_>, _>>()?;
+        if !writable.is_empty() {
+            wanted.push("virtiofs");
+        }
+        for (index, folder) in writable.iter().enumerate() {
+            devices.push(share(folder.clone(), &writable_tag(index), true));
+        }
+        let (modules, folder) = modules(self, &kernel, release.as_deref())?;
+        // One that serves what the guest can do without, if it is there.
+        let optional = ["virtio_rng"].into_iter().filter(|name| modules.has(name));
+        wanted.extend(optional);
+        let mut archive = Initramfs::default();
+        let mut steps = Steps::default();
+        self.fill(&mut archive, &mut steps, &modules.needed(&wanted, &folder)?, &writable)?;
+        let mut cmdline = String::from("quiet panic=-1 rdinit=/init");
+        if let Some(more) = &self.append {
+            cmdline.push(' ');
+            cmdline.push_str(more);
+        }
+        let initramfs = archive.finish().map_err(PlanError::Archive)?;
+        Ok(Plan { kernel, initramfs, archives, cmdline, devices })
+    }
+
+    fn fill(
+        &self,
+        archive: &mut Initramfs,
+        steps: &mut Steps,
+        modules: &[super::modules::Module],
+        writable: &[PathBuf],
+    ) -> Result<(), PlanError> {
+        let put = |archive: &mut Initramfs, path: &str, bytes: &[u8]| {
+            archive.file(path, bytes).map_err(PlanError::Archive)
+        };
+        for folder in ["dev", "proc", "sys", "vmm", "vmm/modules"] {
+            archive.folder(folder).map_err(PlanError::Archive)?;
+        }
+        put(archive, "init", INIT)?;
+        for (index, module) in modules.iter().enumerate() {
+            let path = format!("/vmm/modules/{index:02}-{}.ko", module.name);
+            put(archive, &path[1..], &module.bytes)?;
+            steps.module(&path, "");
+        }
+        steps.port(protocol::PORT);
+        self.steps(steps, writable)?;
+        let list = std::mem::take(steps).finish()?;
+        put(archive, "vmm/steps", list.as_bytes())
+    }
+
+    /// Mounts, and what else makes a system of a kernel.
+    fn steps(&self, steps: &mut Steps, writable: &[PathBuf]) -> Result<(), PlanError> {
+        let new = match &self.root {
+            Root::Archives(_) => "",
+            Root::Folder(folder) => {
+                steps.mount("virtiofs", ROOT_TAG, "/lower", flag::READ_ONLY, "");
+                steps.mount("tmpfs", "tmpfs", "/over", 0, "mode=755");
+                steps.folder("/over/upper");
+                steps.folder("/over/work");
+                steps.mount(
+                    "overlay",
+                    "root",
+                    "/new",
+                    0,
+                    "lowerdir=/lower,upperdir=/over/upper,workdir=/over/work",
+                );
+                self.hide(folder, steps);
+                steps.mount("devtmpfs", "dev", "/new/dev", 0, "");
+                steps.mount("proc", "proc", "/new/proc", 0, "");
+                steps.mount("sysfs", "sys", "/new/sys", 0, "");
+                "/new"
+            }
+        };
+        let at = |path: &str| format!("{new}{path}");
+        steps.try_mount("devpts", "devpts", &at("/dev/pts"), 0, "mode=620,ptmxmode=666");
+        for (path, options) in [("/dev/shm", "mode=1777"), ("/run", "mode=755"), ("/tmp", "mode=1777")] {
+            steps.try_mount("tmpfs", "tmpfs", &at(path), 0, options);
+        }
+        for (kind, path) in [
+            ("cgroup2", "/sys/fs/cgroup"),
+            ("debugfs", "/sys/kernel/debug"),
+            ("tracefs", "/sys/kernel/tracing"),
+            ("bpf", "/sys/fs/bpf"),
+            ("configfs", "/sys/kernel/config"),
+        ] {
+            steps.try_mount(kind, kind, &at(path), 0, "");
+        }
+        for (index, folder) in writable.iter().enumerate() {
+            steps.mount("virtiofs", &writable_tag(index), &at(text(folder)?), 0, "");
+        }
+        for (target, link) in [
+            ("/proc/self/fd", "/dev/fd"),
+            ("/proc/self/fd/0", "/dev/stdin"),
+            ("/proc/self/fd/1", "/dev/stdout"),
+            ("/proc/self/fd/2", "/dev/stderr"),
+        ] {
+            steps.try_link(target, &at(link));
+        }
+        if !new.is_empty() {
+            steps.root(new);
+        }
+        steps.host_name("vmm");
+        steps.try_loopback();
+        if let Some(init) = &self.init {
+            steps.init(init);
+        }
+        Ok(())
+    }
+
+    /// What is private of the host's own root is empty, but for the folder where the command runs.
+    fn hide(&self, root: &Path, steps: &mut Steps) {
+        if root != Path::new("/") {
+            return;
+        }
+        for private in PRIVATE {
+            if !self.folder.starts_with(private) && Path::new(private).is_dir() {
+                steps.mount("tmpfs", "tmpfs", &format!("/new{private}"), 0, "mode=755");
+            }
+        }
+    }
+}
+
+fn share(folder: PathBuf, tag: &str, is_writable: bool) -> VirtioDevice {
+    VirtioDevice::Share(ShareConfig { folder, tag: tag.into(), is_writable })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(wanted: &Wanted, writable: &[PathBuf]) -> String {
+        let mut steps = Steps::default();
+        wanted.steps(&mut steps, writable).unwrap();
+        steps.finish().unwrap()
+    }
+
+    #[test]
+    fn a_root_of_the_hosts_stays_as_it_is() {
+        let wanted = Wanted { folder: "/root/work".into(), ..Wanted::default() };
+        let text = steps(&wanted, &["/root/work".into()]);
+        assert!(text.contains("mount\tvirtiofs\troot\t/lower\t1\t\n"));
+        assert!(text.contains("mount\ttmpfs\ttmpfs\t/new/home\t0\tmode=755\n"), "{text}");
+        // The command runs there.
+        assert!(!text.contains("\t/new/root\t"));
+        assert!(text.contains("mount\tvirtiofs\trw0\t/new/root/work\t0\t\n"));
+        let (moves, writes) = (text.find("root\t/new\n").unwrap(), text.find("\trw0\t").unwrap());
+        assert!(writes < moves);
+    }
+
+    #[test]
+    fn a_folder_is_nobodys_own_root() {
+        let wanted = Wanted { root: Root::Folder("/srv/debian".into()), ..Wanted::default() };
+        assert!(!steps(&wanted, &[]).contains("/new/home"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let wanted = Wanted { build: Some("/nowhere".into()), ..Wanted::default() };
+        let error = wanted.plan(arch::Isa::Aarch64).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "--build /nowhere: there is no /nowhere/arch/arm64/boot/Image; is the kernel built?"
+        );
+        let wanted = Wanted {
+            kernel: Some("/etc/hostname".into()),
+            root: Root::Folder("/etc/hostname".into()),
+            ..Wanted::default()
+        };
+        assert!(
+            wanted.plan(arch::Isa::X86_64).unwrap_err().to_string().starts_with("--root /etc/hostname: ")
+        );
+    }
+}

@@ -1,0 +1,220 @@
+//! The process's own standard streams, each on a thread of its own: whoever reads its output may keep it waiting, and
+//! then the command waits, but nothing else does.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use vmm_sys_util::eventfd::EventFd;
+
+/// News of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Input has come; none: its end.
+    Input(Vec<u8>),
+    /// So many bytes of an output stream have been written.
+    Written(usize, u32),
+    /// Nobody reads an output stream any more.
+    Broken(usize),
+}
+
+/// Tells news.
+#[derive(Debug)]
+struct Teller {
+    news: Sender<News>,
+    wake: EventFd,
+}
+
+impl Teller {
+    /// Whether there is still somebody to be told.
+    fn tell(&self, news: News) -> bool {
+        self.news.send(news).is_ok() && self.wake.write(1).is_ok()
+    }
+}
+
+/// How many bytes of input may be read.
+#[derive(Clone, Debug, Default)]
+struct Room(Arc<(Mutex<u32>, Condvar)>);
+
+impl Room {
+    fn add(&self, more: u32) {
+        let mut room = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *room = room.saturating_add(more);
+        self.0.1.notify_all();
+    }
+
+    /// Waits for some; all that there is, up to `most`, which is taken.
+    fn take(&self, most: u32) -> u32 {
+        let mut room = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while *room == 0 {
+            room = self.0.1.wait(room).unwrap_or_else(PoisonError::into_inner);
+        }
+        let taken = (*room).min(most);
+        *room -= taken;
+        taken
+    }
+}
+
+/// What waits to be written, and the thread that does.
+#[derive(Debug)]
+struct Output {
+    pieces: Option<Sender<Vec<u8>>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// The standard streams.
+#[derive(Debug)]
+pub struct Streams {
+    outputs: [Output; 2],
+    room: Room,
+    news: Receiver<News>,
+    wake: EventFd,
+}
+
+/// As much input as is read at once, bytes.
+const PIECE: u32 = 8192;
+
+impl Streams {
+    /// Over these: input (if it is read at all), output and errors.
+    ///
+    /// # Errors
+    /// When the system gives no more threads or descriptors.
+    pub fn start(input: Option<File>, outputs: [File; 2]) -> io::Result<Streams> {
+        let (sender, news) = channel();
+        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        let teller = || Ok::<_, io::Error>(Teller { news: sender.clone(), wake: wake.try_clone()? });
+        let room = Room::default();
+        if let Some(input) = input {
+            let (teller, room) = (teller()?, room.clone());
+            // It may be in a read until the process ends.
+            thread::Builder::new().name("input".into()).spawn(move || read_all(input, &teller, &room))?;
+        }
+        let [output, errors] = outputs;
+        let start = |index: usize, file: File| {
+            let (pieces, queue) = channel();
+            let teller = teller()?;
+            let name = ["output", "errors"][index];
+            let thread = thread::Builder::new()
+                .name(name.into())
+                .spawn(move || write_all(index, file, &teller, &queue))?;
+            Ok::<_, io::Error>(Output { pieces: Some(pieces), thread: Some(thread) })
+        };
+        Ok(Streams { outputs: [start(0, output)?, start(1, errors)?], room, news, wake })
+    }
+
+    /// Becomes readable when there is news.
+    pub fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// The next of it.
+    pub fn next(&self) -> Option<News> {
+        self.news.try_recv().ok()
+    }
+
+    /// So much more input may be read.
+    pub fn make_room(&self, bytes: u32) {
+        self.room.add(bytes);
+    }
+
+    /// Has bytes written to an output stream.
+    pub fn write(&self, index: usize, bytes: Vec<u8>) {
+        if let Some(pieces) = self.outputs.get(index).and_then(|output| output.pieces.as_ref()) {
+            // One whose thread has ended was broken, and that was told.
+            pieces.send(bytes).ok();
+        }
+    }
+
+    /// Waits until all is written, as long as somebody reads it.
+    pub fn finish(mut self) {
+        for output in &mut self.outputs {
+            output.pieces = None;
+        }
+        for output in &mut self.outputs {
+            if let Some(thread) = output.thread.take()
+                && thread.join().is_err()
+            {
+                log::error!("a thread for a standard stream has panicked");
+            }
+        }
+    }
+}
+
+fn read_all(mut input: File, teller: &Teller, room: &Room) {
+    loop {
+        let mut bytes = vec![0; room.take(PIECE) as usize];
+        let count = loop {
+            match input.read(&mut bytes) {
+                Ok(count) => break count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A stream that is closed, or a terminal that is somebody else's, has nothing.
+                Err(error) => {
+                    log::debug!("standard input: {error}");
+                    break 0;
+                }
+            }
+        };
+        room.add(u32::try_from(bytes.len() - count).unwrap_or(0));
+        bytes.truncate(count);
+        if !teller.tell(News::Input(bytes)) || count == 0 {
+            return;
+        }
+    }
+}
+
+fn write_all(index: usize, mut output: File, teller: &Teller, queue: &Receiver<Vec<u8>>) {
+    for piece in queue {
+        if let Err(error) = output.write_all(&piece) {
+            log::debug!("an output stream: {error}");
+            teller.tell(News::Broken(index));
+            return;
+        }
+        let count = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+        if !teller.tell(News::Written(index, count)) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::OwnedFd;
+
+    fn pipe() -> (File, File) {
+        let (read, write): (OwnedFd, OwnedFd) = nix::unistd::pipe().unwrap();
+        (read.into(), write.into())
+    }
+
+    fn wait(streams: &Streams) -> News {
+        loop {
+            if let Some(news) = streams.next() {
+                return news;
+            }
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn streams_are_carried_as_far_as_there_is_room() {
+        let ((input, mut typed), (mut read, output), (gone, errors)) = (pipe(), pipe(), pipe());
+        let streams = Streams::start(Some(input), [output, errors]).unwrap();
+        typed.write_all(b"hello").unwrap();
+        streams.make_room(3);
+        assert_eq!(wait(&streams), News::Input(b"hel".to_vec()));
+        streams.make_room(100);
+        assert_eq!(wait(&streams), News::Input(b"lo".to_vec()));
+        drop(typed);
+        assert_eq!(wait(&streams), News::Input(Vec::new()));
+        streams.write(0, b"out".to_vec());
+        assert_eq!(wait(&streams), News::Written(0, 3));
+        drop(gone);
+        streams.write(1, b"to nobody".to_vec());
+        assert_eq!(wait(&streams), News::Broken(1));
+        streams.finish();
+        let mut all = String::new();
+        read.read_to_string(&mut all).unwrap();
+        assert_eq!(all, "out");
+    }
+}

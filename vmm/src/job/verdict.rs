@@ -1,0 +1,163 @@
+//! What came of a job, and the exit code that says so.
+
+use super::kernel_log::Trouble;
+use crate::outcome::{ExitCode, Outcome, StoppedBy};
+use arch::End;
+use std::fmt;
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The command ended by itself, with this code.
+    Command(u8),
+    /// A signal ended it.
+    Signal(u8),
+    /// The log has what `--fail-on` names: the line.
+    Trouble(Trouble, String),
+    /// The guest ended before the command did.
+    Ended(Outcome),
+    /// The kernel panicked: the line that says so, if it was heard.
+    Panic(Option<String>),
+    /// It hangs: what says so.
+    Hang(String),
+    /// It did not come so far as to run a program in time.
+    NoUserSpace,
+    /// The command's root could not be made: why.
+    NoRoot(String),
+    /// `--timeout` is over.
+    TimeOver,
+    /// Somebody ended it.
+    Stopped(StoppedBy),
+}
+
+macro_rules! codes {
+    ($($name:ident = $code:literal, $meaning:literal;)*) => {
+        $(
+            #[doc = $meaning]
+            pub const $name: u8 = $code;
+        )*
+        /// Codes of a job that are not its command's, in ascending order.
+        pub const CODES: &[ExitCode] = &[$(ExitCode { code: $code, meaning: $meaning },)*];
+    };
+}
+
+codes! {
+    TROUBLE = 118, "the guest's log has what --fail-on names";
+    ENDED = 119, "the guest ended before the command did: it switched itself off, was reset, or its processor shut down";
+    PANIC = 120, "the guest's kernel panicked";
+    HANG = 121, "the guest hangs";
+    NO_USER_SPACE = 122, "the guest did not come so far as to run a program (--boot-timeout)";
+    NO_ROOT = 123, "the command's root could not be made";
+    TIME_OVER = 124, "--timeout is over";
+    CANNOT = 125, "this host cannot do it, or an option is wrong";
+    NOT_EXECUTABLE = 126, "the command cannot be executed";
+    NOT_FOUND = 127, "the command was not found";
+}
+
+/// A signal's code has this below it, as a shell's.
+const SIGNALS: u8 = 128;
+
+impl Verdict {
+    /// What a guest's end means for a job that was not done.
+    pub fn of_guest(outcome: Outcome, has_panicked: bool) -> Verdict {
+        match outcome {
+            _ if has_panicked => Verdict::Panic(None),
+            Outcome::Ended(End::Crash) => Verdict::Panic(None),
+            Outcome::Stopped(by) => Verdict::Stopped(by),
+            outcome => Verdict::Ended(outcome),
+        }
+    }
+
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Verdict::Command(code) => *code,
+            Verdict::Signal(number) => SIGNALS.saturating_add(*number),
+            Verdict::Stopped(StoppedBy::Signal(number)) => {
+                SIGNALS.saturating_add(u8::try_from(*number).unwrap_or(0))
+            }
+            // As one that Ctrl-C ends.
+            Verdict::Stopped(StoppedBy::Console | StoppedBy::Debugger) => SIGNALS + 2,
+            Verdict::Trouble(..) => TROUBLE,
+            Verdict::Ended(_) => ENDED,
+            Verdict::Panic(_) => PANIC,
+            Verdict::Hang(_) => HANG,
+            Verdict::NoUserSpace => NO_USER_SPACE,
+            Verdict::NoRoot(_) => NO_ROOT,
+            Verdict::TimeOver => TIME_OVER,
+        }
+    }
+
+    /// In a word, for programs.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Verdict::Command(_) => "exit",
+            Verdict::Signal(_) => "signal",
+            Verdict::Trouble(..) => "log",
+            Verdict::Ended(_) => "ended",
+            Verdict::Panic(_) => "panic",
+            Verdict::Hang(_) => "hang",
+            Verdict::NoUserSpace => "no-user-space",
+            Verdict::NoRoot(_) => "no-root",
+            Verdict::TimeOver => "timeout",
+            Verdict::Stopped(_) => "stopped",
+        }
+    }
+
+    /// Whether the kernel's log says more of it.
+    pub fn shows_log(&self) -> bool {
+        !matches!(self, Verdict::Command(_) | Verdict::Signal(_) | Verdict::Stopped(_))
+    }
+
+    /// Whether the exit code alone could be taken for another cause's.
+    pub fn is_ambiguous(&self) -> bool {
+        matches!(self, Verdict::Command(TROUBLE..))
+    }
+
+    /// Whether it is the command's own, of which there is nothing to say.
+    pub fn is_commands(&self) -> bool {
+        matches!(self, Verdict::Command(_))
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Command(code) => write!(f, "the command ended with code {code}"),
+            Verdict::Signal(number) => write!(f, "the command was ended by signal {number}"),
+            Verdict::Trouble(trouble, line) => write!(f, "the log has {}: {line}", trouble.word()),
+            Verdict::Ended(outcome) => write!(f, "before the command ended: {outcome}"),
+            Verdict::Panic(Some(line)) => write!(f, "the guest's kernel panicked: {line}"),
+            Verdict::Panic(None) => f.write_str("the guest's kernel panicked"),
+            Verdict::Hang(why) => write!(f, "the guest hangs: {why}"),
+            Verdict::NoUserSpace => f.write_str("the guest did not come so far as to run a program in time"),
+            Verdict::NoRoot(why) => write!(f, "the command's root could not be made: {why}"),
+            Verdict::TimeOver => f.write_str("the time given by --timeout is over"),
+            Verdict::Stopped(StoppedBy::Signal(number)) => write!(f, "stopped by signal {number}"),
+            Verdict::Stopped(StoppedBy::Console) => f.write_str("stopped from the terminal"),
+            Verdict::Stopped(StoppedBy::Debugger) => f.write_str("ended by the debugger"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_told_apart() {
+        assert!(CODES.windows(2).all(|pair| pair[0].code < pair[1].code));
+        for (verdict, code) in [
+            (Verdict::Command(7), 7),
+            (Verdict::Signal(9), 137),
+            (Verdict::of_guest(Outcome::Ended(End::Crash), false), PANIC),
+            (Verdict::of_guest(Outcome::Ended(End::Reset), true), PANIC),
+            (Verdict::of_guest(Outcome::Ended(End::Reset), false), ENDED),
+            (Verdict::of_guest(Outcome::Stopped(StoppedBy::Signal(15)), false), 143),
+            (Verdict::Stopped(StoppedBy::Console), 130),
+            (Verdict::TimeOver, 124),
+        ] {
+            assert_eq!(verdict.code(), code, "{verdict}");
+        }
+    }
+}
