@@ -15,6 +15,7 @@
 
 pub mod aarch64;
 pub mod address;
+pub mod attention;
 #[cfg(feature = "boot")]
 pub mod board;
 pub mod bytes;

@@ -7,11 +7,15 @@
 pub mod desk;
 pub mod initramfs;
 pub mod kernel_log;
+pub mod ktap;
+pub mod matrix;
 pub mod modules;
 pub mod plan;
 pub mod protocol;
 pub mod session;
 pub mod steps;
 pub mod streams;
+pub mod stuck;
+pub mod table;
 pub mod verdict;
 pub mod visitors;

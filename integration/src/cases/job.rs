@@ -20,8 +20,8 @@ fn root(c: &Context) -> Result<PathBuf, String> {
         }
         fs::copy("/bin/busybox", root.join("bin/busybox"))?;
         for applet in [
-            "sh", "uname", "cat", "echo", "seq", "true", "ls", "tty", "stty", "kill", "sleep", "ps", "grep",
-            "id", "pwd", "env",
+            "sh", "uname", "cat", "echo", "seq", "true", "ls", "tty", "stty", "kill", "printf", "sleep",
+            "ps", "grep", "id", "pwd", "env",
         ] {
             symlink("busybox", root.join("bin").join(applet))?;
         }
@@ -152,6 +152,63 @@ pub fn streams(c: &mut Context) -> Check {
     c.keep("shell", &shell);
     talked?;
     check(code? == 5, || "the shell's code is another".into())
+}
+
+/// A kernel that stays where it is with interrupts off says nothing; one that waits hangs no more than a command does
+/// that sleeps.
+pub fn stuck(c: &mut Context) -> Check {
+    let (root, spin, limit) = (root(c)?, c.guest("spin", false)?, c.limit(60));
+    let line = format!("run --kernel {{}} --root {{}} --slow {} --memory 256M -- true", c.slowness);
+    let stuck = c.run(&line, &[&spin, &root], limit)?;
+    stuck.expect_code(121)?;
+    stuck.expect_one_line("with interrupts off (exit code 121)")?;
+    let idle = run(c, &root, "--cpus 2", "sleep 12")?;
+    idle.expect_code(0)
+}
+
+/// Many runs, and what came of them.
+pub fn many(c: &mut Context) -> Check {
+    let (root, limit) = (root(c)?, c.limit(120));
+    let (kernel, modules) = (c.kernel("6.12"), c.modules());
+    let common = format!(
+        "--kernel {} --modules {} --root {} --slow {} --memory 256M",
+        kernel.display(),
+        modules.display(),
+        root.display(),
+        c.slowness
+    );
+    let tap = "printf 'TAP version 13\\nok 1 - one\\nnot ok 2 - two\\n'";
+    let list = c.work.join("list");
+    let text = format!(
+        "# four\n{common} -- true\n\n{common} -- sh -c 'exit 3'\n{common} -- sh -c \"{tap}\"\n{common} -- nothing\n"
+    );
+    c.write(&list, text.as_bytes())?;
+    let junit = c.work.join("junit.xml");
+    let many = c.run("run --matrix {} --jobs 2 --junit {}", &[&list, &junit], limit)?;
+    many.expect_code(1)?;
+    for line in
+        ["-- true  (passed)", "(the command ended with code 3)", "(1 test failed; ", "1 of 4 runs passed"]
+    {
+        many.expect_output(line)?;
+    }
+    let xml = fs::read_to_string(&junit).map_err(|error| error.to_string())?;
+    for part in ["<testcase name=\"one\"", "<failure", "code 127"] {
+        check(xml.contains(part), || format!("no {part} in:\n{xml}"))?;
+    }
+    // Wrong lists: one line each, and nothing is run.
+    for (text, says) in [
+        ("", "there are no lines"),
+        ("-- true\n-- sh -c 'true\n", "line 2: a quotation has no end"),
+        ("--kernle x -- true\n", "line 1: unexpected argument '--kernle'"),
+        ("--memory 1 -- true\n", "line 1: "),
+        ("--matrix x\n", "line 1: a run of many"),
+    ] {
+        c.write(&list, text.as_bytes())?;
+        let wrong = c.run("run --matrix {}", &[&list], limit)?;
+        wrong.expect_code(125)?;
+        wrong.expect_one_line(says)?;
+    }
+    Ok(())
 }
 
 /// More commands in a guest that runs one.

@@ -1,21 +1,25 @@
 //! `vmm run`: a command in a guest that is booted for it.
 
-use super::values;
+use super::{stdout, values};
 use crate::control::names;
 use crate::error::Error;
 use crate::job::desk::{self, Job, LogTo};
 use crate::job::kernel_log::{Trouble, Watch};
+use crate::job::matrix;
 use crate::job::plan::{Plan, Root, Wanted};
 use crate::job::protocol::Command;
 use crate::job::session;
+use crate::job::table;
 use crate::job::verdict::{CANNOT, CODES};
 use crate::logging;
 use crate::machine::config::{Config, GdbConfig, MemorySize};
+use clap::Parser;
 use clap::builder::ValueParser;
 use debug::gdb::listener::Address;
 use devices::platform::Extra;
 use kvm::HOST_ISA;
 use std::ffi::OsString;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -99,6 +103,20 @@ pub struct Args {
     #[arg(long, requires = "gdb", help_heading = "Debugging")]
     gdb_no_wait: bool,
 
+    /// Run many: a file, or - for standard input, of which each line has the words of one `vmm run`; a table at the end
+    #[arg(long, value_name = "FILE|-", help_heading = "Many",
+          conflicts_with_all = ["kernel", "build", "modules", "append", "root", "rw", "env", "cwd", "init", "name", "gdb", "kernel_log", "command"])]
+    matrix: Option<PathBuf>,
+    /// How many at a time; as many as this host's processors and memory have room for where nothing is said
+    #[arg(short, long, value_name = "N", requires = "matrix", value_parser = ValueParser::new(values::count), help_heading = "Many")]
+    jobs: Option<u32>,
+    /// Write what came of them as JUnit has it
+    #[arg(long, value_name = "PATH", requires = "matrix", help_heading = "Many")]
+    junit: Option<PathBuf>,
+    /// Print what came of them by the Test Anything Protocol, with what their commands say by it, instead of the table
+    #[arg(long, requires = "matrix", help_heading = "Many")]
+    tap: bool,
+
     /// The command and its arguments; a shell where there is none
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -143,6 +161,20 @@ impl Args {
         }
     }
 
+    fn vcpus(&self) -> u32 {
+        let cpus = thread::available_parallelism().map_or(1, |count| count.get().min(4));
+        self.cpus.unwrap_or(u32::try_from(cpus).unwrap_or(1))
+    }
+
+    /// How many of these this host has room for: a processor for each vCPU, and memory for each guest and its monitor.
+    fn fits(&self) -> usize {
+        const MONITOR: u64 = 64 << 20;
+        let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let by_processors = processors / usize::try_from(self.vcpus()).unwrap_or(1).max(1);
+        let free = free_memory().unwrap_or(0) / (self.memory.bytes() + MONITOR);
+        by_processors.min(usize::try_from(free).unwrap_or(1)).max(1)
+    }
+
     fn folder(&self) -> PathBuf {
         match &self.cwd {
             Some(folder) => folder.clone(),
@@ -176,12 +208,11 @@ impl Args {
     }
 
     fn job(&self, plan: Plan, initramfs: PathBuf) -> Job {
-        let cpus = thread::available_parallelism().map_or(1, |count| count.get().min(4));
         let guest = Config {
             kernel: Some(plan.kernel),
             initrds: [initramfs].into_iter().chain(plan.archives).collect(),
             cmdline: Some(plan.cmdline),
-            cpus: self.cpus.unwrap_or(u32::try_from(cpus).unwrap_or(1)),
+            cpus: self.vcpus(),
             memory: self.memory,
             extras: vec![Extra::Exit, Extra::Pvpanic],
             virtio: plan.devices,
@@ -242,8 +273,89 @@ pub fn environment_of(given: &[OsString], has_terminal: bool) -> Vec<Vec<u8>> {
 /// Lines of the kernel's log that are shown when something went wrong.
 const SHOWN: usize = 40;
 
+/// A line of a list, as the words of a run.
+#[derive(Debug, clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    run: Args,
+}
+
+/// A run's words, understood.
+fn understood(words: &[String]) -> Result<Args, String> {
+    let words = std::iter::once("run").chain(words.iter().map(String::as_str));
+    let line = Line::try_parse_from(words).map_err(|error| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_string()
+    })?;
+    match line.run.matrix {
+        Some(_) => Err("a run of many cannot be one of many".into()),
+        None => Ok(line.run),
+    }
+}
+
+/// Some of many have not passed.
+const NOT_ALL_PASSED: u8 = 1;
+
+/// Runs a list of them; the exit code.
+fn carry_out_many(args: &Args, list: &Path) -> u8 {
+    match many(args, list) {
+        Ok(true) => 0,
+        Ok(false) => NOT_ALL_PASSED,
+        Err(text) => {
+            log::error!("{text}");
+            CANNOT
+        }
+    }
+}
+
+fn many(args: &Args, list: &Path) -> Result<bool, String> {
+    let words = |error: &dyn std::fmt::Display| error.to_string();
+    let entries = matrix::read(list, |words| understood(words).map(|_| ())).map_err(|error| words(&error))?;
+    // Before hours have gone by.
+    let junit = args.junit.as_ref().map(|path| {
+        std::fs::File::create(path)
+            .map_err(|error| format!("cannot open --junit {}: {error}", path.display()))
+    });
+    let mut junit = junit.transpose()?;
+    let at_a_time = match args.jobs {
+        Some(jobs) => jobs as usize,
+        None => entries
+            .iter()
+            .filter_map(|entry| understood(&entry.words).ok())
+            .map(|run| run.fits())
+            .min()
+            .unwrap_or(1),
+    };
+    let (count, mut done) = (entries.len(), 0);
+    let finished = matrix::run(entries, at_a_time, |one| {
+        done += 1;
+        match args.json {
+            true => drop(stdout::print(&format!("{}\n", table::json(one)), 0)),
+            false => {
+                let result = if one.is_passed() { "passed" } else { "failed" };
+                logging::print(&format!("{done} of {count}: {result}: {}\n", one.entry.name));
+            }
+        }
+    });
+    let finished = finished.map_err(|error| format!("cannot run them: {error}"))?;
+    let text = match (args.tap, args.json) {
+        (true, _) => table::tap(&finished),
+        (false, true) => String::new(),
+        (false, false) => table::text(&finished),
+    };
+    stdout::print(&text, 0);
+    if let Some(file) = &mut junit {
+        let text = table::junit(&finished).map_err(|error| words(&error))?;
+        file.write_all(text.as_bytes()).map_err(|error| format!("cannot write --junit: {error}"))?;
+    }
+    Ok(finished.iter().all(matrix::Finished::is_passed))
+}
+
 /// Runs the command; the exit code.
 pub fn carry_out(args: &Args) -> u8 {
+    if let Some(list) = &args.matrix {
+        return carry_out_many(args, list);
+    }
     let plan = match args.wanted().plan(HOST_ISA) {
         Ok(plan) => plan,
         Err(error) => {
@@ -280,11 +392,54 @@ fn run(args: &Args, plan: Plan) -> Result<u8, Error> {
     Ok(verdict.code())
 }
 
+/// Bytes that this host has free, or can have (proc_meminfo(5)).
+fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// A file that has no name.
 fn in_memory(bytes: &[u8]) -> std::io::Result<std::fs::File> {
-    use std::io::Write;
     let fd = nix::sys::memfd::memfd_create("initramfs", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
     let mut file = std::fs::File::from(fd);
     file.write_all(bytes)?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Result<Args, String> {
+        understood(&line.split_whitespace().map(String::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_line_of_a_list_is_a_run() {
+        let run = words("--kernel k --cpus 3 --memory 64G --fail-on oops,warn -- sh -c true").unwrap();
+        assert_eq!((run.vcpus(), run.fits()), (3, 1));
+        assert_eq!(run.fail_on.0, [Trouble::Oops, Trouble::Warn]);
+        assert_eq!(command_of(&run.command).len(), 3);
+        assert_eq!(command_of(&words("").unwrap().command), [b"/bin/sh".to_vec()]);
+        for (line, says) in [
+            ("--kernel", "a value is required"),
+            ("--wrong", "unexpected argument '--wrong'"),
+            ("--fail-on oops,heat", "'heat' is none of oops, warn"),
+            ("--matrix other", "cannot be one of many"),
+            ("--junit x", "required arguments"),
+        ] {
+            let error = words(line).unwrap_err();
+            assert!(error.contains(says) && !error.contains('\n'), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_commands_environment() {
+        let given = ["A=b".into(), "HOME=/work".into(), "VMM_THAT_IS_NOT_SET".into(), "A=c=d".into()];
+        let environment = environment_of(&given, false);
+        let has = |text: &str| environment.iter().filter(|it| *it == text.as_bytes()).count();
+        assert_eq!((has("A=b"), has("A=c=d"), has("HOME=/work"), has("USER=root")), (0, 1, 1, 1));
+        assert!(!environment.iter().any(|it| it.starts_with(b"TERM=") || it.starts_with(b"VMM_THAT")));
+    }
 }

@@ -6,6 +6,7 @@
 use super::kernel_log::{KEPT, Lines, Sign, Tail, Watch, line_of_record};
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
 use super::session::{CommandEnd, Session};
+use super::stuck::{self, Stuck};
 use super::verdict::Verdict;
 use super::visitors::Visitors;
 use crate::control::server::ControlSocket;
@@ -190,6 +191,8 @@ pub fn run(job: &Job) -> Result<Ended, Error> {
         is_up: false,
         was_told: false,
         sign: None,
+        stuck: Stuck::default(),
+        next_look: now + stuck::EVERY,
         began: now,
         booted_after: None,
         boot_ends: now + job.boot_timeout,
@@ -224,6 +227,9 @@ struct Desk<'a> {
     was_told: bool,
     /// What the log is a sign of, the line, and until when more is waited for.
     sign: Option<(Sign, String, Instant)>,
+    stuck: Stuck,
+    /// When vCPUs are looked at again.
+    next_look: Instant,
     began: Instant,
     booted_after: Option<Duration>,
     boot_ends: Instant,
@@ -270,7 +276,7 @@ impl Desk<'_> {
     fn deadline(&self) -> Option<Instant> {
         let boot = (!self.is_up).then_some(self.boot_ends);
         let sign = self.sign.as_ref().map(|(_, _, until)| *until);
-        [boot, self.ends, sign].into_iter().flatten().min()
+        [boot, self.ends, sign, Some(self.next_look)].into_iter().flatten().min()
     }
 
     fn wait(&self) -> Result<(), Error> {
@@ -463,6 +469,18 @@ impl Desk<'_> {
         });
     }
 
+    /// Whether one of them stays where it is, with interrupts off. What a debugger holds stays, too.
+    fn look_at_vcpus(&mut self) {
+        if self.guest.attachment().debugger().is_some() {
+            return self.stuck.forget();
+        }
+        if let Some((vcpu, place)) = self.stuck.look(&self.guest.deaf_places()) {
+            let seconds = stuck::EVERY.as_secs() * u64::from(stuck::TIMES);
+            let why = format!("vCPU {vcpu} has been at {place:#x} for {seconds} s, with interrupts off");
+            self.decide(Verdict::Hang(why));
+        }
+    }
+
     fn look_at_time(&mut self) {
         let now = Instant::now();
         let sign = self.sign.take_if(|(_, _, until)| *until <= now);
@@ -472,6 +490,10 @@ impl Desk<'_> {
                 Sign::Hang => Verdict::Hang(line),
                 Sign::Trouble(trouble) => Verdict::Trouble(trouble, line),
             });
+        }
+        if self.next_look <= now {
+            self.next_look = now + stuck::EVERY;
+            self.look_at_vcpus();
         }
         if !self.is_up && self.boot_ends <= now {
             self.decide(Verdict::NoUserSpace);

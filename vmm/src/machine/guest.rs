@@ -18,10 +18,14 @@ use crate::machine::serve::over::report;
 use crate::machine::services::Services;
 use crate::machine::vcpus::{Hold, Vcpus};
 use crate::outcome::Outcome;
+use arch::GuestVirt;
 use build::{Beginning, build};
+use debug::machine::Activity;
+use debug::memory::{self, Space};
 use devices::guest_log;
 use devices::platform::serial::Serial;
-use kvm::Vm;
+use kvm::ram::{GuestMemory, LiveMemory};
+use kvm::{HOST_ISA, Vcpu, Vm};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
@@ -197,6 +201,13 @@ impl Guest {
         })
     }
 
+    /// Where each vCPU is that is at work with interrupts off, in their order: neither halted nor waiting for an
+    /// interrupt. The guest stands still meanwhile, for microseconds.
+    pub fn deaf_places(&self) -> Vec<Option<u64>> {
+        let memory = self.services.memory.clone();
+        self.vcpus.for_each(move |vcpu| deaf_place(vcpu, &memory))
+    }
+
     /// The vCPUs.
     pub fn vcpus(&self) -> &Vcpus {
         &self.vcpus
@@ -254,6 +265,20 @@ impl Guest {
     pub fn input_wanted(&self) -> &EventFd {
         &self.input_wanted
     }
+}
+
+/// Where a vCPU is, if it is at work with interrupts off.
+fn deaf_place(vcpu: &Vcpu, memory: &GuestMemory) -> Option<u64> {
+    let (pc, flags) = vcpu.pc_and_flags().ok()?;
+    if vcpu.activity() != Activity::Running || !arch::attention::is_deaf(HOST_ISA, flags) {
+        return None;
+    }
+    // What waits for an interrupt is left behind its instruction by KVM, or at it.
+    let (memory, regime) = (LiveMemory(memory.clone()), vcpu.regime().ok()?);
+    let mut code = [0; 8];
+    let place = GuestVirt(pc.wrapping_sub(4));
+    let count = memory::read(&memory, &Space::Virtual(regime), None, place, &mut code);
+    (!arch::attention::waits(HOST_ISA, &code[..count])).then_some(pc)
 }
 
 impl Drop for Guest {

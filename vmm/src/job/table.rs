@@ -1,0 +1,178 @@
+//! What came of many jobs, for people and for programs: a table, TAP, JUnit, lines of JSON.
+
+use super::ktap;
+use super::matrix::Finished;
+use arch::words::counted;
+use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite, XmlString};
+use std::fmt::Write;
+use std::time::Duration;
+
+fn seconds(time: Duration) -> String {
+    format!("{}.{:02} s", time.as_secs(), time.subsec_millis() / 10)
+}
+
+/// In a word, or what was wrong.
+fn result(one: &Finished) -> String {
+    match one.failures() {
+        _ if one.is_passed() => "passed".into(),
+        0 => one.text.clone(),
+        failures => format!("{} failed; {}", counted(failures as u64, "test"), one.text),
+    }
+}
+
+/// A line for each, and one for all.
+pub fn text(all: &[Finished]) -> String {
+    let mut table = String::new();
+    for one in all {
+        // Memory can be written.
+        writeln!(table, "{:>4}  {:>9}  {}  ({})", one.code, seconds(one.took), one.entry.name, result(one))
+            .ok();
+    }
+    let passed = all.iter().filter(|one| one.is_passed()).count();
+    writeln!(table, "{passed} of {} passed", counted(all.len() as u64, "run")).ok();
+    table
+}
+
+/// One, in a line.
+pub fn json(one: &Finished) -> String {
+    serde_json::json!({
+        "line": one.entry.line,
+        "words": one.entry.words,
+        "passed": one.is_passed(),
+        "code": one.code,
+        "verdict": one.verdict,
+        "text": one.text,
+        "seconds": one.took.as_millis() as f64 / 1000.0,
+        "tests": one.tests.len(),
+        "failures": one.failures(),
+    })
+    .to_string()
+}
+
+/// All, by the Test Anything Protocol (version 14); what a command has told of itself is within its own.
+pub fn tap(all: &[Finished]) -> String {
+    let mut text = format!("TAP version 14\n1..{}\n", all.len());
+    for (number, one) in (1..).zip(all) {
+        if !one.tests.is_empty() {
+            writeln!(text, "# Subtest: {}\n    1..{}", one.entry.name, one.tests.len()).ok();
+            for (number, test) in (1..).zip(&one.tests) {
+                let (word, directive) = match test.result {
+                    ktap::Result::Passed => ("ok", ""),
+                    ktap::Result::Failed => ("not ok", ""),
+                    ktap::Result::Skipped => ("ok", " # SKIP"),
+                };
+                writeln!(text, "    {word} {number} - {}{directive}", plain(&test.name)).ok();
+            }
+        }
+        let word = if one.is_passed() { "ok" } else { "not ok" };
+        writeln!(text, "{word} {number} - {}", plain(&one.entry.name)).ok();
+        if !one.is_passed() {
+            writeln!(text, "  ---\n  code: {}\n  message: {:?}\n  ...", one.code, result(one)).ok();
+        }
+    }
+    text
+}
+
+/// A description without what would begin a directive.
+fn plain(name: &str) -> String {
+    name.replace('#', "\\#")
+}
+
+/// All, as JUnit has it: a suite for each, with the tests that it tells of, or with itself as the only one.
+///
+/// # Errors
+/// When it cannot be written as XML.
+pub fn junit(all: &[Finished]) -> Result<String, quick_junit::SerializeError> {
+    let mut report = Report::new("vmm run");
+    for one in all {
+        let mut suite = TestSuite::new(XmlString::new(&one.entry.name));
+        suite.set_time(one.took);
+        for test in &one.tests {
+            let status = match test.result {
+                ktap::Result::Passed => TestCaseStatus::success(),
+                ktap::Result::Failed => TestCaseStatus::non_success(NonSuccessKind::Failure),
+                ktap::Result::Skipped => TestCaseStatus::skipped(),
+            };
+            suite.add_test_case(TestCase::new(XmlString::new(&test.name), status));
+        }
+        if one.tests.is_empty() || one.code != 0 {
+            let mut status = match one.code {
+                0 => TestCaseStatus::success(),
+                _ if one.verdict == "exit" => TestCaseStatus::non_success(NonSuccessKind::Failure),
+                _ => TestCaseStatus::non_success(NonSuccessKind::Error),
+            };
+            if one.code != 0 {
+                status.set_message(XmlString::new(&one.text));
+            }
+            let mut whole = TestCase::new(XmlString::new("run"), status);
+            whole.set_time(one.took);
+            whole.set_system_out(XmlString::new(&one.output));
+            whole.set_system_err(XmlString::new(&one.errors));
+            suite.add_test_case(whole);
+        }
+        report.add_test_suite(suite);
+    }
+    report.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::ktap::Test;
+    use crate::job::matrix::Entry;
+
+    fn finished(name: &str, code: u8, tests: &[(&str, ktap::Result)]) -> Finished {
+        let tests = tests.iter().map(|(name, result)| Test { name: (*name).into(), result: *result });
+        Finished {
+            entry: Entry { line: 1, name: name.into(), words: vec!["--".into(), name.into()] },
+            code,
+            verdict: if code == 120 { "panic" } else { "exit" }.into(),
+            text: format!("code {code}"),
+            took: Duration::from_millis(1234),
+            output: "out <&>\u{1b}[0m".into(),
+            errors: "err".into(),
+            tests: tests.collect(),
+        }
+    }
+
+    fn all() -> Vec<Finished> {
+        vec![
+            finished("good", 0, &[]),
+            finished("bad # 1", 7, &[]),
+            finished("panics", 120, &[]),
+            finished("tests", 0, &[("a", ktap::Result::Passed), ("b", ktap::Result::Failed)]),
+        ]
+    }
+
+    #[test]
+    fn a_table() {
+        let text = text(&all());
+        assert!(text.contains("   0     1.23 s  good  (passed)\n"), "{text}");
+        assert!(text.contains("(1 test failed; code 0)") && text.ends_with("1 of 4 runs passed\n"), "{text}");
+    }
+
+    #[test]
+    fn the_test_anything_protocol() {
+        let text = tap(&all());
+        assert!(text.starts_with("TAP version 14\n1..4\nok 1 - good\nnot ok 2 - bad \\# 1\n"), "{text}");
+        assert!(
+            text.contains("# Subtest: tests\n    1..2\n    ok 1 - a\n    not ok 2 - b\nnot ok 4 - tests\n")
+        );
+        // What we print we can read.
+        let read = ktap::tests(&text);
+        assert_eq!(read.iter().filter(|test| test.result == ktap::Result::Failed).count(), 3);
+    }
+
+    #[test]
+    fn junit_and_json() {
+        let xml = junit(&all()).unwrap();
+        for part in
+            ["<testsuite name=\"good\"", "<failure", "<error message=\"code 120\"", "out &lt;&amp;&gt;"]
+        {
+            assert!(xml.contains(part), "{part}: {xml}");
+        }
+        assert!(!xml.contains('\u{1b}'));
+        let value: serde_json::Value = serde_json::from_str(&json(&all()[3])).unwrap();
+        assert_eq!((&value["passed"], &value["failures"]), (&false.into(), &1.into()));
+    }
+}
