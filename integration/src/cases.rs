@@ -205,6 +205,7 @@ pub const CASES: &[Case] = &[
     Case { modules: job::MODULES, ..linux("job_streams", &["6.12"], job::streams) },
     Case { modules: job::MODULES, ..linux("job_exec", &["6.12"], job::exec) },
     Case { modules: job::MODULES, ..linux("job_many", &["6.12"], job::many) },
+    Case { modules: job::MODULES, ..linux("job_of_a_user", &["6.12"], job::of_a_user) },
     Case { modules: job::MODULES, ..linux("job_stuck", &["6.12"], job::stuck) },
     Case { modules: job::MODULES, ..linux("job_wrong_ways", &["6.12"], job::wrong_ways) },
     linux("virtio_share_6_12", &["6.12"], shares::everything),

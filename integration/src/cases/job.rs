@@ -1,12 +1,16 @@
 //! `vmm run`: commands in guests that are booted for them.
 
+use super::shares::{USER, give};
 use crate::context::{Check, Context, Finished, check};
 use crate::process::{Process, Wiring};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// What Debian's 6.12 has as modules of what a job needs.
 pub const MODULES: &[&str] = &["fs/overlayfs/overlay.ko"];
@@ -165,6 +169,34 @@ pub fn stuck(c: &mut Context) -> Check {
     check(last.contains("with interrupts off (exit code 121)"), || format!("the last line is '{last}'"))?;
     let idle = run(c, &root, "--cpus 2", "sleep 12")?;
     idle.expect_code(0)
+}
+
+/// For a user who may do no more than use KVM, with this machine's own root.
+pub fn of_a_user(c: &mut Context) -> Check {
+    let work = c.work.join("of-a-user");
+    let made = fs::create_dir(&work)
+        .and_then(|()| give(&work, USER))
+        .and_then(|()| give(Path::new("/dev/kvm"), USER));
+    made.map_err(|error| format!("cannot make a folder for a user: {error}"))?;
+    let mut command = Command::new(&c.vmm);
+    command.arg("run").arg("--kernel").arg(c.kernel("6.12")).arg("--modules").arg(c.modules());
+    command
+        .args(["--slow", &c.slowness.to_string(), "--memory", "256M", "--rw"])
+        .arg(&work)
+        .arg("--cwd")
+        .arg(&work);
+    let script = "id -u; echo mine > mine; echo no > /etc-is-not-there; [ -e /proc/1 ] && echo proc; pwd";
+    command.args(["--", "/bin/busybox", "sh", "-c", script]).env_remove("RUST_LOG").uid(USER).gid(USER);
+    let mut process = Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())?;
+    process.close_input();
+    let code = process.wait(c.limit(60));
+    c.keep("vmm", &process);
+    check(code? == 0, || process.errors.text())?;
+    let wanted = format!("0\nproc\n{}\n", work.display());
+    check(process.output.text() == wanted, || format!("{:?} instead of {wanted:?}", process.output.text()))?;
+    let mine = fs::metadata(work.join("mine")).map_err(|error| error.to_string())?;
+    check(mine.uid() == USER, || format!("what the guest has made is of {}", mine.uid()))?;
+    check(!Path::new("/etc-is-not-there").exists(), || "the guest has written to the host's root".into())
 }
 
 /// Many runs, and what came of them.

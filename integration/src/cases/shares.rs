@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Whoever has the monitor of a user without rights.
-const USER: u32 = 1000;
+pub(super) const USER: u32 = 1000;
 
 fn said(what: &Path) -> impl FnOnce(io::Error) -> String {
     move |error| format!("{}: {error}", what.display())
@@ -208,7 +208,7 @@ fn all_of_it(c: &mut Context, user: Option<u32>) -> Check {
 }
 
 /// Gives a folder and all in it to a user.
-fn give(path: &Path, user: u32) -> io::Result<()> {
+pub(super) fn give(path: &Path, user: u32) -> io::Result<()> {
     let meta = fs::symlink_metadata(path)?;
     if !meta.is_symlink() {
         chown(path, Some(user), Some(user))?;
