@@ -12,10 +12,12 @@ mod exec;
 mod gdb;
 mod job;
 mod named_guest;
+mod nmi;
 mod qemu_habits;
 mod release;
 mod run;
 mod stdout;
+mod sysrq;
 mod values;
 
 use crate::logging;
@@ -56,6 +58,8 @@ subcommands! {
     Dump: dump,
     Release: release,
     Gdb: gdb,
+    Nmi: nmi,
+    Sysrq: sysrq,
     Completions: completions,
 }
 

@@ -3,6 +3,7 @@
 use super::shares::{USER, give};
 use crate::context::{Check, Context, Finished, check};
 use crate::process::{Process, Wiring};
+use arch::Isa;
 use nix::sys::signal::Signal;
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -24,8 +25,8 @@ fn root(c: &Context) -> Result<PathBuf, String> {
         }
         fs::copy("/bin/busybox", root.join("bin/busybox"))?;
         for applet in [
-            "sh", "uname", "cat", "echo", "seq", "true", "ls", "tty", "stty", "kill", "printf", "sleep",
-            "ps", "grep", "id", "pwd", "env",
+            "sh", "uname", "cat", "echo", "seq", "true", "ls", "tty", "stty", "dmesg", "kill", "printf",
+            "sleep", "ps", "grep", "id", "pwd", "env",
         ] {
             symlink("busybox", root.join("bin").join(applet))?;
         }
@@ -271,6 +272,13 @@ pub fn exec(c: &mut Context) -> Check {
         })?;
         let rest = c.run("exec job -- sh -c ps|grep~'[s]leep~1000'", &[], limit)?;
         rest.expect_code(1)?;
+        // A key of the kernel's is told of in its log.
+        let key = c.run("sysrq job h", &[], limit)?;
+        key.expect_code(0)?;
+        let told = "exec job -- sh -c until~dmesg|grep~'sysrq:~HELP';do~sleep~1;done";
+        c.run(told, &[], limit)?.expect_code(0)?;
+        let nmi = c.run("nmi job", &[], limit)?;
+        nmi.expect_code(if c.isa == Isa::X86_64 { 0 } else { 8 })?;
         job.close_input();
         Ok(())
     };

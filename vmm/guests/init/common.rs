@@ -174,6 +174,12 @@ impl Agent {
                 self.send();
                 sys::power_off();
             }
+            Kind::Key => {
+                if let Ok(trigger) = sys::open(b"/proc/sysrq-trigger", sys::WRITE_ONLY | sys::CLOSE_ON_EXEC) {
+                    sys::write(trigger, &frame.payload).ok();
+                    sys::close(trigger);
+                }
+            }
             Kind::Start => self.start(frame),
             kind => {
                 let session = self.sessions.iter_mut().find(|it| it.id == frame.session);

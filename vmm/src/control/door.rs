@@ -1,4 +1,4 @@
-//! The way of those who want more than an answer: their connections go to whoever has made the socket.
+//! The way of those who want more than an answer: they go to whoever has made the socket.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -6,10 +6,19 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use vmm_sys_util::eventfd::EventFd;
 
+/// Who, or what, comes through it.
+#[derive(Debug)]
+pub enum Comer {
+    /// Whoever wants a command run.
+    Session(UnixStream),
+    /// A key of the kernel's (SysRq) that is pressed.
+    Key(u8),
+}
+
 /// By which they are handed over.
 #[derive(Clone, Debug)]
 pub struct Door {
-    sender: Sender<UnixStream>,
+    sender: Sender<Comer>,
     wake: Arc<EventFd>,
 }
 
@@ -18,7 +27,7 @@ impl Door {
     ///
     /// # Errors
     /// When the system gives no more descriptors.
-    pub fn new() -> io::Result<(Door, Receiver<UnixStream>)> {
+    pub fn new() -> io::Result<(Door, Receiver<Comer>)> {
         let (sender, comers) = channel();
         let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         Ok((Door { sender, wake }, comers))
@@ -30,7 +39,7 @@ impl Door {
     }
 
     /// Hands one over. `false` when nobody is there any more.
-    pub fn enter(&self, comer: UnixStream) -> bool {
+    pub fn enter(&self, comer: Comer) -> bool {
         self.sender.send(comer).is_ok() && self.wake.write(1).is_ok()
     }
 }

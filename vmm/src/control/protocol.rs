@@ -17,6 +17,10 @@ pub enum Request {
     Gdb(ServeGdb),
     /// Serve gdb no more.
     Leave {},
+    /// Raise a non-maskable interrupt on each vCPU.
+    Nmi {},
+    /// Press a key of the kernel's (SysRq).
+    Sysrq { key: char },
     /// Run a command: behind [`Response::Done`] the connection is a session's frames.
     Exec {},
 }

@@ -1,6 +1,6 @@
 //! Answering what a guest is asked for.
 
-use super::door::Door;
+use super::door::{Comer, Door};
 use super::names::socket_of;
 use super::protocol::{LONGEST, Request, Response, ServeGdb, send};
 use crate::error::Error;
@@ -140,6 +140,11 @@ fn answer(
         Request::Release {} => return send(stream, &release_debugger(attachment)),
         Request::Gdb(asked) => return send(stream, &serve_gdb(attachment, asked)),
         Request::Leave {} => return send(stream, &leave(attachment)),
+        Request::Nmi {} => {
+            let raised = attachment.raise_nmi();
+            return send(stream, &raised.map_or_else(Response::Error, |()| Response::Done("raised".into())));
+        }
+        Request::Sysrq { key } => return send(stream, &press(key, door)),
         Request::Exec {} => return exec(stream, door),
     };
     let mut reporter = Reporter::new();
@@ -155,16 +160,27 @@ fn answer(
     send(stream, &reply)
 }
 
+/// What it says who is asked for what only a job's guest can.
+const NO_JOB: &str = "it is no guest of `vmm run`, which has somebody in the guest to ask";
+
+/// Has a key pressed.
+fn press(key: char, door: Option<&Door>) -> Response {
+    match (door, u8::try_from(key)) {
+        (None, _) => Response::Error(NO_JOB.into()),
+        (Some(door), Ok(key)) if key.is_ascii_alphanumeric() && door.enter(Comer::Key(key)) => {
+            Response::Done("pressed".into())
+        }
+        _ => Response::Error("a key is a letter or a digit, and the guest has to be there".into()),
+    }
+}
+
 /// Hands a client over to the job's loop.
 fn exec(stream: &UnixStream, door: Option<&Door>) -> io::Result<()> {
     let Some(door) = door else {
-        return send(
-            stream,
-            &Response::Error("it is no guest of `vmm run`: no command can be run in it".into()),
-        );
+        return send(stream, &Response::Error(NO_JOB.into()));
     };
     send(stream, &Response::Done(String::new()))?;
-    match door.enter(stream.try_clone()?) {
+    match door.enter(Comer::Session(stream.try_clone()?)) {
         true => Ok(()),
         false => Err(io::Error::other("the job is over")),
     }

@@ -54,6 +54,8 @@ kinds! {
     Signal = 5,
     /// The guest is to switch itself off.
     PowerOff = 6,
+    /// A key of the kernel's (1), as if it were pressed with SysRq (`Documentation/admin-guide/sysrq.rst`).
+    Key = 7,
     // From the guest.
     /// It is there: [`VERSION`], and the kernel's release.
     Hello = 65,

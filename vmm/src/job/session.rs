@@ -1,6 +1,6 @@
 //! The host's end of a session: the process's standard streams, and the command in the guest that they belong to.
 
-use super::protocol::{self, Command, Frame, Kind};
+use super::protocol::{self, Command, Frame, Kind, NO_SESSION};
 use super::streams::{News, Streams};
 use crate::logging;
 use crate::run::escape::{Escape, HELP, Key};
@@ -99,8 +99,12 @@ impl Session {
         if !typed.is_empty() && out.len() < MOST_WAITING {
             protocol::put(out, Kind::Input, self.id, &typed);
         }
-        if keys.contains(&Key::Help) {
-            logging::print(&format!("{}\r\n", HELP.replace('\n', "\r\n")));
+        for key in &keys {
+            match key {
+                Key::Help => logging::print(&format!("{}\r\n", HELP.replace('\n', "\r\n"))),
+                Key::Kernels(key) => protocol::put(out, Kind::Key, NO_SESSION, &[*key]),
+                Key::Quit => {}
+            }
         }
         keys.contains(&Key::Quit)
     }

@@ -1,8 +1,8 @@
 //! Sessions of other processes, which have commands run in a job's guest (`vmm exec`): their frames are passed on, with a
 //! session of the guest's for each.
 
-use super::protocol::{self, Decoder, Frame, Kind};
-use crate::control::door::Door;
+use super::protocol::{self, Decoder, Frame, Kind, NO_SESSION};
+use crate::control::door::{Comer, Door};
 use nix::sys::signal::Signal;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -25,7 +25,7 @@ struct Visitor {
 #[derive(Debug)]
 pub struct Visitors {
     door: Door,
-    comers: Receiver<UnixStream>,
+    comers: Receiver<Comer>,
     all: Vec<Visitor>,
     /// The first that is a visitor's, and the next one's if nobody has it.
     first: u16,
@@ -64,7 +64,14 @@ impl Visitors {
     /// Lets those in that have come, and passes on what they all say.
     pub fn hear(&mut self, to_guest: &mut Vec<u8>) {
         self.door.wake().read().ok();
-        while let Ok(stream) = self.comers.try_recv() {
+        while let Ok(comer) = self.comers.try_recv() {
+            let stream = match comer {
+                Comer::Session(stream) => stream,
+                Comer::Key(key) => {
+                    protocol::put(to_guest, Kind::Key, NO_SESSION, &[key]);
+                    continue;
+                }
+            };
             if self.all.len() < MOST && stream.set_nonblocking(true).is_ok() {
                 let (session, decoder) = (self.free_session(), Decoder::default());
                 self.all.push(Visitor { stream, session, decoder, out: Vec::new(), is_over: false });
@@ -164,7 +171,7 @@ impl Visitor {
 
 /// What a client may say of its session.
 fn is_sessions(kind: Kind) -> bool {
-    matches!(kind, Kind::Start | Kind::Input | Kind::Grant | Kind::Resize | Kind::Signal)
+    matches!(kind, Kind::Start | Kind::Input | Kind::Grant | Kind::Resize | Kind::Signal | Kind::Key)
 }
 
 #[cfg(test)]
@@ -181,7 +188,7 @@ mod tests {
     fn frames_are_passed_on_both_ways() {
         let mut visitors = Visitors::new(2).unwrap();
         let (theirs, mut client) = UnixStream::pair().unwrap();
-        assert!(visitors.door().clone().enter(theirs));
+        assert!(visitors.door().clone().enter(Comer::Session(theirs)));
         let mut said = Vec::new();
         protocol::put(&mut said, Kind::Input, 77, b"typed");
         client.write_all(&said).unwrap();
@@ -204,7 +211,7 @@ mod tests {
         for said in [&b""[..], b"nonsense that is no frame", &[6, 0, 0, 0, 0, 0, 0, 0]] {
             let mut visitors = Visitors::new(2).unwrap();
             let (theirs, mut client) = UnixStream::pair().unwrap();
-            visitors.door().enter(theirs);
+            visitors.door().enter(Comer::Session(theirs));
             client.write_all(said).unwrap();
             drop(client);
             let mut to_guest = Vec::new();

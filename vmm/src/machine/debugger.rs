@@ -92,6 +92,16 @@ impl Attachment {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Raises a non-maskable interrupt on each vCPU.
+    ///
+    /// # Errors
+    /// In words: what the architecture has not, or KVM refuses.
+    pub fn raise_nmi(&self) -> Result<(), String> {
+        let vcpus = self.vcpus.upgrade().ok_or("the machine is over")?;
+        let raised: Result<Vec<()>, _> = vcpus.for_each(|vcpu| vcpu.nmi()).into_iter().collect();
+        raised.map(|_| ()).map_err(|error| error.to_string())
+    }
+
     /// The debugger that is there.
     pub fn debugger(&self) -> Option<Arc<Debugger>> {
         match &*self.place() {

@@ -131,6 +131,7 @@ impl Input {
             match key {
                 Key::Quit => self.running.end(Outcome::Stopped(StoppedBy::Console)),
                 Key::Help => logging::print(&format!("\n{HELP}\n")),
+                Key::Kernels(_) => log::warn!("only a guest of `vmm run` has somebody to press it"),
             }
         }
         let waiting = self.running.guest.input(&[]);
