@@ -20,11 +20,13 @@ mod stdout;
 mod sysrq;
 mod values;
 
+use crate::job::verdict::CANNOT;
 use crate::logging;
 use crate::outcome::{self, EXIT_CODES, PANIC, USAGE};
 use crate::run::terminal;
 use clap::{ArgAction, CommandFactory, Parser};
 pub use completions::script;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -110,6 +112,7 @@ pub fn definition() -> clap::Command {
 pub fn main() -> ExitCode {
     terminal::install_panic_hook(PANIC);
     ignore_file_size_signal();
+    raise_descriptors();
     let code = answer();
     logging::finish();
     ExitCode::from(code)
@@ -120,6 +123,14 @@ pub fn main() -> ExitCode {
 fn ignore_file_size_signal() {
     // SAFETY: ignoring a signal runs no code of ours. It cannot fail for a signal that exists.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// As many descriptors as this process may have: shared folders need one for each file that a guest has open.
+fn raise_descriptors() {
+    // With fewer it works as well, for smaller folders.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).ok();
+    }
 }
 
 fn answer() -> u8 {
@@ -149,7 +160,12 @@ fn refused(error: clap::Error) -> u8 {
         let error = qemu_habits::explain(core_dump::explain(error, &words), &words);
         // What cannot be said on standard error cannot be said.
         drop(error.print());
-        return USAGE;
+        // A run's codes are others, as most are its command's.
+        return if words.first().is_some_and(|word| word == "run" || word == "exec") {
+            CANNOT
+        } else {
+            USAGE
+        };
     }
     // Help and the version are what was asked for.
     if let Err(error) = logging::start(logging::level(0, false), None) {
