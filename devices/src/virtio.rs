@@ -15,6 +15,7 @@ pub mod console;
 pub mod device;
 pub mod entropy;
 pub mod fs;
+pub mod mmio;
 pub mod pace;
 pub mod pci;
 pub mod queue;
