@@ -107,23 +107,32 @@ impl Rack {
         Ok(())
     }
 
+    /// Puts a device where its node says, and notes that on the board.
+    ///
+    /// # Errors
+    /// [`BoardError`], for a device whose place is taken.
+    pub fn put<D: Device + 'static>(&mut self, node: &Node, device: &Shared<D>) -> Result<(), BoardError> {
+        self.board.add(node.clone())?;
+        for registers in &node.registers {
+            let bus = match registers.space {
+                Space::Ports => &mut self.ports,
+                Space::Memory => &mut self.mmio,
+            };
+            let put = bus.insert(registers.start, registers.size, Arc::<Mutex<D>>::clone(device));
+            // The board has looked.
+            put.map_err(|_| BoardError::OutOfPlace { node: node.name, registers: *registers })?;
+        }
+        Ok(())
+    }
+
     /// Adds a device, if such machines have it. One with several ranges of registers has the same in each.
     ///
     /// # Errors
     /// [`BoardError`], for a device whose place is taken.
     pub fn add<D: Fitted>(&mut self, resources: &mut dyn Resources) -> Result<Option<Shared<D>>, BoardError> {
         let Some(node) = D::node(self.board.isa()) else { return Ok(None) };
-        self.board.add(node.clone())?;
         let device = Arc::new(Mutex::new(D::make(&node, resources)));
-        for registers in &node.registers {
-            let bus = match registers.space {
-                Space::Ports => &mut self.ports,
-                Space::Memory => &mut self.mmio,
-            };
-            let put = bus.insert(registers.start, registers.size, device.clone());
-            // The board has looked.
-            put.map_err(|_| BoardError::OutOfPlace { node: node.name, registers: *registers })?;
-        }
+        self.put(&node, &device)?;
         Ok(Some(device))
     }
 }

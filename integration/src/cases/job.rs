@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What Debian's 6.12 has as modules of what a job needs.
-pub const MODULES: &[&str] = &["fs/overlayfs/overlay.ko"];
+pub const MODULES: &[&str] = &["fs/overlayfs/overlay.ko", "drivers/virtio/virtio_mmio.ko"];
 
 /// A root with busybox and nothing else.
 fn root(c: &Context) -> Result<PathBuf, String> {
@@ -25,8 +25,8 @@ fn root(c: &Context) -> Result<PathBuf, String> {
         }
         fs::copy("/bin/busybox", root.join("bin/busybox"))?;
         for applet in [
-            "sh", "uname", "cat", "echo", "seq", "true", "ls", "tty", "stty", "dmesg", "kill", "printf",
-            "sleep", "ps", "grep", "id", "pwd", "env",
+            "sh", "uname", "cat", "echo", "seq", "true", "ls", "tty", "stty", "dmesg", "kill", "wc",
+            "printf", "sleep", "ps", "grep", "id", "pwd", "env",
         ] {
             symlink("busybox", root.join("bin").join(applet))?;
         }
@@ -70,6 +70,10 @@ pub fn commands(c: &mut Context) -> Check {
     written.expect_code(0)?;
     check(written.output == "hello\n/\n", || format!("{written:?}"))?;
     check(!root.join("etc/new").exists(), || "the host's root has been written to".into())?;
+    let mmio =
+        run(c, &root, "--virtio mmio", "sh -c ls~/sys/bus/virtio/devices|wc~-l;ls~/sys/bus/pci/devices")?;
+    mmio.expect_code(0)?;
+    check(mmio.output.starts_with("3\n"), || format!("its devices are not found: {mmio:?}"))?;
     // 10,000 lines on each stream.
     let long = "sh -c seq~10000&seq~10001~20000~>&2;wait";
     let long = run(c, &root, "", long)?;

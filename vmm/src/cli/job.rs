@@ -12,7 +12,7 @@ use crate::job::session;
 use crate::job::table;
 use crate::job::verdict::{CANNOT, CODES};
 use crate::logging;
-use crate::machine::config::{Config, GdbConfig, MemorySize};
+use crate::machine::config::{Config, GdbConfig, MemorySize, VirtioTransport};
 use clap::Parser;
 use clap::builder::ValueParser;
 use debug::gdb::listener::Address;
@@ -67,6 +67,10 @@ pub struct Args {
     /// Memory: 512M, 4G; a bare number counts MiB
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = ValueParser::new(values::memory_size), help_heading = "Machine")]
     memory: MemorySize,
+
+    /// How the guest finds its devices: pci, or mmio for kernels without PCI
+    #[arg(long, value_name = "pci|mmio", default_value = "pci", value_parser = ValueParser::new(values::transport), help_heading = "Machine")]
+    virtio: VirtioTransport,
 
     /// How long the guest may take until it runs a program
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = ValueParser::new(values::duration), help_heading = "Run")]
@@ -192,6 +196,7 @@ impl Args {
             writable: self.rw.clone(),
             folder: self.folder(),
             append: self.append.clone(),
+            transport: self.virtio,
             init: self.init.clone(),
         }
     }
@@ -216,6 +221,7 @@ impl Args {
             memory: self.memory,
             extras: vec![Extra::Exit, Extra::Pvpanic],
             virtio: plan.devices,
+            transport: self.virtio,
             gdb: self
                 .gdb
                 .clone()

@@ -5,7 +5,7 @@ use super::values;
 use crate::control::names;
 use crate::error::Error;
 use crate::machine::config::{
-    Config, GdbConfig, GuestClock, HypercallConfig, MemorySize, ShareConfig, VirtioDevice,
+    Config, GdbConfig, GuestClock, HypercallConfig, MemorySize, ShareConfig, VirtioDevice, VirtioTransport,
 };
 use crate::machine::hypercalls::family::FamilyName;
 use crate::outcome::Outcome;
@@ -66,6 +66,11 @@ pub struct Args {
     /// shown. May be given more than once
     #[arg(long, value_name = "DIR[,tag=TAG][,ro|rw]", value_parser = ValueParser::new(values::share), help_heading = "Machine")]
     share: Vec<ShareConfig>,
+    /// How the guest finds its virtio devices: pci, or mmio for kernels without PCI (registers in memory, a line for
+    /// each; eight at most)
+    #[arg(long, value_name = "pci|mmio", default_value = "pci", value_parser = ValueParser::new(values::transport),
+          add = words(&["pci", "mmio"]), help_heading = "Machine")]
+    virtio: VirtioTransport,
     /// Let the guest end the run with a code: x86_64 port 0xf4 (as QEMU's isa-debug-exit), aarch64
     /// the word at vmm,exit-device in the device tree; the exit code is (value << 1) | 1
     #[arg(long, value_name = "on|off", default_value = "on", num_args = 0..=1, default_missing_value = "on",
@@ -183,6 +188,7 @@ impl Args {
             cpu: template(&self.cpu_template, self.cpu_features.as_deref())?,
             extras: self.extras(),
             virtio: self.virtio(),
+            transport: self.virtio,
             guest_clock: match self.guest_clock {
                 Clock::Stop => GuestClock::Stop,
                 Clock::Run => GuestClock::Run,

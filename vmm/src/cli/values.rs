@@ -1,6 +1,6 @@
 //! Values of options: what is written on a command line, made into what it means.
 
-use crate::machine::config::{HypercallConfig, LONGEST_TAG, MemorySize, ShareConfig, Trace};
+use crate::machine::config::{HypercallConfig, LONGEST_TAG, MemorySize, ShareConfig, Trace, VirtioTransport};
 use crate::machine::hypercalls::family::FamilyName;
 use crate::run::config::DumpOn;
 use crate::run::console::ConsoleKind;
@@ -150,6 +150,18 @@ pub fn share(text: &str) -> Result<ShareConfig, String> {
         ));
     }
     Ok(ShareConfig { folder: folder.into(), tag, is_writable })
+}
+
+/// Parses how virtio devices are found.
+///
+/// # Errors
+/// What can be written.
+pub fn transport(text: &str) -> Result<VirtioTransport, String> {
+    match text {
+        "pci" => Ok(VirtioTransport::Pci),
+        "mmio" => Ok(VirtioTransport::Mmio),
+        _ => Err("write pci or mmio".into()),
+    }
 }
 
 /// Parses what becomes of the guest when a debugger is lost.

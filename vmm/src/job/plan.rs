@@ -4,7 +4,7 @@ use super::initramfs::Initramfs;
 use super::modules::{ModuleError, Modules};
 use super::protocol;
 use super::steps::{NotTellable, Steps, flag};
-use crate::machine::config::{ShareConfig, VirtioDevice};
+use crate::machine::config::{ShareConfig, VirtioDevice, VirtioTransport};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,8 @@ pub struct Wanted {
     pub folder: PathBuf,
     /// Further words for the kernel.
     pub append: Option<String>,
+    /// How devices are found.
+    pub transport: VirtioTransport,
     /// A first process of the system's own.
     pub init: Option<String>,
 }
@@ -204,7 +206,11 @@ impl Wanted {
     pub fn plan(&self, isa: arch::Isa) -> Result<Plan, PlanError> {
         let image = IMAGES[usize::from(isa == arch::Isa::Aarch64)];
         let (kernel, release) = kernel(self, image)?;
-        let mut wanted = vec!["virtio_pci", "virtio_console"];
+        let transport = match self.transport {
+            VirtioTransport::Pci => "virtio_pci",
+            VirtioTransport::Mmio => "virtio_mmio",
+        };
+        let mut wanted = vec![transport, "virtio_console"];
         let mut devices = vec![VirtioDevice::Ports(vec![protocol::PORT.into()]), VirtioDevice::Entropy];
         let mut archives = Vec::new();
         match &self.root {

@@ -34,8 +34,10 @@ pub struct Config {
     pub cpu: CpuTemplate,
     /// The devices that not every machine has, and this one is to have.
     pub extras: Vec<Extra>,
-    /// Its virtio devices, on a PCI bus.
+    /// Its virtio devices.
     pub virtio: Vec<VirtioDevice>,
+    /// How the guest finds and reaches them.
+    pub transport: VirtioTransport,
     /// What becomes of its time while it is held.
     pub guest_clock: GuestClock,
     /// Where a debugger connects, if one may.
@@ -45,6 +47,16 @@ pub struct Config {
     /// Whether registers are kept that a reset or a triple fault would lose: there may be a dump of the guest's end
     /// ([`Moment::End`](super::dumper::Moment::End)).
     pub keeps_registers: bool,
+}
+
+/// How a guest finds and reaches virtio devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VirtioTransport {
+    /// They are functions of a PCI bus, and interrupt by messages.
+    #[default]
+    Pci,
+    /// Firmware names each one's registers in memory, and its line.
+    Mmio,
 }
 
 /// A virtio device that a machine may have.
@@ -127,6 +139,7 @@ impl Default for Config {
             cpu: CpuTemplate::built_in(isa, "host", None),
             extras: vec![Extra::Exit],
             virtio: Vec::new(),
+            transport: VirtioTransport::default(),
             guest_clock: GuestClock::default(),
             gdb: None,
             hypercalls: None,

@@ -1,30 +1,24 @@
 //! The machine's devices, and what KVM and this process give them.
 
+mod virtio;
+
 use crate::error::Error;
-use crate::machine::config::{Config, VirtioDevice};
+use crate::machine::config::{Config, VirtioTransport};
 use crate::machine::guest_ram::GuestRam;
-use crate::machine::shares;
-use arch::address::PhysRange;
 use arch::board::{Board, PciHost};
 use devices::bus::Shared;
-use devices::pci::Function;
 use devices::pci::bus::{PciBus, with_bridge};
-use devices::pci::msix::{Message, Sender};
 use devices::platform;
 use devices::platform::serial::Serial;
 use devices::rack::{Console, Line, Rack, Resources};
 use devices::ram::Ram;
-use devices::virtio::console::Port;
-use devices::virtio::entropy::{self, Entropy};
+use devices::virtio::mmio;
 use devices::virtio::pace::Pace;
-use devices::virtio::pci::{Bells, Connections, VirtioFunction};
-use devices::virtio::{self, Model};
-use kvm::{BellRinger, HOST_ISA, InterruptLine, KvmError, MessageSender, Vm};
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
-use vmm_sys_util::eventfd::EventFd;
+use kvm::{HOST_ISA, InterruptLine, Vm};
+use std::io;
+use std::sync::Arc;
+pub use virtio::HostPort;
+use virtio::Making;
 
 /// An interrupt line of KVM's.
 struct KvmLine(InterruptLine);
@@ -76,8 +70,13 @@ impl Resources for Giver<'_> {
 pub fn board(config: &Config) -> Board {
     let mut board =
         platform::board(HOST_ISA, &config.extras).expect("a test fits all devices of every machine");
-    if !config.virtio.is_empty() {
-        board.set_pci(PciHost::new(HOST_ISA, config.memory.bytes()));
+    match config.transport {
+        _ if config.virtio.is_empty() => {}
+        VirtioTransport::Pci => board.set_pci(PciHost::new(HOST_ISA, config.memory.bytes())),
+        VirtioTransport::Mmio => {
+            let nodes = (0..config.virtio.len()).filter_map(|number| mmio::node(HOST_ISA, number));
+            nodes.for_each(|node| board.add(node).expect("a test fits these beside all devices"));
+        }
     }
     board
 }
@@ -91,124 +90,20 @@ pub fn fit(
 ) -> Result<(Rack, Shared<Serial>, Vec<HostPort>), Error> {
     let mut rack = Rack::new(HOST_ISA);
     let host = PciHost::new(HOST_ISA, config.memory.bytes());
-    let mut ports = Vec::new();
-    let bus = pci(config, &host, vm, (ram, pace), &mut ports)?;
+    let mut making = Making::new(config, vm, (ram, pace))?;
+    let bus = match config.transport {
+        VirtioTransport::Pci => virtio::pci(config, &host, &mut making)?,
+        VirtioTransport::Mmio => Arc::new(with_bridge(&[])),
+    };
     let mut giver = Giver { vm, ram, bus: Arc::clone(&bus), console: Some(console) };
     let serial = platform::fit(&mut rack, &mut giver, &config.extras);
     let serial = serial.expect("a test fits all devices of every machine");
-    if !config.virtio.is_empty() {
-        rack.set_pci(&host, &bus).expect("a test fits the bus beside all devices");
-    }
-    Ok((rack, serial.expect("every machine has a serial port"), ports))
-}
-
-/// The PCI bus, with the devices that are asked for.
-fn pci(
-    config: &Config,
-    host: &PciHost,
-    vm: &Vm,
-    (ram, pace): (&Arc<GuestRam>, &Pace),
-    ports: &mut Vec<HostPort>,
-) -> Result<Arc<PciBus>, Error> {
-    let windows: Vec<PhysRange> = host.windows().collect();
-    let mut bus = with_bridge(&windows);
-    if !config.virtio.is_empty() && !vm.takes_messages() {
-        return Err(Error::Kvm(KvmError::Missing(
-            "an interrupt translation service (GICv3), which virtio needs",
-        )));
-    }
-    let shares = shares::count(&config.virtio)?;
-    for (device, wanted) in (1u32..).zip(&config.virtio) {
-        // Bus 0, function 0.
-        let requester = device << 3;
-        let connections = Connections {
-            ram: Arc::<GuestRam>::clone(ram),
-            pace: pace.clone(),
-            sender: Box::new(Messages(vm.messages(requester))),
-            line: None,
-            bells: Box::new(Doorbells { ringer: vm.bell_ringer(), placed: Vec::new() }),
-        };
-        if bus.add(function(wanted, (shares, ports), connections)?).is_none() {
-            return Err(Error::Usage("more devices than a PCI bus has places for".into()));
+    match config.transport {
+        _ if config.virtio.is_empty() => {}
+        VirtioTransport::Pci => {
+            rack.set_pci(&host, &bus).expect("a test fits the bus beside all devices");
         }
+        VirtioTransport::Mmio => virtio::mmio(config, &mut rack, &mut making)?,
     }
-    Ok(Arc::new(bus))
-}
-
-/// A device as a function.
-fn function(
-    wanted: &VirtioDevice,
-    (shares, host_ports): (usize, &mut Vec<HostPort>),
-    connections: Connections,
-) -> Result<Shared<dyn Function>, Error> {
-    match wanted {
-        VirtioDevice::Entropy => on_pci(Entropy::new(random()?), connections),
-        VirtioDevice::Share(share) => on_pci(shares::device(share, shares)?, connections),
-        VirtioDevice::Ports(names) => on_pci(ports(names, host_ports)?, connections),
-    }
-}
-
-/// The host's end of a port, with its name.
-pub type HostPort = (String, UnixStream);
-
-/// A console device with nothing but named ports.
-fn ports(names: &[String], host_ports: &mut Vec<HostPort>) -> Result<virtio::console::Console, Error> {
-    let mut ports = Vec::new();
-    for name in names {
-        let (stream, host) = UnixStream::pair().map_err(Error::system("cannot make a port's sockets"))?;
-        ports.push(Port { name: Some(name.clone()), stream });
-        host_ports.push((name.clone(), host));
-    }
-    virtio::console::Console::new(ports).map_err(Error::system("cannot make a port's sockets"))
-}
-
-fn on_pci(model: impl Model + 'static, connections: Connections) -> Result<Shared<dyn Function>, Error> {
-    let function = VirtioFunction::new(model, connections);
-    Ok(Arc::new(Mutex::new(function.map_err(Error::system("cannot make a virtio device"))?)))
-}
-
-/// Random bytes of the host's.
-fn random() -> Result<entropy::Source, Error> {
-    let random = File::open("/dev/urandom").map_err(Error::system("cannot open /dev/urandom"))?;
-    Ok(Arc::new(Mutex::new(move |bytes: &mut [u8]| {
-        if let Err(error) = (&random).read_exact(bytes) {
-            log::error!("/dev/urandom: {error}");
-        }
-    })))
-}
-
-/// Messages by KVM.
-struct Messages(MessageSender);
-
-impl Sender for Messages {
-    fn send(&self, message: Message) -> io::Result<()> {
-        self.0.send(message.address, message.data).map_err(io::Error::other)
-    }
-}
-
-/// Bells that KVM rings.
-struct Doorbells {
-    ringer: BellRinger,
-    /// Where each queue's is.
-    placed: Vec<Option<u64>>,
-}
-
-impl Bells for Doorbells {
-    fn place(&mut self, queue: u16, bell: &EventFd, at: Option<u64>) -> io::Result<()> {
-        let index = usize::from(queue);
-        if self.placed.len() <= index {
-            self.placed.resize(index + 1, None);
-        }
-        if self.placed[index] == at {
-            return Ok(());
-        }
-        if let Some(before) = self.placed[index].take() {
-            self.ringer.take_away(bell, before).map_err(io::Error::other)?;
-        }
-        if let Some(at) = at {
-            self.ringer.place(bell, at).map_err(io::Error::other)?;
-            self.placed[index] = Some(at);
-        }
-        Ok(())
-    }
+    Ok((rack, serial.expect("every machine has a serial port"), making.host_ports))
 }

@@ -5,7 +5,7 @@ use crate::boot::cmdline::Completion;
 use crate::boot::kernel::Kernel;
 use crate::boot::{self, BootConfig, Booted};
 use crate::error::Error;
-use crate::machine::config::{Config, GuestClock, Trace};
+use crate::machine::config::{Config, GuestClock, Trace, VirtioTransport};
 use crate::machine::debugger::{Attachment, Debugger, listen};
 use crate::machine::dumper::Dumper;
 use crate::machine::guest_clock::Timekeeper;
@@ -130,7 +130,7 @@ fn load(config: &Config) -> Result<Loaded, Error> {
         memory: config.memory.bytes(),
         cpu: config.cpu.clone(),
         hypercalls: setup(config),
-        has_messages: !config.virtio.is_empty(),
+        has_messages: !config.virtio.is_empty() && config.transport == VirtioTransport::Pci,
     };
     let kernel = match &config.kernel {
         Some(path) => Kernel::open(path, HOST_ISA, vm_config.memory)?,
