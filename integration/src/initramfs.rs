@@ -148,7 +148,7 @@ const SHARES_6_1: [&str; 7] = [
     "fs/fuse/virtiofs",
 ];
 
-/// With drivers for [`ENTROPY_6_12`].
+/// With drivers for `ENTROPY_6_12`.
 ///
 /// # Errors
 /// When a part is not in the cache.
@@ -156,7 +156,7 @@ pub fn guest_with_entropy_6_12(isa: Isa) -> io::Result<Vec<u8>> {
     with_modules(isa, "6.12", &ENTROPY_6_12)
 }
 
-/// With drivers for [`ENTROPY_6_1`].
+/// With drivers for `ENTROPY_6_1`.
 ///
 /// # Errors
 /// When a part is not in the cache.
@@ -164,7 +164,7 @@ pub fn guest_with_entropy_6_1(isa: Isa) -> io::Result<Vec<u8>> {
     with_modules(isa, "6.1", &ENTROPY_6_1)
 }
 
-/// With drivers for [`SHARES_6_1`].
+/// With drivers for `SHARES_6_1`.
 ///
 /// # Errors
 /// When a part is not in the cache.
