@@ -370,8 +370,9 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         let fits = |(saved, setting): (&SavedQueue, &Setting)| {
             saved.size.is_power_of_two() && saved.size <= setting.state.max_size
         };
-        if !fields.queues.iter().zip(&self.queues).all(fits) || fields.driver_features & !self.features() != 0
-        {
+        // What a driver asks for beyond what there is it does not get, and may have asked for all the same.
+        let takes_more = fields.is_started && fields.driver_features & !self.features() != 0;
+        if !fields.queues.iter().zip(&self.queues).all(fits) || takes_more {
             return Err(damaged("its queues or features are more than this device has"));
         }
         self.stop();
