@@ -128,8 +128,7 @@ pub fn guest_with_pvpanic(isa: Isa) -> io::Result<Vec<u8>> {
 /// Drivers of virtio's entropy device that Debian's 6.12 has as modules.
 const ENTROPY_6_12: [&str; 1] = ["drivers/char/hw_random/virtio-rng"];
 /// The same for 6.1, which has all of virtio as modules.
-const ENTROPY_6_1: [&str; 7] = [
-    "drivers/char/hw_random/rng-core",
+const ENTROPY_6_1: [&str; 6] = [
     "drivers/virtio/virtio",
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio_pci_legacy_dev",
