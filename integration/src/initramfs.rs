@@ -129,8 +129,8 @@ pub fn guest_with_pvpanic(isa: Isa) -> io::Result<Vec<u8>> {
 const ENTROPY_6_12: [&str; 1] = ["drivers/char/hw_random/virtio-rng"];
 /// The same for 6.1, which has all of virtio as modules.
 const ENTROPY_6_1: [&str; 6] = [
-    "drivers/virtio/virtio",
     "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
     "drivers/virtio/virtio_pci_legacy_dev",
     "drivers/virtio/virtio_pci_modern_dev",
     "drivers/virtio/virtio_pci",
