@@ -18,6 +18,7 @@ mod run;
 mod stdout;
 mod values;
 
+use crate::job::verdict::CANNOT;
 use crate::logging;
 use crate::outcome::{self, EXIT_CODES, PANIC, USAGE};
 use crate::run::terminal;
@@ -145,7 +146,12 @@ fn refused(error: clap::Error) -> u8 {
         let error = qemu_habits::explain(core_dump::explain(error, &words), &words);
         // What cannot be said on standard error cannot be said.
         drop(error.print());
-        return USAGE;
+        // A run's codes are others, as most are its command's.
+        return if words.first().is_some_and(|word| word == "run" || word == "exec") {
+            CANNOT
+        } else {
+            USAGE
+        };
     }
     // Help and the version are what was asked for.
     if let Err(error) = logging::start(logging::level(0, false), None) {

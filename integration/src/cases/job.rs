@@ -89,6 +89,7 @@ pub fn wrong_ways(c: &mut Context) -> Check {
         ("--boot-timeout 10ms", "true", 122, "did not come so far"),
         ("--rw /work-that-is-not-there", "true", 125, "--rw /work-that-is-not-there: "),
         ("--append rdinit=/none~init=/none", "true", 120, "Unable to mount root fs"),
+        ("--wrong", "true", 125, "For more information, try '--help'"),
         ("--timeout 1s", "sleep 1000", 124, "--timeout is over"),
         ("", &oops, 118, "the log has oops: "),
         ("--fail-on none", "sh -c echo~'Oops:~0'>/dev/kmsg", 0, ""),

@@ -444,15 +444,26 @@ impl Desk<'_> {
         }
     }
 
+    /// What a guest that has ended has said last may be on its way still: until there is nothing for a moment.
+    fn hear_the_last(&mut self) {
+        const MOMENT: u16 = 20;
+        loop {
+            self.read_serial();
+            self.receive();
+            let mut more = [PollFd::new(self.port.as_fd(), PollFlags::POLLIN)];
+            let is_more = poll(&mut more, PollTimeout::from(MOMENT)).is_ok_and(|count| count > 0);
+            if !is_more || more[0].revents().is_none_or(|came| came.contains(PollFlags::POLLHUP)) {
+                return;
+            }
+        }
+    }
+
     fn look_at_guest(&mut self) {
         if self.guest.wake().read().is_err() {
             return;
         }
         let Some(outcome) = self.guest.outcome() else { return };
-        // What it said last is on the way still.
-        std::thread::sleep(Duration::from_millis(20));
-        self.read_serial();
-        self.receive();
+        self.hear_the_last();
         let line = self.sign.take().filter(|(sign, ..)| *sign == Sign::Panic).map(|(_, line, _)| line);
         let has_panicked = line.is_some()
             || matches!(outcome, Outcome::Ended(arch::End::Reset))
