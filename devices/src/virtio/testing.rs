@@ -85,6 +85,8 @@ const PER_QUEUE: u64 = 0x4000;
 pub struct Driver<M> {
     pub function: VirtioFunction<M>,
     pub ram: TestRam,
+    /// By which its threads are held.
+    pub pace: Pace,
     messages: Receiver<u32>,
     /// What has been made available in each queue.
     available: Vec<u16>,
@@ -102,16 +104,16 @@ impl<M: Model> Driver<M> {
     }
 
     fn over(ram: TestRam, model: M, available: Vec<u16>) -> Driver<M> {
-        let (sender, messages) = channel();
+        let ((sender, messages), pace) = (channel(), Pace::default());
         let connections = Connections {
             ram: Arc::new(ram.clone()),
-            pace: Pace::default(),
+            pace: pace.clone(),
             sender: Box::new(Sends(Mutex::new(sender))),
             line: None,
             bells: Box::new(NoBells),
         };
         let function = VirtioFunction::new(model, connections).unwrap();
-        Driver { function, ram, messages, available }
+        Driver { function, ram, pace, messages, available }
     }
 
     pub fn read(&mut self, offset: u64, size: usize) -> u64 {

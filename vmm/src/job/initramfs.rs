@@ -2,7 +2,9 @@
 //! `Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use cpio::newc::{Builder, ModeFileType, trailer};
+use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 
 /// An archive that is being filled.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +38,17 @@ impl Initramfs {
     /// When the archive cannot hold it: it has room for 4 GiB less one byte.
     pub fn file(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
         self.entry(path, ModeFileType::Regular, 0o755, content)
+    }
+
+    /// Adds a file of this machine's.
+    ///
+    /// # Errors
+    /// When it cannot be read, with its path, or the archive cannot hold it.
+    pub fn copy(&mut self, path: &str, from: &Path) -> io::Result<()> {
+        let content = fs::read(from).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot read {}: {error}", from.display()))
+        })?;
+        self.file(path, &content)
     }
 
     /// Adds a symbolic link.
