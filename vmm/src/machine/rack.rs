@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::machine::config::{Config, VirtioDevice};
 use crate::machine::guest_ram::GuestRam;
-use crate::machine::shares;
+use crate::machine::{disks, shares};
 use arch::address::PhysRange;
 use arch::board::{Board, PciHost};
 use devices::bus::Shared;
@@ -128,23 +128,34 @@ fn pci(
             line: None,
             bells: Box::new(Doorbells { ringer: vm.bell_ringer(), placed: Vec::new() }),
         };
-        if bus.add(function(wanted, (shares, ports), connections)?).is_none() {
+        let others = Others { shares, cpus: config.cpus, ports };
+        if bus.add(function(wanted, others, connections)?).is_none() {
             return Err(Error::Usage("more devices than a PCI bus has places for".into()));
         }
     }
     Ok(Arc::new(bus))
 }
 
+/// What a device is made by that is not its own.
+struct Others<'a> {
+    /// How many folders are shared.
+    shares: usize,
+    cpus: u32,
+    /// Where the host's ends of ports go.
+    ports: &'a mut Vec<HostPort>,
+}
+
 /// A device as a function.
 fn function(
     wanted: &VirtioDevice,
-    (shares, host_ports): (usize, &mut Vec<HostPort>),
+    others: Others<'_>,
     connections: Connections,
 ) -> Result<Shared<dyn Function>, Error> {
     match wanted {
         VirtioDevice::Entropy => on_pci(Entropy::new(random()?), connections),
-        VirtioDevice::Share(share) => on_pci(shares::device(share, shares)?, connections),
-        VirtioDevice::Ports(names) => on_pci(ports(names, host_ports)?, connections),
+        VirtioDevice::Share(share) => on_pci(shares::device(share, others.shares)?, connections),
+        VirtioDevice::Disk(disk) => on_pci(disks::device(disk, others.cpus)?, connections),
+        VirtioDevice::Ports(names) => on_pci(ports(names, others.ports)?, connections),
     }
 }
 
