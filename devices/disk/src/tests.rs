@@ -273,3 +273,52 @@ fn an_image_that_is_cut_later() {
     assert!(other.is_err());
     drop(image);
 }
+
+/// As it is found after an end by force: what was flushed is in the file, not in tables that go with the process.
+#[test]
+fn what_is_flushed_is_in_the_file() {
+    let folder = Folder::new();
+    let sample = Sample::new(8 << 20).build().unwrap();
+    for (name, bytes) in [("a.qcow2", sample), ("a.img", vec![0; 8 << 20])] {
+        let path = folder.write(name, &bytes);
+        let image = open(&path, Access::ReadWrite).unwrap();
+        let copy = folder.path(&format!("copy-{name}"));
+        for number in 0..20u64 {
+            image.write(number * 300_000, &[1; 5000]).unwrap();
+            image.flush().unwrap();
+            fs::copy(&path, &copy).unwrap();
+            let now = open(&copy, Access::ReadOnly).unwrap();
+            for before in 0..=number {
+                assert!(read(&now, before * 300_000, 5000).unwrap() == [1; 5000], "{before} of {number}");
+            }
+        }
+    }
+}
+
+/// Compressed clusters are read, and written as plain ones.
+#[test]
+fn compressed_clusters() {
+    use flate2::{Compression, write::DeflateEncoder};
+    use std::io::Write;
+    const CLUSTER: usize = 1 << 16;
+    let folder = Folder::new();
+    let content: Vec<u8> = (0..CLUSTER).map(|at| (at / 7 % 256).to_le_bytes()[0]).collect();
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(&content).unwrap();
+    let packed = encoder.finish().unwrap();
+    let mut bytes = qcow2();
+    // The disk's cluster 1 is the file's 5; its entry the second of the table in 4.
+    bytes[5 * CLUSTER..6 * CLUSTER].fill(0);
+    bytes[5 * CLUSTER..5 * CLUSTER + packed.len()].copy_from_slice(&packed);
+    let sectors = (packed.len() as u64).div_ceil(512) - 1;
+    let entry = 1u64 << 62 | sectors << 54 | 5 << 16;
+    bytes[4 * CLUSTER + 8..4 * CLUSTER + 16].copy_from_slice(&entry.to_be_bytes());
+    let path = folder.write("a.qcow2", &bytes);
+    let image = open(&path, Access::ReadWrite).unwrap();
+    assert!(read(&image, 1 << 16, CLUSTER).unwrap() == content);
+    image.write((1 << 16) + 100, &[9; 100]).unwrap();
+    image.flush().unwrap();
+    drop(image);
+    let now = read(&open(&path, Access::ReadOnly).unwrap(), 1 << 16, CLUSTER).unwrap();
+    assert!(now == [&content[..100], &[9; 100], &content[200..]].concat());
+}
