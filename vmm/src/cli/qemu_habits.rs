@@ -138,7 +138,7 @@ mod tests {
             ("-initrd i", "vmm has no -initrd: write --initrd PATH"),
             ("--kernel k -nographic", "vmm has no -nographic: leave it out"),
             ("-cpu host", "vmm has no -cpu: write --cpu-template"),
-            ("-drive file=x", "there are no disks"),
+            ("-drive file=x", "write --disk PATH"),
             ("bzImage -m 1G", "vmm has no -m: write --memory SIZE"),
         ] {
             let text = explained(line);
