@@ -37,7 +37,7 @@ impl std::fmt::Debug for Qcow2 {
 /// # Errors
 /// [`DiskError::Qcow2`], [`DiskError::Backing`].
 pub fn open(path: &Path, medium: Medium, is_written: bool) -> Result<Qcow2, DiskError> {
-    let links = chain::gather(path, medium)?;
+    let links = chain::gather(path, medium, is_written)?;
     let mut below = None;
     let mut facts = (0, false);
     for (number, Link { medium, header }) in links.into_iter().enumerate().rev() {

@@ -61,8 +61,11 @@ fn look(medium: &Medium) -> Result<Header, DiskError> {
 ///
 /// # Errors
 /// [`DiskError::Qcow2`] of it; [`DiskError::Backing`] of one below it.
-pub fn gather(path: &Path, medium: Medium) -> Result<Vec<Link>, DiskError> {
+pub fn gather(path: &Path, medium: Medium, is_written: bool) -> Result<Vec<Link>, DiskError> {
     let header = look(&medium)?;
+    if is_written {
+        tables::check_refcounts(&medium.file, &header, medium.length)?;
+    }
     let mut next = header.backing.clone();
     let mut links = vec![Link { medium, header: Some(header) }];
     let (mut folder, mut inner) = (None, PathBuf::new());

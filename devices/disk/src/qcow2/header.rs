@@ -35,6 +35,8 @@ pub struct Header {
     pub l1: (u64, u64),
     /// Where the table of reference counts is, and its bytes.
     pub refcounts: (u64, u64),
+    /// Of the bits of a reference count.
+    pub refcount_order: u32,
     pub backing: Option<Backing>,
 }
 
@@ -100,6 +102,7 @@ impl Header {
             size: fields.u64(24),
             l1: (fields.u64(40), fields.u32(36).into()),
             refcounts: (fields.u64(48), u64::from(fields.u32(56)) * cluster),
+            refcount_order: if version == 2 { 4 } else { fields.u32(96) },
             backing: None,
         };
         header.check(length)?;

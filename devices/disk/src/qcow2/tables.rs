@@ -39,6 +39,31 @@ pub fn check(file: &File, header: &Header, length: u64) -> Result<(), Qcow2Error
     Ok(())
 }
 
+/// Looks at reference counts, by which clusters are found for what is written: each of the file's has to have one. The
+/// library makes those that lack, and where many do it goes from one to the next without an end.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_refcounts(file: &File, header: &Header, length: u64) -> Result<(), Qcow2Error> {
+    let cluster = header.cluster_size();
+    let (at, bytes) = header.refcounts;
+    // Entries of a block, and so the clusters that one is for.
+    let per_block = (cluster * 8) >> header.refcount_order;
+    let blocks = length.div_ceil(cluster).div_ceil(per_block);
+    if blocks * 8 > bytes {
+        return Err(Qcow2Error::Damaged("the table of reference counts is too short for the file"));
+    }
+    let mut table = Vec::new();
+    read(file, at, blocks * 8, &mut table)?;
+    for block in entries(&table) {
+        if block == 0 {
+            return Err(Qcow2Error::Damaged("a part of it has no reference counts, so it can only be read"));
+        }
+        within("a block of reference counts", block, cluster, length)?;
+    }
+    Ok(())
+}
+
 fn entries(table: &[u8]) -> impl Iterator<Item = u64> {
     table.chunks_exact(8).map(|entry| u64::from_be_bytes(entry.try_into().unwrap_or_default()))
 }

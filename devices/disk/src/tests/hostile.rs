@@ -85,6 +85,9 @@ fn tables_that_lie() {
         (4 * CLUSTER + 8, (1 << 63) | 7 << 16, "a cluster at 0x70000"),
         (4 * CLUSTER + 8, (1 << 63) | 0x5200, "where no cluster begins"),
         (4 * CLUSTER + 16, (1 << 62) | 1 << 40, "a compressed cluster"),
+        // The table of reference counts is in cluster 1.
+        (CLUSTER, 0, "no reference counts"),
+        (CLUSTER, 1 << 40, "a block of reference counts"),
     ] {
         let error = refused(&[(at, &entry.to_be_bytes())]);
         assert!(error.contains(says), "{entry:#x}: {error}");
