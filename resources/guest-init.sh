@@ -72,9 +72,13 @@ case $run in
     $b grep virtio /proc/interrupts | $b sed 's/^/guest: /'
     $b dmesg | $b grep -iE 'pci|msi|virtio' | $b sed 's/^/guest: log /' ;;
   share)
-    # Mounts a folder of the host's, and does what a script in it says.
+    # Mounts a folder of the host's, and does what a script in it says: run.sh, or vmm.script=.
+    script=run.sh
+    for word in $($b cat /proc/cmdline); do
+      case $word in vmm.script=*) script=${word#vmm.script=} ;; esac
+    done
     $b mkdir /mnt
-    $b mount -t virtiofs shared /mnt && $b sh /mnt/run.sh 2>&1
+    $b mount -t virtiofs shared /mnt && $b sh /mnt/$script 2>&1
     bad='oops|bug:|fs/fuse|virtiofs.*(fail|error)|blocked for more'
     $b dmesg | $b grep -iE "$bad" | $b sed 's/^/guest: complaint: /'
     echo "guest: complaints=$($b dmesg | $b grep -ciE "$bad")" ;;

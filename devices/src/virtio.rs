@@ -11,6 +11,7 @@
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.2, with its section.
 
+pub mod block;
 pub mod console;
 pub mod device;
 pub mod entropy;

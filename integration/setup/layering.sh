@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Holds the layers of docs/architecture.md: the architecture of a target is a value except in
-# vmm/kvm, which alone calls KVM and knows no devices; arch and debug know no KVM; devices/share knows nothing of
-# ours; arch, debug, devices and devices/share have no unsafe code.
+# vmm/kvm, which alone calls KVM and knows no devices; arch and debug know no KVM; devices/share and
+# devices/disk know nothing of ours; arch, debug, devices and devices/share have no unsafe code.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 status=0
@@ -19,10 +19,16 @@ for crate in arch debug; do
   found=$(cargo tree -q -p "guest-$crate" -e normal,build --target all --prefix none | grep -E '^(kvm|guest-kvm|guest-vmm)' || true)
   [ -z "$found" ] || complain "$crate depends on KVM: $found"
 done
-found=$(cargo tree -q -p guest-devices -e normal --target all --prefix none | grep -E '^(kvm|guest-kvm|guest-vmm|guest-debug|guest-share)' || true)
+found=$(cargo tree -q -p guest-devices -e normal --target all --prefix none | grep -E '^(kvm|guest-kvm|guest-vmm|guest-debug|guest-share|guest-disk)' || true)
 [ -z "$found" ] || complain "devices depends on what is not below it: $found"
-found=$(cargo tree -q -p guest-share -e normal --target all --prefix none | grep -E '^(guest-|kvm|vm-memory|virtio)' | grep -v '^guest-share ' || true)
-[ -z "$found" ] || complain "devices/share depends on what is ours, or on virtio: $found"
+for crate in share disk; do
+  found=$(cargo tree -q -p "guest-$crate" -e normal --target all --prefix none | grep -E '^(guest-|kvm|vm-memory|virtio)' | grep -v "^guest-$crate " || true)
+  [ -z "$found" ] || complain "devices/$crate depends on what is ours, or on virtio: $found"
+done
+# What the library for qcow2 has a crate call unsafe, and nothing else.
+found=$(grep -rlE 'allow\(unsafe_code\)' --include='*.rs' devices || true)
+[ "$found" = devices/disk/src/qcow2/storage.rs ] || complain "devices allow unsafe code in: $found"
+grep -q '^#!\[deny(unsafe_code)\]' devices/disk/src/lib.rs || complain "devices/disk does not deny unsafe code"
 found=$(cargo tree -q -p guest-kvm -e normal --target all --prefix none | grep -E '^guest-(devices|vmm) ' || true)
 [ -z "$found" ] || complain "kvm depends on what is not below it: $found"
 # What an embedder has not asked for.
@@ -36,7 +42,7 @@ versions=$(cargo tree -q --workspace --target all --prefix none | grep -E '^vm-m
 # What a guest or a client causes is said through limited, bounded queues: devices and whatever else serves
 # guests say it by `tell!`, and nothing writes to standard error by itself (vmm/src/logging.rs).
 code() { grep -rnE "$1" --include='*.rs' "${@:2}" | grep -vE '^[^:]+:[0-9]+: *//' || true; }
-found=$(code '\blog::(error|warn|info|debug|trace)!' devices/src devices/share/src)
+found=$(code '\blog::(error|warn|info|debug|trace)!' devices/src devices/share/src devices/disk/src)
 [ -z "$found" ] || complain "devices logs by itself instead of by tell!:"$'\n'"$found"
 machine=vmm/src/machine
 served=("$machine"/{hypercalls,hypercalls.rs,rack,rack.rs})
@@ -49,7 +55,7 @@ found=$(code '\blog::(warn|info)!' "${serving[@]}")
 # What serves a guest has one way to the guest's memory, where planted instructions are known (devices/src/ram.rs).
 found=$(code '\b(LiveMemory|GuestMemory|vm_memory)\b' "${served[@]}")
 [ -z "$found" ] || complain "what serves guests has the guest's memory itself instead of GuestRam:"$'\n'"$found"
-found=$(code '\b(eprint|eprintln|print|println|dbg)!|\bstderr\(\)' arch/src debug/src devices/src devices/share/src vmm/src vmm/kvm/src \
+found=$(code '\b(eprint|eprintln|print|println|dbg)!|\bstderr\(\)' arch/src debug/src devices/src devices/share/src devices/disk/src vmm/src vmm/kvm/src \
   | grep -vE '^vmm/src/logging\.rs:|logging::stderr\(\)' || true)
 [ -z "$found" ] || complain "printed past the queues of vmm/src/logging.rs:"$'\n'"$found"
 exit $status

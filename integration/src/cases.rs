@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod basics;
+mod disks;
 pub mod dumps;
 mod ends;
 pub mod gdb;
@@ -133,6 +134,11 @@ const fn only(isa: Isa, case: Case) -> Case {
     Case { only: Some(isa), ..case }
 }
 
+/// With Linux 6.12's driver of disks.
+const fn with_disk_6_12(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
+    Case { initrd: initramfs::guest_with_disks_6_12, ..linux(name, &["6.12"], run) }
+}
+
 /// On a host with a GICv2 only.
 const fn gic_v2(case: Case) -> Case {
     Case { gic: 2, ..only(Isa::Aarch64, case) }
@@ -217,6 +223,12 @@ pub const CASES: &[Case] = &[
     linux("long_virtio_share", &["6.12"], shares::random),
     linux("virtio_share_killed", &["6.12"], shares::killed),
     small("bad_shares", shares::bad),
+    with_disk_6_12("virtio_disk_6_12", disks::everything),
+    Case { initrd: initramfs::guest_with_disks_6_1, ..linux("virtio_disk_6_1", &["6.1"], disks::everything) },
+    with_disk_6_12("virtio_disk_killed", disks::killed),
+    with_disk_6_12("virtio_disk_of_two_guests", disks::two_guests),
+    with_disk_6_12("virtio_disk_full", disks::full),
+    small("bad_disks", disks::bad),
     only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),
     linux("debian_cpu_features", &["6.12"], linux::cpu_features),
     linux("debian_panic", &["6.1"], linux::panic),

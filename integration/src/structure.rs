@@ -37,6 +37,7 @@ pub const LIMITS: &[Limit] = &[
     limit("arch", 0, 111),
     limit("debug", 0, 83),
     limit("devices", 0, 73),
+    limit("devices/disk", 0, 38),
     limit("devices/share", 0, 46),
     limit("vmm/kvm", 0, 88),
     limit("vmm", 0, 82),

@@ -3,6 +3,7 @@
 use crate::boot::BootError;
 use crate::outcome;
 use debug::dump::write::WriteError;
+use disk::DiskError;
 use kvm::KvmError;
 use share::ShareError;
 use std::io;
@@ -38,6 +39,14 @@ pub enum Error {
         folder: PathBuf,
         /// Why.
         source: ShareError,
+    },
+    /// A disk that a guest was to be given.
+    #[error("cannot use {} as a disk: {source}", path.display())]
+    Disk {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: DiskError,
     },
     /// A core could not be written when the time comes.
     #[error("--dump-on: {0}")]
@@ -116,6 +125,7 @@ impl Error {
             Error::Boot(_) => outcome::IMAGE,
             Error::Open { .. }
             | Error::Share { .. }
+            | Error::Disk { .. }
             | Error::Template { .. }
             | Error::Listen { .. }
             | Error::Dump(_) => outcome::FILE,

@@ -5,7 +5,7 @@
 //! | life: made, let run, held, waited for | `guest` |
 //! | memory, for whoever serves the guest | `guest_ram` |
 //! | devices | `rack`, and `output_queue` for what it prints |
-//! | shared folders, behind their devices | `shares` |
+//! | disks and shared folders, behind their devices | `disks`, `shares` |
 //! | hypercalls | [`hypercalls`] |
 //! | time, which stands still while it is held | `guest_clock` |
 //! | vCPUs, each on a thread (to which others leave things to do in its `mailbox`) | [`vcpus`] |
@@ -15,6 +15,7 @@
 
 pub mod config;
 pub mod debugger;
+mod disks;
 pub mod dumper;
 mod guest;
 mod guest_clock;

@@ -375,8 +375,15 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         if !fields.queues.iter().zip(&self.queues).all(fits) || takes_more {
             return Err(damaged("its queues or features are more than this device has"));
         }
+        let was_started = self.workers.is_some();
         self.stop();
-        self.model.restore(fields.model)?;
+        if let Err(misfit) = self.model.restore(fields.model) {
+            // As it was: it goes on from where its threads have come to.
+            if was_started {
+                self.start();
+            }
+            return Err(misfit);
+        }
         for (saved, Setting { state, .. }) in fields.queues.iter().zip(&mut self.queues) {
             *state = QueueState {
                 max_size: state.max_size,

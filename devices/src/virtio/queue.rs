@@ -71,6 +71,9 @@ pub enum Broken {
     /// It has no parts.
     #[error("a chain has no parts that can be read")]
     Empty,
+    /// A request of a disk's (5.2.6).
+    #[error("a request has no header, or no room for what became of it")]
+    Request,
 }
 
 /// A part of a buffer.
@@ -157,6 +160,13 @@ pub struct Chain {
     pub readable: Buffer,
     /// What it writes.
     pub writable: Buffer,
+}
+
+impl Chain {
+    /// The number of its first descriptor: as long as it is not given back, no other has it.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
 }
 
 /// A queue that a driver has set up.

@@ -43,6 +43,10 @@ const OPTIONS: &[(&str, &str)] = &[
     ("cdrom", "there are no disks: what the guest needs goes into --initrd PATH"),
     ("virtfs", "write --share DIR,tag=NAME, and in the guest mount -t virtiofs NAME /mnt"),
     ("fsdev", "write --share DIR,tag=NAME, and in the guest mount -t virtiofs NAME /mnt"),
+    ("drive", "write --disk PATH, with ,format=raw or ,format=qcow2 where the name does not say so"),
+    ("hda", "write --disk PATH: the guest has it as /dev/vda"),
+    ("cdrom", "write --disk PATH,ro"),
+    ("snapshot", "write --disk PATH,snapshot"),
     ("netdev", "there is no network"),
     ("nic", "there is no network"),
     ("net", "there is no network"),
@@ -141,6 +145,7 @@ mod tests {
             ("-cpu host", "vmm has no -cpu: write --cpu-template"),
             ("-drive file=x", "there are no disks"),
             ("-virtfs local,path=x", "write --share DIR"),
+            ("-drive file=x", "write --disk PATH"),
             ("bzImage -m 1G", "vmm has no -m: write --memory SIZE"),
         ] {
             let text = explained(line);

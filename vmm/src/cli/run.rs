@@ -5,7 +5,8 @@ use super::values;
 use crate::control::names;
 use crate::error::Error;
 use crate::machine::config::{
-    Config, GdbConfig, GuestClock, HypercallConfig, MemorySize, ShareConfig, VirtioDevice, VirtioTransport,
+    Config, DiskConfig, GdbConfig, GuestClock, HypercallConfig, MemorySize, ShareConfig, VirtioDevice,
+    VirtioTransport,
 };
 use crate::machine::hypercalls::family::FamilyName;
 use crate::outcome::Outcome;
@@ -61,6 +62,12 @@ pub struct Args {
     /// Give the guest random bytes of this host's, by a virtio device on PCI
     #[arg(long, help_heading = "Machine")]
     entropy: bool,
+    /// Give the guest a disk (/dev/vda, then /dev/vdb): a raw file, a block device, or a qcow2 image. With ro it
+    /// cannot write to it; with snapshot what it writes goes to a temporary file below TMPDIR and is gone with this
+    /// run. Without format= the image is qcow2 if both its first bytes and its name say so. May be given more than
+    /// once
+    #[arg(long, value_name = "PATH[,ro][,format=raw|qcow2][,serial=TEXT][,snapshot]", value_parser = ValueParser::new(values::disk), help_heading = "Machine")]
+    disk: Vec<DiskConfig>,
     /// Give the guest a folder of this host's, by virtio-fs: mount -t virtiofs TAG /mnt. The tag is the folder's
     /// name unless given; with ro the guest cannot write to it. What is mounted below the folder is not
     /// shown. May be given more than once
@@ -218,8 +225,9 @@ impl Args {
     }
 
     fn virtio(&self) -> Vec<VirtioDevice> {
+        let disks = self.disk.iter().cloned().map(VirtioDevice::Disk);
         let shares = self.share.iter().cloned().map(VirtioDevice::Share);
-        self.entropy.then_some(VirtioDevice::Entropy).into_iter().chain(shares).collect()
+        self.entropy.then_some(VirtioDevice::Entropy).into_iter().chain(disks).chain(shares).collect()
     }
 
     /// The devices that not every machine has, and this one is to have.

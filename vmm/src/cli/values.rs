@@ -1,12 +1,15 @@
 //! Values of options: what is written on a command line, made into what it means.
 
-use crate::machine::config::{HypercallConfig, LONGEST_TAG, MemorySize, ShareConfig, Trace, VirtioTransport};
+use crate::machine::config::{
+    DiskConfig, HypercallConfig, LONGEST_SERIAL, LONGEST_TAG, MemorySize, ShareConfig, Trace, VirtioTransport,
+};
 use crate::machine::hypercalls::family::FamilyName;
 use crate::run::config::DumpOn;
 use crate::run::console::ConsoleKind;
 use debug::dump::packing::check_name;
 use debug::gdb::server::OnLost;
 use devices::hypercall::trace::{Filter, Style};
+use disk::{Access, Format, Options};
 use kvm::HOST_ISA;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -164,6 +167,42 @@ pub fn transport(text: &str) -> Result<VirtioTransport, String> {
     }
 }
 
+/// Parses a disk: `PATH[,ro][,format=raw|qcow2][,serial=TEXT][,snapshot]`. What is behind a comma and is none of these
+/// words belongs to the path.
+///
+/// # Errors
+/// What has to be written.
+pub fn disk(text: &str) -> Result<DiskConfig, String> {
+    let (mut path, mut access, mut format, mut serial) = (text, Access::ReadWrite, None, String::new());
+    while let Some((rest, word)) = path.rsplit_once(',') {
+        match (word, word.split_once('=')) {
+            ("ro" | "snapshot", _) if access != Access::ReadWrite => {
+                return Err("ro and snapshot are one too many: write either".into());
+            }
+            ("ro", _) => access = Access::ReadOnly,
+            ("snapshot", _) => access = Access::Snapshot,
+            (_, Some(("format", "raw"))) => format = Some(Format::Raw),
+            (_, Some(("format", "qcow2"))) => format = Some(Format::Qcow2),
+            (_, Some(("format", other))) => {
+                return Err(format!("the format '{other}' is not known: write format=raw or format=qcow2"));
+            }
+            (_, Some(("serial", word))) => serial = word.into(),
+            _ => break,
+        }
+        path = rest;
+    }
+    if path.is_empty() {
+        return Err("an image is missing: write for example disk.img, or disk.qcow2,snapshot".into());
+    }
+    if serial.len() > LONGEST_SERIAL || serial.chars().any(|it| !it.is_ascii_graphic()) {
+        return Err(format!(
+            "the serial number '{serial}' may have {LONGEST_SERIAL} letters, digits and signs: write {path},serial=TEXT"
+        ));
+    }
+    let image = Options { path: path.into(), format, access };
+    Ok(DiskConfig { image, serial })
+}
+
 /// Parses what becomes of the guest when a debugger is lost.
 ///
 /// # Errors
@@ -281,6 +320,31 @@ mod tests {
             ("a,tag=0123456789012345678901234567890123456", "has 37 bytes and may have 1 to 36"),
         ] {
             assert!(share(text).is_err_and(|error| error.contains(says)), "{text}");
+        }
+    }
+
+    #[test]
+    fn disks() {
+        let (raw, qcow2) = (Some(Format::Raw), Some(Format::Qcow2));
+        for (text, path, access, format, serial) in [
+            ("a.img", "a.img", Access::ReadWrite, None, ""),
+            ("a.img,ro", "a.img", Access::ReadOnly, None, ""),
+            ("/x/a,format=qcow2,snapshot", "/x/a", Access::Snapshot, qcow2, ""),
+            ("a,b,serial=S-1,format=raw", "a,b", Access::ReadWrite, raw, "S-1"),
+            ("a,rox", "a,rox", Access::ReadWrite, None, ""),
+        ] {
+            let image = Options { path: path.into(), format, access };
+            assert_eq!(disk(text), Ok(DiskConfig { image, serial: serial.into() }), "{text}");
+        }
+        for (text, says) in [
+            ("", "an image is missing"),
+            (",ro", "an image is missing"),
+            ("a,ro,snapshot", "write either"),
+            ("a,format=vmdk", "write format=raw or format=qcow2"),
+            ("a,serial=0123456789012345678901", "may have 20"),
+            ("a,serial=x y", "may have 20"),
+        ] {
+            assert!(disk(text).is_err_and(|error| error.contains(says)), "{text}");
         }
     }
 

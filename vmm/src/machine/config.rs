@@ -9,6 +9,7 @@ use debug::gdb::listener::Address;
 use debug::gdb::server::OnLost;
 use debug::socket::Access;
 use devices::platform::Extra;
+pub use devices::virtio::block::LONGEST_SERIAL;
 pub use devices::virtio::fs::LONGEST_TAG;
 pub use hypercalls::{HypercallConfig, Trace};
 use std::path::PathBuf;
@@ -64,11 +65,22 @@ pub enum VirtioTransport {
 pub enum VirtioDevice {
     /// Random bytes of the host's ([`devices::virtio::entropy`]).
     Entropy,
+    /// A disk ([`devices::virtio::block`]).
+    Disk(DiskConfig),
     /// A folder of the host's ([`devices::virtio::fs`]).
     Share(ShareConfig),
     /// Named ports, of which the guest's makers have the other ends ([`devices::virtio::console`],
     /// [`Guest::take_port`](super::Guest::take_port)).
     Ports(Vec<String>),
+}
+
+/// A disk that a guest is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// The image, and what the guest may do to it.
+    pub image: disk::Options,
+    /// What the guest knows it by: at most [`LONGEST_SERIAL`] bytes; empty: by nothing.
+    pub serial: String,
 }
 
 /// A folder that a guest is given.

@@ -4,7 +4,7 @@ use super::KvmLine;
 use crate::error::Error;
 use crate::machine::config::{Config, VirtioDevice};
 use crate::machine::guest_ram::GuestRam;
-use crate::machine::shares;
+use crate::machine::{disks, shares};
 use arch::address::PhysRange;
 use arch::board::PciHost;
 use devices::pci::bus::{PciBus, with_bridge};
@@ -31,6 +31,8 @@ pub struct Making<'a> {
     pace: &'a Pace,
     /// How many shared folders there are.
     shares: usize,
+    /// How many vCPUs.
+    cpus: u32,
     /// The host's ends of ports.
     pub host_ports: Vec<HostPort>,
 }
@@ -50,7 +52,8 @@ impl<'a> Making<'a> {
         vm: &'a Vm,
         (ram, pace): (&'a Arc<GuestRam>, &'a Pace),
     ) -> Result<Making<'a>, Error> {
-        Ok(Making { vm, ram, pace, shares: shares::count(&config.virtio)?, host_ports: Vec::new() })
+        let shares = shares::count(&config.virtio)?;
+        Ok(Making { vm, ram, pace, shares, cpus: config.cpus, host_ports: Vec::new() })
     }
 
     /// Makes a device's model, and has it put.
@@ -58,6 +61,7 @@ impl<'a> Making<'a> {
         match wanted {
             VirtioDevice::Entropy => place.put(Entropy::new(random()?)),
             VirtioDevice::Share(share) => place.put(shares::device(share, self.shares)?),
+            VirtioDevice::Disk(disk) => place.put(disks::device(disk, self.cpus)?),
             VirtioDevice::Ports(names) => place.put(ports(names, &mut self.host_ports)?),
         }
     }
