@@ -30,5 +30,5 @@ mod shares;
 pub mod vcpus;
 
 pub use config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
-pub use guest::{Debugged, Guest};
+pub use guest::{DeafPlace, Debugged, Guest};
 pub use vcpus::Hold;

@@ -168,12 +168,11 @@ pub fn streams(c: &mut Context) -> Check {
 /// that sleeps.
 pub fn stuck(c: &mut Context) -> Check {
     let (root, spin, limit) = (root(c)?, c.guest("spin", false)?, c.limit(60));
-    let line = format!("run --kernel {{}} --root {{}} --slow {} --memory 256M -- true", c.slowness);
-    let stuck = c.run(&line, &[&spin, &root], limit)?;
+    let stuck = c.run("run --kernel {} --root {} --memory 256M -- true", &[&spin, &root], limit)?;
     stuck.expect_code(121)?;
     let last = stuck.errors.lines().last().unwrap_or_default();
     check(last.contains("with interrupts off (exit code 121)"), || format!("the last line is '{last}'"))?;
-    let idle = run(c, &root, "--cpus 2", "sleep 12")?;
+    let idle = run(c, &root, "--cpus 2", "sleep 18")?;
     idle.expect_code(0)
 }
 

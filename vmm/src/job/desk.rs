@@ -59,6 +59,8 @@ pub struct Job {
     pub command: Command,
     /// How long the guest may take until it runs a program.
     pub boot_timeout: Duration,
+    /// All times are so many times as long; they are in the others here.
+    pub slow: u32,
     /// How long all of it may take.
     pub timeout: Option<Duration>,
     /// What ends it, of the kernel's log.
@@ -485,8 +487,10 @@ impl Desk<'_> {
         if self.guest.attachment().debugger().is_some() {
             return self.stuck.forget();
         }
-        if let Some((vcpu, place)) = self.stuck.look(&self.guest.deaf_places()) {
-            let seconds = stuck::EVERY.as_secs() * u64::from(stuck::TIMES);
+        let factor = if self.is_up { 1 } else { stuck::BOOT_FACTOR };
+        let limit = stuck::LIMIT * factor * self.job.slow;
+        if let Some((vcpu, place)) = self.stuck.look(&self.guest.deaf_places(), limit) {
+            let seconds = limit.as_secs();
             let why = format!("vCPU {vcpu} has been at {place:#x} for {seconds} s, with interrupts off");
             self.decide(Verdict::Hang(why));
         }

@@ -1,44 +1,44 @@
 //! vCPUs that stay in one place with interrupts off: a kernel that hangs so says nothing of it any more.
 
+use crate::machine::DeafPlace;
 use std::time::Duration;
 
-/// How often vCPUs are looked at, and how often one is found in its place until that is called a hang.
+/// How often vCPUs are looked at.
 pub const EVERY: Duration = Duration::from_secs(1);
-pub const TIMES: u32 = 8;
+/// How long one has to have run in its place until that is called a hang.
+pub const LIMIT: Duration = Duration::from_secs(8);
+/// Before the guest runs a program that is so many times as long: a kernel begins with interrupts off, and on an emulated
+/// or nested processor it is long in the loops that write over its own instructions.
+pub const BOOT_FACTOR: u32 = 4;
 /// Bytes around an instruction that are one place: a loop.
 const PLACE: u64 = 1024;
 
-/// What has been seen of one vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seen {
-    at: u64,
-    times: u32,
-}
-
-/// What has been seen of all vCPUs.
+/// What has been seen of all vCPUs: where each was first found in the place that it is in.
 #[derive(Clone, Debug, Default)]
 pub struct Stuck {
-    vcpus: Vec<Option<Seen>>,
+    vcpus: Vec<Option<DeafPlace>>,
 }
 
 impl Stuck {
-    /// Where each vCPU is now that is at work with interrupts off; the first that has been there for too long, and its
-    /// place.
-    pub fn look(&mut self, places: &[Option<u64>]) -> Option<(usize, u64)> {
+    /// Where each vCPU is now; the first that has run in its place for `limit`, and its place.
+    pub fn look(&mut self, places: &[Option<DeafPlace>], limit: Duration) -> Option<(usize, u64)> {
         self.vcpus.resize(places.len(), None);
-        for (seen, place) in self.vcpus.iter_mut().zip(places) {
-            *seen = match (*seen, *place) {
-                (_, None) => None,
-                (Some(seen), Some(now)) if seen.at.abs_diff(now) < PLACE => {
-                    Some(Seen { times: seen.times + 1, ..seen })
-                }
-                (_, Some(now)) => Some(Seen { at: now, times: 1 }),
+        let mut found = None;
+        for (vcpu, (first, now)) in self.vcpus.iter_mut().zip(places).enumerate() {
+            let stays = match (&first, now) {
+                (Some(first), Some(now)) => first.at.abs_diff(now.at) < PLACE,
+                _ => false,
             };
+            if !stays {
+                *first = *now;
+            }
+            if let (Some(first), Some(now)) = (first, now)
+                && now.ran.saturating_sub(first.ran) >= limit
+            {
+                found = found.or(Some((vcpu, first.at)));
+            }
         }
-        let is_stuck = |(vcpu, seen): (usize, &Option<Seen>)| {
-            seen.filter(|seen| seen.times >= TIMES).map(|seen| (vcpu, seen.at))
-        };
-        self.vcpus.iter().enumerate().find_map(is_stuck)
+        found
     }
 
     /// It was not looked for a while: nothing is known.
@@ -51,27 +51,38 @@ impl Stuck {
 mod tests {
     use super::*;
 
+    fn place(at: u64, milliseconds: u64) -> Option<DeafPlace> {
+        Some(DeafPlace { at, ran: Duration::from_millis(milliseconds) })
+    }
+
     #[test]
     fn one_place_for_long_is_a_hang() {
         let mut stuck = Stuck::default();
-        for time in 1..TIMES {
-            assert_eq!(stuck.look(&[None, Some(0x1000 + u64::from(time))]), None);
+        for time in 0..8 {
+            assert_eq!(stuck.look(&[None, place(0x1000 + time, 500 + 1000 * time)], LIMIT), None);
         }
-        assert_eq!(stuck.look(&[None, Some(0x1000)]), Some((1, 0x1001)));
+        assert_eq!(stuck.look(&[None, place(0x1010, 8500)], LIMIT), Some((1, 0x1000)));
+        assert_eq!(stuck.look(&[None, place(0x1010, 9500)], BOOT_FACTOR * LIMIT), None);
+    }
+
+    #[test]
+    fn who_is_given_no_processor_does_not_hang() {
+        let mut stuck = Stuck::default();
+        for time in 0..100 {
+            assert_eq!(stuck.look(&[place(0x1000, 10 * time)], LIMIT), None);
+        }
     }
 
     #[test]
     fn whoever_moves_or_listens_does_not_hang() {
         let mut stuck = Stuck::default();
-        for time in 0..10 * TIMES {
-            let moves = 0x1000 + u64::from(time) * PLACE;
-            let listens = (time % (TIMES - 1) != 0).then_some(0x1000);
-            assert_eq!(stuck.look(&[Some(moves), listens]), None);
+        for time in 0..80 {
+            let moves = place(0x1000 + time * PLACE, 1000 * time);
+            let listens = place(0x1000, 1000 * time).filter(|_| time % 7 != 0);
+            assert_eq!(stuck.look(&[moves, listens], LIMIT), None);
         }
-        stuck.look(&[Some(1)]);
+        stuck.look(&[place(1, 0)], LIMIT);
         stuck.forget();
-        for _ in 1..TIMES {
-            assert_eq!(stuck.look(&[Some(1)]), None);
-        }
+        assert_eq!(stuck.look(&[place(1, 9000)], LIMIT), None);
     }
 }

@@ -26,6 +26,7 @@ use devices::guest_log;
 use devices::platform::serial::Serial;
 use kvm::ram::{GuestMemory, LiveMemory};
 use kvm::{HOST_ISA, Vcpu, Vm};
+use nix::time::{ClockId, clock_gettime};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
@@ -203,7 +204,7 @@ impl Guest {
 
     /// Where each vCPU is that is at work with interrupts off, in their order: neither halted nor waiting for an
     /// interrupt. The guest stands still meanwhile, for microseconds.
-    pub fn deaf_places(&self) -> Vec<Option<u64>> {
+    pub fn deaf_places(&self) -> Vec<Option<DeafPlace>> {
         let memory = self.services.memory.clone();
         self.vcpus.for_each(move |vcpu| deaf_place(vcpu, &memory))
     }
@@ -268,7 +269,18 @@ impl Guest {
 }
 
 /// Where a vCPU is, if it is at work with interrupts off.
-fn deaf_place(vcpu: &Vcpu, memory: &GuestMemory) -> Option<u64> {
+/// Where a vCPU is that is at work with interrupts off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeafPlace {
+    /// The instruction's address.
+    pub at: u64,
+    /// How long its thread has had a processor, since it began: time of the guest's, not of a host that is busy with
+    /// something else.
+    pub ran: Duration,
+}
+
+/// On the vCPU's thread.
+fn deaf_place(vcpu: &Vcpu, memory: &GuestMemory) -> Option<DeafPlace> {
     let (pc, flags) = vcpu.pc_and_flags().ok()?;
     if vcpu.activity() != Activity::Running || !arch::attention::is_deaf(HOST_ISA, flags) {
         return None;
@@ -278,7 +290,8 @@ fn deaf_place(vcpu: &Vcpu, memory: &GuestMemory) -> Option<u64> {
     let mut code = [0; 8];
     let place = GuestVirt(pc.wrapping_sub(4));
     let count = memory::read(&memory, &Space::Virtual(regime), None, place, &mut code);
-    (!arch::attention::waits(HOST_ISA, &code[..count])).then_some(pc)
+    let ran = Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).ok()?);
+    (!arch::attention::waits(HOST_ISA, &code[..count])).then_some(DeafPlace { at: pc, ran })
 }
 
 impl Drop for Guest {
