@@ -162,6 +162,21 @@ impl Process {
         }
     }
 
+    /// Waits until `pattern` is among what was said on standard error.
+    ///
+    /// # Errors
+    /// What was said instead, when the time or the output is over.
+    pub fn expect_error(&self, pattern: &str, limit: Duration) -> Result<(), String> {
+        match self.errors.wait_for(0, pattern.as_bytes(), limit) {
+            Some(_) => Ok(()),
+            None => Err(format!(
+                "{}: no {pattern:?} within {limit:?}; it says:\n{}",
+                self.name,
+                tail(&self.errors.text())
+            )),
+        }
+    }
+
     /// Types `text`.
     ///
     /// # Errors

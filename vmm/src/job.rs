@@ -5,6 +5,7 @@
 //! goes in and out of the command, over a port of the console device, by [`protocol`]. [`verdict`] says what came of it.
 
 pub mod desk;
+pub mod hold;
 pub mod initramfs;
 pub mod kernel_log;
 pub mod ktap;
@@ -12,6 +13,7 @@ pub mod matrix;
 pub mod modules;
 pub mod plan;
 pub mod protocol;
+pub mod root_image;
 pub mod session;
 pub mod steps;
 pub mod streams;

@@ -30,6 +30,7 @@
 
 #![deny(unsafe_code)]
 
+mod contents;
 mod error;
 mod file;
 mod image;
@@ -42,6 +43,7 @@ pub mod sample;
 #[cfg(test)]
 mod tests;
 
+pub use contents::{FileSystem, Partition};
 pub use error::{DiskError, Qcow2Error};
 pub use image::{Access, Format, Image, Options};
 pub use qcow2::chain::MOST_LAYERS;

@@ -3,7 +3,9 @@
 use super::shares::{USER, give};
 use crate::context::{Check, Context, Finished, check};
 use crate::process::{Process, Wiring};
+use crate::rsp::Client;
 use arch::Isa;
+use disk::sample::Sample;
 use nix::sys::signal::Signal;
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -14,7 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What Debian's 6.12 has as modules of what a job needs.
-pub const MODULES: &[&str] = &["fs/overlayfs/overlay.ko", "drivers/virtio/virtio_mmio.ko"];
+pub const MODULES: &[&str] =
+    &["fs/overlayfs/overlay.ko", "drivers/virtio/virtio_mmio.ko", "drivers/block/virtio_blk.ko"];
 
 /// A root with busybox and nothing else.
 fn root(c: &Context) -> Result<PathBuf, String> {
@@ -99,6 +102,7 @@ pub fn wrong_ways(c: &mut Context) -> Check {
         ("--rw /work-that-is-not-there", "true", 125, "--rw /work-that-is-not-there: "),
         ("--append rdinit=/none~init=/none", "true", 120, "Unable to mount root fs"),
         ("--wrong", "true", 125, "For more information, try '--help'"),
+        ("--fail-on oops,warn --allow Oo+ps:.*[0-9]", "sh -c echo~'Oops:~0'>/dev/kmsg", 0, ""),
         ("--timeout 1s", "sleep 1000", 124, "--timeout is over"),
         ("", &oops, 118, "the log has oops: "),
         ("--fail-on none", "sh -c echo~'Oops:~0'>/dev/kmsg", 0, ""),
@@ -297,6 +301,131 @@ pub fn exec(c: &mut Context) -> Check {
     let late = c.run("exec job -- true", &[], limit)?;
     late.expect_code(125)?;
     late.expect_one_line("no guest of this name runs")
+}
+
+/// A root in a disk image, as four guests at once have it; a partition of one; and what a command leaves behind.
+pub fn images(c: &mut Context) -> Check {
+    const SIZE: u64 = 16 << 20;
+    const START: usize = 1 << 20;
+    let (root, limit) = (root(c)?, c.limit(120));
+    let (image, over, parted) =
+        (c.work.join("root.img"), c.work.join("over.qcow2"), c.work.join("parted.img"));
+    let made = fs::File::create(&image).and_then(|file| file.set_len(SIZE));
+    made.map_err(|error| error.to_string())?;
+    // A guest makes it.
+    let script = "sh -c mke2fs~/dev/vda>/dev/null&&mkdir~/i&&mount~-t~ext4~/dev/vda~/i&&\
+                  cp~-a~/bin~/etc~/i&&cd~/i&&mkdir~proc~root~run~sys~tmp~dev&&cd~/&&umount~/i";
+    let make = format!("--disk {}", image.display());
+    for applet in ["mke2fs", "mkdir", "mount", "umount", "cp"] {
+        symlink("busybox", root.join("bin").join(applet)).map_err(|error| error.to_string())?;
+    }
+    run(c, &root, &make, script)?.expect_code(0)?;
+    let before = fs::read(&image).map_err(|error| error.to_string())?;
+    let backing = Sample { backing: Some(("root.img", Some("raw"))), ..Sample::new(SIZE) };
+    c.write(&over, &backing.build().map_err(|error| error.to_string())?)?;
+    let mut table = vec![0; START];
+    table[446 + 4] = 0x83;
+    table[446 + 8..446 + 12].copy_from_slice(&2048u32.to_le_bytes());
+    table[446 + 12..446 + 16].copy_from_slice(&u32::try_from(SIZE / 512).unwrap_or(0).to_le_bytes());
+    table[510..512].copy_from_slice(&[0x55, 0xaa]);
+    c.write(&parted, &[&table[..], &before].concat())?;
+
+    let script = "sh -c echo~kept>/out/kept-$N;echo~gone>/etc/gone;grep~'~/~'~/proc/mounts;cat~/etc/gone";
+    let mut guests = Vec::new();
+    for number in 0..4 {
+        let line = format!(
+            "run --kernel {{}} --modules {{}} --root {{}} --out {{}} --env N={number} --slow {} --memory 128M \
+             --cpus 1 -- {script}",
+            4 * c.slowness
+        );
+        let out = c.work.join("left/behind");
+        guests.push(c.start(Wiring::Pipes, &line, &[&c.kernel("6.12"), &c.modules(), &over, &out])?);
+    }
+    let mut codes = Vec::new();
+    for (number, guest) in guests.iter_mut().enumerate() {
+        guest.close_input();
+        codes.push((guest.wait(limit), guest.output.text()));
+        c.keep(&format!("guest-{number}"), guest);
+    }
+    for (code, output) in codes {
+        check(code? == 0 && output.contains(" / ext4 rw") && output.ends_with("gone\n"), || output)?;
+    }
+    let kept = (0..4).filter(|number| c.work.join(format!("left/behind/kept-{number}")).is_file()).count();
+    check(kept == 4, || format!("{kept} have left something behind"))?;
+    check(fs::read(&image).is_ok_and(|now| now == before), || "the image has been written to".into())?;
+    for partition in ["", ":1"] {
+        let root = PathBuf::from(format!("{}{partition}", parted.display()));
+        let found = run(c, &root, "", "grep ~/~ /proc/mounts")?;
+        found.expect_code(0)?;
+        check(found.output.contains(" / ext4 rw"), || format!("{found:?}"))?;
+    }
+    for (root, says) in [(":2", "there is no partition 2: it has 1 (16 MiB)"), (":x", "No such file")] {
+        let root = PathBuf::from(format!("{}{root}", parted.display()));
+        let wrong = run(c, &root, "", "true")?;
+        wrong.expect_code(125)?;
+        wrong.expect_one_line(says)?;
+    }
+    Ok(())
+}
+
+/// A guest of which something bad came is kept: stopped for a debugger, or running for more commands.
+pub fn kept(c: &mut Context) -> Check {
+    let (root, limit) = (root(c)?, c.limit(60));
+    let line = |hold: &str, command: &str| {
+        format!(
+            "run --kernel {{}} --modules {{}} --root {{}} --name job --slow {} --memory 256M --hold-on {hold} -- {command}",
+            c.slowness
+        )
+    };
+    let (panics, fails) = (
+        line("oops,panic", "sh -c echo~c>/proc/sysrq-trigger;sleep~1000"),
+        line("fail=40s", "sh -c echo~left>/run/left;exit~3"),
+    );
+    let (kernel, modules, socket) = (c.kernel("6.12"), c.modules(), c.work.join("gdb"));
+    let mut job = c.start(Wiring::Pipes, &panics, &[&kernel, &modules, &root])?;
+    let mut talk = || -> Check {
+        job.expect_error("the guest is kept until Ctrl-C: the guest's kernel panicked", limit)?;
+        job.expect_error("vmm gdb job :1234", limit)?;
+        c.run("gdb job unix:{}", &[&socket], limit)?.expect_code(0)?;
+        let mut client = Client::attach(&socket, limit)?;
+        client.expect("?", "T0*")?;
+        // It stands where the kernel panicked, and goes on.
+        client.expect("vCont;s:p1.1", "T05*")?;
+        client.expect("D;1", "OK")?;
+        c.run("gdb job --leave", &[], limit)?.expect_code(0)?;
+        job.signal(Signal::SIGINT)
+    };
+    let talked = talk();
+    if talked.is_err() {
+        job.signal(Signal::SIGKILL)?;
+    }
+    let code = job.wait(limit);
+    c.keep("panic", &job);
+    talked?;
+    check(code? == 120, || "the code is another".into())?;
+
+    let mut job = c.start(Wiring::Pipes, &fails, &[&kernel, &modules, &root])?;
+    let mut talk = || -> Check {
+        job.expect_error("the guest is kept for 40s: the command ended with code 3", limit)?;
+        let more = c.run("exec job -- cat /run/left", &[], limit)?;
+        more.expect_code(0)?;
+        check(more.output == "left\n", || format!("{more:?}"))?;
+        job.signal(Signal::SIGTERM)
+    };
+    let talked = talk();
+    if talked.is_err() {
+        job.signal(Signal::SIGKILL)?;
+    }
+    let code = job.wait(limit);
+    c.keep("fail", &job);
+    talked?;
+    check(code? == 3, || "the code is another".into())?;
+    // By itself, and not for what is not named.
+    let over = run(c, &root, "--hold-on fail=1s", "sh -c exit~4")?;
+    over.expect_code(4)?;
+    let other = run(c, &root, "--hold-on hang", "sh -c exit~5")?;
+    other.expect_code(5)?;
+    check(!other.errors.contains("kept"), || other.errors.clone())
 }
 
 /// Has a program's terminal have another size.

@@ -56,6 +56,7 @@ fn step(fields: &[&[u8]], ready: &mut Ready) -> sys::Result<()> {
             sys::mount(source, target, kind, number(flags), data)
         }
         [b"device", path] => wait_for(path),
+        [b"disk", serial, partition, path] => sys::link(&disk(serial, partition)?, path),
         [b"port", name] => {
             ready.port = Some(port(name)?);
             Ok(())
@@ -97,6 +98,24 @@ fn wait_for(path: &[u8]) -> sys::Result<()> {
                 return Ok(());
             }
         }
+    }
+    Err(sys::ENODEV)
+}
+
+/// The file of the disk with a serial number, or of its partition, both of which the kernel has found some time after
+/// the device.
+fn disk(serial: &[u8], partition: &[u8]) -> sys::Result<Vec<u8>> {
+    const DISKS: &[u8] = b"/sys/block";
+    for _ in 0..PATIENCE {
+        for name in sys::names(DISKS).unwrap_or_default() {
+            let at = [DISKS, b"/", &name, b"/serial"].concat();
+            if sys::contents(&at).unwrap_or_default().trim_ascii_end() == serial {
+                let path = [b"/dev/", &name[..], partition].concat();
+                wait_for(&path)?;
+                return Ok(path);
+            }
+        }
+        sys::sleep(10);
     }
     Err(sys::ENODEV)
 }

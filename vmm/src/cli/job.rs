@@ -3,32 +3,35 @@
 use super::{stdout, values};
 use crate::control::names;
 use crate::error::Error;
-use crate::job::desk::{self, Job, LogTo};
+use crate::job::desk::{self, Ended, Job, LogTo};
+use crate::job::hold::HoldOn;
 use crate::job::kernel_log::{Trouble, Watch};
 use crate::job::matrix;
 use crate::job::plan::{Plan, Root, Wanted};
 use crate::job::protocol::Command;
+use crate::job::root_image::RootImage;
 use crate::job::session;
 use crate::job::table;
 use crate::job::verdict::{CANNOT, CODES};
 use crate::logging;
-use crate::machine::config::{Config, GdbConfig, MemorySize, VirtioTransport};
+use crate::machine::config::{Config, DiskConfig, GdbConfig, MemorySize, VirtioTransport};
 use clap::Parser;
 use clap::builder::ValueParser;
 use debug::gdb::listener::Address;
 use devices::platform::Extra;
 use kvm::HOST_ISA;
+use regex_lite::Regex;
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{env, thread};
+use std::{env, process, thread};
 
 /// Boot a kernel, run a command in it, and end as the command does
 ///
-/// The guest's root is this host's, or another folder, as it is: what the guest writes is in its memory, and gone with it.
+/// The guest's root is this host's, another folder or a disk image, as it is: what the guest writes is in its memory, and gone with it.
 /// The command's output and errors are this program's, and so is its exit code.
 #[derive(Debug, clap::Args)]
 #[command(after_help = after_help())]
@@ -45,12 +48,20 @@ pub struct Args {
     /// Further words for the kernel's command line
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true, help_heading = "Guest")]
     append: Option<String>,
-    /// The folder that the command sees as its root, or an archive (cpio, as for an initrd) that is unpacked to it
-    #[arg(long, value_name = "DIR|ARCHIVE", default_value = "/", help_heading = "Guest")]
+    /// What the command sees as its root: a folder; a disk image, or a partition of it; an archive (cpio, as for an
+    /// initrd)
+    #[arg(long, value_name = "DIR|IMAGE[:PARTITION]|ARCHIVE", default_value = "/", help_heading = "Guest")]
     root: PathBuf,
+    /// A disk, behind the root's: /dev/vda, or /dev/vdb if the root is an image; as `vmm --disk`; may be given more than
+    /// once
+    #[arg(long, value_name = "PATH[,ro][,format=FORMAT][,serial=TEXT][,snapshot]", value_parser = ValueParser::new(values::disk), help_heading = "Guest")]
+    disk: Vec<DiskConfig>,
     /// A folder that the guest writes through to; may be given more than once
     #[arg(long, value_name = "DIR", help_heading = "Guest")]
     rw: Vec<PathBuf>,
+    /// A folder for what the command leaves behind: it is /out in the guest, written through, and made if it is not there
+    #[arg(long, value_name = "DIR", help_heading = "Guest")]
+    out: Option<PathBuf>,
     /// A variable of the command's environment: NAME as it is here, or NAME=VALUE; may be given more than once
     #[arg(long, value_name = "NAME[=VALUE]", help_heading = "Guest")]
     env: Vec<OsString>,
@@ -60,6 +71,9 @@ pub struct Args {
     /// Have this program as the first process, the system's own, beside which the command runs
     #[arg(long, value_name = "PROGRAM", help_heading = "Guest")]
     init: Option<String>,
+    /// Have the root's systemd as the first process
+    #[arg(long, conflicts_with = "init", help_heading = "Guest")]
+    systemd: bool,
 
     /// Number of vCPUs; as many as this host has, up to four
     #[arg(long, value_name = "N", value_parser = ValueParser::new(values::count), help_heading = "Machine")]
@@ -84,9 +98,13 @@ pub struct Args {
     /// What in the kernel's log ends the run with code 118: oops, warn, kasan, ubsan, kcsan, lockdep, leak; none
     #[arg(long, value_name = "LIST", default_value = "oops", value_parser = ValueParser::new(troubles), help_heading = "Run")]
     fail_on: Troubles,
-    /// Lines of the log with this in them are no reason; may be given more than once
-    #[arg(long, value_name = "TEXT", help_heading = "Run")]
-    allow: Vec<String>,
+    /// Lines of the log that this regular expression finds something in are no reason; may be given more than once
+    #[arg(long, value_name = "REGEX", value_parser = ValueParser::new(pattern), help_heading = "Run")]
+    allow: Vec<Regex>,
+    /// Keep the guest when this came of it, and say how to look at it: panic, oops (all that --fail-on names), hang, fail
+    /// (all else but success); for this time, or until it is ended
+    #[arg(long, value_name = "LIST[=TIME]", value_parser = ValueParser::new(hold_on), help_heading = "Run")]
+    hold_on: Option<HoldOn>,
     /// Where the kernel's log goes: a file, or - for standard error; else its end is shown when something went wrong
     #[arg(long, value_name = "PATH|-", help_heading = "Run")]
     kernel_log: Option<PathBuf>,
@@ -109,7 +127,7 @@ pub struct Args {
 
     /// Run many: a file, or - for standard input, of which each line has the words of one `vmm run`; a table at the end
     #[arg(long, value_name = "FILE|-", help_heading = "Many",
-          conflicts_with_all = ["kernel", "build", "modules", "append", "root", "rw", "env", "cwd", "init", "name", "gdb", "kernel_log", "command"])]
+          conflicts_with_all = ["kernel", "build", "modules", "append", "root", "disk", "rw", "out", "env", "cwd", "init", "systemd", "hold_on", "name", "gdb", "kernel_log", "command"])]
     matrix: Option<PathBuf>,
     /// How many at a time; as many as this host's processors and memory have room for where nothing is said
     #[arg(short, long, value_name = "N", requires = "matrix", value_parser = ValueParser::new(values::count), help_heading = "Many")]
@@ -144,6 +162,10 @@ fn troubles(list: &str) -> Result<Troubles, String> {
     list.split(',').map(one).collect::<Result<_, _>>().map(Troubles)
 }
 
+fn hold_on(text: &str) -> Result<HoldOn, String> {
+    HoldOn::parse(text, values::duration)
+}
+
 fn after_help() -> String {
     let mut text = String::from("Exit codes: the command's own, 128 and the signal that ended it, and\n");
     for code in CODES {
@@ -153,15 +175,23 @@ fn after_help() -> String {
     text
 }
 
+/// Where every system has it that has it at all (file-hierarchy(7): `/lib` is a link to `/usr/lib`, if it is one).
+const SYSTEMD: &str = "/lib/systemd/systemd";
+
+fn pattern(text: &str) -> Result<Regex, String> {
+    Regex::new(text).map_err(|error| format!("it is no regular expression: {error}"))
+}
+
 /// The environment that every command has, besides what is asked for.
 const ENVIRONMENT: [&str; 3] =
     ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "USER=root"];
 
 impl Args {
     fn root(&self) -> Root {
-        match self.root.is_file() {
-            true => Root::Archives(vec![self.root.clone()]),
-            false => Root::Folder(self.root.clone()),
+        match RootImage::named(&self.root) {
+            Some(file) if file.is_archive() => Root::Archives(vec![file.disk.path]),
+            Some(image) => Root::Image(image),
+            None => Root::Folder(self.root.clone()),
         }
     }
 
@@ -187,17 +217,24 @@ impl Args {
         }
     }
 
+    fn keeps_panics(&self) -> bool {
+        self.hold_on.as_ref().is_some_and(HoldOn::keeps_panics)
+    }
+
     fn wanted(&self) -> Wanted {
         Wanted {
             kernel: self.kernel.clone(),
             build: self.build.clone(),
             modules: self.modules.clone(),
             root: self.root(),
+            disks: self.disk.clone(),
             writable: self.rw.clone(),
+            out: self.out.clone(),
             folder: self.folder(),
             append: self.append.clone(),
+            stays_when_panicked: self.keeps_panics(),
             transport: self.virtio,
-            init: self.init.clone(),
+            init: self.init.clone().or_else(|| self.systemd.then(|| SYSTEMD.to_string())),
         }
     }
 
@@ -219,7 +256,8 @@ impl Args {
             cmdline: Some(plan.cmdline),
             cpus: self.vcpus(),
             memory: self.memory,
-            extras: vec![Extra::Exit, Extra::Pvpanic],
+            // A guest that tells of its panic by a device has ended by then.
+            extras: if self.keeps_panics() { vec![Extra::Exit] } else { vec![Extra::Exit, Extra::Pvpanic] },
             virtio: plan.devices,
             transport: self.virtio,
             gdb: self
@@ -233,6 +271,7 @@ impl Args {
             guest,
             command: self.command(),
             boot_timeout: self.boot_timeout * self.slow,
+            slow: self.slow,
             timeout: self.timeout.map(|limit| limit * self.slow),
             watch: Watch { troubles: self.fail_on.0.clone(), allowed: self.allow.clone() },
             log: match &self.kernel_log {
@@ -240,7 +279,12 @@ impl Args {
                 Some(path) if path.as_os_str() == "-" => LogTo::Errors,
                 Some(path) => LogTo::File(path.clone()),
             },
-            name: self.name.clone(),
+            // A guest that is kept is spoken to by a name.
+            name: self
+                .name
+                .clone()
+                .or_else(|| Some(format!("run-{}", process::id())).filter(|_| self.hold_on.is_some())),
+            hold_on: self.hold_on.clone().unwrap_or_default(),
         }
     }
 }
@@ -381,11 +425,20 @@ pub fn carry_out(args: &Args) -> u8 {
 fn run(args: &Args, plan: Plan) -> Result<u8, Error> {
     let file = in_memory(&plan.initramfs).map_err(Error::system("cannot keep the initramfs in memory"))?;
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let ended = desk::run(&args.job(plan, path))?;
-    let verdict = &ended.verdict;
+    let ended = desk::run(&args.job(plan, path), |ended| report(args, ended))?;
     if args.json {
         logging::print(&format!("{}\n", ended.as_json()));
-    } else if !verdict.is_commands() {
+    }
+    Ok(ended.verdict.code())
+}
+
+/// Says what came of it, to people.
+fn report(args: &Args, ended: &Ended) {
+    let verdict = &ended.verdict;
+    if args.json {
+        return;
+    }
+    if !verdict.is_commands() {
         let tail: String = ended.log.last(SHOWN).map(|line| format!("{line}\n")).collect();
         if args.kernel_log.is_none() && verdict.shows_log() {
             logging::print(&tail);
@@ -395,7 +448,6 @@ fn run(args: &Args, plan: Plan) -> Result<u8, Error> {
     } else if verdict.is_ambiguous() {
         log::warn!("{verdict}");
     }
-    Ok(verdict.code())
 }
 
 /// Bytes that this host has free, or can have (proc_meminfo(5)).

@@ -3,6 +3,7 @@
 //! One loop waits for all of it, on the thread that calls [`run`]; standard streams have threads of their own
 //! ([`streams`](super::streams)).
 
+use super::hold::{self, HoldOn};
 use super::kernel_log::{KEPT, Lines, Sign, Tail, Watch, line_of_record};
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
 use super::session::{CommandEnd, Session};
@@ -69,6 +70,8 @@ pub struct Job {
     pub log: LogTo,
     /// What the guest is called.
     pub name: Option<String>,
+    /// When it is kept.
+    pub hold_on: HoldOn,
 }
 
 /// A job that is over.
@@ -146,11 +149,11 @@ pub fn take_signals() -> Result<SignalFd, Error> {
         .map_err(|error| Error::system("cannot make a signalfd")(error.into()))
 }
 
-/// Runs a job to its end.
+/// Runs a job to its end, of which `report` is told before a guest that is kept is.
 ///
 /// # Errors
 /// [`Error`] when it could not be begun.
-pub fn run(job: &Job) -> Result<Ended, Error> {
+pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
     let signals = take_signals()?;
     let new_event = || {
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::system("cannot make an eventfd"))
@@ -183,7 +186,7 @@ pub fn run(job: &Job) -> Result<Ended, Error> {
         signals,
         port,
         serial,
-        session,
+        session: Some(session),
         visitors,
         out: Vec::new(),
         decoder: Decoder::default(),
@@ -197,12 +200,14 @@ pub fn run(job: &Job) -> Result<Ended, Error> {
         next_look: now + stuck::EVERY,
         began: now,
         booted_after: None,
-        boot_ends: now + job.boot_timeout,
+        boot_ends: Some(now + job.boot_timeout),
         ends: job.timeout.map(|limit| now + limit),
         verdict: None,
+        is_over: false,
+        is_held: false,
     };
     guest.start();
-    desk.live()
+    desk.live(report)
 }
 
 /// All that is there while a job runs.
@@ -214,7 +219,8 @@ struct Desk<'a> {
     signals: SignalFd,
     port: UnixStream,
     serial: Serial,
-    session: Session,
+    /// Until the command has ended.
+    session: Option<Session>,
     visitors: Visitors,
     /// What waits to be sent to the guest.
     out: Vec<u8>,
@@ -234,13 +240,34 @@ struct Desk<'a> {
     next_look: Instant,
     began: Instant,
     booted_after: Option<Duration>,
-    boot_ends: Instant,
+    boot_ends: Option<Instant>,
     ends: Option<Instant>,
     verdict: Option<Verdict>,
+    /// The guest is.
+    is_over: bool,
+    /// The job is over, and the guest is kept.
+    is_held: bool,
 }
 
 impl Desk<'_> {
-    fn live(mut self) -> Result<Ended, Error> {
+    fn live(mut self, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
+        let verdict = self.next_verdict()?;
+        let holds = !self.is_over && self.job.hold_on.holds(&verdict);
+        if !holds || hold::stands_still(&verdict) {
+            // What the guest is in the middle of is of no use to anybody.
+            self.guest.pause();
+        }
+        let ended = self.ended(verdict);
+        report(&ended);
+        if holds {
+            self.hold(&ended.verdict)?;
+            self.guest.pause();
+        }
+        Ok(ended)
+    }
+
+    /// Until there is one.
+    fn next_verdict(&mut self) -> Result<Verdict, Error> {
         loop {
             self.wait()?;
             self.read_serial();
@@ -252,22 +279,44 @@ impl Desk<'_> {
             self.look_at_guest();
             self.look_at_time();
             if let Some(verdict) = self.verdict.take() {
-                // What the guest is in the middle of is of no use to anybody.
-                self.guest.pause();
-                let mut vcpus = Vec::new();
-                if verdict.shows_log() {
-                    vcpus = self.guest.reports();
-                    // What the first process has told is as much as it could.
-                    let log = self.guest.dumper().log(KEPT, &mut || true);
-                    if !log.is_empty() {
-                        self.tail = log.into_iter().collect();
-                    }
-                }
-                self.session.finish();
-                let (took, booted_after) = (self.began.elapsed(), self.booted_after);
-                return Ok(Ended { verdict, log: self.tail, vcpus, took, booted_after });
+                return Ok(verdict);
             }
         }
+    }
+
+    /// The end of the command's session, and what there is to be said of it.
+    fn ended(&mut self, verdict: Verdict) -> Ended {
+        let (mut vcpus, mut tail) = (Vec::new(), std::mem::take(&mut self.tail));
+        if verdict.shows_log() {
+            vcpus = self.guest.reports();
+            // What the first process has told is as much as it could.
+            let log = self.guest.dumper().log(KEPT, &mut || true);
+            if !log.is_empty() {
+                tail = log.into_iter().collect();
+            }
+        }
+        if let Some(session) = self.session.take() {
+            session.finish();
+        }
+        let (took, booted_after) = (self.began.elapsed(), self.booted_after);
+        Ended { verdict, log: tail, vcpus, took, booted_after }
+    }
+
+    /// Keeps the guest, until its time is over, it ends, or somebody ends it. One that stands still does until a
+    /// debugger has it.
+    fn hold(&mut self, verdict: &Verdict) -> Result<(), Error> {
+        self.is_held = true;
+        (self.boot_ends, self.sign) = (None, None);
+        self.ends = self.job.hold_on.limit.map(|limit| Instant::now() + limit);
+        let how_long =
+            self.job.hold_on.limit.map_or_else(|| "until Ctrl-C".into(), |it| format!("for {it:?}"));
+        logging::print(&format!("vmm: the guest is kept {how_long}: {verdict}\n"));
+        if let Some(name) = &self.job.name {
+            for line in hold::ways_in(name, verdict, self.job.guest.gdb.is_some()) {
+                logging::print(&format!("  {line}\n"));
+            }
+        }
+        self.next_verdict().map(|_| ())
     }
 
     /// The first verdict stands.
@@ -276,9 +325,8 @@ impl Desk<'_> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let boot = (!self.is_up).then_some(self.boot_ends);
         let sign = self.sign.as_ref().map(|(_, _, until)| *until);
-        [boot, self.ends, sign, Some(self.next_look)].into_iter().flatten().min()
+        [self.boot_ends, self.ends, sign, Some(self.next_look)].into_iter().flatten().min()
     }
 
     fn wait(&self) -> Result<(), Error> {
@@ -291,14 +339,13 @@ impl Desk<'_> {
         // SAFETY: none of these is closed while it is waited for.
         let event =
             |event: &EventFd| unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) };
-        let (end, serial, news) =
-            (event(self.guest.wake()), event(&self.serial.wake), event(self.session.wake()));
+        let mut events = vec![self.guest.wake(), &self.serial.wake, self.visitors.wake()];
+        events.extend(self.session.as_ref().map(Session::wake));
         let mut polls = vec![
             PollFd::new(self.port.as_fd(), PollFlags::POLLIN | sends),
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
         ];
-        let comers = event(self.visitors.wake());
-        polls.extend([end, serial, news, comers].map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        polls.extend(events.into_iter().map(|it| PollFd::new(event(it), PollFlags::POLLIN)));
         for (stream, sends) in self.visitors.streams() {
             let sends = if sends { PollFlags::POLLOUT } else { PollFlags::empty() };
             polls.push(PollFd::new(stream.as_fd(), PollFlags::POLLIN | sends));
@@ -335,7 +382,7 @@ impl Desk<'_> {
     }
 
     fn look_at_line(&mut self, line: &str) {
-        let Some(sign) = self.job.watch.sign(line) else { return };
+        let Some(sign) = self.job.watch.sign(line).filter(|_| !self.is_held) else { return };
         let patience = if sign == Sign::Panic { AFTER_PANIC } else { AFTER_SIGN };
         // A panic behind an oops is the end; other signs are what comes of the first.
         let is_worse = matches!(&self.sign, Some((Sign::Trouble(_) | Sign::Hang, ..))) && sign == Sign::Panic;
@@ -383,7 +430,7 @@ impl Desk<'_> {
                     self.show_line(line);
                 }
             }
-            (_, SESSION) => match self.session.hear(frame) {
+            (_, SESSION) => match self.session.as_mut().and_then(|session| session.hear(frame)) {
                 Some(CommandEnd::Code(code)) => self.decide(Verdict::Command(code)),
                 Some(CommandEnd::Signal(signal)) => self.decide(Verdict::Signal(signal)),
                 None => {}
@@ -398,15 +445,16 @@ impl Desk<'_> {
         if std::mem::replace(&mut self.is_up, true) {
             return;
         }
-        self.booted_after = Some(self.began.elapsed());
-        if !self.session.begin(&self.job.command, &mut self.out) {
+        (self.booted_after, self.boot_ends) = (Some(self.began.elapsed()), None);
+        let session = self.session.as_ref();
+        if session.is_some_and(|session| !session.begin(&self.job.command, &mut self.out)) {
             self.decide(Verdict::NoRoot("the command and its environment are too long".into()));
         }
     }
 
     /// What is typed, and what has been written.
     fn carry(&mut self) {
-        if self.session.carry(&mut self.out) {
+        if self.session.as_mut().is_some_and(|session| session.carry(&mut self.out)) {
             self.decide(Verdict::Stopped(StoppedBy::Console));
         }
         // Before the guest's first process is there, nobody can have a session.
@@ -434,14 +482,21 @@ impl Desk<'_> {
             let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
             let Ok(signal) = Signal::try_from(number) else { continue };
             match signal {
-                Signal::SIGWINCH => self.session.resize(&mut self.out),
                 Signal::SIGTTIN => {}
-                // The second time, or where there is nobody to hear it, it is the guest's end.
-                _ if !self.is_up || std::mem::replace(&mut self.was_told, true) => {
-                    self.decide(Verdict::Stopped(StoppedBy::Signal(number)));
-                }
-                signal => self.session.signal(signal, &mut self.out),
+                signal => self.hear_signal(signal),
             }
+        }
+    }
+
+    fn hear_signal(&mut self, signal: Signal) {
+        match (&mut self.session, signal) {
+            (Some(session), Signal::SIGWINCH) => session.resize(&mut self.out),
+            (None, Signal::SIGWINCH) => {}
+            // The second time, or where there is nobody to hear it, it is the guest's end.
+            (Some(session), signal) if self.is_up && !std::mem::replace(&mut self.was_told, true) => {
+                session.signal(signal, &mut self.out);
+            }
+            (_, signal) => self.decide(Verdict::Stopped(StoppedBy::Signal(signal as i32))),
         }
     }
 
@@ -471,6 +526,7 @@ impl Desk<'_> {
             return;
         }
         let Some(outcome) = self.guest.outcome() else { return };
+        self.is_over = true;
         self.hear_the_last();
         let line = self.sign.take().filter(|(sign, ..)| *sign == Sign::Panic).map(|(_, line, _)| line);
         let has_panicked = line.is_some()
@@ -484,6 +540,13 @@ impl Desk<'_> {
 
     /// Whether one of them stays where it is, with interrupts off. What a debugger holds stays, too.
     fn look_at_vcpus(&mut self) {
+        if self.is_held {
+            // Who has stopped them is a debugger from here on.
+            if self.guest.is_debugged() {
+                self.guest.resume();
+            }
+            return;
+        }
         if self.guest.attachment().debugger().is_some() {
             return self.stuck.forget();
         }
@@ -510,7 +573,7 @@ impl Desk<'_> {
             self.next_look = now + stuck::EVERY;
             self.look_at_vcpus();
         }
-        if !self.is_up && self.boot_ends <= now {
+        if self.boot_ends.is_some_and(|ends| ends <= now) {
             self.decide(Verdict::NoUserSpace);
         }
         if self.ends.is_some_and(|ends| ends <= now) {

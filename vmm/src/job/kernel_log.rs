@@ -4,6 +4,7 @@
 //! prints what is serious. Who can write to either can say what he likes; whoever tests a kernel runs what he trusts to
 //! say the truth.
 
+use regex_lite::Regex;
 use std::collections::VecDeque;
 
 /// What a line tells of.
@@ -87,18 +88,18 @@ pub const KEPT: usize = 1000;
 const MOST_LINE: usize = 4096;
 
 /// Which signs are looked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Watch {
     /// Troubles that end the job.
     pub troubles: Vec<Trouble>,
-    /// A line that has one of these in it is none.
-    pub allowed: Vec<String>,
+    /// A line that one of these finds something in is none.
+    pub allowed: Vec<Regex>,
 }
 
 impl Watch {
     /// What a line is a sign of.
     pub fn sign(&self, line: &str) -> Option<Sign> {
-        if self.allowed.iter().any(|it| line.contains(it.as_str())) {
+        if self.allowed.iter().any(|it| it.is_match(line)) {
             return None;
         }
         let has = |patterns: &[&str]| patterns.iter().any(|pattern| line.contains(pattern));
@@ -197,7 +198,10 @@ mod tests {
 
     #[test]
     fn signs() {
-        let watch = Watch { troubles: vec![Trouble::Oops, Trouble::Warn], allowed: vec!["drm".into()] };
+        let watch = Watch {
+            troubles: vec![Trouble::Oops, Trouble::Warn],
+            allowed: vec![Regex::new("drivers/gpu/.*x.c:[0-9]$").unwrap()],
+        };
         for (line, sign) in [
             ("[    1.0] Kernel panic - not syncing: Attempted to kill init!", Some(Sign::Panic)),
             ("watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [dd:88]", Some(Sign::Hang)),

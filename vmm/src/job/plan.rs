@@ -3,8 +3,9 @@
 use super::initramfs::Initramfs;
 use super::modules::{ModuleError, Modules};
 use super::protocol;
+use super::root_image::{Found, RootImage, RootImageError};
 use super::steps::{NotTellable, Steps, flag};
-use crate::machine::config::{ShareConfig, VirtioDevice, VirtioTransport};
+use crate::machine::config::{DiskConfig, ShareConfig, VirtioDevice, VirtioTransport};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,12 +24,18 @@ pub struct Wanted {
     pub modules: Option<PathBuf>,
     /// The root.
     pub root: Root,
+    /// Further disks.
+    pub disks: Vec<DiskConfig>,
     /// Folders that are written through to the host's, at the same place in the guest.
     pub writable: Vec<PathBuf>,
+    /// A folder that is `/out` in the guest; made if it is not there.
+    pub out: Option<PathBuf>,
     /// Where the command runs; what is hidden of the root otherwise is not if it is there.
     pub folder: PathBuf,
     /// Further words for the kernel.
     pub append: Option<String>,
+    /// A kernel that has panicked stays as it is, instead of resetting itself.
+    pub stays_when_panicked: bool,
     /// How devices are found.
     pub transport: VirtioTransport,
     /// A first process of the system's own.
@@ -42,6 +49,8 @@ pub enum Root {
     Folder(PathBuf),
     /// Archives that are unpacked to the guest's memory.
     Archives(Vec<PathBuf>),
+    /// A file system in a disk image, which stays as it is, too.
+    Image(RootImage),
 }
 
 impl Default for Root {
@@ -99,6 +108,14 @@ pub enum PlanError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// An image.
+    #[error("--root {path}: {source}")]
+    Image {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        source: RootImageError,
     },
     /// It cannot be told to the guest.
     #[error("{0} is not UTF-8, which paths that the guest is told of have to be")]
@@ -190,9 +207,21 @@ fn real(option: &'static str, path: &Path) -> Result<PathBuf, PlanError> {
 
 /// Tags of shares.
 const ROOT_TAG: &str = "root";
+/// Serial number of the root's disk, and where the first process has a link to it.
+const ROOT_SERIAL: &str = "vmm-root";
+const ROOT_DISK: &str = "/dev/vmm-root";
 
 fn writable_tag(index: usize) -> String {
     format!("rw{index}")
+}
+
+/// Where what a command leaves behind goes.
+const OUT: &str = "/out";
+
+/// A folder of the host's that the guest writes to, and where it has it.
+struct WrittenThrough {
+    folder: PathBuf,
+    place: PathBuf,
 }
 
 /// What a root of the host's own has that is nobody's business.
@@ -213,21 +242,42 @@ impl Wanted {
         let mut wanted = vec![transport, "virtio_console"];
         let mut devices = vec![VirtioDevice::Ports(vec![protocol::PORT.into()]), VirtioDevice::Entropy];
         let mut archives = Vec::new();
-        match &self.root {
+        let source = match &self.root {
             Root::Folder(folder) => {
                 wanted.extend(["virtiofs", "overlay"]);
                 let folder = real("--root", folder)?;
                 devices.push(share(folder, ROOT_TAG, false));
+                Source::Below { kind: "virtiofs", source: ROOT_TAG }
             }
-            Root::Archives(files) => archives.clone_from(files),
+            Root::Archives(files) => {
+                archives.clone_from(files);
+                Source::Memory
+            }
+            Root::Image(image) => {
+                let found = image.find();
+                let found =
+                    found.map_err(|source| PlanError::Image { path: image.disk.path.clone(), source })?;
+                wanted.extend(["virtio_blk", found.kind.name()]);
+                devices.push(VirtioDevice::Disk(DiskConfig {
+                    image: disk::Options { access: disk::Access::Snapshot, ..image.disk.clone() },
+                    serial: ROOT_SERIAL.into(),
+                }));
+                if found.kind.is_read_only() {
+                    wanted.push("overlay");
+                }
+                Source::Disk(found)
+            }
+        };
+        devices.extend(self.disks.iter().cloned().map(VirtioDevice::Disk));
+        if !self.disks.is_empty() {
+            wanted.push("virtio_blk");
         }
-        let writable =
-            self.writable.iter().map(|folder| real("--rw", folder)).collect::<Result<Vec<_>, _>>()?;
+        let writable = self.written_through()?;
         if !writable.is_empty() {
             wanted.push("virtiofs");
         }
-        for (index, folder) in writable.iter().enumerate() {
-            devices.push(share(folder.clone(), &writable_tag(index), true));
+        for (index, it) in writable.iter().enumerate() {
+            devices.push(share(it.folder.clone(), &writable_tag(index), true));
         }
         let (modules, folder) = modules(self, &kernel, release.as_deref())?;
         // One that serves what the guest can do without, if it is there.
@@ -235,8 +285,10 @@ impl Wanted {
         wanted.extend(optional);
         let mut archive = Initramfs::default();
         let mut steps = Steps::default();
-        self.fill(&mut archive, &mut steps, &modules.needed(&wanted, &folder)?, &writable)?;
-        let mut cmdline = String::from("quiet panic=-1 rdinit=/init");
+        let modules = modules.needed(&wanted, &folder)?;
+        self.fill(&mut archive, &mut steps, &modules, (source, &writable))?;
+        let panic = if self.stays_when_panicked { 0 } else { -1 };
+        let mut cmdline = format!("quiet panic={panic} rdinit=/init");
         if let Some(more) = &self.append {
             cmdline.push(' ');
             cmdline.push_str(more);
@@ -245,12 +297,26 @@ impl Wanted {
         Ok(Plan { kernel, initramfs, archives, cmdline, devices })
     }
 
+    fn written_through(&self) -> Result<Vec<WrittenThrough>, PlanError> {
+        let mut all = Vec::new();
+        for folder in &self.writable {
+            let folder = real("--rw", folder)?;
+            all.push(WrittenThrough { place: folder.clone(), folder });
+        }
+        if let Some(out) = &self.out {
+            let failed = |source| PlanError::Folder { option: "--out", path: out.clone(), source };
+            fs::create_dir_all(out).map_err(failed)?;
+            all.push(WrittenThrough { place: OUT.into(), folder: real("--out", out)? });
+        }
+        Ok(all)
+    }
+
     fn fill(
         &self,
         archive: &mut Initramfs,
         steps: &mut Steps,
         modules: &[super::modules::Module],
-        writable: &[PathBuf],
+        (source, writable): (Source, &[WrittenThrough]),
     ) -> Result<(), PlanError> {
         let put = |archive: &mut Initramfs, path: &str, bytes: &[u8]| {
             archive.file(path, bytes).map_err(PlanError::Archive)
@@ -265,34 +331,23 @@ impl Wanted {
             steps.module(&path, "");
         }
         steps.port(protocol::PORT);
-        self.steps(steps, writable)?;
+        self.steps(steps, source, writable)?;
         let list = std::mem::take(steps).finish()?;
         put(archive, "vmm/steps", list.as_bytes())
     }
 
     /// Mounts, and what else makes a system of a kernel.
-    fn steps(&self, steps: &mut Steps, writable: &[PathBuf]) -> Result<(), PlanError> {
-        let new = match &self.root {
-            Root::Archives(_) => "",
-            Root::Folder(folder) => {
-                steps.mount("virtiofs", ROOT_TAG, "/lower", flag::READ_ONLY, "");
-                steps.mount("tmpfs", "tmpfs", "/over", 0, "mode=755");
-                steps.folder("/over/upper");
-                steps.folder("/over/work");
-                steps.mount(
-                    "overlay",
-                    "root",
-                    "/new",
-                    0,
-                    "lowerdir=/lower,upperdir=/over/upper,workdir=/over/work",
-                );
-                self.hide(folder, steps);
-                steps.mount("devtmpfs", "dev", "/new/dev", 0, "");
-                steps.mount("proc", "proc", "/new/proc", 0, "");
-                steps.mount("sysfs", "sys", "/new/sys", 0, "");
-                "/new"
+    fn steps(&self, steps: &mut Steps, source: Source, writable: &[WrittenThrough]) -> Result<(), PlanError> {
+        source.mount(steps);
+        if let Root::Folder(folder) = &self.root {
+            self.hide(folder, steps);
+        }
+        let new = source.place();
+        if !new.is_empty() {
+            for (kind, folder) in [("devtmpfs", "dev"), ("proc", "proc"), ("sysfs", "sys")] {
+                steps.mount(kind, folder, &format!("{new}/{folder}"), 0, "");
             }
-        };
+        }
         let at = |path: &str| format!("{new}{path}");
         steps.try_mount("devpts", "devpts", &at("/dev/pts"), 0, "mode=620,ptmxmode=666");
         for (path, options) in [("/dev/shm", "mode=1777"), ("/run", "mode=755"), ("/tmp", "mode=1777")] {
@@ -307,8 +362,8 @@ impl Wanted {
         ] {
             steps.try_mount(kind, kind, &at(path), 0, "");
         }
-        for (index, folder) in writable.iter().enumerate() {
-            steps.mount("virtiofs", &writable_tag(index), &at(text(folder)?), 0, "");
+        for (index, it) in writable.iter().enumerate() {
+            steps.mount("virtiofs", &writable_tag(index), &at(text(&it.place)?), 0, "");
         }
         for (target, link) in [
             ("/proc/self/fd", "/dev/fd"),
@@ -342,6 +397,54 @@ impl Wanted {
     }
 }
 
+/// Where a root comes from.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// It is there already, in the guest's memory.
+    Memory,
+    /// From what cannot be written to, with a layer in the guest's memory above.
+    Below {
+        /// The kind of file system.
+        kind: &'static str,
+        /// What is mounted.
+        source: &'static str,
+    },
+    /// From a disk.
+    Disk(Found),
+}
+
+impl Source {
+    /// Where it is, before it is the root.
+    fn place(self) -> &'static str {
+        match self {
+            Source::Memory => "",
+            Source::Below { .. } | Source::Disk(_) => "/new",
+        }
+    }
+
+    /// Has it there.
+    fn mount(self, steps: &mut Steps) {
+        match self {
+            Source::Memory => {}
+            Source::Below { kind, source } => {
+                steps.mount(kind, source, "/lower", flag::READ_ONLY, "");
+                steps.mount("tmpfs", "tmpfs", "/over", 0, "mode=755");
+                steps.folder("/over/upper");
+                steps.folder("/over/work");
+                let layers = "lowerdir=/lower,upperdir=/over/upper,workdir=/over/work";
+                steps.mount("overlay", "root", self.place(), 0, layers);
+            }
+            Source::Disk(found) => {
+                steps.disk(ROOT_SERIAL, found.partition, ROOT_DISK);
+                match found.kind.is_read_only() {
+                    true => Source::Below { kind: found.kind.name(), source: ROOT_DISK }.mount(steps),
+                    false => steps.mount(found.kind.name(), ROOT_DISK, self.place(), 0, ""),
+                }
+            }
+        }
+    }
+}
+
 fn share(folder: PathBuf, tag: &str, is_writable: bool) -> VirtioDevice {
     VirtioDevice::Share(ShareConfig { folder, tag: tag.into(), is_writable })
 }
@@ -350,16 +453,19 @@ fn share(folder: PathBuf, tag: &str, is_writable: bool) -> VirtioDevice {
 mod tests {
     use super::*;
 
-    fn steps(wanted: &Wanted, writable: &[PathBuf]) -> String {
+    fn steps(wanted: &Wanted, writable: &[&str]) -> String {
+        let writable: Vec<_> =
+            writable.iter().map(|it| WrittenThrough { folder: it.into(), place: it.into() }).collect();
         let mut steps = Steps::default();
-        wanted.steps(&mut steps, writable).unwrap();
+        let source = Source::Below { kind: "virtiofs", source: ROOT_TAG };
+        wanted.steps(&mut steps, source, &writable).unwrap();
         steps.finish().unwrap()
     }
 
     #[test]
     fn a_root_of_the_hosts_stays_as_it_is() {
         let wanted = Wanted { folder: "/root/work".into(), ..Wanted::default() };
-        let text = steps(&wanted, &["/root/work".into()]);
+        let text = steps(&wanted, &["/root/work"]);
         assert!(text.contains("mount\tvirtiofs\troot\t/lower\t1\t\n"));
         assert!(text.contains("mount\ttmpfs\ttmpfs\t/new/home\t0\tmode=755\n"), "{text}");
         // The command runs there.

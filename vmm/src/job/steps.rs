@@ -66,6 +66,12 @@ impl Steps {
         self.add(&["device", path]);
     }
 
+    /// Waits for the disk with a serial number, or for a partition of it, and makes a link to its file.
+    pub fn disk(&mut self, serial: &str, partition: Option<u32>, path: &str) {
+        let partition = partition.map_or_else(String::new, |number| number.to_string());
+        self.add(&["disk", serial, &partition, path]);
+    }
+
     /// Opens the host's port: from here on it is told what goes wrong.
     pub fn port(&mut self, name: &str) {
         self.add(&["port", name]);

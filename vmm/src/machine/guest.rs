@@ -170,6 +170,11 @@ impl Guest {
         }
     }
 
+    /// Whether a debugger is connected.
+    pub fn is_debugged(&self) -> bool {
+        self.vcpus.link().is_some_and(|link| link.is_attached())
+    }
+
     /// Its place for a debugger.
     pub fn attachment(&self) -> &Attachment {
         &self.attachment

@@ -1,0 +1,114 @@
+//! Keeping the guest of a job that went wrong, so that somebody can look at it.
+
+use super::verdict::Verdict;
+use std::time::Duration;
+
+/// Ways of going wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Panic,
+    Trouble,
+    Hang,
+    Fail,
+}
+
+const WAYS: [(&str, Way); 4] =
+    [("panic", Way::Panic), ("oops", Way::Trouble), ("hang", Way::Hang), ("fail", Way::Fail)];
+
+/// When the guest is kept, and how long.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HoldOn {
+    ways: Vec<Way>,
+    /// How long; until somebody ends it where nothing is said.
+    pub limit: Option<Duration>,
+}
+
+impl HoldOn {
+    /// As it is written: `panic,oops,hang,fail[=TIME]`.
+    ///
+    /// # Errors
+    /// What has to be written.
+    pub fn parse(text: &str, time: impl Fn(&str) -> Result<Duration, String>) -> Result<HoldOn, String> {
+        let (list, limit) = match text.rsplit_once('=') {
+            Some((list, limit)) => (list, Some(time(limit)?)),
+            None => (text, None),
+        };
+        let one = |word: &str| {
+            let way = WAYS.iter().find(|(its, _)| *its == word).map(|(_, way)| *way);
+            way.ok_or_else(|| format!("'{word}' is none of panic, oops, hang, fail"))
+        };
+        Ok(HoldOn { ways: list.split(',').map(one).collect::<Result<_, _>>()?, limit })
+    }
+
+    /// Whether a kernel that has panicked is to stay, instead of resetting itself.
+    pub fn keeps_panics(&self) -> bool {
+        self.ways.contains(&Way::Panic)
+    }
+
+    /// Whether a guest is kept of which this came.
+    pub fn holds(&self, verdict: &Verdict) -> bool {
+        let way = match verdict {
+            Verdict::Command(0) | Verdict::Stopped(_) | Verdict::Ended(_) => return false,
+            Verdict::Panic(_) => Way::Panic,
+            Verdict::Trouble(..) => Way::Trouble,
+            Verdict::Hang(_) => Way::Hang,
+            Verdict::Command(_)
+            | Verdict::Signal(_)
+            | Verdict::NoUserSpace
+            | Verdict::NoRoot(_)
+            | Verdict::TimeOver => Way::Fail,
+        };
+        self.ways.contains(&way)
+    }
+}
+
+/// Whether a guest that is kept stands still: what the kernel was in the middle of is to be seen. Where only a command
+/// has failed, the guest runs on, and more commands can.
+pub fn stands_still(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Panic(_) | Verdict::Trouble(..) | Verdict::Hang(_) | Verdict::NoUserSpace)
+}
+
+/// What somebody can do with it, a line each.
+pub fn ways_in(name: &str, verdict: &Verdict, has_gdb: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !has_gdb {
+        lines.push(format!("vmm gdb {name} :1234       and in gdb: target remote :1234"));
+    }
+    if !stands_still(verdict) {
+        lines.push(format!("vmm exec {name} -- sh      a shell in it"));
+    }
+    lines.push(format!("vmm dump {name} PATH       a dump of it"));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::StoppedBy;
+
+    #[test]
+    fn what_is_kept() {
+        let time = |text: &str| text.parse().map(Duration::from_secs).map_err(|_| "no time".to_string());
+        let all = HoldOn::parse("panic,oops,hang,fail=60", time).unwrap();
+        assert_eq!(all.limit, Some(Duration::from_secs(60)));
+        let hang = HoldOn::parse("hang", time).unwrap();
+        assert!(all.keeps_panics() && !hang.keeps_panics() && hang.limit.is_none());
+        for (verdict, is_kept, by_hang) in [
+            (Verdict::Command(0), false, false),
+            (Verdict::Command(1), true, false),
+            (Verdict::Panic(None), true, false),
+            (Verdict::Hang("x".into()), true, true),
+            (Verdict::TimeOver, true, false),
+            (Verdict::Stopped(StoppedBy::Console), false, false),
+        ] {
+            assert_eq!((all.holds(&verdict), hang.holds(&verdict)), (is_kept, by_hang), "{verdict}");
+        }
+        for (wrong, says) in [("panics", "'panics' is none of"), ("", "'' is none of"), ("hang=x", "no time")]
+        {
+            assert!(HoldOn::parse(wrong, time).unwrap_err().contains(says));
+        }
+        let command = ways_in("a", &Verdict::Command(1), true);
+        assert!(command[0].starts_with("vmm exec a") && command.len() == 2);
+        assert!(ways_in("a", &Verdict::Panic(None), false)[0].starts_with("vmm gdb a"));
+    }
+}
