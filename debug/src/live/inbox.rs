@@ -43,7 +43,7 @@ pub enum Round {
 /// Where tasks for one vCPU's thread are left. Its clones are the same.
 pub struct Post<V> {
     tasks: Sender<Task<V>>,
-    /// The thread waits for tasks outside the guest, and needs no kick to see one.
+    /// The thread looks for tasks outside the guest, and needs no kick to see one.
     attention: Arc<Attention>,
 }
 
@@ -98,11 +98,16 @@ impl<V: Vcpu> Inbox<V> {
     /// kick that comes behind this look ends that at once.
     pub fn look(&self, waits: bool, runner: &mut Runner, vcpu: &mut V, server: &mut impl Serve<V>) -> Round {
         vcpu.clear_kick();
+        self.attention.begin();
         while !runner.is_retired() {
             let task = match self.tasks.try_recv() {
                 Ok(task) => task,
                 Err(TryRecvError::Disconnected) => return Round::Ends,
-                Err(TryRecvError::Empty) if runner.may_run() || !waits => return Round::GoesOn,
+                Err(TryRecvError::Empty) if runner.may_run() || !waits => match self.last_task() {
+                    Ok(task) => task,
+                    Err(TryRecvError::Disconnected) => return Round::Ends,
+                    Err(TryRecvError::Empty) => return Round::GoesOn,
+                },
                 Err(TryRecvError::Empty) => {
                     runner.leave();
                     let Some(task) = self.wait() else { return Round::Ends };
@@ -125,9 +130,17 @@ impl<V: Vcpu> Inbox<V> {
 
     /// The next task, which may have to be waited for; `None` when nobody can post one.
     fn wait(&self) -> Option<Task<V>> {
-        self.attention.begin();
-        let task = attention::poll(|| self.tasks.try_recv().ok()).or_else(|| self.tasks.recv().ok());
+        attention::poll(|| self.tasks.try_recv().ok()).or_else(|| self.tasks.recv().ok())
+    }
+
+    /// What was posted by somebody who took this thread to be looking still, which it does no more where there is
+    /// nothing: from here on it has to be kicked.
+    fn last_task(&self) -> Result<Task<V>, TryRecvError> {
         self.attention.end();
+        let task = self.tasks.try_recv();
+        if task.is_ok() {
+            self.attention.begin();
+        }
         task
     }
 }
@@ -209,6 +222,21 @@ mod tests {
     }
 
     /// In an event loop it never waits.
+    /// What comes while a thread does something else for somebody is seen without a kick, in the same look.
+    #[test]
+    fn one_that_is_at_its_tasks_needs_no_kick() {
+        let (post, inbox) = inbox::<FakeVcpu>();
+        let mut guest = Guest { is_kicked: Arc::default(), entries: Arc::default() };
+        let (mut vcpu, mut runner) = (FakeVcpu::new(Isa::X86_64), Runner::new(Isa::X86_64, Arc::default()));
+        let again = post.clone();
+        _ = post.leave(Box::new(move |_, _| {
+            assert!(!again.leave(Box::new(|_, vcpu| vcpu.set_pc(16))), "it looks by itself");
+        }));
+        assert_eq!(inbox.look(false, &mut runner, &mut vcpu, &mut guest), Round::GoesOn);
+        assert_eq!(vcpu.file.pc(), Some(16));
+        assert!(post.leave(Box::new(|_, _| {})), "it may be in the guest");
+    }
+
     #[test]
     fn one_that_must_not_wait_looks_and_returns() {
         let (post, inbox) = inbox::<FakeVcpu>();
