@@ -22,6 +22,7 @@ pub mod pci;
 pub mod queue;
 #[cfg(test)]
 mod testing;
+pub mod vsock;
 pub mod worker;
 
 use crate::state::Misfit;

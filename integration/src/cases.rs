@@ -21,6 +21,7 @@ pub mod readme;
 mod shares;
 mod terminal;
 mod virtio;
+pub mod vsock;
 
 use crate::context::{Check, Context};
 use crate::initramfs;
@@ -231,6 +232,7 @@ pub const CASES: &[Case] = &[
     with_disk_6_12("virtio_disk_of_two_guests", disks::two_guests),
     with_disk_6_12("virtio_disk_full", disks::full),
     small("bad_disks", disks::bad),
+    Case { initrd: initramfs::guest_with_vsock, ..linux("virtio_vsock", &["6.12"], vsock::both_ways) },
     only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),
     linux("debian_cpu_features", &["6.12"], linux::cpu_features),
     linux("debian_panic", &["6.1"], linux::panic),

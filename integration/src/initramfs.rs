@@ -105,6 +105,16 @@ pub fn guest_with_disks_6_1(isa: Isa) -> io::Result<Vec<u8>> {
     with_modules(isa, "6.1", &modules)
 }
 
+/// With drivers of 6.12 for sockets between guest and host.
+///
+/// # Errors
+/// When a part is not in the cache.
+pub fn guest_with_vsock(isa: Isa) -> io::Result<Vec<u8>> {
+    let modules = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
+    let modules = modules.map(|name| format!("net/vmw_vsock/{name}"));
+    with_modules(isa, "6.12", &modules.each_ref().map(String::as_str))
+}
+
 /// With drivers for `ENTROPY_6_12`.
 ///
 /// # Errors

@@ -28,6 +28,7 @@ mod serve;
 mod services;
 mod shares;
 pub mod vcpus;
+mod vsocks;
 
 pub use config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
 pub use guest::{DeafPlace, Debugged, Guest};

@@ -2,7 +2,7 @@
 //! first process of a nest, which finds its case in the kernel's command line. Where that names several, each
 //! runs in a process of its own, `case NAME VMM FILES WORK SLOWNESS nest`.
 
-use integration::cases::{self, gdb_port, readme};
+use integration::cases::{self, gdb_port, readme, vsock};
 use integration::context::{Context, Length};
 use integration::port;
 use integration::random_files;
@@ -37,6 +37,13 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [random_files::WORD, words @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         if let Err(error) = random_files::carry_out(words) {
+            eprintln!("case: {error}");
+            std::process::exit(1);
+        }
+        return;
+    }
+    if let [vsock::WORD, words @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        if let Err(error) = vsock::carry_out(words) {
             eprintln!("case: {error}");
             std::process::exit(1);
         }

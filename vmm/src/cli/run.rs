@@ -6,7 +6,7 @@ use crate::control::names;
 use crate::error::Error;
 use crate::machine::config::{
     Config, DiskConfig, GdbConfig, GuestClock, HypercallConfig, MemorySize, ShareConfig, VirtioDevice,
-    VirtioTransport,
+    VirtioTransport, VsockConfig,
 };
 use crate::machine::hypercalls::family::FamilyName;
 use crate::outcome::Outcome;
@@ -73,6 +73,10 @@ pub struct Args {
     /// shown. May be given more than once
     #[arg(long, value_name = "DIR[,tag=TAG][,ro|rw]", value_parser = ValueParser::new(values::share), help_heading = "Machine")]
     share: Vec<ShareConfig>,
+    /// Sockets (AF_VSOCK) between programs of the guest and of this machine: the guest's number, or auto, and the Unix
+    /// socket to reach it by
+    #[arg(long, value_name = "CID|auto,path=PATH", value_parser = ValueParser::new(values::vsock), help_heading = "Machine")]
+    vsock: Option<VsockConfig>,
     /// How the guest finds its virtio devices: pci, or mmio for kernels without PCI (registers in memory, a line for
     /// each; eight at most)
     #[arg(long, value_name = "pci|mmio", default_value = "pci", value_parser = ValueParser::new(values::transport),
@@ -226,8 +230,15 @@ impl Args {
 
     fn virtio(&self) -> Vec<VirtioDevice> {
         let disks = self.disk.iter().cloned().map(VirtioDevice::Disk);
+        let vsock = self.vsock.iter().cloned().map(VirtioDevice::Vsock);
         let shares = self.share.iter().cloned().map(VirtioDevice::Share);
-        self.entropy.then_some(VirtioDevice::Entropy).into_iter().chain(disks).chain(shares).collect()
+        self.entropy
+            .then_some(VirtioDevice::Entropy)
+            .into_iter()
+            .chain(disks)
+            .chain(shares)
+            .chain(vsock)
+            .collect()
     }
 
     /// The devices that not every machine has, and this one is to have.

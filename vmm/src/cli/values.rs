@@ -1,7 +1,8 @@
 //! Values of options: what is written on a command line, made into what it means.
 
 use crate::machine::config::{
-    DiskConfig, HypercallConfig, LONGEST_SERIAL, LONGEST_TAG, MemorySize, ShareConfig, Trace, VirtioTransport,
+    DiskConfig, HypercallConfig, LONGEST_SERIAL, LONGEST_TAG, MemorySize, ShareConfig, Trace,
+    VirtioTransport, VsockConfig,
 };
 use crate::machine::hypercalls::family::FamilyName;
 use crate::run::config::DumpOn;
@@ -9,6 +10,7 @@ use crate::run::console::ConsoleKind;
 use debug::dump::packing::check_name;
 use debug::gdb::server::OnLost;
 use devices::hypercall::trace::{Filter, Style};
+use devices::virtio::vsock::FIRST_CID;
 use disk::{Access, Format, Options};
 use kvm::HOST_ISA;
 use std::path::{Path, PathBuf};
@@ -153,6 +155,21 @@ pub fn share(text: &str) -> Result<ShareConfig, String> {
         ));
     }
     Ok(ShareConfig { folder: folder.into(), tag, is_writable })
+}
+
+/// Parses a socket device: `CID|auto,path=PATH`.
+///
+/// # Errors
+/// What has to be written.
+pub fn vsock(text: &str) -> Result<VsockConfig, String> {
+    let how =
+        || "write auto,path=PATH, or a number from 3 on for auto: PATH is the socket to reach the guest by";
+    let (cid, path) = text.split_once(",path=").filter(|(_, path)| !path.is_empty()).ok_or_else(how)?;
+    let cid = match cid {
+        "auto" => Some(FIRST_CID),
+        number => number.parse().ok().filter(|cid| (FIRST_CID..u32::MAX).contains(cid)),
+    };
+    Ok(VsockConfig { cid: cid.ok_or_else(how)?, path: path.into() })
 }
 
 /// Parses how virtio devices are found.
@@ -371,6 +388,16 @@ mod tests {
         }
         for text in ["", "M", "4X", "-1M", "1.5G", "99999999999T", "4 G"] {
             assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn socket_devices() {
+        let is = |cid, path: &str| Ok(VsockConfig { cid, path: path.into() });
+        assert_eq!(vsock("auto,path=a"), is(3, "a"));
+        assert_eq!(vsock("42,path=/x,path=y"), is(42, "/x,path=y"));
+        for wrong in ["", "auto", "2,path=a", "x,path=a", "3,path=", "4294967295,path=a"] {
+            assert!(vsock(wrong).unwrap_err().contains("write auto,path=PATH"), "{wrong}");
         }
     }
 

@@ -67,6 +67,8 @@ pub enum VirtioDevice {
     Entropy,
     /// A disk ([`devices::virtio::block`]).
     Disk(DiskConfig),
+    /// Sockets between the guest and the host ([`devices::virtio::vsock`]).
+    Vsock(VsockConfig),
     /// A folder of the host's ([`devices::virtio::fs`]).
     Share(ShareConfig),
     /// Named ports, of which the guest's makers have the other ends ([`devices::virtio::console`],
@@ -81,6 +83,15 @@ pub struct DiskConfig {
     pub image: disk::Options,
     /// What the guest knows it by: at most [`LONGEST_SERIAL`] bytes; empty: by nothing.
     pub serial: String,
+}
+
+/// A guest's socket device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VsockConfig {
+    /// The guest's number: [`FIRST_CID`](devices::virtio::vsock::FIRST_CID) or more.
+    pub cid: u32,
+    /// The Unix socket of the host's by which programs reach the guest; those that the guest reaches are at `PATH_PORT`.
+    pub path: PathBuf,
 }
 
 /// A folder that a guest is given.

@@ -1,0 +1,465 @@
+//! The socket device (5.10): streams between programs of the guest and programs of the host, by ports.
+//!
+//! Whoever of the host's asks for a port of the guest's comes by [`Host::accept`]; what the guest asks for of the host's
+//! goes to [`Host::connect`]. Both are streams of bytes, which are carried here ([`connection`]), with credit both ways:
+//! what is not taken is not asked for, so that nothing is kept without bound.
+//!
+//! Connections are not saved: a guest that is put back is told that all of them are gone (5.10.6.7.1).
+
+mod connection;
+mod packet;
+
+use super::queue::{Broken, Queues};
+use super::worker::{Rung, Serve, Then};
+use super::{Interrupts, Model, Service};
+use crate::state::Misfit;
+use crate::tell;
+use connection::{Connection, Fate};
+use packet::{HEADER, HOST, Header, LONGEST, STREAM, op};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+/// 5 "Device Types".
+const ID: u16 = 19;
+/// PCI Code and ID Assignment: other communication devices.
+const CLASS: [u8; 3] = [7, 0x80, 0];
+/// 5.10.3 "Feature bits": streams.
+const STREAMS: u64 = 1 << 0;
+/// To the driver, from it, and what has happened (5.10.2).
+const TO_DRIVER: usize = 0;
+const FROM_DRIVER: usize = 1;
+const EVENTS: usize = 2;
+const SIZES: [u16; 3] = [128, 128, 16];
+/// The first number that is a guest's (5.10.4).
+pub const FIRST_CID: u32 = 3;
+/// Packets and streams that are served before others have their turn.
+const TURN: usize = 64;
+/// The most connections at a time, and refusals that wait to be told.
+pub const MOST_CONNECTIONS: usize = 1024;
+const MOST_REFUSALS: usize = 256;
+/// The first port that a program of the host's has; a guest's own programs choose others.
+const FIRST_HOST_PORT: u32 = 1 << 30;
+
+/// The host's programs.
+pub trait Host: Send {
+    /// Becomes readable when one has come.
+    fn listener(&self) -> Option<RawFd>;
+
+    /// The next that has come, set to not wait; it will say which port it wants ([`connection`]).
+    fn accept(&mut self) -> Option<UnixStream>;
+
+    /// The one that has a port, set to not wait.
+    ///
+    /// # Errors
+    /// Nobody has it.
+    fn connect(&mut self, port: u32) -> io::Result<UnixStream>;
+}
+
+/// The device's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The guest's number.
+    cid: u32,
+    /// The guest is to be told that its connections are gone.
+    are_gone: bool,
+}
+
+/// What model and server share.
+struct Shared {
+    host: Box<dyn Host>,
+    cid: u32,
+    are_gone: bool,
+    /// By the guest's port and the host's.
+    connections: BTreeMap<(u32, u32), Connection>,
+    /// Programs of the host's that have not said what they want, by numbers that the poller knows them by.
+    asking: BTreeMap<u32, Connection>,
+    /// Headers of answers to what belongs to no connection.
+    refusals: VecDeque<Header>,
+    /// Streams with news. The thread has this one descriptor for all of them.
+    poller: Epoll,
+    next_port: u32,
+    /// Which connection has its turn first.
+    turn: (u32, u32),
+}
+
+/// The device.
+#[derive(Clone)]
+pub struct Vsock {
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl fmt::Debug for Vsock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vsock").field("cid", &self.shared().cid).finish_non_exhaustive()
+    }
+}
+
+/// What the poller calls the listener.
+const LISTENER: u64 = u64::MAX;
+
+/// What it calls a connection; one that has not said what it wants has no guest's port.
+fn token(guest: u32, host: u32) -> u64 {
+    u64::from(guest) << 32 | u64::from(host)
+}
+
+impl Vsock {
+    /// For a guest of this number, [`FIRST_CID`] or more.
+    ///
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn new(cid: u32, host: Box<dyn Host>) -> io::Result<Vsock> {
+        let poller = Epoll::new()?;
+        if let Some(listener) = host.listener() {
+            poller.ctl(ControlOperation::Add, listener, EpollEvent::new(EventSet::IN, LISTENER))?;
+        }
+        let shared = Shared {
+            host,
+            cid,
+            are_gone: false,
+            connections: BTreeMap::new(),
+            asking: BTreeMap::new(),
+            refusals: VecDeque::new(),
+            poller,
+            next_port: FIRST_HOST_PORT,
+            turn: (0, 0),
+        };
+        Ok(Vsock { shared: Arc::new(Mutex::new(shared)) })
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Model for Vsock {
+    type State = State;
+
+    fn name(&self) -> &'static str {
+        "virtio vsock"
+    }
+
+    fn id(&self) -> u16 {
+        ID
+    }
+
+    fn class(&self) -> [u8; 3] {
+        CLASS
+    }
+
+    fn features(&self) -> u64 {
+        STREAMS
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &SIZES
+    }
+
+    fn read_configuration(&self, offset: u64, data: &mut [u8]) {
+        super::read_bytes(&u64::from(self.shared().cid).to_le_bytes(), offset, data);
+    }
+
+    fn services(&mut self, _features: u64, _interrupts: &Arc<dyn Interrupts>) -> Vec<Service> {
+        let server = Server(self.clone());
+        vec![Service { server: Box::new(server), queues: vec![TO_DRIVER, FROM_DRIVER, EVENTS] }]
+    }
+
+    fn reset(&mut self) {
+        let mut shared = self.shared();
+        shared.forget_all();
+        shared.are_gone = false;
+    }
+
+    fn save(&self) -> State {
+        let shared = self.shared();
+        State { cid: shared.cid, are_gone: shared.are_gone || !shared.connections.is_empty() }
+    }
+
+    fn restore(&mut self, state: State) -> Result<(), Misfit> {
+        let mut shared = self.shared();
+        if state.cid < FIRST_CID {
+            let why = format!("{} is no guest's number", state.cid);
+            return Err(Misfit::Damaged { device: "virtio vsock", why });
+        }
+        shared.forget_all();
+        // The guest reads its new number when it is told that its connections are gone.
+        shared.are_gone = state.are_gone || state.cid != shared.cid;
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn forget_all(&mut self) {
+        self.connections.clear();
+        self.asking.clear();
+        self.refusals.clear();
+    }
+
+    fn count(&self) -> usize {
+        self.connections.len() + self.asking.len()
+    }
+
+    /// Has the poller look at a stream, at each change of its.
+    fn watch(&self, stream: &UnixStream, token: u64) -> io::Result<()> {
+        let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        self.poller.ctl(ControlOperation::Add, stream.as_raw_fd(), EpollEvent::new(events, token))
+    }
+
+    fn watch_as(&self, stream: &UnixStream, token: u64) -> io::Result<()> {
+        let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        self.poller.ctl(ControlOperation::Modify, stream.as_raw_fd(), EpollEvent::new(events, token))
+    }
+
+    /// A port of the host's that nobody has.
+    fn free_port(&mut self) -> u32 {
+        loop {
+            let port = self.next_port;
+            self.next_port = if port == u32::MAX { FIRST_HOST_PORT } else { port + 1 };
+            let is_taken = self.asking.contains_key(&port) || self.connections.keys().any(|it| it.1 == port);
+            if !is_taken {
+                return port;
+            }
+        }
+    }
+
+    /// Lets those in who have come.
+    fn accept(&mut self) {
+        for _ in 0..TURN {
+            let Some(stream) = self.host.accept() else { return };
+            if self.count() >= MOST_CONNECTIONS {
+                tell!(Debug, "vsock: there are {MOST_CONNECTIONS} connections already");
+                continue;
+            }
+            let port = self.free_port();
+            match self.watch(&stream, token(0, port)) {
+                Ok(()) => drop(self.asking.insert(port, Connection::asking(stream, port))),
+                Err(error) => tell!(Debug, "vsock: {error}"),
+            }
+        }
+    }
+
+    /// Marks whoever has news; whether there was any.
+    fn look(&mut self) -> bool {
+        let mut events = [EpollEvent::default(); TURN];
+        let count = self.poller.wait(0, &mut events).unwrap_or(0);
+        for event in &events[..count] {
+            if event.data() == LISTENER {
+                self.accept();
+                continue;
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "it has two of them")]
+            let key = ((event.data() >> 32) as u32, event.data() as u32);
+            let news = event.event_set();
+            match key {
+                (0, port) => self.hear_asking(port),
+                key => {
+                    if let Some(connection) = self.connections.get_mut(&key) {
+                        connection.has_news(news);
+                    }
+                }
+            }
+        }
+        count > 0
+    }
+
+    /// One of the host's programs says which port it wants.
+    fn hear_asking(&mut self, port: u32) {
+        let Some(connection) = self.asking.get_mut(&port) else { return };
+        match connection.asked_for() {
+            Ok(None) => {}
+            Ok(Some(guest)) => {
+                let Some(connection) = self.asking.remove(&port) else { return };
+                match self.watch_as(connection.stream(), token(guest, port)) {
+                    Ok(()) => drop(self.connections.insert((guest, port), connection)),
+                    Err(error) => tell!(Debug, "vsock: {error}"),
+                }
+            }
+            Err(error) => {
+                tell!(Debug, "vsock: a program of the host's: {error}");
+                self.asking.remove(&port);
+            }
+        }
+    }
+
+    /// What the guest says, with its bytes.
+    fn hear(&mut self, header: &Header, bytes: &[u8]) {
+        let key = (header.src_port, header.dst_port);
+        let is_for_us = header.dst_cid == HOST && header.src_cid == u64::from(self.cid);
+        if !is_for_us || header.kind != STREAM || header.len as usize != bytes.len() {
+            return self.refuse(header);
+        }
+        match (self.connections.get_mut(&key), header.op) {
+            (None, op::REQUEST) => self.open(header),
+            (None, op::RST) => {}
+            (None, _) => self.refuse(header),
+            (Some(connection), _) => match connection.hear(header, bytes) {
+                Fate::Stays => {}
+                Fate::Over => drop(self.connections.remove(&key)),
+                Fate::Refused => {
+                    self.connections.remove(&key);
+                    self.refuse(header);
+                }
+            },
+        }
+    }
+
+    /// The guest asks for a port of the host's.
+    fn open(&mut self, header: &Header) {
+        if self.count() >= MOST_CONNECTIONS {
+            return self.refuse(header);
+        }
+        let key = (header.src_port, header.dst_port);
+        let opened = self.host.connect(header.dst_port).and_then(|stream| {
+            self.watch(&stream, token(key.0, key.1))?;
+            Ok(stream)
+        });
+        match opened {
+            // Its number would be that of one who is asking.
+            _ if header.src_port == 0 => self.refuse(header),
+            Ok(stream) => drop(self.connections.insert(key, Connection::asked(stream, header))),
+            Err(error) => {
+                tell!(Debug, "vsock: port {}: {error}", header.dst_port);
+                self.refuse(header);
+            }
+        }
+    }
+
+    fn refuse(&mut self, header: &Header) {
+        // One that is refused is not answered.
+        if header.op != op::RST {
+            self.refusals.push_back(header.answer(op::RST));
+        }
+    }
+
+    /// The next packet for the guest: its header, and so many bytes of `bytes`.
+    fn next(&mut self, bytes: &mut [u8]) -> Option<(Header, usize)> {
+        if let Some(refusal) = self.refusals.pop_front() {
+            return Some((refusal, 0));
+        }
+        let cid = self.cid;
+        let behind: Vec<(u32, u32)> = self.connections.range(self.turn..).map(|(key, _)| *key).collect();
+        let before: Vec<(u32, u32)> = self.connections.range(..self.turn).map(|(key, _)| *key).collect();
+        for key in behind.into_iter().chain(before) {
+            let Some(connection) = self.connections.get_mut(&key) else { continue };
+            let Some((fields, count)) = connection.say(bytes) else { continue };
+            let header = Header {
+                src_cid: HOST,
+                dst_cid: cid.into(),
+                src_port: key.1,
+                dst_port: key.0,
+                len: u32::try_from(count).unwrap_or(0),
+                kind: STREAM,
+                ..fields
+            };
+            if header.op == op::RST {
+                self.connections.remove(&key);
+            }
+            self.turn = (key.0, key.1.wrapping_add(1));
+            return Some((header, count));
+        }
+        None
+    }
+}
+
+/// What serves the queues.
+struct Server(Vsock);
+
+impl Serve for Server {
+    fn sources(&self) -> Vec<RawFd> {
+        vec![self.0.shared().poller.as_raw_fd()]
+    }
+
+    fn serve(&mut self, rung: Rung, queues: &mut Queues) -> Result<Then, Broken> {
+        let mut shared = self.0.shared();
+        let shared = &mut *shared;
+        let heard = match rung {
+            Rung::Queue(EVENTS) => return happened(shared, queues),
+            Rung::Queue(FROM_DRIVER) => take_from_driver(shared, queues)?,
+            Rung::Queue(_) => Then::Waits,
+            Rung::Source(_) => {
+                let more = shared.look();
+                // What could not be taken from the guest may be now.
+                let taken = take_from_driver(shared, queues)?;
+                if more { Then::GoesOn } else { taken }
+            }
+        };
+        let given = give_to_driver(shared, queues)?;
+        Ok(if [heard, given].contains(&Then::GoesOn) { Then::GoesOn } else { Then::Waits })
+    }
+}
+
+/// That all connections are gone (5.10.6.7).
+fn happened(shared: &mut Shared, queues: &mut Queues) -> Result<Then, Broken> {
+    const TRANSPORT_RESET: [u8; 4] = [0; 4];
+    let Some(queue) = queues.get(EVENTS) else { return Ok(Then::Waits) };
+    if shared.are_gone
+        && let Some(chain) = queue.pop()?
+    {
+        let written = chain.writable.write(0, &TRANSPORT_RESET);
+        queue.push(&chain, u32::try_from(written).unwrap_or(0))?;
+        shared.are_gone = false;
+        queue.tell()?;
+    }
+    Ok(Then::Waits)
+}
+
+/// What the guest says, as long as there is room for the answers.
+fn take_from_driver(shared: &mut Shared, queues: &mut Queues) -> Result<Then, Broken> {
+    let Some(queue) = queues.get(FROM_DRIVER) else { return Ok(Then::Waits) };
+    queue.stop_listening()?;
+    let mut packet = vec![0; HEADER + LONGEST];
+    for _ in 0..TURN {
+        // It is looked at again when the guest has taken answers.
+        if shared.refusals.len() >= MOST_REFUSALS {
+            queue.tell()?;
+            return Ok(Then::Waits);
+        }
+        let Some(chain) = queue.pop()? else { break };
+        let count = chain.readable.read(0, &mut packet);
+        if let Some(header) = Header::decoded(&packet[..count]) {
+            shared.hear(&header, &packet[HEADER..count]);
+        }
+        queue.push(&chain, 0)?;
+    }
+    queue.tell()?;
+    Ok(if queue.listen()? { Then::GoesOn } else { Then::Waits })
+}
+
+/// What there is for the guest, as far as it has room.
+fn give_to_driver(shared: &mut Shared, queues: &mut Queues) -> Result<Then, Broken> {
+    let was_full = shared.refusals.len() >= MOST_REFUSALS;
+    let Some(queue) = queues.get(TO_DRIVER) else { return Ok(Then::Waits) };
+    queue.stop_listening()?;
+    let mut bytes = vec![0; LONGEST];
+    for _ in 0..TURN {
+        let Some(chain) = queue.pop()? else {
+            queue.tell()?;
+            return Ok(if queue.listen()? { Then::GoesOn } else { Then::Waits });
+        };
+        let room = usize::try_from(chain.writable.size()).unwrap_or(usize::MAX);
+        let Some(room) = room.checked_sub(HEADER) else {
+            // One that has no room for a header is of no use.
+            queue.push(&chain, 0)?;
+            continue;
+        };
+        let Some((header, count)) = shared.next(&mut bytes[..room.min(LONGEST)]) else {
+            queue.put_back();
+            queue.tell()?;
+            // A guest that waited for its answers to be taken goes on.
+            return if was_full { take_from_driver(shared, queues) } else { Ok(Then::Waits) };
+        };
+        let written = chain.writable.write(0, &header.encoded());
+        let written = written + chain.writable.write(HEADER as u64, &bytes[..count]);
+        queue.push(&chain, u32::try_from(written).unwrap_or(0))?;
+    }
+    queue.tell()?;
+    Ok(Then::GoesOn)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+use super::packet::shutdown;
+use super::*;
+use crate::ram::Ram;
+use crate::virtio::testing::{Driver, WRITE};
+use arch::GuestPhys;
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const VERSION_1: u64 = 1 << 32;
+const CID: u32 = 7;
+/// Where packets to the guest, and from it, are.
+const TO: u64 = 0x4_0000;
+const FROM: u64 = 0x8_0000;
+const SIZE: u32 = 4096;
+const BUFFERS: u16 = 8;
+
+/// Programs of the host's: a listener for those who ask, and ports that somebody has.
+struct Programs {
+    listener: UnixListener,
+    ports: Arc<Mutex<HashMap<u32, UnixStream>>>,
+}
+
+impl Host for Programs {
+    fn listener(&self) -> Option<RawFd> {
+        Some(self.listener.as_raw_fd())
+    }
+
+    fn accept(&mut self) -> Option<UnixStream> {
+        let (stream, _) = self.listener.accept().ok()?;
+        stream.set_nonblocking(true).unwrap();
+        Some(stream)
+    }
+
+    fn connect(&mut self, port: u32) -> io::Result<UnixStream> {
+        let stream = self.ports.lock().unwrap().remove(&port);
+        stream.ok_or_else(|| io::ErrorKind::ConnectionRefused.into())
+    }
+}
+
+/// A driver, with the number of packets that it has been given and has sent.
+struct Guest {
+    driver: Driver<Vsock>,
+    taken: u16,
+    sent: u16,
+    ports: Arc<Mutex<HashMap<u32, UnixStream>>>,
+    path: PathBuf,
+}
+
+impl Guest {
+    fn new(name: &str) -> Guest {
+        let path = std::env::temp_dir().join(format!("vmm-vsock-{}-{name}", std::process::id()));
+        std::fs::remove_file(&path).ok();
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let ports: Arc<Mutex<HashMap<u32, UnixStream>>> = Arc::default();
+        let programs = Programs { listener, ports: Arc::clone(&ports) };
+        let mut driver = Driver::new(Vsock::new(CID, Box::new(programs)).unwrap());
+        driver.set_up(VERSION_1 | STREAMS);
+        let mut guest = Guest { driver, taken: 0, sent: 0, ports, path };
+        (0..BUFFERS).for_each(|head| guest.give(head));
+        guest
+    }
+
+    /// Gives the device a buffer.
+    fn give(&mut self, head: u16) {
+        let place = TO + u64::from(head) * u64::from(SIZE);
+        self.driver.descriptor(0, head, (place, SIZE), WRITE, 0);
+        self.driver.offer(0, head);
+    }
+
+    /// The next packet, whose buffer is given back.
+    fn next(&mut self) -> (Header, Vec<u8>) {
+        while self.driver.used(0).0 == self.taken {
+            self.driver.message().expect("an interrupt");
+        }
+        // Buffers are used in the order in which they are given.
+        let head = self.taken % BUFFERS;
+        self.taken += 1;
+        let place = TO + u64::from(head) * u64::from(SIZE);
+        let mut bytes = vec![0; SIZE as usize];
+        self.driver.ram.read(GuestPhys(place), &mut bytes);
+        self.give(head);
+        let header = Header::decoded(&bytes).unwrap();
+        assert_eq!((header.src_cid, header.dst_cid, header.kind), (HOST, CID.into(), STREAM));
+        (header, bytes[HEADER..][..header.len as usize].to_vec())
+    }
+
+    /// Says something.
+    fn say(&mut self, (guest, host): (u32, u32), op: u16, flags: u32, bytes: &[u8]) {
+        let header = Header {
+            src_cid: CID.into(),
+            dst_cid: HOST,
+            src_port: guest,
+            dst_port: host,
+            len: u32::try_from(bytes.len()).unwrap(),
+            kind: STREAM,
+            op,
+            flags,
+            buf_alloc: 100,
+            fwd_cnt: 0,
+        };
+        self.say_header(&header, bytes);
+    }
+
+    fn say_header(&mut self, header: &Header, bytes: &[u8]) {
+        let packet = [&header.encoded()[..], bytes].concat();
+        self.driver.ram.write(GuestPhys(FROM), &packet);
+        self.driver.descriptor(1, 0, (FROM, u32::try_from(packet.len()).unwrap()), 0, 0);
+        self.driver.offer(1, 0);
+        self.sent += 1;
+        while self.driver.used(1).0 != self.sent {
+            self.driver.message().expect("an interrupt");
+        }
+    }
+
+    /// A program of the host's that has come.
+    fn comer(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    }
+
+    /// A program of the host's has a port.
+    fn program(&self, port: u32) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        self.ports.lock().unwrap().insert(port, theirs);
+        ours
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.path).ok();
+    }
+}
+
+fn line(mut stream: &UnixStream) -> String {
+    let mut text = Vec::new();
+    let mut byte = [0];
+    while byte != *b"\n" && stream.read(&mut byte).unwrap() == 1 {
+        text.push(byte[0]);
+    }
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn a_program_of_the_guests_asks() {
+    let mut guest = Guest::new("guest");
+    let mut program = guest.program(80);
+    guest.say((1000, 80), op::REQUEST, 0, b"");
+    let (answer, _) = guest.next();
+    assert_eq!((answer.op, answer.src_port, answer.dst_port), (op::RESPONSE, 80, 1000));
+    guest.say((1000, 80), op::RW, 0, b"to the host");
+    let mut bytes = [0; 11];
+    program.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"to the host");
+    program.write_all(b"back").unwrap();
+    let (header, bytes) = guest.next();
+    assert_eq!((header.op, &bytes[..], header.fwd_cnt), (op::RW, &b"back"[..], 11));
+    // The host's program is done first, then the guest's.
+    program.shutdown(std::net::Shutdown::Write).unwrap();
+    let (header, _) = guest.next();
+    assert_eq!((header.op, header.flags), (op::SHUTDOWN, shutdown::SENDS_NO_MORE));
+    guest.say((1000, 80), op::RW, 0, b"!");
+    guest.say((1000, 80), op::SHUTDOWN, shutdown::BOTH, b"");
+    assert_eq!(guest.next().0.op, op::RST);
+    let mut rest = Vec::new();
+    program.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"!");
+    // Nobody has the port.
+    guest.say((1001, 81), op::REQUEST, 0, b"");
+    assert_eq!((guest.next().0.op, guest.driver.status() & 0x40), (op::RST, 0));
+}
+
+#[test]
+fn a_program_of_the_hosts_asks() {
+    let mut guest = Guest::new("host");
+    let mut program = guest.comer();
+    program.write_all(b"CONNECT 5000\nearly").unwrap();
+    let (header, _) = guest.next();
+    assert_eq!((header.op, header.dst_port), (op::REQUEST, 5000));
+    let host = header.src_port;
+    assert!(host >= FIRST_HOST_PORT);
+    guest.say((5000, host), op::RESPONSE, 0, b"");
+    assert_eq!(line(&program), format!("OK {host}\n"));
+    let (header, bytes) = guest.next();
+    assert_eq!((header.op, &bytes[..], header.fwd_cnt), (op::RW, &b"early"[..], 0));
+    // The guest has room for 100 bytes, of which 5 are on their way; it is asked for more once.
+    program.write_all(&[b'x'; 200]).unwrap();
+    assert_eq!(guest.next().1.len(), 95);
+    assert_eq!(guest.next().0.op, op::CREDIT_REQUEST);
+    let mut more = Header { op: op::CREDIT_UPDATE, buf_alloc: 100, fwd_cnt: 100, ..Header::default() };
+    (more.src_cid, more.dst_cid, more.kind) = (CID.into(), HOST, STREAM);
+    (more.src_port, more.dst_port) = (5000, host);
+    guest.say_header(&more, b"");
+    assert_eq!(guest.next().1.len(), 100);
+    assert_eq!(guest.next().0.op, op::CREDIT_REQUEST);
+    // One whom the guest does not know any more.
+    guest.say((5000, host), op::RST, 0, b"");
+    let mut rest = Vec::new();
+    assert_eq!(program.read_to_end(&mut rest).unwrap_or(0), 0);
+    // What is refused by the guest, and what is no wish.
+    let refused = guest.comer();
+    (&refused).write_all(b"connect 1\n").unwrap();
+    let (header, _) = guest.next();
+    guest.say((1, header.src_port), op::RST, 0, b"");
+    assert_eq!(line(&refused), "");
+    for wrong in ["CONNECT\n", "CONNECT x\n", "GET / HTTP/1.1\n", "CONNECT 0\n", &"x".repeat(64)] {
+        let stream = guest.comer();
+        (&stream).write_all(wrong.as_bytes()).unwrap();
+        let mut byte = [0];
+        // Closed with bytes left that nobody read is a reset.
+        assert_eq!((&stream).read(&mut byte).unwrap_or(0), 0, "{wrong}");
+    }
+}
+
+#[test]
+fn a_guest_that_says_what_it_must_not() {
+    let mut guest = Guest::new("hostile");
+    let answers = |guest: &mut Guest, header: Header| {
+        guest.say_header(&header, b"");
+        let (answer, _) = guest.next();
+        assert_eq!(answer.op, op::RST, "{header:?}");
+    };
+    let fine = Header {
+        src_cid: CID.into(),
+        dst_cid: HOST,
+        src_port: 1,
+        dst_port: 2,
+        kind: STREAM,
+        op: op::RW,
+        ..Header::default()
+    };
+    answers(&mut guest, fine);
+    answers(&mut guest, Header { op: 99, ..fine });
+    answers(&mut guest, Header { len: 1000, ..fine });
+    answers(&mut guest, Header { op: op::REQUEST, src_port: 0, ..fine });
+    // More than there is room for: nobody reads it.
+    let _program = guest.program(2);
+    guest.say((1, 2), op::REQUEST, 0, b"");
+    assert_eq!(guest.next().0.op, op::RESPONSE);
+    let mut count = 0;
+    let ended = loop {
+        guest.say((1, 2), op::RW, 0, &[0; 8000]);
+        count += 1;
+        let (used, ..) = guest.driver.used(0);
+        if used != guest.taken {
+            let (answer, _) = guest.next();
+            if answer.op == op::RST {
+                break true;
+            }
+        }
+        if count > 200 {
+            break false;
+        }
+    };
+    assert!(ended, "it may send without end");
+}
+
+#[test]
+fn what_is_put_back_knows_that_its_connections_are_gone() {
+    let mut guest = Guest::new("saved");
+    let _program = guest.program(80);
+    guest.say((1000, 80), op::REQUEST, 0, b"");
+    guest.next();
+    let path = guest.path.with_extension("other");
+    std::fs::remove_file(&path).ok();
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut vsock = Vsock::new(CID, Box::new(Programs { listener, ports: Arc::default() })).unwrap();
+    let first = vsock.save();
+    assert!(!first.are_gone);
+    let state = State { are_gone: true, ..first };
+    vsock.restore(state.clone()).unwrap();
+    assert_eq!(vsock.save(), state);
+    assert!(vsock.restore(State { cid: 2, are_gone: false }).is_err());
+    let mut driver = Driver::new(vsock);
+    driver.set_up(VERSION_1 | STREAMS);
+    // The reset of its set-up has it forget.
+    driver.descriptor(2, 0, (TO, 4), WRITE, 0);
+    driver.offer(2, 0);
+    assert_eq!(driver.used(2).0, 0);
+    std::fs::remove_file(path).ok();
+}

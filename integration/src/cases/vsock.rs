@@ -1,0 +1,179 @@
+//! Sockets between a guest's programs and the host's, with Debian's driver.
+
+use crate::context::{Chance, Check, Context, check};
+use crate::process::{Process, Wiring};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept, bind, connect, listen, socket,
+};
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+/// The word by which `case` is the guest's program: `case --vsock SEED BYTES`.
+pub const WORD: &str = "--vsock";
+/// The host's number (`VMADDR_CID_HOST`, vsock(7)), and any (`VMADDR_CID_ANY`).
+const HOST: u32 = 2;
+const ANY: u32 = u32::MAX;
+/// The port of the host's program, and the guest's; one that nobody has.
+const OF_HOST: u32 = 1234;
+const OF_GUEST: u32 = 5000;
+const OF_NOBODY: u32 = 77;
+
+fn made(chance: &mut Chance, count: usize) -> Vec<u8> {
+    (0..count / 8).flat_map(|_| chance.below(u64::MAX).to_le_bytes()).collect()
+}
+
+/// Sends bytes, and reads as many as come back until the other end has said all.
+fn there_and_back(
+    stream: &mut (impl Read + Write),
+    other: impl Write + Send,
+    bytes: &[u8],
+) -> io::Result<Vec<u8>> {
+    let mut back = Vec::new();
+    thread::scope(|scope| {
+        let mut other = other;
+        let sends = scope.spawn(move || other.write_all(bytes));
+        let mut piece = vec![0; 64 << 10];
+        while back.len() < bytes.len() {
+            match stream.read(&mut piece)? {
+                0 => break,
+                count => back.extend_from_slice(&piece[..count]),
+            }
+        }
+        sends.join().map_err(|_| io::Error::other("the sender has panicked"))??;
+        Ok(back)
+    })
+}
+
+/// Says back whatever comes.
+fn echo(mut stream: impl Read, mut back: impl Write) -> io::Result<u64> {
+    io::copy(&mut stream, &mut back)
+}
+
+fn stream_to(cid: u32, port: u32) -> io::Result<File> {
+    let own = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(own.as_raw_fd(), &VsockAddr::new(cid, port))?;
+    Ok(File::from(own))
+}
+
+/// What the guest's program does: asks the host's and compares what it says back; is refused where nobody is; says back
+/// what two of the host's programs say.
+///
+/// # Errors
+/// What went wrong.
+pub fn carry_out(words: &[&str]) -> Result<(), String> {
+    let [seed, count] = words else { return Err("a seed and a count of bytes are missing".into()) };
+    let number = |word: &str| word.parse::<u64>().map_err(|error| error.to_string());
+    let bytes = made(&mut Chance::new(number(seed)?), usize::try_from(number(count)?).unwrap_or(0));
+    let run = || -> io::Result<()> {
+        let own = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(own.as_raw_fd(), &VsockAddr::new(ANY, OF_GUEST))?;
+        listen(&own, Backlog::new(4)?)?;
+        let mut stream = stream_to(HOST, OF_HOST)?;
+        let other = stream.try_clone()?;
+        let back = there_and_back(&mut stream, other, &bytes)?;
+        println!("guest: {}", if back == bytes { "same" } else { "other" });
+        drop(stream);
+        match stream_to(HOST, OF_NOBODY) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::ECONNRESET) => println!("guest: refused"),
+            other => println!("guest: {other:?} of a port that nobody has"),
+        }
+        println!("guest: ready");
+        let mut threads = Vec::new();
+        for _ in 0..2 {
+            let fd = accept(own.as_raw_fd())?;
+            // SAFETY: nobody else has this descriptor yet.
+            let stream = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+            let back = stream.try_clone()?;
+            threads.push(thread::spawn(move || echo(stream, back)));
+        }
+        for thread in threads {
+            let count = thread.join().map_err(|_| io::Error::other("an echo has panicked"))??;
+            println!("guest: echo {count}");
+        }
+        Ok(())
+    };
+    run().map_err(|error| error.to_string())
+}
+
+/// A program of the host's that has a port of the guest's.
+fn reach(socket: &Path, port: u32) -> Result<UnixStream, String> {
+    let failed = |error: io::Error| format!("port {port}: {error}");
+    let stream = UnixStream::connect(socket).map_err(failed)?;
+    stream.set_read_timeout(Some(Duration::from_secs(120))).map_err(failed)?;
+    (&stream).write_all(format!("CONNECT {port}\n").as_bytes()).map_err(failed)?;
+    // One byte at a time: what is behind the line is the guest's.
+    let mut word = String::new();
+    let mut reader = BufReader::with_capacity(1, stream.try_clone().map_err(failed)?);
+    reader.read_line(&mut word).map_err(failed)?;
+    check(word.starts_with("OK "), || format!("port {port}: {word:?} instead of OK"))?;
+    Ok(stream)
+}
+
+/// Streams both ways at once, begun by either side, compared.
+pub fn both_ways(c: &mut Context) -> Check {
+    let count = c.length.of(2 << 20, 256 << 20);
+    let seed = c.length.chance().below(1 << 30);
+    let (shared, socket) = (c.work.join("shared"), c.work.join("vsock"));
+    let prepare = || -> io::Result<UnixListener> {
+        fs::create_dir_all(&shared)?;
+        fs::copy("/proc/self/exe", shared.join("case"))?;
+        fs::set_permissions(shared.join("case"), Permissions::from_mode(0o755))?;
+        UnixListener::bind(c.work.join(format!("vsock_{OF_HOST}")))
+    };
+    let listener = prepare().map_err(|error| error.to_string())?;
+    c.write(&shared.join("run.sh"), format!("/mnt/case {WORD} {seed} {count}\n").as_bytes())?;
+    let mut command = Command::new(&c.vmm);
+    let words = "loglevel=4 vmm.run=share vmm.script=run.sh";
+    command.args(["--memory", "256M", "--cmdline", words, "--kernel"]);
+    command.arg(c.kernel("6.12")).arg("--initrd").arg(c.initrd());
+    command.arg("--share").arg(format!("{},tag=shared", shared.display()));
+    command.arg("--vsock").arg(format!("42,path={}", socket.display())).env_remove("RUST_LOG");
+    let mut vmm = Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())?;
+    let limit = c.limit(60 + count / 100_000);
+    let host = thread::spawn(move || {
+        let (stream, _) = listener.accept()?;
+        echo(stream.try_clone()?, stream)
+    });
+    let mut talk = || -> Check {
+        vmm.expect("guest: same", limit)?;
+        vmm.expect("guest: refused", limit)?;
+        vmm.expect("guest: ready", limit)?;
+        let bytes = made(&mut c.length.chance(), usize::try_from(count).unwrap_or(0));
+        let mut one = reach(&socket, OF_GUEST)?;
+        let two = reach(&socket, OF_GUEST)?;
+        let other = one.try_clone().map_err(|error| error.to_string())?;
+        let back = there_and_back(&mut one, other, &bytes).map_err(|error| error.to_string())?;
+        check(back == bytes, || "what the guest says back is not what it was told".into())?;
+        // The end of what is said is the guest's end of the file, and the other way round.
+        for stream in [one, two] {
+            stream.shutdown(Shutdown::Write).map_err(|error| error.to_string())?;
+            let mut rest = Vec::new();
+            (&stream).read_to_end(&mut rest).map_err(|error| error.to_string())?;
+            check(rest.is_empty(), || "there is more than was told".into())?;
+        }
+        let nobody = UnixStream::connect(&socket).map_err(|error| error.to_string())?;
+        nobody.set_read_timeout(Some(limit)).map_err(|error| error.to_string())?;
+        (&nobody).write_all(b"CONNECT 78\n").map_err(|error| error.to_string())?;
+        let mut byte = [0];
+        check((&nobody).read(&mut byte).unwrap_or(0) == 0, || "a port that nobody has answers".into())
+    };
+    let talked = talk();
+    if talked.is_err() {
+        vmm.signal(nix::sys::signal::Signal::SIGTERM)?;
+    }
+    let code = vmm.wait(limit);
+    c.keep("vmm", &vmm);
+    talked?;
+    check(code? == 0, || vmm.errors.text())?;
+    check(!socket.exists(), || "its socket is left behind".into())?;
+    let count_back = host.join().map_err(|_| "the host's program has panicked")?;
+    check(count_back.is_ok_and(|it| it == count), || "the host's program has had another count".into())
+}

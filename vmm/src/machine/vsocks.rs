@@ -1,0 +1,55 @@
+//! The host's end of a guest's socket device: Unix sockets, one for whoever asks for a port of the guest's, and one for
+//! each port that a program of the host's has, at the same path with `_PORT` behind it.
+
+use crate::error::Error;
+use crate::machine::config::VsockConfig;
+use debug::socket::{self, Access, BindError, Served};
+use devices::virtio::vsock::{Host, Vsock};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+/// Sockets below a path.
+struct Sockets {
+    served: Served,
+    path: PathBuf,
+}
+
+impl Host for Sockets {
+    fn listener(&self) -> Option<RawFd> {
+        Some(self.served.listener().as_raw_fd())
+    }
+
+    fn accept(&mut self) -> Option<UnixStream> {
+        let (stream, _) = self.served.listener().accept().ok()?;
+        stream.set_nonblocking(true).ok().map(|()| stream)
+    }
+
+    fn connect(&mut self, port: u32) -> io::Result<UnixStream> {
+        let mut path = self.path.clone().into_os_string();
+        path.push(format!("_{port}"));
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let own = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        // One whose program is busy is refused, and not waited for.
+        connect(own.as_raw_fd(), &UnixAddr::new(path.as_os_str())?)?;
+        Ok(own.into())
+    }
+}
+
+/// The device.
+///
+/// # Errors
+/// [`Error::Open`], also when another guest has the socket.
+pub fn device(config: &VsockConfig) -> Result<Vsock, Error> {
+    let path = &config.path;
+    let failed = |source| Error::Open { option: "--vsock", path: path.clone(), source };
+    let served = socket::bind(path, Access::Owner).map_err(|error| match error {
+        BindError::Served(_) => failed(io::Error::other("another guest has this socket")),
+        BindError::Io { source, .. } => failed(source),
+        error => failed(io::Error::other(error)),
+    })?;
+    let sockets = Sockets { served, path: path.clone() };
+    Vsock::new(config.cid, Box::new(sockets)).map_err(Error::system("cannot make a virtio device"))
+}
