@@ -43,5 +43,6 @@ pub mod sample;
 mod tests;
 
 pub use error::{DiskError, Qcow2Error};
+pub use file::temporary_folder;
 pub use image::{Access, Format, Image, Options};
 pub use qcow2::chain::MOST_LAYERS;

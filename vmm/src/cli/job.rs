@@ -1,6 +1,8 @@
 //! `vmm run`: a command in a guest that is booted for it.
 
+use super::candidates::words;
 use super::{stdout, values};
+use crate::cell::Sandbox;
 use crate::control::names;
 use crate::error::Error;
 use crate::job::desk::{self, Job, LogTo};
@@ -96,6 +98,11 @@ pub struct Args {
     /// A name to speak to the guest by: vmm dump NAME PATH
     #[arg(long, value_name = "NAME", value_parser = ValueParser::new(names::check), help_heading = "Run")]
     name: Option<String>,
+    /// Whether the monitor keeps itself from what it does not need: on, as far as this host has it; off, for debugging vmm;
+    /// require: a host that has not all of it is refused
+    #[arg(long, value_name = "on|off|require", default_value = "on", value_parser = ValueParser::new(Sandbox::parse),
+          add = words(Sandbox::NAMES), help_heading = "Run")]
+    sandbox: Sandbox,
     /// Give the command no terminal, though there is one
     #[arg(long, help_heading = "Run")]
     no_tty: bool,
@@ -241,6 +248,8 @@ impl Args {
                 Some(path) => LogTo::File(path.clone()),
             },
             name: self.name.clone(),
+            sandbox: self.sandbox,
+            json: self.json,
         }
     }
 }

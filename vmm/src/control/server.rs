@@ -3,6 +3,7 @@
 use super::door::{Comer, Door};
 use super::names::socket_of;
 use super::protocol::{LONGEST, Request, Response, ServeGdb, send};
+use crate::cell;
 use crate::error::Error;
 use crate::logging::progress::Reporter;
 use crate::machine::Guest;
@@ -13,11 +14,13 @@ use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
 use debug::gdb::listener::Address;
 use debug::socket::{self, Access, BindError, Served};
+use debug::threads;
 use std::io::{self, ErrorKind, Read};
 use std::ops::ControlFlow;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 /// Clients that are served at a time.
@@ -33,6 +36,8 @@ pub struct ControlSocket {
     clients: Arc<()>,
     /// Who has commands run in the guest, if it is a job's.
     door: Option<Door>,
+    /// Where debuggers have dumps written that are not told where.
+    dump_folder: Option<PathBuf>,
 }
 
 impl ControlSocket {
@@ -40,11 +45,11 @@ impl ControlSocket {
     ///
     /// # Errors
     /// [`Error::Open`], also when another guest has the name.
-    pub fn new(name: &str, door: Option<Door>) -> Result<ControlSocket, Error> {
+    pub fn new(name: &str, door: Option<Door>, dump_folder: Option<PathBuf>) -> Result<ControlSocket, Error> {
         let failed = |source| Error::Open { option: "--name", path: name.into(), source };
         let path = socket_of(name).map_err(failed)?;
         match socket::bind(&path, Access::Owner) {
-            Ok(socket) => Ok(ControlSocket { socket, clients: Arc::default(), door }),
+            Ok(socket) => Ok(ControlSocket { socket, clients: Arc::default(), door, dump_folder }),
             Err(BindError::Served(_)) => Err(failed(io::Error::other("a guest that runs has this name"))),
             Err(BindError::Io { source, .. }) => Err(failed(source)),
             Err(error) => Err(failed(io::Error::other(error))),
@@ -84,13 +89,15 @@ impl ControlSocket {
         }
         let (dumper, attachment) = (guest.dumper().clone(), guest.attachment().clone());
         let (counted, door) = (Arc::clone(&self.clients), self.door.clone());
+        let dump_folder = self.dump_folder.clone();
         let serve = move || {
-            if let Err(error) = answer(&stream, &dumper, &attachment, door.as_ref()) {
+            let asked = Asked { dumper: &dumper, attachment: &attachment, door: door.as_ref(), dump_folder };
+            if let Err(error) = answer(&stream, &asked) {
                 log::info!("a client of the control socket is let go: {error}");
             }
             drop(counted);
         };
-        if let Err(error) = thread::Builder::new().name("control".into()).spawn(serve) {
+        if let Err(error) = threads::start("control", Builder::new().name("control".into()), serve) {
             log::warn!("a client of the control socket cannot be served: {error}");
         }
     }
@@ -123,12 +130,16 @@ fn read_request(mut stream: &UnixStream, patience: Duration) -> io::Result<Vec<u
     Ok(line)
 }
 
-fn answer(
-    stream: &UnixStream,
-    dumper: &Dumper,
-    attachment: &Attachment,
-    door: Option<&Door>,
-) -> io::Result<()> {
+/// Of whom something is asked.
+struct Asked<'a> {
+    dumper: &'a Dumper,
+    attachment: &'a Attachment,
+    door: Option<&'a Door>,
+    dump_folder: Option<PathBuf>,
+}
+
+fn answer(stream: &UnixStream, guest: &Asked<'_>) -> io::Result<()> {
+    let &Asked { dumper, attachment, door, .. } = guest;
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let request: Request = match serde_json::from_slice(&read_request(stream, PATIENCE)?) {
@@ -138,7 +149,7 @@ fn answer(
     let path = match request {
         Request::Dump { path } => path,
         Request::Release {} => return send(stream, &release_debugger(attachment)),
-        Request::Gdb(asked) => return send(stream, &serve_gdb(attachment, asked)),
+        Request::Gdb(asked) => return send(stream, &serve_gdb(guest, asked)),
         Request::Leave {} => return send(stream, &leave(attachment)),
         Request::Nmi {} => {
             let raised = attachment.raise_nmi();
@@ -198,7 +209,8 @@ fn release_debugger(attachment: &Attachment) -> Response {
     }
 }
 
-fn serve_gdb(attachment: &Attachment, asked: ServeGdb) -> Response {
+fn serve_gdb(guest: &Asked<'_>, asked: ServeGdb) -> Response {
+    let attachment = guest.attachment;
     if attachment.debugger().is_some() {
         return Response::Error("it has a gdb server already".into());
     }
@@ -207,9 +219,16 @@ fn serve_gdb(attachment: &Attachment, asked: ServeGdb) -> Response {
             any_user: asked.any_user,
             on_lost: asked.lost.into(),
             takeover: asked.takeover,
-            dump_folder: asked.dump_folder,
+            dump_folder: asked.dump_folder.or_else(|| guest.dump_folder.clone()),
             ..GdbConfig::new(address)
         };
+        if let Some(folder) = config.dump_folder.as_ref().filter(|folder| !cell::may_write_below(folder)) {
+            return Err(Error::Usage(format!(
+                "--dump-dir {}: the guest's monitor may not write there: start it with that --dump-dir, or have `vmm dump \
+                 NAME PATH` write the dump, which may write anywhere",
+                folder.display()
+            )));
+        }
         let listener = listen(&config)?;
         let address = listener.address().to_string();
         attachment.attach(listener, &config).map(|()| address)
@@ -232,6 +251,7 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::path::Path;
+    use std::thread;
 
     #[test]
     fn a_client_that_asks_byte_by_byte_has_no_more_time_than_others() {

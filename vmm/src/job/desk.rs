@@ -7,14 +7,16 @@ use super::kernel_log::{KEPT, Lines, Sign, Tail, Watch, line_of_record};
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
 use super::session::{CommandEnd, Session};
 use super::stuck::{self, Stuck};
-use super::verdict::Verdict;
+use super::verdict::{self, Verdict};
 use super::visitors::Visitors;
+use crate::cell::{self, Ending, Sandbox};
 use crate::control::server::ControlSocket;
 use crate::error::Error;
 use crate::logging;
 use crate::machine::Guest;
 use crate::machine::config::Config;
 use crate::outcome::{Outcome, StoppedBy};
+use crate::run::bounds::{self, Files};
 use crate::run::terminal;
 use debug::gdb::accept::Pause;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -67,6 +69,10 @@ pub struct Job {
     pub log: LogTo,
     /// What the guest is called.
     pub name: Option<String>,
+    /// Whether the monitor confines itself.
+    pub sandbox: Sandbox,
+    /// What came of it is told as JSON, also when the monitor's cell ends it.
+    pub json: bool,
 }
 
 /// A job that is over.
@@ -164,8 +170,12 @@ pub fn run(job: &Job) -> Result<Ended, Error> {
         })?),
     };
     let visitors = Visitors::new(SESSION + 1).map_err(Error::system("cannot make an eventfd"))?;
-    let control = job.name.as_deref().map(|name| ControlSocket::new(name, Some(visitors.door().clone())));
+    let door = visitors.door();
+    let control = job.name.as_deref().map(|name| ControlSocket::new(name, Some(door.clone()), None));
     let control = control.transpose()?;
+    let rules = bounds::of_guest(&job.guest, Files::Once, job.name.as_deref(), None);
+    let ending = Ending { code: verdict::CELL, json: job.json, restore: terminal::restore };
+    cell::begin(job.sandbox, rules, ending).map_err(Error::system("cannot confine the monitor"))?;
     let guest = Guest::new(&job.guest, Box::new(serial.clone()))?;
     let port = guest.take_port(protocol::PORT);
     let port = port.ok_or_else(|| Error::Usage("a job's guest has a port".into()))?;
@@ -199,6 +209,7 @@ pub fn run(job: &Job) -> Result<Ended, Error> {
         ends: job.timeout.map(|limit| now + limit),
         verdict: None,
     };
+    cell::settle(true);
     guest.start();
     desk.live()
 }
