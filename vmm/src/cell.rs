@@ -14,7 +14,7 @@ mod table;
 mod violation;
 
 pub use paths::{For, Grant, Rule};
-pub use table::text;
+pub use table::{kinds, text};
 pub use violation::Ending;
 
 use debug::threads::Work;

@@ -3,6 +3,7 @@
 //! runs in a process of its own, `case NAME VMM FILES WORK SLOWNESS nest`.
 
 use integration::cases::{self, gdb_port, readme};
+use integration::cells;
 use integration::context::{Context, Length};
 use integration::port;
 use integration::random_files;
@@ -37,6 +38,17 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [random_files::WORD, words @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         if let Err(error) = random_files::carry_out(words) {
+            eprintln!("case: {error}");
+            std::process::exit(1);
+        }
+        return;
+    }
+    if let [cells::FORBIDDEN, words @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        std::process::exit(cells::forbidden(words));
+    }
+    if let [cells::PATHS, own, shared, other] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]
+    {
+        if let Err(error) = cells::paths([own, shared, other].map(Path::new)) {
             eprintln!("case: {error}");
             std::process::exit(1);
         }

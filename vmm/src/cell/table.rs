@@ -349,6 +349,11 @@ pub fn groups(kind: Kind) -> Vec<Group> {
     TABLE.iter().filter(all).flat_map(|row| row.groups).map(|(_, group)| *group).collect()
 }
 
+/// What kinds there are, by what those who start one call them.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|row| row.name)
+}
+
 /// The kind that is called so.
 pub fn kind_of(name: &str) -> Option<Kind> {
     TABLE.iter().find(|row| row.name == name).map(|row| row.kind)

@@ -49,7 +49,9 @@ pub fn of_guest(config: &Config, files: Files, name: Option<&str>, dumps: Option
     }
     // A debugger may come later to a guest that has a name.
     if config.gdb.is_some() || name.is_some() {
-        rules.push(Rule::new(dumps.unwrap_or(Path::new(".")), Grant::Own));
+        let dumps = dumps.unwrap_or(Path::new("."));
+        // With sockets that are made there (`vmm gdb NAME unix:PATH`).
+        rules.extend([Rule::new(dumps, Grant::Own), Rule::new(dumps, Grant::Sockets)]);
     }
     rules
 }
