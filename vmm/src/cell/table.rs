@@ -283,7 +283,7 @@ pub const TABLE: &[Row] = &[
         kind: Kind::Look,
         name: "look",
         about: "looks whether the guest has panicked",
-        groups: groups!(EVENTS, KVM_CLOCK),
+        groups: groups!(EVENTS, LOOKING, KVM_CLOCK),
     },
     Row { kind: Kind::Lines, name: "lines", about: "writes messages and traces", groups: groups!(STREAMS) },
     Row {
