@@ -20,6 +20,7 @@ use crate::cell::{self, Ending, Grant, Rule};
 use crate::control::server::ControlSocket;
 use crate::error::Error;
 use crate::machine::Guest;
+use crate::machine::debugger::check_dump_folder;
 use crate::outcome::{DUMP_FAILED, Outcome, VIOLATION};
 use at_end::Sequel;
 use bounds::Files;
@@ -142,6 +143,16 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
 
 /// Begins the process's cell.
 fn confine(config: &RunConfig) -> Result<(), Error> {
+    if let Some(folder) = &config.dump_folder {
+        if config.guest.gdb.is_none() && config.name.is_none() {
+            return Err(Error::Usage(
+                "--dump-dir: nobody can debug the guest and have a dump written there: add --gdb :1234, or --name NAME for \
+                 `vmm gdb NAME`"
+                    .into(),
+            ));
+        }
+        check_dump_folder(folder)?;
+    }
     let mut rules =
         bounds::of_guest(&config.guest, Files::Again, config.name.as_deref(), config.dump_folder.as_deref());
     rules.extend(config.dump_on.as_ref().map(|on| Rule::folder_of(&on.path, Grant::Own)));
