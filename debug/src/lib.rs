@@ -56,6 +56,7 @@ pub mod range;
 pub mod reply;
 pub mod report;
 pub mod socket;
+pub mod threads;
 pub mod trap;
 pub mod vcpu;
 pub mod view;

@@ -68,6 +68,16 @@ impl Served {
         &self.listener
     }
 
+    /// One that was made by somebody else who has it no more, at a path.
+    pub fn adopt(listener: UnixListener, path: &Path) -> Served {
+        Served { listener, path: path.into(), identity: identity(path) }
+    }
+
+    /// Leaves it to somebody else, who has its descriptor as well: its name stays.
+    pub fn leave(mut self) {
+        self.identity = None;
+    }
+
     /// Its name.
     pub fn path(&self) -> &Path {
         &self.path

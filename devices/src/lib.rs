@@ -21,6 +21,7 @@ pub mod rack;
 pub mod ram;
 pub mod rate_limit;
 pub mod state;
+pub mod threads;
 pub mod virtio;
 
 pub use arch::End;

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod basics;
+mod cell;
 mod disks;
 pub mod dumps;
 mod ends;
@@ -185,6 +186,10 @@ pub const CASES: &[Case] = &[
     small("program_debugs_a_guest", program::small),
     Case { symbols: program::SYMBOLS, ..linux("program_debugs_debian", &["6.12"], program::debian) },
     small("kicks_under_load", kicks::under_load),
+    small("cell_forbids", cell::forbids),
+    small("cell_bounds_paths", cell::bounds_paths),
+    small("cell_of_a_monitor", cell::of_a_monitor),
+    small("cell_is_refused", cell::is_refused),
     small("bad_options", bad_input::options),
     small("bad_kernels", bad_input::kernels),
     small("bad_initrds", bad_input::initrds),

@@ -8,6 +8,7 @@
 
 pub mod artifacts;
 pub mod cases;
+pub mod cells;
 pub mod context;
 pub mod debugger;
 pub mod demo;

@@ -7,6 +7,7 @@
 //! To add a request: its line in [`protocol::Request`], and what is done in [`server`].
 
 pub mod client;
+mod descriptor;
 pub mod door;
 pub mod names;
 pub mod protocol;

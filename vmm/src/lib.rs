@@ -17,6 +17,7 @@
 extern crate alloc;
 
 pub mod boot;
+pub mod cell;
 pub mod cli;
 mod control;
 pub mod error;

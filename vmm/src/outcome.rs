@@ -85,6 +85,7 @@ exit_codes! {
     NOT_THERE = 24, "vmm core: what was asked for is not in the dump";
     DUMP_FAILED = 26, "the core that --dump-on asks for could not be written when the guest ended";
     PANIC = 70, "a defect of vmm itself; please report it";
+    VIOLATION = 72, "vmm itself did what its cell forbids (--sandbox); please report it";
 }
 
 impl Outcome {

@@ -4,6 +4,7 @@
 //! and nothing else.
 
 mod at_end;
+pub(crate) mod bounds;
 pub mod config;
 pub mod console;
 pub(crate) mod escape;
@@ -15,11 +16,14 @@ mod panic_watch;
 mod signals;
 pub mod terminal;
 
+use crate::cell::{self, Ending, Grant, Rule};
 use crate::control::server::ControlSocket;
 use crate::error::Error;
 use crate::machine::Guest;
-use crate::outcome::{DUMP_FAILED, Outcome};
+use crate::machine::debugger::check_dump_folder;
+use crate::outcome::{DUMP_FAILED, Outcome, VIOLATION};
 use at_end::Sequel;
+use bounds::Files;
 use config::RunConfig;
 use console::{Console, ConsoleKind};
 use debug::dump::write::destination::Destination;
@@ -69,7 +73,7 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
         }
     }
     let signals = Rc::new(RefCell::new(signals::take(config)?));
-    let console = Console::open(&config.console).map_err(|source| Error::Open {
+    let mut console = Console::open(&config.console).map_err(|source| Error::Open {
         option: "--console",
         path: match &config.console {
             ConsoleKind::File(path) => path.clone(),
@@ -88,8 +92,11 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
         timer.reset(limit, None).map_err(|error| Error::system("cannot set a timer")(error.into()))?;
     }
     let timer = Rc::new(RefCell::new(timer));
-
-    let control = config.name.as_deref().map(|name| ControlSocket::new(name, None)).transpose()?.map(Rc::new);
+    let control =
+        config.name.as_deref().map(|name| ControlSocket::new(name, None, config.dump_folder.clone()));
+    let control = control.transpose()?.map(Rc::new);
+    confine(config)?;
+    console.prepare_input().map_err(Error::system("cannot read the console's input"))?;
     let listens = config.dump_on.as_ref().is_some_and(|on| on.panic);
     let heard = Arc::new(
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
@@ -102,6 +109,7 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
         }
     };
     let mut guest = Guest::new(&config.guest, output())?;
+    cell::settle(false);
     let lacks_dump = Cell::new(false);
     if guest.is_linux() && probe::refuses_linux() {
         log::warn!(
@@ -131,6 +139,25 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
             Sequel::Again(next) => guest = *next,
         }
     }
+}
+
+/// Begins the process's cell.
+fn confine(config: &RunConfig) -> Result<(), Error> {
+    if let Some(folder) = &config.dump_folder {
+        if config.guest.gdb.is_none() && config.name.is_none() {
+            return Err(Error::Usage(
+                "--dump-dir: nobody can debug the guest and have a dump written there: add --gdb :1234, or --name NAME for \
+                 `vmm gdb NAME`"
+                    .into(),
+            ));
+        }
+        check_dump_folder(folder)?;
+    }
+    let mut rules =
+        bounds::of_guest(&config.guest, Files::Again, config.name.as_deref(), config.dump_folder.as_deref());
+    rules.extend(config.dump_on.as_ref().map(|on| Rule::folder_of(&on.path, Grant::Own)));
+    let ending = Ending { code: VIOLATION, json: false, restore: terminal::restore };
+    cell::begin(config.sandbox, rules, ending).map_err(Error::system("cannot confine the monitor"))
 }
 
 /// Takes the terminal, if the console is one.

@@ -142,16 +142,30 @@ pub fn begin<'a>(
     destination: &'a Destination,
     watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Whole<'a>, WriteError> {
-    let path = destination.shown();
-    let failed = |source| WriteError::Io { path: path.into(), source };
     let (partial, file) = destination.create()?;
+    let summary = to_open_file(subject, &file, destination.shown(), watch)?;
+    Ok(Whole { partial, file, summary })
+}
+
+/// Writes a core to an empty file that somebody has opened, for a path: compressed if that ends in `.gz` or `.zst`, and
+/// errors are of it. It is for whoever has opened it to have it on disk.
+///
+/// # Errors
+/// [`WriteError`]; then there may be a part of it in the file.
+pub fn to_open_file(
+    subject: &Subject<'_>,
+    file: &File,
+    path: &Path,
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Summary, WriteError> {
+    let failed = |source| WriteError::Io { path: path.into(), source };
     let mut sink = sink::of_name(path, file.try_clone().map_err(failed)?).map_err(failed)?;
     let summary = match write(subject, &mut *sink, watch).map_err(failed)? {
         ControlFlow::Continue(summary) => summary,
         ControlFlow::Break(()) => return Err(WriteError::Cancelled(path.into())),
     };
     sink.finish().map_err(failed)?;
-    Ok(Whole { partial, file, summary })
+    Ok(summary)
 }
 
 fn write(

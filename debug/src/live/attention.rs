@@ -61,7 +61,8 @@ pub fn poll<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     }
 }
 
-fn has_processors() -> bool {
+/// Whether somebody else can be at work meanwhile. Found out once.
+pub(super) fn has_processors() -> bool {
     use std::sync::OnceLock;
     static MORE_THAN_ONE: OnceLock<bool> = OnceLock::new();
     *MORE_THAN_ONE.get_or_init(|| std::thread::available_parallelism().is_ok_and(|count| count.get() > 1))

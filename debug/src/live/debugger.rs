@@ -11,6 +11,7 @@ use crate::gdb::listener::{Admission, Listener};
 use crate::gdb::server::{self, OnLost, Service};
 use crate::gdb::session::{NAME, Session};
 use crate::ram::Memory;
+use crate::threads;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -184,7 +185,7 @@ impl<M: Monitor> Debugger<M> {
         let thread = lines.serve(machine, options).and_then(|(session, service)| {
             let listeners = session.debuggee.listeners().clone();
             let thread = thread::Builder::new().name("gdb".into());
-            Ok((listeners, thread.spawn(move || server::run(listener, session, service))?))
+            Ok((listeners, threads::start("gdb", thread, move || server::run(listener, session, service))?))
         });
         let (listeners, thread) = thread.inspect_err(|_| vcpus.detach())?;
         Ok(Debugger { lines, listeners: Some(listeners), thread: Mutex::new(Some(thread)) })

@@ -82,6 +82,8 @@ impl<V> fmt::Debug for Inbox<V> {
 
 /// Both ends of what is posted to one vCPU's thread.
 pub fn inbox<V>() -> (Post<V>, Inbox<V>) {
+    // Files are read for that, which the thread itself may not be allowed to.
+    attention::has_processors();
     let ((sender, tasks), attention) = (channel(), Arc::new(Attention::default()));
     (Post { tasks: sender, attention: Arc::clone(&attention) }, Inbox { tasks, attention })
 }

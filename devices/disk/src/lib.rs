@@ -45,5 +45,6 @@ mod tests;
 
 pub use contents::{FileSystem, Partition};
 pub use error::{DiskError, Qcow2Error};
+pub use file::temporary_folder;
 pub use image::{Access, Format, Image, Options};
 pub use qcow2::chain::MOST_LAYERS;

@@ -3,13 +3,13 @@
 use super::Interrupts;
 use super::pace::Pace;
 use super::queue::{Broken, Queues};
-use crate::{guest_log, tell};
+use crate::{guest_log, tell, threads};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{Builder, JoinHandle};
 use virtio_queue::QueueState;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -118,7 +118,7 @@ impl Worker {
             sources: sources.len(),
             rung,
         };
-        let thread = thread::Builder::new().name(name.into()).spawn(move || work.run())?;
+        let thread = threads::start(name, Builder::new().name(name.into()), move || work.run())?;
         Ok(Worker { end, is_over, pace, queues, thread: Some(thread) })
     }
 

@@ -3,6 +3,7 @@
 //! runs in a process of its own, `case NAME VMM FILES WORK SLOWNESS nest`.
 
 use integration::cases::{self, gdb_port, readme, vsock};
+use integration::cells;
 use integration::context::{Context, Length};
 use integration::port;
 use integration::random_files;
@@ -44,6 +45,17 @@ fn main() {
     }
     if let [vsock::WORD, words @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         if let Err(error) = vsock::carry_out(words) {
+            eprintln!("case: {error}");
+            std::process::exit(1);
+        }
+        return;
+    }
+    if let [cells::FORBIDDEN, words @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        std::process::exit(cells::forbidden(words));
+    }
+    if let [cells::PATHS, own, shared, other] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]
+    {
+        if let Err(error) = cells::paths([own, shared, other].map(Path::new)) {
             eprintln!("case: {error}");
             std::process::exit(1);
         }

@@ -295,14 +295,18 @@ fn try_host_debug() -> Abilities {
     };
     let single_step = works(DebugKind::SingleStep);
     let (has_breakpoint, has_watchpoint) = (works(DebugKind::Hardware), works(DebugKind::Watch));
-    let host = Host::open().ok();
-    let (breakpoints, watchpoints) = host.as_ref().map_or((1, 1), |host| debug_registers(host.kvm()));
+    // The thread that asks may be one that may not.
+    let facts = attempt(PATIENCE, || {
+        let host = Host::open().map_err(|error| error.to_string())?;
+        Ok((debug_registers(host.kvm()), blocks_interrupts(host.kvm())))
+    });
+    let ((breakpoints, watchpoints), blocks_interrupts) = facts.unwrap_or(((1, 1), false));
     Abilities {
         software,
         single_step,
         breakpoints: if has_breakpoint { breakpoints } else { 0 },
         watchpoints: if has_watchpoint { watchpoints } else { 0 },
-        blocks_interrupts: host.is_some_and(|host| blocks_interrupts(host.kvm())),
+        blocks_interrupts,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Regions are aligned to 2 MiB on the host and marked for transparent huge pages: a guest
 //! under nested paging faults once per 2 MiB instead of once per 4 KiB. Nothing is reserved,
-//! so a guest costs what it touches.
+//! so a guest costs what it touches. Core files of this process do not have it.
 
 mod live;
 
@@ -73,6 +73,11 @@ impl RamRegion {
         // alignment; advice changes no contents.
         if unsafe { libc::madvise(start.cast(), size, libc::MADV_HUGEPAGE) } != 0 {
             log::debug!("no huge pages for guest memory: {}", io::Error::last_os_error());
+        }
+        // A core of the monitor has what is wrong with the monitor, not all that the guest knows.
+        // SAFETY: as above.
+        if unsafe { libc::madvise(start.cast(), size, libc::MADV_DONTDUMP) } != 0 {
+            log::debug!("guest memory is in core files of this process: {}", io::Error::last_os_error());
         }
         // SAFETY: the range is mapped with this protection and these flags until the
         // reservation is dropped, after the region.

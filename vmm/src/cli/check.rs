@@ -3,6 +3,7 @@
 //! What is tried, and how, is in [`kvm::probe`]; here is what is made of it.
 
 use super::stdout;
+use crate::cell;
 use crate::machine::Guest;
 use crate::machine::config::{Config, MemorySize};
 use crate::outcome::{HOST, Outcome};
@@ -53,10 +54,16 @@ pub struct Args {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
+    /// Print instead what each kind of the monitor's threads may ask the host's kernel for (docs/cell.md)
+    #[arg(long, conflicts_with = "json")]
+    cell: bool,
 }
 
 /// Tries it all; the exit code.
-pub fn carry_out(&Args { json }: &Args) -> u8 {
+pub fn carry_out(&Args { json, cell }: &Args) -> u8 {
+    if cell {
+        return stdout::print(&cell::text(), 0);
+    }
     let answer = Host::open().map_err(|error| error.to_string()).and_then(|host| {
         let (vm, vcpus) = Vm::new(&host, &vm_config()).map_err(|error| error.to_string())?;
         drop(vcpus);

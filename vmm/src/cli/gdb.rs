@@ -3,11 +3,15 @@
 use super::candidates::words;
 use super::named_guest::NamedGuest;
 use super::values;
-use crate::control::protocol::{Request, ServeGdb};
+use crate::control::client::{ask, ask_with};
+use crate::control::protocol::{Request, Response, ServeGdb};
+use crate::machine::config::GdbConfig;
 use clap::builder::ValueParser;
 use debug::gdb::listener::Address;
 use debug::gdb::server::OnLost;
+use debug::socket::{self, BindError};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{PathBuf, absolute};
 
 /// Serve gdb or lldb for a guest that runs, whether it was started with --gdb or not
@@ -38,23 +42,39 @@ pub struct Args {
 
 /// Does it; the exit code.
 pub fn carry_out(args: &Args) -> u8 {
-    args.guest.ask(match &args.address {
-        Some(address) => serve(args, address.clone()),
-        None => Ok(Request::Leave {}),
-    })
+    match &args.address {
+        Some(address) => args.guest.tell(serve(args, address.clone())),
+        None => args.guest.ask(Ok(Request::Leave {})),
+    }
 }
 
-/// The guest's process is in a folder of its own: paths are told whole.
-fn serve(args: &Args, address: Address) -> io::Result<Request> {
+/// The guest's process is in a folder of its own: paths are told whole. A socket in the file system is made here: the
+/// guest's monitor may not make one anywhere.
+fn serve(args: &Args, address: Address) -> io::Result<Response> {
     let address = match address {
         Address::Unix(path) => Address::Unix(absolute(path)?),
         address => address,
     };
-    Ok(Request::Gdb(ServeGdb {
+    let request = Request::Gdb(ServeGdb {
         address: address.to_string(),
         any_user: args.gdb_any_user,
         lost: args.gdb_lost.into(),
         takeover: args.gdb_takeover,
         dump_folder: args.dump_dir.as_ref().map(absolute).transpose()?,
-    }))
+    });
+    let Address::Unix(path) = &address else { return args.guest.ask_of(|guest| ask(guest, &request)) };
+    let access = GdbConfig { any_user: args.gdb_any_user, ..GdbConfig::new(address.clone()) }.access();
+    let served = match socket::bind(path, access) {
+        Ok(served) => served,
+        // It may be this very guest's, which says so.
+        Err(BindError::Served(_)) => return args.guest.ask_of(|guest| ask(guest, &request)),
+        Err(error) => {
+            return Ok(Response::Error(format!("cannot listen at {}: {error}", path.display())));
+        }
+    };
+    let answer = args.guest.ask_of(|guest| ask_with(guest, &request, Some(served.listener().as_fd()), None));
+    if let Ok(Response::Done(_)) = &answer {
+        served.leave();
+    }
+    answer
 }

@@ -1,6 +1,8 @@
 //! `vmm run`: a command in a guest that is booted for it.
 
+use super::candidates::words;
 use super::{stdout, values};
+use crate::cell::Sandbox;
 use crate::control::names;
 use crate::error::Error;
 use crate::job::desk::{self, Ended, Job, LogTo};
@@ -114,6 +116,11 @@ pub struct Args {
     /// A name to speak to the guest by: vmm dump NAME PATH
     #[arg(long, value_name = "NAME", value_parser = ValueParser::new(names::check), help_heading = "Run")]
     name: Option<String>,
+    /// Whether the monitor keeps itself from what it does not need: on, as far as this host has it; off, for debugging vmm;
+    /// require: a host that has not all of it is refused
+    #[arg(long, value_name = "on|off|require", default_value = "on", value_parser = ValueParser::new(Sandbox::parse),
+          add = words(Sandbox::NAMES), help_heading = "Run")]
+    sandbox: Sandbox,
     /// Give the command no terminal, though there is one
     #[arg(long, help_heading = "Run")]
     no_tty: bool,
@@ -285,6 +292,8 @@ impl Args {
                 .clone()
                 .or_else(|| Some(format!("run-{}", process::id())).filter(|_| self.hold_on.is_some())),
             hold_on: self.hold_on.clone().unwrap_or_default(),
+            sandbox: self.sandbox,
+            json: self.json,
         }
     }
 }

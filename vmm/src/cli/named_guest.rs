@@ -18,8 +18,18 @@ pub struct NamedGuest {
 impl NamedGuest {
     /// Asks it for something, and tells what it answers; the exit code.
     pub fn ask(&self, request: io::Result<Request>) -> u8 {
+        self.tell(request.and_then(|request| ask(&self.guest, &request)))
+    }
+
+    /// Has it asked.
+    pub fn ask_of(&self, ask: impl FnOnce(&str) -> io::Result<Response>) -> io::Result<Response> {
+        ask(&self.guest)
+    }
+
+    /// Tells what it has answered; the exit code.
+    pub fn tell(&self, answer: io::Result<Response>) -> u8 {
         let guest = &self.guest;
-        match request.and_then(|request| ask(guest, &request)) {
+        match answer {
             Ok(Response::Done(text)) => stdout::print(&format!("{text}\n"), 0),
             Ok(Response::Error(text)) => {
                 log::error!("{text}");

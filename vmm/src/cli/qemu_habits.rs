@@ -38,9 +38,6 @@ const OPTIONS: &[(&str, &str)] = &[
     ("bios", "there is no firmware: write --kernel PATH"),
     ("pflash", "there is no firmware: write --kernel PATH"),
     ("device", "there are no such devices: what the guest needs goes into --initrd PATH"),
-    ("drive", "there are no disks: what the guest needs goes into --initrd PATH"),
-    ("hda", "there are no disks: what the guest needs goes into --initrd PATH"),
-    ("cdrom", "there are no disks: what the guest needs goes into --initrd PATH"),
     ("virtfs", "write --share DIR,tag=NAME, and in the guest mount -t virtiofs NAME /mnt"),
     ("fsdev", "write --share DIR,tag=NAME, and in the guest mount -t virtiofs NAME /mnt"),
     ("drive", "write --disk PATH, with ,format=raw or ,format=qcow2 where the name does not say so"),
@@ -50,6 +47,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("netdev", "there is no network"),
     ("nic", "there is no network"),
     ("net", "there is no network"),
+    ("sandbox", "leave it out: the monitor confines itself (--sandbox off does without it)"),
     ("daemonize", "write & behind the command, with --console file:PATH or none"),
 ];
 
@@ -143,7 +141,6 @@ mod tests {
             ("-initrd i", "vmm has no -initrd: write --initrd PATH"),
             ("--kernel k -nographic", "vmm has no -nographic: leave it out"),
             ("-cpu host", "vmm has no -cpu: write --cpu-template"),
-            ("-drive file=x", "there are no disks"),
             ("-virtfs local,path=x", "write --share DIR"),
             ("-drive file=x", "write --disk PATH"),
             ("bzImage -m 1G", "vmm has no -m: write --memory SIZE"),

@@ -2,6 +2,7 @@
 
 use super::candidates::words;
 use super::values;
+use crate::cell::Sandbox;
 use crate::control::names;
 use crate::error::Error;
 use crate::machine::config::{
@@ -132,9 +133,16 @@ pub struct Args {
     /// Let a second debugger take the place of the first
     #[arg(long, requires = "gdb", help_heading = "Debugging")]
     gdb_takeover: bool,
-    /// The folder that gdb's `monitor dump` writes below; the current one if none is given
-    #[arg(long, value_name = "PATH", requires = "gdb", help_heading = "Debugging")]
+    /// The folder that gdb's `monitor dump` writes below, also of a gdb that is served later (`vmm gdb`); the current one
+    /// if none is given
+    #[arg(long, value_name = "PATH", help_heading = "Debugging")]
     dump_dir: Option<PathBuf>,
+    /// Whether the monitor keeps itself from what it does not need, so that a guest which has got the better of it has
+    /// little to go on with: on, as far as this host has it; off, for debugging vmm; require: a host that has not all of
+    /// it is refused
+    #[arg(long, value_name = "on|off|require", default_value = "on", value_parser = ValueParser::new(Sandbox::parse),
+          add = words(Sandbox::NAMES), help_heading = "Run")]
+    sandbox: Sandbox,
 
     #[arg(long, value_name = "FAMILY[,...]", add = words(FamilyName::NAMES), help = about_hypercalls(),
           value_parser = ValueParser::new(values::hypercalls), help_heading = "Debugging")]
@@ -225,6 +233,8 @@ impl Args {
             },
             name: self.name.clone(),
             dump_on: self.dump_on.clone(),
+            dump_folder: self.dump_dir.clone(),
+            sandbox: self.sandbox,
         })
     }
 

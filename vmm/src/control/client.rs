@@ -1,9 +1,12 @@
 //! Asking a guest of another process.
 
+use super::descriptor;
 use super::names::socket_of;
-use super::protocol::{Request, Response, send};
+use super::protocol::{Request, Response};
 use crate::logging;
-use std::io::{self, BufRead, BufReader, ErrorKind};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -12,20 +15,64 @@ use std::path::PathBuf;
 /// # Errors
 /// When no guest can be reached there, or it says what is no reply.
 pub fn ask(guest: &str, request: &Request) -> io::Result<Response> {
+    ask_with(guest, request, None, None)
+}
+
+/// Asks it, as [`ask`] does, with a descriptor that it is to have. What becomes readable in `ended` breaks that off
+/// ([`ErrorKind::Interrupted`]).
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_with(
+    guest: &str,
+    request: &Request,
+    given: Option<BorrowedFd<'_>>,
+    ended: Option<BorrowedFd<'_>>,
+) -> io::Result<Response> {
     let socket = if guest.contains('/') { PathBuf::from(guest) } else { socket_of(guest)? };
     let stream = UnixStream::connect(socket)?;
-    match send(&stream, request) {
+    let mut line = serde_json::to_string(request)?;
+    line.push('\n');
+    let sent = match given {
+        Some(given) => descriptor::send(&stream, line.as_bytes(), given),
+        None => (&stream).write_all(line.as_bytes()),
+    };
+    match sent {
         // One that is not served may have been told so already.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error),
         _ => {}
     }
     let mut last = Response::Percent(0);
-    for line in BufReader::new(stream).lines() {
-        last = serde_json::from_str(&line?)?;
+    let (mut reader, mut line) = (BufReader::new(&stream), String::new());
+    loop {
+        line.clear();
+        if reader.buffer().is_empty() {
+            wait(&stream, ended)?;
+        }
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(last);
+        }
+        last = serde_json::from_str(&line)?;
         match &last {
             Response::Percent(percent) => logging::print(&format!("{percent} %\n")),
-            Response::Done(_) | Response::Error(_) => break,
+            Response::Done(_) | Response::Error(_) => return Ok(last),
         }
     }
-    Ok(last)
+}
+
+/// Waits for something to be read, or for the end.
+fn wait(stream: &UnixStream, ended: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut polled = vec![PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    polled.extend(ended.map(|ended| PollFd::new(ended, PollFlags::POLLIN)));
+    loop {
+        match poll(&mut polled, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(_) => break,
+        }
+    }
+    match polled.get(1).and_then(PollFd::any) {
+        Some(true) => Err(ErrorKind::Interrupted.into()),
+        _ => Ok(()),
+    }
 }

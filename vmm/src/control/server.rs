@@ -1,23 +1,30 @@
 //! Answering what a guest is asked for.
 
+use super::descriptor;
 use super::door::{Comer, Door};
 use super::names::socket_of;
 use super::protocol::{LONGEST, Request, Response, ServeGdb, send};
+use crate::cell;
 use crate::error::Error;
 use crate::logging::progress::Reporter;
 use crate::machine::Guest;
 use crate::machine::config::GdbConfig;
 use crate::machine::debugger::{Attachment, listen};
-use crate::machine::dumper::{Dumper, Moment};
+use crate::machine::dumper::Dumper;
 use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
-use debug::gdb::listener::Address;
+use debug::gdb::listener::{Address, Listener};
 use debug::socket::{self, Access, BindError, Served};
+use debug::threads;
+use nix::sys::socket::{getsockopt, sockopt};
+use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 /// Clients that are served at a time.
@@ -33,6 +40,8 @@ pub struct ControlSocket {
     clients: Arc<()>,
     /// Who has commands run in the guest, if it is a job's.
     door: Option<Door>,
+    /// Where debuggers have dumps written that are not told where.
+    dump_folder: Option<PathBuf>,
 }
 
 impl ControlSocket {
@@ -40,11 +49,11 @@ impl ControlSocket {
     ///
     /// # Errors
     /// [`Error::Open`], also when another guest has the name.
-    pub fn new(name: &str, door: Option<Door>) -> Result<ControlSocket, Error> {
+    pub fn new(name: &str, door: Option<Door>, dump_folder: Option<PathBuf>) -> Result<ControlSocket, Error> {
         let failed = |source| Error::Open { option: "--name", path: name.into(), source };
         let path = socket_of(name).map_err(failed)?;
         match socket::bind(&path, Access::Owner) {
-            Ok(socket) => Ok(ControlSocket { socket, clients: Arc::default(), door }),
+            Ok(socket) => Ok(ControlSocket { socket, clients: Arc::default(), door, dump_folder }),
             Err(BindError::Served(_)) => Err(failed(io::Error::other("a guest that runs has this name"))),
             Err(BindError::Io { source, .. }) => Err(failed(source)),
             Err(error) => Err(failed(io::Error::other(error))),
@@ -84,13 +93,15 @@ impl ControlSocket {
         }
         let (dumper, attachment) = (guest.dumper().clone(), guest.attachment().clone());
         let (counted, door) = (Arc::clone(&self.clients), self.door.clone());
+        let dump_folder = self.dump_folder.clone();
         let serve = move || {
-            if let Err(error) = answer(&stream, &dumper, &attachment, door.as_ref()) {
+            let asked = Asked { dumper: &dumper, attachment: &attachment, door: door.as_ref(), dump_folder };
+            if let Err(error) = answer(&stream, &asked) {
                 log::info!("a client of the control socket is let go: {error}");
             }
             drop(counted);
         };
-        if let Err(error) = thread::Builder::new().name("control".into()).spawn(serve) {
+        if let Err(error) = threads::start("control", Builder::new().name("control".into()), serve) {
             log::warn!("a client of the control socket cannot be served: {error}");
         }
     }
@@ -103,42 +114,50 @@ fn is_gone(stream: &UnixStream) -> bool {
     !blocks || matches!(peek, Ok(Ok(0)))
 }
 
-/// Reads a line that comes within a time.
-fn read_request(mut stream: &UnixStream, patience: Duration) -> io::Result<Vec<u8>> {
+/// Reads a line that comes within a time, and the descriptor that may come with it.
+fn read_request(stream: &UnixStream, patience: Duration) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let deadline = Instant::now() + patience;
-    let (mut line, mut piece) = (Vec::new(), [0; 4096]);
+    let (mut line, mut piece, mut given) = (Vec::new(), [0; 4096], None);
     while line.len() < LONGEST && !line.contains(&b'\n') {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }
         stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut piece) {
-            Ok(0) => break,
-            Ok(count) => line.extend(&piece[..count]),
+        match descriptor::receive(stream, &mut piece) {
+            Ok((0, _)) => break,
+            Ok((count, came)) => {
+                line.extend(&piece[..count]);
+                given = came.or(given);
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(line)
+    Ok((line, given))
 }
 
-fn answer(
-    stream: &UnixStream,
-    dumper: &Dumper,
-    attachment: &Attachment,
-    door: Option<&Door>,
-) -> io::Result<()> {
+/// Of whom something is asked.
+struct Asked<'a> {
+    dumper: &'a Dumper,
+    attachment: &'a Attachment,
+    door: Option<&'a Door>,
+    dump_folder: Option<PathBuf>,
+}
+
+fn answer(stream: &UnixStream, guest: &Asked<'_>) -> io::Result<()> {
+    let &Asked { dumper, attachment, door, .. } = guest;
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let request: Request = match serde_json::from_slice(&read_request(stream, PATIENCE)?) {
+    let (line, given) = read_request(stream, PATIENCE)?;
+    let request: Request = match serde_json::from_slice(&line) {
         Ok(request) => request,
         Err(error) => return send(stream, &Response::Error(format!("not a request: {error}"))),
     };
     let path = match request {
         Request::Dump { path } => path,
         Request::Release {} => return send(stream, &release_debugger(attachment)),
-        Request::Gdb(asked) => return send(stream, &serve_gdb(attachment, asked)),
+        Request::Gdb(asked) => return send(stream, &serve_gdb(guest, asked, given)),
         Request::Leave {} => return send(stream, &leave(attachment)),
         Request::Nmi {} => {
             let raised = attachment.raise_nmi();
@@ -153,7 +172,10 @@ fn answer(
         _ if is_gone(stream) => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     };
-    let reply = match dumper.dump(&path, Moment::Running, &mut watch) {
+    let Some(file) = given.map(File::from) else {
+        return send(stream, &Response::Error("a file is to come with this: `vmm dump` sends one".into()));
+    };
+    let reply = match dumper.dump_to(&file, &path, &mut watch) {
         Ok(summary) => Response::Done(format!("{}: {summary}", path.display())),
         Err(error) => Response::Error(error.to_string()),
     };
@@ -198,7 +220,8 @@ fn release_debugger(attachment: &Attachment) -> Response {
     }
 }
 
-fn serve_gdb(attachment: &Attachment, asked: ServeGdb) -> Response {
+fn serve_gdb(guest: &Asked<'_>, asked: ServeGdb, given: Option<OwnedFd>) -> Response {
+    let attachment = guest.attachment;
     if attachment.debugger().is_some() {
         return Response::Error("it has a gdb server already".into());
     }
@@ -207,16 +230,36 @@ fn serve_gdb(attachment: &Attachment, asked: ServeGdb) -> Response {
             any_user: asked.any_user,
             on_lost: asked.lost.into(),
             takeover: asked.takeover,
-            dump_folder: asked.dump_folder,
+            dump_folder: asked.dump_folder.or_else(|| guest.dump_folder.clone()),
             ..GdbConfig::new(address)
         };
-        let listener = listen(&config)?;
+        if let Some(folder) = config.dump_folder.as_ref().filter(|folder| !cell::may_write_below(folder)) {
+            return Err(Error::Usage(format!(
+                "--dump-dir {}: the guest's monitor may not write there: start it with that --dump-dir, or have `vmm dump \
+                 NAME PATH` write the dump, which may write anywhere",
+                folder.display()
+            )));
+        }
+        let listener = match (&config.address, given) {
+            (Address::Unix(path), Some(socket)) => given_listener(path, socket)?,
+            _ => listen(&config)?,
+        };
         let address = listener.address().to_string();
         attachment.attach(listener, &config).map(|()| address)
     });
     match served {
         Ok(address) => Response::Done(format!("waiting for gdb at {address}")),
         Err(error) => Response::Error(error.to_string()),
+    }
+}
+
+/// Of a socket that whoever asks has made, where they may.
+fn given_listener(path: &Path, socket: OwnedFd) -> Result<Listener, Error> {
+    let failed = |source: io::Error| Error::Listen { address: path.display().to_string(), source };
+    match getsockopt(&socket, sockopt::AcceptConn) {
+        Ok(true) => Ok(Listener::Unix(Served::adopt(UnixListener::from(socket), path))),
+        Ok(false) => Err(failed(io::Error::other("what was given is no socket that listens"))),
+        Err(error) => Err(failed(error.into())),
     }
 }
 
@@ -231,7 +274,7 @@ fn leave(attachment: &Attachment) -> Response {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::path::Path;
+    use std::thread;
 
     #[test]
     fn a_client_that_asks_byte_by_byte_has_no_more_time_than_others() {
@@ -252,14 +295,15 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(b"{\"dump\":").unwrap();
         theirs.write_all(b"{\"path\":\"p\"}}\n").unwrap();
-        let line = read_request(&ours, PATIENCE).unwrap();
+        let (line, given) = read_request(&ours, PATIENCE).unwrap();
+        assert!(given.is_none());
         let Request::Dump { path } = serde_json::from_slice(&line).unwrap() else {
             panic!("no dump is asked for")
         };
         assert_eq!(path, Path::new("p"));
         // As long as it likes is too long.
         let flood = thread::spawn(move || theirs.write_all(&vec![b'x'; 1 << 20]).is_err());
-        assert!(read_request(&ours, PATIENCE).unwrap().len() < LONGEST + 4096);
+        assert!(read_request(&ours, PATIENCE).unwrap().0.len() < LONGEST + 4096);
         drop(ours);
         assert!(flood.join().unwrap());
     }

@@ -8,14 +8,16 @@ use super::kernel_log::{KEPT, Lines, Sign, Tail, Watch, line_of_record};
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
 use super::session::{CommandEnd, Session};
 use super::stuck::{self, Stuck};
-use super::verdict::Verdict;
+use super::verdict::{self, Verdict};
 use super::visitors::Visitors;
+use crate::cell::{self, Ending, Sandbox};
 use crate::control::server::ControlSocket;
 use crate::error::Error;
 use crate::logging;
 use crate::machine::Guest;
 use crate::machine::config::Config;
 use crate::outcome::{Outcome, StoppedBy};
+use crate::run::bounds::{self, Files};
 use crate::run::terminal;
 use debug::gdb::accept::Pause;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -72,6 +74,10 @@ pub struct Job {
     pub name: Option<String>,
     /// When it is kept.
     pub hold_on: HoldOn,
+    /// Whether the monitor confines itself.
+    pub sandbox: Sandbox,
+    /// What came of it is told as JSON, also when the monitor's cell ends it.
+    pub json: bool,
 }
 
 /// A job that is over.
@@ -169,8 +175,12 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         })?),
     };
     let visitors = Visitors::new(SESSION + 1).map_err(Error::system("cannot make an eventfd"))?;
-    let control = job.name.as_deref().map(|name| ControlSocket::new(name, Some(visitors.door().clone())));
+    let door = visitors.door();
+    let control = job.name.as_deref().map(|name| ControlSocket::new(name, Some(door.clone()), None));
     let control = control.transpose()?;
+    let rules = bounds::of_guest(&job.guest, Files::Once, job.name.as_deref(), None);
+    let ending = Ending { code: verdict::CELL, json: job.json, restore: terminal::restore };
+    cell::begin(job.sandbox, rules, ending).map_err(Error::system("cannot confine the monitor"))?;
     let guest = Guest::new(&job.guest, Box::new(serial.clone()))?;
     let port = guest.take_port(protocol::PORT);
     let port = port.ok_or_else(|| Error::Usage("a job's guest has a port".into()))?;
@@ -206,6 +216,7 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         is_over: false,
         is_held: false,
     };
+    cell::settle(true);
     guest.start();
     desk.live(report)
 }

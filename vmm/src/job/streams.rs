@@ -1,6 +1,7 @@
 //! The process's own standard streams, each on a thread of its own: whoever reads its output may keep it waiting, and
 //! then the command waits, but nothing else does.
 
+use debug::threads;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -88,16 +89,16 @@ impl Streams {
         if let Some(input) = input {
             let (teller, room) = (teller()?, room.clone());
             // It may be in a read until the process ends.
-            thread::Builder::new().name("input".into()).spawn(move || read_all(input, &teller, &room))?;
+            let thread = thread::Builder::new().name("input".into());
+            threads::start("input", thread, move || read_all(input, &teller, &room))?;
         }
         let [output, errors] = outputs;
         let start = |index: usize, file: File| {
             let (pieces, queue) = channel();
             let teller = teller()?;
             let name = ["output", "errors"][index];
-            let thread = thread::Builder::new()
-                .name(name.into())
-                .spawn(move || write_all(index, file, &teller, &queue))?;
+            let thread = thread::Builder::new().name(name.into());
+            let thread = threads::start("output", thread, move || write_all(index, file, &teller, &queue))?;
             Ok::<_, io::Error>(Output { pieces: Some(pieces), thread: Some(thread) })
         };
         Ok(Streams { outputs: [start(0, output)?, start(1, errors)?], room, news, wake })

@@ -42,6 +42,7 @@ macro_rules! codes {
 }
 
 codes! {
+    CELL = 117, "vmm itself did what its cell forbids (--sandbox)";
     TROUBLE = 118, "the guest's log has what --fail-on names";
     ENDED = 119, "the guest ended before the command did: it switched itself off, was reset, or its processor shut down";
     PANIC = 120, "the guest's kernel panicked";
@@ -111,7 +112,7 @@ impl Verdict {
 
     /// Whether the exit code alone could be taken for another cause's.
     pub fn is_ambiguous(&self) -> bool {
-        matches!(self, Verdict::Command(TROUBLE..))
+        matches!(self, Verdict::Command(CELL..))
     }
 
     /// Whether it is the command's own, of which there is nothing to say.

@@ -4,10 +4,11 @@
 //! is dropped, counted, and told in its place. The end waits for what is left as long as it goes out, and
 //! not much longer ([`LineQueue::finish`]).
 
+use debug::threads::{self, Latecomer};
 use nix::sys::signal::SigSet;
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 /// Bytes that wait at most; as many again may be with the thread that writes.
@@ -76,9 +77,8 @@ impl LineQueue {
         let its_own = Arc::clone(&shared);
         // Signals are for the threads that are there for them.
         let before = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
-        let started = thread::Builder::new()
-            .name("lines".into())
-            .spawn(move || write_lines(&its_own, output, lost, failed));
+        let thread = Builder::new().name("lines".into());
+        let started = threads::start("lines", thread, move || write_lines(&its_own, output, lost, failed));
         before.thread_set_mask()?;
         started.map(|_| LineQueue { shared })
     }
@@ -133,6 +133,8 @@ impl LineQueue {
 fn write_lines(shared: &Ends, mut output: impl Write, lost: Lost, failed: impl FnOnce(&io::Error)) {
     let mut failed = Some(failed);
     let mut lines = Vec::new();
+    // Messages are there before anything is confined.
+    let mut cell = Latecomer::new("lines");
     loop {
         let mut state = shared.lock();
         state.is_writing = false;
@@ -154,6 +156,7 @@ fn write_lines(shared: &Ends, mut output: impl Write, lost: Lost, failed: impl F
         let dropped = std::mem::take(&mut state.lost);
         state.is_writing = true;
         drop(state);
+        cell.look();
         if dropped > 0 {
             lines.extend(lost(dropped).as_bytes());
         }

@@ -19,6 +19,7 @@ use kvm::{HOST_ISA, probe};
 use nix::unistd::{AccessFlags, access};
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The thread that serves gdb.
@@ -30,12 +31,7 @@ pub type Debugger = debug::live::debugger::Debugger<crate::machine::vcpus::Threa
 /// [`Error`] when it cannot be opened, or there is no folder for dumps.
 pub fn listen(config: &GdbConfig) -> Result<Listener, Error> {
     if let Some(folder) = &config.dump_folder {
-        let failed = |source| Error::Open { option: "--dump-dir", path: folder.clone(), source };
-        if !fs::metadata(folder).map_err(failed)?.is_dir() {
-            return Err(failed(io::ErrorKind::NotADirectory.into()));
-        }
-        let writable = AccessFlags::W_OK | AccessFlags::X_OK;
-        access(folder, writable).map_err(|error| failed(error.into()))?;
+        check_dump_folder(folder)?;
     }
     let address = &config.address;
     let listener = Listener::bind(address, config.access())
@@ -44,6 +40,19 @@ pub fn listen(config: &GdbConfig) -> Result<Listener, Error> {
         log::warn!("whoever can connect to {} owns the guest", listener.address());
     }
     Ok(listener)
+}
+
+/// Whether dumps can be written to a folder.
+///
+/// # Errors
+/// [`Error::Open`]: why not.
+pub fn check_dump_folder(folder: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Open { option: "--dump-dir", path: folder.into(), source };
+    if !fs::metadata(folder).map_err(failed)?.is_dir() {
+        return Err(failed(io::ErrorKind::NotADirectory.into()));
+    }
+    let writable = AccessFlags::W_OK | AccessFlags::X_OK;
+    access(folder, writable).map_err(|error| failed(error.into()))
 }
 
 /// Who debugs a machine.

@@ -15,6 +15,7 @@ use debug::memory::{self, Space};
 use kvm::ram::GuestMemory;
 use kvm::ram::LiveMemory;
 use kvm::{HOST_ISA, Vcpu};
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +32,9 @@ pub struct Dumper {
     /// No more.
     is_closed: Arc<AtomicBool>,
 }
+
+/// Who is told how far a dump is, and may break it off.
+type Watch<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 
 /// When a dump is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,9 +81,44 @@ impl Dumper {
         watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Summary, WriteError> {
         let destination = Destination::anywhere(path)?;
+        let mut begun = None;
+        self.with_subject((path, moment), watch, &mut |subject, watch| {
+            begun = Some(write::begin(subject, &destination, watch)?);
+            Ok(())
+        })?;
+        // The guest need not wait for the disk.
+        begun.ok_or_else(|| WriteError::Cancelled(path.into()))?.keep()
+    }
+
+    /// Writes a core to an empty file that somebody has opened, as [`Self::dump`] does, but for its name and its being on
+    /// disk.
+    ///
+    /// # Errors
+    /// [`WriteError`]; the guest goes on all the same.
+    pub fn dump_to(
+        &self,
+        file: &File,
+        path: &Path,
+        watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Summary, WriteError> {
+        let mut summary = Summary::default();
+        self.with_subject((path, Moment::Running), watch, &mut |subject, watch| {
+            summary = write::to_open_file(subject, file, path, watch)?;
+            Ok(())
+        })?;
+        Ok(summary)
+    }
+
+    /// Has the guest written while it stands still.
+    fn with_subject(
+        &self,
+        (path, moment): (&Path, Moment),
+        watch: &mut Watch<'_>,
+        write: &mut dyn FnMut(&Subject<'_>, &mut Watch<'_>) -> Result<(), WriteError>,
+    ) -> Result<(), WriteError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let vcpus = self.vcpus.upgrade().ok_or_else(|| WriteError::Cancelled(path.into()))?;
-        let hold = vcpus.hold();
+        let _hold = vcpus.hold();
         let cpus = vcpus.for_each(move |vcpu| capture(vcpu, moment));
         let memory = LiveMemory(self.memory.clone());
         // A debugger may change what is planted meanwhile, and is not to wait for us.
@@ -95,10 +134,7 @@ impl Dumper {
             false => watch(progress),
         };
         let subject = Subject { isa: HOST_ISA, cpus: &cpus, memory: &memory };
-        let written = write::begin(&subject, &destination, &mut watch)?;
-        // The guest need not wait for the disk.
-        drop(hold);
-        written.keep()
+        write(&subject, &mut watch)
     }
 
     /// The machine ends: a dump that is being written is broken off, and none is begun. Returns when

@@ -20,13 +20,14 @@ use debug::live::times::Times;
 use debug::live::vcpus::Monitor;
 use debug::machine::MachineError;
 use debug::reply::{Arguments, Command, Refusal, Reply};
+use debug::threads;
 use devices::{guest_log, tell};
 use kvm::{HOST_ISA, Vcpu, kick};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread::{self, JoinHandle};
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use vmm_sys_util::signal::Killable;
 
@@ -78,10 +79,9 @@ impl Threads {
             let services = Arc::clone(services);
             let times = Arc::new(Times::default());
             let its_times = Arc::clone(&times);
-            let handle = thread::Builder::new()
-                .name(format!("vcpu{}", vcpu.id()))
-                .stack_size(STACK)
-                .spawn(move || run_vcpu(vcpu, &inbox, &services, &its_times))?;
+            let thread = Builder::new().name(format!("vcpu{}", vcpu.id())).stack_size(STACK);
+            let handle =
+                threads::start("vcpu", thread, move || run_vcpu(vcpu, &inbox, &services, &its_times))?;
             result.threads.push(Thread { post, handle, times });
         }
         Ok(result)

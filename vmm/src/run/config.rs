@@ -1,6 +1,7 @@
 //! How a guest is run from the command line.
 
 use super::console::ConsoleKind;
+use crate::cell::Sandbox;
 use crate::machine::Config;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +21,10 @@ pub struct RunConfig {
     pub name: Option<String>,
     /// When a core of it is written.
     pub dump_on: Option<DumpOn>,
+    /// Where debuggers have dumps written; the current folder where none is given.
+    pub dump_folder: Option<PathBuf>,
+    /// Whether the monitor confines itself.
+    pub sandbox: Sandbox,
 }
 
 /// What a guest's reset does.

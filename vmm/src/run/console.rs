@@ -4,6 +4,7 @@
 //! [`Console::output`] is where the guest's output ends, written on a vCPU's thread (`output_queue.rs`).
 //! Where the reader is slow it waits, but a signal to the thread ends the wait.
 
+use debug::threads;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
@@ -14,6 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::Builder;
 
 /// Where the console goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +56,7 @@ impl Console {
             ConsoleKind::Stdio => {
                 let stdin = io::stdin();
                 console.is_terminal = stdin.is_terminal();
-                console.input = Some(pollable(stdin.as_fd().try_clone_to_owned()?)?);
+                console.input = Some(stdin.as_fd().try_clone_to_owned()?);
                 console.output = Some(Arc::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)));
             }
             ConsoleKind::File(path) => {
@@ -86,6 +88,15 @@ impl Console {
         Ok(console)
     }
 
+    /// Makes input one that epoll takes; a thread may be needed for that.
+    ///
+    /// # Errors
+    /// When the system gives no more threads or descriptors.
+    pub fn prepare_input(&mut self) -> io::Result<()> {
+        self.input = self.input.take().map(pollable).transpose()?;
+        Ok(())
+    }
+
     /// The end that the guest's serial port writes to.
     pub fn output(&self) -> Box<dyn Write + Send> {
         match &self.output {
@@ -106,7 +117,7 @@ fn pollable(input: OwnedFd) -> io::Result<OwnedFd> {
         return Ok(input);
     }
     let (reader, mut writer) = io::pipe()?;
-    std::thread::Builder::new().name("console-input".into()).spawn(move || {
+    threads::start("input", Builder::new().name("console-input".into()), move || {
         if let Err(error) = io::copy(&mut File::from(input), &mut writer) {
             log::debug!("console input ends: {error}");
         }

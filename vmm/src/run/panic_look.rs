@@ -7,12 +7,13 @@ use crate::error::Error;
 use crate::machine::dumper::Dumper;
 use crate::outcome::Outcome;
 use arch::End;
+use debug::threads;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::Builder;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Looks when something was heard, and ends the guest if it is true.
@@ -47,7 +48,8 @@ impl PanicLook {
 
     fn start(&mut self) {
         let (look, dumper) = (Arc::clone(&self.look), self.running.guest.dumper().clone());
-        match thread::Builder::new().name("panic-look".into()).spawn(move || look.look(&dumper)) {
+        let thread = Builder::new().name("panic-look".into());
+        match threads::start("look", thread, move || look.look(&dumper)) {
             Ok(_) => (self.is_looking, self.again) = (true, false),
             Err(error) => log::warn!("whether the guest has panicked is not looked at: {error}"),
         }

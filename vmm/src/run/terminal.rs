@@ -102,6 +102,16 @@ fn say_end(number: libc::c_int) {
     }
 }
 
+/// Whether nobody has a handler for a signal.
+fn has_default(signal: Signal) -> bool {
+    // SAFETY: all zeros is a value of it, and the call only writes to it.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        let known = libc::sigaction(signal as libc::c_int, std::ptr::null(), &raw mut now) == 0;
+        !known || now.sa_sigaction == libc::SIG_DFL
+    }
+}
+
 /// Makes every signal that would end the process at once give the terminal back first, also one for a
 /// stack that overflowed: handlers run on the stack that each thread of std has for them.
 ///
@@ -111,6 +121,10 @@ pub fn install_handlers() -> io::Result<()> {
     let handler = SigHandler::Handler(restore_and_die);
     let action = SigAction::new(handler, SaFlags::SA_ONSTACK, SigSet::empty());
     for fatal in FATAL {
+        // The cell has one of its own, which gives the terminal back as well.
+        if fatal == Signal::SIGSYS && !has_default(fatal) {
+            continue;
+        }
         // SAFETY: the handler calls async-signal-safe functions only.
         unsafe { sigaction(fatal, &action) }?;
     }
@@ -124,6 +138,12 @@ pub fn install_panic_hook(code: u8) {
         restore();
         let thread = std::thread::current();
         logging::print(&format!("vmm: error: thread '{}': {info}\n", thread.name().unwrap_or("?")));
+        if std::env::var_os("RUST_BACKTRACE").is_some() && crate::cell::is_confined() {
+            // To find names, it would open the program's file.
+            logging::print("vmm: --sandbox off has it print where it was\n");
+            logging::finish();
+            std::process::exit(i32::from(code));
+        }
         let trace = Backtrace::capture();
         if trace.status() == BacktraceStatus::Captured {
             logging::print(&format!("{trace}\n"));

@@ -274,7 +274,7 @@ impl Destination {
     ///
     /// # Errors
     /// [`WriteError`].
-    pub(super) fn create(&self) -> Result<(Partial<'_>, File), WriteError> {
+    pub fn create(&self) -> Result<(Partial<'_>, File), WriteError> {
         let replaced = self.replaced()?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
@@ -322,7 +322,7 @@ fn sync_folder(folder: &OwnedFd) -> nix::Result<()> {
 
 /// A file that goes unless it is kept.
 #[derive(Debug)]
-pub(super) struct Partial<'a> {
+pub struct Partial<'a> {
     destination: &'a Destination,
     name: OsString,
     kept: bool,
@@ -330,6 +330,9 @@ pub(super) struct Partial<'a> {
 
 impl Partial<'_> {
     /// Gives it its name, once all of it is on disk.
+    ///
+    /// # Errors
+    /// [`WriteError`]; then nothing of it is left.
     pub fn keep(mut self, file: &File) -> Result<(), WriteError> {
         let failed = |error: io::Error| self.destination.failed(error);
         match file.sync_all() {

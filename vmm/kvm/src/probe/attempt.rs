@@ -7,8 +7,9 @@
 //! costs a thread and no time of a processor that is ours to save.
 
 use crate::kick;
+use debug::threads;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
+use std::thread::Builder;
 use std::time::Duration;
 
 /// How often one that takes too long is kicked, and how many times.
@@ -25,15 +26,13 @@ pub fn attempt<R: Send + 'static>(
 ) -> Result<R, String> {
     kick::install_handler().map_err(|error| error.to_string())?;
     let (sender, results) = channel();
-    let handle = thread::Builder::new()
-        .name("attempt".into())
-        .spawn(move || {
-            kick::unblock();
-            kick::clear();
-            // Nobody waits for the result any more when the time is over.
-            sender.send(attempt()).ok();
-        })
-        .map_err(|error| format!("cannot start a thread: {error}"))?;
+    let handle = threads::start("attempt", Builder::new().name("attempt".into()), move || {
+        kick::unblock();
+        kick::clear();
+        // Nobody waits for the result any more when the time is over.
+        sender.send(attempt()).ok();
+    })
+    .map_err(|error| format!("cannot start a thread: {error}"))?;
     match results.recv_timeout(limit) {
         Ok(result) => return result,
         Err(RecvTimeoutError::Disconnected) => return Err("it ended without an answer".into()),
@@ -58,6 +57,7 @@ pub fn is_over() -> bool {
 mod tests {
     use super::*;
     use std::sync::mpsc::Receiver;
+    use std::thread;
 
     #[test]
     fn an_answer_is_an_answer() {

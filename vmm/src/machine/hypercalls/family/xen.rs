@@ -6,11 +6,12 @@ pub(super) mod timers;
 use super::{FamilyFacts, Helper, Made, Parts};
 use crate::machine::mailbox::Mailbox;
 use arch::hypercall::XEN_HVC;
+use debug::threads;
 use devices::hypercall::xen::{Xen, table};
 use platform::{KvmDelivery, LivePlatform};
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 use timers::{Clock, Held, Timers};
 
@@ -41,9 +42,8 @@ fn make(parts: &Parts<'_>) -> io::Result<Made> {
     let xen = Arc::new(Xen::new(Box::new(platform)));
     let (weak, its_timers) = (Arc::downgrade(&xen), Arc::clone(&timers));
     let (ram, interrupter) = (ram.clone(), vm.interrupter());
-    let thread = std::thread::Builder::new()
-        .name("xen-timers".into())
-        .spawn(move || its_timers.run(&weak, &ram, &interrupter))?;
+    let thread = Builder::new().name("xen-timers".into());
+    let thread = threads::start("timers", thread, move || its_timers.run(&weak, &ram, &interrupter))?;
     let helper = XenHelper { timers, thread: Some(thread), delivery };
     Ok(Made { family: xen, helper: Some(Box::new(helper)) })
 }

@@ -1,0 +1,185 @@
+//! The cell: what a monitor's threads may not do, tried, and what a monitor may not open.
+
+use crate::cells::{CODE, FORBIDDEN, PATHS};
+use crate::context::{Check, Context, check};
+use crate::process::{Process, Wiring};
+use nix::sys::signal::Signal;
+use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompFilter};
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+fn words(error: &impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// A call that a thread makes in a process of its own: the end's code, and what was said.
+fn tries(kind: &str, call: &str) -> Result<(Option<i32>, String), String> {
+    let program = std::env::current_exe().map_err(|error| words(&error))?;
+    let output =
+        Command::new(program).args([FORBIDDEN, kind, call]).output().map_err(|error| words(&error))?;
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+/// Each kind of thread asks for what it may not; a few for what they may.
+pub fn forbids(_: &mut Context) -> Check {
+    // Who serves a guest, or only writes or reads what is open.
+    let narrow =
+        ["vcpu", "lines", "input", "output", "virtio block", "virtio entropy", "virtio console", "timers"];
+    for kind in vmm::cell::kinds() {
+        let mut calls = vec!["execve", "ptrace", "ioctl-tiocsti", "prctl"];
+        if narrow.contains(&kind) {
+            calls.extend(["openat", "socket", "clone", "ioctl-create-vm"]);
+        }
+        if kind == "virtio fs" {
+            calls.extend(["socket", "clone", "ioctl-create-vm"]);
+        }
+        for call in calls {
+            let (code, said) = tries(kind, call)?;
+            let name = call.split('-').next().unwrap_or(call);
+            check(code == Some(i32::from(CODE)), || {
+                format!("{kind}: {call}: it ends with {code:?}: {said}")
+            })?;
+            let told =
+                format!("vmm: error: the cell of vmm's thread '{kind}' forbids the system call {name} (");
+            check(said.starts_with(&told), || format!("{kind}: {call}: {said}"))?;
+            let json = said.lines().find(|line| line.starts_with('{')).unwrap_or_default();
+            let json: serde_json::Value =
+                serde_json::from_str(json).map_err(|error| format!("{error}: {said}"))?;
+            check(json["verdict"] == "cell" && json["code"] == CODE, || format!("the JSON says {json}"))?;
+        }
+    }
+    for (kind, call) in
+        [("gdb", "openat"), ("control", "socket"), ("attempt", "ioctl-create-vm"), ("virtio fs", "openat")]
+    {
+        let (code, said) = tries(kind, call)?;
+        check(code == Some(0), || format!("{kind} may {call}, and ends with {code:?}: {said}"))?;
+    }
+    Ok(())
+}
+
+/// Threads open what they may and nothing else.
+pub fn bounds_paths(c: &mut Context) -> Check {
+    let folders = ["own", "shared", "other"].map(|name| c.work.join(name));
+    for folder in &folders {
+        fs::create_dir_all(folder).map_err(|error| words(&error))?;
+        fs::write(folder.join("file"), "text").map_err(|error| words(&error))?;
+    }
+    let program = std::env::current_exe().map_err(|error| words(&error))?;
+    let output = Command::new(program).arg(PATHS).args(&folders).output().map_err(|error| words(&error))?;
+    check(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// What a process's file of `/proc` has behind a word.
+fn of_proc(path: &Path, word: &str) -> Result<String, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(word));
+    Ok(line.ok_or_else(|| format!("{} has no {word}", path.display()))?.trim().to_string())
+}
+
+/// All threads of a monitor are confined, its guest's memory stays out of core files, and others write for it where it may
+/// not.
+pub fn of_a_monitor(c: &mut Context) -> Check {
+    let (guest, limit) = (c.guest("spin", false)?, c.limit(10));
+    let elsewhere = std::env::temp_dir().join(format!("vmm-elsewhere-{}", std::process::id()));
+    let dumps = c.work.join("dumps");
+    for folder in [&elsewhere, &dumps] {
+        fs::create_dir_all(folder).map_err(|error| words(&error))?;
+    }
+    let name = "in-a-cell";
+    let arguments = format!(
+        "-v --kernel {{}} --memory 64M --cpus 2 --gdb :0 --gdb-no-wait --name {name} --dump-dir {{}}"
+    );
+    let mut vmm = c.start(Wiring::Pipes, &arguments, &[&guest, &dumps])?;
+    let begin = Instant::now();
+    while c.run(&format!("release {name}"), &[], limit)?.expect_code(0).is_err() {
+        check(begin.elapsed() < limit, || "the guest has no name".into())?;
+    }
+    let looked = look(c, &vmm, name, &elsewhere);
+    vmm.signal(Signal::SIGTERM)?;
+    vmm.wait(limit)?;
+    c.keep("vmm", &vmm);
+    fs::remove_dir_all(elsewhere).map_err(|error| words(&error))?;
+    looked
+}
+
+fn look(c: &mut Context, vmm: &Process, name: &str, elsewhere: &Path) -> Check {
+    let limit = c.limit(20);
+    let process = PathBuf::from(format!("/proc/{}", vmm.id()));
+    let mut kinds = Vec::new();
+    for task in fs::read_dir(process.join("task")).map_err(|error| words(&error))? {
+        let task = task.map_err(|error| words(&error))?.path();
+        let thread = of_proc(&task.join("status"), "Name:")?;
+        for (word, wanted) in [("NoNewPrivs:", "1"), ("Seccomp:", "2")] {
+            let found = of_proc(&task.join("status"), word)?;
+            check(found == wanted, || format!("{thread}: {word} {found}"))?;
+        }
+        kinds.push(thread);
+    }
+    for thread in ["vmm", "lines", "nursery", "vcpu0", "vcpu1", "gdb"] {
+        check(kinds.iter().any(|its| its == thread), || format!("there is no {thread} among {kinds:?}"))?;
+    }
+    check(holds_guest_back(&process)?, || "guest memory is in core files".into())?;
+    // Where the monitor may not write, whoever asks does.
+    let core = elsewhere.join("core.gz");
+    c.run(&format!("dump {name} {{}}"), &[&core], limit)?.expect_code(0)?;
+    c.run("core {} info", &[&core], limit)?.expect_output("memory: 64 MiB")?;
+    c.run(&format!("gdb {name} --leave"), &[], limit)?.expect_code(0)?;
+    let run = c.run(&format!("gdb {name} :0 --dump-dir {{}}"), &[elsewhere], limit)?;
+    run.expect_one_line("start it with that --dump-dir")?;
+    // So with a socket's place.
+    let socket = elsewhere.join("gdb");
+    c.run(&format!("gdb {name} unix:{{}}"), &[&socket], limit)?.expect_code(0)?;
+    check(std::os::unix::net::UnixStream::connect(&socket).is_ok(), || "nobody serves the socket".into())?;
+    c.run(&format!("gdb {name} --leave"), &[], limit)?.expect_code(0)
+}
+
+/// Whether the mapping that is the guest's memory is left out of core files (proc_pid_smaps(5), `dd`).
+fn holds_guest_back(process: &Path) -> Result<bool, String> {
+    let text = fs::read_to_string(process.join("smaps")).map_err(|error| words(&error))?;
+    let mut size = 0;
+    for line in text.lines() {
+        if let Some(kilobytes) = line.strip_prefix("Size:") {
+            size = kilobytes.trim().trim_end_matches(" kB").parse().unwrap_or(0u64);
+        }
+        let Some(flags) = line.strip_prefix("VmFlags:") else { continue };
+        if size == 64 << 10 {
+            return Ok(flags.split_whitespace().any(|flag| flag == "dd"));
+        }
+    }
+    Err("there is no mapping of the guest's size".into())
+}
+
+/// A program on a host that takes no filters: as with the filter of a container.
+fn refusing_filters(program: &Path) -> Result<Command, String> {
+    let rules = [(libc::SYS_seccomp, Vec::new())].into_iter().collect();
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    let target = std::env::consts::ARCH.try_into().map_err(|error: BackendError| words(&error))?;
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::Allow, refuse, target).map_err(|error| words(&error))?;
+    let filter: BpfProgram = filter.try_into().map_err(|error: BackendError| words(&error))?;
+    let mut command = Command::new(program);
+    let apply = move || seccompiler::apply_filter(&filter).map_err(|_| io::ErrorKind::Unsupported.into());
+    // SAFETY: it makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(apply) };
+    Ok(command)
+}
+
+/// A host that has no filters runs guests all the same, unless that is not wanted.
+pub fn is_refused(c: &mut Context) -> Check {
+    let (guest, limit) = (c.guest("exit", false)?, c.limit(10));
+    for (sandbox, code) in [("on", 33), ("off", 33), ("require", 4)] {
+        let mut command = refusing_filters(&c.vmm)?;
+        command.args(["-v", "--sandbox", sandbox, "--kernel"]).arg(&guest);
+        let mut process = Process::start("vmm", command, Wiring::Pipes).map_err(|error| words(&error))?;
+        let ended = process.wait(limit)?;
+        let said = process.errors.text();
+        check(ended == code, || format!("--sandbox {sandbox}: it ends with {ended}: {said}"))?;
+        let tells = said.contains("filters of system calls");
+        check(tells == (sandbox != "off"), || format!("--sandbox {sandbox}: {said}"))?;
+    }
+    c.run("--sandbox require --kernel {}", &[&guest], limit)?.expect_code(33)
+}

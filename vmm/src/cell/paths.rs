@@ -1,0 +1,160 @@
+//! Paths that may be opened (Landlock, `Documentation/userspace-api/landlock.rst`).
+//!
+//! What is open already stays so, and links are followed to where they lead before it is looked whether that is allowed.
+//! Names are looked at by the kernel as they are when something is opened, but a rule is a file or a folder as it was when
+//! the rule was made.
+
+use landlock::{
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use std::path::{Path, PathBuf};
+
+/// The newest that this was written for.
+const NEWEST: ABI = ABI::V7;
+
+/// What may be done with a file, or with what is below a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// Files are read, folders listed.
+    Read,
+    /// A file is written as well, also cut.
+    Write,
+    /// A device is used.
+    Device,
+    /// Files and folders are made, written, renamed and removed.
+    Own,
+    /// Sockets are made, given other names and removed.
+    Sockets,
+}
+
+impl Grant {
+    fn rights(self) -> BitFlags<AccessFs> {
+        let read = AccessFs::ReadFile | AccessFs::ReadDir;
+        let devices = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeFifo | AccessFs::MakeSock;
+        match self {
+            Grant::Read => read,
+            Grant::Write => read | AccessFs::WriteFile | AccessFs::Truncate,
+            Grant::Device => read | AccessFs::WriteFile | AccessFs::IoctlDev,
+            Grant::Own => AccessFs::from_all(NEWEST) & !(devices | AccessFs::Execute | AccessFs::IoctlDev),
+            Grant::Sockets => AccessFs::ReadDir | AccessFs::MakeSock | AccessFs::RemoveFile,
+        }
+    }
+}
+
+/// Who may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    /// Threads of shared folders.
+    Shares,
+    /// All others.
+    Others,
+}
+
+/// What may be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// A file, or a folder with all that is below.
+    pub path: PathBuf,
+    /// What may be done with it.
+    pub grant: Grant,
+    /// By whom.
+    pub by: For,
+}
+
+impl Rule {
+    /// Of a path that is for all but shared folders.
+    pub fn new(path: impl Into<PathBuf>, grant: Grant) -> Rule {
+        Rule { path: path.into(), grant, by: For::Others }
+    }
+
+    /// Of the folder that has a path, which is for all but shared folders. Where the path is a link, it is the folder that
+    /// this leads to.
+    pub fn folder_of(path: &Path, grant: Grant) -> Rule {
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        let folder = match real.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+            _ => ".".into(),
+        };
+        Rule::new(folder, grant)
+    }
+}
+
+/// What every monitor opens.
+pub fn common() -> Vec<Rule> {
+    let read = ["/dev/urandom", "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu"];
+    let read = read.map(|path| Rule::new(path, Grant::Read));
+    let devices = [Rule::new("/dev/kvm", Grant::Device), Rule::new("/dev/null", Grant::Device)];
+    // The server of a folder finds what it holds open by its number there.
+    let share = Rule { path: "/proc/self/fd".into(), grant: Grant::Read, by: For::Shares };
+    read.into_iter().chain(devices).chain([share]).collect()
+}
+
+/// Rules that a thread can be held to.
+#[derive(Debug)]
+pub struct Bounds(RulesetCreated);
+
+impl Bounds {
+    /// Of the rules that are for these. One whose path is not there, or cannot be opened, is none.
+    ///
+    /// # Errors
+    /// Why the host has no Landlock, or too little: before Linux 5.19 nothing can be renamed to another folder.
+    pub fn new(rules: &[Rule], by: &[For]) -> Result<Bounds, RulesetError> {
+        let mut bounds = Ruleset::default()
+            .set_compatibility(CompatLevel::HardRequirement)
+            .handle_access(AccessFs::Refer)?
+            .set_compatibility(CompatLevel::BestEffort)
+            .handle_access(AccessFs::from_all(NEWEST))?
+            .scope(Scope::AbstractUnixSocket)?
+            .create()?;
+        for rule in rules.iter().filter(|rule| by.contains(&rule.by)) {
+            let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+            let Ok(at) = open(&rule.path, flags, Mode::empty()) else { continue };
+            bounds = bounds.add_rule(PathBeneath::new(at, rights(&rule.path, rule.grant)))?;
+        }
+        Ok(Bounds(bounds))
+    }
+
+    /// Holds the calling thread to them, and those that it makes; whether the host does so.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn hold(&self) -> Result<bool, String> {
+        let own = self.0.try_clone().map_err(|error| error.to_string())?;
+        let held = own.restrict_self().map_err(|error| error.to_string())?;
+        Ok(held.ruleset != RulesetStatus::NotEnforced)
+    }
+}
+
+/// A file has none of a folder's rights.
+fn rights(path: &Path, grant: Grant) -> BitFlags<AccessFs> {
+    if path.is_dir() { grant.rights() } else { grant.rights() & AccessFs::from_file(NEWEST) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_may_run_a_file_or_make_a_device() {
+        for grant in [Grant::Read, Grant::Write, Grant::Device, Grant::Own, Grant::Sockets] {
+            let never = AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeFifo;
+            assert!(!grant.rights().intersects(never), "{grant:?}");
+        }
+        assert!(!Grant::Read.rights().intersects(AccessFs::from_write(NEWEST)));
+    }
+
+    #[test]
+    fn the_folder_of_a_path_is_where_a_link_leads() {
+        let folder = std::env::temp_dir().join(format!("vmm-rules-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("real")).unwrap();
+        std::fs::write(folder.join("real/kernel"), "").unwrap();
+        std::os::unix::fs::symlink("real/kernel", folder.join("link")).unwrap();
+        let real = folder.canonicalize().unwrap().join("real");
+        assert_eq!(Rule::folder_of(&folder.join("link"), Grant::Read).path, real);
+        assert_eq!(Rule::folder_of(Path::new("core"), Grant::Own).path, Path::new("."));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -1,0 +1,128 @@
+//! Which paths a guest's monitor opens: the rules of its cell.
+
+use crate::cell::{For, Grant, Rule};
+use crate::control::names;
+use crate::machine::config::{Config, DiskConfig, Trace, VirtioDevice};
+use debug::gdb::listener::Address;
+use disk::{Access, Format};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+/// How long a guest's files may be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Files {
+    /// Once.
+    Once,
+    /// Whenever it begins again, also as what has taken their places by then: a kernel that was built anew.
+    Again,
+}
+
+/// What is opened for a guest: what it is made of, and what is made for its debugger, below `dumps` or the current folder.
+pub fn of_guest(config: &Config, files: Files, name: Option<&str>, dumps: Option<&Path>) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for path in config.kernel.iter().chain(&config.initrds) {
+        let path = without_string(path);
+        rules.push(Rule::new(&path, Grant::Read));
+        // What is no file's own place (/dev/fd/3) has nothing beside it.
+        if files == Files::Again && !path.starts_with("/dev") && !path.starts_with("/proc") {
+            rules.push(Rule::folder_of(&path, Grant::Read));
+        }
+    }
+    for device in &config.virtio {
+        match device {
+            VirtioDevice::Disk(disk) => rules.extend(of_disk(disk)),
+            VirtioDevice::Share(share) => {
+                let grant = if share.is_writable { Grant::Own } else { Grant::Read };
+                rules.push(Rule { path: share.folder.clone(), grant, by: For::Shares });
+            }
+            // Its own, and those of ports, which it connects to.
+            VirtioDevice::Vsock(vsock) => rules.push(Rule::folder_of(&vsock.path, Grant::Sockets)),
+            VirtioDevice::Entropy | VirtioDevice::Ports(_) => {}
+        }
+    }
+    if let Some(Trace::File(path)) = config.hypercalls.as_ref().map(|wanted| &wanted.trace) {
+        rules.push(Rule::new(path, Grant::Write));
+    }
+    if let Some(Address::Unix(path)) = config.gdb.as_ref().map(|gdb| &gdb.address) {
+        rules.push(Rule::folder_of(path, Grant::Sockets));
+    }
+    if let Some(Ok(socket)) = name.map(names::socket_of) {
+        rules.push(Rule::folder_of(&socket, Grant::Sockets));
+    }
+    // A debugger may come later to a guest that has a name.
+    if config.gdb.is_some() || name.is_some() {
+        let dumps = dumps.unwrap_or(Path::new("."));
+        // With sockets that are made there (`vmm gdb NAME unix:PATH`).
+        rules.extend([Rule::new(dumps, Grant::Own), Rule::new(dumps, Grant::Sockets)]);
+    }
+    rules
+}
+
+/// A module's file, behind which there may be a string for it.
+fn without_string(given: &Path) -> PathBuf {
+    match given.to_str().and_then(|text| text.split_once(' ')) {
+        Some((path, _)) if !given.exists() => path.into(),
+        _ => given.into(),
+    }
+}
+
+fn of_disk(disk: &DiskConfig) -> Vec<Rule> {
+    let image = &disk.image;
+    let is_device = image.path.metadata().is_ok_and(|it| it.file_type().is_block_device());
+    let grant = match image.access {
+        _ if is_device => Grant::Device,
+        Access::ReadWrite => Grant::Write,
+        Access::ReadOnly | Access::Snapshot => Grant::Read,
+    };
+    let mut rules = vec![Rule::new(&image.path, grant)];
+    let has_suffix = image.path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("qcow2"));
+    if image.format == Some(Format::Qcow2) || image.format.is_none() && has_suffix {
+        // What an image lies over is below its folder.
+        rules.push(Rule::folder_of(&image.path, Grant::Read));
+    }
+    if image.access == Access::Snapshot {
+        rules.push(Rule::new(disk::temporary_folder(), Grant::Own));
+    }
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::config::{GdbConfig, ShareConfig};
+
+    #[test]
+    fn a_guest_opens_what_it_is_made_of() {
+        let share = |folder: &str, is_writable| {
+            VirtioDevice::Share(ShareConfig { folder: folder.into(), tag: "t".into(), is_writable })
+        };
+        let mut config = Config {
+            kernel: Some("/k/kernel".into()),
+            initrds: vec!["/i/initrd string of it".into()],
+            virtio: vec![share("/read", false), share("/written", true)],
+            ..Config::default()
+        };
+        let once = of_guest(&config, Files::Once, None, None);
+        let (by, others) = (For::Shares, For::Others);
+        let rule = |path: &str, grant, by| Rule { path: path.into(), grant, by };
+        let wanted = [
+            rule("/k/kernel", Grant::Read, others),
+            rule("/i/initrd", Grant::Read, others),
+            rule("/read", Grant::Read, by),
+            rule("/written", Grant::Own, by),
+        ];
+        assert_eq!(once, wanted);
+        let again = of_guest(&config, Files::Again, None, None);
+        assert!(
+            again.contains(&rule("/k", Grant::Read, others))
+                && !again.contains(&rule(".", Grant::Own, others))
+        );
+        config.gdb = Some(GdbConfig::new(Address::Unix("/s/gdb".into())));
+        let debugged = of_guest(&config, Files::Once, None, None);
+        assert!(debugged.contains(&rule("/s", Grant::Sockets, others)));
+        assert!(debugged.contains(&rule(".", Grant::Own, others)));
+        let elsewhere = of_guest(&config, Files::Once, None, Some(Path::new("/dumps")));
+        assert!(elsewhere.contains(&rule("/dumps", Grant::Own, others)));
+        assert!(!elsewhere.contains(&rule(".", Grant::Own, others)));
+    }
+}
