@@ -22,6 +22,7 @@ mod guest_clock;
 mod guest_ram;
 pub mod hypercalls;
 mod mailbox;
+mod nets;
 mod output_queue;
 mod rack;
 mod serve;

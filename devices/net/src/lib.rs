@@ -23,10 +23,10 @@ mod stack;
 mod tcp;
 mod udp;
 
-pub use address::{GATEWAY, GUEST, MAC_OF_HOST, Mac, PREFIX, RESOLVER};
+pub use address::{GATEWAY, GUEST, MAC_OF_HOST, MASK, Mac, PREFIX, RESOLVER};
 pub use forward::{Forward, Protocol};
 pub use outbox::{HEADER, LONGEST_PACKET};
-pub use reach::Reach;
+pub use reach::{Guard, Reach};
 pub use stack::{Error, Limits, Notice, Options, Stack};
 
 #[cfg(test)]

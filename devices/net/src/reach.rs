@@ -3,6 +3,7 @@
 use crate::address::{GATEWAY, RESOLVER, is_inside};
 use crate::resolver::PORT;
 use nix::ifaddrs::getifaddrs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 
 /// What a guest may reach.
@@ -62,6 +63,50 @@ fn is_local_by_route(ip: Ipv4Addr) -> bool {
     own.is_ok_and(|own| own.ip() == IpAddr::V4(ip) || own.ip().is_loopback())
 }
 
+/// What of a guest's frames another network may see, which does not look after the host as this one does: passt connects
+/// to whatever address stands in a packet, also to loopback.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    reaches_host: bool,
+    /// The host's own addresses, as they were at the start.
+    own: Vec<Ipv4Addr>,
+}
+
+impl Guard {
+    /// For a guest that may reach so much.
+    ///
+    /// # Errors
+    /// The host's: it does not tell its addresses.
+    pub fn new(reach: Reach) -> io::Result<Guard> {
+        let list = getifaddrs()?.filter_map(|it| Some(it.address?.as_sockaddr_in()?.ip()));
+        Ok(Guard { reaches_host: reach == Reach::Host, own: list.collect() })
+    }
+
+    /// Whether a frame may go on. Beside ARP there is IPv4 alone.
+    pub fn lets_pass(&self, frame: &[u8]) -> bool {
+        const IPV4: [u8; 2] = [8, 0];
+        const ARP: [u8; 2] = [8, 6];
+        match frame.get(12..14) {
+            Some(kind) if kind == ARP => true,
+            Some(kind) if kind == IPV4 => {
+                let to = frame.get(30..34).and_then(|it| <[u8; 4]>::try_from(it).ok());
+                to.is_some_and(|to| self.lets_reach(to.into()))
+            }
+            _ => false,
+        }
+    }
+
+    fn lets_reach(&self, ip: Ipv4Addr) -> bool {
+        match ip {
+            RESOLVER | Ipv4Addr::BROADCAST => true,
+            // To the host it is told from other gateways by whoever serves it.
+            GATEWAY => true,
+            ip if is_inside(ip) || !is_anybody(ip) => false,
+            ip => self.reaches_host || !self.own.contains(&ip),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +139,36 @@ mod tests {
         let other = Some("192.0.2.1:80".parse().unwrap());
         assert_eq!(Reach::Others.target(to("192.0.2.1:80"), resolver), other);
         assert_eq!(Reach::Nobody.target(to("192.0.2.1:80"), resolver), None);
+    }
+
+    #[test]
+    fn a_guard_lets_pass_what_is_others() {
+        let own = getifaddrs().unwrap().find_map(|it| Some(it.address?.as_sockaddr_in()?.ip())).unwrap();
+        let frame = |kind: u8, to: Ipv4Addr| {
+            [&[0; 12][..], &[8, kind, 0x45], &[0; 15], &to.octets(), &[0; 20]].concat()
+        };
+        let guard = Guard::new(Reach::Others).unwrap();
+        for (to, passes) in [
+            ("127.0.0.1", false),
+            ("127.9.9.9", false),
+            ("0.0.0.0", false),
+            ("0.1.1.1", false),
+            ("224.0.0.1", false),
+            ("10.0.2.77", false),
+            ("10.0.2.2", true),
+            ("10.0.2.3", true),
+            ("255.255.255.255", true),
+            ("192.0.2.77", true),
+        ] {
+            assert_eq!(guard.lets_pass(&frame(0, to.parse().unwrap())), passes, "{to}");
+        }
+        assert!(!guard.lets_pass(&frame(0, own)));
+        assert!(guard.lets_pass(&frame(6, own)));
+        let ipv6 = [&[0; 12][..], &[0x86, 0xdd], &[0; 60]].concat();
+        let tagged = [&[0; 12][..], &[0x81, 0], &[0; 60]].concat();
+        for other in [&[][..], &frame(0, own)[..33], &ipv6, &tagged] {
+            assert!(!guard.lets_pass(other), "{other:x?}");
+        }
     }
 
     /// Each address of this machine's, loopback or not.

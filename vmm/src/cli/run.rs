@@ -1,7 +1,7 @@
 //! `vmm` without a subcommand: its options, and the guest that is run with them.
 
 use super::candidates::words;
-use super::values;
+use super::values::{self, NetChoice};
 use crate::control::names;
 use crate::error::Error;
 use crate::machine::config::{
@@ -73,6 +73,13 @@ pub struct Args {
     /// shown. May be given more than once
     #[arg(long, value_name = "DIR[,tag=TAG][,ro|rw]", value_parser = ValueParser::new(values::share), help_heading = "Machine")]
     share: Vec<ShareConfig>,
+    /// Give the guest a network: user, of its own, behind ordinary sockets of this host's (10.0.2.15 by DHCP), or the
+    /// tap interface NAME. Behind user and a comma: hostfwd=tcp:PORT-:GUESTPORT (or udp; more than once) has a port of
+    /// this host's loopback lead to the guest, host-loopback lets it reach this host's own services at 10.0.2.2,
+    /// stack=own or stack=passt says who makes the network
+    #[arg(long, value_name = "none|user[,...]|tap=NAME[,mac=MAC]", default_value = "none", value_parser = ValueParser::new(values::net),
+          add = words(&["none", "user", "tap="]), help_heading = "Machine")]
+    net: NetChoice,
     /// How the guest finds its virtio devices: pci, or mmio for kernels without PCI (registers in memory, a line for
     /// each; eight at most)
     #[arg(long, value_name = "pci|mmio", default_value = "pci", value_parser = ValueParser::new(values::transport),
@@ -227,7 +234,14 @@ impl Args {
     fn virtio(&self) -> Vec<VirtioDevice> {
         let disks = self.disk.iter().cloned().map(VirtioDevice::Disk);
         let shares = self.share.iter().cloned().map(VirtioDevice::Share);
-        self.entropy.then_some(VirtioDevice::Entropy).into_iter().chain(disks).chain(shares).collect()
+        let net = self.net.0.clone().map(VirtioDevice::Net);
+        self.entropy
+            .then_some(VirtioDevice::Entropy)
+            .into_iter()
+            .chain(disks)
+            .chain(shares)
+            .chain(net)
+            .collect()
     }
 
     /// The devices that not every machine has, and this one is to have.

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::machine::config::{LONGEST_TAG, ShareConfig, VirtioDevice};
+use crate::machine::nets;
 use devices::tell;
 use devices::virtio::fs::{Files, Fs};
 use devices::virtio::queue::Buffer;
@@ -98,7 +99,7 @@ pub fn device(share: &ShareConfig, shares: usize) -> Result<Fs<Shared>, Error> {
 
 /// How many descriptors each of so many shares may have: those that this process has, without what the rest of it needs.
 fn descriptors(shares: usize) -> usize {
-    const REST: usize = 256;
+    const REST: usize = 256 + nets::MOST_DESCRIPTORS;
     const LEAST: usize = 64;
     const MOST: usize = 16 << 10;
     let all =

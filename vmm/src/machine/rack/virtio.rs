@@ -4,7 +4,7 @@ use super::KvmLine;
 use crate::error::Error;
 use crate::machine::config::{Config, VirtioDevice};
 use crate::machine::guest_ram::GuestRam;
-use crate::machine::{disks, shares};
+use crate::machine::{disks, nets, shares};
 use arch::address::PhysRange;
 use arch::board::PciHost;
 use devices::pci::bus::{PciBus, with_bridge};
@@ -61,6 +61,7 @@ impl<'a> Making<'a> {
         match wanted {
             VirtioDevice::Entropy => place.put(Entropy::new(random()?)),
             VirtioDevice::Share(share) => place.put(shares::device(share, self.shares)?),
+            VirtioDevice::Net(net) => place.put(nets::device(net)?),
             VirtioDevice::Disk(disk) => place.put(disks::device(disk, self.cpus)?),
             VirtioDevice::Ports(names) => place.put(ports(names, &mut self.host_ports)?),
         }
