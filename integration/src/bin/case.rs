@@ -7,6 +7,7 @@ use integration::context::{Context, Length};
 use integration::port;
 use integration::random_files;
 use integration::report::{Report, Shared, Verdict};
+use integration::traffic;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
@@ -37,6 +38,18 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [random_files::WORD, words @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         if let Err(error) = random_files::carry_out(words) {
+            eprintln!("case: {error}");
+            std::process::exit(1);
+        }
+        return;
+    }
+    let talk = match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [traffic::ASK, words @ ..] => Some(traffic::carry_out(words)),
+        [traffic::SERVE, port] => Some(traffic::carry_out_serving(port)),
+        _ => None,
+    };
+    if let Some(result) = talk {
+        if let Err(error) = result {
             eprintln!("case: {error}");
             std::process::exit(1);
         }

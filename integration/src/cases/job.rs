@@ -17,7 +17,7 @@ use std::process::Command;
 pub const MODULES: &[&str] = &["fs/overlayfs/overlay.ko", "drivers/virtio/virtio_mmio.ko"];
 
 /// A root with busybox and nothing else.
-fn root(c: &Context) -> Result<PathBuf, String> {
+pub(super) fn root(c: &Context) -> Result<PathBuf, String> {
     let root = c.work.join("root");
     let make = || -> std::io::Result<()> {
         for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"] {

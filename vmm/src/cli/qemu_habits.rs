@@ -47,9 +47,10 @@ const OPTIONS: &[(&str, &str)] = &[
     ("hda", "write --disk PATH: the guest has it as /dev/vda"),
     ("cdrom", "write --disk PATH,ro"),
     ("snapshot", "write --disk PATH,snapshot"),
-    ("netdev", "there is no network"),
-    ("nic", "there is no network"),
-    ("net", "there is no network"),
+    ("netdev", "write --net user,hostfwd=tcp:2222-:22, or --net tap=NAME"),
+    ("nic", "write --net user,hostfwd=tcp:2222-:22, or --net tap=NAME"),
+    ("net", "write --net user,hostfwd=tcp:2222-:22, or --net tap=NAME"),
+    ("redir", "write --net user,hostfwd=tcp:2222-:22"),
     ("daemonize", "write & behind the command, with --console file:PATH or none"),
 ];
 
