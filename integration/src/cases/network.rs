@@ -65,9 +65,9 @@ $b ping -c 2 -W 5 10.0.2.2 | grep -q '2 packets received' && tell echoed
 $b udhcpc -i eth0 -n -q -f -s /bin/dhcp.sh 2>/dev/null
 refused=$($b nc -w 30 10.0.2.2 9 2>&1 </dev/null); tell "closed: $refused"
 tell "gdb: $($b nc -w 30 10.0.2.2 GDB </dev/null >/dev/null 2>&1 && echo reached)"
-case --traffic-serve 80 &
+/bin/case --traffic-serve 80 &
 tell begins
-case --traffic 10.0.2.2:PORT BYTES PACKETS 300 SEED
+/bin/case --traffic 10.0.2.2:PORT BYTES PACKETS 300 SEED
 tell over
 cat > /dev/null
 "#;
@@ -155,7 +155,7 @@ tell() { echo "guest: $*."; }
 for to in '10.0.2.2 GDB' '10.0.2.2 PORT' '127.0.0.1 PORT' 'OWN PORT' '10.0.2.3 PORT'; do
   if $b nc -w 10 $to </dev/null >/dev/null 2>&1; then tell "$to reached"; else tell "$to not"; fi
 done
-case --traffic 10.0.2.3:53 0 64 0 1
+/bin/case --traffic 10.0.2.3:53 0 64 0 1
 cat > /dev/null
 "#;
 
@@ -208,7 +208,7 @@ tell "address $(cat /sys/class/net/eth0/address)"
 $b ifconfig eth0 192.0.2.2 netmask 255.255.255.0 up
 until $b ping -c 1 -W 2 192.0.2.1 >/dev/null; do :; done
 tell begins
-case --traffic 192.0.2.1:PORT BYTES PACKETS 300 SEED
+/bin/case --traffic 192.0.2.1:PORT BYTES PACKETS 300 SEED
 tell over
 "#;
 

@@ -9,9 +9,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 /// Requests and flags (`linux/if_tun.h`).
-const TUNSETIFF: u64 = 0x4004_54ca;
-const TUNSETOFFLOAD: u64 = 0x4004_54d0;
-const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
+const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
+const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
 const IFF_TAP: u16 = 2;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
@@ -56,10 +56,10 @@ impl Tap {
             None => return Err(io::ErrorKind::InvalidInput.into()),
         }
         // SAFETY: the kernel reads and writes a structure of that kind, which lives during the call.
-        checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, &raw mut request) })?;
+        checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
         let size = i32::try_from(HEADER).unwrap_or(0);
         // SAFETY: the kernel reads a number, which lives during the call.
-        checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ as _, &raw const size) })?;
+        checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) })?;
         let mut tap = Tap { file, features: 0 };
         // Old kernels cannot leave out all of it.
         if tap.leave_out(FEATURES).is_ok() {
@@ -82,7 +82,7 @@ impl Tap {
         let taken = bits.iter().filter(|(feature, _)| has_checksums && features & feature != 0);
         let bits: u64 = taken.map(|(_, bit)| bit).sum();
         // SAFETY: the kernel takes a number.
-        checked(unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD as _, bits) })
+        checked(unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, bits) })
     }
 
     pub fn descriptor(&self) -> RawFd {
