@@ -4,7 +4,7 @@ mod passt;
 mod tap;
 
 use crate::error::{Error, NetError};
-use crate::machine::config::{LinkConfig, Mac, NetConfig, NetStack, UserNetConfig};
+use crate::machine::config::{LinkConfig, Mac, NetConfig, NetStack, UserNetConfig, VirtioDevice};
 use devices::tell;
 use devices::virtio::net::{Link, Net, Sent, feature};
 use net::{Limits, Notice, Options, Reach, Stack};
@@ -17,8 +17,13 @@ use tap::Tap;
 /// The address of a guest that has a network of its own.
 const USUAL_MAC: Mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 
-/// Descriptors that a network of a guest's own may need.
-pub const MOST_DESCRIPTORS: usize = 512;
+/// How many descriptors the networks among devices may need.
+pub fn descriptors(devices: &[VirtioDevice]) -> usize {
+    let of_user =
+        |it: &&VirtioDevice| matches!(it, VirtioDevice::Net(NetConfig { link: LinkConfig::User(_), .. }));
+    let Limits { connections, flows, .. } = Limits::default();
+    devices.iter().filter(of_user).count() * (connections + flows)
+}
 
 /// Who carries frames.
 #[derive(Debug)]
