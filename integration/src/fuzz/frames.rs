@@ -40,7 +40,7 @@ pub fn frames(mut data: &[u8]) {
     let limits = Limits { connections: 8, half_open: 4, flows: 4 };
     let options = Options { mac: MAC, reach: Reach::Host, forwards: Vec::new(), limits };
     let Ok(mut stack) = Stack::new(options) else { return };
-    stack.begin(data.len() % 2 == 0, data.len() % 3 == 0);
+    stack.begin(data.len().is_multiple_of(2), data.len().is_multiple_of(3));
     let (mut taken, mut out): (Vec<TcpStream>, _) = (Vec::new(), vec![0; LONGEST_PACKET]);
     while let [kind, length, rest @ ..] = data {
         let (inner, rest) = rest.split_at(rest.len().min(usize::from(*length)));
