@@ -1,8 +1,8 @@
 //! A network in user space for a guest, without privileges: frames in, ordinary sockets of the host's out.
 //!
 //! The guest is 10.0.2.15 of 10.0.2.0/24, which DHCP tells it; 10.0.2.2 is its gateway, and 10.0.2.3 its name server,
-//! which is the host's. What it connects to, the host connects to ([`stack`]). What it must not reach is
-//! [`reach`]'s business. Nothing here waits: whoever carries frames between this and the guest calls it when there is
+//! which is the host's. What it connects to, the host connects to ([`Stack`]). What it must not reach is
+//! [`Reach`]'s business. Nothing here waits: whoever carries frames between this and the guest calls it when there is
 //! something to do, and polls one descriptor.
 //!
 //! TCP's state machine is smoltcp's, one socket for each connection; what makes a network of it is here. The guest and
