@@ -17,6 +17,7 @@ pub mod device;
 pub mod entropy;
 pub mod fs;
 pub mod mmio;
+pub mod net;
 pub mod pace;
 pub mod pci;
 pub mod queue;

@@ -17,6 +17,7 @@ mod library;
 mod linux;
 mod machines;
 mod monitor;
+mod network;
 mod program;
 pub mod readme;
 mod shares;
@@ -222,6 +223,10 @@ pub const CASES: &[Case] = &[
     Case { modules: job::MODULES, ..linux("job_of_a_user", &["6.12"], job::of_a_user) },
     Case { modules: job::MODULES, ..linux("job_stuck", &["6.12"], job::stuck) },
     Case { modules: job::MODULES, ..linux("job_wrong_ways", &["6.12"], job::wrong_ways) },
+    Case { modules: network::MODULES, ..linux("long_job_network", &["6.12"], network::of_its_own) },
+    Case { modules: network::MODULES, ..linux("job_network_apart", &["6.12"], network::apart) },
+    Case { modules: network::MODULES, ..linux("long_job_network_tap", &["6.12"], network::tap) },
+    small("bad_networks", network::bad),
     linux("virtio_share_6_12", &["6.12"], shares::everything),
     Case {
         initrd: initramfs::guest_with_shares_6_1,

@@ -27,3 +27,4 @@ pub mod sparse;
 #[cfg(test)]
 mod structure;
 pub mod tools;
+pub mod traffic;

@@ -38,6 +38,7 @@ pub const LIMITS: &[Limit] = &[
     limit("debug", 0, 83),
     limit("devices", 0, 73),
     limit("devices/disk", 0, 38),
+    limit("devices/net", 0, 45),
     limit("devices/share", 0, 46),
     limit("vmm/kvm", 0, 88),
     limit("vmm", 0, 82),

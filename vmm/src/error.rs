@@ -48,6 +48,14 @@ pub enum Error {
         /// Why.
         source: DiskError,
     },
+    /// A network that a guest was to be given.
+    #[error("--net {net}: {why}{}", net_hint(why))]
+    Net {
+        /// What was asked for.
+        net: String,
+        /// Why.
+        why: NetError,
+    },
     /// A core could not be written when the time comes.
     #[error("--dump-on: {0}")]
     Dump(#[from] WriteError),
@@ -96,6 +104,46 @@ fn share_hint(error: &ShareError) -> &'static str {
     }
 }
 
+/// Why there is no network.
+#[derive(Debug, Error)]
+pub enum NetError {
+    /// This program cannot make one.
+    #[error(transparent)]
+    Stack(#[from] net::Error),
+    /// The host's addresses, or a socket.
+    #[error("{0}")]
+    Host(#[from] io::Error),
+    /// passt is not there, or says that it cannot.
+    #[error("passt {0}")]
+    Passt(String),
+    /// A tap interface.
+    #[error("the interface cannot be used: {0}")]
+    Tap(io::Error),
+}
+
+/// What helps where there is no network.
+fn net_hint(error: &NetError) -> &'static str {
+    match error {
+        NetError::Stack(net::Error::Forward(_, error)) => match error.kind() {
+            io::ErrorKind::AddrInUse => " (another program listens there: choose another port)",
+            io::ErrorKind::PermissionDenied => {
+                " (ports below 1024 are root's: choose another, as in hostfwd=tcp:8080-:80)"
+            }
+            _ => "",
+        },
+        NetError::Passt(_) => " (stack=own does without it)",
+        NetError::Tap(error) => match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                " (root makes one for you: ip tuntap add NAME mode tap user YOU; ip link set NAME up)"
+            }
+            io::ErrorKind::ResourceBusy => " (another guest has it)",
+            io::ErrorKind::NotFound => " (this kernel has no /dev/net/tun: modprobe tun)",
+            _ => "",
+        },
+        _ => "",
+    }
+}
+
 /// What helps where nobody can listen.
 fn listen_hint(error: &io::Error) -> &'static str {
     match error.kind() {
@@ -126,6 +174,7 @@ impl Error {
             Error::Open { .. }
             | Error::Share { .. }
             | Error::Disk { .. }
+            | Error::Net { .. }
             | Error::Template { .. }
             | Error::Listen { .. }
             | Error::Dump(_) => outcome::FILE,

@@ -22,6 +22,7 @@ mod guest_clock;
 mod guest_ram;
 pub mod hypercalls;
 mod mailbox;
+mod nets;
 mod output_queue;
 mod rack;
 mod serve;
@@ -32,4 +33,5 @@ mod vsocks;
 
 pub use config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
 pub use guest::{DeafPlace, Debugged, Guest};
+pub use nets::start_helpers;
 pub use vcpus::Hold;

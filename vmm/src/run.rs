@@ -16,11 +16,11 @@ mod panic_watch;
 mod signals;
 pub mod terminal;
 
-use crate::cell::{self, Ending, Grant, Rule};
+use crate::cell::{self, Ending, Grant, Rule, Sandbox};
 use crate::control::server::ControlSocket;
 use crate::error::Error;
-use crate::machine::Guest;
 use crate::machine::debugger::check_dump_folder;
+use crate::machine::{Guest, start_helpers};
 use crate::outcome::{DUMP_FAILED, Outcome, VIOLATION};
 use at_end::Sequel;
 use bounds::Files;
@@ -156,6 +156,9 @@ fn confine(config: &RunConfig) -> Result<(), Error> {
     let mut rules =
         bounds::of_guest(&config.guest, Files::Again, config.name.as_deref(), config.dump_folder.as_deref());
     rules.extend(config.dump_on.as_ref().map(|on| Rule::folder_of(&on.path, Grant::Own)));
+    if config.sandbox != Sandbox::Off {
+        start_helpers(&config.guest);
+    }
     let ending = Ending { code: VIOLATION, json: false, restore: terminal::restore };
     cell::begin(config.sandbox, rules, ending).map_err(Error::system("cannot confine the monitor"))
 }

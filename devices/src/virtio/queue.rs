@@ -8,7 +8,7 @@ use crate::ram::Ram;
 use arch::GuestPhys;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::guest_memory::{self, GuestMemorySliceIterator};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions, VolatileSlice};
@@ -174,8 +174,8 @@ pub struct ActiveQueue {
     queue: Queue,
     rings: Rings,
     index: u16,
-    /// Something has been given back since the guest was told last.
-    is_news: bool,
+    /// How many had been given back when the guest was told last, modulo 2^16.
+    told: u16,
     /// Rung when the guest has put something into it.
     pub bell: EventFd,
     interrupts: Arc<dyn Interrupts>,
@@ -205,7 +205,13 @@ impl ActiveQueue {
         if !queue.is_valid(&rings) {
             return Err(Broken::Rings(virtio_queue::Error::QueueNotReady));
         }
-        Ok(ActiveQueue { queue, rings, index, is_news: false, bell, interrupts })
+        let told = queue.next_used();
+        Ok(ActiveQueue { queue, rings, index, told, bell, interrupts })
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// What it has come to, for whoever sets it up again.
@@ -258,11 +264,40 @@ impl ActiveQueue {
     /// [`Broken::Rings`].
     pub fn push(&mut self, chain: &Chain, written: u32) -> Result<(), Broken> {
         self.queue.add_used(&self.rings, chain.head, written)?;
-        self.is_news = true;
+        self.note_used();
+        Ok(())
+    }
+
+    /// Gives several back at once, each with so many bytes written: the guest sees all of them, or none yet (5.1.6.4
+    /// wants that of the buffers of one packet).
+    ///
+    /// # Errors
+    /// [`Broken::Rings`].
+    pub fn push_together(&mut self, chains: &[(Chain, u32)]) -> Result<(), Broken> {
+        use vm_memory::Bytes;
+        /// Flags and index stand before the entries of the used ring, each of which is 8 bytes (2.7.8).
+        const ENTRIES: u64 = 4;
+        const INDEX: u64 = 2;
+        let failed = |error| Broken::Rings(virtio_queue::Error::GuestMemory(error));
+        let (ring, size, mut next) = (self.queue.used_ring(), self.queue.size(), self.queue.next_used());
+        for (chain, written) in chains {
+            let at = GuestAddress(ring + ENTRIES + 8 * u64::from(next % size));
+            let entry = u64::from(chain.head) | u64::from(*written) << 32;
+            self.rings.write_obj(entry.to_le(), at).map_err(failed)?;
+            next = next.wrapping_add(1);
+        }
+        let index = GuestAddress(ring + INDEX);
+        self.rings.store(next.to_le(), index, Ordering::Release).map_err(failed)?;
+        self.queue.set_next_used(next);
+        self.note_used();
+        Ok(())
+    }
+
+    /// Whoever keeps account of the guest's pages learns of what has been given back.
+    fn note_used(&self) {
         // Flags, index, an entry of 8 bytes for each of the queue's, and the event (2.7.8).
         let size = 6 + 8 * usize::from(self.queue.size());
         self.rings.0.written(GuestPhys(self.queue.used_ring()), size);
-        Ok(())
     }
 
     /// Puts back what was taken last, which will be taken again.
@@ -275,26 +310,30 @@ impl ActiveQueue {
     /// # Errors
     /// [`Broken::Rings`].
     pub fn tell(&mut self) -> Result<(), Broken> {
-        let is_news = std::mem::take(&mut self.is_news);
-        if is_news && self.wants_to_hear()? && self.queue.needs_notification(&self.rings)? {
+        let used = self.queue.next_used();
+        let told = std::mem::replace(&mut self.told, used);
+        if used != told && self.wants_to_hear(told, used)? {
             self.interrupts.queue(self.index);
         }
         Ok(())
     }
 
-    /// Without the feature by which it says so exactly, a flag of the available ring's does (2.7.7.2); virtio-queue does
-    /// not look at that.
-    fn wants_to_hear(&self) -> Result<bool, Broken> {
+    /// Whether the driver wants an interrupt for what is used from `told` to `used`: by the event index (2.7.10), or
+    /// without that feature by a flag of the available ring's (2.7.7.2), which virtio-queue does not look at.
+    fn wants_to_hear(&self, told: u16, used: u16) -> Result<bool, Broken> {
         use vm_memory::Bytes;
         const NO_INTERRUPT: u16 = 1;
-        if self.queue.event_idx_enabled() {
-            return Ok(true);
-        }
-        let flags: u16 = self
-            .rings
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Acquire)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+        // What is used is written before what the driver wants is read.
+        fence(Ordering::SeqCst);
+        let (ring, has_event) = (self.queue.avail_ring(), self.queue.event_idx_enabled());
+        // Behind flags, index, and an entry of 2 bytes for each of the queue's.
+        let at = if has_event { ring + 4 + 2 * u64::from(self.queue.size()) } else { ring };
+        let word = self.rings.load(GuestAddress(at), Ordering::Acquire);
+        let word = u16::from_le(word.map_err(virtio_queue::Error::GuestMemory)?);
+        Ok(match has_event {
+            true => used.wrapping_sub(word).wrapping_sub(1) < used.wrapping_sub(told),
+            false => word & NO_INTERRUPT == 0,
+        })
     }
 
     /// Wants to be rung again; whether something has come meanwhile.

@@ -8,6 +8,7 @@ use integration::context::{Context, Length};
 use integration::port;
 use integration::random_files;
 use integration::report::{Report, Shared, Verdict};
+use integration::traffic;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
@@ -43,8 +44,14 @@ fn main() {
         }
         return;
     }
-    if let [vsock::WORD, words @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        if let Err(error) = vsock::carry_out(words) {
+    let talk = match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [traffic::ASK, words @ ..] => Some(traffic::carry_out(words).map_err(|error| error.to_string())),
+        [traffic::SERVE, port] => Some(traffic::carry_out_serving(port).map_err(|error| error.to_string())),
+        [vsock::WORD, words @ ..] => Some(vsock::carry_out(words)),
+        _ => None,
+    };
+    if let Some(result) = talk {
+        if let Err(error) = result {
             eprintln!("case: {error}");
             std::process::exit(1);
         }

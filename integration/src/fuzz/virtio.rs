@@ -1,6 +1,7 @@
 //! A PCI bus with virtio devices, by a guest that writes anything anywhere: to configuration spaces, to registers, and to
 //! the memory that queues are in.
 
+use super::frames::Echo;
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use devices::pci::bus::{PciBus, with_bridge};
@@ -9,6 +10,7 @@ use devices::ram::Ram;
 use devices::virtio::Model;
 use devices::virtio::console::{Console, Port};
 use devices::virtio::entropy::Entropy;
+use devices::virtio::net::Net;
 use devices::virtio::pace::Pace;
 use devices::virtio::pci::{Bells, Connections, VirtioFunction};
 use std::io::{self, Read, Write};
@@ -64,7 +66,7 @@ impl Bells for Nowhere {
 /// Where registers may lie.
 const WINDOW: PhysRange = PhysRange::new(0xd000_0000, 0x10_0000);
 /// Where the devices' registers are put at the beginning, a page each kind.
-const PLACES: [u64; 2] = [WINDOW.start.0, WINDOW.start.0 + 0x8000];
+const PLACES: [u64; 3] = [WINDOW.start.0, WINDOW.start.0 + 0x8000, WINDOW.start.0 + 0x1_0000];
 
 fn add(bus: &mut PciBus, memory: &Memory, pace: &Pace, model: impl Model + 'static) -> io::Result<()> {
     let connections = Connections {
@@ -78,13 +80,14 @@ fn add(bus: &mut PciBus, memory: &Memory, pace: &Pace, model: impl Model + 'stat
     Ok(())
 }
 
-/// A bus with an entropy device and a console, whose registers are put somewhere, and the host's end of its port.
+/// A bus with an entropy device, a console and a network, whose registers are put somewhere, and the host's end of its port.
 fn machine(memory: &Memory) -> io::Result<(PciBus, UnixStream)> {
     let (mut bus, pace) = (with_bridge(&[WINDOW]), Pace::default());
     let (stream, host) = UnixStream::pair()?;
     host.set_nonblocking(true)?;
     add(&mut bus, memory, &pace, Entropy::new(Arc::new(Mutex::new(|bytes: &mut [u8]| bytes.fill(7)))))?;
     add(&mut bus, memory, &pace, Console::new(vec![Port { name: Some("port".into()), stream }])?)?;
+    add(&mut bus, memory, &pace, Net::new(Echo::default(), [2, 0, 0, 0, 0, 1]))?;
     for (device, place) in (1..).zip(PLACES) {
         bus.write_config(device, 0, 0x10, &place.to_le_bytes());
         bus.write_config(device, 0, 0x18, &(place + 0x4000).to_le_bytes());
@@ -104,7 +107,7 @@ pub fn virtio(mut data: &[u8]) {
         let (place, bytes) = (u16::from_le_bytes([*low, *high]), [*b0, *b1, *b2, *b3]);
         let size = 1 << (kind >> 4 & 0b11).min(2);
         let device = usize::from(kind >> 6) % 3;
-        let register = PLACES[device % 2] + u64::from(place);
+        let register = PLACES[device] + u64::from(place);
         match kind & 0xf {
             0 => bus.write_config(device, 0, usize::from(place), &bytes[..size]),
             1 => bus.read_config(device, 0, usize::from(place), &mut [0xff; 4][..size]),

@@ -46,6 +46,7 @@ pub mod number {
     pub const DUP3: usize = 24;
     pub const IOCTL: usize = 29;
     pub const MKDIRAT: usize = 34;
+    pub const UNLINKAT: usize = 35;
     pub const SYMLINKAT: usize = 36;
     pub const UMOUNT2: usize = 39;
     pub const MOUNT: usize = 40;

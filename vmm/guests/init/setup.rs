@@ -45,8 +45,10 @@ pub fn carry_out(ready: &mut Ready) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// What is asked for is not known (EINVAL).
+const NOT_KNOWN: Errno = Errno(22);
+
 fn step(fields: &[&[u8]], ready: &mut Ready) -> sys::Result<()> {
-    const NOT_KNOWN: Errno = Errno(22);
     match fields {
         [b"module", path, options] => sys::load_module(path, options),
         [b"folder", path] => sys::make_folders(path),
@@ -76,6 +78,10 @@ fn step(fields: &[&[u8]], ready: &mut Ready) -> sys::Result<()> {
         }
         [b"hostname", name] => sys::set_host_name(name),
         [b"loopback"] => sys::raise_loopback(),
+        [b"network", address, mask, gateway] => {
+            sys::raise_interface(&interface()?, quad(address)?, quad(mask)?, quad(gateway)?)
+        }
+        [b"file", path, line] => sys::make_file(path, &[line, &b"\n"[..]].concat()),
         [b"init", path] => {
             ready.init = Some(path.to_vec());
             Ok(())
@@ -86,6 +92,34 @@ fn step(fields: &[&[u8]], ready: &mut Ready) -> sys::Result<()> {
 
 fn number(text: &[u8]) -> usize {
     text.iter().fold(0, |number, digit| number * 10 + usize::from(digit.wrapping_sub(b'0')))
+}
+
+/// Four numbers with dots between.
+fn quad(text: &[u8]) -> sys::Result<[u8; 4]> {
+    let mut quad = [0; 4];
+    let mut parts = text.split(|byte| *byte == b'.');
+    for byte in &mut quad {
+        *byte = number(parts.next().ok_or(NOT_KNOWN)?) as u8;
+    }
+    Ok(quad)
+}
+
+/// The name of the interface that there is beside loopback, which the kernel has some time after its driver.
+fn interface() -> sys::Result<Vec<u8>> {
+    /// Of hardware (ARPHRD_ETHER): others are made by the kernel itself.
+    const ETHERNET: &[u8] = b"1";
+    const INTERFACES: &[u8] = b"/sys/class/net";
+    for _ in 0..PATIENCE {
+        for name in sys::names(INTERFACES).unwrap_or_default() {
+            let kind = sys::contents(&[INTERFACES, b"/", &name, b"/type"].concat()).unwrap_or_default();
+            let is_hardware = sys::names(&[INTERFACES, b"/", &name, b"/device"].concat()).is_ok();
+            if kind.trim_ascii_end() == ETHERNET && is_hardware {
+                return Ok(name);
+            }
+        }
+        sys::sleep(10);
+    }
+    Err(sys::ENODEV)
 }
 
 fn wait_for(path: &[u8]) -> sys::Result<()> {

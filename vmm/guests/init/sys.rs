@@ -326,18 +326,76 @@ pub fn poll(polls: &mut [Poll]) {
     raw(number::PPOLL, &[polls.as_mut_ptr() as usize, polls.len(), 0, 0, 0]).ok();
 }
 
-/// Has the loopback interface up (netdevice(7)).
-pub fn raise_loopback() -> Result<()> {
+/// A socket for what is asked of interfaces (netdevice(7)).
+fn interfaces() -> Result<Fd> {
     const AF_INET: usize = 2;
     const DATAGRAM: usize = 2;
-    const SIOCSIFFLAGS: usize = 0x8914;
-    const IFF_UP: u8 = 1;
-    let socket = raw(number::SOCKET, &[AF_INET, DATAGRAM | CLOSE_ON_EXEC, 0]).map(|fd| Fd(fd as i32))?;
+    raw(number::SOCKET, &[AF_INET, DATAGRAM | CLOSE_ON_EXEC, 0]).map(|fd| Fd(fd as i32))
+}
+
+/// Asks something of an interface: `struct ifreq`, its name and what `value` is.
+fn ask_interface(socket: Fd, name: &[u8], what: usize, value: &[u8]) -> Result<usize> {
+    const NAME: usize = 16;
     let mut request = [0u8; 40];
-    request[..2].copy_from_slice(b"lo");
-    request[16] = IFF_UP;
-    let result = ioctl(socket, SIOCSIFFLAGS, request.as_ptr() as usize);
+    let length = name.len().min(NAME - 1);
+    request[..length].copy_from_slice(&name[..length]);
+    request[NAME..NAME + value.len()].copy_from_slice(value);
+    ioctl(socket, what, request.as_ptr() as usize)
+}
+
+const SIOCSIFFLAGS: usize = 0x8914;
+const IFF_UP: u8 = 1;
+
+/// Has the loopback interface up.
+pub fn raise_loopback() -> Result<()> {
+    let socket = interfaces()?;
+    let result = ask_interface(socket, b"lo", SIOCSIFFLAGS, &[IFF_UP]);
     close(socket);
+    result.map(|_| ())
+}
+
+/// `struct sockaddr_in` without a port.
+fn place(address: [u8; 4]) -> [u8; 16] {
+    const AF_INET: u8 = 2;
+    let mut place = [0; 16];
+    place[0] = AF_INET;
+    place[4..8].copy_from_slice(&address);
+    place
+}
+
+/// Has an interface up, with an address, its network's mask, and a gateway to everywhere.
+pub fn raise_interface(name: &[u8], address: [u8; 4], mask: [u8; 4], gateway: [u8; 4]) -> Result<()> {
+    const SIOCADDRT: usize = 0x890b;
+    const SIOCSIFADDR: usize = 0x8916;
+    const SIOCSIFNETMASK: usize = 0x891c;
+    const RTF_UP_AND_GATEWAY: u8 = 3;
+    let socket = interfaces()?;
+    // `struct rtentry` (linux/route.h): to anywhere, by the gateway.
+    let mut route = [0u8; 120];
+    route[8..24].copy_from_slice(&place([0; 4]));
+    route[24..40].copy_from_slice(&place(gateway));
+    route[40..56].copy_from_slice(&place([0; 4]));
+    route[56] = RTF_UP_AND_GATEWAY;
+    let result = ask_interface(socket, name, SIOCSIFADDR, &place(address))
+        .and_then(|_| ask_interface(socket, name, SIOCSIFNETMASK, &place(mask)))
+        .and_then(|_| ask_interface(socket, name, SIOCSIFFLAGS, &[IFF_UP]))
+        .and_then(|_| ioctl(socket, SIOCADDRT, route.as_ptr() as usize));
+    close(socket);
+    result.map(|_| ())
+}
+
+/// Makes a file anew, whatever there was.
+pub fn make_file(path: &[u8], content: &[u8]) -> Result<()> {
+    const CREATE_NEW: usize = 0o300;
+    let name = text(path);
+    match raw(number::UNLINKAT, &[HERE.argument(), pointer(&name), 0]) {
+        Ok(_) | Err(ENOENT) => {}
+        Err(error) => return Err(error),
+    }
+    let flags = WRITE_ONLY | CREATE_NEW | CLOSE_ON_EXEC;
+    let fd = raw(number::OPENAT, &[HERE.argument(), pointer(&name), flags, 0o644]).map(|fd| Fd(fd as i32))?;
+    let result = write(fd, content);
+    close(fd);
     result.map(|_| ())
 }
 

@@ -201,6 +201,15 @@ const IMAGES: Group = Group {
     ],
 };
 
+const TAP: Group = ioctls(
+    "an interface of the host's",
+    &[
+        command(0x4004_54ca, "TUNSETIFF"),
+        command(0x4004_54d0, "TUNSETOFFLOAD"),
+        command(0x4004_54d8, "TUNSETVNETHDRSZ"),
+    ],
+);
+
 const CONFINING: Group = calls("what a thread's own filter is put on with", "landlock_restrict_self seccomp");
 
 impl Group {
@@ -260,13 +269,13 @@ pub const TABLE: &[Row] = &[
         kind: Kind::Main,
         name: "main",
         about: "the event loop, what is done at the guest's end, and a guest that begins again",
-        groups: groups!(EVENTS, STREAMS, SOCKETS, LOOKING, MAKING, THREADS, LOOP, KVM_ALL),
+        groups: groups!(EVENTS, STREAMS, SOCKETS, LOOKING, MAKING, THREADS, LOOP, KVM_ALL, IMAGES, TAP),
     },
     Row {
         kind: Kind::Vcpu,
         name: "vcpu",
         about: "a vCPU, and its accesses to devices",
-        groups: groups!(KVM_VCPU, KVM_MESSAGES, KVM_CLOCK, EVENTS, STREAMS),
+        groups: groups!(KVM_VCPU, KVM_MESSAGES, KVM_CLOCK, EVENTS, STREAMS, TAP),
     },
     Row {
         kind: Kind::Debugger,
@@ -322,7 +331,7 @@ pub const TABLE: &[Row] = &[
         kind: Kind::Network,
         name: "virtio net",
         about: "a network",
-        groups: groups!(EVENTS, STREAMS, SOCKETS, KVM_MESSAGES),
+        groups: groups!(EVENTS, STREAMS, SOCKETS, KVM_MESSAGES, TAP),
     },
     Row {
         kind: Kind::Sockets,

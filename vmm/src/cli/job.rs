@@ -1,7 +1,8 @@
 //! `vmm run`: a command in a guest that is booted for it.
 
 use super::candidates::words;
-use super::{stdout, values};
+use super::stdout;
+use super::values::{self, NetChoice};
 use crate::cell::Sandbox;
 use crate::control::names;
 use crate::error::Error;
@@ -84,6 +85,11 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = ValueParser::new(values::memory_size), help_heading = "Machine")]
     memory: MemorySize,
 
+    /// Give the guest a network, which is there when the command runs: user, of its own, behind ordinary sockets of this
+    /// host's; or the tap interface NAME, whose address is the command's business. What may stand behind commas:
+    /// vmm --help
+    #[arg(long, value_name = "none|user[,...]|tap=NAME[,mac=MAC]", default_value = "none", value_parser = ValueParser::new(values::net), help_heading = "Machine")]
+    net: NetChoice,
     /// How the guest finds its devices: pci, or mmio for kernels without PCI
     #[arg(long, value_name = "pci|mmio", default_value = "pci", value_parser = ValueParser::new(values::transport), help_heading = "Machine")]
     virtio: VirtioTransport,
@@ -241,6 +247,7 @@ impl Args {
             append: self.append.clone(),
             stays_when_panicked: self.keeps_panics(),
             transport: self.virtio,
+            net: self.net.0.clone(),
             init: self.init.clone().or_else(|| self.systemd.then(|| SYSTEMD.to_string())),
         }
     }

@@ -44,9 +44,10 @@ const OPTIONS: &[(&str, &str)] = &[
     ("hda", "write --disk PATH: the guest has it as /dev/vda"),
     ("cdrom", "write --disk PATH,ro"),
     ("snapshot", "write --disk PATH,snapshot"),
-    ("netdev", "there is no network"),
-    ("nic", "there is no network"),
-    ("net", "there is no network"),
+    ("netdev", "write --net user,hostfwd=tcp:2222-:22, or --net tap=NAME"),
+    ("nic", "write --net user,hostfwd=tcp:2222-:22, or --net tap=NAME"),
+    ("net", "write --net user,hostfwd=tcp:2222-:22, or --net tap=NAME"),
+    ("redir", "write --net user,hostfwd=tcp:2222-:22"),
     ("sandbox", "leave it out: the monitor confines itself (--sandbox off does without it)"),
     ("daemonize", "write & behind the command, with --console file:PATH or none"),
 ];
@@ -142,6 +143,8 @@ mod tests {
             ("--kernel k -nographic", "vmm has no -nographic: leave it out"),
             ("-cpu host", "vmm has no -cpu: write --cpu-template"),
             ("-virtfs local,path=x", "write --share DIR"),
+            ("-netdev user,id=n", "vmm has no -netdev: write --net user"),
+            ("-nic user", "vmm has no -nic: write --net user"),
             ("-drive file=x", "write --disk PATH"),
             ("bzImage -m 1G", "vmm has no -m: write --memory SIZE"),
         ] {

@@ -1,7 +1,7 @@
 //! `vmm` without a subcommand: its options, and the guest that is run with them.
 
 use super::candidates::words;
-use super::values;
+use super::values::{self, NetChoice};
 use crate::cell::Sandbox;
 use crate::control::names;
 use crate::error::Error;
@@ -78,6 +78,13 @@ pub struct Args {
     /// socket to reach it by
     #[arg(long, value_name = "CID|auto,path=PATH", value_parser = ValueParser::new(values::vsock), help_heading = "Machine")]
     vsock: Option<VsockConfig>,
+    /// Give the guest a network: user, of its own, behind ordinary sockets of this host's (10.0.2.15 by DHCP), or the
+    /// tap interface NAME. Behind user and a comma: hostfwd=tcp:PORT-:GUESTPORT (or udp; more than once) has a port of
+    /// this host's loopback lead to the guest, host-loopback lets it reach this host's own services at 10.0.2.2,
+    /// stack=own or stack=passt says who makes the network
+    #[arg(long, value_name = "none|user[,...]|tap=NAME[,mac=MAC]", default_value = "none", value_parser = ValueParser::new(values::net),
+          add = words(&["none", "user", "tap="]), help_heading = "Machine")]
+    net: NetChoice,
     /// How the guest finds its virtio devices: pci, or mmio for kernels without PCI (registers in memory, a line for
     /// each; eight at most)
     #[arg(long, value_name = "pci|mmio", default_value = "pci", value_parser = ValueParser::new(values::transport),
@@ -242,12 +249,14 @@ impl Args {
         let disks = self.disk.iter().cloned().map(VirtioDevice::Disk);
         let vsock = self.vsock.iter().cloned().map(VirtioDevice::Vsock);
         let shares = self.share.iter().cloned().map(VirtioDevice::Share);
+        let net = self.net.0.clone().map(VirtioDevice::Net);
         self.entropy
             .then_some(VirtioDevice::Entropy)
             .into_iter()
             .chain(disks)
             .chain(shares)
             .chain(vsock)
+            .chain(net)
             .collect()
     }
 

@@ -1,5 +1,9 @@
 //! Values of options: what is written on a command line, made into what it means.
 
+mod net;
+
+pub use net::{NetChoice, net};
+
 use crate::machine::config::{
     DiskConfig, HypercallConfig, LONGEST_SERIAL, LONGEST_TAG, MemorySize, ShareConfig, Trace,
     VirtioTransport, VsockConfig,

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::logging;
 use crate::machine::Guest;
 use crate::machine::config::Config;
+use crate::machine::start_helpers;
 use crate::outcome::{Outcome, StoppedBy};
 use crate::run::bounds::{self, Files};
 use crate::run::terminal;
@@ -179,6 +180,9 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
     let control = job.name.as_deref().map(|name| ControlSocket::new(name, Some(door.clone()), None));
     let control = control.transpose()?;
     let rules = bounds::of_guest(&job.guest, Files::Once, job.name.as_deref(), None);
+    if job.sandbox != Sandbox::Off {
+        start_helpers(&job.guest);
+    }
     let ending = Ending { code: verdict::CELL, json: job.json, restore: terminal::restore };
     cell::begin(job.sandbox, rules, ending).map_err(Error::system("cannot confine the monitor"))?;
     let guest = Guest::new(&job.guest, Box::new(serial.clone()))?;

@@ -5,7 +5,7 @@ use super::modules::{ModuleError, Modules};
 use super::protocol;
 use super::root_image::{Found, RootImage, RootImageError};
 use super::steps::{NotTellable, Steps, flag};
-use crate::machine::config::{DiskConfig, ShareConfig, VirtioDevice, VirtioTransport};
+use crate::machine::config::{DiskConfig, LinkConfig, NetConfig, ShareConfig, VirtioDevice, VirtioTransport};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,8 @@ pub struct Wanted {
     pub stays_when_panicked: bool,
     /// How devices are found.
     pub transport: VirtioTransport,
+    /// A network.
+    pub net: Option<NetConfig>,
     /// A first process of the system's own.
     pub init: Option<String>,
 }
@@ -279,6 +281,10 @@ impl Wanted {
         for (index, it) in writable.iter().enumerate() {
             devices.push(share(it.folder.clone(), &writable_tag(index), true));
         }
+        if let Some(net) = &self.net {
+            wanted.push("virtio_net");
+            devices.push(VirtioDevice::Net(net.clone()));
+        }
         let (modules, folder) = modules(self, &kernel, release.as_deref())?;
         // One that serves what the guest can do without, if it is there.
         let optional = ["virtio_rng"].into_iter().filter(|name| modules.has(name));
@@ -362,6 +368,10 @@ impl Wanted {
         ] {
             steps.try_mount(kind, kind, &at(path), 0, "");
         }
+        // Before what is written through: the host's own stays as it is.
+        if self.has_network_of_its_own() {
+            steps.try_file(&at("/etc/resolv.conf"), &format!("nameserver {}", net::RESOLVER));
+        }
         for (index, it) in writable.iter().enumerate() {
             steps.mount("virtiofs", &writable_tag(index), &at(text(&it.place)?), 0, "");
         }
@@ -378,10 +388,18 @@ impl Wanted {
         }
         steps.host_name("vmm");
         steps.try_loopback();
+        if self.has_network_of_its_own() {
+            steps.network(net::GUEST, net::MASK, net::GATEWAY);
+        }
         if let Some(init) = &self.init {
             steps.init(init);
         }
         Ok(())
+    }
+
+    /// Whether the guest's address is known: on a tap it is the command's business.
+    fn has_network_of_its_own(&self) -> bool {
+        matches!(&self.net, Some(NetConfig { link: LinkConfig::User(_), .. }))
     }
 
     /// What is private of the host's own root is empty, but for the folder where the command runs.
@@ -452,6 +470,7 @@ fn share(folder: PathBuf, tag: &str, is_writable: bool) -> VirtioDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::config::UserNetConfig;
 
     fn steps(wanted: &Wanted, writable: &[&str]) -> String {
         let writable: Vec<_> =
@@ -473,6 +492,20 @@ mod tests {
         assert!(text.contains("mount\tvirtiofs\trw0\t/new/root/work\t0\t\n"));
         let (moves, writes) = (text.find("root\t/new\n").unwrap(), text.find("\trw0\t").unwrap());
         assert!(writes < moves);
+    }
+
+    #[test]
+    fn a_network_is_there_when_the_command_runs() {
+        let mut wanted = Wanted::default();
+        assert!(!steps(&wanted, &[]).contains("network"));
+        let mac = None;
+        wanted.net = Some(NetConfig { link: LinkConfig::User(UserNetConfig::default()), mac });
+        let text = steps(&wanted, &["/etc"]);
+        assert!(text.contains("network\t10.0.2.15\t255.255.255.0\t10.0.2.2\n"), "{text}");
+        let names = text.find("try\tfile\t/new/etc/resolv.conf\tnameserver 10.0.2.3\n").unwrap();
+        assert!(names < text.find("\trw0\t/new/etc").unwrap());
+        wanted.net = Some(NetConfig { link: LinkConfig::Tap("tap0".into()), mac });
+        assert!(!steps(&wanted, &[]).contains("network"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the guest's first process does before it runs commands (`guests/init/setup.rs`): a list, a line for each step.
 
 use std::fmt::Write;
+use std::net::Ipv4Addr;
 
 /// Bits of a mount (mount(2)).
 pub mod flag {
@@ -97,6 +98,16 @@ impl Steps {
         self.add(&["try", "loopback"]);
     }
 
+    /// Has the guest's interface up, with an address, its network's mask, and a gateway.
+    pub fn network(&mut self, address: Ipv4Addr, mask: Ipv4Addr, gateway: Ipv4Addr) {
+        self.add(&["network", &address.to_string(), &mask.to_string(), &gateway.to_string()]);
+    }
+
+    /// Makes a file of one line, if that can be, in place of what there may be.
+    pub fn try_file(&mut self, path: &str, line: &str) {
+        self.add(&["try", "file", path, line]);
+    }
+
     /// Has this program take the place of the first process.
     pub fn init(&mut self, path: &str) {
         self.add(&["init", path]);
@@ -120,7 +131,11 @@ mod tests {
         let mut steps = Steps::default();
         steps.mount("virtiofs", "root", "/lower", flag::READ_ONLY, "");
         steps.try_loopback();
-        assert_eq!(steps.clone().finish().unwrap(), "mount\tvirtiofs\troot\t/lower\t1\t\ntry\tloopback\n");
+        steps.network(Ipv4Addr::new(1, 2, 3, 4), Ipv4Addr::BROADCAST, Ipv4Addr::LOCALHOST);
+        steps.try_file("/etc/x", "a b");
+        let wanted = "mount\tvirtiofs\troot\t/lower\t1\t\ntry\tloopback\nnetwork\t1.2.3.4\t255.255.255.255\t127.0.0.1\n\
+                      try\tfile\t/etc/x\ta b\n";
+        assert_eq!(steps.clone().finish().unwrap(), wanted);
         steps.folder("/a\tb");
         assert_eq!(steps.finish().unwrap_err(), NotTellable("/a\tb".into()));
     }

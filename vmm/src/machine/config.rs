@@ -11,6 +11,7 @@ use debug::socket::Access;
 use devices::platform::Extra;
 pub use devices::virtio::block::LONGEST_SERIAL;
 pub use devices::virtio::fs::LONGEST_TAG;
+pub use devices::virtio::net::Mac;
 pub use hypercalls::{HypercallConfig, Trace};
 use std::path::PathBuf;
 
@@ -69,6 +70,8 @@ pub enum VirtioDevice {
     Disk(DiskConfig),
     /// Sockets between the guest and the host ([`devices::virtio::vsock`]).
     Vsock(VsockConfig),
+    /// A network ([`devices::virtio::net`]).
+    Net(NetConfig),
     /// A folder of the host's ([`devices::virtio::fs`]).
     Share(ShareConfig),
     /// Named ports, of which the guest's makers have the other ends ([`devices::virtio::console`],
@@ -92,6 +95,48 @@ pub struct VsockConfig {
     pub cid: u32,
     /// The Unix socket of the host's by which programs reach the guest; those that the guest reaches are at `PATH_PORT`.
     pub path: PathBuf,
+}
+
+/// A network that a guest is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Who carries the guest's frames.
+    pub link: LinkConfig,
+    /// The guest's address there; where none is given, the same for each guest that has a network of its own, and one by
+    /// chance on a tap.
+    pub mac: Option<Mac>,
+}
+
+/// Who carries a guest's frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkConfig {
+    /// A network of the guest's own, behind ordinary sockets of this host's.
+    User(UserNetConfig),
+    /// A tap interface of the host's, by name.
+    Tap(String),
+}
+
+/// A network of a guest's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserNetConfig {
+    /// Ports of the host's that lead to the guest.
+    pub forwards: Vec<net::Forward>,
+    /// Whether the guest reaches services of this host's: its loopback by the gateway's address, and its own addresses.
+    pub host_loopback: bool,
+    /// Who makes the network.
+    pub stack: NetStack,
+}
+
+/// Who makes a network of a guest's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetStack {
+    /// passt, if it is there and can, else this program.
+    #[default]
+    Found,
+    /// This program.
+    Own,
+    /// passt.
+    Passt,
 }
 
 /// A folder that a guest is given.

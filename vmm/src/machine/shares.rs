@@ -83,27 +83,28 @@ pub fn count(devices: &[VirtioDevice]) -> Result<usize, Error> {
     Ok(tags.len())
 }
 
-/// The device of a share, of so many that this process has.
+/// The device of a share, of so many that this process has, beside networks that may need so many descriptors.
 ///
 /// # Errors
 /// [`Error::Share`].
-pub fn device(share: &ShareConfig, shares: usize) -> Result<Fs<Shared>, Error> {
+pub fn device(share: &ShareConfig, shares: usize, networks: usize) -> Result<Fs<Shared>, Error> {
     let access = if share.is_writable { Access::ReadWrite } else { Access::ReadOnly };
-    let limits = Limits { descriptors: descriptors(shares), ..Limits::default() };
+    let limits = Limits { descriptors: descriptors(shares, networks), ..Limits::default() };
     let server = Server::new(&share.folder, access, limits);
     let server = server.map_err(|source| Error::Share { folder: share.folder.clone(), source })?;
     Fs::new(&share.tag, Shared(server))
         .ok_or_else(|| Error::Usage(format!("--share: no tag: '{}'", share.tag)))
 }
 
-/// How many descriptors each of so many shares may have: those that this process has, without what the rest of it needs.
-fn descriptors(shares: usize) -> usize {
+/// How many descriptors each of so many shares may have: those that this process has, without what networks and the rest
+/// of it need.
+fn descriptors(shares: usize, networks: usize) -> usize {
     const REST: usize = 256;
     const LEAST: usize = 64;
     const MOST: usize = 16 << 10;
     let all =
         getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| usize::try_from(soft).unwrap_or(MOST));
-    (all.saturating_sub(REST) / shares.max(1)).clamp(LEAST, MOST)
+    (all.saturating_sub(REST + networks) / shares.max(1)).clamp(LEAST, MOST)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::cell::{For, Grant, Rule};
 use crate::control::names;
-use crate::machine::config::{Config, DiskConfig, Trace, VirtioDevice};
+use crate::machine::config::{Config, DiskConfig, LinkConfig, Trace, VirtioDevice};
 use debug::gdb::listener::Address;
 use disk::{Access, Format};
 use std::os::unix::fs::FileTypeExt;
@@ -37,6 +37,10 @@ pub fn of_guest(config: &Config, files: Files, name: Option<&str>, dumps: Option
             }
             // Its own, and those of ports, which it connects to.
             VirtioDevice::Vsock(vsock) => rules.push(Rule::folder_of(&vsock.path, Grant::Sockets)),
+            VirtioDevice::Net(net) => rules.push(match &net.link {
+                LinkConfig::User(_) => Rule::new("/etc/resolv.conf", Grant::Read),
+                LinkConfig::Tap(_) => Rule::new("/dev/net/tun", Grant::Device),
+            }),
             VirtioDevice::Entropy | VirtioDevice::Ports(_) => {}
         }
     }

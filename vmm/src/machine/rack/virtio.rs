@@ -4,7 +4,7 @@ use super::KvmLine;
 use crate::error::Error;
 use crate::machine::config::{Config, VirtioDevice};
 use crate::machine::guest_ram::GuestRam;
-use crate::machine::{disks, shares, vsocks};
+use crate::machine::{disks, nets, shares, vsocks};
 use arch::address::PhysRange;
 use arch::board::PciHost;
 use devices::pci::bus::{PciBus, with_bridge};
@@ -31,6 +31,8 @@ pub struct Making<'a> {
     pace: &'a Pace,
     /// How many shared folders there are.
     shares: usize,
+    /// Descriptors that networks may need.
+    networks: usize,
     /// How many vCPUs.
     cpus: u32,
     /// The host's ends of ports.
@@ -53,14 +55,16 @@ impl<'a> Making<'a> {
         (ram, pace): (&'a Arc<GuestRam>, &'a Pace),
     ) -> Result<Making<'a>, Error> {
         let shares = shares::count(&config.virtio)?;
-        Ok(Making { vm, ram, pace, shares, cpus: config.cpus, host_ports: Vec::new() })
+        let networks = nets::descriptors(&config.virtio);
+        Ok(Making { vm, ram, pace, shares, networks, cpus: config.cpus, host_ports: Vec::new() })
     }
 
     /// Makes a device's model, and has it put.
     fn make(&mut self, wanted: &VirtioDevice, place: &mut impl Put) -> Result<(), Error> {
         match wanted {
             VirtioDevice::Entropy => place.put(Entropy::new(random()?)),
-            VirtioDevice::Share(share) => place.put(shares::device(share, self.shares)?),
+            VirtioDevice::Share(share) => place.put(shares::device(share, self.shares, self.networks)?),
+            VirtioDevice::Net(net) => place.put(nets::device(net)?),
             VirtioDevice::Disk(disk) => place.put(disks::device(disk, self.cpus)?),
             VirtioDevice::Vsock(vsock) => place.put(vsocks::device(vsock)?),
             VirtioDevice::Ports(names) => place.put(ports(names, &mut self.host_ports)?),

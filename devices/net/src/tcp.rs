@@ -1,0 +1,370 @@
+//! Connections: each a socket of the host's and one of smoltcp's for the guest, and bytes carried between the two as
+//! far as the other has room. So either side waits for the other, and nothing gathers between them.
+//!
+//! A connection of the guest's is answered when the host's is there: what is refused is refused to the guest.
+
+mod carry;
+mod wire;
+
+use crate::address::{GATEWAY, GUEST, PREFIX};
+use crate::events::{Events, News, Token};
+use crate::icmp::{parts, unreachable};
+use crate::outbox::Outbox;
+use carry::{Carried, Host};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
+use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::Instant;
+use smoltcp::wire::{HardwareAddress, Icmpv4DstUnreachable, IpCidr, IpListenEndpoint, TcpPacket};
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::time::Duration;
+use wire::Wire;
+
+/// Bytes that are kept of a connection, each way.
+const KEPT: usize = 256 << 10;
+/// The most bytes of a packet that asks for a connection.
+const LONGEST_REQUEST: usize = 256;
+/// Ports that connections from outside come from, as the guest sees it.
+const FIRST_PORT: u16 = 0xc000;
+
+/// The guest's port, and the other's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    guest: u16,
+    other: SocketAddrV4,
+}
+
+/// One connection.
+struct Connection {
+    key: Key,
+    host: Host,
+    /// The guest's packet that asks for it, until the host's is there.
+    request: Option<Vec<u8>>,
+    /// One socket.
+    sockets: SocketSet<'static>,
+    handle: Option<SocketHandle>,
+    /// It waits for its turn.
+    is_ready: bool,
+    deadline: Option<Instant>,
+}
+
+/// All of them.
+pub struct Connections {
+    interface: Interface,
+    nobody: SocketSet<'static>,
+    numbers: HashMap<Key, u64>,
+    all: HashMap<u64, Connection>,
+    next: u64,
+    next_port: u16,
+    ready: VecDeque<u64>,
+    /// The most, and the most that the host has not answered yet.
+    most: usize,
+    most_half_open: usize,
+}
+
+impl std::fmt::Debug for Connections {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connections").field("count", &self.all.len()).finish_non_exhaustive()
+    }
+}
+
+/// What a connection of the guest's is asked for with.
+pub enum Asked {
+    /// It is one that is there, or none.
+    Known,
+    /// It is a new one, to this place.
+    New(SocketAddrV4),
+}
+
+/// What became of one that was asked for.
+pub enum Opened {
+    /// It goes on.
+    Goes,
+    /// There are too many.
+    TooMany,
+}
+
+fn interface(outbox: &mut Outbox, now: Instant) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = RandomState::new().hash_one(0);
+    let mut interface = Interface::new(config, &mut Wire::new(outbox, None), now);
+    // There is room for two of each.
+    interface.update_ip_addrs(|list| {
+        list.push(IpCidr::new(GATEWAY.into(), PREFIX)).ok();
+    });
+    interface.routes_mut().add_default_ipv4_route(GATEWAY).ok();
+    interface.set_any_ip(true);
+    interface
+}
+
+fn socket() -> Socket<'static> {
+    let buffer = || SocketBuffer::new(vec![0; KEPT]);
+    let mut socket = Socket::new(buffer(), buffer());
+    // The way to the guest is short: what there is goes at once.
+    socket.set_ack_delay(None);
+    socket.set_nagle_enabled(false);
+    socket
+}
+
+impl Connections {
+    /// None yet; for a guest that takes packets as the outbox says.
+    pub fn new(outbox: &mut Outbox, now: Instant, (most, most_half_open): (usize, usize)) -> Connections {
+        Connections {
+            interface: interface(outbox, now),
+            nobody: SocketSet::new(Vec::new()),
+            numbers: HashMap::new(),
+            all: HashMap::new(),
+            next: 0,
+            next_port: FIRST_PORT,
+            ready: VecDeque::new(),
+            most,
+            most_half_open,
+        }
+    }
+
+    /// Whether there can be another.
+    pub fn has_room(&self) -> bool {
+        self.all.len() < self.most
+    }
+
+    /// Whether one waits for its turn.
+    pub fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// When the first of them has something to do by itself.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.all.values().filter(|it| !it.is_ready).filter_map(|it| it.deadline).min()
+    }
+
+    /// A packet of the guest's, an IP packet whole and the TCP packet in it; whether it asks for something new.
+    pub fn hear(
+        &mut self,
+        outbox: &mut Outbox,
+        (whole, inner): (&[u8], &[u8]),
+        to: SocketAddrV4,
+        now: Instant,
+    ) -> Asked {
+        let Ok(packet) = TcpPacket::new_checked(inner) else { return Asked::Known };
+        let to = SocketAddrV4::new(*to.ip(), packet.dst_port());
+        let key = Key { guest: packet.src_port(), other: to };
+        let Some(number) = self.numbers.get(&key).copied() else {
+            if packet.syn() && !packet.ack() && !packet.rst() {
+                return Asked::New(to);
+            }
+            self.refuse(outbox, whole, now);
+            return Asked::Known;
+        };
+        let Some(connection) = self.all.get_mut(&number) else { return Asked::Known };
+        match connection.request {
+            // It asks again, or has given up.
+            Some(_) if packet.rst() => self.remove(number),
+            Some(_) => {}
+            None => {
+                let mut wire = Wire::new(outbox, Some(whole));
+                self.interface.poll_ingress_single(now, &mut wire, &mut connection.sockets);
+                self.wake(number);
+            }
+        }
+        Asked::Known
+    }
+
+    /// Answers a packet as one that nobody is there for.
+    pub fn refuse(&mut self, outbox: &mut Outbox, packet: &[u8], now: Instant) {
+        if !outbox.is_full() {
+            self.interface.poll_ingress_single(now, &mut Wire::new(outbox, Some(packet)), &mut self.nobody);
+        }
+    }
+
+    /// Says by ICMP that a place cannot be reached, or refuses.
+    fn fail(&mut self, outbox: &mut Outbox, packet: &[u8], (why, now): (&io::Error, Instant)) {
+        let is_far = matches!(
+            why.kind(),
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::TimedOut
+        );
+        match parts(packet).filter(|_| is_far) {
+            Some((header, inner)) => {
+                unreachable(outbox, Icmpv4DstUnreachable::HostUnreachable, &header, inner);
+            }
+            None => self.refuse(outbox, packet, now),
+        }
+    }
+
+    /// Opens a connection that the guest has asked for, to `target` of the host's.
+    pub fn open(
+        &mut self,
+        (outbox, events): (&mut Outbox, &Events),
+        packet: &[u8],
+        (to, target): (SocketAddrV4, SocketAddr),
+        now: Instant,
+    ) -> Opened {
+        let guest = parts(packet).and_then(|(_, inner)| Some(TcpPacket::new_checked(inner).ok()?.src_port()));
+        let Some(guest) = guest.filter(|_| packet.len() <= LONGEST_REQUEST) else { return Opened::Goes };
+        let half_open = self.all.values().filter(|it| it.request.is_some()).count();
+        if !self.has_room() || half_open >= self.most_half_open {
+            self.refuse(outbox, packet, now);
+            return Opened::TooMany;
+        }
+        match begin(target) {
+            Ok(stream) => {
+                let key = Key { guest, other: to };
+                self.add(events, key, (stream, Some(packet.to_vec())));
+            }
+            Err(error) => self.fail(outbox, packet, (&error, now)),
+        }
+        Opened::Goes
+    }
+
+    /// Puts one in; its number, unless the host has no room for it.
+    fn add(
+        &mut self,
+        events: &Events,
+        key: Key,
+        (stream, request): (TcpStream, Option<Vec<u8>>),
+    ) -> Option<u64> {
+        let number = self.next;
+        events.add(&stream, Token::Connection(number)).ok()?;
+        self.next += 1;
+        self.numbers.insert(key, number);
+        let connection = Connection {
+            key,
+            host: Host::new(stream),
+            request,
+            sockets: SocketSet::new(Vec::new()),
+            handle: None,
+            is_ready: false,
+            deadline: None,
+        };
+        self.all.insert(number, connection);
+        Some(number)
+    }
+
+    /// Takes connections from outside, to the guest's port, as far as there is room.
+    pub fn accept(&mut self, events: &Events, listener: &TcpListener, guest: u16) {
+        while self.has_room() {
+            // Those that cannot be had now wait with the host.
+            let Ok((stream, _)) = listener.accept() else { return };
+            if stream.set_nonblocking(true).is_err() {
+                return;
+            }
+            stream.set_nodelay(true).ok();
+            let Some(key) = self.free_key(guest) else { return };
+            let Some(number) = self.add(events, key, (stream, None)) else { return };
+            let Some(connection) = self.all.get_mut(&number) else { return };
+            let mut socket = socket();
+            let (remote, local) = ((GUEST, guest), (GATEWAY, key.other.port()));
+            if socket.connect(self.interface.context(), remote, local).is_err() {
+                return self.remove(number);
+            }
+            connection.handle = Some(connection.sockets.add(socket));
+            self.wake(number);
+        }
+    }
+
+    /// A port of the gateway's that no connection with this port of the guest's has.
+    fn free_key(&mut self, guest: u16) -> Option<Key> {
+        (FIRST_PORT..=u16::MAX).find_map(|_| {
+            let port = self.next_port;
+            self.next_port = port.checked_add(1).unwrap_or(FIRST_PORT);
+            let key = Key { guest, other: SocketAddrV4::new(GATEWAY, port) };
+            (!self.numbers.contains_key(&key)).then_some(key)
+        })
+    }
+
+    /// The host's socket has news.
+    pub fn news(&mut self, outbox: &mut Outbox, news: News, now: Instant) {
+        let Token::Connection(number) = news.token else { return };
+        let Some(connection) = self.all.get_mut(&number) else { return };
+        connection.host.hear(news);
+        if connection.request.is_none() {
+            return self.wake(number);
+        }
+        let error = connection.host.error();
+        if error.is_none() && !news.is_writable {
+            return;
+        }
+        let Some(request) = connection.request.take() else { return };
+        if let Some(error) = error {
+            self.remove(number);
+            return self.fail(outbox, &request, (&error, now));
+        }
+        let (ip, port) = (*connection.key.other.ip(), connection.key.other.port());
+        let mut socket = socket();
+        // No port of a packet's is 0 here: such are refused.
+        socket.listen(IpListenEndpoint { addr: Some(ip.into()), port }).ok();
+        connection.handle = Some(connection.sockets.add(socket));
+        let mut wire = Wire::new(outbox, Some(&request));
+        self.interface.poll_ingress_single(now, &mut wire, &mut connection.sockets);
+        self.wake(number);
+    }
+
+    fn wake(&mut self, number: u64) {
+        if let Some(connection) = self.all.get_mut(&number)
+            && !std::mem::replace(&mut connection.is_ready, true)
+        {
+            self.ready.push_back(number);
+        }
+    }
+
+    /// Those whose time has come have their turn.
+    pub fn wake_due(&mut self, now: Instant) {
+        let is_due = |it: &Connection| it.deadline.is_some_and(|deadline| deadline <= now);
+        let due: Vec<u64> = self.all.iter().filter(|(_, it)| is_due(it)).map(|(number, _)| *number).collect();
+        due.into_iter().for_each(|number| self.wake(number));
+    }
+
+    /// The next one carries what it can.
+    pub fn turn(&mut self, outbox: &mut Outbox, now: Instant) {
+        let Some(number) = self.ready.pop_front() else { return };
+        let Some(connection) = self.all.get_mut(&number) else { return };
+        connection.is_ready = false;
+        let Some(handle) = connection.handle else { return };
+        loop {
+            let socket = connection.sockets.get_mut::<Socket<'_>>(handle);
+            let carried = connection.host.carry(socket);
+            let mut wire = Wire::new(outbox, None);
+            let sent = self.interface.poll_egress(now, &mut wire, &mut connection.sockets);
+            if outbox.is_full() || (carried == Carried::Nothing && sent == PollResult::None) {
+                break;
+            }
+        }
+        let state = connection.sockets.get::<Socket<'_>>(handle).state();
+        if matches!(state, State::Closed | State::TimeWait | State::Listen) {
+            return self.remove(number);
+        }
+        if outbox.is_full() {
+            // There may be more: it goes on when the guest has taken something.
+            return self.wake(number);
+        }
+        // Not at once: what could be done now has been.
+        let soonest = now + smoltcp::time::Duration::from_millis(1);
+        let deadline = self.interface.poll_at(now, &connection.sockets);
+        connection.deadline = deadline.map(|at| at.max(soonest));
+    }
+
+    /// Ends one; the host's side is told whether it was an orderly end.
+    fn remove(&mut self, number: u64) {
+        let Some(connection) = self.all.remove(&number) else { return };
+        self.numbers.remove(&connection.key);
+        if !connection.host.is_at_its_end() {
+            sockopt::set_socket_linger(connection.host.stream(), Some(Duration::ZERO)).ok();
+        }
+    }
+}
+
+/// Begins to connect, without waiting.
+fn begin(target: SocketAddr) -> io::Result<TcpStream> {
+    let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &target) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true).ok();
+    Ok(stream)
+}

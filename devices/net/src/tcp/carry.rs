@@ -1,0 +1,136 @@
+//! Bytes between a socket of the host's and the guest's.
+
+use crate::events::News;
+use smoltcp::socket::tcp::{Socket, State};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+
+/// Whether something went either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carried {
+    Something,
+    Nothing,
+}
+
+/// The host's side of a connection.
+#[derive(Debug)]
+pub struct Host {
+    stream: TcpStream,
+    is_readable: bool,
+    is_writable: bool,
+    /// Both directions are over, or it has failed.
+    is_over: bool,
+    /// All has been read, and the guest been told so.
+    has_ended: bool,
+    /// All that the guest sends has been written, and the host been told so.
+    guest_has_ended: bool,
+}
+
+impl Host {
+    /// One that is heard of as soon as there is something.
+    pub fn new(stream: TcpStream) -> Host {
+        Host {
+            stream,
+            is_readable: false,
+            is_writable: false,
+            is_over: false,
+            has_ended: false,
+            guest_has_ended: false,
+        }
+    }
+
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    pub fn hear(&mut self, news: News) {
+        self.is_readable |= news.is_readable || news.is_over;
+        self.is_writable |= news.is_writable || news.is_over;
+        self.is_over |= news.is_over;
+    }
+
+    /// Why it could not connect.
+    pub fn error(&self) -> Option<io::Error> {
+        self.stream.take_error().unwrap_or_else(Some)
+    }
+
+    /// Whether both directions have ended in order.
+    pub fn is_at_its_end(&self) -> bool {
+        self.has_ended && self.guest_has_ended
+    }
+
+    /// Carries both ways, as far as there is something and room for it.
+    pub fn carry(&mut self, socket: &mut Socket<'_>) -> Carried {
+        match socket.state() {
+            // The guest has not answered yet.
+            State::SynSent | State::SynReceived | State::Listen => {
+                if self.is_over {
+                    socket.abort();
+                }
+                return Carried::Nothing;
+            }
+            State::Closed => return Carried::Nothing,
+            _ => {}
+        }
+        let results = [self.give_host(socket), self.give_guest(socket)];
+        let mut carried = Carried::Nothing;
+        for result in results {
+            match result {
+                Ok(0) => {}
+                Ok(_) => carried = Carried::Something,
+                // What one side has lost the other is told.
+                Err(_) => socket.abort(),
+            }
+        }
+        carried
+    }
+
+    fn give_host(&mut self, socket: &mut Socket<'_>) -> io::Result<usize> {
+        let mut all = 0;
+        while self.is_writable && socket.can_recv() {
+            let mut stream = &self.stream;
+            let result = socket.recv(|bytes| match stream.write(bytes) {
+                Ok(count) => (count, Ok(count)),
+                Err(error) => (0, Err(error)),
+            });
+            match result {
+                Ok(Ok(count)) => all += count,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => self.is_writable = false,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => break,
+            }
+        }
+        let sends_no_more =
+            matches!(socket.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
+        if sends_no_more && !socket.can_recv() && !self.guest_has_ended {
+            self.guest_has_ended = true;
+            self.stream.shutdown(Shutdown::Write)?;
+        }
+        Ok(all)
+    }
+
+    fn give_guest(&mut self, socket: &mut Socket<'_>) -> io::Result<usize> {
+        let mut all = 0;
+        while self.is_readable && !self.has_ended && socket.can_send() {
+            let mut stream = &self.stream;
+            let result = socket.send(|bytes| match stream.read(bytes) {
+                Ok(count) => (count, Ok(count)),
+                Err(error) => (0, Err(error)),
+            });
+            match result {
+                Ok(Ok(0)) => {
+                    self.has_ended = true;
+                    // What has been read before comes before the end.
+                    socket.close();
+                }
+                Ok(Ok(count)) => all += count,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => self.is_readable = false,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,262 @@
+//! Datagrams: a socket of the host's for each place that a port of the guest's sends to, which hears of nobody else, and
+//! ports of the host's that lead to the guest.
+
+use crate::address::{GATEWAY, GUEST};
+use crate::events::{Events, News, Token};
+use crate::icmp::port_unreachable;
+use crate::outbox::Outbox;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::time::{Duration, Instant};
+
+/// A flow that has not been used for so long ends when there is a new one.
+const IDLE: Duration = Duration::from_secs(180);
+/// The most bytes of a datagram.
+const LONGEST: usize = 0xffff;
+/// How many go on from one socket before others have their turn.
+const TURN: usize = 16;
+/// Ports that others are seen as, who send to a forwarded port.
+const FIRST_PORT: u16 = 0xc000;
+/// The most of them for one forwarded port.
+const MOST_PEERS: usize = 256;
+
+/// The guest's port, and where it sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    guest: u16,
+    other: SocketAddrV4,
+}
+
+#[derive(Debug)]
+struct Flow {
+    key: Key,
+    socket: UdpSocket,
+    used: Instant,
+    is_ready: bool,
+}
+
+/// All of the guest's.
+#[derive(Debug)]
+pub struct Flows {
+    numbers: HashMap<Key, u64>,
+    all: HashMap<u64, Flow>,
+    next: u64,
+    ready: VecDeque<u64>,
+    most: usize,
+    bytes: Vec<u8>,
+}
+
+impl Flows {
+    pub fn new(most: usize) -> Flows {
+        Flows {
+            numbers: HashMap::new(),
+            all: HashMap::new(),
+            next: 0,
+            ready: VecDeque::new(),
+            most,
+            bytes: vec![0; LONGEST],
+        }
+    }
+
+    /// Sends one on from a port of the guest's; `target` is where it goes, if it may.
+    pub fn send(
+        &mut self,
+        (outbox, events): (&mut Outbox, &Events),
+        (guest, other): (u16, SocketAddrV4),
+        target: impl FnOnce() -> Option<SocketAddr>,
+        bytes: &[u8],
+    ) {
+        let (key, from) = (Key { guest, other }, SocketAddrV4::new(GUEST, guest));
+        let number = match self.numbers.get(&key) {
+            Some(number) => *number,
+            None => match target().and_then(|target| self.open(events, key, target).ok()) {
+                Some(number) => number,
+                None => return port_unreachable(outbox, from, other),
+            },
+        };
+        let Some(flow) = self.all.get_mut(&number) else { return };
+        flow.used = Instant::now();
+        if let Err(error) = flow.socket.send(bytes)
+            && error.kind() == io::ErrorKind::ConnectionRefused
+        {
+            // That was said of one before; this one has not gone yet, and what cannot go is lost.
+            port_unreachable(outbox, from, other);
+            flow.socket.send(bytes).ok();
+        }
+    }
+
+    fn open(&mut self, events: &Events, key: Key, target: SocketAddr) -> io::Result<u64> {
+        self.make_room();
+        let any: SocketAddr = match target {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket = UdpSocket::bind(any)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(target)?;
+        let number = self.next;
+        events.add(&socket, Token::Flow(number))?;
+        self.next += 1;
+        self.numbers.insert(key, number);
+        self.all.insert(number, Flow { key, socket, used: Instant::now(), is_ready: false });
+        Ok(number)
+    }
+
+    /// Ends those that nobody has used for long, and the oldest if there are too many all the same.
+    fn make_room(&mut self) {
+        let is_old = |flow: &Flow| flow.used.elapsed() > IDLE;
+        let mut gone: Vec<u64> = self.all.iter().filter(|(_, it)| is_old(it)).map(|(it, _)| *it).collect();
+        if self.all.len() - gone.len() >= self.most {
+            gone.extend(self.all.iter().min_by_key(|(_, flow)| flow.used).map(|(number, _)| *number));
+        }
+        for number in gone {
+            if let Some(flow) = self.all.remove(&number) {
+                self.numbers.remove(&flow.key);
+            }
+        }
+    }
+
+    /// A socket has news.
+    pub fn news(&mut self, news: News) {
+        let Token::Flow(number) = news.token else { return };
+        if let Some(flow) = self.all.get_mut(&number)
+            && (news.is_readable || news.is_over)
+            && !std::mem::replace(&mut flow.is_ready, true)
+        {
+            self.ready.push_back(number);
+        }
+    }
+
+    /// Whether one waits for its turn.
+    pub fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The next one gives what has come.
+    pub fn turn(&mut self, outbox: &mut Outbox) {
+        let Some(number) = self.ready.pop_front() else { return };
+        let Some(flow) = self.all.get_mut(&number) else { return };
+        let (from, to) = (flow.key.other, SocketAddrV4::new(GUEST, flow.key.guest));
+        for _ in 0..TURN {
+            if outbox.is_full() {
+                break;
+            }
+            match flow.socket.recv(&mut self.bytes) {
+                Ok(count) => {
+                    flow.used = Instant::now();
+                    outbox.push_datagram(from, to, &self.bytes[..count]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    port_unreachable(outbox, to, from);
+                }
+                Err(_) => {
+                    flow.is_ready = false;
+                    return;
+                }
+            }
+        }
+        self.ready.push_back(number);
+    }
+}
+
+/// A port of the host's that leads to the guest.
+#[derive(Debug)]
+pub struct Door {
+    socket: UdpSocket,
+    /// The guest's port.
+    guest: u16,
+    /// Who has sent to it, and as which ports of the gateway's the guest sees them.
+    ports: HashMap<SocketAddr, u16>,
+    /// The other way round, and when each was heard of last.
+    peers: HashMap<u16, (SocketAddr, Instant)>,
+    next_port: u16,
+    bytes: Vec<u8>,
+    is_ready: bool,
+}
+
+impl Door {
+    pub fn new(at: SocketAddrV4, guest: u16) -> io::Result<Door> {
+        let socket = UdpSocket::bind(at)?;
+        socket.set_nonblocking(true)?;
+        Ok(Door {
+            socket,
+            guest,
+            ports: HashMap::new(),
+            peers: HashMap::new(),
+            next_port: FIRST_PORT,
+            bytes: vec![0; LONGEST],
+            is_ready: false,
+        })
+    }
+
+    pub fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
+    /// The port that somebody is seen as. Where there are too many, the one that was silent longest is forgotten.
+    fn port_of(&mut self, peer: SocketAddr) -> u16 {
+        if let Some(port) = self.ports.get(&peer) {
+            return *port;
+        }
+        if self.peers.len() >= MOST_PEERS {
+            let oldest = self.peers.iter().min_by_key(|(_, (_, used))| *used).map(|(port, _)| *port);
+            if let Some((peer, _)) = oldest.and_then(|port| self.peers.remove(&port)) {
+                self.ports.remove(&peer);
+            }
+        }
+        while self.peers.contains_key(&self.next_port) {
+            self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
+        }
+        let port = self.next_port;
+        self.next_port = port.checked_add(1).unwrap_or(FIRST_PORT);
+        self.ports.insert(peer, port);
+        self.peers.insert(port, (peer, Instant::now()));
+        port
+    }
+
+    /// Sends on what the guest answers somebody; whether it was for one of this port's.
+    pub fn send(&self, guest: u16, to: SocketAddrV4, bytes: &[u8]) -> bool {
+        match self.peers.get(&to.port()) {
+            Some((peer, _)) if guest == self.guest && *to.ip() == GATEWAY => {
+                // What cannot go is lost, as datagrams are.
+                self.socket.send_to(bytes, peer).ok();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub fn news(&mut self) {
+        self.is_ready = true;
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.is_ready
+    }
+
+    /// Gives the guest what has come.
+    pub fn turn(&mut self, outbox: &mut Outbox) {
+        for _ in 0..TURN {
+            if outbox.is_full() {
+                return;
+            }
+            match self.socket.recv_from(&mut self.bytes) {
+                Ok((count, peer)) => {
+                    let from = SocketAddrV4::new(GATEWAY, self.port_of(peer));
+                    if let Some((_, used)) = self.peers.get_mut(&from.port()) {
+                        *used = Instant::now();
+                    }
+                    let to = SocketAddrV4::new(GUEST, self.guest);
+                    outbox.push_datagram(from, to, &self.bytes[..count]);
+                }
+                // Somebody does not listen any more.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                Err(_) => {
+                    self.is_ready = false;
+                    return;
+                }
+            }
+        }
+    }
+}

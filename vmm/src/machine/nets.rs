@@ -1,0 +1,194 @@
+//! Networks that a guest is given: who carries the frames of each behind its device.
+
+mod passt;
+mod tap;
+
+use crate::error::{Error, NetError};
+use crate::machine::config::{Config, LinkConfig, Mac, NetConfig, NetStack, UserNetConfig, VirtioDevice};
+use devices::tell;
+use devices::virtio::net::{Link, Net, Sent, feature};
+use net::{Limits, Notice, Options, Reach, Stack};
+use passt::Passt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::RawFd;
+use std::sync::{Mutex, PoisonError};
+use tap::Tap;
+
+/// The address of a guest that has a network of its own.
+const USUAL_MAC: Mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+
+/// How many descriptors the networks among devices may need.
+pub fn descriptors(devices: &[VirtioDevice]) -> usize {
+    let of_user =
+        |it: &&VirtioDevice| matches!(it, VirtioDevice::Net(NetConfig { link: LinkConfig::User(_), .. }));
+    let Limits { connections, flows, .. } = Limits::default();
+    devices.iter().filter(of_user).count() * (connections + flows)
+}
+
+/// Who carries frames.
+#[derive(Debug)]
+pub enum Carrier {
+    /// This program.
+    Own(Box<Stack>),
+    /// passt.
+    Passt(Passt),
+    /// The host's kernel.
+    Tap(Tap),
+}
+
+impl Link for Carrier {
+    fn sources(&self) -> Vec<RawFd> {
+        vec![match self {
+            Carrier::Own(stack) => stack.descriptor(),
+            Carrier::Passt(passt) => passt.descriptor(),
+            Carrier::Tap(tap) => tap.descriptor(),
+        }]
+    }
+
+    fn features(&self) -> u64 {
+        match self {
+            // Between the guest and this program nothing is damaged: checksums are left out.
+            Carrier::Own(_) => feature::CSUM | feature::GUEST_CSUM,
+            Carrier::Passt(_) => 0,
+            Carrier::Tap(tap) => tap.features(),
+        }
+    }
+
+    fn mtu(&self) -> Option<u16> {
+        match self {
+            Carrier::Own(_) | Carrier::Passt(_) => Some(Stack::MTU),
+            Carrier::Tap(_) => None,
+        }
+    }
+
+    fn begin(&mut self, features: u64) {
+        match self {
+            Carrier::Own(stack) => {
+                stack.begin(features & feature::GUEST_CSUM != 0, features & feature::MTU != 0);
+            }
+            Carrier::Passt(_) => {}
+            Carrier::Tap(tap) => tap.begin(features),
+        }
+    }
+
+    fn reset(&mut self) {
+        if let Carrier::Own(stack) = self {
+            stack.reset();
+        }
+    }
+
+    fn send(&mut self, packet: &[u8]) -> Sent {
+        match self {
+            Carrier::Own(stack) => {
+                stack.send(packet);
+                if let Some(Notice::TooManyConnections) = stack.take_notice() {
+                    let Limits { connections, half_open, .. } = Limits::default();
+                    tell!(
+                        Warn,
+                        "the guest has more connections than it may ({connections}, {half_open} of them not answered); \
+                         further ones are refused"
+                    );
+                }
+                Sent::Gone
+            }
+            Carrier::Passt(passt) => passt.send(packet),
+            Carrier::Tap(tap) => tap.send(packet),
+        }
+    }
+
+    fn receive(&mut self, packet: &mut [u8]) -> Option<usize> {
+        match self {
+            Carrier::Own(stack) => stack.receive(packet),
+            Carrier::Passt(passt) => passt.receive(packet),
+            Carrier::Tap(tap) => tap.receive(packet),
+        }
+    }
+
+    fn is_up(&self) -> bool {
+        match self {
+            Carrier::Passt(passt) => passt.is_up(),
+            Carrier::Own(_) | Carrier::Tap(_) => true,
+        }
+    }
+}
+
+/// Programs that make networks, by what is wanted of each, once a process has started all that it will.
+static HELPERS: Mutex<Option<Vec<Helper>>> = Mutex::new(None);
+
+/// What is wanted of one, and what has come of that.
+type Helper = (UserNetConfig, Result<Passt, NetError>);
+
+/// Starts the programs that a guest's networks need, before the process confines itself to what does not include that:
+/// from here on no others are. Each is one guest's; one that begins again has its network from this program.
+pub fn start_helpers(config: &Config) {
+    let mut helpers = Vec::new();
+    for device in &config.virtio {
+        if let VirtioDevice::Net(NetConfig { link: LinkConfig::User(user), .. }) = device
+            && user.stack != NetStack::Own
+        {
+            helpers.push((user.clone(), Passt::start(user)));
+        }
+    }
+    *HELPERS.lock().unwrap_or_else(PoisonError::into_inner) = Some(helpers);
+}
+
+/// What was started for a network; `None` where it is to be started now.
+fn started(wanted: &UserNetConfig) -> Option<Result<Passt, NetError>> {
+    let mut helpers = HELPERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let helpers = helpers.as_mut()?;
+    Some(match helpers.iter().position(|(config, _)| config == wanted) {
+        Some(at) => helpers.swap_remove(at).1,
+        None => {
+            Err(NetError::Passt("is not started again in the cell (--sandbox off does without it)".into()))
+        }
+    })
+}
+
+/// The device of a network.
+///
+/// # Errors
+/// [`Error::Net`].
+pub fn device(config: &NetConfig) -> Result<Net<Carrier>, Error> {
+    let failed = |net: String| move |why: NetError| Error::Net { net, why };
+    let (carrier, mac) = match &config.link {
+        LinkConfig::User(user) => {
+            let mac = config.mac.unwrap_or(USUAL_MAC);
+            (of_user(user, mac).map_err(failed("user".into()))?, mac)
+        }
+        LinkConfig::Tap(name) => {
+            let failed = failed(format!("tap={name}"));
+            let made = Tap::open(name).map_err(NetError::Tap).and_then(|tap| Ok((tap, some_mac()?)));
+            let (tap, some) = made.map_err(failed)?;
+            (Carrier::Tap(tap), config.mac.unwrap_or(some))
+        }
+    };
+    Ok(Net::new(carrier, mac))
+}
+
+fn of_user(config: &UserNetConfig, mac: Mac) -> Result<Carrier, NetError> {
+    if config.stack != NetStack::Own {
+        match started(config).unwrap_or_else(|| Passt::start(config)) {
+            Ok(passt) => {
+                log::info!("the guest's network is made by passt");
+                return Ok(Carrier::Passt(passt));
+            }
+            Err(error) if config.stack == NetStack::Passt => return Err(error),
+            Err(error) => log::info!("the guest's network is made by vmm itself: {error}"),
+        }
+    }
+    let reach = if config.host_loopback { Reach::Host } else { Reach::Others };
+    let forwards = config.forwards.clone();
+    let stack = Stack::new(Options { mac, reach, forwards, limits: Limits::default() })?;
+    Ok(Carrier::Own(Box::new(stack)))
+}
+
+/// An address by chance, of those that anybody may give.
+fn some_mac() -> io::Result<Mac> {
+    const LOCAL: u8 = 2;
+    const GROUP: u8 = 1;
+    let mut mac = [0; 6];
+    File::open("/dev/urandom")?.read_exact(&mut mac)?;
+    mac[0] = mac[0] & !GROUP | LOCAL;
+    Ok(mac)
+}
