@@ -1,11 +1,11 @@
 //! The cell: what the monitor keeps itself from, so that a guest which has got the better of it has little to go on with.
 //! `docs/cell.md` says what that is.
 //!
-//! Each thread has a filter of its system calls, by its [`Kind`](table::Kind); all of them may open only the paths that
+//! Each thread has a filter of its system calls, by its kind (`table`); all of them may open only the paths that
 //! they need. It is for all of a process, so it is the command line that begins one: the library does not.
 //!
 //! Threads begin by [`debug::threads`] and [`devices::threads`]. Filters are inherited, so they are made by a thread that
-//! may do what any of them may ([`nursery`]), and which does nothing else.
+//! may do what any of them may (`nursery`), and which does nothing else.
 
 mod filter;
 mod nursery;

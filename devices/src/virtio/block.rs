@@ -2,7 +2,7 @@
 //!
 //! Where the bytes are is not known here: whoever has them ([`Disk`]) reads and writes at offsets. A queue has a thread of
 //! its own, so that a guest's processors do not wait for each other's requests; a long request is worked on in pieces
-//! ([`requests`]), so that nothing is allocated by the guest's say and nobody waits for it.
+//! (`requests`), so that nothing is allocated by the guest's say and nobody waits for it.
 
 mod requests;
 

@@ -1,7 +1,7 @@
 //! The socket device (5.10): streams between programs of the guest and programs of the host, by ports.
 //!
 //! Whoever of the host's asks for a port of the guest's comes by [`Host::accept`]; what the guest asks for of the host's
-//! goes to [`Host::connect`]. Both are streams of bytes, which are carried here ([`connection`]), with credit both ways:
+//! goes to [`Host::connect`]. Both are streams of bytes, which are carried here (`connection`), with credit both ways:
 //! what is not taken is not asked for, so that nothing is kept without bound.
 //!
 //! Connections are not saved: a guest that is put back is told that all of them are gone (5.10.6.7.1).
@@ -51,7 +51,7 @@ pub trait Host: Send {
     /// Becomes readable when one has come.
     fn listener(&self) -> Option<RawFd>;
 
-    /// The next that has come, set to not wait; it will say which port it wants ([`connection`]).
+    /// The next that has come, set to not wait; it will say which port it wants (`docs/vsock.md`).
     fn accept(&mut self) -> Option<UnixStream>;
 
     /// The one that has a port, set to not wait.
