@@ -179,14 +179,16 @@ fn pc(image: &Image) -> io::Result<Vec<Partition>> {
         }
     }
     let Some(extended) = first.iter().find(|entry| EXTENDED.contains(&entry.kind)) else { return Ok(found) };
-    let mut at = extended.first;
-    for number in 5..5 + MOST_LOGICAL {
+    let (mut at, mut number) = (extended.first, 5);
+    for _ in 0..MOST_LOGICAL {
         let Some(entries) = pc_entries(image, at)? else { break };
-        let (its, next) = (entries[0], entries[1]);
-        found.extend(on_disk(image, number, (at.saturating_add(its.first), its.count), false));
-        if !EXTENDED.contains(&next.kind) {
-            break;
+        // A link of the chain that has no partition has no number.
+        for its in entries.iter().filter(|it| !EXTENDED.contains(&it.kind) && it.count > 0) {
+            found.extend(on_disk(image, number, (at.saturating_add(its.first), its.count), false));
+            number += 1;
         }
+        let next = entries.iter().find(|it| EXTENDED.contains(&it.kind) && it.count > 0);
+        let Some(next) = next else { break };
         at = extended.first.saturating_add(next.first);
     }
     Ok(found)
@@ -280,13 +282,16 @@ mod tests {
         pc_entry(&mut bytes, (0, 2), 0x05, (100, 1000));
         pc_entry(&mut bytes, (100, 0), 0x83, (8, 16));
         pc_entry(&mut bytes, (100, 1), 0x05, (50, 100));
-        pc_entry(&mut bytes, (150, 0), 0x83, (8, 16));
+        // One whose partition has gone, and the next.
+        pc_entry(&mut bytes, (150, 1), 0x05, (60, 100));
+        pc_entry(&mut bytes, (160, 0), 0x83, (8, 16));
         let (image, path) = image("pc", &bytes);
         let found = image.partitions().unwrap();
-        assert_eq!(numbers(&found), [(2, 8 * 512, false), (5, 108 * 512, false), (6, 158 * 512, false)]);
-        pc_entry(&mut bytes, (150, 1), 0x05, (0, 100));
+        assert_eq!(numbers(&found), [(2, 8 * 512, false), (5, 108 * 512, false), (6, 168 * 512, false)]);
+        pc_entry(&mut bytes, (160, 1), 0x05, (60, 100));
         fs::write(&path, &bytes).unwrap();
-        assert_eq!(image.partitions().unwrap().len(), 1 + usize::try_from(MOST_LOGICAL).unwrap());
+        // The first partition, and one of each link but the empty one.
+        assert_eq!(image.partitions().unwrap().len(), usize::try_from(MOST_LOGICAL).unwrap());
         fs::remove_file(path).unwrap();
     }
 

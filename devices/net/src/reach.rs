@@ -3,7 +3,7 @@
 use crate::address::{GATEWAY, RESOLVER, is_inside};
 use crate::resolver::PORT;
 use nix::ifaddrs::getifaddrs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 
 /// What a guest may reach.
@@ -59,8 +59,11 @@ fn is_local_by_route(ip: Ipv4Addr) -> bool {
         socket.connect((ip, 9))?;
         socket.local_addr()
     });
-    // What has no route is reached by nobody.
-    own.is_ok_and(|own| own.ip() == IpAddr::V4(ip) || own.ip().is_loopback())
+    match own {
+        Ok(own) => own.ip() == IpAddr::V4(ip) || own.ip().is_loopback(),
+        // What has no route is reached by nobody. Whatever else goes wrong, nothing is known to be another's.
+        Err(error) => !matches!(error.kind(), ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable),
+    }
 }
 
 /// What of a guest's frames another network may see, which does not look after the host as this one does: passt connects

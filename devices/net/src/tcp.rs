@@ -25,6 +25,9 @@ use wire::Wire;
 
 /// Bytes that are kept of a connection, each way.
 const KEPT: usize = 256 << 10;
+/// How long the guest is waited for that owes an answer: as long as Linux tries to connect by itself (tcp(7),
+/// `tcp_syn_retries`).
+const PATIENCE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(127);
 /// The most bytes of a packet that asks for a connection.
 const LONGEST_REQUEST: usize = 256;
 /// Ports that connections from outside come from, as the guest sees it.
@@ -103,6 +106,8 @@ fn interface(outbox: &mut Outbox, now: Instant) -> Interface {
 fn socket() -> Socket<'static> {
     let buffer = || SocketBuffer::new(vec![0; KEPT]);
     let mut socket = Socket::new(buffer(), buffer());
+    // A guest that answers nothing has not got it.
+    socket.set_timeout(Some(PATIENCE));
     // The way to the guest is short: what there is goes at once.
     socket.set_ack_delay(None);
     socket.set_nagle_enabled(false);
@@ -332,7 +337,10 @@ impl Connections {
             }
         }
         let state = connection.sockets.get::<Socket<'_>>(handle).state();
-        if matches!(state, State::Closed | State::TimeWait | State::Listen) {
+        let socket = connection.sockets.get::<Socket<'_>>(handle);
+        if matches!(state, State::Closed | State::TimeWait | State::Listen)
+            && !connection.host.is_owed(socket)
+        {
             return self.remove(number);
         }
         if outbox.is_full() {
@@ -345,6 +353,12 @@ impl Connections {
         connection.deadline = deadline.map(|at| at.max(soonest));
     }
 
+    /// Ends all; the host's sides are told that it was no orderly end.
+    fn remove_all(&mut self) {
+        let numbers: Vec<u64> = self.all.keys().copied().collect();
+        numbers.into_iter().for_each(|number| self.remove(number));
+    }
+
     /// Ends one; the host's side is told whether it was an orderly end.
     fn remove(&mut self, number: u64) {
         let Some(connection) = self.all.remove(&number) else { return };
@@ -352,6 +366,12 @@ impl Connections {
         if !connection.host.is_at_its_end() {
             sockopt::set_socket_linger(connection.host.stream(), Some(Duration::ZERO)).ok();
         }
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        self.remove_all();
     }
 }
 

@@ -77,10 +77,14 @@ struct Shared {
     are_gone: bool,
     /// By the guest's port and the host's.
     connections: BTreeMap<(u32, u32), Connection>,
+    /// Those that the guest has ended, whose bytes the host's programs have not taken yet.
+    ended: BTreeMap<(u32, u32), Connection>,
     /// Programs of the host's that have not said what they want, by numbers that the poller knows them by.
     asking: BTreeMap<u32, Connection>,
     /// Headers of answers to what belongs to no connection.
     refusals: VecDeque<Header>,
+    /// What the guest says waits, as there are too many of them.
+    is_held_back: bool,
     /// Streams with news. The thread has this one descriptor for all of them.
     poller: Epoll,
     next_port: u32,
@@ -123,8 +127,10 @@ impl Vsock {
             cid,
             are_gone: false,
             connections: BTreeMap::new(),
+            ended: BTreeMap::new(),
             asking: BTreeMap::new(),
             refusals: VecDeque::new(),
+            is_held_back: false,
             poller,
             next_port: FIRST_HOST_PORT,
             turn: (0, 0),
@@ -196,12 +202,14 @@ impl Model for Vsock {
 impl Shared {
     fn forget_all(&mut self) {
         self.connections.clear();
+        self.ended.clear();
         self.asking.clear();
+        self.is_held_back = false;
         self.refusals.clear();
     }
 
     fn count(&self) -> usize {
-        self.connections.len() + self.asking.len()
+        self.connections.len() + self.ended.len() + self.asking.len()
     }
 
     /// Has the poller look at a stream, at each change of its.
@@ -227,10 +235,10 @@ impl Shared {
         }
     }
 
-    /// Lets those in who have come.
-    fn accept(&mut self) {
-        for _ in 0..TURN {
-            let Some(stream) = self.host.accept() else { return };
+    /// Lets those in who have come; whether there was any.
+    fn accept(&mut self) -> bool {
+        for number in 0..TURN {
+            let Some(stream) = self.host.accept() else { return number > 0 };
             if self.count() >= MOST_CONNECTIONS {
                 tell!(Debug, "vsock: there are {MOST_CONNECTIONS} connections already");
                 continue;
@@ -241,17 +249,21 @@ impl Shared {
                 Err(error) => tell!(Debug, "vsock: {error}"),
             }
         }
+        true
     }
 
     /// Marks whoever has news; whether there was any.
     fn look(&mut self) -> bool {
         let mut events = [EpollEvent::default(); TURN];
         let count = self.poller.wait(0, &mut events).unwrap_or(0);
+        let mut is_news = false;
         for event in &events[..count] {
             if event.data() == LISTENER {
-                self.accept();
+                // One that cannot be let in, for want of descriptors, is tried with the next news.
+                is_news |= self.accept();
                 continue;
             }
+            is_news = true;
             #[expect(clippy::cast_possible_truncation, reason = "it has two of them")]
             let key = ((event.data() >> 32) as u32, event.data() as u32);
             let news = event.event_set();
@@ -261,10 +273,16 @@ impl Shared {
                     if let Some(connection) = self.connections.get_mut(&key) {
                         connection.has_news(news);
                     }
+                    if let Some(connection) = self.ended.get_mut(&key) {
+                        connection.has_news(news);
+                        if !connection.is_owed() {
+                            self.ended.remove(&key);
+                        }
+                    }
                 }
             }
         }
-        count > 0
+        is_news
     }
 
     /// One of the host's programs says which port it wants.
@@ -299,7 +317,10 @@ impl Shared {
             (None, _) => self.refuse(header),
             (Some(connection), _) => match connection.hear(header, bytes) {
                 Fate::Stays => {}
-                Fate::Over => drop(self.connections.remove(&key)),
+                Fate::Over => {
+                    let ended = self.connections.remove(&key).filter(Connection::is_owed);
+                    self.ended.extend(ended.map(|ended| (key, ended)));
+                }
                 Fate::Refused => {
                     self.connections.remove(&key);
                     self.refuse(header);
@@ -380,6 +401,7 @@ impl Serve for Server {
         let heard = match rung {
             Rung::Queue(EVENTS) => return happened(shared, queues),
             Rung::Queue(FROM_DRIVER) => take_from_driver(shared, queues)?,
+            Rung::Queue(_) if goes_on(shared) => take_from_driver(shared, queues)?,
             Rung::Queue(_) => Then::Waits,
             Rung::Source(_) => {
                 let more = shared.look();
@@ -415,7 +437,8 @@ fn take_from_driver(shared: &mut Shared, queues: &mut Queues) -> Result<Then, Br
     let mut packet = vec![0; HEADER + LONGEST];
     for _ in 0..TURN {
         // It is looked at again when the guest has taken answers.
-        if shared.refusals.len() >= MOST_REFUSALS {
+        shared.is_held_back = shared.refusals.len() >= MOST_REFUSALS;
+        if shared.is_held_back {
             queue.tell()?;
             return Ok(Then::Waits);
         }
@@ -430,16 +453,21 @@ fn take_from_driver(shared: &mut Shared, queues: &mut Queues) -> Result<Then, Br
     Ok(if queue.listen()? { Then::GoesOn } else { Then::Waits })
 }
 
+/// Whether there is room again for answers to a guest that was held back.
+fn goes_on(shared: &Shared) -> bool {
+    shared.is_held_back && shared.refusals.len() < MOST_REFUSALS
+}
+
 /// What there is for the guest, as far as it has room.
 fn give_to_driver(shared: &mut Shared, queues: &mut Queues) -> Result<Then, Broken> {
-    let was_full = shared.refusals.len() >= MOST_REFUSALS;
     let Some(queue) = queues.get(TO_DRIVER) else { return Ok(Then::Waits) };
     queue.stop_listening()?;
     let mut bytes = vec![0; LONGEST];
     for _ in 0..TURN {
         let Some(chain) = queue.pop()? else {
             queue.tell()?;
-            return Ok(if queue.listen()? { Then::GoesOn } else { Then::Waits });
+            let more = queue.listen()?;
+            return Ok(if more || goes_on(shared) { Then::GoesOn } else { Then::Waits });
         };
         let room = usize::try_from(chain.writable.size()).unwrap_or(usize::MAX);
         let Some(room) = room.checked_sub(HEADER) else {
@@ -450,8 +478,7 @@ fn give_to_driver(shared: &mut Shared, queues: &mut Queues) -> Result<Then, Brok
         let Some((header, count)) = shared.next(&mut bytes[..room.min(LONGEST)]) else {
             queue.put_back();
             queue.tell()?;
-            // A guest that waited for its answers to be taken goes on.
-            return if was_full { take_from_driver(shared, queues) } else { Ok(Then::Waits) };
+            return if goes_on(shared) { take_from_driver(shared, queues) } else { Ok(Then::Waits) };
         };
         let written = chain.writable.write(0, &header.encoded());
         let written = written + chain.writable.write(HEADER as u64, &bytes[..count]);

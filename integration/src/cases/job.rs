@@ -61,7 +61,8 @@ fn run(c: &mut Context, root: &Path, options: &str, command: &str) -> Result<Fin
 /// A command's output, errors and code are the run's.
 pub fn commands(c: &mut Context) -> Check {
     let root = root(c)?;
-    let release = run(c, &root, "", "uname -r")?;
+    // With all that the monitor's cell has.
+    let release = run(c, &root, "--sandbox require", "uname -r")?;
     release.expect_code(0)?;
     check(release.output.starts_with("6.12"), || format!("no release: {}", release.output))?;
     check(release.errors.is_empty(), || format!("there is more to say: {}", release.errors))?;
@@ -102,6 +103,8 @@ pub fn wrong_ways(c: &mut Context) -> Check {
         ("--rw /work-that-is-not-there", "true", 125, "--rw /work-that-is-not-there: "),
         ("--append rdinit=/none~init=/none", "true", 120, "Unable to mount root fs"),
         ("--wrong", "true", 125, "For more information, try '--help'"),
+        // One that comes last.
+        ("", "sh -c echo~'Oops:~0'>/dev/kmsg", 118, "the log has oops: "),
         ("--fail-on oops,warn --allow Oo+ps:.*[0-9]", "sh -c echo~'Oops:~0'>/dev/kmsg", 0, ""),
         ("--timeout 1s", "sleep 1000", 124, "--timeout is over"),
         ("", &oops, 118, "the log has oops: "),

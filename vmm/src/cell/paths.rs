@@ -10,6 +10,7 @@ use landlock::{
 };
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 /// The newest that this was written for.
@@ -112,6 +113,10 @@ impl Bounds {
         for rule in rules.iter().filter(|rule| by.contains(&rule.by)) {
             let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
             let Ok(at) = open(&rule.path, flags, Mode::empty()) else { continue };
+            // What lies in no file system has no rules, and needs none: a file in memory that was given by its number.
+            if is_nowhere(&at) {
+                continue;
+            }
             bounds = bounds.add_rule(PathBeneath::new(at, rights(&rule.path, rule.grant)))?;
         }
         Ok(Bounds(bounds))
@@ -126,6 +131,14 @@ impl Bounds {
         let held = own.restrict_self().map_err(|error| error.to_string())?;
         Ok(held.ruleset != RulesetStatus::NotEnforced)
     }
+}
+
+/// Whether it is in no file system that somebody could have mounted, for which Landlock takes no rules
+/// (landlock_add_rule(2), `EBADFD`).
+fn is_nowhere(at: &impl AsRawFd) -> bool {
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", at.as_raw_fd())).unwrap_or_default();
+    let name = name.to_string_lossy();
+    name.starts_with("/memfd:") || !name.starts_with('/')
 }
 
 /// A file has none of a folder's rights.
@@ -144,6 +157,19 @@ mod tests {
             assert!(!grant.rights().intersects(never), "{grant:?}");
         }
         assert!(!Grant::Read.rights().intersects(AccessFs::from_write(NEWEST)));
+    }
+
+    #[test]
+    fn a_file_in_memory_has_no_rule_and_is_no_hindrance() {
+        let file = nix::sys::memfd::memfd_create("test", nix::sys::memfd::MFdFlags::empty()).unwrap();
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let rules = [Rule::new(&path, Grant::Read), Rule::new("/dev/null", Grant::Read)];
+        assert!(is_nowhere(&open(Path::new(&path), OFlag::O_PATH, Mode::empty()).unwrap()));
+        assert!(!is_nowhere(&open("/dev/null", OFlag::O_PATH, Mode::empty()).unwrap()));
+        // A host without Landlock says so otherwise.
+        if Bounds::new(&rules[1..], &[For::Others]).is_ok() {
+            assert!(Bounds::new(&rules, &[For::Others]).is_ok());
+        }
     }
 
     #[test]

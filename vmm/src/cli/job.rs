@@ -140,7 +140,7 @@ pub struct Args {
 
     /// Run many: a file, or - for standard input, of which each line has the words of one `vmm run`; a table at the end
     #[arg(long, value_name = "FILE|-", help_heading = "Many",
-          conflicts_with_all = ["kernel", "build", "modules", "append", "root", "disk", "rw", "out", "env", "cwd", "init", "systemd", "hold_on", "name", "gdb", "kernel_log", "command"])]
+          conflicts_with_all = ["kernel", "build", "modules", "append", "root", "disk", "rw", "out", "env", "cwd", "init", "systemd", "hold_on", "name", "gdb", "kernel_log", "cpus", "memory", "virtio", "net", "boot_timeout", "timeout", "slow", "fail_on", "allow", "no_tty", "sandbox", "command"])]
     matrix: Option<PathBuf>,
     /// How many at a time; as many as this host's processors and memory have room for where nothing is said
     #[arg(short, long, value_name = "N", requires = "matrix", value_parser = ValueParser::new(values::count), help_heading = "Many")]
@@ -224,7 +224,11 @@ impl Args {
 
     fn folder(&self) -> PathBuf {
         match &self.cwd {
-            Some(folder) => folder.clone(),
+            // Where the root is this host's, as it is meant here.
+            Some(folder) if self.root == Path::new("/") => {
+                std::path::absolute(folder).unwrap_or_else(|_| folder.clone())
+            }
+            Some(folder) => Path::new("/").join(folder),
             None if self.root == Path::new("/") => env::current_dir().unwrap_or_else(|_| "/".into()),
             None => "/".into(),
         }
@@ -353,9 +357,10 @@ fn understood(words: &[String]) -> Result<Args, String> {
         let text = error.to_string();
         text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_string()
     })?;
-    match line.run.matrix {
-        Some(_) => Err("a run of many cannot be one of many".into()),
-        None => Ok(line.run),
+    match (&line.run.matrix, line.run.json) {
+        (Some(_), _) => Err("a run of many cannot be one of many".into()),
+        (None, true) => Err("--json is for all of them: write it beside --matrix".into()),
+        (None, false) => Ok(line.run),
     }
 }
 
@@ -451,18 +456,19 @@ fn run(args: &Args, plan: Plan) -> Result<u8, Error> {
 /// Says what came of it, to people.
 fn report(args: &Args, ended: &Ended) {
     let verdict = &ended.verdict;
-    if args.json {
-        return;
-    }
-    if !verdict.is_commands() {
+    if verdict.shows_log() {
         let tail: String = ended.log.last(SHOWN).map(|line| format!("{line}\n")).collect();
-        if args.kernel_log.is_none() && verdict.shows_log() {
+        if args.kernel_log.is_none() {
             logging::print(&tail);
-            ended.vcpus.iter().for_each(|vcpu| logging::print(&format!("{vcpu}\n")));
         }
-        log::error!("{verdict} (exit code {})", verdict.code());
-    } else if verdict.is_ambiguous() {
-        log::warn!("{verdict}");
+        ended.vcpus.iter().for_each(|vcpu| logging::print(&format!("{vcpu}\n")));
+    }
+    match args.json {
+        // It says all of this behind it.
+        true => {}
+        false if !verdict.is_commands() => log::error!("{verdict} (exit code {})", verdict.code()),
+        false if verdict.is_ambiguous() => log::warn!("{verdict}"),
+        false => {}
     }
 }
 
@@ -502,6 +508,7 @@ mod tests {
             ("--fail-on oops,heat", "'heat' is none of oops, warn"),
             ("--matrix other", "cannot be one of many"),
             ("--junit x", "required arguments"),
+            ("--json -- true", "beside --matrix"),
         ] {
             let error = words(line).unwrap_err();
             assert!(error.contains(says) && !error.contains('\n'), "{line}: {error}");

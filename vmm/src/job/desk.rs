@@ -219,6 +219,7 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         verdict: None,
         is_over: false,
         is_held: false,
+        was_debugged: false,
     };
     cell::settle(true);
     guest.start();
@@ -262,6 +263,8 @@ struct Desk<'a> {
     is_over: bool,
     /// The job is over, and the guest is kept.
     is_held: bool,
+    /// A debugger has had it.
+    was_debugged: bool,
 }
 
 impl Desk<'_> {
@@ -310,8 +313,9 @@ impl Desk<'_> {
                 tail = log.into_iter().collect();
             }
         }
-        if let Some(session) = self.session.take() {
-            session.finish();
+        if self.session.take().is_some_and(Session::finish) {
+            // What is said of it begins a line of its own.
+            logging::print("\n");
         }
         let (took, booted_after) = (self.began.elapsed(), self.booted_after);
         Ended { verdict, log: tail, vcpus, took, booted_after }
@@ -339,6 +343,12 @@ impl Desk<'_> {
         self.verdict.get_or_insert(verdict);
     }
 
+    /// The command has ended; what the log is a sign of, it has told before, and that is what came of it.
+    fn decide_command(&mut self, verdict: Verdict) {
+        let sign = self.sign.take().map(|(sign, line, _)| of_sign(sign, line));
+        self.decide(sign.unwrap_or(verdict));
+    }
+
     fn deadline(&self) -> Option<Instant> {
         let sign = self.sign.as_ref().map(|(_, _, until)| *until);
         [self.boot_ends, self.ends, sign, Some(self.next_look)].into_iter().flatten().min()
@@ -354,7 +364,9 @@ impl Desk<'_> {
         // SAFETY: none of these is closed while it is waited for.
         let event =
             |event: &EventFd| unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) };
-        let mut events = vec![self.guest.wake(), &self.serial.wake, self.visitors.wake()];
+        let mut events = vec![self.guest.wake(), &self.serial.wake];
+        // They are let in when there is somebody for them.
+        events.extend(self.is_up.then(|| self.visitors.wake()));
         events.extend(self.session.as_ref().map(Session::wake));
         let mut polls = vec![
             PollFd::new(self.port.as_fd(), PollFlags::POLLIN | sends),
@@ -379,8 +391,8 @@ impl Desk<'_> {
         self.serial.wake.read().ok();
         for line in self.lines.push(&self.serial.take()) {
             self.look_at_line(&line);
-            // What is told by the first process as well is shown once.
-            if !self.is_up {
+            // What is told by the first process as well is shown once. A kernel that panics has it tell nothing more.
+            if !self.is_up || matches!(self.sign, Some((Sign::Panic, ..))) {
                 self.show_line(line);
             }
         }
@@ -446,8 +458,8 @@ impl Desk<'_> {
                 }
             }
             (_, SESSION) => match self.session.as_mut().and_then(|session| session.hear(frame)) {
-                Some(CommandEnd::Code(code)) => self.decide(Verdict::Command(code)),
-                Some(CommandEnd::Signal(signal)) => self.decide(Verdict::Signal(signal)),
+                Some(CommandEnd::Code(code)) => self.decide_command(Verdict::Command(code)),
+                Some(CommandEnd::Signal(signal)) => self.decide_command(Verdict::Signal(signal)),
                 None => {}
             },
             (_, SESSION..) => self.visitors.tell(&frame, &mut self.out),
@@ -543,14 +555,22 @@ impl Desk<'_> {
         let Some(outcome) = self.guest.outcome() else { return };
         self.is_over = true;
         self.hear_the_last();
-        let line = self.sign.take().filter(|(sign, ..)| *sign == Sign::Panic).map(|(_, line, _)| line);
-        let has_panicked = line.is_some()
-            || matches!(outcome, Outcome::Ended(arch::End::Reset))
-                && self.guest.dumper().has_panicked(&mut || true);
-        self.decide(match line {
-            Some(line) => Verdict::Panic(Some(line)),
-            None => Verdict::of_guest(outcome, has_panicked),
+        let sign = self.sign.take().map(|(sign, line, _)| of_sign(sign, line));
+        let has_panicked = matches!(outcome, Outcome::Ended(arch::End::Reset))
+            && self.guest.dumper().has_panicked(&mut || true);
+        self.decide(match (sign, Verdict::of_guest(outcome, has_panicked)) {
+            (Some(panic @ Verdict::Panic(_)), _) => panic,
+            // What it has come to is the worse of the two.
+            (_, end @ Verdict::Panic(_)) | (None, end) => end,
+            (Some(sign), _) => sign,
         });
+    }
+
+    /// Whether a debugger has the guest, or it waits for one.
+    fn is_debuggers(&mut self) -> bool {
+        let is_debugged = self.guest.is_debugged();
+        self.was_debugged |= is_debugged;
+        is_debugged || !self.was_debugged && self.job.guest.waits_for_debugger()
     }
 
     /// Whether one of them stays where it is, with interrupts off. What a debugger holds stays, too.
@@ -578,11 +598,12 @@ impl Desk<'_> {
         let now = Instant::now();
         let sign = self.sign.take_if(|(_, _, until)| *until <= now);
         if let Some((sign, line, _)) = sign {
-            self.decide(match sign {
-                Sign::Panic => Verdict::Panic(Some(line)),
-                Sign::Hang => Verdict::Hang(line),
-                Sign::Trouble(trouble) => Verdict::Trouble(trouble, line),
-            });
+            self.decide(of_sign(sign, line));
+        }
+        if self.is_debuggers() {
+            // Its times begin anew when the debugger has gone.
+            self.boot_ends = self.boot_ends.map(|_| now + self.job.boot_timeout);
+            self.ends = self.job.timeout.filter(|_| !self.is_held).map(|limit| now + limit).or(self.ends);
         }
         if self.next_look <= now {
             self.next_look = now + stuck::EVERY;
@@ -594,5 +615,14 @@ impl Desk<'_> {
         if self.ends.is_some_and(|ends| ends <= now) {
             self.decide(Verdict::TimeOver);
         }
+    }
+}
+
+/// What a sign in the log comes to.
+fn of_sign(sign: Sign, line: String) -> Verdict {
+    match sign {
+        Sign::Panic => Verdict::Panic(Some(line)),
+        Sign::Hang => Verdict::Hang(line),
+        Sign::Trouble(trouble) => Verdict::Trouble(trouble, line),
     }
 }

@@ -51,7 +51,8 @@ macro_rules! troubles {
 troubles! {
     /// A fault in the kernel that ended what it was doing.
     Oops = "oops": "Oops: ", "Oops[", "BUG: unable to handle", "BUG: kernel NULL pointer", "kernel BUG at ",
-        "Internal error: ", "general protection fault", "Unable to handle kernel";
+        "Internal error: ", "general protection fault, probably", "general protection fault: 0", "Unable to handle kernel",
+        "BUG: Bad page ", "BUG: Bad rss-counter";
     /// `WARN_ON`.
     Warn = "warn": "WARNING: CPU: ", "WARNING: ";
     /// An address sanitizer.
@@ -63,7 +64,8 @@ troubles! {
     /// Locks that are taken the wrong way.
     Lockdep = "lockdep": "WARNING: possible circular locking", "WARNING: possible recursive locking",
         "WARNING: inconsistent lock state", "WARNING: bad unlock balance", "INFO: possible circular locking",
-        "WARNING: suspicious RCU usage", "BUG: sleeping function called from invalid context",
+        "WARNING: possible irq lock inversion", "-unsafe lock order detected", "held lock freed",
+        "BUG: Invalid wait context", "WARNING: suspicious RCU usage", "BUG: sleeping function called from invalid context",
         "BUG: scheduling while atomic";
     /// Memory that is lost.
     Leak = "leak": "kmemleak: ";
@@ -79,6 +81,7 @@ const HANGS: &[&str] = &[
     "self-detected stall",
     "detected expedited stalls",
     "blocked for more than",
+    "BUG: workqueue lockup",
 ];
 /// What it says when it panics (kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing";
@@ -212,6 +215,13 @@ mod tests {
             ("WARNING: CPU: 0 PID: 1 at mm/slab.c:1", Some(Sign::Trouble(Trouble::Warn))),
             ("WARNING: CPU: 0 PID: 1 at drivers/gpu/drm/x.c:1", None),
             ("UBSAN: shift-out-of-bounds", None),
+            (
+                "Oops: general protection fault, probably for non-canonical address",
+                Some(Sign::Trouble(Trouble::Oops)),
+            ),
+            // A program's.
+            ("traps: a.out[12] general protection fault ip:40113a sp:7ffd error:0 in a.out", None),
+            ("BUG: workqueue lockup - pool cpus=0 node=0", Some(Sign::Hang)),
             ("all is well", None),
         ] {
             assert_eq!(watch.sign(line), sign, "{line}");

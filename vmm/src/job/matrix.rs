@@ -5,10 +5,12 @@
 
 use super::ktap::{self, Test};
 use super::verdict::CANNOT;
+use nix::sys::signal::Signal;
 use serde::Deserialize;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
@@ -129,7 +131,7 @@ struct Told {
 /// Runs all of them, `at_a_time`, with this program; tells of each as it ends.
 ///
 /// # Errors
-/// When a process cannot be started, or the system gives no more threads or files.
+/// When the system gives no more threads.
 pub fn run(
     entries: Vec<Entry>,
     at_a_time: usize,
@@ -148,7 +150,6 @@ pub fn run(
         drop(sender);
         let mut all = Vec::new();
         for one in finished {
-            let one: Finished = one?;
             tell(&one);
             all.push(one);
         }
@@ -158,12 +159,10 @@ pub fn run(
     Ok(all)
 }
 
-fn work(waiting: &Mutex<VecDeque<Entry>>, program: &Path, sender: &Sender<io::Result<Finished>>) {
+fn work(waiting: &Mutex<VecDeque<Entry>>, program: &Path, sender: &Sender<Finished>) {
     loop {
         let Some(entry) = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return };
-        let result = carry_out(entry, program);
-        let is_over = result.is_err();
-        if sender.send(result).is_err() || is_over {
+        if sender.send(carry_out(entry, program)).is_err() {
             return;
         }
     }
@@ -174,17 +173,33 @@ fn nameless() -> io::Result<File> {
     Ok(nix::sys::memfd::memfd_create("output", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?.into())
 }
 
-fn carry_out(entry: Entry, program: &Path) -> io::Result<Finished> {
+/// Carries one out; one that cannot be is over as well.
+fn carry_out(entry: Entry, program: &Path) -> Finished {
+    let began = Instant::now();
+    run_one(&entry, program).unwrap_or_else(|error| Finished {
+        entry,
+        code: CANNOT,
+        verdict: "cannot".into(),
+        text: format!("it cannot be run: {error}"),
+        took: began.elapsed(),
+        output: String::new(),
+        errors: String::new(),
+        tests: Vec::new(),
+    })
+}
+
+fn run_one(entry: &Entry, program: &Path) -> io::Result<Finished> {
     let (mut output, mut errors) = (nameless()?, nameless()?);
     let began = Instant::now();
-    let mut child: Child = Command::new(program)
-        .arg("run")
-        .arg("--json")
-        .args(&entry.words)
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(errors.try_clone()?)
-        .spawn()?;
+    let mut command = Command::new(program);
+    command.arg("run").arg("--json").args(&entry.words).stdin(Stdio::null());
+    command.stdout(output.try_clone()?).stderr(errors.try_clone()?);
+    // SAFETY: the closure makes one system call.
+    unsafe {
+        // Nobody waits for it when this process has gone.
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?));
+    }
+    let mut child: Child = command.spawn()?;
     let status = child.wait()?;
     let took = began.elapsed();
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(CANNOT);
@@ -196,11 +211,14 @@ fn carry_out(entry: Entry, program: &Path) -> io::Result<Finished> {
         Err(_) => (errors.clone(), Told { verdict: "cannot".into(), text: last.into() }),
     };
     let tests = ktap::tests(&output);
+    let entry = entry.clone();
     Ok(Finished { entry, code, verdict: told.verdict, text: told.text, took, output, errors, tests })
 }
 
 fn text_of(file: &mut File) -> io::Result<String> {
-    file.seek(SeekFrom::Start(0))?;
+    // The end of it says what came of the run.
+    let size = file.metadata()?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(MOST_OUTPUT)))?;
     let mut bytes = Vec::new();
     file.take(MOST_OUTPUT).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())

@@ -3,6 +3,7 @@
 use disk::{Access, DiskError, FileSystem, Format, Image, Options, Partition};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 /// What archives begin with: cpio's own (cpio(5)), and what they are packed by (`Documentation/x86/boot.rst`, "payload").
@@ -83,7 +84,8 @@ fn listed(partitions: &[Partition]) -> String {
 impl RootImage {
     /// As it is written: `IMAGE[,format=raw|qcow2][:PARTITION]`. `None` if that is no file or block device.
     pub fn named(text: &Path) -> Option<RootImage> {
-        let is_disk = |path: &Path| path.metadata().is_ok_and(|it| !it.is_dir());
+        let is_disk =
+            |path: &Path| path.metadata().is_ok_and(|it| it.is_file() || it.file_type().is_block_device());
         let image = |path: &Path, partition, format| {
             let disk = Options { path: path.into(), format, access: Access::ReadOnly };
             is_disk(path).then_some(RootImage { disk, partition })

@@ -31,6 +31,12 @@ pub struct Session {
     /// For a terminal.
     escape: Option<Escape>,
     raw: Option<RawMode>,
+    /// Bytes of output and errors that the guest may send still, of each.
+    allowed: [u32; 2],
+    /// Bytes of input that are read for it still.
+    input_room: u32,
+    /// The last of its errors is no line's end.
+    is_line_open: bool,
 }
 
 /// A standard stream as a file of its own; `None` for one that is closed.
@@ -52,7 +58,15 @@ impl Session {
             true => Some(RawMode::enter(io::stdin().as_fd().try_clone_to_owned()?)?),
             false => None,
         };
-        Ok(Session { id, streams, escape: raw.is_some().then(Escape::default), raw })
+        Ok(Session {
+            id,
+            streams,
+            escape: raw.is_some().then(Escape::default),
+            raw,
+            allowed: [protocol::WINDOW; 2],
+            input_room: protocol::WINDOW,
+            is_line_open: false,
+        })
     }
 
     /// Becomes readable when there is something to [carry](Self::carry).
@@ -74,9 +88,13 @@ impl Session {
         let mut ends = false;
         while let Some(news) = self.streams.next() {
             match news {
-                News::Input(bytes) => ends |= self.type_in(&bytes, out),
+                News::Input(bytes) => {
+                    self.input_room = self.input_room.saturating_sub(u32::try_from(bytes.len()).unwrap_or(0));
+                    ends |= self.type_in(&bytes, out);
+                }
                 News::Written(index, count) => {
                     let stream = if index == 0 { protocol::OUTPUT } else { protocol::ERRORS };
+                    self.allowed[index] = self.allowed[index].saturating_add(count);
                     let grant = [&[stream][..], &count.to_le_bytes()].concat();
                     protocol::put(out, Kind::Grant, self.id, &grant);
                 }
@@ -95,7 +113,9 @@ impl Session {
         };
         let (typed, keys) = escape.filter(bytes);
         // What is not sent leaves room.
-        self.streams.make_room(u32::try_from(bytes.len() - typed.len()).unwrap_or(0));
+        let kept = u32::try_from(bytes.len() - typed.len()).unwrap_or(0);
+        self.input_room = self.input_room.saturating_add(kept);
+        self.streams.make_room(kept);
         if !typed.is_empty() && out.len() < MOST_WAITING {
             protocol::put(out, Kind::Input, self.id, &typed);
         }
@@ -112,9 +132,18 @@ impl Session {
     /// Something the guest says of this session; how the command has ended, if it has.
     pub fn hear(&mut self, frame: Frame) -> Option<CommandEnd> {
         match frame.kind {
-            Kind::Output if !frame.payload.is_empty() => self.streams.write(0, frame.payload),
-            Kind::Errors if !frame.payload.is_empty() => self.streams.write(1, frame.payload),
-            Kind::InputGrant => self.streams.make_room(protocol::number(&frame.payload, 0).unwrap_or(0)),
+            Kind::Output => self.take(0, frame.payload),
+            Kind::Errors => {
+                self.is_line_open = frame.payload.last().map_or(self.is_line_open, |byte| *byte != b'\n');
+                self.take(1, frame.payload);
+            }
+            Kind::InputGrant => {
+                // No more than a window at a time, whatever it says.
+                let granted = protocol::number(&frame.payload, 0).unwrap_or(0);
+                let granted = granted.min(protocol::WINDOW.saturating_sub(self.input_room));
+                self.input_room += granted;
+                self.streams.make_room(granted);
+            }
             Kind::Exit => {
                 return match frame.payload[..] {
                     [1, signal] => Some(CommandEnd::Signal(signal)),
@@ -125,6 +154,15 @@ impl Session {
             _ => {}
         }
         None
+    }
+
+    /// Has output written, as much as the guest was allowed to send: what is more is not kept.
+    fn take(&mut self, index: usize, mut bytes: Vec<u8>) {
+        bytes.truncate(usize::try_from(self.allowed[index]).unwrap_or(usize::MAX));
+        if !bytes.is_empty() {
+            self.allowed[index] -= u32::try_from(bytes.len()).unwrap_or(0);
+            self.streams.write(index, bytes);
+        }
     }
 
     /// Sends the command a signal.
@@ -141,10 +179,12 @@ impl Session {
         }
     }
 
-    /// Waits until all is written, as long as somebody reads it, and gives the terminal back.
-    pub fn finish(self) {
+    /// Waits until all is written, as long as somebody reads it, and gives the terminal back; whether errors have ended
+    /// within a line.
+    pub fn finish(self) -> bool {
         self.streams.finish();
         drop(self.raw);
+        self.is_line_open
     }
 }
 

@@ -11,6 +11,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+/// Bytes of a socket's path (unix(7)), without those of `_` and a port.
+const LONGEST_PATH: usize = 107 - 11;
+
 /// Sockets below a path.
 struct Sockets {
     served: Served,
@@ -44,6 +47,11 @@ impl Host for Sockets {
 /// [`Error::Open`], also when another guest has the socket.
 pub fn device(config: &VsockConfig) -> Result<Vsock, Error> {
     let path = &config.path;
+    if path.as_os_str().len() > LONGEST_PATH {
+        return Err(Error::Usage(format!(
+            "--vsock: a path of more than {LONGEST_PATH} bytes has no room for a port behind it"
+        )));
+    }
     let failed = |source| Error::Open { option: "--vsock", path: path.clone(), source };
     let served = socket::bind(path, Access::Owner).map_err(|error| match error {
         BindError::Served(_) => failed(io::Error::other("another guest has this socket")),

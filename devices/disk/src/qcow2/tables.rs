@@ -4,6 +4,7 @@
 use super::header::Header;
 use crate::error::Qcow2Error;
 use crate::file::read_some;
+use std::collections::HashSet;
 use std::fs::File;
 
 /// So many bytes of tables of the second level are looked at before the guest starts: for 512 GiB of data in clusters of
@@ -54,12 +55,24 @@ pub fn check_refcounts(file: &File, header: &Header, length: u64) -> Result<(), 
         return Err(Qcow2Error::Damaged("the table of reference counts is too short for the file"));
     }
     let mut table = Vec::new();
-    read(file, at, blocks * 8, &mut table)?;
-    for block in entries(&table) {
-        if block == 0 {
-            return Err(Qcow2Error::Damaged("a part of it has no reference counts, so it can only be read"));
+    read(file, at, bytes, &mut table)?;
+    let mut seen = HashSet::new();
+    for (number, block) in (0..).zip(entries(&table)) {
+        match block {
+            0 if number < blocks => {
+                return Err(Qcow2Error::Damaged(
+                    "a part of it has no reference counts, so it can only be read",
+                ));
+            }
+            0 => {}
+            block => {
+                within("a block of reference counts", block, cluster, length)?;
+                // One that is for many parts of the file would have whoever looks for room go through it for each.
+                if !seen.insert(block) {
+                    return Err(Qcow2Error::Damaged("two parts of it have the same reference counts"));
+                }
+            }
         }
-        within("a block of reference counts", block, cluster, length)?;
     }
     Ok(())
 }

@@ -22,6 +22,8 @@ pub struct Host {
     is_over: bool,
     /// All has been read, and the guest been told so.
     has_ended: bool,
+    /// The guest has said that it sends no more.
+    guest_sends_no_more: bool,
     /// All that the guest sends has been written, and the host been told so.
     guest_has_ended: bool,
 }
@@ -35,6 +37,7 @@ impl Host {
             is_writable: false,
             is_over: false,
             has_ended: false,
+            guest_sends_no_more: false,
             guest_has_ended: false,
         }
     }
@@ -59,6 +62,11 @@ impl Host {
         self.has_ended && self.guest_has_ended
     }
 
+    /// Whether the guest has sent all in order, and the host not taken it yet: the guest may think that it is over.
+    pub fn is_owed(&self, socket: &Socket<'_>) -> bool {
+        self.guest_sends_no_more && !self.guest_has_ended && !self.is_over && socket.can_recv()
+    }
+
     /// Carries both ways, as far as there is something and room for it.
     pub fn carry(&mut self, socket: &mut Socket<'_>) -> Carried {
         match socket.state() {
@@ -69,7 +77,7 @@ impl Host {
                 }
                 return Carried::Nothing;
             }
-            State::Closed => return Carried::Nothing,
+            State::Closed if !self.is_owed(socket) => return Carried::Nothing,
             _ => {}
         }
         let results = [self.give_host(socket), self.give_guest(socket)];
@@ -101,9 +109,9 @@ impl Host {
                 Err(_) => break,
             }
         }
-        let sends_no_more =
+        self.guest_sends_no_more |=
             matches!(socket.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
-        if sends_no_more && !socket.can_recv() && !self.guest_has_ended {
+        if self.guest_sends_no_more && !socket.can_recv() && !self.guest_has_ended {
             self.guest_has_ended = true;
             self.stream.shutdown(Shutdown::Write)?;
         }

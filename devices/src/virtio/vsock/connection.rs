@@ -67,6 +67,8 @@ pub struct Connection {
     peer_room: u32,
     peer_taken: u32,
     sent: u32,
+    /// It has been asked for room, and has no more since.
+    has_asked: bool,
     /// There may be something to read.
     is_readable: bool,
     /// Flags of shutdowns that the guest, and we, have said.
@@ -88,6 +90,7 @@ impl Connection {
             peer_room: 0,
             peer_taken: 0,
             sent: 0,
+            has_asked: false,
             is_readable: true,
             guest_shut: 0,
             our_shut: 0,
@@ -147,8 +150,20 @@ impl Connection {
     }
 
     fn credit(&mut self, header: &Header) {
-        (self.peer_room, self.peer_taken) = (header.buf_alloc, header.fwd_cnt);
-        self.to_say &= !to_say::CREDIT_REQUEST;
+        let credit = (header.buf_alloc, header.fwd_cnt);
+        if credit != (self.peer_room, self.peer_taken) {
+            (self.peer_room, self.peer_taken) = credit;
+            // It is asked again when that is used up, too.
+            self.has_asked = false;
+            self.to_say &= !to_say::CREDIT_REQUEST;
+        }
+    }
+
+    /// The guest has gone in order, and what it has sent has not been taken yet.
+    pub fn is_owed(&self) -> bool {
+        !self.waiting.is_empty()
+            && self.guest_shut & shutdown::SENDS_NO_MORE != 0
+            && self.to_say & to_say::RST == 0
     }
 
     /// What the guest says.
@@ -262,9 +277,9 @@ impl Connection {
         let room = self.peer_room.saturating_sub(on_its_way) as usize;
         let room = room.min(bytes.len());
         if room == 0 {
-            if !bytes.is_empty() && self.to_say & to_say::CREDIT_REQUEST == 0 && !self.has_asked() {
+            // Once: a guest that takes nothing has nothing new to say.
+            if !bytes.is_empty() && !std::mem::replace(&mut self.has_asked, true) {
                 self.to_say |= to_say::CREDIT_REQUEST;
-                self.peer_room = 0;
             }
             return None;
         }
@@ -292,10 +307,5 @@ impl Connection {
                 }
             }
         }
-    }
-
-    /// The guest has been asked for credit, and has said nothing since.
-    fn has_asked(&self) -> bool {
-        self.peer_room == 0
     }
 }
