@@ -105,7 +105,7 @@ pub fn wrong_ways(c: &mut Context) -> Check {
         ("--wrong", "true", 125, "For more information, try '--help'"),
         // One that comes last.
         ("", "sh -c echo~'Oops:~0'>/dev/kmsg", 118, "the log has oops: "),
-        ("--fail-on oops,warn --allow Oo+ps:.*[0-9]", "sh -c echo~'Oops:~0'>/dev/kmsg", 0, ""),
+        ("--allow Oo+ps:.*[0-9]", "sh -c echo~'Oops:~0'>/dev/kmsg", 0, ""),
         ("--timeout 1s", "sleep 1000", 124, "--timeout is over"),
         ("", &oops, 118, "the log has oops: "),
         ("--fail-on none", "sh -c echo~'Oops:~0'>/dev/kmsg", 0, ""),
