@@ -89,7 +89,7 @@ fn use_all(image: &Image) {
 
 /// A machine's memory, 64 KiB.
 #[derive(Clone, Debug)]
-pub(super) struct Memory(pub(super) GuestMemoryMmap);
+struct Memory(GuestMemoryMmap);
 
 impl Ram for Memory {
     fn ranges(&self) -> Vec<arch::address::PhysRange> {
@@ -168,7 +168,7 @@ impl Disk for Plain {
 }
 
 #[derive(Debug)]
-pub(super) struct Nobody;
+struct Nobody;
 
 impl Interrupts for Nobody {
     fn queue(&self, _: u16) {}
