@@ -9,6 +9,7 @@ mod kernels;
 mod shares;
 mod simulated;
 mod virtio;
+mod vsock;
 
 use dumps::{cores, kdumps, packed, whole};
 
@@ -207,6 +208,14 @@ pub const FUZZED: &[Fuzzed] = &[
             b"\x01\x0e\x08\x22\x17\x00\x0a",
             b"\x04\x10\x08\x40",
             b"\x08\x60",
+        ],
+    },
+    Fuzzed {
+        name: "vsock",
+        run: vsock::vsock,
+        seeds: &[
+            b"\x06\x01\x02\x01\x00\xf0\x00\x0a\x01\x02\x05\x00\xf0\x00data\x06\x01\x02\x06\x00\xf0\x07\x06\x01\x02\x04\x03\x00\x00",
+            b"\x0fCONNECT 2\nbehind\x06\x02\x00\x02\x00\xf0\x00\x08\x02\x00\x05\x00\xf0\x00ab\x06\x02\x00\x03\x00\x00\x00",
         ],
     },
     Fuzzed {

@@ -522,14 +522,17 @@ impl<M: Model> Function for VirtioFunction<M> {
 
     fn save(&mut self) -> Saved {
         let vector = |it: &AtomicU16| it.load(Ordering::SeqCst);
+        // The device first, which waits for its threads' queues, and with nothing locked that they interrupt by.
+        let device = self.device.save();
+        let msix = self.wires.pins().msix.save();
         let fields = SavedFunction {
             config: self.config.save(),
-            msix: self.wires.pins().msix.save(),
+            msix,
             isr: self.wires.isr.load(Ordering::SeqCst),
             configuration_vector: vector(&self.wires.configuration_vector),
             queue_vectors: self.wires.queue_vectors.iter().map(vector).collect(),
             selected: self.selected,
-            device: self.device.save(),
+            device,
         };
         Saved::new(NAME, VERSION, &fields)
     }

@@ -89,7 +89,7 @@ fn use_all(image: &Image) {
 
 /// A machine's memory, 64 KiB.
 #[derive(Clone, Debug)]
-struct Memory(GuestMemoryMmap);
+pub(super) struct Memory(pub(super) GuestMemoryMmap);
 
 impl Ram for Memory {
     fn ranges(&self) -> Vec<arch::address::PhysRange> {
@@ -168,7 +168,7 @@ impl Disk for Plain {
 }
 
 #[derive(Debug)]
-struct Nobody;
+pub(super) struct Nobody;
 
 impl Interrupts for Nobody {
     fn queue(&self, _: u16) {}
