@@ -73,6 +73,11 @@ impl Events {
         Ok(events)
     }
 
+    #[cfg(test)]
+    pub fn borrowed(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
     /// The one descriptor.
     pub fn descriptor(&self) -> RawFd {
         self.epoll.as_raw_fd()

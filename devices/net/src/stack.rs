@@ -130,6 +130,12 @@ impl Stack {
         })
     }
 
+    /// The same, for a test that waits.
+    #[cfg(test)]
+    pub(crate) fn events(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.events.borrowed()
+    }
+
     /// What is polled: it is readable when there is something to do.
     pub fn descriptor(&self) -> RawFd {
         self.events.descriptor()

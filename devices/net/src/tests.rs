@@ -3,6 +3,8 @@
 use crate::{
     Forward, GATEWAY, GUEST, HEADER, LONGEST_PACKET, Limits, MAC_OF_HOST, Notice, Options, Reach, Stack,
 };
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{dhcpv4, tcp, udp};
@@ -101,6 +103,13 @@ impl Guest {
         }
     }
 
+    /// Until the host has news for the stack, or it is time for what the guest or the stack does by itself.
+    fn wait(&self) {
+        let events = self.stack.events();
+        let mut polls = [PollFd::new(&events, PollFlags::IN)];
+        poll(&mut polls, Some(&Timespec { tv_sec: 0, tv_nsec: 500_000 })).unwrap();
+    }
+
     fn until<T>(&mut self, mut done: impl FnMut(&mut Guest) -> Option<T>) -> T {
         for _ in 0..PATIENCE {
             self.step();
@@ -108,7 +117,7 @@ impl Guest {
                 return result;
             }
             if self.cable.to_guest.is_empty() {
-                thread::sleep(Duration::from_micros(500));
+                self.wait();
             }
         }
         panic!("it never comes");

@@ -400,6 +400,7 @@ pub fn call_of(isa: Isa, number: usize) -> Option<&'static str> {
 /// The table as Markdown, for both architectures: what threads there are and which groups each has; then what is in a
 /// group.
 pub fn text() -> String {
+    const GROWS: &str = "memory can be written";
     let mut text = String::from("| thread | what it does | may |\n| --- | --- | --- |\n");
     let lower = |name: &str| name.to_lowercase().replace('_', " ");
     let mut seen: Vec<(&str, Group)> = Vec::new();
@@ -408,7 +409,7 @@ pub fn text() -> String {
         if row.kind == Kind::Nursery {
             names.push("and what any of them may".into());
         }
-        let _ = writeln!(text, "| {} | {} | {} |", row.name, row.about, names.join(", "));
+        writeln!(text, "| {} | {} | {} |", row.name, row.about, names.join(", ")).expect(GROWS);
         for (name, group) in row.groups {
             if !seen.iter().any(|(its, _)| its == name) {
                 seen.push((name, *group));
@@ -426,7 +427,7 @@ pub fn text() -> String {
             let limits: Vec<&str> = group.ioctls.iter().map(|limit| limit.name).collect();
             calls.push(format!("`ioctl` ({})", limits.join(", ")));
         }
-        let _ = writeln!(text, "| {} | {} | {} |", lower(name), group.about, calls.join(" "));
+        writeln!(text, "| {} | {} | {} |", lower(name), group.about, calls.join(" ")).expect(GROWS);
     }
     text
 }

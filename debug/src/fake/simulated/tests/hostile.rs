@@ -77,7 +77,8 @@ fn a_client_goes_as_soon_as_it_has_come() {
         }
         let mut client = Client::new(&setting.path);
         assert_eq!(client.ask(&format!("Z0,{:x},4", setting.code.1)), "OK", "{isa} {how:?}");
-        assert!(client.ask("vCont;c").contains("swbreak"), "{isa} {how:?}");
+        let stop = client.ask("vCont;c");
+        assert!(stop.contains("swbreak"), "{isa} {how:?}: {stop}");
     }
 }
 
