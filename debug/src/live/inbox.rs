@@ -223,7 +223,6 @@ mod tests {
         assert!(!post.leave(Box::new(|_, _| {})), "there is nobody to kick");
     }
 
-    /// In an event loop it never waits.
     /// What comes while a thread does something else for somebody is seen without a kick, in the same look.
     #[test]
     fn one_that_is_at_its_tasks_needs_no_kick() {
@@ -239,6 +238,7 @@ mod tests {
         assert!(post.leave(Box::new(|_, _| {})), "it may be in the guest");
     }
 
+    /// In an event loop it never waits.
     #[test]
     fn one_that_must_not_wait_looks_and_returns() {
         let (post, inbox) = inbox::<FakeVcpu>();

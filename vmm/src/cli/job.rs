@@ -34,7 +34,7 @@ use std::{env, process, thread};
 
 /// Boot a kernel, run a command in it, and end as the command does
 ///
-/// The guest's root is this host's, another folder or a disk image, as it is: what the guest writes is in its memory, and gone with it.
+/// The guest's root is this host's, another folder or a disk image, as it is: what the guest writes is gone with it.
 /// The command's output and errors are this program's, and so is its exit code.
 #[derive(Debug, clap::Args)]
 #[command(after_help = after_help())]
@@ -456,6 +456,10 @@ fn run(args: &Args, plan: Plan) -> Result<u8, Error> {
 /// Says what came of it, to people.
 fn report(args: &Args, ended: &Ended) {
     let verdict = &ended.verdict;
+    let says = args.json || !verdict.is_commands() || verdict.is_ambiguous() || args.hold_on.is_some();
+    if ended.is_line_open && says {
+        logging::print("\n");
+    }
     if verdict.shows_log() {
         let tail: String = ended.log.last(SHOWN).map(|line| format!("{line}\n")).collect();
         if args.kernel_log.is_none() {

@@ -94,6 +94,8 @@ pub struct Ended {
     pub took: Duration,
     /// Until it ran a program.
     pub booted_after: Option<Duration>,
+    /// The command's errors have ended within a line: what is said of it begins another.
+    pub is_line_open: bool,
 }
 
 impl Ended {
@@ -313,12 +315,9 @@ impl Desk<'_> {
                 tail = log.into_iter().collect();
             }
         }
-        if self.session.take().is_some_and(Session::finish) {
-            // What is said of it begins a line of its own.
-            logging::print("\n");
-        }
+        let is_line_open = self.session.take().is_some_and(Session::finish);
         let (took, booted_after) = (self.began.elapsed(), self.booted_after);
-        Ended { verdict, log: tail, vcpus, took, booted_after }
+        Ended { verdict, log: tail, vcpus, took, booted_after, is_line_open }
     }
 
     /// Keeps the guest, until its time is over, it ends, or somebody ends it. One that stands still does until a
