@@ -141,6 +141,11 @@ impl<M: Machine> Client<M> {
         self.stream.as_fd()
     }
 
+    /// Whether it has gone, though what it sent before that may not have been served.
+    pub fn has_hung_up(&self) -> bool {
+        self.stream.has_hung_up()
+    }
+
     /// Whether the target runs for it.
     pub fn is_running(&self) -> bool {
         self.is_running

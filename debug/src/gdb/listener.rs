@@ -6,6 +6,7 @@
 
 use super::memory_stream::MemoryStream;
 use crate::socket::{self, Access, BindError, Served};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -240,6 +241,18 @@ impl Stream {
         }
     }
 
+    /// Whether its peer will send nothing more; what it has sent may be unread.
+    pub fn has_hung_up(&self) -> bool {
+        if let Stream::Memory(stream) = self {
+            return stream.has_hung_up();
+        }
+        // nix has no name for it, and so none for an answer that has it (poll(2)).
+        let hangs_up = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
+        let mut fds = [PollFd::new(self.as_fd(), hangs_up)];
+        let is_gone = |found: PollFlags| found.intersects(PollFlags::POLLHUP | PollFlags::POLLERR);
+        poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].revents().is_none_or(is_gone)
+    }
+
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Tcp(stream) => Read::read(&mut &*stream, buffer),
@@ -321,6 +334,7 @@ mod tests {
             drop(client);
             let stream = accept();
             assert_eq!(stream.is_connected(), !resets);
+            assert!(stream.has_hung_up());
         }
     }
 
@@ -334,6 +348,7 @@ mod tests {
                 accepted => break accepted.unwrap(),
             }
         };
+        assert!(!stream.has_hung_up());
         assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
         let after = [
             getsockopt(&stream, sockopt::TcpKeepIdle).unwrap(),

@@ -111,6 +111,11 @@ impl MemoryStream {
         let way = self.input.way();
         way.is_closed || !way.bytes.is_empty()
     }
+
+    /// Whether the other end has gone; what it has sent may be unread.
+    pub fn has_hung_up(&self) -> bool {
+        self.input.way().is_closed
+    }
 }
 
 impl AsFd for MemoryStream {

@@ -232,7 +232,7 @@ impl<M: Machine> Server<M> {
             return Ok(false);
         }
         if let Some(deferred) = self.deferred.take() {
-            return Ok(self.carry_out(deferred));
+            return Ok(self.carry_out(deferred) && (!self.door.has_turns() || self.look_at_door()));
         }
         // The client first: one that has gone makes room for the one that knocks.
         if let Some(client) = &mut self.client {
@@ -251,24 +251,20 @@ impl<M: Machine> Server<M> {
         if found.listener {
             self.accept();
         }
-        // Whoever comes in has to wait for what is deferred; what he says stays in his socket.
-        if found.door && self.deferred.is_none() {
-            return Ok(self.look_at_door());
-        }
-        Ok(true)
+        Ok(!(found.door || self.door.has_turns()) || self.look_at_door())
     }
 
-    /// Lets those in who have begun as a debugger does; whether to go on.
+    /// Lets those in who have begun as a debugger does; whether to go on. Whoever comes in waits for what is deferred,
+    /// and for the last words of one that has gone, and is not refused for his sake.
     fn look_at_door(&mut self) -> bool {
+        if self.deferred.is_some() {
+            return true;
+        }
         for (stream, peer, begun) in self.door.look() {
-            let goes_on = match self.deferred {
-                None => self.carry_out(Deferred::Enter(stream, peer, begun)),
-                Some(_) => {
-                    self.door.refuse(stream, peer, "another debugger attaches just now".into(), &begun);
-                    true
-                }
-            };
-            if !goes_on {
+            let has_gone = !self.service.takeover && self.client.as_ref().is_some_and(Client::has_hung_up);
+            if has_gone || self.deferred.is_some() {
+                self.door.keep(stream, peer, begun);
+            } else if !self.carry_out(Deferred::Enter(stream, peer, begun)) {
                 return false;
             }
         }
@@ -330,7 +326,8 @@ impl<M: Machine> Server<M> {
             (client.as_fd(), when(client.has_output(), PollFlags::POLLOUT) | input)
         }));
         let waiting = self.door.waiting.iter();
-        interests.extend(waiting.map(|it| (it.stream.as_fd(), when(is_free, PollFlags::POLLIN))));
+        let looks = |it: &door::Waiting| when(is_free && !it.is_in_turn(), PollFlags::POLLIN);
+        interests.extend(waiting.map(|it| (it.stream.as_fd(), looks(it))));
         interests
     }
 

@@ -30,7 +30,7 @@ pub struct LiveMachine<M: Monitor> {
     vcpus: Arc<Vcpus<M>>,
     link: Arc<Link>,
     events: Receiver<Event>,
-    /// Events that have arrived and were not asked for yet.
+    /// Events that have arrived and were not asked for yet. What they say of vCPUs is known already.
     happened: VecDeque<Event>,
     /// Which vCPUs may be running: what need not be paused is not asked to.
     running: Vec<bool>,
@@ -210,7 +210,25 @@ impl<M: Monitor> LiveMachine<M> {
         if matches!(self.restarting, Some(Restarting::Since(begin)) if begin.elapsed() > PATIENCE) {
             self.restarting = Some(Restarting::Done(Err(impatient())));
         }
-        self.happened.extend(self.events.try_iter());
+        self.take_events();
+    }
+
+    /// Takes what vCPUs have told. What stops stands still from then on, and not from when somebody asks for its stop:
+    /// by then it may have been let run again.
+    fn take_events(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            self.take_event(event);
+        }
+    }
+
+    fn take_event(&mut self, event: Event) {
+        if let Event::Stopped { vcpu, registers, .. } = &event {
+            self.running[*vcpu as usize] = false;
+            if let Answers::Waited(waited) = &self.answers {
+                waited.stopped(*vcpu, registers);
+            }
+        }
+        self.happened.push_back(event);
     }
 }
 
@@ -271,6 +289,8 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), MachineError> {
+        // What has been told by now is from before.
+        self.take_events();
         match &mut self.answers {
             Answers::Waited(waited) => waited.forget_activities(),
             Answers::Ahead(ahead) => ahead.get_mut().forget(),
@@ -290,9 +310,10 @@ impl<M: Monitor> Machine for LiveMachine<M> {
             }
         }
         if looks {
-            self.happened.extend(attention::poll(|| self.events.try_recv().ok()));
+            let first = attention::poll(|| self.events.try_recv().ok());
             self.link.attention().end();
-            self.happened.extend(self.events.try_iter());
+            first.into_iter().for_each(|event| self.take_event(event));
+            self.take_events();
         }
         Ok(())
     }
@@ -317,18 +338,11 @@ impl<M: Monitor> Machine for LiveMachine<M> {
                 if self.happened.is_empty() {
                     // As in `look`.
                     self.link.wake().take();
-                    self.happened.extend(self.events.try_iter());
+                    self.take_events();
                 }
             }
         }
-        let event = self.happened.pop_front()?;
-        if let Event::Stopped { vcpu, registers, .. } = &event {
-            self.running[*vcpu as usize] = false;
-            if let Answers::Waited(waited) = &self.answers {
-                waited.stopped(*vcpu, registers);
-            }
-        }
-        Some(event)
+        self.happened.pop_front()
     }
 
     fn settle(&mut self) -> Option<Duration> {

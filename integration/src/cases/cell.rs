@@ -73,11 +73,10 @@ pub fn bounds_paths(c: &mut Context) -> Check {
     check(output.status.success(), || String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// What a process's file of `/proc` has behind a word.
-fn of_proc(path: &Path, word: &str) -> Result<String, String> {
-    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(word));
-    Ok(line.ok_or_else(|| format!("{} has no {word}", path.display()))?.trim().to_string())
+/// What the text of a thread's `status` in `/proc` has behind a word.
+fn behind(status: &str, word: &str) -> Result<String, String> {
+    let line = status.lines().find_map(|line| line.strip_prefix(word));
+    Ok(line.ok_or_else(|| format!("there is no {word} in {status}"))?.trim().to_string())
 }
 
 /// All threads of a monitor are confined, its guest's memory stays out of core files, and others write for it where it may
@@ -112,9 +111,14 @@ fn look(c: &mut Context, vmm: &Process, name: &str, elsewhere: &Path) -> Check {
     let mut kinds = Vec::new();
     for task in fs::read_dir(process.join("task")).map_err(|error| words(&error))? {
         let task = task.map_err(|error| words(&error))?.path();
-        let thread = of_proc(&task.join("status"), "Name:")?;
+        // A thread that served the client of before may be over by now.
+        let status = match fs::read_to_string(task.join("status")) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => continue,
+            status => status.map_err(|error| words(&error))?,
+        };
+        let thread = behind(&status, "Name:")?;
         for (word, wanted) in [("NoNewPrivs:", "1"), ("Seccomp:", "2")] {
-            let found = of_proc(&task.join("status"), word)?;
+            let found = behind(&status, word)?;
             check(found == wanted, || format!("{thread}: {word} {found}"))?;
         }
         kinds.push(thread);

@@ -38,7 +38,7 @@ pub(super) struct Waiting {
     until: Instant,
     /// Why it is not let in.
     refusal: Option<String>,
-    /// What it has sent, if it is refused.
+    /// What it has sent, if it is refused, or has begun and waits for its turn.
     said: Vec<u8>,
 }
 
@@ -63,7 +63,16 @@ fn noise(bytes: &[u8]) -> Option<u8> {
 }
 
 impl Waiting {
+    /// Whether it has begun as a debugger does, and is to come in when it can: what it says from then on stays in its
+    /// socket.
+    pub(super) fn is_in_turn(&self) -> bool {
+        self.refusal.is_none() && !self.said.is_empty()
+    }
+
     fn look(&mut self) -> Next {
+        if self.is_in_turn() {
+            return Next::Enter(std::mem::take(&mut self.said));
+        }
         let mut buffer = [0; 4096];
         let begun = match self.stream.read(&mut buffer) {
             Ok(0) => return Next::Go,
@@ -132,6 +141,19 @@ impl Door {
                 self.waiting.pop();
             }
         }
+    }
+
+    /// One that has begun waits for its turn.
+    pub(super) fn keep(&mut self, stream: Stream, peer: Peer, begun: Vec<u8>) {
+        self.add(stream, peer, None);
+        if let Some(last) = self.waiting.last_mut() {
+            last.said = begun;
+        }
+    }
+
+    /// Whether somebody waits for his turn.
+    pub(super) fn has_turns(&self) -> bool {
+        self.waiting.iter().any(Waiting::is_in_turn)
     }
 
     /// Looks what they have said; who comes in, and how it has begun.

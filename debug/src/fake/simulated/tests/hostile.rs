@@ -1,6 +1,26 @@
 //! Clients that go when it suits them, and whoever calls in the wrong order.
 
 use super::*;
+use crate::arming::Arming;
+use crate::live::link::Link;
+use crate::live::machine::{Begun, LiveMachine, Waiting};
+use crate::machine::Extent;
+
+/// The machine that a debugger of the guest has, with nobody who serves it.
+fn machine_of(setting: &Setting, waiting: Waiting) -> (LiveMachine<Simulated>, Arc<Link>) {
+    let vcpus = &setting.vcpus;
+    let engine = Arc::new(Engine::new(setting.isa, host(), 2));
+    let wakes = (Wake::new().unwrap(), Wake::new().unwrap());
+    let kick = vcpus.monitor().kick_among_vcpus();
+    let (link, events) = Link::new(engine, 2, Box::new(vcpus.monitor().ram.clone()), kick, wakes);
+    let link = Arc::new(link);
+    vcpus.attach(&link).unwrap();
+    let begun = Begun { vcpus: Arc::clone(vcpus), link: Arc::clone(&link), events };
+    // Nobody has it begin again.
+    let (_, nexts) = channel();
+    let quit = (Wake::new().unwrap(), Arc::default());
+    (LiveMachine::new(begun, nexts, quit, waiting), link)
+}
 
 /// Waits until the guest has been asked to begin again.
 fn expect_reset(setting: &Setting) {
@@ -82,6 +102,33 @@ fn a_client_goes_as_soon_as_it_has_come() {
     }
 }
 
+/// One that has gone is not yet let go where a vCPU has to stand still for that: whoever comes next waits, and is not
+/// told that another debugger is attached.
+#[test]
+fn whoever_comes_behind_one_that_has_gone_waits_for_its_end() {
+    for isa in Isa::ALL {
+        let mut setting = Setting::new((isa, How::Loop), 2);
+        let mut client = setting.attach();
+        client.send("vCont;c");
+        setting.expect_running(1);
+        let (go_on, goes_on) = channel::<()>();
+        setting.vcpus.monitor().post(1, Box::new(move |_, _| goes_on.recv().unwrap_or(())));
+        client.stream.write_all(&[3]).unwrap();
+        drop(client);
+        let mut next = UnixStream::connect(&setting.path).unwrap();
+        next.write_all(&frame(b"qSupported")).unwrap();
+        let mut answer = [0; 4096];
+        // By then it would have been refused.
+        next.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let early = next.read(&mut answer);
+        assert_eq!(early.unwrap_err().kind(), ErrorKind::WouldBlock, "{isa}: nobody stands still yet");
+        go_on.send(()).unwrap();
+        next.set_read_timeout(Some(LIMIT)).unwrap();
+        let count = next.read(&mut answer).unwrap();
+        assert!(answer[..count].starts_with(b"+$PacketSize="), "{isa}: {}", answer[..count].escape_ascii());
+    }
+}
+
 /// Interrupts of a guest that stands still are kept for when it runs, without anybody's waiting.
 #[test]
 fn interrupts_come_before_what_they_interrupt() {
@@ -127,21 +174,9 @@ fn a_guest_has_one_debugger() {
 /// the others to stand still.
 #[test]
 fn a_stop_behind_the_last_look_is_for_the_next() {
-    use crate::live::link::Link;
-    use crate::live::machine::{Begun, LiveMachine, Waiting};
     use crate::machine::{Event, Machine, Order, StopReason};
     let setting = Setting::new((Isa::X86_64, How::Loop), 2);
-    let vcpus = &setting.vcpus;
-    let engine = Arc::new(Engine::new(setting.isa, host(), 2));
-    let wakes = (Wake::new().unwrap(), Wake::new().unwrap());
-    let kick = vcpus.monitor().kick_among_vcpus();
-    let (link, events) = Link::new(engine, 2, Box::new(vcpus.monitor().ram.clone()), kick, wakes);
-    let link = Arc::new(link);
-    vcpus.attach(&link).unwrap();
-    let begun = Begun { vcpus: Arc::clone(vcpus), link: Arc::clone(&link), events };
-    let (_next, nexts) = channel();
-    let quit = (Wake::new().unwrap(), Arc::default());
-    let mut machine = LiveMachine::new(begun, nexts, quit, Waiting::Never);
+    let (mut machine, link) = machine_of(&setting, Waiting::Never);
     assert!(!machine.has_stopped());
     let registers = arch::register::RegisterFile::new(setting.isa);
     link.tell(Event::Stopped { vcpu: 1, reason: StopReason::Step, registers });
@@ -151,7 +186,48 @@ fn a_stop_behind_the_last_look_is_for_the_next() {
     let orders: Vec<Order> = Vec::new();
     machine.resume(orders).unwrap();
     drop(machine);
-    vcpus.detach();
+    setting.vcpus.detach();
+}
+
+/// A stop that nobody has asked for before the vCPU was let run again says nothing of what that does then: it is told
+/// to stand still as others are.
+#[test]
+fn a_stop_of_before_says_nothing_of_a_vcpu_that_runs_again() {
+    use crate::machine::{Action, Event, Machine, Order, StopReason};
+    for isa in Isa::ALL {
+        for waiting in [Waiting::Asleep, Waiting::Never] {
+            let setting = Setting::new((isa, How::Loop), 2);
+            let (mut machine, link) = machine_of(&setting, waiting);
+            let stand_still = |machine: &mut LiveMachine<Simulated>| {
+                let begin = Instant::now();
+                while machine.prepare(Extent::Near).is_pending() {
+                    assert!(begin.elapsed() < LIMIT, "they do not stand still");
+                    thread::yield_now();
+                }
+                machine.pause();
+            };
+            stand_still(&mut machine);
+            let registers = arch::register::RegisterFile::new(isa);
+            link.tell(Event::Stopped { vcpu: 1, reason: StopReason::Step, registers });
+            let run = Order { action: Action::Run, arming: Arming::off(isa), steps_off: false };
+            machine.resume(vec![run; 2]).unwrap();
+            // Both are known to be in the guest before the stop is asked for.
+            setting.expect_running(0);
+            setting.expect_running(1);
+            assert!(
+                matches!(machine.next_event(), Some(Event::Stopped { vcpu: 1, .. })),
+                "{isa} {waiting:?}"
+            );
+            stand_still(&mut machine);
+            let before = setting.stored(1);
+            for _ in 0..1000 {
+                thread::yield_now();
+            }
+            assert_eq!(setting.stored(1), before, "{isa} {waiting:?}: it runs on");
+            drop(machine);
+            setting.vcpus.detach();
+        }
+    }
 }
 
 /// Words to a debugger's user, who may not know who wrote the debugger, begin with the monitor's name. One who is
