@@ -204,8 +204,11 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         }
     }
 
-    /// What a queue is set up by, before it is in use.
+    /// What a queue is set up by, before it is in use. One that is not to be used any more is not from then on (4.2.2.2).
     pub fn set_queue(&mut self, queue: u16, field: QueueField, value: u64) {
+        if field == QueueField::Ready && value == 0 {
+            return self.close_queue(queue.into());
+        }
         let is_set_up = self.status() & status::DRIVER_OK != 0;
         let Some(Setting { state, .. }) = self.queues.get_mut(usize::from(queue)) else { return };
         match field {
@@ -218,11 +221,22 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
                     state.size = size;
                 }
             }
-            // It cannot be taken back but by a reset.
             QueueField::Ready => state.ready |= value == 1,
             QueueField::Descriptors => state.desc_table = value,
             QueueField::Available => state.avail_ring = value,
             QueueField::Used => state.used_ring = value,
+        }
+    }
+
+    /// Ends what is done with a queue; what it has come to stays with it.
+    fn close_queue(&mut self, index: usize) {
+        let closed = self.workers.iter().flatten().filter_map(|worker| worker.close(index));
+        let closed: Vec<_> = closed.map(|state| (index, state)).collect();
+        self.note(closed);
+        if let Some(Setting { state, bell }) = self.queues.get_mut(index) {
+            state.ready = false;
+            // Nobody looks for it any more; it may not have been rung.
+            bell.read().ok();
         }
     }
 
@@ -324,7 +338,7 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
 
     /// Rings it.
     pub fn ring(&self, queue: usize) {
-        if let Some(queue) = self.queues.get(queue) {
+        if let Some(queue) = self.queues.get(queue).filter(|queue| queue.state.ready) {
             // Its counter is full when nobody listens: then it is rung already.
             queue.bell.write(1).ok();
         }

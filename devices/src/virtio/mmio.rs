@@ -388,6 +388,38 @@ mod tests {
         assert_eq!(levels.try_iter().last(), Some(false));
     }
 
+    /// It reads as such then (Linux `vm_del_vq` warns of one that does not), and is served no more until a reset.
+    #[test]
+    fn a_queue_is_taken_back() {
+        let (mut device, ram, levels) = device();
+        for is_served in [false, true] {
+            set_up(&mut device);
+            if !is_served {
+                write(&mut device, register::STATUS, 0);
+                write(&mut device, register::QUEUE_READY, 1);
+            }
+            write(&mut device, register::QUEUE_READY, 2);
+            assert_eq!(read(&mut device, register::QUEUE_READY), 1);
+            write(&mut device, register::QUEUE_READY, 0);
+            assert_eq!(read(&mut device, register::QUEUE_READY), 0);
+            if is_served {
+                // Its rings are not looked at any more: this one would be the device's end.
+                ram.write(GuestPhys(0x2002), &200u16.to_le_bytes());
+                write(&mut device, register::QUEUE_NOTIFY, 0);
+                write(&mut device, register::QUEUE_READY, 1);
+                device.save();
+                assert_eq!(
+                    [register::QUEUE_READY, register::STATUS].map(|at| read(&mut device, at)),
+                    [0, 15]
+                );
+                assert_ne!(levels.try_iter().last(), Some(true));
+            }
+        }
+        ram.write(GuestPhys(0x2002), &[0; 2]);
+        set_up(&mut device);
+        assert_eq!(read(&mut device, register::QUEUE_READY), 1);
+    }
+
     #[test]
     fn what_a_guest_does_wrong_does_nothing() {
         let (mut device, _, _) = device();

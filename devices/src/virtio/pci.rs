@@ -361,6 +361,8 @@ impl<M: Model> VirtioFunction<M> {
                 }
             }
             common::QUEUE_SIZE => self.device.set_queue(queue, QueueField::Size, value),
+            // It cannot be taken back but by a reset (4.1.4.3.2).
+            common::QUEUE_ENABLE if value == 0 => {}
             common::QUEUE_ENABLE => self.device.set_queue(queue, QueueField::Ready, value),
             common::QUEUE_DESCRIPTORS => self.device.set_queue(queue, QueueField::Descriptors, value),
             common::QUEUE_AVAILABLE => self.device.set_queue(queue, QueueField::Available, value),

@@ -134,6 +134,14 @@ impl Worker {
         }
     }
 
+    /// Has it serve a queue no more; what that has come to, if it has served it.
+    pub fn close(&self, number: usize) -> Option<QueueState> {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = queues.get(number).map(|queue| queue.state());
+        queues.put(number, None);
+        state
+    }
+
     /// What its queues have come to, by their numbers.
     pub fn positions(&self) -> Vec<(usize, QueueState)> {
         let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
