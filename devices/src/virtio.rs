@@ -59,6 +59,14 @@ impl std::fmt::Debug for Service {
     }
 }
 
+/// A device, behind whichever transport, that can be parted from what its model has of the host.
+pub trait Unplug: Send {
+    /// Takes it from the guest, for good: what serves it ends, and is waited for; what the host had of the guest by it
+    /// (connections, open files) ends as by a reset. From here on, whatever the guest does to its registers, it does not
+    /// touch what its model has of the host, which another device may have by then.
+    fn unplug(&mut self);
+}
+
 /// A device's model.
 pub trait Model: Send {
     /// What is saved of it, beside its queues and what is agreed on.

@@ -1,5 +1,6 @@
 //! The cases. Each is a function of its surroundings; [`CASES`] lists them.
 
+mod again;
 mod bad_input;
 mod basics;
 mod cell;
@@ -158,6 +159,7 @@ pub const CASES: &[Case] = &[
     only(Isa::X86_64, small("multiboot_2", basics::multiboot2)),
     only(Isa::X86_64, small("pvh", basics::pvh)),
     small("reboot_of_a_small_guest", basics::reboot),
+    small("reboot_with_devices", again::with_devices),
     only(Isa::X86_64, small("resets_of_a_pc", basics::resets)),
     only(Isa::X86_64, small("test_device", basics::test_device)),
     only(Isa::Aarch64, small("no_test_device", basics::no_test_device)),
@@ -202,7 +204,11 @@ pub const CASES: &[Case] = &[
     linux("debian_on_8_vcpus", &["6.1"], linux::on_8_vcpus),
     linux("debian_with_6_gib", &["6.12"], linux::with_6_gib),
     linux("debian_reboot", &["6.12"], linux::reboot),
-    linux("debian_reboot_restarts", &["6.1"], linux::reboot_restarts),
+    Case {
+        initrd: initramfs::guest_with_devices_6_12,
+        modules: network::MODULES,
+        ..linux("debian_reboot_restarts", &["6.12"], again::uses_them_again)
+    },
     linux("debian_shell", &["6.12"], linux::shell),
     linux("debian_clock", &["6.12"], linux::clock),
     linux("debian_seed", &["6.12"], linux::seed),

@@ -88,6 +88,13 @@ const SHARES_6_1: [&str; 7] = [
 /// The driver of disks, a module of both.
 const DISKS: &str = "drivers/block/virtio_blk";
 
+/// The drivers of sockets between guest and host, modules of 6.12.
+const SOCKETS: [&str; 3] = [
+    "net/vmw_vsock/vsock",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common",
+    "net/vmw_vsock/vmw_vsock_virtio_transport",
+];
+
 /// With `DISKS` of 6.12.
 ///
 /// # Errors
@@ -110,9 +117,17 @@ pub fn guest_with_disks_6_1(isa: Isa) -> io::Result<Vec<u8>> {
 /// # Errors
 /// When a part is not in the cache.
 pub fn guest_with_vsock(isa: Isa) -> io::Result<Vec<u8>> {
-    let modules = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
-    let modules = modules.map(|name| format!("net/vmw_vsock/{name}"));
-    with_modules(isa, "6.12", &modules.each_ref().map(String::as_str))
+    with_modules(isa, "6.12", &SOCKETS)
+}
+
+/// With drivers of 6.12 for each kind of device that has one as a module: disks, entropy, networks and sockets.
+///
+/// # Errors
+/// When a part is not in the cache.
+pub fn guest_with_devices_6_12(isa: Isa) -> io::Result<Vec<u8>> {
+    let networks = ["net/core/failover", "drivers/net/net_failover", "drivers/net/virtio_net"];
+    let modules: Vec<&str> = [DISKS].into_iter().chain(ENTROPY_6_12).chain(networks).chain(SOCKETS).collect();
+    with_modules(isa, "6.12", &modules)
 }
 
 /// With drivers for `ENTROPY_6_12`.

@@ -128,11 +128,10 @@ fn bound(rules: &[Rule]) -> Result<[Bounds; 2], String> {
     }
 }
 
-/// Has the calling thread be confined as the main one: what is left to do is the event loop's. One whose guest begins
-/// again opens shared folders anew; another `narrows` what it may open.
-pub fn settle(narrows: bool) {
+/// Has the calling thread be confined as the main one: what is left to do is the event loop's, and shared folders are open.
+pub fn settle() {
     if CELL.get().is_some() {
-        enter(Kind::Main, narrows);
+        enter(Kind::Main, true);
     }
 }
 

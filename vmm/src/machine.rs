@@ -5,7 +5,7 @@
 //! | life: made, let run, held, waited for | `guest` |
 //! | memory, for whoever serves the guest | `guest_ram` |
 //! | devices | `rack`, and `output_queue` for what it prints |
-//! | disks and shared folders, behind their devices | `disks`, `shares` |
+//! | images, networks, folders and sockets of the host, behind its devices | [`Backends`]: `disks`, `nets`, `shares`, `vsocks` |
 //! | hypercalls | [`hypercalls`] |
 //! | time, which stands still while it is held | `guest_clock` |
 //! | vCPUs, each on a thread (to which others leave things to do in its `mailbox`) | [`vcpus`] |
@@ -13,8 +13,10 @@
 //! | debugger, who comes and goes | [`debugger`]; a program that is one: `guest::debugged` |
 //! | dumps | [`dumper`] |
 
+mod backends;
 pub mod config;
 pub mod debugger;
+mod descriptors;
 mod disks;
 pub mod dumper;
 mod guest;
@@ -31,7 +33,7 @@ mod shares;
 pub mod vcpus;
 mod vsocks;
 
+pub use backends::Backends;
 pub use config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
 pub use guest::{DeafPlace, Debugged, Guest};
-pub use nets::start_helpers;
 pub use vcpus::Hold;

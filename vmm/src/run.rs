@@ -16,11 +16,11 @@ mod panic_watch;
 mod signals;
 pub mod terminal;
 
-use crate::cell::{self, Ending, Grant, Rule, Sandbox};
+use crate::cell::{self, Ending, Grant, Rule};
 use crate::control::server::ControlSocket;
 use crate::error::Error;
 use crate::machine::debugger::check_dump_folder;
-use crate::machine::{Guest, start_helpers};
+use crate::machine::{Backends, Guest};
 use crate::outcome::{DUMP_FAILED, Outcome, VIOLATION};
 use at_end::Sequel;
 use bounds::Files;
@@ -95,7 +95,7 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
     let control =
         config.name.as_deref().map(|name| ControlSocket::new(name, None, config.dump_folder.clone()));
     let control = control.transpose()?.map(Rc::new);
-    confine(config)?;
+    let backends = confine(config)?;
     console.prepare_input().map_err(Error::system("cannot read the console's input"))?;
     let listens = config.dump_on.as_ref().is_some_and(|on| on.panic);
     let heard = Arc::new(
@@ -108,8 +108,8 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
             false => console.output(),
         }
     };
-    let mut guest = Guest::new(&config.guest, output())?;
-    cell::settle(false);
+    let mut guest = Guest::with_backends(&config.guest, backends, output())?;
+    cell::settle();
     let lacks_dump = Cell::new(false);
     if guest.is_linux() && probe::refuses_linux() {
         log::warn!(
@@ -141,8 +141,8 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
     }
 }
 
-/// Begins the process's cell.
-fn confine(config: &RunConfig) -> Result<(), Error> {
+/// Begins the process's cell; what had to be opened before.
+fn confine(config: &RunConfig) -> Result<Backends, Error> {
     if let Some(folder) = &config.dump_folder {
         if config.guest.gdb.is_none() && config.name.is_none() {
             return Err(Error::Usage(
@@ -156,11 +156,10 @@ fn confine(config: &RunConfig) -> Result<(), Error> {
     let mut rules =
         bounds::of_guest(&config.guest, Files::Again, config.name.as_deref(), config.dump_folder.as_deref());
     rules.extend(config.dump_on.as_ref().map(|on| Rule::folder_of(&on.path, Grant::Own)));
-    if config.sandbox != Sandbox::Off {
-        start_helpers(&config.guest);
-    }
+    let backends = Backends::before_cell(&config.guest)?;
     let ending = Ending { code: VIOLATION, json: false, restore: terminal::restore };
-    cell::begin(config.sandbox, rules, ending).map_err(Error::system("cannot confine the monitor"))
+    cell::begin(config.sandbox, rules, ending).map_err(Error::system("cannot confine the monitor"))?;
+    Ok(backends)
 }
 
 /// Takes the terminal, if the console is one.

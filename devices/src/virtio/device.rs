@@ -105,6 +105,8 @@ pub struct VirtioDevice<M, W> {
     driver_features: u64,
     /// While it serves.
     workers: Option<Vec<Worker>>,
+    /// It serves no more ([`Unplug`](super::Unplug)).
+    is_unplugged: bool,
 }
 
 impl<M: Model, W> fmt::Debug for VirtioDevice<M, W> {
@@ -152,7 +154,16 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         let queues = model.queue_sizes().iter().map(queue).collect::<io::Result<Vec<_>>>()?;
         let signals = Signals { wires, status: AtomicU8::new(0), generation: AtomicU8::new(0) };
         let signals = Arc::new(signals);
-        Ok(VirtioDevice { model, ram, pace, signals, queues, driver_features: 0, workers: None })
+        Ok(VirtioDevice {
+            model,
+            ram,
+            pace,
+            signals,
+            queues,
+            driver_features: 0,
+            workers: None,
+            is_unplugged: false,
+        })
     }
 
     /// What the device offers.
@@ -242,6 +253,9 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
 
     /// The driver's word on the device's status; 0 resets the device.
     pub fn set_status(&mut self, value: u8) {
+        if self.is_unplugged {
+            return;
+        }
         if value == 0 {
             return self.reset();
         }
@@ -319,8 +333,17 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         }
     }
 
+    /// [`Unplug::unplug`](super::Unplug::unplug).
+    pub fn unplug(&mut self) {
+        self.reset();
+        self.is_unplugged = true;
+    }
+
     /// As after power-on.
     pub fn reset(&mut self) {
+        if self.is_unplugged {
+            return;
+        }
         self.stop();
         self.model.reset();
         for Setting { state, bell } in &mut self.queues {
@@ -378,6 +401,9 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         let device = self.model.name();
         let damaged = |why: &str| Misfit::Damaged { device, why: why.into() };
         let fields: SavedDevice<M::State> = saved.fields(device, VERSION)?;
+        if self.is_unplugged {
+            return Err(damaged("the device it is for is unplugged"));
+        }
         if fields.queues.len() != self.queues.len() {
             return Err(damaged("it has another number of queues"));
         }

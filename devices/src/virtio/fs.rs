@@ -67,11 +67,12 @@ fn locked<F>(files: &Mutex<F>) -> MutexGuard<'_, F> {
 
 impl<F: Files> Fs<F> {
     /// With files, which the guest finds by a name of 1 to [`LONGEST_TAG`] bytes; `None`: it is too long or empty.
-    pub fn new(tag: &str, files: F) -> Option<Fs<F>> {
+    /// Whoever makes the device may keep them, for another one.
+    pub fn new(tag: &str, files: Arc<Mutex<F>>) -> Option<Fs<F>> {
         let mut bytes = [0; LONGEST_TAG];
         let place = bytes.get_mut(..tag.len()).filter(|place| !place.is_empty())?;
         place.copy_from_slice(tag.as_bytes());
-        Some(Fs { tag: bytes, files: Arc::new(Mutex::new(files)) })
+        Some(Fs { tag: bytes, files })
     }
 }
 
@@ -192,8 +193,12 @@ mod tests {
         }
     }
 
+    fn mirror() -> Arc<Mutex<Mirror>> {
+        Arc::new(Mutex::new(Mirror(0)))
+    }
+
     fn driver() -> Driver<Fs<Mirror>> {
-        let mut driver = Driver::new(Fs::new("tag", Mirror(0)).unwrap());
+        let mut driver = Driver::new(Fs::new("tag", mirror()).unwrap());
         driver.set_up(VERSION_1);
         driver
     }
@@ -216,7 +221,7 @@ mod tests {
             (&b"tag\0\0\0\0\0"[..], 1, 0)
         );
         for (tag, is_good) in [("", false), (&"t".repeat(36), true), (&"t".repeat(37), false)] {
-            assert_eq!(Fs::new(tag, Mirror(0)).is_some(), is_good);
+            assert_eq!(Fs::new(tag, mirror()).is_some(), is_good);
         }
     }
 
@@ -282,7 +287,7 @@ mod tests {
         ask(&mut driver, 1, b"abc", 16);
         assert_eq!(driver.message(), Some(1));
         let saved = driver.function.save();
-        let mut other = driver.with_another(Fs::new("tag", Mirror(0)).unwrap());
+        let mut other = driver.with_another(Fs::new("tag", mirror()).unwrap());
         other.function.restore(&saved).unwrap();
         assert_eq!(other.function.save(), saved);
         ask(&mut other, 1, b"abc", 16);
@@ -293,7 +298,7 @@ mod tests {
         assert!(other.function.restore(&wrong).unwrap_err().to_string().contains("not been answered"));
         // A reset forgets the guest.
         other.write(0x14, 1, 0);
-        let fresh = Driver::new(Fs::new("tag", Mirror(0)).unwrap()).function.save();
+        let fresh = Driver::new(Fs::new("tag", mirror()).unwrap()).function.save();
         assert_eq!(other.function.save().fields["device"]["fields"], fresh.fields["device"]["fields"]);
     }
 }

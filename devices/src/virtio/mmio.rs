@@ -2,9 +2,9 @@
 //!
 //! Firmware tells where they are; each has a page and an interrupt line, which is high as long as there is a cause.
 
-use super::Model;
 use super::device::{self, QueueField, VirtioDevice};
 use super::pace::Pace;
+use super::{Model, Unplug};
 use crate::End;
 use crate::bus::Device;
 use crate::rack::Line;
@@ -263,6 +263,12 @@ fn with_half(whole: u64, half: u32, value: u32) -> u64 {
         0 => whole & !0xffff_ffff | u64::from(value),
         1 => whole & 0xffff_ffff | u64::from(value) << 32,
         _ => whole,
+    }
+}
+
+impl<M: Model> Unplug for VirtioMmio<M> {
+    fn unplug(&mut self) {
+        self.device.unplug();
     }
 }
 

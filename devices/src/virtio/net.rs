@@ -114,7 +114,7 @@ pub trait Link: Send + 'static {
 /// What model and server share.
 #[derive(Debug)]
 struct Shared<L> {
-    link: Mutex<L>,
+    link: Arc<Mutex<L>>,
     state: Mutex<State>,
 }
 
@@ -147,10 +147,11 @@ impl<L> fmt::Debug for Net<L> {
 }
 
 impl<L: Link> Net<L> {
-    /// With a link, and the guest's address there.
-    pub fn new(link: L, mac: Mac) -> Net<L> {
-        let state = State { mac, is_up: link.is_up() };
-        Net { shared: Arc::new(Shared { link: Mutex::new(link), state: Mutex::new(state) }) }
+    /// With a link, and the guest's address there. Whoever makes the device may keep the link, for another one.
+    pub fn new(link: Arc<Mutex<L>>, mac: Mac) -> Net<L> {
+        let is_up = link.lock().unwrap_or_else(PoisonError::into_inner).is_up();
+        let state = Mutex::new(State { mac, is_up });
+        Net { shared: Arc::new(Shared { link, state }) }
     }
 }
 

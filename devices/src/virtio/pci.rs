@@ -4,9 +4,9 @@
 //! a way through here. Messages (MSI-X) have a second one. Interrupts by a line are for guests that cannot do
 //! messages.
 
-use super::Model;
 use super::device::{self, QueueField, VirtioDevice};
 use super::pace::Pace;
+use super::{Model, Unplug};
 use crate::End;
 use crate::pci::Function;
 use crate::pci::config::{Config, Identity};
@@ -462,6 +462,12 @@ impl<M: Model> VirtioFunction<M> {
 
 /// Where the data of the access through the configuration space is, behind its capability.
 const ACCESS_DATA: usize = 16;
+
+impl<M: Model> Unplug for VirtioFunction<M> {
+    fn unplug(&mut self) {
+        self.device.unplug();
+    }
+}
 
 impl<M: Model> Function for VirtioFunction<M> {
     fn name(&self) -> &'static str {

@@ -40,8 +40,9 @@ const SIZES: [u16; 3] = [128, 128, 16];
 pub const FIRST_CID: u32 = 3;
 /// Packets and streams that are served before others have their turn.
 const TURN: usize = 64;
-/// The most connections at a time, and refusals that wait to be told.
+/// The most connections that a device may have at a time, each with a descriptor.
 pub const MOST_CONNECTIONS: usize = 1024;
+/// The most refusals that wait to be told.
 const MOST_REFUSALS: usize = 256;
 /// The first port that a program of the host's has; a guest's own programs choose others.
 const FIRST_HOST_PORT: u32 = 1 << 30;
@@ -72,8 +73,10 @@ pub struct State {
 
 /// What model and server share.
 struct Shared {
-    host: Box<dyn Host>,
+    host: Arc<Mutex<dyn Host>>,
     cid: u32,
+    /// The most connections at a time.
+    most: usize,
     are_gone: bool,
     /// By the guest's port and the host's.
     connections: BTreeMap<(u32, u32), Connection>,
@@ -104,6 +107,10 @@ impl fmt::Debug for Vsock {
     }
 }
 
+fn locked(host: &Mutex<dyn Host>) -> MutexGuard<'_, dyn Host + 'static> {
+    host.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What the poller calls the listener.
 const LISTENER: u64 = u64::MAX;
 
@@ -113,18 +120,20 @@ fn token(guest: u32, host: u32) -> u64 {
 }
 
 impl Vsock {
-    /// For a guest of this number, [`FIRST_CID`] or more.
+    /// For a guest of this number, [`FIRST_CID`] or more, which has so many connections at a time, [`MOST_CONNECTIONS`] at
+    /// most. Whoever makes the device may keep the host's end, for another one.
     ///
     /// # Errors
     /// When the system gives no more descriptors.
-    pub fn new(cid: u32, host: Box<dyn Host>) -> io::Result<Vsock> {
+    pub fn new(cid: u32, connections: usize, host: Arc<Mutex<dyn Host>>) -> io::Result<Vsock> {
         let poller = Epoll::new()?;
-        if let Some(listener) = host.listener() {
+        if let Some(listener) = locked(&host).listener() {
             poller.ctl(ControlOperation::Add, listener, EpollEvent::new(EventSet::IN, LISTENER))?;
         }
         let shared = Shared {
             host,
             cid,
+            most: connections.min(MOST_CONNECTIONS),
             are_gone: false,
             connections: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -238,9 +247,9 @@ impl Shared {
     /// Lets those in who have come; whether there was any.
     fn accept(&mut self) -> bool {
         for number in 0..TURN {
-            let Some(stream) = self.host.accept() else { return number > 0 };
-            if self.count() >= MOST_CONNECTIONS {
-                tell!(Debug, "vsock: there are {MOST_CONNECTIONS} connections already");
+            let Some(stream) = locked(&self.host).accept() else { return number > 0 };
+            if self.count() >= self.most {
+                tell!(Debug, "vsock: there are {} connections already", self.most);
                 continue;
             }
             let port = self.free_port();
@@ -331,11 +340,11 @@ impl Shared {
 
     /// The guest asks for a port of the host's.
     fn open(&mut self, header: &Header) {
-        if self.count() >= MOST_CONNECTIONS {
+        if self.count() >= self.most {
             return self.refuse(header);
         }
         let key = (header.src_port, header.dst_port);
-        let opened = self.host.connect(header.dst_port).and_then(|stream| {
+        let opened = locked(&self.host).connect(header.dst_port).and_then(|stream| {
             self.watch(&stream, token(key.0, key.1))?;
             Ok(stream)
         });

@@ -354,6 +354,12 @@ pub fn long_commands(c: &mut Context) -> Check {
     check(code == 22, || format!("vmm ended with {code}"))
 }
 
+/// Has a command of `monitor`'s carried out, which answers with these words among others.
+pub fn monitor(client: &mut Client, command: &str, expected: &str) -> Check {
+    let words = client.console(&format!("qRcmd,{}", String::from_utf8_lossy(&hex(command.as_bytes()))))?;
+    check(words.contains(expected), || format!("monitor {command}: {words}"))
+}
+
 /// What a guest's reset and a debugger's wish to begin again leave of a session: all but the guest's memory.
 pub fn begins_again(c: &mut Context) -> Check {
     let (socket, limit, kind) =
@@ -377,8 +383,7 @@ pub fn begins_again(c: &mut Context) -> Check {
             run(&mut client, "swbreak")?;
         }
         check(client.ask(counter)? != little_endian(0), || "it has not counted".into())?;
-        let words = client.console(&format!("qRcmd,{}", String::from_utf8_lossy(&hex(b"reset"))))?;
-        check(words.contains("first instruction"), || format!("monitor reset: {words}"))?;
+        monitor(&mut client, "reset", "first instruction")?;
         // Its first instruction, with the breakpoint in new memory.
         client.expect(pc, &little_endian(start))?;
         run(&mut client, "swbreak")?;

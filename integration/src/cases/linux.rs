@@ -62,17 +62,6 @@ pub fn reboot(c: &mut Context) -> Check {
     boot(c, "6.12", "--cmdline quiet~vmm.run=reboot", 1, 256)?.expect_code(10)
 }
 
-pub fn reboot_restarts(c: &mut Context) -> Check {
-    let (kernel, initrd, limit) = (c.kernel("6.1"), c.initrd(), c.limit(120));
-    let arguments = "--kernel {} --initrd {} --cmdline quiet~vmm.run=reboot --reboot restart";
-    let mut vmm = c.start(Wiring::Pipes, arguments, &[&kernel, &initrd])?;
-    let twice = vmm.expect("guest: up", limit).and_then(|()| vmm.expect("guest: up", limit));
-    let ended = vmm.signal(nix::sys::signal::Signal::SIGTERM).and_then(|()| vmm.wait(limit));
-    c.keep("vmm", &vmm);
-    twice?;
-    check(ended? == 22, || "SIGTERM has another exit code".into())
-}
-
 pub fn shell(c: &mut Context) -> Check {
     let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(60));
     let arguments = "--kernel {} --initrd {} --cmdline quiet~vmm.run=shell";

@@ -215,8 +215,8 @@ tell begins
 tell over
 "#;
 
-/// A tap of the nest's, point to point, that leaves checksums and segments out.
-pub fn tap(c: &mut Context) -> Check {
+/// Has the nest make taps.
+pub fn load_tun(c: &Context) -> Check {
     let failed = |error: std::io::Error| error.to_string();
     let module = c.modules().join("tun.ko.xz");
     let module = if module.exists() {
@@ -225,7 +225,13 @@ pub fn tap(c: &mut Context) -> Check {
         fs::read(c.modules().join("tun.ko")).map_err(failed)?
     };
     nix::kmod::init_module(&module, c"").map_err(|error| format!("cannot load tun: {error}"))?;
-    fs::create_dir_all("/dev/net").map_err(failed)?;
+    fs::create_dir_all("/dev/net").map_err(failed)
+}
+
+/// A tap of the nest's, point to point, that leaves checksums and segments out.
+pub fn tap(c: &mut Context) -> Check {
+    let failed = |error: std::io::Error| error.to_string();
+    load_tun(c)?;
     let place = traffic::serve((Ipv4Addr::UNSPECIFIED, 0).into()).map_err(failed)?;
     let (bytes, packets) = (c.length.of(8_000_000, 100_000_000), c.length.of(1000, 100_000));
     let script = ON_TAP

@@ -22,8 +22,8 @@ pub const WORD: &str = "--vsock";
 const HOST: u32 = 2;
 const ANY: u32 = u32::MAX;
 /// The port of the host's program, and the guest's; one that nobody has.
-const OF_HOST: u32 = 1234;
-const OF_GUEST: u32 = 5000;
+pub const OF_HOST: u32 = 1234;
+pub const OF_GUEST: u32 = 5000;
 const OF_NOBODY: u32 = 77;
 
 fn made(chance: &mut Chance, count: usize) -> Vec<u8> {
@@ -53,7 +53,7 @@ fn there_and_back(
 }
 
 /// Says back whatever comes.
-fn echo(mut stream: impl Read, mut back: impl Write) -> io::Result<u64> {
+pub fn echo(mut stream: impl Read, mut back: impl Write) -> io::Result<u64> {
     io::copy(&mut stream, &mut back)
 }
 
@@ -104,7 +104,7 @@ pub fn carry_out(words: &[&str]) -> Result<(), String> {
 }
 
 /// A program of the host's that has a port of the guest's.
-fn reach(socket: &Path, port: u32) -> Result<UnixStream, String> {
+pub fn reach(socket: &Path, port: u32) -> Result<UnixStream, String> {
     let failed = |error: io::Error| format!("port {port}: {error}");
     let stream = UnixStream::connect(socket).map_err(failed)?;
     stream.set_read_timeout(Some(Duration::from_secs(120))).map_err(failed)?;

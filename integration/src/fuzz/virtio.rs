@@ -87,7 +87,7 @@ fn machine(memory: &Memory) -> io::Result<(PciBus, UnixStream)> {
     host.set_nonblocking(true)?;
     add(&mut bus, memory, &pace, Entropy::new(Arc::new(Mutex::new(|bytes: &mut [u8]| bytes.fill(7)))))?;
     add(&mut bus, memory, &pace, Console::new(vec![Port { name: Some("port".into()), stream }])?)?;
-    add(&mut bus, memory, &pace, Net::new(Echo::default(), [2, 0, 0, 0, 0, 1]))?;
+    add(&mut bus, memory, &pace, Net::new(Arc::new(Mutex::new(Echo::default())), [2, 0, 0, 0, 0, 1]))?;
     for (device, place) in (1..).zip(PLACES) {
         bus.write_config(device, 0, 0x10, &place.to_le_bytes());
         bus.write_config(device, 0, 0x18, &(place + 0x4000).to_le_bytes());

@@ -3,13 +3,13 @@
 use super::disks::{Memory, Nobody};
 use devices::ram::Ram;
 use devices::virtio::queue::{ActiveQueue, Queues};
-use devices::virtio::vsock::{Host, Vsock};
+use devices::virtio::vsock::{Host, MOST_CONNECTIONS, Vsock};
 use devices::virtio::worker::Rung;
 use devices::virtio::{Interrupts, Model};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use virtio_queue::QueueState;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -147,7 +147,7 @@ pub fn vsock(data: &[u8]) {
             programs.comers.push(comer);
         }
     }
-    let Ok(mut device) = Vsock::new(CID, Box::new(programs)) else { return };
+    let Ok(mut device) = Vsock::new(CID, MOST_CONNECTIONS, Arc::new(Mutex::new(programs))) else { return };
     let Some(mut service) = device.services(1 << 32, &interrupts).pop() else { return };
     let mut queues = Queues::new(3);
     for number in 0..3 {

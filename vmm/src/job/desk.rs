@@ -14,9 +14,8 @@ use crate::cell::{self, Ending, Sandbox};
 use crate::control::server::ControlSocket;
 use crate::error::Error;
 use crate::logging;
-use crate::machine::Guest;
 use crate::machine::config::Config;
-use crate::machine::start_helpers;
+use crate::machine::{Backends, Guest};
 use crate::outcome::{Outcome, StoppedBy};
 use crate::run::bounds::{self, Files};
 use crate::run::terminal;
@@ -182,12 +181,10 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
     let control = job.name.as_deref().map(|name| ControlSocket::new(name, Some(door.clone()), None));
     let control = control.transpose()?;
     let rules = bounds::of_guest(&job.guest, Files::Once, job.name.as_deref(), None);
-    if job.sandbox != Sandbox::Off {
-        start_helpers(&job.guest);
-    }
+    let backends = Backends::before_cell(&job.guest)?;
     let ending = Ending { code: verdict::CELL, json: job.json, restore: terminal::restore };
     cell::begin(job.sandbox, rules, ending).map_err(Error::system("cannot confine the monitor"))?;
-    let guest = Guest::new(&job.guest, Box::new(serial.clone()))?;
+    let guest = Guest::with_backends(&job.guest, backends, Box::new(serial.clone()))?;
     let port = guest.take_port(protocol::PORT);
     let port = port.ok_or_else(|| Error::Usage("a job's guest has a port".into()))?;
     port.set_nonblocking(true).map_err(Error::system("cannot set up a port"))?;
@@ -223,7 +220,7 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         is_held: false,
         was_debugged: false,
     };
-    cell::settle(true);
+    cell::settle();
     guest.start();
     desk.live(report)
 }
@@ -552,6 +549,11 @@ impl Desk<'_> {
             return;
         }
         let Some(outcome) = self.guest.outcome() else { return };
+        if outcome == Outcome::Ended(arch::End::Reset) && self.guest.takes_restart() {
+            // A command is run once. Its debugger is where it was.
+            let why = "a guest of `vmm run` does not begin again: its command is run once";
+            return self.guest.cannot_restart(&Error::Usage(why.into()));
+        }
         self.is_over = true;
         self.hear_the_last();
         let sign = self.sign.take().map(|(sign, line, _)| of_sign(sign, line));

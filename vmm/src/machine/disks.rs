@@ -5,9 +5,11 @@ use crate::machine::config::{DiskConfig, LONGEST_SERIAL};
 use devices::virtio::block::{Block, Disk};
 use disk::Image;
 use std::io;
+use std::sync::Arc;
 
-/// An image, as the device has it.
-pub struct Opened(Image);
+/// An image that is open, as a device has it.
+#[derive(Clone, Debug)]
+pub struct Opened(Arc<Image>);
 
 impl Disk for Opened {
     fn size(&self) -> u64 {
@@ -39,20 +41,35 @@ impl Disk for Opened {
     }
 }
 
-/// The device of a disk, for a guest with so many vCPUs.
+/// A disk that is open, and what the guest knows it by.
+#[derive(Clone, Debug)]
+pub struct OpenDisk {
+    /// The image.
+    pub image: Opened,
+    config: DiskConfig,
+}
+
+/// Opens a disk.
 ///
 /// # Errors
-/// [`Error::Disk`]; [`Error::Usage`]: the serial number is too long.
-pub fn device(config: &DiskConfig, cpus: u32) -> Result<Block<Opened>, Error> {
-    let path = &config.image.path;
+/// [`Error::Disk`].
+pub fn open(config: &DiskConfig) -> Result<OpenDisk, Error> {
     let image = Image::open(&config.image);
-    let image = image.map_err(|source| Error::Disk { path: path.clone(), source })?;
-    let label = format!("disk {}", path.display());
-    Block::new(Opened(image), &label, &config.serial, cpus).ok_or_else(|| {
-        Error::Usage(format!(
-            "--disk: the serial number '{}' has more than {LONGEST_SERIAL} bytes: write {},serial=TEXT",
-            config.serial,
-            path.display()
-        ))
-    })
+    let image = image.map_err(|source| Error::Disk { path: config.image.path.clone(), source })?;
+    Ok(OpenDisk { image: Opened(Arc::new(image)), config: config.clone() })
+}
+
+impl OpenDisk {
+    /// A device for it, of a guest with so many vCPUs.
+    ///
+    /// # Errors
+    /// [`Error::Usage`]: the serial number is too long.
+    pub fn device(&self, cpus: u32) -> Result<Block<Opened>, Error> {
+        let (path, serial) = (self.config.image.path.display(), &self.config.serial);
+        Block::new(self.image.clone(), &format!("disk {path}"), serial, cpus).ok_or_else(|| {
+            Error::Usage(format!(
+                "--disk: the serial number '{serial}' has more than {LONGEST_SERIAL} bytes: write {path},serial=TEXT"
+            ))
+        })
+    }
 }

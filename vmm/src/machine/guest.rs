@@ -9,17 +9,18 @@ pub use debugged::Debugged;
 
 use crate::boot::Booted;
 use crate::error::Error;
+use crate::machine::backends::Backends;
 use crate::machine::config::Config;
-use crate::machine::debugger::Attachment;
+use crate::machine::debugger::{Attachment, Debugger};
 use crate::machine::dumper::Dumper;
 use crate::machine::hypercalls::LiveHypercalls;
-use crate::machine::rack::HostPort;
+use crate::machine::rack::{HostPort, VirtioDevices};
 use crate::machine::serve::over::report;
 use crate::machine::services::Services;
 use crate::machine::vcpus::{Hold, Vcpus};
 use crate::outcome::Outcome;
 use arch::GuestVirt;
-use build::{Beginning, build};
+use build::{Listens, build};
 use debug::machine::Activity;
 use debug::memory::{self, Space};
 use devices::guest_log;
@@ -54,6 +55,9 @@ pub struct Guest {
     is_linux: bool,
     hypercalls: Option<Arc<LiveHypercalls>>,
     services: Arc<Services>,
+    virtio: VirtioDevices,
+    /// Until it begins again: they are the next guest's then.
+    backends: Mutex<Backends>,
     _vm: Vm,
 }
 
@@ -75,15 +79,33 @@ impl Guest {
     /// # Errors
     /// [`Error`] for everything that a host, a file or an option can be wrong about.
     pub fn new(config: &Config, output: Box<dyn Write + Send>) -> Result<Guest, Error> {
-        build(config, output, Beginning::First)
+        Guest::with_backends(config, Backends::default(), output)
+    }
+
+    /// The same, with something of the host's that has been opened for its devices already.
+    ///
+    /// # Errors
+    /// As [`Guest::new`].
+    pub fn with_backends(
+        config: &Config,
+        backends: Backends,
+        output: Box<dyn Write + Send>,
+    ) -> Result<Guest, Error> {
+        build(config, &backends, output, Listens::Yes)
     }
 
     /// Builds a machine in which the guest begins again. A debugger that is attached to this one goes over to
     /// the other, with all that it has asked for; it is that debugger who lets the new guest run. Where there is none,
     /// or it has left, none is waited for, whatever `config` says. This one is to be dropped.
     ///
+    /// The devices are others, as after power-on, and those that `config` has as this machine had them have what these had
+    /// of the host: disks and what was written to them, networks, folders, sockets ([`Backends`]). Connections of the guest's
+    /// and files that it had open are closed; ports of the host's that lead to it lead to the other one. Ports of the
+    /// console device are new ([`Self::take_port`]), and those of this machine end when it is dropped.
+    ///
     /// # Errors
-    /// As [`Guest::new`]; then this machine is as it was.
+    /// As [`Guest::new`]; then this machine is as it was. So it is when a device that `config` has otherwise than before
+    /// wants what this machine has, as a lock of a disk.
     pub fn again(&self, config: &Config, output: Box<dyn Write + Send>) -> Result<Guest, Error> {
         let vcpus = self.vcpus.count();
         if self.attachment.debugger().is_some() && config.cpus != vcpus {
@@ -96,19 +118,37 @@ impl Guest {
         let was_held = matches!(*self.stage(), Stage::Held { .. });
         self.pause();
         let debugger = self.attachment.close();
-        let again = build(config, output, Beginning::Again(debugger.as_ref()));
-        if again.is_err() {
-            self.attachment.open(debugger);
-        }
-        if again.is_err() && !was_held {
-            let mut stage = self.stage();
-            // What was held is let go; one that was never started waits on.
-            *stage = match *stage {
-                Stage::Held { was_started: false, .. } => Stage::NotStarted,
-                _ => Stage::Runs,
-            };
+        let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut again = build(config, &backends, output, Listens::No);
+        match &mut again {
+            Ok(next) => {
+                // Nothing can go wrong any more. Before anybody may let the other one run, this one has nothing of what
+                // is the other's.
+                self.virtio.unplug();
+                *backends = Backends::default();
+                next.take_over(debugger.as_ref());
+            }
+            Err(_) => {
+                self.attachment.open(debugger);
+                if !was_held {
+                    let mut stage = self.stage();
+                    // What was held is let go; one that was never started waits on.
+                    *stage = match *stage {
+                        Stage::Held { was_started: false, .. } => Stage::NotStarted,
+                        _ => Stage::Runs,
+                    };
+                }
+            }
         }
         again
+    }
+
+    /// The debugger of the machine that this one is the next of, if it has one, is this one's, and lets it run.
+    fn take_over(&mut self, former: Option<&Arc<Debugger>>) {
+        if let Some(former) = former {
+            self.waits = true;
+            self.attachment.take_over(former);
+        }
     }
 
     /// Whether its kernel is Linux, by its file.
@@ -260,7 +300,7 @@ impl Guest {
     }
 
     /// The host's end of a named port of the console device; there is one, so it is taken once. When it is closed, the
-    /// guest hears so.
+    /// guest hears so; when the machine is gone, it ends. A guest that [begins again](Self::again) has others.
     pub fn take_port(&self, name: &str) -> Option<UnixStream> {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let index = ports.iter().position(|(its, _)| its == name)?;

@@ -4,7 +4,7 @@ mod passt;
 mod tap;
 
 use crate::error::{Error, NetError};
-use crate::machine::config::{Config, LinkConfig, Mac, NetConfig, NetStack, UserNetConfig, VirtioDevice};
+use crate::machine::config::{LinkConfig, Mac, NetConfig, NetStack, UserNetConfig};
 use devices::tell;
 use devices::virtio::net::{Link, Net, Sent, feature};
 use net::{Limits, Notice, Options, Reach, Stack};
@@ -12,18 +12,24 @@ use passt::Passt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::RawFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tap::Tap;
 
 /// The address of a guest that has a network of its own.
 const USUAL_MAC: Mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 
-/// How many descriptors the networks among devices may need.
-pub fn descriptors(devices: &[VirtioDevice]) -> usize {
-    let of_user =
-        |it: &&VirtioDevice| matches!(it, VirtioDevice::Net(NetConfig { link: LinkConfig::User(_), .. }));
+/// How many descriptors a network may need, beside those that it begins with.
+pub fn descriptors(config: &NetConfig) -> usize {
     let Limits { connections, flows, .. } = Limits::default();
-    devices.iter().filter(of_user).count() * (connections + flows)
+    match config.link {
+        LinkConfig::User(_) => connections + flows,
+        LinkConfig::Tap(_) => 0,
+    }
+}
+
+/// Whether another program may be started for it.
+pub fn may_need_a_program(config: &NetConfig) -> bool {
+    matches!(&config.link, LinkConfig::User(user) if user.stack != NetStack::Own)
 }
 
 /// Who carries frames.
@@ -73,8 +79,11 @@ impl Link for Carrier {
     }
 
     fn reset(&mut self) {
-        if let Carrier::Own(stack) = self {
-            stack.reset();
+        match self {
+            Carrier::Own(stack) => stack.reset(),
+            // It does not know of the guest's connections: whoever is at their other ends is told by the next guest.
+            Carrier::Passt(_) => {}
+            Carrier::Tap(tap) => tap.reset(),
         }
     }
 
@@ -113,43 +122,18 @@ impl Link for Carrier {
     }
 }
 
-/// Programs that make networks, by what is wanted of each, once a process has started all that it will.
-static HELPERS: Mutex<Option<Vec<Helper>>> = Mutex::new(None);
-
-/// What is wanted of one, and what has come of that.
-type Helper = (UserNetConfig, Result<Passt, NetError>);
-
-/// Starts the programs that a guest's networks need, before the process confines itself to what does not include that:
-/// from here on no others are. Each is one guest's; one that begins again has its network from this program.
-pub fn start_helpers(config: &Config) {
-    let mut helpers = Vec::new();
-    for device in &config.virtio {
-        if let VirtioDevice::Net(NetConfig { link: LinkConfig::User(user), .. }) = device
-            && user.stack != NetStack::Own
-        {
-            helpers.push((user.clone(), Passt::start(user)));
-        }
-    }
-    *HELPERS.lock().unwrap_or_else(PoisonError::into_inner) = Some(helpers);
+/// A network that is open, and the guest's address there.
+#[derive(Clone, Debug)]
+pub struct OpenNet {
+    carrier: Arc<Mutex<Carrier>>,
+    mac: Mac,
 }
 
-/// What was started for a network; `None` where it is to be started now.
-fn started(wanted: &UserNetConfig) -> Option<Result<Passt, NetError>> {
-    let mut helpers = HELPERS.lock().unwrap_or_else(PoisonError::into_inner);
-    let helpers = helpers.as_mut()?;
-    Some(match helpers.iter().position(|(config, _)| config == wanted) {
-        Some(at) => helpers.swap_remove(at).1,
-        None => {
-            Err(NetError::Passt("is not started again in the cell (--sandbox off does without it)".into()))
-        }
-    })
-}
-
-/// The device of a network.
+/// Opens a network.
 ///
 /// # Errors
 /// [`Error::Net`].
-pub fn device(config: &NetConfig) -> Result<Net<Carrier>, Error> {
+pub fn open(config: &NetConfig) -> Result<OpenNet, Error> {
     let failed = |net: String| move |why: NetError| Error::Net { net, why };
     let (carrier, mac) = match &config.link {
         LinkConfig::User(user) => {
@@ -163,12 +147,19 @@ pub fn device(config: &NetConfig) -> Result<Net<Carrier>, Error> {
             (Carrier::Tap(tap), config.mac.unwrap_or(some))
         }
     };
-    Ok(Net::new(carrier, mac))
+    Ok(OpenNet { carrier: Arc::new(Mutex::new(carrier)), mac })
+}
+
+impl OpenNet {
+    /// A device for it.
+    pub fn device(&self) -> Net<Carrier> {
+        Net::new(Arc::clone(&self.carrier), self.mac)
+    }
 }
 
 fn of_user(config: &UserNetConfig, mac: Mac) -> Result<Carrier, NetError> {
     if config.stack != NetStack::Own {
-        match started(config).unwrap_or_else(|| Passt::start(config)) {
+        match Passt::start(config) {
             Ok(passt) => {
                 log::info!("the guest's network is made by passt");
                 return Ok(Carrier::Passt(passt));

@@ -3,6 +3,7 @@
 mod virtio;
 
 use crate::error::Error;
+use crate::machine::backends::Backends;
 use crate::machine::config::{Config, VirtioTransport};
 use crate::machine::guest_ram::GuestRam;
 use arch::board::{Board, PciHost};
@@ -12,11 +13,12 @@ use devices::platform;
 use devices::platform::serial::Serial;
 use devices::rack::{Console, Line, Rack, Resources};
 use devices::ram::Ram;
+use devices::virtio::Unplug;
 use devices::virtio::mmio;
 use devices::virtio::pace::Pace;
 use kvm::{HOST_ISA, InterruptLine, Vm};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 pub use virtio::HostPort;
 use virtio::Making;
 
@@ -81,18 +83,51 @@ pub fn board(config: &Config) -> Board {
     board
 }
 
-/// Makes the devices; the serial port among them is the console.
+/// Devices that are made.
+#[derive(Debug)]
+pub struct Fitted {
+    /// All of them, on their buses.
+    pub rack: Rack,
+    /// The console's.
+    pub serial: Shared<Serial>,
+    /// Those with something of the host's.
+    pub virtio: VirtioDevices,
+    /// The host's ends of ports.
+    pub ports: Vec<HostPort>,
+}
+
+/// A guest's virtio devices.
+#[derive(Default)]
+pub struct VirtioDevices(Vec<Arc<Mutex<dyn Unplug>>>);
+
+impl std::fmt::Debug for VirtioDevices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("VirtioDevices").field(&self.0.len()).finish()
+    }
+}
+
+impl VirtioDevices {
+    /// Takes them from the guest for good: what they have of the host is free for others when this returns.
+    pub fn unplug(&self) {
+        for device in &self.0 {
+            device.lock().unwrap_or_else(PoisonError::into_inner).unplug();
+        }
+    }
+}
+
+/// Makes the devices, with what theirs is of the host; the serial port among them is the console.
 pub fn fit(
     config: &Config,
+    backends: &Backends,
     vm: &Vm,
     (ram, pace): (&Arc<GuestRam>, &Pace),
     console: Console,
-) -> Result<(Rack, Shared<Serial>, Vec<HostPort>), Error> {
+) -> Result<Fitted, Error> {
     let mut rack = Rack::new(HOST_ISA);
     let host = PciHost::new(HOST_ISA, config.memory.bytes());
-    let mut making = Making::new(config, vm, (ram, pace))?;
+    let mut making = Making::new(config, backends, vm, (ram, pace));
     let bus = match config.transport {
-        VirtioTransport::Pci => virtio::pci(config, &host, &mut making)?,
+        VirtioTransport::Pci => virtio::pci(&host, &mut making)?,
         VirtioTransport::Mmio => Arc::new(with_bridge(&[])),
     };
     let mut giver = Giver { vm, ram, bus: Arc::clone(&bus), console: Some(console) };
@@ -103,7 +138,8 @@ pub fn fit(
         VirtioTransport::Pci => {
             rack.set_pci(&host, &bus).expect("a test fits the bus beside all devices");
         }
-        VirtioTransport::Mmio => virtio::mmio(config, &mut rack, &mut making)?,
+        VirtioTransport::Mmio => virtio::mmio(&mut rack, &mut making)?,
     }
-    Ok((rack, serial.expect("every machine has a serial port"), making.host_ports))
+    let serial = serial.expect("every machine has a serial port");
+    Ok(Fitted { rack, serial, virtio: VirtioDevices(making.devices), ports: making.host_ports })
 }

@@ -5,10 +5,11 @@ use crate::machine::config::{LONGEST_TAG, ShareConfig, VirtioDevice};
 use devices::tell;
 use devices::virtio::fs::{Files, Fs};
 use devices::virtio::queue::Buffer;
-use nix::sys::resource::{Resource, getrlimit};
 use share::{Access, Limits, MOST_WRITTEN, Reply, Server, State};
+use std::sync::{Arc, Mutex};
 
 /// A folder that is served.
+#[derive(Debug)]
 pub struct Shared(Server);
 
 /// A guest's memory, as the server has replies in it.
@@ -56,11 +57,11 @@ impl Files for Shared {
     }
 }
 
-/// How many shares there are among devices.
+/// Whether the guest finds each of the shares among devices by its tag.
 ///
 /// # Errors
 /// [`Error::Usage`]: a tag that the guest could not find.
-pub fn count(devices: &[VirtioDevice]) -> Result<usize, Error> {
+pub fn check(devices: &[VirtioDevice]) -> Result<(), Error> {
     let mut tags = Vec::new();
     for device in devices {
         let VirtioDevice::Share(share) = device else { continue };
@@ -80,31 +81,37 @@ pub fn count(devices: &[VirtioDevice]) -> Result<usize, Error> {
         }
         tags.push(tag);
     }
-    Ok(tags.len())
+    Ok(())
 }
 
-/// The device of a share, of so many that this process has, beside networks that may need so many descriptors.
+/// A folder that is open, and the name by which the guest mounts it.
+#[derive(Clone, Debug)]
+pub struct OpenShare {
+    files: Arc<Mutex<Shared>>,
+    tag: String,
+}
+
+/// Opens a folder, which is served with so many descriptors at most.
 ///
 /// # Errors
 /// [`Error::Share`].
-pub fn device(share: &ShareConfig, shares: usize, networks: usize) -> Result<Fs<Shared>, Error> {
-    let access = if share.is_writable { Access::ReadWrite } else { Access::ReadOnly };
-    let limits = Limits { descriptors: descriptors(shares, networks), ..Limits::default() };
-    let server = Server::new(&share.folder, access, limits);
-    let server = server.map_err(|source| Error::Share { folder: share.folder.clone(), source })?;
-    Fs::new(&share.tag, Shared(server))
-        .ok_or_else(|| Error::Usage(format!("--share: no tag: '{}'", share.tag)))
+pub fn open(config: &ShareConfig, descriptors: usize) -> Result<OpenShare, Error> {
+    let access = if config.is_writable { Access::ReadWrite } else { Access::ReadOnly };
+    let limits = Limits { descriptors, ..Limits::default() };
+    let server = Server::new(&config.folder, access, limits);
+    let server = server.map_err(|source| Error::Share { folder: config.folder.clone(), source })?;
+    Ok(OpenShare { files: Arc::new(Mutex::new(Shared(server))), tag: config.tag.clone() })
 }
 
-/// How many descriptors each of so many shares may have: those that this process has, without what networks and the rest
-/// of it need.
-fn descriptors(shares: usize, networks: usize) -> usize {
-    const REST: usize = 256;
-    const LEAST: usize = 64;
-    const MOST: usize = 16 << 10;
-    let all =
-        getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| usize::try_from(soft).unwrap_or(MOST));
-    (all.saturating_sub(REST + networks) / shares.max(1)).clamp(LEAST, MOST)
+impl OpenShare {
+    /// A device for it.
+    ///
+    /// # Errors
+    /// [`Error::Usage`]: the guest could not find it by its tag.
+    pub fn device(&self) -> Result<Fs<Shared>, Error> {
+        Fs::new(&self.tag, Arc::clone(&self.files))
+            .ok_or_else(|| Error::Usage(format!("--share: no tag: '{}'", self.tag)))
+    }
 }
 
 #[cfg(test)]
@@ -116,13 +123,13 @@ mod tests {
         let share = |tag: &str| {
             VirtioDevice::Share(ShareConfig { folder: "/".into(), tag: tag.into(), is_writable: false })
         };
-        assert_eq!(count(&[share("a"), VirtioDevice::Entropy, share(&"b".repeat(36))]).unwrap(), 2);
+        check(&[share("a"), VirtioDevice::Entropy, share(&"b".repeat(36))]).unwrap();
         for (devices, says) in [
             (vec![share("")], "0 bytes"),
             (vec![share(&"b".repeat(37))], "37 bytes"),
             (vec![share("a"), share("b"), share("a")], "two folders have the tag 'a'"),
         ] {
-            let error = count(&devices).unwrap_err();
+            let error = check(&devices).unwrap_err();
             assert!(error.to_string().contains(says) && error.to_string().contains("tag="), "{error}");
             assert_eq!(error.code(), 2);
         }

@@ -10,11 +10,13 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 /// Bytes of a socket's path (unix(7)), without those of `_` and a port.
 const LONGEST_PATH: usize = 107 - 11;
 
 /// Sockets below a path.
+#[derive(Debug)]
 struct Sockets {
     served: Served,
     path: PathBuf,
@@ -41,11 +43,20 @@ impl Host for Sockets {
     }
 }
 
-/// The device.
+/// Sockets that are open, and the guest's number.
+#[derive(Clone, Debug)]
+pub struct OpenVsock {
+    sockets: Arc<Mutex<Sockets>>,
+    cid: u32,
+    /// How many connections there may be at a time.
+    connections: usize,
+}
+
+/// Opens the host's end, for so many connections at a time at most.
 ///
 /// # Errors
 /// [`Error::Open`], also when another guest has the socket.
-pub fn device(config: &VsockConfig) -> Result<Vsock, Error> {
+pub fn open(config: &VsockConfig, connections: usize) -> Result<OpenVsock, Error> {
     let path = &config.path;
     if path.as_os_str().len() > LONGEST_PATH {
         return Err(Error::Usage(format!(
@@ -58,6 +69,17 @@ pub fn device(config: &VsockConfig) -> Result<Vsock, Error> {
         BindError::Io { source, .. } => failed(source),
         error => failed(io::Error::other(error)),
     })?;
-    let sockets = Sockets { served, path: path.clone() };
-    Vsock::new(config.cid, Box::new(sockets)).map_err(Error::system("cannot make a virtio device"))
+    let sockets = Arc::new(Mutex::new(Sockets { served, path: path.clone() }));
+    Ok(OpenVsock { sockets, cid: config.cid, connections })
+}
+
+impl OpenVsock {
+    /// A device for it.
+    ///
+    /// # Errors
+    /// [`Error::System`]: the system gives no more descriptors.
+    pub fn device(&self) -> Result<Vsock, Error> {
+        let sockets = Arc::clone(&self.sockets);
+        Vsock::new(self.cid, self.connections, sockets).map_err(Error::system("cannot make a virtio device"))
+    }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::pci::Function;
 use crate::ram::Ram;
+use crate::virtio::Unplug;
 use crate::virtio::testing::{Driver, INDIRECT, NEXT, WRITE};
 use arch::GuestPhys;
 use std::collections::VecDeque;
@@ -107,7 +108,7 @@ fn link() -> (TestLink, Outside) {
 
 fn driver(features: u64) -> (Driver<Net<TestLink>>, Outside) {
     let (link, outside) = link();
-    let mut driver = Driver::new(Net::new(link, MAC_ADDRESS));
+    let mut driver = Driver::new(Net::new(Arc::new(Mutex::new(link)), MAC_ADDRESS));
     driver.set_up(VERSION_1 | features);
     (driver, outside)
 }
@@ -311,7 +312,7 @@ fn it_rests_while_the_guest_is_held() {
 fn it_goes_on_from_a_saved_state() {
     for features in [0, EVENT_INDEX, feature::MRG_RXBUF | EVENT_INDEX] {
         let (mut driver, outside) = driver(features);
-        let fresh = Driver::new(Net::new(link().0, MAC_ADDRESS)).function.save();
+        let fresh = Driver::new(Net::new(Arc::new(Mutex::new(link().0)), MAC_ADDRESS)).function.save();
         send(&mut driver, &packet(60));
         outside.give(&packet(20));
         offer(&mut driver, 0, 100);
@@ -319,7 +320,7 @@ fn it_goes_on_from_a_saved_state() {
         let saved = driver.function.save();
         assert_ne!(saved, fresh);
         let (link, beyond) = link();
-        let mut other = driver.with_another(Net::new(link, [9; 6]));
+        let mut other = driver.with_another(Net::new(Arc::new(Mutex::new(link)), [9; 6]));
         other.function.restore(&saved).unwrap();
         assert_eq!(other.function.save(), saved);
         assert_eq!(beyond.world.lock().unwrap().begun, Some(VERSION_1 | features));
@@ -333,4 +334,34 @@ fn it_goes_on_from_a_saved_state() {
         other.function.restore(&fresh).unwrap();
         assert_eq!(other.function.save(), fresh);
     }
+}
+
+/// A link outlives its device: the next one has it, and the one that is unplugged does not touch it any more.
+#[test]
+fn another_device_has_the_link_of_one_that_is_unplugged() {
+    let (link, outside) = link();
+    let link = Arc::new(Mutex::new(link));
+    let mut former = Driver::new(Net::new(Arc::clone(&link), MAC_ADDRESS));
+    let mut next = Driver::new(Net::new(link, MAC_ADDRESS));
+    former.set_up(VERSION_1);
+    send(&mut former, &packet(60));
+    // Held or not: it ends.
+    assert!(former.pace.hold(std::time::Duration::from_secs(20)));
+    former.function.unplug();
+    assert_eq!((former.status(), outside.world.lock().unwrap().begun), (0, None));
+    next.set_up(VERSION_1 | feature::CSUM);
+    let begun = || outside.world.lock().unwrap().begun;
+    assert_eq!(begun(), Some(VERSION_1 | feature::CSUM));
+    for status in [0, 1, 3, 11, 15, 0] {
+        former.write(0x14, 1, status);
+        assert_eq!((former.status(), begun()), (0, Some(VERSION_1 | feature::CSUM)));
+    }
+    former.pace.release();
+    former.offer(1, 5);
+    drop(former);
+    send(&mut next, &packet(61));
+    assert_eq!(outside.sent().iter().map(Vec::len).collect::<Vec<_>>(), [72, 73]);
+    outside.give(&packet(20));
+    offer(&mut next, 0, 100);
+    assert_eq!((next.message(), next.used(0), begun().is_some()), (Some(0), (1, 0, 32), true));
 }

@@ -1,6 +1,7 @@
 use super::packet::shutdown;
 use super::*;
 use crate::ram::Ram;
+use crate::virtio::Unplug;
 use crate::virtio::testing::{Driver, WRITE};
 use arch::GuestPhys;
 use std::collections::HashMap;
@@ -45,6 +46,7 @@ struct Guest {
     driver: Driver<Vsock>,
     taken: u16,
     sent: u16,
+    programs: Arc<Mutex<dyn Host>>,
     ports: Arc<Mutex<HashMap<u32, UnixStream>>>,
     path: PathBuf,
 }
@@ -56,10 +58,21 @@ impl Guest {
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
         let ports: Arc<Mutex<HashMap<u32, UnixStream>>> = Arc::default();
-        let programs = Programs { listener, ports: Arc::clone(&ports) };
-        let mut driver = Driver::new(Vsock::new(CID, Box::new(programs)).unwrap());
+        let programs: Arc<Mutex<dyn Host>> =
+            Arc::new(Mutex::new(Programs { listener, ports: Arc::clone(&ports) }));
+        Guest::of(programs, ports, path)
+    }
+
+    /// One with these programs on the host's side.
+    fn of(
+        programs: Arc<Mutex<dyn Host>>,
+        ports: Arc<Mutex<HashMap<u32, UnixStream>>>,
+        path: PathBuf,
+    ) -> Guest {
+        let vsock = Vsock::new(CID, MOST_CONNECTIONS, Arc::clone(&programs)).unwrap();
+        let mut driver = Driver::new(vsock);
         driver.set_up(VERSION_1 | STREAMS);
-        let mut guest = Guest { driver, taken: 0, sent: 0, ports, path };
+        let mut guest = Guest { driver, taken: 0, sent: 0, programs, ports, path };
         (0..BUFFERS).for_each(|head| guest.give(head));
         guest
     }
@@ -294,7 +307,9 @@ fn what_is_put_back_knows_that_its_connections_are_gone() {
     let path = guest.path.with_extension("other");
     std::fs::remove_file(&path).ok();
     let listener = UnixListener::bind(&path).unwrap();
-    let mut vsock = Vsock::new(CID, Box::new(Programs { listener, ports: Arc::default() })).unwrap();
+    let mut vsock =
+        Vsock::new(CID, MOST_CONNECTIONS, Arc::new(Mutex::new(Programs { listener, ports: Arc::default() })))
+            .unwrap();
     let first = vsock.save();
     assert!(!first.are_gone);
     let state = State { are_gone: true, ..first };
@@ -308,4 +323,29 @@ fn what_is_put_back_knows_that_its_connections_are_gone() {
     driver.offer(2, 0);
     assert_eq!(driver.used(2).0, 0);
     std::fs::remove_file(path).ok();
+}
+
+/// The host's end outlives a device: whose connections they were hear of their end, and who comes is the next one's.
+#[test]
+fn another_device_has_the_sockets_of_one_that_is_unplugged() {
+    let mut former = Guest::new("unplugged");
+    let mut program = former.program(80);
+    former.say((1000, 80), op::REQUEST, 0, b"");
+    former.next();
+    former.driver.function.unplug();
+    let mut rest = Vec::new();
+    program.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"");
+    // One who has come meanwhile is let in by the next.
+    let mut early = former.comer();
+    early.write_all(b"CONNECT 5000\n").unwrap();
+    let mut next = Guest::of(Arc::clone(&former.programs), Arc::clone(&former.ports), former.path.clone());
+    drop(former);
+    let (header, _) = next.next();
+    assert_eq!((header.op, header.dst_port), (op::REQUEST, 5000));
+    next.say((5000, header.src_port), op::RESPONSE, 0, b"");
+    assert_eq!(line(&early), format!("OK {}\n", header.src_port));
+    let _program = next.program(80);
+    next.say((1000, 80), op::REQUEST, 0, b"");
+    assert_eq!(next.next().0.op, op::RESPONSE);
 }

@@ -5,15 +5,16 @@ use crate::boot::cmdline::Completion;
 use crate::boot::kernel::Kernel;
 use crate::boot::{self, BootConfig, Booted};
 use crate::error::Error;
+use crate::machine::backends::Backends;
 use crate::machine::config::{Config, GuestClock, Trace, VirtioTransport};
-use crate::machine::debugger::{Attachment, Debugger, listen};
+use crate::machine::debugger::{Attachment, listen};
 use crate::machine::dumper::Dumper;
 use crate::machine::guest_clock::Timekeeper;
 use crate::machine::guest_ram::GuestRam;
 use crate::machine::hypercalls::LiveHypercalls;
 use crate::machine::hypercalls::family::Parts;
 use crate::machine::output_queue::{OutputQueue, QueueEnd};
-use crate::machine::rack;
+use crate::machine::rack::{self, Fitted};
 use crate::machine::services::{Exits, Services};
 use crate::machine::vcpus::{Threads, Vcpus};
 use arch::Isa;
@@ -31,20 +32,21 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
-/// What a guest begins as.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Beginning<'a> {
-    /// A guest of its own.
-    First,
-    /// Another one that begins again, with the debugger that this one has by now, whatever is asked for.
-    Again(Option<&'a Arc<Debugger>>),
+/// Whether a debugger is listened for, if the configuration has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Listens {
+    /// It is.
+    Yes,
+    /// It is another guest that begins again, whose debugger comes along.
+    No,
 }
 
-/// Builds a guest.
+/// Builds a guest. Its devices have what is open of the host already, and what has to be opened for them.
 pub(super) fn build(
     config: &Config,
+    opened: &Backends,
     output: Box<dyn Write + Send>,
-    beginning: Beginning<'_>,
+    listens: Listens,
 ) -> Result<Guest, Error> {
     check(config)?;
     let Loaded { vm, vcpus, kernel, booted } = load(config)?;
@@ -53,7 +55,7 @@ pub(super) fn build(
         // Found out once; the first stop is not to wait for it.
         kvm::probe::holds_counter().ok();
     }
-    let gdb = gdb.filter(|_| matches!(beginning, Beginning::First));
+    let gdb = gdb.filter(|_| listens == Listens::Yes);
     let listener = gdb.map(listen).transpose()?;
     let (input_wanted, wake) = (new_event()?, new_event()?);
     let output = Arc::new(OutputQueue::new(output));
@@ -65,7 +67,9 @@ pub(super) fn build(
         drained: Box::new(move || drained.write(1)),
     };
     let pace = Pace::default();
-    let (rack, serial, ports) = rack::fit(config, &vm, (&ram, &pace), console)?;
+    let backends = opened.opened_for(config)?;
+    let fitted = rack::fit(config, &backends, &vm, (&ram, &pace), console)?;
+    let Fitted { rack, serial, virtio, ports } = fitted;
     let parts = Parts { vm: &vm, ram: &ram, serial: &serial, vcpus: config.cpus };
     let hypercalls = hypercalls(config, &parts)?;
     let services = Arc::new(Services {
@@ -89,15 +93,8 @@ pub(super) fn build(
     if let (Some(listener), Some(gdb)) = (listener, gdb) {
         attachment.attach(listener, gdb)?;
     }
-    let former = match beginning {
-        Beginning::First => None,
-        Beginning::Again(former) => former,
-    };
-    if let Some(former) = former {
-        attachment.take_over(former);
-    }
     Ok(Guest {
-        waits: gdb.is_some_and(|gdb| gdb.waits) || former.is_some(),
+        waits: gdb.is_some_and(|gdb| gdb.waits),
         attachment,
         dumper,
         stage: Mutex::new(Stage::NotStarted),
@@ -111,6 +108,8 @@ pub(super) fn build(
         is_linux: kernel.is_linux(),
         hypercalls,
         services,
+        virtio,
+        backends: Mutex::new(backends),
         _vm: vm,
     })
 }

@@ -99,6 +99,11 @@ impl Tap {
         }
     }
 
+    /// The guest's driver has gone: what comes for the next one it can take, whichever that is.
+    pub fn reset(&mut self) {
+        self.begin(0);
+    }
+
     pub fn send(&mut self, packet: &[u8]) -> Sent {
         match (&self.file).write(packet) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::NoRoom,

@@ -2,24 +2,23 @@
 
 use super::KvmLine;
 use crate::error::Error;
-use crate::machine::config::{Config, VirtioDevice};
+use crate::machine::backends::{Backend, Backends};
+use crate::machine::config::Config;
 use crate::machine::guest_ram::GuestRam;
-use crate::machine::{disks, nets, shares, vsocks};
 use arch::address::PhysRange;
 use arch::board::PciHost;
 use devices::pci::bus::{PciBus, with_bridge};
 use devices::pci::msix::{Message, Sender};
 use devices::rack::Rack;
 use devices::ram::Ram;
-use devices::virtio::Model;
 use devices::virtio::console::{self, Port};
-use devices::virtio::entropy::{self, Entropy};
+use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{self, VirtioMmio};
 use devices::virtio::pace::Pace;
 use devices::virtio::pci::{Bells, Connections, VirtioFunction};
+use devices::virtio::{Model, Unplug};
 use kvm::{BellRinger, HOST_ISA, MessageSender, Vm};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
@@ -29,46 +28,47 @@ pub struct Making<'a> {
     vm: &'a Vm,
     ram: &'a Arc<GuestRam>,
     pace: &'a Pace,
-    /// How many shared folders there are.
-    shares: usize,
-    /// Descriptors that networks may need.
-    networks: usize,
+    /// What they have of the host.
+    backends: &'a Backends,
     /// How many vCPUs.
     cpus: u32,
+    /// Those that are made.
+    pub devices: Vec<Arc<Mutex<dyn Unplug>>>,
     /// The host's ends of ports.
     pub host_ports: Vec<HostPort>,
 }
 
-/// Puts a model where its transport has it.
+/// Puts a model where its transport has it; the device that it is then.
 trait Put {
-    fn put(&mut self, model: impl Model + 'static) -> Result<(), Error>;
+    fn put(&mut self, model: impl Model + 'static) -> Result<Arc<Mutex<dyn Unplug>>, Error>;
 }
 
 impl<'a> Making<'a> {
     /// For a machine's devices.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] for what they cannot be together.
     pub fn new(
         config: &Config,
+        backends: &'a Backends,
         vm: &'a Vm,
         (ram, pace): (&'a Arc<GuestRam>, &'a Pace),
-    ) -> Result<Making<'a>, Error> {
-        let shares = shares::count(&config.virtio)?;
-        let networks = nets::descriptors(&config.virtio);
-        Ok(Making { vm, ram, pace, shares, networks, cpus: config.cpus, host_ports: Vec::new() })
+    ) -> Making<'a> {
+        let cpus = config.cpus;
+        Making { vm, ram, pace, backends, cpus, devices: Vec::new(), host_ports: Vec::new() }
     }
 
-    /// Makes a device's model, and has it put.
-    fn make(&mut self, wanted: &VirtioDevice, place: &mut impl Put) -> Result<(), Error> {
-        match wanted {
-            VirtioDevice::Entropy => place.put(Entropy::new(random()?)),
-            VirtioDevice::Share(share) => place.put(shares::device(share, self.shares, self.networks)?),
-            VirtioDevice::Net(net) => place.put(nets::device(net)?),
-            VirtioDevice::Disk(disk) => place.put(disks::device(disk, self.cpus)?),
-            VirtioDevice::Vsock(vsock) => place.put(vsocks::device(vsock)?),
-            VirtioDevice::Ports(names) => place.put(ports(names, &mut self.host_ports)?),
+    /// Makes all devices' models, and has them put.
+    fn make(&mut self, place: &mut impl Put) -> Result<(), Error> {
+        for backend in self.backends.iter() {
+            let device = match backend {
+                Backend::Entropy(source) => place.put(Entropy::new(Arc::clone(source))),
+                Backend::Share(share) => place.put(share.device()?),
+                Backend::Net(net) => place.put(net.device()),
+                Backend::Disk(disk) => place.put(disk.device(self.cpus)?),
+                Backend::Vsock(vsock) => place.put(vsock.device()?),
+                Backend::Ports(names) => place.put(ports(names, &mut self.host_ports)?),
+            };
+            self.devices.push(device?);
         }
+        Ok(())
     }
 }
 
@@ -83,7 +83,7 @@ struct OnPci<'a> {
 }
 
 impl Put for OnPci<'_> {
-    fn put(&mut self, model: impl Model + 'static) -> Result<(), Error> {
+    fn put(&mut self, model: impl Model + 'static) -> Result<Arc<Mutex<dyn Unplug>>, Error> {
         self.count += 1;
         // Bus 0, function 0.
         let requester = self.count << 3;
@@ -95,8 +95,9 @@ impl Put for OnPci<'_> {
             bells: Box::new(Doorbells { ringer: self.vm.bell_ringer(), placed: Vec::new() }),
         };
         let function = VirtioFunction::new(model, connections).map_err(cannot_make())?;
-        match self.bus.add(Arc::new(Mutex::new(function))) {
-            Some(_) => Ok(()),
+        let function = Arc::new(Mutex::new(function));
+        match self.bus.add(Arc::<Mutex<VirtioFunction<_>>>::clone(&function)) {
+            Some(_) => Ok(function),
             None => Err(Error::Usage("more devices than a PCI bus has places for".into())),
         }
     }
@@ -110,9 +111,9 @@ fn cannot_make() -> impl FnOnce(io::Error) -> Error {
 ///
 /// # Errors
 /// [`Error`], also for a host that takes no messages.
-pub fn pci(config: &Config, host: &PciHost, making: &mut Making<'_>) -> Result<Arc<PciBus>, Error> {
+pub fn pci(host: &PciHost, making: &mut Making<'_>) -> Result<Arc<PciBus>, Error> {
     let windows: Vec<PhysRange> = host.windows().collect();
-    if !config.virtio.is_empty() && !making.vm.takes_messages() {
+    if making.backends.iter().next().is_some() && !making.vm.takes_messages() {
         return Err(Error::Usage(
             "this host's interrupt controller (GICv2) takes no messages, which virtio devices on PCI need: \
              --virtio mmio does without"
@@ -121,9 +122,7 @@ pub fn pci(config: &Config, host: &PciHost, making: &mut Making<'_>) -> Result<A
     }
     let bus = with_bridge(&windows);
     let mut place = OnPci { bus, vm: making.vm, ram: making.ram, pace: making.pace, count: 0 };
-    for wanted in &config.virtio {
-        making.make(wanted, &mut place)?;
-    }
+    making.make(&mut place)?;
     Ok(Arc::new(place.bus))
 }
 
@@ -137,7 +136,7 @@ struct InMemory<'a> {
 }
 
 impl Put for InMemory<'_> {
-    fn put(&mut self, model: impl Model + 'static) -> Result<(), Error> {
+    fn put(&mut self, model: impl Model + 'static) -> Result<Arc<Mutex<dyn Unplug>>, Error> {
         let node = mmio::node(HOST_ISA, self.count);
         let node = node.ok_or_else(|| {
             Error::Usage(format!("--virtio mmio: there is room for {} devices; PCI has more", mmio::MOST))
@@ -147,9 +146,10 @@ impl Put for InMemory<'_> {
         let line = Box::new(KvmLine(self.vm.interrupt(line)));
         let ram: Arc<dyn Ram> = Arc::<GuestRam>::clone(self.ram);
         let device = VirtioMmio::new(model, (ram, self.pace.clone()), line).map_err(cannot_make())?;
-        let put = self.rack.put(&node, &Arc::new(Mutex::new(device)));
+        let device = Arc::new(Mutex::new(device));
+        let put = self.rack.put(&node, &device);
         put.expect("a test fits these beside all devices");
-        Ok(())
+        Ok(device)
     }
 }
 
@@ -157,12 +157,9 @@ impl Put for InMemory<'_> {
 ///
 /// # Errors
 /// [`Error`].
-pub fn mmio(config: &Config, rack: &mut Rack, making: &mut Making<'_>) -> Result<(), Error> {
+pub fn mmio(rack: &mut Rack, making: &mut Making<'_>) -> Result<(), Error> {
     let mut place = InMemory { rack, vm: making.vm, ram: making.ram, pace: making.pace, count: 0 };
-    for wanted in &config.virtio {
-        making.make(wanted, &mut place)?;
-    }
-    Ok(())
+    making.make(&mut place)
 }
 
 /// The host's end of a port, with its name.
@@ -177,16 +174,6 @@ fn ports(names: &[String], host_ports: &mut Vec<HostPort>) -> Result<console::Co
         host_ports.push((name.clone(), host));
     }
     console::Console::new(ports).map_err(Error::system("cannot make a port's sockets"))
-}
-
-/// Random bytes of the host's.
-fn random() -> Result<entropy::Source, Error> {
-    let random = File::open("/dev/urandom").map_err(Error::system("cannot open /dev/urandom"))?;
-    Ok(Arc::new(Mutex::new(move |bytes: &mut [u8]| {
-        if let Err(error) = (&random).read_exact(bytes) {
-            log::error!("/dev/urandom: {error}");
-        }
-    })))
 }
 
 /// Messages by KVM.
