@@ -11,7 +11,7 @@ use crate::events::{Events, News, Token};
 use crate::icmp::{parts, unreachable};
 use crate::outbox::Outbox;
 use carry::{Carried, Host};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
@@ -20,7 +20,6 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
-use std::time::Duration;
 use wire::Wire;
 
 /// Bytes that are kept of a connection, each way.
@@ -353,25 +352,11 @@ impl Connections {
         connection.deadline = deadline.map(|at| at.max(soonest));
     }
 
-    /// Ends all; the host's sides are told that it was no orderly end.
-    fn remove_all(&mut self) {
-        let numbers: Vec<u64> = self.all.keys().copied().collect();
-        numbers.into_iter().for_each(|number| self.remove(number));
-    }
-
-    /// Ends one; the host's side is told whether it was an orderly end.
+    /// Ends one; the host's side is told whether it was an orderly end ([`Host`]).
     fn remove(&mut self, number: u64) {
-        let Some(connection) = self.all.remove(&number) else { return };
-        self.numbers.remove(&connection.key);
-        if !connection.host.is_at_its_end() {
-            sockopt::set_socket_linger(connection.host.stream(), Some(Duration::ZERO)).ok();
+        if let Some(connection) = self.all.remove(&number) {
+            self.numbers.remove(&connection.key);
         }
-    }
-}
-
-impl Drop for Connections {
-    fn drop(&mut self) {
-        self.remove_all();
     }
 }
 

@@ -263,6 +263,28 @@ fn a_port_of_the_hosts_leads_to_the_guest() {
     assert!(client.join().unwrap().is_err());
 }
 
+/// Whoever was connected to a guest that is gone is told, and who comes is let in by the next.
+#[test]
+fn the_guest_begins_again() {
+    let port = free_port(true);
+    let mut guest = Guest::new(Reach::Others, &[&format!("tcp::{port}-:80")]);
+    let connect = |guest: &mut Guest| {
+        let handle = guest.tcp_socket();
+        guest.tcp(handle).listen(80).unwrap();
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        guest.until(|guest| guest.tcp(handle).may_send().then_some(()));
+        (stream, handle)
+    };
+    let (mut former, _) = connect(&mut guest);
+    guest.stack.reset();
+    assert_eq!(former.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    guest.sockets = SocketSet::new(vec![]);
+    guest.stack.begin(false, true);
+    let (mut next, handle) = connect(&mut guest);
+    next.write_all(b"again").unwrap();
+    guest.until(|guest| guest.tcp(handle).can_recv().then_some(()));
+}
+
 #[test]
 fn datagrams_go_both_ways() {
     let outside = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -1,9 +1,11 @@
 //! Bytes between a socket of the host's and the guest's.
 
 use crate::events::News;
+use rustix::net::sockopt;
 use smoltcp::socket::tcp::{Socket, State};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
 
 /// Whether something went either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +28,16 @@ pub struct Host {
     guest_sends_no_more: bool,
     /// All that the guest sends has been written, and the host been told so.
     guest_has_ended: bool,
+    /// Closing it is an orderly end.
+    closes_in_order: bool,
 }
 
 impl Host {
-    /// One that is heard of as soon as there is something.
+    /// One that is heard of as soon as there is something. Until it has ended in order, the other side is told by a reset
+    /// when it is closed: by whichever thread ends the network, which need not be one that may do more than close.
     pub fn new(stream: TcpStream) -> Host {
+        // A socket that does not take this ends in order instead.
+        sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).ok();
         Host {
             stream,
             is_readable: false,
@@ -39,11 +46,8 @@ impl Host {
             has_ended: false,
             guest_sends_no_more: false,
             guest_has_ended: false,
+            closes_in_order: false,
         }
-    }
-
-    pub fn stream(&self) -> &TcpStream {
-        &self.stream
     }
 
     pub fn hear(&mut self, news: News) {
@@ -57,9 +61,13 @@ impl Host {
         self.stream.take_error().unwrap_or_else(Some)
     }
 
-    /// Whether both directions have ended in order.
-    pub fn is_at_its_end(&self) -> bool {
-        self.has_ended && self.guest_has_ended
+    /// Once both directions have ended in order, what the other side has not got yet it still gets.
+    fn look_for_end(&mut self) {
+        let is_at_its_end = self.has_ended && self.guest_has_ended;
+        if is_at_its_end && !std::mem::replace(&mut self.closes_in_order, true) {
+            // As above, it has not taken that one either.
+            sockopt::set_socket_linger(&self.stream, None).ok();
+        }
     }
 
     /// Whether the guest has sent all in order, and the host not taken it yet: the guest may think that it is over.
@@ -90,6 +98,7 @@ impl Host {
                 Err(_) => socket.abort(),
             }
         }
+        self.look_for_end();
         carried
     }
 
