@@ -7,13 +7,13 @@ use crate::rsp::Client;
 use disk::sample::Sample;
 use disk::{Access, Image, Options};
 use std::fs::{self, File, Permissions};
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes of each image.
 const SIZE: u64 = 4 << 20;
@@ -120,7 +120,17 @@ fn ask(port: u16, limit: Duration) -> Result<(TcpStream, String), String> {
         BufReader::with_capacity(1, stream.try_clone()?).read_line(&mut line)?;
         Ok((stream, line))
     };
-    asked().map_err(|error| format!("the guest's port: {error}"))
+    let deadline = Instant::now() + limit;
+    loop {
+        match asked() {
+            Ok((_, line)) if line.is_empty() && Instant::now() < deadline => {}
+            // Its port is there before whoever listens at it.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset && Instant::now() < deadline => {
+                thread::park_timeout(Duration::from_millis(20));
+            }
+            asked => return asked.map_err(|error| format!("the guest's port: {error}")),
+        }
+    }
 }
 
 /// A Debian guest that resets itself uses all its devices again. Who was connected to it hears of its end.
@@ -190,7 +200,7 @@ fn starts(vmm: &mut Process, socket: &Path, port: u16, limit: Duration) -> Check
             // By its end or by a reset, and not in the end of this program's patience.
             let ended = former.read(&mut [0]);
             let is_over = matches!(&ended, Ok(0))
-                || matches!(&ended, Err(error) if error.kind() == io::ErrorKind::ConnectionReset);
+                || matches!(&ended, Err(error) if error.kind() == ErrorKind::ConnectionReset);
             check(is_over, || format!("a connection of the guest before: {ended:?}"))?;
         }
         vmm.send("go\n")?;

@@ -1,5 +1,6 @@
 //! Networks of guests, with Debian's driver: of their own, and a tap.
 
+use super::gdb_port::monitor;
 use super::job::root;
 use crate::context::{Check, Context, check};
 use crate::process::{Process, Wiring};
@@ -100,6 +101,8 @@ pub fn of_its_own(c: &mut Context) -> Check {
     let limit = c.limit(c.length.of(60, 1200));
     let mut talk = || -> Check {
         let mut client = Client::attach(&socket, limit)?;
+        // Its command is run once.
+        monitor(&mut client, "reset", "does not begin again")?;
         client.run()?;
         for line in [
             "guest: names nameserver 10.0.2.3.",
