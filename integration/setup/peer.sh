@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Debian's QEMU with the libraries it needs, for both architectures, to be run in a nest as
 # the peer of benchmarks:
-#   $CACHE/peer/<isa>/{qemu,lib/,share/}
+#   $CACHE/peer/<isa>/{qemu,virtiofsd,lib/,share/}
 source "$(dirname "$0")/common.sh"
 lock peer
 install_packages binutils
@@ -12,7 +12,7 @@ for isa in ${*:-x86_64 aarch64}; do
     aarch64) arch=arm64 package=qemu-system-arm binary=qemu-system-aarch64 loader=lib/ld-linux-aarch64.so.1 ;;
   esac
   place=$CACHE/peer/$isa
-  [ -e "$place/qemu" ] && continue
+  [ -e "$place/virtiofsd" ] && continue
   private_apt_update
   work=$(mktemp -d "$CACHE/peer.XXXXXX")
   : > "$work/status"
@@ -32,7 +32,8 @@ for isa in ${*:-x86_64 aarch64}; do
   rm -rf "$place.new" "$place"
   mkdir -p "$place.new/lib" "$place.new/share"
   cp "$work/root/usr/bin/$binary" "$place.new/qemu"
-  queue=("$place.new/qemu")
+  cp "$work/root/usr/lib/qemu/virtiofsd" "$place.new/virtiofsd"
+  queue=("$place.new/qemu" "$place.new/virtiofsd")
   while [ ${#queue[@]} -gt 0 ]; do
     file=${queue[0]}; queue=("${queue[@]:1}")
     for name in $(readelf -d "$file" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do

@@ -28,6 +28,7 @@ pub mod vsock;
 
 use crate::context::{Check, Context};
 use crate::initramfs;
+use crate::measure::job as measured_job;
 use crate::tools;
 use arch::Isa;
 use std::io;
@@ -405,10 +406,31 @@ pub const BENCH_DEBUG: [Case; 2] = [
 /// What hypercalls cost, likewise.
 pub const BENCH_CALLS: Case = nested_only(small("bench_calls", crate::measure::calls::vmm));
 
+/// The whole of a command in a guest, likewise.
+pub const BENCH_RUN: [Case; 2] = [
+    measured("bench_vmm_run", measured_job::vmm),
+    measured("bench_qemu_run", measured_job::qemu_and_virtiofsd),
+];
+
+/// The same of ours with all devices.
+pub const BENCH_RUN_ALL: Case = measured("bench_vmm_run_all", measured_job::vmm_with_devices);
+
+/// What devices do, likewise.
+pub const BENCH_DEVICES: [Case; 2] = [
+    measured("bench_vmm_devices", measured_job::vmm_devices),
+    measured("bench_qemu_devices", measured_job::qemu_devices),
+];
+
+const fn measured(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
+    Case { modules: measured_job::MODULES, ..linux(name, &["6.12"], run) }
+}
+
 /// What `make demo` shows; it is no test.
 pub const DEMO: Case = linux("demo", &["6.12"], crate::demo::run);
 
 /// Looks a case up.
 pub fn find(name: &str) -> Option<&'static Case> {
-    CASES.iter().chain(&BENCH).chain(&BENCH_DEBUG).chain([&BENCH_CALLS, &DEMO]).find(|case| case.name == name)
+    let bench = BENCH.iter().chain(&BENCH_DEBUG).chain(&BENCH_RUN).chain(&BENCH_DEVICES);
+    let others = bench.chain([&BENCH_CALLS, &BENCH_RUN_ALL, &DEMO]);
+    CASES.iter().chain(others).find(|case| case.name == name)
 }

@@ -9,6 +9,7 @@
 pub mod calls;
 pub mod debugging;
 pub mod dumps;
+pub mod job;
 
 use crate::context::{Check, Context};
 use crate::process::{Process, Wiring};
@@ -57,29 +58,17 @@ fn command(c: &Context, monitor: Monitor, kernel: &Path, initrd: Option<&Path>, 
             }
         }
         Monitor::Qemu => {
-            let peer = c.files.join("peer");
-            let (libraries, loader) = (peer.join("lib"), loader(c.isa));
-            command = Command::new(libraries.join(loader));
-            command.arg("--library-path").arg(&libraries).arg(peer.join("qemu"));
-            match c.isa {
-                Isa::X86_64 => {
-                    command.args(["-M", "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on"]);
-                    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
-                }
-                Isa::Aarch64 => {
-                    command.args(["-M", "virt,gic-version=3"]);
-                }
+            command = qemu_command(
+                c,
+                match c.isa {
+                    Isa::X86_64 => "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on",
+                    Isa::Aarch64 => "virt,gic-version=3",
+                },
+            );
+            if c.isa == Isa::X86_64 {
+                command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
             }
-            let cpu = match c.isa {
-                // A software KVM does not take the MSR that goes with the flag.
-                Isa::X86_64 => "host,-arch-capabilities",
-                Isa::Aarch64 => "host",
-            };
-            command.args(["-accel", "kvm", "-cpu", cpu, "-m", &GUEST_MEMORY.to_string()]);
-            command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-            command.args(["-serial", "stdio", "-append", cmdline]);
-            command.arg("-L").arg(peer.join("share"));
-            command.arg("-kernel").arg(kernel);
+            command.args(["-append", cmdline]).arg("-kernel").arg(kernel);
             if let Some(initrd) = initrd {
                 command.arg("-initrd").arg(initrd);
             }
@@ -88,7 +77,30 @@ fn command(c: &Context, monitor: Monitor, kernel: &Path, initrd: Option<&Path>, 
     command
 }
 
-/// The program that starts QEMU with libraries of its own.
+/// Debian's QEMU with KVM and this machine, a guest of [`GUEST_MEMORY`] and its console, and nothing else.
+fn qemu_command(c: &Context, machine: &str) -> Command {
+    let mut command = with_its_libraries(c, "qemu");
+    let cpu = match c.isa {
+        // A software KVM does not take the MSR that goes with the flag.
+        Isa::X86_64 => "host,-arch-capabilities",
+        Isa::Aarch64 => "host",
+    };
+    command.args(["-M", machine, "-accel", "kvm", "-cpu", cpu, "-m", &GUEST_MEMORY.to_string()]);
+    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+    command.arg("-L").arg(c.files.join("peer/share"));
+    command
+}
+
+/// A program of the peer's.
+fn with_its_libraries(c: &Context, program: &str) -> Command {
+    let peer = c.files.join("peer");
+    let (libraries, loader) = (peer.join("lib"), loader(c.isa));
+    let mut command = Command::new(libraries.join(loader));
+    command.arg("--library-path").arg(&libraries).arg(peer.join(program));
+    command
+}
+
+/// What starts the peer's programs with libraries of their own.
 fn loader(isa: Isa) -> &'static str {
     match isa {
         Isa::X86_64 => "ld-linux-x86-64.so.2",

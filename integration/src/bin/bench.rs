@@ -3,7 +3,7 @@
 
 use arch::Isa;
 use integration::artifacts::{self, Kernel};
-use integration::cases::{BENCH, BENCH_CALLS, BENCH_DEBUG, Case};
+use integration::cases::{BENCH, BENCH_CALLS, BENCH_DEBUG, BENCH_DEVICES, BENCH_RUN, BENCH_RUN_ALL, Case};
 use integration::context::Context;
 use integration::guests;
 use integration::measure::calls as call_figures;
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// How often a nest is tried that dies of its emulator (docs/testing.md).
 const TRIES: u32 = 4;
 
-/// `bench [boot|debug|calls|dumps [ARCH|here]]`: all parts, or one, for both architectures or one.
+/// `bench [boot|debug|calls|dumps|run [ARCH|here]]`: all parts, or one, for both architectures or one.
 fn main() -> ExitCode {
     let (part, only) = (std::env::args().nth(1), std::env::args().nth(2));
     let here_too = only.as_deref().is_none_or(|only| only == "here");
@@ -55,6 +55,9 @@ fn main() -> ExitCode {
         }
         if wants("calls") {
             tell(isa.name(), calls(isa));
+        }
+        if wants("run") {
+            tell(isa.name(), jobs(isa));
         }
     }
     result
@@ -134,7 +137,10 @@ fn sample(isa: Isa, case: &Case, peer: &Path, folder: &Path) -> Result<Vec<f64>,
                 nest.copy(&format!("files/peer/{place}/{name}"), &path).map_err(|error| error.to_string())?;
             }
         }
-        nest.copy("files/peer/qemu", &peer.join("qemu")).map_err(|error| error.to_string())?;
+        for program in ["qemu", "virtiofsd"] {
+            let to = format!("files/peer/{program}");
+            nest.copy(&to, &peer.join(program)).map_err(|error| error.to_string())?;
+        }
         let running = nest.boot(folder).map_err(|error| error.to_string())?;
         let report = running.wait(Duration::from_secs(240));
         match &report.verdict {
@@ -260,6 +266,61 @@ fn debugging_here() -> Result<(), String> {
         ours / theirs
     );
     fs::remove_dir_all(&work).map_err(|error| error.to_string())
+}
+
+/// The figures of devices: name, unit, and whether more is better.
+const DEVICE_FIGURES: [(&str, &str, bool); 10] = [
+    ("disk: written and flushed, 1 MiB at a time", "MB/s", true),
+    ("disk: read, 1 MiB at a time", "MB/s", true),
+    ("disk: a read of 4 KiB", "us", false),
+    ("shared folder: a file written and synchronized", "MB/s", true),
+    ("shared folder: the same read", "MB/s", true),
+    ("shared folder: a small file opened and read", "us", false),
+    ("network: a byte to the host and back", "us", false),
+    ("network: to the guest", "MB/s", true),
+    ("network: from the guest", "MB/s", true),
+    ("RSS beyond guest memory, QEMU's with virtiofsd", "KiB", false),
+];
+
+/// The whole of `vmm run -- true`, and what its devices do, beside QEMU and virtiofsd.
+fn jobs(isa: Isa) -> Result<(), String> {
+    const ROUNDS: usize = 3;
+    let peer = artifacts::cache().join("peer").join(isa.name());
+    let folder = artifacts::workspace().join("logs").join(format!("bench-run-{isa}"));
+    let (mut whole, mut all, mut devices) =
+        (<[Vec<f64>; 2]>::default(), Vec::new(), <[Columns; 2]>::default());
+    for round in 1..=ROUNDS {
+        eprintln!("bench: {isa}, round {round} of {ROUNDS} (two minutes)");
+        for ((case, times), (with, columns)) in
+            BENCH_RUN.iter().zip(&mut whole).zip(BENCH_DEVICES.iter().zip(&mut devices))
+        {
+            times.extend(sample(isa, case, &peer, &folder)?);
+            let values = sample(isa, with, &peer, &folder)?;
+            columns.resize(values.len(), Vec::new());
+            columns.iter_mut().zip(values).for_each(|(column, value)| column.push(value));
+        }
+        all.extend(sample(isa, &BENCH_RUN_ALL, &peer, &folder)?);
+    }
+    println!(
+        "\n{isa}, nested KVM, `vmm run` of Debian 6.12, medians of {ROUNDS} rounds in turn, each in a nest of its own"
+    );
+    println!("  {:50}{:>10}{:>12}{:>8}", "", "vmm", "QEMU", "ratio");
+    let line = |name: &str, [ours, theirs]: [f64; 2], unit: &str, aim: &str| {
+        println!("  {name:50}{ours:>10.1}{theirs:>12.1}{:>8.2}  {unit}{aim}", ours / theirs);
+    };
+    let [ours, theirs] = whole.map(median);
+    line("run -- true, from exec to exit", [ours, theirs], "ms", "  (aim: at most 0.60)");
+    line("the same with all devices, and without", [median(all), ours], "ms", "");
+    for (index, (name, unit, is_rate)) in DEVICE_FIGURES.into_iter().enumerate() {
+        let both = [0, 1].map(|monitor: usize| median(devices[monitor][index].clone()));
+        let aim = match (name.starts_with("RSS"), is_rate) {
+            (true, _) => "  (aim: under 15360)",
+            (false, true) => "  (aim: at least 1)",
+            (false, false) => "  (aim: at most 1)",
+        };
+        line(name, both, unit, aim);
+    }
+    fs::remove_dir_all(&folder).map_err(|error| error.to_string())
 }
 
 /// What hypercalls cost in a nest, by each way out of the guest.

@@ -5,6 +5,7 @@
 use integration::cases::{self, gdb_port, readme, vsock};
 use integration::cells;
 use integration::context::{Context, Length};
+use integration::measure::job;
 use integration::port;
 use integration::random_files;
 use integration::report::{Report, Shared, Verdict};
@@ -48,6 +49,7 @@ fn main() {
         [traffic::ASK, words @ ..] => Some(traffic::carry_out(words).map_err(|error| error.to_string())),
         [traffic::SERVE, port] => Some(traffic::carry_out_serving(port).map_err(|error| error.to_string())),
         [vsock::WORD, words @ ..] => Some(vsock::carry_out(words)),
+        [job::WORD, words @ ..] => Some(job::carry_out(words)),
         _ => None,
     };
     if let Some(result) = talk {
