@@ -1,10 +1,10 @@
 //! What is said by ICMP: echoes of the gateway and the name server, and that something cannot be reached.
 
 use crate::address::{GATEWAY, GUEST, RESOLVER};
-use crate::outbox::{IP, Outbox, UDP, ip_header};
+use crate::outbox::{Outbox, UDP, ip_header};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    Icmpv4DstUnreachable, Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Repr, UdpPacket, UdpRepr,
+    Icmpv4DstUnreachable, Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr,
 };
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -51,7 +51,8 @@ pub fn port_unreachable(outbox: &mut Outbox, from: SocketAddrV4, to: SocketAddrV
 
 /// The header and the beginning of an IP packet's payload.
 pub fn parts(packet: &[u8]) -> Option<(Ipv4Repr, &[u8])> {
-    let parsed = smoltcp::wire::Ipv4Packet::new_checked(packet).ok()?;
+    let parsed = Ipv4Packet::new_checked(packet).ok()?;
     let header = Ipv4Repr::parse(&parsed, &ChecksumCapabilities::ignored()).ok()?;
-    Some((header, packet.get(IP..)?))
+    // Behind the header's options, if it has any.
+    Some((header, parsed.payload()))
 }

@@ -13,6 +13,7 @@
 
 mod address;
 mod dhcp;
+mod doors;
 mod events;
 mod forward;
 mod icmp;

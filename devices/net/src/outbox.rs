@@ -29,6 +29,8 @@ const OVERFULL: usize = 256;
 #[derive(Debug)]
 pub struct Outbox {
     packets: VecDeque<Vec<u8>>,
+    /// Packets from which on whoever has its turn waits for the next one.
+    allowed: usize,
     /// The guest's address, as far as is known.
     pub mac: Mac,
     /// The guest takes packets of TCP whose checksum is still to be completed.
@@ -39,7 +41,7 @@ pub struct Outbox {
 
 impl Outbox {
     pub fn new(mac: Mac) -> Outbox {
-        Outbox { packets: VecDeque::new(), mac, leaves_checksums: false, mtu: 1500 }
+        Outbox { packets: VecDeque::new(), allowed: FULL, mac, leaves_checksums: false, mtu: 1500 }
     }
 
     /// Forgets all.
@@ -49,7 +51,15 @@ impl Outbox {
 
     /// Whether what can wait should.
     pub fn is_full(&self) -> bool {
-        self.packets.len() >= FULL
+        self.packets.len() >= self.allowed
+    }
+
+    /// Lets somebody have a turn, in which the outbox is full already when there are so many more packets.
+    pub fn allow<R>(&mut self, more: usize, turn: impl FnOnce(&mut Outbox) -> R) -> R {
+        self.allowed = (self.packets.len() + more).min(FULL);
+        let result = turn(self);
+        self.allowed = FULL;
+        result
     }
 
     pub fn pop(&mut self) -> Option<Vec<u8>> {

@@ -2,12 +2,13 @@
 //! made as it takes them.
 
 use crate::address::{GATEWAY, GUEST, MAC_OF_HOST, Mac, is_inside};
+use crate::doors::Doors;
 use crate::events::{Events, News, Token};
 use crate::forward::{Forward, Protocol};
 use crate::outbox::{ETHERNET, HEADER, Outbox};
 use crate::reach::Reach;
-use crate::tcp::{Asked, Connections, Opened};
-use crate::udp::{Door, Flows};
+use crate::tcp::{Accepted, Asked, Connections, Opened};
+use crate::udp::Flows;
 use crate::{dhcp, icmp, resolver};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
@@ -19,8 +20,12 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-/// How many turns everybody has before others have theirs.
+/// How many turns there are before others than the guest's network have theirs.
 const TURNS: usize = 256;
+/// The most packets of one turn.
+const TURN: usize = 8;
+/// How long those wait outside for whom the host had no descriptors.
+const PAUSE: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(200);
 
 /// How much there may be at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,11 +75,22 @@ pub enum Notice {
     TooManyConnections,
 }
 
-/// What leads to the guest.
+/// A port of the host's by which connections come to the guest.
 #[derive(Debug)]
+struct Listener {
+    socket: TcpListener,
+    guest: u16,
+    /// Somebody may wait there.
+    is_ready: bool,
+}
+
+/// Whose news a forwarded port's are.
+#[derive(Clone, Copy, Debug)]
 enum Entry {
-    Tcp { listener: TcpListener, guest: u16, is_ready: bool },
-    Udp(Door),
+    /// A listener's, by its place among them.
+    Listener(usize),
+    /// A door's.
+    Door(usize),
 }
 
 /// A network of one guest.
@@ -86,7 +102,14 @@ pub struct Stack {
     outbox: Outbox,
     connections: Connections,
     flows: Flows,
+    listeners: Vec<Listener>,
+    /// Nobody is let in before this: the host has no descriptors.
+    pause: Option<smoltcp::time::Instant>,
+    doors: Doors,
+    /// Forwarded ports in the order of their tokens.
     entries: Vec<Entry>,
+    /// Who has the next turn: connections, flows, or a door.
+    next_turn: usize,
     start: Instant,
     /// The guest's driver has begun.
     is_up: bool,
@@ -106,10 +129,21 @@ impl Stack {
     /// [`Error`].
     pub fn new(options: Options) -> Result<Stack, Error> {
         let events = Events::new().map_err(|error| Error::Host(error.into()))?;
-        let mut entries = Vec::new();
+        let (mut listeners, mut doors, mut entries) = (Vec::new(), Doors::new(), Vec::new());
         for (number, forward) in (0..).zip(&options.forwards) {
             let failed = |error| Error::Forward(forward.host, error);
-            entries.push(entry(&events, number, forward).map_err(failed)?);
+            let (token, guest) = (Token::Forward(number), forward.guest);
+            entries.push(match forward.protocol {
+                Protocol::Tcp => {
+                    let socket = listen(&events, forward.host, token).map_err(failed)?;
+                    listeners.push(Listener { socket, guest, is_ready: false });
+                    Entry::Listener(listeners.len() - 1)
+                }
+                Protocol::Udp => {
+                    doors.open(&events, forward.host, guest, token).map_err(failed)?;
+                    Entry::Door(doors.count() - 1)
+                }
+            });
         }
         let mut outbox = Outbox::new(options.mac);
         let limits = (options.limits.connections, options.limits.half_open);
@@ -120,7 +154,11 @@ impl Stack {
             connections,
             flows: Flows::new(options.limits.flows),
             outbox,
+            listeners,
+            pause: None,
+            doors,
             entries,
+            next_turn: 0,
             options,
             start: Instant::now(),
             is_up: false,
@@ -153,12 +191,8 @@ impl Stack {
         self.connections = Connections::new(&mut self.outbox, now, limits);
         self.is_up = true;
         // Who has come before.
-        for entry in &mut self.entries {
-            match entry {
-                Entry::Tcp { is_ready, .. } => *is_ready = true,
-                Entry::Udp(door) => door.news(),
-            }
-        }
+        self.listeners.iter_mut().for_each(|listener| listener.is_ready = true);
+        self.doors.news_of_all();
     }
 
     /// The guest's driver has gone, and with it all connections.
@@ -278,11 +312,7 @@ impl Stack {
         if from != GUEST || guest == 0 || to.ip().is_broadcast() || to.ip().is_multicast() {
             return;
         }
-        let answered = |entry: &Entry| match entry {
-            Entry::Udp(door) => door.send(guest, to, bytes),
-            Entry::Tcp { .. } => false,
-        };
-        if !self.entries.iter().any(answered) {
+        if !self.doors.send(guest, to, bytes) {
             let (reach, resolver) = (self.options.reach, self.resolver);
             let target = || reach.target(to, resolver);
             self.flows.send((&mut self.outbox, &self.events), (guest, to), target, bytes);
@@ -322,71 +352,87 @@ impl Stack {
         self.news = news;
         self.connections.wake_due(now);
         let mut turns = 0;
-        self.accept();
+        self.accept(now);
         while self.is_ready() && !self.outbox.is_full() && turns < TURNS {
             turns += 1;
-            self.connections.turn(&mut self.outbox, now);
-            self.flows.turn(&mut self.outbox);
-            for entry in &mut self.entries {
-                if let Entry::Udp(door) = entry
-                    && door.is_ready()
-                {
-                    door.turn(&mut self.outbox);
-                }
-            }
-            self.accept();
+            self.turn(now);
+            self.accept(now);
         }
         // What has to wait for its turn, though the outbox has room, has it after others have had theirs.
-        let deadline = if turns == TURNS { Some(now) } else { self.connections.deadline() };
+        let deadline = match turns {
+            TURNS => Some(now),
+            _ => self.connections.deadline().into_iter().chain(self.pause).min(),
+        };
         let after = deadline.map(|at| if at > now { (at - now).into() } else { Duration::ZERO });
         self.events.set_timer(after);
     }
 
-    /// Whether somebody waits for a turn.
-    fn is_ready(&self) -> bool {
-        self.connections.is_ready() || self.flows.is_ready() || self.is_a_door_ready()
+    /// How many have turns: connections, flows, and each door.
+    fn count(&self) -> usize {
+        2 + self.doors.count()
     }
 
-    fn is_a_door_ready(&self) -> bool {
-        self.entries.iter().any(|entry| matches!(entry, Entry::Udp(door) if door.is_ready()))
+    fn is_ready_at(&self, number: usize) -> bool {
+        match number {
+            0 => self.connections.is_ready(),
+            1 => self.flows.is_ready(),
+            door => self.doors.is_ready(door - 2),
+        }
+    }
+
+    /// Whether somebody waits for a turn.
+    fn is_ready(&self) -> bool {
+        (0..self.count()).any(|number| self.is_ready_at(number))
+    }
+
+    /// The next one that has something makes packets of it, a few: where all have more than the guest takes, all come to
+    /// it alike.
+    fn turn(&mut self, now: smoltcp::time::Instant) {
+        let count = self.count();
+        let order = (0..count).map(|at| (self.next_turn + at) % count);
+        let Some(number) = order.into_iter().find(|number| self.is_ready_at(*number)) else { return };
+        self.next_turn = (number + 1) % count;
+        let (connections, flows, doors) = (&mut self.connections, &mut self.flows, &mut self.doors);
+        self.outbox.allow(TURN, |outbox| match number {
+            0 => connections.turn(outbox, now),
+            1 => flows.turn(outbox),
+            door => doors.turn(door - 2, outbox),
+        });
     }
 
     fn knock(&mut self, number: u64) {
         let index = usize::try_from(number).unwrap_or(usize::MAX);
-        match self.entries.get_mut(index) {
-            Some(Entry::Tcp { is_ready, .. }) => *is_ready = true,
-            Some(Entry::Udp(door)) => door.news(),
+        match self.entries.get(index) {
+            Some(Entry::Listener(at)) => self.listeners[*at].is_ready = true,
+            Some(Entry::Door(at)) => self.doors.news(*at),
             None => {}
         }
     }
 
     /// Lets in who has come, as far as there is room.
-    fn accept(&mut self) {
-        for entry in &mut self.entries {
-            if let Entry::Tcp { listener, guest, is_ready } = entry
-                && *is_ready
-            {
-                self.connections.accept(&self.events, listener, *guest);
-                // Who has not been let in for want of room comes in when there is.
-                *is_ready = !self.connections.has_room();
+    fn accept(&mut self, now: smoltcp::time::Instant) {
+        if self.pause.is_some_and(|until| until > now) {
+            return;
+        }
+        self.pause = None;
+        for listener in self.listeners.iter_mut().filter(|it| it.is_ready) {
+            match self.connections.accept(&self.events, &listener.socket, listener.guest) {
+                Accepted::All => listener.is_ready = false,
+                // They come in when there is.
+                Accepted::NoRoom => {}
+                Accepted::NotNow => {
+                    self.pause = Some(now + PAUSE);
+                    return;
+                }
             }
         }
     }
 }
 
-/// Opens a port of the host's.
-fn entry(events: &Events, number: u64, forward: &Forward) -> io::Result<Entry> {
-    match forward.protocol {
-        Protocol::Tcp => {
-            let listener = TcpListener::bind(forward.host)?;
-            listener.set_nonblocking(true)?;
-            events.add(&listener, Token::Forward(number))?;
-            Ok(Entry::Tcp { listener, guest: forward.guest, is_ready: false })
-        }
-        Protocol::Udp => {
-            let door = Door::new(forward.host, forward.guest)?;
-            events.add(door.socket(), Token::Forward(number))?;
-            Ok(Entry::Udp(door))
-        }
-    }
+/// Opens a port of the host's for connections.
+fn listen(events: &Events, at: SocketAddrV4, token: Token) -> io::Result<TcpListener> {
+    let socket = TcpListener::bind(at)?;
+    socket.set_nonblocking(true)?;
+    events.add(&socket, token)?;
+    Ok(socket)
 }

@@ -89,6 +89,17 @@ pub enum Opened {
     TooMany,
 }
 
+/// Who of those that wait outside was let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// Everybody.
+    All,
+    /// There are as many connections as there may be; others come in when one has ended.
+    NoRoom,
+    /// The host has no descriptors now. It does not tell when there are some again.
+    NotNow,
+}
+
 fn interface(outbox: &mut Outbox, now: Instant) -> Interface {
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = RandomState::new().hash_one(0);
@@ -247,25 +258,40 @@ impl Connections {
     }
 
     /// Takes connections from outside, to the guest's port, as far as there is room.
-    pub fn accept(&mut self, events: &Events, listener: &TcpListener, guest: u16) {
+    pub fn accept(&mut self, events: &Events, listener: &TcpListener, guest: u16) -> Accepted {
         while self.has_room() {
-            // Those that cannot be had now wait with the host.
-            let Ok((stream, _)) = listener.accept() else { return };
-            if stream.set_nonblocking(true).is_err() {
-                return;
+            match listener.accept() {
+                // One that cannot be carried on is closed; who comes behind it has its own chance.
+                Ok((stream, _)) => drop(self.let_in(events, stream, guest)),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Accepted::All,
+                    // Somebody has gone before being let in.
+                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                    // No descriptors, or no memory.
+                    _ => return Accepted::NotNow,
+                },
             }
-            stream.set_nodelay(true).ok();
-            let Some(key) = self.free_key(guest) else { return };
-            let Some(number) = self.add(events, key, (stream, None)) else { return };
-            let Some(connection) = self.all.get_mut(&number) else { return };
-            let mut socket = socket();
-            let (remote, local) = ((GUEST, guest), (GATEWAY, key.other.port()));
-            if socket.connect(self.interface.context(), remote, local).is_err() {
-                return self.remove(number);
-            }
-            connection.handle = Some(connection.sockets.add(socket));
-            self.wake(number);
         }
+        Accepted::NoRoom
+    }
+
+    /// Begins a connection to the guest's port for one that has come from outside; its number, unless it is refused.
+    fn let_in(&mut self, events: &Events, stream: TcpStream, guest: u16) -> Option<u64> {
+        stream.set_nonblocking(true).ok()?;
+        // Without it bytes go together, and later.
+        stream.set_nodelay(true).ok();
+        let key = self.free_key(guest)?;
+        let number = self.add(events, key, (stream, None))?;
+        let connection = self.all.get_mut(&number)?;
+        let mut socket = socket();
+        let (remote, local) = ((GUEST, guest), (GATEWAY, key.other.port()));
+        if socket.connect(self.interface.context(), remote, local).is_err() {
+            self.remove(number);
+            return None;
+        }
+        connection.handle = Some(connection.sockets.add(socket));
+        self.wake(number);
+        Some(number)
     }
 
     /// A port of the gateway's that no connection with this port of the guest's has.

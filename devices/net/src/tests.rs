@@ -1,5 +1,7 @@
 //! A guest with a TCP/IP of its own (smoltcp's, too), whose frames go to a stack that reaches this machine's loopback.
 
+mod turns;
+
 use crate::{
     Forward, GATEWAY, GUEST, HEADER, LONGEST_PACKET, Limits, MAC_OF_HOST, Notice, Options, Reach, Stack,
 };
@@ -26,6 +28,8 @@ struct Cable {
     to_guest: VecDeque<Vec<u8>>,
     from_guest: Vec<Vec<u8>>,
     mtu: usize,
+    /// What the guest sends has options in its headers of IP's.
+    adds_options: bool,
 }
 
 struct In(Vec<u8>);
@@ -92,8 +96,9 @@ impl Guest {
     fn step(&mut self) {
         let now = Instant::from_micros(i64::try_from(self.start.elapsed().as_micros()).unwrap());
         self.interface.poll(now, &mut self.cable, &mut self.sockets);
+        let adds_options = self.cable.adds_options;
         for packet in self.cable.from_guest.drain(..) {
-            self.stack.send(&packet);
+            self.stack.send(&if adds_options { with_options(packet) } else { packet });
         }
         let mut packet = vec![0; LONGEST_PACKET];
         // As few as a queue might have room for.
@@ -145,6 +150,27 @@ impl Guest {
         socket.bind(port).unwrap();
         self.sockets.add(socket)
     }
+}
+
+/// A packet with options in its header of IP's, if it is one of IPv4's: some that mean nothing (RFC 791, 3.1).
+fn with_options(mut packet: Vec<u8>) -> Vec<u8> {
+    const NO_OPERATION: [u8; 8] = [1; 8];
+    const AT: usize = HEADER + 14;
+    if packet.get(HEADER + 12..AT) != Some(&[8, 0]) {
+        return packet;
+    }
+    packet.splice(AT + 20..AT + 20, NO_OPERATION);
+    packet[AT] += 2;
+    let total = u16::from_be_bytes([packet[AT + 2], packet[AT + 3]]) + 8;
+    packet[AT + 2..AT + 4].copy_from_slice(&total.to_be_bytes());
+    packet[AT + 10..AT + 12].fill(0);
+    let mut sum: u32 = packet[AT..AT + 28].chunks(2).map(|it| u32::from(it[0]) << 8 | u32::from(it[1])).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let [_, _, high, low] = (!sum).to_be_bytes();
+    packet[AT + 10..AT + 12].copy_from_slice(&[high, low]);
+    packet
 }
 
 fn bytes(count: usize, seed: usize) -> Vec<u8> {

@@ -1,7 +1,7 @@
-//! Datagrams: a socket of the host's for each place that a port of the guest's sends to, which hears of nobody else, and
-//! ports of the host's that lead to the guest.
+//! Datagrams of the guest's: a socket of the host's for each place that one of its ports sends to, which hears of nobody
+//! else. Those that come by themselves have [doors](crate::doors).
 
-use crate::address::{GATEWAY, GUEST};
+use crate::address::GUEST;
 use crate::events::{Events, News, Token};
 use crate::icmp::port_unreachable;
 use crate::outbox::Outbox;
@@ -13,13 +13,7 @@ use std::time::{Duration, Instant};
 /// A flow that has not been used for so long ends when there is a new one.
 const IDLE: Duration = Duration::from_secs(180);
 /// The most bytes of a datagram.
-const LONGEST: usize = 0xffff;
-/// How many go on from one socket before others have their turn.
-const TURN: usize = 16;
-/// Ports that others are seen as, who send to a forwarded port.
-const FIRST_PORT: u16 = 0xc000;
-/// The most of them for one forwarded port.
-const MOST_PEERS: usize = 256;
+pub const LONGEST: usize = 0xffff;
 
 /// The guest's port, and where it sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -133,15 +127,12 @@ impl Flows {
         !self.ready.is_empty()
     }
 
-    /// The next one gives what has come.
+    /// The next one gives what has come, as far as the outbox takes it.
     pub fn turn(&mut self, outbox: &mut Outbox) {
         let Some(number) = self.ready.pop_front() else { return };
         let Some(flow) = self.all.get_mut(&number) else { return };
         let (from, to) = (flow.key.other, SocketAddrV4::new(GUEST, flow.key.guest));
-        for _ in 0..TURN {
-            if outbox.is_full() {
-                break;
-            }
+        while !outbox.is_full() {
             match flow.socket.recv(&mut self.bytes) {
                 Ok(count) => {
                     flow.used = Instant::now();
@@ -157,106 +148,5 @@ impl Flows {
             }
         }
         self.ready.push_back(number);
-    }
-}
-
-/// A port of the host's that leads to the guest.
-#[derive(Debug)]
-pub struct Door {
-    socket: UdpSocket,
-    /// The guest's port.
-    guest: u16,
-    /// Who has sent to it, and as which ports of the gateway's the guest sees them.
-    ports: HashMap<SocketAddr, u16>,
-    /// The other way round, and when each was heard of last.
-    peers: HashMap<u16, (SocketAddr, Instant)>,
-    next_port: u16,
-    bytes: Vec<u8>,
-    is_ready: bool,
-}
-
-impl Door {
-    pub fn new(at: SocketAddrV4, guest: u16) -> io::Result<Door> {
-        let socket = UdpSocket::bind(at)?;
-        socket.set_nonblocking(true)?;
-        Ok(Door {
-            socket,
-            guest,
-            ports: HashMap::new(),
-            peers: HashMap::new(),
-            next_port: FIRST_PORT,
-            bytes: vec![0; LONGEST],
-            is_ready: false,
-        })
-    }
-
-    pub fn socket(&self) -> &UdpSocket {
-        &self.socket
-    }
-
-    /// The port that somebody is seen as. Where there are too many, the one that was silent longest is forgotten.
-    fn port_of(&mut self, peer: SocketAddr) -> u16 {
-        if let Some(port) = self.ports.get(&peer) {
-            return *port;
-        }
-        if self.peers.len() >= MOST_PEERS {
-            let oldest = self.peers.iter().min_by_key(|(_, (_, used))| *used).map(|(port, _)| *port);
-            if let Some((peer, _)) = oldest.and_then(|port| self.peers.remove(&port)) {
-                self.ports.remove(&peer);
-            }
-        }
-        while self.peers.contains_key(&self.next_port) {
-            self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
-        }
-        let port = self.next_port;
-        self.next_port = port.checked_add(1).unwrap_or(FIRST_PORT);
-        self.ports.insert(peer, port);
-        self.peers.insert(port, (peer, Instant::now()));
-        port
-    }
-
-    /// Sends on what the guest answers somebody; whether it was for one of this port's.
-    pub fn send(&self, guest: u16, to: SocketAddrV4, bytes: &[u8]) -> bool {
-        match self.peers.get(&to.port()) {
-            Some((peer, _)) if guest == self.guest && *to.ip() == GATEWAY => {
-                // What cannot go is lost, as datagrams are.
-                self.socket.send_to(bytes, peer).ok();
-                true
-            }
-            _ => false,
-        }
-    }
-
-    pub fn news(&mut self) {
-        self.is_ready = true;
-    }
-
-    pub fn is_ready(&self) -> bool {
-        self.is_ready
-    }
-
-    /// Gives the guest what has come.
-    pub fn turn(&mut self, outbox: &mut Outbox) {
-        for _ in 0..TURN {
-            if outbox.is_full() {
-                return;
-            }
-            match self.socket.recv_from(&mut self.bytes) {
-                Ok((count, peer)) => {
-                    let from = SocketAddrV4::new(GATEWAY, self.port_of(peer));
-                    if let Some((_, used)) = self.peers.get_mut(&from.port()) {
-                        *used = Instant::now();
-                    }
-                    let to = SocketAddrV4::new(GUEST, self.guest);
-                    outbox.push_datagram(from, to, &self.bytes[..count]);
-                }
-                // Somebody does not listen any more.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                Err(_) => {
-                    self.is_ready = false;
-                    return;
-                }
-            }
-        }
     }
 }
