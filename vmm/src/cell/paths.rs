@@ -72,15 +72,31 @@ impl Rule {
     }
 
     /// Of the folder that has a path, which is for all but shared folders. Where the path is a link, it is the folder that
-    /// this leads to.
+    /// this leads to, also where nothing is there yet.
     pub fn folder_of(path: &Path, grant: Grant) -> Rule {
-        let real = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        let real = followed(path);
         let folder = match real.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
             _ => ".".into(),
         };
         Rule::new(folder, grant)
     }
+}
+
+/// Where a path leads to by links, though there may be nothing yet.
+fn followed(path: &Path) -> PathBuf {
+    /// As many as the kernel follows (path_resolution(7)).
+    const MOST_LINKS: usize = 40;
+    let mut path = path.to_path_buf();
+    for _ in 0..MOST_LINKS {
+        match (path.canonicalize(), path.read_link()) {
+            (Ok(real), _) => return real,
+            // An absolute one replaces all of it.
+            (Err(_), Ok(target)) => path = path.parent().unwrap_or(Path::new("")).join(target),
+            (Err(_), Err(_)) => break,
+        }
+    }
+    path
 }
 
 /// What every monitor opens.
@@ -181,6 +197,16 @@ mod tests {
         let real = folder.canonicalize().unwrap().join("real");
         assert_eq!(Rule::folder_of(&folder.join("link"), Grant::Read).path, real);
         assert_eq!(Rule::folder_of(Path::new("core"), Grant::Own).path, Path::new("."));
+        // What the link leads to is still to be made.
+        for (link, target) in [("begins", "real/new"), ("chain", "begins"), ("whole", "/nowhere/new")] {
+            std::os::unix::fs::symlink(target, folder.join(link)).unwrap();
+        }
+        let real = folder.join("real").canonicalize().unwrap();
+        for link in ["begins", "chain"] {
+            let rule = Rule::folder_of(&folder.join(link), Grant::Own);
+            assert_eq!(rule.path.canonicalize().unwrap(), real, "{link}");
+        }
+        assert_eq!(Rule::folder_of(&folder.join("whole"), Grant::Own).path, Path::new("/nowhere"));
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

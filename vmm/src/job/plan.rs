@@ -111,6 +111,12 @@ pub enum PlanError {
         /// Why.
         source: io::Error,
     },
+    /// A disk that the guest could take for its root.
+    #[error("--disk {path}: the serial number {ROOT_SERIAL} is the root's own: give it another one")]
+    RootSerial {
+        /// Its file.
+        path: PathBuf,
+    },
     /// An image.
     #[error("--root {path}: {source}")]
     Image {
@@ -270,6 +276,9 @@ impl Wanted {
                 Source::Disk(found)
             }
         };
+        if let Some(disk) = self.disks.iter().find(|disk| disk.serial == ROOT_SERIAL) {
+            return Err(PlanError::RootSerial { path: disk.image.path.clone() });
+        }
         devices.extend(self.disks.iter().cloned().map(VirtioDevice::Disk));
         if !self.disks.is_empty() {
             wanted.push("virtio_blk");
@@ -407,12 +416,21 @@ impl Wanted {
         if root != Path::new("/") {
             return;
         }
-        for private in PRIVATE {
-            if !self.folder.starts_with(private) && Path::new(private).is_dir() {
+        for private in hidden(&self.folder) {
+            if Path::new(private).is_dir() {
                 steps.mount("tmpfs", "tmpfs", &format!("/new{private}"), 0, "mode=755");
             }
         }
     }
+}
+
+/// What is hidden of the host's own root from a command that runs in this folder: what it is in is not, nor what leads
+/// there by a link.
+fn hidden(folder: &Path) -> impl Iterator<Item = &'static str> {
+    // One that is not there is told of when the command is to run in it.
+    let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.into());
+    let folder = folder.to_path_buf();
+    PRIVATE.into_iter().filter(move |private| !folder.starts_with(private) && !real.starts_with(private))
 }
 
 /// Where a root comes from.
@@ -530,5 +548,28 @@ mod tests {
         assert!(
             wanted.plan(arch::Isa::X86_64).unwrap_err().to_string().starts_with("--root /etc/hostname: ")
         );
+    }
+
+    #[test]
+    fn a_folder_that_a_link_leads_to_is_not_hidden() {
+        let link = std::env::temp_dir().join(format!("vmm-link-{}", std::process::id()));
+        std::os::unix::fs::symlink("/media", &link).unwrap();
+        let all: Vec<Vec<&str>> = ["/etc".as_ref(), link.as_path(), Path::new("/media/not/there")]
+            .map(|folder| hidden(folder).collect())
+            .into();
+        fs::remove_file(&link).unwrap();
+        assert_eq!(all[0], PRIVATE);
+        assert_eq!(all[1], ["/root", "/home", "/mnt"]);
+        assert_eq!(all[2], ["/root", "/home", "/mnt"]);
+    }
+
+    #[test]
+    fn the_roots_serial_number_is_its_own() {
+        let image = disk::Options { path: "/disk".into(), format: None, access: disk::Access::Snapshot };
+        let disk = DiskConfig { image, serial: ROOT_SERIAL.into() };
+        let kernel = Some("/etc/hostname".into());
+        let wanted = Wanted { kernel, disks: vec![disk], ..Wanted::default() };
+        let error = wanted.plan(arch::Isa::X86_64).unwrap_err().to_string();
+        assert_eq!(error, "--disk /disk: the serial number vmm-root is the root's own: give it another one");
     }
 }
