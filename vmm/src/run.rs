@@ -9,7 +9,7 @@ pub mod config;
 pub mod console;
 pub(crate) mod escape;
 mod events;
-mod foreground;
+pub(crate) mod foreground;
 mod input;
 mod panic_look;
 mod panic_watch;

@@ -194,7 +194,11 @@ impl Agent {
         const CANNOT: u8 = 126;
         let command = Command::decoded(&frame.payload).ok_or(sys::Errno(22));
         match command.and_then(|command| Session::start(frame.session, &command)) {
-            Ok(session) => self.sessions.push(session),
+            Ok(session) => {
+                self.sessions.push(session);
+                // Whoever has asked for it hears that it has begun: there is no more room yet than there was.
+                protocol::put(&mut self.out, Kind::InputGrant, frame.session, &[0; 4]);
+            }
             Err(error) => {
                 let words = format!("vmm: the command cannot be started: {error}\n");
                 protocol::put(&mut self.out, Kind::Errors, frame.session, words.as_bytes());

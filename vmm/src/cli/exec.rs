@@ -2,21 +2,24 @@
 
 use super::candidates::guests;
 use super::job::{command_of, environment_of};
+use super::values;
 use crate::control::names::socket_of;
 use crate::control::protocol::{Request, Response, send};
 use crate::job::desk::take_signals;
 use crate::job::protocol::{Command, Decoder};
-use crate::job::session::{CommandEnd, Session, has_terminal, size_of_terminal};
+use crate::job::session::{CommandEnd, Session, TOO_LONG, has_terminal, next_signal, size_of_terminal};
 use crate::job::verdict::{CANNOT, Verdict};
+use crate::outcome::StoppedBy;
+use clap::builder::ValueParser;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Run another command in a guest of `vmm run`
 ///
@@ -32,6 +35,9 @@ pub struct Args {
     /// Where the command runs
     #[arg(long, value_name = "DIR", default_value = "/")]
     cwd: PathBuf,
+    /// How long the guest may take until it begins the command: it boots still, or a debugger holds it
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = ValueParser::new(values::duration))]
+    wait: Duration,
     /// Give the command no terminal, though there is one
     #[arg(long)]
     no_tty: bool,
@@ -42,6 +48,10 @@ pub struct Args {
 
 /// The most bytes of the guest's answer to the request.
 const LONGEST_ANSWER: usize = 4096;
+/// How long the guest's monitor may take to answer: it has nothing to wait for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long whoever reads the output has, once somebody has ended this.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 /// Runs it; the exit code.
 pub fn carry_out(args: &Args) -> u8 {
@@ -52,7 +62,7 @@ pub fn carry_out(args: &Args) -> u8 {
         folder: args.cwd.clone().into_os_string().into_vec(),
         terminal,
     };
-    match visit(&args.guest, &command) {
+    match visit(&args.guest, &command, args.wait) {
         Ok(verdict) => {
             if verdict.is_ambiguous() {
                 log::warn!("{verdict}");
@@ -73,12 +83,20 @@ fn enter(guest: &str) -> io::Result<UnixStream> {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => io::Error::other("no guest of this name runs"),
         _ => error,
     })?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     send(&stream, &Request::Exec {})?;
     let mut line = Vec::new();
     while !line.ends_with(b"\n") && line.len() < LONGEST_ANSWER {
         let mut byte = [0];
         // What is behind the line is a frame's.
-        stream.read_exact(&mut byte)?;
+        stream.read_exact(&mut byte).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => {
+                io::Error::other(format!("its monitor does not answer for {PATIENCE:?}"))
+            }
+            ErrorKind::UnexpectedEof => io::Error::other("its monitor does not answer"),
+            _ => error,
+        })?;
         line.extend(byte);
     }
     match serde_json::from_slice(&line)? {
@@ -88,9 +106,10 @@ fn enter(guest: &str) -> io::Result<UnixStream> {
     }
 }
 
-fn visit(guest: &str, command: &Command) -> io::Result<Verdict> {
-    let signals = take_signals().map_err(io::Error::other)?;
+fn visit(guest: &str, command: &Command, wait: Duration) -> io::Result<Verdict> {
+    // Until then signals end this, as they end any program.
     let stream = enter(guest)?;
+    let signals = take_signals(command.terminal.is_some()).map_err(io::Error::other)?;
     stream.set_nonblocking(true)?;
     let mut visit = Visit {
         stream,
@@ -98,16 +117,31 @@ fn visit(guest: &str, command: &Command) -> io::Result<Verdict> {
         session: Session::new(1, command.terminal.is_some())?,
         decoder: Decoder::default(),
         out: Vec::new(),
+        begins_until: Some(Instant::now() + wait),
+        was_told: false,
     };
     if !visit.session.begin(command, &mut visit.out) {
-        return Err(io::Error::other("the command and its environment are too long"));
+        return Err(io::Error::other(TOO_LONG));
     }
     let end = visit.live();
-    visit.session.finish();
-    match end? {
-        CommandEnd::Code(code) => Ok(Verdict::Command(code)),
-        CommandEnd::Signal(signal) => Ok(Verdict::Signal(signal)),
-    }
+    // Who has ended it does not wait for whoever reads.
+    let patience = matches!(end, Ok(End::Stopped(_))).then_some(LAST_MOMENT);
+    let ended_by = visit.session.finish(&visit.signals, patience).ended_by;
+    Ok(match (end?, ended_by) {
+        (End::Stopped(by), _) => Verdict::Stopped(by),
+        (End::Command(_), Some(signal)) => Verdict::Stopped(StoppedBy::Signal(signal as i32)),
+        (End::Command(CommandEnd::Code(code)), None) => Verdict::Command(code),
+        (End::Command(CommandEnd::Signal(signal)), None) => Verdict::Signal(signal),
+    })
+}
+
+/// How a visit ends.
+#[derive(Debug)]
+enum End {
+    /// As the command does.
+    Command(CommandEnd),
+    /// Somebody here has had enough.
+    Stopped(StoppedBy),
 }
 
 /// All that is there meanwhile.
@@ -117,39 +151,52 @@ struct Visit {
     session: Session,
     decoder: Decoder,
     out: Vec<u8>,
+    /// Until when the guest has to have begun the command; none when it has.
+    begins_until: Option<Instant>,
+    /// The command was sent a signal that ends it.
+    was_told: bool,
 }
 
 impl Visit {
-    fn live(&mut self) -> io::Result<CommandEnd> {
+    fn live(&mut self) -> io::Result<End> {
         loop {
             self.wait()?;
-            while let Ok(Some(signal)) = self.signals.read_signal() {
-                match Signal::try_from(i32::try_from(signal.ssi_signo).unwrap_or(0)) {
-                    Ok(Signal::SIGWINCH) => self.session.resize(&mut self.out),
-                    Ok(Signal::SIGTTIN) | Err(_) => {}
-                    Ok(signal) => self.session.signal(signal, &mut self.out),
+            while let Some(signal) = next_signal(&self.signals) {
+                if self.session.hear_of_terminal(signal, &mut self.out) {
+                    continue;
                 }
+                // The second time, or where nobody can have heard it, it is the end of this.
+                if self.begins_until.is_some() || std::mem::replace(&mut self.was_told, true) {
+                    return Ok(End::Stopped(StoppedBy::Signal(signal as i32)));
+                }
+                self.session.signal(signal, &mut self.out);
             }
             if self.session.carry(&mut self.out) {
-                return Ok(CommandEnd::Signal(u8::try_from(Signal::SIGINT as i32).unwrap_or(0)));
+                return Ok(End::Stopped(StoppedBy::Console));
             }
             self.send()?;
             if let Some(end) = self.receive()? {
-                return Ok(end);
+                return Ok(End::Command(end));
+            }
+            if self.begins_until.is_some_and(|until| until <= Instant::now()) {
+                return Err(io::Error::other(
+                    "the guest has not begun the command in time: it boots still, a debugger holds it, or it hangs (--wait)",
+                ));
             }
         }
     }
 
     fn wait(&self) -> io::Result<()> {
         let sends = if self.out.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
-        // SAFETY: it is not closed while it is waited for.
-        let news = unsafe { BorrowedFd::borrow_raw(self.session.wake().as_raw_fd()) };
-        let mut polls = [
-            PollFd::new(self.stream.as_fd(), PollFlags::POLLIN | sends),
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(news, PollFlags::POLLIN),
-        ];
-        match poll(&mut polls, PollTimeout::NONE) {
+        let wakes = self.session.wakes().chain([self.signals.as_fd()]);
+        let mut polls: Vec<PollFd<'_>> = wakes.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        polls.push(PollFd::new(self.stream.as_fd(), PollFlags::POLLIN | sends));
+        let timeout = self.begins_until.map_or(PollTimeout::NONE, |until| {
+            // Rounded up, so that the time has come by then.
+            let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut polls, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -170,8 +217,10 @@ impl Visit {
     }
 
     fn receive(&mut self) -> io::Result<Option<CommandEnd>> {
+        // Before signals and what is typed have their turn again.
+        const TURN: usize = 16;
         let mut bytes = [0; 8192];
-        loop {
+        for _ in 0..TURN {
             match (&self.stream).read(&mut bytes) {
                 Ok(0) => return Err(io::Error::other("the guest has ended")),
                 Ok(count) => self.decoder.push(&bytes[..count]),
@@ -182,10 +231,12 @@ impl Visit {
             while let Some(frame) =
                 self.decoder.take().map_err(|_| io::Error::other("what the guest says is not understood"))?
             {
+                self.begins_until = None;
                 if let Some(end) = self.session.hear(frame) {
                     return Ok(Some(end));
                 }
             }
         }
+        Ok(None)
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Who, or what, comes through it.
@@ -15,10 +15,25 @@ pub enum Comer {
     Key(u8),
 }
 
+/// The most that wait before they are let in, each perhaps with a descriptor.
+const MOST_WAITING: usize = 32;
+
+/// Those who have come.
+#[derive(Debug)]
+pub struct Comers(Receiver<Comer>);
+
+impl Comers {
+    /// The next of them.
+    pub fn take(&mut self) -> Option<Comer> {
+        // That nobody can come any more is not of interest.
+        self.0.try_recv().ok()
+    }
+}
+
 /// By which they are handed over.
 #[derive(Clone, Debug)]
 pub struct Door {
-    sender: Sender<Comer>,
+    sender: SyncSender<Comer>,
     wake: Arc<EventFd>,
 }
 
@@ -27,10 +42,10 @@ impl Door {
     ///
     /// # Errors
     /// When the system gives no more descriptors.
-    pub fn new() -> io::Result<(Door, Receiver<Comer>)> {
-        let (sender, comers) = channel();
+    pub fn new() -> io::Result<(Door, Comers)> {
+        let (sender, comers) = sync_channel(MOST_WAITING);
         let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        Ok((Door { sender, wake }, comers))
+        Ok((Door { sender, wake }, Comers(comers)))
     }
 
     /// Becomes readable when one has come.
@@ -38,8 +53,8 @@ impl Door {
         &self.wake
     }
 
-    /// Hands one over. `false` when nobody is there any more.
+    /// Hands one over. `false` when nobody is there any more, or too many wait already.
     pub fn enter(&self, comer: Comer) -> bool {
-        self.sender.send(comer).is_ok() && self.wake.write(1).is_ok()
+        self.sender.try_send(comer).is_ok() && self.wake.write(1).is_ok()
     }
 }

@@ -204,7 +204,8 @@ fn exec(stream: &UnixStream, door: Option<&Door>) -> io::Result<()> {
     send(stream, &Response::Done(String::new()))?;
     match door.enter(Comer::Session(stream.try_clone()?)) {
         true => Ok(()),
-        false => Err(io::Error::other("the job is over")),
+        // Its end tells them.
+        false => Err(io::Error::other("the job is over, or too many wait to be let in")),
     }
 }
 

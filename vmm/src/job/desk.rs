@@ -6,26 +6,28 @@
 use super::hold::{self, HoldOn};
 use super::kernel_log::{KEPT, Lines, Sign, Tail, Watch, line_of_record};
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
-use super::session::{CommandEnd, Session};
+use super::session::{CommandEnd, Session, TOO_LONG, next_signal};
 use super::stuck::{self, Stuck};
 use super::verdict::{self, Verdict};
 use super::visitors::Visitors;
 use crate::cell::{self, Ending, Sandbox};
 use crate::control::server::ControlSocket;
 use crate::error::Error;
+use crate::given_file;
 use crate::logging;
+use crate::logging::line_queue::LineQueue;
 use crate::machine::config::Config;
 use crate::machine::{Backends, Guest};
 use crate::outcome::{Outcome, StoppedBy};
 use crate::run::bounds::{self, Files};
 use crate::run::terminal;
+use arch::words::{counted, verb};
 use debug::gdb::accept::Pause;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,8 +36,16 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// The one session of a job.
 const SESSION: u16 = 1;
-/// The most bytes of the serial port's output that wait for the loop.
+/// The most bytes of the serial port's output that wait for the loop, and that it takes at a time.
 const MOST_SERIAL: usize = 1 << 20;
+const SERIAL_TURN: usize = 64 << 10;
+/// How often the guest's port is read before others have their turn.
+const PORT_TURN: usize = 8;
+/// Bytes that wait for the guest, from which on nothing more is heard of it: one that only speaks and never listens
+/// is to have no answers without end.
+const MOST_OUT: usize = 1 << 20;
+/// How long whoever reads the output has, once somebody has ended the guest.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
 /// How long what is behind a sign in the log is waited for: the rest of what the kernel has to say of it.
 const AFTER_SIGN: Duration = Duration::from_millis(500);
 /// A kernel that has panicked resets itself at once; one that does not has taken so long.
@@ -121,8 +131,24 @@ struct Serial {
 }
 
 impl Serial {
+    fn is_empty(&self) -> bool {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// The next bytes, as many as are for one turn; the loop is woken again for the others.
     fn take(&self) -> Vec<u8> {
-        std::mem::take(&mut self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
+        // Of the count nothing is to be known.
+        self.wake.read().ok();
+        let mut waiting = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = waiting.len().min(SERIAL_TURN);
+        let rest = waiting.split_off(now);
+        let bytes = std::mem::replace(&mut *waiting, rest);
+        if !waiting.is_empty()
+            && let Err(error) = self.wake.write(1)
+        {
+            log::error!("cannot wake the job's loop: {error}");
+        }
+        bytes
     }
 }
 
@@ -145,12 +171,19 @@ impl Write for Serial {
 /// Signals that are the command's, the first time.
 const PASSED: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
-/// Has signals that are a command's wait for the loop.
+/// What a process learns of its place among the jobs of a terminal that it gives to a command. One in the background
+/// that writes there, or sets it up (SIGTTOU), is not stopped: its guest would be.
+const JOBS: [Signal; 3] = [Signal::SIGCONT, Signal::SIGTSTP, Signal::SIGTTOU];
+
+/// Has signals that are a command's wait for the loop, and with a terminal those of jobs.
 ///
 /// # Errors
 /// [`Error::System`].
-pub fn take_signals() -> Result<SignalFd, Error> {
-    let signals: SigSet = PASSED.into_iter().chain([Signal::SIGWINCH, Signal::SIGTTIN]).collect();
+pub fn take_signals(has_terminal: bool) -> Result<SignalFd, Error> {
+    let jobs: &[Signal] = if has_terminal { &JOBS } else { &[] };
+    // One in the background that reads gets an error instead of being stopped.
+    let always = PASSED.into_iter().chain([Signal::SIGWINCH, Signal::SIGTTIN]);
+    let signals: SigSet = always.chain(jobs.iter().copied()).collect();
     signals.thread_block().map_err(|error| Error::system("cannot block signals")(error.into()))?;
     terminal::install_handlers().map_err(Error::system("cannot install signal handlers"))?;
     SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
@@ -162,20 +195,12 @@ pub fn take_signals() -> Result<SignalFd, Error> {
 /// # Errors
 /// [`Error`] when it could not be begun.
 pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
-    let signals = take_signals()?;
+    let signals = take_signals(job.command.terminal.is_some())?;
     let new_event = || {
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::system("cannot make an eventfd"))
     };
     let serial = Serial { bytes: Arc::default(), wake: Arc::new(new_event()?) };
-    let log = match &job.log {
-        LogTo::Nowhere => None,
-        LogTo::Errors => logging::stderr_file(),
-        LogTo::File(path) => Some(File::create(path).map_err(|source| Error::Open {
-            option: "--kernel-log",
-            path: path.clone(),
-            source,
-        })?),
-    };
+    let log = log(&job.log)?;
     let visitors = Visitors::new(SESSION + 1).map_err(Error::system("cannot make an eventfd"))?;
     let door = visitors.door();
     let control = job.name.as_deref().map(|name| ControlSocket::new(name, Some(door.clone()), None));
@@ -197,6 +222,7 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         control: control.as_ref(),
         pause: Pause::default(),
         signals,
+        is_port_open: true,
         port,
         serial,
         session: Some(session),
@@ -225,6 +251,30 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
     desk.live(report)
 }
 
+/// Where the kernel's log goes: no loop waits for whoever reads it.
+fn log(to: &LogTo) -> Result<Option<LineQueue>, Error> {
+    let failed = |path: &PathBuf| {
+        let path = path.clone();
+        move |source| Error::Open { option: "--kernel-log", path, source }
+    };
+    let queue = match to {
+        LogTo::Nowhere => return Ok(None),
+        // All that is said there is one queue.
+        LogTo::Errors => logging::stderr().map_err(Error::system("cannot write the kernel's log"))?,
+        LogTo::File(path) => {
+            let file = given_file::create(path).map_err(failed(path))?;
+            let failure = |error: &io::Error| log::warn!("--kernel-log: {error}");
+            LineQueue::start(file, lost_lines, failure).map_err(failed(path))?
+        }
+    };
+    Ok(Some(queue))
+}
+
+fn lost_lines(count: u64) -> String {
+    let (lines, were) = (counted(count, "line"), verb(count, "was", "were"));
+    format!("vmm: {lines} of the log {were} dropped here: they are not read as fast as they come\n")
+}
+
 /// All that is there while a job runs.
 struct Desk<'a> {
     job: &'a Job,
@@ -233,6 +283,8 @@ struct Desk<'a> {
     pause: Pause,
     signals: SignalFd,
     port: UnixStream,
+    /// The guest has its end of it.
+    is_port_open: bool,
     serial: Serial,
     /// Until the command has ended.
     session: Option<Session>,
@@ -243,7 +295,7 @@ struct Desk<'a> {
     /// Of the serial port.
     lines: Lines,
     tail: Tail,
-    log: Option<File>,
+    log: Option<LineQueue>,
     /// The guest's first process is there.
     is_up: bool,
     /// The command was sent a signal that ends it.
@@ -306,13 +358,28 @@ impl Desk<'_> {
         let (mut vcpus, mut tail) = (Vec::new(), std::mem::take(&mut self.tail));
         if verdict.shows_log() {
             vcpus = self.guest.reports();
+            if let Some(details) = verdict.details()
+                && !vcpus.iter().any(|vcpu| vcpu.contains(details.trim()))
+            {
+                vcpus.insert(0, details);
+            }
             // What the first process has told is as much as it could.
             let log = self.guest.dumper().log(KEPT, &mut || true);
             if !log.is_empty() {
                 tail = log.into_iter().collect();
             }
         }
-        let is_line_open = self.session.take().is_some_and(Session::finish);
+        // Who has ended it does not wait for whoever reads.
+        let patience = matches!(verdict, Verdict::Stopped(_)).then_some(LAST_MOMENT);
+        let finish = self.session.take().map(|session| session.finish(&self.signals, patience));
+        let verdict = match finish.and_then(|finish| finish.ended_by) {
+            // Not all of its output was read.
+            Some(signal) if verdict.is_commands() => Verdict::Stopped(StoppedBy::Signal(signal as i32)),
+            _ => verdict,
+        };
+        let is_line_open = finish.is_some_and(|finish| finish.is_line_open);
+        // No longer than somebody reads it.
+        self.log.as_ref().map(LineQueue::finish);
         let (took, booted_after) = (self.began.elapsed(), self.booted_after);
         Ended { verdict, log: tail, vcpus, took, booted_after, is_line_open }
     }
@@ -327,7 +394,7 @@ impl Desk<'_> {
             self.job.hold_on.limit.map_or_else(|| "until Ctrl-C".into(), |it| format!("for {it:?}"));
         logging::print(&format!("vmm: the guest is kept {how_long}: {verdict}\n"));
         if let Some(name) = &self.job.name {
-            for line in hold::ways_in(name, verdict, self.job.guest.gdb.is_some()) {
+            for line in hold::ways_in(name, verdict, self.job.guest.gdb.is_some(), self.is_up) {
                 logging::print(&format!("  {line}\n"));
             }
         }
@@ -347,7 +414,9 @@ impl Desk<'_> {
 
     fn deadline(&self) -> Option<Instant> {
         let sign = self.sign.as_ref().map(|(_, _, until)| *until);
-        [self.boot_ends, self.ends, sign, Some(self.next_look)].into_iter().flatten().min()
+        let now = Instant::now();
+        let pause = self.pause.left(now).map(|left| now + left);
+        [self.boot_ends, self.ends, sign, pause, Some(self.next_look)].into_iter().flatten().min()
     }
 
     fn wait(&self) -> Result<(), Error> {
@@ -356,24 +425,26 @@ impl Desk<'_> {
             let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
-        let sends = if self.out.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
         // SAFETY: none of these is closed while it is waited for.
-        let event =
-            |event: &EventFd| unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) };
+        let event = |event: &EventFd| unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
         let mut events = vec![self.guest.wake(), &self.serial.wake];
         // They are let in when there is somebody for them.
         events.extend(self.is_up.then(|| self.visitors.wake()));
-        events.extend(self.session.as_ref().map(Session::wake));
-        let mut polls = vec![
-            PollFd::new(self.port.as_fd(), PollFlags::POLLIN | sends),
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-        ];
-        polls.extend(events.into_iter().map(|it| PollFd::new(event(it), PollFlags::POLLIN)));
-        for (stream, sends) in self.visitors.streams() {
-            let sends = if sends { PollFlags::POLLOUT } else { PollFlags::empty() };
-            polls.push(PollFd::new(stream.as_fd(), PollFlags::POLLIN | sends));
+        let wakes = self.session.iter().flat_map(Session::wakes);
+        let all = [self.signals.as_fd()].into_iter().chain(events.into_iter().map(event)).chain(wakes);
+        let mut polls: Vec<PollFd<'_>> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        // A port whose other end is gone is always ready.
+        if self.is_port_open {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::POLLIN, self.out.len() < MOST_OUT);
+            flags.set(PollFlags::POLLOUT, !self.out.is_empty());
+            polls.push(PollFd::new(self.port.as_fd(), flags));
         }
-        if let Some(control) = self.control {
+        for (stream, flags) in self.visitors.streams(self.out.len()) {
+            polls.push(PollFd::new(stream.as_fd(), flags));
+        }
+        // Whoever could not be accepted is left alone for a while.
+        if let Some(control) = self.control.filter(|_| self.pause.left(Instant::now()).is_none()) {
             polls.push(PollFd::new(control.listener().as_fd(), PollFlags::POLLIN));
         }
         match poll(&mut polls, timeout) {
@@ -384,8 +455,8 @@ impl Desk<'_> {
 
     /// What the kernel prints.
     fn read_serial(&mut self) {
-        self.serial.wake.read().ok();
-        for line in self.lines.push(&self.serial.take()) {
+        let bytes = self.serial.take();
+        for line in self.lines.push(&bytes) {
             self.look_at_line(&line);
             // What is told by the first process as well is shown once. A kernel that panics has it tell nothing more.
             if !self.is_up || matches!(self.sign, Some((Sign::Panic, ..))) {
@@ -395,18 +466,15 @@ impl Desk<'_> {
     }
 
     fn show_line(&mut self, line: String) {
-        if let Some(log) = &mut self.log
-            && let Err(error) = writeln!(log, "{line}")
-        {
-            log::warn!("--kernel-log: {error}");
-            self.log = None;
+        if let Some(log) = &self.log {
+            log.put(format!("{line}\n").as_bytes());
         }
         self.tail.push(line);
     }
 
     fn look_at_line(&mut self, line: &str) {
         let Some(sign) = self.job.watch.sign(line).filter(|_| !self.is_held) else { return };
-        let patience = if sign == Sign::Panic { AFTER_PANIC } else { AFTER_SIGN };
+        let patience = if sign == Sign::Panic { AFTER_PANIC } else { AFTER_SIGN } * self.job.slow;
         // A panic behind an oops is the end; other signs are what comes of the first.
         let is_worse = matches!(&self.sign, Some((Sign::Trouble(_) | Sign::Hang, ..))) && sign == Sign::Panic;
         if self.sign.is_none() || is_worse {
@@ -417,15 +485,22 @@ impl Desk<'_> {
     /// What the guest's first process says.
     fn receive(&mut self) {
         let mut bytes = [0; 16 << 10];
-        loop {
+        for _ in 0..PORT_TURN {
+            if !self.is_port_open || self.out.len() >= MOST_OUT {
+                return;
+            }
             match (&self.port).read(&mut bytes) {
-                Ok(0) => return,
+                Ok(0) => {
+                    self.is_port_open = false;
+                    return self.out.clear();
+                }
                 Ok(count) => self.decoder.push(&bytes[..count]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => {
                     log::debug!("the guest's port: {error}");
-                    return;
+                    self.is_port_open = false;
+                    return self.out.clear();
                 }
             }
             loop {
@@ -471,7 +546,7 @@ impl Desk<'_> {
         (self.booted_after, self.boot_ends) = (Some(self.began.elapsed()), None);
         let session = self.session.as_ref();
         if session.is_some_and(|session| !session.begin(&self.job.command, &mut self.out)) {
-            self.decide(Verdict::NoRoot("the command and its environment are too long".into()));
+            self.decide(Verdict::NoRoot(TOO_LONG.into()));
         }
     }
 
@@ -487,11 +562,12 @@ impl Desk<'_> {
     }
 
     fn send(&mut self) {
-        while !self.out.is_empty() {
+        while self.is_port_open && !self.out.is_empty() {
             match (&self.port).write(&self.out) {
                 Ok(count) => drop(self.out.drain(..count)),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                // What it has said before is to be read still.
                 Err(error) => {
                     log::debug!("the guest's port: {error}");
                     self.out.clear();
@@ -501,20 +577,17 @@ impl Desk<'_> {
     }
 
     fn hear_signals(&mut self) {
-        while let Ok(Some(signal)) = self.signals.read_signal() {
-            let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
-            let Ok(signal) = Signal::try_from(number) else { continue };
-            match signal {
-                Signal::SIGTTIN => {}
-                signal => self.hear_signal(signal),
-            }
+        while let Some(signal) = next_signal(&self.signals) {
+            self.hear_signal(signal);
         }
     }
 
     fn hear_signal(&mut self, signal: Signal) {
         match (&mut self.session, signal) {
-            (Some(session), Signal::SIGWINCH) => session.resize(&mut self.out),
-            (None, Signal::SIGWINCH) => {}
+            (Some(session), signal) if session.hear_of_terminal(signal, &mut self.out) => {}
+            // As without anybody to wait for it: the terminal is not a command's any more.
+            (None, Signal::SIGTSTP) => stop(),
+            (None, signal) if !PASSED.contains(&signal) => {}
             // The second time, or where there is nobody to hear it, it is the guest's end.
             (Some(session), signal) if self.is_up && !std::mem::replace(&mut self.was_told, true) => {
                 session.signal(signal, &mut self.out);
@@ -535,12 +608,18 @@ impl Desk<'_> {
         const MOMENT: u16 = 20;
         loop {
             self.read_serial();
+            // Nobody takes what would be answered.
+            self.out.clear();
             self.receive();
             let mut more = [PollFd::new(self.port.as_fd(), PollFlags::POLLIN)];
             let is_more = poll(&mut more, PollTimeout::from(MOMENT)).is_ok_and(|count| count > 0);
-            if !is_more || more[0].revents().is_none_or(|came| came.contains(PollFlags::POLLHUP)) {
-                return;
+            // One that has gone may have left more than is read in one turn.
+            if !is_more || !self.is_port_open {
+                break;
             }
+        }
+        while !self.serial.is_empty() {
+            self.read_serial();
         }
     }
 
@@ -619,11 +698,40 @@ impl Desk<'_> {
     }
 }
 
+/// Stops the process, as the signal by default does.
+fn stop() {
+    if let Err(error) = nix::sys::signal::raise(Signal::SIGSTOP) {
+        log::warn!("cannot stop: {error}");
+    }
+}
+
 /// What a sign in the log comes to.
 fn of_sign(sign: Sign, line: String) -> Verdict {
     match sign {
         Sign::Panic => Verdict::Panic(Some(line)),
         Sign::Hang => Verdict::Hang(line),
         Sign::Trouble(trouble) => Verdict::Trouble(trouble, line),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_port_that_never_ends_is_read_in_turns() {
+        let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let mut serial = Serial { bytes: Arc::default(), wake: Arc::clone(&wake) };
+        serial.write_all(&vec![b'x'; 3 * MOST_SERIAL]).unwrap();
+        let mut all = 0;
+        while !serial.is_empty() {
+            let turn = serial.take().len();
+            assert!((1..=SERIAL_TURN).contains(&turn), "{turn}");
+            all += turn;
+            // The loop is woken for the rest, and for nothing else.
+            assert_eq!(wake.read().is_ok(), !serial.is_empty());
+        }
+        // What is behind that is lost.
+        assert_eq!(all, MOST_SERIAL);
     }
 }

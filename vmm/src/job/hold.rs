@@ -68,13 +68,15 @@ pub fn stands_still(verdict: &Verdict) -> bool {
     matches!(verdict, Verdict::Panic(_) | Verdict::Trouble(..) | Verdict::Hang(_) | Verdict::NoUserSpace)
 }
 
-/// What somebody can do with it, a line each.
-pub fn ways_in(name: &str, verdict: &Verdict, has_gdb: bool) -> Vec<String> {
+/// What somebody can do with it, a line each; whether `gdb` is served already, and the first process `is_up`, which runs
+/// commands.
+pub fn ways_in(name: &str, verdict: &Verdict, has_gdb: bool, is_up: bool) -> Vec<String> {
     let mut lines = Vec::new();
     if !has_gdb {
         lines.push(format!("vmm gdb {name} :1234       and in gdb: target remote :1234"));
     }
-    if !stands_still(verdict) {
+    // One whose root could not be made has nobody left who would answer.
+    if is_up && !stands_still(verdict) && !matches!(verdict, Verdict::NoRoot(_)) {
         lines.push(format!("vmm exec {name} -- sh      a shell in it"));
     }
     lines.push(format!("vmm dump {name} PATH       a dump of it"));
@@ -107,8 +109,17 @@ mod tests {
         {
             assert!(HoldOn::parse(wrong, time).unwrap_err().contains(says));
         }
-        let command = ways_in("a", &Verdict::Command(1), true);
+        let command = ways_in("a", &Verdict::Command(1), true, true);
         assert!(command[0].starts_with("vmm exec a") && command.len() == 2);
-        assert!(ways_in("a", &Verdict::Panic(None), false)[0].starts_with("vmm gdb a"));
+        assert!(ways_in("a", &Verdict::Panic(None), false, true)[0].starts_with("vmm gdb a"));
+        // Where nobody would answer, nobody is sent.
+        for (verdict, is_up) in [
+            (Verdict::NoRoot("x".into()), true),
+            (Verdict::NoRoot("x".into()), false),
+            (Verdict::TimeOver, false),
+        ] {
+            let ways = ways_in("a", &verdict, false, is_up);
+            assert!(ways.iter().all(|line| !line.contains("vmm exec")), "{ways:?}");
+        }
     }
 }

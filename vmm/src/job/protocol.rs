@@ -63,7 +63,7 @@ kinds! {
     Output = 66,
     /// Bytes of its standard error; none: its end.
     Errors = 67,
-    /// Room for so many more bytes (4) of input.
+    /// Room for so many more bytes (4) of input; none when the command has begun.
     InputGrant = 68,
     /// The command has ended: 0 and its exit code, or 1 and the signal that ended it.
     Exit = 69,

@@ -4,15 +4,21 @@ use super::protocol::{self, Command, Frame, Kind, NO_SESSION};
 use super::streams::{News, Streams};
 use crate::logging;
 use crate::run::escape::{Escape, HELP, Key};
+use crate::run::foreground::Foreground;
 use crate::run::terminal::RawMode;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
 use std::fs::File;
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, BorrowedFd};
-use vmm_sys_util::eventfd::EventFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 /// As much input waits for the guest at most, bytes.
 const MOST_WAITING: usize = 256 << 10;
+
+/// What is said of a command that is no frame's payload.
+pub const TOO_LONG: &str = "the command and its environment are too long: they have at most 32 KiB together";
 
 /// How a command has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +36,7 @@ pub struct Session {
     streams: Streams,
     /// For a terminal.
     escape: Option<Escape>,
-    raw: Option<RawMode>,
+    terminal: Option<Foreground>,
     /// Bytes of output and errors that the guest may send still, of each.
     allowed: [u32; 2],
     /// Bytes of input that are read for it still.
@@ -54,24 +60,51 @@ impl Session {
         let outputs = [own(io::stdout().as_fd()), logging::stderr_file()];
         let [output, errors] = outputs.map(|file| file.map_or_else(nowhere, Ok));
         let streams = Streams::start(own(io::stdin().as_fd()), [output?, errors?])?;
-        let raw = match has_terminal {
-            true => Some(RawMode::enter(io::stdin().as_fd().try_clone_to_owned()?)?),
+        let terminal = match has_terminal {
+            true => Some(Foreground::new(RawMode::enter(io::stdin().as_fd().try_clone_to_owned()?)?)?),
             false => None,
         };
+        // Looks now and then, if it is another job's now.
+        terminal.as_ref().map(Foreground::take);
         Ok(Session {
             id,
             streams,
-            escape: raw.is_some().then(Escape::default),
-            raw,
+            escape: terminal.is_some().then(Escape::default),
+            terminal,
             allowed: [protocol::WINDOW; 2],
             input_room: protocol::WINDOW,
             is_line_open: false,
         })
     }
 
-    /// Becomes readable when there is something to [carry](Self::carry).
-    pub fn wake(&self) -> &EventFd {
-        self.streams.wake()
+    /// What becomes readable when there is something to [carry](Self::carry).
+    pub fn wakes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let all = [Some(self.streams.wake().as_raw_fd()), self.terminal.as_ref().map(Foreground::timer)];
+        // SAFETY: both are open as long as the session is there.
+        all.into_iter().flatten().map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// Something may have changed whose terminal it is: it is taken, if it is this job's.
+    fn look_for_terminal(&self) {
+        if let Some(terminal) = &self.terminal {
+            terminal.take();
+        }
+    }
+
+    /// What a signal is about that says something of the terminal. `false` for one that does not.
+    pub fn hear_of_terminal(&self, signal: Signal, out: &mut Vec<u8>) -> bool {
+        match (signal, &self.terminal) {
+            (Signal::SIGWINCH, _) => self.resize(out),
+            (Signal::SIGTSTP, Some(terminal)) => terminal.stop(),
+            // It goes on, perhaps in the foreground, with a terminal that has another size.
+            (Signal::SIGCONT, Some(terminal)) => {
+                terminal.look_soon();
+                self.resize(out);
+            }
+            (Signal::SIGTSTP | Signal::SIGCONT | Signal::SIGTTIN | Signal::SIGTTOU, _) => {}
+            _ => return false,
+        }
+        true
     }
 
     /// The guest is there: the command is started. `false` if it is too long.
@@ -85,8 +118,12 @@ impl Session {
     /// What is typed, and what has been written; whether somebody wants the guest's end.
     pub fn carry(&mut self, out: &mut Vec<u8>) -> bool {
         self.streams.wake().read().ok();
+        // Of a terminal that is ours it does nothing; else it sets the time of the next look.
+        if self.terminal.as_ref().is_some_and(|terminal| is_readable(terminal.timer())) {
+            self.look_for_terminal();
+        }
         let mut ends = false;
-        while let Some(news) = self.streams.next() {
+        while let Some(news) = self.streams.take() {
             match news {
                 News::Input(bytes) => {
                     self.input_room = self.input_room.saturating_sub(u32::try_from(bytes.len()).unwrap_or(0));
@@ -100,7 +137,7 @@ impl Session {
                 }
                 // As for a program whose output nobody reads.
                 News::Broken(0) => self.signal(Signal::SIGPIPE, out),
-                News::Broken(_) => {}
+                News::Broken(_) | News::Over => {}
             }
         }
         ends
@@ -172,20 +209,71 @@ impl Session {
     }
 
     /// The terminal may have another size.
-    pub fn resize(&self, out: &mut Vec<u8>) {
+    fn resize(&self, out: &mut Vec<u8>) {
         if let Some((rows, columns)) = self.escape.is_some().then(size_of_terminal).flatten() {
             let size = [rows.to_le_bytes(), columns.to_le_bytes()].concat();
             protocol::put(out, Kind::Resize, self.id, &size);
         }
     }
 
-    /// Waits until all is written, as long as somebody reads it, and gives the terminal back; whether errors have ended
-    /// within a line.
-    pub fn finish(self) -> bool {
-        self.streams.finish();
-        drop(self.raw);
-        self.is_line_open
+    /// Waits until all is written, as long as somebody reads it, it takes no longer than `patience`, and no signal ends
+    /// the waiting; and gives the terminal back.
+    pub fn finish(mut self, signals: &SignalFd, patience: Option<Duration>) -> Finish {
+        let mut finish = Finish { is_line_open: self.is_line_open, ended_by: None };
+        let until = patience.map(|patience| Instant::now() + patience);
+        self.streams.close();
+        while !self.streams.are_over() && finish.ended_by.is_none() {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                break;
+            }
+            // Rounded up, so that the time has come by then.
+            let timeout = left.map_or(PollTimeout::NONE, |left| {
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+            });
+            let mut polls: Vec<PollFd<'_>> =
+                self.wakes().chain([signals.as_fd()]).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            match poll(&mut polls, timeout) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => {
+                    log::debug!("cannot wait for the standard streams: {error}");
+                    break;
+                }
+            }
+            // The command has ended: nobody hears what would be sent.
+            let mut nowhere = Vec::new();
+            while let Some(signal) = next_signal(signals) {
+                if !self.hear_of_terminal(signal, &mut nowhere) {
+                    finish.ended_by = Some(signal);
+                }
+            }
+            self.carry(&mut nowhere);
+        }
+        finish
     }
+}
+
+/// How the end of a session went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finish {
+    /// Errors have ended within a line.
+    pub is_line_open: bool,
+    /// What has ended the waiting for somebody who does not read.
+    pub ended_by: Option<Signal>,
+}
+
+/// The next signal that has come.
+pub fn next_signal(signals: &SignalFd) -> Option<Signal> {
+    let signal = signals.read_signal().ok()??;
+    // What is waited for is one.
+    Signal::try_from(i32::try_from(signal.ssi_signo).ok()?).ok()
+}
+
+/// Whether a descriptor has news now.
+fn is_readable(fd: std::os::fd::RawFd) -> bool {
+    // SAFETY: whoever asks has it open.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|count| count > 0)
 }
 
 /// Whether the process has a terminal to give to a command.

@@ -3,10 +3,11 @@
 
 use debug::threads;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 /// News of a stream.
@@ -18,6 +19,8 @@ pub enum News {
     Written(usize, u32),
     /// Nobody reads an output stream any more.
     Broken(usize),
+    /// Nothing more is written to an output stream.
+    Over,
 }
 
 /// Tells news.
@@ -61,7 +64,6 @@ impl Room {
 #[derive(Debug)]
 struct Output {
     pieces: Option<Sender<Vec<u8>>>,
-    thread: Option<thread::JoinHandle<()>>,
 }
 
 /// The standard streams.
@@ -71,8 +73,12 @@ pub struct Streams {
     room: Room,
     news: Receiver<News>,
     wake: EventFd,
+    /// Output streams to which something may be written still.
+    open: usize,
 }
 
+/// How long a terminal is left alone that is another job's, until it is read again.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// As much input as is read at once, bytes.
 const PIECE: u32 = 8192;
 
@@ -97,11 +103,17 @@ impl Streams {
             let (pieces, queue) = channel();
             let teller = teller()?;
             let name = ["output", "errors"][index];
+            // It may be in a write until the process ends.
             let thread = thread::Builder::new().name(name.into());
-            let thread = threads::start("output", thread, move || write_all(index, file, &teller, &queue))?;
-            Ok::<_, io::Error>(Output { pieces: Some(pieces), thread: Some(thread) })
+            threads::start("output", thread, move || {
+                write_all(index, file, &teller, &queue);
+                // Whoever would hear it may be gone.
+                teller.tell(News::Over);
+            })?;
+            Ok::<_, io::Error>(Output { pieces: Some(pieces) })
         };
-        Ok(Streams { outputs: [start(0, output)?, start(1, errors)?], room, news, wake })
+        let outputs = [start(0, output)?, start(1, errors)?];
+        Ok(Streams { open: outputs.len(), outputs, room, news, wake })
     }
 
     /// Becomes readable when there is news.
@@ -110,8 +122,10 @@ impl Streams {
     }
 
     /// The next of it.
-    pub fn next(&self) -> Option<News> {
-        self.news.try_recv().ok()
+    pub fn take(&mut self) -> Option<News> {
+        let news = self.news.try_recv().ok()?;
+        self.open -= usize::from(news == News::Over);
+        Some(news)
     }
 
     /// So much more input may be read.
@@ -127,18 +141,14 @@ impl Streams {
         }
     }
 
-    /// Waits until all is written, as long as somebody reads it.
-    pub fn finish(mut self) {
-        for output in &mut self.outputs {
-            output.pieces = None;
-        }
-        for output in &mut self.outputs {
-            if let Some(thread) = output.thread.take()
-                && thread.join().is_err()
-            {
-                log::error!("a thread for a standard stream has panicked");
-            }
-        }
+    /// Nothing more comes: the output streams are over when all is written, or nobody reads it.
+    pub fn close(&mut self) {
+        self.outputs.iter_mut().for_each(|output| output.pieces = None);
+    }
+
+    /// Whether all that was there is written, or cannot be; news tells when that changes.
+    pub fn are_over(&self) -> bool {
+        self.open == 0
     }
 }
 
@@ -149,7 +159,11 @@ fn read_all(mut input: File, teller: &Teller, room: &Room) {
             match input.read(&mut bytes) {
                 Ok(count) => break count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // A stream that is closed, or a terminal that is somebody else's, has nothing.
+                // Another job's: it is not to be read while this one is in the background, and may be later.
+                Err(error) if error.raw_os_error() == Some(libc::EIO) && input.is_terminal() => {
+                    thread::sleep(LOOK_AGAIN);
+                }
+                // A stream that is closed has nothing.
                 Err(error) => {
                     log::debug!("standard input: {error}");
                     break 0;
@@ -188,9 +202,9 @@ mod tests {
         (read.into(), write.into())
     }
 
-    fn wait(streams: &Streams) -> News {
+    fn wait(streams: &mut Streams) -> News {
         loop {
-            if let Some(news) = streams.next() {
+            if let Some(news) = streams.take() {
                 return news;
             }
             thread::yield_now();
@@ -200,20 +214,23 @@ mod tests {
     #[test]
     fn streams_are_carried_as_far_as_there_is_room() {
         let ((input, mut typed), (mut read, output), (gone, errors)) = (pipe(), pipe(), pipe());
-        let streams = Streams::start(Some(input), [output, errors]).unwrap();
+        let mut streams = Streams::start(Some(input), [output, errors]).unwrap();
         typed.write_all(b"hello").unwrap();
         streams.make_room(3);
-        assert_eq!(wait(&streams), News::Input(b"hel".to_vec()));
+        assert_eq!(wait(&mut streams), News::Input(b"hel".to_vec()));
         streams.make_room(100);
-        assert_eq!(wait(&streams), News::Input(b"lo".to_vec()));
+        assert_eq!(wait(&mut streams), News::Input(b"lo".to_vec()));
         drop(typed);
-        assert_eq!(wait(&streams), News::Input(Vec::new()));
+        assert_eq!(wait(&mut streams), News::Input(Vec::new()));
         streams.write(0, b"out".to_vec());
-        assert_eq!(wait(&streams), News::Written(0, 3));
+        assert_eq!(wait(&mut streams), News::Written(0, 3));
         drop(gone);
         streams.write(1, b"to nobody".to_vec());
-        assert_eq!(wait(&streams), News::Broken(1));
-        streams.finish();
+        assert_eq!(wait(&mut streams), News::Broken(1));
+        streams.close();
+        while !streams.are_over() {
+            wait(&mut streams);
+        }
         let mut all = String::new();
         read.read_to_string(&mut all).unwrap();
         assert_eq!(all, "out");

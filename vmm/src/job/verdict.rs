@@ -105,6 +105,12 @@ impl Verdict {
         }
     }
 
+    /// What its line does not say: what the vCPU was doing that ended the guest.
+    pub fn details(&self) -> Option<String> {
+        let Verdict::Ended(outcome) = self else { return None };
+        outcome.to_string().split_once('\n').map(|(_, details)| details.to_string())
+    }
+
     /// Whether the kernel's log says more of it.
     pub fn shows_log(&self) -> bool {
         !matches!(self, Verdict::Command(_) | Verdict::Signal(_) | Verdict::Stopped(_))
@@ -121,18 +127,29 @@ impl Verdict {
     }
 }
 
+/// A text's first line, without what a terminal would obey: a guest may have written it.
+fn one_line(text: &str) -> String {
+    let line = text.trim().lines().next().unwrap_or_default();
+    line.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// In one line.
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Verdict::Command(code) => write!(f, "the command ended with code {code}"),
             Verdict::Signal(number) => write!(f, "the command was ended by signal {number}"),
-            Verdict::Trouble(trouble, line) => write!(f, "the log has {}: {line}", trouble.word()),
-            Verdict::Ended(outcome) => write!(f, "before the command ended: {outcome}"),
-            Verdict::Panic(Some(line)) => write!(f, "the guest's kernel panicked: {line}"),
+            Verdict::Trouble(trouble, line) => {
+                write!(f, "the log has {}: {}", trouble.word(), one_line(line))
+            }
+            Verdict::Ended(outcome) => {
+                write!(f, "before the command ended: {}", one_line(&outcome.to_string()))
+            }
+            Verdict::Panic(Some(line)) => write!(f, "the guest's kernel panicked: {}", one_line(line)),
             Verdict::Panic(None) => f.write_str("the guest's kernel panicked"),
-            Verdict::Hang(why) => write!(f, "the guest hangs: {why}"),
+            Verdict::Hang(why) => write!(f, "the guest hangs: {}", one_line(why)),
             Verdict::NoUserSpace => f.write_str("the guest did not come so far as to run a program in time"),
-            Verdict::NoRoot(why) => write!(f, "the command's root could not be made: {why}"),
+            Verdict::NoRoot(why) => write!(f, "the command's root could not be made: {}", one_line(why)),
             Verdict::TimeOver => f.write_str("the time given by --timeout is over"),
             Verdict::Stopped(StoppedBy::Signal(number)) => write!(f, "stopped by signal {number}"),
             Verdict::Stopped(StoppedBy::Console) => f.write_str("stopped from the terminal"),
@@ -159,6 +176,22 @@ mod tests {
             (Verdict::TimeOver, 124),
         ] {
             assert_eq!(verdict.code(), code, "{verdict}");
+        }
+    }
+
+    #[test]
+    fn each_is_one_line() {
+        let report = "vCPU 0: rip 0x1000\nrax 0x1".to_string();
+        let fault = Verdict::Ended(Outcome::TripleFault { report: report.clone() });
+        assert_eq!(fault.details(), Some(report));
+        for verdict in [
+            fault,
+            Verdict::NoRoot("no\u{1b}[2J disk\nand more".into()),
+            Verdict::Hang("stuck\r\nthere".into()),
+            Verdict::Panic(Some("panic\u{7}".into())),
+        ] {
+            let text = verdict.to_string();
+            assert!(!text.contains(|c: char| c.is_control()), "{text:?}");
         }
     }
 }

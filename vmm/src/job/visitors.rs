@@ -2,11 +2,11 @@
 //! session of the guest's for each.
 
 use super::protocol::{self, Decoder, Frame, Kind, NO_SESSION};
-use crate::control::door::{Comer, Door};
+use crate::control::door::{Comer, Comers, Door};
+use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::Receiver;
 use vmm_sys_util::eventfd::EventFd;
 
 /// A process that has a session.
@@ -25,7 +25,7 @@ struct Visitor {
 #[derive(Debug)]
 pub struct Visitors {
     door: Door,
-    comers: Receiver<Comer>,
+    comers: Comers,
     all: Vec<Visitor>,
     /// The first that is a visitor's, and the next one's if nobody has it.
     first: u16,
@@ -35,6 +35,10 @@ pub struct Visitors {
 /// The most at a time, and the most bytes that wait for one: it has granted no more room than that.
 const MOST: usize = 32;
 const MOST_OUT: usize = 1 << 20;
+/// Bytes that wait for the guest, from which on nothing more is heard of visitors.
+const MOST_WAITING: usize = 256 << 10;
+/// How often one is read before others, the guest and signals have their turn.
+const TURN: usize = 8;
 
 impl Visitors {
     /// None; the first gets this session.
@@ -56,15 +60,22 @@ impl Visitors {
         self.door.wake()
     }
 
-    /// Their streams, and whether something waits to be sent by each.
-    pub fn streams(&self) -> impl Iterator<Item = (&UnixStream, bool)> {
-        self.all.iter().map(|visitor| (&visitor.stream, !visitor.out.is_empty()))
+    /// Their streams, and what each is waited for: one whose command is over is heard no more, and neither are those that
+    /// say more than the guest takes, of which so many bytes `wait`.
+    pub fn streams(&self, wait: usize) -> impl Iterator<Item = (&UnixStream, PollFlags)> {
+        self.all.iter().map(move |visitor| {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::POLLIN, !visitor.is_over && wait < MOST_WAITING);
+            flags.set(PollFlags::POLLOUT, !visitor.out.is_empty());
+            (&visitor.stream, flags)
+        })
     }
 
-    /// Lets those in that have come, and passes on what they all say.
+    /// Lets those in that have come, and passes on what they all say, as far as the guest takes it.
     pub fn hear(&mut self, to_guest: &mut Vec<u8>) {
+        // Of the count nothing is to be known.
         self.door.wake().read().ok();
-        while let Ok(comer) = self.comers.try_recv() {
+        while let Some(comer) = self.comers.take() {
             let stream = match comer {
                 Comer::Session(stream) => stream,
                 Comer::Key(key) => {
@@ -76,6 +87,7 @@ impl Visitors {
                 let (session, decoder) = (self.free_session(), Decoder::default());
                 self.all.push(Visitor { stream, session, decoder, out: Vec::new(), is_over: false });
             }
+            // Whoever is one too many is let go, and told so by that.
         }
         for visitor in &mut self.all {
             visitor.hear(to_guest);
@@ -98,7 +110,10 @@ impl Visitors {
     pub fn tell(&mut self, frame: &Frame, to_guest: &mut Vec<u8>) {
         let visitor = self.all.iter_mut().find(|visitor| visitor.session == frame.session);
         match visitor {
-            Some(visitor) if !visitor.is_over && visitor.out.len() < MOST_OUT => {
+            // That it is over is always told.
+            Some(visitor)
+                if !visitor.is_over && (visitor.out.len() < MOST_OUT || frame.kind == Kind::Exit) =>
+            {
                 protocol::put(&mut visitor.out, frame.kind, frame.session, &frame.payload);
                 visitor.is_over = frame.kind == Kind::Exit;
             }
@@ -128,7 +143,10 @@ impl Visitors {
 impl Visitor {
     fn hear(&mut self, to_guest: &mut Vec<u8>) {
         let mut bytes = [0; 8192];
-        while !self.is_over {
+        for _ in 0..TURN {
+            if self.is_over || to_guest.len() >= MOST_WAITING {
+                return;
+            }
             match (&self.stream).read(&mut bytes) {
                 Ok(count) if count > 0 => self.decoder.push(&bytes[..count]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -199,7 +217,7 @@ mod tests {
             visitors.tell(&Frame { kind, session: 2, payload: payload.to_vec() }, &mut to_guest);
         }
         visitors.send();
-        assert_eq!(visitors.streams().count(), 0);
+        assert_eq!(visitors.streams(0).count(), 0);
         let mut heard = Vec::new();
         client.read_to_end(&mut heard).unwrap();
         let kinds: Vec<Kind> = frames(&heard).iter().map(|frame| frame.kind).collect();
@@ -217,12 +235,66 @@ mod tests {
             let mut to_guest = Vec::new();
             visitors.hear(&mut to_guest);
             assert_eq!(frames(&to_guest), [Frame { kind: Kind::Signal, session: 2, payload: vec![1] }]);
-            assert_eq!(visitors.streams().count(), 0);
+            assert_eq!(visitors.streams(0).count(), 0);
             // What its command prints is read, so that it comes to its end.
             to_guest.clear();
             let printed = Frame { kind: Kind::Errors, session: 2, payload: vec![0; 5] };
             visitors.tell(&printed, &mut to_guest);
             assert_eq!(frames(&to_guest)[0].payload, [protocol::ERRORS, 5, 0, 0, 0]);
         }
+    }
+
+    #[test]
+    fn one_that_says_without_end_keeps_nobody_waiting() {
+        let mut visitors = Visitors::new(2).unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..2 {
+            let (theirs, client) = UnixStream::pair().unwrap();
+            visitors.door().clone().enter(Comer::Session(theirs));
+            client.set_nonblocking(true).unwrap();
+            clients.push(client);
+        }
+        let mut flood = Vec::new();
+        protocol::put(&mut flood, Kind::Input, 1, &[b'x'; 4000]);
+        let mut said = Vec::new();
+        protocol::put(&mut said, Kind::Input, 1, b"short");
+        clients[1].write_all(&said).unwrap();
+        let mut to_guest = Vec::new();
+        // A guest that takes nothing: what waits for it has an end, and the flood waits where it comes from.
+        for turn in 0..200 {
+            let before = to_guest.len();
+            for _ in 0..40 {
+                if clients[0].write(&flood).is_err() {
+                    break;
+                }
+            }
+            visitors.hear(&mut to_guest);
+            assert!(to_guest.len() - before <= (TURN + 1) * 2 * 8192, "{turn}: {}", to_guest.len() - before);
+        }
+        assert!(to_guest.len() < 2 * MOST_WAITING);
+        assert!(frames(&to_guest).iter().any(|frame| frame.session == 3 && frame.payload == b"short"));
+        let listens = |visitors: &Visitors, wait| {
+            visitors.streams(wait).filter(|(_, flags)| flags.contains(PollFlags::POLLIN)).count()
+        };
+        assert_eq!((listens(&visitors, to_guest.len()), listens(&visitors, 0)), (0, 2));
+        // One whose command is over says nothing more, though it does not read what is left for it.
+        for _ in 0..40 {
+            let printed = Frame { kind: Kind::Output, session: 3, payload: vec![0; 30_000] };
+            visitors.tell(&printed, &mut to_guest);
+        }
+        visitors.tell(&Frame { kind: Kind::Exit, session: 3, payload: vec![0, 0] }, &mut to_guest);
+        visitors.send();
+        let waits = visitors.streams(0).map(|(_, flags)| flags);
+        assert!(waits.into_iter().any(|flags| flags == PollFlags::POLLOUT));
+    }
+
+    #[test]
+    fn those_who_wait_at_the_door_are_no_more_than_have_room() {
+        let mut visitors = Visitors::new(2).unwrap();
+        let door = visitors.door().clone();
+        let came = (0..1000).filter(|_| door.enter(Comer::Key(b'h'))).count();
+        assert!((1..=64).contains(&came), "{came}");
+        visitors.hear(&mut Vec::new());
+        assert!(door.enter(Comer::Key(b'h')));
     }
 }

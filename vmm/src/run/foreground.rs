@@ -11,6 +11,7 @@ use vmm_sys_util::timerfd::TimerFd;
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// The terminal, and whether it is the process's.
+#[derive(Debug)]
 pub struct Foreground {
     raw: RawMode,
     /// When that is looked at again.
