@@ -227,6 +227,8 @@ pub const CASES: &[Case] = &[
     Case { modules: job::MODULES, ..linux("job_images", &["6.12"], job::images) },
     Case { modules: job::MODULES, ..linux("job_kept", &["6.12"], job::kept) },
     Case { modules: job::MODULES, ..linux("job_many", &["6.12"], job::many) },
+    Case { modules: job::MODULES, ..linux("job_in_a_shell", &["6.12"], job::in_a_shell) },
+    Case { modules: job::MODULES, ..linux("job_nobody_answers", &["6.12"], job::nobody_answers) },
     Case { modules: job::MODULES, ..linux("job_of_a_user", &["6.12"], job::of_a_user) },
     Case { modules: job::MODULES, ..linux("job_stuck", &["6.12"], job::stuck) },
     Case { modules: job::MODULES, ..linux("job_wrong_ways", &["6.12"], job::wrong_ways) },

@@ -1,6 +1,7 @@
 //! `vmm run`: commands in guests that are booted for them.
 
 use super::shares::{USER, give};
+use super::terminal::{jobs_of, unread};
 use crate::context::{Check, Context, Finished, check};
 use crate::process::{Process, Wiring};
 use crate::rsp::Client;
@@ -14,6 +15,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// What Debian's 6.12 has as modules of what a job needs.
 pub const MODULES: &[&str] =
@@ -426,6 +428,97 @@ pub fn kept(c: &mut Context) -> Check {
     let other = run(c, &root, "--hold-on hang", "sh -c exit~5")?;
     other.expect_code(5)?;
     check(!other.errors.contains("kept"), || other.errors.clone())
+}
+
+/// In the background, in the foreground, and stopped: as other programs are.
+pub fn in_a_shell(c: &mut Context) -> Check {
+    let root = root(c)?;
+    let words = format!(
+        "run --kernel {} --modules {} --root {} --slow {} --memory 256M -- sh -c 'echo ready; cat'",
+        c.kernel("6.12").display(),
+        c.modules().display(),
+        root.display(),
+        c.slowness
+    );
+    jobs_of(c, &words, 130, c.limit(60))
+}
+
+/// Whoever reads the output, the log, or the guest itself does nothing: each run ends when it is told to, or in time.
+pub fn nobody_answers(c: &mut Context) -> Check {
+    let root = root(c)?;
+    let log = c.work.join("log");
+    nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU).map_err(|error| error.to_string())?;
+    let alone = run(c, &root, &format!("--kernel-log {}", log.display()), "echo done")?;
+    alone.expect_code(0)?;
+    nobody_reads(c, &root)?;
+    nobody_begins(c, &root)?;
+    let long = run(c, &root, "", &format!("echo {}", "x".repeat(40_000)))?;
+    long.expect_code(125)?;
+    long.expect_one_line("the command and its environment are too long")
+}
+
+/// Nobody reads the output: the first signal ends the command, another one the wait.
+fn nobody_reads(c: &Context, root: &Path) -> Check {
+    let limit = c.limit(60);
+    let (reader, writer) = std::io::pipe().map_err(|error| error.to_string())?;
+    let mut command = Command::new(&c.vmm);
+    command.arg("run").arg("--kernel").arg(c.kernel("6.12")).arg("--modules").arg(c.modules());
+    command.arg("--root").arg(root).args(["--slow", &c.slowness.to_string(), "--memory", "256M"]);
+    command.args(["--", "seq", "10000000"]).env_remove("RUST_LOG");
+    command.stdin(std::process::Stdio::null()).stdout(writer);
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    drop(command);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
+    let until = |what: &str, is_so: &mut dyn FnMut() -> Result<bool, String>| -> Check {
+        let deadline = Instant::now() + limit;
+        while !is_so()? {
+            check(Instant::now() < deadline, || what.to_string())?;
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        Ok(())
+    };
+    let mut status = None;
+    let talked = (|| -> Check {
+        until("the pipe does not become full", &mut || Ok(unread(&reader)? >= 60_000))?;
+        until("it does not end", &mut || {
+            // One that comes while another waits to be heard is the same.
+            nix::sys::signal::kill(pid, Signal::SIGTERM).map_err(|error| error.to_string())?;
+            status = child.try_wait().map_err(|error| error.to_string())?;
+            Ok(status.is_some())
+        })
+    })();
+    if talked.is_err() {
+        child.kill().map_err(|error| error.to_string())?;
+    }
+    talked?;
+    let code = status.and_then(|status| status.code());
+    check(code == Some(143), || format!("the code is {code:?}"))
+}
+
+/// A guest that a debugger holds, and one whose monitor says nothing.
+fn nobody_begins(c: &mut Context, root: &Path) -> Check {
+    let (limit, socket, mute) = (c.limit(60), c.work.join("gdb"), c.work.join("mute"));
+    let line = "run --kernel {} --modules {} --root {} --name held --gdb unix:{} --memory 256M -- true";
+    let mut held = c.start(Wiring::Pipes, line, &[&c.kernel("6.12"), &c.modules(), root, &socket])?;
+    let mut talk = || -> Check {
+        held.expect_error("waiting for gdb", limit)?;
+        let asked = c.run("exec --wait 1s held -- true", &[], limit)?;
+        asked.expect_code(125)?;
+        asked.expect_one_line("the guest has not begun the command in time")?;
+        let _listener = std::os::unix::net::UnixListener::bind(&mute).map_err(|error| error.to_string())?;
+        let asked = c.run("exec {} -- true", &[&mute], limit)?;
+        asked.expect_code(125)?;
+        asked.expect_one_line("its monitor does not answer")?;
+        held.signal(Signal::SIGTERM)
+    };
+    let talked = talk();
+    if talked.is_err() {
+        held.signal(Signal::SIGKILL)?;
+    }
+    let code = held.wait(limit);
+    c.keep("held", &held);
+    talked?;
+    check(code? == 143, || "the code is another".into())
 }
 
 /// Has a program's terminal have another size.

@@ -234,8 +234,14 @@ fn wait_until_raw(vmm: &Process, limit: Duration) -> Check {
 /// foreground, gives it back when it is stopped by SIGTSTP, and has it again when it comes back, also from
 /// SIGSTOP, which no process sees coming.
 pub fn jobs(c: &mut Context) -> Check {
-    use std::os::unix::process::CommandExt;
     let (guest, limit) = (c.guest("echo", false)?, c.limit(20));
+    jobs_of(c, &format!("--kernel {}", guest.display()), 22, limit)
+}
+
+/// The same of a monitor with these words, whose guest says that it is ready, and what is typed; `code` is what it ends
+/// with when `Ctrl-A x` ends it.
+pub(super) fn jobs_of(c: &mut Context, words: &str, code: u8, limit: Duration) -> Check {
+    use std::os::unix::process::CommandExt;
     let mut command = match std::path::Path::new("/bin/sh").exists() {
         true => Command::new("/bin/sh"),
         false => {
@@ -259,7 +265,7 @@ pub fn jobs(c: &mut Context) -> Check {
         })
     };
     let mut shell = Process::start("shell", command, Wiring::Terminal).map_err(|error| error.to_string())?;
-    let talked = talk_to_shell(c, &mut shell, &guest, limit);
+    let talked = talk_to_shell(c, &mut shell, (words, code), limit);
     c.keep("shell", &shell);
     talked
 }
@@ -268,10 +274,10 @@ fn terminal(shell: &Process) -> Result<&std::os::fd::OwnedFd, String> {
     shell.terminal().ok_or_else(|| "no terminal".into())
 }
 
-fn talk_to_shell(c: &Context, shell: &mut Process, guest: &std::path::Path, limit: Duration) -> Check {
+fn talk_to_shell(c: &Context, shell: &mut Process, (words, code): (&str, u8), limit: Duration) -> Check {
     shell.expect("shell> ", limit)?;
     let cooked = tcgetattr(terminal(shell)?).map_err(|error| error.to_string())?;
-    shell.send(&format!("{} --kernel {} &\n", c.vmm.display(), guest.display()))?;
+    shell.send(&format!("{} {words} &\n", c.vmm.display()))?;
     // It boots, though the terminal is not its own.
     shell.expect("ready", limit)?;
     shell.send("echo pid=$!.\n")?;
@@ -305,7 +311,7 @@ fn talk_to_shell(c: &Context, shell: &mut Process, guest: &std::path::Path, limi
         shell.expect("shell> ", limit)?;
         wait_until(shell, limit, false)?;
         shell.send("echo code=$?\n")?;
-        shell.expect("code=22", limit)
+        shell.expect(&format!("code={code}"), limit)
     })();
     if talked.is_err() {
         // It may be stopped; the terminal goes with the shell.

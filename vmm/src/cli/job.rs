@@ -20,6 +20,7 @@ use crate::logging;
 use crate::machine::config::{Config, DiskConfig, GdbConfig, MemorySize, VirtioTransport};
 use clap::Parser;
 use clap::builder::ValueParser;
+use clap::error::ErrorKind;
 use debug::gdb::listener::Address;
 use devices::platform::Extra;
 use kvm::HOST_ISA;
@@ -354,6 +355,9 @@ struct Line {
 fn understood(words: &[String]) -> Result<Args, String> {
     let words = std::iter::once("run").chain(words.iter().map(String::as_str));
     let line = Line::try_parse_from(words).map_err(|error| {
+        if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+            return "it asks for help, and is no run: `vmm run --help` shows it".to_string();
+        }
         let text = error.to_string();
         text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_string()
     })?;
@@ -380,6 +384,9 @@ fn carry_out_many(args: &Args, list: &Path) -> u8 {
 }
 
 fn many(args: &Args, list: &Path) -> Result<bool, String> {
+    if args.tap && args.json {
+        return Err("--tap and --json both say what came of all: write one of them".into());
+    }
     let words = |error: &dyn std::fmt::Display| error.to_string();
     let entries = matrix::read(list, |words| understood(words).map(|_| ())).map_err(|error| words(&error))?;
     // Before hours have gone by.
@@ -398,7 +405,7 @@ fn many(args: &Args, list: &Path) -> Result<bool, String> {
             .unwrap_or(1),
     };
     let (count, mut done) = (entries.len(), 0);
-    let finished = matrix::run(entries, at_a_time, |one| {
+    let finished = matrix::run(entries, at_a_time, junit.is_some(), |one| {
         done += 1;
         match args.json {
             true => drop(stdout::print(&format!("{}\n", table::json(one)), 0)),
@@ -426,6 +433,11 @@ fn many(args: &Args, list: &Path) -> Result<bool, String> {
 pub fn carry_out(args: &Args) -> u8 {
     if let Some(list) = &args.matrix {
         return carry_out_many(args, list);
+    }
+    // Before anything is booted.
+    if args.command().encoded().is_none() {
+        log::error!("{}", session::TOO_LONG);
+        return CANNOT;
     }
     let plan = match args.wanted().plan(HOST_ISA) {
         Ok(plan) => plan,
@@ -513,6 +525,8 @@ mod tests {
             ("--matrix other", "cannot be one of many"),
             ("--junit x", "required arguments"),
             ("--json -- true", "beside --matrix"),
+            ("--help", "is no run"),
+            ("--kernel k -h", "is no run"),
         ] {
             let error = words(line).unwrap_err();
             assert!(error.contains(says) && !error.contains('\n'), "{line}: {error}");

@@ -31,20 +31,44 @@ struct Line {
 
 /// The most tests that are kept.
 const MOST: usize = 100_000;
+/// Results are within others as deep as so many spaces tell apart.
+const DEEPEST: usize = 64;
+/// The most bytes of a line that are looked at, of a test's own name, and of that with the names that it is part of.
+const MOST_LINE: usize = 4096;
+const MOST_NAME: usize = 200;
+const MOST_PATH: usize = 1000;
 
-/// A line without what the kernel's log has in front.
-fn without_time(line: &str) -> &str {
-    let rest = line.strip_prefix('[').and_then(|rest| rest.split_once("] "));
-    match rest {
-        Some((time, rest)) if time.chars().all(|c| c.is_ascii_digit() || matches!(c, ' ' | '.')) => rest,
-        _ => line,
+/// A name, as far as is kept of it, without what a terminal would obey.
+fn shortened(name: &str) -> String {
+    let mut short: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    if short.len() > MOST_NAME {
+        let end = (0..=MOST_NAME).rev().find(|at| short.is_char_boundary(*at)).unwrap_or(0);
+        short.truncate(end);
+        short.push('…');
     }
+    short
+}
+
+/// A line without what the kernel's log has in front: a level, the time, and who has said it
+/// (`CONFIG_PRINTK_CALLER`).
+fn without_time(line: &str) -> &str {
+    let bracketed = |line: &str, is_inside: fn(char) -> bool| {
+        let (inside, rest) = line.strip_prefix('[')?.split_once(']')?;
+        inside.chars().all(is_inside).then_some(line.len() - rest.len())
+    };
+    let level = line.strip_prefix('<').and_then(|rest| rest.split_once('>'));
+    let log =
+        level.filter(|(level, _)| level.chars().all(|c| c.is_ascii_digit())).map_or(line, |(_, rest)| rest);
+    let Some(end) = bracketed(log, |c| c.is_ascii_digit() || matches!(c, ' ' | '.')) else { return line };
+    let rest = &log[end..];
+    let caller = bracketed(rest, |c| c.is_ascii_digit() || matches!(c, ' ' | 'T' | 'C'));
+    rest[caller.unwrap_or(0)..].strip_prefix(' ').unwrap_or(line)
 }
 
 fn parse(line: &str) -> Option<Line> {
     let line = without_time(line.trim_end());
     let text = line.trim_start_matches(' ');
-    let depth = line.len() - text.len();
+    let depth = (line.len() - text.len()).min(DEEPEST);
     let (is_ok, rest) = match text.strip_prefix("ok") {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix("not ok")?),
@@ -71,33 +95,128 @@ fn parse(line: &str) -> Option<Line> {
     };
     let name =
         if name.is_empty() { rest[..0].to_string() + &text[..text.len() - rest.len()] } else { name.into() };
-    Some(Line { depth, name: name.trim().to_string(), result })
+    Some(Line { depth, name: shortened(name.trim()), result })
 }
 
-/// The tests that a command's output tells of; none if it does not speak of any.
-pub fn tests(output: &str) -> Vec<Test> {
-    let mut lines = output.lines();
-    if !lines.any(|line| is_version(without_time(line).trim())) {
-        return Vec::new();
+/// How many results a plan (`1..N`) tells of; with its depth.
+fn plan(line: &str) -> Option<(usize, usize)> {
+    let text = line.trim_start_matches(' ');
+    let (count, _) = text.strip_prefix("1..")?.split_once('#').unwrap_or((&text[3..], ""));
+    Some(((line.len() - text.len()).min(DEEPEST), count.trim().parse().ok()?))
+}
+
+/// Results of one depth, which are part of the same one.
+#[derive(Clone, Copy, Debug)]
+struct Level {
+    depth: usize,
+    planned: Option<usize>,
+    told: usize,
+}
+
+/// Reads tests of a command's output as it comes.
+#[derive(Debug, Default)]
+pub struct Reader {
+    /// What has come of a line.
+    begun: Vec<u8>,
+    /// A version was told: what follows are results.
+    speaks: bool,
+    /// With the depth of each, those of which no line has said yet what they are part of.
+    found: Vec<(usize, Test)>,
+    /// The open ones, each deeper than the one before.
+    levels: Vec<Level>,
+}
+
+impl Reader {
+    /// More has come.
+    pub fn push(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let room = MOST_LINE.saturating_sub(self.begun.len());
+            self.begun.extend_from_slice(&piece[..piece.len().min(room)]);
+            if piece.ends_with(b"\n") {
+                let line = std::mem::take(&mut self.begun);
+                self.read(&String::from_utf8_lossy(&line));
+            }
+        }
     }
-    // With the depth of each, those of which no line has said yet what they are part of.
-    let mut found: Vec<(usize, Test)> = Vec::new();
-    for Line { depth, name, result } in lines.filter_map(parse).take(MOST) {
+
+    /// All tests; none if the command does not speak of any.
+    pub fn finish(mut self) -> Vec<Test> {
+        let rest = std::mem::take(&mut self.begun);
+        self.read(&String::from_utf8_lossy(&rest));
+        self.close(0);
+        self.found.into_iter().map(|(_, test)| test).collect()
+    }
+
+    fn read(&mut self, line: &str) {
+        let line = without_time(line.trim_end());
+        let text = line.trim_start_matches(' ');
+        if is_version(text) {
+            self.speaks = true;
+            // What was told at this depth before was of another program.
+            self.close((line.len() - text.len()).min(DEEPEST));
+        } else if !self.speaks {
+        } else if let Some(why) = text.strip_prefix("Bail out!") {
+            // It says itself that results are missing.
+            self.levels.clear();
+            self.fail(0, &format!("Bail out! {}", why.trim()));
+        } else if let Some((depth, count)) = plan(line) {
+            self.level(depth).planned = Some(count);
+        } else if let Some(result) = parse(line) {
+            self.close(result.depth + 1);
+            self.level(result.depth).told += 1;
+            self.take(result);
+        }
+    }
+
+    /// The open one of this depth.
+    fn level(&mut self, depth: usize) -> &mut Level {
+        let at = self.levels.partition_point(|level| level.depth < depth);
+        if self.levels.get(at).is_none_or(|level| level.depth != depth) {
+            self.levels.insert(at, Level { depth, planned: None, told: 0 });
+        }
+        &mut self.levels[at]
+    }
+
+    /// No more comes of those as deep as this, or deeper. One that was cut short has failed.
+    fn close(&mut self, depth: usize) {
+        while let Some(level) = self.levels.pop_if(|level| level.depth >= depth) {
+            if let Some(planned) = level.planned.filter(|planned| *planned > level.told) {
+                self.fail(level.depth, &format!("{} of {planned} planned", level.told));
+            }
+        }
+    }
+
+    fn fail(&mut self, depth: usize, name: &str) {
+        let test = Test { name: shortened(name), result: Result::Failed };
+        match self.found.len() < MOST {
+            true => self.found.push((depth, test)),
+            // One that has failed is not to be lost.
+            false => self.found[MOST - 1] = (depth, test),
+        }
+    }
+
+    fn take(&mut self, Line { depth, name, result }: Line) {
+        let found = &mut self.found;
         let first = found.iter().rposition(|(its, _)| *its <= depth).map_or(0, |at| at + 1);
         if first == found.len() {
-            found.push((depth, Test { name, result }));
-            continue;
+            match result {
+                Result::Failed => self.fail(depth, &name),
+                result if found.len() < MOST => found.push((depth, Test { name, result })),
+                _ => {}
+            }
+            return;
         }
         for (its, test) in &mut found[first..] {
             *its = depth;
-            test.name = format!("{name}/{}", test.name);
+            if test.name.len() + name.len() < MOST_PATH {
+                test.name = format!("{name}/{}", test.name);
+            }
         }
         // One that fails by itself, though all within have passed.
         if result == Result::Failed && found[first..].iter().all(|(_, test)| test.result != Result::Failed) {
-            found.push((depth, Test { name, result }));
+            self.fail(depth, &name);
         }
     }
-    found.into_iter().map(|(_, test)| test).collect()
 }
 
 fn is_version(line: &str) -> bool {
@@ -109,7 +228,9 @@ mod tests {
     use super::*;
 
     fn read(output: &str) -> Vec<(String, Result)> {
-        tests(output).into_iter().map(|test| (test.name, test.result)).collect()
+        let mut reader = Reader::default();
+        output.as_bytes().chunks(7).for_each(|piece| reader.push(piece));
+        reader.finish().into_iter().map(|test| (test.name, test.result)).collect()
     }
 
     #[test]
@@ -167,5 +288,58 @@ mod tests {
                 ("b".into(), Result::Passed)
             ]
         );
+    }
+
+    #[test]
+    fn results_that_are_missing_are_failures() {
+        use super::Result::{Failed, Passed};
+        for (output, wanted) in [
+            ("TAP version 13\n1..3\nok 1 a\n", vec![("a", Passed), ("1 of 3 planned", Failed)]),
+            ("TAP version 14\nok 1 a\n1..1\n", vec![("a", Passed)]),
+            ("TAP version 14\n1..0 # SKIP no device\n", vec![]),
+            (
+                "TAP version 14\n1..9\nok 1 a\nBail out!  no disk\n",
+                vec![("a", Passed), ("Bail out! no disk", Failed)],
+            ),
+            (
+                "KTAP version 1\n1..2\n    KTAP version 1\n    1..2\n    ok 1 b\nok 1 a\nok 2 c\n",
+                vec![("a/b", Passed), ("a/1 of 2 planned", Failed), ("c", Passed)],
+            ),
+            // Two programs one after the other, of which the first was cut short.
+            (
+                "TAP version 13\n1..2\nok 1 a\nTAP version 13\n1..1\nok 1 b\n",
+                vec![("a", Passed), ("1 of 2 planned", Failed), ("b", Passed)],
+            ),
+            ("1..3 without a version\nBail out!\n", vec![]),
+        ] {
+            let wanted: Vec<_> =
+                wanted.into_iter().map(|(name, result)| (name.to_string(), result)).collect();
+            assert_eq!(read(output), wanted, "{output}");
+        }
+    }
+
+    #[test]
+    fn what_the_kernels_log_has_in_front() {
+        for front in ["[    1.5] ", "[    1.5][    T1] ", "<6>[    1.5] ", "<6>[    1.5][   C12] ", ""] {
+            let output =
+                format!("{front}KTAP version 1\n{front}1..1\n{front}    not ok 1 a\n{front}not ok 1 b\n");
+            assert_eq!(read(&output), [("b/a".to_string(), Result::Failed)], "{front}");
+        }
+        assert_eq!(without_time("[ok] 1 a"), "[ok] 1 a");
+    }
+
+    #[test]
+    fn what_a_guest_says_has_an_end() {
+        let mut output = String::from("TAP version 14\n");
+        // Each within the next, with names without end, and a name that a terminal would obey.
+        for depth in (0..500).rev() {
+            output.push_str(&format!("{}ok 1 {}\u{1b}[2J\n", " ".repeat(depth), "x".repeat(300)));
+        }
+        let tests = read(&output);
+        assert!(tests.iter().all(|(name, _)| name.len() <= MOST_PATH && !name.contains('\u{1b}')));
+        let many = format!("TAP version 14\n{}not ok 1 last\n", "ok 1 a\n".repeat(MOST + 10));
+        let tests = read(&many);
+        assert_eq!((tests.len(), tests.last().unwrap().1), (MOST, Result::Failed));
+        assert!(read(&format!("TAP version 14\nok 1 {}", "x".repeat(1 << 20)))[0].0.len() < MOST_NAME + 8);
     }
 }

@@ -1,15 +1,16 @@
 //! Many jobs: a list of them, as many at a time as fit, and what came of all.
 //!
-//! Each is a process of its own, this program's `run`: one that fails takes no other along. Its output and errors wait in
-//! files without names until it has ended.
+//! Each is a process of its own, this program's `run`: one that fails takes no other along. Its output and errors are read
+//! as they come: tests that it tells of are kept, and of the rest the end.
 
 use super::ktap::{self, Test};
 use super::verdict::CANNOT;
+use arch::words::counted;
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -53,9 +54,9 @@ pub enum ListError {
     Empty,
 }
 
-/// The most bytes of a list, and of one command's output that are kept.
+/// The most bytes of a list, and of one command's output or errors that are kept.
 const MOST_LIST: u64 = 16 << 20;
-const MOST_OUTPUT: u64 = 64 << 20;
+const MOST_OUTPUT: usize = 1 << 20;
 
 /// The lines of a list; those that are empty or begin with `#` are left out. `check` says of each whether its words can be
 /// understood.
@@ -115,6 +116,18 @@ impl Finished {
         self.code == 0 && self.failures() == 0
     }
 
+    /// Whether a report shows what it has printed: where tests tell nothing, or not all.
+    pub fn shows_output(&self) -> bool {
+        self.tests.is_empty() || self.code != 0
+    }
+
+    /// Keeps of what it has printed what a report shows, if there is one.
+    fn forget_output(&mut self, reported: bool) {
+        if !reported || !self.shows_output() {
+            (self.output, self.errors) = (String::new(), String::new());
+        }
+    }
+
     /// How many of its tests have failed.
     pub fn failures(&self) -> usize {
         self.tests.iter().filter(|test| test.result == ktap::Result::Failed).count()
@@ -128,13 +141,15 @@ struct Told {
     text: String,
 }
 
-/// Runs all of them, `at_a_time`, with this program; tells of each as it ends.
+/// Runs all of them, `at_a_time`, with this program; tells of each as it ends. What they print is kept behind that only if
+/// it is `reported`.
 ///
 /// # Errors
 /// When the system gives no more threads.
 pub fn run(
     entries: Vec<Entry>,
     at_a_time: usize,
+    reported: bool,
     mut tell: impl FnMut(&Finished),
 ) -> io::Result<Vec<Finished>> {
     let program = std::env::current_exe()?;
@@ -149,8 +164,9 @@ pub fn run(
         }
         drop(sender);
         let mut all = Vec::new();
-        for one in finished {
+        for mut one in finished {
             tell(&one);
+            one.forget_output(reported);
             all.push(one);
         }
         Ok(all)
@@ -168,9 +184,46 @@ fn work(waiting: &Mutex<VecDeque<Entry>>, program: &Path, sender: &Sender<Finish
     }
 }
 
-/// A file without a name.
-fn nameless() -> io::Result<File> {
-    Ok(nix::sys::memfd::memfd_create("output", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?.into())
+/// What comes of one stream: the tests in it, and its end.
+#[derive(Debug, Default)]
+struct Heard {
+    tests: ktap::Reader,
+    bytes: VecDeque<u8>,
+    /// Bytes in front of those that were left out.
+    left_out: u64,
+}
+
+impl Heard {
+    fn push(&mut self, bytes: &[u8]) {
+        self.tests.push(bytes);
+        self.bytes.extend(bytes);
+        let over = self.bytes.len().saturating_sub(MOST_OUTPUT);
+        self.bytes.drain(..over);
+        self.left_out += over as u64;
+    }
+
+    /// Reads a stream to its end.
+    fn read(mut stream: impl Read) -> io::Result<Heard> {
+        let (mut heard, mut piece) = (Heard::default(), [0; 8192]);
+        loop {
+            match stream.read(&mut piece) {
+                Ok(0) => return Ok(heard),
+                Ok(count) => heard.push(&piece[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The text, which says how much is left out, and the tests.
+    fn finish(mut self) -> (String, Vec<Test>) {
+        let text = String::from_utf8_lossy(self.bytes.make_contiguous()).into_owned();
+        let text = match self.left_out {
+            0 => text,
+            count => format!("(vmm: {} left out here)\n{text}", counted(count, "byte")),
+        };
+        (text, self.tests.finish())
+    }
 }
 
 /// Carries one out; one that cannot be is over as well.
@@ -189,39 +242,39 @@ fn carry_out(entry: Entry, program: &Path) -> Finished {
 }
 
 fn run_one(entry: &Entry, program: &Path) -> io::Result<Finished> {
-    let (mut output, mut errors) = (nameless()?, nameless()?);
     let began = Instant::now();
     let mut command = Command::new(program);
     command.arg("run").arg("--json").args(&entry.words).stdin(Stdio::null());
-    command.stdout(output.try_clone()?).stderr(errors.try_clone()?);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     // SAFETY: the closure makes one system call.
     unsafe {
         // Nobody waits for it when this process has gone.
         command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?));
     }
     let mut child: Child = command.spawn()?;
+    let (output, errors) = (child.stdout.take(), child.stderr.take());
+    let (Some(output), Some(errors)) = (output, errors) else { return Err(io::ErrorKind::BrokenPipe.into()) };
+    // Both at once: neither is to wait for the other.
+    let (output, errors) = thread::scope(|scope| {
+        let output = thread::Builder::new().spawn_scoped(scope, || Heard::read(output))?;
+        let errors = Heard::read(errors);
+        let output = output.join().unwrap_or_else(|_| Err(io::Error::other("its output cannot be read")));
+        Ok::<_, io::Error>((output?, errors?))
+    })?;
     let status = child.wait()?;
     let took = began.elapsed();
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(CANNOT);
-    let (output, errors) = (text_of(&mut output)?, text_of(&mut errors)?);
+    let ((output, mut tests), (errors, of_log)) = (output.finish(), errors.finish());
+    // The kernel's log may be among its errors (`--kernel-log -`).
+    tests.extend(of_log);
     let (before, last) = errors.trim_end().rsplit_once('\n').unwrap_or(("", errors.trim_end()));
     let (errors, told) = match serde_json::from_str::<Told>(last) {
         Ok(told) => (before.to_string(), told),
         // It could not be begun, and has said why.
         Err(_) => (errors.clone(), Told { verdict: "cannot".into(), text: last.into() }),
     };
-    let tests = ktap::tests(&output);
     let entry = entry.clone();
     Ok(Finished { entry, code, verdict: told.verdict, text: told.text, took, output, errors, tests })
-}
-
-fn text_of(file: &mut File) -> io::Result<String> {
-    // The end of it says what came of the run.
-    let size = file.metadata()?.len();
-    file.seek(SeekFrom::Start(size.saturating_sub(MOST_OUTPUT)))?;
-    let mut bytes = Vec::new();
-    file.take(MOST_OUTPUT).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -260,5 +313,43 @@ mod tests {
             assert!(list(text).unwrap_err().contains(says), "{text}");
         }
         assert!(read(Path::new("/nowhere"), |_| Ok(())).unwrap_err().to_string().contains("/nowhere"));
+    }
+
+    #[test]
+    fn of_what_is_printed_the_end_is_kept_and_all_tests() {
+        let mut printed = b"TAP version 13\n1..2\nnot ok 1 early\n".to_vec();
+        printed.resize(3 * MOST_OUTPUT, b'x');
+        printed.extend_from_slice(b"\nok 2 late\n");
+        let (text, tests) = Heard::read(&printed[..]).unwrap().finish();
+        let left_out = printed.len() - MOST_OUTPUT;
+        assert!(text.starts_with(&format!("(vmm: {left_out} bytes left out here)\nxxx")));
+        assert!(text.ends_with("x\nok 2 late\n") && text.len() < MOST_OUTPUT + 100);
+        let failed = tests.iter().filter(|test| test.result == ktap::Result::Failed).count();
+        assert_eq!((tests.len(), failed), (2, 1));
+    }
+
+    #[test]
+    fn what_no_report_shows_is_forgotten() {
+        let test = Test { name: "a".into(), result: ktap::Result::Passed };
+        for (reported, code, tests, is_kept) in
+            [(true, 0, 1, false), (true, 1, 1, true), (true, 0, 0, true), (false, 1, 0, false)]
+        {
+            let mut one = Finished {
+                entry: Entry { line: 1, name: "a".into(), words: vec![] },
+                code,
+                verdict: "exit".into(),
+                text: String::new(),
+                took: Duration::ZERO,
+                output: "out".into(),
+                errors: "err".into(),
+                tests: vec![test.clone(); tests],
+            };
+            one.forget_output(reported);
+            assert_eq!(
+                (one.output.is_empty(), one.errors.is_empty()),
+                (!is_kept, !is_kept),
+                "{code} {tests}"
+            );
+        }
     }
 }
