@@ -386,7 +386,7 @@ pub fn vmm(c: &mut Context) -> Check {
     whole(c, Monitor::Vmm, false)
 }
 
-/// As [`vmm`], with all devices that a job can have.
+/// As [`vmm()`], with all devices that a job can have.
 ///
 /// # Errors
 /// Likewise.
@@ -394,7 +394,7 @@ pub fn vmm_with_devices(c: &mut Context) -> Check {
     whole(c, Monitor::Vmm, true)
 }
 
-/// As [`vmm`], by QEMU and virtiofsd.
+/// As [`vmm()`], by QEMU and virtiofsd.
 ///
 /// # Errors
 /// Likewise.
