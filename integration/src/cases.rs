@@ -23,6 +23,7 @@ mod program;
 pub mod readme;
 mod shares;
 mod terminal;
+mod together;
 mod virtio;
 pub mod vsock;
 
@@ -206,9 +207,10 @@ pub const CASES: &[Case] = &[
     linux("debian_with_6_gib", &["6.12"], linux::with_6_gib),
     linux("debian_reboot", &["6.12"], linux::reboot),
     Case {
-        initrd: initramfs::guest_with_devices_6_12,
+        initrd: initramfs::guest_with_devices_6_1,
+        // Of the first one: the nest's.
         modules: network::MODULES,
-        ..linux("debian_reboot_restarts", &["6.12"], again::uses_them_again)
+        ..linux("debian_reboot_restarts", &["6.12", "6.1"], again::uses_them_again)
     },
     linux("debian_shell", &["6.12"], linux::shell),
     linux("debian_clock", &["6.12"], linux::clock),
@@ -251,6 +253,10 @@ pub const CASES: &[Case] = &[
     with_disk_6_12("virtio_disk_of_two_guests", disks::two_guests),
     with_disk_6_12("virtio_disk_full", disks::full),
     small("bad_disks", disks::bad),
+    Case {
+        initrd: initramfs::guest_with_devices_6_12,
+        ..linux("long_all_devices", &["6.12"], together::under_load)
+    },
     Case { initrd: initramfs::guest_with_vsock, ..linux("virtio_vsock", &["6.12"], vsock::both_ways) },
     only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),
     linux("debian_cpu_features", &["6.12"], linux::cpu_features),
@@ -384,7 +390,10 @@ pub const CASES: &[Case] = &[
     small("gdb_range_run", gdb_wire::range_run),
     small("gdb_range_step", gdb_wire::range_step),
     gic_v2(small("gic_v2_embedded_guest", basics::on_gic_v2)),
-    gic_v2(linux("gic_v2_debian", &["6.1"], linux::on_2_vcpus_6_1)),
+    gic_v2(Case {
+        initrd: initramfs::guest_with_entropy_6_1,
+        ..linux("gic_v2_debian_6_1", &["6.1"], virtio::entropy)
+    }),
     only(Isa::X86_64, linux("debian_vmlinux", &["6.12"], linux::vmlinux)),
 ];
 

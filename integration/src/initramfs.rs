@@ -88,7 +88,10 @@ const SHARES_6_1: [&str; 7] = [
 /// The driver of disks, a module of both.
 const DISKS: &str = "drivers/block/virtio_blk";
 
-/// The drivers of sockets between guest and host, modules of 6.12.
+/// Drivers of networks, modules of both.
+const NETWORKS: [&str; 3] = ["net/core/failover", "drivers/net/net_failover", "drivers/net/virtio_net"];
+
+/// The drivers of sockets between guest and host, modules of both.
 const SOCKETS: [&str; 3] = [
     "net/vmw_vsock/vsock",
     "net/vmw_vsock/vmw_vsock_virtio_transport_common",
@@ -125,9 +128,19 @@ pub fn guest_with_vsock(isa: Isa) -> io::Result<Vec<u8>> {
 /// # Errors
 /// When a part is not in the cache.
 pub fn guest_with_devices_6_12(isa: Isa) -> io::Result<Vec<u8>> {
-    let networks = ["net/core/failover", "drivers/net/net_failover", "drivers/net/virtio_net"];
-    let modules: Vec<&str> = [DISKS].into_iter().chain(ENTROPY_6_12).chain(networks).chain(SOCKETS).collect();
+    let modules: Vec<&str> = [DISKS].into_iter().chain(ENTROPY_6_12).chain(NETWORKS).chain(SOCKETS).collect();
     with_modules(isa, "6.12", &modules)
+}
+
+/// The same for 6.1, with what mounts shared folders.
+///
+/// # Errors
+/// When a part is not in the cache.
+pub fn guest_with_devices_6_1(isa: Isa) -> io::Result<Vec<u8>> {
+    let [.., entropy] = ENTROPY_6_1;
+    let modules: Vec<&str> =
+        SHARES_6_1.into_iter().chain([DISKS, entropy]).chain(NETWORKS).chain(SOCKETS).collect();
+    with_modules(isa, "6.1", &modules)
 }
 
 /// With drivers for `ENTROPY_6_12`.
@@ -163,7 +176,7 @@ fn with_modules(isa: Isa, series: &str, modules: &[&str]) -> io::Result<Vec<u8>>
         let found =
             found.ok_or_else(|| io::Error::other(format!("the {series} kernel has no module {path}")))?;
         let name = Path::new(path).file_name().unwrap_or_default().to_string_lossy();
-        archive.file(&format!("modules/{index}-{name}.ko"), &module(&found)?)?;
+        archive.file(&format!("modules/{index:02}-{name}.ko"), &module(&found)?)?;
     }
     archive.finish()
 }

@@ -120,7 +120,8 @@ impl DeviceTree<'_> {
         entries().try_for_each(|(node, entry)| device(fdt, node, entry))
     }
 
-    /// The PCI bus, whose functions' messages go to the controller's translation service.
+    /// The PCI bus, whose functions' messages go to the controller's translation service. Where there is none, each
+    /// device has a line of its own.
     fn pci(&self, fdt: &mut FdtWriter, host: &PciHost) -> Result<(), Error> {
         /// The space of an address on the bus (IEEE 1275's PCI binding, 2.2.1.1): memory of 32 bits, and of 64.
         const MEMORY_32: u32 = 0x0200_0000;
@@ -145,6 +146,20 @@ impl DeviceTree<'_> {
         if self.has_its {
             // Every function's number is its device's with the service.
             fdt.property_array_u32("msi-map", &[0, PHANDLE_ITS, 0, 0x1_0000])?;
+        } else {
+            /// Where an address on the bus has the device's number, and the first pin (PCI binding, 2.2.1.1, 2.2.2).
+            const DEVICE_SHIFT: u32 = 11;
+            const PIN: u32 = 1;
+            fdt.property_u32("#interrupt-cells", 1)?;
+            let devices = layout::PCI_DEVICES - 1;
+            fdt.property_array_u32("interrupt-map-mask", &[devices << DEVICE_SHIFT, 0, 0, 7])?;
+            // The controller's address has no cells.
+            let line = |device: u32| {
+                let spi = layout::PCI_FIRST_SPI + device;
+                [device << DEVICE_SHIFT, 0, 0, PIN, PHANDLE_GIC, IRQ_SPI, spi, IRQ_LEVEL_HIGH]
+            };
+            let lines: Vec<u32> = (0..layout::PCI_DEVICES).flat_map(line).collect();
+            fdt.property_array_u32("interrupt-map", &lines)?;
         }
         fdt.end_node(node)
     }
@@ -358,6 +373,29 @@ mod tests {
         assert_eq!(timer.value[8..12], 0x308u32.to_be_bytes());
         let pmu = fdt.find_node("/pmu").unwrap().property("interrupts").unwrap();
         assert_eq!(pmu.value, [1u32, 7, 0x304].map(u32::to_be_bytes).concat());
+    }
+
+    #[test]
+    fn functions_interrupt_by_messages_or_by_lines() {
+        let mut board = Board::new(Isa::Aarch64);
+        board.set_pci(PciHost::new(Isa::Aarch64, 6 << 30));
+        for has_its in [false, true] {
+            let bytes = DeviceTree { has_its, ..tree(&board, &[0], GicVersion::V3) }.bytes().unwrap();
+            let fdt = fdt::Fdt::new(&bytes).unwrap();
+            let pci = fdt.find_compatible(&["pci-host-ecam-generic"]).unwrap();
+            assert_eq!(pci.property("msi-map").is_some(), has_its);
+            let Some(map) = pci.property("interrupt-map") else {
+                assert!(has_its);
+                continue;
+            };
+            assert!(!has_its);
+            let words: Vec<u32> =
+                map.value.as_chunks().0.iter().map(|bytes| u32::from_be_bytes(*bytes)).collect();
+            let lines: Vec<&[u32]> = words.chunks(8).collect();
+            assert_eq!(lines.len(), 32);
+            assert_eq!(lines[3], [3 << 11, 0, 0, 1, PHANDLE_GIC, IRQ_SPI, 19, IRQ_LEVEL_HIGH]);
+            assert_eq!(PciHost::line(Isa::Aarch64, 3), Some(19));
+        }
     }
 
     #[test]

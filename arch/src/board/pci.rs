@@ -32,6 +32,13 @@ impl PciHost {
         }
     }
 
+    /// The line of a device by its number on the bus, where nobody takes messages (aarch64: an SPI); `None` where it has
+    /// none.
+    pub fn line(isa: Isa, device: u32) -> Option<u32> {
+        let is_there = isa == Isa::Aarch64 && device < layout::aarch64::PCI_DEVICES;
+        is_there.then_some(layout::aarch64::PCI_FIRST_SPI + device)
+    }
+
     /// All windows.
     pub fn windows(&self) -> impl Iterator<Item = PhysRange> {
         std::iter::once(self.low).chain(self.high)
@@ -41,6 +48,15 @@ impl PciHost {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_device_has_a_line_of_the_controllers() {
+        let lines: Vec<u32> = (0..40).filter_map(|device| PciHost::line(Isa::Aarch64, device)).collect();
+        assert_eq!(lines.len(), 32);
+        // SPIs begin behind 32 private interrupts.
+        assert!(lines.iter().all(|line| (2..layout::aarch64::GIC_INTERRUPTS - 32).contains(line)));
+        assert_eq!(PciHost::line(Isa::X86_64, 1), None);
+    }
 
     #[test]
     fn nothing_meets_ram_or_anything_else() {

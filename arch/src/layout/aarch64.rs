@@ -26,6 +26,12 @@ pub const PCI_WINDOW: PhysRange = PhysRange::new(0x1000_0000, 0x2eff_0000);
 /// Configuration spaces of PCI's bus 0.
 pub const PCI_ECAM: PhysRange = PhysRange::new(0x3f00_0000, 1 << 20);
 
+/// Devices on PCI's bus 0, and the first of the interrupts that they have by lines where nobody takes messages: an SPI
+/// for each device.
+pub const PCI_DEVICES: u32 = 32;
+/// See there.
+pub const PCI_FIRST_SPI: u32 = 16;
+
 /// Where PCI functions may have registers behind the RAM of a guest with `memory` bytes: 4 GiB, within the 36 bits that
 /// most processors' addresses have.
 pub fn pci_high_window(memory: u64) -> Option<PhysRange> {

@@ -46,10 +46,6 @@ pub fn on_2_vcpus(c: &mut Context) -> Check {
     boot(c, "6.12", "--cmdline quiet", 2, 512)?.expect_code(0)
 }
 
-pub fn on_2_vcpus_6_1(c: &mut Context) -> Check {
-    boot(c, "6.1", "--cmdline quiet", 2, 512)?.expect_code(0)
-}
-
 pub fn on_8_vcpus(c: &mut Context) -> Check {
     boot(c, "6.1", "--cmdline quiet", 8, 512)?.expect_code(0)
 }

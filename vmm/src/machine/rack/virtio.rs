@@ -9,7 +9,7 @@ use arch::address::PhysRange;
 use arch::board::PciHost;
 use devices::pci::bus::{PciBus, with_bridge};
 use devices::pci::msix::{Message, Sender};
-use devices::rack::Rack;
+use devices::rack::{Line, Rack};
 use devices::ram::Ram;
 use devices::virtio::console::{self, Port};
 use devices::virtio::entropy::Entropy;
@@ -87,11 +87,12 @@ impl Put for OnPci<'_> {
         self.count += 1;
         // Bus 0, function 0.
         let requester = self.count << 3;
+        let line = PciHost::line(HOST_ISA, self.count).filter(|_| !self.vm.takes_messages());
         let connections = Connections {
             ram: Arc::<GuestRam>::clone(self.ram),
             pace: self.pace.clone(),
             sender: Box::new(Messages(self.vm.messages(requester))),
-            line: None,
+            line: line.map(|line| Box::new(KvmLine(self.vm.interrupt(line))) as Box<dyn Line>),
             bells: Box::new(Doorbells { ringer: self.vm.bell_ringer(), placed: Vec::new() }),
         };
         let function = VirtioFunction::new(model, connections).map_err(cannot_make())?;
@@ -110,16 +111,9 @@ fn cannot_make() -> impl FnOnce(io::Error) -> Error {
 /// The PCI bus, with the devices that are asked for.
 ///
 /// # Errors
-/// [`Error`], also for a host that takes no messages.
+/// [`Error`].
 pub fn pci(host: &PciHost, making: &mut Making<'_>) -> Result<Arc<PciBus>, Error> {
     let windows: Vec<PhysRange> = host.windows().collect();
-    if making.backends.iter().next().is_some() && !making.vm.takes_messages() {
-        return Err(Error::Usage(
-            "this host's interrupt controller (GICv2) takes no messages, which virtio devices on PCI need: \
-             --virtio mmio does without"
-                .into(),
-        ));
-    }
     let bus = with_bridge(&windows);
     let mut place = OnPci { bus, vm: making.vm, ram: making.ram, pace: making.pace, count: 0 };
     making.make(&mut place)?;
