@@ -260,11 +260,11 @@ impl<M: Machine> Server<M> {
         if self.deferred.is_some() {
             return true;
         }
-        for (stream, peer, begun) in self.door.look() {
+        for one in self.door.look() {
             let has_gone = !self.service.takeover && self.client.as_ref().is_some_and(Client::has_hung_up);
-            if has_gone || self.deferred.is_some() {
-                self.door.keep(stream, peer, begun);
-            } else if !self.carry_out(Deferred::Enter(stream, peer, begun)) {
+            if self.deferred.is_some() || has_gone && !one.is_overdue() {
+                self.door.keep(one);
+            } else if !self.carry_out(Deferred::Enter(one.stream, one.peer, one.begun)) {
                 return false;
             }
         }
@@ -336,10 +336,15 @@ impl<M: Machine> Server<M> {
         let settles = self.session.debuggee.machine.settle();
         match &self.client {
             Some(client) if client.is_waiting() && self.deferred.is_none() => Some(Duration::ZERO),
-            _ => [self.door.timeout(), self.door.pause.left(Instant::now()), settles]
-                .into_iter()
-                .flatten()
-                .min(),
+            // Nobody is looked at while something is put off.
+            _ => [
+                self.door.timeout().filter(|_| self.deferred.is_none()),
+                self.door.pause.left(Instant::now()),
+                settles,
+            ]
+            .into_iter()
+            .flatten()
+            .min(),
         }
     }
 
@@ -349,7 +354,14 @@ impl<M: Machine> Server<M> {
             left => until(left),
         };
         let interests = self.interests();
-        let mut fds: Vec<PollFd<'_>> = interests.iter().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
+        // In the order of the interests.
+        let release = self.service.release.as_ref().map(|_| 3);
+        let client = self.client.as_ref().map(|_| 3 + usize::from(release.is_some()));
+        let door = 3 + usize::from(release.is_some()) + usize::from(client.is_some());
+        // Of one at the door who is not looked at, `poll` would tell all the same that it has gone, again and again.
+        let is_listed = |index: usize, flags: &PollFlags| index < door || !flags.is_empty();
+        let listed = interests.iter().enumerate().filter(|(index, (_, flags))| is_listed(*index, flags));
+        let mut fds: Vec<PollFd<'_>> = listed.map(|(_, (fd, flags))| PollFd::new(*fd, *flags)).collect();
         match poll(&mut fds, timeout) {
             Ok(_) => {}
             Err(nix::errno::Errno::EINTR) => return Ok(Found::default()),
@@ -357,10 +369,6 @@ impl<M: Machine> Server<M> {
         }
         let events = |index: usize| fds.get(index).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
         let is_ready = |index: usize| !events(index).is_empty();
-        // In the order of the interests.
-        let release = self.service.release.as_ref().map(|_| 3);
-        let client = self.client.as_ref().map(|_| 3 + usize::from(release.is_some()));
-        let door = 3 + usize::from(release.is_some()) + usize::from(client.is_some());
         let of_client = client.map_or(PollFlags::empty(), events);
         let broken = of_client.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
         let listener = is_ready(1);

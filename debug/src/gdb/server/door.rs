@@ -42,6 +42,23 @@ pub(super) struct Waiting {
     said: Vec<u8>,
 }
 
+/// Somebody who has begun as a debugger does.
+#[derive(Debug)]
+pub(super) struct Entering {
+    pub(super) stream: Stream,
+    pub(super) peer: Peer,
+    pub(super) begun: Vec<u8>,
+    /// How long it may wait for its turn.
+    until: Instant,
+}
+
+impl Entering {
+    /// Whether it has waited for as long as it may.
+    pub(super) fn is_overdue(&self) -> bool {
+        Instant::now() >= self.until
+    }
+}
+
 /// What becomes of one at the door.
 enum Next {
     Stay,
@@ -71,7 +88,9 @@ impl Waiting {
 
     fn look(&mut self) -> Next {
         if self.is_in_turn() {
-            return Next::Enter(std::mem::take(&mut self.said));
+            // One that has gone meanwhile wants nothing any more.
+            let has_gone = self.stream.has_hung_up();
+            return if has_gone { Next::Go } else { Next::Enter(std::mem::take(&mut self.said)) };
         }
         let mut buffer = [0; 4096];
         let begun = match self.stream.read(&mut buffer) {
@@ -143,11 +162,11 @@ impl Door {
         }
     }
 
-    /// One that has begun waits for its turn.
-    pub(super) fn keep(&mut self, stream: Stream, peer: Peer, begun: Vec<u8>) {
-        self.add(stream, peer, None);
+    /// One that has begun waits for its turn, until then at most.
+    pub(super) fn keep(&mut self, one: Entering) {
+        self.add(one.stream, one.peer, None);
         if let Some(last) = self.waiting.last_mut() {
-            last.said = begun;
+            (last.said, last.until) = (one.begun, one.until);
         }
     }
 
@@ -156,14 +175,17 @@ impl Door {
         self.waiting.iter().any(Waiting::is_in_turn)
     }
 
-    /// Looks what they have said; who comes in, and how it has begun.
-    pub(super) fn look(&mut self) -> Vec<(Stream, Peer, Vec<u8>)> {
+    /// Looks what they have said; who comes in.
+    pub(super) fn look(&mut self) -> Vec<Entering> {
         let mut entering = Vec::new();
         let mut words = Vec::new();
         for mut waiting in std::mem::take(&mut self.waiting) {
             match waiting.look() {
                 Next::Stay => self.waiting.push(waiting),
-                Next::Enter(begun) => entering.push((waiting.stream, waiting.peer, begun)),
+                Next::Enter(begun) => {
+                    let Waiting { stream, peer, until, .. } = waiting;
+                    entering.push(Entering { stream, peer, begun, until });
+                }
                 Next::Go => {}
                 Next::Stranger(byte) => words.push(format!(
                     "{} is let go: it begins with byte {byte:#04x}, as no debugger does",
@@ -196,6 +218,29 @@ impl Door {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixStream;
+
+    /// Whoever waits for his turn has it when he is still there, and is told apart from who waits for too long.
+    #[test]
+    fn one_in_turn_comes_in_unless_it_has_gone() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let peer = Peer::Unix { user: None, process: None };
+        let mut door = Door::default();
+        let until = Instant::now() + PATIENCE;
+        door.keep(Entering { stream: Stream::Unix(ours), peer, begun: b"$?#3f".to_vec(), until });
+        assert!(door.has_turns() && door.waiting[0].until == until);
+        let mut entering = door.look();
+        assert_eq!(
+            (entering.len(), &entering[0].begun[..], entering[0].is_overdue()),
+            (1, &b"$?#3f"[..], false)
+        );
+        entering[0].until = Instant::now();
+        assert!(entering[0].is_overdue());
+        door.keep(entering.remove(0));
+        drop(theirs);
+        assert!(door.look().is_empty() && door.waiting.is_empty());
+    }
 
     #[test]
     fn a_request_whose_method_is_a_packet_is_no_debuggers() {
