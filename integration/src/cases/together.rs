@@ -133,7 +133,7 @@ fn debugged(c: &mut Context, vmm: &mut Process, socket: &Path, limit: Duration) 
             drop([vsock::reach(&vsock, vsock::OF_GUEST)?, vsock::reach(&vsock, vsock::OF_GUEST)?]);
         }
         // What the guest does between two stops is up to chance.
-        thread::sleep(Duration::from_millis(50 + chance.below(400)));
+        thread::park_timeout(Duration::from_millis(50 + chance.below(400)));
         client.interrupt()?;
         for _ in 0..chance.below(4) {
             let vcpu = 1 + chance.below(2);
