@@ -202,7 +202,6 @@ pub const CASES: &[Case] = &[
     linux("bad_debian_kernels", &["6.12"], bad_input::debian_kernels),
     linux("debian_6_1", &["6.1"], linux::debian_6_1),
     linux("debian_6_12", &["6.12"], linux::debian_6_12),
-    linux("debian_on_2_vcpus", &["6.12"], linux::on_2_vcpus),
     linux("debian_on_8_vcpus", &["6.1"], linux::on_8_vcpus),
     linux("debian_with_6_gib", &["6.12"], linux::with_6_gib),
     linux("debian_reboot", &["6.12"], linux::reboot),
@@ -218,10 +217,6 @@ pub const CASES: &[Case] = &[
     Case {
         initrd: initramfs::guest_with_entropy_6_12,
         ..linux("virtio_entropy_6_12", &["6.12"], virtio::entropy)
-    },
-    Case {
-        initrd: initramfs::guest_with_entropy_6_1,
-        ..linux("virtio_entropy_6_1", &["6.1"], virtio::entropy)
     },
     Case { modules: job::MODULES, ..linux("job_commands", &["6.12"], job::commands) },
     Case { modules: job::MODULES, ..linux("job_streams", &["6.12"], job::streams) },
@@ -241,14 +236,12 @@ pub const CASES: &[Case] = &[
     linux("virtio_share_6_12", &["6.12"], shares::everything),
     Case {
         initrd: initramfs::guest_with_shares_6_1,
-        ..linux("virtio_share_6_1", &["6.1"], shares::everything)
+        ..linux("virtio_share_of_a_user_6_1", &["6.1"], shares::of_a_user)
     },
-    linux("virtio_share_of_a_user", &["6.12"], shares::of_a_user),
     linux("long_virtio_share", &["6.12"], shares::random),
     linux("virtio_share_killed", &["6.12"], shares::killed),
     small("bad_shares", shares::bad),
     with_disk_6_12("virtio_disk_6_12", disks::everything),
-    Case { initrd: initramfs::guest_with_disks_6_1, ..linux("virtio_disk_6_1", &["6.1"], disks::everything) },
     with_disk_6_12("virtio_disk_killed", disks::killed),
     with_disk_6_12("virtio_disk_of_two_guests", disks::two_guests),
     with_disk_6_12("virtio_disk_full", disks::full),

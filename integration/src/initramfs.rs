@@ -106,15 +106,6 @@ pub fn guest_with_disks_6_12(isa: Isa) -> io::Result<Vec<u8>> {
     with_modules(isa, "6.12", &[DISKS])
 }
 
-/// With what mounts shared folders and `DISKS` of 6.1.
-///
-/// # Errors
-/// When a part is not in the cache.
-pub fn guest_with_disks_6_1(isa: Isa) -> io::Result<Vec<u8>> {
-    let modules: Vec<&str> = SHARES_6_1.into_iter().chain([DISKS]).collect();
-    with_modules(isa, "6.1", &modules)
-}
-
 /// With drivers of 6.12 for sockets between guest and host.
 ///
 /// # Errors

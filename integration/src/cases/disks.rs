@@ -84,14 +84,13 @@ impl Images {
 
 /// Starts a guest with disks, each by its words, that does what a script says.
 fn start(c: &Context, script: (&str, &str), disks: &[&str], temporary: &Path) -> Result<Process, String> {
-    let series = if c.name.ends_with("6_1") { "6.1" } else { "6.12" };
     let (name, text) = script;
     let folder = c.work.join("shared");
     c.write(&folder.join(name), text.as_bytes())?;
     let mut command = Command::new(&c.vmm);
     let words = format!("loglevel=4 vmm.run=share vmm.script={name}");
     command.args(["--memory", "384M", "--cpus", "2", "--cmdline", &words, "--kernel"]);
-    command.arg(c.kernel(series)).arg("--initrd").arg(c.initrd());
+    command.arg(c.kernel("6.12")).arg("--initrd").arg(c.initrd());
     command.arg("--share").arg(format!("{},tag=shared", folder.display()));
     for disk in disks {
         command.arg("--disk").arg(format!("{}/{disk}", c.work.join("images").display()));

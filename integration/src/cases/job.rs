@@ -96,8 +96,6 @@ pub fn wrong_ways(c: &mut Context) -> Check {
     let (oops, hang) = (kmsg("Oops:~0000~[#1]"), kmsg("<0>watchdog:~BUG:~soft~lockup~-~CPU#0"));
     for (options, command, code, says) in [
         ("", "nothing", 127, "ended with code 127"),
-        ("", "/etc", 126, "ended with code 126"),
-        ("", "sh -c kill~-9~$$", 137, "signal 9"),
         ("", "sh -c exit~120", 120, "the command ended with code 120"),
         ("", "sh -c echo~c>/proc/sysrq-trigger;sleep~30", 120, "the guest's kernel panicked"),
         ("", &hang, 121, "the guest hangs: "),
@@ -271,6 +269,12 @@ pub fn exec(c: &mut Context) -> Check {
         let both = c.run("exec job -- sh -c echo~out;echo~err>&2;exit~9", &[], limit)?;
         both.expect_code(9)?;
         check(both.output == "out\n" && both.errors == "err\n", || format!("{both:?}"))?;
+        // The codes of a run's command.
+        for (command, code) in
+            [("nothing", 127), ("/etc", 126), ("sh -c kill~-9~$$", 128 + 9), ("sh -c exit~120", 120)]
+        {
+            c.run(&format!("exec job -- {command}"), &[], limit)?.expect_code(code)?;
+        }
         // One that is killed leaves its command a signal, and does not keep the others.
         let mut gone = c.start(Wiring::Pipes, "exec job -- sh -c echo~here;exec~sleep~1000", &[])?;
         gone.expect("here", limit)?;

@@ -42,10 +42,6 @@ pub fn debian_6_12(c: &mut Context) -> Check {
     check(!run.output.contains("PCI: Fatal"), || "the kernel finds no way to PCI's configuration".into())
 }
 
-pub fn on_2_vcpus(c: &mut Context) -> Check {
-    boot(c, "6.12", "--cmdline quiet", 2, 512)?.expect_code(0)
-}
-
 pub fn on_8_vcpus(c: &mut Context) -> Check {
     boot(c, "6.1", "--cmdline quiet", 8, 512)?.expect_code(0)
 }
