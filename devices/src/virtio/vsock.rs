@@ -441,7 +441,11 @@ fn happened(shared: &mut Shared, queues: &mut Queues) -> Result<Then, Broken> {
 
 /// What the guest says, as long as there is room for the answers.
 fn take_from_driver(shared: &mut Shared, queues: &mut Queues) -> Result<Then, Broken> {
-    let Some(queue) = queues.get(FROM_DRIVER) else { return Ok(Then::Waits) };
+    let Some(queue) = queues.get(FROM_DRIVER) else {
+        // Nobody is held back who says nothing any more.
+        shared.is_held_back = false;
+        return Ok(Then::Waits);
+    };
     queue.stop_listening()?;
     let mut packet = vec![0; HEADER + LONGEST];
     for _ in 0..TURN {

@@ -2,13 +2,16 @@ use super::packet::shutdown;
 use super::*;
 use crate::ram::Ram;
 use crate::virtio::Unplug;
-use crate::virtio::testing::{Driver, WRITE};
+use crate::virtio::queue::ActiveQueue;
+use crate::virtio::testing::{Driver, TestRam, WRITE};
 use arch::GuestPhys;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
+use virtio_queue::QueueState;
+use vmm_sys_util::eventfd::EventFd;
 
 const VERSION_1: u64 = 1 << 32;
 const CID: u32 = 7;
@@ -348,4 +351,42 @@ fn another_device_has_the_sockets_of_one_that_is_unplugged() {
     let _program = next.program(80);
     next.say((1000, 80), op::REQUEST, 0, b"");
     assert_eq!(next.next().0.op, op::RESPONSE);
+}
+
+/// Nobody hears of what is used.
+#[derive(Debug)]
+struct Deaf;
+
+impl Interrupts for Deaf {
+    fn queue(&self, _: u16) {}
+
+    fn configuration(&self) {}
+
+    fn needs_reset(&self) {}
+}
+
+/// A guest that was held back and takes back the queue by which it speaks is not waited for with a busy thread.
+#[test]
+fn a_queue_that_is_taken_back_ends_the_wait_for_it() {
+    let guest = Guest::new("taken-back");
+    let vsock = Vsock::new(CID, MOST_CONNECTIONS, Arc::clone(&guest.programs)).unwrap();
+    let mut queues = Queues::new(SIZES.len());
+    let state = QueueState {
+        max_size: SIZES[TO_DRIVER],
+        size: SIZES[TO_DRIVER],
+        ready: true,
+        desc_table: 0x1000,
+        avail_ring: 0x2000,
+        used_ring: 0x3000,
+        ..QueueState::default()
+    };
+    let (bell, ram) = (EventFd::new(0).unwrap(), Arc::new(TestRam::new()));
+    // No buffers in it.
+    queues.put(TO_DRIVER, Some(ActiveQueue::new(state, 0, bell, (ram, Arc::new(Deaf))).unwrap()));
+    let mut server = Server(vsock);
+    for rung in [Rung::Source(0), Rung::Queue(TO_DRIVER), Rung::Queue(FROM_DRIVER)] {
+        server.0.shared().is_held_back = true;
+        let looks = (0..10).take_while(|_| server.serve(rung, &mut queues).unwrap() == Then::GoesOn).count();
+        assert!(looks < 10, "{rung:?}");
+    }
 }
