@@ -4,7 +4,7 @@
 use crate::address::{GATEWAY, GUEST};
 use crate::events::{Events, Token};
 use crate::outbox::Outbox;
-use crate::udp::LONGEST;
+use crate::udp::{LONGEST, take_turn};
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
@@ -82,6 +82,12 @@ impl Doors {
         self.all.iter_mut().for_each(|door| door.is_ready = true);
     }
 
+    /// Forgets who has sent something: a guest that begins again has not heard of them.
+    pub fn reset(&mut self) {
+        self.peers.clear();
+        self.seen.clear();
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.all.len()
@@ -136,28 +142,24 @@ impl Doors {
         true
     }
 
-    /// Gives the guest what has come to one, as far as the outbox takes it.
+    /// Gives the guest what has come to one, as far as the outbox takes it, and a few at a time.
     pub fn turn(&mut self, number: usize, outbox: &mut Outbox) {
-        while !outbox.is_full() {
-            let Some(door) = self.all.get_mut(number) else { return };
-            match door.socket.recv_from(&mut self.bytes) {
-                Ok((count, address)) => {
-                    let guest = door.guest;
-                    let Some(seen) = self.seen_of(Peer { door: number, address }, guest) else { continue };
-                    if let Some((_, used)) = self.peers.get_mut(&seen) {
-                        *used = Instant::now();
-                    }
-                    let (from, to) =
-                        (SocketAddrV4::new(GATEWAY, seen.gateway), SocketAddrV4::new(GUEST, guest));
-                    outbox.push_datagram(from, to, &self.bytes[..count]);
-                }
-                // Somebody does not listen any more.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                Err(_) => {
-                    door.is_ready = false;
-                    return;
-                }
-            }
+        let goes_on = take_turn(outbox, |outbox| self.take(number, outbox));
+        if let Some(door) = self.all.get_mut(number) {
+            door.is_ready = goes_on;
         }
+    }
+
+    fn take(&mut self, number: usize, outbox: &mut Outbox) -> io::Result<()> {
+        let door = self.all.get(number).ok_or(io::ErrorKind::WouldBlock)?;
+        let (guest, (count, address)) = (door.guest, door.socket.recv_from(&mut self.bytes)?);
+        // Without a number for whoever sends, it is lost.
+        let Some(seen) = self.seen_of(Peer { door: number, address }, guest) else { return Ok(()) };
+        if let Some((_, used)) = self.peers.get_mut(&seen) {
+            *used = Instant::now();
+        }
+        let (from, to) = (SocketAddrV4::new(GATEWAY, seen.gateway), SocketAddrV4::new(GUEST, guest));
+        outbox.push_datagram(from, to, &self.bytes[..count]);
+        Ok(())
     }
 }

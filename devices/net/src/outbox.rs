@@ -21,6 +21,8 @@ pub const UDP: usize = 8;
 /// The most bytes of a packet.
 pub const LONGEST_PACKET: usize = HEADER + ETHERNET + 0xffff;
 
+/// The most packets that are made in one turn, or looked at in vain.
+pub const TURN: usize = 8;
 /// Packets from which on nothing more is made that can wait, and nothing at all.
 const FULL: usize = 32;
 const OVERFULL: usize = 256;

@@ -5,7 +5,7 @@ use crate::address::{GATEWAY, GUEST, MAC_OF_HOST, Mac, is_inside};
 use crate::doors::Doors;
 use crate::events::{Events, News, Token};
 use crate::forward::{Forward, Protocol};
-use crate::outbox::{ETHERNET, HEADER, Outbox};
+use crate::outbox::{ETHERNET, HEADER, Outbox, TURN};
 use crate::reach::Reach;
 use crate::tcp::{Accepted, Asked, Connections, Opened};
 use crate::udp::Flows;
@@ -22,8 +22,6 @@ use std::time::{Duration, Instant};
 
 /// How many turns there are before others than the guest's network have theirs.
 const TURNS: usize = 256;
-/// The most packets of one turn.
-const TURN: usize = 8;
 /// How long those wait outside for whom the host had no descriptors.
 const PAUSE: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(200);
 
@@ -110,6 +108,7 @@ pub struct Stack {
     entries: Vec<Entry>,
     /// Who has the next turn: connections, flows, or a door.
     next_turn: usize,
+    /// When its time began, moved on by as long as it has rested.
     start: Instant,
     /// The guest's driver has begun.
     is_up: bool,
@@ -179,6 +178,23 @@ impl Stack {
         self.events.descriptor()
     }
 
+    /// It has rested for so long, while the guest was held: nobody could answer, so that its time has stood still.
+    pub fn rested(&mut self, time: Duration) {
+        self.start += time;
+    }
+
+    /// After how long a time some connection has something to do by itself.
+    #[cfg(test)]
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.connections.deadline().map(|at| (at - self.now()).into())
+    }
+
+    /// So much of its time passes at once.
+    #[cfg(test)]
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.start -= time;
+    }
+
     /// The guest's driver has begun; whether it takes packets whose checksums are to be completed, and packets as long
     /// as [`Self::MTU`].
     pub fn begin(&mut self, leaves_checksums: bool, takes_long: bool) {
@@ -203,6 +219,7 @@ impl Stack {
         let now = self.now();
         self.connections = Connections::new(&mut self.outbox, now, limits);
         self.flows = Flows::new(self.options.limits.flows);
+        self.doors.reset();
     }
 
     /// What whoever runs the guest should hear of.

@@ -14,7 +14,7 @@ use carry::{Carried, Host};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, Icmpv4DstUnreachable, IpCidr, IpListenEndpoint, TcpPacket};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -24,9 +24,12 @@ use wire::Wire;
 
 /// Bytes that are kept of a connection, each way.
 const KEPT: usize = 256 << 10;
-/// How long the guest is waited for that owes an answer: as long as Linux tries to connect by itself (tcp(7),
-/// `tcp_syn_retries`).
-const PATIENCE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(127);
+/// How long the guest is waited for that owes an answer, and the host that takes nothing of what the guest has left for
+/// it: as long as Linux tries to connect by itself (tcp(7), `tcp_syn_retries`).
+const PATIENCE: Duration = Duration::from_secs(127);
+/// How often a guest that has no room is asked whether it is still there: as often as Linux asks in the end, at a round
+/// trip of a quarter of a second (RFC 9293, 3.8.6.1 "Zero-Window Probing").
+const PROBES: Duration = Duration::from_secs(30);
 /// The most bytes of a packet that asks for a connection.
 const LONGEST_REQUEST: usize = 256;
 /// Ports that connections from outside come from, as the guest sees it.
@@ -51,6 +54,52 @@ struct Connection {
     /// It waits for its turn.
     is_ready: bool,
     deadline: Option<Instant>,
+    /// When the guest said something of it last, up to its end.
+    heard: Instant,
+    /// Since when an answer of the guest's has been waited for, if one is.
+    owes_since: Option<Instant>,
+    /// Since when the host has taken nothing of what a guest that is done has left for it.
+    owed_since: Option<Instant>,
+}
+
+impl Connection {
+    fn hear(&mut self, now: Instant) {
+        let socket = self.handle.map(|handle| self.sockets.get::<Socket<'_>>(handle));
+        if socket.is_none_or(|socket| socket.state() != State::TimeWait) {
+            self.heard = now;
+        }
+        self.owes_since = None;
+    }
+
+    /// Carries both ways what can be; whether there was something.
+    fn carry(
+        &mut self,
+        interface: &mut Interface,
+        handle: SocketHandle,
+        (outbox, now): (&mut Outbox, Instant),
+    ) -> bool {
+        let mut has_carried = false;
+        loop {
+            let socket = self.sockets.get_mut::<Socket<'_>>(handle);
+            let carried = self.host.carry(socket);
+            has_carried |= carried == Carried::Something;
+            // Where time comes to its end, smoltcp forgets what it has of the guest's: none passes before the host has it.
+            let is_kept = socket.state() == State::TimeWait && self.host.is_owed(socket);
+            let moment = if is_kept { self.heard } else { now };
+            socket.set_keep_alive(is_probed(socket).then_some(PROBES));
+            let mut wire = Wire::new(outbox, None);
+            let sent = interface.poll_egress(moment, &mut wire, &mut self.sockets);
+            if outbox.is_full() || (carried == Carried::Nothing && sent == PollResult::None) {
+                break;
+            }
+        }
+        has_carried
+    }
+
+    /// Whether one of the two moments has passed [`PATIENCE`].
+    fn is_past(since: Option<Instant>, now: Instant) -> bool {
+        since.is_some_and(|since| since + PATIENCE <= now)
+    }
 }
 
 /// All of them.
@@ -116,8 +165,6 @@ fn interface(outbox: &mut Outbox, now: Instant) -> Interface {
 fn socket() -> Socket<'static> {
     let buffer = || SocketBuffer::new(vec![0; KEPT]);
     let mut socket = Socket::new(buffer(), buffer());
-    // A guest that answers nothing has not got it.
-    socket.set_timeout(Some(PATIENCE));
     // The way to the guest is short: what there is goes at once.
     socket.set_ack_delay(None);
     socket.set_nagle_enabled(false);
@@ -179,6 +226,7 @@ impl Connections {
             Some(_) if packet.rst() => self.remove(number),
             Some(_) => {}
             None => {
+                connection.hear(now);
                 let mut wire = Wire::new(outbox, Some(whole));
                 self.interface.poll_ingress_single(now, &mut wire, &mut connection.sockets);
                 self.wake(number);
@@ -252,6 +300,9 @@ impl Connections {
             handle: None,
             is_ready: false,
             deadline: None,
+            heard: Instant::ZERO,
+            owes_since: None,
+            owed_since: None,
         };
         self.all.insert(number, connection);
         Some(number)
@@ -326,6 +377,7 @@ impl Connections {
         // No port of a packet's is 0 here: such are refused.
         socket.listen(IpListenEndpoint { addr: Some(ip.into()), port }).ok();
         connection.handle = Some(connection.sockets.add(socket));
+        connection.hear(now);
         let mut wire = Wire::new(outbox, Some(&request));
         self.interface.poll_ingress_single(now, &mut wire, &mut connection.sockets);
         self.wake(number);
@@ -352,30 +404,39 @@ impl Connections {
         let Some(connection) = self.all.get_mut(&number) else { return };
         connection.is_ready = false;
         let Some(handle) = connection.handle else { return };
-        loop {
-            let socket = connection.sockets.get_mut::<Socket<'_>>(handle);
-            let carried = connection.host.carry(socket);
-            let mut wire = Wire::new(outbox, None);
-            let sent = self.interface.poll_egress(now, &mut wire, &mut connection.sockets);
-            if outbox.is_full() || (carried == Carried::Nothing && sent == PollResult::None) {
-                break;
+        if Connection::is_past(connection.owes_since, now) {
+            // A guest that answers nothing has not got it.
+            connection.sockets.get_mut::<Socket<'_>>(handle).abort();
+        }
+        let has_carried = connection.carry(&mut self.interface, handle, (outbox, now));
+        let socket = connection.sockets.get::<Socket<'_>>(handle);
+        let is_over = matches!(socket.state(), State::Closed | State::TimeWait | State::Listen);
+        if has_carried || !is_over {
+            connection.owed_since = None;
+        }
+        if is_over {
+            let owed_since = *connection.owed_since.get_or_insert(now);
+            if !connection.host.is_owed(socket) || Connection::is_past(Some(owed_since), now) {
+                return self.remove(number);
             }
         }
-        let state = connection.sockets.get::<Socket<'_>>(handle).state();
-        let socket = connection.sockets.get::<Socket<'_>>(handle);
-        if matches!(state, State::Closed | State::TimeWait | State::Listen)
-            && !connection.host.is_owed(socket)
-        {
-            return self.remove(number);
-        }
         if outbox.is_full() {
-            // There may be more: it goes on when the guest has taken something.
+            // There may be more: it goes on when the guest has taken something. What it has not got it owes no answer to.
+            connection.owes_since = None;
             return self.wake(number);
         }
+        if owes(socket) {
+            connection.owes_since.get_or_insert(now);
+        } else {
+            connection.owes_since = None;
+        }
+        let ends =
+            [connection.owes_since, connection.owed_since].into_iter().flatten().map(|at| at + PATIENCE);
+        let is_kept = socket.state() == State::TimeWait;
         // Not at once: what could be done now has been.
-        let soonest = now + smoltcp::time::Duration::from_millis(1);
-        let deadline = self.interface.poll_at(now, &connection.sockets);
-        connection.deadline = deadline.map(|at| at.max(soonest));
+        let soonest = now + Duration::from_millis(1);
+        let deadline = self.interface.poll_at(now, &connection.sockets).filter(|_| !is_kept);
+        connection.deadline = deadline.map(|at| at.max(soonest)).into_iter().chain(ends).min();
     }
 
     /// Ends one; the host's side is told whether it was an orderly end ([`Host`]).
@@ -383,6 +444,20 @@ impl Connections {
         if let Some(connection) = self.all.remove(&number) {
             self.numbers.remove(&connection.key);
         }
+    }
+}
+
+/// Whether the guest has yet to say that it has got something.
+fn owes(socket: &Socket<'_>) -> bool {
+    matches!(socket.state(), State::SynSent | State::SynReceived) || is_probed(socket)
+}
+
+/// The same, once it is there. It may have no room for what it is to get, and says nothing then unless it is asked.
+fn is_probed(socket: &Socket<'_>) -> bool {
+    match socket.state() {
+        State::FinWait1 | State::Closing | State::LastAck => true,
+        State::Established | State::CloseWait => socket.send_queue() > 0,
+        _ => false,
     }
 }
 

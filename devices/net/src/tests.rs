@@ -1,5 +1,6 @@
 //! A guest with a TCP/IP of its own (smoltcp's, too), whose frames go to a stack that reaches this machine's loopback.
 
+mod endings;
 mod turns;
 
 use crate::{
@@ -302,6 +303,7 @@ fn the_guest_begins_again() {
         (stream, handle)
     };
     let (mut former, _) = connect(&mut guest);
+    former.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     guest.stack.reset();
     assert_eq!(former.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     guest.sockets = SocketSet::new(vec![]);

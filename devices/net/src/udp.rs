@@ -4,7 +4,7 @@
 use crate::address::GUEST;
 use crate::events::{Events, News, Token};
 use crate::icmp::port_unreachable;
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, TURN};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -71,12 +71,8 @@ impl Flows {
         };
         let Some(flow) = self.all.get_mut(&number) else { return };
         flow.used = Instant::now();
-        if let Err(error) = flow.socket.send(bytes)
-            && error.kind() == io::ErrorKind::ConnectionRefused
-        {
-            // That was said of one before; this one has not gone yet, and what cannot go is lost.
+        if send_on(|| flow.socket.send(bytes)).is_err_and(|error| is_refusal(&error)) {
             port_unreachable(outbox, from, other);
-            flow.socket.send(bytes).ok();
         }
     }
 
@@ -127,26 +123,63 @@ impl Flows {
         !self.ready.is_empty()
     }
 
-    /// The next one gives what has come, as far as the outbox takes it.
+    /// The next one gives what has come, as far as the outbox takes it, and a few at a time.
     pub fn turn(&mut self, outbox: &mut Outbox) {
         let Some(number) = self.ready.pop_front() else { return };
         let Some(flow) = self.all.get_mut(&number) else { return };
         let (from, to) = (flow.key.other, SocketAddrV4::new(GUEST, flow.key.guest));
-        while !outbox.is_full() {
-            match flow.socket.recv(&mut self.bytes) {
-                Ok(count) => {
-                    flow.used = Instant::now();
-                    outbox.push_datagram(from, to, &self.bytes[..count]);
-                }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        flow.is_ready = take_turn(outbox, |outbox| {
+            let count = flow.socket.recv(&mut self.bytes).inspect_err(|error| {
+                if is_refusal(error) {
                     port_unreachable(outbox, to, from);
                 }
-                Err(_) => {
-                    flow.is_ready = false;
-                    return;
-                }
-            }
+            })?;
+            flow.used = Instant::now();
+            outbox.push_datagram(from, to, &self.bytes[..count]);
+            Ok(())
+        });
+        if flow.is_ready {
+            self.ready.push_back(number);
         }
-        self.ready.push_back(number);
     }
+}
+
+/// Whether nobody listens at the other end.
+fn is_refusal(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionRefused
+}
+
+/// Sends a datagram. An error that a socket has is first of all one of a datagram before it (udp(7)): this one has not
+/// gone then, and is sent again. What cannot go all the same is lost, as datagrams are.
+///
+/// # Errors
+/// That of one before, or why this one is lost.
+pub fn send_on(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<()> {
+    match send() {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+        Err(error) => {
+            // Lost, as is said above.
+            send().ok();
+            Err(error)
+        }
+    }
+}
+
+/// A socket's turn: what has come to it is taken one by one, [`TURN`] at most, whether or not the outbox has more of it
+/// then. Whether there may be more. An error is of a datagram that was sent before, and others may lie behind it; where
+/// there is nothing but errors, they are the socket's, which is not looked at until it has news.
+pub fn take_turn(outbox: &mut Outbox, mut take: impl FnMut(&mut Outbox) -> io::Result<()>) -> bool {
+    let mut errors = 0;
+    for _ in 0..TURN {
+        if outbox.is_full() {
+            return true;
+        }
+        match take(outbox) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(_) => errors += 1,
+        }
+    }
+    errors < TURN
 }

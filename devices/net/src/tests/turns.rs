@@ -1,7 +1,11 @@
-//! Who gets what: senders by two doors, headers with options, many packets beside few, and a reader that is slow.
+//! Who gets what: senders by two doors, headers with options, and many packets beside few.
 
 use super::*;
-use nix::sys::socket::{setsockopt, sockopt};
+use crate::doors::Doors;
+use crate::events::{Events, Token};
+use crate::outbox::{Outbox, TURN};
+use crate::udp::{send_on, take_turn};
+use std::io::{Error, ErrorKind};
 
 /// A socket of this machine's, and what has come to it so far.
 fn outside() -> UdpSocket {
@@ -110,62 +114,67 @@ fn a_datagram_passes_a_connection_that_never_ends() {
     }
 }
 
-/// The guest has sent all and been told that it has gone; whoever reads it on the host takes his time, and gets all.
+/// A turn has an end, though the outbox has more of none of what is looked at.
 #[test]
-fn who_reads_slowly_gets_all_though_the_guest_is_done() {
-    const PIECE: usize = 50_000;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    // Short segments and a small window, with which the host keeps little: what is not read waits in the network.
-    setsockopt(&listener, sockopt::TcpMaxSeg, &536).unwrap();
-    setsockopt(&listener, sockopt::RcvBuf, &8192).unwrap();
-    let to = SocketAddrV4::new(GATEWAY, listener.local_addr().unwrap().port());
-    let mut guest = Guest::new(Reach::Host, &[]);
-    let handle = guest.connect(to, 4000);
-    guest.until(|guest| guest.tcp(handle).may_send().then_some(()));
-    let (mut reader, _) = listener.accept().unwrap();
-    // This side of the host's has nothing to say, so that the guest's end is the end of it.
-    reader.shutdown(std::net::Shutdown::Write).unwrap();
-    guest.until(|guest| (guest.tcp(handle).state() == tcp::State::CloseWait).then_some(()));
-    // As much as goes, until nothing has gone for long: all that there is room for on the way is full.
-    let (mut sent, mut idle) = (0, 0);
-    guest.until(|guest| {
-        let socket = guest.tcp(handle);
-        let was_empty = socket.send_queue() == 0;
-        if was_empty {
-            sent += socket.send_slice(&bytes(PIECE, sent)).unwrap();
-        }
-        idle = if was_empty { 0 } else { idle + 1 };
-        (idle == 200).then_some(())
-    });
-    guest.tcp(handle).close();
-    reader.set_nonblocking(true).unwrap();
-    let mut got = Vec::new();
-    let mut piece = vec![0; PIECE];
-    // A little is read, so that what is left of it, and the end, has room here; the rest still waits here then.
-    guest.until(|guest| {
-        if guest.tcp(handle).state() == tcp::State::Closed {
-            return Some(());
-        }
-        if let Ok(count) = reader.read(&mut piece) {
-            got.extend_from_slice(&piece[..count]);
-        }
-        None
-    });
-    let before = got.len();
-    // Time for whoever would end the connection now.
-    for _ in 0..20 {
-        guest.step();
+fn datagrams_too_long_for_the_guest_do_not_make_a_turn_longer() {
+    const COUNT: usize = 3 * TURN;
+    let (events, mut doors, mut outbox) = (Events::new().unwrap(), Doors::new(), Outbox::new(MAC));
+    let port = free_port(false);
+    doors.open(&events, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port), 53, Token::Forward(0)).unwrap();
+    let sender = outside();
+    for _ in 0..COUNT {
+        sender.send_to(&[7; 1500], ("127.0.0.1", port)).unwrap();
     }
-    guest.until(|_| {
-        loop {
-            match reader.read(&mut piece) {
-                Ok(0) => return Some(()),
-                Ok(count) => got.extend_from_slice(&piece[..count]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
-                Err(error) => panic!("{error} after {} of {sent} bytes, {before} of them before", got.len()),
-            }
+    doors.news(0);
+    let mut turns = 0;
+    while doors.is_ready(0) {
+        doors.turn(0, &mut outbox);
+        turns += 1;
+    }
+    assert_eq!((turns, outbox.pop()), (COUNT / TURN + 1, None));
+}
+
+/// What a socket hears of one datagram keeps no other, whether that comes or goes.
+#[test]
+fn datagrams_pass_an_error() {
+    let mut outbox = Outbox::new(MAC);
+    for kind in [ErrorKind::HostUnreachable, ErrorKind::ConnectionRefused, ErrorKind::PermissionDenied] {
+        let mut come = VecDeque::from([Err(kind), Ok(()), Err(kind), Ok(()), Err(ErrorKind::WouldBlock)]);
+        assert!(!take_turn(&mut outbox, |_| come.pop_front().unwrap().map_err(Error::from)));
+        assert_eq!(come.len(), 0);
+        let mut answers = VecDeque::from([Err(kind), Ok(1)]);
+        let sent = send_on(|| answers.pop_front().unwrap().map_err(Error::from));
+        assert_eq!((sent.unwrap_err().kind(), answers.len()), (kind, 0));
+        // One that does not end is no datagram's.
+        assert!(!take_turn(&mut outbox, |_| Err(kind.into())));
+    }
+    assert!(take_turn(&mut outbox, |_| Ok(())));
+}
+
+/// Who sent something to the former guest is nobody to the next.
+#[test]
+fn a_guest_that_begins_again_does_not_know_who_sent_before() {
+    let port = free_port(false);
+    let mut guest = Guest::new(Reach::Others, &[&format!("udp::{port}-:53")]);
+    let (handle, sender) = (guest.udp_socket(53), outside());
+    let send = |guest: &mut Guest, to| {
+        guest.sockets.get_mut::<udp::Socket<'_>>(handle).send_slice(b"an answer", to).unwrap();
+        // It asks who has the address first.
+        for _ in 0..20 {
+            guest.step();
         }
-    });
-    let wanted: Vec<u8> = (0..sent / PIECE).flat_map(|at| bytes(PIECE, at * PIECE)).collect();
-    assert!(got == wanted, "{} of {} bytes", got.len(), wanted.len());
+        sender.recv_from(&mut [0; 16]).map_err(|error| error.kind())
+    };
+    let come = |guest: &mut Guest| {
+        sender.send_to(b"asked", ("127.0.0.1", port)).unwrap();
+        guest.until(|guest| {
+            guest.sockets.get_mut::<udp::Socket<'_>>(handle).recv().ok().map(|(_, meta)| meta.endpoint)
+        })
+    };
+    let seen = come(&mut guest);
+    assert!(send(&mut guest, seen).is_ok());
+    guest.stack.begin(false, true);
+    assert_eq!(send(&mut guest, seen).unwrap_err(), ErrorKind::WouldBlock);
+    let seen = come(&mut guest);
+    assert!(send(&mut guest, seen).is_ok());
 }
