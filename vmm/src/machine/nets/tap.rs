@@ -1,7 +1,7 @@
 //! A tap interface of the host's (Linux `Documentation/networking/tuntap.rst`): frames with virtio's own header, so that
 //! checksums and segments that one side leaves the other does.
 
-use devices::virtio::net::{HEADER, Sent, feature};
+use devices::virtio::net::{HEADER, LONGEST_PACKET, Sent, feature};
 use nix::libc;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -21,6 +21,10 @@ const TUN_F_TSO6: u64 = 4;
 const TUN_F_TSO_ECN: u64 = 8;
 /// Bytes of an interface's name, with its end.
 const NAME: usize = 16;
+
+/// The most frames that are taken from an interface at once: it keeps 500 (`TUN_READQ_SIZE` of Linux's `drivers/net/tun.c`)
+/// or 1000, as its `txqueuelen` says.
+const MOST_KEPT: usize = 1024;
 
 /// What a tap does of features, if it can leave anything out.
 const FEATURES: u64 = feature::OF_LINKS;
@@ -99,9 +103,17 @@ impl Tap {
         }
     }
 
-    /// The guest's driver has gone: what comes for the next one it can take, whichever that is.
+    /// The guest's driver has gone: what comes for the next one it can take, whichever that is. What has come for this
+    /// one is lost, as far as an interface keeps frames by default; where it was made to keep more, the rest still has
+    /// what this driver agreed to.
     pub fn reset(&mut self) {
         self.begin(0);
+        let mut packet = vec![0; LONGEST_PACKET];
+        for _ in 0..MOST_KEPT {
+            if self.receive(&mut packet).is_none() {
+                break;
+            }
+        }
     }
 
     pub fn send(&mut self, packet: &[u8]) -> Sent {
@@ -125,4 +137,28 @@ impl Tap {
 
 fn checked(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+
+    /// What was kept for one driver is not the next one's.
+    #[test]
+    fn a_driver_that_goes_takes_its_frames_with_it() {
+        let (ours, kernel) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut tap = Tap { file: File::from(OwnedFd::from(ours)), features: 0 };
+        let mut packet = vec![0; LONGEST_PACKET];
+        for _ in 0..3 {
+            kernel.send(&[1; HEADER + 60]).unwrap();
+        }
+        assert_eq!(tap.receive(&mut packet), Some(HEADER + 60));
+        tap.reset();
+        assert_eq!(tap.receive(&mut packet), None);
+        kernel.send(&[1; HEADER + 61]).unwrap();
+        assert_eq!(tap.receive(&mut packet), Some(HEADER + 61));
+    }
 }
