@@ -63,7 +63,8 @@ impl std::fmt::Debug for Service {
 pub trait Unplug: Send {
     /// Takes it from the guest, for good: what serves it ends, and is waited for; what the host had of the guest by it
     /// (connections, open files) ends as by a reset. From here on, whatever the guest does to its registers, it does not
-    /// touch what its model has of the host, which another device may have by then.
+    /// touch what its model has of the host, which another device may have by then: it offers nothing of its own, and
+    /// its configuration reads as zeros.
     fn unplug(&mut self);
 }
 

@@ -166,9 +166,25 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         })
     }
 
-    /// What the device offers.
+    /// What the device offers; one that is unplugged has nothing of its own.
     pub fn features(&self) -> u64 {
-        self.model.features() | feature::INDIRECT | feature::EVENT_INDEX | feature::VERSION_1
+        let own = if self.is_unplugged { 0 } else { self.model.features() };
+        own | feature::INDIRECT | feature::EVENT_INDEX | feature::VERSION_1
+    }
+
+    /// Reads the device's configuration; one that is unplugged has none, which reads as zeros.
+    pub fn read_configuration(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if !self.is_unplugged {
+            self.model.read_configuration(offset, data);
+        }
+    }
+
+    /// Writes to it.
+    pub fn write_configuration(&mut self, offset: u64, data: &[u8]) {
+        if !self.is_unplugged {
+            self.model.write_configuration(offset, data);
+        }
     }
 
     /// What the driver has taken of it.

@@ -422,10 +422,7 @@ impl<M: Model> VirtioFunction<M> {
                     *byte = self.wires.take_isr();
                 }
             }
-            DEVICE..NOTIFY => {
-                data.fill(0);
-                self.device.model.read_configuration(offset - DEVICE, data);
-            }
+            DEVICE..NOTIFY => self.device.read_configuration(offset - DEVICE, data),
             _ => data.fill(0),
         }
     }
@@ -433,7 +430,7 @@ impl<M: Model> VirtioFunction<M> {
     fn write_registers(&mut self, offset: u64, data: &[u8]) {
         match offset {
             COMMON..ISR => self.write_common(offset, data),
-            DEVICE..NOTIFY => self.device.model.write_configuration(offset - DEVICE, data),
+            DEVICE..NOTIFY => self.device.write_configuration(offset - DEVICE, data),
             NOTIFY..SIZE => self.device.ring(usize::try_from((offset - NOTIFY) / 4).unwrap_or(usize::MAX)),
             _ => {}
         }
