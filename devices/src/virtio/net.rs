@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// 5 "Device Types".
 const ID: u16 = 1;
@@ -104,6 +105,9 @@ pub trait Link: Send + 'static {
 
     /// Gives a packet to the guest, if there is one; how many bytes, with those of the header.
     fn receive(&mut self, packet: &mut [u8]) -> Option<usize>;
+
+    /// The guest was held for so long: nothing went either way.
+    fn rested(&mut self, _time: Duration) {}
 
     /// Whether it carries anything.
     fn is_up(&self) -> bool {
@@ -240,6 +244,10 @@ struct Server<L> {
 impl<L: Link> Serve for Server<L> {
     fn sources(&self) -> Vec<RawFd> {
         self.shared.link().sources()
+    }
+
+    fn rested(&mut self, time: Duration) {
+        self.shared.link().rested(time);
     }
 
     fn serve(&mut self, _: Rung, queues: &mut Queues) -> Result<Then, Broken> {

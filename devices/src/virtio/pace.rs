@@ -13,6 +13,10 @@ struct State {
     is_held: bool,
     /// How many pieces of work are begun and not done.
     working: usize,
+    /// Since when it is held.
+    held_since: Option<Instant>,
+    /// How long it was held, all in all.
+    rested: Duration,
 }
 
 /// Leave to work, for all threads of a machine's devices.
@@ -21,7 +25,11 @@ pub struct Pace(Arc<(Mutex<State>, Condvar)>);
 
 /// Leave, as long as it is kept.
 #[derive(Debug)]
-pub struct Leave<'a>(&'a Pace);
+pub struct Leave<'a> {
+    pace: &'a Pace,
+    /// How long the guest was held before, all in all.
+    pub rested: Duration,
+}
 
 impl Pace {
     fn state(&self) -> MutexGuard<'_, State> {
@@ -39,7 +47,7 @@ impl Pace {
             return None;
         }
         state.working += 1;
-        Some(Leave(self))
+        Some(Leave { pace: self, rested: state.rested })
     }
 
     /// Whoever has this flag gets no leave any more, and waits for none.
@@ -56,6 +64,7 @@ impl Pace {
         let until = Instant::now() + patience;
         let mut state = self.state();
         state.is_held = true;
+        state.held_since.get_or_insert_with(Instant::now);
         while state.working > 0 {
             let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
             (state, _) = self.0.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
@@ -63,19 +72,28 @@ impl Pace {
         true
     }
 
+    /// How long the guest was held before it was let go last, all in all.
+    pub fn rested(&self) -> Duration {
+        self.state().rested
+    }
+
     /// Work may be begun again.
     pub fn release(&self) {
-        self.state().is_held = false;
+        let mut state = self.state();
+        state.is_held = false;
+        let since = state.held_since.take();
+        state.rested += since.map_or(Duration::ZERO, |since| since.elapsed());
+        drop(state);
         self.0.1.notify_all();
     }
 }
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let mut state = self.pace.state();
         state.working -= 1;
         if state.working == 0 && state.is_held {
-            self.0.0.1.notify_all();
+            self.pace.0.1.notify_all();
         }
     }
 }
@@ -121,6 +139,24 @@ mod tests {
         }
         drop(leave);
         assert!(holder.join().unwrap());
+    }
+
+    #[test]
+    fn it_says_how_long_there_was_no_work() {
+        let (pace, no) = (Pace::default(), AtomicBool::default());
+        assert_eq!(pace.enter(&no).unwrap().rested, Duration::ZERO);
+        let begin = Instant::now();
+        pace.hold(Duration::ZERO);
+        // Whoever holds it already holds it for as long.
+        pace.hold(Duration::ZERO);
+        let held = Instant::now();
+        while held.elapsed() < Duration::from_millis(2) {}
+        let least = held.elapsed();
+        pace.release();
+        let rested = pace.enter(&no).unwrap().rested;
+        assert!(least <= rested && rested <= begin.elapsed(), "{least:?} {rested:?}");
+        pace.release();
+        assert_eq!(pace.enter(&no).unwrap().rested, rested);
     }
 
     #[test]

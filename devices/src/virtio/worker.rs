@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 use virtio_queue::QueueState;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -39,6 +40,9 @@ pub trait Serve: Send {
     fn sources(&self) -> Vec<RawFd> {
         Vec::new()
     }
+
+    /// The guest has been held for so long since this was called last, or since the start.
+    fn rested(&mut self, _time: Duration) {}
 
     /// Does a part of what there is to do: so much that whoever waits for the device's end, for the guest's being held,
     /// or for another queue, need not wait for long, however fast the guest fills it.
@@ -73,6 +77,8 @@ struct Work {
     server: Box<dyn Serve>,
     queues: Arc<Mutex<Queues>>,
     pace: Pace,
+    /// How long the guest had been held, all in all, when the server was told of it last.
+    rested: Duration,
     is_over: Arc<AtomicBool>,
     interrupts: Arc<dyn Interrupts>,
     epoll: Epoll,
@@ -112,6 +118,7 @@ impl Worker {
             server,
             queues: Arc::clone(&queues),
             pace: pace.clone(),
+            rested: pace.rested(),
             is_over: Arc::clone(&is_over),
             interrupts,
             epoll,
@@ -218,7 +225,11 @@ impl Work {
                 Some(source) => Rung::Source(source),
                 None => Rung::Queue(at),
             };
-            let Some(_leave) = self.pace.enter(&self.is_over) else { return Ok(()) };
+            let Some(leave) = self.pace.enter(&self.is_over) else { return Ok(()) };
+            let before = std::mem::replace(&mut self.rested, leave.rested);
+            if before < leave.rested {
+                self.server.rested(leave.rested - before);
+            }
             let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
             self.rung[at] = self.server.serve(why, &mut queues)? == Then::GoesOn;
         }

@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tap::Tap;
 
 /// The address of a guest that has a network of its own.
@@ -111,6 +112,14 @@ impl Link for Carrier {
             Carrier::Own(stack) => stack.receive(packet),
             Carrier::Passt(passt) => passt.receive(packet),
             Carrier::Tap(tap) => tap.receive(packet),
+        }
+    }
+
+    fn rested(&mut self, time: Duration) {
+        match self {
+            Carrier::Own(stack) => stack.rested(time),
+            // Others do not know of it: their time goes on.
+            Carrier::Passt(_) | Carrier::Tap(_) => {}
         }
     }
 

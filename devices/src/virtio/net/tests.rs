@@ -8,6 +8,8 @@ use crate::virtio::testing::{Driver, INDIRECT, NEXT, WRITE};
 use arch::GuestPhys;
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const VERSION_1: u64 = 1 << 32;
@@ -26,6 +28,9 @@ struct World {
     to_give: VecDeque<Vec<u8>>,
     begun: Option<u64>,
     is_down: bool,
+    rested: Duration,
+    /// How often it was asked what it can do.
+    asked: Arc<AtomicUsize>,
 }
 
 /// A link whose world the test has as well.
@@ -40,11 +45,13 @@ impl Link for TestLink {
     }
 
     fn features(&self) -> u64 {
+        self.world.lock().unwrap().asked.fetch_add(1, Ordering::SeqCst);
         // The last is no link's business.
         feature::CSUM | feature::GUEST_CSUM | 1 << 17
     }
 
     fn mtu(&self) -> Option<u16> {
+        self.world.lock().unwrap().asked.fetch_add(1, Ordering::SeqCst);
         Some(65520)
     }
 
@@ -71,6 +78,10 @@ impl Link for TestLink {
         let next = self.world.lock().unwrap().to_give.pop_front()?;
         packet[..next.len()].copy_from_slice(&next);
         Some(next.len())
+    }
+
+    fn rested(&mut self, time: Duration) {
+        self.world.lock().unwrap().rested += time;
     }
 
     fn is_up(&self) -> bool {
@@ -294,17 +305,22 @@ fn hostile_chains_end_it_until_its_reset() {
     }
 }
 
-/// Nothing goes while the guest is held, and it goes on afterwards.
+/// Nothing goes while the guest is held, and it goes on afterwards; the link is told for how long it was held.
 #[test]
 fn it_rests_while_the_guest_is_held() {
     let (mut driver, outside) = driver(0);
-    assert!(driver.pace.hold(std::time::Duration::from_secs(20)));
+    let begin = Instant::now();
+    assert!(driver.pace.hold(Duration::from_secs(20)));
+    let held = Instant::now();
     offer(&mut driver, 0, 100);
     outside.give(&packet(20));
     let (saved, again) = (driver.function.save(), driver.function.save());
     assert_eq!((saved, driver.used(0).0), (again, 0));
+    let least = held.elapsed();
     driver.pace.release();
     assert_eq!((driver.message(), driver.used(0)), (Some(0), (1, 0, 32)));
+    let rested = outside.world.lock().unwrap().rested;
+    assert!(least <= rested && rested <= begin.elapsed(), "{least:?} {rested:?}");
 }
 
 /// Saved, put into another device with the same memory, it goes on; what is saved then is equal.
@@ -346,7 +362,7 @@ fn another_device_has_the_link_of_one_that_is_unplugged() {
     former.set_up(VERSION_1);
     send(&mut former, &packet(60));
     // Held or not: it ends.
-    assert!(former.pace.hold(std::time::Duration::from_secs(20)));
+    assert!(former.pace.hold(Duration::from_secs(20)));
     former.function.unplug();
     assert_eq!((former.status(), outside.world.lock().unwrap().begun), (0, None));
     next.set_up(VERSION_1 | feature::CSUM);
@@ -358,6 +374,16 @@ fn another_device_has_the_link_of_one_that_is_unplugged() {
     }
     former.pace.release();
     former.offer(1, 5);
+    let asked = Arc::clone(&outside.world.lock().unwrap().asked);
+    let before = asked.load(Ordering::SeqCst);
+    former.write(0, 4, 0);
+    // It offers what queues can and nothing of its own, and has no configuration.
+    assert_eq!(
+        (former.read(4, 4), former.read(0x2000, 4), former.read(0x200a, 2)),
+        (EVENT_INDEX | 1 << 28, 0, 0)
+    );
+    former.write(0x2000, 4, 0);
+    assert_eq!(asked.load(Ordering::SeqCst), before);
     drop(former);
     send(&mut next, &packet(61));
     assert_eq!(outside.sent().iter().map(Vec::len).collect::<Vec<_>>(), [72, 73]);
