@@ -467,7 +467,7 @@ impl Desk<'_> {
 
     fn show_line(&mut self, line: String) {
         if let Some(log) = &self.log {
-            log.put(format!("{line}\n").as_bytes());
+            log.put_of_guest(format!("{line}\n").as_bytes());
         }
         self.tail.push(line);
     }
