@@ -11,6 +11,7 @@ use core::ptr::null_mut;
 pub struct Errno(pub i32);
 
 pub const ENOENT: Errno = Errno(2);
+pub const ESRCH: Errno = Errno(3);
 pub const EINTR: Errno = Errno(4);
 pub const EAGAIN: Errno = Errno(11);
 pub const EACCES: Errno = Errno(13);
@@ -288,10 +289,14 @@ pub fn wait() -> Option<(usize, Ended)> {
     }
 }
 
-/// Sends a signal to a process and its group.
+/// Sends a signal to a process and its group. A child that was just forked leads no group yet: it gets the signal itself,
+/// and has it when it unblocks signals.
 pub fn kill_group(pid: usize, signal: u8) {
-    // One that has ended meanwhile is none.
-    raw(number::KILL, &[pid.wrapping_neg(), signal.into()]).ok();
+    let sent = raw(number::KILL, &[pid.wrapping_neg(), signal.into()]);
+    if sent == Err(ESRCH) {
+        // One that has ended meanwhile is none.
+        raw(number::KILL, &[pid, signal.into()]).ok();
+    }
 }
 
 /// Blocks or unblocks all signals of this process (rt_sigprocmask(2)).

@@ -332,6 +332,7 @@ impl Desk<'_> {
             self.hold(&ended.verdict)?;
             self.guest.pause();
         }
+        self.visitors.finish(LAST_MOMENT);
         Ok(ended)
     }
 

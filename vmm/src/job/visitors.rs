@@ -2,11 +2,15 @@
 //! session of the guest's for each.
 
 use super::protocol::{self, Decoder, Frame, Kind, NO_SESSION};
+use super::verdict::CANNOT;
 use crate::control::door::{Comer, Comers, Door};
-use nix::poll::PollFlags;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 /// A process that has a session.
@@ -61,14 +65,16 @@ impl Visitors {
     }
 
     /// Their streams, and what each is waited for: one whose command is over is heard no more, and neither are those that
-    /// say more than the guest takes, of which so many bytes `wait`.
+    /// say more than the guest takes, of which so many bytes `wait`. One that nothing is waited for is none of them: that
+    /// it has gone would be reported without end.
     pub fn streams(&self, wait: usize) -> impl Iterator<Item = (&UnixStream, PollFlags)> {
-        self.all.iter().map(move |visitor| {
+        let all = self.all.iter().map(move |visitor| {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::POLLIN, !visitor.is_over && wait < MOST_WAITING);
             flags.set(PollFlags::POLLOUT, !visitor.out.is_empty());
             (&visitor.stream, flags)
-        })
+        });
+        all.filter(|(_, flags)| !flags.is_empty())
     }
 
     /// Lets those in that have come, and passes on what they all say, as far as the guest takes it.
@@ -83,11 +89,17 @@ impl Visitors {
                     continue;
                 }
             };
-            if self.all.len() < MOST && stream.set_nonblocking(true).is_ok() {
-                let (session, decoder) = (self.free_session(), Decoder::default());
-                self.all.push(Visitor { stream, session, decoder, out: Vec::new(), is_over: false });
+            if let Err(error) = stream.set_nonblocking(true) {
+                log::info!("whoever wants a command run cannot be let in: {error}");
+                continue;
             }
-            // Whoever is one too many is let go, and told so by that.
+            let (session, decoder) = (self.free_session(), Decoder::default());
+            let mut visitor = Visitor { stream, session, decoder, out: Vec::new(), is_over: false };
+            if self.all.len() < MOST {
+                self.all.push(visitor);
+            } else {
+                visitor.refuse();
+            }
         }
         for visitor in &mut self.all {
             visitor.hear(to_guest);
@@ -131,6 +143,27 @@ impl Visitors {
         }
     }
 
+    /// Sends what waits, for as long at most, to those that read it.
+    pub fn finish(&mut self, patience: Duration) {
+        let until = Instant::now() + patience;
+        loop {
+            self.send();
+            let waits = self.all.iter().filter(|visitor| !visitor.out.is_empty());
+            let mut polls: Vec<PollFd<'_>> =
+                waits.map(|visitor| PollFd::new(visitor.stream.as_fd(), PollFlags::POLLOUT)).collect();
+            let left = until.saturating_duration_since(Instant::now());
+            if polls.is_empty() || left.is_zero() {
+                return;
+            }
+            // Rounded up, so that the time has come by then.
+            let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            match poll(&mut polls, timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return log::debug!("cannot wait for those who have commands: {error}"),
+            }
+        }
+    }
+
     /// Sends what waits, and forgets those that are done.
     pub fn send(&mut self) {
         self.all.retain_mut(|visitor| {
@@ -141,6 +174,22 @@ impl Visitors {
 }
 
 impl Visitor {
+    /// Tells one that is too many so, as a command of its that has ended.
+    fn refuse(&mut self) {
+        let words = format!("vmm: {MOST} others have commands in the guest already: try again later\n");
+        protocol::put(&mut self.out, Kind::Errors, self.session, words.as_bytes());
+        protocol::put(&mut self.out, Kind::Exit, self.session, &[0, CANNOT]);
+        // It is the first that is said to it, for which there is room.
+        self.send();
+    }
+
+    /// Whether the other end has been closed, with words that were not read yet or without.
+    fn has_gone(&self) -> bool {
+        let mut polls = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        poll(&mut polls, PollTimeout::ZERO).is_ok()
+            && polls[0].revents().is_some_and(|came| came.contains(PollFlags::POLLHUP))
+    }
+
     fn hear(&mut self, to_guest: &mut Vec<u8>) {
         let mut bytes = [0; 8192];
         for _ in 0..TURN {
@@ -155,6 +204,10 @@ impl Visitor {
             }
             loop {
                 match self.decoder.take() {
+                    // It has given up meanwhile: its command is not to begin.
+                    Ok(Some(frame)) if frame.kind == Kind::Start && self.has_gone() => {
+                        return self.leave(to_guest);
+                    }
                     Ok(Some(frame)) if is_sessions(frame.kind) => {
                         protocol::put(to_guest, frame.kind, self.session, &frame.payload);
                     }
@@ -286,6 +339,90 @@ mod tests {
         visitors.send();
         let waits = visitors.streams(0).map(|(_, flags)| flags);
         assert!(waits.into_iter().any(|flags| flags == PollFlags::POLLOUT));
+    }
+
+    /// One that has come, and its client.
+    fn visit(visitors: &Visitors) -> UnixStream {
+        let (theirs, client) = UnixStream::pair().unwrap();
+        assert!(visitors.door().enter(Comer::Session(theirs)));
+        client
+    }
+
+    #[test]
+    fn a_command_of_one_that_has_gone_is_not_begun() {
+        let mut visitors = Visitors::new(2).unwrap();
+        let mut said = Vec::new();
+        protocol::put(&mut said, Kind::Start, 1, b"a command");
+        let kinds = |to_guest: &[u8]| frames(to_guest).iter().map(|frame| frame.kind).collect::<Vec<_>>();
+        let mut client = visit(&visitors);
+        client.write_all(&said).unwrap();
+        let mut to_guest = Vec::new();
+        visitors.hear(&mut to_guest);
+        assert_eq!(kinds(&to_guest), [Kind::Start]);
+        // This one has typed more than is read in one turn.
+        let mut gone = visit(&visitors);
+        for _ in 0..20 {
+            protocol::put(&mut said, Kind::Input, 1, &[b'x'; 4000]);
+        }
+        gone.write_all(&said).unwrap();
+        drop(gone);
+        to_guest.clear();
+        visitors.hear(&mut to_guest);
+        assert_eq!(kinds(&to_guest), [Kind::Signal]);
+    }
+
+    #[test]
+    fn one_that_nothing_is_waited_for_is_not_polled_and_goes_in_the_end() {
+        let mut visitors = Visitors::new(2).unwrap();
+        let client = visit(&visitors);
+        let mut to_guest = Vec::new();
+        visitors.hear(&mut to_guest);
+        drop(client);
+        // The guest takes nothing.
+        assert_eq!(visitors.streams(MOST_WAITING).count(), 0);
+        assert_eq!(visitors.streams(0).count(), 1);
+        visitors.hear(&mut to_guest);
+        assert!(visitors.all.is_empty());
+    }
+
+    #[test]
+    fn one_too_many_is_told_so() {
+        let mut visitors = Visitors::new(2).unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..=MOST {
+            clients.push(visit(&visitors));
+            visitors.hear(&mut Vec::new());
+        }
+        let mut heard = Vec::new();
+        clients.pop().unwrap().read_to_end(&mut heard).unwrap();
+        let heard = frames(&heard);
+        assert!(String::from_utf8_lossy(&heard[0].payload).contains("32 others"));
+        assert_eq!((heard[1].kind, &*heard[1].payload), (Kind::Exit, &[0, CANNOT][..]));
+        assert_eq!(visitors.all.len(), MOST);
+    }
+
+    #[test]
+    fn what_is_left_for_one_that_reads_is_sent_in_the_end() {
+        let mut visitors = Visitors::new(2).unwrap();
+        let (mut client, deaf) = (visit(&visitors), visit(&visitors));
+        let mut to_guest = Vec::new();
+        visitors.hear(&mut to_guest);
+        for session in [2, 3] {
+            for _ in 0..30 {
+                let printed = Frame { kind: Kind::Output, session, payload: vec![0; 30_000] };
+                visitors.tell(&printed, &mut to_guest);
+            }
+            visitors.tell(&Frame { kind: Kind::Exit, session, payload: vec![0, 3] }, &mut to_guest);
+        }
+        let reads = std::thread::spawn(move || {
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).unwrap();
+            frames(&heard).len()
+        });
+        // The other one reads nothing, and has its time.
+        visitors.finish(Duration::from_millis(500));
+        drop((visitors, deaf));
+        assert_eq!(reads.join().unwrap(), 31);
     }
 
     #[test]
