@@ -201,11 +201,15 @@ fn exec(stream: &UnixStream, door: Option<&Door>) -> io::Result<()> {
     let Some(door) = door else {
         return send(stream, &Response::Error(NO_JOB.into()));
     };
+    let Some(place) = door.place() else {
+        return send(stream, &Response::Error("too many wait already for the guest to be there".into()));
+    };
+    let handed = stream.try_clone()?;
     send(stream, &Response::Done(String::new()))?;
-    match door.enter(Comer::Session(stream.try_clone()?)) {
+    match place.enter(Comer::Session(handed)) {
         true => Ok(()),
         // Its end tells them.
-        false => Err(io::Error::other("the job is over, or too many wait to be let in")),
+        false => Err(io::Error::other("the job is over")),
     }
 }
 
@@ -289,6 +293,19 @@ mod tests {
         assert!(read_request(&ours, Duration::from_millis(100)).is_err());
         drop(ours);
         drip.join().unwrap();
+    }
+
+    #[test]
+    fn one_that_is_too_many_at_the_door_is_told_so() {
+        let (door, _comers) = Door::new().unwrap();
+        while door.enter(Comer::Key(b'h')) {}
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        exec(&ours, Some(&door)).unwrap();
+        drop(ours);
+        let mut answer = Vec::new();
+        theirs.read_to_end(&mut answer).unwrap();
+        let answer: Response = serde_json::from_slice(&answer).unwrap();
+        assert!(matches!(&answer, Response::Error(why) if why.starts_with("too many wait")), "{answer:?}");
     }
 
     #[test]
