@@ -129,7 +129,7 @@ fn visit(guest: &str, command: &Command, wait: Duration) -> io::Result<Verdict> 
     let ended_by = visit.session.finish(&visit.signals, patience).ended_by;
     Ok(match (end?, ended_by) {
         (End::Stopped(by), _) => Verdict::Stopped(by),
-        (End::Command(_), Some(signal)) => Verdict::Stopped(StoppedBy::Signal(signal as i32)),
+        (End::Command(_), Some(by)) => Verdict::Stopped(by),
         (End::Command(CommandEnd::Code(code)), None) => Verdict::Command(code),
         (End::Command(CommandEnd::Signal(signal)), None) => Verdict::Signal(signal),
     })
@@ -209,7 +209,9 @@ impl Visit {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 // What it has said before is to be heard.
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => self.out.clear(),
+                Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                    self.out.clear();
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -44,7 +44,7 @@ const PORT_TURN: usize = 8;
 /// Bytes that wait for the guest, from which on nothing more is heard of it: one that only speaks and never listens
 /// is to have no answers without end.
 const MOST_OUT: usize = 1 << 20;
-/// How long whoever reads the output has, once somebody has ended the guest.
+/// How long whoever reads the output has, once something other than the command has ended the run.
 const LAST_MOMENT: Duration = Duration::from_millis(500);
 /// How long what is behind a sign in the log is waited for: the rest of what the kernel has to say of it.
 const AFTER_SIGN: Duration = Duration::from_millis(500);
@@ -234,6 +234,7 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         log,
         is_up: false,
         was_told: false,
+        was_stopped: false,
         sign: None,
         stuck: Stuck::default(),
         next_look: now + stuck::EVERY,
@@ -300,6 +301,8 @@ struct Desk<'a> {
     is_up: bool,
     /// The command was sent a signal that ends it.
     was_told: bool,
+    /// Somebody has ended the wait for the last of its output.
+    was_stopped: bool,
     /// What the log is a sign of, the line, and until when more is waited for.
     sign: Option<(Sign, String, Instant)>,
     stuck: Stuck,
@@ -329,7 +332,10 @@ impl Desk<'_> {
         let ended = self.ended(verdict);
         report(&ended);
         if holds {
-            self.hold(&ended.verdict)?;
+            // Somebody may have ended the run while its last output waited.
+            if !self.was_stopped {
+                self.hold(&ended.verdict)?;
+            }
             self.guest.pause();
         }
         self.visitors.finish(LAST_MOMENT);
@@ -370,12 +376,12 @@ impl Desk<'_> {
                 tail = log.into_iter().collect();
             }
         }
-        // Who has ended it does not wait for whoever reads.
-        let patience = matches!(verdict, Verdict::Stopped(_)).then_some(LAST_MOMENT);
-        let finish = self.session.take().map(|session| session.finish(&self.signals, patience));
-        let verdict = match finish.and_then(|finish| finish.ended_by) {
+        let finish = self.session.take().map(|session| session.finish(&self.signals, patience(&verdict)));
+        let ended_by = finish.and_then(|finish| finish.ended_by);
+        self.was_stopped = ended_by.is_some();
+        let verdict = match ended_by {
             // Not all of its output was read.
-            Some(signal) if verdict.is_commands() => Verdict::Stopped(StoppedBy::Signal(signal as i32)),
+            Some(by) if patience(&verdict).is_none() => Verdict::Stopped(by),
             _ => verdict,
         };
         let is_line_open = finish.is_some_and(|finish| finish.is_line_open);
@@ -545,7 +551,7 @@ impl Desk<'_> {
             return;
         }
         (self.booted_after, self.boot_ends) = (Some(self.began.elapsed()), None);
-        let session = self.session.as_ref();
+        let session = self.session.as_mut();
         if session.is_some_and(|session| !session.begin(&self.job.command, &mut self.out)) {
             self.decide(Verdict::NoRoot(TOO_LONG.into()));
         }
@@ -699,6 +705,11 @@ impl Desk<'_> {
     }
 }
 
+/// How long whoever reads the output has at the end of a run: as long as it takes, if all has gone its way.
+fn patience(verdict: &Verdict) -> Option<Duration> {
+    (!matches!(verdict, Verdict::Command(_) | Verdict::Signal(_))).then_some(LAST_MOMENT)
+}
+
 /// Stops the process, as the signal by default does.
 fn stop() {
     if let Err(error) = nix::sys::signal::raise(Signal::SIGSTOP) {
@@ -718,6 +729,21 @@ fn of_sign(sign: Sign, line: String) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_command_that_has_ended_waits_for_whoever_reads_its_output() {
+        for verdict in [Verdict::Command(1), Verdict::Signal(9)] {
+            assert_eq!(patience(&verdict), None, "{verdict}");
+        }
+        for verdict in [
+            Verdict::TimeOver,
+            Verdict::Panic(None),
+            Verdict::NoUserSpace,
+            Verdict::Stopped(StoppedBy::Console),
+        ] {
+            assert_eq!(patience(&verdict), Some(LAST_MOMENT), "{verdict}");
+        }
+    }
 
     #[test]
     fn a_serial_port_that_never_ends_is_read_in_turns() {

@@ -3,6 +3,7 @@
 use super::protocol::{self, Command, Frame, Kind, NO_SESSION};
 use super::streams::{News, Streams};
 use crate::logging;
+use crate::outcome::StoppedBy;
 use crate::run::escape::{Escape, HELP, Key};
 use crate::run::foreground::Foreground;
 use crate::run::terminal::RawMode;
@@ -16,6 +17,9 @@ use std::time::{Duration, Instant};
 
 /// As much input waits for the guest at most, bytes.
 const MOST_WAITING: usize = 256 << 10;
+/// What was typed before the guest is there waits as well, bytes: less than there is room to read, so that the keys that
+/// end the guest are heard.
+const MOST_HELD: usize = 48 << 10;
 
 /// What is said of a command that is no frame's payload.
 pub const TOO_LONG: &str = "the command and its environment are too long: they have at most 32 KiB together";
@@ -41,6 +45,8 @@ pub struct Session {
     allowed: [u32; 2],
     /// Bytes of input that are read for it still.
     input_room: u32,
+    /// What is typed on a terminal until the command is started.
+    held: Option<Vec<u8>>,
     /// The last of its errors is no line's end.
     is_line_open: bool,
 }
@@ -66,15 +72,25 @@ impl Session {
         };
         // Looks now and then, if it is another job's now.
         terminal.as_ref().map(Foreground::take);
-        Ok(Session {
+        let escape = terminal.is_some().then(Escape::default);
+        Ok(Session::over(id, streams, escape, terminal))
+    }
+
+    /// Over these. With keys of its own it listens at once: nothing else ends a guest that boots.
+    fn over(id: u16, streams: Streams, escape: Option<Escape>, terminal: Option<Foreground>) -> Session {
+        if escape.is_some() {
+            streams.make_room(protocol::WINDOW);
+        }
+        Session {
             id,
             streams,
-            escape: terminal.is_some().then(Escape::default),
+            held: escape.is_some().then(Vec::new),
+            escape,
             terminal,
             allowed: [protocol::WINDOW; 2],
             input_room: protocol::WINDOW,
             is_line_open: false,
-        })
+        }
     }
 
     /// What becomes readable when there is something to [carry](Self::carry).
@@ -108,10 +124,16 @@ impl Session {
     }
 
     /// The guest is there: the command is started. `false` if it is too long.
-    pub fn begin(&self, command: &Command, out: &mut Vec<u8>) -> bool {
+    pub fn begin(&mut self, command: &Command, out: &mut Vec<u8>) -> bool {
         let Some(command) = command.encoded() else { return false };
         protocol::put(out, Kind::Start, self.id, &command);
-        self.streams.make_room(protocol::WINDOW);
+        match self.held.take() {
+            Some(typed) => {
+                let pieces = typed.chunks(protocol::MOST_PAYLOAD);
+                pieces.for_each(|piece| protocol::put(out, Kind::Input, self.id, piece));
+            }
+            None => self.streams.make_room(protocol::WINDOW),
+        }
         true
     }
 
@@ -136,8 +158,8 @@ impl Session {
                     protocol::put(out, Kind::Grant, self.id, &grant);
                 }
                 // As for a program whose output nobody reads.
-                News::Broken(0) => self.signal(Signal::SIGPIPE, out),
-                News::Broken(_) | News::Over => {}
+                News::Broken(_) => self.signal(Signal::SIGPIPE, out),
+                News::Over => {}
             }
         }
         ends
@@ -149,18 +171,29 @@ impl Session {
             return false;
         };
         let (typed, keys) = escape.filter(bytes);
+        let sent = match &mut self.held {
+            Some(held) if held.len() + typed.len() <= MOST_HELD => {
+                held.extend_from_slice(&typed);
+                typed.len()
+            }
+            None if out.len() < MOST_WAITING && !typed.is_empty() => {
+                protocol::put(out, Kind::Input, self.id, &typed);
+                typed.len()
+            }
+            // There is too much already.
+            _ => 0,
+        };
         // What is not sent leaves room.
-        let kept = u32::try_from(bytes.len() - typed.len()).unwrap_or(0);
+        let kept = u32::try_from(bytes.len() - sent).unwrap_or(0);
         self.input_room = self.input_room.saturating_add(kept);
         self.streams.make_room(kept);
-        if !typed.is_empty() && out.len() < MOST_WAITING {
-            protocol::put(out, Kind::Input, self.id, &typed);
-        }
         for key in &keys {
             match key {
                 Key::Help => logging::print(&format!("{}\r\n", HELP.replace('\n', "\r\n"))),
-                Key::Kernels(key) => protocol::put(out, Kind::Key, NO_SESSION, &[*key]),
-                Key::Quit => {}
+                Key::Kernels(key) if out.len() < MOST_WAITING => {
+                    protocol::put(out, Kind::Key, NO_SESSION, &[*key]);
+                }
+                Key::Kernels(_) | Key::Quit => {}
             }
         }
         keys.contains(&Key::Quit)
@@ -216,8 +249,8 @@ impl Session {
         }
     }
 
-    /// Waits until all is written, as long as somebody reads it, it takes no longer than `patience`, and no signal ends
-    /// the waiting; and gives the terminal back.
+    /// Waits until all is written, as long as somebody reads it, it takes no longer than `patience`, and no signal or key
+    /// ends the waiting; and gives the terminal back.
     pub fn finish(mut self, signals: &SignalFd, patience: Option<Duration>) -> Finish {
         let mut finish = Finish { is_line_open: self.is_line_open, ended_by: None };
         let until = patience.map(|patience| Instant::now() + patience);
@@ -244,10 +277,12 @@ impl Session {
             let mut nowhere = Vec::new();
             while let Some(signal) = next_signal(signals) {
                 if !self.hear_of_terminal(signal, &mut nowhere) {
-                    finish.ended_by = Some(signal);
+                    finish.ended_by = Some(StoppedBy::Signal(signal as i32));
                 }
             }
-            self.carry(&mut nowhere);
+            if self.carry(&mut nowhere) {
+                finish.ended_by = Some(StoppedBy::Console);
+            }
         }
         finish
     }
@@ -259,7 +294,7 @@ pub struct Finish {
     /// Errors have ended within a line.
     pub is_line_open: bool,
     /// What has ended the waiting for somebody who does not read.
-    pub ended_by: Option<Signal>,
+    pub ended_by: Option<StoppedBy>,
 }
 
 /// The next signal that has come.
@@ -287,4 +322,111 @@ pub fn size_of_terminal() -> Option<(u16, u16)> {
     // SAFETY: the kernel fills in a structure of that kind (ioctl_tty(2)).
     let result = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
     (result == 0).then_some((size.ws_row, size.ws_col))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::protocol::Decoder;
+    use nix::sys::signal::SigSet;
+    use nix::sys::signalfd::SfdFlags;
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+
+    fn pipe() -> (File, File) {
+        let (read, write): (OwnedFd, OwnedFd) = nix::unistd::pipe().unwrap();
+        (read.into(), write.into())
+    }
+
+    /// A session with a terminal's keys, what types, and what reads its output and errors.
+    fn session() -> (Session, File, [File; 2]) {
+        let ((input, typed), (read, output), (read_errors, errors)) = (pipe(), pipe(), pipe());
+        let streams = Streams::start(Some(input), [output, errors]).unwrap();
+        (Session::over(1, streams, Some(Escape::default()), None), typed, [read, read_errors])
+    }
+
+    fn wait(session: &Session) {
+        let mut polls: Vec<PollFd<'_>> =
+            session.wakes().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        assert!(poll(&mut polls, PollTimeout::from(30_000u16)).unwrap() > 0, "there is no news");
+    }
+
+    fn frames(bytes: &[u8]) -> Vec<(Kind, Vec<u8>)> {
+        let mut decoder = Decoder::default();
+        decoder.push(bytes);
+        std::iter::from_fn(|| decoder.take().unwrap()).map(|frame| (frame.kind, frame.payload)).collect()
+    }
+
+    #[test]
+    fn what_is_typed_before_the_guest_is_there_waits_and_its_end_is_heard() {
+        let (mut session, mut typed, _read) = session();
+        let mut out = Vec::new();
+        // More than is kept, a piece at a time.
+        for _ in 0..20 {
+            typed.write_all(&[b'x'; 8192]).unwrap();
+            wait(&session);
+            assert!(!session.carry(&mut out) && out.is_empty());
+        }
+        assert!((40_000..=MOST_HELD).contains(&session.held.as_ref().unwrap().len()));
+        assert!(session.begin(&Command::default(), &mut out));
+        let begun = frames(&out);
+        assert_eq!(begun[0].0, Kind::Start);
+        let later: usize = begun[1..].iter().map(|(_, typed)| typed.len()).sum();
+        assert!(begun[1..].iter().all(|(kind, _)| *kind == Kind::Input) && later >= 40_000);
+        typed.write_all(b"\x01x").unwrap();
+        let mut ends = false;
+        while !ends {
+            wait(&session);
+            ends = session.carry(&mut out);
+        }
+    }
+
+    #[test]
+    fn a_command_whose_output_or_errors_nobody_reads_is_told_and_goes_on() {
+        for (index, kind) in [(0, Kind::Output), (1, Kind::Errors)] {
+            let (mut session, _typed, [read, read_errors]) = session();
+            drop(if index == 0 { read } else { read_errors });
+            let (mut out, piece) = (Vec::new(), vec![b'x'; 30_000]);
+            // More than a window: what is not read is granted again.
+            for _ in 0..4 {
+                session.hear(Frame { kind, session: 1, payload: piece.clone() });
+                out.clear();
+                while !frames(&out).iter().any(|(kind, _)| *kind == Kind::Grant) {
+                    wait(&session);
+                    session.carry(&mut out);
+                }
+            }
+            assert_eq!(session.allowed[index], protocol::WINDOW);
+        }
+    }
+
+    #[test]
+    fn sigpipe_is_sent_once_for_each_stream() {
+        let (mut session, _typed, read) = session();
+        drop(read);
+        let mut out = Vec::new();
+        for kind in [Kind::Output, Kind::Errors, Kind::Output] {
+            session.hear(Frame { kind, session: 1, payload: b"x".to_vec() });
+        }
+        let count = |out: &[u8], wanted: Kind| frames(out).iter().filter(|(kind, _)| *kind == wanted).count();
+        while count(&out, Kind::Grant) < 3 {
+            wait(&session);
+            session.carry(&mut out);
+        }
+        let pipe = u8::try_from(Signal::SIGPIPE as i32).unwrap();
+        assert_eq!(count(&out, Kind::Signal), 2);
+        assert!(frames(&out).contains(&(Kind::Signal, vec![pipe])));
+    }
+
+    #[test]
+    fn keys_end_the_wait_for_whoever_reads_the_last_output() {
+        let (mut session, mut typed, _read) = session();
+        session.hear(Frame { kind: Kind::Output, session: 1, payload: vec![b'x'; 60_000] });
+        session.hear(Frame { kind: Kind::Errors, session: 1, payload: vec![b'x'; 65_536] });
+        session.streams.write(0, vec![b'x'; 65_536]);
+        typed.write_all(b"\x01x").unwrap();
+        let nobody = SignalFd::with_flags(&SigSet::empty(), SfdFlags::SFD_NONBLOCK).unwrap();
+        let finish = session.finish(&nobody, Some(Duration::from_secs(30)));
+        assert_eq!(finish.ended_by, Some(StoppedBy::Console));
+    }
 }

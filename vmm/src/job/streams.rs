@@ -15,9 +15,9 @@ use vmm_sys_util::eventfd::EventFd;
 pub enum News {
     /// Input has come; none: its end.
     Input(Vec<u8>),
-    /// So many bytes of an output stream have been written.
+    /// So many bytes of an output stream have been written, or nobody is there to read them.
     Written(usize, u32),
-    /// Nobody reads an output stream any more.
+    /// Nobody reads an output stream any more; told once.
     Broken(usize),
     /// Nothing more is written to an output stream.
     Over,
@@ -136,7 +136,7 @@ impl Streams {
     /// Has bytes written to an output stream.
     pub fn write(&self, index: usize, bytes: Vec<u8>) {
         if let Some(pieces) = self.outputs.get(index).and_then(|output| output.pieces.as_ref()) {
-            // One whose thread has ended was broken, and that was told.
+            // A thread that has ended had nobody to tell.
             pieces.send(bytes).ok();
         }
     }
@@ -179,12 +179,16 @@ fn read_all(mut input: File, teller: &Teller, room: &Room) {
 }
 
 fn write_all(index: usize, mut output: File, teller: &Teller, queue: &Receiver<Vec<u8>>) {
+    let mut is_read = true;
     for piece in queue {
-        if let Err(error) = output.write_all(&piece) {
+        if is_read && let Err(error) = output.write_all(&piece) {
             log::debug!("an output stream: {error}");
-            teller.tell(News::Broken(index));
-            return;
+            is_read = false;
+            if !teller.tell(News::Broken(index)) {
+                return;
+            }
         }
+        // What nobody reads is done with as well: else whoever writes it would wait for room for ever.
         let count = u32::try_from(piece.len()).unwrap_or(u32::MAX);
         if !teller.tell(News::Written(index, count)) {
             return;
@@ -227,6 +231,10 @@ mod tests {
         drop(gone);
         streams.write(1, b"to nobody".to_vec());
         assert_eq!(wait(&mut streams), News::Broken(1));
+        // It is told once, and what comes behind makes room for more.
+        streams.write(1, b"and more".to_vec());
+        assert_eq!(wait(&mut streams), News::Written(1, 9));
+        assert_eq!(wait(&mut streams), News::Written(1, 8));
         streams.close();
         while !streams.are_over() {
             wait(&mut streams);
