@@ -37,6 +37,9 @@ const DEEPEST: usize = 64;
 const MOST_LINE: usize = 4096;
 const MOST_NAME: usize = 200;
 const MOST_PATH: usize = 1000;
+/// The most bytes of all names together; behind that tests are counted, and have [`NO_NAME`].
+const MOST_NAMES: usize = 4 << 20;
+const NO_NAME: &str = "…";
 
 /// A name, as far as is kept of it, without what a terminal would obey.
 fn shortened(name: &str) -> String {
@@ -73,16 +76,17 @@ fn parse(line: &str) -> Option<Line> {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix("not ok")?),
     };
-    // A number, and a name behind it that may have a dash in front.
-    let rest = rest.strip_prefix(' ')?;
-    let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    if digits == 0 {
+    // A number, which may be missing, and a name behind it that may have a dash in front.
+    if !rest.is_empty() && !rest.starts_with([' ', '\t']) {
         return None;
     }
-    let rest = rest[digits..].trim_start();
-    let rest = rest.strip_prefix("- ").unwrap_or(rest);
-    let (name, directive) = rest.split_once(" # ").or_else(|| rest.split_once("# ")).unwrap_or((rest, ""));
-    let directive = directive.to_ascii_uppercase();
+    let rest = rest.trim_start();
+    let behind = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+    let rest = if behind.starts_with(char::is_alphanumeric) { rest } else { behind };
+    let front = text[..text.len() - rest.len()].trim_end();
+    let (name, directive) = split_directive(rest.trim_start());
+    let name = name.strip_prefix('-').filter(|name| !name.starts_with('-')).unwrap_or(name).trim();
+    let directive = directive.trim_start().to_ascii_uppercase();
     let result = match is_ok {
         _ if directive.starts_with("SKIP")
             || directive.starts_with("TODO")
@@ -93,9 +97,35 @@ fn parse(line: &str) -> Option<Line> {
         true => Result::Passed,
         false => Result::Failed,
     };
-    let name =
-        if name.is_empty() { rest[..0].to_string() + &text[..text.len() - rest.len()] } else { name.into() };
-    Some(Line { depth, name: shortened(name.trim()), result })
+    let name = if name.is_empty() { front.into() } else { unescaped(name) };
+    Some(Line { depth, name: shortened(&name), result })
+}
+
+/// A description, and the directive behind it: from the first `#` on that has white space in front, or nothing. One that is
+/// escaped has a backslash there.
+fn split_directive(text: &str) -> (&str, &str) {
+    let begins = |at: &usize| text[..*at].chars().next_back().is_none_or(char::is_whitespace);
+    let at = text.match_indices('#').map(|(at, _)| at).find(begins);
+    at.map_or((text, ""), |at| (&text[..at], &text[at + 1..]))
+}
+
+/// A description without the backslashes that keep `#` and themselves from being something else.
+fn unescaped(text: &str) -> String {
+    let (mut plain, mut rest) = (String::new(), text);
+    while let Some((before, behind)) = rest.split_once('\\') {
+        plain.push_str(before);
+        match behind.chars().next().filter(|c| matches!(c, '\\' | '#')) {
+            Some(c) => {
+                plain.push(c);
+                rest = &behind[1..];
+            }
+            None => {
+                plain.push('\\');
+                rest = behind;
+            }
+        }
+    }
+    plain + rest
 }
 
 /// How many results a plan (`1..N`) tells of; with its depth.
@@ -122,8 +152,14 @@ pub struct Reader {
     speaks: bool,
     /// With the depth of each, those of which no line has said yet what they are part of.
     found: Vec<(usize, Test)>,
+    /// Bytes of their names.
+    names: usize,
     /// The open ones, each deeper than the one before.
     levels: Vec<Level>,
+    /// The depth of the last result, if nothing else has come behind it.
+    last: Option<usize>,
+    /// The depth of a block (YAML) that says more of it, and has no end yet.
+    block: Option<usize>,
 }
 
 impl Reader {
@@ -150,6 +186,10 @@ impl Reader {
     fn read(&mut self, line: &str) {
         let line = without_time(line.trim_end());
         let text = line.trim_start_matches(' ');
+        if self.is_in_block(line.len() - text.len(), text) {
+            return;
+        }
+        let last = self.last.take();
         if is_version(text) {
             self.speaks = true;
             // What was told at this depth before was of another program.
@@ -164,8 +204,21 @@ impl Reader {
         } else if let Some(result) = parse(line) {
             self.close(result.depth + 1);
             self.level(result.depth).told += 1;
+            self.last = Some(result.depth);
             self.take(result);
+        } else if text == "---" {
+            self.block = last.map(|depth| depth + 2).filter(|depth| *depth == line.len() - text.len());
         }
+    }
+
+    /// Whether a line so deep is part of a block, or ends it. What is less deep is none of it, though its end is missing.
+    fn is_in_block(&mut self, depth: usize, text: &str) -> bool {
+        let Some(block) = self.block else { return false };
+        let goes_on = depth >= block || text.is_empty();
+        if !goes_on || (depth == block && text == "...") {
+            self.block = None;
+        }
+        goes_on
     }
 
     /// The open one of this depth.
@@ -186,8 +239,18 @@ impl Reader {
         }
     }
 
+    /// A name, as long as there is room for it.
+    fn named(&mut self, name: &str) -> String {
+        let name = shortened(name);
+        if self.names + name.len() > MOST_NAMES {
+            return NO_NAME.into();
+        }
+        self.names += name.len();
+        name
+    }
+
     fn fail(&mut self, depth: usize, name: &str) {
-        let test = Test { name: shortened(name), result: Result::Failed };
+        let test = Test { name: self.named(name), result: Result::Failed };
         match self.found.len() < MOST {
             true => self.found.push((depth, test)),
             // One that has failed is not to be lost.
@@ -196,20 +259,25 @@ impl Reader {
     }
 
     fn take(&mut self, Line { depth, name, result }: Line) {
-        let found = &mut self.found;
-        let first = found.iter().rposition(|(its, _)| *its <= depth).map_or(0, |at| at + 1);
-        if first == found.len() {
+        let first = self.found.iter().rposition(|(its, _)| *its <= depth).map_or(0, |at| at + 1);
+        if first == self.found.len() {
             match result {
                 Result::Failed => self.fail(depth, &name),
-                result if found.len() < MOST => found.push((depth, Test { name, result })),
+                result if first < MOST => {
+                    let name = self.named(&name);
+                    self.found.push((depth, Test { name, result }));
+                }
                 _ => {}
             }
             return;
         }
+        let found = &mut self.found;
         for (its, test) in &mut found[first..] {
             *its = depth;
-            if test.name.len() + name.len() < MOST_PATH {
+            let more = name.len() + 1;
+            if test.name.len() + more <= MOST_PATH && self.names + more <= MOST_NAMES {
                 test.name = format!("{name}/{}", test.name);
+                self.names += more;
             }
         }
         // One that fails by itself, though all within have passed.
@@ -246,9 +314,64 @@ mod tests {
         );
         assert_eq!(read("ok 1 without a version\n"), []);
         assert_eq!(
-            read("TAP version 14\nokay then\nok\nnot ok none\nok 1\n"),
-            [("ok 1".into(), Result::Passed)]
+            read("TAP version 14\nokay then\nok\nnot ok none\nok 1\nnot okay\n"),
+            [("ok".into(), Result::Passed), ("none".into(), Result::Failed), ("ok 1".into(), Result::Passed)]
         );
+    }
+
+    #[test]
+    fn numbers_may_be_missing() {
+        use super::Result::{Failed, Passed, Skipped};
+        let output = "TAP version 13\n1..5\nok - a\nnot ok - b\nok c\nok # SKIP none\nok 2nd way\n";
+        let wanted = [("a", Passed), ("b", Failed), ("c", Passed), ("ok", Skipped), ("2nd way", Passed)];
+        assert_eq!(read(output), wanted.map(|(name, result)| (name.to_string(), result)));
+    }
+
+    #[test]
+    fn directives_are_told_from_names() {
+        use super::Result::{Failed, Passed, Skipped};
+        for (line, name, result) in [
+            ("not ok 1 - C# skip list", "C# skip list", Failed),
+            ("not ok 1 - C# todo", "C# todo", Failed),
+            ("not ok 1 - a \\# skip list", "a # skip list", Failed),
+            ("not ok 1 - a\\\\b \\c", "a\\b \\c", Failed),
+            ("not ok 1 - a # TODO later", "a", Skipped),
+            ("ok 1 - a #skip", "a", Skipped),
+            ("ok 1 # SKIP no device", "ok 1", Skipped),
+            ("ok 1# SKIP no device", "ok 1", Skipped),
+            ("ok 1 - a\t# SKIP", "a", Skipped),
+            ("ok 1 - a # what # SKIP", "a", Passed),
+            ("ok 1 -", "ok 1", Passed),
+            ("ok 1 --option", "--option", Passed),
+        ] {
+            assert_eq!(read(&format!("TAP version 14\n{line}\n")), [(name.to_string(), result)], "{line}");
+        }
+    }
+
+    #[test]
+    fn blocks_that_say_more_of_a_result_are_none() {
+        use super::Result::{Failed, Passed};
+        let output = "\
+TAP version 14
+1..2
+not ok 1 - a
+  ---
+  message: it is
+    not ok 7 - at all
+
+    1..9
+  TAP version 13
+  ...
+ok 2 - b
+";
+        let ab = [("a".to_string(), Failed), ("b".to_string(), Passed)];
+        assert_eq!(read(output), ab);
+        // One without an end ends where what is less deep begins; where no result is, there is none.
+        assert_eq!(read("TAP version 14\n1..2\nnot ok 1 - a\n  ---\n  x: y\nok 2 - b\n"), ab);
+        let output = "TAP version 14\n1..2\n  ---\nnot ok 1 - a\n# more\n  ---\nok 2 - b\n  ---\n";
+        assert_eq!(read(output), ab);
+        let within = "TAP version 14\n    not ok 1 - a\n      ---\n      ok 3 - x\n      ...\n    ok 2 - b\nnot ok 1 - c\n";
+        assert_eq!(read(within), [("c/a".to_string(), Failed), ("c/b".to_string(), Passed)]);
     }
 
     #[test]
@@ -340,6 +463,14 @@ mod tests {
         let many = format!("TAP version 14\n{}not ok 1 last\n", "ok 1 a\n".repeat(MOST + 10));
         let tests = read(&many);
         assert_eq!((tests.len(), tests.last().unwrap().1), (MOST, Result::Failed));
+        // All names together have an end as well; tests are counted behind it.
+        let long = format!(
+            "TAP version 14\n{}ok 1 whole\n",
+            format!("    ok 1 {}\n", "x".repeat(150)).repeat(50_000)
+        );
+        let tests = read(&long);
+        let bytes: usize = tests.iter().map(|(name, _)| name.len()).sum();
+        assert!(tests.len() == 50_000 && bytes <= MOST_NAMES + 50_000 * NO_NAME.len(), "{bytes}");
         assert!(read(&format!("TAP version 14\nok 1 {}", "x".repeat(1 << 20)))[0].0.len() < MOST_NAME + 8);
     }
 }
