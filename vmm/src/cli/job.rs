@@ -268,6 +268,13 @@ impl Args {
         }
     }
 
+    /// A time, as long as this host needs.
+    fn slowed(&self, time: Duration) -> Duration {
+        // With the longest that can be written clocks can be reckoned still.
+        const LONGEST: Duration = Duration::from_millis(u64::MAX);
+        time.saturating_mul(self.slow).min(LONGEST)
+    }
+
     fn job(&self, plan: Plan, initramfs: PathBuf) -> Job {
         let guest = Config {
             kernel: Some(plan.kernel),
@@ -289,9 +296,9 @@ impl Args {
         Job {
             guest,
             command: self.command(),
-            boot_timeout: self.boot_timeout * self.slow,
+            boot_timeout: self.slowed(self.boot_timeout),
             slow: self.slow,
-            timeout: self.timeout.map(|limit| limit * self.slow),
+            timeout: self.timeout.map(|limit| self.slowed(limit)),
             watch: Watch { troubles: self.fail_on.0.clone(), allowed: self.allow.clone() },
             log: match &self.kernel_log {
                 None => LogTo::Nowhere,
@@ -405,7 +412,8 @@ fn many(args: &Args, list: &Path) -> Result<bool, String> {
             .unwrap_or(1),
     };
     let (count, mut done) = (entries.len(), 0);
-    let finished = matrix::run(entries, at_a_time, junit.is_some(), |one| {
+    let shown = matrix::Shown { output: junit.is_some(), tests: junit.is_some() || args.tap };
+    let finished = matrix::run(entries, at_a_time, shown, |one| {
         done += 1;
         match args.json {
             true => drop(stdout::print(&format!("{}\n", table::json(one)), 0)),
@@ -531,6 +539,14 @@ mod tests {
             let error = words(line).unwrap_err();
             assert!(error.contains(says) && !error.contains('\n'), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn times_that_are_too_long_have_an_end() {
+        let run = words(&format!("--slow {} --boot-timeout {}ms -- true", u32::MAX, u64::MAX)).unwrap();
+        let time = run.slowed(run.boot_timeout);
+        assert!(std::time::Instant::now().checked_add(time).is_some());
+        assert_eq!(words("--slow 3 -- true").unwrap().slowed(Duration::from_secs(2)), Duration::from_secs(6));
     }
 
     #[test]

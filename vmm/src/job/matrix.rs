@@ -4,17 +4,17 @@
 //! as they come: tests that it tells of are kept, and of the rest the end.
 
 use super::ktap::{self, Test};
-use super::verdict::CANNOT;
+use super::verdict::{CANNOT, one_line};
 use arch::words::counted;
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Sender, channel};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -57,6 +57,10 @@ pub enum ListError {
 /// The most bytes of a list, and of one command's output or errors that are kept.
 const MOST_LIST: u64 = 16 << 20;
 const MOST_OUTPUT: usize = 1 << 20;
+/// The most bytes that are kept of all runs for reports: what they have printed, and names of tests.
+const MOST_KEPT: usize = 256 << 20;
+/// The most characters of what a run says last.
+const MOST_TEXT: usize = 500;
 
 /// The lines of a list; those that are empty or begin with `#` are left out. `check` says of each whether its words can be
 /// understood.
@@ -106,31 +110,51 @@ pub struct Finished {
     pub output: String,
     /// The same of its errors, and of what the program said.
     pub errors: String,
-    /// Tests that it tells of itself.
+    /// How many tests it tells of itself, and how many of them have failed.
+    pub told: usize,
+    /// See there.
+    pub failed: usize,
+    /// These tests, if a report shows them.
     pub tests: Vec<Test>,
+}
+
+/// What reports show of runs, besides how they ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// What they have printed.
+    pub output: bool,
+    /// The names of their tests.
+    pub tests: bool,
 }
 
 impl Finished {
     /// Whether the command has ended with 0, and none of its tests has failed.
     pub fn is_passed(&self) -> bool {
-        self.code == 0 && self.failures() == 0
+        self.code == 0 && self.failed == 0
     }
 
     /// Whether a report shows what it has printed: where tests tell nothing, or not all.
     pub fn shows_output(&self) -> bool {
-        self.tests.is_empty() || self.code != 0
+        self.told == 0 || self.code != 0
     }
 
-    /// Keeps of what it has printed what a report shows, if there is one.
-    fn forget_output(&mut self, reported: bool) {
-        if !reported || !self.shows_output() {
-            (self.output, self.errors) = (String::new(), String::new());
+    /// Keeps what a report shows, as long as there is `room`: bytes, of which it takes its own.
+    fn forget(&mut self, shown: Shown, room: &mut usize) {
+        const LEFT_OUT: &str = "(vmm: left out here: reports of many runs have an end)";
+        let mut fits = |bytes: usize| {
+            let left = room.checked_sub(bytes);
+            *room = left.unwrap_or(*room);
+            left.is_some()
+        };
+        let names = self.tests.iter().map(|test| test.name.len() + size_of::<Test>()).sum();
+        if !shown.tests || !fits(names) {
+            self.tests = Vec::new();
         }
-    }
-
-    /// How many of its tests have failed.
-    pub fn failures(&self) -> usize {
-        self.tests.iter().filter(|test| test.result == ktap::Result::Failed).count()
+        if !shown.output || !self.shows_output() {
+            (self.output, self.errors) = (String::new(), String::new());
+        } else if !fits(self.output.len() + self.errors.len()) {
+            (self.output, self.errors) = (LEFT_OUT.into(), String::new());
+        }
     }
 }
 
@@ -141,23 +165,26 @@ struct Told {
     text: String,
 }
 
-/// Runs all of them, `at_a_time`, with this program; tells of each as it ends. What they print is kept behind that only if
-/// it is `reported`.
+/// Runs all of them, `at_a_time`, with this program; tells of each as it ends. Behind that only what is `shown` is kept of
+/// what they print.
 ///
 /// # Errors
 /// When the system gives no more threads.
 pub fn run(
     entries: Vec<Entry>,
     at_a_time: usize,
-    reported: bool,
+    shown: Shown,
     mut tell: impl FnMut(&Finished),
 ) -> io::Result<Vec<Finished>> {
     let program = std::env::current_exe()?;
     let waiting = Mutex::new(VecDeque::from(entries));
-    let (sender, finished) = channel();
-    let mut all = thread::scope(|scope| -> io::Result<Vec<Finished>> {
+    let (waiting, program) = (&waiting, &*program);
+    // Those that wait to be told have all that was printed.
+    let (sender, finished) = sync_channel(1);
+    let mut room = MOST_KEPT;
+    let mut all = thread::scope(move |scope| -> io::Result<Vec<Finished>> {
         for _ in 0..at_a_time.max(1) {
-            let (sender, waiting, program) = (sender.clone(), &waiting, &program);
+            let sender = sender.clone();
             thread::Builder::new()
                 .name("matrix".into())
                 .spawn_scoped(scope, move || work(waiting, program, &sender))?;
@@ -166,7 +193,7 @@ pub fn run(
         let mut all = Vec::new();
         for mut one in finished {
             tell(&one);
-            one.forget_output(reported);
+            one.forget(shown, &mut room);
             all.push(one);
         }
         Ok(all)
@@ -175,7 +202,7 @@ pub fn run(
     Ok(all)
 }
 
-fn work(waiting: &Mutex<VecDeque<Entry>>, program: &Path, sender: &Sender<Finished>) {
+fn work(waiting: &Mutex<VecDeque<Entry>>, program: &Path, sender: &SyncSender<Finished>) {
     loop {
         let Some(entry) = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return };
         if sender.send(carry_out(entry, program)).is_err() {
@@ -237,8 +264,34 @@ fn carry_out(entry: Entry, program: &Path) -> Finished {
         took: began.elapsed(),
         output: String::new(),
         errors: String::new(),
+        told: 0,
+        failed: 0,
         tests: Vec::new(),
     })
+}
+
+/// A process that does not outlive its value.
+#[derive(Debug)]
+struct Bounded(Child);
+
+impl Drop for Bounded {
+    fn drop(&mut self) {
+        // One that was waited for is not there to be killed any more.
+        if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
+            log::warn!("a run cannot be ended: {error}");
+        }
+    }
+}
+
+/// What is told of one that has not said itself what came of it, by the last line of its errors.
+fn untold(status: ExitStatus, last: &str) -> Told {
+    let last: String = one_line(last).chars().take(MOST_TEXT).collect();
+    let text = match status.signal() {
+        Some(signal) if last.is_empty() => format!("ended by signal {signal}"),
+        Some(signal) => format!("ended by signal {signal}; its last words: {last}"),
+        None => last,
+    };
+    Told { verdict: "cannot".into(), text }
 }
 
 fn run_one(entry: &Entry, program: &Path) -> io::Result<Finished> {
@@ -248,11 +301,11 @@ fn run_one(entry: &Entry, program: &Path) -> io::Result<Finished> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     // SAFETY: the closure makes one system call.
     unsafe {
-        // Nobody waits for it when this process has gone.
-        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?));
+        // Nobody waits for it when this process has gone. Another signal would be its command's, the first time.
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
     }
-    let mut child: Child = command.spawn()?;
-    let (output, errors) = (child.stdout.take(), child.stderr.take());
+    let mut child = Bounded(command.spawn()?);
+    let (output, errors) = (child.0.stdout.take(), child.0.stderr.take());
     let (Some(output), Some(errors)) = (output, errors) else { return Err(io::ErrorKind::BrokenPipe.into()) };
     // Both at once: neither is to wait for the other.
     let (output, errors) = thread::scope(|scope| {
@@ -261,7 +314,7 @@ fn run_one(entry: &Entry, program: &Path) -> io::Result<Finished> {
         let output = output.join().unwrap_or_else(|_| Err(io::Error::other("its output cannot be read")));
         Ok::<_, io::Error>((output?, errors?))
     })?;
-    let status = child.wait()?;
+    let status = child.0.wait()?;
     let took = began.elapsed();
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(CANNOT);
     let ((output, mut tests), (errors, of_log)) = (output.finish(), errors.finish());
@@ -270,11 +323,13 @@ fn run_one(entry: &Entry, program: &Path) -> io::Result<Finished> {
     let (before, last) = errors.trim_end().rsplit_once('\n').unwrap_or(("", errors.trim_end()));
     let (errors, told) = match serde_json::from_str::<Told>(last) {
         Ok(told) => (before.to_string(), told),
-        // It could not be begun, and has said why.
-        Err(_) => (errors.clone(), Told { verdict: "cannot".into(), text: last.into() }),
+        // It could not be begun, and has said why, or somebody has ended it.
+        Err(_) => (errors.clone(), untold(status, last)),
     };
-    let entry = entry.clone();
-    Ok(Finished { entry, code, verdict: told.verdict, text: told.text, took, output, errors, tests })
+    let failed = tests.iter().filter(|test| test.result == ktap::Result::Failed).count();
+    let (entry, count) = (entry.clone(), tests.len());
+    let (verdict, text) = (told.verdict, told.text);
+    Ok(Finished { entry, code, verdict, text, took, output, errors, told: count, failed, tests })
 }
 
 #[cfg(test)]
@@ -329,10 +384,29 @@ mod tests {
     }
 
     #[test]
+    fn one_that_a_signal_has_ended_is_told_so() {
+        let of = |wait: i32, last: &str| untold(ExitStatus::from_raw(wait), last).text;
+        assert_eq!(of(9, ""), "ended by signal 9");
+        assert_eq!(of(9, "half\u{1b}[2J"), "ended by signal 9; its last words: half?[2J");
+        assert_eq!(of(125 << 8, "vmm: error: no kernel"), "vmm: error: no kernel");
+        assert_eq!(of(0, &"é".repeat(10_000)).chars().count(), MOST_TEXT);
+    }
+
+    #[test]
+    fn a_process_does_not_outlive_its_value() {
+        let child = Bounded(Command::new("sleep").arg("1000").spawn().unwrap());
+        let pid = nix::unistd::Pid::from_raw(child.0.id().try_into().unwrap());
+        drop(child);
+        assert_eq!(nix::sys::signal::kill(pid, None), Err(nix::errno::Errno::ESRCH));
+        let mut child = Bounded(Command::new("true").spawn().unwrap());
+        assert!(child.0.wait().unwrap().success());
+    }
+
+    #[test]
     fn what_no_report_shows_is_forgotten() {
         let test = Test { name: "a".into(), result: ktap::Result::Passed };
         for (reported, code, tests, is_kept) in
-            [(true, 0, 1, false), (true, 1, 1, true), (true, 0, 0, true), (false, 1, 0, false)]
+            [(true, 0, 3, false), (true, 1, 3, true), (true, 0, 0, true), (false, 1, 0, false)]
         {
             let mut one = Finished {
                 entry: Entry { line: 1, name: "a".into(), words: vec![] },
@@ -342,14 +416,25 @@ mod tests {
                 took: Duration::ZERO,
                 output: "out".into(),
                 errors: "err".into(),
+                told: tests,
+                failed: 0,
                 tests: vec![test.clone(); tests],
             };
-            one.forget_output(reported);
+            let mut room = 1000;
+            one.forget(Shown { output: reported, tests: reported }, &mut room);
+            assert_eq!(one.tests.len(), if reported { tests } else { 0 });
+            let names = one.tests.len() * (1 + size_of::<Test>());
+            assert_eq!(1000 - room, names + if is_kept { 6 } else { 0 });
             assert_eq!(
                 (one.output.is_empty(), one.errors.is_empty()),
                 (!is_kept, !is_kept),
                 "{code} {tests}"
             );
+            // Where there is no more room, that is said instead; how many tests there are is known still.
+            (one.output, one.errors) = ("out".into(), "err".into());
+            one.forget(Shown { output: true, tests: true }, &mut 5);
+            assert!(one.tests.is_empty() && one.told == tests && one.errors.is_empty());
+            assert!(one.output.is_empty() || one.output.starts_with("(vmm: left out"), "{}", one.output);
         }
     }
 }

@@ -13,7 +13,7 @@ fn seconds(time: Duration) -> String {
 
 /// In a word, or what was wrong.
 fn result(one: &Finished) -> String {
-    match one.failures() {
+    match one.failed {
         _ if one.is_passed() => "passed".into(),
         0 => one.text.clone(),
         failures => format!("{} failed; {}", counted(failures as u64, "test"), one.text),
@@ -43,8 +43,8 @@ pub fn json(one: &Finished) -> String {
         "verdict": one.verdict,
         "text": one.text,
         "seconds": one.took.as_millis() as f64 / 1000.0,
-        "tests": one.tests.len(),
-        "failures": one.failures(),
+        "tests": one.told,
+        "failures": one.failed,
     })
     .to_string()
 }
@@ -67,7 +67,9 @@ pub fn tap(all: &[Finished]) -> String {
         let word = if one.is_passed() { "ok" } else { "not ok" };
         writeln!(text, "{word} {number} - {}", plain(&one.entry.name)).ok();
         if !one.is_passed() {
-            writeln!(text, "  ---\n  code: {}\n  message: {:?}\n  ...", one.code, result(one)).ok();
+            // A string of JSON is one of YAML.
+            let message = serde_json::Value::from(result(one));
+            writeln!(text, "  ---\n  code: {}\n  message: {message}\n  ...", one.code).ok();
         }
     }
     text
@@ -75,7 +77,7 @@ pub fn tap(all: &[Finished]) -> String {
 
 /// A description without what would begin a directive.
 fn plain(name: &str) -> String {
-    name.replace('#', "\\#")
+    name.replace('\\', "\\\\").replace('#', "\\#")
 }
 
 /// All, as JUnit has it: a suite for each, with the tests that it tells of, or with itself as the only one.
@@ -95,14 +97,16 @@ pub fn junit(all: &[Finished]) -> Result<String, quick_junit::SerializeError> {
             };
             suite.add_test_case(TestCase::new(XmlString::new(&test.name), status));
         }
-        if one.shows_output() {
+        // Where names of tests are not kept any more, the run stands for them.
+        if one.shows_output() || one.tests.is_empty() {
             let mut status = match one.code {
-                0 => TestCaseStatus::success(),
+                0 if one.is_passed() => TestCaseStatus::success(),
+                0 => TestCaseStatus::non_success(NonSuccessKind::Failure),
                 _ if one.verdict == "exit" => TestCaseStatus::non_success(NonSuccessKind::Failure),
                 _ => TestCaseStatus::non_success(NonSuccessKind::Error),
             };
-            if one.code != 0 {
-                status.set_message(XmlString::new(&one.text));
+            if !one.is_passed() {
+                status.set_message(XmlString::new(result(one)));
             }
             let mut whole = TestCase::new(XmlString::new("run"), status);
             whole.set_time(one.took);
@@ -123,6 +127,7 @@ mod tests {
 
     fn finished(name: &str, code: u8, tests: &[(&str, ktap::Result)]) -> Finished {
         let tests = tests.iter().map(|(name, result)| Test { name: (*name).into(), result: *result });
+        let tests: Vec<Test> = tests.collect();
         Finished {
             entry: Entry { line: 1, name: name.into(), words: vec!["--".into(), name.into()] },
             code,
@@ -131,7 +136,9 @@ mod tests {
             took: Duration::from_millis(1234),
             output: "out <&>\u{1b}[0m".into(),
             errors: "err".into(),
-            tests: tests.collect(),
+            told: tests.len(),
+            failed: tests.iter().filter(|test| test.result == ktap::Result::Failed).count(),
+            tests,
         }
     }
 
@@ -166,6 +173,19 @@ mod tests {
     }
 
     #[test]
+    fn names_and_messages_are_read_as_they_were() {
+        let mut one = finished(r"a\b # skip \# c", 7, &[]);
+        one.text = "ended\u{7f} by \"it\"".into();
+        let text = tap(std::slice::from_ref(&one));
+        let mut reader = ktap::Reader::default();
+        reader.push(text.as_bytes());
+        let read = reader.finish();
+        assert_eq!((&*read[0].name, read[0].result), (&*one.entry.name, ktap::Result::Failed));
+        let message = text.lines().find_map(|line| line.strip_prefix("  message: ")).unwrap();
+        assert_eq!(serde_json::from_str::<String>(message).unwrap(), one.text);
+    }
+
+    #[test]
     fn junit_and_json() {
         let xml = junit(&all()).unwrap();
         for part in
@@ -174,6 +194,10 @@ mod tests {
             assert!(xml.contains(part), "{part}: {xml}");
         }
         assert!(!xml.contains('\u{1b}'));
+        let mut unnamed = all().remove(3);
+        unnamed.tests.clear();
+        let xml = junit(&[unnamed]).unwrap();
+        assert!(xml.contains("<failure message=\"1 test failed; code 0\""), "{xml}");
         let value: serde_json::Value = serde_json::from_str(&json(&all()[3])).unwrap();
         assert_eq!((&value["passed"], &value["failures"]), (&false.into(), &1.into()));
     }

@@ -128,7 +128,7 @@ impl Verdict {
 }
 
 /// A text's first line, without what a terminal would obey: a guest may have written it.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     let line = text.trim().lines().next().unwrap_or_default();
     line.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
