@@ -355,7 +355,7 @@ impl Wanted {
     fn steps(&self, steps: &mut Steps, source: Source, writable: &[WrittenThrough]) -> Result<(), PlanError> {
         source.mount(steps);
         if let Root::Folder(folder) = &self.root {
-            self.hide(folder, steps);
+            self.hide(folder, steps)?;
         }
         let new = source.place();
         if !new.is_empty() {
@@ -412,25 +412,34 @@ impl Wanted {
     }
 
     /// What is private of the host's own root is empty, but for the folder where the command runs.
-    fn hide(&self, root: &Path, steps: &mut Steps) {
+    fn hide(&self, root: &Path, steps: &mut Steps) -> Result<(), PlanError> {
         if root != Path::new("/") {
-            return;
+            return Ok(());
         }
-        for private in hidden(&self.folder) {
-            if Path::new(private).is_dir() {
-                steps.mount("tmpfs", "tmpfs", &format!("/new{private}"), 0, "mode=755");
+        for place in hidden(&PRIVATE.map(Path::new), &self.folder) {
+            if place.is_dir() {
+                steps.mount("tmpfs", "tmpfs", &format!("/new{}", text(&place)?), 0, "mode=755");
             }
         }
+        Ok(())
     }
 }
 
-/// What is hidden of the host's own root from a command that runs in this folder: what it is in is not, nor what leads
-/// there by a link.
-fn hidden(folder: &Path) -> impl Iterator<Item = &'static str> {
+/// What of these is hidden from a command that runs in this folder, each where it is without links: what the command is
+/// in is not, nor what leads there by a link.
+fn hidden(private: &[&Path], folder: &Path) -> Vec<PathBuf> {
     // One that is not there is told of when the command is to run in it.
-    let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.into());
-    let folder = folder.to_path_buf();
-    PRIVATE.into_iter().filter(move |private| !folder.starts_with(private) && !real.starts_with(private))
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    let real_folder = real(folder);
+    let mut places = Vec::new();
+    for private in private {
+        let place = real(private);
+        let is_in = folder.starts_with(private) || real_folder.starts_with(&place);
+        if !is_in && !places.contains(&place) {
+            places.push(place);
+        }
+    }
+    places
 }
 
 /// Where a root comes from.
@@ -554,13 +563,30 @@ mod tests {
     fn a_folder_that_a_link_leads_to_is_not_hidden() {
         let link = std::env::temp_dir().join(format!("vmm-link-{}", std::process::id()));
         std::os::unix::fs::symlink("/media", &link).unwrap();
-        let all: Vec<Vec<&str>> = ["/etc".as_ref(), link.as_path(), Path::new("/media/not/there")]
-            .map(|folder| hidden(folder).collect())
-            .into();
+        let private = ["/etc", "/media"].map(Path::new);
+        let all = ["/usr".as_ref(), link.as_path(), Path::new("/media/not/there")]
+            .map(|folder| hidden(&private, folder));
         fs::remove_file(&link).unwrap();
-        assert_eq!(all[0], PRIVATE);
-        assert_eq!(all[1], ["/root", "/home", "/mnt"]);
-        assert_eq!(all[2], ["/root", "/home", "/mnt"]);
+        assert_eq!(all[0], private);
+        assert_eq!(all[1], private[..1]);
+        assert_eq!(all[2], private[..1]);
+    }
+
+    #[test]
+    fn what_a_link_leads_to_is_hidden_where_it_is() {
+        let top = fs::canonicalize(std::env::temp_dir()).unwrap();
+        let top = top.join(format!("vmm-private-{}", std::process::id()));
+        let (home, mnt, real) = (top.join("home"), top.join("mnt"), top.join("var/home"));
+        fs::create_dir_all(real.join("user")).unwrap();
+        std::os::unix::fs::symlink("var/home", &home).unwrap();
+        std::os::unix::fs::symlink(&real, &mnt).unwrap();
+        let private = [&*home, &*mnt];
+        let elsewhere = hidden(&private, Path::new("/"));
+        let within = [home.join("user"), real.join("user"), mnt.clone()].map(|it| hidden(&private, &it));
+        fs::remove_dir_all(&top).unwrap();
+        // Once, and not at the link, which would lead out of the root that is being made.
+        assert_eq!(elsewhere, [real]);
+        assert!(within.iter().all(Vec::is_empty), "{within:?}");
     }
 
     #[test]
