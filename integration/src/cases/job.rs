@@ -9,6 +9,7 @@ use arch::Isa;
 use disk::sample::Sample;
 use nix::sys::signal::Signal;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::symlink;
@@ -130,6 +131,8 @@ pub fn streams(c: &mut Context) -> Check {
     let code = cat.wait(limit);
     c.keep("cat", &cat);
     check(code? == 0 && cat.output.text() == text, || "what came out is not what went in".into())?;
+    reader_goes(c, &root, false)?;
+    reader_goes(c, &root, true)?;
 
     let script = "sh -c trap~'echo~got;exit~3'~INT;echo~ready;while~:;do~sleep~1;done";
     let mut trap = start(c, &root, Wiring::Pipes, script)?;
@@ -169,6 +172,39 @@ pub fn streams(c: &mut Context) -> Check {
     c.keep("shell", &shell);
     talked?;
     check(code? == 5, || "the shell's code is another".into())
+}
+
+/// Whoever reads the output, or the errors, goes (`| head -1`) while the command has more to write: it gets SIGPIPE.
+fn reader_goes(c: &Context, root: &Path, of_errors: bool) -> Check {
+    let (reader, writer) = std::io::pipe().map_err(|error| error.to_string())?;
+    let mut command = Command::new(&c.vmm);
+    command.arg("run").arg("--kernel").arg(c.kernel("6.12")).arg("--modules").arg(c.modules());
+    command.arg("--root").arg(root).args(["--slow", &c.slowness.to_string(), "--memory", "256M"]);
+    let script = if of_errors { "exec seq 10000000 >&2" } else { "exec seq 10000000" };
+    command.args(["--", "sh", "-c", script]).env_remove("RUST_LOG").stdin(std::process::Stdio::null());
+    match of_errors {
+        true => command.stdout(std::process::Stdio::null()).stderr(writer),
+        false => command.stdout(writer),
+    };
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    drop(command);
+    let mut line = String::new();
+    // It goes with the line's end: `head -1`.
+    let read = BufReader::new(reader).read_line(&mut line);
+    let deadline = Instant::now() + c.limit(60);
+    let mut status = None;
+    while status.is_none() && Instant::now() < deadline {
+        status = child.try_wait().map_err(|error| error.to_string())?;
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+    if status.is_none() {
+        child.kill().and_then(|()| child.wait()).map_err(|error| error.to_string())?;
+    }
+    let code = status.and_then(|status| status.code());
+    let wanted = 128 + Signal::SIGPIPE as i32;
+    check(read.is_ok() && line == "1\n" && code == Some(wanted), || {
+        format!("{line:?}, and the code is {code:?}")
+    })
 }
 
 /// A kernel that stays where it is with interrupts off says nothing; one that waits hangs no more than a command does
