@@ -142,6 +142,11 @@ fn send(driver: &mut Driver<Net<TestLink>>, packet: &[u8]) {
     }
 }
 
+/// The next message that is not of what was sent: that one may come behind what it tells.
+fn message_of_received(driver: &Driver<Net<TestLink>>) -> Option<u32> {
+    std::iter::from_fn(|| driver.message()).find(|queue| *queue != 1)
+}
+
 fn packet(size: u8) -> Vec<u8> {
     [[0; HEADER].to_vec(), (0..size).collect()].concat()
 }
@@ -170,7 +175,7 @@ fn packets_go_both_ways() {
         assert_eq!(outside.sent(), [packet(60)]);
         outside.give(&packet(90));
         offer(&mut driver, 0, 200);
-        assert_eq!((driver.message(), driver.used(0)), (Some(0), (1, 0, 102)));
+        assert_eq!((message_of_received(&driver), driver.used(0)), (Some(0), (1, 0, 102)));
         let mut got = [0; 102];
         driver.ram.read(GuestPhys(RECEIVED), &mut got);
         let mut wanted = packet(90);
@@ -332,7 +337,7 @@ fn it_goes_on_from_a_saved_state() {
         send(&mut driver, &packet(60));
         outside.give(&packet(20));
         offer(&mut driver, 0, 100);
-        assert_eq!((driver.message(), driver.used(0)), (Some(0), (1, 0, 32)));
+        assert_eq!((message_of_received(&driver), driver.used(0)), (Some(0), (1, 0, 32)));
         let saved = driver.function.save();
         assert_ne!(saved, fresh);
         let (link, beyond) = link();
@@ -342,7 +347,7 @@ fn it_goes_on_from_a_saved_state() {
         assert_eq!(beyond.world.lock().unwrap().begun, Some(VERSION_1 | features));
         beyond.give(&packet(30));
         offer(&mut other, 1, 100);
-        assert_eq!((other.message(), other.used(0)), (Some(0), (2, 1, 42)));
+        assert_eq!((message_of_received(&other), other.used(0)), (Some(0), (2, 1, 42)));
         assert_eq!(other.read(0x2000, 1), 2);
         let mut wrong = saved.clone();
         wrong.fields["device"]["fields"]["model"]["mac"] = 7.into();
@@ -389,5 +394,6 @@ fn another_device_has_the_link_of_one_that_is_unplugged() {
     assert_eq!(outside.sent().iter().map(Vec::len).collect::<Vec<_>>(), [72, 73]);
     outside.give(&packet(20));
     offer(&mut next, 0, 100);
-    assert_eq!((next.message(), next.used(0), begun().is_some()), (Some(0), (1, 0, 32), true));
+    let heard = message_of_received(&next);
+    assert_eq!((heard, next.used(0), begun().is_some()), (Some(0), (1, 0, 32), true));
 }
