@@ -102,8 +102,8 @@ impl Session {
 
     /// Something may have changed whose terminal it is: it is taken, if it is this job's.
     fn look_for_terminal(&self) {
-        if let Some(terminal) = &self.terminal {
-            terminal.take();
+        if self.terminal.as_ref().is_some_and(Foreground::take) {
+            self.streams.look_again();
         }
     }
 
@@ -157,6 +157,8 @@ impl Session {
                     let grant = [&[stream][..], &count.to_le_bytes()].concat();
                     protocol::put(out, Kind::Grant, self.id, &grant);
                 }
+                // It is looked at now and then, until it is ours.
+                News::Elsewhere => self.look_for_terminal(),
                 // As for a program whose output nobody reads.
                 News::Broken(_) => self.signal(Signal::SIGPIPE, out),
                 News::Over => {}

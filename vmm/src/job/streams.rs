@@ -5,9 +5,8 @@ use debug::threads;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 /// News of a stream.
@@ -15,6 +14,8 @@ use vmm_sys_util::eventfd::EventFd;
 pub enum News {
     /// Input has come; none: its end.
     Input(Vec<u8>),
+    /// Input is a terminal that is another job's just now: it is not read until [`Streams::look_again`].
+    Elsewhere,
     /// So many bytes of an output stream have been written, or nobody is there to read them.
     Written(usize, u32),
     /// Nobody reads an output stream any more; told once.
@@ -37,26 +38,60 @@ impl Teller {
     }
 }
 
-/// How many bytes of input may be read.
+/// Leave to read input.
+#[derive(Debug, Default)]
+struct Leave {
+    /// How many bytes may be read.
+    bytes: u32,
+    /// How often the terminal has become this job's.
+    looks: u64,
+}
+
+/// The same, for whoever gives it and whoever waits for it.
 #[derive(Clone, Debug, Default)]
-struct Room(Arc<(Mutex<u32>, Condvar)>);
+struct Room(Arc<(Mutex<Leave>, Condvar)>);
 
 impl Room {
+    fn leave(&self) -> MutexGuard<'_, Leave> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, leave: MutexGuard<'a, Leave>) -> MutexGuard<'a, Leave> {
+        self.0.1.wait(leave).unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn add(&self, more: u32) {
-        let mut room = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *room = room.saturating_add(more);
+        let mut leave = self.leave();
+        leave.bytes = leave.bytes.saturating_add(more);
         self.0.1.notify_all();
     }
 
     /// Waits for some; all that there is, up to `most`, which is taken.
     fn take(&self, most: u32) -> u32 {
-        let mut room = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while *room == 0 {
-            room = self.0.1.wait(room).unwrap_or_else(PoisonError::into_inner);
+        let mut leave = self.leave();
+        while leave.bytes == 0 {
+            leave = self.wait(leave);
         }
-        let taken = (*room).min(most);
-        *room -= taken;
+        let taken = leave.bytes.min(most);
+        leave.bytes -= taken;
         taken
+    }
+
+    fn looks(&self) -> u64 {
+        self.leave().looks
+    }
+
+    fn look_again(&self) {
+        self.leave().looks += 1;
+        self.0.1.notify_all();
+    }
+
+    /// Waits until the terminal has become this job's since there were so many looks.
+    fn wait_for_terminal(&self, looks: u64) {
+        let mut leave = self.leave();
+        while leave.looks == looks {
+            leave = self.wait(leave);
+        }
     }
 }
 
@@ -77,8 +112,6 @@ pub struct Streams {
     open: usize,
 }
 
-/// How long a terminal is left alone that is another job's, until it is read again.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// As much input as is read at once, bytes.
 const PIECE: u32 = 8192;
 
@@ -133,6 +166,11 @@ impl Streams {
         self.room.add(bytes);
     }
 
+    /// The terminal is this job's, perhaps again ([`News::Elsewhere`]).
+    pub fn look_again(&self) {
+        self.room.look_again();
+    }
+
     /// Has bytes written to an output stream.
     pub fn write(&self, index: usize, bytes: Vec<u8>) {
         if let Some(pieces) = self.outputs.get(index).and_then(|output| output.pieces.as_ref()) {
@@ -156,12 +194,16 @@ fn read_all(mut input: File, teller: &Teller, room: &Room) {
     loop {
         let mut bytes = vec![0; room.take(PIECE) as usize];
         let count = loop {
+            let looks = room.looks();
             match input.read(&mut bytes) {
                 Ok(count) => break count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Another job's: it is not to be read while this one is in the background, and may be later.
                 Err(error) if error.raw_os_error() == Some(libc::EIO) && input.is_terminal() => {
-                    thread::sleep(LOOK_AGAIN);
+                    if !teller.tell(News::Elsewhere) {
+                        return;
+                    }
+                    room.wait_for_terminal(looks);
                 }
                 // A stream that is closed has nothing.
                 Err(error) => {
@@ -213,6 +255,24 @@ mod tests {
             }
             thread::yield_now();
         }
+    }
+
+    /// Whoever waits for the terminal misses no look, whether that comes before the waiting or behind it.
+    #[test]
+    fn a_terminal_that_comes_back_is_read_again() {
+        let room = Room::default();
+        let looks = room.looks();
+        room.look_again();
+        room.wait_for_terminal(looks);
+        let (looks, theirs) = (room.looks(), room.clone());
+        let reader = thread::spawn(move || {
+            theirs.wait_for_terminal(looks);
+            theirs.looks()
+        });
+        // Room for more is no terminal.
+        room.add(1);
+        room.look_again();
+        assert_eq!(reader.join().unwrap(), looks + 1);
     }
 
     #[test]

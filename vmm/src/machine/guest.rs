@@ -313,7 +313,6 @@ impl Guest {
     }
 }
 
-/// Where a vCPU is, if it is at work with interrupts off.
 /// Where a vCPU is that is at work with interrupts off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeafPlace {
