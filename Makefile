@@ -37,7 +37,7 @@ unit: toolchain ## unit tests
 	$(CARGO) test -q -p integration --lib
 
 miri: toolchain ## the debugger's rules under Miri, by hand (FILTER=live::runner for some)
-	@integration/setup/miri.sh $(or $(FILTER),live::gate live::times live::runner live::step arming trap:: flow:: gdb::memory_stream simulated::tests::session context::tests::a_breakpoint_on_the_way)
+	@integration/setup/miri.sh $(or $(FILTER),live::gate live::times live::runner live::step arming trap:: flow::tests::aarch64 flow::tests::x86_with gdb::memory_stream simulated::tests::session context::tests::a_breakpoint_on_the_way)
 
 cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)
 	@rm -rf logs

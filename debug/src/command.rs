@@ -49,6 +49,8 @@ mod nearest;
 mod operator;
 pub mod registers;
 mod run;
+#[cfg(feature = "dwarf")]
+pub mod symbols;
 mod table;
 
 pub use operator::Operator;

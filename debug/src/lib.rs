@@ -25,6 +25,8 @@
 //! On by default, and none is needed to debug a guest:
 //! * `disassembly`: instructions in words. Without it a report has their bytes alone, and on x86 a range step
 //!   (gdb's `next` over a loop) steps each instruction where else it would run to where the line is left.
+//! * `dwarf`: what the file says that a kernel was linked to (`vmlinux`): names of addresses and source lines ([`symbols`]).
+//!   Without it there is no command `sym`, and addresses are written as numbers.
 //! * `linux`: what a Linux kernel says of itself. Without it nobody is told where a kernel has moved itself (KASLR),
 //!   there are no commands `linux` and `dmesg`, and gdb's `load` over a kernel that runs is not refused.
 //! * `dump`, which needs `linux`: memory dumps, written and read. Without it there is no command `dump`.
@@ -56,6 +58,10 @@ pub mod range;
 pub mod reply;
 pub mod report;
 pub mod socket;
+#[cfg(any(feature = "dump", feature = "dwarf"))]
+pub mod source;
+#[cfg(feature = "dwarf")]
+pub mod symbols;
 pub mod threads;
 pub mod trap;
 pub mod vcpu;

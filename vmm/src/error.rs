@@ -3,6 +3,7 @@
 use crate::boot::BootError;
 use crate::outcome;
 use debug::dump::write::WriteError;
+use debug::symbols::SymbolsError;
 use disk::DiskError;
 use kvm::KvmError;
 use share::ShareError;
@@ -31,6 +32,14 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The file with the kernel's symbols.
+    #[error("--symbols {}: {source}", path.display())]
+    Symbols {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: SymbolsError,
     },
     /// A folder that a guest was to be given.
     #[error("cannot share {}: {source}{}", folder.display(), share_hint(source))]
@@ -170,7 +179,7 @@ impl Error {
             Error::Kvm(_)
             | Error::System { .. }
             | Error::Share { source: ShareError::NoProc(_) | ShareError::NoOpenat2(_), .. } => outcome::HOST,
-            Error::Boot(_) => outcome::IMAGE,
+            Error::Boot(_) | Error::Symbols { .. } => outcome::IMAGE,
             Error::Open { .. }
             | Error::Share { .. }
             | Error::Disk { .. }

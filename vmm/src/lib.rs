@@ -28,3 +28,4 @@ pub mod machine;
 pub mod outcome;
 mod peer;
 mod run;
+mod symbols;

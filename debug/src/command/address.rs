@@ -1,4 +1,5 @@
 //! Addresses as a person writes them: a number, a register of the vCPU that is looked through (`$rsp`, `rsp`, `pc`),
+//! a symbol where the kernel's file is known (`jiffies`),
 //! or one of them with a number added or taken away.
 
 use super::nearest::nearest;
@@ -18,16 +19,57 @@ pub fn address(operator: &dyn Operator, text: &str) -> Result<u64, Refusal> {
     let (base, offset) = text.split_at(at);
     let base = match number(base) {
         Ok(value) => value,
-        Err(_) => register(&operator.view(), base.strip_prefix('$').unwrap_or(base)).map_err(|why| {
-            let about = operator.about_symbols();
-            Refusal::Usage(format!("'{base}' is no number (0x1000, 4096) and {why}; {about}"))
-        })?,
+        Err(_) => match register(&operator.view(), base.strip_prefix('$').unwrap_or(base)) {
+            Ok(value) => value,
+            Err(why) => match symbol(operator, base)? {
+                Some(address) => address,
+                None => {
+                    let about = about_symbols(operator);
+                    let text = format!("'{base}' is no number (0x1000, 4096) and {why}; {about}");
+                    return Err(Refusal::Usage(text));
+                }
+            },
+        },
     };
     match offset.split_at_checked(1) {
         None => Ok(base),
         Some(("-", rest)) => Ok(base.wrapping_sub(count(rest)?)),
         Some((_, rest)) => Ok(base.wrapping_add(count(rest)?)),
     }
+}
+
+/// Where the symbol of a name is; `None` where there is none, or no file that has them.
+#[cfg(feature = "dwarf")]
+fn symbol(operator: &dyn Operator, name: &str) -> Result<Option<u64>, Refusal> {
+    use crate::symbols::Role;
+    let Some(moved) = super::symbols::moved(operator) else { return Ok(None) };
+    match &moved.find(name)?[..] {
+        [] => Ok(None),
+        [symbol] if symbol.role == Role::PerCpu => {
+            let text = format!("every processor has a '{name}' of its own: it has no one address");
+            Err(Refusal::Usage(text))
+        }
+        [symbol] => Ok(Some(symbol.address)),
+        several => {
+            let text =
+                format!("there are {} symbols '{name}': 'sym {name}' has their addresses", several.len());
+            Err(Refusal::Usage(text))
+        }
+    }
+}
+
+#[cfg(not(feature = "dwarf"))]
+fn symbol(_operator: &dyn Operator, _name: &str) -> Result<Option<u64>, Refusal> {
+    Ok(None)
+}
+
+/// What is said of a name that is no register's.
+fn about_symbols(operator: &dyn Operator) -> &'static str {
+    #[cfg(feature = "dwarf")]
+    if operator.symbols().is_some() {
+        return "nor has the kernel's file a symbol of this name";
+    }
+    operator.about_symbols()
 }
 
 /// Reads a plain number.

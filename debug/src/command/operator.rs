@@ -5,6 +5,8 @@ use crate::breakpoint::Kind;
 use crate::dump::write::{WriteError, destination::Destination};
 use crate::machine::{Control, Machine, MachineError};
 use crate::reply::{Arguments, Command, Refusal, Reply};
+#[cfg(feature = "dwarf")]
+use crate::symbols::Symbols;
 use crate::view::View;
 #[cfg(feature = "dump")]
 use std::path::Path;
@@ -37,6 +39,12 @@ pub trait Operator {
             path: path.into(),
             why: "whoever gives commands here may write no files".into(),
         })
+    }
+
+    /// What the file says that the guest's kernel was linked to, if somebody has named it.
+    #[cfg(feature = "dwarf")]
+    fn symbols(&self) -> Option<&Symbols> {
+        None
     }
 
     /// Breakpoints that were asked for and are not there: kind, address, and why.

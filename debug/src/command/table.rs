@@ -5,6 +5,8 @@ use super::dump;
 #[cfg(feature = "linux")]
 use super::linux;
 use super::operator::Operator;
+#[cfg(feature = "dwarf")]
+use super::symbols;
 use super::{breakpoints, host, info, memory, registers};
 use crate::reply::{Arguments, Command, Refusal, Reply};
 
@@ -29,6 +31,8 @@ pub(super) const TABLE: &[Entry] = &[
     Entry { command: linux::LINUX, run: linux::run },
     #[cfg(feature = "linux")]
     Entry { command: linux::DMESG, run: linux::run_dmesg },
+    #[cfg(feature = "dwarf")]
+    Entry { command: symbols::SYM, run: symbols::run },
     #[cfg(feature = "dump")]
     Entry { command: dump::DUMP, run: dump::run },
     Entry { command: host::NMI, run: host::run_nmi },

@@ -13,8 +13,8 @@ pub mod unpack;
 
 use super::contents::{Contents, DumpError};
 use super::packing::{Packing, unspoken};
+use crate::source::Source;
 use packed::Packed;
-use source::Source;
 use std::sync::Arc;
 
 /// Reads a dump, whatever its format is, also one that is compressed in blocks (for one in one piece see

@@ -1,7 +1,6 @@
 //! What is written is read back; what is damaged is told; nothing panics.
 
 use super::core::Core;
-use super::read::source::{OnDisk, Source};
 use super::write::{self, Subject, WriteError};
 use super::*;
 use crate::disassemble::Mode;
@@ -9,6 +8,7 @@ use crate::fake::Ram;
 use crate::linux::VmCoreInfo;
 use crate::machine::{Action, Activity, Event, Machine, Order, StopReason, Tables};
 use crate::ram::{Absence, Memory};
+use crate::source::{OnDisk, Source};
 use arch::address::PhysRange;
 use arch::register::{Bank, RegisterFile, table};
 use arch::{GuestPhys, GuestVirt, Isa};

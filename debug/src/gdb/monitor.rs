@@ -9,6 +9,8 @@ use crate::command::{self, Operator};
 use crate::dump::write::{WriteError, destination::Destination};
 use crate::machine::{Control, Machine, MachineError};
 use crate::reply::{self, Arguments, Command, Offer, Refusal, Reply, Said, json};
+#[cfg(feature = "dwarf")]
+use crate::symbols::Symbols;
 use crate::view::View;
 use arch::Isa;
 #[cfg(feature = "dump")]
@@ -53,6 +55,11 @@ impl<M: Machine> Operator for Session<M> {
     #[cfg(feature = "dump")]
     fn destination(&self, path: &Path) -> Result<Destination, WriteError> {
         Destination::below(&self.dump_folder, path)
+    }
+
+    #[cfg(feature = "dwarf")]
+    fn symbols(&self) -> Option<&Symbols> {
+        self.symbols.as_deref()
     }
 
     fn refused(&self) -> Vec<(Kind, u64, String)> {

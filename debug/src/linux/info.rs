@@ -54,6 +54,11 @@ impl VmCoreInfo {
         self.values.get("OSRELEASE").map_or("?", String::as_str)
     }
 
+    /// What tells it from every other build, in hexadecimal: from 5.9 on.
+    pub fn build_id(&self) -> Option<&str> {
+        self.values.get("BUILD-ID").map(String::as_str)
+    }
+
     /// How far the kernel has moved from where it was linked, bytes.
     pub fn slide(&self) -> Option<u64> {
         u64::from_str_radix(self.values.get("KERNELOFFSET")?, 16).ok()

@@ -11,6 +11,8 @@ use crate::gdb::listener::{Admission, Listener};
 use crate::gdb::server::{self, OnLost, Service};
 use crate::gdb::session::{NAME, Session};
 use crate::ram::Memory;
+#[cfg(feature = "dwarf")]
+use crate::symbols::Symbols;
 use crate::threads;
 use std::fmt;
 use std::io;
@@ -51,6 +53,9 @@ pub struct Options {
     pub looks: bool,
     /// The folder that `monitor dump` writes below; the current one where none is given.
     pub dump_folder: Option<PathBuf>,
+    /// What the file says that the guest's kernel was linked to, for `monitor`.
+    #[cfg(feature = "dwarf")]
+    pub symbols: Option<Arc<Symbols>>,
     /// What words to the debugger's user begin with: the monitor's name.
     pub name: String,
     /// What is told to one that is refused as another one is attached, in words: how that is let go, if there is a way
@@ -69,6 +74,8 @@ impl Options {
             believed,
             looks: true,
             dump_folder: None,
+            #[cfg(feature = "dwarf")]
+            symbols: None,
             name: NAME.into(),
             how_to_release: None,
         }
@@ -126,6 +133,10 @@ impl<M: Monitor> Lines<M> {
         };
         let mut session = Session::new(machine, Arc::clone(&self.engine));
         (session.believed, session.name) = (options.believed, options.name);
+        #[cfg(feature = "dwarf")]
+        {
+            session.symbols = options.symbols;
+        }
         if let Some(folder) = options.dump_folder {
             session.dump_folder = folder;
         }

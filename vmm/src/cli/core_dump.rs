@@ -9,7 +9,7 @@ mod unpacked;
 use super::candidates::words;
 use super::stdout;
 use crate::error::Error;
-use crate::outcome;
+use crate::{outcome, symbols};
 use arch::Isa;
 use asked::Asked;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -23,6 +23,7 @@ use debug::gdb::session::Session;
 use debug::machine::Machine;
 use debug::reply::{Needs, Refusal, number};
 use debug::socket::Access;
+use debug::symbols::Symbols;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use open::{Description, open};
@@ -74,6 +75,9 @@ pub struct Args {
     /// text, or the guest-physical address (0x...) of the page that has it
     #[arg(long, value_name = "PATH|0xADDRESS", value_parser = clap::builder::ValueParser::new(Description::parse))]
     vmcoreinfo: Option<Description>,
+    /// The file that the kernel was linked to (vmlinux), for `sym` and names in addresses
+    #[arg(long, value_name = "PATH", global = true)]
+    symbols: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Asked>,
 }
@@ -206,13 +210,14 @@ fn run(args: &Args) -> Result<(), CoreError> {
         };
         return Err(CoreError::Usage(format!("--vcpu {}: the dump has {there}", args.vcpu)));
     }
+    let symbols = args.symbols.as_ref().map(|path| symbols::open(path, core.isa())).transpose()?;
     match &args.gdb {
         Some(_) if args.command.is_some() || args.json => {
             let text = "--gdb serves until it is ended; give no command and no --json with it";
             Err(CoreError::Usage(text.into()))
         }
-        Some(address) => Ok(serve(core, address, args.gdb_any_user)?),
-        None => answer(args, core, &mut io::BufWriter::new(io::stdout().lock())),
+        Some(address) => Ok(serve(core, address, args.gdb_any_user, symbols)?),
+        None => answer(args, core, symbols, &mut io::BufWriter::new(io::stdout().lock())),
     }
 }
 
@@ -222,7 +227,7 @@ fn session(core: Core) -> Session<Core> {
 }
 
 /// Serves debuggers until a signal, or `kill`.
-fn serve(core: Core, address: &Address, any_user: bool) -> Result<(), Error> {
+fn serve(core: Core, address: &Address, any_user: bool, symbols: Option<Arc<Symbols>>) -> Result<(), Error> {
     let access = if any_user { Access::Everyone } else { Access::Owner };
     let listener = Listener::bind(address, access)
         .map_err(|source| Error::Listen { address: address.to_string(), source })?;
@@ -238,14 +243,19 @@ fn serve(core: Core, address: &Address, any_user: bool) -> Result<(), Error> {
     log::warn!("waiting for gdb at {}", listener.address());
     let service = Service { admission: crate::peer::admission(any_user), ..Service::plain(quit) };
     let mut session = session(core);
-    session.name = "vmm".into();
+    (session.name, session.symbols) = ("vmm".into(), symbols);
     server::run(listener, session, service);
     Ok(())
 }
 
 /// Has a command carried out, and prints what it says; without one, what the file is.
-fn answer(args: &Args, core: Core, out: &mut impl Write) -> Result<(), CoreError> {
-    let mut shell = Shell::new(core, args);
+fn answer(
+    args: &Args,
+    core: Core,
+    symbols: Option<Arc<Symbols>>,
+    out: &mut impl Write,
+) -> Result<(), CoreError> {
+    let mut shell = Shell::new(core, symbols, args);
     let reply = match (&args.diff, &args.command) {
         (Some(other), _) => shell.compare(other)?,
         (None, None) => shell.run("info", &[])?,

@@ -290,6 +290,7 @@ impl Args {
                 .gdb
                 .clone()
                 .map(|address| GdbConfig { waits: !self.gdb_no_wait, ..GdbConfig::new(address) }),
+            symbols: plan.symbols,
             keeps_registers: true,
             ..Config::default()
         };

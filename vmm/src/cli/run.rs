@@ -140,6 +140,9 @@ pub struct Args {
     /// Let a second debugger take the place of the first
     #[arg(long, requires = "gdb", help_heading = "Debugging")]
     gdb_takeover: bool,
+    /// The file that the kernel was linked to (vmlinux), for `monitor sym` and names in addresses
+    #[arg(long, value_name = "PATH", help_heading = "Debugging")]
+    symbols: Option<PathBuf>,
     /// The folder that gdb's `monitor dump` writes below, also of a gdb that is served later (`vmm gdb`); the current one
     /// if none is given
     #[arg(long, value_name = "PATH", help_heading = "Debugging")]
@@ -227,6 +230,7 @@ impl Args {
                 dump_folder: self.dump_dir.clone(),
                 ..GdbConfig::new(address)
             }),
+            symbols: self.symbols.clone(),
             hypercalls: self.hypercalls.clone(),
             keeps_registers: self.dump_on.is_some(),
         };

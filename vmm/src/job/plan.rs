@@ -6,6 +6,7 @@ use super::protocol;
 use super::root_image::{Found, RootImage, RootImageError};
 use super::steps::{NotTellable, Steps, flag};
 use crate::machine::config::{DiskConfig, LinkConfig, NetConfig, ShareConfig, VirtioDevice, VirtioTransport};
+use crate::symbols;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -74,6 +75,8 @@ pub struct Plan {
     pub cmdline: String,
     /// Devices.
     pub devices: Vec<VirtioDevice>,
+    /// The file that the kernel was linked to, where it is in its source tree.
+    pub symbols: Option<PathBuf>,
 }
 
 /// A job that cannot be begun.
@@ -309,7 +312,10 @@ impl Wanted {
             cmdline.push_str(more);
         }
         let initramfs = archive.finish().map_err(PlanError::Archive)?;
-        Ok(Plan { kernel, initramfs, archives, cmdline, devices })
+        // One that a compiler is just writing is as good as none.
+        let vmlinux = self.build.as_ref().map(|tree| tree.join("vmlinux"));
+        let symbols = vmlinux.filter(|path| symbols::open(path, isa).is_ok());
+        Ok(Plan { kernel, initramfs, archives, cmdline, devices, symbols })
     }
 
     fn written_through(&self) -> Result<Vec<WrittenThrough>, PlanError> {

@@ -44,6 +44,8 @@ pub struct Config {
     pub guest_clock: GuestClock,
     /// Where a debugger connects, if one may.
     pub gdb: Option<GdbConfig>,
+    /// The file that the kernel was linked to, for who debugs the guest.
+    pub symbols: Option<PathBuf>,
     /// Hypercalls that are answered and shown.
     pub hypercalls: Option<HypercallConfig>,
     /// Whether registers are kept that a reset or a triple fault would lose: there may be a dump of the guest's end
@@ -210,6 +212,7 @@ impl Default for Config {
             transport: VirtioTransport::default(),
             guest_clock: GuestClock::default(),
             gdb: None,
+            symbols: None,
             hypercalls: None,
             keeps_registers: false,
         }

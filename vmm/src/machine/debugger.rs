@@ -14,6 +14,7 @@ use debug::gdb::listener::Listener;
 use debug::live::debugger::{Options, Target};
 use debug::live::machine::LiveMachine;
 use debug::machine::Machine as _;
+use debug::symbols::Symbols;
 use kvm::ram::{GuestMemory, LiveMemory};
 use kvm::{HOST_ISA, probe};
 use nix::unistd::{AccessFlags, access};
@@ -67,6 +68,15 @@ enum Occupancy {
     Gone,
 }
 
+/// What is known of a guest's kernel before it says so.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    /// What its processor is to a debugger.
+    pub believed: Believed,
+    /// What its file says.
+    pub symbols: Option<Arc<Symbols>>,
+}
+
 /// A machine's place for a debugger. Its clones are of the same machine.
 #[derive(Clone, Debug)]
 pub struct Attachment {
@@ -75,7 +85,7 @@ pub struct Attachment {
     memory: GuestMemory,
     /// What serves the guest is to know where instructions are planted.
     ram: Arc<GuestRam>,
-    believed: Believed,
+    known: Known,
     /// Locked as long as a debugger comes or leaves.
     place: Arc<Mutex<Occupancy>>,
 }
@@ -86,13 +96,13 @@ impl Attachment {
         vcpus: &Arc<Vcpus>,
         memory: &GuestMemory,
         ram: &Arc<GuestRam>,
-        believed: Believed,
+        known: Known,
     ) -> Attachment {
         Attachment {
             vcpus: Arc::downgrade(vcpus),
             memory: memory.clone(),
             ram: Arc::clone(ram),
-            believed,
+            known,
             place: Arc::default(),
         }
     }
@@ -132,7 +142,8 @@ impl Attachment {
             on_lost: config.on_lost,
             takeover: config.takeover,
             looks: true,
-            believed: self.believed,
+            believed: self.known.believed,
+            symbols: self.known.symbols.clone(),
             dump_folder: config.dump_folder.clone(),
             name: "vmm".into(),
             how_to_release: Some("'vmm release' or --gdb-takeover let another one in".into()),

@@ -20,7 +20,7 @@ pub enum Files {
 /// What is opened for a guest: what it is made of, and what is made for its debugger, below `dumps` or the current folder.
 pub fn of_guest(config: &Config, files: Files, name: Option<&str>, dumps: Option<&Path>) -> Vec<Rule> {
     let mut rules = Vec::new();
-    for path in config.kernel.iter().chain(&config.initrds) {
+    for path in config.kernel.iter().chain(&config.initrds).chain(&config.symbols) {
         let path = without_string(path);
         rules.push(Rule::new(&path, Grant::Read));
         // What is no file's own place (/dev/fd/3) has nothing beside it.

@@ -5,9 +5,10 @@
 
 mod image;
 
-use super::source::{Source, read_all, read_some};
+use super::source::{read_all, read_some};
 use crate::dump::contents::{Contents, DumpError, INCOMPLETE as IS_INCOMPLETE};
 use crate::dump::notes::Notes;
+use crate::source::Source;
 use arch::Isa;
 use arch::bytes::{u8_at, u16_at, u32_at, u64_at};
 use arch::register::note;

@@ -3,8 +3,9 @@
 //!
 //! Source: makedumpfile, `makedumpfile.h` (`struct makedumpfile_header`, `struct makedumpfile_data_header`).
 
-use super::source::{Source, read_all};
+use super::source::read_all;
 use crate::dump::contents::DumpError;
+use crate::source::Source;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;

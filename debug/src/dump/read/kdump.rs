@@ -6,11 +6,12 @@
 //!
 //! Sources: makedumpfile, `IMPLEMENTATION` and `diskdump_mod.h`; QEMU, `include/sysemu/dump.h`.
 
-use super::source::{Source, read_all};
+use super::source::read_all;
 use crate::dump::contents::{Contents, DumpError, Image, joined};
 use crate::dump::notes::{Notes, isa_of_notes};
 use crate::linux::VmCoreInfo;
 use crate::ram::Absence;
+use crate::source::Source;
 use arch::Isa;
 use arch::address::PhysRange;
 use arch::bytes::{u32_at, u64_at};

@@ -1,11 +1,12 @@
 //! Reading files that are compressed in blocks ([`packing`](crate::dump::packing)), where they are needed.
 
-use super::source::{Source, read_all, read_some};
+use super::source::{read_all, read_some};
 use crate::dump::contents::DumpError;
 use crate::dump::packing::{
     BGZF_END, BGZF_HEADER, BGZF_TRAILER, BlockSize, HAS_CHECKSUMS, Packing, SEEKABLE_MAGIC, TABLE_FOOTER,
     TABLE_MAGIC,
 };
+use crate::source::Source;
 use arch::bytes::{array_at, u32_at};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};

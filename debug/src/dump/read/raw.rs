@@ -1,7 +1,7 @@
 //! Plain memory, byte for byte, of a target that the user describes.
 
-use super::source::Source;
 use crate::dump::contents::{Contents, Cpu, DumpError, Image};
+use crate::source::Source;
 use arch::Isa;
 use arch::address::PhysRange;
 use arch::register::RegisterFile;

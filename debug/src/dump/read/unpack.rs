@@ -6,9 +6,9 @@
 //!
 //! Source: RFC 1952, "File format"; RFC 8878, "Frames", "Skippable Frames".
 
-use super::source::Source;
 use crate::dump::packing::Packing;
 use crate::dump::progress::Progress;
+use crate::source::Source;
 use flate2::bufread::MultiGzDecoder;
 use nix::sys::statvfs::fstatvfs;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};

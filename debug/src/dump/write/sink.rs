@@ -174,7 +174,7 @@ impl<F: Write> Sink for Blocks<F> {
 mod tests {
     use super::*;
     use crate::dump::read::packed::Packed;
-    use crate::dump::read::source::Source;
+    use crate::source::Source;
     use std::sync::Arc;
 
     /// Data and holes of any size, and what they are together.

@@ -12,8 +12,10 @@ use debug::dump::write::destination::Destination;
 use debug::engine::Engine;
 use debug::machine::{Machine, MachineError};
 use debug::reply::{Arguments, Command, Refusal, Reply};
+use debug::symbols::Symbols;
 use debug::view::View;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Bytes of memory that one answer has at most: all of it is kept.
 const MOST_BYTES: u64 = 256 << 20;
@@ -25,6 +27,7 @@ const DIFF: Command = Command::new("diff", "PATH", "pages that differ in another
 pub(super) struct Shell<'a> {
     core: Core,
     engine: Engine,
+    symbols: Option<Arc<Symbols>>,
     args: &'a Args,
     cancel: Cancel,
     /// Why a command was refused, where the exit code goes by it.
@@ -38,9 +41,9 @@ pub(super) fn commands() -> Vec<Command> {
 }
 
 impl Shell<'_> {
-    pub fn new(core: Core, args: &Args) -> Shell<'_> {
+    pub fn new(core: Core, symbols: Option<Arc<Symbols>>, args: &Args) -> Shell<'_> {
         let engine = Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
-        Shell { core, engine, args, cancel: Cancel::never(), failed: None }
+        Shell { core, engine, symbols, args, cancel: Cancel::never(), failed: None }
     }
 
     /// Has a command carried out.
@@ -77,11 +80,15 @@ impl Operator for Shell<'_> {
     }
 
     fn about_symbols(&self) -> &'static str {
-        "of a symbol, nm has the address in vmlinux, to which what 'info' says it has moved by is added"
+        "of a symbol, --symbols vmlinux has the address"
     }
 
     fn most_bytes(&self) -> u64 {
         MOST_BYTES
+    }
+
+    fn symbols(&self) -> Option<&Symbols> {
+        self.symbols.as_deref()
     }
 
     /// What the user of a shell may write is up to the system.

@@ -4,8 +4,8 @@
 use crate::logging;
 use crate::logging::progress::Reporter;
 use debug::dump::packing::Packing;
-use debug::dump::read::source::OnDisk;
 use debug::dump::read::unpack::{UnpackError, unpack};
+use debug::source::OnDisk;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;

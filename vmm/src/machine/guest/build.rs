@@ -7,7 +7,7 @@ use crate::boot::{self, BootConfig, Booted};
 use crate::error::Error;
 use crate::machine::backends::Backends;
 use crate::machine::config::{Config, GuestClock, Trace, VirtioTransport};
-use crate::machine::debugger::{Attachment, listen};
+use crate::machine::debugger::{Attachment, Known, listen};
 use crate::machine::dumper::Dumper;
 use crate::machine::guest_clock::Timekeeper;
 use crate::machine::guest_ram::GuestRam;
@@ -17,6 +17,7 @@ use crate::machine::output_queue::{OutputQueue, QueueEnd};
 use crate::machine::rack::{self, Fitted};
 use crate::machine::services::{Exits, Services};
 use crate::machine::vcpus::{Threads, Vcpus};
+use crate::symbols;
 use arch::Isa;
 use arch::words::counted;
 use arch::x86::cpuid::Entry;
@@ -56,6 +57,7 @@ pub(super) fn build(
         kvm::probe::holds_counter().ok();
     }
     let gdb = gdb.filter(|_| listens == Listens::Yes);
+    let symbols = config.symbols.as_ref().map(|path| symbols::open(path, HOST_ISA)).transpose()?;
     let listener = gdb.map(listen).transpose()?;
     let (input_wanted, wake) = (new_event()?, new_event()?);
     let output = Arc::new(OutputQueue::new(output));
@@ -89,7 +91,8 @@ pub(super) fn build(
     });
     let vcpus = start(vcpus, config.guest_clock, &vm, &services)?;
     let dumper = Dumper::new(&vcpus, vm.memory());
-    let attachment = Attachment::new(&vcpus, vm.memory(), &ram, kernel.believed());
+    let attachment =
+        Attachment::new(&vcpus, vm.memory(), &ram, Known { believed: kernel.believed(), symbols });
     if let (Some(listener), Some(gdb)) = (listener, gdb) {
         attachment.attach(listener, gdb)?;
     }

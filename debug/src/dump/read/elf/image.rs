@@ -2,8 +2,8 @@
 
 use super::LEFT_OUT;
 use crate::dump::contents::{Image, joined};
-use crate::dump::read::source::Source;
 use crate::ram::Absence;
+use crate::source::Source;
 use arch::address::PhysRange;
 use std::sync::Arc;
 

@@ -1,0 +1,270 @@
+//! `sym`: names of addresses and addresses of names, by the kernel's own file.
+
+use super::operator::Operator;
+use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
+use crate::symbols::{Frame, MOST_FOUND, Moved, Role, Symbol, SymbolsError};
+use arch::words::counted;
+use std::fmt;
+
+/// `sym`.
+pub const SYM: Command =
+    Command::new("sym", "ADDRESS|NAME", "what is at an address, or where a symbol is: function, source line");
+
+/// What the kernel's file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Symbols, each with its source lines, those of inlined functions first.
+    pub symbols: Vec<(Symbol, Vec<Frame>)>,
+    /// What was asked for is a place within the symbol, not its name.
+    pub is_place: bool,
+    /// What else there is to say, a line each.
+    pub remarks: Vec<String>,
+}
+
+impl Found {
+    /// Of an address.
+    ///
+    /// # Errors
+    /// [`Refusal::NotThere`].
+    pub fn at(moved: &Moved<'_>, address: u64) -> Result<Found, Refusal> {
+        let symbol = moved.at(address)?;
+        let symbol = symbol.ok_or_else(|| Refusal::NotThere(format!("{address:#x} is in no symbol")))?;
+        Ok(Found::of(moved, vec![symbol], true))
+    }
+
+    /// Of a name.
+    ///
+    /// # Errors
+    /// [`Refusal::NotThere`].
+    pub fn named(moved: &Moved<'_>, name: &str) -> Result<Found, Refusal> {
+        match moved.find(name)? {
+            symbols if symbols.is_empty() => Err(Refusal::NotThere(format!("there is no symbol '{name}'"))),
+            symbols => Ok(Found::of(moved, symbols, false)),
+        }
+    }
+
+    fn of(moved: &Moved<'_>, symbols: Vec<Symbol>, is_place: bool) -> Found {
+        let mut remarks = Vec::new();
+        if symbols.len() == MOST_FOUND {
+            remarks.push(format!("there may be more: {MOST_FOUND} are told"));
+        }
+        let mut why_no_lines = None;
+        let mut with_lines = |symbol: Symbol| {
+            let frames = match symbol.role {
+                Role::Function | Role::Label => moved.frames(symbol.address.wrapping_add(symbol.offset)),
+                Role::Variable | Role::PerCpu | Role::Absolute => Ok(Vec::new()),
+            };
+            let frames = frames.unwrap_or_else(|error| {
+                why_no_lines = Some(error.to_string());
+                Vec::new()
+            });
+            (symbol, frames)
+        };
+        let symbols = symbols.into_iter().map(&mut with_lines).collect();
+        remarks.extend(why_no_lines.map(|why| format!("no source lines: {why}")));
+        Found { symbols, is_place, remarks }
+    }
+}
+
+/// What a symbol is, where that is not plain.
+fn aside(role: Role) -> &'static str {
+    match role {
+        Role::Function | Role::Variable | Role::Label => "",
+        Role::PerCpu => ", every processor has its own",
+        Role::Absolute => ", a number",
+    }
+}
+
+struct Line<'a>(&'a Frame);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.file.as_deref().unwrap_or("?"))?;
+        self.0.line.map_or(Ok(()), |line| write!(f, ":{line}"))
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (symbol, frames) in &self.symbols {
+            match self.is_place {
+                true => write!(
+                    f,
+                    "{:#x} is {}+{:#x}",
+                    symbol.address.wrapping_add(symbol.offset),
+                    symbol.name,
+                    symbol.offset
+                )?,
+                false => write!(f, "{} is at {:#x}", symbol.name, symbol.address)?,
+            }
+            if symbol.size > 0 {
+                write!(f, ", of {}", counted(symbol.size, "byte"))?;
+            }
+            write!(f, "{}", aside(symbol.role))?;
+            match frames.as_slice() {
+                [] => writeln!(f)?,
+                [frame] => writeln!(f, ", {}", Line(frame))?,
+                frames => {
+                    writeln!(f)?;
+                    for (at, frame) in frames.iter().enumerate() {
+                        let inlined = if at + 1 < frames.len() { ", inlined" } else { "" };
+                        let function = frame.function.as_deref().unwrap_or("?");
+                        writeln!(f, "  {function} at {}{inlined}", Line(frame))?;
+                    }
+                }
+            }
+        }
+        self.remarks.iter().try_for_each(|remark| writeln!(f, "{remark}"))
+    }
+}
+
+impl Value for Found {
+    fn json(&self) -> Json {
+        let role = |role| match role {
+            Role::Function => "function",
+            Role::Variable => "variable",
+            Role::Label => "label",
+            Role::PerCpu => "per-cpu",
+            Role::Absolute => "absolute",
+        };
+        let frame = |it: &Frame| json!({ "function": it.function, "file": it.file, "line": it.line, "column": it.column });
+        let symbol = |(it, frames): &(Symbol, Vec<Frame>)| {
+            json!({
+                "name": it.name, "address": hex(it.address), "offset": it.offset, "size": it.size,
+                "role": role(it.role), "lines": frames.iter().map(frame).collect::<Vec<_>>(),
+            })
+        };
+        json!({ "symbols": self.symbols.iter().map(symbol).collect::<Vec<_>>(), "remarks": self.remarks })
+    }
+}
+
+impl From<SymbolsError> for Refusal {
+    fn from(error: SymbolsError) -> Refusal {
+        Refusal::NotThere(error.to_string())
+    }
+}
+
+/// The file's symbols, where the guest's kernel has moved to.
+pub(super) fn moved(operator: &dyn Operator) -> Option<Moved<'_>> {
+    Some(operator.symbols()?.moved(operator.view().kernel_slide().unwrap_or_default()))
+}
+
+pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+    let [what] = arguments.words()[..] else {
+        return Err(Refusal::Usage("write one address, or one name".into()));
+    };
+    let operator = &*operator;
+    let none = || Refusal::NotThere("no file with symbols was given (--symbols vmlinux)".into());
+    let symbols = operator.symbols().ok_or_else(none)?;
+    let view = operator.view();
+    if symbols.isa() != view.isa() {
+        return Err(SymbolsError::Architecture(symbols.isa()).into());
+    }
+    let moved = moved(operator).ok_or_else(none)?;
+    // What is a symbol's name is taken for it: there are kernels with a function `sp`.
+    let is_named = what.starts_with(|c: char| c.is_alphabetic() || c == '_') && !moved.find(what)?.is_empty();
+    let mut found = match is_named {
+        true => Found::named(&moved, what),
+        false => Found::at(&moved, super::address::address(operator, what)?),
+    }?;
+    found.remarks.extend(doubt(operator)?);
+    Ok(Box::new(found))
+}
+
+/// Why the file may not be the guest's kernel's, or the addresses not where it is now.
+#[cfg(feature = "linux")]
+fn doubt(operator: &dyn Operator) -> Result<Option<String>, Refusal> {
+    let known = operator.view().kernel(crate::linux::described::Scope::Running)?;
+    let Some(info) = &known.info else {
+        return Ok(Some("no Linux kernel has described itself in memory (yet): taken as not moved".into()));
+    };
+    let build_id = operator.symbols().and_then(crate::symbols::Symbols::build_id);
+    let ours = build_id.map(|it| it.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    Ok(match (info.build_id(), ours) {
+        (Some(theirs), Some(ours)) if *theirs != ours => {
+            Some(format!("the guest's kernel is another build ({theirs}; the file is {ours})"))
+        }
+        _ => None,
+    })
+}
+
+#[cfg(not(feature = "linux"))]
+fn doubt(_operator: &dyn Operator) -> Result<Option<String>, Refusal> {
+    Ok(Some("the kernel is taken as not moved".into()))
+}
+
+#[cfg(all(test, feature = "disassembly", feature = "dump"))]
+mod tests {
+    use super::*;
+    use crate::command::tests::Desk;
+    use crate::fake::Still;
+    use crate::symbols::{Symbols, tests::kernel};
+    use arch::Isa;
+    use object::Architecture;
+
+    fn desk(isa: Isa) -> Desk<Still> {
+        let architecture = match isa {
+            Isa::X86_64 => Architecture::X86_64,
+            Isa::Aarch64 => Architecture::Aarch64,
+        };
+        let mut desk = Desk::new(Still::new(isa, 1, 1 << 20).unwrap());
+        desk.symbols = Some(Symbols::new(kernel(architecture)).unwrap());
+        desk
+    }
+
+    #[test]
+    fn names_and_addresses_lead_to_each_other() {
+        for isa in Isa::ALL {
+            let mut desk = desk(isa);
+            let not_moved = "no Linux kernel has described itself in memory (yet): taken as not moved\n";
+            let no_lines = "no source lines: the file has no debug information (CONFIG_DEBUG_INFO)\n";
+            for (line, said) in [
+                ("sym start_kernel", format!("start_kernel is at 0x10, of 64 bytes\n{no_lines}{not_moved}")),
+                ("sym 0x14", format!("0x14 is start_kernel+0x4, of 64 bytes\n{no_lines}{not_moved}")),
+                (
+                    "sym start_kernel+0x4",
+                    format!("0x14 is start_kernel+0x4, of 64 bytes\n{no_lines}{not_moved}"),
+                ),
+                (
+                    "sym current_task",
+                    format!("current_task is at 0x8, of 8 bytes, every processor has its own\n{not_moved}"),
+                ),
+            ] {
+                assert_eq!(desk.say(line), said, "{line}");
+            }
+            let told = desk.json("sym 0x14");
+            assert_eq!(told["symbols"][0]["name"], "start_kernel");
+            assert_eq!(
+                (&told["symbols"][0]["offset"], &told["symbols"][0]["role"]),
+                (&json!(4), &json!("function"))
+            );
+            // Other commands take names for addresses.
+            let bytes = desk.say("read start_kernel+2 1");
+            assert!(bytes.starts_with("0x0000000000000012  00"), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_the_file_is_said() {
+        for isa in Isa::ALL {
+            let mut desk = desk(isa);
+            for (line, why) in [
+                ("sym", "write one address, or one name"),
+                ("sym a b", "write one address, or one name"),
+                ("sym nowhere", "nor has the kernel's file a symbol of this name"),
+                ("sym 0x4000", "0x4000 is in no symbol"),
+                ("read current_task 8", "every processor has a 'current_task' of its own"),
+            ] {
+                let said = desk.refusal(line).to_string();
+                assert!(said.contains(why), "{line}: {said}");
+            }
+            desk.symbols = None;
+            let said = desk.refusal("sym start_kernel").to_string();
+            assert!(said.contains("--symbols vmlinux"), "{said}");
+            assert!(desk.refusal("read start_kernel 8").to_string().contains("symbols are elsewhere"));
+        }
+        let mut other = desk(Isa::X86_64);
+        other.symbols = Some(Symbols::new(kernel(Architecture::Aarch64)).unwrap());
+        assert!(other.refusal("sym start_kernel").to_string().contains("a file of aarch64"));
+    }
+}

@@ -1,0 +1,214 @@
+//! An ELF file, read piece by piece.
+
+use super::table::{Entry, Role, Table};
+use super::{SymbolsError, plain};
+use crate::source::Source;
+use arch::Isa;
+use object::read::{CompressedData, File, Object, ObjectSection, ObjectSymbol, ReadCache, ReadCacheOps};
+use object::{Architecture, ObjectKind, SectionIndex, SymbolKind, SymbolSection};
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+
+/// Bytes of a section that are read, unpacked: a kernel's with everything switched on has less in its largest.
+const MOST_OF_A_SECTION: u64 = 4 << 30;
+/// Symbols that are read: a kernel with everything switched on has two million.
+const MOST_SYMBOLS: usize = 8 << 20;
+/// Bytes that are read at once where only a few are wanted.
+const BLOCK: usize = 64 << 10;
+
+/// A file of a kernel.
+#[derive(Debug)]
+pub(super) struct ElfFile {
+    source: Box<dyn Source>,
+}
+
+/// A place in a file that is read from. Names are read one by one: the block around the last one is kept.
+struct Reader<'a> {
+    source: &'a dyn Source,
+    at: u64,
+    block: Vec<u8>,
+    block_at: u64,
+}
+
+impl ReadCacheOps for Reader<'_> {
+    fn len(&mut self) -> Result<u64, ()> {
+        Ok(self.source.size())
+    }
+
+    fn seek(&mut self, at: u64) -> Result<u64, ()> {
+        self.at = at;
+        Ok(at)
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, ()> {
+        let left = usize::try_from(self.source.size().saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let count = bytes.len().min(left);
+        self.read_exact(&mut bytes[..count])?;
+        Ok(count)
+    }
+
+    fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), ()> {
+        if bytes.len() as u64 > MOST_OF_A_SECTION {
+            return Err(());
+        }
+        if bytes.len() >= BLOCK / 4 {
+            fill(self.source, self.at, bytes).map_err(drop)?;
+        } else {
+            let behind = |this: &Self| usize::try_from(this.at.checked_sub(this.block_at)?).ok();
+            let is_there = |this: &Self, from: usize| from + bytes.len() <= this.block.len();
+            let from = match behind(self) {
+                Some(from) if is_there(self, from) => from,
+                _ => {
+                    let left = self.source.size().saturating_sub(self.at);
+                    let length = usize::try_from(left).unwrap_or(usize::MAX).min(BLOCK);
+                    self.block.resize(length, 0);
+                    self.block_at = self.at;
+                    let read = fill(self.source, self.at, &mut self.block);
+                    if read.is_err() || length < bytes.len() {
+                        self.block.clear();
+                        return Err(());
+                    }
+                    0
+                }
+            };
+            bytes.copy_from_slice(&self.block[from..from + bytes.len()]);
+        }
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// A section that is wanted whole.
+struct Wanted {
+    range: (u64, u64),
+    format: object::CompressionFormat,
+    size: u64,
+}
+
+/// Reads all of a piece of a file.
+fn fill(source: &dyn Source, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+    match source.read_at(at, bytes)? {
+        count if count == bytes.len() => Ok(()),
+        _ => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file was cut off")),
+    }
+}
+
+fn damaged(error: object::Error) -> SymbolsError {
+    SymbolsError::Format(error.to_string())
+}
+
+impl ElfFile {
+    pub fn new(source: Box<dyn Source>) -> ElfFile {
+        ElfFile { source }
+    }
+
+    fn with<T>(
+        &self,
+        read: impl FnOnce(&File<'_, &ReadCache<Reader<'_>>>) -> Result<T, SymbolsError>,
+    ) -> Result<T, SymbolsError> {
+        let reader = Reader { source: &*self.source, at: 0, block: Vec::new(), block_at: 0 };
+        let cache = ReadCache::new(reader);
+        read(&File::parse(&cache).map_err(damaged)?)
+    }
+
+    /// Its architecture, and what tells it from other builds.
+    pub fn heading(&self) -> Result<(Isa, Option<Vec<u8>>), SymbolsError> {
+        self.with(|file| {
+            let isa = match file.architecture() {
+                Architecture::X86_64 | Architecture::I386 => Isa::X86_64,
+                Architecture::Aarch64 => Isa::Aarch64,
+                other => return Err(SymbolsError::Format(format!("it is for {other:?}"))),
+            };
+            if !matches!(file.kind(), ObjectKind::Executable | ObjectKind::Dynamic) {
+                return Err(SymbolsError::Format("it was not linked (a module, or an object file)".into()));
+            }
+            // One whose notes are damaged has none.
+            let build_id = file.build_id().unwrap_or_default().map(<[u8]>::to_vec);
+            Ok((isa, build_id))
+        })
+    }
+
+    /// Its table of symbols.
+    pub fn symbols(&self) -> Result<Table, SymbolsError> {
+        self.with(|file| {
+            let mut sections: HashMap<SectionIndex, (Range<u64>, Role)> = HashMap::new();
+            for section in file.sections() {
+                let role = match section.name() {
+                    Ok(".data..percpu") => Role::PerCpu,
+                    _ => Role::Label,
+                };
+                let range = section.address()..section.address().saturating_add(section.size());
+                sections.insert(section.index(), (range, role));
+            }
+            let mut entries = Vec::new();
+            for symbol in file.symbols() {
+                let role = match symbol.kind() {
+                    SymbolKind::Text => Role::Function,
+                    SymbolKind::Data => Role::Variable,
+                    SymbolKind::Label | SymbolKind::Unknown => Role::Label,
+                    _ => continue,
+                };
+                let (role, end) = match symbol.section() {
+                    SymbolSection::Absolute => (Role::Absolute, u64::MAX),
+                    SymbolSection::Section(index) => match sections.get(&index) {
+                        Some((range, Role::PerCpu)) => (Role::PerCpu, range.end),
+                        Some((range, _)) => (role, range.end),
+                        None => continue,
+                    },
+                    _ => continue,
+                };
+                let Ok(name) = symbol.name() else { continue };
+                // "$x", "$d" say what bytes are to a disassembler; ".L" are a compiler's own.
+                if name.is_empty() || name.starts_with('$') || name.starts_with(".L") {
+                    continue;
+                }
+                if entries.len() == MOST_SYMBOLS {
+                    let what = "the table of symbols".to_string();
+                    let most = MOST_SYMBOLS as u64;
+                    return Err(SymbolsError::TooLarge { what, size: most + 1, most });
+                }
+                entries.push(Entry {
+                    name: plain(name).into(),
+                    address: symbol.address(),
+                    size: symbol.size(),
+                    end,
+                    role,
+                    is_global: symbol.is_global(),
+                });
+            }
+            if entries.is_empty() { Err(SymbolsError::Stripped) } else { Ok(Table::new(entries)) }
+        })
+    }
+
+    /// A section's bytes, unpacked; none of one that is not there, or not in this file.
+    pub fn section(&self, name: &str) -> Result<Vec<u8>, SymbolsError> {
+        let wanted = self.with(|file| {
+            let Some(section) = file.section_by_name(name) else { return Ok(None) };
+            let range = section.compressed_file_range().map_err(damaged)?;
+            Ok(Some(Wanted {
+                range: (range.offset, range.compressed_size),
+                format: range.format,
+                size: range.uncompressed_size,
+            }))
+        })?;
+        let Some(Wanted { range: (offset, packed), format, size }) = wanted else { return Ok(Vec::new()) };
+        for size in [packed, size] {
+            if size > MOST_OF_A_SECTION {
+                return Err(SymbolsError::TooLarge { what: name.into(), size, most: MOST_OF_A_SECTION });
+            }
+        }
+        if offset.checked_add(packed).is_none_or(|end| end > self.source.size()) {
+            return Err(SymbolsError::Damaged(format!("{name} ends behind the file")));
+        }
+        let length = usize::try_from(packed).map_err(|error| SymbolsError::Damaged(error.to_string()))?;
+        let mut bytes = vec![0; length];
+        fill(&*self.source, offset, &mut bytes).map_err(|error| SymbolsError::Damaged(error.to_string()))?;
+        if format == object::CompressionFormat::None {
+            return Ok(bytes);
+        }
+        let unpacked = CompressedData { format, data: &bytes, uncompressed_size: size }.decompress();
+        let unpacked = unpacked.map_err(|error| SymbolsError::Damaged(format!("{name}: {error}")))?;
+        Ok(unpacked.into_owned())
+    }
+}

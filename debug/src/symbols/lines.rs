@@ -1,0 +1,99 @@
+//! Source lines, by a file's debug information.
+
+use super::file::ElfFile;
+use super::{Frame, SymbolsError, plain};
+use gimli::{Dwarf, EndianArcSlice, LittleEndian, SectionId};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+type Bytes = EndianArcSlice<LittleEndian>;
+
+/// Functions inlined into each other that are told.
+const MOST_FRAMES: usize = 256;
+/// Pieces of one line that are joined.
+const MOST_PIECES: usize = 1024;
+
+/// What is read for lines: neither where variables are kept, nor types.
+const WANTED: [SectionId; 10] = [
+    SectionId::DebugAbbrev,
+    SectionId::DebugAddr,
+    SectionId::DebugAranges,
+    SectionId::DebugInfo,
+    SectionId::DebugLine,
+    SectionId::DebugLineStr,
+    SectionId::DebugRanges,
+    SectionId::DebugRngLists,
+    SectionId::DebugStr,
+    SectionId::DebugStrOffsets,
+];
+
+/// A file's source lines.
+pub(super) struct Lines {
+    context: addr2line::Context<Bytes>,
+}
+
+impl fmt::Debug for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lines").finish_non_exhaustive()
+    }
+}
+
+fn damaged(error: gimli::Error) -> SymbolsError {
+    SymbolsError::Damaged(error.to_string())
+}
+
+impl Lines {
+    /// Reads a file's debug information.
+    pub fn of(file: &ElfFile) -> Result<Lines, SymbolsError> {
+        let mut is_empty = true;
+        let dwarf = Dwarf::load(|id| {
+            let bytes = if WANTED.contains(&id) { file.section(id.name())? } else { Vec::new() };
+            is_empty &= id != SectionId::DebugInfo || bytes.is_empty();
+            Ok(Bytes::new(Arc::from(bytes), LittleEndian))
+        })?;
+        if is_empty {
+            return Err(SymbolsError::NoLines);
+        }
+        Ok(Lines { context: addr2line::Context::from_dwarf(dwarf).map_err(damaged)? })
+    }
+
+    /// The line of an instruction, as linked, and those that its function was inlined at.
+    pub fn frames(&self, address: u64) -> Result<Vec<Frame>, SymbolsError> {
+        let mut found = self.context.find_frames(address).skip_all_loads().map_err(damaged)?;
+        let mut frames = Vec::new();
+        while let Some(frame) = found.next().map_err(damaged)?
+            && frames.len() < MOST_FRAMES
+        {
+            let function = match &frame.function {
+                Some(name) => Some(plain(&name.demangle().map_err(damaged)?)),
+                None => None,
+            };
+            let at = frame.location;
+            frames.push(Frame {
+                function,
+                file: at.as_ref().and_then(|at| at.file).map(plain),
+                line: at.as_ref().and_then(|at| at.line),
+                column: at.as_ref().and_then(|at| at.column).filter(|column| *column > 0),
+            });
+        }
+        Ok(frames)
+    }
+
+    /// The instructions of the line that one is of, as linked.
+    pub fn range(&self, address: u64) -> Result<Option<Range<u64>>, SymbolsError> {
+        let pieces = self.context.find_location_range(address, u64::MAX).map_err(damaged)?;
+        let mut pieces =
+            pieces.map(|(begin, size, at)| (begin..begin.saturating_add(size), (at.file, at.line)));
+        let Some((mut range, line)) = pieces.next().filter(|(range, _)| range.contains(&address)) else {
+            return Ok(None);
+        };
+        for (piece, its_line) in pieces.take(MOST_PIECES) {
+            if piece.start != range.end || its_line != line {
+                break;
+            }
+            range.end = piece.end;
+        }
+        Ok(Some(range))
+    }
+}

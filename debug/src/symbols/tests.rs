@@ -1,0 +1,203 @@
+//! Files of kernels as they are written here, and one that a compiler has written: this program.
+
+use super::table::{Entry, Table};
+use super::{Frame, MOST_FOUND, Role, Symbols, SymbolsError};
+use arch::Isa;
+use object::write::{Object, StandardSection, Symbol, SymbolSection};
+use object::{Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, SymbolKind, SymbolScope};
+use std::fs::{self, File};
+
+/// Where the text of a kernel is that is written here; `object` writes no addresses of sections.
+const TEXT: u64 = 0;
+
+fn entry(name: &str, address: u64, size: u64, role: Role) -> Entry {
+    Entry { name: name.into(), address, size, end: u64::MAX, role, is_global: false }
+}
+
+fn name_at(table: &Table, address: u64) -> Option<(&str, u64)> {
+    table.at(address).map(|it| (&*it.name, address - it.address))
+}
+
+#[test]
+fn an_address_is_in_the_symbol_that_reaches_it() {
+    let table = Table::new(vec![
+        entry("label_of_f", 0x1008, 0, Role::Label),
+        entry("f", 0x1000, 0x20, Role::Function),
+        entry("also_f", 0x1000, 0x20, Role::Function),
+        entry("begin", 0x1000, 0, Role::Label),
+        entry("asm", 0x1020, 0, Role::Label),
+        entry("g", 0x1030, 0x10, Role::Function),
+        entry("per_cpu", 0x10, 8, Role::PerCpu),
+        entry("number", 0x1004, 0, Role::Absolute),
+    ]);
+    assert_eq!(name_at(&table, 0xfff), None);
+    assert_eq!(name_at(&table, 0x1000), Some(("also_f", 0)));
+    assert_eq!(name_at(&table, 0x1004), Some(("also_f", 4)));
+    assert_eq!(name_at(&table, 0x1009), Some(("label_of_f", 1)));
+    assert_eq!(name_at(&table, 0x102f), Some(("asm", 0xf)));
+    assert_eq!(name_at(&table, 0x103f), Some(("g", 0xf)));
+    // Behind the last one that says how large it is nothing is.
+    assert_eq!(name_at(&table, 0x1040), None);
+    // What is no place is found by its name alone.
+    assert_eq!(name_at(&table, 0x10), None);
+    let found: Vec<_> = table.named("per_cpu").map(|it| (it.address, it.role)).collect();
+    assert_eq!(found, [(0x10, Role::PerCpu)]);
+}
+
+#[test]
+fn a_slide_moves_places_and_nothing_else() {
+    let of = |role| entry("x", 0x10, 8, role).symbol(0x1000, 0).address;
+    assert_eq!([Role::Function, Role::Variable, Role::Label].map(of), [0x1010; 3]);
+    assert_eq!([Role::PerCpu, Role::Absolute].map(of), [0x10; 2]);
+}
+
+#[test]
+fn of_a_name_that_many_have_so_many_are_told() {
+    let all = (0..100).map(|at| entry("init", 0x1000 + at * 16, 16, Role::Function)).collect();
+    let table = Table::new(all);
+    assert_eq!(table.named("init").count(), MOST_FOUND);
+    assert_eq!(table.named("ini").count() + table.named("init1").count(), 0);
+}
+
+/// A file of either architecture, as a linker leaves it.
+pub(crate) fn kernel(architecture: Architecture) -> Vec<u8> {
+    let mut object = Object::new(BinaryFormat::Elf, architecture, Endianness::Little);
+    let text = object.section_id(StandardSection::Text);
+    object.append_section_data(text, &[0; 0x100], 16);
+    let per_cpu = object.add_section(Vec::new(), b".data..percpu".to_vec(), SectionKind::Data);
+    object.append_section_data(per_cpu, &[0; 0x40], 16);
+    let mut add = |name: &str, value, size, kind, section| {
+        let (scope, weak) = (SymbolScope::Linkage, false);
+        let name = name.as_bytes().to_vec();
+        object.add_symbol(Symbol { name, value, size, kind, scope, weak, section, flags: SymbolFlags::None });
+    };
+    let text = SymbolSection::Section(text);
+    add("start_kernel", 0x10, 0x40, SymbolKind::Text, text);
+    add("\x1b]0;hostile", 0x80, 0x10, SymbolKind::Text, text);
+    add("$x", 0x20, 0, SymbolKind::Label, text);
+    add("entry", 0xf0, 0, SymbolKind::Label, text);
+    add("current_task", 0x8, 8, SymbolKind::Data, SymbolSection::Section(per_cpu));
+    add("elsewhere", 0, 0, SymbolKind::Text, SymbolSection::Undefined);
+    let mut bytes = object.write().unwrap();
+    // e_type: ET_EXEC (gABI, figure 4-3).
+    bytes[16..18].copy_from_slice(&2u16.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn a_file_of_either_architecture_is_read() {
+    for (architecture, isa) in [(Architecture::X86_64, Isa::X86_64), (Architecture::Aarch64, Isa::Aarch64)] {
+        let symbols = Symbols::new(kernel(architecture)).unwrap();
+        assert_eq!((symbols.isa(), symbols.build_id()), (isa, None));
+        let moved = symbols.moved(0x10_0000);
+        let found = moved.find("start_kernel").unwrap();
+        assert_eq!((found.len(), found[0].address, found[0].size), (1, TEXT + 0x10_0010, 0x40));
+        let inside = moved.at(TEXT + 0x10_0024).unwrap().unwrap();
+        assert_eq!((&*inside.name, inside.offset, inside.role), ("start_kernel", 0x14, Role::Function));
+        // A label at the end reaches to where its section ends.
+        assert_eq!(moved.at(TEXT + 0x10_00ff).unwrap().map(|it| it.name), Some("entry".into()));
+        assert_eq!(moved.at(TEXT + 0x10_0100).unwrap(), None);
+        assert_eq!(moved.at(TEXT + 0x10_0080).unwrap().map(|it| it.name), Some("\u{fffd}]0;hostile".into()));
+        let per_cpu = moved.find("current_task").unwrap();
+        assert_eq!((per_cpu[0].address, per_cpu[0].role), (8, Role::PerCpu));
+        assert!(moved.find("elsewhere").unwrap().is_empty() && moved.find("$x").unwrap().is_empty());
+        assert_eq!(moved.frames(TEXT + 0x10_0010), Err(SymbolsError::NoLines));
+    }
+}
+
+#[test]
+fn what_is_no_kernels_file_is_refused_in_words() {
+    let mut module = kernel(Architecture::X86_64);
+    module[16] = 1;
+    let text = |bytes: Vec<u8>| Symbols::new(bytes).unwrap_err().to_string();
+    assert!(text(module).contains("it was not linked"));
+    assert!(text(kernel(Architecture::Riscv64)).contains("it is for Riscv64"));
+    assert!(text(Vec::new()).starts_with("not an ELF file"), "{}", text(Vec::new()));
+    assert!(text(b"\x7fELF\x02\x01\x01".to_vec()).starts_with("not an ELF file"));
+    assert!(text(vec![0; 4096]).starts_with("not an ELF file"));
+    let folder = Symbols::open(File::open("/").unwrap()).unwrap_err();
+    assert!(folder.to_string().contains("not a regular file"), "{folder}");
+}
+
+#[test]
+fn a_file_that_is_cut_off_or_damaged_ends_no_one() {
+    let whole = kernel(Architecture::Aarch64);
+    let ask = |bytes: Vec<u8>| {
+        let symbols = Symbols::new(bytes)?;
+        symbols.moved(0).find("start_kernel")?;
+        symbols.moved(0).frames(TEXT + 0x10)
+    };
+    for length in 0..whole.len() {
+        assert!(ask(whole[..length].to_vec()).is_err(), "{length}");
+    }
+    for at in 0..whole.len() {
+        for value in [0, 0x7f, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] = value;
+            assert!(ask(bytes).is_err(), "there are no lines in it");
+        }
+    }
+}
+
+/// What lines are asked of.
+#[inline(never)]
+fn measured(value: u64) -> u64 {
+    std::hint::black_box(value).wrapping_mul(3)
+}
+const LINE_OF_MEASURED: u32 = line!() - 4;
+
+#[inline(always)]
+fn inlined(value: u64) -> u64 {
+    measured(value) + measured(value + 1)
+}
+
+#[inline(never)]
+fn outer(value: u64) -> u64 {
+    inlined(std::hint::black_box(value))
+}
+
+#[test]
+fn the_lines_of_a_program_that_a_compiler_has_made() {
+    assert_eq!(outer(1), 9);
+    let file = File::open(std::env::current_exe().unwrap()).unwrap();
+    let symbols = Symbols::open(file).unwrap();
+    // Where this program has moved to: as a kernel would tell.
+    let slide = 0x5555_0000_0000;
+    let moved = symbols.moved(slide);
+    let table = symbols.table().unwrap();
+    let one = |part: &str| {
+        let is_it = |name: &str| name.contains("symbols") && name.contains("tests") && name.contains(part);
+        let name = table.names().find(|name| is_it(name)).unwrap_or_else(|| panic!("there is no {part}"));
+        moved.find(name).unwrap().remove(0)
+    };
+    let measured = one("8measured");
+    let frames = moved.frames(measured.address).unwrap();
+    let [Frame { function: Some(function), file: Some(file), line: Some(line), .. }] = &frames[..] else {
+        panic!("{frames:?}")
+    };
+    assert!(function.ends_with("tests::measured"), "{function}");
+    assert!(file.ends_with("debug/src/symbols/tests.rs"), "{file}");
+    assert!((LINE_OF_MEASURED - 1..=LINE_OF_MEASURED + 1).contains(line), "{line}");
+    let range = moved.line(measured.address).unwrap().unwrap();
+    let end = measured.address + measured.size;
+    assert!(range.contains(&measured.address) && range.end <= end, "{range:x?}");
+
+    let outer = one("5outer");
+    let inlined = (outer.address..outer.address + outer.size).map(|at| moved.frames(at).unwrap());
+    let names: Vec<Vec<String>> =
+        inlined.map(|frames| frames.into_iter().filter_map(|it| it.function).collect()).collect();
+    let is_inlined = |names: &Vec<String>| {
+        names.len() == 2 && names[0].ends_with("tests::inlined") && names[1].ends_with("tests::outer")
+    };
+    assert!(names.iter().any(is_inlined), "{names:?}");
+    assert_eq!(moved.frames(slide.wrapping_sub(0x1000)), Ok(Vec::new()));
+}
+
+#[test]
+fn a_section_that_says_more_than_there_is_is_refused() {
+    let mut bytes = fs::read(std::env::current_exe().unwrap()).unwrap();
+    let length = bytes.len();
+    // The table of sections is at the end.
+    bytes.truncate(length - 64);
+    assert!(Symbols::new(bytes).and_then(|it| it.moved(0).frames(0x1000)).is_err());
+}
