@@ -246,11 +246,12 @@ pub fn panicked(isa: Isa, core: &Path) -> Result<(), String> {
 
 fn debian(isa: Isa, series: &'static str, path: &Path) -> Result<(), String> {
     let opened = Opened::new(isa, series, path)?;
-    let checks: [(&str, Look); 9] = [
+    let checks: [(&str, Look); 10] = [
         ("vmm core", Opened::by_us),
         ("readelf", Opened::by_readelf),
         ("gdb", Opened::by_gdb),
         ("gdb over vmm core", Opened::by_gdb_over_us),
+        ("addr2line beside vmm core", Opened::by_addr2line),
         ("drgn", Opened::by_drgn),
         ("crash", Opened::by_crash),
         ("makedumpfile", Opened::by_makedumpfile),
@@ -384,7 +385,8 @@ impl Opened {
     pub fn served(&self, gdb: Gdb, commands: &[&str]) -> Result<Said, String> {
         let socket = artifacts::socket("core");
         let mut command = Command::new(artifacts::program(kvm::HOST_ISA, "vmm"));
-        command.arg("core").arg(&self.core).arg("--gdb").arg(format!("unix:{}", socket.display()));
+        command.arg("core").arg(&self.core).arg("--symbols").arg(&self.vmlinux);
+        command.arg("--gdb").arg(format!("unix:{}", socket.display()));
         let mut server = Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())?;
         let deadline = Instant::now() + LIMIT;
         while !socket.exists() && !server.has_ended() && Instant::now() < deadline {
@@ -399,6 +401,35 @@ impl Opened {
         let said = said?;
         check(code? == 0, || format!("the server did not end well: {}", server.errors.text()))?;
         Ok(said)
+    }
+
+    /// Source lines, also of what was inlined, at places all over some functions of a kernel that has moved.
+    fn by_addr2line(&self) -> Result<(), String> {
+        const FUNCTIONS: [&str; 5] = ["vfs_read", "do_idle", "handle_mm_fault", "schedule", "do_sys_openat2"];
+        let slide = self.slid_symbol("linux_banner")?.wrapping_sub(self.linked("linux_banner")?);
+        let mut places = Vec::new();
+        for name in FUNCTIONS {
+            let linked = self.linked(name)?;
+            // Instructions of x86 begin anywhere; a line is one of any byte.
+            places.extend((0..8).map(|at| (name, linked + 16 + at * 12)));
+        }
+        let linked: Vec<String> = places.iter().map(|(_, at)| format!("{at:#x}")).collect();
+        let mut theirs = command("addr2line", &["-i", "-e"], &[&self.vmlinux]);
+        theirs.args(&linked);
+        // One by one: what was inlined has as many lines as functions.
+        let ours: Vec<String> =
+            places.iter().map(|(_, at)| format!("monitor sym {:#x}", at.wrapping_add(slide))).collect();
+        let said = self.served(Gdb::Newer, &ours.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let theirs = run(theirs, "")?.well()?;
+        let lines = theirs.text.lines().map(|line| line.split(" (").next().unwrap_or(line));
+        let known: Vec<&str> = lines.filter(|line| !line.contains('?')).collect();
+        check(known.len() >= places.len(), || format!("addr2line knows little:\n{}", theirs.text))?;
+        said.has(&known)?;
+        for (name, at) in places {
+            let place = format!("{:#x} is {name}+", at.wrapping_add(slide));
+            check(said.text.contains(&place), || format!("no {place:?} in\n{}", said.text))?;
+        }
+        check(!said.text.contains("another build"), || format!("it doubts the file:\n{}", said.text))
     }
 
     fn by_drgn(&self) -> Result<(), String> {
@@ -421,12 +452,16 @@ impl Opened {
         run(program, &Opened::CRASH.replace("$(sym)", &format!("{banner:x}")))
     }
 
+    /// Where a symbol of the kernel was linked to.
+    fn linked(&self, name: &str) -> Result<u64, String> {
+        let file = fs::File::open(&self.vmlinux).map_err(|error| error.to_string())?;
+        let found = crate::guests::symbols_of(file, &[name]).ok_or("the kernel has no symbols")?;
+        found.first().map(|(_, address, _)| *address).ok_or_else(|| format!("there is no symbol {name}"))
+    }
+
     /// Where a symbol of the kernel was.
     fn slid_symbol(&self, name: &str) -> Result<u64, String> {
-        let bytes = fs::read(&self.vmlinux).map_err(|error| error.to_string())?;
-        let symbols = crate::guests::symbols(&bytes).ok_or("the kernel has no symbols")?;
-        let (_, linked) =
-            symbols.iter().find(|(symbol, _)| symbol == name).ok_or("there is no such symbol")?;
+        let linked = self.linked(name)?;
         let slide = self.slide()?;
         let slide =
             u64::from_str_radix(slide.trim_start_matches("0x"), 16).map_err(|error| error.to_string())?;

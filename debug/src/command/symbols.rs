@@ -51,6 +51,7 @@ impl Found {
         let mut why_no_lines = None;
         let mut with_lines = |symbol: Symbol| {
             let frames = match symbol.role {
+                Role::Function if !is_place => first_frames(moved, &symbol),
                 Role::Function | Role::Label => moved.frames(symbol.address.wrapping_add(symbol.offset)),
                 Role::Variable | Role::PerCpu | Role::Absolute => Ok(Vec::new()),
             };
@@ -64,6 +65,17 @@ impl Found {
         remarks.extend(why_no_lines.map(|why| format!("no source lines: {why}")));
         Found { symbols, is_place, remarks }
     }
+}
+
+/// The line that a function begins at. What is in front of it for tracers to patch has none.
+fn first_frames(moved: &Moved<'_>, symbol: &Symbol) -> Result<Vec<Frame>, SymbolsError> {
+    for offset in (0..symbol.size.clamp(1, 32)).step_by(4) {
+        let frames = moved.frames(symbol.address.wrapping_add(offset))?;
+        if !frames.is_empty() {
+            return Ok(frames);
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// What a symbol is, where that is not plain.
