@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 /// As much input waits for the guest at most, bytes.
 const MOST_WAITING: usize = 256 << 10;
-/// What was typed before the guest is there waits as well, bytes: less than there is room to read, so that the keys that
-/// end the guest are heard.
+/// What is typed and not read by the command waits as well, also before the guest is there, bytes: less than there is room
+/// to read, so that the keys that end the guest are heard.
 const MOST_HELD: usize = 48 << 10;
 
 /// What is said of a command that is no frame's payload.
@@ -173,12 +173,14 @@ impl Session {
             return false;
         };
         let (typed, keys) = escape.filter(bytes);
+        // What the command has not read yet, in front of that.
+        let before = (protocol::WINDOW as usize).saturating_sub(self.input_room as usize + bytes.len());
         let sent = match &mut self.held {
             Some(held) if held.len() + typed.len() <= MOST_HELD => {
                 held.extend_from_slice(&typed);
                 typed.len()
             }
-            None if out.len() < MOST_WAITING && !typed.is_empty() => {
+            None if out.len() < MOST_WAITING && before + typed.len() <= MOST_HELD && !typed.is_empty() => {
                 protocol::put(out, Kind::Input, self.id, &typed);
                 typed.len()
             }
@@ -380,6 +382,45 @@ mod tests {
         while !ends {
             wait(&session);
             ends = session.carry(&mut out);
+        }
+    }
+
+    #[test]
+    fn keys_are_heard_behind_more_than_the_command_reads() {
+        let (mut session, mut typed, _read) = session();
+        let (mut out, mut sent) = (Vec::new(), 0);
+        assert!(session.begin(&Command::default(), &mut out));
+        // The command reads nothing; what goes to the guest does.
+        for _ in 0..20 {
+            typed.write_all(&[b'x'; 8192]).unwrap();
+            out.clear();
+            let mut carried = 0;
+            while carried < 8192 {
+                wait(&session);
+                let room = session.input_room;
+                assert!(!session.carry(&mut out));
+                let typed: usize = frames(&out).iter().map(|(_, typed)| typed.len()).sum();
+                sent += typed;
+                // What was dropped has left its room.
+                carried = if session.input_room == room { 8192 } else { carried + typed };
+                out.clear();
+            }
+        }
+        assert!((40_000..=MOST_HELD).contains(&sent), "{sent}");
+        typed.write_all(b"\x01x").unwrap();
+        let mut ends = false;
+        while !ends {
+            wait(&session);
+            ends = session.carry(&mut out);
+        }
+        // Once it has read all, it hears more.
+        let all = u32::try_from(sent).unwrap().to_le_bytes().to_vec();
+        session.hear(Frame { kind: Kind::InputGrant, session: 1, payload: all });
+        assert_eq!(session.input_room, protocol::WINDOW);
+        typed.write_all(b"more").unwrap();
+        while !frames(&out).contains(&(Kind::Input, b"more".to_vec())) {
+            wait(&session);
+            session.carry(&mut out);
         }
     }
 
