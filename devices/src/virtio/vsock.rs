@@ -237,7 +237,8 @@ impl Shared {
         loop {
             let port = self.next_port;
             self.next_port = if port == u32::MAX { FIRST_HOST_PORT } else { port + 1 };
-            let is_taken = self.asking.contains_key(&port) || self.connections.keys().any(|it| it.1 == port);
+            let mut open = self.connections.keys().chain(self.ended.keys());
+            let is_taken = self.asking.contains_key(&port) || open.any(|it| it.1 == port);
             if !is_taken {
                 return port;
             }
@@ -340,10 +341,11 @@ impl Shared {
 
     /// The guest asks for a port of the host's.
     fn open(&mut self, header: &Header) {
-        if self.count() >= self.most {
+        let key = (header.src_port, header.dst_port);
+        // One before it of these ports may have bytes for the host still, and is found by them.
+        if self.count() >= self.most || self.ended.contains_key(&key) {
             return self.refuse(header);
         }
-        let key = (header.src_port, header.dst_port);
         let opened = locked(&self.host).connect(header.dst_port).and_then(|stream| {
             self.watch(&stream, token(key.0, key.1))?;
             Ok(stream)

@@ -258,6 +258,29 @@ fn what_was_sent_in_order_arrives() {
     assert_eq!(all.len(), PIECES * piece.len());
 }
 
+/// The same ports are had again when the host has taken what was left behind.
+#[test]
+fn what_was_sent_in_order_is_not_lost_to_another_of_the_same_ports() {
+    let mut guest = Guest::new("again");
+    let mut program = guest.program(80);
+    guest.say((1000, 80), op::REQUEST, 0, b"");
+    assert_eq!(guest.next().0.op, op::RESPONSE);
+    const PIECES: usize = 4;
+    let piece = [7; 60_000];
+    (0..PIECES).for_each(|_| guest.say((1000, 80), op::RW, 0, &piece));
+    guest.say((1000, 80), op::SHUTDOWN, shutdown::BOTH, b"");
+    guest.say((1000, 80), op::RST, 0, b"");
+    let _other = guest.program(80);
+    guest.say((1000, 80), op::REQUEST, 0, b"");
+    let mut answers = std::iter::from_fn(|| Some(guest.next().0.op));
+    assert_eq!(answers.find(|op| *op != op::CREDIT_UPDATE), Some(op::RST));
+    let mut all = Vec::new();
+    program.read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), PIECES * piece.len());
+    guest.say((1000, 80), op::REQUEST, 0, b"");
+    assert_eq!(guest.next().0.op, op::RESPONSE);
+}
+
 #[test]
 fn a_guest_that_says_what_it_must_not() {
     let mut guest = Guest::new("hostile");
