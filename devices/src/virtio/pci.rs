@@ -121,13 +121,17 @@ struct Wires {
 struct Pins {
     msix: Msix,
     line: Option<Box<dyn Line>>,
+    /// The driver wants it low.
+    is_line_off: bool,
 }
 
 impl Pins {
-    /// The line is high as long as there is a cause.
+    /// The line is high as long as there is a cause, and neither messages nor the driver keep it low (Interrupt Disable
+    /// of the command register, MSI-X Enable).
     fn set_line(&self, isr: &AtomicU8) {
+        let is_high = isr.load(Ordering::SeqCst) != 0 && !self.is_line_off && !self.msix.is_enabled();
         if let Some(line) = &self.line
-            && let Err(error) = line.set(isr.load(Ordering::SeqCst) != 0)
+            && let Err(error) = line.set(is_high)
         {
             tell!(Error, "a virtio device cannot interrupt: {error}");
         }
@@ -261,7 +265,7 @@ impl<M: Model> VirtioFunction<M> {
         let vectors = u16::try_from(sizes.len() + 1).unwrap_or(u16::MAX);
         let msix = Msix::new(&mut config, vectors, TABLE, connections.sender);
         let wires = Arc::new(Wires {
-            pins: Mutex::new(Pins { msix, line: connections.line }),
+            pins: Mutex::new(Pins { msix, line: connections.line, is_line_off: false }),
             isr: AtomicU8::new(0),
             configuration_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: sizes.iter().map(|_| AtomicU16::new(NO_VECTOR)).collect(),
@@ -491,7 +495,11 @@ impl<M: Model> Function for VirtioFunction<M> {
     }
 
     fn configured(&mut self, offset: usize, size: usize) {
-        self.wires.pins().msix.configured(&self.config);
+        let mut pins = self.wires.pins();
+        pins.msix.configured(&self.config);
+        pins.is_line_off = self.config.is_line_off();
+        pins.set_line(&self.wires.isr);
+        drop(pins);
         if self.is_access(offset, size)
             && let Some((at, length)) = self.accessed()
         {
@@ -557,6 +565,7 @@ impl<M: Model> Function for VirtioFunction<M> {
         let mut pins = self.wires.pins();
         pins.msix.restore(fields.msix);
         pins.msix.configured(&self.config);
+        pins.is_line_off = self.config.is_line_off();
         drop(pins);
         self.wires.isr.store(fields.isr, Ordering::SeqCst);
         self.wires.configuration_vector.store(fields.configuration_vector, Ordering::SeqCst);
@@ -571,3 +580,46 @@ impl<M: Model> Function for VirtioFunction<M> {
 
 /// Of a function's state.
 const NAME: &str = "virtio on PCI";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::device::Wires as _;
+    use crate::virtio::entropy::Entropy;
+    use crate::virtio::testing::Driver;
+    use std::sync::mpsc::{Sender, channel};
+
+    struct TestLine(Mutex<Sender<bool>>);
+
+    impl Line for TestLine {
+        fn pulse(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn set(&self, level: bool) -> io::Result<()> {
+            self.0.lock().unwrap().send(level).unwrap();
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_stays_low_that_the_driver_has_off() {
+        const OFF: [u8; 2] = [6, 4];
+        let mut driver = Driver::new(Entropy::new(Arc::new(Mutex::new(|_: &mut [u8]| {}))));
+        let (sender, levels) = channel();
+        driver.function.wires.pins().line = Some(Box::new(TestLine(Mutex::new(sender))));
+        driver.configure(4, &[6, 0]);
+        driver.function.wires.queue(0);
+        assert_eq!(levels.try_iter().last(), Some(true));
+        driver.configure(4, &OFF);
+        assert_eq!(levels.try_iter().last(), Some(false));
+        driver.function.wires.queue(0);
+        assert_eq!(levels.try_iter().last(), Some(false));
+        // The cause is there still.
+        driver.configure(4, &[6, 0]);
+        assert_eq!(levels.try_iter().last(), Some(true));
+        let msix = driver.capability(0x11);
+        driver.configure(msix + 2, &0x8000u16.to_le_bytes());
+        assert_eq!(levels.try_iter().last(), Some(false));
+    }
+}
