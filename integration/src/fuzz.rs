@@ -8,6 +8,7 @@ mod frames;
 mod kernels;
 mod shares;
 mod simulated;
+mod symbols;
 mod virtio;
 mod vsock;
 
@@ -254,6 +255,17 @@ pub const FUZZED: &[Fuzzed] = &[
         seeds: &[
             b"\x00SYMBOL(prb)=ffffffff81000010\n\x00\x00\x00\x00\x00\x00\x00\x00",
             b"\x01SYMBOL(_stext)=ffff800080000000\n\x08\x00\x00\x00\x00\x00\x00\x00",
+        ],
+    },
+    Fuzzed {
+        name: "symbols",
+        run: symbols::symbols,
+        seeds: &[
+            b"\x00\x40\x00\x01\x00\x00\x00\x07\x00\x00\x00",
+            b"\x01\x80\x00\xff\xff\xff\xff\xff\xff\xff\xff",
+            b"\x02\x00\x01\x10\x00\x00\x00\x00\x00\x00\x00",
+            b"\x03\x28\x00\x00\x10\x00\x00\x00\x00\x00\x00",
+            b"\xff\x7fELF\x02\x01\x01\x00",
         ],
     },
     Fuzzed {
@@ -753,7 +765,7 @@ mod tests {
                 "orders" | "simulated" => 300,
                 "packed" => 150,
                 "kernels" => 100,
-                "cores" | "kdumps" => 500,
+                "cores" | "kdumps" | "symbols" => 500,
                 "disks" => 1500,
                 "whole" => 300,
                 _ => 10_000,
