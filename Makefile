@@ -26,7 +26,7 @@ check: toolchain layering ## format, lints, links in the documentation, both arc
 	@# What a debugger is embedded with: no feature, and each one alone.
 	$(CARGO) clippy -q -p guest-debug -p guest-kvm --no-default-features --all-targets --target $(call MUSL,aarch64) -- -D warnings
 	$(CARGO) clippy -q -p guest-debug -p guest-kvm --no-default-features --all-targets --target $(call MUSL,x86_64) -- -D warnings
-	@for feature in disassembly dump linux; do \
+	@for feature in disassembly dump dwarf linux; do \
 	  $(CARGO) clippy -q -p guest-debug --no-default-features --features $$feature --all-targets -- -D warnings || exit 1; \
 	done
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc -q --workspace --no-deps

@@ -33,7 +33,7 @@ found=$(cargo tree -q -p guest-kvm -e normal --target all --prefix none | grep -
 [ -z "$found" ] || complain "kvm depends on what is not below it: $found"
 # What an embedder has not asked for.
 found=$(cargo tree -q -p guest-debug -p guest-kvm --no-default-features -e normal --target all --prefix none \
-  | grep -E '^(acpi_tables|elf|flate2|lzo|ruzstd|snap|vm-fdt|yaxpeax-[a-z0-9]*) ' || true)
+  | grep -E '^(acpi_tables|addr2line|elf|gimli|object|flate2|lzo|ruzstd|snap|vm-fdt|yaxpeax-[a-z0-9]*) ' || true)
 [ -z "$found" ] || complain "without features, the debugger depends on what these are for: $found"
 found=$(cargo tree -q -p guest-vmm -e normal --depth 1 --target all --prefix none | grep -E '^kvm-' || true)
 [ -z "$found" ] || complain "vmm calls KVM by itself: $found"
