@@ -60,7 +60,6 @@ pub mod report;
 pub mod socket;
 #[cfg(any(feature = "dump", feature = "dwarf"))]
 pub mod source;
-#[cfg(feature = "dwarf")]
 pub mod symbols;
 pub mod threads;
 pub mod trap;

@@ -7,206 +7,29 @@
 //! Addresses in the file are those that the kernel was linked to; one that has moved itself (KASLR) is asked about by
 //! [`Symbols::moved`].
 //!
-//! ```
-//! use debug::symbols::Symbols;
-//! use std::fs::File;
-//!
-//! // This program, which was linked to an ELF file as a kernel is.
-//! let symbols = Symbols::open(File::open(std::env::current_exe()?)?)?;
-//! # let nowhere = symbols.moved(0).find("no_function_has_this_name")?;
-//! # assert!(nowhere.is_empty());
-//! let found = symbols.moved(0x1000_0000).find("main")?;
-//! assert_eq!(found[0].name, "main");
-//! let same = symbols.moved(0x1000_0000).at(found[0].address + 1)?.ok_or("no symbol")?;
-//! assert_eq!((same.name, same.offset), ("main".into(), 1));
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
+//! Without the feature `dwarf` there is none: what has a place for one is the same, and nobody can make one.
 //!
 //! Sources: System V gABI, chapter 4 ("Symbol Table", "Compressed sections"); DWARF 5, sections 3.3.8 (inlined
 //! functions) and 6.2 (line numbers); ELF for the Arm 64-bit Architecture, "Mapping symbols".
 
+#[cfg(feature = "dwarf")]
 mod file;
+#[cfg(feature = "dwarf")]
 mod lines;
+#[cfg(feature = "dwarf")]
+mod of_file;
+#[cfg(feature = "dwarf")]
 mod table;
 
-use crate::source::{OnDisk, Source};
-use arch::Isa;
-use file::ElfFile;
-use lines::Lines;
-use std::fs::File;
-use std::ops::Range;
-use std::sync::{Mutex, OnceLock, PoisonError};
-use table::Table;
-
+#[cfg(feature = "dwarf")]
+pub use of_file::{Frame, Moved, Symbol, Symbols, SymbolsError};
+#[cfg(feature = "dwarf")]
 pub use table::{MOST_FOUND, Role};
 
-/// Why a file says nothing of an address.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SymbolsError {
-    /// It is no ELF file of a kernel.
-    #[error("not an ELF file that a kernel was linked to: {0}")]
-    Format(String),
-    /// It is one of another architecture.
-    #[error("a file of {0}, not of the guest's architecture")]
-    Architecture(Isa),
-    /// It has no table of symbols: it was stripped.
-    #[error("the file has no symbols: it was stripped")]
-    Stripped,
-    /// It has no debug information.
-    #[error("the file has no debug information (CONFIG_DEBUG_INFO)")]
-    NoLines,
-    /// Its debug information contradicts itself.
-    #[error("the file's debug information is damaged: {0}")]
-    Damaged(String),
-    /// More than is read of any file.
-    #[error("{what} has {size} bytes, more than is read ({most})")]
-    TooLarge {
-        /// What is too large.
-        what: String,
-        /// Bytes that it has, or says that it has.
-        size: u64,
-        /// Bytes that are read.
-        most: u64,
-    },
-}
-
-/// What a kernel's file says.
+/// What a kernel's file says: nothing is read of one.
+#[cfg(not(feature = "dwarf"))]
 #[derive(Debug)]
-pub struct Symbols {
-    isa: Isa,
-    build_id: Option<Vec<u8>>,
-    file: ElfFile,
-    table: OnceLock<Result<Table, SymbolsError>>,
-    /// Looking up a line remembers what was read of its file.
-    lines: Mutex<Option<Result<Lines, SymbolsError>>>,
-}
+pub struct Symbols(std::convert::Infallible);
 
-/// A symbol.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Symbol {
-    /// Its name, as the linker has it.
-    pub name: String,
-    /// Where it begins: guest-virtual, or for one of a processor's own ([`Role::PerCpu`]) what the file says.
-    pub address: u64,
-    /// Bytes that it has; 0 where the file does not say.
-    pub size: u64,
-    /// How far behind its beginning the address is that was asked for, bytes.
-    pub offset: u64,
-    /// What it is.
-    pub role: Role,
-}
-
-/// A source line, and the function that it is in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    /// The function's name.
-    pub function: Option<String>,
-    /// The source file, as the compiler was told of it.
-    pub file: Option<String>,
-    /// The line, from 1 up.
-    pub line: Option<u32>,
-    /// The column, from 1 up.
-    pub column: Option<u32>,
-}
-
-/// A name as the file has it, which may do nothing to a terminal.
-fn plain(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}
-
-impl Symbols {
-    /// Those of a file on disk, which stays open.
-    ///
-    /// # Errors
-    /// [`SymbolsError::Format`] for what is no ELF file of an architecture that is known.
-    pub fn open(file: File) -> Result<Symbols, SymbolsError> {
-        Symbols::new(OnDisk::new(file).map_err(|error| SymbolsError::Format(error.to_string()))?)
-    }
-
-    /// Those of a file that is read by `source`.
-    ///
-    /// # Errors
-    /// As of [`Symbols::open`].
-    pub fn new(source: impl Source + 'static) -> Result<Symbols, SymbolsError> {
-        let file = ElfFile::new(Box::new(source));
-        let (isa, build_id) = file.heading()?;
-        Ok(Symbols { isa, build_id, file, table: OnceLock::new(), lines: Mutex::new(None) })
-    }
-
-    /// The architecture that it is for.
-    pub fn isa(&self) -> Isa {
-        self.isa
-    }
-
-    /// What tells it from every other build, if that was linked into it (`NT_GNU_BUILD_ID`).
-    pub fn build_id(&self) -> Option<&[u8]> {
-        self.build_id.as_deref()
-    }
-
-    /// The same for a guest whose kernel has moved by `slide` bytes.
-    pub fn moved(&self, slide: u64) -> Moved<'_> {
-        Moved { symbols: self, slide }
-    }
-
-    fn table(&self) -> Result<&Table, SymbolsError> {
-        self.table.get_or_init(|| self.file.symbols()).as_ref().map_err(SymbolsError::clone)
-    }
-
-    fn with_lines<T>(&self, ask: impl FnOnce(&Lines) -> Result<T, SymbolsError>) -> Result<T, SymbolsError> {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        match lines.get_or_insert_with(|| Lines::of(&self.file)) {
-            Ok(lines) => ask(lines),
-            Err(error) => Err(error.clone()),
-        }
-    }
-}
-
-/// What a file says of a kernel that has moved.
-#[derive(Clone, Copy, Debug)]
-pub struct Moved<'a> {
-    symbols: &'a Symbols,
-    slide: u64,
-}
-
-impl Moved<'_> {
-    /// The symbols of a name, at most [`MOST_FOUND`]: several files of a kernel may have functions of one name.
-    ///
-    /// # Errors
-    /// [`SymbolsError`].
-    pub fn find(&self, name: &str) -> Result<Vec<Symbol>, SymbolsError> {
-        let found = self.symbols.table()?.named(name);
-        Ok(found.map(|entry| entry.symbol(self.slide, 0)).collect())
-    }
-
-    /// The symbol that an address is in.
-    ///
-    /// # Errors
-    /// [`SymbolsError`].
-    pub fn at(&self, address: u64) -> Result<Option<Symbol>, SymbolsError> {
-        let linked = address.wrapping_sub(self.slide);
-        let found = self.symbols.table()?.at(linked);
-        Ok(found.map(|entry| entry.symbol(self.slide, linked - entry.address)))
-    }
-
-    /// The source line of an instruction, and where functions were inlined the lines that they were called at, the
-    /// innermost first. Of an address that a call returns to, ask for the byte before it: the line behind the call may
-    /// be another.
-    ///
-    /// # Errors
-    /// [`SymbolsError`].
-    pub fn frames(&self, address: u64) -> Result<Vec<Frame>, SymbolsError> {
-        self.symbols.with_lines(|lines| lines.frames(address.wrapping_sub(self.slide)))
-    }
-
-    /// The instructions around an address that are of one source line in one piece: what a step by line goes through.
-    ///
-    /// # Errors
-    /// [`SymbolsError`].
-    pub fn line(&self, address: u64) -> Result<Option<Range<u64>>, SymbolsError> {
-        let range = self.symbols.with_lines(|lines| lines.range(address.wrapping_sub(self.slide)))?;
-        Ok(range.map(|it| it.start.wrapping_add(self.slide)..it.end.wrapping_add(self.slide)))
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, feature = "dwarf"))]
 pub(crate) mod tests;

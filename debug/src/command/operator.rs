@@ -5,7 +5,6 @@ use crate::breakpoint::Kind;
 use crate::dump::write::{WriteError, destination::Destination};
 use crate::machine::{Control, Machine, MachineError};
 use crate::reply::{Arguments, Command, Refusal, Reply};
-#[cfg(feature = "dwarf")]
 use crate::symbols::Symbols;
 use crate::view::View;
 #[cfg(feature = "dump")]
@@ -42,7 +41,6 @@ pub trait Operator {
     }
 
     /// What the file says that the guest's kernel was linked to, if somebody has named it.
-    #[cfg(feature = "dwarf")]
     fn symbols(&self) -> Option<&Symbols> {
         None
     }

@@ -9,7 +9,6 @@ use crate::command::{self, Operator};
 use crate::dump::write::{WriteError, destination::Destination};
 use crate::machine::{Control, Machine, MachineError};
 use crate::reply::{self, Arguments, Command, Offer, Refusal, Reply, Said, json};
-#[cfg(feature = "dwarf")]
 use crate::symbols::Symbols;
 use crate::view::View;
 use arch::Isa;
@@ -57,7 +56,6 @@ impl<M: Machine> Operator for Session<M> {
         Destination::below(&self.dump_folder, path)
     }
 
-    #[cfg(feature = "dwarf")]
     fn symbols(&self) -> Option<&Symbols> {
         self.symbols.as_deref()
     }

@@ -7,7 +7,6 @@ use super::description::{Believed, Described, RegisterSet};
 use crate::context::Debuggee;
 use crate::engine::Engine;
 use crate::machine::Machine;
-#[cfg(feature = "dwarf")]
 use crate::symbols::Symbols;
 use crate::view::View;
 use arch::Isa;
@@ -69,7 +68,6 @@ pub struct Session<M: Machine> {
     /// The folder that dumps are written below.
     pub dump_folder: PathBuf,
     /// What the file says that the guest's kernel was linked to, for `monitor`.
-    #[cfg(feature = "dwarf")]
     pub symbols: Option<Arc<Symbols>>,
     /// The vCPU that the debugger chose for `c` and `s`.
     pub chosen: Option<u32>,
@@ -104,7 +102,6 @@ impl<M: Machine> Session<M> {
             debuggee: Debuggee::new(machine, engine),
             name: NAME.into(),
             dump_folder: PathBuf::from("."),
-            #[cfg(feature = "dwarf")]
             symbols: None,
             chosen: None,
             client: Client::Unknown,

@@ -11,7 +11,6 @@ use crate::gdb::listener::{Admission, Listener};
 use crate::gdb::server::{self, OnLost, Service};
 use crate::gdb::session::{NAME, Session};
 use crate::ram::Memory;
-#[cfg(feature = "dwarf")]
 use crate::symbols::Symbols;
 use crate::threads;
 use std::fmt;
@@ -54,7 +53,6 @@ pub struct Options {
     /// The folder that `monitor dump` writes below; the current one where none is given.
     pub dump_folder: Option<PathBuf>,
     /// What the file says that the guest's kernel was linked to, for `monitor`.
-    #[cfg(feature = "dwarf")]
     pub symbols: Option<Arc<Symbols>>,
     /// What words to the debugger's user begin with: the monitor's name.
     pub name: String,
@@ -74,7 +72,6 @@ impl Options {
             believed,
             looks: true,
             dump_folder: None,
-            #[cfg(feature = "dwarf")]
             symbols: None,
             name: NAME.into(),
             how_to_release: None,
@@ -133,10 +130,7 @@ impl<M: Monitor> Lines<M> {
         };
         let mut session = Session::new(machine, Arc::clone(&self.engine));
         (session.believed, session.name) = (options.believed, options.name);
-        #[cfg(feature = "dwarf")]
-        {
-            session.symbols = options.symbols;
-        }
+        session.symbols = options.symbols;
         if let Some(folder) = options.dump_folder {
             session.dump_folder = folder;
         }

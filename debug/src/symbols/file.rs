@@ -1,7 +1,7 @@
 //! An ELF file, read piece by piece.
 
+use super::of_file::{SymbolsError, plain};
 use super::table::{Entry, Role, Table};
-use super::{SymbolsError, plain};
 use crate::source::Source;
 use arch::Isa;
 use object::read::{CompressedData, File, Object, ObjectSection, ObjectSymbol, ReadCache, ReadCacheOps};

@@ -1,7 +1,7 @@
 //! Source lines, by a file's debug information.
 
 use super::file::ElfFile;
-use super::{Frame, SymbolsError, plain};
+use super::of_file::{Frame, SymbolsError, plain};
 use gimli::{Dwarf, EndianArcSlice, LittleEndian, SectionId};
 use std::fmt;
 use std::ops::Range;

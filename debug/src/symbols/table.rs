@@ -1,6 +1,6 @@
 //! A table of symbols: by address, and by name.
 
-use super::Symbol;
+use super::of_file::Symbol;
 use std::cmp::Reverse;
 
 /// Symbols of one name that are told.
