@@ -349,7 +349,7 @@ pub const CASES: &[Case] = &[
         lpa2: false,
         ..with_tools(
             only(Isa::Aarch64, linux("dump_of_debian_6_12_with_48_bits", &["6.12"], dumps::debian_6_12)),
-            tools::debian_6_12,
+            tools::debian_6_12_with_48_bits,
         )
     },
     with_tools(
