@@ -35,5 +35,5 @@ mod vsocks;
 
 pub use backends::Backends;
 pub use config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
-pub use guest::{DeafPlace, Debugged, Guest};
+pub use guest::{DeafPlace, Debugged, Guest, TerminalSize};
 pub use vcpus::Hold;

@@ -212,6 +212,9 @@ fn run_guest(guest: Guest, around: &Around<'_>) -> Result<Sequel, Error> {
         let is_pty = console.pty_path.is_some();
         events.add_subscriber(Box::new(Input::new(&running, input, is_pty, foreground.clone())));
     }
+    if let Some(foreground) = foreground {
+        running.tell_size(foreground);
+    }
     running.guest.start();
     loop {
         let verdict = running.verdict.borrow_mut().take();

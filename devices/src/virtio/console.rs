@@ -1,7 +1,16 @@
 //! The console device (5.3): a terminal (`hvc0`) and named ports (`/dev/virtio-ports/NAME`), each a stream of bytes.
 //!
-//! The host's end of a port is a socket. What the guest writes waits in its queue when nobody takes it, and what comes
-//! from outside waits in the socket until the guest has room for it: nothing is kept here.
+//! The host's end of a named port is a socket, that of the terminal a [`Terminal`]. What the guest writes waits in its
+//! queue when nobody takes it, and what comes from outside waits there until the guest has room for it: nothing is kept
+//! here.
+//!
+//! A device with nothing but a terminal has one port, and no queues for control messages: such a driver reads the
+//! terminal's size from the configuration. Drivers of more ports are told it by a message whose order of rows and columns
+//! depends on their age ([`message`]).
+
+mod terminal;
+
+pub use terminal::{Drained, Print, Terminal};
 
 use super::queue::{Broken, Buffer, Queues};
 use super::worker::{Rung, Serve, Then};
@@ -9,7 +18,6 @@ use super::{Interrupts, Model, Service};
 use crate::state::Misfit;
 use crate::tell;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -57,13 +65,50 @@ fn queues_of(port: usize) -> (usize, usize) {
     }
 }
 
-/// A port, as the host has it.
+/// A named port, as the host has it.
 #[derive(Debug)]
 pub struct Port {
-    /// By which the guest finds it; the terminal has none.
-    pub name: Option<String>,
+    /// By which the guest finds it.
+    pub name: String,
     /// What the guest writes can be read from its other end, and the other way round.
     pub stream: UnixStream,
+}
+
+/// The host's end of each port.
+#[derive(Debug)]
+enum HostEnd {
+    Terminal(Arc<Terminal>),
+    Port(Port),
+}
+
+impl HostEnd {
+    fn source(&self) -> RawFd {
+        match self {
+            HostEnd::Terminal(terminal) => terminal.source(),
+            HostEnd::Port(port) => port.stream.as_raw_fd(),
+        }
+    }
+
+    /// What comes from outside: none is its end, but of a terminal, which has none.
+    fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            HostEnd::Terminal(terminal) => match terminal.read(bytes) {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                count => Ok(count),
+            },
+            HostEnd::Port(port) => (&port.stream).read(bytes),
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            HostEnd::Terminal(terminal) => match terminal.print(bytes) {
+                0 if !bytes.is_empty() => Err(io::ErrorKind::WouldBlock.into()),
+                count => Ok(count),
+            },
+            HostEnd::Port(port) => (&port.stream).write(bytes),
+        }
+    }
 }
 
 /// A terminal's size, characters.
@@ -95,19 +140,20 @@ struct PortState {
     is_over: bool,
     /// Bytes of the first buffer in the queue from the driver that have been taken.
     taken: u32,
+    /// The guest has said that it knows of it.
+    is_ready: bool,
 }
 
 /// The device's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     ports: Vec<PortState>,
-    size: TerminalSize,
 }
 
 /// What model and server share.
 #[derive(Debug)]
 struct Shared {
-    ports: Vec<Port>,
+    ports: Vec<HostEnd>,
     state: Mutex<State>,
 }
 
@@ -115,71 +161,48 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// Changes a terminal's size.
-#[derive(Clone)]
-pub struct Resizer {
-    shared: Arc<Shared>,
-    /// Of the device, while it is begun.
-    interrupts: Arc<Mutex<Option<Arc<dyn Interrupts>>>>,
-}
-
-impl fmt::Debug for Resizer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Resizer")
-    }
-}
-
-impl Resizer {
-    /// The terminal has this size from now on. The guest reads it from the configuration.
-    pub fn set(&self, size: TerminalSize) {
-        self.shared.state().size = size;
-        if let Some(interrupts) = &*self.interrupts.lock().unwrap_or_else(PoisonError::into_inner) {
-            interrupts.configuration();
+    fn terminal(&self) -> Option<&Terminal> {
+        match self.ports.first() {
+            Some(HostEnd::Terminal(terminal)) => Some(terminal),
+            _ => None,
         }
+    }
+
+    /// Of the terminal; 0 by 0 where there is none, or it is not known.
+    fn size(&self) -> TerminalSize {
+        self.terminal().map(Terminal::size).unwrap_or_default()
     }
 }
 
 /// The device.
+#[derive(Debug)]
 pub struct Console {
     shared: Arc<Shared>,
+    /// It has more than a terminal.
+    has_names: bool,
     sizes: Vec<u16>,
-    interrupts: Arc<Mutex<Option<Arc<dyn Interrupts>>>>,
-}
-
-impl fmt::Debug for Console {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Console").field("ports", &self.shared.ports).finish_non_exhaustive()
-    }
 }
 
 impl Console {
-    /// With a terminal, or with these ports, one at least; those behind [`MOST_PORTS`] are left out.
+    /// With a terminal, with named ports, or both, one of these at least; those behind [`MOST_PORTS`] are left out.
     ///
     /// # Errors
     /// When a socket cannot be set to not wait.
-    pub fn new(mut ports: Vec<Port>) -> io::Result<Console> {
+    pub fn new(terminal: Option<Arc<Terminal>>, named: Vec<Port>) -> io::Result<Console> {
+        let has_names = !named.is_empty();
+        let named = named.into_iter().map(HostEnd::Port);
+        let mut ports: Vec<HostEnd> = terminal.map(HostEnd::Terminal).into_iter().chain(named).collect();
         ports.truncate(MOST_PORTS);
         for port in &ports {
-            port.stream.set_nonblocking(true)?;
+            if let HostEnd::Port(port) = port {
+                port.stream.set_nonblocking(true)?;
+            }
         }
-        let state = State { ports: vec![PortState::default(); ports.len()], size: TerminalSize::default() };
-        let sizes = vec![ENTRIES; 2 * ports.len() + 2];
-        Ok(Console {
-            shared: Arc::new(Shared { ports, state: Mutex::new(state) }),
-            sizes,
-            interrupts: Arc::default(),
-        })
-    }
-
-    /// What changes its terminal's size.
-    pub fn resizer(&self) -> Resizer {
-        Resizer { shared: Arc::clone(&self.shared), interrupts: Arc::clone(&self.interrupts) }
-    }
-
-    fn set_interrupts(&self, interrupts: Option<Arc<dyn Interrupts>>) {
-        *self.interrupts.lock().unwrap_or_else(PoisonError::into_inner) = interrupts;
+        let state = State { ports: vec![PortState::default(); ports.len()] };
+        let queues = if has_names { 2 * ports.len() + 2 } else { 2 };
+        let shared = Arc::new(Shared { ports, state: Mutex::new(state) });
+        Ok(Console { shared, has_names, sizes: vec![ENTRIES; queues] })
     }
 }
 
@@ -199,7 +222,8 @@ impl Model for Console {
     }
 
     fn features(&self) -> u64 {
-        feature::SIZE | feature::MULTIPORT
+        let size = if self.shared.terminal().is_some() { feature::SIZE } else { 0 };
+        size | if self.has_names { feature::MULTIPORT } else { 0 }
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -207,7 +231,7 @@ impl Model for Console {
     }
 
     fn read_configuration(&self, offset: u64, data: &mut [u8]) {
-        let size = self.shared.state().size;
+        let size = self.shared.size();
         let ports = u32::try_from(self.shared.ports.len()).unwrap_or(0);
         let mut whole = [0; 8];
         whole[..2].copy_from_slice(&size.columns.to_le_bytes());
@@ -217,17 +241,14 @@ impl Model for Console {
     }
 
     fn services(&mut self, features: u64, interrupts: &Arc<dyn Interrupts>) -> Vec<Service> {
-        self.set_interrupts(Some(Arc::clone(interrupts)));
         let is_multiport = features & feature::MULTIPORT != 0;
         if !is_multiport && let Some(first) = self.shared.state().ports.first_mut() {
             first.is_open = true;
         }
-        let server = Server { shared: Arc::clone(&self.shared), is_multiport };
+        // A driver that has just begun has not been told the size.
+        let (told, interrupts) = (TerminalSize::default(), Arc::clone(interrupts));
+        let server = Server { shared: Arc::clone(&self.shared), is_multiport, told, interrupts };
         vec![Service { server: Box::new(server), queues: (0..self.sizes.len()).collect() }]
-    }
-
-    fn ended(&mut self) {
-        self.set_interrupts(None);
     }
 
     fn reset(&mut self) {
@@ -256,31 +277,73 @@ struct Server {
     shared: Arc<Shared>,
     /// The driver knows of more than the first port.
     is_multiport: bool,
+    /// The terminal's size that the driver has been told to look at.
+    told: TerminalSize,
+    interrupts: Arc<dyn Interrupts>,
 }
 
 impl Serve for Server {
     fn sources(&self) -> Vec<RawFd> {
-        self.shared.ports.iter().map(|port| port.stream.as_raw_fd()).collect()
+        self.shared.ports.iter().map(HostEnd::source).collect()
     }
 
     fn serve(&mut self, rung: Rung, queues: &mut Queues) -> Result<Then, Broken> {
-        let port = match rung {
-            Rung::Source(port) => port,
+        let (port, ways) = match rung {
+            Rung::Source(port) => (port, Ways::Both),
             Rung::Queue(FROM_DRIVER) => return self.hear(queues),
             Rung::Queue(TO_DRIVER) => return self.say(queues),
-            Rung::Queue(queue @ 0..TO_DRIVER) => queue / 2,
-            Rung::Queue(queue) => queue / 2 - 1,
+            Rung::Queue(queue @ 0..TO_DRIVER) => (queue / 2, Ways::of(queue)),
+            Rung::Queue(queue) => (queue / 2 - 1, Ways::of(queue)),
         };
         if port > 0 && !self.is_multiport {
             return Ok(Then::Waits);
         }
-        let both = [self.take_from_driver(port, queues)?, self.give_to_driver(port, queues)?];
-        let said = self.say(queues)?;
-        Ok(if both.contains(&Then::GoesOn) { Then::GoesOn } else { said })
+        self.look_at_size(port);
+        let mut then = Then::Waits;
+        if ways != Ways::ToDriver && self.take_from_driver(port, queues)? == Then::GoesOn {
+            then = Then::GoesOn;
+        }
+        // What the guest prints comes in many pieces: nothing else is looked at for each of them.
+        if ways != Ways::FromDriver {
+            let both = [self.give_to_driver(port, queues)?, self.say(queues)?];
+            if both.contains(&Then::GoesOn) {
+                then = Then::GoesOn;
+            }
+        }
+        Ok(then)
+    }
+}
+
+/// What a port is served for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ways {
+    ToDriver,
+    FromDriver,
+    Both,
+}
+
+impl Ways {
+    /// By the number of a port's queue.
+    fn of(queue: usize) -> Ways {
+        if queue.is_multiple_of(2) { Ways::ToDriver } else { Ways::FromDriver }
     }
 }
 
 impl Server {
+    /// Hears what the terminal has to tell, and has the driver look at a size that is new to it.
+    fn look_at_size(&mut self, port: usize) {
+        let Some(HostEnd::Terminal(terminal)) = self.shared.ports.get(port) else { return };
+        terminal.hear();
+        let size = terminal.size();
+        if std::mem::replace(&mut self.told, size) == size {
+            return;
+        }
+        self.interrupts.configuration();
+        if let Some(ours) = self.shared.state().ports.get_mut(port).filter(|ours| ours.is_ready) {
+            ours.to_say |= to_say::SIZE;
+        }
+    }
+
     /// Control messages from the driver.
     fn hear(&mut self, queues: &mut Queues) -> Result<Then, Broken> {
         let Some(queue) = queues.get(FROM_DRIVER) else { return Ok(Then::Waits) };
@@ -314,7 +377,7 @@ impl Server {
         let mut state = self.shared.state();
         if event == event::DEVICE_READY {
             for port in &mut state.ports {
-                port.to_say = if value == 1 { to_say::ADD } else { 0 };
+                (port.to_say, port.is_ready) = (if value == 1 { to_say::ADD } else { 0 }, false);
             }
             return;
         }
@@ -324,9 +387,10 @@ impl Server {
         };
         match event {
             event::PORT_READY if value == 1 => {
-                ours.to_say |= match port.name {
-                    Some(_) => to_say::NAME | to_say::OPEN,
-                    None => to_say::TERMINAL | to_say::SIZE | to_say::OPEN,
+                ours.is_ready = true;
+                ours.to_say |= match port {
+                    HostEnd::Port(_) => to_say::NAME | to_say::OPEN,
+                    HostEnd::Terminal(_) => to_say::TERMINAL | to_say::SIZE | to_say::OPEN,
                 };
             }
             event::PORT_OPEN => ours.is_open = value == 1,
@@ -338,7 +402,7 @@ impl Server {
     fn say(&self, queues: &mut Queues) -> Result<Then, Broken> {
         let Some(queue) = queues.get(TO_DRIVER) else { return Ok(Then::Waits) };
         let mut state = self.shared.state();
-        let size = state.size;
+        let size = self.shared.size();
         let mut is_short = false;
         'ports: for (index, (ours, port)) in (0u32..).zip(state.ports.iter_mut().zip(&self.shared.ports)) {
             while ours.to_say != 0 {
@@ -362,15 +426,15 @@ impl Server {
     /// What the guest writes to a port, as far as it is taken.
     fn take_from_driver(&self, port: usize, queues: &mut Queues) -> Result<Then, Broken> {
         let Some(queue) = queues.get(queues_of(port).1) else { return Ok(Then::Waits) };
-        let Some(Port { stream, .. }) = self.shared.ports.get(port) else { return Ok(Then::Waits) };
+        let Some(end) = self.shared.ports.get(port) else { return Ok(Then::Waits) };
         let mut state = self.shared.state();
         let Some(ours) = state.ports.get_mut(port) else { return Ok(Then::Waits) };
         queue.stop_listening()?;
         for _ in 0..TURN {
             let Some(chain) = queue.pop()? else { break };
-            let taken = carry_out(&chain.readable, ours.taken.into(), stream);
+            let taken = carry_out(&chain.readable, ours.taken.into(), end);
             if taken < chain.readable.size() {
-                // The socket's source says when there is room.
+                // The port's source says when there is room.
                 ours.taken = u32::try_from(taken).unwrap_or(u32::MAX);
                 queue.put_back();
                 queue.tell()?;
@@ -386,7 +450,7 @@ impl Server {
     /// What comes from outside, as far as the guest has room for it.
     fn give_to_driver(&self, port: usize, queues: &mut Queues) -> Result<Then, Broken> {
         let Some(queue) = queues.get(queues_of(port).0) else { return Ok(Then::Waits) };
-        let Some(Port { stream, .. }) = self.shared.ports.get(port) else { return Ok(Then::Waits) };
+        let Some(end) = self.shared.ports.get(port) else { return Ok(Then::Waits) };
         let mut state = self.shared.state();
         let Some(ours) = state.ports.get_mut(port) else { return Ok(Then::Waits) };
         // What comes before somebody in the guest listens stays outside.
@@ -401,7 +465,7 @@ impl Server {
                 return Ok(if queue.listen()? { Then::GoesOn } else { Then::Waits });
             };
             let room = usize::try_from(chain.writable.size()).unwrap_or(PIECE).min(PIECE);
-            match (&*stream).read(&mut bytes[..room]) {
+            match end.read(&mut bytes[..room]) {
                 Ok(0) if room > 0 => {
                     (ours.is_over, ours.to_say) = (true, ours.to_say | to_say::OPEN);
                     queue.put_back();
@@ -428,13 +492,13 @@ impl Server {
     }
 }
 
-/// Writes what is behind `from` to a stream; how far it came. What nobody will take is taken.
-fn carry_out(buffer: &Buffer, from: u64, mut stream: &UnixStream) -> u64 {
+/// Writes what is behind `from` to a port's other end; how far it came. What nobody will take is taken.
+fn carry_out(buffer: &Buffer, from: u64, end: &HostEnd) -> u64 {
     let mut at = from;
     let mut bytes = [0; PIECE];
     while at < buffer.size() {
         let count = buffer.read(at, &mut bytes);
-        match stream.write(&bytes[..count]) {
+        match end.write(&bytes[..count]) {
             Ok(written) => at += written as u64,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return at,
@@ -451,7 +515,7 @@ fn carry_out(buffer: &Buffer, from: u64, mut stream: &UnixStream) -> u64 {
 }
 
 /// A control message.
-fn message(id: u32, what: u8, (port, state, size): (&Port, &PortState, TerminalSize)) -> Vec<u8> {
+fn message(id: u32, what: u8, (port, state, size): (&HostEnd, &PortState, TerminalSize)) -> Vec<u8> {
     let (event, value) = match what {
         to_say::ADD => (event::DEVICE_ADD, 0),
         to_say::TERMINAL => (event::CONSOLE_PORT, 1),
@@ -462,10 +526,11 @@ fn message(id: u32, what: u8, (port, state, size): (&Port, &PortState, TerminalS
     let mut message = id.to_le_bytes().to_vec();
     message.extend(event.to_le_bytes());
     message.extend(value.to_le_bytes());
-    match (event, &port.name) {
-        (event::PORT_NAME, Some(name)) => message.extend(name.as_bytes()),
+    match (event, port) {
+        (event::PORT_NAME, HostEnd::Port(port)) => message.extend(port.name.as_bytes()),
         (event::RESIZE, _) => {
-            // Rows first, as drivers/char/virtio_console.c of Linux 6.12 reads it (5.3.6.2.1 has it the other way).
+            // Rows first, as drivers/char/virtio_console.c of Linux before 6.15 reads it (5.3.6.2.1 has it the other way,
+            // as newer ones do).
             message.extend(size.rows.to_le_bytes());
             message.extend(size.columns.to_le_bytes());
         }
@@ -481,24 +546,50 @@ mod tests {
     use crate::ram::Ram;
     use crate::virtio::testing::{Driver, WRITE};
     use arch::GuestPhys;
+    use std::sync::mpsc::{Receiver, channel};
     use std::time::Duration;
 
     const VERSION_1: u64 = 1 << 32;
     const PLACE: u64 = 0x4_0000;
     const PER_QUEUE: u64 = 0x2000;
 
-    /// A driver of a terminal and a port, and the host's ends of both.
-    fn driver() -> (Driver<Console>, [UnixStream; 2], Resizer) {
-        let (terminal, outside) = UnixStream::pair().unwrap();
-        let (port, other) = UnixStream::pair().unwrap();
-        for stream in [&outside, &other] {
-            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    /// The outer end of a terminal: what is printed, of which it takes so much.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<(Vec<u8>, usize)>>);
+
+    impl Paper {
+        fn terminal(&self, room: usize) -> (Arc<Terminal>, Receiver<()>) {
+            self.0.lock().unwrap().1 = room;
+            let (paper, (sender, drained)) = (self.clone(), channel());
+            let print = move |bytes: &[u8]| {
+                let (printed, room) = &mut *paper.0.lock().unwrap();
+                let count = bytes.len().min(*room);
+                printed.extend(&bytes[..count]);
+                *room -= count;
+                count
+            };
+            let tells = Box::new(move || sender.send(()).map_err(io::Error::other));
+            (Arc::new(Terminal::new(Box::new(print), tells).unwrap()), drained)
         }
-        let ports =
-            vec![Port { name: None, stream: terminal }, Port { name: Some("vmm".into()), stream: port }];
-        let console = Console::new(ports).unwrap();
-        let resizer = console.resizer();
-        (Driver::new(console), [outside, other], resizer)
+    }
+
+    /// A driver of a terminal and a port, and the host's ends of both.
+    fn driver() -> (Driver<Console>, Host) {
+        let paper = Paper::default();
+        let (terminal, drained) = paper.terminal(usize::MAX);
+        let (stream, port) = UnixStream::pair().unwrap();
+        port.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let ports = vec![Port { name: "vmm".into(), stream }];
+        let console = Console::new(Some(Arc::clone(&terminal)), ports).unwrap();
+        (Driver::new(console), Host { terminal, paper, drained, port })
+    }
+
+    struct Host {
+        terminal: Arc<Terminal>,
+        paper: Paper,
+        /// The guest has taken all input.
+        drained: Receiver<()>,
+        port: UnixStream,
     }
 
     /// Gives a queue a buffer to write to.
@@ -554,12 +645,13 @@ mod tests {
 
     #[test]
     fn bytes_go_both_ways() {
-        let (mut driver, [mut terminal, mut port], resizer) = driver();
+        let (mut driver, Host { terminal, paper, drained, mut port }) = driver();
         introduce(&mut driver);
         send(&mut driver, 1, b"to the terminal");
+        wait(&mut driver, 1, 1);
+        assert_eq!(paper.0.lock().unwrap().0, b"to the terminal");
         send(&mut driver, 5, b"to the port");
         let mut bytes = [0; 64];
-        assert_eq!(terminal.read(&mut bytes).unwrap(), 15);
         assert_eq!(port.read(&mut bytes).unwrap(), 11);
         assert_eq!(&bytes[..11], b"to the port");
         port.write_all(&[b'x'; 70]).unwrap();
@@ -568,12 +660,11 @@ mod tests {
         give(&mut driver, 4, 1);
         assert_eq!(wait(&mut driver, 4, 2), [b'x'; 6]);
         give(&mut driver, 4, 2);
-        terminal.write_all(b"key").unwrap();
+        assert_eq!(terminal.receive(b"key"), 3);
         give(&mut driver, 0, 0);
         assert_eq!(wait(&mut driver, 0, 1), b"key");
-        resizer.set(TerminalSize { columns: 80, rows: 25 });
-        assert_eq!((driver.read(0x2000, 4), driver.read(0x2004, 4)), (25 << 16 | 80, 2));
-        assert_eq!(driver.read(0x15, 1), 1);
+        drained.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(terminal.pending(), 0);
         // The host's end goes.
         drop(port);
         assert_eq!(wait(&mut driver, TO_DRIVER as u64, 8), control(1, event::PORT_OPEN, 0));
@@ -581,10 +672,54 @@ mod tests {
         wait(&mut driver, 5, 2);
     }
 
+    /// To one that knows of ports by a message, also when it was set before the driver began.
+    #[test]
+    fn a_size_is_told() {
+        let (mut driver, host) = driver();
+        introduce(&mut driver);
+        assert_eq!(driver.read(0x15, 1), 0);
+        host.terminal.set_size(TerminalSize { columns: 80, rows: 25 });
+        let told = [control(0, event::RESIZE, 0), vec![25, 0, 80, 0]].concat();
+        assert_eq!(wait(&mut driver, TO_DRIVER as u64, 8), told);
+        assert_eq!((driver.read(0x2000, 4), driver.read(0x2004, 4)), (25 << 16 | 80, 2));
+        assert_eq!(driver.read(0x15, 1), 1);
+    }
+
+    /// A device with a terminal alone is one of two queues, whose driver looks at its configuration.
+    #[test]
+    fn a_terminal_needs_no_control_messages() {
+        let paper = Paper::default();
+        let (terminal, _drained) = paper.terminal(6);
+        terminal.set_size(TerminalSize { columns: 132, rows: 50 });
+        terminal.receive(b"typed ahead");
+        let console = Console::new(Some(Arc::clone(&terminal)), Vec::new()).unwrap();
+        assert_eq!((console.features(), console.queue_sizes().len()), (feature::SIZE, 2));
+        let mut driver = Driver::new(console);
+        driver.set_up(VERSION_1 | feature::SIZE);
+        give(&mut driver, 0, 0);
+        assert_eq!(wait(&mut driver, 0, 1), b"typed ahead");
+        assert_eq!((driver.read(0x2000, 4), driver.read(0x15, 1)), (50 << 16 | 132, 1));
+        // What there is no room for waits in the guest, and is not lost; nor when it is saved meanwhile.
+        send(&mut driver, 1, b"more than there is room for");
+        while paper.0.lock().unwrap().0.len() < 6 {
+            std::thread::yield_now();
+        }
+        assert!(driver.pace.hold(Duration::from_secs(20)));
+        let saved = driver.function.save();
+        assert_eq!(saved.fields["device"]["fields"]["model"]["ports"][0]["taken"], 6);
+        driver.function.restore(&saved).unwrap();
+        driver.pace.release();
+        assert_eq!(driver.used(1).0, 0);
+        paper.0.lock().unwrap().1 = usize::MAX;
+        terminal.ring();
+        wait(&mut driver, 1, 1);
+        assert_eq!(paper.0.lock().unwrap().0, b"more than there is room for");
+    }
+
     /// What nobody takes waits in the guest, and is not lost; nor when it is saved meanwhile.
     #[test]
     fn what_is_not_taken_waits() {
-        let (mut driver, [_terminal, mut port], _) = driver();
+        let (mut driver, Host { mut port, .. }) = driver();
         introduce(&mut driver);
         let block: Vec<u8> = (0..=255).cycle().take(0x1000).collect();
         // As many as the queue has, which is more than a socket holds (net.core.wmem_default: 208 KiB).
@@ -606,7 +741,7 @@ mod tests {
 
     #[test]
     fn hostile_control_messages_do_nothing() {
-        let (mut driver, _ends, _) = driver();
+        let (mut driver, _host) = driver();
         let said = introduce(&mut driver);
         let messages = [
             control(7, event::PORT_READY, 1),

@@ -8,7 +8,7 @@ use devices::pci::bus::{PciBus, with_bridge};
 use devices::pci::msix::{Message, Sender};
 use devices::ram::Ram;
 use devices::virtio::Model;
-use devices::virtio::console::{Console, Port};
+use devices::virtio::console::{Console, Port, Terminal, TerminalSize};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::net::Net;
 use devices::virtio::pace::Pace;
@@ -80,13 +80,22 @@ fn add(bus: &mut PciBus, memory: &Memory, pace: &Pace, model: impl Model + 'stat
     Ok(())
 }
 
+/// A console with a port and a terminal, on which something has been typed, and which takes half of what is printed.
+fn console(stream: UnixStream) -> io::Result<Console> {
+    let print = |bytes: &[u8]| bytes.len().div_ceil(2);
+    let terminal = Terminal::new(Box::new(print), Box::new(|| Ok(())))?;
+    terminal.set_size(TerminalSize { columns: 80, rows: 25 });
+    terminal.receive(&[b'x'; 100]);
+    Console::new(Some(Arc::new(terminal)), vec![Port { name: "port".into(), stream }])
+}
+
 /// A bus with an entropy device, a console and a network, whose registers are put somewhere, and the host's end of its port.
 fn machine(memory: &Memory) -> io::Result<(PciBus, UnixStream)> {
     let (mut bus, pace) = (with_bridge(&[WINDOW]), Pace::default());
     let (stream, host) = UnixStream::pair()?;
     host.set_nonblocking(true)?;
     add(&mut bus, memory, &pace, Entropy::new(Arc::new(Mutex::new(|bytes: &mut [u8]| bytes.fill(7)))))?;
-    add(&mut bus, memory, &pace, Console::new(vec![Port { name: Some("port".into()), stream }])?)?;
+    add(&mut bus, memory, &pace, console(stream)?)?;
     add(&mut bus, memory, &pace, Net::new(Arc::new(Mutex::new(Echo::default())), [2, 0, 0, 0, 0, 1]))?;
     for (device, place) in (1..).zip(PLACES) {
         bus.write_config(device, 0, 0x10, &place.to_le_bytes());

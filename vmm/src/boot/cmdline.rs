@@ -7,6 +7,10 @@ use kvm::HOST_ISA;
 
 /// The console that both of our machines have.
 const CONSOLE: &str = "console=ttyS0";
+/// A virtio console, and the serial port until its driver is there (`earlycon`, Documentation/admin-guide/kernel-parameters.txt):
+/// the kernel prints nothing twice, and from then on nothing more on the slower one.
+const VIRTIO_CONSOLE: [&str; 2] =
+    ["earlycon=uart8250,io,0x3f8 console=hvc0", "earlycon=uart8250,mmio,0x9000000 console=hvc0"];
 
 /// Keeps a kernel where it was linked, so that a debugger's symbols match from its first
 /// instruction.
@@ -26,12 +30,15 @@ pub struct Completion {
     pub isa: Isa,
     /// The kernel is Linux, and knows Linux's words.
     pub is_linux: bool,
+    /// Its console is a virtio device.
+    pub has_virtio_console: bool,
 }
 
 impl Completion {
     /// For a kernel.
-    pub fn of(kernel: &Kernel, exact: bool, is_debugged: bool) -> Completion {
-        Completion { exact, is_debugged, is_linux: !exact && kernel.is_linux(), isa: HOST_ISA }
+    pub fn of(kernel: &Kernel, exact: bool, is_debugged: bool, has_virtio_console: bool) -> Completion {
+        let is_linux = !exact && kernel.is_linux();
+        Completion { exact, is_debugged, is_linux, has_virtio_console, isa: HOST_ISA }
     }
 
     /// What the guest gets: `given`, for Linux with a console added when it names none, and
@@ -44,7 +51,11 @@ impl Completion {
         // In front, so that a `--` that ends the kernel's own arguments stays where it is.
         let mut words = Vec::new();
         if adds && !has(&|word| word.starts_with("console=")) {
-            words.push(CONSOLE);
+            words.push(match (self.has_virtio_console, self.isa) {
+                (false, _) => CONSOLE,
+                (true, Isa::X86_64) => VIRTIO_CONSOLE[0],
+                (true, Isa::Aarch64) => VIRTIO_CONSOLE[1],
+            });
         }
         if adds && self.is_debugged && !has(&|word| word == NOKASLR || word == "kaslr") {
             words.push(NOKASLR);
@@ -81,8 +92,12 @@ pub fn checked(line: &str, limit: u64) -> Result<Vec<u8>, BootError> {
 mod tests {
     use super::*;
 
+    fn completion(isa: Isa, exact: bool, is_debugged: bool) -> Completion {
+        Completion { exact, is_debugged, is_linux: true, has_virtio_console: false, isa }
+    }
+
     fn line(given: Option<&str>, exact: bool, is_debugged: bool) -> String {
-        Completion { exact, is_debugged, is_linux: true, isa: Isa::X86_64 }.line(given)
+        completion(Isa::X86_64, exact, is_debugged).line(given)
     }
 
     #[test]
@@ -101,6 +116,20 @@ mod tests {
         }
     }
 
+    /// Where it is not there yet, the serial port is.
+    #[test]
+    fn a_virtio_console_is_named_behind_an_early_one() {
+        let line = |isa, exact, given| {
+            Completion { has_virtio_console: true, ..completion(isa, exact, false) }.line(Some(given))
+        };
+        for (isa, place) in [(Isa::X86_64, "io,0x3f8"), (Isa::Aarch64, "mmio,0x9000000")] {
+            let added = format!("earlycon=uart8250,{place} console=hvc0 quiet");
+            assert_eq!(line(isa, false, "quiet"), added);
+            assert_eq!(line(isa, false, "quiet console=ttyS0"), "quiet console=ttyS0");
+            assert_eq!(line(isa, true, "quiet"), "quiet");
+        }
+    }
+
     #[test]
     fn a_kernel_that_is_debugged_from_the_start_stays_where_it_was_linked() {
         for (given, exact, expected) in [
@@ -112,17 +141,14 @@ mod tests {
         ] {
             assert_eq!(line(given, exact, true), expected);
         }
-        let arm = |given| {
-            let arm = Completion { exact: false, is_debugged: true, is_linux: true, isa: Isa::Aarch64 };
-            arm.line(Some(given))
-        };
+        let arm = |given| completion(Isa::Aarch64, false, true).line(Some(given));
         assert_eq!(arm("quiet"), "console=ttyS0 nokaslr arm64.nopauth quiet");
         assert_eq!(arm("quiet arm64.nopauth"), "console=ttyS0 nokaslr quiet arm64.nopauth");
     }
 
     #[test]
     fn a_kernel_that_is_not_linux_gets_none_of_its_words() {
-        let other = Completion { exact: false, is_debugged: true, is_linux: false, isa: Isa::Aarch64 };
+        let other = Completion { is_linux: false, ..completion(Isa::Aarch64, false, true) };
         assert_eq!(other.line(None), "");
         assert_eq!(other.line(Some("verbose ")), "verbose");
     }

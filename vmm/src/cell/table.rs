@@ -236,6 +236,7 @@ pub enum Kind {
     Lines,
     Input,
     Output,
+    Console,
     Share,
     Disk,
     Entropy,
@@ -303,6 +304,12 @@ pub const TABLE: &[Row] = &[
         groups: groups!(STREAMS, COPYING),
     },
     Row { kind: Kind::Output, name: "output", about: "writes a command's output", groups: groups!(STREAMS) },
+    Row {
+        kind: Kind::Console,
+        name: "console",
+        about: "writes what the guest prints on a virtio console",
+        groups: groups!(STREAMS),
+    },
     Row {
         kind: Kind::Share,
         name: "virtio fs",
@@ -495,6 +502,7 @@ mod tests {
             Kind::Lines,
             Kind::Input,
             Kind::Output,
+            Kind::Console,
             Kind::Network,
             Kind::Sockets,
         ] {

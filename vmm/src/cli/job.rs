@@ -2,7 +2,7 @@
 
 use super::candidates::words;
 use super::stdout;
-use super::values::{self, NetChoice};
+use super::values::{self, ConsoleDevice, NetChoice};
 use crate::cell::Sandbox;
 use crate::control::names;
 use crate::error::Error;
@@ -95,6 +95,12 @@ pub struct Args {
     #[arg(long, value_name = "pci|mmio", default_value = "pci", value_parser = ValueParser::new(values::transport), help_heading = "Machine")]
     virtio: VirtioTransport,
 
+    /// What the kernel prints on: a serial port, or a virtio device, which is faster for one that prints much while a
+    /// command runs, and needs a driver
+    #[arg(long, value_name = "serial|virtio", default_value = "serial", value_parser = ValueParser::new(values::console_device),
+          add = words(ConsoleDevice::NAMES), help_heading = "Machine")]
+    console_device: ConsoleDevice,
+
     /// How long the guest may take until it runs a program
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = ValueParser::new(values::duration), help_heading = "Run")]
     boot_timeout: Duration,
@@ -141,7 +147,7 @@ pub struct Args {
 
     /// Run many: a file, or - for standard input, of which each line has the words of one `vmm run`; a table at the end
     #[arg(long, value_name = "FILE|-", help_heading = "Many",
-          conflicts_with_all = ["kernel", "build", "modules", "append", "root", "disk", "rw", "out", "env", "cwd", "init", "systemd", "hold_on", "name", "gdb", "kernel_log", "cpus", "memory", "virtio", "net", "boot_timeout", "timeout", "slow", "fail_on", "allow", "no_tty", "sandbox", "command"])]
+          conflicts_with_all = ["kernel", "build", "modules", "append", "root", "disk", "rw", "out", "env", "cwd", "init", "systemd", "hold_on", "name", "gdb", "kernel_log", "cpus", "memory", "virtio", "console_device", "net", "boot_timeout", "timeout", "slow", "fail_on", "allow", "no_tty", "sandbox", "command"])]
     matrix: Option<PathBuf>,
     /// How many at a time; as many as this host's processors and memory have room for where nothing is said
     #[arg(short, long, value_name = "N", requires = "matrix", value_parser = ValueParser::new(values::count), help_heading = "Many")]
@@ -251,6 +257,7 @@ impl Args {
             folder: self.folder(),
             append: self.append.clone(),
             stays_when_panicked: self.keeps_panics(),
+            has_virtio_console: self.console_device == ConsoleDevice::Virtio,
             transport: self.virtio,
             net: self.net.0.clone(),
             init: self.init.clone().or_else(|| self.systemd.then(|| SYSTEMD.to_string())),

@@ -1,13 +1,13 @@
 //! `vmm` without a subcommand: its options, and the guest that is run with them.
 
 use super::candidates::words;
-use super::values::{self, NetChoice};
+use super::values::{self, ConsoleDevice, NetChoice};
 use crate::cell::Sandbox;
 use crate::control::names;
 use crate::error::Error;
 use crate::machine::config::{
-    Config, DiskConfig, GdbConfig, GuestClock, HypercallConfig, MemorySize, ShareConfig, VirtioDevice,
-    VirtioTransport, VsockConfig,
+    Config, ConsoleConfig, DiskConfig, GdbConfig, GuestClock, HypercallConfig, MemorySize, ShareConfig,
+    VirtioDevice, VirtioTransport, VsockConfig,
 };
 use crate::machine::hypercalls::family::FamilyName;
 use crate::outcome::Outcome;
@@ -36,7 +36,7 @@ pub struct Args {
     /// not Linux, each is a module, with a string behind its file's name: --initrd 'PATH STRING'
     #[arg(long, value_name = "PATH[ STRING]", requires = "kernel", help_heading = "Guest")]
     initrd: Vec<PathBuf>,
-    /// Kernel command line. For Linux console=ttyS0 is added when it names no console; Multiboot kernels get
+    /// Kernel command line. For Linux console=ttyS0 (or what --console-device is) is added when it names no console; Multiboot kernels get
     /// their file's name in front, which they skip
     #[arg(long, value_name = "STR", allow_hyphen_values = true, help_heading = "Guest")]
     cmdline: Option<String>,
@@ -104,6 +104,11 @@ pub struct Args {
     #[arg(long, value_name = "stdio|file:PATH|pty|none", default_value = "stdio", value_parser = ValueParser::new(values::console),
           add = words(&["stdio", "file:", "pty", "none"]), help_heading = "Run")]
     console: ConsoleKind,
+    /// What the guest's console is: a serial port, or a virtio device (hvc0), which is faster and knows the terminal's size,
+    /// but needs a driver: what a kernel prints before it has that goes to the serial port
+    #[arg(long, value_name = "serial|virtio", default_value = "serial", value_parser = ValueParser::new(values::console_device),
+          add = words(ConsoleDevice::NAMES), help_heading = "Machine")]
+    console_device: ConsoleDevice,
     /// End the guest after this time: 30s, 500ms, 2m
     #[arg(long, value_name = "TIME", value_parser = ValueParser::new(values::duration), help_heading = "Run")]
     timeout: Option<Duration>,
@@ -254,6 +259,8 @@ impl Args {
         let vsock = self.vsock.iter().cloned().map(VirtioDevice::Vsock);
         let shares = self.share.iter().cloned().map(VirtioDevice::Share);
         let net = self.net.0.clone().map(VirtioDevice::Net);
+        let console = (self.console_device == ConsoleDevice::Virtio)
+            .then(|| VirtioDevice::Console(ConsoleConfig { is_console: true, ports: Vec::new() }));
         self.entropy
             .then_some(VirtioDevice::Entropy)
             .into_iter()
@@ -261,6 +268,7 @@ impl Args {
             .chain(shares)
             .chain(vsock)
             .chain(net)
+            .chain(console)
             .collect()
     }
 

@@ -107,6 +107,32 @@ pub fn on_off(text: &str) -> Result<bool, String> {
     }
 }
 
+/// What a guest's console is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleDevice {
+    /// The serial port.
+    Serial,
+    /// A port of a virtio console.
+    Virtio,
+}
+
+impl ConsoleDevice {
+    /// How they are written.
+    pub const NAMES: &[&str] = &["serial", "virtio"];
+}
+
+/// Parses what the console is.
+///
+/// # Errors
+/// What can be written.
+pub fn console_device(text: &str) -> Result<ConsoleDevice, String> {
+    match text {
+        "serial" => Ok(ConsoleDevice::Serial),
+        "virtio" => Ok(ConsoleDevice::Virtio),
+        _ => Err("write serial or virtio".into()),
+    }
+}
+
 /// Parses where the console goes.
 ///
 /// # Errors

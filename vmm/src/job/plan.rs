@@ -5,7 +5,9 @@ use super::modules::{ModuleError, Modules};
 use super::protocol;
 use super::root_image::{Found, RootImage, RootImageError};
 use super::steps::{NotTellable, Steps, flag};
-use crate::machine::config::{DiskConfig, LinkConfig, NetConfig, ShareConfig, VirtioDevice, VirtioTransport};
+use crate::machine::config::{
+    ConsoleConfig, DiskConfig, LinkConfig, NetConfig, ShareConfig, VirtioDevice, VirtioTransport,
+};
 use crate::symbols;
 use std::fs;
 use std::io;
@@ -37,6 +39,8 @@ pub struct Wanted {
     pub append: Option<String>,
     /// A kernel that has panicked stays as it is, instead of resetting itself.
     pub stays_when_panicked: bool,
+    /// The kernel's console is the virtio console's, not the serial port.
+    pub has_virtio_console: bool,
     /// How devices are found.
     pub transport: VirtioTransport,
     /// A network.
@@ -251,7 +255,9 @@ impl Wanted {
             VirtioTransport::Mmio => "virtio_mmio",
         };
         let mut wanted = vec![transport, "virtio_console"];
-        let mut devices = vec![VirtioDevice::Ports(vec![protocol::PORT.into()]), VirtioDevice::Entropy];
+        let console =
+            ConsoleConfig { is_console: self.has_virtio_console, ports: vec![protocol::PORT.into()] };
+        let mut devices = vec![VirtioDevice::Console(console), VirtioDevice::Entropy];
         let mut archives = Vec::new();
         let source = match &self.root {
             Root::Folder(folder) => {

@@ -6,7 +6,7 @@ use crate::logging;
 use crate::outcome::StoppedBy;
 use crate::run::escape::{Escape, HELP, Key};
 use crate::run::foreground::Foreground;
-use crate::run::terminal::RawMode;
+use crate::run::terminal::{self, RawMode};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
@@ -322,10 +322,7 @@ pub fn has_terminal() -> bool {
 
 /// Rows and columns of the process's terminal.
 pub fn size_of_terminal() -> Option<(u16, u16)> {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: the kernel fills in a structure of that kind (ioctl_tty(2)).
-    let result = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
-    (result == 0).then_some((size.ws_row, size.ws_col))
+    terminal::size(libc::STDOUT_FILENO).map(|size| (size.rows, size.columns))
 }
 
 #[cfg(test)]

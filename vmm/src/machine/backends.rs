@@ -9,7 +9,7 @@
 //! Ports of the console device are none of it: each start has its own, whose other ends its makers take
 //! ([`Guest::take_port`](super::Guest::take_port)); those of the former one end.
 
-use super::config::{Config, VirtioDevice};
+use super::config::{Config, ConsoleConfig, VirtioDevice};
 use super::descriptors::Budget;
 use super::disks::{self, OpenDisk};
 use super::nets::{self, OpenNet};
@@ -35,8 +35,8 @@ pub(super) enum Backend {
     Share(OpenShare),
     /// Sockets.
     Vsock(OpenVsock),
-    /// Nothing but names: ports are made with their device.
-    Ports(Vec<String>),
+    /// Nothing: its ports are made with their device.
+    Console(ConsoleConfig),
 }
 
 impl fmt::Debug for Backend {
@@ -47,7 +47,7 @@ impl fmt::Debug for Backend {
             Backend::Net(net) => net.fmt(f),
             Backend::Share(share) => share.fmt(f),
             Backend::Vsock(vsock) => vsock.fmt(f),
-            Backend::Ports(names) => f.debug_tuple("Ports").field(names).finish(),
+            Backend::Console(console) => console.fmt(f),
         }
     }
 }
@@ -107,7 +107,7 @@ fn open_one(wanted: &VirtioDevice, budget: Budget) -> Result<Backend, Error> {
         VirtioDevice::Net(net) => Backend::Net(nets::open(net)?),
         VirtioDevice::Share(share) => Backend::Share(shares::open(share, budget.share)?),
         VirtioDevice::Vsock(vsock) => Backend::Vsock(vsocks::open(vsock, budget.vsock)?),
-        VirtioDevice::Ports(names) => Backend::Ports(names.clone()),
+        VirtioDevice::Console(console) => Backend::Console(console.clone()),
     })
 }
 
@@ -165,7 +165,7 @@ mod tests {
                     is_writable: true,
                 }),
                 VirtioDevice::Vsock(VsockConfig { cid: 7, path: folder.join("vsock") }),
-                VirtioDevice::Ports(vec!["p".into()]),
+                VirtioDevice::Console(ConsoleConfig { is_console: true, ports: vec!["p".into()] }),
             ];
             Setting { folder, config: Config { virtio, ..Config::default() } }
         }

@@ -76,9 +76,18 @@ pub enum VirtioDevice {
     Net(NetConfig),
     /// A folder of the host's ([`devices::virtio::fs`]).
     Share(ShareConfig),
-    /// Named ports, of which the guest's makers have the other ends ([`devices::virtio::console`],
-    /// [`Guest::take_port`](super::Guest::take_port)).
-    Ports(Vec<String>),
+    /// A console, named ports, or both ([`devices::virtio::console`]).
+    Console(ConsoleConfig),
+}
+
+/// A guest's virtio console.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsoleConfig {
+    /// It has a terminal, which is the guest's console instead of the serial port: what Linux has as `hvc0`. One device of
+    /// a guest may have it.
+    pub is_console: bool,
+    /// Names of ports, of which the guest's makers have the other ends ([`Guest::take_port`](super::Guest::take_port)).
+    pub ports: Vec<String>,
 }
 
 /// A disk that a guest is given.
@@ -192,6 +201,12 @@ impl Config {
     /// Whether the guest waits at its first instruction, for a debugger.
     pub fn waits_for_debugger(&self) -> bool {
         self.gdb.as_ref().is_some_and(|gdb| gdb.waits)
+    }
+
+    /// Whether the guest's console is a virtio device, instead of the serial port.
+    pub fn has_virtio_console(&self) -> bool {
+        let is_it = |device: &VirtioDevice| matches!(device, VirtioDevice::Console(it) if it.is_console);
+        self.virtio.iter().any(is_it)
     }
 }
 

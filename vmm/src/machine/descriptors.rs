@@ -42,7 +42,7 @@ impl Budget {
                 VirtioDevice::Share(_) => needs.shares += 1,
                 VirtioDevice::Vsock(_) => needs.vsocks += 1,
                 VirtioDevice::Net(net) => needs.networks += nets::descriptors(net),
-                VirtioDevice::Entropy | VirtioDevice::Disk(_) | VirtioDevice::Ports(_) => {}
+                VirtioDevice::Entropy | VirtioDevice::Disk(_) | VirtioDevice::Console(_) => {}
             }
         }
         Budget::divided(all, needs)

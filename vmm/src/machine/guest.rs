@@ -14,6 +14,7 @@ use crate::machine::config::Config;
 use crate::machine::debugger::{Attachment, Debugger};
 use crate::machine::dumper::Dumper;
 use crate::machine::hypercalls::LiveHypercalls;
+use crate::machine::output_queue::Pump;
 use crate::machine::rack::{HostPort, VirtioDevices};
 use crate::machine::serve::over::report;
 use crate::machine::services::Services;
@@ -25,6 +26,8 @@ use debug::machine::Activity;
 use debug::memory::{self, Space};
 use devices::guest_log;
 use devices::platform::serial::Serial;
+use devices::virtio::console::Terminal;
+pub use devices::virtio::console::TerminalSize;
 use kvm::ram::{GuestMemory, LiveMemory};
 use kvm::{HOST_ISA, Vcpu, Vm};
 use nix::time::{ClockId, clock_gettime};
@@ -49,6 +52,10 @@ pub struct Guest {
     outcomes: Mutex<Receiver<Outcome>>,
     wake: EventFd,
     serial: Arc<Mutex<Serial>>,
+    /// The console, where it is a virtio device.
+    terminal: Option<Arc<Terminal>>,
+    /// Behind the vCPUs, which wait for it at their end.
+    _pump: Option<Pump>,
     ports: Mutex<Vec<HostPort>>,
     input_wanted: EventFd,
     booted: Booted,
@@ -74,7 +81,7 @@ enum Stage {
 
 impl Guest {
     /// Builds the machine and prepares its guest. The console's output goes to `output`, on a
-    /// vCPU's thread.
+    /// vCPU's thread, or that of a virtio console.
     ///
     /// # Errors
     /// [`Error`] for everything that a host, a file or an option can be wrong about.
@@ -291,12 +298,22 @@ impl Guest {
 
     /// Gives the guest console input; answers how many bytes wait for it to read.
     pub fn input(&self, bytes: &[u8]) -> usize {
+        if let Some(terminal) = &self.terminal {
+            return terminal.receive(bytes);
+        }
         let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
         serial.receive(bytes);
         let waiting = serial.pending();
         drop(serial);
         guest_log::deliver();
         waiting
+    }
+
+    /// The console's terminal has this size from now on. A serial port has no way to tell the guest.
+    pub fn set_console_size(&self, size: TerminalSize) {
+        if let Some(terminal) = &self.terminal {
+            terminal.set_size(size);
+        }
     }
 
     /// The host's end of a named port of the console device; there is one, so it is taken once. When it is closed, the

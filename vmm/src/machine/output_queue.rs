@@ -1,16 +1,23 @@
-//! The guest's console output on its way from the serial port to wherever it goes.
+//! The guest's console output on its way from the serial port, and from a virtio console, to wherever it goes.
 //!
 //! Whoever reads the console may be slow, or not read at all. Then the vCPU that has printed waits, and
 //! nobody else: its thread puts the output here with the port locked, and waits for it to go out
 //! afterwards, with nothing locked ([`OutputQueue::settle`]). So the port still takes input, and other
 //! vCPUs still read its registers.
+//!
+//! A virtio console's own thread never waits: what there is no room for here it leaves in the guest
+//! ([`OutputQueue::offer`]), and a thread for that alone writes the rest ([`Pump`]).
 
+use debug::threads;
 use devices::tell;
+use devices::virtio::console::{Drained, Terminal};
 use kvm::kick;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 thread_local! {
@@ -30,14 +37,25 @@ enum Debt {
 /// How often a thread that waits looks whether it was kicked.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
+/// How long a [`Pump`] may take for the last of the output before it is kicked, and then how often it is.
+const KICK_AGAIN: Duration = Duration::from_millis(20);
+/// Bytes that wait here, from which on nothing more of a virtio console is taken.
+const MOST_OFFERED: usize = 64 << 10;
+
 /// Output that is to go out, in order.
 pub struct OutputQueue {
     state: Mutex<Waiting>,
-    /// The output is back.
+    /// The output is back, or there is something for it.
     is_back: Condvar,
+    /// What is rung when there is room again, if that is not the guest's serial port alone.
+    terminal: OnceLock<Weak<Terminal>>,
 }
 
 struct Waiting {
+    /// The terminal has been refused something.
+    wants_room: bool,
+    /// The pump is to end.
+    is_over: bool,
     bytes: VecDeque<u8>,
     /// `None` while a thread writes to it.
     output: Option<Box<dyn Write + Send>>,
@@ -54,8 +72,53 @@ impl std::fmt::Debug for OutputQueue {
 impl OutputQueue {
     /// A queue to `output`, which may wait, and answers `Interrupted` when its thread is kicked meanwhile.
     pub fn new(output: Box<dyn Write + Send>) -> OutputQueue {
-        let state = Waiting { bytes: VecDeque::new(), output: Some(output), told_failure: false };
-        OutputQueue { state: Mutex::new(state), is_back: Condvar::new() }
+        let state = Waiting {
+            wants_room: false,
+            is_over: false,
+            bytes: VecDeque::new(),
+            output: Some(output),
+            told_failure: false,
+        };
+        OutputQueue { state: Mutex::new(state), is_back: Condvar::new(), terminal: OnceLock::new() }
+    }
+
+    /// A virtio console's terminal, whose output comes here. Somebody has to [pump](Pump) it.
+    ///
+    /// # Errors
+    /// When the system gives no more descriptors.
+    pub fn terminal(self: &Arc<OutputQueue>, drained: Drained) -> io::Result<Arc<Terminal>> {
+        let queue = Arc::clone(self);
+        let terminal = Arc::new(Terminal::new(Box::new(move |bytes| queue.offer(bytes)), drained)?);
+        // There is one; a second one would not be told of room.
+        self.terminal.set(Arc::downgrade(&terminal)).map_err(|_| io::ErrorKind::AlreadyExists)?;
+        Ok(terminal)
+    }
+
+    /// Puts as much here as there is room for, and waits for nothing; how much. The terminal is rung when there is room
+    /// for the rest.
+    fn offer(&self, bytes: &[u8]) -> usize {
+        let mut state = self.lock();
+        let count = bytes.len().min(MOST_OFFERED.saturating_sub(state.bytes.len()));
+        state.bytes.extend(&bytes[..count]);
+        state.wants_room |= count < bytes.len();
+        self.is_back.notify_all();
+        count
+    }
+
+    /// Waits, at the guest's end, until all that a virtio console has put here is written, or the thread is kicked. What
+    /// vCPUs have put here they wait for themselves.
+    pub fn flush(&self) {
+        if self.terminal.get().is_none() {
+            return;
+        }
+        while self.wait() {
+            let state = self.lock();
+            if state.output.is_some() && state.bytes.is_empty() || kick::is_pending() {
+                return;
+            }
+            // Somebody is writing the last of it.
+            drop(self.is_back.wait_timeout(state, LOOK_AGAIN));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -93,7 +156,11 @@ impl OutputQueue {
                 continue;
             };
             let mut bytes = std::mem::take(&mut state.bytes);
+            let wants_room = std::mem::take(&mut state.wants_room);
             drop(state);
+            if wants_room && let Some(terminal) = self.terminal.get().and_then(Weak::upgrade) {
+                terminal.ring();
+            }
             let written = write(&mut *output, &mut bytes);
             state = self.lock();
             state.output = Some(output);
@@ -114,6 +181,70 @@ impl OutputQueue {
             }
         }
         true
+    }
+}
+
+/// A thread that writes what a virtio console puts into a queue, until it is dropped.
+#[derive(Debug)]
+pub struct Pump {
+    queue: Arc<OutputQueue>,
+    thread: Option<JoinHandle<()>>,
+    /// Disconnected when the thread is at its end.
+    ended: Mutex<Receiver<()>>,
+}
+
+impl Pump {
+    /// Starts it; kicks have a handler by then.
+    ///
+    /// # Errors
+    /// When the system gives no more threads.
+    pub fn start(queue: &Arc<OutputQueue>) -> io::Result<Pump> {
+        let (alive, ended) = channel::<()>();
+        let its = Arc::clone(queue);
+        let thread = threads::start("console", Builder::new().name("console".into()), move || {
+            kick::unblock();
+            its.pump();
+            drop(alive);
+        })?;
+        Ok(Pump { queue: Arc::clone(queue), thread: Some(thread), ended: Mutex::new(ended) })
+    }
+}
+
+impl Drop for Pump {
+    /// What waits still is written, unless whoever reads it is slow.
+    fn drop(&mut self) {
+        self.queue.lock().is_over = true;
+        self.queue.is_back.notify_all();
+        let Some(thread) = self.thread.take() else { return };
+        let kicked = kick::Thread::of(&thread);
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        while ended.recv_timeout(KICK_AGAIN) == Err(RecvTimeoutError::Timeout) {
+            // SAFETY: it is joined below only.
+            unsafe { kicked.kick() };
+        }
+        if thread.join().is_err() {
+            log::error!("the console's thread ended with a panic");
+        }
+    }
+}
+
+impl OutputQueue {
+    /// Writes what is here, and waits for more, until that is over.
+    fn pump(&self) {
+        loop {
+            let mut state = self.lock();
+            while state.bytes.is_empty() && !state.is_over {
+                state = self.is_back.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.bytes.is_empty() {
+                return;
+            }
+            drop(state);
+            // It is kicked when nobody waits for the rest any more.
+            if !self.wait() {
+                return;
+            }
+        }
     }
 }
 
@@ -151,7 +282,9 @@ impl Write for QueueEnd {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::io::Read;
+    use std::os::fd::BorrowedFd;
     use std::sync::mpsc::channel;
     use std::thread;
 
@@ -205,6 +338,55 @@ mod tests {
         stuck.join().unwrap();
         second.join().unwrap();
         assert!(bytes.iter().filter(|byte| **byte == b'b').count() == 1);
+    }
+
+    /// A queue with a terminal, and what a guest has there; it is full when less is taken than is given.
+    fn with_terminal() -> (Arc<OutputQueue>, Pump, io::PipeReader) {
+        kick::install_handler().unwrap();
+        let (queue, reader) = to_pipe();
+        let pump = Pump::start(&queue).unwrap();
+        (queue, pump, reader)
+    }
+
+    #[test]
+    fn a_terminal_is_refused_what_there_is_no_room_for_and_rung_when_there_is() {
+        let (queue, pump, mut reader) = with_terminal();
+        let terminal = queue.terminal(Box::new(|| Ok(()))).unwrap();
+        let (mut given, piece) = (0, [b'x'; 4096]);
+        // The pipe's room, and ours: the pump may take once more while it is stuck.
+        let taken = loop {
+            match queue.offer(&piece) {
+                4096 => given += 4096,
+                less => break less,
+            }
+        };
+        given += taken;
+        assert!(given <= 2 * MOST_OFFERED + (1 << 20), "{given}");
+        assert!(queue.lock().bytes.len() <= MOST_OFFERED);
+        let mut bytes = vec![0; given];
+        reader.read_exact(&mut bytes).unwrap();
+        // SAFETY: the terminal has it open.
+        let news = unsafe { BorrowedFd::borrow_raw(terminal.source()) };
+        let mut polled = [PollFd::new(news, PollFlags::POLLIN)];
+        assert_eq!(poll(&mut polled, PollTimeout::from(20_000u16)), Ok(1));
+        assert_eq!(queue.offer(b"the last of it"), 14);
+        queue.flush();
+        drop(pump);
+        let mut bytes = [0; 14];
+        reader.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"the last of it");
+    }
+
+    /// It does not end before what it can write is written, and does when nobody reads.
+    #[test]
+    fn a_pump_ends_though_nobody_reads() {
+        let (queue, pump, reader) = with_terminal();
+        // More than a pipe holds.
+        put(&queue, &[b'x'; 1 << 20]);
+        assert_eq!(queue.offer(b"more"), 0);
+        drop(pump);
+        assert!(!queue.lock().bytes.is_empty());
+        drop(reader);
     }
 
     #[test]

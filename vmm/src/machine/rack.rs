@@ -14,6 +14,7 @@ use devices::platform::serial::Serial;
 use devices::rack::{Console, Line, Rack, Resources};
 use devices::ram::Ram;
 use devices::virtio::Unplug;
+use devices::virtio::console::Terminal;
 use devices::virtio::mmio;
 use devices::virtio::pace::Pace;
 use kvm::{HOST_ISA, InterruptLine, Vm};
@@ -115,17 +116,18 @@ impl VirtioDevices {
     }
 }
 
-/// Makes the devices, with what theirs is of the host; the serial port among them is the console.
+/// Makes the devices, with what theirs is of the host; the serial port among them is the console, and so is what a virtio
+/// device has for a terminal, if one is to have it.
 pub fn fit(
     config: &Config,
     backends: &Backends,
     vm: &Vm,
     (ram, pace): (&Arc<GuestRam>, &Pace),
-    console: Console,
+    (console, terminal): (Console, Option<Arc<Terminal>>),
 ) -> Result<Fitted, Error> {
     let mut rack = Rack::new(HOST_ISA);
     let host = PciHost::new(HOST_ISA, config.memory.bytes());
-    let mut making = Making::new(config, backends, vm, (ram, pace));
+    let mut making = Making::new(config, backends, vm, (ram, pace), terminal);
     let bus = match config.transport {
         VirtioTransport::Pci => virtio::pci(&host, &mut making)?,
         VirtioTransport::Mmio => Arc::new(with_bridge(&[])),

@@ -73,6 +73,7 @@ impl Serve<Vcpu> for Server<'_> {
         if next == Next::End
             && let Some(outcome) = self.outcome.take()
         {
+            self.services.output.flush();
             self.services.end(outcome);
         }
     }

@@ -41,7 +41,7 @@ pub fn of_guest(config: &Config, files: Files, name: Option<&str>, dumps: Option
                 LinkConfig::User(_) => Rule::new("/etc/resolv.conf", Grant::Read),
                 LinkConfig::Tap(_) => Rule::new("/dev/net/tun", Grant::Device),
             }),
-            VirtioDevice::Entropy | VirtioDevice::Ports(_) => {}
+            VirtioDevice::Entropy | VirtioDevice::Console(_) => {}
         }
     }
     if let Some(Trace::File(path)) = config.hypercalls.as_ref().map(|wanted| &wanted.trace) {

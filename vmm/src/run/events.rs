@@ -31,6 +31,13 @@ impl Running {
             *verdict = Some(outcome);
         }
     }
+
+    /// Tells the guest the terminal's size.
+    pub fn tell_size(&self, foreground: &Foreground) {
+        if let Some(size) = foreground.size() {
+            self.guest.set_console_size(size);
+        }
+    }
 }
 
 /// Adds a descriptor to the loop. All of them are new there, so failure is the system's.
@@ -119,6 +126,7 @@ impl MutEventSubscriber for Signals {
                     self.running.end(Outcome::Stopped(StoppedBy::Signal(number)))
                 }
                 Some(foreground) if number == libc::SIGTSTP => foreground.stop(),
+                Some(foreground) if number == libc::SIGWINCH => self.running.tell_size(foreground),
                 Some(foreground) => foreground.look_soon(),
                 None => {}
             }

@@ -1,6 +1,7 @@
 //! The terminal of a guest's console, which is the process's only while it is in the foreground.
 
 use super::terminal::{self, RawMode};
+use crate::machine::TerminalSize;
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -49,6 +50,11 @@ impl Foreground {
             log::warn!("cannot stop: {error}");
         }
         self.look_soon();
+    }
+
+    /// The terminal's size, if it knows.
+    pub fn size(&self) -> Option<TerminalSize> {
+        self.raw.size()
     }
 
     /// Whether the terminal is ours just now.

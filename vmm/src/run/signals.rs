@@ -11,9 +11,9 @@ use std::io::{self, IsTerminal};
 /// Signals that end a guest in order.
 const ENDING: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
-/// What a process learns of its place among the jobs of a terminal. One in the background that reads
-/// (SIGTTIN) gets an error instead of being stopped.
-const JOBS: [Signal; 3] = [Signal::SIGCONT, Signal::SIGTSTP, Signal::SIGTTIN];
+/// What a process learns of its place among the jobs of a terminal, and of the terminal's size. One in the background
+/// that reads (SIGTTIN) gets an error instead of being stopped.
+const JOBS: [Signal; 4] = [Signal::SIGCONT, Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGWINCH];
 
 /// Has the signals that matter wait for the event loop, on this thread and every one that is made later.
 pub fn take(config: &RunConfig) -> Result<SignalFd, Error> {

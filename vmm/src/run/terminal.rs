@@ -10,6 +10,7 @@
 //! stopped before (SIGCONT), so whoever has a [`RawMode`] asks now and then.
 
 use crate::logging;
+use crate::machine::TerminalSize;
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::termios::{SetArg, tcgetattr, tcsetattr};
@@ -153,6 +154,14 @@ pub fn install_panic_hook(code: u8) {
     }));
 }
 
+/// A terminal's size; `None` for what is none, or does not know.
+pub fn size(terminal: RawFd) -> Option<TerminalSize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel fills in a structure of that kind (ioctl_tty(2)).
+    let result = unsafe { libc::ioctl(terminal, libc::TIOCGWINSZ, &raw mut size) };
+    (result == 0).then_some(TerminalSize { columns: size.ws_col, rows: size.ws_row })
+}
+
 /// A terminal that is in raw mode as long as the process is in the foreground, until this is dropped.
 #[derive(Debug)]
 pub struct RawMode {
@@ -176,6 +185,11 @@ impl RawMode {
     pub fn is_ours(&self) -> bool {
         // A terminal that is not the process's own knows no jobs of it.
         tcgetpgrp(&self.fd).map_or(true, |owner| owner == getpgrp())
+    }
+
+    /// Its size, if it knows.
+    pub fn size(&self) -> Option<TerminalSize> {
+        size(self.fd.as_raw_fd())
     }
 
     /// Takes the terminal, if it is ours and is not raw already: whoever had it meanwhile, a shell, may

@@ -13,7 +13,7 @@ use crate::machine::guest_clock::Timekeeper;
 use crate::machine::guest_ram::GuestRam;
 use crate::machine::hypercalls::LiveHypercalls;
 use crate::machine::hypercalls::family::Parts;
-use crate::machine::output_queue::{OutputQueue, QueueEnd};
+use crate::machine::output_queue::{OutputQueue, Pump, QueueEnd};
 use crate::machine::rack::{self, Fitted};
 use crate::machine::services::{Exits, Services};
 use crate::machine::vcpus::{Threads, Vcpus};
@@ -63,14 +63,16 @@ pub(super) fn build(
     let output = Arc::new(OutputQueue::new(output));
     let (sender, outcomes) = channel();
     let ram = Arc::new(GuestRam::new(vm.memory()));
-    let drained = clone_event(&input_wanted)?;
+    let (drained, taken) = (clone_event(&input_wanted)?, clone_event(&input_wanted)?);
     let console = Console {
         output: Box::new(QueueEnd(Arc::clone(&output))),
         drained: Box::new(move || drained.write(1)),
     };
+    let terminal = config.has_virtio_console().then(|| output.terminal(Box::new(move || taken.write(1))));
+    let terminal = terminal.transpose().map_err(Error::system("cannot make a console"))?;
     let pace = Pace::default();
     let backends = opened.opened_for(config)?;
-    let fitted = rack::fit(config, &backends, &vm, (&ram, &pace), console)?;
+    let fitted = rack::fit(config, &backends, &vm, (&ram, &pace), (console, terminal.clone()))?;
     let Fitted { rack, serial, virtio, ports } = fitted;
     let parts = Parts { vm: &vm, ram: &ram, serial: &serial, vcpus: config.cpus };
     let hypercalls = hypercalls(config, &parts)?;
@@ -90,6 +92,8 @@ pub(super) fn build(
         told_of_end: Mutex::default(),
     });
     let vcpus = start(vcpus, config.guest_clock, &vm, &services)?;
+    let pump = terminal.is_some().then(|| Pump::start(&services.output)).transpose();
+    let pump = pump.map_err(Error::system("cannot start the console's thread"))?;
     let dumper = Dumper::new(&vcpus, vm.memory());
     let attachment =
         Attachment::new(&vcpus, vm.memory(), &ram, Known { believed: kernel.believed(), symbols });
@@ -105,6 +109,8 @@ pub(super) fn build(
         outcomes: Mutex::new(outcomes),
         wake,
         serial,
+        terminal,
+        _pump: pump,
         ports: Mutex::new(ports),
         input_wanted,
         booted,
@@ -141,7 +147,7 @@ fn load(config: &Config) -> Result<Loaded, Error> {
     let (vm, vcpus) = Vm::new(&host, &vm_config)?;
     // The same when it begins again, whoever debugs it by then.
     let is_debugged = config.waits_for_debugger();
-    let completion = Completion::of(&kernel, config.cmdline_exact, is_debugged);
+    let completion = Completion::of(&kernel, config.cmdline_exact, is_debugged, config.has_virtio_console());
     let cmdline = completion.line(config.cmdline.as_deref());
     let booted = prepare(&vm, &kernel, config, &cmdline)?;
     tell(&kernel, &booted, config, &cmdline);

@@ -3,7 +3,7 @@
 use super::KvmLine;
 use crate::error::Error;
 use crate::machine::backends::{Backend, Backends};
-use crate::machine::config::Config;
+use crate::machine::config::{Config, ConsoleConfig};
 use crate::machine::guest_ram::GuestRam;
 use arch::address::PhysRange;
 use arch::board::PciHost;
@@ -11,7 +11,7 @@ use devices::pci::bus::{PciBus, with_bridge};
 use devices::pci::msix::{Message, Sender};
 use devices::rack::{Line, Rack};
 use devices::ram::Ram;
-use devices::virtio::console::{self, Port};
+use devices::virtio::console::{Console, Port, Terminal};
 use devices::virtio::entropy::Entropy;
 use devices::virtio::mmio::{self, VirtioMmio};
 use devices::virtio::pace::Pace;
@@ -36,6 +36,8 @@ pub struct Making<'a> {
     pub devices: Vec<Arc<Mutex<dyn Unplug>>>,
     /// The host's ends of ports.
     pub host_ports: Vec<HostPort>,
+    /// What is the guest's console, if a virtio device is to be that and has not been made yet.
+    terminal: Option<Arc<Terminal>>,
 }
 
 /// Puts a model where its transport has it; the device that it is then.
@@ -50,9 +52,10 @@ impl<'a> Making<'a> {
         backends: &'a Backends,
         vm: &'a Vm,
         (ram, pace): (&'a Arc<GuestRam>, &'a Pace),
+        terminal: Option<Arc<Terminal>>,
     ) -> Making<'a> {
         let cpus = config.cpus;
-        Making { vm, ram, pace, backends, cpus, devices: Vec::new(), host_ports: Vec::new() }
+        Making { vm, ram, pace, backends, cpus, devices: Vec::new(), host_ports: Vec::new(), terminal }
     }
 
     /// Makes all devices' models, and has them put.
@@ -64,11 +67,29 @@ impl<'a> Making<'a> {
                 Backend::Net(net) => place.put(net.device()),
                 Backend::Disk(disk) => place.put(disk.device(self.cpus)?),
                 Backend::Vsock(vsock) => place.put(vsock.device()?),
-                Backend::Ports(names) => place.put(ports(names, &mut self.host_ports)?),
+                Backend::Console(config) => place.put(self.console(config)?),
             };
             self.devices.push(device?);
         }
         Ok(())
+    }
+
+    /// A console device. Only one is the guest's console.
+    fn console(&mut self, config: &ConsoleConfig) -> Result<Console, Error> {
+        let failed = || Error::system("cannot make a port's sockets");
+        let mut ports = Vec::new();
+        for name in &config.ports {
+            let (stream, host) = UnixStream::pair().map_err(failed())?;
+            ports.push(Port { name: name.clone(), stream });
+            self.host_ports.push((name.clone(), host));
+        }
+        let terminal = match config.is_console {
+            false => None,
+            true => Some(self.terminal.take().ok_or_else(|| {
+                Error::Usage("a guest has one console, and two virtio devices are to be it".into())
+            })?),
+        };
+        Console::new(terminal, ports).map_err(failed())
     }
 }
 
@@ -158,17 +179,6 @@ pub fn mmio(rack: &mut Rack, making: &mut Making<'_>) -> Result<(), Error> {
 
 /// The host's end of a port, with its name.
 pub type HostPort = (String, UnixStream);
-
-/// A console device with nothing but named ports.
-fn ports(names: &[String], host_ports: &mut Vec<HostPort>) -> Result<console::Console, Error> {
-    let mut ports = Vec::new();
-    for name in names {
-        let (stream, host) = UnixStream::pair().map_err(Error::system("cannot make a port's sockets"))?;
-        ports.push(Port { name: Some(name.clone()), stream });
-        host_ports.push((name.clone(), host));
-    }
-    console::Console::new(ports).map_err(Error::system("cannot make a port's sockets"))
-}
 
 /// Messages by KVM.
 struct Messages(MessageSender);
