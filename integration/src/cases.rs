@@ -212,6 +212,10 @@ pub const CASES: &[Case] = &[
         ..linux("debian_reboot_restarts", &["6.12", "6.1"], again::uses_them_again)
     },
     linux("debian_shell", &["6.12"], linux::shell),
+    Case {
+        initrd: initramfs::guest_with_console_6_1,
+        ..linux("debian_virtio_console", &["6.12", "6.1"], linux::virtio_console)
+    },
     linux("debian_clock", &["6.12"], linux::clock),
     linux("debian_seed", &["6.12"], linux::seed),
     Case {
@@ -419,6 +423,9 @@ pub const BENCH_RUN: [Case; 2] = [
 /// The same of ours with all devices.
 pub const BENCH_RUN_ALL: Case = measured("bench_vmm_run_all", measured_job::vmm_with_devices);
 
+/// What printing takes on each console, likewise.
+pub const BENCH_CONSOLES: Case = measured("bench_vmm_consoles", measured_job::consoles);
+
 /// What devices do, likewise.
 pub const BENCH_DEVICES: [Case; 2] = [
     measured("bench_vmm_devices", measured_job::vmm_devices),
@@ -435,6 +442,6 @@ pub const DEMO: Case = linux("demo", &["6.12"], crate::demo::run);
 /// Looks a case up.
 pub fn find(name: &str) -> Option<&'static Case> {
     let bench = BENCH.iter().chain(&BENCH_DEBUG).chain(&BENCH_RUN).chain(&BENCH_DEVICES);
-    let others = bench.chain([&BENCH_CALLS, &BENCH_RUN_ALL, &DEMO]);
+    let others = bench.chain([&BENCH_CALLS, &BENCH_RUN_ALL, &BENCH_CONSOLES, &DEMO]);
     CASES.iter().chain(others).find(|case| case.name == name)
 }

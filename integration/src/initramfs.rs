@@ -134,6 +134,16 @@ pub fn guest_with_devices_6_1(isa: Isa) -> io::Result<Vec<u8>> {
     with_modules(isa, "6.1", &modules)
 }
 
+/// With drivers of 6.1 for a virtio console, which 6.12 has built in.
+///
+/// # Errors
+/// When a part is not in the cache.
+pub fn guest_with_console_6_1(isa: Isa) -> io::Result<Vec<u8>> {
+    let [transport @ .., _] = ENTROPY_6_1;
+    let modules: Vec<&str> = transport.into_iter().chain(["drivers/char/virtio_console"]).collect();
+    with_modules(isa, "6.1", &modules)
+}
+
 /// With drivers for `ENTROPY_6_12`.
 ///
 /// # Errors

@@ -22,10 +22,37 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// # Errors
 /// What the system says.
 pub fn create(path: &Path) -> io::Result<File> {
-    match path.metadata().is_ok_and(|file| file.file_type().is_fifo()) {
+    match is_pipe(path) {
         true => pipe(path),
         false => File::create(path),
     }
+}
+
+/// Empties a file that [`append`] will open, or makes it. A named pipe has nothing to empty, and is not opened: whoever
+/// reads it would take that for all there is.
+///
+/// # Errors
+/// What the system says.
+pub fn empty(path: &Path) -> io::Result<()> {
+    match is_pipe(path) {
+        true => Ok(()),
+        false => File::create(path).map(drop),
+    }
+}
+
+/// Opens a file to be written behind what it has, or makes it; a named pipe as [`create`] does.
+///
+/// # Errors
+/// What the system says.
+pub fn append(path: &Path) -> io::Result<File> {
+    match is_pipe(path) {
+        true => pipe(path),
+        false => OpenOptions::new().create(true).append(true).open(path),
+    }
+}
+
+fn is_pipe(path: &Path) -> bool {
+    path.metadata().is_ok_and(|file| file.file_type().is_fifo())
 }
 
 /// The writing end of a pipe. One that is open for reading here as well would never tell that its reader has gone.
@@ -45,10 +72,52 @@ fn pipe(path: &Path) -> io::Result<File> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::{Read, Write};
+    use std::path::PathBuf;
     use std::time::{Duration, Instant};
+
+    /// A named pipe that nobody has open; removed at the end.
+    pub struct Fifo(pub PathBuf);
+
+    impl Fifo {
+        pub fn new(name: &str) -> Fifo {
+            let path = std::env::temp_dir().join(format!("vmm-fifo-{name}-{}", std::process::id()));
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            Fifo(path)
+        }
+
+        /// The next bytes of whoever has it open to write.
+        pub fn read(&self, count: usize) -> Vec<u8> {
+            let mut bytes = vec![0; count];
+            File::open(&self.0).unwrap().read_exact(&mut bytes).unwrap();
+            bytes
+        }
+    }
+
+    impl Drop for Fifo {
+        fn drop(&mut self) {
+            std::fs::remove_file(&self.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_file_has_is_kept_or_not() {
+        let path = std::env::temp_dir().join(format!("vmm-append-{}", std::process::id()));
+        append(&path).unwrap().write_all(b"one").unwrap();
+        append(&path).unwrap().write_all(b"two").unwrap();
+        let both = std::fs::read(&path).unwrap();
+        empty(&path).unwrap();
+        let none = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!((both, none), (b"onetwo".to_vec(), Vec::new()));
+        let fifo = Fifo::new("append");
+        empty(&fifo.0).unwrap();
+        let mut written = append(&fifo.0).unwrap();
+        written.write_all(b"text").unwrap();
+        assert_eq!(fifo.read(4), b"text");
+    }
 
     #[test]
     fn a_named_pipe_is_not_waited_for() {

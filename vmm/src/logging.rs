@@ -11,6 +11,7 @@
 pub(crate) mod line_queue;
 pub(crate) mod progress;
 
+use crate::given_file;
 use arch::words::{counted, verb};
 use devices::rate_limit::{RateLimit, missed_in_words};
 use env_logger::{Builder, Logger, Target};
@@ -128,7 +129,7 @@ pub fn start(level: LevelFilter, path: Option<&Path>) -> io::Result<()> {
 }
 
 fn to_file(path: &Path) -> io::Result<LineQueue> {
-    let file = File::create(path)?;
+    let file = given_file::create(path)?;
     let path = path.display().to_string();
     let failed = move |error: &io::Error| {
         print(&format!("vmm: warn: messages are lost: cannot write to --log {path}: {error}\n"));
@@ -186,6 +187,15 @@ impl Log for Limited {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::given_file::tests::Fifo;
+
+    #[test]
+    fn a_log_to_a_named_pipe_waits_for_no_reader() {
+        let fifo = Fifo::new("log");
+        let mut queue = to_file(&fifo.0).unwrap();
+        queue.write_all(b"text\n").unwrap();
+        assert_eq!(fifo.read(5), b"text\n");
+    }
 
     #[test]
     fn a_place_is_shown_so_often_and_what_was_asked_for_always() {

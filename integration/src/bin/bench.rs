@@ -3,7 +3,9 @@
 
 use arch::Isa;
 use integration::artifacts::{self, Kernel};
-use integration::cases::{BENCH, BENCH_CALLS, BENCH_DEBUG, BENCH_DEVICES, BENCH_RUN, BENCH_RUN_ALL, Case};
+use integration::cases::{
+    BENCH, BENCH_CALLS, BENCH_CONSOLES, BENCH_DEBUG, BENCH_DEVICES, BENCH_RUN, BENCH_RUN_ALL, Case,
+};
 use integration::context::Context;
 use integration::guests;
 use integration::measure::calls as call_figures;
@@ -319,6 +321,13 @@ fn jobs(isa: Isa) -> Result<(), String> {
             (false, false) => "  (aim: at most 1)",
         };
         line(name, both, unit, aim);
+    }
+    // In turn within one nest.
+    if let [serial, virtio] = sample(isa, &BENCH_CONSOLES, &peer, &folder)?[..] {
+        let ratio = serial / virtio;
+        println!(
+            "  2 MB printed on ttyS0: {serial:.0} ms, on hvc0: {virtio:.0} ms, {ratio:.1} times as fast"
+        );
     }
     fs::remove_dir_all(&folder).map_err(|error| error.to_string())
 }

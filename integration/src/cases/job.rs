@@ -562,7 +562,7 @@ fn nobody_begins(c: &mut Context, root: &Path) -> Check {
 }
 
 /// Has a program's terminal have another size.
-fn resize(process: &Process, rows: u16, columns: u16) -> Check {
+pub(super) fn resize(process: &Process, rows: u16, columns: u16) -> Check {
     let terminal = process.terminal().ok_or("there is no terminal")?;
     let size = nix::libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the kernel reads a structure of that kind (ioctl_tty(2)).

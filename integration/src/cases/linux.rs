@@ -1,7 +1,9 @@
 //! Debian kernels to a userspace of busybox.
 
+use super::job::resize;
 use crate::context::{Check, Context, Finished, check};
 use crate::process::Wiring;
+use crate::rsp::Client;
 use arch::Isa;
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -77,6 +79,58 @@ pub fn shell(c: &mut Context) -> Check {
     c.keep("vmm", &vmm);
     talked?;
     check(code? == 0, || "poweroff has another exit code".into())
+}
+
+/// A shell on `hvc0`: what the kernel prints before the driver is there is on the serial port, the terminal's size is the
+/// host's, and a large output is whole, also with a debugger that stops in the middle of it.
+pub fn virtio_console(c: &mut Context) -> Check {
+    // A driver that is a module: the kernel has no console to begin with.
+    on_virtio(c, "6.1", 1_000)?;
+    on_virtio(c, "6.12", 20_000)
+}
+
+fn on_virtio(c: &mut Context, series: &str, lines: usize) -> Check {
+    let (kernel, initrd, limit) = (c.kernel(series), c.initrd(), c.limit(60));
+    let socket = c.work.join(format!("gdb-{series}"));
+    let arguments = "--kernel {} --initrd {} --console-device virtio --gdb unix:{} --gdb-no-wait \
+                     --cmdline loglevel=7~vmm.run=shell";
+    let mut vmm = c.start(Wiring::Terminal, arguments, &[&kernel, &initrd, &socket])?;
+    let mut talk = || -> Check {
+        vmm.expect("Linux version", limit)?;
+        vmm.expect("bootconsole [uart8250] disabled", limit)?;
+        vmm.expect("# ", limit)?;
+        vmm.send("b=/bin/busybox; $b stty size; cat /sys/class/tty/console/active\r")?;
+        vmm.expect("24 100", limit)?;
+        vmm.expect("hvc0", limit)?;
+        vmm.expect("# ", limit)?;
+        resize(&vmm, 31, 97)?;
+        vmm.send("until $b stty size | $b grep '31 97'; do sleep 0.1; done\r")?;
+        vmm.expect("\n31 97", limit)?;
+        vmm.expect("# ", limit)?;
+        vmm.send(&format!("$b seq {lines}; echo $((40 + 2)) is all\r"))?;
+        vmm.expect("\n100\r\n", limit)?;
+        let mut gdb = Client::attach(&socket, limit)?;
+        for _ in 0..3 {
+            gdb.run()?;
+            gdb.interrupt()?;
+        }
+        gdb.expect("D;1", "OK")?;
+        vmm.expect("42 is all", limit)?;
+        vmm.expect("# ", limit)?;
+        vmm.send("\x01h")?;
+        vmm.expect("Ctrl-A x", limit)?;
+        // What is printed last is not lost with the guest.
+        vmm.send("echo $((50 + 1)) is last; poweroff -f\r")
+    };
+    let talked = talk();
+    let code = if talked.is_ok() { vmm.wait(limit) } else { Ok(0) };
+    c.keep(&format!("vmm-{series}"), &vmm);
+    talked?;
+    check(code? == 0, || "poweroff has another exit code".into())?;
+    let output = vmm.output.text();
+    check(output.contains("51 is last"), || "the last line is missing".into())?;
+    let printed: String = (1..=lines).map(|line| format!("{line}\r\n")).collect();
+    check(output.contains(&printed), || format!("{series}: a line of the large output is missing"))
 }
 
 pub fn clock(c: &mut Context) -> Check {

@@ -222,7 +222,7 @@ impl Files {
             }
             fs::copy("/bin/busybox", files.root.join("bin/busybox"))?;
             fs::copy("/proc/self/exe", files.root.join("bin/case"))?;
-            for applet in ["sh", "true", "cat"] {
+            for applet in ["sh", "true", "cat", "head", "tr"] {
                 symlink("busybox", files.root.join("bin").join(applet))?;
             }
             for path in MODULES {
@@ -340,6 +340,38 @@ fn whole(c: &mut Context, monitor: Monitor, with_devices: bool) -> Check {
     c.keep("guest", &guest);
     check(code? == 0, || format!("{}\n{}", guest.output.text(), guest.errors.text()))?;
     c.kept.push(("figures".into(), format!("{took:.1}").into_bytes()));
+    Ok(())
+}
+
+/// Bytes that are printed on a console, and how many times on each.
+const PRINTED: usize = 2_000_000;
+const PRINTINGS: usize = 3;
+
+/// What the same guest takes to print on a serial port and on a virtio console, ms, in turn.
+///
+/// # Errors
+/// When it does not do what it should.
+pub fn consoles(c: &mut Context) -> Check {
+    let (files, limit) = (Files::new(c)?, Duration::from_secs(120));
+    let print = format!(
+        "cat /proc/uptime; head -c {PRINTED} /dev/zero | tr '\\0' x > /dev/console; cat /proc/uptime"
+    );
+    let mut took: [Vec<f64>; 2] = Default::default();
+    for _ in 0..PRINTINGS {
+        for (device, took) in ["serial", "virtio"].into_iter().zip(&mut took) {
+            let command = run(c, &files, &["--console-device", device], &["sh", "-c", &print]);
+            let mut guest = Process::start(device, command, Wiring::Pipes).map_err(said(&c.vmm))?;
+            let code = guest.wait(limit);
+            c.keep(device, &guest);
+            let text = guest.output.text();
+            check(code? == 0, || format!("{text}\n{}", guest.errors.text()))?;
+            let times = text.lines().filter_map(|line| line.split(' ').next()?.parse::<f64>().ok());
+            let [begin, end] = times.collect::<Vec<_>>()[..] else { return Err(format!("no times: {text}")) };
+            took.push((end - begin) * 1e3);
+        }
+    }
+    let least = took.map(|all| all.into_iter().fold(f64::INFINITY, f64::min));
+    c.kept.push(("figures".into(), format!("{:.0} {:.0}", least[0], least[1]).into_bytes()));
     Ok(())
 }
 

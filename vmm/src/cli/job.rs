@@ -6,6 +6,7 @@ use super::values::{self, ConsoleDevice, NetChoice};
 use crate::cell::Sandbox;
 use crate::control::names;
 use crate::error::Error;
+use crate::given_file;
 use crate::job::desk::{self, Ended, Job, LogTo};
 use crate::job::hold::HoldOn;
 use crate::job::kernel_log::{Trouble, Watch};
@@ -26,6 +27,7 @@ use devices::platform::Extra;
 use kvm::HOST_ISA;
 use regex_lite::Regex;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -398,6 +400,10 @@ fn carry_out_many(args: &Args, list: &Path) -> u8 {
     }
 }
 
+fn open_junit(path: &Path) -> Result<File, String> {
+    given_file::create(path).map_err(|error| format!("cannot open --junit {}: {error}", path.display()))
+}
+
 fn many(args: &Args, list: &Path) -> Result<bool, String> {
     if args.tap && args.json {
         return Err("--tap and --json both say what came of all: write one of them".into());
@@ -405,11 +411,7 @@ fn many(args: &Args, list: &Path) -> Result<bool, String> {
     let words = |error: &dyn std::fmt::Display| error.to_string();
     let entries = matrix::read(list, |words| understood(words).map(|_| ())).map_err(|error| words(&error))?;
     // Before hours have gone by.
-    let junit = args.junit.as_ref().map(|path| {
-        std::fs::File::create(path)
-            .map_err(|error| format!("cannot open --junit {}: {error}", path.display()))
-    });
-    let mut junit = junit.transpose()?;
+    let mut junit = args.junit.as_deref().map(open_junit).transpose()?;
     let at_a_time = match args.jobs {
         Some(jobs) => jobs as usize,
         None => entries
@@ -522,9 +524,18 @@ fn in_memory(bytes: &[u8]) -> std::io::Result<std::fs::File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::given_file::tests::Fifo;
 
     fn words(line: &str) -> Result<Args, String> {
         understood(&line.split_whitespace().map(String::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_report_to_a_named_pipe_waits_for_no_reader() {
+        let fifo = Fifo::new("junit");
+        open_junit(&fifo.0).unwrap().write_all(b"text").unwrap();
+        let missing = fifo.0.join("below/a/pipe");
+        assert!(open_junit(&missing).unwrap_err().starts_with("cannot open --junit "));
     }
 
     #[test]

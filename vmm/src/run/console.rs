@@ -4,6 +4,7 @@
 //! [`Console::output`] is where the guest's output ends, written on a vCPU's thread (`output_queue.rs`).
 //! Where the reader is slow it waits, but a signal to the thread ends the wait.
 
+use crate::given_file;
 use debug::threads;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -60,7 +61,7 @@ impl Console {
                 console.output = Some(Arc::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)));
             }
             ConsoleKind::File(path) => {
-                let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+                let file = given_file::create(path)?;
                 console.output = Some(Arc::new(file));
             }
             ConsoleKind::Pty => {
@@ -169,6 +170,7 @@ impl Write for Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::given_file::tests::Fifo;
     use std::io::Read;
 
     #[test]
@@ -203,6 +205,14 @@ mod tests {
         let mut text = String::new();
         input.read_to_string(&mut text).unwrap();
         assert_eq!(text, "input");
+    }
+
+    #[test]
+    fn a_console_that_is_a_named_pipe_waits_for_no_reader() {
+        let fifo = Fifo::new("console");
+        let console = Console::open(&ConsoleKind::File(fifo.0.clone())).unwrap();
+        console.output().write_all(b"text").unwrap();
+        assert_eq!(fifo.read(4), b"text");
     }
 
     #[test]

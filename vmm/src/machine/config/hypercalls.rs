@@ -1,12 +1,12 @@
 //! Which hypercalls are answered, and where they are written.
 
 use crate::error::Error;
+use crate::given_file;
 use crate::logging;
 use crate::logging::line_queue::{Last, LineQueue, Lost};
 use crate::machine::hypercalls::family::FamilyName;
 use arch::words::{counted, verb};
 use devices::hypercall::trace::{Filter, Sink, Style, Tracer};
-use std::fs::File;
 use std::path::PathBuf;
 
 /// A family of hypercalls.
@@ -53,7 +53,7 @@ impl HypercallConfig {
     /// When it cannot be made.
     pub fn begin(&self) -> std::io::Result<()> {
         match &self.trace {
-            Trace::File(path) => File::create(path).map(drop),
+            Trace::File(path) => given_file::empty(path),
             Trace::Off | Trace::Stderr => Ok(()),
         }
     }
@@ -67,7 +67,7 @@ impl HypercallConfig {
             Trace::Off => None,
             Trace::Stderr => Some(Box::new(logging::stderr()?)),
             Trace::File(path) => {
-                let file = File::options().create(true).append(true).open(path)?;
+                let file = given_file::append(path)?;
                 let lost: Lost = match self.style {
                     Style::Lines => |count| {
                         format!("({} {} not shown here)\n", counted(count, "call"), verb(count, "is", "are"))
@@ -82,5 +82,28 @@ impl HypercallConfig {
             }
         };
         Ok(Tracer::new(sink, self.style, self.filter.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::given_file::tests::Fifo;
+
+    #[test]
+    fn a_trace_to_a_named_pipe_waits_for_no_reader() {
+        let fifo = Fifo::new("trace");
+        let config = HypercallConfig {
+            family: FamilyName::named("xen").unwrap(),
+            trace: Trace::File(fifo.0.clone()),
+            style: Style::Lines,
+            filter: Filter::default(),
+            summary: false,
+            page_only: false,
+        };
+        config.begin().unwrap();
+        // Twice: a guest that begins again opens its own before the former one's is closed.
+        let tracers = [config.tracer().unwrap(), config.tracer().unwrap()];
+        drop(tracers);
     }
 }
