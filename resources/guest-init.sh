@@ -14,6 +14,9 @@ for module in /modules/*.ko; do
   [ -e "$module" ] && $b insmod "$module"
 done
 
+# A console whose driver is among them.
+[ -t 0 ] || { (: < /dev/console) 2>/dev/null && exec < /dev/console > /dev/console 2>&1; }
+
 run=poweroff
 for word in $($b cat /proc/cmdline); do
   case $word in vmm.run=*) run=${word#vmm.run=} ;; esac

@@ -93,11 +93,10 @@ fn on_virtio(c: &mut Context, series: &str, lines: usize) -> Check {
     let (kernel, initrd, limit) = (c.kernel(series), c.initrd(), c.limit(60));
     let socket = c.work.join(format!("gdb-{series}"));
     let arguments = "--kernel {} --initrd {} --console-device virtio --gdb unix:{} --gdb-no-wait \
-                     --cmdline loglevel=7~vmm.run=shell";
+                     --cmdline loglevel=6~vmm.run=shell";
     let mut vmm = c.start(Wiring::Terminal, arguments, &[&kernel, &initrd, &socket])?;
     let mut talk = || -> Check {
         vmm.expect("Linux version", limit)?;
-        vmm.expect("bootconsole [uart8250] disabled", limit)?;
         vmm.expect("# ", limit)?;
         vmm.send("b=/bin/busybox; $b stty size; cat /sys/class/tty/console/active\r")?;
         vmm.expect("24 100", limit)?;
