@@ -86,7 +86,7 @@ pub fn shell(c: &mut Context) -> Check {
 pub fn virtio_console(c: &mut Context) -> Check {
     // A driver that is a module: the kernel has no console to begin with.
     on_virtio(c, "6.1", 1_000)?;
-    on_virtio(c, "6.12", 20_000)
+    on_virtio(c, "6.12", 1_500)
 }
 
 fn on_virtio(c: &mut Context, series: &str, lines: usize) -> Check {

@@ -97,8 +97,7 @@ pub struct Args {
     #[arg(long, value_name = "pci|mmio", default_value = "pci", value_parser = ValueParser::new(values::transport), help_heading = "Machine")]
     virtio: VirtioTransport,
 
-    /// What the kernel prints on: a serial port, or a virtio device, which is faster for one that prints much while a
-    /// command runs, and needs a driver
+    /// What the kernel prints on: a serial port, or a virtio device, which needs a driver
     #[arg(long, value_name = "serial|virtio", default_value = "serial", value_parser = ValueParser::new(values::console_device),
           add = words(ConsoleDevice::NAMES), help_heading = "Machine")]
     console_device: ConsoleDevice,

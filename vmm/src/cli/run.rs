@@ -104,7 +104,7 @@ pub struct Args {
     #[arg(long, value_name = "stdio|file:PATH|pty|none", default_value = "stdio", value_parser = ValueParser::new(values::console),
           add = words(&["stdio", "file:", "pty", "none"]), help_heading = "Run")]
     console: ConsoleKind,
-    /// What the guest's console is: a serial port, or a virtio device (hvc0), which is faster and knows the terminal's size,
+    /// What the guest's console is: a serial port, or a virtio device (hvc0), which knows the terminal's size,
     /// but needs a driver: what a kernel prints before it has that goes to the serial port
     #[arg(long, value_name = "serial|virtio", default_value = "serial", value_parser = ValueParser::new(values::console_device),
           add = words(ConsoleDevice::NAMES), help_heading = "Machine")]
