@@ -54,9 +54,14 @@ impl VmCoreInfo {
         self.values.get("OSRELEASE").map_or("?", String::as_str)
     }
 
-    /// What tells it from every other build, in hexadecimal: from 5.9 on.
+    /// What tells it from every other build, in hexadecimal: from 5.9 on; `None` where it has none (a kernel that was
+    /// linked without says zeros), or what stands there is no such thing.
     pub fn build_id(&self) -> Option<&str> {
-        self.values.get("BUILD-ID").map(String::as_str)
+        /// Digits: BUILD_ID_SIZE_MAX of Linux's include/linux/buildid.h, in bytes 20.
+        const DIGITS: usize = 40;
+        let text = self.values.get("BUILD-ID").map(String::as_str)?;
+        let is_one = text.len() == DIGITS && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        (is_one && text.bytes().any(|digit| digit != b'0')).then_some(text)
     }
 
     /// How far the kernel has moved from where it was linked, bytes.
@@ -113,5 +118,23 @@ impl VmCoreInfo {
     pub(crate) fn offset(&self, name: &str) -> Result<u64, LogError> {
         let value = self.values.get(&format!("OFFSET({name})"));
         value.and_then(|value| value.parse().ok()).ok_or_else(|| LogError::Lacks(name.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_id_is_one_or_none() {
+        let of = |id: &str| {
+            let page = format!("OSRELEASE=6.12.0\nPAGESIZE=4096\nBUILD-ID={id}\n");
+            VmCoreInfo::parse(page.as_bytes()).unwrap().build_id().map(str::to_owned)
+        };
+        let real = "6af9f7bf27b71c4ef3ee0ac7a1a4a4d4d1c5c9e0";
+        assert_eq!(of(real).as_deref(), Some(real));
+        for none in ["", &"0".repeat(40), &"f".repeat(4000), &"\u{202e}".repeat(10), &"g".repeat(40)] {
+            assert_eq!(of(none), None, "{none}");
+        }
     }
 }
