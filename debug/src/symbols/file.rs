@@ -10,10 +10,12 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 
-/// Bytes of a section that are read, unpacked: a kernel's with everything switched on has less in its largest.
-const MOST_OF_A_SECTION: u64 = 4 << 30;
+/// Bytes of a table that are read at once: a kernel's with everything switched on has less in its largest.
+const MOST_AT_ONCE: u64 = 1 << 30;
 /// Symbols that are read: a kernel with everything switched on has two million.
 const MOST_SYMBOLS: usize = 8 << 20;
+/// Bytes of their names: a kernel's have a hundred megabytes. Names may overlap in the file.
+const MOST_OF_NAMES: usize = 512 << 20;
 /// Bytes that are read at once where only a few are wanted.
 const BLOCK: usize = 64 << 10;
 
@@ -49,7 +51,7 @@ impl ReadCacheOps for Reader<'_> {
     }
 
     fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), ()> {
-        if bytes.len() as u64 > MOST_OF_A_SECTION {
+        if bytes.len() as u64 > MOST_AT_ONCE {
             return Err(());
         }
         if bytes.len() >= BLOCK / 4 {
@@ -131,6 +133,11 @@ impl ElfFile {
 
     /// Its table of symbols.
     pub fn symbols(&self) -> Result<Table, SymbolsError> {
+        self.symbols_of(MOST_OF_NAMES)
+    }
+
+    /// The same, with names of so many bytes at most.
+    fn symbols_of(&self, most_of_names: usize) -> Result<Table, SymbolsError> {
         self.with(|file| {
             let mut sections: HashMap<SectionIndex, (Range<u64>, Role)> = HashMap::new();
             for section in file.sections() {
@@ -142,6 +149,7 @@ impl ElfFile {
                 sections.insert(section.index(), (range, role));
             }
             let mut entries = Vec::new();
+            let mut of_names: usize = 0;
             for symbol in file.symbols() {
                 let role = match symbol.kind() {
                     SymbolKind::Text => Role::Function,
@@ -159,12 +167,22 @@ impl ElfFile {
                     _ => continue,
                 };
                 let Ok(name) = symbol.name() else { continue };
+                // Those that are left out below as well: each is kept while the table is read.
+                of_names = of_names.saturating_add(name.len());
+                if of_names > most_of_names {
+                    let (size, most) = (of_names as u64, most_of_names as u64);
+                    return Err(SymbolsError::TooLarge {
+                        what: "bytes of names of symbols".into(),
+                        size,
+                        most,
+                    });
+                }
                 // "$x", "$d" say what bytes are to a disassembler; ".L" are a compiler's own.
                 if name.is_empty() || name.starts_with('$') || name.starts_with(".L") {
                     continue;
                 }
                 if entries.len() == MOST_SYMBOLS {
-                    let what = "the table of symbols".to_string();
+                    let what = "symbols of the table".to_string();
                     let most = MOST_SYMBOLS as u64;
                     return Err(SymbolsError::TooLarge { what, size: most + 1, most });
                 }
@@ -181,8 +199,8 @@ impl ElfFile {
         })
     }
 
-    /// A section's bytes, unpacked; none of one that is not there, or not in this file.
-    pub fn section(&self, name: &str) -> Result<Vec<u8>, SymbolsError> {
+    /// A section's bytes, unpacked, `most` at most; none of one that is not there, or not in this file.
+    pub fn section(&self, name: &str, most: u64) -> Result<Vec<u8>, SymbolsError> {
         let wanted = self.with(|file| {
             let Some(section) = file.section_by_name(name) else { return Ok(None) };
             let range = section.compressed_file_range().map_err(damaged)?;
@@ -194,15 +212,18 @@ impl ElfFile {
         })?;
         let Some(Wanted { range: (offset, packed), format, size }) = wanted else { return Ok(Vec::new()) };
         for size in [packed, size] {
-            if size > MOST_OF_A_SECTION {
-                return Err(SymbolsError::TooLarge { what: name.into(), size, most: MOST_OF_A_SECTION });
+            if size > most {
+                return Err(SymbolsError::TooLarge { what: format!("bytes of {name}"), size, most });
             }
         }
         if offset.checked_add(packed).is_none_or(|end| end > self.source.size()) {
             return Err(SymbolsError::Damaged(format!("{name} ends behind the file")));
         }
         let length = usize::try_from(packed).map_err(|error| SymbolsError::Damaged(error.to_string()))?;
-        let mut bytes = vec![0; length];
+        let mut bytes = Vec::new();
+        let room = bytes.try_reserve_exact(length);
+        room.map_err(|_| SymbolsError::Damaged(format!("there is no memory for {name}")))?;
+        bytes.resize(length, 0);
         fill(&*self.source, offset, &mut bytes).map_err(|error| SymbolsError::Damaged(error.to_string()))?;
         if format == object::CompressionFormat::None {
             return Ok(bytes);
@@ -210,5 +231,21 @@ impl ElfFile {
         let unpacked = CompressedData { format, data: &bytes, uncompressed_size: size }.decompress();
         let unpacked = unpacked.map_err(|error| SymbolsError::Damaged(format!("{name}: {error}")))?;
         Ok(unpacked.into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::symbols::tests::kernel;
+
+    #[test]
+    fn more_names_or_bytes_than_are_read_are_refused() {
+        let file = ElfFile::new(Box::new(kernel(Architecture::X86_64)));
+        assert!(file.symbols_of(1 << 10).is_ok());
+        let error = file.symbols_of(10).unwrap_err();
+        assert!(error.to_string().contains("names of symbols"), "{error}");
+        assert_eq!(file.section(".text", 0x100).unwrap().len(), 0x100);
+        assert!(matches!(file.section(".text", 0xff), Err(SymbolsError::TooLarge { size: 0x100, .. })));
     }
 }

@@ -9,10 +9,15 @@ use std::sync::Arc;
 
 type Bytes = EndianArcSlice<LittleEndian>;
 
+/// Bytes of debug information that are read, unpacked: a kernel's with everything switched on has less.
+const MOST_BYTES: u64 = 4 << 30;
 /// Functions inlined into each other that are told.
 const MOST_FRAMES: usize = 256;
 /// Pieces of one line that are joined.
 const MOST_PIECES: usize = 1024;
+/// Entries of debug information that are within each other: functions that were inlined into each other are read by
+/// recursion, and a kernel's are some tens deep.
+const MOST_NESTED: isize = 256;
 
 /// What is read for lines: neither where variables are kept, nor types.
 const WANTED: [SectionId; 10] = [
@@ -43,18 +48,46 @@ fn damaged(error: gimli::Error) -> SymbolsError {
     SymbolsError::Damaged(error.to_string())
 }
 
+/// Refuses what would be read by more recursion than there is stack.
+fn check_depth(dwarf: &Dwarf<Bytes>) -> Result<(), SymbolsError> {
+    let mut units = dwarf.units();
+    while let Some(header) = units.next().map_err(damaged)? {
+        // What is damaged is not read any further when it is looked into, either.
+        let Ok(unit) = dwarf.unit(header) else { continue };
+        let Ok(mut entries) = unit.entries_raw(None) else { continue };
+        while !entries.is_empty() {
+            if entries.next_depth() > MOST_NESTED {
+                let why = format!("more than {MOST_NESTED} entries are within each other");
+                return Err(SymbolsError::Damaged(why));
+            }
+            let next = match entries.read_abbreviation() {
+                Ok(Some(abbreviation)) => entries.skip_attributes(abbreviation.attributes()),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if next.is_err() {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Lines {
     /// Reads a file's debug information.
     pub fn of(file: &ElfFile) -> Result<Lines, SymbolsError> {
         let mut is_empty = true;
+        let mut most = MOST_BYTES;
         let dwarf = Dwarf::load(|id| {
-            let bytes = if WANTED.contains(&id) { file.section(id.name())? } else { Vec::new() };
+            let bytes = if WANTED.contains(&id) { file.section(id.name(), most)? } else { Vec::new() };
+            most -= bytes.len() as u64;
             is_empty &= id != SectionId::DebugInfo || bytes.is_empty();
             Ok(Bytes::new(Arc::from(bytes), LittleEndian))
         })?;
         if is_empty {
             return Err(SymbolsError::NoLines);
         }
+        check_depth(&dwarf)?;
         Ok(Lines { context: addr2line::Context::from_dwarf(dwarf).map_err(damaged)? })
     }
 

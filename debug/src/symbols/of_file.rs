@@ -28,13 +28,13 @@ pub enum SymbolsError {
     #[error("the file's debug information is damaged: {0}")]
     Damaged(String),
     /// More than is read of any file.
-    #[error("{what} has {size} bytes, more than is read ({most})")]
+    #[error("more than is read: {what}, {size} ({most} are read)")]
     TooLarge {
         /// What is too large.
         what: String,
-        /// Bytes that it has, or says that it has.
+        /// How large it is, or says that it is: bytes, or symbols of a table.
         size: u64,
-        /// Bytes that are read.
+        /// So much is read at most.
         most: u64,
     },
 }

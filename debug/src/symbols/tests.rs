@@ -61,6 +61,11 @@ fn of_a_name_that_many_have_so_many_are_told() {
 
 /// A file of either architecture, as a linker leaves it.
 pub(crate) fn kernel(architecture: Architecture) -> Vec<u8> {
+    linked(architecture, &[])
+}
+
+/// The same, with debug information.
+fn linked(architecture: Architecture, debug: &[(&str, &[u8])]) -> Vec<u8> {
     let mut object = Object::new(BinaryFormat::Elf, architecture, Endianness::Little);
     let text = object.section_id(StandardSection::Text);
     object.append_section_data(text, &[0; 0x100], 16);
@@ -78,6 +83,10 @@ pub(crate) fn kernel(architecture: Architecture) -> Vec<u8> {
     add("entry", 0xf0, 0, SymbolKind::Label, text);
     add("current_task", 0x8, 8, SymbolKind::Data, SymbolSection::Section(per_cpu));
     add("elsewhere", 0, 0, SymbolKind::Text, SymbolSection::Undefined);
+    for (name, bytes) in debug {
+        let section = object.add_section(Vec::new(), name.as_bytes().to_vec(), SectionKind::Debug);
+        object.append_section_data(section, bytes, 1);
+    }
     let mut bytes = object.write().unwrap();
     // e_type: ET_EXEC (gABI, figure 4-3).
     bytes[16..18].copy_from_slice(&2u16.to_le_bytes());
@@ -200,4 +209,35 @@ fn a_section_that_says_more_than_there_is_is_refused() {
     // The table of sections is at the end.
     bytes.truncate(length - 64);
     assert!(Symbols::new(bytes).and_then(|it| it.moved(0).frames(0x1000)).is_err());
+}
+
+/// A file whose one function has so many inlined into each other.
+fn nested(depth: usize) -> Vec<u8> {
+    // DW_TAG_compile_unit and DW_TAG_subprogram with DW_AT_low_pc (DW_FORM_addr) and DW_AT_high_pc (DW_FORM_data8),
+    // DW_TAG_inlined_subroutine with nothing; all with children (DWARF 5, section 7.5.3).
+    const ABBREVIATIONS: &[u8] = &[
+        1, 0x11, 1, 0x11, 1, 0x12, 7, 0, 0, // a unit
+        2, 0x2e, 1, 0x11, 1, 0x12, 7, 0, 0, // a function
+        3, 0x1d, 1, 0, 0, 0,
+    ];
+    let range = [0u64.to_le_bytes(), 0x100u64.to_le_bytes()].concat();
+    // Version 4, abbreviations at 0, addresses of 8 bytes.
+    let mut unit = vec![4, 0, 0, 0, 0, 0, 8];
+    for code in [1, 2] {
+        unit.push(code);
+        unit.extend(&range);
+    }
+    unit.resize(unit.len() + depth, 3);
+    unit.resize(unit.len() + depth + 2, 0);
+    let length = u32::try_from(unit.len()).unwrap().to_le_bytes();
+    let info = [&length[..], &unit].concat();
+    linked(Architecture::X86_64, &[(".debug_abbrev", ABBREVIATIONS), (".debug_info", &info)])
+}
+
+#[test]
+fn functions_inlined_into_each_other_without_end_are_refused() {
+    let frames = |depth| Symbols::new(nested(depth)).unwrap().moved(0).frames(0x10);
+    assert_eq!(frames(100).map(|it| it.len()), Ok(1));
+    let error = frames(1 << 20).unwrap_err();
+    assert!(error.to_string().contains("within each other"), "{error}");
 }
