@@ -42,7 +42,7 @@ pub fn address(operator: &dyn Operator, text: &str) -> Result<u64, Refusal> {
 #[cfg(feature = "dwarf")]
 fn symbol(operator: &dyn Operator, name: &str) -> Result<Option<u64>, Refusal> {
     use crate::symbols::Role;
-    let Some(moved) = super::symbols::moved(operator) else { return Ok(None) };
+    let Some(moved) = super::symbols::moved(operator)? else { return Ok(None) };
     match &moved.find(name)?[..] {
         [] => Ok(None),
         [symbol] if symbol.role == Role::PerCpu => {

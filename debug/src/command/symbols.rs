@@ -156,9 +156,17 @@ impl From<SymbolsError> for Refusal {
     }
 }
 
-/// The file's symbols, where the guest's kernel has moved to.
-pub(super) fn moved(operator: &dyn Operator) -> Option<Moved<'_>> {
-    Some(operator.symbols()?.moved(operator.view().kernel_slide().unwrap_or_default()))
+/// The file's symbols, where the guest's kernel has moved to; `None` where there is no file.
+///
+/// # Errors
+/// [`Refusal::NotThere`] for a file of another architecture.
+pub(super) fn moved(operator: &dyn Operator) -> Result<Option<Moved<'_>>, Refusal> {
+    let Some(symbols) = operator.symbols() else { return Ok(None) };
+    let view = operator.view();
+    if symbols.isa() != view.isa() {
+        return Err(SymbolsError::Architecture(symbols.isa()).into());
+    }
+    Ok(Some(symbols.moved(view.kernel_slide().unwrap_or_default())))
 }
 
 pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
@@ -167,12 +175,7 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
     };
     let operator = &*operator;
     let none = || Refusal::NotThere("no file with symbols was given (--symbols vmlinux)".into());
-    let symbols = operator.symbols().ok_or_else(none)?;
-    let view = operator.view();
-    if symbols.isa() != view.isa() {
-        return Err(SymbolsError::Architecture(symbols.isa()).into());
-    }
-    let moved = moved(operator).ok_or_else(none)?;
+    let moved = moved(operator)?.ok_or_else(none)?;
     // What is a symbol's name is taken for it: there are kernels with a function `sp`.
     let is_named = what.starts_with(|c: char| c.is_alphabetic() || c == '_') && !moved.find(what)?.is_empty();
     let mut found = match is_named {
@@ -277,6 +280,8 @@ mod tests {
         }
         let mut other = desk(Isa::X86_64);
         other.symbols = Some(Symbols::new(kernel(Architecture::Aarch64)).unwrap());
-        assert!(other.refusal("sym start_kernel").to_string().contains("a file of aarch64"));
+        for line in ["sym start_kernel", "read start_kernel 8"] {
+            assert!(other.refusal(line).to_string().contains("a file of aarch64"), "{line}");
+        }
     }
 }
