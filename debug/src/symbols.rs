@@ -17,14 +17,20 @@ mod file;
 #[cfg(feature = "dwarf")]
 mod lines;
 #[cfg(feature = "dwarf")]
+mod metered;
+#[cfg(feature = "dwarf")]
 mod of_file;
+#[cfg(feature = "dwarf")]
+mod symbol;
 #[cfg(feature = "dwarf")]
 mod table;
 
 #[cfg(feature = "dwarf")]
-pub use of_file::{Frame, Moved, Symbol, Symbols, SymbolsError};
+pub use of_file::{Moved, Symbols};
 #[cfg(feature = "dwarf")]
-pub use table::{MOST_FOUND, Role};
+pub use symbol::{Frame, Role, Symbol, SymbolsError};
+#[cfg(feature = "dwarf")]
+pub use table::MOST_FOUND;
 
 /// What a kernel's file says: nothing is read of one.
 #[cfg(not(feature = "dwarf"))]

@@ -5,6 +5,8 @@
 use super::nearest::nearest;
 use super::operator::Operator;
 use crate::reply::{Refusal, number};
+#[cfg(feature = "dwarf")]
+use crate::symbols::{Moved, SymbolsError};
 use crate::view::View;
 use arch::Isa;
 use arch::register::{Bank, table};
@@ -38,11 +40,25 @@ pub fn address(operator: &dyn Operator, text: &str) -> Result<u64, Refusal> {
     }
 }
 
+/// The file's symbols, where the guest's kernel has moved to; `None` where there is no file.
+///
+/// # Errors
+/// [`Refusal::NotThere`] for a file of another architecture.
+#[cfg(feature = "dwarf")]
+pub(super) fn moved(operator: &dyn Operator) -> Result<Option<Moved>, Refusal> {
+    let Some(symbols) = operator.symbols() else { return Ok(None) };
+    let view = operator.view();
+    if symbols.isa() != view.isa() {
+        return Err(SymbolsError::Architecture(symbols.isa()).into());
+    }
+    Ok(Some(symbols.moved(view.kernel_slide().unwrap_or_default())))
+}
+
 /// Where the symbol of a name is; `None` where there is none, or no file that has them.
 #[cfg(feature = "dwarf")]
 fn symbol(operator: &dyn Operator, name: &str) -> Result<Option<u64>, Refusal> {
     use crate::symbols::Role;
-    let Some(moved) = super::symbols::moved(operator)? else { return Ok(None) };
+    let Some(moved) = moved(operator)? else { return Ok(None) };
     match &moved.find(name)?[..] {
         [] => Ok(None),
         [symbol] if symbol.role == Role::PerCpu => {

@@ -26,7 +26,7 @@ impl Found {
     ///
     /// # Errors
     /// [`Refusal::NotThere`].
-    pub fn at(moved: &Moved<'_>, address: u64) -> Result<Found, Refusal> {
+    pub fn at(moved: &Moved, address: u64) -> Result<Found, Refusal> {
         let symbol = moved.at(address)?;
         let symbol = symbol.ok_or_else(|| Refusal::NotThere(format!("{address:#x} is in no symbol")))?;
         Ok(Found::of(moved, vec![symbol], true))
@@ -36,14 +36,14 @@ impl Found {
     ///
     /// # Errors
     /// [`Refusal::NotThere`].
-    pub fn named(moved: &Moved<'_>, name: &str) -> Result<Found, Refusal> {
+    pub fn named(moved: &Moved, name: &str) -> Result<Found, Refusal> {
         match moved.find(name)? {
             symbols if symbols.is_empty() => Err(Refusal::NotThere(format!("there is no symbol '{name}'"))),
             symbols => Ok(Found::of(moved, symbols, false)),
         }
     }
 
-    fn of(moved: &Moved<'_>, symbols: Vec<Symbol>, is_place: bool) -> Found {
+    fn of(moved: &Moved, symbols: Vec<Symbol>, is_place: bool) -> Found {
         let mut remarks = Vec::new();
         if symbols.len() == MOST_FOUND {
             remarks.push(format!("there may be more: {MOST_FOUND} are told"));
@@ -68,7 +68,7 @@ impl Found {
 }
 
 /// The line that a function begins at. What is in front of it for tracers to patch has none.
-fn first_frames(moved: &Moved<'_>, symbol: &Symbol) -> Result<Vec<Frame>, SymbolsError> {
+fn first_frames(moved: &Moved, symbol: &Symbol) -> Result<Vec<Frame>, SymbolsError> {
     for offset in (0..symbol.size.clamp(1, 32)).step_by(4) {
         let frames = moved.frames(symbol.address.wrapping_add(offset))?;
         if !frames.is_empty() {
@@ -156,26 +156,13 @@ impl From<SymbolsError> for Refusal {
     }
 }
 
-/// The file's symbols, where the guest's kernel has moved to; `None` where there is no file.
-///
-/// # Errors
-/// [`Refusal::NotThere`] for a file of another architecture.
-pub(super) fn moved(operator: &dyn Operator) -> Result<Option<Moved<'_>>, Refusal> {
-    let Some(symbols) = operator.symbols() else { return Ok(None) };
-    let view = operator.view();
-    if symbols.isa() != view.isa() {
-        return Err(SymbolsError::Architecture(symbols.isa()).into());
-    }
-    Ok(Some(symbols.moved(view.kernel_slide().unwrap_or_default())))
-}
-
 pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
     let [what] = arguments.words()[..] else {
         return Err(Refusal::Usage("write one address, or one name".into()));
     };
     let operator = &*operator;
     let none = || Refusal::NotThere("no file with symbols was given (--symbols vmlinux)".into());
-    let moved = moved(operator)?.ok_or_else(none)?;
+    let moved = super::address::moved(operator)?.ok_or_else(none)?;
     // What is a symbol's name is taken for it: there are kernels with a function `sp`.
     let is_named = what.starts_with(|c: char| c.is_alphabetic() || c == '_') && !moved.find(what)?.is_empty();
     let mut found = match is_named {
@@ -209,79 +196,4 @@ fn doubt(_operator: &dyn Operator) -> Result<Option<String>, Refusal> {
 }
 
 #[cfg(all(test, feature = "disassembly", feature = "dump"))]
-mod tests {
-    use super::*;
-    use crate::command::tests::Desk;
-    use crate::fake::Still;
-    use crate::symbols::{Symbols, tests::kernel};
-    use arch::Isa;
-    use object::Architecture;
-
-    fn desk(isa: Isa) -> Desk<Still> {
-        let architecture = match isa {
-            Isa::X86_64 => Architecture::X86_64,
-            Isa::Aarch64 => Architecture::Aarch64,
-        };
-        let mut desk = Desk::new(Still::new(isa, 1, 1 << 20).unwrap());
-        desk.symbols = Some(Symbols::new(kernel(architecture)).unwrap());
-        desk
-    }
-
-    #[test]
-    fn names_and_addresses_lead_to_each_other() {
-        for isa in Isa::ALL {
-            let mut desk = desk(isa);
-            let not_moved = "no Linux kernel has described itself in memory (yet): taken as not moved\n";
-            let no_lines = "no source lines: the file has no debug information (CONFIG_DEBUG_INFO)\n";
-            for (line, said) in [
-                ("sym start_kernel", format!("start_kernel is at 0x10, of 64 bytes\n{no_lines}{not_moved}")),
-                ("sym 0x14", format!("0x14 is start_kernel+0x4, of 64 bytes\n{no_lines}{not_moved}")),
-                (
-                    "sym start_kernel+0x4",
-                    format!("0x14 is start_kernel+0x4, of 64 bytes\n{no_lines}{not_moved}"),
-                ),
-                (
-                    "sym current_task",
-                    format!("current_task is at 0x8, of 8 bytes, every processor has its own\n{not_moved}"),
-                ),
-            ] {
-                assert_eq!(desk.say(line), said, "{line}");
-            }
-            let told = desk.json("sym 0x14");
-            assert_eq!(told["symbols"][0]["name"], "start_kernel");
-            assert_eq!(
-                (&told["symbols"][0]["offset"], &told["symbols"][0]["role"]),
-                (&json!(4), &json!("function"))
-            );
-            // Other commands take names for addresses.
-            let bytes = desk.say("read start_kernel+2 1");
-            assert!(bytes.starts_with("0x0000000000000012  00"), "{bytes}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_in_the_file_is_said() {
-        for isa in Isa::ALL {
-            let mut desk = desk(isa);
-            for (line, why) in [
-                ("sym", "write one address, or one name"),
-                ("sym a b", "write one address, or one name"),
-                ("sym nowhere", "nor has the kernel's file a symbol of this name"),
-                ("sym 0x4000", "0x4000 is in no symbol"),
-                ("read current_task 8", "every processor has a 'current_task' of its own"),
-            ] {
-                let said = desk.refusal(line).to_string();
-                assert!(said.contains(why), "{line}: {said}");
-            }
-            desk.symbols = None;
-            let said = desk.refusal("sym start_kernel").to_string();
-            assert!(said.contains("--symbols vmlinux"), "{said}");
-            assert!(desk.refusal("read start_kernel 8").to_string().contains("symbols are elsewhere"));
-        }
-        let mut other = desk(Isa::X86_64);
-        other.symbols = Some(Symbols::new(kernel(Architecture::Aarch64)).unwrap());
-        for line in ["sym start_kernel", "read start_kernel 8"] {
-            assert!(other.refusal(line).to_string().contains("a file of aarch64"), "{line}");
-        }
-    }
-}
+mod tests;

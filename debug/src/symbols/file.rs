@@ -1,7 +1,7 @@
 //! An ELF file, read piece by piece.
 
-use super::of_file::{SymbolsError, plain};
-use super::table::{Entry, Role, Table};
+use super::symbol::{Role, SymbolsError, plain};
+use super::table::{Entry, Table};
 use crate::source::Source;
 use arch::Isa;
 use object::read::{CompressedData, File, Object, ObjectSection, ObjectSymbol, ReadCache, ReadCacheOps};
@@ -119,7 +119,10 @@ impl ElfFile {
         self.with(|file| {
             let isa = match file.architecture() {
                 Architecture::X86_64 | Architecture::I386 => Isa::X86_64,
-                Architecture::Aarch64 => Isa::Aarch64,
+                Architecture::Aarch64 if file.is_little_endian() => Isa::Aarch64,
+                Architecture::Aarch64 => {
+                    return Err(SymbolsError::Format("it is for big-endian Aarch64".into()));
+                }
                 other => return Err(SymbolsError::Format(format!("it is for {other:?}"))),
             };
             if !matches!(file.kind(), ObjectKind::Executable | ObjectKind::Dynamic) {

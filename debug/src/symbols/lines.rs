@@ -1,13 +1,11 @@
 //! Source lines, by a file's debug information.
 
 use super::file::ElfFile;
-use super::of_file::{Frame, SymbolsError, plain};
-use gimli::{Dwarf, EndianArcSlice, LittleEndian, SectionId};
+use super::metered::{Bytes, Work};
+use super::symbol::{Frame, SymbolsError, plain};
+use gimli::{Dwarf, SectionId};
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
-
-type Bytes = EndianArcSlice<LittleEndian>;
 
 /// Bytes of debug information that are read, unpacked: a kernel's with everything switched on has less.
 const MOST_BYTES: u64 = 4 << 30;
@@ -18,6 +16,11 @@ const MOST_PIECES: usize = 1024;
 /// Entries of debug information that are within each other: functions that were inlined into each other are read by
 /// recursion, and a kernel's are some tens deep.
 const MOST_NESTED: isize = 256;
+
+/// Work that reading a file's debug information takes at most...
+const MOST_WORK_AT_FIRST: u64 = 1 << 32;
+/// ...and one question: a unit of it is read, with its functions and lines.
+const MOST_WORK: u64 = 1 << 26;
 
 /// What is read for lines: neither where variables are kept, nor types.
 const WANTED: [SectionId; 10] = [
@@ -35,6 +38,7 @@ const WANTED: [SectionId; 10] = [
 
 /// A file's source lines.
 pub(super) struct Lines {
+    work: Work,
     context: addr2line::Context<Bytes>,
 }
 
@@ -45,7 +49,11 @@ impl fmt::Debug for Lines {
 }
 
 fn damaged(error: gimli::Error) -> SymbolsError {
-    SymbolsError::Damaged(error.to_string())
+    match error {
+        // Nothing else reads.
+        gimli::Error::Io => SymbolsError::TooMuchWork,
+        error => SymbolsError::Damaged(error.to_string()),
+    }
 }
 
 /// Refuses what would be read by more recursion than there is stack.
@@ -77,22 +85,24 @@ impl Lines {
     /// Reads a file's debug information.
     pub fn of(file: &ElfFile) -> Result<Lines, SymbolsError> {
         let mut is_empty = true;
-        let mut most = MOST_BYTES;
+        let (mut most, work) = (MOST_BYTES, Work::default());
+        work.allow(MOST_WORK_AT_FIRST);
         let dwarf = Dwarf::load(|id| {
             let bytes = if WANTED.contains(&id) { file.section(id.name(), most)? } else { Vec::new() };
             most -= bytes.len() as u64;
             is_empty &= id != SectionId::DebugInfo || bytes.is_empty();
-            Ok(Bytes::new(Arc::from(bytes), LittleEndian))
+            Ok(Bytes::new(bytes, &work))
         })?;
         if is_empty {
             return Err(SymbolsError::NoLines);
         }
         check_depth(&dwarf)?;
-        Ok(Lines { context: addr2line::Context::from_dwarf(dwarf).map_err(damaged)? })
+        Ok(Lines { context: addr2line::Context::from_dwarf(dwarf).map_err(damaged)?, work })
     }
 
     /// The line of an instruction, as linked, and those that its function was inlined at.
     pub fn frames(&self, address: u64) -> Result<Vec<Frame>, SymbolsError> {
+        self.work.allow(MOST_WORK);
         let mut found = self.context.find_frames(address).skip_all_loads().map_err(damaged)?;
         let mut frames = Vec::new();
         while let Some(frame) = found.next().map_err(damaged)?
@@ -115,6 +125,7 @@ impl Lines {
 
     /// The instructions of the line that one is of, as linked.
     pub fn range(&self, address: u64) -> Result<Option<Range<u64>>, SymbolsError> {
+        self.work.allow(MOST_WORK);
         let pieces = self.context.find_location_range(address, u64::MAX).map_err(damaged)?;
         let mut pieces =
             pieces.map(|(begin, size, at)| (begin..begin.saturating_add(size), (at.file, at.line)));

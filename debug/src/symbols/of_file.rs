@@ -2,42 +2,13 @@
 
 use super::file::ElfFile;
 use super::lines::Lines;
-use super::table::{Role, Table};
+use super::symbol::{Frame, Symbol, SymbolsError};
+use super::table::Table;
 use crate::source::{OnDisk, Source};
 use arch::Isa;
 use std::fs::File;
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock, PoisonError};
-
-/// Why a file says nothing of an address.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SymbolsError {
-    /// It is no ELF file of a kernel.
-    #[error("not an ELF file that a kernel was linked to: {0}")]
-    Format(String),
-    /// It is one of another architecture.
-    #[error("a file of {0}, not of the guest's architecture")]
-    Architecture(Isa),
-    /// It has no table of symbols: it was stripped.
-    #[error("the file has no symbols: it was stripped")]
-    Stripped,
-    /// It has no debug information.
-    #[error("the file has no debug information (CONFIG_DEBUG_INFO)")]
-    NoLines,
-    /// Its debug information contradicts itself.
-    #[error("the file's debug information is damaged: {0}")]
-    Damaged(String),
-    /// More than is read of any file.
-    #[error("more than is read: {what}, {size} ({most} are read)")]
-    TooLarge {
-        /// What is too large.
-        what: String,
-        /// How large it is, or says that it is: bytes, or symbols of a table.
-        size: u64,
-        /// So much is read at most.
-        most: u64,
-    },
-}
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 /// What a kernel's file says.
 ///
@@ -56,46 +27,17 @@ pub enum SymbolsError {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
-pub struct Symbols {
+pub struct Symbols(RwLock<Arc<OfFile>>);
+
+/// What one file says.
+#[derive(Debug)]
+struct OfFile {
     isa: Isa,
     build_id: Option<Vec<u8>>,
     file: ElfFile,
     table: OnceLock<Result<Table, SymbolsError>>,
     /// Looking up a line remembers what was read of its file.
     lines: Mutex<Option<Result<Lines, SymbolsError>>>,
-}
-
-/// A symbol.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Symbol {
-    /// Its name, as the linker has it.
-    pub name: String,
-    /// Where it begins: guest-virtual, or for one of a processor's own ([`Role::PerCpu`]) what the file says.
-    pub address: u64,
-    /// Bytes that it has; 0 where the file does not say.
-    pub size: u64,
-    /// How far behind its beginning the address is that was asked for, bytes.
-    pub offset: u64,
-    /// What it is.
-    pub role: Role,
-}
-
-/// A source line, and the function that it is in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    /// The function's name.
-    pub function: Option<String>,
-    /// The source file, as the compiler was told of it.
-    pub file: Option<String>,
-    /// The line, from 1 up.
-    pub line: Option<u32>,
-    /// The column, from 1 up.
-    pub column: Option<u32>,
-}
-
-/// A name as the file has it, which may do nothing to a terminal.
-pub(super) fn plain(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 impl Symbols {
@@ -114,24 +56,38 @@ impl Symbols {
     pub fn new(source: impl Source + 'static) -> Result<Symbols, SymbolsError> {
         let file = ElfFile::new(Box::new(source));
         let (isa, build_id) = file.heading()?;
-        Ok(Symbols { isa, build_id, file, table: OnceLock::new(), lines: Mutex::new(None) })
+        let file = OfFile { isa, build_id, file, table: OnceLock::new(), lines: Mutex::new(None) };
+        Ok(Symbols(RwLock::new(Arc::new(file))))
     }
 
     /// The architecture that it is for.
     pub fn isa(&self) -> Isa {
-        self.isa
+        self.now().isa
     }
 
     /// What tells it from every other build, if that was linked into it (`NT_GNU_BUILD_ID`).
-    pub fn build_id(&self) -> Option<&[u8]> {
-        self.build_id.as_deref()
+    pub fn build_id(&self) -> Option<Vec<u8>> {
+        self.now().build_id.clone()
+    }
+
+    /// Whoever has these has those of another file from now on: the guest has begun again, with a kernel that was built
+    /// anew.
+    pub fn replace(&self, other: &Symbols) {
+        let other = other.now();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = other;
+    }
+
+    fn now(&self) -> Arc<OfFile> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The same for a guest whose kernel has moved by `slide` bytes.
-    pub fn moved(&self, slide: u64) -> Moved<'_> {
-        Moved { symbols: self, slide }
+    pub fn moved(&self, slide: u64) -> Moved {
+        Moved { symbols: self.now(), slide }
     }
+}
 
+impl OfFile {
     pub(super) fn table(&self) -> Result<&Table, SymbolsError> {
         self.table.get_or_init(|| self.file.symbols()).as_ref().map_err(SymbolsError::clone)
     }
@@ -146,13 +102,18 @@ impl Symbols {
 }
 
 /// What a file says of a kernel that has moved.
-#[derive(Clone, Copy, Debug)]
-pub struct Moved<'a> {
-    symbols: &'a Symbols,
+#[derive(Clone, Debug)]
+pub struct Moved {
+    symbols: Arc<OfFile>,
     slide: u64,
 }
 
-impl Moved<'_> {
+impl Moved {
+    #[cfg(test)]
+    pub(super) fn symbols_table(&self) -> &Table {
+        self.symbols.table().unwrap()
+    }
+
     /// The symbols of a name, at most [`MOST_FOUND`](super::MOST_FOUND): several files of a kernel may have functions of one name.
     ///
     /// # Errors

@@ -1,32 +1,10 @@
 //! A table of symbols: by address, and by name.
 
-use super::of_file::Symbol;
+use super::symbol::{Role, Symbol};
 use std::cmp::Reverse;
 
 /// Symbols of one name that are told.
 pub const MOST_FOUND: usize = 64;
-
-/// What a symbol is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Code that was compiled as a function.
-    Function,
-    /// Data.
-    Variable,
-    /// A place in code or data of which the file says no more, as in assembly.
-    Label,
-    /// Data that every processor has of its own: its address is that of none of them.
-    PerCpu,
-    /// A number, not a place.
-    Absolute,
-}
-
-impl Role {
-    /// Whether it is where the kernel is: not of a processor's own, and no number.
-    fn is_placed(self) -> bool {
-        matches!(self, Role::Function | Role::Variable | Role::Label)
-    }
-}
 
 /// A symbol as the file has it.
 #[derive(Clone, Debug, PartialEq, Eq)]

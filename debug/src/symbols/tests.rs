@@ -115,6 +115,20 @@ fn a_file_of_either_architecture_is_read() {
 }
 
 #[test]
+fn whoever_has_symbols_has_those_of_the_file_that_took_its_place() {
+    let symbols = Symbols::new(kernel(Architecture::X86_64)).unwrap();
+    let before = symbols.moved(0);
+    let mut other = kernel(Architecture::X86_64);
+    let at = other.windows(12).position(|it| it == b"start_kernel").unwrap();
+    other[at..at + 5].copy_from_slice(b"begin");
+    symbols.replace(&Symbols::new(other).unwrap());
+    assert!(symbols.moved(0).find("start_kernel").unwrap().is_empty());
+    assert_eq!(symbols.moved(0).find("begin_kernel").unwrap().len(), 1);
+    // Who is just looking goes on with the one before.
+    assert_eq!(before.find("start_kernel").unwrap().len(), 1);
+}
+
+#[test]
 fn what_is_no_kernels_file_is_refused_in_words() {
     let mut module = kernel(Architecture::X86_64);
     module[16] = 1;
@@ -173,7 +187,7 @@ fn the_lines_of_a_program_that_a_compiler_has_made() {
     // Where this program has moved to: as a kernel would tell.
     let slide = 0x5555_0000_0000;
     let moved = symbols.moved(slide);
-    let table = symbols.table().unwrap();
+    let table = moved.symbols_table();
     let one = |part: &str| {
         let is_it = |name: &str| name.contains("symbols") && name.contains("tests") && name.contains(part);
         let name = table.names().find(|name| is_it(name)).unwrap_or_else(|| panic!("there is no {part}"));

@@ -60,7 +60,7 @@ fn lines(version: u16) -> gimli::write::Result<Vec<(&'static str, Vec<u8>)>> {
 fn file(architecture: Architecture, version: u16) -> Vec<u8> {
     let mut object = Object::new(BinaryFormat::Elf, architecture, Endianness::Little);
     let text = object.section_id(StandardSection::Text);
-    object.append_section_data(text, &[0; SIZE as usize], 16);
+    object.append_section_data(text, &[0; 0x40], 16);
     object.add_symbol(Symbol {
         name: b"outer".to_vec(),
         value: 0,

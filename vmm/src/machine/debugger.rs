@@ -85,6 +85,7 @@ pub struct Attachment {
     memory: GuestMemory,
     /// What serves the guest is to know where instructions are planted.
     ram: Arc<GuestRam>,
+    /// Its symbols are those that the guest's debugger has, also of a guest that has begun again.
     known: Known,
     /// Locked as long as a debugger comes or leaves.
     place: Arc<Mutex<Occupancy>>,
@@ -216,6 +217,14 @@ impl Attachment {
     /// Takes [`Self::close`] back: the guest does not begin again.
     pub(super) fn open(&self, debugger: Option<Arc<Debugger>>) {
         *self.place() = debugger.map_or(Occupancy::Free, Occupancy::Taken);
+    }
+
+    /// Has whoever has the symbols of another machine, whose guest begins again in this one, have this one's.
+    pub(super) fn take_symbols(&mut self, former: &Attachment) {
+        if let (Some(old), Some(new)) = (&former.known.symbols, &mut self.known.symbols) {
+            old.replace(new);
+            *new = Arc::clone(old);
+        }
     }
 
     /// Has the debugger of another machine, whose guest begins again in this one, go over to it.

@@ -133,6 +133,7 @@ impl Guest {
                 // is the other's.
                 self.virtio.unplug();
                 *backends = Backends::default();
+                next.attachment.take_symbols(&self.attachment);
                 next.take_over(debugger.as_ref());
             }
             Err(_) => {

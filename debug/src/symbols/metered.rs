@@ -1,0 +1,109 @@
+//! Bytes of debug information that cost something to read.
+//!
+//! A small file can have its readers go over the same bytes again and again: units that share tables, lists that are
+//! read for each of many functions. So whoever reads is given an amount of work, and an error when that is done.
+
+use gimli::{EndianArcSlice, Error, LittleEndian, Reader, ReaderOffsetId, Result};
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Work that may be done still: one for a read, and one for each byte that is copied or looked through.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Work(Arc<AtomicU64>);
+
+impl Work {
+    /// Allows so much from now on.
+    pub fn allow(&self, amount: u64) {
+        self.0.store(amount, Ordering::Relaxed);
+    }
+
+    /// Only one thread reads at a time.
+    fn spend(&self, amount: usize) -> Result<()> {
+        let left = self.0.load(Ordering::Relaxed).checked_sub(amount as u64 + 1).ok_or(Error::Io)?;
+        self.0.store(left, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Bytes of a section, or of a part of one.
+#[derive(Clone, Debug)]
+pub(super) struct Bytes {
+    bytes: EndianArcSlice<LittleEndian>,
+    work: Work,
+}
+
+impl Bytes {
+    pub fn new(bytes: Vec<u8>, work: &Work) -> Bytes {
+        Bytes { bytes: EndianArcSlice::new(Arc::from(bytes), LittleEndian), work: work.clone() }
+    }
+}
+
+impl Reader for Bytes {
+    type Endian = LittleEndian;
+    type Offset = usize;
+
+    fn endian(&self) -> LittleEndian {
+        self.bytes.endian()
+    }
+
+    fn len(&self) -> usize {
+        Reader::len(&self.bytes)
+    }
+
+    fn empty(&mut self) {
+        self.bytes.empty();
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        self.bytes.truncate(len)
+    }
+
+    fn offset_from(&self, base: &Bytes) -> usize {
+        self.bytes.offset_from(&base.bytes)
+    }
+
+    fn offset_id(&self) -> ReaderOffsetId {
+        self.bytes.offset_id()
+    }
+
+    fn lookup_offset_id(&self, id: ReaderOffsetId) -> Option<usize> {
+        self.bytes.lookup_offset_id(id)
+    }
+
+    fn find(&self, byte: u8) -> Result<usize> {
+        let at = Reader::find(&self.bytes, byte)?;
+        self.work.spend(at)?;
+        Ok(at)
+    }
+
+    fn skip(&mut self, len: usize) -> Result<()> {
+        self.work.spend(0)?;
+        self.bytes.skip(len)
+    }
+
+    fn split(&mut self, len: usize) -> Result<Bytes> {
+        self.work.spend(0)?;
+        Ok(Bytes { bytes: self.bytes.split(len)?, work: self.work.clone() })
+    }
+
+    fn to_slice(&self) -> Result<Cow<'_, [u8]>> {
+        self.work.spend(Reader::len(&self.bytes))?;
+        self.bytes.to_slice()
+    }
+
+    fn to_string(&self) -> Result<Cow<'_, str>> {
+        self.work.spend(Reader::len(&self.bytes))?;
+        Reader::to_string(&self.bytes)
+    }
+
+    fn to_string_lossy(&self) -> Result<Cow<'_, str>> {
+        self.work.spend(Reader::len(&self.bytes))?;
+        Reader::to_string_lossy(&self.bytes)
+    }
+
+    fn read_slice(&mut self, buf: &mut [u8]) -> Result<()> {
+        self.work.spend(0)?;
+        self.bytes.read_slice(buf)
+    }
+}
