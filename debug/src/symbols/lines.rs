@@ -17,10 +17,11 @@ const MOST_PIECES: usize = 1024;
 /// recursion, and a kernel's are some tens deep.
 const MOST_NESTED: isize = 256;
 
-/// Work that reading a file's debug information takes at most...
-const MOST_WORK_AT_FIRST: u64 = 1 << 32;
-/// ...and one question: a unit of it is read, with its functions and lines.
-const MOST_WORK: u64 = 1 << 26;
+/// Work that reading a file's debug information takes at most: a distribution's kernel has 63 million, one with
+/// everything switched on some hundreds...
+const MOST_WORK_AT_FIRST: u64 = 1 << 30;
+/// ...and one question, for which a unit's functions and lines are read: of the same kernels, up to 300,000.
+const MOST_WORK: u64 = 1 << 25;
 
 /// What is read for lines: neither where variables are kept, nor types.
 const WANTED: [SectionId; 10] = [

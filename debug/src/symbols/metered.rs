@@ -106,4 +106,62 @@ impl Reader for Bytes {
         self.work.spend(0)?;
         self.bytes.read_slice(buf)
     }
+
+    // The rest is made of these.
+
+    fn read_u8(&mut self) -> Result<u8> {
+        self.work.spend(0)?;
+        self.bytes.read_u8()
+    }
+
+    fn read_u16(&mut self) -> Result<u16> {
+        self.work.spend(0)?;
+        self.bytes.read_u16()
+    }
+
+    fn read_u32(&mut self) -> Result<u32> {
+        self.work.spend(0)?;
+        self.bytes.read_u32()
+    }
+
+    fn read_u64(&mut self) -> Result<u64> {
+        self.work.spend(0)?;
+        self.bytes.read_u64()
+    }
+
+    fn read_uleb128(&mut self) -> Result<u64> {
+        self.work.spend(0)?;
+        self.bytes.read_uleb128()
+    }
+
+    fn read_sleb128(&mut self) -> Result<i64> {
+        self.work.spend(0)?;
+        self.bytes.read_sleb128()
+    }
+
+    fn skip_leb128(&mut self) -> Result<()> {
+        self.work.spend(0)?;
+        self.bytes.skip_leb128()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_costs_work_and_ends_with_it() {
+        let work = Work::default();
+        let bytes = Bytes::new(b"text\0more".to_vec(), &work);
+        assert_eq!(bytes.clone().read_u8(), Err(Error::Io));
+        work.allow(8);
+        let mut reader = bytes.clone();
+        // Four bytes are looked through, one read, and the rest is a split, a skip and what each costs.
+        let text = reader.read_null_terminated_slice().unwrap();
+        assert_eq!((Reader::len(&text), reader.read_u8()), (4, Ok(b'm')));
+        assert_eq!(reader.read_u8(), Err(Error::Io));
+        work.allow(5);
+        assert_eq!(text.to_slice().unwrap(), &b"text"[..]);
+        assert_eq!(text.to_slice(), Err(Error::Io));
+    }
 }
