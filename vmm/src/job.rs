@@ -4,6 +4,7 @@
 //! of ours (`guests/init`) and the list of steps that it takes ([`steps`]). [`desk`] runs the guest and carries what
 //! goes in and out of the command, over a port of the console device, by [`protocol`]. [`verdict`] says what came of it.
 
+mod beside;
 pub mod desk;
 pub mod hold;
 pub mod initramfs;

@@ -54,7 +54,8 @@ impl Host {
         let fd = Kvm::open_with_cloexec_at(DEVICE, true).map_err(|error| {
             let remedy = match error.errno() {
                 libc::ENOENT | libc::ENXIO | libc::ENODEV => {
-                    "is virtualization switched on in the firmware, and the module kvm_intel, kvm_amd or kvm loaded?"
+                    "is virtualization switched on in the firmware, and the module kvm_intel, kvm_amd or kvm loaded? a \
+                     container needs --device /dev/kvm"
                 }
                 libc::EACCES | libc::EPERM => denied(std::fs::metadata("/dev/kvm").ok().map(|it| it.mode())),
                 _ => "see what the kernel's log says about kvm",

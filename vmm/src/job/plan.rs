@@ -1,5 +1,6 @@
 //! What a job's guest begins with: kernel, modules, initramfs, command line and devices, from what was asked for.
 
+use super::beside;
 use super::initramfs::Initramfs;
 use super::modules::{ModuleError, Modules};
 use super::protocol;
@@ -222,6 +223,7 @@ fn real(option: &'static str, path: &Path) -> Result<PathBuf, PlanError> {
 
 /// Tags of shares.
 const ROOT_TAG: &str = "root";
+const BESIDE_TAG: &str = "beside";
 /// Serial number of the root's disk, and where the first process has a link to it.
 const ROOT_SERIAL: &str = "vmm-root";
 const ROOT_DISK: &str = "/dev/vmm-root";
@@ -303,6 +305,10 @@ impl Wanted {
             wanted.push("virtio_net");
             devices.push(VirtioDevice::Net(net.clone()));
         }
+        let beside = self.beside_root(&writable);
+        if let Some(folder) = &beside {
+            devices.push(share(folder.clone(), BESIDE_TAG, false));
+        }
         let (modules, folder) = modules(self, &kernel, release.as_deref())?;
         // One that serves what the guest can do without, if it is there.
         let optional = ["virtio_rng"].into_iter().filter(|name| modules.has(name));
@@ -310,7 +316,7 @@ impl Wanted {
         let mut archive = Initramfs::default();
         let mut steps = Steps::default();
         let modules = modules.needed(&wanted, &folder)?;
-        self.fill(&mut archive, &mut steps, &modules, (source, &writable))?;
+        self.fill(&mut archive, &mut steps, &modules, (source, beside.as_deref(), &writable))?;
         let panic = if self.stays_when_panicked { 0 } else { -1 };
         let mut cmdline = format!("quiet panic={panic} rdinit=/init");
         if let Some(more) = &self.append {
@@ -338,12 +344,24 @@ impl Wanted {
         Ok(all)
     }
 
+    /// The folder of the host's that the command runs in, or what has it, if the guest has it neither by its root nor
+    /// by what it writes through to.
+    fn beside_root(&self, writable: &[WrittenThrough]) -> Option<PathBuf> {
+        if self.root != Root::default() {
+            return None;
+        }
+        let folder = beside::root(&self.folder)?;
+        let real = fs::canonicalize(&self.folder).unwrap_or_else(|_| self.folder.clone());
+        let is_written_through = writable.iter().any(|it| real.starts_with(&it.place));
+        (!is_written_through).then_some(folder)
+    }
+
     fn fill(
         &self,
         archive: &mut Initramfs,
         steps: &mut Steps,
         modules: &[super::modules::Module],
-        (source, writable): (Source, &[WrittenThrough]),
+        (source, beside, writable): (Source, Option<&Path>, &[WrittenThrough]),
     ) -> Result<(), PlanError> {
         let put = |archive: &mut Initramfs, path: &str, bytes: &[u8]| {
             archive.file(path, bytes).map_err(PlanError::Archive)
@@ -358,13 +376,19 @@ impl Wanted {
             steps.module(&path, "");
         }
         steps.port(protocol::PORT);
-        self.steps(steps, source, writable)?;
+        self.steps(steps, source, beside, writable)?;
         let list = std::mem::take(steps).finish()?;
         put(archive, "vmm/steps", list.as_bytes())
     }
 
     /// Mounts, and what else makes a system of a kernel.
-    fn steps(&self, steps: &mut Steps, source: Source, writable: &[WrittenThrough]) -> Result<(), PlanError> {
+    fn steps(
+        &self,
+        steps: &mut Steps,
+        source: Source,
+        beside: Option<&Path>,
+        writable: &[WrittenThrough],
+    ) -> Result<(), PlanError> {
         source.mount(steps);
         if let Root::Folder(folder) = &self.root {
             self.hide(folder, steps)?;
@@ -388,6 +412,9 @@ impl Wanted {
             ("configfs", "/sys/kernel/config"),
         ] {
             steps.try_mount(kind, kind, &at(path), 0, "");
+        }
+        if let Some(folder) = beside {
+            layered(steps, ("virtiofs", BESIDE_TAG), "/beside", &at(text(folder)?));
         }
         // Before what is written through: the host's own stays as it is.
         if self.has_network_of_its_own() {
@@ -483,14 +510,7 @@ impl Source {
     fn mount(self, steps: &mut Steps) {
         match self {
             Source::Memory => {}
-            Source::Below { kind, source } => {
-                steps.mount(kind, source, "/lower", flag::READ_ONLY, "");
-                steps.mount("tmpfs", "tmpfs", "/over", 0, "mode=755");
-                steps.folder("/over/upper");
-                steps.folder("/over/work");
-                let layers = "lowerdir=/lower,upperdir=/over/upper,workdir=/over/work";
-                steps.mount("overlay", "root", self.place(), 0, layers);
-            }
+            Source::Below { kind, source } => layered(steps, (kind, source), "", self.place()),
             Source::Disk(found) => {
                 steps.disk(ROOT_SERIAL, found.partition, ROOT_DISK);
                 match found.kind.is_read_only() {
@@ -500,6 +520,17 @@ impl Source {
             }
         }
     }
+}
+
+/// Mounts what cannot be written to, below a layer in the guest's memory. Both have folders in `aside`, a path or nothing.
+fn layered(steps: &mut Steps, (kind, source): (&str, &str), aside: &str, place: &str) {
+    let (lower, over) = (format!("{aside}/lower"), format!("{aside}/over"));
+    steps.mount(kind, source, &lower, flag::READ_ONLY, "");
+    steps.mount("tmpfs", "tmpfs", &over, 0, "mode=755");
+    steps.folder(&format!("{over}/upper"));
+    steps.folder(&format!("{over}/work"));
+    let layers = format!("lowerdir={lower},upperdir={over}/upper,workdir={over}/work");
+    steps.mount("overlay", source, place, 0, &layers);
 }
 
 fn share(folder: PathBuf, tag: &str, is_writable: bool) -> VirtioDevice {
@@ -516,7 +547,7 @@ mod tests {
             writable.iter().map(|it| WrittenThrough { folder: it.into(), place: it.into() }).collect();
         let mut steps = Steps::default();
         let source = Source::Below { kind: "virtiofs", source: ROOT_TAG };
-        wanted.steps(&mut steps, source, &writable).unwrap();
+        wanted.steps(&mut steps, source, None, &writable).unwrap();
         steps.finish().unwrap()
     }
 
@@ -531,6 +562,31 @@ mod tests {
         assert!(text.contains("mount\tvirtiofs\trw0\t/new/root/work\t0\t\n"));
         let (moves, writes) = (text.find("root\t/new\n").unwrap(), text.find("\trw0\t").unwrap());
         assert!(writes < moves);
+    }
+
+    #[test]
+    fn where_the_command_runs_is_there() {
+        let folder = fs::canonicalize(std::env::temp_dir()).unwrap();
+        let folder = folder.join(format!("vmm-beside-root-{}", std::process::id()));
+        fs::create_dir_all(folder.join("inner")).unwrap();
+        let wanted = Wanted { folder: folder.join("inner"), ..Wanted::default() };
+        let through = |place: &str| WrittenThrough { folder: folder.clone(), place: folder.join(place) };
+        let beside = [vec![], vec![through("inner")], vec![through("")], vec![through("inner/out")]]
+            .map(|writable| wanted.beside_root(&writable));
+        let in_another = Wanted { root: Root::Folder("/usr".into()), ..wanted.clone() }.beside_root(&[]);
+        fs::remove_dir_all(&folder).unwrap();
+        let inner = Some(folder.join("inner"));
+        assert_eq!(beside, [inner.clone(), None, None, inner]);
+        assert_eq!(in_another, None);
+
+        let mut steps = Steps::default();
+        let source = Source::Below { kind: "virtiofs", source: ROOT_TAG };
+        let out = WrittenThrough { folder: "/vol/work/out".into(), place: "/vol/work/out".into() };
+        wanted.steps(&mut steps, source, Some(Path::new("/vol/work")), &[out]).unwrap();
+        let text = steps.finish().unwrap();
+        let layer = "mount\toverlay\tbeside\t/new/vol/work\t0\tlowerdir=/beside/lower,";
+        let (there, written) = (text.find(layer).unwrap(), text.find("\trw0\t/new/vol/work/out").unwrap());
+        assert!(text.find("\t/new/tmp\t").unwrap() < there && there < written, "{text}");
     }
 
     #[test]
