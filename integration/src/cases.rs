@@ -21,6 +21,7 @@ mod monitor;
 mod network;
 mod program;
 pub mod readme;
+mod recipes;
 mod shares;
 mod terminal;
 mod together;
@@ -231,6 +232,8 @@ pub const CASES: &[Case] = &[
     Case { modules: job::MODULES, ..linux("job_in_a_shell", &["6.12"], job::in_a_shell) },
     Case { modules: job::MODULES, ..linux("job_nobody_answers", &["6.12"], job::nobody_answers) },
     Case { modules: job::MODULES, ..linux("job_of_a_user", &["6.12"], job::of_a_user) },
+    Case { modules: job::MODULES, ..linux("job_recipes", &["6.12"], recipes::tests_of_a_kernel) },
+    Case { modules: job::MODULES, ..linux("job_recipes_in_a_container", &["6.12"], recipes::in_a_container) },
     Case { modules: job::MODULES, ..linux("job_stuck", &["6.12"], job::stuck) },
     Case { modules: job::MODULES, ..linux("job_wrong_ways", &["6.12"], job::wrong_ways) },
     Case { modules: network::MODULES, ..linux("long_job_network", &["6.12"], network::of_its_own) },

@@ -7,8 +7,10 @@
 //! chooses the place.
 
 pub mod artifacts;
+pub mod bpf;
 pub mod cases;
 pub mod cells;
+pub mod container;
 pub mod context;
 pub mod debugger;
 pub mod demo;

@@ -2,8 +2,10 @@
 //! first process of a nest, which finds its case in the kernel's command line. Where that names several, each
 //! runs in a process of its own, `case NAME VMM FILES WORK SLOWNESS nest`.
 
+use integration::bpf;
 use integration::cases::{self, gdb_port, readme, vsock};
 use integration::cells;
+use integration::container;
 use integration::context::{Context, Length};
 use integration::measure::job;
 use integration::port;
@@ -37,7 +39,11 @@ fn main() {
         eprintln!("case: cannot switch off: {error}");
         return;
     }
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments = std::env::args();
+    if arguments.next().is_some_and(|program| Path::new(&program).ends_with(bpf::NAME)) {
+        std::process::exit(bpf::test());
+    }
+    let arguments: Vec<String> = arguments.collect();
     if let [random_files::WORD, words @ ..] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         if let Err(error) = random_files::carry_out(words) {
             eprintln!("case: {error}");
@@ -48,6 +54,7 @@ fn main() {
     let talk = match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [traffic::ASK, words @ ..] => Some(traffic::carry_out(words).map_err(|error| error.to_string())),
         [traffic::SERVE, port] => Some(traffic::carry_out_serving(port).map_err(|error| error.to_string())),
+        [container::WORD, words @ ..] => Some(container::carry_out(words)),
         [vsock::WORD, words @ ..] => Some(vsock::carry_out(words)),
         [job::WORD, words @ ..] => Some(job::carry_out(words)),
         _ => None,
