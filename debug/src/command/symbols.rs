@@ -51,12 +51,14 @@ impl Found {
         let mut why_no_lines = None;
         let mut with_lines = |symbol: Symbol| {
             let frames = match symbol.role {
+                // As with others, and each would take as long.
+                _ if why_no_lines == Some(SymbolsError::TooMuchWork) => Ok(Vec::new()),
                 Role::Function if !is_place => first_frames(moved, &symbol),
                 Role::Function | Role::Label => moved.frames(symbol.address.wrapping_add(symbol.offset)),
                 Role::Variable | Role::PerCpu | Role::Absolute => Ok(Vec::new()),
             };
             let frames = frames.unwrap_or_else(|error| {
-                why_no_lines = Some(error.to_string());
+                why_no_lines = Some(error);
                 Vec::new()
             });
             (symbol, frames)

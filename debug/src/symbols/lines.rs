@@ -20,8 +20,8 @@ const MOST_NESTED: isize = 256;
 /// Work that reading a file's debug information takes at most: a distribution's kernel has 63 million, one with
 /// everything switched on some hundreds...
 const MOST_WORK_AT_FIRST: u64 = 1 << 30;
-/// ...and one question, for which a unit's functions and lines are read: of the same kernels, up to 300,000.
-const MOST_WORK: u64 = 1 << 25;
+/// ...and one question, for which a unit's functions and lines are read: of the same kernels, some millions.
+const MOST_WORK: u64 = 1 << 26;
 
 /// What is read for lines: neither where variables are kept, nor types.
 const WANTED: [SectionId; 10] = [
@@ -36,6 +36,17 @@ const WANTED: [SectionId; 10] = [
     SectionId::DebugStr,
     SectionId::DebugStrOffsets,
 ];
+
+/// What a read of a section costs: the bytes that what it says may take in memory.
+fn price(id: SectionId) -> u64 {
+    match id {
+        // A row of a line for a byte.
+        SectionId::DebugLine => 24,
+        // A range for two words.
+        SectionId::DebugAranges | SectionId::DebugRanges | SectionId::DebugRngLists => 16,
+        _ => 1,
+    }
+}
 
 /// A file's source lines.
 pub(super) struct Lines {
@@ -57,13 +68,22 @@ fn damaged(error: gimli::Error) -> SymbolsError {
     }
 }
 
+/// None for what is damaged. That there was too much work is no damage: there may be less next time.
+fn readable<T>(read: gimli::Result<T>) -> Result<Option<T>, SymbolsError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(gimli::Error::Io) => Err(SymbolsError::TooMuchWork),
+        Err(_) => Ok(None),
+    }
+}
+
 /// Refuses what would be read by more recursion than there is stack.
 fn check_depth(dwarf: &Dwarf<Bytes>) -> Result<(), SymbolsError> {
     let mut units = dwarf.units();
     while let Some(header) = units.next().map_err(damaged)? {
         // What is damaged is not read any further when it is looked into, either.
-        let Ok(unit) = dwarf.unit(header) else { continue };
-        let Ok(mut entries) = unit.entries_raw(None) else { continue };
+        let Some(unit) = readable(dwarf.unit(header))? else { continue };
+        let Some(mut entries) = readable(unit.entries_raw(None))? else { continue };
         while !entries.is_empty() {
             if entries.next_depth() > MOST_NESTED {
                 let why = format!("more than {MOST_NESTED} entries are within each other");
@@ -74,7 +94,7 @@ fn check_depth(dwarf: &Dwarf<Bytes>) -> Result<(), SymbolsError> {
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
             };
-            if next.is_err() {
+            if readable(next)?.is_none() {
                 break;
             }
         }
@@ -92,7 +112,7 @@ impl Lines {
             let bytes = if WANTED.contains(&id) { file.section(id.name(), most)? } else { Vec::new() };
             most -= bytes.len() as u64;
             is_empty &= id != SectionId::DebugInfo || bytes.is_empty();
-            Ok(Bytes::new(bytes, &work))
+            Ok(Bytes::new(bytes, &work, price(id)))
         })?;
         if is_empty {
             return Err(SymbolsError::NoLines);
@@ -103,6 +123,10 @@ impl Lines {
 
     /// The line of an instruction, as linked, and those that its function was inlined at.
     pub fn frames(&self, address: u64) -> Result<Vec<Frame>, SymbolsError> {
+        // What is looked up is a byte, which ends in front of the next.
+        if address == u64::MAX {
+            return Ok(Vec::new());
+        }
         self.work.allow(MOST_WORK);
         let mut found = self.context.find_frames(address).skip_all_loads().map_err(damaged)?;
         let mut frames = Vec::new();
@@ -126,6 +150,9 @@ impl Lines {
 
     /// The instructions of the line that one is of, as linked.
     pub fn range(&self, address: u64) -> Result<Option<Range<u64>>, SymbolsError> {
+        if address == u64::MAX {
+            return Ok(None);
+        }
         self.work.allow(MOST_WORK);
         let pieces = self.context.find_location_range(address, u64::MAX).map_err(damaged)?;
         let mut pieces =

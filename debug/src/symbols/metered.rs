@@ -8,7 +8,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Work that may be done still: one for a read, and one for each byte that is copied or looked through.
+/// Work that may be done still, of time and of memory: one for a read, and one for each byte that is copied or looked
+/// through; of what becomes tables in memory a read costs as many times as much as it may take bytes there.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Work(Arc<AtomicU64>);
 
@@ -19,10 +20,11 @@ impl Work {
     }
 
     /// Only one thread reads at a time.
-    fn spend(&self, amount: usize) -> Result<()> {
-        let left = self.0.load(Ordering::Relaxed).checked_sub(amount as u64 + 1).ok_or(Error::Io)?;
-        self.0.store(left, Ordering::Relaxed);
-        Ok(())
+    fn spend(&self, amount: u64) -> Result<()> {
+        let left = self.0.load(Ordering::Relaxed).checked_sub(amount);
+        // Nothing goes on behind what there is too little left for.
+        self.0.store(left.unwrap_or(0), Ordering::Relaxed);
+        left.map(drop).ok_or(Error::Io)
     }
 }
 
@@ -31,11 +33,18 @@ impl Work {
 pub(super) struct Bytes {
     bytes: EndianArcSlice<LittleEndian>,
     work: Work,
+    /// What a read costs.
+    price: u64,
 }
 
 impl Bytes {
-    pub fn new(bytes: Vec<u8>, work: &Work) -> Bytes {
-        Bytes { bytes: EndianArcSlice::new(Arc::from(bytes), LittleEndian), work: work.clone() }
+    /// Of a section of which a read costs so much.
+    pub fn new(bytes: Vec<u8>, work: &Work, price: u64) -> Bytes {
+        Bytes { bytes: EndianArcSlice::new(Arc::from(bytes), LittleEndian), work: work.clone(), price }
+    }
+
+    fn spend(&self, bytes: usize) -> Result<()> {
+        self.work.spend(self.price.saturating_add(bytes as u64))
     }
 }
 
@@ -72,75 +81,75 @@ impl Reader for Bytes {
     }
 
     fn find(&self, byte: u8) -> Result<usize> {
-        let at = Reader::find(&self.bytes, byte)?;
-        self.work.spend(at)?;
-        Ok(at)
+        let found = Reader::find(&self.bytes, byte);
+        self.spend(found.as_ref().map_or_else(|_| Reader::len(&self.bytes), |at| *at))?;
+        found
     }
 
     fn skip(&mut self, len: usize) -> Result<()> {
-        self.work.spend(0)?;
+        self.spend(0)?;
         self.bytes.skip(len)
     }
 
     fn split(&mut self, len: usize) -> Result<Bytes> {
-        self.work.spend(0)?;
-        Ok(Bytes { bytes: self.bytes.split(len)?, work: self.work.clone() })
+        self.spend(0)?;
+        Ok(Bytes { bytes: self.bytes.split(len)?, work: self.work.clone(), price: self.price })
     }
 
     fn to_slice(&self) -> Result<Cow<'_, [u8]>> {
-        self.work.spend(Reader::len(&self.bytes))?;
+        self.spend(Reader::len(&self.bytes))?;
         self.bytes.to_slice()
     }
 
     fn to_string(&self) -> Result<Cow<'_, str>> {
-        self.work.spend(Reader::len(&self.bytes))?;
+        self.spend(Reader::len(&self.bytes))?;
         Reader::to_string(&self.bytes)
     }
 
     fn to_string_lossy(&self) -> Result<Cow<'_, str>> {
-        self.work.spend(Reader::len(&self.bytes))?;
+        self.spend(Reader::len(&self.bytes))?;
         Reader::to_string_lossy(&self.bytes)
     }
 
     fn read_slice(&mut self, buf: &mut [u8]) -> Result<()> {
-        self.work.spend(0)?;
+        self.spend(0)?;
         self.bytes.read_slice(buf)
     }
 
     // The rest is made of these.
 
     fn read_u8(&mut self) -> Result<u8> {
-        self.work.spend(0)?;
+        self.spend(0)?;
         self.bytes.read_u8()
     }
 
     fn read_u16(&mut self) -> Result<u16> {
-        self.work.spend(0)?;
+        self.spend(0)?;
         self.bytes.read_u16()
     }
 
     fn read_u32(&mut self) -> Result<u32> {
-        self.work.spend(0)?;
+        self.spend(0)?;
         self.bytes.read_u32()
     }
 
     fn read_u64(&mut self) -> Result<u64> {
-        self.work.spend(0)?;
+        self.spend(0)?;
         self.bytes.read_u64()
     }
 
     fn read_uleb128(&mut self) -> Result<u64> {
-        self.work.spend(0)?;
+        self.spend(0)?;
         self.bytes.read_uleb128()
     }
 
     fn read_sleb128(&mut self) -> Result<i64> {
-        self.work.spend(0)?;
+        self.spend(0)?;
         self.bytes.read_sleb128()
     }
 
     fn skip_leb128(&mut self) -> Result<()> {
-        self.work.spend(0)?;
+        self.spend(0)?;
         self.bytes.skip_leb128()
     }
 }
@@ -152,7 +161,7 @@ mod tests {
     #[test]
     fn what_is_read_costs_work_and_ends_with_it() {
         let work = Work::default();
-        let bytes = Bytes::new(b"text\0more".to_vec(), &work);
+        let bytes = Bytes::new(b"text\0more".to_vec(), &work, 1);
         assert_eq!(bytes.clone().read_u8(), Err(Error::Io));
         work.allow(8);
         let mut reader = bytes.clone();
@@ -163,5 +172,19 @@ mod tests {
         work.allow(5);
         assert_eq!(text.to_slice().unwrap(), &b"text"[..]);
         assert_eq!(text.to_slice(), Err(Error::Io));
+    }
+
+    #[test]
+    fn nothing_goes_on_behind_what_was_too_much() {
+        let work = Work::default();
+        let bytes = Bytes::new(b"no end".to_vec(), &work, 3);
+        work.allow(8);
+        // Looked through in vain.
+        assert_eq!(bytes.find(0), Err(Error::Io));
+        assert_eq!(bytes.clone().read_u8(), Err(Error::Io));
+        work.allow(6);
+        let mut reader = bytes.clone();
+        assert_eq!([reader.read_u8(), reader.read_u8()], [Ok(b'n'), Ok(b'o')]);
+        assert_eq!(reader.read_u8(), Err(Error::Io));
     }
 }
