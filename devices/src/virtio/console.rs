@@ -6,7 +6,7 @@
 //!
 //! A device with nothing but a terminal has one port, and no queues for control messages: such a driver reads the
 //! terminal's size from the configuration. Drivers of more ports are told it by a message whose order of rows and columns
-//! depends on their age ([`message`]).
+//! depends on their age.
 
 mod terminal;
 
@@ -19,6 +19,7 @@ use crate::state::Misfit;
 use crate::tell;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -50,6 +51,8 @@ const TO_DRIVER: usize = 2;
 const FROM_DRIVER: usize = 3;
 /// Entries of a queue.
 const ENTRIES: u16 = 64;
+/// Bytes that are taken of the guest before the device looks whether it is to rest.
+const MOST_IN_A_TURN: usize = 1 << 20;
 /// Bytes that are carried in one go.
 const PIECE: usize = 4096;
 /// How many buffers are served before others have their turn.
@@ -298,6 +301,10 @@ impl Serve for Server {
         if port > 0 && !self.is_multiport {
             return Ok(Then::Waits);
         }
+        // Its news is heard only where all of it is looked at.
+        if let (Rung::Source(_), Some(HostEnd::Terminal(terminal))) = (rung, self.shared.ports.get(port)) {
+            terminal.hear();
+        }
         self.look_at_size(port);
         let mut then = Then::Waits;
         if ways != Ways::ToDriver && self.take_from_driver(port, queues)? == Then::GoesOn {
@@ -330,10 +337,9 @@ impl Ways {
 }
 
 impl Server {
-    /// Hears what the terminal has to tell, and has the driver look at a size that is new to it.
+    /// Has the driver look at a size of the terminal that is new to it.
     fn look_at_size(&mut self, port: usize) {
         let Some(HostEnd::Terminal(terminal)) = self.shared.ports.get(port) else { return };
-        terminal.hear();
         let size = terminal.size();
         if std::mem::replace(&mut self.told, size) == size {
             return;
@@ -430,15 +436,18 @@ impl Server {
         let mut state = self.shared.state();
         let Some(ours) = state.ports.get_mut(port) else { return Ok(Then::Waits) };
         queue.stop_listening()?;
+        let mut left = MOST_IN_A_TURN;
         for _ in 0..TURN {
             let Some(chain) = queue.pop()? else { break };
-            let taken = carry_out(&chain.readable, ours.taken.into(), end);
-            if taken < chain.readable.size() {
+            // A driver makes no chain larger than 4 GiB (2.7.4); of one that does, no more is taken.
+            let size = chain.readable.size().min(u32::MAX.into());
+            let taken = carry_out(&chain.readable, u64::from(ours.taken)..size, end, &mut left);
+            if taken < size {
                 // The port's source says when there is room.
                 ours.taken = u32::try_from(taken).unwrap_or(u32::MAX);
                 queue.put_back();
                 queue.tell()?;
-                return Ok(Then::Waits);
+                return Ok(if left == 0 { Then::GoesOn } else { Then::Waits });
             }
             ours.taken = 0;
             queue.push(&chain, 0)?;
@@ -492,23 +501,28 @@ impl Server {
     }
 }
 
-/// Writes what is behind `from` to a port's other end; how far it came. What nobody will take is taken.
-fn carry_out(buffer: &Buffer, from: u64, end: &HostEnd) -> u64 {
-    let mut at = from;
+/// Writes a part of a buffer to a port's other end, and no more than are left of a turn; how far it came. What nobody
+/// will take is taken.
+fn carry_out(buffer: &Buffer, part: Range<u64>, end: &HostEnd, left: &mut usize) -> u64 {
+    let mut at = part.start;
     let mut bytes = [0; PIECE];
-    while at < buffer.size() {
-        let count = buffer.read(at, &mut bytes);
+    while at < part.end && *left > 0 {
+        let most = usize::try_from(part.end - at).unwrap_or(PIECE).min(PIECE).min(*left);
+        let count = buffer.read(at, &mut bytes[..most]);
         match end.write(&bytes[..count]) {
-            Ok(written) => at += written as u64,
+            Ok(written) => {
+                at += written as u64;
+                *left = left.saturating_sub(written);
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return at,
             Err(error) => {
                 tell!(Debug, "nobody takes what the guest writes: {error}");
-                return buffer.size();
+                return part.end;
             }
         }
         if count == 0 {
-            return buffer.size();
+            return part.end;
         }
     }
     at

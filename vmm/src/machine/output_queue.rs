@@ -25,13 +25,14 @@ thread_local! {
 }
 
 /// What a thread has put here and has not seen go out.
+/// How far all has to have gone for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Debt {
     None,
     /// It has not waited for it yet.
-    New,
+    New(u64),
     /// It has, and was kicked.
-    Old,
+    Old(u64),
 }
 
 /// How often a thread that waits looks whether it was kicked.
@@ -57,6 +58,10 @@ struct Waiting {
     /// The pump is to end.
     is_over: bool,
     bytes: VecDeque<u8>,
+    /// Bytes that have been put here, from the first on...
+    put: u64,
+    /// ...and those that are written, or lost.
+    gone: u64,
     /// `None` while a thread writes to it.
     output: Option<Box<dyn Write + Send>>,
     /// A failure to write has been told.
@@ -76,6 +81,8 @@ impl OutputQueue {
             wants_room: false,
             is_over: false,
             bytes: VecDeque::new(),
+            put: 0,
+            gone: 0,
             output: Some(output),
             told_failure: false,
         };
@@ -98,27 +105,20 @@ impl OutputQueue {
     /// for the rest.
     fn offer(&self, bytes: &[u8]) -> usize {
         let mut state = self.lock();
+        if state.is_over {
+            return 0;
+        }
         let count = bytes.len().min(MOST_OFFERED.saturating_sub(state.bytes.len()));
-        state.bytes.extend(&bytes[..count]);
+        state.put(&bytes[..count]);
         state.wants_room |= count < bytes.len();
         self.is_back.notify_all();
         count
     }
 
-    /// Waits, at the guest's end, until all that a virtio console has put here is written, or the thread is kicked. What
-    /// vCPUs have put here they wait for themselves.
-    pub fn flush(&self) {
-        if self.terminal.get().is_none() {
-            return;
-        }
-        while self.wait() {
-            let state = self.lock();
-            if state.output.is_some() && state.bytes.is_empty() || kick::is_pending() {
-                return;
-            }
-            // Somebody is writing the last of it.
-            drop(self.is_back.wait_timeout(state, LOOK_AGAIN));
-        }
+    /// Waits, at the guest's end, until all that is here by now is written, or the thread is kicked; whether it is.
+    pub fn flush(&self) -> bool {
+        let put = self.lock().put;
+        self.wait(put)
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -127,7 +127,7 @@ impl OutputQueue {
 
     /// Waits until what this thread has put here since it waited last is written, or the thread is kicked.
     pub fn settle_new(&self) {
-        if DEBT.get() == Debt::New {
+        if matches!(DEBT.get(), Debt::New(_)) {
             self.settle();
         }
     }
@@ -136,17 +136,17 @@ impl OutputQueue {
     /// Then it must come back before its guest runs on: so no vCPU has more here than it can print in one
     /// exit.
     pub fn settle(&self) -> bool {
-        if DEBT.get() == Debt::None {
-            return true;
-        }
-        let is_settled = self.wait();
-        DEBT.set(if is_settled { Debt::None } else { Debt::Old });
+        let (Debt::New(mark) | Debt::Old(mark)) = DEBT.get() else { return true };
+        let is_settled = self.wait(mark);
+        DEBT.set(if is_settled { Debt::None } else { Debt::Old(mark) });
         is_settled
     }
 
-    fn wait(&self) -> bool {
+    /// Writes what is here, or waits for whoever does, until all has gone that was put before `mark`; `false` when the
+    /// thread was kicked before. What others put here meanwhile is no business of it.
+    fn wait(&self, mark: u64) -> bool {
         let mut state = self.lock();
-        while !state.bytes.is_empty() {
+        while state.gone < mark {
             let Some(mut output) = state.output.take() else {
                 if kick::is_pending() {
                     return false;
@@ -156,23 +156,25 @@ impl OutputQueue {
                 continue;
             };
             let mut bytes = std::mem::take(&mut state.bytes);
-            let wants_room = std::mem::take(&mut state.wants_room);
+            let count = bytes.len();
             drop(state);
-            if wants_room && let Some(terminal) = self.terminal.get().and_then(Weak::upgrade) {
-                terminal.ring();
-            }
             let written = write(&mut *output, &mut bytes);
             state = self.lock();
             state.output = Some(output);
-            self.is_back.notify_all();
-            match written {
-                // Others may have put something here meanwhile.
-                Ok(()) => {}
+            match &written {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    state.gone += (count - bytes.len()) as u64;
                     bytes.append(&mut state.bytes);
                     state.bytes = bytes;
-                    return false;
                 }
+                _ => state.gone += count as u64,
+            }
+            self.is_back.notify_all();
+            state = self.tell_of_room(state);
+            match written {
+                Ok(()) if !kick::is_pending() => {}
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => break,
                 Err(error) => {
                     if !std::mem::replace(&mut state.told_failure, true) {
                         tell!(Warn, "the guest's console output is lost: {error}");
@@ -180,7 +182,26 @@ impl OutputQueue {
                 }
             }
         }
-        true
+        state.gone >= mark
+    }
+
+    /// Rings the terminal, if it has been refused something and there is room now.
+    fn tell_of_room<'a>(&'a self, mut state: MutexGuard<'a, Waiting>) -> MutexGuard<'a, Waiting> {
+        if state.bytes.len() >= MOST_OFFERED || !std::mem::take(&mut state.wants_room) {
+            return state;
+        }
+        drop(state);
+        if let Some(terminal) = self.terminal.get().and_then(Weak::upgrade) {
+            terminal.ring();
+        }
+        self.lock()
+    }
+}
+
+impl Waiting {
+    fn put(&mut self, bytes: &[u8]) {
+        self.bytes.extend(bytes);
+        self.put += bytes.len() as u64;
     }
 }
 
@@ -239,9 +260,10 @@ impl OutputQueue {
             if state.bytes.is_empty() {
                 return;
             }
+            let put = state.put;
             drop(state);
             // It is kicked when nobody waits for the rest any more.
-            if !self.wait() {
+            if !self.wait(put) {
                 return;
             }
         }
@@ -269,8 +291,9 @@ pub struct QueueEnd(pub Arc<OutputQueue>);
 
 impl Write for QueueEnd {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().bytes.extend(bytes);
-        DEBT.set(Debt::New);
+        let mut state = self.0.lock();
+        state.put(bytes);
+        DEBT.set(Debt::New(state.put));
         Ok(bytes.len())
     }
 
@@ -340,8 +363,8 @@ mod tests {
         assert!(bytes.iter().filter(|byte| **byte == b'b').count() == 1);
     }
 
-    /// A queue with a terminal, and what a guest has there; it is full when less is taken than is given.
-    fn with_terminal() -> (Arc<OutputQueue>, Pump, io::PipeReader) {
+    /// A queue to a pipe, and the thread that writes what a virtio console puts there.
+    fn with_pump() -> (Arc<OutputQueue>, Pump, io::PipeReader) {
         kick::install_handler().unwrap();
         let (queue, reader) = to_pipe();
         let pump = Pump::start(&queue).unwrap();
@@ -350,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_terminal_is_refused_what_there_is_no_room_for_and_rung_when_there_is() {
-        let (queue, pump, mut reader) = with_terminal();
+        let (queue, pump, mut reader) = with_pump();
         let terminal = queue.terminal(Box::new(|| Ok(()))).unwrap();
         let (mut given, piece) = (0, [b'x'; 4096]);
         // The pipe's room, and ours: the pump may take once more while it is stuck.
@@ -370,7 +393,10 @@ mod tests {
         let mut polled = [PollFd::new(news, PollFlags::POLLIN)];
         assert_eq!(poll(&mut polled, PollTimeout::from(20_000u16)), Ok(1));
         assert_eq!(queue.offer(b"the last of it"), 14);
-        queue.flush();
+        assert!(queue.flush());
+        let state = queue.lock();
+        assert_eq!((state.gone, state.bytes.len()), (state.put, 0));
+        drop(state);
         drop(pump);
         let mut bytes = [0; 14];
         reader.read_exact(&mut bytes).unwrap();
@@ -380,7 +406,7 @@ mod tests {
     /// It does not end before what it can write is written, and does when nobody reads.
     #[test]
     fn a_pump_ends_though_nobody_reads() {
-        let (queue, pump, reader) = with_terminal();
+        let (queue, pump, reader) = with_pump();
         // More than a pipe holds.
         put(&queue, &[b'x'; 1 << 20]);
         // It is told of this, if it has not begun.
@@ -388,6 +414,32 @@ mod tests {
         drop(pump);
         assert!(!queue.lock().bytes.is_empty());
         drop(reader);
+    }
+
+    #[test]
+    fn whoever_has_put_a_byte_waits_for_no_more_than_that() {
+        let (queue, pump, mut reader) = with_pump();
+        let terminal = queue.terminal(Box::new(|| Ok(()))).unwrap();
+        let drain = thread::spawn(move || io::copy(&mut reader, &mut io::sink()).unwrap());
+        let other = Arc::clone(&queue);
+        let (end, ended) = channel::<()>();
+        let flood = thread::spawn(move || {
+            while ended.try_recv().is_err() {
+                other.offer(&[b'x'; 4096]);
+            }
+        });
+        for _ in 0..100 {
+            put(&queue, b"y");
+            assert!(queue.settle() && queue.flush());
+        }
+        end.send(()).unwrap();
+        flood.join().unwrap();
+        drop(pump);
+        // What comes after the end is refused.
+        assert_eq!(queue.offer(b"late"), 0);
+        drop(terminal);
+        drop(queue);
+        assert!(drain.join().unwrap() >= 100);
     }
 
     #[test]

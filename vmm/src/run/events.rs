@@ -127,7 +127,13 @@ impl MutEventSubscriber for Signals {
                 }
                 Some(foreground) if number == libc::SIGTSTP => foreground.stop(),
                 Some(foreground) if number == libc::SIGWINCH => self.running.tell_size(foreground),
-                Some(foreground) => foreground.look_soon(),
+                Some(foreground) => {
+                    foreground.look_soon();
+                    // It may have changed while the process was stopped.
+                    if number == libc::SIGCONT {
+                        self.running.tell_size(foreground);
+                    }
+                }
                 None => {}
             }
         }
