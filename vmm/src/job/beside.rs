@@ -34,7 +34,7 @@ pub fn root(folder: &Path) -> Option<PathBuf> {
 }
 
 /// Whether a mount lies on the way from a folder to one below it. A host that cannot say so refuses shares, too.
-fn is_mounted_apart(top: &Path, folder: &Path) -> bool {
+pub fn is_mounted_apart(top: &Path, folder: &Path) -> bool {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let below = folder.strip_prefix(top).unwrap_or(folder);
     let below = if below == Path::new("") { Path::new(".") } else { below };

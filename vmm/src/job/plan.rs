@@ -352,7 +352,9 @@ impl Wanted {
         }
         let folder = beside::root(&self.folder)?;
         let real = fs::canonicalize(&self.folder).unwrap_or_else(|_| self.folder.clone());
-        let is_written_through = writable.iter().any(|it| real.starts_with(&it.place));
+        let has_it =
+            |it: &WrittenThrough| real.starts_with(&it.place) && !beside::is_mounted_apart(&it.folder, &real);
+        let is_written_through = writable.iter().any(has_it);
         (!is_written_through).then_some(folder)
     }
 
@@ -390,9 +392,6 @@ impl Wanted {
         writable: &[WrittenThrough],
     ) -> Result<(), PlanError> {
         source.mount(steps);
-        if let Root::Folder(folder) = &self.root {
-            self.hide(folder, steps)?;
-        }
         let new = source.place();
         if !new.is_empty() {
             for (kind, folder) in [("devtmpfs", "dev"), ("proc", "proc"), ("sysfs", "sys")] {
@@ -413,16 +412,27 @@ impl Wanted {
         ] {
             steps.try_mount(kind, kind, &at(path), 0, "");
         }
-        if let Some(folder) = beside {
-            layered(steps, ("virtiofs", BESIDE_TAG), "/beside", &at(text(folder)?));
-        }
         // Before what is written through: the host's own stays as it is.
         if self.has_network_of_its_own() {
             steps.try_file(&at("/etc/resolv.conf"), &format!("nameserver {}", net::RESOLVER));
         }
-        for (index, it) in writable.iter().enumerate() {
-            steps.mount("virtiofs", &writable_tag(index), &at(text(&it.place)?), 0, "");
+        // What is above another is mounted before it.
+        let is_above = |it: &WrittenThrough| beside.is_some_and(|folder| folder.starts_with(&it.place));
+        let write_through = |steps: &mut Steps, is_above_beside: bool| {
+            for (index, it) in writable.iter().enumerate().filter(|(_, it)| is_above(it) == is_above_beside) {
+                steps.mount("virtiofs", &writable_tag(index), &at(text(&it.place)?), 0, "");
+            }
+            Ok::<(), PlanError>(())
+        };
+        write_through(steps, true)?;
+        if let Some(folder) = beside {
+            layered(steps, ("virtiofs", BESIDE_TAG), "/beside", &at(text(folder)?));
         }
+        // What is private may be on a mount of its own that is shared beside the root, but is not what is written through.
+        if let Root::Folder(folder) = &self.root {
+            self.hide(folder, writable, steps)?;
+        }
+        write_through(steps, false)?;
         for (target, link) in [
             ("/proc/self/fd", "/dev/fd"),
             ("/proc/self/fd/0", "/dev/stdin"),
@@ -451,12 +461,13 @@ impl Wanted {
     }
 
     /// What is private of the host's own root is empty, but for the folder where the command runs.
-    fn hide(&self, root: &Path, steps: &mut Steps) -> Result<(), PlanError> {
+    fn hide(&self, root: &Path, writable: &[WrittenThrough], steps: &mut Steps) -> Result<(), PlanError> {
         if root != Path::new("/") {
             return Ok(());
         }
         for place in hidden(&PRIVATE.map(Path::new), &self.folder) {
-            if place.is_dir() {
+            let is_named = writable.iter().any(|it| place.starts_with(&it.place));
+            if place.is_dir() && !is_named {
                 steps.mount("tmpfs", "tmpfs", &format!("/new{}", text(&place)?), 0, "mode=755");
             }
         }
@@ -586,7 +597,17 @@ mod tests {
         let text = steps.finish().unwrap();
         let layer = "mount\toverlay\tbeside\t/new/vol/work\t0\tlowerdir=/beside/lower,";
         let (there, written) = (text.find(layer).unwrap(), text.find("\trw0\t/new/vol/work/out").unwrap());
-        assert!(text.find("\t/new/tmp\t").unwrap() < there && there < written, "{text}");
+        // What is private is hidden of both.
+        let hidden = text.find("tmpfs\t/new/root\t").unwrap();
+        assert!(text.find("\t/new/tmp\t").unwrap() < there && there < hidden && hidden < written, "{text}");
+
+        // A folder that is written through, and has the mount where the command runs.
+        let mut steps = Steps::default();
+        let above = WrittenThrough { folder: "/vol".into(), place: "/vol".into() };
+        wanted.steps(&mut steps, Source::Memory, Some(Path::new("/vol/work")), &[above]).unwrap();
+        let text = steps.finish().unwrap();
+        let written = text.find("\trw0\t/vol\t").unwrap();
+        assert!(written < text.find("mount\toverlay\tbeside\t/vol/work\t").unwrap(), "{text}");
     }
 
     #[test]
