@@ -5,6 +5,7 @@
 mod disks;
 mod dumps;
 mod frames;
+mod images;
 mod kernels;
 mod shares;
 mod simulated;
@@ -17,7 +18,6 @@ use dumps::{cores, kdumps, packed, whole};
 use arch::aarch64::syndrome::DebugException;
 use arch::address::PhysRange;
 use arch::hypercall::Abi;
-use arch::image::{Source, detect};
 use arch::register::{RegisterFile, row};
 use arch::{GuestPhys, GuestVirt, Isa, aarch64, x86};
 use debug::breakpoint::{Breakpoint, Kind};
@@ -133,7 +133,7 @@ pub const FUZZED: &[Fuzzed] = &[
     Fuzzed { name: "tables", run: tables, seeds: &[b"\x07\x10\x00\x00\x00\x00\x00\x00\x03\x20\x00\x00\x00\x00\x00\x00"] },
     Fuzzed {
         name: "images",
-        run: images,
+        run: images::images,
         seeds: &[
             b"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x3e\x00\x01\x00\x00\x00",
             b"MZ\x00\x00zimg",
@@ -690,27 +690,6 @@ pub fn tables(data: &[u8]) {
             regime.translate(&ram, last).ok();
         }
     }
-}
-
-struct Bytes<'a>(&'a [u8]);
-
-impl Source for Bytes<'_> {
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), String> {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let piece = start.checked_add(bytes.len()).and_then(|end| self.0.get(start..end));
-        bytes.copy_from_slice(piece.ok_or("behind the end")?);
-        Ok(())
-    }
-}
-
-/// Kernel images.
-pub fn images(data: &[u8]) {
-    // Whatever it is.
-    detect(&Bytes(data)).ok();
 }
 
 /// The kernel's description of itself, in a memory that has the same bytes everywhere.

@@ -26,22 +26,13 @@ pub(super) struct Desk<M> {
     vcpu: u32,
     cancel: Cancel,
     folder: PathBuf,
-    #[cfg(feature = "dwarf")]
     pub symbols: Option<crate::symbols::Symbols>,
 }
 
 impl<M: Machine> Desk<M> {
     pub fn new(machine: M) -> Desk<M> {
         let engine = Engine::new(machine.isa(), machine.abilities().clone(), machine.vcpus());
-        Desk {
-            machine,
-            engine,
-            vcpu: 0,
-            cancel: Cancel::never(),
-            folder: "/nowhere".into(),
-            #[cfg(feature = "dwarf")]
-            symbols: None,
-        }
+        Desk { machine, engine, vcpu: 0, cancel: Cancel::never(), folder: "/nowhere".into(), symbols: None }
     }
 
     /// What a command says to a person, with what is lacking behind it.
@@ -96,7 +87,6 @@ impl<M: Machine> Operator for Desk<M> {
         Destination::below(&self.folder, path)
     }
 
-    #[cfg(feature = "dwarf")]
     fn symbols(&self) -> Option<&crate::symbols::Symbols> {
         self.symbols.as_ref()
     }

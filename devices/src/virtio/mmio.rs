@@ -305,23 +305,10 @@ impl<M: Model> Device for VirtioMmio<M> {
 mod tests {
     use super::*;
     use crate::virtio::entropy::Entropy;
-    use crate::virtio::testing::TestRam;
+    use crate::virtio::testing::{TestLine, TestRam};
     use arch::GuestPhys;
-    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::mpsc::{Receiver, channel};
     use std::time::Duration;
-
-    struct TestLine(Mutex<Sender<bool>>);
-
-    impl Line for TestLine {
-        fn pulse(&self) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn set(&self, level: bool) -> io::Result<()> {
-            self.0.lock().unwrap().send(level).unwrap();
-            Ok(())
-        }
-    }
 
     type Tested = VirtioMmio<Entropy>;
 

@@ -586,21 +586,8 @@ mod tests {
     use super::*;
     use crate::virtio::device::Wires as _;
     use crate::virtio::entropy::Entropy;
-    use crate::virtio::testing::Driver;
-    use std::sync::mpsc::{Sender, channel};
-
-    struct TestLine(Mutex<Sender<bool>>);
-
-    impl Line for TestLine {
-        fn pulse(&self) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn set(&self, level: bool) -> io::Result<()> {
-            self.0.lock().unwrap().send(level).unwrap();
-            Ok(())
-        }
-    }
+    use crate::virtio::testing::{Driver, TestLine};
+    use std::sync::mpsc::channel;
 
     #[test]
     fn a_line_stays_low_that_the_driver_has_off() {

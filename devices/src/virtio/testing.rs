@@ -5,15 +5,31 @@ use super::pace::Pace;
 use super::pci::{Bells, Connections, VirtioFunction};
 use crate::pci::Function;
 use crate::pci::msix::{Message, Sender};
+use crate::rack::Line;
 use crate::ram::Ram;
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use std::io;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{self, Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
+
+/// A line that tells of each level it is set to.
+#[derive(Debug)]
+pub struct TestLine(pub Mutex<mpsc::Sender<bool>>);
+
+impl Line for TestLine {
+    fn pulse(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set(&self, level: bool) -> io::Result<()> {
+        self.0.lock().unwrap().send(level).unwrap();
+        Ok(())
+    }
+}
 
 /// RAM, with nothing planted in it.
 #[derive(Clone, Debug)]
