@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 use vmm::machine::{Config, Guest};
 
-const ROUNDS: u32 = 5000;
+const ROUNDS: u32 = 2000;
 
 /// Thousands of rounds of pause and resume, with the guest spinning and with it halted, on
 /// several vCPUs. A lost kick is a pause that never comes back.
