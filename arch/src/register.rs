@@ -294,6 +294,26 @@ pub fn row(isa: Isa, name: &str) -> Option<usize> {
     table(isa).iter().position(|register| register.name == name)
 }
 
+/// The row of a register that a table is known to have: a constant whose name it has not does not compile.
+pub const fn known_row(table: &[Register], name: &str) -> usize {
+    let mut row = 0;
+    loop {
+        if is_same(table[row].name.as_bytes(), name.as_bytes()) {
+            return row;
+        }
+        row += 1;
+    }
+}
+
+/// Whether two names are the same, where constants are made.
+const fn is_same(one: &[u8], other: &[u8]) -> bool {
+    let mut at = 0;
+    while at < one.len() && at < other.len() && one[at] == other[at] {
+        at += 1;
+    }
+    at == one.len() && at == other.len()
+}
+
 /// A register's value, little-endian; most fit a word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Value {

@@ -53,6 +53,7 @@ pub mod live;
 pub mod machine;
 pub mod memory;
 pub mod output;
+pub mod patience;
 pub mod ram;
 pub mod range;
 pub mod reply;

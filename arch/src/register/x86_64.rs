@@ -5,16 +5,16 @@
 //! XSAVE area (Intel SDM vol. 1, "Legacy Region of an XSAVE Area").
 
 use super::note::Note;
-use super::{Feature, Group, Register, Source, XsaveComponent, describe as row};
+use super::{Feature, Group, Register, Source, XsaveComponent, describe as row, known_row};
 use Feature::{X86Avx, X86Avx512, X86Core, X86Segments, X86Sse, X86System};
 use Group::{Debug, Float, General, Segment, System, Vector};
 use Source::{DebugRegs, Msr, Regs, SegmentAccess, Sregs, X87Tag, Xsave};
 use XsaveComponent::{Avx, Legacy, Opmask, Zmm16, ZmmHigh};
 
 /// Row of RIP.
-pub const RIP: usize = 16;
+pub const RIP: usize = known_row(TABLE, "rip");
 /// Row of EFLAGS.
-pub const EFLAGS: usize = 17;
+pub const EFLAGS: usize = known_row(TABLE, "eflags");
 
 /// Every row.
 #[rustfmt::skip]

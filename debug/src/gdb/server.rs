@@ -14,6 +14,7 @@ use super::client::{Client, Goodbye, Ready};
 use super::listener::{Admission, Listener, Peer, Stream};
 use super::session::{Process, Session};
 use crate::machine::{Extent, Machine};
+use crate::patience::Patience;
 use door::Door;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use poller::Poller;
@@ -49,6 +50,8 @@ pub struct Service {
     pub takeover: bool,
     /// What is told to one that is refused as another one is attached, in words: how that is let go.
     pub how_to_release: Option<String>,
+    /// It looks for a debugger's next words for a bounded time before it sleeps.
+    pub looks: bool,
 }
 
 impl Service {
@@ -61,6 +64,7 @@ impl Service {
             on_lost: OnLost::default(),
             takeover: false,
             how_to_release: None,
+            looks: true,
         }
     }
 }
@@ -105,6 +109,8 @@ pub(super) struct Server<M: Machine> {
     is_over: IsOver,
     /// What is done as soon as all vCPUs stand still.
     deferred: Option<Deferred>,
+    /// With a debugger's next words.
+    patience: Patience,
 }
 
 /// What takes all vCPUs' standing still.
@@ -212,7 +218,16 @@ impl<M: Machine> Server<M> {
             is_readable(quit.as_fd()) || release.as_ref().is_some_and(|release| is_readable(release.as_fd()))
         });
         let (door, client, deferred) = (Door::default(), None, None);
-        Ok(Server { listener, service, session, door, client, is_over, deferred })
+        Ok(Server {
+            listener,
+            service,
+            session,
+            door,
+            client,
+            is_over,
+            deferred,
+            patience: Patience::default(),
+        })
     }
 
     /// Waits for something, for no longer than `most`, and serves it; whether to go on.
@@ -362,7 +377,23 @@ impl<M: Machine> Server<M> {
         let is_listed = |index: usize, flags: &PollFlags| index < door || !flags.is_empty();
         let listed = interests.iter().enumerate().filter(|(index, (_, flags))| is_listed(*index, flags));
         let mut fds: Vec<PollFd<'_>> = listed.map(|(_, (fd, flags))| PollFd::new(*fd, *flags)).collect();
-        match poll(&mut fds, timeout) {
+        let mut look = |timeout| match poll(&mut fds, timeout) {
+            Ok(0) if timeout == PollTimeout::ZERO => None,
+            result => Some(result),
+        };
+        // A debugger that steps has its next words there as soon as it has read the last answer.
+        let is_answered =
+            self.client.as_ref().is_some_and(|client| !client.is_running() && !client.has_output());
+        let looks = self.service.looks && is_answered && timeout != PollTimeout::ZERO;
+        let begin = Instant::now();
+        let mut found = looks.then(|| self.patience.look(|| look(PollTimeout::ZERO))).flatten();
+        if found.is_none() {
+            found = look(timeout);
+            if looks {
+                self.patience.slept(begin.elapsed());
+            }
+        }
+        match found.unwrap_or(Ok(0)) {
             Ok(_) => {}
             Err(nix::errno::Errno::EINTR) => return Ok(Found::default()),
             Err(error) => return Err(error.into()),

@@ -12,7 +12,6 @@
 //! attention is gone, and rings, or the receiver's last look finds the message.
 
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::time::{Duration, Instant};
 
 /// The word.
 #[derive(Debug, Default)]
@@ -37,48 +36,11 @@ impl Attention {
     }
 }
 
-/// For how long [`poll`] looks: longer than a single step takes, and than a client's answer to
-/// one does.
-const PATIENCE: Duration = Duration::from_micros(50);
-
-/// Looks for something that is expected at once, without going to sleep: waking a thread takes
-/// longer than a single step. Looks only once where there is no other processor to do the
-/// expected thing meanwhile.
-pub fn poll<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    let found = look();
-    if found.is_some() || !has_processors() {
-        return found;
-    }
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        for _ in 0..16 {
-            std::hint::spin_loop();
-        }
-        let found = look();
-        if found.is_some() || Instant::now() >= deadline {
-            return found;
-        }
-    }
-}
-
-/// Whether somebody else can be at work meanwhile. Found out once.
-pub(super) fn has_processors() -> bool {
-    use std::sync::OnceLock;
-    static MORE_THAN_ONE: OnceLock<bool> = OnceLock::new();
-    *MORE_THAN_ONE.get_or_init(|| std::thread::available_parallelism().is_ok_and(|count| count.get() > 1))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::Arc;
     use std::sync::mpsc::channel;
-
-    #[test]
-    fn polling_ends() {
-        assert_eq!(poll(|| Some(1)), Some(1));
-        assert_eq!(poll(|| None::<()>), None);
-    }
 
     /// A receiver that sleeps only when it was not told otherwise gets every message.
     #[test]

@@ -47,8 +47,10 @@ pub struct Options {
     pub takeover: bool,
     /// What is believed of the guest before it says so.
     pub believed: Believed,
-    /// Where the debugger has a thread: for 50 us at most it looks for what comes at once, as the end of a step does,
-    /// before it sleeps. That makes steps more than twice as quick, and costs processor while somebody steps.
+    /// The debugger's thread, where it has one, and vCPUs' threads look for what comes at once, as the end of a step and
+    /// a debugger's next words do, before they sleep, for as long as that was worth it: 50 us to 2 ms
+    /// ([`Patience`](crate::patience::Patience)). That makes steps more than twice as quick, and costs processor while
+    /// somebody steps.
     pub looks: bool,
     /// The folder that `monitor dump` writes below; the current one where none is given.
     pub dump_folder: Option<PathBuf>,
@@ -91,6 +93,8 @@ struct Lines<M: Monitor> {
     quit: Wake,
     /// Those of the machine that the guest is in. They are not kept by this.
     vcpus: Mutex<Weak<Vcpus<M>>>,
+    /// vCPUs' threads look for what comes at once, wherever the guest is.
+    looks: bool,
 }
 
 impl<M: Monitor> Lines<M> {
@@ -98,7 +102,7 @@ impl<M: Monitor> Lines<M> {
     fn new(
         vcpus: &Arc<Vcpus<M>>,
         target: Target,
-        waiting: Waiting,
+        (waiting, looks): (Waiting, bool),
     ) -> io::Result<(Lines<M>, LiveMachine<M>)> {
         let (wake, release, quit) = (Wake::new()?, Wake::new()?, Wake::new()?);
         let engine = target.engine;
@@ -108,10 +112,11 @@ impl<M: Monitor> Lines<M> {
             let why = format!("the engine is for {} vCPUs, and there are {}", engine.vcpus(), vcpus.count());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        let begun = begin(vcpus, &engine, target.memory, (wake.clone(), release.clone()), waiting)?;
+        let wakes = (wake.clone(), release.clone());
+        let begun = begin(vcpus, &engine, target.memory, wakes, (waiting, looks))?;
         let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)), waiting);
         let vcpus = Mutex::new(Arc::downgrade(vcpus));
-        Ok((Lines { engine, wake, release, next: sender, wants_end, quit, vcpus }, machine))
+        Ok((Lines { engine, wake, release, next: sender, wants_end, quit, vcpus, looks }, machine))
     }
 
     /// What the machine is served with to gdb.
@@ -127,6 +132,7 @@ impl<M: Monitor> Lines<M> {
             on_lost: options.on_lost,
             takeover: options.takeover,
             how_to_release: options.how_to_release,
+            looks: options.looks,
         };
         let mut session = Session::new(machine, Arc::clone(&self.engine));
         (session.believed, session.name) = (options.believed, options.name);
@@ -138,7 +144,8 @@ impl<M: Monitor> Lines<M> {
     }
 
     fn begin_again(&self, vcpus: &Arc<Vcpus<M>>, memory: Box<dyn Memory>, waiting: Waiting) {
-        let begun = begin(vcpus, &self.engine, memory, (self.wake.clone(), self.release.clone()), waiting);
+        let wakes = (self.wake.clone(), self.release.clone());
+        let begun = begin(vcpus, &self.engine, memory, wakes, (waiting, self.looks));
         let begun = match begun {
             Ok(begun) => begun,
             Err(refused) => return self.tell(Err(refused.to_string())),
@@ -186,7 +193,7 @@ impl<M: Monitor> Debugger<M> {
         options: Options,
     ) -> io::Result<Debugger<M>> {
         let waiting = if options.looks { Waiting::Awake } else { Waiting::Asleep };
-        let (lines, machine) = Lines::new(vcpus, target, waiting)?;
+        let (lines, machine) = Lines::new(vcpus, target, (waiting, options.looks))?;
         let thread = lines.serve(machine, options).and_then(|(session, service)| {
             let listeners = session.debuggee.listeners().clone();
             let thread = thread::Builder::new().name("gdb".into());
@@ -203,7 +210,7 @@ impl<M: Monitor> Debugger<M> {
     /// # Errors
     /// As [`Self::attach`].
     pub fn join(vcpus: &Arc<Vcpus<M>>, target: Target) -> io::Result<(Debugger<M>, LiveMachine<M>)> {
-        let (lines, machine) = Lines::new(vcpus, target, Waiting::Awake)?;
+        let (lines, machine) = Lines::new(vcpus, target, (Waiting::Awake, true))?;
         Ok((Debugger { lines, listeners: None, thread: Mutex::new(None) }, machine))
     }
 
@@ -309,7 +316,7 @@ impl<M: Monitor> Polled<M> {
         listener: Listener,
         options: Options,
     ) -> io::Result<Polled<M>> {
-        let (lines, machine) = Lines::new(vcpus, target, Waiting::Never)?;
+        let (lines, machine) = Lines::new(vcpus, target, (Waiting::Never, options.looks))?;
         let server = lines.serve(machine, options);
         let server = server.and_then(|(session, service)| {
             let listeners = session.debuggee.listeners().clone();
@@ -411,10 +418,11 @@ fn begin<M: Monitor>(
     engine: &Arc<Engine>,
     memory: Box<dyn Memory>,
     wakes: (Wake, Wake),
-    waiting: Waiting,
+    (waiting, looks): (Waiting, bool),
 ) -> io::Result<Begun<M>> {
     let kick = vcpus.monitor().kick_among_vcpus();
-    let (link, events) = Link::new(Arc::clone(engine), vcpus.count(), memory, kick, wakes);
+    let (mut link, events) = Link::new(Arc::clone(engine), vcpus.count(), memory, kick, wakes);
+    link.looks = looks;
     let link = Arc::new(link);
     match waiting {
         Waiting::Never => vcpus.begin_attach(&link)?,

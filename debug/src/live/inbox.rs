@@ -5,9 +5,10 @@
 //! is left who could post anything. One that does something else beside, as an event loop does, looks into it by
 //! [`Inbox::look`].
 
-use super::attention::{self, Attention};
+use super::attention::Attention;
 use super::runner::{Exit, Next, Runner, Turn};
 use super::vcpus::Task;
+use crate::patience::{self, Patience};
 use crate::vcpu::Vcpu;
 use std::fmt;
 use std::sync::Arc;
@@ -72,6 +73,7 @@ impl<V> Post<V> {
 pub struct Inbox<V> {
     tasks: Receiver<Task<V>>,
     attention: Arc<Attention>,
+    patience: Patience,
 }
 
 impl<V> fmt::Debug for Inbox<V> {
@@ -83,9 +85,12 @@ impl<V> fmt::Debug for Inbox<V> {
 /// Both ends of what is posted to one vCPU's thread.
 pub fn inbox<V>() -> (Post<V>, Inbox<V>) {
     // Files are read for that, which the thread itself may not be allowed to.
-    attention::has_processors();
+    patience::has_processors();
     let ((sender, tasks), attention) = (channel(), Arc::new(Attention::default()));
-    (Post { tasks: sender, attention: Arc::clone(&attention) }, Inbox { tasks, attention })
+    (
+        Post { tasks: sender, attention: Arc::clone(&attention) },
+        Inbox { tasks, attention, patience: Patience::default() },
+    )
 }
 
 impl<V: Vcpu> Inbox<V> {
@@ -112,7 +117,7 @@ impl<V: Vcpu> Inbox<V> {
                 },
                 Err(TryRecvError::Empty) => {
                     runner.leave();
-                    let Some(task) = self.wait() else { return Round::Ends };
+                    let Some(task) = self.wait(runner.looks()) else { return Round::Ends };
                     task
                 }
             };
@@ -131,8 +136,11 @@ impl<V: Vcpu> Inbox<V> {
     }
 
     /// The next task, which may have to be waited for; `None` when nobody can post one.
-    fn wait(&self) -> Option<Task<V>> {
-        attention::poll(|| self.tasks.try_recv().ok()).or_else(|| self.tasks.recv().ok())
+    fn wait(&self, looks: bool) -> Option<Task<V>> {
+        if !looks {
+            return self.tasks.recv().ok();
+        }
+        self.patience.wait(|| self.tasks.try_recv().ok(), || self.tasks.recv().ok())
     }
 
     /// What was posted by somebody who took this thread to be looking still, which it does no more where there is

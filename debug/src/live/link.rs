@@ -70,6 +70,8 @@ pub struct Link {
     wake: Wake,
     release: Wake,
     attention: Attention,
+    /// vCPUs' threads look for what comes at once, before they sleep.
+    pub looks: bool,
 }
 
 impl fmt::Debug for Link {
@@ -92,7 +94,7 @@ impl Link {
         let (sender, events) = channel();
         let gate = Gate::new(vcpus, kick);
         let (events_in, attention) = (Mutex::new(sender), Attention::default());
-        (Link { engine, gate, memory, events: events_in, wake, release, attention }, events)
+        (Link { engine, gate, memory, events: events_in, wake, release, attention, looks: true }, events)
     }
 
     /// Whether a debugger is attached.

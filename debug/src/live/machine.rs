@@ -4,12 +4,12 @@
 //! before (`ahead`).
 
 use super::ahead::Ahead;
-use super::attention;
 use super::link::{Link, Wake};
 use super::vcpus::{Hold, KICK_AGAIN, Monitor, Vcpus};
 use super::waited::Waited;
 use crate::abilities::Abilities;
 use crate::machine::{Action, Activity, Code, Control, Event, Extent, Machine, MachineError, Order};
+use crate::patience::Patience;
 use crate::ram::Memory;
 use crate::reply::{Arguments, Command, Refusal, Reply};
 use arch::Isa;
@@ -39,6 +39,10 @@ pub struct LiveMachine<M: Monitor> {
     answers: Answers<M>,
     /// How it gets at what vCPUs' threads say.
     waiting: Waiting,
+    /// Where it looks before it sleeps.
+    patience: Patience,
+    /// Since when something is waited for that was looked for in vain.
+    asleep: Option<Instant>,
     /// Likewise: since when the guest is to begin again, and what has come of that.
     restarting: Option<Restarting>,
     /// Machines in which the guest begins again, or why there is none.
@@ -120,6 +124,8 @@ impl<M: Monitor> LiveMachine<M> {
             hold: None,
             answers: Answers::new(vcpus.count(), waiting),
             waiting,
+            patience: Patience::default(),
+            asleep: None,
             restarting: None,
             next,
             quit,
@@ -222,6 +228,9 @@ impl<M: Monitor> LiveMachine<M> {
     }
 
     fn take_event(&mut self, event: Event) {
+        if let Some(begin) = self.asleep.take() {
+            self.patience.slept(begin.elapsed());
+        }
         if let Event::Stopped { vcpu, registers, .. } = &event {
             self.running[*vcpu as usize] = false;
             if let Answers::Waited(waited) = &self.answers {
@@ -310,7 +319,9 @@ impl<M: Monitor> Machine for LiveMachine<M> {
             }
         }
         if looks {
-            let first = attention::poll(|| self.events.try_recv().ok());
+            let begin = Instant::now();
+            let first = self.patience.look(|| self.events.try_recv().ok());
+            self.asleep = first.is_none().then_some(begin);
             self.link.attention().end();
             first.into_iter().for_each(|event| self.take_event(event));
             self.take_events();

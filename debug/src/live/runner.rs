@@ -215,6 +215,11 @@ impl Runner {
         }
     }
 
+    /// Whether its thread is to look for what comes at once, before it sleeps: for a debugger that wants so.
+    pub fn looks(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.looks)
+    }
+
     /// Lets a debugger have its say from now on.
     pub fn attach(&mut self, link: Arc<Link>) {
         self.link = Some(link);

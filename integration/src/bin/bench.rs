@@ -220,11 +220,9 @@ fn debugging_here() -> Result<(), String> {
     let work = artifacts::workspace().join("logs/bench-debug-here");
     let context = here_context(isa, &work)?;
     let kernel = Kernel::new(isa, "6.12");
-    for (name, target) in [
-        ("peer", artifacts::cache().join("peer").join(isa.name())),
-        ("6.12", kernel.image()),
-        ("initrd", kernel.image()),
-    ] {
+    for (name, target) in
+        [("peer", artifacts::cache().join("peer").join(isa.name())), ("6.12", kernel.image())]
+    {
         std::os::unix::fs::symlink(&target, context.files.join(name))
             .or_else(|error| if context.files.join(name).exists() { Ok(()) } else { Err(error) })
             .map_err(|error| format!("{}: {error}", target.display()))?;

@@ -310,8 +310,7 @@ pub fn to_prompt(symbols: &std::path::Path, socket: Option<&std::path::Path>) ->
 /// # Errors
 /// When it does not get there.
 pub fn attach(c: &Context, monitor: Monitor, symbols: &std::path::Path) -> Result<f64, String> {
-    let (kernel, initrd) = (c.kernel("6.12"), c.initrd());
-    let (socket, command) = debugged(c, monitor, command(c, monitor, &kernel, Some(&initrd), ""));
+    let (socket, command) = debugged(c, monitor, command(c, monitor, &c.kernel("6.12"), None, ""));
     let (process, _) = start(monitor, command)?;
     wait_for(&socket);
     let time = to_prompt(symbols, Some(&socket));

@@ -7,7 +7,8 @@ use crate::machine::{Code, MachineError, Memory};
 use crate::memory::{self, Space};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
-use arch::register::{Bank, row, x86_64::EFLAGS};
+use arch::register::x86_64::{EFLAGS, TABLE};
+use arch::register::{known_row, row};
 use arch::x86::debug_registers::DR6_BS;
 use arch::x86::simulate;
 use arch::x86::step::opcode::{Bits, Opcode};
@@ -28,6 +29,15 @@ pub(super) struct OwnTrapFlag {
 /// The #DB of a step of the guest's own.
 const OWN_STEP: Injection = Injection::Debug { dr6: DR6_BS, is_fault: false, skip: 0 };
 
+/// Rows of what a plan takes of a processor.
+const CR0: usize = known_row(TABLE, "cr0");
+const EFER: usize = known_row(TABLE, "efer");
+const CS: usize = known_row(TABLE, "cs");
+const IDT_BASE: usize = known_row(TABLE, "idt_base");
+const IDT_LIMIT: usize = known_row(TABLE, "idt_limit");
+const GDT_BASE: usize = known_row(TABLE, "gdt_base");
+const GDT_LIMIT: usize = known_row(TABLE, "gdt_limit");
+
 /// A guest, as plans look at it.
 struct Guest<'a> {
     vcpu: &'a dyn Vcpu,
@@ -47,16 +57,16 @@ impl Look for Guest<'_> {
 
 impl Guest<'_> {
     fn processor(&self, code: &Code, flags: u64) -> Processor {
-        let file = self.vcpu.registers(&[Bank::System]);
-        let get = |name| file.get(name).unwrap_or(0);
+        // One by one: a file of them all is long, and most of a step's time where memory is slow to be had.
+        let get = |row| self.vcpu.register(row).unwrap_or(0);
         let bits = match code.mode {
             Mode::Bits64 => Bits::Code64,
             Mode::Protected32 => Bits::Code32,
             Mode::Real16 => Bits::Code16,
         };
         let table = |base, limit| DescriptorTable { base: get(base), limit: get(limit) };
-        let idt = table("idt_base", "idt_limit");
-        Processor::new(bits, [get("cr0"), get("efer"), flags, get("cs")], idt, table("gdt_base", "gdt_limit"))
+        let (idt, gdt) = (table(IDT_BASE, IDT_LIMIT), table(GDT_BASE, GDT_LIMIT));
+        Processor::new(bits, [get(CR0), get(EFER), flags, get(CS)], idt, gdt)
     }
 
     /// The linear address of what is at an offset from the stack pointer.

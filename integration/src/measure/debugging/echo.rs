@@ -1,8 +1,10 @@
 //! A port that answers packets as a stub does, and does nothing for them.
 
 use debug::gdb::packet::{Framer, Item, frame};
-use debug::live::attention;
-use std::io::{ErrorKind, Read, Write};
+use debug::patience::Patience;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -26,23 +28,21 @@ pub fn serve(path: &Path) -> Result<PathBuf, String> {
     Ok(path.to_path_buf())
 }
 
-/// What has come, looked for awake and then asleep; nothing when the client has gone.
-fn read(stream: &mut UnixStream, buffer: &mut [u8]) -> usize {
-    stream.set_nonblocking(true).ok();
-    let found = attention::poll(|| match stream.read(buffer) {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-        result => Some(result.unwrap_or(0)),
-    });
-    found.unwrap_or_else(|| {
-        stream.set_nonblocking(false).ok();
-        stream.read(buffer).unwrap_or(0)
-    })
+/// Waits until something has come, or the client has gone: looks for it awake, and then asleep.
+fn wait(stream: &UnixStream, patience: &Patience) {
+    let look = |timeout| {
+        let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, timeout).is_ok_and(|ready| ready > 0).then_some(())
+    };
+    patience.wait(|| look(PollTimeout::ZERO), || look(PollTimeout::NONE));
 }
 
 fn answer(mut stream: UnixStream) {
     let (mut framer, mut buffer, mut acknowledges) = (Framer::default(), [0; 4096], true);
+    let patience = Patience::default();
     loop {
-        let count = read(&mut stream, &mut buffer);
+        wait(&stream, &patience);
+        let count = stream.read(&mut buffer).unwrap_or(0);
         if count == 0 {
             return;
         }

@@ -98,6 +98,14 @@ pub fn can_sync(kvm_fd: &Kvm) -> bool {
     u32::try_from(there).is_ok_and(|there| there & both == both)
 }
 
+/// What is `size` bytes from `offset` on, at most eight.
+fn number_in(sregs: &kvm::kvm_sregs, offset: u16, size: u8) -> Option<u64> {
+    let (mut word, start) = ([0; 8], usize::from(offset));
+    let bytes = sregs.bytes().get(start..start + usize::from(size))?;
+    word.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    Some(u64::from_le_bytes(word))
+}
+
 /// Access to a vCPU's registers. What has been read since the guest was left is not asked of
 /// KVM again.
 #[derive(Debug)]
@@ -283,6 +291,7 @@ impl Registers {
     pub fn read_row(&self, vcpu: &VcpuFd, row: usize) -> Option<u64> {
         match table(ISA).get(row)?.source {
             Source::Regs(index) => Some(word_at(self.regs(vcpu).ok()?.bytes(), usize::from(index))),
+            Source::Sregs(offset, size) => number_in(&self.sregs(vcpu).ok()?, offset, size),
             _ => self.read(vcpu, &[table(ISA)[row].bank()]).get_row(row),
         }
     }
@@ -328,9 +337,8 @@ impl Registers {
                     }
                 }
                 Source::Sregs(offset, size) => {
-                    if let Some(sregs) = &sregs {
-                        let start = usize::from(offset);
-                        file.set_bytes(row, &sregs.bytes()[start..start + usize::from(size)]);
+                    if let Some(value) = sregs.as_ref().and_then(|sregs| number_in(sregs, offset, size)) {
+                        file.set_row(row, value);
                     }
                 }
                 Source::SegmentAccess(offset) => {
@@ -561,9 +569,15 @@ mod tests {
         for (register, value) in [("cr3", 3), ("efer", 5), ("gdt_base", 7), ("fs_base", 9)] {
             let found = row(ISA, register).map(|row| table(ISA)[row].source);
             let Some(Source::Sregs(offset, 8)) = found else { panic!("{register}") };
-            assert_eq!(word_at(&sregs.bytes()[usize::from(offset)..], 0), value, "{register}");
+            assert_eq!(number_in(&sregs, offset, 8), Some(value), "{register}");
             assert!(name(offset).is_some());
         }
+        let selectors = kvm::kvm_segment { selector: 0x1234, type_: 0xff, ..Default::default() };
+        sregs.cs = selectors;
+        let cs = row(ISA, "cs").map(|row| table(ISA)[row].source);
+        let Some(Source::Sregs(offset, size)) = cs else { panic!("{cs:?}") };
+        assert_eq!(number_in(&sregs, offset, size), Some(0x1234));
+        assert_eq!(number_in(&sregs, u16::MAX, 1), None);
         let segment = kvm::kvm_segment { type_: 11, present: 1, s: 1, l: 1, g: 1, ..Default::default() };
         let sregs = kvm::kvm_sregs { cs: segment, ldt: segment, ..Default::default() };
         for register in ["cs_ar", "ldt_ar"] {
