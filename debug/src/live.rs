@@ -20,7 +20,7 @@
 //! - [`link`]: what the threads of one guest share;
 //! - [`vcpus`]: all vCPUs, for whoever asks something of them or holds the guest;
 //! - [`times`]: when a vCPU was in the guest;
-//! - [`attention`]: its word to others that it is not asleep, so that they need not ring.
+//! - [`attention`]: a receiver's word to its senders that it is not asleep, so that they need not ring.
 
 mod ahead;
 pub mod attention;

@@ -19,8 +19,9 @@ impl Default for Patience {
 impl Patience {
     /// Longer than a single step takes on hardware, and than a client's answer to one does.
     pub const LEAST: Duration = Duration::from_micros(50);
-    /// What a message that is never to come costs of a processor, at most.
-    pub const MOST: Duration = Duration::from_millis(2);
+    /// What a message that is never to come costs each thread that waits for it, at most: longer than a step takes where
+    /// KVM is nested in an emulation, with a client's answer to it.
+    pub const MOST: Duration = Duration::from_millis(4);
 
     /// Looks for something that is expected at once, without going to sleep. Whoever else could run is let run between
     /// two looks. Looks only once where there is no other processor to do the expected thing meanwhile.

@@ -528,7 +528,7 @@ fn with_its_vcpus(isa: Isa) -> (Guest, Debugger<Simulated>, Arc<Vcpus<Simulated>
     let ram = vcpus.monitor().ram.clone();
     let engine = Arc::new(Engine::new(isa, fake::host(), vcpus.count()));
     let its = live::debugger::Target { engine: Arc::clone(&engine), memory: Box::new(ram) };
-    let (debugger, machine) = Debugger::join(&vcpus, its).unwrap();
+    let (debugger, machine) = Debugger::join(&vcpus, its, true).unwrap();
     let mut guest = Debuggee::new(machine, engine);
     guest.attach();
     (guest, debugger, vcpus, code)

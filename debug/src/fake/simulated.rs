@@ -640,7 +640,7 @@ pub fn debuggee(isa: Isa, vcpus: u32, code: &[u8]) -> io::Result<Debuggee<LiveMa
     let vcpus = Arc::new(Vcpus::new(Simulated::new(isa, vcpus, ram.clone(), CODE, DATA)));
     let engine = Arc::new(Engine::new(isa, super::host(), vcpus.count()));
     let guest = Target { engine: Arc::clone(&engine), memory: Box::new(ram) };
-    let (_, machine) = Debugger::join(&vcpus, guest)?;
+    let (_, machine) = Debugger::join(&vcpus, guest, true)?;
     let mut debuggee = Debuggee::new(machine, engine);
     debuggee.attach();
     Ok(debuggee)

@@ -77,6 +77,8 @@ pub(super) struct Client<M: Machine> {
     acknowledges: bool,
     /// The target runs, and the debugger waits for its stop.
     is_running: bool,
+    /// It has been told of a stop, and whoever waits for it does not know that yet.
+    has_told_stop: bool,
     /// The target has run for it before.
     has_run: bool,
     /// It has interrupted a target that stood still already: the next time it runs, it stops.
@@ -126,6 +128,7 @@ impl<M: Machine> Client<M> {
             memory: Vec::new(),
             acknowledges: true,
             is_running: false,
+            has_told_stop: false,
             has_run: false,
             has_interrupted: false,
             is_held_up: false,
@@ -149,6 +152,11 @@ impl<M: Machine> Client<M> {
     /// Whether the target runs for it.
     pub fn is_running(&self) -> bool {
         self.is_running
+    }
+
+    /// Whether it has been told of a stop since this was asked last.
+    pub fn take_told_stop(&mut self) -> bool {
+        std::mem::take(&mut self.has_told_stop)
     }
 
     /// Whether something waits to be sent.
@@ -391,7 +399,7 @@ impl<M: Machine> Client<M> {
         {
             self.send(&console(&words));
         }
-        self.is_running = false;
+        (self.is_running, self.has_told_stop) = (false, true);
         self.send(&stop::reply(stop, session));
         match stop {
             Stop::Ended(_) => Err(Goodbye::Ended),

@@ -50,7 +50,7 @@ pub struct Service {
     pub takeover: bool,
     /// What is told to one that is refused as another one is attached, in words: how that is let go.
     pub how_to_release: Option<String>,
-    /// It looks for a debugger's next words for a bounded time before it sleeps.
+    /// It looks for what a debugger says to a stop, for a bounded time, before it sleeps.
     pub looks: bool,
 }
 
@@ -109,8 +109,10 @@ pub(super) struct Server<M: Machine> {
     is_over: IsOver,
     /// What is done as soon as all vCPUs stand still.
     deferred: Option<Deferred>,
-    /// With a debugger's next words.
+    /// With what a debugger says to a stop...
     patience: Patience,
+    /// ...and since when that is waited for, not awake any more.
+    asleep: Option<Instant>,
 }
 
 /// What takes all vCPUs' standing still.
@@ -227,6 +229,7 @@ impl<M: Machine> Server<M> {
             is_over,
             deferred,
             patience: Patience::default(),
+            asleep: None,
         })
     }
 
@@ -368,6 +371,10 @@ impl<M: Machine> Server<M> {
             Some(Duration::ZERO) => PollTimeout::ZERO,
             left => until(left),
         };
+        // A debugger that steps has its next words there as soon as it has read of the stop.
+        let is_told = self.client.as_mut().is_some_and(Client::take_told_stop);
+        let looks = self.service.looks && is_told && timeout != PollTimeout::ZERO;
+        let mut asleep = self.asleep.take();
         let interests = self.interests();
         // In the order of the interests.
         let release = self.service.release.as_ref().map(|_| 3);
@@ -381,19 +388,13 @@ impl<M: Machine> Server<M> {
             Ok(0) if timeout == PollTimeout::ZERO => None,
             result => Some(result),
         };
-        // A debugger that steps has its next words there as soon as it has read the last answer.
-        let is_answered =
-            self.client.as_ref().is_some_and(|client| !client.is_running() && !client.has_output());
-        let looks = self.service.looks && is_answered && timeout != PollTimeout::ZERO;
-        let begin = Instant::now();
-        let mut found = looks.then(|| self.patience.look(|| look(PollTimeout::ZERO))).flatten();
-        if found.is_none() {
-            found = look(timeout);
-            if looks {
-                self.patience.slept(begin.elapsed());
-            }
+        let mut found = None;
+        if looks {
+            let begin = Instant::now();
+            found = self.patience.look(|| look(PollTimeout::ZERO));
+            asleep = found.is_none().then_some(begin);
         }
-        match found.unwrap_or(Ok(0)) {
+        match found.or_else(|| look(timeout)).unwrap_or(Ok(0)) {
             Ok(_) => {}
             Err(nix::errno::Errno::EINTR) => return Ok(Found::default()),
             Err(error) => return Err(error.into()),
@@ -402,19 +403,21 @@ impl<M: Machine> Server<M> {
         let is_ready = |index: usize| !events(index).is_empty();
         let of_client = client.map_or(PollFlags::empty(), events);
         let broken = of_client.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
-        let listener = is_ready(1);
-        Ok(Found {
+        let (listener, input) = (is_ready(1), of_client.intersects(PollFlags::POLLIN));
+        let found = Found {
             quit: is_ready(0),
             listener,
             release: release.is_some_and(is_ready),
-            client: Ready {
-                input: of_client.intersects(PollFlags::POLLIN),
-                knock: listener,
-                // What it has sent before is served first.
-                broken: broken && !of_client.intersects(PollFlags::POLLIN),
-            },
+            // What it has sent before is served first.
+            client: Ready { input, knock: listener, broken: broken && !input },
             door: (door..fds.len()).any(is_ready) || self.door.is_overdue(),
-        })
+        };
+        // What else has come says nothing of the debugger.
+        match asleep {
+            Some(begin) if input => self.patience.slept(begin.elapsed()),
+            _ => self.asleep = asleep,
+        }
+        Ok(found)
     }
 
     fn accept(&mut self) {

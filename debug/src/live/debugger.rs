@@ -47,10 +47,10 @@ pub struct Options {
     pub takeover: bool,
     /// What is believed of the guest before it says so.
     pub believed: Believed,
-    /// The debugger's thread, where it has one, and vCPUs' threads look for what comes at once, as the end of a step and
-    /// a debugger's next words do, before they sleep, for as long as that was worth it: 50 us to 2 ms
-    /// ([`Patience`](crate::patience::Patience)). That makes steps more than twice as quick, and costs processor while
-    /// somebody steps.
+    /// The debugger's thread, where it has one, and the vCPU's that steps look for what comes at once, before they
+    /// sleep: the end of the step, and what the debugger says to it. For as long as that was worth it, 50 us to 4 ms
+    /// ([`Patience`](crate::patience::Patience)). It makes steps more than twice as quick, and costs these two threads'
+    /// processors while somebody steps.
     pub looks: bool,
     /// The folder that `monitor dump` writes below; the current one where none is given.
     pub dump_folder: Option<PathBuf>,
@@ -205,12 +205,17 @@ impl<M: Monitor> Debugger<M> {
 
     /// Comes to a guest, whether it runs or not, for a program that debugs it by itself, on whichever thread it likes:
     /// with the machine that it debugs, for a [`Debuggee`](crate::context::Debuggee). That is not to be used any more
-    /// when this has left.
+    /// when this has left. `looks` as [`Options::looks`], for that thread.
     ///
     /// # Errors
     /// As [`Self::attach`].
-    pub fn join(vcpus: &Arc<Vcpus<M>>, target: Target) -> io::Result<(Debugger<M>, LiveMachine<M>)> {
-        let (lines, machine) = Lines::new(vcpus, target, (Waiting::Awake, true))?;
+    pub fn join(
+        vcpus: &Arc<Vcpus<M>>,
+        target: Target,
+        looks: bool,
+    ) -> io::Result<(Debugger<M>, LiveMachine<M>)> {
+        let waiting = if looks { Waiting::Awake } else { Waiting::Asleep };
+        let (lines, machine) = Lines::new(vcpus, target, (waiting, looks))?;
         Ok((Debugger { lines, listeners: None, thread: Mutex::new(None) }, machine))
     }
 

@@ -228,7 +228,7 @@ impl<M: Monitor> LiveMachine<M> {
     }
 
     fn take_event(&mut self, event: Event) {
-        if let Some(begin) = self.asleep.take() {
+        if let (Event::Stopped { .. }, Some(begin)) = (&event, self.asleep.take()) {
             self.patience.slept(begin.elapsed());
         }
         if let Event::Stopped { vcpu, registers, .. } = &event {
@@ -299,6 +299,7 @@ impl<M: Monitor> Machine for LiveMachine<M> {
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), MachineError> {
         // What has been told by now is from before.
+        self.asleep = None;
         self.take_events();
         match &mut self.answers {
             Answers::Waited(waited) => waited.forget_activities(),
@@ -333,6 +334,7 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         if self.hold.is_none() {
             let waits = self.running.contains(&true);
             debug_assert!(!waits || self.waiting != Waiting::Never, "somebody waits who must not");
+            self.asleep = None;
             self.hold = Some(self.vcpus.pause(|vcpu| self.running[vcpu as usize]));
             self.running.fill(false);
         }

@@ -180,6 +180,8 @@ pub struct Runner {
     is_running: bool,
     /// ...once it has begun this...
     order: Option<Order>,
+    /// The last one that it began was a step.
+    steps: bool,
     /// ...and unless this many hold it.
     holders: u32,
     armed: Armed,
@@ -204,6 +206,7 @@ impl Runner {
             is_retired: false,
             is_running: false,
             order: None,
+            steps: false,
             holders: 0,
             armed: Armed::off(isa),
             end: None,
@@ -215,9 +218,10 @@ impl Runner {
         }
     }
 
-    /// Whether its thread is to look for what comes at once, before it sleeps: for a debugger that wants so.
+    /// Whether its thread is to look for what comes at once, before it sleeps: behind a step, for a debugger that wants
+    /// so.
     pub fn looks(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.looks)
+        self.steps && self.link.as_ref().is_some_and(|link| link.looks)
     }
 
     /// Lets a debugger have its say from now on.
@@ -365,7 +369,7 @@ impl Runner {
 
     /// Begins a debugger's order.
     fn begin<V: Vcpu>(&mut self, vcpu: &mut V, link: &Link, enter: Enter<'_, V>, order: &Order) -> Next {
-        self.is_running = false;
+        (self.is_running, self.steps) = (false, order.action.is_step());
         if order.action == Action::Stay {
             return Next::Look;
         }

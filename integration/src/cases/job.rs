@@ -103,12 +103,12 @@ pub fn wrong_ways(c: &mut Context) -> Check {
         ("", "sh -c echo~o>/proc/sysrq-trigger;sleep~30", 119, "switched itself off"),
         ("", &oops, 118, "the log has oops: "),
         ("--boot-timeout 10ms", "true", 122, "did not come so far"),
+        ("--rw /work-that-is-not-there", "true", 125, "--rw /work-that-is-not-there: "),
+        ("--wrong", "true", 125, "For more information, try '--help'"),
     ];
     let of_the_host = [
         ("", "sh -c exit~120", 120, "the command ended with code 120"),
         ("", &hang, 121, "the guest hangs: "),
-        ("--rw /work-that-is-not-there", "true", 125, "--rw /work-that-is-not-there: "),
-        ("--wrong", "true", 125, "For more information, try '--help'"),
         // One that comes last.
         ("", "sh -c echo~'Oops:~0'>/dev/kmsg", 118, "the log has oops: "),
         ("--allow Oo+ps:.*[0-9]", "sh -c echo~'Oops:~0'>/dev/kmsg", 0, ""),

@@ -49,7 +49,7 @@ impl Guest {
         let engine = Arc::new(Engine::new(self.isa, fake::host(), VCPUS));
         let target = Target { engine: Arc::clone(&engine), memory: Box::new(self.ram.clone()) };
         // Without descriptors there is nothing to fuzz.
-        let (debugger, machine) = Debugger::join(&self.vcpus, target).ok()?;
+        let (debugger, machine) = Debugger::join(&self.vcpus, target, true).ok()?;
         Some((debugger, machine, engine))
     }
 

@@ -170,7 +170,7 @@ impl Attachment {
         let vcpus = self.free(&place)?;
         let target = self.target(&vcpus);
         let engine = Arc::clone(&target.engine);
-        match Debugger::join(&vcpus, target) {
+        match Debugger::join(&vcpus, target, true) {
             Ok((debugger, machine)) => {
                 *place = Occupancy::Taken(Arc::new(debugger));
                 let mut debuggee = Debuggee::new(machine, engine);

@@ -33,8 +33,8 @@ impl Thread {
         }
     }
 
-    /// Has a debugger come; what it will be told.
-    fn attach(&mut self) -> (Arc<Link>, Receiver<Event>) {
+    /// What a debugger that comes will share, and be told.
+    fn link(&self) -> (Link, Receiver<Event>) {
         let engine = Arc::new(Engine::new(self.vcpu.isa(), host(), 1));
         engine.requests().is_attached = true;
         let kicks = Arc::clone(&self.kicks);
@@ -48,8 +48,12 @@ impl Thread {
                 Isa::Aarch64 => &[0x40, 0xe0, 0x3b, 0xd5],
             },
         );
-        let (link, events) =
-            Link::new(engine, 1, Box::new(ram), Box::new(kick), (Wake::new().unwrap(), Wake::new().unwrap()));
+        Link::new(engine, 1, Box::new(ram), Box::new(kick), (Wake::new().unwrap(), Wake::new().unwrap()))
+    }
+
+    /// Has a debugger come; what it will be told.
+    fn attach(&mut self) -> (Arc<Link>, Receiver<Event>) {
+        let (link, events) = self.link();
         let link = Arc::new(link);
         self.runner.attach(Arc::clone(&link));
         (link, events)
@@ -177,6 +181,23 @@ fn an_access_whose_last_part_ends_the_guest_ends_it() {
     thread.run();
     assert_eq!(thread.finish(), Next::End);
     assert!(!thread.runner.may_run());
+}
+
+#[test]
+fn a_thread_stays_awake_behind_a_step_for_who_wants_so() {
+    for (wants, isa) in [true, false].into_iter().zip(Isa::ALL) {
+        let mut thread = Thread::new(isa, [(step_trap(isa), Some(CODE + 4))]);
+        let (mut link, _events) = thread.link();
+        link.looks = wants;
+        let link = Arc::new(link);
+        thread.runner.attach(Arc::clone(&link));
+        assert!(!thread.runner.looks());
+        thread.order(&link, Action::Step);
+        assert_eq!((thread.run(), thread.runner.looks()), (Next::Look, wants));
+        thread.order(&link, Action::Run);
+        thread.run();
+        assert!(!thread.runner.looks());
+    }
 }
 
 #[test]

@@ -155,17 +155,17 @@ fn a_guest_has_one_debugger() {
             engine: Arc::new(Engine::new(isa, host(), vcpus)),
             memory: Box::new(setting.vcpus.monitor().ram.clone()),
         };
-        let refused = Debugger::join(&setting.vcpus, target(2)).unwrap_err();
+        let refused = Debugger::join(&setting.vcpus, target(2), true).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::AlreadyExists, "{isa} {how:?}: {refused}");
         // The first has lost nothing.
         assert_eq!(client.ask(&format!("Z0,{:x},4", setting.code.1)), "OK");
         assert!(client.ask("vCont;c").contains("swbreak"), "{isa} {how:?}");
         setting.debugger.take().unwrap().leave();
         // One that was made for another guest would take the stops of some vCPUs for nobody's.
-        let refused = Debugger::join(&setting.vcpus, target(1)).unwrap_err();
+        let refused = Debugger::join(&setting.vcpus, target(1), true).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{isa} {how:?}: {refused}");
         assert!(setting.vcpus.link().is_none());
-        let (debugger, _machine) = Debugger::join(&setting.vcpus, target(2)).unwrap();
+        let (debugger, _machine) = Debugger::join(&setting.vcpus, target(2), true).unwrap();
         debugger.leave();
     }
 }

@@ -36,7 +36,7 @@ impl Joined {
         let vcpus = Arc::new(Vcpus::new(Simulated::new(isa, 2, ram.clone(), CODE, DATA)));
         let engine = Arc::new(Engine::new(isa, host(), 2));
         let guest = Target { engine: Arc::clone(&engine), memory: Box::new(ram) };
-        let (debugger, machine) = Debugger::join(&vcpus, guest).unwrap();
+        let (debugger, machine) = Debugger::join(&vcpus, guest, true).unwrap();
         let (session, debugger) = (Session::new(machine, engine), Some(debugger));
         Joined { isa, vcpus, debugger, session, code, store: CODE + store, branch: CODE + branch }
     }
