@@ -91,7 +91,8 @@ layering: ## cfg(target_arch) and KVM stay where they belong
 	@integration/setup/layering.sh
 
 package: toolchain ## the packages that can be published, each built from what is in it alone; a minute when nothing of it is built yet
-	@# Cargo unpacks what it has packed once for each version, and would build what was packed the last time.
+	@# Cargo unpacks and builds what it has packed once for each version, and would take what was packed the last time.
+	@rm -rf "$${CARGO_TARGET_DIR:-target}"/debug/.fingerprint/guest-*
 	@rm -rf "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/-*/guest-* "$${CARGO_HOME:-$$HOME/.cargo}"/registry/cache/-*/guest-*
 	$(CARGO) package -q --workspace --exclude integration --allow-dirty
 
