@@ -117,7 +117,7 @@ impl<V: Vcpu> Inbox<V> {
                 },
                 Err(TryRecvError::Empty) => {
                     runner.leave();
-                    let Some(task) = self.wait(runner.looks()) else { return Round::Ends };
+                    let Some(task) = self.wait(runner.take_look()) else { return Round::Ends };
                     task
                 }
             };

@@ -180,7 +180,7 @@ pub struct Runner {
     is_running: bool,
     /// ...once it has begun this...
     order: Option<Order>,
-    /// The last one that it began was a step.
+    /// The last one that it began was a step, and its thread has not looked for the next one yet.
     steps: bool,
     /// ...and unless this many hold it.
     holders: u32,
@@ -218,10 +218,10 @@ impl Runner {
         }
     }
 
-    /// Whether its thread is to look for what comes at once, before it sleeps: behind a step, for a debugger that wants
-    /// so.
-    pub fn looks(&self) -> bool {
-        self.steps && self.link.as_ref().is_some_and(|link| link.looks)
+    /// Whether its thread is to look for what comes at once, before it sleeps: once behind each step, for a debugger that
+    /// wants so.
+    pub fn take_look(&mut self) -> bool {
+        std::mem::take(&mut self.steps) && self.link.as_ref().is_some_and(|link| link.looks)
     }
 
     /// Lets a debugger have its say from now on.
