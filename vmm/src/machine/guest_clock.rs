@@ -5,8 +5,8 @@
 //! [`kvm::clock`]. The real-time clocks of the machine (CMOS, PL031) stay wall clocks.
 //!
 //! A debugger's row of steps holds the guest thousands of times a second, for microseconds. So what is
-//! short is only added up, and taken out once [`SHORTEST`] has gathered; and the clocks are taken when
-//! the guest has stood still for 4 ms, by whoever waits ([`Timekeeper::settle`]).
+//! short is only added up, and taken out once [`SHORTEST`] has gathered, in a row of steps [`LONG`]; and the clocks are
+//! taken when the guest has stood still for that, by whoever waits ([`Timekeeper::settle`]).
 //!
 //! The guest never sees its time go back: what has gathered when it may look at the time again stays with it.
 //! Linux takes a clock of few bits that goes back by a tick for one that has gone all round (4.7 s with the ACPI
@@ -35,9 +35,14 @@ pub enum GuestClock {
 /// Less time than this is not taken out of the guest's: it gathers while the guest does not look.
 pub const SHORTEST: Duration = Duration::from_millis(1);
 
-/// A guest that has stood still for so long in one go is not being stepped by a program, or is where each step takes
-/// long: its clocks are taken. Else they go back by a difference when it runs, which costs less.
+/// A guest that has stood still for so long in one go is not being stepped by a program: its clocks are taken. Else
+/// they go back by a difference when it runs, which costs less. In a row of steps, which do not look at the time, less
+/// than this is not taken out either: where KVM is nested in an emulation the five calls for the clocks cost as much as
+/// the rest of a step. It is a tick of Linux's at its usual rate.
 const LONG: Duration = Duration::from_millis(4);
+
+/// So many stays in which nothing but steps was done are a row: a debugger that passes a breakpoint takes one.
+const ROW: u32 = 2;
 
 /// What all vCPUs' being out of the guest is known by.
 #[derive(Debug, Default)]
@@ -47,6 +52,8 @@ struct Standstill {
     /// For how long it stood still before, without having its time put back and without having looked at it
     /// since.
     owed: Duration,
+    /// In how many stays before it nothing was done but steps that do not look at the time.
+    stepped: u32,
     /// When it was let go last.
     released: Option<Instant>,
     frozen: Option<Frozen>,
@@ -57,7 +64,7 @@ impl Standstill {
     fn begin(&mut self, stays: Option<&[Stay]>, now: Instant) {
         let (Some(stays), Some(released)) = (stays, self.released.take()) else {
             // Whether somebody has looked is not known.
-            self.owed = Duration::ZERO;
+            (self.owed, self.stepped) = (Duration::ZERO, 0);
             self.since = Some(now);
             return;
         };
@@ -65,11 +72,19 @@ impl Standstill {
         let stays = || stays.iter().filter(|stay| stay.entered >= released);
         let first = stays().map(|stay| stay.entered).min().unwrap_or(now);
         let last = stays().map(|stay| stay.left).max().map_or(now, |last| last.min(now));
-        self.owed = match stays().any(|stay| stay.looked) {
-            true => Duration::ZERO,
-            false => self.owed + first.saturating_duration_since(released),
+        (self.owed, self.stepped) = match stays().any(|stay| stay.looked) {
+            true => (Duration::ZERO, 0),
+            false => {
+                let row = u32::from(stays().next().is_some());
+                (self.owed + first.saturating_duration_since(released), self.stepped.saturating_add(row))
+            }
         };
         self.since = Some(last);
+    }
+
+    /// Less than this is not taken out.
+    fn shortest(&self) -> Duration {
+        if self.stepped >= ROW { LONG } else { SHORTEST }
     }
 }
 
@@ -161,7 +176,7 @@ impl Timekeeper {
         let stood = Stood { since, owed: std::mem::take(&mut still.owed) };
         let frozen = match still.frozen.take() {
             Some(frozen) => frozen,
-            None if since.elapsed() + stood.owed < SHORTEST => {
+            None if since.elapsed() + stood.owed < still.shortest() => {
                 still.owed = since.elapsed() + stood.owed;
                 return None;
             }
@@ -171,7 +186,7 @@ impl Timekeeper {
         Some(self.thaw(frozen, stood, vcpus))
     }
 
-    /// Has all clocks go back by what has gathered, at once: a row of steps pays for it each millisecond.
+    /// Has all clocks go back by what has gathered, at once: a row of steps pays for it once in [`LONG`].
     fn shift(&self, stood: Stood, vcpus: &Vcpus<impl Monitor<Vcpu = Vcpu>>) -> Instant {
         let counts = counts();
         Timekeeper::tell_whether_it_counts();
@@ -313,5 +328,28 @@ mod tests {
         still.released = None;
         still.begin(None, at(200));
         assert_eq!((still.since, still.owed), (Some(at(200)), Duration::ZERO));
+    }
+
+    #[test]
+    fn only_in_a_row_of_steps_more_gathers() {
+        let start = Instant::now();
+        let mut still = Standstill::default();
+        let mut after = |stays: &[bool]| {
+            let stays: Vec<_> =
+                stays.iter().map(|looked| Stay { entered: start, left: start, looked: *looked }).collect();
+            still.released = Some(start);
+            still.begin(Some(&stays), start);
+            still.shortest()
+        };
+        // A debugger passes a breakpoint by one step, and the guest runs.
+        for looked in [true, false, true, false] {
+            assert_eq!(after(&[looked]), SHORTEST);
+        }
+        assert_eq!(after(&[false]), LONG);
+        // It was let go, and held again before anybody ran.
+        assert_eq!(after(&[]), LONG);
+        assert_eq!(after(&[false, true]), SHORTEST);
+        assert_eq!(after(&[]), SHORTEST);
+        assert_eq!(after(&[]), SHORTEST);
     }
 }
