@@ -424,6 +424,12 @@ impl RegisterFile {
         }
     }
 
+    /// Whether all registers of a bank have a value.
+    pub fn has_bank(&self, bank: Bank) -> bool {
+        let mut rows = table(self.isa).iter().enumerate().filter(|(_, register)| register.bank() == bank);
+        rows.all(|(row, _)| self.has(row))
+    }
+
     /// Whether a register has a value.
     pub fn has(&self, row: usize) -> bool {
         matches!(self.values.get(row), Some(Some(_)))
@@ -455,6 +461,17 @@ pub const fn pc_row(isa: Isa) -> usize {
     match isa {
         Isa::X86_64 => x86_64::RIP,
         Isa::Aarch64 => aarch64::PC,
+    }
+}
+
+/// The rows of program counter, stack pointer and frame pointer: what a debugger is told with a stop.
+pub const fn at_stop(isa: Isa) -> [usize; 3] {
+    const X86: [usize; 3] = [x86_64::RIP, known_row(x86_64::TABLE, "rsp"), known_row(x86_64::TABLE, "rbp")];
+    const AARCH64: [usize; 3] =
+        [aarch64::PC, known_row(aarch64::TABLE, "sp"), known_row(aarch64::TABLE, "x29")];
+    match isa {
+        Isa::X86_64 => X86,
+        Isa::Aarch64 => AARCH64,
     }
 }
 

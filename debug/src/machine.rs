@@ -113,7 +113,7 @@ pub enum Event {
         vcpu: u32,
         /// Why.
         reason: StopReason,
-        /// Its general registers, which every debugger wants next.
+        /// The registers that every debugger wants next; none where the machine keeps them for [`Machine::at_stop`].
         registers: RegisterFile,
     },
     /// The guest has begun again, as a new machine: its memory is new, so nothing is planted in it, and no vCPU
@@ -218,6 +218,15 @@ pub trait Machine: Send {
     /// # Errors
     /// [`MachineError::NoVcpu`].
     fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, MachineError>;
+
+    /// Reads the registers that a stop is told with ([`arch::register::at_stop`]) of a vCPU that stands still; there may
+    /// be others with them.
+    ///
+    /// # Errors
+    /// As [`Self::registers`].
+    fn at_stop(&self, vcpu: u32) -> Result<RegisterFile, MachineError> {
+        self.registers(vcpu, &[Bank::General])
+    }
 
     /// How a vCPU that stands still reads its code.
     ///

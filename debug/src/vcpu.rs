@@ -42,6 +42,12 @@ pub trait Vcpu {
     /// Reads the registers of some banks, as far as the hypervisor gives them.
     fn registers(&self, banks: &[Bank]) -> RegisterFile;
 
+    /// Reads the registers that a stop is told with ([`arch::register::at_stop`]): all general registers where the
+    /// hypervisor gives them at once, and those alone where each is a call.
+    fn at_stop(&self) -> RegisterFile {
+        self.registers(&[Bank::General])
+    }
+
     /// Reads one register of up to 64 bits by its row of [the table](arch::register::table).
     fn register(&self, row: usize) -> Option<u64>;
 

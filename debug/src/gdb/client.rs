@@ -174,6 +174,23 @@ impl<M: Machine> Client<M> {
         self.is_held_up
     }
 
+    /// Reads what it has said by now; whether there is something to serve, its going included.
+    pub fn hears(&self) -> bool {
+        let mut input = lock(&self.input);
+        input.read();
+        input.is_waiting() || input.is_over()
+    }
+
+    /// Whether the target stands still for it, it has been told all that there is, and may say something.
+    pub fn is_to_speak(&self) -> bool {
+        !self.is_running && self.out.is_empty()
+    }
+
+    /// Whether nothing more comes of it; what it has said before that may not have been served.
+    pub fn is_at_end(&self) -> bool {
+        lock(&self.input).is_over()
+    }
+
     /// Whether it is to be read from.
     pub fn wants_input(&self) -> bool {
         self.out.len() < MOST_WAITING

@@ -69,6 +69,9 @@ impl Service {
     }
 }
 
+/// Once a debugger that steps has been listened to alone for so long, others are looked at before it is again.
+const OTHERS: Duration = Duration::from_millis(5);
+
 type IsOver = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Serves debuggers until it is to end or the guest is over; returns then.
@@ -113,6 +116,8 @@ pub(super) struct Server<M: Machine> {
     patience: Patience,
     /// ...and since when that is waited for, not awake any more.
     asleep: Option<Instant>,
+    /// When it looked last for what others than the debugger want.
+    polled: Instant,
 }
 
 /// What takes all vCPUs' standing still.
@@ -230,6 +235,7 @@ impl<M: Machine> Server<M> {
             deferred,
             patience: Patience::default(),
             asleep: None,
+            polled: Instant::now(),
         })
     }
 
@@ -373,8 +379,36 @@ impl<M: Machine> Server<M> {
         };
         // A debugger that steps has its next words there as soon as it has read of the stop.
         let is_told = self.client.as_mut().is_some_and(Client::take_told_stop);
-        let looks = self.service.looks && is_told && timeout != PollTimeout::ZERO;
-        let mut asleep = self.asleep.take();
+        if self.service.looks && is_told && timeout != PollTimeout::ZERO && self.deferred.is_none() {
+            if self.polled.elapsed() >= OTHERS
+                && let Some(found) = self.poll(PollTimeout::ZERO)?
+            {
+                self.asleep = None;
+                return Ok(found);
+            }
+            if let Some(client) = self.client.as_ref().filter(|client| client.is_to_speak()) {
+                let begin = Instant::now();
+                self.asleep = None;
+                if self.patience.look(|| client.hears().then_some(())).is_some() {
+                    // What it has said is read; that it has gone is for whoever serves it.
+                    let client = Ready { input: client.is_at_end(), ..Ready::default() };
+                    return Ok(Found { client, door: self.door.is_overdue(), ..Found::default() });
+                }
+                self.asleep = Some(begin);
+            }
+        }
+        let found = self.poll(timeout)?.unwrap_or_default();
+        // What else has come says nothing of the debugger.
+        if found.client.input
+            && let Some(begin) = self.asleep.take()
+        {
+            self.patience.slept(begin.elapsed());
+        }
+        Ok(found)
+    }
+
+    /// What there is; `None` where nothing has come, and nothing is to be waited for.
+    fn poll(&mut self, timeout: PollTimeout) -> io::Result<Option<Found>> {
         let interests = self.interests();
         // In the order of the interests.
         let release = self.service.release.as_ref().map(|_| 3);
@@ -384,21 +418,12 @@ impl<M: Machine> Server<M> {
         let is_listed = |index: usize, flags: &PollFlags| index < door || !flags.is_empty();
         let listed = interests.iter().enumerate().filter(|(index, (_, flags))| is_listed(*index, flags));
         let mut fds: Vec<PollFd<'_>> = listed.map(|(_, (fd, flags))| PollFd::new(*fd, *flags)).collect();
-        let mut look = |timeout| match poll(&mut fds, timeout) {
-            Ok(0) if timeout == PollTimeout::ZERO => None,
-            result => Some(result),
-        };
-        let mut found = None;
-        if looks {
-            let begin = Instant::now();
-            found = self.patience.look(|| look(PollTimeout::ZERO));
-            asleep = found.is_none().then_some(begin);
-        }
-        match found.or_else(|| look(timeout)).unwrap_or(Ok(0)) {
-            Ok(_) => {}
-            Err(nix::errno::Errno::EINTR) => return Ok(Found::default()),
+        let ready = match poll(&mut fds, timeout) {
+            Ok(0) => false,
+            Ok(_) => true,
+            Err(nix::errno::Errno::EINTR) => return Ok(Some(Found::default())),
             Err(error) => return Err(error.into()),
-        }
+        };
         let events = |index: usize| fds.get(index).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
         let is_ready = |index: usize| !events(index).is_empty();
         let of_client = client.map_or(PollFlags::empty(), events);
@@ -412,12 +437,8 @@ impl<M: Machine> Server<M> {
             client: Ready { input, knock: listener, broken: broken && !input },
             door: (door..fds.len()).any(is_ready) || self.door.is_overdue(),
         };
-        // What else has come says nothing of the debugger.
-        match asleep {
-            Some(begin) if input => self.patience.slept(begin.elapsed()),
-            _ => self.asleep = asleep,
-        }
-        Ok(found)
+        self.polled = Instant::now();
+        Ok((ready || found.door).then_some(found))
     }
 
     fn accept(&mut self) {
@@ -556,6 +577,59 @@ fn ago(since: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Engine;
+    use crate::fake::{Still, host};
+    use crate::gdb::listener::Address;
+    use crate::gdb::packet::frame;
+    use crate::live::link::Wake;
+    use crate::socket::Access;
+    use arch::Isa;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    /// A debugger that has its next step there whenever it is looked for keeps nobody else waiting.
+    #[test]
+    #[cfg_attr(miri, ignore = "it has a socket")]
+    fn who_steps_on_and_on_does_not_keep_others() {
+        let quit = Wake::new().unwrap();
+        let session = Session::new(
+            Still::new(Isa::X86_64, 1, 4096).unwrap(),
+            Arc::new(Engine::new(Isa::X86_64, host(), 1)),
+        );
+        let path = std::env::temp_dir().join(format!("debug-steps-{}.sock", std::process::id()));
+        let address = Address::parse(&format!("unix:{}", path.display())).unwrap();
+        let listener = Listener::bind(&address, Access::Owner).unwrap();
+        let mut server = Server::new(listener, session, Service::plain(quit.duplicate().unwrap())).unwrap();
+        let mut debugger = UnixStream::connect(&path).unwrap();
+        debugger.set_nonblocking(true).unwrap();
+        let mut read = Vec::new();
+        let mut ask = |server: &mut Server<Still>, packet: &str| {
+            debugger.write_all(&frame(packet.as_bytes())).unwrap();
+            let begun = read.len();
+            while !read[begun..].contains(&b'#') {
+                if !server.turn(None).unwrap() {
+                    return false;
+                }
+                let mut bytes = [0; 256];
+                let count = debugger.read(&mut bytes).unwrap_or(0);
+                read.extend(&bytes[..count]);
+            }
+            true
+        };
+        assert!(ask(&mut server, "QStartNoAckMode"));
+        assert!(ask(&mut server, "vCont;s:1"));
+        let other = UnixStream::connect(&path).unwrap();
+        let begin = Instant::now();
+        while server.door.waiting.is_empty() && begin.elapsed() < Duration::from_secs(60) {
+            assert!(ask(&mut server, "vCont;s:1"));
+        }
+        assert!(!server.door.waiting.is_empty(), "nobody else gets in");
+        quit.ring();
+        while ask(&mut server, "vCont;s:1") {
+            assert!(begin.elapsed() < Duration::from_secs(60), "it does not end");
+        }
+        drop(other);
+    }
 
     #[test]
     fn moments_in_words() {

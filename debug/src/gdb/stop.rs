@@ -6,8 +6,7 @@ use super::packet::{hex, push_hex};
 use super::session::{Session, Stop};
 use crate::abilities::Access;
 use crate::machine::{Machine, StopReason};
-use arch::Isa;
-use arch::register::Bank;
+use arch::register::at_stop;
 
 /// Signals as gdb numbers them (GDB manual, "Stop Reply Packets"; gdb's `signals.def`).
 const SIGINT: u8 = 2;
@@ -37,30 +36,21 @@ pub fn reply<M: Machine>(stop: &Stop, session: &Session<M>) -> Vec<u8> {
         StopReason::Fatal(_) => (SIGABRT, String::new()),
     };
     let mut text = format!("T{signal:02x}thread:{};", session.thread_id(vcpu)).into_bytes();
-    for (row, bytes) in expedited(session, vcpu) {
-        text.extend(format!("{row:02x}:").into_bytes());
-        push_hex(&mut text, &bytes);
-        text.push(b';');
-    }
+    push_expedited(&mut text, session, vcpu);
     text.extend(why.into_bytes());
     text
 }
 
-fn expedited<M: Machine>(session: &Session<M>, vcpu: u32) -> Vec<(usize, Vec<u8>)> {
-    let names = match session.isa() {
-        Isa::X86_64 => ["rip", "rsp", "rbp"],
-        Isa::Aarch64 => ["pc", "sp", "x29"],
-    };
-    let Ok(file) = session.debuggee.machine.registers(vcpu, &[Bank::General]) else { return Vec::new() };
-    names
-        .into_iter()
-        .filter_map(|name| {
-            let row = arch::register::row(session.isa(), name)?;
-            let mut bytes = file.bytes(row)?;
-            bytes.truncate(session.registers.size(row));
-            Some((row, bytes))
-        })
-        .collect()
+fn push_expedited<M: Machine>(text: &mut Vec<u8>, session: &Session<M>, vcpu: u32) {
+    let Ok(file) = session.debuggee.machine.at_stop(vcpu) else { return };
+    for row in at_stop(session.isa()) {
+        let (Some(value), Ok(number)) = (file.get_row(row), u8::try_from(row)) else { continue };
+        let bytes = value.to_le_bytes();
+        push_hex(text, &[number]);
+        text.push(b':');
+        push_hex(text, &bytes[..session.registers.size(row).min(bytes.len())]);
+        text.push(b';');
+    }
 }
 
 /// An `O` packet's data: text for the debugger's console.

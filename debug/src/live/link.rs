@@ -9,12 +9,21 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Becomes readable when there is something to look at. Its clones are the same.
 #[derive(Clone, Debug)]
-pub struct Wake(Arc<EventFd>);
+pub struct Wake(Arc<Bell>);
+
+#[derive(Debug)]
+struct Bell {
+    fd: EventFd,
+    /// It has been rung. Set behind the descriptor: one that is readable has this set, or has it in a moment, and so is
+    /// never readable for good. (It may be set where another has taken what it stands for.)
+    is_rung: AtomicBool,
+}
 
 impl Wake {
     /// One that nobody has rung.
@@ -23,18 +32,19 @@ impl Wake {
     /// When the system gives no more descriptors.
     pub fn new() -> io::Result<Wake> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-        Ok(Wake(Arc::new(EventFd::from_flags(flags)?)))
+        Ok(Wake(Arc::new(Bell { fd: EventFd::from_flags(flags)?, is_rung: AtomicBool::new(false) })))
     }
 
     /// Makes it readable.
     pub fn ring(&self) {
         // It fails only when it has been rung 2^64 times, and then it is readable.
-        self.0.write(1).ok();
+        self.0.fd.write(1).ok();
+        self.0.is_rung.store(true, Ordering::Release);
     }
 
     /// Whether it is readable.
     pub fn is_rung(&self) -> bool {
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
@@ -43,18 +53,18 @@ impl Wake {
     /// # Errors
     /// When the system gives no more descriptors.
     pub fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.0.as_fd().try_clone_to_owned()
+        self.as_fd().try_clone_to_owned()
     }
 
-    /// Makes it unreadable; whether it was readable.
+    /// Makes it unreadable; whether somebody has rung it. No system call where nobody has.
     pub fn take(&self) -> bool {
-        self.0.read().is_ok()
+        self.0.is_rung.swap(false, Ordering::Acquire) && self.0.fd.read().is_ok()
     }
 }
 
 impl AsFd for Wake {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.0.fd.as_fd()
     }
 }
 

@@ -227,14 +227,15 @@ impl<M: Monitor> LiveMachine<M> {
         }
     }
 
-    fn take_event(&mut self, event: Event) {
+    fn take_event(&mut self, mut event: Event) {
         if let (Event::Stopped { .. }, Some(begin)) = (&event, self.asleep.take()) {
             self.patience.slept(begin.elapsed());
         }
-        if let Event::Stopped { vcpu, registers, .. } = &event {
+        if let Event::Stopped { vcpu, registers, .. } = &mut event {
             self.running[*vcpu as usize] = false;
             if let Answers::Waited(waited) = &self.answers {
-                waited.stopped(*vcpu, registers);
+                let known = std::mem::replace(registers, RegisterFile::new(registers.isa()));
+                waited.stopped(*vcpu, known);
             }
         }
         self.happened.push_back(event);
@@ -261,6 +262,13 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     fn registers(&self, vcpu: u32, banks: &[Bank]) -> Result<RegisterFile, MachineError> {
         match &self.answers {
             Answers::Waited(waited) => waited.registers(&self.vcpus, vcpu, banks, self.stands_still(vcpu)),
+            Answers::Ahead(ahead) => ahead.borrow().facts(vcpu).registers,
+        }
+    }
+
+    fn at_stop(&self, vcpu: u32) -> Result<RegisterFile, MachineError> {
+        match &self.answers {
+            Answers::Waited(waited) => waited.at_stop(&self.vcpus, vcpu, self.stands_still(vcpu)),
             Answers::Ahead(ahead) => ahead.borrow().facts(vcpu).registers,
         }
     }

@@ -15,7 +15,6 @@ use crate::machine::{Action, Event, MachineError, Memory, Order, StopReason};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
 use arch::Isa;
-use arch::register::Bank;
 use std::sync::Arc;
 
 /// What the monitor's callback answers: why the vCPU is out of the guest again.
@@ -403,7 +402,7 @@ impl Runner {
         }
         self.is_running = verdict == Verdict::GoOn;
         if let Verdict::Stop(reason) = verdict {
-            let registers = vcpu.registers(&[Bank::General]);
+            let registers = vcpu.at_stop();
             link.tell(Event::Stopped { vcpu: vcpu.id(), reason, registers });
         }
         Next::Look
@@ -416,7 +415,7 @@ impl Runner {
         let link = self.link.as_deref().filter(|link| link.is_attached());
         let (Some(link), Some(text)) = (link, fatal) else { return self.over(Next::End) };
         (self.end, self.is_over) = (Some(KeptEnd::Shown), false);
-        let registers = vcpu.registers(&[Bank::General]);
+        let registers = vcpu.at_stop();
         link.tell(Event::Stopped { vcpu: vcpu.id(), reason: StopReason::Fatal(text), registers });
         Next::Look
     }

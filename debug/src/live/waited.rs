@@ -15,6 +15,8 @@ use std::cell::RefCell;
 struct Known {
     /// Its general registers.
     general: Option<RegisterFile>,
+    /// What its stop was told with, if that is less.
+    at_stop: Option<RegisterFile>,
     /// How it translates.
     regime: Option<Regime>,
     /// What it does.
@@ -43,11 +45,28 @@ impl Waited {
         self.0.borrow_mut().iter_mut().for_each(|known| known.activity = None);
     }
 
-    /// The vCPU has stopped, with these general registers.
-    pub fn stopped(&self, vcpu: u32, general: &RegisterFile) {
+    /// The vCPU has stopped, with these registers.
+    pub fn stopped(&self, vcpu: u32, registers: RegisterFile) {
         if let Some(known) = self.0.borrow_mut().get_mut(vcpu as usize) {
-            *known = Known { general: Some(general.clone()), ..Known::default() };
+            *known = match registers.has_bank(Bank::General) {
+                true => Known { general: Some(registers), ..Known::default() },
+                false => Known { at_stop: Some(registers), ..Known::default() },
+            };
         }
+    }
+
+    /// What its stop was told with, or its general registers.
+    pub fn at_stop<M: Monitor>(
+        &self,
+        vcpus: &Vcpus<M>,
+        vcpu: u32,
+        stays: bool,
+    ) -> Result<RegisterFile, MachineError> {
+        if let Some(general) = self.0.borrow().get(vcpu as usize).and_then(|known| known.general.clone()) {
+            return Ok(general);
+        }
+        let ask = || vcpus.call(vcpu, |vcpu| vcpu.at_stop()).ok_or(MachineError::NoVcpu(vcpu));
+        self.ask(vcpu, stays, |known| &mut known.at_stop, ask)
     }
 
     /// What `known` says, or the vCPU, which is remembered if it `stays` so.

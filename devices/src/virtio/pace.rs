@@ -13,6 +13,8 @@ struct State {
     is_held: bool,
     /// How many pieces of work are begun and not done.
     working: usize,
+    /// How many threads wait until the guest is let go: a wake-up of nobody is a system call all the same.
+    waiting: usize,
     /// Since when it is held.
     held_since: Option<Instant>,
     /// How long it was held, all in all.
@@ -41,7 +43,9 @@ impl Pace {
     pub fn enter(&self, is_over: &AtomicBool) -> Option<Leave<'_>> {
         let mut state = self.state();
         while state.is_held && !is_over.load(Ordering::SeqCst) {
+            state.waiting += 1;
             state = self.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         }
         if is_over.load(Ordering::SeqCst) {
             return None;
@@ -83,8 +87,11 @@ impl Pace {
         state.is_held = false;
         let since = state.held_since.take();
         state.rested += since.map_or(Duration::ZERO, |since| since.elapsed());
+        let has_waiting = state.waiting > 0;
         drop(state);
-        self.0.1.notify_all();
+        if has_waiting {
+            self.0.1.notify_all();
+        }
     }
 }
 

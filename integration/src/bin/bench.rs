@@ -25,6 +25,15 @@ const TRIES: u32 = 4;
 
 /// `bench [boot|debug|calls|dumps|run [ARCH|here]]`: all parts, or one, for both architectures or one.
 fn main() -> ExitCode {
+    if let [_, word, path] = &std::env::args().collect::<Vec<_>>()[..]
+        && word == debug_figures::echo::WORD
+    {
+        if let Err(error) = debug_figures::echo::carry_out(Path::new(path)) {
+            eprintln!("bench: {error}");
+            return ExitCode::FAILURE;
+        }
+        return ExitCode::SUCCESS;
+    }
     let (part, only) = (std::env::args().nth(1), std::env::args().nth(2));
     let here_too = only.as_deref().is_none_or(|only| only == "here");
     let wants = |name: &str| part.as_deref().is_none_or(|part| part == name);
@@ -184,14 +193,15 @@ fn samples(
 }
 
 /// The figures of the gdb servers: name, unit and aim.
-const DEBUG_FIGURES: [(&str, &str, &str); 7] = [
+const DEBUG_FIGURES: [(&str, &str, &str); 8] = [
     ("single steps", "/s", "at least 10, or near the last line"),
     ("hits of a breakpoint with a false condition", "/s", "at least 100"),
     ("a range step of 100000 instructions", "ms", "at most 0.01"),
     ("memory read", "MB/s", "at least 10"),
     ("cost of being attached and idle", "%", "under 1 %"),
     ("single steps of a bare ioctl loop", "/s", "for comparison"),
-    ("the same behind an echo of such packets", "/s", "what there is to be had"),
+    ("the sum of that and of an echo of packets", "/s", "for comparison"),
+    ("both in one thread of a process of its own", "/s", "what there is to be had"),
 ];
 
 /// How fast the gdb servers are.

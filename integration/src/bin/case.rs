@@ -7,6 +7,7 @@ use integration::cases::{self, gdb_port, readme, vsock};
 use integration::cells;
 use integration::container;
 use integration::context::{Context, Length};
+use integration::measure::debugging::echo;
 use integration::measure::job;
 use integration::port;
 use integration::random_files;
@@ -56,6 +57,7 @@ fn main() {
         [traffic::SERVE, port] => Some(traffic::carry_out_serving(port).map_err(|error| error.to_string())),
         [container::WORD, words @ ..] => Some(container::carry_out(words)),
         [vsock::WORD, words @ ..] => Some(vsock::carry_out(words)),
+        [echo::WORD, path] => Some(echo::carry_out(Path::new(path))),
         [job::WORD, words @ ..] => Some(job::carry_out(words)),
         _ => None,
     };

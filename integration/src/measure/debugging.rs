@@ -1,7 +1,7 @@
 //! How fast the gdb servers are, by a client of the bare protocol on the same machine, and
 //! what being debugged costs a guest.
 
-mod echo;
+pub mod echo;
 
 use super::{Monitor, command, milliseconds, start};
 use crate::context::{Check, Context};
@@ -9,6 +9,7 @@ use crate::process::Process;
 use crate::rsp::Client;
 use arch::Isa;
 use debug::gdb::packet::{frame, from_hex};
+use kvm::probe::BareSteps;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -34,15 +35,18 @@ pub struct Figures {
     /// Single steps a second of a loop of the bare ioctls, without any monitor.
     pub bare: f64,
     /// Single steps a second of such a loop behind a port that answers as a stub does and knows nothing else: an
-    /// echo that looks for a packet before it sleeps, and a bare step. What there is to be had.
+    /// echo that looks for a packet before it sleeps, and a bare step, each measured alone.
     pub sum: f64,
+    /// The same done: single steps a second of a process that answers packets and does a bare step for each, on one
+    /// thread. What there is to be had.
+    pub least: f64,
 }
 
 impl Figures {
     /// As a line of a report.
     pub fn line(&self) -> String {
-        let Figures { steps, hits, range, memory, attached, bare, sum } = self;
-        format!("{steps} {hits} {range} {memory} {attached} {bare} {sum}")
+        let Figures { steps, hits, range, memory, attached, bare, sum, least } = self;
+        format!("{steps} {hits} {range} {memory} {attached} {bare} {sum} {least}")
     }
 }
 
@@ -100,16 +104,21 @@ pub fn once(c: &Context, monitor: Monitor) -> Result<Figures, String> {
 fn interleaved(c: &Context, client: &mut Client) -> Result<Figures, String> {
     const TURNS: u32 = 4;
     let mut echo = Client::attach(&echo::serve(&c.work.join("echo.sock"))?, Duration::from_secs(60))?;
-    let (mut through, mut bare, mut echoed) = (0.0, 0.0, 0.0);
+    let socket = c.work.join("steps.sock");
+    let least_process = echo::serve_steps(&socket)?;
+    let why = |error: String| format!("a bare step: {error}: {}", least_process.errors.text());
+    let mut stepping = Client::attach(&socket, Duration::from_secs(60)).map_err(why)?;
+    let (mut through, mut bare, mut echoed, mut least) = (0.0, 0.0, 0.0, 0.0);
     for _ in 0..TURNS {
         through += steps(client, TIME / TURNS)?;
-        bare += kvm::probe::bare_steps(TIME / TURNS)?;
+        bare += BareSteps::rate(TIME / TURNS)?;
         echoed += steps(&mut echo, TIME / TURNS)?;
+        least += steps(&mut stepping, TIME / TURNS).map_err(why)?;
     }
     let mean = |sum: f64| sum / f64::from(TURNS);
     let (bare, echoed) = (mean(bare), mean(echoed));
     let sum = 1.0 / (1.0 / echoed + 1.0 / bare);
-    Ok(Figures { steps: mean(through), bare, sum, ..Figures::default() })
+    Ok(Figures { steps: mean(through), bare, sum, least: mean(least), ..Figures::default() })
 }
 
 const STEP: &str = "vCont;s:p1.1";

@@ -40,6 +40,10 @@ impl debug::vcpu::Vcpu for Vcpu {
         self.registers(banks)
     }
 
+    fn at_stop(&self) -> RegisterFile {
+        self.at_stop()
+    }
+
     fn register(&self, row: usize) -> Option<u64> {
         self.register(row)
     }

@@ -232,26 +232,57 @@ const LOOP: &[u8] = match HOST_ISA {
     Isa::Aarch64 => &[0x00, 0x00, 0x00, 0x14],
 };
 
-/// Single steps a second of a bare loop: guest debugging set, the guest run, nothing looked at.
-/// What a debugger's steps are measured against.
-///
-/// # Errors
-/// When this host does not step.
-pub fn bare_steps(time: Duration) -> Result<f64, String> {
-    let (vm, mut vcpu, entry) = bare("debug")?;
-    // The probe's own guest ends too soon.
-    vm.memory().write_slice(LOOP, GuestAddress(entry)).map_err(|error| error.to_string())?;
-    let arming = Arming { step: true, ..Arming::off(HOST_ISA) };
-    let (begin, mut count) = (Instant::now(), 0u32);
-    while begin.elapsed() < time {
-        vcpu.set_debug(&arming).map_err(|error| error.to_string())?;
-        match vcpu.run().map_err(|error| error.to_string())? {
-            VcpuExit::Debug(_) => count += 1,
-            VcpuExit::Interrupted => {}
-            other => return Err(in_words(&other)),
+/// A guest that is stepped by the bare calls: guest debugging set, the guest run, nothing looked at. What a debugger's
+/// steps are measured against.
+#[derive(Debug)]
+pub struct BareSteps {
+    vcpu: Vcpu,
+    arming: Arming,
+    // Behind the vCPU, which is dropped first.
+    _vm: Vm,
+}
+
+impl BareSteps {
+    /// A guest that jumps to itself.
+    ///
+    /// # Errors
+    /// When this host's KVM makes no such guest.
+    pub fn new() -> Result<BareSteps, String> {
+        let (vm, vcpu, entry) = bare("debug")?;
+        // The probe's own guest ends too soon.
+        vm.memory().write_slice(LOOP, GuestAddress(entry)).map_err(|error| error.to_string())?;
+        let arming = Arming { step: true, ..Arming::off(HOST_ISA) };
+        Ok(BareSteps { vcpu, arming, _vm: vm })
+    }
+
+    /// One step.
+    ///
+    /// # Errors
+    /// When this host does not step.
+    pub fn step(&mut self) -> Result<(), String> {
+        self.vcpu.set_debug(&self.arming).map_err(|error| error.to_string())?;
+        loop {
+            match self.vcpu.run().map_err(|error| error.to_string())? {
+                VcpuExit::Debug(_) => return Ok(()),
+                VcpuExit::Interrupted => {}
+                other => return Err(in_words(&other)),
+            }
         }
     }
-    Ok(f64::from(count) / begin.elapsed().as_secs_f64())
+
+    /// Steps a second of nothing else.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn rate(time: Duration) -> Result<f64, String> {
+        let mut steps = BareSteps::new()?;
+        let (begin, mut count) = (Instant::now(), 0u32);
+        while begin.elapsed() < time {
+            steps.step()?;
+            count += 1;
+        }
+        Ok(f64::from(count) / begin.elapsed().as_secs_f64())
+    }
 }
 
 /// Guests of a few instructions that do what Linux guests do, where a KVM in software has no answer.

@@ -348,6 +348,11 @@ impl Vcpu {
         self.registers.code(&self.fd)
     }
 
+    /// Reads the registers that a stop is told with ([`arch::register::at_stop`]), and what comes with them.
+    pub fn at_stop(&self) -> RegisterFile {
+        self.registers.at_stop(&self.fd)
+    }
+
     /// Reads one register of up to 64 bits by its row.
     pub fn register(&self, row: usize) -> Option<u64> {
         self.registers.read_row(&self.fd, row)

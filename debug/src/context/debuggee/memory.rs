@@ -144,7 +144,7 @@ impl<M: Machine> Debuggee<M> {
     /// [`MachineError`].
     pub fn pc(&self, context: Id) -> Result<u64, MachineError> {
         let vcpu = self.vcpu_of(context)?;
-        let pc = self.machine.registers(vcpu, &[Bank::General])?.pc();
+        let pc = self.machine.at_stop(vcpu)?.pc();
         let pc = pc.ok_or_else(|| MachineError::Host("the host does not give the program counter".into()))?;
         Ok(self.machine.code(vcpu)?.linear(pc))
     }

@@ -8,7 +8,7 @@ use crate::context::tree::Group;
 use crate::machine::{Action, Activity, Event, Machine, MachineError, Order, StopReason};
 use crate::memory::Space;
 use crate::view::View;
-use arch::register::{Bank, RegisterFile};
+use arch::register::RegisterFile;
 use arch::{GuestVirt, Isa};
 
 impl<M: Machine> Debuggee<M> {
@@ -126,7 +126,7 @@ impl<M: Machine> Debuggee<M> {
 
     /// The linear program counter of a vCPU that stands still.
     pub(super) fn linear_pc(&self, vcpu: u32) -> Option<u64> {
-        let file = self.machine.registers(vcpu, &[Bank::General]).ok()?;
+        let file = self.machine.at_stop(vcpu).ok()?;
         Some(self.machine.code(vcpu).ok()?.linear(file.pc()?))
     }
 

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 const MOST_ITEMS: usize = 4096;
 /// Bytes of packets that wait, likewise.
 const MOST_BYTES: usize = 1 << 20;
+/// Bytes that are read at once.
+const PIECE: usize = 16 << 10;
 /// Pieces that are read behind a command that took long, at most: a flood may never end.
 const MOST_READS: usize = 64;
 /// How often a debugger that waits is told that it is worth while. gdb gives up after two seconds of
@@ -25,6 +27,8 @@ const REASSURE: Duration = Duration::from_millis(700);
 #[derive(Debug)]
 pub(super) struct Input {
     stream: Arc<Stream>,
+    /// Kept from one piece to the next: to fill it with zeros takes longer than to read a packet.
+    buffer: Box<[u8]>,
     framer: Framer,
     items: VecDeque<Item>,
     /// Bytes of the packets among them.
@@ -41,6 +45,7 @@ impl Input {
     pub fn new(stream: Arc<Stream>) -> Input {
         Input {
             stream,
+            buffer: vec![0; PIECE].into(),
             framer: Framer::default(),
             items: VecDeque::new(),
             size: 0,
@@ -52,25 +57,25 @@ impl Input {
 
     /// Takes bytes that have been read already.
     pub fn feed(&mut self, bytes: &[u8]) {
-        let (items, size, is_noise) = (&mut self.items, &mut self.size, &mut self.is_noise);
         self.framer.feed(bytes, |item| {
-            *is_noise |= matches!(item, Item::Noise(_));
-            *size += item.len();
-            items.push_back(item);
+            self.is_noise |= matches!(item, Item::Noise(_));
+            self.size += item.len();
+            self.items.push_back(item);
         });
     }
 
     /// Reads what there is, a piece at most; whether there may be more.
     pub fn read(&mut self) -> bool {
-        let mut buffer = [0; 16 << 10];
         if self.is_over || self.items.len() >= MOST_ITEMS || self.size >= MOST_BYTES {
             return false;
         }
-        match self.stream.read(&mut buffer) {
+        match self.stream.read(&mut self.buffer) {
             Ok(0) => self.is_over = true,
             Ok(count) => {
+                let buffer = std::mem::take(&mut self.buffer);
                 self.feed(&buffer[..count]);
-                return count == buffer.len();
+                self.buffer = buffer;
+                return count == PIECE;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == ErrorKind::Interrupted => return true,

@@ -7,7 +7,7 @@ use arch::aarch64::debug_registers::Pair;
 use arch::aarch64::exception_entry::pstate;
 use arch::paging::Regime;
 use arch::paging::aarch64::Paging;
-use arch::register::{Bank, RegisterFile, Scalable, Source, table};
+use arch::register::{Bank, RegisterFile, Scalable, Source, at_stop, table};
 use debug::arming::DebugRegisters;
 use debug::machine::{Abilities, Code};
 use kvm_bindings as kvm;
@@ -142,6 +142,17 @@ impl Registers {
     /// Reads a register that there must be.
     fn need(&self, vcpu: &VcpuFd, id: u64, register: &'static str) -> Result<u64, KvmError> {
         self.try_get(vcpu, id).map_err(refused(register))
+    }
+
+    /// Reads the registers that a stop is told with, and no others: each is a call.
+    pub fn at_stop(&self, vcpu: &VcpuFd) -> RegisterFile {
+        let mut file = RegisterFile::new(ISA);
+        for row in at_stop(ISA) {
+            if let Some(value) = self.read_row(vcpu, row) {
+                file.set_row(row, value);
+            }
+        }
+        file
     }
 
     /// Reads the registers of some banks.

@@ -321,6 +321,11 @@ impl Registers {
         Ok(Regime::X86(Paging::new(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer)))
     }
 
+    /// Reads the registers that a stop is told with: all general ones, which KVM gives at once.
+    pub fn at_stop(&self, vcpu: &VcpuFd) -> RegisterFile {
+        self.read(vcpu, &[Bank::General])
+    }
+
     /// Reads the registers of some banks.
     pub fn read(&self, vcpu: &VcpuFd, banks: &[Bank]) -> RegisterFile {
         let mut file = RegisterFile::new(ISA);
