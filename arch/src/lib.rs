@@ -28,6 +28,7 @@ pub mod image;
 pub mod isa;
 pub mod layout;
 pub mod paging;
+pub mod ram;
 pub mod register;
 pub mod room;
 pub mod words;

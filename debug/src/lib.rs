@@ -47,14 +47,11 @@ pub mod expression;
 pub mod fake;
 pub mod flow;
 pub mod gdb;
-#[cfg(feature = "linux")]
-pub mod linux;
 pub mod live;
 pub mod machine;
 pub mod memory;
 pub mod output;
 pub mod patience;
-pub mod ram;
 pub mod range;
 pub mod reply;
 pub mod report;
@@ -66,3 +63,7 @@ pub mod threads;
 pub mod trap;
 pub mod vcpu;
 pub mod view;
+
+pub use arch::ram;
+#[cfg(feature = "linux")]
+pub use linux;

@@ -36,7 +36,7 @@ interface() {
 
 mkdir -p docs/api target/api
 status=0
-for library in arch debug kvm; do
+for library in arch linux debug kvm; do
   kept=docs/api/guest-$library.txt
   for isa in "${ISAS[@]}"; do
     # The architecture of a target is a value everywhere but in kvm, whose interface is the same for both.

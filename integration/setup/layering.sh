@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Holds the layers of docs/architecture.md: the architecture of a target is a value except in
-# vmm/kvm, which alone calls KVM and knows no devices; arch and debug know no KVM; devices/share, devices/disk
-# and devices/net know nothing of ours; arch, debug, devices, devices/net and devices/share have no unsafe code.
+# vmm/kvm, which alone calls KVM and knows no devices; arch, debug/linux and debug know no KVM; debug/linux knows arch alone; devices/share, devices/disk
+# and devices/net know nothing of ours; arch, debug, debug/linux, devices, devices/net and devices/share have no unsafe code.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 status=0
@@ -12,14 +12,16 @@ found=$(grep -rnE 'target_arch' --include='*.rs' --exclude-dir=target . \
   | grep -v 'CARGO_CFG_TARGET_ARCH' || true)
 [ -z "$found" ] || complain "cfg(target_arch) outside vmm/kvm:"$'\n'"$found"
 
-for crate in arch debug devices devices/net devices/share; do
+for crate in arch debug debug/linux devices devices/net devices/share; do
   grep -q '^#!\[forbid(unsafe_code)\]' "$crate/src/lib.rs" || complain "$crate does not forbid unsafe code"
 done
 for crate in arch debug; do
   found=$(cargo tree -q -p "guest-$crate" -e normal,build --target all --prefix none | grep -E '^(kvm|guest-kvm|guest-vmm)' || true)
   [ -z "$found" ] || complain "$crate depends on KVM: $found"
 done
-found=$(cargo tree -q -p guest-devices -e normal --target all --prefix none | grep -E '^(kvm|guest-kvm|guest-vmm|guest-debug|guest-share|guest-disk|guest-net)' || true)
+found=$(cargo tree -q -p guest-linux -e normal,build --target all --prefix none | grep -E '^(guest-|kvm|vm-memory|nix|libc)' | grep -vE '^guest-(linux|arch) ' || true)
+[ -z "$found" ] || complain "linux depends on what is not below it, or on the host: $found"
+found=$(cargo tree -q -p guest-devices -e normal --target all --prefix none | grep -E '^(kvm|guest-kvm|guest-vmm|guest-debug|guest-linux|guest-share|guest-disk|guest-net)' || true)
 [ -z "$found" ] || complain "devices depends on what is not below it: $found"
 for crate in share disk net; do
   found=$(cargo tree -q -p "guest-$crate" -e normal --target all --prefix none | grep -E '^(guest-|kvm|vm-memory|virtio)' | grep -v "^guest-$crate " || true)
@@ -55,7 +57,7 @@ found=$(code '\blog::(warn|info)!' "${serving[@]}")
 # What serves a guest has one way to the guest's memory, where planted instructions are known (devices/src/ram.rs).
 found=$(code '\b(LiveMemory|GuestMemory|vm_memory)\b' "${served[@]}")
 [ -z "$found" ] || complain "what serves guests has the guest's memory itself instead of GuestRam:"$'\n'"$found"
-found=$(code '\b(eprint|eprintln|print|println|dbg)!|\bstderr\(\)' arch/src debug/src devices/src devices/share/src devices/disk/src devices/net/src vmm/src vmm/kvm/src \
+found=$(code '\b(eprint|eprintln|print|println|dbg)!|\bstderr\(\)' arch/src debug/src debug/linux/src devices/src devices/share/src devices/disk/src devices/net/src vmm/src vmm/kvm/src \
   | grep -vE '^vmm/src/logging\.rs:|logging::stderr\(\)' || true)
 [ -z "$found" ] || complain "printed past the queues of vmm/src/logging.rs:"$'\n'"$found"
 exit $status

@@ -330,7 +330,8 @@ pub fn kernels(data: &[u8]) {
     }
     let anchors: Vec<Anchor> = Anchor::new(&registers).into_iter().collect();
     for anchors in [&anchors[..], &[]] {
-        let Ok(found) = described::find(isa, &ram, anchors, Scope::Everything, &mut || Ok(())) else {
+        let Ok(found) = described::find(isa, &ram, anchors, Scope::Everything, &mut || Ok::<(), ()>(()))
+        else {
             return;
         };
         assert!(found.remarks.iter().all(|line| !line.contains(['\n', '\x1b'])), "{found:?}");

@@ -83,12 +83,6 @@ pub struct Subject<'a> {
     pub memory: &'a dyn Memory,
 }
 
-impl std::fmt::Debug for dyn Memory + '_ {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.ranges()).finish()
-    }
-}
-
 /// Writes a core to `path`, compressed if that ends in `.gz` or `.zst`. `watch` is told how far it is
 /// every few megabytes, and can break it off.
 ///

@@ -226,10 +226,10 @@ impl<R: Fn(u64, &mut [u8]) -> usize> Reader<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::Ram;
-    use crate::linux::info::MOST_TEXT;
-    use crate::ram::Memory;
+    use crate::info::MOST_TEXT;
     use arch::GuestPhys;
+    use arch::ram::Memory;
+    use arch::ram::fake::Ram;
 
     const INFO: &str = "OSRELEASE=6.12.0\nPAGESIZE=4096\nKERNELOFFSET=1a000000\nSYMBOL(prb)=1000\n\
         OFFSET(printk_ringbuffer.desc_ring)=0\nOFFSET(printk_ringbuffer.text_data_ring)=48\n\

@@ -5,6 +5,8 @@
 //! the kernel bears it out; with it [`VmCoreInfo::log`] reads the kernel's log, and [`translate`] translates where
 //! registers do not tell how.
 
+#![forbid(unsafe_code)]
+
 pub mod described;
 mod error;
 mod info;

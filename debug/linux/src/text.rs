@@ -2,8 +2,8 @@
 //!
 //! Source: Linux, `Documentation/arch/x86/x86_64/mm.rst`, `Documentation/arch/arm64/booting.rst` and `memory.rst`.
 
-use crate::ram::Memory;
 use arch::paging::Regime;
+use arch::ram::Memory;
 use arch::{GuestVirt, Isa};
 
 /// Where x86's kernel image is mapped, at the least, and how much room there is for it, bytes.

@@ -7,11 +7,11 @@
 //! Source: Linux, `Documentation/admin-guide/kdump/vmcoreinfo.rst`; `arch/x86/include/asm/page_64_types.h`
 //! (`__START_KERNEL_map`); `arch/arm64/include/asm/pgtable-hwdef.h`.
 
-use super::info::VmCoreInfo;
-use super::text::text;
-use crate::ram::Memory;
+use crate::info::VmCoreInfo;
+use crate::text::text;
 use arch::address::PhysRange;
 use arch::paging::{Fault, Regime};
+use arch::ram::Memory;
 use arch::register::{RegisterFile, Source, table};
 use arch::{GuestPhys, GuestVirt, Isa};
 

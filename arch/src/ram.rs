@@ -1,8 +1,11 @@
 //! The target's RAM, as everything sees it that reads or writes it.
 
-use arch::GuestPhys;
-use arch::address::PhysRange;
-use arch::paging::TableMemory;
+pub mod fake;
+
+use crate::GuestPhys;
+use crate::address::PhysRange;
+use crate::paging::TableMemory;
+use std::fmt;
 
 /// Why a page of RAM that the target had cannot be read: it is a dump, and not all is in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,5 +46,11 @@ pub trait Memory: TableMemory + Send + Sync {
     /// Why the byte at an address cannot be read though there was RAM, if that is so.
     fn absence(&self, _address: GuestPhys) -> Option<Absence> {
         None
+    }
+}
+
+impl fmt::Debug for dyn Memory + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.ranges()).finish()
     }
 }

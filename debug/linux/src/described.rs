@@ -14,11 +14,10 @@
 //! `include/uapi/linux/utsname.h`; `arch/x86/include/asm/page_64_types.h`,
 //! `Documentation/admin-guide/kdump/vmcoreinfo.rst`.
 
-use super::info::{BEGIN, Described, VmCoreInfo};
-use super::translate::{self, LARGEST_IMAGE, Piece, X86_IMAGE, kernel_regime};
-use crate::cancel::Cancelled;
-use crate::ram::Memory;
+use crate::info::{BEGIN, Described, VmCoreInfo};
+use crate::translate::{self, LARGEST_IMAGE, Piece, X86_IMAGE, kernel_regime};
 use arch::paging::Regime;
+use arch::ram::Memory;
 use arch::register::RegisterFile;
 use arch::{GuestPhys, GuestVirt, Isa};
 
@@ -88,11 +87,11 @@ struct Candidate {
 }
 
 /// A target, looked through.
-struct Search<'a> {
+struct Search<'a, E> {
     isa: Isa,
     memory: &'a dyn Memory,
     anchors: &'a [Anchor],
-    go_on: &'a mut dyn FnMut() -> Result<(), Cancelled>,
+    go_on: &'a mut dyn FnMut() -> Result<(), E>,
     candidates: Vec<Candidate>,
     /// Pages that only begin like a description, or do not fit.
     unfit: u64,
@@ -111,14 +110,14 @@ struct SearchedImage {
 /// Finds the kernel that runs. `go_on` is asked every megabyte, as much RAM takes long.
 ///
 /// # Errors
-/// [`Cancelled`], from `go_on`.
-pub fn find(
+/// Those of `go_on`.
+pub fn find<E>(
     isa: Isa,
     memory: &dyn Memory,
     anchors: &[Anchor],
     scope: Scope,
-    go_on: &mut dyn FnMut() -> Result<(), Cancelled>,
-) -> Result<Described, Cancelled> {
+    go_on: &mut dyn FnMut() -> Result<(), E>,
+) -> Result<Described, E> {
     let (candidates, images) = (Vec::new(), Vec::new());
     let mut search = Search { isa, memory, anchors, go_on, candidates, unfit: 0, is_cut_off: false, images };
     search.running()?;
@@ -197,9 +196,9 @@ impl ImagePlace {
     }
 }
 
-impl Search<'_> {
+impl<E> Search<'_, E> {
     /// Looks at what the kernels point to that vCPUs run.
-    fn running(&mut self) -> Result<(), Cancelled> {
+    fn running(&mut self) -> Result<(), E> {
         let mut seen: Vec<Vec<Piece>> = Vec::new();
         for anchor in self.anchors {
             (self.go_on)()?;
@@ -220,7 +219,7 @@ impl Search<'_> {
     }
 
     /// Looks at each page of memory.
-    fn everything(&mut self) -> Result<(), Cancelled> {
+    fn everything(&mut self) -> Result<(), E> {
         let mut buffer = vec![0; AT_ONCE];
         let mut left = MOST_SEARCHED;
         for range in self.memory.populated() {
@@ -248,7 +247,7 @@ impl Search<'_> {
     }
 
     /// Judges a page that begins like a description.
-    fn page(&mut self, page: GuestPhys, bytes: &[u8]) -> Result<(), Cancelled> {
+    fn page(&mut self, page: GuestPhys, bytes: &[u8]) -> Result<(), E> {
         let is_same = |known: &Candidate| {
             let rest = bytes.strip_prefix(known.info.text().as_bytes());
             rest.is_some_and(|rest| matches!(rest, [] | [0, ..]))
@@ -269,7 +268,7 @@ impl Search<'_> {
     }
 
     /// How good a description is that no image points to which a vCPU runs; `None` if it does not fit.
-    fn judge(&mut self, page: GuestPhys, info: &VmCoreInfo) -> Result<Option<Standing>, Cancelled> {
+    fn judge(&mut self, page: GuestPhys, info: &VmCoreInfo) -> Result<Option<Standing>, E> {
         let Some(place) = ImagePlace::new(self.isa, info).filter(|it| it.has_release(self.memory, info))
         else {
             return Ok(None);
@@ -324,7 +323,7 @@ impl Search<'_> {
     }
 
     /// Pages that begin like a description and that an image has the address of.
-    fn pointed(&mut self, regime: &Regime, image: &[Piece]) -> Result<Vec<GuestPhys>, Cancelled> {
+    fn pointed(&mut self, regime: &Regime, image: &[Piece]) -> Result<Vec<GuestPhys>, E> {
         /// Where aarch64 may have a tag.
         const TAG: u64 = 0xff << 56;
         let tag = if self.isa == Isa::Aarch64 { TAG } else { 0 };
