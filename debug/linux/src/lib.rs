@@ -3,17 +3,21 @@
 //! [`text()`] finds where the kernel's image is mapped, for a kernel that has moved itself (KASLR).
 //! [`VmCoreInfo`] is the kernel's own description of its data, which [`described`] finds in memory and believes if
 //! the kernel bears it out; with it [`VmCoreInfo::log`] reads the kernel's log, and [`translate`] translates where
-//! registers do not tell how.
+//! registers do not tell how. [`kallsyms`] are the symbols that it keeps for itself, in a store for symbols from
+//! anywhere ([`Symbols`]).
 
 #![forbid(unsafe_code)]
 
 pub mod described;
 mod error;
 mod info;
+pub mod kallsyms;
 mod log;
+pub mod symbols;
 mod text;
 pub mod translate;
 
 pub use error::LogError;
 pub use info::{Described, VmCoreInfo};
+pub use symbols::Symbols;
 pub use text::text;

@@ -1,0 +1,246 @@
+//! The table of symbols that a kernel has in its own memory (`CONFIG_KALLSYMS`), for its traces and `/proc/kallsyms`.
+//!
+//! Names are compressed by a table of 256 tokens, each of which stands for a few characters; the first character of a
+//! name is what `nm(1)` says of the symbol. Addresses are offsets from a base, or in kernels without
+//! `CONFIG_KALLSYMS_BASE_RELATIVE` addresses.
+//!
+//! Source: Linux, `scripts/kallsyms.c`, which writes the table, and `kernel/kallsyms.c`, which reads it.
+
+use crate::info::VmCoreInfo;
+use crate::symbols::{Builder, Kind, Symbol, Symbols};
+
+/// Why a kernel's table of symbols is not read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KallsymsError {
+    /// The kernel does not say where it is.
+    #[error("the kernel does not tell where its symbols are (CONFIG_KALLSYMS, from Linux 6.0 on)")]
+    Lacks,
+    /// Memory is not mapped, or not in the dump.
+    #[error("the kernel's symbols cannot be read at {0:#x}")]
+    NotMapped(u64),
+    /// What is there is no such table.
+    #[error("the kernel's table of symbols is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+use KallsymsError::Damaged;
+
+/// Tokens of names.
+const TOKENS: usize = 256;
+/// Symbols that are read at most: a kernel with all drivers built in has about half a million.
+const MOST_SYMBOLS: usize = 4 << 20;
+/// Bytes of a name, at most (`KSYM_NAME_LEN`, from 6.1 on; before, 128).
+const LONGEST_NAME: usize = 512;
+/// Bytes of all tokens, at most: each has fewer than a name.
+const MOST_TOKENS: usize = TOKENS * LONGEST_NAME;
+/// Bytes of names that are read at once.
+const PIECE: usize = 64 << 10;
+
+/// Where a kernel has the parts of its table, guest-virtual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// How many symbols there are, 32 bits.
+    pub count: u64,
+    /// Names, one behind the other: how many tokens it has, and these, a byte each.
+    pub names: u64,
+    /// The tokens' characters, each behind the other, and a zero behind each.
+    pub token_table: u64,
+    /// Where each token begins there, 16 bits each.
+    pub token_index: u64,
+    /// Where the addresses are.
+    pub addresses: Addresses,
+}
+
+/// How a kernel has its symbols' addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// As they are, 64 bits each, from here on.
+    Absolute(u64),
+    /// As offsets, 32 bits each.
+    Relative {
+        /// From here on...
+        offsets: u64,
+        /// ...to what is here, 64 bits.
+        base: u64,
+    },
+}
+
+impl Place {
+    /// Where a kernel says that it is: from Linux 6.0 on.
+    pub fn described(info: &VmCoreInfo) -> Option<Place> {
+        let address = |name| info.address(name);
+        let relative = address("kallsyms_offsets").zip(address("kallsyms_relative_base"));
+        Some(Place {
+            count: address("kallsyms_num_syms")?,
+            names: address("kallsyms_names")?,
+            token_table: address("kallsyms_token_table")?,
+            token_index: address("kallsyms_token_index")?,
+            addresses: match relative {
+                Some((offsets, base)) => Addresses::Relative { offsets, base },
+                None => Addresses::Absolute(address("kallsyms_addresses")?),
+            },
+        })
+    }
+}
+
+/// The kernel's symbols. `read` reads guest-virtual memory and says how many bytes are good. Those of modules are not
+/// among them.
+///
+/// # Errors
+/// [`KallsymsError`].
+pub fn symbols(place: &Place, read: impl Fn(u64, &mut [u8]) -> usize) -> Result<Symbols, KallsymsError> {
+    let memory = Memory(read);
+    let count = memory.count(place.count)?;
+    let tokens = Tokens::read(place, &memory)?;
+    let addresses = memory.addresses(place.addresses, count)?;
+    let (mut names, mut builder) = (Names::new(place.names, &memory), Builder::default());
+    let mut name = String::new();
+    for (address, is_absolute) in addresses {
+        name.clear();
+        names.next(&tokens, &mut name)?;
+        let mut rest = name.chars();
+        let letter = rest.next().ok_or(Damaged("a symbol without a name"))?;
+        builder.add(Symbol {
+            name: rest.as_str(),
+            address,
+            kind: match letter.to_ascii_lowercase() {
+                _ if is_absolute => Kind::Absolute,
+                'a' => Kind::Absolute,
+                // Weak ones are functions as a rule.
+                't' | 'w' | 'i' => Kind::Text,
+                _ => Kind::Data,
+            },
+            is_global: letter.is_ascii_uppercase(),
+        });
+    }
+    Ok(builder.finish())
+}
+
+/// The kernel's memory.
+struct Memory<R>(R);
+
+impl<R: Fn(u64, &mut [u8]) -> usize> Memory<R> {
+    fn bytes(&self, at: u64, size: usize) -> Result<Vec<u8>, KallsymsError> {
+        let mut bytes = vec![0; size];
+        let good = (self.0)(at, &mut bytes);
+        if good == size { Ok(bytes) } else { Err(KallsymsError::NotMapped(at.wrapping_add(good as u64))) }
+    }
+
+    fn count(&self, at: u64) -> Result<usize, KallsymsError> {
+        let bytes = self.bytes(at, 4)?;
+        let count = words::<4>(&bytes).next().map_or(0, u32::from_le_bytes);
+        match usize::try_from(count) {
+            Ok(count @ 1..=MOST_SYMBOLS) => Ok(count),
+            _ => Err(Damaged("there cannot be so many symbols")),
+        }
+    }
+
+    /// Each symbol's address, and whether it is a number.
+    fn addresses(&self, place: Addresses, count: usize) -> Result<Vec<(u64, bool)>, KallsymsError> {
+        let (offsets, base) = match place {
+            Addresses::Absolute(at) => {
+                let bytes = self.bytes(at, count * 8)?;
+                return Ok(words(&bytes).map(|word| (u64::from_le_bytes(word), false)).collect());
+            }
+            Addresses::Relative { offsets, base } => (offsets, base),
+        };
+        let bytes = self.bytes(base, 8)?;
+        let base = words(&bytes).next().map_or(0, u64::from_le_bytes);
+        let bytes = self.bytes(offsets, count * 4)?;
+        let offsets: Vec<i32> = words(&bytes).map(i32::from_le_bytes).collect();
+        // With CONFIG_KALLSYMS_ABSOLUTE_PERCPU those in the image are negative, and others the numbers themselves. No
+        // image has two gigabytes.
+        let has_numbers = offsets.iter().filter(|offset| **offset < 0).count() > count / 2;
+        let address = |offset: i32| match (has_numbers, offset) {
+            (false, _) => (base.wrapping_add(u64::from(offset.cast_unsigned())), false),
+            (true, 0..) => (u64::from(offset.cast_unsigned()), true),
+            // From -1 down.
+            (true, _) => (base.wrapping_add(u64::from((!offset).cast_unsigned())), false),
+        };
+        Ok(offsets.into_iter().map(address).collect())
+    }
+}
+
+/// Little-endian words of `N` bytes; what is left over is left out.
+fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
+    bytes.as_chunks().0.iter().copied()
+}
+
+/// What each token stands for.
+struct Tokens(Vec<String>);
+
+impl Tokens {
+    fn read<R: Fn(u64, &mut [u8]) -> usize>(
+        place: &Place,
+        memory: &Memory<R>,
+    ) -> Result<Tokens, KallsymsError> {
+        let index = memory.bytes(place.token_index, TOKENS * 2)?;
+        let index: Vec<usize> = words(&index).map(|word| u16::from_le_bytes(word).into()).collect();
+        // The last one's end is not known, and the table may be at the end of what is mapped.
+        let last = index.last().copied().unwrap_or_default();
+        let mut table = vec![0; (last + LONGEST_NAME).min(MOST_TOKENS)];
+        let good = (memory.0)(place.token_table, &mut table);
+        table.truncate(good);
+        let token = |at: &usize| {
+            let rest = table.get(*at..).unwrap_or_default();
+            let end = rest.iter().position(|byte| *byte == 0).filter(|end| *end <= LONGEST_NAME)?;
+            // Symbols of C, Rust and assembly are plain ASCII.
+            let is_plain = rest[..end].iter().all(u8::is_ascii_graphic);
+            str::from_utf8(&rest[..end]).ok().filter(|_| is_plain).map(String::from)
+        };
+        let tokens: Option<Vec<String>> = index.iter().map(token).collect();
+        tokens.map(Tokens).ok_or(Damaged("no table of tokens is where it should be"))
+    }
+}
+
+/// Compressed names, one behind the other, read a piece at a time.
+struct Names<'a, R> {
+    memory: &'a Memory<R>,
+    /// Where the next piece is.
+    next: u64,
+    piece: Vec<u8>,
+    /// How far it has been read.
+    at: usize,
+}
+
+impl<'a, R: Fn(u64, &mut [u8]) -> usize> Names<'a, R> {
+    fn new(next: u64, memory: &'a Memory<R>) -> Names<'a, R> {
+        Names { memory, next, piece: Vec::new(), at: 0 }
+    }
+
+    fn byte(&mut self) -> Result<u8, KallsymsError> {
+        if self.at == self.piece.len() {
+            self.piece.resize(PIECE, 0);
+            let good = (self.memory.0)(self.next, &mut self.piece);
+            if good == 0 {
+                return Err(KallsymsError::NotMapped(self.next));
+            }
+            self.piece.truncate(good);
+            (self.next, self.at) = (self.next.wrapping_add(good as u64), 0);
+        }
+        self.at += 1;
+        Ok(self.piece[self.at - 1])
+    }
+
+    /// Appends the next one, what `nm` says in front.
+    fn next(&mut self, tokens: &Tokens, name: &mut String) -> Result<(), KallsymsError> {
+        /// From here on there is a second byte, with the upper bits (from 6.1 on; no name before had as many).
+        const LONG: u8 = 0x80;
+        let first = self.byte()?;
+        let mut count = usize::from(first & !LONG);
+        if first & LONG != 0 {
+            count |= usize::from(self.byte()?) << 7;
+        }
+        for _ in 0..count {
+            name.push_str(&tokens.0[usize::from(self.byte()?)]);
+            // The letter is none of the name's.
+            if name.len() > LONGEST_NAME + 1 {
+                return Err(Damaged("a name is longer than any"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
