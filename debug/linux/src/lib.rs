@@ -4,10 +4,11 @@
 //! [`VmCoreInfo`] is the kernel's own description of its data, which [`described`] finds in memory and believes if
 //! the kernel bears it out; with it [`VmCoreInfo::log`] reads the kernel's log, and [`translate`] translates where
 //! registers do not tell how. [`kallsyms`] are the symbols that it keeps for itself, in a store for symbols from
-//! anywhere ([`Symbols`]).
+//! anywhere ([`Symbols`]); [`btf`] are its types, likewise ([`Types`]).
 
 #![forbid(unsafe_code)]
 
+pub mod btf;
 pub mod described;
 mod error;
 mod info;
@@ -16,8 +17,10 @@ mod log;
 pub mod symbols;
 mod text;
 pub mod translate;
+pub mod types;
 
 pub use error::LogError;
 pub use info::{Described, VmCoreInfo};
 pub use symbols::Symbols;
 pub use text::text;
+pub use types::Types;

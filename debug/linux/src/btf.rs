@@ -1,0 +1,196 @@
+//! Types as a kernel has them in its memory (`CONFIG_DEBUG_INFO_BTF`), for tracers and BPF.
+//!
+//! Source: Linux, `Documentation/bpf/btf.rst`, `include/uapi/linux/btf.h`.
+
+use crate::types::{Enumerator, Member, Shape, TypeId, Types};
+
+/// Why types are not read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BtfError {
+    /// It does not begin as BTF does.
+    #[error("not BTF")]
+    Format,
+    /// It is of a version that nobody knows.
+    #[error("BTF of version {0}, of which nothing is known")]
+    Version(u8),
+    /// It is cut off, or contradicts itself.
+    #[error("damaged BTF: {0}")]
+    Damaged(&'static str),
+}
+
+use BtfError::Damaged;
+
+/// What BTF begins with.
+const MAGIC: u16 = 0xeb9f;
+/// Bytes of its header that are known.
+const HEADER: usize = 24;
+/// Bytes of a type in front of what its kind has more.
+const TYPE: usize = 12;
+
+/// Kinds of types (`BTF_KIND_*`).
+mod kind {
+    pub const INT: u32 = 1;
+    pub const PTR: u32 = 2;
+    pub const ARRAY: u32 = 3;
+    pub const STRUCT: u32 = 4;
+    pub const UNION: u32 = 5;
+    pub const ENUM: u32 = 6;
+    pub const FWD: u32 = 7;
+    pub const TYPEDEF: u32 = 8;
+    pub const VOLATILE: u32 = 9;
+    pub const CONST: u32 = 10;
+    pub const RESTRICT: u32 = 11;
+    pub const FUNC: u32 = 12;
+    pub const FUNC_PROTO: u32 = 13;
+    pub const VAR: u32 = 14;
+    pub const DATASEC: u32 = 15;
+    pub const FLOAT: u32 = 16;
+    pub const DECL_TAG: u32 = 17;
+    pub const TYPE_TAG: u32 = 18;
+    pub const ENUM64: u32 = 19;
+}
+
+/// A little-endian reader of 32-bit words.
+struct Words<'a>(&'a [u8]);
+
+impl Words<'_> {
+    fn next(&mut self) -> Result<u32, BtfError> {
+        let (word, rest) = self.0.split_first_chunk().ok_or(Damaged("it ends within a type"))?;
+        self.0 = rest;
+        Ok(u32::from_le_bytes(*word))
+    }
+}
+
+/// Names.
+struct Strings<'a>(&'a [u8]);
+
+impl<'a> Strings<'a> {
+    /// The name at an offset. C's names, and those of Rust and assembly, are plain ASCII.
+    fn at(&self, offset: u32) -> Result<&'a str, BtfError> {
+        let rest = self.0.get(offset as usize..).ok_or(Damaged("a name is not there"))?;
+        let end = rest.iter().position(|byte| *byte == 0).ok_or(Damaged("a name has no end"))?;
+        let name = str::from_utf8(&rest[..end]).ok();
+        name.filter(|it| it.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()))
+            .ok_or(Damaged("a name is none"))
+    }
+}
+
+/// Reads the kernel's types: all of `.BTF`, which is between `__start_BTF` and `__stop_BTF`.
+///
+/// # Errors
+/// [`BtfError`].
+pub fn types(bytes: &[u8]) -> Result<Types, BtfError> {
+    let (head, _) = bytes.split_at_checked(HEADER).ok_or(BtfError::Format)?;
+    if head[..2] != MAGIC.to_le_bytes() {
+        return Err(BtfError::Format);
+    }
+    if head[2] != 1 {
+        return Err(BtfError::Version(head[2]));
+    }
+    let mut header = Words(&head[4..]);
+    let length = header.next()?;
+    let mut section = || {
+        let (begin, size) = (length as usize + header.next()? as usize, header.next()? as usize);
+        let end = begin.checked_add(size);
+        end.and_then(|end| bytes.get(begin..end)).ok_or(Damaged("it is shorter than it says"))
+    };
+    let (mut words, strings) = (Words(section()?), Strings(section()?));
+    // Both architectures have addresses of eight bytes.
+    let mut types = Types::new(8);
+    while !words.0.is_empty() {
+        read(&mut types, &mut words, &strings)?;
+    }
+    Ok(types)
+}
+
+/// Reads one type.
+fn read(types: &mut Types, words: &mut Words<'_>, strings: &Strings<'_>) -> Result<(), BtfError> {
+    if words.0.len() < TYPE {
+        return Err(Damaged("it ends within a type"));
+    }
+    let (name, info, size) = (strings.at(words.next()?)?, words.next()?, words.next()?);
+    let (count, kind, has_flag) = (info & 0xffff, info >> 24 & 0x1f, info >> 31 != 0);
+    let of = TypeId(size);
+    // As many words of each, which the whole has at least: what it says is not believed before.
+    let there = |words: &Words<'_>, each: usize| match count as usize * each * 4 <= words.0.len() {
+        true => Ok(()),
+        false => Err(Damaged("it ends within a type")),
+    };
+    let shape = match kind {
+        kind::INT => {
+            // BTF_INT_SIGNED, BTF_INT_BOOL, above eight bits of offset and eight of bits.
+            const SIGNED: u32 = 1 << 24;
+            const BOOL: u32 = 4 << 24;
+            let encoding = words.next()?;
+            Shape::Integer { size, is_signed: encoding & SIGNED != 0, is_bool: encoding & BOOL != 0 }
+        }
+        kind::FLOAT => Shape::Float(size),
+        kind::PTR => Shape::Pointer(of),
+        kind::ARRAY => {
+            let (of, _index, count) = (words.next()?, words.next()?, words.next()?);
+            Shape::Array(TypeId(of), count)
+        }
+        kind::STRUCT | kind::UNION => {
+            there(words, 3)?;
+            let members: Result<Vec<Member>, BtfError> = (0..count)
+                .map(|_| {
+                    let (name, of, at) =
+                        (strings.at(words.next()?)?.into(), TypeId(words.next()?), words.next()?);
+                    let bits = u8::try_from(at >> 24).ok().filter(|bits| has_flag && *bits != 0);
+                    Ok(Member { name, of, at: if has_flag { at & 0xff_ffff } else { at }, bits })
+                })
+                .collect();
+            let members = types.add_members(members?.into_iter());
+            Shape::Compound { size, is_union: kind == kind::UNION, members }
+        }
+        kind::ENUM | kind::ENUM64 => {
+            let is_long = kind == kind::ENUM64;
+            there(words, if is_long { 3 } else { 2 })?;
+            let values: Result<Vec<Enumerator>, BtfError> = (0..count)
+                .map(|_| {
+                    let (name, low) = (strings.at(words.next()?)?.into(), words.next()?);
+                    let value = match (is_long, has_flag) {
+                        (true, _) => u64::from(words.next()?) << 32 | u64::from(low),
+                        (false, true) => i64::from(low.cast_signed()).cast_unsigned(),
+                        (false, false) => low.into(),
+                    };
+                    Ok(Enumerator { name, value })
+                })
+                .collect();
+            let values = types.add_values(values?.into_iter());
+            Shape::Enumeration { size, is_signed: has_flag, values }
+        }
+        kind::FWD => Shape::Forward,
+        kind::TYPEDEF => Shape::Alias(of),
+        kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => Shape::Qualified(of),
+        kind::FUNC => Shape::Function,
+        kind::FUNC_PROTO => {
+            skip(words, count as usize * 2)?;
+            Shape::Function
+        }
+        kind::VAR => {
+            skip(words, 1)?;
+            Shape::Variable(of)
+        }
+        kind::DATASEC => {
+            skip(words, count as usize * 3)?;
+            Shape::Other
+        }
+        kind::DECL_TAG => {
+            skip(words, 1)?;
+            Shape::Other
+        }
+        // How long one is that is not known is not known either.
+        _ => return Err(Damaged("a type of an unknown kind")),
+    };
+    types.add(name, shape);
+    Ok(())
+}
+
+fn skip(words: &mut Words<'_>, count: usize) -> Result<(), BtfError> {
+    words.0 = words.0.get(count * 4..).ok_or(Damaged("it ends within a type"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
