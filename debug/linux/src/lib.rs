@@ -4,7 +4,8 @@
 //! [`VmCoreInfo`] is the kernel's own description of its data, which [`described`] finds in memory and believes if
 //! the kernel bears it out; with it [`VmCoreInfo::log`] reads the kernel's log, and [`translate`] translates where
 //! registers do not tell how. [`kallsyms`] are the symbols that it keeps for itself, in a store for symbols from
-//! anywhere ([`Symbols`]); [`btf`] are its types, likewise ([`Types`]).
+//! anywhere ([`Symbols`]); [`btf`] are its types, likewise ([`Types`]); with both, what it
+//! runs can be read ([`task`]).
 
 #![forbid(unsafe_code)]
 
@@ -14,7 +15,9 @@ mod error;
 mod info;
 pub mod kallsyms;
 mod log;
+pub mod reader;
 pub mod symbols;
+pub mod task;
 mod text;
 pub mod translate;
 pub mod types;

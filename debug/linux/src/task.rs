@@ -1,0 +1,325 @@
+//! A kernel's tasks: processes and their threads.
+//!
+//! Source: Linux, `include/linux/sched.h` (`struct task_struct`), `include/linux/sched/signal.h` (`thread_head`).
+
+use crate::reader::{NotThere, Reader};
+use crate::types::{TypeId, Types};
+use std::collections::HashSet;
+
+/// What a task does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It runs, or would if a processor were free.
+    Running,
+    /// It sleeps, and signals wake it.
+    Sleeping,
+    /// It sleeps, and nothing but what it waits for wakes it.
+    Uninterruptible,
+    /// It sleeps likewise and counts for nothing, as workers of the kernel's that have nothing to do.
+    Idle,
+    /// It was stopped.
+    Stopped,
+    /// A debugger within the guest has stopped it.
+    Traced,
+    /// It has ended, and its parent has not asked how.
+    Zombie,
+    /// It has ended.
+    Dead,
+    /// A thread of the kernel's that was parked.
+    Parked,
+    /// Anything else.
+    Other(u32),
+}
+
+impl State {
+    /// By `__state` (before 5.14 `state`) and `exit_state`, of which the numbers hold from 4.14 on.
+    fn new(state: u32, exit: u32) -> State {
+        const NOLOAD: u32 = 0x400;
+        const FREEZABLE_OR_WAKEKILL: u32 = 0x2000 | 0x100;
+        match (exit, state & !FREEZABLE_OR_WAKEKILL) {
+            (0x20, _) => State::Zombie,
+            (0x10, _) | (0, 0x80) => State::Dead,
+            (0, 0) => State::Running,
+            (0, 1) => State::Sleeping,
+            (0, 2) => State::Uninterruptible,
+            (0, both) if both == 2 | NOLOAD => State::Idle,
+            (0, 4) => State::Stopped,
+            (0, 8) => State::Traced,
+            (0, 0x40) => State::Parked,
+            (exit, state) => State::Other(exit | state),
+        }
+    }
+
+    /// As `ps(1)` and `/proc/PID/stat` have it.
+    pub fn letter(self) -> char {
+        match self {
+            State::Running => 'R',
+            State::Sleeping => 'S',
+            State::Uninterruptible => 'D',
+            State::Idle => 'I',
+            State::Stopped => 'T',
+            State::Traced => 't',
+            State::Zombie => 'Z',
+            State::Dead => 'X',
+            State::Parked => 'P',
+            State::Other(_) => '?',
+        }
+    }
+}
+
+/// A task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Where its `struct task_struct` is.
+    pub address: u64,
+    /// Its number: of a thread, the thread's.
+    pub pid: u32,
+    /// The number of its process.
+    pub tgid: u32,
+    /// The number of its parent's process.
+    pub parent: Option<u32>,
+    /// Its name, which may do nothing to a terminal.
+    pub comm: String,
+    /// What it does.
+    pub state: State,
+    /// The processor that it is on, or was last.
+    pub cpu: Option<u32>,
+    /// It is in a processor just now.
+    pub is_on_cpu: Option<bool>,
+    /// It is one of the kernel's own.
+    pub is_of_kernel: bool,
+    /// Where its `struct mm_struct` is; 0 of the kernel's own.
+    pub mm: u64,
+}
+
+/// Tasks that were found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tasks {
+    /// Each process's first task, and behind it its others.
+    pub all: Vec<Task>,
+    /// What of them could not be had, a line each.
+    pub remarks: Vec<String>,
+}
+
+/// Why no tasks are found.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TaskError {
+    /// The kernel's types have no such member.
+    #[error("the kernel's types do not have {0}")]
+    Lacks(String),
+    /// Not even the first one is there.
+    #[error(transparent)]
+    NotThere(#[from] NotThere),
+}
+
+/// Tasks that are listed at most: Linux has no more (`PID_MAX_LIMIT`).
+const MOST: usize = 4 << 20;
+/// `PF_KTHREAD`.
+const OF_KERNEL: u64 = 0x20_0000;
+/// `TASK_COMM_LEN`, as long as it may become.
+const LONGEST_NAME: u64 = 64;
+
+/// Where and how large a member is, bytes.
+#[derive(Clone, Copy, Debug)]
+struct Field {
+    at: u64,
+    size: u64,
+}
+
+/// How the kernel's tasks are made.
+#[derive(Debug)]
+pub struct TaskLayout {
+    tasks: Field,
+    /// Of `struct signal_struct` and of tasks: all threads of a process.
+    thread_head: Option<Field>,
+    thread_node: Option<Field>,
+    signal: Field,
+    pid: Field,
+    tgid: Field,
+    real_parent: Field,
+    comm: Field,
+    state: Field,
+    exit_state: Field,
+    cpu: Option<Field>,
+    on_cpu: Option<Field>,
+    flags: Field,
+    mm: Field,
+}
+
+impl TaskLayout {
+    /// By the kernel's types.
+    ///
+    /// # Errors
+    /// [`TaskError::Lacks`].
+    pub fn new(types: &Types) -> Result<TaskLayout, TaskError> {
+        let of = |tag: &str| types.tagged(tag).ok_or_else(|| TaskError::Lacks(format!("struct {tag}")));
+        let (task, signals) = (of("task_struct")?, types.tagged("signal_struct"));
+        let field = |of: TypeId, path: &str| {
+            let part = types.part(of, path)?;
+            Some(Field { at: part.offset()?, size: types.size(part.of)? })
+        };
+        let must = |path: &str| {
+            field(task, path).ok_or_else(|| TaskError::Lacks(format!("struct task_struct's {path}")))
+        };
+        Ok(TaskLayout {
+            tasks: must("tasks")?,
+            thread_head: signals.and_then(|it| field(it, "thread_head")),
+            thread_node: field(task, "thread_node"),
+            signal: must("signal")?,
+            pid: must("pid")?,
+            tgid: must("tgid")?,
+            real_parent: must("real_parent")?,
+            comm: must("comm")?,
+            // From 5.14 on with underscores.
+            state: must("__state").or_else(|_| must("state"))?,
+            exit_state: must("exit_state")?,
+            // On x86 from 5.17 on as on others; before, the task's own.
+            cpu: field(task, "thread_info.cpu").or_else(|| field(task, "cpu")),
+            on_cpu: field(task, "on_cpu"),
+            flags: must("flags")?,
+            mm: must("mm")?,
+        })
+    }
+
+    /// Reads one task.
+    ///
+    /// # Errors
+    /// [`NotThere`].
+    pub fn task(&self, address: u64, reader: &Reader<'_>) -> Result<Task, NotThere> {
+        let number = |field: Field| reader.number(address.wrapping_add(field.at), field.size);
+        // What is larger is none of these numbers.
+        let small = |field: Field| number(field).map(|value| u32::try_from(value & 0xffff_ffff).unwrap_or(0));
+        let mut comm = vec![0; usize::try_from(self.comm.size.min(LONGEST_NAME)).unwrap_or(0)];
+        reader.bytes(address.wrapping_add(self.comm.at), &mut comm)?;
+        let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+        let parent = number(self.real_parent)?;
+        Ok(Task {
+            address,
+            pid: small(self.pid)?,
+            tgid: small(self.tgid)?,
+            parent: match parent {
+                0 => None,
+                parent => {
+                    let tgid = reader.number(parent.wrapping_add(self.tgid.at), self.tgid.size);
+                    tgid.ok().and_then(|tgid| u32::try_from(tgid).ok())
+                }
+            },
+            comm: plain(&String::from_utf8_lossy(&comm[..end])),
+            state: State::new(small(self.state)?, small(self.exit_state)?),
+            cpu: self.cpu.map(small).transpose()?,
+            is_on_cpu: self.on_cpu.map(small).transpose()?.map(|on| on != 0),
+            is_of_kernel: number(self.flags)? & OF_KERNEL != 0,
+            mm: number(self.mm)?,
+        })
+    }
+
+    /// All tasks, by the list that any first task of a process is in. `go_on` is asked for each, as there may be many.
+    ///
+    /// # Errors
+    /// [`TaskError`] where not even the first one is there; in words ([`Tasks::remarks`]), what of others cannot be had.
+    pub fn tasks<E>(
+        &self,
+        first: u64,
+        reader: &Reader<'_>,
+        go_on: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<Result<Tasks, TaskError>, E> {
+        let mut found = Tasks::default();
+        match self.task(first, reader) {
+            Ok(task) => found.all.push(task),
+            Err(error) => return Ok(Err(error.into())),
+        }
+        let mut leaders = Ring::new(first.wrapping_add(self.tasks.at));
+        self.threads(first, reader, &mut found, go_on)?;
+        while let Some(node) = leaders.next(reader, &mut found.remarks) {
+            go_on()?;
+            let address = node.wrapping_sub(self.tasks.at);
+            match self.task(address, reader) {
+                Ok(task) => found.all.push(task),
+                Err(error) => found.remarks.push(format!("a task is left out: {error}")),
+            }
+            self.threads(address, reader, &mut found, go_on)?;
+            if found.all.len() >= MOST {
+                found.remarks.push(format!("there are more than {MOST} tasks, which Linux cannot have"));
+                break;
+            }
+        }
+        Ok(Ok(found))
+    }
+
+    /// The threads of a process but its first.
+    fn threads<E>(
+        &self,
+        leader: u64,
+        reader: &Reader<'_>,
+        found: &mut Tasks,
+        go_on: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (Some(head), Some(node)) = (self.thread_head, self.thread_node) else { return Ok(()) };
+        // One that has ended has none any more.
+        let signal = match reader.address(leader.wrapping_add(self.signal.at)) {
+            Ok(0) | Err(_) => return Ok(()),
+            Ok(signal) => signal,
+        };
+        let mut ring = Ring::new(signal.wrapping_add(head.at));
+        while let Some(at) = ring.next(reader, &mut found.remarks) {
+            go_on()?;
+            let address = at.wrapping_sub(node.at);
+            if address == leader {
+                continue;
+            }
+            match self.task(address, reader) {
+                Ok(task) => found.all.push(task),
+                Err(error) => found.remarks.push(format!("a thread is left out: {error}")),
+            }
+            if found.all.len() >= MOST {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A `struct list_head` that others are linked to, all round: forwards, and where that is broken backwards from the end.
+struct Ring {
+    head: u64,
+    at: u64,
+    is_backwards: bool,
+    seen: HashSet<u64>,
+}
+
+impl Ring {
+    fn new(head: u64) -> Ring {
+        Ring { head, at: head, is_backwards: false, seen: HashSet::from([head]) }
+    }
+
+    /// The next one that was not there yet.
+    fn next(&mut self, reader: &Reader<'_>, remarks: &mut Vec<String>) -> Option<u64> {
+        loop {
+            // `next` is in front of `prev`.
+            let (there, back) = if self.is_backwards { (8, 0) } else { (0, 8) };
+            let next = reader.address(self.at.wrapping_add(there));
+            let is_linked = |next: u64| reader.address(next.wrapping_add(back)) == Ok(self.at);
+            match next {
+                Ok(next) if next == self.head => return None,
+                Ok(next) if is_linked(next) && self.seen.insert(next) => {
+                    self.at = next;
+                    return Some(next);
+                }
+                _ if self.is_backwards => return None,
+                _ => {
+                    remarks
+                        .push(format!("a list is broken behind {:#x}: some of it may be missing", self.at));
+                    (self.is_backwards, self.at) = (true, self.head);
+                }
+            }
+        }
+    }
+}
+
+/// A name as the guest has it, which may do nothing to a terminal.
+fn plain(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+//! Tasks in memory made here.
+
+use super::*;
+use crate::types::{Member, Shape};
+use std::cell::RefCell;
+use std::convert::Infallible;
+
+/// `struct task_struct` and what it has, as small as it can be.
+fn types() -> Types {
+    let mut types = Types::new(8);
+    types.add("unsigned int", Shape::Integer { size: 4, is_signed: false, is_bool: false }); // 1
+    types.add("char", Shape::Integer { size: 1, is_signed: true, is_bool: false }); // 2
+    types.add("", Shape::Array(TypeId(2), 16)); // 3
+    types.add("", Shape::Pointer(TypeId::VOID)); // 4
+    let member =
+        |name: &str, of: u32, at: u32| Member { name: name.into(), of: TypeId(of), at: at * 8, bits: None };
+    let compound = |types: &mut Types, name: &str, size: u32, members: Vec<Member>| {
+        let members = types.add_members(members.into_iter());
+        types.add(name, Shape::Compound { size, is_union: false, members });
+    };
+    compound(&mut types, "list_head", 16, vec![member("next", 4, 0), member("prev", 4, 8)]); // 5
+    compound(&mut types, "thread_info", 8, vec![member("flags", 1, 0), member("cpu", 1, 4)]); // 6
+    compound(&mut types, "signal_struct", 32, vec![member("thread_head", 5, 16)]); // 7
+    let names = [
+        ("thread_info", 6, 0),
+        ("__state", 1, 8),
+        ("on_cpu", 1, 12),
+        ("flags", 1, 16),
+        ("exit_state", 1, 20),
+        ("pid", 1, 24),
+        ("tgid", 1, 28),
+        ("tasks", 5, 32),
+        ("thread_node", 5, 48),
+        ("real_parent", 4, 64),
+        ("signal", 4, 72),
+        ("mm", 4, 80),
+        ("comm", 3, 88),
+    ];
+    let members = names.into_iter().map(|(name, of, at)| member(name, of, at)).collect();
+    compound(&mut types, "task_struct", 104, members);
+    types
+}
+
+/// Memory at 0xffff_8000_0000_0000.
+struct Kernel(RefCell<Vec<u8>>);
+
+const BASE: u64 = 0xffff_8000_0000_0000;
+/// Each task has so much, and its process's signals behind it.
+const EACH: u64 = 0x100;
+
+impl Kernel {
+    /// Processes by their numbers and names, each with so many more threads.
+    fn new(processes: &[(u32, &str, u32)]) -> Kernel {
+        let kernel = Kernel(RefCell::new(vec![0; 0x10000]));
+        let mut next = BASE;
+        let mut make = |pid: u32, tgid: u32, name: &str| {
+            let at = next;
+            next += EACH;
+            kernel.put(at + 24, u64::from(tgid) << 32 | u64::from(pid));
+            kernel.put(at + 64, BASE);
+            for (index, byte) in name.bytes().enumerate() {
+                kernel.byte(at + 88 + index as u64, byte);
+            }
+            at
+        };
+        let mut leaders = Vec::new();
+        for (pid, name, threads) in processes {
+            let leader = make(*pid, *pid, name);
+            let signal = leader + 0x80;
+            let others = (1..=*threads).map(|number| make(pid + number, *pid, "thread"));
+            let all: Vec<u64> = std::iter::once(leader).chain(others).collect();
+            all.iter().for_each(|task| kernel.put(task + 72, signal));
+            kernel.ring(std::iter::once(signal + 16).chain(all.iter().map(|task| task + 48)).collect());
+            leaders.push(leader + 32);
+        }
+        kernel.ring(leaders);
+        kernel
+    }
+
+    fn byte(&self, at: u64, byte: u8) {
+        self.0.borrow_mut()[usize::try_from(at - BASE).unwrap()] = byte;
+    }
+
+    fn put(&self, at: u64, word: u64) {
+        (at..).zip(word.to_le_bytes()).for_each(|(at, byte)| self.byte(at, byte));
+    }
+
+    fn ring(&self, nodes: Vec<u64>) {
+        for (index, node) in nodes.iter().enumerate() {
+            let next = nodes[(index + 1) % nodes.len()];
+            self.put(*node, next);
+            self.put(next + 8, *node);
+        }
+    }
+
+    fn tasks(&self) -> Tasks {
+        let read = |at: u64, bytes: &mut [u8]| {
+            let memory = self.0.borrow();
+            let from = usize::try_from(at.wrapping_sub(BASE)).unwrap_or(usize::MAX);
+            let rest = memory.get(from..).unwrap_or_default();
+            let count = rest.len().min(bytes.len());
+            bytes[..count].copy_from_slice(&rest[..count]);
+            count
+        };
+        let layout = TaskLayout::new(&types()).unwrap();
+        let mut rounds = 0;
+        let mut go_on = || {
+            rounds += 1;
+            assert!(rounds < 10_000, "it has no end");
+            Ok::<(), Infallible>(())
+        };
+        let Ok(tasks) = layout.tasks(BASE, &Reader::new(&read), &mut go_on);
+        tasks.unwrap()
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        self.tasks().all.iter().map(|task| task.pid).collect()
+    }
+}
+
+const PROCESSES: &[(u32, &str, u32)] =
+    &[(0, "swapper/0", 0), (1, "init", 2), (50, "kthreadd", 0), (60, "last", 1)];
+
+#[test]
+fn processes_and_their_threads() {
+    let kernel = Kernel::new(PROCESSES);
+    let tasks = kernel.tasks();
+    assert_eq!(tasks.remarks, [] as [&str; 0]);
+    let all: Vec<_> = tasks.all.iter().map(|task| (task.pid, task.tgid, task.comm.as_str())).collect();
+    let wanted = [
+        (0, 0, "swapper/0"),
+        (1, 1, "init"),
+        (2, 1, "thread"),
+        (3, 1, "thread"),
+        (50, 50, "kthreadd"),
+        (60, 60, "last"),
+        (61, 60, "thread"),
+    ];
+    assert_eq!(all, wanted);
+    assert_eq!(tasks.all[1].parent, Some(0));
+}
+
+#[test]
+fn a_task_is_read_as_it_is() {
+    let kernel = Kernel::new(&[(0, "swapper/0", 0), (7, "a\u{1b}[2Jb", 0)]);
+    let task = BASE + EACH;
+    kernel.put(task, 3 << 32);
+    kernel.put(task + 8, 1 << 32 | 0x402);
+    kernel.put(task + 16, OF_KERNEL);
+    kernel.put(task + 64, 0);
+    kernel.put(task + 80, 0x1234);
+    let wanted = Task {
+        address: task,
+        pid: 7,
+        tgid: 7,
+        parent: None,
+        comm: "a\u{fffd}[2Jb".into(),
+        state: State::Idle,
+        cpu: Some(3),
+        is_on_cpu: Some(true),
+        is_of_kernel: true,
+        mm: 0x1234,
+    };
+    assert_eq!(kernel.tasks().all[1], wanted);
+    // A name without an end, which has as many bytes as there are.
+    (88..104).for_each(|at| kernel.byte(task + at, b'x'));
+    assert_eq!(kernel.tasks().all[1].comm, "x".repeat(16));
+}
+
+#[test]
+fn states_have_letters() {
+    for (state, exit, letter) in [
+        (0, 0, 'R'),
+        (1, 0, 'S'),
+        (0x2001, 0, 'S'),
+        (2, 0, 'D'),
+        (0x102, 0, 'D'),
+        (0x402, 0, 'I'),
+        (4, 0, 'T'),
+        (0x104, 0, 'T'),
+        (8, 0, 't'),
+        (0x80, 0x20, 'Z'),
+        (0x80, 0x10, 'X'),
+        (0x40, 0, 'P'),
+        (0x1000, 0, '?'),
+    ] {
+        assert_eq!(State::new(state, exit).letter(), letter, "{state:#x} {exit:#x}");
+    }
+}
+
+#[test]
+fn what_is_broken_is_told_and_the_rest_is_there() {
+    let leader = |index: u64| BASE + index * EACH + 32;
+    // The list leads nowhere behind the first: the others are found from its end.
+    let kernel = Kernel::new(PROCESSES);
+    kernel.put(leader(0), 0);
+    assert_eq!(kernel.tasks().remarks.len(), 1);
+    assert_eq!(kernel.pids(), [0, 60, 61, 50, 1, 2, 3]);
+    // It leads back to one that was there.
+    let kernel = Kernel::new(PROCESSES);
+    kernel.put(leader(4), leader(1));
+    assert_eq!(kernel.pids().len(), 7);
+    assert_eq!(kernel.tasks().remarks.len(), 1);
+    // Broken both ways: what is in the middle is gone.
+    let kernel = Kernel::new(PROCESSES);
+    kernel.put(leader(1), 1);
+    kernel.put(leader(5) + 8, 1);
+    assert_eq!(kernel.pids(), [0, 1, 2, 3, 60, 61]);
+    // A process's list of threads that ends in what is not there.
+    let kernel = Kernel::new(PROCESSES);
+    kernel.put(BASE + EACH + 72, 0x1000);
+    assert_eq!(kernel.pids(), [0, 1, 50, 60, 61]);
+}
+
+#[test]
+fn without_types_it_says_which() {
+    let lacks = TaskLayout::new(&Types::new(8)).unwrap_err();
+    assert_eq!(lacks.to_string(), "the kernel's types do not have struct task_struct");
+    let layout = TaskLayout::new(&types()).unwrap();
+    let nothing = |_: u64, _: &mut [u8]| 0;
+    let Ok(found) = layout.tasks(BASE, &Reader::new(&nothing), &mut || Ok::<(), Infallible>(()));
+    assert!(matches!(found, Err(TaskError::NotThere(_))), "{found:?}");
+}
+
+#[test]
+fn who_breaks_off_is_obeyed() {
+    let kernel = Kernel::new(PROCESSES);
+    let read = |at: u64, bytes: &mut [u8]| {
+        let memory = kernel.0.borrow();
+        let from = usize::try_from(at.wrapping_sub(BASE)).unwrap_or(usize::MAX);
+        let Some(there) = memory.get(from..from.saturating_add(bytes.len())) else { return 0 };
+        bytes.copy_from_slice(there);
+        bytes.len()
+    };
+    let layout = TaskLayout::new(&types()).unwrap();
+    assert_eq!(layout.tasks(BASE, &Reader::new(&read), &mut || Err("enough")), Err("enough"));
+}
