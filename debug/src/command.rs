@@ -52,6 +52,8 @@ mod run;
 #[cfg(feature = "dwarf")]
 pub mod symbols;
 mod table;
+#[cfg(feature = "linux")]
+pub mod tasks;
 
 pub use operator::Operator;
 pub use run::{Refused, commands, common, run, run_line};

@@ -143,7 +143,7 @@ impl Dmesg {
     }
 }
 
-fn nobody(known: &Described) -> String {
+pub(super) fn nobody(known: &Described) -> String {
     let none = "no Linux kernel has described itself in memory (yet)";
     std::iter::once(none).chain(known.remarks.iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
 }

@@ -7,6 +7,8 @@ use super::linux;
 use super::operator::Operator;
 #[cfg(feature = "dwarf")]
 use super::symbols;
+#[cfg(feature = "linux")]
+use super::tasks;
 use super::{breakpoints, host, info, memory, registers};
 use crate::reply::{Arguments, Command, Refusal, Reply};
 
@@ -31,6 +33,8 @@ pub(super) const TABLE: &[Entry] = &[
     Entry { command: linux::LINUX, run: linux::run },
     #[cfg(feature = "linux")]
     Entry { command: linux::DMESG, run: linux::run_dmesg },
+    #[cfg(feature = "linux")]
+    Entry { command: tasks::PS, run: tasks::run },
     #[cfg(feature = "dwarf")]
     Entry { command: symbols::SYM, run: symbols::run },
     #[cfg(feature = "dump")]

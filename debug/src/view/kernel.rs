@@ -3,8 +3,11 @@
 use super::View;
 use crate::cancel::Cancelled;
 use crate::linux::described::{self, Anchor, Scope};
+use crate::linux::kallsyms::{self, KallsymsError, Place};
+use crate::linux::reader::Reader;
+use crate::linux::task::{TaskLayout, Tasks};
 use crate::linux::translate::kernel_regime;
-use crate::linux::{self, Described, VmCoreInfo};
+use crate::linux::{self, Described, VmCoreInfo, btf};
 use crate::memory::Space;
 use arch::Isa;
 use arch::register::Bank;
@@ -51,21 +54,65 @@ impl<'a> View<'a> {
     /// # Errors
     /// [`linux::LogError`], of the vCPU that is looked through.
     pub fn kernel_log(&self, info: &VmCoreInfo, most: usize) -> Result<Vec<String>, linux::LogError> {
+        let found = self.as_kernel(info, |read| info.log(read, most));
+        found.map_or(Err(linux::LogError::NotMapped(0)), |found| found.map(|(lines, _)| lines))
+    }
+
+    /// What `look` finds in memory as the kernel sees it, and in which space that is: one vCPU may see it, and another
+    /// not. `None` where there is nothing to translate by; where nobody sees it, the first error.
+    fn as_kernel<T, E>(
+        &self,
+        info: &VmCoreInfo,
+        look: impl Fn(&dyn Fn(u64, &mut [u8]) -> usize) -> Result<T, E>,
+    ) -> Option<Result<(T, Space), E>> {
         let vcpus = std::iter::once(self.vcpu).chain(0..self.machine.vcpus());
         let by_registers = vcpus.filter_map(|vcpu| self.machine.regime(vcpu).ok());
         let by_info = kernel_regime(self.isa(), info);
         let mut first = None;
         for regime in by_registers.chain(by_info) {
             let space = Space::Virtual(regime);
-            let read = |at: u64, bytes: &mut [u8]| match self.cancel.check() {
-                Ok(()) => self.read_in(&space, at, bytes),
-                Err(_) => 0,
-            };
-            match info.log(read, most) {
-                Ok(lines) => return Ok(lines),
+            match look(&|at, bytes| self.read_unless_cancelled(&space, at, bytes)) {
+                Ok(found) => return Some(Ok((found, space))),
                 Err(error) => first = first.or(Some(error)),
             }
         }
-        Err(first.unwrap_or(linux::LogError::NotMapped(0)))
+        first.map(Err)
+    }
+
+    fn read_unless_cancelled(&self, space: &Space, at: u64, bytes: &mut [u8]) -> usize {
+        match self.cancel.check() {
+            Ok(()) => self.read_in(space, at, bytes),
+            Err(Cancelled) => 0,
+        }
+    }
+
+    /// The kernel's tasks, by its own symbols and types.
+    ///
+    /// # Errors
+    /// In words, what it lacks for that. Also when it is broken off.
+    pub fn kernel_tasks(&self, info: &VmCoreInfo) -> Result<Tasks, String> {
+        let place = Place::described(info).ok_or_else(|| KallsymsError::Lacks.to_string())?;
+        let found = self.as_kernel(info, |read| kallsyms::symbols(&place, read));
+        let found = found.ok_or("nothing tells how the kernel translates")?;
+        let (symbols, space) = found.map_err(|error| error.to_string())?;
+        let address = |name| {
+            let lacks = || format!("'{name}' is not among the symbols that the kernel has in memory");
+            symbols.address(name).ok_or_else(lacks)
+        };
+        let read = |at: u64, bytes: &mut [u8]| self.read_unless_cancelled(&space, at, bytes);
+        let reader = Reader::new(&read);
+        let (begin, end) = (address("__start_BTF")?, address("__stop_BTF")?);
+        let size = end.checked_sub(begin).filter(|size| *size <= MOST_TYPES);
+        let size =
+            size.and_then(|size| usize::try_from(size).ok()).ok_or("the kernel's types are too large")?;
+        let mut bytes = vec![0; size];
+        reader.bytes(begin, &mut bytes).map_err(|error| error.to_string())?;
+        let types = btf::types(&bytes).map_err(|error| format!("the kernel's types: {error}"))?;
+        let layout = TaskLayout::new(&types).map_err(|error| error.to_string())?;
+        let tasks = layout.tasks(address("init_task")?, &reader, &mut || self.cancel.check());
+        tasks.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
     }
 }
+
+/// Bytes of types that are read at most: a distribution's kernel has five million.
+const MOST_TYPES: u64 = 64 << 20;

@@ -1,0 +1,69 @@
+//! `ps`: the tasks of a Linux kernel in the guest, by what the kernel has in its own memory.
+
+use super::linux::nobody;
+use super::operator::Operator;
+use crate::linux::described::Scope;
+use crate::linux::task::{Task, Tasks};
+use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
+use std::fmt;
+
+/// `ps`.
+pub const PS: Command = Command::new("ps", "", "the kernel's tasks: number, parent, state, processor, name");
+
+/// Tasks, as they are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed(pub Tasks);
+
+/// A number that may not be known.
+fn known(number: Option<u32>) -> String {
+    number.map_or_else(|| "-".into(), |number| number.to_string())
+}
+
+/// A name as `ps` has it: the kernel's own in brackets.
+fn name(task: &Task) -> String {
+    if task.is_of_kernel { format!("[{}]", task.comm) } else { task.comm.clone() }
+}
+
+impl fmt::Display for Listed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:>7} {:>7} {:>7} S {:>3} {:<18} NAME", "PID", "PROCESS", "PARENT", "CPU", "TASK")?;
+        for task in &self.0.all {
+            let Task { address, pid, tgid, .. } = task;
+            let (parent, cpu, state) = (known(task.parent), known(task.cpu), task.state.letter());
+            let on = if task.is_on_cpu == Some(true) { " (on it)" } else { "" };
+            writeln!(
+                f,
+                "{pid:>7} {tgid:>7} {parent:>7} {state} {cpu:>3} {address:#018x} {}{on}",
+                name(task)
+            )?;
+        }
+        self.0.remarks.iter().try_for_each(|remark| writeln!(f, "{remark}"))
+    }
+}
+
+impl Value for Listed {
+    fn json(&self) -> Json {
+        let task = |task: &Task| {
+            json!({
+                "pid": task.pid, "process": task.tgid, "parent": task.parent, "name": task.comm,
+                "state": task.state.letter().to_string(), "cpu": task.cpu, "on_cpu": task.is_on_cpu,
+                "of_kernel": task.is_of_kernel, "task": hex(task.address),
+            })
+        };
+        json!({ "tasks": self.0.all.iter().map(task).collect::<Vec<_>>(), "remarks": self.0.remarks })
+    }
+}
+
+pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+    arguments.none()?;
+    let view = operator.view();
+    let known = view.kernel(Scope::Running)?;
+    let info = known.info.as_ref().ok_or_else(|| Refusal::NotThere(nobody(&known)))?;
+    match view.kernel_tasks(info) {
+        Ok(tasks) => Ok(Box::new(Listed(tasks))),
+        Err(why) => {
+            view.cancel.check()?;
+            Err(Refusal::NotThere(why))
+        }
+    }
+}
