@@ -10,6 +10,7 @@ use debug::dump;
 use debug::dump::core::Core;
 use debug::machine::Machine;
 use debug::source::OnDisk;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -252,6 +253,32 @@ pub fn panicked(isa: Isa, core: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// A task of `vmm core ps --json`: number, processor, address, state, name.
+fn of_ours(task: &serde_json::Value) -> String {
+    let text = |name: &str| task[name].as_str().unwrap_or_default();
+    let name = if task["of_kernel"] == true { format!("[{}]", text("name")) } else { text("name").into() };
+    let address = text("task").trim_start_matches("0x");
+    format!("{} {} {address} {} {name}", task["pid"], task["cpu"], text("state"))
+}
+
+/// The same of a line of crash's `ps`.
+fn of_crash(line: &str) -> Option<String> {
+    let words: Vec<&str> = line.trim_start_matches('>').split_whitespace().collect();
+    let [pid, _, cpu, address, state, _, _, _, name @ ..] = &words[..] else { return None };
+    pid.parse::<u32>().ok()?;
+    let state = match *state {
+        "RU" => "R",
+        "IN" => "S",
+        "UN" => "D",
+        "ID" => "I",
+        "ZO" => "Z",
+        "ST" => "T",
+        "PA" => "P",
+        _ => return None,
+    };
+    Some(format!("{pid} {cpu} {address} {state} {}", name.join(" ")))
+}
+
 /// What is looked at a dump with.
 type Looks = &'static [(&'static str, Look)];
 
@@ -459,8 +486,7 @@ impl Opened {
     }
 
     /// What crash is asked.
-    const CRASH: &'static str =
-        "sys\nps | head -20\nbt -a\nlog | tail -3\nsym linux_banner\nvtop $(sym)\nquit\n";
+    const CRASH: &'static str = "sys\nps\nbt -a\nlog | tail -3\nsym linux_banner\nvtop $(sym)\nquit\n";
 
     fn crash(&self, program: Command) -> Result<Said, String> {
         let mut program = program;
@@ -495,7 +521,34 @@ impl Opened {
         said.has(&["CPUS: 2", &release, "swapper/0", "init", "kthreadd"])?;
         let [first_cpu, second_cpu] = [0, 1].map(|cpu| format!("CPU: {cpu} "));
         said.has(&[&first_cpu, "do_idle", "start_kernel", &second_cpu, "do_idle", second])?;
-        said.has(&["TERM=linux", "linux_banner", "PHYSICAL"])
+        said.has(&["TERM=linux", "linux_banner", "PHYSICAL"])?;
+        self.has_the_tasks_of(said).map_err(|error| format!("vmm core ps: {error}"))
+    }
+
+    /// The tasks that crash has by the kernel's debugging information are those that we have by what the kernel keeps
+    /// in memory.
+    fn has_the_tasks_of(&self, crash: &Said) -> Result<(), String> {
+        let ours = core(Built::Here, &self.core, &["ps", "--json"])?;
+        if (self.isa, self.series) == (Isa::Aarch64, "6.1") {
+            // It keeps no symbols of data.
+            return check(ours.code != 0, || format!("it lists tasks after all:\n{}", ours.text))
+                .and_then(|()| ours.has(&["is not among the symbols that the kernel has in memory"]));
+        }
+        let ours = ours.well()?;
+        let json = ours.text.lines().find(|line| line.starts_with('{')).unwrap_or_default();
+        let listed: serde_json::Value =
+            serde_json::from_str(json).map_err(|error| format!("{error} in {}", ours.text))?;
+        let remarks = &listed["remarks"];
+        check(remarks.as_array().is_some_and(Vec::is_empty), || format!("something is amiss: {remarks}"))?;
+        let tasks = listed["tasks"].as_array().ok_or("there are none")?;
+        let ours: BTreeSet<_> = tasks.iter().filter(|task| task["pid"] != 0).map(of_ours).collect();
+        let theirs: BTreeSet<_> =
+            crash.text.lines().filter_map(of_crash).filter(|task| !task.starts_with("0 ")).collect();
+        check(theirs.len() > 20, || format!("crash lists no tasks:\n{}", crash.text))?;
+        check(ours == theirs, || {
+            let (more, less) = (ours.difference(&theirs), theirs.difference(&ours));
+            format!("only ours: {:?}; only crash's: {:?}", more.collect::<Vec<_>>(), less.collect::<Vec<_>>())
+        })
     }
 
     /// crash: Debian 12's as far as it goes, and newer ones.

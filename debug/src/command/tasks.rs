@@ -67,3 +67,60 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::tests::Desk;
+    use crate::fake::Still;
+    use crate::linux::task::State;
+    use arch::Isa;
+
+    #[test]
+    fn without_a_kernel_there_are_no_tasks() {
+        for isa in Isa::ALL {
+            let mut desk = Desk::new(Still::new(isa, 1, 1 << 16).unwrap());
+            let said = desk.say("ps");
+            assert!(said.contains("no Linux kernel"), "{said}");
+            assert!(desk.say("ps 1").contains("ps"), "it takes no arguments");
+        }
+    }
+
+    #[test]
+    fn tasks_in_words_and_as_json() {
+        let init = Task {
+            address: 0xffff_8880_0010_0000,
+            pid: 1,
+            tgid: 1,
+            parent: Some(0),
+            comm: "init".into(),
+            state: State::Sleeping,
+            cpu: Some(1),
+            is_on_cpu: Some(false),
+            is_of_kernel: false,
+            mm: 0xffff_8880_0020_0000,
+        };
+        let worker = Task {
+            pid: 12,
+            tgid: 12,
+            parent: None,
+            comm: "kworker/0:1".into(),
+            state: State::Running,
+            cpu: None,
+            is_on_cpu: Some(true),
+            is_of_kernel: true,
+            mm: 0,
+            ..init.clone()
+        };
+        let listed = Listed(Tasks { all: vec![init, worker], remarks: vec!["the list breaks off".into()] });
+        let expected = "    PID PROCESS  PARENT S CPU TASK               NAME\n\
+                        \x20     1       1       0 S   1 0xffff888000100000 init\n\
+                        \x20    12      12       - R   - 0xffff888000100000 [kworker/0:1] (on it)\n\
+                        the list breaks off\n";
+        assert_eq!(listed.to_string(), expected);
+        let json = listed.json();
+        assert_eq!(json["tasks"][1]["name"], "kworker/0:1");
+        assert_eq!(json["tasks"][1]["cpu"], Json::Null);
+        assert_eq!(json["remarks"][0], "the list breaks off");
+    }
+}
