@@ -36,7 +36,7 @@ const fn limit(folder: &'static str, circles: usize, longest: usize) -> Limit {
 pub const LIMITS: &[Limit] = &[
     limit("arch", 0, 111),
     limit("debug", 0, 83),
-    limit("debug/linux", 0, 83),
+    limit("debug/linux", 0, 70),
     limit("devices", 0, 73),
     limit("devices/disk", 0, 38),
     limit("devices/net", 0, 45),
