@@ -267,7 +267,7 @@ fn of_crash(line: &str) -> Option<String> {
     let [pid, _, cpu, address, state, _, _, _, name @ ..] = &words[..] else { return None };
     pid.parse::<u32>().ok()?;
     let state = match *state {
-        "RU" => "R",
+        "RU" | "NE" => "R",
         "IN" => "S",
         "UN" => "D",
         "ID" => "I",

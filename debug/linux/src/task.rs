@@ -11,6 +11,8 @@ use std::collections::HashSet;
 pub enum State {
     /// It runs, or would if a processor were free.
     Running,
+    /// It was made, and has not run yet.
+    New,
     /// It sleeps, and signals wake it.
     Sleeping,
     /// It sleeps, and nothing but what it waits for wakes it.
@@ -32,28 +34,44 @@ pub enum State {
 }
 
 impl State {
-    /// By `__state` (before 5.14 `state`) and `exit_state`, of which the numbers hold from 4.14 on.
+    /// By `__state` (before 5.14 `state`) and `exit_state`, of which the numbers hold from 4.14 on, as the kernel tells
+    /// them to user space (`task_state_index`): one that the freezer has, or that waits for a lock as real-time kernels
+    /// make them, counts as uninterruptible.
     fn new(state: u32, exit: u32) -> State {
-        const NOLOAD: u32 = 0x400;
-        const FREEZABLE_OR_WAKEKILL: u32 = 0x2000 | 0x100;
-        match (exit, state & !FREEZABLE_OR_WAKEKILL) {
-            (0x20, _) => State::Zombie,
-            (0x10, _) | (0, 0x80) => State::Dead,
-            (0, 0) => State::Running,
-            (0, 1) => State::Sleeping,
-            (0, 2) => State::Uninterruptible,
-            (0, both) if both == 2 | NOLOAD => State::Idle,
-            (0, 4) => State::Stopped,
-            (0, 8) => State::Traced,
-            (0, 0x40) => State::Parked,
-            (exit, state) => State::Other(exit | state),
+        const NEW: u32 = 0x800;
+        const IDLE: u32 = 0x400 | 2;
+        const RTLOCK_WAIT_OR_FROZEN: u32 = 0x1000 | 0x8000;
+        const REPORTED: u32 = 0x7f;
+        const DEAD: u32 = 0x80;
+        match exit {
+            0x20 => return State::Zombie,
+            0x10 => return State::Dead,
+            0 => {}
+            exit => return State::Other(exit | state),
+        }
+        if state & IDLE == IDLE {
+            return State::Idle;
+        }
+        if state & RTLOCK_WAIT_OR_FROZEN != 0 {
+            return State::Uninterruptible;
+        }
+        match state & REPORTED {
+            0 if state == NEW => State::New,
+            0 if state == DEAD => State::Dead,
+            0 => State::Running,
+            1 => State::Sleeping,
+            2 => State::Uninterruptible,
+            4 => State::Stopped,
+            8 => State::Traced,
+            0x40 => State::Parked,
+            _ => State::Other(state),
         }
     }
 
     /// As `ps(1)` and `/proc/PID/stat` have it.
     pub fn letter(self) -> char {
         match self {
-            State::Running => 'R',
+            State::Running | State::New => 'R',
             State::Sleeping => 'S',
             State::Uninterruptible => 'D',
             State::Idle => 'I',

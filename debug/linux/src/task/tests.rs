@@ -168,27 +168,6 @@ fn a_task_is_read_as_it_is() {
 }
 
 #[test]
-fn states_have_letters() {
-    for (state, exit, letter) in [
-        (0, 0, 'R'),
-        (1, 0, 'S'),
-        (0x2001, 0, 'S'),
-        (2, 0, 'D'),
-        (0x102, 0, 'D'),
-        (0x402, 0, 'I'),
-        (4, 0, 'T'),
-        (0x104, 0, 'T'),
-        (8, 0, 't'),
-        (0x80, 0x20, 'Z'),
-        (0x80, 0x10, 'X'),
-        (0x40, 0, 'P'),
-        (0x1000, 0, '?'),
-    ] {
-        assert_eq!(State::new(state, exit).letter(), letter, "{state:#x} {exit:#x}");
-    }
-}
-
-#[test]
 fn what_is_broken_is_told_and_the_rest_is_there() {
     let leader = |index: u64| BASE + index * EACH + 32;
     // The list leads nowhere behind the first: the others are found from its end.
@@ -234,4 +213,32 @@ fn who_breaks_off_is_obeyed() {
     };
     let layout = TaskLayout::new(&types()).unwrap();
     assert_eq!(layout.tasks(BASE, &Reader::new(&read), &mut || Err("enough")), Err("enough"));
+}
+
+#[test]
+fn states_are_those_that_the_kernel_tells() {
+    for (state, exit, letter) in [
+        (0, 0, 'R'),
+        (0x200, 0, 'R'),
+        (0x800, 0, 'R'),
+        (1, 0, 'S'),
+        (0x2001, 0, 'S'),
+        (2, 0, 'D'),
+        (0x102, 0, 'D'),
+        (0x1000, 0, 'D'),
+        (0x8000, 0, 'D'),
+        (0x402, 0, 'I'),
+        (0x2402, 0, 'I'),
+        (0x104, 0, 'T'),
+        (8, 0, 't'),
+        (0x40, 0, 'P'),
+        (0x80, 0x20, 'Z'),
+        (0x80, 0x10, 'X'),
+        (0x80, 0, 'X'),
+        (3, 0, '?'),
+        (0, 0x40, '?'),
+    ] {
+        assert_eq!(State::new(state, exit).letter(), letter, "{state:#x}, {exit:#x}");
+    }
+    assert_eq!(State::new(0x800, 0), State::New);
 }
