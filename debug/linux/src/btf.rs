@@ -61,14 +61,31 @@ impl Words<'_> {
     }
 }
 
+/// Bytes of types that are read at most, as of those that a kernel takes (`BTF_MAX_SIZE`): a distribution's kernel has
+/// five million.
+pub const MOST_BYTES: usize = 16 << 20;
+/// Bytes of a name, at most (`KSYM_NAME_LEN`).
+const LONGEST_NAME: usize = 512;
+/// Bytes of all names: each may be told of as often as it likes, and is kept as often.
+const MOST_NAMES: usize = 32 << 20;
+
 /// Names.
-struct Strings<'a>(&'a [u8]);
+struct Strings<'a> {
+    bytes: &'a [u8],
+    /// Bytes of those that were told.
+    told: usize,
+}
 
 impl<'a> Strings<'a> {
     /// The name at an offset. C's names, and those of Rust and assembly, are plain ASCII.
-    fn at(&self, offset: u32) -> Result<&'a str, BtfError> {
-        let rest = self.0.get(offset as usize..).ok_or(Damaged("a name is not there"))?;
+    fn at(&mut self, offset: u32) -> Result<&'a str, BtfError> {
+        let rest = self.bytes.get(offset as usize..).ok_or(Damaged("a name is not there"))?;
+        let rest = &rest[..rest.len().min(LONGEST_NAME)];
         let end = rest.iter().position(|byte| *byte == 0).ok_or(Damaged("a name has no end"))?;
+        self.told += end;
+        if self.told > MOST_NAMES {
+            return Err(Damaged("its names are longer than any kernel's"));
+        }
         let name = str::from_utf8(&rest[..end]).ok();
         name.filter(|it| it.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()))
             .ok_or(Damaged("a name is none"))
@@ -80,6 +97,9 @@ impl<'a> Strings<'a> {
 /// # Errors
 /// [`BtfError`].
 pub fn types(bytes: &[u8]) -> Result<Types, BtfError> {
+    if bytes.len() > MOST_BYTES {
+        return Err(Damaged("it is larger than a kernel takes"));
+    }
     let (head, _) = bytes.split_at_checked(HEADER).ok_or(BtfError::Format)?;
     if head[..2] != MAGIC.to_le_bytes() {
         return Err(BtfError::Format);
@@ -94,17 +114,17 @@ pub fn types(bytes: &[u8]) -> Result<Types, BtfError> {
         let end = begin.checked_add(size);
         end.and_then(|end| bytes.get(begin..end)).ok_or(Damaged("it is shorter than it says"))
     };
-    let (mut words, strings) = (Words(section()?), Strings(section()?));
+    let (mut words, mut strings) = (Words(section()?), Strings { bytes: section()?, told: 0 });
     // Both architectures have addresses of eight bytes.
     let mut types = Types::new(8);
     while !words.0.is_empty() {
-        read(&mut types, &mut words, &strings)?;
+        read(&mut types, &mut words, &mut strings)?;
     }
     Ok(types)
 }
 
 /// Reads one type.
-fn read(types: &mut Types, words: &mut Words<'_>, strings: &Strings<'_>) -> Result<(), BtfError> {
+fn read(types: &mut Types, words: &mut Words<'_>, strings: &mut Strings<'_>) -> Result<(), BtfError> {
     if words.0.len() < TYPE {
         return Err(Damaged("it ends within a type"));
     }

@@ -28,7 +28,9 @@ use KallsymsError::Damaged;
 /// Tokens of names.
 const TOKENS: usize = 256;
 /// Symbols that are read at most: a kernel with all drivers built in has about half a million.
-const MOST_SYMBOLS: usize = 4 << 20;
+const MOST_SYMBOLS: usize = 1 << 20;
+/// Bytes of all names, and of what they are compressed to, at most: half a million symbols have fifteen million.
+const MOST_NAMES: usize = 64 << 20;
 /// Bytes of a name, at most (`KSYM_NAME_LEN`, from 6.1 on; before, 128).
 const LONGEST_NAME: usize = 512;
 /// Bytes of all tokens, at most: each has fewer than a name.
@@ -94,10 +96,14 @@ pub fn symbols(place: &Place, read: impl Fn(u64, &mut [u8]) -> usize) -> Result<
     let tokens = Tokens::read(place, &memory)?;
     let addresses = memory.addresses(place.addresses, count)?;
     let (mut names, mut builder) = (Names::new(place.names, &memory), Builder::default());
-    let mut name = String::new();
+    let (mut name, mut length) = (String::new(), 0);
     for (address, is_absolute) in addresses {
         name.clear();
         names.next(&tokens, &mut name)?;
+        length += name.len();
+        if length > MOST_NAMES {
+            return Err(Damaged("its names are longer than any kernel's"));
+        }
         let mut rest = name.chars();
         let letter = rest.next().ok_or(Damaged("a symbol without a name"))?;
         builder.add(Symbol {
@@ -201,11 +207,13 @@ struct Names<'a, R> {
     piece: Vec<u8>,
     /// How far it has been read.
     at: usize,
+    /// Bytes of the pieces.
+    read: usize,
 }
 
 impl<'a, R: Fn(u64, &mut [u8]) -> usize> Names<'a, R> {
     fn new(next: u64, memory: &'a Memory<R>) -> Names<'a, R> {
-        Names { memory, next, piece: Vec::new(), at: 0 }
+        Names { memory, next, piece: Vec::new(), at: 0, read: 0 }
     }
 
     fn byte(&mut self) -> Result<u8, KallsymsError> {
@@ -214,6 +222,10 @@ impl<'a, R: Fn(u64, &mut [u8]) -> usize> Names<'a, R> {
             let good = (self.memory.0)(self.next, &mut self.piece);
             if good == 0 {
                 return Err(KallsymsError::NotMapped(self.next));
+            }
+            self.read += good;
+            if self.read > MOST_NAMES {
+                return Err(Damaged("its names are longer than any kernel's"));
             }
             self.piece.truncate(good);
             (self.next, self.at) = (self.next.wrapping_add(good as u64), 0);

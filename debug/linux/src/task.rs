@@ -29,42 +29,36 @@ pub enum State {
     Dead,
     /// A thread of the kernel's that was parked.
     Parked,
-    /// Anything else.
-    Other(u32),
 }
 
 impl State {
     /// By `__state` (before 5.14 `state`) and `exit_state`, of which the numbers hold from 4.14 on, as the kernel tells
-    /// them to user space (`task_state_index`): one that the freezer has, or that waits for a lock as real-time kernels
-    /// make them, counts as uninterruptible.
+    /// them to user space (`task_state_index`), and two more: one that has not run yet, and one that is about to end. One
+    /// that the freezer has, or that waits for a lock as real-time kernels make them, counts as uninterruptible; of
+    /// several states the last one in the kernel's order does.
     fn new(state: u32, exit: u32) -> State {
         const NEW: u32 = 0x800;
         const IDLE: u32 = 0x400 | 2;
         const RTLOCK_WAIT_OR_FROZEN: u32 = 0x1000 | 0x8000;
-        const REPORTED: u32 = 0x7f;
         const DEAD: u32 = 0x80;
-        match exit {
-            0x20 => return State::Zombie,
-            0x10 => return State::Dead,
-            0 => {}
-            exit => return State::Other(exit | state),
-        }
         if state & IDLE == IDLE {
             return State::Idle;
         }
         if state & RTLOCK_WAIT_OR_FROZEN != 0 {
             return State::Uninterruptible;
         }
-        match state & REPORTED {
-            0 if state == NEW => State::New,
-            0 if state == DEAD => State::Dead,
-            0 => State::Running,
-            1 => State::Sleeping,
-            2 => State::Uninterruptible,
-            4 => State::Stopped,
-            8 => State::Traced,
-            0x40 => State::Parked,
-            _ => State::Other(state),
+        let reported = (state | exit) & 0x7f;
+        match reported.checked_ilog2() {
+            None if state == NEW => State::New,
+            None if state == DEAD => State::Dead,
+            None => State::Running,
+            Some(0) => State::Sleeping,
+            Some(1) => State::Uninterruptible,
+            Some(2) => State::Stopped,
+            Some(3) => State::Traced,
+            Some(4) => State::Dead,
+            Some(5) => State::Zombie,
+            Some(_) => State::Parked,
         }
     }
 
@@ -80,7 +74,6 @@ impl State {
             State::Zombie => 'Z',
             State::Dead => 'X',
             State::Parked => 'P',
-            State::Other(_) => '?',
         }
     }
 }
@@ -119,6 +112,27 @@ pub struct Tasks {
     pub remarks: Vec<String>,
 }
 
+impl Tasks {
+    fn remark(&mut self, remark: String) {
+        match self.remarks.len() {
+            0..MOST_REMARKS => self.remarks.push(remark),
+            MOST_REMARKS => self.remarks.push("and more of that kind".into()),
+            _ => {}
+        }
+    }
+}
+
+/// Goes through a kernel's lists of tasks.
+struct Walk<'a> {
+    layout: &'a TaskLayout,
+    reader: &'a Reader<'a>,
+    found: Tasks,
+    /// Where those are that were found.
+    seen: HashSet<u64>,
+    /// Members of lists that it has come by.
+    members: usize,
+}
+
 /// Why no tasks are found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TaskError {
@@ -130,8 +144,13 @@ pub enum TaskError {
     NotThere(#[from] NotThere),
 }
 
-/// Tasks that are listed at most: Linux has no more (`PID_MAX_LIMIT`).
-const MOST: usize = 4 << 20;
+/// Tasks that are listed at most. Linux may have more (`PID_MAX_LIMIT`), and guests that have anything like as many have
+/// more memory than is gone through here.
+const MOST: usize = 1 << 17;
+/// Members of lists that are gone through at most, those that are no tasks among them.
+const MOST_MEMBERS: usize = 1 << 20;
+/// Remarks that are made at most.
+const MOST_REMARKS: usize = 100;
 /// `PF_KTHREAD`.
 const OF_KERNEL: u64 = 0x20_0000;
 /// `TASK_COMM_LEN`, as long as it may become.
@@ -191,7 +210,7 @@ impl TaskLayout {
             // From 5.14 on with underscores.
             state: must("__state").or_else(|_| must("state"))?,
             exit_state: must("exit_state")?,
-            // On x86 from 5.17 on as on others; before, the task's own.
+            // On x86 from 5.16 on as on others; before, the task's own.
             cpu: field(task, "thread_info.cpu").or_else(|| field(task, "cpu")),
             on_cpu: field(task, "on_cpu"),
             flags: must("flags")?,
@@ -241,57 +260,76 @@ impl TaskLayout {
         reader: &Reader<'_>,
         go_on: &mut dyn FnMut() -> Result<(), E>,
     ) -> Result<Result<Tasks, TaskError>, E> {
-        let mut found = Tasks::default();
+        let (found, seen) = (Tasks::default(), HashSet::from([first]));
+        let mut walk = Walk { layout: self, reader, found, seen, members: 0 };
         match self.task(first, reader) {
-            Ok(task) => found.all.push(task),
+            Ok(task) => walk.found.all.push(task),
             Err(error) => return Ok(Err(error.into())),
         }
-        let mut leaders = Ring::new(first.wrapping_add(self.tasks.at));
-        self.threads(first, reader, &mut found, go_on)?;
-        while let Some(node) = leaders.next(reader, &mut found.remarks) {
-            go_on()?;
-            let address = node.wrapping_sub(self.tasks.at);
-            match self.task(address, reader) {
-                Ok(task) => found.all.push(task),
-                Err(error) => found.remarks.push(format!("a task is left out: {error}")),
-            }
-            self.threads(address, reader, &mut found, go_on)?;
-            if found.all.len() >= MOST {
-                found.remarks.push(format!("there are more than {MOST} tasks, which Linux cannot have"));
-                break;
-            }
+        if self.thread_head.is_none() || self.thread_node.is_none() {
+            walk.found.remark("the kernel's types do not tell of threads: processes only".into());
         }
-        Ok(Ok(found))
+        walk.threads(first, go_on)?;
+        let mut leaders = Ring::new(first.wrapping_add(self.tasks.at));
+        while let Some(node) = walk.next(&mut leaders, go_on)? {
+            let leader = node.wrapping_sub(self.tasks.at);
+            walk.add(leader);
+            walk.threads(leader, go_on)?;
+        }
+        if walk.is_full() {
+            walk.found.remarks.push(format!("there may be more than {} tasks", walk.found.all.len()));
+        }
+        Ok(Ok(walk.found))
+    }
+}
+
+impl Walk<'_> {
+    /// Whether there were as many as are gone through.
+    fn is_full(&self) -> bool {
+        self.members >= MOST_MEMBERS || self.found.all.len() >= MOST
+    }
+
+    /// The next member of a list, unless there were too many. Where nobody wants more, nothing was read, and what looks
+    /// broken for that is not told.
+    fn next<E>(
+        &mut self,
+        ring: &mut Ring,
+        go_on: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<Option<u64>, E> {
+        let next = if self.is_full() { None } else { ring.next(self.reader, &mut self.found) };
+        go_on()?;
+        self.members += usize::from(next.is_some());
+        Ok(next)
+    }
+
+    /// Takes a task that was not there yet.
+    fn add(&mut self, address: u64) {
+        if !self.seen.insert(address) {
+            return;
+        }
+        match self.layout.task(address, self.reader) {
+            Ok(task) => self.found.all.push(task),
+            Err(error) => self.found.remark(format!("a task is left out: {error}")),
+        }
     }
 
     /// The threads of a process but its first.
-    fn threads<E>(
-        &self,
-        leader: u64,
-        reader: &Reader<'_>,
-        found: &mut Tasks,
-        go_on: &mut dyn FnMut() -> Result<(), E>,
-    ) -> Result<(), E> {
-        let (Some(head), Some(node)) = (self.thread_head, self.thread_node) else { return Ok(()) };
-        // One that has ended has none any more.
-        let signal = match reader.address(leader.wrapping_add(self.signal.at)) {
-            Ok(0) | Err(_) => return Ok(()),
+    fn threads<E>(&mut self, leader: u64, go_on: &mut dyn FnMut() -> Result<(), E>) -> Result<(), E> {
+        let (Some(head), Some(node)) = (self.layout.thread_head, self.layout.thread_node) else {
+            return Ok(());
+        };
+        let signal = match self.reader.address(leader.wrapping_add(self.layout.signal.at)) {
+            // One that has ended has none any more.
+            Ok(0) => return Ok(()),
             Ok(signal) => signal,
+            Err(error) => {
+                self.found.remark(format!("the threads of a process are left out: {error}"));
+                return Ok(());
+            }
         };
         let mut ring = Ring::new(signal.wrapping_add(head.at));
-        while let Some(at) = ring.next(reader, &mut found.remarks) {
-            go_on()?;
-            let address = at.wrapping_sub(node.at);
-            if address == leader {
-                continue;
-            }
-            match self.task(address, reader) {
-                Ok(task) => found.all.push(task),
-                Err(error) => found.remarks.push(format!("a thread is left out: {error}")),
-            }
-            if found.all.len() >= MOST {
-                break;
-            }
+        while let Some(at) = self.next(&mut ring, go_on)? {
+            self.add(at.wrapping_sub(node.at));
         }
         Ok(())
     }
@@ -311,7 +349,7 @@ impl Ring {
     }
 
     /// The next one that was not there yet.
-    fn next(&mut self, reader: &Reader<'_>, remarks: &mut Vec<String>) -> Option<u64> {
+    fn next(&mut self, reader: &Reader<'_>, found: &mut Tasks) -> Option<u64> {
         loop {
             // `next` is in front of `prev`.
             let (there, back) = if self.is_backwards { (8, 0) } else { (0, 8) };
@@ -325,8 +363,8 @@ impl Ring {
                 }
                 _ if self.is_backwards => return None,
                 _ => {
-                    remarks
-                        .push(format!("a list is broken behind {:#x}: some of it may be missing", self.at));
+                    found
+                        .remark(format!("a list is broken behind {:#x}: some of it may be missing", self.at));
                     (self.is_backwards, self.at) = (true, self.head);
                 }
             }
@@ -334,9 +372,11 @@ impl Ring {
     }
 }
 
-/// A name as the guest has it, which may do nothing to a terminal.
+/// A name as the guest has it, which may do nothing to a terminal, nor to the order of what stands there.
 fn plain(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    let is_format = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    let harmless = |c: char| if c.is_control() || is_format(c) { char::REPLACEMENT_CHARACTER } else { c };
+    name.chars().map(harmless).collect()
 }
 
 #[cfg(test)]

@@ -488,8 +488,17 @@ fn a_dump_goes_where_its_operator_may_write() {
 }
 
 #[test]
+fn without_a_kernel_there_are_no_tasks() {
+    for isa in Isa::ALL {
+        let mut desk = Desk::new(Still::new(isa, 1, 1 << 16).unwrap());
+        assert!(desk.say("ps").contains("no Linux kernel has described itself"), "{}", desk.say("ps"));
+        assert!(matches!(desk.refusal("ps 1"), Refusal::Usage(_)));
+    }
+}
+
+#[test]
 fn what_is_not_wanted_any_more_is_broken_off() {
-    for line in ["read 0x400000 16", "dump vmm-is-not-written", "linux", "info"] {
+    for line in ["read 0x400000 16", "dump vmm-is-not-written", "linux", "info", "ps"] {
         let mut desk = mapped();
         desk.folder = std::env::temp_dir();
         desk.cancel.cancel();

@@ -54,29 +54,33 @@ impl<'a> View<'a> {
     /// # Errors
     /// [`linux::LogError`], of the vCPU that is looked through.
     pub fn kernel_log(&self, info: &VmCoreInfo, most: usize) -> Result<Vec<String>, linux::LogError> {
-        let found = self.as_kernel(info, |read| info.log(read, most));
-        found.map_or(Err(linux::LogError::NotMapped(0)), |found| found.map(|(lines, _)| lines))
+        match self.as_kernel(info, |read| info.log(read, most)) {
+            Ok((lines, _)) => Ok(lines),
+            Err(errors) => Err(errors.into_iter().next().unwrap_or(linux::LogError::NotMapped(0))),
+        }
     }
 
     /// What `look` finds in memory as the kernel sees it, and in which space that is: one vCPU may see it, and another
-    /// not. `None` where there is nothing to translate by; where nobody sees it, the first error.
+    /// not. Where nobody sees it, the errors: of the vCPU that is looked through, of others, and of the kernel's
+    /// description; none where there is nothing to translate by.
     fn as_kernel<T, E>(
         &self,
         info: &VmCoreInfo,
         look: impl Fn(&dyn Fn(u64, &mut [u8]) -> usize) -> Result<T, E>,
-    ) -> Option<Result<(T, Space), E>> {
-        let vcpus = std::iter::once(self.vcpu).chain(0..self.machine.vcpus());
+    ) -> Result<(T, Space), Vec<E>> {
+        let others = (0..self.machine.vcpus()).filter(|vcpu| *vcpu != self.vcpu);
+        let vcpus = std::iter::once(self.vcpu).chain(others);
         let by_registers = vcpus.filter_map(|vcpu| self.machine.regime(vcpu).ok());
         let by_info = kernel_regime(self.isa(), info);
-        let mut first = None;
+        let mut errors = Vec::new();
         for regime in by_registers.chain(by_info) {
             let space = Space::Virtual(regime);
             match look(&|at, bytes| self.read_unless_cancelled(&space, at, bytes)) {
-                Ok(found) => return Some(Ok((found, space))),
-                Err(error) => first = first.or(Some(error)),
+                Ok(found) => return Ok((found, space)),
+                Err(error) => errors.push(error),
             }
         }
-        first.map(Err)
+        Err(errors)
     }
 
     fn read_unless_cancelled(&self, space: &Space, at: u64, bytes: &mut [u8]) -> usize {
@@ -92,27 +96,30 @@ impl<'a> View<'a> {
     /// In words, what it lacks for that. Also when it is broken off.
     pub fn kernel_tasks(&self, info: &VmCoreInfo) -> Result<Tasks, String> {
         let place = Place::described(info).ok_or_else(|| KallsymsError::Lacks.to_string())?;
-        let found = self.as_kernel(info, |read| kallsyms::symbols(&place, read));
-        let found = found.ok_or("nothing tells how the kernel translates")?;
-        let (symbols, space) = found.map_err(|error| error.to_string())?;
-        let address = |name| {
-            let lacks = || format!("'{name}' is not among the symbols that the kernel has in memory");
+        // All of it: in user space some of the kernel may be mapped, and its data not (page table isolation).
+        match self.as_kernel(info, |read| self.tasks_by(&place, &Reader::new(read))) {
+            Ok((tasks, _)) => Ok(tasks),
+            // The kernel's own description comes last.
+            Err(mut errors) => Err(errors.pop().unwrap_or("nothing tells how the kernel translates".into())),
+        }
+    }
+
+    fn tasks_by(&self, place: &Place, reader: &Reader<'_>) -> Result<Tasks, String> {
+        let symbols = kallsyms::symbols(place, |at, bytes| reader.some(at, bytes))
+            .map_err(|error| error.to_string())?;
+        let address = |name, option| {
+            let lacks = || format!("the kernel has no symbol '{name}' in memory ({option})");
             symbols.address(name).ok_or_else(lacks)
         };
-        let read = |at: u64, bytes: &mut [u8]| self.read_unless_cancelled(&space, at, bytes);
-        let reader = Reader::new(&read);
-        let (begin, end) = (address("__start_BTF")?, address("__stop_BTF")?);
-        let size = end.checked_sub(begin).filter(|size| *size <= MOST_TYPES);
-        let size =
-            size.and_then(|size| usize::try_from(size).ok()).ok_or("the kernel's types are too large")?;
-        let mut bytes = vec![0; size];
-        reader.bytes(begin, &mut bytes).map_err(|error| error.to_string())?;
+        let first = address("init_task", "CONFIG_KALLSYMS_ALL")?;
+        reader.address(first).map_err(|error| error.to_string())?;
+        let [begin, end] = ["__start_BTF", "__stop_BTF"].map(|name| address(name, "CONFIG_DEBUG_INFO_BTF"));
+        let size = usize::try_from(end?.saturating_sub(begin.clone()?)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; size.min(btf::MOST_BYTES + 1)];
+        reader.bytes(begin?, &mut bytes).map_err(|error| error.to_string())?;
         let types = btf::types(&bytes).map_err(|error| format!("the kernel's types: {error}"))?;
         let layout = TaskLayout::new(&types).map_err(|error| error.to_string())?;
-        let tasks = layout.tasks(address("init_task")?, &reader, &mut || self.cancel.check());
+        let tasks = layout.tasks(first, reader, &mut || self.cancel.check());
         tasks.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
     }
 }
-
-/// Bytes of types that are read at most: a distribution's kernel has five million.
-const MOST_TYPES: u64 = 64 << 20;

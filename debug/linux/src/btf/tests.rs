@@ -191,3 +191,22 @@ fn bytes_of_any_kind_come_to_an_end() {
     }
     assert!((1..2000).contains(&read), "{read}");
 }
+
+/// Names that many types share are kept as often: so many bytes of them, and no more, are.
+#[test]
+fn names_have_bounds() {
+    let with = |length: usize, count: usize| {
+        let mut blob = Blob::new();
+        let name = blob.name(&"a".repeat(length));
+        let head = [name, kind::FWD << 24, 0];
+        let one: Vec<u8> = head.iter().flat_map(|word| word.to_le_bytes()).collect();
+        blob.types = one.repeat(count);
+        types(&blob.finish()).map(|types| types.count())
+    };
+    assert_eq!(with(LONGEST_NAME - 1, 10), Ok(11));
+    assert!(matches!(with(LONGEST_NAME, 10), Err(Damaged("a name has no end"))));
+    let count = MOST_NAMES / (LONGEST_NAME - 1);
+    assert_eq!(with(LONGEST_NAME - 1, count), Ok(count + 1));
+    assert!(matches!(with(LONGEST_NAME - 1, count + 1), Err(Damaged(_))));
+    assert!(matches!(types(&vec![0; MOST_BYTES + 1]), Err(Damaged(_))));
+}

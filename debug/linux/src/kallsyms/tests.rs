@@ -221,3 +221,36 @@ fn bytes_of_any_kind_come_to_an_end() {
     }
     assert!((1..500).contains(&good), "{good}");
 }
+
+/// Memory that says the same everywhere, as one page that is mapped again and again does.
+#[test]
+fn names_have_bounds() {
+    let place = Place {
+        count: 0x1000,
+        names: 0x10_0000_0000,
+        token_table: 0x20_0000_0000,
+        token_index: 0x30_0000_0000,
+        addresses: Addresses::Absolute(0x40_0000_0000),
+    };
+    // Each name has one token of 256 characters; or as many empty ones as there can be.
+    for (length, stream, token) in [(256, [1, 1], b'a'), (0, [0xff, 0xff], 0)] {
+        let mut asked = 0;
+        let read = std::cell::RefCell::new(&mut asked);
+        let memory = |at: u64, bytes: &mut [u8]| {
+            **read.borrow_mut() += bytes.len();
+            match at >> 36 {
+                0 => {
+                    bytes.copy_from_slice(&u32::try_from(MOST_SYMBOLS).unwrap().to_le_bytes()[..bytes.len()])
+                }
+                1 => bytes.iter_mut().zip(stream.iter().cycle()).for_each(|(byte, it)| *byte = *it),
+                2 => {
+                    (0..).zip(&mut *bytes).for_each(|(at, byte)| *byte = if at < length { token } else { 0 })
+                }
+                _ => bytes.fill(0),
+            }
+            bytes.len()
+        };
+        assert!(matches!(symbols(&place, memory), Err(Damaged(_))), "{length}");
+        assert!(asked < 3 * MOST_NAMES, "{asked} bytes were read");
+    }
+}

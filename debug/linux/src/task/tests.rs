@@ -94,16 +94,11 @@ impl Kernel {
     }
 
     fn tasks(&self) -> Tasks {
-        let read = |at: u64, bytes: &mut [u8]| {
-            let memory = self.0.borrow();
-            let from = usize::try_from(at.wrapping_sub(BASE)).unwrap_or(usize::MAX);
-            let rest = memory.get(from..).unwrap_or_default();
-            let count = rest.len().min(bytes.len());
-            bytes[..count].copy_from_slice(&rest[..count]);
-            count
-        };
-        let layout = TaskLayout::new(&types()).unwrap();
-        let mut rounds = 0;
+        self.tasks_by(&TaskLayout::new(&types()).unwrap())
+    }
+
+    fn tasks_by(&self, layout: &TaskLayout) -> Tasks {
+        let (mut rounds, read) = (0, self.read());
         let mut go_on = || {
             rounds += 1;
             assert!(rounds < 10_000, "it has no end");
@@ -111,6 +106,18 @@ impl Kernel {
         };
         let Ok(tasks) = layout.tasks(BASE, &Reader::new(&read), &mut go_on);
         tasks.unwrap()
+    }
+
+    /// Reads it.
+    fn read(&self) -> impl Fn(u64, &mut [u8]) -> usize + '_ {
+        |at: u64, bytes: &mut [u8]| {
+            let memory = self.0.borrow();
+            let from = usize::try_from(at.wrapping_sub(BASE)).unwrap_or(usize::MAX);
+            let rest = memory.get(from..).unwrap_or_default();
+            let count = rest.len().min(bytes.len());
+            bytes[..count].copy_from_slice(&rest[..count]);
+            count
+        }
     }
 
     fn pids(&self) -> Vec<u32> {
@@ -189,6 +196,49 @@ fn what_is_broken_is_told_and_the_rest_is_there() {
     let kernel = Kernel::new(PROCESSES);
     kernel.put(BASE + EACH + 72, 0x1000);
     assert_eq!(kernel.pids(), [0, 1, 50, 60, 61]);
+    assert_eq!(kernel.tasks().remarks.len(), 1);
+    // The types know of no threads.
+    let kernel = Kernel::new(PROCESSES);
+    let layout = TaskLayout { thread_head: None, ..TaskLayout::new(&types()).unwrap() };
+    let found = kernel.tasks_by(&layout);
+    assert_eq!((found.all.len(), found.remarks.len()), (4, 1));
+}
+
+/// The processes of a list have that same list for their threads.
+#[test]
+fn what_leads_round_and_round_is_gone_through_for_so_long() {
+    const COUNT: usize = 3000;
+    let kernel = Kernel(RefCell::new(vec![0; 0x20000]));
+    let (first, nodes) = (BASE + 0x1000, BASE + 0x2000);
+    // So close to each other that where one has its signals' address there is another's link.
+    let others = (nodes..).step_by(16).take(COUNT);
+    kernel.ring(std::iter::once(first + 32).chain(others).collect());
+    kernel.put(first + 72, nodes);
+    let layout = TaskLayout::new(&types()).unwrap();
+    let (mut rounds, read) = (0, kernel.read());
+    let mut go_on = || {
+        rounds += 1;
+        assert!(rounds < MOST_MEMBERS + 4 * COUNT, "it has no end");
+        Ok::<(), Infallible>(())
+    };
+    let Ok(tasks) = layout.tasks(first, &Reader::new(&read), &mut go_on);
+    let tasks = tasks.unwrap();
+    assert!(rounds > MOST_MEMBERS, "{rounds} rounds are no attack");
+    assert!(tasks.remarks.last().unwrap().contains("there may be more"), "{:?}", tasks.remarks);
+    let places: HashSet<u64> = tasks.all.iter().map(|task| task.address).collect();
+    assert_eq!(places.len(), tasks.all.len(), "some are there twice");
+}
+
+#[test]
+fn so_many_remarks_are_made() {
+    let mut tasks = Tasks::default();
+    (0..10_000).for_each(|at| tasks.remark(format!("{at} is left out")));
+    assert_eq!(tasks.remarks.len(), MOST_REMARKS + 1);
+}
+
+#[test]
+fn names_do_nothing_to_what_stands_beside_them() {
+    assert_eq!(plain("a\u{202e}b\u{200b}\u{9b}c\nd é"), "a\u{fffd}b\u{fffd}\u{fffd}c\u{fffd}d é");
 }
 
 #[test]
@@ -235,8 +285,9 @@ fn states_are_those_that_the_kernel_tells() {
         (0x80, 0x20, 'Z'),
         (0x80, 0x10, 'X'),
         (0x80, 0, 'X'),
-        (3, 0, '?'),
-        (0, 0x40, '?'),
+        (3, 0, 'D'),
+        (0x80, 0x30, 'Z'),
+        (0x208, 0, 't'),
     ] {
         assert_eq!(State::new(state, exit).letter(), letter, "{state:#x}, {exit:#x}");
     }
