@@ -700,6 +700,7 @@ pub const LLDB_DEBIAN: Script = Script {
     options: "--memory 256M --cmdline quiet~vmm.run=naps",
     program: Program::Debian("6.12"),
     commands: |_| {
+        // It pauses where it comes again: see UNTIL_USERSPACE.
         "breakpoint set --name start_kernel\n\
          process continue\n\
          thread backtrace\n\
@@ -709,6 +710,7 @@ pub const LLDB_DEBIAN: Script = Script {
          breakpoint set --name hrtimer_nanosleep\n\
          process continue\n\
          process detach\n\
+         platform shell -h -- sleep 4\n\
          process connect --plugin gdb-remote unix-connect://{socket}\n\
          target variable linux_banner\n\
          process continue\n\
