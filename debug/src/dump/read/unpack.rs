@@ -24,8 +24,9 @@ const AT_ONCE: usize = 1 << 20;
 const PAGE: usize = 4096;
 /// Bytes that are written between two looks at how much room there is.
 const LOOK: u64 = 16 << 20;
-/// The part of a file system that is left free, one of so many.
+/// What is left free of a file system: one of so many parts, and of a large one so many bytes.
 const LEFT_FREE: u64 = 20;
+const LEFT_FREE_AT_MOST: u64 = 1 << 30;
 
 /// Why a file was not unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -128,12 +129,19 @@ impl Output<'_> {
             return Ok(());
         }
         self.looked = 0;
-        let room = fstatvfs(self.file).map_err(io::Error::from)?;
-        match room.blocks_available() < room.blocks() / LEFT_FREE {
+        let there = fstatvfs(self.file).map_err(io::Error::from)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(there.fragment_size());
+        match is_little(bytes(there.blocks_available()), bytes(there.blocks())) {
             true => Err(UnpackError::NoRoom(self.size)),
             false => Ok(()),
         }
     }
+}
+
+/// Whether what is free of a file system, in bytes, is what is left for others. One that does not count says
+/// that it has no bytes at all.
+fn is_little(free: u64, all: u64) -> bool {
+    free < (all / LEFT_FREE).min(LEFT_FREE_AT_MOST)
 }
 
 /// Unpacks a file into another, which is empty; how many bytes that has then. `watch` is told how far it is, by
@@ -191,14 +199,26 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    /// A file that nobody else sees.
+    /// A file in memory: how full a disk is does not matter.
     fn file() -> File {
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("vmm-unpack-{}-{number}", std::process::id()));
-        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-        std::fs::remove_file(path).unwrap();
-        file
+        use nix::sys::memfd::{MFdFlags, memfd_create};
+        memfd_create("unpacked", MFdFlags::MFD_CLOEXEC).unwrap().into()
+    }
+
+    #[test]
+    fn what_is_left_free() {
+        const MIB: u64 = 1 << 20;
+        for (free, all, little) in [
+            (11 << 30, 252 << 30, false),
+            (1023 * MIB, 252 << 30, true),
+            (511 * MIB, 10240 * MIB, true),
+            (512 * MIB, 10240 * MIB, false),
+            (0, 10240 * MIB, true),
+            (0, 0, false),
+            (u64::MAX, u64::MAX, false),
+        ] {
+            assert_eq!(is_little(free, all), little, "{free} of {all}");
+        }
     }
 
     fn unpacked(bytes: &[u8], packing: Packing) -> Result<Vec<u8>, UnpackError> {
