@@ -2,9 +2,10 @@
 
 pub mod fake;
 
-use crate::GuestPhys;
-use crate::address::PhysRange;
-use crate::paging::TableMemory;
+pub use crate::GuestPhys;
+pub use crate::address::PhysRange;
+pub use crate::paging::TableMemory;
+
 use std::fmt;
 
 /// Why a page of RAM that the target had cannot be read: it is a dump, and not all is in it.

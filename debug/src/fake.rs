@@ -50,6 +50,8 @@ pub struct Still {
     /// What its kernel says of itself, if it has one.
     #[cfg(feature = "linux")]
     pub kernel: Option<Described>,
+    /// How its vCPUs read their code.
+    pub code: Code,
     /// vCPUs from this one on have not been started.
     pub started: u32,
     /// Its guest cannot begin again.
@@ -84,6 +86,7 @@ impl Still {
             wake,
             #[cfg(feature = "linux")]
             kernel: None,
+            code: Code::FLAT_64,
             started,
             cannot_restart,
             offers: &[],
@@ -119,7 +122,7 @@ impl Machine for Still {
     }
 
     fn code(&self, _: u32) -> Result<Code, MachineError> {
-        Ok(Code::FLAT_64)
+        Ok(self.code)
     }
 
     fn regime(&self, vcpu: u32) -> Result<Regime, MachineError> {

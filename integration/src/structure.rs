@@ -41,7 +41,7 @@ pub const LIMITS: &[Limit] = &[
     limit("devices/disk", 0, 38),
     limit("devices/net", 0, 45),
     limit("devices/share", 0, 46),
-    limit("vmm/kvm", 0, 88),
+    limit("vmm/kvm", 0, 83),
     limit("vmm", 0, 82),
 ];
 

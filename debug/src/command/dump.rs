@@ -16,7 +16,7 @@ use std::path::Path;
 pub const DUMP: Command = Command::new(
     "dump",
     "PATH",
-    "write a core, on the host that the guest runs on; a debugger's user names a new file below the folder that vmm was started in (or --dump-dir); PATH.gz and PATH.zst compress",
+    "write a core, on the host that the guest runs on; a debugger's user names a new file below the folder that its monitor allows (vmm: --dump-dir, or where it was started); PATH.gz and PATH.zst compress",
 );
 
 /// A core that was written.

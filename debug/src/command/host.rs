@@ -81,6 +81,9 @@ pub struct Exits(pub Vec<Vec<(&'static str, u64)>>);
 
 impl fmt::Display for Exits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return writeln!(f, "nobody counts exits here");
+        }
         for (vcpu, counts) in self.0.iter().enumerate() {
             let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
             writeln!(f, "vCPU {vcpu}: {}", if parts.is_empty() { "none".into() } else { parts.join(", ") })?;

@@ -52,7 +52,10 @@ impl Regs {
     pub fn run(&self, view: &View<'_>) -> Result<Registers, Refusal> {
         let file = view.machine.registers(view.vcpu, &Bank::ALL)?;
         let mut code = vec![0; LONGEST_INSTRUCTION];
-        let count = file.pc().map_or(0, |pc| view.read(pc, &mut code));
+        let count = match (file.pc(), view.machine.code(view.vcpu)) {
+            (Some(pc), Ok(how)) => view.read(how.linear(pc), &mut code),
+            _ => 0,
+        };
         code.truncate(count);
         Ok(Registers { vcpu: view.vcpu, file, code, groups: self.groups.clone() })
     }

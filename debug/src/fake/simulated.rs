@@ -447,7 +447,7 @@ fn live(
         });
         let why = match next {
             Next::Look => continue,
-            Next::End => "the guest ended".to_string(),
+            Next::End(why) => why.unwrap_or_else(|| "the guest ended".into()),
             Next::Unowned(trap) => format!("nobody's {trap:?}"),
             Next::Failed(why) => why,
         };

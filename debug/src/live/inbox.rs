@@ -21,15 +21,22 @@ pub trait Serve<V: Vcpu> {
     fn enter(&mut self, vcpu: &mut V, turn: Turn<'_>) -> Exit;
 
     /// Does what the runner has come to. As it is, a guest that cannot go on stands still, and its debugger may look at
-    /// it; its end, which [`Self::enter`] has come to, is nobody's.
+    /// it before that is its [end](Self::ended).
     fn deal_with(&mut self, next: Next, runner: &mut Runner, vcpu: &V) {
         let why = match next {
-            Next::Look | Next::End => return,
+            Next::Look => return,
+            Next::End(why) => return self.ended(vcpu, why),
             Next::Unowned(trap) => format!("nobody asked for {trap:?}"),
             Next::Failed(why) => why,
         };
-        runner.end(vcpu, Some(why));
+        if let Next::End(why) = runner.end(vcpu, Some(why)) {
+            self.ended(vcpu, why);
+        }
     }
+
+    /// The guest is over, and a debugger that wanted to look at it has done so: once for the vCPU that it has come to
+    /// its end on. `why` it could not go on, in words; `None` where it ended by itself. As it is, nobody is told.
+    fn ended(&mut self, _vcpu: &V, _why: Option<String>) {}
 }
 
 /// Whether a thread goes on.
@@ -244,6 +251,45 @@ mod tests {
         assert_eq!(inbox.look(false, &mut runner, &mut vcpu, &mut guest), Round::GoesOn);
         assert_eq!(vcpu.file.pc(), Some(16));
         assert!(post.leave(Box::new(|_, _| {})), "it may be in the guest");
+    }
+
+    /// A guest that comes to its end at once, and who has been told of it.
+    struct Short {
+        exit: Option<Exit>,
+        ends: Vec<Option<String>>,
+    }
+
+    impl Serve<FakeVcpu> for Short {
+        fn enter(&mut self, _: &mut FakeVcpu, _: Turn<'_>) -> Exit {
+            self.exit.take().unwrap_or(Exit::Interrupted)
+        }
+
+        fn ended(&mut self, _: &FakeVcpu, why: Option<String>) {
+            self.ends.push(why);
+        }
+    }
+
+    #[test]
+    fn whoever_deals_with_nothing_by_himself_is_told_of_the_end_once() {
+        let fatal = |text: &str| Exit::End { fatal: Some(text.into()) };
+        for (exit, told) in [
+            (Exit::End { fatal: None }, None),
+            (fatal("triple fault"), Some("triple fault")),
+            (Exit::Trap(crate::trap::Trap::Int3), Some("nobody asked for Int3")),
+        ] {
+            let (post, inbox) = inbox::<FakeVcpu>();
+            let mut guest = Short { exit: Some(exit), ends: Vec::new() };
+            let (mut vcpu, mut runner) =
+                (FakeVcpu::new(Isa::X86_64), Runner::new(Isa::X86_64, Arc::default()));
+            _ = post.leave(Box::new(|runner, _| runner.resume()));
+            for _ in 0..3 {
+                assert_eq!(inbox.look(false, &mut runner, &mut vcpu, &mut guest), Round::GoesOn);
+                if runner.may_run() {
+                    Inbox::run(&mut runner, &mut vcpu, &mut guest);
+                }
+            }
+            assert_eq!(guest.ends, [told.map(String::from)]);
+        }
     }
 
     /// In an event loop it never waits.

@@ -43,8 +43,9 @@ pub enum Exit {
 pub enum Next {
     /// It looks for tasks, and runs again if [`Runner::may_run`].
     Look,
-    /// It tells the guest's end, which the callback has come to ([`Exit::End`]).
-    End,
+    /// It tells the guest's end, to which the callback has come ([`Exit::End`]) or [`Runner::end`]; in words, why the
+    /// guest cannot go on, if that is why.
+    End(Option<String>),
     /// The guest cannot go on: the vCPU raised something that nobody asked for. The monitor says so by
     /// [`Runner::end`].
     Unowned(Trap),
@@ -164,7 +165,17 @@ enum KeptEnd {
     /// The hypervisor refused something in a step of the engine's; in words.
     Failed(String),
     /// The debugger looks at it; when it goes on, that is the end.
-    Shown,
+    Shown(String),
+}
+
+impl From<KeptEnd> for Next {
+    fn from(end: KeptEnd) -> Next {
+        match end {
+            KeptEnd::Came { fatal } => Next::End(fatal),
+            KeptEnd::Shown(text) => Next::End(Some(text)),
+            KeptEnd::Failed(cause) => Next::Failed(cause),
+        }
+    }
 }
 
 /// A vCPU thread's part.
@@ -338,8 +349,8 @@ impl Runner {
     /// Without a debugger.
     fn run_free<V: Vcpu>(&mut self, vcpu: &mut V, enter: Enter<'_, V>) -> Next {
         // A debugger that has left looked at it.
-        if self.end.take().is_some() {
-            return self.over(Next::End);
+        if let Some(end) = self.end.take() {
+            return self.over(end.into());
         }
         let times = std::mem::take(&mut self.was_out).then_some(&*self.times);
         let visit = Visit { stops: None };
@@ -373,8 +384,8 @@ impl Runner {
             return Next::Look;
         }
         // The debugger has looked at the end that was kept from it, and goes on.
-        if self.end.take().is_some() {
-            return self.over(Next::End);
+        if let Some(end) = self.end.take() {
+            return self.over(end.into());
         }
         // One that waits for an interrupt is past the instruction that waits, and takes its step from there.
         if order.action.is_step()
@@ -398,7 +409,7 @@ impl Runner {
         match self.end.take() {
             Some(KeptEnd::Came { fatal }) => return self.end(vcpu, fatal),
             Some(KeptEnd::Failed(cause)) => return self.over(Next::Failed(cause)),
-            Some(KeptEnd::Shown) | None => {}
+            Some(KeptEnd::Shown(_)) | None => {}
         }
         self.is_running = verdict == Verdict::GoOn;
         if let Verdict::Stop(reason) = verdict {
@@ -410,11 +421,15 @@ impl Runner {
 
     /// Deals with the guest's end; the vCPU does not run on. A debugger that is attached may look at a guest that died
     /// before that is told: then this is [`Next::Look`], and [`Next::End`] comes when it goes on.
+    #[must_use = "where no debugger looks at it, this is the end, and nobody else tells it"]
     pub fn end<V: Vcpu>(&mut self, vcpu: &V, fatal: Option<String>) -> Next {
         self.is_running = false;
         let link = self.link.as_deref().filter(|link| link.is_attached());
-        let (Some(link), Some(text)) = (link, fatal) else { return self.over(Next::End) };
-        (self.end, self.is_over) = (Some(KeptEnd::Shown), false);
+        let (link, text) = match (link, fatal) {
+            (Some(link), Some(text)) => (link, text),
+            (_, fatal) => return self.over(Next::End(fatal)),
+        };
+        (self.end, self.is_over) = (Some(KeptEnd::Shown(text.clone())), false);
         let registers = vcpu.at_stop();
         link.tell(Event::Stopped { vcpu: vcpu.id(), reason: StopReason::Fatal(text), registers });
         Next::Look

@@ -389,6 +389,12 @@ impl<M: Monitor> Vcpus<M> {
         self.tell_all(Runner::resume);
     }
 
+    /// Has all threads end that live in their inboxes, and waits until each is on its way out: what is posted to one
+    /// from now on is dropped.
+    pub fn retire(&self) {
+        self.ask(|_| true, |runner, _| runner.retire());
+    }
+
     /// Gives one vCPU a debugger's order.
     pub fn order(&self, vcpu: u32, order: Order) {
         self.monitor.post(vcpu, Box::new(move |runner, _| runner.order(order)));

@@ -23,6 +23,8 @@ pub use registers::Registers;
 
 /// The architecture of this module.
 pub const ISA: Isa = Isa::Aarch64;
+
+crate::probe::guest::guests!("aarch64": "brk" "clock" "debug" "user_mode");
 /// As many redistributors as our memory map has room for.
 pub const MAX_VCPUS: u32 = layout::MAX_VCPUS;
 /// Whose limit that is, and why.

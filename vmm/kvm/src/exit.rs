@@ -71,6 +71,9 @@ pub enum VcpuExit<'a> {
         address: u64,
         /// Bytes.
         size: u64,
+        /// What is said of the access: bit 3 (`KVM_MEMORY_EXIT_FLAG_PRIVATE`) that it was to private memory (KVM API,
+        /// "KVM_EXIT_MEMORY_FAULT").
+        flags: u64,
         /// What `KVM_RUN` failed with.
         errno: i32,
     },
@@ -283,11 +286,7 @@ pub unsafe fn decode(run: &mut kvm::kvm_run) -> VcpuExit<'_> {
             let nisv = unsafe { run.__bindgen_anon_1.arm_nisv };
             VcpuExit::NoSyndrome { iss: nisv.esr_iss, address: nisv.fault_ipa }
         }
-        kvm::KVM_EXIT_MEMORY_FAULT => {
-            // SAFETY: as above.
-            let fault = unsafe { run.__bindgen_anon_1.memory_fault };
-            VcpuExit::MemoryFault { address: fault.gpa, size: fault.size, errno: libc::EFAULT }
-        }
+        kvm::KVM_EXIT_MEMORY_FAULT => memory_fault(run, libc::EFAULT),
         kvm::KVM_EXIT_DEBUG => {
             // SAFETY: as above.
             VcpuExit::Debug(super::native::debug_exit(unsafe { &run.__bindgen_anon_1.debug.arch }))
@@ -326,16 +325,27 @@ pub unsafe fn decode(run: &mut kvm::kvm_run) -> VcpuExit<'_> {
 /// The exit that came with a failure of `KVM_RUN`, if there is one: `KVM_EXIT_MEMORY_FAULT` alone comes so,
 /// with `EFAULT` or `EHWPOISON`; with any other error the exit reason is an old one (KVM API,
 /// "KVM_EXIT_MEMORY_FAULT").
-pub(crate) fn of_failure(errno: i32, run: &mut kvm::kvm_run) -> Option<VcpuExit<'static>> {
+pub(crate) fn of_failure(errno: i32, run: &kvm::kvm_run) -> Option<VcpuExit<'static>> {
     let may_have_one = matches!(errno, libc::EFAULT | libc::EHWPOISON);
     if !may_have_one || run.exit_reason != kvm::KVM_EXIT_MEMORY_FAULT {
         return None;
     }
-    // It has been told; the next failure may have none.
-    run.exit_reason = kvm::KVM_EXIT_UNKNOWN;
-    // SAFETY: the exit reason has said which member of the union is valid.
+    Some(memory_fault(run, errno))
+}
+
+/// To be called where that is the exit reason.
+fn memory_fault(run: &kvm::kvm_run, errno: i32) -> VcpuExit<'static> {
+    // SAFETY: the exit reason has said which member of the union is valid; all are plain numbers.
     let fault = unsafe { run.__bindgen_anon_1.memory_fault };
-    Some(VcpuExit::MemoryFault { address: fault.gpa, size: fault.size, errno })
+    VcpuExit::MemoryFault { address: fault.gpa, size: fault.size, flags: fault.flags, errno }
+}
+
+/// To be called in front of an entry: a memory fault that was told belongs to no later failure. Nothing else may be
+/// forgotten here: KVM on aarch64 finishes an access because this still says that there is one.
+pub(crate) fn forget_memory_fault(run: &mut kvm::kvm_run) {
+    if run.exit_reason == kvm::KVM_EXIT_MEMORY_FAULT {
+        run.exit_reason = kvm::KVM_EXIT_UNKNOWN;
+    }
 }
 
 /// In the flags of `KVM_EXIT_HYPERCALL` on aarch64.
@@ -399,20 +409,25 @@ mod tests {
             let mut page = run_with(kvm::KVM_EXIT_MEMORY_FAULT);
             // SAFETY: as above.
             let fault = unsafe { &mut as_run(&mut page).__bindgen_anon_1.memory_fault };
-            (fault.gpa, fault.size) = (0x1234_5000, 0x20_0000);
-            let Some(VcpuExit::MemoryFault { address, size, errno: told }) =
+            (fault.gpa, fault.size, fault.flags) = (0x1234_5000, 0x20_0000, 1 << 3);
+            let Some(VcpuExit::MemoryFault { address, size, flags, errno: told }) =
                 of_failure(errno, as_run(&mut page))
             else {
                 panic!("not a memory fault");
             };
-            assert_eq!((address, size, told), (0x1234_5000, 0x20_0000, errno));
-            // What is still there belongs to no later error.
+            assert_eq!((address, size, flags, told), (0x1234_5000, 0x20_0000, 1 << 3, errno));
+            // Whoever else has the page mapped sees it until the next entry; it belongs to no later error.
+            assert_eq!(as_run(&mut page).exit_reason, kvm::KVM_EXIT_MEMORY_FAULT);
+            forget_memory_fault(as_run(&mut page));
             assert!(of_failure(errno, as_run(&mut page)).is_none());
         }
         for errno in [libc::EINTR, libc::EINVAL, libc::ENOSYS] {
             assert!(of_failure(errno, as_run(&mut run_with(kvm::KVM_EXIT_MEMORY_FAULT))).is_none());
         }
-        assert!(of_failure(libc::EFAULT, as_run(&mut run_with(kvm::KVM_EXIT_MMIO))).is_none());
+        let mut access = run_with(kvm::KVM_EXIT_MMIO);
+        assert!(of_failure(libc::EFAULT, as_run(&mut access)).is_none());
+        forget_memory_fault(as_run(&mut access));
+        assert_eq!(as_run(&mut access).exit_reason, kvm::KVM_EXIT_MMIO, "KVM has to finish it");
     }
 
     #[test]

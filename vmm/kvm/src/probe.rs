@@ -6,6 +6,7 @@
 
 mod attempt;
 mod clock;
+pub(crate) mod guest;
 
 use super::exit::{DebugExit, InternalError, VcpuExit};
 use super::{BootState, HOST_ISA, Host, Vcpu, Vm, VmConfig, blocks_interrupts, debug_registers};
@@ -14,14 +15,13 @@ use arch::{Isa, aarch64, x86};
 use debug::arming::{Arming, Want, allocate};
 use debug::breakpoint::INT3;
 use debug::machine::{Abilities, Access, SoftwareBreakpoints};
+use guest::guest;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 
 pub use attempt::{attempt, is_over};
 pub use clock::holds_counter;
-
-include!(concat!(env!("OUT_DIR"), "/probe_guests.rs"));
 
 /// How long a try may take. On a host that can do it, it takes milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -36,11 +36,6 @@ pub const MEMORY: u64 = 64 << 20;
 pub fn vm_config() -> VmConfig {
     let cpu = CpuTemplate::built_in(HOST_ISA, "host", None);
     VmConfig { vcpus: 1, memory: MEMORY, cpu, hypercalls: None, has_messages: false }
-}
-
-fn guest(name: &str) -> Result<&'static [u8], String> {
-    let found = PROBE_GUESTS.iter().find(|(known, _)| *known == name);
-    found.map(|(_, bytes)| *bytes).ok_or_else(|| format!("there is no probe guest {name}"))
 }
 
 /// Makes a machine with a probe's guest in it, without devices.

@@ -16,7 +16,7 @@ use vm_memory::{
     GuestRegionMmap, GuestUsize, MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
 
-pub use live::LiveMemory;
+pub use live::{LiveMemory, populated};
 
 /// All RAM of a guest, by guest-physical address.
 pub type GuestMemory = GuestRegionCollection<RamRegion>;

@@ -1,7 +1,7 @@
 //! One vCPU. The thread that runs it owns it.
 
 use super::error::{KvmError, ioctl};
-use super::exit::{SystemEvent, VcpuExit, decode, of_failure};
+use super::exit::{SystemEvent, VcpuExit, decode, forget_memory_fault, of_failure};
 use super::{BootState, HOST_ISA, XenVcpuAttribute, kick, native};
 use arch::Isa;
 use arch::paging::Regime;
@@ -39,7 +39,9 @@ impl Vcpu {
 
     /// The same for a monitor that calls KVM by itself, or through another version of kvm-ioctls: `kvm` is `/dev/kvm`,
     /// and `vcpu` a duplicate of the vCPU's descriptor. What is shared with the monitor's own mapping of it stays shared:
-    /// it may look into its `kvm_run` for exits that it decodes by itself.
+    /// it may look into its `kvm_run` for exits that it decodes by itself. When an exit is [taken](Self::take), that is
+    /// as KVM has left it until the next entry; but while a [`VcpuExit`] lives, it borrows the same bytes: look when that is
+    /// dropped. What the monitor changes in the vCPU by calls of its own is to be followed by [`Self::forget`].
     ///
     /// # Errors
     /// [`KvmError::Ioctl`] when KVM does not say how large its mapping is, or it cannot be mapped.
@@ -96,6 +98,16 @@ impl Vcpu {
         native::set_boot_state(&self.fd, state)
     }
 
+    /// Forgets what is known of the vCPU's registers, and an exception that waits for the next entry: for a monitor
+    /// that has set them by calls of its own, as at a reset. What the debugger has set the vCPU to run with
+    /// ([`debug::arming`]) stays.
+    pub fn forget(&mut self) {
+        self.registers.forget();
+        self.queued.replace(None);
+        self.is_dropped.set(false);
+        self.is_waiting.set(false);
+    }
+
     /// Makes kicks of the calling thread reach this vCPU, as long as the result lives. The signal gets its handler, if it
     /// has none yet ([`kick::install_handler`]).
     ///
@@ -125,7 +137,7 @@ impl Vcpu {
     pub fn run(&mut self) -> Result<VcpuExit<'_>, KvmError> {
         let queued = self.queue_again()?;
         self.registers.enter(&mut self.fd);
-        let result = self.fd.run().map(drop);
+        let result = self.enter();
         self.registers.leave();
         if let Err(error) = result {
             // It may not have been entered at all; then what was queued still waits.
@@ -153,6 +165,11 @@ impl Vcpu {
         Ok(unsafe { decode(self.fd.get_kvm_run()) })
     }
 
+    fn enter(&mut self) -> Result<(), kvm_ioctls::Error> {
+        forget_memory_fault(self.fd.get_kvm_run());
+        self.fd.run().map(drop)
+    }
+
     /// Finishes a port or memory access that was served, without running the guest: KVM does the
     /// instruction's last part when it is entered again (KVM API, "KVM_EXIT_IO"). `None` when it is
     /// finished; an access in several parts has further exits, and a step may end here.
@@ -162,7 +179,7 @@ impl Vcpu {
     pub fn finish_access(&mut self) -> Result<Option<VcpuExit<'_>>, KvmError> {
         self.registers.enter(&mut self.fd);
         self.fd.set_kvm_immediate_exit(1);
-        let result = self.fd.run().map(drop);
+        let result = self.enter();
         self.fd.set_kvm_immediate_exit(0);
         // One that came meanwhile is not lost with it: it has been noted before, or sets the byte again.
         if kick::is_pending() {

@@ -21,6 +21,8 @@ pub use registers::Registers;
 
 /// The architecture of this module.
 pub const ISA: Isa = Isa::X86_64;
+
+crate::probe::guest::guests!("x86_64": "clock" "cmpxchg16b" "debug" "int3" "user_mode" "xrstor");
 /// What our ACPI tables can describe.
 pub const MAX_VCPUS: u32 = arch::x86::layout::MAX_VCPUS;
 /// Whose limit that is, and why.

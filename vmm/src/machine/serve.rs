@@ -56,23 +56,21 @@ impl Serve<Vcpu> for Server<'_> {
     fn deal_with(&mut self, next: Next, runner: &mut Runner, vcpu: &Vcpu) {
         let end = match next {
             Next::Look => return,
-            Next::End => None,
+            Next::End(_) => None,
             Next::Unowned(Trap::EmulationFailure { instruction }) => {
                 Some(Over::EmulationFailure(instruction))
             }
             Next::Unowned(trap) => Some(Over::Internal(format!("a debug exit that is nobody's: {trap:?}"))),
             Next::Failed(cause) => Some(Over::Internal(cause)),
         };
-        let next = match end {
-            None => Next::End,
+        let is_over = match end {
+            None => true,
             Some(end) => {
                 let fatal = self.end(vcpu, end);
-                runner.end(vcpu, fatal)
+                matches!(runner.end(vcpu, fatal), Next::End(_))
             }
         };
-        if next == Next::End
-            && let Some(outcome) = self.outcome.take()
-        {
+        if is_over && let Some(outcome) = self.outcome.take() {
             self.services.output.flush();
             self.services.end(outcome);
         }
@@ -206,7 +204,7 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
             );
             return Ok(Exit::Abort);
         }
-        VcpuExit::MemoryFault { address, size, errno } => {
+        VcpuExit::MemoryFault { address, size, errno, .. } => {
             let error = io::Error::from_raw_os_error(errno);
             return Err(Over::Internal(format!(
                 "a fault on guest memory at {address:#x}, {size} bytes: {error}"

@@ -136,7 +136,7 @@ fn without_a_debugger_exits_are_as_they_are() {
         assert_eq!(thread.run(), Next::Unowned(Trap::Int3));
         assert!(!thread.runner.may_run());
         thread.runner.resume();
-        assert_eq!(thread.run(), Next::End);
+        assert_eq!(thread.run(), Next::End(Some("dead".into())));
         assert!(!thread.runner.may_run());
     }
 }
@@ -179,7 +179,7 @@ fn an_access_whose_last_part_ends_the_guest_ends_it() {
     let mut thread = Thread::new(Isa::X86_64, script);
     thread.runner.resume();
     thread.run();
-    assert_eq!(thread.finish(), Next::End);
+    assert_eq!(thread.finish(), Next::End(None));
     assert!(!thread.runner.may_run());
 }
 
@@ -267,7 +267,7 @@ fn a_debugger_looks_at_a_guest_that_died_before_that_is_its_end() {
     assert_eq!(stop(events.try_recv().ok()), Some(StopReason::Fatal("triple fault".into())));
     assert!(!thread.runner.may_run());
     thread.order(&link, Action::Run);
-    assert_eq!(thread.run(), Next::End);
+    assert_eq!(thread.run(), Next::End(Some("triple fault".into())));
     // It was not entered again.
     assert_eq!(thread.entries.len(), 1);
 
@@ -276,9 +276,10 @@ fn a_debugger_looks_at_a_guest_that_died_before_that_is_its_end() {
     let (link, _events) = thread.attach();
     thread.order(&link, Action::Run);
     thread.run();
-    assert_eq!(thread.run(), Next::End);
+    assert_eq!(thread.run(), Next::End(None));
     link.engine.requests().is_attached = false;
-    assert_eq!(thread.runner.end(&thread.vcpu, Some("dead".into())), Next::End);
+    let why = Some("dead".to_string());
+    assert_eq!(thread.runner.end(&thread.vcpu, why.clone()), Next::End(why));
 }
 
 #[test]
@@ -345,7 +346,7 @@ fn an_end_that_comes_up_while_stepping_off_is_the_end() {
     thread.order(&link, Action::Run);
     let arming = link.engine.arming(&link.engine.requests(), 0);
     thread.runner.order(Order { action: Action::Run, arming, steps_off: true });
-    assert_eq!(thread.run(), Next::End);
+    assert_eq!(thread.run(), Next::End(None));
     assert!(!thread.runner.may_run());
 }
 

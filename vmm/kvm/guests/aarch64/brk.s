@@ -1,16 +1,13 @@
 // The guest's own BRK at EL1, with a vector. Ends with 1.
-    .section .start, "ax"
-    .globl _start
-_start:
-    adr x0, vectors
+    adr x0, brk_vectors
     msr vbar_el1, x0
     isb
 brk_here:
     brk #0x123
     mov w0, #2
-    b exit
+    b brk_exit
     .balign 2048
-vectors:
+brk_vectors:
     .skip 0x200                 // current EL with SPx, synchronous
     mrs x0, esr_el1
     mov w1, #0x0123
@@ -22,9 +19,9 @@ vectors:
     cmp x0, x1
     b.ne 1f
     mov w0, #1
-    b exit
+    b brk_exit
 1:  mov w0, #3
-exit:
+brk_exit:
     mov x1, #0x09020000
     str w0, [x1]
 2:  wfi

@@ -1,7 +1,4 @@
 // Says again and again what the virtual counter is: the lower half, then the upper one.
-    .section .start, "ax"
-    .globl _start
-_start:
     mov x1, #0x09020000
 1:  isb
     mrs x0, cntvct_el0

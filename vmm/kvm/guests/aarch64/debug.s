@@ -1,7 +1,5 @@
 // What the debugging probes watch, at fixed distances from the start.
-    .section .start, "ax"
-    .globl _start
-_start:
+debug_start:
     nop
     nop
     .balign 16
@@ -9,7 +7,7 @@ _start:
     .balign 16
     brk #0                      // 0x20: a software breakpoint
     .balign 16
-    adr x1, _start              // 0x30
+    adr x1, debug_start         // 0x30
     mov w0, #7
     add x1, x1, #0x1000
     str w0, [x1]                // a watchpoint

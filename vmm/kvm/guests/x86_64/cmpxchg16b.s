@@ -1,8 +1,5 @@
 # cmpxchg16b in ring 0, as Linux's allocator uses it. Ends with 1.
-    .section .start, "ax"
-    .globl _start
-_start:
-    lea rdi, [rip + cell]
+    lea rdi, [rip + cmpxchg16b_cell]
     mov rax, 1
     mov rdx, 2
     mov rbx, 3
@@ -18,4 +15,4 @@ _start:
 2:  hlt
     jmp 2b
     .balign 16
-cell: .quad 1, 2
+cmpxchg16b_cell: .quad 1, 2

@@ -1,7 +1,5 @@
 # What the debugging probes watch, at fixed distances from the start.
-    .section .start, "ax"
-    .globl _start
-_start:
+debug_start:
     nop
     nop
     .balign 16
@@ -9,7 +7,7 @@ _start:
     .balign 16
     int3                        # 0x20: a software breakpoint
     .balign 16
-    lea rbx, [rip + _start]     # 0x30
+    lea rbx, [rip + debug_start]   # 0x30
     mov dword ptr [rbx + 0x1000], 7     # a watchpoint
     mov al, 0
     out 0xf4, al

@@ -1,7 +1,4 @@
 # xsave and xrstor in ring 0, as Linux switches tasks with them. Ends with 1.
-    .section .start, "ax"
-    .globl _start
-_start:
     mov eax, 1
     cpuid
     bt ecx, 26                  # without XSAVE there is nothing to be done
@@ -13,7 +10,7 @@ _start:
     xor edx, edx
     mov eax, 3                  # x87 and SSE state
     xsetbv
-    lea rdi, [rip + area]
+    lea rdi, [rip + xrstor_area]
     mov eax, 3
     xor edx, edx
     xsave [rdi]
@@ -23,4 +20,4 @@ _start:
 2:  hlt
     jmp 2b
     .balign 64
-area: .skip 1024
+xrstor_area: .skip 1024

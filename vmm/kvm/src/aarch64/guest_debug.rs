@@ -97,7 +97,7 @@ pub fn shadow_interrupts(_: &VcpuFd) -> Result<(), KvmError> {
 /// Makes instructions that were written to guest memory, `length` bytes from `place` of this
 /// process's mapping, visible to instruction fetches (Arm ARM (DDI 0487), "Cache maintenance
 /// requirements": clean to the point of unification, invalidate, synchronize).
-pub fn code_changed(place: *mut u8, length: usize) {
+pub fn code_changed(place: *const u8, length: usize) {
     /// The smallest line that a processor may have.
     const LINE: usize = 16;
     if length == 0 {

@@ -50,13 +50,11 @@ impl<M: GuestMemoryBackend + Send + Sync> Memory for LiveMemory<M> {
     }
 
     fn populated(&self) -> Vec<PhysRange> {
-        let Ok(pagemap) = File::open("/proc/self/pagemap") else { return self.ranges() };
         let mut ranges = Vec::new();
         for region in self.0.iter() {
             let start = region.start_addr().0;
-            let host = region.get_host_address(MemoryRegionAddress(0)).map(|place| place as u64);
-            let populated = host.ok().and_then(|host| populated(&pagemap, host, region.len()).ok());
-            match populated {
+            let host = region.get_host_address(MemoryRegionAddress(0));
+            match host.ok().and_then(|host| populated(host, region.len()).ok()) {
                 Some(pieces) => ranges.extend(
                     pieces.into_iter().map(|(offset, length)| PhysRange::new(start + offset, length)),
                 ),
@@ -67,14 +65,19 @@ impl<M: GuestMemoryBackend + Send + Sync> Memory for LiveMemory<M> {
     }
 }
 
-/// The pieces of a mapping at `host`, `length` bytes, whose pages are present or swapped out:
-/// offset and length of each (Linux, `Documentation/admin-guide/mm/pagemap.rst`).
-fn populated(pagemap: &File, host: u64, length: u64) -> io::Result<Vec<(u64, u64)>> {
+/// The pieces of this process's mapping at `host`, `length` bytes, whose pages are present or swapped out: offset and
+/// length of each, in bytes. The others have never been touched, or given back, and read as zeros. For a monitor whose
+/// memory is not vm-memory's (Linux, `Documentation/admin-guide/mm/pagemap.rst`). Nothing is read at `host`.
+///
+/// # Errors
+/// `/proc/self/pagemap` cannot be opened, or says nothing about what is not mapped.
+pub fn populated(host: *const u8, length: u64) -> io::Result<Vec<(u64, u64)>> {
     const ENTRY: u64 = 8;
     const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
     /// Entries that are read at a time.
     const AT_ONCE: u64 = 8192;
-    let page = page_size();
+    let pagemap = File::open("/proc/self/pagemap")?;
+    let (page, host) = (page_size(), host as u64);
     let mut pieces: Vec<(u64, u64)> = Vec::new();
     let pages = length / page;
     let mut first = 0;

@@ -108,7 +108,7 @@ pub fn shadow_interrupts(vcpu: &VcpuFd) -> Result<(), KvmError> {
 
 /// Nothing to do: x86 processors see new instructions when they enter the guest (Intel SDM
 /// vol. 3, "Self-Modifying Code").
-pub fn code_changed(_: *mut u8, _: usize) {}
+pub fn code_changed(_: *const u8, _: usize) {}
 
 /// `KVM_SET_MP_STATE`.
 pub fn set_runnable(vcpu: &VcpuFd) -> Result<(), KvmError> {
