@@ -45,11 +45,14 @@ pub mod info;
 #[cfg(feature = "linux")]
 pub mod linux;
 pub mod memory;
+#[cfg(feature = "linux")]
+pub mod modules;
+pub mod names;
 mod nearest;
 mod operator;
 pub mod registers;
 mod run;
-#[cfg(feature = "dwarf")]
+#[cfg(any(feature = "dwarf", feature = "linux"))]
 pub mod symbols;
 mod table;
 #[cfg(feature = "linux")]

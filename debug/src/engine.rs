@@ -28,6 +28,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 mod cpu;
 mod evaluation;
 mod guest_memory;
+#[cfg(feature = "linux")]
+pub mod kept;
 mod ranges;
 mod registers;
 
@@ -120,6 +122,8 @@ pub struct Engine {
     isa: Isa,
     abilities: Abilities,
     requests: Mutex<Requests>,
+    #[cfg(feature = "linux")]
+    kept: kept::Kept,
 }
 
 impl Engine {
@@ -135,7 +139,19 @@ impl Engine {
             output: Output::default(),
             space: None,
         };
-        Engine { isa, abilities, requests: Mutex::new(requests) }
+        Engine {
+            isa,
+            abilities,
+            requests: Mutex::new(requests),
+            #[cfg(feature = "linux")]
+            kept: kept::Kept::default(),
+        }
+    }
+
+    /// What is kept of the guest's Linux kernel by whoever looks at it.
+    #[cfg(feature = "linux")]
+    pub fn kept(&self) -> &kept::Kept {
+        &self.kept
     }
 
     /// The architecture.

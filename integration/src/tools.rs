@@ -522,7 +522,24 @@ impl Opened {
         let [first_cpu, second_cpu] = [0, 1].map(|cpu| format!("CPU: {cpu} "));
         said.has(&[&first_cpu, "do_idle", "start_kernel", &second_cpu, "do_idle", second])?;
         said.has(&["TERM=linux", "linux_banner", "PHYSICAL"])?;
-        self.has_the_tasks_of(said).map_err(|error| format!("vmm core ps: {error}"))
+        self.has_the_tasks_of(said).map_err(|error| format!("vmm core ps: {error}"))?;
+        self.has_names_without_a_file().map_err(|error| format!("vmm core sym: {error}"))
+    }
+
+    /// Without a file, the kernel's own table has the names that the file has, and where they are.
+    fn has_names_without_a_file(&self) -> Result<(), String> {
+        // Debian's 6.1 for aarch64 keeps no symbols of data.
+        for name in ["schedule", "start_kernel", "vprintk"] {
+            let address = self.slid_symbol(name)?;
+            let said = core(Built::Here, &self.core, &["sym", name])?.well()?;
+            said.has(&[&format!("{name} is at {address:#x}, of ")])?;
+            let inside = format!("{:#x}", address + 4);
+            let said = core(Built::Here, &self.core, &["sym", &inside])?.well()?;
+            said.has(&[&format!("{inside} is {name}+0x4, of ")])?;
+        }
+        let said = core(Built::Here, &self.core, &["sym", "0xfffffffffffff000"])?;
+        check(said.code != 0, || format!("an address in a symbol: {}", said.text))?;
+        said.has(&["0xfffffffffffff000 is in no symbol"])
     }
 
     /// The tasks that crash has by the kernel's debugging information are those that we have by what the kernel keeps

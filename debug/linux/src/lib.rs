@@ -14,7 +14,12 @@ pub mod described;
 mod error;
 mod info;
 pub mod kallsyms;
+mod list;
 mod log;
+#[cfg(test)]
+mod made;
+pub mod module;
+mod name;
 pub mod reader;
 pub mod symbols;
 pub mod task;

@@ -1,5 +1,6 @@
 //! Guest-virtual memory of a kernel, read in pieces of its types.
 
+use crate::types::Field;
 use std::fmt;
 
 /// Memory that is not there: not mapped, or left out of a dump.
@@ -47,6 +48,14 @@ impl<'a> Reader<'a> {
         let size = usize::try_from(size.min(8)).unwrap_or(8);
         self.bytes(at, &mut word[..size])?;
         Ok(u64::from_le_bytes(word))
+    }
+
+    /// The number that a member of what is at an address has.
+    ///
+    /// # Errors
+    /// [`NotThere`].
+    pub fn field(&self, of: u64, field: Field) -> Result<u64, NotThere> {
+        self.number(of.wrapping_add(field.at), field.size)
     }
 
     /// An address.

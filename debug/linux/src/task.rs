@@ -2,8 +2,10 @@
 //!
 //! Source: Linux, `include/linux/sched.h` (`struct task_struct`), `include/linux/sched/signal.h` (`thread_head`).
 
+use crate::list::{Ring, remark};
+use crate::name;
 use crate::reader::{NotThere, Reader};
-use crate::types::{TypeId, Types};
+use crate::types::{Field, TypeId, Types};
 use std::collections::HashSet;
 
 /// What a task does.
@@ -112,16 +114,6 @@ pub struct Tasks {
     pub remarks: Vec<String>,
 }
 
-impl Tasks {
-    fn remark(&mut self, remark: String) {
-        match self.remarks.len() {
-            0..MOST_REMARKS => self.remarks.push(remark),
-            MOST_REMARKS => self.remarks.push("and more of that kind".into()),
-            _ => {}
-        }
-    }
-}
-
 /// Goes through a kernel's lists of tasks.
 struct Walk<'a> {
     layout: &'a TaskLayout,
@@ -149,19 +141,8 @@ pub enum TaskError {
 const MOST: usize = 1 << 17;
 /// Members of lists that are gone through at most, those that are no tasks among them.
 const MOST_MEMBERS: usize = 1 << 20;
-/// Remarks that are made at most.
-const MOST_REMARKS: usize = 100;
 /// `PF_KTHREAD`.
 const OF_KERNEL: u64 = 0x20_0000;
-/// `TASK_COMM_LEN`, as long as it may become.
-const LONGEST_NAME: u64 = 64;
-
-/// Where and how large a member is, bytes.
-#[derive(Clone, Copy, Debug)]
-struct Field {
-    at: u64,
-    size: u64,
-}
 
 /// How the kernel's tasks are made.
 #[derive(Debug)]
@@ -191,10 +172,7 @@ impl TaskLayout {
     pub fn new(types: &Types) -> Result<TaskLayout, TaskError> {
         let of = |tag: &str| types.tagged(tag).ok_or_else(|| TaskError::Lacks(format!("struct {tag}")));
         let (task, signals) = (of("task_struct")?, types.tagged("signal_struct"));
-        let field = |of: TypeId, path: &str| {
-            let part = types.part(of, path)?;
-            Some(Field { at: part.offset()?, size: types.size(part.of)? })
-        };
+        let field = |of: TypeId, path: &str| types.field(of, path);
         let must = |path: &str| {
             field(task, path).ok_or_else(|| TaskError::Lacks(format!("struct task_struct's {path}")))
         };
@@ -223,12 +201,9 @@ impl TaskLayout {
     /// # Errors
     /// [`NotThere`].
     pub fn task(&self, address: u64, reader: &Reader<'_>) -> Result<Task, NotThere> {
-        let number = |field: Field| reader.number(address.wrapping_add(field.at), field.size);
+        let number = |field: Field| reader.field(address, field);
         // What is larger is none of these numbers.
         let small = |field: Field| number(field).map(|value| u32::try_from(value & 0xffff_ffff).unwrap_or(0));
-        let mut comm = vec![0; usize::try_from(self.comm.size.min(LONGEST_NAME)).unwrap_or(0)];
-        reader.bytes(address.wrapping_add(self.comm.at), &mut comm)?;
-        let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
         let parent = number(self.real_parent)?;
         Ok(Task {
             address,
@@ -237,11 +212,11 @@ impl TaskLayout {
             parent: match parent {
                 0 => None,
                 parent => {
-                    let tgid = reader.number(parent.wrapping_add(self.tgid.at), self.tgid.size);
+                    let tgid = reader.field(parent, self.tgid);
                     tgid.ok().and_then(|tgid| u32::try_from(tgid).ok())
                 }
             },
-            comm: plain(&String::from_utf8_lossy(&comm[..end])),
+            comm: name::read(reader, address, self.comm)?,
             state: State::new(small(self.state)?, small(self.exit_state)?),
             cpu: self.cpu.map(small).transpose()?,
             is_on_cpu: self.on_cpu.map(small).transpose()?.map(|on| on != 0),
@@ -267,7 +242,7 @@ impl TaskLayout {
             Err(error) => return Ok(Err(error.into())),
         }
         if self.thread_head.is_none() || self.thread_node.is_none() {
-            walk.found.remark("the kernel's types do not tell of threads: processes only".into());
+            walk.remark("the kernel's types do not tell of threads: processes only".into());
         }
         walk.threads(first, go_on)?;
         let mut leaders = Ring::new(first.wrapping_add(self.tasks.at));
@@ -284,6 +259,10 @@ impl TaskLayout {
 }
 
 impl Walk<'_> {
+    fn remark(&mut self, text: String) {
+        remark(&mut self.found.remarks, text);
+    }
+
     /// Whether there were as many as are gone through.
     fn is_full(&self) -> bool {
         self.members >= MOST_MEMBERS || self.found.all.len() >= MOST
@@ -296,7 +275,7 @@ impl Walk<'_> {
         ring: &mut Ring,
         go_on: &mut dyn FnMut() -> Result<(), E>,
     ) -> Result<Option<u64>, E> {
-        let next = if self.is_full() { None } else { ring.next(self.reader, &mut self.found) };
+        let next = if self.is_full() { None } else { ring.next(self.reader, &mut self.found.remarks) };
         go_on()?;
         self.members += usize::from(next.is_some());
         Ok(next)
@@ -309,7 +288,7 @@ impl Walk<'_> {
         }
         match self.layout.task(address, self.reader) {
             Ok(task) => self.found.all.push(task),
-            Err(error) => self.found.remark(format!("a task is left out: {error}")),
+            Err(error) => self.remark(format!("a task is left out: {error}")),
         }
     }
 
@@ -323,7 +302,7 @@ impl Walk<'_> {
             Ok(0) => return Ok(()),
             Ok(signal) => signal,
             Err(error) => {
-                self.found.remark(format!("the threads of a process are left out: {error}"));
+                self.remark(format!("the threads of a process are left out: {error}"));
                 return Ok(());
             }
         };
@@ -333,50 +312,6 @@ impl Walk<'_> {
         }
         Ok(())
     }
-}
-
-/// A `struct list_head` that others are linked to, all round: forwards, and where that is broken backwards from the end.
-struct Ring {
-    head: u64,
-    at: u64,
-    is_backwards: bool,
-    seen: HashSet<u64>,
-}
-
-impl Ring {
-    fn new(head: u64) -> Ring {
-        Ring { head, at: head, is_backwards: false, seen: HashSet::from([head]) }
-    }
-
-    /// The next one that was not there yet.
-    fn next(&mut self, reader: &Reader<'_>, found: &mut Tasks) -> Option<u64> {
-        loop {
-            // `next` is in front of `prev`.
-            let (there, back) = if self.is_backwards { (8, 0) } else { (0, 8) };
-            let next = reader.address(self.at.wrapping_add(there));
-            let is_linked = |next: u64| reader.address(next.wrapping_add(back)) == Ok(self.at);
-            match next {
-                Ok(next) if next == self.head => return None,
-                Ok(next) if is_linked(next) && self.seen.insert(next) => {
-                    self.at = next;
-                    return Some(next);
-                }
-                _ if self.is_backwards => return None,
-                _ => {
-                    found
-                        .remark(format!("a list is broken behind {:#x}: some of it may be missing", self.at));
-                    (self.is_backwards, self.at) = (true, self.head);
-                }
-            }
-        }
-    }
-}
-
-/// A name as the guest has it, which may do nothing to a terminal, nor to the order of what stands there.
-fn plain(name: &str) -> String {
-    let is_format = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-    let harmless = |c: char| if c.is_control() || is_format(c) { char::REPLACEMENT_CHARACTER } else { c };
-    name.chars().map(harmless).collect()
 }
 
 #[cfg(test)]

@@ -110,6 +110,15 @@ impl Part {
     }
 }
 
+/// Where and how large a member is, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// From the beginning of what it is a member of.
+    pub at: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
 /// Types that are aliases of aliases, or members of members without a name, as deep as they are followed.
 const DEEPEST: usize = 32;
 /// Members that are looked through for one name.
@@ -278,6 +287,12 @@ impl Types {
             let inner = self.member(outer.of, name)?;
             Some(Part { at: outer.at.checked_add(inner.at)?, ..inner })
         })
+    }
+
+    /// A member that begins with a byte, by its path.
+    pub fn field(&self, id: TypeId, path: &str) -> Option<Field> {
+        let part = self.part(id, path)?;
+        Some(Field { at: part.offset()?, size: self.size(part.of)? })
     }
 
     /// How many bytes from the beginning of `struct TAG` a member is, by its path.

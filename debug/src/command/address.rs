@@ -1,12 +1,11 @@
 //! Addresses as a person writes them: a number, a register of the vCPU that is looked through (`$rsp`, `rsp`, `pc`),
-//! a symbol where the kernel's file is known (`jiffies`),
-//! or one of them with a number added or taken away.
+//! a symbol where somebody knows the kernel's (`jiffies`), or one of them with a number added or taken away.
 
+use super::names::Names;
 use super::nearest::nearest;
 use super::operator::Operator;
 use crate::reply::{Refusal, number};
-#[cfg(feature = "dwarf")]
-use crate::symbols::{Moved, SymbolsError};
+use crate::symbols::Role;
 use crate::view::View;
 use arch::Isa;
 use arch::register::{Bank, table};
@@ -24,9 +23,8 @@ pub fn address(operator: &dyn Operator, text: &str) -> Result<u64, Refusal> {
         Err(_) => match register(&operator.view(), base.strip_prefix('$').unwrap_or(base)) {
             Ok(value) => value,
             Err(why) => match symbol(operator, base)? {
-                Some(address) => address,
-                None => {
-                    let about = about_symbols(operator);
+                Ok(address) => address,
+                Err(about) => {
                     let text = format!("'{base}' is no number (0x1000, 4096) and {why}; {about}");
                     return Err(Refusal::Usage(text));
                 }
@@ -40,52 +38,22 @@ pub fn address(operator: &dyn Operator, text: &str) -> Result<u64, Refusal> {
     }
 }
 
-/// The file's symbols, where the guest's kernel has moved to; `None` where there is no file.
-///
-/// # Errors
-/// [`Refusal::NotThere`] for a file of another architecture.
-#[cfg(feature = "dwarf")]
-pub(super) fn moved(operator: &dyn Operator) -> Result<Option<Moved>, Refusal> {
-    let Some(symbols) = operator.symbols() else { return Ok(None) };
-    let view = operator.view();
-    if symbols.isa() != view.isa() {
-        return Err(SymbolsError::Architecture(symbols.isa()).into());
-    }
-    Ok(Some(symbols.moved(view.kernel_slide().unwrap_or_default())))
-}
-
-/// Where the symbol of a name is; `None` where there is none, or no file that has them.
-#[cfg(feature = "dwarf")]
-fn symbol(operator: &dyn Operator, name: &str) -> Result<Option<u64>, Refusal> {
-    use crate::symbols::Role;
-    let Some(moved) = moved(operator)? else { return Ok(None) };
-    match &moved.find(name)?[..] {
-        [] => Ok(None),
+/// Where the symbol of a name is; in words, who knows none of that name.
+fn symbol(operator: &dyn Operator, name: &str) -> Result<Result<u64, String>, Refusal> {
+    let Ok(names) = Names::of(operator)? else { return Ok(Err(operator.about_symbols().into())) };
+    match &names.find(name)?[..] {
+        [] => Ok(Err(format!("nor has {} a symbol of this name", names.who()))),
         [symbol] if symbol.role == Role::PerCpu => {
             let text = format!("every processor has a '{name}' of its own: it has no one address");
             Err(Refusal::Usage(text))
         }
-        [symbol] => Ok(Some(symbol.address)),
+        [symbol] => Ok(Ok(symbol.address)),
         several => {
             let text =
                 format!("there are {} symbols '{name}': 'sym {name}' has their addresses", several.len());
             Err(Refusal::Usage(text))
         }
     }
-}
-
-#[cfg(not(feature = "dwarf"))]
-fn symbol(_operator: &dyn Operator, _name: &str) -> Result<Option<u64>, Refusal> {
-    Ok(None)
-}
-
-/// What is said of a name that is no register's.
-fn about_symbols(operator: &dyn Operator) -> &'static str {
-    #[cfg(feature = "dwarf")]
-    if operator.symbols().is_some() {
-        return "nor has the kernel's file a symbol of this name";
-    }
-    operator.about_symbols()
 }
 
 /// Reads a plain number.

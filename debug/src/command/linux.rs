@@ -131,19 +131,27 @@ impl Dmesg {
     /// # Errors
     /// [`Refusal::NotThere`] without a kernel that is known; [`Refusal::Cancelled`].
     pub fn run(&self, view: &View<'_>) -> Result<Log, Refusal> {
-        let known = view.kernel(Scope::Running)?;
-        let info = known.info.as_ref().ok_or_else(|| Refusal::NotThere(nobody(&known)))?;
-        match view.kernel_log(info, self.most) {
-            Ok(lines) => Ok(Log(lines)),
-            Err(error) => {
-                view.cancel.check()?;
-                Err(Refusal::NotThere(error.to_string()))
-            }
-        }
+        of_kernel(view, |info| view.kernel_log(info, self.most).map(Log).map_err(|error| error.to_string()))
     }
 }
 
-pub(super) fn nobody(known: &Described) -> String {
+/// What `look` finds of the kernel that runs.
+///
+/// # Errors
+/// [`Refusal::NotThere`] without a kernel that is known, and with what `look` says; [`Refusal::Cancelled`].
+pub(super) fn of_kernel<T>(
+    view: &View<'_>,
+    look: impl FnOnce(&VmCoreInfo) -> Result<T, String>,
+) -> Result<T, Refusal> {
+    let known = view.kernel(Scope::Running)?;
+    let info = known.info.as_ref().ok_or_else(|| Refusal::NotThere(nobody(&known)))?;
+    let found = look(info);
+    // What could not be read as nobody wants more is not missing.
+    view.cancel.check()?;
+    found.map_err(Refusal::NotThere)
+}
+
+fn nobody(known: &Described) -> String {
     let none = "no Linux kernel has described itself in memory (yet)";
     std::iter::once(none).chain(known.remarks.iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
 }

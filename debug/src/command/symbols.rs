@@ -1,8 +1,9 @@
-//! `sym`: names of addresses and addresses of names, by the kernel's own file.
+//! `sym`: names of addresses and addresses of names.
 
+use super::names::Names;
 use super::operator::Operator;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
-use crate::symbols::{Frame, MOST_FOUND, Moved, Role, Symbol, SymbolsError};
+use crate::symbols::{Frame, MOST_FOUND, Role, Symbol, SymbolsError};
 use arch::words::counted;
 use std::fmt;
 
@@ -10,7 +11,7 @@ use std::fmt;
 pub const SYM: Command =
     Command::new("sym", "ADDRESS|NAME", "what is at an address, or where a symbol is: function, source line");
 
-/// What the kernel's file says.
+/// What is known of a name, or an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// Symbols, each with its source lines, those of inlined functions first.
@@ -26,24 +27,24 @@ impl Found {
     ///
     /// # Errors
     /// [`Refusal::NotThere`].
-    pub fn at(moved: &Moved, address: u64) -> Result<Found, Refusal> {
-        let symbol = moved.at(address)?;
+    pub fn at(names: &Names, address: u64) -> Result<Found, Refusal> {
+        let symbol = names.at(address)?;
         let symbol = symbol.ok_or_else(|| Refusal::NotThere(format!("{address:#x} is in no symbol")))?;
-        Ok(Found::of(moved, vec![symbol], true))
+        Ok(Found::of(names, vec![symbol], true))
     }
 
     /// Of a name.
     ///
     /// # Errors
     /// [`Refusal::NotThere`].
-    pub fn named(moved: &Moved, name: &str) -> Result<Found, Refusal> {
-        match moved.find(name)? {
+    pub fn named(names: &Names, name: &str) -> Result<Found, Refusal> {
+        match names.find(name)? {
             symbols if symbols.is_empty() => Err(Refusal::NotThere(format!("there is no symbol '{name}'"))),
-            symbols => Ok(Found::of(moved, symbols, false)),
+            symbols => Ok(Found::of(names, symbols, false)),
         }
     }
 
-    fn of(moved: &Moved, symbols: Vec<Symbol>, is_place: bool) -> Found {
+    fn of(names: &Names, symbols: Vec<Symbol>, is_place: bool) -> Found {
         let mut remarks = Vec::new();
         if symbols.len() == MOST_FOUND {
             remarks.push(format!("there may be more: {MOST_FOUND} are told"));
@@ -53,8 +54,8 @@ impl Found {
             let frames = match symbol.role {
                 // As with others, and each would take as long.
                 _ if why_no_lines == Some(SymbolsError::TooMuchWork) => Ok(Vec::new()),
-                Role::Function if !is_place => first_frames(moved, &symbol),
-                Role::Function | Role::Label => moved.frames(symbol.address.wrapping_add(symbol.offset)),
+                Role::Function if !is_place => first_frames(names, &symbol),
+                Role::Function | Role::Label => names.frames(symbol.address.wrapping_add(symbol.offset)),
                 Role::Variable | Role::PerCpu | Role::Absolute => Ok(Vec::new()),
             };
             let frames = frames.unwrap_or_else(|error| {
@@ -70,9 +71,9 @@ impl Found {
 }
 
 /// The line that a function begins at. What is in front of it for tracers to patch has none.
-fn first_frames(moved: &Moved, symbol: &Symbol) -> Result<Vec<Frame>, SymbolsError> {
+fn first_frames(names: &Names, symbol: &Symbol) -> Result<Vec<Frame>, SymbolsError> {
     for offset in (0..symbol.size.clamp(1, 32)).step_by(4) {
-        let frames = moved.frames(symbol.address.wrapping_add(offset))?;
+        let frames = names.frames(symbol.address.wrapping_add(offset))?;
         if !frames.is_empty() {
             return Ok(frames);
         }
@@ -152,50 +153,22 @@ impl Value for Found {
     }
 }
 
-impl From<SymbolsError> for Refusal {
-    fn from(error: SymbolsError) -> Refusal {
-        Refusal::NotThere(error.to_string())
-    }
-}
-
 pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
     let [what] = arguments.words()[..] else {
         return Err(Refusal::Usage("write one address, or one name".into()));
     };
     let operator = &*operator;
-    let none = || Refusal::NotThere("no file with symbols was given (--symbols vmlinux)".into());
-    let moved = super::address::moved(operator)?.ok_or_else(none)?;
+    let none = |why| Refusal::NotThere(format!("no file with symbols was given (--symbols vmlinux); {why}"));
+    let names = Names::of(operator)?.map_err(none)?;
     // What is a symbol's name is taken for it: there are kernels with a function `sp`.
-    let is_named = what.starts_with(|c: char| c.is_alphabetic() || c == '_') && !moved.find(what)?.is_empty();
+    let is_named = what.starts_with(|c: char| c.is_alphabetic() || c == '_') && !names.find(what)?.is_empty();
     let mut found = match is_named {
-        true => Found::named(&moved, what),
-        false => Found::at(&moved, super::address::address(operator, what)?),
+        true => Found::named(&names, what),
+        false => Found::at(&names, super::address::address(operator, what)?),
     }?;
-    found.remarks.extend(doubt(operator)?);
+    found.remarks.extend(names.doubt(operator)?);
     Ok(Box::new(found))
 }
 
-/// Why the file may not be the guest's kernel's, or the addresses not where it is now.
-#[cfg(feature = "linux")]
-fn doubt(operator: &dyn Operator) -> Result<Option<String>, Refusal> {
-    let known = operator.view().kernel(crate::linux::described::Scope::Running)?;
-    let Some(info) = &known.info else {
-        return Ok(Some("no Linux kernel has described itself in memory (yet): taken as not moved".into()));
-    };
-    let build_id = operator.symbols().and_then(crate::symbols::Symbols::build_id);
-    let ours = build_id.map(|it| it.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
-    Ok(match (info.build_id(), ours) {
-        (Some(theirs), Some(ours)) if *theirs != ours => {
-            Some(format!("the guest's kernel is another build ({theirs}; the file is {ours})"))
-        }
-        _ => None,
-    })
-}
-
-#[cfg(not(feature = "linux"))]
-fn doubt(_operator: &dyn Operator) -> Result<Option<String>, Refusal> {
-    Ok(Some("the kernel is taken as not moved".into()))
-}
-
-#[cfg(all(test, feature = "disassembly", feature = "dump"))]
+#[cfg(all(test, feature = "disassembly", feature = "dump", feature = "dwarf"))]
 mod tests;

@@ -4,8 +4,10 @@
 use super::dump;
 #[cfg(feature = "linux")]
 use super::linux;
+#[cfg(feature = "linux")]
+use super::modules;
 use super::operator::Operator;
-#[cfg(feature = "dwarf")]
+#[cfg(any(feature = "dwarf", feature = "linux"))]
 use super::symbols;
 #[cfg(feature = "linux")]
 use super::tasks;
@@ -35,7 +37,9 @@ pub(super) const TABLE: &[Entry] = &[
     Entry { command: linux::DMESG, run: linux::run_dmesg },
     #[cfg(feature = "linux")]
     Entry { command: tasks::PS, run: tasks::run },
-    #[cfg(feature = "dwarf")]
+    #[cfg(feature = "linux")]
+    Entry { command: modules::LSMOD, run: modules::run },
+    #[cfg(any(feature = "dwarf", feature = "linux"))]
     Entry { command: symbols::SYM, run: symbols::run },
     #[cfg(feature = "dump")]
     Entry { command: dump::DUMP, run: dump::run },

@@ -1,8 +1,7 @@
 //! `ps`: the tasks of a Linux kernel in the guest, by what the kernel has in its own memory.
 
-use super::linux::nobody;
+use super::linux::of_kernel;
 use super::operator::Operator;
-use crate::linux::described::Scope;
 use crate::linux::task::{Task, Tasks};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
 use std::fmt;
@@ -61,12 +60,8 @@ impl Value for Listed {
 pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
     arguments.none()?;
     let view = operator.view();
-    let known = view.kernel(Scope::Running)?;
-    let info = known.info.as_ref().ok_or_else(|| Refusal::NotThere(nobody(&known)))?;
-    let tasks = view.kernel_tasks(info);
-    // What could not be read as nobody wants more is not missing.
-    view.cancel.check()?;
-    tasks.map(|tasks| Box::new(Listed(tasks)) as Reply).map_err(Refusal::NotThere)
+    let tasks = of_kernel(&view, |info| view.kernel_tasks(info))?;
+    Ok(Box::new(Listed(tasks)))
 }
 
 #[cfg(test)]

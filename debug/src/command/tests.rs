@@ -488,17 +488,20 @@ fn a_dump_goes_where_its_operator_may_write() {
 }
 
 #[test]
-fn without_a_kernel_there_are_no_tasks() {
+fn without_a_kernel_there_is_nothing_of_it() {
     for isa in Isa::ALL {
         let mut desk = Desk::new(Still::new(isa, 1, 1 << 16).unwrap());
-        assert!(desk.say("ps").contains("no Linux kernel has described itself"), "{}", desk.say("ps"));
-        assert!(matches!(desk.refusal("ps 1"), Refusal::Usage(_)));
+        for line in ["ps", "lsmod", "dmesg"] {
+            let said = desk.say(line);
+            assert!(said.contains("no Linux kernel has described itself"), "{line}: {said}");
+            assert!(matches!(desk.refusal(&format!("{line} x")), Refusal::Usage(_)));
+        }
     }
 }
 
 #[test]
 fn what_is_not_wanted_any_more_is_broken_off() {
-    for line in ["read 0x400000 16", "dump vmm-is-not-written", "linux", "info", "ps"] {
+    for line in ["read 0x400000 16", "dump vmm-is-not-written", "linux", "info", "ps", "lsmod"] {
         let mut desk = mapped();
         desk.folder = std::env::temp_dir();
         desk.cancel.cancel();

@@ -50,6 +50,7 @@ pub enum Role {
     Absolute,
 }
 
+#[cfg(feature = "dwarf")]
 impl Role {
     /// Whether it is where the kernel is: not of a processor's own, and no number.
     pub(super) fn is_placed(self) -> bool {
@@ -86,6 +87,7 @@ pub struct Frame {
 }
 
 /// A name as the file has it, which may do nothing to a terminal.
+#[cfg(feature = "dwarf")]
 pub(super) fn plain(name: &str) -> String {
     name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

@@ -1,10 +1,8 @@
 //! A table of symbols: by address, and by name.
 
+use super::MOST_FOUND;
 use super::symbol::{Role, Symbol};
 use std::cmp::Reverse;
-
-/// Symbols of one name that are told.
-pub const MOST_FOUND: usize = 64;
 
 /// A symbol as the file has it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,14 +4,16 @@ use super::View;
 use crate::cancel::Cancelled;
 use crate::linux::described::{self, Anchor, Scope};
 use crate::linux::kallsyms::{self, KallsymsError, Place};
+use crate::linux::module::{ModuleLayout, Modules};
 use crate::linux::reader::Reader;
 use crate::linux::task::{TaskLayout, Tasks};
 use crate::linux::translate::kernel_regime;
-use crate::linux::{self, Described, VmCoreInfo, btf};
+use crate::linux::{self, Described, Symbols, Types, VmCoreInfo, btf};
 use crate::memory::Space;
 use arch::Isa;
 use arch::register::Bank;
 use std::borrow::Cow;
+use std::sync::Arc;
 
 impl<'a> View<'a> {
     /// Where the guest's Linux kernel is mapped, if one is ([`linux::text`]).
@@ -90,36 +92,84 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The symbols that the kernel keeps for itself. They are read once, and then kept by the engine.
+    ///
+    /// # Errors
+    /// In words, why there are none. Also when it is broken off.
+    pub fn kernel_symbols(&self, info: &VmCoreInfo) -> Result<Arc<Symbols>, String> {
+        let place = Place::described(info).ok_or_else(|| KallsymsError::Lacks.to_string())?;
+        self.engine.kept().symbols(info, || self.by_kernel(info, |read| kallsyms::symbols(&place, read)))
+    }
+
+    /// The types that the kernel keeps for itself, likewise.
+    ///
+    /// # Errors
+    /// In words, why there are none. Also when it is broken off.
+    pub fn kernel_types(&self, info: &VmCoreInfo) -> Result<Arc<Types>, String> {
+        let symbols = self.kernel_symbols(info)?;
+        let [begin, end] =
+            ["__start_BTF", "__stop_BTF"].map(|name| placed(&symbols, name, "CONFIG_DEBUG_INFO_BTF"));
+        let (begin, end) = (begin?, end?);
+        let size = usize::try_from(end.saturating_sub(begin)).unwrap_or(usize::MAX);
+        self.engine.kept().types(info, || {
+            let bytes = self.by_kernel(info, |read| {
+                let mut bytes = vec![0; size.min(btf::MOST_BYTES + 1)];
+                Reader::new(read).bytes(begin, &mut bytes).map(|()| bytes)
+            })?;
+            btf::types(&bytes).map_err(|error| format!("the kernel's types: {error}"))
+        })
+    }
+
     /// The kernel's tasks, by its own symbols and types.
     ///
     /// # Errors
     /// In words, what it lacks for that. Also when it is broken off.
     pub fn kernel_tasks(&self, info: &VmCoreInfo) -> Result<Tasks, String> {
-        let place = Place::described(info).ok_or_else(|| KallsymsError::Lacks.to_string())?;
-        // All of it: in user space some of the kernel may be mapped, and its data not (page table isolation).
-        match self.as_kernel(info, |read| self.tasks_by(&place, &Reader::new(read))) {
-            Ok((tasks, _)) => Ok(tasks),
-            // The kernel's own description comes last.
-            Err(mut errors) => Err(errors.pop().unwrap_or("nothing tells how the kernel translates".into())),
-        }
+        let symbols = self.kernel_symbols(info)?;
+        let first = placed(&symbols, "init_task", "CONFIG_KALLSYMS_ALL")?;
+        let layout = TaskLayout::new(&*self.kernel_types(info)?).map_err(|error| error.to_string())?;
+        self.by_kernel(info, |read| {
+            match layout.tasks(first, &Reader::new(read), &mut || self.cancel.check()) {
+                Ok(tasks) => tasks.map_err(|error| error.to_string()),
+                Err(cancelled) => Err(cancelled.to_string()),
+            }
+        })
     }
 
-    fn tasks_by(&self, place: &Place, reader: &Reader<'_>) -> Result<Tasks, String> {
-        let symbols = kallsyms::symbols(place, |at, bytes| reader.some(at, bytes))
-            .map_err(|error| error.to_string())?;
-        let address = |name, option| {
-            let lacks = || format!("the kernel has no symbol '{name}' in memory ({option})");
-            symbols.address(name).ok_or_else(lacks)
-        };
-        let first = address("init_task", "CONFIG_KALLSYMS_ALL")?;
-        reader.address(first).map_err(|error| error.to_string())?;
-        let [begin, end] = ["__start_BTF", "__stop_BTF"].map(|name| address(name, "CONFIG_DEBUG_INFO_BTF"));
-        let size = usize::try_from(end?.saturating_sub(begin.clone()?)).unwrap_or(usize::MAX);
-        let mut bytes = vec![0; size.min(btf::MOST_BYTES + 1)];
-        reader.bytes(begin?, &mut bytes).map_err(|error| error.to_string())?;
-        let types = btf::types(&bytes).map_err(|error| format!("the kernel's types: {error}"))?;
-        let layout = TaskLayout::new(&types).map_err(|error| error.to_string())?;
-        let tasks = layout.tasks(first, reader, &mut || self.cancel.check());
-        tasks.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    /// The kernel's modules, likewise.
+    ///
+    /// # Errors
+    /// In words, what it lacks for that. Also when it is broken off.
+    pub fn kernel_modules(&self, info: &VmCoreInfo) -> Result<Modules, String> {
+        let symbols = self.kernel_symbols(info)?;
+        let head = placed(&symbols, "modules", "CONFIG_MODULES, CONFIG_KALLSYMS_ALL")?;
+        let layout = ModuleLayout::new(&*self.kernel_types(info)?).map_err(|error| error.to_string())?;
+        self.by_kernel(info, |read| {
+            match layout.modules(head, &Reader::new(read), &mut || self.cancel.check()) {
+                Ok(modules) => modules.map_err(|error| error.to_string()),
+                Err(cancelled) => Err(cancelled.to_string()),
+            }
+        })
     }
+
+    /// As [`Self::as_kernel`], with one error in words. In user space some of the kernel may be mapped and its data not
+    /// (page table isolation); the kernel's own description comes last, and tells most.
+    fn by_kernel<T, E: std::fmt::Display>(
+        &self,
+        info: &VmCoreInfo,
+        look: impl Fn(&dyn Fn(u64, &mut [u8]) -> usize) -> Result<T, E>,
+    ) -> Result<T, String> {
+        match self.as_kernel(info, look) {
+            Ok((found, _)) => Ok(found),
+            Err(errors) => Err(errors
+                .last()
+                .map_or_else(|| "nothing tells how the kernel translates".into(), ToString::to_string)),
+        }
+    }
+}
+
+/// The address of a symbol in the kernel's image.
+fn placed(symbols: &Symbols, name: &str, option: &str) -> Result<u64, String> {
+    let lacks = || format!("the kernel has no symbol '{name}' in memory ({option})");
+    symbols.address(name).ok_or_else(lacks)
 }

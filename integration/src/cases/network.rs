@@ -67,6 +67,7 @@ $b udhcpc -i eth0 -n -q -f -s /bin/dhcp.sh 2>/dev/null
 refused=$($b nc -w 30 10.0.2.2 9 2>&1 </dev/null); tell "closed: $refused"
 tell "gdb: $($b nc -w 30 10.0.2.2 GDB </dev/null >/dev/null 2>&1 && echo reached)"
 /bin/case --traffic-serve 80 &
+while read line; do tell "module $line"; done < /proc/modules
 tell begins
 /bin/case --traffic 10.0.2.2:PORT BYTES PACKETS 0 SEED
 tell over
@@ -116,6 +117,7 @@ pub fn of_its_own(c: &mut Context) -> Check {
         }
         for _ in 0..3 {
             client.interrupt()?;
+            knows_the_modules(&mut client, &job.output.text())?;
             // As long as somebody looks: what is on its way waits with the host.
             std::thread::sleep(Duration::from_millis(700));
             client.run()?;
@@ -139,6 +141,23 @@ pub fn of_its_own(c: &mut Context) -> Check {
     let (traffic, turns) = all.next().zip(all.next()).ok_or_else(|| format!("no traffic:\n{text}"))?;
     println!("{}: in the guest: {traffic}, and not held: {turns}", c.name);
     compared(traffic, packets)
+}
+
+/// A debugger that has no symbols lists the modules that the kernel tells its user space of: a name, bytes, how often it
+/// is used, by whom, its state, and where its code is.
+fn knows_the_modules(client: &mut Client, said: &str) -> Check {
+    let told = said.lines().filter_map(|line| line.strip_prefix("guest: module ")?.strip_suffix('.'));
+    let lines: Vec<String> = told
+        .map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+            [name, size, used, users, "Live", code] => {
+                let users = users.trim_end_matches([',', '-']);
+                Ok(format!("{name:<24} {size:>10} {used:>5} {code} {users}\n"))
+            }
+            _ => Err(format!("a module that is not there: {line}")),
+        })
+        .collect::<Result<_, _>>()?;
+    check(lines.iter().any(|line| line.ends_with(" virtio_net\n")), || format!("nobody uses one: {lines:?}"))?;
+    monitor(client, "lsmod", &lines.concat())
 }
 
 /// Nothing of it was wrong, and of datagrams no more lost than where somebody does not come to read.

@@ -1,66 +1,60 @@
 //! Tasks in memory made here.
 
 use super::*;
-use crate::types::{Member, Shape};
-use std::cell::RefCell;
+use crate::made::{self, BASE, CHAR, INT, LIST, Made, POINTER, compound};
+use crate::types::Shape;
 use std::convert::Infallible;
 
 /// `struct task_struct` and what it has, as small as it can be.
 fn types() -> Types {
-    let mut types = Types::new(8);
-    types.add("unsigned int", Shape::Integer { size: 4, is_signed: false, is_bool: false }); // 1
-    types.add("char", Shape::Integer { size: 1, is_signed: true, is_bool: false }); // 2
-    types.add("", Shape::Array(TypeId(2), 16)); // 3
-    types.add("", Shape::Pointer(TypeId::VOID)); // 4
-    let member =
-        |name: &str, of: u32, at: u32| Member { name: name.into(), of: TypeId(of), at: at * 8, bits: None };
-    let compound = |types: &mut Types, name: &str, size: u32, members: Vec<Member>| {
-        let members = types.add_members(members.into_iter());
-        types.add(name, Shape::Compound { size, is_union: false, members });
-    };
-    compound(&mut types, "list_head", 16, vec![member("next", 4, 0), member("prev", 4, 8)]); // 5
-    compound(&mut types, "thread_info", 8, vec![member("flags", 1, 0), member("cpu", 1, 4)]); // 6
-    compound(&mut types, "signal_struct", 32, vec![member("thread_head", 5, 16)]); // 7
-    let names = [
+    let mut types = made::types();
+    types.add("", Shape::Array(TypeId(CHAR), 16)); // 5
+    compound(&mut types, "thread_info", 8, &[("flags", INT, 0), ("cpu", INT, 4)]); // 6
+    compound(&mut types, "signal_struct", 32, &[("thread_head", LIST, 16)]); // 7
+    let members = [
         ("thread_info", 6, 0),
-        ("__state", 1, 8),
-        ("on_cpu", 1, 12),
-        ("flags", 1, 16),
-        ("exit_state", 1, 20),
-        ("pid", 1, 24),
-        ("tgid", 1, 28),
-        ("tasks", 5, 32),
-        ("thread_node", 5, 48),
-        ("real_parent", 4, 64),
-        ("signal", 4, 72),
-        ("mm", 4, 80),
-        ("comm", 3, 88),
+        ("__state", INT, 8),
+        ("on_cpu", INT, 12),
+        ("flags", INT, 16),
+        ("exit_state", INT, 20),
+        ("pid", INT, 24),
+        ("tgid", INT, 28),
+        ("tasks", LIST, 32),
+        ("thread_node", LIST, 48),
+        ("real_parent", POINTER, 64),
+        ("signal", POINTER, 72),
+        ("mm", POINTER, 80),
+        ("comm", 5, 88),
     ];
-    let members = names.into_iter().map(|(name, of, at)| member(name, of, at)).collect();
-    compound(&mut types, "task_struct", 104, members);
+    compound(&mut types, "task_struct", 104, &members);
     types
 }
 
-/// Memory at 0xffff_8000_0000_0000.
-struct Kernel(RefCell<Vec<u8>>);
+/// Memory with tasks in it.
+struct Kernel(Made);
 
-const BASE: u64 = 0xffff_8000_0000_0000;
+impl std::ops::Deref for Kernel {
+    type Target = Made;
+
+    fn deref(&self) -> &Made {
+        &self.0
+    }
+}
+
 /// Each task has so much, and its process's signals behind it.
 const EACH: u64 = 0x100;
 
 impl Kernel {
     /// Processes by their numbers and names, each with so many more threads.
     fn new(processes: &[(u32, &str, u32)]) -> Kernel {
-        let kernel = Kernel(RefCell::new(vec![0; 0x10000]));
+        let kernel = Kernel(Made::new(0x10000));
         let mut next = BASE;
         let mut make = |pid: u32, tgid: u32, name: &str| {
             let at = next;
             next += EACH;
             kernel.put(at + 24, u64::from(tgid) << 32 | u64::from(pid));
             kernel.put(at + 64, BASE);
-            for (index, byte) in name.bytes().enumerate() {
-                kernel.byte(at + 88 + index as u64, byte);
-            }
+            kernel.text(at + 88, name);
             at
         };
         let mut leaders = Vec::new();
@@ -70,27 +64,13 @@ impl Kernel {
             let others = (1..=*threads).map(|number| make(pid + number, *pid, "thread"));
             let all: Vec<u64> = std::iter::once(leader).chain(others).collect();
             all.iter().for_each(|task| kernel.put(task + 72, signal));
-            kernel.ring(std::iter::once(signal + 16).chain(all.iter().map(|task| task + 48)).collect());
+            let nodes: Vec<u64> =
+                std::iter::once(signal + 16).chain(all.iter().map(|task| task + 48)).collect();
+            kernel.ring(&nodes);
             leaders.push(leader + 32);
         }
-        kernel.ring(leaders);
+        kernel.ring(&leaders);
         kernel
-    }
-
-    fn byte(&self, at: u64, byte: u8) {
-        self.0.borrow_mut()[usize::try_from(at - BASE).unwrap()] = byte;
-    }
-
-    fn put(&self, at: u64, word: u64) {
-        (at..).zip(word.to_le_bytes()).for_each(|(at, byte)| self.byte(at, byte));
-    }
-
-    fn ring(&self, nodes: Vec<u64>) {
-        for (index, node) in nodes.iter().enumerate() {
-            let next = nodes[(index + 1) % nodes.len()];
-            self.put(*node, next);
-            self.put(next + 8, *node);
-        }
     }
 
     fn tasks(&self) -> Tasks {
@@ -106,18 +86,6 @@ impl Kernel {
         };
         let Ok(tasks) = layout.tasks(BASE, &Reader::new(&read), &mut go_on);
         tasks.unwrap()
-    }
-
-    /// Reads it.
-    fn read(&self) -> impl Fn(u64, &mut [u8]) -> usize + '_ {
-        |at: u64, bytes: &mut [u8]| {
-            let memory = self.0.borrow();
-            let from = usize::try_from(at.wrapping_sub(BASE)).unwrap_or(usize::MAX);
-            let rest = memory.get(from..).unwrap_or_default();
-            let count = rest.len().min(bytes.len());
-            bytes[..count].copy_from_slice(&rest[..count]);
-            count
-        }
     }
 
     fn pids(&self) -> Vec<u32> {
@@ -208,11 +176,11 @@ fn what_is_broken_is_told_and_the_rest_is_there() {
 #[test]
 fn what_leads_round_and_round_is_gone_through_for_so_long() {
     const COUNT: usize = 3000;
-    let kernel = Kernel(RefCell::new(vec![0; 0x20000]));
+    let kernel = Kernel(Made::new(0x20000));
     let (first, nodes) = (BASE + 0x1000, BASE + 0x2000);
     // So close to each other that where one has its signals' address there is another's link.
     let others = (nodes..).step_by(16).take(COUNT);
-    kernel.ring(std::iter::once(first + 32).chain(others).collect());
+    kernel.ring(&std::iter::once(first + 32).chain(others).collect::<Vec<_>>());
     kernel.put(first + 72, nodes);
     let layout = TaskLayout::new(&types()).unwrap();
     let (mut rounds, read) = (0, kernel.read());
@@ -230,18 +198,6 @@ fn what_leads_round_and_round_is_gone_through_for_so_long() {
 }
 
 #[test]
-fn so_many_remarks_are_made() {
-    let mut tasks = Tasks::default();
-    (0..10_000).for_each(|at| tasks.remark(format!("{at} is left out")));
-    assert_eq!(tasks.remarks.len(), MOST_REMARKS + 1);
-}
-
-#[test]
-fn names_do_nothing_to_what_stands_beside_them() {
-    assert_eq!(plain("a\u{202e}b\u{200b}\u{9b}c\nd é"), "a\u{fffd}b\u{fffd}\u{fffd}c\u{fffd}d é");
-}
-
-#[test]
 fn without_types_it_says_which() {
     let lacks = TaskLayout::new(&Types::new(8)).unwrap_err();
     assert_eq!(lacks.to_string(), "the kernel's types do not have struct task_struct");
@@ -254,13 +210,7 @@ fn without_types_it_says_which() {
 #[test]
 fn who_breaks_off_is_obeyed() {
     let kernel = Kernel::new(PROCESSES);
-    let read = |at: u64, bytes: &mut [u8]| {
-        let memory = kernel.0.borrow();
-        let from = usize::try_from(at.wrapping_sub(BASE)).unwrap_or(usize::MAX);
-        let Some(there) = memory.get(from..from.saturating_add(bytes.len())) else { return 0 };
-        bytes.copy_from_slice(there);
-        bytes.len()
-    };
+    let read = kernel.read();
     let layout = TaskLayout::new(&types()).unwrap();
     assert_eq!(layout.tasks(BASE, &Reader::new(&read), &mut || Err("enough")), Err("enough"));
 }

@@ -1,0 +1,262 @@
+//! A kernel's modules: code that was loaded into it.
+//!
+//! Source: Linux, `include/linux/module.h` (`struct module`, `struct module_memory`, `struct module_use`), and
+//! `kernel/module/procfs.c`, which tells user space of them.
+
+use crate::list::{Ring, remark};
+use crate::name;
+use crate::reader::{NotThere, Reader};
+use crate::types::{Field, Shape, TypeId, Types};
+
+/// How far a module has come, `enum module_state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is there.
+    Live,
+    /// It is being loaded: its initialization runs.
+    Coming,
+    /// It is being removed.
+    Going,
+    /// It is being set up, and none of it runs.
+    Unformed,
+}
+
+impl State {
+    /// In a word, as the kernel has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Live => "live",
+            State::Coming => "coming",
+            State::Going => "going",
+            State::Unformed => "unformed",
+        }
+    }
+}
+
+/// A module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Where its `struct module` is.
+    pub address: u64,
+    /// Its name, which may do nothing to a terminal.
+    pub name: String,
+    /// How far it has come; `None` where that is no number of the kernel's.
+    pub state: Option<State>,
+    /// Where its code is.
+    pub text: u64,
+    /// Bytes of all of it that are in memory.
+    pub size: u64,
+    /// Who uses it, modules among them; `None` where the kernel removes none (`CONFIG_MODULE_UNLOAD`), or does not
+    /// tell.
+    pub references: Option<u32>,
+    /// Modules that use it.
+    pub users: Vec<String>,
+}
+
+/// Modules that were found, the newest first, as the kernel lists them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Modules {
+    /// Each of them.
+    pub all: Vec<Module>,
+    /// What of them could not be had, a line each.
+    pub remarks: Vec<String>,
+}
+
+/// Why no modules are found.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModuleError {
+    /// The kernel's types have no such member.
+    #[error("the kernel's types do not have {0}")]
+    Lacks(&'static str),
+    /// The list is not there.
+    #[error(transparent)]
+    NotThere(#[from] NotThere),
+}
+
+/// Members of lists that are gone through at most: a distribution's kernel has some thousands of modules to load.
+const MOST: usize = 1 << 14;
+/// Pieces of memory that a module is read with, at most; Linux has seven.
+const MOST_PIECES: u32 = 32;
+/// What the kernel itself adds to the number of references, `MODULE_REF_BASE`.
+const REFERENCE_BASE: u32 = 1;
+
+/// Where a module keeps what it has in memory.
+#[derive(Debug)]
+enum Places {
+    /// An array of pieces, the first of which is its code: from 6.4 on.
+    Pieces { at: u64, each: u64, count: u32, base: Field, size: Field },
+    /// One for as long as it lives, and one for its initialization.
+    Layouts { base: Field, sizes: [Field; 2] },
+}
+
+/// What tells who uses a module.
+#[derive(Debug)]
+struct Uses {
+    references: Field,
+    /// The list of uses, the link in each, and who it is.
+    list: Field,
+    link: Field,
+    user: Field,
+}
+
+/// How the kernel's modules are made.
+#[derive(Debug)]
+pub struct ModuleLayout {
+    list: Field,
+    name: Field,
+    state: Field,
+    places: Places,
+    uses: Option<Uses>,
+}
+
+impl ModuleLayout {
+    /// By the kernel's types.
+    ///
+    /// # Errors
+    /// [`ModuleError::Lacks`].
+    pub fn new(types: &Types) -> Result<ModuleLayout, ModuleError> {
+        let module = types.tagged("module").ok_or(ModuleError::Lacks("struct module"))?;
+        let must = |path, lacks| types.field(module, path).ok_or(ModuleError::Lacks(lacks));
+        Ok(ModuleLayout {
+            list: must("list", "struct module's list")?,
+            name: must("name", "struct module's name")?,
+            state: must("state", "struct module's state")?,
+            places: Places::new(types, module)
+                .ok_or(ModuleError::Lacks("struct module's mem, nor its core_layout"))?,
+            uses: Uses::new(types, module),
+        })
+    }
+
+    /// All modules, by the list that `head` (`modules`) is the head of. `go_on` is asked for each.
+    ///
+    /// # Errors
+    /// [`ModuleError`] where not even the list is there; in words ([`Modules::remarks`]), what of modules cannot be had.
+    pub fn modules<E>(
+        &self,
+        head: u64,
+        reader: &Reader<'_>,
+        go_on: &mut dyn FnMut() -> Result<(), E>,
+    ) -> Result<Result<Modules, ModuleError>, E> {
+        if let Err(error) = reader.address(head) {
+            return Ok(Err(error.into()));
+        }
+        let (mut found, mut left) = (Modules::default(), MOST);
+        let mut ring = Ring::new(head);
+        while left > 0 {
+            let next = ring.next(reader, &mut found.remarks);
+            go_on()?;
+            let Some(node) = next else { return Ok(Ok(found)) };
+            left -= 1;
+            match self.module(node.wrapping_sub(self.list.at), reader, &mut left, &mut found.remarks) {
+                Ok(module) => found.all.push(module),
+                Err(error) => remark(&mut found.remarks, format!("a module is left out: {error}")),
+            }
+        }
+        found.remarks.push(format!("there may be more than {} modules", found.all.len()));
+        Ok(Ok(found))
+    }
+
+    fn module(
+        &self,
+        address: u64,
+        reader: &Reader<'_>,
+        left: &mut usize,
+        remarks: &mut Vec<String>,
+    ) -> Result<Module, NotThere> {
+        let name = name::read(reader, address, self.name)?;
+        let (text, size) = self.places.of(address, reader)?;
+        let state = match reader.field(address, self.state)? {
+            0 => Some(State::Live),
+            1 => Some(State::Coming),
+            2 => Some(State::Going),
+            3 => Some(State::Unformed),
+            _ => None,
+        };
+        let mut users = Vec::new();
+        let references = match &self.uses {
+            Some(uses) => {
+                self.users(uses, address, reader, left, &mut users, remarks);
+                let count = reader.field(address, uses.references)?;
+                // One that is going has none any more, and less than its own.
+                Some(u32::try_from(count & 0xffff_ffff).unwrap_or(0).saturating_sub(REFERENCE_BASE))
+            }
+            None => None,
+        };
+        Ok(Module { address, name, state, text, size, references, users })
+    }
+
+    /// The modules that use one.
+    fn users(
+        &self,
+        uses: &Uses,
+        address: u64,
+        reader: &Reader<'_>,
+        left: &mut usize,
+        users: &mut Vec<String>,
+        remarks: &mut Vec<String>,
+    ) {
+        let mut ring = Ring::new(address.wrapping_add(uses.list.at));
+        while *left > 0 {
+            let Some(node) = ring.next(reader, remarks) else { return };
+            *left -= 1;
+            let user = reader.field(node.wrapping_sub(uses.link.at), uses.user);
+            match user.and_then(|user| name::read(reader, user, self.name)) {
+                Ok(name) => users.push(name),
+                Err(error) => remark(remarks, format!("a module that uses one is left out: {error}")),
+            }
+        }
+    }
+}
+
+impl Uses {
+    fn new(types: &Types, module: TypeId) -> Option<Uses> {
+        let of_use = types.tagged("module_use")?;
+        Some(Uses {
+            references: types.field(module, "refcnt")?,
+            list: types.field(module, "source_list")?,
+            link: types.field(of_use, "source_list")?,
+            user: types.field(of_use, "source")?,
+        })
+    }
+}
+
+impl Places {
+    fn new(types: &Types, module: TypeId) -> Option<Places> {
+        let Some(mem) = types.part(module, "mem") else {
+            let sizes = ["core_layout.size", "init_layout.size"].map(|path| types.field(module, path));
+            let [Some(core), Some(init)] = sizes else { return None };
+            return Some(Places::Layouts {
+                base: types.field(module, "core_layout.base")?,
+                sizes: [core, init],
+            });
+        };
+        let Shape::Array(piece, count) = *types.shape(types.plain(mem.of)) else { return None };
+        Some(Places::Pieces {
+            at: mem.offset()?,
+            each: types.size(piece)?,
+            count: count.min(MOST_PIECES),
+            base: types.field(piece, "base")?,
+            size: types.field(piece, "size")?,
+        })
+    }
+
+    /// Where a module's code is, and how many bytes it has in memory.
+    fn of(&self, module: u64, reader: &Reader<'_>) -> Result<(u64, u64), NotThere> {
+        match self {
+            Places::Layouts { base, sizes: [core, init] } => {
+                let size = reader.field(module, *core)?.saturating_add(reader.field(module, *init)?);
+                Ok((reader.field(module, *base)?, size))
+            }
+            Places::Pieces { at, each, count, base, size } => {
+                let piece =
+                    |index: u32| module.wrapping_add(*at).wrapping_add(each.wrapping_mul(index.into()));
+                let all = (0..*count)
+                    .try_fold(0u64, |all, index| Ok(all.saturating_add(reader.field(piece(index), *size)?)));
+                Ok((reader.field(piece(0), *base)?, all?))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! Who knows the names of a kernel's addresses: the file that it was linked to, where somebody has named it, and else
+//! the table that the kernel keeps in its own memory.
+
+use super::operator::Operator;
+use crate::reply::Refusal;
+use crate::symbols::{Frame, Moved, Symbol, SymbolsError};
+#[cfg(feature = "linux")]
+use crate::{
+    linux::{self, symbols::Kind},
+    symbols::{MOST_FOUND, Role},
+};
+#[cfg(feature = "linux")]
+use std::sync::Arc;
+
+impl From<SymbolsError> for Refusal {
+    fn from(error: SymbolsError) -> Refusal {
+        Refusal::NotThere(error.to_string())
+    }
+}
+
+/// Who knows them.
+#[derive(Clone, Debug)]
+pub enum Names {
+    /// The kernel's file.
+    File(Moved),
+    /// The kernel itself.
+    #[cfg(feature = "linux")]
+    Kernel(Arc<linux::Symbols>),
+}
+
+impl Names {
+    /// Whoever knows them in what an operator looks at; in words, why nobody does.
+    ///
+    /// # Errors
+    /// [`Refusal::NotThere`] for a file of another architecture; [`Refusal::Cancelled`].
+    pub fn of(operator: &dyn Operator) -> Result<Result<Names, String>, Refusal> {
+        if let Some(symbols) = operator.symbols() {
+            let view = operator.view();
+            if symbols.isa() != view.isa() {
+                return Err(SymbolsError::Architecture(symbols.isa()).into());
+            }
+            return Ok(Ok(Names::File(symbols.moved(view.kernel_slide().unwrap_or_default()))));
+        }
+        Names::of_kernel(operator)
+    }
+
+    #[cfg(feature = "linux")]
+    fn of_kernel(operator: &dyn Operator) -> Result<Result<Names, String>, Refusal> {
+        let view = operator.view();
+        match super::linux::of_kernel(&view, |info| view.kernel_symbols(info)) {
+            Ok(symbols) => Ok(Ok(Names::Kernel(symbols))),
+            Err(Refusal::NotThere(why)) => Ok(Err(why)),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    #[cfg(not(feature = "linux"))]
+    fn of_kernel(_: &dyn Operator) -> Result<Result<Names, String>, Refusal> {
+        Ok(Err("nor is anything known here of a kernel's own".into()))
+    }
+
+    /// In words, who it is.
+    pub fn who(&self) -> &'static str {
+        match self {
+            Names::File(_) => "the kernel's file",
+            #[cfg(feature = "linux")]
+            Names::Kernel(_) => "the kernel's own table",
+        }
+    }
+
+    /// The symbols of a name, at most [`MOST_FOUND`](crate::symbols::MOST_FOUND).
+    ///
+    /// # Errors
+    /// [`SymbolsError`].
+    pub fn find(&self, name: &str) -> Result<Vec<Symbol>, SymbolsError> {
+        match self {
+            Names::File(moved) => moved.find(name),
+            #[cfg(feature = "linux")]
+            Names::Kernel(symbols) => {
+                let found = symbols.named(name).take(MOST_FOUND);
+                Ok(found.map(|symbol| of_kernel(symbols, &symbol, 0)).collect())
+            }
+        }
+    }
+
+    /// The symbol that an address is in.
+    ///
+    /// # Errors
+    /// [`SymbolsError`].
+    pub fn at(&self, address: u64) -> Result<Option<Symbol>, SymbolsError> {
+        match self {
+            Names::File(moved) => moved.at(address),
+            #[cfg(feature = "linux")]
+            Names::Kernel(symbols) => {
+                // Nothing tells how far the last one reaches.
+                let found = symbols.at(address).filter(|(_, size)| *size != u64::MAX);
+                Ok(found.map(|(symbol, _)| of_kernel(symbols, &symbol, address - symbol.address)))
+            }
+        }
+    }
+
+    /// The source lines of an address, the innermost first; none where nobody knows them.
+    ///
+    /// # Errors
+    /// [`SymbolsError`].
+    pub fn frames(&self, address: u64) -> Result<Vec<Frame>, SymbolsError> {
+        match self {
+            Names::File(moved) => moved.frames(address),
+            #[cfg(feature = "linux")]
+            Names::Kernel(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Why the file may not be the guest's kernel's, or the addresses not where it is now.
+    ///
+    /// # Errors
+    /// [`Refusal::Cancelled`].
+    pub fn doubt(&self, operator: &dyn Operator) -> Result<Option<String>, Refusal> {
+        match self {
+            Names::File(_) => doubt(operator),
+            #[cfg(feature = "linux")]
+            Names::Kernel(_) => Ok(None),
+        }
+    }
+}
+
+#[cfg(feature = "linux")]
+fn doubt(operator: &dyn Operator) -> Result<Option<String>, Refusal> {
+    let known = operator.view().kernel(linux::described::Scope::Running)?;
+    let Some(info) = &known.info else {
+        return Ok(Some("no Linux kernel has described itself in memory (yet): taken as not moved".into()));
+    };
+    let build_id = operator.symbols().and_then(crate::symbols::Symbols::build_id);
+    let ours = build_id.map(|it| it.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    Ok(match (info.build_id(), ours) {
+        (Some(theirs), Some(ours)) if *theirs != ours => {
+            Some(format!("the guest's kernel is another build ({theirs}; the file is {ours})"))
+        }
+        _ => None,
+    })
+}
+
+#[cfg(not(feature = "linux"))]
+fn doubt(_operator: &dyn Operator) -> Result<Option<String>, Refusal> {
+    Ok(Some("the kernel is taken as not moved".into()))
+}
+
+/// A symbol as it is told. The kernel notes where each begins, not how long it is: that is how far it is to the next.
+#[cfg(feature = "linux")]
+fn of_kernel(symbols: &linux::Symbols, symbol: &linux::symbols::Symbol<'_>, offset: u64) -> Symbol {
+    let number = |name| symbols.named(name).find(|it| it.kind == Kind::Absolute).map(|it| it.address);
+    let is_per_cpu = || match (number("__per_cpu_start"), number("__per_cpu_end")) {
+        (Some(begin), Some(end)) => (begin..end).contains(&symbol.address),
+        _ => false,
+    };
+    let (role, size) = match symbol.kind {
+        Kind::Absolute if is_per_cpu() => (Role::PerCpu, 0),
+        Kind::Absolute => (Role::Absolute, 0),
+        Kind::Text => (Role::Function, symbols.at(symbol.address).map_or(0, |(_, size)| size)),
+        Kind::Data => (Role::Variable, symbols.at(symbol.address).map_or(0, |(_, size)| size)),
+    };
+    let size = if size == u64::MAX { 0 } else { size };
+    Symbol { name: symbol.name.into(), address: symbol.address, size, offset, role }
+}
+
+#[cfg(all(test, feature = "linux"))]
+mod tests {
+    use super::*;
+    use linux::symbols::{Builder, Symbol as Own};
+
+    #[test]
+    fn the_kernels_own_table_is_one_of_names_without_sizes() {
+        let mut builder = Builder::default();
+        for (name, address, kind) in [
+            ("__per_cpu_start", 0, Kind::Absolute),
+            ("current_task", 0x20, Kind::Absolute),
+            ("__per_cpu_end", 0x1000, Kind::Absolute),
+            ("a_number", 0x2000, Kind::Absolute),
+            ("schedule", 0xffff_0000, Kind::Text),
+            ("jiffies", 0xffff_0100, Kind::Data),
+            ("_end", 0xffff_0200, Kind::Data),
+        ] {
+            builder.add(Own { name, address, kind, is_global: true });
+        }
+        let names = Names::Kernel(Arc::new(builder.finish()));
+        let found = |name| names.find(name).unwrap().pop().map(|it| (it.role, it.address, it.size));
+        assert_eq!(found("schedule"), Some((Role::Function, 0xffff_0000, 0x100)));
+        assert_eq!(found("jiffies"), Some((Role::Variable, 0xffff_0100, 0x100)));
+        assert_eq!(found("current_task"), Some((Role::PerCpu, 0x20, 0)));
+        assert_eq!(found("a_number"), Some((Role::Absolute, 0x2000, 0)));
+        // How far the last one reaches is not known.
+        assert_eq!(found("_end"), Some((Role::Variable, 0xffff_0200, 0)));
+        assert_eq!(found("nobody"), None);
+        let at = |address| names.at(address).unwrap().map(|it| (it.name, it.offset));
+        assert_eq!(at(0xffff_0010), Some(("schedule".into(), 0x10)));
+        assert_eq!((at(0xfffe_ffff), at(0x20), at(0xffff_0200)), (None, None, None));
+        assert_eq!(names.frames(0xffff_0010), Ok(Vec::new()));
+    }
+}

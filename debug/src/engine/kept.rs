@@ -1,0 +1,101 @@
+//! What has been read of the guest's Linux kernel, and does not change as long as it is that kernel.
+
+use crate::linux::{Symbols, Types, VmCoreInfo};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What is known of one kernel.
+#[derive(Debug)]
+struct Facts {
+    /// The kernel's description of itself, where it has moved to included: what tells it from others.
+    of: VmCoreInfo,
+    symbols: Option<Arc<Symbols>>,
+    types: Option<Arc<Types>>,
+}
+
+/// Keeps what one command has read for the next one. Of one kernel: that which was asked about last.
+#[derive(Debug, Default)]
+pub struct Kept(Mutex<Option<Facts>>);
+
+impl Kept {
+    /// Its symbols, which `read` reads if they are not known.
+    ///
+    /// # Errors
+    /// What `read` says; then nothing is kept.
+    pub fn symbols<E>(
+        &self,
+        of: &VmCoreInfo,
+        read: impl FnOnce() -> Result<Symbols, E>,
+    ) -> Result<Arc<Symbols>, E> {
+        self.kept(of, |facts| &mut facts.symbols, read)
+    }
+
+    /// Its types, likewise.
+    ///
+    /// # Errors
+    /// What `read` says; then nothing is kept.
+    pub fn types<E>(
+        &self,
+        of: &VmCoreInfo,
+        read: impl FnOnce() -> Result<Types, E>,
+    ) -> Result<Arc<Types>, E> {
+        self.kept(of, |facts| &mut facts.types, read)
+    }
+
+    fn kept<T, E>(
+        &self,
+        of: &VmCoreInfo,
+        part: impl Fn(&mut Facts) -> &mut Option<Arc<T>>,
+        read: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<T>, E> {
+        if let Some(known) = part(Kept::facts(&mut self.lock(), of)).clone() {
+            return Ok(known);
+        }
+        // Others may look something up meanwhile.
+        let found = Arc::new(read()?);
+        *part(Kept::facts(&mut self.lock(), of)) = Some(Arc::clone(&found));
+        Ok(found)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Facts>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those of a kernel; of another one they are forgotten.
+    fn facts<'a>(kept: &'a mut Option<Facts>, of: &VmCoreInfo) -> &'a mut Facts {
+        if kept.as_ref().is_some_and(|facts| facts.of != *of) {
+            *kept = None;
+        }
+        kept.get_or_insert_with(|| Facts { of: of.clone(), symbols: None, types: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linux::symbols::{Builder, Kind, Symbol};
+
+    fn kernel(release: &str) -> VmCoreInfo {
+        VmCoreInfo::parse(format!("OSRELEASE={release}\nPAGESIZE=4096\n").as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_is_known_of_a_kernel_is_read_once_and_of_another_one_anew() {
+        let (kept, one, other) = (Kept::default(), kernel("6.1.0"), kernel("6.12.0"));
+        let read = |name: &'static str| {
+            move || {
+                let mut builder = Builder::default();
+                builder.add(Symbol { name, address: 1, kind: Kind::Text, is_global: true });
+                Ok::<_, &str>(builder.finish())
+            }
+        };
+        let has = |symbols: &Symbols, name: &str| symbols.address(name) == Some(1);
+        // What could not be read is asked for again.
+        assert_eq!(kept.symbols(&one, || Err("not mapped")).unwrap_err(), "not mapped");
+        assert!(has(&kept.symbols(&one, read("first")).unwrap(), "first"));
+        assert!(has(&kept.symbols(&one, || Err("again")).unwrap(), "first"));
+        assert_eq!(kept.types(&one, || Ok::<_, ()>(Types::new(8))).unwrap().count(), 1);
+        assert!(has(&kept.symbols(&one, || Err("again")).unwrap(), "first"), "types are beside it");
+        assert!(has(&kept.symbols(&other, read("second")).unwrap(), "second"));
+        assert!(has(&kept.symbols(&one, read("third")).unwrap(), "third"));
+    }
+}

@@ -1,0 +1,56 @@
+//! What a kernel's file says where none is read: the same calls, and nobody can make one to call them on.
+
+use super::symbol::{Frame, Symbol, SymbolsError};
+use arch::Isa;
+use std::convert::Infallible;
+
+/// What a kernel's file says: nothing is read of one.
+#[derive(Debug)]
+pub struct Symbols(Infallible);
+
+/// The same of a kernel that has moved.
+#[derive(Clone, Debug)]
+pub struct Moved(Infallible);
+
+impl Symbols {
+    /// Nobody calls it.
+    pub fn isa(&self) -> Isa {
+        match self.0 {}
+    }
+
+    /// Nobody calls it.
+    pub fn build_id(&self) -> Option<Vec<u8>> {
+        match self.0 {}
+    }
+
+    /// Nobody calls it.
+    pub fn moved(&self, _slide: u64) -> Moved {
+        match self.0 {}
+    }
+}
+
+impl Moved {
+    /// Nobody calls it.
+    ///
+    /// # Errors
+    /// None.
+    pub fn find(&self, _name: &str) -> Result<Vec<Symbol>, SymbolsError> {
+        match self.0 {}
+    }
+
+    /// Nobody calls it.
+    ///
+    /// # Errors
+    /// None.
+    pub fn at(&self, _address: u64) -> Result<Option<Symbol>, SymbolsError> {
+        match self.0 {}
+    }
+
+    /// Nobody calls it.
+    ///
+    /// # Errors
+    /// None.
+    pub fn frames(&self, _address: u64) -> Result<Vec<Frame>, SymbolsError> {
+        match self.0 {}
+    }
+}
