@@ -12,6 +12,7 @@
 //! and what firmware leaves in memory. Without it no library is needed that describes machines or files.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs, clippy::missing_errors_doc)]
 
 pub mod aarch64;
 pub mod address;

@@ -43,6 +43,8 @@ pub mod dump;
 pub mod host;
 pub mod info;
 #[cfg(feature = "linux")]
+mod kernel;
+#[cfg(feature = "linux")]
 pub mod linux;
 pub mod memory;
 #[cfg(feature = "linux")]

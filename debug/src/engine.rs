@@ -12,7 +12,7 @@
 
 use crate::arming::{Allocation, Arming, DebugRegisters, Own, TooMany, Want, allocate};
 use crate::breakpoint::{Breakpoint, Id, Kind, Place, Table, is_patched_by_kernels};
-use crate::disassemble::{LONGEST_INSTRUCTION, Mode};
+use crate::disassemble::{LONGEST_INSTRUCTION, OperatingMode};
 use crate::engine::evaluation::{Evaluation, Which};
 use crate::expression::Environment as _;
 use crate::machine::{Abilities, Action, Code, MachineError, Memory, Order, SoftwareBreakpoints, StopReason};
@@ -469,10 +469,10 @@ impl Engine {
         let bytes = &bytes[..count];
         let read = |row| cpu.vcpu().register(row);
         let changes = match (self.isa, code) {
-            (Isa::X86_64, Code { mode: Mode::Bits64, .. }) => {
+            (Isa::X86_64, Code { mode: OperatingMode::Bits64, .. }) => {
                 arch::x86::simulate::simulate(bytes, Bits::Code64, read)
             }
-            (Isa::X86_64, Code { mode: Mode::Protected32, base: 0 }) => {
+            (Isa::X86_64, Code { mode: OperatingMode::Protected32, base: 0 }) => {
                 arch::x86::simulate::simulate(bytes, Bits::Code32, read)
             }
             (Isa::X86_64, _) => None,

@@ -3,7 +3,7 @@
 //! Source: Intel SDM vol. 2 by way of yaxpeax-x86; Arm ARM (DDI 0487), "Branches, Exception Generating and System
 //! instructions", by way of [`arch::aarch64::simulate::flow`].
 
-use crate::disassemble::Mode;
+use crate::disassemble::OperatingMode;
 use arch::Isa;
 use arch::aarch64::simulate;
 #[cfg(feature = "disassembly")]
@@ -40,7 +40,7 @@ pub struct Instruction {
 }
 
 /// The instruction at the start of `bytes`, which stand at `at`. `None` when it is not understood.
-pub fn instruction(isa: Isa, mode: Mode, bytes: &[u8], at: u64) -> Option<Instruction> {
+pub fn instruction(isa: Isa, mode: OperatingMode, bytes: &[u8], at: u64) -> Option<Instruction> {
     match isa {
         Isa::Aarch64 => {
             let word = arch::bytes::u32_at(bytes, 0)?;
@@ -76,22 +76,22 @@ fn aarch64(word: u32, at: u64) -> Flow {
 }
 
 #[cfg(not(feature = "disassembly"))]
-fn x86(mode: Mode, bytes: &[u8], at: u64) -> Option<Instruction> {
+fn x86(mode: OperatingMode, bytes: &[u8], at: u64) -> Option<Instruction> {
     x86_by_opcode(mode, bytes, at)
 }
 
 /// What leads into a function and out of one, which is all that a step over one or out of one cannot do without; the
 /// others are not understood. Source: Intel SDM vol. 2, appendix "Opcode Map".
 #[cfg(any(test, not(feature = "disassembly")))]
-fn x86_by_opcode(mode: Mode, bytes: &[u8], at: u64) -> Option<Instruction> {
+fn x86_by_opcode(mode: OperatingMode, bytes: &[u8], at: u64) -> Option<Instruction> {
     use arch::x86::step::opcode::{Bits, Opcode};
     const CALL: u16 = 0xe8;
     const CALL_FAR: u16 = 0x9a;
     const GROUP_5: u16 = 0xff;
     let bits = match mode {
-        Mode::Bits64 => Bits::Code64,
-        Mode::Protected32 => Bits::Code32,
-        Mode::Real16 => Bits::Code16,
+        OperatingMode::Bits64 => Bits::Code64,
+        OperatingMode::Protected32 => Bits::Code32,
+        OperatingMode::Real16 => Bits::Code16,
     };
     let opcode = Opcode::read(bytes, bits)?;
     // A prefix makes near calls of 64-bit code no shorter (on Intel's processors).
@@ -127,7 +127,7 @@ fn x86_by_opcode(mode: Mode, bytes: &[u8], at: u64) -> Option<Instruction> {
 }
 
 #[cfg(feature = "disassembly")]
-fn x86(mode: Mode, bytes: &[u8], at: u64) -> Option<Instruction> {
+fn x86(mode: OperatingMode, bytes: &[u8], at: u64) -> Option<Instruction> {
     let mut reader = U8Reader::new(bytes);
     // The decoders have types of their own with the same shape.
     macro_rules! decode {
@@ -177,9 +177,9 @@ fn x86(mode: Mode, bytes: &[u8], at: u64) -> Option<Instruction> {
         }};
     }
     match mode {
-        Mode::Bits64 => decode!(long_mode, JRCXZ, |target: u64| target),
-        Mode::Protected32 => decode!(protected_mode, JECXZ, |target: u64| target & 0xffff_ffff),
-        Mode::Real16 => decode!(real_mode, JCXZ, |target: u64| target & 0xffff_ffff),
+        OperatingMode::Bits64 => decode!(long_mode, JRCXZ, |target: u64| target),
+        OperatingMode::Protected32 => decode!(protected_mode, JECXZ, |target: u64| target & 0xffff_ffff),
+        OperatingMode::Real16 => decode!(real_mode, JCXZ, |target: u64| target & 0xffff_ffff),
     }
 }
 
@@ -211,14 +211,14 @@ mod tests {
             let expected = decoded.filter(|it| is_known(it.flow));
             // What no processor knows may be taken for what it looks like; and the decoder reads as much of an address as
             // without the prefix that halves or doubles it.
-            let is_misread = mode != Mode::Bits64 && bytes[..3].contains(&0x66) && found != expected;
+            let is_misread = mode != OperatingMode::Bits64 && bytes[..3].contains(&0x66) && found != expected;
             if decoded.is_some() && !is_misread {
                 assert_eq!(found, expected, "{mode:?} {bytes:02x?}");
                 count += usize::from(found.is_some());
             }
         };
         let rest = [0x10, 0x20, 0x30, 0x44, 0x55, 0x66, 0x77, 0x08];
-        for mode in [Mode::Bits64, Mode::Protected32, Mode::Real16] {
+        for mode in [OperatingMode::Bits64, OperatingMode::Protected32, OperatingMode::Real16] {
             for prefix in [&[][..], &[0x67], &[0x2e], &[0xf2], &[0x3e, 0x67]] {
                 for first in 0..=0xff {
                     for second in 0..=0xff {
@@ -239,7 +239,7 @@ mod tests {
         }
         assert!(count > 10_000, "{count}");
         for end in 0..7 {
-            assert_eq!(x86_by_opcode(Mode::Bits64, &[0xff, 0x94, 0x24, 1, 2, 3, 4][..end], 0), None);
+            assert_eq!(x86_by_opcode(OperatingMode::Bits64, &[0xff, 0x94, 0x24, 1, 2, 3, 4][..end], 0), None);
         }
     }
 
@@ -263,12 +263,12 @@ mod tests {
             (&[0x0f, 0x0b], 2, Flow::Elsewhere),
             (&[0xf4], 1, Flow::Elsewhere),
         ] {
-            let found = instruction(Isa::X86_64, Mode::Bits64, bytes, 0x1000);
+            let found = instruction(Isa::X86_64, OperatingMode::Bits64, bytes, 0x1000);
             assert_eq!(found, Some(Instruction { length, flow }), "{bytes:02x?}");
         }
-        let call = instruction(Isa::X86_64, Mode::Real16, &[0xe8, 0x20, 0], 0x1000);
+        let call = instruction(Isa::X86_64, OperatingMode::Real16, &[0xe8, 0x20, 0], 0x1000);
         assert_eq!(call.map(|call| call.length), Some(3));
-        assert_eq!(instruction(Isa::X86_64, Mode::Bits64, &[0x0f, 0xff], 0), None);
+        assert_eq!(instruction(Isa::X86_64, OperatingMode::Bits64, &[0x0f, 0xff], 0), None);
     }
 
     #[test]
@@ -292,9 +292,9 @@ mod tests {
             (0xd400_0002, Flow::Service),
             (0xd420_0000, Flow::Elsewhere),
         ] {
-            let found = instruction(Isa::Aarch64, Mode::Bits64, &word.to_le_bytes(), 0x1000);
+            let found = instruction(Isa::Aarch64, OperatingMode::Bits64, &word.to_le_bytes(), 0x1000);
             assert_eq!(found, Some(Instruction { length: 4, flow }), "{word:#x}");
         }
-        assert_eq!(instruction(Isa::Aarch64, Mode::Bits64, &[0; 3], 0), None);
+        assert_eq!(instruction(Isa::Aarch64, OperatingMode::Bits64, &[0; 3], 0), None);
     }
 }

@@ -32,6 +32,7 @@
 //! * `dump`, which needs `linux`: memory dumps, written and read. Without it there is no command `dump`.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs, clippy::missing_errors_doc)]
 
 pub mod abilities;
 pub mod arming;

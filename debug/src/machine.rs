@@ -10,7 +10,7 @@ pub use crate::ram::{Absence, Memory};
 
 use crate::arming::Arming;
 use crate::cancel::Cancel;
-use crate::disassemble::Mode;
+use crate::disassemble::OperatingMode;
 #[cfg(feature = "linux")]
 use crate::linux::Described;
 use crate::reply::{Arguments, Command, Refusal, Reply};
@@ -25,21 +25,21 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Code {
     /// Width of its instructions' operands and addresses.
-    pub mode: Mode,
+    pub mode: OperatingMode,
     /// x86: what the code segment adds to the program counter outside 64-bit mode.
     pub base: u64,
 }
 
 impl Code {
     /// 64-bit code, of either architecture.
-    pub const FLAT_64: Code = Code { mode: Mode::Bits64, base: 0 };
+    pub const FLAT_64: Code = Code { mode: OperatingMode::Bits64, base: 0 };
 
     /// The linear address of a program counter, which is what debug registers compare and page
     /// tables translate.
     pub fn linear(&self, pc: u64) -> u64 {
         match self.mode {
-            Mode::Bits64 => pc,
-            Mode::Protected32 | Mode::Real16 => self.base.wrapping_add(pc) & 0xffff_ffff,
+            OperatingMode::Bits64 => pc,
+            OperatingMode::Protected32 | OperatingMode::Real16 => self.base.wrapping_add(pc) & 0xffff_ffff,
         }
     }
 }

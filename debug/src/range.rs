@@ -11,7 +11,7 @@
 //!
 //! Where instructions lead is known from [`flow`](crate::flow).
 
-use crate::disassemble::Mode;
+use crate::disassemble::OperatingMode;
 use crate::flow::{Flow, Instruction, instruction};
 use arch::Isa;
 use std::collections::BTreeSet;
@@ -23,9 +23,15 @@ pub const LONGEST: u64 = 4096;
 /// Where the instructions of `range` can leave it: addresses outside, and addresses inside of
 /// instructions that lead elsewhere. `code` are the bytes of the range. `None` when they are
 /// not all understood, or when there are more than `most`.
-pub fn exits(isa: Isa, mode: Mode, range: &Range<u64>, code: &[u8], most: usize) -> Option<Vec<u64>> {
+pub fn exits(
+    isa: Isa,
+    mode: OperatingMode,
+    range: &Range<u64>,
+    code: &[u8],
+    most: usize,
+) -> Option<Vec<u64>> {
     // Segments of 16-bit code are not looked at.
-    if mode == Mode::Real16 {
+    if mode == OperatingMode::Real16 {
         return None;
     }
     let mut exits = BTreeSet::new();
@@ -64,7 +70,7 @@ mod tests {
 
     fn x86_exits(code: &[u8], most: usize) -> Option<Vec<u64>> {
         let range = 0x1000..0x1000 + code.len() as u64;
-        exits(Isa::X86_64, Mode::Bits64, &range, code, most)
+        exits(Isa::X86_64, OperatingMode::Bits64, &range, code, most)
     }
 
     #[cfg(feature = "disassembly")]
@@ -93,7 +99,7 @@ mod tests {
         // A range that ends within an instruction.
         assert_eq!(x86_exits(&[0x90, 0xe8, 0], 4), None);
         assert_eq!(x86_exits(&[], 4), None);
-        assert_eq!(exits(Isa::X86_64, Mode::Real16, &(0..1), &[0x90], 4), None);
+        assert_eq!(exits(Isa::X86_64, OperatingMode::Real16, &(0..1), &[0x90], 4), None);
     }
 
     #[test]
@@ -101,7 +107,7 @@ mod tests {
         // add x0, x0, #1; cbnz x1, .-4; b.eq .+0x40; ret
         let words = [0x9100_0400u32, 0xb5ff_ffe1, 0x5400_0200, 0xd65f_03c0];
         let code: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let exits = exits(Isa::Aarch64, Mode::Bits64, &(0x1000..0x1010), &code, 6);
+        let exits = exits(Isa::Aarch64, OperatingMode::Bits64, &(0x1000..0x1010), &code, 6);
         assert_eq!(exits, Some(vec![0x100c, 0x1048]));
     }
 }

@@ -2,7 +2,7 @@
 //! registers.
 
 #[cfg(feature = "disassembly")]
-use crate::disassemble::{Mode, disassemble};
+use crate::disassemble::{OperatingMode, disassemble};
 #[cfg(any(test, feature = "disassembly"))]
 use arch::Isa;
 use arch::register::{Group, RegisterFile};
@@ -23,19 +23,19 @@ impl Report<'_> {
     /// How the vCPU decodes its instructions: from CR0.PE, EFER.LMA and the code segment's
     /// descriptor, of which the base tells real mode from protected mode well enough.
     #[cfg(feature = "disassembly")]
-    fn mode(&self) -> Mode {
+    fn mode(&self) -> OperatingMode {
         const CR0_PE: u64 = 1 << 0;
         const EFER_LMA: u64 = 1 << 10;
         match self.registers.isa() {
-            Isa::Aarch64 => Mode::Bits64,
+            Isa::Aarch64 => OperatingMode::Bits64,
             Isa::X86_64 => {
                 let get = |name| self.registers.get(name).unwrap_or(0);
                 if get("efer") & EFER_LMA != 0 {
-                    Mode::Bits64
+                    OperatingMode::Bits64
                 } else if get("cr0") & CR0_PE != 0 {
-                    Mode::Protected32
+                    OperatingMode::Protected32
                 } else {
-                    Mode::Real16
+                    OperatingMode::Real16
                 }
             }
         }
@@ -104,11 +104,11 @@ mod tests {
     fn the_mode_follows_the_control_registers() {
         let mut registers = RegisterFile::new(Isa::X86_64);
         let mode = |registers: &RegisterFile| Report { vcpu: 0, registers, code: &[] }.mode();
-        assert_eq!(mode(&registers), Mode::Real16);
+        assert_eq!(mode(&registers), OperatingMode::Real16);
         registers.set("cr0", 1);
-        assert_eq!(mode(&registers), Mode::Protected32);
+        assert_eq!(mode(&registers), OperatingMode::Protected32);
         registers.set("efer", 0x500);
-        assert_eq!(mode(&registers), Mode::Bits64);
-        assert_eq!(mode(&RegisterFile::new(Isa::Aarch64)), Mode::Bits64);
+        assert_eq!(mode(&registers), OperatingMode::Bits64);
+        assert_eq!(mode(&RegisterFile::new(Isa::Aarch64)), OperatingMode::Bits64);
     }
 }

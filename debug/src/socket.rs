@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 /// Who may connect to a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub enum Audience {
     /// Its owner (and root).
     Owner,
     /// Every user who can reach the folder.
@@ -109,7 +109,7 @@ const BACKLOG: i32 = 16;
 ///
 /// # Errors
 /// [`BindError`]; then what was there is there as it was.
-pub fn bind(path: &Path, access: Access) -> Result<Served, BindError> {
+pub fn bind(path: &Path, audience: Audience) -> Result<Served, BindError> {
     let failed = |source: io::Error| BindError::Io { path: path.into(), source };
     let name = path.file_name().ok_or_else(|| failed(io::Error::other("it needs a name")))?;
     // A longer name could be given to it, but nobody could connect.
@@ -125,7 +125,7 @@ pub fn bind(path: &Path, access: Access) -> Result<Served, BindError> {
     let _turn = lock(folder);
     // It is listened to before it has its name, so whoever finds it there finds it served.
     let own = Temporary::new(beside(path, name));
-    let listener = listen_at(&own.0, access).map_err(failed)?;
+    let listener = listen_at(&own.0, audience).map_err(failed)?;
     for _ in 0..2 {
         match fs::hard_link(&own.0, path) {
             Ok(()) => {
@@ -186,17 +186,17 @@ fn lock(folder: &Path) -> Option<Flock<File>> {
     }
 }
 
-fn listen_at(path: &Path, access: Access) -> io::Result<UnixListener> {
+fn listen_at(path: &Path, audience: Audience) -> io::Result<UnixListener> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    let mode = match access {
-        Access::Owner => 0o600,
-        Access::Everyone => 0o666,
+    let mode = match audience {
+        Audience::Owner => 0o600,
+        Audience::Everyone => 0o666,
     };
     // Linux makes the file with the descriptor's permissions, so there is no moment without them.
     fchmod(&socket, Mode::from_bits_truncate(mode))?;
     bind_to(std::os::fd::AsRawFd::as_raw_fd(&socket), &UnixAddr::new(path)?)?;
-    if access == Access::Everyone {
+    if audience == Audience::Everyone {
         // In spite of the process's mask.
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
@@ -287,11 +287,11 @@ mod tests {
         let folder = folder("stale");
         let path = folder.join("s");
         drop(UnixListener::bind(&path).unwrap());
-        let served = bind(&path, Access::Owner).unwrap();
+        let served = bind(&path, Audience::Owner).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
         assert_eq!(entries(&folder), ["s"]);
-        let again = bind(&path, Access::Owner).unwrap_err();
+        let again = bind(&path, Audience::Owner).unwrap_err();
         assert!(matches!(again, BindError::Served(_)), "{again}");
         UnixStream::connect(&path).unwrap();
         drop(served);
@@ -302,7 +302,7 @@ mod tests {
     fn one_that_accepts_nobody_is_served_and_not_waited_for() {
         let folder = folder("full");
         let path = folder.join("s");
-        let _served = bind(&path, Access::Owner).unwrap();
+        let _served = bind(&path, Audience::Owner).unwrap();
         let mut queue = Vec::new();
         let full = loop {
             match knock(&path) {
@@ -311,7 +311,7 @@ mod tests {
             }
         };
         assert_eq!(full.kind(), ErrorKind::WouldBlock);
-        let again = bind(&path, Access::Owner).unwrap_err();
+        let again = bind(&path, Audience::Owner).unwrap_err();
         assert!(matches!(again, BindError::Served(_)), "{again}");
         assert_eq!(entries(&folder), ["s"]);
     }
@@ -327,14 +327,14 @@ mod tests {
         drop(UnixListener::bind(folder.join("stale")).unwrap());
         symlink(folder.join("stale"), folder.join("m")).unwrap();
         for path in [&file, &link, &dangling, &folder.join("m"), &folder] {
-            let error = bind(path, Access::Everyone).unwrap_err();
+            let error = bind(path, Audience::Everyone).unwrap_err();
             assert!(matches!(error, BindError::NoSocket(_)), "{}: {error}", path.display());
         }
         assert_eq!(fs::read_to_string(&link).unwrap(), "precious");
         assert_eq!(entries(&folder), ["d", "f", "l", "m", "stale"]);
-        let long = bind(Path::new(&"x".repeat(LONGEST_ADDRESS)), Access::Owner).unwrap_err();
+        let long = bind(Path::new(&"x".repeat(LONGEST_ADDRESS)), Audience::Owner).unwrap_err();
         assert!(matches!(long, BindError::Io { .. }), "{long}");
-        let nowhere = bind(&folder.join("no/s"), Access::Owner).unwrap_err();
+        let nowhere = bind(&folder.join("no/s"), Audience::Owner).unwrap_err();
         assert!(matches!(nowhere, BindError::Io { .. }), "{nowhere}");
     }
 
@@ -342,7 +342,7 @@ mod tests {
     fn a_name_that_another_has_taken_is_left_to_it() {
         let folder = folder("taken");
         let path = folder.join("s");
-        let served = bind(&path, Access::Owner).unwrap();
+        let served = bind(&path, Audience::Owner).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, "another's").unwrap();
         drop(served);
@@ -359,7 +359,7 @@ mod tests {
             let barrier = Barrier::new(4);
             let start = || {
                 barrier.wait();
-                bind(&path, Access::Owner)
+                bind(&path, Audience::Owner)
             };
             let results: Vec<_> = thread::scope(|scope| {
                 let threads: Vec<_> = (0..4).map(|_| scope.spawn(start)).collect();

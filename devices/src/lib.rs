@@ -11,6 +11,7 @@
 //! causes them to say goes through [`guest_log`], what they do with the guest's memory through [`ram`].
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs, clippy::missing_errors_doc)]
 
 pub mod bus;
 pub mod guest_log;

@@ -27,8 +27,7 @@ fi
 # interface PACKAGE LIBRARY ISA - prints it, without what the compiler derives. kvm-bindings has its types in modules
 # of each architecture, and shows them without.
 interface() {
-  # Interfaces have no guests in them, as on docs.rs.
-  DOCS_RS=1 cargo "+$TOOLCHAIN" rustdoc -q -p "$1" --all-features --lib --target "$3-unknown-linux-gnu" --target-dir target/api \
+  cargo "+$TOOLCHAIN" rustdoc -q -p "$1" --all-features --lib --target "$3-unknown-linux-gnu" --target-dir target/api \
     -- -Z unstable-options --output-format json --cap-lints allow
   "$place/bin/cargo-public-api" --color never -sss --rustdoc-json "target/api/$3-unknown-linux-gnu/doc/$2.json" \
     | sed -E 's/kvm_bindings::(x86_64|arm64)::bindings::/kvm_bindings::/g'

@@ -188,6 +188,7 @@ pub const CASES: &[Case] = &[
     small("too_many_clients", ends::too_many_clients),
     small("library_in_a_process", library::in_a_process),
     small("library_of_the_readme", readme::boots_a_guest),
+    small("library_of_the_documentation", readme::debugs_a_guest),
     small("library_of_fifty_machines", machines::come_and_go),
     small("program_debugs_a_guest", program::small),
     Case { symbols: program::SYMBOLS, ..linux("program_debugs_debian", &["6.12"], program::debian) },

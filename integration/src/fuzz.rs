@@ -21,7 +21,7 @@ use arch::hypercall::Abi;
 use arch::register::{RegisterFile, row};
 use arch::{GuestPhys, GuestVirt, Isa, aarch64, x86};
 use debug::breakpoint::{Breakpoint, Kind};
-use debug::disassemble::{LONGEST_INSTRUCTION, Mode, disassemble};
+use debug::disassemble::{LONGEST_INSTRUCTION, OperatingMode, disassemble};
 use debug::engine::{Cpu, Engine, Stepped};
 use debug::expression::{Environment, Expression};
 use debug::fake::{self, Ram, Scripted, ScriptedStep, Still};
@@ -528,10 +528,10 @@ pub fn bytecode(data: &[u8]) {
 /// Code of a guest: disassembled, simulated, searched for exits.
 pub fn instructions(data: &[u8]) {
     for (isa, mode) in [
-        (Isa::X86_64, Mode::Bits64),
-        (Isa::X86_64, Mode::Protected32),
-        (Isa::X86_64, Mode::Real16),
-        (Isa::Aarch64, Mode::Bits64),
+        (Isa::X86_64, OperatingMode::Bits64),
+        (Isa::X86_64, OperatingMode::Protected32),
+        (Isa::X86_64, OperatingMode::Real16),
+        (Isa::Aarch64, OperatingMode::Bits64),
     ] {
         disassemble(isa, mode, &data[..data.len().min(LONGEST_INSTRUCTION)]);
         for start in [0, 0x1000, u64::MAX - 8] {

@@ -4,7 +4,8 @@
 //! # Circles
 //! Among the modules of one folder, each with all that is below it, none may need another one that needs it: then a
 //! reader can begin at the bottom. What a module needs is what its paths name (`use crate::…`, `super::…`, in
-//! expressions and types, too), tests left out. A module and its own children may need each other.
+//! expressions and types, too), tests left out; a path that leads to what a module only hands on (`pub use`, `use … as`)
+//! leads to where that is. A module and its own children may need each other.
 //!
 //! # Flow functions
 //! Tables and decoders may be long: arms of a `match` of at most two lines do not count.
@@ -56,6 +57,8 @@ pub struct Shape {
 
 /// A module's path, from the crate on.
 type Module = Vec<String>;
+/// What a module has by a `use` alone: by the module and the name there, the path that it stands for.
+type HandedOn = BTreeMap<(Module, String), Vec<String>>;
 
 /// Measures the crate in a folder.
 ///
@@ -70,12 +73,24 @@ pub fn measure(folder: &Path) -> io::Result<Shape> {
     let known: BTreeSet<Module> = modules.keys().cloned().collect();
     let mut needs = BTreeSet::new();
     let mut longest = (String::new(), 0);
+    let mut parsed = Vec::new();
+    let mut handed_on = HandedOn::new();
     for (module, file) in &modules {
         let text = fs::read_to_string(file)?;
-        let parsed = syn::parse_file(&text)
+        let file = syn::parse_file(&text)
             .map_err(|error| io::Error::other(format!("{}: {error}", file.display())))?;
-        let mut reader = Reader { module, known: &known, needs: &mut needs, longest: &mut longest };
-        reader.visit_file(&parsed);
+        for item in &file.items {
+            if let syn::Item::Use(item) = item
+                && !is_test(&item.attrs)
+            {
+                hand_on(module, &[], &item.tree, &mut handed_on);
+            }
+        }
+        parsed.push((module, file));
+    }
+    for (module, file) in parsed {
+        let (needs, longest) = (&mut needs, &mut longest);
+        Reader { module, known: &known, handed_on: &handed_on, needs, longest }.visit_file(&file);
     }
     Ok(Shape { circles: circles(&needs), longest })
 }
@@ -107,10 +122,29 @@ fn module(source: &Path, file: &Path) -> Option<Module> {
     (module.first().map(String::as_str) != Some("bin")).then_some(module)
 }
 
+/// Notes the names that a `use` gives a module.
+fn hand_on(module: &Module, begin: &[String], tree: &syn::UseTree, names: &mut HandedOn) {
+    let with = |part: &syn::Ident| [begin, &[part.to_string()]].concat();
+    match tree {
+        syn::UseTree::Path(path) => hand_on(module, &with(&path.ident), &path.tree, names),
+        syn::UseTree::Group(group) => {
+            group.items.iter().for_each(|tree| hand_on(module, begin, tree, names));
+        }
+        syn::UseTree::Name(name) => {
+            names.insert((module.clone(), name.ident.to_string()), with(&name.ident));
+        }
+        syn::UseTree::Rename(name) => {
+            names.insert((module.clone(), name.rename.to_string()), with(&name.ident));
+        }
+        syn::UseTree::Glob(_) => {}
+    }
+}
+
 /// Reads one module.
 struct Reader<'a> {
     module: &'a Module,
     known: &'a BTreeSet<Module>,
+    handed_on: &'a HandedOn,
     needs: &'a mut BTreeSet<(Module, Module)>,
     longest: &'a mut (String, usize),
 }
@@ -125,29 +159,48 @@ fn is_test(attributes: &[syn::Attribute]) -> bool {
 impl Reader<'_> {
     /// Notes a path that the module names.
     fn note(&mut self, path: &[String]) {
-        let (mut at, rest): (Module, &[String]) = match path.first().map(String::as_str) {
-            Some("crate") => (Vec::new(), &path[1..]),
-            Some("self") => (self.module.clone(), &path[1..]),
-            Some("super") => {
-                let ups = path.iter().take_while(|part| *part == "super").count();
-                let kept = self.module.len().saturating_sub(ups);
-                (self.module[..kept].to_vec(), &path[ups..])
-            }
-            // A child of the module, or another crate.
-            _ => (self.module.clone(), path),
-        };
-        let begin = at.len();
-        for part in rest {
-            at.push(part.clone());
-            if !self.known.contains(&at) {
-                at.pop();
-                break;
-            }
-        }
-        let is_path = ["crate", "self", "super"].contains(&path[0].as_str());
-        if at != *self.module && (is_path || at.len() > begin) {
+        if let Some(at) = self.lead(self.module, path, 0)
+            && at != *self.module
+        {
             self.needs.insert((self.module.clone(), at));
         }
+    }
+
+    /// The module in which what a path names stands, as `from` has the path; `None` for what is of another crate, or its
+    /// own.
+    fn lead(&self, from: &Module, path: &[String], depth: usize) -> Option<Module> {
+        /// Modules that hand something on from each other.
+        const DEEPEST: usize = 8;
+        let (mut at, rest): (Module, &[String]) = match path.first().map(String::as_str) {
+            Some("crate") => (Vec::new(), &path[1..]),
+            Some("self") => (from.clone(), &path[1..]),
+            Some("super") => {
+                let ups = path.iter().take_while(|part| *part == "super").count();
+                let kept = from.len().saturating_sub(ups);
+                (from[..kept].to_vec(), &path[ups..])
+            }
+            // A child of the module, or another crate.
+            _ => (from.clone(), path),
+        };
+        let begin = at.len();
+        for (index, part) in rest.iter().enumerate() {
+            at.push(part.clone());
+            if self.known.contains(&at) {
+                continue;
+            }
+            at.pop();
+            let is_own = at == *self.module;
+            if let Some(stands_for) = self.handed_on.get(&(at.clone(), part.clone()))
+                && !is_own
+                && depth < DEEPEST
+            {
+                let whole = [stands_for, &rest[index + 1..]].concat();
+                return self.lead(&at, &whole, depth + 1).or(Some(at));
+            }
+            break;
+        }
+        let is_path = path.first().is_some_and(|first| ["crate", "self", "super"].contains(&first.as_str()));
+        (is_path || at.len() > begin).then_some(at)
     }
 
     fn note_tree(&mut self, begin: &[String], tree: &syn::UseTree) {
@@ -318,6 +371,30 @@ mod tests {
             ("d.rs", "use crate::{a, b};"),
         ]);
         assert_eq!(circle.circles, [["a", "b"]]);
+    }
+
+    /// By what the crate's root hands on, under another name, and by a module that does so for one below it.
+    #[test]
+    fn a_circle_by_names_that_are_handed_on_is_one() {
+        let circle = shape(&[
+            ("lib.rs", "mod a; mod b; mod c; use b as native; pub use c::C; pub use std::fmt;"),
+            ("a.rs", "use super::native::g; use crate::fmt::Debug; pub struct A;"),
+            ("b.rs", "mod d; pub use d::D; pub fn g() { crate::C::new() }"),
+            ("b/d.rs", "pub struct D;"),
+            ("c.rs", "use crate::a::A; pub struct C;"),
+            ("e.rs", "use crate::native::D;"),
+        ]);
+        assert_eq!(circle.circles, [["a", "b", "c"]]);
+        // What a module has by its own `use` is where that leads to, once.
+        let tree = shape(&[
+            ("lib.rs", "mod a; mod b; mod c; pub use a::A; pub use a::A as Again;"),
+            ("a.rs", "pub struct A;"),
+            ("b.rs", "use crate::Again; pub fn g(_: Again) {}"),
+            ("c.rs", "use crate::{b, A};"),
+            ("d.rs", "pub use crate::d::Round;"),
+            ("f.rs", "use crate::d::Round;"),
+        ]);
+        assert!(tree.circles.is_empty(), "{tree:?}");
     }
 
     #[test]

@@ -14,6 +14,8 @@
 //! # Ok::<(), vmm::error::Error>(())
 //! ```
 
+#![warn(missing_docs, clippy::missing_errors_doc)]
+
 extern crate alloc;
 
 pub mod boot;

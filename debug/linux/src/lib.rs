@@ -8,6 +8,7 @@
 //! runs can be read ([`task`]).
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs, clippy::missing_errors_doc)]
 
 pub mod btf;
 pub mod described;

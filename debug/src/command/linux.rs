@@ -1,10 +1,11 @@
 //! `linux` and `dmesg`: what a Linux kernel in the guest says of itself, without its symbols.
 
 use super::address::count;
+use super::kernel::of_kernel;
 use super::operator::Operator;
 use crate::cancel::Cancelled;
+use crate::linux::VmCoreInfo;
 use crate::linux::described::Scope;
-use crate::linux::{Described, VmCoreInfo};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
 use crate::view::View;
 use arch::Isa;
@@ -133,27 +134,6 @@ impl Dmesg {
     pub fn run(&self, view: &View<'_>) -> Result<Log, Refusal> {
         of_kernel(view, |info| view.kernel_log(info, self.most).map(Log).map_err(|error| error.to_string()))
     }
-}
-
-/// What `look` finds of the kernel that runs.
-///
-/// # Errors
-/// [`Refusal::NotThere`] without a kernel that is known, and with what `look` says; [`Refusal::Cancelled`].
-pub(super) fn of_kernel<T>(
-    view: &View<'_>,
-    look: impl FnOnce(&VmCoreInfo) -> Result<T, String>,
-) -> Result<T, Refusal> {
-    let known = view.kernel(Scope::Running)?;
-    let info = known.info.as_ref().ok_or_else(|| Refusal::NotThere(nobody(&known)))?;
-    let found = look(info);
-    // What could not be read as nobody wants more is not missing.
-    view.cancel.check()?;
-    found.map_err(Refusal::NotThere)
-}
-
-fn nobody(known: &Described) -> String {
-    let none = "no Linux kernel has described itself in memory (yet)";
-    std::iter::once(none).chain(known.remarks.iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
 }
 
 /// Lines of a kernel's log, the oldest first.

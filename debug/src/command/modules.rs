@@ -1,6 +1,6 @@
 //! `lsmod`: the modules of a Linux kernel in the guest, by what the kernel has in its own memory.
 
-use super::linux::of_kernel;
+use super::kernel::of_kernel;
 use super::operator::Operator;
 use crate::linux::module::{Module, Modules, State};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};

@@ -47,7 +47,7 @@ impl Names {
     #[cfg(feature = "linux")]
     fn of_kernel(operator: &dyn Operator) -> Result<Result<Names, String>, Refusal> {
         let view = operator.view();
-        match super::linux::of_kernel(&view, |info| view.kernel_symbols(info)) {
+        match super::kernel::of_kernel(&view, |info| view.kernel_symbols(info)) {
             Ok(symbols) => Ok(Ok(Names::Kernel(symbols))),
             Err(Refusal::NotThere(why)) => Ok(Err(why)),
             Err(refusal) => Err(refusal),

@@ -1,6 +1,6 @@
 //! `ps`: the tasks of a Linux kernel in the guest, by what the kernel has in its own memory.
 
-use super::linux::of_kernel;
+use super::kernel::of_kernel;
 use super::operator::Operator;
 use crate::linux::task::{Task, Tasks};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};

@@ -3,6 +3,7 @@
 use super::{Operator, Refused, commands, common, run, run_line};
 use crate::breakpoint::{Breakpoint, Kind, Place};
 use crate::cancel::{Cancel, Cancelled};
+use crate::disassemble::OperatingMode;
 use crate::dump::core::Core;
 use crate::dump::read::raw;
 use crate::dump::write::WriteError;
@@ -10,7 +11,7 @@ use crate::dump::write::destination::Destination;
 use crate::engine::Engine;
 use crate::fake::Still;
 use crate::linux::{Described, VmCoreInfo};
-use crate::machine::Machine;
+use crate::machine::{Code, Machine};
 use crate::reply::{Command, Json, Needs, Offer, Refusal, Said, json};
 use crate::view::View;
 use arch::register::RegisterFile;
@@ -497,6 +498,25 @@ fn without_a_kernel_there_is_nothing_of_it() {
             assert!(matches!(desk.refusal(&format!("{line} x")), Refusal::Usage(_)));
         }
     }
+}
+
+#[test]
+fn code_is_read_where_its_segment_has_it() {
+    let mut machine = Still::new(Isa::X86_64, 1, 1 << 16).unwrap();
+    machine.code = Code { mode: OperatingMode::Real16, base: 0x8000 };
+    let mut file = RegisterFile::new(Isa::X86_64);
+    file.set("rip", 0x4);
+    machine.set_registers(0, &file).unwrap();
+    machine.memory().write(GuestPhys(0x8004), &[0x0f, 0xa2]);
+    let said = Desk::new(machine).say("regs");
+    assert!(said.starts_with("vCPU 0 at 0x4: 0f a2 00"), "{said}");
+}
+
+#[test]
+fn a_monitor_that_counts_no_exits_says_so() {
+    let mut desk = Desk::new(Still::new(Isa::Aarch64, 1, 1 << 16).unwrap());
+    assert_eq!(desk.say("exits"), "nobody counts exits here\n");
+    assert_eq!(desk.json("exits"), json!([]));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use super::mode::Mode;
 use crate::breakpoint::Hit;
-use crate::disassemble::{LONGEST_INSTRUCTION, Mode as CodeMode};
+use crate::disassemble::{LONGEST_INSTRUCTION, OperatingMode};
 use crate::flow::{Flow, Instruction, instruction, is_speculation_trap};
 use arch::Isa;
 use arch::paging::Regime;
@@ -23,7 +23,7 @@ pub(super) type Reader<'a> = &'a dyn Fn(u64, &mut [u8]) -> usize;
 #[derive(Clone, Copy)]
 pub(super) struct Seen<'a> {
     pub isa: Isa,
-    pub mode: CodeMode,
+    pub mode: OperatingMode,
     /// The linear address of its program counter.
     pub pc: u64,
     /// Its stack pointer.
@@ -200,7 +200,7 @@ impl Seen<'_> {
 
     /// The return of a call, to the instruction behind it.
     fn back_at(&self, address: u64) -> Return {
-        let slack = if self.mode == CodeMode::Bits64 { 0 } else { ARGUMENTS };
+        let slack = if self.mode == OperatingMode::Bits64 { 0 } else { ARGUMENTS };
         Return { address, stack: self.stack, slack }
     }
 
@@ -259,7 +259,7 @@ impl Seen<'_> {
     /// Where the function returns to, if the vCPU stands at its first instruction, to which a direct call has led.
     fn caller_at_entry(&self) -> Option<Return> {
         let (address, stack, length) = match (self.isa, self.mode) {
-            (Isa::X86_64, CodeMode::Bits64) => {
+            (Isa::X86_64, OperatingMode::Bits64) => {
                 let mut bytes = [0; 8];
                 let is_read = (self.read)(self.stack, &mut bytes) == bytes.len();
                 (is_read.then(|| u64::from_le_bytes(bytes))?, self.stack.wrapping_add(8), 5)

@@ -1,6 +1,6 @@
 //! What a dump's reader makes of a file, whatever the format.
 
-use crate::disassemble::Mode;
+use crate::disassemble::OperatingMode;
 use crate::linux::VmCoreInfo;
 use crate::machine::Activity;
 use crate::ram::Absence;
@@ -38,7 +38,7 @@ pub struct Cpu {
     /// Its registers, as far as they are there.
     pub registers: RegisterFile,
     /// How it reads its code.
-    pub mode: Mode,
+    pub mode: OperatingMode,
     /// What it was doing.
     pub activity: Activity,
     /// Its registers are those of when it last left the guest with paging on: what they were after that, a
@@ -50,7 +50,7 @@ impl Cpu {
     /// One of which nothing is known.
     pub fn unknown(isa: Isa) -> Cpu {
         let (registers, activity) = (RegisterFile::new(isa), Activity::Unknown);
-        Cpu { registers, mode: Mode::Bits64, activity, is_earlier: false }
+        Cpu { registers, mode: OperatingMode::Bits64, activity, is_earlier: false }
     }
 }
 

@@ -2,7 +2,7 @@
 //! ([`arch::register::note`]).
 
 use super::contents::Cpu;
-use crate::disassemble::Mode;
+use crate::disassemble::OperatingMode;
 use crate::linux::VmCoreInfo;
 use crate::machine::Activity;
 use arch::Isa;
@@ -133,9 +133,9 @@ impl Notes {
             note.parse(value, &mut cpu.registers);
             if note == Note::Qemu {
                 cpu.mode = match note::code_width(value) {
-                    Some(32) => Mode::Protected32,
-                    Some(16) => Mode::Real16,
-                    _ => Mode::Bits64,
+                    Some(32) => OperatingMode::Protected32,
+                    Some(16) => OperatingMode::Real16,
+                    _ => OperatingMode::Bits64,
                 };
             }
         }

@@ -3,7 +3,7 @@
 use super::core::Core;
 use super::write::{self, Subject, WriteError};
 use super::*;
-use crate::disassemble::Mode;
+use crate::disassemble::OperatingMode;
 use crate::fake::Ram;
 use crate::linux::VmCoreInfo;
 use crate::machine::{Action, Activity, Event, Machine, Order, StopReason, Tables};
@@ -58,7 +58,7 @@ fn some_cpus(isa: Isa) -> Vec<Cpu> {
                 registers.set(name, value);
             }
         }
-        Cpu { registers, mode: Mode::Bits64, activity, is_earlier: id == 1 }
+        Cpu { registers, mode: OperatingMode::Bits64, activity, is_earlier: id == 1 }
     };
     vec![cpu(0, Activity::Running), cpu(1, Activity::Halted)]
 }

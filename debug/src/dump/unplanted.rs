@@ -1,7 +1,7 @@
 //! A machine that stands still, as a dump has it.
 
 use super::contents::Cpu;
-use crate::disassemble::Mode;
+use crate::disassemble::OperatingMode;
 use crate::machine::{Machine, MachineError};
 use crate::ram::{Absence, Memory};
 use arch::GuestPhys;
@@ -15,7 +15,7 @@ use arch::register::Bank;
 /// [`MachineError`].
 pub fn cpus(machine: &dyn Machine) -> Result<Vec<Cpu>, MachineError> {
     let cpu = |vcpu| {
-        let mode = machine.code(vcpu).map_or(Mode::Bits64, |code| code.mode);
+        let mode = machine.code(vcpu).map_or(OperatingMode::Bits64, |code| code.mode);
         let (registers, activity) = (machine.registers(vcpu, &Bank::ALL)?, machine.activity(vcpu));
         Ok(Cpu { registers, mode, activity, is_earlier: false })
     };

@@ -23,7 +23,7 @@ use super::contents::{Cpu, joined};
 use super::notes::{EARLIER, STATE, number_of};
 use super::read::elf::{ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE};
 use crate::cancel::Cancelled;
-use crate::disassemble::Mode;
+use crate::disassemble::OperatingMode;
 use crate::linux::described::{self, Anchor, Scope};
 use crate::linux::translate::{self, Piece};
 use crate::linux::{Described, VmCoreInfo};
@@ -375,9 +375,9 @@ fn notes(subject: &Subject<'_>, info: Option<&VmCoreInfo>) -> Vec<u8> {
     for kinds in [&[Note::Status, Note::Float, Note::PointerMasks][..], &[Note::Qemu]] {
         for (id, cpu) in (0..).zip(subject.cpus) {
             let width = match cpu.mode {
-                Mode::Bits64 => 64,
-                Mode::Protected32 => 32,
-                Mode::Real16 => 16,
+                OperatingMode::Bits64 => 64,
+                OperatingMode::Protected32 => 32,
+                OperatingMode::Real16 => 16,
             };
             for note in kinds {
                 if let Some(value) = note.build(&cpu.registers, id, width) {

@@ -170,7 +170,7 @@ impl RegisterSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disassemble::Mode;
+    use crate::disassemble::OperatingMode;
 
     fn full(isa: Isa) -> RegisterFile {
         let mut file = RegisterFile::new(isa);
@@ -248,14 +248,14 @@ mod tests {
         use Believed::{Narrow, Unknown, Wide};
         use Described::{I386, I8086, Whole};
         for (believed, mode, is_long, described) in [
-            (Wide, Mode::Protected32, false, Whole),
-            (Wide, Mode::Bits64, true, Whole),
-            (Narrow, Mode::Protected32, false, I386),
-            (Narrow, Mode::Real16, false, I386),
-            (Narrow, Mode::Protected32, true, Whole),
-            (Unknown, Mode::Real16, false, I8086),
-            (Unknown, Mode::Protected32, false, I386),
-            (Unknown, Mode::Bits64, true, Whole),
+            (Wide, OperatingMode::Protected32, false, Whole),
+            (Wide, OperatingMode::Bits64, true, Whole),
+            (Narrow, OperatingMode::Protected32, false, I386),
+            (Narrow, OperatingMode::Real16, false, I386),
+            (Narrow, OperatingMode::Protected32, true, Whole),
+            (Unknown, OperatingMode::Real16, false, I8086),
+            (Unknown, OperatingMode::Protected32, false, I386),
+            (Unknown, OperatingMode::Bits64, true, Whole),
         ] {
             assert_eq!(believed.describes(mode, is_long), described, "{believed:?} {mode:?} {is_long}");
         }

@@ -5,7 +5,7 @@
 //! a peer's user takes the kernel's socket diagnostics.
 
 use super::memory_stream::MemoryStream;
-use crate::socket::{self, Access, BindError, Served};
+use crate::socket::{self, Audience, BindError, Served};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use std::io::{self, Read, Write};
@@ -16,23 +16,23 @@ use std::path::PathBuf;
 
 /// Where a debugger connects.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
+pub enum Endpoint {
     /// TCP.
     Tcp(SocketAddr),
     /// A socket in the file system.
     Unix(PathBuf),
 }
 
-impl Address {
+impl Endpoint {
     /// Parses `:PORT`, `HOST:PORT` or `unix:PATH`. Without a host it is loopback.
     ///
     /// # Errors
     /// A message that shows how it is written.
-    pub fn parse(text: &str) -> Result<Address, String> {
+    pub fn parse(text: &str) -> Result<Endpoint, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             return match path {
                 "" => Err("unix: needs a path behind it".into()),
-                path => Ok(Address::Unix(path.into())),
+                path => Ok(Endpoint::Unix(path.into())),
             };
         }
         let wrong = || format!("'{text}' is not an address: write :1234, 127.0.0.1:1234 or unix:PATH");
@@ -42,22 +42,22 @@ impl Address {
                 true => format!("there is no port {port}: they end at 65535"),
                 false => wrong(),
             })?;
-            return Ok(Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+            return Ok(Endpoint::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
         }
-        text.to_socket_addrs().ok().and_then(|mut found| found.next()).map(Address::Tcp).ok_or_else(wrong)
+        text.to_socket_addrs().ok().and_then(|mut found| found.next()).map(Endpoint::Tcp).ok_or_else(wrong)
     }
 
     /// Whether others than this machine's own users can reach it.
     pub fn is_open(&self) -> bool {
-        matches!(self, Address::Tcp(address) if !address.ip().is_loopback())
+        matches!(self, Endpoint::Tcp(address) if !address.ip().is_loopback())
     }
 }
 
-impl std::fmt::Display for Address {
+impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Address::Tcp(address) => write!(f, "{address}"),
-            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Endpoint::Tcp(address) => write!(f, "{address}"),
+            Endpoint::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -151,14 +151,14 @@ impl Listener {
     ///
     /// # Errors
     /// What the system says, or what is in the way.
-    pub fn bind(address: &Address, access: Access) -> io::Result<Listener> {
+    pub fn bind(address: &Endpoint, audience: Audience) -> io::Result<Listener> {
         match address {
-            Address::Tcp(address) => {
+            Endpoint::Tcp(address) => {
                 let listener = TcpListener::bind(address)?;
                 listener.set_nonblocking(true)?;
                 Ok(Listener::Tcp(listener))
             }
-            Address::Unix(path) => match socket::bind(path, access) {
+            Endpoint::Unix(path) => match socket::bind(path, audience) {
                 Ok(served) => Ok(Listener::Unix(served)),
                 Err(BindError::Io { source, .. }) => Err(source),
                 Err(error) => Err(io::Error::other(error)),
@@ -286,19 +286,19 @@ mod tests {
 
     #[test]
     fn addresses() {
-        let tcp = |text: &str| match Address::parse(text) {
-            Ok(Address::Tcp(address)) => address.to_string(),
+        let tcp = |text: &str| match Endpoint::parse(text) {
+            Ok(Endpoint::Tcp(address)) => address.to_string(),
             other => format!("{other:?}"),
         };
         assert_eq!(tcp(":1234"), "127.0.0.1:1234");
         assert_eq!(tcp("127.0.0.1:0"), "127.0.0.1:0");
         assert_eq!(tcp("[::1]:1234"), "[::1]:1234");
-        assert_eq!(Address::parse("unix:/tmp/x"), Ok(Address::Unix("/tmp/x".into())));
+        assert_eq!(Endpoint::parse("unix:/tmp/x"), Ok(Endpoint::Unix("/tmp/x".into())));
         for wrong in ["", "unix:", "1234", ":", ":99999", ":x"] {
-            assert!(Address::parse(wrong).is_err(), "{wrong}");
+            assert!(Endpoint::parse(wrong).is_err(), "{wrong}");
         }
-        assert!(!Address::parse(":1").unwrap().is_open());
-        assert!(Address::parse("0.0.0.0:1").unwrap().is_open());
+        assert!(!Endpoint::parse(":1").unwrap().is_open());
+        assert!(Endpoint::parse("0.0.0.0:1").unwrap().is_open());
     }
 
     #[test]
@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_resets_its_connection_is_none() {
-        let listener = Listener::bind(&Address::parse("127.0.0.1:0").unwrap(), Access::Owner).unwrap();
+        let listener = Listener::bind(&Endpoint::parse("127.0.0.1:0").unwrap(), Audience::Owner).unwrap();
         let accept = || loop {
             match listener.accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_vanishes_is_noticed_in_half_a_minute() {
-        let listener = Listener::bind(&Address::parse("127.0.0.1:0").unwrap(), Access::Owner).unwrap();
+        let listener = Listener::bind(&Endpoint::parse("127.0.0.1:0").unwrap(), Audience::Owner).unwrap();
         let _client = TcpStream::connect(listener.address()).unwrap();
         let (stream, _) = loop {
             match listener.accept() {

@@ -579,10 +579,10 @@ mod tests {
     use super::*;
     use crate::engine::Engine;
     use crate::fake::{Still, host};
-    use crate::gdb::listener::Address;
+    use crate::gdb::listener::Endpoint;
     use crate::gdb::packet::frame;
     use crate::live::link::Wake;
-    use crate::socket::Access;
+    use crate::socket::Audience;
     use arch::Isa;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
@@ -597,8 +597,8 @@ mod tests {
             Arc::new(Engine::new(Isa::X86_64, host(), 1)),
         );
         let path = std::env::temp_dir().join(format!("debug-steps-{}.sock", std::process::id()));
-        let address = Address::parse(&format!("unix:{}", path.display())).unwrap();
-        let listener = Listener::bind(&address, Access::Owner).unwrap();
+        let address = Endpoint::parse(&format!("unix:{}", path.display())).unwrap();
+        let listener = Listener::bind(&address, Audience::Owner).unwrap();
         let mut server = Server::new(listener, session, Service::plain(quit.duplicate().unwrap())).unwrap();
         let mut debugger = UnixStream::connect(&path).unwrap();
         debugger.set_nonblocking(true).unwrap();

@@ -76,7 +76,7 @@ pub fn console(text: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disassemble::Mode;
+    use crate::disassemble::OperatingMode;
     use crate::engine::Engine;
     use crate::fake::Still;
     use crate::machine::Code;
@@ -85,13 +85,13 @@ mod tests {
     #[test]
     fn a_breakpoint_is_named_where_gdb_finds_it_at_the_program_counter() {
         for (isa, mode, base, is_named) in [
-            (Isa::X86_64, Mode::Bits64, 0, true),
+            (Isa::X86_64, OperatingMode::Bits64, 0, true),
             // Has no meaning there.
-            (Isa::X86_64, Mode::Bits64, 0x8000, true),
-            (Isa::X86_64, Mode::Protected32, 0, true),
-            (Isa::X86_64, Mode::Protected32, 0x8000, false),
-            (Isa::X86_64, Mode::Real16, 0x8000, false),
-            (Isa::Aarch64, Mode::Bits64, 0, true),
+            (Isa::X86_64, OperatingMode::Bits64, 0x8000, true),
+            (Isa::X86_64, OperatingMode::Protected32, 0, true),
+            (Isa::X86_64, OperatingMode::Protected32, 0x8000, false),
+            (Isa::X86_64, OperatingMode::Real16, 0x8000, false),
+            (Isa::Aarch64, OperatingMode::Bits64, 0, true),
         ] {
             let mut machine = Still::new(isa, 1, 1 << 20).unwrap();
             machine.code = Code { mode, base };

@@ -144,6 +144,10 @@ impl<M: Monitor> Lines<M> {
     }
 
     fn begin_again(&self, vcpus: &Arc<Vcpus<M>>, memory: Box<dyn Memory>, waiting: Waiting) {
+        let (had, has) = (self.engine.vcpus(), vcpus.count());
+        if had != has {
+            return self.tell(Err(format!("a guest of {had} vCPUs does not begin again with {has}")));
+        }
         let wakes = (self.wake.clone(), self.release.clone());
         let begun = begin(vcpus, &self.engine, memory, wakes, (waiting, self.looks));
         let begun = match begun {

@@ -35,7 +35,12 @@ pub trait Serve<V: Vcpu> {
     }
 
     /// The guest is over, and a debugger that wanted to look at it has done so: once for the vCPU that it has come to
-    /// its end on. `why` it could not go on, in words; `None` where it ended by itself. As it is, nobody is told.
+    /// its end on. `why` it could not go on, in words; `None` where it ended by itself. As it is, nobody is told: a
+    /// debugger that has let it run waits for what comes next until it is told of the end
+    /// ([`Link::tell`](super::link::Link::tell), [`Event::Ended`](crate::machine::Event::Ended)).
+    ///
+    /// This is on the vCPU's own thread, which others may be waiting for: it neither waits for vCPUs, nor drops the
+    /// debugger.
     fn ended(&mut self, _vcpu: &V, _why: Option<String>) {}
 }
 
@@ -78,7 +83,8 @@ impl<V> Post<V> {
 
 /// A vCPU's thread's end of what is posted to it.
 pub struct Inbox<V> {
-    tasks: Receiver<Task<V>>,
+    /// None when the thread was told to end.
+    tasks: Option<Receiver<Task<V>>>,
     attention: Arc<Attention>,
     patience: Patience,
 }
@@ -96,13 +102,13 @@ pub fn inbox<V>() -> (Post<V>, Inbox<V>) {
     let ((sender, tasks), attention) = (channel(), Arc::new(Attention::default()));
     (
         Post { tasks: sender, attention: Arc::clone(&attention) },
-        Inbox { tasks, attention, patience: Patience::default() },
+        Inbox { tasks: Some(tasks), attention, patience: Patience::default() },
     )
 }
 
 impl<V: Vcpu> Inbox<V> {
     /// The thread's life, once kicks reach its vCPU.
-    pub fn live(&self, runner: &mut Runner, vcpu: &mut V, server: &mut impl Serve<V>) {
+    pub fn live(&mut self, runner: &mut Runner, vcpu: &mut V, server: &mut impl Serve<V>) {
         while self.look(true, runner, vcpu, server) == Round::GoesOn {
             Inbox::run(runner, vcpu, server);
         }
@@ -110,21 +116,27 @@ impl<V: Vcpu> Inbox<V> {
 
     /// Does what is posted; `waits`: until the vCPU is to run, asleep. To be called before each entry to the guest: a
     /// kick that comes behind this look ends that at once.
-    pub fn look(&self, waits: bool, runner: &mut Runner, vcpu: &mut V, server: &mut impl Serve<V>) -> Round {
+    pub fn look(
+        &mut self,
+        waits: bool,
+        runner: &mut Runner,
+        vcpu: &mut V,
+        server: &mut impl Serve<V>,
+    ) -> Round {
         vcpu.clear_kick();
         self.attention.begin();
-        while !runner.is_retired() {
-            let task = match self.tasks.try_recv() {
+        while let Some(tasks) = self.tasks.as_ref().filter(|_| !runner.is_retired()) {
+            let task = match tasks.try_recv() {
                 Ok(task) => task,
                 Err(TryRecvError::Disconnected) => return Round::Ends,
-                Err(TryRecvError::Empty) if runner.may_run() || !waits => match self.last_task() {
+                Err(TryRecvError::Empty) if runner.may_run() || !waits => match self.last_task(tasks) {
                     Ok(task) => task,
                     Err(TryRecvError::Disconnected) => return Round::Ends,
                     Err(TryRecvError::Empty) => return Round::GoesOn,
                 },
                 Err(TryRecvError::Empty) => {
                     runner.leave();
-                    let Some(task) = self.wait(runner.take_look()) else { return Round::Ends };
+                    let Some(task) = self.wait(tasks, runner.take_look()) else { return Round::Ends };
                     task
                 }
             };
@@ -133,6 +145,8 @@ impl<V: Vcpu> Inbox<V> {
             server.deal_with(next, runner, vcpu);
             task(runner, vcpu);
         }
+        // What was left behind the end is dropped with that, and what comes yet finds nobody.
+        self.tasks = None;
         Round::Ends
     }
 
@@ -143,18 +157,18 @@ impl<V: Vcpu> Inbox<V> {
     }
 
     /// The next task, which may have to be waited for; `None` when nobody can post one.
-    fn wait(&self, looks: bool) -> Option<Task<V>> {
+    fn wait(&self, tasks: &Receiver<Task<V>>, looks: bool) -> Option<Task<V>> {
         if !looks {
-            return self.tasks.recv().ok();
+            return tasks.recv().ok();
         }
-        self.patience.wait(|| self.tasks.try_recv().ok(), || self.tasks.recv().ok())
+        self.patience.wait(|| tasks.try_recv().ok(), || tasks.recv().ok())
     }
 
     /// What was posted by somebody who took this thread to be looking still, which it does no more where there is
     /// nothing: from here on it has to be kicked.
-    fn last_task(&self) -> Result<Task<V>, TryRecvError> {
+    fn last_task(&self, tasks: &Receiver<Task<V>>) -> Result<Task<V>, TryRecvError> {
         self.attention.end();
-        let task = self.tasks.try_recv();
+        let task = tasks.try_recv();
         if task.is_ok() {
             self.attention.begin();
         }
@@ -192,7 +206,7 @@ mod tests {
 
     /// A thread that lives in its inbox: where tasks are left for it, its kick, and how often it has entered the guest.
     fn living() -> (Post<FakeVcpu>, Arc<AtomicBool>, Arc<AtomicU32>, thread::JoinHandle<()>) {
-        let (post, inbox) = inbox();
+        let (post, mut inbox) = inbox();
         let (is_kicked, entries) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let mut guest = Guest { is_kicked: Arc::clone(&is_kicked), entries: Arc::clone(&entries) };
         let thread = thread::spawn(move || {
@@ -241,7 +255,7 @@ mod tests {
     /// What comes while a thread does something else for somebody is seen without a kick, in the same look.
     #[test]
     fn one_that_is_at_its_tasks_needs_no_kick() {
-        let (post, inbox) = inbox::<FakeVcpu>();
+        let (post, mut inbox) = inbox::<FakeVcpu>();
         let mut guest = Guest { is_kicked: Arc::default(), entries: Arc::default() };
         let (mut vcpu, mut runner) = (FakeVcpu::new(Isa::X86_64), Runner::new(Isa::X86_64, Arc::default()));
         let again = post.clone();
@@ -277,7 +291,7 @@ mod tests {
             (fatal("triple fault"), Some("triple fault")),
             (Exit::Trap(crate::trap::Trap::Int3), Some("nobody asked for Int3")),
         ] {
-            let (post, inbox) = inbox::<FakeVcpu>();
+            let (post, mut inbox) = inbox::<FakeVcpu>();
             let mut guest = Short { exit: Some(exit), ends: Vec::new() };
             let (mut vcpu, mut runner) =
                 (FakeVcpu::new(Isa::X86_64), Runner::new(Isa::X86_64, Arc::default()));
@@ -287,15 +301,33 @@ mod tests {
                 if runner.may_run() {
                     Inbox::run(&mut runner, &mut vcpu, &mut guest);
                 }
+                // Whoever lets it run once more is not heard.
+                _ = post.leave(Box::new(|runner, _| runner.resume()));
             }
             assert_eq!(guest.ends, [told.map(String::from)]);
         }
     }
 
+    #[test]
+    fn who_was_told_to_end_keeps_nobody_waiting() {
+        let (post, mut inbox) = inbox::<FakeVcpu>();
+        let mut guest = Short { exit: None, ends: Vec::new() };
+        let (mut vcpu, mut runner) = (FakeVcpu::new(Isa::Aarch64), Runner::new(Isa::Aarch64, Arc::default()));
+        _ = post.leave(Box::new(|runner, _| runner.retire()));
+        let (answer, answers) = channel::<()>();
+        let late = answer.clone();
+        _ = post.leave(Box::new(move |_, _| answer.send(()).unwrap()));
+        assert_eq!(inbox.look(true, &mut runner, &mut vcpu, &mut guest), Round::Ends);
+        // The inbox is there still, as it is where an event loop has it.
+        assert!(!post.leave(Box::new(move |_, _| late.send(()).unwrap())));
+        assert!(answers.recv().is_err(), "both were dropped");
+        assert_eq!(inbox.look(true, &mut runner, &mut vcpu, &mut guest), Round::Ends);
+    }
+
     /// In an event loop it never waits.
     #[test]
     fn one_that_must_not_wait_looks_and_returns() {
-        let (post, inbox) = inbox::<FakeVcpu>();
+        let (post, mut inbox) = inbox::<FakeVcpu>();
         let mut guest = Guest { is_kicked: Arc::default(), entries: Arc::default() };
         let (mut vcpu, mut runner) = (FakeVcpu::new(Isa::Aarch64), Runner::new(Isa::Aarch64, Arc::default()));
         assert_eq!(inbox.look(false, &mut runner, &mut vcpu, &mut guest), Round::GoesOn);

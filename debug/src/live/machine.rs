@@ -275,7 +275,7 @@ impl<M: Monitor> Machine for LiveMachine<M> {
 
     fn code(&self, vcpu: u32) -> Result<Code, MachineError> {
         match &self.answers {
-            Answers::Waited(waited) => waited.code(&self.vcpus, vcpu),
+            Answers::Waited(waited) => waited.code(&self.vcpus, vcpu, self.stands_still(vcpu)),
             Answers::Ahead(ahead) => ahead.borrow().facts(vcpu).code,
         }
     }

@@ -182,7 +182,7 @@ impl From<KeptEnd> for Next {
 #[derive(Debug)]
 pub struct Runner {
     link: Option<Arc<Link>>,
-    /// It has come to the guest's end.
+    /// It has come to the guest's end, and that was told.
     is_over: bool,
     /// Its thread is to end.
     is_retired: bool,
@@ -256,9 +256,9 @@ impl Runner {
         self.holders == 0 && (self.is_running || self.order.is_some())
     }
 
-    /// Lets it run the guest, unless a debugger has it: then the debugger says when it runs.
+    /// Lets it run the guest, unless that is over, or a debugger has it: then the debugger says when it runs.
     pub fn resume(&mut self) {
-        if !self.link.as_ref().is_some_and(|link| link.is_attached()) {
+        if !self.is_over && !self.link.as_ref().is_some_and(|link| link.is_attached()) {
             self.is_running = true;
         }
     }
@@ -290,9 +290,11 @@ impl Runner {
         self.is_retired
     }
 
-    /// Has it do what a debugger says.
+    /// Has it do what a debugger says, unless the guest is over.
     pub fn order(&mut self, order: Order) {
-        self.order = Some(order);
+        if !self.is_over {
+            self.order = Some(order);
+        }
     }
 
     /// Called when the thread waits for tasks.
@@ -318,7 +320,8 @@ impl Runner {
         Next::Look
     }
 
-    /// Begins what it was told, or enters the guest once and deals with what comes of it.
+    /// Begins what it was told, or enters the guest once and deals with what comes of it. Without a debugger it enters
+    /// the guest again as long as what comes of it is served: until the vCPU is kicked.
     pub fn run<V: Vcpu>(&mut self, vcpu: &mut V, enter: Enter<'_, V>) -> Next {
         let Some(link) = self.link.clone() else { return self.run_free(vcpu, enter) };
         if let Some(order) = self.order.take() {
@@ -352,10 +355,16 @@ impl Runner {
         if let Some(end) = self.end.take() {
             return self.over(end.into());
         }
-        let times = std::mem::take(&mut self.was_out).then_some(&*self.times);
-        let visit = Visit { stops: None };
-        let exit = enter(vcpu, Turn { purpose: Purpose::Run, gate: None, times, visit });
-        self.is_unfinished = exit == Exit::Served;
+        let exit = loop {
+            let times = std::mem::take(&mut self.was_out).then_some(&*self.times);
+            let visit = Visit { stops: None };
+            let exit = enter(vcpu, Turn { purpose: Purpose::Run, gate: None, times, visit });
+            // The access is finished with the next entry. Who has left a task meanwhile has kicked the vCPU: that entry
+            // ends at once.
+            if exit != Exit::Served {
+                break exit;
+            }
+        };
         match exit {
             Exit::Served | Exit::Interrupted | Exit::Stop(_) => Next::Look,
             Exit::Abort => match vcpu.abort_access() {
@@ -371,9 +380,10 @@ impl Runner {
         self.over(Next::Failed(error.to_string()))
     }
 
-    /// The guest does not go on here.
+    /// The guest does not go on here: at its end never again, and else when the monitor says so.
     fn over(&mut self, next: Next) -> Next {
-        (self.is_running, self.is_over) = (false, true);
+        (self.is_running, self.order) = (false, None);
+        self.is_over = matches!(next, Next::End(_));
         next
     }
 

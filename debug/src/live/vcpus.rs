@@ -389,10 +389,10 @@ impl<M: Monitor> Vcpus<M> {
         self.tell_all(Runner::resume);
     }
 
-    /// Has all threads end that live in their inboxes, and waits until each is on its way out: what is posted to one
-    /// from now on is dropped.
+    /// Has all threads end that live in their inboxes: what is posted to one behind this is dropped. May be called
+    /// anywhere, as it does not wait for them; whoever wants to know that they have ended joins them.
     pub fn retire(&self) {
-        self.ask(|_| true, |runner, _| runner.retire());
+        self.tell_all(Runner::retire);
     }
 
     /// Gives one vCPU a debugger's order.

@@ -19,6 +19,8 @@ struct Known {
     at_stop: Option<RegisterFile>,
     /// How it translates.
     regime: Option<Regime>,
+    /// How it reads its code.
+    code: Option<Code>,
     /// What it does.
     activity: Option<Activity>,
 }
@@ -110,8 +112,9 @@ impl Waited {
         }
     }
 
-    pub fn code<M: Monitor>(&self, vcpus: &Vcpus<M>, vcpu: u32) -> Result<Code, MachineError> {
-        vcpus.call(vcpu, |vcpu| vcpu.code()).ok_or(MachineError::NoVcpu(vcpu))?
+    pub fn code<M: Monitor>(&self, vcpus: &Vcpus<M>, vcpu: u32, stays: bool) -> Result<Code, MachineError> {
+        let ask = || vcpus.call(vcpu, |vcpu| vcpu.code()).ok_or(MachineError::NoVcpu(vcpu))?;
+        self.ask(vcpu, stays, |known| &mut known.code, ask)
     }
 
     pub fn regime<M: Monitor>(

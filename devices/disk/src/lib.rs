@@ -29,6 +29,7 @@
 //! kept back until then: when a monitor ends by force, what was written since is lost, as with a disk's cache.
 
 #![deny(unsafe_code)]
+#![warn(missing_docs, clippy::missing_errors_doc)]
 
 mod contents;
 mod error;

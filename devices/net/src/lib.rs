@@ -10,6 +10,7 @@
 //! have an end ([`Limits`]), and what is lost is told once.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs, clippy::missing_errors_doc)]
 
 mod address;
 mod dhcp;

@@ -27,6 +27,7 @@
 //! acknowledged, and `fsync`, `O_SYNC` and `O_DSYNC` are the host's own: nothing is kept back here.
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs, clippy::missing_errors_doc)]
 
 mod handle;
 mod host;

@@ -88,8 +88,11 @@ fn main() {
         }
         return;
     }
-    if arguments == [readme::BOOT] {
-        if let Err(error) = readme::boot() {
+    if let [which] = &arguments[..]
+        && [readme::BOOT, readme::DEBUG].contains(&which.as_str())
+    {
+        let run = || if which == readme::BOOT { Ok(readme::boot()?) } else { readme::debug() };
+        if let Err(error) = run() {
             eprintln!("case: {error}");
             std::process::exit(1);
         }

@@ -514,7 +514,7 @@ fn pc_of(isa: arch::Isa, stop: &str) -> Result<u64, String> {
 
 /// Whatever exit an instruction makes, a step is one instruction, and a row of them ends.
 pub fn device_steps(c: &mut Context) -> Check {
-    use debug::disassemble::{Mode, disassemble};
+    use debug::disassemble::{OperatingMode, disassemble};
     let (guest, socket) = (c.guest("device_steps", false)?, c.work.join("gdb.sock"));
     let mut vmm = c.start(Wiring::Pipes, "-v --gdb unix:{} --kernel {} --memory 64M", &[&socket, &guest])?;
     let step = || -> Check {
@@ -532,8 +532,8 @@ pub fn device_steps(c: &mut Context) -> Check {
         while pc != last {
             let code = client.ask(&format!("m{pc:x},f"))?;
             let code = debug::gdb::packet::from_hex(code.as_bytes()).unwrap_or_default();
-            let known =
-                disassemble(c.isa, Mode::Bits64, &code).ok_or_else(|| format!("no code at {pc:x}"))?;
+            let known = disassemble(c.isa, OperatingMode::Bits64, &code)
+                .ok_or_else(|| format!("no code at {pc:x}"))?;
             let now = pc_of(c.isa, &client.expect("vCont;s:p1.1", "T05*")?)?;
             let repeats = known.text.contains("rep") && now == pc;
             repeated = if repeats { repeated + 1 } else { 0 };

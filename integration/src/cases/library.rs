@@ -1,7 +1,7 @@
 //! The monitor as a library: what it does to the process that embeds it.
 
 use crate::context::{Check, Context, check};
-use debug::gdb::listener::Address;
+use debug::gdb::listener::Endpoint;
 use kvm::kick;
 use std::fs;
 use std::mem::MaybeUninit;
@@ -29,7 +29,7 @@ pub fn in_a_process(c: &mut Context) -> Check {
     }
     let limit = c.limit(10);
     for _ in 0..2 {
-        let address = Address::Unix(c.work.join("gdb.sock"));
+        let address = Endpoint::Unix(c.work.join("gdb.sock"));
         let gdb = GdbConfig { waits: false, ..GdbConfig::new(address) };
         let config =
             Config { kernel: Some(c.guest("spin", false)?), cpus: 2, gdb: Some(gdb), ..Config::default() };

@@ -156,7 +156,9 @@ fn knows_the_modules(client: &mut Client, said: &str) -> Check {
             _ => Err(format!("a module that is not there: {line}")),
         })
         .collect::<Result<_, _>>()?;
-    check(lines.iter().any(|line| line.ends_with(" virtio_net\n")), || format!("nobody uses one: {lines:?}"))?;
+    check(lines.iter().any(|line| line.ends_with(" virtio_net\n")), || {
+        format!("nobody uses one: {lines:?}")
+    })?;
     monitor(client, "lsmod", &lines.concat())
 }
 

@@ -1,4 +1,4 @@
-//! The README's example of the monitor as a library.
+//! The README's example of the monitor as a library, and the one of a program that debugs a guest.
 
 use crate::context::{Check, Context, check};
 use crate::process::Wiring;
@@ -17,7 +17,27 @@ mod example {
     }
 }
 
-/// Is that program.
+/// And that one.
+pub const DEBUG: &str = "--debug";
+
+mod debugging {
+    #![allow(missing_docs, reason = "a program has no documentation")]
+    include!("../../../vmm/examples/debug.rs");
+
+    pub fn run() -> Result<(), Box<dyn std::error::Error>> {
+        main()
+    }
+}
+
+/// Is the program that debugs a guest.
+///
+/// # Errors
+/// Its error.
+pub fn debug() -> Result<(), Box<dyn std::error::Error>> {
+    debugging::run()
+}
+
+/// Is the README's program.
 ///
 /// # Errors
 /// Its error.
@@ -27,11 +47,18 @@ pub fn boot() -> Result<(), Error> {
 
 /// It boots the guest that is part of the library, and says how that has ended.
 pub fn boots_a_guest(c: &mut Context) -> Check {
-    let mut process = c.start_program(Path::new("/proc/self/exe"), Wiring::Pipes, BOOT, &[])?;
-    let ran = process
-        .expect("Hello from a guest of vmm!", c.limit(10))
-        .and_then(|()| process.expect("the guest switched itself off", c.limit(10)))
-        .and_then(|()| process.wait(c.limit(10)));
+    runs(c, BOOT, &["Hello from a guest of vmm!", "the guest switched itself off"])
+}
+
+/// It debugs the same guest: what the documentation of the library shows.
+pub fn debugs_a_guest(c: &mut Context) -> Check {
+    runs(c, DEBUG, &["from 0x", "Hello from a guest of vmm!", "the guest switched itself off"])
+}
+
+fn runs(c: &mut Context, which: &str, says: &[&str]) -> Check {
+    let mut process = c.start_program(Path::new("/proc/self/exe"), Wiring::Pipes, which, &[])?;
+    let said = says.iter().try_for_each(|words| process.expect(words, c.limit(10)));
+    let ran = said.and_then(|()| process.wait(c.limit(10)));
     c.keep("example", &process);
     let code = ran?;
     check(code == 0, || format!("it ended with {code}"))

@@ -7,15 +7,16 @@
 
 use arch::GuestPhys;
 use debug::engine::Engine;
-use debug::gdb::listener::{Address, Admission, Listener};
+use debug::gdb::listener::{Admission, Endpoint, Listener};
 use debug::live::debugger::{Debugger, Options, Polled, Status, Target};
 use debug::live::gate::Kick;
 use debug::live::inbox::{Inbox, Post, Round, Serve, inbox};
 use debug::live::runner::{Exit, Runner, Turn};
 use debug::live::times::Times;
 use debug::live::vcpus::{Monitor, Task, Vcpus};
+use debug::machine::{Ended, Event};
 use debug::ram::Memory;
-use debug::socket::Access;
+use debug::socket::Audience;
 use kvm::exit::VcpuExit;
 use kvm::kick::Kicker;
 use kvm::ram::LiveMemory;
@@ -30,8 +31,8 @@ use std::error::Error;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -89,7 +90,7 @@ struct Runnable {
 }
 
 /// Serves a guest: it has a serial port. One that cannot go on stands still, and its debugger may look at it.
-struct Serial;
+struct Serial(Weak<Vcpus<Threads>>);
 
 impl Serve<Vcpu> for Serial {
     fn enter(&mut self, vcpu: &mut Vcpu, turn: Turn<'_>) -> Exit {
@@ -103,6 +104,14 @@ impl Serve<Vcpu> for Serial {
             exit => exit.trap().map_or(Exit::End { fatal: Some(format!("no {exit:?} here")) }, Exit::Trap),
         });
         served.unwrap_or_else(|error| Exit::End { fatal: Some(error.to_string()) })
+    }
+
+    fn ended(&mut self, _: &Vcpu, why: Option<String>) {
+        let Some(vcpus) = self.0.upgrade() else { return };
+        let ended = Ended { code: 1, text: why.unwrap_or_else(|| "the guest has ended".into()) };
+        eprintln!("{}", ended.text);
+        vcpus.link().iter().for_each(|link| link.tell(Event::Ended(ended.clone())));
+        vcpus.monitor().quit();
     }
 }
 
@@ -199,7 +208,7 @@ fn main() -> Result<(), Failure> {
         [guest, address, how] => (guest, address, how.as_str()),
         _ => return Err("usage: monitor GUEST ADDRESS [--loop|--alone]".into()),
     };
-    let (guest, address) = (fs::read(guest)?, Address::parse(address)?);
+    let (guest, address) = (fs::read(guest)?, Endpoint::parse(address)?);
     let is_alone = how == "--alone";
     // Alone, a timer takes the thread out of the guest a hundred times a second, so that it looks for gdb.
     if is_alone {
@@ -209,7 +218,7 @@ fn main() -> Result<(), Failure> {
     let mut machine = make(&kvm, &guest, if is_alone { 1 } else { 2 })?;
     let vcpus = &machine.vcpus;
     vcpus.resume();
-    let listener = Listener::bind(&address, Access::Owner)?;
+    let listener = Listener::bind(&address, Audience::Owner)?;
     eprintln!("gdb is waited for at {}", listener.address());
     let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
     let target = Target { engine, memory: Box::new(LiveMemory(machine.memory.clone())) };
@@ -219,9 +228,10 @@ fn main() -> Result<(), Failure> {
         return alone(vcpus, &mut machine.runnables[0], debugger);
     }
     for mut it in machine.runnables {
+        let mut serial = Serial(Arc::downgrade(vcpus));
         thread::spawn(move || {
             let _kicks = it.vcpu.accept_kicks_by(&it.kicker).expect("a vCPU can be kicked");
-            it.inbox.live(&mut it.runner, &mut it.vcpu, &mut Serial);
+            it.inbox.live(&mut it.runner, &mut it.vcpu, &mut serial);
         });
     }
     let is_over = || vcpus.monitor().is_over.load(Ordering::SeqCst);
@@ -243,17 +253,21 @@ fn main() -> Result<(), Failure> {
 }
 
 /// The vCPU, the debugger and standard input on one thread.
-fn alone(vcpus: &Vcpus<Threads>, it: &mut Runnable, mut debugger: Polled<Threads>) -> Result<(), Failure> {
+fn alone(
+    vcpus: &Arc<Vcpus<Threads>>,
+    it: &mut Runnable,
+    mut debugger: Polled<Threads>,
+) -> Result<(), Failure> {
     let _kicks = it.vcpu.accept_kicks_by(&it.kicker)?;
     let signal = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGALRM, si_value: 0 });
     let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, signal)?;
     timer.set(Expiration::Interval(Duration::from_millis(10).into()), TimerSetTimeFlags::empty())?;
-    let mut status = Status::Serving;
+    let (mut status, mut serial) = (Status::Serving, Serial(Arc::downgrade(vcpus)));
     while status == Status::Serving && !vcpus.monitor().is_over.load(Ordering::SeqCst) {
-        let round = it.inbox.look(false, &mut it.runner, &mut it.vcpu, &mut Serial);
+        let round = it.inbox.look(false, &mut it.runner, &mut it.vcpu, &mut serial);
         let runs = round == Round::GoesOn && it.runner.may_run();
         if runs {
-            Inbox::run(&mut it.runner, &mut it.vcpu, &mut Serial);
+            Inbox::run(&mut it.runner, &mut it.vcpu, &mut serial);
         }
         if wait(Some(&debugger), if runs { PollTimeout::ZERO } else { PollTimeout::from(10u8) })? {
             debugger.leave();

@@ -7,8 +7,8 @@ pub mod hypercalls;
 pub mod registers;
 
 use super::VmConfig;
+use super::debug_exit::DebugExit;
 use super::error::{KvmError, ioctl};
-use super::exit::DebugExit;
 use crate::Platform;
 use arch::Isa;
 use arch::aarch64::features::{HiddenField, IdRegister, Selection, VcpuOption};
@@ -24,7 +24,6 @@ pub use registers::Registers;
 /// The architecture of this module.
 pub const ISA: Isa = Isa::Aarch64;
 
-crate::probe::guest::guests!("aarch64": "brk" "clock" "debug" "user_mode");
 /// As many redistributors as our memory map has room for.
 pub const MAX_VCPUS: u32 = layout::MAX_VCPUS;
 /// Whose limit that is, and why.

@@ -3,6 +3,8 @@
 //! Every exit of both architectures is decoded here, once; nothing later reads the unions of
 //! `kvm_run`. Source: KVM API, "5. The kvm_run structure".
 
+pub use crate::debug_exit::DebugExit;
+
 use arch::End;
 use debug::trap::Trap;
 use kvm_bindings as kvm;
@@ -115,43 +117,6 @@ impl VcpuExit<'_> {
                 7
             }
             VcpuExit::Hypercall(_) => 8,
-        }
-    }
-}
-
-/// `KVM_EXIT_DEBUG`, as each architecture tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DebugExit {
-    /// x86.
-    X86 {
-        /// Vector: 1 is #DB, 3 is #BP.
-        exception: u32,
-        /// The code segment's base and RIP, added.
-        pc: u64,
-        /// DR6 as the processor would have set it.
-        dr6: u64,
-        /// DR7 in force.
-        dr7: u64,
-    },
-    /// aarch64.
-    Aarch64 {
-        /// `ESR_EL2`: the syndrome.
-        syndrome: u64,
-        /// `FAR_EL2`: for a watchpoint, the address of the access.
-        far: u64,
-    },
-}
-
-impl DebugExit {
-    /// The trap that it is; `None` for a syndrome that is no debug exception's.
-    pub fn trap(&self) -> Option<Trap> {
-        match *self {
-            DebugExit::X86 { exception: 3, .. } => Some(Trap::Int3),
-            DebugExit::X86 { dr6, .. } => Some(Trap::Debug { dr6 }),
-            DebugExit::Aarch64 { syndrome, far } => {
-                let exception = arch::aarch64::syndrome::decode(syndrome)?;
-                Some(Trap::Aarch64 { exception, far })
-            }
         }
     }
 }

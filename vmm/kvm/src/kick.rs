@@ -134,6 +134,11 @@ pub fn unblock() {
     }
 }
 
+/// Whether kicks of this thread reach a vCPU.
+pub(crate) fn has_vcpu() -> bool {
+    !IMMEDIATE_EXIT.get().is_null()
+}
+
 /// Whether this thread has been kicked since [`clear`]: a device that waits on this thread
 /// asks it when its wait was interrupted.
 pub fn is_pending() -> bool {
@@ -198,6 +203,8 @@ impl Kicker {
 #[derive(Debug)]
 pub struct KickGuard<'a> {
     kicker: Kicker,
+    /// The byte.
+    flag: *mut u8,
     /// What the byte is in, where that is the guard's own. Unmapped when nobody writes there any more.
     mapping: Option<KvmRunWrapper>,
     /// Of the byte, and bound to the thread.
@@ -216,14 +223,14 @@ impl KickGuard<'static> {
 }
 
 impl<'a> KickGuard<'a> {
-    /// Makes `immediate_exit` the byte that kicks of this thread set.
+    /// Makes `immediate_exit` the byte that kicks of this thread set, and no longer that of a guard which it has.
     ///
     /// # Safety
     /// `immediate_exit` must stay valid for writes as long as the guard lives.
     pub unsafe fn new(immediate_exit: *mut u8) -> KickGuard<'a> {
         IMMEDIATE_EXIT.set(immediate_exit);
         unblock();
-        KickGuard { kicker: Kicker::default(), mapping: None, _bound: PhantomData }
+        KickGuard { kicker: Kicker::default(), flag: immediate_exit, mapping: None, _bound: PhantomData }
     }
 
     /// Has `kicker` kick this thread.
@@ -238,7 +245,10 @@ impl<'a> KickGuard<'a> {
 
 impl Drop for KickGuard<'_> {
     fn drop(&mut self) {
-        IMMEDIATE_EXIT.set(ptr::null_mut());
+        // Another one's is that one's.
+        if IMMEDIATE_EXIT.get() == self.flag {
+            IMMEDIATE_EXIT.set(ptr::null_mut());
+        }
         *self.kicker.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }

@@ -7,11 +7,15 @@
 //! [`exit`] turns what `KVM_RUN` left behind into a typed value; [`kick`] gets a thread out
 //! of `KVM_RUN` without losing the request.
 
+#![warn(missing_docs, clippy::missing_errors_doc)]
+
 pub mod clock;
+mod debug_exit;
 mod debugged;
 pub mod error;
 pub mod exit;
 pub mod kick;
+mod lines;
 pub mod probe;
 pub mod ram;
 mod vcpu;
@@ -27,13 +31,12 @@ use aarch64 as native;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as native;
 
+use arch::cpu_template::CpuTemplate;
+
 pub use error::KvmError;
-pub use native::capabilities::capabilities;
 pub use native::guest_debug::{blocks_interrupts, code_changed, registers as debug_registers};
 pub use vcpu::Vcpu;
-pub use vm::{
-    BellRinger, GuestTime, Host, InterruptLine, Interrupter, MessageSender, Vm, VmConfig, XenEvents,
-};
+pub use vm::{BellRinger, GuestTime, Host, InterruptLine, Interrupter, MessageSender, Vm, XenEvents};
 
 /// The architecture of the host's processor, and so of every guest that KVM runs on it.
 pub const HOST_ISA: arch::Isa = native::ISA;
@@ -45,6 +48,21 @@ pub enum BootState {
     X86(arch::x86::boot_state::BootState),
     /// An aarch64 guest's.
     Aarch64(arch::aarch64::boot_state::BootState),
+}
+
+/// What a virtual machine is made with.
+#[derive(Clone, Debug)]
+pub struct VmConfig {
+    /// Number of vCPUs, at least 1.
+    pub vcpus: u32,
+    /// Memory, bytes, a multiple of the page size.
+    pub memory: u64,
+    /// What the guest sees of the processor.
+    pub cpu: CpuTemplate,
+    /// Hypercalls that are to come to us.
+    pub hypercalls: Option<HypercallSetup>,
+    /// Devices send messages ([`Vm::messages`]), if the host can take them.
+    pub has_messages: bool,
 }
 
 /// What hypercalls a machine is to hand over.

@@ -6,7 +6,7 @@
 
 mod attempt;
 mod clock;
-pub(crate) mod guest;
+mod guest;
 
 use super::exit::{DebugExit, InternalError, VcpuExit};
 use super::{BootState, HOST_ISA, Host, Vcpu, Vm, VmConfig, blocks_interrupts, debug_registers};

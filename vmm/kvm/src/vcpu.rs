@@ -41,7 +41,8 @@ impl Vcpu {
     /// and `vcpu` a duplicate of the vCPU's descriptor. What is shared with the monitor's own mapping of it stays shared:
     /// it may look into its `kvm_run` for exits that it decodes by itself. When an exit is [taken](Self::take), that is
     /// as KVM has left it until the next entry; but while a [`VcpuExit`] lives, it borrows the same bytes: look when that is
-    /// dropped. What the monitor changes in the vCPU by calls of its own is to be followed by [`Self::forget`].
+    /// dropped. Calls of its own that ask for registers come behind
+    /// [`Self::flush`], and those that set some are followed by [`Self::forget`].
     ///
     /// # Errors
     /// [`KvmError::Ioctl`] when KVM does not say how large its mapping is, or it cannot be mapped.
@@ -98,11 +99,28 @@ impl Vcpu {
         native::set_boot_state(&self.fd, state)
     }
 
-    /// Forgets what is known of the vCPU's registers, and an exception that waits for the next entry: for a monitor
-    /// that has set them by calls of its own, as at a reset. What the debugger has set the vCPU to run with
-    /// ([`debug::arming`]) stays.
+    /// Hands KVM the registers that it was to take with the next entry: to be called before the monitor asks for
+    /// registers, or sets some, by calls of its own.
+    ///
+    /// # Errors
+    /// [`KvmError::Register`], or [`KvmError::Ioctl`].
+    pub fn flush(&mut self) -> Result<(), KvmError> {
+        self.registers.flush(&self.fd)
+    }
+
+    /// Forgets what was read of the vCPU's registers: to be called when the monitor has set some by calls of its own,
+    /// behind [`Self::flush`]. An exception that waits for the next entry waits on, though KVM drops it with
+    /// `KVM_SET_REGS`; what the debugger has set the vCPU to run with stays.
     pub fn forget(&mut self) {
         self.registers.forget();
+        if self.has_queued() && !native::guest_debug::has_exception(&self.fd) {
+            self.is_dropped.set(true);
+        }
+    }
+
+    /// Forgets an exception that waits for the next entry, and that the vCPU waits for an interrupt: to be called, with
+    /// [`Self::forget`], when the monitor has reset it by calls of its own.
+    pub fn drop_queued(&mut self) {
         self.queued.replace(None);
         self.is_dropped.set(false);
         self.is_waiting.set(false);
@@ -112,9 +130,13 @@ impl Vcpu {
     /// has none yet ([`kick::install_handler`]).
     ///
     /// # Errors
-    /// [`KvmError::Signal`] when no signal is free, [`KvmError::Ioctl`] when the vCPU's `kvm_run` cannot be mapped once
-    /// more.
+    /// [`KvmError::Signal`] when no signal is free, or the thread's kicks reach another vCPU already: a thread has one;
+    /// [`KvmError::Ioctl`] when the vCPU's `kvm_run` cannot be mapped once more.
     pub fn accept_kicks(&mut self) -> Result<kick::KickGuard<'static>, KvmError> {
+        if kick::has_vcpu() {
+            let why = "this thread is kicked out of another vCPU already";
+            return Err(KvmError::Signal(std::io::Error::new(std::io::ErrorKind::AlreadyExists, why)));
+        }
         kick::install_handler().map_err(KvmError::Signal)?;
         // A mapping of its own: nobody says which of the two is dropped first.
         let run = KvmRunWrapper::mmap_from_fd(&self.fd, size_of::<kvm_run>()).map_err(ioctl("mmap"))?;
@@ -488,6 +510,39 @@ mod tests {
         assert_eq!(unsafe { flag.read_volatile() }, 1);
         drop(theirs);
         assert!(matches!(ours.activity(), Activity::Running | Activity::NotStarted));
+    }
+
+    #[test]
+    fn a_thread_is_kicked_out_of_one_vcpu() {
+        let Some((_device, _vm, fd)) = bare() else { return };
+        let kvm = Kvm::new().unwrap();
+        let mut vcpu = Vcpu::adopt(&kvm, 0, fd);
+        let kicks = vcpu.accept_kicks().unwrap();
+        let error = vcpu.accept_kicks().unwrap_err();
+        assert!(error.to_string().contains("out of another vCPU already"), "{error}");
+        drop(kicks);
+        assert!(vcpu.accept_kicks().is_ok());
+    }
+
+    #[test]
+    fn what_the_monitor_has_set_by_itself_is_seen_when_the_rest_is_forgotten() {
+        let Some((device, _vm, fd)) = bare() else { return };
+        let kvm = Kvm::new().unwrap();
+        let mut vcpu = Vcpu::adopt(&kvm, 0, fd);
+        let row = 3;
+        let set = |vcpu: &mut Vcpu, value| vcpu.set_rows(&[(row, value)]).unwrap();
+        set(&mut vcpu, 0x1234);
+        vcpu.flush().unwrap();
+        assert_eq!(vcpu.register(row), Some(0x1234));
+        // By a call of its own.
+        let descriptor = vcpu.fd.as_raw_fd();
+        // SAFETY: the descriptor is open as long as `vcpu`.
+        let again = unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned().unwrap();
+        // SAFETY: it is a vCPU's.
+        let mut theirs = unsafe { Vcpu::adopt_descriptor(device.as_fd(), 0, again) }.unwrap();
+        set(&mut theirs, 0x5678);
+        vcpu.forget();
+        assert_eq!(vcpu.register(row), Some(0x5678));
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! One virtual machine: memory, interrupt controller and vCPUs as KVM has them.
 
-use super::clock::{Lines, VmClock};
+use super::clock::VmClock;
 use super::error::{KvmError, ioctl};
+use super::lines::Lines;
 use super::native;
 use super::vcpu::Vcpu;
-use super::{HypercallSetup, Transport, XenAttribute};
+use super::{Capability, Transport, VmConfig, XenAttribute};
 use crate::ram::{self, GuestMemory};
-use arch::cpu_template::CpuTemplate;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use std::os::fd::FromRawFd;
@@ -79,25 +79,15 @@ impl Host {
         u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(native::MAX_VCPUS)
     }
 
+    /// What the host says that it can do; `vm` is any machine.
+    pub fn capabilities(&self, vm: &VmFd) -> Vec<Capability> {
+        native::capabilities::capabilities(&self.kvm, vm)
+    }
+
     /// The handle, for questions about capabilities.
     pub fn kvm(&self) -> &Kvm {
         &self.kvm
     }
-}
-
-/// What a virtual machine is made with.
-#[derive(Clone, Debug)]
-pub struct VmConfig {
-    /// Number of vCPUs, at least 1.
-    pub vcpus: u32,
-    /// Memory, bytes, a multiple of the page size.
-    pub memory: u64,
-    /// What the guest sees of the processor.
-    pub cpu: CpuTemplate,
-    /// Hypercalls that are to come to us.
-    pub hypercalls: Option<HypercallSetup>,
-    /// Devices send messages ([`Vm::messages`]), if the host can take them.
-    pub has_messages: bool,
 }
 
 /// A virtual machine.
@@ -149,12 +139,6 @@ impl InterruptLine {
         let _raised = self.lines.raise();
         native::NativeVm::set_line(&self.fd, self.number, level)
     }
-}
-
-/// An address as KVM's structures have it: the low half, and the high one.
-pub(super) fn halves(address: u64) -> [u32; 2] {
-    let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
-    [[a, b, c, d], [e, f, g, h]].map(u32::from_le_bytes)
 }
 
 /// Sends messages that are interrupts (MSI).

@@ -7,8 +7,8 @@ pub mod hypercalls;
 pub mod registers;
 
 use super::VmConfig;
+use super::debug_exit::DebugExit;
 use super::error::{KvmError, ioctl};
-use super::exit::DebugExit;
 use crate::Platform;
 use arch::Isa;
 use arch::x86::boot_state::{BootState, RFLAGS_RESERVED, Segment};
@@ -22,7 +22,6 @@ pub use registers::Registers;
 /// The architecture of this module.
 pub const ISA: Isa = Isa::X86_64;
 
-crate::probe::guest::guests!("x86_64": "clock" "cmpxchg16b" "debug" "int3" "user_mode" "xrstor");
 /// What our ACPI tables can describe.
 pub const MAX_VCPUS: u32 = arch::x86::layout::MAX_VCPUS;
 /// Whose limit that is, and why.

@@ -10,7 +10,7 @@ use crate::outcome::{HOST, Outcome};
 use arch::words::counted;
 use arch::{End, Isa};
 use kvm::probe::{DebugKind, MEMORY, PATIENCE, attempt, debug, holds_counter, small, vm_config};
-use kvm::{Capability, HOST_ISA, Host, Vm, capabilities};
+use kvm::{Capability, HOST_ISA, Host, Vm};
 
 /// Something that is tried.
 struct Probe {
@@ -68,7 +68,7 @@ pub fn carry_out(&Args { json, cell }: &Args) -> u8 {
         let (vm, vcpus) = Vm::new(&host, &vm_config()).map_err(|error| error.to_string())?;
         drop(vcpus);
         let allowed = u32::try_from(host.kvm().get_max_vcpus()).unwrap_or(u32::MAX);
-        Ok(((host.max_vcpus(), allowed), capabilities(&host, vm.fd())))
+        Ok(((host.max_vcpus(), allowed), host.capabilities(vm.fd())))
     });
     let (max_vcpus, capabilities) = match answer {
         Ok(answer) => answer,

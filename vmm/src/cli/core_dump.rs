@@ -17,12 +17,12 @@ use debug::command::Refused;
 use debug::dump::DumpError;
 use debug::dump::core::Core;
 use debug::engine::Engine;
-use debug::gdb::listener::{Address, Listener};
+use debug::gdb::listener::{Endpoint, Listener};
 use debug::gdb::server::{self, Service};
 use debug::gdb::session::Session;
 use debug::machine::Machine;
 use debug::reply::{Needs, Refusal, number};
-use debug::socket::Access;
+use debug::socket::Audience;
 use debug::symbols::Symbols;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -42,8 +42,8 @@ pub struct Args {
     /// Zstandard, or plain memory with --raw
     path: PathBuf,
     /// Serve gdb or lldb
-    #[arg(long, value_name = "[HOST]:PORT|unix:PATH", value_parser = clap::builder::ValueParser::new(Address::parse))]
-    gdb: Option<Address>,
+    #[arg(long, value_name = "[HOST]:PORT|unix:PATH", value_parser = clap::builder::ValueParser::new(Endpoint::parse))]
+    gdb: Option<Endpoint>,
     /// Serve debuggers of every user of this machine, not only yours and root's
     #[arg(long, requires = "gdb")]
     gdb_any_user: bool,
@@ -227,9 +227,9 @@ fn session(core: Core) -> Session<Core> {
 }
 
 /// Serves debuggers until a signal, or `kill`.
-fn serve(core: Core, address: &Address, any_user: bool, symbols: Option<Arc<Symbols>>) -> Result<(), Error> {
-    let access = if any_user { Access::Everyone } else { Access::Owner };
-    let listener = Listener::bind(address, access)
+fn serve(core: Core, address: &Endpoint, any_user: bool, symbols: Option<Arc<Symbols>>) -> Result<(), Error> {
+    let audience = if any_user { Audience::Everyone } else { Audience::Owner };
+    let listener = Listener::bind(address, audience)
         .map_err(|source| Error::Listen { address: address.to_string(), source })?;
     if address.is_open() {
         log::warn!("whoever can connect to {} can read the dump", listener.address());

@@ -7,7 +7,7 @@ use crate::control::client::{ask, ask_with};
 use crate::control::protocol::{Request, Response, ServeGdb};
 use crate::machine::config::GdbConfig;
 use clap::builder::ValueParser;
-use debug::gdb::listener::Address;
+use debug::gdb::listener::Endpoint;
 use debug::gdb::server::OnLost;
 use debug::socket::{self, BindError};
 use std::io;
@@ -20,8 +20,8 @@ pub struct Args {
     #[command(flatten)]
     guest: NamedGuest,
     /// Where it listens, as for --gdb
-    #[arg(value_name = "[HOST]:PORT|unix:PATH", value_parser = ValueParser::new(Address::parse), required_unless_present = "leave")]
-    address: Option<Address>,
+    #[arg(value_name = "[HOST]:PORT|unix:PATH", value_parser = ValueParser::new(Endpoint::parse), required_unless_present = "leave")]
+    address: Option<Endpoint>,
     /// Serve it no more: whoever is connected is let go, nothing stays in the guest, and it runs
     #[arg(long, conflicts_with = "address")]
     leave: bool,
@@ -50,9 +50,9 @@ pub fn carry_out(args: &Args) -> u8 {
 
 /// The guest's process is in a folder of its own: paths are told whole. A socket in the file system is made here: the
 /// guest's monitor may not make one anywhere.
-fn serve(args: &Args, address: Address) -> io::Result<Response> {
+fn serve(args: &Args, address: Endpoint) -> io::Result<Response> {
     let address = match address {
-        Address::Unix(path) => Address::Unix(absolute(path)?),
+        Endpoint::Unix(path) => Endpoint::Unix(absolute(path)?),
         address => address,
     };
     let request = Request::Gdb(ServeGdb {
@@ -62,9 +62,9 @@ fn serve(args: &Args, address: Address) -> io::Result<Response> {
         takeover: args.gdb_takeover,
         dump_folder: args.dump_dir.as_ref().map(absolute).transpose()?,
     });
-    let Address::Unix(path) = &address else { return args.guest.ask_of(|guest| ask(guest, &request)) };
-    let access = GdbConfig { any_user: args.gdb_any_user, ..GdbConfig::new(address.clone()) }.access();
-    let served = match socket::bind(path, access) {
+    let Endpoint::Unix(path) = &address else { return args.guest.ask_of(|guest| ask(guest, &request)) };
+    let audience = GdbConfig { any_user: args.gdb_any_user, ..GdbConfig::new(address.clone()) }.audience();
+    let served = match socket::bind(path, audience) {
         Ok(served) => served,
         // It may be this very guest's, which says so.
         Err(BindError::Served(_)) => return args.guest.ask_of(|guest| ask(guest, &request)),

@@ -22,7 +22,7 @@ use crate::machine::config::{Config, DiskConfig, GdbConfig, MemorySize, VirtioTr
 use clap::Parser;
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
-use debug::gdb::listener::Address;
+use debug::gdb::listener::Endpoint;
 use devices::platform::Extra;
 use kvm::HOST_ISA;
 use regex_lite::Regex;
@@ -140,8 +140,8 @@ pub struct Args {
     no_tty: bool,
 
     /// Serve gdb or lldb: the guest waits at its first instruction until one attaches
-    #[arg(long, value_name = "[HOST]:PORT|unix:PATH", value_parser = ValueParser::new(Address::parse), help_heading = "Debugging")]
-    gdb: Option<Address>,
+    #[arg(long, value_name = "[HOST]:PORT|unix:PATH", value_parser = ValueParser::new(Endpoint::parse), help_heading = "Debugging")]
+    gdb: Option<Endpoint>,
     /// Let the guest run before a debugger attaches
     #[arg(long, requires = "gdb", help_heading = "Debugging")]
     gdb_no_wait: bool,

@@ -18,7 +18,7 @@ use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
 use clap::builder::ValueParser;
 use clap::{ArgAction, ValueEnum};
-use debug::gdb::listener::Address;
+use debug::gdb::listener::Endpoint;
 use debug::gdb::server::OnLost;
 use devices::platform::Extra;
 use kvm::HOST_ISA;
@@ -129,8 +129,8 @@ pub struct Args {
 
     /// Serve gdb or lldb: the guest waits at its first instruction until one attaches; without a
     /// host, only this machine can connect
-    #[arg(long, value_name = "[HOST]:PORT|unix:PATH", value_parser = ValueParser::new(Address::parse), help_heading = "Debugging")]
-    gdb: Option<Address>,
+    #[arg(long, value_name = "[HOST]:PORT|unix:PATH", value_parser = ValueParser::new(Endpoint::parse), help_heading = "Debugging")]
+    gdb: Option<Endpoint>,
     /// Let the guest run before a debugger attaches
     #[arg(long, requires = "gdb", help_heading = "Debugging")]
     gdb_no_wait: bool,

@@ -13,8 +13,8 @@ use crate::machine::debugger::{Attachment, listen};
 use crate::machine::dumper::Dumper;
 use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
-use debug::gdb::listener::{Address, Listener};
-use debug::socket::{self, Access, BindError, Served};
+use debug::gdb::listener::{Endpoint, Listener};
+use debug::socket::{self, Audience, BindError, Served};
 use debug::threads;
 use nix::sys::socket::{getsockopt, sockopt};
 use std::fs::File;
@@ -52,7 +52,7 @@ impl ControlSocket {
     pub fn new(name: &str, door: Option<Door>, dump_folder: Option<PathBuf>) -> Result<ControlSocket, Error> {
         let failed = |source| Error::Open { option: "--name", path: name.into(), source };
         let path = socket_of(name).map_err(failed)?;
-        match socket::bind(&path, Access::Owner) {
+        match socket::bind(&path, Audience::Owner) {
             Ok(socket) => Ok(ControlSocket { socket, clients: Arc::default(), door, dump_folder }),
             Err(BindError::Served(_)) => Err(failed(io::Error::other("a guest that runs has this name"))),
             Err(BindError::Io { source, .. }) => Err(failed(source)),
@@ -230,7 +230,7 @@ fn serve_gdb(guest: &Asked<'_>, asked: ServeGdb, given: Option<OwnedFd>) -> Resp
     if attachment.debugger().is_some() {
         return Response::Error("it has a gdb server already".into());
     }
-    let served = Address::parse(&asked.address).map_err(Error::Usage).and_then(|address| {
+    let served = Endpoint::parse(&asked.address).map_err(Error::Usage).and_then(|address| {
         let config = GdbConfig {
             any_user: asked.any_user,
             on_lost: asked.lost.into(),
@@ -246,7 +246,7 @@ fn serve_gdb(guest: &Asked<'_>, asked: ServeGdb, given: Option<OwnedFd>) -> Resp
             )));
         }
         let listener = match (&config.address, given) {
-            (Address::Unix(path), Some(socket)) => given_listener(path, socket)?,
+            (Endpoint::Unix(path), Some(socket)) => given_listener(path, socket)?,
             _ => listen(&config)?,
         };
         let address = listener.address().to_string();

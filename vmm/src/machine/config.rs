@@ -5,9 +5,9 @@ mod hypercalls;
 pub use super::guest_clock::GuestClock;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
-use debug::gdb::listener::Address;
+use debug::gdb::listener::Endpoint;
 use debug::gdb::server::OnLost;
-use debug::socket::Access;
+use debug::socket::Audience;
 use devices::platform::Extra;
 pub use devices::virtio::block::LONGEST_SERIAL;
 pub use devices::virtio::fs::LONGEST_TAG;
@@ -165,7 +165,7 @@ pub struct ShareConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GdbConfig {
     /// Where it listens.
-    pub address: Address,
+    pub address: Endpoint,
     /// Whether the guest waits for a debugger before its first instruction.
     pub waits: bool,
     /// Whether processes of every user are served, instead of this one's and root's.
@@ -180,7 +180,7 @@ pub struct GdbConfig {
 
 impl GdbConfig {
     /// A server at this address, of which all else is as without further options.
-    pub fn new(address: Address) -> GdbConfig {
+    pub fn new(address: Endpoint) -> GdbConfig {
         GdbConfig {
             address,
             waits: true,
@@ -192,8 +192,8 @@ impl GdbConfig {
     }
 
     /// Who may connect to a socket in the file system.
-    pub fn access(&self) -> Access {
-        if self.any_user { Access::Everyone } else { Access::Owner }
+    pub fn audience(&self) -> Audience {
+        if self.any_user { Audience::Everyone } else { Audience::Owner }
     }
 }
 

@@ -35,7 +35,7 @@ pub fn listen(config: &GdbConfig) -> Result<Listener, Error> {
         check_dump_folder(folder)?;
     }
     let address = &config.address;
-    let listener = Listener::bind(address, config.access())
+    let listener = Listener::bind(address, config.audience())
         .map_err(|source| Error::Listen { address: address.to_string(), source })?;
     if address.is_open() {
         log::warn!("whoever can connect to {} owns the guest", listener.address());

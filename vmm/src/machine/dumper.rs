@@ -4,7 +4,7 @@ use crate::machine::vcpus::Vcpus;
 use arch::register::Bank;
 use arch::{GuestPhys, GuestVirt};
 use debug::cancel::Cancelled;
-use debug::disassemble::Mode;
+use debug::disassemble::OperatingMode;
 use debug::dump::write::destination::Destination;
 use debug::dump::write::{self, Progress, Subject, Summary, WriteError};
 use debug::dump::{Cpu, Unplanted};
@@ -49,7 +49,7 @@ pub enum Moment {
 /// What a dump has of a vCPU on its thread.
 fn capture(vcpu: &Vcpu, moment: Moment) -> Cpu {
     let look = |vcpu: &Vcpu, is_earlier| {
-        let mode = vcpu.code().map_or(Mode::Bits64, |code| code.mode);
+        let mode = vcpu.code().map_or(OperatingMode::Bits64, |code| code.mode);
         Cpu { registers: vcpu.registers(&Bank::ALL), mode, activity: vcpu.activity(), is_earlier }
     };
     let earlier = match moment {

@@ -75,13 +75,13 @@ impl Threads {
         let time = Arc::new(time);
         let mut result = Threads { threads: Vec::new(), time, services: Arc::clone(services) };
         for vcpu in vcpus {
-            let (post, inbox) = inbox();
+            let (post, mut inbox) = inbox();
             let services = Arc::clone(services);
             let times = Arc::new(Times::default());
             let its_times = Arc::clone(&times);
             let thread = Builder::new().name(format!("vcpu{}", vcpu.id())).stack_size(STACK);
             let handle =
-                threads::start("vcpu", thread, move || run_vcpu(vcpu, &inbox, &services, &its_times))?;
+                threads::start("vcpu", thread, move || run_vcpu(vcpu, &mut inbox, &services, &its_times))?;
             result.threads.push(Thread { post, handle, times });
         }
         Ok(result)
@@ -243,7 +243,7 @@ impl Drop for Threads {
 }
 
 /// A vCPU thread's life.
-fn run_vcpu(mut vcpu: Vcpu, inbox: &Inbox<Vcpu>, services: &Services, times: &Arc<Times>) {
+fn run_vcpu(mut vcpu: Vcpu, inbox: &mut Inbox<Vcpu>, services: &Services, times: &Arc<Times>) {
     if services.hypercalls.as_ref().is_some_and(|hypercalls| hypercalls.looks_at_registers()) {
         vcpu.always_sync();
     }

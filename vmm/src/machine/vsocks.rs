@@ -3,7 +3,7 @@
 
 use crate::error::Error;
 use crate::machine::config::VsockConfig;
-use debug::socket::{self, Access, BindError, Served};
+use debug::socket::{self, Audience, BindError, Served};
 use devices::virtio::vsock::{Host, Vsock};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::io;
@@ -64,7 +64,7 @@ pub fn open(config: &VsockConfig, connections: usize) -> Result<OpenVsock, Error
         )));
     }
     let failed = |source| Error::Open { option: "--vsock", path: path.clone(), source };
-    let served = socket::bind(path, Access::Owner).map_err(|error| match error {
+    let served = socket::bind(path, Audience::Owner).map_err(|error| match error {
         BindError::Served(_) => failed(io::Error::other("another guest has this socket")),
         BindError::Io { source, .. } => failed(source),
         error => failed(io::Error::other(error)),

@@ -3,7 +3,7 @@
 use crate::cell::{For, Grant, Rule};
 use crate::control::names;
 use crate::machine::config::{Config, DiskConfig, LinkConfig, Trace, VirtioDevice};
-use debug::gdb::listener::Address;
+use debug::gdb::listener::Endpoint;
 use disk::{Access, Format};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ pub fn of_guest(config: &Config, files: Files, name: Option<&str>, dumps: Option
     if let Some(Trace::File(path)) = config.hypercalls.as_ref().map(|wanted| &wanted.trace) {
         rules.push(Rule::new(path, Grant::Write));
     }
-    if let Some(Address::Unix(path)) = config.gdb.as_ref().map(|gdb| &gdb.address) {
+    if let Some(Endpoint::Unix(path)) = config.gdb.as_ref().map(|gdb| &gdb.address) {
         rules.push(Rule::folder_of(path, Grant::Sockets));
     }
     if let Some(Ok(socket)) = name.map(names::socket_of) {
@@ -121,7 +121,7 @@ mod tests {
             again.contains(&rule("/k", Grant::Read, others))
                 && !again.contains(&rule(".", Grant::Own, others))
         );
-        config.gdb = Some(GdbConfig::new(Address::Unix("/s/gdb".into())));
+        config.gdb = Some(GdbConfig::new(Endpoint::Unix("/s/gdb".into())));
         let debugged = of_guest(&config, Files::Once, None, None);
         assert!(debugged.contains(&rule("/s", Grant::Sockets, others)));
         assert!(debugged.contains(&rule(".", Grant::Own, others)));

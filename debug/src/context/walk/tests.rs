@@ -38,7 +38,14 @@ impl Setting {
             bytes[..count].copy_from_slice(&there[..count]);
             count
         };
-        walk.next(&Seen { isa: self.isa, mode: CodeMode::Bits64, pc, stack, link: self.link, read: &read })
+        walk.next(&Seen {
+            isa: self.isa,
+            mode: OperatingMode::Bits64,
+            pc,
+            stack,
+            link: self.link,
+            read: &read,
+        })
     }
 
     /// Where it stands after each part, with what stack pointer; what it does there.

@@ -1,6 +1,6 @@
 //! What architecture a description is of.
 
-use crate::disassemble::Mode;
+use crate::disassemble::OperatingMode;
 use arch::Isa;
 
 /// What architecture a description is of. gdb takes one for as long as it is attached, whatever
@@ -55,12 +55,12 @@ pub enum Believed {
 impl Believed {
     /// What an x86 processor is described as to a debugger that attaches while it reads code of a mode;
     /// `is_long`: it has been switched to long mode (Intel SDM vol. 3, "IA32_EFER.LMA").
-    pub fn describes(self, mode: Mode, is_long: bool) -> Described {
+    pub fn describes(self, mode: OperatingMode, is_long: bool) -> Described {
         match (self, mode) {
             _ if is_long => Described::Whole,
-            (Believed::Wide, _) | (Believed::Unknown, Mode::Bits64) => Described::Whole,
-            (Believed::Unknown, Mode::Real16) => Described::I8086,
-            (Believed::Narrow, _) | (Believed::Unknown, Mode::Protected32) => Described::I386,
+            (Believed::Wide, _) | (Believed::Unknown, OperatingMode::Bits64) => Described::Whole,
+            (Believed::Unknown, OperatingMode::Real16) => Described::I8086,
+            (Believed::Narrow, _) | (Believed::Unknown, OperatingMode::Protected32) => Described::I386,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a debugger is told beyond its questions.
 
 use super::{Client, Session};
-use crate::disassemble::Mode;
+use crate::disassemble::OperatingMode;
 use crate::gdb::description::Described;
 use crate::machine::Machine;
 use arch::Isa;
@@ -11,8 +11,11 @@ impl<M: Machine> Session<M> {
     /// What a debugger that attaches now is told the processor is.
     pub fn describes(&self) -> Described {
         let follow = || {
-            let mode =
-                self.debuggee.machine.code(self.debuggee.current).map_or(Mode::Bits64, |code| code.mode);
+            let mode = self
+                .debuggee
+                .machine
+                .code(self.debuggee.current)
+                .map_or(OperatingMode::Bits64, |code| code.mode);
             self.believed.describes(mode, self.is_long(self.debuggee.current))
         };
         match self.isa() {

@@ -117,10 +117,12 @@ fn without_a_debugger_exits_are_as_they_are() {
     for isa in Isa::ALL {
         let fatal = Some("dead".to_string());
         let script = [
+            // The guest is entered again at once.
+            Exit::Served,
             Exit::Served,
             Exit::Interrupted,
             Exit::Abort,
-            // Nobody is there to be shown it.
+            // Nobody is there to be shown it: it is served.
             Exit::Stop(StopReason::Interrupt),
             Exit::Trap(Trap::Int3),
             Exit::End { fatal },
@@ -128,9 +130,12 @@ fn without_a_debugger_exits_are_as_they_are() {
         let mut thread = Thread::new(isa, script.map(|exit| (exit, None)));
         assert!(!thread.runner.may_run());
         thread.runner.resume();
-        for _ in 0..4 {
+        for entries in [3, 4] {
             assert_eq!(thread.run(), Next::Look);
             assert!(thread.runner.may_run());
+            assert_eq!(thread.entries.len(), entries);
+            // Nothing is left unfinished.
+            assert_eq!((thread.finish(), thread.entries.len()), (Next::Look, entries));
         }
         assert_eq!(thread.vcpu.counts.aborts, 1);
         assert_eq!(thread.run(), Next::Unowned(Trap::Int3));
@@ -163,7 +168,9 @@ fn holds_are_counted_and_a_pause_ends_what_it_did() {
 fn an_access_is_finished_once_before_anyone_looks() {
     let script = [(Exit::Served, None), (Exit::Served, None), (Exit::Interrupted, None)];
     let mut thread = Thread::new(Isa::X86_64, script);
-    thread.runner.resume();
+    let (link, _events) = thread.attach();
+    thread.order(&link, Action::Run);
+    thread.run();
     // Nothing has been served yet.
     assert_eq!((thread.finish(), thread.entries.len()), (Next::Look, 0));
     thread.run();
@@ -177,7 +184,9 @@ fn an_access_is_finished_once_before_anyone_looks() {
 fn an_access_whose_last_part_ends_the_guest_ends_it() {
     let script = [(Exit::Served, None), (Exit::End { fatal: None }, None)];
     let mut thread = Thread::new(Isa::X86_64, script);
-    thread.runner.resume();
+    let (link, _events) = thread.attach();
+    thread.order(&link, Action::Run);
+    thread.run();
     thread.run();
     assert_eq!(thread.finish(), Next::End(None));
     assert!(!thread.runner.may_run());
@@ -268,7 +277,16 @@ fn a_debugger_looks_at_a_guest_that_died_before_that_is_its_end() {
     assert!(!thread.runner.may_run());
     thread.order(&link, Action::Run);
     assert_eq!(thread.run(), Next::End(Some("triple fault".into())));
-    // It was not entered again.
+    // It was not entered again, and is not whatever the debugger says.
+    for action in [Action::Run, Action::Run] {
+        thread.order(&link, action);
+        assert!(!thread.runner.may_run());
+    }
+    link.engine.requests().is_attached = false;
+    thread.runner.resume();
+    assert!(!thread.runner.may_run());
+    thread.runner.detach(&mut thread.vcpu, true);
+    assert!(!thread.runner.may_run());
     assert_eq!(thread.entries.len(), 1);
 
     // An end with nothing to see is one, and so is one that no debugger is there for.

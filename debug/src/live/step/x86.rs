@@ -2,7 +2,7 @@
 
 use super::{At, PlannedStep, Stepper, is_step, stepped};
 use crate::arming::Arming;
-use crate::disassemble::Mode;
+use crate::disassemble::OperatingMode;
 use crate::machine::{Code, MachineError, Memory};
 use crate::memory::{self, Space};
 use crate::trap::{Injection, Trap};
@@ -60,9 +60,9 @@ impl Guest<'_> {
         // One by one: a file of them all is long, and most of a step's time where memory is slow to be had.
         let get = |row| self.vcpu.register(row).unwrap_or(0);
         let bits = match code.mode {
-            Mode::Bits64 => Bits::Code64,
-            Mode::Protected32 => Bits::Code32,
-            Mode::Real16 => Bits::Code16,
+            OperatingMode::Bits64 => Bits::Code64,
+            OperatingMode::Protected32 => Bits::Code32,
+            OperatingMode::Real16 => Bits::Code16,
         };
         let table = |base, limit| DescriptorTable { base: get(base), limit: get(limit) };
         let (idt, gdt) = (table(IDT_BASE, IDT_LIMIT), table(GDT_BASE, GDT_LIMIT));
@@ -74,7 +74,7 @@ impl Guest<'_> {
         let mode = self.vcpu.code().ok()?.mode;
         let pointer = self.register("rsp")?.wrapping_add(offset);
         Some(GuestVirt(match mode {
-            Mode::Bits64 => pointer,
+            OperatingMode::Bits64 => pointer,
             _ => {
                 /// The stack segment's pointer has 32 bits (`D`/`B` of its access rights).
                 const BIG: u64 = 1 << 14;

@@ -39,13 +39,16 @@ impl Threads {
             let mut runner = Runner::new(Isa::X86_64, Arc::new(Times::default()));
             loop {
                 its_kick.store(false, Ordering::SeqCst);
-                loop {
+                while !runner.is_retired() {
                     let task = if runner.may_run() { tasks.try_recv().ok() } else { tasks.recv().ok() };
                     match task {
                         Some(task) => task(&mut runner, &mut vcpu),
                         None if runner.may_run() => break,
                         None => return,
                     }
+                }
+                if runner.is_retired() {
+                    return;
                 }
                 runner.run(&mut vcpu, &mut |_, turn: Turn<'_>| {
                     let (_inside, _) = turn.enter();
@@ -182,4 +185,23 @@ fn a_pause_stops_those_that_may_run() {
     // Those that stand still need not be told.
     drop(vcpus.pause(|_| false));
     assert_eq!(vcpus.monitor().stood.load(Ordering::SeqCst), 2);
+}
+
+/// Also by one of the threads themselves, while others run, and when they have ended.
+#[test]
+fn all_threads_end_for_who_does_not_wait_for_them() {
+    for runs in [false, true] {
+        let vcpus = Arc::new(Vcpus::new(Threads::new(2)));
+        if runs {
+            vcpus.resume();
+        }
+        let its = Arc::clone(&vcpus);
+        vcpus.monitor().post(1, Box::new(move |_, _| its.retire()));
+        let has_ended = |thread: &Thread| thread.handle.as_ref().is_none_or(thread::JoinHandle::is_finished);
+        while !vcpus.monitor().threads.iter().all(has_ended) {
+            thread::yield_now();
+        }
+        vcpus.retire();
+        assert_eq!(vcpus.call(0, |vcpu| vcpu.file.pc()), None);
+    }
 }

@@ -1,13 +1,13 @@
 // The guest's own BRK at EL1, with a vector. Ends with 1.
-    adr x0, brk_vectors
+    adr x0, .Lbrk_vectors
     msr vbar_el1, x0
     isb
-brk_here:
+.Lbrk_here:
     brk #0x123
     mov w0, #2
-    b brk_exit
+    b .Lbrk_exit
     .balign 2048
-brk_vectors:
+.Lbrk_vectors:
     .skip 0x200                 // current EL with SPx, synchronous
     mrs x0, esr_el1
     mov w1, #0x0123
@@ -15,13 +15,13 @@ brk_vectors:
     cmp w0, w1
     b.ne 1f
     mrs x0, elr_el1
-    adr x1, brk_here
+    adr x1, .Lbrk_here
     cmp x0, x1
     b.ne 1f
     mov w0, #1
-    b brk_exit
+    b .Lbrk_exit
 1:  mov w0, #3
-brk_exit:
+.Lbrk_exit:
     mov x1, #0x09020000
     str w0, [x1]
 2:  wfi

@@ -1,5 +1,5 @@
 // What the debugging probes watch, at fixed distances from the start.
-debug_start:
+.Ldebug_start:
     nop
     nop
     .balign 16
@@ -7,7 +7,7 @@ debug_start:
     .balign 16
     brk #0                      // 0x20: a software breakpoint
     .balign 16
-    adr x1, debug_start         // 0x30
+    adr x1, .Ldebug_start         // 0x30
     mov w0, #7
     add x1, x1, #0x1000
     str w0, [x1]                // a watchpoint

@@ -1,18 +1,18 @@
 // To EL0 by eret and back by svc. Ends with 1.
-    adr x0, user_mode_vectors
+    adr x0, .Luser_mode_vectors
     msr vbar_el1, x0
-    adr x0, user_mode_user
+    adr x0, .Luser_mode_user
     msr elr_el1, x0
     mov x0, #0x3c0              // EL0, everything masked
     msr spsr_el1, x0
     isb
     eret
-user_mode_user:
+.Luser_mode_user:
     mov x5, #0x1234
     svc #7
 1:  b 1b
     .balign 2048
-user_mode_vectors:
+.Luser_mode_vectors:
     .skip 0x400                 // lower EL, AArch64, synchronous
     mrs x0, esr_el1
     mov w1, #0x0007

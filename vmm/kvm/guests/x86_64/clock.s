@@ -1,7 +1,7 @@
 # Says again and again what the time-stamp counter is: the lower half, then the upper one.
-clock_start:
+.Lclock_start:
     rdtsc
     out 0xf4, eax
     mov eax, edx
     out 0xf4, eax
-    jmp clock_start
+    jmp .Lclock_start

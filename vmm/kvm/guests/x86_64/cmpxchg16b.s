@@ -1,5 +1,5 @@
 # cmpxchg16b in ring 0, as Linux's allocator uses it. Ends with 1.
-    lea rdi, [rip + cmpxchg16b_cell]
+    lea rdi, [rip + .Lcmpxchg16b_cell]
     mov rax, 1
     mov rdx, 2
     mov rbx, 3
@@ -15,4 +15,4 @@
 2:  hlt
     jmp 2b
     .balign 16
-cmpxchg16b_cell: .quad 1, 2
+.Lcmpxchg16b_cell: .quad 1, 2

@@ -10,7 +10,7 @@
     xor edx, edx
     mov eax, 3                  # x87 and SSE state
     xsetbv
-    lea rdi, [rip + xrstor_area]
+    lea rdi, [rip + .Lxrstor_area]
     mov eax, 3
     xor edx, edx
     xsave [rdi]
@@ -20,4 +20,4 @@
 2:  hlt
     jmp 2b
     .balign 64
-xrstor_area: .skip 1024
+.Lxrstor_area: .skip 1024

@@ -5,8 +5,8 @@
 //! (KVM API, `KVM_REG_ARM_TIMER_CNT`), which moves that of all vCPUs.
 
 use super::{get, system_register};
-use crate::clock::Lines;
 use crate::error::{KvmError, ioctl};
+use crate::lines::Lines;
 use kvm_bindings as kvm;
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::sync::{Mutex, PoisonError};

@@ -1,12 +1,11 @@
 //! What KVM on x86_64 says that it can do, and how its guest debugging is set up for a try.
 
-use crate::{Capability, Host};
-use kvm_bindings as kvm;
-use kvm_ioctls::{Cap, VmFd};
+use crate::Capability;
+use kvm_bindings as bindings;
+use kvm_ioctls::{Cap, Kvm, VmFd};
 
 /// The capabilities that `vmm check` lists.
-pub fn capabilities(host: &Host, _vm: &VmFd) -> Vec<Capability> {
-    let kvm = host.kvm();
+pub fn capabilities(kvm: &Kvm, _vm: &VmFd) -> Vec<Capability> {
     let flag = |key, title, capability| {
         let works = kvm.check_extension(capability);
         Capability { key, title, works, detail: String::new() }
@@ -21,9 +20,13 @@ pub fn capabilities(host: &Host, _vm: &VmFd) -> Vec<Capability> {
         bits(
             "guest_debug_flags",
             "guest debug flags (KVM_CAP_SET_GUEST_DEBUG2)",
-            kvm::KVM_CAP_SET_GUEST_DEBUG2,
+            bindings::KVM_CAP_SET_GUEST_DEBUG2,
         ),
-        bits("user_space_msr", "MSR exits (KVM_CAP_X86_USER_SPACE_MSR)", kvm::KVM_CAP_X86_USER_SPACE_MSR),
-        bits("xen_hvm", "Xen hypercalls (KVM_CAP_XEN_HVM)", kvm::KVM_CAP_XEN_HVM),
+        bits(
+            "user_space_msr",
+            "MSR exits (KVM_CAP_X86_USER_SPACE_MSR)",
+            bindings::KVM_CAP_X86_USER_SPACE_MSR,
+        ),
+        bits("xen_hvm", "Xen hypercalls (KVM_CAP_XEN_HVM)", bindings::KVM_CAP_XEN_HVM),
     ]
 }

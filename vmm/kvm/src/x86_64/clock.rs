@@ -12,8 +12,8 @@
 //!   where it was. A first channel that interrupts once runs on: KVM does not tell what is left of it.
 
 use super::NativeVm;
-use crate::clock::Lines;
 use crate::error::{KvmError, ioctl};
+use crate::lines::Lines;
 use kvm_bindings as kvm;
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::sync::{Mutex, PoisonError};

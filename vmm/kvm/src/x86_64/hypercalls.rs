@@ -84,7 +84,7 @@ pub fn interrupt(vm: &VmFd, vcpu: u32, vector: u32, level: bool) -> Result<(), K
 /// # Errors
 /// [`KvmError::Ioctl`].
 pub fn message(vm: &VmFd, (address, data): (u64, u32), _: u32) -> Result<(), KvmError> {
-    let [address_lo, address_hi] = crate::vm::halves(address);
+    let [address_lo, address_hi] = arch::bytes::halves(address);
     let message = kvm::kvm_msi { address_lo, address_hi, data, ..Default::default() };
     vm.signal_msi(message).map(drop).map_err(ioctl("KVM_SIGNAL_MSI"))
 }

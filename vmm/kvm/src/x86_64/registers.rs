@@ -11,7 +11,7 @@ use arch::paging::x86::Paging;
 use arch::register::{Bank, RegisterFile, Source, XsaveComponent, table, x86_64};
 use arch::x86::debug_registers::slots;
 use debug::arming::DebugRegisters;
-use debug::disassemble::Mode;
+use debug::disassemble::OperatingMode;
 use debug::machine::{Abilities, Code};
 use kvm_bindings as kvm;
 use kvm_ioctls::{Error as Errno, Kvm, SyncReg, VcpuFd};
@@ -212,6 +212,7 @@ impl Registers {
 
     /// Forgets what has been read: something else has changed registers.
     pub fn forget(&self) {
+        self.is_dirty.set(false);
         self.is_synced.set(false);
         self.regs.set(None);
         self.sregs.set(None);
@@ -302,9 +303,9 @@ impl Registers {
         let sregs = self.sregs(vcpu)?;
         let is_long = sregs.efer & EFER_LMA != 0 && sregs.cs.l != 0;
         let mode = match (is_long, sregs.cs.db) {
-            (true, _) => Mode::Bits64,
-            (false, 0) => Mode::Real16,
-            (false, _) => Mode::Protected32,
+            (true, _) => OperatingMode::Bits64,
+            (false, 0) => OperatingMode::Real16,
+            (false, _) => OperatingMode::Protected32,
         };
         Ok(Code { mode, base: sregs.cs.base })
     }

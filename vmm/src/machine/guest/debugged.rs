@@ -11,21 +11,7 @@ use std::sync::atomic::Ordering;
 /// A guest that a program debugs: what can be done is in [`Debuggee`].
 ///
 /// ```no_run
-/// use debug::context::{Mode, Point};
-/// use std::time::Duration;
-/// use vmm::machine::{Config, Guest};
-///
-/// let limit = Duration::from_secs(10);
-/// let running = Guest::new(&Config::default(), Box::new(std::io::sink()))?;
-/// let mut guest = running.debug()?;
-/// let all = guest.root();
-/// guest.add(Point::execute(0x10_0000).when(|hit| hit.register("rdi") == Some(10)))?;
-/// let stop = guest.go_until(all, Mode::Run, limit)?;
-/// let stop = guest.go_until(stop.context, Mode::StepOut, limit)?;
-/// println!("{:#x}", guest.read_u64(stop.context, 0x10_8000)?);
-/// drop(guest);
-/// println!("{:?}", running.wait(limit));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
+#[doc = include_str!("../../../examples/debug.rs")]
 /// ```
 ///
 /// It stands still when this is made, a guest that has not run yet in front of its first instruction; it runs when the

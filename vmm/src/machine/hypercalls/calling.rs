@@ -6,7 +6,7 @@ use crate::machine::guest_ram::GuestRam;
 use arch::hypercall::{Abi, Rows, hvc_immediate};
 use arch::register::row;
 use arch::{GuestPhys, GuestVirt, Isa};
-use debug::disassemble::Mode;
+use debug::disassemble::OperatingMode;
 use debug::machine::Memory;
 use debug::memory::Space;
 use devices::hypercall::{Hypercalls, MOST_ARGUMENTS, RawCall};
@@ -60,7 +60,7 @@ impl Calling {
                 // KVM has taken Xen's registers.
                 abi
             }
-            HypercallExit::Port if vcpu.code()?.mode == Mode::Bits64 => Abi::X86_64,
+            HypercallExit::Port if vcpu.code()?.mode == OperatingMode::Bits64 => Abi::X86_64,
             HypercallExit::Port => Abi::X86_32,
             HypercallExit::Smccc { is_smc, .. } => {
                 let hvc = self.family.facts().hvc;
