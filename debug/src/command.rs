@@ -37,6 +37,8 @@
 //! ```
 
 pub mod address;
+#[cfg(feature = "linux")]
+pub mod backtrace;
 pub mod breakpoints;
 #[cfg(feature = "dump")]
 pub mod dump;

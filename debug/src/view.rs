@@ -7,8 +7,12 @@
 #[cfg(feature = "linux")]
 mod kernel;
 mod pages;
+#[cfg(feature = "linux")]
+mod stack;
 
 pub use pages::Page;
+#[cfg(feature = "linux")]
+pub use stack::{Location, Stacks};
 
 use crate::breakpoint::{Kind, Place};
 use crate::cancel::Cancel;

@@ -10,7 +10,7 @@ use debug::dump;
 use debug::dump::core::Core;
 use debug::machine::Machine;
 use debug::source::OnDisk;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -279,6 +279,29 @@ fn of_crash(line: &str) -> Option<String> {
     Some(format!("{pid} {cpu} {address} {state} {}", name.join(" ")))
 }
 
+/// The addresses of stacks in the words of crash's `foreach bt`, by the tasks' numbers; without those of idle tasks.
+fn stacks_of_crash(said: &str) -> BTreeMap<u64, Vec<&str>> {
+    let mut all: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
+    let mut pid = None;
+    for line in said.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["PID:", number, ..] => {
+                let number = number.parse().ok().filter(|number| *number != 0);
+                // What is asked for once more is there already.
+                pid = number.filter(|number| !all.contains_key(number));
+            }
+            [frame, _, _, "at", address, ..] if frame.starts_with('#') => {
+                if let Some(pid) = pid {
+                    all.entry(pid).or_default().push(address);
+                }
+            }
+            _ => {}
+        }
+    }
+    all
+}
+
 /// What is looked at a dump with.
 type Looks = &'static [(&'static str, Look)];
 
@@ -486,7 +509,8 @@ impl Opened {
     }
 
     /// What crash is asked.
-    const CRASH: &'static str = "sys\nps\nbt -a\nlog | tail -3\nsym linux_banner\nvtop $(sym)\nquit\n";
+    const CRASH: &'static str =
+        "sys\nps\nforeach bt\nbt -a\nlog | tail -3\nsym linux_banner\nvtop $(sym)\nquit\n";
 
     fn crash(&self, program: Command) -> Result<Said, String> {
         let mut program = program;
@@ -523,7 +547,29 @@ impl Opened {
         said.has(&[&first_cpu, "do_idle", "start_kernel", &second_cpu, "do_idle", second])?;
         said.has(&["TERM=linux", "linux_banner", "PHYSICAL"])?;
         self.has_the_tasks_of(said).map_err(|error| format!("vmm core ps: {error}"))?;
+        if self.isa == Isa::X86_64 {
+            self.has_the_stacks_of(said).map_err(|error| format!("vmm core bt: {error}"))?;
+        }
         self.has_names_without_a_file().map_err(|error| format!("vmm core sym: {error}"))
+    }
+
+    /// The stacks that crash has by the kernel's debugging information, of all tasks but the idle ones, are those that we
+    /// have by the kernel's own tables: address by address.
+    fn has_the_stacks_of(&self, crash: &Said) -> Result<(), String> {
+        let ours = core(Built::Here, &self.core, &["bt", "all", "--json"])?.well()?;
+        let json = ours.text.lines().find(|line| line.starts_with('{')).unwrap_or_default();
+        let all: serde_json::Value =
+            serde_json::from_str(json).map_err(|error| format!("{error} in {}", ours.text))?;
+        let theirs = stacks_of_crash(&crash.text);
+        let (mut compared, mut frames) = (0, 0);
+        for stack in all["stacks"].as_array().ok_or("there are none")? {
+            let Some(theirs) = theirs.get(&stack["pid"].as_u64().unwrap_or(0)) else { continue };
+            let its = stack["frames"].as_array().ok_or("a stack without frames")?;
+            let ours: Vec<&str> = its.iter().filter_map(|it| it["pc"].as_str()?.strip_prefix("0x")).collect();
+            check(ours == *theirs, || format!("{stack}, and crash has {theirs:?}"))?;
+            (compared, frames) = (compared + 1, frames + ours.len());
+        }
+        check(compared > 20 && frames > 100, || format!("only {compared} stacks and {frames} frames"))
     }
 
     /// Without a file, the kernel's own table has the names that the file has, and where they are.

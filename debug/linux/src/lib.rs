@@ -5,7 +5,7 @@
 //! the kernel bears it out; with it [`VmCoreInfo::log`] reads the kernel's log, and [`translate`] translates where
 //! registers do not tell how. [`kallsyms`] are the symbols that it keeps for itself, in a store for symbols from
 //! anywhere ([`Symbols`]); [`btf`] are its types, likewise ([`Types`]); with both, what it
-//! runs can be read ([`task`]).
+//! runs can be read ([`task`]), what was loaded into it ([`module`]), and where each of them is ([`unwind`]).
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, clippy::missing_errors_doc)]
@@ -27,6 +27,7 @@ pub mod task;
 mod text;
 pub mod translate;
 pub mod types;
+pub mod unwind;
 
 pub use error::LogError;
 pub use info::{Described, VmCoreInfo};

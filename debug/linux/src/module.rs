@@ -3,10 +3,14 @@
 //! Source: Linux, `include/linux/module.h` (`struct module`, `struct module_memory`, `struct module_use`), and
 //! `kernel/module/procfs.c`, which tells user space of them.
 
+mod symbols;
+
 use crate::list::{Ring, remark};
 use crate::name;
 use crate::reader::{NotThere, Reader};
+use crate::symbols::Symbols;
 use crate::types::{Field, Shape, TypeId, Types};
+use crate::unwind::orc::Table;
 
 /// How far a module has come, `enum module_state`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +48,10 @@ pub struct Module {
     pub state: Option<State>,
     /// Where its code is.
     pub text: u64,
+    /// Bytes of that.
+    pub text_size: u64,
+    /// x86: what its stacks are unwound by, if the kernel does so.
+    pub orc: Option<Table>,
     /// Bytes of all of it that are in memory.
     pub size: u64,
     /// Who uses it, modules among them; `None` where the kernel removes none (`CONFIG_MODULE_UNLOAD`), or does not
@@ -86,7 +94,7 @@ enum Places {
     /// An array of pieces, the first of which is its code: from 6.4 on.
     Pieces { at: u64, each: u64, count: u32, base: Field, size: Field },
     /// One for as long as it lives, and one for its initialization.
-    Layouts { base: Field, sizes: [Field; 2] },
+    Layouts { base: Field, text: Field, sizes: [Field; 2] },
 }
 
 /// What tells who uses a module.
@@ -107,6 +115,9 @@ pub struct ModuleLayout {
     state: Field,
     places: Places,
     uses: Option<Uses>,
+    symbols: Option<symbols::Layout>,
+    /// x86: addresses, entries and their number.
+    orc: Option<[Field; 3]>,
 }
 
 impl ModuleLayout {
@@ -124,7 +135,18 @@ impl ModuleLayout {
             places: Places::new(types, module)
                 .ok_or(ModuleError::Lacks("struct module's mem, nor its core_layout"))?,
             uses: Uses::new(types, module),
+            symbols: symbols::Layout::new(types, module),
+            orc: orc(types, module),
         })
+    }
+
+    /// The symbols that the kernel keeps of a module.
+    ///
+    /// # Errors
+    /// [`ModuleError`].
+    pub fn symbols(&self, module: &Module, reader: &Reader<'_>) -> Result<Symbols, ModuleError> {
+        let layout = self.symbols.as_ref().ok_or(ModuleError::Lacks("struct mod_kallsyms"))?;
+        Ok(layout.read(module.address, reader)?)
     }
 
     /// All modules, by the list that `head` (`modules`) is the head of. `go_on` is asked for each.
@@ -164,7 +186,11 @@ impl ModuleLayout {
         remarks: &mut Vec<String>,
     ) -> Result<Module, NotThere> {
         let name = name::read(reader, address, self.name)?;
-        let (text, size) = self.places.of(address, reader)?;
+        let Extent { text, text_size, size } = self.places.of(address, reader)?;
+        let orc = self.orc.map(|[addresses, entries, count]| -> Result<Table, NotThere> {
+            let read = |field| reader.field(address, field);
+            Ok(Table { addresses: read(addresses)?, entries: read(entries)?, count: read(count)? })
+        });
         let state = match reader.field(address, self.state)? {
             0 => Some(State::Live),
             1 => Some(State::Coming),
@@ -182,7 +208,8 @@ impl ModuleLayout {
             }
             None => None,
         };
-        Ok(Module { address, name, state, text, size, references, users })
+        let orc = orc.transpose()?;
+        Ok(Module { address, name, state, text, text_size, orc, size, references, users })
     }
 
     /// The modules that use one.
@@ -208,6 +235,11 @@ impl ModuleLayout {
     }
 }
 
+fn orc(types: &Types, module: TypeId) -> Option<[Field; 3]> {
+    let field = |name| types.field(module, name);
+    Some([field("arch.orc_unwind_ip")?, field("arch.orc_unwind")?, field("arch.num_orcs")?])
+}
+
 impl Uses {
     fn new(types: &Types, module: TypeId) -> Option<Uses> {
         let of_use = types.tagged("module_use")?;
@@ -220,6 +252,13 @@ impl Uses {
     }
 }
 
+/// Where a module's code is, how much that is, and how many bytes it has in memory.
+struct Extent {
+    text: u64,
+    text_size: u64,
+    size: u64,
+}
+
 impl Places {
     fn new(types: &Types, module: TypeId) -> Option<Places> {
         let Some(mem) = types.part(module, "mem") else {
@@ -227,6 +266,7 @@ impl Places {
             let [Some(core), Some(init)] = sizes else { return None };
             return Some(Places::Layouts {
                 base: types.field(module, "core_layout.base")?,
+                text: types.field(module, "core_layout.text_size")?,
                 sizes: [core, init],
             });
         };
@@ -240,19 +280,23 @@ impl Places {
         })
     }
 
-    /// Where a module's code is, and how many bytes it has in memory.
-    fn of(&self, module: u64, reader: &Reader<'_>) -> Result<(u64, u64), NotThere> {
+    fn of(&self, module: u64, reader: &Reader<'_>) -> Result<Extent, NotThere> {
         match self {
-            Places::Layouts { base, sizes: [core, init] } => {
-                let size = reader.field(module, *core)?.saturating_add(reader.field(module, *init)?);
-                Ok((reader.field(module, *base)?, size))
-            }
+            Places::Layouts { base, text, sizes: [core, init] } => Ok(Extent {
+                text: reader.field(module, *base)?,
+                text_size: reader.field(module, *text)?,
+                size: reader.field(module, *core)?.saturating_add(reader.field(module, *init)?),
+            }),
             Places::Pieces { at, each, count, base, size } => {
                 let piece =
                     |index: u32| module.wrapping_add(*at).wrapping_add(each.wrapping_mul(index.into()));
                 let all = (0..*count)
                     .try_fold(0u64, |all, index| Ok(all.saturating_add(reader.field(piece(index), *size)?)));
-                Ok((reader.field(piece(0), *base)?, all?))
+                Ok(Extent {
+                    text: reader.field(piece(0), *base)?,
+                    text_size: reader.field(piece(0), *size)?,
+                    size: all?,
+                })
             }
         }
     }

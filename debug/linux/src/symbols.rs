@@ -67,11 +67,14 @@ impl Builder {
     pub fn finish(self) -> Symbols {
         let Symbols { names, mut entries, .. } = self.0;
         let name = |entry: &Entry| &names[entry.from as usize..][..usize::from(entry.length)];
-        // Of several at one address the last is told: code rather than data, what all see rather than what one file
-        // does, and then what comes first in the alphabet.
+        // Of several at one address the last is told: code rather than data, what somebody has named rather than where the
+        // linker says that something begins or ends, what all see rather than what one file does, and then what comes
+        // first in the alphabet.
         entries.sort_unstable_by(|one, other| {
-            let key =
-                |it: &Entry| (it.kind == Kind::Absolute, it.address, it.kind == Kind::Text, it.is_global);
+            let key = |it: &Entry| {
+                let is_code = it.kind == Kind::Text;
+                (it.kind == Kind::Absolute, it.address, is_code, !is_bound(name(it)), it.is_global)
+            };
             key(one).cmp(&key(other)).then_with(|| Reverse(name(one)).cmp(&Reverse(name(other))))
         });
         let placed = entries.partition_point(|entry| entry.kind != Kind::Absolute);
@@ -79,6 +82,15 @@ impl Builder {
         by_name.sort_unstable_by_key(|at| (name(&entries[*at as usize]), *at));
         Symbols { names, entries, placed, by_name }
     }
+}
+
+/// Whether a name is one that kernels' linker scripts have for where something begins or ends.
+fn is_bound(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("__") else {
+        return ["_stext", "_text", "_etext", "_end"].contains(&name);
+    };
+    ["start_", "stop_", "end_"].iter().any(|begin| rest.starts_with(begin))
+        || ["_start", "_end", "_stop"].iter().any(|end| rest.ends_with(end))
 }
 
 impl Symbols {
@@ -139,6 +151,8 @@ mod tests {
             ("per_cpu", 0x150, Kind::Absolute, true),
             ("a", 0x100, Kind::Text, true),
             ("of_a_file", 0x100, Kind::Text, false),
+            ("__sched_text_start", 0x100, Kind::Text, true),
+            ("_stext", 0x100, Kind::Text, true),
             ("c", 0x300, Kind::Data, true),
         ]);
         let at = |address| symbols.at(address).map(|(it, size)| (it.name, it.address, size));
@@ -147,7 +161,7 @@ mod tests {
         assert_eq!(at(0x1ff), Some(("a", 0x100, 0x100)));
         assert_eq!(at(0x200), Some(("b", 0x200, 0x100)));
         assert_eq!(at(u64::MAX), Some(("c", 0x300, u64::MAX)));
-        assert_eq!(symbols.count(), 5);
+        assert_eq!(symbols.count(), 7);
         assert_eq!(Symbols::default().at(5), None);
     }
 

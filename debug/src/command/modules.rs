@@ -71,6 +71,8 @@ mod tests {
             name: "virtio_net".into(),
             state: Some(State::Live),
             text: 0xffff_ffff_c010_0000,
+            text_size: 0x3000,
+            orc: None,
             size: 86016,
             references: Some(2),
             users: ["first", "second"].map(String::from).to_vec(),

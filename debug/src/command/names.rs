@@ -68,7 +68,7 @@ impl Names {
         }
     }
 
-    /// The symbols of a name, at most [`MOST_FOUND`](crate::symbols::MOST_FOUND).
+    /// The symbols of a name, at most [`crate::symbols::MOST_FOUND`].
     ///
     /// # Errors
     /// [`SymbolsError`].

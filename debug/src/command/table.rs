@@ -1,5 +1,7 @@
 //! The table: the commands that every machine has.
 
+#[cfg(feature = "linux")]
+use super::backtrace;
 #[cfg(feature = "dump")]
 use super::dump;
 #[cfg(feature = "linux")]
@@ -37,6 +39,8 @@ pub(super) const TABLE: &[Entry] = &[
     Entry { command: linux::DMESG, run: linux::run_dmesg },
     #[cfg(feature = "linux")]
     Entry { command: tasks::PS, run: tasks::run },
+    #[cfg(feature = "linux")]
+    Entry { command: backtrace::BT, run: backtrace::run },
     #[cfg(feature = "linux")]
     Entry { command: modules::LSMOD, run: modules::run },
     #[cfg(any(feature = "dwarf", feature = "linux"))]

@@ -492,7 +492,7 @@ fn a_dump_goes_where_its_operator_may_write() {
 fn without_a_kernel_there_is_nothing_of_it() {
     for isa in Isa::ALL {
         let mut desk = Desk::new(Still::new(isa, 1, 1 << 16).unwrap());
-        for line in ["ps", "lsmod", "dmesg"] {
+        for line in ["ps", "bt", "lsmod", "dmesg"] {
             let said = desk.say(line);
             assert!(said.contains("no Linux kernel has described itself"), "{line}: {said}");
             assert!(matches!(desk.refusal(&format!("{line} x")), Refusal::Usage(_)));
@@ -521,7 +521,7 @@ fn a_monitor_that_counts_no_exits_says_so() {
 
 #[test]
 fn what_is_not_wanted_any_more_is_broken_off() {
-    for line in ["read 0x400000 16", "dump vmm-is-not-written", "linux", "info", "ps", "lsmod"] {
+    for line in ["read 0x400000 16", "dump vmm-is-not-written", "linux", "info", "ps", "lsmod", "bt"] {
         let mut desk = mapped();
         desk.folder = std::env::temp_dir();
         desk.cancel.cancel();

@@ -67,7 +67,7 @@ pub const LOOKED_AT: &str = "\
     info threads\nbt\nthread 2\nbt\nthread 1\n\
     p linux_banner\np init_task.comm\np *&init_task.thread\nx/8i $pc\nx/16xg $sp\n\
     info registers\n\
-    monitor regs all\nmonitor linux\nmonitor dmesg 5\nmonitor ps\nmonitor mem\n\
+    monitor regs all\nmonitor linux\nmonitor dmesg 5\nmonitor ps\nmonitor bt\nmonitor bt 1\nmonitor mem\n\
     monitor threads\nmonitor read $sp 64\nmonitor map\n\
     echo the end\\n\n";
 

@@ -23,7 +23,12 @@ fn types(age: Age) -> Types {
         &[("base", POINTER, 0), ("rw_copy", POINTER, 8), ("size", INT, 16)],
     ); // 6
     types.add("", Shape::Array(TypeId(6), 2)); // 7
-    compound(&mut types, "module_layout", 16, &[("base", POINTER, 0), ("size", INT, 8)]); // 8
+    compound(
+        &mut types,
+        "module_layout",
+        16,
+        &[("base", POINTER, 0), ("size", INT, 8), ("text_size", INT, 12)],
+    ); // 8
     let mut members = vec![("state", INT, 0), ("list", LIST, 8), ("name", 5, 24)];
     match age {
         Age::Layouts => members.extend([("core_layout", 8, 48), ("init_layout", 8, 64)]),

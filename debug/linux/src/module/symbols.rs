@@ -1,0 +1,70 @@
+//! The symbols of a module, as the kernel keeps them for its traces.
+//!
+//! Sources: Linux, `include/linux/module.h` (`struct mod_kallsyms`); System V gABI, chapter 4, "Symbol Table".
+
+use crate::reader::{NotThere, Reader};
+use crate::symbols::{Builder, Kind, Symbol, Symbols};
+use crate::types::{Field, TypeId, Types};
+
+/// Symbols that are read at most of one module: the largest of a distribution has some ten thousand.
+const MOST: u64 = 1 << 17;
+/// Bytes of a name, at most.
+const LONGEST: usize = 512;
+/// Bytes of an `Elf64_Sym`, and where it has what.
+const BYTES: usize = 24;
+const INFO: usize = 4;
+const SECTION: usize = 6;
+const VALUE: usize = 8;
+
+/// Where a module has its symbols.
+#[derive(Debug)]
+pub(super) struct Layout {
+    /// Of `struct module`: where the rest is.
+    table: Field,
+    symbols: Field,
+    count: Field,
+    names: Field,
+}
+
+impl Layout {
+    pub fn new(types: &Types, module: TypeId) -> Option<Layout> {
+        let of = types.tagged("mod_kallsyms")?;
+        Some(Layout {
+            table: types.field(module, "kallsyms")?,
+            symbols: types.field(of, "symtab")?,
+            count: types.field(of, "num_symtab")?,
+            names: types.field(of, "strtab")?,
+        })
+    }
+
+    /// All that have an address.
+    pub fn read(&self, module: u64, reader: &Reader<'_>) -> Result<Symbols, NotThere> {
+        let table = reader.field(module, self.table)?;
+        let (at, names) = (reader.field(table, self.symbols)?, reader.field(table, self.names)?);
+        let count = reader.field(table, self.count)?.min(MOST);
+        let mut all = vec![0; usize::try_from(count).unwrap_or(0) * BYTES];
+        reader.bytes(at, &mut all)?;
+        let mut builder = Builder::default();
+        let mut name = vec![0; LONGEST];
+        for symbol in all.chunks_exact(BYTES) {
+            let word = |at: usize| {
+                symbol.get(at..at + 8).and_then(|it| it.try_into().ok()).map_or(0, u64::from_le_bytes)
+            };
+            let half = u16::from_le_bytes([symbol[SECTION], symbol[SECTION + 1]]);
+            let (address, kind) = (word(VALUE), symbol[INFO] & 0xf);
+            // Those of other modules (SHN_UNDEF), of sections and files.
+            if half == 0 || address == 0 || kind > 2 {
+                continue;
+            }
+            let good = reader.some(names.wrapping_add(word(0) & 0xffff_ffff), &mut name);
+            let Some(end) = name[..good].iter().position(|byte| *byte == 0) else { continue };
+            let is_plain = end > 0 && name[0] != b'$' && name[..end].iter().all(u8::is_ascii_graphic);
+            if let Some(name) = str::from_utf8(&name[..end]).ok().filter(|_| is_plain) {
+                let (kind, is_global) =
+                    (if kind == 1 { Kind::Data } else { Kind::Text }, symbol[INFO] >> 4 != 0);
+                builder.add(Symbol { name, address, kind, is_global });
+            }
+        }
+        Ok(builder.finish())
+    }
+}

@@ -1,0 +1,354 @@
+//! Stacks in memory made here.
+
+use super::*;
+use crate::made::{self, BASE, CHAR, INT, Made, POINTER, compound};
+use crate::symbols::{Builder, Kind, Symbol};
+use crate::types::{Member, Shape, TypeId, Types};
+
+fn array(types: &mut Types, of: u32, count: u32) -> u32 {
+    types.add("", Shape::Array(TypeId(of), count));
+    u32::try_from(types.count()).unwrap() - 1
+}
+
+/// `struct orc_entry` of a kernel until 6.3, and from 6.4 on, and `struct pt_regs` of x86 as it is.
+fn x86(is_new: bool) -> Types {
+    let mut types = made::types();
+    types.add("short", Shape::Integer { size: 2, is_signed: true, is_bool: false }); // 5
+    let member = |name: &str, of: u32, at: u32, bits: Option<u8>| Member {
+        name: name.into(),
+        of: TypeId(of),
+        at,
+        bits,
+    };
+    let mut members = vec![
+        member("sp_offset", 5, 0, None),
+        member("bp_offset", 5, 16, None),
+        member("sp_reg", INT, 32, Some(4)),
+        member("bp_reg", INT, 36, Some(4)),
+    ];
+    match is_new {
+        true => members.extend([member("type", INT, 40, Some(3)), member("signal", INT, 43, Some(1))]),
+        false => members.extend([member("type", INT, 40, Some(2)), member("end", INT, 43, Some(1))]),
+    }
+    let members = types.add_members(members.into_iter());
+    types.add("orc_entry", Shape::Compound { size: 6, is_union: false, members });
+    let names = [
+        "r15", "r14", "r13", "r12", "bp", "bx", "r11", "r10", "r9", "r8", "ax", "cx", "dx", "si", "di",
+        "orig_ax", "ip", "cs", "flags", "sp", "ss",
+    ];
+    let registers: Vec<_> =
+        names.into_iter().zip((0..).step_by(8)).map(|(name, at)| (name, POINTER, at)).collect();
+    compound(&mut types, "pt_regs", 168, &registers);
+    compound(&mut types, "inactive_task_frame", 56, &[("bp", POINTER, 40), ("ret_addr", POINTER, 48)]);
+    types
+}
+
+const CALL: u64 = 0;
+const REGISTERS: u64 = 1;
+const SOME_REGISTERS: u64 = 2;
+
+/// An entry: where it begins, the stack's register and offset, RBP's, and its kind as it is until 6.3.
+type Row = (u64, (u64, i16), (u64, i16), u64);
+
+/// Where code begins, and the tables.
+const TEXT: u64 = BASE;
+const IPS: u64 = BASE + 0x4000;
+const ENTRIES: u64 = BASE + 0x5000;
+const STACK: u64 = BASE + 0x8000;
+
+const TABLE: &[Row] = &[
+    // The outermost: there is nothing behind it.
+    (TEXT, (0, 0), (0, 0), 0x8),
+    // A function that has pushed RBP and set it.
+    (TEXT + 0x100, (4, 16), (1, -16), CALL),
+    // One without a frame of its own.
+    (TEXT + 0x200, (5, 8), (0, 0), CALL),
+    // The entry of an interrupt, with all registers at the stack pointer.
+    (TEXT + 0x300, (5, 0), (0, 0), REGISTERS),
+    // The same with what the processor has left.
+    (TEXT + 0x400, (5, 8), (0, 0), SOME_REGISTERS),
+    // By what RBP points to, and by R10.
+    (TEXT + 0x500, (8, -8), (0, 0), CALL),
+    (TEXT + 0x600, (6, 0), (0, 0), CALL),
+    // By what RSP points to.
+    (TEXT + 0x700, (9, 16), (0, 0), CALL),
+    // Nothing.
+    (TEXT + 0x800, (0, 0), (0, 0), CALL),
+];
+
+fn kernel(is_new: bool) -> Made {
+    let kernel = Made::new(0x1_0000);
+    for (index, (begin, sp, bp, kind)) in (0..).zip(TABLE) {
+        let at = IPS + index * 4;
+        let offset = u32::try_from(begin.wrapping_sub(at) & 0xffff_ffff).unwrap();
+        (at..).zip(offset.to_le_bytes()).for_each(|(at, byte)| kernel.byte(at, byte));
+        // Two more kinds, in front.
+        let kind = match (is_new, kind) {
+            (true, 0x8) => 1,
+            (true, kind) => kind + 2,
+            (false, kind) => *kind,
+        };
+        let half = |offset: i16| u64::from(offset.cast_unsigned());
+        let word = half(sp.1) | half(bp.1) << 16 | sp.0 << 32 | bp.0 << 36 | kind << 40;
+        let bytes = word.to_le_bytes();
+        (ENTRIES + index * 6..).zip(&bytes[..6]).for_each(|(at, byte)| kernel.byte(at, *byte));
+    }
+    kernel
+}
+
+fn table(pc: u64) -> Option<orc::Table> {
+    let count = TABLE.len() as u64;
+    (pc < TEXT + 0x1000).then_some(orc::Table { addresses: IPS, entries: ENTRIES, count })
+}
+
+fn unwound(kernel: &Made, is_new: bool, start: Start) -> (Vec<(u64, bool)>, End) {
+    let read = kernel.read();
+    let layout = orc::Layout::new(&x86(is_new)).unwrap();
+    let Stack { frames, end } = layout.stack(start, table, &Reader::new(&read));
+    (frames.iter().map(|frame| (frame.pc - TEXT, frame.is_exact)).collect(), end)
+}
+
+fn here(pc: u64, sp: u64, fp: u64) -> Start {
+    Start { pc: TEXT + pc, sp, fp, is_exact: true, general: Some([0; 16]), ..Start::default() }
+}
+
+#[test]
+fn calls_lead_back_to_where_the_stack_begins() {
+    for is_new in [false, true] {
+        let kernel = kernel(is_new);
+        // In a function without a frame, which was called by one with, which was called by the outermost.
+        kernel.put(STACK, TEXT + 0x140);
+        let caller = STACK + 0x40;
+        kernel.put(caller, 0x1234);
+        kernel.put(caller + 8, TEXT + 0x20);
+        let (frames, end) = unwound(&kernel, is_new, here(0x210, STACK, caller));
+        assert_eq!((&frames[..], end), (&[(0x210, true), (0x140, false), (0x20, false)][..], End::Bottom));
+        // The call was a function's last instruction: it is the byte before that counts.
+        kernel.put(STACK, TEXT + 0x200);
+        assert_eq!(
+            unwound(&kernel, is_new, here(0x210, STACK, caller)).0[1..],
+            [(0x200, false), (0x20, false)]
+        );
+    }
+}
+
+#[test]
+fn interrupts_lead_to_what_they_have_interrupted() {
+    for is_new in [false, true] {
+        let kernel = kernel(is_new);
+        let put = |at: u64, ip: u64, cs: u64, sp: u64, bp: u64| {
+            kernel.put(at + 32, bp);
+            kernel.put(at + 128, ip);
+            kernel.put(at + 136, cs);
+            kernel.put(at + 152, sp);
+        };
+        // All registers, of the kernel, in front of a function's first instruction; then it was called by the outermost.
+        put(STACK, TEXT + 0x200, 0x10, STACK + 0x400, 0x77);
+        kernel.put(STACK + 0x400, TEXT + 0x20);
+        let frames = unwound(&kernel, is_new, here(0x310, STACK, 0));
+        assert_eq!(frames, (vec![(0x310, true), (0x200, true), (0x20, false)], End::Bottom));
+        // What R10 was is there, too.
+        put(STACK, TEXT + 0x610, 0x10, STACK + 0x400, 0);
+        kernel.put(STACK + 56, STACK + 0x508);
+        kernel.put(STACK + 0x500, TEXT + 0x20);
+        assert_eq!(unwound(&kernel, is_new, here(0x310, STACK, 0)).0[1..], [(0x610, true), (0x20, false)]);
+        // Of user space.
+        put(STACK, 0x40_1000, 0x33, 0x7fff_0000, 0);
+        assert_eq!(
+            unwound(&kernel, is_new, here(0x310, STACK, 0)),
+            (vec![(0x310, true)], End::User(0x40_1000))
+        );
+        // Only what the processor has left, behind one word: RIP, CS, flags, RSP.
+        kernel.put(STACK + 8, TEXT + 0x210);
+        kernel.put(STACK + 16, 0x10);
+        kernel.put(STACK + 32, STACK + 0x400);
+        kernel.put(STACK + 0x400, TEXT + 0x20);
+        let frames = unwound(&kernel, is_new, here(0x410, STACK, 0));
+        assert_eq!(frames, (vec![(0x410, true), (0x210, true), (0x20, false)], End::Bottom));
+    }
+}
+
+#[test]
+fn stacks_that_are_found_by_other_registers() {
+    let kernel = kernel(true);
+    // What is 8 bytes in front of where RBP points to.
+    kernel.put(STACK + 0x38, STACK + 0x108);
+    kernel.put(STACK + 0x100, TEXT + 0x20);
+    assert_eq!(unwound(&kernel, true, here(0x510, STACK, STACK + 0x40)).0[1..], [(0x20, false)]);
+    // 16 bytes behind what RSP points to.
+    kernel.put(STACK, STACK + 0xf8);
+    assert_eq!(unwound(&kernel, true, here(0x710, STACK, 0)).0[1..], [(0x20, false)]);
+    // A caller's register that nobody has saved.
+    kernel.put(STACK, TEXT + 0x610);
+    let (frames, end) = unwound(&kernel, true, here(0x210, STACK, 0));
+    assert_eq!(frames.len(), 2);
+    assert!(matches!(end, End::Lost(why) if why.contains("nobody has saved")));
+}
+
+#[test]
+fn what_is_not_known_is_said() {
+    let kernel = kernel(true);
+    let lost = |start| match unwound(&kernel, true, start).1 {
+        End::Lost(why) => why,
+        other => panic!("{other:?}"),
+    };
+    assert!(lost(here(0x810, STACK, 0)).contains("has no stack at 0x"));
+    // Outside memory, and round and round.
+    assert!(lost(here(0x210, 0x1000, 0)).contains("cannot be read at 0x1000"));
+    kernel.put(STACK + 0x40, STACK + 0x40);
+    kernel.put(STACK + 0x48, TEXT + 0x140);
+    assert!(lost(here(0x110, STACK, STACK + 0x40)).contains("leads back"));
+    // Without end: each frame is a little further up.
+    for at in (0..0x7000).step_by(16) {
+        kernel.put(STACK + at, STACK + at + 16);
+        kernel.put(STACK + at + 8, TEXT + 0x140);
+    }
+    assert!(lost(here(0x110, STACK - 8, STACK)).contains("more than 512 frames"));
+    // No table has it: by the frame pointer, and where that is none, not at all.
+    let (frames, _) = unwound(&kernel, true, here(0x2000, STACK, STACK + 0x100));
+    assert_eq!(frames[..2], [(0x2000, true), (0x140, false)]);
+    assert!(lost(here(0x2000, STACK, STACK - 16)).contains("nothing tells"));
+    let types = made::types();
+    assert!(orc::Layout::new(&types).unwrap_err().contains("CONFIG_UNWINDER_ORC"));
+}
+
+#[test]
+fn the_kernels_own_table_is_where_its_symbols_say() {
+    let symbols = |names: &[(&str, u64)]| {
+        let mut builder = Builder::default();
+        for &(name, address) in names {
+            builder.add(Symbol { name, address, kind: Kind::Data, is_global: true });
+        }
+        builder.finish()
+    };
+    let all =
+        [("__start_orc_unwind_ip", 0x1000), ("__stop_orc_unwind_ip", 0x1040), ("__start_orc_unwind", 0x2000)];
+    let table = orc::Table::of_kernel(&symbols(&all)).unwrap();
+    assert_eq!((table.addresses, table.entries, table.count), (0x1000, 0x2000, 16));
+    assert_eq!(orc::Table::of_kernel(&symbols(&all[..2])), None);
+    let turned = [("__start_orc_unwind_ip", 0x1040), ("__stop_orc_unwind_ip", 0x1000), all[2]];
+    assert_eq!(orc::Table::of_kernel(&symbols(&turned)), None);
+}
+
+#[test]
+fn a_task_that_sleeps_goes_on_where_it_has_saved() {
+    let kernel = kernel(true);
+    kernel.put(STACK + 40, 0x1234);
+    kernel.put(STACK + 48, TEXT + 0x140);
+    let read = kernel.read();
+    let start = orc::asleep(&x86(true), STACK, &Reader::new(&read)).unwrap();
+    assert_eq!((start.pc, start.fp, start.sp, start.is_exact), (TEXT + 0x140, 0x1234, STACK + 56, false));
+    assert!(orc::asleep(&made::types(), STACK, &Reader::new(&read)).is_err());
+    assert!(orc::asleep(&x86(true), 0x10, &Reader::new(&read)).unwrap_err().contains("cannot be read"));
+}
+
+/// `struct pt_regs` of aarch64, until 6.12 and from 6.13 on.
+fn aarch64(is_new: bool) -> Types {
+    let mut types = made::types();
+    let registers = array(&mut types, POINTER, 31);
+    let record = if is_new { 3 } else { 2 };
+    let record = array(&mut types, POINTER, record);
+    compound(
+        &mut types,
+        "pt_regs",
+        304,
+        &[
+            ("regs", registers, 0),
+            ("sp", POINTER, 248),
+            ("pc", POINTER, 256),
+            ("pstate", POINTER, 264),
+            ("stackframe", record, 280),
+        ],
+    );
+    if is_new {
+        compound(&mut types, "frame_record_meta", 24, &[("type", POINTER, 16)]);
+    }
+    let name = array(&mut types, CHAR, 16);
+    compound(&mut types, "cpu_context", 32, &[("fp", POINTER, 0), ("sp", POINTER, 8), ("pc", POINTER, 16)]);
+    let context = u32::try_from(types.count()).unwrap() - 1;
+    compound(&mut types, "thread_struct", 32, &[("cpu_context", context, 0)]);
+    compound(&mut types, "task_struct", 64, &[("comm", name, 0), ("thread", context + 1, 16)]);
+    types
+}
+
+/// Bits of an authentication code, and an address that has one.
+const CODE_BITS: u64 = 0x007f_0000_0000_0000;
+fn signed(address: u64) -> u64 {
+    address & !CODE_BITS | 0x0015_0000_0000_0000
+}
+fn text(offset: u64) -> u64 {
+    (TEXT + offset) | CODE_BITS
+}
+
+#[test]
+fn frames_of_aarch64_lead_to_each_other() {
+    for is_new in [false, true] {
+        let kernel = Made::new(0x1_0000);
+        let regs = STACK + 0x1000;
+        let record = |at: u64, fp: u64, pc: u64| {
+            kernel.put(at, fp);
+            kernel.put(at + 8, pc);
+        };
+        record(STACK, STACK + 0x40, signed(TEXT + 0x140));
+        record(STACK + 0x40, regs + 280, signed(TEXT + 0x240));
+        // The registers of an exception, in the kernel.
+        let (fp, pc) = (STACK + 0x2000, text(0x300));
+        kernel.put(regs + 29 * 8, fp);
+        kernel.put(regs + 30 * 8, signed(TEXT + 0x440));
+        kernel.put(regs + 248, STACK + 0x1f00);
+        kernel.put(regs + 256, pc);
+        kernel.put(regs + 264, 5);
+        match is_new {
+            true => kernel.put(regs + 280 + 16, 2),
+            false => record(regs + 280, fp, pc),
+        }
+        // And then those of user space.
+        let user = STACK + 0x3000;
+        record(fp, user + 280, signed(TEXT + 0x540));
+        kernel.put(user + 256, 0x40_1000);
+        kernel.put(user + 280 + 16, 1);
+        let read = kernel.read();
+        let reader = Reader::new(&read);
+        let layout = frame_pointer::Layout::new(&aarch64(is_new), CODE_BITS).unwrap();
+        let start =
+            Start { pc: text(0x40), sp: STACK, fp: STACK, link: Some(1), is_exact: true, ..Start::default() };
+        let unwound = |start, has_frame: &dyn Fn(u64) -> bool| {
+            let Stack { frames, end } = layout.stack(start, has_frame, &reader);
+            let frames: Vec<_> = frames.iter().map(|it| (it.pc - text(0), it.is_exact)).collect();
+            (frames, end)
+        };
+        let all = [(0x40, true), (0x140, false), (0x240, false), (0x300, true), (0x540, false)];
+        assert_eq!(unwound(start, &|_| true), (all.to_vec(), End::User(0x40_1000)), "{is_new}");
+        // What was interrupted had no frame yet: its caller is in the link register.
+        let with_leaf = [&all[..4], &[(0x440, false), (0x540, false)]].concat();
+        assert_eq!(unwound(start, &|pc| pc != text(0x300)), (with_leaf, End::User(0x40_1000)), "{is_new}");
+        // A thread of the kernel's.
+        kernel.put(user + 256, 0);
+        assert_eq!(unwound(start, &|_| true).1, End::Bottom);
+        // What is no frame.
+        let odd = |fp| unwound(Start { fp, link: None, ..start }, &|_| true).1;
+        assert_eq!(odd(0), End::Bottom);
+        assert!(matches!(odd(STACK + 1), End::Lost(_)) && matches!(odd(0x1000), End::Lost(_)));
+    }
+    assert!(frame_pointer::Layout::new(&made::types(), 0).unwrap_err().contains("struct pt_regs's"));
+}
+
+#[test]
+fn a_function_has_its_frame_between_its_beginning_and_its_end() {
+    let kernel = Made::new(0x1000);
+    // PACIASP; STP X29, X30, [SP, #-32]!; MOV X29, SP; NOP; LDP X29, X30, [SP], #32; AUTIASP; RET.
+    let code = [0xd503_233f, 0xa9be_7bfd, 0x9100_03fd, 0xd503_201f, 0xa8c2_7bfd, 0xd503_23bf, 0xd65f_03c0u32];
+    for (index, word) in (0..).zip(code) {
+        (BASE + index * 4..).zip(word.to_le_bytes()).for_each(|(at, byte)| kernel.byte(at, byte));
+    }
+    let read = kernel.read();
+    let has: Vec<bool> =
+        (0..7).map(|index| frame_pointer::has_frame(BASE, BASE + index * 4, &Reader::new(&read))).collect();
+    assert_eq!(has, [false, false, false, true, true, false, false]);
+    let task = BASE + 0x100;
+    kernel.put(task + 16, 1);
+    kernel.put(task + 24, 2);
+    kernel.put(task + 32, 3);
+    let start = frame_pointer::asleep(&aarch64(true), task, &Reader::new(&read)).unwrap();
+    assert_eq!((start.fp, start.sp, start.pc, start.link), (1, 2, 3, None));
+}

@@ -1,0 +1,238 @@
+//! `bt`: the stacks of a Linux kernel in the guest, by what the kernel has in its own memory.
+
+use super::address::count;
+use super::kernel::of_kernel;
+use super::names::Names;
+use super::operator::Operator;
+use crate::linux::task::Task;
+use crate::linux::unwind::{End, Stack};
+use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
+use crate::symbols::Frame as Line;
+use crate::view::{Location, Stacks, View};
+use std::fmt;
+
+/// `bt`.
+pub const BT: Command = Command::new(
+    "bt",
+    "[PID|vcpuN|all]",
+    "the kernel's stack: of the vCPU that is looked through, of a task, of another vCPU, of all tasks",
+)
+.words(&["all"]);
+
+/// Whose stacks are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// The vCPU's that is looked through, or another's.
+    Vcpu(Option<u32>),
+    /// A task's.
+    Task(u32),
+    /// All tasks'.
+    All,
+}
+
+impl Whose {
+    /// From what somebody has typed.
+    ///
+    /// # Errors
+    /// [`Refusal::Usage`].
+    pub fn parse(arguments: &Arguments<'_>) -> Result<Whose, Refusal> {
+        let number = |text| {
+            let number = count(text)?;
+            u32::try_from(number)
+                .map_err(|_| Refusal::Usage(format!("'{text}' is no vCPU's number, nor a task's")))
+        };
+        match arguments.words()[..] {
+            [] => Ok(Whose::Vcpu(None)),
+            ["all"] => Ok(Whose::All),
+            [one] => match one.strip_prefix("vcpu") {
+                Some(vcpu) => Ok(Whose::Vcpu(Some(number(vcpu)?))),
+                None => Ok(Whose::Task(number(one)?)),
+            },
+            _ => Err(Refusal::Usage("write a task's number, a vCPU's (vcpu1), or all".into())),
+        }
+    }
+}
+
+/// A frame, as it is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Where it goes on.
+    pub pc: u64,
+    /// Nothing was called there: a processor is there, or was interrupted there.
+    pub is_exact: bool,
+    /// Where that is.
+    pub place: Option<Location>,
+    /// The source lines, the innermost first, if somebody knows them.
+    pub lines: Vec<Line>,
+}
+
+/// A stack, as it is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// The task's number and name, of a task.
+    pub task: Option<(u32, String)>,
+    /// The vCPU's number, of a vCPU.
+    pub vcpu: Option<u32>,
+    /// The innermost first; none, and in words why.
+    pub frames: Result<Vec<Frame>, String>,
+    /// What is behind the last.
+    pub end: End,
+}
+
+/// Stacks, as they are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traces {
+    /// Each of them.
+    pub all: Vec<Trace>,
+    /// What of them could not be had, a line each.
+    pub remarks: Vec<String>,
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#018x}", self.pc)?;
+        if let Some(Location { function, offset, module }) = &self.place {
+            write!(f, " {function}+{offset:#x}")?;
+            if let Some(module) = module {
+                write!(f, " [{module}]")?;
+            }
+        }
+        let at = |line: &Line| {
+            let number = line.line.map_or_else(String::new, |number| format!(":{number}"));
+            format!("{}{number}", line.file.as_deref().unwrap_or("?"))
+        };
+        match self.lines.as_slice() {
+            [] => Ok(()),
+            [line] => write!(f, " at {}", at(line)),
+            lines => lines.iter().try_for_each(|line| {
+                let function = line.function.as_deref().unwrap_or("?");
+                write!(f, "\n                         {function} at {}", at(line))
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.task, self.vcpu) {
+            (Some((pid, name)), _) => writeln!(f, "task {pid} {name}:")?,
+            (None, Some(vcpu)) => writeln!(f, "vCPU {vcpu}:")?,
+            (None, None) => {}
+        }
+        let frames = match &self.frames {
+            Ok(frames) => frames,
+            Err(why) => return writeln!(f, "  {why}"),
+        };
+        for (number, frame) in frames.iter().enumerate() {
+            if number > 0 && frame.is_exact {
+                writeln!(f, "  interrupted at")?;
+            }
+            writeln!(f, "  #{number:<3} {frame}")?;
+        }
+        match &self.end {
+            End::Bottom => Ok(()),
+            End::User(pc) => writeln!(f, "  in user space at {pc:#x}"),
+            End::Lost(why) => writeln!(f, "  and no further: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for Traces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.all.iter().try_for_each(|trace| write!(f, "{trace}"))
+    }
+}
+
+impl Value for Traces {
+    fn json(&self) -> Json {
+        let line = |it: &Line| json!({ "function": it.function, "file": it.file, "line": it.line });
+        let frame = |it: &Frame| {
+            let place = it.place.as_ref();
+            json!({
+                "pc": hex(it.pc), "exact": it.is_exact, "function": place.map(|it| it.function.as_str()),
+                "offset": place.map(|it| it.offset), "module": place.and_then(|it| it.module.as_deref()),
+                "lines": it.lines.iter().map(line).collect::<Vec<_>>(),
+            })
+        };
+        let trace = |it: &Trace| {
+            let (user, lost) = match &it.end {
+                End::Bottom => (None, None),
+                End::User(pc) => (Some(hex(*pc)), None),
+                End::Lost(why) => (None, Some(why.as_str())),
+            };
+            json!({
+                "pid": it.task.as_ref().map(|(pid, _)| pid), "name": it.task.as_ref().map(|(_, name)| name),
+                "vcpu": it.vcpu, "user": user, "lost": it.frames.as_ref().err().map_or(lost, |why| Some(why)),
+                "frames": it.frames.iter().flatten().map(frame).collect::<Vec<_>>(),
+            })
+        };
+        json!({ "stacks": self.all.iter().map(trace).collect::<Vec<_>>(), "remarks": self.remarks })
+    }
+
+    fn shortfall(&self) -> Option<String> {
+        (!self.remarks.is_empty()).then(|| self.remarks.join("; "))
+    }
+}
+
+/// Words a stack.
+fn trace(stacks: &Stacks<'_>, names: Option<&Names>, stack: Result<Stack, String>) -> Trace {
+    let (frames, end) = match stack {
+        Ok(Stack { frames, end }) => (Ok(frames), end),
+        Err(why) => (Err(why), End::Bottom),
+    };
+    let frames = frames.map(|frames| {
+        let one = |frame: &crate::linux::unwind::Frame| {
+            // What has called is in front of where it goes on.
+            let back = u64::from(!frame.is_exact);
+            let place = stacks.place(frame.pc.wrapping_sub(back));
+            let place = place.map(|place| Location { offset: place.offset + back, ..place });
+            let lines = names.and_then(|names| names.frames(frame.pc.wrapping_sub(back)).ok());
+            Frame { pc: frame.pc, is_exact: frame.is_exact, place, lines: lines.unwrap_or_default() }
+        };
+        frames.iter().map(one).collect()
+    });
+    Trace { task: None, vcpu: None, frames, end }
+}
+
+fn name(task: &Task) -> String {
+    if task.is_of_kernel { format!("[{}]", task.comm) } else { task.comm.clone() }
+}
+
+fn traces(view: View<'_>, names: Option<&Names>, whose: Whose) -> Result<Traces, Refusal> {
+    of_kernel(&view, |info| {
+        let stacks = Stacks::new(view, info)?;
+        let of_task = |task: &Task| Trace {
+            task: Some((task.pid, name(task))),
+            vcpu: task.cpu.filter(|_| task.is_on_cpu == Some(true)),
+            ..trace(&stacks, names, stacks.of_task(task))
+        };
+        match whose {
+            Whose::Vcpu(vcpu) => {
+                let vcpu = vcpu.unwrap_or(view.vcpu);
+                let trace = Trace { vcpu: Some(vcpu), ..trace(&stacks, names, stacks.of_vcpu(vcpu)) };
+                Ok(Traces { all: vec![trace], remarks: Vec::new() })
+            }
+            Whose::Task(pid) => {
+                let tasks = view.kernel_tasks(info)?;
+                let all: Vec<Trace> = tasks.all.iter().filter(|task| task.pid == pid).map(of_task).collect();
+                match all.is_empty() {
+                    true => Err(format!("there is no task {pid}")),
+                    false => Ok(Traces { all, remarks: Vec::new() }),
+                }
+            }
+            Whose::All => {
+                let tasks = view.kernel_tasks(info)?;
+                let wanted = tasks.all.iter().take_while(|_| view.cancel.check().is_ok());
+                Ok(Traces { all: wanted.map(of_task).collect(), remarks: tasks.remarks })
+            }
+        }
+    })
+}
+
+pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+    let whose = Whose::parse(arguments)?;
+    // Source lines are the file's, where there is one.
+    let names = Names::of(operator)?.ok();
+    let traces = traces(operator.view(), names.as_ref(), whose)?;
+    Ok(Box::new(traces))
+}
