@@ -19,6 +19,9 @@ pub const BT: Command = Command::new(
 )
 .words(&["all"]);
 
+/// Frames that are told of all tasks, at most: a guest may make more of both than there is memory for.
+const MOST_FRAMES: usize = 1 << 18;
+
 /// Whose stacks are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose {
@@ -222,8 +225,22 @@ fn traces(view: View<'_>, names: Option<&Names>, whose: Whose) -> Result<Traces,
             }
             Whose::All => {
                 let tasks = view.kernel_tasks(info)?;
-                let wanted = tasks.all.iter().take_while(|_| view.cancel.check().is_ok());
-                Ok(Traces { all: wanted.map(of_task).collect(), remarks: tasks.remarks })
+                let mut found = Traces { all: Vec::new(), remarks: tasks.remarks };
+                let mut left = MOST_FRAMES;
+                for task in tasks.all.iter().take_while(|_| view.cancel.check().is_ok()) {
+                    let trace = of_task(task);
+                    let Some(rest) = left.checked_sub(trace.frames.as_ref().map_or(1, Vec::len).max(1))
+                    else {
+                        found.remarks.push(format!(
+                            "the stacks of {} tasks have so many frames that no more are told",
+                            found.all.len()
+                        ));
+                        break;
+                    };
+                    left = rest;
+                    found.all.push(trace);
+                }
+                Ok(found)
             }
         }
     })
@@ -235,4 +252,79 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
     let names = Names::of(operator)?.ok();
     let traces = traces(operator.view(), names.as_ref(), whose)?;
     Ok(Box::new(traces))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(pc: u64, is_exact: bool, function: &str, module: Option<&str>) -> Frame {
+        let place = Location { function: function.into(), offset: 0x10, module: module.map(String::from) };
+        Frame { pc, is_exact, place: Some(place), lines: Vec::new() }
+    }
+
+    fn line(function: &str, line: u32) -> Line {
+        let file = Some("kernel/sched/core.c".to_string());
+        Line { function: Some(function.into()), file, line: Some(line), column: None }
+    }
+
+    #[test]
+    fn stacks_in_words_and_as_json() {
+        let mut called = frame(0xffff_ffff_8100_0010, false, "schedule", None);
+        called.lines = vec![line("inner", 7), line("schedule", 9)];
+        let mut interrupted = frame(0xffff_ffff_c000_0010, true, "work", Some("virtio_net"));
+        interrupted.lines = vec![line("work", 5)];
+        let nowhere = Frame { pc: 0xffff_ffff_0000_0000, is_exact: false, place: None, lines: Vec::new() };
+        let first = Trace {
+            task: Some((12, "[kworker/0:1]".into())),
+            vcpu: None,
+            frames: Ok(vec![called, interrupted, nowhere]),
+            end: End::Lost("nothing tells".into()),
+        };
+        let user = Trace { task: None, vcpu: Some(1), frames: Ok(Vec::new()), end: End::User(0x40_1000) };
+        let not = Trace { task: Some((1, "init".into())), frames: Err("not there".into()), ..user.clone() };
+        let traces = Traces { all: vec![first, user, not], remarks: vec!["a list is broken".into()] };
+        let expected = "task 12 [kworker/0:1]:\n\
+                        \x20 #0   0xffffffff81000010 schedule+0x10\n\
+                        \x20                        inner at kernel/sched/core.c:7\n\
+                        \x20                        schedule at kernel/sched/core.c:9\n\
+                        \x20 interrupted at\n\
+                        \x20 #1   0xffffffffc0000010 work+0x10 [virtio_net] at kernel/sched/core.c:5\n\
+                        \x20 #2   0xffffffff00000000\n\
+                        \x20 and no further: nothing tells\n\
+                        vCPU 1:\n\
+                        \x20 in user space at 0x401000\n\
+                        task 1 init:\n\
+                        \x20 not there\n";
+        assert_eq!(traces.to_string(), expected);
+        assert_eq!(traces.shortfall().as_deref(), Some("a list is broken"));
+        let json = traces.json();
+        let first = &json["stacks"][0];
+        assert_eq!(
+            (&first["pid"], &first["lost"], &first["user"]),
+            (&json!(12), &json!("nothing tells"), &Json::Null)
+        );
+        assert_eq!(
+            (&first["frames"][1]["module"], &first["frames"][1]["exact"]),
+            (&json!("virtio_net"), &json!(true))
+        );
+        assert_eq!(first["frames"][2]["function"], Json::Null);
+        assert_eq!((&json["stacks"][1]["user"], &json["stacks"][1]["vcpu"]), (&json!("0x401000"), &json!(1)));
+        assert_eq!(json["stacks"][2]["lost"], "not there");
+    }
+
+    #[test]
+    fn whose_is_read_as_it_is_written() {
+        let parse = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            Arguments::new(&BT, &words).and_then(|arguments| Whose::parse(&arguments))
+        };
+        assert_eq!(parse("").unwrap(), Whose::Vcpu(None));
+        assert_eq!(parse("vcpu1").unwrap(), Whose::Vcpu(Some(1)));
+        assert_eq!(parse("17").unwrap(), Whose::Task(17));
+        assert_eq!(parse("all").unwrap(), Whose::All);
+        for wrong in ["vcpu", "vcpux", "1 2", "-1", "0x100000000", "nobody"] {
+            assert!(matches!(parse(wrong), Err(Refusal::Usage(_))), "{wrong}");
+        }
+    }
 }

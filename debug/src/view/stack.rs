@@ -23,6 +23,10 @@ pub struct Location {
     pub module: Option<String>,
 }
 
+/// Symbols of modules that are read, at most, but for the last module's: distributions' modules have a million of them,
+/// all together.
+const MOST_SYMBOLS: usize = 1 << 20;
+
 /// How the kernel's stacks are unwound.
 #[derive(Debug)]
 enum How {
@@ -166,7 +170,9 @@ impl<'a> Stacks<'a> {
         if let Some(known) = self.of_modules.borrow().get(&module.address) {
             return known.clone();
         }
-        let layout = self.layout.as_ref()?;
+        // Who has so many is after something else.
+        let known: usize = self.of_modules.borrow().values().flatten().map(|symbols| symbols.count()).sum();
+        let layout = self.layout.as_ref().filter(|_| known < MOST_SYMBOLS)?;
         let read = self.view.by_kernel(self.info, |read| layout.symbols(module, &Reader::new(read)));
         let read = read.ok().map(Arc::new);
         self.of_modules.borrow_mut().insert(module.address, read.clone());
