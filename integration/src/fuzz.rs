@@ -7,6 +7,7 @@ mod dumps;
 mod frames;
 mod images;
 mod kernels;
+mod linux;
 mod shares;
 mod simulated;
 mod symbols;
@@ -250,7 +251,7 @@ pub const FUZZED: &[Fuzzed] = &[
         ],
     },
     Fuzzed {
-        name: "kernels",
+        name: "described",
         run: kernels,
         seeds: &[
             b"\x00SYMBOL(prb)=ffffffff81000010\n\x00\x00\x00\x00\x00\x00\x00\x00",
@@ -266,6 +267,16 @@ pub const FUZZED: &[Fuzzed] = &[
             b"\x02\x00\x01\x10\x00\x00\x00\x00\x00\x00\x00",
             b"\x03\x28\x00\x00\x10\x00\x00\x00\x00\x00\x00",
             b"\xff\x7fELF\x02\x01\x01\x00",
+        ],
+    },
+    Fuzzed {
+        name: "linux",
+        run: linux::linux,
+        seeds: &[
+            b"\x00",
+            b"\x00\x18\x00\x00\x00\x00\x00\x00\x80\xff\xff\x08\x11\x00\x00\x00\x00\x00\x80\xff\xff",
+            b"\x00\x08\x80\x40\x01\x00\x00\x00\x80\xff\xff\x02\x50\x05\x02\x08\x00\x00\x00\x05\x03",
+            b"\x01\x60\x00\xff\x00\x00\x00\x00\x00\x00\x00\x00\x60\x04\x00\x00\x00\x01\x00\x00\x00",
         ],
     },
     Fuzzed {
@@ -744,7 +755,8 @@ mod tests {
                 "packets" | "stream" | "clients" => 1500,
                 "orders" | "simulated" => 300,
                 "packed" => 150,
-                "kernels" => 100,
+                "kernels" | "described" => 100,
+                "linux" => 2000,
                 "cores" | "kdumps" | "symbols" => 500,
                 "disks" => 1500,
                 "whole" => 300,

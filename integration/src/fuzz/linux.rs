@@ -1,0 +1,332 @@
+//! A Linux kernel in memory: its symbols, its types, and what is found by both.
+
+use super::change;
+use debug::linux::btf;
+use debug::linux::kallsyms::{self, Addresses, Place};
+use debug::linux::module::ModuleLayout;
+use debug::linux::reader::Reader;
+use debug::linux::task::TaskLayout;
+use debug::linux::unwind::{Start, frame_pointer, orc};
+
+/// Where memory is, and how much of it there is.
+const BASE: u64 = 0xffff_8000_0000_0000;
+const SIZE: usize = 1 << 16;
+/// Where in it the first task is, the head of the list of modules, the first of these, and the stack.
+const TASK: u64 = BASE;
+const MODULES: u64 = BASE + 0x1000;
+const MODULE: u64 = BASE + 0x1100;
+const STACK: u64 = BASE + 0x8000;
+/// Where the tables are that the stack is unwound by, and a module's symbols and their names.
+const ADDRESSES: u64 = BASE + 0x4000;
+const ENTRIES: u64 = BASE + 0x5000;
+const SYMBOLS: u64 = BASE + 0x6000;
+const NAMES: u64 = BASE + 0x7000;
+
+/// Types in the kernel's format, one behind the other; the first has the number 1.
+#[derive(Default)]
+struct Types {
+    types: Vec<u8>,
+    names: Vec<u8>,
+    count: u32,
+}
+
+impl Types {
+    fn add(&mut self, name: &str, kind: u32, count: usize, last: u32, rest: &[u32]) -> u32 {
+        let name = self.name(name);
+        let info = u32::try_from(count).unwrap_or(0) | kind << 24 | 1 << 31;
+        let words = [name, info, last].into_iter().chain(rest.iter().copied());
+        self.types.extend(words.flat_map(u32::to_le_bytes));
+        self.count += 1;
+        self.count
+    }
+
+    fn name(&mut self, name: &str) -> u32 {
+        if self.names.is_empty() {
+            self.names.push(0);
+        }
+        let at = u32::try_from(self.names.len()).unwrap_or(0);
+        self.names.extend(name.bytes().chain([0]));
+        at
+    }
+
+    fn structure(&mut self, name: &str, size: u32, members: &[(&str, u32, u32, u32)]) -> u32 {
+        let mut rest = Vec::new();
+        for (name, of, at, bits) in members {
+            let name = self.name(name);
+            rest.extend([name, *of, bits << 24 | at]);
+        }
+        self.add(name, 4, members.len(), size, &rest)
+    }
+
+    fn whole(&self) -> Vec<u8> {
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(0);
+        let words = [24, 0, length(&self.types), length(&self.types), length(&self.names)];
+        let header = [0x9f, 0xeb, 1, 0].into_iter().chain(words.into_iter().flat_map(u32::to_le_bytes));
+        header.chain(self.types.iter().copied()).chain(self.names.iter().copied()).collect()
+    }
+}
+
+/// The types that all of it is made of.
+fn types() -> Vec<u8> {
+    let mut types = Types::default();
+    let long = types.add("unsigned long", 1, 0, 8, &[64]);
+    let int = types.add("unsigned int", 1, 0, 4, &[32]);
+    let short = types.add("short", 1, 0, 2, &[1 << 24 | 16]);
+    let char = types.add("char", 1, 0, 1, &[8]);
+    let name = types.add("", 3, 0, 0, &[char, int, 16]);
+    let list = types.structure("list_head", 16, &[("next", long, 0, 0), ("prev", long, 64, 0)]);
+    let member = |name, of, at: u32| (name, of, at * 8, 0);
+    types.structure("signal_struct", 32, &[member("thread_head", list, 16)]);
+    let context = types.structure(
+        "cpu_context",
+        24,
+        &[member("fp", long, 0), member("sp", long, 8), member("pc", long, 16)],
+    );
+    let thread =
+        types.structure("thread_struct", 32, &[member("cpu_context", context, 0), member("sp", long, 24)]);
+    types.structure(
+        "task_struct",
+        160,
+        &[
+            member("__state", int, 0),
+            member("flags", int, 4),
+            member("exit_state", int, 8),
+            member("pid", int, 12),
+            member("tgid", int, 16),
+            member("tasks", list, 24),
+            member("thread_node", list, 40),
+            member("real_parent", long, 56),
+            member("signal", long, 64),
+            member("mm", long, 72),
+            member("comm", name, 80),
+            member("thread", thread, 96),
+        ],
+    );
+    let piece = types.structure("module_memory", 16, &[member("base", long, 0), member("size", int, 8)]);
+    let pieces = types.add("", 3, 0, 0, &[piece, int, 3]);
+    let tables = types.structure(
+        "mod_arch_specific",
+        24,
+        &[member("num_orcs", int, 0), member("orc_unwind_ip", long, 8), member("orc_unwind", long, 16)],
+    );
+    types.structure("module_use", 24, &[member("source_list", list, 0), member("source", long, 16)]);
+    types.structure(
+        "mod_kallsyms",
+        24,
+        &[member("symtab", long, 0), member("num_symtab", int, 8), member("strtab", long, 16)],
+    );
+    types.structure(
+        "module",
+        160,
+        &[
+            member("state", int, 0),
+            member("list", list, 8),
+            member("name", name, 24),
+            member("mem", pieces, 40),
+            member("refcnt", int, 88),
+            member("source_list", list, 96),
+            member("kallsyms", long, 112),
+            member("arch", tables, 120),
+        ],
+    );
+    types.structure(
+        "orc_entry",
+        6,
+        &[
+            member("sp_offset", short, 0),
+            member("bp_offset", short, 2),
+            ("sp_reg", int, 32, 4),
+            ("bp_reg", int, 36, 4),
+            ("type", int, 40, 3),
+        ],
+    );
+    let registers = types.add("", 3, 0, 0, &[long, int, 31]);
+    let record = types.add("", 3, 0, 0, &[long, int, 2]);
+    types.structure(
+        "pt_regs",
+        304,
+        &[
+            member("regs", registers, 0),
+            member("bp", long, 32),
+            member("r13", long, 16),
+            member("r10", long, 56),
+            member("dx", long, 96),
+            member("di", long, 112),
+            member("ip", long, 128),
+            member("cs", long, 136),
+            member("sp", long, 152),
+            member("pc", long, 256),
+            member("pstate", long, 264),
+            member("stackframe", record, 280),
+        ],
+    );
+    types.structure("inactive_task_frame", 56, &[member("bp", long, 40), member("ret_addr", long, 48)]);
+    types.whole()
+}
+
+/// Memory that all of it is in.
+fn memory() -> Vec<u8> {
+    let mut memory = vec![0; SIZE];
+    let mut put = |at: u64, word: u64| {
+        let at = usize::try_from(at - BASE).unwrap_or(0);
+        memory[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    };
+    let ring = |put: &mut dyn FnMut(u64, u64), nodes: &[u64]| {
+        for (index, node) in nodes.iter().enumerate() {
+            let next = nodes[(index + 1) % nodes.len()];
+            put(*node, next);
+            put(next + 8, *node);
+        }
+    };
+    let tasks = [TASK, TASK + 0x100, TASK + 0x200];
+    ring(&mut put, &tasks.map(|task| task + 24));
+    for task in tasks {
+        put(task + 64, task + 0xa0);
+        ring(&mut put, &[task + 0xb0, task + 40]);
+        put(task + 96 + 24, STACK);
+        put(task + 96, STACK);
+        put(task + 96 + 16, BASE + 0x140);
+    }
+    let modules = [MODULE, MODULE + 0x100];
+    ring(&mut put, &[MODULES, MODULE + 8, MODULE + 0x108]);
+    for module in modules {
+        put(module + 40, BASE);
+        put(module + 48, 0x1000);
+        put(module + 88, 2);
+        ring(&mut put, &[module + 96, MODULES + 0x40]);
+        put(MODULES + 0x50, MODULE);
+        put(module + 112, MODULES + 0x80);
+        put(module + 120, 8);
+        put(module + 128, ADDRESSES);
+        put(module + 136, ENTRIES);
+    }
+    put(MODULES + 0x80, SYMBOLS);
+    put(MODULES + 0x88, 4);
+    put(MODULES + 0x90, NAMES);
+    for index in 0..4 {
+        put(SYMBOLS + index * 24, 0x0001_0012_0000_0000 | index * 4);
+        put(SYMBOLS + index * 24 + 8, BASE + 0x100 * index);
+        put(NAMES + index * 8, u64::from_le_bytes(*b"fun\0con\0"));
+    }
+    // Every two entries have one address in front of the other; calls by RSP, by RBP, and registers of an interrupt.
+    for index in 0..8 {
+        let begin = BASE + 0x100 * index;
+        let offset = begin.wrapping_sub(ADDRESSES + index * 4) & 0xffff_ffff;
+        put(ADDRESSES + index * 4, offset);
+        let kinds = [0x0205_0000_0008u64, 0x0214_fff0_0010, 0x0305_0000_0000, 0x0405_0000_0008];
+        put(ENTRIES + index * 6, kinds[usize::try_from(index % 4).unwrap_or(0)]);
+    }
+    for at in (0..0x400).step_by(16) {
+        put(STACK + at, STACK + at + 32);
+        put(STACK + at + 8, BASE + 0x40 + at);
+    }
+    memory
+}
+
+/// What may be shown of a name.
+fn is_harmless(name: &str) -> bool {
+    !name.chars().any(char::is_control)
+}
+
+/// The first byte says how many changes, of ten bytes each, are of types; the others are of memory.
+pub fn linux(data: &[u8]) {
+    let (of_types, data) = data.split_first().unwrap_or((&0, &[]));
+    let (of_types, of_memory) = data.split_at((usize::from(*of_types) * 10).min(data.len()));
+    let (mut types, mut memory) = (types(), memory());
+    change(&mut types, of_types);
+    change(&mut memory, of_memory);
+    let read = |at: u64, bytes: &mut [u8]| {
+        let from = usize::try_from(at.wrapping_sub(BASE)).unwrap_or(usize::MAX);
+        let rest = memory.get(from..).unwrap_or_default();
+        let count = rest.len().min(bytes.len());
+        bytes[..count].copy_from_slice(&rest[..count]);
+        count
+    };
+    let reader = Reader::new(&read);
+    // Its own symbols, in what may be no table at all.
+    let [count, names, token_table, token_index, offsets, base] =
+        [0, 8, 0x1000, 0x2000, 0x3000, 0x4000].map(|at| BASE + at);
+    for addresses in [Addresses::Absolute(offsets), Addresses::Relative { offsets, base }] {
+        let place = Place { count, names, token_table, token_index, addresses };
+        if let Ok(symbols) = kallsyms::symbols(&place, read) {
+            assert!(symbols.iter().all(|symbol| is_harmless(symbol.name)));
+        }
+    }
+    let Ok(types) = btf::types(&types) else { return };
+    let mut rounds = 0;
+    let mut go_on = || {
+        rounds += 1;
+        if rounds < 100_000 { Ok(()) } else { Err(()) }
+    };
+    if let Ok(layout) = TaskLayout::new(&types)
+        && let Ok(Ok(tasks)) = layout.tasks(TASK, &reader, &mut go_on)
+    {
+        assert!(tasks.all.iter().all(|task| is_harmless(&task.comm)));
+    }
+    let mut table = Some(orc::Table { addresses: ADDRESSES, entries: ENTRIES, count: 8 });
+    if let Ok(layout) = ModuleLayout::new(&types)
+        && let Ok(Ok(modules)) = layout.modules(MODULES, &reader, &mut go_on)
+    {
+        for module in modules.all.iter().take(4) {
+            assert!(is_harmless(&module.name));
+            if let Ok(symbols) = layout.symbols(module, &reader) {
+                assert!(symbols.iter().all(|symbol| is_harmless(symbol.name)));
+            }
+            table = module.orc.or(table);
+        }
+    }
+    let starts = [orc::asleep(&types, STACK, &reader), frame_pointer::asleep(&types, TASK, &reader)];
+    let here = Start {
+        pc: BASE + 0x210,
+        sp: STACK,
+        fp: STACK + 0x20,
+        is_exact: true,
+        link: Some(1),
+        general: Some([STACK; 16]),
+    };
+    for start in starts.into_iter().flatten().chain([here]) {
+        let mut stacks = Vec::new();
+        if let Ok(layout) = orc::Layout::new(&types) {
+            stacks.push(layout.stack(start, |_| table, &reader));
+        }
+        if let Ok(layout) = frame_pointer::Layout::new(&types, 0) {
+            stacks.push(layout.stack(start, |pc| frame_pointer::has_frame(pc & !0xff, pc, &reader), &reader));
+        }
+        assert!(stacks.iter().all(|stack| (1..=512).contains(&stack.frames.len())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What nothing was changed in is found, all of it: or else nothing is fuzzed.
+    #[test]
+    fn what_is_whole_is_found() {
+        let (types, memory) = (btf::types(&types()).unwrap(), memory());
+        let read = |at: u64, bytes: &mut [u8]| {
+            let from = usize::try_from(at.wrapping_sub(BASE)).unwrap_or(usize::MAX);
+            let rest = memory.get(from..).unwrap_or_default();
+            let count = rest.len().min(bytes.len());
+            bytes[..count].copy_from_slice(&rest[..count]);
+            count
+        };
+        let reader = Reader::new(&read);
+        let mut go_on = || Ok::<(), ()>(());
+        let tasks = TaskLayout::new(&types).unwrap().tasks(TASK, &reader, &mut go_on).unwrap().unwrap();
+        assert_eq!((tasks.all.len(), tasks.remarks.len()), (3, 0), "{tasks:?}");
+        let layout = ModuleLayout::new(&types).unwrap();
+        let modules = layout.modules(MODULES, &reader, &mut go_on).unwrap().unwrap();
+        assert_eq!(modules.all.len(), 2, "{modules:?}");
+        assert_eq!(layout.symbols(&modules.all[0], &reader).unwrap().count(), 4);
+        let table = modules.all[0].orc.unwrap();
+        let start =
+            Start { pc: BASE + 0x10, sp: STACK, fp: STACK + 0x20, is_exact: true, ..Start::default() };
+        let stack = orc::Layout::new(&types).unwrap().stack(start, |_| Some(table), &reader);
+        assert!(stack.frames.len() > 2, "{stack:?}");
+        let start = frame_pointer::asleep(&types, TASK, &reader).unwrap();
+        let stack = frame_pointer::Layout::new(&types, 0).unwrap().stack(start, |_| true, &reader);
+        assert!(stack.frames.len() > 2, "{stack:?}");
+        assert!(orc::asleep(&types, STACK, &reader).is_ok());
+    }
+}
