@@ -3,8 +3,8 @@
 use super::View;
 use crate::linux::module::{Module, ModuleLayout, Modules};
 use crate::linux::reader::Reader;
-use crate::linux::task::Task;
-use crate::linux::unwind::{End, Stack, Start, frame_pointer, orc};
+use crate::linux::task::{State, Task};
+use crate::linux::unwind::{End, Frame, Stack, Start, frame_pointer, orc};
 use crate::linux::{Symbols, Types, VmCoreInfo};
 use arch::Isa;
 use arch::register::{Bank, RegisterFile};
@@ -109,6 +109,22 @@ impl<'a> Stacks<'a> {
             // One that has not run yet was called by nobody.
             Ok(Start { is_exact: from_fork(start.pc), ..start })
         })
+    }
+
+    /// Where a task sleeps: the first function of its stack that is not one that puts tasks to sleep (as in
+    /// `/proc/PID/wchan`). `None` of one that does not sleep, or where that is not known.
+    pub fn sleeps_in(&self, task: &Task) -> Option<Location> {
+        if task.is_on_cpu != Some(false) || matches!(task.state, State::Running | State::New) {
+            return None;
+        }
+        let [begin, end] = ["__sched_text_start", "__sched_text_end"].map(|name| self.symbols.address(name));
+        let puts_to_sleep = begin?..end?;
+        // Behind the call.
+        let back = |frame: &Frame| frame.pc.wrapping_sub(u64::from(!frame.is_exact));
+        let stack = self.of_task(task).ok()?;
+        let frame = stack.frames.iter().find(|frame| !puts_to_sleep.contains(&back(frame)))?;
+        self.place(back(frame))
+            .map(|place| Location { offset: frame.pc - back(frame) + place.offset, ..place })
     }
 
     fn unwind(&self, start: &dyn Fn(&Reader<'_>) -> Result<Start, String>) -> Result<Stack, String> {
