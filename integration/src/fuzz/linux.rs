@@ -204,7 +204,7 @@ fn memory() -> Vec<u8> {
     put(MODULES + 0x88, 4);
     put(MODULES + 0x90, NAMES);
     for index in 0..4 {
-        put(SYMBOLS + index * 24, 0x0001_0012_0000_0000 | index * 4);
+        put(SYMBOLS + index * 24, 0x0001_0012_0000_0000 | (index * 4));
         put(SYMBOLS + index * 24 + 8, BASE + 0x100 * index);
         put(NAMES + index * 8, u64::from_le_bytes(*b"fun\0con\0"));
     }
