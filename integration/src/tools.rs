@@ -199,7 +199,10 @@ pub fn live(isa: Isa, core: &Path) -> Result<(), String> {
         let start = text.find("the beginning")?;
         let text = &text[start..start + text[start..].find("the end")?];
         let lines = text.lines().filter(|line| !line.starts_with("tsc ") && !line.starts_with("CNTVCT_EL0 "));
+        // Whoever looks at the dump has the kernel's file, and so a stack's source lines: of inlined functions, one each.
+        let lines = lines.filter(|line| !line.starts_with(&" ".repeat(25)));
         let words = |line: &str| {
+            let line = if line.starts_with("  #") { line.split(" at ").next().unwrap_or(line) } else { line };
             let words: Vec<&str> = line.split(' ').filter(|word| !is_counter(word)).collect();
             words.join(" ")
         };

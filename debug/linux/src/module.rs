@@ -50,6 +50,8 @@ pub struct Module {
     pub text: u64,
     /// Bytes of that.
     pub text_size: u64,
+    /// Where the code is that it begins with, and its bytes: none any more once it is live.
+    pub init: (u64, u64),
     /// x86: what its stacks are unwound by, if the kernel does so.
     pub orc: Option<Table>,
     /// Bytes of all of it that are in memory.
@@ -94,7 +96,7 @@ enum Places {
     /// An array of pieces, the first of which is its code: from 6.4 on.
     Pieces { at: u64, each: u64, count: u32, base: Field, size: Field },
     /// One for as long as it lives, and one for its initialization.
-    Layouts { base: Field, text: Field, sizes: [Field; 2] },
+    Layouts { core: Extents, init: Extents },
 }
 
 /// What tells who uses a module.
@@ -149,6 +151,15 @@ impl ModuleLayout {
         Ok(layout.read(module.address, reader)?)
     }
 
+    /// How many those are that would be looked at.
+    ///
+    /// # Errors
+    /// [`ModuleError`].
+    pub fn symbol_count(&self, module: &Module, reader: &Reader<'_>) -> Result<u64, ModuleError> {
+        let layout = self.symbols.as_ref().ok_or(ModuleError::Lacks("struct mod_kallsyms"))?;
+        Ok(layout.count(module.address, reader)?)
+    }
+
     /// All modules, by the list that `head` (`modules`) is the head of. `go_on` is asked for each.
     ///
     /// # Errors
@@ -186,7 +197,7 @@ impl ModuleLayout {
         remarks: &mut Vec<String>,
     ) -> Result<Module, NotThere> {
         let name = name::read(reader, address, self.name)?;
-        let Extent { text, text_size, size } = self.places.of(address, reader)?;
+        let Extent { text, text_size, init, size } = self.places.of(address, reader)?;
         let orc = self.orc.map(|[addresses, entries, count]| -> Result<Table, NotThere> {
             let read = |field| reader.field(address, field);
             Ok(Table { addresses: read(addresses)?, entries: read(entries)?, count: read(count)? })
@@ -209,7 +220,7 @@ impl ModuleLayout {
             None => None,
         };
         let orc = orc.transpose()?;
-        Ok(Module { address, name, state, text, text_size, orc, size, references, users })
+        Ok(Module { address, name, state, text, text_size, init, orc, size, references, users })
     }
 
     /// The modules that use one.
@@ -256,19 +267,29 @@ impl Uses {
 struct Extent {
     text: u64,
     text_size: u64,
+    init: (u64, u64),
     size: u64,
 }
+
+/// Where a `struct module_layout` has what.
+#[derive(Debug)]
+struct Extents {
+    base: Field,
+    text: Field,
+    size: Field,
+}
+
+/// Which piece is the code that a module begins with (`MOD_INIT_TEXT`).
+const INIT_TEXT: u32 = 4;
 
 impl Places {
     fn new(types: &Types, module: TypeId) -> Option<Places> {
         let Some(mem) = types.part(module, "mem") else {
-            let sizes = ["core_layout.size", "init_layout.size"].map(|path| types.field(module, path));
-            let [Some(core), Some(init)] = sizes else { return None };
-            return Some(Places::Layouts {
-                base: types.field(module, "core_layout.base")?,
-                text: types.field(module, "core_layout.text_size")?,
-                sizes: [core, init],
-            });
+            let extents = |layout: &str| {
+                let field = |name: &str| types.field(module, &format!("{layout}.{name}"));
+                Some(Extents { base: field("base")?, text: field("text_size")?, size: field("size")? })
+            };
+            return Some(Places::Layouts { core: extents("core_layout")?, init: extents("init_layout")? });
         };
         let Shape::Array(piece, count) = *types.shape(types.plain(mem.of)) else { return None };
         Some(Places::Pieces {
@@ -282,11 +303,15 @@ impl Places {
 
     fn of(&self, module: u64, reader: &Reader<'_>) -> Result<Extent, NotThere> {
         match self {
-            Places::Layouts { base, text, sizes: [core, init] } => Ok(Extent {
-                text: reader.field(module, *base)?,
-                text_size: reader.field(module, *text)?,
-                size: reader.field(module, *core)?.saturating_add(reader.field(module, *init)?),
-            }),
+            Places::Layouts { core, init } => {
+                let field = |field: Field| reader.field(module, field);
+                Ok(Extent {
+                    text: field(core.base)?,
+                    text_size: field(core.text)?,
+                    init: (field(init.base)?, field(init.text)?),
+                    size: field(core.size)?.saturating_add(field(init.size)?),
+                })
+            }
             Places::Pieces { at, each, count, base, size } => {
                 let piece =
                     |index: u32| module.wrapping_add(*at).wrapping_add(each.wrapping_mul(index.into()));
@@ -295,6 +320,12 @@ impl Places {
                 Ok(Extent {
                     text: reader.field(piece(0), *base)?,
                     text_size: reader.field(piece(0), *size)?,
+                    init: match *count > INIT_TEXT {
+                        true => {
+                            (reader.field(piece(INIT_TEXT), *base)?, reader.field(piece(INIT_TEXT), *size)?)
+                        }
+                        false => (0, 0),
+                    },
                     size: all?,
                 })
             }

@@ -177,22 +177,63 @@ impl Value for Traces {
     }
 }
 
+/// Source lines, as far as a file has them.
+struct Lines {
+    names: Option<Names>,
+    /// Why there are none, or not all; a line each.
+    remarks: Vec<String>,
+}
+
+impl Lines {
+    /// By the file that the operator has named, if one fits.
+    ///
+    /// # Errors
+    /// [`Refusal::Cancelled`].
+    fn of(operator: &dyn Operator) -> Result<Lines, Refusal> {
+        let mut remarks = Vec::new();
+        let names = match Names::of(operator) {
+            Ok(names) => names.ok(),
+            Err(Refusal::NotThere(why)) => {
+                remarks.push(format!("no source lines: {why}"));
+                None
+            }
+            Err(refusal) => return Err(refusal),
+        };
+        if let Some(names) = &names {
+            remarks.extend(names.doubt(operator)?);
+        }
+        Ok(Lines { names, remarks })
+    }
+
+    /// Those of an address. What is in the way of one of them is in the way of the others, and told once.
+    fn at(&mut self, pc: u64) -> Vec<Line> {
+        match self.names.as_ref().map_or(Ok(Vec::new()), |names| names.frames(pc)) {
+            Ok(lines) => lines,
+            Err(why) => {
+                self.remarks.push(format!("no source lines: {why}"));
+                self.names = None;
+                Vec::new()
+            }
+        }
+    }
+}
+
 /// Words a stack.
-fn trace(stacks: &Stacks<'_>, names: Option<&Names>, stack: Result<Stack, String>) -> Trace {
+fn trace(stacks: &Stacks<'_>, lines: &mut Lines, stack: Result<Stack, String>) -> Trace {
     let (frames, end) = match stack {
         Ok(Stack { frames, end }) => (Ok(frames), end),
         Err(why) => (Err(why), End::Bottom),
     };
     let frames = frames.map(|frames| {
-        let one = |frame: &crate::linux::unwind::Frame| {
+        let mut one = |frame: &crate::linux::unwind::Frame| {
             // What has called is in front of where it goes on.
             let back = u64::from(!frame.is_exact);
             let place = stacks.place(frame.pc.wrapping_sub(back));
             let place = place.map(|place| Location { offset: place.offset + back, ..place });
-            let lines = names.and_then(|names| names.frames(frame.pc.wrapping_sub(back)).ok());
-            Frame { pc: frame.pc, is_exact: frame.is_exact, place, lines: lines.unwrap_or_default() }
+            let lines = lines.at(frame.pc.wrapping_sub(back));
+            Frame { pc: frame.pc, is_exact: frame.is_exact, place, lines }
         };
-        frames.iter().map(one).collect()
+        frames.iter().map(&mut one).collect()
     });
     Trace { task: None, vcpu: None, frames, end }
 }
@@ -201,57 +242,55 @@ fn name(task: &Task) -> String {
     if task.is_of_kernel { format!("[{}]", task.comm) } else { task.comm.clone() }
 }
 
-fn traces(view: View<'_>, names: Option<&Names>, whose: Whose) -> Result<Traces, Refusal> {
+fn traces(view: View<'_>, mut lines: Lines, whose: Whose) -> Result<Traces, Refusal> {
     of_kernel(&view, |info| {
         let stacks = Stacks::new(view, info)?;
-        let of_task = |task: &Task| Trace {
+        let mut of_task = |task: &Task| Trace {
             task: Some((task.pid, name(task))),
-            vcpu: task.cpu.filter(|_| task.is_on_cpu == Some(true)),
-            ..trace(&stacks, names, stacks.of_task(task))
+            ..trace(&stacks, &mut lines, stacks.of_task(task))
         };
+        let mut found = Traces { all: Vec::new(), remarks: stacks.remarks().to_vec() };
         match whose {
             Whose::Vcpu(vcpu) => {
                 let vcpu = vcpu.unwrap_or(view.vcpu);
-                let trace = Trace { vcpu: Some(vcpu), ..trace(&stacks, names, stacks.of_vcpu(vcpu)) };
-                Ok(Traces { all: vec![trace], remarks: Vec::new() })
+                let trace = trace(&stacks, &mut lines, stacks.of_vcpu(vcpu));
+                found.all.push(Trace { vcpu: Some(vcpu), ..trace });
             }
             Whose::Task(pid) => {
                 let tasks = view.kernel_tasks(info)?;
-                let all: Vec<Trace> = tasks.all.iter().filter(|task| task.pid == pid).map(of_task).collect();
-                match all.is_empty() {
-                    true => Err(format!("there is no task {pid}")),
-                    false => Ok(Traces { all, remarks: Vec::new() }),
+                found.all = tasks.all.iter().filter(|task| task.pid == pid).map(of_task).collect();
+                if found.all.is_empty() {
+                    return Err(format!("there is no task {pid}"));
                 }
             }
             Whose::All => {
                 let tasks = view.kernel_tasks(info)?;
-                let mut found = Traces { all: Vec::new(), remarks: tasks.remarks };
+                found.remarks.extend(tasks.remarks);
                 let mut left = MOST_FRAMES;
                 for task in tasks.all.iter().take_while(|_| view.cancel.check().is_ok()) {
                     let trace = of_task(task);
                     let Some(rest) = left.checked_sub(trace.frames.as_ref().map_or(1, Vec::len).max(1))
                     else {
+                        let told = found.all.len();
                         found.remarks.push(format!(
-                            "the stacks of {} tasks have so many frames that no more are told",
-                            found.all.len()
+                            "the stacks of {told} tasks have so many frames that no more are told"
                         ));
                         break;
                     };
                     left = rest;
                     found.all.push(trace);
                 }
-                Ok(found)
             }
         }
+        found.remarks.extend(lines.remarks);
+        Ok(found)
     })
 }
 
 pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
     let whose = Whose::parse(arguments)?;
-    // Source lines are the file's, where there is one.
-    let names = Names::of(operator)?.ok();
-    let traces = traces(operator.view(), names.as_ref(), whose)?;
-    Ok(Box::new(traces))
+    let lines = Lines::of(operator)?;
+    Ok(Box::new(traces(operator.view(), lines, whose)?))
 }
 
 #[cfg(test)]

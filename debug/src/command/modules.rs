@@ -72,6 +72,7 @@ mod tests {
             state: Some(State::Live),
             text: 0xffff_ffff_c010_0000,
             text_size: 0x3000,
+            init: (0, 0),
             orc: None,
             size: 86016,
             references: Some(2),

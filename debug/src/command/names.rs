@@ -148,13 +148,16 @@ fn doubt(_operator: &dyn Operator) -> Result<Option<String>, Refusal> {
 /// A symbol as it is told. The kernel notes where each begins, not how long it is: that is how far it is to the next.
 #[cfg(feature = "linux")]
 fn of_kernel(symbols: &linux::Symbols, symbol: &linux::symbols::Symbol<'_>, offset: u64) -> Symbol {
-    let number = |name| symbols.named(name).find(|it| it.kind == Kind::Absolute).map(|it| it.address);
-    let is_per_cpu = || match (number("__per_cpu_start"), number("__per_cpu_end")) {
-        (Some(begin), Some(end)) => (begin..end).contains(&symbol.address),
+    // Offsets on x86-64 until 6.14; elsewhere where the kernel has what each processor gets a copy of.
+    let bound = |name| symbols.named(name).next().map(|it| (it.kind == Kind::Absolute, it.address));
+    let is_per_cpu = || match (bound("__per_cpu_start"), bound("__per_cpu_end")) {
+        (Some((is_number, begin)), Some((_, end))) => {
+            is_number == (symbol.kind == Kind::Absolute) && (begin..end).contains(&symbol.address)
+        }
         _ => false,
     };
     let (role, size) = match symbol.kind {
-        Kind::Absolute if is_per_cpu() => (Role::PerCpu, 0),
+        Kind::Absolute | Kind::Data if is_per_cpu() => (Role::PerCpu, 0),
         Kind::Absolute => (Role::Absolute, 0),
         Kind::Text => (Role::Function, symbols.at(symbol.address).map_or(0, |(_, size)| size)),
         Kind::Data => (Role::Variable, symbols.at(symbol.address).map_or(0, |(_, size)| size)),
@@ -195,5 +198,18 @@ mod tests {
         assert_eq!(at(0xffff_0010), Some(("schedule".into(), 0x10)));
         assert_eq!((at(0xfffe_ffff), at(0x20), at(0xffff_0200)), (None, None, None));
         assert_eq!(names.frames(0xffff_0010), Ok(Vec::new()));
+        // In the image, as on aarch64.
+        let mut builder = Builder::default();
+        for (name, address) in [
+            ("__per_cpu_start", 0x1000),
+            ("runqueues", 0x1100),
+            ("__per_cpu_end", 0x2000),
+            ("jiffies", 0x2100),
+        ] {
+            builder.add(Own { name, address, kind: Kind::Data, is_global: true });
+        }
+        let names = Names::Kernel(Arc::new(builder.finish()));
+        let role = |name| names.find(name).unwrap()[0].role;
+        assert_eq!((role("runqueues"), role("jiffies")), (Role::PerCpu, Role::Variable));
     }
 }

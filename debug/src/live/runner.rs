@@ -178,6 +178,10 @@ impl From<KeptEnd> for Next {
     }
 }
 
+/// Exits that are served one after the other without a look at what is posted: who posts kicks, but who is gone does
+/// not.
+const MOST_SERVED: u32 = 1000;
+
 /// A vCPU thread's part.
 #[derive(Debug)]
 pub struct Runner {
@@ -321,7 +325,7 @@ impl Runner {
     }
 
     /// Begins what it was told, or enters the guest once and deals with what comes of it. Without a debugger it enters
-    /// the guest again as long as what comes of it is served: until the vCPU is kicked.
+    /// the guest again when what comes of it is served, a thousand times: until the vCPU is kicked, as a rule.
     pub fn run<V: Vcpu>(&mut self, vcpu: &mut V, enter: Enter<'_, V>) -> Next {
         let Some(link) = self.link.clone() else { return self.run_free(vcpu, enter) };
         if let Some(order) = self.order.take() {
@@ -355,15 +359,17 @@ impl Runner {
         if let Some(end) = self.end.take() {
             return self.over(end.into());
         }
+        let mut left = MOST_SERVED;
         let exit = loop {
             let times = std::mem::take(&mut self.was_out).then_some(&*self.times);
             let visit = Visit { stops: None };
             let exit = enter(vcpu, Turn { purpose: Purpose::Run, gate: None, times, visit });
-            // The access is finished with the next entry. Who has left a task meanwhile has kicked the vCPU: that entry
-            // ends at once.
-            if exit != Exit::Served {
+            self.note_unfinished(&exit);
+            // Who has left a task meanwhile has kicked the vCPU: the next entry ends at once.
+            if exit != Exit::Served || left == 0 {
                 break exit;
             }
+            left -= 1;
         };
         match exit {
             Exit::Served | Exit::Interrupted | Exit::Stop(_) => Next::Look,
@@ -374,6 +380,15 @@ impl Runner {
             Exit::Trap(trap) => self.over(Next::Unowned(trap)),
             Exit::End { fatal } => self.end(vcpu, fatal),
         }
+    }
+
+    /// An access that was served is finished with the next entry; what was interrupted may not have been one.
+    fn note_unfinished(&mut self, exit: &Exit) {
+        self.is_unfinished = match exit {
+            Exit::Served => true,
+            Exit::Interrupted => self.is_unfinished,
+            _ => false,
+        };
     }
 
     fn fail(&mut self, error: &MachineError) -> Next {
@@ -469,7 +484,7 @@ impl Runner {
             visit: Visit { stops: (!is_exclusive).then_some((link, &mut self.shown)) },
         };
         let exit = enter(vcpu, turn);
-        self.is_unfinished = exit == Exit::Served;
+        self.note_unfinished(&exit);
         let exit = match step {
             None => {
                 self.may_wait = exit == Exit::Interrupted;

@@ -6,6 +6,7 @@ use crate::linux::described::{self, Anchor, Scope};
 use crate::linux::kallsyms::{self, KallsymsError, Place};
 use crate::linux::module::{ModuleLayout, Modules};
 use crate::linux::reader::Reader;
+use crate::linux::symbols::Kind;
 use crate::linux::task::{TaskLayout, Tasks};
 use crate::linux::translate::kernel_regime;
 use crate::linux::{self, Described, Symbols, Types, VmCoreInfo, btf};
@@ -170,6 +171,9 @@ impl<'a> View<'a> {
 
 /// The address of a symbol in the kernel's image.
 fn placed(symbols: &Symbols, name: &str, option: &str) -> Result<u64, String> {
+    // All but a few of a kernel's symbols of data are there or none.
+    let has_data = symbols.iter().filter(|symbol| symbol.kind == Kind::Data).nth(100).is_some();
+    let option = if has_data { option } else { "CONFIG_KALLSYMS_ALL" };
     let lacks = || format!("the kernel has no symbol '{name}' in memory ({option})");
     symbols.address(name).ok_or_else(lacks)
 }

@@ -8,7 +8,7 @@ use crate::linux::unwind::{End, Frame, Stack, Start, frame_pointer, orc};
 use crate::linux::{Symbols, Types, VmCoreInfo};
 use arch::Isa;
 use arch::register::{Bank, RegisterFile};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -23,9 +23,10 @@ pub struct Location {
     pub module: Option<String>,
 }
 
-/// Symbols of modules that are read, at most, but for the last module's: distributions' modules have a million of them,
-/// all together.
-const MOST_SYMBOLS: usize = 1 << 20;
+/// Symbols of modules that are looked at, at most, all together: a distribution's modules have some hundred thousand.
+const MOST_SYMBOLS: u64 = 1 << 20;
+/// Bytes of a kernel's stack, at most: with all that makes it larger (KASAN, pages of 64 KiB).
+const MOST_STACK: u64 = 64 << 10;
 
 /// How the kernel's stacks are unwound.
 #[derive(Debug)]
@@ -41,9 +42,12 @@ pub struct Stacks<'a> {
     info: &'a VmCoreInfo,
     symbols: Arc<Symbols>,
     types: Arc<Types>,
-    modules: Modules,
+    modules: Vec<Module>,
     /// Modules' symbols that have been read, by where their `struct module` is.
     of_modules: RefCell<HashMap<u64, Option<Arc<Symbols>>>>,
+    /// Symbols of modules that have been looked at.
+    looked_at: Cell<u64>,
+    remarks: Vec<String>,
     layout: Option<ModuleLayout>,
     how: How,
 }
@@ -63,9 +67,18 @@ impl<'a> Stacks<'a> {
             }
         };
         // A kernel without modules, or whose list of them is no symbol, has stacks as well.
-        let modules = view.kernel_modules(info).unwrap_or_default();
+        let (modules, remarks) = match view.kernel_modules(info) {
+            Ok(Modules { all, remarks }) => (all, remarks),
+            Err(why) => (Vec::new(), vec![format!("what is in modules is not known: {why}")]),
+        };
         let layout = ModuleLayout::new(&types).ok();
-        Ok(Stacks { view, info, symbols, types, modules, of_modules: RefCell::default(), layout, how })
+        let (of_modules, looked_at) = (RefCell::default(), Cell::new(0));
+        Ok(Stacks { view, info, symbols, types, modules, of_modules, looked_at, remarks, layout, how })
+    }
+
+    /// What of the kernel's modules could not be had, a line each.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// The stack of a vCPU.
@@ -73,14 +86,35 @@ impl<'a> Stacks<'a> {
     /// # Errors
     /// In words. Also when it is broken off.
     pub fn of_vcpu(&self, vcpu: u32) -> Result<Stack, String> {
-        let banks = [Bank::General, Bank::System];
-        let file = self.view.machine.registers(vcpu, &banks).map_err(|error| error.to_string())?;
-        let (start, is_user) = start(self.view.isa(), &file)
-            .ok_or_else(|| format!("the registers of vCPU {vcpu} are not known"))?;
+        let (start, is_user) = self.start(vcpu)?;
         match is_user {
             true => Ok(Stack { frames: Vec::new(), end: End::User(start.pc) }),
-            false => self.unwind(&|_| Ok(start)),
+            false => self.unwind(vcpu, &|_| Ok(start)),
         }
+    }
+
+    fn start(&self, vcpu: u32) -> Result<(Start, bool), String> {
+        let banks = [Bank::General, Bank::System];
+        let file = self.view.machine.registers(vcpu, &banks).map_err(|error| error.to_string())?;
+        start(self.view.isa(), &file).ok_or_else(|| format!("the registers of vCPU {vcpu} are not known"))
+    }
+
+    /// The vCPU that is on a task's stack, if one is.
+    fn vcpu_on(&self, stack: u64) -> Option<u32> {
+        let is_on = |vcpu: &u32| {
+            let start = self.start(*vcpu);
+            start.is_ok_and(|(start, is_user)| !is_user && start.sp.wrapping_sub(stack) <= MOST_STACK)
+        };
+        (0..self.view.machine.vcpus()).find(is_on)
+    }
+
+    /// A member of a task, which has eight bytes.
+    fn of_task_struct(&self, task: &Task, name: &str) -> Result<u64, String> {
+        let of = self.types.tagged("task_struct");
+        let field = of.and_then(|of| self.types.field(of, name));
+        let field =
+            field.ok_or_else(|| format!("the kernel's types do not have struct task_struct's {name}"))?;
+        self.view.by_kernel(self.info, |read| Reader::new(read).field(task.address, field))
     }
 
     /// The stack of a task: where it goes on if it sleeps, and of one that is in a processor, that one's.
@@ -88,22 +122,28 @@ impl<'a> Stacks<'a> {
     /// # Errors
     /// In words. Also when it is broken off.
     pub fn of_task(&self, task: &Task) -> Result<Stack, String> {
-        if let (Some(true), Some(cpu)) = (task.is_on_cpu, task.cpu) {
-            return self.of_vcpu(cpu);
+        let stack = self.of_task_struct(task, "stack")?;
+        if stack == 0 {
+            return Err("it has ended, and has no stack any more".into());
+        }
+        if task.is_on_cpu != Some(false) {
+            // One that is in user space, or in an interrupt, has another; then it is the processor that the kernel says.
+            let said = task.cpu.filter(|_| task.is_on_cpu == Some(true));
+            if let Some(vcpu) = self.vcpu_on(stack).or(said) {
+                return self.of_vcpu(vcpu);
+            }
         }
         let from_fork = |pc| {
             let names = ["ret_from_fork", "ret_from_fork_asm"];
             names.into_iter().any(|name| self.symbols.address(name) == Some(pc))
         };
-        self.unwind(&|reader| {
+        let sp = match self.view.isa() {
+            Isa::X86_64 => self.of_task_struct(task, "thread.sp")?,
+            Isa::Aarch64 => 0,
+        };
+        self.unwind(self.view.vcpu, &|reader| {
             let start = match self.view.isa() {
-                Isa::X86_64 => {
-                    let of = self.types.tagged("task_struct");
-                    let sp = of.and_then(|of| self.types.field(of, "thread.sp"));
-                    let sp = sp.ok_or("the kernel's types do not have struct task_struct's thread.sp")?;
-                    let sp = reader.field(task.address, sp).map_err(|error| error.to_string())?;
-                    orc::asleep(&self.types, sp, reader)?
-                }
+                Isa::X86_64 => orc::asleep(&self.types, sp, reader)?,
                 Isa::Aarch64 => frame_pointer::asleep(&self.types, task.address, reader)?,
             };
             // One that has not run yet was called by nobody.
@@ -127,24 +167,33 @@ impl<'a> Stacks<'a> {
             .map(|place| Location { offset: frame.pc - back(frame) + place.offset, ..place })
     }
 
-    fn unwind(&self, start: &dyn Fn(&Reader<'_>) -> Result<Start, String>) -> Result<Stack, String> {
-        let stack = self.view.by_kernel(self.info, |read| {
+    /// By the tables of a vCPU, and where these do not lead to all that is wanted, as in user space, by others: then it
+    /// is the one that leads furthest.
+    fn unwind(
+        &self,
+        vcpu: u32,
+        start: &dyn Fn(&Reader<'_>) -> Result<Start, String>,
+    ) -> Result<Stack, String> {
+        let longest: RefCell<Option<Stack>> = RefCell::default();
+        let found = self.view.through(vcpu).by_kernel(self.info, |read| {
             let reader = Reader::new(read);
-            let start = start(&reader)?;
-            reader.address(start.sp & !7).map_err(|error| error.to_string())?;
-            Ok::<_, String>(match &self.how {
-                How::Orc(layout, own) => layout.stack(start, |pc| self.table(*own, pc), &reader),
-                How::FramePointer(layout) => {
-                    let has_frame = |pc| {
-                        let begin = self.at(pc, |symbol| symbol);
-                        begin.is_none_or(|begin| frame_pointer::has_frame(begin, pc, &reader))
-                    };
-                    layout.stack(start, has_frame, &reader)
-                }
-            })
+            let stack = self.unwind_by(start(&reader)?, &reader);
+            let End::Lost(why) = &stack.end else { return Ok(stack) };
+            let (why, mut longest) = (why.clone(), longest.borrow_mut());
+            if longest.as_ref().is_none_or(|longest| longest.frames.len() < stack.frames.len()) {
+                *longest = Some(stack);
+            }
+            Err::<Stack, String>(why)
         });
         self.view.cancel.check().map_err(|cancelled| cancelled.to_string())?;
-        stack
+        found.or_else(|why| longest.take().ok_or(why))
+    }
+
+    fn unwind_by(&self, start: Start, reader: &Reader<'_>) -> Stack {
+        match &self.how {
+            How::Orc(layout, own) => layout.stack(start, |pc| self.table(*own, pc), reader),
+            How::FramePointer(layout) => layout.stack(start, |pc| self.function(pc), reader),
+        }
     }
 
     /// The table that has an address's entries.
@@ -160,7 +209,10 @@ impl<'a> Stacks<'a> {
     }
 
     fn module(&self, pc: u64) -> Option<&Module> {
-        self.modules.all.iter().find(|module| pc.wrapping_sub(module.text) < module.text_size)
+        self.modules.iter().find(|module| {
+            let (init, init_size) = module.init;
+            pc.wrapping_sub(module.text) < module.text_size || pc.wrapping_sub(init) < init_size
+        })
     }
 
     /// Where an address is.
@@ -176,9 +228,10 @@ impl<'a> Stacks<'a> {
     }
 
     /// Where the function begins that an address is in.
-    fn at<T>(&self, pc: u64, then: impl Fn(u64) -> T) -> Option<T> {
-        let symbols = self.symbols_at(pc)?;
-        symbols.at(pc).map(|(symbol, _)| then(symbol.address))
+    fn function(&self, pc: u64) -> Option<u64> {
+        let (symbol, size) =
+            self.symbols_at(pc).as_ref()?.at(pc).map(|(symbol, size)| (symbol.address, size))?;
+        (size != u64::MAX || self.module(pc).is_some()).then_some(symbol)
     }
 
     fn symbols_at(&self, pc: u64) -> Option<Arc<Symbols>> {
@@ -186,10 +239,18 @@ impl<'a> Stacks<'a> {
         if let Some(known) = self.of_modules.borrow().get(&module.address) {
             return known.clone();
         }
-        // Who has so many is after something else.
-        let known: usize = self.of_modules.borrow().values().flatten().map(|symbols| symbols.count()).sum();
-        let layout = self.layout.as_ref().filter(|_| known < MOST_SYMBOLS)?;
-        let read = self.view.by_kernel(self.info, |read| layout.symbols(module, &Reader::new(read)));
+        let layout = self.layout.as_ref()?;
+        let read = self.view.by_kernel(self.info, |read| {
+            let reader = Reader::new(read);
+            let count = layout.symbol_count(module, &reader).map_err(|error| error.to_string())?;
+            // Who has so many is after something else.
+            let looked_at = self.looked_at.get().saturating_add(count);
+            if looked_at > MOST_SYMBOLS {
+                return Err("the modules have too many symbols".to_string());
+            }
+            self.looked_at.set(looked_at);
+            layout.symbols(module, &reader).map_err(|error| error.to_string())
+        });
         let read = read.ok().map(Arc::new);
         self.of_modules.borrow_mut().insert(module.address, read.clone());
         read
@@ -217,7 +278,7 @@ fn start(isa: Isa, file: &RegisterFile) -> Option<(Start, bool)> {
         }
         Isa::Aarch64 => {
             let (pc, sp, fp, link) = (get("pc")?, get("sp")?, get("x29")?, get("x30"));
-            (Start { pc, sp, fp, link, is_exact: true, ..Start::default() }, get("cpsr")? & 0x1c == 0)
+            (Start { pc, sp, fp, link, is_exact: true, ..Start::default() }, get("cpsr")? & 0xf == 0)
         }
     })
 }

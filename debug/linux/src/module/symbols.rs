@@ -37,6 +37,12 @@ impl Layout {
         })
     }
 
+    /// How many there are that are looked at.
+    pub fn count(&self, module: u64, reader: &Reader<'_>) -> Result<u64, NotThere> {
+        let table = reader.field(module, self.table)?;
+        Ok(reader.field(table, self.count)?.min(MOST))
+    }
+
     /// All that have an address.
     pub fn read(&self, module: u64, reader: &Reader<'_>) -> Result<Symbols, NotThere> {
         let table = reader.field(module, self.table)?;

@@ -38,8 +38,9 @@ pub struct Layout {
 /// What a record says that it is, from 6.13 on.
 const FINAL: u64 = 1;
 const EXCEPTION: u64 = 2;
-/// The mask of the exception level in `PSTATE`, with the bit for AArch32.
-const LEVEL: u64 = 0x1c;
+/// The mask of the mode in `PSTATE`, which is 0 in user space, of 32 bits as well (`PSR_MODE_MASK` without the bit for
+/// AArch32).
+const MODE: u64 = 0xf;
 
 impl Layout {
     /// By the kernel's types. `code_bits` are the bits of pointer authentication codes in its addresses
@@ -63,16 +64,21 @@ impl Layout {
         })
     }
 
-    /// Unwinds a stack. `has_frame` says whether the function at an address has put its own frame there by then: until
-    /// it has, and when it has taken it away, where it returns to is in the link register.
-    pub fn stack(&self, start: Start, has_frame: impl Fn(u64) -> bool, reader: &Reader<'_>) -> Stack {
+    /// Unwinds a stack. `function` says where the function begins that an address is in.
+    ///
+    /// Until a function has made its own frame, and when it has taken that away, as in front of `RET` and of a call that is
+    /// its last, where it returns to is in the link register alone. That is so unless the register leads into the
+    /// function itself, which has called another then, or to where the last record leads, too.
+    pub fn stack(&self, start: Start, function: impl Fn(u64) -> Option<u64>, reader: &Reader<'_>) -> Stack {
         follow(start, |at| {
-            if let Some(link) = at.link
-                && at.is_exact
-                && !has_frame(at.pc)
-            {
-                let pc = link | self.code_bits;
-                return Ok(Next::Frame(Start { pc, sp: at.sp, fp: at.fp, ..Start::default() }));
+            if let Some(link) = at.link.filter(|_| at.is_exact) {
+                let link = link | self.code_bits;
+                let saved = word(reader, at.fp.wrapping_add(8)).map(|pc| pc | self.code_bits);
+                // The call is in front.
+                let caller = function(link.wrapping_sub(4));
+                if caller.is_some() && caller != function(at.pc) && saved != Ok(link) {
+                    return Ok(Next::Frame(Start { pc: link, sp: at.sp, fp: at.fp, ..Start::default() }));
+                }
             }
             self.next(at, reader)
         })
@@ -94,7 +100,7 @@ impl Layout {
                 EXCEPTION => self.interrupted(regs, reader),
                 // The registers of user space, or none.
                 _ => Ok(Next::End(match (reader.field(regs, self.state)?, reader.field(regs, self.pc)?) {
-                    (state, pc) if state & LEVEL == 0 && pc != 0 => End::User(pc),
+                    (state, pc) if state & MODE == 0 && pc != 0 => End::User(pc),
                     _ => End::Bottom,
                 })),
             };
@@ -112,33 +118,12 @@ impl Layout {
     fn interrupted(&self, regs: u64, reader: &Reader<'_>) -> Result<Next, NotThere> {
         let register = |number: u64| word(reader, regs.wrapping_add(self.registers.at + number * 8));
         let (pc, state) = (reader.field(regs, self.pc)?, reader.field(regs, self.state)?);
-        if state & LEVEL == 0 {
+        if state & MODE == 0 {
             return Ok(Next::End(End::User(pc)));
         }
         let (fp, link, sp) = (register(29)?, Some(register(30)?), reader.field(regs, self.sp)?);
         Ok(Next::Frame(Start { pc, sp, fp, link, is_exact: true, ..Start::default() }))
     }
-}
-
-/// Whether the function that begins at `begin` has its own frame at `pc`, by the instructions that are there: it sets
-/// X29 to its record (`MOV X29, SP`, `ADD X29, SP, #n`) before, and loads it again before it returns.
-pub fn has_frame(begin: u64, pc: u64, reader: &Reader<'_>) -> bool {
-    /// Instructions that are looked through: functions set up their frame early.
-    const MOST: u64 = 64;
-    const RET: u64 = 0xd65f_03c0;
-    /// `AUTIASP`, which stands before `RET`.
-    const AUTHENTICATE: u64 = 0xd503_23bf;
-    let instruction = |at: u64| reader.number(at, 4).unwrap_or(0);
-    // `ADD X29, SP, #n`, of which `MOV X29, SP` is one.
-    let sets = |word: u64| word & 0xffc0_03ff == 0x9100_03fd;
-    let count = pc.wrapping_sub(begin) / 4;
-    let is_set = (0..count.min(MOST)).any(|index| sets(instruction(begin.wrapping_add(index * 4))));
-    let returns = match instruction(pc) {
-        RET => true,
-        AUTHENTICATE => instruction(pc.wrapping_add(4)) == RET,
-        _ => false,
-    };
-    is_set && !returns
 }
 
 /// Where a task that sleeps goes on (`struct cpu_context` of its `thread`).

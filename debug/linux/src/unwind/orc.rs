@@ -179,6 +179,11 @@ impl Layout {
     /// Unwinds a stack. `table` finds the table for an address: the kernel's, or a module's.
     pub fn stack(&self, start: Start, table: impl Fn(u64) -> Option<Table>, reader: &Reader<'_>) -> Stack {
         follow(start, |at| {
+            // A function that is nowhere was called, and has done nothing.
+            if at.pc == 0 && at.is_exact {
+                let (pc, sp) = (word(reader, at.sp)?, at.sp.wrapping_add(8));
+                return Ok(Next::Frame(Start { pc, sp, fp: at.fp, ..Start::default() }));
+            }
             // What called is in front of where it goes on.
             let pc = if at.is_exact { at.pc } else { at.pc.wrapping_sub(1) };
             let found = match table(pc) {

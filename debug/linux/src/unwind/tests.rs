@@ -238,6 +238,13 @@ fn a_task_that_sleeps_goes_on_where_it_has_saved() {
     let read = kernel.read();
     let start = orc::asleep(&x86(true), STACK, &Reader::new(&read)).unwrap();
     assert_eq!((start.pc, start.fp, start.sp, start.is_exact), (TEXT + 0x140, 0x1234, STACK + 56, false));
+    // A function that is nowhere was called from the one with a frame.
+    let called = Start { pc: 0, sp: STACK + 48, fp: STACK + 0x100, is_exact: true, ..Start::default() };
+    kernel.put(STACK + 0x108, TEXT + 0x20);
+    let layout = orc::Layout::new(&x86(true)).unwrap();
+    let stack = layout.stack(called, table, &Reader::new(&read));
+    let pcs: Vec<u64> = stack.frames.iter().map(|frame| frame.pc).collect();
+    assert_eq!((pcs, stack.end), (vec![0, TEXT + 0x140, TEXT + 0x20], End::Bottom));
     assert!(orc::asleep(&made::types(), STACK, &Reader::new(&read)).is_err());
     assert!(orc::asleep(&x86(true), 0x10, &Reader::new(&read)).unwrap_err().contains("cannot be read"));
 }
@@ -312,21 +319,32 @@ fn frames_of_aarch64_lead_to_each_other() {
         let layout = frame_pointer::Layout::new(&aarch64(is_new), CODE_BITS).unwrap();
         let start =
             Start { pc: text(0x40), sp: STACK, fp: STACK, link: Some(1), is_exact: true, ..Start::default() };
-        let unwound = |start, has_frame: &dyn Fn(u64) -> bool| {
-            let Stack { frames, end } = layout.stack(start, has_frame, &reader);
+        let unwound = |start, function: &dyn Fn(u64) -> Option<u64>| {
+            let Stack { frames, end } = layout.stack(start, function, &reader);
             let frames: Vec<_> = frames.iter().map(|it| (it.pc - text(0), it.is_exact)).collect();
             (frames, end)
         };
         let all = [(0x40, true), (0x140, false), (0x240, false), (0x300, true), (0x540, false)];
-        assert_eq!(unwound(start, &|_| true), (all.to_vec(), End::User(0x40_1000)), "{is_new}");
-        // What was interrupted had no frame yet: its caller is in the link register.
+        // Functions have 256 bytes each.
+        let known = |pc: u64| Some(pc & !0xff).filter(|begin| (text(0)..text(0x1000)).contains(begin));
+        // What was interrupted had no frame yet, or no more: its caller is in the link register.
         let with_leaf = [&all[..4], &[(0x440, false), (0x540, false)]].concat();
-        assert_eq!(unwound(start, &|pc| pc != text(0x300)), (with_leaf, End::User(0x40_1000)), "{is_new}");
+        assert_eq!(unwound(start, &known), (with_leaf.clone(), End::User(0x40_1000)), "{is_new}");
+        // It had one: the register leads to where it has called from itself, to where its record leads, or nowhere.
+        for link in [signed(TEXT + 0x320), signed(TEXT + 0x540), 0x1234] {
+            kernel.put(regs + 30 * 8, link);
+            assert_eq!(unwound(start, &known), (all.to_vec(), End::User(0x40_1000)), "{is_new} {link:#x}");
+        }
+        // A function that is nowhere was called.
+        kernel.put(regs + 30 * 8, signed(TEXT + 0x440));
+        let nowhere = Start { pc: 0, link: Some(signed(TEXT + 0x640)), ..start };
+        let frames = layout.stack(nowhere, known, &reader).frames;
+        assert_eq!((frames[0].pc, frames[1].pc, frames[2].pc), (0, text(0x640), text(0x140)));
         // A thread of the kernel's.
         kernel.put(user + 256, 0);
-        assert_eq!(unwound(start, &|_| true).1, End::Bottom);
+        assert_eq!(unwound(start, &known).1, End::Bottom);
         // What is no frame.
-        let odd = |fp| unwound(Start { fp, link: None, ..start }, &|_| true).1;
+        let odd = |fp| unwound(Start { fp, link: None, ..start }, &known).1;
         assert_eq!(odd(0), End::Bottom);
         assert!(matches!(odd(STACK + 1), End::Lost(_)) && matches!(odd(0x1000), End::Lost(_)));
     }
@@ -334,17 +352,9 @@ fn frames_of_aarch64_lead_to_each_other() {
 }
 
 #[test]
-fn a_function_has_its_frame_between_its_beginning_and_its_end() {
+fn a_task_of_aarch64_goes_on_where_it_has_saved() {
     let kernel = Made::new(0x1000);
-    // PACIASP; STP X29, X30, [SP, #-32]!; MOV X29, SP; NOP; LDP X29, X30, [SP], #32; AUTIASP; RET.
-    let code = [0xd503_233f, 0xa9be_7bfd, 0x9100_03fd, 0xd503_201f, 0xa8c2_7bfd, 0xd503_23bf, 0xd65f_03c0u32];
-    for (index, word) in (0..).zip(code) {
-        (BASE + index * 4..).zip(word.to_le_bytes()).for_each(|(at, byte)| kernel.byte(at, byte));
-    }
     let read = kernel.read();
-    let has: Vec<bool> =
-        (0..7).map(|index| frame_pointer::has_frame(BASE, BASE + index * 4, &Reader::new(&read))).collect();
-    assert_eq!(has, [false, false, false, true, true, false, false]);
     let task = BASE + 0x100;
     kernel.put(task + 16, 1);
     kernel.put(task + 24, 2);

@@ -121,6 +121,8 @@ fn without_a_debugger_exits_are_as_they_are() {
             Exit::Served,
             Exit::Served,
             Exit::Interrupted,
+            // To finish what was served.
+            Exit::Interrupted,
             Exit::Abort,
             // Nobody is there to be shown it: it is served.
             Exit::Stop(StopReason::Interrupt),
@@ -134,8 +136,10 @@ fn without_a_debugger_exits_are_as_they_are() {
             assert_eq!(thread.run(), Next::Look);
             assert!(thread.runner.may_run());
             assert_eq!(thread.entries.len(), entries);
-            // Nothing is left unfinished.
-            assert_eq!((thread.finish(), thread.entries.len()), (Next::Look, entries));
+            // The guest may not have been entered behind what was served.
+            let finishes = usize::from(entries == 3);
+            assert_eq!((thread.finish(), thread.entries.len()), (Next::Look, entries + finishes));
+            thread.entries.truncate(entries);
         }
         assert_eq!(thread.vcpu.counts.aborts, 1);
         assert_eq!(thread.run(), Next::Unowned(Trap::Int3));

@@ -80,7 +80,7 @@ impl Operator for Shell<'_> {
     }
 
     fn about_symbols(&self) -> &'static str {
-        "of a symbol, --symbols vmlinux has the address"
+        "of a symbol that the kernel has not itself, --symbols vmlinux has the address"
     }
 
     fn most_bytes(&self) -> u64 {
