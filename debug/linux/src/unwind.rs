@@ -7,7 +7,7 @@
 pub mod frame_pointer;
 pub mod orc;
 
-use crate::reader::{NotThere, Reader};
+use crate::reader::NotThere;
 
 /// One function that was called and has not returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +17,15 @@ pub struct Frame {
     /// The stack pointer there.
     pub sp: u64,
     /// Nothing was called there: a processor is there, or was interrupted there. Else what it goes on behind is the
-    /// call, and names and lines are those of the byte before.
+    /// call ([`Self::code`]).
     pub is_exact: bool,
+}
+
+impl Frame {
+    /// The byte that names and lines are those of: what has called is in front of where it goes on.
+    pub fn code(&self) -> u64 {
+        self.pc.wrapping_sub(u64::from(!self.is_exact))
+    }
 }
 
 /// Where a stack ends, seen from its last frame.
@@ -89,11 +96,6 @@ pub(crate) fn follow(start: Start, mut next: impl FnMut(&Start) -> Result<Next, 
         }
     };
     Stack { frames, end }
-}
-
-/// A word of the stack.
-pub(crate) fn word(reader: &Reader<'_>, at: u64) -> Result<u64, NotThere> {
-    reader.address(at)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use super::address::count;
 use super::kernel::of_kernel;
 use super::names::Names;
 use super::operator::Operator;
+use super::tasks::name;
 use crate::linux::task::Task;
 use crate::linux::unwind::{End, Stack};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
@@ -226,20 +227,12 @@ fn trace(stacks: &Stacks<'_>, lines: &mut Lines, stack: Result<Stack, String>) -
     };
     let frames = frames.map(|frames| {
         let mut one = |frame: &crate::linux::unwind::Frame| {
-            // What has called is in front of where it goes on.
-            let back = u64::from(!frame.is_exact);
-            let place = stacks.place(frame.pc.wrapping_sub(back));
-            let place = place.map(|place| Location { offset: place.offset + back, ..place });
-            let lines = lines.at(frame.pc.wrapping_sub(back));
+            let (place, lines) = (stacks.location(frame), lines.at(frame.code()));
             Frame { pc: frame.pc, is_exact: frame.is_exact, place, lines }
         };
         frames.iter().map(&mut one).collect()
     });
     Trace { task: None, vcpu: None, frames, end }
-}
-
-fn name(task: &Task) -> String {
-    if task.is_of_kernel { format!("[{}]", task.comm) } else { task.comm.clone() }
 }
 
 fn traces(view: View<'_>, mut lines: Lines, whose: Whose) -> Result<Traces, Refusal> {

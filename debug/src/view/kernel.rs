@@ -130,10 +130,7 @@ impl<'a> View<'a> {
         let first = placed(&symbols, "init_task", "CONFIG_KALLSYMS_ALL")?;
         let layout = TaskLayout::new(&*self.kernel_types(info)?).map_err(|error| error.to_string())?;
         self.by_kernel(info, |read| {
-            match layout.tasks(first, &Reader::new(read), &mut || self.cancel.check()) {
-                Ok(tasks) => tasks.map_err(|error| error.to_string()),
-                Err(cancelled) => Err(cancelled.to_string()),
-            }
+            in_words(layout.tasks(first, &Reader::new(read), &mut || self.cancel.check()))
         })
     }
 
@@ -146,10 +143,7 @@ impl<'a> View<'a> {
         let head = placed(&symbols, "modules", "CONFIG_MODULES, CONFIG_KALLSYMS_ALL")?;
         let layout = ModuleLayout::new(&*self.kernel_types(info)?).map_err(|error| error.to_string())?;
         self.by_kernel(info, |read| {
-            match layout.modules(head, &Reader::new(read), &mut || self.cancel.check()) {
-                Ok(modules) => modules.map_err(|error| error.to_string()),
-                Err(cancelled) => Err(cancelled.to_string()),
-            }
+            in_words(layout.modules(head, &Reader::new(read), &mut || self.cancel.check()))
         })
     }
 
@@ -167,6 +161,11 @@ impl<'a> View<'a> {
                 .map_or_else(|| "nothing tells how the kernel translates".into(), ToString::to_string)),
         }
     }
+}
+
+/// Why something was not found, or not looked for any more.
+fn in_words<T, E: std::fmt::Display>(found: Result<Result<T, E>, Cancelled>) -> Result<T, String> {
+    found.map_err(|cancelled| cancelled.to_string())?.map_err(|error| error.to_string())
 }
 
 /// The address of a symbol in the kernel's image.

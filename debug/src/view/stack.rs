@@ -159,12 +159,8 @@ impl<'a> Stacks<'a> {
         }
         let [begin, end] = ["__sched_text_start", "__sched_text_end"].map(|name| self.symbols.address(name));
         let puts_to_sleep = begin?..end?;
-        // Behind the call.
-        let back = |frame: &Frame| frame.pc.wrapping_sub(u64::from(!frame.is_exact));
         let stack = self.of_task(task).ok()?;
-        let frame = stack.frames.iter().find(|frame| !puts_to_sleep.contains(&back(frame)))?;
-        self.place(back(frame))
-            .map(|place| Location { offset: frame.pc - back(frame) + place.offset, ..place })
+        self.location(stack.frames.iter().find(|frame| !puts_to_sleep.contains(&frame.code()))?)
     }
 
     /// By the tables of a vCPU, and where these do not lead to all that is wanted, as in user space, by others: then it
@@ -215,14 +211,15 @@ impl<'a> Stacks<'a> {
         })
     }
 
-    /// Where an address is.
-    pub fn place(&self, pc: u64) -> Option<Location> {
-        let module = self.module(pc).map(|module| module.name.clone());
-        let symbols = self.symbols_at(pc)?;
-        let (symbol, size) = symbols.at(pc)?;
+    /// Where a frame goes on.
+    pub fn location(&self, frame: &Frame) -> Option<Location> {
+        let code = frame.code();
+        let module = self.module(code).map(|module| module.name.clone());
+        let symbols = self.symbols_at(code)?;
+        let (symbol, size) = symbols.at(code)?;
         (size != u64::MAX || module.is_some()).then(|| Location {
             function: symbol.name.to_string(),
-            offset: pc - symbol.address,
+            offset: frame.pc.wrapping_sub(symbol.address),
             module,
         })
     }

@@ -233,6 +233,15 @@ fn memory() -> Vec<u8> {
     memory
 }
 
+/// Reads memory; how many bytes are good.
+fn copy(memory: &[u8], at: u64, bytes: &mut [u8]) -> usize {
+    let from = usize::try_from(at.wrapping_sub(BASE)).unwrap_or(usize::MAX);
+    let rest = memory.get(from..).unwrap_or_default();
+    let count = rest.len().min(bytes.len());
+    bytes[..count].copy_from_slice(&rest[..count]);
+    count
+}
+
 /// What may be shown of a name.
 fn is_harmless(name: &str) -> bool {
     !name.chars().any(char::is_control)
@@ -246,13 +255,7 @@ pub fn linux(data: &[u8]) {
     let (mut types, mut memory) = (types(choice & 0x80 != 0), memory());
     change(&mut types, of_types);
     change(&mut memory, of_memory);
-    let read = |at: u64, bytes: &mut [u8]| {
-        let from = usize::try_from(at.wrapping_sub(BASE)).unwrap_or(usize::MAX);
-        let rest = memory.get(from..).unwrap_or_default();
-        let count = rest.len().min(bytes.len());
-        bytes[..count].copy_from_slice(&rest[..count]);
-        count
-    };
+    let read = |at: u64, bytes: &mut [u8]| copy(&memory, at, bytes);
     let reader = Reader::new(&read);
     // Its own symbols, in what may be no table at all.
     let [count, names, token_table, token_index, offsets, base] =
@@ -321,13 +324,7 @@ mod tests {
 
     fn all_is_found(is_old: bool) {
         let (types, memory) = (btf::types(&types(is_old)).unwrap(), memory());
-        let read = |at: u64, bytes: &mut [u8]| {
-            let from = usize::try_from(at.wrapping_sub(BASE)).unwrap_or(usize::MAX);
-            let rest = memory.get(from..).unwrap_or_default();
-            let count = rest.len().min(bytes.len());
-            bytes[..count].copy_from_slice(&rest[..count]);
-            count
-        };
+        let read = |at: u64, bytes: &mut [u8]| copy(&memory, at, bytes);
         let reader = Reader::new(&read);
         let mut go_on = || Ok::<(), ()>(());
         let tasks = TaskLayout::new(&types).unwrap().tasks(TASK, &reader, &mut go_on).unwrap().unwrap();

@@ -5,6 +5,7 @@
 use crate::reader::{NotThere, Reader};
 use crate::symbols::{Builder, Kind, Symbol, Symbols};
 use crate::types::{Field, TypeId, Types};
+use arch::bytes::{u16_at, u32_at, u64_at};
 
 /// Symbols that are read at most of one module: the largest of a distribution has some ten thousand.
 const MOST: u64 = 1 << 17;
@@ -53,16 +54,13 @@ impl Layout {
         let mut builder = Builder::default();
         let mut name = vec![0; LONGEST];
         for symbol in all.chunks_exact(BYTES) {
-            let word = |at: usize| {
-                symbol.get(at..at + 8).and_then(|it| it.try_into().ok()).map_or(0, u64::from_le_bytes)
-            };
-            let half = u16::from_le_bytes([symbol[SECTION], symbol[SECTION + 1]]);
-            let (address, kind) = (word(VALUE), symbol[INFO] & 0xf);
+            let (name_at, section) = (u32_at(symbol, 0).unwrap_or(0), u16_at(symbol, SECTION).unwrap_or(0));
+            let (address, kind) = (u64_at(symbol, VALUE).unwrap_or(0), symbol[INFO] & 0xf);
             // Those of other modules (SHN_UNDEF), of sections and files.
-            if half == 0 || address == 0 || kind > 2 {
+            if section == 0 || address == 0 || kind > 2 {
                 continue;
             }
-            let good = reader.some(names.wrapping_add(word(0) & 0xffff_ffff), &mut name);
+            let good = reader.some(names.wrapping_add(name_at.into()), &mut name);
             let Some(end) = name[..good].iter().position(|byte| *byte == 0) else { continue };
             let is_plain = end > 0 && name[0] != b'$' && name[..end].iter().all(u8::is_ascii_graphic);
             if let Some(name) = str::from_utf8(&name[..end]).ok().filter(|_| is_plain) {

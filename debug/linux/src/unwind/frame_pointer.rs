@@ -3,7 +3,7 @@
 //! Sources: Procedure Call Standard for the Arm 64-bit Architecture, "The Frame Pointer"; Linux,
 //! `arch/arm64/kernel/stacktrace.c`, `arch/arm64/kernel/entry.S`; System V ABI, AMD64, "The Stack Frame".
 
-use super::{End, Next, Stack, Start, follow, word};
+use super::{End, Next, Stack, Start, follow};
 use crate::reader::{NotThere, Reader};
 use crate::types::{Field, Types};
 
@@ -13,7 +13,7 @@ pub(super) fn x86(at: &Start, reader: &Reader<'_>) -> Result<Next, NotThere> {
     if at.fp < at.sp || !at.fp.is_multiple_of(8) {
         return lost();
     }
-    let (fp, pc) = (word(reader, at.fp)?, word(reader, at.fp.wrapping_add(8))?);
+    let (fp, pc) = (reader.address(at.fp)?, reader.address(at.fp.wrapping_add(8))?);
     match pc {
         0 => lost(),
         pc => Ok(Next::Frame(Start { pc, fp, sp: at.fp.wrapping_add(16), ..Start::default() })),
@@ -73,7 +73,7 @@ impl Layout {
         follow(start, |at| {
             if let Some(link) = at.link.filter(|_| at.is_exact) {
                 let link = link | self.code_bits;
-                let saved = word(reader, at.fp.wrapping_add(8)).map(|pc| pc | self.code_bits);
+                let saved = reader.address(at.fp.wrapping_add(8)).map(|pc| pc | self.code_bits);
                 // The call is in front.
                 let caller = function(link.wrapping_sub(4));
                 if caller.is_some() && caller != function(at.pc) && saved != Ok(link) {
@@ -92,10 +92,10 @@ impl Layout {
         if !record.is_multiple_of(8) {
             return Ok(Next::End(End::Lost(format!("no frame can be at {record:#x}"))));
         }
-        let (fp, pc) = (word(reader, record)?, word(reader, record.wrapping_add(8))?);
+        let (fp, pc) = (reader.address(record)?, reader.address(record.wrapping_add(8))?);
         let regs = record.wrapping_sub(self.record.at);
         if (fp, pc) == (0, 0) {
-            let kind = if self.has_kind { word(reader, record.wrapping_add(16))? } else { FINAL };
+            let kind = if self.has_kind { reader.address(record.wrapping_add(16))? } else { FINAL };
             return match kind {
                 EXCEPTION => self.interrupted(regs, reader),
                 // The registers of user space, or none.
@@ -105,7 +105,7 @@ impl Layout {
                 })),
             };
         }
-        let own_fp = word(reader, regs.wrapping_add(self.registers.at + 29 * 8));
+        let own_fp = reader.address(regs.wrapping_add(self.registers.at + 29 * 8));
         let own_pc = reader.field(regs, self.pc);
         if (own_fp, own_pc) == (Ok(fp), Ok(pc)) {
             return self.interrupted(regs, reader);
@@ -116,7 +116,7 @@ impl Layout {
 
     /// What was interrupted, by the registers that were left at an address.
     fn interrupted(&self, regs: u64, reader: &Reader<'_>) -> Result<Next, NotThere> {
-        let register = |number: u64| word(reader, regs.wrapping_add(self.registers.at + number * 8));
+        let register = |number: u64| reader.address(regs.wrapping_add(self.registers.at + number * 8));
         let (pc, state) = (reader.field(regs, self.pc)?, reader.field(regs, self.state)?);
         if state & MODE == 0 {
             return Ok(Next::End(End::User(pc)));

@@ -6,7 +6,7 @@
 //!
 //! Source: Linux, `arch/x86/include/asm/orc_types.h`, `arch/x86/kernel/unwind_orc.c`, `tools/objtool`.
 
-use super::{End, Next, Stack, Start, follow, frame_pointer, word};
+use super::{End, Next, Stack, Start, follow, frame_pointer};
 use crate::reader::{NotThere, Reader};
 use crate::symbols::Symbols;
 use crate::types::{Field, Part, TypeId, Types};
@@ -181,7 +181,7 @@ impl Layout {
         follow(start, |at| {
             // A function that is nowhere was called, and has done nothing.
             if at.pc == 0 && at.is_exact {
-                let (pc, sp) = (word(reader, at.sp)?, at.sp.wrapping_add(8));
+                let (pc, sp) = (reader.address(at.sp)?, at.sp.wrapping_add(8));
                 return Ok(Next::Frame(Start { pc, sp, fp: at.fp, ..Start::default() }));
             }
             // What called is in front of where it goes on.
@@ -207,8 +207,8 @@ impl Layout {
         let sp = match entry.sp_register {
             register::SP => Some(at.sp.wrapping_add(sp_offset)),
             register::BP => Some(at.fp.wrapping_add(sp_offset)),
-            register::SP_INDIRECT => Some(word(reader, at.sp)?.wrapping_add(sp_offset)),
-            register::BP_INDIRECT => Some(word(reader, at.fp.wrapping_add(sp_offset))?),
+            register::SP_INDIRECT => Some(reader.address(at.sp)?.wrapping_add(sp_offset)),
+            register::BP_INDIRECT => Some(reader.address(at.fp.wrapping_add(sp_offset))?),
             register::DX => general(2),
             register::DI => general(7),
             register::R10 => general(10),
@@ -218,14 +218,14 @@ impl Layout {
         };
         let Some(sp) = sp else { return lost("the caller's stack is in a register that nobody has saved") };
         let saved_bp = |otherwise: u64| match entry.bp_register {
-            register::PREVIOUS_SP => word(reader, sp.wrapping_add(bp_offset)),
-            register::BP => word(reader, at.fp.wrapping_add(bp_offset)),
+            register::PREVIOUS_SP => reader.address(sp.wrapping_add(bp_offset)),
+            register::BP => reader.address(at.fp.wrapping_add(bp_offset)),
             _ => Ok(otherwise),
         };
         let registers = &self.registers;
         match entry.kind {
             Kind::Call => {
-                let pc = word(reader, sp.wrapping_sub(8))?;
+                let pc = reader.address(sp.wrapping_sub(8))?;
                 let fp = saved_bp(at.fp)?;
                 Ok(Next::Frame(Start { pc, sp, fp, ..Start::default() }))
             }

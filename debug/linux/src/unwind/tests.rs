@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::made::{self, BASE, CHAR, INT, Made, POINTER, compound};
+use crate::reader::Reader;
 use crate::symbols::{Builder, Kind, Symbol};
 use crate::types::{Member, Shape, TypeId, Types};
 
