@@ -18,7 +18,7 @@ use std::fmt;
 
 /// What an address of a register means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Space {
+pub enum RegisterSpace {
     /// x86: an I/O port.
     Ports,
     /// Guest-physical memory.
@@ -29,7 +29,7 @@ pub enum Space {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registers {
     /// What the addresses are.
-    pub space: Space,
+    pub space: RegisterSpace,
     /// The first port or byte.
     pub start: u64,
     /// Ports or bytes.
@@ -47,8 +47,8 @@ impl Registers {
 impl fmt::Display for Registers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.space {
-            Space::Ports => "ports",
-            Space::Memory => "bytes of memory",
+            RegisterSpace::Ports => "ports",
+            RegisterSpace::Memory => "bytes of memory",
         };
         write!(f, "{} {what} from {:#x}", self.size, self.start)
     }
@@ -152,14 +152,14 @@ impl Node {
     /// With so many ports from `start`.
     #[must_use]
     pub fn ports(mut self, start: u16, size: u64) -> Node {
-        self.registers.push(Registers { space: Space::Ports, start: start.into(), size });
+        self.registers.push(Registers { space: RegisterSpace::Ports, start: start.into(), size });
         self
     }
 
     /// With registers in so many bytes of memory from `start`, guest-physical.
     #[must_use]
     pub fn memory(mut self, start: u64, size: u64) -> Node {
-        self.registers.push(Registers { space: Space::Memory, start, size });
+        self.registers.push(Registers { space: RegisterSpace::Memory, start, size });
         self
     }
 
@@ -271,7 +271,11 @@ impl Board {
                 return Err(BoardError::Taken { node: node.name, registers: *registers, other: other.name });
             }
             let meets = |range: &PhysRange| {
-                registers.meets(&Registers { space: Space::Memory, start: range.start.0, size: range.size })
+                registers.meets(&Registers {
+                    space: RegisterSpace::Memory,
+                    start: range.start.0,
+                    size: range.size,
+                })
             };
             let is_pcis = |host: &PciHost| meets(&host.ecam) || host.windows().any(|window| meets(&window));
             if self.pci.as_ref().is_some_and(is_pcis) {
@@ -299,12 +303,12 @@ impl Board {
         let is_clear = |taken: &PhysRange| end <= taken.start.0 || taken.end().0 <= start;
         let is_within = |range: PhysRange| range.start.0 <= start && end <= range.end().0;
         match (self.isa, space) {
-            (Isa::X86_64, Space::Ports) => end <= PORTS,
-            (Isa::X86_64, Space::Memory) => {
+            (Isa::X86_64, RegisterSpace::Ports) => end <= PORTS,
+            (Isa::X86_64, RegisterSpace::Memory) => {
                 is_within(layout_x86::DEVICES) && layout_x86::DEVICES_OF_KVM.iter().all(is_clear)
             }
-            (Isa::Aarch64, Space::Ports) => false,
-            (Isa::Aarch64, Space::Memory) => is_within(layout_aarch64::DEVICES),
+            (Isa::Aarch64, RegisterSpace::Ports) => false,
+            (Isa::Aarch64, RegisterSpace::Memory) => is_within(layout_aarch64::DEVICES),
         }
     }
 

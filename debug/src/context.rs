@@ -54,12 +54,12 @@
 //! ```
 //!
 //! # States, and modes of resuming
-//! A [`State`] comes with its reason. A context is resumed in a [`Mode`], and its intercept group with it; whether it
+//! A [`ContextState`] comes with its reason. A context is resumed in a [`Mode`], and its intercept group with it; whether it
 //! can be is known by asking ([`Debuggee::can`]), and what is in the way is told by type ([`Unable`]).
 //!
 //! ```
 //! use arch::Isa;
-//! use debug::context::{Mode, State, Unable};
+//! use debug::context::{Mode, ContextState, Unable};
 //! use debug::fake::simulated::{self, CODE};
 //! use std::time::Duration;
 //!
@@ -74,7 +74,7 @@
 //! // It stands in front of a call.
 //! guest.go_until(vcpu, Mode::StepOver, Duration::from_secs(60))?;
 //! assert_eq!(guest.pc(vcpu)?, CODE + code.back);
-//! assert!(matches!(guest.state(vcpu)?, State::Stopped(stop) if stop.context == vcpu));
+//! assert!(matches!(guest.state(vcpu)?, ContextState::Stopped(stop) if stop.context == vcpu));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -168,7 +168,7 @@ pub use debuggee::{Debuggee, GoError, InsertError, Known, Point, ResumeError, Wa
 pub use listen::{Change, Listener, Listeners, Notice};
 pub use mode::{Mode, Resume, Unable};
 pub use space::{Address, Canonical, Missing, Partial, Space};
-pub use stop::{State, Stop, Stopped};
+pub use stop::{ContextState, Stop, Stopped};
 pub use tree::{Context, Group, Id, Kind};
 
 #[cfg(test)]

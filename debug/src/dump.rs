@@ -19,7 +19,7 @@ pub mod read;
 mod unplanted;
 pub mod write;
 
-pub use contents::{Contents, Cpu, DumpError, Image};
+pub use contents::{Contents, DumpError, DumpedVcpu, Image};
 pub use progress::Progress;
 pub use read::{in_one_piece, open};
 pub use unplanted::{Unplanted, cpus};

@@ -16,7 +16,7 @@ use crate::disassemble::{LONGEST_INSTRUCTION, OperatingMode};
 use crate::engine::evaluation::{Evaluation, Which};
 use crate::expression::Environment as _;
 use crate::machine::{Abilities, Action, Code, MachineError, Memory, Order, SoftwareBreakpoints, StopReason};
-use crate::memory::Space;
+use crate::memory::Translation;
 use crate::output::Output;
 use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide};
 use arch::aarch64::exception_entry::refused_fetch;
@@ -64,7 +64,7 @@ pub struct Requests {
     /// What `dprintf` has printed, for the debugger.
     output: Output,
     /// How the addresses of breakpoints were looked at last.
-    space: Option<Space>,
+    space: Option<Translation>,
 }
 
 /// Debug registers, and what each is for.
@@ -180,7 +180,7 @@ impl Engine {
         &self,
         kind: Kind,
         memory: &dyn Memory,
-        space: &Space,
+        space: &Translation,
         address: GuestVirt,
         vector: impl FnOnce() -> Option<u64>,
     ) -> Place {
@@ -581,7 +581,7 @@ impl Engine {
     /// Looks whether pages of waiting breakpoints have appeared, and plants again what the
     /// guest has written over, where the page is still the one that was asked for. Called while
     /// all vCPUs stand still; `space` is asked for only when there is something to do.
-    pub fn refresh(&self, memory: &dyn Memory, space: impl FnOnce() -> Space) {
+    pub fn refresh(&self, memory: &dyn Memory, space: impl FnOnce() -> Translation) {
         let (overwritten, waiting) = {
             let requests = self.requests();
             let waits = self.abilities.software != SoftwareBreakpoints::None;

@@ -8,22 +8,22 @@ use arch::{GuestPhys, GuestVirt};
 
 /// How addresses that a debugger names are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Space {
+pub enum Translation {
     /// Guest-virtual, as a vCPU translates now.
     Virtual(Regime),
     /// Guest-physical.
     Physical,
 }
 
-impl Space {
+impl Translation {
     /// Whether the page of an address that is mapped can be executed, by the kernel or by user mode.
     pub fn is_executable(&self, memory: &dyn Memory, address: GuestVirt) -> bool {
         match self {
-            Space::Virtual(regime) => regime.translate(memory, address).is_ok_and(|mapping| {
+            Translation::Virtual(regime) => regime.translate(memory, address).is_ok_and(|mapping| {
                 let Permissions { execute, user_execute, .. } = mapping.permissions;
                 execute || user_execute
             }),
-            Space::Physical => true,
+            Translation::Physical => true,
         }
     }
 
@@ -33,11 +33,11 @@ impl Space {
     /// [`Fault`] where a vCPU's tables lead nowhere.
     pub fn locate(&self, memory: &dyn Memory, address: GuestVirt) -> Result<(GuestPhys, u64), Fault> {
         match self {
-            Space::Virtual(regime) => {
+            Translation::Virtual(regime) => {
                 let mapping = regime.translate(memory, address)?;
                 Ok((mapping.address, mapping.bytes_left()))
             }
-            Space::Physical => Ok((GuestPhys(address.0), u64::MAX - address.0)),
+            Translation::Physical => Ok((GuestPhys(address.0), u64::MAX - address.0)),
         }
     }
 }
@@ -46,7 +46,7 @@ impl Space {
 /// are good.
 pub fn read(
     memory: &dyn Memory,
-    space: &Space,
+    space: &Translation,
     table: Option<&Table>,
     address: GuestVirt,
     buffer: &mut [u8],
@@ -62,7 +62,7 @@ pub fn read(
 }
 
 /// Why the byte at an address cannot be read, in words; `None` if it can.
-pub fn why_not(memory: &dyn Memory, space: &Space, address: GuestVirt) -> Option<String> {
+pub fn why_not(memory: &dyn Memory, space: &Translation, address: GuestVirt) -> Option<String> {
     let absent = |place| memory.absence(place);
     match space.locate(memory, address) {
         Ok((place, _)) => {
@@ -87,7 +87,7 @@ pub fn why_not(memory: &dyn Memory, space: &Space, address: GuestVirt) -> Option
 /// planted instruction stays, and what is written over it becomes its original.
 pub fn write(
     memory: &dyn Memory,
-    space: &Space,
+    space: &Translation,
     table: Option<&mut Table>,
     address: GuestVirt,
     bytes: &[u8],
@@ -106,7 +106,7 @@ pub fn write(
 /// and the range of the buffer, until it does less than it was asked for.
 fn pieces(
     memory: &dyn Memory,
-    space: &Space,
+    space: &Translation,
     address: GuestVirt,
     length: usize,
     mut visit: impl FnMut(GuestPhys, std::ops::Range<usize>) -> usize,
@@ -136,7 +136,7 @@ mod tests {
 
     /// 4-level tables with two pages at 0x40_0000, the second one not next to the first, and
     /// nothing behind them.
-    fn guest() -> (Ram, Space) {
+    fn guest() -> (Ram, Translation) {
         let ram = Ram::new(0x1_0000);
         for (at, value) in
             [(0x1000, 0x2007u64), (0x2000, 0x3007), (0x3010, 0x4007), (0x4000, 0x8007), (0x4008, 0xb007)]
@@ -145,7 +145,7 @@ mod tests {
         }
         ram.write(GuestPhys(0x8ffe), b"ab");
         ram.write(GuestPhys(0xb000), b"cd");
-        (ram, Space::Virtual(Regime::X86(Paging::new(1 << 31, 0x1000, 1 << 5, 1 << 10))))
+        (ram, Translation::Virtual(Regime::X86(Paging::new(1 << 31, 0x1000, 1 << 5, 1 << 10))))
     }
 
     #[test]
@@ -157,9 +157,9 @@ mod tests {
         assert_eq!(read(&ram, &space, None, GuestVirt(0x40_1ffe), &mut buffer), 2);
         assert_eq!(read(&ram, &space, None, GuestVirt(0x50_0000), &mut buffer), 0);
         assert_eq!(read(&ram, &space, None, GuestVirt(u64::MAX), &mut buffer), 0);
-        assert_eq!(read(&ram, &Space::Physical, None, GuestVirt(0xb000), &mut buffer), 4);
-        assert_eq!(read(&ram, &Space::Physical, None, GuestVirt(0xfffe), &mut buffer), 2);
-        assert_eq!(read(&ram, &Space::Physical, None, GuestVirt(u64::MAX), &mut buffer), 0);
+        assert_eq!(read(&ram, &Translation::Physical, None, GuestVirt(0xb000), &mut buffer), 4);
+        assert_eq!(read(&ram, &Translation::Physical, None, GuestVirt(0xfffe), &mut buffer), 2);
+        assert_eq!(read(&ram, &Translation::Physical, None, GuestVirt(u64::MAX), &mut buffer), 0);
     }
 
     #[test]

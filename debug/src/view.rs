@@ -18,7 +18,7 @@ use crate::breakpoint::{Kind, Place};
 use crate::cancel::Cancel;
 use crate::engine::Engine;
 use crate::machine::{Activity, Machine, MachineError, Tables};
-use crate::memory::{self, Space};
+use crate::memory::{self, Translation};
 use crate::ram::Memory;
 use arch::aarch64::exception_entry;
 use arch::paging::{Fault, Regime};
@@ -125,11 +125,11 @@ impl<'a> View<'a> {
     }
 
     /// What addresses mean.
-    pub fn space(&self) -> Space {
+    pub fn space(&self) -> Translation {
         if self.is_physical {
-            return Space::Physical;
+            return Translation::Physical;
         }
-        self.translation().map_or(Space::Physical, |(regime, _)| Space::Virtual(regime))
+        self.translation().map_or(Translation::Physical, |(regime, _)| Translation::Virtual(regime))
     }
 
     /// Reads memory; how many bytes are good.
@@ -138,7 +138,7 @@ impl<'a> View<'a> {
     }
 
     /// Reads memory of a space; how many bytes are good.
-    pub fn read_in(&self, space: &Space, address: u64, buffer: &mut [u8]) -> usize {
+    pub fn read_in(&self, space: &Translation, address: u64, buffer: &mut [u8]) -> usize {
         let requests = self.engine.requests();
         memory::read(self.memory(), space, Some(&requests.table), GuestVirt(address), buffer)
     }

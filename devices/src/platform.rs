@@ -120,8 +120,8 @@ mod tests {
             for node in rack.board.nodes() {
                 for registers in &node.registers {
                     let bus = match registers.space {
-                        arch::board::Space::Ports => &rack.ports,
-                        arch::board::Space::Memory => &rack.mmio,
+                        arch::board::RegisterSpace::Ports => &rack.ports,
+                        arch::board::RegisterSpace::Memory => &rack.mmio,
                     };
                     for offset in [0, 1, registers.size / 2, registers.size - 1] {
                         let address = registers.start + offset % registers.size;

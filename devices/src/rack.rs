@@ -9,7 +9,7 @@ use crate::bus::{Bus, Device, Overlap, Shared};
 use crate::pci::bus::{Ecam, PciBus, Window, with_bridge};
 use crate::ram::Ram;
 use arch::Isa;
-use arch::board::{Board, BoardError, Node, PciHost, Space};
+use arch::board::{Board, BoardError, Node, PciHost, RegisterSpace};
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -115,8 +115,8 @@ impl Rack {
         self.board.add(node.clone())?;
         for registers in &node.registers {
             let bus = match registers.space {
-                Space::Ports => &mut self.ports,
-                Space::Memory => &mut self.mmio,
+                RegisterSpace::Ports => &mut self.ports,
+                RegisterSpace::Memory => &mut self.mmio,
             };
             let put = bus.insert(registers.start, registers.size, Arc::<Mutex<D>>::clone(device));
             // The board has looked.

@@ -32,7 +32,7 @@ use debug::gdb::session::Session;
 use debug::linux::VmCoreInfo;
 use debug::linux::described::{self, Anchor, Scope};
 use debug::machine::{Action, Machine, Memory, Order};
-use debug::memory::Space;
+use debug::memory::Translation;
 use debug::range;
 use debug::trap::Trap;
 use devices::hypercall::trace::{Filter, Style, Tracer};
@@ -648,7 +648,7 @@ pub fn engine(data: &[u8]) {
     let engine = Engine::new(isa, fake::host(), 1);
     for (at, byte) in rest.iter().take(6).enumerate() {
         let kind = [Kind::Software, Kind::Hardware, Kind::Write, Kind::Access][usize::from(byte & 3)];
-        let (address, space) = (GuestVirt(0x1000 + (word(at) & !3)), Space::Physical);
+        let (address, space) = (GuestVirt(0x1000 + (word(at) & !3)), Translation::Physical);
         let place = engine.place(kind, cpu.memory(), &space, address, || Some(0x3200));
         let breakpoint = Breakpoint::new(kind, address, 4, place);
         let mut requests = engine.requests();

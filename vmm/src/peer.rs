@@ -6,7 +6,7 @@
 //! Only an established socket that a process still has open counts: of a closed one some kernels say
 //! that it is root's.
 
-use debug::gdb::listener::{Admission, Peer};
+use debug::gdb::endpoint::{Admission, Peer};
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_ESTABLISHED};

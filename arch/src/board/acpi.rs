@@ -5,7 +5,7 @@
 //! register and resets by writing the reset value to the reset register; `devices` has the
 //! other side. Which devices there are, and where, is the board's.
 
-use super::{AcpiDevice, AcpiEntry, Board, FixedRegister, Node, PciHost, Registers, Space, Trigger};
+use super::{AcpiDevice, AcpiEntry, Board, FixedRegister, Node, PciHost, RegisterSpace, Registers, Trigger};
 use crate::address::PhysRange;
 use crate::layout::x86 as layout;
 pub use crate::layout::x86::MAX_VCPUS;
@@ -76,8 +76,8 @@ pub fn rsdp(tables: &[u8]) -> [u8; RSDP_SIZE] {
 /// The generic address of a register that is accessed as a whole: a byte, or the timer's 32 bits.
 fn address(register: Registers) -> GAS {
     let space = match register.space {
-        Space::Ports => AddressSpace::SystemIo,
-        Space::Memory => AddressSpace::SystemMemory,
+        RegisterSpace::Ports => AddressSpace::SystemIo,
+        RegisterSpace::Memory => AddressSpace::SystemMemory,
     };
     let (bits, access) = match register.size {
         4 => (32, AccessSize::DwordAccess),
@@ -109,7 +109,7 @@ fn fadt(dsdt_at: u64, board: &Board) -> acpi_tables::fadt::FADT {
     // from the narrow one, which is for ports.
     if let Some(register) = board.fixed(FixedRegister::Timer) {
         fadt.x_pm_tmr_blk = address(register);
-        if let (Space::Ports, Ok(port)) = (register.space, u32::try_from(register.start)) {
+        if let (RegisterSpace::Ports, Ok(port)) = (register.space, u32::try_from(register.start)) {
             fadt.pm_tmr_blk = port.into();
             fadt.pm_tmr_len = 4;
         }
@@ -218,11 +218,11 @@ fn resources(node: &Node) -> Vec<Vec<u8>> {
     let registers = node.registers.iter().filter_map(|registers| {
         let Registers { space, start, size } = *registers;
         Some(match space {
-            Space::Ports => {
+            RegisterSpace::Ports => {
                 let (port, count) = (u16::try_from(start).ok()?, u8::try_from(size).ok()?);
                 bytes_of(&aml::IO::new(port, port, 1, count))
             }
-            Space::Memory => bytes_of(&aml::Memory32Fixed::new(
+            RegisterSpace::Memory => bytes_of(&aml::Memory32Fixed::new(
                 true,
                 u32::try_from(start).ok()?,
                 u32::try_from(size).ok()?,

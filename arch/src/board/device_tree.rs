@@ -5,7 +5,7 @@
 //! `timer/arm,arch_timer.yaml`, `arm/pmu.yaml`, `arm/primecell.yaml`, `pci/host-generic-pci.yaml`,
 //! `pci/pci-msi.txt`. Devices' bindings are where the devices are.
 
-use super::{Board, Node, PciHost, Space, TreeEntry, Trigger};
+use super::{Board, Node, PciHost, RegisterSpace, TreeEntry, Trigger};
 pub use crate::aarch64::gic::GicVersion;
 use crate::address::PhysRange;
 use crate::layout::aarch64 as layout;
@@ -238,7 +238,7 @@ impl DeviceTree<'_> {
 
 /// A device's registers in memory.
 fn memory(node: &Node) -> impl Iterator<Item = PhysRange> {
-    let registers = node.registers.iter().filter(|registers| registers.space == Space::Memory);
+    let registers = node.registers.iter().filter(|registers| registers.space == RegisterSpace::Memory);
     registers.map(|registers| PhysRange::new(registers.start, registers.size))
 }
 

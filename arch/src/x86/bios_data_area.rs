@@ -6,7 +6,7 @@
 
 use super::layout;
 use crate::GuestPhys;
-use crate::board::{Board, Space};
+use crate::board::{Board, RegisterSpace};
 
 /// The area, at 0x40 in segments.
 const AREA: GuestPhys = GuestPhys(0x400);
@@ -23,7 +23,7 @@ pub fn areas(board: &Board) -> [(GuestPhys, Vec<u8>); 2] {
     let word = |value: u64| u16::try_from(value).unwrap_or(0).to_le_bytes();
     let console = board.console().and_then(|node| node.registers.first());
     // 0 where there is none.
-    let port = console.filter(|there| there.space == Space::Ports).map_or(0, |there| there.start);
+    let port = console.filter(|there| there.space == RegisterSpace::Ports).map_or(0, |there| there.start);
     area[COM1..COM1 + 2].copy_from_slice(&word(port));
     area[EXTENDED_AREA..EXTENDED_AREA + 2].copy_from_slice(&word(layout::LOW_MEMORY_END >> 4));
     area[MEMORY_SIZE..MEMORY_SIZE + 2].copy_from_slice(&word(layout::LOW_MEMORY_END >> 10));

@@ -7,7 +7,7 @@
 
 use crate::GuestPhys;
 use crate::board::acpi::RESET_VALUE;
-use crate::board::{Board, FixedRegister, Space};
+use crate::board::{Board, FixedRegister, RegisterSpace};
 
 /// FFFF:0000, where a jump to the firmware goes (Intel SDM vol. 3, "First Instruction
 /// Executed": the same code just below 1 MiB).
@@ -19,7 +19,7 @@ pub const AFTER_INIT: u64 = 0xffff_fff0;
 
 /// The code, 16-bit; `None` on a board without a reset register among its ports.
 pub fn code(board: &Board) -> Option<[u8; 9]> {
-    let register = board.fixed(FixedRegister::Reset).filter(|there| there.space == Space::Ports)?;
+    let register = board.fixed(FixedRegister::Reset).filter(|there| there.space == RegisterSpace::Ports)?;
     let [port_low, port_high] = u16::try_from(register.start).ok()?.to_le_bytes();
     Some([
         0xb0,

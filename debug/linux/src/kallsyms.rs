@@ -40,7 +40,7 @@ const PIECE: usize = 64 << 10;
 
 /// Where a kernel has the parts of its table, guest-virtual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Parts {
     /// How many symbols there are, 32 bits.
     pub count: u64,
     /// Names, one behind the other: how many tokens it has, and these, a byte each.
@@ -67,12 +67,12 @@ pub enum Addresses {
     },
 }
 
-impl Place {
+impl Parts {
     /// Where a kernel says that it is: from Linux 6.0 on.
-    pub fn described(info: &VmCoreInfo) -> Option<Place> {
+    pub fn described(info: &VmCoreInfo) -> Option<Parts> {
         let address = |name| info.address(name);
         let relative = address("kallsyms_offsets").zip(address("kallsyms_relative_base"));
-        Some(Place {
+        Some(Parts {
             count: address("kallsyms_num_syms")?,
             names: address("kallsyms_names")?,
             token_table: address("kallsyms_token_table")?,
@@ -90,7 +90,7 @@ impl Place {
 ///
 /// # Errors
 /// [`KallsymsError`].
-pub fn symbols(place: &Place, read: impl Fn(u64, &mut [u8]) -> usize) -> Result<Symbols, KallsymsError> {
+pub fn symbols(place: &Parts, read: impl Fn(u64, &mut [u8]) -> usize) -> Result<Symbols, KallsymsError> {
     let memory = Memory(read);
     let count = memory.count(place.count)?;
     let tokens = Tokens::read(place, &memory)?;
@@ -177,7 +177,7 @@ struct Tokens(Vec<String>);
 
 impl Tokens {
     fn read<R: Fn(u64, &mut [u8]) -> usize>(
-        place: &Place,
+        place: &Parts,
         memory: &Memory<R>,
     ) -> Result<Tokens, KallsymsError> {
         let index = memory.bytes(place.token_index, TOKENS * 2)?;

@@ -14,7 +14,7 @@ use crate::unwind::orc::Table;
 
 /// How far a module has come, `enum module_state`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum ModuleState {
     /// It is there.
     Live,
     /// It is being loaded: its initialization runs.
@@ -25,14 +25,14 @@ pub enum State {
     Unformed,
 }
 
-impl State {
+impl ModuleState {
     /// In a word, as the kernel has it.
     pub fn word(self) -> &'static str {
         match self {
-            State::Live => "live",
-            State::Coming => "coming",
-            State::Going => "going",
-            State::Unformed => "unformed",
+            ModuleState::Live => "live",
+            ModuleState::Coming => "coming",
+            ModuleState::Going => "going",
+            ModuleState::Unformed => "unformed",
         }
     }
 }
@@ -45,7 +45,7 @@ pub struct Module {
     /// Its name, which may do nothing to a terminal.
     pub name: String,
     /// How far it has come; `None` where that is no number of the kernel's.
-    pub state: Option<State>,
+    pub state: Option<ModuleState>,
     /// Where its code is.
     pub text: u64,
     /// Bytes of that.
@@ -203,10 +203,10 @@ impl ModuleLayout {
             Ok(Table { addresses: read(addresses)?, entries: read(entries)?, count: read(count)? })
         });
         let state = match reader.field(address, self.state)? {
-            0 => Some(State::Live),
-            1 => Some(State::Coming),
-            2 => Some(State::Going),
-            3 => Some(State::Unformed),
+            0 => Some(ModuleState::Live),
+            1 => Some(ModuleState::Coming),
+            2 => Some(ModuleState::Going),
+            3 => Some(ModuleState::Unformed),
             _ => None,
         };
         let mut users = Vec::new();

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 /// What a task does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum TaskState {
     /// It runs, or would if a processor were free.
     Running,
     /// It was made, and has not run yet.
@@ -33,49 +33,49 @@ pub enum State {
     Parked,
 }
 
-impl State {
+impl TaskState {
     /// By `__state` (before 5.14 `state`) and `exit_state`, of which the numbers hold from 4.14 on, as the kernel tells
     /// them to user space (`task_state_index`), and two more: one that has not run yet, and one that is about to end. One
     /// that the freezer has, or that waits for a lock as real-time kernels make them, counts as uninterruptible; of
     /// several states the last one in the kernel's order does.
-    fn new(state: u32, exit: u32) -> State {
+    fn new(state: u32, exit: u32) -> TaskState {
         const NEW: u32 = 0x800;
         const IDLE: u32 = 0x400 | 2;
         const RTLOCK_WAIT_OR_FROZEN: u32 = 0x1000 | 0x8000;
         const DEAD: u32 = 0x80;
         if state & IDLE == IDLE {
-            return State::Idle;
+            return TaskState::Idle;
         }
         if state & RTLOCK_WAIT_OR_FROZEN != 0 {
-            return State::Uninterruptible;
+            return TaskState::Uninterruptible;
         }
         let reported = (state | exit) & 0x7f;
         match reported.checked_ilog2() {
-            None if state == NEW => State::New,
-            None if state == DEAD => State::Dead,
-            None => State::Running,
-            Some(0) => State::Sleeping,
-            Some(1) => State::Uninterruptible,
-            Some(2) => State::Stopped,
-            Some(3) => State::Traced,
-            Some(4) => State::Dead,
-            Some(5) => State::Zombie,
-            Some(_) => State::Parked,
+            None if state == NEW => TaskState::New,
+            None if state == DEAD => TaskState::Dead,
+            None => TaskState::Running,
+            Some(0) => TaskState::Sleeping,
+            Some(1) => TaskState::Uninterruptible,
+            Some(2) => TaskState::Stopped,
+            Some(3) => TaskState::Traced,
+            Some(4) => TaskState::Dead,
+            Some(5) => TaskState::Zombie,
+            Some(_) => TaskState::Parked,
         }
     }
 
     /// As `ps(1)` and `/proc/PID/stat` have it.
     pub fn letter(self) -> char {
         match self {
-            State::Running | State::New => 'R',
-            State::Sleeping => 'S',
-            State::Uninterruptible => 'D',
-            State::Idle => 'I',
-            State::Stopped => 'T',
-            State::Traced => 't',
-            State::Zombie => 'Z',
-            State::Dead => 'X',
-            State::Parked => 'P',
+            TaskState::Running | TaskState::New => 'R',
+            TaskState::Sleeping => 'S',
+            TaskState::Uninterruptible => 'D',
+            TaskState::Idle => 'I',
+            TaskState::Stopped => 'T',
+            TaskState::Traced => 't',
+            TaskState::Zombie => 'Z',
+            TaskState::Dead => 'X',
+            TaskState::Parked => 'P',
         }
     }
 }
@@ -94,7 +94,7 @@ pub struct Task {
     /// Its name, which may do nothing to a terminal.
     pub comm: String,
     /// What it does.
-    pub state: State,
+    pub state: TaskState,
     /// The processor that it is on, or was last.
     pub cpu: Option<u32>,
     /// It is in a processor just now.
@@ -217,7 +217,7 @@ impl TaskLayout {
                 }
             },
             comm: name::read(reader, address, self.comm)?,
-            state: State::new(small(self.state)?, small(self.exit_state)?),
+            state: TaskState::new(small(self.state)?, small(self.exit_state)?),
             cpu: self.cpu.map(small).transpose()?,
             is_on_cpu: self.on_cpu.map(small).transpose()?.map(|on| on != 0),
             is_of_kernel: number(self.flags)? & OF_KERNEL != 0,

@@ -13,7 +13,7 @@ pub const BREAKPOINTS: Command =
 
 /// A breakpoint that was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Point {
+pub struct BreakpointEntry {
     /// What was asked for.
     pub kind: Kind,
     /// Where, guest-virtual.
@@ -34,7 +34,7 @@ pub struct Point {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Points {
     /// Those that were taken.
-    pub taken: Vec<Point>,
+    pub taken: Vec<BreakpointEntry>,
     /// Those that were not: kind, address, and why.
     pub refused: Vec<(Kind, u64, String)>,
 }
@@ -55,8 +55,8 @@ impl Points {
     }
 }
 
-fn point(view: &View<'_>, breakpoint: &Breakpoint, is_guarded: bool, is_inserted: bool) -> Point {
-    Point {
+fn point(view: &View<'_>, breakpoint: &Breakpoint, is_guarded: bool, is_inserted: bool) -> BreakpointEntry {
+    BreakpointEntry {
         kind: breakpoint.kind,
         address: breakpoint.address.0,
         length: breakpoint.kind.access().map(|_| breakpoint.length),
@@ -91,7 +91,8 @@ fn place(view: &View<'_>, breakpoint: &Breakpoint, is_guarded: bool) -> String {
 
 impl fmt::Display for Points {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Point { kind, address, length, place, is_conditional, hits, is_inserted } in &self.taken {
+        for BreakpointEntry { kind, address, length, place, is_conditional, hits, is_inserted } in &self.taken
+        {
             let length = length.map_or(String::new(), |length| format!(", {}", counted(length, "byte")));
             let conditions = if *is_conditional { ", conditional" } else { "" };
             let note = if *is_inserted { "" } else { " (not inserted now)" };

@@ -3,7 +3,7 @@
 use super::operator::Operator;
 use crate::abilities::{Abilities, SoftwareBreakpoints};
 use crate::machine::{Control, MachineError};
-use crate::memory::Space;
+use crate::memory::Translation;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Said, Value, json};
 use crate::view::View;
 use std::fmt;
@@ -25,8 +25,8 @@ impl HostAbilities {
     /// That of the machine that is looked at.
     pub fn of(view: &View<'_>) -> HostAbilities {
         let translation = match view.space() {
-            Space::Virtual(regime) => regime.describe(),
-            Space::Physical => "addresses are guest-physical".into(),
+            Translation::Virtual(regime) => regime.describe(),
+            Translation::Physical => "addresses are guest-physical".into(),
         };
         HostAbilities { abilities: view.machine.abilities().clone(), translation }
     }

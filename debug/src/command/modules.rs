@@ -2,7 +2,7 @@
 
 use super::kernel::of_kernel;
 use super::operator::Operator;
-use crate::linux::module::{Module, Modules, State};
+use crate::linux::module::{Module, ModuleState, Modules};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
 use std::fmt;
 
@@ -18,7 +18,7 @@ pub const LSMOD: Command = Command::new(
 pub struct Loaded(pub Modules);
 
 fn state(module: &Module) -> &'static str {
-    module.state.map_or("in no state of the kernel's", State::word)
+    module.state.map_or("in no state of the kernel's", ModuleState::word)
 }
 
 impl fmt::Display for Loaded {
@@ -29,7 +29,7 @@ impl fmt::Display for Loaded {
             let used = references.map_or_else(|| "-".into(), |count| count.to_string());
             write!(f, "{name:<24} {size:>10} {used:>5} {text:#018x} {}", users.join(","))?;
             match module.state {
-                Some(State::Live) => writeln!(f)?,
+                Some(ModuleState::Live) => writeln!(f)?,
                 _ => writeln!(f, " ({})", state(module))?,
             }
         }
@@ -42,7 +42,7 @@ impl Value for Loaded {
         let module = |module: &Module| {
             json!({
                 "name": module.name, "size": module.size, "used": module.references, "code": hex(module.text),
-                "users": module.users, "state": module.state.map(State::word), "module": hex(module.address),
+                "users": module.users, "state": module.state.map(ModuleState::word), "module": hex(module.address),
             })
         };
         json!({ "modules": self.0.all.iter().map(module).collect::<Vec<_>>(), "remarks": self.0.remarks })
@@ -69,7 +69,7 @@ mod tests {
         let virtio = Module {
             address: 0xffff_ffff_c012_0000,
             name: "virtio_net".into(),
-            state: Some(State::Live),
+            state: Some(ModuleState::Live),
             text: 0xffff_ffff_c010_0000,
             text_size: 0x3000,
             init: (0, 0),
@@ -80,7 +80,7 @@ mod tests {
         };
         let (references, users) = (None, Vec::new());
         let odd = Module { name: "odd".into(), state: None, references, users, ..virtio.clone() };
-        let coming = Module { name: "new".into(), state: Some(State::Coming), ..odd.clone() };
+        let coming = Module { name: "new".into(), state: Some(ModuleState::Coming), ..odd.clone() };
         let remarks = vec!["a module is left out".to_string()];
         let loaded = Loaded(Modules { all: vec![virtio, odd, coming], remarks });
         let expected = "MODULE                         SIZE  USED CODE               USED BY\n\

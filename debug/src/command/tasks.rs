@@ -94,7 +94,7 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::linux::task::State;
+    use crate::linux::task::TaskState;
 
     #[test]
     fn tasks_in_words_and_as_json() {
@@ -104,7 +104,7 @@ mod tests {
             tgid: 1,
             parent: Some(0),
             comm: "init".into(),
-            state: State::Sleeping,
+            state: TaskState::Sleeping,
             cpu: Some(1),
             is_on_cpu: Some(false),
             is_of_kernel: false,
@@ -115,7 +115,7 @@ mod tests {
             tgid: 12,
             parent: None,
             comm: "kworker/0:1".into(),
-            state: State::Running,
+            state: TaskState::Running,
             cpu: None,
             is_on_cpu: Some(true),
             is_of_kernel: true,

@@ -26,7 +26,7 @@ pub struct Stopped {
 
 /// What a context is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum ContextState {
     /// The guest has not started this vCPU.
     NotStarted,
     /// It runs, or waits for an interrupt.

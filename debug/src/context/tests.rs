@@ -213,12 +213,12 @@ fn what_cannot_be_had_is_told_by_type() {
         assert_eq!(guest.wait(LIMIT), Err(WaitError::Standing));
         guest.resume(root, Mode::Run).unwrap();
         assert_eq!(guest.can(vcpu, Mode::Run), Err(Unable::Running));
-        assert_eq!(guest.state(vcpu), Ok(State::Running));
+        assert_eq!(guest.state(vcpu), Ok(ContextState::Running));
         guest.suspend().unwrap();
         guest.detach();
         assert_eq!(
             (guest.can(vcpu, Mode::Run), guest.state(vcpu)),
-            (Err(Unable::Detached), Ok(State::Running))
+            (Err(Unable::Detached), Ok(ContextState::Running))
         );
         assert!(matches!(guest.add(Point::execute(CODE)), Err(InsertError::Detached)));
         guest.attach();
@@ -517,7 +517,7 @@ fn the_guests_end_is_told() {
         let stop = go(&mut guest, root, Mode::Run);
         assert!(matches!(stop.reason, StopReason::Fatal(_)), "{isa} {stop:?}");
         assert_eq!(at(&guest, vcpu), code.leaf);
-        assert_eq!(guest.state(vcpu), Ok(State::Stopped(stop)));
+        assert_eq!(guest.state(vcpu), Ok(ContextState::Stopped(stop)));
     }
 }
 
@@ -549,7 +549,7 @@ fn the_end_of_a_guest() {
         let ended = Ended { code: 7, text: "over".into() };
         vcpus.link().unwrap().tell(Event::Ended(ended.clone()));
         assert_eq!(guest.wait(LIMIT), Err(WaitError::Ended(ended.clone())), "{isa}");
-        assert_eq!(guest.state(root), Ok(State::Ended(ended.clone())));
+        assert_eq!(guest.state(root), Ok(ContextState::Ended(ended.clone())));
         assert_eq!(guest.can(root, Mode::Run), Err(Unable::Ended));
         assert_eq!(
             (guest.poll(), guest.suspend()),

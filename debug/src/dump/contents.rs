@@ -34,7 +34,7 @@ pub trait Image: Send + Sync + std::fmt::Debug {
 
 /// A vCPU, as a dump has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cpu {
+pub struct DumpedVcpu {
     /// Its registers, as far as they are there.
     pub registers: RegisterFile,
     /// How it reads its code.
@@ -46,11 +46,11 @@ pub struct Cpu {
     pub is_earlier: bool,
 }
 
-impl Cpu {
+impl DumpedVcpu {
     /// One of which nothing is known.
-    pub fn unknown(isa: Isa) -> Cpu {
+    pub fn unknown(isa: Isa) -> DumpedVcpu {
         let (registers, activity) = (RegisterFile::new(isa), Activity::Unknown);
-        Cpu { registers, mode: OperatingMode::Bits64, activity, is_earlier: false }
+        DumpedVcpu { registers, mode: OperatingMode::Bits64, activity, is_earlier: false }
     }
 }
 
@@ -64,7 +64,7 @@ pub struct Contents {
     /// Memory.
     pub image: Box<dyn Image>,
     /// vCPUs; there may be none.
-    pub cpus: Vec<Cpu>,
+    pub cpus: Vec<DumpedVcpu>,
     /// The kernel's description of itself, if the file has it.
     pub info: Option<VmCoreInfo>,
     /// What is odd about the file, a line each.

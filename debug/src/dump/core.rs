@@ -1,6 +1,6 @@
 //! A dump as a [`Machine`] that cannot run.
 
-use super::contents::{Contents, Cpu, Image, joined};
+use super::contents::{Contents, DumpedVcpu, Image, joined};
 use super::notes::numbers;
 use crate::abilities::{Abilities, SoftwareBreakpoints};
 use crate::cancel::{Cancel, Cancelled};
@@ -152,7 +152,7 @@ pub struct Core {
     isa: Isa,
     format: String,
     memory: CoreMemory,
-    cpus: Vec<Mutex<Cpu>>,
+    cpus: Vec<Mutex<DumpedVcpu>>,
     /// What the file says of its kernel.
     noted: Option<VmCoreInfo>,
     /// What is so, found out when it is first asked for.
@@ -172,8 +172,8 @@ const CANNOT_RUN: &str =
 const READ_ONLY: &str = "this is a dump: registers and memory can be changed, in a copy, with --writable";
 
 /// What there is to be said of vCPUs without page tables where others have some.
-fn without_tables(cpus: &[Cpu]) -> Option<String> {
-    let is_on = |cpu: &Cpu| translate::regime(&cpu.registers).is_ok_and(|regime| regime.is_on());
+fn without_tables(cpus: &[DumpedVcpu]) -> Option<String> {
+    let is_on = |cpu: &DumpedVcpu| translate::regime(&cpu.registers).is_ok_and(|regime| regime.is_on());
     let (with, without): (Vec<usize>, Vec<usize>) = (0..cpus.len()).partition(|vcpu| is_on(&cpus[*vcpu]));
     let (first, _) = (with.first()?, without.first()?);
     let without = numbers(&without);
@@ -191,7 +191,7 @@ impl Core {
         let memory = CoreMemory::new(image, is_writable);
         if cpus.is_empty() {
             remarks.push("there are no registers in it".into());
-            cpus.push(Cpu::unknown(isa));
+            cpus.push(DumpedVcpu::unknown(isa));
         }
         remarks.extend(without_tables(&cpus));
         // It never becomes readable: events are there at once.
@@ -252,7 +252,7 @@ impl Core {
         Ok(found)
     }
 
-    fn cpu(&self, vcpu: u32) -> Result<MutexGuard<'_, Cpu>, MachineError> {
+    fn cpu(&self, vcpu: u32) -> Result<MutexGuard<'_, DumpedVcpu>, MachineError> {
         self.cpus.get(vcpu as usize).map(lock).ok_or(MachineError::NoVcpu(vcpu))
     }
 

@@ -1,7 +1,7 @@
 //! Notes of a core: vCPUs' registers, and the kernel's description of itself. Ours, QEMU's, and those of Linux
 //! ([`arch::register::note`]).
 
-use super::contents::Cpu;
+use super::contents::DumpedVcpu;
 use crate::disassemble::OperatingMode;
 use crate::linux::VmCoreInfo;
 use crate::machine::Activity;
@@ -15,7 +15,7 @@ const MOST_CPUS: usize = 4096;
 /// What our own note has beside registers: what the vCPU was doing, a byte.
 pub(super) const STATE: &[u8] = b"state";
 
-/// And, a byte that is not 0, that the registers are [earlier](Cpu::is_earlier) ones.
+/// And, a byte that is not 0, that the registers are [earlier](DumpedVcpu::is_earlier) ones.
 pub(super) const EARLIER: &[u8] = b"earlier";
 
 fn activity_of(number: u8) -> Activity {
@@ -59,7 +59,7 @@ pub(super) fn numbers(all: &[usize]) -> String {
 #[derive(Debug)]
 pub(super) struct Notes {
     isa: Isa,
-    cpus: Vec<Cpu>,
+    cpus: Vec<DumpedVcpu>,
     /// How many of QEMU's and of our own notes there were: each is the next vCPU's.
     qemu: usize,
     own: usize,
@@ -73,13 +73,13 @@ impl Notes {
         Notes { isa, cpus: Vec::new(), qemu: 0, own: 0, info: None, too_many: false }
     }
 
-    fn cpu(&mut self, index: usize) -> Option<&mut Cpu> {
+    fn cpu(&mut self, index: usize) -> Option<&mut DumpedVcpu> {
         if index >= MOST_CPUS {
             self.too_many = true;
             return None;
         }
         while self.cpus.len() <= index {
-            self.cpus.push(Cpu::unknown(self.isa));
+            self.cpus.push(DumpedVcpu::unknown(self.isa));
         }
         self.cpus.get_mut(index)
     }
@@ -152,7 +152,7 @@ impl Notes {
     }
 
     /// The vCPUs, and the kernel's description of itself; what there is to say of them goes to the remarks.
-    pub fn finish(self, remarks: &mut Vec<String>) -> (Vec<Cpu>, Option<VmCoreInfo>) {
+    pub fn finish(self, remarks: &mut Vec<String>) -> (Vec<DumpedVcpu>, Option<VmCoreInfo>) {
         if self.too_many {
             remarks.push(format!("there are notes of more than {MOST_CPUS} vCPUs; the rest is left out"));
         }

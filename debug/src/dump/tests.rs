@@ -44,7 +44,7 @@ impl Drop for Scratch {
 }
 
 /// Two vCPUs whose registers are all different.
-fn some_cpus(isa: Isa) -> Vec<Cpu> {
+fn some_cpus(isa: Isa) -> Vec<DumpedVcpu> {
     let cpu = |id: usize, activity| {
         let mut registers = RegisterFile::new(isa);
         for (row, register) in table(isa).iter().enumerate() {
@@ -58,7 +58,7 @@ fn some_cpus(isa: Isa) -> Vec<Cpu> {
                 registers.set(name, value);
             }
         }
-        Cpu { registers, mode: OperatingMode::Bits64, activity, is_earlier: id == 1 }
+        DumpedVcpu { registers, mode: OperatingMode::Bits64, activity, is_earlier: id == 1 }
     };
     vec![cpu(0, Activity::Running), cpu(1, Activity::Halted)]
 }
@@ -513,7 +513,7 @@ fn pages_that_are_not_there_are_no_zeros() {
 /// A program looks at a dump by the same contexts as at a live guest.
 #[test]
 fn a_dump_for_a_program() {
-    use crate::context::{Address, Debuggee, Missing, Mode, ResumeError, State, Unable};
+    use crate::context::{Address, ContextState, Debuggee, Missing, Mode, ResumeError, Unable};
     // The second page was left out.
     let mut file = kdump_of("x86_64", &[Some(&[7; 4096]), None, Some(&[8; 4096])], 0);
     file[4096 + 8] = 31;
@@ -522,7 +522,7 @@ fn a_dump_for_a_program() {
     let mut guest = Debuggee::new(core, Arc::new(engine));
     guest.attach();
     let (root, mut bytes) = (guest.root(), [0; 16]);
-    assert!(matches!(guest.state(root), Ok(State::Stopped(_))));
+    assert!(matches!(guest.state(root), Ok(ContextState::Stopped(_))));
     for mode in [Mode::Run, Mode::StepInto, Mode::StepOut, Mode::UntilActive] {
         assert_eq!(guest.can(root, mode.clone()), Err(Unable::NeverRuns));
         let refused = guest.resume(root, mode.backwards());
@@ -593,7 +593,7 @@ fn kdumps_that_lie() {
 #[test]
 fn a_vcpu_without_tables_is_read_by_another_ones() {
     for isa in Isa::ALL {
-        let mut cpus = vec![Cpu::unknown(isa); 3];
+        let mut cpus = vec![DumpedVcpu::unknown(isa); 3];
         let values: &[(&str, u64)] = match isa {
             Isa::X86_64 => &[("cr0", 0x8000_0011), ("cr3", 0x1000), ("cr4", 0x20), ("efer", 0xd00)],
             Isa::Aarch64 => {
@@ -609,7 +609,7 @@ fn a_vcpu_without_tables_is_read_by_another_ones() {
                 cpus[0].registers.set(name, value);
             }
         }
-        let core = |cpus: &[Cpu]| {
+        let core = |cpus: &[DumpedVcpu]| {
             let image =
                 read::raw::read(Arc::new(vec![0; 0x4000]), isa, 0, RegisterFile::new(isa)).unwrap().image;
             let (format, remarks) = (String::new(), Vec::new());

@@ -1,6 +1,6 @@
 //! A machine that stands still, as a dump has it.
 
-use super::contents::Cpu;
+use super::contents::DumpedVcpu;
 use crate::disassemble::OperatingMode;
 use crate::machine::{Machine, MachineError};
 use crate::ram::{Absence, Memory};
@@ -13,11 +13,11 @@ use arch::register::Bank;
 ///
 /// # Errors
 /// [`MachineError`].
-pub fn cpus(machine: &dyn Machine) -> Result<Vec<Cpu>, MachineError> {
+pub fn cpus(machine: &dyn Machine) -> Result<Vec<DumpedVcpu>, MachineError> {
     let cpu = |vcpu| {
         let mode = machine.code(vcpu).map_or(OperatingMode::Bits64, |code| code.mode);
         let (registers, activity) = (machine.registers(vcpu, &Bank::ALL)?, machine.activity(vcpu));
-        Ok(Cpu { registers, mode, activity, is_earlier: false })
+        Ok(DumpedVcpu { registers, mode, activity, is_earlier: false })
     };
     (0..machine.vcpus()).map(cpu).collect()
 }

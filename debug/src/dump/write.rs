@@ -19,7 +19,7 @@ mod sink;
 pub use super::progress::Progress;
 pub use error::WriteError;
 
-use super::contents::{Cpu, joined};
+use super::contents::{DumpedVcpu, joined};
 use super::notes::{EARLIER, STATE, number_of};
 use super::read::elf::{ET_CORE, HEADER, PROGRAM_HEADER, PT_LOAD, PT_NOTE};
 use crate::cancel::Cancelled;
@@ -78,7 +78,7 @@ pub struct Subject<'a> {
     /// Its architecture.
     pub isa: Isa,
     /// Its vCPUs.
-    pub cpus: &'a [Cpu],
+    pub cpus: &'a [DumpedVcpu],
     /// Its memory.
     pub memory: &'a dyn Memory,
 }
@@ -267,7 +267,7 @@ struct Segment {
 
 /// Everything in front of the memory.
 fn head(subject: &Subject<'_>, ranges: &[PhysRange], info: Option<&VmCoreInfo>) -> Vec<u8> {
-    let regimes: Vec<(&Cpu, Regime)> =
+    let regimes: Vec<(&DumpedVcpu, Regime)> =
         subject.cpus.iter().filter_map(|cpu| Some((cpu, translate::regime(&cpu.registers).ok()?))).collect();
     let direct = regimes.iter().find_map(|(_, regime)| translate::direct_map(regime, subject.memory));
     let notes = notes(subject, info);
@@ -333,7 +333,7 @@ fn header(isa: Isa, segments: usize) -> Vec<u8> {
 }
 
 /// Memory by further virtual addresses: the kernel's image, and stacks that are not in the direct map.
-fn others(subject: &Subject<'_>, regimes: &[(&Cpu, Regime)], direct: Option<u64>) -> Vec<Piece> {
+fn others(subject: &Subject<'_>, regimes: &[(&DumpedVcpu, Regime)], direct: Option<u64>) -> Vec<Piece> {
     let images = regimes.iter().map(|(cpu, regime)| {
         let vbar = cpu.registers.get("VBAR_EL1").unwrap_or(0);
         translate::image(subject.isa, regime, subject.memory, vbar)

@@ -3,7 +3,7 @@
 use super::{Cpu, Engine};
 use crate::breakpoint::{Condition, Hit, Id, Witness};
 use crate::expression::Environment;
-use crate::memory::{self, Space};
+use crate::memory::{self, Translation};
 use arch::paging::Regime;
 use arch::{GuestVirt, Isa};
 use std::any::Any;
@@ -70,7 +70,7 @@ impl Witness for Evaluation<'_> {
     fn read(&self, address: GuestVirt, bytes: &mut [u8]) -> usize {
         let Some(regime) = self.regime() else { return 0 };
         let requests = self.engine.requests();
-        memory::read(self.cpu.memory(), &Space::Virtual(regime), Some(&requests.table), address, bytes)
+        memory::read(self.cpu.memory(), &Translation::Virtual(regime), Some(&requests.table), address, bytes)
     }
 
     fn regime(&self) -> Option<Regime> {

@@ -4,7 +4,7 @@ use super::{Cpu, Engine, Requests, Run, Verdict, locate, pc, stack};
 use crate::arming::{Want, allocate};
 use crate::breakpoint::Table;
 use crate::machine::{Action, MachineError, StopReason};
-use crate::memory::{self, Space};
+use crate::memory::{self, Translation};
 use crate::range;
 use arch::GuestVirt;
 use std::ops::Range;
@@ -18,7 +18,7 @@ impl Engine {
         let length = range.end.checked_sub(range.start).filter(|length| *length <= range::LONGEST)?;
         let mode = cpu.vcpu().code().ok()?.mode;
         let mut code = vec![0; usize::try_from(length).ok()?];
-        let space = Space::Virtual(cpu.vcpu().regime().ok()?);
+        let space = Translation::Virtual(cpu.vcpu().regime().ok()?);
         let count = memory::read(cpu.memory(), &space, Some(table), GuestVirt(range.start), &mut code);
         if count < code.len() {
             return None;

@@ -4,7 +4,7 @@ use super::{Engine, Requests, Sharing};
 use crate::arming::{TooMany, Want, allocate};
 use crate::breakpoint::{Breakpoint, Id, Kind};
 use crate::machine::Memory;
-use crate::memory::Space;
+use crate::memory::Translation;
 use arch::Isa;
 use arch::aarch64::debug_registers::MOST;
 use std::collections::BTreeSet;
@@ -78,7 +78,7 @@ impl Engine {
         &self,
         requests: &mut Requests,
         memory: &dyn Memory,
-        space: &Space,
+        space: &Translation,
     ) -> Result<(), TooMany> {
         let first = self.reallocate(requests);
         let patched = requests.table.patched();

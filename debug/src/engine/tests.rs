@@ -173,8 +173,12 @@ fn a_breakpoint_on_a_page_that_cannot_be_executed_is_on_registers_until_it_can()
     for (at, value) in [(0x1000, 0x2007u64), (0x2000, 0x3007), (0x3010, 0x4007), (0x4000, 0x8007 | NX)] {
         cpu.memory().write(GuestPhys(at), &value.to_le_bytes());
     }
-    let space =
-        Space::Virtual(arch::paging::Regime::X86(Paging::new(1 << 31, 0x1000, 1 << 5, 1 << 10 | 1 << 11)));
+    let space = Translation::Virtual(arch::paging::Regime::X86(Paging::new(
+        1 << 31,
+        0x1000,
+        1 << 5,
+        1 << 10 | 1 << 11,
+    )));
     let engine = Engine::new(Isa::X86_64, host(), 1);
     let address = GuestVirt(0x40_0010);
     let place = engine.place(Kind::Software, cpu.memory(), &space, address, || None);
@@ -204,7 +208,8 @@ fn what_serves_the_guest_leaves_breakpoints_where_their_page_is() {
     for (at, value) in [(0x1000, 0x2007u64), (0x2000, 0x3007), (0x3010, 0x4007), (0x4000, PAGE | 7)] {
         memory.write(GuestPhys(at), &value.to_le_bytes());
     }
-    let space = Space::Virtual(arch::paging::Regime::X86(Paging::new(1 << 31, 0x1000, 1 << 5, 1 << 10)));
+    let space =
+        Translation::Virtual(arch::paging::Regime::X86(Paging::new(1 << 31, 0x1000, 1 << 5, 1 << 10)));
     let engine = Engine::new(Isa::X86_64, host(), 1);
     let byte = |read: &dyn Fn(&mut [u8]) -> usize| {
         let mut byte = [0];

@@ -14,8 +14,8 @@ pub(crate) use script::Scripted;
 pub use script::{converse, misbehave};
 
 use super::answer::errno;
+use super::endpoint::{Peer, Stream};
 use super::front;
-use super::listener::{Peer, Stream};
 use super::packet::Item;
 use super::session::{self, Process, Session, Stop};
 use super::stop::{self, console};

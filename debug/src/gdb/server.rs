@@ -11,7 +11,7 @@ mod poller;
 pub use super::readiness::is_readable;
 
 use super::client::{Client, Goodbye, Ready};
-use super::listener::{Admission, Listener, Peer, Stream};
+use super::endpoint::{Admission, ListeningSocket, Peer, Stream};
 use super::session::{Process, Session};
 use crate::machine::{Extent, Machine};
 use crate::patience::Patience;
@@ -75,7 +75,7 @@ const OTHERS: Duration = Duration::from_millis(5);
 type IsOver = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Serves debuggers until it is to end or the guest is over; returns then.
-pub fn run<M: Machine>(listener: Listener, session: Session<M>, service: Service) {
+pub fn run<M: Machine>(listener: ListeningSocket, session: Session<M>, service: Service) {
     let mut server = match Server::new(listener, session, service) {
         Ok(server) => server,
         Err(error) => {
@@ -104,7 +104,7 @@ fn until(left: Option<Duration>) -> PollTimeout {
 
 /// Serves debuggers, a turn at a time.
 pub(super) struct Server<M: Machine> {
-    listener: Listener,
+    listener: ListeningSocket,
     service: Service,
     session: Session<M>,
     door: Door,
@@ -147,7 +147,7 @@ impl<M: Machine> std::fmt::Debug for Polled<M> {
 impl<M: Machine> Polled<M> {
     /// # Errors
     /// When the system gives no more descriptors.
-    pub fn new(listener: Listener, session: Session<M>, service: Service) -> io::Result<Polled<M>> {
+    pub fn new(listener: ListeningSocket, session: Session<M>, service: Service) -> io::Result<Polled<M>> {
         let mut polled = Polled { server: Server::new(listener, session, service)?, poller: Poller::new()? };
         polled.arm()?;
         Ok(polled)
@@ -217,7 +217,7 @@ struct Found {
 impl<M: Machine> Server<M> {
     /// # Errors
     /// When the system gives no more descriptors.
-    pub fn new(listener: Listener, session: Session<M>, service: Service) -> io::Result<Server<M>> {
+    pub fn new(listener: ListeningSocket, session: Session<M>, service: Service) -> io::Result<Server<M>> {
         // Duplicates, as commands that take long look at them.
         let quit = service.quit.try_clone()?;
         let release = service.release.as_ref().map(OwnedFd::try_clone).transpose()?;
@@ -579,7 +579,7 @@ mod tests {
     use super::*;
     use crate::engine::Engine;
     use crate::fake::{Still, host};
-    use crate::gdb::listener::Endpoint;
+    use crate::gdb::endpoint::Endpoint;
     use crate::gdb::packet::frame;
     use crate::live::link::Wake;
     use crate::socket::Audience;
@@ -598,7 +598,7 @@ mod tests {
         );
         let path = std::env::temp_dir().join(format!("debug-steps-{}.sock", std::process::id()));
         let address = Endpoint::parse(&format!("unix:{}", path.display())).unwrap();
-        let listener = Listener::bind(&address, Audience::Owner).unwrap();
+        let listener = ListeningSocket::bind(&address, Audience::Owner).unwrap();
         let mut server = Server::new(listener, session, Service::plain(quit.duplicate().unwrap())).unwrap();
         let mut debugger = UnixStream::connect(&path).unwrap();
         debugger.set_nonblocking(true).unwrap();

@@ -1,7 +1,7 @@
 //! The server as a client sees it: every packet of the manual's list, and clients that answer wrongly.
 
 use super::client::{Client, Ready, converse, misbehave};
-use super::listener::{Peer, Stream};
+use super::endpoint::{Peer, Stream};
 use super::memory_stream::MemoryStream;
 use super::packet::{Framer, INTERRUPT, Item, LONGEST, frame, from_hex};
 use super::session::{Process, Session};

@@ -7,7 +7,7 @@ use super::vcpus::{KICK_AGAIN, Monitor, Vcpus};
 use crate::context::Listeners;
 use crate::engine::Engine;
 use crate::gdb::description::Believed;
-use crate::gdb::listener::{Admission, Listener};
+use crate::gdb::endpoint::{Admission, ListeningSocket};
 use crate::gdb::server::{self, OnLost, Service};
 use crate::gdb::session::{NAME, Session};
 use crate::ram::Memory;
@@ -193,7 +193,7 @@ impl<M: Monitor> Debugger<M> {
     pub fn attach(
         vcpus: &Arc<Vcpus<M>>,
         target: Target,
-        listener: Listener,
+        listener: ListeningSocket,
         options: Options,
     ) -> io::Result<Debugger<M>> {
         let waiting = if options.looks { Waiting::Awake } else { Waiting::Asleep };
@@ -322,7 +322,7 @@ impl<M: Monitor> Polled<M> {
     pub fn attach(
         vcpus: &Arc<Vcpus<M>>,
         target: Target,
-        listener: Listener,
+        listener: ListeningSocket,
         options: Options,
     ) -> io::Result<Polled<M>> {
         let (lines, machine) = Lines::new(vcpus, target, (Waiting::Never, options.looks))?;

@@ -15,7 +15,7 @@ use super::times::Entry;
 use crate::arming::{Arming, DebugRegisters, Own, Want, allocate, with_own};
 use crate::disassemble::LONGEST_INSTRUCTION;
 use crate::machine::{Abilities, Code, MachineError, Memory, SoftwareBreakpoints};
-use crate::memory::{self, Space};
+use crate::memory::{self, Translation};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
 use arch::aarch64::step as arm;
@@ -144,7 +144,7 @@ struct At<'a> {
     pc: u64,
     flags: u64,
     code: Code,
-    space: Space,
+    space: Translation,
     /// The instruction, and what is behind it.
     bytes: &'a [u8],
 }
@@ -206,7 +206,7 @@ impl Stepper<'_> {
             self.set(arming, &mut step)?;
             return Ok(Entering::Step(step));
         }
-        let space = Space::Virtual(self.vcpu.regime()?);
+        let space = Translation::Virtual(self.vcpu.regime()?);
         let mut bytes = [0; LONGEST_INSTRUCTION];
         let count = memory::read(self.memory, &space, None, GuestVirt(step.from), &mut bytes);
         let at = At { pc, flags, code, space, bytes: &bytes[..count] };

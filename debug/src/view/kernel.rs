@@ -3,14 +3,14 @@
 use super::View;
 use crate::cancel::Cancelled;
 use crate::linux::described::{self, Anchor, Scope};
-use crate::linux::kallsyms::{self, KallsymsError, Place};
+use crate::linux::kallsyms::{self, KallsymsError, Parts};
 use crate::linux::module::{ModuleLayout, Modules};
 use crate::linux::reader::Reader;
 use crate::linux::symbols::Kind;
 use crate::linux::task::{TaskLayout, Tasks};
 use crate::linux::translate::kernel_regime;
 use crate::linux::{self, Described, Symbols, Types, VmCoreInfo, btf};
-use crate::memory::Space;
+use crate::memory::Translation;
 use arch::Isa;
 use arch::register::Bank;
 use std::borrow::Cow;
@@ -70,14 +70,14 @@ impl<'a> View<'a> {
         &self,
         info: &VmCoreInfo,
         look: impl Fn(&dyn Fn(u64, &mut [u8]) -> usize) -> Result<T, E>,
-    ) -> Result<(T, Space), Vec<E>> {
+    ) -> Result<(T, Translation), Vec<E>> {
         let others = (0..self.machine.vcpus()).filter(|vcpu| *vcpu != self.vcpu);
         let vcpus = std::iter::once(self.vcpu).chain(others);
         let by_registers = vcpus.filter_map(|vcpu| self.machine.regime(vcpu).ok());
         let by_info = kernel_regime(self.isa(), info);
         let mut errors = Vec::new();
         for regime in by_registers.chain(by_info) {
-            let space = Space::Virtual(regime);
+            let space = Translation::Virtual(regime);
             match look(&|at, bytes| self.read_unless_cancelled(&space, at, bytes)) {
                 Ok(found) => return Ok((found, space)),
                 Err(error) => errors.push(error),
@@ -86,7 +86,7 @@ impl<'a> View<'a> {
         Err(errors)
     }
 
-    fn read_unless_cancelled(&self, space: &Space, at: u64, bytes: &mut [u8]) -> usize {
+    fn read_unless_cancelled(&self, space: &Translation, at: u64, bytes: &mut [u8]) -> usize {
         match self.cancel.check() {
             Ok(()) => self.read_in(space, at, bytes),
             Err(Cancelled) => 0,
@@ -98,7 +98,7 @@ impl<'a> View<'a> {
     /// # Errors
     /// In words, why there are none. Also when it is broken off.
     pub fn kernel_symbols(&self, info: &VmCoreInfo) -> Result<Arc<Symbols>, String> {
-        let place = Place::described(info).ok_or_else(|| KallsymsError::Lacks.to_string())?;
+        let place = Parts::described(info).ok_or_else(|| KallsymsError::Lacks.to_string())?;
         self.engine.kept().symbols(info, || self.by_kernel(info, |read| kallsyms::symbols(&place, read)))
     }
 

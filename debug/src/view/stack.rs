@@ -3,7 +3,7 @@
 use super::View;
 use crate::linux::module::{Module, ModuleLayout, Modules};
 use crate::linux::reader::Reader;
-use crate::linux::task::{State, Task};
+use crate::linux::task::{Task, TaskState};
 use crate::linux::unwind::{End, Frame, Stack, Start, frame_pointer, orc};
 use crate::linux::{Symbols, Types, VmCoreInfo};
 use arch::Isa;
@@ -154,7 +154,7 @@ impl<'a> Stacks<'a> {
     /// Where a task sleeps: the first function of its stack that is not one that puts tasks to sleep (as in
     /// `/proc/PID/wchan`). `None` of one that does not sleep, or where that is not known.
     pub fn sleeps_in(&self, task: &Task) -> Option<Location> {
-        if task.is_on_cpu != Some(false) || matches!(task.state, State::Running | State::New) {
+        if task.is_on_cpu != Some(false) || matches!(task.state, TaskState::Running | TaskState::New) {
             return None;
         }
         let [begin, end] = ["__sched_text_start", "__sched_text_end"].map(|name| self.symbols.address(name));

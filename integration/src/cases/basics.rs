@@ -328,9 +328,10 @@ pub fn check_command(c: &mut Context) -> Check {
     let most = json["max_vcpus"].as_u64().unwrap_or(0);
     let run = c.run(&format!("--cpus {}", most + 1), &[], limit)?;
     run.expect_code(2)?;
-    let whose = match json["kvm_max_vcpus"].as_u64() > Some(most) {
-        true => "too many: vmm, whose",
-        false => "too many: this host's",
+    let whose = match (json["kvm_max_vcpus"].as_u64() > Some(most), c.isa) {
+        (true, Isa::X86_64) => "too many: an APIC's identifier",
+        (true, Isa::Aarch64) => "too many: the room for interrupt redistributors",
+        (false, _) => "too many: this host's KVM",
     };
     run.expect_one_line(whose)?;
     run.expect_one_line(&format!("allows {most}"))

@@ -1,7 +1,7 @@
 //! The monitor as a library: what it does to the process that embeds it.
 
 use crate::context::{Check, Context, check};
-use debug::gdb::listener::Endpoint;
+use debug::gdb::endpoint::Endpoint;
 use kvm::kick;
 use std::fs;
 use std::mem::MaybeUninit;

@@ -3,7 +3,7 @@
 use crate::context::{Check, Context, check};
 use crate::rsp::Client;
 use arch::{End, Isa};
-use debug::gdb::listener::Endpoint;
+use debug::gdb::endpoint::Endpoint;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;

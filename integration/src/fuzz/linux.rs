@@ -2,7 +2,7 @@
 
 use super::change;
 use debug::linux::btf;
-use debug::linux::kallsyms::{self, Addresses, Place};
+use debug::linux::kallsyms::{self, Addresses, Parts};
 use debug::linux::module::ModuleLayout;
 use debug::linux::reader::Reader;
 use debug::linux::task::TaskLayout;
@@ -261,7 +261,7 @@ pub fn linux(data: &[u8]) {
     let [count, names, token_table, token_index, offsets, base] =
         [0, 8, 0x1000, 0x2000, 0x3000, 0x4000].map(|at| BASE + at);
     for addresses in [Addresses::Absolute(offsets), Addresses::Relative { offsets, base }] {
-        let place = Place { count, names, token_table, token_index, addresses };
+        let place = Parts { count, names, token_table, token_index, addresses };
         if let Ok(symbols) = kallsyms::symbols(&place, read) {
             assert!(symbols.iter().all(|symbol| is_harmless(symbol.name)));
         }

@@ -7,7 +7,7 @@
 
 use arch::GuestPhys;
 use debug::engine::Engine;
-use debug::gdb::listener::{Admission, Endpoint, Listener};
+use debug::gdb::endpoint::{Admission, Endpoint, ListeningSocket};
 use debug::live::debugger::{Debugger, Options, Polled, Status, Target};
 use debug::live::gate::Kick;
 use debug::live::inbox::{Inbox, Post, Round, Serve, inbox};
@@ -218,7 +218,7 @@ fn main() -> Result<(), Failure> {
     let mut machine = make(&kvm, &guest, if is_alone { 1 } else { 2 })?;
     let vcpus = &machine.vcpus;
     vcpus.resume();
-    let listener = Listener::bind(&address, Audience::Owner)?;
+    let listener = ListeningSocket::bind(&address, Audience::Owner)?;
     eprintln!("gdb is waited for at {}", listener.address());
     let engine = Arc::new(Engine::new(HOST_ISA, probe::host_debug(), vcpus.count()));
     let target = Target { engine, memory: Box::new(LiveMemory(machine.memory.clone())) };

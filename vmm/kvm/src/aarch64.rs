@@ -24,10 +24,10 @@ pub use registers::Registers;
 /// The architecture of this module.
 pub const ISA: Isa = Isa::Aarch64;
 
-/// As many redistributors as our memory map has room for.
+/// As many redistributors as there is room for where they are put.
 pub const MAX_VCPUS: u32 = layout::MAX_VCPUS;
-/// Whose limit that is, and why.
-pub const WHY_NO_MORE_VCPUS: &str = "vmm, whose memory map has room for their interrupt redistributors,";
+/// What allows no more.
+pub const WHY_NO_MORE_VCPUS: &str = "the room for interrupt redistributors";
 /// Guest-physical address width of a VM of type 0, bits (KVM API, `KVM_CREATE_VM`).
 const DEFAULT_IPA_BITS: u32 = 40;
 

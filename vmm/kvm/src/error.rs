@@ -38,7 +38,7 @@ pub enum KvmError {
         asked: u32,
         /// The limit.
         limit: u32,
-        /// Whose it is, and why.
+        /// What allows no more.
         whose: &'static str,
     },
     /// More memory than guest-physical addresses of this host reach.

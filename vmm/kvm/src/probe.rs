@@ -280,6 +280,29 @@ impl BareSteps {
     }
 }
 
+/// Exits of a guest that does nothing but leave to its monitor, a second: the vCPU is run again at once, and nothing is
+/// looked at. What a monitor's exits are measured against; the best of `rounds` of `count` exits each.
+///
+/// # Errors
+/// When this host's KVM makes no such guest, or it does something else; in words.
+pub fn bare_exits(rounds: u32, count: u32) -> Result<f64, String> {
+    let (_vm, mut vcpu, _) = bare("exits")?;
+    let mut best = 0.0f64;
+    for _ in 0..rounds {
+        let begin = Instant::now();
+        let mut left = count;
+        while left > 0 {
+            match vcpu.run().map_err(|error| error.to_string())? {
+                VcpuExit::PortWrite { .. } | VcpuExit::MmioWrite { .. } => left -= 1,
+                VcpuExit::Interrupted => {}
+                other => return Err(in_words(&other)),
+            }
+        }
+        best = best.max(f64::from(count) / begin.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
 /// Guests of a few instructions that do what Linux guests do, where a KVM in software has no answer.
 pub const LINUX_NEEDS: &[&str] = match HOST_ISA {
     Isa::X86_64 => &["cmpxchg16b", "xrstor", "int3", "user_mode"],

@@ -74,7 +74,8 @@ impl Host {
         }
     }
 
-    /// The most vCPUs that a guest can have: what KVM allows, and what our firmware tables can tell of.
+    /// The most vCPUs that a guest can have: what KVM allows, and what the interrupt controller that
+    /// they are given has room for.
     pub fn max_vcpus(&self) -> u32 {
         u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(native::MAX_VCPUS)
     }

@@ -22,10 +22,11 @@ pub use registers::Registers;
 /// The architecture of this module.
 pub const ISA: Isa = Isa::X86_64;
 
-/// What our ACPI tables can describe.
+/// APICs' identifiers have eight bits, of which the last is everybody's: what is wider takes `KVM_CAP_X2APIC_API`
+/// (KVM API), which no guest here is given.
 pub const MAX_VCPUS: u32 = arch::x86::layout::MAX_VCPUS;
-/// Whose limit that is, and why.
-pub const WHY_NO_MORE_VCPUS: &str = "vmm, whose ACPI tables have APIC identifiers of eight bits,";
+/// What allows no more.
+pub const WHY_NO_MORE_VCPUS: &str = "an APIC's identifier of eight bits";
 
 /// The leaf of KVM's own features (Linux, `include/uapi/asm/kvm_para.h`)...
 const KVM_CPUID_FEATURES: u32 = 0x4000_0001;

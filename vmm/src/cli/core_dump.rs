@@ -17,7 +17,7 @@ use debug::command::Refused;
 use debug::dump::DumpError;
 use debug::dump::core::Core;
 use debug::engine::Engine;
-use debug::gdb::listener::{Endpoint, Listener};
+use debug::gdb::endpoint::{Endpoint, ListeningSocket};
 use debug::gdb::server::{self, Service};
 use debug::gdb::session::Session;
 use debug::machine::Machine;
@@ -229,7 +229,7 @@ fn session(core: Core) -> Session<Core> {
 /// Serves debuggers until a signal, or `kill`.
 fn serve(core: Core, address: &Endpoint, any_user: bool, symbols: Option<Arc<Symbols>>) -> Result<(), Error> {
     let audience = if any_user { Audience::Everyone } else { Audience::Owner };
-    let listener = Listener::bind(address, audience)
+    let listener = ListeningSocket::bind(address, audience)
         .map_err(|source| Error::Listen { address: address.to_string(), source })?;
     if address.is_open() {
         log::warn!("whoever can connect to {} can read the dump", listener.address());

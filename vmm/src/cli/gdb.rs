@@ -7,7 +7,7 @@ use crate::control::client::{ask, ask_with};
 use crate::control::protocol::{Request, Response, ServeGdb};
 use crate::machine::config::GdbConfig;
 use clap::builder::ValueParser;
-use debug::gdb::listener::Endpoint;
+use debug::gdb::endpoint::Endpoint;
 use debug::gdb::server::OnLost;
 use debug::socket::{self, BindError};
 use std::io;

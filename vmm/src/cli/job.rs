@@ -22,7 +22,7 @@ use crate::machine::config::{Config, DiskConfig, GdbConfig, MemorySize, VirtioTr
 use clap::Parser;
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
-use debug::gdb::listener::Endpoint;
+use debug::gdb::endpoint::Endpoint;
 use devices::platform::Extra;
 use kvm::HOST_ISA;
 use regex_lite::Regex;

@@ -18,7 +18,7 @@ use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
 use clap::builder::ValueParser;
 use clap::{ArgAction, ValueEnum};
-use debug::gdb::listener::Endpoint;
+use debug::gdb::endpoint::Endpoint;
 use debug::gdb::server::OnLost;
 use devices::platform::Extra;
 use kvm::HOST_ISA;

@@ -13,7 +13,7 @@ use crate::machine::debugger::{Attachment, listen};
 use crate::machine::dumper::Dumper;
 use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
-use debug::gdb::listener::{Endpoint, Listener};
+use debug::gdb::endpoint::{Endpoint, ListeningSocket};
 use debug::socket::{self, Audience, BindError, Served};
 use debug::threads;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -259,10 +259,10 @@ fn serve_gdb(guest: &Asked<'_>, asked: ServeGdb, given: Option<OwnedFd>) -> Resp
 }
 
 /// Of a socket that whoever asks has made, where they may.
-fn given_listener(path: &Path, socket: OwnedFd) -> Result<Listener, Error> {
+fn given_listener(path: &Path, socket: OwnedFd) -> Result<ListeningSocket, Error> {
     let failed = |source: io::Error| Error::Listen { address: path.display().to_string(), source };
     match getsockopt(&socket, sockopt::AcceptConn) {
-        Ok(true) => Ok(Listener::Unix(Served::adopt(UnixListener::from(socket), path))),
+        Ok(true) => Ok(ListeningSocket::Unix(Served::adopt(UnixListener::from(socket), path))),
         Ok(false) => Err(failed(io::Error::other("what was given is no socket that listens"))),
         Err(error) => Err(failed(error.into())),
     }

@@ -5,7 +5,7 @@ mod hypercalls;
 pub use super::guest_clock::GuestClock;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
-use debug::gdb::listener::Endpoint;
+use debug::gdb::endpoint::Endpoint;
 use debug::gdb::server::OnLost;
 use debug::socket::Audience;
 use devices::platform::Extra;

@@ -10,7 +10,7 @@ use crate::peer;
 use debug::context::Debuggee;
 use debug::engine::Engine;
 use debug::gdb::description::Believed;
-use debug::gdb::listener::Listener;
+use debug::gdb::endpoint::ListeningSocket;
 use debug::live::debugger::{Options, Target};
 use debug::live::machine::LiveMachine;
 use debug::machine::Machine as _;
@@ -30,12 +30,12 @@ pub type Debugger = debug::live::debugger::Debugger<crate::machine::vcpus::Threa
 ///
 /// # Errors
 /// [`Error`] when it cannot be opened, or there is no folder for dumps.
-pub fn listen(config: &GdbConfig) -> Result<Listener, Error> {
+pub fn listen(config: &GdbConfig) -> Result<ListeningSocket, Error> {
     if let Some(folder) = &config.dump_folder {
         check_dump_folder(folder)?;
     }
     let address = &config.address;
-    let listener = Listener::bind(address, config.audience())
+    let listener = ListeningSocket::bind(address, config.audience())
         .map_err(|source| Error::Listen { address: address.to_string(), source })?;
     if address.is_open() {
         log::warn!("whoever can connect to {} owns the guest", listener.address());
@@ -135,7 +135,7 @@ impl Attachment {
     /// # Errors
     /// [`Error::Usage`] when there is one already, or the machine is over; when the system gives no more threads or
     /// descriptors.
-    pub fn attach(&self, listener: Listener, config: &GdbConfig) -> Result<(), Error> {
+    pub fn attach(&self, listener: ListeningSocket, config: &GdbConfig) -> Result<(), Error> {
         let mut place = self.place();
         let vcpus = self.free(&place)?;
         let options = Options {

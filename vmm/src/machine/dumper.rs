@@ -7,11 +7,11 @@ use debug::cancel::Cancelled;
 use debug::disassemble::OperatingMode;
 use debug::dump::write::destination::Destination;
 use debug::dump::write::{self, Progress, Subject, Summary, WriteError};
-use debug::dump::{Cpu, Unplanted};
+use debug::dump::{DumpedVcpu, Unplanted};
 use debug::linux::Described;
 use debug::linux::described::{self, Anchor, Scope};
 use debug::linux::translate::kernel_regime;
-use debug::memory::{self, Space};
+use debug::memory::{self, Translation};
 use kvm::ram::GuestMemory;
 use kvm::ram::LiveMemory;
 use kvm::{HOST_ISA, Vcpu};
@@ -47,10 +47,10 @@ pub enum Moment {
 }
 
 /// What a dump has of a vCPU on its thread.
-fn capture(vcpu: &Vcpu, moment: Moment) -> Cpu {
+fn capture(vcpu: &Vcpu, moment: Moment) -> DumpedVcpu {
     let look = |vcpu: &Vcpu, is_earlier| {
         let mode = vcpu.code().map_or(OperatingMode::Bits64, |code| code.mode);
-        Cpu { registers: vcpu.registers(&Bank::ALL), mode, activity: vcpu.activity(), is_earlier }
+        DumpedVcpu { registers: vcpu.registers(&Bank::ALL), mode, activity: vcpu.activity(), is_earlier }
     };
     let earlier = match moment {
         Moment::Running => None,
@@ -176,7 +176,7 @@ impl Dumper {
         let by_info = kernel_regime(HOST_ISA, &info);
         let regimes = anchors.into_iter().map(|anchor| anchor.regime).chain(by_info);
         let log = |regime| {
-            let space = Space::Virtual(regime);
+            let space = Translation::Virtual(regime);
             let read = |at: u64, bytes: &mut [u8]| memory::read(&memory, &space, None, GuestVirt(at), bytes);
             info.log(read, lines).unwrap_or_default()
         };

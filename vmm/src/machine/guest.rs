@@ -23,7 +23,7 @@ use crate::outcome::Outcome;
 use arch::GuestVirt;
 use build::{Listens, build};
 use debug::machine::Activity;
-use debug::memory::{self, Space};
+use debug::memory::{self, Translation};
 use devices::guest_log;
 use devices::platform::serial::Serial;
 use devices::virtio::console::Terminal;
@@ -351,7 +351,7 @@ fn deaf_place(vcpu: &Vcpu, memory: &GuestMemory) -> Option<DeafPlace> {
     let (memory, regime) = (LiveMemory(memory.clone()), vcpu.regime().ok()?);
     let mut code = [0; 8];
     let place = GuestVirt(pc.wrapping_sub(4));
-    let count = memory::read(&memory, &Space::Virtual(regime), None, place, &mut code);
+    let count = memory::read(&memory, &Translation::Virtual(regime), None, place, &mut code);
     let ran = Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).ok()?);
     (!arch::attention::waits(HOST_ISA, &code[..count])).then_some(DeafPlace { at: pc, ran })
 }

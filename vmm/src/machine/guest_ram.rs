@@ -128,7 +128,7 @@ mod tests {
     use super::*;
     use debug::breakpoint::{Breakpoint, Kind, Place, planted_instruction};
     use debug::fake;
-    use debug::memory::Space;
+    use debug::memory::Translation;
     use kvm::HOST_ISA;
 
     fn ram(engine: Option<Arc<Engine>>) -> (GuestRam, GuestPhys) {
@@ -159,7 +159,7 @@ mod tests {
         let (ram, place) = ram(Some(Arc::clone(&engine)));
         let memory = &ram.memory;
         Ram::write(&ram, place, &[0x11; 8]);
-        engine.place(Kind::Software, memory, &Space::Physical, arch::GuestVirt(place.0), || None);
+        engine.place(Kind::Software, memory, &Translation::Physical, arch::GuestVirt(place.0), || None);
         let address = arch::GuestVirt(place.0);
         let breakpoint = Breakpoint::new(Kind::Software, address, 1, Place::Planted(place));
         engine.requests().table.insert(memory, breakpoint).unwrap();
@@ -175,7 +175,7 @@ mod tests {
         // A word of data is the guest's alone, as it may look at it by itself at any time.
         assert_eq!(ram.update(place, 8, 0, 0xff), Some(0x2222_2222_2222_2222));
         assert!(!stands() && memory.read(place, &mut bytes) == 8 && bytes[..2] == [0, 0x22]);
-        engine.refresh(memory, || Space::Physical);
+        engine.refresh(memory, || Translation::Physical);
         assert!(stands() && Ram::read(&ram, place, &mut bytes) == 8 && bytes[..2] == [0, 0x22]);
         engine.requests().table.clear(memory);
         assert!(

@@ -3,7 +3,7 @@
 use crate::cell::{For, Grant, Rule};
 use crate::control::names;
 use crate::machine::config::{Config, DiskConfig, LinkConfig, Trace, VirtioDevice};
-use debug::gdb::listener::Endpoint;
+use debug::gdb::endpoint::Endpoint;
 use disk::{Access, Format};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};

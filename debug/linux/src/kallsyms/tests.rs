@@ -8,7 +8,7 @@ const BASE: u64 = 0xffff_8000_8000_0000;
 /// Memory that has a table.
 struct Image {
     bytes: BTreeMap<u64, Vec<u8>>,
-    place: Place,
+    place: Parts,
 }
 
 impl Image {
@@ -47,7 +47,7 @@ impl Image {
             names.extend(packed);
         }
         let place =
-            Place { count: 0x1000, names: 0x2000, token_table: 0x50_0000, token_index: 0x60_0000, addresses };
+            Parts { count: 0x1000, names: 0x2000, token_table: 0x50_0000, token_index: 0x60_0000, addresses };
         let count = u32::try_from(symbols.len()).unwrap().to_le_bytes().to_vec();
         let mut bytes = BTreeMap::from([
             (place.count, count),
@@ -185,7 +185,7 @@ fn a_kernel_says_where_its_table_is() {
             "OSRELEASE=6.12.0\nPAGESIZE=4096\nSYMBOL(kallsyms_names)=1\nSYMBOL(kallsyms_num_syms)=2\n\
              SYMBOL(kallsyms_token_table)=3\nSYMBOL(kallsyms_token_index)=4\n{more}"
         );
-        Place::described(&VmCoreInfo::parse(all.as_bytes()).unwrap())
+        Parts::described(&VmCoreInfo::parse(all.as_bytes()).unwrap())
     };
     let relative = text("SYMBOL(kallsyms_offsets)=5\nSYMBOL(kallsyms_relative_base)=6\n").unwrap();
     assert_eq!(relative.addresses, Addresses::Relative { offsets: 5, base: 6 });
@@ -225,7 +225,7 @@ fn bytes_of_any_kind_come_to_an_end() {
 /// Memory that says the same everywhere, as one page that is mapped again and again does.
 #[test]
 fn names_have_bounds() {
-    let place = Place {
+    let place = Parts {
         count: 0x1000,
         names: 0x10_0000_0000,
         token_table: 0x20_0000_0000,

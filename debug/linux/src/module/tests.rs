@@ -111,9 +111,9 @@ fn modules_with_their_users() {
             .map(|it| (it.name.as_str(), it.state, it.size, it.references, it.users.join(",")))
             .collect();
         let wanted = [
-            ("newest", Some(State::Live), 0x3000, Some(0), String::new()),
-            ("middle", Some(State::Coming), 0x4000, Some(0), String::new()),
-            ("oldest", Some(State::Live), 0x3000, Some(2), "newest,middle".into()),
+            ("newest", Some(ModuleState::Live), 0x3000, Some(0), String::new()),
+            ("middle", Some(ModuleState::Coming), 0x4000, Some(0), String::new()),
+            ("oldest", Some(ModuleState::Live), 0x3000, Some(2), "newest,middle".into()),
         ];
         assert_eq!(all, wanted, "{age:?}");
         assert_eq!(found.all[2].text, 0xffff_ffff_c000_2000);

@@ -130,7 +130,7 @@ fn a_task_is_read_as_it_is() {
         tgid: 7,
         parent: None,
         comm: "a\u{fffd}[2Jb".into(),
-        state: State::Idle,
+        state: TaskState::Idle,
         cpu: Some(3),
         is_on_cpu: Some(true),
         is_of_kernel: true,
@@ -239,7 +239,7 @@ fn states_are_those_that_the_kernel_tells() {
         (0x80, 0x30, 'Z'),
         (0x208, 0, 't'),
     ] {
-        assert_eq!(State::new(state, exit).letter(), letter, "{state:#x}, {exit:#x}");
+        assert_eq!(TaskState::new(state, exit).letter(), letter, "{state:#x}, {exit:#x}");
     }
-    assert_eq!(State::new(0x800, 0), State::New);
+    assert_eq!(TaskState::new(0x800, 0), TaskState::New);
 }

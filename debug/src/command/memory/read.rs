@@ -2,7 +2,7 @@
 
 use super::super::address::{address, count, size};
 use super::super::operator::Operator;
-use crate::memory::{self, Space};
+use crate::memory::{self, Translation};
 use crate::reply::{Arguments, Command, Flag, Json, Refusal, Reply, Value, hex, json};
 use crate::view::View;
 use arch::GuestVirt;
@@ -52,8 +52,8 @@ impl Read {
     /// [`Refusal::NotThere`], where nothing says how to translate; [`Refusal::Cancelled`].
     pub fn run(&self, view: &View<'_>) -> Result<Bytes, Refusal> {
         let space = match self.is_physical || view.is_physical {
-            true => Space::Physical,
-            false => Space::Virtual(view.translation()?.0),
+            true => Translation::Physical,
+            false => Translation::Virtual(view.translation()?.0),
         };
         let (mut bytes, mut piece) =
             (Vec::new(), vec![0; usize::try_from(self.length).map_or(PIECE, |length| length.min(PIECE))]);

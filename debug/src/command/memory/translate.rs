@@ -3,7 +3,7 @@
 use super::super::address::{address, count, size};
 use super::super::operator::Operator;
 use super::whose_tables;
-use crate::memory::{self, Space};
+use crate::memory::{self, Translation};
 use crate::reply::{Arguments, Command, Flag, Json, Refusal, Reply, Value, hex, json};
 use crate::view::View;
 use arch::paging::{Fault, Mapping, TableEntry};
@@ -57,7 +57,7 @@ impl Translate {
         let mut entries = Vec::new();
         let result = regime.walk(view.memory(), GuestVirt(self.address), |entry| entries.push(entry));
         // Also where a page is mapped that is not there.
-        let why = memory::why_not(view.memory(), &Space::Virtual(regime), GuestVirt(self.address));
+        let why = memory::why_not(view.memory(), &Translation::Virtual(regime), GuestVirt(self.address));
         Ok(Walk { whose, regime: regime.describe(), address: self.address, entries, result, why })
     }
 }

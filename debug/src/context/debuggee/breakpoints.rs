@@ -8,7 +8,7 @@ use crate::context::space::{Address, Space};
 use crate::context::tree::{Group, Id as ContextId};
 use crate::expression::Expression;
 use crate::machine::Machine;
-use crate::memory::Space as Translation;
+use crate::memory::Translation;
 use crate::view::View;
 use arch::{GuestPhys, GuestVirt, Isa};
 use std::sync::Arc;

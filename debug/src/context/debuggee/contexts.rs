@@ -3,7 +3,7 @@
 use super::Debuggee;
 use crate::abilities::SoftwareBreakpoints;
 use crate::context::mode::{Mode, Resume, Unable};
-use crate::context::stop::{State, Stop, Stopped};
+use crate::context::stop::{ContextState, Stop, Stopped};
 use crate::context::tree::{Context, Group, Id};
 use crate::machine::{Action, Activity, Ended, Machine, MachineError, StopReason};
 use nix::poll::PollTimeout;
@@ -78,21 +78,21 @@ impl<M: Machine> Debuggee<M> {
     ///
     /// # Errors
     /// [`Unable::NoContext`].
-    pub fn state(&self, id: Id) -> Result<State, Unable> {
+    pub fn state(&self, id: Id) -> Result<ContextState, Unable> {
         self.tree.get(id).ok_or(Unable::NoContext)?;
         if let Some(ended) = &self.ended {
-            return Ok(State::Ended(ended.clone()));
+            return Ok(ContextState::Ended(ended.clone()));
         }
         if self.is_running || !self.is_attached {
-            return Ok(State::Running);
+            return Ok(ContextState::Running);
         }
         let vcpu = self.tree.vcpu_of(id);
         if vcpu.is_some_and(|vcpu| self.machine.activity(vcpu) == Activity::NotStarted) {
-            return Ok(State::NotStarted);
+            return Ok(ContextState::NotStarted);
         }
         let held =
             || Stopped { context: self.tree.root(), reason: StopReason::Interrupt, breakpoints: Vec::new() };
-        Ok(State::Stopped(self.stopped.clone().unwrap_or_else(held)))
+        Ok(ContextState::Stopped(self.stopped.clone().unwrap_or_else(held)))
     }
 
     /// Whether a context can be resumed like this now; the answer is by the kind of thing that is in the way.

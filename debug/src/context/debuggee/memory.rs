@@ -6,7 +6,7 @@ use crate::context::mode::Unable;
 use crate::context::space::{Address, Canonical, Missing, Partial, Space};
 use crate::context::tree::{Group, Id};
 use crate::machine::{Machine, MachineError};
-use crate::memory::{self, Space as Translation};
+use crate::memory::{self, Translation};
 use crate::view::View;
 use arch::paging::Fault;
 use arch::register::{Bank, RegisterFile};

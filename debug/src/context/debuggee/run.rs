@@ -6,7 +6,7 @@ use crate::context::listen::Notice;
 use crate::context::stop::{Stop, Stopped};
 use crate::context::tree::Group;
 use crate::machine::{Action, Activity, Event, Machine, MachineError, Order, StopReason};
-use crate::memory::Space;
+use crate::memory::Translation;
 use crate::view::View;
 use arch::register::RegisterFile;
 use arch::{GuestVirt, Isa};
@@ -131,7 +131,7 @@ impl<M: Machine> Debuggee<M> {
     }
 
     /// Breakpoints that wait for their page look through the vCPU that is debugged.
-    fn space_for_breakpoints(&self) -> Space {
+    fn space_for_breakpoints(&self) -> Translation {
         View { is_physical: false, ..self.view() }.space()
     }
 

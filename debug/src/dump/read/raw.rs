@@ -1,6 +1,6 @@
 //! Plain memory, byte for byte, of a target that the user describes.
 
-use crate::dump::contents::{Contents, Cpu, DumpError, Image};
+use crate::dump::contents::{Contents, DumpError, DumpedVcpu, Image};
 use crate::source::Source;
 use arch::Isa;
 use arch::address::PhysRange;
@@ -48,7 +48,7 @@ pub fn read(
         let what = format!("{size:#x} bytes from {base:#x}, which is past the end of all memory");
         return Err(DumpError::Malformed { what, offset: 0 });
     }
-    let cpus = vec![Cpu { registers, ..Cpu::unknown(isa) }];
+    let cpus = vec![DumpedVcpu { registers, ..DumpedVcpu::unknown(isa) }];
     let image = Box::new(RawImage { source, base });
     Ok(Contents { format: "plain memory".into(), isa, image, cpus, info: None, remarks: Vec::new() })
 }

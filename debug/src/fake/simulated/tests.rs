@@ -8,7 +8,7 @@ use super::*;
 use crate::context::{Listeners, Notice};
 use crate::engine::Engine;
 use crate::fake::host;
-use crate::gdb::listener::{Admission, Endpoint, Listener};
+use crate::gdb::endpoint::{Admission, Endpoint, ListeningSocket};
 use crate::gdb::packet::frame;
 use crate::live::debugger::{Debugger, Options, Polled, Status, Target};
 use crate::live::link::Wake;
@@ -148,7 +148,7 @@ impl Setting {
     }
 
     fn attach(&mut self) -> Client {
-        let listener = Listener::bind(&Endpoint::Unix(self.path.clone()), Audience::Owner).unwrap();
+        let listener = ListeningSocket::bind(&Endpoint::Unix(self.path.clone()), Audience::Owner).unwrap();
         let memory = Box::new(self.vcpus.monitor().ram.clone());
         let engine = Arc::new(Engine::new(self.isa, host(), self.vcpus.count()));
         let guest = Target { engine, memory };

@@ -3,7 +3,7 @@
 //! It is read in two places: by the server between two packets, and, while a command takes long, by
 //! the command's [token](crate::cancel), which looks whether the client interrupts or has gone.
 
-use crate::gdb::listener::Stream;
+use crate::gdb::endpoint::Stream;
 use crate::gdb::packet::{Framer, Item};
 use std::collections::VecDeque;
 use std::io::ErrorKind;

@@ -1,7 +1,7 @@
 //! Clients that send what a script says, for tests and fuzzing, over a connection in memory.
 
 use super::{Client, Goodbye, Ready};
-use crate::gdb::listener::{Peer, Stream};
+use crate::gdb::endpoint::{Peer, Stream};
 use crate::gdb::memory_stream::MemoryStream;
 use crate::gdb::session::Session;
 use crate::machine::Machine;

@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use arch::GuestVirt;
 
 /// `Zk,address,length`, then perhaps `;Xlength,bytecode...` and `;cmds:persist,Xlength,...`.
-struct Point {
+struct Insertion {
     kind: Kind,
     address: u64,
     length: u64,
@@ -30,7 +30,7 @@ fn bytecodes(mut text: &[u8]) -> Option<Vec<Vec<u8>>> {
     text.is_empty().then_some(codes)
 }
 
-fn point(arguments: &[u8]) -> Option<Point> {
+fn point(arguments: &[u8]) -> Option<Insertion> {
     let mut parts = arguments.split(|byte| *byte == b';');
     let mut place = parts.next()?.split(|byte| *byte == b',');
     let kind = match place.next()? {
@@ -47,14 +47,14 @@ fn point(arguments: &[u8]) -> Option<Point> {
             conditions.extend(bytecodes(part)?);
         }
     }
-    Some(Point { kind, address, length, conditions, commands })
+    Some(Insertion { kind, address, length, conditions, commands })
 }
 
 /// Conditions, and commands, that one breakpoint may have.
 const MOST_EXPRESSIONS: usize = 64;
 
 pub(super) fn insert<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
-    let Some(Point { kind, address, length, conditions, commands }) = point(arguments) else {
+    let Some(Insertion { kind, address, length, conditions, commands }) = point(arguments) else {
         return error(errno::EINVAL);
     };
     // Each is bounded in time, and all of them are run at one hit.
@@ -87,7 +87,7 @@ pub(super) fn insert<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> 
 pub(super) fn remove<M: Machine>(session: &mut Session<M>, arguments: &[u8]) -> Answer {
     match point(arguments) {
         // gdb may remove what it never inserted, and takes an error for a broken target.
-        Some(Point { kind, address, length, .. }) => {
+        Some(Insertion { kind, address, length, .. }) => {
             session.debuggee.remove(kind, address, length);
             ok()
         }

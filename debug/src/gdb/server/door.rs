@@ -1,7 +1,7 @@
 //! Those who have connected, and have not begun or are being refused.
 
 use crate::gdb::accept::Pause;
-use crate::gdb::listener::{Peer, Stream};
+use crate::gdb::endpoint::{Peer, Stream};
 use crate::gdb::packet::{Framer, Item, frame, may_begin};
 use arch::words::{counted, verb};
 use std::io::ErrorKind;

@@ -2,7 +2,7 @@
 
 use super::Session;
 use crate::machine::Machine;
-use crate::memory::Space;
+use crate::memory::Translation;
 use arch::GuestVirt;
 
 /// Why a write is refused that [`Session::write`] takes for a part of a program.
@@ -16,12 +16,13 @@ impl<M: Machine> Session<M> {
     }
 
     /// Whether a write is a part of a program that would go over the kernel that runs, as gdb's `load` makes them.
-    fn overloads(&mut self, space: &Space, address: u64, length: usize) -> bool {
+    fn overloads(&mut self, space: &Translation, address: u64, length: usize) -> bool {
         /// Bytes that a person may want to change at one stop.
         const MOST_CODE: u64 = 64 << 10;
         let memory = self.debuggee.machine.memory();
         let is_code = || space.is_executable(memory, GuestVirt(address));
-        if self.allows_load || !matches!(space, Space::Virtual(regime) if regime.is_on()) || !is_code() {
+        if self.allows_load || !matches!(space, Translation::Virtual(regime) if regime.is_on()) || !is_code()
+        {
             return false;
         }
         self.code_written = self.code_written.saturating_add(length as u64);

@@ -3,7 +3,7 @@
 use super::{At, PlannedStep, Stepper, is_step, stepped};
 use crate::arming::Arming;
 use crate::machine::{MachineError, Memory};
-use crate::memory::{self, Space};
+use crate::memory::{self, Translation};
 use crate::trap::Trap;
 use crate::vcpu::Vcpu;
 use arch::aarch64::exception_entry::pstate;
@@ -16,7 +16,7 @@ use arch::{GuestVirt, Isa};
 struct Guest<'a> {
     vcpu: &'a dyn Vcpu,
     memory: &'a dyn Memory,
-    space: &'a Space,
+    space: &'a Translation,
     flags: u64,
 }
 

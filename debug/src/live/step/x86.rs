@@ -4,7 +4,7 @@ use super::{At, PlannedStep, Stepper, is_step, stepped};
 use crate::arming::Arming;
 use crate::disassemble::OperatingMode;
 use crate::machine::{Code, MachineError, Memory};
-use crate::memory::{self, Space};
+use crate::memory::{self, Translation};
 use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
 use arch::register::x86_64::{EFLAGS, TABLE};
@@ -42,7 +42,7 @@ const GDT_LIMIT: usize = known_row(TABLE, "gdt_limit");
 struct Guest<'a> {
     vcpu: &'a dyn Vcpu,
     memory: &'a dyn Memory,
-    space: &'a Space,
+    space: &'a Translation,
 }
 
 impl Look for Guest<'_> {
@@ -191,7 +191,7 @@ impl Stepper<'_> {
             Injection::Debug { .. } => DEBUG_VECTOR,
             Injection::Aarch64 { .. } => return None,
         };
-        let space = Space::Virtual(self.vcpu.regime().ok()?);
+        let space = Translation::Virtual(self.vcpu.regime().ok()?);
         let guest = Guest { vcpu: &*self.vcpu, memory: self.memory, space: &space };
         let processor = guest.processor(&self.vcpu.code().ok()?, self.vcpu.pc_and_flags().ok()?.1);
         processor.handler(&guest, vector).map(|handler| handler.address)
@@ -211,7 +211,7 @@ impl Stepper<'_> {
             return Ok(trap);
         };
         if let Some(offset) = stored_flags {
-            let space = Space::Virtual(self.vcpu.regime()?);
+            let space = Translation::Virtual(self.vcpu.regime()?);
             let guest = Guest { vcpu: &*self.vcpu, memory: self.memory, space: &space };
             guest.store_trap_flag(offset, step.own.before);
         }

@@ -35,9 +35,9 @@ macro_rules! guests {
 }
 
 #[cfg(target_arch = "x86_64")]
-guests!("x86_64": "clock" "cmpxchg16b" "debug" "int3" "user_mode" "xrstor");
+guests!("x86_64": "clock" "cmpxchg16b" "debug" "exits" "int3" "user_mode" "xrstor");
 #[cfg(target_arch = "aarch64")]
-guests!("aarch64": "brk" "clock" "debug" "user_mode");
+guests!("aarch64": "brk" "clock" "debug" "exits" "user_mode");
 
 /// A probe's guest.
 ///

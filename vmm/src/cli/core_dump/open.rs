@@ -6,7 +6,7 @@ use crate::given_file;
 use arch::GuestPhys;
 use arch::register::{RegisterFile, row, table};
 use debug::dump::core::Core;
-use debug::dump::{self, Contents, Cpu, DumpError};
+use debug::dump::{self, Contents, DumpError, DumpedVcpu};
 use debug::linux::VmCoreInfo;
 use debug::machine::Machine;
 use debug::reply::number;
@@ -38,7 +38,7 @@ pub(super) fn open(args: &Args, path: &Path) -> Result<Core, CoreError> {
     };
     let mut contents: Contents = contents.map_err(malformed)?;
     if contents.cpus.is_empty() && !args.register.is_empty() {
-        contents.cpus.push(Cpu::unknown(contents.isa));
+        contents.cpus.push(DumpedVcpu::unknown(contents.isa));
     }
     for cpu in &mut contents.cpus {
         set_registers(&mut cpu.registers, &args.register)?;

@@ -2,7 +2,7 @@
 
 use crate::machine::guest_ram::GuestRam;
 use arch::GuestVirt;
-use debug::memory::{self, Space};
+use debug::memory::{self, Translation};
 use devices::hypercall::{Caller, Tsc};
 use kvm::Vcpu;
 use std::cell::OnceCell;
@@ -12,7 +12,7 @@ pub(super) struct GuestCaller<'a> {
     vcpu: &'a Vcpu,
     ram: &'a GuestRam,
     /// Asked for when it is needed first.
-    space: OnceCell<Option<Space>>,
+    space: OnceCell<Option<Translation>>,
 }
 
 impl<'a> GuestCaller<'a> {
@@ -20,8 +20,8 @@ impl<'a> GuestCaller<'a> {
         GuestCaller { vcpu, ram, space: OnceCell::new() }
     }
 
-    fn space(&self) -> Option<&Space> {
-        self.space.get_or_init(|| self.vcpu.regime().ok().map(Space::Virtual)).as_ref()
+    fn space(&self) -> Option<&Translation> {
+        self.space.get_or_init(|| self.vcpu.regime().ok().map(Translation::Virtual)).as_ref()
     }
 }
 

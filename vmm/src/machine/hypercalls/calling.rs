@@ -8,7 +8,7 @@ use arch::register::row;
 use arch::{GuestPhys, GuestVirt, Isa};
 use debug::disassemble::OperatingMode;
 use debug::machine::Memory;
-use debug::memory::Space;
+use debug::memory::Translation;
 use devices::hypercall::{Hypercalls, MOST_ARGUMENTS, RawCall};
 use kvm::exit::HypercallExit;
 use kvm::{HOST_ISA, KvmError, Transport, Vcpu};
@@ -100,7 +100,7 @@ impl Calling {
         let known = place.filter(|place| place.pc == pc && place.base == base).map(|place| place.address);
         let address = match known {
             Some(address) => address,
-            None => match Space::Virtual(vcpu.regime()?).locate(ram, GuestVirt(pc)) {
+            None => match Translation::Virtual(vcpu.regime()?).locate(ram, GuestVirt(pc)) {
                 Ok((address, _)) => {
                     *place = Some(CallPlace { pc, base, address });
                     address

@@ -5,7 +5,7 @@ use arch::register::Bank;
 use arch::x86::reset_vector;
 use arch::{End, GuestVirt, Isa};
 use debug::disassemble::LONGEST_INSTRUCTION;
-use debug::memory::{self, Space};
+use debug::memory::{self, Translation};
 use debug::report::Report;
 use kvm::ram::{GuestMemory, LiveMemory};
 use kvm::{HOST_ISA, KvmError, Vcpu};
@@ -70,7 +70,7 @@ pub(in crate::machine) fn report(vcpu: &Vcpu, memory: &GuestMemory, instruction:
     {
         code.resize(LONGEST_INSTRUCTION, 0);
         let (memory, place) = (LiveMemory(memory.clone()), GuestVirt(mode.linear(pc)));
-        let read = memory::read(&memory, &Space::Virtual(regime), None, place, &mut code);
+        let read = memory::read(&memory, &Translation::Virtual(regime), None, place, &mut code);
         code.truncate(read);
     }
     Report { vcpu: vcpu.id(), registers: &registers, code: &code }.text()

@@ -95,7 +95,7 @@ fn one_thread_serves_a_whole_session() {
         vcpus.resume();
         let engine = Arc::new(Engine::new(isa, host(), 1));
         let guest = Target { engine, memory: Box::new(ram.clone()) };
-        let listener = Listener::bind(&Endpoint::Unix(path.clone()), Audience::Owner).unwrap();
+        let listener = ListeningSocket::bind(&Endpoint::Unix(path.clone()), Audience::Owner).unwrap();
         let debugger = Polled::attach(&vcpus, guest, listener, options()).unwrap();
         let is_over = Arc::new(AtomicBool::new(false));
         let (its_vcpus, its_end) = (Arc::clone(&vcpus), Arc::clone(&is_over));

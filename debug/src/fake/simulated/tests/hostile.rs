@@ -236,7 +236,7 @@ fn a_stop_of_before_says_nothing_of_a_vcpu_that_runs_again() {
 fn words_to_a_user_are_the_monitors() {
     for name in [None, Some("another monitor")] {
         let setting = Setting::new((Isa::X86_64, How::Thread), 1);
-        let listener = Listener::bind(&Endpoint::Unix(setting.path.clone()), Audience::Owner).unwrap();
+        let listener = ListeningSocket::bind(&Endpoint::Unix(setting.path.clone()), Audience::Owner).unwrap();
         let engine = Arc::new(Engine::new(setting.isa, host(), 1));
         let target = Target { engine, memory: Box::new(setting.vcpus.monitor().ram.clone()) };
         let mut with = options();
@@ -275,7 +275,7 @@ fn a_debugger_is_told_to_leave_on_its_own_thread() {
     use std::sync::OnceLock;
     for drops in [false, true] {
         let setting = Setting::new((Isa::X86_64, How::Thread), 1);
-        let listener = Listener::bind(&Endpoint::Unix(setting.path.clone()), Audience::Owner).unwrap();
+        let listener = ListeningSocket::bind(&Endpoint::Unix(setting.path.clone()), Audience::Owner).unwrap();
         let engine = Arc::new(Engine::new(setting.isa, host(), 1));
         let target = Target { engine, memory: Box::new(setting.vcpus.monitor().ram.clone()) };
         let debugger: Arc<OnceLock<Mutex<Option<Debugger<Simulated>>>>> = Arc::default();

@@ -139,27 +139,27 @@ impl Admission {
 
 /// A socket that waits for debuggers.
 #[derive(Debug)]
-pub enum Listener {
+pub enum ListeningSocket {
     /// TCP.
     Tcp(TcpListener),
     /// A socket in the file system, which is removed at the end.
     Unix(Served),
 }
 
-impl Listener {
+impl ListeningSocket {
     /// Opens the socket. One in the file system is for `access`.
     ///
     /// # Errors
     /// What the system says, or what is in the way.
-    pub fn bind(address: &Endpoint, audience: Audience) -> io::Result<Listener> {
+    pub fn bind(address: &Endpoint, audience: Audience) -> io::Result<ListeningSocket> {
         match address {
             Endpoint::Tcp(address) => {
                 let listener = TcpListener::bind(address)?;
                 listener.set_nonblocking(true)?;
-                Ok(Listener::Tcp(listener))
+                Ok(ListeningSocket::Tcp(listener))
             }
             Endpoint::Unix(path) => match socket::bind(path, audience) {
-                Ok(served) => Ok(Listener::Unix(served)),
+                Ok(served) => Ok(ListeningSocket::Unix(served)),
                 Err(BindError::Io { source, .. }) => Err(source),
                 Err(error) => Err(io::Error::other(error)),
             },
@@ -169,14 +169,16 @@ impl Listener {
     /// Where it is; a port that was 0 has become a real one.
     pub fn address(&self) -> String {
         match self {
-            Listener::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |it| it.to_string()),
-            Listener::Unix(served) => format!("unix:{}", served.path().display()),
+            ListeningSocket::Tcp(listener) => {
+                listener.local_addr().map_or_else(|_| "?".into(), |it| it.to_string())
+            }
+            ListeningSocket::Unix(served) => format!("unix:{}", served.path().display()),
         }
     }
 
     pub(super) fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
-            Listener::Tcp(listener) => {
+            ListeningSocket::Tcp(listener) => {
                 let (stream, remote) = listener.accept()?;
                 stream.set_nonblocking(true)?;
                 stream.set_nodelay(true)?;
@@ -186,7 +188,7 @@ impl Listener {
                 let local = stream.local_addr()?;
                 Ok((Stream::Tcp(stream), Peer::Tcp { remote, local }))
             }
-            Listener::Unix(served) => {
+            ListeningSocket::Unix(served) => {
                 let (stream, _) = served.listener().accept()?;
                 stream.set_nonblocking(true)?;
                 let peer = getsockopt(&stream, sockopt::PeerCredentials).ok();
@@ -197,11 +199,11 @@ impl Listener {
     }
 }
 
-impl AsFd for Listener {
+impl AsFd for ListeningSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Listener::Tcp(listener) => listener.as_fd(),
-            Listener::Unix(served) => served.listener().as_fd(),
+            ListeningSocket::Tcp(listener) => listener.as_fd(),
+            ListeningSocket::Unix(served) => served.listener().as_fd(),
         }
     }
 }
@@ -317,7 +319,8 @@ mod tests {
 
     #[test]
     fn a_peer_that_resets_its_connection_is_none() {
-        let listener = Listener::bind(&Endpoint::parse("127.0.0.1:0").unwrap(), Audience::Owner).unwrap();
+        let listener =
+            ListeningSocket::bind(&Endpoint::parse("127.0.0.1:0").unwrap(), Audience::Owner).unwrap();
         let accept = || loop {
             match listener.accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -340,7 +343,8 @@ mod tests {
 
     #[test]
     fn a_peer_that_vanishes_is_noticed_in_half_a_minute() {
-        let listener = Listener::bind(&Endpoint::parse("127.0.0.1:0").unwrap(), Audience::Owner).unwrap();
+        let listener =
+            ListeningSocket::bind(&Endpoint::parse("127.0.0.1:0").unwrap(), Audience::Owner).unwrap();
         let _client = TcpStream::connect(listener.address()).unwrap();
         let (stream, _) = loop {
             match listener.accept() {
