@@ -48,11 +48,15 @@ pub mod info;
 mod kernel;
 #[cfg(feature = "linux")]
 pub mod linux;
+#[cfg(feature = "linux")]
+pub mod locks;
 pub mod memory;
 #[cfg(feature = "linux")]
 pub mod modules;
 pub mod names;
 mod nearest;
+#[cfg(feature = "linux")]
+mod oops;
 mod operator;
 pub mod registers;
 mod run;
@@ -61,6 +65,8 @@ pub mod symbols;
 mod table;
 #[cfg(feature = "linux")]
 pub mod tasks;
+#[cfg(feature = "linux")]
+pub mod why;
 
 pub use operator::Operator;
 pub use run::{Refused, commands, common, run, run_line};

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "linux")]
 mod kernel;
+#[cfg(feature = "linux")]
+mod locks;
 mod pages;
 #[cfg(feature = "linux")]
 mod stack;

@@ -32,8 +32,9 @@ mod services;
 mod shares;
 pub mod vcpus;
 mod vsocks;
+mod why;
 
 pub use backends::Backends;
 pub use config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
-pub use guest::{DeafPlace, Debugged, Guest, TerminalSize};
+pub use guest::{DeafPlace, Debugged, Guest, LONGEST_LOOK, TerminalSize};
 pub use vcpus::Hold;

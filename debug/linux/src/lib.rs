@@ -5,7 +5,8 @@
 //! the kernel bears it out; with it [`VmCoreInfo::log`] reads the kernel's log, and [`translate`] translates where
 //! registers do not tell how. [`kallsyms`] are the symbols that it keeps for itself, in a store for symbols from
 //! anywhere ([`Symbols`]); [`btf`] are its types, likewise ([`Types`]); with both, what it
-//! runs can be read ([`task`]), what was loaded into it ([`module`]), and where each of them is ([`unwind`]).
+//! runs can be read ([`task`]), what was loaded into it ([`module`]), where each of them is ([`unwind`]), and for whom
+//! it waits ([`lock`]).
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, clippy::missing_errors_doc)]
@@ -16,6 +17,7 @@ mod error;
 mod info;
 pub mod kallsyms;
 mod list;
+pub mod lock;
 mod log;
 #[cfg(test)]
 mod made;
@@ -26,6 +28,7 @@ pub mod symbols;
 pub mod task;
 mod text;
 pub mod translate;
+pub mod trouble;
 pub mod types;
 pub mod unwind;
 

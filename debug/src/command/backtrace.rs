@@ -3,6 +3,7 @@
 use super::address::count;
 use super::kernel::of_kernel;
 use super::names::Names;
+use super::oops;
 use super::operator::Operator;
 use super::tasks::name;
 use crate::linux::task::Task;
@@ -95,11 +96,8 @@ pub struct Traces {
 impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#018x}", self.pc)?;
-        if let Some(Location { function, offset, module }) = &self.place {
-            write!(f, " {function}+{offset:#x}")?;
-            if let Some(module) = module {
-                write!(f, " [{module}]")?;
-            }
+        if let Some(place) = &self.place {
+            write!(f, " {place}")?;
         }
         let at = |line: &Line| {
             let number = line.line.map_or_else(String::new, |number| format!(":{number}"));
@@ -123,7 +121,52 @@ impl fmt::Display for Trace {
             (None, Some(vcpu)) => writeln!(f, "vCPU {vcpu}:")?,
             (None, None) => {}
         }
-        let frames = match &self.frames {
+        write!(f, "{}", self.without_head())
+    }
+}
+
+/// A stack without the line that says whose it is.
+#[derive(Debug)]
+pub(super) struct WithoutHead<'a>(&'a Trace);
+
+impl Trace {
+    pub(super) fn without_head(&self) -> WithoutHead<'_> {
+        WithoutHead(self)
+    }
+
+    /// Whether one of its frames is in a function of the kernel's own.
+    pub(super) fn is_in(&self, function: &str) -> bool {
+        let is_it = |place: &Location| place.module.is_none() && place.symbol == function;
+        self.frames.iter().flatten().any(|frame| frame.place.as_ref().is_some_and(is_it))
+    }
+
+    /// As JSON.
+    pub(super) fn json(&self) -> Json {
+        let line = |it: &Line| json!({ "function": it.function, "file": it.file, "line": it.line });
+        let frame = |it: &Frame| {
+            let place = it.place.as_ref();
+            json!({
+                "pc": hex(it.pc), "exact": it.is_exact, "function": place.map(|it| it.symbol.as_str()),
+                "offset": place.map(|it| it.offset), "module": place.and_then(|it| it.module.as_deref()),
+                "lines": it.lines.iter().map(line).collect::<Vec<_>>(),
+            })
+        };
+        let (user, lost) = match &self.end {
+            End::Bottom => (None, None),
+            End::User(pc) => (Some(hex(*pc)), None),
+            End::Lost(why) => (None, Some(why.as_str())),
+        };
+        json!({
+            "pid": self.task.as_ref().map(|(pid, _)| pid), "name": self.task.as_ref().map(|(_, name)| name),
+            "vcpu": self.vcpu, "user": user, "lost": self.frames.as_ref().err().map_or(lost, |why| Some(why)),
+            "frames": self.frames.iter().flatten().map(frame).collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl fmt::Display for WithoutHead<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let frames = match &self.0.frames {
             Ok(frames) => frames,
             Err(why) => return writeln!(f, "  {why}"),
         };
@@ -133,7 +176,7 @@ impl fmt::Display for Trace {
             }
             writeln!(f, "  #{number:<3} {frame}")?;
         }
-        match &self.end {
+        match &self.0.end {
             End::Bottom => Ok(()),
             End::User(pc) => writeln!(f, "  in user space at {pc:#x}"),
             End::Lost(why) => writeln!(f, "  and no further: {why}"),
@@ -149,28 +192,7 @@ impl fmt::Display for Traces {
 
 impl Value for Traces {
     fn json(&self) -> Json {
-        let line = |it: &Line| json!({ "function": it.function, "file": it.file, "line": it.line });
-        let frame = |it: &Frame| {
-            let place = it.place.as_ref();
-            json!({
-                "pc": hex(it.pc), "exact": it.is_exact, "function": place.map(|it| it.function.as_str()),
-                "offset": place.map(|it| it.offset), "module": place.and_then(|it| it.module.as_deref()),
-                "lines": it.lines.iter().map(line).collect::<Vec<_>>(),
-            })
-        };
-        let trace = |it: &Trace| {
-            let (user, lost) = match &it.end {
-                End::Bottom => (None, None),
-                End::User(pc) => (Some(hex(*pc)), None),
-                End::Lost(why) => (None, Some(why.as_str())),
-            };
-            json!({
-                "pid": it.task.as_ref().map(|(pid, _)| pid), "name": it.task.as_ref().map(|(_, name)| name),
-                "vcpu": it.vcpu, "user": user, "lost": it.frames.as_ref().err().map_or(lost, |why| Some(why)),
-                "frames": it.frames.iter().flatten().map(frame).collect::<Vec<_>>(),
-            })
-        };
-        json!({ "stacks": self.all.iter().map(trace).collect::<Vec<_>>(), "remarks": self.remarks })
+        json!({ "stacks": self.all.iter().map(Trace::json).collect::<Vec<_>>(), "remarks": self.remarks })
     }
 
     fn shortfall(&self) -> Option<String> {
@@ -179,7 +201,7 @@ impl Value for Traces {
 }
 
 /// Source lines, as far as a file has them.
-struct Lines {
+pub(super) struct Lines {
     names: Option<Names>,
     /// Why there are none, or not all; a line each.
     remarks: Vec<String>,
@@ -190,7 +212,7 @@ impl Lines {
     ///
     /// # Errors
     /// [`Refusal::Cancelled`].
-    fn of(operator: &dyn Operator) -> Result<Lines, Refusal> {
+    pub fn of(operator: &dyn Operator) -> Result<Lines, Refusal> {
         let mut remarks = Vec::new();
         let names = match Names::of(operator) {
             Ok(names) => names.ok(),
@@ -204,6 +226,18 @@ impl Lines {
             remarks.extend(names.doubt(operator)?);
         }
         Ok(Lines { names, remarks })
+    }
+
+    /// Adds to a line of the kernel's log where in the source it is that it names.
+    pub fn decode(&self, line: &mut String) {
+        if let Some(names) = &self.names {
+            oops::decode(line, names);
+        }
+    }
+
+    /// What there was to say so far.
+    pub fn take_remarks(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.remarks)
     }
 
     /// Those of an address. What is in the way of one of them is in the way of the others, and told once.
@@ -220,7 +254,7 @@ impl Lines {
 }
 
 /// Words a stack.
-fn trace(stacks: &Stacks<'_>, lines: &mut Lines, stack: Result<Stack, String>) -> Trace {
+pub(super) fn trace(stacks: &Stacks<'_>, lines: &mut Lines, stack: Result<Stack, String>) -> Trace {
     let (frames, end) = match stack {
         Ok(Stack { frames, end }) => (Ok(frames), end),
         Err(why) => (Err(why), End::Bottom),
@@ -291,7 +325,7 @@ mod tests {
     use super::*;
 
     fn frame(pc: u64, is_exact: bool, function: &str, module: Option<&str>) -> Frame {
-        let place = Location { function: function.into(), offset: 0x10, module: module.map(String::from) };
+        let place = Location { symbol: function.into(), offset: 0x10, module: module.map(String::from) };
         Frame { pc, is_exact, place: Some(place), lines: Vec::new() }
     }
 

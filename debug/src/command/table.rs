@@ -7,12 +7,16 @@ use super::dump;
 #[cfg(feature = "linux")]
 use super::linux;
 #[cfg(feature = "linux")]
+use super::locks;
+#[cfg(feature = "linux")]
 use super::modules;
 use super::operator::Operator;
 #[cfg(any(feature = "dwarf", feature = "linux"))]
 use super::symbols;
 #[cfg(feature = "linux")]
 use super::tasks;
+#[cfg(feature = "linux")]
+use super::why;
 use super::{breakpoints, host, info, memory, registers};
 use crate::reply::{Arguments, Command, Refusal, Reply};
 
@@ -43,6 +47,10 @@ pub(super) const TABLE: &[Entry] = &[
     Entry { command: backtrace::BT, run: backtrace::run },
     #[cfg(feature = "linux")]
     Entry { command: modules::LSMOD, run: modules::run },
+    #[cfg(feature = "linux")]
+    Entry { command: locks::LOCKS, run: locks::run },
+    #[cfg(feature = "linux")]
+    Entry { command: why::WHY, run: why::run },
     #[cfg(any(feature = "dwarf", feature = "linux"))]
     Entry { command: symbols::SYM, run: symbols::run },
     #[cfg(feature = "dump")]

@@ -50,7 +50,7 @@ impl fmt::Display for Listed {
             let name = name(task);
             write!(f, "{pid:>7} {tgid:>7} {parent:>7} {state} {cpu:>3} {address:#018x} ")?;
             match place {
-                Some(place) => writeln!(f, "{name:<16} in {}", place.function)?,
+                Some(place) => writeln!(f, "{name:<16} in {}", place.symbol)?,
                 None => writeln!(f, "{name}{on}")?,
             }
         }
@@ -65,7 +65,7 @@ impl Value for Listed {
                 "pid": task.pid, "process": task.tgid, "parent": task.parent, "name": task.comm,
                 "state": task.state.letter().to_string(), "cpu": task.cpu, "on_cpu": task.is_on_cpu,
                 "of_kernel": task.is_of_kernel, "task": hex(task.address),
-                "sleeps_in": place.map(|place| place.function.as_str()),
+                "sleeps_in": place.map(|place| place.symbol.as_str()),
             })
         };
         json!({ "tasks": self.each().map(task).collect::<Vec<_>>(), "remarks": self.tasks.remarks })
@@ -123,7 +123,7 @@ mod tests {
             ..init.clone()
         };
         let remarks = ["the list breaks off", "a task is left out"].map(String::from).to_vec();
-        let place = Location { function: "do_wait".into(), offset: 0x5d, module: None };
+        let place = Location { symbol: "do_wait".into(), offset: 0x5d, module: None };
         let listed =
             Listed { tasks: Tasks { all: vec![init, worker], remarks }, sleeps_in: vec![Some(place)] };
         let expected = "    PID PROCESS  PARENT S CPU TASK               NAME\n\

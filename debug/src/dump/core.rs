@@ -14,6 +14,7 @@ use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestPhys, Isa};
+use nix::fcntl::OFlag;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -195,7 +196,7 @@ impl Core {
         }
         remarks.extend(without_tables(&cpus));
         // It never becomes readable: events are there at once.
-        let (wake, _) = nix::unistd::pipe()?;
+        let (wake, _) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let abilities = Abilities {
             software: SoftwareBreakpoints::None,
             single_step: true,

@@ -10,17 +10,26 @@ use arch::Isa;
 use arch::register::{Bank, RegisterFile};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
-/// Where an address in the kernel's code is.
+/// Where an address in the kernel's image, or in a module, is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
-    /// The function.
-    pub function: String,
+    /// The function or the variable.
+    pub symbol: String,
     /// How far behind its beginning, bytes.
     pub offset: u64,
     /// The module that it is in.
     pub module: Option<String>,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Location { symbol, offset, module } = self;
+        write!(f, "{symbol}+{offset:#x}")?;
+        module.as_ref().map_or(Ok(()), |module| write!(f, " [{module}]"))
+    }
 }
 
 /// Symbols of modules that are looked at, at most, all together: a distribution's modules have some hundred thousand.
@@ -93,6 +102,28 @@ impl<'a> Stacks<'a> {
         }
     }
 
+    pub(super) fn types(&self) -> &Types {
+        &self.types
+    }
+
+    pub(super) fn symbols(&self) -> &Symbols {
+        &self.symbols
+    }
+
+    pub(super) fn modules(&self) -> &[Module] {
+        &self.modules
+    }
+
+    /// The view that stacks are looked at by.
+    pub(super) fn view(&self) -> &View<'a> {
+        &self.view
+    }
+
+    /// What `look` finds in memory as the kernel sees it, if anything.
+    pub(super) fn find<T>(&self, look: impl Fn(&Reader<'_>) -> Option<T>) -> Option<T> {
+        self.view.by_kernel(self.info, |read| look(&Reader::new(read)).ok_or("nothing is there")).ok()
+    }
+
     fn start(&self, vcpu: u32) -> Result<(Start, bool), String> {
         let banks = [Bank::General, Bank::System];
         let file = self.view.machine.registers(vcpu, &banks).map_err(|error| error.to_string())?;
@@ -109,7 +140,7 @@ impl<'a> Stacks<'a> {
     }
 
     /// A member of a task, which has eight bytes.
-    fn of_task_struct(&self, task: &Task, name: &str) -> Result<u64, String> {
+    pub(super) fn of_task_struct(&self, task: &Task, name: &str) -> Result<u64, String> {
         let of = self.types.tagged("task_struct");
         let field = of.and_then(|of| self.types.field(of, name));
         let field =
@@ -161,6 +192,17 @@ impl<'a> Stacks<'a> {
         let puts_to_sleep = begin?..end?;
         let stack = self.of_task(task).ok()?;
         self.location(stack.frames.iter().find(|frame| !puts_to_sleep.contains(&frame.code()))?)
+    }
+
+    /// When a task that is on a processor began there, ns of the kernel's clock (`sched_info`, which takes
+    /// `CONFIG_SCHED_INFO`).
+    pub fn began(&self, task: &Task) -> Option<u64> {
+        self.of_task_struct(task, "sched_info.last_arrival").ok().filter(|at| *at != 0)
+    }
+
+    /// When a task that sleeps ran last, likewise.
+    pub fn ran_last(&self, task: &Task) -> Option<u64> {
+        self.of_task_struct(task, "se.exec_start").ok().filter(|at| *at != 0)
     }
 
     /// By the tables of a vCPU, and where these do not lead to all that is wanted, as in user space, by others: then it
@@ -218,7 +260,7 @@ impl<'a> Stacks<'a> {
         let symbols = self.symbols_at(code)?;
         let (symbol, size) = symbols.at(code)?;
         (size != u64::MAX || module.is_some()).then(|| Location {
-            function: symbol.name.to_string(),
+            symbol: symbol.name.to_string(),
             offset: frame.pc.wrapping_sub(symbol.address),
             module,
         })
@@ -232,7 +274,14 @@ impl<'a> Stacks<'a> {
     }
 
     fn symbols_at(&self, pc: u64) -> Option<Arc<Symbols>> {
-        let Some(module) = self.module(pc) else { return Some(Arc::clone(&self.symbols)) };
+        match self.module(pc) {
+            Some(module) => self.symbols_of(module),
+            None => Some(Arc::clone(&self.symbols)),
+        }
+    }
+
+    /// The symbols of a module.
+    pub(super) fn symbols_of(&self, module: &Module) -> Option<Arc<Symbols>> {
         if let Some(known) = self.of_modules.borrow().get(&module.address) {
             return known.clone();
         }

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::given_file;
 use crate::job::desk::{self, Ended, Job, LogTo};
 use crate::job::hold::HoldOn;
-use crate::job::kernel_log::{Trouble, Watch};
+use crate::job::kernel_log::Watch;
 use crate::job::matrix;
 use crate::job::plan::{Plan, Root, Wanted};
 use crate::job::protocol::Command;
@@ -23,6 +23,7 @@ use clap::Parser;
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use debug::gdb::endpoint::Endpoint;
+use debug::linux::trouble::Trouble;
 use devices::platform::Extra;
 use kvm::HOST_ISA;
 use regex_lite::Regex;
@@ -495,6 +496,9 @@ fn report(args: &Args, ended: &Ended) {
             logging::print(&tail);
         }
         ended.vcpus.iter().for_each(|vcpu| logging::print(&format!("{vcpu}\n")));
+        if let Some(why) = &ended.why {
+            logging::print(&why.without_log().to_string());
+        }
     }
     match args.json {
         // It says all of this behind it.

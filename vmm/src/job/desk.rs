@@ -4,7 +4,7 @@
 //! ([`streams`](super::streams)).
 
 use super::hold::{self, HoldOn};
-use super::kernel_log::{KEPT, Lines, Sign, Tail, Watch, line_of_record};
+use super::kernel_log::{KEPT, Lines, Tail, Watch, line_of_record};
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
 use super::session::{CommandEnd, Session, TOO_LONG, next_signal};
 use super::stuck::{self, Stuck};
@@ -16,13 +16,16 @@ use crate::error::Error;
 use crate::given_file;
 use crate::logging;
 use crate::logging::line_queue::LineQueue;
+use crate::machine::LONGEST_LOOK;
 use crate::machine::config::Config;
 use crate::machine::{Backends, Guest};
 use crate::outcome::{Outcome, StoppedBy};
 use crate::run::bounds::{self, Files};
 use crate::run::terminal;
 use arch::words::{counted, verb};
+use debug::command::why::Why;
 use debug::gdb::accept::Pause;
+use debug::linux::trouble::Sign;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -99,6 +102,8 @@ pub struct Ended {
     pub log: Tail,
     /// What each vCPU was doing, if the guest was stopped in the middle of it.
     pub vcpus: Vec<String>,
+    /// What the kernel was doing, likewise, if that is known.
+    pub why: Option<Why>,
     /// From the guest's first instruction.
     pub took: Duration,
     /// Until it ran a program.
@@ -362,8 +367,10 @@ impl Desk<'_> {
 
     /// The end of the command's session, and what there is to be said of it.
     fn ended(&mut self, verdict: Verdict) -> Ended {
-        let (mut vcpus, mut tail) = (Vec::new(), std::mem::take(&mut self.tail));
+        let (mut vcpus, mut why, mut tail) = (Vec::new(), None, std::mem::take(&mut self.tail));
         if verdict.shows_log() {
+            let found = self.guest.why(LONGEST_LOOK);
+            why = found.inspect_err(|why| log::debug!("nothing is known of the kernel: {why}")).ok();
             vcpus = self.guest.reports();
             if let Some(details) = verdict.details()
                 && !vcpus.iter().any(|vcpu| vcpu.contains(details.trim()))
@@ -388,7 +395,7 @@ impl Desk<'_> {
         // No longer than somebody reads it.
         self.log.as_ref().map(LineQueue::finish);
         let (took, booted_after) = (self.began.elapsed(), self.booted_after);
-        Ended { verdict, log: tail, vcpus, took, booted_after, is_line_open }
+        Ended { verdict, log: tail, vcpus, why, took, booted_after, is_line_open }
     }
 
     /// Keeps the guest, until its time is over, it ends, or somebody ends it. One that stands still does until a

@@ -4,87 +4,10 @@
 //! prints what is serious. Who can write to either can say what he likes; whoever tests a kernel runs what he trusts to
 //! say the truth.
 
+use debug::linux::trouble::{self, Sign, Trouble};
 use regex_lite::Regex;
 use std::collections::VecDeque;
 
-/// What a line tells of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sign {
-    /// The kernel has panicked.
-    Panic,
-    /// It has noticed that it hangs.
-    Hang,
-    /// One of what `--fail-on` names.
-    Trouble(Trouble),
-}
-
-/// Makes of a table of troubles the enumeration, its names, and what lines have in them.
-macro_rules! troubles {
-    ($($(#[$doc:meta])* $name:ident = $word:literal: $($pattern:literal),+;)*) => {
-        /// What goes wrong in a kernel that goes on.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Trouble {
-            $($(#[$doc])* $name,)*
-        }
-
-        impl Trouble {
-            /// All of them, by the words of `--fail-on`.
-            pub const ALL: &[(&str, Trouble)] = &[$(($word, Trouble::$name)),*];
-
-            /// What a line that tells of it has in it.
-            fn patterns(self) -> &'static [&'static str] {
-                match self {
-                    $(Trouble::$name => &[$($pattern),+],)*
-                }
-            }
-
-            /// Its word.
-            pub fn word(self) -> &'static str {
-                match self {
-                    $(Trouble::$name => $word,)*
-                }
-            }
-        }
-    };
-}
-
-troubles! {
-    /// A fault in the kernel that ended what it was doing.
-    Oops = "oops": "Oops: ", "Oops[", "BUG: unable to handle", "BUG: kernel NULL pointer", "kernel BUG at ",
-        "Internal error: ", "general protection fault, probably", "general protection fault: 0", "Unable to handle kernel",
-        "BUG: Bad page ", "BUG: Bad rss-counter";
-    /// `WARN_ON`.
-    Warn = "warn": "WARNING: CPU: ", "WARNING: ";
-    /// An address sanitizer.
-    Kasan = "kasan": "BUG: KASAN: ", "BUG: KFENCE: ", "BUG: KMSAN: ";
-    /// A sanitizer of undefined behaviour.
-    Ubsan = "ubsan": "UBSAN: ";
-    /// A race.
-    Kcsan = "kcsan": "BUG: KCSAN: ";
-    /// Locks that are taken the wrong way.
-    Lockdep = "lockdep": "WARNING: possible circular locking", "WARNING: possible recursive locking",
-        "WARNING: inconsistent lock state", "WARNING: bad unlock balance", "INFO: possible circular locking",
-        "WARNING: possible irq lock inversion", "-unsafe lock order detected", "held lock freed",
-        "BUG: Invalid wait context", "WARNING: suspicious RCU usage", "BUG: sleeping function called from invalid context",
-        "BUG: scheduling while atomic";
-    /// Memory that is lost.
-    Leak = "leak": "kmemleak: ";
-}
-
-/// What a kernel says when it hangs: lockups (kernel/watchdog.c), stalls (kernel/rcu/tree_stall.h), tasks
-/// (kernel/hung_task.c), and what panics of these begin with.
-const HANGS: &[&str] = &[
-    "BUG: soft lockup",
-    "Watchdog detected hard LOCKUP",
-    "watchdog: CPU",
-    "detected stall",
-    "self-detected stall",
-    "detected expedited stalls",
-    "blocked for more than",
-    "BUG: workqueue lockup",
-];
-/// What it says when it panics (kernel/panic.c).
-const PANIC: &str = "Kernel panic - not syncing";
 /// Lines that are kept for a report.
 pub const KEPT: usize = 1000;
 /// The most bytes of a line.
@@ -105,14 +28,7 @@ impl Watch {
         if self.allowed.iter().any(|it| it.is_match(line)) {
             return None;
         }
-        let has = |patterns: &[&str]| patterns.iter().any(|pattern| line.contains(pattern));
-        if line.contains(PANIC) {
-            return Some(Sign::Panic);
-        }
-        if has(HANGS) {
-            return Some(Sign::Hang);
-        }
-        self.troubles.iter().copied().find(|trouble| has(trouble.patterns())).map(Sign::Trouble)
+        trouble::sign(line, &self.troubles)
     }
 }
 
@@ -225,9 +141,6 @@ mod tests {
             ("all is well", None),
         ] {
             assert_eq!(watch.sign(line), sign, "{line}");
-        }
-        for (word, trouble) in Trouble::ALL {
-            assert_eq!(trouble.word(), *word);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What came of a job, and the exit code that says so.
 
-use super::kernel_log::Trouble;
 use crate::outcome::{ExitCode, Outcome, StoppedBy};
 use arch::End;
+use debug::linux::trouble::Trouble;
 use std::fmt;
 
 /// How a job ended.

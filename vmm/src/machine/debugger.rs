@@ -92,6 +92,11 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// What the file says that the guest's kernel was linked to, if somebody has named it.
+    pub fn symbols(&self) -> Option<&Symbols> {
+        self.known.symbols.as_deref()
+    }
+
     /// Of a machine that nobody debugs.
     pub(super) fn new(
         vcpus: &Arc<Vcpus>,

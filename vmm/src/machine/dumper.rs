@@ -8,9 +8,11 @@ use debug::disassemble::OperatingMode;
 use debug::dump::write::destination::Destination;
 use debug::dump::write::{self, Progress, Subject, Summary, WriteError};
 use debug::dump::{DumpedVcpu, Unplanted};
-use debug::linux::Described;
 use debug::linux::described::{self, Anchor, Scope};
 use debug::linux::translate::kernel_regime;
+use debug::linux::trouble;
+use debug::linux::{Described, VmCoreInfo};
+use debug::live::link::Link;
 use debug::memory::{self, Translation};
 use kvm::ram::GuestMemory;
 use kvm::ram::LiveMemory;
@@ -151,7 +153,7 @@ impl Dumper {
     pub fn has_panicked(&self, go_on: &mut dyn FnMut() -> bool) -> bool {
         const LINES: usize = 200;
         let logs = self.logs(LINES, go_on);
-        logs.iter().flatten().any(|line| line.contains("Kernel panic - not syncing"))
+        logs.iter().flatten().any(|line| trouble::is_panic(line))
     }
 
     /// The last lines of the log of the guest's Linux kernel, from its memory; none if it is not found there. The guest
@@ -162,24 +164,61 @@ impl Dumper {
 
     /// The same, by each way of translating that the guest's vCPUs have or its kernel has described.
     fn logs(&self, lines: usize, go_on: &mut dyn FnMut() -> bool) -> Vec<Vec<String>> {
-        let Some(vcpus) = self.vcpus.upgrade() else { return Vec::new() };
-        let _hold = vcpus.hold();
-        let cpus = vcpus.for_each(|vcpu| capture(vcpu, Moment::End));
-        let anchors: Vec<Anchor> = cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
-        let memory = LiveMemory(self.memory.clone());
         let mut go_on = || match self.is_closed.load(Ordering::Acquire) || !go_on() {
             true => Err(Cancelled),
             false => Ok(()),
         };
-        let found = described::find(HOST_ISA, &memory, &anchors, Scope::Running, &mut go_on);
-        let Ok(Described { info: Some(info), .. }) = found else { return Vec::new() };
-        let by_info = kernel_regime(HOST_ISA, &info);
-        let regimes = anchors.into_iter().map(|anchor| anchor.regime).chain(by_info);
-        let log = |regime| {
-            let space = Translation::Virtual(regime);
-            let read = |at: u64, bytes: &mut [u8]| memory::read(&memory, &space, None, GuestVirt(at), bytes);
-            info.log(read, lines).unwrap_or_default()
-        };
-        regimes.map(log).collect()
+        let logs = self.standing_still(&mut go_on, |still| {
+            let Some(info) = still.kernel else { return Vec::new() };
+            let anchors = still.cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers));
+            let by_info = kernel_regime(HOST_ISA, &info);
+            let regimes = anchors.map(|anchor| anchor.regime).chain(by_info);
+            let log = |regime| {
+                let space = Translation::Virtual(regime);
+                let read = |at: u64, bytes: &mut [u8]| {
+                    memory::read(&still.memory, &space, None, GuestVirt(at), bytes)
+                };
+                info.log(read, lines).unwrap_or_default()
+            };
+            regimes.map(log).collect()
+        });
+        logs.and_then(Result::ok).unwrap_or_default()
     }
+
+    /// What becomes true when the machine ends.
+    pub(super) fn end(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_closed)
+    }
+
+    /// What `look` makes of the guest while it stands still, and its kernel, if one is found there; `None` when the guest
+    /// is gone.
+    ///
+    /// # Errors
+    /// [`Cancelled`], while the kernel is looked for.
+    pub(super) fn standing_still<R>(
+        &self,
+        go_on: &mut dyn FnMut() -> Result<(), Cancelled>,
+        look: impl FnOnce(Still) -> R,
+    ) -> Option<Result<R, Cancelled>> {
+        let vcpus = self.vcpus.upgrade()?;
+        let _hold = vcpus.hold();
+        let cpus = vcpus.for_each(|vcpu| capture(vcpu, Moment::End));
+        let anchors: Vec<Anchor> = cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
+        let memory = LiveMemory(self.memory.clone());
+        let kernel = match described::find(HOST_ISA, &memory, &anchors, Scope::Running, go_on) {
+            Ok(Described { info, .. }) => info,
+            Err(cancelled) => return Some(Err(cancelled)),
+        };
+        Some(Ok(look(Still { cpus, memory, kernel, link: vcpus.link() })))
+    }
+}
+
+/// A guest that stands still.
+pub(super) struct Still {
+    pub cpus: Vec<DumpedVcpu>,
+    pub memory: LiveMemory,
+    /// Its kernel's description of itself.
+    pub kernel: Option<VmCoreInfo>,
+    /// Who debugs it.
+    pub link: Option<Arc<Link>>,
 }

@@ -22,6 +22,7 @@ use crate::machine::vcpus::{Hold, Vcpus};
 use crate::outcome::Outcome;
 use arch::GuestVirt;
 use build::{Listens, build};
+use debug::command::why::Why;
 use debug::machine::Activity;
 use debug::memory::{self, Translation};
 use devices::guest_log;
@@ -38,6 +39,10 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
+
+/// How long a guest's kernel is looked at, at most, when it has hung or crashed: far more than it takes where processors
+/// are not emulated.
+pub const LONGEST_LOOK: Duration = Duration::from_secs(5);
 
 /// A machine with a guest, whose vCPUs are paused until it is resumed. Threads may share it; those of its vCPUs
 /// (on which its console's output is written) must not stop it, as they would wait for themselves.
@@ -243,6 +248,15 @@ impl Guest {
     /// Stops the guest for as long as the result is there. Others may hold it at the same time.
     pub fn hold(&self) -> Hold {
         self.vcpus.hold()
+    }
+
+    /// A page on what the guest's Linux kernel is doing, or was when it ended: what each processor is at, who sleeps and
+    /// is not woken, who waits for which lock. The guest stands still meanwhile, for `limit` at most.
+    ///
+    /// # Errors
+    /// In words, why there is none.
+    pub fn why(&self, limit: Duration) -> Result<Why, String> {
+        self.dumper().why(self.attachment().symbols(), limit)
     }
 
     /// What each vCPU is doing, in words, in their order: the instruction and the registers. The guest stands still

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::logging;
 use crate::logging::progress::Reporter;
 use crate::machine::Guest;
+use crate::machine::LONGEST_LOOK;
 use crate::machine::dumper::Moment;
 use crate::outcome::{DUMP_FAILED, Outcome, StoppedBy};
 use arch::End;
@@ -44,6 +45,10 @@ fn dump(guest: &Guest, outcome: &Outcome, on: &DumpOn, around: &Around<'_>) -> O
     };
     if !is_due {
         return ended_by.get();
+    }
+    match guest.why(LONGEST_LOOK) {
+        Ok(why) => logging::print(&why.to_string()),
+        Err(why) => log::info!("nothing is known of the guest's kernel: {why}"),
     }
     let mut reporter = Reporter::new();
     let mut watch = |progress| {

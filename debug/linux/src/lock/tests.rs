@@ -1,0 +1,171 @@
+//! Locks in memory made here.
+
+use super::*;
+use crate::made::{self, BASE, INT, LIST, Made, POINTER, compound};
+use crate::types::{Shape, TypeId};
+
+fn types() -> Types {
+    let mut types = made::types();
+    let waiter = [("list", LIST, 0), ("task", POINTER, 16)];
+    for name in ["mutex_waiter", "rwsem_waiter", "semaphore_waiter"] {
+        compound(&mut types, name, 24, &waiter);
+    }
+    compound(
+        &mut types,
+        "mutex",
+        32,
+        &[("owner", POINTER, 0), ("wait_lock", INT, 8), ("wait_list", LIST, 16)],
+    );
+    let members =
+        [("count", POINTER, 0), ("owner", POINTER, 8), ("wait_lock", INT, 16), ("wait_list", LIST, 24)];
+    compound(&mut types, "rw_semaphore", 40, &members);
+    compound(&mut types, "semaphore", 24, &[("count", INT, 4), ("wait_list", LIST, 8)]);
+    types.add("", Shape::Array(TypeId(POINTER), 0x80));
+    let stack = u32::try_from(types.count() - 1).unwrap();
+    compound(&mut types, "thread_union", 0x400, &[("stack", stack, 0)]);
+    types
+}
+
+/// Stacks, one behind the other, of tasks that are in front of them; behind all, locks.
+const STACK: u64 = 0x400;
+const TASKS: u64 = 4;
+const LOCKS: u64 = BASE + 0x4000;
+
+fn task(number: u64) -> u64 {
+    BASE + number * 0x40
+}
+
+fn stack_of(task: u64) -> Option<Range<u64>> {
+    let number = task.checked_sub(BASE).filter(|at| at % 0x40 == 0)? / 0x40;
+    let begin = BASE + 0x1000 + number * STACK;
+    (number < TASKS).then(|| begin..begin + STACK)
+}
+
+/// Where a task's waiter is, of which the list is first.
+fn waiter(number: u64) -> u64 {
+    stack_of(task(number)).unwrap().start + 0x300
+}
+
+struct Kernel(Made);
+
+impl Kernel {
+    fn new() -> Kernel {
+        Kernel(Made::new(0x8000))
+    }
+
+    /// Some tasks wait for a lock, whose list is at `list`.
+    fn wait(&self, list: u64, tasks: &[u64]) {
+        tasks.iter().for_each(|number| self.0.put(waiter(*number) + 16, task(*number)));
+        let nodes: Vec<u64> = std::iter::once(list).chain(tasks.iter().map(|it| waiter(*it))).collect();
+        self.0.ring(&nodes);
+    }
+
+    fn find(&self, number: u64, kind: LockKind) -> Option<Wait> {
+        let read = self.0.read();
+        let sp = stack_of(task(number)).unwrap().start + 0x100;
+        LockLayout::new(&types()).wait(task(number), sp, kind, &stack_of, &Reader::new(&read))
+    }
+}
+
+#[test]
+fn a_mutex_is_found_by_its_waiters_and_tells_its_owner() {
+    let kernel = Kernel::new();
+    kernel.wait(LOCKS + 16, &[1, 2, 3]);
+    // The waiters' flag, and behind the lock another's owner, as if the head were a waiter.
+    kernel.0.put(LOCKS, task(0) | 1);
+    kernel.0.put(LOCKS + 32, task(2));
+    for number in [1, 2, 3] {
+        let wanted =
+            Wait { task: task(number), lock: LOCKS, kind: LockKind::Mutex, holder: Holder::Task(task(0)) };
+        assert_eq!(kernel.find(number, LockKind::Mutex), Some(wanted));
+    }
+    assert_eq!(kernel.find(0, LockKind::Mutex), None);
+    // Handed over just now; and a word that is no task is no mutex's.
+    kernel.0.put(LOCKS, 4);
+    assert_eq!(kernel.find(1, LockKind::Mutex).unwrap().holder, Holder::Nobody);
+    kernel.0.put(LOCKS, 0x1234_5670);
+    assert_eq!(kernel.find(1, LockKind::Mutex), None);
+}
+
+#[test]
+fn who_reads_is_not_told_and_who_writes_is() {
+    let kernel = Kernel::new();
+    kernel.wait(LOCKS + 24, &[1]);
+    kernel.0.put(LOCKS + 8, task(3));
+    assert_eq!(kernel.find(1, LockKind::Read).unwrap().holder, Holder::Task(task(3)));
+    kernel.0.put(LOCKS + 8, task(3) | 1);
+    assert_eq!(kernel.find(1, LockKind::Write).unwrap().holder, Holder::Readers);
+    kernel.wait(LOCKS + 0x108, &[2]);
+    let wanted =
+        Wait { task: task(2), lock: LOCKS + 0x100, kind: LockKind::Semaphore, holder: Holder::Untold };
+    assert_eq!(kernel.find(2, LockKind::Semaphore), Some(wanted));
+}
+
+/// What a stack has from before, and lists that lie.
+#[test]
+fn what_is_not_linked_both_ways_is_no_waiter() {
+    let kernel = Kernel::new();
+    kernel.wait(LOCKS + 16, &[1]);
+    kernel.0.put(LOCKS, task(0));
+    // One that has its own address where a task would be, in front of the real one.
+    kernel.0.put(waiter(1) - 0x80 + 16, task(1));
+    assert_eq!(kernel.find(1, LockKind::Mutex).unwrap().lock, LOCKS);
+    // Nothing is at the head, or two.
+    let (one, two) = (LOCKS + 16, LOCKS + 0x116);
+    kernel.0.ring(&[one, waiter(1), two]);
+    assert_eq!(kernel.find(1, LockKind::Mutex), None);
+    kernel.0.put(waiter(2) + 16, task(2));
+    kernel.0.ring(&[waiter(1), waiter(2)]);
+    assert_eq!(kernel.find(1, LockKind::Mutex), None);
+    // It leads out of memory; and round without its beginning.
+    kernel.0.put(waiter(1), 0x10);
+    assert_eq!(kernel.find(1, LockKind::Mutex), None);
+    kernel.wait(LOCKS + 16, &[1, 2]);
+    kernel.0.put(waiter(2), waiter(2));
+    kernel.0.put(waiter(2) + 8, waiter(2));
+    assert_eq!(kernel.find(1, LockKind::Mutex), None);
+    // Types that have none of it.
+    let read = kernel.0.read();
+    let none = LockLayout::new(&made::types());
+    assert_eq!(none.wait(task(1), BASE, LockKind::Mutex, &stack_of, &Reader::new(&read)), None);
+    assert_eq!(none.stack(BASE), BASE..BASE + (16 << 10));
+}
+
+#[test]
+fn functions_tell_what_is_waited_for() {
+    for (name, kind) in [
+        ("__mutex_lock.constprop.0", Some(LockKind::Mutex)),
+        ("__mutex_lock_slowpath", Some(LockKind::Mutex)),
+        ("__ww_mutex_lock.constprop.0", Some(LockKind::Mutex)),
+        ("rwsem_down_read_slowpath", Some(LockKind::Read)),
+        ("rwsem_down_write_slowpath", Some(LockKind::Write)),
+        ("__down_common", Some(LockKind::Semaphore)),
+        ("__down", Some(LockKind::Semaphore)),
+        ("__down_read", None),
+        ("native_queued_spin_lock_slowpath", Some(LockKind::Spinlock)),
+        ("__mutex_locked", None),
+        ("schedule", None),
+    ] {
+        assert_eq!(LockKind::of_function(name), kind, "{name}");
+    }
+}
+
+#[test]
+fn a_spinlocks_word_tells_who_waits() {
+    assert!(spins_for(0x0101, 5));
+    assert!(spins_for(6 << 18 | 1, 5));
+    for other in [0, 1, 0x100, 7 << 18 | 1, 6 << 18, 6 << 18 | 0x0100, 0x0102] {
+        assert!(!spins_for(other, 5), "{other:#x}");
+    }
+}
+
+#[test]
+fn circles_are_found_once() {
+    let wait = |task, holder| Wait { task, lock: 0, kind: LockKind::Mutex, holder };
+    let to = Holder::Task;
+    assert_eq!(circles(&[]), [] as [Vec<u64>; 0]);
+    assert_eq!(circles(&[wait(1, to(2)), wait(2, to(3)), wait(4, Holder::Readers)]), [] as [Vec<u64>; 0]);
+    // 1 leads to a circle that it is no part of.
+    let waits = [wait(1, to(2)), wait(2, to(3)), wait(3, to(2)), wait(5, to(5)), wait(6, to(1))];
+    assert_eq!(circles(&waits), [vec![2, 3], vec![5]]);
+}

@@ -1,0 +1,296 @@
+//! `why`: a page on a Linux kernel in the guest that hangs or has crashed: what each processor is at, who sleeps and is
+//! not woken, who waits for which lock, and what the log has last.
+
+use super::backtrace::{Lines, Trace, trace};
+use super::kernel::of_kernel;
+use super::locks::{Locks, locks};
+use super::oops;
+use super::operator::Operator;
+use super::tasks::name;
+use crate::linux::VmCoreInfo;
+use crate::linux::task::{Task, TaskState, Tasks};
+use crate::linux::trouble;
+use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, json};
+use crate::view::{Stacks, View};
+use arch::Isa;
+use arch::register::Bank;
+use std::fmt;
+
+/// `why`.
+pub const WHY: Command = Command::new(
+    "why",
+    "",
+    "a page on a kernel that hangs or has crashed: processors, who sleeps in state D, locks, the log's end",
+);
+
+/// Lines of the log that are looked through for trouble.
+const LOOKED_THROUGH: usize = 5_000;
+/// The last ones, which are told in any case...
+const LAST: usize = 20;
+/// ...and with what came before them since the first that tells of trouble, at most.
+const MOST_LINES: usize = 80;
+/// Stacks that are told of tasks that sleep, at most.
+const MOST_ASLEEP: usize = 20;
+
+/// A vCPU, as it is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Processor {
+    /// Its number, and by that Linux's.
+    pub vcpu: u32,
+    /// The number and the name of the task that it is with; `None` where nobody tells.
+    pub task: Option<(u32, String)>,
+    /// When it began with that task, ns of the kernel's clock, which the log's times are of.
+    pub since: Option<u64>,
+    /// It takes interrupts; `None` where its registers are not known. In user space it does.
+    pub takes_interrupts: Option<bool>,
+    /// Its stack.
+    pub trace: Trace,
+}
+
+/// A task that sleeps and that no signal wakes, as it is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asleep {
+    /// When it ran last, ns of the kernel's clock.
+    pub since: Option<u64>,
+    /// Whose it is, and its stack.
+    pub trace: Trace,
+}
+
+/// The page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// The kernel's release.
+    pub release: String,
+    /// Lines of the log that tell of trouble, the oldest first.
+    pub troubles: Vec<String>,
+    /// Each vCPU.
+    pub processors: Vec<Processor>,
+    /// The tasks that sleep so, up to a number.
+    pub asleep: Vec<Asleep>,
+    /// How many more there are.
+    pub more_asleep: usize,
+    /// Who waits for which lock.
+    pub locks: Locks,
+    /// The end of the log, the oldest line first.
+    pub log: Vec<String>,
+    /// What of all this could not be had, a line each.
+    pub remarks: Vec<String>,
+}
+
+/// A time as the log has it.
+struct Seconds(u64);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:06}", self.0 / 1_000_000_000, self.0 / 1000 % 1_000_000)
+    }
+}
+
+impl Why {
+    /// Whether the log says that the kernel has panicked.
+    pub fn has_panicked(&self) -> bool {
+        self.troubles.iter().any(|line| trouble::is_panic(line))
+    }
+}
+
+impl fmt::Display for Processor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vCPU {}: ", self.vcpu)?;
+        match &self.task {
+            Some((pid, name)) => write!(f, "task {pid} {name}")?,
+            None => f.write_str("an unknown task")?,
+        }
+        if let Some(since) = self.since {
+            write!(f, " since {}", Seconds(since))?;
+        }
+        writeln!(
+            f,
+            "{}",
+            match self.takes_interrupts {
+                Some(true) => ", interrupts on",
+                Some(false) => ", interrupts OFF",
+                None => "",
+            }
+        )?;
+        write!(f, "{}", self.trace.without_head())
+    }
+}
+
+/// The page without the end of the log, for whoever has told that.
+#[derive(Debug)]
+pub struct WithoutLog<'a>(&'a Why);
+
+impl Why {
+    /// The page without the end of the log, for whoever has told that.
+    pub fn without_log(&self) -> WithoutLog<'_> {
+        WithoutLog(self)
+    }
+
+    fn head(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Linux {}", self.release)?;
+        match self.troubles.as_slice() {
+            [] => writeln!(f, "its log tells of no trouble")?,
+            troubles => {
+                writeln!(f, "its log tells of trouble:")?;
+                troubles.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn body(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.processors.iter().try_for_each(|processor| write!(f, "{processor}"))?;
+        if !self.asleep.is_empty() {
+            writeln!(f, "\nasleep, and woken by no signal (state D):")?;
+        }
+        for Asleep { since, trace } in &self.asleep {
+            match (&trace.task, since) {
+                (Some((pid, name)), Some(since)) => {
+                    writeln!(f, "task {pid} {name}, ran last at {}:", Seconds(*since))?;
+                    write!(f, "{}", trace.without_head())?;
+                }
+                _ => write!(f, "{trace}")?,
+            }
+        }
+        if self.more_asleep > 0 {
+            writeln!(f, "and {} more, which 'ps' lists", self.more_asleep)?;
+        }
+        if !self.locks.waiting.is_empty() {
+            write!(f, "\n{}", self.locks)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for WithoutLog<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.body(f)
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.head(f)?;
+        writeln!(f)?;
+        self.body(f)?;
+        writeln!(f, "\nthe end of its log:")?;
+        self.log.iter().try_for_each(|line| writeln!(f, "  {line}"))
+    }
+}
+
+impl Value for Why {
+    fn json(&self) -> Json {
+        let processor = |it: &Processor| {
+            let (pid, name) = it.task.as_ref().map_or((None, None), |(pid, name)| (Some(pid), Some(name)));
+            json!({
+                "vcpu": it.vcpu, "pid": pid, "name": name, "since_ns": it.since,
+                "interrupts": it.takes_interrupts, "stack": it.trace.json(),
+            })
+        };
+        let asleep = |it: &Asleep| json!({ "since_ns": it.since, "stack": it.trace.json() });
+        json!({
+            "release": self.release, "panicked": self.has_panicked(), "troubles": self.troubles,
+            "vcpus": self.processors.iter().map(processor).collect::<Vec<_>>(),
+            "asleep": self.asleep.iter().map(asleep).collect::<Vec<_>>(), "more_asleep": self.more_asleep,
+            "locks": self.locks.json(), "log": self.log, "remarks": self.remarks,
+        })
+    }
+
+    fn shortfall(&self) -> Option<String> {
+        (!self.remarks.is_empty()).then(|| self.remarks.join("; "))
+    }
+}
+
+/// Whether a vCPU takes interrupts (x86: IF, Intel SDM vol. 1, 3.4.3.3; aarch64: PSTATE.I, Arm ARM D1.4). A kernel that
+/// masks by priority instead (pseudo-NMI) looks as if it took them.
+fn takes_interrupts(view: &View<'_>, vcpu: u32) -> Option<bool> {
+    let file = view.machine.registers(vcpu, &[Bank::General]).ok()?;
+    match view.isa() {
+        Isa::X86_64 => file.get("eflags").map(|flags| flags & 1 << 9 != 0),
+        Isa::Aarch64 => file.get("cpsr").map(|flags| flags & 1 << 7 == 0),
+    }
+}
+
+fn processor(
+    view: &View<'_>,
+    stacks: &Stacks<'_>,
+    tasks: &[Task],
+    lines: &mut Lines,
+    vcpu: u32,
+) -> Processor {
+    let trace = trace(stacks, lines, stacks.of_vcpu(vcpu));
+    let task =
+        tasks.iter().find(|task| task.is_on_cpu == Some(true) && task.cpu == Some(vcpu) && task.pid != 0);
+    // Of the tasks that idle all but one are in no list.
+    let is_idle = trace.is_in("do_idle");
+    let since = task.and_then(|task| stacks.began(task));
+    let task = match task {
+        Some(task) => Some((task.pid, name(task))),
+        None => is_idle.then(|| (0, format!("[swapper/{vcpu}]"))),
+    };
+    Processor { vcpu, task, since, takes_interrupts: takes_interrupts(view, vcpu), trace }
+}
+
+fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Result<Why, String> {
+    let mut remarks = Vec::new();
+    let mut log = view.kernel_log(info, LOOKED_THROUGH).unwrap_or_else(|error| {
+        remarks.push(error.to_string());
+        Vec::new()
+    });
+    let troubles = oops::troubles(&log);
+    let told = troubles.first().map_or(LAST, |first| (log.len() - first).clamp(LAST, MOST_LINES));
+    let troubles = troubles.into_iter().map(|at| log[at].clone()).collect();
+    let mut log = log.split_off(log.len().saturating_sub(told));
+    log.iter_mut().for_each(|line| lines.decode(line));
+    let mut found = Why {
+        release: info.release().into(),
+        troubles,
+        processors: Vec::new(),
+        asleep: Vec::new(),
+        more_asleep: 0,
+        locks: Locks::default(),
+        log,
+        remarks,
+    };
+    // What has overwritten the one may have left the other.
+    let stacks = match Stacks::new(view, info) {
+        Ok(stacks) => stacks,
+        Err(why) => {
+            found.remarks.push(why);
+            return Ok(found);
+        }
+    };
+    found.remarks.extend_from_slice(stacks.remarks());
+    let tasks = view.kernel_tasks(info).unwrap_or_else(|why| Tasks { all: Vec::new(), remarks: vec![why] });
+    found.remarks.extend(tasks.remarks);
+    let vcpus = 0..view.machine.vcpus();
+    found.processors = vcpus.map(|vcpu| processor(&view, &stacks, &tasks.all, lines, vcpu)).collect();
+    let is_asleep = |task: &&Task| task.state == TaskState::Uninterruptible && task.is_on_cpu != Some(true);
+    let mut asleep = tasks.all.iter().filter(is_asleep);
+    for task in asleep.by_ref().take(MOST_ASLEEP) {
+        let trace = trace(&stacks, lines, stacks.of_task(task));
+        let trace = Trace { task: Some((task.pid, name(task))), ..trace };
+        found.asleep.push(Asleep { since: stacks.ran_last(task), trace });
+    }
+    found.more_asleep = asleep.count();
+    found.locks = locks(&stacks, &tasks.all);
+    found.remarks.append(&mut lines.take_remarks());
+    Ok(found)
+}
+
+impl Why {
+    /// Looks at it all.
+    ///
+    /// # Errors
+    /// [`Refusal::NotThere`] without a kernel that is known; [`Refusal::Cancelled`].
+    pub fn of(operator: &dyn Operator) -> Result<Why, Refusal> {
+        let mut lines = Lines::of(operator)?;
+        let view = operator.view();
+        of_kernel(&view, |info| page(view, &mut lines, info))
+    }
+}
+
+pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+    arguments.none()?;
+    Ok(Box::new(Why::of(operator)?))
+}

@@ -1,0 +1,88 @@
+//! Who waits for which lock of the guest's Linux kernel: tasks that sleep, and processors that spin.
+
+use super::stack::{Location, Stacks};
+use crate::linux::lock::{Holder, LockKind, LockLayout, Wait, spins_for};
+use crate::linux::module::Module;
+use crate::linux::task::{Task, TaskState};
+use arch::register::Bank;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Frames from the innermost on among which the function is that puts to sleep for a lock.
+const NEAR: usize = 12;
+/// How far from the kernel's code modules and their data are, bytes at most (x86: the last 2 GiB; aarch64: 2 GiB around
+/// the kernel).
+const MODULES_REACH: u64 = 2 << 30;
+
+impl Stacks<'_> {
+    /// Who of some tasks waits for which lock. In memory that lies, not more than it says. What a spinning processor waits
+    /// for is told where one of its registers has a lock's address.
+    pub fn waits(&self, tasks: &[Task]) -> Vec<Wait> {
+        let layout = LockLayout::new(self.types());
+        let stacks: HashMap<u64, Range<u64>> = tasks
+            .iter()
+            .filter_map(|task| {
+                let begin = self.of_task_struct(task, "stack").ok().filter(|begin| *begin != 0)?;
+                Some((task.address, layout.stack(begin)))
+            })
+            .collect();
+        let stack_of = |task: u64| stacks.get(&task).cloned();
+        let one = |task: &Task| {
+            let is_on = task.is_on_cpu == Some(true);
+            if !is_on && matches!(task.state, TaskState::Running | TaskState::New | TaskState::Zombie) {
+                return None;
+            }
+            let stack = self.of_task(task).ok()?;
+            let near = stack.frames.iter().take(NEAR);
+            let kind = near
+                .filter_map(|frame| self.location(frame))
+                .find_map(|place| LockKind::of_function(&place.symbol).filter(|_| place.module.is_none()))?;
+            if kind == LockKind::Spinlock {
+                let lock = is_on.then(|| self.spins_for(task.cpu?)).flatten()?;
+                return Some(Wait { task: task.address, lock, kind, holder: Holder::Untold });
+            }
+            let sp = stack.frames.first()?.sp;
+            self.find(|reader| layout.wait(task.address, sp, kind, &stack_of, reader))
+        };
+        tasks.iter().take_while(|_| self.view().cancel.check().is_ok()).filter_map(one).collect()
+    }
+
+    /// The lock that a vCPU of Linux's number spins for: the only one that its registers have.
+    fn spins_for(&self, vcpu: u32) -> Option<u64> {
+        let file = self.view().machine.registers(vcpu, &[Bank::General]).ok()?;
+        let is_locked = |address: &u64| {
+            let word = self.find(|reader| reader.number(*address, 4).ok());
+            word.and_then(|word| u32::try_from(word).ok()).is_some_and(|word| spins_for(word, vcpu))
+        };
+        let mut found: Vec<u64> = file.iter().map(|(_, value)| value).filter(|at| at % 4 == 0).collect();
+        found.sort_unstable();
+        found.dedup();
+        found.retain(is_locked);
+        match found[..] {
+            [one] => Some(one),
+            _ => None,
+        }
+    }
+
+    /// The variable that is at an address, of the kernel or of a module.
+    pub fn variable(&self, address: u64) -> Option<Location> {
+        let symbols = self.symbols();
+        let text = symbols.address("_text").or_else(|| symbols.address("_stext"))?;
+        if text.abs_diff(address) > MODULES_REACH {
+            return None;
+        }
+        let named = |name: &str, offset, module| Location { symbol: name.into(), offset, module };
+        let own = symbols.address("_end").filter(|end| (text..*end).contains(&address));
+        if own.is_some() {
+            let (symbol, _) = symbols.at(address)?;
+            return Some(named(symbol.name, address - symbol.address, None));
+        }
+        let nearest = |module: &Module| {
+            let symbols = self.symbols_of(module)?;
+            let (symbol, size) = symbols.at(address)?;
+            let offset = address - symbol.address;
+            (offset < size.min(module.size)).then(|| named(symbol.name, offset, Some(module.name.clone())))
+        };
+        self.modules().iter().filter_map(nearest).min_by_key(|place| place.offset)
+    }
+}
