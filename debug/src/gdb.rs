@@ -1,6 +1,6 @@
 //! The gdb remote serial protocol, for any [`Machine`](crate::machine::Machine).
 //!
-//! [`listener`] says where a debugger connects and who it is, [`server`] is the thread that lets one
+//! [`endpoint`] says where a debugger connects and who it is, [`server`] is the thread that lets one
 //! in, and [`client`] the one that is in. Bytes of its connection become packets ([`packet`]). Those
 //! that gdbstub does not know, or that need more than it passes on, are answered in front of it
 //! (`front`, `resume`), in one of a few ways (`answer`); the rest goes to gdbstub, whose target is the

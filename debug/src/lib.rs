@@ -26,9 +26,10 @@
 //! * `disassembly`: instructions in words. Without it a report has their bytes alone, and on x86 a range step
 //!   (gdb's `next` over a loop) steps each instruction where else it would run to where the line is left.
 //! * `dwarf`: what the file says that a kernel was linked to (`vmlinux`): names of addresses and source lines ([`symbols`]).
-//!   Without it there is no command `sym`, and addresses are written as numbers.
+//!   Without it names are those that the kernel has itself (`linux`), without source lines; without both there is no
+//!   command `sym`, and addresses are written as numbers.
 //! * `linux`: what a Linux kernel says of itself. Without it nobody is told where a kernel has moved itself (KASLR),
-//!   there are no commands `linux` and `dmesg`, and gdb's `load` over a kernel that runs is not refused.
+//!   there are no commands `linux`, `dmesg`, `ps`, `bt`, `lsmod`, `locks` and `why`, and gdb's `load` over a kernel that runs is not refused.
 //! * `dump`, which needs `linux`: memory dumps, written and read. Without it there is no command `dump`.
 
 #![forbid(unsafe_code)]

@@ -325,6 +325,14 @@ pub trait Machine: Send {
         false
     }
 
+    /// Whether whoever has brought the debugger here has taken it away: nothing is to be done here any more.
+    fn is_left(&self) -> bool {
+        false
+    }
+
+    /// Makes [`Self::event_fd`] readable: what it has told of is still to be looked at.
+    fn ring(&mut self) {}
+
     /// Whether an event waits that is told with all vCPUs standing still, so that [`Self::prepare`] comes first. Only
     /// of a machine that must not be waited for.
     fn has_stopped(&mut self) -> bool {

@@ -103,7 +103,7 @@ pub fn write(
 }
 
 /// Splits a range of addresses into pieces of one page each and calls `visit` with the place
-/// and the range of the buffer, until it does less than it was asked for.
+/// and the range of the buffer, until it does nothing of what it was asked for: memory may come in pieces of its own.
 fn pieces(
     memory: &dyn Memory,
     space: &Translation,
@@ -121,7 +121,7 @@ fn pieces(
         }
         let good = visit(place, done..done + count);
         done += good;
-        if good < count {
+        if good == 0 {
             break;
         }
     }

@@ -49,7 +49,7 @@ impl Output {
         if self.pieces.is_empty() && self.lost > 0 {
             let lost = std::mem::take(&mut self.lost);
             text.push_str(&format!(
-                "\n(vmm: {} of output {} left out, as {} not read in time)\n",
+                "\n({} of output {} left out, as {} not read in time)\n",
                 counted(lost, "byte"),
                 verb(lost, "was", "were"),
                 verb(lost, "it was", "they were")
@@ -80,7 +80,7 @@ mod tests {
             let kept = told.matches(&piece).count();
             let lost = (100_000 - kept) * piece.len();
             assert!(told.ends_with(&format!(
-                "(vmm: {lost} bytes of output were left out, as they were not read in time)\n"
+                "({lost} bytes of output were left out, as they were not read in time)\n"
             )));
             assert!(output.is_empty());
             output.push(piece.clone());

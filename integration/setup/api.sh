@@ -8,7 +8,7 @@ PUBLIC_API=0.52.0
 TOOLCHAIN=nightly-2026-05-20
 ISAS=(x86_64 aarch64)
 
-command -v rustup >/dev/null || { say "the public interface is not looked at: its compiler, $TOOLCHAIN, needs rustup"; exit 0; }
+command -v rustup >/dev/null || die "the public interface is not looked at: its compiler, $TOOLCHAIN, needs rustup"
 place=$CACHE/cargo-public-api/$PUBLIC_API
 lock api
 if [ ! -x "$place/bin/cargo-public-api" ]; then

@@ -8,7 +8,7 @@ TARGETS=(x86_64-unknown-linux-musl aarch64-unknown-linux-musl)
 BARE=(x86_64-unknown-none aarch64-unknown-none-softfloat)
 oldest=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 [ -n "$oldest" ] || die "Cargo.toml says no rust-version"
-command -v rustup >/dev/null || { say "Rust $oldest is not tried: that needs rustup"; exit 0; }
+command -v rustup >/dev/null || die "Rust $oldest is not tried: that needs rustup"
 lock oldest
 installed=$(rustup target list --installed --toolchain "$oldest.0" 2>/dev/null) || installed=
 for target in "${TARGETS[@]}" "${BARE[@]}"; do

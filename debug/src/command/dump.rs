@@ -16,7 +16,7 @@ use std::path::Path;
 pub const DUMP: Command = Command::new(
     "dump",
     "PATH",
-    "write a core, on the host that the guest runs on; a debugger's user names a new file below the folder that its monitor allows (vmm: --dump-dir, or where it was started); PATH.gz and PATH.zst compress",
+    "write a core, on the host that the guest runs on; a debugger's user names a new file below the folder that its monitor allows; PATH.gz and PATH.zst compress",
 );
 
 /// A core that was written.
@@ -55,8 +55,8 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
     let destination = operator.destination(Path::new(path))?;
     let view = operator.view();
     let cpus = dump::cpus(view.machine)?;
-    let requests = view.engine.requests();
-    let unmask = |address, bytes: &mut [u8]| requests.table.unmask(address, bytes);
+    // For each piece anew: vCPUs' threads are not to wait for a disk.
+    let unmask = |address, bytes: &mut [u8]| view.engine.requests().table.unmask(address, bytes);
     let memory = Unplanted { memory: view.memory(), unmask: &unmask };
     let subject = Subject { isa: view.isa(), cpus: &cpus, memory: &memory };
     let summary = write::to_destination(&subject, &destination, &mut |_| match view.cancel.check() {

@@ -158,7 +158,9 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
         return Err(Refusal::Usage("write one address, or one name".into()));
     };
     let operator = &*operator;
-    let none = |why| Refusal::NotThere(format!("no file with symbols was given (--symbols vmlinux); {why}"));
+    let none = |why| {
+        Refusal::NotThere(format!("no file with symbols was given ({}); {why}", operator.about_symbols()))
+    };
     let names = Names::of(operator)?.map_err(none)?;
     // What is a symbol's name is taken for it: there are kernels with a function `sp`.
     let is_named = what.starts_with(|c: char| c.is_alphabetic() || c == '_') && !names.find(what)?.is_empty();

@@ -49,6 +49,8 @@ pub struct Debuggee<M: Machine> {
     actions: Vec<Action>,
     /// They have been told so, and none has been seen to stop since.
     is_running: bool,
+    /// Listeners know it as running.
+    is_told_running: bool,
     /// Its debugger has it.
     is_attached: bool,
     /// It is held for the debugger that comes next.
@@ -90,6 +92,7 @@ impl<M: Machine> Debuggee<M> {
             points: BTreeMap::new(),
             actions: Vec::new(),
             is_running: false,
+            is_told_running: true,
             is_attached: false,
             is_left: false,
             stepping: None,
@@ -154,7 +157,8 @@ impl<M: Machine> Debuggee<M> {
 
     /// Whether its debugger has it; else it runs by itself, or has been left.
     pub fn is_attached(&self) -> bool {
-        self.is_attached
+        // Whoever has brought it to a live guest may have taken it away (`live::Debugger::leave`).
+        self.is_attached && !self.machine.is_left()
     }
 }
 

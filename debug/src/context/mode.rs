@@ -111,10 +111,10 @@ pub enum Unable {
     #[error("the guest has not started this vCPU: it executes nothing")]
     NotStarted,
     /// The host cannot.
-    #[error("this host does no single steps (see 'vmm check')")]
+    #[error("this host does no single steps")]
     NoSteps,
     /// The host cannot.
-    #[error("this host has no breakpoints, which the way over a function needs (see 'vmm check')")]
+    #[error("this host has no breakpoints, which the way over a function needs")]
     NoBreakpoints,
     /// There is nothing in the range.
     #[error("the range of addresses is empty")]

@@ -162,6 +162,8 @@ pub struct Core {
     remarks: Vec<String>,
     abilities: Abilities,
     is_writable: bool,
+    /// What a debugger is told that wants to change something.
+    why_not: &'static str,
     events: VecDeque<Event>,
     wake: OwnedFd,
 }
@@ -170,7 +172,7 @@ pub struct Core {
 const CANNOT_RUN: &str =
     "this is a dump of a machine that has stopped: it cannot run or step, and breakpoints are never hit";
 /// What a debugger is told that wants to change something.
-const READ_ONLY: &str = "this is a dump: registers and memory can be changed, in a copy, with --writable";
+const READ_ONLY: &str = "this is a dump: neither registers nor memory can be changed";
 
 /// What there is to be said of vCPUs without page tables where others have some.
 fn without_tables(cpus: &[DumpedVcpu]) -> Option<String> {
@@ -215,9 +217,16 @@ impl Core {
             remarks,
             abilities,
             is_writable,
+            why_not: READ_ONLY,
             events: VecDeque::new(),
             wake,
         })
+    }
+
+    /// A debugger that wants to change something of one that cannot be changed is told this.
+    #[must_use]
+    pub fn explaining(self, why_not: &'static str) -> Core {
+        Core { why_not, ..self }
     }
 
     /// The kernel is the one that this describes, whatever the file says.
@@ -328,7 +337,7 @@ impl Machine for Core {
 
     fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), MachineError> {
         if !self.is_writable {
-            return Err(MachineError::Unsupported(READ_ONLY));
+            return Err(MachineError::Unsupported(self.why_not));
         }
         let mut cpu = self.cpu(vcpu)?;
         cpu.registers.take_from(file);
@@ -384,7 +393,7 @@ impl Machine for Core {
     }
 
     fn read_only(&self) -> Option<&'static str> {
-        (!self.is_writable).then_some(READ_ONLY)
+        (!self.is_writable).then_some(self.why_not)
     }
 
     fn set_cancel(&mut self, cancel: &Cancel) {

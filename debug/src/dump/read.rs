@@ -54,10 +54,13 @@ fn open_plain(source: Arc<dyn Source>) -> Result<Contents, DumpError> {
             Some((name, tool)) => {
                 format!("compressed by {name}, which is not read: unpack it first ({tool})")
             }
-            None => "neither an ELF core nor a compressed kdump; plain memory needs --raw and --arch".into(),
+            None => NEITHER.into(),
         })),
     }
 }
+
+/// What is said of a file that may be anything, plain memory too ([`raw`]).
+pub const NEITHER: &str = "neither an ELF core nor a compressed kdump";
 
 /// How a file is compressed, if that is in one piece: then it has to be [unpacked](unpack) before it is opened.
 ///

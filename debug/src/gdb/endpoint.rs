@@ -147,7 +147,7 @@ pub enum ListeningSocket {
 }
 
 impl ListeningSocket {
-    /// Opens the socket. One in the file system is for `access`.
+    /// Opens the socket. One in the file system is for `audience`.
     ///
     /// # Errors
     /// What the system says, or what is in the way.

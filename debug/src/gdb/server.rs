@@ -478,7 +478,7 @@ impl<M: Machine> Server<M> {
             log::warn!("{peer} takes the place of {}", client.peer);
             self.client = None;
             // The next one stops the guest anyway.
-            self.session.leave();
+            self.session.leave_held();
         }
         self.session.attach();
         log::info!("a debugger has attached: {peer}");
@@ -517,7 +517,7 @@ impl<M: Machine> Server<M> {
         }
         match self.service.on_lost {
             OnLost::Continue => self.session.detach(),
-            OnLost::Hold | OnLost::Quit => self.session.leave(),
+            OnLost::Hold | OnLost::Quit => self.session.leave_held(),
         }
     }
 
@@ -543,7 +543,7 @@ impl<M: Machine> Server<M> {
                 log::warn!("the debugger is lost ({why}); the guest runs on");
             }
             (Goodbye::Lost(why), OnLost::Hold) => {
-                session.leave();
+                session.leave_held();
                 log::warn!("the debugger is lost ({why}); the guest is held for the next one");
             }
             (Goodbye::Lost(why), OnLost::Quit) => {

@@ -91,8 +91,8 @@ struct Lines<M: Monitor> {
     /// The debugger wants the guest to end, whichever machine it is in by then.
     wants_end: Arc<AtomicBool>,
     quit: Wake,
-    /// Those of the machine that the guest is in. They are not kept by this.
-    vcpus: Mutex<Weak<Vcpus<M>>>,
+    /// Of the machine that the guest is in: its vCPUs, which are not kept by this, and what they share with the debugger.
+    place: Mutex<(Weak<Vcpus<M>>, Arc<Link>)>,
     /// vCPUs' threads look for what comes at once, wherever the guest is.
     looks: bool,
 }
@@ -114,9 +114,9 @@ impl<M: Monitor> Lines<M> {
         }
         let wakes = (wake.clone(), release.clone());
         let begun = begin(vcpus, &engine, target.memory, wakes, (waiting, looks))?;
+        let place = Mutex::new((Arc::downgrade(vcpus), Arc::clone(&begun.link)));
         let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)), waiting);
-        let vcpus = Mutex::new(Arc::downgrade(vcpus));
-        Ok((Lines { engine, wake, release, next: sender, wants_end, quit, vcpus, looks }, machine))
+        Ok((Lines { engine, wake, release, next: sender, wants_end, quit, place, looks }, machine))
     }
 
     /// What the machine is served with to gdb.
@@ -154,12 +154,26 @@ impl<M: Monitor> Lines<M> {
             Ok(begun) => begun,
             Err(refused) => return self.tell(Err(refused.to_string())),
         };
-        *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(vcpus);
+        let place = (Arc::downgrade(vcpus), Arc::clone(&begun.link));
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
         self.tell(Ok(begun));
         // It may have ended the former machine when that was over already. Whoever does so behind this
         // look finds the new one.
         if self.wants_end.load(Ordering::SeqCst) {
             vcpus.monitor().quit();
+        }
+    }
+
+    /// It comes to nothing, and has done nothing.
+    fn turn_away(&self) {
+        if let Some((vcpus, link)) = self.place() {
+            vcpus.turn_away(&link);
+        }
+    }
+
+    fn begin_turning_away(&self) {
+        if let Some((vcpus, link)) = self.place() {
+            vcpus.begin_turning_away(&link);
         }
     }
 
@@ -169,8 +183,9 @@ impl<M: Monitor> Lines<M> {
         self.wake.ring();
     }
 
-    fn vcpus(&self) -> Option<Arc<Vcpus<M>>> {
-        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    fn place(&self) -> Option<(Arc<Vcpus<M>>, Arc<Link>)> {
+        let place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((place.0.upgrade()?, Arc::clone(&place.1)))
     }
 }
 
@@ -203,13 +218,13 @@ impl<M: Monitor> Debugger<M> {
             let thread = thread::Builder::new().name("gdb".into());
             Ok((listeners, threads::start("gdb", thread, move || server::run(listener, session, service))?))
         });
-        let (listeners, thread) = thread.inspect_err(|_| vcpus.detach())?;
+        let (listeners, thread) = thread.inspect_err(|_| lines.turn_away())?;
         Ok(Debugger { lines, listeners: Some(listeners), thread: Mutex::new(Some(thread)) })
     }
 
     /// Comes to a guest, whether it runs or not, for a program that debugs it by itself, on whichever thread it likes:
-    /// with the machine that it debugs, for a [`Debuggee`](crate::context::Debuggee). That is not to be used any more
-    /// when this has left. `looks` as [`Options::looks`], for that thread.
+    /// with the machine that it debugs, for a [`Debuggee`](crate::context::Debuggee). When this has left, that
+    /// answers that nobody debugs the guest. `looks` as [`Options::looks`], for that thread.
     ///
     /// # Errors
     /// As [`Self::attach`].
@@ -250,12 +265,13 @@ impl<M: Monitor> Debugger<M> {
         self.lines.release.ring();
     }
 
-    /// Leaves: whoever is connected is let go, nothing is left in the guest, and it runs. Called on the debugger's own
+    /// Leaves: whoever is connected is let go, nothing is left in the guest, and it runs. One that has left already leaves
+    /// nothing. Called on the debugger's own
     /// thread, as by [`Monitor::quit`], it is left when that returns.
     pub fn leave(&self) {
         self.end();
-        if let Some(vcpus) = self.lines.vcpus() {
-            vcpus.detach();
+        if let Some((vcpus, link)) = self.lines.place() {
+            vcpus.detach(&link);
         }
     }
 
@@ -331,9 +347,7 @@ impl<M: Monitor> Polled<M> {
             let listeners = session.debuggee.listeners().clone();
             Ok((listeners, server::Polled::new(listener, session, service)?))
         });
-        let (listeners, server) = server.inspect_err(|_| {
-            vcpus.begin_detach(&lines.wake);
-        })?;
+        let (listeners, server) = server.inspect_err(|_| lines.begin_turning_away())?;
         Ok(Polled { lines, listeners, server, state: Served::Serves })
     }
 
@@ -383,8 +397,9 @@ impl<M: Monitor> Polled<M> {
             Served::Leaves(_) => {
                 self.lines.wake.take();
                 // One that a kick did not reach gets another.
-                let vcpus = self.lines.vcpus();
-                vcpus.iter().for_each(|vcpus| (0..vcpus.count()).for_each(|vcpu| vcpus.monitor().kick(vcpu)));
+                if let Some((vcpus, _)) = self.lines.place() {
+                    (0..vcpus.count()).for_each(|vcpu| vcpus.monitor().kick(vcpu));
+                }
                 self.server.wait_for_vcpus(KICK_AGAIN)?;
             }
             Served::Serves | Served::WantsToLeave => self.serve()?,
@@ -402,8 +417,8 @@ impl<M: Monitor> Polled<M> {
         if goes_on {
             return Ok(());
         }
-        let vcpus = self.lines.vcpus().filter(|_| leaves);
-        self.state = match vcpus.map(|vcpus| vcpus.begin_detach(&self.lines.wake)) {
+        let place = self.lines.place().filter(|_| leaves);
+        self.state = match place.map(|(vcpus, link)| vcpus.begin_detach(&link, &self.lines.wake)) {
             Some(done) => {
                 self.server.wait_for_vcpus(KICK_AGAIN)?;
                 Served::Leaves(done)

@@ -80,6 +80,8 @@ pub struct Link {
     wake: Wake,
     release: Wake,
     attention: Attention,
+    /// The debugger has left.
+    is_left: AtomicBool,
     /// vCPUs' threads look for what comes at once, before they sleep.
     pub looks: bool,
 }
@@ -104,12 +106,31 @@ impl Link {
         let (sender, events) = channel();
         let gate = Gate::new(vcpus, kick);
         let (events_in, attention) = (Mutex::new(sender), Attention::default());
-        (Link { engine, gate, memory, events: events_in, wake, release, attention, looks: true }, events)
+        let is_left = AtomicBool::new(false);
+        let link =
+            Link { engine, gate, memory, events: events_in, wake, release, attention, is_left, looks: true };
+        (link, events)
     }
 
     /// Whether a debugger is attached.
     pub fn is_attached(&self) -> bool {
         self.engine.requests().is_attached
+    }
+
+    /// The debugger has no say any more, and nothing of it is in the guest's memory. Whoever waits for its events is
+    /// woken.
+    pub(super) fn leave(&self) {
+        let mut requests = self.engine.requests();
+        requests.table.clear(&*self.memory);
+        requests.is_attached = false;
+        self.is_left.store(true, Ordering::Release);
+        drop(requests);
+        self.wake.ring();
+    }
+
+    /// Whether it has left.
+    pub fn is_left(&self) -> bool {
+        self.is_left.load(Ordering::Acquire)
     }
 
     /// Tells whoever debugs the guest.

@@ -397,6 +397,14 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         ahead.get_mut().prepare(vcpus, (&mut self.hold, &mut self.running), extent)
     }
 
+    fn is_left(&self) -> bool {
+        self.link.is_left()
+    }
+
+    fn ring(&mut self) {
+        self.link.wake().ring();
+    }
+
     fn has_stopped(&mut self) -> bool {
         self.take_answers();
         let is_told_still = |event: &Event| matches!(event, Event::Stopped { .. } | Event::Restarted);

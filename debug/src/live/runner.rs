@@ -182,6 +182,15 @@ impl From<KeptEnd> for Next {
 /// not.
 const MOST_SERVED: u32 = 1000;
 
+/// What a vCPU does whose debugger has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// It runs, if the guest does, also where the debugger has stopped it, or it has waited for that one.
+    Runs(bool),
+    /// What it did: the debugger has done nothing yet.
+    AsBefore,
+}
+
 /// A vCPU thread's part.
 #[derive(Debug)]
 pub struct Runner {
@@ -243,16 +252,17 @@ impl Runner {
         self.link = Some(link);
     }
 
-    /// The debugger leaves: nothing of its own is in force any more, and a vCPU that it has stopped, or that has waited
-    /// for it, runs if the guest `runs`.
-    pub fn detach<V: Vcpu>(&mut self, vcpu: &mut V, runs: bool) {
-        let Some(link) = self.link.take() else { return };
+    /// The debugger with this link leaves, if it is there: nothing of its own is in force any more.
+    pub fn detach<V: Vcpu>(&mut self, vcpu: &mut V, link: &Arc<Link>, then: Then) {
+        let Some(link) = self.link.take_if(|its| Arc::ptr_eq(its, link)) else { return };
         self.armed.set(&Arming::off(vcpu.isa()));
         if let Err(error) = self.stepper(vcpu, &link).prepare() {
             log::warn!("guest debugging cannot be switched off: {error}");
         }
         self.order = None;
-        self.is_running = runs && !self.is_over;
+        if let Then::Runs(runs) = then {
+            self.is_running = runs && !self.is_over;
+        }
     }
 
     /// Whether it may go on with the guest now.

@@ -5,13 +5,14 @@
 
 use super::gate::Kick;
 use super::link::{Link, Wake};
-use super::runner::Runner;
+use super::runner::{Runner, Then};
 use crate::machine::{MachineError, Order};
 use crate::reply::{Arguments, Command, Refusal, Reply};
 use crate::vcpu::Vcpu;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -217,6 +218,24 @@ impl<M: Monitor> Pausing<M> {
     }
 }
 
+/// Why a vCPU is not debugged.
+const OTHER_VCPUS: &str =
+    "the engine is for another architecture, or a vCPU's number is not below their count";
+
+/// A debugger that leaves, while some vCPUs know of it.
+struct Leaving<M: Monitor> {
+    vcpus: Weak<Vcpus<M>>,
+    link: Arc<Link>,
+}
+
+impl<M: Monitor> Drop for Leaving<M> {
+    fn drop(&mut self) {
+        let Some(vcpus) = self.vcpus.upgrade() else { return };
+        let mut place = vcpus.link.lock().unwrap_or_else(PoisonError::into_inner);
+        place.take_if(|its| Arc::ptr_eq(its, &self.link));
+    }
+}
+
 impl<M: Monitor> Vcpus<M> {
     /// Those of a monitor, none of which runs its guest yet.
     pub fn new(monitor: M) -> Vcpus<M> {
@@ -242,12 +261,31 @@ impl<M: Monitor> Vcpus<M> {
     ///
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`] when another one has it: two would not know of each other's planted
-    /// instructions. One that was dropped without having left has it still.
-    pub fn attach(&self, link: &Arc<Link>) -> io::Result<()> {
+    /// instructions. One that was dropped without having left has it still. [`io::ErrorKind::InvalidInput`] when what it
+    /// judges exits with is for another architecture, or a vCPU has a number that is not below their count.
+    pub fn attach(self: &Arc<Self>, link: &Arc<Link>) -> io::Result<()> {
         self.take_place(link)?;
-        let link = Arc::clone(link);
-        self.ask(|_| true, move |runner, _| runner.attach(Arc::clone(&link)));
+        let is_refused = Arc::new(AtomicBool::new(false));
+        self.wait_for(&self.post_attach(link, &is_refused));
+        if is_refused.load(Ordering::Acquire) {
+            self.turn_away(link);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, OTHER_VCPUS));
+        }
         Ok(())
+    }
+
+    /// Has threads let a debugger have its say, unless their vCPUs are none that it is for.
+    fn post_attach(&self, link: &Arc<Link>, is_refused: &Arc<AtomicBool>) -> Receiver<()> {
+        let (link, is_refused, count) = (Arc::clone(link), Arc::clone(is_refused), self.count());
+        let attach = move |runner: &mut Runner, vcpu: &mut M::Vcpu| {
+            if vcpu.isa() == link.engine.isa() && vcpu.id() < count {
+                runner.attach(Arc::clone(&link));
+            } else {
+                is_refused.store(true, Ordering::Release);
+                log::error!("vCPU {} is not debugged: {OTHER_VCPUS}", vcpu.id());
+            }
+        };
+        self.post_to(|_| true, attach, None)
     }
 
     /// Makes a debugger the one that has a say.
@@ -261,19 +299,39 @@ impl<M: Monitor> Vcpus<M> {
         Ok(())
     }
 
-    /// The debugger leaves: no vCPU runs with anything of its own any more, and those that it has stopped run, if the
-    /// guest is to ([`Monitor::is_started`]).
-    pub fn detach(self: &Arc<Self>) {
-        let hold = self.hold();
-        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(link) = link {
-            let mut requests = link.engine.requests();
-            requests.table.clear(&*link.memory);
-            requests.is_attached = false;
+    /// The debugger that has come with this link leaves: no vCPU runs with anything of its own any more, and those that
+    /// it has stopped run, if the guest is to ([`Monitor::is_started`]). When it returns, another one may come. One that
+    /// has left already, or has never come, leaves nothing.
+    pub fn detach(self: &Arc<Self>, link: &Arc<Link>) {
+        self.detach_then(link, Then::Runs(self.monitor.is_started()));
+    }
+
+    /// The same of one that has done nothing yet: each vCPU does what it did.
+    pub(super) fn turn_away(self: &Arc<Self>, link: &Arc<Link>) {
+        self.detach_then(link, Then::AsBefore);
+    }
+
+    fn detach_then(self: &Arc<Self>, link: &Arc<Link>, then: Then) {
+        if !self.is_here(link) {
+            return;
         }
-        let runs = self.monitor.is_started();
-        self.ask(|_| true, move |runner, vcpu| runner.detach(vcpu, runs));
+        let hold = self.hold();
+        link.leave();
+        self.wait_for(&self.post_detach(link, then, None));
         drop(hold);
+    }
+
+    /// Whether the debugger that has a say is the one with this link.
+    fn is_here(&self, link: &Arc<Link>) -> bool {
+        let place = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        place.as_ref().is_some_and(|its| Arc::ptr_eq(its, link))
+    }
+
+    /// Has threads let go of a debugger. Its place is free when the last one has, and not before: who would come in
+    /// between would have vCPUs that do not know of him.
+    fn post_detach(self: &Arc<Self>, link: &Arc<Link>, then: Then, wake: Option<&Wake>) -> Receiver<()> {
+        let leaving = Arc::new(Leaving { vcpus: Arc::downgrade(self), link: Arc::clone(link) });
+        self.post_to(|_| true, move |runner, vcpu| runner.detach(vcpu, &leaving.link, then), wake)
     }
 
     fn holders(&self) -> MutexGuard<'_, usize> {
@@ -339,10 +397,13 @@ impl<M: Monitor> Vcpus<M> {
                 vcpu,
                 Box::new(move |runner, vcpu| {
                     what(runner, vcpu);
+                    // Whoever waits finds that it is not kept by this any more.
+                    drop(what);
                     drop(answer);
                 }),
             );
         }
+        drop(what);
         // For those who wait for nobody.
         drop(Answer::new(sender, wake));
         dones
@@ -364,17 +425,19 @@ impl<M: Monitor> Vcpus<M> {
 
     /// The debugger leaves a guest in which nothing of its own is planted any more; nobody waits for it: `wake` is
     /// rung when all senders of the result are gone, and the vCPUs run if the guest is to.
-    pub(super) fn begin_detach(&self, wake: &Wake) -> Receiver<()> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let runs = self.monitor.is_started();
-        self.post_to(|_| true, move |runner, vcpu| runner.detach(vcpu, runs), Some(wake))
+    pub(super) fn begin_detach(self: &Arc<Self>, link: &Arc<Link>, wake: &Wake) -> Receiver<()> {
+        self.post_detach(link, Then::Runs(self.monitor.is_started()), Some(wake))
+    }
+
+    /// As [`Self::turn_away`], but does not wait.
+    pub(super) fn begin_turning_away(self: &Arc<Self>, link: &Arc<Link>) {
+        drop(self.post_detach(link, Then::AsBefore, None));
     }
 
     /// As [`Self::attach`], but does not wait: what is posted to vCPUs behind it finds it done.
     pub(super) fn begin_attach(&self, link: &Arc<Link>) -> io::Result<()> {
         self.take_place(link)?;
-        let link = Arc::clone(link);
-        self.post_to(|_| true, move |runner, _| runner.attach(Arc::clone(&link)), None);
+        drop(self.post_attach(link, &Arc::default()));
         Ok(())
     }
 

@@ -89,7 +89,7 @@ pub fn orders(data: &[u8]) {
         program.carry_out(*order);
         program.assert_hidden();
     }
-    program.debuggee.leave();
+    program.debuggee.leave_held();
     debugger.leave();
     guest.assert_left(true);
     let end = guest.vcpus.monitor().end.lock().map(|end| end.clone()).unwrap_or_default();

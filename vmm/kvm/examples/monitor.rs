@@ -237,17 +237,24 @@ fn main() -> Result<(), Failure> {
     let is_over = || vcpus.monitor().is_over.load(Ordering::SeqCst);
     if how == "--loop" {
         let mut debugger = Polled::attach(vcpus, target, listener, options)?;
-        let mut status = Status::Serving;
-        while status == Status::Serving && !is_over() {
+        // Once more when it is over: gdb is told so.
+        let (mut status, mut was_over) = (Status::Serving, false);
+        while status == Status::Serving && !was_over {
             if wait(Some(&debugger), PollTimeout::NONE)? {
                 debugger.leave();
             }
+            was_over = is_over();
             status = debugger.process()?;
         }
     } else {
         let debugger = Debugger::attach(vcpus, target, listener, options)?;
-        while !is_over() && !wait(None, PollTimeout::from(100u8))? {}
-        debugger.leave();
+        // Dropped, it takes nothing out of a guest that is over.
+        while !is_over() {
+            if wait(None, PollTimeout::from(100u8))? {
+                debugger.leave();
+                break;
+            }
+        }
     }
     Ok(())
 }
@@ -263,7 +270,8 @@ fn alone(
     let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, signal)?;
     timer.set(Expiration::Interval(Duration::from_millis(10).into()), TimerSetTimeFlags::empty())?;
     let (mut status, mut serial) = (Status::Serving, Serial(Arc::downgrade(vcpus)));
-    while status == Status::Serving && !vcpus.monitor().is_over.load(Ordering::SeqCst) {
+    let mut was_over = false;
+    while status == Status::Serving && !was_over {
         let round = it.inbox.look(false, &mut it.runner, &mut it.vcpu, &mut serial);
         let runs = round == Round::GoesOn && it.runner.may_run();
         if runs {
@@ -272,6 +280,7 @@ fn alone(
         if wait(Some(&debugger), if runs { PollTimeout::ZERO } else { PollTimeout::from(10u8) })? {
             debugger.leave();
         }
+        was_over = vcpus.monitor().is_over.load(Ordering::SeqCst);
         status = debugger.process()?;
     }
     Ok(())

@@ -216,7 +216,7 @@ impl<M: Machine> Debuggee<M> {
     }
 
     fn put_point(&mut self, id: Option<Id>, point: Point) -> Result<Id, InsertError> {
-        if !self.is_attached {
+        if !self.is_attached() {
             return Err(InsertError::Detached);
         }
         let vcpu = match point.through {
@@ -258,6 +258,10 @@ impl<M: Machine> Debuggee<M> {
     fn put(&self, id: Option<Id>, breakpoint: Breakpoint, space: &Translation) -> Result<Id, InsertError> {
         let memory = self.machine.memory();
         let mut requests = self.engine.requests();
+        // Whoever has come for it may have left since.
+        if self.machine.is_left() {
+            return Err(InsertError::Detached);
+        }
         if id.is_none() && requests.table.iter().count() >= MOST_BREAKPOINTS {
             return Err(InsertError::Many);
         }

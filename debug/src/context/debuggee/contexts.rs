@@ -83,16 +83,14 @@ impl<M: Machine> Debuggee<M> {
         if let Some(ended) = &self.ended {
             return Ok(ContextState::Ended(ended.clone()));
         }
-        if self.is_running || !self.is_attached {
+        if self.is_running || !self.is_attached() {
             return Ok(ContextState::Running);
         }
         let vcpu = self.tree.vcpu_of(id);
         if vcpu.is_some_and(|vcpu| self.machine.activity(vcpu) == Activity::NotStarted) {
             return Ok(ContextState::NotStarted);
         }
-        let held =
-            || Stopped { context: self.tree.root(), reason: StopReason::Interrupt, breakpoints: Vec::new() };
-        Ok(ContextState::Stopped(self.stopped.clone().unwrap_or_else(held)))
+        Ok(ContextState::Stopped(self.stopped.clone().unwrap_or_else(|| self.held())))
     }
 
     /// Whether a context can be resumed like this now; the answer is by the kind of thing that is in the way.
@@ -128,7 +126,7 @@ impl<M: Machine> Debuggee<M> {
         if self.ended.is_some() {
             return Err(Unable::Ended);
         }
-        if !self.is_attached {
+        if !self.is_attached() {
             return Err(Unable::Detached);
         }
         if self.is_running {
@@ -177,7 +175,7 @@ impl<M: Machine> Debuggee<M> {
     /// # Errors
     /// [`WaitError::Ended`], [`WaitError::Detached`].
     pub fn suspend(&mut self) -> Result<Stopped, WaitError> {
-        if !self.is_attached && self.ended.is_none() {
+        if !self.is_attached() && self.ended.is_none() {
             return Err(WaitError::Detached);
         }
         if let (false, Some(stopped)) = (self.is_running, &self.stopped) {
@@ -199,7 +197,7 @@ impl<M: Machine> Debuggee<M> {
         if let Some(ended) = &self.ended {
             return Err(WaitError::Ended(ended.clone()));
         }
-        if !self.is_attached {
+        if !self.is_attached() {
             return Err(WaitError::Detached);
         }
         if !self.is_running {

@@ -9,8 +9,12 @@ use crate::machine::{Action, Control, Ended, Event, Machine, MachineError, Order
 use arch::words::{counted, verb};
 
 impl<M: Machine> Debuggee<M> {
-    /// Takes the guest: all vCPUs stand still when it returns, and stop for this debugger from now on.
+    /// Takes the guest: all vCPUs stand still when it returns, and stop for this debugger from now on. A guest that has
+    /// been [left](crate::live::debugger::Debugger::leave) is not had again by this.
     pub fn attach(&mut self) {
+        if self.machine.is_left() {
+            return;
+        }
         self.engine.requests().is_attached = true;
         self.machine.pause();
         (self.is_attached, self.is_left) = (true, false);
@@ -22,7 +26,8 @@ impl<M: Machine> Debuggee<M> {
         self.words.clear();
         self.refused.clear();
         self.current = 0;
-        self.is_running = false;
+        (self.is_running, self.stopped) = (false, None);
+        self.tell_held();
     }
 
     /// Has the guest begin again, and holds it at its first instruction. Breakpoints stay, under their ids.
@@ -34,6 +39,7 @@ impl<M: Machine> Debuggee<M> {
         self.machine.control(Control::Reset)?;
         self.machine.pause();
         self.begin_again();
+        self.tell_held();
         Ok(())
     }
 
@@ -88,8 +94,7 @@ impl<M: Machine> Debuggee<M> {
 
     /// Lets the guest go: planted instructions are taken out, and it runs on.
     pub fn detach(&mut self) {
-        self.leave();
-        self.is_left = false;
+        self.let_go();
         self.let_run();
     }
 
@@ -99,12 +104,21 @@ impl<M: Machine> Debuggee<M> {
         let order = Order { action: Action::Run, arming, steps_off: false };
         if let Err(error) = self.machine.resume(vec![order; self.machine.vcpus() as usize]) {
             log::warn!("the guest cannot run on without its debugger: {error}");
+            return;
         }
+        self.tell_started();
     }
 
     /// Leaves the guest without its debugger, held: planted instructions go, and it waits for the next debugger.
-    pub fn leave(&mut self) {
-        (self.is_left, self.is_attached) = (true, false);
+    pub fn leave_held(&mut self) {
+        self.let_go();
+        self.is_left = true;
+        self.tell_held();
+    }
+
+    /// Nothing of the debugger's is left in the guest, which stands still.
+    fn let_go(&mut self) {
+        (self.is_left, self.is_attached) = (false, false);
         self.set_cancel(&Cancel::never());
         self.machine.pause();
         {

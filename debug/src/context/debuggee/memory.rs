@@ -179,7 +179,7 @@ impl<M: Machine> Debuggee<M> {
         let space = match address.space {
             Space::Physical => Translation::Physical,
             Space::Ports => return Err(refused(Unable::NoPorts.into())),
-            Space::Virtual if !self.is_attached => return Err(refused(Unable::Detached.into())),
+            Space::Virtual if !self.is_attached() => return Err(refused(Unable::Detached.into())),
             Space::Virtual if self.is_running => return Err(refused(Unable::Running.into())),
             Space::Virtual => {
                 let translation =

@@ -28,7 +28,7 @@ impl<M: Machine> Debuggee<M> {
             _ => false,
         });
         if !self.pending.is_empty() {
-            self.is_running = true;
+            self.owes_a_stop();
             return Ok(());
         }
         self.retry_refused();
@@ -39,14 +39,39 @@ impl<M: Machine> Debuggee<M> {
                 .collect();
             let reason = StopReason::Refused(format!("the guest does not run: {}", words.join("; ")));
             self.pending.push((self.current, reason));
-            self.is_running = true;
+            self.owes_a_stop();
             return Ok(());
         }
         self.go()?;
-        if self.stepping.is_none() {
+        self.tell_started();
+        Ok(())
+    }
+
+    /// It counts as running, and its next stop is there already. Whoever waits for the machine's descriptor is to look.
+    fn owes_a_stop(&mut self) {
+        self.is_running = true;
+        self.machine.ring();
+        self.tell_started();
+    }
+
+    /// Listeners hear that the guest runs, unless they know.
+    pub(super) fn tell_started(&mut self) {
+        if !std::mem::replace(&mut self.is_told_running, true) {
             self.listeners.tell(&Notice::Started(self.intercept_group()));
         }
-        Ok(())
+    }
+
+    /// Listeners hear that the guest stands still as nobody has let it run, unless they know.
+    pub(super) fn tell_held(&mut self) {
+        if std::mem::replace(&mut self.is_told_running, false) {
+            let held = self.held();
+            self.listeners.tell(&Notice::Stopped(self.intercept_group(), held));
+        }
+    }
+
+    /// Why a guest stands still that has come to no stop.
+    pub(super) fn held(&self) -> Stopped {
+        Stopped { context: self.tree.root(), reason: StopReason::Interrupt, breakpoints: Vec::new() }
     }
 
     /// Gives each vCPU the order for the action that it has.
@@ -111,6 +136,10 @@ impl<M: Machine> Debuggee<M> {
             let reason = StopReason::Fatal(format!("it cannot be resumed: {error}"));
             self.pending.push((self.current, reason));
         }
+        // What has told of it has been taken.
+        if self.has_stopped() {
+            self.machine.ring();
+        }
         result
     }
 
@@ -173,12 +202,19 @@ impl<M: Machine> Debuggee<M> {
                 Event::Stopped { vcpu, reason, .. } => self.pending.push((vcpu, reason)),
             }
         }
-        let (vcpu, reason) = self.pending.remove(0);
-        if matches!(reason, StopReason::Breakpoint | StopReason::HardwareBreakpoint) {
-            self.reported[vcpu as usize] = self.linear_pc(vcpu);
+        loop {
+            let (vcpu, reason) = self.pending.remove(0);
+            if matches!(reason, StopReason::Breakpoint | StopReason::HardwareBreakpoint) {
+                self.reported[vcpu as usize] = self.linear_pc(vcpu);
+            }
+            if let Some((vcpu, reason)) = self.step_on(vcpu, reason) {
+                return Some(self.stop(vcpu, reason));
+            }
+            // The step's next part has not begun where another vCPU has stopped meanwhile.
+            if self.pending.is_empty() {
+                return None;
+            }
         }
-        let (vcpu, reason) = self.step_on(vcpu, reason)?;
-        Some(self.stop(vcpu, reason))
     }
 
     /// A vCPU has stopped, and that is to be reported.
@@ -195,6 +231,7 @@ impl<M: Machine> Debuggee<M> {
         };
         let context = self.tree.vcpu(vcpu).unwrap_or(self.tree.root());
         let stopped = Stopped { context, reason: reason.clone(), breakpoints: at };
+        self.is_told_running = false;
         self.listeners.tell(&Notice::Stopped(self.intercept_group(), stopped.clone()));
         self.stopped = Some(stopped);
         Stop::Vcpu(vcpu, reason)

@@ -3,7 +3,6 @@
 
 use super::Debuggee;
 use crate::breakpoint::{self, Condition};
-use crate::context::listen::Notice;
 use crate::context::mode::Mode;
 use crate::context::walk::{Next, Return, Returning, Seen, Walk};
 use crate::machine::{Action, Machine, MachineError, StopReason};
@@ -39,14 +38,9 @@ impl<M: Machine> Debuggee<M> {
             return self.run(&self.all_do(vcpu, action, is_alone));
         };
         self.stepping = Some(Stepping { walk, vcpu, is_alone, at: None });
-        let group = self.intercept_group();
         match self.go_on_stepping() {
-            Ok(true) => {
-                self.listeners.tell(&Notice::Started(group));
-                Ok(())
-            }
             // A walk begins with something to do.
-            Ok(false) => Ok(()),
+            Ok(_) => Ok(()),
             Err(error) => {
                 self.end_step();
                 Err(error)

@@ -1,6 +1,7 @@
 //! The whole debugger on a guest without a hypervisor, over its own socket, for both architectures on any host.
 
 mod alone;
+mod comings;
 mod hostile;
 mod session;
 

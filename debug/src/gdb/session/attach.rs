@@ -51,14 +51,14 @@ impl<M: Machine> Session<M> {
 
     /// The debugger has ended the guest, and may want to have it begin again.
     pub fn end(&mut self) {
-        self.debuggee.leave();
+        self.debuggee.leave_held();
         self.process = Process::Killed;
     }
 
     /// Leaves the guest without its debugger, held: planted instructions go, and it waits for the next
     /// debugger.
-    pub fn leave(&mut self) {
-        self.debuggee.leave();
+    pub fn leave_held(&mut self) {
+        self.debuggee.leave_held();
     }
 
     /// Ends the guest.

@@ -289,7 +289,11 @@ fn a_debugger_looks_at_a_guest_that_died_before_that_is_its_end() {
     link.engine.requests().is_attached = false;
     thread.runner.resume();
     assert!(!thread.runner.may_run());
-    thread.runner.detach(&mut thread.vcpu, true);
+    // Another's leaving is not its own.
+    let (other, _events) = thread.link();
+    thread.runner.detach(&mut thread.vcpu, &Arc::new(other), Then::Runs(true));
+    assert!(thread.runner.link.is_some());
+    thread.runner.detach(&mut thread.vcpu, &link, Then::Runs(true));
     assert!(!thread.runner.may_run());
     assert_eq!(thread.entries.len(), 1);
 

@@ -6,6 +6,7 @@ use crate::given_file;
 use arch::GuestPhys;
 use arch::register::{RegisterFile, row, table};
 use debug::dump::core::Core;
+use debug::dump::read::NEITHER;
 use debug::dump::{self, Contents, DumpError, DumpedVcpu};
 use debug::linux::VmCoreInfo;
 use debug::machine::Machine;
@@ -15,11 +16,22 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// What somebody is told who wants to change something of a dump.
+const READ_ONLY: &str = "this is a dump: registers and memory can be changed, in a copy, with --writable";
+
 /// Opens a dump as the options say.
 pub(super) fn open(args: &Args, path: &Path) -> Result<Core, CoreError> {
     let failed = |source| CoreError::Open { path: path.into(), source };
     let source = given_file::open(path).and_then(OnDisk::new).map_err(failed)?;
-    let malformed = |source| CoreError::Dump { path: path.into(), source };
+    let malformed = |source| {
+        let source = match source {
+            DumpError::Unknown(what) if what == NEITHER => {
+                DumpError::Unknown(format!("{what}; plain memory needs --raw and --arch"))
+            }
+            source => source,
+        };
+        CoreError::Dump { path: path.into(), source }
+    };
     let contents = match args.arch.filter(|_| args.raw) {
         Some(isa) => {
             dump::read::raw::read(Arc::new(source), isa, args.base.unwrap_or(0), RegisterFile::new(isa))
@@ -43,7 +55,7 @@ pub(super) fn open(args: &Args, path: &Path) -> Result<Core, CoreError> {
     for cpu in &mut contents.cpus {
         set_registers(&mut cpu.registers, &args.register)?;
     }
-    let core = Core::new(contents, args.writable).map_err(failed)?;
+    let core = Core::new(contents, args.writable).map_err(failed)?.explaining(READ_ONLY);
     Ok(match &args.vmcoreinfo {
         Some(place) => {
             let info = description(&core, place)?;

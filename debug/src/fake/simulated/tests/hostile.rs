@@ -186,7 +186,7 @@ fn a_stop_behind_the_last_look_is_for_the_next() {
     let orders: Vec<Order> = Vec::new();
     machine.resume(orders).unwrap();
     drop(machine);
-    setting.vcpus.detach();
+    setting.vcpus.detach(&link);
 }
 
 /// A stop that nobody has asked for before the vCPU was let run again says nothing of what that does then: it is told
@@ -225,7 +225,7 @@ fn a_stop_of_before_says_nothing_of_a_vcpu_that_runs_again() {
             }
             assert_eq!(setting.stored(1), before, "{isa} {waiting:?}: it runs on");
             drop(machine);
-            setting.vcpus.detach();
+            setting.vcpus.detach(&link);
         }
     }
 }

@@ -1,0 +1,212 @@
+//! Debuggers that come and go, and what becomes of stops and of words when something happens at the same time.
+
+use super::*;
+use crate::context::{ContextState, Debuggee, InsertError, Listener, Mode, Point, WaitError};
+use crate::live::machine::LiveMachine;
+use crate::machine::Machine;
+
+type Program = Debuggee<LiveMachine<Simulated>>;
+
+/// A guest that calls functions, which nobody has let run.
+fn guest(isa: Isa, vcpus: u32) -> Arc<SimulatedVcpus> {
+    let ram = SharedRam(Arc::new(Ram::new(1 << 16)));
+    ram.write(GuestPhys(CODE), &calling(isa).code);
+    Arc::new(Vcpus::new(Simulated::new(isa, vcpus, ram, CODE, DATA)))
+}
+
+/// A program that debugs it.
+fn join(isa: Isa, vcpus: &Arc<SimulatedVcpus>) -> std::io::Result<(Debugger<Simulated>, Program)> {
+    let engine = Arc::new(Engine::new(isa, host(), vcpus.count()));
+    let memory = Box::new(vcpus.monitor().ram.clone());
+    let (debugger, machine) = Debugger::join(vcpus, Target { engine: Arc::clone(&engine), memory }, true)?;
+    let mut program = Debuggee::new(machine, engine);
+    program.attach();
+    Ok((debugger, program))
+}
+
+fn leaf(isa: Isa) -> u64 {
+    CODE + calling(isa).leaf
+}
+
+#[test]
+fn who_leaves_twice_takes_nothing_from_the_next() {
+    for isa in Isa::ALL {
+        let vcpus = guest(isa, 1);
+        let (first, mut program) = join(isa, &vcpus).unwrap();
+        program.detach();
+        first.leave();
+        let (second, mut program) = join(isa, &vcpus).unwrap();
+        first.leave();
+        assert!(vcpus.link().is_some());
+        assert_eq!(join(isa, &vcpus).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        program.add(Point::execute(leaf(isa))).unwrap();
+        let all = program.root();
+        program.go_until(all, Mode::Run, LIMIT).unwrap();
+        program.detach();
+        second.leave();
+    }
+}
+
+/// Who comes while another one leaves has all vCPUs, or does not come.
+#[test]
+fn who_comes_while_another_leaves_is_not_deaf() {
+    for isa in Isa::ALL {
+        let vcpus = guest(isa, 2);
+        let (mut debugger, mut program) = join(isa, &vcpus).unwrap();
+        for _ in 0..100 {
+            program.detach();
+            let its_vcpus = Arc::clone(&vcpus);
+            let next = thread::spawn(move || {
+                loop {
+                    match join(isa, &its_vcpus) {
+                        Ok(next) => return next,
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::AlreadyExists),
+                    }
+                }
+            });
+            debugger.leave();
+            (debugger, program) = next.join().unwrap();
+            program.add(Point::execute(leaf(isa))).unwrap();
+            let all = program.root();
+            program.go_until(all, Mode::Run, LIMIT).unwrap();
+        }
+        program.detach();
+        debugger.leave();
+    }
+}
+
+/// What a program has of a guest says so when its debugger has left, also while it waits, and plants nothing more.
+#[test]
+fn a_program_hears_that_its_debugger_has_left() {
+    for isa in Isa::ALL {
+        let vcpus = guest(isa, 1);
+        let (debugger, mut program) = join(isa, &vcpus).unwrap();
+        let all = program.root();
+        program.resume(all, Mode::Run).unwrap();
+        let waits = thread::spawn(move || {
+            let heard = program.wait(LIMIT);
+            (heard, program)
+        });
+        debugger.leave();
+        let (heard, mut program) = waits.join().unwrap();
+        assert_eq!(heard, Err(WaitError::Detached), "{isa}");
+        program.attach();
+        assert_eq!(program.suspend(), Err(WaitError::Detached));
+        assert!(matches!(program.add(Point::execute(leaf(isa))), Err(InsertError::Detached)));
+        assert_eq!(program.state(all), Ok(ContextState::Running));
+        let mut code = vec![0; calling(isa).code.len()];
+        vcpus.monitor().ram.read(GuestPhys(CODE), &mut code);
+        assert_eq!(code, calling(isa).code);
+        drop(vcpus.pause(|_| true));
+    }
+}
+
+/// Of another vCPU's stop in the middle of a step over functions is told at once.
+#[test]
+fn a_stop_beside_a_step_is_told_at_once() {
+    let isa = Isa::X86_64;
+    let vcpus = guest(isa, 2);
+    let (debugger, mut program) = join(isa, &vcpus).unwrap();
+    let steps = program.vcpu(0).unwrap();
+    // What the other one writes.
+    program.add(Point::write(DATA + 8, 8)).unwrap();
+    let mut others = 0;
+    for _ in 0..200 {
+        let stopped = program.go_until(steps, Mode::StepOut, LIMIT).unwrap();
+        others += u32::from(stopped.context != steps);
+    }
+    assert!(others > 0, "the other one has not stopped");
+    program.detach();
+    debugger.leave();
+}
+
+/// A loop that waits for the descriptor alone hears of what comes while a breakpoint is changed.
+#[test]
+fn a_stop_while_a_breakpoint_changes_rings() {
+    for isa in Isa::ALL {
+        let vcpus = guest(isa, 1);
+        let (debugger, mut program) = join(isa, &vcpus).unwrap();
+        let (all, goes) = (program.root(), Arc::new(AtomicBool::new(false)));
+        let holds = Arc::clone(&goes);
+        program.add(Point::execute(leaf(isa)).when(move |_| holds.load(Ordering::Relaxed))).unwrap();
+        for _ in 0..100 {
+            goes.store(false, Ordering::Relaxed);
+            program.resume(all, Mode::Run).unwrap();
+            thread::yield_now();
+            goes.store(true, Ordering::Relaxed);
+            let other = program.add(Point::execute(CODE + 0x100)).unwrap();
+            let stopped = loop {
+                let limit = PollTimeout::try_from(LIMIT).unwrap();
+                let mut fds = [PollFd::new(program.machine.event_fd(), PollFlags::POLLIN)];
+                assert!(poll(&mut fds, limit).unwrap() > 0, "nothing rings");
+                if let Some(stopped) = program.poll().unwrap() {
+                    break stopped;
+                }
+            };
+            assert_eq!(stopped.breakpoints.len(), 1);
+            program.take_out(other);
+        }
+        program.detach();
+        debugger.leave();
+    }
+}
+
+/// What a listener hears of stops and starts is in turns, whoever has come or gone.
+#[test]
+fn listeners_hear_of_comings_and_goings() {
+    for isa in Isa::ALL {
+        let vcpus = guest(isa, 1);
+        let (debugger, mut program) = join(isa, &vcpus).unwrap();
+        let listener = program.listeners().add(100);
+        let heard = |listener: &Listener| -> Vec<bool> {
+            let turn = |notice| match notice {
+                Notice::Started(_) => Some(true),
+                Notice::Stopped(..) => Some(false),
+                _ => None,
+            };
+            std::iter::from_fn(|| listener.take()).filter_map(turn).collect()
+        };
+        let step = program.vcpu(0).unwrap();
+        program.go_until(step, Mode::StepInto, LIMIT).unwrap();
+        assert_eq!(heard(&listener), [true, false], "{isa}");
+        program.detach();
+        assert_eq!(heard(&listener), [true], "{isa}");
+        program.attach();
+        assert_eq!(heard(&listener), [false], "{isa}");
+        program.leave_held();
+        program.attach();
+        assert_eq!(heard(&listener), [] as [bool; 0], "{isa}");
+        let all = program.root();
+        program.resume(all, Mode::Run).unwrap();
+        program.detach();
+        assert_eq!(heard(&listener), [true], "{isa}");
+        debugger.leave();
+    }
+}
+
+/// A debugger that comes to nothing lets nobody run who was not.
+#[test]
+fn who_is_turned_away_leaves_vcpus_as_they_were() {
+    for (isa, runs) in Isa::ALL.into_iter().flat_map(|isa| [(isa, false), (isa, true)]) {
+        let vcpus = guest(isa, 2);
+        if runs {
+            vcpus.resume();
+        }
+        let other = if isa == Isa::X86_64 { Isa::Aarch64 } else { Isa::X86_64 };
+        let target = Target {
+            engine: Arc::new(Engine::new(other, host(), 2)),
+            memory: Box::new(vcpus.monitor().ram.clone()),
+        };
+        let refused = Debugger::join(&vcpus, target, true).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{refused}");
+        assert!(vcpus.link().is_none());
+        for vcpu in 0..2 {
+            let (told, tells) = channel();
+            vcpus.monitor().post(vcpu, Box::new(move |runner, _| told.send(runner.may_run()).unwrap()));
+            assert_eq!(tells.recv_timeout(LIMIT), Ok(runs), "{isa}");
+        }
+        let (debugger, mut program) = join(isa, &vcpus).unwrap();
+        program.detach();
+        debugger.leave();
+    }
+}
