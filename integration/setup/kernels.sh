@@ -2,6 +2,7 @@
 # Debian's cloud kernels 6.1 and 6.12 and a static busybox, for both architectures:
 #   $CACHE/kernels/<isa>/<6.1|6.12>/{vmlinuz,vmlinux,config,release,modules/}, vmlinux with debug symbols
 #   $CACHE/kernels/<isa>/6.12/gdb/, the kernel's own helpers for gdb, as its build makes them
+#   $CACHE/kernels/<isa>/6.12/wedge.ko, integration/module for this kernel, with debug symbols and BTF
 #   $CACHE/busybox/<isa>/busybox
 #   $CACHE/kexec/<isa>/{kexec,loader,lib/}
 # kernels.sh [ISA...]; VMM_SETUP_SERIES names the series, if not both; with VMM_SETUP_ONLY_BOOT there are only
@@ -21,11 +22,17 @@ kernel_package() {
     | sed -n 's/^ *Depends: \(linux-image-[0-9][^: ]*\).*/\1/p' | head -1
 }
 
-# helpers ISA DIR RELEASE - the kernel's scripts/gdb for one architecture. Debian ships them
-# only as source; their constants come out of the kernel's headers and configuration by the
+# unpack_headers ISA RELEASE ROOT - a kernel's headers and configuration, to ROOT/usr/src.
+unpack_headers() {
+  unpack_deb "linux-headers-$2:$(debian_arch "$1")" "$3"
+  unpack_deb "linux-headers-${2%-cloud-*}-common" "$3"
+}
+
+# helpers ISA DIR RELEASE ROOT - the kernel's scripts/gdb for one architecture, to DIR/gdb, by the headers in
+# ROOT. Debian ships them only as source; their constants come out of the kernel's headers and configuration by the
 # preprocessor, as in the kernel's build (scripts/gdb/linux/Makefile).
 helpers() {
-  local isa=$1 dir=$2 release=$3 work family headers common machine
+  local isa=$1 dir=$2/gdb release=$3 root=$4 work family headers common machine
   local source=$CACHE/kernels/scripts-gdb
   case $isa in
     x86_64) family=x86 machine=() ;;
@@ -41,11 +48,8 @@ helpers() {
     mv "$work/gdb" "$source"
     rm -rf "$work"
   fi
-  work=$(mktemp -d "$CACHE/headers.XXXXXX")
-  unpack_deb "linux-headers-$release:$(debian_arch "$isa")" "$work"
-  unpack_deb "linux-headers-${release%-cloud-*}-common" "$work"
-  headers=$work/usr/src/linux-headers-$release
-  common=$work/usr/src/linux-headers-${release%-cloud-*}-common
+  headers=$root/usr/src/linux-headers-$release
+  common=$root/usr/src/linux-headers-${release%-cloud-*}-common
   rm -rf "$dir.new"
   mkdir -p "$dir.new/scripts"
   cp -r "$source" "$dir.new/scripts/gdb"
@@ -58,8 +62,35 @@ helpers() {
     -include "$common/include/linux/compiler-version.h" -include "$common/include/linux/kconfig.h" \
     -include "$common/include/linux/compiler_types.h" "$source/linux/constants.py.in" \
     | sed '1,/<!-- end-c-headers -->/d' > "$dir.new/scripts/gdb/linux/constants.py"
-  rm -rf "$work"
   mv "$dir.new" "$dir"
+}
+
+# wedge_key - what a wedge.ko is built from.
+wedge_key() { (cd "$SETUP_DIR/../module" && sha256sum Makefile wedge.c); }
+
+# wedge ISA DIR RELEASE ROOT - the module that wedges a guest, to DIR, by the headers in ROOT, which have the
+# BTF of the kernel too. With wedge.key beside it, which says what it is built from.
+wedge() {
+  local isa=$1 dir=$2 release=$3 root=$4 arch compiler key
+  local headers=$root/usr/src/linux-headers-$release log=$dir/wedge.log
+  case $isa in
+    x86_64) arch=x86 compiler=gcc-12 ;;
+    aarch64) arch=arm64 compiler=gcc-12-aarch64-linux-gnu ;;
+  esac
+  # The compiler that Debian's kernel is built with.
+  install_packages "$compiler" make pahole
+  unpack_deb "linux-kbuild-${release%-cloud-*}" "$root"
+  # What the package includes is where it would be installed.
+  sed -i "s|/usr/src/|$root/usr/src/|" "$headers/Makefile"
+  key=$(wedge_key)
+  mkdir "$root/wedge"
+  cp "$SETUP_DIR/../module"/{Makefile,wedge.c} "$root/wedge"
+  # Not what `make setup` was called with.
+  MAKEFLAGS='' make -C "$headers" M="$root/wedge" ARCH="$arch" KCFLAGS="-ffile-prefix-map=$root=" modules >"$log" 2>&1 \
+    || { tail -15 "$log" >&2; die "the build of wedge.ko failed; see $log"; }
+  mv "$root/wedge/wedge.ko" "$dir/wedge.ko"
+  printf '%s\n' "$key" > "$dir/wedge.key"
+  rm "$log"
 }
 
 # kexec ISA DIR - the program that loads a kernel for after a crash, with the libraries that it needs.
@@ -125,7 +156,18 @@ for isa in ${*:-x86_64 aarch64}; do
     rm -rf "$work"
   done
   place=$CACHE/kernels/$isa/6.12
-  [ -n "${VMM_SETUP_ONLY_BOOT:-}" ] || [ -e "$place/gdb" ] || helpers "$isa" "$place/gdb" "$(cat "$place/release")"
+  wanted=()
+  if [ -z "${VMM_SETUP_ONLY_BOOT:-}" ]; then
+    [ -e "$place/gdb" ] || wanted+=(helpers)
+    { [ -e "$place/wedge.ko" ] && wedge_key | cmp -s - "$place/wedge.key"; } || wanted+=(wedge)
+  fi
+  if [ ${#wanted[@]} -gt 0 ]; then
+    release=$(cat "$place/release")
+    headers=$(mktemp -d "$CACHE/headers.XXXXXX")
+    unpack_headers "$isa" "$release" "$headers"
+    for part in "${wanted[@]}"; do "$part" "$isa" "$place" "$release" "$headers"; done
+    rm -rf "$headers"
+  fi
   if [ ! -e "$CACHE/busybox/$isa/busybox" ]; then
     unpacked=$(mktemp -d "$CACHE/busybox.XXXXXX")
     unpack_deb "busybox-static:$arch" "$unpacked"
