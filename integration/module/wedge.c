@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /*
- * Wedges a Linux guest, in the way that `how` names, for tests of what is found out about one that
- * hangs: insmod wedge.ko how=mutexes. Threads begin a moment after insmod is done. The module cannot
+ * Wedges a Linux guest, in the ways that `how` names, for tests of what is found out about one that
+ * hangs: insmod wedge.ko how=mutexes,rwsem. Threads begin a moment after insmod is done. The module cannot
  * be removed; a debugger that clears wedge_stays lets go of what sleeps and spins.
  *
  * No function that a test names is inlined, or called from another's end, which would leave no frame
@@ -23,7 +23,7 @@
 
 static char *how = "";
 module_param(how, charp, 0444);
-MODULE_PARM_DESC(how, "mutexes, rwsem, sleep, spin, spinlock, interrupt, oops or overflow");
+MODULE_PARM_DESC(how, "of mutexes, rwsem, sleep, spin, spinlock, interrupt, oops and overflow, with commas between");
 MODULE_LICENSE("Dual MIT/GPL");
 MODULE_DESCRIPTION("wedges a guest for tests");
 
@@ -191,6 +191,20 @@ static int wedge_thread(void *data)
 	return 0;
 }
 
+static bool __init wedge_wants(const char *word)
+{
+	const char *at = how;
+	size_t length = strlen(word);
+
+	while (strncmp(at, word, length) || (at[length] && at[length] != ',')) {
+		at = strchr(at, ',');
+		if (!at)
+			return false;
+		at++;
+	}
+	return true;
+}
+
 static int __init wedge_init(void)
 {
 	unsigned int first = cpumask_first(cpu_online_mask), last = cpumask_last(cpu_online_mask);
@@ -200,7 +214,7 @@ static int __init wedge_init(void)
 		const struct wedge *wedge = &wedges[i];
 		struct task_struct *thread;
 
-		if (strcmp(wedge->how, how) || (wedge->on == OTHER && first == last))
+		if (!wedge_wants(wedge->how) || (wedge->on == OTHER && first == last))
 			continue;
 		thread = kthread_create(wedge_thread, (void *)wedge, "%s", wedge->name);
 		if (IS_ERR(thread)) {

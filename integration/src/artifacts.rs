@@ -44,6 +44,9 @@ pub struct Kernel {
     dir: PathBuf,
 }
 
+/// The file of the module that wedges a guest.
+pub const WEDGE: &str = "wedge.ko";
+
 impl Kernel {
     /// The kernel for an architecture.
     pub fn new(isa: Isa, series: &str) -> Kernel {
@@ -63,6 +66,11 @@ impl Kernel {
     /// The kernel's own helpers for gdb, to be loaded as a script; only for 6.12.
     pub fn gdb_helpers(&self) -> PathBuf {
         self.dir.join("gdb/vmlinux-gdb.py")
+    }
+
+    /// The module that wedges a guest (docs/testing.md); only for 6.12.
+    pub fn wedge(&self) -> PathBuf {
+        self.dir.join(WEDGE)
     }
 
     /// A module by its path below `kernel/`, without compression suffix.

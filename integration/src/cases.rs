@@ -27,6 +27,7 @@ mod terminal;
 mod together;
 mod virtio;
 pub mod vsock;
+mod wedged;
 
 use crate::context::{Check, Context};
 use crate::initramfs;
@@ -236,6 +237,8 @@ pub const CASES: &[Case] = &[
     Case { modules: job::MODULES, ..linux("job_recipes", &["6.12"], recipes::tests_of_a_kernel) },
     Case { modules: job::MODULES, ..linux("job_recipes_in_a_container", &["6.12"], recipes::in_a_container) },
     Case { modules: job::MODULES, ..linux("job_stuck", &["6.12"], job::stuck) },
+    Case { modules: wedged::MODULES, ..linux("job_wedged", &["6.12"], wedged::locked) },
+    Case { modules: wedged::MODULES, ..linux("job_wedged_for_good", &["6.12"], wedged::hangs_and_crashes) },
     Case { modules: job::MODULES, ..linux("job_wrong_ways", &["6.12"], job::wrong_ways) },
     Case { modules: network::MODULES, ..linux("long_job_network", &["6.12"], network::of_its_own) },
     Case { modules: network::MODULES, ..linux("job_network_apart", &["6.12"], network::apart) },

@@ -4,7 +4,7 @@
 //! A nest needs no rights, no network and no disk; its console and its report are files. It
 //! is ended, by its own process id, when its value goes or its time is over.
 
-use crate::artifacts::{self, Kernel};
+use crate::artifacts::{self, Kernel, WEDGE};
 use crate::cases::Case;
 use crate::debugger;
 use crate::demo::for_eyes;
@@ -340,7 +340,8 @@ fn prepare_cases(isa: Isa, case: &Case, names: &str) -> io::Result<Nest> {
         nest.archive.folder("files/modules")?;
         for path in case.modules {
             let series = case.kernels.first().copied().unwrap_or_default();
-            let path = Kernel::new(isa, series).module(path);
+            let kernel = Kernel::new(isa, series);
+            let path = if *path == WEDGE { Some(kernel.wedge()) } else { kernel.module(path) };
             let path = path.ok_or_else(|| io::Error::other("the kernel has no such module"))?;
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             nest.copy(&format!("files/modules/{name}"), &path)?;

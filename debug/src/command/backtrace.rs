@@ -24,6 +24,9 @@ pub const BT: Command = Command::new(
 /// Frames that are told of all tasks, at most: a guest may make more of both than there is memory for.
 const MOST_FRAMES: usize = 1 << 18;
 
+/// Frames that are alike and follow each other, as many as are told one by one.
+const MOST_ALIKE: usize = 3;
+
 /// Whose stacks are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose {
@@ -170,11 +173,18 @@ impl fmt::Display for WithoutHead<'_> {
             Ok(frames) => frames,
             Err(why) => return writeln!(f, "  {why}"),
         };
-        for (number, frame) in frames.iter().enumerate() {
+        let mut number = 0;
+        while let Some(frame) = frames.get(number) {
             if number > 0 && frame.is_exact {
                 writeln!(f, "  interrupted at")?;
             }
             writeln!(f, "  #{number:<3} {frame}")?;
+            // What calls itself for ever is told once.
+            let alike = frames[number..].iter().take_while(|other| *other == frame).count();
+            number += if alike > MOST_ALIKE { alike } else { 1 };
+            if alike > MOST_ALIKE {
+                writeln!(f, "  ... {} more like it", alike - 1)?;
+            }
         }
         match &self.0.end {
             End::Bottom => Ok(()),
@@ -363,6 +373,16 @@ mod tests {
                         task 1 init:\n\
                         \x20 not there\n";
         assert_eq!(traces.to_string(), expected);
+        let again = frame(0xffff_ffff_c000_0020, false, "recurses", None);
+        let end = frame(0xffff_ffff_c000_0030, false, "begins", None);
+        let frames = [vec![again; 5], vec![end.clone(); 3]].concat();
+        let deep = Trace { task: None, vcpu: None, frames: Ok(frames), end: End::Bottom };
+        let expected = "\x20 #0   0xffffffffc0000020 recurses+0x10\n\
+                        \x20 ... 4 more like it\n\
+                        \x20 #5   0xffffffffc0000030 begins+0x10\n\
+                        \x20 #6   0xffffffffc0000030 begins+0x10\n\
+                        \x20 #7   0xffffffffc0000030 begins+0x10\n";
+        assert_eq!(deep.to_string(), expected);
         assert_eq!(traces.shortfall().as_deref(), Some("a list is broken"));
         let json = traces.json();
         let first = &json["stacks"][0];

@@ -41,7 +41,9 @@ pub struct Processor {
     pub task: Option<(u32, String)>,
     /// When it began with that task, ns of the kernel's clock, which the log's times are of.
     pub since: Option<u64>,
-    /// It takes interrupts; `None` where its registers are not known. In user space it does.
+    /// It has nothing to do, and waits for an interrupt.
+    pub is_idle: bool,
+    /// It takes interrupts; `None` where its registers are not known. One that idles may wait with them off.
     pub takes_interrupts: Option<bool>,
     /// Its stack.
     pub trace: Trace,
@@ -107,6 +109,7 @@ impl fmt::Display for Processor {
             f,
             "{}",
             match self.takes_interrupts {
+                _ if self.is_idle => ", idle",
                 Some(true) => ", interrupts on",
                 Some(false) => ", interrupts OFF",
                 None => "",
@@ -183,7 +186,7 @@ impl Value for Why {
         let processor = |it: &Processor| {
             let (pid, name) = it.task.as_ref().map_or((None, None), |(pid, name)| (Some(pid), Some(name)));
             json!({
-                "vcpu": it.vcpu, "pid": pid, "name": name, "since_ns": it.since,
+                "vcpu": it.vcpu, "pid": pid, "name": name, "since_ns": it.since, "idle": it.is_idle,
                 "interrupts": it.takes_interrupts, "stack": it.trace.json(),
             })
         };
@@ -228,7 +231,10 @@ fn processor(
         Some(task) => Some((task.pid, name(task))),
         None => is_idle.then(|| (0, format!("[swapper/{vcpu}]"))),
     };
-    Processor { vcpu, task, since, takes_interrupts: takes_interrupts(view, vcpu), trace }
+    // Whoever idles and was interrupted has something to do.
+    let is_interrupted = trace.frames.iter().flatten().skip(1).any(|frame| frame.is_exact);
+    let is_idle = is_idle && !is_interrupted;
+    Processor { vcpu, task, since, is_idle, takes_interrupts: takes_interrupts(view, vcpu), trace }
 }
 
 fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Result<Why, String> {
@@ -293,4 +299,104 @@ impl Why {
 pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
     arguments.none()?;
     Ok(Box::new(Why::of(operator)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::backtrace::Frame;
+    use crate::command::locks::{HeldBy, Waiting, Who};
+    use crate::linux::lock::LockKind;
+    use crate::linux::unwind::End;
+    use crate::view::Location;
+
+    fn stack(symbol: &str, task: Option<(u32, String)>) -> Trace {
+        let place = Location { symbol: symbol.into(), offset: 8, module: None };
+        let frame = Frame { pc: 0xffff_0008, is_exact: true, place: Some(place), lines: Vec::new() };
+        Trace { task, vcpu: None, frames: Ok(vec![frame]), end: End::Bottom }
+    }
+
+    fn page() -> Why {
+        let task = (7, "[spin]".to_string());
+        let spins = Processor {
+            vcpu: 1,
+            task: Some(task.clone()),
+            since: Some(4_017_952_999),
+            is_idle: false,
+            takes_interrupts: Some(false),
+            trace: stack("spins", None),
+        };
+        let idle = Processor {
+            vcpu: 0,
+            task: Some((0, "[swapper/0]".into())),
+            since: None,
+            is_idle: true,
+            takes_interrupts: Some(false),
+            trace: stack("cpu_do_idle", None),
+        };
+        let who = Who { pid: 7, name: task.1.clone(), sleeps_in: None };
+        let waiting = Waiting {
+            who,
+            kind: LockKind::Spinlock,
+            lock: 0xffff_1000,
+            variable: None,
+            held_by: HeldBy::Untold,
+        };
+        let sleeper = stack("sleeps", Some((8, "[sleep]".into())));
+        Why {
+            release: "6.12".into(),
+            troubles: vec!["[    1.0] Kernel panic - not syncing: why".into()],
+            processors: vec![idle, spins],
+            asleep: vec![
+                Asleep { since: Some(1_000), trace: sleeper.clone() },
+                Asleep { since: None, trace: sleeper },
+            ],
+            more_asleep: 3,
+            locks: Locks { waiting: vec![waiting], ..Locks::default() },
+            log: vec!["[    1.0] Kernel panic - not syncing: why".into()],
+            remarks: vec!["a list is broken".into()],
+        }
+    }
+
+    #[test]
+    fn a_page_in_words_and_as_json() {
+        let why = page();
+        let expected = "Linux 6.12\n\
+                        its log tells of trouble:\n\
+                        \x20 [    1.0] Kernel panic - not syncing: why\n\
+                        \n\
+                        vCPU 0: task 0 [swapper/0], idle\n\
+                        \x20 #0   0x00000000ffff0008 cpu_do_idle+0x8\n\
+                        vCPU 1: task 7 [spin] since 4.017952, interrupts OFF\n\
+                        \x20 #0   0x00000000ffff0008 spins+0x8\n\
+                        \n\
+                        asleep, and woken by no signal (state D):\n\
+                        task 8 [sleep], ran last at 0.000001:\n\
+                        \x20 #0   0x00000000ffff0008 sleeps+0x8\n\
+                        task 8 [sleep]:\n\
+                        \x20 #0   0x00000000ffff0008 sleeps+0x8\n\
+                        and 3 more, which 'ps' lists\n\
+                        \n\
+                        task 7 [spin] spins for the spinlock at 0xffff1000; it does not tell who has it\n\
+                        \n\
+                        the end of its log:\n\
+                        \x20 [    1.0] Kernel panic - not syncing: why\n";
+        assert_eq!(why.to_string(), expected);
+        let middle = expected.split_once("\n\n").unwrap().1.split("\nthe end of").next().unwrap();
+        assert_eq!(why.without_log().to_string(), middle);
+        assert_eq!(why.shortfall().as_deref(), Some("a list is broken"));
+        let json = why.json();
+        assert_eq!((&json["panicked"], &json["more_asleep"]), (&json!(true), &json!(3)));
+        assert_eq!(
+            (&json["vcpus"][1]["since_ns"], &json["vcpus"][1]["interrupts"]),
+            (&json!(4_017_952_999u64), &json!(false))
+        );
+        assert_eq!(json["asleep"][0]["stack"]["frames"][0]["function"], "sleeps");
+        assert_eq!(json["locks"]["waiting"][0]["held_by"], "untold");
+        let calm =
+            Why { troubles: Vec::new(), processors: Vec::new(), asleep: Vec::new(), more_asleep: 0, ..why };
+        let calm = Why { locks: Locks::default(), log: Vec::new(), ..calm };
+        assert_eq!(calm.to_string(), "Linux 6.12\nits log tells of no trouble\n\n\nthe end of its log:\n");
+        assert!(!calm.has_panicked());
+    }
 }

@@ -3,6 +3,7 @@
 use super::change;
 use debug::linux::btf;
 use debug::linux::kallsyms::{self, Addresses, Parts};
+use debug::linux::lock::{self, LockKind, LockLayout};
 use debug::linux::module::ModuleLayout;
 use debug::linux::reader::Reader;
 use debug::linux::task::TaskLayout;
@@ -21,6 +22,10 @@ const ADDRESSES: u64 = BASE + 0x4000;
 const ENTRIES: u64 = BASE + 0x5000;
 const SYMBOLS: u64 = BASE + 0x6000;
 const NAMES: u64 = BASE + 0x7000;
+/// Stacks of tasks that wait for locks, a piece each, and the locks.
+const SLEEPERS: u64 = BASE + 0xa000;
+const LOCKS: u64 = BASE + 0xc000;
+const PIECE: u64 = 0x400;
 
 /// Types in the kernel's format, one behind the other; the first has the number 1.
 #[derive(Default)]
@@ -170,6 +175,12 @@ fn types(is_old: bool) -> Vec<u8> {
             member("stackframe", record, 280),
         ],
     );
+    let waiter = [member("list", list, 0), member("task", long, 16)];
+    types.structure("mutex_waiter", 24, &waiter);
+    types.structure("rwsem_waiter", 24, &waiter);
+    types.structure("mutex", 32, &[member("owner", long, 0), member("wait_list", list, 16)]);
+    types.structure("rw_semaphore", 40, &[member("owner", long, 8), member("wait_list", list, 24)]);
+    types.structure("thread_union", u32::try_from(PIECE).unwrap_or(0), &[]);
     types.structure("inactive_task_frame", 56, &[member("bp", long, 40), member("ret_addr", long, 48)]);
     types.whole()
 }
@@ -226,11 +237,44 @@ fn memory() -> Vec<u8> {
         let kinds = [0x0205_0000_0008u64, 0x0214_fff0_0010, 0x0305_0000_0000, 0x0405_0000_0008];
         put(ENTRIES + index * 6, kinds[usize::try_from(index % 4).unwrap_or(0)]);
     }
+    // Two wait for what the other has, and the third to read what the first writes.
+    for (index, task) in (0..).zip(tasks) {
+        let (waiter, lock) = (waiter(index), LOCKS + index * 0x40);
+        let list = if index == 2 { lock + 24 } else { lock + 16 };
+        put(waiter + 16, task);
+        ring(&mut put, &[list, waiter]);
+    }
+    put(LOCKS, tasks[1] | 1);
+    put(LOCKS + 0x40, tasks[0] | 1);
+    put(LOCKS + 0x88, tasks[0]);
     for at in (0..0x400).step_by(16) {
         put(STACK + at, STACK + at + 32);
         put(STACK + at + 8, BASE + 0x40 + at);
     }
     memory
+}
+
+/// Where a task's waiter is on its stack.
+fn waiter(index: u64) -> u64 {
+    SLEEPERS + index * PIECE + 0x200
+}
+
+/// The stacks of those tasks.
+fn stack_of(task: u64) -> Option<std::ops::Range<u64>> {
+    let index = task.checked_sub(TASK).filter(|at| at % 0x100 == 0 && *at < 0x300)? / 0x100;
+    let begin = SLEEPERS + index * PIECE;
+    Some(begin..begin + PIECE)
+}
+
+/// Who waits for what.
+fn waits(types: &debug::linux::Types, reader: &Reader<'_>) -> Vec<lock::Wait> {
+    let layout = LockLayout::new(types);
+    let kinds = [LockKind::Mutex, LockKind::Mutex, LockKind::Read];
+    let wait = |(task, kind)| {
+        let stack = stack_of(task)?;
+        layout.wait(task, stack.start + 0x40, kind, &stack_of, reader)
+    };
+    (0..3).map(|index| TASK + index * 0x100).zip(kinds).filter_map(wait).collect()
 }
 
 /// Reads memory; how many bytes are good.
@@ -289,6 +333,8 @@ pub fn linux(data: &[u8]) {
             table = module.orc.or(table);
         }
     }
+    let waits = waits(&types, &reader);
+    assert!(lock::circles(&waits).iter().all(|circle| !circle.is_empty() && circle.len() <= waits.len()));
     let starts = [orc::asleep(&types, STACK, &reader), frame_pointer::asleep(&types, TASK, &reader)];
     let here = Start {
         pc: BASE + 0x210,
@@ -343,5 +389,8 @@ mod tests {
             frame_pointer::Layout::new(&types, 0).unwrap().stack(start, |pc| Some(pc & !0xff), &reader);
         assert!(stack.frames.len() > 2, "{stack:?}");
         assert!(orc::asleep(&types, STACK, &reader).is_ok());
+        let waits = waits(&types, &reader);
+        assert_eq!(waits.len(), 3, "{waits:?}");
+        assert_eq!(lock::circles(&waits), [vec![TASK, TASK + 0x100]]);
     }
 }

@@ -1,0 +1,198 @@
+//! Guests whose kernel hangs or crashes, by a module of ours (docs/testing.md), and what is said of it: stacks, locks,
+//! and why.
+
+use super::job::root;
+use crate::artifacts::WEDGE;
+use crate::context::{Check, Context, Finished, check};
+use crate::process::Wiring;
+use crate::rsp::Client;
+use debug::gdb::packet::hex;
+use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
+
+/// What a job needs, and the module.
+pub const MODULES: &[&str] = &["fs/overlayfs/overlay.ko", WEDGE];
+
+/// A root with a script and the module.
+fn root_with(c: &Context, script: &str) -> Result<PathBuf, String> {
+    let root = root(c)?;
+    let made = fs::copy(c.modules().join(WEDGE), root.join("bin").join(WEDGE))
+        .and_then(|_| fs::write(root.join("bin/run.sh"), script));
+    made.map(|()| root).map_err(|error| format!("cannot make a root: {error}"))
+}
+
+/// Has threads wait for ever, and tells of each what the kernel says of its stack.
+const LOCKED: &str = r#"
+b=/bin/busybox
+$b insmod /bin/wedge.ko how=mutexes,rwsem,sleep
+pid_of() {
+  for comm in /proc/[0-9]*/comm; do
+    read -r name < "$comm"
+    [ "$name" = "$1" ] && { pid=${comm#/proc/}; pid=${pid%/comm}; return; }
+  done
+}
+# What the kernel tells of stacks leaves the functions out in which one waits for a lock.
+for task in ab:wedge_takes_ab ba:wedge_takes_ba reader:wedge_reads writer:wedge_sleeps sleep:wedge_sleeps; do
+  until pid_of "wedge/${task%%:*}" && $b grep -q "${task#*:}" "/proc/$pid/stack"; do $b sleep 0.1; done
+done
+$b sleep 1
+for task in ab ba reader writer sleep; do
+  name=wedge/$task
+  pid_of "$name"
+  echo "guest: task $pid $name."
+  $b sed "s/^.<0>. /guest: frame $pid /; s/\$/./" "/proc/$pid/stack"
+done
+echo "guest: wedged."
+cat > /dev/null
+"#;
+
+/// Who waits for whom, where, and why the guest does not go on, as a debugger and a shell on its dump are told.
+pub fn locked(c: &mut Context) -> Check {
+    let (root, socket, limit) = (root_with(c, LOCKED)?, c.work.join("gdb.sock"), c.limit(60));
+    let line = format!(
+        "run --kernel {{}} --modules {{}} --root {{}} --slow {} --memory 256M --gdb unix:{{}} --name wedged -- sh /bin/run.sh",
+        c.slowness
+    );
+    let paths = [&c.kernel("6.12"), &c.modules(), &root, &socket];
+    let mut job = c.start(Wiring::Pipes, &line, &paths.map(PathBuf::as_path))?;
+    let talked = (|| -> Check {
+        let mut client = Client::attach(&socket, limit)?;
+        client.run()?;
+        job.expect("guest: wedged.", limit)?;
+        client.interrupt()?;
+        let said = job.output.text();
+        let tasks = tasks(&said);
+        knows_the_stacks(&mut client, &tasks, &said)?;
+        let pid = |name: &str| tasks.get(name).copied().ok_or_else(|| format!("no task {name}: {said}"));
+        let (ab, ba, reader, writer) =
+            (pid("wedge/ab")?, pid("wedge/ba")?, pid("wedge/reader")?, pid("wedge/writer")?);
+        let all = [
+            (
+                vec![format!("task {ab} [wedge/ab] waits for the mutex at 0x")],
+                format!(
+                    " (wedge_b [wedge]), in wedge_takes_ab; task {ba} [wedge/ba] has it, and sleeps in wedge_takes_ba"
+                ),
+            ),
+            (
+                vec![format!("task {ba} [wedge/ba] waits for the mutex at 0x")],
+                format!(
+                    " (wedge_a [wedge]), in wedge_takes_ba; task {ab} [wedge/ab] has it, and sleeps in wedge_takes_ab"
+                ),
+            ),
+            (
+                vec![format!("task {reader} [wedge/reader] waits for the rw_semaphore, to read, at 0x")],
+                format!(
+                    " (wedge_sem [wedge]), in wedge_reads; task {writer} [wedge/writer] has it, and sleeps in wedge_sleeps"
+                ),
+            ),
+            (
+                vec!["deadlock: ".into()],
+                format!(
+                    "task {ab} [wedge/ab] waits for task {ba} [wedge/ba], which waits for task {ab} [wedge/ab]"
+                ),
+            ),
+        ];
+        let locks = client.console(&format!("qRcmd,{}", String::from_utf8_lossy(&hex(b"locks"))))?;
+        for (begins, ends) in &all {
+            let tells =
+                |line: &str| begins.iter().all(|begin| line.starts_with(begin)) && line.ends_with(ends);
+            check(locks.lines().any(tells), || format!("{begins:?} {ends}: {locks}"))?;
+        }
+        let why = client.console(&format!("qRcmd,{}", String::from_utf8_lossy(&hex(b"why"))))?;
+        c.write(&c.work.join("why"), why.as_bytes())?;
+        for words in
+            ["asleep, and woken by no signal", "[wedge/sleep], ran last at", "wedge_sleeps+0x", "deadlock: "]
+        {
+            check(why.contains(words), || format!("{words}: {why}"))?;
+        }
+        let core = c.work.join("wedged.core");
+        c.run("dump wedged {}", &[&core], limit)?.expect_code(0)?;
+        let dumped = c.run("core {} locks", &[&core], limit)?;
+        dumped.expect_code(0)?;
+        check(dumped.output == locks, || format!("a dump tells {}, and the guest {locks}", dumped.output))?;
+        client.run()
+    })();
+    job.close_input();
+    let ended = job.wait(limit);
+    c.keep("job", &job);
+    talked?;
+    check(ended? == 0, || job.errors.text())
+}
+
+/// The numbers of the guest's tasks, by their names.
+fn tasks(said: &str) -> HashMap<&str, u32> {
+    let lines = said.lines().filter_map(|line| line.strip_prefix("guest: task ")?.strip_suffix('.'));
+    lines
+        .filter_map(|line| line.split_once(' '))
+        .filter_map(|(pid, name)| Some((name, pid.parse().ok()?)))
+        .collect()
+}
+
+/// The stacks of tasks are those that the kernel itself tells of, frame by frame, but for its scheduler's functions, which
+/// it leaves out.
+fn knows_the_stacks(client: &mut Client, tasks: &HashMap<&str, u32>, said: &str) -> Check {
+    check(tasks.len() == 5, || format!("of five tasks: {tasks:?}"))?;
+    for (name, pid) in tasks {
+        let begin = format!("guest: frame {pid} ");
+        let kernels: Vec<&str> = said
+            .lines()
+            .filter_map(|line| line.strip_prefix(&begin)?.split_once('/').map(|(place, _)| place))
+            .collect();
+        let command = format!("bt {pid}");
+        let ours = client.console(&format!("qRcmd,{}", String::from_utf8_lossy(&hex(command.as_bytes()))))?;
+        let places: Vec<&str> = ours
+            .lines()
+            .filter(|line| line.trim_start().starts_with('#'))
+            .filter_map(|line| line.split_whitespace().nth(2))
+            .collect();
+        let is_same = kernels.len() > 2 && places.ends_with(&kernels);
+        check(is_same, || format!("{name}: the kernel says {kernels:?}, and bt {ours}"))?;
+    }
+    Ok(())
+}
+
+/// A job whose kernel does not go on says why by itself: in words of its processors, and of who waits for whom.
+pub fn hangs_and_crashes(c: &mut Context) -> Check {
+    // A program that is on the CPU that spins stops, too.
+    const SCRIPT: &str = "/bin/busybox taskset 1 /bin/busybox insmod /bin/wedge.ko how=$1; sleep 1000";
+    let root = root_with(c, SCRIPT)?;
+    let (kernel, modules, limit) = (c.kernel("6.12"), c.modules(), c.limit(90));
+    let ways: &[(&str, &str, &[i32], &[&str])] = &[
+        ("oops", "", &[118], &["the log has oops", "wedge_oopses+0x", "wedge/oops"]),
+        (
+            "spin",
+            "--cpus 2",
+            &[121],
+            &["[wedge/spin] since ", ", interrupts OFF", "wedge_spins+0x", "wedge_masks+0x"],
+        ),
+        ("overflow", "", &[118, 120], &["wedge_recurses+0x", "more like it", "wedge_overflows+0x"]),
+        (
+            "interrupt",
+            "--cpus 2",
+            &[121],
+            &["wedge_interrupts+0x", "interrupted at", "wedge_is_interrupted+0x"],
+        ),
+        (
+            "spinlock",
+            "--cpus 2",
+            &[121],
+            &["[wedge/waiter] spins for the spinlock at 0x", "(wedge_lock [wedge])"],
+        ),
+        ("mutexes", "--timeout 30s", &[124], &["deadlock: ", "--timeout"]),
+    ];
+    // Each is another boot.
+    let count = usize::try_from(c.length.of(3, ways.len() as u64)).unwrap_or(usize::MAX);
+    for (how, options, codes, words) in &ways[..count] {
+        let line = format!(
+            "run --kernel {{}} --modules {{}} --root {{}} --slow {} --memory 256M {options} -- sh /bin/run.sh {how}",
+            c.slowness
+        );
+        let ended: Finished = c.run(&line, &[&kernel, &modules, &root], limit)?;
+        check(codes.iter().any(|code| ended.expect_code(*code).is_ok()), || format!("{how}: {ended:?}"))?;
+        for word in *words {
+            check(ended.errors.contains(word), || format!("{how}: no '{word}': {}", ended.errors))?;
+        }
+    }
+    Ok(())
+}
