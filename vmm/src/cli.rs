@@ -11,6 +11,7 @@ mod dump;
 mod exec;
 mod gdb;
 mod job;
+mod monitor;
 mod named_guest;
 mod nmi;
 mod qemu_habits;
@@ -60,6 +61,7 @@ subcommands! {
     Dump: dump,
     Release: release,
     Gdb: gdb,
+    Monitor: monitor,
     Nmi: nmi,
     Sysrq: sysrq,
     Completions: completions,

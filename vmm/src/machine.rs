@@ -25,6 +25,7 @@ mod guest_ram;
 pub mod hypercalls;
 mod mailbox;
 mod nets;
+mod onlooker;
 mod output_queue;
 mod rack;
 mod serve;
@@ -32,7 +33,6 @@ mod services;
 mod shares;
 pub mod vcpus;
 mod vsocks;
-mod why;
 
 pub use backends::Backends;
 pub use config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};

@@ -1,6 +1,7 @@
 //! How a run ends, and the exit code that says so.
 
 use arch::End;
+use debug::reply::Refusal;
 use std::fmt;
 
 /// How a guest's run ended.
@@ -55,6 +56,15 @@ pub struct ExitCode {
     pub code: u8,
     /// What it says.
     pub meaning: &'static str,
+}
+
+/// The exit code of a process whose command was refused.
+pub(crate) fn of_refusal(why: &Refusal) -> u8 {
+    match why {
+        Refusal::Usage(_) | Refusal::Unknown(_) | Refusal::Senseless(_) => USAGE,
+        Refusal::NotThere(_) => NOT_THERE,
+        Refusal::Failed(_) | Refusal::Cancelled(_) => FILE,
+    }
 }
 
 macro_rules! exit_codes {

@@ -14,10 +14,10 @@ use arch::address::PhysRange;
 use arch::paging::{Regime, TableMemory};
 use arch::register::{Bank, RegisterFile};
 use arch::{GuestPhys, Isa};
-use nix::fcntl::OFlag;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Bytes of a page of the cache and of the overlay.
@@ -162,10 +162,12 @@ pub struct Core {
     remarks: Vec<String>,
     abilities: Abilities,
     is_writable: bool,
+    /// How far its kernel is looked for.
+    scope: Scope,
     /// What a debugger is told that wants to change something.
     why_not: &'static str,
     events: VecDeque<Event>,
-    wake: OwnedFd,
+    wake: EventFd,
 }
 
 /// What a debugger is told that wants a core to run.
@@ -198,7 +200,7 @@ impl Core {
         }
         remarks.extend(without_tables(&cpus));
         // It never becomes readable: events are there at once.
-        let (wake, _) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
         let abilities = Abilities {
             software: SoftwareBreakpoints::None,
             single_step: true,
@@ -217,10 +219,17 @@ impl Core {
             remarks,
             abilities,
             is_writable,
+            scope: Scope::Everything,
             why_not: READ_ONLY,
             events: VecDeque::new(),
             wake,
         })
+    }
+
+    /// Its kernel is looked for so far, where nobody has said which it is.
+    #[must_use]
+    pub fn looking_for(self, scope: Scope) -> Core {
+        Core { scope, ..self }
     }
 
     /// A debugger that wants to change something of one that cannot be changed is told this.
@@ -254,7 +263,7 @@ impl Core {
         let anchors: Vec<Anchor> =
             self.cpus.iter().filter_map(|cpu| Anchor::new(&lock(cpu).registers)).collect();
         let mut go_on = || self.cancel.check();
-        let mut found = described::find(self.isa, &self.memory, &anchors, Scope::Everything, &mut go_on)?;
+        let mut found = described::find(self.isa, &self.memory, &anchors, self.scope, &mut go_on)?;
         if noted.is_some() {
             found.remarks.push("what the file says of its kernel is not what its memory has".into());
         }

@@ -111,7 +111,21 @@ pub fn locked(c: &mut Context) -> Check {
         let dumped = c.run("core {} locks", &[&core], limit)?;
         dumped.expect_code(0)?;
         check(dumped.output == locks, || format!("a dump tells {}, and the guest {locks}", dumped.output))?;
-        client.run()
+        // From a shell, while the debugger holds the guest, and when it runs again.
+        let shell = c.run("monitor wedged locks", &[], limit)?;
+        shell.expect_code(0)?;
+        check(shell.output == locks, || format!("a shell is told {}, and gdb {locks}", shell.output))?;
+        client.run()?;
+        let json = c.run("monitor wedged --json why", &[], limit)?;
+        json.expect_code(0)?;
+        let json: serde_json::Value =
+            serde_json::from_str(&json.output).map_err(|error| error.to_string())?;
+        check(json["locks"]["deadlocks"][0][1]["pid"].as_u64() == Some(ba.into()), || json.to_string())?;
+        let more = c.run("monitor wedged quit", &[], limit)?;
+        more.expect_code(2)?;
+        more.expect_one_line("this only looks at the guest")?;
+        c.run("monitor wedged read 0x10 8", &[], limit)?.expect_code(24)?;
+        c.run("monitor wedged", &[], limit)?.expect_output("who waits for which of the kernel's locks")
     })();
     job.close_input();
     let ended = job.wait(limit);

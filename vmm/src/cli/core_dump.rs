@@ -123,11 +123,7 @@ impl CoreError {
             }
             CoreError::Usage(_) => outcome::USAGE,
             CoreError::NotThere(_) => outcome::NOT_THERE,
-            CoreError::Command(refused) => match refused.why {
-                Refusal::Usage(_) | Refusal::Unknown(_) | Refusal::Senseless(_) => outcome::USAGE,
-                Refusal::NotThere(_) => outcome::NOT_THERE,
-                Refusal::Failed(_) | Refusal::Cancelled(_) => outcome::FILE,
-            },
+            CoreError::Command(refused) => outcome::of_refusal(&refused.why),
             CoreError::Other(error) => error.code(),
         }
     }

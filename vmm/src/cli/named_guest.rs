@@ -3,7 +3,7 @@
 use super::candidates::guests;
 use super::stdout;
 use crate::control::client::ask;
-use crate::control::protocol::{Request, Response};
+use crate::control::protocol::{Answer, Request, Response};
 use crate::outcome;
 use std::io::{self, ErrorKind};
 
@@ -31,6 +31,13 @@ impl NamedGuest {
         let guest = &self.guest;
         match answer {
             Ok(Response::Done(text)) => stdout::print(&format!("{text}\n"), 0),
+            Ok(Response::Answer(Answer { text, why, code })) => {
+                let printed = stdout::print(&text, code);
+                if !why.is_empty() {
+                    log::error!("{why}");
+                }
+                printed
+            }
             Ok(Response::Error(text)) => {
                 log::error!("{text}");
                 outcome::FILE

@@ -55,7 +55,7 @@ pub fn ask_with(
         last = serde_json::from_str(&line)?;
         match &last {
             Response::Percent(percent) => logging::print(&format!("{percent} %\n")),
-            Response::Done(_) | Response::Error(_) => return Ok(last),
+            Response::Done(_) | Response::Error(_) | Response::Answer(_) => return Ok(last),
         }
     }
 }

@@ -21,8 +21,20 @@ pub enum Request {
     Nmi {},
     /// Press a key of the kernel's (SysRq).
     Sysrq { key: char },
+    /// Carry out a command of gdb's `monitor` that looks at the guest.
+    Monitor(Monitor),
     /// Run a command: behind [`Response::Done`] the connection is a session's frames.
     Exec {},
+}
+
+/// A command of `monitor`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Monitor {
+    /// As it is typed.
+    pub line: String,
+    /// The answer is to be JSON.
+    #[serde(default)]
+    pub json: bool,
 }
 
 /// How gdb is to be served, as `--gdb` and the options beside it have it; what is left out is as without them.
@@ -84,6 +96,19 @@ pub enum Response {
     Done(String),
     /// It is not; in words.
     Error(String),
+    /// What a command of `monitor` answers.
+    Answer(Answer),
+}
+
+/// An answer: what is to be printed, what to be said of it, and the exit code.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// Lines with their ends, or JSON.
+    pub text: String,
+    /// Why there is none, or not all of it; empty where there is.
+    pub why: String,
+    /// The exit code.
+    pub code: u8,
 }
 
 /// The longest request, bytes.

@@ -3,7 +3,7 @@
 use super::descriptor;
 use super::door::{Comer, Door};
 use super::names::socket_of;
-use super::protocol::{LONGEST, Request, Response, ServeGdb, send};
+use super::protocol::{Answer, LONGEST, Monitor, Request, Response, ServeGdb, send};
 use crate::cell;
 use crate::error::Error;
 use crate::logging::progress::Reporter;
@@ -11,6 +11,7 @@ use crate::machine::Guest;
 use crate::machine::config::GdbConfig;
 use crate::machine::debugger::{Attachment, listen};
 use crate::machine::dumper::Dumper;
+use crate::outcome::{self, NOT_THERE};
 use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
 use debug::gdb::endpoint::{Endpoint, ListeningSocket};
@@ -164,6 +165,7 @@ fn answer(stream: &UnixStream, guest: &Asked<'_>) -> io::Result<()> {
             return send(stream, &raised.map_or_else(Response::Error, |()| Response::Done("raised".into())));
         }
         Request::Sysrq { key } => return send(stream, &press(key, door)),
+        Request::Monitor(asked) => return send(stream, &monitor(stream, guest, &asked)?),
         Request::Exec {} => return exec(stream, door),
     };
     let mut reporter = Reporter::new();
@@ -180,6 +182,24 @@ fn answer(stream: &UnixStream, guest: &Asked<'_>) -> io::Result<()> {
         Err(error) => Response::Error(error.to_string()),
     };
     send(stream, &reply)
+}
+
+/// Has a command of `monitor` carried out that looks at the guest.
+fn monitor(stream: &UnixStream, guest: &Asked<'_>, asked: &Monitor) -> io::Result<Response> {
+    let theirs = stream.try_clone()?;
+    let reply = guest.dumper.command(guest.attachment.symbols(), &asked.line, move || !is_gone(&theirs));
+    Ok(Response::Answer(match reply {
+        Ok(reply) => {
+            let text = if asked.json { format!("{}\n", reply.json()) } else { reply.to_string() };
+            let why = reply.shortfall().unwrap_or_default();
+            Answer { text, code: if why.is_empty() { 0 } else { NOT_THERE }, why }
+        }
+        Err(refused) => Answer {
+            text: String::new(),
+            code: outcome::of_refusal(&refused.why),
+            why: refused.to_string().trim_end().into(),
+        },
+    }))
 }
 
 /// What it says who is asked for what only a job's guest can.

@@ -8,10 +8,10 @@ use debug::disassemble::OperatingMode;
 use debug::dump::write::destination::Destination;
 use debug::dump::write::{self, Progress, Subject, Summary, WriteError};
 use debug::dump::{DumpedVcpu, Unplanted};
+use debug::linux::Described;
 use debug::linux::described::{self, Anchor, Scope};
 use debug::linux::translate::kernel_regime;
 use debug::linux::trouble;
-use debug::linux::{Described, VmCoreInfo};
 use debug::live::link::Link;
 use debug::memory::{self, Translation};
 use kvm::ram::GuestMemory;
@@ -168,21 +168,21 @@ impl Dumper {
             true => Err(Cancelled),
             false => Ok(()),
         };
-        let logs = self.standing_still(&mut go_on, |still| {
-            let Some(info) = still.kernel else { return Vec::new() };
-            let anchors = still.cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers));
+        let logs = self.standing_still(|Still { cpus, memory, .. }| {
+            let anchors: Vec<Anchor> = cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
+            let found = described::find(HOST_ISA, &memory, &anchors, Scope::Running, &mut go_on);
+            let Ok(Described { info: Some(info), .. }) = found else { return Vec::new() };
             let by_info = kernel_regime(HOST_ISA, &info);
-            let regimes = anchors.map(|anchor| anchor.regime).chain(by_info);
+            let regimes = anchors.into_iter().map(|anchor| anchor.regime).chain(by_info);
             let log = |regime| {
                 let space = Translation::Virtual(regime);
-                let read = |at: u64, bytes: &mut [u8]| {
-                    memory::read(&still.memory, &space, None, GuestVirt(at), bytes)
-                };
+                let read =
+                    |at: u64, bytes: &mut [u8]| memory::read(&memory, &space, None, GuestVirt(at), bytes);
                 info.log(read, lines).unwrap_or_default()
             };
             regimes.map(log).collect()
         });
-        logs.and_then(Result::ok).unwrap_or_default()
+        logs.unwrap_or_default()
     }
 
     /// What becomes true when the machine ends.
@@ -190,26 +190,13 @@ impl Dumper {
         Arc::clone(&self.is_closed)
     }
 
-    /// What `look` makes of the guest while it stands still, and its kernel, if one is found there; `None` when the guest
-    /// is gone.
-    ///
-    /// # Errors
-    /// [`Cancelled`], while the kernel is looked for.
-    pub(super) fn standing_still<R>(
-        &self,
-        go_on: &mut dyn FnMut() -> Result<(), Cancelled>,
-        look: impl FnOnce(Still) -> R,
-    ) -> Option<Result<R, Cancelled>> {
+    /// What `look` makes of the guest while it stands still; `None` when the guest is gone.
+    pub(super) fn standing_still<R>(&self, look: impl FnOnce(Still) -> R) -> Option<R> {
         let vcpus = self.vcpus.upgrade()?;
         let _hold = vcpus.hold();
         let cpus = vcpus.for_each(|vcpu| capture(vcpu, Moment::End));
-        let anchors: Vec<Anchor> = cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
         let memory = LiveMemory(self.memory.clone());
-        let kernel = match described::find(HOST_ISA, &memory, &anchors, Scope::Running, go_on) {
-            Ok(Described { info, .. }) => info,
-            Err(cancelled) => return Some(Err(cancelled)),
-        };
-        Some(Ok(look(Still { cpus, memory, kernel, link: vcpus.link() })))
+        Some(look(Still { cpus, memory, link: vcpus.link() }))
     }
 }
 
@@ -217,8 +204,6 @@ impl Dumper {
 pub(super) struct Still {
     pub cpus: Vec<DumpedVcpu>,
     pub memory: LiveMemory,
-    /// Its kernel's description of itself.
-    pub kernel: Option<VmCoreInfo>,
     /// Who debugs it.
     pub link: Option<Arc<Link>>,
 }

@@ -1,0 +1,156 @@
+//! Somebody who looks at a guest that nobody needs to debug: it stands still meanwhile, and nothing of it is changed.
+
+use super::dumper::{Dumper, Still};
+use arch::GuestPhys;
+use arch::address::PhysRange;
+use debug::cancel::Cancel;
+use debug::command::why::Why;
+use debug::command::{self, Operator, Refused};
+use debug::dump::core::Core;
+use debug::dump::{Contents, Image};
+use debug::engine::Engine;
+use debug::linux::described::Scope;
+use debug::live::link::Link;
+use debug::machine::{Machine, Memory};
+use debug::reply::{Refusal, Reply};
+use debug::symbols::Symbols;
+use debug::view::View;
+use kvm::HOST_ISA;
+use kvm::ram::LiveMemory;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Bytes of memory that one answer has, at most.
+const MOST_BYTES: u64 = 1 << 20;
+
+impl Dumper {
+    /// Has somebody look at the guest, as long as `wanted` says so.
+    ///
+    /// # Errors
+    /// In words, why nobody can.
+    fn look<R>(
+        &self,
+        symbols: Option<&Symbols>,
+        wanted: impl Fn() -> bool + Send + Sync + 'static,
+        look: impl FnOnce(&mut Onlooker<'_>) -> R,
+    ) -> Result<R, String> {
+        let is_closed = self.end();
+        let cancel = Cancel::new(move || is_closed.load(Ordering::Acquire) || !wanted());
+        let looked = self.standing_still(|still| {
+            let Still { cpus, memory, link } = still;
+            let contents = Contents {
+                format: "a guest that runs, held for this look".into(),
+                isa: HOST_ISA,
+                image: Box::new(StillMemory { memory, link }),
+                cpus,
+                info: None,
+                remarks: Vec::new(),
+            };
+            let core = Core::new(contents, false).map_err(|error| error.to_string())?;
+            let mut core = core.looking_for(Scope::Running).explaining(LOOKS_ONLY);
+            core.set_cancel(&cancel);
+            let engine = Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
+            Ok(look(&mut Onlooker { core, engine, cancel: &cancel, symbols }))
+        });
+        looked.ok_or("the guest is gone")?
+    }
+
+    /// A page on the guest's Linux kernel that hangs or has crashed, as `monitor why` has it; with source lines by
+    /// `symbols`. The guest stands still meanwhile, for a time at most.
+    ///
+    /// # Errors
+    /// In words, why there is none.
+    pub fn why(&self, symbols: Option<&Symbols>, limit: Duration) -> Result<Why, String> {
+        let until = Instant::now() + limit;
+        let page = |onlooker: &mut Onlooker<'_>| Why::of(onlooker).map_err(|refusal| refusal.to_string());
+        self.look(symbols, move || Instant::now() < until, page)?
+    }
+
+    /// What a command of `monitor` answers that looks at the guest, as it is typed. The guest stands still meanwhile.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn command(
+        &self,
+        symbols: Option<&Symbols>,
+        line: &str,
+        wanted: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Result<Reply, Refused> {
+        let run = |onlooker: &mut Onlooker<'_>| command::run_line(onlooker, line);
+        let answered = self.look(symbols, wanted, run);
+        let answered = answered.unwrap_or_else(|why| Err(Refusal::Failed(why).into()));
+        answered.map_err(|refused| match refused.why {
+            Refusal::Senseless(_) => Refusal::Senseless(LOOKS_ONLY.into()).into(),
+            _ => refused,
+        })
+    }
+}
+
+/// What somebody is told who wants to do more than look.
+const LOOKS_ONLY: &str =
+    "this only looks at the guest: a debugger does more (vmm gdb NAME), and so do vmm dump, nmi and sysrq";
+
+/// Its memory, without what a debugger has planted.
+struct StillMemory {
+    memory: LiveMemory,
+    link: Option<Arc<Link>>,
+}
+
+impl std::fmt::Debug for StillMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StillMemory").finish_non_exhaustive()
+    }
+}
+
+impl Image for StillMemory {
+    fn ranges(&self) -> Vec<PhysRange> {
+        self.memory.ranges()
+    }
+
+    fn populated(&self) -> Vec<PhysRange> {
+        self.memory.populated()
+    }
+
+    fn read(&self, address: u64, bytes: &mut [u8]) -> usize {
+        let count = self.memory.read(GuestPhys(address), bytes);
+        if let Some(link) = &self.link {
+            link.engine.requests().table.unmask(GuestPhys(address), &mut bytes[..count]);
+        }
+        count
+    }
+}
+
+/// Who looks at it.
+struct Onlooker<'a> {
+    core: Core,
+    engine: Engine,
+    cancel: &'a Cancel,
+    symbols: Option<&'a Symbols>,
+}
+
+impl Operator for Onlooker<'_> {
+    fn view(&self) -> View<'_> {
+        View { machine: &self.core, engine: &self.engine, vcpu: 0, is_physical: false, cancel: self.cancel }
+    }
+
+    fn machine(&mut self) -> &mut dyn Machine {
+        &mut self.core
+    }
+
+    fn prefix(&self) -> &'static str {
+        "vmm monitor NAME"
+    }
+
+    fn about_symbols(&self) -> &'static str {
+        "a guest that is started with --symbols vmlinux has more"
+    }
+
+    fn most_bytes(&self) -> u64 {
+        MOST_BYTES
+    }
+
+    fn symbols(&self) -> Option<&Symbols> {
+        self.symbols
+    }
+}
