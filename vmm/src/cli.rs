@@ -6,18 +6,22 @@
 mod candidates;
 mod check;
 mod completions;
+mod cont;
 mod core_dump;
 mod dump;
 mod exec;
 mod gdb;
 mod job;
+mod ls;
 mod monitor;
 mod named_guest;
 mod nmi;
 mod qemu_habits;
+mod quit;
 mod release;
 mod run;
 mod stdout;
+mod stop;
 mod sysrq;
 mod values;
 
@@ -61,7 +65,11 @@ subcommands! {
     Dump: dump,
     Release: release,
     Gdb: gdb,
+    Ls: ls,
     Monitor: monitor,
+    Stop: stop,
+    Cont: cont,
+    Quit: quit,
     Nmi: nmi,
     Sysrq: sysrq,
     Completions: completions,

@@ -2,7 +2,7 @@
 //! not woken, who waits for which lock, and what the log has last.
 
 use super::backtrace::{Lines, Trace, trace};
-use super::kernel::of_kernel;
+use super::kernel::with_kernel;
 use super::locks::{Locks, locks};
 use super::oops;
 use super::operator::Operator;
@@ -237,7 +237,8 @@ fn processor(
     Processor { vcpu, task, since, is_idle, takes_interrupts: takes_interrupts(view, vcpu), trace }
 }
 
-fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Result<Why, String> {
+/// The page, as far as there is time for it.
+fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Why {
     let mut remarks = Vec::new();
     let mut log = view.kernel_log(info, LOOKED_THROUGH).unwrap_or_else(|error| {
         remarks.push(error.to_string());
@@ -263,7 +264,7 @@ fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Result<Why, Str
         Ok(stacks) => stacks,
         Err(why) => {
             found.remarks.push(why);
-            return Ok(found);
+            return found;
         }
     };
     found.remarks.extend_from_slice(stacks.remarks());
@@ -281,18 +282,22 @@ fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Result<Why, Str
     found.more_asleep = asleep.count();
     found.locks = locks(&stacks, &tasks.all);
     found.remarks.append(&mut lines.take_remarks());
-    Ok(found)
+    found
 }
 
 impl Why {
-    /// Looks at it all.
+    /// Looks at it all. What is broken off in the middle has a remark of that.
     ///
     /// # Errors
-    /// [`Refusal::NotThere`] without a kernel that is known; [`Refusal::Cancelled`].
+    /// [`Refusal::NotThere`] without a kernel that is known; [`Refusal::Cancelled`], before there is anything to tell.
     pub fn of(operator: &dyn Operator) -> Result<Why, Refusal> {
         let mut lines = Lines::of(operator)?;
         let view = operator.view();
-        of_kernel(&view, |info| page(view, &mut lines, info))
+        let mut found = with_kernel(&view, |info| page(view, &mut lines, info))?;
+        if view.cancel.check().is_err() {
+            found.remarks.push("it was broken off: there may be more".into());
+        }
+        Ok(found)
     }
 }
 

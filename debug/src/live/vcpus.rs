@@ -338,6 +338,11 @@ impl<M: Monitor> Vcpus<M> {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether somebody keeps them out of the guest, a debugger among them.
+    pub fn is_held(&self) -> bool {
+        *self.holders() > 0
+    }
+
     /// Gets all vCPUs out of the guest and keeps them out as long as the result is there; then they do
     /// what they did. Questions to them are answered meanwhile.
     pub fn hold(self: &Arc<Self>) -> Hold<M> {

@@ -102,7 +102,9 @@ fn enter(guest: &str) -> io::Result<UnixStream> {
     match serde_json::from_slice(&line)? {
         Response::Done(_) => Ok(stream),
         Response::Error(text) => Err(io::Error::other(text)),
-        Response::Percent(_) | Response::Answer(_) => Err(io::Error::other("it answers something else")),
+        Response::Percent(_) | Response::Answer(_) | Response::Info(_) => {
+            Err(io::Error::other("it answers something else"))
+        }
     }
 }
 

@@ -42,7 +42,7 @@ impl NamedGuest {
                 log::error!("{text}");
                 outcome::FILE
             }
-            Ok(Response::Percent(_)) => {
+            Ok(Response::Info(_) | Response::Percent(_)) => {
                 log::error!("the guest {guest} ended before it had answered");
                 outcome::FILE
             }

@@ -2,13 +2,14 @@
 
 use super::descriptor;
 use super::names::socket_of;
-use super::protocol::{Request, Response};
+use super::protocol::{LONGEST, Request, Response, send};
 use crate::logging;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Asks the guest of a name, or the one whose socket has this path; the last reply. How far it is is told meanwhile.
 ///
@@ -16,6 +17,20 @@ use std::path::PathBuf;
 /// When no guest can be reached there, or it says what is no reply.
 pub fn ask(guest: &str, request: &Request) -> io::Result<Response> {
     ask_with(guest, request, None, None)
+}
+
+/// Asks it, as [`ask`] does, and waits for `limit` at most for each piece of the answer.
+///
+/// # Errors
+/// As [`ask`]; [`ErrorKind::WouldBlock`] when the time is over.
+pub fn ask_within(guest: &str, request: &Request, limit: Duration) -> io::Result<Response> {
+    let stream = UnixStream::connect(socket_of(guest)?)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    send(&stream, request)?;
+    let mut line = String::new();
+    BufReader::new(&stream).take(LONGEST as u64).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
 }
 
 /// Asks it, as [`ask`] does, with a descriptor that it is to have. What becomes readable in `ended` breaks that off
@@ -55,7 +70,9 @@ pub fn ask_with(
         last = serde_json::from_str(&line)?;
         match &last {
             Response::Percent(percent) => logging::print(&format!("{percent} %\n")),
-            Response::Done(_) | Response::Error(_) | Response::Answer(_) => return Ok(last),
+            Response::Done(_) | Response::Error(_) | Response::Answer(_) | Response::Info(_) => {
+                return Ok(last);
+            }
         }
     }
 }

@@ -17,6 +17,14 @@ pub enum Request {
     Gdb(ServeGdb),
     /// Serve gdb no more.
     Leave {},
+    /// Say what it is, and how it is.
+    Info {},
+    /// Stand still until [`Request::Cont`].
+    Stop {},
+    /// Go on.
+    Cont {},
+    /// End.
+    Quit {},
     /// Raise a non-maskable interrupt on each vCPU.
     Nmi {},
     /// Press a key of the kernel's (SysRq).
@@ -98,6 +106,51 @@ pub enum Response {
     Error(String),
     /// What a command of `monitor` answers.
     Answer(Answer),
+    /// What it is, and how it is.
+    Info(Info),
+}
+
+/// What a guest is, and how it is.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Info {
+    /// The process that runs it.
+    pub pid: u32,
+    /// Number of its vCPUs.
+    pub vcpus: u32,
+    /// Its RAM, bytes.
+    pub memory: u64,
+    /// Whether it runs.
+    pub state: State,
+    /// Since it was started, seconds.
+    pub seconds: u64,
+    /// It serves gdb...
+    pub serves_gdb: bool,
+    /// ...and a debugger is attached.
+    pub is_debugged: bool,
+    /// The release of its Linux kernel, if one has described itself.
+    pub release: Option<String>,
+}
+
+/// Whether a guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Running,
+    /// `vmm stop` keeps it.
+    Stopped,
+    /// Somebody else does: a debugger, a dump.
+    Held,
+}
+
+impl State {
+    /// Its word.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Running => "running",
+            State::Stopped => "stopped",
+            State::Held => "held",
+        }
+    }
 }
 
 /// An answer: what is to be printed, what to be said of it, and the exit code.

@@ -3,14 +3,14 @@
 use super::descriptor;
 use super::door::{Comer, Door};
 use super::names::socket_of;
-use super::protocol::{Answer, LONGEST, Monitor, Request, Response, ServeGdb, send};
+use super::protocol::{Answer, Info, LONGEST, Monitor, Request, Response, ServeGdb, State, send};
 use crate::cell;
 use crate::error::Error;
 use crate::logging::progress::Reporter;
-use crate::machine::Guest;
 use crate::machine::config::GdbConfig;
 use crate::machine::debugger::{Attachment, listen};
 use crate::machine::dumper::Dumper;
+use crate::machine::{Guest, Hold};
 use crate::outcome::{self, NOT_THERE};
 use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
@@ -24,7 +24,7 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,13 @@ pub struct ControlSocket {
     door: Option<Door>,
     /// Where debuggers have dumps written that are not told where.
     dump_folder: Option<PathBuf>,
+    /// When the guest was started.
+    began: Instant,
+    stopped: Stopped,
 }
+
+/// The guest is kept from running, if somebody has asked for that. It is let go with its process at the latest.
+type Stopped = Arc<Mutex<Option<Hold>>>;
 
 impl ControlSocket {
     /// Takes a name.
@@ -54,7 +60,10 @@ impl ControlSocket {
         let failed = |source| Error::Open { option: "--name", path: name.into(), source };
         let path = socket_of(name).map_err(failed)?;
         match socket::bind(&path, Audience::Owner) {
-            Ok(socket) => Ok(ControlSocket { socket, clients: Arc::default(), door, dump_folder }),
+            Ok(socket) => {
+                let (clients, stopped, began) = (Arc::default(), Stopped::default(), Instant::now());
+                Ok(ControlSocket { socket, clients, door, dump_folder, began, stopped })
+            }
             Err(BindError::Served(_)) => Err(failed(io::Error::other("a guest that runs has this name"))),
             Err(BindError::Io { source, .. }) => Err(failed(source)),
             Err(error) => Err(failed(io::Error::other(error))),
@@ -94,9 +103,10 @@ impl ControlSocket {
         }
         let (dumper, attachment) = (guest.dumper().clone(), guest.attachment().clone());
         let (counted, door) = (Arc::clone(&self.clients), self.door.clone());
-        let dump_folder = self.dump_folder.clone();
+        let (dump_folder, stopped, began) = (self.dump_folder.clone(), Arc::clone(&self.stopped), self.began);
         let serve = move || {
-            let asked = Asked { dumper: &dumper, attachment: &attachment, door: door.as_ref(), dump_folder };
+            let (dumper, attachment, door) = (&dumper, &attachment, door.as_ref());
+            let asked = Asked { dumper, attachment, door, dump_folder, stopped: &stopped, began };
             if let Err(error) = answer(&stream, &asked) {
                 log::info!("a client of the control socket is let go: {error}");
             }
@@ -144,7 +154,57 @@ struct Asked<'a> {
     attachment: &'a Attachment,
     door: Option<&'a Door>,
     dump_folder: Option<PathBuf>,
+    stopped: &'a Stopped,
+    began: Instant,
 }
+
+impl Asked<'_> {
+    fn stopped(&self) -> MutexGuard<'_, Option<Hold>> {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the guest from running.
+    fn stop(&self) -> Response {
+        let mut stopped = self.stopped();
+        if stopped.is_none() {
+            *stopped = self.attachment.hold();
+        }
+        match &*stopped {
+            Some(_) => Response::Done("it stands still".into()),
+            None => Response::Error(OVER.into()),
+        }
+    }
+
+    /// Lets it run again.
+    fn go_on(&self) -> Response {
+        match self.stopped().take() {
+            Some(_) => Response::Done("it goes on, unless a debugger has it".into()),
+            None => Response::Error("nobody has stopped it by `vmm stop`".into()),
+        }
+    }
+
+    fn info(&self) -> Response {
+        let is_stopped = self.stopped().is_some();
+        let Some(guest) = self.attachment.facts() else { return Response::Error(OVER.into()) };
+        let state = match (is_stopped, guest.is_held) {
+            (true, _) => State::Stopped,
+            (false, true) => State::Held,
+            (false, false) => State::Running,
+        };
+        Response::Info(Info {
+            pid: std::process::id(),
+            vcpus: guest.vcpus,
+            memory: guest.memory,
+            state,
+            seconds: self.began.elapsed().as_secs(),
+            serves_gdb: guest.serves_gdb,
+            is_debugged: guest.is_debugged,
+            release: self.dumper.release(&mut || true),
+        })
+    }
+}
+
+const OVER: &str = "the guest is over, or begins again just now";
 
 fn answer(stream: &UnixStream, guest: &Asked<'_>) -> io::Result<()> {
     let &Asked { dumper, attachment, door, .. } = guest;
@@ -159,6 +219,10 @@ fn answer(stream: &UnixStream, guest: &Asked<'_>) -> io::Result<()> {
         Request::Dump { path } => path,
         Request::Release {} => return send(stream, &release_debugger(attachment)),
         Request::Gdb(asked) => return send(stream, &serve_gdb(guest, asked, given)),
+        Request::Info {} => return send(stream, &guest.info()),
+        Request::Stop {} => return send(stream, &guest.stop()),
+        Request::Cont {} => return send(stream, &guest.go_on()),
+        Request::Quit {} => return quit(stream, attachment),
         Request::Leave {} => return send(stream, &leave(attachment)),
         Request::Nmi {} => {
             let raised = attachment.raise_nmi();
@@ -182,6 +246,16 @@ fn answer(stream: &UnixStream, guest: &Asked<'_>) -> io::Result<()> {
         Err(error) => Response::Error(error.to_string()),
     };
     send(stream, &reply)
+}
+
+/// Ends the guest. That is said before, as nobody may be there to say it behind.
+fn quit(stream: &UnixStream, attachment: &Attachment) -> io::Result<()> {
+    if attachment.facts().is_none() {
+        return send(stream, &Response::Error(OVER.into()));
+    }
+    let said = send(stream, &Response::Done("it ends".into()));
+    attachment.quit();
+    said
 }
 
 /// Has a command of `monitor` carried out that looks at the guest.

@@ -5,7 +5,7 @@
 use crate::error::Error;
 use crate::machine::config::GdbConfig;
 use crate::machine::guest_ram::GuestRam;
-use crate::machine::vcpus::{Threads, Vcpus};
+use crate::machine::vcpus::{Hold, Threads, Vcpus};
 use crate::peer;
 use debug::context::Debuggee;
 use debug::engine::Engine;
@@ -13,6 +13,7 @@ use debug::gdb::description::Believed;
 use debug::gdb::endpoint::ListeningSocket;
 use debug::live::debugger::{Options, Target};
 use debug::live::machine::LiveMachine;
+use debug::live::vcpus::Monitor as _;
 use debug::machine::Machine as _;
 use debug::symbols::Symbols;
 use kvm::ram::{GuestMemory, LiveMemory};
@@ -22,6 +23,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// The thread that serves gdb.
 pub type Debugger = debug::live::debugger::Debugger<crate::machine::vcpus::Threads>;
@@ -77,6 +79,18 @@ pub(super) struct Known {
     pub symbols: Option<Arc<Symbols>>,
 }
 
+/// What a guest is, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub vcpus: u32,
+    /// Bytes.
+    pub memory: u64,
+    /// Somebody keeps it from running.
+    pub is_held: bool,
+    pub serves_gdb: bool,
+    pub is_debugged: bool,
+}
+
 /// A machine's place for a debugger. Its clones are of the same machine.
 #[derive(Clone, Debug)]
 pub struct Attachment {
@@ -125,6 +139,30 @@ impl Attachment {
         let vcpus = self.vcpus.upgrade().ok_or("the machine is over")?;
         let raised: Result<Vec<()>, _> = vcpus.for_each(|vcpu| vcpu.nmi()).into_iter().collect();
         raised.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Keeps the guest out of its vCPUs as long as the result is there; `None` when it is over.
+    pub(crate) fn hold(&self) -> Option<Hold> {
+        Some(self.vcpus.upgrade()?.hold())
+    }
+
+    /// Ends the guest, if it is there.
+    pub(crate) fn quit(&self) {
+        if let Some(vcpus) = self.vcpus.upgrade() {
+            vcpus.monitor().quit();
+        }
+    }
+
+    /// What the guest is, and how; `None` when it is over. Nobody is waited for.
+    pub(crate) fn facts(&self) -> Option<Facts> {
+        let vcpus = self.vcpus.upgrade()?;
+        Some(Facts {
+            vcpus: vcpus.count(),
+            memory: self.memory.iter().map(|region| region.len()).sum(),
+            is_held: vcpus.is_held(),
+            serves_gdb: self.debugger().is_some(),
+            is_debugged: vcpus.link().is_some_and(|link| link.is_attached()),
+        })
     }
 
     /// The debugger that is there.

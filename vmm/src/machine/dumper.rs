@@ -156,6 +156,17 @@ impl Dumper {
         logs.iter().flatten().any(|line| trouble::is_panic(line))
     }
 
+    /// The release of the guest's Linux kernel, as `uname -r` has it, if one is found that has described itself. The guest
+    /// stands still meanwhile; `go_on` is asked as above.
+    pub fn release(&self, go_on: &mut dyn FnMut() -> bool) -> Option<String> {
+        let mut go_on = || if go_on() { Ok(()) } else { Err(Cancelled) };
+        let found = self.standing_still(|Still { cpus, memory, .. }| {
+            let anchors: Vec<Anchor> = cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
+            described::find(HOST_ISA, &memory, &anchors, Scope::Running, &mut go_on)
+        });
+        Some(found?.ok()?.info?.release().to_string())
+    }
+
     /// The last lines of the log of the guest's Linux kernel, from its memory; none if it is not found there. The guest
     /// stands still meanwhile; `go_on` is asked as above.
     pub fn log(&self, lines: usize, go_on: &mut dyn FnMut() -> bool) -> Vec<String> {

@@ -1,0 +1,136 @@
+//! `vmm ls`: this user's guests that run and have a name.
+
+use super::stdout;
+use crate::control::client::ask_within;
+use crate::control::names;
+use crate::control::protocol::{Info, Request, Response};
+use crate::outcome;
+use std::fmt::Write;
+use std::io::ErrorKind;
+use std::thread;
+use std::time::Duration;
+
+/// List the guests that run and have a name
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long a guest may take to answer: one whose machine is busy takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a guest answers; `None` where nobody is any more.
+fn ask(name: &str) -> Option<Result<Info, String>> {
+    match ask_within(name, &Request::Info {}, PATIENCE) {
+        Ok(Response::Info(info)) => Some(Ok(info)),
+        Ok(Response::Error(why)) => Some(Err(why)),
+        Ok(_) => Some(Err("it answers something else".into())),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => None,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Some(Err("it does not answer".into())),
+        Err(error) => Some(Err(error.to_string())),
+    }
+}
+
+/// Does it; the exit code. All are asked at once, as one may have to be waited for.
+pub fn carry_out(&Args { json }: &Args) -> u8 {
+    let asked: Vec<_> = names::all()
+        .into_iter()
+        .map(|name| {
+            let its_name = name.clone();
+            (name, thread::spawn(move || ask(&its_name)))
+        })
+        .collect();
+    let answered = asked.into_iter().filter_map(|(name, asking)| {
+        let answer = asking.join().unwrap_or_else(|_| Some(Err("it could not be asked".into())));
+        Some((name, answer?))
+    });
+    let (mut guests, mut code) = (Vec::new(), 0);
+    for (name, answer) in answered {
+        match answer {
+            Ok(info) => guests.push((name, info)),
+            Err(why) => {
+                log::error!("{name}: {why}");
+                code = outcome::FILE;
+            }
+        }
+    }
+    stdout::print(&if json { in_json(&guests) } else { in_words(&guests) }, code)
+}
+
+fn in_json(guests: &[(String, Info)]) -> String {
+    let guest = |(name, info): &(String, Info)| {
+        serde_json::json!({
+            "name": name, "pid": info.pid, "state": info.state.word(), "vcpus": info.vcpus, "memory": info.memory,
+            "seconds": info.seconds, "serves_gdb": info.serves_gdb, "debugged": info.is_debugged,
+            "release": info.release,
+        })
+    };
+    format!("{:#}\n", guests.iter().map(guest).collect::<serde_json::Value>())
+}
+
+fn in_words(guests: &[(String, Info)]) -> String {
+    let mut text = String::new();
+    if guests.is_empty() {
+        return "no guest with a name runs\n".into();
+    }
+    let width = guests.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max("NAME".len());
+    // Writing to a String cannot fail.
+    writeln!(
+        text,
+        "{:width$} {:>8} {:<8} {:>5} {:>9} {:>9} {:<9} KERNEL",
+        "NAME", "PID", "STATE", "VCPUS", "MEMORY", "UP", "GDB"
+    )
+    .ok();
+    for (name, info) in guests {
+        let gdb = match (info.serves_gdb, info.is_debugged) {
+            (_, true) => "attached",
+            (true, false) => "served",
+            (false, false) => "-",
+        };
+        let (seconds, memory) = (info.seconds, info.memory >> 20);
+        let up = format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+        let release = plain(info.release.as_deref().unwrap_or("-"));
+        let (pid, state, vcpus) = (info.pid, info.state.word(), info.vcpus);
+        writeln!(
+            text,
+            "{name:width$} {pid:>8} {state:<8} {vcpus:>5} {memory:>5} MiB {up:>9} {gdb:<9} {release}"
+        )
+        .ok();
+    }
+    text
+}
+
+/// A guest's words, which may do nothing to a terminal.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::protocol::State;
+
+    #[test]
+    fn guests_in_words_and_as_json() {
+        let info = Info {
+            pid: 7,
+            vcpus: 2,
+            memory: 256 << 20,
+            state: State::Stopped,
+            seconds: 3723,
+            serves_gdb: true,
+            is_debugged: false,
+            release: Some("6.12\u{1b}[2J".into()),
+        };
+        let guests = [("a-guest".to_string(), info)];
+        let expected = "NAME         PID STATE    VCPUS    MEMORY        UP GDB       KERNEL\n\
+                        a-guest        7 stopped      2   256 MiB   1:02:03 served    6.12\u{fffd}[2J\n";
+        assert_eq!(in_words(&guests), expected);
+        let json: serde_json::Value = serde_json::from_str(&in_json(&guests)).unwrap();
+        assert_eq!((&json[0]["name"], &json[0]["memory"]), (&"a-guest".into(), &(256u64 << 20).into()));
+        assert_eq!(in_words(&[]), "no guest with a name runs\n");
+        assert_eq!(in_json(&[]), "[]\n");
+    }
+}
