@@ -4,7 +4,7 @@
 //! Each question is a task of the vCPU's thread, and each answer rings the debugger's [`Wake`], also when it will
 //! never come because the thread has ended.
 
-use super::link::Wake;
+use super::link::{Link, Wake};
 use super::vcpus::{Hold, Monitor, Pausing, Vcpus};
 use crate::arming::Arming;
 use crate::machine::{Activity, Code, Extent, MachineError};
@@ -98,15 +98,16 @@ impl<M: Monitor> Ahead<M> {
     /// Begins what is needed for vCPUs to stand still, held by `hold`, and to be known as far as `extent`.
     pub fn prepare(
         &mut self,
-        (vcpus, wake): (&Arc<Vcpus<M>>, &Wake),
+        (vcpus, link): (&Arc<Vcpus<M>>, &Arc<Link>),
         (hold, running): (&mut Option<Hold<M>>, &mut [bool]),
         extent: Extent,
     ) -> Poll<()> {
+        let wake = link.wake();
         if self.look_at_writes().is_pending() {
             return Poll::Pending;
         }
         if hold.is_none() {
-            let begin = || vcpus.begin_pause(|vcpu| running[vcpu as usize], wake);
+            let begin = || vcpus.begin_pause(link, |vcpu| running[vcpu as usize], wake);
             *hold = self.pausing.get_or_insert_with(begin).look();
             if hold.is_none() {
                 return Poll::Pending;

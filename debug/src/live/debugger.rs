@@ -2,7 +2,7 @@
 //! monitor's event loop ([`Polled`]), and leaves at any time.
 
 use super::link::{Link, Wake};
-use super::machine::{Begun, LiveMachine, Waiting};
+use super::machine::{Begun, HoldPlace, LiveMachine, Waiting};
 use super::vcpus::{KICK_AGAIN, Monitor, Vcpus};
 use crate::context::Listeners;
 use crate::engine::Engine;
@@ -19,8 +19,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, JoinHandle, ThreadId};
 
 /// What a guest is to a debugger, beside its vCPUs.
 pub struct Target {
@@ -81,6 +81,37 @@ impl Options {
     }
 }
 
+/// Where a debugger is: the machine that the guest is in.
+#[derive(Debug)]
+struct Place<M: Monitor> {
+    /// Its vCPUs, which are not kept by this.
+    vcpus: Weak<Vcpus<M>>,
+    /// What they share with the debugger.
+    link: Arc<Link>,
+    /// What holds them while the debugger does.
+    hold: HoldPlace<M>,
+    /// It has left, or leaves: it goes over to no other.
+    is_left: bool,
+}
+
+impl<M: Monitor> Place<M> {
+    fn of(begun: &Begun<M>) -> Place<M> {
+        let Begun { vcpus, link, hold, .. } = begun;
+        Place { vcpus: Arc::downgrade(vcpus), link: Arc::clone(link), hold: Arc::clone(hold), is_left: false }
+    }
+
+    /// The vCPUs, if they are there.
+    fn there(&self) -> Option<(Arc<Vcpus<M>>, Arc<Link>)> {
+        Some((self.vcpus.upgrade()?, Arc::clone(&self.link)))
+    }
+
+    /// What holds the guest for the debugger holds it no more.
+    fn let_go(&self) {
+        let hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(hold);
+    }
+}
+
 /// What a debugger and whoever runs the guest tell each other.
 #[derive(Debug)]
 struct Lines<M: Monitor> {
@@ -91,8 +122,7 @@ struct Lines<M: Monitor> {
     /// The debugger wants the guest to end, whichever machine it is in by then.
     wants_end: Arc<AtomicBool>,
     quit: Wake,
-    /// Of the machine that the guest is in: its vCPUs, which are not kept by this, and what they share with the debugger.
-    place: Mutex<(Weak<Vcpus<M>>, Arc<Link>)>,
+    place: Mutex<Place<M>>,
     /// vCPUs' threads look for what comes at once, wherever the guest is.
     looks: bool,
 }
@@ -114,7 +144,7 @@ impl<M: Monitor> Lines<M> {
         }
         let wakes = (wake.clone(), release.clone());
         let begun = begin(vcpus, &engine, target.memory, wakes, (waiting, looks))?;
-        let place = Mutex::new((Arc::downgrade(vcpus), Arc::clone(&begun.link)));
+        let place = Mutex::new(Place::of(&begun));
         let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)), waiting);
         Ok((Lines { engine, wake, release, next: sender, wants_end, quit, place, looks }, machine))
     }
@@ -149,31 +179,23 @@ impl<M: Monitor> Lines<M> {
             return self.tell(Err(format!("a guest of {had} vCPUs does not begin again with {has}")));
         }
         let wakes = (self.wake.clone(), self.release.clone());
+        // Who has it leave meanwhile waits, and has it leave the new one.
+        let mut place = self.place();
+        if place.is_left {
+            return self.tell(Err("its debugger has left".into()));
+        }
         let begun = begin(vcpus, &self.engine, memory, wakes, (waiting, self.looks));
         let begun = match begun {
             Ok(begun) => begun,
             Err(refused) => return self.tell(Err(refused.to_string())),
         };
-        let place = (Arc::downgrade(vcpus), Arc::clone(&begun.link));
-        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
+        *place = Place::of(&begun);
+        drop(place);
         self.tell(Ok(begun));
         // It may have ended the former machine when that was over already. Whoever does so behind this
         // look finds the new one.
         if self.wants_end.load(Ordering::SeqCst) {
             vcpus.monitor().quit();
-        }
-    }
-
-    /// It comes to nothing, and has done nothing.
-    fn turn_away(&self) {
-        if let Some((vcpus, link)) = self.place() {
-            vcpus.turn_away(&link);
-        }
-    }
-
-    fn begin_turning_away(&self) {
-        if let Some((vcpus, link)) = self.place() {
-            vcpus.begin_turning_away(&link);
         }
     }
 
@@ -183,9 +205,47 @@ impl<M: Monitor> Lines<M> {
         self.wake.ring();
     }
 
-    fn place(&self) -> Option<(Arc<Vcpus<M>>, Arc<Link>)> {
-        let place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        Some((place.0.upgrade()?, Arc::clone(&place.1)))
+    fn place(&self) -> MutexGuard<'_, Place<M>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The vCPUs, if they are there.
+    fn vcpus(&self) -> Option<Arc<Vcpus<M>>> {
+        self.place().vcpus.upgrade()
+    }
+
+    /// The debugger leaves, and goes over to no other machine.
+    fn leave(&self) {
+        let mut place = self.place();
+        place.is_left = true;
+        let Some((vcpus, link)) = place.there() else { return };
+        let hold = vcpus.hold();
+        vcpus.detach(&link);
+        place.let_go();
+        drop(hold);
+    }
+
+    /// The same, and nobody waits for it.
+    fn begin_leaving(&self) -> Option<Receiver<()>> {
+        let mut place = self.place();
+        place.is_left = true;
+        let (vcpus, link) = place.there()?;
+        place.let_go();
+        Some(vcpus.begin_detach(&link, &self.wake))
+    }
+
+    /// It comes to nothing, and has done nothing.
+    fn turn_away(&self) {
+        if let Some((vcpus, link)) = self.place().there() {
+            vcpus.turn_away(&link);
+        }
+    }
+
+    /// The same, and nobody waits for it.
+    fn begin_turning_away(&self) {
+        if let Some((vcpus, link)) = self.place().there() {
+            vcpus.begin_turning_away(&link);
+        }
     }
 }
 
@@ -197,6 +257,8 @@ pub struct Debugger<M: Monitor> {
     /// Of a guest that gdb is served for.
     listeners: Option<Listeners>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The thread's.
+    id: Option<ThreadId>,
 }
 
 impl<M: Monitor> Debugger<M> {
@@ -219,7 +281,8 @@ impl<M: Monitor> Debugger<M> {
             Ok((listeners, threads::start("gdb", thread, move || server::run(listener, session, service))?))
         });
         let (listeners, thread) = thread.inspect_err(|_| lines.turn_away())?;
-        Ok(Debugger { lines, listeners: Some(listeners), thread: Mutex::new(Some(thread)) })
+        let id = Some(thread.thread().id());
+        Ok(Debugger { lines, listeners: Some(listeners), thread: Mutex::new(Some(thread)), id })
     }
 
     /// Comes to a guest, whether it runs or not, for a program that debugs it by itself, on whichever thread it likes:
@@ -235,7 +298,7 @@ impl<M: Monitor> Debugger<M> {
     ) -> io::Result<(Debugger<M>, LiveMachine<M>)> {
         let waiting = if looks { Waiting::Awake } else { Waiting::Asleep };
         let (lines, machine) = Lines::new(vcpus, target, (waiting, looks))?;
-        Ok((Debugger { lines, listeners: None, thread: Mutex::new(None) }, machine))
+        Ok((Debugger { lines, listeners: None, thread: Mutex::new(None), id: None }, machine))
     }
 
     /// What it judges exits with, and knows planted instructions by.
@@ -270,18 +333,18 @@ impl<M: Monitor> Debugger<M> {
     /// thread, as by [`Monitor::quit`], it is left when that returns.
     pub fn leave(&self) {
         self.end();
-        if let Some((vcpus, link)) = self.lines.place() {
-            vcpus.detach(&link);
-        }
+        self.lines.leave();
     }
 
     fn end(&self) {
         self.lines.quit.ring();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         // On the thread itself, as from what the monitor does for it, nobody waits for its end: it comes.
-        let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) else {
+        if self.id == Some(thread::current().id()) {
             return;
-        };
+        }
+        // Who comes second waits as well.
+        let mut place = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(thread) = place.take() else { return };
         if thread.join().is_err() {
             log::error!("the gdb server ended with a panic");
         }
@@ -397,7 +460,7 @@ impl<M: Monitor> Polled<M> {
             Served::Leaves(_) => {
                 self.lines.wake.take();
                 // One that a kick did not reach gets another.
-                if let Some((vcpus, _)) = self.lines.place() {
+                if let Some(vcpus) = self.lines.vcpus() {
                     (0..vcpus.count()).for_each(|vcpu| vcpus.monitor().kick(vcpu));
                 }
                 self.server.wait_for_vcpus(KICK_AGAIN)?;
@@ -417,8 +480,7 @@ impl<M: Monitor> Polled<M> {
         if goes_on {
             return Ok(());
         }
-        let place = self.lines.place().filter(|_| leaves);
-        self.state = match place.map(|(vcpus, link)| vcpus.begin_detach(&link, &self.lines.wake)) {
+        self.state = match leaves.then(|| self.lines.begin_leaving()).flatten() {
             Some(done) => {
                 self.server.wait_for_vcpus(KICK_AGAIN)?;
                 Served::Leaves(done)
@@ -452,5 +514,5 @@ fn begin<M: Monitor>(
         Waiting::Never => vcpus.begin_attach(&link)?,
         Waiting::Asleep | Waiting::Awake => vcpus.attach(&link)?,
     }
-    Ok(Begun { vcpus: Arc::clone(vcpus), link, events })
+    Ok(Begun { vcpus: Arc::clone(vcpus), link, events, hold: Arc::default() })
 }

@@ -18,9 +18,9 @@ use arch::register::{Bank, RegisterFile};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ pub struct LiveMachine<M: Monitor> {
     /// Which vCPUs may be running: what need not be paused is not asked to.
     running: Vec<bool>,
     /// While none of them may.
-    hold: Option<Hold<M>>,
+    hold: HoldPlace<M>,
     answers: Answers<M>,
     /// How it gets at what vCPUs' threads say.
     waiting: Waiting,
@@ -62,7 +62,19 @@ pub struct Begun<M: Monitor> {
     pub link: Arc<Link>,
     /// What they tell it.
     pub events: Receiver<Event>,
+    /// What holds the guest while the debugger does.
+    pub hold: HoldPlace<M>,
 }
+
+/// What holds a guest while its debugger does: shared with whoever has the debugger leave.
+pub type HoldPlace<M> = Arc<Mutex<Option<Hold<M>>>>;
+
+fn locked<M: Monitor>(place: &HoldPlace<M>) -> MutexGuard<'_, Option<Hold<M>>> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a debugger is told that has left.
+const LEFT: MachineError = MachineError::Unsupported("its debugger has left the guest");
 
 /// The guest is to begin again, and nobody waits for that.
 #[derive(Clone, Debug)]
@@ -115,13 +127,13 @@ impl<M: Monitor> LiveMachine<M> {
         (quit, wants_end): (Wake, Arc<AtomicBool>),
         waiting: Waiting,
     ) -> LiveMachine<M> {
-        let Begun { vcpus, link, events } = begun;
+        let Begun { vcpus, link, events, hold } = begun;
         LiveMachine {
             events,
             happened: VecDeque::new(),
             // Until the first pause nobody knows.
             running: vec![true; vcpus.count() as usize],
-            hold: None,
+            hold,
             answers: Answers::new(vcpus.count(), waiting),
             waiting,
             patience: Patience::default(),
@@ -137,12 +149,22 @@ impl<M: Monitor> LiveMachine<M> {
 
     /// Goes over to a machine in which the guest begins again, and lets go of the old one.
     fn adopt(&mut self, begun: Begun<M>) {
-        self.hold = None;
-        let Begun { vcpus, link, events } = begun;
-        (self.vcpus, self.link, self.events) = (vcpus, link, events);
+        self.let_go();
+        let Begun { vcpus, link, events, hold } = begun;
+        (self.vcpus, self.link, self.events, self.hold) = (vcpus, link, events, hold);
         self.happened.clear();
         self.running.fill(false);
         self.answers = Answers::new(self.vcpus.count(), self.waiting);
+    }
+
+    /// Whether the debugger holds the guest.
+    fn holds(&self) -> bool {
+        locked(&self.hold).is_some()
+    }
+
+    fn let_go(&self) {
+        let hold = locked(&self.hold).take();
+        drop(hold);
     }
 
     /// Whether what a vCPU says of itself holds until it is let run.
@@ -254,7 +276,7 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     fn activity(&self, vcpu: u32) -> Activity {
         match &self.answers {
             // What waits for an interrupt may get it while others run.
-            Answers::Waited(waited) => waited.activity(&self.vcpus, vcpu, self.hold.is_some()),
+            Answers::Waited(waited) => waited.activity(&self.vcpus, vcpu, self.holds()),
             Answers::Ahead(ahead) => ahead.borrow().facts(vcpu).activity,
         }
     }
@@ -288,6 +310,9 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn set_registers(&self, vcpu: u32, file: &RegisterFile) -> Result<(), MachineError> {
+        if self.link.is_left() {
+            return Err(LEFT);
+        }
         match &self.answers {
             Answers::Waited(waited) => waited.set_registers(&self.vcpus, vcpu, file),
             Answers::Ahead(ahead) => {
@@ -306,6 +331,9 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn resume(&mut self, orders: Vec<Order>) -> Result<(), MachineError> {
+        if self.link.is_left() {
+            return Err(LEFT);
+        }
         // What has been told by now is from before.
         self.asleep = None;
         self.take_events();
@@ -314,7 +342,7 @@ impl<M: Monitor> Machine for LiveMachine<M> {
             Answers::Ahead(ahead) => ahead.get_mut().forget(),
         }
         let looks = self.waiting == Waiting::Awake && orders.iter().any(|order| order.action == Action::Step);
-        self.hold = None;
+        self.let_go();
         if looks {
             self.link.attention().begin();
         }
@@ -324,7 +352,7 @@ impl<M: Monitor> Machine for LiveMachine<M> {
                     waited.forget(vcpu);
                 }
                 self.running[vcpu as usize] = true;
-                self.vcpus.order(vcpu, order);
+                self.vcpus.order(&self.link, vcpu, order);
             }
         }
         if looks {
@@ -339,20 +367,27 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn pause(&mut self) {
-        if self.hold.is_none() {
-            let waits = self.running.contains(&true);
-            debug_assert!(!waits || self.waiting != Waiting::Never, "somebody waits who must not");
-            self.asleep = None;
-            self.hold = Some(self.vcpus.pause(|vcpu| self.running[vcpu as usize]));
-            self.running.fill(false);
+        if self.holds() || self.link.is_left() {
+            return;
         }
+        let waits = self.running.contains(&true);
+        debug_assert!(!waits || self.waiting != Waiting::Never, "somebody waits who must not");
+        self.asleep = None;
+        let hold = self.vcpus.pause_for(&self.link, |vcpu| self.running[vcpu as usize]);
+        self.running.fill(false);
+        let mut place = locked(&self.hold);
+        // Who has left meanwhile has looked there, or looks there yet.
+        *place = Some(hold);
+        let hold = place.take_if(|_| self.link.is_left());
+        drop(place);
+        drop(hold);
     }
 
     fn next_event(&mut self) -> Option<Event> {
         match self.waiting {
             // While vCPUs run, what comes behind the last look ([`Machine::look`], [`Machine::has_stopped`]) is for the
             // next one: whoever takes a stop from here has all vCPUs stand still, and those were to be asked before.
-            Waiting::Never if self.hold.is_none() => {}
+            Waiting::Never if !self.holds() => {}
             Waiting::Never => self.take_answers(),
             Waiting::Asleep | Waiting::Awake => {
                 self.look_for_next();
@@ -367,7 +402,7 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn settle(&mut self) -> Option<Duration> {
-        let settles = self.hold.as_ref().and_then(Hold::settle);
+        let settles = locked(&self.hold).as_ref().and_then(Hold::settle);
         settles.into_iter().chain(self.is_asking().then_some(KICK_AGAIN)).min()
     }
 
@@ -393,8 +428,13 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         if matches!(self.restarting, Some(Restarting::Since(_))) {
             return Poll::Pending;
         }
-        let vcpus = (&self.vcpus, self.link.wake());
-        ahead.get_mut().prepare(vcpus, (&mut self.hold, &mut self.running), extent)
+        let vcpus = (&self.vcpus, &self.link);
+        let mut hold = locked(&self.hold);
+        let is_ready = ahead.get_mut().prepare(vcpus, (&mut hold, &mut self.running), extent);
+        let left = hold.take_if(|_| self.link.is_left());
+        drop(hold);
+        drop(left);
+        is_ready
     }
 
     fn is_left(&self) -> bool {
@@ -422,7 +462,7 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn stays(&mut self) {
-        if let Some(hold) = &self.hold {
+        if let Some(hold) = &*locked(&self.hold) {
             hold.stays();
         }
     }
@@ -441,6 +481,9 @@ impl<M: Monitor> Machine for LiveMachine<M> {
             Some(Restarting::Done(Err(refused))) => log::error!("the guest does not begin again: {refused}"),
             Some(Restarting::Since(_)) | None => {}
         }
+        if self.link.is_left() {
+            return;
+        }
         match &self.answers {
             Answers::Waited(_) => Waited::disarm(&self.vcpus, self.isa()),
             Answers::Ahead(_) => Ahead::disarm(&self.vcpus, self.isa()),
@@ -448,6 +491,9 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn control(&mut self, control: Control) -> Result<(), MachineError> {
+        if self.link.is_left() {
+            return Err(LEFT);
+        }
         match (control, &mut self.answers) {
             (Control::Nmi(vcpu), Answers::Waited(waited)) => waited.nmi(&self.vcpus, vcpu),
             (Control::Nmi(vcpu), Answers::Ahead(ahead)) => {

@@ -249,7 +249,13 @@ impl Runner {
 
     /// Lets a debugger have its say from now on.
     pub fn attach(&mut self, link: Arc<Link>) {
-        self.link = Some(link);
+        // What a former one has said is nobody's any more.
+        (self.link, self.order) = (Some(link), None);
+    }
+
+    /// Whether the debugger that has its say here is the one with this link.
+    pub(super) fn obeys(&self, link: &Arc<Link>) -> bool {
+        self.link.as_ref().is_some_and(|its| Arc::ptr_eq(its, link))
     }
 
     /// The debugger with this link leaves, if it is there: nothing of its own is in force any more.

@@ -12,7 +12,7 @@ use crate::vcpu::Vcpu;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -113,7 +113,7 @@ pub struct Vcpus<M> {
     /// then; never by vCPUs' threads, and never while one is waited for but by the [`Monitor`] itself.
     holders: Mutex<usize>,
     /// Of the debugger that has a say, if there is one.
-    link: Mutex<Option<Arc<Link>>>,
+    link: Place,
 }
 
 /// While it is there, no vCPU is in the guest, and the guest's time stands still.
@@ -218,20 +218,33 @@ impl<M: Monitor> Pausing<M> {
     }
 }
 
+/// Has a vCPU pause, if it obeys the debugger with this link.
+fn pause_by<V>(link: &Arc<Link>) -> impl Fn(&mut Runner, &mut V) + Clone + Send + 'static + use<V> {
+    let link = Arc::clone(link);
+    move |runner: &mut Runner, _: &mut V| {
+        if runner.obeys(&link) {
+            runner.pause();
+        }
+    }
+}
+
 /// Why a vCPU is not debugged.
 const OTHER_VCPUS: &str =
     "the engine is for another architecture, or a vCPU's number is not below their count";
 
-/// A debugger that leaves, while some vCPUs know of it.
-struct Leaving<M: Monitor> {
-    vcpus: Weak<Vcpus<M>>,
+/// Where the debugger is that has a say.
+type Place = Arc<Mutex<Option<Arc<Link>>>>;
+
+/// A debugger that leaves, while some vCPUs know of it. Its last one is dropped on a vCPU's thread, so it keeps no more than
+/// the place.
+struct Leaving {
+    place: Place,
     link: Arc<Link>,
 }
 
-impl<M: Monitor> Drop for Leaving<M> {
+impl Drop for Leaving {
     fn drop(&mut self) {
-        let Some(vcpus) = self.vcpus.upgrade() else { return };
-        let mut place = vcpus.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         place.take_if(|its| Arc::ptr_eq(its, &self.link));
     }
 }
@@ -239,7 +252,7 @@ impl<M: Monitor> Drop for Leaving<M> {
 impl<M: Monitor> Vcpus<M> {
     /// Those of a monitor, none of which runs its guest yet.
     pub fn new(monitor: M) -> Vcpus<M> {
-        Vcpus { monitor, holders: Mutex::default(), link: Mutex::default() }
+        Vcpus { monitor, holders: Mutex::default(), link: Place::default() }
     }
 
     /// Who runs them.
@@ -316,7 +329,9 @@ impl<M: Monitor> Vcpus<M> {
             return;
         }
         let hold = self.hold();
-        link.leave();
+        if let Then::Runs(_) = then {
+            link.leave();
+        }
         self.wait_for(&self.post_detach(link, then, None));
         drop(hold);
     }
@@ -330,7 +345,7 @@ impl<M: Monitor> Vcpus<M> {
     /// Has threads let go of a debugger. Its place is free when the last one has, and not before: who would come in
     /// between would have vCPUs that do not know of him.
     fn post_detach(self: &Arc<Self>, link: &Arc<Link>, then: Then, wake: Option<&Wake>) -> Receiver<()> {
-        let leaving = Arc::new(Leaving { vcpus: Arc::downgrade(self), link: Arc::clone(link) });
+        let leaving = Arc::new(Leaving { place: Arc::clone(&self.link), link: Arc::clone(link) });
         self.post_to(|_| true, move |runner, vcpu| runner.detach(vcpu, &leaving.link, then), wake)
     }
 
@@ -338,9 +353,10 @@ impl<M: Monitor> Vcpus<M> {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether somebody keeps them out of the guest, a debugger among them.
+    /// Whether somebody keeps them out of the guest, a debugger among them; who is about to does already. Nobody is waited
+    /// for.
     pub fn is_held(&self) -> bool {
-        *self.holders() > 0
+        self.holders.try_lock().map_or(true, |holders| *holders > 0)
     }
 
     /// Gets all vCPUs out of the guest and keeps them out as long as the result is there; then they do
@@ -360,9 +376,20 @@ impl<M: Monitor> Vcpus<M> {
         self.paused()
     }
 
+    /// The same for the debugger with this link, as long as it has not left: vCPUs do not obey it then.
+    pub(super) fn pause_for(self: &Arc<Self>, link: &Arc<Link>, may_run: impl Fn(u32) -> bool) -> Hold<M> {
+        self.ask(may_run, pause_by(link));
+        self.paused()
+    }
+
     /// Begins the same and does not wait for it: `wake` is rung when it is worth looking whether it is done.
-    pub(super) fn begin_pause(self: &Arc<Self>, may_run: impl Fn(u32) -> bool, wake: &Wake) -> Pausing<M> {
-        let done = self.post_to(may_run, |runner, _| runner.pause(), Some(wake));
+    pub(super) fn begin_pause(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        may_run: impl Fn(u32) -> bool,
+        wake: &Wake,
+    ) -> Pausing<M> {
+        let done = self.post_to(may_run, pause_by(link), Some(wake));
         Pausing { vcpus: Arc::clone(self), done, kicked: Instant::now() }
     }
 
@@ -463,9 +490,15 @@ impl<M: Monitor> Vcpus<M> {
         self.tell_all(Runner::retire);
     }
 
-    /// Gives one vCPU a debugger's order.
-    pub fn order(&self, vcpu: u32, order: Order) {
-        self.monitor.post(vcpu, Box::new(move |runner, _| runner.order(order)));
+    /// Gives one vCPU an order of the debugger with this link, which it obeys unless that has left.
+    pub fn order(&self, link: &Arc<Link>, vcpu: u32, order: Order) {
+        let link = Arc::clone(link);
+        let give = move |runner: &mut Runner, _: &mut M::Vcpu| {
+            if runner.obeys(&link) {
+                runner.order(order);
+            }
+        };
+        self.monitor.post(vcpu, Box::new(give));
     }
 
     /// Has one vCPU's thread call `call` with it, whether held or not. `None` when there is no such vCPU, or its

@@ -176,10 +176,11 @@ impl<M: Machine> Debuggee<M> {
     /// [`WaitError::Ended`], [`WaitError::Detached`].
     pub fn suspend(&mut self) -> Result<Stopped, WaitError> {
         if !self.is_attached() && self.ended.is_none() {
+            self.tell_if_left();
             return Err(WaitError::Detached);
         }
-        if let (false, Some(stopped)) = (self.is_running, &self.stopped) {
-            return Ok(stopped.clone());
+        if !self.is_running && self.ended.is_none() {
+            return Ok(self.stopped.clone().unwrap_or_else(|| self.held()));
         }
         let stop = match &self.ended {
             Some(ended) => Stop::Ended(ended.clone()),
@@ -198,6 +199,7 @@ impl<M: Machine> Debuggee<M> {
             return Err(WaitError::Ended(ended.clone()));
         }
         if !self.is_attached() {
+            self.tell_if_left();
             return Err(WaitError::Detached);
         }
         if !self.is_running {

@@ -27,7 +27,9 @@ impl<M: Machine> Debuggee<M> {
         self.refused.clear();
         self.current = 0;
         (self.is_running, self.stopped) = (false, None);
-        self.tell_held();
+        if self.ended.is_none() {
+            self.tell_held();
+        }
     }
 
     /// Has the guest begin again, and holds it at its first instruction. Breakpoints stay, under their ids.
@@ -100,6 +102,10 @@ impl<M: Machine> Debuggee<M> {
 
     /// All vCPUs run, and are not debugged.
     fn let_run(&mut self) {
+        // Whoever has taken the debugger away has let it run.
+        if self.machine.is_left() {
+            return self.tell_started();
+        }
         let arming = Arming::off(self.isa());
         let order = Order { action: Action::Run, arming, steps_off: false };
         if let Err(error) = self.machine.resume(vec![order; self.machine.vcpus() as usize]) {

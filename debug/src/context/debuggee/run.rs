@@ -61,6 +61,13 @@ impl<M: Machine> Debuggee<M> {
         }
     }
 
+    /// Listeners hear that a guest runs whose debugger was taken away.
+    pub(super) fn tell_if_left(&mut self) {
+        if self.machine.is_left() {
+            self.tell_started();
+        }
+    }
+
     /// Listeners hear that the guest stands still as nobody has let it run, unless they know.
     pub(super) fn tell_held(&mut self) {
         if std::mem::replace(&mut self.is_told_running, false) {
@@ -122,7 +129,7 @@ impl<M: Machine> Debuggee<M> {
     /// Does something that is done while all vCPUs stand still; if they run, they do so again behind it, unless
     /// something has happened meanwhile.
     pub(super) fn while_standing<R>(&mut self, change: impl FnOnce(&mut Self) -> R) -> R {
-        if !self.is_running || !self.pending.is_empty() {
+        if !self.is_running || !self.pending.is_empty() || self.machine.is_left() {
             return change(self);
         }
         self.stand();
@@ -231,8 +238,9 @@ impl<M: Machine> Debuggee<M> {
         };
         let context = self.tree.vcpu(vcpu).unwrap_or(self.tree.root());
         let stopped = Stopped { context, reason: reason.clone(), breakpoints: at };
-        self.is_told_running = false;
-        self.listeners.tell(&Notice::Stopped(self.intercept_group(), stopped.clone()));
+        if std::mem::replace(&mut self.is_told_running, false) {
+            self.listeners.tell(&Notice::Stopped(self.intercept_group(), stopped.clone()));
+        }
         self.stopped = Some(stopped);
         Stop::Vcpu(vcpu, reason)
     }
@@ -250,6 +258,10 @@ impl<M: Machine> Debuggee<M> {
 
     /// The guest has reset itself, and runs on from its first instruction; a step ends there.
     fn go_on_again(&mut self) -> Option<Stop> {
+        // It runs there by itself.
+        if self.machine.is_left() {
+            return None;
+        }
         self.machine.pause();
         self.say("the guest has reset itself, and begins again\n");
         let was_stepping = self.stepping.is_some();

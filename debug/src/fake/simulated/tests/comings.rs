@@ -210,3 +210,119 @@ fn who_is_turned_away_leaves_vcpus_as_they_were() {
         debugger.leave();
     }
 }
+
+/// Whether all vCPUs may run, as their threads say.
+fn may_run(vcpus: &Arc<SimulatedVcpus>) -> Vec<bool> {
+    let ask = |vcpu| {
+        let (told, tells) = channel();
+        vcpus.monitor().post(vcpu, Box::new(move |runner, _| told.send(runner.may_run()).unwrap()));
+        tells.recv_timeout(LIMIT).unwrap()
+    };
+    (0..vcpus.count()).map(ask).collect()
+}
+
+/// A program that goes on with a guest that its debugger has left does nothing to that, nor to the next one's.
+#[test]
+fn a_program_that_was_left_commands_nobody() {
+    for isa in Isa::ALL {
+        for runs in [false, true] {
+            let vcpus = guest(isa, 2);
+            let (debugger, mut old) = join(isa, &vcpus).unwrap();
+            let (all, point) = (old.root(), old.add(Point::execute(CODE + 0x100)).unwrap());
+            if runs {
+                old.resume(all, Mode::Run).unwrap();
+            }
+            debugger.leave();
+            assert_eq!(may_run(&vcpus), [true; 2]);
+            assert!(!vcpus.is_held());
+            let late: [fn(&mut Program); 6] = [
+                |it| it.leave_held(),
+                |it| it.detach(),
+                |it| drop(it.add(Point::execute(CODE + 0x200))),
+                |it| it.attach(),
+                |it| assert!(it.restart().is_err()),
+                |it| drop(it.interrupt()),
+            ];
+            for act in late {
+                act(&mut old);
+                assert_eq!(may_run(&vcpus), [true; 2], "{isa} {runs}");
+            }
+            // And where another one has it.
+            let (second, mut program) = join(isa, &vcpus).unwrap();
+            program.add(Point::execute(leaf(isa))).unwrap();
+            program.go_until(all, Mode::Run, LIMIT).unwrap();
+            old.take_out(point);
+            for act in late {
+                act(&mut old);
+                assert_eq!(may_run(&vcpus), [false; 2], "{isa} {runs}");
+            }
+            program.go_until(all, Mode::Run, LIMIT).unwrap();
+            program.detach();
+            second.leave();
+            drop(vcpus.pause(|_| true));
+        }
+    }
+}
+
+/// A debugger that has left goes over to no other machine, whose place is free.
+#[test]
+fn who_has_left_goes_over_to_no_other_machine() {
+    for isa in Isa::ALL {
+        let (vcpus, next) = (guest(isa, 1), guest(isa, 1));
+        let (debugger, mut program) = join(isa, &vcpus).unwrap();
+        program.detach();
+        debugger.leave();
+        debugger.begin_again(&next, Box::new(next.monitor().ram.clone()));
+        assert!(next.link().is_none());
+        let (other, mut program) = join(isa, &next).unwrap();
+        program.detach();
+        other.leave();
+        // One that goes over, and is told to leave before it knows.
+        let (vcpus, next) = (guest(isa, 1), guest(isa, 1));
+        let (debugger, mut program) = join(isa, &vcpus).unwrap();
+        let all = program.root();
+        program.resume(all, Mode::Run).unwrap();
+        debugger.begin_again(&next, Box::new(next.monitor().ram.clone()));
+        debugger.leave();
+        assert_eq!(program.wait(LIMIT), Err(WaitError::Detached), "{isa}");
+        assert_eq!(may_run(&next), [true]);
+        assert!(!next.is_held());
+        [vcpus, next].iter().for_each(|vcpus| drop(vcpus.pause(|_| true)));
+    }
+}
+
+/// Two may have a debugger leave at the same time: when either is done, it has.
+#[test]
+fn two_have_a_debugger_leave() {
+    for (isa, how) in everywhere().filter(|(_, how)| matches!(how, How::Thread)) {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        assert!(client.ask("?").starts_with('T'));
+        let Some(Serving::Thread(debugger)) = setting.debugger.take() else { unreachable!() };
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    debugger.leave();
+                    assert!(setting.vcpus.link().is_none());
+                });
+            }
+        });
+        setting.expect_running(0);
+        setting.expect_running(1);
+    }
+}
+
+#[test]
+fn who_asks_a_guest_that_stands_still_to_stand_still_hears_nothing_new() {
+    let vcpus = guest(Isa::X86_64, 1);
+    let (debugger, mut program) = join(Isa::X86_64, &vcpus).unwrap();
+    let listener = program.listeners().add(10);
+    let before = std::iter::from_fn(|| listener.take()).count();
+    assert!(before > 0);
+    assert_eq!(program.suspend().unwrap().reason, crate::machine::StopReason::Interrupt);
+    assert_eq!(listener.take(), None);
+    debugger.leave();
+    assert_eq!(program.poll(), Err(WaitError::Detached));
+    assert!(matches!(listener.take(), Some(Notice::Started(_))));
+    drop(vcpus.pause(|_| true));
+}

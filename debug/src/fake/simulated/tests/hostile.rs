@@ -15,7 +15,7 @@ fn machine_of(setting: &Setting, waiting: Waiting) -> (LiveMachine<Simulated>, A
     let (link, events) = Link::new(engine, 2, Box::new(vcpus.monitor().ram.clone()), kick, wakes);
     let link = Arc::new(link);
     vcpus.attach(&link).unwrap();
-    let begun = Begun { vcpus: Arc::clone(vcpus), link: Arc::clone(&link), events };
+    let begun = Begun { vcpus: Arc::clone(vcpus), link: Arc::clone(&link), events, hold: Arc::default() };
     // Nobody has it begin again.
     let (_, nexts) = channel();
     let quit = (Wake::new().unwrap(), Arc::default());
