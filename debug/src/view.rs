@@ -12,6 +12,8 @@ mod pages;
 #[cfg(feature = "linux")]
 mod stack;
 
+#[cfg(feature = "linux")]
+pub use locks::Waits;
 pub use pages::Page;
 #[cfg(feature = "linux")]
 pub use stack::{Location, Stacks};

@@ -6,7 +6,7 @@
 //! Source: Linux, `kernel/locking/mutex.h` (`struct mutex_waiter`), `kernel/locking/mutex.c` and `rwsem.c` (what the
 //! owner's lowest bits are), `kernel/locking/semaphore.c`, `include/asm-generic/qspinlock_types.h`.
 
-use crate::reader::{NotThere, Reader};
+use crate::reader::Reader;
 use crate::types::{Field, Types};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -16,6 +16,8 @@ use std::ops::Range;
 pub enum LockKind {
     /// `struct mutex`.
     Mutex,
+    /// `struct ww_mutex`, which the kernel takes in any order: circles are broken by it.
+    WoundWait,
     /// `struct rw_semaphore`, by who wants to read.
     Read,
     /// The same, by who wants to write.
@@ -31,6 +33,7 @@ impl LockKind {
     pub fn words(self) -> &'static str {
         match self {
             LockKind::Mutex => "mutex",
+            LockKind::WoundWait => "ww_mutex",
             LockKind::Read => "rw_semaphore, to read,",
             LockKind::Write => "rw_semaphore, to write,",
             LockKind::Semaphore => "semaphore",
@@ -42,7 +45,7 @@ impl LockKind {
     pub fn of_function(name: &str) -> Option<LockKind> {
         const FUNCTIONS: &[(&str, LockKind)] = &[
             ("__mutex_lock", LockKind::Mutex),
-            ("__ww_mutex_lock", LockKind::Mutex),
+            ("__ww_mutex_lock", LockKind::WoundWait),
             ("rwsem_down_read_slowpath", LockKind::Read),
             ("rwsem_down_write_slowpath", LockKind::Write),
             ("__down", LockKind::Semaphore),
@@ -65,6 +68,9 @@ impl LockKind {
 pub enum Holder {
     /// A task, by where its `struct task_struct` is.
     Task(u64),
+    /// Somebody who is no task that is known, where one's `struct task_struct` would be: one that has ended, or a list of
+    /// tasks is not whole.
+    Unknown(u64),
     /// Readers, of whom the lock does not tell who they are.
     Readers,
     /// Nobody just now: it is about to be handed over.
@@ -95,6 +101,8 @@ struct One {
     /// Of the lock: the list of those, and who has it.
     list: Field,
     owner: Option<Field>,
+    /// Of a read-write semaphore: how many have it.
+    count: Option<Field>,
 }
 
 impl One {
@@ -105,6 +113,7 @@ impl One {
             task: field(waiter, "task")?,
             list: field(lock, "wait_list")?,
             owner: field(lock, "owner"),
+            count: field(lock, "count"),
         })
     }
 }
@@ -121,10 +130,13 @@ pub struct LockLayout {
 /// Bytes of a kernel's stack, where its types do not say; of those that do, at most so many times as many.
 const STACK: u64 = 16 << 10;
 const MOST_STACKS: u64 = 8;
-/// Who waits for one lock, at most, as far as it is looked at.
-const MOST_WAITERS: usize = 1 << 16;
-/// `MUTEX_FLAGS`.
+/// Links that are looked at for all locks, at most.
+const MOST_WAITERS: usize = 1 << 18;
+/// `MUTEX_FLAGS`, and of these `MUTEX_FLAG_PICKUP`: it was handed over, and whoever it is for has not been woken.
 const MUTEX_FLAGS: u64 = 7;
+const MUTEX_PICKUP: u64 = 4;
+/// Of a read-write semaphore's count, from 5.3 on: what is below the readers.
+const BELOW_READERS: u64 = 0xff;
 /// `RWSEM_READER_OWNED`, and all of an owner's bits that are none of its address: two, before 5.2 and from 5.8 on; three
 /// between.
 const READERS: u64 = 1;
@@ -149,17 +161,18 @@ impl LockLayout {
     }
 
     /// What a task waits for that sleeps in a function of `kind`, with its stack in use from `sp` on. `stack_of` tells of
-    /// any task where its stack is, by where its `struct task_struct` is; `None` for what is no task.
+    /// any task where its stack is, by where its `struct task_struct` is; `None` for what is no task. What was found before
+    /// is in `seen`, which is to be of the same moment.
     pub fn wait(
         &self,
-        task: u64,
-        sp: u64,
+        (task, sp): (u64, u64),
         kind: LockKind,
         stack_of: &dyn Fn(u64) -> Option<Range<u64>>,
+        seen: &mut Seen,
         reader: &Reader<'_>,
     ) -> Option<Wait> {
         let one = match kind {
-            LockKind::Mutex => self.mutex?,
+            LockKind::Mutex | LockKind::WoundWait => self.mutex?,
             LockKind::Read | LockKind::Write => self.read_write?,
             LockKind::Semaphore => self.semaphore?,
             LockKind::Spinlock => return None,
@@ -175,40 +188,78 @@ impl LockLayout {
         // Somebody else's waiter may lie there from before: what is linked counts.
         (sp..).step_by(8).zip(words).filter(|(_, word)| *word == task).find_map(|(at, _)| {
             let waiter = at.wrapping_sub(one.task.at);
-            let lock = self.lock(&one, waiter, stack_of, reader).ok().flatten()?;
+            let lock = seen.lock(&one, waiter, stack_of, reader)?;
             let holder = holder(kind, &one, lock, stack_of, reader)?;
             Some(Wait { task, lock, kind, holder })
         })
     }
+}
+
+/// What has been found of locks: to which each waiter is linked, and how much was looked at for that. Many wait for one, and
+/// memory may lie.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    locks: HashMap<u64, Option<u64>>,
+    left: usize,
+}
+
+impl Default for Seen {
+    fn default() -> Seen {
+        Seen { locks: HashMap::new(), left: MOST_WAITERS }
+    }
+}
+
+impl Seen {
+    /// Whether there was too much to look at.
+    pub fn is_full(&self) -> bool {
+        self.left == 0
+    }
 
     /// The lock that a waiter is linked to: what in the ring is on no task's stack.
     fn lock(
-        &self,
+        &mut self,
         one: &One,
         waiter: u64,
         stack_of: &dyn Fn(u64) -> Option<Range<u64>>,
         reader: &Reader<'_>,
-    ) -> Result<Option<u64>, NotThere> {
-        let is_waiter = |link: u64| {
-            let of = reader.field(link.wrapping_sub(one.link.at), one.task);
-            of.ok().and_then(stack_of).is_some_and(|stack| stack.contains(&link))
-        };
+    ) -> Option<u64> {
         let first = waiter.wrapping_add(one.link.at);
-        let (mut at, mut head) = (first, None);
-        for _ in 0..MOST_WAITERS {
-            let next = reader.address(at)?;
-            if reader.address(next.wrapping_add(8))? != at {
-                return Ok(None);
+        if let Some(known) = self.locks.get(&first) {
+            return *known;
+        }
+        let (mut ring, mut heads) = (Vec::new(), Vec::new());
+        let is_whole = self.walk(first, reader, |link| {
+            let of = reader.field(link.wrapping_sub(one.link.at), one.task);
+            match of.ok().and_then(stack_of).is_some_and(|stack| stack.contains(&link)) {
+                true => ring.push(link),
+                false => heads.push(link),
+            }
+        });
+        let lock = match heads[..] {
+            [head] if is_whole => Some(head.wrapping_sub(one.list.at)),
+            _ => None,
+        };
+        self.locks.extend(ring.into_iter().map(|link| (link, lock)));
+        self.locks.insert(first, lock);
+        lock
+    }
+
+    /// Goes round a ring; whether it is one.
+    fn walk(&mut self, first: u64, reader: &Reader<'_>, mut visit: impl FnMut(u64)) -> bool {
+        let mut at = first;
+        while let Some(left) = self.left.checked_sub(1) {
+            self.left = left;
+            visit(at);
+            let Ok(next) = reader.address(at) else { return false };
+            if reader.address(next.wrapping_add(8)) != Ok(at) {
+                return false;
             }
             if next == first {
-                return Ok(head.map(|head: u64| head.wrapping_sub(one.list.at)));
-            }
-            if !is_waiter(next) && head.replace(next).is_some() {
-                return Ok(None);
+                return true;
             }
             at = next;
         }
-        Ok(None)
+        false
     }
 }
 
@@ -222,23 +273,34 @@ fn holder(
 ) -> Option<Holder> {
     let Some(owner) = one.owner else { return Some(Holder::Untold) };
     let owner = reader.field(lock, owner).ok()?;
+    let has_readers = || {
+        let count = one.count.and_then(|count| reader.field(lock, count).ok());
+        // Before 5.3 it counts otherwise, and is negative where somebody waits.
+        count.is_none_or(|count| count & !BELOW_READERS != 0)
+    };
     let flags = match kind {
-        LockKind::Mutex => MUTEX_FLAGS,
+        LockKind::Mutex | LockKind::WoundWait if owner & MUTEX_PICKUP != 0 => return Some(Holder::Nobody),
+        LockKind::Mutex | LockKind::WoundWait => MUTEX_FLAGS,
+        // The last reader's mark stays when that has gone.
+        LockKind::Read | LockKind::Write if owner & READERS != 0 && !has_readers() => {
+            return Some(Holder::Nobody);
+        }
         LockKind::Read | LockKind::Write if owner & READERS != 0 => return Some(Holder::Readers),
         LockKind::Read | LockKind::Write => READ_WRITE_FLAGS,
         LockKind::Semaphore | LockKind::Spinlock => return Some(Holder::Untold),
     };
     match owner & !flags {
         0 => Some(Holder::Nobody),
-        task => stack_of(task).map(|_| Holder::Task(task)),
+        task if stack_of(task).is_some() => Some(Holder::Task(task)),
+        // A word that leads nowhere is no owner, and this no lock.
+        task => reader.address(task).is_ok().then_some(Holder::Unknown(task)),
     }
 }
 
-/// Whether a spinlock's word is one that this processor, of Linux's number, waits for: somebody has it, and it is the
-/// last who has queued, or somebody waits first in line. For what `queued_spin_lock_slowpath` is about.
-pub fn spins_for(word: u32, processor: u32) -> bool {
-    let (is_locked, is_pending, tail) = (word & 0xff == 1, word >> 8 & 0xff == 1, word >> 18);
-    is_locked && if tail == 0 { is_pending } else { tail == processor.saturating_add(1) }
+/// Whether a spinlock's word is one that processors wait for: somebody has it, and others wait, first in line or in the
+/// queue behind.
+pub fn is_waited_for(word: u32) -> bool {
+    word & 0xff == 1 && word & !0xff != 0
 }
 
 /// The circles in who waits for whom: tasks, each of which waits for what the next one has, and the last for what the first
@@ -247,6 +309,7 @@ pub fn circles(waits: &[Wait]) -> Vec<Vec<u64>> {
     let next: HashMap<u64, u64> = waits
         .iter()
         .filter_map(|wait| match wait.holder {
+            _ if wait.kind == LockKind::WoundWait => None,
             Holder::Task(holder) => Some((wait.task, holder)),
             _ => None,
         })

@@ -6,13 +6,18 @@ use super::tasks::name;
 use crate::linux::lock::{self, Holder, LockKind, Wait};
 use crate::linux::task::Task;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
-use crate::view::{Location, Stacks};
+use crate::view::{Location, Stacks, Waits};
+use arch::words::{counted, verb};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 
 /// `locks`.
 pub const LOCKS: Command =
     Command::new("locks", "", "who waits for which of the kernel's locks, who has it, and deadlocks");
+
+/// Tasks that wait for a lock, as many as are told.
+const MOST_TOLD: usize = 500;
 
 /// A task, as it is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +35,8 @@ pub struct Who {
 pub enum HeldBy {
     /// A task.
     Task(Who),
+    /// Somebody who is in no list of tasks, where one's `struct task_struct` would be.
+    Unknown(u64),
     /// Readers; the lock does not tell who.
     Readers,
     /// Nobody just now.
@@ -87,6 +94,7 @@ impl fmt::Display for Waiting {
                 write!(f, "; {who} has it")?;
                 who.sleeps_in.as_ref().map_or(Ok(()), |place| write!(f, ", and sleeps in {}", place.symbol))
             }
+            HeldBy::Unknown(at) => write!(f, "; the task at {at:#x} has it, which is in no list of tasks"),
             HeldBy::Readers => f.write_str("; readers have it, and it does not tell who"),
             HeldBy::Nobody => f.write_str("; nobody has it just now"),
             HeldBy::Untold => f.write_str("; it does not tell who has it"),
@@ -108,7 +116,7 @@ impl Locks {
 
 impl fmt::Display for Locks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.waiting.is_empty() {
+        if self.waiting.is_empty() && self.remarks.is_empty() {
             return writeln!(f, "nobody waits for a lock");
         }
         self.waiting.iter().try_for_each(|waiting| writeln!(f, "{waiting}"))?;
@@ -125,12 +133,14 @@ impl Value for Locks {
         let waiting = |it: &Waiting| {
             let (holder, held_by) = match &it.held_by {
                 HeldBy::Task(task) => (who(task), "task"),
+                HeldBy::Unknown(at) => (json!({ "task": hex(*at) }), "unknown"),
                 HeldBy::Readers => (Json::Null, "readers"),
                 HeldBy::Nobody => (Json::Null, "nobody"),
                 HeldBy::Untold => (Json::Null, "untold"),
             };
             let kind = match it.kind {
                 LockKind::Mutex => "mutex",
+                LockKind::WoundWait => "ww_mutex",
                 LockKind::Read | LockKind::Write => "rw_semaphore",
                 LockKind::Semaphore => "semaphore",
                 LockKind::Spinlock => "spinlock",
@@ -156,12 +166,29 @@ impl Value for Locks {
 
 /// Words who of some tasks waits for what.
 pub(super) fn locks(stacks: &Stacks<'_>, tasks: &[Task]) -> Locks {
-    let waits = stacks.waits(tasks);
+    let Waits { found: waits, others, is_cut } = stacks.waits(tasks);
+    let mut remarks = stacks.remarks().to_vec();
+    if others > 0 {
+        let (who, verb) = (counted(others, "task"), verb(others, "is", "are"));
+        remarks.push(format!("{who} more {verb} in functions that wait for locks: for which is not known"));
+    }
+    if is_cut {
+        remarks.push("more wait for locks than are looked at".into());
+    }
+    if waits.len() > MOST_TOLD {
+        remarks
+            .push(format!("{} wait for locks: the first {MOST_TOLD} are told", counted(waits.len(), "task")));
+    }
     let by_address: HashMap<u64, &Task> = tasks.iter().map(|task| (task.address, task)).collect();
-    let who = |address: u64| match by_address.get(&address) {
-        Some(task) => Who { pid: task.pid, name: name(task), sleeps_in: stacks.sleeps_in(task) },
-        // What waits and what has a lock was found by these tasks.
-        None => Who { pid: 0, name: "?".into(), sleeps_in: None },
+    // Many may wait for one.
+    let known: RefCell<HashMap<u64, Who>> = RefCell::default();
+    let who = |address: u64| {
+        let made = || match by_address.get(&address) {
+            Some(task) => Who { pid: task.pid, name: name(task), sleeps_in: stacks.sleeps_in(task) },
+            // What waits and what has a lock was found by these tasks.
+            None => Who { pid: 0, name: "?".into(), sleeps_in: None },
+        };
+        known.borrow_mut().entry(address).or_insert_with(made).clone()
     };
     let waiting = |wait: &Wait| Waiting {
         who: who(wait.task),
@@ -170,6 +197,7 @@ pub(super) fn locks(stacks: &Stacks<'_>, tasks: &[Task]) -> Locks {
         variable: stacks.variable(wait.lock),
         held_by: match wait.holder {
             Holder::Task(task) => HeldBy::Task(who(task)),
+            Holder::Unknown(at) => HeldBy::Unknown(at),
             Holder::Readers => HeldBy::Readers,
             Holder::Nobody => HeldBy::Nobody,
             Holder::Untold => HeldBy::Untold,
@@ -177,9 +205,9 @@ pub(super) fn locks(stacks: &Stacks<'_>, tasks: &[Task]) -> Locks {
     };
     let circles = lock::circles(&waits);
     Locks {
-        waiting: waits.iter().map(waiting).collect(),
+        waiting: waits.iter().take(MOST_TOLD).map(waiting).collect(),
         deadlocks: circles.into_iter().map(|circle| circle.into_iter().map(who).collect()).collect(),
-        remarks: stacks.remarks().to_vec(),
+        remarks,
     }
 }
 

@@ -17,6 +17,15 @@ pub fn troubles(log: &[String]) -> Vec<usize> {
     all
 }
 
+/// Bytes of a line that are told, at most: a kernel's own have some hundred.
+const LONGEST: usize = 500;
+
+/// As much of a line as is told.
+pub fn short(line: &str) -> &str {
+    let end = (0..=LONGEST.min(line.len())).rev().find(|end| line.is_char_boundary(*end));
+    &line[..end.unwrap_or(0)]
+}
+
 /// A place in code as the kernel's log names it: `schedule+0x10/0x20`, of 0x20 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Named<'a> {
@@ -33,7 +42,7 @@ fn named(line: &str) -> Option<Named<'_>> {
         let (name, rest) = word.split_once("+0x")?;
         let (offset, size) = rest.split_once("/0x")?;
         let hex = |text: &str| u64::from_str_radix(text, 16).ok();
-        let is_in_module = next.starts_with('[') && next.ends_with(']');
+        let is_in_module = next.starts_with('[');
         let is_one = !name.is_empty() && name.chars().all(is_name) && !is_in_module;
         Some(Named { name, offset: hex(offset)?, size: hex(size)? }).filter(|_| is_one)
     })
@@ -73,6 +82,14 @@ mod tests {
     }
 
     #[test]
+    fn a_line_is_told_up_to_a_length() {
+        assert_eq!(short("all of it"), "all of it");
+        let long = format!("{}\u{e9}x", "x".repeat(LONGEST - 1));
+        assert_eq!(short(&long), "x".repeat(LONGEST - 1));
+        assert_eq!(short(&"x".repeat(9 * LONGEST)).len(), LONGEST);
+    }
+
+    #[test]
     fn places_are_read_as_the_kernel_writes_them() {
         let place = |line| named(line).map(|it: Named<'_>| (it.name, it.offset, it.size));
         let one = Some(("schedule", 0x10, 0xab));
@@ -81,7 +98,15 @@ mod tests {
         assert_eq!(place("[    1.0] RIP: 0010:schedule+0x10/0xab"), one);
         assert_eq!(place("[    1.0] pc : schedule+0x10/0xab"), one);
         assert_eq!(place("[    1.0]  do_it.isra.0+0x1/0x2"), Some(("do_it.isra.0", 1, 2)));
-        for other in ["schedule+0x10", "a+0xzz/0x1", "work+0x1/0x2 [module]", "+0x1/0x2", "", "a/b+0x1/0x2"] {
+        for other in [
+            "schedule+0x10",
+            "a+0xzz/0x1",
+            "work+0x1/0x2 [module]",
+            "+0x1/0x2",
+            "",
+            "a/b+0x1/0x2",
+            "work+0x1/0x2 [module 8a3b]",
+        ] {
             assert_eq!(place(other), None, "{other}");
         }
     }

@@ -10,6 +10,7 @@ use super::tasks::name;
 use crate::linux::VmCoreInfo;
 use crate::linux::task::{Task, TaskState, Tasks};
 use crate::linux::trouble;
+use crate::machine::Activity;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, json};
 use crate::view::{Stacks, View};
 use arch::Isa;
@@ -233,7 +234,9 @@ fn processor(
     };
     // Whoever idles and was interrupted has something to do.
     let is_interrupted = trace.frames.iter().flatten().skip(1).any(|frame| frame.is_exact);
-    let is_idle = is_idle && !is_interrupted;
+    // A halted processor of x86 is known to be so; one of aarch64 waits within its hypervisor, and looks as if it ran.
+    let is_awake = view.isa() == Isa::X86_64 && view.machine.activity(vcpu) == Activity::Running;
+    let is_idle = is_idle && !is_interrupted && !is_awake;
     Processor { vcpu, task, since, is_idle, takes_interrupts: takes_interrupts(view, vcpu), trace }
 }
 
@@ -246,8 +249,9 @@ fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Why {
     });
     let troubles = oops::troubles(&log);
     let told = troubles.first().map_or(LAST, |first| (log.len() - first).clamp(LAST, MOST_LINES));
-    let troubles = troubles.into_iter().map(|at| log[at].clone()).collect();
-    let mut log = log.split_off(log.len().saturating_sub(told));
+    let troubles = troubles.into_iter().map(|at| oops::short(&log[at]).to_string()).collect();
+    let log = log.split_off(log.len().saturating_sub(told));
+    let mut log: Vec<String> = log.iter().map(|line| oops::short(line).to_string()).collect();
     log.iter_mut().for_each(|line| lines.decode(line));
     let mut found = Why {
         release: info.release().into(),
@@ -267,7 +271,6 @@ fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Why {
             return found;
         }
     };
-    found.remarks.extend_from_slice(stacks.remarks());
     let tasks = view.kernel_tasks(info).unwrap_or_else(|why| Tasks { all: Vec::new(), remarks: vec![why] });
     found.remarks.extend(tasks.remarks);
     let vcpus = 0..view.machine.vcpus();
@@ -281,6 +284,7 @@ fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Why {
     }
     found.more_asleep = asleep.count();
     found.locks = locks(&stacks, &tasks.all);
+    found.remarks.append(&mut found.locks.remarks);
     found.remarks.append(&mut lines.take_remarks());
     found
 }

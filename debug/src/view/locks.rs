@@ -1,10 +1,11 @@
 //! Who waits for which lock of the guest's Linux kernel: tasks that sleep, and processors that spin.
 
 use super::stack::{Location, Stacks};
-use crate::linux::lock::{Holder, LockKind, LockLayout, Wait, spins_for};
+use crate::linux::lock::{self, Holder, LockKind, LockLayout, Seen, Wait};
 use crate::linux::module::Module;
 use crate::linux::task::{Task, TaskState};
 use arch::register::Bank;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -14,10 +15,21 @@ const NEAR: usize = 12;
 /// the kernel).
 const MODULES_REACH: u64 = 2 << 30;
 
+/// Who waits for which lock, and who is about to and of whom that is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// Those that were found.
+    pub found: Vec<Wait>,
+    /// How many more are in functions that wait for locks.
+    pub others: usize,
+    /// There was too much to look at.
+    pub is_cut: bool,
+}
+
 impl Stacks<'_> {
     /// Who of some tasks waits for which lock. In memory that lies, not more than it says. What a spinning processor waits
     /// for is told where one of its registers has a lock's address.
-    pub fn waits(&self, tasks: &[Task]) -> Vec<Wait> {
+    pub fn waits(&self, tasks: &[Task]) -> Waits {
         let layout = LockLayout::new(self.types());
         let stacks: HashMap<u64, Range<u64>> = tasks
             .iter()
@@ -26,38 +38,56 @@ impl Stacks<'_> {
                 Some((task.address, layout.stack(begin)))
             })
             .collect();
-        let stack_of = |task: u64| stacks.get(&task).cloned();
-        let one = |task: &Task| {
-            let is_on = task.is_on_cpu == Some(true);
-            if !is_on && matches!(task.state, TaskState::Running | TaskState::New | TaskState::Zombie) {
-                return None;
+        let (stack_of, seen) = (|task: u64| stacks.get(&task).cloned(), RefCell::new(Seen::default()));
+        let mut waits = Waits::default();
+        for task in tasks.iter().take_while(|_| self.view().cancel.check().is_ok()) {
+            let Some((kind, sp)) = self.lock_function(task) else { continue };
+            let wait = match kind {
+                LockKind::Spinlock => task.cpu.and_then(|cpu| self.spins_for(cpu)).map(|lock| Wait {
+                    task: task.address,
+                    lock,
+                    kind,
+                    holder: Holder::Untold,
+                }),
+                _ => self.find(|reader| {
+                    layout.wait((task.address, sp), kind, &stack_of, &mut seen.borrow_mut(), reader)
+                }),
+            };
+            match wait {
+                Some(wait) => waits.found.push(wait),
+                None => waits.others += 1,
             }
-            let stack = self.of_task(task).ok()?;
-            let near = stack.frames.iter().take(NEAR);
-            let kind = near
-                .filter_map(|frame| self.location(frame))
-                .find_map(|place| LockKind::of_function(&place.symbol).filter(|_| place.module.is_none()))?;
-            if kind == LockKind::Spinlock {
-                let lock = is_on.then(|| self.spins_for(task.cpu?)).flatten()?;
-                return Some(Wait { task: task.address, lock, kind, holder: Holder::Untold });
-            }
-            let sp = stack.frames.first()?.sp;
-            self.find(|reader| layout.wait(task.address, sp, kind, &stack_of, reader))
-        };
-        tasks.iter().take_while(|_| self.view().cancel.check().is_ok()).filter_map(one).collect()
+        }
+        waits.is_cut = seen.borrow().is_full();
+        waits
+    }
+
+    /// The kind of lock that a task waits for by the functions that it is in, and its stack pointer.
+    fn lock_function(&self, task: &Task) -> Option<(LockKind, u64)> {
+        let is_on = task.is_on_cpu == Some(true);
+        if !is_on && matches!(task.state, TaskState::Running | TaskState::New | TaskState::Zombie) {
+            return None;
+        }
+        let stack = self.of_task(task).ok()?;
+        let near = stack.frames.iter().take(NEAR);
+        let kind = near
+            .filter_map(|frame| self.location(frame))
+            .find_map(|place| LockKind::of_function(&place.symbol).filter(|_| place.module.is_none()))?;
+        // One that is on a processor spins, or is about to sleep, or was woken.
+        (is_on == (kind == LockKind::Spinlock)).then_some((kind, stack.frames.first()?.sp))
     }
 
     /// The lock that a vCPU of Linux's number spins for: the only one that its registers have.
     fn spins_for(&self, vcpu: u32) -> Option<u64> {
         let file = self.view().machine.registers(vcpu, &[Bank::General]).ok()?;
-        let is_locked = |address: &u64| {
+        let is_waited_for = |address: &u64| {
             let word = self.find(|reader| reader.number(*address, 4).ok());
-            word.and_then(|word| u32::try_from(word).ok()).is_some_and(|word| spins_for(word, vcpu))
+            word.and_then(|word| u32::try_from(word).ok()).is_some_and(lock::is_waited_for)
         };
         let mut found: Vec<u64> = file.iter().map(|(_, value)| value).filter(|at| at % 4 == 0).collect();
         found.sort_unstable();
         found.dedup();
-        found.retain(is_locked);
+        found.retain(is_waited_for);
         match found[..] {
             [one] => Some(one),
             _ => None,

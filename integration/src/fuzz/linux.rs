@@ -268,11 +268,11 @@ fn stack_of(task: u64) -> Option<std::ops::Range<u64>> {
 
 /// Who waits for what.
 fn waits(types: &debug::linux::Types, reader: &Reader<'_>) -> Vec<lock::Wait> {
-    let layout = LockLayout::new(types);
+    let (layout, mut seen) = (LockLayout::new(types), lock::Seen::default());
     let kinds = [LockKind::Mutex, LockKind::Mutex, LockKind::Read];
     let wait = |(task, kind)| {
         let stack = stack_of(task)?;
-        layout.wait(task, stack.start + 0x40, kind, &stack_of, reader)
+        layout.wait((task, stack.start + 0x40), kind, &stack_of, &mut seen, reader)
     };
     (0..3).map(|index| TASK + index * 0x100).zip(kinds).filter_map(wait).collect()
 }

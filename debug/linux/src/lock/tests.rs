@@ -63,7 +63,8 @@ impl Kernel {
     fn find(&self, number: u64, kind: LockKind) -> Option<Wait> {
         let read = self.0.read();
         let sp = stack_of(task(number)).unwrap().start + 0x100;
-        LockLayout::new(&types()).wait(task(number), sp, kind, &stack_of, &Reader::new(&read))
+        let reader = Reader::new(&read);
+        LockLayout::new(&types()).wait((task(number), sp), kind, &stack_of, &mut Seen::default(), &reader)
     }
 }
 
@@ -80,9 +81,17 @@ fn a_mutex_is_found_by_its_waiters_and_tells_its_owner() {
         assert_eq!(kernel.find(number, LockKind::Mutex), Some(wanted));
     }
     assert_eq!(kernel.find(0, LockKind::Mutex), None);
-    // Handed over just now; and a word that is no task is no mutex's.
-    kernel.0.put(LOCKS, 4);
-    assert_eq!(kernel.find(1, LockKind::Mutex).unwrap().holder, Holder::Nobody);
+    // Handed over to who waits, and has not been woken yet: that is no deadlock.
+    for word in [4, task(1) | 5] {
+        kernel.0.put(LOCKS, word);
+        assert_eq!(kernel.find(1, LockKind::Mutex).unwrap().holder, Holder::Nobody);
+    }
+    kernel.0.put(LOCKS, task(1) | 1);
+    assert_eq!(circles(&[kernel.find(1, LockKind::Mutex).unwrap()]), [vec![task(1)]]);
+    assert_eq!(circles(&[kernel.find(1, LockKind::WoundWait).unwrap()]), [] as [Vec<u64>; 0]);
+    // One that is in no list of tasks is told of; a word that leads nowhere is no mutex's.
+    kernel.0.put(LOCKS, LOCKS + 0x800);
+    assert_eq!(kernel.find(1, LockKind::Mutex).unwrap().holder, Holder::Unknown(LOCKS + 0x800));
     kernel.0.put(LOCKS, 0x1234_5670);
     assert_eq!(kernel.find(1, LockKind::Mutex), None);
 }
@@ -94,7 +103,11 @@ fn who_reads_is_not_told_and_who_writes_is() {
     kernel.0.put(LOCKS + 8, task(3));
     assert_eq!(kernel.find(1, LockKind::Read).unwrap().holder, Holder::Task(task(3)));
     kernel.0.put(LOCKS + 8, task(3) | 1);
+    kernel.0.put(LOCKS, 0x102);
     assert_eq!(kernel.find(1, LockKind::Write).unwrap().holder, Holder::Readers);
+    // The last of them has gone, and left its mark.
+    kernel.0.put(LOCKS, 2);
+    assert_eq!(kernel.find(1, LockKind::Write).unwrap().holder, Holder::Nobody);
     kernel.wait(LOCKS + 0x108, &[2]);
     let wanted =
         Wait { task: task(2), lock: LOCKS + 0x100, kind: LockKind::Semaphore, holder: Holder::Untold };
@@ -127,8 +140,27 @@ fn what_is_not_linked_both_ways_is_no_waiter() {
     // Types that have none of it.
     let read = kernel.0.read();
     let none = LockLayout::new(&made::types());
-    assert_eq!(none.wait(task(1), BASE, LockKind::Mutex, &stack_of, &Reader::new(&read)), None);
-    assert_eq!(none.stack(BASE), BASE..BASE + (16 << 10));
+    let mut seen = Seen::default();
+    assert_eq!(none.wait((task(1), BASE), LockKind::Mutex, &stack_of, &mut seen, &Reader::new(&read)), None);
+}
+
+#[test]
+fn a_ring_is_gone_round_once_however_many_wait_in_it() {
+    let kernel = Kernel::new();
+    kernel.wait(LOCKS + 16, &[1, 2, 3]);
+    kernel.0.put(LOCKS, task(0) | 1);
+    let (read, layout, mut seen) = (kernel.0.read(), LockLayout::new(&types()), Seen::default());
+    for number in [1, 2, 3, 1] {
+        let sp = stack_of(task(number)).unwrap().start;
+        let found =
+            layout.wait((task(number), sp), LockKind::Mutex, &stack_of, &mut seen, &Reader::new(&read));
+        assert!(found.is_some());
+    }
+    assert_eq!((seen.left, seen.is_full()), (MOST_WAITERS - 4, false));
+    let sp = stack_of(task(1)).unwrap().start;
+    let mut full = Seen { left: 2, ..Seen::default() };
+    let found = layout.wait((task(1), sp), LockKind::Mutex, &stack_of, &mut full, &Reader::new(&read));
+    assert_eq!((found, full.is_full()), (None, true));
 }
 
 #[test]
@@ -136,7 +168,7 @@ fn functions_tell_what_is_waited_for() {
     for (name, kind) in [
         ("__mutex_lock.constprop.0", Some(LockKind::Mutex)),
         ("__mutex_lock_slowpath", Some(LockKind::Mutex)),
-        ("__ww_mutex_lock.constprop.0", Some(LockKind::Mutex)),
+        ("__ww_mutex_lock.constprop.0", Some(LockKind::WoundWait)),
         ("rwsem_down_read_slowpath", Some(LockKind::Read)),
         ("rwsem_down_write_slowpath", Some(LockKind::Write)),
         ("__down_common", Some(LockKind::Semaphore)),
@@ -152,10 +184,11 @@ fn functions_tell_what_is_waited_for() {
 
 #[test]
 fn a_spinlocks_word_tells_who_waits() {
-    assert!(spins_for(0x0101, 5));
-    assert!(spins_for(6 << 18 | 1, 5));
-    for other in [0, 1, 0x100, 7 << 18 | 1, 6 << 18, 6 << 18 | 0x0100, 0x0102] {
-        assert!(!spins_for(other, 5), "{other:#x}");
+    for waited in [0x0101, 6 << 18 | 1, 6 << 18 | 0x0101] {
+        assert!(is_waited_for(waited), "{waited:#x}");
+    }
+    for other in [0, 1, 0x100, 6 << 18, 6 << 18 | 0x0100, 0x0102] {
+        assert!(!is_waited_for(other), "{other:#x}");
     }
 }
 
