@@ -2,6 +2,8 @@
 
 use crate::control::names;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use debug::command::dump::DUMP;
+use debug::reply::{Command, Needs};
 
 /// These words.
 pub fn words(words: &'static [&'static str]) -> ArgValueCandidates {
@@ -12,4 +14,11 @@ pub fn words(words: &'static [&'static str]) -> ArgValueCandidates {
 pub fn guests() -> ArgValueCandidates {
     let guests = || names::all().into_iter().map(CompletionCandidate::new).collect();
     ArgValueCandidates::new(guests)
+}
+
+/// Commands of `monitor` that look at a guest.
+pub fn commands() -> ArgValueCandidates {
+    let looks = |command: &Command| command.needs == Needs::Nothing && command.name != DUMP.name;
+    let candidate = |command: Command| CompletionCandidate::new(command.name).help(Some(command.what.into()));
+    ArgValueCandidates::new(move || debug::command::common().filter(looks).map(candidate).collect())
 }

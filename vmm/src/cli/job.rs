@@ -128,7 +128,7 @@ pub struct Args {
     /// Write what came of it to standard error as one line of JSON, behind everything else
     #[arg(long, help_heading = "Run")]
     json: bool,
-    /// A name to speak to the guest by: vmm dump NAME PATH
+    /// A name to speak to the guest by: vmm ls, monitor NAME, stop NAME, dump NAME PATH
     #[arg(long, value_name = "NAME", value_parser = ValueParser::new(names::check), help_heading = "Run")]
     name: Option<String>,
     /// Whether the monitor keeps itself from what it does not need: on, as far as this host has it; off, for debugging vmm;
@@ -498,6 +498,7 @@ fn report(args: &Args, ended: &Ended) {
         ended.vcpus.iter().for_each(|vcpu| logging::print(&format!("{vcpu}\n")));
         if let Some(why) = &ended.why {
             logging::print(&why.without_log().to_string());
+            why.remarks.iter().for_each(|remark| logging::print(&format!("({remark})\n")));
         }
     }
     match args.json {

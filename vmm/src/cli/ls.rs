@@ -102,15 +102,19 @@ fn in_words(guests: &[(String, Info)]) -> String {
     text
 }
 
+/// Characters of a release that are shown, at most.
+const SHOWN: usize = 80;
+
 /// A guest's words, which may do nothing to a terminal.
 fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    let plain = |c: char| if c.is_ascii_graphic() { c } else { '?' };
+    text.chars().take(SHOWN).map(plain).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::State;
+    use crate::control::protocol::RunState;
 
     #[test]
     fn guests_in_words_and_as_json() {
@@ -118,7 +122,7 @@ mod tests {
             pid: 7,
             vcpus: 2,
             memory: 256 << 20,
-            state: State::Stopped,
+            state: RunState::Stopped,
             seconds: 3723,
             serves_gdb: true,
             is_debugged: false,
@@ -126,7 +130,7 @@ mod tests {
         };
         let guests = [("a-guest".to_string(), info)];
         let expected = "NAME         PID STATE    VCPUS    MEMORY        UP GDB       KERNEL\n\
-                        a-guest        7 stopped      2   256 MiB   1:02:03 served    6.12\u{fffd}[2J\n";
+                        a-guest        7 stopped      2   256 MiB   1:02:03 served    6.12?[2J\n";
         assert_eq!(in_words(&guests), expected);
         let json: serde_json::Value = serde_json::from_str(&in_json(&guests)).unwrap();
         assert_eq!((&json[0]["name"], &json[0]["memory"]), (&"a-guest".into(), &(256u64 << 20).into()));

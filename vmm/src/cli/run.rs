@@ -112,7 +112,7 @@ pub struct Args {
     /// End the guest after this time: 30s, 500ms, 2m
     #[arg(long, value_name = "TIME", value_parser = ValueParser::new(values::duration), help_heading = "Run")]
     timeout: Option<Duration>,
-    /// A name to speak to the guest by: vmm dump NAME PATH
+    /// A name to speak to the guest by: vmm ls, monitor NAME, stop NAME, dump NAME PATH
     #[arg(long, value_name = "NAME", value_parser = ValueParser::new(names::check), help_heading = "Run")]
     name: Option<String>,
     /// Write a core of the guest when it ends so: panic (it says so by a pvpanic device, or its log does

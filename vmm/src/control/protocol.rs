@@ -30,14 +30,14 @@ pub enum Request {
     /// Press a key of the kernel's (SysRq).
     Sysrq { key: char },
     /// Carry out a command of gdb's `monitor` that looks at the guest.
-    Monitor(Monitor),
+    Monitor(MonitorLine),
     /// Run a command: behind [`Response::Done`] the connection is a session's frames.
     Exec {},
 }
 
 /// A command of `monitor`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Monitor {
+pub struct MonitorLine {
     /// As it is typed.
     pub line: String,
     /// The answer is to be JSON.
@@ -120,7 +120,7 @@ pub struct Info {
     /// Its RAM, bytes.
     pub memory: u64,
     /// Whether it runs.
-    pub state: State,
+    pub state: RunState,
     /// Since it was started, seconds.
     pub seconds: u64,
     /// It serves gdb...
@@ -134,7 +134,7 @@ pub struct Info {
 /// Whether a guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum RunState {
     Running,
     /// `vmm stop` keeps it.
     Stopped,
@@ -142,13 +142,13 @@ pub enum State {
     Held,
 }
 
-impl State {
+impl RunState {
     /// Its word.
     pub fn word(self) -> &'static str {
         match self {
-            State::Running => "running",
-            State::Stopped => "stopped",
-            State::Held => "held",
+            RunState::Running => "running",
+            RunState::Stopped => "stopped",
+            RunState::Held => "held",
         }
     }
 }

@@ -3,28 +3,29 @@
 use super::descriptor;
 use super::door::{Comer, Door};
 use super::names::socket_of;
-use super::protocol::{Answer, Info, LONGEST, Monitor, Request, Response, ServeGdb, State, send};
+use super::protocol::{Answer, Info, LONGEST, MonitorLine, Request, Response, RunState, ServeGdb, send};
 use crate::cell;
 use crate::error::Error;
 use crate::logging::progress::Reporter;
+use crate::machine::Guest;
 use crate::machine::config::GdbConfig;
 use crate::machine::debugger::{Attachment, listen};
 use crate::machine::dumper::Dumper;
-use crate::machine::{Guest, Hold};
 use crate::outcome::{self, NOT_THERE};
 use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
 use debug::gdb::endpoint::{Endpoint, ListeningSocket};
 use debug::socket::{self, Audience, BindError, Served};
 use debug::threads;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,12 @@ use std::time::{Duration, Instant};
 const MOST_CLIENTS: usize = 8;
 /// How long a client may take to ask, however slowly it does.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Characters of a kernel's release that are told, at most.
+const LONGEST_RELEASE: usize = 200;
+
+/// How long a guest stands still for one command, at most.
+const LONGEST_COMMAND: Duration = Duration::from_secs(60);
 
 /// A guest's socket, which goes with its value.
 #[derive(Debug)]
@@ -45,11 +52,7 @@ pub struct ControlSocket {
     dump_folder: Option<PathBuf>,
     /// When the guest was started.
     began: Instant,
-    stopped: Stopped,
 }
-
-/// The guest is kept from running, if somebody has asked for that. It is let go with its process at the latest.
-type Stopped = Arc<Mutex<Option<Hold>>>;
 
 impl ControlSocket {
     /// Takes a name.
@@ -61,8 +64,8 @@ impl ControlSocket {
         let path = socket_of(name).map_err(failed)?;
         match socket::bind(&path, Audience::Owner) {
             Ok(socket) => {
-                let (clients, stopped, began) = (Arc::default(), Stopped::default(), Instant::now());
-                Ok(ControlSocket { socket, clients, door, dump_folder, began, stopped })
+                let (clients, began) = (Arc::default(), Instant::now());
+                Ok(ControlSocket { socket, clients, door, dump_folder, began })
             }
             Err(BindError::Served(_)) => Err(failed(io::Error::other("a guest that runs has this name"))),
             Err(BindError::Io { source, .. }) => Err(failed(source)),
@@ -103,10 +106,10 @@ impl ControlSocket {
         }
         let (dumper, attachment) = (guest.dumper().clone(), guest.attachment().clone());
         let (counted, door) = (Arc::clone(&self.clients), self.door.clone());
-        let (dump_folder, stopped, began) = (self.dump_folder.clone(), Arc::clone(&self.stopped), self.began);
+        let (dump_folder, began) = (self.dump_folder.clone(), self.began);
         let serve = move || {
             let (dumper, attachment, door) = (&dumper, &attachment, door.as_ref());
-            let asked = Asked { dumper, attachment, door, dump_folder, stopped: &stopped, began };
+            let asked = Asked { dumper, attachment, door, dump_folder, began };
             if let Err(error) = answer(&stream, &asked) {
                 log::info!("a client of the control socket is let go: {error}");
             }
@@ -118,11 +121,12 @@ impl ControlSocket {
     }
 }
 
-/// Whether the other end has gone.
+/// Whether the other end has gone: not where it has only nothing more to say, nor whatever it has said.
 fn is_gone(stream: &UnixStream) -> bool {
-    let peek = stream.set_nonblocking(true).map(|()| (&mut &*stream).read(&mut [0]));
-    let blocks = stream.set_nonblocking(false).is_ok();
-    !blocks || matches!(peek, Ok(Ok(0)))
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    let polled = poll(&mut fds, PollTimeout::ZERO);
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+    polled.is_ok() && fds[0].revents().is_some_and(|events| events.intersects(gone))
 }
 
 /// Reads a line that comes within a time, and the descriptor that may come with it.
@@ -154,42 +158,34 @@ struct Asked<'a> {
     attachment: &'a Attachment,
     door: Option<&'a Door>,
     dump_folder: Option<PathBuf>,
-    stopped: &'a Stopped,
     began: Instant,
 }
 
 impl Asked<'_> {
-    fn stopped(&self) -> MutexGuard<'_, Option<Hold>> {
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Keeps the guest from running.
     fn stop(&self) -> Response {
-        let mut stopped = self.stopped();
-        if stopped.is_none() {
-            *stopped = self.attachment.hold();
-        }
-        match &*stopped {
-            Some(_) => Response::Done("it stands still".into()),
-            None => Response::Error(OVER.into()),
+        match self.attachment.stop() {
+            true => Response::Done("it stands still".into()),
+            false => Response::Error(OVER.into()),
         }
     }
 
     /// Lets it run again.
     fn go_on(&self) -> Response {
-        match self.stopped().take() {
-            Some(_) => Response::Done("it goes on, unless a debugger has it".into()),
-            None => Response::Error("nobody has stopped it by `vmm stop`".into()),
+        match self.attachment.go_on() {
+            true => Response::Done("it goes on, unless a debugger has it".into()),
+            false => Response::Error("nobody has stopped it by `vmm stop`".into()),
         }
     }
 
     fn info(&self) -> Response {
-        let is_stopped = self.stopped().is_some();
+        /// It is looked for while the guest stands still.
+        const LOOK: Duration = Duration::from_millis(20);
         let Some(guest) = self.attachment.facts() else { return Response::Error(OVER.into()) };
-        let state = match (is_stopped, guest.is_held) {
-            (true, _) => State::Stopped,
-            (false, true) => State::Held,
-            (false, false) => State::Running,
+        let state = match (guest.is_stopped, guest.is_held) {
+            (true, _) => RunState::Stopped,
+            (false, true) => RunState::Held,
+            (false, false) => RunState::Running,
         };
         Response::Info(Info {
             pid: std::process::id(),
@@ -199,7 +195,7 @@ impl Asked<'_> {
             seconds: self.began.elapsed().as_secs(),
             serves_gdb: guest.serves_gdb,
             is_debugged: guest.is_debugged,
-            release: self.dumper.release(&mut || true),
+            release: self.dumper.release(LOOK).map(|release| release.chars().take(LONGEST_RELEASE).collect()),
         })
     }
 }
@@ -259,9 +255,10 @@ fn quit(stream: &UnixStream, attachment: &Attachment) -> io::Result<()> {
 }
 
 /// Has a command of `monitor` carried out that looks at the guest.
-fn monitor(stream: &UnixStream, guest: &Asked<'_>, asked: &Monitor) -> io::Result<Response> {
-    let theirs = stream.try_clone()?;
-    let reply = guest.dumper.command(guest.attachment.symbols(), &asked.line, move || !is_gone(&theirs));
+fn monitor(stream: &UnixStream, guest: &Asked<'_>, asked: &MonitorLine) -> io::Result<Response> {
+    let (theirs, until) = (stream.try_clone()?, Instant::now() + LONGEST_COMMAND);
+    let wanted = move || Instant::now() < until && !is_gone(&theirs);
+    let reply = guest.dumper.command(guest.attachment.symbols(), &asked.line, wanted);
     Ok(Response::Answer(match reply {
         Ok(reply) => {
             let text = if asked.json { format!("{}\n", reply.json()) } else { reply.to_string() };
@@ -372,7 +369,7 @@ fn leave(attachment: &Attachment) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::thread;
 
     #[test]
@@ -387,6 +384,16 @@ mod tests {
         assert!(read_request(&ours, Duration::from_millis(100)).is_err());
         drop(ours);
         drip.join().unwrap();
+    }
+
+    #[test]
+    fn one_that_says_nothing_more_is_not_gone() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&[0; 1000]).unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!is_gone(&ours));
+        drop(theirs);
+        assert!(is_gone(&ours));
     }
 
     #[test]

@@ -369,7 +369,7 @@ impl Desk<'_> {
     fn ended(&mut self, verdict: Verdict) -> Ended {
         let (mut vcpus, mut why, mut tail) = (Vec::new(), None, std::mem::take(&mut self.tail));
         if verdict.shows_log() {
-            let found = self.guest.why(LONGEST_LOOK);
+            let found = self.guest.why(LONGEST_LOOK * self.job.slow);
             why = found.inspect_err(|why| log::debug!("nothing is known of the kernel: {why}")).ok();
             vcpus = self.guest.reports();
             if let Some(details) = verdict.details()

@@ -79,6 +79,8 @@ pub fn ways_in(name: &str, verdict: &Verdict, has_gdb: bool, is_up: bool) -> Vec
     if is_up && !stands_still(verdict) && !matches!(verdict, Verdict::NoRoot(_)) {
         lines.push(format!("vmm exec {name} -- sh      a shell in it"));
     }
+    lines
+        .push(format!("vmm monitor {name} why     what its kernel is doing, and more by vmm monitor {name}"));
     lines.push(format!("vmm dump {name} PATH       a dump of it"));
     lines
 }
@@ -110,7 +112,7 @@ mod tests {
             assert!(HoldOn::parse(wrong, time).unwrap_err().contains(says));
         }
         let command = ways_in("a", &Verdict::Command(1), true, true);
-        assert!(command[0].starts_with("vmm exec a") && command.len() == 2);
+        assert!(command[0].starts_with("vmm exec a") && command.len() == 3);
         assert!(ways_in("a", &Verdict::Panic(None), false, true)[0].starts_with("vmm gdb a"));
         // Where nobody would answer, nobody is sent.
         for (verdict, is_up) in [

@@ -87,6 +87,8 @@ pub(crate) struct Facts {
     pub memory: u64,
     /// Somebody keeps it from running.
     pub is_held: bool,
+    /// [`Attachment::stop`] does.
+    pub is_stopped: bool,
     pub serves_gdb: bool,
     pub is_debugged: bool,
 }
@@ -103,6 +105,8 @@ pub struct Attachment {
     known: Known,
     /// Locked as long as a debugger comes or leaves.
     place: Arc<Mutex<Occupancy>>,
+    /// What keeps the guest from running for whoever has stopped it without debugging it.
+    stopped: Arc<Mutex<Option<Hold>>>,
 }
 
 impl Attachment {
@@ -124,6 +128,7 @@ impl Attachment {
             ram: Arc::clone(ram),
             known,
             place: Arc::default(),
+            stopped: Arc::default(),
         }
     }
 
@@ -141,9 +146,28 @@ impl Attachment {
         raised.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    /// Keeps the guest out of its vCPUs as long as the result is there; `None` when it is over.
-    pub(crate) fn hold(&self) -> Option<Hold> {
-        Some(self.vcpus.upgrade()?.hold())
+    /// Keeps the guest from running until [`Self::go_on`], or its end; whether it is there.
+    pub(crate) fn stop(&self) -> bool {
+        let Some(vcpus) = self.vcpus.upgrade() else { return false };
+        // Others that ask meanwhile do not wait for its vCPUs.
+        let hold = vcpus.hold();
+        let mut stopped = self.stopped();
+        match (&*stopped, &*self.place()) {
+            (_, Occupancy::Gone) => return false,
+            (None, _) => *stopped = Some(hold),
+            (Some(_), _) => {}
+        }
+        true
+    }
+
+    /// Lets the guest go on; whether [`Self::stop`] had kept it.
+    pub(crate) fn go_on(&self) -> bool {
+        let hold = self.stopped().take();
+        hold.is_some()
+    }
+
+    fn stopped(&self) -> MutexGuard<'_, Option<Hold>> {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the guest, if it is there.
@@ -160,7 +184,9 @@ impl Attachment {
             vcpus: vcpus.count(),
             memory: self.memory.iter().map(|region| region.len()).sum(),
             is_held: vcpus.is_held(),
-            serves_gdb: self.debugger().is_some(),
+            is_stopped: self.stopped.try_lock().is_ok_and(|stopped| stopped.is_some()),
+            // Where one comes or leaves just now, there is one.
+            serves_gdb: self.place.try_lock().map_or(true, |place| matches!(*place, Occupancy::Taken(_))),
             is_debugged: vcpus.link().is_some_and(|link| link.is_attached()),
         })
     }
@@ -251,7 +277,9 @@ impl Attachment {
     /// The machine is over, or its guest begins again in another one: nobody comes or leaves any more. The debugger
     /// that was there.
     pub(super) fn close(&self) -> Option<Arc<Debugger>> {
-        match std::mem::replace(&mut *self.place(), Occupancy::Gone) {
+        let was = std::mem::replace(&mut *self.place(), Occupancy::Gone);
+        self.go_on();
+        match was {
             Occupancy::Taken(debugger) => Some(debugger),
             Occupancy::Free | Occupancy::Gone => None,
         }

@@ -21,7 +21,8 @@ use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
 
 /// What dumps of a machine are made with; its clones are of the same machine.
 #[derive(Clone, Debug)]
@@ -31,6 +32,10 @@ pub struct Dumper {
     memory: GuestMemory,
     /// One at a time.
     turn: Arc<Mutex<()>>,
+    /// Read by whoever looks at the machine, and taken by whoever waits for them.
+    looks: Arc<RwLock<()>>,
+    /// The release of the guest's Linux kernel, once it is known.
+    release: Arc<OnceLock<String>>,
     /// No more.
     is_closed: Arc<AtomicBool>,
 }
@@ -68,6 +73,8 @@ impl Dumper {
             vcpus: Arc::downgrade(vcpus),
             memory: memory.clone(),
             turn: Arc::default(),
+            looks: Arc::default(),
+            release: Arc::default(),
             is_closed: Arc::default(),
         }
     }
@@ -139,11 +146,12 @@ impl Dumper {
         write(&subject, &mut watch)
     }
 
-    /// The machine ends: a dump that is being written is broken off, and none is begun. Returns when
-    /// nothing of it is left.
+    /// The machine ends: a dump that is being written is broken off, as is a look at the machine, and none is begun. Returns
+    /// when nothing of them is left.
     pub(crate) fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
         drop(self.turn.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(self.looks.write().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -156,15 +164,25 @@ impl Dumper {
         logs.iter().flatten().any(|line| trouble::is_panic(line))
     }
 
-    /// The release of the guest's Linux kernel, as `uname -r` has it, if one is found that has described itself. The guest
-    /// stands still meanwhile; `go_on` is asked as above.
-    pub fn release(&self, go_on: &mut dyn FnMut() -> bool) -> Option<String> {
-        let mut go_on = || if go_on() { Ok(()) } else { Err(Cancelled) };
-        let found = self.standing_still(|Still { cpus, memory, .. }| {
-            let anchors: Vec<Anchor> = cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
-            described::find(HOST_ISA, &memory, &anchors, Scope::Running, &mut go_on)
-        });
-        Some(found?.ok()?.info?.release().to_string())
+    /// The release of the guest's Linux kernel, as `uname -r` has it, if one is found within `limit` that has described
+    /// itself. The guest stands still meanwhile, until it is known: then it is remembered.
+    pub fn release(&self, limit: Duration) -> Option<&str> {
+        if self.release.get().is_none() {
+            let until = Instant::now() + limit;
+            let mut go_on = || match self.is_closed.load(Ordering::Acquire) || until <= Instant::now() {
+                true => Err(Cancelled),
+                false => Ok(()),
+            };
+            let found = self.standing_still(Moment::Running, |Still { cpus, memory, .. }| {
+                let anchors: Vec<Anchor> =
+                    cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
+                described::find(HOST_ISA, &memory, &anchors, Scope::Running, &mut go_on)
+            });
+            let release = found?.ok()?.info?.release().to_string();
+            // Two may have found it.
+            self.release.get_or_init(|| release);
+        }
+        self.release.get().map(String::as_str)
     }
 
     /// The last lines of the log of the guest's Linux kernel, from its memory; none if it is not found there. The guest
@@ -179,7 +197,7 @@ impl Dumper {
             true => Err(Cancelled),
             false => Ok(()),
         };
-        let logs = self.standing_still(|Still { cpus, memory, .. }| {
+        let logs = self.standing_still(Moment::End, |Still { cpus, memory, .. }| {
             let anchors: Vec<Anchor> = cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
             let found = described::find(HOST_ISA, &memory, &anchors, Scope::Running, &mut go_on);
             let Ok(Described { info: Some(info), .. }) = found else { return Vec::new() };
@@ -201,11 +219,15 @@ impl Dumper {
         Arc::clone(&self.is_closed)
     }
 
-    /// What `look` makes of the guest while it stands still; `None` when the guest is gone.
-    pub(super) fn standing_still<R>(&self, look: impl FnOnce(Still) -> R) -> Option<R> {
+    /// What `look` makes of the guest, as it is at a moment, while it stands still; `None` when the guest is gone.
+    pub(super) fn standing_still<R>(&self, moment: Moment, look: impl FnOnce(Still) -> R) -> Option<R> {
+        let _looks = self.looks.read().unwrap_or_else(PoisonError::into_inner);
+        if self.is_closed.load(Ordering::Acquire) {
+            return None;
+        }
         let vcpus = self.vcpus.upgrade()?;
         let _hold = vcpus.hold();
-        let cpus = vcpus.for_each(|vcpu| capture(vcpu, Moment::End));
+        let cpus = vcpus.for_each(move |vcpu| capture(vcpu, moment));
         let memory = LiveMemory(self.memory.clone());
         Some(look(Still { cpus, memory, link: vcpus.link() }))
     }

@@ -1,6 +1,6 @@
 //! Somebody who looks at a guest that nobody needs to debug: it stands still meanwhile, and nothing of it is changed.
 
-use super::dumper::{Dumper, Still};
+use super::dumper::{Dumper, Moment, Still};
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use debug::cancel::Cancel;
@@ -25,19 +25,20 @@ use std::time::{Duration, Instant};
 const MOST_BYTES: u64 = 1 << 20;
 
 impl Dumper {
-    /// Has somebody look at the guest, as long as `wanted` says so.
+    /// Has somebody look at the guest as it is at a moment, as long as `wanted` says so.
     ///
     /// # Errors
     /// In words, why nobody can.
     fn look<R>(
         &self,
+        moment: Moment,
         symbols: Option<&Symbols>,
         wanted: impl Fn() -> bool + Send + Sync + 'static,
         look: impl FnOnce(&mut Onlooker<'_>) -> R,
     ) -> Result<R, String> {
         let is_closed = self.end();
         let cancel = Cancel::new(move || is_closed.load(Ordering::Acquire) || !wanted());
-        let looked = self.standing_still(|still| {
+        let looked = self.standing_still(moment, |still| {
             let Still { cpus, memory, link } = still;
             let contents = Contents {
                 format: "a guest that runs, held for this look".into(),
@@ -64,10 +65,11 @@ impl Dumper {
     pub fn why(&self, symbols: Option<&Symbols>, limit: Duration) -> Result<Why, String> {
         let until = Instant::now() + limit;
         let page = |onlooker: &mut Onlooker<'_>| Why::of(onlooker).map_err(|refusal| refusal.to_string());
-        self.look(symbols, move || Instant::now() < until, page)?
+        self.look(Moment::End, symbols, move || Instant::now() < until, page)?
     }
 
-    /// What a command of `monitor` answers that looks at the guest, as it is typed. The guest stands still meanwhile.
+    /// What a command of `monitor` answers that looks at the guest, as it is typed. The guest stands still meanwhile, for as
+    /// long as `wanted` says so.
     ///
     /// # Errors
     /// [`Refused`].
@@ -78,7 +80,7 @@ impl Dumper {
         wanted: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Reply, Refused> {
         let run = |onlooker: &mut Onlooker<'_>| command::run_line(onlooker, line);
-        let answered = self.look(symbols, wanted, run);
+        let answered = self.look(Moment::Running, symbols, wanted, run);
         let answered = answered.unwrap_or_else(|why| Err(Refusal::Failed(why).into()));
         answered.map_err(|refused| match refused.why {
             Refusal::Senseless(_) => Refusal::Senseless(LOOKS_ONLY.into()).into(),
