@@ -69,6 +69,11 @@ pub trait Operator {
         Ok("the guest ends")
     }
 
+    /// Whether it has a command of the table.
+    fn offers(&self, _command: &Command) -> bool {
+        true
+    }
+
     /// Commands that it adds to the table.
     fn commands(&self) -> Vec<Command> {
         Vec::new()

@@ -40,7 +40,8 @@ pub fn common() -> impl Iterator<Item = Command> {
 /// Every command that an operator has: those of every machine, its own, and those of its machine.
 pub fn commands(operator: &dyn Operator) -> Vec<Command> {
     let own = operator.commands().into_iter();
-    std::iter::once(HELP).chain(common()).chain(own).chain(operator.view().machine.commands()).collect()
+    let common = common().filter(|command| operator.offers(command));
+    std::iter::once(HELP).chain(common).chain(own).chain(operator.view().machine.commands()).collect()
 }
 
 /// Runs a command as it is typed: in a line of words, of which the first may be the beginning of a name that no other

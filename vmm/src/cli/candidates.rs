@@ -1,9 +1,9 @@
 //! What an argument may be, for shells that complete it (`completions`).
 
 use crate::control::names;
+use crate::machine::looks;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
-use debug::command::dump::DUMP;
-use debug::reply::{Command, Needs};
+use debug::reply::Command;
 
 /// These words.
 pub fn words(words: &'static [&'static str]) -> ArgValueCandidates {
@@ -18,7 +18,6 @@ pub fn guests() -> ArgValueCandidates {
 
 /// Commands of `monitor` that look at a guest.
 pub fn commands() -> ArgValueCandidates {
-    let looks = |command: &Command| command.needs == Needs::Nothing && command.name != DUMP.name;
     let candidate = |command: Command| CompletionCandidate::new(command.name).help(Some(command.what.into()));
     ArgValueCandidates::new(move || debug::command::common().filter(looks).map(candidate).collect())
 }

@@ -4,6 +4,8 @@ use super::dumper::{Dumper, Moment, Still};
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use debug::cancel::Cancel;
+use debug::command::dump::DUMP;
+use debug::command::host::QUIT;
 use debug::command::why::Why;
 use debug::command::{self, Operator, Refused};
 use debug::dump::core::Core;
@@ -12,7 +14,7 @@ use debug::engine::Engine;
 use debug::linux::described::Scope;
 use debug::live::link::Link;
 use debug::machine::{Machine, Memory};
-use debug::reply::{Refusal, Reply};
+use debug::reply::{Command, Needs, Refusal, Reply};
 use debug::symbols::Symbols;
 use debug::view::View;
 use kvm::HOST_ISA;
@@ -82,16 +84,24 @@ impl Dumper {
         let run = |onlooker: &mut Onlooker<'_>| command::run_line(onlooker, line);
         let answered = self.look(Moment::Running, symbols, wanted, run);
         let answered = answered.unwrap_or_else(|why| Err(Refusal::Failed(why).into()));
+        // What others have, under any beginning of its name.
+        let name = line.split_whitespace().next().unwrap_or_default();
+        let is_others = || command::common().any(|command| command.name.starts_with(name));
         answered.map_err(|refused| match refused.why {
-            Refusal::Senseless(_) => Refusal::Senseless(LOOKS_ONLY.into()).into(),
+            Refusal::Unknown(_) if is_others() => Refusal::Senseless(LOOKS_ONLY.into()).into(),
             _ => refused,
         })
     }
 }
 
+/// Whether a command does no more than look.
+pub(crate) fn looks(command: &Command) -> bool {
+    command.needs == Needs::Nothing && ![QUIT.name, DUMP.name].contains(&command.name)
+}
+
 /// What somebody is told who wants to do more than look.
 const LOOKS_ONLY: &str =
-    "this only looks at the guest: a debugger does more (vmm gdb NAME), and so do vmm dump, nmi and sysrq";
+    "this only looks at the guest: a debugger does more (vmm gdb NAME), and so do vmm dump, stop, quit, nmi and sysrq";
 
 /// Its memory, without what a debugger has planted.
 struct StillMemory {
@@ -138,6 +148,10 @@ impl Operator for Onlooker<'_> {
 
     fn machine(&mut self) -> &mut dyn Machine {
         &mut self.core
+    }
+
+    fn offers(&self, command: &Command) -> bool {
+        looks(command)
     }
 
     fn prefix(&self) -> &'static str {
