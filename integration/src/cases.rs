@@ -12,7 +12,7 @@ pub mod gdb_port;
 mod gdb_wire;
 mod held;
 mod hypercalls;
-mod job;
+pub mod job;
 mod kicks;
 mod library;
 mod linux;
@@ -420,6 +420,13 @@ pub const BENCH_DEBUG: [Case; 2] = [
     linux("bench_qemu_debug", &[], crate::measure::debugging::qemu),
 ];
 
+/// What a kernel is asked without symbols, likewise.
+pub const BENCH_LINUX: Case = Case {
+    modules: job::MODULES,
+    tools: Some(crate::measure::linux::tools),
+    ..linux("bench_linux", &["6.12"], crate::measure::linux::guest)
+};
+
 /// What hypercalls cost, likewise.
 pub const BENCH_CALLS: Case = nested_only(small("bench_calls", crate::measure::calls::vmm));
 
@@ -451,6 +458,6 @@ pub const DEMO: Case = linux("demo", &["6.12"], crate::demo::run);
 /// Looks a case up.
 pub fn find(name: &str) -> Option<&'static Case> {
     let bench = BENCH.iter().chain(&BENCH_DEBUG).chain(&BENCH_RUN).chain(&BENCH_DEVICES);
-    let others = bench.chain([&BENCH_CALLS, &BENCH_RUN_ALL, &BENCH_CONSOLES, &DEMO]);
+    let others = bench.chain([&BENCH_CALLS, &BENCH_LINUX, &BENCH_RUN_ALL, &BENCH_CONSOLES, &DEMO]);
     CASES.iter().chain(others).find(|case| case.name == name)
 }

@@ -10,6 +10,7 @@ pub mod calls;
 pub mod debugging;
 pub mod dumps;
 pub mod job;
+pub mod linux;
 
 use crate::context::{Check, Context};
 use crate::process::{Process, Wiring};

@@ -4,7 +4,8 @@
 use arch::Isa;
 use integration::artifacts::{self, Kernel};
 use integration::cases::{
-    BENCH, BENCH_CALLS, BENCH_CONSOLES, BENCH_DEBUG, BENCH_DEVICES, BENCH_RUN, BENCH_RUN_ALL, Case,
+    BENCH, BENCH_CALLS, BENCH_CONSOLES, BENCH_DEBUG, BENCH_DEVICES, BENCH_LINUX, BENCH_RUN, BENCH_RUN_ALL,
+    Case,
 };
 use integration::context::Context;
 use integration::guests;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 /// How often a nest is tried that dies of its emulator (docs/testing.md).
 const TRIES: u32 = 4;
 
-/// `bench [boot|debug|calls|dumps|run [ARCH|here]]`: all parts, or one, for both architectures or one.
+/// `bench [boot|debug|calls|dumps|linux|run [ARCH|here]]`: all parts, or one, for both architectures or one.
 fn main() -> ExitCode {
     if let [_, word, path] = &std::env::args().collect::<Vec<_>>()[..]
         && word == debug_figures::echo::WORD
@@ -66,6 +67,9 @@ fn main() -> ExitCode {
         }
         if wants("calls") {
             tell(isa.name(), calls(isa));
+        }
+        if wants("linux") {
+            tell(isa.name(), linux(isa));
         }
         if wants("run") {
             tell(isa.name(), jobs(isa));
@@ -344,6 +348,20 @@ fn jobs(isa: Isa) -> Result<(), String> {
         );
     }
     fs::remove_dir_all(&folder).map_err(|error| error.to_string())
+}
+
+/// What a kernel is asked without symbols: in a guest that runs in a nest, and on this machine in its dump.
+fn linux(isa: Isa) -> Result<(), String> {
+    println!("\n{isa}, Debian's 6.12 with 500 tasks: medians of 5, the dump's in turn");
+    let folder = artifacts::workspace().join("logs").join(format!("bench-linux-{isa}"));
+    let report = nest::run_case(isa, &BENCH_LINUX, &folder).map_err(|error| error.to_string())?;
+    let figures = report.files.iter().find(|(name, _)| name == "figures");
+    let (_, text) = figures.ok_or_else(|| format!("no figures: {:?}", report.verdict))?;
+    print!("{}", String::from_utf8_lossy(text));
+    match &report.verdict {
+        Verdict::Pass => fs::remove_dir_all(&folder).map_err(|error| error.to_string()),
+        verdict => Err(format!("{verdict:?}")),
+    }
 }
 
 /// What hypercalls cost in a nest, by each way out of the guest.

@@ -23,7 +23,7 @@ pub const MODULES: &[&str] =
     &["fs/overlayfs/overlay.ko", "drivers/virtio/virtio_mmio.ko", "drivers/block/virtio_blk.ko"];
 
 /// A root with busybox and nothing else.
-pub(super) fn root(c: &Context) -> Result<PathBuf, String> {
+pub fn root(c: &Context) -> Result<PathBuf, String> {
     let root = c.work.join("root");
     let make = || -> std::io::Result<()> {
         for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"] {

@@ -100,8 +100,7 @@ pub(crate) fn looks(command: &Command) -> bool {
 }
 
 /// What somebody is told who wants to do more than look.
-const LOOKS_ONLY: &str =
-    "this only looks at the guest: a debugger does more (vmm gdb NAME), and so do vmm dump, stop, quit, nmi and sysrq";
+const LOOKS_ONLY: &str = "this only looks at the guest: a debugger does more (vmm gdb NAME), and so do vmm dump, stop, quit, nmi and sysrq";
 
 /// Its memory, without what a debugger has planted.
 struct StillMemory {

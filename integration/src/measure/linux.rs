@@ -1,0 +1,167 @@
+//! What a kernel is asked that nobody has symbols of: a guest that runs, from the question at its socket to the answer; and
+//! a dump, from a program's start to its answer, beside drgn and crash, which have symbols.
+
+use crate::artifacts::{self, Kernel};
+use crate::cases::job;
+use crate::context::{Check, Context, check};
+use crate::process::Wiring;
+use arch::Isa;
+use kvm::HOST_ISA;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Tasks that sleep in the guest, beside its own.
+const TASKS: u32 = 500;
+/// How often each question is asked.
+const ROUNDS: usize = 5;
+
+/// What is asked of the guest, and of its dump.
+const QUESTIONS: [&str; 4] = ["sym schedule", "ps", "bt all", "why"];
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Within a nest: a guest with so many tasks is asked, and dumped.
+///
+/// # Errors
+/// When it does not do what it should.
+pub fn guest(c: &mut Context) -> Check {
+    let (root, limit) = (job::root(c)?, c.limit(120));
+    let script = format!("i=0; while [ $i -lt {TASKS} ]; do sleep 10000 & i=$((i+1)); done; echo ready; cat");
+    fs::write(root.join("bin/run.sh"), script).map_err(|error| error.to_string())?;
+    let line = format!(
+        "run --kernel {{}} --modules {{}} --root {{}} --slow {} --memory 512M --cpus 2 --name bench -- sh /bin/run.sh",
+        c.slowness
+    );
+    let mut guest = c.start(Wiring::Pipes, &line, &[&c.kernel("6.12"), &c.modules(), &root])?;
+    let asked = (|| -> Result<String, String> {
+        guest.expect("ready", limit)?;
+        let mut text = String::new();
+        for question in QUESTIONS {
+            let mut times = Vec::new();
+            for _ in 0..ROUNDS {
+                let begin = Instant::now();
+                c.run(&format!("monitor bench {}", question), &[], limit)?.expect_code(0)?;
+                times.push(milliseconds(begin.elapsed()));
+            }
+            // Writing to a String cannot fail.
+            writeln!(text, "  {question:14} of a guest that runs {:10.1} ms", median(times)).ok();
+        }
+        let core = c.work.join("core");
+        c.run("dump bench {}", &[&core], limit)?.expect_code(0)?;
+        c.export(&core)?;
+        Ok(text)
+    })();
+    guest.close_input();
+    let ended = guest.wait(limit);
+    c.keep("guest", &guest);
+    c.kept.push(("figures".into(), asked?.into_bytes()));
+    check(ended? == 0, || guest.errors.text())
+}
+
+/// How long a program takes from its start to its end, ms; it is to print something of a task.
+fn once(command: &mut Command, input: &Path, prints: &str) -> Result<f64, String> {
+    let failed = |error: std::io::Error| error.to_string();
+    let input = fs::File::open(input).map_err(failed)?;
+    let begin = Instant::now();
+    let said = command.stdin(input).stderr(Stdio::null()).output().map_err(failed)?;
+    let took = milliseconds(begin.elapsed());
+    let text = String::from_utf8_lossy(&said.stdout);
+    check(text.contains(prints), || format!("{command:?} prints no '{prints}': {text}"))?;
+    Ok(took)
+}
+
+/// The same, printed.
+///
+/// # Errors
+/// As [`of_dump`].
+pub fn tools(isa: Isa, core: &Path) -> Check {
+    print!("{}", of_dump(isa, core)?);
+    Ok(())
+}
+
+/// On the machine that runs the tests: who answers how quickly of the dump. The programs take turns.
+///
+/// # Errors
+/// When one of them does not answer.
+pub fn of_dump(isa: Isa, core: &Path) -> Result<String, String> {
+    let vmlinux = Kernel::new(isa, "6.12").vmlinux();
+    let tools = artifacts::cache().join("tools");
+    let asks = core.with_extension("asks");
+    let script = core.with_extension("py");
+    let write = |path: &PathBuf, text: &str| fs::write(path, text).map_err(|error| error.to_string());
+    write(&asks, "ps\nquit\n")?;
+    write(
+        &script,
+        "import sys, drgn\n\
+         from drgn.helpers.linux.pid import for_each_task\n\
+         prog = drgn.Program()\n\
+         prog.set_core_dump(sys.argv[1])\n\
+         prog.load_debug_info([sys.argv[2]])\n\
+         for task in for_each_task(prog):\n    print(task.pid.value_(), task.comm.string_().decode())\n",
+    )?;
+    let ours = |question: &str| {
+        let mut command = Command::new(artifacts::program(HOST_ISA, "vmm"));
+        command.arg("core").arg(core).args(question.split(' '));
+        command
+    };
+    let crash = match isa {
+        Isa::X86_64 => tools.join("crash-forky-x86_64/run"),
+        Isa::Aarch64 => tools.join("crash-for-aarch64/crash"),
+    };
+    let crash = || {
+        let mut command = Command::new(&crash);
+        command.arg("-s").arg(&vmlinux).arg(core);
+        if isa == Isa::Aarch64 {
+            command.args(["-m", "phys_offset=0x40000000"]);
+        }
+        command
+    };
+    let drgn = || {
+        let mut command = Command::new("python3");
+        command.arg(&script).arg(core).arg(&vmlinux).env("PYTHONPATH", tools.join("drgn"));
+        command
+    };
+    let mut times: [Vec<f64>; QUESTIONS.len()] = Default::default();
+    let (mut by_crash, mut by_drgn) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for (question, times) in QUESTIONS.iter().zip(&mut times) {
+            let prints = if question.starts_with("sym") { "schedule" } else { "swapper/0" };
+            times.push(once(&mut ours(question), &asks, prints)?);
+        }
+        by_crash.push(once(&mut crash(), &asks, "swapper/0"));
+        by_drgn.push(once(&mut drgn(), &asks, "sleep"));
+    }
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    for (question, times) in QUESTIONS.iter().zip(times.iter().cloned()) {
+        writeln!(text, "  {question:14} of its dump          {:10.1} ms", median(times)).ok();
+    }
+    let ps = median(times[1].clone());
+    for (name, times) in [("crash", by_crash), ("drgn", by_drgn)] {
+        match times.into_iter().collect::<Result<Vec<f64>, String>>() {
+            Ok(times) => {
+                let its = median(times);
+                writeln!(
+                    text,
+                    "  ps by {name:8} of its dump          {its:10.1} ms, {:.1} times ours",
+                    its / ps
+                )
+                .ok();
+            }
+            Err(why) => {
+                writeln!(text, "  ps by {name}: {}", why.lines().next().unwrap_or_default()).ok();
+            }
+        }
+    }
+    Ok(text)
+}
