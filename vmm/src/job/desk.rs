@@ -660,11 +660,13 @@ impl Desk<'_> {
         });
     }
 
-    /// Whether a debugger has the guest, or it waits for one.
+    /// Whether a debugger has the guest, or it waits for one, or somebody has stopped it: its times do not run then.
     fn is_debuggers(&mut self) -> bool {
         let is_debugged = self.guest.is_debugged();
         self.was_debugged |= is_debugged;
-        is_debugged || !self.was_debugged && self.job.guest.waits_for_debugger()
+        is_debugged
+            || self.guest.attachment().is_stopped()
+            || !self.was_debugged && self.job.guest.waits_for_debugger()
     }
 
     /// Whether one of them stays where it is, with interrupts off. What a debugger holds stays, too.

@@ -166,6 +166,11 @@ impl Attachment {
         hold.is_some()
     }
 
+    /// Whether [`Self::stop`] keeps it. Nobody is waited for.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.try_lock().is_ok_and(|stopped| stopped.is_some())
+    }
+
     fn stopped(&self) -> MutexGuard<'_, Option<Hold>> {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,7 +189,7 @@ impl Attachment {
             vcpus: vcpus.count(),
             memory: self.memory.iter().map(|region| region.len()).sum(),
             is_held: vcpus.is_held(),
-            is_stopped: self.stopped.try_lock().is_ok_and(|stopped| stopped.is_some()),
+            is_stopped: self.is_stopped(),
             // Where one comes or leaves just now, there is one.
             serves_gdb: self.place.try_lock().map_or(true, |place| matches!(*place, Occupancy::Taken(_))),
             is_debugged: vcpus.link().is_some_and(|link| link.is_attached()),
