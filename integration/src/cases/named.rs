@@ -2,6 +2,7 @@
 
 use crate::context::{Check, Context, check};
 use crate::process::{Process, Wiring};
+use arch::Isa;
 use serde_json::Value;
 use std::time::Instant;
 
@@ -32,10 +33,12 @@ pub fn guests(c: &mut Context) -> Check {
     }
     println!("{}: {count} guests are stopped in {:?}", c.name, begin.elapsed());
     check(listed(c)?.iter().all(|info| info["state"] == "stopped"), || "not all are stopped".into())?;
+    let counter = if c.isa == Isa::X86_64 { "rax" } else { "x0" };
     let looks = |c: &mut Context| -> Result<String, String> {
         let looked = c.run("monitor guest-0 --json regs", &[], limit)?;
         looked.expect_code(0)?;
-        Ok(looked.output)
+        let registers: Value = serde_json::from_str(&looked.output).map_err(|error| error.to_string())?;
+        Ok(registers[counter].to_string())
     };
     let before = looks(c)?;
     check(before.contains("0x") && looks(c)? == before, || format!("it does not stand still: {before}"))?;
