@@ -123,6 +123,12 @@ fn start(monitor: Monitor, command: Command) -> Result<(Process, Instant), Strin
     process.map(|process| (process, begin)).map_err(|error| format!("{monitor:?}: {error}"))
 }
 
+/// The one in the middle; 0 of none.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
 fn milliseconds(begin: Instant) -> f64 {
     begin.elapsed().as_secs_f64() * 1000.0
 }

@@ -130,6 +130,11 @@ impl Why {
         WithoutLog(self)
     }
 
+    /// What could not be had, lines with their ends, for whoever prints the page by itself.
+    pub fn notes(&self) -> String {
+        self.remarks.iter().map(|remark| format!("({remark})\n")).collect()
+    }
+
     fn head(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "Linux {}", self.release)?;
         match self.troubles.as_slice() {
@@ -394,6 +399,7 @@ mod tests {
         let middle = expected.split_once("\n\n").unwrap().1.split("\nthe end of").next().unwrap();
         assert_eq!(why.without_log().to_string(), middle);
         assert_eq!(why.shortfall().as_deref(), Some("a list is broken"));
+        assert_eq!(why.notes(), "(a list is broken)\n");
         let json = why.json();
         assert_eq!((&json["panicked"], &json["more_asleep"]), (&json!(true), &json!(3)));
         assert_eq!(

@@ -12,7 +12,7 @@ use integration::guests;
 use integration::measure::calls as call_figures;
 use integration::measure::debugging as debug_figures;
 use integration::measure::dumps as dump_figures;
-use integration::measure::{GUEST_MEMORY, Monitor, RUNS, rss_beyond_guest};
+use integration::measure::{GUEST_MEMORY, Monitor, RUNS, median, rss_beyond_guest};
 use integration::nest;
 use integration::process::{Process, Wiring};
 use integration::report::Verdict;
@@ -76,11 +76,6 @@ fn main() -> ExitCode {
         }
     }
     result
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// A file's size in MiB.

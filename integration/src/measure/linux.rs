@@ -1,6 +1,7 @@
 //! What a kernel is asked that nobody has symbols of: a guest that runs, from the question at its socket to the answer; and
 //! a dump, from a program's start to its answer, beside drgn and crash, which have symbols.
 
+use super::{median, milliseconds};
 use crate::artifacts::{self, Kernel};
 use crate::cases::job;
 use crate::context::{Check, Context, check};
@@ -11,7 +12,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Tasks that sleep in the guest, beside its own.
 const TASKS: u32 = 500;
@@ -20,15 +21,6 @@ const ROUNDS: usize = 5;
 
 /// What is asked of the guest, and of its dump.
 const QUESTIONS: [&str; 4] = ["sym schedule", "ps", "bt all", "why"];
-
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
 
 /// Within a nest: a guest with so many tasks is asked, and dumped.
 ///
@@ -51,7 +43,7 @@ pub fn guest(c: &mut Context) -> Check {
             for _ in 0..ROUNDS {
                 let begin = Instant::now();
                 c.run(&format!("monitor bench {}", question), &[], limit)?.expect_code(0)?;
-                times.push(milliseconds(begin.elapsed()));
+                times.push(milliseconds(begin));
             }
             // Writing to a String cannot fail.
             writeln!(text, "  {question:14} of a guest that runs {:10.1} ms", median(times)).ok();
@@ -74,7 +66,7 @@ fn once(command: &mut Command, input: &Path, prints: &str) -> Result<f64, String
     let input = fs::File::open(input).map_err(failed)?;
     let begin = Instant::now();
     let said = command.stdin(input).stderr(Stdio::null()).output().map_err(failed)?;
-    let took = milliseconds(begin.elapsed());
+    let took = milliseconds(begin);
     let text = String::from_utf8_lossy(&said.stdout);
     check(text.contains(prints), || format!("{command:?} prints no '{prints}': {text}"))?;
     Ok(took)

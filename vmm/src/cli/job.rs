@@ -497,8 +497,7 @@ fn report(args: &Args, ended: &Ended) {
         }
         ended.vcpus.iter().for_each(|vcpu| logging::print(&format!("{vcpu}\n")));
         if let Some(why) = &ended.why {
-            logging::print(&why.without_log().to_string());
-            why.remarks.iter().for_each(|remark| logging::print(&format!("({remark})\n")));
+            logging::print(&format!("{}{}", why.without_log(), why.notes()));
         }
     }
     match args.json {

@@ -8,7 +8,7 @@ use debug::disassemble::OperatingMode;
 use debug::dump::write::destination::Destination;
 use debug::dump::write::{self, Progress, Subject, Summary, WriteError};
 use debug::dump::{DumpedVcpu, Unplanted};
-use debug::linux::Described;
+use debug::linux::VmCoreInfo;
 use debug::linux::described::{self, Anchor, Scope};
 use debug::linux::translate::kernel_regime;
 use debug::linux::trouble;
@@ -173,12 +173,8 @@ impl Dumper {
                 true => Err(Cancelled),
                 false => Ok(()),
             };
-            let found = self.standing_still(Moment::Running, |Still { cpus, memory, .. }| {
-                let anchors: Vec<Anchor> =
-                    cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
-                described::find(HOST_ISA, &memory, &anchors, Scope::Running, &mut go_on)
-            });
-            let release = found?.ok()?.info?.release().to_string();
+            let found = self.standing_still(Moment::Running, |still| still.kernel(&mut go_on));
+            let release = found??.release().to_string();
             // Two may have found it.
             self.release.get_or_init(|| release);
         }
@@ -197,10 +193,9 @@ impl Dumper {
             true => Err(Cancelled),
             false => Ok(()),
         };
-        let logs = self.standing_still(Moment::End, |Still { cpus, memory, .. }| {
-            let anchors: Vec<Anchor> = cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect();
-            let found = described::find(HOST_ISA, &memory, &anchors, Scope::Running, &mut go_on);
-            let Ok(Described { info: Some(info), .. }) = found else { return Vec::new() };
+        let logs = self.standing_still(Moment::End, |still| {
+            let Some(info) = still.kernel(&mut go_on) else { return Vec::new() };
+            let (anchors, memory) = (still.anchors(), still.memory);
             let by_info = kernel_regime(HOST_ISA, &info);
             let regimes = anchors.into_iter().map(|anchor| anchor.regime).chain(by_info);
             let log = |regime| {
@@ -239,4 +234,18 @@ pub(super) struct Still {
     pub memory: LiveMemory,
     /// Who debugs it.
     pub link: Option<Arc<Link>>,
+}
+
+impl Still {
+    /// What its vCPUs tell of where a kernel is.
+    fn anchors(&self) -> Vec<Anchor> {
+        self.cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect()
+    }
+
+    /// Its kernel's description of itself, if one is found as long as `go_on` says so.
+    fn kernel(&self, go_on: &mut dyn FnMut() -> Result<(), Cancelled>) -> Option<VmCoreInfo> {
+        let found = described::find(HOST_ISA, &self.memory, &self.anchors(), Scope::Running, go_on);
+        // Nobody wants to know any more.
+        found.map_or(None, |found| found.info)
+    }
 }

@@ -47,10 +47,7 @@ fn dump(guest: &Guest, outcome: &Outcome, on: &DumpOn, around: &Around<'_>) -> O
         return ended_by.get();
     }
     match guest.why(LONGEST_LOOK) {
-        Ok(why) => {
-            logging::print(&why.to_string());
-            why.remarks.iter().for_each(|remark| logging::print(&format!("({remark})\n")));
-        }
+        Ok(why) => logging::print(&format!("{why}{}", why.notes())),
         Err(why) => log::info!("nothing is known of the guest's kernel: {why}"),
     }
     let mut reporter = Reporter::new();

@@ -298,7 +298,9 @@ fn two_have_a_debugger_leave() {
         let mut setting = Setting::new((isa, how), 2);
         let mut client = setting.attach();
         assert!(client.ask("?").starts_with('T'));
-        let Some(Serving::Thread(debugger)) = setting.debugger.take() else { unreachable!() };
+        let Some(Serving::Thread(debugger)) = setting.debugger.take() else {
+            panic!("{isa}: a thread serves it, and nothing else was asked for");
+        };
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
