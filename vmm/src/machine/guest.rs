@@ -29,7 +29,7 @@ use devices::guest_log;
 use devices::platform::serial::Serial;
 use devices::virtio::console::Terminal;
 pub use devices::virtio::console::TerminalSize;
-use kvm::ram::{GuestMemory, LiveMemory};
+use kvm::ram::LiveMemory;
 use kvm::{HOST_ISA, Vcpu, Vm};
 use nix::time::{ClockId, clock_gettime};
 use std::io::Write;
@@ -272,8 +272,8 @@ impl Guest {
     /// Where each vCPU is that is at work with interrupts off, in their order: neither halted nor waiting for an
     /// interrupt. The guest stands still meanwhile, for microseconds.
     pub fn deaf_places(&self) -> Vec<Option<DeafPlace>> {
-        let memory = self.services.memory.clone();
-        self.vcpus.for_each(move |vcpu| deaf_place(vcpu, &memory))
+        let services = Arc::clone(&self.services);
+        self.vcpus.for_each(move |vcpu| deaf_place(vcpu, &services))
     }
 
     /// The vCPUs.
@@ -353,21 +353,24 @@ pub struct DeafPlace {
     /// How long its thread has had a processor, since it began: time of the guest's, not of a host that is busy with
     /// something else.
     pub ran: Duration,
+    /// How often it has written to devices, since it began: one that prints is in one place for long.
+    pub device_writes: u64,
 }
 
 /// On the vCPU's thread.
-fn deaf_place(vcpu: &Vcpu, memory: &GuestMemory) -> Option<DeafPlace> {
+fn deaf_place(vcpu: &Vcpu, services: &Services) -> Option<DeafPlace> {
     let (pc, flags) = vcpu.pc_and_flags().ok()?;
     if vcpu.activity() != Activity::Running || !arch::attention::is_deaf(HOST_ISA, flags) {
         return None;
     }
     // What waits for an interrupt is left behind its instruction by KVM, or at it.
-    let (memory, regime) = (LiveMemory(memory.clone()), vcpu.regime().ok()?);
+    let (memory, regime) = (LiveMemory(services.memory.clone()), vcpu.regime().ok()?);
     let mut code = [0; 8];
     let place = GuestVirt(pc.wrapping_sub(4));
     let count = memory::read(&memory, &Translation::Virtual(regime), None, place, &mut code);
     let ran = Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).ok()?);
-    (!arch::attention::waits(HOST_ISA, &code[..count])).then_some(DeafPlace { at: pc, ran })
+    let device_writes = services.exits.device_writes(vcpu.id());
+    (!arch::attention::waits(HOST_ISA, &code[..count])).then_some(DeafPlace { at: pc, ran, device_writes })
 }
 
 impl Drop for Guest {

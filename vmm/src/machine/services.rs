@@ -72,17 +72,23 @@ impl Services {
     }
 }
 
-/// How often each vCPU has left the guest, by kind of exit; counted once somebody may ask.
+/// How often each vCPU has left the guest, by kind of exit; counted once somebody may ask. What it writes to devices is
+/// always counted.
 #[derive(Debug)]
 pub struct Exits {
     is_counted: AtomicBool,
     counts: Vec<[AtomicU64; VcpuExit::KINDS.len()]>,
+    device_writes: Vec<AtomicU64>,
 }
 
 impl Exits {
     /// None yet.
     pub fn new(vcpus: u32) -> Exits {
-        Exits { is_counted: AtomicBool::new(false), counts: (0..vcpus).map(|_| Default::default()).collect() }
+        Exits {
+            is_counted: AtomicBool::new(false),
+            counts: (0..vcpus).map(|_| Default::default()).collect(),
+            device_writes: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
+        }
     }
 
     /// Has them counted.
@@ -91,11 +97,21 @@ impl Exits {
     }
 
     pub(super) fn count(&self, vcpu: u32, exit: &VcpuExit<'_>) {
+        if matches!(exit, VcpuExit::PortWrite { .. } | VcpuExit::MmioWrite { .. })
+            && let Some(writes) = self.device_writes.get(vcpu as usize)
+        {
+            writes.fetch_add(1, Ordering::Relaxed);
+        }
         if self.is_counted.load(Ordering::Relaxed)
             && let Some(counts) = self.counts.get(vcpu as usize)
         {
             counts[exit.kind()].fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// How often a vCPU has written to a device that is served here.
+    pub(super) fn device_writes(&self, vcpu: u32) -> u64 {
+        self.device_writes.get(vcpu as usize).map_or(0, |writes| writes.load(Ordering::Relaxed))
     }
 
     /// The counts, in the order of vCPUs.
