@@ -21,7 +21,7 @@ impl fmt::Display for sys::Errno {
             1 => "not permitted",
             2 => "not found",
             5 => "an error of the device",
-            8 => "not a program",
+            8 => "not a program that this kernel runs",
             12 => "no memory",
             13 => "no permission",
             16 => "in use",
@@ -127,7 +127,10 @@ impl Agent {
         for session in &self.sessions {
             session.polls(&mut polls, may_send);
         }
-        sys::poll(&mut polls);
+        // Without a descriptor that tells of children, they are looked for now and then (`reap`).
+        const LOOK: usize = 100;
+        let looks = self.children.is_none() && !self.sessions.is_empty();
+        sys::poll(&mut polls, looks.then_some(LOOK));
         // A port of which the host's end is closed is always ready.
         if polls[0].came & !(IN | OUT) != 0 {
             sys::power_off();

@@ -46,16 +46,68 @@ fn set_size(terminal: Fd, rows: u16, columns: u16) {
     sys::ioctl(terminal, request::SET_SIZE, size.as_ptr() as usize).ok();
 }
 
-/// A new terminal: its two ends.
-fn terminal(rows: u16, columns: u16) -> sys::Result<(Fd, Fd)> {
-    let master = sys::open(b"/dev/ptmx", sys::READ_WRITE | sys::NO_TERMINAL | sys::CLOSE_ON_EXEC)?;
-    let (mut number, unlocked) = (0u32, 0i32);
-    sys::ioctl(master, request::SET_LOCK, &raw const unlocked as usize)?;
-    sys::ioctl(master, request::GET_NUMBER, &raw mut number as usize)?;
-    let path = format!("/dev/pts/{number}");
-    let slave = sys::open(path.as_bytes(), sys::READ_WRITE | sys::NO_TERMINAL | sys::CLOSE_ON_EXEC)?;
-    set_size(slave, rows, columns);
-    Ok((master, slave))
+/// What has been opened for a command: closed with this.
+#[derive(Default)]
+struct Opened(Vec<Fd>);
+
+impl Opened {
+    fn open(&mut self, path: &[u8]) -> sys::Result<Fd> {
+        let fd = sys::open(path, sys::READ_WRITE | sys::NO_TERMINAL | sys::CLOSE_ON_EXEC)?;
+        self.0.push(fd);
+        Ok(fd)
+    }
+
+    /// A new terminal: its two ends.
+    fn terminal(&mut self, rows: u16, columns: u16) -> sys::Result<(Fd, Fd)> {
+        let master = self.open(b"/dev/ptmx")?;
+        let (mut number, unlocked) = (0u32, 0i32);
+        sys::ioctl(master, request::SET_LOCK, &raw const unlocked as usize)?;
+        sys::ioctl(master, request::GET_NUMBER, &raw mut number as usize)?;
+        let slave = self.open(format!("/dev/pts/{number}").as_bytes())?;
+        set_size(slave, rows, columns);
+        Ok((master, slave))
+    }
+
+    /// A new pipe: what reads, and what writes.
+    fn pipe(&mut self) -> sys::Result<(Fd, Fd)> {
+        let ends = sys::pipe()?;
+        self.0.extend([ends.0, ends.1]);
+        Ok(ends)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        for fd in self.0.drain(..) {
+            sys::close(fd);
+        }
+    }
+}
+
+/// Becomes a program, or says why not. What the kernel takes for none is a shell's script, as for a shell (execvp(3)),
+/// unless there are bytes in it that no text has.
+fn execute(path: &[u8], command: &Command) -> sys::Errno {
+    const SHELL: &[u8] = b"/bin/sh";
+    let error = sys::execute(path, &command.words, &command.environment);
+    if error == sys::ENOEXEC && is_text(path) {
+        let rest = command.words.iter().skip(1).cloned();
+        let words: Vec<Vec<u8>> = [b"sh".to_vec(), path.to_vec()].into_iter().chain(rest).collect();
+        sys::execute(SHELL, &words, &command.environment);
+    }
+    error
+}
+
+fn is_text(path: &[u8]) -> bool {
+    let mut bytes = [0; 128];
+    let Ok(fd) = sys::open(path, sys::READ_ONLY | sys::CLOSE_ON_EXEC) else { return false };
+    let count = sys::read(fd, &mut bytes);
+    sys::close(fd);
+    count.is_ok_and(|count| !bytes[..count].contains(&0))
+}
+
+/// Whether there is nothing of that name.
+fn is_missing(error: sys::Errno) -> bool {
+    matches!(error, sys::ENOENT | sys::ENOTDIR)
 }
 
 /// Becomes the command; on standard error why not.
@@ -65,20 +117,25 @@ fn turn_into(command: &Command) -> ! {
     let fail = |what: &[u8], error: sys::Errno| -> ! {
         let words = format!("vmm: {}: {error}\n", alloc::string::String::from_utf8_lossy(what));
         sys::write(Fd(2), words.as_bytes()).ok();
-        sys::exit(if error == sys::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE })
+        sys::exit(if is_missing(error) { NOT_FOUND } else { NOT_EXECUTABLE })
     };
     if let Err(error) = sys::change_folder(&command.folder) {
         fail(&command.folder, error);
     }
+    if name.is_empty() {
+        fail(name, sys::ENOENT);
+    }
     if name.contains(&b'/') {
-        fail(name, sys::execute(name, &command.words, &command.environment));
+        fail(name, execute(name, command));
     }
     let path = command.environment.iter().find_map(|it| it.strip_prefix(b"PATH="));
     let path = path.unwrap_or(b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     let mut worst = sys::ENOENT;
     for folder in path.split(|byte| *byte == b':') {
-        let error = sys::execute(&[folder, b"/", name].concat(), &command.words, &command.environment);
-        if error != sys::ENOENT {
+        // One without a name is the command's own.
+        let before: &[u8] = if folder.is_empty() { b"." } else { folder };
+        let error = execute(&[before, b"/", name].concat(), command);
+        if !is_missing(error) {
             worst = error;
         }
     }
@@ -87,13 +144,14 @@ fn turn_into(command: &Command) -> ! {
 
 impl Session {
     pub fn start(id: u16, command: &Command) -> sys::Result<Session> {
+        let mut opened = Opened::default();
         let (ours, theirs): ([Option<Fd>; 3], [Fd; 3]) = match command.terminal {
             Some((rows, columns)) => {
-                let (master, slave) = terminal(rows, columns)?;
+                let (master, slave) = opened.terminal(rows, columns)?;
                 ([Some(master), Some(master), None], [slave; 3])
             }
             None => {
-                let (input, output, errors) = (sys::pipe()?, sys::pipe()?, sys::pipe()?);
+                let (input, output, errors) = (opened.pipe()?, opened.pipe()?, opened.pipe()?);
                 ([Some(input.1), Some(output.0), Some(errors.0)], [input.0, output.1, errors.1])
             }
         };
@@ -108,11 +166,8 @@ impl Session {
             }
             turn_into(command);
         }
-        for (index, fd) in theirs.into_iter().enumerate() {
-            if !theirs[..index].contains(&fd) {
-                sys::close(fd);
-            }
-        }
+        // The others are closed.
+        opened.0.retain(|fd| !ours.contains(&Some(*fd)));
         for fd in ours.into_iter().flatten() {
             sys::never_wait(fd);
         }

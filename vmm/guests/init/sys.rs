@@ -13,10 +13,12 @@ pub struct Errno(pub i32);
 pub const ENOENT: Errno = Errno(2);
 pub const ESRCH: Errno = Errno(3);
 pub const EINTR: Errno = Errno(4);
+pub const ENOEXEC: Errno = Errno(8);
 pub const EAGAIN: Errno = Errno(11);
 pub const EACCES: Errno = Errno(13);
 pub const EEXIST: Errno = Errno(17);
 pub const ENODEV: Errno = Errno(19);
+pub const ENOTDIR: Errno = Errno(20);
 pub const EPIPE: Errno = Errno(32);
 
 pub type Result<T> = core::result::Result<T, Errno>;
@@ -325,10 +327,12 @@ pub struct Poll {
 pub const IN: i16 = 1;
 pub const OUT: i16 = 4;
 
-/// Waits until one has come.
-pub fn poll(polls: &mut [Poll]) {
+/// Waits until one has come, or so many milliseconds.
+pub fn poll(polls: &mut [Poll], limit: Option<usize>) {
+    let time = limit.map(|limit| [limit / 1000, limit % 1000 * 1_000_000]);
+    let time = time.as_ref().map_or(0, |time| time.as_ptr() as usize);
     // Signals are blocked, and there is room.
-    raw(number::PPOLL, &[polls.as_mut_ptr() as usize, polls.len(), 0, 0, 0]).ok();
+    raw(number::PPOLL, &[polls.as_mut_ptr() as usize, polls.len(), time, 0, 0]).ok();
 }
 
 /// A socket for what is asked of interfaces (netdevice(7)).
