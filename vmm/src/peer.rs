@@ -135,12 +135,20 @@ fn ask_diagnostics(remote: SocketAddr, local: SocketAddr) -> io::Result<Option<u
     }
 }
 
-/// By the tables of TCP sockets of either family.
+/// By the tables of TCP sockets of either family. A table is read a page at a time, and the kernel may leave a socket out
+/// while others before it come and go: what is not there is looked for again.
 fn ask_proc(remote: SocketAddr, local: SocketAddr) -> io::Result<Option<u32>> {
-    let mut tables = fs::read_to_string("/proc/net/tcp")?;
-    // A kernel without IPv6 has none.
-    tables.push_str(&fs::read_to_string("/proc/net/tcp6").unwrap_or_default());
-    Ok(find(&tables, remote, local))
+    const LOOKS: usize = 4;
+    for _ in 0..LOOKS {
+        let mut tables = fs::read_to_string("/proc/net/tcp")?;
+        // A kernel without IPv6 has none.
+        tables.push_str(&fs::read_to_string("/proc/net/tcp6").unwrap_or_default());
+        let found = find(&tables, remote, local);
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }
 
 /// Looks a socket up in the text of such tables.
