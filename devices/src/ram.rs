@@ -32,6 +32,14 @@ pub trait Ram: Send + Sync + Debug {
     /// have been written learns of it.
     fn written(&self, _address: GuestPhys, _size: usize) {}
 
+    /// Lends parts of RAM as they are, each an address and its bytes, for as long as `work` takes: to a host that reads into
+    /// them, or writes from them, by itself. What it wrote is told by [`Self::written`]. `false`: nothing was lent, as
+    /// there may be something in RAM that is not the guest's, or a part does not lie in it in one piece. It is no fault:
+    /// [`Self::read`] and [`Self::write`] always do.
+    fn lend(&self, _parts: &[(GuestPhys, usize)], _work: &mut dyn FnMut(&[VolatileSlice<'_>])) -> bool {
+        false
+    }
+
     /// Has the host forget how it maps the page of 4 KiB at an address for KVM, without its contents' being lost.
     /// Where no RAM is, nothing happens.
     fn forget_mapping(&self, page: GuestPhys);

@@ -7,6 +7,7 @@ use crate::lock::lock;
 use crate::overlay::Overlay;
 use crate::qcow2::{self, header::MAGIC};
 use crate::raw::Raw;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -126,6 +127,12 @@ impl Image {
     pub fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.check_write(offset, bytes.len() as u64)?;
         self.layer.write(offset, bytes)
+    }
+
+    /// The file whose bytes are the disk's, one for one, as far as it goes: by it, whoever has checked what he does against
+    /// [size](Self::size) and [leave](Self::is_writable) reads and writes as well. None where no file is like that.
+    pub fn file(&self) -> Option<&File> {
+        self.layer.file()
     }
 
     /// What has been written is on the host's disk afterwards (of a snapshot, which is not kept, nothing has to be).

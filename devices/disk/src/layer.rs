@@ -1,6 +1,7 @@
 //! What holds a disk's bytes.
 
 use std::fmt::Debug;
+use std::fs::File;
 use std::io;
 
 /// What holds a disk's bytes. Whoever calls stays within its size, and writes to none that is only read.
@@ -16,6 +17,11 @@ pub trait Layer: Send + Sync + Debug {
 
     /// What was written is on the host's disk afterwards.
     fn flush(&self) -> io::Result<()>;
+
+    /// The file, where its bytes are the disk's.
+    fn file(&self) -> Option<&File> {
+        None
+    }
 
     /// Needs these bytes no more: they read as anything that was there before, or as zeros.
     fn discard(&self, offset: u64, count: u64) -> io::Result<()>;

@@ -2,6 +2,7 @@
 
 use crate::file::{Clear, Medium, SECTOR, clear, read_some, write_zeros};
 use crate::layer::Layer;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
@@ -39,6 +40,10 @@ impl Layer for Raw {
 
     fn flush(&self) -> io::Result<()> {
         self.0.file.sync_data()
+    }
+
+    fn file(&self) -> Option<&File> {
+        Some(&self.0.file)
     }
 
     fn discard(&self, offset: u64, count: u64) -> io::Result<()> {

@@ -9,6 +9,7 @@ mod requests;
 use super::queue::{Broken, Queues};
 use super::worker::{Rung, Serve, Then};
 use super::{Interrupts, Model, Service};
+use crate::ram::VolatileSlice;
 use crate::state::Misfit;
 use crate::tell;
 use requests::{Progress, Requests};
@@ -69,6 +70,17 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// The host's.
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Reads into RAM by itself, as much as comes at once: bytes. 0: it is to be read by [`Self::read`], which says why where
+    /// that cannot be.
+    fn read_into(&self, _offset: u64, _ram: &[VolatileSlice<'_>]) -> usize {
+        0
+    }
+
+    /// Writes from RAM likewise.
+    fn write_from(&self, _offset: u64, _ram: &[VolatileSlice<'_>]) -> usize {
+        0
+    }
 
     /// What has been written is kept, whatever happens to the host afterwards.
     ///

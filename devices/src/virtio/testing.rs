@@ -64,6 +64,15 @@ impl Ram for TestRam {
         GuestMemoryBackend::get_slice(&self.0, GuestAddress(address.0), size).ok()
     }
 
+    fn lend(&self, parts: &[(GuestPhys, usize)], work: &mut dyn FnMut(&[VolatileSlice<'_>])) -> bool {
+        let slices: Option<Vec<_>> =
+            parts.iter().map(|&(address, size)| self.shared(address, size)).collect();
+        slices.is_some_and(|slices| {
+            work(&slices);
+            true
+        })
+    }
+
     fn forget_mapping(&self, _: GuestPhys) {}
 }
 

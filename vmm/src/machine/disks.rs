@@ -2,9 +2,13 @@
 
 use crate::error::Error;
 use crate::machine::config::{DiskConfig, LONGEST_SERIAL};
+use devices::ram::VolatileSlice;
 use devices::virtio::block::{Block, Disk};
 use disk::Image;
+use libc::{c_int, iovec, off_t, ssize_t};
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// An image that is open, as a device has it.
@@ -28,6 +32,14 @@ impl Disk for Opened {
         self.0.write(offset, bytes)
     }
 
+    fn read_into(&self, offset: u64, ram: &[VolatileSlice<'_>]) -> usize {
+        self.0.file().map_or(0, |file| move_bytes(libc::preadv, file, offset, ram))
+    }
+
+    fn write_from(&self, offset: u64, ram: &[VolatileSlice<'_>]) -> usize {
+        self.0.file().map_or(0, |file| move_bytes(libc::pwritev, file, offset, ram))
+    }
+
     fn flush(&self) -> io::Result<()> {
         self.0.flush()
     }
@@ -39,6 +51,22 @@ impl Disk for Opened {
     fn write_zeroes(&self, offset: u64, count: u64, gives_room: bool) -> io::Result<()> {
         self.0.write_zeroes(offset, count, gives_room)
     }
+}
+
+/// The kernel's calls that move bytes between a file at an offset and memory in parts (readv(2)).
+type MovesBytes = unsafe extern "C" fn(c_int, *const iovec, c_int, off_t) -> ssize_t;
+
+/// Has one of them move what it does at once, bytes; 0 when it fails.
+fn move_bytes(call: MovesBytes, file: &File, offset: u64, ram: &[VolatileSlice<'_>]) -> usize {
+    let guards: Vec<_> =
+        ram.iter().take(libc::UIO_MAXIOV as usize).map(VolatileSlice::ptr_guard_mut).collect();
+    let parts: Vec<iovec> =
+        guards.iter().map(|guard| iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }).collect();
+    let (Ok(count), Ok(offset)) = (c_int::try_from(parts.len()), off_t::try_from(offset)) else { return 0 };
+    // SAFETY: each part is memory of the guest's as long as its guard is there, and no Rust reference is to it.
+    let moved = unsafe { call(file.as_raw_fd(), parts.as_ptr(), count, offset) };
+    // A failure is told by whoever tries again, one byte after the other.
+    usize::try_from(moved).unwrap_or(0)
 }
 
 /// A disk that is open, and what the guest knows it by.
@@ -71,5 +99,47 @@ impl OpenDisk {
                 "--disk: the serial number '{serial}' has more than {LONGEST_SERIAL} bytes: write {path},serial=TEXT"
             ))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::guest_ram::GuestRam;
+    use arch::GuestPhys;
+    use debug::engine::Engine;
+    use devices::ram::Ram;
+    use disk::{Access, Format, Options};
+    use kvm::HOST_ISA;
+
+    /// Between a raw image and RAM nothing is copied by us, unless a debugger may have planted something there.
+    #[test]
+    fn raw_images_are_read_and_written_in_place() {
+        let path = std::env::temp_dir().join(format!("vmm-in-place-{}", std::process::id()));
+        let noise: Vec<u8> = (0..6000u32).map(|at| (at * at / 7).to_le_bytes()[0]).collect();
+        std::fs::write(&path, &noise).unwrap();
+        let options = Options { path: path.clone(), format: Some(Format::Raw), access: Access::ReadWrite };
+        let disk = Opened(Arc::new(Image::open(&options).unwrap()));
+        let ram = GuestRam::new(&kvm::ram::map(HOST_ISA, 4 << 20).unwrap());
+        let start = ram.ranges()[0].start.0;
+        let parts = [(GuestPhys(start + 0x100), 700), (GuestPhys(start + 0x3000), 3300)];
+        let mut moved = 0;
+        assert!(ram.lend(&parts, &mut |slices| moved = disk.read_into(1000, slices)));
+        let mut read = [0; 4000];
+        let (first, second) = read.split_at_mut(700);
+        assert_eq!((Ram::read(&ram, parts[0].0, first), Ram::read(&ram, parts[1].0, second)), (700, 3300));
+        assert!(moved == 4000 && read == noise[1000..5000]);
+        // What is there of it, and nothing behind its end.
+        assert!(ram.lend(&parts, &mut |slices| moved = disk.read_into(5000, slices)) && moved == 1000);
+        assert!(ram.lend(&parts, &mut |slices| moved = disk.read_into(6000, slices)) && moved == 0);
+        assert!(ram.lend(&parts, &mut |slices| moved = disk.read_into(u64::MAX, slices)) && moved == 0);
+        Ram::write(&ram, parts[1].0, b"written");
+        assert!(ram.lend(&parts[1..], &mut |slices| moved = disk.write_from(512, slices)) && moved == 3300);
+        assert!(std::fs::read(&path).unwrap()[512..].starts_with(b"written"));
+        // No RAM; a debugger.
+        assert!(!ram.lend(&[(GuestPhys(u64::MAX - 10), 4)], &mut |_| panic!("it is lent")));
+        ram.set_engine(Some(Arc::new(Engine::new(HOST_ISA, debug::fake::host(), 1))));
+        assert!(!ram.lend(&parts, &mut |_| panic!("it is lent")));
+        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -118,6 +118,18 @@ impl Ram for GuestRam {
         self.memory.0.get_slice(GuestAddress(address.0), size).ok()
     }
 
+    fn lend(&self, parts: &[(GuestPhys, usize)], work: &mut dyn FnMut(&[VolatileSlice<'_>])) -> bool {
+        // Nobody comes to plant something meanwhile.
+        let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner);
+        let slice = |&(address, size): &(GuestPhys, usize)| self.shared(address, size);
+        let slices: Option<Vec<_>> = parts.iter().map(slice).collect();
+        let slices = slices.filter(|_| engine.is_none());
+        slices.is_some_and(|slices| {
+            work(&slices);
+            true
+        })
+    }
+
     fn forget_mapping(&self, page: GuestPhys) {
         forget_mapping(&self.memory.0, page.0);
     }

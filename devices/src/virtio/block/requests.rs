@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// Bytes of a sector, whatever a disk's blocks are.
 pub const SECTOR: u64 = 512;
-/// What is read or written at once, bytes: so much is allocated for it.
+/// What is read or written at once where it has to be copied, bytes: so much is allocated for it.
 const PIECE: usize = 128 << 10;
 /// As much as is read or written before others have their turn, bytes.
 pub const BYTES_AT_ONCE: u64 = 2 << 20;
@@ -74,6 +74,14 @@ pub struct Requests<D> {
     pub label: Arc<str>,
     pub serial: [u8; LONGEST_SERIAL],
     pub writes_through: bool,
+}
+
+/// By which way bytes come and go.
+enum Data<'a> {
+    /// The disk's own, between itself and RAM: so many bytes.
+    InPlace(usize),
+    /// By a piece of room.
+    Copied(&'a mut [u8]),
 }
 
 /// A request.
@@ -142,17 +150,29 @@ impl<D: Disk> Requests<D> {
         let done = match request.what {
             kind::IN => {
                 let to = &request.chain.writable;
-                self.in_pieces(request, request.to, (progress, left), |at, offset, piece| {
-                    self.disk.read(offset, piece)?;
-                    to.write(at, piece);
-                    Ok(())
+                self.in_pieces(request, request.to, (progress, left), |at, offset, data| match data {
+                    Data::InPlace(count) => {
+                        Ok(to.lend(at, count, true, |ram| self.disk.read_into(offset, ram)))
+                    }
+                    Data::Copied(piece) => {
+                        self.disk.read(offset, piece)?;
+                        Ok(to.write(at, piece))
+                    }
                 })?
             }
             kind::OUT => {
                 let from = &request.chain.readable;
-                let done = self.in_pieces(request, request.from, (progress, left), |at, offset, piece| {
-                    from.read(HEADER as u64 + at, piece);
-                    self.disk.write(offset, piece)
+                let done = self.in_pieces(request, request.from, (progress, left), |at, offset, data| {
+                    let at = HEADER as u64 + at;
+                    match data {
+                        Data::InPlace(count) => {
+                            Ok(from.lend(at, count, false, |ram| self.disk.write_from(offset, ram)))
+                        }
+                        Data::Copied(piece) => {
+                            from.read(at, piece);
+                            self.disk.write(offset, piece).map(|()| piece.len())
+                        }
+                    }
                 })?;
                 done.map(|_| 0)
             }
@@ -183,14 +203,14 @@ impl<D: Disk> Requests<D> {
         if end > self.disk.size() { Err(Failure::Wrong) } else { Ok(offset) }
     }
 
-    /// Reads or writes so many bytes: `work` is given where in the request's data, where on the disk, and a piece of
-    /// room. All of them, when it is done.
+    /// Reads or writes so many bytes: `work` is given where in the request's data, where on the disk, and by which way, and
+    /// says how many bytes it has done. All of them, when it is done.
     fn in_pieces(
         &self,
         request: &Request<'_>,
         count: u64,
         (progress, left): (&mut Progress, &mut u64),
-        mut work: impl FnMut(u64, u64, &mut [u8]) -> io::Result<()>,
+        mut work: impl FnMut(u64, u64, Data<'_>) -> io::Result<usize>,
     ) -> Done {
         if !count.is_multiple_of(SECTOR) {
             return Err(Failure::Wrong);
@@ -198,17 +218,22 @@ impl<D: Disk> Requests<D> {
         let offset = self.place(request.sector, count)?;
         let Progress { begun: Some((_, done)), piece } = progress else { return Err(Failure::Wrong) };
         while *done < count {
-            let size = (count - *done).min(*left).min(PIECE as u64);
+            let size = usize::try_from((count - *done).min(*left)).unwrap_or(PIECE);
             if size == 0 {
                 return Ok(None);
             }
-            let size = usize::try_from(size).unwrap_or(PIECE);
-            if piece.len() < size {
-                piece.resize(size, 0);
+            // What is done to a part of a sector is done again.
+            let mut now = work(*done, offset + *done, Data::InPlace(size))? as u64 / SECTOR * SECTOR;
+            if now == 0 {
+                let size = size.min(PIECE);
+                if piece.len() < size {
+                    piece.resize(size, 0);
+                }
+                work(*done, offset + *done, Data::Copied(&mut piece[..size]))?;
+                now = size as u64;
             }
-            work(*done, offset + *done, &mut piece[..size])?;
-            *done += size as u64;
-            *left -= size as u64;
+            *done += now;
+            *left = left.saturating_sub(now);
         }
         Ok(Some(count))
     }
