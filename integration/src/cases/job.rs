@@ -312,11 +312,20 @@ pub fn exec(c: &mut Context) -> Check {
         both.expect_code(9)?;
         check(both.output == "out\n" && both.errors == "err\n", || format!("{both:?}"))?;
         // The codes of a run's command.
-        for (command, code) in
-            [("nothing", 127), ("/etc", 126), ("sh -c kill~-9~$$", 128 + 9), ("sh -c exit~120", 120)]
-        {
+        let codes = [
+            ("nothing", 127),
+            ("/bin/busybox/no-folder", 127),
+            ("/etc", 126),
+            ("sh -c kill~-9~$$", 128 + 9),
+            ("sh -c exit~120", 120),
+            ("sh -c echo~'exit~$1'>/tmp/script;chmod~755~/tmp/script", 0),
+            // A shell's, though it does not say so.
+            ("/tmp/script 9", 9),
+        ];
+        for (command, code) in codes {
             c.run(&format!("exec job -- {command}"), &[], limit)?.expect_code(code)?;
         }
+        c.run("exec job --env PATH=:/bin --cwd /tmp -- script 8", &[], limit)?.expect_code(8)?;
         // One that is killed leaves its command a signal, and does not keep the others.
         let mut gone = c.start(Wiring::Pipes, "exec job -- sh -c echo~here;exec~sleep~1000", &[])?;
         gone.expect("here", limit)?;
@@ -496,25 +505,17 @@ pub fn nobody_answers(c: &mut Context) -> Check {
     nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU).map_err(|error| error.to_string())?;
     let alone = run(c, &root, &format!("--kernel-log {}", log.display()), "echo done")?;
     alone.expect_code(0)?;
-    nobody_reads(c, &root)?;
+    nobody_reads(c, &root, true)?;
+    nobody_reads(c, &root, false)?;
     nobody_begins(c, &root)?;
     let long = run(c, &root, "", &format!("echo {}", "x".repeat(40_000)))?;
     long.expect_code(125)?;
     long.expect_one_line("the command and its environment are too long")
 }
 
-/// Nobody reads the output: the first signal ends the command, another one the wait.
-fn nobody_reads(c: &Context, root: &Path) -> Check {
+/// Nobody reads the output: the first signal ends the command, another one the wait. Of one that has ended the first does.
+fn nobody_reads(c: &mut Context, root: &Path, is_endless: bool) -> Check {
     let limit = c.limit(60);
-    let (reader, writer) = std::io::pipe().map_err(|error| error.to_string())?;
-    let mut command = Command::new(&c.vmm);
-    command.arg("run").arg("--kernel").arg(c.kernel("6.12")).arg("--modules").arg(c.modules());
-    command.arg("--root").arg(root).args(["--slow", &c.slowness.to_string(), "--memory", "256M"]);
-    command.args(["--", "seq", "10000000"]).env_remove("RUST_LOG");
-    command.stdin(std::process::Stdio::null()).stdout(writer);
-    let mut child = command.spawn().map_err(|error| error.to_string())?;
-    drop(command);
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
     let until = |what: &str, is_so: &mut dyn FnMut() -> Result<bool, String>| -> Check {
         let deadline = Instant::now() + limit;
         while !is_so()? {
@@ -523,9 +524,30 @@ fn nobody_reads(c: &Context, root: &Path) -> Check {
         }
         Ok(())
     };
+    let (reader, writer) = std::io::pipe().map_err(|error| error.to_string())?;
+    let mut command = Command::new(&c.vmm);
+    command.arg("run").arg("--kernel").arg(c.kernel("6.12")).arg("--modules").arg(c.modules());
+    command.arg("--root").arg(root).args(["--slow", &c.slowness.to_string(), "--memory", "256M"]);
+    match is_endless {
+        true => command.args(["--", "seq", "10000000"]),
+        // More than a pipe holds, and less than is on its way besides.
+        false => command.args(["--name", "late", "--", "head", "-c", "100000", "/dev/zero"]),
+    };
+    command.env_remove("RUST_LOG").stdin(std::process::Stdio::null()).stdout(writer);
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    drop(command);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
     let mut status = None;
     let talked = (|| -> Check {
         until("the pipe does not become full", &mut || Ok(unread(&reader)? >= 60_000))?;
+        if !is_endless {
+            // It has ended by itself; who asks of its guest is answered.
+            until("the command does not end", &mut || {
+                let asked = c.run("monitor late ps", &[], limit)?;
+                asked.expect_code(0)?;
+                Ok(!asked.output.contains(" head"))
+            })?;
+        }
         until("it does not end", &mut || {
             // One that comes while another waits to be heard is the same.
             nix::sys::signal::kill(pid, Signal::SIGTERM).map_err(|error| error.to_string())?;

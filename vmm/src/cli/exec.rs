@@ -12,6 +12,7 @@ use crate::job::verdict::{CANNOT, Verdict};
 use crate::outcome::StoppedBy;
 use clap::builder::ValueParser;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read, Write};
@@ -109,26 +110,27 @@ fn enter(guest: &str) -> io::Result<UnixStream> {
 }
 
 fn visit(guest: &str, command: &Command, wait: Duration) -> io::Result<Verdict> {
+    let has_terminal = command.terminal.is_some();
+    let command = command.encoded().ok_or_else(|| io::Error::other(TOO_LONG))?;
     // Until then signals end this, as they end any program.
     let stream = enter(guest)?;
-    let signals = take_signals(command.terminal.is_some()).map_err(io::Error::other)?;
+    let signals = take_signals(has_terminal).map_err(io::Error::other)?;
     stream.set_nonblocking(true)?;
     let mut visit = Visit {
         stream,
         signals,
-        session: Session::new(1, command.terminal.is_some())?,
+        session: Session::new(1, has_terminal)?,
         decoder: Decoder::default(),
         out: Vec::new(),
         begins_until: Some(Instant::now() + wait),
         was_told: false,
+        is_over: false,
     };
-    if !visit.session.begin(command, &mut visit.out) {
-        return Err(io::Error::other(TOO_LONG));
-    }
+    visit.session.begin(&command, &mut visit.out);
     let end = visit.live();
     // Who has ended it does not wait for whoever reads.
     let patience = matches!(end, Ok(End::Stopped(_))).then_some(LAST_MOMENT);
-    let ended_by = visit.session.finish(&visit.signals, patience).ended_by;
+    let ended_by = visit.finish(patience)?;
     Ok(match (end?, ended_by) {
         (End::Stopped(by), _) => Verdict::Stopped(by),
         (End::Command(_), Some(by)) => Verdict::Stopped(by),
@@ -157,16 +159,15 @@ struct Visit {
     begins_until: Option<Instant>,
     /// The command was sent a signal that ends it.
     was_told: bool,
+    /// Nothing more is heard of the guest.
+    is_over: bool,
 }
 
 impl Visit {
     fn live(&mut self) -> io::Result<End> {
         loop {
-            self.wait()?;
-            while let Some(signal) = next_signal(&self.signals) {
-                if self.session.hear_of_terminal(signal, &mut self.out) {
-                    continue;
-                }
+            self.wait(self.begins_until)?;
+            while let Some(signal) = self.next_signal() {
                 // The second time, or where nobody can have heard it, it is the end of this.
                 if self.begins_until.is_some() || std::mem::replace(&mut self.was_told, true) {
                     return Ok(End::Stopped(StoppedBy::Signal(signal as i32)));
@@ -188,12 +189,44 @@ impl Visit {
         }
     }
 
-    fn wait(&self) -> io::Result<()> {
-        let sends = if self.out.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
+    /// The next signal that is not about the terminal alone.
+    fn next_signal(&mut self) -> Option<Signal> {
+        while let Some(signal) = next_signal(&self.signals) {
+            if !self.session.hear_of_terminal(signal, &mut self.out) {
+                return Some(signal);
+            }
+        }
+        None
+    }
+
+    /// Waits until all is written, as long as somebody reads it, it takes no longer than `patience`, and no signal or key
+    /// ends the waiting: what has.
+    fn finish(&mut self, patience: Option<Duration>) -> io::Result<Option<StoppedBy>> {
+        let until = patience.map(|patience| Instant::now() + patience);
+        self.is_over = true;
+        self.session.close();
+        while !self.session.is_over() && until.is_none_or(|until| Instant::now() < until) {
+            self.wait(until)?;
+            if let Some(signal) = self.next_signal() {
+                return Ok(Some(StoppedBy::Signal(signal as i32)));
+            }
+            if self.session.carry(&mut self.out) {
+                return Ok(Some(StoppedBy::Console));
+            }
+        }
+        Ok(None)
+    }
+
+    /// For news, until then at most.
+    fn wait(&self, until: Option<Instant>) -> io::Result<()> {
         let wakes = self.session.wakes().chain([self.signals.as_fd()]);
         let mut polls: Vec<PollFd<'_>> = wakes.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        polls.push(PollFd::new(self.stream.as_fd(), PollFlags::POLLIN | sends));
-        let timeout = self.begins_until.map_or(PollTimeout::NONE, |until| {
+        // Once all is told, the guest's end of it is of no more use.
+        if !self.is_over {
+            let sends = if self.out.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
+            polls.push(PollFd::new(self.stream.as_fd(), PollFlags::POLLIN | sends));
+        }
+        let timeout = until.map_or(PollTimeout::NONE, |until| {
             // Rounded up, so that the time has come by then.
             let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)

@@ -200,6 +200,7 @@ pub fn take_signals(has_terminal: bool) -> Result<SignalFd, Error> {
 /// # Errors
 /// [`Error`] when it could not be begun.
 pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
+    let command = job.command.encoded().ok_or_else(|| Error::Usage(TOO_LONG.into()))?;
     let signals = take_signals(job.command.terminal.is_some())?;
     let new_event = || {
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::system("cannot make an eventfd"))
@@ -223,6 +224,7 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
     let now = Instant::now();
     let desk = Desk {
         job,
+        command: &command,
         guest: &guest,
         control: control.as_ref(),
         pause: Pause::default(),
@@ -239,7 +241,6 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         log,
         is_up: false,
         was_told: false,
-        was_stopped: false,
         sign: None,
         stuck: Stuck::default(),
         next_look: now + stuck::EVERY,
@@ -249,7 +250,7 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         ends: job.timeout.map(|limit| now + limit),
         verdict: None,
         is_over: false,
-        is_held: false,
+        phase: Phase::Runs,
         was_debugged: false,
     };
     cell::settle();
@@ -281,9 +282,22 @@ fn lost_lines(count: u64) -> String {
     format!("vmm: {lines} of the log {were} dropped here: they are not read as fast as they come\n")
 }
 
+/// How far a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// What comes of it is to be seen.
+    Runs,
+    /// That is known; the last of its output waits for whoever reads it.
+    Ends,
+    /// The guest is kept.
+    Kept,
+}
+
 /// All that is there while a job runs.
 struct Desk<'a> {
     job: &'a Job,
+    /// Its command, as the guest is told.
+    command: &'a [u8],
     guest: &'a Guest,
     control: Option<&'a ControlSocket>,
     pause: Pause,
@@ -306,8 +320,6 @@ struct Desk<'a> {
     is_up: bool,
     /// The command was sent a signal that ends it.
     was_told: bool,
-    /// Somebody has ended the wait for the last of its output.
-    was_stopped: bool,
     /// What the log is a sign of, the line, and until when more is waited for.
     sign: Option<(Sign, String, Instant)>,
     stuck: Stuck,
@@ -320,8 +332,7 @@ struct Desk<'a> {
     verdict: Option<Verdict>,
     /// The guest is.
     is_over: bool,
-    /// The job is over, and the guest is kept.
-    is_held: bool,
+    phase: Phase,
     /// A debugger has had it.
     was_debugged: bool,
 }
@@ -334,11 +345,19 @@ impl Desk<'_> {
             // What the guest is in the middle of is of no use to anybody.
             self.guest.pause();
         }
-        let ended = self.ended(verdict);
+        let mut ended = self.explained(verdict);
+        let late = self.finish_output(&ended.verdict)?;
+        let was_stopped = matches!(late, Some(Verdict::Stopped(_)));
+        if let Some(late) = late.filter(|_| patience(&ended.verdict).is_none()) {
+            // Not all of its output was read.
+            ended.verdict = late;
+        }
+        ended.is_line_open = self.session.take().is_some_and(|session| session.is_line_open());
+        ended.took = self.began.elapsed();
         report(&ended);
         if holds {
-            // Somebody may have ended the run while its last output waited.
-            if !self.was_stopped {
+            // Somebody may have ended the run, or the guest itself, while its last output waited.
+            if !was_stopped && !self.is_over {
                 self.hold(&ended.verdict)?;
             }
             self.guest.pause();
@@ -350,23 +369,47 @@ impl Desk<'_> {
     /// Until there is one.
     fn next_verdict(&mut self) -> Result<Verdict, Error> {
         loop {
-            self.wait()?;
-            self.read_serial();
-            self.receive();
-            self.carry();
-            self.send();
-            self.hear_signals();
-            self.serve_clients();
-            self.look_at_guest();
-            self.look_at_time();
+            self.turn()?;
             if let Some(verdict) = self.verdict.take() {
                 return Ok(verdict);
             }
         }
     }
 
-    /// The end of the command's session, and what there is to be said of it.
-    fn ended(&mut self, verdict: Verdict) -> Ended {
+    /// Waits for something, and deals with all that there is.
+    fn turn(&mut self) -> Result<(), Error> {
+        self.wait()?;
+        self.read_serial();
+        self.receive();
+        self.carry();
+        self.send();
+        self.hear_signals();
+        self.serve_clients();
+        self.look_at_guest();
+        self.look_at_time();
+        Ok(())
+    }
+
+    /// Waits until the last of the command's output is written, as long as somebody reads it, and as that may take: what
+    /// has ended the waiting. Whoever asks of the guest is answered meanwhile.
+    fn finish_output(&mut self, verdict: &Verdict) -> Result<Option<Verdict>, Error> {
+        self.phase = Phase::Ends;
+        self.was_told = true;
+        (self.boot_ends, self.sign) = (None, None);
+        self.ends = patience(verdict).map(|limit| Instant::now() + limit).or(self.ends);
+        if let Some(session) = &mut self.session {
+            session.close();
+        }
+        while self.session.as_ref().is_some_and(|session| !session.is_over()) && self.verdict.is_none() {
+            self.turn()?;
+        }
+        // No longer than somebody reads it.
+        self.log.as_ref().map(LineQueue::finish);
+        Ok(self.verdict.take())
+    }
+
+    /// What there is to be said of it.
+    fn explained(&mut self, verdict: Verdict) -> Ended {
         let (mut vcpus, mut why, mut tail) = (Vec::new(), None, std::mem::take(&mut self.tail));
         if verdict.shows_log() {
             let found = self.guest.why(LONGEST_LOOK * self.job.slow);
@@ -383,26 +426,14 @@ impl Desk<'_> {
                 tail = log.into_iter().collect();
             }
         }
-        let finish = self.session.take().map(|session| session.finish(&self.signals, patience(&verdict)));
-        let ended_by = finish.and_then(|finish| finish.ended_by);
-        self.was_stopped = ended_by.is_some();
-        let verdict = match ended_by {
-            // Not all of its output was read.
-            Some(by) if patience(&verdict).is_none() => Verdict::Stopped(by),
-            _ => verdict,
-        };
-        let is_line_open = finish.is_some_and(|finish| finish.is_line_open);
-        // No longer than somebody reads it.
-        self.log.as_ref().map(LineQueue::finish);
         let (took, booted_after) = (self.began.elapsed(), self.booted_after);
-        Ended { verdict, log: tail, vcpus, why, took, booted_after, is_line_open }
+        Ended { verdict, log: tail, vcpus, why, took, booted_after, is_line_open: false }
     }
 
     /// Keeps the guest, until its time is over, it ends, or somebody ends it. One that stands still does until a
     /// debugger has it.
     fn hold(&mut self, verdict: &Verdict) -> Result<(), Error> {
-        self.is_held = true;
-        (self.boot_ends, self.sign) = (None, None);
+        self.phase = Phase::Kept;
         self.ends = self.job.hold_on.limit.map(|limit| Instant::now() + limit);
         let how_long =
             self.job.hold_on.limit.map_or_else(|| "until Ctrl-C".into(), |it| format!("for {it:?}"));
@@ -415,9 +446,11 @@ impl Desk<'_> {
         self.next_verdict().map(|_| ())
     }
 
-    /// The first verdict stands.
+    /// The first verdict stands. Once it is told what came of the guest, people and time end the wait for whoever reads.
     fn decide(&mut self, verdict: Verdict) {
-        self.verdict.get_or_insert(verdict);
+        if self.phase != Phase::Ends || matches!(verdict, Verdict::Stopped(_) | Verdict::TimeOver) {
+            self.verdict.get_or_insert(verdict);
+        }
     }
 
     /// The command has ended; what the log is a sign of, it has told before, and that is what came of it.
@@ -487,7 +520,7 @@ impl Desk<'_> {
     }
 
     fn look_at_line(&mut self, line: &str) {
-        let Some(sign) = self.job.watch.sign(line).filter(|_| !self.is_held) else { return };
+        let Some(sign) = self.job.watch.sign(line).filter(|_| self.phase == Phase::Runs) else { return };
         let patience = if sign == Sign::Panic { AFTER_PANIC } else { AFTER_SIGN } * self.job.slow;
         // A panic behind an oops is the end; other signs are what comes of the first.
         let is_worse = matches!(&self.sign, Some((Sign::Trouble(_) | Sign::Hang, ..))) && sign == Sign::Panic;
@@ -522,8 +555,10 @@ impl Desk<'_> {
                     Ok(Some(frame)) => self.hear(frame),
                     Ok(None) => break,
                     Err(_) => {
-                        let why = "what it says on the job's port is not understood";
-                        return self.decide(Verdict::NoRoot(why.into()));
+                        // There is nothing more to be understood of it.
+                        self.is_port_open = false;
+                        self.out.clear();
+                        return self.decide(Verdict::Lost);
                     }
                 }
             }
@@ -533,7 +568,7 @@ impl Desk<'_> {
     fn hear(&mut self, frame: Frame) {
         match (frame.kind, frame.session) {
             (Kind::Hello, NO_SESSION) => self.begin(),
-            (Kind::Trouble, NO_SESSION) => {
+            (Kind::Trouble, NO_SESSION) if !self.is_up => {
                 self.decide(Verdict::NoRoot(String::from_utf8_lossy(&frame.payload).into_owned()));
             }
             (Kind::Log, NO_SESSION) => {
@@ -558,9 +593,8 @@ impl Desk<'_> {
             return;
         }
         (self.booted_after, self.boot_ends) = (Some(self.began.elapsed()), None);
-        let session = self.session.as_mut();
-        if session.is_some_and(|session| !session.begin(&self.job.command, &mut self.out)) {
-            self.decide(Verdict::NoRoot(TOO_LONG.into()));
+        if let Some(session) = &mut self.session {
+            session.begin(self.command, &mut self.out);
         }
     }
 
@@ -671,7 +705,10 @@ impl Desk<'_> {
 
     /// Whether one of them stays where it is, with interrupts off. What a debugger holds stays, too.
     fn look_at_vcpus(&mut self) {
-        if self.is_held {
+        if self.phase == Phase::Ends {
+            return;
+        }
+        if self.phase == Phase::Kept {
             // Who has stopped them is a debugger from here on.
             if self.guest.is_debugged() {
                 self.guest.resume();
@@ -696,10 +733,10 @@ impl Desk<'_> {
         if let Some((sign, line, _)) = sign {
             self.decide(of_sign(sign, line));
         }
-        if self.is_debuggers() {
+        if self.phase == Phase::Runs && self.is_debuggers() {
             // Its times begin anew when the debugger has gone.
             self.boot_ends = self.boot_ends.map(|_| now + self.job.boot_timeout);
-            self.ends = self.job.timeout.filter(|_| !self.is_held).map(|limit| now + limit).or(self.ends);
+            self.ends = self.job.timeout.map(|limit| now + limit).or(self.ends);
         }
         if self.next_look <= now {
             self.next_look = now + stuck::EVERY;

@@ -56,6 +56,7 @@ impl HoldOn {
             | Verdict::Signal(_)
             | Verdict::NoUserSpace
             | Verdict::NoRoot(_)
+            | Verdict::Lost
             | Verdict::TimeOver => Way::Fail,
         };
         self.ways.contains(&way)
@@ -75,8 +76,8 @@ pub fn ways_in(name: &str, verdict: &Verdict, has_gdb: bool, is_up: bool) -> Vec
     if !has_gdb {
         lines.push(format!("vmm gdb {name} :1234       and in gdb: target remote :1234"));
     }
-    // One whose root could not be made has nobody left who would answer.
-    if is_up && !stands_still(verdict) && !matches!(verdict, Verdict::NoRoot(_)) {
+    // One whose root could not be made, or whose first process is not understood, has nobody who would answer.
+    if is_up && !stands_still(verdict) && !matches!(verdict, Verdict::NoRoot(_) | Verdict::Lost) {
         lines.push(format!("vmm exec {name} -- sh      a shell in it"));
     }
     lines
@@ -118,6 +119,7 @@ mod tests {
         for (verdict, is_up) in [
             (Verdict::NoRoot("x".into()), true),
             (Verdict::NoRoot("x".into()), false),
+            (Verdict::Lost, true),
             (Verdict::TimeOver, false),
         ] {
             let ways = ways_in("a", &verdict, false, is_up);

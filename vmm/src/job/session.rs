@@ -1,9 +1,8 @@
 //! The host's end of a session: the process's standard streams, and the command in the guest that they belong to.
 
-use super::protocol::{self, Command, Frame, Kind, NO_SESSION};
+use super::protocol::{self, Frame, Kind, NO_SESSION};
 use super::streams::{News, Streams};
 use crate::logging;
-use crate::outcome::StoppedBy;
 use crate::run::escape::{Escape, HELP, Key};
 use crate::run::foreground::Foreground;
 use crate::run::terminal::{self, RawMode};
@@ -13,7 +12,6 @@ use nix::sys::signalfd::SignalFd;
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::time::{Duration, Instant};
 
 /// As much input waits for the guest at most, bytes.
 const MOST_WAITING: usize = 256 << 10;
@@ -123,10 +121,9 @@ impl Session {
         true
     }
 
-    /// The guest is there: the command is started. `false` if it is too long.
-    pub fn begin(&mut self, command: &Command, out: &mut Vec<u8>) -> bool {
-        let Some(command) = command.encoded() else { return false };
-        protocol::put(out, Kind::Start, self.id, &command);
+    /// The guest is there: the command is started, [encoded](protocol::Command::encoded).
+    pub fn begin(&mut self, command: &[u8], out: &mut Vec<u8>) {
+        protocol::put(out, Kind::Start, self.id, command);
         match self.held.take() {
             Some(typed) => {
                 let pieces = typed.chunks(protocol::MOST_PAYLOAD);
@@ -134,7 +131,6 @@ impl Session {
             }
             None => self.streams.make_room(protocol::WINDOW),
         }
-        true
     }
 
     /// What is typed, and what has been written; whether somebody wants the guest's end.
@@ -253,52 +249,20 @@ impl Session {
         }
     }
 
-    /// Waits until all is written, as long as somebody reads it, it takes no longer than `patience`, and no signal or key
-    /// ends the waiting; and gives the terminal back.
-    pub fn finish(mut self, signals: &SignalFd, patience: Option<Duration>) -> Finish {
-        let mut finish = Finish { is_line_open: self.is_line_open, ended_by: None };
-        let until = patience.map(|patience| Instant::now() + patience);
+    /// Nothing more comes of the command: its output is [over](Self::is_over) when all is written.
+    pub fn close(&mut self) {
         self.streams.close();
-        while !self.streams.are_over() && finish.ended_by.is_none() {
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                break;
-            }
-            // Rounded up, so that the time has come by then.
-            let timeout = left.map_or(PollTimeout::NONE, |left| {
-                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
-            });
-            let mut polls: Vec<PollFd<'_>> =
-                self.wakes().chain([signals.as_fd()]).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-            match poll(&mut polls, timeout) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => {
-                    log::debug!("cannot wait for the standard streams: {error}");
-                    break;
-                }
-            }
-            // The command has ended: nobody hears what would be sent.
-            let mut nowhere = Vec::new();
-            while let Some(signal) = next_signal(signals) {
-                if !self.hear_of_terminal(signal, &mut nowhere) {
-                    finish.ended_by = Some(StoppedBy::Signal(signal as i32));
-                }
-            }
-            if self.carry(&mut nowhere) {
-                finish.ended_by = Some(StoppedBy::Console);
-            }
-        }
-        finish
     }
-}
 
-/// How the end of a session went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Finish {
-    /// Errors have ended within a line.
-    pub is_line_open: bool,
-    /// What has ended the waiting for somebody who does not read.
-    pub ended_by: Option<StoppedBy>,
+    /// Whether all that was to be written is, or nobody reads it; [`Self::wakes`] tell when that changes.
+    pub fn is_over(&self) -> bool {
+        self.streams.are_over()
+    }
+
+    /// Whether the errors, so far, end within a line.
+    pub fn is_line_open(&self) -> bool {
+        self.is_line_open
+    }
 }
 
 /// The next signal that has come.
@@ -329,8 +293,6 @@ pub fn size_of_terminal() -> Option<(u16, u16)> {
 mod tests {
     use super::*;
     use crate::job::protocol::Decoder;
-    use nix::sys::signal::SigSet;
-    use nix::sys::signalfd::SfdFlags;
     use std::io::Write;
     use std::os::fd::OwnedFd;
 
@@ -369,7 +331,7 @@ mod tests {
             assert!(!session.carry(&mut out) && out.is_empty());
         }
         assert!((40_000..=MOST_HELD).contains(&session.held.as_ref().unwrap().len()));
-        assert!(session.begin(&Command::default(), &mut out));
+        session.begin(b"", &mut out);
         let begun = frames(&out);
         assert_eq!(begun[0].0, Kind::Start);
         let later: usize = begun[1..].iter().map(|(_, typed)| typed.len()).sum();
@@ -386,7 +348,7 @@ mod tests {
     fn keys_are_heard_behind_more_than_the_command_reads() {
         let (mut session, mut typed, _read) = session();
         let (mut out, mut sent) = (Vec::new(), 0);
-        assert!(session.begin(&Command::default(), &mut out));
+        session.begin(b"", &mut out);
         // The command reads nothing; what goes to the guest does.
         for _ in 0..20 {
             typed.write_all(&[b'x'; 8192]).unwrap();
@@ -465,8 +427,14 @@ mod tests {
         session.hear(Frame { kind: Kind::Errors, session: 1, payload: vec![b'x'; 65_536] });
         session.streams.write(0, vec![b'x'; 65_536]);
         typed.write_all(b"\x01x").unwrap();
-        let nobody = SignalFd::with_flags(&SigSet::empty(), SfdFlags::SFD_NONBLOCK).unwrap();
-        let finish = session.finish(&nobody, Some(Duration::from_secs(30)));
-        assert_eq!(finish.ended_by, Some(StoppedBy::Console));
+        session.close();
+        let mut out = Vec::new();
+        loop {
+            wait(&session);
+            if session.carry(&mut out) {
+                break;
+            }
+        }
+        assert!(!session.is_over());
     }
 }

@@ -16,6 +16,8 @@ pub enum Verdict {
     Trouble(Trouble, String),
     /// The guest ended before the command did.
     Ended(Outcome),
+    /// What the guest's first process says is not understood: something else speaks in its place.
+    Lost,
     /// The kernel panicked: the line that says so, if it was heard.
     Panic(Option<String>),
     /// It hangs: what says so.
@@ -44,7 +46,7 @@ macro_rules! codes {
 codes! {
     CELL = 117, "vmm itself did what its cell forbids (--sandbox)";
     TROUBLE = 118, "the guest's log has what --fail-on names";
-    ENDED = 119, "the guest ended before the command did: it switched itself off, was reset, or its processor shut down";
+    ENDED = 119, "the guest ended before the command did: it switched itself off, was reset, its processor shut down, or its first process is not understood any more";
     PANIC = 120, "the guest's kernel panicked";
     HANG = 121, "the guest hangs";
     NO_USER_SPACE = 122, "the guest did not come so far as to run a program (--boot-timeout)";
@@ -80,7 +82,7 @@ impl Verdict {
             // As one that Ctrl-C ends.
             Verdict::Stopped(StoppedBy::Console | StoppedBy::Debugger) => SIGNALS + 2,
             Verdict::Trouble(..) => TROUBLE,
-            Verdict::Ended(_) => ENDED,
+            Verdict::Ended(_) | Verdict::Lost => ENDED,
             Verdict::Panic(_) => PANIC,
             Verdict::Hang(_) => HANG,
             Verdict::NoUserSpace => NO_USER_SPACE,
@@ -96,6 +98,7 @@ impl Verdict {
             Verdict::Signal(_) => "signal",
             Verdict::Trouble(..) => "log",
             Verdict::Ended(_) => "ended",
+            Verdict::Lost => "lost",
             Verdict::Panic(_) => "panic",
             Verdict::Hang(_) => "hang",
             Verdict::NoUserSpace => "no-user-space",
@@ -145,6 +148,9 @@ impl fmt::Display for Verdict {
             Verdict::Ended(outcome) => {
                 write!(f, "before the command ended: {}", one_line(&outcome.to_string()))
             }
+            Verdict::Lost => f.write_str(
+                "before the command ended: what the guest's first process says on the job's port is not understood",
+            ),
             Verdict::Panic(Some(line)) => write!(f, "the guest's kernel panicked: {}", one_line(line)),
             Verdict::Panic(None) => f.write_str("the guest's kernel panicked"),
             Verdict::Hang(why) => write!(f, "the guest hangs: {}", one_line(why)),
@@ -174,6 +180,7 @@ mod tests {
             (Verdict::of_guest(Outcome::Stopped(StoppedBy::Signal(15)), false), 143),
             (Verdict::Stopped(StoppedBy::Console), 130),
             (Verdict::TimeOver, 124),
+            (Verdict::Lost, ENDED),
         ] {
             assert_eq!(verdict.code(), code, "{verdict}");
         }
