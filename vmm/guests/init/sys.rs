@@ -329,8 +329,9 @@ pub const OUT: i16 = 4;
 
 /// Waits until one has come, or so many milliseconds.
 pub fn poll(polls: &mut [Poll], limit: Option<usize>) {
-    let time = limit.map(|limit| [limit / 1000, limit % 1000 * 1_000_000]);
-    let time = time.as_ref().map_or(0, |time| time.as_ptr() as usize);
+    // The kernel writes what is left of it there (ppoll(2)).
+    let mut time = limit.map(|limit| [limit / 1000, limit % 1000 * 1_000_000]);
+    let time = time.as_mut().map_or(0, |time| time.as_mut_ptr() as usize);
     // Signals are blocked, and there is room.
     raw(number::PPOLL, &[polls.as_mut_ptr() as usize, polls.len(), time, 0, 0]).ok();
 }

@@ -130,7 +130,7 @@ fn visit(guest: &str, command: &Command, wait: Duration) -> io::Result<Verdict> 
     let end = visit.live();
     // Who has ended it does not wait for whoever reads.
     let patience = matches!(end, Ok(End::Stopped(_))).then_some(LAST_MOMENT);
-    let ended_by = visit.finish(patience)?;
+    let ended_by = visit.finish(patience);
     Ok(match (end?, ended_by) {
         (End::Stopped(by), _) => Verdict::Stopped(by),
         (End::Command(_), Some(by)) => Verdict::Stopped(by),
@@ -201,20 +201,23 @@ impl Visit {
 
     /// Waits until all is written, as long as somebody reads it, it takes no longer than `patience`, and no signal or key
     /// ends the waiting: what has.
-    fn finish(&mut self, patience: Option<Duration>) -> io::Result<Option<StoppedBy>> {
+    fn finish(&mut self, patience: Option<Duration>) -> Option<StoppedBy> {
         let until = patience.map(|patience| Instant::now() + patience);
         self.is_over = true;
         self.session.close();
         while !self.session.is_over() && until.is_none_or(|until| Instant::now() < until) {
-            self.wait(until)?;
+            if let Err(error) = self.wait(until) {
+                log::debug!("the last of the output is not waited for: {error}");
+                break;
+            }
             if let Some(signal) = self.next_signal() {
-                return Ok(Some(StoppedBy::Signal(signal as i32)));
+                return Some(StoppedBy::Signal(signal as i32));
             }
             if self.session.carry(&mut self.out) {
-                return Ok(Some(StoppedBy::Console));
+                return Some(StoppedBy::Console);
             }
         }
-        Ok(None)
+        None
     }
 
     /// For news, until then at most.

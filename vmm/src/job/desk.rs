@@ -161,10 +161,15 @@ impl Write for Serial {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut waiting = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         let room = MOST_SERIAL.saturating_sub(waiting.len());
-        waiting.extend_from_slice(&bytes[..bytes.len().min(room)]);
-        drop(waiting);
         // What is behind that is lost: whoever prints so much is not read by anybody.
-        self.wake.write(1)?;
+        waiting.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        // It comes a byte at a time, and lines are what is looked for: others are taken with the next one, or with
+        // the next look at the vCPUs.
+        let is_worth_it = bytes.contains(&b'\n') || waiting.len() >= SERIAL_TURN;
+        drop(waiting);
+        if is_worth_it {
+            self.wake.write(1)?;
+        }
         Ok(bytes.len())
     }
 
@@ -346,7 +351,7 @@ impl Desk<'_> {
             self.guest.pause();
         }
         let mut ended = self.explained(verdict);
-        let late = self.finish_output(&ended.verdict)?;
+        let late = self.finish_output(&ended.verdict);
         let was_stopped = matches!(late, Some(Verdict::Stopped(_)));
         if let Some(late) = late.filter(|_| patience(&ended.verdict).is_none()) {
             // Not all of its output was read.
@@ -392,7 +397,7 @@ impl Desk<'_> {
 
     /// Waits until the last of the command's output is written, as long as somebody reads it, and as that may take: what
     /// has ended the waiting. Whoever asks of the guest is answered meanwhile.
-    fn finish_output(&mut self, verdict: &Verdict) -> Result<Option<Verdict>, Error> {
+    fn finish_output(&mut self, verdict: &Verdict) -> Option<Verdict> {
         self.phase = Phase::Ends;
         self.was_told = true;
         (self.boot_ends, self.sign) = (None, None);
@@ -401,11 +406,14 @@ impl Desk<'_> {
             session.close();
         }
         while self.session.as_ref().is_some_and(|session| !session.is_over()) && self.verdict.is_none() {
-            self.turn()?;
+            if let Err(error) = self.turn() {
+                log::debug!("the last of the output is not waited for: {error}");
+                break;
+            }
         }
         // No longer than somebody reads it.
         self.log.as_ref().map(LineQueue::finish);
-        Ok(self.verdict.take())
+        self.verdict.take()
     }
 
     /// What there is to be said of it.
@@ -439,7 +447,8 @@ impl Desk<'_> {
             self.job.hold_on.limit.map_or_else(|| "until Ctrl-C".into(), |it| format!("for {it:?}"));
         logging::print(&format!("vmm: the guest is kept {how_long}: {verdict}\n"));
         if let Some(name) = &self.job.name {
-            for line in hold::ways_in(name, verdict, self.job.guest.gdb.is_some(), self.is_up) {
+            let answers = self.is_up && self.is_port_open;
+            for line in hold::ways_in(name, verdict, self.job.guest.gdb.is_some(), answers) {
                 logging::print(&format!("  {line}\n"));
             }
         }
@@ -593,7 +602,8 @@ impl Desk<'_> {
             return;
         }
         (self.booted_after, self.boot_ends) = (Some(self.began.elapsed()), None);
-        if let Some(session) = &mut self.session {
+        // One of which it is known what came of it begins nothing.
+        if let Some(session) = self.session.as_mut().filter(|_| self.phase == Phase::Runs) {
             session.begin(self.command, &mut self.out);
         }
     }
@@ -654,7 +664,10 @@ impl Desk<'_> {
     /// What a guest that has ended has said last may be on its way still: until there is nothing for a moment.
     fn hear_the_last(&mut self) {
         const MOMENT: u16 = 20;
-        loop {
+        /// Its other vCPUs may say things without end.
+        const ALL: Duration = Duration::from_secs(2);
+        let until = Instant::now() + ALL;
+        while Instant::now() < until {
             self.read_serial();
             // Nobody takes what would be answered.
             self.out.clear();
@@ -666,7 +679,7 @@ impl Desk<'_> {
                 break;
             }
         }
-        while !self.serial.is_empty() {
+        while !self.serial.is_empty() && Instant::now() < until {
             self.read_serial();
         }
     }
@@ -804,6 +817,11 @@ mod tests {
             // The loop is woken for the rest, and for nothing else.
             assert_eq!(wake.read().is_ok(), !serial.is_empty());
         }
+        // It is not woken within a line.
+        serial.write_all(b"a li").unwrap();
+        assert!(wake.read().is_err());
+        serial.write_all(b"ne\n").unwrap();
+        assert!(wake.read().is_ok() && serial.take() == b"a line\n");
         // What is behind that is lost.
         assert_eq!(all, MOST_SERIAL);
     }

@@ -13,8 +13,62 @@ use debug::machine::Memory;
 use devices::ram::Ram;
 use kvm::ram::{GuestMemory, LiveMemory, forget_mapping};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
+
+/// RAM that is [lent](Ram::lend): not while there is a debugger, and one that comes waits for what was lent before.
+#[derive(Debug, Default)]
+struct Loans {
+    state: Mutex<LoansState>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct LoansState {
+    open: usize,
+    is_closed: bool,
+}
+
+/// RAM that is lent, as long as this is there.
+struct Loan<'a>(&'a Loans);
+
+impl Loans {
+    fn state(&self) -> MutexGuard<'_, LoansState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None`: nothing is lent.
+    fn open(&self) -> Option<Loan<'_>> {
+        let mut state = self.state();
+        (!state.is_closed).then(|| {
+            state.open += 1;
+            Loan(self)
+        })
+    }
+
+    /// Nothing is lent from now on; whether all that was is back, for which it is waited so long at most.
+    fn close(&self, patience: Duration) -> bool {
+        let mut state = self.state();
+        state.is_closed = true;
+        let waited = self.ended.wait_timeout_while(state, patience, |state| state.open > 0);
+        waited.unwrap_or_else(PoisonError::into_inner).0.open == 0
+    }
+
+    fn reopen(&self) {
+        self.state().is_closed = false;
+    }
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        self.0.state().open -= 1;
+        self.0.ended.notify_all();
+    }
+}
+
+/// How long a debugger that comes waits for a disk of the host's.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// RAM of a guest, as what serves it sees it.
 #[derive(Clone, Debug)]
@@ -22,17 +76,27 @@ pub struct GuestRam {
     memory: LiveMemory,
     /// What knows where instructions are planted, while there is a debugger.
     engine: Arc<RwLock<Option<Arc<Engine>>>>,
+    loans: Arc<Loans>,
 }
 
 impl GuestRam {
     /// A guest's RAM, in which nothing is planted.
     pub fn new(memory: &GuestMemory) -> GuestRam {
-        GuestRam { memory: LiveMemory(memory.clone()), engine: Arc::default() }
+        GuestRam { memory: LiveMemory(memory.clone()), engine: Arc::default(), loans: Arc::default() }
     }
 
     /// From now on `engine` may have planted instructions in it, or nobody.
     pub fn set_engine(&self, engine: Option<Arc<Engine>>) {
+        let has_one = engine.is_some();
         *self.engine.write().unwrap_or_else(PoisonError::into_inner) = engine;
+        if !has_one {
+            self.loans.reopen();
+        } else if !self.loans.close(PATIENCE) {
+            // It is about code, and what a disk reads and writes is data, as a rule.
+            log::warn!(
+                "a disk of the host's takes long: what is planted where it reads or writes may be lost"
+            );
+        }
     }
 
     fn engine(&self) -> Option<Arc<Engine>> {
@@ -119,11 +183,9 @@ impl Ram for GuestRam {
     }
 
     fn lend(&self, parts: &[(GuestPhys, usize)], work: &mut dyn FnMut(&[VolatileSlice<'_>])) -> bool {
-        // Nobody comes to plant something meanwhile.
-        let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(_loan) = self.loans.open() else { return false };
         let slice = |&(address, size): &(GuestPhys, usize)| self.shared(address, size);
         let slices: Option<Vec<_>> = parts.iter().map(slice).collect();
-        let slices = slices.filter(|_| engine.is_none());
         slices.is_some_and(|slices| {
             work(&slices);
             true
@@ -148,6 +210,27 @@ mod tests {
         ram.set_engine(engine);
         let place = GuestPhys(Memory::ranges(&ram)[0].start.0 + 0x1000);
         (ram, place)
+    }
+
+    /// A debugger that comes does not wait for a host's disk for ever, and everybody else not at all.
+    #[test]
+    fn what_is_lent_is_waited_for() {
+        let loans = Loans::default();
+        let loan = loans.open().unwrap();
+        assert!(!loans.close(Duration::from_millis(1)) && loans.open().is_none());
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| loans.close(Duration::from_secs(60)));
+            drop(loan);
+            assert!(waits.join().unwrap());
+        });
+        loans.reopen();
+        assert!(loans.open().is_some());
+        // Nothing of it is locked while a disk works.
+        let (ram, place) = ram(None);
+        assert!(ram.lend(&[(place, 8)], &mut |_| {
+            assert_eq!(Ram::write(&ram, place, &[1]), 1);
+            assert!(ram.lend(&[(place, 8)], &mut |_| {}));
+        }));
     }
 
     #[test]

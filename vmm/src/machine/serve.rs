@@ -153,7 +153,10 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
             let mut end = None;
             for access in data.chunks(size) {
                 match services.ports.write(u64::from(port), access) {
-                    Ok(asked) => end = end.or(asked),
+                    Ok(asked) => {
+                        services.exits.count_write(id);
+                        end = end.or(asked);
+                    }
                     Err(_) => tell!(Info, "vCPU {id} writes {access:02x?} to unused port {port:#x}"),
                 }
             }
@@ -167,7 +170,10 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
             None
         }
         VcpuExit::MmioWrite { address, data } => match services.mmio.write(address, data) {
-            Ok(asked) => asked,
+            Ok(asked) => {
+                services.exits.count_write(id);
+                asked
+            }
             Err(_) => {
                 tell!(Info, "vCPU {id} writes {data:02x?} to {address:#x}, where nothing is");
                 None

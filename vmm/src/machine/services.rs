@@ -97,11 +97,6 @@ impl Exits {
     }
 
     pub(super) fn count(&self, vcpu: u32, exit: &VcpuExit<'_>) {
-        if matches!(exit, VcpuExit::PortWrite { .. } | VcpuExit::MmioWrite { .. })
-            && let Some(writes) = self.device_writes.get(vcpu as usize)
-        {
-            writes.fetch_add(1, Ordering::Relaxed);
-        }
         if self.is_counted.load(Ordering::Relaxed)
             && let Some(counts) = self.counts.get(vcpu as usize)
         {
@@ -109,7 +104,14 @@ impl Exits {
         }
     }
 
-    /// How often a vCPU has written to a device that is served here.
+    /// A vCPU has written to a device that is served here.
+    pub(super) fn count_write(&self, vcpu: u32) {
+        if let Some(writes) = self.device_writes.get(vcpu as usize) {
+            writes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often it has.
     pub(super) fn device_writes(&self, vcpu: u32) -> u64 {
         self.device_writes.get(vcpu as usize).map_or(0, |writes| writes.load(Ordering::Relaxed))
     }
