@@ -27,10 +27,11 @@ pub mod vsock;
 pub mod worker;
 
 use crate::state::Misfit;
+use pace::Outside;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use worker::Serve;
 
 /// What a device's threads interrupt the guest by.
@@ -101,6 +102,11 @@ pub trait Model: Send {
     /// Begins: the guest's driver has taken these features. What serves which queues, and by what it tells the guest
     /// of other things than used buffers.
     fn services(&mut self, features: u64, interrupts: &Arc<dyn Interrupts>) -> Vec<Service>;
+
+    /// What touches the guest's RAM for it beside what serves its queues here.
+    fn outside(&self) -> Option<Weak<dyn Outside>> {
+        None
+    }
 
     /// What served has ended: the device is being reset, or saved to begin anew.
     fn ended(&mut self) {}

@@ -264,6 +264,11 @@ pub const CASES: &[Case] = &[
         ..linux("long_all_devices", &["6.12"], together::under_load)
     },
     Case { initrd: initramfs::guest_with_vsock, ..linux("virtio_vsock", &["6.12"], vsock::both_ways) },
+    Case {
+        initrd: initramfs::guest_with_vsock,
+        modules: vsock::MODULES,
+        ..linux("virtio_vsock_by_the_kernel", &["6.12"], vsock::by_the_kernel)
+    },
     only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),
     linux("debian_cpu_features", &["6.12"], linux::cpu_features),
     linux("debian_panic", &["6.1"], linux::panic),

@@ -5,6 +5,7 @@ use crate::port;
 use crate::process::{Process, Wiring};
 use crate::sparse;
 use arch::Isa;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -118,6 +119,33 @@ impl Context {
     /// The folder with the kernel's modules that the case has asked for.
     pub fn modules(&self) -> PathBuf {
         self.files.join("modules")
+    }
+
+    /// One of them, by its name without what it may be compressed by.
+    ///
+    /// # Errors
+    /// When it is not there, or cannot be unpacked.
+    pub fn module(&self, name: &OsStr) -> Result<Vec<u8>, String> {
+        let path = self.modules().join(name);
+        let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+        if path.exists() {
+            return fs::read(&path).map_err(failed);
+        }
+        let packed = path.with_extension("ko.xz");
+        let unpacked =
+            Command::new("/bin/busybox").args(["xz", "-dc"]).arg(packed).output().map_err(failed)?;
+        check(unpacked.status.success(), || unpacked.stderr.escape_ascii().to_string())?;
+        Ok(unpacked.stdout)
+    }
+
+    /// Has this nest's own kernel load one of them.
+    ///
+    /// # Errors
+    /// Likewise, and when the kernel refuses it.
+    pub fn load_module(&self, name: &OsStr) -> Check {
+        let module = self.module(name)?;
+        nix::kmod::init_module(&module, c"")
+            .map_err(|error| format!("cannot load {}: {error}", name.display()))
     }
 
     /// The path of the guest userspace.

@@ -154,6 +154,9 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         let queues = model.queue_sizes().iter().map(queue).collect::<io::Result<Vec<_>>>()?;
         let signals = Signals { wires, status: AtomicU8::new(0), generation: AtomicU8::new(0) };
         let signals = Arc::new(signals);
+        if let Some(outside) = model.outside() {
+            pace.attach(outside);
+        }
         Ok(VirtioDevice {
             model,
             ram,

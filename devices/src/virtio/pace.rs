@@ -4,12 +4,23 @@
 //! in pieces, each with leave ([`Pace::enter`]); whoever holds the guest waits for those that are begun, and no other
 //! begins until the guest is let go.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-#[derive(Debug, Default)]
+/// What touches the guest's RAM outside of devices' threads: the host's kernel, for a device.
+pub trait Outside: Send + Sync {
+    /// The guest is held: it stands still when this returns. It may be told so twice.
+    fn rest(&self);
+
+    /// The guest is let go.
+    fn go_on(&self);
+}
+
+#[derive(Default)]
 struct State {
+    outside: Vec<Weak<dyn Outside>>,
     is_held: bool,
     /// How many pieces of work are begun and not done.
     working: usize,
@@ -22,8 +33,14 @@ struct State {
 }
 
 /// Leave to work, for all threads of a machine's devices.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Pace(Arc<(Mutex<State>, Condvar)>);
+
+impl fmt::Debug for Pace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pace").finish_non_exhaustive()
+    }
+}
 
 /// Leave, as long as it is kept.
 #[derive(Debug)]
@@ -62,6 +79,22 @@ impl Pace {
         self.0.1.notify_all();
     }
 
+    /// From now on this rests while the guest is held, as long as it is there.
+    pub fn attach(&self, outside: Weak<dyn Outside>) {
+        let mut state = self.state();
+        state.outside.retain(|outside| outside.strong_count() > 0);
+        state.outside.push(outside.clone());
+        let is_held = state.is_held;
+        drop(state);
+        if let Some(outside) = outside.upgrade().filter(|_| is_held) {
+            outside.rest();
+        }
+    }
+
+    fn outside(&self) -> Vec<Arc<dyn Outside>> {
+        self.state().outside.iter().filter_map(Weak::upgrade).collect()
+    }
+
     /// From now on no work is begun; waits for what has begun, so long at most. Whether none is being done: a disk of
     /// the host's may keep somebody for longer.
     pub fn hold(&self, patience: Duration) -> bool {
@@ -69,11 +102,18 @@ impl Pace {
         let mut state = self.state();
         state.is_held = true;
         state.held_since.get_or_insert_with(Instant::now);
-        while state.working > 0 {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
-            (state, _) = self.0.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        let mut is_quiet = true;
+        while state.working > 0 && is_quiet {
+            match until.checked_duration_since(Instant::now()) {
+                Some(left) => {
+                    (state, _) = self.0.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+                }
+                None => is_quiet = false,
+            }
         }
-        true
+        drop(state);
+        self.outside().iter().for_each(|outside| outside.rest());
+        is_quiet
     }
 
     /// How long the guest was held before it was let go last, all in all.
@@ -89,6 +129,7 @@ impl Pace {
         state.rested += since.map_or(Duration::ZERO, |since| since.elapsed());
         let has_waiting = state.waiting > 0;
         drop(state);
+        self.outside().iter().for_each(|outside| outside.go_on());
         if has_waiting {
             self.0.1.notify_all();
         }

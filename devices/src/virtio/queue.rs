@@ -53,7 +53,7 @@ impl GuestMemory for Rings {
     }
 }
 
-/// What a guest has done to a queue that cannot be gone on with.
+/// What has been done to a queue, by the guest as a rule, that cannot be gone on with.
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
     /// The rings themselves.
@@ -74,6 +74,9 @@ pub enum Broken {
     /// A request of a disk's (5.2.6).
     #[error("a request has no header, or no room for what became of it")]
     Request,
+    /// What serves it on the host cannot.
+    #[error("the host's kernel does not serve it: {0}")]
+    Host(std::io::Error),
 }
 
 /// A part of a buffer.

@@ -7,6 +7,7 @@
 //! Connections are not saved: a guest that is put back is told that all of them are gone (5.10.6.7.1).
 
 mod connection;
+pub mod in_kernel;
 mod packet;
 
 use super::queue::{Broken, Queues};
@@ -69,6 +70,8 @@ pub struct State {
     cid: u32,
     /// The guest is to be told that its connections are gone.
     are_gone: bool,
+    /// How far the host's kernel had come in the driver's rings, if it served two of the queues.
+    next: [u16; 2],
 }
 
 /// What model and server share.
@@ -192,7 +195,8 @@ impl Model for Vsock {
 
     fn save(&self) -> State {
         let shared = self.shared();
-        State { cid: shared.cid, are_gone: shared.are_gone || !shared.connections.is_empty() }
+        let are_gone = shared.are_gone || !shared.connections.is_empty();
+        State { cid: shared.cid, are_gone, next: [0; 2] }
     }
 
     fn restore(&mut self, state: State) -> Result<(), Misfit> {
@@ -410,7 +414,7 @@ impl Serve for Server {
         let mut shared = self.0.shared();
         let shared = &mut *shared;
         let heard = match rung {
-            Rung::Queue(EVENTS) => return happened(shared, queues),
+            Rung::Queue(EVENTS) => return happened(&mut shared.are_gone, queues),
             Rung::Queue(FROM_DRIVER) => take_from_driver(shared, queues)?,
             Rung::Queue(_) if goes_on(shared) => take_from_driver(shared, queues)?,
             Rung::Queue(_) => Then::Waits,
@@ -427,15 +431,13 @@ impl Serve for Server {
 }
 
 /// That all connections are gone (5.10.6.7).
-fn happened(shared: &mut Shared, queues: &mut Queues) -> Result<Then, Broken> {
+fn happened(are_gone: &mut bool, queues: &mut Queues) -> Result<Then, Broken> {
     const TRANSPORT_RESET: [u8; 4] = [0; 4];
     let Some(queue) = queues.get(EVENTS) else { return Ok(Then::Waits) };
-    if shared.are_gone
-        && let Some(chain) = queue.pop()?
-    {
+    if *are_gone && let Some(chain) = queue.pop()? {
         let written = chain.writable.write(0, &TRANSPORT_RESET);
         queue.push(&chain, u32::try_from(written).unwrap_or(0))?;
-        shared.are_gone = false;
+        *are_gone = false;
         queue.tell()?;
     }
     Ok(Then::Waits)

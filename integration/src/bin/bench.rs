@@ -12,6 +12,7 @@ use integration::guests;
 use integration::measure::calls as call_figures;
 use integration::measure::debugging as debug_figures;
 use integration::measure::dumps as dump_figures;
+use integration::measure::job::PRINTED;
 use integration::measure::{GUEST_MEMORY, Monitor, RUNS, median, rss_beyond_guest};
 use integration::nest;
 use integration::process::{Process, Wiring};
@@ -339,7 +340,7 @@ fn jobs(isa: Isa) -> Result<(), String> {
     if let [serial, virtio] = sample(isa, &BENCH_CONSOLES, &peer, &folder)?[..] {
         let ratio = serial / virtio;
         println!(
-            "  2 MB printed on ttyS0: {serial:.0} ms, on hvc0: {virtio:.0} ms, {ratio:.1} times as fast"
+            "  {PRINTED} bytes printed on ttyS0: {serial:.0} ms, on hvc0: {virtio:.0} ms, {ratio:.1} times as fast"
         );
     }
     fs::remove_dir_all(&folder).map_err(|error| error.to_string())

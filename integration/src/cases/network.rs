@@ -241,15 +241,8 @@ tell over
 
 /// Has the nest make taps.
 pub fn load_tun(c: &Context) -> Check {
-    let failed = |error: std::io::Error| error.to_string();
-    let module = c.modules().join("tun.ko.xz");
-    let module = if module.exists() {
-        Command::new("/bin/busybox").args(["xz", "-dc"]).arg(&module).output().map_err(failed)?.stdout
-    } else {
-        fs::read(c.modules().join("tun.ko")).map_err(failed)?
-    };
-    nix::kmod::init_module(&module, c"").map_err(|error| format!("cannot load tun: {error}"))?;
-    fs::create_dir_all("/dev/net").map_err(failed)
+    c.load_module("tun.ko".as_ref())?;
+    fs::create_dir_all("/dev/net").map_err(|error| error.to_string())
 }
 
 /// A tap of the nest's, point to point, that leaves checksums and segments out.

@@ -117,26 +117,107 @@ pub fn reach(socket: &Path, port: u32) -> Result<UnixStream, String> {
     Ok(stream)
 }
 
+/// What `vhost_vsock` is made of, in the order it is loaded.
+pub const MODULES: &[&str] = &[
+    "drivers/vhost/vhost_iotlb.ko",
+    "drivers/vhost/vhost.ko",
+    "net/vmw_vsock/vsock.ko",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
+    "drivers/vhost/vhost_vsock.ko",
+];
+
+/// A guest that runs the program, with that in a folder; the socket device is as `vsock` says. It ends by itself.
+fn guest(c: &Context, vsock: &str, words: &str) -> Result<Process, String> {
+    let shared = c.work.join("shared");
+    let prepare = || -> io::Result<()> {
+        fs::create_dir_all(&shared)?;
+        fs::copy("/proc/self/exe", shared.join("case"))?;
+        fs::set_permissions(shared.join("case"), Permissions::from_mode(0o755))
+    };
+    prepare().map_err(|error| error.to_string())?;
+    c.write(&shared.join("run.sh"), format!("/mnt/case {WORD} {words}\n").as_bytes())?;
+    let mut command = Command::new(&c.vmm);
+    let line = "loglevel=4 vmm.run=share vmm.script=run.sh";
+    command.args(["-v", "--memory", "256M", "--cmdline", line, "--kernel"]);
+    command.arg(c.kernel("6.12")).arg("--initrd").arg(c.initrd());
+    command.arg("--share").arg(format!("{},tag=shared", shared.display()));
+    command.args(["--vsock", vsock, "--name", "sockets"]).env_remove("RUST_LOG");
+    Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())
+}
+
+/// The same by this host's kernel, and who else wants the guest's number; held in between, without a loss.
+pub fn by_the_kernel(c: &mut Context) -> Check {
+    let none = c.run("--vsock 42", &[], c.limit(20))?;
+    none.expect_code(8)?;
+    none.expect_one_line("modprobe vhost_vsock")?;
+    for path in MODULES {
+        c.load_module(Path::new(path).file_name().unwrap_or_default())?;
+    }
+    let count = c.length.of(1 << 20, 64 << 20);
+    let seed = c.length.chance().below(1 << 30);
+    let failed = |error: io::Error| error.to_string();
+    let listening = || -> io::Result<OwnedFd> {
+        let own = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(own.as_raw_fd(), &VsockAddr::new(ANY, OF_HOST))?;
+        listen(&own, Backlog::new(4)?)?;
+        Ok(own)
+    };
+    let listener = listening().map_err(failed)?;
+    let mut vmm = guest(c, "auto", &format!("{seed} {count}"))?;
+    let limit = c.limit(60 + count / 100_000);
+    let host = thread::spawn(move || {
+        // SAFETY: nobody else has this descriptor yet.
+        let stream = File::from(unsafe { OwnedFd::from_raw_fd(accept(listener.as_raw_fd())?) });
+        echo(stream.try_clone()?, stream)
+    });
+    let mut talk = || -> Check {
+        // The first number that is free.
+        vmm.expect_error("vsock addresses is 3", limit)?;
+        vmm.expect("guest: same", limit)?;
+        vmm.expect("guest: refused", limit)?;
+        vmm.expect("guest: ready", limit)?;
+        let taken = c.run("--vsock 3", &[], limit)?;
+        taken.expect_code(8)?;
+        taken.expect_one_line("other guests of this host have the number 3")?;
+        let bytes = made(&mut c.length.chance(), usize::try_from(count).unwrap_or(0));
+        let mut one = stream_to(3, OF_GUEST).map_err(failed)?;
+        let two = stream_to(3, OF_GUEST).map_err(failed)?;
+        // Held and let go while it works: nothing is lost, nothing goes on meanwhile.
+        let back = thread::scope(|scope| {
+            let other = one.try_clone();
+            let works = scope.spawn(|| there_and_back(&mut one, other?, &bytes));
+            for command in ["stop", "cont", "stop", "cont"] {
+                c.run(&format!("{command} sockets"), &[], limit)?.expect_code(0)?;
+            }
+            works.join().map_err(|_| "it has panicked".to_string())?.map_err(failed)
+        })?;
+        check(back == bytes, || "what the guest says back is not what it was told".into())?;
+        for stream in [&one, &two] {
+            nix::sys::socket::shutdown(stream.as_raw_fd(), nix::sys::socket::Shutdown::Write)
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    };
+    let talked = talk();
+    if talked.is_err() {
+        vmm.signal(nix::sys::signal::Signal::SIGTERM)?;
+    }
+    let code = vmm.wait(limit);
+    c.keep("vmm", &vmm);
+    talked?;
+    check(code? == 0, || vmm.errors.text())?;
+    let count_back = host.join().map_err(|_| "the host's program has panicked")?;
+    check(count_back.is_ok_and(|it| it == count), || "the host's program has had another count".into())
+}
+
 /// Streams both ways at once, begun by either side, compared.
 pub fn both_ways(c: &mut Context) -> Check {
     let count = c.length.of(2 << 20, 256 << 20);
     let seed = c.length.chance().below(1 << 30);
-    let (shared, socket) = (c.work.join("shared"), c.work.join("vsock"));
-    let prepare = || -> io::Result<UnixListener> {
-        fs::create_dir_all(&shared)?;
-        fs::copy("/proc/self/exe", shared.join("case"))?;
-        fs::set_permissions(shared.join("case"), Permissions::from_mode(0o755))?;
-        UnixListener::bind(c.work.join(format!("vsock_{OF_HOST}")))
-    };
-    let listener = prepare().map_err(|error| error.to_string())?;
-    c.write(&shared.join("run.sh"), format!("/mnt/case {WORD} {seed} {count}\n").as_bytes())?;
-    let mut command = Command::new(&c.vmm);
-    let words = "loglevel=4 vmm.run=share vmm.script=run.sh";
-    command.args(["--memory", "256M", "--cmdline", words, "--kernel"]);
-    command.arg(c.kernel("6.12")).arg("--initrd").arg(c.initrd());
-    command.arg("--share").arg(format!("{},tag=shared", shared.display()));
-    command.arg("--vsock").arg(format!("42,path={}", socket.display())).env_remove("RUST_LOG");
-    let mut vmm = Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())?;
+    let socket = c.work.join("vsock");
+    let listener = UnixListener::bind(c.work.join(format!("vsock_{OF_HOST}")));
+    let listener = listener.map_err(|error| error.to_string())?;
+    let mut vmm = guest(c, &format!("42,path={}", socket.display()), &format!("{seed} {count}"))?;
     let limit = c.limit(60 + count / 100_000);
     let host = thread::spawn(move || {
         let (stream, _) = listener.accept()?;

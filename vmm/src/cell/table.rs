@@ -210,6 +210,16 @@ const TAP: Group = ioctls(
     ],
 );
 
+const VHOST_HELD: Group = ioctls(
+    "a device that the host's kernel serves, held and let go",
+    &[command(0x4004_af61, "VHOST_VSOCK_SET_RUNNING"), command(0xc008_af12, "VHOST_GET_VRING_BASE")],
+);
+
+const VHOST: Group = ioctls(
+    "a device that the host's kernel serves",
+    &[Limit { argument: 1, mask: 0xff00, value: 0xaf00, name: "all of vhost's" }],
+);
+
 const CONFINING: Group = calls("what a thread's own filter is put on with", "landlock_restrict_self seccomp");
 
 impl Group {
@@ -270,31 +280,53 @@ pub const TABLE: &[Row] = &[
         kind: Kind::Main,
         name: "main",
         about: "the event loop, what is done at the guest's end, and a guest that begins again",
-        groups: groups!(EVENTS, STREAMS, SOCKETS, LOOKING, MAKING, THREADS, LOOP, KVM_ALL, IMAGES, TAP),
+        groups: groups!(
+            EVENTS, STREAMS, SOCKETS, LOOKING, MAKING, THREADS, LOOP, KVM_ALL, VHOST, IMAGES, TAP
+        ),
     },
     Row {
         kind: Kind::Vcpu,
         name: "vcpu",
         about: "a vCPU, and its accesses to devices",
-        groups: groups!(KVM_VCPU, KVM_MESSAGES, KVM_CLOCK, EVENTS, STREAMS, TAP),
+        groups: groups!(KVM_VCPU, KVM_MESSAGES, KVM_CLOCK, VHOST_HELD, EVENTS, STREAMS, TAP),
     },
     Row {
         kind: Kind::Debugger,
         name: "gdb",
         about: "serves gdb, `monitor dump` included",
-        groups: groups!(EVENTS, STREAMS, SOCKETS, LOOKING, MAKING, THREADS, KVM_CLOCK, KVM_MESSAGES),
+        groups: groups!(
+            EVENTS,
+            STREAMS,
+            SOCKETS,
+            LOOKING,
+            MAKING,
+            THREADS,
+            KVM_CLOCK,
+            VHOST_HELD,
+            KVM_MESSAGES
+        ),
     },
     Row {
         kind: Kind::Control,
         name: "control",
         about: "answers `vmm dump`, `vmm gdb` and the like",
-        groups: groups!(EVENTS, STREAMS, SOCKETS, LOOKING, MAKING, THREADS, KVM_CLOCK, KVM_MESSAGES),
+        groups: groups!(
+            EVENTS,
+            STREAMS,
+            SOCKETS,
+            LOOKING,
+            MAKING,
+            THREADS,
+            KVM_CLOCK,
+            VHOST_HELD,
+            KVM_MESSAGES
+        ),
     },
     Row {
         kind: Kind::Look,
         name: "look",
         about: "looks whether the guest has panicked",
-        groups: groups!(EVENTS, LOOKING, KVM_CLOCK),
+        groups: groups!(EVENTS, LOOKING, KVM_CLOCK, VHOST_HELD),
     },
     Row { kind: Kind::Lines, name: "lines", about: "writes messages and traces", groups: groups!(STREAMS) },
     Row {
@@ -344,13 +376,13 @@ pub const TABLE: &[Row] = &[
         kind: Kind::Sockets,
         name: "virtio vsock",
         about: "sockets between guest and host",
-        groups: groups!(EVENTS, STREAMS, SOCKETS, KVM_MESSAGES),
+        groups: groups!(EVENTS, STREAMS, SOCKETS, KVM_MESSAGES, VHOST),
     },
     Row {
         kind: Kind::Timers,
         name: "timers",
         about: "a guest's timers (Xen's)",
-        groups: groups!(EVENTS, KVM_MESSAGES, KVM_CLOCK),
+        groups: groups!(EVENTS, KVM_MESSAGES, KVM_CLOCK, VHOST_HELD),
     },
     Row {
         kind: Kind::Probe,

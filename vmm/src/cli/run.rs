@@ -76,7 +76,7 @@ pub struct Args {
     share: Vec<ShareConfig>,
     /// Sockets (AF_VSOCK) between programs of the guest and of this machine: the guest's number, or auto, and the Unix
     /// socket to reach it by
-    #[arg(long, value_name = "CID|auto,path=PATH", value_parser = ValueParser::new(values::vsock), help_heading = "Machine")]
+    #[arg(long, value_name = "CID|auto[,path=PATH]", value_parser = ValueParser::new(values::vsock), help_heading = "Machine")]
     vsock: Option<VsockConfig>,
     /// Give the guest a network: user, of its own, behind ordinary sockets of this host's (10.0.2.15 by DHCP), or the
     /// tap interface NAME. Behind user and a comma: hostfwd=tcp:PORT-:GUESTPORT (or udp; more than once) has a port of

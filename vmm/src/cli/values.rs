@@ -6,7 +6,7 @@ pub use net::{NetChoice, net};
 
 use crate::machine::config::{
     DiskConfig, HypercallConfig, LONGEST_SERIAL, LONGEST_TAG, MemorySize, ShareConfig, Trace,
-    VirtioTransport, VsockConfig,
+    VirtioTransport, VsockConfig, VsockHost,
 };
 use crate::machine::hypercalls::family::FamilyName;
 use crate::run::config::DumpOn;
@@ -187,19 +187,28 @@ pub fn share(text: &str) -> Result<ShareConfig, String> {
     Ok(ShareConfig { folder: folder.into(), tag, is_writable })
 }
 
-/// Parses a socket device: `CID|auto,path=PATH`.
+/// Parses a socket device: `CID|auto[,path=PATH]`.
 ///
 /// # Errors
 /// What has to be written.
 pub fn vsock(text: &str) -> Result<VsockConfig, String> {
-    let how =
-        || "write auto,path=PATH, or a number from 3 on for auto: PATH is the socket to reach the guest by";
-    let (cid, path) = text.split_once(",path=").filter(|(_, path)| !path.is_empty()).ok_or_else(how)?;
-    let cid = match cid {
-        "auto" => Some(FIRST_CID),
-        number => number.parse().ok().filter(|cid| (FIRST_CID..u32::MAX).contains(cid)),
+    let how = || {
+        "write auto,path=PATH, or a number from 3 on for auto: PATH is the socket to reach the guest by; without it the \
+         host's kernel is asked (vhost)"
     };
-    Ok(VsockConfig { cid: cid.ok_or_else(how)?, path: path.into() })
+    let (cid, host) = match text.split_once(",path=") {
+        Some((_, "")) => return Err(how().into()),
+        Some((cid, path)) => (cid, VsockHost::Sockets(path.into())),
+        None => (text, VsockHost::Kernel),
+    };
+    let cid = match cid {
+        "auto" => None,
+        number => {
+            let number = number.parse().ok().filter(|cid| (FIRST_CID..u32::MAX).contains(cid));
+            Some(number.ok_or_else(how)?)
+        }
+    };
+    Ok(VsockConfig { cid, host })
 }
 
 /// Parses how virtio devices are found.
@@ -423,10 +432,12 @@ mod tests {
 
     #[test]
     fn socket_devices() {
-        let is = |cid, path: &str| Ok(VsockConfig { cid, path: path.into() });
-        assert_eq!(vsock("auto,path=a"), is(3, "a"));
-        assert_eq!(vsock("42,path=/x,path=y"), is(42, "/x,path=y"));
-        for wrong in ["", "auto", "2,path=a", "x,path=a", "3,path=", "4294967295,path=a"] {
+        let is = |cid, path: &str| Ok(VsockConfig { cid, host: VsockHost::Sockets(path.into()) });
+        assert_eq!(vsock("auto,path=a"), is(None, "a"));
+        assert_eq!(vsock("42,path=/x,path=y"), is(Some(42), "/x,path=y"));
+        assert_eq!(vsock("auto"), Ok(VsockConfig { cid: None, host: VsockHost::Kernel }));
+        assert_eq!(vsock("42"), Ok(VsockConfig { cid: Some(42), host: VsockHost::Kernel }));
+        for wrong in ["", "2", "auto,", "2,path=a", "x,path=a", "3,path=", "4294967295,path=a"] {
             assert!(vsock(wrong).unwrap_err().contains("write auto,path=PATH"), "{wrong}");
         }
     }

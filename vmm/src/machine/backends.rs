@@ -125,7 +125,7 @@ fn random() -> Result<Source, Error> {
 mod tests {
     use super::*;
     use crate::machine::config::{
-        DiskConfig, LinkConfig, NetConfig, NetStack, ShareConfig, UserNetConfig, VsockConfig,
+        DiskConfig, LinkConfig, NetConfig, NetStack, ShareConfig, UserNetConfig, VsockConfig, VsockHost,
     };
     use devices::virtio::block::Disk;
     use std::fs;
@@ -164,7 +164,10 @@ mod tests {
                     tag: "t".into(),
                     is_writable: true,
                 }),
-                VirtioDevice::Vsock(VsockConfig { cid: 7, path: folder.join("vsock") }),
+                VirtioDevice::Vsock(VsockConfig {
+                    cid: Some(7),
+                    host: VsockHost::Sockets(folder.join("vsock")),
+                }),
                 VirtioDevice::Console(ConsoleConfig { is_console: true, ports: vec!["p".into()] }),
             ];
             Setting { folder, config: Config { virtio, ..Config::default() } }

@@ -102,10 +102,24 @@ pub struct DiskConfig {
 /// A guest's socket device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VsockConfig {
-    /// The guest's number: [`FIRST_CID`](devices::virtio::vsock::FIRST_CID) or more.
-    pub cid: u32,
+    /// The guest's number: [`FIRST_CID`](devices::virtio::vsock::FIRST_CID) or more. None: any; with sockets, the first.
+    pub cid: Option<u32>,
+    /// By what programs of the host's reach it.
+    pub host: VsockHost,
+}
+
+/// The host's end of a socket device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VsockHost {
+    /// The host's kernel: by the guest's number.
+    Kernel,
     /// The Unix socket of the host's by which programs reach the guest; those that the guest reaches are at `PATH_PORT`.
-    pub path: PathBuf,
+    Sockets(PathBuf),
+}
+
+impl VsockHost {
+    /// By which the host's kernel is asked.
+    pub const KERNEL: &str = "/dev/vhost-vsock";
 }
 
 /// A network that a guest is given.

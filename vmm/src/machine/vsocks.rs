@@ -1,15 +1,20 @@
-//! The host's end of a guest's socket device: Unix sockets, one for whoever asks for a port of the guest's, and one for
-//! each port that a program of the host's has, at the same path with `_PORT` behind it.
+//! The host's end of a guest's socket device: this host's kernel ([`in_kernel`]), or Unix sockets, one for whoever asks for
+//! a port of the guest's, and one for each port that a program of the host's has, at the same path with `_PORT` behind it.
+
+mod in_kernel;
 
 use crate::error::Error;
-use crate::machine::config::VsockConfig;
+use crate::machine::config::{VsockConfig, VsockHost};
 use debug::socket::{self, Audience, BindError, Served};
-use devices::virtio::vsock::{Host, Vsock};
+use devices::virtio::vsock::in_kernel::KernelVsock;
+use devices::virtio::vsock::{FIRST_CID, Host, Vsock};
+use in_kernel::HostKernel;
+use kvm::ram::GuestMemory;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// Bytes of a socket's path (unix(7)), without those of `_` and a port.
@@ -43,9 +48,34 @@ impl Host for Sockets {
     }
 }
 
+/// The host's end, open.
+#[derive(Clone, Debug)]
+pub enum OpenVsock {
+    /// The kernel's.
+    Kernel(OpenKernel),
+    /// Unix sockets.
+    Sockets(OpenSockets),
+}
+
+/// The kernel's part, which outlives one start of the guest.
+#[derive(Clone, Debug)]
+pub struct OpenKernel(Arc<HostKernel>);
+
+impl OpenKernel {
+    /// A device for it, of a guest with this memory. The former one of it serves no more.
+    ///
+    /// # Errors
+    /// [`Error::System`]: the system gives no more descriptors.
+    pub fn device(&self, memory: &GuestMemory) -> Result<KernelVsock, Error> {
+        self.0.set_memory(memory);
+        let kernel: Arc<HostKernel> = Arc::clone(&self.0);
+        KernelVsock::new(kernel).map_err(Error::system("cannot make a virtio device"))
+    }
+}
+
 /// Sockets that are open, and the guest's number.
 #[derive(Clone, Debug)]
-pub struct OpenVsock {
+pub struct OpenSockets {
     sockets: Arc<Mutex<Sockets>>,
     cid: u32,
     /// How many connections there may be at a time.
@@ -57,23 +87,35 @@ pub struct OpenVsock {
 /// # Errors
 /// [`Error::Open`], also when another guest has the socket.
 pub fn open(config: &VsockConfig, connections: usize) -> Result<OpenVsock, Error> {
-    let path = &config.path;
+    match &config.host {
+        VsockHost::Sockets(path) => {
+            open_sockets(path, config.cid.unwrap_or(FIRST_CID), connections).map(OpenVsock::Sockets)
+        }
+        VsockHost::Kernel => {
+            let failed = |source| Error::Open { option: "--vsock", path: VsockHost::KERNEL.into(), source };
+            let kernel = HostKernel::open(config.cid).map_err(failed)?;
+            Ok(OpenVsock::Kernel(OpenKernel(Arc::new(kernel))))
+        }
+    }
+}
+
+fn open_sockets(path: &Path, cid: u32, connections: usize) -> Result<OpenSockets, Error> {
     if path.as_os_str().len() > LONGEST_PATH {
         return Err(Error::Usage(format!(
             "--vsock: a path of more than {LONGEST_PATH} bytes has no room for a port behind it"
         )));
     }
-    let failed = |source| Error::Open { option: "--vsock", path: path.clone(), source };
+    let failed = |source| Error::Open { option: "--vsock", path: path.into(), source };
     let served = socket::bind(path, Audience::Owner).map_err(|error| match error {
         BindError::Served(_) => failed(io::Error::other("another guest has this socket")),
         BindError::Io { source, .. } => failed(source),
         error => failed(io::Error::other(error)),
     })?;
-    let sockets = Arc::new(Mutex::new(Sockets { served, path: path.clone() }));
-    Ok(OpenVsock { sockets, cid: config.cid, connections })
+    let sockets = Arc::new(Mutex::new(Sockets { served, path: path.into() }));
+    Ok(OpenSockets { sockets, cid, connections })
 }
 
-impl OpenVsock {
+impl OpenSockets {
     /// A device for it.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use crate::cell::{For, Grant, Rule};
 use crate::control::names;
-use crate::machine::config::{Config, DiskConfig, LinkConfig, Trace, VirtioDevice};
+use crate::machine::config::{Config, DiskConfig, LinkConfig, Trace, VirtioDevice, VsockHost};
 use debug::gdb::endpoint::Endpoint;
 use disk::{Access, Format};
 use std::os::unix::fs::FileTypeExt;
@@ -35,8 +35,11 @@ pub fn of_guest(config: &Config, files: Files, name: Option<&str>, dumps: Option
                 let grant = if share.is_writable { Grant::Own } else { Grant::Read };
                 rules.push(Rule { path: share.folder.clone(), grant, by: For::Shares });
             }
-            // Its own, and those of ports, which it connects to.
-            VirtioDevice::Vsock(vsock) => rules.push(Rule::folder_of(&vsock.path, Grant::Sockets)),
+            VirtioDevice::Vsock(vsock) => rules.push(match &vsock.host {
+                // Its own, and those of ports, which it connects to.
+                VsockHost::Sockets(path) => Rule::folder_of(path, Grant::Sockets),
+                VsockHost::Kernel => Rule::new(VsockHost::KERNEL, Grant::Device),
+            }),
             VirtioDevice::Net(net) => rules.push(match &net.link {
                 LinkConfig::User(_) => Rule::new("/etc/resolv.conf", Grant::Read),
                 LinkConfig::Tap(_) => Rule::new("/dev/net/tun", Grant::Device),

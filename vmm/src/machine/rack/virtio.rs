@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::machine::backends::{Backend, Backends};
 use crate::machine::config::{Config, ConsoleConfig};
 use crate::machine::guest_ram::GuestRam;
+use crate::machine::vsocks::OpenVsock;
 use arch::address::PhysRange;
 use arch::board::PciHost;
 use devices::pci::bus::{PciBus, with_bridge};
@@ -66,7 +67,8 @@ impl<'a> Making<'a> {
                 Backend::Share(share) => place.put(share.device()?),
                 Backend::Net(net) => place.put(net.device()),
                 Backend::Disk(disk) => place.put(disk.device(self.cpus)?),
-                Backend::Vsock(vsock) => place.put(vsock.device()?),
+                Backend::Vsock(OpenVsock::Sockets(sockets)) => place.put(sockets.device()?),
+                Backend::Vsock(OpenVsock::Kernel(kernel)) => place.put(kernel.device(self.vm.memory())?),
                 Backend::Console(config) => place.put(self.console(config)?),
             };
             self.devices.push(device?);
