@@ -229,6 +229,7 @@ pub const CASES: &[Case] = &[
     Case { modules: job::MODULES, ..linux("job_commands", &["6.12"], job::commands) },
     Case { modules: job::MODULES, ..linux("job_streams", &["6.12"], job::streams) },
     Case { modules: job::MODULES, ..linux("job_exec", &["6.12"], job::exec) },
+    Case { modules: job::MODULES, ..linux("job_of_a_tree", &["6.12"], job::of_a_tree) },
     Case { modules: job::MODULES, ..linux("job_images", &["6.12"], job::images) },
     Case { modules: job::MODULES, ..linux("job_kept", &["6.12"], job::kept) },
     Case { modules: job::MODULES, ..linux("job_many", &["6.12"], job::many) },

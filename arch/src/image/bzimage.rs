@@ -149,6 +149,28 @@ impl Header {
     }
 }
 
+/// What a bzImage says it is (`kernel_version`, Linux `Documentation/arch/x86/boot.rst`): release, who built it, and which
+/// build of theirs. `None`: it says nothing, or is none.
+pub fn version(head: &[u8]) -> Option<&str> {
+    const KERNEL_VERSION: usize = 0x20e;
+    /// The field counts from here.
+    const FROM: usize = 0x200;
+    if u32_at(head, HEADER) != Some(HDRS_MAGIC) {
+        return None;
+    }
+    let offset = u16_at(head, KERNEL_VERSION).filter(|offset| *offset != 0)?;
+    let text = head.get(FROM + usize::from(offset)..)?.split(|byte| *byte == 0).next()?;
+    std::str::from_utf8(text).ok()
+}
+
+/// Whether a line of a kernel's own (`linux_banner`, Linux `init/version.c`) is that of the build that a bzImage's
+/// [`version`] names: the line has the compiler as well.
+pub fn is_banner_of(line: &str, version: &str) -> bool {
+    let Some((who, build)) = version.split_once(" #") else { return false };
+    let rest = line.strip_prefix("Linux version ").and_then(|line| line.strip_prefix(who));
+    rest.is_some_and(|rest| rest.starts_with(" (") && rest.trim_end().ends_with(&format!(") #{build}")))
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::{Format, detect};
@@ -217,5 +239,31 @@ pub(super) mod tests {
         let mut unaligned = whole;
         unaligned[KERNEL_ALIGNMENT] = 3;
         assert!(matches!(detect(&unaligned[..]), Err(ImageError::Malformed { .. })));
+    }
+
+    #[test]
+    fn builds_are_told_apart() {
+        let mut head = image();
+        assert_eq!(version(&head), None);
+        let text = b"6.12.1 (me@there) #7 SMP Mon\0more";
+        head[0x20e..0x210].copy_from_slice(&0x300u16.to_le_bytes());
+        head[0x500..0x500 + text.len()].copy_from_slice(text);
+        let named = version(&head).unwrap();
+        assert_eq!(named, "6.12.1 (me@there) #7 SMP Mon");
+        head[0x20e..0x210].copy_from_slice(&0xffffu16.to_le_bytes());
+        assert_eq!((version(&head), version(b"MZ")), (None, None));
+        let named = "6.12.1 (me@there) #7 SMP Mon";
+        let banner = "Linux version 6.12.1 (me@there) (gcc (Debian 12) 12.2, ld 2.40) #7 SMP Mon\n";
+        assert!(is_banner_of(banner, named));
+        for other in [
+            "Linux version 6.12.1 (me@there) (gcc 12) #8 SMP Mon",
+            "Linux version 6.12.1 (me@there) (gcc 12) #17 SMP Mon".trim_end_matches('n'),
+            "Linux version 6.12.10 (me@there) (gcc 12) #7 SMP Mon",
+            "Linux version 6.12.1 (me@there)",
+            "6.12.1 (me@there) (gcc 12) #7 SMP Mon",
+        ] {
+            assert!(!is_banner_of(other, named), "{other}");
+        }
+        assert!(!is_banner_of(banner, "6.12.1"));
     }
 }

@@ -32,7 +32,7 @@ pub fn root(c: &Context) -> Result<PathBuf, String> {
         fs::copy("/bin/busybox", root.join("bin/busybox"))?;
         for applet in [
             "sh", "uname", "cat", "echo", "seq", "true", "ls", "tty", "stty", "dmesg", "kill", "wc",
-            "printf", "sleep", "ps", "grep", "id", "pwd", "env",
+            "printf", "sleep", "ps", "grep", "id", "pwd", "env", "chmod",
         ] {
             symlink("busybox", root.join("bin").join(applet))?;
         }
@@ -513,6 +513,45 @@ pub fn nobody_answers(c: &mut Context) -> Check {
     long.expect_one_line("the command and its environment are too long")
 }
 
+/// A kernel's source tree as its build leaves it: image, modules, and on x86_64 the kernel that does not unpack itself,
+/// which is what is booted unless its place is to be left to chance.
+pub fn of_a_tree(c: &mut Context) -> Check {
+    let (root, tree) = (root(c)?, c.work.join("tree"));
+    let (image, kind, unpacked) = match c.isa {
+        Isa::X86_64 => ("arch/x86/boot/bzImage", "bzImage", Some(super::linux::unpacked(c)?)),
+        Isa::Aarch64 => ("arch/arm64/boot/Image", "arm64 Image", None),
+    };
+    let make = || -> std::io::Result<()> {
+        fs::create_dir_all(tree.join(image).with_file_name(""))?;
+        fs::copy(c.kernel("6.12"), tree.join(image))?;
+        for path in MODULES {
+            let place = tree.join(path);
+            fs::create_dir_all(place.with_file_name(""))?;
+            let name = place.file_name().unwrap_or_default();
+            fs::write(&place, c.module(name).map_err(std::io::Error::other)?)?;
+        }
+        fs::write(tree.join("modules.order"), MODULES.join("\n").replace(".ko", ".o"))?;
+        unpacked.iter().try_for_each(|kernel| fs::write(tree.join("vmlinux"), kernel))
+    };
+    make().map_err(|error| format!("cannot make a tree: {error}"))?;
+    let limit = c.limit(60);
+    for (append, is_unpacked) in [("x", c.isa == Isa::X86_64), ("kaslr", false)] {
+        let line = format!(
+            "run -v --build {{}} --root {{}} --append {append} --slow {} --memory 256M -- true",
+            c.slowness
+        );
+        let run = c.run(&line, &[&tree, &root], limit)?;
+        run.expect_code(0)?;
+        let place = if is_unpacked { tree.join("vmlinux") } else { tree.join(image) };
+        let wanted = format!("{} {}", if is_unpacked { "ELF" } else { kind }, place.display());
+        check(run.errors.contains(&wanted), || format!("no '{wanted}' in:\n{}", run.errors))?;
+        if c.isa == Isa::Aarch64 {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// Nobody reads the output: the first signal ends the command, another one the wait. Of one that has ended the first does.
 fn nobody_reads(c: &mut Context, root: &Path, is_endless: bool) -> Check {
     let limit = c.limit(60);
@@ -531,7 +570,7 @@ fn nobody_reads(c: &mut Context, root: &Path, is_endless: bool) -> Check {
     match is_endless {
         true => command.args(["--", "seq", "10000000"]),
         // More than a pipe holds, and less than is on its way besides.
-        false => command.args(["--name", "late", "--", "head", "-c", "100000", "/dev/zero"]),
+        false => command.args(["--name", "late", "--", "seq", "20000"]),
     };
     command.env_remove("RUST_LOG").stdin(std::process::Stdio::null()).stdout(writer);
     let mut child = command.spawn().map_err(|error| error.to_string())?;

@@ -230,8 +230,8 @@ pub fn compressed_image(c: &mut Context) -> Check {
     Ok(())
 }
 
-/// The `vmlinux` inside Debian's bzImage, booted as ELF by its 64-bit or PVH entry.
-pub fn vmlinux(c: &mut Context) -> Check {
+/// The `vmlinux` inside Debian's bzImage.
+pub fn unpacked(c: &Context) -> Result<Vec<u8>, String> {
     let image = std::fs::read(c.kernel("6.12")).map_err(|e| e.to_string())?;
     // Linux boot protocol: the payload's place is in the setup header.
     let word = |offset: usize| u32::from_le_bytes(image[offset..offset + 4].try_into().expect("four bytes"));
@@ -241,9 +241,13 @@ pub fn vmlinux(c: &mut Context) -> Check {
     let mut decoder = ruzstd::decoding::StreamingDecoder::new(&image[start..start + length])
         .map_err(|error| format!("the payload is not zstd: {error}"))?;
     std::io::copy(&mut decoder, &mut vmlinux).map_err(|e| e.to_string())?;
+    Ok(vmlinux)
+}
+
+/// It, booted as ELF by its 64-bit or PVH entry.
+pub fn vmlinux(c: &mut Context) -> Check {
     let path = c.work.join("vmlinux");
-    c.write(&path, &vmlinux)?;
-    drop(vmlinux);
+    c.write(&path, &unpacked(c)?)?;
     let (initrd, limit) = (c.initrd(), c.limit(60));
     let run = c.run("-v --cmdline quiet --kernel {} --initrd {}", &[&path, &initrd], limit)?;
     run.expect_code(0)?;

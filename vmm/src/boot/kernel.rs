@@ -202,17 +202,34 @@ impl Kernel {
         }
     }
 
+    /// Whether this is a kernel that does not unpack itself, of the very build that a bzImage's
+    /// [version](arch::image::bzimage::version) names.
+    pub fn is_unpacked(&self, version: &str) -> bool {
+        let is_it = |line: &str| arch::image::bzimage::is_banner_of(line, version);
+        matches!(&self.format, Format::Elf(elf) if self.has_banner_that(elf, is_it))
+    }
+
     fn finds_banner(&self, elf: &Elf) -> bool {
+        self.has_banner_that(elf, |_| true)
+    }
+
+    /// Whether one of the banners in it, a line each, is what is looked for.
+    fn has_banner_that(&self, elf: &Elf, is_it: impl Fn(&str) -> bool) -> bool {
         const BANNER: &[u8] = b"Linux version ";
         const PIECE: usize = 1 << 20;
-        let mut piece = vec![0; PIECE + BANNER.len()];
+        const LONGEST: usize = 512;
+        let mut piece = vec![0; PIECE + LONGEST];
         elf.segments.iter().any(|segment| {
             let end = segment.file_offset.saturating_add(segment.file_size);
             (segment.file_offset..end).step_by(PIECE).any(|at| {
                 // Pieces overlap, for a banner on the border.
                 let size = usize::try_from(end - at).unwrap_or(usize::MAX).min(piece.len());
-                self.bytes.read_at(at, &mut piece[..size]).is_ok()
-                    && memchr::memmem::find(&piece[..size], BANNER).is_some()
+                let is_read = self.bytes.read_at(at, &mut piece[..size]).is_ok();
+                is_read
+                    && memchr::memmem::find_iter(&piece[..size], BANNER).any(|at| {
+                        let line = piece[at..size].split(|byte| matches!(byte, 0 | b'\n')).next();
+                        line.is_some_and(|line| is_it(&String::from_utf8_lossy(line)))
+                    })
             })
         })
     }
