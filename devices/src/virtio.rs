@@ -108,6 +108,9 @@ pub trait Model: Send {
         None
     }
 
+    /// The driver has taken a queue back, which is not served any more.
+    fn closed(&mut self, _queue: usize) {}
+
     /// What served has ended: the device is being reset, or saved to begin anew.
     fn ended(&mut self) {}
 

@@ -257,7 +257,7 @@ pub(super) mod tests {
         assert!(is_banner_of(banner, named));
         for other in [
             "Linux version 6.12.1 (me@there) (gcc 12) #8 SMP Mon",
-            "Linux version 6.12.1 (me@there) (gcc 12) #17 SMP Mon".trim_end_matches('n'),
+            "Linux version 6.12.1 (me@there) (gcc 12) #17 SMP Mon",
             "Linux version 6.12.10 (me@there) (gcc 12) #7 SMP Mon",
             "Linux version 6.12.1 (me@there)",
             "6.12.1 (me@there) (gcc 12) #7 SMP Mon",

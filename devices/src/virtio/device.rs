@@ -263,6 +263,7 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         let closed = self.workers.iter().flatten().filter_map(|worker| worker.close(index));
         let closed: Vec<_> = closed.map(|state| (index, state)).collect();
         self.note(closed);
+        self.model.closed(index);
         if let Some(Setting { state, bell }) = self.queues.get_mut(index) {
             state.ready = false;
             // Nobody looks for it any more; it may not have been rung.

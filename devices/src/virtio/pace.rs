@@ -95,6 +95,8 @@ impl Pace {
         self.state().outside.iter().filter_map(Weak::upgrade).collect()
     }
 
+    /// Whoever holds guests and lets them go does one after the other: this and [`Self::release`] are not called at once.
+    ///
     /// From now on no work is begun; waits for what has begun, so long at most. Whether none is being done: a disk of
     /// the host's may keep somebody for longer.
     pub fn hold(&self, patience: Duration) -> bool {

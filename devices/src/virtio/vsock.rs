@@ -70,8 +70,8 @@ pub struct State {
     cid: u32,
     /// The guest is to be told that its connections are gone.
     are_gone: bool,
-    /// How far the host's kernel had come in the driver's rings, if it served two of the queues.
-    next: [u16; 2],
+    /// How far the host's kernel had come in the driver's rings, if it is what served two of the queues.
+    next: Option<[u16; 2]>,
 }
 
 /// What model and server share.
@@ -196,13 +196,17 @@ impl Model for Vsock {
     fn save(&self) -> State {
         let shared = self.shared();
         let are_gone = shared.are_gone || !shared.connections.is_empty();
-        State { cid: shared.cid, are_gone, next: [0; 2] }
+        State { cid: shared.cid, are_gone, next: None }
     }
 
     fn restore(&mut self, state: State) -> Result<(), Misfit> {
         let mut shared = self.shared();
         if state.cid < FIRST_CID {
             let why = format!("{} is no guest's number", state.cid);
+            return Err(Misfit::Damaged { device: "virtio vsock", why });
+        }
+        if state.next.is_some() {
+            let why = "the host's kernel was the other end of it".into();
             return Err(Misfit::Damaged { device: "virtio vsock", why });
         }
         shared.forget_all();

@@ -145,7 +145,7 @@ fn guest(c: &Context, vsock: &str, words: &str) -> Result<Process, String> {
     Process::start("vmm", command, Wiring::Pipes).map_err(|error| error.to_string())
 }
 
-/// The same by this host's kernel, and who else wants the guest's number; held in between, without a loss.
+/// The same by this host's kernel, and who else wants the guest's number; held in between.
 pub fn by_the_kernel(c: &mut Context) -> Check {
     let none = c.run("--vsock 42", &[], c.limit(20))?;
     none.expect_code(8)?;
@@ -182,16 +182,23 @@ pub fn by_the_kernel(c: &mut Context) -> Check {
         let bytes = made(&mut c.length.chance(), usize::try_from(count).unwrap_or(0));
         let mut one = stream_to(3, OF_GUEST).map_err(failed)?;
         let two = stream_to(3, OF_GUEST).map_err(failed)?;
-        // Held and let go while it works: nothing is lost, nothing goes on meanwhile.
+        // Held, the guest's memory stays as it is, whatever is sent to it; and nothing is lost.
+        c.run("stop sockets", &[], limit)?.expect_code(0)?;
+        let dumps = ["before", "after"].map(|name| c.work.join(name));
+        c.run("dump sockets {}", &[&dumps[0]], limit)?.expect_code(0)?;
         let back = thread::scope(|scope| {
             let other = one.try_clone();
             let works = scope.spawn(|| there_and_back(&mut one, other?, &bytes));
-            for command in ["stop", "cont", "stop", "cont"] {
+            thread::park_timeout(Duration::from_millis(300));
+            c.run("dump sockets {}", &[&dumps[1]], limit)?.expect_code(0)?;
+            for command in ["cont", "stop", "cont"] {
                 c.run(&format!("{command} sockets"), &[], limit)?.expect_code(0)?;
             }
             works.join().map_err(|_| "it has panicked".to_string())?.map_err(failed)
         })?;
         check(back == bytes, || "what the guest says back is not what it was told".into())?;
+        let [before, after] = dumps.map(|path| fs::read(path).map_err(failed));
+        check(before? == after?, || "the guest's memory changes while it is held".into())?;
         for stream in [&one, &two] {
             nix::sys::socket::shutdown(stream.as_raw_fd(), nix::sys::socket::Shutdown::Write)
                 .map_err(|error| error.to_string())?;

@@ -206,7 +206,7 @@ impl Kernel {
     /// [version](arch::image::bzimage::version) names.
     pub fn is_unpacked(&self, version: &str) -> bool {
         let is_it = |line: &str| arch::image::bzimage::is_banner_of(line, version);
-        matches!(&self.format, Format::Elf(elf) if self.has_banner_that(elf, is_it))
+        matches!(&self.format, Format::Elf(elf) if !elf.is_32_bit && self.has_banner_that(elf, is_it))
     }
 
     fn finds_banner(&self, elf: &Elf) -> bool {

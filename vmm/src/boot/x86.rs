@@ -184,7 +184,9 @@ impl Loading<'_> {
             ));
         }
         self.load_segments(elf, 0)?;
-        match elf.pvh_entry {
+        // Linux is told more by its own protocol: a seed for its random numbers, and an initrd anywhere.
+        let is_linux64 = !elf.is_32_bit && self.kernel.is_linux();
+        match elf.pvh_entry.filter(|_| !is_linux64) {
             Some(entry) => self.pvh(entry),
             None => self.linux64(Linux64 {
                 setup_header: &[],

@@ -326,7 +326,7 @@ pub const TABLE: &[Row] = &[
         kind: Kind::Look,
         name: "look",
         about: "looks whether the guest has panicked",
-        groups: groups!(EVENTS, LOOKING, KVM_CLOCK, VHOST_HELD),
+        groups: groups!(EVENTS, LOOKING, KVM_CLOCK, VHOST_HELD, KVM_MESSAGES),
     },
     Row { kind: Kind::Lines, name: "lines", about: "writes messages and traces", groups: groups!(STREAMS) },
     Row {

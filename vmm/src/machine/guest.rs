@@ -112,7 +112,7 @@ impl Guest {
     ///
     /// The devices are others, as after power-on, and those that `config` has as this machine had them have what these had
     /// of the host: disks and what was written to them, networks, folders, sockets ([`Backends`]). Connections of the guest's
-    /// and files that it had open are closed; ports of the host's that lead to it lead to the other one. Ports of the
+    /// and files that it had open are closed, but for sockets that the host's kernel has (`docs/vsock.md`); ports of the host's that lead to it lead to the other one. Ports of the
     /// console device are new ([`Self::take_port`]), and those of this machine end when it is dropped.
     ///
     /// # Errors

@@ -62,8 +62,12 @@ impl Loans {
 
 impl Drop for Loan<'_> {
     fn drop(&mut self) {
-        self.0.state().open -= 1;
-        self.0.ended.notify_all();
+        let mut state = self.0.state();
+        state.open -= 1;
+        // A wake-up of nobody is a system call all the same.
+        if state.is_closed && state.open == 0 {
+            self.0.ended.notify_all();
+        }
     }
 }
 

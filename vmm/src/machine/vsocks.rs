@@ -8,7 +8,7 @@ use crate::machine::config::{VsockConfig, VsockHost};
 use debug::socket::{self, Audience, BindError, Served};
 use devices::virtio::vsock::in_kernel::KernelVsock;
 use devices::virtio::vsock::{FIRST_CID, Host, Vsock};
-use in_kernel::HostKernel;
+use in_kernel::{HostKernel, OfGuest};
 use kvm::ram::GuestMemory;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::io;
@@ -62,14 +62,14 @@ pub enum OpenVsock {
 pub struct OpenKernel(Arc<HostKernel>);
 
 impl OpenKernel {
-    /// A device for it, of a guest with this memory. The former one of it serves no more.
+    /// A device for it, of a guest with this memory. It is this one's from its driver's beginning on, by when the former
+    /// one serves no more.
     ///
     /// # Errors
     /// [`Error::System`]: the system gives no more descriptors.
     pub fn device(&self, memory: &GuestMemory) -> Result<KernelVsock, Error> {
-        self.0.set_memory(memory);
-        let kernel: Arc<HostKernel> = Arc::clone(&self.0);
-        KernelVsock::new(kernel).map_err(Error::system("cannot make a virtio device"))
+        let kernel = OfGuest { host: Arc::clone(&self.0), memory: memory.clone() };
+        KernelVsock::new(Arc::new(kernel)).map_err(Error::system("cannot make a virtio device"))
     }
 }
 

@@ -114,8 +114,10 @@ impl Inner {
     /// The driver has begun: with these features, queues and interrupts.
     fn begin(&self, features: u64, mut rings: [Ring; 2], interrupts: &Arc<dyn Interrupts>) -> io::Result<()> {
         let mut run = self.run();
-        for (ring, next) in rings.iter_mut().zip(run.next) {
+        for ((ring, next), wires) in rings.iter_mut().zip(run.next).zip(&self.wires) {
             ring.next = next;
+            // Nothing of it is broken yet: what is there was told of another beginning.
+            wires.error.read().ok();
         }
         self.kernel.set_up(features & self.kernel.features(), &rings, &self.wires)?;
         run.is_wanted = true;
@@ -243,7 +245,7 @@ impl Model for KernelVsock {
     /// What the kernel has of connections is not to be had: they are gone for whoever goes on from here.
     fn save(&self) -> State {
         let run = self.0.run();
-        State { cid: self.0.kernel.cid(), are_gone: run.are_gone || run.is_wanted, next: run.next }
+        State { cid: self.0.kernel.cid(), are_gone: run.are_gone || run.is_wanted, next: Some(run.next) }
     }
 
     fn restore(&mut self, state: State) -> Result<(), Misfit> {
@@ -251,9 +253,20 @@ impl Model for KernelVsock {
             let why = format!("the guest's number is {}, and another here", state.cid);
             return Err(Misfit::Damaged { device: self.name(), why });
         }
+        let Some(next) = state.next else {
+            let why = "the host's kernel was not the other end of it".into();
+            return Err(Misfit::Damaged { device: self.name(), why });
+        };
         let mut run = self.0.run();
-        (run.are_gone, run.next) = (state.are_gone, state.next);
+        (run.are_gone, run.next) = (state.are_gone, next);
         Ok(())
+    }
+
+    /// The kernel cannot leave one of its queues alone.
+    fn closed(&mut self, queue: usize) {
+        if SERVED.contains(&queue) {
+            self.0.end();
+        }
     }
 }
 
@@ -302,10 +315,9 @@ impl Serve for Server {
                 Ok(Then::Waits)
             }
             Rung::Source(number @ 0..2) => {
-                // All are looked at once at the start, too.
-                if self.inner.wires[number].call.read().is_ok() {
-                    self.interrupts.queue(u16::try_from(SERVED[number]).unwrap_or(0));
-                }
+                // The edge says it: its counter is left as it is, which nobody waits for. At the start all are looked at
+                // once, and what the kernel has told of while the guest was held, and saved, is not lost.
+                self.interrupts.queue(u16::try_from(SERVED[number]).unwrap_or(0));
                 Ok(Then::Waits)
             }
             Rung::Source(number) => {
@@ -329,6 +341,7 @@ mod tests {
     use std::time::Duration;
 
     const VERSION_1: u64 = 1 << 32;
+    const NEEDS_RESET: u64 = 64;
 
     /// A kernel that writes down what it is told.
     #[derive(Default)]
@@ -411,8 +424,9 @@ mod tests {
             false
         };
         assert!(kicked(0) && kicked(1));
-        // It interrupts, and, behind the first look at all queues, bells reach it.
-        for queue in [0, 1] {
+        // It interrupts, behind the first look at all, and bells reach it.
+        assert_eq!([driver.message(), driver.message()], [Some(0), Some(1)]);
+        for queue in [0, 1, 1] {
             wires[queue].1.write(1).unwrap();
             assert_eq!(driver.message(), u32::try_from(queue).ok());
         }
@@ -451,21 +465,69 @@ mod tests {
         assert_eq!(kernel.said()[0], "set up 0x100000002 1000+128@70 5000+128@71");
     }
 
+    /// Its host's part outlives a device: the next one sets it up anew, from the beginning.
+    #[test]
+    fn another_device_has_what_one_had_that_is_unplugged() {
+        let kernel = Arc::new(Fake::default());
+        let mut first = driver(&kernel);
+        wait(&kernel, "run true");
+        crate::virtio::Unplug::unplug(&mut first.function);
+        assert_eq!(kernel.said()[1..], ["run true", "run false"]);
+        let mut second = driver(&kernel);
+        wait(&kernel, "run true");
+        assert_eq!(kernel.said(), ["set up 0x100000002 1000+128@0 5000+128@0", "run true"]);
+        // Whatever is done with the former one.
+        first.write(0x14, 1, 0);
+        assert!(first.pace.hold(Duration::from_secs(20)));
+        first.pace.release();
+        assert!(kernel.said().is_empty() && second.status() & NEEDS_RESET == 0);
+    }
+
+    /// A driver that takes a queue back has no packets in its memory any more (on MMIO).
+    #[test]
+    fn a_queue_that_is_taken_back_is_not_served() {
+        let kernel = Arc::new(Fake::default());
+        let its: Arc<dyn Kernel> = Arc::<Fake>::clone(&kernel);
+        let mut vsock = KernelVsock::new(its).unwrap();
+        {
+            let mut run = vsock.0.run();
+            (run.is_wanted, run.runs) = (true, true);
+        }
+        vsock.closed(EVENTS);
+        assert!(kernel.said().is_empty());
+        vsock.closed(FROM_DRIVER);
+        assert_eq!(kernel.said(), ["run false"]);
+    }
+
+    /// Waits until the driver is told that the device needs a reset.
+    fn needs_reset(driver: &mut Driver<KernelVsock>) -> bool {
+        while driver.message().expect("an interrupt") != 3 {}
+        driver.status() & NEEDS_RESET != 0
+    }
+
     #[test]
     fn what_fails_or_is_broken_is_the_devices_end_alone() {
-        const NEEDS_RESET: u64 = 64;
         let kernel = Arc::new(Fake::default());
         *kernel.fails.lock().unwrap() = true;
         let mut driver = driver(&kernel);
-        assert_eq!((driver.message(), driver.status() & NEEDS_RESET), (Some(3), NEEDS_RESET));
+        assert!(needs_reset(&mut driver));
         *kernel.fails.lock().unwrap() = false;
         driver.write(0x14, 1, 0);
         kernel.said();
         driver.set_up(VERSION_1);
         wait(&kernel, "run true");
         let wires = kernel.wires.lock().unwrap().take().unwrap();
-        wires[1].2.write(1).unwrap();
-        assert_eq!((driver.message(), driver.status() & NEEDS_RESET), (Some(3), NEEDS_RESET));
+        for queue in [1, 0, 1] {
+            wires[queue].2.write(1).unwrap();
+        }
+        assert!(needs_reset(&mut driver));
         wait(&kernel, "run false");
+        // What was told of that is not told of the next.
+        driver.write(0x14, 1, 0);
+        wires[1].2.write(1).unwrap();
+        kernel.said();
+        driver.set_up(VERSION_1);
+        wait(&kernel, "run true");
+        assert_eq!(driver.status() & NEEDS_RESET, 0);
     }
 }

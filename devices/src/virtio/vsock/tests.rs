@@ -341,6 +341,7 @@ fn what_is_put_back_knows_that_its_connections_are_gone() {
     let state = State { are_gone: true, ..first };
     vsock.restore(state.clone()).unwrap();
     assert_eq!(vsock.save(), state);
+    assert!(vsock.restore(State { next: Some([1, 2]), ..state.clone() }).is_err());
     assert!(vsock.restore(State { cid: 2, ..state }).is_err());
     let mut driver = Driver::new(vsock);
     driver.set_up(VERSION_1 | STREAMS);

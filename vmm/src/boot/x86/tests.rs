@@ -122,20 +122,25 @@ fn multiboot_kernels_get_names_first_and_modules_with_strings() {
 }
 
 #[test]
-fn pvh_kernels_other_than_linux_get_modules_and_linux_an_initrd() {
+fn pvh_kernels_get_modules_and_linux_is_entered_by_its_own_protocol() {
     let (first, second) = (Scratch::new("first", &[1; 5]), Scratch::new("second", b"mod1"));
     let initrds = [first.0.clone(), second.0.clone()];
     let setting = Setting { cmdline: "x", initrds: &initrds, ..Setting::default() };
-    for (bytes, count) in [(&b"other"[..], 2), (BANNER, 1)] {
+    let kernel = |bytes| {
         let segment = Segment { at: 0x10_0000, bytes, memory: 0x2000 };
-        let (booted, memory) =
-            boot(&elf(X86_64, 0x10_0000, &[segment], Some(&pvh_note(0x10_0000))), &setting).unwrap();
-        let info = state(&booted).rbx;
-        assert_eq!(word(&memory, info + 12), count);
-        assert_eq!(string(&memory, word(&memory, info + 24)), "x");
-        let modules = word(&memory, info + 16);
-        assert_eq!(word(&memory, modules + 8), if count == 2 { 5 } else { 12 });
-    }
+        elf(X86_64, 0x10_0000, &[segment], Some(&pvh_note(0x10_0000)))
+    };
+    let (booted, memory) = boot(&kernel(b"other"), &setting).unwrap();
+    let info = state(&booted).rbx;
+    assert_eq!(word(&memory, info + 12), 2);
+    assert_eq!(string(&memory, word(&memory, info + 24)), "x");
+    let modules = word(&memory, info + 16);
+    assert_eq!(word(&memory, modules + 8), 5);
+    // With one initrd, and a seed.
+    let (booted, memory) = boot(&kernel(BANNER), &setting).unwrap();
+    assert_eq!(booted.protocol, Protocol::Linux64.name());
+    assert_eq!(word(&memory, layout::ZERO_PAGE.0 + 0x21c), 12);
+    assert_eq!(word(&memory, layout::ZERO_PAGE.0 + 0x250), layout::SETUP_DATA.0);
     let with_string = [PathBuf::from(format!("{} a=b", first.0.display()))];
     let setting = Setting { initrds: &with_string, ..setting };
     for note in [None, Some(pvh_note(0x10_0000))] {
@@ -262,7 +267,6 @@ fn an_initrd_that_is_too_large_below_4_gib_goes_above_if_the_kernel_takes_it() {
     let segment = |bytes| Segment { at: 0x100_0000, bytes, memory: NEEDED };
     for (file, end) in [
         (kernel(1, 0x7fff_ffff), "0x80000000"),
-        (elf(X86_64, 0x100_0000, &[segment(BANNER)], Some(&pvh_note(0x100_0000))), "0xc0000000"),
         (elf(X86_64, 0x100_0000, &[segment(&multiboot2(&[]))], None), "0xc0000000"),
         (elf(X86_64, 0x100_0000, &[segment(&multiboot1())], None), "0xc0000000"),
     ] {

@@ -5,10 +5,11 @@ use devices::virtio::vsock::in_kernel::{Kernel, Ring, Wires};
 use kvm::ram::GuestMemory;
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use vhost::vhost_kern::vsock::Vsock;
 use vhost::vsock::VhostVsock;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Numbers that are tried for a guest that is to have any.
 const TRIED: u32 = 1 << 16;
@@ -47,7 +48,7 @@ impl HostKernel {
         let vsock = Vsock::new(memory.clone()).map_err(|error| with_remedy(plain(error)))?;
         vsock.set_owner().map_err(plain)?;
         let features = vsock.get_features().map_err(plain)?;
-        let numbers = cid.map_or(FIRST_CID..FIRST_CID + TRIED, |cid| cid..cid + 1);
+        let numbers = cid.map_or(FIRST_CID..=FIRST_CID + TRIED, |cid| cid..=cid);
         for number in numbers {
             match vsock.set_guest_cid(number.into()).map_err(plain) {
                 Ok(()) => {
@@ -63,18 +64,27 @@ impl HostKernel {
     }
 
     /// From now on it is about this guest's memory. It stands still.
-    pub fn set_memory(&self, memory: &GuestMemory) {
+    fn set_memory(&self, memory: &GuestMemory) {
         // Whoever had the lock has nothing of it that could be half done.
         let lock = self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         lock.replace(memory.clone());
     }
 }
 
+/// The kernel's part for one start of the guest, with its memory.
+pub struct OfGuest {
+    /// What outlives it.
+    pub host: Arc<HostKernel>,
+    /// Its memory.
+    pub memory: GuestMemory,
+}
+
 fn with_remedy(error: io::Error) -> io::Error {
+    const NONE: &str = "this host's kernel has none: load it (modprobe vhost_vsock), or write CID,path=PATH";
     let remedy = match error.kind() {
-        ErrorKind::NotFound => {
-            "this host's kernel has none: load it (modprobe vhost_vsock), or write CID,path=PATH"
-        }
+        // Its name may be there for whoever loads the module.
+        _ if error.raw_os_error() == Some(libc::ENODEV) => NONE,
+        ErrorKind::NotFound => NONE,
         ErrorKind::PermissionDenied => {
             "this user may not: root, or who has the right to the file, or write CID,path=PATH"
         }
@@ -83,17 +93,18 @@ fn with_remedy(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), remedy)
 }
 
-impl Kernel for HostKernel {
+impl Kernel for OfGuest {
     fn cid(&self) -> u32 {
-        self.cid
+        self.host.cid
     }
 
     fn features(&self) -> u64 {
-        self.features
+        self.host.features
     }
 
     fn set_up(&self, features: u64, rings: &[Ring; 2], wires: &[Wires; 2]) -> io::Result<()> {
-        let memory = self.memory.memory();
+        self.host.set_memory(&self.memory);
+        let memory = &self.memory;
         let region = |region: &kvm::ram::RamRegion| {
             let start = region.start_addr();
             Some(VhostUserMemoryRegionInfo {
@@ -106,8 +117,8 @@ impl Kernel for HostKernel {
         };
         let regions: Option<Vec<_>> = memory.iter().map(region).collect();
         let regions = regions.ok_or(ErrorKind::InvalidInput)?;
-        self.vsock.set_features(features).map_err(plain)?;
-        self.vsock.set_mem_table(&regions).map_err(plain)?;
+        self.host.vsock.set_features(features).map_err(plain)?;
+        self.host.vsock.set_mem_table(&regions).map_err(plain)?;
         for (queue, (ring, wires)) in rings.iter().zip(wires).enumerate() {
             let addresses = VringConfigData {
                 queue_max_size: ring.size,
@@ -119,12 +130,12 @@ impl Kernel for HostKernel {
                 log_addr: None,
             };
             let set_up = || {
-                self.vsock.set_vring_num(queue, ring.size)?;
-                self.vsock.set_vring_base(queue, ring.next)?;
-                self.vsock.set_vring_addr(queue, &addresses)?;
-                self.vsock.set_vring_err(queue, &wires.error)?;
-                self.vsock.set_vring_call(queue, &wires.call)?;
-                self.vsock.set_vring_kick(queue, &wires.kick)
+                self.host.vsock.set_vring_num(queue, ring.size)?;
+                self.host.vsock.set_vring_base(queue, ring.next)?;
+                self.host.vsock.set_vring_addr(queue, &addresses)?;
+                self.host.vsock.set_vring_err(queue, &wires.error)?;
+                self.host.vsock.set_vring_call(queue, &wires.call)?;
+                self.host.vsock.set_vring_kick(queue, &wires.kick)
             };
             set_up().map_err(plain)?;
         }
@@ -132,11 +143,11 @@ impl Kernel for HostKernel {
     }
 
     fn run(&self, runs: bool) -> io::Result<()> {
-        if runs { self.vsock.start() } else { self.vsock.stop() }.map_err(plain)
+        if runs { self.host.vsock.start() } else { self.host.vsock.stop() }.map_err(plain)
     }
 
     fn next(&self, queue: usize) -> io::Result<u16> {
-        let next = self.vsock.get_vring_base(queue).map_err(plain)?;
+        let next = self.host.vsock.get_vring_base(queue).map_err(plain)?;
         u16::try_from(next).map_err(io::Error::other)
     }
 }
