@@ -58,6 +58,8 @@ mod nearest;
 #[cfg(feature = "linux")]
 mod oops;
 mod operator;
+#[cfg(feature = "linux")]
+pub mod print;
 pub mod registers;
 mod run;
 #[cfg(any(feature = "dwarf", feature = "linux"))]

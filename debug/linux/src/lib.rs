@@ -29,11 +29,13 @@ pub mod task;
 mod text;
 pub mod translate;
 pub mod trouble;
+pub mod typed;
 pub mod types;
 pub mod unwind;
 
 pub use error::LogError;
 pub use info::{Described, VmCoreInfo};
+pub use list::linked;
 pub use symbols::Symbols;
 pub use text::text;
 pub use types::Types;

@@ -56,6 +56,19 @@ impl Ring {
     }
 }
 
+/// The members of a list by its head, `most` of them at most; and what of it could not be had, a line each.
+pub fn linked(head: u64, reader: &Reader<'_>, most: usize) -> (Vec<u64>, Vec<String>) {
+    let (mut ring, mut members, mut remarks) = (Ring::new(head), Vec::new(), Vec::new());
+    while let Some(member) = ring.next(reader, &mut remarks) {
+        if members.len() == most {
+            remark(&mut remarks, format!("there are more: {most} are told"));
+            break;
+        }
+        members.push(member);
+    }
+    (members, remarks)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,7 +18,7 @@ pub(crate) fn read(reader: &Reader<'_>, of: u64, field: Field) -> Result<String,
 }
 
 /// A name which may do nothing to a terminal, nor to the order of what stands there.
-fn plain(name: &str) -> String {
+pub(crate) fn plain(name: &str) -> String {
     let is_format = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     let harmless = |c: char| if c.is_control() || is_format(c) { char::REPLACEMENT_CHARACTER } else { c };
     name.chars().map(harmless).collect()

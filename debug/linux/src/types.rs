@@ -199,9 +199,14 @@ impl Types {
         self.tags.get(name)?.first().copied()
     }
 
-    /// A number, another name for a type, or a variable.
+    /// A number, or another name for a type.
     pub fn named(&self, name: &str) -> Option<TypeId> {
-        self.names.get(name)?.first().copied()
+        self.names.get(name)?.iter().copied().find(|id| !matches!(self.shape(*id), Shape::Variable(_)))
+    }
+
+    /// The type that a variable has; of those that every processor has one of, as a rule.
+    pub fn variable(&self, name: &str) -> Option<TypeId> {
+        self.names.get(name)?.iter().copied().find(|id| matches!(self.shape(*id), Shape::Variable(_)))
     }
 
     /// What a type is without other names and qualifications.

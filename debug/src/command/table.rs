@@ -11,6 +11,8 @@ use super::locks;
 #[cfg(feature = "linux")]
 use super::modules;
 use super::operator::Operator;
+#[cfg(feature = "linux")]
+use super::print;
 #[cfg(any(feature = "dwarf", feature = "linux"))]
 use super::symbols;
 #[cfg(feature = "linux")]
@@ -51,6 +53,8 @@ pub(super) const TABLE: &[Entry] = &[
     Entry { command: locks::LOCKS, run: locks::run },
     #[cfg(feature = "linux")]
     Entry { command: why::WHY, run: why::run },
+    #[cfg(feature = "linux")]
+    Entry { command: print::PRINT, run: print::run },
     #[cfg(any(feature = "dwarf", feature = "linux"))]
     Entry { command: symbols::SYM, run: symbols::run },
     #[cfg(feature = "dump")]

@@ -149,7 +149,7 @@ impl<'a> View<'a> {
 
     /// As [`Self::as_kernel`], with one error in words. In user space some of the kernel may be mapped and its data not
     /// (page table isolation); the kernel's own description comes last, and tells most.
-    pub(super) fn by_kernel<T, E: std::fmt::Display>(
+    pub(crate) fn by_kernel<T, E: std::fmt::Display>(
         &self,
         info: &VmCoreInfo,
         look: impl Fn(&dyn Fn(u64, &mut [u8]) -> usize) -> Result<T, E>,

@@ -1,10 +1,11 @@
 //! What is known of the kernel in a dump by what it has in its own memory, beside what crash knows by its debugging
 //! information.
 
-use super::{Built, Opened, Said, core};
+use super::{Built, Gdb, Opened, Said, core};
 use crate::context::check;
 use arch::Isa;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// A task of `vmm core ps --json`: number, processor, address, state, name.
 fn of_ours(task: &serde_json::Value) -> String {
@@ -53,6 +54,17 @@ fn stacks_of_crash(said: &str) -> BTreeMap<u64, Vec<u64>> {
         }
     }
     all
+}
+
+/// The numbers of processes that `ps` has, without the idle ones.
+fn processes(path: &Path) -> Result<BTreeSet<u64>, String> {
+    let said = core(Built::Here, path, &["ps", "--json"])?.well()?;
+    let json = said.text.lines().find(|line| line.starts_with('{')).unwrap_or_default();
+    let listed: serde_json::Value =
+        serde_json::from_str(json).map_err(|error| format!("{error} in {}", said.text))?;
+    let tasks = listed["tasks"].as_array().ok_or("there are no tasks")?;
+    let leaders = tasks.iter().filter(|task| task["pid"] == task["process"] && task["pid"] != 0);
+    Ok(leaders.filter_map(|task| task["pid"].as_u64()).collect())
 }
 
 impl Opened {
@@ -112,6 +124,66 @@ impl Opened {
             (compared, frames) = (compared + 1, frames + ours.len());
         }
         check(compared > 20 && frames > 100, || format!("only {compared} stacks and {frames} frames"))
+    }
+
+    /// The data that gdb has by the kernel's debugging information is what we have by the kernel's own types; and of the
+    /// list of processes we have those that `ps` has.
+    pub(super) fn has_the_data_of_gdb(&self) -> Result<(), String> {
+        let printed = |expression: &str| -> Result<Vec<serde_json::Value>, String> {
+            let said = core(Built::Here, &self.core, &["print", expression, "--json"])?.well()?;
+            let json = said.text.lines().find(|line| line.starts_with('{')).unwrap_or_default();
+            let found: serde_json::Value =
+                serde_json::from_str(json).map_err(|error| format!("{error} in {}", said.text))?;
+            Ok(found["things"].as_array().cloned().unwrap_or_default())
+        };
+        let number = |thing: &serde_json::Value| {
+            let value = &thing["value"];
+            let text = value["address"].as_str().or(value.as_str());
+            let address = text.and_then(|text| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok());
+            address.or(value.as_u64()).or(value.as_i64().map(i64::cast_unsigned))
+        };
+        // Numbers, addresses, arrays, a bit field, what is behind an address, and what each processor has of its own.
+        let parts = [
+            "flags",
+            "prio",
+            "static_prio",
+            "nr_cpus_allowed",
+            "cpus_mask.bits[0]",
+            "stack",
+            "tasks.next",
+            "sched_class",
+            "se.on_rq",
+            "signal->nr_threads",
+            "signal->thread_head.next",
+            "sched_reset_on_fork",
+            "in_iowait",
+            "files->count",
+        ];
+        let theirs: Vec<String> = parts
+            .iter()
+            .map(|part| format!(r#"printf "data %lu\n", (unsigned long)init_task.{part}"#))
+            .collect();
+        let symbols = format!("add-symbol-file {} -o {}", self.vmlinux.display(), self.slide()?);
+        let file = format!("target core {}", self.core.display());
+        let commands: Vec<&str> =
+            [symbols.as_str(), &file].into_iter().chain(theirs.iter().map(String::as_str)).collect();
+        let said = Gdb::Newer.run(&commands)?.well()?;
+        let theirs: Vec<u64> =
+            said.text.lines().filter_map(|line| line.strip_prefix("data ")?.parse().ok()).collect();
+        check(theirs.len() == parts.len(), || format!("gdb does not say all:\n{}", said.text))?;
+        for (part, theirs) in parts.iter().zip(theirs) {
+            let things = printed(&format!("((struct task_struct *)init_task)->{part}"))?;
+            let ours = things.first().and_then(number);
+            check(ours == Some(theirs), || format!("{part}: {things:?}, and gdb has {theirs:#x}"))?;
+        }
+        let listed = processes(&self.core)?;
+        let list = "list(&((struct task_struct *)init_task)->tasks, struct task_struct, tasks).pid";
+        let found: Option<BTreeSet<u64>> = printed(list)?.iter().map(number).collect();
+        check(found.as_ref() == Some(&listed), || format!("processes {found:?}, and ps has {listed:?}"))?;
+        let names = printed("list(modules, struct module, list).name")?;
+        check(names.iter().all(|name| name["value"].is_string()), || format!("{names:?}"))?;
+        let busy = printed("per_cpu(runqueues, 1).cpu")?;
+        check(busy.first().and_then(number) == Some(1), || format!("processor 1 is another: {busy:?}"))
     }
 
     /// Without a file, the kernel's own table has the names that the file has, and where they are.

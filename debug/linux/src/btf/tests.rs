@@ -118,7 +118,8 @@ fn types_have_sizes() {
     for id in [0, 14, 16, 18, 19, 21, u32::MAX] {
         assert_eq!(size(id), None, "{id}");
     }
-    assert_eq!((types.named("init_task"), types.named("u8")), (Some(TypeId(15)), Some(TypeId(5))));
+    assert_eq!((types.variable("init_task"), types.named("u8")), (Some(TypeId(15)), Some(TypeId(5))));
+    assert_eq!((types.named("init_task"), types.variable("u8")), (None, None));
     assert_eq!((types.named("task"), types.tagged("u8")), (None, None));
     let values = |tag| {
         let values = types.values(types.tagged(tag).unwrap()).iter();

@@ -1,0 +1,227 @@
+//! Expressions over a kernel made here.
+
+use super::*;
+use crate::linux::btf;
+use crate::linux::symbols::{Builder, Symbol};
+
+/// A type as BTF has it: name, kind and count, size or type, and what is behind that.
+type Row<'a> = (&'a str, u32, u32, Vec<Word<'a>>);
+
+enum Word<'a> {
+    Name(&'a str),
+    Number(u32),
+}
+
+fn member<'a>(name: &'a str, of: u32, bit: u32) -> [Word<'a>; 3] {
+    [Word::Name(name), Word::Number(of), Word::Number(bit)]
+}
+
+/// The kernel's types.
+fn types() -> Types {
+    const INT: u32 = 1 << 24;
+    const POINTER: u32 = 2 << 24;
+    const ARRAY: u32 = 3 << 24;
+    const STRUCT: u32 = 4 << 24;
+    const VARIABLE: u32 = 14 << 24;
+    /// Of structures: the upper byte of where members are is how many bits they have.
+    const HAS_BITS: u32 = 1 << 31;
+    let rows: [Row<'_>; 10] = [
+        ("unsigned int", INT, 4, vec![Word::Number(32)]),
+        ("", POINTER, 3, vec![]),
+        (
+            "list_head",
+            STRUCT | 2,
+            16,
+            member("next", 2, 0).into_iter().chain(member("prev", 2, 64)).collect(),
+        ),
+        ("", ARRAY, 0, [1, 1, 4].map(Word::Number).into()),
+        (
+            "item",
+            STRUCT | HAS_BITS | 6,
+            64,
+            [
+                member("id", 1, 0),
+                member("link", 3, 64),
+                member("numbers", 4, 192),
+                member("other", 6, 320),
+                member("flags", 1, 3 << 24 | 389),
+                member("comm", 8, 400),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+        ),
+        ("", POINTER, 5, vec![]),
+        ("char", INT, 1, vec![Word::Number(8)]),
+        ("", ARRAY, 0, [7, 1, 8].map(Word::Number).into()),
+        ("counts", VARIABLE, 4, vec![Word::Number(1)]),
+        ("", POINTER, 7, vec![]),
+    ];
+    let (mut words, mut names) = (Vec::new(), vec![0u8]);
+    let mut name = |text: &str| {
+        let at = u32::try_from(names.len()).unwrap();
+        names.extend(text.bytes().chain([0]));
+        at
+    };
+    for (own, info, size, rest) in &rows {
+        words.extend([name(own), *info, *size]);
+        for word in rest {
+            words.push(match word {
+                Word::Name(text) => name(text),
+                Word::Number(number) => *number,
+            });
+        }
+    }
+    let size = u32::try_from(4 * words.len()).unwrap();
+    let header = [24, 0, size, size, u32::try_from(names.len()).unwrap()];
+    let mut bytes = vec![0x9f, 0xeb, 1, 0];
+    bytes.extend(header.iter().chain(&words).flat_map(|word| word.to_le_bytes()));
+    bytes.extend(names);
+    btf::types(&bytes).unwrap()
+}
+
+const BASE: u64 = 0xffff_8000_0000_0000;
+const FIRST: u64 = BASE + 0x100;
+const SECOND: u64 = BASE + 0x200;
+
+fn symbols() -> Symbols {
+    let mut builder = Builder::default();
+    for (name, address) in [
+        ("__per_cpu_start", 0),
+        ("counts", 0x40),
+        ("__per_cpu_end", 0x1000),
+        ("head", BASE),
+        ("first", FIRST),
+        ("twice", BASE + 0x20),
+        ("twice", BASE + 0x30),
+        ("__per_cpu_offset", BASE + 0x300),
+        ("_end", BASE + 0x1000),
+    ] {
+        let kind = if address < BASE { Kind::Absolute } else { Kind::Data };
+        builder.add(Symbol { name, address, kind, is_global: true });
+    }
+    builder.finish()
+}
+
+/// Two items in a list, and data of two processors.
+fn memory() -> Vec<u8> {
+    let mut memory = vec![0; 0x1000];
+    let mut put = |at: u64, word: u64| {
+        let at = usize::try_from(at - BASE).unwrap();
+        memory[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    };
+    let links = [BASE, FIRST + 8, SECOND + 8];
+    for (index, link) in links.iter().enumerate() {
+        put(*link, links[(index + 1) % 3]);
+        put(*link + 8, links[(index + 2) % 3]);
+    }
+    for (item, id) in [(FIRST, 7), (SECOND, 8)] {
+        put(item, id);
+        put(item + 24, 0x1_0000_0000 | id);
+        put(item + 32, 0x3_0000_0002);
+        put(item + 48, 0b1010_0000 | 0x6968 << 16);
+    }
+    put(FIRST + 40, SECOND);
+    put(BASE + 0x300, BASE + 0x400);
+    put(BASE + 0x308, BASE + 0x500);
+    put(BASE + 0x54c, 99);
+    memory
+}
+
+fn printed(text: &str) -> Result<Printed, String> {
+    let (types, symbols, memory) = (types(), symbols(), memory());
+    let read = |at: u64, bytes: &mut [u8]| {
+        let rest =
+            usize::try_from(at.wrapping_sub(BASE)).ok().and_then(|at| memory.get(at..)).unwrap_or_default();
+        let count = rest.len().min(bytes.len());
+        bytes[..count].copy_from_slice(&rest[..count]);
+        count
+    };
+    let reader = Reader::new(&read);
+    let mut kernel = Kernel { types: &types, symbols: &symbols, reader: &reader, remarks: Vec::new() };
+    let found = kernel.find(&Parser::whole(text)?)?;
+    let things = kernel.tell(&found);
+    Ok(Printed { things, remarks: kernel.remarks })
+}
+
+#[test]
+fn expressions_are_read_as_c_has_them() {
+    let item = "(struct item) 0xffff800000000100: {\n  id = 7,\n  link = {\n    next = 0xffff800000000208 \
+                <first+0x108>,\n    prev = 0xffff800000000000 <head>,\n  },\n  numbers = {7, 1, 2, 3},\n  other = \
+                0xffff800000000200 <first+0x100>,\n  flags = 5,\n  comm = \"hi\",\n}\n";
+    for (text, expected) in [
+        ("*(struct item *)first", item),
+        ("*( struct item* )0xffff800000000100", item),
+        ("*((struct item *)first)", item),
+        ("((struct item *)first)->id", "(unsigned int) 0xffff800000000100: 7\n"),
+        ("((struct item *)first)->numbers[2]", "(unsigned int) 0xffff800000000120: 2\n"),
+        ("*((struct item *)first)->numbers", "(unsigned int) 0xffff800000000118: 7\n"),
+        ("((struct item *)first)->other->id", "(unsigned int) 0xffff800000000200: 8\n"),
+        ("((struct item *)first)->other->comm", "(char [8]) 0xffff800000000232: \"hi\"\n"),
+        ("(*(struct item *)first).flags", "(unsigned int) 0xffff800000000130: 5\n"),
+        ("&((struct item *)first)->link", "(struct list_head *) 0xffff800000000108 <first+0x8>\n"),
+        ("((struct item *)first)[4].id", "(unsigned int) 0xffff800000000200: 8\n"),
+        ("(char *)((struct item *)first)->comm", "(char *) \"hi\"\n"),
+        ("per_cpu(counts, 1)[3]", "(unsigned int) 0xffff80000000054c: 99\n"),
+        ("per_cpu(counts, 0)", "(unsigned int [4]) 0xffff800000000440: {0, 0, 0, 0}\n"),
+        ("head", "(void) 0xffff800000000000: <of what it is made is not known>\n"),
+        ("&head", "(unsigned long) 0xffff800000000000 <head>\n"),
+        (
+            "list(head, struct item, link).id",
+            "(unsigned int) 0xffff800000000100: 7\n(unsigned int) 0xffff800000000200: 8\n",
+        ),
+        ("((struct item *)0x1000)->id", "(unsigned int) 0x1000: <not there: 0x1000>\n"),
+    ] {
+        match printed(text) {
+            Ok(printed) => assert_eq!(printed.to_string(), expected, "{text}"),
+            Err(why) => panic!("{text}: {why}"),
+        }
+    }
+    assert_eq!(
+        printed("((struct item *)0x1000)->id").unwrap().shortfall().as_deref(),
+        Some("the kernel's memory cannot be read at 0x1000")
+    );
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    for (text, says) in [
+        ("", "a name is missing at the end"),
+        ("first second", "'second' is one too many"),
+        ("(first", "')' is missing at the end"),
+        ("first->", "a name is missing at the end"),
+        ("first[x]", "'x' is no number"),
+        ("first + 1", "'+' is one too many"),
+        ("nobody", "no symbol 'nobody'"),
+        ("twice", "several symbols 'twice'"),
+        ("*first", "write *(struct T *) in front of it"),
+        ("first->id", "write ((struct T *)ADDRESS)->id"),
+        ("*(struct nothing *)first", "no type 'struct nothing'"),
+        ("*(union item *)first", "no type 'union item'"),
+        ("((struct item *)first)->none", "struct item has no 'none'"),
+        ("((struct item *)first)->numbers[4]", "it has 4 elements"),
+        ("((struct item *)first)->id->x", "unsigned int has no 'x'"),
+        ("*((struct item *)first)->id", "a unsigned int is no address"),
+        ("&((struct item *)first)->flags", "only what is in memory has an address"),
+        ("counts", "write per_cpu(counts, 0)"),
+        ("per_cpu(head, 0)", "one 'head' for all"),
+        ("per_cpu(counts, 9000)", "no processor 9000"),
+        ("list(head, struct item, none)", "struct item has no 'none'"),
+        ("list(list(head, struct item, link), struct item, link)", "a list of lists"),
+        (&"*".repeat(100), "no more than 32 within each other"),
+        (&format!("first{}", ".a".repeat(100)), "no more than 32 behind each other"),
+    ] {
+        let why = printed(text).unwrap_err();
+        assert!(why.contains(says), "{text}: {why}");
+    }
+}
+
+#[test]
+fn programs_get_the_same() {
+    let json = printed("*(struct item *)first").unwrap().json();
+    let thing = &json["things"][0];
+    assert_eq!((&thing["type"], &thing["address"]), (&json!("struct item"), &json!("0xffff800000000100")));
+    assert_eq!((&thing["value"]["id"], &thing["value"]["comm"]), (&json!(7), &json!("hi")));
+    assert_eq!(thing["value"]["other"]["symbol"], "first+0x100");
+    assert_eq!(thing["value"]["numbers"], json!([7, 1, 2, 3]));
+}
