@@ -157,7 +157,7 @@ impl Opened {
             "signal->thread_head.next",
             "sched_reset_on_fork",
             "in_iowait",
-            "files->count",
+            "files->count.counter",
         ];
         let theirs: Vec<String> = parts
             .iter()
