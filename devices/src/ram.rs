@@ -33,7 +33,7 @@ pub trait Ram: Send + Sync + Debug {
     fn written(&self, _address: GuestPhys, _size: usize) {}
 
     /// Lends parts of RAM as they are, each an address and its bytes, for as long as `work` takes: to a host that reads into
-    /// them, or writes from them, by itself. What it wrote is told by [`Self::written`]. `false`: nothing was lent, as
+    /// them by itself. What it wrote is told by [`Self::written`]. `false`: nothing was lent, as
     /// there may be something in RAM that is not the guest's, or a part does not lie in it in one piece. It is no fault:
     /// [`Self::read`] and [`Self::write`] always do.
     fn lend(&self, _parts: &[(GuestPhys, usize)], _work: &mut dyn FnMut(&[VolatileSlice<'_>])) -> bool {

@@ -77,11 +77,6 @@ pub trait Disk: Send + Sync + 'static {
         0
     }
 
-    /// Writes from RAM likewise.
-    fn write_from(&self, _offset: u64, _ram: &[VolatileSlice<'_>]) -> usize {
-        0
-    }
-
     /// What has been written is kept, whatever happens to the host afterwards.
     ///
     /// # Errors

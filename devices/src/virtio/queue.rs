@@ -154,13 +154,12 @@ impl Buffer {
         self.each(offset, bytes.len(), |address, at, count| self.ram.write(address, &bytes[at..at + count]))
     }
 
-    /// [Lends](Ram::lend) up to so many bytes from an offset for a host to read into or write from; `work` says how many
-    /// it has. 0: none, or they cannot be lent.
+    /// [Lends](Ram::lend) up to so many bytes from an offset for a host to read into; `work` says how many it has. 0: none,
+    /// or they cannot be lent.
     pub fn lend(
         &self,
         offset: u64,
         count: usize,
-        is_written: bool,
         mut work: impl FnMut(&[VolatileSlice<'_>]) -> usize,
     ) -> usize {
         let (mut parts, mut done) = (Vec::with_capacity(self.parts.len()), 0);
@@ -171,12 +170,10 @@ impl Buffer {
         if !self.ram.lend(&parts, &mut |slices| done = work(slices)) {
             return 0;
         }
-        if is_written {
-            self.each(offset, done, |address, _, count| {
-                self.ram.written(address, count);
-                count
-            });
-        }
+        self.each(offset, done, |address, _, count| {
+            self.ram.written(address, count);
+            count
+        });
         done
     }
 }

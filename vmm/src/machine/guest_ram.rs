@@ -96,9 +96,9 @@ impl GuestRam {
         if !has_one {
             self.loans.reopen();
         } else if !self.loans.close(PATIENCE) {
-            // It is about code, and what a disk reads and writes is data, as a rule.
+            // It is about code, and what a disk reads is data, as a rule.
             log::warn!(
-                "a disk of the host's takes long: what is planted where it reads or writes may be lost"
+                "a disk of the host's takes long: what is planted where it reads to may be lost"
             );
         }
     }
