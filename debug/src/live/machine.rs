@@ -448,7 +448,11 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     fn has_stopped(&mut self) -> bool {
         self.take_answers();
         let is_told_still = |event: &Event| matches!(event, Event::Stopped { .. } | Event::Restarted);
-        self.waiting == Waiting::Never && self.happened.front().is_some_and(is_told_still)
+        match self.waiting {
+            Waiting::Never => self.happened.front().is_some_and(is_told_still),
+            // Whatever was taken is told by nobody else.
+            Waiting::Asleep | Waiting::Awake => !self.happened.is_empty(),
+        }
     }
 
     fn written(&mut self) -> Poll<Result<(), MachineError>> {

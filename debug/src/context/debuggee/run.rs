@@ -219,6 +219,10 @@ impl<M: Machine> Debuggee<M> {
             }
             // The step's next part has not begun where another vCPU has stopped meanwhile.
             if self.pending.is_empty() {
+                // What came while the step's next part was begun may have been looked for, and has rung nobody.
+                if self.has_stopped() {
+                    self.machine.ring();
+                }
                 return None;
             }
         }
