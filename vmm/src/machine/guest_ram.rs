@@ -11,6 +11,7 @@ use arch::paging::TableMemory;
 use debug::engine::Engine;
 use debug::machine::Memory;
 use devices::ram::Ram;
+use devices::{guest_log, tell};
 use kvm::ram::{GuestMemory, LiveMemory, forget_mapping};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
@@ -97,9 +98,8 @@ impl GuestRam {
             self.loans.reopen();
         } else if !self.loans.close(PATIENCE) {
             // It is about code, and what a disk reads is data, as a rule.
-            log::warn!(
-                "a disk of the host's takes long: what is planted where it reads to may be lost"
-            );
+            tell!(Warn, "a disk of the host's takes long: what is planted where it reads to may be lost");
+            guest_log::deliver();
         }
     }
 
