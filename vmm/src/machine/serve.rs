@@ -130,6 +130,14 @@ fn answer(
     }
 }
 
+/// What vCPU `id` has written, noted if there is a device there.
+fn told<T, E>(id: u32, services: &Services, written: Result<T, E>) -> Result<T, E> {
+    if written.is_ok() {
+        services.exits.count_write(id);
+    }
+    written
+}
+
 /// Serves an exit of vCPU `id`.
 fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over> {
     log::debug!(target: "vmm::exit", "vCPU {id}: {exit:x?}");
@@ -152,11 +160,8 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
         VcpuExit::PortWrite { port, size, data } => {
             let mut end = None;
             for access in data.chunks(size) {
-                match services.ports.write(u64::from(port), access) {
-                    Ok(asked) => {
-                        services.exits.count_write(id);
-                        end = end.or(asked);
-                    }
+                match told(id, services, services.ports.write(u64::from(port), access)) {
+                    Ok(asked) => end = end.or(asked),
                     Err(_) => tell!(Info, "vCPU {id} writes {access:02x?} to unused port {port:#x}"),
                 }
             }
@@ -164,21 +169,21 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
         }
         VcpuExit::MmioRead { address, data } => {
             if !services.mmio.read(address, data) {
-                let size = counted(data.len(), "byte");
-                tell!(Info, "vCPU {id} reads {size} at {address:#x}, where nothing is");
+                tell!(
+                    Info,
+                    "vCPU {id} reads at {address:#x}, where nothing is: {}",
+                    counted(data.len(), "byte")
+                );
             }
             None
         }
-        VcpuExit::MmioWrite { address, data } => match services.mmio.write(address, data) {
-            Ok(asked) => {
-                services.exits.count_write(id);
-                asked
-            }
-            Err(_) => {
+        VcpuExit::MmioWrite { address, data } => {
+            let written = told(id, services, services.mmio.write(address, data));
+            written.unwrap_or_else(|_| {
                 tell!(Info, "vCPU {id} writes {data:02x?} to {address:#x}, where nothing is");
                 None
-            }
-        },
+            })
+        }
         VcpuExit::Shutdown => return Err(Over::TripleFault),
         VcpuExit::SystemEvent(event) => {
             return match event {
