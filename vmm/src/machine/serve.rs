@@ -169,11 +169,7 @@ fn serve(id: u32, exit: VcpuExit<'_>, services: &Services) -> Result<Exit, Over>
         }
         VcpuExit::MmioRead { address, data } => {
             if !services.mmio.read(address, data) {
-                tell!(
-                    Info,
-                    "vCPU {id} reads at {address:#x}, where nothing is: {}",
-                    counted(data.len(), "byte")
-                );
+                tell!(Info, "vCPU {id} reads at {address:#x}, where nothing is (size {})", data.len());
             }
             None
         }
