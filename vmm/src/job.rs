@@ -15,6 +15,7 @@ pub mod modules;
 pub mod plan;
 pub mod protocol;
 pub mod root_image;
+mod serial;
 pub mod session;
 pub mod steps;
 pub mod streams;

@@ -6,6 +6,7 @@
 use super::hold::{self, HoldOn};
 use super::kernel_log::{KEPT, Lines, Tail, Watch, line_of_record};
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
+use super::serial::Serial;
 use super::session::{CommandEnd, Session, TOO_LONG, next_signal};
 use super::stuck::{self, Stuck};
 use super::verdict::{self, Verdict};
@@ -33,15 +34,11 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 /// The one session of a job.
 const SESSION: u16 = 1;
-/// The most bytes of the serial port's output that wait for the loop, and that it takes at a time.
-const MOST_SERIAL: usize = 1 << 20;
-const SERIAL_TURN: usize = 64 << 10;
 /// How often the guest's port is read before others have their turn.
 const PORT_TURN: usize = 8;
 /// Bytes that wait for the guest, from which on nothing more is heard of it: one that only speaks and never listens
@@ -128,56 +125,6 @@ impl Ended {
     }
 }
 
-/// What the guest prints on its serial port, on its way to the loop.
-#[derive(Clone, Debug)]
-struct Serial {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    wake: Arc<EventFd>,
-}
-
-impl Serial {
-    fn is_empty(&self) -> bool {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
-    /// The next bytes, as many as are for one turn; the loop is woken again for the others.
-    fn take(&self) -> Vec<u8> {
-        // Of the count nothing is to be known.
-        self.wake.read().ok();
-        let mut waiting = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = waiting.len().min(SERIAL_TURN);
-        let rest = waiting.split_off(now);
-        let bytes = std::mem::replace(&mut *waiting, rest);
-        if !waiting.is_empty()
-            && let Err(error) = self.wake.write(1)
-        {
-            log::error!("cannot wake the job's loop: {error}");
-        }
-        bytes
-    }
-}
-
-impl Write for Serial {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut waiting = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = MOST_SERIAL.saturating_sub(waiting.len());
-        // What is behind that is lost: whoever prints so much is not read by anybody.
-        waiting.extend_from_slice(&bytes[..bytes.len().min(room)]);
-        // It comes a byte at a time, and lines are what is looked for: others are taken with the next one, or with
-        // the next look at the vCPUs.
-        let is_worth_it = bytes.contains(&b'\n') || waiting.len() >= SERIAL_TURN;
-        drop(waiting);
-        if is_worth_it {
-            self.wake.write(1)?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Signals that are the command's, the first time.
 const PASSED: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
@@ -210,7 +157,7 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
     let new_event = || {
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::system("cannot make an eventfd"))
     };
-    let serial = Serial { bytes: Arc::default(), wake: Arc::new(new_event()?) };
+    let serial = Serial::new(new_event()?);
     let log = log(&job.log)?;
     let visitors = Visitors::new(SESSION + 1).map_err(Error::system("cannot make an eventfd"))?;
     let door = visitors.door();
@@ -483,7 +430,7 @@ impl Desk<'_> {
         });
         // SAFETY: none of these is closed while it is waited for.
         let event = |event: &EventFd| unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
-        let mut events = vec![self.guest.wake(), &self.serial.wake];
+        let mut events = vec![self.guest.wake(), self.serial.wake()];
         // They are let in when there is somebody for them.
         events.extend(self.is_up.then(|| self.visitors.wake()));
         let wakes = self.session.iter().flat_map(Session::wakes);
@@ -802,27 +749,5 @@ mod tests {
         ] {
             assert_eq!(patience(&verdict), Some(LAST_MOMENT), "{verdict}");
         }
-    }
-
-    #[test]
-    fn a_serial_port_that_never_ends_is_read_in_turns() {
-        let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-        let mut serial = Serial { bytes: Arc::default(), wake: Arc::clone(&wake) };
-        serial.write_all(&vec![b'x'; 3 * MOST_SERIAL]).unwrap();
-        let mut all = 0;
-        while !serial.is_empty() {
-            let turn = serial.take().len();
-            assert!((1..=SERIAL_TURN).contains(&turn), "{turn}");
-            all += turn;
-            // The loop is woken for the rest, and for nothing else.
-            assert_eq!(wake.read().is_ok(), !serial.is_empty());
-        }
-        // It is not woken within a line.
-        serial.write_all(b"a li").unwrap();
-        assert!(wake.read().is_err());
-        serial.write_all(b"ne\n").unwrap();
-        assert!(wake.read().is_ok() && serial.take() == b"a line\n");
-        // What is behind that is lost.
-        assert_eq!(all, MOST_SERIAL);
     }
 }

@@ -76,14 +76,6 @@ pub struct Requests<D> {
     pub writes_through: bool,
 }
 
-/// By which way bytes come and go.
-enum Data<'a> {
-    /// The disk's own, between itself and RAM: so many bytes.
-    InPlace(usize),
-    /// By a piece of room.
-    Copied(&'a mut [u8]),
-}
-
 /// A request.
 struct Request<'a> {
     what: u32,
@@ -150,27 +142,27 @@ impl<D: Disk> Requests<D> {
         let done = match request.what {
             kind::IN => {
                 let to = &request.chain.writable;
-                self.in_pieces(request, request.to, (progress, left), |at, offset, data| match data {
-                    Data::InPlace(count) => Ok(to.lend(at, count, |ram| self.disk.read_into(offset, ram))),
-                    Data::Copied(piece) => {
-                        self.disk.read(offset, piece)?;
-                        Ok(to.write(at, piece))
-                    }
+                let in_place = |at, offset, count| to.lend(at, count, |ram| self.disk.read_into(offset, ram));
+                self.in_pieces(request, request.to, (progress, left), in_place, |at, offset, piece| {
+                    self.disk.read(offset, piece)?;
+                    to.write(at, piece);
+                    Ok(())
                 })?
             }
             kind::OUT => {
                 let from = &request.chain.readable;
-                let done = self.in_pieces(request, request.from, (progress, left), |at, offset, data| {
-                    let at = HEADER as u64 + at;
-                    match data {
-                        // It was tried, and took twice as long where the host is an emulation; elsewhere it gains little.
-                        Data::InPlace(_) => Ok(0),
-                        Data::Copied(piece) => {
-                            from.read(at, piece);
-                            self.disk.write(offset, piece).map(|()| piece.len())
-                        }
-                    }
-                })?;
+                // In place was tried, and took twice as long where the host is an emulation; elsewhere it gains little.
+                let in_place = |_, _, _| 0;
+                let done = self.in_pieces(
+                    request,
+                    request.from,
+                    (progress, left),
+                    in_place,
+                    |at, offset, piece| {
+                        from.read(HEADER as u64 + at, piece);
+                        self.disk.write(offset, piece)
+                    },
+                )?;
                 done.map(|_| 0)
             }
             kind::FLUSH => {
@@ -200,14 +192,15 @@ impl<D: Disk> Requests<D> {
         if end > self.disk.size() { Err(Failure::Wrong) } else { Ok(offset) }
     }
 
-    /// Reads or writes so many bytes: `work` is given where in the request's data, where on the disk, and by which way, and
-    /// says how many bytes it has done. All of them, when it is done.
+    /// Reads or writes so many bytes: `in_place` is given where in the request's data, where on the disk, and how many, and
+    /// says how many it has done; where it does none, `copied` is given a piece of room. All of them, when it is done.
     fn in_pieces(
         &self,
         request: &Request<'_>,
         count: u64,
         (progress, left): (&mut Progress, &mut u64),
-        mut work: impl FnMut(u64, u64, Data<'_>) -> io::Result<usize>,
+        mut in_place: impl FnMut(u64, u64, usize) -> usize,
+        mut copied: impl FnMut(u64, u64, &mut [u8]) -> io::Result<()>,
     ) -> Done {
         if !count.is_multiple_of(SECTOR) {
             return Err(Failure::Wrong);
@@ -220,13 +213,13 @@ impl<D: Disk> Requests<D> {
                 return Ok(None);
             }
             // What is done to a part of a sector is done again.
-            let mut now = work(*done, offset + *done, Data::InPlace(size))? as u64 / SECTOR * SECTOR;
+            let mut now = in_place(*done, offset + *done, size) as u64 / SECTOR * SECTOR;
             if now == 0 {
                 let size = size.min(PIECE);
                 if piece.len() < size {
                     piece.resize(size, 0);
                 }
-                work(*done, offset + *done, Data::Copied(&mut piece[..size]))?;
+                copied(*done, offset + *done, &mut piece[..size])?;
                 now = size as u64;
             }
             *done += now;
