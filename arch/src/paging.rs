@@ -91,6 +91,12 @@ impl Regime {
         }
     }
 
+    /// The table that tells one process's `address` from another's: those of kernels mean the same to all, and so do
+    /// all while it is off.
+    pub fn table_of_process(&self, address: GuestVirt) -> Option<GuestPhys> {
+        (self.is_on() && address.0 >> 63 == 0).then(|| self.table(address))
+    }
+
     /// The mode in words.
     pub fn describe(&self) -> String {
         match self {

@@ -32,8 +32,10 @@ mod guest_memory;
 pub mod kept;
 mod ranges;
 mod registers;
+mod retries;
 
 pub use cpu::{Cpu, Stepped};
+use retries::{Dealt, Retries};
 
 /// What a vCPU's thread does after an exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +67,8 @@ pub struct Requests {
     output: Output,
     /// How the addresses of breakpoints were looked at last.
     space: Option<Translation>,
+    /// Instructions whose hits have been dealt with, and that are still to be executed.
+    retries: Retries,
 }
 
 /// Debug registers, and what each is for.
@@ -96,10 +100,6 @@ struct Progress {
     steps: u32,
     /// The range is run through instead of stepped.
     run: Option<Run>,
-    /// The instruction under a breakpoint, whose hit has been dealt with, faulted when it was
-    /// stepped: program counter and stack pointer. When it is executed again after the fault has
-    /// been handled, that is no new hit.
-    retry: Option<(u64, u64)>,
     /// It has begun what it was told last.
     has_begun: bool,
     /// The breakpoints that it stopped at last.
@@ -138,6 +138,7 @@ impl Engine {
             guarded: Sharing::none(isa),
             output: Output::default(),
             space: None,
+            retries: Retries::default(),
         };
         Engine {
             isa,
@@ -297,7 +298,7 @@ impl Engine {
                 // What is met translates.
                 let Some(place) = place else { return Ok(Verdict::NotOurs) };
                 let hit = requests.table.planted_at(place);
-                let is_retry = requests.is_retry(cpu, pc);
+                let is_retry = requests.retries.take(cpu, Some(place));
                 drop(requests);
                 if !is_retry && self.stops(cpu, pc, &hit) {
                     return Ok(Verdict::Stop(StopReason::Breakpoint));
@@ -357,7 +358,7 @@ impl Engine {
             None => requests.met(want),
         };
         let kind = id.and_then(|id| requests.table.get(id)).map(|breakpoint| breakpoint.kind);
-        let is_retry = requests.is_retry(cpu, pc);
+        let is_retry = requests.retries.take(cpu, place);
         drop(requests);
         // A page that was missing when the breakpoint was asked for is there now; but
         // the others are still armed as they are, so `refresh` plants it.
@@ -487,7 +488,7 @@ impl Engine {
     /// Executes the instruction under a breakpoint while no other vCPU runs.
     fn step_over(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Stepped, MachineError> {
         let before = pc(cpu)?;
-        let stack = stack(cpu);
+        let dealt = place.and_then(|place| Dealt::at(cpu, place));
         let arming = self.arming(&self.requests(), cpu.vcpu().id());
         let alone = Arming {
             step: true,
@@ -513,17 +514,17 @@ impl Engine {
             }
             // The hit has been dealt with, and is none when the instruction is executed again: after its
             // fault, or because something else came before it was.
-            Stepped::Faulted => self.retry(cpu, before, stack),
-            Stepped::Other if pc(cpu)? == before => self.retry(cpu, before, stack),
+            Stepped::Faulted => self.expect(dealt.map(|dealt| dealt.faulted(cpu))),
+            Stepped::Other if pc(cpu)? == before => self.expect(dealt),
             Stepped::Done | Stepped::Other => {}
         }
         Ok(stepped)
     }
 
-    /// The next hit at `pc` is of an instruction whose hit has been dealt with.
-    fn retry(&self, cpu: &dyn Cpu, pc: u64, stack: Option<u64>) {
-        if let Some(progress) = self.requests().progress.get_mut(cpu.vcpu().id() as usize) {
-            progress.retry = stack.map(|stack| (pc, stack));
+    /// The next hit of an instruction is of one whose hit has been dealt with.
+    fn expect(&self, dealt: Option<Dealt>) {
+        if let Some(dealt) = dealt {
+            self.requests().retries.expect(dealt);
         }
     }
 
@@ -619,8 +620,9 @@ impl Requests {
     /// Gives each vCPU a new action.
     pub fn begin(&mut self, actions: &[Action]) {
         for (progress, action) in self.progress.iter_mut().zip(actions) {
-            *progress = Progress { action: *action, retry: progress.retry, ..Progress::default() };
+            *progress = Progress { action: *action, ..Progress::default() };
         }
+        self.retries.keep_those_of(&self.table);
     }
 
     /// The breakpoints whose want of a debug register is met.
@@ -641,29 +643,18 @@ impl Requests {
     /// Forgets how far each vCPU has come: the debugger has gone.
     pub fn forget(&mut self) {
         self.progress.fill(Progress::default());
+        self.retries = Retries::default();
+    }
+
+    /// Somebody has put a vCPU somewhere else.
+    pub fn moved(&mut self, vcpu: u32) {
+        self.retries.forget(vcpu);
     }
 
     fn progress(&self, vcpu: u32) -> &Progress {
-        const NONE: &Progress = &Progress {
-            action: Action::Run,
-            steps: 0,
-            run: None,
-            retry: None,
-            has_begun: false,
-            stopped_at: Vec::new(),
-        };
+        const NONE: &Progress =
+            &Progress { action: Action::Run, steps: 0, run: None, has_begun: false, stopped_at: Vec::new() };
         self.progress.get(vcpu as usize).unwrap_or(NONE)
-    }
-
-    /// Whether a hit at `pc` is of an instruction that is executed again after its fault. Asked
-    /// once for each hit.
-    fn is_retry(&mut self, cpu: &dyn Cpu, pc: u64) -> bool {
-        let Some(progress) = self.progress.get_mut(cpu.vcpu().id() as usize) else { return false };
-        let is_retry = progress.retry.is_some_and(|(at, sp)| at == pc && stack(cpu) == Some(sp));
-        if is_retry {
-            progress.retry = None;
-        }
-        is_retry
     }
 
     fn print(&mut self, text: String) {

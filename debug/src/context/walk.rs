@@ -5,8 +5,7 @@ use super::mode::Mode;
 use crate::breakpoint::Hit;
 use crate::disassemble::{LONGEST_INSTRUCTION, OperatingMode};
 use crate::flow::{Flow, Instruction, instruction, is_speculation_trap};
-use arch::Isa;
-use arch::paging::Regime;
+use arch::{GuestPhys, GuestVirt, Isa};
 use std::fmt;
 use std::ops::Range;
 
@@ -283,15 +282,10 @@ pub(super) struct Returning {
     /// Only this vCPU's return counts: another one has a stack of the same address.
     pub is_this_alone: bool,
     /// The translation table that counts, where each process has one of its own.
-    pub table: Option<u64>,
+    pub table: Option<GuestPhys>,
 }
 
 impl Returning {
-    /// The table that tells one process's `address` from another's: those of kernels mean the same to all.
-    pub fn table(regime: &Regime, address: u64) -> Option<u64> {
-        (regime.is_on() && address >> 63 == 0).then(|| regime.table(arch::GuestVirt(address)).0)
-    }
-
     /// Whether a hit at the return's address is that return.
     pub fn is_it(&self, hit: &Hit<'_>) -> bool {
         let stack = hit.register("rsp").or_else(|| hit.register("sp"));
@@ -300,7 +294,8 @@ impl Returning {
         let is_same_table = || match self.table {
             None => true,
             Some(table) => {
-                hit.regime().and_then(|regime| Returning::table(&regime, self.to.address)) == Some(table)
+                hit.regime().and_then(|regime| regime.table_of_process(GuestVirt(self.to.address)))
+                    == Some(table)
             }
         };
         is_same_stack && (!self.is_this_alone || hit.vcpu == self.vcpu) && is_same_table()

@@ -71,6 +71,74 @@ fn a_hit_whose_step_ended_elsewhere_is_over() {
     }
 }
 
+/// What is executed unseen, as nothing is planted there, or somewhere else is gone on, is not executed later.
+#[test]
+fn a_hit_whose_instruction_was_executed_unseen_is_over() {
+    for (isa, is_moved) in Isa::ALL.into_iter().flat_map(|isa| [(isa, false), (isa, true)]) {
+        let script = [(Stepped::Other, None), (Stepped::Done, Some(PLACE + 4))];
+        let (engine, mut cpu, trap) = planted(isa, &script);
+        assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
+        let mut requests = engine.requests();
+        if is_moved {
+            requests.moved(0);
+        } else {
+            let (id, breakpoint) = requests.table.entries().map(|(id, it)| (id, it.clone())).next().unwrap();
+            assert!(requests.table.take_out(cpu.memory(), id));
+            requests.begin(&[Action::Run]);
+            requests.table.insert(cpu.memory(), breakpoint).unwrap();
+            requests.begin(&[Action::Run]);
+            assert_eq!(requests.table.iter().map(|it| it.hits).sum::<u64>(), 1);
+        }
+        drop(requests);
+        assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
+        assert_eq!(hits(&engine), 2, "{isa}, moved: {is_moved}");
+    }
+}
+
+/// One that is taken away and put back while nothing runs, as gdb does at each stop, is as if it had stayed.
+#[test]
+fn a_hit_is_told_once_though_its_breakpoint_is_put_back() {
+    for isa in Isa::ALL {
+        let (engine, mut cpu, trap) =
+            planted(isa, &[(Stepped::Other, None), (Stepped::Done, Some(PLACE + 4))]);
+        assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
+        let mut requests = engine.requests();
+        let (id, breakpoint) = requests.table.entries().map(|(id, it)| (id, it.clone())).next().unwrap();
+        assert!(requests.table.take_out(cpu.memory(), id));
+        requests.table.insert(cpu.memory(), breakpoint).unwrap();
+        requests.begin(&[Action::Run]);
+        drop(requests);
+        assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
+        assert_eq!(hits(&engine), 1, "{isa}");
+    }
+}
+
+/// A task whose instruction has faulted may go on on another vCPU; one that something else came before may not, and
+/// neither may what has no paging, and perhaps no stack.
+#[test]
+fn a_fault_may_be_dealt_with_for_another_vcpu() {
+    let stand = |id| {
+        let mut cpu = Scripted::new(Isa::X86_64, 1 << 16, []);
+        cpu.vcpu.id = id;
+        cpu.vcpu.set_pc(PLACE);
+        cpu
+    };
+    let (first, second) = (stand(0), stand(1));
+    let dealt = Dealt::at(&first, GuestPhys(PLACE)).unwrap();
+    for (vcpu, by_first, by_second) in [(Some(0), true, false), (Some(1), false, true), (None, true, true)] {
+        for (cpu, is_met) in [(&first, by_first), (&second, by_second)] {
+            let mut retries = Retries::default();
+            let mut dealt = dealt;
+            dealt.vcpu = vcpu;
+            retries.expect(dealt);
+            assert!(!retries.take(cpu, None) && !retries.take(cpu, Some(GuestPhys(PLACE + 4))));
+            assert_eq!(retries.take(cpu, Some(GuestPhys(PLACE))), is_met, "{vcpu:?}");
+            assert!(!retries.take(cpu, Some(GuestPhys(PLACE))), "{vcpu:?}");
+        }
+    }
+    assert_eq!(dealt.faulted(&first), dealt, "without paging");
+}
+
 /// A vCPU has met what is planted, and another one lifts it for a step of its own before that is judged.
 #[test]
 fn a_hit_is_a_hit_while_another_vcpu_has_lifted_the_instruction() {

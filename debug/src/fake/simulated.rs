@@ -145,6 +145,7 @@ struct Processor {
     device: Arc<AtomicU64>,
     /// Breakpoint instructions of the guest's own that it was given.
     own_traps: Arc<AtomicU64>,
+    late_kicks: Arc<AtomicU64>,
 }
 
 impl Processor {
@@ -189,6 +190,9 @@ impl Processor {
     /// Executes until it is kicked or traps.
     fn run(&self, vcpu: &mut FakeVcpu) -> Exit {
         self.deliver(vcpu);
+        if self.is_kicked_late() {
+            return Exit::Interrupted;
+        }
         loop {
             if self.is_kicked.load(Ordering::SeqCst) {
                 return Exit::Interrupted;
@@ -198,6 +202,14 @@ impl Processor {
             }
             thread::yield_now();
         }
+    }
+
+    /// Whether a kick comes now that was for what its thread has just done: in every other entry of those left.
+    fn is_kicked_late(&self) -> bool {
+        let take = |left: u64| left.checked_sub(1);
+        let left = self.late_kicks.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
+        // Of two entries, of four, of eight: what is tried again is kicked again, now and then.
+        left.is_ok_and(|left| (left ^ left >> 1 ^ left >> 2) & 1 != 0)
     }
 
     /// The guest's handler of breakpoints counts them, and returns behind them.
@@ -373,6 +385,8 @@ pub struct Simulated {
     pub own_traps: Arc<AtomicU64>,
     /// How often a debugger has had it begin again; it refuses that as long as this is [`NEVER`].
     pub resets: AtomicU64,
+    /// Entries that are still to come of which about half end at once, by a kick that comes late.
+    pub late_kicks: Arc<AtomicU64>,
     /// How the guest ended, if it has.
     pub end: Arc<Mutex<Option<String>>>,
 }
@@ -389,6 +403,7 @@ impl Simulated {
             device: Arc::default(),
             own_traps: Arc::default(),
             resets: AtomicU64::new(NEVER),
+            late_kicks: Arc::default(),
             end: Arc::default(),
         };
         for id in 0..vcpus {
@@ -411,6 +426,7 @@ impl Simulated {
             is_kicked: Arc::clone(&is_kicked),
             device: Arc::clone(&self.device),
             own_traps: Arc::clone(&self.own_traps),
+            late_kicks: Arc::clone(&self.late_kicks),
         };
         let end = Arc::clone(&self.end);
         let handle = thread::spawn(move || live(vcpu, &processor, &tasks, &end));

@@ -313,6 +313,9 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         if self.link.is_left() {
             return Err(LEFT);
         }
+        if file.pc().is_some() {
+            self.link.engine.requests().moved(vcpu);
+        }
         match &self.answers {
             Answers::Waited(waited) => waited.set_registers(&self.vcpus, vcpu, file),
             Answers::Ahead(ahead) => {

@@ -7,8 +7,8 @@ use crate::context::mode::Mode;
 use crate::context::walk::{Next, Return, Returning, Seen, Walk};
 use crate::machine::{Action, Machine, MachineError, StopReason};
 use crate::view::View;
-use arch::Isa;
 use arch::register::Bank;
+use arch::{GuestVirt, Isa};
 use std::sync::Arc;
 
 /// A step that is under way.
@@ -135,7 +135,7 @@ impl<M: Machine> Debuggee<M> {
         let mut others = (0..self.machine.vcpus()).filter(|other| *other != vcpu);
         let is_near = |other: u64| other.abs_diff(own) <= to.slack;
         let is_this_alone = others.any(|other| stack(other).is_some_and(is_near));
-        let table = Returning::table(&self.machine.regime(vcpu)?, to.address);
+        let table = self.machine.regime(vcpu)?.table_of_process(GuestVirt(to.address));
         let returning = Returning { to, vcpu, is_this_alone, table };
         let holds = Condition::Closure(Arc::new(move |hit| returning.is_it(hit)));
         self.put_for_step(vcpu, to.address, holds)

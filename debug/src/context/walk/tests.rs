@@ -4,7 +4,7 @@
 use super::*;
 use crate::breakpoint::{Id, Kind, Place, Table, Witness};
 use crate::fake::Ram;
-use arch::GuestVirt;
+use arch::paging::Regime;
 use arch::paging::x86::Paging;
 
 const CODE: u64 = 0x1000;
@@ -211,7 +211,7 @@ fn whose_return_it_is() {
             let comer = Comer { isa, stack, table };
             let hit = Hit::new(id, 1, (vcpu, address), &comer);
             let before = Comer { isa, stack: STACK, table: 0x1000 };
-            let table_before = Returning::table(&before.regime().unwrap(), address);
+            let table_before = before.regime().unwrap().table_of_process(GuestVirt(address));
             let to = Return { address, stack: STACK, slack };
             let returning = Returning { to, vcpu: 0, is_this_alone, table: table_before };
             assert_eq!(returning.is_it(&hit), is_it, "{isa} {address:#x} vCPU {vcpu} {stack:#x} {table:#x}");

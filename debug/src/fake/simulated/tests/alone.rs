@@ -89,6 +89,7 @@ fn one_thread_serves_a_whole_session() {
             is_kicked: Arc::clone(&is_kicked),
             device: Arc::default(),
             own_traps: Arc::default(),
+            late_kicks: Arc::default(),
         };
         let alone = Alone { tasks: Mutex::default(), is_kicked, has_quit: AtomicBool::new(false) };
         let vcpus = Arc::new(Vcpus::new(alone));
