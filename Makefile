@@ -49,7 +49,7 @@ soak: setup ## the long runs in full, ten minutes and more (SEED=7 for the chanc
 	@seed=$(or $(SEED),$$(date +%s)); echo "soak: SEED=$$seed" >&2; \
 	  VMM_TEST_SOAK=$$seed $(CARGO) test -q -p integration --test kvm -- $(or $(FILTER),::long_)
 
-bench: setup peer ## measure vmm against QEMU on the same nested hosts (PART=boot, debug, calls, dumps, linux or run for one part)
+bench: setup peer ## measure vmm against QEMU on the same nested hosts (PART=boot, debug, calls, dumps, names, linux or run for one part)
 	@$(CARGO) run -q --release -p integration --bin bench -- $(PART)
 
 fuzz: toolchain ## libFuzzer on every decoder of outside bytes (TARGET=packets for one, SECONDS=30)

@@ -205,6 +205,22 @@ fn listen_at(path: &Path, audience: Audience) -> io::Result<UnixListener> {
 }
 
 /// Takes a socket away that nobody serves.
+/// Removes a socket that nobody serves; `false` where somebody does, or there is none.
+///
+/// # Errors
+/// [`BindError`]: what is there is no socket, or the system refuses.
+pub fn remove_if_stale(path: &Path) -> Result<bool, BindError> {
+    let _turn = path.parent().and_then(lock);
+    if fs::symlink_metadata(path).is_err() {
+        return Ok(false);
+    }
+    match remove_stale(path) {
+        Ok(()) => Ok(true),
+        Err(BindError::Served(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn remove_stale(path: &Path) -> Result<(), BindError> {
     let failed = |source| BindError::Io { path: path.into(), source };
     if is_served(path)? {

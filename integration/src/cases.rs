@@ -18,7 +18,7 @@ mod library;
 mod linux;
 mod machines;
 mod monitor;
-mod named;
+pub mod named;
 mod network;
 mod program;
 pub mod readme;
@@ -246,6 +246,7 @@ pub const CASES: &[Case] = &[
     Case { modules: network::MODULES, ..linux("job_network_apart", &["6.12"], network::apart) },
     Case { modules: network::MODULES, ..linux("long_job_network_tap", &["6.12"], network::tap) },
     small("long_named_guests", named::guests),
+    small("named_guest_followed", named::followed),
     small("bad_networks", network::bad),
     linux("virtio_share_6_12", &["6.12"], shares::everything),
     Case {

@@ -8,6 +8,7 @@ mod frames;
 mod images;
 mod kernels;
 mod linux;
+mod requests;
 mod shares;
 mod simulated;
 mod symbols;
@@ -97,6 +98,21 @@ pub const FUZZED: &[Fuzzed] = &[
               \x12\x1c\x00\x01\x00\x00\x00\x02\x14\x00\x0f\x00\x00\x00\x07\x00\x10\x00\x80\x00\x00\x07\x08\x10\x10\x00\x00\x00\
               \x07\x0c\x10\x02\x00\x00\x00\x07\x02\x20\x01\x00\x00\x00\x12\x00\x30\x00\x00\x00\x00\x0d\x00\x00\x00\x00\x00\x00",
             b"\x40\x10\x00\xff\xff\xff\xff\x41\x10\x00\x00\x00\x00\x00\x42\x14\x00\x01\x00\x00\x00\x0d\x00\x00\x00\x00\x00\x00",
+        ],
+    },
+    Fuzzed {
+        name: "requests",
+        run: requests::requests,
+        seeds: &[
+            br#"{"info":{}}
+{"stop":{}}
+{"monitor":{"line":"ps","json":true}}
+{"gdb":{"address":":1","lost":"hold"}}
+{"attach":{"watch":true}}"#,
+            br#"{"info":{"version":1,"pid":1,"vcpus":2,"memory":4096,"state":"held","seconds":9,"serves_gdb":true,"is_debugged":false,"release":"6.12"}}
+{"event":{"milliseconds":1500,"event":"stopped","by":"debugger","reason":"watchpoint","detail":"write 0x10","vcpu":1}}
+{"event":{"milliseconds":2000,"event":"ended","code":3,"text":"it is over"}}
+{"answer":{"text":"a\n","why":"","code":0}}"#,
         ],
     },
     Fuzzed { name: "stream", run: stream, seeds: &[b"+$g#67-\x03$m0,4#fd$#00", b"$vCont;s:p1.1#f2$D;1#b0"] },

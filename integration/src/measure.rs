@@ -11,6 +11,7 @@ pub mod debugging;
 pub mod dumps;
 pub mod job;
 pub mod linux;
+pub mod names;
 
 use crate::context::{Check, Context};
 use crate::process::{Process, Wiring};

@@ -3,12 +3,14 @@
 //! To add a subcommand: its file, with `Args` (whose first line is what help says of it) and `carry_out`; and here its
 //! line in the table, with `mod`.
 
+mod attach;
 mod candidates;
 mod check;
 mod completions;
 mod cont;
 mod core_dump;
 mod dump;
+mod events;
 mod exec;
 mod gdb;
 mod job;
@@ -19,6 +21,7 @@ mod nmi;
 mod qemu_habits;
 mod quit;
 mod release;
+mod reset;
 mod run;
 mod stdout;
 mod stop;
@@ -67,8 +70,11 @@ subcommands! {
     Gdb: gdb,
     Ls: ls,
     Monitor: monitor,
+    Attach: attach,
+    Events: events,
     Stop: stop,
     Cont: cont,
+    Reset: reset,
     Quit: quit,
     Nmi: nmi,
     Sysrq: sysrq,

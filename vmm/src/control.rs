@@ -1,4 +1,4 @@
-//! A guest that has a name (`--name`) can be spoken to by it: `vmm dump NAME PATH`.
+//! A guest has a name (`--name`, or one that is made up), and can be spoken to by it: `vmm dump NAME PATH`.
 //!
 //! A socket in a folder that only its user can enter ([`names`]) takes a request, a line of JSON, and gives lines of
 //! JSON until the last, which has `done` or `error` ([`protocol`]). A guest's process has the [`server`], a
@@ -6,9 +6,11 @@
 //!
 //! To add a request: its line in [`protocol::Request`], and what is done in [`server`].
 
-pub mod client;
+pub(crate) mod client;
 mod descriptor;
-pub mod door;
-pub mod names;
+pub(crate) mod door;
+pub(crate) mod feed;
+mod follow;
+pub(crate) mod names;
 pub mod protocol;
-pub mod server;
+pub(crate) mod server;

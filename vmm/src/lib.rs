@@ -21,7 +21,7 @@ extern crate alloc;
 pub mod boot;
 pub mod cell;
 pub mod cli;
-mod control;
+pub mod control;
 pub mod error;
 mod given_file;
 pub mod job;

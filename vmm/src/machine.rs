@@ -36,6 +36,6 @@ mod vsocks;
 
 pub use backends::Backends;
 pub use config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
-pub use guest::{DeafPlace, Debugged, Guest, LONGEST_LOOK, TerminalSize};
+pub use guest::{ConsoleInput, DeafPlace, Debugged, Guest, LONGEST_LOOK, TerminalSize};
 pub(crate) use onlooker::looks;
 pub use vcpus::Hold;

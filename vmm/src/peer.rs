@@ -1,4 +1,4 @@
-//! Who may speak to gdb's port: whose process is at the other end of a connection.
+//! Who may speak to gdb's port, and to a control socket: whose process is at the other end of a connection.
 //!
 //! Whoever speaks to the port owns the guest and has the monitor write files, and on loopback that is
 //! every user of the machine. So the kernel is asked whose socket the peer's is: by its socket
@@ -13,9 +13,11 @@ use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_ES
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
+use nix::sys::socket::{getsockopt, sockopt};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixStream;
 
 /// Admits this process's own user, root, and under sudo the user who called it;
 /// everybody with `any_user`.
@@ -41,6 +43,20 @@ pub fn admission(any_user: bool) -> Admission {
             None => Err(format!("it is not known whose process it is ({HINT})")),
         }
     })
+}
+
+/// Whether whoever has connected to a control socket is this process's own user, root, or under sudo who called it. The
+/// socket's folder lets nobody else in, as far as it has stayed what it was.
+///
+/// # Errors
+/// In words, who it is.
+pub fn may_ask(stream: &UnixStream) -> Result<(), String> {
+    let users = Users::new();
+    match getsockopt(stream, sockopt::PeerCredentials) {
+        Ok(peer) if users.have(peer.uid()) => Ok(()),
+        Ok(peer) => Err(format!("you are user {}, and only {users} is answered", peer.uid())),
+        Err(error) => Err(format!("it is not known who you are: {error}")),
+    }
 }
 
 const HINT: &str = "--gdb-any-user serves everybody";
@@ -195,6 +211,14 @@ mod tests {
    4: 0000000000000000FFFF00000100007F:C004 0000000000000000FFFF00000100007F:04D2 01 0:0 00:0 0 502 0 8 1 0
    5: 00000000000000000000000001000000:C005 00000000000000000000000001000000:04D2 01 0:0 00:0 0 503 0 9 1 0
 ";
+
+    #[test]
+    fn ones_own_user_may_ask() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        assert_eq!(may_ask(&ours), Ok(()));
+        let other = Users { own: 1000, caller: None };
+        assert!(!other.have(1001) && other.have(0) && other.have(1000));
+    }
 
     #[test]
     fn the_table_of_sockets_is_read() {

@@ -17,7 +17,8 @@ mod signals;
 pub mod terminal;
 
 use crate::cell::{self, Ending, Grant, Rule};
-use crate::control::server::ControlSocket;
+use crate::control::protocol::Event;
+use crate::control::server::{About, ControlSocket};
 use crate::error::Error;
 use crate::machine::debugger::check_dump_folder;
 use crate::machine::{Backends, Guest};
@@ -41,6 +42,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 use terminal::RawMode;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
@@ -60,6 +62,9 @@ impl Ended {
         if self.lacks_dump { DUMP_FAILED } else { self.outcome.code() }
     }
 }
+
+/// How long those who follow the guest may take to hear of its end.
+pub(crate) const LAST_NEWS: Duration = Duration::from_millis(500);
 
 /// Runs the guest to its end.
 ///
@@ -92,10 +97,9 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
         timer.reset(limit, None).map_err(|error| Error::system("cannot set a timer")(error.into()))?;
     }
     let timer = Rc::new(RefCell::new(timer));
-    let control =
-        config.name.as_deref().map(|name| ControlSocket::new(name, None, config.dump_folder.clone()));
-    let control = control.transpose()?.map(Rc::new);
-    let backends = confine(config)?;
+    let about = About { dump_folder: config.dump_folder.clone(), ..About::new(&config.guest) };
+    let control = ControlSocket::take(config.name.as_deref(), about)?.map(Rc::new);
+    let backends = confine(config, control.as_deref())?;
     console.prepare_input().map_err(Error::system("cannot read the console's input"))?;
     let listens = config.dump_on.as_ref().is_some_and(|on| on.panic);
     let heard = Arc::new(
@@ -103,9 +107,13 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
             .map_err(Error::system("cannot make an eventfd"))?,
     );
     let output = || -> Box<dyn Write + Send> {
+        let output = match &control {
+            Some(control) => control.feed().output(console.output()),
+            None => console.output(),
+        };
         match listens {
-            true => Box::new(PanicWatch::new(console.output(), Arc::clone(&heard))),
-            false => console.output(),
+            true => Box::new(PanicWatch::new(output, Arc::clone(&heard))),
+            false => output,
         }
     };
     let mut guest = Guest::with_backends(&config.guest, backends, output())?;
@@ -135,16 +143,23 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
             again: &|guest: &Guest| guest.again(&config.guest, output()),
         };
         match run_guest(guest, &around)? {
-            Sequel::Over(outcome) => return Ok(Ended { outcome, lacks_dump: lacks_dump.get() }),
+            Sequel::Over(outcome) => {
+                let ended = Ended { outcome, lacks_dump: lacks_dump.get() };
+                if let Some(control) = &control {
+                    let (code, text) = (ended.code(), ended.outcome.to_string());
+                    control.feed().end(&Event::Ended { code, text }, LAST_NEWS);
+                }
+                return Ok(ended);
+            }
             Sequel::Again(next) => guest = *next,
         }
     }
 }
 
 /// Begins the process's cell; what had to be opened before.
-fn confine(config: &RunConfig) -> Result<Backends, Error> {
+fn confine(config: &RunConfig, control: Option<&ControlSocket>) -> Result<Backends, Error> {
     if let Some(folder) = &config.dump_folder {
-        if config.guest.gdb.is_none() && config.name.is_none() {
+        if config.guest.gdb.is_none() && control.is_none() {
             return Err(Error::Usage(
                 "--dump-dir: nobody can debug the guest and have a dump written there: add --gdb :1234, or --name NAME for \
                  `vmm gdb NAME`"
@@ -153,8 +168,8 @@ fn confine(config: &RunConfig) -> Result<Backends, Error> {
         }
         check_dump_folder(folder)?;
     }
-    let mut rules =
-        bounds::of_guest(&config.guest, Files::Again, config.name.as_deref(), config.dump_folder.as_deref());
+    let control = control.map(|control| (control.path(), config.name.is_some()));
+    let mut rules = bounds::of_guest(&config.guest, Files::Again, control, config.dump_folder.as_deref());
     rules.extend(config.dump_on.as_ref().map(|on| Rule::folder_of(&on.path, Grant::Own)));
     let backends = Backends::before_cell(&config.guest)?;
     let ending = Ending { code: VIOLATION, json: false, restore: terminal::restore };
@@ -214,6 +229,9 @@ fn run_guest(guest: Guest, around: &Around<'_>) -> Result<Sequel, Error> {
     }
     if let Some(foreground) = foreground {
         running.tell_size(foreground);
+    }
+    if let Some(control) = control {
+        control.feed().begin(&running.guest);
     }
     running.guest.start();
     loop {

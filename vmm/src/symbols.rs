@@ -1,5 +1,7 @@
 //! The file that a kernel was linked to: `--symbols`.
 
+pub mod search;
+
 use crate::error::Error;
 use crate::given_file;
 use arch::Isa;

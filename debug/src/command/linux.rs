@@ -19,6 +19,8 @@ pub const LINUX: Command = Command::new("linux", "", "the guest's Linux kernel: 
 pub struct Kernel {
     /// Its release, as `uname -r` has it, if one has described itself.
     pub release: Option<String>,
+    /// What tells its build from others, in hexadecimal digits.
+    pub build_id: Option<String>,
     /// How far it has moved from where it was linked, bytes.
     pub slide: Option<u64>,
     /// It has moved, and its per-CPU variables have not.
@@ -42,6 +44,7 @@ impl Kernel {
         let has_per_cpu_at_zero = info.is_some_and(VmCoreInfo::has_per_cpu_at_zero);
         Ok(Kernel {
             release: info.map(|info| info.release().to_string()),
+            build_id: info.and_then(VmCoreInfo::build_id).map(str::to_string),
             slide,
             left_per_cpu: is_moved && view.isa() == Isa::X86_64 && has_per_cpu_at_zero,
             mapped: view.kernel_text(),
@@ -89,8 +92,8 @@ impl fmt::Display for Kernel {
 impl Value for Kernel {
     fn json(&self) -> Json {
         json!({
-            "release": self.release, "slide": self.slide.map(hex), "mapped": self.mapped.map(hex),
-            "remarks": self.remarks,
+            "release": self.release, "build_id": self.build_id, "slide": self.slide.map(hex),
+            "left_per_cpu": self.left_per_cpu, "mapped": self.mapped.map(hex), "remarks": self.remarks,
         })
     }
 }

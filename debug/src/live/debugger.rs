@@ -259,6 +259,8 @@ pub struct Debugger<M: Monitor> {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The thread's.
     id: Option<ThreadId>,
+    /// Where gdb is served.
+    address: Option<String>,
 }
 
 impl<M: Monitor> Debugger<M> {
@@ -274,6 +276,7 @@ impl<M: Monitor> Debugger<M> {
         options: Options,
     ) -> io::Result<Debugger<M>> {
         let waiting = if options.looks { Waiting::Awake } else { Waiting::Asleep };
+        let address = Some(listener.address().to_string());
         let (lines, machine) = Lines::new(vcpus, target, (waiting, options.looks))?;
         let thread = lines.serve(machine, options).and_then(|(session, service)| {
             let listeners = session.debuggee.listeners().clone();
@@ -282,7 +285,7 @@ impl<M: Monitor> Debugger<M> {
         });
         let (listeners, thread) = thread.inspect_err(|_| lines.turn_away())?;
         let id = Some(thread.thread().id());
-        Ok(Debugger { lines, listeners: Some(listeners), thread: Mutex::new(Some(thread)), id })
+        Ok(Debugger { lines, listeners: Some(listeners), thread: Mutex::new(Some(thread)), id, address })
     }
 
     /// Comes to a guest, whether it runs or not, for a program that debugs it by itself, on whichever thread it likes:
@@ -298,12 +301,18 @@ impl<M: Monitor> Debugger<M> {
     ) -> io::Result<(Debugger<M>, LiveMachine<M>)> {
         let waiting = if looks { Waiting::Awake } else { Waiting::Asleep };
         let (lines, machine) = Lines::new(vcpus, target, (waiting, looks))?;
-        Ok((Debugger { lines, listeners: None, thread: Mutex::new(None), id: None }, machine))
+        let debugger = Debugger { lines, listeners: None, thread: Mutex::new(None), id: None, address: None };
+        Ok((debugger, machine))
     }
 
     /// What it judges exits with, and knows planted instructions by.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.lines.engine
+    }
+
+    /// Where gdb is served, as it is written; `None` of a program's.
+    pub fn address(&self) -> Option<&str> {
+        self.address.as_deref()
     }
 
     /// Where whoever wants to hear what gdb's guest does adds a listener; none of a program's, whose `Debuggee` has

@@ -13,19 +13,20 @@ use integration::measure::calls as call_figures;
 use integration::measure::debugging as debug_figures;
 use integration::measure::dumps as dump_figures;
 use integration::measure::job::PRINTED;
+use integration::measure::names as name_figures;
 use integration::measure::{GUEST_MEMORY, Monitor, RUNS, median, rss_beyond_guest};
 use integration::nest;
 use integration::process::{Process, Wiring};
 use integration::report::Verdict;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 /// How often a nest is tried that dies of its emulator (docs/testing.md).
 const TRIES: u32 = 4;
 
-/// `bench [boot|debug|calls|dumps|linux|run [ARCH|here]]`: all parts, or one, for both architectures or one.
+/// `bench [boot|debug|calls|dumps|names|linux|run [ARCH|here]]`: all parts, or one, for both architectures or one.
 fn main() -> ExitCode {
     if let [_, word, path] = &std::env::args().collect::<Vec<_>>()[..]
         && word == debug_figures::echo::WORD
@@ -58,6 +59,9 @@ fn main() -> ExitCode {
     if wants("dumps") && here_too {
         tell("here", dumps_here());
     }
+    if wants("names") && here_too {
+        tell("here", names_here());
+    }
     for isa in Isa::ALL.into_iter().filter(|isa| only.as_deref().is_none_or(|only| only == isa.name())) {
         if wants("boot") {
             println!();
@@ -79,6 +83,26 @@ fn main() -> ExitCode {
     result
 }
 
+/// A small guest's file in a folder.
+fn small_guest(folder: &Path, name: &str) -> Result<PathBuf, String> {
+    let guest = guests::find(kvm::HOST_ISA.name(), name, false).ok_or("a guest is missing")?;
+    let path = folder.join(name);
+    fs::write(&path, guest.bytes).map_err(|error| error.to_string())?;
+    Ok(path)
+}
+
+/// How soon guests of this machine's own KVM answer who asks.
+fn names_here() -> Result<(), String> {
+    println!("Guests on this machine's own KVM, asked at their sockets (medians; one vCPU):");
+    let folder = artifacts::workspace().join("logs/bench-names");
+    fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+    let runtime = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let program = artifacts::program(kvm::HOST_ISA, "vmm");
+    let kernel = |name: &str| small_guest(&folder, name);
+    print!("{}", name_figures::lines(&program, runtime.path(), &kernel)?);
+    Ok(())
+}
+
 /// A file's size in MiB.
 fn size(path: &Path) -> Result<f64, String> {
     let bytes = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?.len();
@@ -92,13 +116,7 @@ fn here() -> Result<(), String> {
     let program = artifacts::program(isa, "vmm");
     let folder = artifacts::workspace().join("logs/bench-here");
     fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
-    let write = |name: &str| -> Result<_, String> {
-        let guest = guests::find(isa.name(), name, false).ok_or("a guest is missing")?;
-        let path = folder.join(name);
-        fs::write(&path, guest.bytes).map_err(|error| error.to_string())?;
-        Ok(path)
-    };
-    let (guest, halted) = (write("first_byte")?, write("halt")?);
+    let (guest, halted) = (small_guest(&folder, "first_byte")?, small_guest(&folder, "halt")?);
     let mut times = Vec::new();
     for _ in 0..=20 {
         let mut command = Command::new(&program);

@@ -3,7 +3,7 @@
 //! runs in a process of its own, `case NAME VMM FILES WORK SLOWNESS nest`.
 
 use integration::bpf;
-use integration::cases::{self, gdb_port, readme, vsock};
+use integration::cases::{self, gdb_port, named, readme, vsock};
 use integration::cells;
 use integration::container;
 use integration::context::{Context, Length};
@@ -87,6 +87,15 @@ fn main() {
             std::process::exit(1);
         }
         return;
+    }
+    if let Some(socket) = arguments.iter().find_map(|word| word.strip_prefix(named::DEBUGGER)) {
+        match named::debug(socket) {
+            Ok(code) => std::process::exit(code),
+            Err(error) => {
+                eprintln!("case: {error}");
+                std::process::exit(1);
+            }
+        }
     }
     if let [which] = &arguments[..]
         && [readme::BOOT, readme::DEBUG].contains(&which.as_str())

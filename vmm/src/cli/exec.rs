@@ -3,8 +3,8 @@
 use super::candidates::guests;
 use super::job::{command_of, environment_of};
 use super::values;
-use crate::control::names::socket_of;
-use crate::control::protocol::{Request, Response, send};
+use crate::control::client::begin;
+use crate::control::protocol::{Request, Response};
 use crate::job::desk::take_signals;
 use crate::job::protocol::{Command, Decoder};
 use crate::job::session::{CommandEnd, Session, TOO_LONG, has_terminal, next_signal, size_of_terminal};
@@ -47,10 +47,6 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
-/// The most bytes of the guest's answer to the request.
-const LONGEST_ANSWER: usize = 4096;
-/// How long the guest's monitor may take to answer: it has nothing to wait for.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How long whoever reads the output has, once somebody has ended this.
 const LAST_MOMENT: Duration = Duration::from_millis(500);
 
@@ -79,33 +75,10 @@ pub fn carry_out(args: &Args) -> u8 {
 
 /// Asks for a session; the connection, which is one then.
 fn enter(guest: &str) -> io::Result<UnixStream> {
-    let socket = if guest.contains('/') { PathBuf::from(guest) } else { socket_of(guest)? };
-    let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => io::Error::other("no guest of this name runs"),
-        _ => error,
-    })?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    send(&stream, &Request::Exec {})?;
-    let mut line = Vec::new();
-    while !line.ends_with(b"\n") && line.len() < LONGEST_ANSWER {
-        let mut byte = [0];
-        // What is behind the line is a frame's.
-        stream.read_exact(&mut byte).map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock => {
-                io::Error::other(format!("its monitor does not answer for {PATIENCE:?}"))
-            }
-            ErrorKind::UnexpectedEof => io::Error::other("its monitor does not answer"),
-            _ => error,
-        })?;
-        line.extend(byte);
-    }
-    match serde_json::from_slice(&line)? {
-        Response::Done(_) => Ok(stream),
-        Response::Error(text) => Err(io::Error::other(text)),
-        Response::Percent(_) | Response::Answer(_) | Response::Info(_) => {
-            Err(io::Error::other("it answers something else"))
-        }
+    match begin(guest, &Request::Exec {})? {
+        (stream, Response::Done(_)) => Ok(stream),
+        (_, Response::Error(text)) => Err(io::Error::other(text)),
+        _ => Err(io::Error::other("it answers something else")),
     }
 }
 

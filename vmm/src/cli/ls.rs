@@ -1,22 +1,30 @@
-//! `vmm ls`: this user's guests that run and have a name.
+//! `vmm ls`: this user's guests that run.
 
 use super::stdout;
 use crate::control::client::ask_within;
 use crate::control::names;
 use crate::control::protocol::{Info, Request, Response};
 use crate::outcome;
-use std::fmt::Write;
-use std::io::ErrorKind;
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind, IsTerminal, Write as _};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// List the guests that run and have a name
+/// List the guests that run
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// As JSON
+    /// As JSON; with --watch a line each time
     #[arg(long)]
     json: bool,
+    /// Again each second, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
 }
+
+/// How often [`Args::watch`] looks.
+const EVERY: Duration = Duration::from_secs(1);
+/// What has a terminal begin anew (ECMA-48, "CUP" and "ED").
+const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// How long a guest may take to answer: milliseconds, as a rule, and more where fifty others spin beside it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -24,17 +32,53 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What a guest answers; `None` where nobody is any more.
 fn ask(name: &str) -> Option<Result<Info, String>> {
     match ask_within(name, &Request::Info {}, PATIENCE) {
-        Ok(Response::Info(info)) => Some(Ok(info)),
+        Ok(Response::Info(info)) => Some(Ok(*info)),
         Ok(Response::Error(why)) => Some(Err(why)),
         Ok(_) => Some(Err("it answers something else".into())),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => None,
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            names::sweep(name);
+            None
+        }
         Err(error) if error.kind() == ErrorKind::WouldBlock => Some(Err("it does not answer".into())),
         Err(error) => Some(Err(error.to_string())),
     }
 }
 
-/// Does it; the exit code. All are asked at once, as one may have to be waited for.
-pub fn carry_out(&Args { json }: &Args) -> u8 {
+/// Does it; the exit code.
+pub fn carry_out(&Args { json, watch }: &Args) -> u8 {
+    let clears = watch && !json && io::stdout().is_terminal();
+    loop {
+        let begin = Instant::now();
+        let (guests, code) = all();
+        let list = match (json, watch) {
+            (true, true) => format!("{}\n", as_json(&guests)),
+            (true, false) => format!("{:#}\n", as_json(&guests)),
+            (false, _) => in_words(&guests),
+        };
+        let printed = print(&format!("{}{list}", if clears { CLEAR } else { "" }));
+        if !watch || !matches!(printed, Ok(true)) {
+            return stdout::written(printed.map(|_| ()), code);
+        }
+        // Nobody wakes this thread.
+        while let Some(left) = EVERY.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
+            thread::park_timeout(left);
+        }
+    }
+}
+
+/// Prints a list; `false` when nobody reads it any more.
+fn print(list: &str) -> io::Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(list.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        result => result.map(|()| true),
+    }
+}
+
+/// The guests, and an exit code that says whether all have answered. All are asked at once, as one may have to be waited
+/// for.
+fn all() -> (Vec<(String, Info)>, u8) {
     let asked: Vec<_> = names::all()
         .into_iter()
         .map(|name| {
@@ -56,24 +100,24 @@ pub fn carry_out(&Args { json }: &Args) -> u8 {
             }
         }
     }
-    stdout::print(&if json { in_json(&guests) } else { in_words(&guests) }, code)
+    (guests, code)
 }
 
-fn in_json(guests: &[(String, Info)]) -> String {
+fn as_json(guests: &[(String, Info)]) -> serde_json::Value {
     let guest = |(name, info): &(String, Info)| {
         serde_json::json!({
             "name": name, "pid": info.pid, "state": info.state.word(), "vcpus": info.vcpus, "memory": info.memory,
-            "seconds": info.seconds, "serves_gdb": info.serves_gdb, "debugged": info.is_debugged,
-            "release": info.release,
+            "seconds": info.seconds, "serves_gdb": info.serves_gdb, "gdb": info.gdb, "debugged": info.is_debugged,
+            "release": info.release, "kernel": info.kernel,
         })
     };
-    format!("{:#}\n", guests.iter().map(guest).collect::<serde_json::Value>())
+    guests.iter().map(guest).collect()
 }
 
 fn in_words(guests: &[(String, Info)]) -> String {
     let mut text = String::new();
     if guests.is_empty() {
-        return "no guest with a name runs\n".into();
+        return "no guest runs\n".into();
     }
     let width = guests.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max("NAME".len());
     // Writing to a String cannot fail.
@@ -119,12 +163,16 @@ mod tests {
     #[test]
     fn guests_in_words_and_as_json() {
         let info = Info {
+            version: 1,
             pid: 7,
             vcpus: 2,
             memory: 256 << 20,
             state: RunState::Stopped,
             seconds: 3723,
             serves_gdb: true,
+            gdb: Some(":1".into()),
+            kernel: None,
+            symbols: None,
             is_debugged: false,
             release: Some("6.12\u{1b}[2J".into()),
         };
@@ -132,9 +180,9 @@ mod tests {
         let expected = "NAME         PID STATE    VCPUS    MEMORY        UP GDB       KERNEL\n\
                         a-guest        7 stopped      2   256 MiB   1:02:03 served    6.12?[2J\n";
         assert_eq!(in_words(&guests), expected);
-        let json: serde_json::Value = serde_json::from_str(&in_json(&guests)).unwrap();
+        let json = as_json(&guests);
         assert_eq!((&json[0]["name"], &json[0]["memory"]), (&"a-guest".into(), &(256u64 << 20).into()));
-        assert_eq!(in_words(&[]), "no guest with a name runs\n");
-        assert_eq!(in_json(&[]), "[]\n");
+        assert_eq!(in_words(&[]), "no guest runs\n");
+        assert_eq!(as_json(&[]), serde_json::json!([]));
     }
 }

@@ -28,34 +28,41 @@ impl NamedGuest {
 
     /// Tells what it has answered; the exit code.
     pub fn tell(&self, answer: io::Result<Response>) -> u8 {
-        let guest = &self.guest;
-        match answer {
-            Ok(Response::Done(text)) => stdout::print(&format!("{text}\n"), 0),
-            Ok(Response::Answer(Answer { text, why, code })) => {
-                let printed = stdout::print(&text, code);
-                if !why.is_empty() {
-                    log::error!("{why}");
-                }
-                printed
+        tell(&self.guest, answer)
+    }
+
+    /// Its name, or its socket's path.
+    pub fn name(&self) -> &str {
+        &self.guest
+    }
+}
+
+/// Tells what a guest has answered; the exit code.
+pub fn tell(guest: &str, answer: io::Result<Response>) -> u8 {
+    match answer {
+        Ok(Response::Done(text)) => stdout::print(&format!("{text}\n"), 0),
+        Ok(Response::Answer(Answer { text, why, code })) => {
+            let printed = stdout::print(&text, code);
+            if !why.is_empty() {
+                log::error!("{why}");
             }
-            Ok(Response::Error(text)) => {
-                log::error!("{text}");
-                outcome::FILE
-            }
-            Ok(Response::Info(_) | Response::Percent(_)) => {
-                log::error!("the guest {guest} ended before it had answered");
-                outcome::FILE
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-                log::error!(
-                    "no guest of the name {guest} runs: it has one by --name, and ends with its process"
-                );
-                outcome::FILE
-            }
-            Err(error) => {
-                log::error!("cannot reach a guest of the name {guest}: {error}");
-                outcome::FILE
-            }
+            printed
+        }
+        Ok(Response::Error(text)) => {
+            log::error!("{text}");
+            outcome::FILE
+        }
+        Ok(Response::Info(_) | Response::Percent(_) | Response::Event(_)) => {
+            log::error!("the guest {guest} ended before it had answered");
+            outcome::FILE
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+            log::error!("no guest of the name {guest} runs (vmm ls lists them)");
+            outcome::FILE
+        }
+        Err(error) => {
+            log::error!("cannot reach a guest of the name {guest}: {error}");
+            outcome::FILE
         }
     }
 }

@@ -24,7 +24,7 @@ pub fn ask(guest: &str, request: &Request) -> io::Result<Response> {
 /// # Errors
 /// As [`ask`]; [`ErrorKind::WouldBlock`] when the time is over.
 pub fn ask_within(guest: &str, request: &Request, limit: Duration) -> io::Result<Response> {
-    let stream = UnixStream::connect(socket_of(guest)?)?;
+    let stream = connect(guest)?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     send(&stream, request)?;
@@ -44,8 +44,7 @@ pub fn ask_with(
     given: Option<BorrowedFd<'_>>,
     ended: Option<BorrowedFd<'_>>,
 ) -> io::Result<Response> {
-    let socket = if guest.contains('/') { PathBuf::from(guest) } else { socket_of(guest)? };
-    let stream = UnixStream::connect(socket)?;
+    let stream = connect(guest)?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
     let sent = match given {
@@ -70,11 +69,54 @@ pub fn ask_with(
         last = serde_json::from_str(&line)?;
         match &last {
             Response::Percent(percent) => logging::print(&format!("{percent} %\n")),
-            Response::Done(_) | Response::Error(_) | Response::Answer(_) | Response::Info(_) => {
-                return Ok(last);
-            }
+            Response::Done(_)
+            | Response::Error(_)
+            | Response::Answer(_)
+            | Response::Info(_)
+            | Response::Event(_) => return Ok(last),
         }
     }
+}
+
+/// Connects to the guest of a name, or to the one whose socket has this path.
+fn connect(guest: &str) -> io::Result<UnixStream> {
+    let socket = if guest.contains('/') { PathBuf::from(guest) } else { socket_of(guest)? };
+    UnixStream::connect(socket).map_err(|error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+            io::Error::new(error.kind(), "no guest of this name runs")
+        }
+        _ => error,
+    })
+}
+
+/// Asks for what has no end: the first of the answer, for which ten seconds are waited, and the connection, of which nothing
+/// more has been read.
+///
+/// # Errors
+/// As [`ask`], in words for whoever is asked by.
+pub fn begin(guest: &str, request: &Request) -> io::Result<(UnixStream, Response)> {
+    /// How long the guest's monitor may take to answer: it has nothing to wait for.
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let mut stream = connect(guest)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    send(&stream, request)?;
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") && line.len() < LONGEST {
+        let mut byte = [0];
+        // What is behind the line is no answer any more.
+        stream.read_exact(&mut byte).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => {
+                io::Error::other(format!("its monitor does not answer for {PATIENCE:?}"))
+            }
+            ErrorKind::UnexpectedEof => io::Error::other("its monitor does not answer"),
+            _ => error,
+        })?;
+        line.extend(byte);
+    }
+    stream.set_read_timeout(None)?;
+    stream.set_write_timeout(None)?;
+    Ok((stream, serde_json::from_slice(&line)?))
 }
 
 /// Waits for something to be read, or for the end.

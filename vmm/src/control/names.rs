@@ -27,6 +27,21 @@ fn folder() -> io::Result<PathBuf> {
     Ok(folder)
 }
 
+/// Names for a guest that was given none: as few as it takes where others have numbers of processes like this one's.
+pub fn made_up() -> impl Iterator<Item = String> {
+    let pid = std::process::id();
+    let first = format!("guest-{pid}");
+    std::iter::once(first).chain((2..100).map(move |number| format!("guest-{pid}-{number}")))
+}
+
+/// Removes the socket of a guest whose process was killed; one that somebody serves by now stays.
+pub fn sweep(name: &str) {
+    let swept = socket_of(name).map_err(io::Error::other).map(|path| debug::socket::remove_if_stale(&path));
+    if let Err(error) | Ok(Err(error)) = swept.map(|removed| removed.map_err(io::Error::other)) {
+        log::debug!("{name} is left over: {error}");
+    }
+}
+
 /// Whether a name can be a guest's.
 ///
 /// # Errors
@@ -45,6 +60,14 @@ pub fn check(text: &str) -> Result<String, String> {
 /// As of the folder that it is in.
 pub fn socket_of(name: &str) -> io::Result<PathBuf> {
     Ok(folder()?.join(format!("{name}.sock")))
+}
+
+/// Where this process has a guest serve a debugger that it starts.
+///
+/// # Errors
+/// As of the folder that it is in.
+pub fn debugger_socket() -> io::Result<PathBuf> {
+    Ok(folder()?.join(format!("gdb-{}", std::process::id())))
 }
 
 /// Those of this user's guests, in order.

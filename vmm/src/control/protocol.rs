@@ -1,4 +1,4 @@
-//! What is said over a guest's control socket.
+//! What is said over a guest's control socket; `docs/control.md` describes it for other programs.
 
 use debug::gdb::server::OnLost;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,10 @@ use std::path::PathBuf;
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Write a core to this file.
-    Dump { path: PathBuf },
+    Dump {
+        /// What it is called in messages; the file itself comes with the request.
+        path: PathBuf,
+    },
     /// Let the debugger go that is attached.
     Release {},
     /// Serve gdb.
@@ -23,12 +26,29 @@ pub enum Request {
     Stop {},
     /// Go on.
     Cont {},
+    /// Begin again, as after power-on.
+    Reset {},
     /// End.
     Quit {},
+    /// Tell what happens from now on: behind [`Response::Info`] each line is a [`Response::Event`].
+    Events {
+        /// What the guest prints on its console, too.
+        #[serde(default)]
+        console: bool,
+    },
+    /// Be the guest's console: behind [`Response::Done`] the connection is what it prints, and what is typed.
+    Attach {
+        /// Nothing is typed.
+        #[serde(default)]
+        watch: bool,
+    },
     /// Raise a non-maskable interrupt on each vCPU.
     Nmi {},
     /// Press a key of the kernel's (SysRq).
-    Sysrq { key: char },
+    Sysrq {
+        /// A letter or a digit.
+        key: char,
+    },
     /// Carry out a command of gdb's `monitor` that looks at the guest.
     Monitor(MonitorLine),
     /// Run a command: behind [`Response::Done`] the connection is a session's frames.
@@ -68,9 +88,12 @@ pub struct ServeGdb {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lost {
+    /// It runs on.
     #[default]
     Continue,
+    /// It waits for the next one.
     Hold,
+    /// It ends.
     Quit,
 }
 
@@ -107,12 +130,91 @@ pub enum Response {
     /// What a command of `monitor` answers.
     Answer(Answer),
     /// What it is, and how it is.
-    Info(Info),
+    Info(Box<Info>),
+    /// Something has happened.
+    Event(Happened),
+}
+
+/// The version of all this: a program that knows another one's requests is answered in words. Requests, fields and events
+/// may be added within a version, and what is not known is passed over.
+pub const VERSION: u32 = 1;
+
+/// Something that has happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Happened {
+    /// Since the guest was started, milliseconds.
+    pub milliseconds: u64,
+    /// What.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What may happen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// It stands still.
+    Stopped {
+        /// Who has it so.
+        by: Stopper,
+        /// Why, in a debugger's words: `breakpoint`, `hardware breakpoint`, `watchpoint`, `step`, `interrupt`,
+        /// `hypercall`, `fatal`, `refused`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+        /// More of that: the address that was accessed, what the guest cannot go on for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+        /// The vCPU that has stopped.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        vcpu: Option<u32>,
+    },
+    /// It goes on, as far as the same one is concerned.
+    Running {
+        /// Who had it stand still.
+        by: Stopper,
+    },
+    /// Its kernel says on the console that it has panicked.
+    Panicked {
+        /// What it says.
+        line: String,
+    },
+    /// It has printed a line on its console.
+    Console {
+        /// Without its end; 4096 bytes at most.
+        line: String,
+    },
+    /// It has begun again.
+    Restarted {},
+    /// So much has happened that is not told, as it was not read: events, or bytes of the console.
+    Lost {
+        /// How many.
+        count: u64,
+    },
+    /// It is over.
+    Ended {
+        /// The exit code of its monitor.
+        code: u8,
+        /// In words.
+        text: String,
+    },
+}
+
+/// Who has a guest stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stopper {
+    /// `vmm stop`.
+    Control,
+    /// One that is attached.
+    Debugger,
 }
 
 /// What a guest is, and how it is.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Info {
+    /// [`VERSION`].
+    #[serde(default)]
+    pub version: u32,
     /// The process that runs it.
     pub pid: u32,
     /// Number of its vCPUs.
@@ -125,16 +227,26 @@ pub struct Info {
     pub seconds: u64,
     /// It serves gdb...
     pub serves_gdb: bool,
+    /// ...there...
+    #[serde(default)]
+    pub gdb: Option<String>,
     /// ...and a debugger is attached.
     pub is_debugged: bool,
     /// The release of its Linux kernel, if one has described itself.
     pub release: Option<String>,
+    /// The file of its kernel...
+    #[serde(default)]
+    pub kernel: Option<PathBuf>,
+    /// ...and the one that its monitor has names from.
+    #[serde(default)]
+    pub symbols: Option<PathBuf>,
 }
 
 /// Whether a guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
+    /// It does, as far as anybody here is concerned.
     Running,
     /// `vmm stop` keeps it.
     Stopped,

@@ -2,16 +2,21 @@
 
 use super::descriptor;
 use super::door::{Comer, Door};
-use super::names::socket_of;
-use super::protocol::{Answer, Info, LONGEST, MonitorLine, Request, Response, RunState, ServeGdb, send};
+use super::feed::Feed;
+use super::follow;
+use super::names::{self, socket_of};
+use super::protocol::{
+    Answer, Event, Info, LONGEST, MonitorLine, Request, Response, RunState, ServeGdb, Stopper, VERSION, send,
+};
 use crate::cell;
 use crate::error::Error;
 use crate::logging::progress::Reporter;
 use crate::machine::Guest;
-use crate::machine::config::GdbConfig;
+use crate::machine::config::{Config, GdbConfig};
 use crate::machine::debugger::{Attachment, listen};
 use crate::machine::dumper::Dumper;
 use crate::outcome::{self, NOT_THERE};
+use crate::peer;
 use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
 use debug::gdb::endpoint::{Endpoint, ListeningSocket};
@@ -20,11 +25,11 @@ use debug::threads;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IsTerminal};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -43,34 +48,79 @@ const LONGEST_COMMAND: Duration = Duration::from_secs(60);
 /// A guest's socket, which goes with its value.
 #[derive(Debug)]
 pub struct ControlSocket {
+    name: String,
     socket: Served,
     /// A clone for each client that is served.
     clients: Arc<()>,
-    /// Who has commands run in the guest, if it is a job's.
-    door: Option<Door>,
+    about: Arc<About>,
+    /// What followers are told.
+    feed: Arc<Feed>,
+}
+
+/// What is known of a guest before it is there.
+#[derive(Debug, Default)]
+pub struct About {
+    /// Who has commands run in it, if it is a job's.
+    pub door: Option<Door>,
     /// Where debuggers have dumps written that are not told where.
-    dump_folder: Option<PathBuf>,
-    /// When the guest was started.
-    began: Instant,
+    pub dump_folder: Option<PathBuf>,
+    /// Its kernel's file.
+    pub kernel: Option<PathBuf>,
+    /// The file that names are read from.
+    pub symbols: Option<PathBuf>,
 }
 
 impl ControlSocket {
-    /// Takes a name.
+    /// Takes a name, or makes one up where none is given; then there is none where none can be had, which the log is told.
     ///
     /// # Errors
     /// [`Error::Open`], also when another guest has the name.
-    pub fn new(name: &str, door: Option<Door>, dump_folder: Option<PathBuf>) -> Result<ControlSocket, Error> {
-        let failed = |source| Error::Open { option: "--name", path: name.into(), source };
-        let path = socket_of(name).map_err(failed)?;
-        match socket::bind(&path, Audience::Owner) {
-            Ok(socket) => {
-                let (clients, began) = (Arc::default(), Instant::now());
-                Ok(ControlSocket { socket, clients, door, dump_folder, began })
-            }
-            Err(BindError::Served(_)) => Err(failed(io::Error::other("a guest that runs has this name"))),
-            Err(BindError::Io { source, .. }) => Err(failed(source)),
-            Err(error) => Err(failed(io::Error::other(error))),
+    pub fn take(name: Option<&str>, about: About) -> Result<Option<ControlSocket>, Error> {
+        let failed = |name: &str, error: BindError| {
+            let source = match error {
+                BindError::Served(_) => io::Error::other("a guest that runs has this name"),
+                BindError::Io { source, .. } => source,
+                error => io::Error::other(error),
+            };
+            Error::Open { option: "--name", path: name.into(), source }
+        };
+        let of_name = |name: String, socket| {
+            let (clients, about, feed) = (Arc::default(), Arc::new(about), Feed::new());
+            Some(ControlSocket { name, socket, clients, about, feed })
+        };
+        if let Some(name) = name {
+            return Ok(of_name(name.into(), bind(name).map_err(|error| failed(name, error))?));
         }
+        for name in names::made_up() {
+            match bind(&name) {
+                Ok(socket) => {
+                    tell_name(&name);
+                    return Ok(of_name(name, socket));
+                }
+                // Of a process with the same number in another container.
+                Err(BindError::Served(_)) => {}
+                Err(error) => {
+                    log::info!("the guest has no name: {}", failed(&name, error));
+                    break;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// What the guest is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is to be told of the guest.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.socket.path()
     }
 
     /// The socket, for whoever polls.
@@ -96,24 +146,32 @@ impl ControlSocket {
     }
 
     fn start(&self, stream: UnixStream, guest: &Guest) {
-        if Arc::strong_count(&self.clients) > MOST_CLIENTS {
+        let is_crowded = Arc::strong_count(&self.clients) > MOST_CLIENTS;
+        let crowd = || format!("{MOST_CLIENTS} others are served already: try again later");
+        let refused = peer::may_ask(&stream).err().or_else(|| is_crowded.then(crowd));
+        if let Some(why) = refused {
             // One that does not read this at once does not get it.
-            let reply = Response::Error(format!("{MOST_CLIENTS} others are served already: try again later"));
-            if let Err(error) = stream.set_nonblocking(true).and_then(|()| send(&stream, &reply)) {
-                log::info!("a client of the control socket is not told that there are others: {error}");
+            let told = stream.set_nonblocking(true).and_then(|()| send(&stream, &Response::Error(why)));
+            if let Err(error) = told {
+                log::info!("a client of the control socket is not told why it is not served: {error}");
             }
             return;
         }
         let (dumper, attachment) = (guest.dumper().clone(), guest.attachment().clone());
-        let (counted, door) = (Arc::clone(&self.clients), self.door.clone());
-        let (dump_folder, began) = (self.dump_folder.clone(), self.began);
+        let counted = Arc::clone(&self.clients);
+        let (about, feed) = (Arc::clone(&self.about), Arc::clone(&self.feed));
         let serve = move || {
-            let (dumper, attachment, door) = (&dumper, &attachment, door.as_ref());
-            let asked = Asked { dumper, attachment, door, dump_folder, began };
-            if let Err(error) = answer(&stream, &asked) {
+            let asked = Asked { dumper: &dumper, attachment: &attachment, about: &about, feed: &feed };
+            let answered = answer(&stream, &asked);
+            // Whoever follows is counted among those who do, and keeps nothing of this machine.
+            drop((counted, dumper, attachment));
+            let followed = answered.and_then(|follow| match follow {
+                Some(follow) => follow(&stream, &feed),
+                None => Ok(()),
+            });
+            if let Err(error) = followed {
                 log::info!("a client of the control socket is let go: {error}");
             }
-            drop(counted);
         };
         if let Err(error) = threads::start("control", Builder::new().name("control".into()), serve) {
             log::warn!("a client of the control socket cannot be served: {error}");
@@ -156,16 +214,23 @@ fn read_request(stream: &UnixStream, patience: Duration) -> io::Result<(Vec<u8>,
 struct Asked<'a> {
     dumper: &'a Dumper,
     attachment: &'a Attachment,
-    door: Option<&'a Door>,
-    dump_folder: Option<PathBuf>,
-    began: Instant,
+    about: &'a About,
+    feed: &'a Arc<Feed>,
 }
 
 impl Asked<'_> {
     /// Keeps the guest from running.
     fn stop(&self) -> Response {
         match self.attachment.stop() {
-            true => Response::Done("it stands still".into()),
+            true => {
+                self.feed.tell(&Event::Stopped {
+                    by: Stopper::Control,
+                    reason: None,
+                    detail: None,
+                    vcpu: None,
+                });
+                Response::Done("it stands still".into())
+            }
             false => Response::Error(OVER.into()),
         }
     }
@@ -173,8 +238,22 @@ impl Asked<'_> {
     /// Lets it run again.
     fn go_on(&self) -> Response {
         match self.attachment.go_on() {
-            true => Response::Done("it goes on, unless a debugger has it".into()),
+            true => {
+                self.feed.tell(&Event::Running { by: Stopper::Control });
+                Response::Done("it goes on, unless a debugger has it".into())
+            }
             false => Response::Error("nobody has stopped it by `vmm stop`".into()),
+        }
+    }
+
+    /// Has it begin again.
+    fn reset(&self) -> Response {
+        if self.about.door.is_some() {
+            return Response::Error(ONCE.into());
+        }
+        match self.attachment.reset() {
+            true => Response::Done("it begins again".into()),
+            false => Response::Error(OVER.into()),
         }
     }
 
@@ -187,47 +266,132 @@ impl Asked<'_> {
             (false, true) => RunState::Held,
             (false, false) => RunState::Running,
         };
-        Response::Info(Info {
+        Response::Info(Box::new(Info {
+            version: VERSION,
             pid: std::process::id(),
             vcpus: guest.vcpus,
             memory: guest.memory,
             state,
-            seconds: self.began.elapsed().as_secs(),
+            seconds: self.feed.began().elapsed().as_secs(),
             serves_gdb: guest.serves_gdb,
+            gdb: self.attachment.debugger().and_then(|debugger| debugger.address().map(str::to_string)),
             is_debugged: guest.is_debugged,
+            kernel: self.about.kernel.clone(),
+            symbols: self.about.symbols.clone(),
             release: self.dumper.release(LOOK).map(|release| release.chars().take(LONGEST_RELEASE).collect()),
-        })
+        }))
     }
 }
 
 const OVER: &str = "the guest is over, or begins again just now";
+const ONCE: &str = "a guest of `vmm run` does not begin again: its command is run once";
 
-fn answer(stream: &UnixStream, guest: &Asked<'_>) -> io::Result<()> {
-    let &Asked { dumper, attachment, door, .. } = guest;
+impl About {
+    /// A guest as it was configured; files are told by whole paths, as whoever asks may be anywhere.
+    pub fn new(config: &Config) -> About {
+        // Where there is no current folder, nobody can be told.
+        let whole = |path: &Option<PathBuf>| path.as_ref().and_then(|path| absolute(path).ok());
+        About { kernel: whole(&config.kernel), symbols: whole(&config.symbols), ..About::default() }
+    }
+}
+
+/// Listens at the socket of a name.
+fn bind(name: &str) -> Result<Served, BindError> {
+    let path = socket_of(name).map_err(|source| BindError::Io { path: name.into(), source })?;
+    socket::bind(&path, Audience::Owner)
+}
+
+/// Says a name that was made up, to a person; programs find it by `vmm ls`.
+fn tell_name(name: &str) {
+    let words = format!("the guest's name is {name} (vmm ls, vmm monitor {name} why)");
+    match io::stderr().is_terminal() {
+        true => log::warn!("{words}"),
+        false => log::info!("{words}"),
+    }
+}
+
+/// What is done on the thread of somebody who follows the guest.
+type Follow = Box<dyn FnOnce(&UnixStream, &Arc<Feed>) -> io::Result<()>>;
+
+/// Begins to tell what happens.
+fn follow_events(stream: &UnixStream, guest: &Asked<'_>, console: bool) -> io::Result<Option<Follow>> {
+    let follower = match guest.feed.follow() {
+        Ok(follower) => follower,
+        Err(error) => return send(stream, &Response::Error(error.to_string())).map(|()| None),
+    };
+    send(stream, &guest.info())?;
+    stream.set_write_timeout(None)?;
+    Ok(Some(Box::new(move |stream, feed| follow::events(stream, feed, &follower, console))))
+}
+
+/// Begins to be the guest's console.
+fn attach(stream: &UnixStream, guest: &Asked<'_>, watch: bool) -> io::Result<Option<Follow>> {
+    let follower = match guest.feed.follow() {
+        Ok(follower) => follower,
+        Err(error) => return send(stream, &Response::Error(error.to_string())).map(|()| None),
+    };
+    let typist = if watch { None } else { guest.feed.type_on() };
+    let words = match (watch, &typist) {
+        (true, _) => "",
+        (false, Some(_)) => "types",
+        (false, None) => "somebody else types",
+    };
+    send(stream, &Response::Done(words.into()))?;
+    stream.set_write_timeout(None)?;
+    stream.set_read_timeout(None)?;
+    Ok(Some(Box::new(move |stream, feed| follow::attach(stream, feed, &follower, typist.is_some()))))
+}
+
+/// Answers a request, and what is to follow.
+fn answer(stream: &UnixStream, guest: &Asked<'_>) -> io::Result<Option<Follow>> {
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let (line, given) = read_request(stream, PATIENCE)?;
     let request: Request = match serde_json::from_slice(&line) {
         Ok(request) => request,
-        Err(error) => return send(stream, &Response::Error(format!("not a request: {error}"))),
-    };
-    let path = match request {
-        Request::Dump { path } => path,
-        Request::Release {} => return send(stream, &release_debugger(attachment)),
-        Request::Gdb(asked) => return send(stream, &serve_gdb(guest, asked, given)),
-        Request::Info {} => return send(stream, &guest.info()),
-        Request::Stop {} => return send(stream, &guest.stop()),
-        Request::Cont {} => return send(stream, &guest.go_on()),
-        Request::Quit {} => return quit(stream, attachment),
-        Request::Leave {} => return send(stream, &leave(attachment)),
-        Request::Nmi {} => {
-            let raised = attachment.raise_nmi();
-            return send(stream, &raised.map_or_else(Response::Error, |()| Response::Done("raised".into())));
+        Err(error) => {
+            let why = format!("not a request of version {VERSION}: {error}");
+            return send(stream, &Response::Error(why)).map(|()| None);
         }
-        Request::Sysrq { key } => return send(stream, &press(key, door)),
-        Request::Monitor(asked) => return send(stream, &monitor(stream, guest, &asked)?),
-        Request::Exec {} => return exec(stream, door),
     };
+    match request {
+        Request::Events { console } => follow_events(stream, guest, console),
+        Request::Attach { watch } => attach(stream, guest, watch),
+        request => answer_once(stream, guest, request, given).map(|()| None),
+    }
+}
+
+fn answer_once(
+    stream: &UnixStream,
+    guest: &Asked<'_>,
+    request: Request,
+    given: Option<OwnedFd>,
+) -> io::Result<()> {
+    let (attachment, door) = (guest.attachment, guest.about.door.as_ref());
+    let response = match request {
+        Request::Dump { path } => return dump(stream, guest.dumper, &path, given),
+        Request::Quit {} => return quit(stream, attachment),
+        Request::Exec {} => return exec(stream, door),
+        Request::Release {} => release_debugger(attachment),
+        Request::Gdb(asked) => serve_gdb(guest, asked, given),
+        Request::Info {} => guest.info(),
+        Request::Stop {} => guest.stop(),
+        Request::Cont {} => guest.go_on(),
+        Request::Reset {} => guest.reset(),
+        Request::Leave {} => leave(attachment),
+        Request::Nmi {} => {
+            attachment.raise_nmi().map_or_else(Response::Error, |()| Response::Done("raised".into()))
+        }
+        Request::Sysrq { key } => press(key, door),
+        Request::Monitor(asked) => monitor(stream, guest, &asked)?,
+        // They are followed.
+        Request::Events { .. } | Request::Attach { .. } => Response::Error(OVER.into()),
+    };
+    send(stream, &response)
+}
+
+/// Writes a dump into the file that has come with the request.
+fn dump(stream: &UnixStream, dumper: &Dumper, path: &Path, given: Option<OwnedFd>) -> io::Result<()> {
     let mut reporter = Reporter::new();
     let mut watch = |progress: Progress| match reporter.percent(progress) {
         Some(percent) if send(stream, &Response::Percent(percent)).is_err() => ControlFlow::Break(()),
@@ -237,7 +401,7 @@ fn answer(stream: &UnixStream, guest: &Asked<'_>) -> io::Result<()> {
     let Some(file) = given.map(File::from) else {
         return send(stream, &Response::Error("a file is to come with this: `vmm dump` sends one".into()));
     };
-    let reply = match dumper.dump_to(&file, &path, &mut watch) {
+    let reply = match dumper.dump_to(&file, path, &mut watch) {
         Ok(summary) => Response::Done(format!("{}: {summary}", path.display())),
         Err(error) => Response::Error(error.to_string()),
     };
@@ -326,7 +490,7 @@ fn serve_gdb(guest: &Asked<'_>, asked: ServeGdb, given: Option<OwnedFd>) -> Resp
             any_user: asked.any_user,
             on_lost: asked.lost.into(),
             takeover: asked.takeover,
-            dump_folder: asked.dump_folder.or_else(|| guest.dump_folder.clone()),
+            dump_folder: asked.dump_folder.or_else(|| guest.about.dump_folder.clone()),
             ..GdbConfig::new(address)
         };
         if let Some(folder) = config.dump_folder.as_ref().filter(|folder| !cell::may_write_below(folder)) {

@@ -12,7 +12,8 @@ use super::stuck::{self, Stuck};
 use super::verdict::{self, Verdict};
 use super::visitors::Visitors;
 use crate::cell::{self, Ending, Sandbox};
-use crate::control::server::ControlSocket;
+use crate::control::protocol::Event;
+use crate::control::server::{About, ControlSocket};
 use crate::error::Error;
 use crate::given_file;
 use crate::logging;
@@ -160,14 +161,19 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
     let serial = Serial::new(new_event()?);
     let log = log(&job.log)?;
     let visitors = Visitors::new(SESSION + 1).map_err(Error::system("cannot make an eventfd"))?;
-    let door = visitors.door();
-    let control = job.name.as_deref().map(|name| ControlSocket::new(name, Some(door.clone()), None));
-    let control = control.transpose()?;
-    let rules = bounds::of_guest(&job.guest, Files::Once, job.name.as_deref(), None);
+    let about = About { door: Some(visitors.door().clone()), ..About::new(&job.guest) };
+    let control = ControlSocket::take(job.name.as_deref(), about)?;
+    let socket = control.as_ref().map(|control| (control.path(), job.name.is_some()));
+    let rules = bounds::of_guest(&job.guest, Files::Once, socket, None);
     let backends = Backends::before_cell(&job.guest)?;
     let ending = Ending { code: verdict::CELL, json: job.json, restore: terminal::restore };
     cell::begin(job.sandbox, rules, ending).map_err(Error::system("cannot confine the monitor"))?;
-    let guest = Guest::with_backends(&job.guest, backends, Box::new(serial.clone()))?;
+    let output: Box<dyn Write + Send> = Box::new(serial.clone());
+    let output = match &control {
+        Some(control) => control.feed().output(output),
+        None => output,
+    };
+    let guest = Guest::with_backends(&job.guest, backends, output)?;
     let port = guest.take_port(protocol::PORT);
     let port = port.ok_or_else(|| Error::Usage("a job's guest has a port".into()))?;
     port.set_nonblocking(true).map_err(Error::system("cannot set up a port"))?;
@@ -206,8 +212,16 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         was_debugged: false,
     };
     cell::settle();
+    if let Some(control) = &control {
+        control.feed().begin(&guest);
+    }
     guest.start();
-    desk.live(report)
+    let ended = desk.live(report)?;
+    if let Some(control) = &control {
+        let (code, text) = (ended.verdict.code(), ended.verdict.to_string());
+        control.feed().end(&Event::Ended { code, text }, LAST_MOMENT);
+    }
+    Ok(ended)
 }
 
 /// Where the kernel's log goes: no loop waits for whoever reads it.
@@ -393,8 +407,8 @@ impl Desk<'_> {
         let how_long =
             self.job.hold_on.limit.map_or_else(|| "until Ctrl-C".into(), |it| format!("for {it:?}"));
         logging::print(&format!("vmm: the guest is kept {how_long}: {verdict}\n"));
-        if let Some(name) = &self.job.name {
-            let answers = self.is_up && self.is_port_open;
+        if let Some(control) = self.control {
+            let (name, answers) = (control.name(), self.is_up && self.is_port_open);
             for line in hold::ways_in(name, verdict, self.job.guest.gdb.is_some(), answers) {
                 logging::print(&format!("  {line}\n"));
             }

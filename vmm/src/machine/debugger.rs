@@ -175,6 +175,14 @@ impl Attachment {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has the guest begin again, as after power-on, if it is there; whoever runs it does that.
+    pub(crate) fn reset(&self) -> bool {
+        // One that is held is not to be when it begins.
+        self.go_on();
+        let Some(vcpus) = self.vcpus.upgrade() else { return false };
+        vcpus.monitor().reset().is_ok()
+    }
+
     /// Ends the guest, if it is there.
     pub(crate) fn quit(&self) {
         if let Some(vcpus) = self.vcpus.upgrade() {

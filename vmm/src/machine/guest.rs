@@ -36,7 +36,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -216,10 +216,11 @@ impl Guest {
         self.services.wants_restart.swap(false, Ordering::Relaxed)
     }
 
-    /// Tells a debugger that has asked for it that the guest does not begin again.
+    /// Tells whoever has asked for it that the guest does not begin again.
     pub fn cannot_restart(&self, why: &Error) {
-        if let Some(debugger) = self.attachment.debugger() {
-            debugger.cannot_begin_again(why.to_string());
+        match self.attachment.debugger() {
+            Some(debugger) => debugger.cannot_begin_again(why.to_string()),
+            None => log::error!("the guest does not begin again: {why}"),
         }
     }
 
@@ -313,15 +314,13 @@ impl Guest {
 
     /// Gives the guest console input; answers how many bytes wait for it to read.
     pub fn input(&self, bytes: &[u8]) -> usize {
-        if let Some(terminal) = &self.terminal {
-            return terminal.receive(bytes);
-        }
-        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-        serial.receive(bytes);
-        let waiting = serial.pending();
-        drop(serial);
-        guest_log::deliver();
-        waiting
+        receive(self.terminal.as_deref(), &self.serial, bytes)
+    }
+
+    /// The same, for whoever has no guest.
+    pub fn console_input(&self) -> ConsoleInput {
+        let terminal = self.terminal.as_ref().map(Arc::downgrade);
+        ConsoleInput { terminal, serial: Arc::downgrade(&self.serial) }
     }
 
     /// The console's terminal has this size from now on. A serial port has no way to tell the guest.
@@ -343,6 +342,37 @@ impl Guest {
     pub fn input_wanted(&self) -> &EventFd {
         &self.input_wanted
     }
+}
+
+/// Where a guest's console is typed at. It keeps no machine.
+#[derive(Clone, Debug)]
+pub struct ConsoleInput {
+    terminal: Option<Weak<Terminal>>,
+    serial: Weak<Mutex<Serial>>,
+}
+
+impl ConsoleInput {
+    /// Gives the guest console input; answers how many bytes wait for it to read, and `None` when it is gone.
+    pub fn receive(&self, bytes: &[u8]) -> Option<usize> {
+        let terminal = match &self.terminal {
+            Some(terminal) => Some(terminal.upgrade()?),
+            None => None,
+        };
+        Some(receive(terminal.as_deref(), &*self.serial.upgrade()?, bytes))
+    }
+}
+
+/// Gives input to the terminal, or to the serial port where there is none.
+fn receive(terminal: Option<&Terminal>, serial: &Mutex<Serial>, bytes: &[u8]) -> usize {
+    if let Some(terminal) = terminal {
+        return terminal.receive(bytes);
+    }
+    let mut serial = serial.lock().unwrap_or_else(PoisonError::into_inner);
+    serial.receive(bytes);
+    let waiting = serial.pending();
+    drop(serial);
+    guest_log::deliver();
+    waiting
 }
 
 /// Where a vCPU is that is at work with interrupts off.

@@ -1,7 +1,6 @@
 //! Which paths a guest's monitor opens: the rules of its cell.
 
 use crate::cell::{For, Grant, Rule};
-use crate::control::names;
 use crate::machine::config::{Config, DiskConfig, LinkConfig, Trace, VirtioDevice, VsockHost};
 use debug::gdb::endpoint::Endpoint;
 use disk::{Access, Format};
@@ -18,7 +17,14 @@ pub enum Files {
 }
 
 /// What is opened for a guest: what it is made of, and what is made for its debugger, below `dumps` or the current folder.
-pub fn of_guest(config: &Config, files: Files, name: Option<&str>, dumps: Option<&Path>) -> Vec<Rule> {
+/// A control socket comes with whether the guest was given its name: only one that was is debugged later, by default, with
+/// dumps in the current folder.
+pub fn of_guest(
+    config: &Config,
+    files: Files,
+    control: Option<(&Path, bool)>,
+    dumps: Option<&Path>,
+) -> Vec<Rule> {
     let mut rules = Vec::new();
     for path in config.kernel.iter().chain(&config.initrds).chain(&config.symbols) {
         let path = without_string(path);
@@ -53,11 +59,11 @@ pub fn of_guest(config: &Config, files: Files, name: Option<&str>, dumps: Option
     if let Some(Endpoint::Unix(path)) = config.gdb.as_ref().map(|gdb| &gdb.address) {
         rules.push(Rule::folder_of(path, Grant::Sockets));
     }
-    if let Some(Ok(socket)) = name.map(names::socket_of) {
-        rules.push(Rule::folder_of(&socket, Grant::Sockets));
+    if let Some((socket, _)) = control {
+        rules.push(Rule::folder_of(socket, Grant::Sockets));
     }
     // A debugger may come later to a guest that has a name.
-    if config.gdb.is_some() || name.is_some() {
+    if config.gdb.is_some() || dumps.is_some() || matches!(control, Some((_, true))) {
         let dumps = dumps.unwrap_or(Path::new("."));
         // With sockets that are made there (`vmm gdb NAME unix:PATH`).
         rules.extend([Rule::new(dumps, Grant::Own), Rule::new(dumps, Grant::Sockets)]);

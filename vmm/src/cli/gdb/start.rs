@@ -1,0 +1,246 @@
+//! A debugger that is started for a guest, and the guest served as long as it is there.
+
+use super::{Args, serve};
+use crate::control::client::ask;
+use crate::control::names::debugger_socket;
+use crate::control::protocol::{Answer, Info, MonitorLine, Request, Response};
+use crate::outcome;
+use crate::symbols::search::{self, Folders};
+use debug::gdb::endpoint::Endpoint;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use serde_json::Value;
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, ErrorKind};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Starts it, and waits for its end; the exit code.
+pub fn start(args: &Args, symbols: Option<&Path>) -> u8 {
+    let info = match args.guest.ask_of(|guest| ask(guest, &Request::Info {})) {
+        Ok(Response::Info(info)) => info,
+        answer => return args.guest.tell(answer),
+    };
+    if let Some(file) = symbols.filter(|file| !file.is_file()) {
+        log::error!("{} is no file", file.display());
+        return outcome::FILE;
+    }
+    if info.is_debugged {
+        let name = args.guest.name();
+        log::error!("a debugger is attached to it already (vmm release {name} lets it go)");
+        return outcome::FILE;
+    }
+    // One that it serves already stays.
+    let (address, is_ours) = match info.gdb.as_deref().map(Endpoint::parse) {
+        Some(Ok(address)) => (address, false),
+        _ => match socket(args) {
+            Ok(address) => (address, true),
+            Err(answer) => return args.guest.tell(answer),
+        },
+    };
+    let code = debug(args, &info, symbols, &address);
+    if is_ours {
+        if let Ok(Response::Error(why)) = args.guest.ask_of(|guest| ask(guest, &Request::Leave {})) {
+            log::warn!("{why}");
+        }
+        if let Endpoint::Unix(path) = &address
+            && let Err(error) = std::fs::remove_file(path)
+            && error.kind() != ErrorKind::NotFound
+        {
+            log::warn!("{} is left over: {error}", path.display());
+        }
+    }
+    code
+}
+
+/// Has the guest serve a socket that only this user can reach; what it says where it does not.
+fn socket(args: &Args) -> Result<Endpoint, io::Result<Response>> {
+    let address = Endpoint::Unix(debugger_socket().map_err(Err)?);
+    match serve(args, address.clone()) {
+        Ok(Response::Done(_)) => Ok(address),
+        other => Err(other),
+    }
+}
+
+fn debug(args: &Args, info: &Info, symbols: Option<&Path>, address: &Endpoint) -> u8 {
+    let kernel = Kernel::ask(args.guest.name());
+    let symbols = symbols.map(PathBuf::from).or_else(|| kernel.symbols(info));
+    match &symbols {
+        Some(file) => log::info!("symbols of {}", file.display()),
+        None => log::warn!(
+            "no vmlinux of the guest's kernel{} is found here: name one, or gdb knows no names",
+            kernel
+                .release
+                .as_deref()
+                .filter(|it| search::is_name(it))
+                .map(|it| format!(" ({it})"))
+                .unwrap_or_default()
+        ),
+    }
+    let words = match args.lldb {
+        true => of_lldb(address, symbols.as_deref(), &kernel),
+        false => of_gdb(address, symbols.as_deref(), &kernel),
+    };
+    let program = args.program.clone().or_else(|| program(args.lldb));
+    let Some(program) = program else {
+        let wanted = if args.lldb { "lldb" } else { "gdb or gdb-multiarch" };
+        log::error!("there is no {wanted} in PATH: install it, or name one with --program");
+        return outcome::FILE;
+    };
+    run(Command::new(&program).args(words).args(&args.arguments), &program)
+}
+
+/// Waits for the debugger, whose Ctrl-C is not ours; its exit code.
+fn run(command: &mut Command, program: &Path) -> u8 {
+    extern "C" fn heard(_: libc::c_int) {}
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        // A handler, unlike a signal that is ignored, is not the child's as well.
+        let action = SigAction::new(SigHandler::Handler(heard), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: it does nothing.
+        if let Err(error) = unsafe { sigaction(signal, &action) } {
+            log::warn!("{signal} ends this and not only the debugger: {error}");
+        }
+    }
+    match command.status() {
+        Ok(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => u8::try_from(code).unwrap_or(outcome::FILE),
+            (None, signal) => 128 + u8::try_from(signal.unwrap_or(0)).unwrap_or(0),
+        },
+        Err(error) => {
+            log::error!("{}: {error}", program.display());
+            outcome::FILE
+        }
+    }
+}
+
+/// The first debugger in PATH.
+fn program(lldb: bool) -> Option<PathBuf> {
+    let names: &[&str] = if lldb { &["lldb"] } else { &["gdb", "gdb-multiarch"] };
+    let path = env::var_os("PATH")?;
+    let folders: Vec<PathBuf> = env::split_paths(&path).collect();
+    names
+        .iter()
+        .flat_map(|name| folders.iter().map(move |folder| folder.join(name)))
+        .find(|file| file.is_file())
+}
+
+/// What the guest's kernel says of itself.
+#[derive(Debug, Default)]
+struct Kernel {
+    release: Option<String>,
+    build_id: Option<String>,
+    slide: Option<u64>,
+    /// It has moved, and its per-CPU variables have not.
+    left_per_cpu: bool,
+}
+
+impl Kernel {
+    /// One that says nothing (yet) has no symbols here either.
+    fn ask(guest: &str) -> Kernel {
+        let line = MonitorLine { line: "linux".into(), json: true };
+        match ask(guest, &Request::Monitor(line)) {
+            Ok(Response::Answer(Answer { text, .. })) => Kernel::parse(&text),
+            _ => Kernel::default(),
+        }
+    }
+
+    fn parse(text: &str) -> Kernel {
+        let said: Value = serde_json::from_str(text).unwrap_or_default();
+        let word = |name: &str| said[name].as_str().map(str::to_string);
+        let slide = word("slide").and_then(|slide| u64::from_str_radix(slide.strip_prefix("0x")?, 16).ok());
+        Kernel {
+            release: word("release"),
+            build_id: word("build_id"),
+            slide,
+            left_per_cpu: said["left_per_cpu"].as_bool().unwrap_or(false),
+        }
+    }
+
+    fn symbols(&self, info: &Info) -> Option<PathBuf> {
+        let kernel = search::Kernel {
+            release: self.release.as_deref(),
+            build_id: self.build_id.as_deref(),
+            file: info.kernel.as_deref(),
+        };
+        // What the monitor itself has names from is of this kernel, as far as somebody has said so.
+        info.symbols.clone().or_else(|| search::find(&kernel, &Folders::of_user()))
+    }
+}
+
+/// A word as gdb and lldb take one in a command.
+fn quoted(path: &Path) -> String {
+    format!("\"{}\"", path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn of_gdb(address: &Endpoint, symbols: Option<&Path>, kernel: &Kernel) -> Vec<OsString> {
+    let place = match address {
+        Endpoint::Unix(path) => path.display().to_string(),
+        address => address.to_string(),
+    };
+    let mut words: Vec<OsString> = vec!["-q".into()];
+    let connect = ["-ex".into(), format!("target remote {place}").into()];
+    match (symbols, kernel.slide) {
+        // gdb moves all sections alike.
+        (Some(file), Some(slide)) if kernel.left_per_cpu => {
+            let file = quoted(file);
+            words.extend(connect);
+            let load = format!("add-symbol-file {file} -o {slide:#x} -s .data..percpu 0");
+            // It asks a person whether they are sure.
+            words.extend(["-ex".into(), "set confirm off".into(), "-ex".into(), load.into()]);
+            words.extend(["-ex".into(), "set confirm on".into()]);
+        }
+        (symbols, _) => {
+            words.extend(symbols.map(|file| file.as_os_str().to_os_string()));
+            words.extend(connect);
+        }
+    }
+    words
+}
+
+fn of_lldb(address: &Endpoint, symbols: Option<&Path>, kernel: &Kernel) -> Vec<OsString> {
+    let place = match address {
+        Endpoint::Unix(path) => format!("unix-connect://{}", path.display()),
+        address => format!("connect://{address}"),
+    };
+    let mut words: Vec<OsString> = symbols.map(|file| file.as_os_str().to_os_string()).into_iter().collect();
+    words.extend(["-o".into(), format!("process connect --plugin gdb-remote {place}").into()]);
+    if let (Some(file), Some(slide)) = (symbols, kernel.slide.filter(|slide| *slide != 0)) {
+        let slide = format!("target modules load --file {} --slide {slide:#x}", quoted(file));
+        words.extend(["-o".into(), slide.into()]);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(words: Vec<OsString>) -> String {
+        words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join("|")
+    }
+
+    #[test]
+    fn a_debugger_is_told_where_the_guest_is_and_its_kernel() {
+        let socket = Endpoint::Unix("/run/x/s".into());
+        let file = Path::new("/t/a \"tree\"/vmlinux");
+        let plain = Kernel::parse(r#"{"release":"6.12","build_id":"ab","slide":"0x1000"}"#);
+        assert_eq!((plain.release.as_deref(), plain.slide), (Some("6.12"), Some(0x1000)));
+        assert_eq!(
+            text(of_gdb(&socket, Some(file), &plain)),
+            r#"-q|/t/a "tree"/vmlinux|-ex|target remote /run/x/s"#
+        );
+        let moved = Kernel { left_per_cpu: true, ..plain };
+        assert_eq!(
+            text(of_gdb(&socket, Some(file), &moved)),
+            r#"-q|-ex|target remote /run/x/s|-ex|set confirm off|-ex|add-symbol-file "/t/a \"tree\"/vmlinux" -o 0x1000 -s .data..percpu 0|-ex|set confirm on"#
+        );
+        assert_eq!(
+            text(of_lldb(&socket, Some(file), &moved)),
+            r#"/t/a "tree"/vmlinux|-o|process connect --plugin gdb-remote unix-connect:///run/x/s|-o|target modules load --file "/t/a \"tree\"/vmlinux" --slide 0x1000"#
+        );
+        let port = Endpoint::parse(":1234").unwrap();
+        assert_eq!(text(of_gdb(&port, None, &Kernel::default())), "-q|-ex|target remote 127.0.0.1:1234");
+        assert_eq!(Kernel::parse("no json").release, None);
+    }
+}
