@@ -45,12 +45,14 @@ pub mod dump;
 pub mod host;
 pub mod info;
 #[cfg(feature = "linux")]
-mod kernel;
+pub(crate) mod kernel;
 #[cfg(feature = "linux")]
 pub mod linux;
 #[cfg(feature = "linux")]
 pub mod locks;
 pub mod memory;
+#[cfg(feature = "linux")]
+pub mod module_symbols;
 #[cfg(feature = "linux")]
 pub mod modules;
 pub mod names;

@@ -9,6 +9,8 @@ use super::linux;
 #[cfg(feature = "linux")]
 use super::locks;
 #[cfg(feature = "linux")]
+use super::module_symbols;
+#[cfg(feature = "linux")]
 use super::modules;
 use super::operator::Operator;
 #[cfg(feature = "linux")]
@@ -49,6 +51,8 @@ pub(super) const TABLE: &[Entry] = &[
     Entry { command: backtrace::BT, run: backtrace::run },
     #[cfg(feature = "linux")]
     Entry { command: modules::LSMOD, run: modules::run },
+    #[cfg(feature = "linux")]
+    Entry { command: module_symbols::SYMBOLS, run: module_symbols::run },
     #[cfg(feature = "linux")]
     Entry { command: locks::LOCKS, run: locks::run },
     #[cfg(feature = "linux")]
