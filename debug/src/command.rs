@@ -69,11 +69,13 @@ pub mod symbols;
 mod table;
 #[cfg(feature = "linux")]
 pub mod tasks;
+mod thread_kind;
 #[cfg(feature = "linux")]
 pub mod why;
 
 pub use operator::Operator;
 pub use run::{Refused, commands, common, run, run_line};
+pub use thread_kind::ThreadKind;
 
 #[cfg(all(test, feature = "disassembly", feature = "dump"))]
 mod tests;

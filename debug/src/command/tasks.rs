@@ -36,7 +36,7 @@ fn known(number: Option<u32>) -> String {
 }
 
 /// A name as `ps` has it: the kernel's own in brackets.
-pub(super) fn name(task: &Task) -> String {
+pub(crate) fn name(task: &Task) -> String {
     if task.is_of_kernel { format!("[{}]", task.comm) } else { task.comm.clone() }
 }
 

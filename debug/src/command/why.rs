@@ -8,7 +8,7 @@ use super::oops;
 use super::operator::Operator;
 use super::tasks::name;
 use crate::linux::VmCoreInfo;
-use crate::linux::task::{Task, TaskState, Tasks};
+use crate::linux::task::{self, Task, TaskState, Tasks};
 use crate::linux::trouble;
 use crate::machine::Activity;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, json};
@@ -228,9 +228,7 @@ fn processor(
     vcpu: u32,
 ) -> Processor {
     let trace = trace(stacks, lines, stacks.of_vcpu(vcpu));
-    let task =
-        tasks.iter().find(|task| task.is_on_cpu == Some(true) && task.cpu == Some(vcpu) && task.pid != 0);
-    // Of the tasks that idle all but one are in no list.
+    let task = task::on(tasks, vcpu);
     let is_idle = trace.is_in("do_idle");
     let since = task.and_then(|task| stacks.began(task));
     let task = match task {
