@@ -1,8 +1,8 @@
 //! What is in a kernel's memory, as its types have it: numbers, names, members, for whoever prints it.
 
-use crate::name;
 use crate::reader::Reader;
 use crate::types::{Part, Shape, TypeId, Types};
+use arch::plain::plain;
 use std::fmt;
 
 /// A type, or an address of one, or an address of such an address.
@@ -308,7 +308,7 @@ impl<'a> Look<'a> {
         let end = bytes[..good].iter().position(|byte| *byte == 0);
         match end {
             None if good < bytes.len() => Data::NotThere(at.wrapping_add(good as u64)),
-            end => Data::Text(name::plain(&String::from_utf8_lossy(&bytes[..end.unwrap_or(good)]))),
+            end => Data::Text(plain(&String::from_utf8_lossy(&bytes[..end.unwrap_or(good)]))),
         }
     }
 }
