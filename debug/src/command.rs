@@ -40,6 +40,8 @@ pub mod address;
 #[cfg(feature = "linux")]
 pub mod backtrace;
 pub mod breakpoints;
+#[cfg(feature = "linux")]
+pub mod dmesg;
 #[cfg(feature = "dump")]
 pub mod dump;
 pub mod host;

@@ -31,6 +31,7 @@ use debug::gdb::packet::{Framer, LONGEST, frame, unescape};
 use debug::gdb::session::Session;
 use debug::linux::VmCoreInfo;
 use debug::linux::described::{self, Anchor, Scope};
+use debug::linux::log::Wanted;
 use debug::machine::{Action, Machine, Memory, Order};
 use debug::memory::Translation;
 use debug::range;
@@ -714,7 +715,9 @@ pub fn vmcoreinfo(data: &[u8]) {
         if at < 1 << 40 { bytes.len() } else { 0 }
     };
     // Whatever is in it.
-    info.log(read, usize::MAX).ok();
+    for since in [None, Some(0), Some(u64::from(last))] {
+        info.log(read, &Wanted { since, ..Wanted::last(usize::MAX) }).ok();
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 mod candidates;
 mod check;
+mod colour;
 mod completions;
 mod cont;
 mod core_dump;

@@ -18,7 +18,7 @@ mod info;
 pub mod kallsyms;
 mod list;
 pub mod lock;
-mod log;
+pub mod log;
 #[cfg(test)]
 mod made;
 pub mod module;

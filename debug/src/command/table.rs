@@ -2,6 +2,8 @@
 
 #[cfg(feature = "linux")]
 use super::backtrace;
+#[cfg(feature = "linux")]
+use super::dmesg;
 #[cfg(feature = "dump")]
 use super::dump;
 #[cfg(feature = "linux")]
@@ -42,7 +44,7 @@ pub(super) const TABLE: &[Entry] = &[
     #[cfg(feature = "linux")]
     Entry { command: linux::LINUX, run: linux::run },
     #[cfg(feature = "linux")]
-    Entry { command: linux::DMESG, run: linux::run_dmesg },
+    Entry { command: dmesg::DMESG, run: dmesg::run },
     #[cfg(feature = "linux")]
     Entry { command: tasks::PS, run: tasks::run },
     #[cfg(feature = "linux")]

@@ -404,6 +404,9 @@ fn names_are_found_by_their_beginning_and_mistakes_are_helped_with() {
         ("regs some", "there is no group 'some': general, segment, system, float, vector, debug, all\n"),
         ("dmesg all", "'all' is not a number: write 0x1000 or 4096\n"),
         ("dmesg 0", "write how many lines, at least one\n"),
+        ("dmesg -l loud", "'loud' is no level: there are emerg, alert, crit, err, warn,"),
+        ("dmesg --follow", "'vmm monitor NAME dmesg --follow' asks a guest that runs again\n"),
+        ("help dmesg", "\n  -l, --level LEVELS: records of these levels"),
         ("info nonsense", "what there is to ask for is mem, tlb, registers or registers -a\n"),
         ("info mem -a", "what there is to ask for is"),
     ] {

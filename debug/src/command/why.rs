@@ -8,6 +8,7 @@ use super::oops;
 use super::operator::Operator;
 use super::tasks::name;
 use crate::linux::VmCoreInfo;
+use crate::linux::log::Wanted;
 use crate::linux::task::{Task, TaskState, Tasks};
 use crate::linux::trouble;
 use crate::machine::Activity;
@@ -248,10 +249,13 @@ fn processor(
 /// The page, as far as there is time for it.
 fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Why {
     let mut remarks = Vec::new();
-    let mut log = view.kernel_log(info, LOOKED_THROUGH).unwrap_or_else(|error| {
-        remarks.push(error.to_string());
-        Vec::new()
-    });
+    let mut log = match view.kernel_log(info, &Wanted::last(LOOKED_THROUGH)) {
+        Ok(log) => log.lines(),
+        Err(error) => {
+            remarks.push(error.to_string());
+            Vec::new()
+        }
+    };
     let troubles = oops::troubles(&log);
     let told = troubles.first().map_or(LAST, |first| (log.len() - first).clamp(LAST, MOST_LINES));
     let troubles = troubles.into_iter().map(|at| oops::short(&log[at]).to_string()).collect();

@@ -4,6 +4,7 @@ use super::View;
 use crate::cancel::Cancelled;
 use crate::linux::described::{self, Anchor, Scope};
 use crate::linux::kallsyms::{self, KallsymsError, Parts};
+use crate::linux::log::{Log, Wanted};
 use crate::linux::module::{ModuleLayout, Modules};
 use crate::linux::reader::Reader;
 use crate::linux::symbols::Kind;
@@ -51,14 +52,14 @@ impl<'a> View<'a> {
         described::find(self.isa(), self.memory(), &anchors, scope, &mut go_on).map(Cow::Owned)
     }
 
-    /// The last lines of the guest kernel's log, `most` of them. A vCPU may translate otherwise than the kernel just
+    /// The guest kernel's log, or what of it is wanted. A vCPU may translate otherwise than the kernel just
     /// now (in user space with tables of its own, or reset); then others are asked, and the kernel's description.
     ///
     /// # Errors
     /// [`linux::LogError`], of the vCPU that is looked through.
-    pub fn kernel_log(&self, info: &VmCoreInfo, most: usize) -> Result<Vec<String>, linux::LogError> {
-        match self.as_kernel(info, |read| info.log(read, most)) {
-            Ok((lines, _)) => Ok(lines),
+    pub fn kernel_log(&self, info: &VmCoreInfo, wanted: &Wanted) -> Result<Log, linux::LogError> {
+        match self.as_kernel(info, |read| info.log(read, wanted)) {
+            Ok((log, _)) => Ok(log),
             Err(errors) => Err(errors.into_iter().next().unwrap_or(linux::LogError::NotMapped(0))),
         }
     }
