@@ -8,6 +8,8 @@
 mod kernel;
 #[cfg(feature = "linux")]
 mod locks;
+#[cfg(feature = "linux")]
+mod mm;
 mod pages;
 #[cfg(feature = "linux")]
 mod stack;

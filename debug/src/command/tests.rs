@@ -406,6 +406,7 @@ fn names_are_found_by_their_beginning_and_mistakes_are_helped_with() {
         ("dmesg 0", "write how many lines, at least one\n"),
         ("dmesg -l loud", "'loud' is no level: there are emerg, alert, crit, err, warn,"),
         ("dmesg --follow", "'vmm monitor NAME dmesg --follow' asks a guest that runs again\n"),
+        ("ps --user --kernel", "no task is of both kinds"),
         ("help dmesg", "\n  -l, --level LEVELS: records of these levels"),
         ("info nonsense", "what there is to ask for is mem, tlb, registers or registers -a\n"),
         ("info mem -a", "what there is to ask for is"),
