@@ -29,6 +29,7 @@ pub mod image;
 pub mod isa;
 pub mod layout;
 pub mod paging;
+pub mod plain;
 pub mod ram;
 pub mod register;
 pub mod room;

@@ -40,17 +40,21 @@ pub mod address;
 #[cfg(feature = "linux")]
 pub mod backtrace;
 pub mod breakpoints;
+#[cfg(feature = "linux")]
+pub mod dmesg;
 #[cfg(feature = "dump")]
 pub mod dump;
 pub mod host;
 pub mod info;
 #[cfg(feature = "linux")]
-mod kernel;
+pub(crate) mod kernel;
 #[cfg(feature = "linux")]
 pub mod linux;
 #[cfg(feature = "linux")]
 pub mod locks;
 pub mod memory;
+#[cfg(feature = "linux")]
+pub mod module_symbols;
 #[cfg(feature = "linux")]
 pub mod modules;
 pub mod names;
@@ -67,11 +71,13 @@ pub mod symbols;
 mod table;
 #[cfg(feature = "linux")]
 pub mod tasks;
+mod thread_kind;
 #[cfg(feature = "linux")]
 pub mod why;
 
 pub use operator::Operator;
 pub use run::{Refused, commands, common, run, run_line};
+pub use thread_kind::ThreadKind;
 
 #[cfg(all(test, feature = "disassembly", feature = "dump"))]
 mod tests;

@@ -24,5 +24,7 @@ pub mod server;
 pub mod session;
 mod stop;
 mod stub;
+#[cfg(all(test, feature = "linux"))]
+mod testing;
 #[cfg(test)]
 mod tests;

@@ -29,6 +29,8 @@ pub enum Needs {
 pub struct Flag {
     /// The word: `--physical`, `-a`.
     pub name: &'static str,
+    /// A shorter word for the same: `-w`.
+    pub short: Option<&'static str>,
     /// What the next word is, for one that takes one: `ADDRESS`.
     pub value: Option<&'static str>,
     /// What it does, without a full stop.
@@ -117,7 +119,7 @@ impl<'a> Arguments<'a> {
                 Some((name, value)) if word.starts_with("--") => (name, Some(value)),
                 _ => (word, None),
             };
-            match command.flags.iter().find(|flag| flag.name == name) {
+            match command.flags.iter().find(|flag| flag.name == name || flag.short == Some(name)) {
                 Some(flag @ Flag { value: Some(what), .. }) => {
                     let value = inline.or_else(|| words.next());
                     let lacks = || Refusal::Usage(format!("{name} is followed by {what}"));
@@ -215,6 +217,11 @@ pub trait Value: fmt::Display + fmt::Debug {
     /// of JSON have no whole numbers of 64 bits; sizes and counts are numbers.
     fn json(&self) -> Json;
 
+    /// The text for a person at a terminal, who is shown by colours what matters.
+    fn in_colour(&self) -> String {
+        self.to_string()
+    }
+
     /// What was asked for and is not in the guest, in words, where a part of it is.
     fn shortfall(&self) -> Option<String> {
         None
@@ -308,8 +315,8 @@ mod tests {
     use super::*;
 
     const READ: Command = Command::new("read", "ADDRESS", "reads").flags(&[
-        Flag { name: "--physical", value: None, what: "physical" },
-        Flag { name: "--table", value: Some("ADDRESS"), what: "by a table" },
+        Flag { name: "--physical", short: Some("-p"), value: None, what: "physical" },
+        Flag { name: "--table", short: None, value: Some("ADDRESS"), what: "by a table" },
     ]);
 
     #[test]
@@ -319,6 +326,7 @@ mod tests {
             ("0x1000", &["0x1000"][..], false, None),
             ("--physical 0x1000", &["0x1000"], true, None),
             ("0x1000 --physical", &["0x1000"], true, None),
+            ("-p 0x1000", &["0x1000"], true, None),
             ("0x1000 --table 7 -3", &["0x1000", "-3"], false, Some("7")),
             ("--table=0x20 a --table 8", &["a"], false, Some("8")),
             ("a=b", &["a=b"], false, None),

@@ -5,9 +5,13 @@
 //! as they look: it borrows all, and costs nothing to make.
 
 #[cfg(feature = "linux")]
+mod asleep;
+#[cfg(feature = "linux")]
 mod kernel;
 #[cfg(feature = "linux")]
 mod locks;
+#[cfg(feature = "linux")]
+mod mm;
 mod pages;
 #[cfg(feature = "linux")]
 mod stack;
@@ -149,8 +153,13 @@ impl<'a> View<'a> {
 
     /// Why the dump that is looked at has not got a byte that the guest had, if that is so.
     pub fn absence(&self, address: u64) -> Option<String> {
+        self.absence_in(&self.space(), address)
+    }
+
+    /// The same of a space.
+    pub fn absence_in(&self, space: &Translation, address: u64) -> Option<String> {
         let memory = self.memory();
-        let place = match self.space().locate(memory, GuestVirt(address)) {
+        let place = match space.locate(memory, GuestVirt(address)) {
             Ok((place, _)) => place,
             Err(Fault::NoTable { at, .. }) => at,
             Err(_) => return None,

@@ -32,6 +32,7 @@ use debug::gdb::packet::{Framer, LONGEST, frame, unescape};
 use debug::gdb::session::Session;
 use debug::linux::VmCoreInfo;
 use debug::linux::described::{self, Anchor, Scope};
+use debug::linux::log::Wanted;
 use debug::machine::{Action, Machine, Memory, Order};
 use debug::memory::Translation;
 use debug::range;
@@ -294,6 +295,10 @@ pub const FUZZED: &[Fuzzed] = &[
             b"\x00\x08\x80\x40\x01\x00\x00\x00\x80\xff\xff\x02\x50\x05\x02\x08\x00\x00\x00\x05\x03",
             b"\x80",
             b"\x01\x60\x00\xff\x00\x00\x00\x00\x00\x00\x00\x00\x60\x04\x00\x00\x00\x01\x00\x00\x00",
+            // What is counted of memory, and the log: its newest record, and one's number, length and level.
+            b"\x00\x08\xd0\xff\xff\xff\xff\xff\xff\xff\xff\x10\xd0\x00\xd2\x00\x00\x00\x00\x00\x00",
+            b"\x00\x18\xe0\x0a\x00\x00\x00\x00\x00\x00\x00\x20\xe3\xff\xff\xff\xff\xff\xff\xff\xff",
+            b"\x80\x10\xe3\xff\xff\x01\xe0\x00\x00\x00\x00\x18\xe1\x04\x00\x00\x00\x00\x00\x00\x40",
         ],
     },
     Fuzzed {
@@ -730,7 +735,9 @@ pub fn vmcoreinfo(data: &[u8]) {
         if at < 1 << 40 { bytes.len() } else { 0 }
     };
     // Whatever is in it.
-    info.log(read, usize::MAX).ok();
+    for since in [None, Some(0), Some(u64::from(last))] {
+        info.log(read, &Wanted { since, ..Wanted::last(usize::MAX) }).ok();
+    }
 }
 
 #[cfg(test)]
@@ -773,7 +780,7 @@ mod tests {
                 "orders" | "simulated" => 300,
                 "packed" => 150,
                 "kernels" | "described" => 100,
-                "linux" => 2000,
+                "linux" => 1250,
                 "cores" | "kdumps" | "symbols" => 500,
                 "disks" => 1500,
                 "whole" => 300,

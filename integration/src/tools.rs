@@ -272,6 +272,7 @@ const SOME: Looks = &[
 const REST: Looks = &[
     ("readelf", Opened::by_readelf),
     ("gdb over vmm core", Opened::by_gdb_over_us),
+    ("gdb's threads as tasks", Opened::by_gdb_of_tasks),
     ("addr2line beside vmm core", Opened::by_addr2line),
     ("drgn", Opened::by_drgn),
     ("vmm core --diff", Opened::by_diff),
@@ -400,6 +401,52 @@ impl Opened {
                 "it cannot run or step",
                 "with --writable",
             ])?;
+        }
+        Ok(())
+    }
+
+    /// gdb on a task that sleeps, as a thread: it unwinds, by the kernel's own debug information, what the task has saved.
+    fn by_gdb_of_tasks(&self) -> Result<(), String> {
+        // Debian's 6.1 for aarch64 keeps no symbols of data, so its tasks are not found.
+        if (self.isa, self.series) == (Isa::Aarch64, "6.1") {
+            return Ok(());
+        }
+        let commands = [
+            "monitor threads tasks",
+            "info threads",
+            // kthreadd, which has pid 2.
+            "python [t.switch() for t in gdb.selected_inferior().threads() if t.ptid[1] == 10000002]",
+            "thread",
+            "bt",
+            "frame function kthreadd",
+            "up",
+            "stepi",
+            "thread 1",
+            "monitor threads cpus",
+            "info threads",
+        ];
+        // gdb 13 does not take the authentication codes out of a kernel's return addresses.
+        let gdbs: &[Gdb] = match self.isa {
+            Isa::X86_64 => &[Gdb::Debians, Gdb::Newer],
+            Isa::Aarch64 => &[Gdb::Newer],
+        };
+        for gdb in gdbs {
+            let said = self.served(*gdb, &commands)?;
+            let is_told = said.has(&[
+                "threads are vCPUs and tasks that sleep (",
+                "CPU#0",
+                "[kthreadd], ",
+                "Current thread is ",
+                "schedule",
+                "kthreadd",
+                "ret_from_fork",
+                "kthreadd (",
+                "ret_from_fork",
+                "task 2 [kthreadd] sleeps: it goes on when the kernel has it run",
+                "threads are vCPUs\n",
+                "CPU#0",
+            ]);
+            is_told.map_err(|error| format!("{gdb:?}: {error}"))?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 mod attach;
 mod candidates;
 mod check;
+mod colour;
 mod completions;
 mod cont;
 mod core_dump;

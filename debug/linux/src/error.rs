@@ -1,5 +1,7 @@
 //! Why a kernel's log is not read.
 
+use crate::reader::NotThere;
+
 /// Why a log cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
@@ -12,4 +14,10 @@ pub enum LogError {
     /// What is there makes no sense.
     #[error("the log's ring buffer is damaged")]
     Nonsense,
+}
+
+impl From<NotThere> for LogError {
+    fn from(NotThere(at): NotThere) -> LogError {
+        LogError::NotMapped(at)
+    }
 }

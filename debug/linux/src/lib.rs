@@ -5,7 +5,7 @@
 //! the kernel bears it out; with it [`VmCoreInfo::log`] reads the kernel's log, and [`translate`] translates where
 //! registers do not tell how. [`kallsyms`] are the symbols that it keeps for itself, in a store for symbols from
 //! anywhere ([`Symbols`]); [`btf`] are its types, likewise ([`Types`]); with both, what it
-//! runs can be read ([`task`]), what was loaded into it ([`module`]), where each of them is ([`unwind`]), and for whom
+//! runs can be read ([`task`], [`mm`]), what was loaded into it ([`module`]), where each of them is ([`unwind`]), and for whom
 //! it waits ([`lock`]).
 
 #![forbid(unsafe_code)]
@@ -18,9 +18,10 @@ mod info;
 pub mod kallsyms;
 mod list;
 pub mod lock;
-mod log;
+pub mod log;
 #[cfg(test)]
 mod made;
+pub mod mm;
 pub mod module;
 mod name;
 pub mod reader;

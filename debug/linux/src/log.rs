@@ -2,339 +2,235 @@
 //!
 //! Source: Linux, `Documentation/admin-guide/kdump/gdbmacros.txt`, `kernel/printk/printk_ringbuffer.h`.
 
-use super::error::LogError;
-use super::info::VmCoreInfo;
-use std::collections::VecDeque;
+mod level;
+mod ring;
 
-impl VmCoreInfo {
-    /// The kernel's log, oldest line first, as `dmesg` prints it: its last lines, `most` of them. `read`
-    /// reads guest-virtual memory and says how many bytes are good. What is older than 32 MiB of lines is
-    /// left out, and the first line says so.
-    ///
-    /// # Errors
-    /// [`LogError`].
-    pub fn log(&self, read: impl Fn(u64, &mut [u8]) -> usize, most: usize) -> Result<Vec<String>, LogError> {
-        let reader = Reader(read);
-        let ring = Ring::find(self, &reader)?;
-        let mut lines = Lines::new(most);
-        // Records do not share text, so all of it is no more than the ring holds.
-        let mut left = ring.size;
-        let mut id = ring.tail & ID_MASK;
-        // A record may be written while this looks, so the number of rounds is what ends it.
-        for _ in 0..ring.count {
-            if let Some(record) = ring.record(&reader, id)? {
-                left = left.checked_sub(record.text.len() as u64).ok_or(LogError::Nonsense)?;
-                lines.push_record(record.time, &String::from_utf8_lossy(&record.text));
-            }
-            if id == ring.head & ID_MASK {
-                break;
-            }
-            id = id.wrapping_add(1) & ID_MASK;
-        }
-        Ok(lines.finish())
+pub use level::{Caller, Level, Levels};
+
+use crate::error::LogError;
+use crate::info::VmCoreInfo;
+use crate::reader::Reader;
+use arch::plain::plain_lines;
+use arch::words::{counted, verb};
+use ring::{Place, Raw, Ring};
+use std::fmt;
+
+/// What of a log is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Lines, the last ones.
+    pub most: usize,
+    /// Records of these levels.
+    pub levels: Levels,
+    /// Records from this number on, for whoever asks again: up to the first one that is written still, as the kernel's
+    /// own readers have it.
+    pub since: Option<u64>,
+}
+
+impl Wanted {
+    /// The last lines, of whatever level.
+    pub fn last(most: usize) -> Wanted {
+        Wanted { most, levels: Levels::ALL, since: None }
     }
 }
 
 /// A record of the log.
-struct Record {
-    /// Nanoseconds.
-    time: u64,
-    text: Vec<u8>,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its number, counted from the kernel's start on.
+    pub sequence: u64,
+    /// When it was written, nanoseconds of the kernel's clock.
+    pub time: u64,
+    /// How urgent it is, if the kernel tells.
+    pub level: Option<Level>,
+    /// What it is from, as syslog(3) counts: 0 is the kernel, 1 a program.
+    pub facility: Option<u8>,
+    /// Who has written it.
+    pub caller: Option<Caller>,
+    /// The text, of one line or more; it does nothing to a terminal.
+    pub text: String,
 }
 
-/// Where the ring buffer is, and where the parts of a record are in their structures.
-struct Ring {
-    /// Records that it holds, and bytes of text.
-    count: u64,
-    size: u64,
-    descriptors: u64,
-    descriptor_size: u64,
-    infos: u64,
-    info_size: u64,
-    text: u64,
-    state_at: u64,
-    begin_at: u64,
-    next_at: u64,
-    time_at: u64,
-    length_at: u64,
-    /// Ids of the first record and of the last.
-    tail: u64,
-    head: u64,
-}
-
-impl Ring {
-    fn find<R: Fn(u64, &mut [u8]) -> usize>(info: &VmCoreInfo, reader: &Reader<R>) -> Result<Ring, LogError> {
-        let field =
-            |of: u64, name: &str| -> Result<u64, LogError> { Ok(of.wrapping_add(info.offset(name)?)) };
-        let buffer = reader.word(info.symbol("prb")?)?;
-        let ring = field(buffer, "printk_ringbuffer.desc_ring")?;
-        let text_ring = field(buffer, "printk_ringbuffer.text_data_ring")?;
-        let count_bits = reader.half(field(ring, "prb_desc_ring.count_bits")?)?;
-        let size_bits = reader.half(field(text_ring, "prb_data_ring.size_bits")?)?;
-        if count_bits > MOST_COUNT_BITS || size_bits > MOST_SIZE_BITS {
-            return Err(LogError::Nonsense);
-        }
-        let counter = info.offset("atomic_long_t.counter").unwrap_or(0);
-        let position_at = info.offset("prb_desc.text_blk_lpos")?;
-        Ok(Ring {
-            count: 1 << count_bits,
-            size: 1 << size_bits,
-            descriptors: reader.word(field(ring, "prb_desc_ring.descs")?)?,
-            descriptor_size: info.size("prb_desc")?,
-            infos: reader.word(field(ring, "prb_desc_ring.infos")?)?,
-            info_size: info.size("printk_info")?,
-            text: reader.word(field(text_ring, "prb_data_ring.data")?)?,
-            state_at: field(counter, "prb_desc.state_var")?,
-            begin_at: field(position_at, "prb_data_blk_lpos.begin")?,
-            next_at: field(position_at, "prb_data_blk_lpos.next")?,
-            time_at: info.offset("printk_info.ts_nsec")?,
-            length_at: info.offset("printk_info.text_len")?,
-            tail: reader.word(field(ring, "prb_desc_ring.tail_id")?.wrapping_add(counter))?,
-            head: reader.word(field(ring, "prb_desc_ring.head_id")?.wrapping_add(counter))?,
-        })
-    }
-
-    /// The record of an id, if it is there.
-    fn record<R: Fn(u64, &mut [u8]) -> usize>(
-        &self,
-        reader: &Reader<R>,
-        id: u64,
-    ) -> Result<Option<Record>, LogError> {
-        let index = id % self.count;
-        let descriptor = self.descriptors.wrapping_add(index.wrapping_mul(self.descriptor_size));
-        let state = reader.word(descriptor.wrapping_add(self.state_at))?;
-        let begin = reader.word(descriptor.wrapping_add(self.begin_at))?;
-        let next = reader.word(descriptor.wrapping_add(self.next_at))?;
-        if !matches!(state >> STATE_SHIFT, COMMITTED | FINALIZED) || state & ID_MASK != id {
-            return Ok(None);
-        }
-        let info = self.infos.wrapping_add(index.wrapping_mul(self.info_size));
-        let time = reader.word(info.wrapping_add(self.time_at))?;
-        let mut length = [0; 2];
-        reader.bytes(info.wrapping_add(self.length_at), &mut length)?;
-        let mut text = Vec::new();
-        if let Some((start, room)) = block(begin, next, self.size) {
-            text.resize(usize::from(u16::from_le_bytes(length)).min(usize::try_from(room).unwrap_or(0)), 0);
-            reader.bytes(self.text.wrapping_add(start), &mut text)?;
-        }
-        Ok(Some(Record { time, text }))
-    }
-}
-
-/// The last lines of a log, as many as are wanted and as there is room for: a record may be nothing but ends of
-/// lines, each of which becomes a line with an indent.
-struct Lines {
-    lines: VecDeque<String>,
-    most: usize,
-    /// Bytes of what is kept.
-    size: usize,
-    /// Lines that there was no room for.
-    left_out: u64,
-}
-
-impl Lines {
-    /// Bytes that all of them may take.
-    const ROOM: usize = 32 << 20;
-    /// What a line takes beside its text: its place in the list, and what an allocator adds.
-    const BESIDE: usize = 64;
-
-    fn new(most: usize) -> Lines {
-        Lines { lines: VecDeque::new(), most, size: 0, left_out: 0 }
-    }
-
-    fn push_record(&mut self, time: u64, record: &str) {
-        let stamp = format!("[{:5}.{:06}] ", time / 1_000_000_000, time / 1000 % 1_000_000);
+impl Record {
+    /// Its lines as `dmesg` prints them: what stands in front of each, and the line.
+    pub fn lines(&self) -> impl Iterator<Item = (String, &str)> {
+        let stamp = format!("[{:5}.{:06}] ", self.time / 1_000_000_000, self.time / 1000 % 1_000_000);
         // Further lines of a record stand below its first.
         let indent = " ".repeat(stamp.len());
-        for (number, line) in record.split('\n').enumerate() {
-            let line: String = line.chars().map(printable).collect();
-            self.push(format!("{}{line}", if number == 0 { &stamp } else { &indent }));
-        }
+        let front = std::iter::once(stamp).chain(std::iter::repeat(indent));
+        front.zip(self.text.split('\n'))
     }
 
-    fn push(&mut self, line: String) {
-        self.size += line.len() + Lines::BESIDE;
-        self.lines.push_back(line);
-        while self.lines.len() > self.most || self.size > Lines::ROOM {
-            if self.lines.len() <= self.most {
-                self.left_out += 1;
+    /// Leaves its last lines.
+    fn shorten(&mut self, lines: usize) {
+        if let Some((end, _)) = self.text.rmatch_indices('\n').nth(lines.saturating_sub(1)) {
+            self.text.drain(..=end);
+        }
+    }
+}
+
+/// A log, or what of it was wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    /// Its records, the oldest first.
+    pub records: Vec<Record>,
+    /// There are older ones, for which there was no room ([`Log::ROOM`]).
+    pub is_cut: bool,
+    /// Records that were overwritten before they were asked for, behind [`Wanted::since`].
+    pub lost: u64,
+    /// The number of the record that is wanted next.
+    pub next: u64,
+}
+
+impl Log {
+    /// Bytes that its lines may take: a record may be nothing but ends of lines, each of which becomes a line with an
+    /// indent.
+    pub const ROOM: usize = 32 << 20;
+
+    /// What there is to be said of records that are not there, lines.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        if self.is_cut {
+            remarks.push("(older lines are left out)".into());
+        }
+        if self.lost > 0 {
+            let were = verb(self.lost, "was", "were");
+            remarks.push(format!("({} {were} lost)", counted(self.lost, "message")));
+        }
+        remarks
+    }
+
+    /// All of it in lines, as `dmesg` prints them.
+    pub fn lines(&self) -> Vec<String> {
+        let lines = self.records.iter().flat_map(Record::lines).map(|(front, line)| front + line);
+        self.remarks().into_iter().chain(lines).collect()
+    }
+}
+
+impl fmt::Display for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lines().iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+impl VmCoreInfo {
+    /// The kernel's log, or what of it is wanted. `read` reads guest-virtual memory and says how many bytes are good.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn log(&self, read: impl Fn(u64, &mut [u8]) -> usize, wanted: &Wanted) -> Result<Log, LogError> {
+        let reader = Reader::new(&read);
+        let ring = Ring::find(self, &reader)?;
+        if wanted.levels != Levels::ALL && !ring.has_levels {
+            return Err(LogError::Lacks("printk_info.caller_id".into()));
+        }
+        let mut found = Found::look(&ring, &reader, wanted)?;
+        let (mut lost, mut next) = (0, found.newest().map_or(0, |raw| raw.sequence.saturating_add(1)));
+        if let Some(since) = found.since {
+            found.settle();
+            next = found.newest().map_or(since, |raw| raw.sequence.saturating_add(1));
+            let there = found.places.iter().flatten().count() as u64;
+            // What is older than all that was ever asked for is not missed.
+            lost = if since == 0 { 0 } else { next.saturating_sub(since).saturating_sub(there) };
+        }
+        let (records, is_cut) = found.into_records(wanted);
+        Ok(Log { records, is_cut, lost, next })
+    }
+}
+
+/// What a ring has, the newest first.
+struct Found {
+    /// Records; nothing for one that is being written.
+    places: Vec<Option<Raw>>,
+    /// [`Wanted::since`], or 0 where the log has not come so far: another kernel has begun.
+    since: Option<u64>,
+}
+
+impl Found {
+    /// Goes back from the newest one as far as is wanted.
+    fn look(ring: &Ring, reader: &Reader<'_>, wanted: &Wanted) -> Result<Found, LogError> {
+        let mut found = Found { places: Vec::new(), since: wanted.since };
+        // Records do not share text, so all of it is no more than the ring holds.
+        let (mut room, mut lines) = (ring.size, 0);
+        for id in ring.ids() {
+            let raw = match ring.place(reader, id)? {
+                Place::Record(raw) => raw,
+                Place::Written => {
+                    found.places.push(None);
+                    continue;
+                }
+                Place::Gone => continue,
+            };
+            if found.newest().is_none() {
+                found.since =
+                    found.since.map(|since| if since > raw.sequence.saturating_add(1) { 0 } else { since });
             }
-            let Some(oldest) = self.lines.pop_front() else { return };
-            self.size -= oldest.len() + Lines::BESIDE;
+            if found.since.is_some_and(|since| raw.sequence < since) {
+                break;
+            }
+            room = room.checked_sub(raw.text.len() as u64).ok_or(LogError::Nonsense)?;
+            if raw.level.is_none_or(|level| wanted.levels.has(level)) {
+                lines += 1 + raw.text.iter().filter(|byte| **byte == b'\n').count();
+            }
+            found.places.push(Some(raw));
+            if found.since.is_none() && lines >= wanted.most {
+                break;
+            }
         }
+        Ok(found)
     }
 
-    fn finish(mut self) -> Vec<String> {
-        if self.left_out > 0 {
-            self.lines.push_front(format!("({} older lines are left out)", self.left_out));
+    fn newest(&self) -> Option<&Raw> {
+        self.places.iter().flatten().next()
+    }
+
+    /// Leaves out what is not finished, and what is behind that: it is for the next time. What has not been finished while
+    /// others have been for a second is not waited for, as who was writing it may be the one that hangs.
+    fn settle(&mut self) {
+        const PATIENCE: u64 = 1_000_000_000;
+        let newest = self.newest().map_or(0, |raw| raw.time);
+        let (mut behind, mut unsettled) = (newest, 0);
+        for (index, place) in self.places.iter().enumerate() {
+            match place {
+                Some(raw) if raw.is_final => behind = raw.time,
+                _ if newest.saturating_sub(behind) <= PATIENCE => unsettled = index + 1,
+                _ => {}
+            }
         }
-        self.lines.into()
+        self.places.drain(..unsettled);
+    }
+
+    /// Those that are wanted, the oldest first, as far as there is room for them, and whether there was not.
+    fn into_records(self, wanted: &Wanted) -> (Vec<Record>, bool) {
+        /// What a line takes beside its text: what stands in front of it, and its place in a list.
+        const BESIDE: usize = 80;
+        let (mut records, mut left, mut room, mut is_cut) = (Vec::new(), wanted.most, Log::ROOM, false);
+        let is_wanted = |raw: &Raw| raw.level.is_none_or(|level| wanted.levels.has(level));
+        for raw in self.places.into_iter().flatten().filter(is_wanted) {
+            let mut record = Record::from(raw);
+            if left == 0 {
+                break;
+            }
+            record.shorten(left);
+            let lines = record.text.split('\n').count();
+            let Some(rest) = room.checked_sub(record.text.len() + lines * BESIDE) else {
+                is_cut = true;
+                break;
+            };
+            (room, left) = (rest, left - lines.min(left));
+            records.push(record);
+        }
+        records.reverse();
+        (records, is_cut)
     }
 }
 
-/// A descriptor's state is in the two highest bits of its state variable.
-const STATE_SHIFT: u32 = 62;
-const ID_MASK: u64 = (1 << STATE_SHIFT) - 1;
-const COMMITTED: u64 = 1;
-const FINALIZED: u64 = 2;
-/// The largest rings that are read, 2^18 records and 32 MiB of text: a guest that claims more must
-/// not keep the debugger busy. Distributions' kernels have 2^13 and 256 KiB.
-const MOST_COUNT_BITS: u32 = 18;
-const MOST_SIZE_BITS: u32 = 25;
-
-/// A control character could do something to a terminal.
-fn printable(character: char) -> char {
-    if character.is_control() && character != '\t' { '?' } else { character }
-}
-
-/// Where a record's text is in a ring of `size` bytes, behind the id that begins its block, and
-/// how much room there is; `None` for a record without text.
-fn block(begin: u64, next: u64, size: u64) -> Option<(u64, u64)> {
-    const ID: u64 = 8;
-    // Odd positions stand for no data.
-    if begin & 1 != 0 {
-        return None;
-    }
-    // A block that would wrap begins at the start of the ring.
-    let (start, end) = (begin % size, next % size);
-    let start = if start > end && end != 0 { 0 } else { start };
-    let end = if end == 0 { size } else { end };
-    let room = end.checked_sub(start + ID)?;
-    Some((start + ID, room))
-}
-
-struct Reader<R>(R);
-
-impl<R: Fn(u64, &mut [u8]) -> usize> Reader<R> {
-    fn bytes(&self, at: u64, bytes: &mut [u8]) -> Result<(), LogError> {
-        if (self.0)(at, bytes) == bytes.len() { Ok(()) } else { Err(LogError::NotMapped(at)) }
-    }
-
-    fn word(&self, at: u64) -> Result<u64, LogError> {
-        let mut bytes = [0; 8];
-        self.bytes(at, &mut bytes)?;
-        Ok(u64::from_le_bytes(bytes))
-    }
-
-    fn half(&self, at: u64) -> Result<u32, LogError> {
-        let mut bytes = [0; 4];
-        self.bytes(at, &mut bytes)?;
-        Ok(u32::from_le_bytes(bytes))
+impl From<Raw> for Record {
+    fn from(raw: Raw) -> Record {
+        let Raw { sequence, time, level, facility, caller, text, .. } = raw;
+        Record { sequence, time, level, facility, caller, text: plain_lines(&String::from_utf8_lossy(&text)) }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::info::MOST_TEXT;
-    use arch::GuestPhys;
-    use arch::ram::Memory;
-    use arch::ram::fake::Ram;
-
-    const INFO: &str = "OSRELEASE=6.12.0\nPAGESIZE=4096\nKERNELOFFSET=1a000000\nSYMBOL(prb)=1000\n\
-        OFFSET(printk_ringbuffer.desc_ring)=0\nOFFSET(printk_ringbuffer.text_data_ring)=48\n\
-        OFFSET(prb_desc_ring.count_bits)=0\nOFFSET(prb_desc_ring.descs)=8\nOFFSET(prb_desc_ring.infos)=16\n\
-        OFFSET(prb_desc_ring.head_id)=24\nOFFSET(prb_desc_ring.tail_id)=32\nOFFSET(prb_data_ring.size_bits)=0\n\
-        OFFSET(prb_data_ring.data)=8\nSIZE(prb_desc)=24\nSIZE(printk_info)=16\nOFFSET(prb_desc.state_var)=0\n\
-        OFFSET(prb_desc.text_blk_lpos)=8\nOFFSET(prb_data_blk_lpos.begin)=0\nOFFSET(prb_data_blk_lpos.next)=8\n\
-        OFFSET(printk_info.ts_nsec)=0\nOFFSET(printk_info.text_len)=8\n";
-
-    /// A ring of four descriptors and 64 bytes of text, at 0x2000.
-    fn ram(records: &[(u64, &str, u64)]) -> Ram {
-        let ram = Ram::new(0x1_0000);
-        let word = |at: u64, value: u64| assert_eq!(ram.write(GuestPhys(at), &value.to_le_bytes()), 8);
-        word(0x1000, 0x2000);
-        word(0x2000, 2);
-        word(0x2008, 0x3000);
-        word(0x2010, 0x4000);
-        word(0x2018, records.len() as u64 - 1);
-        word(0x2020, 0);
-        word(0x2030, 6);
-        word(0x2038, 0x5000);
-        let mut at = 0;
-        for (id, (time, text, state)) in (0u64..).zip(records) {
-            let end = at + 8 + (text.len() as u64).next_multiple_of(8);
-            word(0x3000 + id * 24, state << 62 | id);
-            word(0x3008 + id * 24, at);
-            word(0x3010 + id * 24, end);
-            word(0x4000 + id * 16, *time);
-            word(0x4008 + id * 16, text.len() as u64);
-            ram.write(GuestPhys(0x5000 + at + 8), text.as_bytes());
-            at = end;
-        }
-        ram
-    }
-
-    fn log(ram: &Ram, info: &str) -> Result<Vec<String>, LogError> {
-        let info = VmCoreInfo::parse(info.as_bytes()).unwrap();
-        info.log(|at, bytes| Memory::read(ram, GuestPhys(at), bytes), usize::MAX)
-    }
-
-    #[test]
-    fn the_log_is_read_in_order() {
-        let ram = ram(&[(1_500_000_000, "first", 2), (2_000_001_000, "two\nlines\x1b", 1), (3, "none", 0)]);
-        let lines = ["[    1.500000] first", "[    2.000001] two", "               lines?"];
-        assert_eq!(log(&ram, INFO).unwrap(), lines);
-    }
-
-    #[test]
-    fn damage_is_told() {
-        let ram = ram(&[(0, "x", 2)]);
-        assert_eq!(log(&ram, &INFO.replace("SYMBOL(prb)=1000", "")), Err(LogError::Lacks("prb".into())));
-        let elsewhere = INFO.replace("SYMBOL(prb)=1000", "SYMBOL(prb)=fffffffff0");
-        assert!(matches!(log(&ram, &elsewhere), Err(LogError::NotMapped(_))));
-        ram.write(GuestPhys(0x2000), &[0xff; 4]);
-        assert_eq!(log(&ram, INFO), Err(LogError::Nonsense));
-        // Four records that all claim the same text, which is nearly all of the ring.
-        let text = "x".repeat(48);
-        let ram = ram_of_copies(&text);
-        assert_eq!(log(&ram, INFO), Err(LogError::Nonsense));
-    }
-
-    fn ram_of_copies(text: &str) -> Ram {
-        let ram = ram(&[(0, text, 2), (0, "", 2), (0, "", 2)]);
-        for id in 1..3u64 {
-            for (at, value) in [(0x3008 + id * 24, 0), (0x3010 + id * 24, 56), (0x4008 + id * 16, 48)] {
-                assert_eq!(ram.write(GuestPhys(at), &u64::to_le_bytes(value)), 8);
-            }
-        }
-        ram
-    }
-
-    #[test]
-    fn blocks_wrap_and_may_be_empty() {
-        assert_eq!(block(64, 96, 64), Some((8, 24)));
-        assert_eq!(block(48, 64, 64), Some((56, 8)));
-        // From 56 a block of 24 does not fit: it is at the start.
-        assert_eq!(block(56, 64 + 24, 64), Some((8, 16)));
-        assert_eq!((block(1, 1, 64), block(0, 4, 64)), (None, None));
-    }
-
-    #[test]
-    fn it_is_parsed_up_to_a_size() {
-        let info = VmCoreInfo::parse(INFO.as_bytes()).unwrap();
-        assert_eq!((info.release(), info.slide()), ("6.12.0", Some(0x1a00_0000)));
-        assert_eq!(VmCoreInfo::parse(b"OSRELEASE=not whole"), None);
-        assert_eq!(VmCoreInfo::parse(INFO.replace("6.12.0", "6\x1b[2J").as_bytes()), None);
-        let long = format!("{INFO}{}", "X=\n".repeat(MOST_TEXT / 3));
-        assert_eq!(VmCoreInfo::parse(long.as_bytes()), None);
-    }
-
-    #[test]
-    fn a_log_of_ends_of_lines_takes_no_more_than_its_room() {
-        let mut lines = Lines::new(usize::MAX);
-        let record = "\n".repeat(65_535);
-        for _ in 0..512 {
-            lines.push_record(0, &record);
-            assert!(lines.size <= Lines::ROOM);
-        }
-        let kept = lines.lines.len();
-        assert!(kept < 1 << 19, "{kept}");
-        let lines = lines.finish();
-        assert_eq!(lines[0], format!("({} older lines are left out)", 512 * 65_536 - kept));
-        // Those that were asked for are not missed.
-        let mut last = Lines::new(2);
-        last.push_record(0, &record);
-        assert_eq!(last.finish(), ["               ", "               "]);
-    }
-}
+mod tests;

@@ -3,7 +3,10 @@
 //! Source: Linux, `include/linux/module.h` (`struct module`, `struct module_memory`, `struct module_use`), and
 //! `kernel/module/procfs.c`, which tells user space of them.
 
+mod sections;
 mod symbols;
+
+pub use sections::Section;
 
 use crate::list::{Ring, remark};
 use crate::name;
@@ -118,6 +121,7 @@ pub struct ModuleLayout {
     places: Places,
     uses: Option<Uses>,
     symbols: Option<symbols::Layout>,
+    sections: Option<sections::Layout>,
     /// x86: addresses, entries and their number.
     orc: Option<[Field; 3]>,
 }
@@ -138,6 +142,7 @@ impl ModuleLayout {
                 .ok_or(ModuleError::Lacks("struct module's mem, nor its core_layout"))?,
             uses: Uses::new(types, module),
             symbols: symbols::Layout::new(types, module),
+            sections: sections::Layout::new(types, module),
             orc: orc(types, module),
         })
     }
@@ -158,6 +163,16 @@ impl ModuleLayout {
     pub fn symbol_count(&self, module: &Module, reader: &Reader<'_>) -> Result<u64, ModuleError> {
         let layout = self.symbols.as_ref().ok_or(ModuleError::Lacks("struct mod_kallsyms"))?;
         Ok(layout.count(module.address, reader)?)
+    }
+
+    /// The sections of a module, as the kernel tells user space of them; of kernels that do not (`CONFIG_KALLSYMS`),
+    /// and of modules that keep none, there are none.
+    ///
+    /// # Errors
+    /// [`ModuleError`].
+    pub fn sections(&self, module: &Module, reader: &Reader<'_>) -> Result<Vec<Section>, ModuleError> {
+        let layout = self.sections.as_ref().ok_or(ModuleError::Lacks("struct module_sect_attrs"))?;
+        Ok(layout.read(module.address, reader)?)
     }
 
     /// All modules, by the list that `head` (`modules`) is the head of. `go_on` is asked for each.

@@ -114,6 +114,11 @@ pub struct Tasks {
     pub remarks: Vec<String>,
 }
 
+/// The task that is on a processor, by Linux's number of it. Of the tasks that idle all but one are in no list.
+pub fn on(tasks: &[Task], cpu: u32) -> Option<&Task> {
+    tasks.iter().find(|task| task.is_on_cpu == Some(true) && task.cpu == Some(cpu) && task.pid != 0)
+}
+
 /// Goes through a kernel's lists of tasks.
 struct Walk<'a> {
     layout: &'a TaskLayout,

@@ -1,8 +1,8 @@
 //! What is in a kernel's memory, as its types have it: numbers, names, members, for whoever prints it.
 
-use crate::name;
 use crate::reader::Reader;
 use crate::types::{Part, Shape, TypeId, Types};
+use arch::plain::plain;
 use std::fmt;
 
 /// A type, or an address of one, or an address of such an address.
@@ -148,11 +148,13 @@ pub enum Data {
     TooMuch,
 }
 
-/// How much is told, at most: values, and of an array elements; and how deep members are.
+/// How much is told, at most: values and bytes, and of an array elements; and how deep members are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Values in all.
     pub values: usize,
+    /// Bytes of all as they are printed, with the last value whole.
+    pub bytes: usize,
     /// Elements of one array.
     pub elements: u64,
     /// Members of members.
@@ -161,7 +163,7 @@ pub struct Bounds {
 
 impl Bounds {
     /// For a person: a task's structure is told whole.
-    pub const USUAL: Bounds = Bounds { values: 20_000, elements: 64, depth: 12 };
+    pub const USUAL: Bounds = Bounds { values: 20_000, bytes: 1 << 20, elements: 64, depth: 12 };
 }
 
 /// Looks at memory by types.
@@ -172,7 +174,9 @@ pub struct Look<'a> {
     pub reader: &'a Reader<'a>,
     /// What is at an address, in words, if that is code or data with a name.
     pub symbol: &'a dyn Fn(u64) -> Option<String>,
+    /// What is left of them.
     bounds: Bounds,
+    is_cut: bool,
 }
 
 impl fmt::Debug for Look<'_> {
@@ -192,7 +196,24 @@ impl<'a> Look<'a> {
         symbol: &'a dyn Fn(u64) -> Option<String>,
         bounds: Bounds,
     ) -> Look<'a> {
-        Look { types, reader, symbol, bounds }
+        Look { types, reader, symbol, bounds, is_cut: false }
+    }
+
+    /// Whether there is room for one more value; where there is not, something is left out.
+    pub fn has_room(&mut self) -> bool {
+        let has_room = self.bounds.values > 0 && self.bounds.bytes > 0;
+        self.is_cut |= !has_room;
+        has_room
+    }
+
+    /// Whether something was left out, as there was no room for it.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
+    /// Takes room for what is printed beside values, bytes.
+    pub fn spend(&mut self, bytes: usize) {
+        self.bounds.bytes = self.bounds.bytes.saturating_sub(bytes);
     }
 
     /// What there is of a type at an address.
@@ -230,34 +251,46 @@ impl<'a> Look<'a> {
         if depth > self.bounds.depth {
             return Data::TooMuch;
         }
-        match self.bounds.values.checked_sub(1) {
-            Some(left) => self.bounds.values = left,
-            None => return Data::TooMuch,
+        if !self.has_room() {
+            return Data::TooMuch;
         }
+        self.bounds.values -= 1;
         let id = self.types.plain(of.id);
-        if of.stars > 0 {
-            return self.word(at, of, None);
-        }
-        match self.types.shape(id) {
-            Shape::Compound { .. } => {
-                let types = self.types;
-                let members = types.members(id).iter().map(|member| {
-                    let part = Part { of: member.of, at: member.at.into(), bits: member.bits };
-                    let value = self.value(
-                        at.wrapping_add(part.at / 8),
-                        Of::plain(part.of),
-                        bit_field(part),
-                        depth + 1,
-                    );
-                    (member.name.to_string(), value)
-                });
-                Data::Members(members.collect())
+        let leaf = match self.types.shape(id) {
+            _ if of.stars > 0 => self.word(at, of, None),
+            Shape::Compound { .. } => return self.members(at, id, depth),
+            Shape::Array(element, count) => {
+                return self.array(at, Of::plain(*element), (*count).into(), depth);
             }
-            Shape::Array(element, count) => self.array(at, Of::plain(*element), (*count).into(), depth),
             Shape::Integer { .. } | Shape::Enumeration { .. } | Shape::Pointer(_) => self.word(at, of, bits),
             Shape::Float(_) | Shape::Void | Shape::Forward | Shape::Function | Shape::Other => Data::Unknown,
             Shape::Alias(_) | Shape::Qualified(_) | Shape::Variable(_) => Data::Unknown,
+        };
+        self.told(leaf)
+    }
+
+    /// Takes the room for a value that has no others within.
+    fn told(&mut self, leaf: Data) -> Data {
+        self.spend(leaf.to_string().len());
+        leaf
+    }
+
+    fn members(&mut self, at: u64, id: TypeId, depth: usize) -> Data {
+        let types = self.types;
+        let mut members = Vec::new();
+        for member in types.members(id) {
+            if !self.has_room() {
+                members.push((String::new(), Data::TooMuch));
+                break;
+            }
+            // With the indent, and what stands around the name and its value.
+            self.spend(2 * depth + member.name.len() + "   = ,\n".len());
+            let part = Part { of: member.of, at: member.at.into(), bits: member.bits };
+            let place = at.wrapping_add(part.at / 8);
+            let value = self.value(place, Of::plain(part.of), bit_field(part), depth + 1);
+            members.push((member.name.to_string(), value));
         }
+        Data::Members(members)
     }
 
     /// A number, of up to 16 bytes of which the lower eight are told; of a bit field its first bit, and how many.
@@ -287,14 +320,16 @@ impl<'a> Look<'a> {
     fn array(&mut self, at: u64, element: Of, count: u64, depth: usize) -> Data {
         let Some(size) = element.size(self.types).filter(|size| *size > 0) else { return Data::Unknown };
         if size == 1 && is_char(self.types, element) {
-            return self.text(at, count);
+            let text = self.text(at, count);
+            return self.told(text);
         }
         let told = count.min(self.bounds.elements);
         let mut elements = Vec::new();
         for index in 0..told {
-            if self.bounds.values == 0 {
+            if !self.has_room() {
                 break;
             }
+            self.spend(2 * depth + "  ,\n".len());
             elements.push(self.value(at.wrapping_add(index.wrapping_mul(size)), element, None, depth + 1));
         }
         let rest = count - elements.len() as u64;
@@ -308,7 +343,7 @@ impl<'a> Look<'a> {
         let end = bytes[..good].iter().position(|byte| *byte == 0);
         match end {
             None if good < bytes.len() => Data::NotThere(at.wrapping_add(good as u64)),
-            end => Data::Text(name::plain(&String::from_utf8_lossy(&bytes[..end.unwrap_or(good)]))),
+            end => Data::Text(plain(&String::from_utf8_lossy(&bytes[..end.unwrap_or(good)]))),
         }
     }
 }
@@ -473,11 +508,20 @@ mod tests {
     #[test]
     fn it_has_bounds() {
         let few = look(&memory(), BASE, THING, Bounds { values: 3, ..Bounds::USUAL });
-        assert!(few.to_string().ends_with("mode = OFF,\n  low = ...,\n  all = ...,\n  is_set = ...,\n  ...,\n  list = ...,\n  numbers = ...,\n  code = ...,\n}"), "{few}");
+        assert!(few.to_string().ends_with("mode = OFF,\n  ...,\n}"), "{few}");
         let flat = look(&memory(), BASE, THING, Bounds { depth: 0, ..Bounds::USUAL });
         assert!(flat.to_string().contains("name = ...,"), "{flat}");
         let cut = look(&memory(), BASE + 0x1000 - 16, THING, Bounds::USUAL);
         assert!(cut.to_string().contains("is_set = <not there: 0xffff800000001008>"), "{cut}");
+        // As many bytes, and one value more.
+        let numbers = Of::plain(TypeId(6));
+        let bounds = Bounds { bytes: 30, elements: 100, ..Bounds::USUAL };
+        let short = look(&memory(), BASE + 56, numbers, bounds).to_string();
+        assert!(short.len() < 60 && short.ends_with(" more}"), "{short}");
+        assert!(short.starts_with("{9, 9, "), "{short}");
+        let bounds = Bounds { bytes: 20, ..Bounds::USUAL };
+        let short = look(&memory(), BASE, THING, bounds).to_string();
+        assert_eq!(short, "{\n  name = \"a\u{fffd}z\",\n  mode = ...,\n  ...,\n}");
         // A type within itself, as hostile ones are.
         let mut types = Types::new(8);
         types.add("", Shape::Array(TypeId(1), 1000));

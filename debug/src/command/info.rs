@@ -23,7 +23,7 @@ pub const INFO: Command = Command::new(
     "[mem|tlb|registers]",
     "what the machine is: memory, vCPUs, kernel; or what is mapped, entries of page tables, registers, as QEMU's monitor prints them",
 )
-.flags(&[Flag { name: "-a", value: None, what: "registers of all vCPUs" }])
+.flags(&[Flag { name: "-a", short: None, value: None, what: "registers of all vCPUs" }])
 .words(&["mem", "tlb", "registers"]);
 
 /// What is asked for.

@@ -9,7 +9,7 @@ use crate::view::View;
 ///
 /// # Errors
 /// [`Refusal::NotThere`] without a kernel that is known, and with what `look` says; [`Refusal::Cancelled`].
-pub(super) fn of_kernel<T>(
+pub(crate) fn of_kernel<T>(
     view: &View<'_>,
     look: impl FnOnce(&VmCoreInfo) -> Result<T, String>,
 ) -> Result<T, Refusal> {

@@ -1,7 +1,5 @@
-//! `linux` and `dmesg`: what a Linux kernel in the guest says of itself, without its symbols.
+//! `linux`: what a Linux kernel in the guest says of itself, without its symbols.
 
-use super::address::count;
-use super::kernel::of_kernel;
 use super::operator::Operator;
 use crate::cancel::Cancelled;
 use crate::linux::VmCoreInfo;
@@ -101,60 +99,4 @@ impl Value for Kernel {
 pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
     arguments.none()?;
     Ok(Box::new(Kernel::of(&operator.view())?))
-}
-
-/// `dmesg`.
-pub const DMESG: Command = Command::new("dmesg", "[LINES]", "the kernel's log, or its last lines");
-
-/// The kernel's log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dmesg {
-    /// How many lines, the last ones.
-    pub most: usize,
-}
-
-impl Dmesg {
-    /// From what somebody has typed.
-    ///
-    /// # Errors
-    /// [`Refusal::Usage`].
-    pub fn parse(arguments: &Arguments<'_>) -> Result<Dmesg, Refusal> {
-        let most = match arguments.words()[..] {
-            [] => usize::MAX,
-            [lines] => match count(lines)? {
-                0 => return Err(Refusal::Usage("write how many lines, at least one".into())),
-                lines => usize::try_from(lines).unwrap_or(usize::MAX),
-            },
-            _ => return Err(Refusal::Usage("write how many lines are wanted, or nothing".into())),
-        };
-        Ok(Dmesg { most })
-    }
-
-    /// Reads it.
-    ///
-    /// # Errors
-    /// [`Refusal::NotThere`] without a kernel that is known; [`Refusal::Cancelled`].
-    pub fn run(&self, view: &View<'_>) -> Result<Log, Refusal> {
-        of_kernel(view, |info| view.kernel_log(info, self.most).map(Log).map_err(|error| error.to_string()))
-    }
-}
-
-/// Lines of a kernel's log, the oldest first.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log(pub Vec<String>);
-
-impl fmt::Display for Log {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|line| writeln!(f, "{line}"))
-    }
-}
-
-impl Value for Log {
-    fn json(&self) -> Json {
-        json!(self.0)
-    }
-}
-
-pub(super) fn run_dmesg(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
-    Ok(Box::new(Dmesg::parse(arguments)?.run(&operator.view())?))
 }

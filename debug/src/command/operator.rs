@@ -1,5 +1,6 @@
 //! Who gives commands.
 
+use super::thread_kind::ThreadKind;
 use crate::breakpoint::Kind;
 #[cfg(feature = "dump")]
 use crate::dump::write::{WriteError, destination::Destination};
@@ -67,6 +68,15 @@ pub trait Operator {
     fn end(&mut self) -> Result<&'static str, MachineError> {
         self.machine().control(Control::Quit)?;
         Ok("the guest ends")
+    }
+
+    /// What threads are to the debugger that is attached, in a line; with `wanted`, from its next stop on. `None` where none
+    /// has threads.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    fn threads(&mut self, _wanted: Option<ThreadKind>) -> Result<Option<String>, Refusal> {
+        Ok(None)
     }
 
     /// Whether it has a command of the table.

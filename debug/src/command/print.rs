@@ -494,20 +494,30 @@ impl Kernel<'_> {
     }
 
     /// What there is to be told of what was found: of all of it together, as much as there is room for.
-    fn tell(&self, found: &Found) -> Vec<Thing> {
+    fn tell(&mut self, found: &Found, bounds: Bounds) -> Vec<Thing> {
         let symbol = |at: u64| {
             let (symbol, _) = self.symbols.at(at).filter(|(_, size)| *size != u64::MAX)?;
             let behind = at - symbol.address;
             Some(if behind == 0 { symbol.name.into() } else { format!("{}+{behind:#x}", symbol.name) })
         };
         let mut things = Vec::new();
-        self.tell_each(found, &mut Look::new(self.types, self.reader, &symbol, Bounds::USUAL), &mut things);
+        let mut look = Look::new(self.types, self.reader, &symbol, bounds);
+        self.tell_each(found, &mut look, &mut things);
+        if look.is_cut() {
+            let Bounds { values, bytes, .. } = Bounds::USUAL;
+            let text =
+                format!("no more than {values} values and {} MiB are told: ask for a part", bytes >> 20);
+            self.remarks.push(text);
+        }
         things
     }
 
     fn tell_each(&self, found: &Found, look: &mut Look<'_>, things: &mut Vec<Thing>) {
+        if !look.has_room() {
+            return;
+        }
         let name = |of: &Of| type_name(self.types, *of);
-        things.push(match found {
+        let thing = match found {
             Found::Several(all) => return all.iter().for_each(|it| self.tell_each(it, look, things)),
             Found::Place { at, of: Some(of), part } => {
                 let data = match part {
@@ -528,7 +538,10 @@ impl Kernel<'_> {
                 let data = Data::Address(*value, (look.symbol)(*value));
                 Thing { type_name: "unsigned long".into(), address: None, data }
             }
-        });
+        };
+        // With its address, and what stands around both.
+        look.spend(thing.type_name.len() + "() 0xffffffffffffffff: \n".len());
+        things.push(thing);
     }
 }
 
@@ -554,7 +567,7 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
             let mut kernel =
                 Kernel { types: &types, symbols: &symbols, reader: &reader, remarks: Vec::new() };
             let found = kernel.find(&expression)?;
-            let things = kernel.tell(&found);
+            let things = kernel.tell(&found, Bounds::USUAL);
             Ok::<_, String>(Printed { things, remarks: kernel.remarks })
         })
     })?;

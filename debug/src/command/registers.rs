@@ -1,9 +1,10 @@
 //! `regs` and `threads`: what a vCPU has in its registers, and where each vCPU is.
 
 use super::operator::Operator;
+use super::thread_kind::ThreadKind;
 use crate::disassemble::LONGEST_INSTRUCTION;
 use crate::machine::Activity;
-use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
+use crate::reply::{Arguments, Command, Json, Refusal, Reply, Said, Value, hex, json};
 use crate::report::Report;
 use crate::view::View;
 use arch::Isa;
@@ -100,7 +101,11 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
 }
 
 /// `threads`.
-pub const THREADS: Command = Command::new("threads", "", "where each vCPU is, and what it does");
+pub const THREADS: Command = Command::new(
+    "threads",
+    "[cpus|tasks]",
+    "where each vCPU is, and what it does; or for gdb, what its threads are from the next stop on",
+);
 
 /// A vCPU, and where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,6 +160,33 @@ impl Value for Threads {
 }
 
 pub(super) fn run_threads(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
-    arguments.none()?;
-    Ok(Box::new(Threads::of(&operator.view())?))
+    let wanted = ThreadKind::parse(arguments)?;
+    let are = operator.threads(wanted)?;
+    match (wanted, are) {
+        (Some(kind), Some(are)) => Ok(Said::new(are, json!({ "threads": kind.word() })).reply()),
+        (Some(_), None) => {
+            Err(Refusal::Senseless("it is for a debugger's threads, and none is attached here".into()))
+        }
+        (None, are) => Ok(Box::new(Listed { threads: Threads::of(&operator.view())?, are })),
+    }
+}
+
+/// All vCPUs, and what threads are to a debugger.
+#[derive(Debug)]
+struct Listed {
+    threads: Threads,
+    are: Option<String>,
+}
+
+impl fmt::Display for Listed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.threads)?;
+        self.are.as_ref().map_or(Ok(()), |are| writeln!(f, "{are}"))
+    }
+}
+
+impl Value for Listed {
+    fn json(&self) -> Json {
+        self.threads.json()
+    }
 }

@@ -3,7 +3,7 @@
 use super::nearest::nearest;
 use super::operator::Operator;
 use super::table::TABLE;
-use crate::reply::{Arguments, Command, Json, Needs, Refusal, Reply, Value, json};
+use crate::reply::{Arguments, Command, Flag, Json, Needs, Refusal, Reply, Value, json};
 use std::fmt;
 
 /// Help is about the table, and so stands beside it.
@@ -161,8 +161,7 @@ struct Help {
 }
 
 fn command_json(command: &Command) -> Json {
-    let flag =
-        |flag: &crate::reply::Flag| json!({ "name": flag.name, "value": flag.value, "what": flag.what });
+    let flag = |flag: &Flag| json!({ "name": flag.name, "short": flag.short, "value": flag.value, "what": flag.what });
     json!({
         "name": command.name, "usage": command.usage, "what": command.what,
         "flags": command.flags.iter().map(flag).collect::<Vec<_>>(),
@@ -196,7 +195,8 @@ impl fmt::Display for OneHelp {
         writeln!(f, "{prefix} {command}\n  {}", command.what)?;
         command.flags.iter().try_for_each(|flag| {
             let value = flag.value.map(|value| format!(" {value}")).unwrap_or_default();
-            writeln!(f, "  {}{value}: {}", flag.name, flag.what)
+            let short = flag.short.map(|short| format!("{short}, ")).unwrap_or_default();
+            writeln!(f, "  {short}{}{value}: {}", flag.name, flag.what)
         })
     }
 }

@@ -2,12 +2,16 @@
 
 #[cfg(feature = "linux")]
 use super::backtrace;
+#[cfg(feature = "linux")]
+use super::dmesg;
 #[cfg(feature = "dump")]
 use super::dump;
 #[cfg(feature = "linux")]
 use super::linux;
 #[cfg(feature = "linux")]
 use super::locks;
+#[cfg(feature = "linux")]
+use super::module_symbols;
 #[cfg(feature = "linux")]
 use super::modules;
 use super::operator::Operator;
@@ -42,13 +46,15 @@ pub(super) const TABLE: &[Entry] = &[
     #[cfg(feature = "linux")]
     Entry { command: linux::LINUX, run: linux::run },
     #[cfg(feature = "linux")]
-    Entry { command: linux::DMESG, run: linux::run_dmesg },
+    Entry { command: dmesg::DMESG, run: dmesg::run },
     #[cfg(feature = "linux")]
     Entry { command: tasks::PS, run: tasks::run },
     #[cfg(feature = "linux")]
     Entry { command: backtrace::BT, run: backtrace::run },
     #[cfg(feature = "linux")]
     Entry { command: modules::LSMOD, run: modules::run },
+    #[cfg(feature = "linux")]
+    Entry { command: module_symbols::SYMBOLS, run: module_symbols::run },
     #[cfg(feature = "linux")]
     Entry { command: locks::LOCKS, run: locks::run },
     #[cfg(feature = "linux")]

@@ -404,6 +404,10 @@ fn names_are_found_by_their_beginning_and_mistakes_are_helped_with() {
         ("regs some", "there is no group 'some': general, segment, system, float, vector, debug, all\n"),
         ("dmesg all", "'all' is not a number: write 0x1000 or 4096\n"),
         ("dmesg 0", "write how many lines, at least one\n"),
+        ("dmesg -l loud", "'loud' is no level: there are emerg, alert, crit, err, warn,"),
+        ("dmesg --follow", "'vmm monitor NAME dmesg --follow' asks a guest that runs again\n"),
+        ("ps --user --kernel", "no task is of both kinds"),
+        ("help dmesg", "\n  -l, --level LEVELS: records of these levels"),
         ("info nonsense", "what there is to ask for is mem, tlb, registers or registers -a\n"),
         ("info mem -a", "what there is to ask for is"),
     ] {
@@ -462,7 +466,8 @@ fn a_kernel_that_has_described_itself() {
     assert!(text.contains("  add-symbol-file vmlinux -o 0x1c00000 -s .data..percpu 0\n"), "{text}");
     assert!(text.ends_with("there is another\n"), "{text}");
     let expected = json!({
-        "release": "6.12.1", "slide": "0x1c00000", "mapped": null, "remarks": ["there is another"],
+        "release": "6.12.1", "build_id": null, "slide": "0x1c00000", "left_per_cpu": true, "mapped": null,
+        "remarks": ["there is another"],
     });
     assert_eq!(desk.json("linux"), expected);
     assert!(desk.say("info").ends_with(&text));

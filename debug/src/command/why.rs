@@ -8,7 +8,8 @@ use super::oops;
 use super::operator::Operator;
 use super::tasks::name;
 use crate::linux::VmCoreInfo;
-use crate::linux::task::{Task, TaskState, Tasks};
+use crate::linux::log::Wanted;
+use crate::linux::task::{self, Task, TaskState, Tasks};
 use crate::linux::trouble;
 use crate::machine::Activity;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, json};
@@ -228,9 +229,7 @@ fn processor(
     vcpu: u32,
 ) -> Processor {
     let trace = trace(stacks, lines, stacks.of_vcpu(vcpu));
-    let task =
-        tasks.iter().find(|task| task.is_on_cpu == Some(true) && task.cpu == Some(vcpu) && task.pid != 0);
-    // Of the tasks that idle all but one are in no list.
+    let task = task::on(tasks, vcpu);
     let is_idle = trace.is_in("do_idle");
     let since = task.and_then(|task| stacks.began(task));
     let task = match task {
@@ -248,10 +247,13 @@ fn processor(
 /// The page, as far as there is time for it.
 fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Why {
     let mut remarks = Vec::new();
-    let mut log = view.kernel_log(info, LOOKED_THROUGH).unwrap_or_else(|error| {
-        remarks.push(error.to_string());
-        Vec::new()
-    });
+    let mut log = match view.kernel_log(info, &Wanted::last(LOOKED_THROUGH)) {
+        Ok(log) => log.lines(),
+        Err(error) => {
+            remarks.push(error.to_string());
+            Vec::new()
+        }
+    };
     let troubles = oops::troubles(&log);
     let told = troubles.first().map_or(LAST, |first| (log.len() - first).clamp(LAST, MOST_LINES));
     let troubles = troubles.into_iter().map(|at| oops::short(&log[at]).to_string()).collect();

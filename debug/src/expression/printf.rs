@@ -1,6 +1,7 @@
 //! `dprintf`: what C's `printf` would print.
 
 use super::stack::{Environment, EvaluationError, Stack, extend};
+use arch::plain::plain_lines;
 use std::fmt::Write;
 
 /// Bytes of a string that `%s` prints.
@@ -62,7 +63,7 @@ fn format_text(format: &str, arguments: &[u64], environment: &mut dyn Environmen
                     'x' => format!("{}{:x}", prefix(&spec, "0x"), extend(value, bits, false)),
                     'X' => format!("{}{:X}", prefix(&spec, "0X"), extend(value, bits, false)),
                     'o' => format!("{}{:o}", prefix(&spec, "0"), extend(value, bits, false)),
-                    'c' => char::from(value.to_le_bytes()[0]).to_string(),
+                    'c' => plain_lines(char::from(value.to_le_bytes()[0]).encode_utf8(&mut [0; 4])),
                     'p' => format!("{value:#x}"),
                     's' => string_at(value, environment),
                     other => format!("%{other}"),
@@ -114,5 +115,5 @@ fn string_at(address: u64, environment: &mut dyn Environment) -> String {
         }
         bytes.push(byte[0]);
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    plain_lines(&String::from_utf8_lossy(&bytes))
 }

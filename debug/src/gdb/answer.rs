@@ -45,6 +45,14 @@ pub enum Answer {
     Attach,
     /// The target is to be interrupted, after the reply.
     Interrupt(Vec<u8>),
+    /// What was to be resumed is a task that sleeps: nothing runs. The user is told so in words, and the reply is that
+    /// the thread of this id has stopped.
+    Stay {
+        /// The words, a line.
+        words: String,
+        /// The thread-id.
+        thread: String,
+    },
     /// The target is to be resumed; the reply is the next stop. An action for each vCPU.
     Resume(Vec<Action>),
     /// The reply, and from then on nothing is acknowledged.

@@ -353,7 +353,7 @@ impl<M: Machine> Client<M> {
     }
 
     fn answer_in_time(&mut self, session: &mut Session<M>, data: &[u8]) -> Result<(), Goodbye> {
-        if !front::may_take_long(data) {
+        if !front::may_take_long(session, data) {
             return self.answer(session, data);
         }
         // The debugger knows that the packet has arrived before it waits for the answer.

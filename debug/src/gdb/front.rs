@@ -8,6 +8,7 @@
 //! | `D`, `k`, `vKill`, `vCtrlC` | answered, and then the server acts |
 //! | `!`, `vRun`, `R`, `vAttach` | gdb's `target extended-remote`: the guest begins again, is let go and taken |
 //! | `H`, `T`, `qC`, `qfThreadInfo`, `qThreadExtraInfo` | threads, with and without their process |
+//! | `g`, `p` | of a task that sleeps: the registers that it has saved |
 //! | `?` | the stop as it was, for whichever vCPU it was |
 //! | `m`, `x`, `M`, `X` | memory, fast, with lengths that are checked |
 //! | `G`, `P` | registers written, with lengths that are checked |
@@ -30,18 +31,20 @@ mod regions;
 mod registers;
 mod running;
 mod search;
+#[cfg(all(test, feature = "linux"))]
+mod tests;
 mod threads;
 
 use super::answer::{Answer, errno, error, ok};
 use super::packet::{LONGEST, number};
-use super::resume::{Refused, Thread, vcont};
+use super::resume::{Refused, vcont};
 use super::session::{Client, Process, Session};
 use crate::machine::{Extent, Machine};
 use memory::{read_memory, write_memory};
 use points::{insert, remove};
 use qemu::qemu;
-use running::{go_on, resumes, vcpus};
-use threads::{choose, extra_info, threads};
+use running::{go_on, refuse, resumes, vcpus};
+use threads::{choose, extra_info, ids, is_alive, threads};
 
 /// What is served beyond what every stub serves, for `qSupported`.
 const FEATURES: &str = "vContSupported+;multiprocess+;QStartNoAckMode+;swbreak+;hwbreak+;\
@@ -58,14 +61,18 @@ impl From<Refused> for Answer {
         match refused {
             Refused::Errno(code) => error(code),
             Refused::Words(words) => Answer::Reply(format!("E.{words}").into_bytes()),
+            // Whoever knows tasks has words for it.
+            Refused::Task(_) => error(errno::ESRCH),
         }
     }
 }
 
-/// Whether a packet may take long, so that whoever waits is told so.
-pub fn may_take_long(data: &[u8]) -> bool {
+/// Whether a packet may take long, so that whoever waits is told so. The first that is about threads has tasks looked for.
+pub fn may_take_long<M: Machine>(session: &Session<M>, data: &[u8]) -> bool {
     let prefixes: [&[u8]; 4] = [b"qSearch:", b"qCRC:", b"qRcmd,", b"qOffsets"];
-    prefixes.iter().any(|prefix| data.starts_with(prefix))
+    let about_threads: [&[u8]; 5] = [b"H", b"T", b"qfThreadInfo", b"qThreadExtraInfo,", b"qXfer:threads:"];
+    let has = |prefixes: &[&[u8]]| prefixes.iter().any(|prefix| data.starts_with(prefix));
+    has(&prefixes) || session.threads.is_to_look() && has(&about_threads)
 }
 
 /// Whether the target may be running when a packet comes: what ends it, or the connection.
@@ -156,6 +163,7 @@ fn serve_attached<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         Some(b'Z' | b'z') if !session.debuggee.machine.can_run() => ok(),
         Some(letter @ (b'P' | b'G')) => match session.debuggee.machine.read_only() {
             Some(why) => Answer::Reply(format!("E.{why}").into_bytes()),
+            None if session.threads.chosen().is_some() => registers::SAVED.into(),
             None if *letter == b'P' => registers::write_one(session, &data[1..]),
             None => registers::write_all(session, &data[1..]),
         },
@@ -166,18 +174,19 @@ fn serve_attached<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         Some(letter @ (b'M' | b'X')) => write_memory(session, &data[1..], *letter == b'X'),
         Some(b'?') if data.len() == 1 => Answer::Reply(stop_reply(session).into_bytes()),
         Some(b'H') => choose(session, &data[1..]).unwrap_or_else(Answer::from),
-        Some(b'T') => {
-            Thread::parse(&data[1..], session.debuggee.machine.vcpus()).map_or_else(Answer::from, |_| ok())
+        Some(b'T') => is_alive(session, &data[1..]).unwrap_or_else(Answer::from),
+        Some(b'c' | b's' | b'C' | b'S') => {
+            go_on(session, data).unwrap_or_else(|refused| refuse(session, refused))
         }
-        Some(b'c' | b's' | b'C' | b'S') => go_on(session, data).unwrap_or_else(Answer::from),
         _ if is_detach(data) && means_guest(session, data) => Answer::Detach(b"OK".to_vec()),
         _ if is_detach(data) => error(errno::ESRCH),
         _ if data == b"vCont?" => Answer::Reply(resumes(session)),
         _ if data == b"vCtrlC" => Answer::Interrupt(b"OK".to_vec()),
         Some(b'q' | b'Q') => query(session, data),
         _ => match data.strip_prefix(b"vCont") {
-            Some(actions) => vcont(actions, &vcpus(session)).map_or_else(Answer::from, Answer::Resume),
-            None => Answer::PassOn,
+            Some(actions) => vcont(actions, &vcpus(session))
+                .map_or_else(|refused| refuse(session, refused), Answer::Resume),
+            None => registers::saved(session, data).unwrap_or(Answer::PassOn),
         },
     }
 }
@@ -185,13 +194,9 @@ fn serve_attached<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
 /// Serves `q` and `Q`.
 fn query<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
     match data {
-        b"qC" => Answer::Reply(format!("QC{}", session.thread_id(session.debuggee.current)).into_bytes()),
-        b"qfThreadInfo" => {
-            let ids: Vec<String> =
-                (0..session.debuggee.machine.vcpus()).map(|vcpu| session.thread_id(vcpu)).collect();
-            Answer::Reply(format!("m{}", ids.join(",")).into_bytes())
-        }
-        b"qsThreadInfo" => Answer::Reply(b"l".to_vec()),
+        b"qC" => Answer::Reply(format!("QC{}", session.looked_at()).into_bytes()),
+        b"qfThreadInfo" => ids(session, true),
+        b"qsThreadInfo" => ids(session, false),
         b"qOffsets" => {
             let text = match session.client {
                 Client::Lldb => {
@@ -229,7 +234,7 @@ fn query_about<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
     } else if let Some(arguments) = text("qXfer:threads:read::") {
         threads(session, arguments)
     } else if let Some(thread) = text("qThreadExtraInfo,") {
-        extra_info(session, thread)
+        extra_info(session, thread).unwrap_or_else(Answer::from)
     } else if let Some(address) = text("qMemoryRegionInfo:") {
         regions::region(session, address)
     } else if let Some(what) = text("qqemu.").or_else(|| text("Qqemu.")) {
@@ -241,5 +246,5 @@ fn query_about<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
 
 /// The stop as it was: what the debugger is told when it comes.
 fn stop_reply<M: Machine>(session: &Session<M>) -> String {
-    format!("T05thread:{};", session.thread_id(session.debuggee.current))
+    format!("T05thread:{};", session.looked_at())
 }

@@ -4,7 +4,7 @@
 use super::description::Described;
 use super::session::{Client, Session};
 use crate::breakpoint::Kind;
-use crate::command::{self, Operator};
+use crate::command::{self, Operator, ThreadKind};
 #[cfg(feature = "dump")]
 use crate::dump::write::{WriteError, destination::Destination};
 use crate::machine::{Control, Machine, MachineError};
@@ -82,6 +82,10 @@ impl<M: Machine> Operator for Session<M> {
         }
         self.is_done = true;
         Ok("the dump is closed")
+    }
+
+    fn threads(&mut self, wanted: Option<ThreadKind>) -> Result<Option<String>, Refusal> {
+        self.threads_are(wanted).map(Some)
     }
 
     fn commands(&self) -> Vec<Command> {

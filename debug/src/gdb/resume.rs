@@ -8,6 +8,7 @@
 
 use super::answer::errno;
 use super::packet::number;
+use super::session::ids::may_be_task;
 use crate::machine::Action;
 
 /// What the forms are read against.
@@ -21,6 +22,19 @@ pub struct Vcpus {
     pub chosen: Option<u32>,
     /// The host does single steps.
     pub can_step: bool,
+    /// What there is beside them.
+    pub tasks: Tasks,
+}
+
+/// Tasks that sleep, as threads.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tasks {
+    /// They are.
+    pub are_threads: bool,
+    /// The one that was chosen by `Hg`.
+    pub current: Option<u32>,
+    /// The one that was chosen by `Hc`.
+    pub chosen: Option<u32>,
 }
 
 /// A thread-id: which vCPUs it names.
@@ -32,6 +46,8 @@ pub enum Thread {
     Any,
     /// That of this number.
     One(u32),
+    /// None: it is of a task with this thread-id, which may not be there.
+    Task(u32),
 }
 
 /// Why a packet is refused.
@@ -41,6 +57,8 @@ pub enum Refused {
     Errno(u8),
     /// In words.
     Words(&'static str),
+    /// It is to resume the task with this thread-id, which sleeps, if it is there.
+    Task(u32),
 }
 
 const WRONG: Refused = Refused::Errno(errno::EINVAL);
@@ -61,8 +79,8 @@ impl Thread {
                 (b"-1", _) => Ok(Thread::All),
                 (_, Some(0)) => Ok(Thread::Any),
                 (_, Some(tid)) => {
-                    let vcpu = u32::try_from(tid - 1).ok().filter(|vcpu| *vcpu < count);
-                    vcpu.map(Thread::One).ok_or(NO_THREAD)
+                    let vcpu = u32::try_from(tid - 1).ok().filter(|vcpu| *vcpu < count).map(Thread::One);
+                    vcpu.or_else(|| may_be_task(tid).map(Thread::Task)).ok_or(NO_THREAD)
                 }
                 _ => Err(WRONG),
             }
@@ -82,6 +100,7 @@ impl Thread {
             Thread::All => true,
             Thread::Any => vcpu == current,
             Thread::One(one) => vcpu == one,
+            Thread::Task(_) => false,
         }
     }
 }
@@ -97,6 +116,14 @@ pub fn vcont(text: &[u8], vcpus: &Vcpus) -> Result<Vec<Action>, Refused> {
         let colon = part.iter().position(|byte| *byte == b':');
         let what = action(&part[..colon.unwrap_or(part.len())])?;
         let thread = colon.map_or(Ok(Thread::All), |colon| Thread::parse(&part[colon + 1..], vcpus.count))?;
+        match thread {
+            Thread::Task(_) if !vcpus.tasks.are_threads => return Err(NO_THREAD),
+            Thread::Task(id) if what != Action::Stay => return Err(Refused::Task(id)),
+            Thread::Any if what.is_step() => {
+                vcpus.tasks.current.map_or(Ok(()), |id| Err(Refused::Task(id)))?
+            }
+            _ => {}
+        }
         for (vcpu, action) in (0..).zip(&mut actions) {
             if thread.names(vcpu, vcpus.current) {
                 action.get_or_insert(what);
@@ -157,7 +184,12 @@ pub fn plain(packet: &[u8], vcpus: &Vcpus) -> Result<(Vec<Action>, Option<Jump>)
         digits => Some(number(digits).ok_or(WRONG)?),
     };
     let one = vcpus.chosen.unwrap_or(vcpus.current);
-    let what = if matches!(letter, b'c' | b'C') { Action::Run } else { Action::Step };
+    let is_step = matches!(letter, b's' | b'S');
+    let task = vcpus.tasks.chosen.or(vcpus.tasks.current.filter(|_| is_step && vcpus.chosen.is_none()));
+    if let Some(task) = task {
+        return Err(Refused::Task(task));
+    }
+    let what = if is_step { Action::Step } else { Action::Run };
     let others = if vcpus.chosen.is_some() { Action::Stay } else { Action::Run };
     let actions = (0..vcpus.count).map(|vcpu| if vcpu == one { what } else { others }).collect();
     Ok((checked(actions, vcpus)?, address.map(|address| (one, address))))
@@ -168,7 +200,10 @@ mod tests {
     use super::*;
     use Action::{Run, Stay, Step, StepRange};
 
-    const VCPUS: Vcpus = Vcpus { count: 3, current: 1, chosen: None, can_step: true };
+    const NO_TASKS: Tasks = Tasks { are_threads: false, current: None, chosen: None };
+    const VCPUS: Vcpus = Vcpus { count: 3, current: 1, chosen: None, can_step: true, tasks: NO_TASKS };
+    /// Task 1's thread-id.
+    const TASK: u32 = 10_000_001;
 
     #[test]
     fn thread_ids() {
@@ -178,6 +213,9 @@ mod tests {
             ("1", Ok(Thread::One(0))),
             ("03", Ok(Thread::One(2))),
             ("p1.2", Ok(Thread::One(1))),
+            ("p1.989681", Ok(Thread::Task(TASK))),
+            ("98967f", Err(NO_THREAD)),
+            ("80000000", Err(NO_THREAD)),
             ("p1.-1", Ok(Thread::All)),
             ("p-1.-1", Ok(Thread::All)),
             ("p0.0", Ok(Thread::Any)),
@@ -231,6 +269,33 @@ mod tests {
         let no_steps = Vcpus { can_step: false, ..VCPUS };
         assert_eq!(vcont(b";s", &no_steps), Err(NO_STEPS));
         assert!(vcont(b";c", &no_steps).is_ok());
+    }
+
+    #[test]
+    fn a_task_that_sleeps_is_not_resumed() {
+        let tasks = Tasks { are_threads: true, ..NO_TASKS };
+        let vcpus = Vcpus { tasks, ..VCPUS };
+        for (text, actions) in [
+            (";c", Ok([Run, Run, Run])),
+            (";c:-1", Ok([Run, Run, Run])),
+            (";s:0", Ok([Stay, Step, Stay])),
+            (";t:989681;c", Ok([Run, Run, Run])),
+            (";s:989681", Err(Refused::Task(TASK))),
+            (";c:p1.989681", Err(Refused::Task(TASK))),
+            (";s:p1.989681;c:p1.-1", Err(Refused::Task(TASK))),
+            (";r1000,1010:989681;c", Err(Refused::Task(TASK))),
+        ] {
+            let actions = actions.map(|actions| actions.to_vec());
+            assert_eq!(vcont(text.as_bytes(), &vcpus), actions, "vCont{text}");
+        }
+        assert_eq!(vcont(b";s:989681", &VCPUS), Err(NO_THREAD));
+        let looked_at = Vcpus { tasks: Tasks { current: Some(TASK), ..tasks }, ..VCPUS };
+        assert_eq!(vcont(b";s:0", &looked_at), Err(Refused::Task(TASK)));
+        assert_eq!(plain(b"s", &looked_at), Err(Refused::Task(TASK)));
+        assert_eq!(plain(b"c", &looked_at), Ok((vec![Run, Run, Run], None)));
+        assert_eq!(plain(b"s", &Vcpus { chosen: Some(2), ..looked_at }), Ok((vec![Stay, Stay, Step], None)));
+        let chosen = Vcpus { tasks: Tasks { chosen: Some(TASK), ..tasks }, ..VCPUS };
+        assert_eq!(plain(b"c", &chosen), Err(Refused::Task(TASK)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A debug session: what gdb, or another debugger that speaks its protocol, knows and wants to know of a guest. What is
 //! done with the guest a [`Debuggee`] does.
 //!
-//! Threads are vCPUs; gdb's thread-ids are their numbers plus one.
+//! Threads are vCPUs, whose thread-ids are their numbers plus one; or vCPUs and the tasks that sleep ([`threads`]).
 
 use super::description::{Believed, Described, RegisterSet};
 use crate::context::Debuggee;
@@ -15,13 +15,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 mod attach;
+mod chosen;
+pub mod ids;
 mod run;
 mod stop;
+#[cfg_attr(not(feature = "linux"), path = "session/no_tasks.rs")]
+mod tasks;
+mod threads;
 mod told;
 mod write;
 
 pub use crate::context::{InsertError, Stop};
+pub use chosen::Chosen;
 pub use stop::words;
+pub use threads::Threads;
 pub use write::OVERLOADED;
 
 /// Debuggers that are told apart, where they read the protocol in different ways.
@@ -71,6 +78,8 @@ pub struct Session<M: Machine> {
     pub symbols: Option<Arc<Symbols>>,
     /// The vCPU that the debugger chose for `c` and `s`.
     pub chosen: Option<u32>,
+    /// What threads are to it.
+    pub threads: Threads,
     /// Which debugger it is.
     pub client: Client,
     /// It takes errors in words for an answer to any packet.
@@ -104,6 +113,7 @@ impl<M: Machine> Session<M> {
             dump_folder: PathBuf::from("."),
             symbols: None,
             chosen: None,
+            threads: Threads::default(),
             client: Client::Unknown,
             takes_words: false,
             names_process: false,

@@ -68,6 +68,11 @@ fn push_expedited<M: Machine>(text: &mut Vec<u8>, session: &Session<M>, vcpu: u3
     }
 }
 
+/// The stop reply packet's data for a thread that was to be resumed and cannot be: it stops by no signal.
+pub fn nothing_happened(thread: &str) -> Vec<u8> {
+    format!("T00thread:{thread};").into_bytes()
+}
+
 /// An `O` packet's data: text for the debugger's console.
 pub fn console(text: &str) -> Vec<u8> {
     [b"O".to_vec(), hex(text.as_bytes())].concat()

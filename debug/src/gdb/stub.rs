@@ -225,7 +225,7 @@ impl<M: Machine> MultiThreadBase for Asked<'_, M> {
     }
 
     fn read_addrs(&mut self, start: u64, data: &mut [u8], _: Tid) -> TargetResult<usize, Self> {
-        match self.0.view().read(start, data) {
+        match self.0.read(start, data) {
             0 if !data.is_empty() => refuse(errno::EFAULT),
             count => Ok(count),
         }

@@ -25,7 +25,7 @@ fn replies(answer: &[u8]) -> Vec<String> {
 }
 
 /// With what is printed on the debugger's console.
-fn packets(answer: &[u8]) -> Vec<String> {
+pub(super) fn packets(answer: &[u8]) -> Vec<String> {
     let mut packets = Vec::new();
     Framer::default().feed(answer, |item| {
         if let Item::Packet(data) = item {
@@ -526,16 +526,16 @@ fn a_program_is_not_loaded_over_a_kernel_that_runs() {
     let piece = vec![0x90; 16 << 10];
     // What a person changes is.
     for index in 0..4 {
-        assert!(session.write(0, CODE + index * 0x4000, &piece), "{index}");
+        assert!(session.write(CODE + index * 0x4000, &piece), "{index}");
     }
-    assert!(!session.write(0, CODE + 0x10000, &piece) && session.is_overloaded());
+    assert!(!session.write(CODE + 0x10000, &piece) && session.is_overloaded());
     assert!(session.take_words().is_some_and(|words| words.contains("monitor allow-load on")));
     crate::gdb::monitor::run(&mut session, "allow-load on");
-    assert!(session.write(0, CODE + 0x10000, &piece));
+    assert!(session.write(CODE + 0x10000, &piece));
     // At the next stop there is as much again.
     crate::gdb::monitor::run(&mut session, "allow-load off");
     session.run(&[crate::machine::Action::Step]).unwrap();
-    assert!(session.write(0, CODE, &piece));
+    assert!(session.write(CODE, &piece));
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! An ELF file, read piece by piece.
 
-use super::symbol::{Role, SymbolsError, plain};
+use super::symbol::{Role, SymbolsError};
 use super::table::{Entry, Table};
 use crate::source::Source;
 use arch::Isa;
+use arch::plain::plain;
 use object::read::{CompressedData, File, Object, ObjectSection, ObjectSymbol, ReadCache, ReadCacheOps};
 use object::{Architecture, ObjectKind, SectionIndex, SymbolKind, SymbolSection};
 use std::collections::HashMap;

@@ -2,7 +2,8 @@
 
 use super::file::ElfFile;
 use super::metered::{Bytes, Work};
-use super::symbol::{Frame, SymbolsError, plain};
+use super::symbol::{Frame, SymbolsError};
+use arch::plain::plain;
 use gimli::{Dwarf, SectionId};
 use std::fmt;
 use std::ops::Range;

@@ -85,9 +85,3 @@ pub struct Frame {
     /// The column, from 1 up.
     pub column: Option<u32>,
 }
-
-/// A name as the file has it, which may do nothing to a terminal.
-#[cfg(feature = "dwarf")]
-pub(super) fn plain(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}

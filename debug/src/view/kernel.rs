@@ -4,7 +4,8 @@ use super::View;
 use crate::cancel::Cancelled;
 use crate::linux::described::{self, Anchor, Scope};
 use crate::linux::kallsyms::{self, KallsymsError, Parts};
-use crate::linux::module::{ModuleLayout, Modules};
+use crate::linux::log::{Log, Wanted};
+use crate::linux::module::{Module, ModuleLayout, Modules, Section};
 use crate::linux::reader::Reader;
 use crate::linux::symbols::Kind;
 use crate::linux::task::{TaskLayout, Tasks};
@@ -51,14 +52,14 @@ impl<'a> View<'a> {
         described::find(self.isa(), self.memory(), &anchors, scope, &mut go_on).map(Cow::Owned)
     }
 
-    /// The last lines of the guest kernel's log, `most` of them. A vCPU may translate otherwise than the kernel just
+    /// The guest kernel's log, or what of it is wanted. A vCPU may translate otherwise than the kernel just
     /// now (in user space with tables of its own, or reset); then others are asked, and the kernel's description.
     ///
     /// # Errors
     /// [`linux::LogError`], of the vCPU that is looked through.
-    pub fn kernel_log(&self, info: &VmCoreInfo, most: usize) -> Result<Vec<String>, linux::LogError> {
-        match self.as_kernel(info, |read| info.log(read, most)) {
-            Ok((lines, _)) => Ok(lines),
+    pub fn kernel_log(&self, info: &VmCoreInfo, wanted: &Wanted) -> Result<Log, linux::LogError> {
+        match self.as_kernel(info, |read| info.log(read, wanted)) {
+            Ok((log, _)) => Ok(log),
             Err(errors) => Err(errors.into_iter().next().unwrap_or(linux::LogError::NotMapped(0))),
         }
     }
@@ -66,7 +67,7 @@ impl<'a> View<'a> {
     /// What `look` finds in memory as the kernel sees it, and in which space that is: one vCPU may see it, and another
     /// not. Where nobody sees it, the errors: of the vCPU that is looked through, of others, and of the kernel's
     /// description; none where there is nothing to translate by.
-    fn as_kernel<T, E>(
+    pub(super) fn as_kernel<T, E>(
         &self,
         info: &VmCoreInfo,
         look: impl Fn(&dyn Fn(u64, &mut [u8]) -> usize) -> Result<T, E>,
@@ -145,6 +146,15 @@ impl<'a> View<'a> {
         self.by_kernel(info, |read| {
             in_words(layout.modules(head, &Reader::new(read), &mut || self.cancel.check()))
         })
+    }
+
+    /// The sections of a module, as the kernel tells user space of them.
+    ///
+    /// # Errors
+    /// In words, what it lacks for that. Also when it is broken off.
+    pub fn module_sections(&self, info: &VmCoreInfo, module: &Module) -> Result<Vec<Section>, String> {
+        let layout = ModuleLayout::new(&*self.kernel_types(info)?).map_err(|error| error.to_string())?;
+        self.by_kernel(info, |read| layout.sections(module, &Reader::new(read)))
     }
 
     /// As [`Self::as_kernel`], with one error in words. In user space some of the kernel may be mapped and its data not

@@ -141,11 +141,7 @@ impl<'a> Stacks<'a> {
 
     /// A member of a task, which has eight bytes.
     pub(super) fn of_task_struct(&self, task: &Task, name: &str) -> Result<u64, String> {
-        let of = self.types.tagged("task_struct");
-        let field = of.and_then(|of| self.types.field(of, name));
-        let field =
-            field.ok_or_else(|| format!("the kernel's types do not have struct task_struct's {name}"))?;
-        self.view.by_kernel(self.info, |read| Reader::new(read).field(task.address, field))
+        self.view.of_task_struct(self.info, &self.types, task, name)
     }
 
     /// The stack of a task: where it goes on if it sleeps, and of one that is in a processor, that one's.

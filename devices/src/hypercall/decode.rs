@@ -8,6 +8,7 @@ use super::family::Family;
 use super::frame::{Fault, Frame};
 use super::table::{ControlOp, Field, Kind, Show, Table};
 use arch::hypercall::Abi;
+use arch::plain::plain_lines;
 use serde_json::{Map, Value as Json, json};
 use std::fmt::Write;
 
@@ -490,7 +491,9 @@ impl Value {
                 json!(value)
             }
             Value::Number(value, shown) => json!({ "value": value, "name": shown }),
-            Value::Text(bytes, rest) => json!({ "text": String::from_utf8_lossy(bytes), "more": rest }),
+            Value::Text(bytes, rest) => {
+                json!({ "text": plain_lines(&String::from_utf8_lossy(bytes)), "more": rest })
+            }
             Value::Struct(values) => {
                 let named = values.iter().filter(|(name, _)| !name.is_empty());
                 Json::Object(named.map(|(name, value)| ((*name).to_string(), value.json())).collect())

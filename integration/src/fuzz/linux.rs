@@ -1,9 +1,13 @@
 //! A Linux kernel in memory: its symbols, its types, and what is found by both.
 
 use super::change;
+use arch::plain::is_plain;
+use debug::linux::VmCoreInfo;
 use debug::linux::btf;
 use debug::linux::kallsyms::{self, Addresses, Parts};
 use debug::linux::lock::{self, LockKind, LockLayout};
+use debug::linux::log::{Levels, Log, Wanted};
+use debug::linux::mm::MmLayout;
 use debug::linux::module::ModuleLayout;
 use debug::linux::reader::Reader;
 use debug::linux::task::TaskLayout;
@@ -26,6 +30,23 @@ const NAMES: u64 = BASE + 0x7000;
 const SLEEPERS: u64 = BASE + 0xa000;
 const LOCKS: u64 = BASE + 0xc000;
 const PIECE: u64 = 0x400;
+/// What processes' memory is described by, and what processors have counted of it.
+const MM: u64 = BASE + 0xd000;
+const COUNTED: u64 = BASE + 0xd100;
+/// The log: its ring, descriptors of records, what is known of them, and their text.
+const LOG: u64 = BASE + 0xe000;
+const DESCRIPTORS: u64 = BASE + 0xe100;
+const INFOS: u64 = BASE + 0xe300;
+const TEXT: u64 = BASE + 0xe600;
+
+/// Where the log is, as the kernel describes it.
+const INFO: &str = "OSRELEASE=6.12.0\nPAGESIZE=4096\nSYMBOL(prb)=ffff80000000e0f0\nSIZE(prb_desc)=24\nSIZE(printk_info)=32\n\
+    OFFSET(printk_ringbuffer.desc_ring)=0\nOFFSET(printk_ringbuffer.text_data_ring)=48\n\
+    OFFSET(prb_desc_ring.count_bits)=0\nOFFSET(prb_desc_ring.descs)=8\nOFFSET(prb_desc_ring.infos)=16\n\
+    OFFSET(prb_desc_ring.head_id)=24\nOFFSET(prb_desc_ring.tail_id)=32\nOFFSET(prb_data_ring.size_bits)=0\n\
+    OFFSET(prb_data_ring.data)=8\nOFFSET(prb_desc.state_var)=0\nOFFSET(prb_desc.text_blk_lpos)=8\n\
+    OFFSET(prb_data_blk_lpos.begin)=0\nOFFSET(prb_data_blk_lpos.next)=8\nOFFSET(printk_info.seq)=0\n\
+    OFFSET(printk_info.ts_nsec)=8\nOFFSET(printk_info.text_len)=16\nOFFSET(printk_info.caller_id)=20\n";
 
 /// Types in the kernel's format, one behind the other; the first has the number 1.
 #[derive(Default)]
@@ -175,6 +196,15 @@ fn types(is_old: bool) -> Vec<u8> {
             member("stackframe", record, 280),
         ],
     );
+    let counted = if is_old {
+        let counts = types.add("", 3, 0, 0, &[long, int, 4]);
+        types.structure("mm_rss_stat", 32, &[member("count", counts, 0)])
+    } else {
+        let counter =
+            types.structure("percpu_counter", 24, &[member("count", long, 0), member("counters", long, 8)]);
+        types.add("", 3, 0, 0, &[counter, int, 4])
+    };
+    types.structure("mm_struct", 128, &[member("total_vm", long, 0), member("rss_stat", counted, 8)]);
     let waiter = [member("list", list, 0), member("task", long, 16)];
     types.structure("mutex_waiter", 24, &waiter);
     types.structure("rwsem_waiter", 24, &waiter);
@@ -207,7 +237,14 @@ fn memory() -> Vec<u8> {
         put(task + 96 + 24, STACK);
         put(task + 96, STACK);
         put(task + 96 + 16, BASE + 0x140);
+        put(task + 72, MM);
     }
+    put(MM, 1000);
+    for index in 0..4 {
+        put(MM + 8 + 24 * index, 100);
+        put(MM + 16 + 24 * index, COUNTED - BASE + 4 * index);
+    }
+    put_log(&mut put);
     let modules = [MODULE, MODULE + 0x100];
     ring(&mut put, &[MODULES, MODULE + 8, MODULE + 0x108]);
     for module in modules {
@@ -254,6 +291,30 @@ fn memory() -> Vec<u8> {
     memory
 }
 
+/// A ring of eight records, of which the last is being written.
+fn put_log(put: &mut dyn FnMut(u64, u64)) {
+    put(BASE + 0xe0f0, LOG);
+    for (at, word) in [(0, 3), (8, DESCRIPTORS), (16, INFOS), (24, 11), (32, 4), (48, 8), (56, TEXT)] {
+        put(LOG + at, word);
+    }
+    for id in 4..12u64 {
+        let (descriptor, info, at) = (DESCRIPTORS + id % 8 * 24, INFOS + id % 8 * 32, id * 24);
+        let state = if id == 11 { 0 } else { 2 };
+        (0..)
+            .zip([state << 62 | id, at, at + 24])
+            .for_each(|(index, word)| put(descriptor + 8 * index, word));
+        let known = [id, id * 1_000_000, (0x8000_0000 | id) << 32 | (id % 8) << 29 | 8];
+        (0..).zip(known).for_each(|(index, word)| put(info + 8 * index, word));
+        put(TEXT + (at % 256) + 8, u64::from_le_bytes(*b"Oops\n\x1b[m"));
+    }
+}
+
+/// The log from a record on, or all of it.
+fn log(read: impl Fn(u64, &mut [u8]) -> usize, since: Option<u64>) -> Option<Log> {
+    let info = VmCoreInfo::parse(INFO.as_bytes())?;
+    info.log(read, &Wanted { most: usize::MAX, levels: Levels::ALL, since }).ok()
+}
+
 /// Where a task's waiter is on its stack.
 fn waiter(index: u64) -> u64 {
     SLEEPERS + index * PIECE + 0x200
@@ -288,7 +349,7 @@ fn copy(memory: &[u8], at: u64, bytes: &mut [u8]) -> usize {
 
 /// What may be shown of a name.
 fn is_harmless(name: &str) -> bool {
-    !name.chars().any(char::is_control)
+    name.chars().all(is_plain)
 }
 
 /// The first byte says whether the kernel is an old one, and how many changes, of ten bytes each, are of types; the
@@ -310,6 +371,10 @@ pub fn linux(data: &[u8]) {
             assert!(symbols.iter().all(|symbol| is_harmless(symbol.name)));
         }
     }
+    for since in [None, Some(0), Some(8), Some(u64::MAX)] {
+        let lines = log(read, since).map_or(Vec::new(), |log| log.lines());
+        assert!(lines.iter().all(|line| is_harmless(&line.replace('\t', " "))));
+    }
     let Ok(types) = btf::types(&types) else { return };
     let mut rounds = 0;
     let mut go_on = || {
@@ -320,6 +385,12 @@ pub fn linux(data: &[u8]) {
         && let Ok(Ok(tasks)) = layout.tasks(TASK, &reader, &mut go_on)
     {
         assert!(tasks.all.iter().all(|task| is_harmless(&task.comm)));
+        if let Ok(layout) = MmLayout::new(&types) {
+            for task in tasks.all.iter().take(16) {
+                // Whatever it has.
+                layout.memory(task.mm, &[BASE, BASE + 0x10], &reader).ok();
+            }
+        }
     }
     let mut table = Some(orc::Table { addresses: ADDRESSES, entries: ENTRIES, count: 8 });
     if let Ok(layout) = ModuleLayout::new(&types)
@@ -375,6 +446,20 @@ mod tests {
         let mut go_on = || Ok::<(), ()>(());
         let tasks = TaskLayout::new(&types).unwrap().tasks(TASK, &reader, &mut go_on).unwrap().unwrap();
         assert_eq!((tasks.all.len(), tasks.remarks.len()), (3, 0), "{tasks:?}");
+        let counted =
+            MmLayout::new(&types).unwrap().memory(tasks.all[2].mm, &[BASE, BASE + 0x10], &reader).unwrap();
+        assert_eq!(
+            (counted.mapped, counted.is_exact, counted.resident > 100),
+            (1000, true, true),
+            "{counted:?}"
+        );
+        let whole = log(read, None).unwrap();
+        assert_eq!(
+            (whole.records.len(), whole.next, &*whole.lines()[1]),
+            (7, 11, "               \u{fffd}[m"),
+            "{whole:?}"
+        );
+        assert_eq!(log(read, Some(8)).unwrap().records.len(), 3);
         let layout = ModuleLayout::new(&types).unwrap();
         let modules = layout.modules(MODULES, &reader, &mut go_on).unwrap().unwrap();
         assert_eq!(modules.all.len(), 2, "{modules:?}");

@@ -7,6 +7,7 @@ mod shell;
 mod unpacked;
 
 use super::candidates::words;
+use super::colour::Colour;
 use super::stdout;
 use crate::error::Error;
 use crate::{outcome, symbols};
@@ -56,6 +57,10 @@ pub struct Args {
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
+    /// Whether the kernel's log is in colour: without this, at a terminal if NO_COLOR is not set
+    #[arg(long, value_name = "auto|always|never", default_value = "auto", hide_default_value = true, global = true,
+          add = words(Colour::WORDS), value_parser = clap::builder::ValueParser::new(Colour::parse))]
+    color: Colour,
     /// The vCPU whose registers and page tables count
     #[arg(long, value_name = "N", default_value = "0", global = true, value_parser = clap::builder::ValueParser::new(vcpu_number))]
     vcpu: u32,
@@ -262,6 +267,7 @@ fn answer(
     };
     match args.json {
         true => writeln!(out, "{}", reply.json())?,
+        false if args.color.is_wanted() => write!(out, "{}", reply.in_colour())?,
         false => write!(out, "{reply}")?,
     }
     out.flush()?;

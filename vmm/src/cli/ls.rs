@@ -5,6 +5,7 @@ use crate::control::client::ask_within;
 use crate::control::names;
 use crate::control::protocol::{Info, Request, Response};
 use crate::outcome;
+use arch::plain::plain;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write as _};
 use std::thread;
@@ -135,7 +136,7 @@ fn in_words(guests: &[(String, Info)]) -> String {
         };
         let (seconds, memory) = (info.seconds, info.memory >> 20);
         let up = format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
-        let release = plain(info.release.as_deref().unwrap_or("-"));
+        let release: String = plain(info.release.as_deref().unwrap_or("-")).chars().take(SHOWN).collect();
         let (pid, state, vcpus) = (info.pid, info.state.word(), info.vcpus);
         writeln!(
             text,
@@ -148,12 +149,6 @@ fn in_words(guests: &[(String, Info)]) -> String {
 
 /// Characters of a release that are shown, at most.
 const SHOWN: usize = 80;
-
-/// A guest's words, which may do nothing to a terminal.
-fn plain(text: &str) -> String {
-    let plain = |c: char| if c.is_ascii_graphic() { c } else { '?' };
-    text.chars().take(SHOWN).map(plain).collect()
-}
 
 #[cfg(test)]
 mod tests {
@@ -178,7 +173,7 @@ mod tests {
         };
         let guests = [("a-guest".to_string(), info)];
         let expected = "NAME         PID STATE    VCPUS    MEMORY        UP GDB       KERNEL\n\
-                        a-guest        7 stopped      2   256 MiB   1:02:03 served    6.12?[2J\n";
+                        a-guest        7 stopped      2   256 MiB   1:02:03 served    6.12\u{fffd}[2J\n";
         assert_eq!(in_words(&guests), expected);
         let json = as_json(&guests);
         assert_eq!((&json[0]["name"], &json[0]["memory"]), (&"a-guest".into(), &(256u64 << 20).into()));

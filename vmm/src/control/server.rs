@@ -10,6 +10,7 @@ use super::protocol::{
 };
 use crate::cell;
 use crate::error::Error;
+use crate::logging;
 use crate::logging::progress::Reporter;
 use crate::machine::Guest;
 use crate::machine::config::{Config, GdbConfig};
@@ -25,7 +26,7 @@ use debug::threads;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use std::fs::File;
-use std::io::{self, ErrorKind, IsTerminal};
+use std::io::{self, ErrorKind};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -304,7 +305,7 @@ fn bind(name: &str) -> Result<Served, BindError> {
 /// Says a name that was made up, to a person; programs find it by `vmm ls`.
 fn tell_name(name: &str) {
     let words = format!("the guest's name is {name} (vmm ls, vmm monitor {name} why)");
-    match io::stderr().is_terminal() {
+    match logging::is_terminal() {
         true => log::warn!("{words}"),
         false => log::info!("{words}"),
     }

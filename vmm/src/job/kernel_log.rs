@@ -4,6 +4,7 @@
 //! prints what is serious. Who can write to either can say what he likes; whoever tests a kernel runs what he trusts to
 //! say the truth.
 
+use arch::plain::plain_lines;
 use debug::linux::trouble::{self, Sign, Trouble};
 use regex_lite::Regex;
 use std::collections::VecDeque;
@@ -40,17 +41,17 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Those that are whole by these bytes; one that is too long ends where it may.
+    /// Those that are whole by these bytes, as they may be shown; one that is too long ends where it may.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<String> {
         let mut lines = Vec::new();
         for byte in bytes {
             match byte {
-                b'\n' => lines.push(String::from_utf8_lossy(&std::mem::take(&mut self.begun)).into_owned()),
+                b'\n' => lines.push(plain_lines(&String::from_utf8_lossy(&std::mem::take(&mut self.begun)))),
                 b'\r' => {}
                 _ => self.begun.push(*byte),
             }
             if self.begun.len() >= MOST_LINE {
-                lines.push(String::from_utf8_lossy(&std::mem::take(&mut self.begun)).into_owned());
+                lines.push(plain_lines(&String::from_utf8_lossy(&std::mem::take(&mut self.begun))));
             }
         }
         lines
@@ -62,7 +63,7 @@ impl Lines {
 pub fn line_of_record(record: &[u8]) -> Option<String> {
     let record = String::from_utf8_lossy(record);
     let (head, text) = record.split_once(';')?;
-    let text = text.split('\n').next().unwrap_or_default();
+    let text = plain_lines(text.split('\n').next().unwrap_or_default());
     let microseconds: u64 = head.split(',').nth(2)?.parse().ok()?;
     Some(format!("[{:5}.{:06}] {text}", microseconds / 1_000_000, microseconds % 1_000_000))
 }
@@ -102,6 +103,7 @@ mod tests {
     fn records_become_lines() {
         let record = b"6,339,5140900,-;NET: Registered\n SUBSYSTEM=net\n";
         assert_eq!(line_of_record(record).unwrap(), "[    5.140900] NET: Registered");
+        assert_eq!(line_of_record(b"6,1,0,-;\x1b[2J\tx").unwrap(), "[    0.000000] \u{fffd}[2J\tx");
         for wrong in [&b""[..], b"6,1;x", b"6,1,z,-;x", b"no record"] {
             assert_eq!(line_of_record(wrong), None);
         }
@@ -112,6 +114,7 @@ mod tests {
         let mut lines = Lines::default();
         assert_eq!(lines.push(b"one\r\ntw"), ["one"]);
         assert_eq!(lines.push(b"o\n\n"), ["two", ""]);
+        assert_eq!(lines.push(b"\x1b[1mbold\n"), ["\u{fffd}[1mbold"]);
         assert_eq!(lines.push(&[b'x'; MOST_LINE + 1]).len(), 1);
     }
 

@@ -2,6 +2,8 @@
 //! `Documentation/dev-tools/ktap.rst`) and as others do (TAP 14). Results within results are indented, and come before the
 //! one that they are part of.
 
+use arch::plain::plain;
+
 /// How one test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Result {
@@ -43,7 +45,7 @@ const NO_NAME: &str = "…";
 
 /// A name, as far as is kept of it, without what a terminal would obey.
 fn shortened(name: &str) -> String {
-    let mut short: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let mut short = plain(name);
     if short.len() > MOST_NAME {
         let end = (0..=MOST_NAME).rev().find(|at| short.is_char_boundary(*at)).unwrap_or(0);
         short.truncate(end);

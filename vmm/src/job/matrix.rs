@@ -387,7 +387,7 @@ mod tests {
     fn one_that_a_signal_has_ended_is_told_so() {
         let of = |wait: i32, last: &str| untold(ExitStatus::from_raw(wait), last).text;
         assert_eq!(of(9, ""), "ended by signal 9");
-        assert_eq!(of(9, "half\u{1b}[2J"), "ended by signal 9; its last words: half?[2J");
+        assert_eq!(of(9, "half\u{1b}[2J"), "ended by signal 9; its last words: half\u{fffd}[2J");
         assert_eq!(of(125 << 8, "vmm: error: no kernel"), "vmm: error: no kernel");
         assert_eq!(of(0, &"é".repeat(10_000)).chars().count(), MOST_TEXT);
     }

@@ -2,6 +2,7 @@
 
 use crate::outcome::{ExitCode, Outcome, StoppedBy};
 use arch::End;
+use arch::plain::plain;
 use debug::linux::trouble::Trouble;
 use std::fmt;
 
@@ -133,7 +134,7 @@ impl Verdict {
 /// A text's first line, without what a terminal would obey: a guest may have written it.
 pub(super) fn one_line(text: &str) -> String {
     let line = text.trim().lines().next().unwrap_or_default();
-    line.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    plain(line)
 }
 
 /// In one line.
@@ -167,6 +168,7 @@ impl fmt::Display for Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arch::plain::is_plain;
 
     #[test]
     fn codes_are_told_apart() {
@@ -198,7 +200,7 @@ mod tests {
             Verdict::Panic(Some("panic\u{7}".into())),
         ] {
             let text = verdict.to_string();
-            assert!(!text.contains(|c: char| c.is_control()), "{text:?}");
+            assert!(text.chars().all(is_plain), "{text:?}");
         }
     }
 }

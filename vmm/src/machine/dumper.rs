@@ -10,6 +10,7 @@ use debug::dump::write::{self, Progress, Subject, Summary, WriteError};
 use debug::dump::{DumpedVcpu, Unplanted};
 use debug::linux::VmCoreInfo;
 use debug::linux::described::{self, Anchor, Scope};
+use debug::linux::log::Wanted;
 use debug::linux::translate::kernel_regime;
 use debug::linux::trouble;
 use debug::live::link::Link;
@@ -202,7 +203,7 @@ impl Dumper {
                 let space = Translation::Virtual(regime);
                 let read =
                     |at: u64, bytes: &mut [u8]| memory::read(&memory, &space, None, GuestVirt(at), bytes);
-                info.log(read, lines).unwrap_or_default()
+                info.log(read, &Wanted::last(lines)).map(|log| log.lines()).unwrap_or_default()
             };
             regimes.map(log).collect()
         });

@@ -192,3 +192,116 @@ fn without_types_it_says_which() {
     compound(&mut bare, "module", 8, &[("list", LIST, 0), ("name", CHAR, 0), ("state", INT, 0)]);
     assert_eq!(why(&bare), "the kernel's types do not have struct module's mem, nor its core_layout");
 }
+
+/// How a kernel keeps modules' sections: until 5.7, until 6.13, and from then on.
+const SECTION_AGES: [&str; 3] = ["named", "counted", "listed"];
+
+/// `struct module` with its sections, and what these are made of.
+fn with_sections(age: &str) -> Types {
+    let mut types = made::types();
+    types.add("", Shape::Array(TypeId(CHAR), 24)); // 5
+    compound(
+        &mut types,
+        "module_layout",
+        16,
+        &[("base", POINTER, 0), ("size", INT, 8), ("text_size", INT, 12)],
+    ); // 6
+    compound(&mut types, "attribute", 8, &[("name", POINTER, 0)]); // 7
+    compound(&mut types, "bin_attribute", 24, &[("attr", 7, 0), ("private", POINTER, 16)]); // 8
+    compound(&mut types, "attribute_group", 16, &[("bin_attrs", POINTER, 8)]); // 9
+    let one = match age {
+        "named" => {
+            let members = [("mattr", 7, 0), ("name", POINTER, 8), ("address", POINTER, 16)];
+            compound(&mut types, "module_sect_attr", 24, &members); // 10
+            10
+        }
+        "counted" => {
+            compound(&mut types, "module_sect_attr", 32, &[("battr", 8, 0), ("address", POINTER, 24)]); // 10
+            10
+        }
+        _ => 8,
+    };
+    let array = u32::try_from(types.count()).unwrap();
+    types.add("", Shape::Array(TypeId(one), 0));
+    let members = [("grp", 9, 0), ("nsections", INT, 16), ("attrs", array, 24)];
+    let members = if age == "listed" { vec![members[0], members[2]] } else { members.to_vec() };
+    compound(&mut types, "module_sect_attrs", 24, &members);
+    let members = [
+        ("state", INT, 0),
+        ("list", LIST, 8),
+        ("name", 5, 24),
+        ("core_layout", 6, 48),
+        ("init_layout", 6, 64),
+        ("sect_attrs", POINTER, 80),
+    ];
+    compound(&mut types, "module", 88, &members);
+    types
+}
+
+/// Where the table is, the list, and names.
+const TABLE: u64 = BASE + 0x400;
+const LISTED: u64 = BASE + 0x600;
+const NAMES: u64 = BASE + 0x700;
+
+/// A module with these sections.
+fn of_sections(age: &str, all: &[(&str, u64)]) -> Made {
+    let kernel = Made::new(0x5000);
+    kernel.ring(&[HEAD, module(0) + 8]);
+    kernel.put(module(0) + 80, TABLE);
+    kernel.put(TABLE + 8, LISTED);
+    if age != "listed" {
+        kernel.put(TABLE + 16, all.len() as u64);
+    }
+    let (each, name, address) = match age {
+        "named" => (24, 8, 16),
+        "counted" => (32, 0, 24),
+        _ => (24, 0, 16),
+    };
+    for (index, (text, at)) in (0..).zip(all) {
+        let one = TABLE + 24 + each * index;
+        kernel.put(LISTED + 8 * index, one);
+        kernel.text(NAMES + 0x20 * index, text);
+        kernel.put(one + name, NAMES + 0x20 * index);
+        kernel.put(one + address, *at);
+    }
+    kernel
+}
+
+fn sections(kernel: &Made, age: &str) -> Result<Vec<(String, u64)>, ModuleError> {
+    let (read, layout) = (kernel.read(), ModuleLayout::new(&with_sections(age)).unwrap());
+    let reader = Reader::new(&read);
+    let Ok(found) = layout.modules(HEAD, &reader, &mut || Ok::<(), Infallible>(()));
+    let all = layout.sections(&found.unwrap().all[0], &reader)?;
+    Ok(all.into_iter().map(|section| (section.name, section.address)).collect())
+}
+
+#[test]
+fn sections_as_kernels_of_all_ages_keep_them() {
+    for age in SECTION_AGES {
+        let all = [(".text", 0xffff_ffff_c000_0000), (".data", 0xffff_ffff_c000_4000), (".b\u{1b}s", 7)];
+        let found = sections(&of_sections(age, &all), age).unwrap();
+        let wanted = [(".text".to_string(), all[0].1), (".data".into(), all[1].1), (".b\u{fffd}s".into(), 7)];
+        assert_eq!(found, wanted, "{age}");
+        // It keeps none; they are nowhere; there are more than any module has.
+        let none = of_sections(age, &all);
+        none.put(module(0) + 80, 0);
+        assert_eq!(sections(&none, age).unwrap(), []);
+        let nowhere = of_sections(age, &all);
+        nowhere.put(module(0) + 80, 0x1000);
+        assert!(matches!(sections(&nowhere, age), Err(ModuleError::NotThere(_))), "{age}");
+    }
+    let endless = of_sections("counted", &[(".text", 1)]);
+    endless.put(TABLE + 16, u64::MAX);
+    assert!(matches!(sections(&endless, "counted"), Err(ModuleError::NotThere(_))));
+    let round = of_sections("listed", &[(".text", 1)]);
+    round.put(TABLE + 8, BASE + 0x2000);
+    (0..0x500).for_each(|index| round.put(BASE + 0x2000 + 8 * index, TABLE + 24));
+    assert_eq!(sections(&round, "listed").unwrap().len(), 1024);
+    let lacks = ModuleLayout::new(&types(Age::Pieces)).unwrap();
+    let read = round.read();
+    let found = modules(&kernel(Age::Pieces), Age::Pieces);
+    assert_eq!(
+        lacks.sections(&found.all[0], &Reader::new(&read)),
+        Err(ModuleError::Lacks("struct module_sect_attrs"))
+    );
+}

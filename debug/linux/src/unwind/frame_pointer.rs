@@ -6,6 +6,8 @@
 use super::{End, Next, Stack, Start, follow};
 use crate::reader::{NotThere, Reader};
 use crate::types::{Field, Types};
+use arch::Isa;
+use arch::register::RegisterFile;
 
 /// What comes behind a frame on x86, where only the pointer tells.
 pub(super) fn x86(at: &Start, reader: &Reader<'_>) -> Result<Next, NotThere> {
@@ -131,13 +133,32 @@ impl Layout {
 /// # Errors
 /// In words.
 pub fn asleep(types: &Types, task: u64, reader: &Reader<'_>) -> Result<Start, String> {
-    let of = types.tagged("task_struct");
-    let read = |name: &str| {
-        let path = format!("thread.cpu_context.{name}");
-        let field = of.and_then(|of| types.field(of, &path));
-        let field =
-            field.ok_or_else(|| format!("the kernel's types do not have struct task_struct's {path}"))?;
-        reader.field(task, field).map_err(|error| error.to_string())
-    };
+    let read = |name| of_context(types, task, name, reader);
     Ok(Start { pc: read("pc")?, sp: read("sp")?, fp: read("fp")?, ..Start::default() })
+}
+
+fn of_context(types: &Types, task: u64, name: &str, reader: &Reader<'_>) -> Result<u64, String> {
+    let path = format!("thread.cpu_context.{name}");
+    let field = types.tagged("task_struct").and_then(|of| types.field(of, &path));
+    let field = field.ok_or_else(|| format!("the kernel's types do not have struct task_struct's {path}"))?;
+    reader.field(task, field).map_err(|error| error.to_string())
+}
+
+/// The registers that a task that sleeps has saved, as they are where it goes on. What it has not saved has no value.
+///
+/// # Errors
+/// In words.
+pub fn saved(types: &Types, task: u64, reader: &Reader<'_>) -> Result<RegisterFile, String> {
+    const OTHERS: [&str; 10] = ["x19", "x20", "x21", "x22", "x23", "x24", "x25", "x26", "x27", "x28"];
+    let start = asleep(types, task, reader)?;
+    let mut file = RegisterFile::new(Isa::Aarch64);
+    for (name, value) in [("pc", start.pc), ("sp", start.sp), ("x29", start.fp)] {
+        file.set(name, value);
+    }
+    for name in OTHERS {
+        if let Ok(value) = of_context(types, task, name, reader) {
+            file.set(name, value);
+        }
+    }
+    Ok(file)
 }

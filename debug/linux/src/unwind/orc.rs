@@ -10,6 +10,8 @@ use super::{End, Next, Stack, Start, follow, frame_pointer};
 use crate::reader::{NotThere, Reader};
 use crate::symbols::Symbols;
 use crate::types::{Field, Part, TypeId, Types};
+use arch::Isa;
+use arch::register::RegisterFile;
 
 /// Bytes of an entry, at most: Linux has six.
 const MOST_BYTES: u64 = 8;
@@ -287,4 +289,27 @@ pub fn asleep(types: &Types, sp: u64, reader: &Reader<'_>) -> Result<Start, Stri
         Ok(Start { pc: next, sp: sp.wrapping_add(pc.at + pc.size), fp, ..Start::default() })
     };
     read().map_err(|error: NotThere| error.to_string())
+}
+
+/// The registers that a task that sleeps has saved, as they are where it goes on: `sp` is its stack pointer. What it has
+/// not saved has no value.
+///
+/// # Errors
+/// In words.
+pub fn saved(types: &Types, sp: u64, reader: &Reader<'_>) -> Result<RegisterFile, String> {
+    const OTHERS: [(&str, &str); 5] =
+        [("rbx", "bx"), ("r12", "r12"), ("r13", "r13"), ("r14", "r14"), ("r15", "r15")];
+    let start = asleep(types, sp, reader)?;
+    let mut file = RegisterFile::new(Isa::X86_64);
+    for (name, value) in [("rip", start.pc), ("rsp", start.sp), ("rbp", start.fp)] {
+        file.set(name, value);
+    }
+    let frame = types.tagged("inactive_task_frame");
+    for (name, member) in OTHERS {
+        let field = frame.and_then(|frame| types.field(frame, member));
+        if let Some(value) = field.and_then(|field| reader.field(sp, field).ok()) {
+            file.set(name, value);
+        }
+    }
+    Ok(file)
 }

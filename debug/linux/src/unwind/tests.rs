@@ -246,6 +246,22 @@ fn a_task_that_sleeps_goes_on_where_it_has_saved() {
     let stack = layout.stack(called, table, &Reader::new(&read));
     let pcs: Vec<u64> = stack.frames.iter().map(|frame| frame.pc).collect();
     assert_eq!((pcs, stack.end), (vec![0, TEXT + 0x140, TEXT + 0x20], End::Bottom));
+    // Those that have no member are not saved.
+    let saved = orc::saved(&x86(true), STACK, &Reader::new(&read)).unwrap();
+    assert_eq!(
+        (saved.pc(), saved.get("rsp"), saved.get("rbp")),
+        (Some(start.pc), Some(start.sp), Some(0x1234))
+    );
+    assert_eq!((saved.get("rbx"), saved.get("rax"), saved.iter().count()), (None, None, 3));
+    let mut whole = made::types();
+    let names = ["r15", "r14", "r13", "r12", "bx", "bp", "ret_addr"];
+    let members: Vec<(&str, u32, u32)> =
+        names.into_iter().zip((0..).step_by(8)).map(|(name, at)| (name, POINTER, at)).collect();
+    compound(&mut whole, "inactive_task_frame", 56, &members);
+    kernel.put(STACK + 24, 0x12);
+    kernel.put(STACK + 32, 0xb);
+    let saved = orc::saved(&whole, STACK, &Reader::new(&read)).unwrap();
+    assert_eq!((saved.get("r12"), saved.get("rbx"), saved.iter().count()), (Some(0x12), Some(0xb), 8));
     assert!(orc::asleep(&made::types(), STACK, &Reader::new(&read)).is_err());
     assert!(orc::asleep(&x86(true), 0x10, &Reader::new(&read)).unwrap_err().contains("cannot be read"));
 }
@@ -362,4 +378,14 @@ fn a_task_of_aarch64_goes_on_where_it_has_saved() {
     kernel.put(task + 32, 3);
     let start = frame_pointer::asleep(&aarch64(true), task, &Reader::new(&read)).unwrap();
     assert_eq!((start.fp, start.sp, start.pc, start.link), (1, 2, 3, None));
+    let saved = frame_pointer::saved(&aarch64(true), task, &Reader::new(&read)).unwrap();
+    assert_eq!(
+        (saved.get("x29"), saved.get("sp"), saved.pc(), saved.iter().count()),
+        (Some(1), Some(2), Some(3), 3)
+    );
+    assert!(
+        frame_pointer::saved(&made::types(), task, &Reader::new(&read))
+            .unwrap_err()
+            .contains("cpu_context.pc")
+    );
 }

@@ -11,8 +11,9 @@ use std::fmt;
 
 /// `read`.
 pub const READ: Command =
-    Command::new("read", "ADDRESS LENGTH", "memory, in hexadecimal: so many bytes from an address on")
-        .flags(&[Flag { name: "--physical", value: None, what: "the address is guest-physical" }]);
+    Command::new("read", "ADDRESS LENGTH", "memory, in hexadecimal: so many bytes from an address on").flags(
+        &[Flag { name: "--physical", short: None, value: None, what: "the address is guest-physical" }],
+    );
 
 /// Bytes of a line.
 const LINE: usize = 16;

@@ -18,6 +18,7 @@ pub const TRANSLATE: Command = Command::new(
 )
 .flags(&[Flag {
     name: "--table",
+    short: None,
     value: Some("ADDRESS"),
     what: "by this top-level table of a process, guest-physical, instead of the vCPU's",
 }]);

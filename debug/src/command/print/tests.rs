@@ -129,6 +129,10 @@ fn memory() -> Vec<u8> {
 }
 
 fn printed(text: &str) -> Result<Printed, String> {
+    printed_within(text, Bounds::USUAL)
+}
+
+fn printed_within(text: &str, bounds: Bounds) -> Result<Printed, String> {
     let (types, symbols, memory) = (types(), symbols(), memory());
     let read = |at: u64, bytes: &mut [u8]| {
         let rest =
@@ -140,7 +144,7 @@ fn printed(text: &str) -> Result<Printed, String> {
     let reader = Reader::new(&read);
     let mut kernel = Kernel { types: &types, symbols: &symbols, reader: &reader, remarks: Vec::new() };
     let found = kernel.find(&Parser::whole(text)?)?;
-    let things = kernel.tell(&found);
+    let things = kernel.tell(&found, bounds);
     Ok(Printed { things, remarks: kernel.remarks })
 }
 
@@ -224,4 +228,18 @@ fn programs_get_the_same() {
     assert_eq!((&thing["value"]["id"], &thing["value"]["comm"]), (&json!(7), &json!("hi")));
     assert_eq!(thing["value"]["other"]["symbol"], "first+0x100");
     assert_eq!(thing["value"]["numbers"], json!([7, 1, 2, 3]));
+}
+
+#[test]
+fn what_there_is_no_room_for_is_said() {
+    let of = |bytes| {
+        printed_within("list(head, struct item, link).id", Bounds { bytes, ..Bounds::USUAL }).unwrap()
+    };
+    let whole = of(1000);
+    assert_eq!((whole.things.len(), whole.shortfall()), (2, None));
+    let cut = of(30);
+    assert_eq!(cut.things, whole.things[..1]);
+    let text = cut.to_string();
+    assert!(text.ends_with("no more than 20000 values and 1 MiB are told: ask for a part\n"), "{text}");
+    assert!(cut.shortfall().is_some());
 }

@@ -5,7 +5,7 @@ use crate::gdb::answer::Answer;
 use crate::gdb::front;
 use crate::gdb::packet::Item;
 use crate::gdb::session::{Process, Session, Stop};
-use crate::gdb::stop;
+use crate::gdb::stop::{self, console};
 use crate::machine::{Action, Machine, MachineError, StopReason};
 
 impl<M: Machine> Client<M> {
@@ -48,6 +48,11 @@ impl<M: Machine> Client<M> {
             Answer::Interrupt(reply) => {
                 self.send(&reply);
                 self.interrupt(session)?;
+            }
+            Answer::Stay { words, thread } => {
+                self.send(&console(&session.signed(&words)));
+                self.has_told_stop = true;
+                self.send(&stop::nothing_happened(&thread));
             }
             Answer::Resume(actions) => self.resume(session, &actions),
             Answer::NoAcknowledgements => {

@@ -57,7 +57,7 @@ impl<M: Machine> Client<M> {
     pub(super) fn send_memory(&mut self, session: &Session<M>, address: u64, length: usize, is_binary: bool) {
         let mut bytes = std::mem::take(&mut self.memory);
         bytes.resize(length, 0);
-        let count = session.view().read(address, &mut bytes);
+        let count = session.read(address, &mut bytes);
         if count == 0 && length > 0 {
             self.send_unreadable(session, address);
         } else {
@@ -75,7 +75,7 @@ impl<M: Machine> Client<M> {
     /// Says that memory cannot be read: in words where they are more than "nothing is mapped", and the
     /// debugger takes them (GDB manual, "error-message").
     pub(super) fn send_unreadable(&mut self, session: &Session<M>, address: u64) {
-        match session.view().absence(address) {
+        match session.absence(address) {
             Some(why) if session.takes_words => self.send(format!("E.{why}").as_bytes()),
             _ => self.send_error(errno::EFAULT),
         }

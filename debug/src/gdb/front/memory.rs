@@ -33,7 +33,7 @@ pub(super) fn write_memory<M: Machine>(
     let bytes = if is_binary { Some(unescape(data)) } else { from_hex(data) };
     match (pair(&arguments[..colon]), bytes) {
         (Some((address, length)), Some(bytes)) if length == bytes.len() as u64 => {
-            match session.write(session.debuggee.current, address, &bytes) {
+            match session.write(address, &bytes) {
                 true => ok(),
                 false if session.takes_words && session.is_overloaded() => Refused::Words(OVERLOADED).into(),
                 false => error(errno::EFAULT),

@@ -4,14 +4,19 @@ use crate::gdb::answer::{Answer, errno, error};
 use crate::gdb::packet::number;
 use crate::gdb::session::Session;
 use crate::machine::Machine;
+use crate::memory::Translation;
 use arch::GuestVirt;
 use arch::paging::{Permissions, Regime};
 
 /// `qMemoryRegionInfo:address`: the page there, or the gap (LLDB, "GDB Remote Protocol Extensions").
 pub(super) fn region<M: Machine>(session: &Session<M>, address: &[u8]) -> Answer {
-    let (Some(address), Ok((regime, _))) = (number(address), session.view().translation()) else {
-        return error(errno::EINVAL);
+    let Some(address) = number(address) else { return error(errno::EINVAL) };
+    let regime = match session.space(address) {
+        Ok(Translation::Virtual(regime)) => Some(regime),
+        Ok(Translation::Physical) => session.view().translation().ok().map(|(regime, _)| regime),
+        Err(_) => None,
     };
+    let Some(regime) = regime else { return error(errno::EINVAL) };
     let (start, last, permissions) = if !regime.is_on() || session.debuggee.is_physical {
         ram_region(session, address)
     } else if let Some((start, last)) = hole(&regime, address) {

@@ -1,7 +1,7 @@
-//! `vCont?`, `c`, `s` and their like: what each vCPU is to do.
+//! `vCont?`, `c`, `s` and their like: what each vCPU is to do. A task that sleeps does nothing.
 
 use crate::gdb::answer::{Answer, errno};
-use crate::gdb::resume::{self, Refused, Vcpus};
+use crate::gdb::resume::{self, Refused, Tasks, Vcpus};
 use crate::gdb::session::Session;
 use crate::machine::Machine;
 
@@ -11,6 +11,11 @@ pub(super) fn vcpus<M: Machine>(session: &Session<M>) -> Vcpus {
         current: session.debuggee.current,
         chosen: session.chosen,
         can_step: session.debuggee.machine.abilities().single_step || !session.debuggee.machine.can_run(),
+        tasks: Tasks {
+            are_threads: session.threads.has_tasks(),
+            current: session.threads.chosen().map(|chosen| chosen.id),
+            chosen: session.threads.resumes(),
+        },
     }
 }
 
@@ -30,4 +35,18 @@ pub(super) fn go_on<M: Machine>(session: &mut Session<M>, packet: &[u8]) -> Resu
         })?;
     }
     Ok(Answer::Resume(actions))
+}
+
+/// Refuses to resume. A task that sleeps is then the thread that is looked at, as a debugger has it behind a stop of that.
+pub(super) fn refuse<M: Machine>(session: &mut Session<M>, refused: Refused) -> Answer {
+    let Refused::Task(id) = refused else { return refused.into() };
+    if !session.choose_task(id) {
+        return Refused::Errno(errno::ESRCH).into();
+    }
+    let task = session.threads.chosen().map_or_else(String::new, |chosen| chosen.words.clone());
+    let words = format!(
+        "{task} sleeps: it goes on when the kernel has it run, and cannot be stepped; the guest stands still. \
+         'thread 1' and 'continue' let the guest run\n"
+    );
+    Answer::Stay { words, thread: session.task_id(id) }
 }

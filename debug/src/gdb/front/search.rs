@@ -38,7 +38,7 @@ pub(super) fn find<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer
         }
         let left = usize::try_from(length - offset).unwrap_or(usize::MAX).min(window.len());
         let Some(at) = start.checked_add(offset) else { break };
-        let count = session.view().read(at, &mut window[..left]);
+        let count = session.read(at, &mut window[..left]);
         if let Some(position) = finder.find(&window[..count]) {
             return Answer::Reply(format!("1,{:x}", at + position as u64).into_bytes());
         }
@@ -64,7 +64,7 @@ pub(super) fn crc<M: Machine>(session: &Session<M>, arguments: &[u8]) -> Answer 
         }
         let left = usize::try_from(length - offset).unwrap_or(usize::MAX).min(WINDOW);
         let Some(at) = start.checked_add(offset) else { return error(errno::EFAULT) };
-        if session.view().read(at, &mut window[..left]) < left {
+        if session.read(at, &mut window[..left]) < left {
             return error(errno::EFAULT);
         }
         crc.update(&mut window[..left]);

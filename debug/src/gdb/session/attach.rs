@@ -1,6 +1,6 @@
 //! A debugger comes and goes, and the guest begins again.
 
-use super::{Client, Process, RegisterSet, Session};
+use super::{Client, Process, RegisterSet, Session, Threads};
 use crate::machine::{Ended, Machine, MachineError};
 use arch::register::Bank;
 
@@ -12,6 +12,7 @@ impl<M: Machine> Session<M> {
         (self.names_process, self.is_extended, self.takes_words) = (false, false, false);
         self.debuggee.is_physical = false;
         self.is_told = false;
+        self.threads = Threads::default();
         if let Ok(file) = self.debuggee.machine.registers(0, &Bank::ALL) {
             self.registers = RegisterSet::new(&file);
         }
@@ -24,6 +25,7 @@ impl<M: Machine> Session<M> {
         self.process = Process::Attached;
         (self.is_done, self.allows_load, self.code_written) = (false, false, 0);
         self.chosen = None;
+        self.threads.stop();
     }
 
     /// Has the guest begin again, and holds it at its first instruction. Breakpoints stay.
@@ -32,6 +34,7 @@ impl<M: Machine> Session<M> {
     /// [`MachineError`]; then it is as it was.
     pub fn restart(&mut self) -> Result<(), MachineError> {
         self.debuggee.restart()?;
+        self.threads.stop();
         self.look_for_beginnings();
         Ok(())
     }

@@ -11,7 +11,9 @@ impl<M: Machine> Session<M> {
     /// [`MachineError`]; then nothing runs.
     pub fn run(&mut self, actions: &[Action]) -> Result<(), MachineError> {
         self.code_written = 0;
-        self.debuggee.run(actions)
+        self.debuggee.run(actions)?;
+        self.threads.forget();
+        Ok(())
     }
 
     /// Whether there may be something to report for which all vCPUs are to stand still, where they must not be waited
@@ -24,6 +26,9 @@ impl<M: Machine> Session<M> {
     pub fn next_stop(&mut self) -> Option<Stop> {
         let stop = self.debuggee.next_stop();
         self.look_for_beginnings();
+        if stop.is_some() {
+            self.threads.stop();
+        }
         stop
     }
 
@@ -39,6 +44,7 @@ impl<M: Machine> Session<M> {
     pub fn interrupt(&mut self) -> Stop {
         let stop = self.debuggee.interrupt();
         self.look_for_beginnings();
+        self.threads.stop();
         stop
     }
 }

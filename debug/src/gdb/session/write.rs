@@ -29,9 +29,9 @@ impl<M: Machine> Session<M> {
         self.code_written > MOST_CODE && self.view().kernel_text().is_some()
     }
 
-    /// Writes memory; whether all of it was.
-    pub fn write(&mut self, vcpu: u32, address: u64, bytes: &[u8]) -> bool {
-        let space = self.view().through(vcpu).space();
+    /// Writes memory as the thread sees it that is looked at; whether all of it was.
+    pub fn write(&mut self, address: u64, bytes: &[u8]) -> bool {
+        let Ok(space) = self.space(address) else { return false };
         if self.overloads(&space, address, bytes.len()) {
             if !self.is_overloaded() {
                 log::warn!("{OVERLOADED}");

@@ -38,8 +38,9 @@ fn command(command: &Command) -> clap::Command {
     command.flags.iter().fold(it, |it, flag| {
         let arg = Arg::new(flag.name).help(capital(flag.what));
         let mut letters = flag.name.trim_start_matches('-').chars();
+        let short = flag.short.and_then(|short| short.strip_prefix('-')?.chars().next());
         let arg = match (flag.name.strip_prefix("--"), letters.next()) {
-            (Some(name), _) => arg.long(name),
+            (Some(name), _) => arg.long(name).short(short),
             (None, Some(letter)) => arg.short(letter),
             (None, None) => arg,
         };
@@ -121,6 +122,7 @@ mod tests {
             ("read $rsp-8 16 --json", "read", &["$rsp-8", "16"]),
             ("nmi", "nmi", &[]),
             ("diff other", "diff", &["other"]),
+            ("dmesg -l err+ -w 5", "dmesg", &["5", "--level", "err+", "--follow"]),
         ] {
             let asked = asked(line).unwrap();
             let given: Vec<&str> = asked.words.iter().map(String::as_str).collect();

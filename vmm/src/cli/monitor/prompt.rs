@@ -1,6 +1,7 @@
 //! The prompt of `vmm monitor NAME`: commands one after the other, as gdb's `monitor` has them.
 
-use super::ask_line;
+use super::ask_words;
+use super::dmesg::Shown;
 use crate::machine::looks;
 use debug::reply::Command;
 use nix::sys::stat::{Mode, umask};
@@ -22,7 +23,7 @@ const REMEMBERED: usize = 1000;
 const ENDS: [&str; 3] = ["quit", "exit", "q"];
 
 /// Has a person's commands carried out, until they leave; the exit code.
-pub fn at_terminal(guest: &str, json: bool) -> u8 {
+pub fn at_terminal(guest: &str, shown: Shown) -> u8 {
     let config = Config::builder().max_history_size(REMEMBERED).map(|builder| builder.auto_add_history(true));
     let editor = config.and_then(|config| Editor::<Words, DefaultHistory>::with_config(config.build()));
     let mut editor = match editor {
@@ -45,7 +46,7 @@ pub fn at_terminal(guest: &str, json: bool) -> u8 {
         match editor.readline(&format!("{guest}> ")) {
             Ok(line) if ENDS.contains(&line.trim()) => break,
             Ok(line) if line.trim().is_empty() => {}
-            Ok(line) => code = ask_line(guest, &line, json),
+            Ok(line) => code = ask_words(guest, &words(&line), shown),
             // Of what was typed nothing is left.
             Err(ReadlineError::Interrupted) => {}
             Err(ReadlineError::Eof) => break,
@@ -67,6 +68,10 @@ pub fn at_terminal(guest: &str, json: bool) -> u8 {
     code
 }
 
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(String::from).collect()
+}
+
 /// Where lines are remembered, in a folder that is there.
 fn history() -> Option<PathBuf> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -82,12 +87,12 @@ fn history() -> Option<PathBuf> {
 }
 
 /// Has the lines of a script carried out; the exit code of the first that was not, and the others are left.
-pub fn of_script(guest: &str, json: bool, script: impl BufRead) -> u8 {
+pub fn of_script(guest: &str, shown: Shown, script: impl BufRead) -> u8 {
     for line in script.lines() {
         let code = match line {
             Ok(line) if line.trim().is_empty() || line.trim_start().starts_with('#') => 0,
             Ok(line) if ENDS.contains(&line.trim()) => return 0,
-            Ok(line) => ask_line(guest, &line, json),
+            Ok(line) => ask_words(guest, &words(&line), shown),
             Err(error) => return unreadable(&error),
         };
         if code != 0 {
