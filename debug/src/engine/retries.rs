@@ -50,6 +50,8 @@ pub(super) struct Retries(VecDeque<Dealt>);
 impl Retries {
     /// One is still to be executed.
     pub fn expect(&mut self, dealt: Dealt) {
+        // Twice it would outlive its instruction.
+        self.0.retain(|other| *other != dealt);
         if self.0.len() == MOST {
             self.0.pop_front();
         }

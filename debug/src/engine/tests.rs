@@ -131,6 +131,7 @@ fn a_fault_may_be_dealt_with_for_another_vcpu() {
             let mut dealt = dealt;
             dealt.vcpu = vcpu;
             retries.expect(dealt);
+            retries.expect(dealt);
             assert!(!retries.take(cpu, None) && !retries.take(cpu, Some(GuestPhys(PLACE + 4))));
             assert_eq!(retries.take(cpu, Some(GuestPhys(PLACE))), is_met, "{vcpu:?}");
             assert!(!retries.take(cpu, Some(GuestPhys(PLACE))), "{vcpu:?}");

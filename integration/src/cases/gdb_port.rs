@@ -31,17 +31,20 @@ pub fn speak(address: &str, bytes: &str, go: bool) -> std::io::Result<()> {
         return Ok(());
     }
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    let mut answer = Vec::new();
-    // Whether it is let go by an end or a reset.
-    let mut buffer = [0; 4096];
+    print!("{}", first_packet(stream));
+    Ok(())
+}
+
+/// What is told up to the end of a packet, or until whoever speaks lets go, by an end or a reset.
+pub(super) fn first_packet(mut stream: impl Read) -> String {
+    let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
         answer.extend(&buffer[..count]);
         if answer.contains(&b'#') {
             break;
         }
     }
-    print!("{}", String::from_utf8_lossy(&answer));
-    Ok(())
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 fn speak_as_nobody(address: &str, bytes: &[u8], go: bool) -> Result<String, String> {

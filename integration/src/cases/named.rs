@@ -1,5 +1,6 @@
 //! Guests with names, found and asked from a shell.
 
+use super::gdb_port::first_packet;
 use crate::context::{Check, Context, check};
 use crate::process::{Process, Wiring};
 use arch::Isa;
@@ -7,7 +8,7 @@ use debug::gdb::packet::frame;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -91,15 +92,7 @@ const ENDS: i32 = 7;
 pub fn debug(socket: &str) -> std::io::Result<i32> {
     let mut stream = UnixStream::connect(socket)?;
     stream.write_all(&frame(b"?"))?;
-    let mut answer = Vec::new();
-    let mut buffer = [0; 4096];
-    while let Ok(count @ 1..) = stream.read(&mut buffer) {
-        answer.extend(&buffer[..count]);
-        if answer.contains(&b'#') {
-            break;
-        }
-    }
-    println!("told {}", String::from_utf8_lossy(&answer));
+    println!("told {}", first_packet(stream));
     Ok(ENDS)
 }
 

@@ -1,0 +1,75 @@
+//! Mutations of good inputs.
+
+use super::*;
+
+/// Xorshift: the same inputs in each run, so that a failure comes again.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, below: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % below.max(1) as u64).unwrap_or(0)
+    }
+}
+
+fn mutate(random: &mut Random, data: &mut Vec<u8>, other: &[u8]) {
+    for _ in 0..=random.next(4) {
+        let at = random.next(data.len() + 1);
+        match random.next(6) {
+            0 if at < data.len() => data[at] ^= 1 << random.next(8),
+            1 if at < data.len() => data[at] = u8::try_from(random.next(256)).unwrap_or(0),
+            2 => data.insert(at, b",;:#$}*\n0fX\xff"[random.next(12)]),
+            3 => drop(data.drain(at..(at + random.next(8)).min(data.len()))),
+            4 => data.extend(&other[random.next(other.len())..]),
+            _ => data.truncate(at.max(1)),
+        }
+    }
+    data.truncate(8192);
+}
+
+#[test]
+fn mutations_of_good_inputs() {
+    for fuzzed in FUZZED {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let rounds = match fuzzed.name {
+            "packets" | "stream" | "clients" => 1500,
+            "orders" | "simulated" => 300,
+            "packed" => 150,
+            "kernels" | "described" => 100,
+            "linux" => 1250,
+            "cores" | "kdumps" | "symbols" => 500,
+            "disks" => 1500,
+            "whole" => 300,
+            _ => 10_000,
+        };
+        for seed in fuzzed.seeds {
+            (fuzzed.run)(seed);
+            let mut data = seed.to_vec();
+            for round in 0..rounds {
+                if round % 50 == 0 {
+                    data = seed.to_vec();
+                }
+                let other = fuzzed.seeds[random.next(fuzzed.seeds.len())];
+                mutate(&mut random, &mut data, other);
+                (fuzzed.run)(&data);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_conversation_is_a_conversation() {
+    let mut session = session(Isa::X86_64).unwrap();
+    let input: Vec<u8> =
+        [&b"?"[..], b"p10", b"vCont;s:p1.1", b"m0,4"].iter().flat_map(|data| frame(data)).collect();
+    let answer = String::from_utf8_lossy(&converse(&mut session, &input).unwrap()).into_owned();
+    let region = [frame(b"qMemoryRegionInfo:10"), frame(b"qMemoryRegionInfo:ffffffffffffffff")].concat();
+    let regions = String::from_utf8_lossy(&converse(&mut session, &region).unwrap()).into_owned();
+    assert!(regions.contains("start:0;size:10000;permissions:rwx;"), "{regions}");
+    assert!(regions.contains("start:10000;size:fffffffffffeffff;#"), "{regions}");
+    for part in ["T05thread:01;", "$0000000000000000#", "T05thread:01;10:", "$00000000#"] {
+        assert!(answer.contains(part), "{part}: {answer}");
+    }
+}
