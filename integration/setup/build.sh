@@ -8,7 +8,7 @@ target=${CARGO_TARGET_DIR:-target}
 
 say() { printf 'build: %s\n' "$*" >&2; }
 
-say "vmm and its test programs for $* (ten minutes for both architectures on two processors, from nothing)"
+say "vmm and its test programs for $* (fifteen minutes for both architectures on two processors, from nothing)"
 begun=$SECONDS said=$SECONDS
 # All at once: a program's last step has one processor, and there are three programs of each architecture.
 targets=("${@/#/--target=}")
@@ -25,4 +25,7 @@ while kill -0 "$job" 2>/dev/null; do
 done
 wait "$job"
 say "$((SECONDS - begun)) s; vmm is here:"
-for isa in "$@"; do say "  $target/$isa-unknown-linux-musl/release/vmm"; done
+for isa in "$@"; do
+  program=$target/$isa-unknown-linux-musl/release/vmm
+  say "  $program ($(stat -c %s "$program" | awk '{ printf "%.1f MiB", $1 / 1048576 }'))"
+done
