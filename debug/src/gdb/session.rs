@@ -1,7 +1,7 @@
 //! A debug session: what gdb, or another debugger that speaks its protocol, knows and wants to know of a guest. What is
 //! done with the guest a [`Debuggee`] does.
 //!
-//! Threads are vCPUs, whose thread-ids are their numbers plus one; or vCPUs and the tasks that sleep ([`threads`]).
+//! Threads are vCPUs, whose thread-ids are their numbers plus one; or vCPUs and the tasks that sleep (`threads`).
 
 use super::description::{Believed, Described, RegisterSet};
 use crate::context::Debuggee;
