@@ -35,7 +35,8 @@
 //!
 //! # The tree, and what contexts have in common
 //! A [`Context`] has an [`Id`] that stays its own, also when the guest begins again, a parent and a [`Kind`]: the
-//! machine, and below it its vCPUs. There may be more levels one day. For a context and a [`Group`], one context stands
+//! machine, and below it its vCPUs; of a guest with a Linux kernel also its tasks, below their address spaces, when they have been
+//! looked for ([`Debuggee::find_tasks`]). For a context and a [`Group`], one context stands
 //! for the group: what must stop for memory to be stable, what shares breakpoints, what stops together, what shares an
 //! address space, a kind of CPU, symbols.
 //!
@@ -156,6 +157,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(feature = "linux")]
+mod current;
 mod debuggee;
 mod listen;
 mod mode;
@@ -164,6 +167,10 @@ mod stop;
 mod tree;
 mod walk;
 
+#[cfg(feature = "linux")]
+pub use current::CurrentTasks;
+#[cfg(feature = "linux")]
+pub use debuggee::TasksError;
 pub use debuggee::{Debuggee, GoError, InsertError, Known, Point, ResumeError, WaitError};
 pub use listen::{Change, Listener, Listeners, Notice};
 pub use mode::{Mode, Resume, Unable};

@@ -27,6 +27,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod cpu;
 mod evaluation;
+mod filters;
 mod guest_memory;
 #[cfg(feature = "linux")]
 pub mod kept;
@@ -35,6 +36,7 @@ mod registers;
 mod retries;
 
 pub use cpu::{Cpu, Stepped};
+pub use filters::{Filter, Filters, TooManyFilters};
 use retries::{Dealt, Retries};
 
 /// What a vCPU's thread does after an exit.
@@ -69,6 +71,8 @@ pub struct Requests {
     space: Option<Translation>,
     /// Instructions whose hits have been dealt with, and that are still to be executed.
     retries: Retries,
+    /// Which hits are told, by the addresses that breakpoints are asked for at.
+    pub filters: Filters,
 }
 
 /// Debug registers, and what each is for.
@@ -139,6 +143,7 @@ impl Engine {
             output: Output::default(),
             space: None,
             retries: Retries::default(),
+            filters: Filters::default(),
         };
         Engine {
             isa,
@@ -404,12 +409,12 @@ impl Engine {
     fn stops(&self, cpu: &dyn Cpu, pc: u64, hit: &[Id]) -> bool {
         let mut stopping = Vec::new();
         for &id in hit {
-            let Some(breakpoint) = self.requests().table.count(id).cloned() else { continue };
+            let Some((breakpoint, filter)) = self.requests().count(id) else { continue };
             let Breakpoint { conditions, commands, hits, .. } = breakpoint;
             let mut target = Evaluation::new(cpu, self);
             let which = Which { id, hits, pc };
-            let holds =
-                conditions.is_empty() || conditions.iter().any(|condition| target.holds(condition, which));
+            let holds = filter.is_none_or(|filter| target.holds(&filter.condition, which))
+                && (conditions.is_empty() || conditions.iter().any(|it| target.holds(it, which)));
             if holds && commands.is_empty() {
                 stopping.push(id);
             }
@@ -630,6 +635,12 @@ impl Requests {
         self.guarded.wants.get(want).map(|want| self.table.wanting(*want)).unwrap_or_default()
     }
 
+    /// Counts a hit of a breakpoint, if it is there: it, and what its hits go through.
+    fn count(&mut self, id: Id) -> Option<(Breakpoint, Option<Filter>)> {
+        let breakpoint = self.table.count(id)?;
+        Some((breakpoint.clone(), self.filters.of(breakpoint).cloned()))
+    }
+
     /// Whether a vCPU has begun what [`Self::begin`] said last.
     pub fn has_begun(&self, vcpu: u32) -> bool {
         self.progress(vcpu).has_begun
@@ -640,10 +651,11 @@ impl Requests {
         &self.progress(vcpu).stopped_at
     }
 
-    /// Forgets how far each vCPU has come: the debugger has gone.
+    /// Forgets how far each vCPU has come, and which hits were wanted: the debugger has gone, or the guest's memory.
     pub fn forget(&mut self) {
         self.progress.fill(Progress::default());
         self.retries = Retries::default();
+        self.filters = Filters::default();
     }
 
     /// Somebody has put a vCPU somewhere else.

@@ -25,6 +25,6 @@ pub mod session;
 mod stop;
 mod stub;
 #[cfg(all(test, feature = "linux"))]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

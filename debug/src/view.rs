@@ -7,6 +7,8 @@
 #[cfg(feature = "linux")]
 mod asleep;
 #[cfg(feature = "linux")]
+mod current;
+#[cfg(feature = "linux")]
 mod kernel;
 #[cfg(feature = "linux")]
 mod locks;
@@ -180,4 +182,17 @@ impl<'a> View<'a> {
             Isa::Aarch64 => Some(exception_entry::vector(file.get("VBAR_EL1")?, file.get("cpsr")?)),
         }
     }
+}
+
+/// Why a task's memory of the kernel's cannot be looked at.
+pub(crate) const NO_KERNEL_SPACE: &str = "nothing tells how the kernel translates";
+
+/// Whether an address is in the kernel's half: on aarch64 bit 55 tells which tables it is translated by, as the byte above
+/// may have a tag (Arm ARM (DDI 0487), "Address tagging").
+pub(crate) fn is_kernels(isa: Isa, address: u64) -> bool {
+    let bit = match isa {
+        Isa::X86_64 => 63,
+        Isa::Aarch64 => 55,
+    };
+    address >> bit & 1 != 0
 }

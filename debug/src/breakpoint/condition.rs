@@ -47,8 +47,8 @@ pub trait Witness {
     /// A register of up to 64 bits by its row of [the table](arch::register::table).
     fn register(&self, row: usize) -> Option<u64>;
 
-    /// Reads memory as it sees it, without what is planted; how many bytes are good.
-    fn read(&self, address: GuestVirt, bytes: &mut [u8]) -> usize;
+    /// Reads memory as this translates, without what is planted; how many bytes are good.
+    fn read(&self, regime: Regime, address: GuestVirt, bytes: &mut [u8]) -> usize;
 
     /// How it translates.
     fn regime(&self) -> Option<Regime>;
@@ -93,7 +93,12 @@ impl<'a> Hit<'a> {
 
     /// Reads memory as the vCPU sees it; how many bytes are good. Planted instructions are not seen.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> usize {
-        self.witness.read(GuestVirt(address), bytes)
+        self.regime().map_or(0, |regime| self.read_by(regime, address, bytes))
+    }
+
+    /// Reads memory as something else translates: a kernel's own tables, from which those of user space may lack much.
+    pub fn read_by(&self, regime: Regime, address: u64, bytes: &mut [u8]) -> usize {
+        self.witness.read(regime, GuestVirt(address), bytes)
     }
 
     /// How the vCPU translates.

@@ -6,9 +6,16 @@ mod life;
 mod memory;
 mod run;
 mod steps;
+#[cfg(feature = "linux")]
+mod tasks;
+#[cfg(not(feature = "linux"))]
+#[path = "debuggee/no_tasks.rs"]
+mod tasks;
 
 pub use breakpoints::{InsertError, Known, Point};
 pub use contexts::{GoError, ResumeError, WaitError};
+#[cfg(feature = "linux")]
+pub use tasks::TasksError;
 
 use super::listen::Listeners;
 use super::stop::Stopped;
@@ -73,6 +80,8 @@ pub struct Debuggee<M: Machine> {
     refused: BTreeMap<(Kind, u64, u64), Refused>,
     /// Stops of further vCPUs that have not been reported yet.
     pending: Vec<(u32, StopReason)>,
+    /// The tasks of the guest's kernel, as of the last look.
+    found: tasks::Found,
 }
 
 impl<M: Machine> Debuggee<M> {
@@ -104,6 +113,7 @@ impl<M: Machine> Debuggee<M> {
             reported: vec![None; vcpus as usize],
             refused: BTreeMap::new(),
             pending: Vec::new(),
+            found: tasks::Found::default(),
         }
     }
 

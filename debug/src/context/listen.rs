@@ -6,7 +6,7 @@
 
 use super::space::Address;
 use super::stop::Stopped;
-use super::tree::{Context, Id, Tree};
+use super::tree::{Context, Id, Kind, Tree};
 use crate::machine::Ended;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -128,6 +128,18 @@ struct Told {
     is_over: bool,
 }
 
+impl Told {
+    fn tell(&mut self, notice: &Notice) {
+        self.listeners.retain(|listener| {
+            let listener = listener.upgrade();
+            listener.is_some_and(|listener| {
+                listener.tell(notice);
+                true
+            })
+        });
+    }
+}
+
 /// Where listeners are added, from any thread. Its clones are the same.
 #[derive(Clone, Debug)]
 pub struct Listeners(Arc<Mutex<Told>>);
@@ -156,22 +168,26 @@ impl Listeners {
 
     /// Tells every listener, and waits for none.
     pub(super) fn tell(&self, notice: &Notice) {
-        self.told().listeners.retain(|listener| {
-            let listener = listener.upgrade();
-            listener.is_some_and(|listener| {
-                listener.tell(notice);
-                true
-            })
-        });
+        self.told().tell(notice);
+    }
+
+    /// Tells them of contexts that have come and gone; the next ones begin with those of the tree.
+    #[cfg(feature = "linux")]
+    pub(super) fn contexts_changed(&self, changes: &super::tree::Changes, tree: &Tree) {
+        let mut told = self.told();
+        changes.created.iter().for_each(|context| told.tell(&Notice::Created(context.clone())));
+        changes.disposed.iter().for_each(|id| told.tell(&Notice::Disposed(*id)));
+        told.contexts = tree.iter().cloned().collect();
     }
 
     /// There is nothing more to come.
     pub(super) fn dispose(&self, tree: &Tree) {
-        let mut contexts: Vec<Id> = tree.iter().map(|context| context.id).collect();
+        let mut contexts: Vec<&Context> = tree.iter().collect();
         // Parts go before what they are parts of.
         contexts.reverse();
-        for id in contexts {
-            self.tell(&Notice::Disposed(id));
+        contexts.sort_by_key(|context| !matches!(context.kind, Kind::Task(_)));
+        for context in contexts {
+            self.tell(&Notice::Disposed(context.id));
         }
         let mut told = self.told();
         (told.is_over, told.contexts) = (true, Vec::new());

@@ -34,7 +34,9 @@ pub enum Mode {
     StepOut,
     /// The same; and where it comes back into this range, on until it is out of that, over functions.
     StepOutRange(Range<u64>),
-    /// It runs until it is the one that its CPU executes: for tasks, which are not all on a vCPU.
+    /// It runs until it is the one that its CPU executes: for tasks, which are not all on a vCPU
+    /// ([`Debuggee::find_tasks`](super::Debuggee::find_tasks)). It stops behind the kernel's switch to it, on whichever
+    /// vCPU that is; a task that comes to its end instead leaves this waiting, until something else stops the guest.
     UntilActive,
 }
 
@@ -101,9 +103,15 @@ pub enum Unable {
     /// There is no record of what was.
     #[error("it cannot go backwards: nothing of what has been is recorded")]
     Backwards,
-    /// There are no tasks.
-    #[error("vCPUs are always active: to wait for a task, the guest's tasks would have to be known")]
+    /// It is no task, or nobody knows where the kernel switches tasks.
+    #[error("vCPUs are always active, and of a task it is to be known where its kernel goes over to it")]
     UntilActive,
+    /// It waits for nothing.
+    #[error("the task is on a vCPU already")]
+    Active,
+    /// Tasks make no steps.
+    #[error("a task makes no step of its own: the vCPU does that it is on")]
+    Task,
     /// A machine makes no step.
     #[error("a step is one vCPU's: name it")]
     ManyVcpus,

@@ -1,5 +1,7 @@
 //! Contexts: what can be told apart of a guest, as a tree, and what they have in common, as groups.
 
+#[cfg(feature = "linux")]
+use std::collections::HashMap;
 use std::fmt;
 
 /// What a context is told by. None is given twice, and a context keeps its own when the guest begins again.
@@ -20,6 +22,10 @@ pub enum Kind {
     Machine,
     /// A vCPU, by its number.
     Vcpu(u32),
+    /// An address space of tasks of the guest's Linux kernel, by where its `struct mm_struct` is.
+    AddressSpace(u64),
+    /// A task, by its number: of a thread, the thread's.
+    Task(u32),
 }
 
 /// What contexts have in common. For each group and each context, one context stands for the group
@@ -48,11 +54,13 @@ impl Group {
 
 impl Kind {
     /// Whether a context of this kind stands for a group of those below it and of itself. vCPUs share RAM, what is
-    /// planted in it, their kind and the kernel that they run; each has translation tables of its own.
+    /// planted in it, their kind and the kernel that they run; each has translation tables of its own. Tasks share those of
+    /// their address space.
     const fn stands_for(self, group: Group) -> bool {
         match self {
             Kind::Machine => true,
-            Kind::Vcpu(_) => matches!(group, Group::Process),
+            Kind::Vcpu(_) | Kind::AddressSpace(_) => matches!(group, Group::Process),
+            Kind::Task(_) => false,
         }
     }
 }
@@ -62,7 +70,8 @@ impl Kind {
 pub struct Context {
     /// What it is told by.
     pub id: Id,
-    /// What it is a part of; `None` of the root.
+    /// What it is a part of; `None` of the root. A task that begins another program (`execve(2)`) goes over to another
+    /// address space.
     pub parent: Option<Id>,
     /// What it is.
     pub kind: Kind,
@@ -73,6 +82,8 @@ impl fmt::Display for Context {
         match self.kind {
             Kind::Machine => f.write_str("machine"),
             Kind::Vcpu(number) => write!(f, "vCPU {number}"),
+            Kind::AddressSpace(at) => write!(f, "address space {at:#x}"),
+            Kind::Task(pid) => write!(f, "task {pid}"),
         }
     }
 }
@@ -83,6 +94,41 @@ pub struct Tree {
     /// In the order of their ids; a parent comes before its children.
     contexts: Vec<Context>,
     next: u64,
+    #[cfg(feature = "linux")]
+    tasks: HashMap<TaskKey, Id>,
+}
+
+/// What a task is known by.
+#[cfg(feature = "linux")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TaskKey {
+    pub pid: u32,
+    /// Where its `struct task_struct` is.
+    pub address: u64,
+    /// When it began, in the kernel's own time: numbers and memory are used again.
+    pub began: u64,
+    /// Where its `struct mm_struct` is; 0 of the kernel's own.
+    pub mm: u64,
+}
+
+#[cfg(feature = "linux")]
+impl TaskKey {
+    /// The same, whatever program it is at.
+    fn itself(self) -> TaskKey {
+        TaskKey { mm: 0, ..self }
+    }
+}
+
+/// What has become of a tree.
+#[cfg(feature = "linux")]
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Of each task, in the order that was given.
+    pub ids: Vec<Id>,
+    /// What is new; parents first.
+    pub created: Vec<Context>,
+    /// What is not there any more; parts first.
+    pub disposed: Vec<Id>,
 }
 
 impl Tree {
@@ -116,7 +162,53 @@ impl Tree {
 
     /// A context by its id.
     pub fn get(&self, id: Id) -> Option<&Context> {
-        self.contexts.iter().find(|context| context.id == id)
+        let at = self.contexts.binary_search_by_key(&id, |context| context.id).ok()?;
+        self.contexts.get(at)
+    }
+
+    /// These are the tasks now, each once: known ones keep their contexts, and so do address spaces that one of their tasks is
+    /// still in.
+    #[cfg(feature = "linux")]
+    pub(super) fn set_tasks(&mut self, tasks: &[TaskKey]) -> Changes {
+        let before = std::mem::take(&mut self.tasks);
+        let root = self.root();
+        let mut spaces: HashMap<u64, Id> = HashMap::new();
+        for key in tasks.iter().filter(|key| key.mm != 0) {
+            let known = before.get(&key.itself()).and_then(|id| self.get(*id)).and_then(|it| it.parent);
+            if let Some(space) = known.and_then(|space| self.get(space))
+                && space.kind == Kind::AddressSpace(key.mm)
+            {
+                spaces.insert(key.mm, space.id);
+            }
+        }
+        let first = self.next;
+        let mut changes = Changes::default();
+        for key in tasks {
+            let parent = match key.mm {
+                0 => root,
+                mm => *spaces.entry(mm).or_insert_with(|| self.add(Some(root), Kind::AddressSpace(mm))),
+            };
+            let known = before.get(&key.itself()).copied();
+            let id = known.unwrap_or_else(|| self.add(Some(parent), Kind::Task(key.pid)));
+            if let Ok(at) = self.contexts.binary_search_by_key(&id, |context| context.id) {
+                self.contexts[at].parent = Some(parent);
+            }
+            self.tasks.insert(key.itself(), id);
+            changes.ids.push(id);
+        }
+        let tasks: std::collections::HashSet<Id> = changes.ids.iter().copied().collect();
+        let spaces: std::collections::HashSet<Id> = spaces.into_values().collect();
+        let is_gone = |context: &Context| match context.kind {
+            Kind::Machine | Kind::Vcpu(_) => false,
+            Kind::AddressSpace(_) => !spaces.contains(&context.id),
+            Kind::Task(_) => !tasks.contains(&context.id),
+        };
+        let mut gone: Vec<&Context> = self.contexts.iter().filter(|context| is_gone(context)).collect();
+        gone.sort_by_key(|context| !matches!(context.kind, Kind::Task(_)));
+        changes.disposed = gone.into_iter().map(|context| context.id).collect();
+        self.contexts.retain(|context| !is_gone(context));
+        changes.created = self.contexts.iter().filter(|context| context.id.0 >= first).cloned().collect();
+        changes
     }
 
     /// The contexts that are parts of one, in order.
@@ -145,7 +237,7 @@ impl Tree {
         loop {
             match context.kind {
                 Kind::Vcpu(number) => return Some(number),
-                Kind::Machine => context = self.get(context.parent?)?,
+                _ => context = self.get(context.parent?)?,
             }
         }
     }

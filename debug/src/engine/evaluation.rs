@@ -67,8 +67,7 @@ impl Witness for Evaluation<'_> {
         self.cpu.vcpu().register(row)
     }
 
-    fn read(&self, address: GuestVirt, bytes: &mut [u8]) -> usize {
-        let Some(regime) = self.regime() else { return 0 };
+    fn read(&self, regime: Regime, address: GuestVirt, bytes: &mut [u8]) -> usize {
         let requests = self.engine.requests();
         memory::read(self.cpu.memory(), &Translation::Virtual(regime), Some(&requests.table), address, bytes)
     }
@@ -87,7 +86,8 @@ impl Environment for Evaluation<'_> {
     }
 
     fn memory(&mut self, address: u64, bytes: &mut [u8]) -> bool {
-        self.read(GuestVirt(address), bytes) == bytes.len()
+        let regime = Witness::regime(self);
+        regime.is_some_and(|regime| self.read(regime, GuestVirt(address), bytes) == bytes.len())
     }
 
     fn print(&mut self, text: &str) {

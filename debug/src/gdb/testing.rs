@@ -33,6 +33,9 @@ const SECTIONS: u64 = KERNEL + 0x5800;
 /// The tables of user space, guest-physical: three pages, the first of which a `struct mm_struct` leads to.
 const TABLES: u64 = 0x1_0000;
 const BTF: u64 = KERNEL + 0x6_0000;
+/// Where vCPUs have variables of their own, and which is the task that they are at.
+const OWN: u64 = KERNEL + 0x8000;
+const CURRENT_TASK: u64 = 0x40;
 const TASKS: u64 = KERNEL + 0x2_0000;
 const EACH: u64 = 0x200;
 const STACKS: u64 = KERNEL + 0x4_0000;
@@ -326,6 +329,24 @@ impl MadeKernel {
         }
     }
 
+    /// A vCPU is at a task, in the kernel.
+    pub fn run_on(&mut self, vcpu: u32, index: u64) {
+        let (own, task) = (OWN + 0x100 * u64::from(vcpu), Self::task(index));
+        self.put(own + CURRENT_TASK, task);
+        let mut file = RegisterFile::new(self.isa());
+        let values = match self.isa() {
+            Isa::X86_64 => [("cs", 0x10), ("gs_base", own)],
+            Isa::Aarch64 => [("cpsr", 0x3c5), ("SP_EL0", task)],
+        };
+        values.iter().for_each(|(name, value)| file.set(name, *value));
+        self.session.debuggee.machine.set_registers(vcpu, &file).unwrap();
+    }
+
+    /// Where a task's `struct task_struct` is.
+    pub fn task(index: u64) -> u64 {
+        TASKS + EACH * index
+    }
+
     /// What a task has saved: each register has a number of its own, and `schedule` was called by `do_wait`.
     fn save(&self, task: u64, sp: u64) {
         match self.isa() {
@@ -389,6 +410,7 @@ fn symbols(types: u64) -> crate::linux::Symbols {
         ("schedule", SCHEDULE),
         ("__sched_text_end", DO_WAIT - 0x10),
         ("do_wait", DO_WAIT),
+        ("finish_task_switch.isra.0", DO_WAIT + 0x100),
         ("_etext", TEXT_END),
         ("__start_orc_unwind_ip", ORC_IPS),
         ("__stop_orc_unwind_ip", ORC_IPS + 8),
@@ -400,5 +422,7 @@ fn symbols(types: u64) -> crate::linux::Symbols {
     ] {
         builder.add(Symbol { name, address, kind: Kind::Text, is_global: true });
     }
+    let (name, address) = ("current_task", CURRENT_TASK);
+    builder.add(Symbol { name, address, kind: Kind::Absolute, is_global: true });
     builder.finish()
 }

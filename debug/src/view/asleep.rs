@@ -1,7 +1,7 @@
 //! A task of the guest's Linux kernel that sleeps, as if it were a processor: the registers that it has saved, and what
 //! it sees of memory.
 
-use super::View;
+use super::{NO_KERNEL_SPACE, View, is_kernels};
 use crate::linux::reader::Reader;
 use crate::linux::task::Task;
 use crate::linux::unwind::{frame_pointer, orc};
@@ -47,6 +47,22 @@ impl View<'_> {
             }
         }
         Ok(file)
+    }
+
+    /// What an address means to a task, whose memory nobody else's is shown for.
+    ///
+    /// # Errors
+    /// In words.
+    pub(crate) fn space_of(
+        &self,
+        info: &VmCoreInfo,
+        task: &Task,
+        address: u64,
+    ) -> Result<Translation, String> {
+        match is_kernels(self.isa(), address) {
+            true => self.kernel_space(info, task).ok_or_else(|| NO_KERNEL_SPACE.to_string()),
+            false => self.user_space(info, task),
+        }
     }
 
     /// What addresses of the kernel's mean to a task: those by which the task itself is found.

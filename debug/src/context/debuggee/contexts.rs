@@ -4,7 +4,7 @@ use super::Debuggee;
 use crate::abilities::SoftwareBreakpoints;
 use crate::context::mode::{Mode, Resume, Unable};
 use crate::context::stop::{ContextState, Stop, Stopped};
-use crate::context::tree::{Context, Group, Id};
+use crate::context::tree::{Context, Group, Id, Kind};
 use crate::machine::{Action, Activity, Ended, Machine, MachineError, StopReason};
 use nix::poll::PollTimeout;
 #[cfg(not(miri))]
@@ -106,9 +106,6 @@ impl<M: Machine> Debuggee<M> {
         if is_backwards {
             return Err(Unable::Backwards);
         }
-        if mode == Mode::UntilActive {
-            return Err(Unable::UntilActive);
-        }
         if mode.range().is_some_and(std::ops::Range::is_empty) {
             return Err(Unable::EmptyRange);
         }
@@ -120,8 +117,12 @@ impl<M: Machine> Debuggee<M> {
         if mode.runs_to_returns() && !has_breakpoints {
             return Err(Unable::NoBreakpoints);
         }
+        let is_task = matches!(self.tree.get(id).map(|it| it.kind), Some(Kind::Task(_)));
+        if mode == Mode::UntilActive && (!is_task || !has_breakpoints) {
+            return Err(Unable::UntilActive);
+        }
         if mode.is_step() && self.stepper(id).is_none() {
-            return Err(Unable::ManyVcpus);
+            return Err(if is_task { Unable::Task } else { Unable::ManyVcpus });
         }
         if self.ended.is_some() {
             return Err(Unable::Ended);
@@ -132,6 +133,9 @@ impl<M: Machine> Debuggee<M> {
         if self.is_running {
             return Err(Unable::Running);
         }
+        if mode == Mode::UntilActive {
+            return self.activation(id).map(drop);
+        }
         let is_not_started = |vcpu| self.machine.activity(vcpu) == Activity::NotStarted;
         match mode.is_step() && self.stepper(id).is_some_and(is_not_started) {
             true => Err(Unable::NotStarted),
@@ -141,7 +145,7 @@ impl<M: Machine> Debuggee<M> {
 
     /// The vCPU that makes a context's step: of a machine the only one.
     fn stepper(&self, id: Id) -> Option<u32> {
-        let only = || (self.machine.vcpus() == 1).then_some(0);
+        let only = || (id == self.tree.root() && self.machine.vcpus() == 1).then_some(0);
         self.tree.vcpu_of(id).or_else(only)
     }
 
@@ -163,6 +167,10 @@ impl<M: Machine> Debuggee<M> {
 
     fn resume_with(&mut self, id: Id, resume: Resume, is_alone: bool) -> Result<(), ResumeError> {
         self.can(id, resume.clone())?;
+        if resume.mode == Mode::UntilActive {
+            let (at, holds) = self.activation(id)?;
+            return Ok(self.begin_activation(at, holds)?);
+        }
         match self.stepper(id) {
             Some(vcpu) => self.begin_step(vcpu, &resume.mode, is_alone && self.tree.vcpu_of(id).is_some())?,
             None => self.run(&vec![Action::Run; self.machine.vcpus() as usize])?,

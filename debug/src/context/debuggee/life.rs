@@ -53,11 +53,18 @@ impl<M: Machine> Debuggee<M> {
         (self.stepping, self.stopped, self.ended) = (None, None, None);
         (self.current, self.is_running) = (0, false);
         self.beginnings += 1;
-        let before = {
+        self.forget_tasks();
+        let (before, was_filtered) = {
             let mut requests = self.engine.requests();
+            let was_filtered = !requests.filters.is_empty();
             requests.forget();
-            requests.table.uprooted()
+            (requests.table.uprooted(), was_filtered)
         };
+        if was_filtered {
+            self.say(
+                "breakpoints stop every task again: those that some were for have gone with their kernel\n",
+            );
+        }
         let before: Vec<_> = before.into_iter().filter(|(_, it)| it.purpose == Purpose::Asked).collect();
         let count = before.len();
         let is_refused = |(id, it): (BreakpointId, Breakpoint)| self.put_back(id, it).is_err();

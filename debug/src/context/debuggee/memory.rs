@@ -99,11 +99,15 @@ impl<M: Machine> Debuggee<M> {
         Ok(Canonical { context: shares, place, block })
     }
 
-    /// Reads registers of a vCPU that stands still.
+    /// Reads registers of a vCPU that stands still; of a task those that it has saved where it sleeps, or those of the
+    /// vCPU that it is on.
     ///
     /// # Errors
     /// [`MachineError`].
     pub fn registers(&self, context: Id, banks: &[Bank]) -> Result<RegisterFile, MachineError> {
+        if let Some(registers) = self.task_registers(context) {
+            return registers;
+        }
         self.machine.registers(self.vcpu_of(context)?, banks)
     }
 
@@ -128,7 +132,7 @@ impl<M: Machine> Debuggee<M> {
         self.set_registers(context, &file)
     }
 
-    /// Writes every register that the file has a value for.
+    /// Writes every register that the file has a value for, of a vCPU.
     ///
     /// # Errors
     /// [`MachineError`].
@@ -138,18 +142,21 @@ impl<M: Machine> Debuggee<M> {
         Ok(())
     }
 
-    /// The linear address of the instruction that a vCPU executes next.
+    /// The linear address of the instruction that a vCPU executes next, or a task where it goes on.
     ///
     /// # Errors
     /// [`MachineError`].
     pub fn pc(&self, context: Id) -> Result<u64, MachineError> {
+        let lacks = || MachineError::Host("the host does not give the program counter".into());
+        if let Some(registers) = self.task_registers(context) {
+            return registers?.pc().ok_or_else(lacks);
+        }
         let vcpu = self.vcpu_of(context)?;
-        let pc = self.machine.at_stop(vcpu)?.pc();
-        let pc = pc.ok_or_else(|| MachineError::Host("the host does not give the program counter".into()))?;
+        let pc = self.machine.at_stop(vcpu)?.pc().ok_or_else(lacks)?;
         Ok(self.machine.code(vcpu)?.linear(pc))
     }
 
-    /// The stack pointer of a vCPU.
+    /// The stack pointer of a vCPU or a task.
     ///
     /// # Errors
     /// [`MachineError`].
@@ -181,13 +188,20 @@ impl<M: Machine> Debuggee<M> {
             Space::Ports => return Err(refused(Unable::NoPorts.into())),
             Space::Virtual if !self.is_attached() => return Err(refused(Unable::Detached.into())),
             Space::Virtual if self.is_running => return Err(refused(Unable::Running.into())),
-            Space::Virtual => {
-                let translation =
-                    view.translation().map_err(|error| refused(Missing::Host(error.to_string())))?;
-                Translation::Virtual(translation.0)
-            }
+            Space::Virtual => self
+                .virtual_space(&view, context, address.address)
+                .map_err(|words| refused(Missing::Host(words)))?,
         };
         Ok((view, space))
+    }
+
+    /// What a virtual address means to a context; in words, why nobody knows.
+    fn virtual_space(&self, view: &View<'_>, context: Id, address: u64) -> Result<Translation, String> {
+        if let Some(space) = self.task_space(context, address) {
+            return space;
+        }
+        let (regime, _) = view.translation().map_err(|error| error.to_string())?;
+        Ok(Translation::Virtual(regime))
     }
 
     /// Whether an access was done to its end.

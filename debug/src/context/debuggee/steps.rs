@@ -14,7 +14,8 @@ use std::sync::Arc;
 /// A step that is under way.
 #[derive(Debug)]
 pub(super) struct Stepping {
-    walk: Walk,
+    /// `None`: it is over at the breakpoint.
+    walk: Option<Walk>,
     /// The vCPU that makes it: that of its task, which may go on on another one.
     vcpu: u32,
     /// The other vCPUs stay where they are.
@@ -37,7 +38,7 @@ impl<M: Machine> Debuggee<M> {
         let Some(walk) = Walk::new(mode) else {
             return self.run(&self.all_do(vcpu, action, is_alone));
         };
-        self.stepping = Some(Stepping { walk, vcpu, is_alone, at: None });
+        self.stepping = Some(Stepping { walk: Some(walk), vcpu, is_alone, at: None });
         match self.go_on_stepping() {
             // A walk begins with something to do.
             Ok(_) => Ok(()),
@@ -46,6 +47,19 @@ impl<M: Machine> Debuggee<M> {
                 Err(error)
             }
         }
+    }
+
+    /// All run until one of them comes to an address, and this holds.
+    ///
+    /// # Errors
+    /// [`MachineError`]; then nothing runs.
+    pub(super) fn begin_activation(&mut self, at: u64, holds: Condition) -> Result<(), MachineError> {
+        let vcpu = self.current;
+        let id = self.put_for_step(vcpu, at, holds).map_err(|error| {
+            MachineError::Host(format!("no breakpoint where the kernel goes over to a task: {error}"))
+        })?;
+        self.stepping = Some(Stepping { walk: None, vcpu, is_alone: false, at: Some(id) });
+        self.run(&vec![Action::Run; self.machine.vcpus() as usize]).inspect_err(|_| self.end_step())
     }
 
     fn all_do(&self, vcpu: u32, action: Action, is_alone: bool) -> Vec<Action> {
@@ -93,7 +107,8 @@ impl<M: Machine> Debuggee<M> {
         if let Some(id) = stepping.at.take() {
             self.take_out_of_step(id);
         }
-        let next = self.see(stepping.vcpu, |seen| stepping.walk.next(seen))?;
+        let Some(walk) = &mut stepping.walk else { return Ok(false) };
+        let next = self.see(stepping.vcpu, |seen| walk.next(seen))?;
         let (vcpu, is_alone) = (stepping.vcpu, stepping.is_alone);
         let action = match next {
             Next::Done => return Ok(false),

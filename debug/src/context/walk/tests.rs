@@ -173,7 +173,7 @@ impl Witness for Comer {
         (arch::register::row(self.isa, name) == Some(row)).then_some(self.stack)
     }
 
-    fn read(&self, _: GuestVirt, _: &mut [u8]) -> usize {
+    fn read(&self, _: Regime, _: GuestVirt, _: &mut [u8]) -> usize {
         0
     }
 

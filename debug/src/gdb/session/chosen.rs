@@ -1,6 +1,7 @@
 //! A task that sleeps, which the debugger looks at: what it is shown instead of a processor.
 
 use crate::memory::Translation;
+use crate::view::{NO_KERNEL_SPACE, is_kernels};
 use arch::Isa;
 use arch::register::RegisterFile;
 
@@ -26,18 +27,8 @@ impl Chosen {
     /// In words, where nobody knows: another task's memory is never shown for it.
     pub fn space(&self, isa: Isa, address: u64) -> Result<Translation, String> {
         match is_kernels(isa, address) {
-            true => self.kernel.ok_or_else(|| "nothing tells how the kernel translates".to_string()),
+            true => self.kernel.ok_or_else(|| NO_KERNEL_SPACE.to_string()),
             false => self.user.clone(),
         }
     }
-}
-
-/// Whether an address is in the kernel's half: on aarch64 bit 55 tells which tables it is translated by, as the byte above
-/// may have a tag (Arm ARM (DDI 0487), "Address tagging").
-fn is_kernels(isa: Isa, address: u64) -> bool {
-    let bit = match isa {
-        Isa::X86_64 => 63,
-        Isa::Aarch64 => 55,
-    };
-    address >> bit & 1 != 0
 }
