@@ -12,16 +12,14 @@
 
 use crate::arming::{Allocation, Arming, DebugRegisters, Own, TooMany, Want, allocate};
 use crate::breakpoint::{Breakpoint, Id, Kind, Place, Table, is_patched_by_kernels};
-use crate::disassemble::{LONGEST_INSTRUCTION, OperatingMode};
 use crate::engine::evaluation::{Evaluation, Which};
 use crate::expression::Environment as _;
-use crate::machine::{Abilities, Action, Code, MachineError, Memory, Order, SoftwareBreakpoints, StopReason};
+use crate::machine::{Abilities, Action, MachineError, Memory, Order, SoftwareBreakpoints, StopReason};
 use crate::memory::Translation;
 use crate::output::Output;
 use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide};
 use arch::aarch64::exception_entry::refused_fetch;
 use arch::x86::debug_registers::matches;
-use arch::x86::simulate::Bits;
 use arch::{GuestPhys, GuestVirt, Isa};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -31,6 +29,7 @@ mod filters;
 mod guest_memory;
 #[cfg(feature = "linux")]
 pub mod kept;
+mod past;
 mod ranges;
 mod registers;
 mod retries;
@@ -48,6 +47,17 @@ pub enum Verdict {
     Stop(StopReason),
     /// It is nobody's: the run loop deals with it as if there were no debugger.
     NotOurs,
+}
+
+/// What has come of what is planted where a vCPU has come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Met {
+    /// There is nothing.
+    Nothing,
+    /// It is a hit that does not stop.
+    GoesOn,
+    /// It is one that does.
+    Stops,
 }
 
 /// What a debug session has asked for.
@@ -241,7 +251,8 @@ impl Engine {
             return Verdict::GoOn;
         }
         let place = pc(cpu).ok().and_then(|pc| locate(cpu, pc));
-        self.pass(cpu, place).unwrap_or_else(|error| {
+        // What holds it here has been told.
+        self.pass(cpu, place, true).unwrap_or_else(|error| {
             Verdict::Stop(StopReason::Fatal(format!("it cannot be resumed: {error}")))
         })
     }
@@ -308,12 +319,12 @@ impl Engine {
                 if !is_retry && self.stops(cpu, pc, &hit) {
                     return Ok(Verdict::Stop(StopReason::Breakpoint));
                 }
-                self.pass(cpu, Some(place))
+                self.pass(cpu, Some(place), true)
             }
             // An exit of a range that is run through.
             Owner::Debugger(Cause::Execute(want)) if is_range_run && want >= requests.sharing.wants.len() => {
                 drop(requests);
-                self.leave_range(cpu, pc)
+                self.leave_range(cpu, pc, place)
             }
             Owner::Debugger(Cause::Execute(_)) if requests.table.is_vector(pc) => {
                 drop(requests);
@@ -328,15 +339,17 @@ impl Engine {
                 let access =
                     id.and_then(|id| requests.table.get(id)).and_then(|breakpoint| breakpoint.kind.access());
                 let hit = requests.met(want);
+                // On aarch64 the access is still to come, and may be begun again.
+                let is_retry = self.isa == Isa::Aarch64 && requests.retries.take(cpu, place);
                 drop(requests);
-                if self.stops(cpu, pc, &hit)
+                if !is_retry
+                    && self.stops(cpu, pc, &hit)
                     && let Some(access) = access
                 {
                     return Ok(Verdict::Stop(StopReason::Watchpoint { address, access }));
                 }
                 match self.isa {
-                    // The access is still to come.
-                    Isa::Aarch64 => self.pass(cpu, None),
+                    Isa::Aarch64 => self.pass(cpu, place, true),
                     // It is done.
                     Isa::X86_64 => self.after_step(cpu),
                 }
@@ -354,26 +367,24 @@ impl Engine {
     ) -> Result<Verdict, MachineError> {
         let mut requests = self.requests();
         let id = requests.guarded.owners.get(want).copied();
-        // All of a place's breakpoints are met at once, by whichever of their names.
-        let hit = match place.filter(|_| want >= requests.sharing.wants.len()) {
-            Some(place) => {
+        // All of a place's breakpoints are met at once, by whichever of their names: what is planted there is lifted for
+        // the step over it, and met no more.
+        let mut hit = requests.met(want);
+        if let Some(place) = place {
+            if want >= requests.sharing.wants.len() {
                 requests.table.restore(cpu.memory(), place, id);
-                requests.table.planted_at(place)
+                hit.clear();
             }
-            None => requests.met(want),
-        };
-        let kind = id.and_then(|id| requests.table.get(id)).map(|breakpoint| breakpoint.kind);
+            hit.extend(requests.table.planted_at(place));
+        }
         let is_retry = requests.retries.take(cpu, place);
         drop(requests);
         // A page that was missing when the breakpoint was asked for is there now; but
         // the others are still armed as they are, so `refresh` plants it.
         if !is_retry && self.stops(cpu, pc, &hit) {
-            return Ok(Verdict::Stop(match kind {
-                Some(Kind::Software) => StopReason::Breakpoint,
-                _ => StopReason::HardwareBreakpoint,
-            }));
+            return Ok(Verdict::Stop(self.reason(cpu.vcpu().id())));
         }
-        self.pass(cpu, place)
+        self.pass(cpu, place, true)
     }
 
     /// At a vector that aborts of fetches go to: where one was refused at a breakpoint, that is a hit, and the
@@ -398,10 +409,41 @@ impl Engine {
                 if self.stops(cpu, at, &hit) {
                     return Ok(Verdict::Stop(StopReason::Breakpoint));
                 }
+                // Once its page can be executed it is met again.
+                self.expect(cpu, locate(cpu, at).and_then(|place| Dealt::at(cpu, place)));
                 cpu.vcpu_mut().set_rows(&[(pc_row, pc), (flags_row, flags)])?;
             }
         }
-        self.pass(cpu, place)
+        match self.meets_planted(cpu, pc, place) {
+            Met::Stops => Ok(Verdict::Stop(StopReason::Breakpoint)),
+            met => self.pass(cpu, place, met == Met::GoesOn),
+        }
+    }
+
+    /// At a place where a debug register is for something else: what is planted there is met, and would be lifted for the
+    /// step over it.
+    fn meets_planted(&self, cpu: &dyn Cpu, pc: u64, place: Option<GuestPhys>) -> Met {
+        let (hit, is_retry) = {
+            let mut requests = self.requests();
+            let hit = place.map(|place| requests.table.planted_at(place)).unwrap_or_default();
+            let is_retry = !hit.is_empty() && requests.retries.take(cpu, place);
+            (hit, is_retry)
+        };
+        match hit.is_empty() {
+            true => Met::Nothing,
+            false if !is_retry && self.stops(cpu, pc, &hit) => Met::Stops,
+            false => Met::GoesOn,
+        }
+    }
+
+    /// Why a vCPU stops: the first of its breakpoints tells.
+    fn reason(&self, vcpu: u32) -> StopReason {
+        let requests = self.requests();
+        let first = requests.stopped_at(vcpu).first().and_then(|id| requests.table.get(*id));
+        match first.map(|breakpoint| breakpoint.kind) {
+            Some(Kind::Software) => StopReason::Breakpoint,
+            _ => StopReason::HardwareBreakpoint,
+        }
     }
 
     /// Counts a hit of each breakpoint, runs its commands, and tells whether one stops. Conditions are asked under
@@ -434,103 +476,6 @@ impl Engine {
             progress.stopped_at = stopping;
         }
         stops
-    }
-
-    /// Gets a vCPU past the instruction at its program counter, which a breakpoint at `place` or
-    /// a watchpoint holds it at, and goes on with its action. The vCPU is armed for it.
-    fn pass(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Verdict, MachineError> {
-        if self.get_past(cpu, place)? == Stepped::Other {
-            return Ok(Verdict::GoOn);
-        }
-        let runs_in = {
-            let requests = self.requests();
-            let progress = requests.progress(cpu.vcpu().id());
-            progress.run.as_ref().map(|_| progress.action)
-        };
-        match runs_in {
-            None => self.after_step(cpu),
-            Some(Action::StepRange(start, end)) if (start..end).contains(&pc(cpu)?) => Ok(Verdict::GoOn),
-            Some(_) => self.look_at_range(cpu),
-        }
-    }
-
-    /// Executes the instruction under a breakpoint, one way or the other.
-    fn get_past(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Stepped, MachineError> {
-        // A breakpoint register of the guest's own may be on the same instruction.
-        let may_simulate = cpu.own_among_others().is_none_or(|own| !own.iter().any(|own| own.is_execute));
-        match place {
-            Some(place) if may_simulate && self.simulate(cpu, place)? => Ok(Stepped::Done),
-            place => self.step_over(cpu, place),
-        }
-    }
-
-    /// Does without a step what the instruction under a breakpoint does, if it is simple.
-    fn simulate(&self, cpu: &mut dyn Cpu, place: GuestPhys) -> Result<bool, MachineError> {
-        let code = cpu.vcpu().code()?;
-        let mut bytes = [0; LONGEST_INSTRUCTION];
-        // Where the next page is, only a walk can tell.
-        let left = usize::try_from(PAGE - place.0 % PAGE).unwrap_or(0).min(bytes.len());
-        let count = cpu.memory().read(place, &mut bytes[..left]);
-        self.requests().table.unmask(place, &mut bytes[..count]);
-        let bytes = &bytes[..count];
-        let read = |row| cpu.vcpu().register(row);
-        let changes = match (self.isa, code) {
-            (Isa::X86_64, Code { mode: OperatingMode::Bits64, .. }) => {
-                arch::x86::simulate::simulate(bytes, Bits::Code64, read)
-            }
-            (Isa::X86_64, Code { mode: OperatingMode::Protected32, base: 0 }) => {
-                arch::x86::simulate::simulate(bytes, Bits::Code32, read)
-            }
-            (Isa::X86_64, _) => None,
-            (Isa::Aarch64, _) => arch::bytes::u32_at(bytes, 0)
-                .and_then(|instruction| arch::aarch64::simulate::simulate(instruction, read)),
-        };
-        let Some(changes) = changes else { return Ok(false) };
-        cpu.vcpu_mut().set_rows(&changes)?;
-        Ok(true)
-    }
-
-    /// Executes the instruction under a breakpoint while no other vCPU runs.
-    fn step_over(&self, cpu: &mut dyn Cpu, place: Option<GuestPhys>) -> Result<Stepped, MachineError> {
-        let before = pc(cpu)?;
-        let dealt = place.and_then(|place| Dealt::at(cpu, place));
-        let arming = self.arming(&self.requests(), cpu.vcpu().id());
-        let alone = Arming {
-            step: true,
-            block_interrupts: true,
-            software: arming.software,
-            registers: DebugRegisters::none(self.isa),
-            guarded: None,
-        };
-        let result = {
-            let exclusive = Exclusive::begin(self, cpu, place);
-            exclusive.cpu.arm(&alone);
-            let result = exclusive.cpu.step();
-            exclusive.cpu.arm(&arming);
-            result
-        };
-        let stepped = result?;
-        match &stepped {
-            // The instruction under the breakpoint may be the guest's own breakpoint.
-            Stepped::Trapped(trap) => {
-                if let Owner::Guest(injection) = decide_alone(cpu, trap, &alone)? {
-                    cpu.inject(&injection)?;
-                }
-            }
-            // The hit has been dealt with, and is none when the instruction is executed again: after its
-            // fault, or because something else came before it was.
-            Stepped::Faulted => self.expect(dealt.map(|dealt| dealt.faulted(cpu))),
-            Stepped::Other if pc(cpu)? == before => self.expect(dealt),
-            Stepped::Done | Stepped::Other => {}
-        }
-        Ok(stepped)
-    }
-
-    /// The next hit of an instruction is of one whose hit has been dealt with.
-    fn expect(&self, dealt: Option<Dealt>) {
-        if let Some(dealt) = dealt {
-            self.requests().retries.expect(dealt);
-        }
     }
 
     /// Gives the guest an exception of its own; a requested step ends in its handler.
@@ -627,7 +572,7 @@ impl Requests {
         for (progress, action) in self.progress.iter_mut().zip(actions) {
             *progress = Progress { action: *action, ..Progress::default() };
         }
-        self.retries.keep_those_of(&self.table);
+        self.retries.keep_those_of(&self.table, actions);
     }
 
     /// The breakpoints whose want of a debug register is met.
@@ -658,8 +603,8 @@ impl Requests {
         self.filters = Filters::default();
     }
 
-    /// Somebody has put a vCPU somewhere else.
-    pub fn moved(&mut self, vcpu: u32) {
+    /// Somebody has given a vCPU other registers.
+    pub fn changed(&mut self, vcpu: u32) {
         self.retries.forget(vcpu);
     }
 
@@ -689,37 +634,9 @@ impl Requests {
     }
 }
 
-/// While it is there, no other vCPU runs, and the instruction under a breakpoint is in its place. A monitor's callback
-/// that panics in the step takes its vCPU's thread with it; the other ones go on, and meet the breakpoint.
-struct Exclusive<'a> {
-    engine: &'a Engine,
-    cpu: &'a mut dyn Cpu,
-    lifted: Option<GuestPhys>,
-}
-
-impl<'a> Exclusive<'a> {
-    fn begin(engine: &'a Engine, cpu: &'a mut dyn Cpu, place: Option<GuestPhys>) -> Exclusive<'a> {
-        cpu.begin_exclusive();
-        let lifted = place.filter(|place| engine.requests().table.lift(cpu.memory(), *place));
-        Exclusive { engine, cpu, lifted }
-    }
-}
-
-impl Drop for Exclusive<'_> {
-    fn drop(&mut self) {
-        if let Some(place) = self.lifted {
-            self.engine.requests().table.replant(self.cpu.memory(), place);
-        }
-        self.cpu.end_exclusive();
-    }
-}
-
 /// Single steps of a range before it is looked at whether it can be run through: most ranges
 /// are over by then.
 const STEPS_BEFORE_RUN: u32 = 8;
-/// The smallest page of either architecture, bytes.
-const PAGE: u64 = 4096;
-
 /// The guest's own debug registers, where the trap may be of one.
 fn own_registers(cpu: &dyn Cpu, trap: &Trap) -> Vec<Own> {
     match trap {
@@ -740,29 +657,6 @@ fn stack(cpu: &dyn Cpu) -> Option<u64> {
         Isa::Aarch64 => "sp",
     };
     cpu.vcpu().register(arch::register::row(cpu.vcpu().isa(), name)?)
-}
-
-/// Whose a trap is that came during a step with nothing of the debugger's in the way.
-fn decide_alone(cpu: &dyn Cpu, trap: &Trap, alone: &Arming) -> Result<Owner, MachineError> {
-    let pc = pc(cpu)?;
-    let opcode = locate(cpu, pc).and_then(|place| {
-        let mut byte = [0];
-        (cpu.memory().read(place, &mut byte) == 1).then_some(byte[0])
-    });
-    let registers = &alone.registers;
-    Ok(decide(
-        trap,
-        &Situation {
-            pc,
-            is_planted: false,
-            opcode,
-            is_step: true,
-            registers,
-            served: &[],
-            wants: &[],
-            own: &own_registers(cpu, trap),
-        },
-    ))
 }
 
 /// Guest-physical address of an instruction, if it is mapped.

@@ -114,6 +114,16 @@ impl Breakpoint {
         Breakpoint { kind, address, length, place, conditions, commands, hits: 0, purpose }
     }
 
+    /// Whether a vCPU whose linear program counter this is, at this place, stands at it: it is no watchpoint.
+    pub fn is_at(&self, pc: GuestVirt, place: GuestPhys) -> bool {
+        let is_its = match self.place {
+            Place::Planted(planted) => planted == place,
+            Place::Off => false,
+            Place::Register | Place::Fallback(_) | Place::NotExecutable { .. } => self.address == pc,
+        };
+        is_its && self.kind.access().is_none()
+    }
+
     /// Whether somebody has asked for this: kind, address and, of a watchpoint, length.
     pub fn is_asked_for(&self, kind: Kind, address: GuestVirt, length: u64) -> bool {
         let same_length = kind.access().is_none() || self.length == length;

@@ -31,6 +31,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use steps::Stepping;
 
+/// A stop that has been reported, in front of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reported {
+    /// Its linear address.
+    at: u64,
+    /// It was for an access that the instruction makes, and not for the instruction itself.
+    is_access: bool,
+}
+
 /// A guest that is debugged.
 ///
 /// It is one thread's; what other threads may have is its [listeners](Debuggee::listeners). Nothing of it waits for a
@@ -74,8 +83,8 @@ pub struct Debuggee<M: Machine> {
     beginnings: u64,
     /// What whoever debugs is to be told in words.
     words: String,
-    /// vCPUs that stand at a breakpoint whose hit has been reported, with its address.
-    reported: Vec<Option<u64>>,
+    /// vCPUs that stand at an instruction whose stop has been reported, and that is still to be executed.
+    reported: Vec<Option<Reported>>,
     /// Breakpoints that have been asked for and that are not there, and why: kind, address and length.
     refused: BTreeMap<(Kind, u64, u64), Refused>,
     /// Stops of further vCPUs that have not been reported yet.

@@ -14,8 +14,8 @@ pub enum Stepped {
     Faulted,
     /// It raised a debug exception instead.
     Trapped(Trap),
-    /// Something else happened first, for instance an exit that ends the guest; the run loop
-    /// deals with it, and the engine has nothing to add.
+    /// Something else happened first, for instance a kick, or an exit that ends the guest; the run loop
+    /// deals with it. Where the vCPU still is at the instruction, that is begun again.
     Other,
 }
 

@@ -130,7 +130,7 @@ impl Engine {
     }
 
     /// The next hit of an instruction is of one whose hit has been dealt with.
-    fn expect(&self, cpu: &dyn Cpu, dealt: Option<Dealt>) {
+    pub(super) fn expect(&self, cpu: &dyn Cpu, dealt: Option<Dealt>) {
         if let Some(dealt) = dealt {
             self.requests().retries.expect(cpu, dealt);
         }

@@ -1,12 +1,12 @@
 //! Steps of a range: through it one at a time, or in one run to where it can be left.
 
-use super::{Cpu, Engine, Requests, Run, Verdict, locate, pc, stack};
+use super::{Cpu, Engine, Met, Requests, Run, Verdict, pc, stack};
 use crate::arming::{Want, allocate};
 use crate::breakpoint::Table;
 use crate::machine::{Action, MachineError, StopReason};
 use crate::memory::{self, Translation};
 use crate::range;
-use arch::GuestVirt;
+use arch::{GuestPhys, GuestVirt};
 use std::ops::Range;
 
 /// How far the stack pointer of the same task moves within a source line, bytes.
@@ -45,7 +45,12 @@ impl Engine {
     }
 
     /// At an exit of a range that is run through.
-    pub(super) fn leave_range(&self, cpu: &mut dyn Cpu, pc: u64) -> Result<Verdict, MachineError> {
+    pub(super) fn leave_range(
+        &self,
+        cpu: &mut dyn Cpu,
+        pc: u64,
+        place: Option<GuestPhys>,
+    ) -> Result<Verdict, MachineError> {
         let other = {
             let requests = self.requests();
             let began = requests.progress(cpu.vcpu().id()).run.as_ref().and_then(|run| run.stack);
@@ -53,8 +58,11 @@ impl Engine {
         };
         if other {
             // Another task of the guest is here.
-            let place = locate(cpu, pc);
-            self.get_past(cpu, place)?;
+            let met = self.meets_planted(cpu, pc, place);
+            if met == Met::Stops {
+                return Ok(Verdict::Stop(StopReason::Breakpoint));
+            }
+            self.get_past(cpu, place, met == Met::GoesOn)?;
             return Ok(Verdict::GoOn);
         }
         self.look_at_range(cpu)

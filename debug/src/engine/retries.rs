@@ -2,9 +2,12 @@
 //! something else came before them. When one is executed after all, that is no new hit.
 
 use super::{Cpu, pc, stack};
-use crate::breakpoint::{Place, Table};
+use crate::breakpoint::Table;
+use crate::machine::Action;
+use arch::register::{Group, table};
 use arch::{GuestPhys, GuestVirt};
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 /// As many are remembered: a task whose fault ends it never comes back.
 const MOST: usize = 64;
@@ -19,43 +22,45 @@ pub(super) struct Dealt {
     stack: u64,
     /// ...but for processes that are copies of each other.
     table: Option<GuestPhys>,
-    /// The vCPU that it is to be executed by; `None` for whichever has the task by then.
-    pub vcpu: Option<u32>,
+    /// The vCPU, where there is no paging: there may be no stacks there that tell tasks apart, and none goes over to
+    /// another vCPU.
+    vcpu: Option<u32>,
 }
 
 impl Dealt {
     /// The one at `place` that a vCPU stands at.
     pub fn at(cpu: &dyn Cpu, place: GuestPhys) -> Option<Dealt> {
-        let (pc, stack) = (pc(cpu).ok()?, stack(cpu)?);
-        let table = cpu.vcpu().regime().ok()?.table_of_process(GuestVirt(pc));
-        Some(Dealt { pc, place, stack, table, vcpu: Some(cpu.vcpu().id()) })
+        let (pc, stack, regime) = (pc(cpu).ok()?, stack(cpu)?, cpu.vcpu().regime().ok()?);
+        let table = regime.table_of_process(GuestVirt(pc));
+        let vcpu = (!regime.is_on()).then(|| cpu.vcpu().id());
+        Some(Dealt { pc, place, stack, table, vcpu })
     }
+}
 
-    /// It has faulted: while that is dealt with, its task may go over to another vCPU.
-    pub fn faulted(self, cpu: &dyn Cpu) -> Dealt {
-        // What runs without paging may have no stack of its own.
-        let is_task = cpu.vcpu().regime().is_ok_and(|regime| regime.is_on());
-        Dealt { vcpu: self.vcpu.filter(|_| !is_task), ..self }
-    }
-
-    fn is_met_by(&self, now: &Dealt) -> bool {
-        *self == Dealt { vcpu: self.vcpu.and(now.vcpu), ..*now }
-    }
+/// One that is still to be executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Expected {
+    dealt: Dealt,
+    /// What registers it is to be executed with. Whoever goes on elsewhere behind a fault, and comes by again some day,
+    /// comes with others.
+    registers: u64,
+    /// The vCPU that has dealt with it.
+    by: u32,
 }
 
 /// All of a guest's.
 #[derive(Debug, Default)]
-pub(super) struct Retries(VecDeque<Dealt>);
+pub(super) struct Retries(VecDeque<Expected>);
 
 impl Retries {
-    /// One is still to be executed.
-    pub fn expect(&mut self, dealt: Dealt) {
+    /// One is still to be executed: by the vCPU that has just tried, or whichever has its task by then.
+    pub fn expect(&mut self, cpu: &dyn Cpu, dealt: Dealt) {
         // Twice it would outlive its instruction.
-        self.0.retain(|other| *other != dealt);
+        self.0.retain(|other| other.dealt != dealt);
         if self.0.len() == MOST {
             self.0.pop_front();
         }
-        self.0.push_back(dealt);
+        self.0.push_back(Expected { dealt, registers: registers(cpu), by: cpu.vcpu().id() });
     }
 
     /// Whether a vCPU stands at one of them. Asked once for each hit.
@@ -64,22 +69,34 @@ impl Retries {
             return false;
         }
         let Some(now) = place.and_then(|place| Dealt::at(cpu, place)) else { return false };
-        let at = self.0.iter().position(|dealt| dealt.is_met_by(&now));
-        at.is_some_and(|at| self.0.remove(at).is_some())
+        let expected = self.0.iter().position(|it| it.dealt == now).and_then(|at| self.0.remove(at));
+        expected.is_some_and(|it| it.registers == registers(cpu))
     }
 
-    /// Somebody has put a vCPU somewhere else.
+    /// Somebody has given a vCPU other registers.
     pub fn forget(&mut self, vcpu: u32) {
-        self.0.retain(|dealt| dealt.vcpu != Some(vcpu));
+        self.0.retain(|it| it.by != vcpu);
     }
 
-    /// vCPUs run with these breakpoints from now on: where there is none, they come by unseen.
-    pub fn keep_those_of(&mut self, table: &Table) {
-        self.0.retain(|dealt| {
-            table.iter().any(|it| {
-                let is_there = it.address == GuestVirt(dealt.pc) || it.place == Place::Planted(dealt.place);
-                it.kind.access().is_none() && it.place != Place::Off && is_there
-            })
+    /// vCPUs run with these breakpoints from now on: where there is none, those that run come by unseen.
+    pub fn keep_those_of(&mut self, table: &Table, actions: &[Action]) {
+        self.0.retain(|it| {
+            let stays = actions.get(it.by as usize) == Some(&Action::Stay);
+            let (pc, place) = (GuestVirt(it.dealt.pc), it.dealt.place);
+            stays || table.iter().any(|breakpoint| breakpoint.is_at(pc, place))
         });
     }
+}
+
+/// What general registers have in them, but for those that an exception changes: the program counter, the stack pointer
+/// (on aarch64 another one is used) and flags.
+fn registers(cpu: &dyn Cpu) -> u64 {
+    const CHANGED: [&str; 6] = ["rip", "rsp", "eflags", "pc", "sp", "cpsr"];
+    let mut hasher = DefaultHasher::new();
+    for (row, register) in table(cpu.vcpu().isa()).iter().enumerate() {
+        if register.group == Group::General && !CHANGED.contains(&register.name) {
+            cpu.vcpu().register(row).hash(&mut hasher);
+        }
+    }
+    hasher.finish()
 }

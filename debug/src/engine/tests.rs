@@ -80,7 +80,7 @@ fn a_hit_whose_instruction_was_executed_unseen_is_over() {
         assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
         let mut requests = engine.requests();
         if is_moved {
-            requests.moved(0);
+            requests.changed(0);
         } else {
             let (id, breakpoint) = requests.table.entries().map(|(id, it)| (id, it.clone())).next().unwrap();
             assert!(requests.table.take_out(cpu.memory(), id));
@@ -113,31 +113,197 @@ fn a_hit_is_told_once_though_its_breakpoint_is_put_back() {
     }
 }
 
-/// A task whose instruction has faulted may go on on another vCPU; one that something else came before may not, and
-/// neither may what has no paging, and perhaps no stack.
+/// An instruction that has faulted is executed when the fault is dealt with, unless something else is: then whoever comes
+/// by again comes with other registers.
 #[test]
-fn a_fault_may_be_dealt_with_for_another_vcpu() {
-    let stand = |id| {
-        let mut cpu = Scripted::new(Isa::X86_64, 1 << 16, []);
-        cpu.vcpu.id = id;
-        cpu.vcpu.set_pc(PLACE);
-        cpu
-    };
-    let (first, second) = (stand(0), stand(1));
-    let dealt = Dealt::at(&first, GuestPhys(PLACE)).unwrap();
-    for (vcpu, by_first, by_second) in [(Some(0), true, false), (Some(1), false, true), (None, true, true)] {
-        for (cpu, is_met) in [(&first, by_first), (&second, by_second)] {
-            let mut retries = Retries::default();
-            let mut dealt = dealt;
-            dealt.vcpu = vcpu;
-            retries.expect(dealt);
-            retries.expect(dealt);
-            assert!(!retries.take(cpu, None) && !retries.take(cpu, Some(GuestPhys(PLACE + 4))));
-            assert_eq!(retries.take(cpu, Some(GuestPhys(PLACE))), is_met, "{vcpu:?}");
-            assert!(!retries.take(cpu, Some(GuestPhys(PLACE))), "{vcpu:?}");
+fn a_hit_whose_instruction_faulted_is_told_once() {
+    const HANDLER: u64 = 0x2000;
+    for isa in Isa::ALL {
+        let end = |end, pc| (end, Some(pc));
+        let script =
+            [end(Stepped::Faulted, HANDLER), end(Stepped::Done, PLACE + 4), end(Stepped::Done, PLACE + 4)];
+        let [counter, stack] = if isa == Isa::X86_64 { ["rax", "rsp"] } else { ["x0", "sp"] };
+        for (change, wanted) in [(None, [1, 1, 2]), (Some(counter), [1, 2, 3]), (Some(stack), [1, 2, 3])] {
+            let (engine, mut cpu, trap) = planted(isa, &script);
+            let told = wanted.map(|_| {
+                assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
+                if let Some(name) = change.filter(|_| hits(&engine) == 1) {
+                    cpu.vcpu.file.set(name, 0x800);
+                }
+                cpu.vcpu.set_pc(PLACE);
+                hits(&engine)
+            });
+            assert_eq!(told, wanted, "{isa}, another {change:?}");
         }
     }
-    assert_eq!(dealt.faulted(&first), dealt, "without paging");
+}
+
+/// A vCPU with paging, whose number and registers are these.
+fn paged(id: u32, registers: &[(&str, u64)]) -> Scripted {
+    let mut cpu = Scripted::new(Isa::X86_64, 1 << 16, []);
+    cpu.vcpu.id = id;
+    cpu.vcpu.set_pc(PLACE);
+    let paging = [("cr0", 0x8000_0001), ("cr3", 0x4000), ("cr4", 0x20), ("efer", 0x500)];
+    paging.iter().chain(registers).for_each(|(name, value)| cpu.vcpu.file.set(name, *value));
+    cpu
+}
+
+#[test]
+fn whose_instruction_it_is() {
+    let place = GuestPhys(PLACE);
+    let first = paged(0, &[]);
+    let expects = |cpu: &Scripted| {
+        let mut retries = Retries::default();
+        for _ in 0..2 {
+            retries.expect(cpu, Dealt::at(cpu, place).unwrap());
+        }
+        retries
+    };
+    // Its task may go over to another vCPU; another task, and a copy of the process, have hits of their own, as has one
+    // that has come by with other registers.
+    for (other, is_met) in [
+        (paged(0, &[]), true),
+        (paged(1, &[]), true),
+        (paged(0, &[("rsp", 0x100)]), false),
+        (paged(0, &[("cr3", 0x5000)]), false),
+        (paged(0, &[("r15", 1)]), false),
+        (paged(0, &[("eflags", 0x10202)]), true),
+    ] {
+        let mut retries = expects(&first);
+        assert!(!retries.take(&other, None) && !retries.take(&other, Some(GuestPhys(PLACE + 4))));
+        assert_eq!(retries.take(&other, Some(place)), is_met, "{:?}", other.vcpu.file);
+        // It is expected once.
+        assert!(!retries.take(&other, Some(place)));
+    }
+    // Without paging there are no tasks that go over.
+    let real = [0, 1].map(|id| paged(id, &[("cr0", 1)]));
+    assert!(!expects(&real[0]).take(&real[1], Some(place)) && expects(&real[0]).take(&real[0], Some(place)));
+    // Who has been given other registers does not come back.
+    let mut retries = expects(&first);
+    retries.forget(1);
+    retries.forget(0);
+    assert!(!retries.take(&first, Some(place)));
+    // There is an end to them: the oldest goes first.
+    let many: Vec<Scripted> = (0..=64).map(|stack| paged(0, &[("rsp", stack)])).collect();
+    let mut retries = Retries::default();
+    many.iter().for_each(|cpu| retries.expect(cpu, Dealt::at(cpu, place).unwrap()));
+    let met: Vec<bool> = many.iter().map(|cpu| retries.take(cpu, Some(place))).collect();
+    assert_eq!((met[0], met[1..].iter().all(|is_met| *is_met)), (false, true));
+}
+
+#[test]
+fn an_instruction_that_repeats_itself_is_hit_once() {
+    // REP MOVSB; MOVSB; REP CPUID, of which the prefix means nothing.
+    for (code, wanted) in
+        [(&[0xf3, 0xa4][..], [1, 1, 1, 2]), (&[0xa4], [1, 2, 3, 4]), (&[0xf3, 0x0f, 0xa2], [1, 2, 3, 4])]
+    {
+        let again = (Stepped::Done, None);
+        let script =
+            [again.clone(), again, (Stepped::Done, Some(PLACE + 2)), (Stepped::Done, Some(PLACE + 2))];
+        let (engine, mut cpu, trap) = planted(Isa::X86_64, &script);
+        let written = engine.write_for_guest(cpu.memory(), GuestPhys(PLACE), code);
+        assert_eq!(written, code.len());
+        engine.refresh(cpu.memory(), || Translation::Physical);
+        let told = wanted.map(|_| {
+            assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
+            cpu.vcpu.set_pc(PLACE);
+            hits(&engine)
+        });
+        assert_eq!(told, wanted, "{code:x?}");
+    }
+}
+
+/// One that stays where it is does not come by unseen while another vCPU steps with its breakpoint taken out.
+#[test]
+fn a_hit_of_a_vcpu_that_stays_is_told_once() {
+    for (isa, action) in Isa::ALL.into_iter().flat_map(|isa| [(isa, Action::Stay), (isa, Action::Run)]) {
+        let (engine, mut cpu, trap) =
+            planted(isa, &[(Stepped::Other, None), (Stepped::Done, Some(PLACE + 4))]);
+        assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
+        let mut requests = engine.requests();
+        let (id, breakpoint) = requests.table.entries().map(|(id, it)| (id, it.clone())).next().unwrap();
+        assert!(requests.table.take_out(cpu.memory(), id));
+        requests.begin(&[action]);
+        requests.table.insert(cpu.memory(), breakpoint).unwrap();
+        requests.begin(&[Action::Run]);
+        drop(requests);
+        assert_eq!(engine.judge(&mut cpu, &trap), Verdict::GoOn);
+        assert_eq!(hits(&engine), if action == Action::Stay { 1 } else { 2 }, "{isa}");
+    }
+}
+
+/// The trap of a first debug register on an instruction.
+fn of_register(isa: Isa) -> Trap {
+    match isa {
+        Isa::X86_64 => Trap::Debug { dr6: 1 },
+        Isa::Aarch64 => Trap::Aarch64 { exception: DebugException::Breakpoint, far: 0 },
+    }
+}
+
+/// What is planted where a debug register is as well is lifted for the step over that, so it is met then.
+#[test]
+fn what_is_planted_under_a_debug_register_is_hit_with_it() {
+    for isa in Isa::ALL {
+        for (planted_stops, wanted) in [(true, Verdict::Stop(StopReason::Breakpoint)), (false, Verdict::GoOn)]
+        {
+            let (engine, mut cpu, _) = planted(isa, &[(Stepped::Done, Some(PLACE + 4))]);
+            {
+                let mut requests = engine.requests();
+                let (id, first) = requests.table.entries().map(|(id, it)| (id, it.clone())).next().unwrap();
+                let conditions = first.conditions.clone();
+                if planted_stops {
+                    let always = Breakpoint { conditions: Vec::new(), ..first };
+                    let change = requests.table.put(cpu.memory(), Some(id), always).unwrap();
+                    requests.table.settle_change(cpu.memory(), change, false);
+                }
+                let hardware = Breakpoint::new(Kind::Hardware, GuestVirt(PLACE), 4, Place::Register);
+                requests.table.insert(cpu.memory(), Breakpoint { conditions, ..hardware }).unwrap();
+                engine.reallocate(&mut requests).unwrap();
+            }
+            assert_eq!(engine.judge(&mut cpu, &of_register(isa)), wanted, "{isa}");
+            assert_eq!(hits(&engine), 2, "{isa}");
+        }
+    }
+}
+
+/// Another task that comes to where a range can be left, and to a breakpoint there, has hit that; where there is none, it
+/// goes on.
+#[test]
+fn another_task_at_the_exit_of_a_range_hits_what_is_planted_there() {
+    for isa in Isa::ALL {
+        for (is_there, wanted) in [(true, Verdict::Stop(StopReason::Breakpoint)), (false, Verdict::GoOn)] {
+            let (engine, mut cpu, _) =
+                planted(isa, &[(Stepped::Other, None), (Stepped::Done, Some(PLACE + 4))]);
+            {
+                let mut requests = engine.requests();
+                let id = requests.table.entries().map(|(id, _)| id).next().unwrap();
+                requests.table.take_out(cpu.memory(), id);
+                if is_there {
+                    let place = Place::Planted(GuestPhys(PLACE));
+                    let always = Breakpoint::new(Kind::Software, GuestVirt(PLACE), 4, place);
+                    requests.table.insert(cpu.memory(), always).unwrap();
+                }
+                requests.begin(&[Action::StepRange(0x2000, 0x2010)]);
+                engine.begin_run(&mut requests, 0, Some(0x10_0000), Some(vec![PLACE]));
+                assert!(requests.progress(0).run.is_some());
+            }
+            assert_eq!(engine.judge(&mut cpu, &of_register(isa)), wanted, "{isa}");
+            // The range is still run through.
+            assert!(engine.requests().progress(0).run.is_some(), "{isa}");
+            assert_eq!(hits(&engine), u64::from(is_there));
+            // Nothing is expected where nothing was hit: one that is put there later is hit.
+            if !is_there {
+                let place = Place::Planted(GuestPhys(PLACE));
+                let always = Breakpoint::new(Kind::Software, GuestVirt(PLACE), 4, place);
+                engine.requests().table.insert(cpu.memory(), always).unwrap();
+                assert_eq!(
+                    engine.judge(&mut cpu, &of_register(isa)),
+                    Verdict::Stop(StopReason::Breakpoint),
+                    "{isa}"
+                );
+            }
+        }
+    }
 }
 
 /// A vCPU has met what is planted, and another one lifts it for a step of its own before that is judged.

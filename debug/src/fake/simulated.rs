@@ -204,7 +204,7 @@ impl Processor {
         }
     }
 
-    /// Whether a kick comes now that was for what its thread has just done: in every other entry of those left.
+    /// Whether a kick comes now that was for what its thread has just done: in about half of the entries left.
     fn is_kicked_late(&self) -> bool {
         let take = |left: u64| left.checked_sub(1);
         let left = self.late_kicks.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);

@@ -313,9 +313,7 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         if self.link.is_left() {
             return Err(LEFT);
         }
-        if file.pc().is_some() {
-            self.link.engine.requests().moved(vcpu);
-        }
+        self.link.engine.requests().changed(vcpu);
         match &self.answers {
             Answers::Waited(waited) => waited.set_registers(&self.vcpus, vcpu, file),
             Answers::Ahead(ahead) => {

@@ -18,6 +18,8 @@ pub struct Handler {
     pub address: u64,
     /// Where it finds the saved flags, bytes from its stack pointer.
     pub flags: u64,
+    /// How many bytes they have: 2, 4 or 8.
+    pub flags_size: u64,
 }
 
 /// What becomes of an interrupt that an instruction makes.
@@ -76,7 +78,7 @@ impl Processor {
             Ok([o0, o1, s0, s1]) => {
                 let (offset, segment) = (u16::from_le_bytes([o0, o1]), u16::from_le_bytes([s0, s1]));
                 let address = (u64::from(segment) << 4) + u64::from(offset);
-                Delivery::To(Handler { address, flags: 4 })
+                Delivery::To(Handler { address, flags: 4, flags_size: 2 })
             }
             Err(other) => other,
         }
@@ -109,7 +111,7 @@ impl Processor {
         let Some(base) = self.segment_base(look, gate[2], gate[3]) else { return Delivery::Unknown };
         let error = if has_error_code(vector) && !by_software { size } else { 0 };
         let address = base.wrapping_add(offset) & 0xffff_ffff;
-        Delivery::To(Handler { address, flags: 2 * size + error })
+        Delivery::To(Handler { address, flags: 2 * size + error, flags_size: size })
     }
 
     /// The base of a code segment that a gate names, from the global table.
@@ -140,6 +142,6 @@ impl Processor {
         let word = |at: usize| u64::from(gate[at]) | u64::from(gate[at + 1]) << 8;
         let address = word(0) | word(6) << 16 | word(8) << 32 | word(10) << 48;
         let error = if has_error_code(vector) && !by_software { 8 } else { 0 };
-        Delivery::To(Handler { address, flags: 16 + error })
+        Delivery::To(Handler { address, flags: 16 + error, flags_size: 8 })
     }
 }

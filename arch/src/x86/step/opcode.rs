@@ -108,6 +108,11 @@ impl Opcode {
         matches!(self.number, 0x6c..=0x6f)
     }
 
+    /// Whether it is a string instruction, which a prefix may repeat.
+    pub fn is_string(&self) -> bool {
+        self.is_string_io() || matches!(self.number, 0xa4..=0xa7 | 0xaa..=0xaf)
+    }
+
     /// Whether the instruction can find out the time without leaving the guest: RDTSC, RDTSCP, RDMSR, RDPMC,
     /// IN and INS (of a timer that KVM has), and calls of KVM.
     pub fn reads_time(&self) -> bool {

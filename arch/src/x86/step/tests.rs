@@ -192,14 +192,14 @@ fn handlers_of_32_bit_kernels() {
     let table = |base, limit| DescriptorTable { base, limit };
     let kernel = Processor::new(Bits::Code32, [CR0_PE, 0, 2, 0x08], table(IDT, 0xff), table(GDT, 0x17));
     let handler = |vector| kernel.handler(&guest, vector);
-    assert_eq!(handler(14), Some(Handler { address: 0x1000e0, flags: 12 }));
-    assert_eq!(handler(6), Some(Handler { address: 0x100060, flags: 8 }));
+    assert_eq!(handler(14), Some(Handler { address: 0x1000e0, flags: 12, flags_size: 4 }));
+    assert_eq!(handler(6), Some(Handler { address: 0x100060, flags: 8, flags_size: 4 }));
     // A task gate, a gate of 16 bits, and none.
     assert_eq!(handler(8), None);
-    assert_eq!(handler(7), Some(Handler { address: 0x5678, flags: 4 }));
+    assert_eq!(handler(7), Some(Handler { address: 0x5678, flags: 4, flags_size: 2 }));
     assert_eq!(handler(32), None);
     guest.write(IDT + 14 * 8 + 2, &[0x10]);
-    assert_eq!(handler(14), Some(Handler { address: 0x5010_00e0, flags: 12 }));
+    assert_eq!(handler(14), Some(Handler { address: 0x5010_00e0, flags: 12, flags_size: 4 }));
     // SYSCALL of AMD's processors, and none of Intel's.
     let plan = plan(&[0x0f, 0x05], 0, &Processor { has_syscall: true, ..kernel }, &guest);
     assert!(faults(&plan).contains(&0x100060));

@@ -17,6 +17,7 @@ impl<M: Machine> Debuggee<M> {
         }
         self.engine.requests().is_attached = true;
         self.machine.pause();
+        self.engine.requests().forget();
         (self.is_attached, self.is_left) = (true, false);
         // What happened while nobody had it is nobody's stop.
         self.idle();

@@ -1,6 +1,6 @@
 //! The guest is resumed, and stands still again.
 
-use super::Debuggee;
+use super::{Debuggee, Reported};
 use crate::breakpoint;
 use crate::context::listen::Notice;
 use crate::context::stop::{Stop, Stopped};
@@ -171,25 +171,29 @@ impl<M: Machine> Debuggee<M> {
         View { is_physical: false, ..self.view() }.space()
     }
 
-    /// Whether a vCPU is still where its breakpoint was reported, and the breakpoint is too: by
-    /// this name of its place or by another.
+    /// Whether a vCPU is still where its stop was reported, and what it stopped for is too: a breakpoint by this name of
+    /// its place or by another, or any watchpoint.
     fn stands_at_reported(&self, vcpu: u32) -> bool {
         let Some(reported) = self.reported[vcpu as usize] else { return false };
         // Questions to vCPUs come first: none is asked under the lock of the engine, which vCPUs take.
         let (pc, regime) = (self.linear_pc(vcpu), self.machine.regime(vcpu));
+        if pc != Some(reported.at) {
+            return false;
+        }
         let requests = self.engine.requests();
-        let is_asked_for = || {
-            let mut breakpoints = requests.table.iter();
-            breakpoints.any(|breakpoint| {
-                breakpoint.kind.access().is_none() && breakpoint.address == GuestVirt(reported)
-            })
-        };
+        let mut breakpoints = requests.table.iter();
+        if reported.is_access {
+            return breakpoints.any(|breakpoint| breakpoint.kind.access().is_some());
+        }
+        let is_asked_for = breakpoints.any(|breakpoint| {
+            breakpoint.kind.access().is_none() && breakpoint.address == GuestVirt(reported.at)
+        });
         let is_planted = || {
             let memory = self.machine.memory();
-            let mapping = regime.ok()?.translate(memory, GuestVirt(reported)).ok()?;
+            let mapping = regime.ok()?.translate(memory, GuestVirt(reported.at)).ok()?;
             Some(requests.table.is_planted(memory, mapping.address))
         };
-        pc == Some(reported) && (is_asked_for() || is_planted().unwrap_or(false))
+        is_asked_for || is_planted().unwrap_or(false)
     }
 
     /// What there is to report, all vCPUs standing still; `None` while the guest runs on. It does not wait.
@@ -211,8 +215,11 @@ impl<M: Machine> Debuggee<M> {
         }
         loop {
             let (vcpu, reason) = self.pending.remove(0);
-            if matches!(reason, StopReason::Breakpoint | StopReason::HardwareBreakpoint) {
-                self.reported[vcpu as usize] = self.linear_pc(vcpu);
+            let is_access = matches!(reason, StopReason::Watchpoint { .. });
+            let is_breakpoint = matches!(reason, StopReason::Breakpoint | StopReason::HardwareBreakpoint);
+            // Of a watchpoint aarch64 tells before the access is done, x86 behind it.
+            if is_breakpoint || is_access && self.isa() == Isa::Aarch64 {
+                self.reported[vcpu as usize] = self.linear_pc(vcpu).map(|at| Reported { at, is_access });
             }
             if let Some((vcpu, reason)) = self.step_on(vcpu, reason) {
                 return Some(self.stop(vcpu, reason));

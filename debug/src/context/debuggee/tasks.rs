@@ -83,10 +83,13 @@ impl<M: Machine> Debuggee<M> {
 
     /// What tells conditions of breakpoints which task has hit, by the kernel that is there now:
     ///
-    /// ```ignore
-    /// let tasks = debuggee.current_tasks()?;
-    /// let is_init = move |hit: &Hit<'_>| tasks.of(hit).is_ok_and(|task| task.pid == 1);
-    /// debuggee.add(Point::execute(address).when(is_init))?;
+    /// ```
+    /// # use debug::{context::{Debuggee, Point}, machine::Machine};
+    /// # fn stop<M: Machine>(guest: &mut Debuggee<M>, address: u64) -> Result<(), Box<dyn std::error::Error>> {
+    /// let tasks = guest.current_tasks()?;
+    /// guest.add(Point::execute(address).when(move |hit| tasks.of(hit).is_ok_and(|task| task.pid == 1)))?;
+    /// # Ok(())
+    /// # }
     /// ```
     ///
     /// # Errors

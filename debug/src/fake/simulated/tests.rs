@@ -329,10 +329,14 @@ fn watchpoints_stop_at_their_access() {
         let mut setting = Setting::new((isa, how), 1);
         let mut client = setting.attach();
         assert_eq!(client.ask(&format!("Z2,{DATA:x},8")), "OK");
+        let mut counted = Vec::new();
         for _ in 0..3 {
             let stop = client.ask("vCont;c");
             assert!(stop.contains(&format!("watch:{DATA:x}")), "{isa}: {stop}");
+            counted.push(client.register(isa, "count"));
         }
+        // Another store each time, also where the stop is in front of it.
+        assert!(counted.is_sorted_by(|one, next| one < next), "{isa}: {counted:?}");
     }
 }
 

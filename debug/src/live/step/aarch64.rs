@@ -61,7 +61,8 @@ impl Stepper<'_> {
                 let ends: Vec<u64> = targets.iter().chain(&faults).copied().collect();
                 arming = self.run_to(&ends);
                 step.runs_to = targets;
-                step.faults = faults.into_iter().map(|address| Handler { address, flags: 0 }).collect();
+                step.faults =
+                    faults.into_iter().map(|address| Handler { address, flags: 0, flags_size: 0 }).collect();
             }
         }
         if arming.block_interrupts {

@@ -180,6 +180,34 @@ fn handlers_of_faults_are_watched_on_what_registers_are_left() {
     assert!(!guest.watched().contains(&handler(14)));
 }
 
+/// For a fault the processor saves RF: with it, debug registers would not see the instruction that is begun again.
+#[test]
+fn an_instruction_that_has_faulted_is_seen_again() {
+    const STACK: u64 = 0x3000;
+    const RF: u64 = 1 << 16;
+    const TF: u64 = 1 << 8;
+    let slot = |address| {
+        DebugRegisters::X86([
+            Some(Slot { address, condition: Condition::Execute, length: 1 }),
+            None,
+            None,
+            None,
+        ])
+    };
+    for (own, wanted) in [(None, 2), (Some(slot(CODE)), RF | 2), (Some(slot(0x7000)), 2)] {
+        let mut guest = Guest::new(Isa::X86_64, CPUID);
+        own.into_iter().for_each(|own| guest.vcpu.guests = own);
+        let step = guest.prepare_step();
+        // #GP, with an error code in front.
+        guest.vcpu.file.set("rsp", STACK);
+        guest.ram.write(GuestPhys(STACK + 24), &(RF | TF | 2).to_le_bytes());
+        assert_eq!(guest.finish(&step, handler(13), REGISTER), Some(SINGLE));
+        let mut saved = [0; 8];
+        guest.ram.read(GuestPhys(STACK + 24), &mut saved);
+        assert_eq!(u64::from_le_bytes(saved), wanted);
+    }
+}
+
 #[test]
 fn interrupts_are_kept_out_of_x86_steps() {
     for blocks_interrupts in [true, false] {

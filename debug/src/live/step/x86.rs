@@ -1,7 +1,7 @@
 //! Steps of an x86 vCPU: by the trap flag, which the hypervisor sets and hides, beside the guest's own.
 
 use super::{At, PlannedStep, Stepper, is_step, stepped};
-use crate::arming::Arming;
+use crate::arming::{Arming, DebugRegisters};
 use crate::disassemble::OperatingMode;
 use crate::machine::{Code, MachineError, Memory};
 use crate::memory::{self, Translation};
@@ -9,8 +9,9 @@ use crate::trap::{Injection, Trap};
 use crate::vcpu::Vcpu;
 use arch::register::x86_64::{EFLAGS, TABLE};
 use arch::register::{known_row, row};
-use arch::x86::debug_registers::DR6_BS;
+use arch::x86::debug_registers::{Condition, DR6_BS, Slot};
 use arch::x86::simulate;
+use arch::x86::step::gate::Handler;
 use arch::x86::step::opcode::{Bits, Opcode};
 use arch::x86::step::{
     BREAKPOINT_VECTOR, DEBUG_VECTOR, DescriptorTable, Look, Plan, Processor, RFLAGS_TF, loads_flags, plan,
@@ -94,10 +95,24 @@ impl Guest<'_> {
     /// Puts the guest's own trap flag into flags that were stored at `offset` from its stack pointer.
     fn store_trap_flag(&self, offset: u64, own: bool) {
         // TF is bit 8.
-        let Some(place) = self.on_stack(offset + 1) else { return };
+        self.store_flag(offset + 1, own);
+    }
+
+    /// Has debug registers see the instruction again that has faulted: for a fault the processor saves RF, by which the
+    /// return to it goes by them (Intel SDM vol. 3, "Instruction-Breakpoint Exception Condition").
+    fn clear_resume_flag(&self, handler: &Handler) {
+        // RF is bit 16, which 16-bit flags have not.
+        if handler.flags_size > 2 {
+            self.store_flag(handler.flags + 2, false);
+        }
+    }
+
+    /// Sets or clears the lowest bit of a byte at an offset from the stack pointer.
+    fn store_flag(&self, offset: u64, is_set: bool) {
+        let Some(place) = self.on_stack(offset) else { return };
         let mut stored = [0];
         if self.memory(place.0, &mut stored) {
-            let stored = stored[0] & !1 | u8::from(own);
+            let stored = stored[0] & !1 | u8::from(is_set);
             memory::write(self.memory, self.space, None, place, &[stored]);
         }
     }
@@ -179,6 +194,13 @@ impl Stepper<'_> {
         Ok(())
     }
 
+    /// Whether the guest has a debug register of its own on an instruction.
+    fn has_own_at(&self, linear: u64) -> Result<bool, MachineError> {
+        let DebugRegisters::X86(slots) = self.vcpu.own_debug_registers(self.host)? else { return Ok(false) };
+        let is_on_it = |slot: &Slot| slot.condition == Condition::Execute && slot.address == linear;
+        Ok(slots.iter().flatten().any(is_on_it))
+    }
+
     /// Whether the guest has set its trap flag, by what the hypervisor shows of the flags.
     fn own_trap_flag(&self, flags: u64) -> bool {
         self.armed.trap_flag.unwrap_or(flags & RFLAGS_TF != 0)
@@ -200,6 +222,8 @@ impl Stepper<'_> {
     pub(super) fn finish_x86(&mut self, step: &PlannedStep, trap: Trap) -> Result<Trap, MachineError> {
         let pc = self.linear_pc()?;
         let fault = step.faults.iter().find(|fault| fault.address == pc);
+        // One of its own on the instruction it has dealt with, and goes by.
+        let is_the_guests = fault.is_some() && self.has_own_at(step.from)?;
         let stored_flags = if step.runs_to.contains(&pc) {
             None
         } else if let Some(fault) = fault {
@@ -214,6 +238,9 @@ impl Stepper<'_> {
             let space = Translation::Virtual(self.vcpu.regime()?);
             let guest = Guest { vcpu: &*self.vcpu, memory: self.memory, space: &space };
             guest.store_trap_flag(offset, step.own.before);
+            if let Some(handler) = fault.filter(|_| !is_the_guests) {
+                guest.clear_resume_flag(handler);
+            }
         }
         if fault.is_some() {
             self.armed.trap_flag = Some(false);
