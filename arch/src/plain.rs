@@ -1,11 +1,11 @@
 //! Text that a guest, a dump or a file has, as it may reach a terminal, a log, JSON, JUnit or TAP.
 //!
 //! The one place where such text is escaped: a control character could do something to a terminal, and a format
-//! character could reorder what stands beside it, or hide something in it. Each of them becomes U+FFFD. What a format needs
-//! beside that (quotes in JSON, `&` in XML) is done by whoever writes it.
+//! character could reorder what stands beside it, or hide something in it; noncharacters are refused by readers of XML. Each
+//! of them becomes U+FFFD. What a format needs beside that (quotes in JSON, `&` in XML) is done by whoever writes it.
 //!
-//! Source: The Unicode Standard 16.0, table 4-4, general categories Cc, Cf, Zl and Zp (`DerivedGeneralCategory.txt`);
-//! for why, Unicode Technical Report 36, section 2.9.
+//! Source: The Unicode Standard 16.0, table 4-4, general categories Cc, Cf, Zl and Zp (`DerivedGeneralCategory.txt`), and
+//! section 23.7, "Noncharacters"; for why, Unicode Technical Report 36, section 2.9, and XML 1.0, production 2 (`Char`).
 
 use std::ops::RangeInclusive;
 
@@ -36,7 +36,12 @@ const FORMAT: [RangeInclusive<char>; 19] = [
 /// Whether a character may be shown as it is: ends of lines and tabs may not.
 pub fn is_plain(character: char) -> bool {
     let is_format = || FORMAT.iter().any(|range| range.contains(&character));
-    !character.is_control() && (character.is_ascii() || !is_format())
+    !character.is_control() && (character.is_ascii() || !is_format() && !is_noncharacter(character))
+}
+
+/// The last two of each plane, and 32 more.
+fn is_noncharacter(character: char) -> bool {
+    u32::from(character) & 0xfffe == 0xfffe || ('\u{fdd0}'..='\u{fdef}').contains(&character)
 }
 
 /// A text in one line: names, releases, what stands in a table.
@@ -72,6 +77,7 @@ mod tests {
             ("\u{200b}\u{200c}\u{200d}\u{2060}\u{feff}", "\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}"),
             ("\u{2028}\u{2029}", "\u{fffd}\u{fffd}"),
             ("\u{ad}\u{180e}\u{fff9}\u{e0041}", "\u{fffd}\u{fffd}\u{fffd}\u{fffd}"),
+            ("\u{fffe}\u{ffff}\u{fdd0}\u{1fffe}\u{10ffff}", "\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}"),
             ("", ""),
         ] {
             assert_eq!(plain(text), expected);

@@ -2,7 +2,10 @@
 
 use crate::context::{Check, Context};
 use arch::Isa;
-use debug::context::{Address, Missing, Mode, Notice, Point, Unable, WaitError};
+use debug::breakpoint::Hit;
+use debug::context::{Address, Debuggee, Id, Missing, Mode, Notice, Point, TasksError, Unable, WaitError};
+use debug::linux::task::Task;
+use debug::machine::Machine;
 use kvm::{HOST_ISA, probe};
 use std::error::Error;
 use std::fs;
@@ -128,7 +131,8 @@ fn leaves_nothing(config: &Config, [work, _, _]: [u64; 3], limit: Duration) -> R
 }
 
 /// What is looked for of Debian's kernel.
-pub const SYMBOLS: &[&str] = &["fork_init", "setup_arch", "start_kernel", "linux_banner"];
+pub const SYMBOLS: &[&str] =
+    &["fork_init", "setup_arch", "start_kernel", "linux_banner", "free_initmem", "schedule"];
 
 /// Places of a kernel's symbols.
 struct Symbols(Vec<(String, Range<u64>)>);
@@ -199,9 +203,50 @@ fn debug_debian(config: &Config, symbols: &Symbols, limit: Duration) -> Result<(
     guest.go_until(vcpu, Mode::StepOut, limit)?;
     same("fork_init returns to start_kernel", &start_kernel.contains(&guest.pc(vcpu)?), &true)?;
 
+    tasks_of_debian(&mut guest, symbols, limit)?;
+
     guest.resume(all, Mode::Run)?;
     match guest.wait(limit) {
         Err(WaitError::Ended(ended)) => same("the end", &ended.code, &0),
         other => Err(format!("{other:?} instead of the guest's end").into()),
     }
+}
+
+/// The kernel's tasks, once it has described itself.
+fn tasks_of_debian<M: Machine>(guest: &mut Debuggee<M>, symbols: &Symbols, limit: Duration) -> Result<()> {
+    let all = guest.root();
+    same("tasks before the kernel has described itself", &guest.find_tasks(), &Err(TasksError::NoKernel))?;
+    let ready = guest.add(Point::execute(symbols.get("free_initmem")?.start))?;
+    let stop = guest.go_until(all, Mode::Run, limit)?;
+    guest.take_out(ready);
+    let named = |guest: &Debuggee<M>, ids: &[Id], is_it: &dyn Fn(&Task) -> bool| {
+        let found = ids.iter().copied().find(|id| guest.task(*id).is_some_and(is_it));
+        found.ok_or_else(|| format!("no such task among {}", ids.len()))
+    };
+    let ids = guest.find_tasks()?;
+    let first = named(guest, &ids, &|task| task.pid == 1)?;
+    same("the first process is active", &guest.can(first, Mode::UntilActive), &Err(Unable::Active))?;
+    same("its registers", &guest.stack(first)?, &guest.stack(stop.context)?)?;
+
+    // One that sleeps now, and not for long.
+    let rcu = named(guest, &ids, &|task| ["rcu_preempt", "rcu_sched"].contains(&task.comm.as_str()))?;
+    let asleep = guest.stack(rcu)?;
+    let stop = guest.go_until(rcu, Mode::UntilActive, limit)?;
+    same("it is active", &guest.can(rcu, Mode::UntilActive), &Err(Unable::Active))?;
+    let awake = guest.stack(stop.context)?;
+    same("it goes on on its own stack", &(asleep.abs_diff(awake) < 16 << 10), &true)?;
+
+    // Whoever sleeps comes by, and one task alone is stopped.
+    let tasks = guest.current_tasks()?;
+    let is_first = move |hit: &Hit<'_>| tasks.of(hit).is_ok_and(|task| task.pid == 1);
+    let schedule = guest.add(Point::execute(symbols.get("schedule")?.start).when(is_first))?;
+    for _ in 0..3 {
+        let stop = guest.go_until(all, Mode::Run, limit)?;
+        same("what it has stopped at", &stop.breakpoints, &vec![schedule])?;
+        same("the first process", &guest.can(first, Mode::UntilActive), &Err(Unable::Active))?;
+        same("its registers", &guest.stack(first)?, &guest.stack(stop.context)?)?;
+    }
+    same("it keeps its context", &guest.find_tasks()?.contains(&first), &true)?;
+    guest.take_out(schedule);
+    Ok(())
 }
