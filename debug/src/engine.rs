@@ -335,25 +335,37 @@ impl Engine {
                 self.at_register(cpu, pc, place, want)
             }
             Owner::Debugger(Cause::Watch(want, address)) => {
-                let id = requests.guarded.owners.get(want).copied();
-                let access =
-                    id.and_then(|id| requests.table.get(id)).and_then(|breakpoint| breakpoint.kind.access());
-                let hit = requests.met(want);
-                // On aarch64 the access is still to come, and may be begun again.
-                let is_retry = self.isa == Isa::Aarch64 && requests.retries.take(cpu, place);
                 drop(requests);
-                if !is_retry
-                    && self.stops(cpu, pc, &hit)
-                    && let Some(access) = access
-                {
-                    return Ok(Verdict::Stop(StopReason::Watchpoint { address, access }));
-                }
-                match self.isa {
-                    Isa::Aarch64 => self.pass(cpu, place, true),
-                    // It is done.
-                    Isa::X86_64 => self.after_step(cpu),
-                }
+                self.at_watchpoint(cpu, pc, place, (want, address))
             }
+        }
+    }
+
+    /// At an access that a debug register is on, in front of it or behind it.
+    fn at_watchpoint(
+        &self,
+        cpu: &mut dyn Cpu,
+        pc: u64,
+        place: Option<GuestPhys>,
+        (want, address): (usize, u64),
+    ) -> Result<Verdict, MachineError> {
+        let mut requests = self.requests();
+        let id = requests.guarded.owners.get(want).copied();
+        let access = id.and_then(|id| requests.table.get(id)).and_then(|breakpoint| breakpoint.kind.access());
+        let hit = requests.met(want);
+        // On aarch64 the access is still to come, and may be begun again.
+        let is_retry = self.isa == Isa::Aarch64 && requests.retries.take(cpu, place);
+        drop(requests);
+        if !is_retry
+            && self.stops(cpu, pc, &hit)
+            && let Some(access) = access
+        {
+            return Ok(Verdict::Stop(StopReason::Watchpoint { address, access }));
+        }
+        match self.isa {
+            Isa::Aarch64 => self.pass(cpu, place, true),
+            // It is done.
+            Isa::X86_64 => self.after_step(cpu),
         }
     }
 

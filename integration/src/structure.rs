@@ -36,7 +36,7 @@ const fn limit(folder: &'static str, circles: usize, longest: usize) -> Limit {
 /// What there is today; a change that has less makes it less.
 pub const LIMITS: &[Limit] = &[
     limit("arch", 0, 111),
-    limit("debug", 0, 83),
+    limit("debug", 0, 71),
     limit("debug/linux", 0, 70),
     limit("devices", 0, 73),
     limit("devices/disk", 0, 38),
