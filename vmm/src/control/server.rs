@@ -338,9 +338,7 @@ fn attach(stream: &UnixStream, guest: &Asked<'_>, watch: bool) -> io::Result<Opt
         (false, None) => "somebody else types",
     };
     send(stream, &Response::Done(words.into()))?;
-    stream.set_write_timeout(None)?;
-    stream.set_read_timeout(None)?;
-    Ok(Some(Box::new(move |stream, feed| follow::attach(stream, feed, &follower, typist.is_some()))))
+    Ok(Some(Box::new(move |stream, feed| follow::attach(stream, feed, &follower, typist))))
 }
 
 /// Answers a request, and what is to follow.
