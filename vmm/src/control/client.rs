@@ -153,11 +153,25 @@ fn wait(stream: &UnixStream, ended: Option<BorrowedFd<'_>>) -> io::Result<()> {
     }
 }
 
-/// Whether the guest of a name has left its socket behind, as one whose monitor was killed: others take it with them. It
-/// cannot be known of what cannot be looked at.
+/// Whether the guest of a name, which has just closed a connection, has left its socket behind, as one whose monitor was
+/// killed: others take it with them.
 pub fn was_killed(guest: &str) -> bool {
+    /// How long it may take from one descriptor that it has closed to the last.
+    const LAST_MOMENT: Duration = Duration::from_secs(1);
+    // What cannot be asked is not known to have been.
     let Ok(socket) = path_of(guest) else { return false };
-    UnixStream::connect(&socket).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    let ended = UnixStream::connect(&socket).and_then(|mut stream| {
+        stream.set_read_timeout(Some(LAST_MOMENT))?;
+        // Nothing comes but the end.
+        match stream.read(&mut [0]) {
+            Ok(_) => UnixStream::connect(&socket).map(|_| ()),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                UnixStream::connect(&socket).map(|_| ())
+            }
+            Err(error) => Err(error),
+        }
+    });
+    ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 #[cfg(test)]
@@ -181,6 +195,27 @@ mod tests {
         // It was no guest's that ended as it should.
         assert!(was_killed(path.to_str().unwrap()));
         answer
+    }
+
+    #[test]
+    fn one_that_takes_its_socket_with_it_was_not_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guest.sock");
+        let guest = path.to_str().unwrap();
+        assert!(!was_killed(guest));
+        for leaves in [false, true] {
+            let listener = UnixListener::bind(&path).unwrap();
+            let its = path.clone();
+            let ending = thread::spawn(move || {
+                let asked = listener.accept().unwrap();
+                if !leaves {
+                    std::fs::remove_file(its).unwrap();
+                }
+                drop((listener, asked));
+            });
+            assert_eq!(was_killed(guest), leaves);
+            ending.join().unwrap();
+        }
     }
 
     #[test]
