@@ -11,9 +11,10 @@ use debug::context::{Id, Kind, Listener, Notice, Stopped};
 use debug::linux::trouble;
 use debug::machine::StopReason;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv};
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak};
 
@@ -291,9 +292,12 @@ impl Seat<'_> {
             if is_over && !is_more && self.printed.is_empty() {
                 return Ok(());
             }
-            let has_room = || (self.input)(&[]).is_some_and(|waiting| waiting < MOST_TYPED);
+            let has_room = (self.input)(&[]).is_some_and(|waiting| waiting < MOST_TYPED);
+            if !has_room && self.types_no_more() {
+                self.typist = None;
+            }
             let mut flags = PollFlags::empty();
-            flags.set(PollFlags::POLLIN, self.typist.is_some() && has_room());
+            flags.set(PollFlags::POLLIN, self.typist.is_some() && has_room);
             flags.set(PollFlags::POLLOUT, !self.printed.is_empty());
             let news = self.printed.is_empty().then_some(self.follower);
             if wait(self.stream, flags, news, if is_more { 0 } else { LOOK })? {
@@ -320,6 +324,13 @@ impl Seat<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// Whether nothing more will be typed and all that was has been heard: a guest that reads nothing keeps nobody from
+    /// leaving the typing to others.
+    fn types_no_more(&self) -> bool {
+        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        recv(self.stream.as_raw_fd(), &mut [0], peek) == Ok(0)
     }
 
     /// Passes on what is typed.
@@ -497,10 +508,13 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let feed = Feed::new();
         let (its, follower, typist) = (Arc::clone(&feed), feed.follow().unwrap(), feed.type_on());
-        theirs.shutdown(std::net::Shutdown::Write).unwrap();
-        let input = |_: &[u8]| Some(0);
+        let input = |_: &[u8]| Some(MOST_TYPED);
         let mut seat =
             Seat { stream: &ours, follower: &follower, typist, input: &input, printed: Pending::default() };
+        assert!(!seat.types_no_more() && its.type_on().is_none());
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        // Also where the guest has no room for what might be typed.
+        assert!(seat.types_no_more());
         seat.hear().unwrap();
         assert!(its.type_on().is_some());
     }
