@@ -52,7 +52,7 @@ pub fn tell(guest: &str, answer: io::Result<Response>) -> u8 {
             log::error!("{text}");
             outcome::FILE
         }
-        Ok(Response::Info(_) | Response::Percent(_) | Response::Event(_) | Response::Unknown(_)) => {
+        Ok(Response::Info(_) | Response::Percent(_) | Response::Event(_) | Response::Unknown) => {
             log::error!("the guest {guest} ended before it had answered");
             outcome::FILE
         }

@@ -33,7 +33,7 @@ pub fn ask_within(guest: &str, request: &Request, limit: Duration) -> io::Result
     if line.is_empty() {
         return Err(silence());
     }
-    Ok(serde_json::from_str(&line)?)
+    Ok(Response::read(&line)?)
 }
 
 /// Asks for something. One that is not served may have been told so already, and then nobody hears what it asks for.
@@ -79,10 +79,10 @@ pub fn ask_with(
         if reader.read_line(&mut line)? == 0 {
             return Ok(last);
         }
-        last = serde_json::from_str(&line)?;
+        last = Response::read(&line)?;
         match &last {
             Response::Percent(percent) => logging::print(&format!("{percent} %\n")),
-            Response::Unknown(_) => {}
+            Response::Unknown => {}
             Response::Done(_)
             | Response::Error(_)
             | Response::Answer(_)
@@ -133,7 +133,8 @@ pub fn begin(guest: &str, request: &Request) -> io::Result<(UnixStream, Response
     }
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
-    Ok((stream, serde_json::from_slice(&line)?))
+    let line = String::from_utf8(line).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+    Ok((stream, Response::read(&line)?))
 }
 
 /// Waits for something to be read, or for the end.

@@ -136,9 +136,25 @@ pub enum Response {
     Info(Box<Info>),
     /// Something has happened.
     Event(Happened),
-    /// What this program does not know, to be passed over.
-    #[serde(untagged)]
-    Unknown(serde_json::Value),
+    /// What this program does not know, to be passed over ([`Response::read`]).
+    #[serde(skip)]
+    Unknown,
+}
+
+impl Response {
+    const NAMES: [&str; 6] = ["percent", "done", "error", "answer", "info", "event"];
+
+    /// Reads a line of an answer.
+    ///
+    /// # Errors
+    /// When it is no JSON, or is not as one of its name is to be. One of another name is [`Response::Unknown`].
+    pub fn read(line: &str) -> serde_json::Result<Response> {
+        serde_json::from_str(line).or_else(|error| {
+            let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line)?;
+            let is_other = |name: &String| !Response::NAMES.contains(&name.as_str());
+            if object.keys().any(is_other) { Ok(Response::Unknown) } else { Err(error) }
+        })
+    }
 }
 
 /// The version of all this: a program that knows another one's requests is answered in words. Requests, fields and events
@@ -320,7 +336,7 @@ mod tests {
     /// What a later monitor of the same version may say is understood as far as it is known.
     #[test]
     fn what_is_not_known_is_no_failure() {
-        let read = |text: &str| serde_json::from_str::<Response>(text).unwrap();
+        let read = |text: &str| Response::read(text).unwrap();
         let event = read(r#"{"event":{"milliseconds":5,"event":"migrated","to":"there"}}"#);
         let Response::Event(Happened { milliseconds: 5, event: Event::Unknown }) = event else {
             panic!("{event:?}")
@@ -329,7 +345,11 @@ mod tests {
         let Response::Event(Happened { event: Event::Running { by: Stopper::Unknown }, .. }) = event else {
             panic!("{event:?}")
         };
-        assert!(matches!(read(r#"{"promise":{"of":"more"}}"#), Response::Unknown(_)));
+        assert!(matches!(read(r#"{"promise":{"of":"more"}}"#), Response::Unknown));
+        // One that is known is as it is to be, or none.
+        for wrong in [r#"{"percent":"x"}"#, r#"{"event":{}}"#, "{}", "[]", ""] {
+            assert!(Response::read(wrong).is_err(), "{wrong}");
+        }
         let info = r#"{"info":{"pid":1,"vcpus":1,"memory":1,"state":"migrating","seconds":1,"serves_gdb":false,
             "is_debugged":false,"release":null}}"#;
         let Response::Info(info) = read(info) else { panic!("{info}") };

@@ -288,7 +288,7 @@ impl Asked<'_> {
             release: self
                 .dumper
                 .release(LOOK)
-                .map(|release| plain(&release).chars().take(LONGEST_RELEASE).collect()),
+                .map(|release| plain(release).chars().take(LONGEST_RELEASE).collect()),
         }))
     }
 }
