@@ -12,5 +12,6 @@ pub(crate) mod door;
 pub(crate) mod feed;
 mod follow;
 pub(crate) mod names;
+pub(crate) mod pending;
 pub mod protocol;
 pub(crate) mod server;

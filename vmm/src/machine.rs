@@ -38,4 +38,5 @@ pub use backends::Backends;
 pub use config::{Config, GdbConfig, GuestClock, HypercallConfig, MemorySize};
 pub use guest::{ConsoleInput, DeafPlace, Debugged, Guest, LONGEST_LOOK, TerminalSize};
 pub(crate) use onlooker::looks;
+pub(crate) use output_queue::dealt_with;
 pub use vcpus::Hold;

@@ -28,7 +28,7 @@ pub enum Outcome {
     },
     /// `--timeout` is over.
     Timeout,
-    /// `Ctrl-A x`, a signal, or the debugger's user.
+    /// `Ctrl-A x`, a signal, the debugger's user, or `vmm quit`.
     Stopped(StoppedBy),
 }
 
@@ -47,6 +47,8 @@ pub enum StoppedBy {
     Signal(i32),
     /// `kill` or `monitor quit` in a debugger.
     Debugger,
+    /// `vmm quit`.
+    Control,
 }
 
 /// An exit code with its meaning, for `--help` and for [`Outcome::code`].
@@ -91,7 +93,7 @@ exit_codes! {
     EMULATION_FAILURE = 16, "KVM met an instruction that it cannot emulate";
     INTERNAL_ERROR = 18, "KVM or the processor could not go on";
     TIMEOUT = 20, "--timeout ended the guest";
-    STOPPED = 22, "Ctrl-A x, SIGINT, SIGTERM, SIGHUP, SIGQUIT or the debugger ended the guest";
+    STOPPED = 22, "Ctrl-A x, SIGINT, SIGTERM, SIGHUP, SIGQUIT, the debugger or vmm quit ended the guest";
     NOT_THERE = 24, "vmm core: what was asked for is not in the dump";
     DUMP_FAILED = 26, "the core that --dump-on asks for could not be written when the guest ended";
     PANIC = 70, "a defect of vmm itself; please report it";
@@ -146,6 +148,7 @@ impl fmt::Display for Outcome {
             Outcome::Stopped(StoppedBy::Console) => f.write_str("stopped from the console"),
             Outcome::Stopped(StoppedBy::Signal(number)) => write!(f, "stopped by signal {number}"),
             Outcome::Stopped(StoppedBy::Debugger) => f.write_str("ended by the debugger"),
+            Outcome::Stopped(StoppedBy::Control) => f.write_str("ended by vmm quit"),
         }
     }
 }

@@ -116,7 +116,7 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
             false => output,
         }
     };
-    let mut guest = Guest::with_backends(&config.guest, backends, output())?;
+    let guest = Guest::with_backends(&config.guest, backends, output())?;
     cell::settle();
     let lacks_dump = Cell::new(false);
     if guest.is_linux() && probe::refuses_linux() {
@@ -124,35 +124,49 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
             "this host's KVM does not run Linux guests, and this is one: `vmm check` says what it lacks"
         );
     }
+    let mut around = Around {
+        config,
+        console: &console,
+        signals: &signals,
+        timer: &timer,
+        control: control.as_ref(),
+        foreground: None,
+        heard: listens.then(|| Arc::clone(&heard)),
+        lacks_dump: &lacks_dump,
+        again: &|guest: &Guest| guest.again(&config.guest, output()),
+    };
+    let ended = live(guest, &mut around);
+    if let Some(control) = &control {
+        control.feed().end(&end_of(&ended), LAST_NEWS);
+    }
+    ended
+}
+
+/// What those are told who follow a guest, also when it could not go on.
+fn end_of(ended: &Result<Ended, Error>) -> Event {
+    match ended {
+        Ok(ended) => Event::Ended { code: ended.code(), text: ended.outcome.to_string() },
+        Err(error) => Event::Ended { code: error.code(), text: error.to_string() },
+    }
+}
+
+/// Runs a guest, and those that it begins again as, to the last one's end.
+fn live(mut guest: Guest, around: &mut Around<'_>) -> Result<Ended, Error> {
     let mut is_first = true;
     loop {
         // The terminal is taken when nothing can be said wrong any more.
-        let foreground = take_terminal(&console).map_err(Error::system("cannot set up the terminal"))?;
-        if std::mem::take(&mut is_first) && foreground.is_some() && config.guest.waits_for_debugger() {
+        around.foreground =
+            take_terminal(around.console).map_err(Error::system("cannot set up the terminal"))?;
+        let is_typed_at = around.foreground.is_some();
+        if std::mem::take(&mut is_first) && is_typed_at && around.config.guest.waits_for_debugger() {
             log::warn!("Ctrl-A x ends it before, Ctrl-A h shows the keys");
         }
-        let around = Around {
-            config,
-            console: &console,
-            signals: &signals,
-            timer: &timer,
-            control: control.as_ref(),
-            foreground,
-            heard: listens.then(|| Arc::clone(&heard)),
-            lacks_dump: &lacks_dump,
-            again: &|guest: &Guest| guest.again(&config.guest, output()),
-        };
-        match run_guest(guest, &around)? {
-            Sequel::Over(outcome) => {
-                let ended = Ended { outcome, lacks_dump: lacks_dump.get() };
-                if let Some(control) = &control {
-                    let (code, text) = (ended.code(), ended.outcome.to_string());
-                    control.feed().end(&Event::Ended { code, text }, LAST_NEWS);
-                }
-                return Ok(ended);
-            }
+        match run_guest(guest, around)? {
+            Sequel::Over(outcome) => return Ok(Ended { outcome, lacks_dump: around.lacks_dump.get() }),
             Sequel::Again(next) => guest = *next,
         }
+        // It is taken anew, as it is then.
+        around.foreground = None;
     }
 }
 
@@ -242,5 +256,17 @@ fn run_guest(guest: Guest, around: &Around<'_>) -> Result<Sequel, Error> {
             return Ok(sequel);
         }
         events.run().map_err(|error| Error::system("the event loop failed")(io::Error::other(error)))?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_cannot_begin_again_is_told_to_have_ended() {
+        let error = Error::system("cannot make a vCPU")(io::Error::other("so"));
+        let Event::Ended { code, text } = end_of(&Err(error)) else { panic!("it has not ended") };
+        assert_eq!((code, text.as_str()), (crate::outcome::HOST, "cannot make a vCPU: so"));
     }
 }

@@ -49,12 +49,23 @@ pub enum Notice {
 /// What a listener has not read yet.
 #[derive(Debug, Default)]
 struct Queue {
-    notices: VecDeque<Notice>,
+    /// With when each was told.
+    notices: VecDeque<(Instant, Notice)>,
     most: usize,
     /// Lost behind the last of them.
     lost: u64,
+    /// When the first of those was told.
+    lost_at: Option<Instant>,
     /// There is nobody left who could tell anything.
     is_over: bool,
+}
+
+impl Queue {
+    /// The word of what is lost, if something is.
+    fn take_loss(&mut self) -> Option<(Instant, Notice)> {
+        let at = self.lost_at.take()?;
+        Some((at, Notice::Lost(std::mem::take(&mut self.lost))))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -70,15 +81,17 @@ impl Shared {
 
     fn tell(&self, notice: &Notice) {
         let mut queue = self.queue();
+        // Whoever has taken all there was has what was told up to then.
+        let now = Instant::now();
         let room = queue.most - queue.notices.len().min(queue.most);
         // The word of the loss takes a place, too.
-        match (queue.lost, room) {
-            (0, 1..) => queue.notices.push_back(notice.clone()),
-            (lost, 2..) => {
-                queue.lost = 0;
-                queue.notices.extend([Notice::Lost(lost), notice.clone()]);
-            }
-            _ => queue.lost += 1,
+        if room == 0 || room == 1 && queue.lost > 0 {
+            queue.lost += 1;
+            queue.lost_at.get_or_insert(now);
+        } else {
+            let lost = queue.take_loss();
+            queue.notices.extend(lost);
+            queue.notices.push_back((now, notice.clone()));
         }
         drop(queue);
         self.came.notify_all();
@@ -92,9 +105,15 @@ pub struct Listener(Arc<Shared>);
 impl Listener {
     /// The next notice, if there is one already.
     pub fn take(&self) -> Option<Notice> {
+        self.take_with_time().map(|(_, notice)| notice)
+    }
+
+    /// The next notice, as [`Self::take`] has it, and when it was told, for whoever hears of other things as well and
+    /// keeps their order.
+    pub fn take_with_time(&self) -> Option<(Instant, Notice)> {
         let mut queue = self.0.queue();
         let next = queue.notices.pop_front();
-        next.or_else(|| (queue.lost > 0).then(|| Notice::Lost(std::mem::take(&mut queue.lost))))
+        next.or_else(|| queue.take_loss())
     }
 
     /// The next notice, waited for up to `limit`; `None` when none has come, or none will come any more.
@@ -158,9 +177,11 @@ impl Listeners {
     /// which it begins. The guest and whoever debugs it are not held up.
     pub fn add(&self, most: usize) -> Listener {
         let mut told = self.told();
-        let notices: VecDeque<Notice> = told.contexts.iter().cloned().map(Notice::Created).collect();
+        let now = Instant::now();
+        let created = |context: &Context| (now, Notice::Created(context.clone()));
+        let notices: VecDeque<(Instant, Notice)> = told.contexts.iter().map(created).collect();
         let most = most.max(2).saturating_add(notices.len());
-        let queue = Queue { notices, most, lost: 0, is_over: told.is_over };
+        let queue = Queue { notices, most, is_over: told.is_over, ..Queue::default() };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), came: Condvar::new() });
         told.listeners.push(Arc::downgrade(&shared));
         Listener(shared)
@@ -254,6 +275,22 @@ mod tests {
             rest.iter().map(|notice| if let Notice::Lost(lost) = notice { *lost } else { 0 }).sum();
         let told = rest.iter().filter(|notice| matches!(notice, Notice::Started(_))).count() as u64;
         assert_eq!((told + lost, rest.last()), (3, Some(&Notice::Changed(tree.root(), Change::Breakpoints))));
+    }
+
+    #[test]
+    fn notices_have_the_time_that_they_were_told_at() {
+        let (tree, listeners) = setting();
+        let listener = listeners.add(2);
+        for _ in 0..5 {
+            listeners.tell(&Notice::Started(tree.root()));
+        }
+        let told = Instant::now();
+        let mut last = None;
+        while let Some((at, notice)) = listener.take_with_time() {
+            assert!(at <= told && last <= Some(at), "{notice:?}");
+            last = Some(at);
+        }
+        assert!(last.is_some());
     }
 
     #[test]

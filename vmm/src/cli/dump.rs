@@ -46,7 +46,8 @@ fn dump(args: &Args) -> Result<io::Result<Response>, String> {
     let destination = Destination::anywhere(&path).map_err(|error| words(&error))?;
     let (partial, file) = destination.create().map_err(|error| words(&error))?;
     let answer = args.guest.ask_of(|guest| {
-        let request = Request::Dump { path: path.clone() };
+        // Words, which JSON can have.
+        let request = Request::Dump { path: path.to_string_lossy().into_owned().into() };
         ask_with(guest, &request, Some(file.as_fd()), Some(signals.as_fd()))
     });
     match answer {

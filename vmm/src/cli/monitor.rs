@@ -7,11 +7,14 @@ use super::candidates::{commands, words};
 use super::colour::Colour;
 use super::named_guest::{NamedGuest, tell};
 use super::stdout;
-use crate::control::client::ask;
+use crate::control::client::ask_with;
 use crate::control::protocol::{MonitorLine, Request, Response};
 use dmesg::{Asked, End, Shown};
-use std::io::{self, IsTerminal, Write};
-use std::thread;
+use nix::poll::PollTimeout;
+use nix::sys::signal::Signal;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 /// Look at a guest that runs, by commands as gdb's monitor has them: why, ps, bt, locks, dmesg, regs, read
 #[derive(Debug, clap::Args)]
@@ -37,7 +40,7 @@ pub fn carry_out(args: &Args) -> u8 {
     match args.command[..] {
         [] if io::stdin().is_terminal() => prompt::at_terminal(guest, shown),
         [] => prompt::of_script(guest, shown, io::stdin().lock()),
-        _ => ask_words(guest, &args.command, shown),
+        _ => ask_words(guest, &args.command, shown, None),
     }
 }
 
@@ -45,15 +48,22 @@ fn request(line: String, json: bool) -> Request {
     Request::Monitor(MonitorLine { line, json })
 }
 
-/// Has a command carried out, and tells the answer; the exit code.
-fn ask_words(guest: &str, words: &[String], shown: Shown) -> u8 {
-    match Asked::of(words) {
-        Some(asked) if asked.follow => follow(guest, &asked, shown),
+/// The exit code of a command that was broken off, as of one that SIGINT ends.
+const INTERRUPTED: u8 = 128 + Signal::SIGINT as u8;
+
+/// Has a command carried out, and tells the answer; the exit code. What becomes readable in `ended` breaks it off.
+fn ask_words(guest: &str, words: &[String], shown: Shown, ended: Option<BorrowedFd<'_>>) -> u8 {
+    let ask = |line: String, json: bool| ask_with(guest, &request(line, json), None, ended);
+    let answer = match Asked::of(words) {
+        Some(asked) if asked.follow => return follow(guest, &asked, shown, ended),
         Some(asked) if shown.in_colour && !shown.json => {
-            let answer = ask(guest, &request(asked.line(), true));
-            tell(guest, answer.map(|answer| coloured(answer, shown)))
+            ask(asked.line(), true).map(|answer| coloured(answer, shown))
         }
-        _ => tell(guest, ask(guest, &request(words.join(" "), shown.json))),
+        _ => ask(words.join(" "), shown.json),
+    };
+    match answer {
+        Err(error) if error.kind() == ErrorKind::Interrupted => INTERRUPTED,
+        answer => tell(guest, answer),
     }
 }
 
@@ -71,13 +81,16 @@ fn coloured(answer: Response, shown: Shown) -> Response {
 }
 
 /// Prints the log as it comes, until the guest's end or Ctrl-C.
-fn follow(guest: &str, asked: &Asked, shown: Shown) -> u8 {
-    let ask_it = |line: String| ask(guest, &request(line, true));
+fn follow(guest: &str, asked: &Asked, shown: Shown, ended: Option<BorrowedFd<'_>>) -> u8 {
+    let ask_it = |line: String| ask_with(guest, &request(line, true), None, ended);
     let print = |text: &str| {
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes()).and_then(|()| out.flush())
     };
-    match dmesg::follow(asked, shown, ask_it, print, thread::sleep) {
+    let limit = |pause: Duration| PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX);
+    let pause = |pause| stdout::wait(ended, limit(pause));
+    match dmesg::follow(asked, shown, ask_it, print, pause) {
+        End::Interrupted => INTERRUPTED,
         End::Guest => {
             log::warn!("the guest has ended");
             0

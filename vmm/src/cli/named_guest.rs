@@ -41,7 +41,7 @@ impl NamedGuest {
 pub fn tell(guest: &str, answer: io::Result<Response>) -> u8 {
     match answer {
         Ok(Response::Done(text)) => stdout::print(&format!("{text}\n"), 0),
-        Ok(Response::Answer(Answer { text, why, code })) => {
+        Ok(Response::Answer(Answer { text, why, code, .. })) => {
             let printed = stdout::print(&text, code);
             if !why.is_empty() {
                 log::error!("{why}");
@@ -52,12 +52,16 @@ pub fn tell(guest: &str, answer: io::Result<Response>) -> u8 {
             log::error!("{text}");
             outcome::FILE
         }
-        Ok(Response::Info(_) | Response::Percent(_) | Response::Event(_)) => {
+        Ok(Response::Info(_) | Response::Percent(_) | Response::Event(_) | Response::Unknown) => {
             log::error!("the guest {guest} ended before it had answered");
             outcome::FILE
         }
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
             log::error!("no guest of the name {guest} runs (vmm ls lists them)");
+            outcome::FILE
+        }
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+            log::error!("the guest {guest} ended before it had answered");
             outcome::FILE
         }
         Err(error) => {

@@ -5,7 +5,7 @@
 
 use super::protocol::Event;
 use crate::machine::debugger::Attachment;
-use crate::machine::{ConsoleInput, Guest};
+use crate::machine::{ConsoleInput, Guest, dealt_with};
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -28,45 +28,51 @@ pub enum News {
     Output(Vec<u8>),
     /// So many bytes of that, or so many events, are lost here.
     Lost(u64),
-    /// Something has happened, so many milliseconds after the guest was started.
-    Event(Event, u64),
+    /// Something has happened.
+    Event(Event),
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    news: VecDeque<News>,
+    /// With when each has begun, milliseconds after the guest was started: later ones are no earlier.
+    news: VecDeque<(u64, News)>,
     /// Bytes of output in it.
     output: usize,
     events: usize,
 }
 
 impl Queue {
-    fn lose(&mut self, count: usize) {
+    fn lose(&mut self, now: u64, count: usize) {
         match self.news.back_mut() {
-            Some(News::Lost(lost)) => *lost += count as u64,
-            _ => self.news.push_back(News::Lost(count as u64)),
+            Some((_, News::Lost(lost))) => *lost += count as u64,
+            _ => self.news.push_back((now, News::Lost(count as u64))),
         }
     }
 
-    fn print(&mut self, bytes: &[u8]) {
+    fn print(&mut self, now: u64, bytes: &[u8]) {
         let (kept, lost) = bytes.split_at(bytes.len().min(MOST_OUTPUT - self.output));
         self.output += kept.len();
         match self.news.back_mut() {
             _ if kept.is_empty() => {}
-            Some(News::Output(last)) => last.extend_from_slice(kept),
-            _ => self.news.push_back(News::Output(kept.to_vec())),
+            Some((_, News::Output(last))) => last.extend_from_slice(kept),
+            _ => self.news.push_back((now, News::Output(kept.to_vec()))),
         }
         if !lost.is_empty() {
-            self.lose(lost.len());
+            self.lose(now, lost.len());
         }
     }
 
-    fn tell(&mut self, event: Event, milliseconds: u64) {
+    fn tell(&mut self, now: u64, event: Event) {
         if self.events == MOST_EVENTS {
-            return self.lose(1);
+            return self.lose(now, 1);
         }
+        self.end(now, event);
+    }
+
+    /// Tells the last of it, for which there is always room.
+    fn end(&mut self, now: u64, event: Event) {
         self.events += 1;
-        self.news.push_back(News::Event(event, milliseconds));
+        self.news.push_back((now, News::Event(event)));
     }
 }
 
@@ -83,16 +89,17 @@ impl Follower {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next piece of news.
-    pub fn take(&self) -> Option<News> {
+    /// The next piece of news, and when it has begun: milliseconds since the guest was started. Once there is none,
+    /// what comes is no earlier than [`Feed::now`] was before that.
+    pub fn take(&self) -> Option<(u64, News)> {
         // Of the count nothing is to be known.
         self.wake.read().ok();
         let mut queue = self.queue();
         let news = queue.news.pop_front();
         match &news {
-            Some(News::Output(bytes)) => queue.output -= bytes.len(),
-            Some(News::Event(..)) => queue.events -= 1,
-            Some(News::Lost(_)) | None => {}
+            Some((_, News::Output(bytes))) => queue.output -= bytes.len(),
+            Some((_, News::Event(_))) => queue.events -= 1,
+            Some((_, News::Lost(_))) | None => {}
         }
         news
     }
@@ -103,8 +110,11 @@ impl Follower {
         unsafe { BorrowedFd::borrow_raw(self.wake.as_raw_fd()) }
     }
 
-    fn add(&self, add: impl FnOnce(&mut Queue)) {
-        add(&mut self.queue());
+    /// Adds something, told of the time: nothing that is taken before was added at a later one.
+    fn add(&self, add: impl FnOnce(&mut Queue, u64)) {
+        let mut queue = self.queue();
+        add(&mut queue, self.feed.now());
+        drop(queue);
         self.ring();
     }
 
@@ -139,6 +149,8 @@ pub struct Followed {
 struct Shared {
     followers: Vec<Weak<Follower>>,
     guest: Option<Followed>,
+    /// How often it has begun again.
+    restarts: u64,
     is_over: bool,
     /// Whoever types on the guest's console.
     typist: Weak<()>,
@@ -172,7 +184,12 @@ impl Feed {
 
     /// Milliseconds since then.
     pub fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.milliseconds(Instant::now())
+    }
+
+    /// Milliseconds from then to another time.
+    pub fn milliseconds(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Somebody follows from now on.
@@ -208,10 +225,18 @@ impl Feed {
     /// The guest is this machine from now on.
     pub fn begin(&self, guest: &Guest) {
         let followed = Followed { attachment: guest.attachment().clone(), input: guest.console_input() };
-        let before = self.shared().guest.replace(followed);
+        let mut shared = self.shared();
+        let before = shared.guest.replace(followed);
+        shared.restarts += u64::from(before.is_some());
+        drop(shared);
         if before.is_some() {
             self.tell(&Event::Restarted {});
         }
+    }
+
+    /// How often the guest has begun again.
+    pub fn restarts(&self) -> u64 {
+        self.shared().restarts
     }
 
     /// What is followed now.
@@ -230,29 +255,25 @@ impl Feed {
 
     /// Tells what has happened.
     pub fn tell(&self, event: &Event) {
-        let now = self.now();
         for follower in self.followers() {
-            follower.add(|queue| queue.tell(event.clone(), now));
+            follower.add(|queue, now| queue.tell(now, event.clone()));
         }
     }
 
     fn print(&self, bytes: &[u8]) {
         for follower in self.followers() {
-            follower.add(|queue| queue.print(bytes));
+            follower.add(|queue, now| queue.print(now, bytes));
         }
     }
 
     /// The guest is over: nobody follows it from now on, and those who do have `limit` to hear the last of it.
     pub fn end(&self, event: &Event, limit: Duration) {
         let until = Instant::now() + limit;
-        let guest = {
-            let mut shared = self.shared();
-            shared.is_over = true;
-            shared.guest.take()
-        };
+        let (followers, guest) = self.close(event);
         drop(guest);
-        // It wakes those who look whether it is over.
-        self.tell(event);
+        // Those who are woken find that it is over.
+        followers.iter().for_each(|follower| follower.ring());
+        drop(followers);
         let mut shared = self.shared();
         while self.count.load(Ordering::SeqCst) > 0 {
             let left = until.saturating_duration_since(Instant::now());
@@ -264,7 +285,18 @@ impl Feed {
         }
     }
 
-    /// Whether the guest is over.
+    /// Whoever finds that the guest is over has been told of its end.
+    fn close(&self, event: &Event) -> (Vec<Arc<Follower>>, Option<Followed>) {
+        let mut shared = self.shared();
+        let followers: Vec<_> = shared.followers.iter().filter_map(Weak::upgrade).collect();
+        for follower in &followers {
+            follower.queue().end(self.now(), event.clone());
+        }
+        shared.is_over = true;
+        (followers, shared.guest.take())
+    }
+
+    /// Whether the guest is over. Those who follow it have been told of its end by then.
     pub fn is_over(&self) -> bool {
         self.shared().is_over
     }
@@ -282,9 +314,10 @@ struct Told {
 
 impl Write for Told {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.output.write(bytes)?;
-        self.feed.print(&bytes[..count]);
-        Ok(count)
+        let written = self.output.write(bytes);
+        // Whoever follows the console sees it also where nobody else can.
+        self.feed.print(dealt_with(&written, bytes));
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -302,23 +335,53 @@ mod tests {
         let mut output = feed.output(Box::new(io::sink()));
         output.write_all(b"before").unwrap();
         let follower = feed.follow().unwrap();
-        assert_eq!(follower.take(), None);
+        let take = || follower.take().map(|(_, news)| news);
+        assert_eq!(take(), None);
         output.write_all(b"one ").unwrap();
         output.write_all(b"two").unwrap();
         feed.tell(&Event::Restarted {});
         output.write_all(&vec![b'x'; MOST_OUTPUT]).unwrap();
         output.write_all(b"lost").unwrap();
-        assert_eq!(follower.take(), Some(News::Output(b"one two".to_vec())));
-        assert!(matches!(follower.take(), Some(News::Event(Event::Restarted {}, _))));
-        let Some(News::Output(rest)) = follower.take() else { panic!("nothing is told") };
+        assert_eq!(take(), Some(News::Output(b"one two".to_vec())));
+        assert!(matches!(take(), Some(News::Event(Event::Restarted {}))));
+        let Some(News::Output(rest)) = take() else { panic!("nothing is told") };
         assert_eq!(rest.len(), MOST_OUTPUT - 7);
-        assert_eq!(follower.take(), Some(News::Lost(11)));
-        assert_eq!(follower.take(), None);
+        assert_eq!(take(), Some(News::Lost(11)));
+        assert_eq!(take(), None);
         for _ in 0..MOST_EVENTS + 3 {
             feed.tell(&Event::Restarted {});
         }
-        let mut news: Vec<News> = std::iter::from_fn(|| follower.take()).collect();
+        let ended = Event::Ended { code: 0, text: String::new() };
+        feed.end(&ended, Duration::ZERO);
+        let mut news: Vec<News> = std::iter::from_fn(take).collect();
+        // The end is not lost.
+        assert_eq!(news.pop(), Some(News::Event(ended)));
         assert_eq!((news.pop(), news.len()), (Some(News::Lost(3)), MOST_EVENTS));
+    }
+
+    /// Where nobody else sees the console any more, whoever follows it does.
+    #[test]
+    fn what_cannot_be_written_is_told() {
+        /// Has room for three bytes, and then nobody reads.
+        struct Broken(usize);
+        impl Write for Broken {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                match std::mem::take(&mut self.0) {
+                    0 => Err(io::ErrorKind::BrokenPipe.into()),
+                    room => Ok(room.min(bytes.len())),
+                }
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let feed = Feed::new();
+        let follower = feed.follow().unwrap();
+        let mut output = feed.output(Box::new(Broken(3)));
+        assert!(output.write_all(b"hello").is_err());
+        assert!(output.write_all(b", you").is_err());
+        assert_eq!(follower.take().map(|(_, news)| news), Some(News::Output(b"hello, you".to_vec())));
     }
 
     #[test]
@@ -334,22 +397,21 @@ mod tests {
         assert!(feed.type_on().is_some());
     }
 
-    /// Whoever reads hears the last of it, and whoever does not is not waited for without end.
+    /// Whoever finds that the guest is over has been told how, and whoever does not read is not waited for without end.
     #[test]
     fn the_end_is_told_to_those_who_read() {
         let feed = Feed::new();
         let (reader, idle) = (feed.follow().unwrap(), feed.follow().unwrap());
         let its = Arc::clone(&feed);
         let reading = std::thread::spawn(move || {
-            let mut last = None;
-            while !its.is_over() || last.is_none() {
-                last = reader.take().or(last);
+            while !its.is_over() {
                 std::thread::yield_now();
             }
-            last
+            reader.take()
         });
         feed.end(&Event::Ended { code: 3, text: "so".into() }, Duration::from_millis(100));
-        assert!(matches!(reading.join().unwrap(), Some(News::Event(Event::Ended { code: 3, .. }, _))));
+        let told = reading.join().unwrap().map(|(_, news)| news);
+        assert!(matches!(told, Some(News::Event(Event::Ended { code: 3, .. }))), "{told:?}");
         assert!(feed.follow().is_err());
         drop(idle);
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 /// What a guest is asked for.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Request {
     /// Write a core to this file.
     Dump {
@@ -87,6 +88,7 @@ pub struct ServeGdb {
 /// [`OnLost`], as it is said.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Lost {
     /// It runs on.
     #[default]
@@ -120,6 +122,7 @@ impl From<Lost> for OnLost {
 /// What it answers.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Response {
     /// How far it is.
     Percent(u64),
@@ -133,6 +136,25 @@ pub enum Response {
     Info(Box<Info>),
     /// Something has happened.
     Event(Happened),
+    /// What this program does not know, to be passed over ([`Response::read`]).
+    #[serde(skip)]
+    Unknown,
+}
+
+impl Response {
+    const NAMES: [&str; 6] = ["percent", "done", "error", "answer", "info", "event"];
+
+    /// Reads a line of an answer.
+    ///
+    /// # Errors
+    /// When it is no JSON, or is not as one of its name is to be. One of another name is [`Response::Unknown`].
+    pub fn read(line: &str) -> serde_json::Result<Response> {
+        serde_json::from_str(line).or_else(|error| {
+            let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line)?;
+            let is_other = |name: &String| !Response::NAMES.contains(&name.as_str());
+            if object.keys().any(is_other) { Ok(Response::Unknown) } else { Err(error) }
+        })
+    }
 }
 
 /// The version of all this: a program that knows another one's requests is answered in words. Requests, fields and events
@@ -152,6 +174,7 @@ pub struct Happened {
 /// What may happen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Event {
     /// It stands still.
     Stopped {
@@ -197,20 +220,28 @@ pub enum Event {
         /// In words.
         text: String,
     },
+    /// What this program does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Who has a guest stand still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Stopper {
     /// `vmm stop`.
     Control,
     /// One that is attached.
     Debugger,
+    /// Somebody this program does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What a guest is, and how it is.
 #[derive(Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Info {
     /// [`VERSION`].
     #[serde(default)]
@@ -234,7 +265,7 @@ pub struct Info {
     pub is_debugged: bool,
     /// The release of its Linux kernel, if one has described itself.
     pub release: Option<String>,
-    /// The file of its kernel...
+    /// The file of its kernel, with U+FFFD for what is no UTF-8 in a path...
     #[serde(default)]
     pub kernel: Option<PathBuf>,
     /// ...and the one that its monitor has names from.
@@ -245,6 +276,7 @@ pub struct Info {
 /// Whether a guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum RunState {
     /// It does, as far as anybody here is concerned.
     Running,
@@ -252,6 +284,9 @@ pub enum RunState {
     Stopped,
     /// Somebody else does: a debugger, a dump.
     Held,
+    /// What this program does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 impl RunState {
@@ -261,12 +296,14 @@ impl RunState {
             RunState::Running => "running",
             RunState::Stopped => "stopped",
             RunState::Held => "held",
+            RunState::Unknown => "unknown",
         }
     }
 }
 
 /// An answer: what is to be printed, what to be said of it, and the exit code.
 #[derive(Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Answer {
     /// Lines with their ends, or JSON.
     pub text: String,
@@ -274,6 +311,9 @@ pub struct Answer {
     pub why: String,
     /// The exit code.
     pub code: u8,
+    /// How often the guest had begun again: what was answered before that is of another kernel.
+    #[serde(default)]
+    pub restarts: u64,
 }
 
 /// The longest request, bytes.
@@ -287,4 +327,36 @@ pub fn send(mut stream: impl Write, said: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_string(said)?;
     line.push('\n');
     stream.write_all(line.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a later monitor of the same version may say is understood as far as it is known.
+    #[test]
+    fn what_is_not_known_is_no_failure() {
+        let read = |text: &str| Response::read(text).unwrap();
+        let event = read(r#"{"event":{"milliseconds":5,"event":"migrated","to":"there"}}"#);
+        let Response::Event(Happened { milliseconds: 5, event: Event::Unknown }) = event else {
+            panic!("{event:?}")
+        };
+        let event = read(r#"{"event":{"milliseconds":5,"event":"running","by":"migration","more":1}}"#);
+        let Response::Event(Happened { event: Event::Running { by: Stopper::Unknown }, .. }) = event else {
+            panic!("{event:?}")
+        };
+        assert!(matches!(read(r#"{"promise":{"of":"more"}}"#), Response::Unknown));
+        // One that is known is as it is to be, or none.
+        for wrong in [r#"{"percent":"x"}"#, r#"{"event":{}}"#, "{}", "[]", ""] {
+            assert!(Response::read(wrong).is_err(), "{wrong}");
+        }
+        let info = r#"{"info":{"pid":1,"vcpus":1,"memory":1,"state":"migrating","seconds":1,"serves_gdb":false,
+            "is_debugged":false,"release":null}}"#;
+        let Response::Info(info) = read(info) else { panic!("{info}") };
+        assert_eq!((info.state, info.state.word()), (RunState::Unknown, "unknown"));
+        // An answer of one that does not count them.
+        let answer = read(r#"{"answer":{"text":"","why":"","code":0}}"#);
+        assert!(matches!(answer, Response::Answer(Answer { restarts: 0, .. })), "{answer:?}");
+        assert!(serde_json::from_str::<Request>(r#"{"promise":{}}"#).is_err());
+    }
 }

@@ -18,6 +18,7 @@ use crate::machine::debugger::{Attachment, listen};
 use crate::machine::dumper::Dumper;
 use crate::outcome::{self, NOT_THERE};
 use crate::peer;
+use arch::plain::plain;
 use debug::dump::write::Progress;
 use debug::gdb::accept::Pause;
 use debug::gdb::endpoint::{Endpoint, ListeningSocket};
@@ -161,8 +162,11 @@ impl ControlSocket {
         let (dumper, attachment) = (guest.dumper().clone(), guest.attachment().clone());
         let counted = Arc::clone(&self.clients);
         let (about, feed) = (Arc::clone(&self.about), Arc::clone(&self.feed));
+        // Those of this machine, whatever comes.
+        let restarts = feed.restarts();
         let serve = move || {
-            let asked = Asked { dumper: &dumper, attachment: &attachment, about: &about, feed: &feed };
+            let asked =
+                Asked { dumper: &dumper, attachment: &attachment, about: &about, feed: &feed, restarts };
             let answered = answer(&stream, &asked);
             // Whoever follows is counted among those who do, and keeps nothing of this machine.
             drop((counted, dumper, attachment));
@@ -217,6 +221,8 @@ struct Asked<'a> {
     attachment: &'a Attachment,
     about: &'a About,
     feed: &'a Arc<Feed>,
+    /// How often the guest has begun again before it was this machine.
+    restarts: u64,
 }
 
 impl Asked<'_> {
@@ -277,11 +283,19 @@ impl Asked<'_> {
             serves_gdb: guest.serves_gdb,
             gdb: self.attachment.debugger().and_then(|debugger| debugger.address().map(str::to_string)),
             is_debugged: guest.is_debugged,
-            kernel: self.about.kernel.clone(),
-            symbols: self.about.symbols.clone(),
-            release: self.dumper.release(LOOK).map(|release| release.chars().take(LONGEST_RELEASE).collect()),
+            kernel: self.about.kernel.as_deref().map(speakable),
+            symbols: self.about.symbols.as_deref().map(speakable),
+            release: self
+                .dumper
+                .release(LOOK)
+                .map(|release| plain(release).chars().take(LONGEST_RELEASE).collect()),
         }))
     }
+}
+
+/// A path as JSON can have it.
+fn speakable(path: &Path) -> PathBuf {
+    path.to_string_lossy().into_owned().into()
 }
 
 const OVER: &str = "the guest is over, or begins again just now";
@@ -338,9 +352,7 @@ fn attach(stream: &UnixStream, guest: &Asked<'_>, watch: bool) -> io::Result<Opt
         (false, None) => "somebody else types",
     };
     send(stream, &Response::Done(words.into()))?;
-    stream.set_write_timeout(None)?;
-    stream.set_read_timeout(None)?;
-    Ok(Some(Box::new(move |stream, feed| follow::attach(stream, feed, &follower, typist.is_some()))))
+    Ok(Some(Box::new(move |stream, feed| follow::attach(stream, feed, &follower, typist))))
 }
 
 /// Answers a request, and what is to follow.
@@ -428,12 +440,13 @@ fn monitor(stream: &UnixStream, guest: &Asked<'_>, asked: &MonitorLine) -> io::R
         Ok(reply) => {
             let text = if asked.json { format!("{}\n", reply.json()) } else { reply.to_string() };
             let why = reply.shortfall().unwrap_or_default();
-            Answer { text, code: if why.is_empty() { 0 } else { NOT_THERE }, why }
+            Answer { text, code: if why.is_empty() { 0 } else { NOT_THERE }, why, restarts: guest.restarts }
         }
         Err(refused) => Answer {
             text: String::new(),
             code: outcome::of_refusal(&refused.why),
             why: refused.to_string().trim_end().into(),
+            restarts: guest.restarts,
         },
     }))
 }
@@ -549,6 +562,16 @@ mod tests {
         assert!(read_request(&ours, Duration::from_millis(100)).is_err());
         drop(ours);
         drip.join().unwrap();
+    }
+
+    /// A guest whose kernel's file has a name that is no text can be asked what it is.
+    #[test]
+    fn a_path_that_is_no_text_is_told_as_far_as_it_is() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let path = Path::new(OsStr::from_bytes(b"/boot/vm\xfflinux"));
+        assert!(serde_json::to_string(path).is_err());
+        assert_eq!(serde_json::to_string(&speakable(path)).unwrap(), "\"/boot/vm\u{fffd}linux\"");
     }
 
     #[test]

@@ -216,12 +216,15 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         control.feed().begin(&guest);
     }
     guest.start();
-    let ended = desk.live(report)?;
+    let ended = desk.live(report);
     if let Some(control) = &control {
-        let (code, text) = (ended.verdict.code(), ended.verdict.to_string());
+        let (code, text) = match &ended {
+            Ok(ended) => (ended.verdict.code(), ended.verdict.to_string()),
+            Err(error) => (verdict::CANNOT, error.to_string()),
+        };
         control.feed().end(&Event::Ended { code, text }, LAST_MOMENT);
     }
-    Ok(ended)
+    ended
 }
 
 /// Where the kernel's log goes: no loop waits for whoever reads it.

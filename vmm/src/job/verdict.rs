@@ -81,7 +81,7 @@ impl Verdict {
                 SIGNALS.saturating_add(u8::try_from(*number).unwrap_or(0))
             }
             // As one that Ctrl-C ends.
-            Verdict::Stopped(StoppedBy::Console | StoppedBy::Debugger) => SIGNALS + 2,
+            Verdict::Stopped(StoppedBy::Console | StoppedBy::Debugger | StoppedBy::Control) => SIGNALS + 2,
             Verdict::Trouble(..) => TROUBLE,
             Verdict::Ended(_) | Verdict::Lost => ENDED,
             Verdict::Panic(_) => PANIC,
@@ -161,6 +161,7 @@ impl fmt::Display for Verdict {
             Verdict::Stopped(StoppedBy::Signal(number)) => write!(f, "stopped by signal {number}"),
             Verdict::Stopped(StoppedBy::Console) => f.write_str("stopped from the terminal"),
             Verdict::Stopped(StoppedBy::Debugger) => f.write_str("ended by the debugger"),
+            Verdict::Stopped(StoppedBy::Control) => f.write_str("ended by vmm quit"),
         }
     }
 }
@@ -181,6 +182,7 @@ mod tests {
             (Verdict::of_guest(Outcome::Ended(End::Reset), false), ENDED),
             (Verdict::of_guest(Outcome::Stopped(StoppedBy::Signal(15)), false), 143),
             (Verdict::Stopped(StoppedBy::Console), 130),
+            (Verdict::Stopped(StoppedBy::Control), 130),
             (Verdict::TimeOver, 124),
             (Verdict::Lost, ENDED),
         ] {

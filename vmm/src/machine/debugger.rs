@@ -186,7 +186,7 @@ impl Attachment {
     /// Ends the guest, if it is there.
     pub(crate) fn quit(&self) {
         if let Some(vcpus) = self.vcpus.upgrade() {
-            vcpus.monitor().quit();
+            vcpus.monitor().quit_for_client();
         }
     }
 

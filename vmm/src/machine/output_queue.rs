@@ -273,6 +273,9 @@ impl OutputQueue {
 /// Writes bytes and takes away what is written, without moving the rest, until nothing is left or the
 /// thread is kicked.
 fn write(output: &mut dyn Write, bytes: &mut VecDeque<u8>) -> io::Result<()> {
+    // What fails is given up as a whole, and was to be seen as a whole by those who listen in between. It moves what has
+    // gone around the end, once.
+    bytes.make_contiguous();
     let is_interrupted = |error: &io::Error| error.kind() == io::ErrorKind::Interrupted;
     while !bytes.is_empty() {
         match output.write(bytes.as_slices().0) {
@@ -283,6 +286,18 @@ fn write(output: &mut dyn Write, bytes: &mut VecDeque<u8>) -> io::Result<()> {
         }
     }
     output.flush()
+}
+
+/// What of `bytes`, the last that there were, an output has dealt with, for those who listen in front of it: a failure
+/// is the end of all of them, unless they are to be written again.
+pub(crate) fn dealt_with<'a>(written: &io::Result<usize>, bytes: &'a [u8]) -> &'a [u8] {
+    match written {
+        // That it takes nothing is a failure as well.
+        Ok(0) => bytes,
+        Ok(count) => &bytes[..*count],
+        Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => &[],
+        Err(_) => bytes,
+    }
 }
 
 /// The end of the queue that the serial port has: it never waits.

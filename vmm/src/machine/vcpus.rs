@@ -66,6 +66,11 @@ pub struct Threads {
 }
 
 impl Threads {
+    /// Ends the guest, for a client of its control socket.
+    pub(crate) fn quit_for_client(&self) {
+        self.services.end(Outcome::Stopped(StoppedBy::Control));
+    }
+
     /// Starts a thread for each vCPU. None runs its guest before it is told to.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! `kernel/panic.c`). Whoever can write to the console can print that as well, so it is only a reason to
 //! look into the kernel's log.
 
+use crate::machine::dealt_with;
 use devices::tell;
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -45,9 +46,9 @@ impl PanicWatch {
 
 impl Write for PanicWatch {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.output.write(bytes)?;
-        self.listen(&bytes[..count]);
-        Ok(count)
+        let written = self.output.write(bytes);
+        self.listen(dealt_with(&written, bytes));
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -81,5 +82,25 @@ mod tests {
             assert_eq!(hears("Kernel panic - not syncing: sysrq triggered crash", piece), 0);
         }
         assert_eq!(hears(&format!("{line}\n{line}"), 5), 2);
+    }
+
+    /// A full disk, or a pipe that nobody reads, keeps nobody from hearing it.
+    #[test]
+    fn the_line_is_heard_where_it_cannot_be_written() {
+        struct Broken;
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let heard = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let mut watch = PanicWatch::new(Box::new(Broken), Arc::clone(&heard));
+        assert!(watch.write(b"---[ end Kernel panic - not").is_err());
+        assert!(watch.write(b" syncing: why ]---").is_err());
+        assert_eq!(heard.read().unwrap(), 1);
     }
 }

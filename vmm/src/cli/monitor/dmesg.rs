@@ -3,6 +3,7 @@
 //! The guest's monitor keeps nothing for whoever follows its log: it is asked again for what is behind the record that was
 //! told last. What it answers here is JSON, and printed here.
 
+use crate::cli::stdout::Waited;
 use crate::control::protocol::{Answer, Response};
 use crate::machine::looks;
 use crate::outcome::NOT_THERE;
@@ -10,13 +11,15 @@ use debug::command::common;
 use debug::command::dmesg::{DMESG, Dmesg, log_of_json};
 use debug::linux::log::Log;
 use debug::reply::{Arguments, Value, json};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
 /// How long it takes from one look to the next, at least.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How many times as long as a look takes, for which the guest stands still.
 const REST: u32 = 9;
+/// And how long it takes at most: a look may have taken long for other reasons.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What is asked of a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,21 +99,36 @@ pub(super) enum End {
     Answer(io::Result<Response>),
     /// It cannot be written any more.
     Output(io::Error),
+    /// Whoever followed it wants something else.
+    Interrupted,
 }
 
 /// Prints what there is, and then what comes. `ask` asks the guest, `print` writes what there is to be written, `pause`
-/// waits.
+/// waits for somebody to break this off.
 pub(super) fn follow(
     asked: &Asked,
     shown: Shown,
     mut ask: impl FnMut(String) -> io::Result<Response>,
     mut print: impl FnMut(&str) -> io::Result<()>,
-    mut pause: impl FnMut(Duration),
+    mut pause: impl FnMut(Duration) -> io::Result<Waited>,
 ) -> End {
-    let (mut asked, mut has_begun) = (Asked { since: asked.since.or(Some(0)), ..asked.clone() }, false);
+    // Of which beginning of the guest what was told last is.
+    let (mut asked, mut told) = (Asked { since: asked.since.or(Some(0)), ..asked.clone() }, None);
     loop {
         let began = Instant::now();
-        match ask(asked.line()) {
+        let answer = ask(asked.line());
+        // Not the time that whoever reads takes.
+        let took = began.elapsed();
+        let has_begun = told.is_some();
+        match answer {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return End::Interrupted,
+            // Another kernel's log, of which that was asked for which is behind the former one's.
+            Ok(Response::Answer(answer))
+                if answer.code == 0 && told.is_some_and(|told| told != answer.restarts) =>
+            {
+                (asked.since, told) = (Some(0), Some(answer.restarts));
+                continue;
+            }
             Ok(Response::Answer(answer)) if answer.code == 0 => {
                 let Some((text, next)) = printed(&answer, shown) else {
                     return End::Answer(Ok(Response::Error("it answers no log".into())));
@@ -119,14 +137,19 @@ pub(super) fn follow(
                     return End::Output(error);
                 }
                 // Those that there were are told.
-                (asked.lines, asked.since, has_begun) = (None, Some(next), true);
+                (asked.lines, asked.since, told) = (None, Some(next), Some(answer.restarts));
             }
             // Between one kernel and the next, and where others are served just then.
             Ok(Response::Answer(Answer { code: NOT_THERE, .. }) | Response::Error(_)) if has_begun => {}
             Ok(Response::Percent(_)) | Err(_) if has_begun => return End::Guest,
             other => return End::Answer(other),
         }
-        pause(PAUSE.max(began.elapsed() * REST));
+        match pause(took.saturating_mul(REST).clamp(PAUSE, LONGEST_PAUSE)) {
+            Ok(Waited::Time) => {}
+            Ok(Waited::Ready) => return End::Interrupted,
+            Ok(Waited::Unread) => return End::Output(ErrorKind::BrokenPipe.into()),
+            Err(error) => return End::Output(error),
+        }
     }
 }
 
@@ -157,7 +180,13 @@ mod tests {
     }
 
     fn answer(text: &str, code: u8) -> io::Result<Response> {
-        Ok(Response::Answer(Answer { text: text.into(), why: String::new(), code }))
+        Ok(Response::Answer(Answer { text: text.into(), why: String::new(), code, restarts: 0 }))
+    }
+
+    /// An answer of a guest that has begun again so many times.
+    fn of_restart(answer: io::Result<Response>, restarts: u64) -> io::Result<Response> {
+        let Ok(Response::Answer(answer)) = answer else { panic!("{answer:?}") };
+        Ok(Response::Answer(Answer { restarts, ..answer }))
     }
 
     fn log(first: u64, texts: &[&str], lost: u64) -> io::Result<Response> {
@@ -185,9 +214,11 @@ mod tests {
             text.push_str(more);
             Ok(())
         };
-        let mut pauses = Vec::new();
-        let end = follow(&asked(line).unwrap(), shown, ask, print, |pause| pauses.push(pause));
-        assert!(pauses.iter().all(|pause| *pause >= PAUSE));
+        let pause = |pause: Duration| {
+            assert!((PAUSE..=LONGEST_PAUSE).contains(&pause));
+            Ok(Waited::Time)
+        };
+        let end = follow(&asked(line).unwrap(), shown, ask, print, pause);
         (lines, text, end)
     }
 
@@ -219,6 +250,52 @@ mod tests {
         assert_eq!(text, expected);
     }
 
+    /// Also where the new kernel has written more than the former one by then.
+    #[test]
+    fn another_kernels_log_is_told_from_its_beginning() {
+        let answers = vec![
+            log(0, &["a", "b"], 0),
+            of_restart(log(2, &["not yet"], 0), 1),
+            of_restart(log(0, &["c", "d", "e"], 0), 1),
+            of_restart(log(3, &[], 0), 1),
+        ];
+        let (lines, text, _) = followed("dmesg -w", PLAIN, answers);
+        let since = |number: u64| format!("dmesg --since {number}");
+        assert_eq!(lines, [since(0), since(2), since(0), since(3), since(3)]);
+        let told: Vec<&str> = text.lines().map(|line| line.split_once("] ").unwrap().1).collect();
+        assert_eq!(told, ["a", "b", "c", "d", "e"]);
+    }
+
+    #[test]
+    fn it_is_broken_off_by_whoever_follows_it_or_reads_no_more() {
+        let once = |waited: Waited| {
+            let mut answers = VecDeque::from([log(0, &["a"], 0)]);
+            let ask = |_| answers.pop_front().expect("it is not asked again");
+            follow(&Asked::default(), PLAIN, ask, |_| Ok(()), |_| Ok(waited))
+        };
+        assert!(matches!(once(Waited::Ready), End::Interrupted));
+        assert!(matches!(once(Waited::Unread), End::Output(error) if error.kind() == ErrorKind::BrokenPipe));
+        let (_, _, end) = followed("dmesg -w", PLAIN, vec![Err(ErrorKind::Interrupted.into())]);
+        assert!(matches!(end, End::Interrupted), "{end:?}");
+    }
+
+    /// A slow reader, and a process that was stopped, is not the guest's business.
+    #[test]
+    fn the_pause_is_as_long_as_the_look_and_not_the_reader_has_it() {
+        let mut pauses = Vec::new();
+        let print = |_: &str| {
+            let began = Instant::now();
+            while began.elapsed() < PAUSE {}
+            Ok(())
+        };
+        let pause = |pause| {
+            pauses.push(pause);
+            Ok(Waited::Ready)
+        };
+        follow(&Asked::default(), PLAIN, |_| log(0, &["a"], 0), print, pause);
+        assert!(pauses.len() == 1 && pauses[0] < PAUSE * REST, "{pauses:?}");
+    }
+
     #[test]
     fn it_is_printed_as_it_is_wanted() {
         let json = Shown { json: true, in_colour: false };
@@ -241,7 +318,7 @@ mod tests {
         let (_, _, end) = followed("dmesg -w", PLAIN, Vec::new());
         assert!(matches!(end, End::Answer(Err(_))), "{end:?}");
         let print = |_: &str| Err(io::ErrorKind::BrokenPipe.into());
-        let end = follow(&Asked::default(), PLAIN, |_| log(0, &["a"], 0), print, |_| {});
+        let end = follow(&Asked::default(), PLAIN, |_| log(0, &["a"], 0), print, |_| Ok(Waited::Time));
         assert!(matches!(end, End::Output(_)), "{end:?}");
     }
 }

@@ -1,9 +1,12 @@
 //! The prompt of `vmm monitor NAME`: commands one after the other, as gdb's `monitor` has them.
 
-use super::ask_words;
 use super::dmesg::Shown;
+use super::{INTERRUPTED, ask_words};
+use crate::logging;
 use crate::machine::looks;
 use debug::reply::Command;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
@@ -15,7 +18,8 @@ use rustyline::{Config, Context, Editor, Helper};
 use std::env;
 use std::fs;
 use std::io::{self, BufRead, ErrorKind};
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
 /// Lines that are remembered from one time to the next.
 const REMEMBERED: usize = 1000;
@@ -41,31 +45,65 @@ pub fn at_terminal(guest: &str, shown: Shown) -> u8 {
         // The first time there is none.
         log::debug!("{}: {error}", path.display());
     }
+    let interrupts = match Interrupts::take() {
+        Ok(interrupts) => interrupts,
+        Err(error) => {
+            log::error!("there is no prompt: {error}");
+            return crate::outcome::FILE;
+        }
+    };
     let mut code = 0;
     loop {
-        match editor.readline(&format!("{guest}> ")) {
-            Ok(line) if ENDS.contains(&line.trim()) => break,
+        let read = editor.readline(&format!("{guest}> "));
+        if let Some(path) = history.as_ref().filter(|_| read.is_ok()) {
+            remember(&mut editor, path);
+        }
+        match read {
+            Ok(line) if ENDS.contains(&line.trim()) => return code,
             Ok(line) if line.trim().is_empty() => {}
-            Ok(line) => code = ask_words(guest, &words(&line), shown),
+            Ok(line) => {
+                interrupts.forget();
+                code = ask_words(guest, &words(&line), shown, Some(interrupts.0.as_fd()));
+                if code == INTERRUPTED {
+                    // Behind what the terminal shows of the key.
+                    logging::print("\n");
+                }
+            }
             // Of what was typed nothing is left.
             Err(ReadlineError::Interrupted) => {}
-            Err(ReadlineError::Eof) => break,
+            Err(ReadlineError::Eof) => return code,
             Err(error) => {
                 log::error!("the prompt cannot be read: {error}");
-                code = crate::outcome::FILE;
-                break;
+                return crate::outcome::FILE;
             }
         }
     }
-    if let Some(path) = &history {
-        // What is typed is nobody else's business.
-        let before = umask(Mode::from_bits_truncate(0o077));
-        if let Err(error) = editor.save_history(path) {
-            log::info!("{}: {error}", path.display());
-        }
-        umask(before);
+}
+
+/// Ctrl-C while a command is carried out, which breaks that off and not the prompt. While a line is typed it is a key.
+struct Interrupts(SignalFd);
+
+impl Interrupts {
+    fn take() -> nix::Result<Interrupts> {
+        let signals: SigSet = [Signal::SIGINT].into_iter().collect();
+        signals.thread_block()?;
+        SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map(Interrupts)
     }
-    code
+
+    /// Those that have come were meant for what is over.
+    fn forget(&self) {
+        while let Ok(Some(_)) = self.0.read_signal() {}
+    }
+}
+
+/// Puts the line that was typed last behind those that are remembered, which others may do as well meanwhile.
+fn remember(editor: &mut Editor<Words, DefaultHistory>, path: &Path) {
+    // What is typed is nobody else's business.
+    let before = umask(Mode::from_bits_truncate(0o077));
+    if let Err(error) = editor.append_history(path) {
+        log::info!("{}: {error}", path.display());
+    }
+    umask(before);
 }
 
 fn words(line: &str) -> Vec<String> {
@@ -92,7 +130,7 @@ pub fn of_script(guest: &str, shown: Shown, script: impl BufRead) -> u8 {
         let code = match line {
             Ok(line) if line.trim().is_empty() || line.trim_start().starts_with('#') => 0,
             Ok(line) if ENDS.contains(&line.trim()) => return 0,
-            Ok(line) => ask_words(guest, &words(&line), shown),
+            Ok(line) => ask_words(guest, &words(&line), shown, None),
             Err(error) => return unreadable(&error),
         };
         if code != 0 {
@@ -156,6 +194,38 @@ impl Helper for Words {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    #[test]
+    fn two_prompts_remember_each_others_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("history");
+        let prompt = || Editor::<Words, DefaultHistory>::with_config(Config::default()).unwrap();
+        let (mut one, mut other) = (prompt(), prompt());
+        for line in ["ps", "why", "locks"] {
+            one.add_history_entry(line).unwrap();
+            remember(&mut one, &path);
+            std::mem::swap(&mut one, &mut other);
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for line in ["ps", "why", "locks"] {
+            assert!(text.lines().any(|its| its == line), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn ctrl_c_is_heard_by_a_command_and_no_other_one() {
+        let interrupts = Interrupts::take().unwrap();
+        let has_come = || {
+            let mut polled = [PollFd::new(interrupts.0.as_fd(), PollFlags::POLLIN)];
+            poll(&mut polled, PollTimeout::ZERO).unwrap() > 0
+        };
+        // To this thread, as other tests' do not hear it.
+        nix::sys::signal::raise(Signal::SIGINT).unwrap();
+        assert!(has_come());
+        interrupts.forget();
+        assert!(!has_come());
+    }
 
     #[test]
     fn commands_and_their_arguments_complete() {
