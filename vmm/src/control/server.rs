@@ -14,7 +14,7 @@ use crate::logging;
 use crate::logging::progress::Reporter;
 use crate::machine::Guest;
 use crate::machine::config::{Config, GdbConfig};
-use crate::machine::debugger::{Attachment, listen};
+use crate::machine::debugger::{Attachment, OVER, listen};
 use crate::machine::dumper::Dumper;
 use crate::outcome::{self, NOT_THERE};
 use crate::peer;
@@ -42,6 +42,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Characters of a kernel's release that are told, at most.
 const LONGEST_RELEASE: usize = 200;
+
+/// How long whoever runs the guest may take to have it begin again: longer than a kernel takes to be read and unpacked.
+const LONGEST_RESET: Duration = Duration::from_secs(60);
 
 /// How long a guest stands still for one command, at most.
 const LONGEST_COMMAND: Duration = Duration::from_secs(60);
@@ -252,9 +255,9 @@ impl Asked<'_> {
         if self.about.door.is_some() {
             return Response::Error(ONCE.into());
         }
-        match self.attachment.reset() {
-            true => Response::Done("it begins again".into()),
-            false => Response::Error(OVER.into()),
+        match self.attachment.reset(LONGEST_RESET) {
+            Ok(()) => Response::Done("it begins again".into()),
+            Err(why) => Response::Error(format!("it does not begin again: {why}")),
         }
     }
 
@@ -284,7 +287,6 @@ impl Asked<'_> {
     }
 }
 
-const OVER: &str = "the guest is over, or begins again just now";
 const ONCE: &str = "a guest of `vmm run` does not begin again: its command is run once";
 
 impl About {

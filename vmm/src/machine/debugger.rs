@@ -22,7 +22,9 @@ use nix::unistd::{AccessFlags, access};
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// The thread that serves gdb.
@@ -69,6 +71,9 @@ enum Occupancy {
     /// Nobody any more: the machine is over, or its guest begins again in another one.
     Gone,
 }
+
+/// What whoever wants something of the guest is told when it is not there.
+pub(crate) const OVER: &str = "the guest is over, or begins again just now";
 
 /// What is known of a guest's kernel before it says so.
 #[derive(Clone, Debug)]
@@ -175,12 +180,25 @@ impl Attachment {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the guest begin again, as after power-on, if it is there; whoever runs it does that.
-    pub(crate) fn reset(&self) -> bool {
-        // One that is held is not to be when it begins.
-        self.go_on();
-        let Some(vcpus) = self.vcpus.upgrade() else { return false };
-        vcpus.monitor().reset().is_ok()
+    /// Has the guest begin again, as after power-on, and waits for whoever runs it to have done that, for `patience` at
+    /// most. One that [`Self::stop`] keeps is kept on if it does not.
+    ///
+    /// # Errors
+    /// In words: why it does not, or is not known to.
+    pub(crate) fn reset(&self, patience: Duration) -> Result<(), String> {
+        // The machine is not to be kept meanwhile.
+        let told = match self.vcpus.upgrade() {
+            Some(vcpus) => vcpus.monitor().restart(),
+            None => return Err(OVER.into()),
+        };
+        told.recv_timeout(patience).unwrap_or_else(|error| {
+            Err(match error {
+                RecvTimeoutError::Disconnected => "the guest has ended".into(),
+                RecvTimeoutError::Timeout => {
+                    format!("it has not begun again for {patience:?}: its monitor is busy, and may have it do so yet")
+                }
+            })
+        })
     }
 
     /// Ends the guest, if it is there.
@@ -290,9 +308,7 @@ impl Attachment {
     /// The machine is over, or its guest begins again in another one: nobody comes or leaves any more. The debugger
     /// that was there.
     pub(super) fn close(&self) -> Option<Arc<Debugger>> {
-        let was = std::mem::replace(&mut *self.place(), Occupancy::Gone);
-        self.go_on();
-        match was {
+        match std::mem::replace(&mut *self.place(), Occupancy::Gone) {
             Occupancy::Taken(debugger) => Some(debugger),
             Occupancy::Free | Occupancy::Gone => None,
         }
