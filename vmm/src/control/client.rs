@@ -1,15 +1,22 @@
 //! Asking a guest of another process.
 
 use super::descriptor;
-use super::names::socket_of;
+use super::names::sockets_of;
 use super::protocol::{LONGEST, Request, Response, send};
 use crate::logging;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a guest's monitor may take to be connected to: it does that at once, unless it is suspended.
+const LONGEST_KNOCK: Duration = Duration::from_secs(10);
+/// After how long it is said that an answer is waited for.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Asks the guest of a name, or the one whose socket has this path; the last reply. How far it is is told meanwhile.
 ///
@@ -24,7 +31,7 @@ pub fn ask(guest: &str, request: &Request) -> io::Result<Response> {
 /// # Errors
 /// As [`ask`]; [`ErrorKind::WouldBlock`] when the time is over.
 pub fn ask_within(guest: &str, request: &Request, limit: Duration) -> io::Result<Response> {
-    let stream = connect(guest)?;
+    let stream = connect(guest, limit)?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     send(&stream, request)?;
@@ -44,7 +51,7 @@ pub fn ask_with(
     given: Option<BorrowedFd<'_>>,
     ended: Option<BorrowedFd<'_>>,
 ) -> io::Result<Response> {
-    let stream = connect(guest)?;
+    let stream = connect(guest, LONGEST_KNOCK)?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
     let sent = match given {
@@ -61,7 +68,8 @@ pub fn ask_with(
     loop {
         line.clear();
         if reader.buffer().is_empty() {
-            wait(&stream, ended)?;
+            let silence = matches!(last, Response::Percent(0)).then_some(SILENCE);
+            wait(&stream, ended, silence)?;
         }
         if reader.read_line(&mut line)? == 0 {
             return Ok(last);
@@ -78,15 +86,48 @@ pub fn ask_with(
     }
 }
 
-/// Connects to the guest of a name, or to the one whose socket has this path.
-fn connect(guest: &str) -> io::Result<UnixStream> {
-    let socket = if guest.contains('/') { PathBuf::from(guest) } else { socket_of(guest)? };
-    UnixStream::connect(socket).map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-            io::Error::new(error.kind(), "no guest of this name runs")
+/// Connects to the guest of a name, or to the one whose socket has this path, within a time.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] or [`ErrorKind::ConnectionRefused`] where there is none, or its process was killed;
+/// [`ErrorKind::WouldBlock`] when the time is over.
+fn connect(guest: &str, limit: Duration) -> io::Result<UnixStream> {
+    let sockets = if guest.contains('/') { vec![PathBuf::from(guest)] } else { sockets_of(guest)? };
+    let mut kind = ErrorKind::NotFound;
+    for socket in sockets {
+        match connect_to(&socket, limit) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => kind = error.kind(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Err(io::Error::new(
+                    error.kind(),
+                    "its monitor does not answer: it is suspended, or busy",
+                ));
+            }
+            result => return result,
         }
-        _ => error,
-    })
+    }
+    Err(io::Error::new(kind, "no guest of this name runs"))
+}
+
+/// Connects to a socket, whose queue may be full for as long as nobody accepts anyone: `limit` is what is waited for a place
+/// there (Linux's unix(7) sockets keep SO_SNDTIMEO of socket(7) while they connect).
+fn connect_to(path: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let stream =
+        UnixStream::from(socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?);
+    let (address, deadline) = (UnixAddr::new(path)?, Instant::now() + limit);
+    loop {
+        // None at all would be for ever.
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        stream.set_write_timeout(Some(left))?;
+        match nix::sys::socket::connect(stream.as_raw_fd(), &address) {
+            Err(Errno::EINTR) if Instant::now() < deadline => {}
+            Err(Errno::EINTR) => return Err(ErrorKind::WouldBlock.into()),
+            result => break result?,
+        }
+    }
+    stream.set_write_timeout(None)?;
+    Ok(stream)
 }
 
 /// Asks for what has no end: the first of the answer, for which ten seconds are waited, and the connection, of which nothing
@@ -97,7 +138,7 @@ fn connect(guest: &str) -> io::Result<UnixStream> {
 pub fn begin(guest: &str, request: &Request) -> io::Result<(UnixStream, Response)> {
     /// How long the guest's monitor may take to answer: it has nothing to wait for.
     const PATIENCE: Duration = Duration::from_secs(10);
-    let mut stream = connect(guest)?;
+    let mut stream = connect(guest, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     send(&stream, request)?;
@@ -119,12 +160,18 @@ pub fn begin(guest: &str, request: &Request) -> io::Result<(UnixStream, Response
     Ok((stream, serde_json::from_slice(&line)?))
 }
 
-/// Waits for something to be read, or for the end.
-fn wait(stream: &UnixStream, ended: Option<BorrowedFd<'_>>) -> io::Result<()> {
+/// Waits for something to be read, or for the end; what is waited for is said after `silence`.
+fn wait(stream: &UnixStream, ended: Option<BorrowedFd<'_>>, silence: Option<Duration>) -> io::Result<()> {
+    let mut timeout =
+        silence.map_or(PollTimeout::NONE, |it| PollTimeout::try_from(it).unwrap_or(PollTimeout::MAX));
     let mut polled = vec![PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
     polled.extend(ended.map(|ended| PollFd::new(ended, PollFlags::POLLIN)));
     loop {
-        match poll(&mut polled, PollTimeout::NONE) {
+        match poll(&mut polled, timeout) {
+            Ok(0) => {
+                log::warn!("the guest's monitor has not answered yet, and is waited for (Ctrl-C ends that)");
+                timeout = PollTimeout::NONE;
+            }
             Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
             Ok(_) => break,
@@ -133,5 +180,35 @@ fn wait(stream: &UnixStream, ended: Option<BorrowedFd<'_>>) -> io::Result<()> {
     match polled.get(1).and_then(PollFd::any) {
         Some(true) => Err(ErrorKind::Interrupted.into()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use debug::socket::{Audience, bind};
+
+    /// One that is suspended accepts nobody, and its queue is full some day.
+    #[test]
+    fn a_monitor_that_accepts_nobody_is_waited_for_for_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let served = bind(&path, Audience::Owner).unwrap();
+        let mut queue = Vec::new();
+        let full = loop {
+            match connect_to(&path, Duration::from_millis(30)) {
+                Ok(waits) => queue.push(waits),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((full.kind(), queue.is_empty()), (ErrorKind::WouldBlock, false));
+        let named = connect(path.to_str().unwrap(), Duration::from_millis(30)).unwrap_err();
+        assert!(named.kind() == ErrorKind::WouldBlock && named.to_string().contains("suspended"), "{named}");
+        // Once there is a place again, it is had.
+        served.listener().accept().unwrap();
+        connect_to(&path, LONGEST_KNOCK).unwrap();
+        drop(served);
+        let gone = connect(path.to_str().unwrap(), LONGEST_KNOCK).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
     }
 }

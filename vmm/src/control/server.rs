@@ -75,18 +75,20 @@ pub struct About {
 }
 
 impl ControlSocket {
-    /// Takes a name, or makes one up where none is given; then there is none where none can be had, which the log is told.
+    /// Takes a name, or makes one up where none is given; then there is none where none can be had, which is said.
     ///
     /// # Errors
     /// [`Error::Open`], also when another guest has the name.
     pub fn take(name: Option<&str>, about: About) -> Result<Option<ControlSocket>, Error> {
-        let failed = |name: &str, error: BindError| {
-            let source = match error {
-                BindError::Served(_) => io::Error::other("a guest that runs has this name"),
-                BindError::Io { source, .. } => source,
-                error => io::Error::other(error),
-            };
-            Error::Open { option: "--name", path: name.into(), source }
+        let why = |error: BindError| match error {
+            BindError::Served(_) => io::Error::other("a guest that runs has this name"),
+            BindError::Io { source, .. } => source,
+            error => io::Error::other(error),
+        };
+        let failed = |name: &str, error: BindError| Error::Open {
+            option: "--name",
+            path: name.into(),
+            source: why(error),
         };
         let of_name = |name: String, socket| {
             let (clients, about, feed) = (Arc::default(), Arc::new(about), Feed::new());
@@ -104,7 +106,7 @@ impl ControlSocket {
                 // Of a process with the same number in another container.
                 Err(BindError::Served(_)) => {}
                 Err(error) => {
-                    log::info!("the guest has no name: {}", failed(&name, error));
+                    log::warn!("the guest has no name, and `vmm ls` does not find it: {}", why(error));
                     break;
                 }
             }
@@ -278,7 +280,7 @@ impl Asked<'_> {
             state,
             seconds: self.feed.began().elapsed().as_secs(),
             serves_gdb: guest.serves_gdb,
-            gdb: self.attachment.debugger().and_then(|debugger| debugger.address().map(str::to_string)),
+            gdb: guest.address,
             is_debugged: guest.is_debugged,
             kernel: self.about.kernel.clone(),
             symbols: self.about.symbols.clone(),
@@ -301,6 +303,11 @@ impl About {
 /// Listens at the socket of a name.
 fn bind(name: &str) -> Result<Served, BindError> {
     let path = socket_of(name).map_err(|source| BindError::Io { path: name.into(), source })?;
+    names::sweep_others();
+    // Of two in two folders that begin at the same moment both have it, and `vmm ls` finds one.
+    if names::has_elsewhere(name) {
+        return Err(BindError::Served(path));
+    }
     socket::bind(&path, Audience::Owner)
 }
 

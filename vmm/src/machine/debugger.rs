@@ -85,16 +85,18 @@ pub(super) struct Known {
 }
 
 /// What a guest is, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {
     pub vcpus: u32,
     /// Bytes.
     pub memory: u64,
-    /// Somebody keeps it from running.
+    /// Somebody keeps it from running, or nobody has let it.
     pub is_held: bool,
     /// [`Attachment::stop`] does.
     pub is_stopped: bool,
     pub serves_gdb: bool,
+    /// Where, once that is settled.
+    pub address: Option<String>,
     pub is_debugged: bool,
 }
 
@@ -211,13 +213,19 @@ impl Attachment {
     /// What the guest is, and how; `None` when it is over. Nobody is waited for.
     pub(crate) fn facts(&self) -> Option<Facts> {
         let vcpus = self.vcpus.upgrade()?;
+        // Where one comes or leaves just now, there is one.
+        let (serves_gdb, address) = match self.place.try_lock().as_deref() {
+            Ok(Occupancy::Taken(debugger)) => (true, debugger.address().map(str::to_string)),
+            Ok(Occupancy::Free | Occupancy::Gone) => (false, None),
+            Err(_) => (true, None),
+        };
         Some(Facts {
             vcpus: vcpus.count(),
             memory: self.memory.iter().map(|region| region.len()).sum(),
-            is_held: vcpus.is_held(),
+            is_held: vcpus.is_held() || !vcpus.is_let_run(),
             is_stopped: self.is_stopped(),
-            // Where one comes or leaves just now, there is one.
-            serves_gdb: self.place.try_lock().map_or(true, |place| matches!(*place, Occupancy::Taken(_))),
+            serves_gdb,
+            address,
             is_debugged: vcpus.link().is_some_and(|link| link.is_attached()),
         })
     }
