@@ -23,7 +23,7 @@ use arch::aarch64::exception_entry::refused_fetch;
 use arch::x86::debug_registers::matches;
 use arch::x86::simulate::Bits;
 use arch::{GuestPhys, GuestVirt, Isa};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 mod cpu;
 mod evaluation;
@@ -123,7 +123,7 @@ pub struct Engine {
     abilities: Abilities,
     requests: Mutex<Requests>,
     #[cfg(feature = "linux")]
-    kept: kept::Kept,
+    kept: Arc<kept::Kept>,
 }
 
 impl Engine {
@@ -145,8 +145,15 @@ impl Engine {
             abilities,
             requests: Mutex::new(requests),
             #[cfg(feature = "linux")]
-            kept: kept::Kept::default(),
+            kept: Arc::default(),
         }
+    }
+
+    /// The same, with what another one of the same target keeps of its Linux kernel.
+    #[cfg(feature = "linux")]
+    #[must_use]
+    pub fn keeping(self, kept: Arc<kept::Kept>) -> Engine {
+        Engine { kept, ..self }
     }
 
     /// What is kept of the guest's Linux kernel by whoever looks at it.
