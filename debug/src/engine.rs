@@ -21,7 +21,7 @@ use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide}
 use arch::aarch64::exception_entry::refused_fetch;
 use arch::x86::debug_registers::matches;
 use arch::{GuestPhys, GuestVirt, Isa};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 mod cpu;
 mod evaluation;
@@ -137,7 +137,7 @@ pub struct Engine {
     abilities: Abilities,
     requests: Mutex<Requests>,
     #[cfg(feature = "linux")]
-    kept: kept::Kept,
+    kept: Arc<kept::Kept>,
 }
 
 impl Engine {
@@ -160,8 +160,15 @@ impl Engine {
             abilities,
             requests: Mutex::new(requests),
             #[cfg(feature = "linux")]
-            kept: kept::Kept::default(),
+            kept: Arc::default(),
         }
+    }
+
+    /// The same, with what another one of the same target keeps of its Linux kernel.
+    #[cfg(feature = "linux")]
+    #[must_use]
+    pub fn keeping(self, kept: Arc<kept::Kept>) -> Engine {
+        Engine { kept, ..self }
     }
 
     /// What is kept of the guest's Linux kernel by whoever looks at it.

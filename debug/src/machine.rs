@@ -118,7 +118,10 @@ pub enum Event {
     },
     /// The guest has begun again, as a new machine: its memory is new, so nothing is planted in it, and no vCPU
     /// runs before it is resumed.
-    Restarted,
+    Restarted {
+        /// The former machine had been let run: else the guest waits on.
+        had_run: bool,
+    },
     /// The guest is over.
     Ended(Ended),
 }
@@ -318,6 +321,12 @@ pub trait Machine: Send {
     /// that may be waited for is always ready, whatever it does.
     fn prepare(&mut self, _extent: Extent) -> Poll<()> {
         Poll::Ready(())
+    }
+
+    /// Whether [`Event::Restarted`] comes before anything else that there is to tell. Asked while the target stands still
+    /// for a debugger, who has not had the guest begin again.
+    fn has_restarted(&mut self) -> bool {
+        false
     }
 
     /// Whether it has asked vCPUs something that they have not answered, for [`Self::prepare`] or [`Self::written`].

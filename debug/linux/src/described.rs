@@ -127,6 +127,37 @@ pub fn find<E>(
     Ok(search.verdict())
 }
 
+/// A kernel that was found before, and what it says of its build beside its description.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    info: VmCoreInfo,
+    /// As `uname -v` has it.
+    version: [u8; UTS_FIELD],
+}
+
+impl Known {
+    /// One that [`find`] has found; `None` if it does not say enough of itself to be known again.
+    pub fn new(isa: Isa, memory: &dyn Memory, info: &VmCoreInfo) -> Option<Known> {
+        let version = ImagePlace::new(isa, info)?.version(memory)?;
+        Some(Known { info: info.clone(), version })
+    }
+
+    /// Its description.
+    pub fn info(&self) -> &VmCoreInfo {
+        &self.info
+    }
+
+    /// Whether a vCPU runs it still, as far as that can be told without a search: its release and version are where they
+    /// were, and translated as it says. Where this is not so it may run all the same, if all vCPUs are in user space.
+    pub fn runs(&self, isa: Isa, memory: &dyn Memory, anchors: &[Anchor]) -> bool {
+        ImagePlace::new(isa, &self.info).is_some_and(|place| {
+            place.has_release(memory, &self.info)
+                && place.version(memory) == Some(self.version)
+                && anchors.iter().any(|anchor| place.is_of(isa, memory, anchor))
+        })
+    }
+}
+
 /// Whether a description fits memory, as far as that can be told without any tables: the release is where it
 /// says.
 pub fn fits(isa: Isa, memory: &dyn Memory, info: &VmCoreInfo) -> bool {
@@ -173,6 +204,13 @@ impl ImagePlace {
         let read = memory.read(self.physical(self.release), &mut bytes);
         let mut parts = bytes[..read].split(|byte| *byte == 0);
         read == UTS_FIELD && parts.next() == Some(info.release().as_bytes())
+    }
+
+    /// The kernel's version, which is behind its release.
+    fn version(&self, memory: &dyn Memory) -> Option<[u8; UTS_FIELD]> {
+        let mut version = [0; UTS_FIELD];
+        let at = self.physical(self.release.checked_add(UTS_FIELD as u64)?);
+        (memory.read(at, &mut version) == UTS_FIELD).then_some(version)
     }
 
     /// Whether tables have it where the description has.

@@ -241,7 +241,18 @@ impl Core {
     /// The kernel is the one that this describes, whatever the file says.
     #[must_use]
     pub fn with_kernel(self, info: VmCoreInfo) -> Core {
-        Core { kernel: OnceLock::from(Described { info: Some(info), remarks: Vec::new() }), ..self }
+        self.knowing(Described { info: Some(info), remarks: Vec::new() })
+    }
+
+    /// The kernel has been looked for, and this is what was found.
+    #[must_use]
+    pub fn knowing(self, found: Described) -> Core {
+        Core { kernel: OnceLock::from(found), ..self }
+    }
+
+    /// What was found when the kernel was looked for, if it has been.
+    pub fn found(&self) -> Option<&Described> {
+        self.kernel.get()
     }
 
     /// What is odd about the file, a line each.

@@ -257,14 +257,18 @@ impl<M: Machine> Client<M> {
         Ok(())
     }
 
-    /// Whether what comes next has to wait for vCPUs: for what has been written, or until they stand still and what it
-    /// needs of them is known.
+    /// Whether what comes next has to wait for vCPUs: for what has been written, for those of a machine in which the guest
+    /// has begun again, or until they stand still and what it needs of them is known.
     fn is_to_wait(&mut self, session: &mut Session<M>) -> bool {
         if let Some(withheld) = self.withheld.take() {
             self.end_answer(session, withheld);
             if self.withheld.is_some() {
                 return true;
             }
+        }
+        // Nobody has the debugger told what becomes of a guest that stands still for it, until it asks.
+        if !self.is_running && session.go_over().is_pending() {
+            return true;
         }
         let extent = match lock(&self.input).peek() {
             Some(Item::Interrupt) => self.is_running.then_some(Extent::Near),

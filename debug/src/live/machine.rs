@@ -216,8 +216,9 @@ impl<M: Monitor> LiveMachine<M> {
         let Ok(next) = self.next.try_recv() else { return };
         match (next, self.restarting.take()) {
             (Ok(begun), None) => {
+                let had_run = self.vcpus.is_let_run();
                 self.adopt(begun);
-                self.happened.push_back(Event::Restarted);
+                self.happened.push_back(Event::Restarted { had_run });
             }
             (Ok(begun), Some(_)) => {
                 self.adopt(begun);
@@ -446,9 +447,14 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         self.link.wake().ring();
     }
 
+    fn has_restarted(&mut self) -> bool {
+        self.look_for_next();
+        matches!(self.happened.front(), Some(Event::Restarted { .. }))
+    }
+
     fn has_stopped(&mut self) -> bool {
         self.take_answers();
-        let is_told_still = |event: &Event| matches!(event, Event::Stopped { .. } | Event::Restarted);
+        let is_told_still = |event: &Event| matches!(event, Event::Stopped { .. } | Event::Restarted { .. });
         match self.waiting {
             Waiting::Never => self.happened.front().is_some_and(is_told_still),
             // Whatever was taken is told by nobody else.
@@ -480,7 +486,7 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         // Whoever had the guest begin again has gone. That it has, or will have, is news then, as of a reset of its own.
         match self.restarting.take() {
             Some(Restarting::Done(Ok(()))) => {
-                self.happened.push_back(Event::Restarted);
+                self.happened.push_back(Event::Restarted { had_run: true });
                 self.link.wake().ring();
             }
             Some(Restarting::Done(Err(refused))) => log::error!("the guest does not begin again: {refused}"),

@@ -114,6 +114,8 @@ pub struct Vcpus<M> {
     holders: Mutex<usize>,
     /// Of the debugger that has a say, if there is one.
     link: Place,
+    /// Some vCPU has been told to run its guest.
+    is_let_run: AtomicBool,
 }
 
 /// While it is there, no vCPU is in the guest, and the guest's time stands still.
@@ -252,7 +254,12 @@ impl Drop for Leaving {
 impl<M: Monitor> Vcpus<M> {
     /// Those of a monitor, none of which runs its guest yet.
     pub fn new(monitor: M) -> Vcpus<M> {
-        Vcpus { monitor, holders: Mutex::default(), link: Place::default() }
+        Vcpus {
+            monitor,
+            holders: Mutex::default(),
+            link: Place::default(),
+            is_let_run: AtomicBool::new(false),
+        }
     }
 
     /// Who runs them.
@@ -345,6 +352,9 @@ impl<M: Monitor> Vcpus<M> {
     /// Has threads let go of a debugger. Its place is free when the last one has, and not before: who would come in
     /// between would have vCPUs that do not know of him.
     fn post_detach(self: &Arc<Self>, link: &Arc<Link>, then: Then, wake: Option<&Wake>) -> Receiver<()> {
+        if then == Then::Runs(true) {
+            self.let_run();
+        }
         let leaving = Arc::new(Leaving { place: Arc::clone(&self.link), link: Arc::clone(link) });
         self.post_to(|_| true, move |runner, vcpu| runner.detach(vcpu, &leaving.link, then), wake)
     }
@@ -357,6 +367,15 @@ impl<M: Monitor> Vcpus<M> {
     /// for.
     pub fn is_held(&self) -> bool {
         self.holders.try_lock().map_or(true, |holders| *holders > 0)
+    }
+
+    /// Whether somebody has let the guest run; else it waits in front of its first instruction.
+    pub fn is_let_run(&self) -> bool {
+        self.is_let_run.load(Ordering::SeqCst)
+    }
+
+    fn let_run(&self) {
+        self.is_let_run.store(true, Ordering::SeqCst);
     }
 
     /// Gets all vCPUs out of the guest and keeps them out as long as the result is there; then they do
@@ -481,6 +500,7 @@ impl<M: Monitor> Vcpus<M> {
 
     /// Lets all vCPUs run their guest.
     pub fn resume(&self) {
+        self.let_run();
         self.tell_all(Runner::resume);
     }
 
@@ -492,6 +512,7 @@ impl<M: Monitor> Vcpus<M> {
 
     /// Gives one vCPU an order of the debugger with this link, which it obeys unless that has left.
     pub fn order(&self, link: &Arc<Link>, vcpu: u32, order: Order) {
+        self.let_run();
         let link = Arc::clone(link);
         let give = move |runner: &mut Runner, _: &mut M::Vcpu| {
             if runner.obeys(&link) {

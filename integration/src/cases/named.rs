@@ -189,7 +189,7 @@ fn strangers(c: &mut Context, name: &str) -> Check {
     const USER: u32 = 65534;
     let folder = match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(folder) => Path::new(&folder).join("vmm"),
-        None => std::env::temp_dir().join(format!("vmm-{}", nix::unistd::geteuid())),
+        None => Path::new("/tmp").join(format!("vmm-{}", nix::unistd::geteuid())),
     };
     let mode = |path: &Path| fs::metadata(path).map(|it| it.permissions().mode() & 0o777);
     let socket = folder.join(format!("{name}.sock"));

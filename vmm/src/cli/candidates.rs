@@ -12,7 +12,7 @@ pub fn words(words: &'static [&'static str]) -> ArgValueCandidates {
 
 /// Names of guests that run.
 pub fn guests() -> ArgValueCandidates {
-    let guests = || names::all().into_iter().map(CompletionCandidate::new).collect();
+    let guests = || names::all().0.into_iter().map(CompletionCandidate::new).collect();
     ArgValueCandidates::new(guests)
 }
 

@@ -55,6 +55,8 @@ pub fn carry_out(&Args { json, watch }: &Args) -> u8 {
         let list = match (json, watch) {
             (true, true) => format!("{}\n", as_json(&guests)),
             (true, false) => format!("{:#}\n", as_json(&guests)),
+            // What is said of those that were not found is not to be contradicted.
+            (false, _) if code != 0 && guests.is_empty() => String::new(),
             (false, _) => in_words(&guests),
         };
         let printed = print(&format!("{}{list}", if clears { CLEAR } else { "" }));
@@ -77,10 +79,12 @@ fn print(list: &str) -> io::Result<bool> {
     }
 }
 
-/// The guests, and an exit code that says whether all have answered. All are asked at once, as one may have to be waited
+/// The guests, and an exit code that says whether all have been found and have answered. All are asked at once, as one may have to be waited
 /// for.
 fn all() -> (Vec<(String, Info)>, u8) {
-    let asked: Vec<_> = names::all()
+    names::sweep_others();
+    let (names, searched) = names::all();
+    let asked: Vec<_> = names
         .into_iter()
         .map(|name| {
             let its_name = name.clone();
@@ -92,6 +96,10 @@ fn all() -> (Vec<(String, Info)>, u8) {
         Some((name, answer?))
     });
     let (mut guests, mut code) = (Vec::new(), 0);
+    if let Err(error) = searched {
+        log::error!("guests may run that are not found: {error}");
+        code = outcome::FILE;
+    }
     for (name, answer) in answered {
         match answer {
             Ok(info) => guests.push((name, info)),

@@ -1,15 +1,22 @@
 //! Asking a guest of another process.
 
 use super::descriptor;
-use super::names::socket_of;
+use super::names::sockets_of;
 use super::protocol::{LONGEST, Request, Response};
 use crate::logging;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a guest's monitor may take to be connected to: it does that at once, unless it is suspended.
+const LONGEST_KNOCK: Duration = Duration::from_secs(10);
+/// After how long it is said that an answer is waited for.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Asks the guest of a name, or the one whose socket has this path; the last reply. How far it is is told meanwhile.
 ///
@@ -24,7 +31,7 @@ pub fn ask(guest: &str, request: &Request) -> io::Result<Response> {
 /// # Errors
 /// As [`ask`]; [`ErrorKind::WouldBlock`] when the time is over.
 pub fn ask_within(guest: &str, request: &Request, limit: Duration) -> io::Result<Response> {
-    let stream = connect(guest)?;
+    let stream = connect(guest, limit)?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     say(&stream, request, None)?;
@@ -67,14 +74,15 @@ pub fn ask_with(
     given: Option<BorrowedFd<'_>>,
     ended: Option<BorrowedFd<'_>>,
 ) -> io::Result<Response> {
-    let stream = connect(guest)?;
+    let stream = connect(guest, LONGEST_KNOCK)?;
     say(&stream, request, given)?;
     let mut last = Response::Percent(0);
     let (mut reader, mut line) = (BufReader::new(&stream), String::new());
     loop {
         line.clear();
         if reader.buffer().is_empty() {
-            wait(&stream, ended)?;
+            let silence = matches!(last, Response::Percent(0)).then_some(SILENCE);
+            wait(&stream, ended, silence)?;
         }
         if reader.read_line(&mut line)? == 0 {
             return Ok(last);
@@ -92,18 +100,52 @@ pub fn ask_with(
     }
 }
 
-fn path_of(guest: &str) -> io::Result<PathBuf> {
-    if guest.contains('/') { Ok(guest.into()) } else { socket_of(guest) }
+/// The sockets that a guest may have: that of this path, or those of its name.
+fn sockets(guest: &str) -> io::Result<Vec<PathBuf>> {
+    if guest.contains('/') { Ok(vec![guest.into()]) } else { sockets_of(guest) }
 }
 
-/// Connects to the guest of a name, or to the one whose socket has this path.
-fn connect(guest: &str) -> io::Result<UnixStream> {
-    UnixStream::connect(path_of(guest)?).map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-            io::Error::new(error.kind(), "no guest of this name runs")
+/// Connects to the guest of a name, or to the one whose socket has this path, within a time.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] or [`ErrorKind::ConnectionRefused`] where there is none, or its process was killed;
+/// [`ErrorKind::WouldBlock`] when the time is over.
+fn connect(guest: &str, limit: Duration) -> io::Result<UnixStream> {
+    let mut kind = ErrorKind::NotFound;
+    for socket in sockets(guest)? {
+        match connect_to(&socket, limit) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => kind = error.kind(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Err(io::Error::new(
+                    error.kind(),
+                    "its monitor does not answer: it is suspended, or busy",
+                ));
+            }
+            result => return result,
         }
-        _ => error,
-    })
+    }
+    Err(io::Error::new(kind, "no guest of this name runs"))
+}
+
+/// Connects to a socket, whose queue may be full for as long as nobody accepts anyone: `limit` is what is waited for a place
+/// there (Linux's unix(7) sockets keep SO_SNDTIMEO of socket(7) while they connect).
+fn connect_to(path: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let stream =
+        UnixStream::from(socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?);
+    let (address, deadline) = (UnixAddr::new(path)?, Instant::now() + limit);
+    loop {
+        // None at all would be for ever.
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        stream.set_write_timeout(Some(left))?;
+        match nix::sys::socket::connect(stream.as_raw_fd(), &address) {
+            Err(Errno::EINTR) if Instant::now() < deadline => {}
+            Err(Errno::EINTR) => return Err(ErrorKind::WouldBlock.into()),
+            result => break result?,
+        }
+    }
+    stream.set_write_timeout(None)?;
+    Ok(stream)
 }
 
 /// Asks for what has no end: the first of the answer, for which ten seconds are waited, and the connection, of which nothing
@@ -114,7 +156,7 @@ fn connect(guest: &str) -> io::Result<UnixStream> {
 pub fn begin(guest: &str, request: &Request) -> io::Result<(UnixStream, Response)> {
     /// How long the guest's monitor may take to answer: it has nothing to wait for.
     const PATIENCE: Duration = Duration::from_secs(10);
-    let mut stream = connect(guest)?;
+    let mut stream = connect(guest, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     say(&stream, request, None)?;
@@ -137,12 +179,18 @@ pub fn begin(guest: &str, request: &Request) -> io::Result<(UnixStream, Response
     Ok((stream, Response::read(&line)?))
 }
 
-/// Waits for something to be read, or for the end.
-fn wait(stream: &UnixStream, ended: Option<BorrowedFd<'_>>) -> io::Result<()> {
+/// Waits for something to be read, or for the end; what is waited for is said after `silence`.
+fn wait(stream: &UnixStream, ended: Option<BorrowedFd<'_>>, silence: Option<Duration>) -> io::Result<()> {
+    let mut timeout =
+        silence.map_or(PollTimeout::NONE, |it| PollTimeout::try_from(it).unwrap_or(PollTimeout::MAX));
     let mut polled = vec![PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
     polled.extend(ended.map(|ended| PollFd::new(ended, PollFlags::POLLIN)));
     loop {
-        match poll(&mut polled, PollTimeout::NONE) {
+        match poll(&mut polled, timeout) {
+            Ok(0) => {
+                log::warn!("the guest's monitor has not answered yet, and is waited for (Ctrl-C ends that)");
+                timeout = PollTimeout::NONE;
+            }
             Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
             Ok(_) => break,
@@ -159,26 +207,28 @@ fn wait(stream: &UnixStream, ended: Option<BorrowedFd<'_>>) -> io::Result<()> {
 pub fn was_killed(guest: &str) -> bool {
     /// How long it may take from one descriptor that it has closed to the last.
     const LAST_MOMENT: Duration = Duration::from_secs(1);
-    // What cannot be asked is not known to have been.
-    let Ok(socket) = path_of(guest) else { return false };
-    let ended = UnixStream::connect(&socket).and_then(|mut stream| {
-        stream.set_read_timeout(Some(LAST_MOMENT))?;
-        // Nothing comes but the end.
-        match stream.read(&mut [0]) {
-            Ok(_) => UnixStream::connect(&socket).map(|_| ()),
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => {
-                UnixStream::connect(&socket).map(|_| ())
+    let is_left = |socket: &PathBuf| {
+        let again = || connect_to(socket, LAST_MOMENT).map(drop);
+        let ended = connect_to(socket, LAST_MOMENT).and_then(|mut stream| {
+            stream.set_read_timeout(Some(LAST_MOMENT))?;
+            // Nothing comes but the end.
+            match stream.read(&mut [0]) {
+                Ok(_) => again(),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => again(),
+                Err(error) => Err(error),
             }
-            Err(error) => Err(error),
-        }
-    });
-    ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        });
+        ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    };
+    // What cannot be asked is not known to have been.
+    sockets(guest).is_ok_and(|sockets| sockets.iter().any(is_left))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::protocol::send;
+    use debug::socket::{Audience, bind};
     use std::os::unix::net::UnixListener;
     use std::thread;
 
@@ -234,5 +284,29 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
         say(&ours, &request, None).unwrap();
+    }
+
+    /// One that is suspended accepts nobody, and its queue is full some day.
+    #[test]
+    fn a_monitor_that_accepts_nobody_is_waited_for_for_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let served = bind(&path, Audience::Owner).unwrap();
+        let mut queue = Vec::new();
+        let full = loop {
+            match connect_to(&path, Duration::from_millis(30)) {
+                Ok(waits) => queue.push(waits),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((full.kind(), queue.is_empty()), (ErrorKind::WouldBlock, false));
+        let named = connect(path.to_str().unwrap(), Duration::from_millis(30)).unwrap_err();
+        assert!(named.kind() == ErrorKind::WouldBlock && named.to_string().contains("suspended"), "{named}");
+        // Once there is a place again, it is had.
+        served.listener().accept().unwrap();
+        connect_to(&path, LONGEST_KNOCK).unwrap();
+        drop(served);
+        let gone = connect(path.to_str().unwrap(), LONGEST_KNOCK).unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
     }
 }

@@ -14,7 +14,7 @@ use crate::logging;
 use crate::logging::progress::Reporter;
 use crate::machine::Guest;
 use crate::machine::config::{Config, GdbConfig};
-use crate::machine::debugger::{Attachment, listen};
+use crate::machine::debugger::{Attachment, OVER, listen};
 use crate::machine::dumper::Dumper;
 use crate::outcome::{self, NOT_THERE};
 use crate::peer;
@@ -43,6 +43,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Characters of a kernel's release that are told, at most.
 const LONGEST_RELEASE: usize = 200;
+
+/// How long whoever runs the guest may take to have it begin again: longer than a kernel takes to be read and unpacked.
+const LONGEST_RESET: Duration = Duration::from_secs(60);
 
 /// How long a guest stands still for one command, at most.
 const LONGEST_COMMAND: Duration = Duration::from_secs(60);
@@ -73,18 +76,20 @@ pub struct About {
 }
 
 impl ControlSocket {
-    /// Takes a name, or makes one up where none is given; then there is none where none can be had, which the log is told.
+    /// Takes a name, or makes one up where none is given; then there is none where none can be had, which is said.
     ///
     /// # Errors
     /// [`Error::Open`], also when another guest has the name.
     pub fn take(name: Option<&str>, about: About) -> Result<Option<ControlSocket>, Error> {
-        let failed = |name: &str, error: BindError| {
-            let source = match error {
-                BindError::Served(_) => io::Error::other("a guest that runs has this name"),
-                BindError::Io { source, .. } => source,
-                error => io::Error::other(error),
-            };
-            Error::Open { option: "--name", path: name.into(), source }
+        let why = |error: BindError| match error {
+            BindError::Served(_) => io::Error::other("a guest that runs has this name"),
+            BindError::Io { source, .. } => source,
+            error => io::Error::other(error),
+        };
+        let failed = |name: &str, error: BindError| Error::Open {
+            option: "--name",
+            path: name.into(),
+            source: why(error),
         };
         let of_name = |name: String, socket| {
             let (clients, about, feed) = (Arc::default(), Arc::new(about), Feed::new());
@@ -102,7 +107,7 @@ impl ControlSocket {
                 // Of a process with the same number in another container.
                 Err(BindError::Served(_)) => {}
                 Err(error) => {
-                    log::info!("the guest has no name: {}", failed(&name, error));
+                    log::warn!("the guest has no name, and `vmm ls` does not find it: {}", why(error));
                     break;
                 }
             }
@@ -258,9 +263,9 @@ impl Asked<'_> {
         if self.about.door.is_some() {
             return Response::Error(ONCE.into());
         }
-        match self.attachment.reset() {
-            true => Response::Done("it begins again".into()),
-            false => Response::Error(OVER.into()),
+        match self.attachment.reset(LONGEST_RESET) {
+            Ok(()) => Response::Done("it begins again".into()),
+            Err(why) => Response::Error(format!("it does not begin again: {why}")),
         }
     }
 
@@ -281,14 +286,14 @@ impl Asked<'_> {
             state,
             seconds: self.feed.began().elapsed().as_secs(),
             serves_gdb: guest.serves_gdb,
-            gdb: self.attachment.debugger().and_then(|debugger| debugger.address().map(str::to_string)),
+            gdb: guest.address,
             is_debugged: guest.is_debugged,
             kernel: self.about.kernel.as_deref().map(speakable),
             symbols: self.about.symbols.as_deref().map(speakable),
             release: self
                 .dumper
                 .release(LOOK)
-                .map(|release| plain(release).chars().take(LONGEST_RELEASE).collect()),
+                .map(|release| plain(&release).chars().take(LONGEST_RELEASE).collect()),
         }))
     }
 }
@@ -298,7 +303,6 @@ fn speakable(path: &Path) -> PathBuf {
     path.to_string_lossy().into_owned().into()
 }
 
-const OVER: &str = "the guest is over, or begins again just now";
 const ONCE: &str = "a guest of `vmm run` does not begin again: its command is run once";
 
 impl About {
@@ -313,6 +317,11 @@ impl About {
 /// Listens at the socket of a name.
 fn bind(name: &str) -> Result<Served, BindError> {
     let path = socket_of(name).map_err(|source| BindError::Io { path: name.into(), source })?;
+    names::sweep_others();
+    // Of two in two folders that begin at the same moment both have it, and `vmm ls` finds one.
+    if names::has_elsewhere(name) {
+        return Err(BindError::Served(path));
+    }
     socket::bind(&path, Audience::Owner)
 }
 

@@ -13,7 +13,6 @@ use debug::gdb::description::Believed;
 use debug::gdb::endpoint::ListeningSocket;
 use debug::live::debugger::{Options, Target};
 use debug::live::machine::LiveMachine;
-use debug::live::vcpus::Monitor as _;
 use debug::machine::Machine as _;
 use debug::symbols::Symbols;
 use kvm::ram::{GuestMemory, LiveMemory};
@@ -22,7 +21,9 @@ use nix::unistd::{AccessFlags, access};
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// The thread that serves gdb.
@@ -70,6 +71,9 @@ enum Occupancy {
     Gone,
 }
 
+/// What whoever wants something of the guest is told when it is not there.
+pub(crate) const OVER: &str = "the guest is over, or begins again just now";
+
 /// What is known of a guest's kernel before it says so.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
@@ -80,16 +84,18 @@ pub(super) struct Known {
 }
 
 /// What a guest is, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {
     pub vcpus: u32,
     /// Bytes.
     pub memory: u64,
-    /// Somebody keeps it from running.
+    /// Somebody keeps it from running, or nobody has let it.
     pub is_held: bool,
     /// [`Attachment::stop`] does.
     pub is_stopped: bool,
     pub serves_gdb: bool,
+    /// Where, once that is settled.
+    pub address: Option<String>,
     pub is_debugged: bool,
 }
 
@@ -175,12 +181,25 @@ impl Attachment {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the guest begin again, as after power-on, if it is there; whoever runs it does that.
-    pub(crate) fn reset(&self) -> bool {
-        // One that is held is not to be when it begins.
-        self.go_on();
-        let Some(vcpus) = self.vcpus.upgrade() else { return false };
-        vcpus.monitor().reset().is_ok()
+    /// Has the guest begin again, as after power-on, and waits for whoever runs it to have done that, for `patience` at
+    /// most. One that [`Self::stop`] keeps is kept on if it does not.
+    ///
+    /// # Errors
+    /// In words: why it does not, or is not known to.
+    pub(crate) fn reset(&self, patience: Duration) -> Result<(), String> {
+        // The machine is not to be kept meanwhile.
+        let told = match self.vcpus.upgrade() {
+            Some(vcpus) => vcpus.monitor().restart(),
+            None => return Err(OVER.into()),
+        };
+        told.recv_timeout(patience).unwrap_or_else(|error| {
+            Err(match error {
+                RecvTimeoutError::Disconnected => "the guest has ended".into(),
+                RecvTimeoutError::Timeout => {
+                    format!("it has not begun again for {patience:?}: its monitor is busy, and may have it do so yet")
+                }
+            })
+        })
     }
 
     /// Ends the guest, if it is there.
@@ -193,13 +212,19 @@ impl Attachment {
     /// What the guest is, and how; `None` when it is over. Nobody is waited for.
     pub(crate) fn facts(&self) -> Option<Facts> {
         let vcpus = self.vcpus.upgrade()?;
+        // Where one comes or leaves just now, there is one.
+        let (serves_gdb, address) = match self.place.try_lock().as_deref() {
+            Ok(Occupancy::Taken(debugger)) => (true, debugger.address().map(str::to_string)),
+            Ok(Occupancy::Free | Occupancy::Gone) => (false, None),
+            Err(_) => (true, None),
+        };
         Some(Facts {
             vcpus: vcpus.count(),
             memory: self.memory.iter().map(|region| region.len()).sum(),
-            is_held: vcpus.is_held(),
+            is_held: vcpus.is_held() || !vcpus.is_let_run(),
             is_stopped: self.is_stopped(),
-            // Where one comes or leaves just now, there is one.
-            serves_gdb: self.place.try_lock().map_or(true, |place| matches!(*place, Occupancy::Taken(_))),
+            serves_gdb,
+            address,
             is_debugged: vcpus.link().is_some_and(|link| link.is_attached()),
         })
     }
@@ -290,9 +315,7 @@ impl Attachment {
     /// The machine is over, or its guest begins again in another one: nobody comes or leaves any more. The debugger
     /// that was there.
     pub(super) fn close(&self) -> Option<Arc<Debugger>> {
-        let was = std::mem::replace(&mut *self.place(), Occupancy::Gone);
-        self.go_on();
-        match was {
+        match std::mem::replace(&mut *self.place(), Occupancy::Gone) {
             Occupancy::Taken(debugger) => Some(debugger),
             Occupancy::Free | Occupancy::Gone => None,
         }

@@ -8,12 +8,14 @@ use debug::disassemble::OperatingMode;
 use debug::dump::write::destination::Destination;
 use debug::dump::write::{self, Progress, Subject, Summary, WriteError};
 use debug::dump::{DumpedVcpu, Unplanted};
-use debug::linux::VmCoreInfo;
-use debug::linux::described::{self, Anchor, Scope};
+use debug::engine::kept::Kept;
+use debug::linux::described::{self, Anchor, Known, Scope};
 use debug::linux::log::Wanted;
 use debug::linux::translate::kernel_regime;
 use debug::linux::trouble;
+use debug::linux::{Described, VmCoreInfo};
 use debug::live::link::Link;
+use debug::machine::Memory;
 use debug::memory::{self, Translation};
 use kvm::ram::GuestMemory;
 use kvm::ram::LiveMemory;
@@ -22,7 +24,7 @@ use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 /// What dumps of a machine are made with; its clones are of the same machine.
@@ -35,8 +37,8 @@ pub struct Dumper {
     turn: Arc<Mutex<()>>,
     /// Read by whoever looks at the machine, and taken by whoever waits for them.
     looks: Arc<RwLock<()>>,
-    /// The release of the guest's Linux kernel, once it is known.
-    release: Arc<OnceLock<String>>,
+    /// What is known of the guest's Linux kernel.
+    kernel: Arc<Remembered>,
     /// No more.
     is_closed: Arc<AtomicBool>,
 }
@@ -75,7 +77,7 @@ impl Dumper {
             memory: memory.clone(),
             turn: Arc::default(),
             looks: Arc::default(),
-            release: Arc::default(),
+            kernel: Arc::default(),
             is_closed: Arc::default(),
         }
     }
@@ -166,20 +168,17 @@ impl Dumper {
     }
 
     /// The release of the guest's Linux kernel, as `uname -r` has it, if one is found within `limit` that has described
-    /// itself. The guest stands still meanwhile, until it is known: then it is remembered.
-    pub fn release(&self, limit: Duration) -> Option<&str> {
-        if self.release.get().is_none() {
-            let until = Instant::now() + limit;
-            let mut go_on = || match self.is_closed.load(Ordering::Acquire) || until <= Instant::now() {
-                true => Err(Cancelled),
-                false => Ok(()),
-            };
-            let found = self.standing_still(Moment::Running, |still| still.kernel(&mut go_on));
-            let release = found??.release().to_string();
-            // Two may have found it.
-            self.release.get_or_init(|| release);
-        }
-        self.release.get().map(String::as_str)
+    /// itself, or what it was last. The guest stands still meanwhile: for a moment where it is the one that is known.
+    pub fn release(&self, limit: Duration) -> Option<String> {
+        let until = Instant::now() + limit;
+        let mut go_on = || match self.is_closed.load(Ordering::Acquire) || until <= Instant::now() {
+            true => Err(Cancelled),
+            false => Ok(()),
+        };
+        let found = self.standing_still(Moment::Running, |still| still.kernel(&mut go_on));
+        // It may have been looked for longer by somebody else.
+        let info = found.flatten().or_else(|| self.kernel.last()?.1.info);
+        info.map(|info| info.release().to_string())
     }
 
     /// The last lines of the log of the guest's Linux kernel, from its memory; none if it is not found there. The guest
@@ -225,7 +224,7 @@ impl Dumper {
         let _hold = vcpus.hold();
         let cpus = vcpus.for_each(move |vcpu| capture(vcpu, moment));
         let memory = LiveMemory(self.memory.clone());
-        Some(look(Still { cpus, memory, link: vcpus.link() }))
+        Some(look(Still { cpus, memory, link: vcpus.link(), kernel: Arc::clone(&self.kernel) }))
     }
 }
 
@@ -235,6 +234,36 @@ pub(super) struct Still {
     pub memory: LiveMemory,
     /// Who debugs it.
     pub link: Option<Arc<Link>>,
+    /// What is known of its kernel.
+    pub kernel: Arc<Remembered>,
+}
+
+/// What has been found of a guest's Linux kernel, for whoever looks at the guest next.
+#[derive(Debug, Default)]
+pub(super) struct Remembered {
+    /// The kernel that was found last, and all that was said then.
+    last: Mutex<Option<(Known, Described)>>,
+    /// What was read of it: symbols and types.
+    pub kept: Arc<Kept>,
+}
+
+impl Remembered {
+    fn last(&self) -> Option<(Known, Described)> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The kernel that was found last, if it runs still.
+    fn running(&self, memory: &dyn Memory, anchors: &[Anchor]) -> Option<Described> {
+        let (known, described) = self.last()?;
+        known.runs(HOST_ISA, memory, anchors).then_some(described)
+    }
+
+    /// What was found now takes the place of what was known.
+    pub fn remember(&self, found: &Described, memory: &dyn Memory) {
+        let known = found.info.as_ref().and_then(|info| Known::new(HOST_ISA, memory, info));
+        let last = known.map(|known| (known, found.clone()));
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
+    }
 }
 
 impl Still {
@@ -243,10 +272,23 @@ impl Still {
         self.cpus.iter().filter_map(|cpu| Anchor::new(&cpu.registers)).collect()
     }
 
-    /// Its kernel's description of itself, if one is found as long as `go_on` says so.
+    /// The kernel that was found last, if it runs still.
+    pub fn known(&self) -> Option<Described> {
+        self.kernel.running(&self.memory, &self.anchors())
+    }
+
+    /// Its kernel's description of itself, if it is known, or found as long as `go_on` says so.
     fn kernel(&self, go_on: &mut dyn FnMut() -> Result<(), Cancelled>) -> Option<VmCoreInfo> {
-        let found = described::find(HOST_ISA, &self.memory, &self.anchors(), Scope::Running, go_on);
-        // Nobody wants to know any more.
-        found.map_or(None, |found| found.info)
+        if let Some(known) = self.known() {
+            return known.info;
+        }
+        match described::find(HOST_ISA, &self.memory, &self.anchors(), Scope::Running, go_on) {
+            Ok(found) => {
+                self.kernel.remember(&found, &self.memory);
+                found.info
+            }
+            // Nobody wants to know any more.
+            Err(Cancelled) => None,
+        }
     }
 }

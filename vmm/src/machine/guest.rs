@@ -116,9 +116,15 @@ impl Guest {
     /// console device are new ([`Self::take_port`]), and those of this machine end when it is dropped.
     ///
     /// # Errors
-    /// As [`Guest::new`]; then this machine is as it was. So it is when a device that `config` has otherwise than before
+    /// As [`Guest::new`]; then this machine is as it was, also one that somebody has stopped. So it is when a device that `config` has otherwise than before
     /// wants what this machine has, as a lock of a disk.
     pub fn again(&self, config: &Config, output: Box<dyn Write + Send>) -> Result<Guest, Error> {
+        let again = self.next(config, output);
+        self.services.restarts.tell(&again.as_ref().map(|_| ()).map_err(ToString::to_string));
+        again
+    }
+
+    fn next(&self, config: &Config, output: Box<dyn Write + Send>) -> Result<Guest, Error> {
         let vcpus = self.vcpus.count();
         if self.attachment.debugger().is_some() && config.cpus != vcpus {
             return Err(Error::Usage(format!(
@@ -138,6 +144,7 @@ impl Guest {
                 // is the other's.
                 self.virtio.unplug();
                 *backends = Backends::default();
+                self.attachment.go_on();
                 next.attachment.take_symbols(&self.attachment);
                 next.take_over(debugger.as_ref());
             }
@@ -211,7 +218,7 @@ impl Guest {
         }
     }
 
-    /// Whether it is the debugger who wants the guest to begin again; asked once for each time.
+    /// Whether somebody, a debugger or another, wants the guest to begin again; asked once for each time.
     pub fn takes_restart(&self) -> bool {
         self.services.wants_restart.swap(false, Ordering::Relaxed)
     }
@@ -407,6 +414,7 @@ impl Drop for Guest {
     /// Whoever holds a clone of what is for the control socket does not keep the debugger.
     fn drop(&mut self) {
         drop(self.attachment.close());
+        self.attachment.go_on();
     }
 }
 

@@ -41,7 +41,8 @@ impl Dumper {
         let is_closed = self.end();
         let cancel = Cancel::new(move || is_closed.load(Ordering::Acquire) || !wanted());
         let looked = self.standing_still(moment, |still| {
-            let Still { cpus, memory, link } = still;
+            let known = still.known();
+            let Still { cpus, memory, link, kernel } = still;
             let contents = Contents {
                 format: "a guest that runs, held for this look".into(),
                 isa: HOST_ISA,
@@ -51,10 +52,21 @@ impl Dumper {
                 remarks: Vec::new(),
             };
             let core = Core::new(contents, false).map_err(|error| error.to_string())?;
-            let mut core = core.looking_for(Scope::Running).explaining(LOOKS_ONLY);
+            let core = core.looking_for(Scope::Running).explaining(LOOKS_ONLY);
+            let is_known = known.is_some();
+            let mut core = match known {
+                Some(known) => core.knowing(known),
+                None => core,
+            };
             core.set_cancel(&cancel);
             let engine = Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
-            Ok(look(&mut Onlooker { core, engine, cancel: &cancel, symbols }))
+            let engine = engine.keeping(Arc::clone(&kernel.kept));
+            let mut onlooker = Onlooker { core, engine, cancel: &cancel, symbols };
+            let looked = look(&mut onlooker);
+            if let (false, Some(found)) = (is_known, onlooker.core.found()) {
+                kernel.remember(found, onlooker.core.memory());
+            }
+            Ok(looked)
         });
         looked.ok_or("the guest is gone")?
     }

@@ -3,6 +3,7 @@
 use super::hypercalls::LiveHypercalls;
 use super::output_queue::OutputQueue;
 use crate::outcome::Outcome;
+use arch::End;
 use debug::live::link::Link;
 use debug::machine::{Ended, Event};
 use devices::bus::Bus;
@@ -10,8 +11,8 @@ use devices::virtio::pace::Pace;
 use kvm::exit::VcpuExit;
 use kvm::ram::GuestMemory;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 /// What serves the guest, on whichever vCPU's thread.
@@ -35,8 +36,10 @@ pub struct Services {
     pub exits: Exits,
     /// When devices' threads may work.
     pub pace: Pace,
-    /// A debugger wants the guest to begin again.
+    /// Somebody wants the guest to begin again: a debugger, or whoever waits for what comes of it.
     pub wants_restart: AtomicBool,
+    /// Who waits for that.
+    pub(super) restarts: Restarts,
     /// The guest has been let run, or would have been but for a debugger.
     pub is_started: AtomicBool,
     /// The debugger that is told at once how the guest has ended: a program's, with no event loop behind it.
@@ -52,7 +55,38 @@ pub(super) fn tell_end(link: &Link, outcome: &Outcome) {
     link.tell(Event::Ended(Ended { code: outcome.code(), text }));
 }
 
+/// Those who wait for a guest to begin again. When the machine is gone without, they hear no more.
+#[derive(Debug, Default)]
+pub(super) struct Restarts(Mutex<Vec<Sender<Result<(), String>>>>);
+
+impl Restarts {
+    /// Where somebody hears whether it has, or in words why not.
+    pub fn wait(&self) -> Receiver<Result<(), String>> {
+        let (sender, receiver) = channel();
+        self.waiting().push(sender);
+        receiver
+    }
+
+    /// Tells all of them.
+    pub fn tell(&self, result: &Result<(), String>) {
+        for waits in self.waiting().drain(..) {
+            // One that has lost patience is told nothing.
+            waits.send(result.clone()).ok();
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Sender<Result<(), String>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Services {
+    /// Has whoever runs the guest have it begin again.
+    pub fn restart(&self) {
+        self.wants_restart.store(true, Ordering::Relaxed);
+        self.end(Outcome::Ended(End::Reset));
+    }
+
     /// From now on this debugger is told at once how the guest ends.
     pub fn tell_end_to(&self, link: Option<Arc<Link>>) {
         *self.told_of_end.lock().unwrap_or_else(PoisonError::into_inner) = link;
@@ -123,5 +157,26 @@ impl Exits {
             VcpuExit::KINDS.iter().zip(counts).map(count).collect()
         };
         self.counts.iter().map(told).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::RecvError;
+
+    #[test]
+    fn whoever_waits_for_a_new_beginning_hears_what_came_of_it_or_that_the_machine_is_gone() {
+        let restarts = Restarts::default();
+        let (first, second) = (restarts.wait(), restarts.wait());
+        drop(second);
+        restarts.tell(&Err("there is no kernel".into()));
+        assert_eq!(first.recv(), Ok(Err("there is no kernel".into())));
+        let again = restarts.wait();
+        restarts.tell(&Ok(()));
+        assert_eq!((again.recv(), first.recv()), (Ok(Ok(())), Err(RecvError)));
+        let late = restarts.wait();
+        drop(restarts);
+        assert_eq!(late.recv(), Err(RecvError));
     }
 }

@@ -12,7 +12,7 @@ use crate::machine::mailbox::{Mailbox, Task};
 use crate::machine::serve::Server;
 use crate::machine::services::Services;
 use crate::outcome::{Outcome, StoppedBy};
-use arch::{End, Isa};
+use arch::Isa;
 use debug::live::gate::Kick;
 use debug::live::inbox::{Inbox, Post, Serve as _, inbox};
 use debug::live::runner::{Next, Runner};
@@ -26,7 +26,7 @@ use kvm::{HOST_ISA, Vcpu, kick};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use vmm_sys_util::signal::Killable;
@@ -100,6 +100,13 @@ impl Threads {
         }
     }
 
+    /// Has the guest begin again; where it is told whether it has, or in words why not.
+    pub(super) fn restart(&self) -> Receiver<Result<(), String>> {
+        let told = self.services.restarts.wait();
+        self.services.restart();
+        told
+    }
+
     /// The threads' mailboxes, in the order of vCPUs.
     pub(super) fn mailboxes(&self) -> Vec<Mailbox> {
         let mailbox = |thread: &Thread| {
@@ -165,8 +172,7 @@ impl Monitor for Threads {
     }
 
     fn reset(&self) -> Result<(), MachineError> {
-        self.services.wants_restart.store(true, Ordering::Relaxed);
-        self.services.end(Outcome::Ended(End::Reset));
+        self.services.restart();
         Ok(())
     }
 

@@ -4,7 +4,8 @@
 
 use debug::symbols::Symbols;
 use std::env;
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What is known of a kernel.
@@ -46,6 +47,24 @@ pub fn is_name(text: &str) -> bool {
         && text.chars().all(|it| it.is_ascii_alphanumeric() || "-_.+~".contains(it))
 }
 
+/// Folders that the booted file is in, the nearest first, up to one in which everybody may put something (as `/tmp`).
+fn above<'a>(kernel: &Kernel<'a>) -> impl Iterator<Item = &'a Path> + use<'a> {
+    let is_private = |folder: &&Path| {
+        // What is not there has nothing in it.
+        folder.metadata().map_or(true, |it| it.mode() & 0o002 == 0 && is_trusted(&it))
+    };
+    kernel.file.into_iter().flat_map(Path::ancestors).skip(1).take(4).take_while(is_private)
+}
+
+/// Whether something is this user's, or root's: a debugger that opens it does not open what somebody else has made for that.
+fn is_trusted(metadata: &Metadata) -> bool {
+    is_of_user(metadata, nix::unistd::geteuid().as_raw())
+}
+
+fn is_of_user(metadata: &Metadata, user: u32) -> bool {
+    [0, user].contains(&metadata.uid())
+}
+
 /// The places, the surest first.
 pub fn places(kernel: &Kernel<'_>, folders: &Folders) -> Vec<PathBuf> {
     let mut places = Vec::new();
@@ -58,10 +77,11 @@ pub fn places(kernel: &Kernel<'_>, folders: &Folders) -> Vec<PathBuf> {
     // What was booted may have them itself.
     places.extend(kernel.file.map(Path::to_path_buf));
     // `make` leaves the one beside or above the other.
-    let above = kernel.file.into_iter().flat_map(Path::ancestors).skip(1).take(4);
-    places.extend(above.map(|folder| folder.join("vmlinux")));
+    let mut above = above(kernel);
+    let beside = above.next();
+    places.extend(beside.into_iter().chain(above).map(|folder| folder.join("vmlinux")));
     if let Some(release) = kernel.release.filter(|release| is_name(release)) {
-        places.extend(kernel.file.and_then(Path::parent).map(|it| it.join(format!("vmlinux-{release}"))));
+        places.extend(beside.map(|it| it.join(format!("vmlinux-{release}"))));
         for place in [
             "usr/lib/debug/boot/vmlinux-{}",
             "usr/lib/debug/lib/modules/{}/vmlinux",
@@ -81,8 +101,14 @@ pub fn find(kernel: &Kernel<'_>, folders: &Folders) -> Option<PathBuf> {
 }
 
 fn is_of(place: &Path, kernel: &Kernel<'_>) -> bool {
+    let opened = || {
+        let file = File::open(place).ok()?;
+        // What was booted is what somebody has named.
+        let may_be = kernel.file == Some(place) || is_trusted(&file.metadata().ok()?);
+        may_be.then_some(file)
+    };
     // What is no file of symbols, or cannot be read, is another one's.
-    let Some(symbols) = File::open(place).ok().and_then(|file| Symbols::open(file).ok()) else {
+    let Some(symbols) = opened().and_then(|file| Symbols::open(file).ok()) else {
         return false;
     };
     let its = symbols.build_id().map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
@@ -99,6 +125,8 @@ fn is_of(place: &Path, kernel: &Kernel<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn the_surest_places_come_first() {
@@ -115,6 +143,31 @@ mod tests {
         assert!(at("/tree/vmlinux") < at("/usr/lib/debug/boot/vmlinux-6.12.1-cloud"));
         assert!(at("/tree/arch/x86/boot/vmlinux-6.12.1-cloud") < at("/boot/vmlinux-6.12.1-cloud"));
         assert_eq!(places(&Kernel::default(), &folders), Vec::<PathBuf>::new());
+    }
+
+    /// Another user may have put something there, for whoever boots a kernel from a folder that everybody has.
+    #[test]
+    fn what_others_may_have_made_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("tree/arch/boot");
+        std::fs::create_dir_all(&deep).unwrap();
+        let file = deep.join("bzImage");
+        let kernel = Kernel { release: Some("6.12"), build_id: None, file: Some(&file) };
+        let beside = || -> Vec<PathBuf> {
+            let places = places(&kernel, &Folders::default()).into_iter();
+            places.filter(|it| it.starts_with(folder.path()) && *it != file).collect()
+        };
+        let tree = folder.path().join("tree");
+        let all = [deep.join("vmlinux"), tree.join("arch/vmlinux"), tree.join("vmlinux")];
+        assert!(all.iter().all(|place| beside().contains(place)));
+        std::fs::set_permissions(&tree, Permissions::from_mode(0o1777)).unwrap();
+        assert_eq!(beside(), [&all[0], &all[1], &deep.join("vmlinux-6.12")].map(PathBuf::clone));
+        std::fs::set_permissions(&deep, Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(beside(), Vec::<PathBuf>::new());
+        let its = folder.path().metadata().unwrap();
+        assert!(is_of_user(&its, its.uid()) && (its.uid() == 0 || !is_of_user(&its, its.uid() + 1)));
+        // Everybody has root's.
+        assert!(is_of_user(&Path::new("/").metadata().unwrap(), 1) && is_trusted(&its));
     }
 
     /// A guest may say anything of itself.

@@ -210,6 +210,30 @@ fn several_kernels_are_told_apart() {
     }
 }
 
+/// A kernel that was found is known again until another one runs, also of the same release.
+#[test]
+fn a_known_kernel_runs_until_another_one_does() {
+    let other = Kernel { release: RELEASE, image: 0x80_0000, tables: 0x10_000, page: 0x3000 };
+    for isa in Isa::ALL {
+        let guest = Guest::new(isa);
+        guest.kernel(REAL);
+        let version = GuestPhys(IMAGE + VARIABLE + 8 + UTS_RELEASE + UTS_FIELD as u64);
+        guest.ram.write(version, b"#1 SMP Tue");
+        let anchor = guest.anchor(REAL);
+        let info = guest.find(&[anchor], Scope::Running).info.unwrap();
+        let known = Known::new(isa, &guest.ram, &info).unwrap();
+        assert_eq!(known.info(), &info);
+        let runs = |anchors: &[Anchor]| known.runs(isa, &guest.ram, anchors);
+        assert!(runs(&[anchor]) && !runs(&[]), "{isa}");
+        // As kexec leaves the former one in memory.
+        guest.kernel(other);
+        assert!(runs(&[anchor]) && !runs(&[guest.anchor(other)]), "{isa}");
+        // Another build at the same place.
+        guest.ram.write(version, b"#2 SMP Wed");
+        assert!(!runs(&[anchor]), "{isa}");
+    }
+}
+
 #[test]
 fn a_flood_of_pages_hides_nothing() {
     for isa in Isa::ALL {

@@ -46,6 +46,16 @@ impl<M: Machine> Debuggee<M> {
         Ok(())
     }
 
+    /// Goes over to the machine in which the guest has begun again while it stood still for its debugger, as somebody else
+    /// has had it ([`Machine::has_restarted`]); it is held there, at its first instruction. Breakpoints stay.
+    pub(crate) fn go_over(&mut self) {
+        // That it has is what comes next, and is known.
+        drop(self.machine.next_event());
+        self.machine.pause();
+        self.say("somebody else has had the guest begin again: it is held at its first instruction\n");
+        self.begin_again();
+    }
+
     /// The guest has begun again, and stands still: what was planted went with its memory.
     pub(super) fn begin_again(&mut self) {
         self.pending.clear();
@@ -91,9 +101,9 @@ impl<M: Machine> Debuggee<M> {
                     self.has_ended(&how);
                     ended = Some(how);
                 }
-                Event::Restarted => {
+                Event::Restarted { had_run } => {
                     self.begin_again();
-                    if !self.is_attached && !self.is_left {
+                    if had_run && !self.is_attached && !self.is_left {
                         self.let_run();
                     }
                 }

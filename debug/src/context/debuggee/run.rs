@@ -201,7 +201,7 @@ impl<M: Machine> Debuggee<M> {
         if self.pending.is_empty() {
             match self.next_event()? {
                 Event::Ended(ended) => return Some(self.end(ended)),
-                Event::Restarted => return self.go_on_again(),
+                Event::Restarted { .. } => return self.go_on_again(),
                 Event::Stopped { vcpu, reason, .. } => self.pending.push((vcpu, reason)),
             }
         }
@@ -209,7 +209,7 @@ impl<M: Machine> Debuggee<M> {
         while let Some(event) = self.next_event() {
             match event {
                 Event::Ended(ended) => return Some(self.end(ended)),
-                Event::Restarted => return self.go_on_again(),
+                Event::Restarted { .. } => return self.go_on_again(),
                 Event::Stopped { vcpu, reason, .. } => self.pending.push((vcpu, reason)),
             }
         }

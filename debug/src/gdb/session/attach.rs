@@ -1,8 +1,9 @@
 //! A debugger comes and goes, and the guest begins again.
 
 use super::{Client, Process, RegisterSet, Session, Threads};
-use crate::machine::{Ended, Machine, MachineError};
+use crate::machine::{Ended, Extent, Machine, MachineError};
 use arch::register::Bank;
+use std::task::Poll;
 
 impl<M: Machine> Session<M> {
     /// Attaches: from now on vCPUs stop for this session.
@@ -37,6 +38,22 @@ impl<M: Machine> Session<M> {
         self.threads.stop();
         self.look_for_beginnings();
         Ok(())
+    }
+
+    /// Goes over to the machine in which the guest has begun again while it stood still for the debugger, if it has. Pending
+    /// as long as vCPUs are to stand still for that.
+    pub fn go_over(&mut self) -> Poll<()> {
+        let machine = &mut self.debuggee.machine;
+        if self.process != Process::Attached || !machine.has_restarted() {
+            return Poll::Ready(());
+        }
+        if machine.prepare(Extent::Whole).is_pending() {
+            return Poll::Pending;
+        }
+        self.debuggee.go_over();
+        self.threads.stop();
+        self.look_for_beginnings();
+        Poll::Ready(())
     }
 
     /// Deals with what happens while no debugger has the guest; its end, if it has ended.

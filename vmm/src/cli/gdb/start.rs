@@ -2,12 +2,14 @@
 
 use super::{Args, serve};
 use crate::control::client::ask;
-use crate::control::names::debugger_socket;
+use crate::control::names::{debugger_socket, is_left_by_debugger};
 use crate::control::protocol::{Answer, Info, MonitorLine, Request, Response};
 use crate::outcome;
 use crate::symbols::search::{self, Folders};
 use debug::gdb::endpoint::Endpoint;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::errno::Errno;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::env;
 use std::ffi::OsString;
@@ -15,6 +17,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Starts it, and waits for its end; the exit code.
 pub fn start(args: &Args, symbols: Option<&Path>) -> u8 {
@@ -31,15 +34,22 @@ pub fn start(args: &Args, symbols: Option<&Path>) -> u8 {
         log::error!("a debugger is attached to it already (vmm release {name} lets it go)");
         return outcome::FILE;
     }
+    // What may take a while comes first: the guest serves nobody yet where this is ended meanwhile.
+    let kernel = Kernel::ask(args.guest.name());
+    let symbols = symbols.map(PathBuf::from).or_else(|| kernel.symbols(&info));
     // One that it serves already stays.
     let (address, is_ours) = match info.gdb.as_deref().map(Endpoint::parse) {
-        Some(Ok(address)) => (address, false),
+        // But for one of whoever was killed before its debugger had ended.
+        Some(Ok(address)) => {
+            let is_left = matches!(&address, Endpoint::Unix(path) if is_left_by_debugger(path));
+            (address, is_left)
+        }
         _ => match socket(args) {
             Ok(address) => (address, true),
             Err(answer) => return args.guest.tell(answer),
         },
     };
-    let code = debug(args, &info, symbols, &address);
+    let code = debug(args, &kernel, symbols.as_deref(), &address);
     if is_ours {
         if let Ok(Response::Error(why)) = args.guest.ask_of(|guest| ask(guest, &Request::Leave {})) {
             log::warn!("{why}");
@@ -63,10 +73,8 @@ fn socket(args: &Args) -> Result<Endpoint, io::Result<Response>> {
     }
 }
 
-fn debug(args: &Args, info: &Info, symbols: Option<&Path>, address: &Endpoint) -> u8 {
-    let kernel = Kernel::ask(args.guest.name());
-    let symbols = symbols.map(PathBuf::from).or_else(|| kernel.symbols(info));
-    match &symbols {
+fn debug(args: &Args, kernel: &Kernel, symbols: Option<&Path>, address: &Endpoint) -> u8 {
+    match symbols {
         Some(file) => log::info!("symbols of {}", file.display()),
         None => log::warn!(
             "no vmlinux of the guest's kernel{} is found here: name one, or gdb knows no names",
@@ -79,8 +87,8 @@ fn debug(args: &Args, info: &Info, symbols: Option<&Path>, address: &Endpoint) -
         ),
     }
     let words = match args.lldb {
-        true => of_lldb(address, symbols.as_deref(), &kernel),
-        false => of_gdb(address, symbols.as_deref(), &kernel),
+        true => of_lldb(address, symbols, kernel),
+        false => of_gdb(address, symbols, kernel),
     };
     let program = args.program.clone().or_else(|| program(args.lldb));
     let Some(program) = program else {
@@ -91,18 +99,62 @@ fn debug(args: &Args, info: &Info, symbols: Option<&Path>, address: &Endpoint) -
     run(Command::new(&program).args(words).args(&args.arguments), &program)
 }
 
-/// Waits for the debugger, whose Ctrl-C is not ours; its exit code.
+/// The debugger that runs, or 0.
+static DEBUGGER: AtomicI32 = AtomicI32::new(0);
+/// The signal that ends this, or 0.
+static ENDED_BY: AtomicI32 = AtomicI32::new(0);
+
+/// A terminal sends it to the debugger as well.
+extern "C" fn is_its_own(_: libc::c_int) {}
+
+/// It ends the debugger, and this behind it: the guest is to serve it no more.
+extern "C" fn passes_on(signal: libc::c_int) {
+    let errno = Errno::last_raw();
+    ENDED_BY.store(signal, Ordering::SeqCst);
+    end_debugger();
+    Errno::set_raw(errno);
+}
+
+/// Ends the debugger, if one runs and this is to end. It does only what a signal's handler may (signal-safety(7)).
+fn end_debugger() {
+    let (debugger, signal) = (DEBUGGER.load(Ordering::SeqCst), ENDED_BY.load(Ordering::SeqCst));
+    if let (1.., Ok(signal)) = (debugger, Signal::try_from(signal)) {
+        // One that has ended needs none.
+        kill(Pid::from_raw(debugger), signal).ok();
+    }
+}
+
+/// Waits for the debugger, which Ctrl-C is for, and which ends where this is ended; its exit code.
 fn run(command: &mut Command, program: &Path) -> u8 {
-    extern "C" fn heard(_: libc::c_int) {}
-    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+    let handlers: [(_, extern "C" fn(libc::c_int)); 4] = [
+        (Signal::SIGINT, is_its_own),
+        (Signal::SIGQUIT, is_its_own),
+        (Signal::SIGHUP, passes_on),
+        (Signal::SIGTERM, passes_on),
+    ];
+    for (signal, handler) in handlers {
         // A handler, unlike a signal that is ignored, is not the child's as well.
-        let action = SigAction::new(SigHandler::Handler(heard), SaFlags::SA_RESTART, SigSet::empty());
-        // SAFETY: it does nothing.
-        if let Err(error) = unsafe { sigaction(signal, &action) } {
+        let action = SigAction::new(SigHandler::Handler(handler), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: it does nothing, or what a handler may.
+        let result = unsafe { sigaction(signal, &action) }.and_then(|before| match before.handler() {
+            // As nohup(1) has it.
+            // SAFETY: it is what was there.
+            SigHandler::SigIgn => unsafe { sigaction(signal, &before) }.map(|_| ()),
+            _ => Ok(()),
+        });
+        if let Err(error) = result {
             log::warn!("{signal} ends this and not only the debugger: {error}");
         }
     }
-    match command.status() {
+    let status = command.spawn().and_then(|mut debugger| {
+        DEBUGGER.store(i32::try_from(debugger.id()).unwrap_or_default(), Ordering::SeqCst);
+        // It may have come before.
+        end_debugger();
+        let status = debugger.wait();
+        DEBUGGER.store(0, Ordering::SeqCst);
+        status
+    });
+    match status {
         Ok(status) => match (status.code(), status.signal()) {
             (Some(code), _) => u8::try_from(code).unwrap_or(outcome::FILE),
             (None, signal) => 128 + u8::try_from(signal.unwrap_or(0)).unwrap_or(0),

@@ -15,7 +15,7 @@ use crate::machine::hypercalls::LiveHypercalls;
 use crate::machine::hypercalls::family::Parts;
 use crate::machine::output_queue::{OutputQueue, Pump, QueueEnd};
 use crate::machine::rack::{self, Fitted};
-use crate::machine::services::{Exits, Services};
+use crate::machine::services::{Exits, Restarts, Services};
 use crate::machine::vcpus::{Threads, Vcpus};
 use crate::symbols;
 use arch::Isa;
@@ -88,6 +88,7 @@ pub(super) fn build(
         exits: Exits::new(config.cpus),
         pace,
         wants_restart: AtomicBool::new(false),
+        restarts: Restarts::default(),
         is_started: AtomicBool::new(false),
         told_of_end: Mutex::default(),
     });

@@ -294,6 +294,61 @@ fn who_has_left_goes_over_to_no_other_machine() {
     }
 }
 
+/// A guest that is had begin again by somebody else than its debugger, while that has it stand still, is the new one from
+/// the next packet on: with the breakpoints, and nothing of the old one's.
+#[test]
+fn a_guest_that_stands_still_begins_again() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        let store = setting.code.1;
+        assert_eq!(client.ask(&format!("Z0,{store:x},4")), "OK");
+        assert!(client.ask("vCont;c").contains("swbreak"), "{isa} {how:?}");
+        let again = {
+            let ram = SharedRam(Arc::new(Ram::new(1 << 16)));
+            ram.write(GuestPhys(CODE), &setting.code.0);
+            Arc::new(Vcpus::new(Simulated::new(isa, 2, ram, CODE, DATA)))
+        };
+        setting.debugger.as_ref().unwrap().begin_again(&again);
+        let begin = Instant::now();
+        // A thread has it at once; an event loop may serve the packet first.
+        while client.register(isa, "pc") != CODE {
+            assert!(begin.elapsed() < LIMIT && matches!(how, How::Loop), "{isa} {how:?}: it is the old one");
+        }
+        setting.vcpus = again;
+        assert!(!setting.vcpus.is_let_run() && setting.vcpus.is_held(), "{isa} {how:?}");
+        assert_ne!(setting.memory_of_code(), setting.code.0, "{isa} {how:?}: nothing is planted");
+        assert!(client.ask("vCont;c").contains("swbreak"), "{isa} {how:?}");
+        assert_eq!(client.register(isa, "pc"), store, "{isa} {how:?}");
+        assert_eq!(client.ask("D;1"), "OK");
+        setting.expect_running(0);
+        setting.expect_running(1);
+    }
+}
+
+/// One that waits for its first debugger waits on when it begins again; one that runs, runs.
+#[test]
+fn a_guest_that_nobody_has_let_run_waits_when_it_begins_again() {
+    for (isa, runs) in Isa::ALL.into_iter().flat_map(|isa| [(isa, false), (isa, true)]) {
+        let (vcpus, next) = (guest(isa, 1), guest(isa, 1));
+        let engine = Arc::new(Engine::new(isa, host(), 1));
+        let memory = Box::new(vcpus.monitor().ram.clone());
+        let target = Target { engine: Arc::clone(&engine), memory };
+        let (debugger, machine) = Debugger::join(&vcpus, target, true).unwrap();
+        let mut nobodys = Debuggee::new(machine, engine);
+        if runs {
+            vcpus.resume();
+        }
+        debugger.begin_again(&next, Box::new(next.monitor().ram.clone()));
+        assert_eq!(nobodys.idle(), None);
+        assert_eq!((next.is_let_run(), may_run(&next)), (runs, vec![runs]), "{isa}");
+        // Whoever takes its debugger away has it run, as far as its monitor is concerned.
+        debugger.leave();
+        assert!(next.is_let_run());
+        [vcpus, next].iter().for_each(|vcpus| drop(vcpus.pause(|_| true)));
+    }
+}
+
 /// Two may have a debugger leave at the same time: when either is done, it has.
 #[test]
 fn two_have_a_debugger_leave() {
