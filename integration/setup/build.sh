@@ -10,8 +10,6 @@ say() { printf 'build: %s\n' "$*" >&2; }
 
 say "vmm and its test programs for $* (fifteen minutes for both architectures on two processors, from nothing)"
 begun=$SECONDS said=$SECONDS
-# Nobody unwinds programs that abort on a panic: tables for that are half a MiB of each.
-for isa in "$@"; do export "CARGO_TARGET_${isa^^}_UNKNOWN_LINUX_MUSL_RUSTFLAGS=-C force-unwind-tables=no"; done
 # All at once: a program's last step has one processor, and there are three programs of each architecture.
 targets=("${@/#/--target=}")
 cargo build --release "${targets[@]/%/-unknown-linux-musl}" -p guest-vmm -p guest-kvm -p integration --bin vmm --bin case --example monitor &

@@ -101,13 +101,16 @@ impl ControlSocket {
         for name in names::made_up() {
             match bind(&name) {
                 Ok(socket) => {
-                    tell_name(&name);
+                    tell_a_person(&format!("the guest's name is {name} (vmm ls, vmm monitor {name} why)"));
                     return Ok(of_name(name, socket));
                 }
                 // Of a process with the same number in another container.
                 Err(BindError::Served(_)) => {}
                 Err(error) => {
-                    log::warn!("the guest has no name, and `vmm ls` does not find it: {}", why(error));
+                    tell_a_person(&format!(
+                        "the guest has no name, and vmm ls does not find it: {}",
+                        why(error)
+                    ));
                     break;
                 }
             }
@@ -325,9 +328,9 @@ fn bind(name: &str) -> Result<Served, BindError> {
     socket::bind(&path, Audience::Owner)
 }
 
-/// Says a name that was made up, to a person; programs find it by `vmm ls`.
-fn tell_name(name: &str) {
-    let words = format!("the guest's name is {name} (vmm ls, vmm monitor {name} why)");
+/// Says what has become of a name that nobody has asked for, to a person; programs find guests by `vmm ls`, and a container
+/// may have no place for names.
+fn tell_a_person(words: &str) {
     match logging::is_terminal() {
         true => log::warn!("{words}"),
         false => log::info!("{words}"),

@@ -24,7 +24,7 @@ fn memory() -> Made {
     for (number, (own, task)) in (1..).zip(OWN.into_iter().zip(TASKS)) {
         made.put(own + VARIABLE, task);
         made.put(own + VARIABLE + 8, task);
-        made.put(task, number << 32 | number * 10);
+        made.put(task, (number << 32) | (number * 10));
         made.text(task + 8, "task\x1b");
     }
     made
