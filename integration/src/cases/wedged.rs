@@ -125,7 +125,7 @@ pub fn locked(c: &mut Context) -> Check {
         more.expect_code(2)?;
         more.expect_one_line("this only looks at the guest")?;
         c.run("monitor wedged read 0x10 8", &[], limit)?.expect_code(24)?;
-        c.run("monitor wedged", &[], limit)?.expect_output("who waits for which of the kernel's locks")
+        c.run("monitor wedged help", &[], limit)?.expect_output("who waits for which of the kernel's locks")
     })();
     job.close_input();
     let ended = job.wait(limit);
