@@ -21,7 +21,9 @@ use crate::trap::{Cause, Injection, Owner, Situation, Trap, also_guests, decide}
 use arch::aarch64::exception_entry::refused_fetch;
 use arch::x86::debug_registers::matches;
 use arch::{GuestPhys, GuestVirt, Isa};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+#[cfg(feature = "linux")]
+use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod cpu;
 mod evaluation;

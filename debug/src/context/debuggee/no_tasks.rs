@@ -10,11 +10,11 @@ use arch::register::RegisterFile;
 
 /// What was found: nothing.
 #[derive(Debug, Default)]
-pub(super) struct Found;
+pub(super) struct Found(());
 
 impl<M: Machine> Debuggee<M> {
     pub(super) fn forget_tasks(&mut self) {
-        self.found = Found;
+        self.found = Found(());
     }
 
     pub(super) fn task_space(&self, _: Id, _: u64) -> Option<Result<Translation, String>> {

@@ -9,7 +9,7 @@ use crate::gdb::packet::{escape, hex};
 use crate::gdb::resume::{Refused, Thread};
 use crate::gdb::session::Session;
 use crate::machine::Machine;
-use arch::plain::is_plain;
+use arch::plain::plain;
 use std::fmt::Write;
 
 /// Ids of tasks in one packet: the longest have twelve bytes.
@@ -93,7 +93,7 @@ pub(super) fn extra_info<M: Machine>(session: &mut Session<M>, thread: &[u8]) ->
 /// Text within XML, in an attribute or an element. A character that XML has not would end the list for gdb.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for c in text.chars().map(|c| if is_plain(c) { c } else { char::REPLACEMENT_CHARACTER }) {
+    for c in plain(text).chars() {
         match c {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
