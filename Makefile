@@ -40,29 +40,29 @@ unit: toolchain ## unit tests
 miri: toolchain ## the debugger's rules under Miri, by hand (FILTER=live::runner for some)
 	@integration/setup/miri.sh $(or $(FILTER),live::gate live::times live::runner live::step arming trap:: flow::tests::aarch64 flow::tests::x86_with gdb::memory_stream simulated::tests::session context::tests::a_breakpoint_on_the_way)
 
-cases: setup ## all cases on real KVM, both architectures (FILTER=name for some)
+cases: setup ## the cases on real KVM (FILTER=name for some; ALL=1 has all on both architectures)
 	@rm -rf logs
-	$(CARGO) test -q -p integration --test kvm -- $(FILTER)
+	VMM_TEST_ALL=$(ALL) $(CARGO) test -q -p integration --test kvm -- $(FILTER)
 
 soak: setup ## the long runs in full, ten minutes and more (SEED=7 for the chance of another run)
 	@rm -rf logs
 	@seed=$(or $(SEED),$$(date +%s)); echo "soak: SEED=$$seed" >&2; \
 	  VMM_TEST_SOAK=$$seed $(CARGO) test -q -p integration --test kvm -- $(or $(FILTER),::long_)
 
-bench: setup peer ## measure vmm against QEMU on the same nested hosts (PART=boot, debug, calls, dumps, names, linux or run for one part)
-	@$(CARGO) run -q --release -p integration --bin bench -- $(PART)
+bench: setup build peer ## measure vmm against QEMU on the same nested hosts (PART=boot, debug, calls, dumps, names, linux or run for one part)
+	@VMM_TEST_PROFILE=release $(CARGO) run -q --release -p integration --bin bench -- $(PART)
 
 fuzz: toolchain ## libFuzzer on every decoder of outside bytes (TARGET=packets for one, SECONDS=30)
 	@integration/setup/fuzz.sh "$(or $(TARGET),all)" "$(or $(SECONDS),30)"
 
 build: toolchain ## static release binaries of both architectures, in target/*/release
-	@integration/setup/build.sh $(ISAS)
+	@integration/setup/build.sh release $(ISAS)
 	@integration/setup/sizes.sh $(ISAS)
 
 deb: build ## Debian packages with manual pages and completions, in target/debian (DEBFULLNAME, DEBEMAIL: who maintains them)
 	@integration/setup/deb.sh $(ISAS)
 
-setup: ## what the tests need: Debian packages, kernels, QEMU, tools for dumps, our binaries
+setup: toolchain ## what the tests need: Debian packages, kernels, QEMU, tools for dumps, our binaries
 	@integration/setup/packages.sh
 	@# Kernels come over the network while QEMU and crash are compiled. What a shell runs beside itself does
 	@# not see Ctrl-C.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Static release programs: vmm, and what the tests run: build.sh ISA...
+# Static programs, vmm and what the tests run, by a profile of Cargo.toml: build.sh PROFILE ISA...
 # What is compiled is said as cargo says it; with fat link-time optimization the last step of each program takes minutes,
 # so there is a word meanwhile. At the end, where the programs are.
 source "$(dirname "$0")/common.sh"
@@ -8,11 +8,17 @@ target=${CARGO_TARGET_DIR:-target}
 
 say() { printf 'build: %s\n' "$*" >&2; }
 
-say "vmm and its test programs for $* (fifteen minutes for both architectures on two processors, from nothing)"
+profile=$1
+shift
+case $profile in
+  release) takes="fifteen minutes" ;;
+  *) takes="eight minutes" ;;
+esac
+say "vmm and its test programs for $* ($takes for both architectures on two processors, from nothing)"
 begun=$SECONDS said=$SECONDS
 # All at once: a program's last step has one processor, and there are three programs of each architecture.
 targets=("${@/#/--target=}")
-cargo build --release "${targets[@]/%/-unknown-linux-musl}" -p guest-vmm -p guest-kvm -p integration --bin vmm --bin case --example monitor &
+cargo build --profile "$profile" "${targets[@]/%/-unknown-linux-musl}" -p guest-vmm -p guest-kvm -p integration --bin vmm --bin case --example monitor &
 job=$!
 trap 'kill "$job" 2>/dev/null; exit 130' INT TERM
 # With a word every half a minute.
@@ -26,6 +32,6 @@ done
 wait "$job"
 say "$((SECONDS - begun)) s; vmm is here:"
 for isa in "$@"; do
-  program=$target/$isa-unknown-linux-musl/release/vmm
+  program=$target/$isa-unknown-linux-musl/$profile/vmm
   say "  $program ($(stat -c %s "$program" | awk '{ printf "%.1f MiB", $1 / 1048576 }'))"
 done

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Tools for dumps beside Debian 12's own, of which some are too old for Linux 6.12 or for our dumps, and
-# none reads dumps of another architecture:
+# Programs that Debian 12 has too old: tools for dumps, of which some do not know Linux 6.12 or our dumps, and none
+# reads dumps of another architecture; and the QEMU of the aarch64 nest, in which Debian 12's takes two to three times
+# as long (docs/testing.md):
 #   $CACHE/tools/drgn/                      drgn, from PyPI
 #   $CACHE/tools/<program>-<suite>-<isa>/run
 #       runs a program of a newer Debian with that Debian's libraries; aarch64's under QEMU's emulation
@@ -19,56 +20,10 @@ if [ ! -e "$CACHE/tools/drgn/ready-$DRGN" ]; then
   touch "$CACHE/tools/drgn/ready-$DRGN"
 fi
 
-# newer_lists SUITE - the lists of a newer Debian alone, from where the machine has its Debian from.
-newer_lists() {
-  local suite=$1 place=$CACHE/apt-$1 uri type
-  if [ -e "$place/ready" ] && [ -z "$(find "$place/ready" -mmin +720)" ]; then return; fi
-  locked apt private_apt_config
-  uri=$(grep -rhoE '^(URIs:|deb) .*' /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2>/dev/null \
-    | grep -oE '[a-z]+://[^ ]*/debian/?( |$)' | head -1) || true
-  uri=${uri:-http://deb.debian.org/debian}
-  mkdir -p "$place"/{lists/partial,archives/partial,sources.d}
-  for type in deb deb-src; do
-    echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite main"
-  done > "$place/sources.d/$suite.list"
-  sed "s,$APT_ROOT/,$place/,g; s,\"$APT_ROOT\",\"$place\",g" "$APT_ROOT/apt.conf" > "$place/apt.conf"
-  say "reading the package lists of Debian's $suite"
-  APT_CONFIG=$place/apt.conf apt-get -q update >"$place/update.log" 2>&1 \
-    || die "apt-get update failed; see $place/update.log"
-  touch "$place/ready"
-}
-
-# newer_apt SUITE COMMAND... - a command of apt with those lists.
-newer_apt() { APT_CONFIG=$CACHE/apt-$1/apt.conf "${@:2}"; }
-
-# newer SUITE ISA PACKAGE PROGRAM - a program of a newer Debian with all that it depends on.
-newer() {
-  local suite=$1 isa=$2 package=$3 program=$4 loader emulator work
-  local place=$CACHE/tools/$program-$suite-$isa
-  [ -e "$place/run" ] && return
-  case $isa in
-    x86_64) loader=ld-linux-x86-64.so.2 emulator= ;;
-    aarch64) loader=ld-linux-aarch64.so.1 emulator=qemu-aarch64-static ;;
-  esac
-  work=$(mktemp -d "$CACHE/$program.XXXXXX")
-  newer_lists "$suite"
-  unpack_whole "$isa" "$package" "$work/root" newer_apt "$suite"
-  cat > "$work/root/run" <<RUN
-#!/bin/sh
-root=\$(dirname "\$0")
-libraries=\$root/usr/lib/$isa-linux-gnu
-export PYTHONHOME="\$root/usr"
-exec $emulator "\$libraries/$loader" --library-path "\$libraries" "\$root/usr/bin/$program" "\$@"
-RUN
-  chmod 755 "$work/root/run"
-  rm -rf "$place"
-  mv "$work/root" "$place"
-  rm -rf "$work"
-}
-
 newer trixie x86_64 makedumpfile makedumpfile
 newer trixie aarch64 makedumpfile makedumpfile
 newer trixie x86_64 gdb-multiarch gdb-multiarch
+newer trixie x86_64 qemu-system-arm qemu-system-aarch64
 newer forky x86_64 crash crash
 
 place=$CACHE/tools/crash-for-aarch64

@@ -23,10 +23,10 @@ pub fn workspace() -> PathBuf {
 }
 
 /// A static program that `make` has built for an architecture, by the profile that `VMM_TEST_PROFILE` names:
-/// `release`, if it is not set.
+/// `tested`, if it is not set.
 pub fn program(isa: Isa, name: &str) -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
-    let profile = env::var("VMM_TEST_PROFILE").unwrap_or_else(|_| "release".into());
+    let profile = env::var("VMM_TEST_PROFILE").unwrap_or_else(|_| "tested".into());
     target.join(format!("{isa}-unknown-linux-musl/{profile}/{name}"))
 }
 
@@ -86,14 +86,14 @@ pub fn busybox(isa: Isa) -> PathBuf {
     cache().join("busybox").join(isa.name()).join("busybox")
 }
 
-/// The QEMU that carries a nest: for x86_64 the one with our patch, unless
-/// `VMM_TEST_QEMU_X86_64` names another.
+/// The QEMU that carries a nest: for x86_64 the one with our patch, for aarch64 a newer Debian's, unless
+/// `VMM_TEST_QEMU_X86_64` or `VMM_TEST_QEMU_AARCH64` names another.
 pub fn qemu(isa: Isa) -> PathBuf {
-    match isa {
-        Isa::X86_64 => env::var_os("VMM_TEST_QEMU_X86_64")
-            .map_or_else(|| cache().join("qemu/current/bin/qemu-system-x86_64"), PathBuf::from),
-        Isa::Aarch64 => PathBuf::from("qemu-system-aarch64"),
-    }
+    let (variable, ours) = match isa {
+        Isa::X86_64 => ("VMM_TEST_QEMU_X86_64", "qemu/current/bin/qemu-system-x86_64"),
+        Isa::Aarch64 => ("VMM_TEST_QEMU_AARCH64", "tools/qemu-system-aarch64-trixie-x86_64/run"),
+    };
+    env::var_os(variable).map_or_else(|| cache().join(ours), PathBuf::from)
 }
 
 /// What is missing before a nest can be booted, and these series of kernels in it, with the remedy. In Debian's own
@@ -101,7 +101,7 @@ pub fn qemu(isa: Isa) -> PathBuf {
 pub fn missing(isa: Isa, series: &[&str], debians_qemu: bool) -> Option<String> {
     let mut wanted = vec![program(isa, "vmm"), program(isa, "case"), busybox(isa)];
     wanted.extend(series.iter().map(|series| Kernel::new(isa, series).image()));
-    if isa == Isa::X86_64 && !debians_qemu {
+    if !debians_qemu {
         wanted.push(qemu(isa));
     }
     let missing: Vec<String> =

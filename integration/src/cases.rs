@@ -58,6 +58,8 @@ pub struct Case {
     pub kernels: &'static [&'static str],
     /// The one architecture it is for, if it is not for both.
     pub only: Option<Isa>,
+    /// The one that is enough where nobody asks for more: what it is about is the same on both.
+    pub enough_on: Option<Isa>,
     /// Memory of a nest that it runs in, MiB.
     pub nest_memory: u32,
     /// The version of an aarch64 nest's interrupt controller; another than 3 sends the case to
@@ -107,6 +109,7 @@ const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
         needs: Needs::SmallGuests,
         kernels: &[],
         only: None,
+        enough_on: None,
         nest_memory: 1024,
         gic: 3,
         lpa2: true,
@@ -146,6 +149,12 @@ const fn only(isa: Isa, case: Case) -> Case {
 /// With Linux 6.12's driver of disks.
 const fn with_disk_6_12(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
     Case { initrd: initramfs::guest_with_disks_6_12, ..linux(name, &["6.12"], run) }
+}
+
+/// What only the host's side of the monitor decides, with Linux as the one who asks. Guests' boots are most of what
+/// these take.
+const fn enough_on(isa: Isa, case: Case) -> Case {
+    Case { enough_on: Some(isa), ..case }
 }
 
 /// On a host with a GICv2 only.
@@ -203,7 +212,7 @@ pub const CASES: &[Case] = &[
     small("bad_kernels", bad_input::kernels),
     small("bad_initrds", bad_input::initrds),
     small("kvm_absent_or_forbidden", bad_input::kvm_absent),
-    linux("bad_debian_kernels", &["6.12"], bad_input::debian_kernels),
+    enough_on(Isa::X86_64, linux("bad_debian_kernels", &["6.12"], bad_input::debian_kernels)),
     linux("debian_6_1", &["6.1"], linux::debian_6_1),
     linux("debian_6_12", &["6.12"], linux::debian_6_12),
     linux("debian_on_8_vcpus", &["6.1"], linux::on_8_vcpus),
@@ -216,10 +225,13 @@ pub const CASES: &[Case] = &[
         ..linux("debian_reboot_restarts", &["6.12", "6.1"], again::uses_them_again)
     },
     linux("debian_shell", &["6.12"], linux::shell),
-    Case {
-        initrd: initramfs::guest_with_console_6_1,
-        ..linux("debian_virtio_console", &["6.12", "6.1"], linux::virtio_console)
-    },
+    enough_on(
+        Isa::Aarch64,
+        Case {
+            initrd: initramfs::guest_with_console_6_1,
+            ..linux("debian_virtio_console", &["6.12", "6.1"], linux::virtio_console)
+        },
+    ),
     linux("debian_clock", &["6.12"], linux::clock),
     linux("debian_seed", &["6.12"], linux::seed),
     Case {
@@ -227,50 +239,102 @@ pub const CASES: &[Case] = &[
         ..linux("virtio_entropy_6_12", &["6.12"], virtio::entropy)
     },
     Case { modules: job::MODULES, ..linux("job_commands", &["6.12"], job::commands) },
-    Case { modules: job::MODULES, ..linux("job_streams", &["6.12"], job::streams) },
+    enough_on(Isa::X86_64, Case { modules: job::MODULES, ..linux("job_streams", &["6.12"], job::streams) }),
     Case { modules: job::MODULES, ..linux("job_exec", &["6.12"], job::exec) },
     Case { modules: job::MODULES, ..linux("job_of_a_tree", &["6.12"], job::of_a_tree) },
-    Case { modules: job::MODULES, ..linux("job_images", &["6.12"], job::images) },
-    Case { modules: job::MODULES, ..linux("job_kept", &["6.12"], job::kept) },
-    Case { modules: job::MODULES, ..linux("job_many", &["6.12"], job::many) },
-    Case { modules: job::MODULES, ..linux("job_in_a_shell", &["6.12"], job::in_a_shell) },
-    Case { modules: job::MODULES, ..linux("job_nobody_answers", &["6.12"], job::nobody_answers) },
-    Case { modules: job::MODULES, ..linux("job_of_a_user", &["6.12"], job::of_a_user) },
-    Case { modules: job::MODULES, ..linux("job_recipes", &["6.12"], recipes::tests_of_a_kernel) },
-    Case { modules: job::MODULES, ..linux("job_recipes_in_a_container", &["6.12"], recipes::in_a_container) },
-    Case { modules: job::MODULES, ..linux("job_stuck", &["6.12"], job::stuck) },
+    enough_on(Isa::X86_64, Case { modules: job::MODULES, ..linux("job_images", &["6.12"], job::images) }),
+    enough_on(Isa::Aarch64, Case { modules: job::MODULES, ..linux("job_kept", &["6.12"], job::kept) }),
+    enough_on(Isa::X86_64, Case { modules: job::MODULES, ..linux("job_many", &["6.12"], job::many) }),
+    enough_on(
+        Isa::Aarch64,
+        Case { modules: job::MODULES, ..linux("job_in_a_shell", &["6.12"], job::in_a_shell) },
+    ),
+    enough_on(
+        Isa::Aarch64,
+        Case { modules: job::MODULES, ..linux("job_nobody_answers", &["6.12"], job::nobody_answers) },
+    ),
+    enough_on(
+        Isa::Aarch64,
+        Case { modules: job::MODULES, ..linux("job_of_a_user", &["6.12"], job::of_a_user) },
+    ),
+    enough_on(
+        Isa::X86_64,
+        Case { modules: job::MODULES, ..linux("job_recipes", &["6.12"], recipes::tests_of_a_kernel) },
+    ),
+    enough_on(
+        Isa::Aarch64,
+        Case {
+            modules: job::MODULES,
+            ..linux("job_recipes_in_a_container", &["6.12"], recipes::in_a_container)
+        },
+    ),
+    enough_on(Isa::X86_64, Case { modules: job::MODULES, ..linux("job_stuck", &["6.12"], job::stuck) }),
     Case { modules: wedged::MODULES, ..linux("job_wedged", &["6.12"], wedged::locked) },
-    Case { modules: wedged::MODULES, ..linux("job_wedged_for_good", &["6.12"], wedged::hangs_and_crashes) },
-    Case { modules: job::MODULES, ..linux("job_wrong_ways", &["6.12"], job::wrong_ways) },
-    Case { modules: network::MODULES, ..linux("long_job_network", &["6.12"], network::of_its_own) },
-    Case { modules: network::MODULES, ..linux("job_network_apart", &["6.12"], network::apart) },
-    Case { modules: network::MODULES, ..linux("long_job_network_tap", &["6.12"], network::tap) },
+    enough_on(
+        Isa::Aarch64,
+        Case {
+            modules: wedged::MODULES,
+            ..linux("job_wedged_for_good", &["6.12"], wedged::hangs_and_crashes)
+        },
+    ),
+    enough_on(
+        Isa::X86_64,
+        Case { modules: job::MODULES, ..linux("job_wrong_ways", &["6.12"], job::wrong_ways) },
+    ),
+    enough_on(
+        Isa::Aarch64,
+        Case { modules: job::MODULES, ..linux("job_judged_by_the_host", &["6.12"], job::judged_by_the_host) },
+    ),
+    enough_on(
+        Isa::X86_64,
+        Case { modules: network::MODULES, ..linux("long_job_network", &["6.12"], network::of_its_own) },
+    ),
+    enough_on(
+        Isa::X86_64,
+        Case { modules: network::MODULES, ..linux("job_network_apart", &["6.12"], network::apart) },
+    ),
+    enough_on(
+        Isa::Aarch64,
+        Case { modules: network::MODULES, ..linux("long_job_network_tap", &["6.12"], network::tap) },
+    ),
     small("long_named_guests", named::guests),
     small("named_guest_followed", named::followed),
     small("bad_networks", network::bad),
-    linux("virtio_share_6_12", &["6.12"], shares::everything),
-    Case {
-        initrd: initramfs::guest_with_shares_6_1,
-        ..linux("virtio_share_of_a_user_6_1", &["6.1"], shares::of_a_user)
-    },
-    linux("long_virtio_share", &["6.12"], shares::random),
-    linux("virtio_share_killed", &["6.12"], shares::killed),
+    enough_on(Isa::X86_64, linux("virtio_share_6_12", &["6.12"], shares::everything)),
+    enough_on(
+        Isa::Aarch64,
+        Case {
+            initrd: initramfs::guest_with_shares_6_1,
+            ..linux("virtio_share_of_a_user_6_1", &["6.1"], shares::of_a_user)
+        },
+    ),
+    enough_on(Isa::X86_64, linux("long_virtio_share", &["6.12"], shares::random)),
+    enough_on(Isa::Aarch64, linux("virtio_share_killed", &["6.12"], shares::killed)),
     small("bad_shares", shares::bad),
-    with_disk_6_12("virtio_disk_6_12", disks::everything),
-    with_disk_6_12("virtio_disk_killed", disks::killed),
-    with_disk_6_12("virtio_disk_of_two_guests", disks::two_guests),
-    with_disk_6_12("virtio_disk_full", disks::full),
+    enough_on(Isa::X86_64, with_disk_6_12("virtio_disk_6_12", disks::everything)),
+    enough_on(Isa::Aarch64, with_disk_6_12("virtio_disk_killed", disks::killed)),
+    enough_on(Isa::X86_64, with_disk_6_12("virtio_disk_of_two_guests", disks::two_guests)),
+    enough_on(Isa::Aarch64, with_disk_6_12("virtio_disk_full", disks::full)),
     small("bad_disks", disks::bad),
-    Case {
-        initrd: initramfs::guest_with_devices_6_12,
-        ..linux("long_all_devices", &["6.12"], together::under_load)
-    },
-    Case { initrd: initramfs::guest_with_vsock, ..linux("virtio_vsock", &["6.12"], vsock::both_ways) },
-    Case {
-        initrd: initramfs::guest_with_vsock,
-        modules: vsock::MODULES,
-        ..linux("virtio_vsock_by_the_kernel", &["6.12"], vsock::by_the_kernel)
-    },
+    enough_on(
+        Isa::Aarch64,
+        Case {
+            initrd: initramfs::guest_with_devices_6_12,
+            ..linux("long_all_devices", &["6.12"], together::under_load)
+        },
+    ),
+    enough_on(
+        Isa::X86_64,
+        Case { initrd: initramfs::guest_with_vsock, ..linux("virtio_vsock", &["6.12"], vsock::both_ways) },
+    ),
+    enough_on(
+        Isa::Aarch64,
+        Case {
+            initrd: initramfs::guest_with_vsock,
+            modules: vsock::MODULES,
+            ..linux("virtio_vsock_by_the_kernel", &["6.12"], vsock::by_the_kernel)
+        },
+    ),
     only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),
     linux("debian_cpu_features", &["6.12"], linux::cpu_features),
     linux("debian_panic", &["6.1"], linux::panic),
@@ -410,9 +474,10 @@ pub const CASES: &[Case] = &[
     only(Isa::X86_64, linux("debian_vmlinux", &["6.12"], linux::vmlinux)),
 ];
 
-/// The cases for an architecture.
-pub fn for_isa(isa: Isa) -> impl Iterator<Item = &'static Case> {
-    CASES.iter().filter(move |case| case.only.is_none_or(|only| only == isa))
+/// The cases for an architecture; without those that are [enough on](Case::enough_on) the other, if not all are wanted.
+pub fn for_isa(isa: Isa, all: bool) -> impl Iterator<Item = &'static Case> {
+    let is_wanted = move |case: &&Case| all || case.enough_on.is_none_or(|enough| enough == isa);
+    CASES.iter().filter(move |case| case.only.is_none_or(|only| only == isa)).filter(is_wanted)
 }
 
 /// What `make bench` runs in nests; it is no test.

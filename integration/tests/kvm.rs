@@ -2,7 +2,8 @@
 //!
 //! A case runs on this machine when its own KVM does all that the case needs (`vmm check
 //! --json` says so), else in a nest. What cannot run at all is ignored, with the reason.
-//! `VMM_TEST_PLACE=nest` sends all of them to the nest.
+//! `VMM_TEST_PLACE=nest` sends all of them to the nest. Where cases are chosen by name, in long runs, and with
+//! `VMM_TEST_ALL=1`, those for which one architecture is enough run on both.
 
 use arch::Isa;
 use integration::artifacts;
@@ -182,6 +183,8 @@ fn main() -> ExitCode {
     // A nest uses two processors for most of its time.
     arguments.test_threads = arguments.test_threads.or(Some(2));
     let here = Here::find_out();
+    let has_word = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let all = arguments.filter.is_some() || has_word("VMM_TEST_SOAK") || has_word("VMM_TEST_ALL");
     let mut trials = Vec::new();
     // Their results are there when the first of each company is done: nobody waits for them.
     let mut followers = Vec::new();
@@ -197,7 +200,7 @@ fn main() -> ExitCode {
             }
         };
         let mut sharing = Vec::new();
-        for case in cases::for_isa(isa) {
+        for case in cases::for_isa(isa, all) {
             // Small cases of this machine's architecture run at both places: a software KVM
             // is a host like any other, and not all of it is like hardware.
             if case.gic == 3 && here.can(isa, case.needs) {

@@ -133,7 +133,7 @@ fn boot_to_a_shell(isa: Isa, folder: &Path) -> io::Result<Report> {
     );
     println!("demo: under QEMU's emulation (about ten seconds), and vmm in it");
     let mut nest = nest::prepare_case(isa, &DEMO)?;
-    if !artifacts::qemu(isa).exists() && isa == Isa::X86_64 {
+    if !artifacts::qemu(isa).exists() {
         nest.use_debians_qemu();
     }
     nest.cmdline("quiet loglevel=0");

@@ -170,10 +170,6 @@ pub fn tests_of_a_kernel(c: &mut Context) -> Check {
     for part in ["tests=\"3\"", "failures=\"1\"", "name=\"selftests: mincore: mincore_selftest\">"] {
         check(xml.contains(part), || format!("no {part} in:\n{xml}"))?;
     }
-    // A second guest in a nest takes three times as long on aarch64 (docs/testing.md), where the container has the program.
-    if c.isa == Isa::Aarch64 {
-        return Ok(());
-    }
     let bpf = kitchen.cook(c, block(BPF, "sh")?)?;
     bpf.expect_code(0)?;
     check(bpf.output == bpf::PASSED, || format!("{bpf:?}"))
