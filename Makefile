@@ -70,7 +70,7 @@ setup: toolchain ## what the tests need: Debian packages, kernels, QEMU, tools f
 	  trap 'kill $$fetched 2>/dev/null; exit 130' INT TERM; \
 	  { integration/setup/qemu.sh && integration/setup/tools.sh; }; built=$$?; \
 	  wait $$fetched && exit $$built
-	@$(MAKE) --no-print-directory build
+	@integration/setup/build.sh tested $(ISAS)
 
 kernels: ## Debian's kernels and busybox for both architectures
 	@integration/setup/packages.sh
