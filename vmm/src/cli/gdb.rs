@@ -1,5 +1,6 @@
 //! `vmm gdb`: starts gdb for a guest, or has a guest serve it at an address, or no more.
 
+mod modules;
 mod start;
 
 use super::candidates::words;
@@ -21,7 +22,8 @@ use std::path::{Path, PathBuf, absolute};
 /// Debug a guest that runs with gdb or lldb, whether it was started with --gdb or not
 ///
 /// Without an address the debugger is started here, connected by a socket that nobody else can reach, with the kernel's
-/// vmlinux: the one that is named, or the one that is found by build id or beside the kernel. The guest serves it until it
+/// vmlinux: the one that is named, or the one that is found by build id or beside the kernel. gdb is told of the kernel's
+/// modules as well. The guest serves it until it
 /// ends. With an address the guest serves whichever debugger connects there.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -125,4 +127,9 @@ fn serve(args: &Args, address: Endpoint) -> io::Result<Response> {
         served.leave();
     }
     answer
+}
+
+/// A word as gdb and lldb take one in a command.
+fn quoted(path: &Path) -> String {
+    format!("\"{}\"", path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\""))
 }

@@ -52,13 +52,17 @@ pub enum ModuleError {
     Circle(String),
 }
 
+/// What is behind `.ko` in the name of a file that a kernel loads.
+const LOADED: &[&str] = &["", ".xz", ".zst", ".gz"];
+
 /// A module's name as the kernel has it, of its file: without endings, with `_` for `-`.
 fn name_of(file: &Path) -> Option<String> {
+    name_before(file, LOADED)
+}
+
+fn name_before(file: &Path, endings: &[&str]) -> Option<String> {
     let name = file.file_name()?.to_str()?;
-    let stem = ["", ".xz", ".zst", ".gz"].iter().find_map(|packed| {
-        let plain = name.strip_suffix(packed)?;
-        plain.strip_suffix(".ko")
-    })?;
+    let stem = endings.iter().find_map(|ending| name.strip_suffix(ending)?.strip_suffix(".ko"))?;
     Some(stem.replace('-', "_"))
 }
 
@@ -68,7 +72,7 @@ impl Modules {
     /// # Errors
     /// What the file system says.
     pub fn below(folder: &Path) -> io::Result<Modules> {
-        let mut modules = Modules::default();
+        let mut modules = Modules { files: files(folder, LOADED)?, built_in: None };
         match fs::read_to_string(folder.join("modules.builtin")) {
             Ok(list) => {
                 modules.built_in = Some(list.lines().filter_map(|it| name_of(Path::new(it))).collect())
@@ -76,33 +80,15 @@ impl Modules {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let mut folders = vec![folder.to_path_buf()];
-        let mut seen = 0;
-        while let Some(folder) = folders.pop() {
-            let entries = match fs::read_dir(&folder) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                entries => entries?,
-            };
-            for entry in entries {
-                let entry = entry?;
-                seen += 1;
-                let path = entry.path();
-                match entry.file_type()? {
-                    // `build` and `source` are links to whole trees.
-                    kind if kind.is_dir() => folders.push(path),
-                    kind if kind.is_file() => {
-                        if let Some(name) = name_of(&path) {
-                            modules.files.insert(name, path);
-                        }
-                    }
-                    _ => {}
-                }
-                if seen > MOST_FILES {
-                    return Err(io::Error::other("there are too many files"));
-                }
-            }
-        }
         Ok(modules)
+    }
+
+    /// Those below a folder of what a distribution has of symbols: files that no kernel could load, as a rule.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn of_symbols(folder: &Path) -> io::Result<Modules> {
+        Ok(Modules { files: files(folder, &["", ".debug"])?, built_in: None })
     }
 
     /// Those of a source tree that has been built: `modules.order` names them (scripts/Makefile.modfinal), by their
@@ -127,6 +113,16 @@ impl Modules {
         modules.built_in =
             built_in.map(|list| list.lines().filter_map(|it| name_of(Path::new(it))).collect());
         Ok(modules)
+    }
+
+    /// The file of the one of this name, packed or not.
+    pub fn file(&self, name: &str) -> Option<&Path> {
+        self.files.get(name).map(PathBuf::as_path)
+    }
+
+    /// What is in that file, unpacked; `None` where there is none.
+    pub fn unpacked(&self, name: &str) -> Option<io::Result<Vec<u8>>> {
+        self.file(name).map(unpacked)
     }
 
     /// Whether there is one of this name, or it is part of the kernel.
@@ -183,6 +179,38 @@ impl Modules {
         order.push(Module { name: name.into(), bytes });
         Ok(())
     }
+}
+
+/// Files of modules below a folder, by name; the folder may not be there.
+fn files(folder: &Path, endings: &[&str]) -> io::Result<HashMap<String, PathBuf>> {
+    let mut files = HashMap::new();
+    let mut folders = vec![folder.to_path_buf()];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            seen += 1;
+            let path = entry.path();
+            match entry.file_type()? {
+                // `build` and `source` are links to whole trees.
+                kind if kind.is_dir() => folders.push(path),
+                kind if kind.is_file() => {
+                    if let Some(name) = name_before(&path, endings) {
+                        files.insert(name, path);
+                    }
+                }
+                _ => {}
+            }
+            if seen > MOST_FILES {
+                return Err(io::Error::other("there are too many files"));
+            }
+        }
+    }
+    Ok(files)
 }
 
 /// A module's file, unpacked.

@@ -57,7 +57,7 @@ fn above<'a>(kernel: &Kernel<'a>) -> impl Iterator<Item = &'a Path> + use<'a> {
 }
 
 /// Whether something is this user's, or root's: a debugger that opens it does not open what somebody else has made for that.
-fn is_trusted(metadata: &Metadata) -> bool {
+pub fn is_trusted(metadata: &Metadata) -> bool {
     is_of_user(metadata, nix::unistd::geteuid().as_raw())
 }
 

@@ -1,6 +1,7 @@
 //! A debugger that is started for a guest, and the guest served as long as it is there.
 
-use super::{Args, serve};
+use super::modules::ModuleSymbols;
+use super::{Args, quoted, serve};
 use crate::control::client::ask;
 use crate::control::names::{debugger_socket, is_left_by_debugger};
 use crate::control::protocol::{Answer, Info, MonitorLine, Request, Response};
@@ -37,6 +38,10 @@ pub fn start(args: &Args, symbols: Option<&Path>) -> u8 {
     // What may take a while comes first: the guest serves nobody yet where this is ended meanwhile.
     let kernel = Kernel::ask(args.guest.name());
     let symbols = symbols.map(PathBuf::from).or_else(|| kernel.symbols(&info));
+    let modules = match symbols.as_deref().filter(|_| !args.lldb) {
+        Some(file) => modules(args.guest.name(), &kernel, file),
+        None => None,
+    };
     // One that it serves already stays.
     let (address, is_ours) = match info.gdb.as_deref().map(Endpoint::parse) {
         // But for one of whoever was killed before its debugger had ended.
@@ -49,7 +54,7 @@ pub fn start(args: &Args, symbols: Option<&Path>) -> u8 {
             Err(answer) => return args.guest.tell(answer),
         },
     };
-    let code = debug(args, &kernel, symbols.as_deref(), &address);
+    let code = debug(args, &kernel, symbols.as_deref(), modules.as_ref(), &address);
     if is_ours {
         if let Ok(Response::Error(why)) = args.guest.ask_of(|guest| ask(guest, &Request::Leave {})) {
             log::warn!("{why}");
@@ -73,7 +78,37 @@ fn socket(args: &Args) -> Result<Endpoint, io::Result<Response>> {
     }
 }
 
-fn debug(args: &Args, kernel: &Kernel, symbols: Option<&Path>, address: &Endpoint) -> u8 {
+/// The symbols of the kernel's modules, as far as they are here; without them the kernel alone is debugged.
+fn modules(guest: &str, kernel: &Kernel, vmlinux: &Path) -> Option<ModuleSymbols> {
+    let modules = match ModuleSymbols::of_guest(guest, kernel.release.as_deref(), vmlinux) {
+        Ok(modules) => modules?,
+        Err(error) => {
+            log::warn!("gdb is not told of the kernel's modules: {error}");
+            return None;
+        }
+    };
+    match &modules.missing[..] {
+        [] => log::info!("symbols of {} modules", modules.found),
+        missing => log::warn!(
+            "no file of {} of the kernel's {} modules is found here: gdb knows no names of {}",
+            missing.len(),
+            missing.len() + modules.found,
+            match missing {
+                [a, b, c, _, ..] => format!("{a}, {b}, {c} and others"),
+                few => few.join(", "),
+            }
+        ),
+    }
+    Some(modules)
+}
+
+fn debug(
+    args: &Args,
+    kernel: &Kernel,
+    symbols: Option<&Path>,
+    modules: Option<&ModuleSymbols>,
+    address: &Endpoint,
+) -> u8 {
     match symbols {
         Some(file) => log::info!("symbols of {}", file.display()),
         None => log::warn!(
@@ -86,10 +121,11 @@ fn debug(args: &Args, kernel: &Kernel, symbols: Option<&Path>, address: &Endpoin
                 .unwrap_or_default()
         ),
     }
-    let words = match args.lldb {
+    let mut words = match args.lldb {
         true => of_lldb(address, symbols, kernel),
         false => of_gdb(address, symbols, kernel),
     };
+    words.extend(modules.into_iter().flat_map(|it| ["-x".into(), it.script().into_os_string()]));
     let program = args.program.clone().or_else(|| program(args.lldb));
     let Some(program) = program else {
         let wanted = if args.lldb { "lldb" } else { "gdb or gdb-multiarch" };
@@ -218,11 +254,6 @@ impl Kernel {
         // What the monitor itself has names from is of this kernel, as far as somebody has said so.
         info.symbols.clone().or_else(|| search::find(&kernel, &Folders::of_user()))
     }
-}
-
-/// A word as gdb and lldb take one in a command.
-fn quoted(path: &Path) -> String {
-    format!("\"{}\"", path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 fn of_gdb(address: &Endpoint, symbols: Option<&Path>, kernel: &Kernel) -> Vec<OsString> {
