@@ -38,7 +38,7 @@ mod retries;
 
 pub use cpu::{Cpu, Stepped};
 pub use filters::{Filter, Filters, TooManyFilters};
-use retries::{Dealt, Retries};
+use retries::{Dealt, DealtWith, Retries};
 
 /// What a vCPU's thread does after an exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +60,15 @@ enum Met {
     GoesOn,
     /// It is one that does.
     Stops,
+}
+
+impl From<Met> for DealtWith {
+    fn from(met: Met) -> DealtWith {
+        match met {
+            Met::Nothing => DealtWith::Nothing,
+            Met::GoesOn | Met::Stops => DealtWith::Execution,
+        }
+    }
 }
 
 /// What a debug session has asked for.
@@ -114,6 +123,8 @@ struct Progress {
     action: Action,
     /// Steps of a range that have been made.
     steps: u32,
+    /// The stack pointer before the last of them.
+    stack: Option<u64>,
     /// The range is run through instead of stepped.
     run: Option<Run>,
     /// It has begun what it was told last.
@@ -254,6 +265,7 @@ impl Engine {
     pub fn start(&self, cpu: &mut dyn Cpu, order: &Order) -> Verdict {
         if let Some(progress) = self.requests().progress.get_mut(cpu.vcpu().id() as usize) {
             progress.has_begun = true;
+            progress.stack = stack(cpu);
         }
         cpu.arm(&order.arming);
         if !order.steps_off {
@@ -261,9 +273,19 @@ impl Engine {
         }
         let place = pc(cpu).ok().and_then(|pc| locate(cpu, pc));
         // What holds it here has been told.
-        self.pass(cpu, place, true).unwrap_or_else(|error| {
+        let dealt_with = match self.isa {
+            Isa::Aarch64 if !self.is_at_breakpoint(cpu, place) => DealtWith::Access,
+            _ => DealtWith::Execution,
+        };
+        self.pass(cpu, place, dealt_with).unwrap_or_else(|error| {
             Verdict::Stop(StopReason::Fatal(format!("it cannot be resumed: {error}")))
         })
+    }
+
+    /// Whether there is a breakpoint where a vCPU stands.
+    fn is_at_breakpoint(&self, cpu: &dyn Cpu, place: Option<GuestPhys>) -> bool {
+        let requests = self.requests();
+        pc(cpu).is_ok_and(|pc| requests.table.iter().any(|it| it.is_at(GuestVirt(pc), place)))
     }
 
     /// Judges an exit of `cpu` that may be the debugger's.
@@ -323,12 +345,12 @@ impl Engine {
                 // What is met translates.
                 let Some(place) = place else { return Ok(Verdict::NotOurs) };
                 let hit = requests.table.planted_at(place);
-                let is_retry = requests.retries.take(cpu, Some(place));
+                let is_retry = requests.retries.take(cpu, Some(place), DealtWith::Execution);
                 drop(requests);
                 if !is_retry && self.stops(cpu, pc, &hit) {
                     return Ok(Verdict::Stop(StopReason::Breakpoint));
                 }
-                self.pass(cpu, Some(place), true)
+                self.pass(cpu, Some(place), DealtWith::Execution)
             }
             // An exit of a range that is run through.
             Owner::Debugger(Cause::Execute(want)) if is_range_run && want >= requests.sharing.wants.len() => {
@@ -363,7 +385,7 @@ impl Engine {
         let access = id.and_then(|id| requests.table.get(id)).and_then(|breakpoint| breakpoint.kind.access());
         let hit = requests.met(want);
         // On aarch64 the access is still to come, and may be begun again.
-        let is_retry = self.isa == Isa::Aarch64 && requests.retries.take(cpu, place);
+        let is_retry = self.isa == Isa::Aarch64 && requests.retries.take(cpu, place, DealtWith::Access);
         drop(requests);
         if !is_retry
             && self.stops(cpu, pc, &hit)
@@ -372,8 +394,9 @@ impl Engine {
             return Ok(Verdict::Stop(StopReason::Watchpoint { address, access }));
         }
         match self.isa {
-            Isa::Aarch64 => self.pass(cpu, place, true),
-            // It is done.
+            Isa::Aarch64 => self.pass(cpu, place, DealtWith::Access),
+            // It is done, and a range that is run through goes on to an exit.
+            Isa::X86_64 if self.runs_range(cpu.vcpu().id()) => Ok(Verdict::GoOn),
             Isa::X86_64 => self.after_step(cpu),
         }
     }
@@ -398,14 +421,14 @@ impl Engine {
             }
             hit.extend(requests.table.planted_at(place));
         }
-        let is_retry = requests.retries.take(cpu, place);
+        let is_retry = requests.retries.take(cpu, place, DealtWith::Execution);
         drop(requests);
         // A page that was missing when the breakpoint was asked for is there now; but
         // the others are still armed as they are, so `refresh` plants it.
         if !is_retry && self.stops(cpu, pc, &hit) {
             return Ok(Verdict::Stop(self.reason(cpu.vcpu().id())));
         }
-        self.pass(cpu, place, true)
+        self.pass(cpu, place, DealtWith::Execution)
     }
 
     /// At a vector that aborts of fetches go to: where one was refused at a breakpoint, that is a hit, and the
@@ -427,17 +450,20 @@ impl Engine {
             let hit = self.requests().table.refused_at(pc, at);
             if !hit.is_empty() {
                 cpu.vcpu_mut().set_rows(&[(pc_row, at), (flags_row, saved)])?;
-                if self.stops(cpu, at, &hit) {
+                let here = locate(cpu, at);
+                // Whoever goes on from a hit here is refused once more.
+                let is_retry = self.requests().retries.take(cpu, here, DealtWith::Execution);
+                if !is_retry && self.stops(cpu, at, &hit) {
                     return Ok(Verdict::Stop(StopReason::Breakpoint));
                 }
                 // Once its page can be executed it is met again.
-                self.expect(cpu, locate(cpu, at).and_then(|place| Dealt::at(cpu, place)));
+                self.expect(cpu, Dealt::at(cpu, here, DealtWith::Execution));
                 cpu.vcpu_mut().set_rows(&[(pc_row, pc), (flags_row, flags)])?;
             }
         }
         match self.meets_planted(cpu, pc, place) {
             Met::Stops => Ok(Verdict::Stop(StopReason::Breakpoint)),
-            met => self.pass(cpu, place, met == Met::GoesOn),
+            met => self.pass(cpu, place, met.into()),
         }
     }
 
@@ -447,7 +473,7 @@ impl Engine {
         let (hit, is_retry) = {
             let mut requests = self.requests();
             let hit = place.map(|place| requests.table.planted_at(place)).unwrap_or_default();
-            let is_retry = !hit.is_empty() && requests.retries.take(cpu, place);
+            let is_retry = !hit.is_empty() && requests.retries.take(cpu, place, DealtWith::Execution);
             (hit, is_retry)
         };
         match hit.is_empty() {
@@ -505,7 +531,9 @@ impl Engine {
             return Ok(Verdict::GoOn);
         }
         cpu.inject(injection)?;
-        let is_step = self.requests().progress(cpu.vcpu().id()).action.is_step();
+        let vcpu = cpu.vcpu().id();
+        // In a range that is run through it is a handler's, or another task's.
+        let is_step = self.requests().progress(vcpu).action.is_step() && !self.runs_range(vcpu);
         // On aarch64 the vCPU is at its vector now. On x86 KVM delivers the exception when the
         // guest is entered; the step ends at the handler then.
         Ok(if is_step && self.isa == Isa::Aarch64 { Verdict::Stop(StopReason::Step) } else { Verdict::GoOn })
@@ -522,6 +550,7 @@ impl Engine {
         match progress.action {
             Action::StepRange(start, end) if (start..end).contains(&pc) => {
                 progress.steps += 1;
+                progress.stack = stack(cpu);
                 if progress.steps == STEPS_BEFORE_RUN {
                     let exits = self.exits(cpu, &requests.table, start..end);
                     self.begin_run(&mut requests, cpu.vcpu().id(), stack(cpu), exits);
@@ -536,7 +565,8 @@ impl Engine {
             // when it is done the range goes on where it was.
             Action::StepRange(start, end) if faulted.is_some_and(|at| (start..end).contains(&at)) => {
                 let exits = faulted.map(|at| vec![at]);
-                self.begin_run(&mut requests, cpu.vcpu().id(), None, exits);
+                let stack = progress.stack;
+                self.begin_run(&mut requests, cpu.vcpu().id(), stack, exits);
                 if requests.progress(cpu.vcpu().id()).run.is_none() {
                     return Ok(Verdict::Stop(StopReason::Step));
                 }
@@ -607,6 +637,14 @@ impl Requests {
         Some((breakpoint.clone(), self.filters.of(breakpoint).cloned()))
     }
 
+    /// A hit that a vCPU has stopped at is told to nobody, and happens again when it runs: it is no hit yet.
+    pub fn take_back_hit(&mut self, vcpu: u32) {
+        let Some(progress) = self.progress.get_mut(vcpu as usize) else { return };
+        for id in std::mem::take(&mut progress.stopped_at) {
+            self.table.take_back_hit(id);
+        }
+    }
+
     /// Whether a vCPU has begun what [`Self::begin`] said last.
     pub fn has_begun(&self, vcpu: u32) -> bool {
         self.progress(vcpu).has_begun
@@ -630,8 +668,14 @@ impl Requests {
     }
 
     fn progress(&self, vcpu: u32) -> &Progress {
-        const NONE: &Progress =
-            &Progress { action: Action::Run, steps: 0, run: None, has_begun: false, stopped_at: Vec::new() };
+        const NONE: &Progress = &Progress {
+            action: Action::Run,
+            steps: 0,
+            stack: None,
+            run: None,
+            has_begun: false,
+            stopped_at: Vec::new(),
+        };
         self.progress.get(vcpu as usize).unwrap_or(NONE)
     }
 

@@ -384,7 +384,8 @@ pub struct Scripted {
     pub arming: Arming,
     /// How often it was exclusive, and whether it is now.
     pub exclusive: (u32, bool),
-    faulted: Option<u64>,
+    /// Where the last step has faulted, if it has.
+    pub faulted: Option<u64>,
 }
 
 impl Scripted {

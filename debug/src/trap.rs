@@ -34,6 +34,13 @@ pub enum Trap {
     },
 }
 
+impl Trap {
+    /// Whether it is of a breakpoint instruction.
+    pub fn is_of_instruction(&self) -> bool {
+        matches!(self, Trap::Int3 | Trap::Aarch64 { exception: DebugException::Brk(_), .. })
+    }
+}
+
 /// An exception that is the guest's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Injection {

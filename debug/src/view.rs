@@ -171,16 +171,28 @@ impl<'a> View<'a> {
 
     /// How a breakpoint would be noticed that was asked for now.
     pub fn place(&self, kind: Kind, address: GuestVirt) -> Place {
-        self.engine.place(kind, self.memory(), &self.space(), address, || self.fetch_vector())
+        self.engine.place(kind, self.memory(), &self.space(), address, || self.fetch_vector(address))
     }
 
-    /// Where the abort of a fetch that is refused goes, on the vCPU as it is now; on x86 it is not needed.
-    fn fetch_vector(&self) -> Option<u64> {
-        let file = self.machine.registers(self.vcpu, &[Bank::General, Bank::System]).ok()?;
-        match self.isa() {
-            Isa::X86_64 => None,
-            Isa::Aarch64 => Some(exception_entry::vector(file.get("VBAR_EL1")?, file.get("cpsr")?)),
+    /// Where the abort of a fetch from an address goes that is refused, with the vectors of the vCPU as it is now; on x86
+    /// it is not needed.
+    fn fetch_vector(&self, address: GuestVirt) -> Option<u64> {
+        if self.isa() == Isa::X86_64 {
+            return None;
         }
+        let file = self.machine.registers(self.vcpu, &[Bank::General, Bank::System]).ok()?;
+        let (vbar, now) = (file.get("VBAR_EL1")?, file.get("cpsr")?);
+        // Whose page it is tells who fetches: the vCPU may be elsewhere meanwhile.
+        let is_users = match self.space() {
+            Translation::Virtual(regime) if regime.is_on() => {
+                regime.translate(self.memory(), address).map(|mapping| mapping.permissions.user).ok()
+            }
+            _ => None,
+        };
+        Some(exception_entry::vector(
+            vbar,
+            is_users.map_or(now, |is_users| exception_entry::pstate_of_fetch(is_users, now)),
+        ))
     }
 }
 

@@ -127,6 +127,17 @@ pub fn vector(vbar: u64, pstate: u64) -> u64 {
     (vbar & !0x7ff) + offset
 }
 
+/// The PSTATE with which a page of user mode's, or of the kernel's, is fetched from, as far as [`vector`] asks, by a vCPU
+/// whose PSTATE is `now`: as it is where that is the level, else EL0 of AArch64, or EL1 with its own stack pointer.
+pub fn pstate_of_fetch(is_users: bool, now: u64) -> u64 {
+    let is_in_user_mode = now & pstate::MODE == pstate::EL0T || now & pstate::NRW != 0;
+    match is_users {
+        _ if is_users == is_in_user_mode => now,
+        true => pstate::EL0T,
+        false => pstate::EL1H,
+    }
+}
+
 /// The address whose fetch was refused, when a vCPU is at the vector of that: the abort of an instruction on a
 /// page that may not be executed (Arm ARM (DDI 0487), "`ESR_EL1`": EC of an Instruction Abort, IFSC of a
 /// Permission fault).
@@ -163,6 +174,17 @@ pub fn take(exception: DebugException, far: u64, before: &Before) -> After {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whose_page_it_is_tells_the_vector() {
+        // EL0, AArch32's user mode, EL1 with its own stack pointer, EL1 with that of EL0.
+        for (now, of_user, of_kernel) in
+            [(0, 0x400, 0x200), (0x10, 0x600, 0x200), (5, 0x400, 0x200), (4, 0x400, 0)]
+        {
+            let at = |is_users| vector(0x8000, pstate_of_fetch(is_users, now)) - 0x8000;
+            assert_eq!((at(true), at(false)), (of_user, of_kernel), "{now:#x}");
+        }
+    }
 
     const VBAR: u64 = 0xffff_8000_1000_0800;
 

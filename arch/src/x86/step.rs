@@ -180,7 +180,7 @@ pub fn plan(code: &[u8], linear: u64, processor: &Processor, look: &dyn Look) ->
         }
         SYSCALL => processor.syscall(look),
         SYSRET => processor.sysret(look, opcode.is_wide),
-        number => processor.trap(look, &likely_faults(&opcode), number == PUSHF),
+        number => processor.trap(look, &processor.likely_faults(&opcode), number == PUSHF),
     }
 }
 
@@ -269,8 +269,29 @@ impl Processor {
 /// Where real mode has its vectors, unless it was told otherwise, and a virtual-8086 task.
 const REAL_IDT: DescriptorTable = DescriptorTable { base: 0, limit: 0x3ff };
 
-/// Faults that an instruction causes, the likely ones first. There are four debug registers for them at
-/// most.
+impl Processor {
+    /// Faults that an instruction causes here, the likely ones first. There are four debug registers for them at most.
+    fn likely_faults(&self, opcode: &Opcode) -> [u8; 6] {
+        // VEX and EVEX prefixes are instructions of old where a memory operand is named (SDM vol. 2, 2.3.5).
+        let is_vector =
+            [0x62, 0xc4, 0xc5].contains(&opcode.number) && (self.bits == Bits::Code64 || opcode.next >= 0xc0);
+        let mut faults = if is_vector { VECTOR_FAULTS } else { likely_faults(opcode) };
+        // A program that has asked for it (SDM vol. 3, 7.15, "#AC").
+        if self.privilege == 3 && self.flags & RFLAGS_AC != 0 {
+            let at = faults.iter().position(|fault| *fault == ALIGNMENT).unwrap_or(faults.len() - 1);
+            faults[at] = ALIGNMENT;
+            faults[..=at].rotate_right(1);
+        }
+        faults
+    }
+}
+
+/// Those of instructions on vectors.
+const VECTOR_FAULTS: [u8; 6] = [PAGE, PROTECTION, NO_MATH, SIMD, INVALID_OPCODE, STACK];
+/// Alignment is checked in user mode.
+const RFLAGS_AC: u64 = 1 << 18;
+
+/// The same of an instruction by itself.
 fn likely_faults(opcode: &Opcode) -> [u8; 6] {
     let divides = [0xf6, 0xf7].contains(&opcode.number) && opcode.operation() >= 6;
     match opcode.number {
@@ -290,9 +311,7 @@ fn likely_faults(opcode: &Opcode) -> [u8; 6] {
         0x62 => [BOUND, PAGE, PROTECTION, INVALID_OPCODE, NO_MATH, SIMD],
         0x0f0b | 0x0fb9 | 0x0fff => [INVALID_OPCODE, PAGE, PROTECTION, NO_MATH, STACK, ALIGNMENT],
         // SSE and AVX arithmetic, and its conversions.
-        0x0f10..=0x0f17 | 0x0f28..=0x0f2f | 0x0f50..=0x0f7f | 0x0fc2 | 0x0fd0..=0x0fff => {
-            [PAGE, PROTECTION, NO_MATH, SIMD, INVALID_OPCODE, STACK]
-        }
+        0x0f10..=0x0f17 | 0x0f28..=0x0f2f | 0x0f50..=0x0f7f | 0x0fc2 | 0x0fd0..=0x0fff => VECTOR_FAULTS,
         _ => [PAGE, PROTECTION, INVALID_OPCODE, STACK, NO_MATH, ALIGNMENT],
     }
 }

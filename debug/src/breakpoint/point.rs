@@ -114,10 +114,11 @@ impl Breakpoint {
         Breakpoint { kind, address, length, place, conditions, commands, hits: 0, purpose }
     }
 
-    /// Whether a vCPU whose linear program counter this is, at this place, stands at it: it is no watchpoint.
-    pub fn is_at(&self, pc: GuestVirt, place: GuestPhys) -> bool {
+    /// Whether a vCPU whose linear program counter this is, at this place if it is anywhere, stands at it: it is no
+    /// watchpoint.
+    pub fn is_at(&self, pc: GuestVirt, place: Option<GuestPhys>) -> bool {
         let is_its = match self.place {
-            Place::Planted(planted) => planted == place,
+            Place::Planted(planted) => place.map_or(self.address == pc, |place| planted == place),
             Place::Off => false,
             Place::Register | Place::Fallback(_) | Place::NotExecutable { .. } => self.address == pc,
         };

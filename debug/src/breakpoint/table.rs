@@ -203,6 +203,13 @@ impl Table {
         Some(breakpoint)
     }
 
+    /// A hit of a breakpoint that was counted has told nobody anything, and happens again.
+    pub fn take_back_hit(&mut self, id: Id) {
+        if let Some(breakpoint) = self.breakpoints.get_mut(&id) {
+            breakpoint.hits = breakpoint.hits.saturating_sub(1);
+        }
+    }
+
     /// Sets how often a breakpoint has been hit.
     pub fn set_hits(&mut self, id: Id, hits: u64) {
         if let Some(breakpoint) = self.breakpoints.get_mut(&id) {

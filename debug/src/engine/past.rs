@@ -1,40 +1,47 @@
 //! Past an instruction that a breakpoint or a watchpoint holds a vCPU at.
 
-use super::retries::Dealt;
+use super::ranges::Whereabouts;
+use super::retries::{Dealt, DealtWith};
 use super::{Cpu, Engine, Stepped, Verdict, locate, own_registers, pc};
 use crate::arming::{Arming, DebugRegisters};
 use crate::disassemble::{LONGEST_INSTRUCTION, OperatingMode};
 use crate::machine::{Action, Code, MachineError};
+use crate::memory::Translation;
 use crate::trap::{Owner, Situation, Trap, decide};
 use arch::x86::simulate;
 use arch::x86::step::opcode::{Bits, Opcode};
-use arch::{GuestPhys, Isa};
+use arch::{GuestPhys, GuestVirt, Isa};
 
 /// The smallest page of either architecture, bytes.
 const PAGE: u64 = 4096;
 
 impl Engine {
     /// Gets a vCPU past the instruction at its program counter, which a breakpoint at `place` or
-    /// a watchpoint holds it at, and goes on with its action. The vCPU is armed for it. `is_hit`: a breakpoint's hit
-    /// has been dealt with here, which is to be told once, however often the instruction is begun.
+    /// a watchpoint holds it at, and goes on with its action. The vCPU is armed for it.
     pub(super) fn pass(
         &self,
         cpu: &mut dyn Cpu,
         place: Option<GuestPhys>,
-        is_hit: bool,
+        dealt_with: DealtWith,
     ) -> Result<Verdict, MachineError> {
-        if self.get_past(cpu, place, is_hit)? == Stepped::Other {
+        let whereabouts = self.whereabouts(cpu)?;
+        if whereabouts == Whereabouts::Left {
+            // What is here is none of the range's.
+            return self.look_at_range(cpu);
+        }
+        if self.get_past(cpu, place, dealt_with)? == Stepped::Other {
             return Ok(Verdict::GoOn);
         }
-        let runs_in = {
+        let is_within = {
             let requests = self.requests();
-            let progress = requests.progress(cpu.vcpu().id());
-            progress.run.as_ref().map(|_| progress.action)
+            matches!(requests.progress(cpu.vcpu().id()).action,
+                Action::StepRange(start, end) if (start..end).contains(&pc(cpu)?))
         };
-        match runs_in {
-            None => self.after_step(cpu),
-            Some(Action::StepRange(start, end)) if (start..end).contains(&pc(cpu)?) => Ok(Verdict::GoOn),
-            Some(_) => self.look_at_range(cpu),
+        match whereabouts {
+            Whereabouts::NoRun => self.after_step(cpu),
+            Whereabouts::Within if !is_within => self.look_at_range(cpu),
+            // Whoever else has come by goes on, and the range with it.
+            Whereabouts::Within | Whereabouts::Elsewhere | Whereabouts::Left => Ok(Verdict::GoOn),
         }
     }
 
@@ -43,13 +50,16 @@ impl Engine {
         &self,
         cpu: &mut dyn Cpu,
         place: Option<GuestPhys>,
-        is_hit: bool,
+        dealt_with: DealtWith,
     ) -> Result<Stepped, MachineError> {
         // A breakpoint register of the guest's own may be on the same instruction.
         let may_simulate = cpu.own_among_others().is_none_or(|own| !own.iter().any(|own| own.is_execute));
         match place {
-            Some(place) if may_simulate && self.simulate(cpu, place)? => Ok(Stepped::Done),
-            place => self.step_over(cpu, place, is_hit),
+            // A fetch that is refused is the guest's to see.
+            Some(place) if may_simulate && is_executable(cpu)? && self.simulate(cpu, place)? => {
+                Ok(Stepped::Done)
+            }
+            place => self.step_over(cpu, place, dealt_with),
         }
     }
 
@@ -80,9 +90,26 @@ impl Engine {
             (Isa::Aarch64, _) => arch::bytes::u32_at(bytes, 0)
                 .and_then(|instruction| arch::aarch64::simulate::simulate(instruction, read)),
         };
-        let Some(changes) = changes else { return Ok(false) };
+        let Some(mut changes) = changes else { return Ok(false) };
+        self.clear_resume_flag_in(cpu, &mut changes);
         cpu.vcpu_mut().set_rows(&changes)?;
         Ok(true)
+    }
+
+    /// An instruction that is done has done with RF, which would be the next one's else (SDM vol. 3, 18.3.1.1).
+    fn clear_resume_flag_in(&self, cpu: &dyn Cpu, changes: &mut Vec<(usize, u64)>) {
+        const RF: u64 = 1 << 16;
+        if self.isa != Isa::X86_64 {
+            return;
+        }
+        let Some(row) = arch::register::row(self.isa, "eflags") else { return };
+        match changes.iter_mut().find(|(changed, _)| *changed == row) {
+            Some((_, flags)) => *flags &= !RF,
+            None => {
+                let flags = cpu.vcpu().register(row).filter(|flags| flags & RF != 0);
+                changes.extend(flags.map(|flags| (row, flags & !RF)));
+            }
+        }
     }
 
     /// Executes the instruction under a breakpoint while no other vCPU runs.
@@ -90,10 +117,10 @@ impl Engine {
         &self,
         cpu: &mut dyn Cpu,
         place: Option<GuestPhys>,
-        is_hit: bool,
+        dealt_with: DealtWith,
     ) -> Result<Stepped, MachineError> {
         let before = pc(cpu)?;
-        let dealt = place.filter(|_| is_hit).and_then(|place| Dealt::at(cpu, place));
+        let dealt = Dealt::at(cpu, place, dealt_with);
         let arming = self.arming(&self.requests(), cpu.vcpu().id());
         let alone = Arming {
             step: true,
@@ -111,14 +138,23 @@ impl Engine {
         };
         let stepped = result?;
         match &stepped {
+            // Another instruction that is planted, where more than one is executed (a `mov ss` holds the trap back, and
+            // so does a fault of which nobody knew): it is met when the vCPU goes on.
+            Stepped::Trapped(trap)
+                if trap.is_of_instruction() && self.has_moved_to_planted(cpu, before)? => {}
             // The instruction under the breakpoint may be the guest's own breakpoint.
             Stepped::Trapped(trap) => {
                 if let Owner::Guest(injection) = decide_alone(cpu, trap, &alone)? {
+                    if injection.is_of_register() && pc(cpu)? == before {
+                        self.expect(cpu, dealt);
+                    }
                     cpu.inject(&injection)?;
                 }
             }
             // The hit has been dealt with, and is none when the instruction is executed again: after its
-            // fault, because something else came before it was, or as it repeats itself.
+            // fault, because something else came before it was, or as it repeats itself. One that is there to fault
+            // is not executed again, but gone past.
+            Stepped::Faulted if self.always_faults(cpu, place) => {}
             Stepped::Faulted => self.expect(cpu, dealt),
             Stepped::Other if pc(cpu)? == before => self.expect(cpu, dealt),
             Stepped::Done if dealt.is_some() && pc(cpu)? == before && self.repeats(cpu, place) => {
@@ -136,18 +172,50 @@ impl Engine {
         }
     }
 
+    /// Whether a vCPU has come from an instruction to another one that is planted.
+    fn has_moved_to_planted(&self, cpu: &dyn Cpu, before: u64) -> Result<bool, MachineError> {
+        let now = pc(cpu)?;
+        let place = locate(cpu, now).filter(|_| now != before);
+        Ok(place.is_some_and(|place| self.requests().table.is_met(cpu.memory(), place)))
+    }
+
     /// Whether the instruction at a place is a string instruction of x86 that repeats itself, of which a step is one
     /// time.
     fn repeats(&self, cpu: &dyn Cpu, place: Option<GuestPhys>) -> bool {
-        let Some(place) = place.filter(|_| self.isa == Isa::X86_64) else { return false };
+        let opcode = place.filter(|_| self.isa == Isa::X86_64).and_then(|place| self.opcode(cpu, place));
+        opcode.is_some_and(|opcode| opcode.is_string() && opcode.repeats)
+    }
+
+    /// Whether the instruction at a place does nothing but fault, as kernels warn by: `ud0`, `ud1`, `ud2` and `udf`.
+    fn always_faults(&self, cpu: &dyn Cpu, place: Option<GuestPhys>) -> bool {
+        let Some(place) = place else { return false };
+        match self.isa {
+            Isa::X86_64 => self
+                .opcode(cpu, place)
+                .is_some_and(|opcode| [0x0f0b, 0x0fb9, 0x0fff].contains(&opcode.number)),
+            Isa::Aarch64 => {
+                let (bytes, count) = self.code(cpu, place);
+                arch::bytes::u32_at(&bytes[..count], 0).is_some_and(|instruction| instruction >> 16 == 0)
+            }
+        }
+    }
+
+    /// What x86 instruction is at a place.
+    fn opcode(&self, cpu: &dyn Cpu, place: GuestPhys) -> Option<Opcode> {
         let (bytes, count) = self.code(cpu, place);
         let bits = match cpu.vcpu().code().map(|code| code.mode) {
             Ok(OperatingMode::Bits64) => Bits::Code64,
             Ok(OperatingMode::Protected32) => Bits::Code32,
             _ => Bits::Code16,
         };
-        Opcode::read(&bytes[..count], bits).is_some_and(|opcode| opcode.is_string() && opcode.repeats)
+        Opcode::read(&bytes[..count], bits)
     }
+}
+
+/// Whether the instruction at the program counter is on a page that may be executed.
+fn is_executable(cpu: &dyn Cpu) -> Result<bool, MachineError> {
+    let regime = cpu.vcpu().regime()?;
+    Ok(Translation::Virtual(regime).is_executable(cpu.memory(), GuestVirt(pc(cpu)?)))
 }
 
 /// While it is there, no other vCPU runs, and the instruction under a breakpoint is in its place. A monitor's callback

@@ -12,7 +12,42 @@ use std::ops::Range;
 /// How far the stack pointer of the same task moves within a source line, bytes.
 const SAME_STACK: u64 = 8 << 10;
 
+/// Where a vCPU stands, of which a range may be run through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whereabouts {
+    /// None is.
+    NoRun,
+    /// In it.
+    Within,
+    /// Where it is left: the next instruction is none of it.
+    Left,
+    /// In a handler, or in another task.
+    Elsewhere,
+}
+
 impl Engine {
+    /// Whether a vCPU runs through a range.
+    pub(super) fn runs_range(&self, vcpu: u32) -> bool {
+        self.requests().progress(vcpu).run.is_some()
+    }
+
+    /// Where a vCPU stands.
+    pub(super) fn whereabouts(&self, cpu: &dyn Cpu) -> Result<Whereabouts, MachineError> {
+        let (pc, requests) = (pc(cpu)?, self.requests());
+        let progress = requests.progress(cpu.vcpu().id());
+        let (Some(run), Action::StepRange(start, end)) = (&progress.run, progress.action) else {
+            return Ok(Whereabouts::NoRun);
+        };
+        let is_exit =
+            run.wants.iter().skip(requests.sharing.wants.len()).any(|want| *want == Want::Execute(pc));
+        Ok(match (start..end).contains(&pc) {
+            _ if run.is_others(stack(cpu)) => Whereabouts::Elsewhere,
+            true => Whereabouts::Within,
+            false if is_exit => Whereabouts::Left,
+            false => Whereabouts::Elsewhere,
+        })
+    }
+
     /// Where a range can be left, if it can be run through.
     pub(super) fn exits(&self, cpu: &dyn Cpu, table: &Table, range: Range<u64>) -> Option<Vec<u64>> {
         let length = range.end.checked_sub(range.start).filter(|length| *length <= range::LONGEST)?;
@@ -53,8 +88,7 @@ impl Engine {
     ) -> Result<Verdict, MachineError> {
         let other = {
             let requests = self.requests();
-            let began = requests.progress(cpu.vcpu().id()).run.as_ref().and_then(|run| run.stack);
-            began.zip(stack(cpu)).is_some_and(|(began, now)| began.abs_diff(now) > SAME_STACK)
+            requests.progress(cpu.vcpu().id()).run.as_ref().is_some_and(|run| run.is_others(stack(cpu)))
         };
         if other {
             // Another task of the guest is here.
@@ -62,7 +96,7 @@ impl Engine {
             if met == Met::Stops {
                 return Ok(Verdict::Stop(StopReason::Breakpoint));
             }
-            self.get_past(cpu, place, met == Met::GoesOn)?;
+            self.get_past(cpu, place, met.into())?;
             return Ok(Verdict::GoOn);
         }
         self.look_at_range(cpu)
@@ -77,6 +111,7 @@ impl Engine {
         };
         progress.run = None;
         progress.steps = 0;
+        progress.stack = stack(cpu);
         match progress.action {
             Action::StepRange(start, end) if !(start..end).contains(&pc) => {
                 Ok(Verdict::Stop(StopReason::Step))
@@ -88,5 +123,12 @@ impl Engine {
                 Ok(Verdict::GoOn)
             }
         }
+    }
+}
+
+impl Run {
+    /// Whether a stack pointer is of another task than the one that began.
+    fn is_others(&self, now: Option<u64>) -> bool {
+        self.stack.zip(now).is_some_and(|(began, now)| began.abs_diff(now) > SAME_STACK)
     }
 }

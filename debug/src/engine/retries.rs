@@ -2,7 +2,7 @@
 //! something else came before them. When one is executed after all, that is no new hit.
 
 use super::{Cpu, pc, stack};
-use crate::breakpoint::Table;
+use crate::breakpoint::{Breakpoint, Table};
 use crate::machine::Action;
 use arch::register::{Group, table};
 use arch::{GuestPhys, GuestVirt};
@@ -12,12 +12,25 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 /// As many are remembered: a task whose fault ends it never comes back.
 const MOST: usize = 64;
 
+/// What of an instruction has been dealt with, which is to be told once, however often the instruction is begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DealtWith {
+    /// Nothing.
+    Nothing,
+    /// That it is executed.
+    Execution,
+    /// An access of its, before which the vCPU stands (aarch64).
+    Access,
+}
+
 /// An instruction, and whose it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dealt {
-    /// The linear program counter, and where that is.
+    with: DealtWith,
+    /// The linear program counter, and where that is: nowhere yet, where an x86 debug register was met before the page
+    /// was there.
     pc: u64,
-    place: GuestPhys,
+    place: Option<GuestPhys>,
     /// The stack pointer: another task's is another one...
     stack: u64,
     /// ...but for processes that are copies of each other.
@@ -28,12 +41,22 @@ pub(super) struct Dealt {
 }
 
 impl Dealt {
-    /// The one at `place` that a vCPU stands at.
-    pub fn at(cpu: &dyn Cpu, place: GuestPhys) -> Option<Dealt> {
+    /// The one at `place` that a vCPU stands at, if something of it has been dealt with.
+    pub fn at(cpu: &dyn Cpu, place: Option<GuestPhys>, with: DealtWith) -> Option<Dealt> {
+        if with == DealtWith::Nothing {
+            return None;
+        }
         let (pc, stack, regime) = (pc(cpu).ok()?, stack(cpu)?, cpu.vcpu().regime().ok()?);
         let table = regime.table_of_process(GuestVirt(pc));
         let vcpu = (!regime.is_on()).then(|| cpu.vcpu().id());
-        Some(Dealt { pc, place, stack, table, vcpu })
+        Some(Dealt { with, pc, place, stack, table, vcpu })
+    }
+
+    /// Whether this is the other one, which has a page by now.
+    fn is(&self, now: &Dealt) -> bool {
+        let place = self.place.and(now.place);
+        Dealt { place, ..*self } == Dealt { place, ..*now }
+            && (self.place.is_none() || self.place == now.place)
     }
 }
 
@@ -64,12 +87,12 @@ impl Retries {
     }
 
     /// Whether a vCPU stands at one of them. Asked once for each hit.
-    pub fn take(&mut self, cpu: &dyn Cpu, place: Option<GuestPhys>) -> bool {
+    pub fn take(&mut self, cpu: &dyn Cpu, place: Option<GuestPhys>, with: DealtWith) -> bool {
         if self.0.is_empty() {
             return false;
         }
-        let Some(now) = place.and_then(|place| Dealt::at(cpu, place)) else { return false };
-        let expected = self.0.iter().position(|it| it.dealt == now).and_then(|at| self.0.remove(at));
+        let Some(now) = Dealt::at(cpu, place, with) else { return false };
+        let expected = self.0.iter().position(|it| it.dealt.is(&now)).and_then(|at| self.0.remove(at));
         expected.is_some_and(|it| it.registers == registers(cpu))
     }
 
@@ -83,7 +106,11 @@ impl Retries {
         self.0.retain(|it| {
             let stays = actions.get(it.by as usize) == Some(&Action::Stay);
             let (pc, place) = (GuestVirt(it.dealt.pc), it.dealt.place);
-            stays || table.iter().any(|breakpoint| breakpoint.is_at(pc, place))
+            let is_its = |breakpoint: &Breakpoint| match it.dealt.with {
+                DealtWith::Access => breakpoint.kind.access().is_some(),
+                DealtWith::Execution | DealtWith::Nothing => breakpoint.is_at(pc, place),
+            };
+            stays || table.iter().any(is_its)
         });
     }
 }

@@ -6,6 +6,8 @@ use crate::vcpu::Vcpu;
 use arch::aarch64::syndrome::DebugException;
 use arch::x86::debug_registers::DR6_BS;
 
+mod strangers;
+
 const PLACE: u64 = 0x1000;
 
 /// An engine with a breakpoint planted at [`PLACE`], whose condition is false and which counts its hits, and a vCPU
@@ -155,7 +157,7 @@ fn whose_instruction_it_is() {
     let expects = |cpu: &Scripted| {
         let mut retries = Retries::default();
         for _ in 0..2 {
-            retries.expect(cpu, Dealt::at(cpu, place).unwrap());
+            retries.expect(cpu, Dealt::at(cpu, Some(place), DealtWith::Execution).unwrap());
         }
         retries
     };
@@ -170,24 +172,37 @@ fn whose_instruction_it_is() {
         (paged(0, &[("eflags", 0x10202)]), true),
     ] {
         let mut retries = expects(&first);
-        assert!(!retries.take(&other, None) && !retries.take(&other, Some(GuestPhys(PLACE + 4))));
-        assert_eq!(retries.take(&other, Some(place)), is_met, "{:?}", other.vcpu.file);
+        assert!(
+            !retries.take(&other, None, DealtWith::Execution)
+                && !retries.take(&other, Some(GuestPhys(PLACE + 4)), DealtWith::Execution)
+        );
+        assert_eq!(retries.take(&other, Some(place), DealtWith::Execution), is_met, "{:?}", other.vcpu.file);
         // It is expected once.
-        assert!(!retries.take(&other, Some(place)));
+        assert!(!retries.take(&other, Some(place), DealtWith::Execution));
     }
+    // A debug register of x86 is met before the page is there; an access is something else.
+    let mut retries = Retries::default();
+    retries.expect(&first, Dealt::at(&first, None, DealtWith::Execution).unwrap());
+    assert!(!retries.take(&first, Some(place), DealtWith::Access));
+    assert!(retries.take(&first, Some(place), DealtWith::Execution));
     // Without paging there are no tasks that go over.
     let real = [0, 1].map(|id| paged(id, &[("cr0", 1)]));
-    assert!(!expects(&real[0]).take(&real[1], Some(place)) && expects(&real[0]).take(&real[0], Some(place)));
+    assert!(
+        !expects(&real[0]).take(&real[1], Some(place), DealtWith::Execution)
+            && expects(&real[0]).take(&real[0], Some(place), DealtWith::Execution)
+    );
     // Who has been given other registers does not come back.
     let mut retries = expects(&first);
     retries.forget(1);
     retries.forget(0);
-    assert!(!retries.take(&first, Some(place)));
+    assert!(!retries.take(&first, Some(place), DealtWith::Execution));
     // There is an end to them: the oldest goes first.
     let many: Vec<Scripted> = (0..=64).map(|stack| paged(0, &[("rsp", stack)])).collect();
     let mut retries = Retries::default();
-    many.iter().for_each(|cpu| retries.expect(cpu, Dealt::at(cpu, place).unwrap()));
-    let met: Vec<bool> = many.iter().map(|cpu| retries.take(cpu, Some(place))).collect();
+    many.iter()
+        .for_each(|cpu| retries.expect(cpu, Dealt::at(cpu, Some(place), DealtWith::Execution).unwrap()));
+    let met: Vec<bool> =
+        many.iter().map(|cpu| retries.take(cpu, Some(place), DealtWith::Execution)).collect();
     assert_eq!((met[0], met[1..].iter().all(|is_met| *is_met)), (false, true));
 }
 

@@ -166,10 +166,40 @@ fn likely_faults_come_first() {
         (&[0x8b, 0x07], 14),
         (&[0xd9, 0xe8], 7),
         (&[0x0f, 0x0b], 6),
-        (&[0x62, 0x01], 5),
+        (&[0x62, 0x01], 14),
+        (&[0xc5, 0xf8], 14),
     ] {
         let plan = plan(code, 0, &kernel, &guest);
         assert_eq!(faults(&plan)[0], handler_64(first), "{code:x?}");
+    }
+    // VEX and EVEX are LES, LDS and BOUND of old where they name memory.
+    let narrow = Processor { bits: Bits::Code32, ..kernel };
+    for (code, processor, vector, is_watched) in [
+        (&[0xc5, 0xf8, 0x10][..], &kernel, 7, true),
+        (&[0xc4, 0xe2], &kernel, 19, true),
+        (&[0x62, 0xf1], &kernel, 19, true),
+        (&[0xc5, 0xf8, 0x10], &narrow, 19, true),
+        (&[0xc5, 0x10], &narrow, 19, false),
+        (&[0xc5, 0x10], &narrow, 11, true),
+        (&[0x62, 0x10], &narrow, 5, true),
+    ] {
+        let watched = &faults(&plan(code, 0, processor, &guest))[..4].to_vec();
+        assert_eq!(watched.contains(&handler_64(vector)), is_watched, "{code:x?}, {vector}");
+    }
+    // A program that has its accesses checked.
+    let user = Processor { privilege: 3, ..kernel };
+    for (processor, is_first) in [
+        (user, false),
+        (Processor { flags: 1 << 18, ..user }, true),
+        (Processor { flags: 1 << 18, ..kernel }, false),
+    ] {
+        for code in [[0x8b, 0x07], [0x50, 0x90], [0x8e, 0x07]] {
+            assert_eq!(
+                faults(&plan(&code, 0, &processor, &guest))[0] == handler_64(17),
+                is_first,
+                "{code:x?}"
+            );
+        }
     }
     let mut flags = HashMap::new();
     if let Plan::Trap { faults, .. } = plan(&[0x8b, 0x07], 0, &kernel, &guest) {

@@ -22,11 +22,19 @@ impl<M: Machine> Debuggee<M> {
         // Hits of breakpoints happen again when the vCPU runs again; what cannot happen
         // again is kept.
         let isa = self.isa();
-        self.pending.retain(|(_, reason)| match reason {
-            StopReason::Watchpoint { .. } => isa == Isa::X86_64,
-            StopReason::Fatal(_) | StopReason::Hypercall(_) => true,
-            _ => false,
+        let mut requests = self.engine.requests();
+        self.pending.retain(|(vcpu, reason)| {
+            let stays = match reason {
+                StopReason::Watchpoint { .. } => isa == Isa::X86_64,
+                StopReason::Fatal(_) | StopReason::Hypercall(_) => true,
+                _ => false,
+            };
+            if !stays {
+                requests.take_back_hit(*vcpu);
+            }
+            stays
         });
+        drop(requests);
         if !self.pending.is_empty() {
             self.owes_a_stop();
             return Ok(());
