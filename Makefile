@@ -10,7 +10,7 @@ CARGO ?= cargo
 TARGETS := $(foreach isa,$(ISAS),$(call MUSL,$(isa))) x86_64-unknown-none aarch64-unknown-none-softfloat
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test unit miri cases soak fuzz bench demo deb setup toolchain kernels qemu tools peer layering package oldest api api-renew clean clean-cache
+.PHONY: help build check test unit miri cases soak fuzz bench demo deb setup ready toolchain kernels qemu tools peer layering package oldest api api-renew clean clean-cache
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -18,7 +18,7 @@ help: ## list the targets
 demo: toolchain ## boot a Debian kernel, run a command in it, and debug one (ARCH=aarch64 for the other one)
 	@integration/setup/demo.sh $(ARCH)
 
-test: setup check package oldest api unit cases ## everything: set-up, checks, unit tests, all cases on both architectures
+test: setup check package oldest api unit cases ## everything: set-up, checks, unit tests, the cases on both architectures
 
 check: toolchain layering ## format, lints, links in the documentation, both architectures compile; well under a minute once built
 	$(CARGO) fmt --all --check
@@ -49,7 +49,7 @@ soak: setup ## the long runs in full, ten minutes and more (SEED=7 for the chanc
 	@seed=$(or $(SEED),$$(date +%s)); echo "soak: SEED=$$seed" >&2; \
 	  VMM_TEST_SOAK=$$seed $(CARGO) test -q -p integration --test kvm -- $(or $(FILTER),::long_)
 
-bench: setup build peer ## measure vmm against QEMU on the same nested hosts (PART=boot, debug, calls, dumps, names, linux or run for one part)
+bench: ready build peer ## measure vmm against QEMU on the same nested hosts (PART=boot, debug, calls, dumps, names, linux or run for one part)
 	@VMM_TEST_PROFILE=release $(CARGO) run -q --release -p integration --bin bench -- $(PART)
 
 fuzz: toolchain ## libFuzzer on every decoder of outside bytes (TARGET=packets for one, SECONDS=30)
@@ -62,21 +62,24 @@ build: toolchain ## static release binaries of both architectures, in target/*/r
 deb: build ## Debian packages with manual pages and completions, in target/debian (DEBFULLNAME, DEBEMAIL: who maintains them)
 	@integration/setup/deb.sh $(ISAS)
 
-setup: toolchain ## what the tests need: Debian packages, kernels, QEMU, tools for dumps, our binaries
+setup: ready ## what the tests need: Debian packages, kernels, QEMU, tools for dumps, our binaries
+	@integration/setup/build.sh $(or $(VMM_TEST_PROFILE),tested) $(ISAS)
+
+ready: toolchain ## the same without our binaries
 	@integration/setup/packages.sh
 	@# Kernels come over the network while QEMU and crash are compiled. What a shell runs beside itself does
 	@# not see Ctrl-C.
 	@integration/setup/kernels.sh & fetched=$$!; \
 	  trap 'kill $$fetched 2>/dev/null; exit 130' INT TERM; \
-	  { integration/setup/qemu.sh && integration/setup/tools.sh; }; built=$$?; \
+	  { integration/setup/qemu-aarch64.sh && integration/setup/qemu.sh && integration/setup/tools.sh; }; built=$$?; \
 	  wait $$fetched && exit $$built
-	@integration/setup/build.sh tested $(ISAS)
 
 kernels: ## Debian's kernels and busybox for both architectures
 	@integration/setup/packages.sh
 	@integration/setup/kernels.sh
 
-qemu: ## the QEMU that carries the x86_64 nest
+qemu: ## the QEMUs that carry the nests
+	@integration/setup/qemu-aarch64.sh
 	@integration/setup/qemu.sh
 
 tools: ## newer tools for dumps than Debian 12 has

@@ -140,7 +140,8 @@ newer_lists() {
 # newer_apt SUITE COMMAND... - a command of apt with those lists.
 newer_apt() { APT_CONFIG=$CACHE/apt-$1/apt.conf "${@:2}"; }
 
-# newer SUITE ISA PACKAGE PROGRAM - a program of a newer Debian with all that it depends on.
+# newer SUITE ISA PACKAGE PROGRAM - a program of a newer Debian with all that it depends on. The caller has the lock of
+# the tools.
 newer() {
   local suite=$1 isa=$2 package=$3 program=$4 loader emulator work
   local place=$CACHE/tools/$program-$suite-$isa
@@ -149,6 +150,7 @@ newer() {
     x86_64) loader=ld-linux-x86-64.so.2 emulator= ;;
     aarch64) loader=ld-linux-aarch64.so.1 emulator=qemu-aarch64-static ;;
   esac
+  [ "$isa" != "$(uname -m)" ] || emulator=
   work=$(mktemp -d "$CACHE/$program.XXXXXX")
   newer_lists "$suite"
   unpack_whole "$isa" "$package" "$work/root" newer_apt "$suite"

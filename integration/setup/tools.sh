@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Programs that Debian 12 has too old: tools for dumps, of which some do not know Linux 6.12 or our dumps, and none
-# reads dumps of another architecture; and the QEMU of the aarch64 nest, in which Debian 12's takes two to three times
-# as long (docs/testing.md):
+# Tools for dumps beside Debian 12's own, of which some are too old for Linux 6.12 or for our dumps, and
+# none reads dumps of another architecture:
 #   $CACHE/tools/drgn/                      drgn, from PyPI
 #   $CACHE/tools/<program>-<suite>-<isa>/run
 #       runs a program of a newer Debian with that Debian's libraries; aarch64's under QEMU's emulation
@@ -23,7 +22,6 @@ fi
 newer trixie x86_64 makedumpfile makedumpfile
 newer trixie aarch64 makedumpfile makedumpfile
 newer trixie x86_64 gdb-multiarch gdb-multiarch
-newer trixie x86_64 qemu-system-arm qemu-system-aarch64
 newer forky x86_64 crash crash
 
 place=$CACHE/tools/crash-for-aarch64

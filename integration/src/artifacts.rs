@@ -90,8 +90,10 @@ pub fn busybox(isa: Isa) -> PathBuf {
 /// `VMM_TEST_QEMU_X86_64` or `VMM_TEST_QEMU_AARCH64` names another.
 pub fn qemu(isa: Isa) -> PathBuf {
     let (variable, ours) = match isa {
-        Isa::X86_64 => ("VMM_TEST_QEMU_X86_64", "qemu/current/bin/qemu-system-x86_64"),
-        Isa::Aarch64 => ("VMM_TEST_QEMU_AARCH64", "tools/qemu-system-aarch64-trixie-x86_64/run"),
+        Isa::X86_64 => ("VMM_TEST_QEMU_X86_64", "qemu/current/bin/qemu-system-x86_64".into()),
+        Isa::Aarch64 => {
+            ("VMM_TEST_QEMU_AARCH64", format!("tools/qemu-system-aarch64-trixie-{}/run", kvm::HOST_ISA))
+        }
     };
     env::var_os(variable).map_or_else(|| cache().join(ours), PathBuf::from)
 }

@@ -300,7 +300,7 @@ pub const CASES: &[Case] = &[
     small("long_named_guests", named::guests),
     small("named_guest_followed", named::followed),
     small("bad_networks", network::bad),
-    enough_on(Isa::X86_64, linux("virtio_share_6_12", &["6.12"], shares::everything)),
+    linux("virtio_share_6_12", &["6.12"], shares::everything),
     enough_on(
         Isa::Aarch64,
         Case {
@@ -311,22 +311,16 @@ pub const CASES: &[Case] = &[
     enough_on(Isa::X86_64, linux("long_virtio_share", &["6.12"], shares::random)),
     enough_on(Isa::Aarch64, linux("virtio_share_killed", &["6.12"], shares::killed)),
     small("bad_shares", shares::bad),
-    enough_on(Isa::X86_64, with_disk_6_12("virtio_disk_6_12", disks::everything)),
+    with_disk_6_12("virtio_disk_6_12", disks::everything),
     enough_on(Isa::Aarch64, with_disk_6_12("virtio_disk_killed", disks::killed)),
     enough_on(Isa::X86_64, with_disk_6_12("virtio_disk_of_two_guests", disks::two_guests)),
     enough_on(Isa::Aarch64, with_disk_6_12("virtio_disk_full", disks::full)),
     small("bad_disks", disks::bad),
-    enough_on(
-        Isa::Aarch64,
-        Case {
-            initrd: initramfs::guest_with_devices_6_12,
-            ..linux("long_all_devices", &["6.12"], together::under_load)
-        },
-    ),
-    enough_on(
-        Isa::X86_64,
-        Case { initrd: initramfs::guest_with_vsock, ..linux("virtio_vsock", &["6.12"], vsock::both_ways) },
-    ),
+    Case {
+        initrd: initramfs::guest_with_devices_6_12,
+        ..linux("long_all_devices", &["6.12"], together::under_load)
+    },
+    Case { initrd: initramfs::guest_with_vsock, ..linux("virtio_vsock", &["6.12"], vsock::both_ways) },
     enough_on(
         Isa::Aarch64,
         Case {

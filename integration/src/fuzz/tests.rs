@@ -1,6 +1,8 @@
 //! Mutations of good inputs.
 
 use super::*;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Xorshift: the same inputs in each run, so that a failure comes again.
 struct Random(u64);
@@ -31,30 +33,39 @@ fn mutate(random: &mut Random, data: &mut Vec<u8>, other: &[u8]) {
 
 #[test]
 fn mutations_of_good_inputs() {
-    for fuzzed in FUZZED {
-        let mut random = Random(0x9e37_79b9_7f4a_7c15);
-        let rounds = match fuzzed.name {
-            "packets" | "stream" | "clients" => 1500,
-            "orders" | "simulated" => 300,
-            "packed" => 150,
-            "kernels" | "described" => 100,
-            "linux" => 1250,
-            "cores" | "kdumps" | "symbols" => 500,
-            "disks" => 1500,
-            "whole" => 300,
-            _ => 10_000,
-        };
-        for seed in fuzzed.seeds {
-            (fuzzed.run)(seed);
-            let mut data = seed.to_vec();
-            for round in 0..rounds {
-                if round % 50 == 0 {
-                    data = seed.to_vec();
-                }
-                let other = fuzzed.seeds[random.next(fuzzed.seeds.len())];
-                mutate(&mut random, &mut data, other);
-                (fuzzed.run)(&data);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(fuzzed) = FUZZED.get(next.fetch_add(1, Ordering::Relaxed)) {
+            run_mutations(fuzzed);
+        }
+    };
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
+}
+
+fn run_mutations(fuzzed: &Fuzzed) {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let rounds = match fuzzed.name {
+        "packets" | "stream" | "clients" => 1500,
+        "orders" | "simulated" => 300,
+        "packed" => 150,
+        "kernels" | "described" => 100,
+        "linux" => 1250,
+        "cores" | "kdumps" | "symbols" => 500,
+        "disks" => 1500,
+        "whole" => 300,
+        _ => 10_000,
+    };
+    for seed in fuzzed.seeds {
+        (fuzzed.run)(seed);
+        let mut data = seed.to_vec();
+        for round in 0..rounds {
+            if round % 50 == 0 {
+                data = seed.to_vec();
             }
+            let other = fuzzed.seeds[random.next(fuzzed.seeds.len())];
+            mutate(&mut random, &mut data, other);
+            (fuzzed.run)(&data);
         }
     }
 }

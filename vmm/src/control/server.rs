@@ -331,9 +331,9 @@ fn bind(name: &str) -> Result<Served, BindError> {
 /// Says what has become of a name that nobody has asked for, to a person; programs find guests by `vmm ls`, and a container
 /// may have no place for names.
 fn tell_a_person(words: &str) {
-    match logging::is_terminal() && log::log_enabled!(log::Level::Warn) {
-        true => logging::print(&format!("vmm: {words}\n")),
-        false => log::info!("{words}"),
+    log::info!("{words}");
+    if logging::is_terminal() && log::max_level() == log::LevelFilter::Warn {
+        logging::print(&format!("vmm: {words}\n"));
     }
 }
 

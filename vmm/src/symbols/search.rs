@@ -49,11 +49,12 @@ pub fn is_name(text: &str) -> bool {
 
 /// Folders that the booted file is in, the nearest first, up to one in which everybody may put something (as `/tmp`).
 fn above<'a>(kernel: &Kernel<'a>) -> impl Iterator<Item = &'a Path> + use<'a> {
-    let is_private = |folder: &&Path| {
-        // What is not there has nothing in it.
-        folder.metadata().map_or(true, |it| it.mode() & 0o002 == 0 && is_trusted(&it))
-    };
-    kernel.file.into_iter().flat_map(Path::ancestors).skip(1).take(4).take_while(is_private)
+    kernel.file.into_iter().flat_map(Path::ancestors).skip(1).take(4).take_while(|folder| is_private(folder))
+}
+
+/// Whether nobody else may have put something in a folder. What is not there has nothing in it.
+pub fn is_private(folder: &Path) -> bool {
+    folder.metadata().map_or(true, |it| it.mode() & 0o002 == 0 && is_trusted(&it))
 }
 
 /// Whether something is this user's, or root's: a debugger that opens it does not open what somebody else has made for that.

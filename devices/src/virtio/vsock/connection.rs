@@ -147,6 +147,10 @@ impl Connection {
     pub fn has_news(&mut self, news: EventSet) {
         self.is_readable |= news.intersects(EventSet::IN | EventSet::READ_HANG_UP | EventSet::HANG_UP);
         self.flush();
+        if self.stage == Stage::Asked && news.contains(EventSet::HANG_UP) {
+            // It has not waited for the guest's answer, which may never come.
+            self.to_say |= to_say::RST;
+        }
     }
 
     fn credit(&mut self, header: &Header) {

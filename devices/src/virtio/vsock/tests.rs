@@ -164,6 +164,20 @@ fn line(mut stream: &UnixStream) -> String {
     String::from_utf8(text).unwrap()
 }
 
+/// A guest that never answers keeps nothing for programs that have gone.
+#[test]
+fn a_program_that_has_gone_before_the_answer() {
+    let mut guest = Guest::new("gone");
+    (&guest.comer()).write_all(b"CONNECT 7\n").unwrap();
+    let (request, _) = guest.next();
+    assert_eq!((request.op, request.dst_port), (op::REQUEST, 7));
+    let (gone, _) = guest.next();
+    assert_eq!((gone.op, gone.src_port, gone.dst_port), (op::RST, request.src_port, 7));
+    // An answer that comes late is one to nobody.
+    guest.say((7, request.src_port), op::RESPONSE, 0, b"");
+    assert_eq!(guest.next().0.op, op::RST);
+}
+
 #[test]
 fn a_program_of_the_guests_asks() {
     let mut guest = Guest::new("guest");

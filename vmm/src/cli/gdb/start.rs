@@ -38,10 +38,16 @@ pub fn start(args: &Args, symbols: Option<&Path>) -> u8 {
     // What may take a while comes first: the guest serves nobody yet where this is ended meanwhile.
     let kernel = Kernel::ask(args.guest.name());
     let symbols = symbols.map(PathBuf::from).or_else(|| kernel.symbols(&info));
+    // From here on there may be something to be cleared away.
+    let program = args.program.clone().or_else(|| program(args.lldb));
+    handle_signals();
     let modules = match symbols.as_deref().filter(|_| !args.lldb) {
         Some(file) => modules(args.guest.name(), &kernel, file),
         None => None,
     };
+    if is_to_end() {
+        return ended_by();
+    }
     // One that it serves already stays.
     let (address, is_ours) = match info.gdb.as_deref().map(Endpoint::parse) {
         // But for one of whoever was killed before its debugger had ended.
@@ -54,7 +60,7 @@ pub fn start(args: &Args, symbols: Option<&Path>) -> u8 {
             Err(answer) => return args.guest.tell(answer),
         },
     };
-    let code = debug(args, &kernel, symbols.as_deref(), modules.as_ref(), &address);
+    let code = debug(args, &kernel, symbols.as_deref(), modules.as_ref(), program, &address);
     if is_ours {
         if let Ok(Response::Error(why)) = args.guest.ask_of(|guest| ask(guest, &Request::Leave {})) {
             log::warn!("{why}");
@@ -80,7 +86,7 @@ fn socket(args: &Args) -> Result<Endpoint, io::Result<Response>> {
 
 /// The symbols of the kernel's modules, as far as they are here; without them the kernel alone is debugged.
 fn modules(guest: &str, kernel: &Kernel, vmlinux: &Path) -> Option<ModuleSymbols> {
-    let modules = match ModuleSymbols::of_guest(guest, kernel.release.as_deref(), vmlinux) {
+    let modules = match ModuleSymbols::of_guest(guest, kernel.release.as_deref(), vmlinux, &is_to_end) {
         Ok(modules) => modules?,
         Err(error) => {
             log::warn!("gdb is not told of the kernel's modules: {error}");
@@ -107,6 +113,7 @@ fn debug(
     kernel: &Kernel,
     symbols: Option<&Path>,
     modules: Option<&ModuleSymbols>,
+    program: Option<PathBuf>,
     address: &Endpoint,
 ) -> u8 {
     match symbols {
@@ -121,12 +128,10 @@ fn debug(
                 .unwrap_or_default()
         ),
     }
-    let mut words = match args.lldb {
+    let words = match args.lldb {
         true => of_lldb(address, symbols, kernel),
-        false => of_gdb(address, symbols, kernel),
+        false => of_gdb(address, symbols, kernel, modules.map(ModuleSymbols::script)),
     };
-    words.extend(modules.into_iter().flat_map(|it| ["-x".into(), it.script().into_os_string()]));
-    let program = args.program.clone().or_else(|| program(args.lldb));
     let Some(program) = program else {
         let wanted = if args.lldb { "lldb" } else { "gdb or gdb-multiarch" };
         log::error!("there is no {wanted} in PATH: install it, or name one with --program");
@@ -140,8 +145,12 @@ static DEBUGGER: AtomicI32 = AtomicI32::new(0);
 /// The signal that ends this, or 0.
 static ENDED_BY: AtomicI32 = AtomicI32::new(0);
 
-/// A terminal sends it to the debugger as well.
-extern "C" fn is_its_own(_: libc::c_int) {}
+/// A terminal sends it to the debugger as well; before that runs it ends this.
+extern "C" fn is_its_own(signal: libc::c_int) {
+    if DEBUGGER.load(Ordering::SeqCst) == 0 {
+        ENDED_BY.store(signal, Ordering::SeqCst);
+    }
+}
 
 /// It ends the debugger, and this behind it: the guest is to serve it no more.
 extern "C" fn passes_on(signal: libc::c_int) {
@@ -160,8 +169,18 @@ fn end_debugger() {
     }
 }
 
-/// Waits for the debugger, which Ctrl-C is for, and which ends where this is ended; its exit code.
-fn run(command: &mut Command, program: &Path) -> u8 {
+/// Whether a signal has come that ends this.
+fn is_to_end() -> bool {
+    ENDED_BY.load(Ordering::SeqCst) != 0
+}
+
+/// The exit code where one has.
+fn ended_by() -> u8 {
+    128 + u8::try_from(ENDED_BY.load(Ordering::SeqCst)).unwrap_or(0)
+}
+
+/// From now on signals end the debugger, if one runs, and then this in order.
+fn handle_signals() {
     let handlers: [(_, extern "C" fn(libc::c_int)); 4] = [
         (Signal::SIGINT, is_its_own),
         (Signal::SIGQUIT, is_its_own),
@@ -182,6 +201,10 @@ fn run(command: &mut Command, program: &Path) -> u8 {
             log::warn!("{signal} ends this and not only the debugger: {error}");
         }
     }
+}
+
+/// Waits for the debugger, which Ctrl-C is for, and which ends where this is ended; its exit code.
+fn run(command: &mut Command, program: &Path) -> u8 {
     let status = command.spawn().and_then(|mut debugger| {
         DEBUGGER.store(i32::try_from(debugger.id()).unwrap_or_default(), Ordering::SeqCst);
         // It may have come before.
@@ -256,7 +279,12 @@ impl Kernel {
     }
 }
 
-fn of_gdb(address: &Endpoint, symbols: Option<&Path>, kernel: &Kernel) -> Vec<OsString> {
+fn of_gdb(
+    address: &Endpoint,
+    symbols: Option<&Path>,
+    kernel: &Kernel,
+    modules: Option<PathBuf>,
+) -> Vec<OsString> {
     let place = match address {
         Endpoint::Unix(path) => path.display().to_string(),
         address => address.to_string(),
@@ -278,6 +306,7 @@ fn of_gdb(address: &Endpoint, symbols: Option<&Path>, kernel: &Kernel) -> Vec<Os
             words.extend(connect);
         }
     }
+    words.extend(modules.into_iter().flat_map(|script| ["-x".into(), script.into_os_string()]));
     words
 }
 
@@ -310,12 +339,12 @@ mod tests {
         let plain = Kernel::parse(r#"{"release":"6.12","build_id":"ab","slide":"0x1000"}"#);
         assert_eq!((plain.release.as_deref(), plain.slide), (Some("6.12"), Some(0x1000)));
         assert_eq!(
-            text(of_gdb(&socket, Some(file), &plain)),
-            r#"-q|/t/a "tree"/vmlinux|-ex|target remote /run/x/s"#
+            text(of_gdb(&socket, Some(file), &plain, Some("/t/m.gdb".into()))),
+            r#"-q|/t/a "tree"/vmlinux|-ex|target remote /run/x/s|-x|/t/m.gdb"#
         );
         let moved = Kernel { left_per_cpu: true, ..plain };
         assert_eq!(
-            text(of_gdb(&socket, Some(file), &moved)),
+            text(of_gdb(&socket, Some(file), &moved, None)),
             r#"-q|-ex|target remote /run/x/s|-ex|set confirm off|-ex|add-symbol-file "/t/a \"tree\"/vmlinux" -o 0x1000 -s .data..percpu 0|-ex|set confirm on"#
         );
         assert_eq!(
@@ -323,7 +352,10 @@ mod tests {
             r#"/t/a "tree"/vmlinux|-o|process connect --plugin gdb-remote unix-connect:///run/x/s|-o|target modules load --file "/t/a \"tree\"/vmlinux" --slide 0x1000"#
         );
         let port = Endpoint::parse(":1234").unwrap();
-        assert_eq!(text(of_gdb(&port, None, &Kernel::default())), "-q|-ex|target remote 127.0.0.1:1234");
+        assert_eq!(
+            text(of_gdb(&port, None, &Kernel::default(), None)),
+            "-q|-ex|target remote 127.0.0.1:1234"
+        );
         assert_eq!(Kernel::parse("no json").release, None);
     }
 }
