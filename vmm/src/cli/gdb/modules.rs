@@ -122,7 +122,7 @@ impl ModuleSymbols {
     fn file(&mut self, name: &str, sources: &[Modules]) -> Option<PathBuf> {
         sources.iter().find_map(|modules| {
             let file = modules.file(name)?;
-            let is_line = file.to_str().is_some_and(|path| !path.contains(char::is_control));
+            let is_line = file.to_str().is_some_and(|path| path.bytes().all(|byte| byte >= b' '));
             if !is_line || !file.metadata().is_ok_and(|it| it.is_file() && is_trusted(&it)) {
                 return None;
             }
