@@ -136,6 +136,21 @@ const fn debugged(name: &'static str, script: &'static gdb::Script) -> Case {
     Case { debugger: Some(script), ..small(name, gdb::serve) }
 }
 
+/// A Debian kernel with a debugger.
+const fn debian_debugged(name: &'static str, script: &'static gdb::Script) -> Case {
+    Case { kernels: &["6.12"], needs: Needs::Linux, nest_memory: 2048, ..debugged(name, script) }
+}
+
+/// Commands in guests.
+const fn job(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
+    Case { modules: job::MODULES, ..linux(name, &["6.12"], run) }
+}
+
+/// Guests with networks.
+const fn networked(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
+    Case { modules: network::MODULES, ..linux(name, &["6.12"], run) }
+}
+
 /// With tools that look at what it exports.
 const fn with_tools(case: Case, tools: fn(Isa, &Path) -> Check) -> Case {
     Case { tools: Some(tools), ..case }
@@ -251,37 +266,19 @@ pub const CASES: &[Case] = &[
             ..linux("virtio_entropy_6_12", &["6.12"], virtio::entropy)
         },
     ),
-    Case { modules: job::MODULES, ..linux("job_commands", &["6.12"], job::commands) },
-    enough_on(Isa::X86_64, Case { modules: job::MODULES, ..linux("job_streams", &["6.12"], job::streams) }),
-    Case { modules: job::MODULES, ..linux("job_exec", &["6.12"], job::exec) },
-    Case { modules: job::MODULES, ..linux("job_of_a_tree", &["6.12"], job::of_a_tree) },
-    enough_on(Isa::X86_64, Case { modules: job::MODULES, ..linux("job_images", &["6.12"], job::images) }),
-    enough_on(Isa::Aarch64, Case { modules: job::MODULES, ..linux("job_kept", &["6.12"], job::kept) }),
-    enough_on(Isa::X86_64, Case { modules: job::MODULES, ..linux("job_many", &["6.12"], job::many) }),
-    enough_on(
-        Isa::Aarch64,
-        Case { modules: job::MODULES, ..linux("job_in_a_shell", &["6.12"], job::in_a_shell) },
-    ),
-    enough_on(
-        Isa::Aarch64,
-        Case { modules: job::MODULES, ..linux("job_nobody_answers", &["6.12"], job::nobody_answers) },
-    ),
-    enough_on(
-        Isa::Aarch64,
-        Case { modules: job::MODULES, ..linux("job_of_a_user", &["6.12"], job::of_a_user) },
-    ),
-    enough_on(
-        Isa::X86_64,
-        Case { modules: job::MODULES, ..linux("job_recipes", &["6.12"], recipes::tests_of_a_kernel) },
-    ),
-    enough_on(
-        Isa::Aarch64,
-        Case {
-            modules: job::MODULES,
-            ..linux("job_recipes_in_a_container", &["6.12"], recipes::in_a_container)
-        },
-    ),
-    enough_on(Isa::X86_64, Case { modules: job::MODULES, ..linux("job_stuck", &["6.12"], job::stuck) }),
+    job("job_commands", job::commands),
+    enough_on(Isa::X86_64, job("job_streams", job::streams)),
+    job("job_exec", job::exec),
+    job("job_of_a_tree", job::of_a_tree),
+    enough_on(Isa::X86_64, job("job_images", job::images)),
+    enough_on(Isa::Aarch64, job("job_kept", job::kept)),
+    enough_on(Isa::X86_64, job("job_many", job::many)),
+    enough_on(Isa::Aarch64, job("job_in_a_shell", job::in_a_shell)),
+    enough_on(Isa::Aarch64, job("job_nobody_answers", job::nobody_answers)),
+    enough_on(Isa::Aarch64, job("job_of_a_user", job::of_a_user)),
+    enough_on(Isa::X86_64, job("job_recipes", recipes::tests_of_a_kernel)),
+    enough_on(Isa::Aarch64, job("job_recipes_in_a_container", recipes::in_a_container)),
+    enough_on(Isa::X86_64, job("job_stuck", job::stuck)),
     Case { modules: wedged::MODULES, ..linux("job_wedged", &["6.12"], wedged::locked) },
     enough_on(
         Isa::Aarch64,
@@ -290,26 +287,11 @@ pub const CASES: &[Case] = &[
             ..linux("job_wedged_for_good", &["6.12"], wedged::hangs_and_crashes)
         },
     ),
-    enough_on(
-        Isa::X86_64,
-        Case { modules: job::MODULES, ..linux("job_wrong_ways", &["6.12"], job::wrong_ways) },
-    ),
-    enough_on(
-        Isa::Aarch64,
-        Case { modules: job::MODULES, ..linux("job_judged_by_the_host", &["6.12"], job::judged_by_the_host) },
-    ),
-    enough_on(
-        Isa::X86_64,
-        Case { modules: network::MODULES, ..linux("long_job_network", &["6.12"], network::of_its_own) },
-    ),
-    enough_on(
-        Isa::X86_64,
-        Case { modules: network::MODULES, ..linux("job_network_apart", &["6.12"], network::apart) },
-    ),
-    enough_on(
-        Isa::Aarch64,
-        Case { modules: network::MODULES, ..linux("long_job_network_tap", &["6.12"], network::tap) },
-    ),
+    enough_on(Isa::X86_64, job("job_wrong_ways", job::wrong_ways)),
+    enough_on(Isa::Aarch64, job("job_judged_by_the_host", job::judged_by_the_host)),
+    enough_on(Isa::X86_64, networked("long_job_network", network::of_its_own)),
+    enough_on(Isa::X86_64, networked("job_network_apart", network::apart)),
+    enough_on(Isa::Aarch64, networked("long_job_network_tap", network::tap)),
     small("long_named_guests", named::guests),
     small("named_guest_followed", named::followed),
     small("bad_networks", network::bad),
@@ -372,45 +354,11 @@ pub const CASES: &[Case] = &[
     small("gdb_steps_over_devices", gdb_wire::device_steps),
     small("gdb_steps_from_a_halt", gdb_wire::steps_from_a_halt),
     debugged("gdb_conditions_and_more", &gdb::CONDITIONS),
-    Case {
-        kernels: &["6.12"],
-        needs: Needs::Linux,
-        nest_memory: 2048,
-        ..debugged("gdb_debian", &gdb::DEBIAN)
-    },
-    Case {
-        kernels: &["6.12"],
-        needs: Needs::Linux,
-        nest_memory: 2048,
-        ..debugged("gdb_debian_smp", &gdb::SMP)
-    },
-    enough_on(
-        Isa::X86_64,
-        Case {
-            kernels: &["6.12"],
-            needs: Needs::Linux,
-            nest_memory: 2048,
-            ..debugged("gdb_debian_running", &gdb::DEBIAN_RUNNING)
-        },
-    ),
-    enough_on(
-        Isa::Aarch64,
-        Case {
-            kernels: &["6.12"],
-            needs: Needs::Linux,
-            nest_memory: 2048,
-            ..debugged("gdb_debian_text", &gdb::DEBIAN_TEXT)
-        },
-    ),
-    enough_on(
-        Isa::Aarch64,
-        Case {
-            kernels: &["6.12"],
-            needs: Needs::Linux,
-            nest_memory: 2048,
-            ..debugged("gdb_debian_helpers", &gdb::DEBIAN_HELPERS)
-        },
-    ),
+    debian_debugged("gdb_debian", &gdb::DEBIAN),
+    debian_debugged("gdb_debian_smp", &gdb::SMP),
+    enough_on(Isa::X86_64, debian_debugged("gdb_debian_running", &gdb::DEBIAN_RUNNING)),
+    enough_on(Isa::Aarch64, debian_debugged("gdb_debian_text", &gdb::DEBIAN_TEXT)),
+    enough_on(Isa::Aarch64, debian_debugged("gdb_debian_helpers", &gdb::DEBIAN_HELPERS)),
     only(
         Isa::X86_64,
         nested_only(Case {
@@ -421,15 +369,7 @@ pub const CASES: &[Case] = &[
     only(Isa::X86_64, debugged("gdb_32_bit_code", &gdb::BITS_32)),
     only(Isa::X86_64, debugged("gdb_32_bit_kernel", &gdb::GROWS)),
     debugged("lldb_on_a_guest", &gdb::LLDB),
-    enough_on(
-        Isa::Aarch64,
-        Case {
-            kernels: &["6.12"],
-            needs: Needs::Linux,
-            nest_memory: 2048,
-            ..debugged("lldb_on_debian", &gdb::LLDB_DEBIAN)
-        },
-    ),
+    enough_on(Isa::Aarch64, debian_debugged("lldb_on_debian", &gdb::LLDB_DEBIAN)),
     nested_only(debugged("gdb_on_another_monitor", &monitor::THREAD)),
     nested_only(debugged("gdb_in_another_monitors_event_loop", &monitor::LOOP)),
     nested_only(debugged("gdb_on_another_monitors_only_thread", &monitor::ALONE)),

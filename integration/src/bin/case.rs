@@ -145,7 +145,7 @@ fn run(name: &str, mut context: Context) -> Report {
 
 /// Runs one of several cases in a process of its own, of which nothing is left for the next one.
 fn run_apart(name: &str, slowness: &str, report: &mut dyn Write) -> io::Result<()> {
-    /// As long as one that has a nest for itself.
+    /// Far more than a small one takes.
     const LIMIT: Duration = Duration::from_secs(200);
     let work = Path::new("/tmp").join(name);
     fs::create_dir_all(&work)?;
