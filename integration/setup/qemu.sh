@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The QEMU that carries the x86_64 nest: Debian's own source package of QEMU with
-# qemu/svm-debug-intercepts.patch on top, x86_64 system emulation only, with the devices that a nest has
+# qemu/*.patch on top, x86_64 system emulation only, with the devices that a nest has
 # (qemu/nest.mak) and without what is found out at run time only: debug information, trace points.
 # With `is-built` nothing is built, and the exit code says whether it is.
 #   $CACHE/qemu/<key>/bin/qemu-system-x86_64, and $CACHE/qemu/current points to it
-# docs/testing.md says what the patch mends; unmodified QEMU boots guests as well,
-# but loses a guest's debug exits.
+# docs/testing.md says what the patches mend; unmodified QEMU boots guests as well,
+# but loses a guest's debug exits, and takes longer.
 source "$(dirname "$0")/common.sh"
-patch_file=$SETUP_DIR/qemu/svm-debug-intercepts.patch
+patches=("$SETUP_DIR"/qemu/*.patch)
 devices=$SETUP_DIR/qemu/nest.mak
-key=$(cat "$patch_file" "$devices" "$0" | sha256sum | cut -c1-12)
+key=$(cat "${patches[@]}" "$devices" "$0" | sha256sum | cut -c1-12)
 place=$CACHE/qemu/$key
 [ "${1:-}" != is-built ] || exec test -x "$place/bin/qemu-system-x86_64"
 lock qemu
@@ -28,7 +28,9 @@ say "downloading QEMU's source package (24 MB)"
   || die "cannot download QEMU's source package: $(tail -1 "$work/source.log")"
 (cd "$work" && dpkg-source --no-check -x ./*.dsc qemu >unpack.log 2>&1) \
   || die "cannot unpack QEMU's source: $(tail -1 "$work/unpack.log")"
-patch -s -d "$work/qemu" -p1 < "$patch_file" || die "$patch_file does not apply to this QEMU"
+for file in "${patches[@]}"; do
+  patch -s -d "$work/qemu" -p1 < "$file" || die "$file does not apply to this QEMU"
+done
 
 cp "$devices" "$work/qemu/configs/devices/x86_64-softmmu/"
 
