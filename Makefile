@@ -25,10 +25,9 @@ check: toolchain layering ## format, lints, links in the documentation, both arc
 	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
 	$(CARGO) clippy -q --workspace --all-targets --target $(call MUSL,$(OTHER)) -- -D warnings
 	@# What a debugger is embedded with: no feature, and each one alone.
-	$(CARGO) clippy -q -p guest-debug -p guest-kvm --no-default-features --all-targets --target $(call MUSL,$(OTHER)) -- -D warnings
 	$(CARGO) clippy -q -p guest-debug -p guest-kvm --no-default-features --all-targets -- -D warnings
 	@for feature in disassembly dump dwarf linux; do \
-	  $(CARGO) clippy -q -p guest-debug --no-default-features --features $$feature --all-targets -- -D warnings || exit 1; \
+	  $(CARGO) clippy -q -p guest-debug --no-default-features --features $$feature -- -D warnings || exit 1; \
 	done
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc -q --workspace --no-deps
 
@@ -100,7 +99,7 @@ package: toolchain ## the packages that can be published, each built from what i
 	@rm -rf "$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/-*/guest-* "$${CARGO_HOME:-$$HOME/.cargo}"/registry/cache/-*/guest-*
 	$(CARGO) package -q --workspace --exclude integration --allow-dirty
 
-oldest: toolchain ## compile what is published with the oldest Rust that it states, for both architectures
+oldest: toolchain ## compile what is published with the oldest Rust that it states
 	@integration/setup/oldest.sh
 
 api: toolchain ## whether public interfaces are what docs/api says they are

@@ -46,15 +46,11 @@ fn mutations_of_good_inputs() {
 fn run_mutations(fuzzed: &Fuzzed) {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let rounds = match fuzzed.name {
-        "packets" | "stream" | "clients" => 1500,
-        "orders" | "simulated" => 300,
-        "packed" => 150,
-        "kernels" | "described" => 100,
-        "linux" => 1250,
-        "cores" | "kdumps" | "symbols" => 500,
-        "disks" => 1500,
-        "whole" => 300,
-        _ => 10_000,
+        "packets" | "stream" | "clients" | "linux" | "disks" => 500,
+        "orders" | "simulated" | "whole" => 100,
+        "packed" | "kernels" | "described" => 50,
+        "cores" | "kdumps" | "symbols" => 150,
+        _ => 3000,
     };
     for seed in fuzzed.seeds {
         (fuzzed.run)(seed);
