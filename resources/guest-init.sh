@@ -34,9 +34,9 @@ case $run in
   forge)
     # Fills 32 MiB of the page cache with pages that begin like the kernel's description of itself, and crashes.
     { echo OSRELEASE=9.9-forged; echo PAGESIZE=4096; echo "SYMBOL(prb)=ffffffff82000000"
-      for name in _stext init_uts_ns swapper_pg_dir init_top_pgt; do
-        echo "SYMBOL($name)=$($b awk -v name=$name '$3 == name { print $1; exit }' /proc/kallsyms)"
-      done; echo "NUMBER(phys_base)=0"; echo "NUMBER(kimage_voffset)=0xffff800040000000"
+      $b grep -E ' (_stext|init_uts_ns|swapper_pg_dir|init_top_pgt)$' /proc/kallsyms \
+        | $b sed 's/^\([0-9a-f]*\) . \(.*\)$/SYMBOL(\2)=\1/'
+      echo "NUMBER(phys_base)=0"; echo "NUMBER(kimage_voffset)=0xffff800040000000"
     } | $b dd of=/tmp/0 bs=4096 conv=sync 2>/dev/null
     for size in 1 2 3 4 5 6 7 8 9 10 11 12 13; do $b cat /tmp/0 /tmp/0 > /tmp/1; $b mv /tmp/1 /tmp/0; done
     $b sync

@@ -77,8 +77,8 @@ pub struct Case {
     pub modules: &'static [&'static str],
     /// The function.
     pub run: fn(&mut Context) -> Check,
-    /// Where it runs on the machine's own KVM it need not run in a nest of the same architecture as well: what it is about
-    /// is the monitor's, and takes long there.
+    /// Where it runs on the machine's own KVM it need not run in a nest as well: what it is about is the monitor's, and
+    /// takes long there.
     pub here_is_enough: bool,
     /// What a debugger does meanwhile, on the machine that runs the tests.
     pub debugger: Option<&'static gdb::Script>,
@@ -266,7 +266,7 @@ pub const CASES: &[Case] = &[
             ..linux("virtio_entropy_6_12", &["6.12"], virtio::entropy)
         },
     ),
-    job("job_commands", job::commands),
+    enough_on(Isa::X86_64, job("job_commands", job::commands)),
     enough_on(Isa::X86_64, job("job_streams", job::streams)),
     enough_on(Isa::X86_64, job("job_exec", job::exec)),
     enough_on(Isa::X86_64, job("job_of_a_tree", job::of_a_tree)),
@@ -311,10 +311,13 @@ pub const CASES: &[Case] = &[
     enough_on(Isa::X86_64, with_disk_6_12("virtio_disk_of_two_guests", disks::two_guests)),
     enough_on(Isa::X86_64, with_disk_6_12("virtio_disk_full", disks::full)),
     small("bad_disks", disks::bad),
-    Case {
-        initrd: initramfs::guest_with_devices_6_12,
-        ..linux("long_all_devices", &["6.12"], together::under_load)
-    },
+    enough_on(
+        Isa::X86_64,
+        Case {
+            initrd: initramfs::guest_with_devices_6_12,
+            ..linux("long_all_devices", &["6.12"], together::under_load)
+        },
+    ),
     enough_on(
         Isa::X86_64,
         Case { initrd: initramfs::guest_with_vsock, ..linux("virtio_vsock", &["6.12"], vsock::both_ways) },
@@ -358,7 +361,7 @@ pub const CASES: &[Case] = &[
     debian_debugged("gdb_debian_smp", &gdb::SMP),
     enough_on(Isa::X86_64, debian_debugged("gdb_debian_running", &gdb::DEBIAN_RUNNING)),
     enough_on(Isa::Aarch64, debian_debugged("gdb_debian_text", &gdb::DEBIAN_TEXT)),
-    enough_on(Isa::Aarch64, debian_debugged("gdb_debian_helpers", &gdb::DEBIAN_HELPERS)),
+    enough_on(Isa::X86_64, debian_debugged("gdb_debian_helpers", &gdb::DEBIAN_HELPERS)),
     only(
         Isa::X86_64,
         nested_only(Case {

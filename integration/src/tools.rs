@@ -308,7 +308,7 @@ impl Opened {
         self.info["slide"].as_str().map(String::from).ok_or_else(|| format!("no slide in {}", self.info))
     }
 
-    /// All commands; and the build for the other architecture says the same.
+    /// All commands; and the build for the other architecture says the same, as far as it is asked.
     fn by_us(&self) -> Result<(), String> {
         let info = &self.info;
         let is_right = info["architecture"] == self.isa.name()
@@ -329,6 +329,10 @@ impl Opened {
         ] {
             let here = core(Built::Here, &self.core, words)?.well()?;
             here.has(texts)?;
+            // Under emulation each takes seconds.
+            if !["info", "threads", "dmesg"].contains(&words[0]) {
+                continue;
+            }
             let elsewhere = core(Built::Elsewhere, &self.core, words)?.well()?;
             check(here.text == elsewhere.text, || {
                 format!("{words:?}: here it says\n{}\nand elsewhere\n{}", here.text, elsewhere.text)

@@ -106,7 +106,7 @@ pub fn limited_messages(c: &mut Context) -> Check {
 
 /// Standard error that is closed, or full, changes no exit code.
 pub fn lost_messages(c: &mut Context) -> Check {
-    let (guest, limit) = (c.guest("calls", false)?, c.limit(20));
+    let (guest, limit) = (c.guest("calls", false)?, c.limit(60));
     let closed = || -> Result<Stdio, String> {
         let (reader, writer) = io::pipe().map_err(in_words)?;
         drop(reader);
