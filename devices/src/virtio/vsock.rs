@@ -24,7 +24,9 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::timerfd::TimerFd;
 
 /// 5 "Device Types".
 const ID: u16 = 19;
@@ -54,7 +56,10 @@ pub trait Host: Send {
     fn listener(&self) -> Option<RawFd>;
 
     /// The next that has come, set to not wait; it will say which port it wants (`docs/vsock.md`).
-    fn accept(&mut self) -> Option<UnixStream>;
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`]: nobody has come. Another one: nobody can be let in for now.
+    fn accept(&mut self) -> io::Result<UnixStream>;
 
     /// The one that has a port, set to not wait.
     ///
@@ -93,6 +98,8 @@ struct Shared {
     is_held_back: bool,
     /// Streams with news. The thread has this one descriptor for all of them.
     poller: Epoll,
+    /// Rings when whoever could not be let in is tried again.
+    again: TimerFd,
     next_port: u32,
     /// Which connection has its turn first.
     turn: (u32, u32),
@@ -114,8 +121,11 @@ fn locked(host: &Mutex<dyn Host>) -> MutexGuard<'_, dyn Host + 'static> {
     host.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the poller calls the listener.
+/// What the poller calls the listener, and the timer by which that is tried again.
 const LISTENER: u64 = u64::MAX;
+const AGAIN: u64 = LISTENER - 1;
+/// After this time, where there were no descriptors: nothing tells when there are.
+const TRIED_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// What it calls a connection; one that has not said what it wants has no guest's port.
 fn token(guest: u32, host: u32) -> u64 {
@@ -133,6 +143,8 @@ impl Vsock {
         if let Some(listener) = locked(&host).listener() {
             poller.ctl(ControlOperation::Add, listener, EpollEvent::new(EventSet::IN, LISTENER))?;
         }
+        let again = TimerFd::new()?;
+        poller.ctl(ControlOperation::Add, again.as_raw_fd(), EpollEvent::new(EventSet::IN, AGAIN))?;
         let shared = Shared {
             host,
             cid,
@@ -144,6 +156,7 @@ impl Vsock {
             refusals: VecDeque::new(),
             is_held_back: false,
             poller,
+            again,
             next_port: FIRST_HOST_PORT,
             turn: (0, 0),
         };
@@ -256,7 +269,23 @@ impl Shared {
     /// Lets those in who have come; whether there was any.
     fn accept(&mut self) -> bool {
         for number in 0..TURN {
-            let Some(stream) = locked(&self.host).accept() else { return number > 0 };
+            let accepted = locked(&self.host).accept();
+            let stream = match accepted {
+                Ok(stream) => stream,
+                // Somebody has gone before being let in.
+                Err(error)
+                    if [io::ErrorKind::Interrupted, io::ErrorKind::ConnectionAborted]
+                        .contains(&error.kind()) =>
+                {
+                    continue;
+                }
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        self.try_again(&error);
+                    }
+                    return number > 0;
+                }
+            };
             if self.count() >= self.most {
                 tell!(Debug, "vsock: there are {} connections already", self.most);
                 continue;
@@ -270,14 +299,27 @@ impl Shared {
         true
     }
 
+    /// Whoever has come, and cannot be let in, has no news any more: a timer looks at them.
+    fn try_again(&mut self, error: &io::Error) {
+        tell!(Debug, "vsock: nobody can be let in for now: {error}");
+        if let Err(error) = self.again.reset(TRIED_AGAIN_AFTER, None) {
+            tell!(Warn, "vsock: who has come is let in with the next one: {error}");
+        }
+    }
+
     /// Marks whoever has news; whether there was any.
     fn look(&mut self) -> bool {
         let mut events = [EpollEvent::default(); TURN];
         let count = self.poller.wait(0, &mut events).unwrap_or(0);
         let mut is_news = false;
         for event in &events[..count] {
-            if event.data() == LISTENER {
-                // One that cannot be let in, for want of descriptors, is tried with the next news.
+            if [LISTENER, AGAIN].contains(&event.data()) {
+                // The timer has no news of its own.
+                if event.data() == AGAIN
+                    && let Err(error) = self.again.wait()
+                {
+                    tell!(Debug, "vsock: {error}");
+                }
                 is_news |= self.accept();
                 continue;
             }

@@ -48,8 +48,8 @@ impl Host for Programs {
         Some(self.bell.as_raw_fd())
     }
 
-    fn accept(&mut self) -> Option<UnixStream> {
-        self.comers.pop()
+    fn accept(&mut self) -> io::Result<UnixStream> {
+        self.comers.pop().ok_or_else(|| io::ErrorKind::WouldBlock.into())
     }
 
     fn connect(&mut self, port: u32) -> io::Result<UnixStream> {

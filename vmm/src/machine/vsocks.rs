@@ -32,9 +32,9 @@ impl Host for Sockets {
         Some(self.served.listener().as_raw_fd())
     }
 
-    fn accept(&mut self) -> Option<UnixStream> {
-        let (stream, _) = self.served.listener().accept().ok()?;
-        stream.set_nonblocking(true).ok().map(|()| stream)
+    fn accept(&mut self) -> io::Result<UnixStream> {
+        let (stream, _) = self.served.listener().accept()?;
+        stream.set_nonblocking(true).map(|()| stream)
     }
 
     fn connect(&mut self, port: u32) -> io::Result<UnixStream> {

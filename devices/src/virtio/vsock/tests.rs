@@ -24,6 +24,8 @@ const BUFFERS: u16 = 8;
 /// Programs of the host's: a listener for those who ask, and ports that somebody has.
 struct Programs {
     listener: UnixListener,
+    /// How often there are no descriptors for whoever comes.
+    short: u32,
     ports: Arc<Mutex<HashMap<u32, UnixStream>>>,
 }
 
@@ -32,10 +34,13 @@ impl Host for Programs {
         Some(self.listener.as_raw_fd())
     }
 
-    fn accept(&mut self) -> Option<UnixStream> {
-        let (stream, _) = self.listener.accept().ok()?;
-        stream.set_nonblocking(true).unwrap();
-        Some(stream)
+    fn accept(&mut self) -> io::Result<UnixStream> {
+        if self.short > 0 {
+            self.short -= 1;
+            return Err(io::Error::other("no descriptors"));
+        }
+        let (stream, _) = self.listener.accept()?;
+        stream.set_nonblocking(true).map(|()| stream)
     }
 
     fn connect(&mut self, port: u32) -> io::Result<UnixStream> {
@@ -56,13 +61,18 @@ struct Guest {
 
 impl Guest {
     fn new(name: &str) -> Guest {
+        Guest::short_of_descriptors(name, 0)
+    }
+
+    /// Whose host has no descriptors so often.
+    fn short_of_descriptors(name: &str, short: u32) -> Guest {
         let path = std::env::temp_dir().join(format!("vmm-vsock-{}-{name}", std::process::id()));
         std::fs::remove_file(&path).ok();
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
         let ports: Arc<Mutex<HashMap<u32, UnixStream>>> = Arc::default();
         let programs: Arc<Mutex<dyn Host>> =
-            Arc::new(Mutex::new(Programs { listener, ports: Arc::clone(&ports) }));
+            Arc::new(Mutex::new(Programs { listener, short, ports: Arc::clone(&ports) }));
         Guest::of(programs, ports, path)
     }
 
@@ -176,6 +186,16 @@ fn a_program_that_has_gone_before_the_answer() {
     // An answer that comes late is one to nobody.
     guest.say((7, request.src_port), op::RESPONSE, 0, b"");
     assert_eq!(guest.next().0.op, op::RST);
+}
+
+/// Nobody else comes, and it is let in all the same.
+#[test]
+fn a_program_that_there_are_no_descriptors_for() {
+    let mut guest = Guest::short_of_descriptors("short", 3);
+    let program = guest.comer();
+    (&program).write_all(b"CONNECT 7\n").unwrap();
+    let (request, _) = guest.next();
+    assert_eq!((request.op, request.dst_port), (op::REQUEST, 7));
 }
 
 #[test]
@@ -347,9 +367,12 @@ fn what_is_put_back_knows_that_its_connections_are_gone() {
     let path = guest.path.with_extension("other");
     std::fs::remove_file(&path).ok();
     let listener = UnixListener::bind(&path).unwrap();
-    let mut vsock =
-        Vsock::new(CID, MOST_CONNECTIONS, Arc::new(Mutex::new(Programs { listener, ports: Arc::default() })))
-            .unwrap();
+    let mut vsock = Vsock::new(
+        CID,
+        MOST_CONNECTIONS,
+        Arc::new(Mutex::new(Programs { listener, short: 0, ports: Arc::default() })),
+    )
+    .unwrap();
     let first = vsock.save();
     assert!(!first.are_gone);
     let state = State { are_gone: true, ..first };
