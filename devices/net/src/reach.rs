@@ -93,26 +93,68 @@ impl Guard {
             Some(kind) if kind == ARP => true,
             Some(kind) if kind == IPV4 => {
                 let to = frame.get(30..34).and_then(|it| <[u8; 4]>::try_from(it).ok());
-                to.is_some_and(|to| self.lets_reach(to.into()))
+                to.is_some_and(|to| self.lets_reach(to.into(), port_of(&frame[14..])))
             }
             _ => false,
         }
     }
 
-    fn lets_reach(&self, ip: Ipv4Addr) -> bool {
+    /// Whether an address may be reached, at a port, if what is to reach it has one. There may be another network of which
+    /// these two addresses are, behind the host: what is not served by passt itself would get there.
+    fn lets_reach(&self, ip: Ipv4Addr, port: Option<u16>) -> bool {
+        const DHCP: u16 = 67;
         match ip {
-            RESOLVER | Ipv4Addr::BROADCAST => true,
-            // To the host it is told from other gateways by whoever serves it.
-            GATEWAY => true,
+            Ipv4Addr::BROADCAST => true,
+            RESOLVER => port == Some(PORT),
+            GATEWAY => self.reaches_host || port == Some(DHCP),
             ip if is_inside(ip) || !is_anybody(ip) => false,
             ip => self.reaches_host || !self.own.contains(&ip),
         }
     }
 }
 
+/// The port that a packet of IPv4 is for; none where it has none, or only the first fragment has it (RFC 791, 3.1).
+fn port_of(packet: &[u8]) -> Option<u16> {
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    let header = usize::from(packet.first()? & 15) * 4;
+    let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x3fff;
+    let ports = packet.get(header.max(20)..)?.get(..4)?;
+    let has_ports = [TCP, UDP].contains(packet.get(9)?) && fragment == 0;
+    has_ports.then(|| u16::from_be_bytes([ports[2], ports[3]]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is a network's own service is reached, and nothing else of two addresses that another network may have too.
+    #[test]
+    fn a_guard_knows_services_by_their_ports() {
+        let frame = |to: Ipv4Addr, protocol: u8, fragment: u8, port: u16| {
+            let mut frame = [&[0; 12][..], &[8, 0, 0x46], &[0; 15], &to.octets(), &[0; 24]].concat();
+            (frame[20], frame[23]) = (fragment, protocol);
+            frame[14 + 24 + 2..][..2].copy_from_slice(&port.to_be_bytes());
+            frame
+        };
+        let (others, host) = (Guard::new(Reach::Others).unwrap(), Guard::new(Reach::Host).unwrap());
+        for (to, protocol, fragment, port, (by_others, by_host)) in [
+            (RESOLVER, 17, 0, 53, (true, true)),
+            (RESOLVER, 6, 0, 53, (true, true)),
+            (RESOLVER, 6, 0, 22, (false, false)),
+            (RESOLVER, 1, 0, 53, (false, false)),
+            (RESOLVER, 17, 0x20, 53, (false, false)),
+            (RESOLVER, 17, 0x40, 53, (true, true)),
+            (GATEWAY, 17, 0, 67, (true, true)),
+            (GATEWAY, 6, 0, 22, (false, true)),
+            (GATEWAY, 1, 0, 0, (false, true)),
+        ] {
+            let frame = frame(to, protocol, fragment, port);
+            let passes = (others.lets_pass(&frame), host.lets_pass(&frame));
+            assert_eq!(passes, (by_others, by_host), "{to} {protocol} {fragment:x} {port}");
+        }
+        assert_eq!(port_of(&[0x45; 21]), None);
+    }
 
     #[test]
     fn the_host_is_not_reached_unless_it_is_said() {
@@ -158,8 +200,8 @@ mod tests {
             ("0.1.1.1", false),
             ("224.0.0.1", false),
             ("10.0.2.77", false),
-            ("10.0.2.2", true),
-            ("10.0.2.3", true),
+            ("10.0.2.2", false),
+            ("10.0.2.3", false),
             ("255.255.255.255", true),
             ("192.0.2.77", true),
         ] {
