@@ -35,6 +35,8 @@ enum Counters {
 pub struct MmLayout {
     mapped: Field,
     counters: Counters,
+    /// Tasks keep some pages of each for themselves, and add them later (before 6.2, `SPLIT_RSS_COUNTING`).
+    is_split: bool,
 }
 
 impl MmLayout {
@@ -48,7 +50,8 @@ impl MmLayout {
         let mapped = types.field(mm, "total_vm").ok_or_else(|| lacks("total_vm"))?;
         let plain = types.part(mm, "rss_stat.count").or_else(|| types.part(mm, "rss_stat"));
         let counters = plain.and_then(|part| counters(types, part)).ok_or_else(|| lacks("rss_stat"))?;
-        Ok(MmLayout { mapped, counters })
+        let is_split = types.tagged("task_struct").is_some_and(|id| types.part(id, "rss_stat").is_some());
+        Ok(MmLayout { mapped, counters, is_split })
     }
 
     /// The memory that is described at `mm`. `offsets` are how far each processor's own data is from where it is linked; with
@@ -63,7 +66,10 @@ impl MmLayout {
             let count = self.count(mm, index, offsets, reader)?.max(0);
             resident = resident.saturating_add(count.unsigned_abs());
         }
-        let is_exact = matches!(self.counters, Counters::Plain(_)) || !offsets.is_empty();
+        let is_exact = match self.counters {
+            Counters::Plain(_) => !self.is_split,
+            Counters::PerCpu { .. } => !offsets.is_empty(),
+        };
         Ok(Memory { mapped: reader.field(mm, self.mapped)?, resident, is_exact })
     }
 

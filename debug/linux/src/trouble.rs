@@ -47,7 +47,7 @@ troubles! {
     /// A fault in the kernel that ended what it was doing.
     Oops = "oops": "Oops: ", "Oops[", "BUG: unable to handle", "BUG: kernel NULL pointer", "kernel BUG at ",
         "Internal error: ", "general protection fault, probably", "general protection fault: 0", "Unable to handle kernel",
-        "BUG: Bad page ", "BUG: Bad rss-counter";
+        ": 0000 [#", "traps: Missing ENDBR", "BUG: Bad page ", "BUG: Bad rss-counter";
     /// `WARN_ON`.
     Warn = "warn": "WARNING: CPU: ", "WARNING: ";
     /// An address sanitizer.
@@ -118,5 +118,10 @@ mod tests {
             assert_eq!(sign(hang, &[]), Some(Sign::Hang));
         }
         assert_eq!(sign("all is well", &all), None);
+        // As kernels before 6.10 begin one of the processor's that nobody expects (arch/x86/kernel/dumpstack.c), and of a
+        // program's fault it is another line that has no number of oopses.
+        let oops = Some(Sign::Trouble(Trouble::Oops));
+        assert_eq!(sign("[    4.2] divide error: 0000 [#1] PREEMPT SMP PTI", &all), oops);
+        assert_eq!(sign("traps: a.out[99] trap divide error ip:401106 sp:7ffd error:0 in a.out", &all), None);
     }
 }

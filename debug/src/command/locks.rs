@@ -117,7 +117,7 @@ impl Locks {
 impl fmt::Display for Locks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.waiting.is_empty() && self.remarks.is_empty() {
-            return writeln!(f, "nobody waits for a lock");
+            return writeln!(f, "no task is found that waits for a lock");
         }
         self.waiting.iter().try_for_each(|waiting| writeln!(f, "{waiting}"))?;
         self.circles().try_for_each(|line| writeln!(f, "{line}"))
@@ -279,6 +279,6 @@ mod tests {
         );
         assert_eq!(json["deadlocks"][0][1]["pid"], 56);
         assert_eq!(locks.shortfall().as_deref(), Some("a list is broken"));
-        assert_eq!(Locks::default().to_string(), "nobody waits for a lock\n");
+        assert_eq!(Locks::default().to_string(), "no task is found that waits for a lock\n");
     }
 }

@@ -1,7 +1,7 @@
 //! What a kernel's log says of trouble, and the source lines of what it names.
 
 use super::names::Names;
-use crate::linux::trouble::{Trouble, sign};
+use crate::linux::trouble::{Trouble, is_panic, sign};
 
 /// Lines that are told of, at most: half of them the first ones, as what comes first is why.
 const MOST: usize = 8;
@@ -12,7 +12,12 @@ pub fn troubles(log: &[String]) -> Vec<usize> {
     let tells = |line: &String| sign(line, &looked_for).is_some() && !line.contains("---[ end ");
     let mut all: Vec<usize> = (0..log.len()).filter(|at| tells(&log[*at])).collect();
     if all.len() > MOST {
+        let panic = all.iter().copied().find(|at| is_panic(&log[*at]));
         all.drain(MOST / 2..all.len() - MOST / 2);
+        // What everything else is about is told wherever it stands.
+        if let Some(at) = panic.filter(|at| !all.contains(at)) {
+            all[MOST / 2] = at;
+        }
     }
     all
 }
@@ -79,6 +84,10 @@ mod tests {
         log.push(line("[3.1] ---[ end Kernel panic - not syncing: Fatal exception ]---"));
         let found = troubles(&log);
         assert_eq!((found.len(), found[0], found[MOST - 1]), (MOST, 2, 23));
+        // A panic is told wherever it stands among them.
+        log.extend((0..20).map(|at| format!("[4.{at}] watchdog: BUG: soft lockup - CPU#0 stuck for 52s!")));
+        let found = troubles(&log);
+        assert_eq!((found.len(), found[MOST / 2], found.is_sorted()), (MOST, 23, true));
     }
 
     #[test]

@@ -394,6 +394,11 @@ impl Kernel<'_> {
         if !self.is_per_cpu(at) {
             return Err(format!("there is one '{name}' for all processors"));
         }
+        // Of what is no processor there is an offset as well, or what stands behind the offsets.
+        let count = self.symbols.address("nr_cpu_ids").and_then(|at| self.reader.number(at, 4).ok());
+        if count.is_some_and(|count| cpu >= count) {
+            return Err(format!("the kernel has no processor {cpu}"));
+        }
         let offsets = self.symbols.address("__per_cpu_offset");
         let offsets =
             offsets.ok_or("the kernel does not say where its processors' data is (__per_cpu_offset)")?;
@@ -431,8 +436,10 @@ impl Kernel<'_> {
             Found::Place { at, of: None, .. } => Ok(*at),
             Found::Place { at, of: Some(of), .. } if of.elements(self.types).is_some() => Ok(*at),
             Found::Place { at, of: Some(of), part } => {
-                let size = of.size(self.types).filter(|size| (1..=8).contains(size));
-                let Some(size) = size.filter(|_| part.is_none_or(|part| part.bits.is_none())) else {
+                if part.is_some_and(|part| part.bits.is_some()) {
+                    return Err("a bit field is printed by itself alone".into());
+                }
+                let Some(size) = of.size(self.types).filter(|size| (1..=8).contains(size)) else {
                     // As `(struct T *)init_task` means where it is.
                     return Ok(*at);
                 };
@@ -562,14 +569,20 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
     let view = operator.view();
     let printed = of_kernel(&view, |info| {
         let (symbols, types) = (view.kernel_symbols(info)?, view.kernel_types(info)?);
-        view.by_kernel(info, |read| {
-            let reader = Reader::new(read);
-            let mut kernel =
-                Kernel { types: &types, symbols: &symbols, reader: &reader, remarks: Vec::new() };
-            let found = kernel.find(&expression)?;
-            let things = kernel.tell(&found, Bounds::USUAL);
-            Ok::<_, String>(Printed { things, remarks: kernel.remarks })
-        })
+        // Of what one vCPU does not see, as one in user space with tables of its own, another may see all.
+        let landmark = symbols.address("init_task");
+        let print = |landmark: Option<u64>| {
+            view.by_kernel(info, |read| {
+                let reader = Reader::new(read);
+                landmark.map_or(Ok(0), |at| reader.address(at)).map_err(|error| error.to_string())?;
+                let mut kernel =
+                    Kernel { types: &types, symbols: &symbols, reader: &reader, remarks: Vec::new() };
+                let found = kernel.find(&expression)?;
+                let things = kernel.tell(&found, Bounds::USUAL);
+                Ok::<_, String>(Printed { things, remarks: kernel.remarks })
+            })
+        };
+        print(landmark).or_else(|why| if landmark.is_some() { print(None) } else { Err(why) })
     })?;
     Ok(Box::new(printed))
 }

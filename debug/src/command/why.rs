@@ -43,6 +43,8 @@ pub struct Processor {
     pub task: Option<(u32, String)>,
     /// When it began with that task, ns of the kernel's clock, which the log's times are of.
     pub since: Option<u64>,
+    /// The guest has started it.
+    pub is_started: bool,
     /// It has nothing to do, and waits for an interrupt.
     pub is_idle: bool,
     /// It takes interrupts; `None` where its registers are not known. One that idles may wait with them off.
@@ -100,6 +102,9 @@ impl Why {
 impl fmt::Display for Processor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "vCPU {}: ", self.vcpu)?;
+        if !self.is_started {
+            return writeln!(f, "not started");
+        }
         match &self.task {
             Some((pid, name)) => write!(f, "task {pid} {name}")?,
             None => f.write_str("an unknown task")?,
@@ -193,7 +198,8 @@ impl Value for Why {
         let processor = |it: &Processor| {
             let (pid, name) = it.task.as_ref().map_or((None, None), |(pid, name)| (Some(pid), Some(name)));
             json!({
-                "vcpu": it.vcpu, "pid": pid, "name": name, "since_ns": it.since, "idle": it.is_idle,
+                "vcpu": it.vcpu, "pid": pid, "name": name, "since_ns": it.since, "started": it.is_started,
+                "idle": it.is_idle,
                 "interrupts": it.takes_interrupts, "stack": it.trace.json(),
             })
         };
@@ -241,7 +247,16 @@ fn processor(
     // A halted processor of x86 is known to be so; one of aarch64 waits within its hypervisor, and looks as if it ran.
     let is_awake = view.isa() == Isa::X86_64 && view.machine.activity(vcpu) == Activity::Running;
     let is_idle = is_idle && !is_interrupted && !is_awake;
-    Processor { vcpu, task, since, is_idle, takes_interrupts: takes_interrupts(view, vcpu), trace }
+    let is_started = view.machine.activity(vcpu) != Activity::NotStarted;
+    Processor {
+        vcpu,
+        task,
+        since,
+        is_started,
+        is_idle,
+        takes_interrupts: takes_interrupts(view, vcpu),
+        trace,
+    }
 }
 
 /// The page, as far as there is time for it.
@@ -338,6 +353,7 @@ mod tests {
             vcpu: 1,
             task: Some(task.clone()),
             since: Some(4_017_952_999),
+            is_started: true,
             is_idle: false,
             takes_interrupts: Some(false),
             trace: stack("spins", None),
@@ -346,6 +362,7 @@ mod tests {
             vcpu: 0,
             task: Some((0, "[swapper/0]".into())),
             since: None,
+            is_started: true,
             is_idle: true,
             takes_interrupts: Some(false),
             trace: stack("cpu_do_idle", None),

@@ -1,6 +1,6 @@
 //! What is seen of the guest's Linux kernel, live or dumped.
 
-use super::View;
+use super::{View, stack};
 use crate::cancel::Cancelled;
 use crate::linux::described::{self, Anchor, Scope};
 use crate::linux::kallsyms::{self, KallsymsError, Parts};
@@ -20,6 +20,13 @@ use std::sync::Arc;
 impl<'a> View<'a> {
     /// Where the guest's Linux kernel is mapped, if one is ([`linux::text`]).
     pub fn kernel_text(&self) -> Option<u64> {
+        let described = || self.kernel(Scope::Running).ok()?.info.as_ref().and_then(VmCoreInfo::image_start);
+        // Tables of user space may have no more of the kernel than its entries.
+        if self.is_in_user_space()
+            && let Some(text) = described()
+        {
+            return Some(text);
+        }
         let (regime, _) = self.translation().ok()?;
         let vbar = match self.isa() {
             Isa::Aarch64 => self.machine.registers(self.vcpu, &[Bank::System]).ok()?.get("VBAR_EL1"),
@@ -27,8 +34,13 @@ impl<'a> View<'a> {
         };
         match vbar {
             Some(vbar) => linux::text(self.isa(), &regime, self.memory(), vbar),
-            None => self.kernel(Scope::Running).ok()?.info.as_ref().and_then(VmCoreInfo::image_start),
+            None => described(),
         }
+    }
+
+    fn is_in_user_space(&self) -> bool {
+        let file = self.machine.registers(self.vcpu, &[Bank::General, Bank::System]).ok();
+        file.and_then(|file| stack::start(self.isa(), &file)).is_some_and(|(_, is_user)| is_user)
     }
 
     /// How far the guest's kernel has moved from where it was linked, bytes.

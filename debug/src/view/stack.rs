@@ -132,9 +132,12 @@ impl<'a> Stacks<'a> {
 
     /// The vCPU that is on a task's stack, if one is.
     fn vcpu_on(&self, stack: u64) -> Option<u32> {
+        // Stacks may be near each other: one behind this one is another task's.
+        let size = self.types.tagged("thread_union").and_then(|id| self.types.size(id));
+        let size = size.filter(|size| (1..=MOST_STACK).contains(size)).unwrap_or(MOST_STACK);
         let is_on = |vcpu: &u32| {
             let start = self.start(*vcpu);
-            start.is_ok_and(|(start, is_user)| !is_user && start.sp.wrapping_sub(stack) <= MOST_STACK)
+            start.is_ok_and(|(start, is_user)| !is_user && start.sp.wrapping_sub(stack) <= size)
         };
         (0..self.view.machine.vcpus()).find(is_on)
     }
@@ -300,7 +303,7 @@ impl<'a> Stacks<'a> {
 }
 
 /// Where a vCPU is, and whether that is in user space.
-fn start(isa: Isa, file: &RegisterFile) -> Option<(Start, bool)> {
+pub(super) fn start(isa: Isa, file: &RegisterFile) -> Option<(Start, bool)> {
     let get = |name: &str| file.get(name);
     Some(match isa {
         Isa::X86_64 => {
