@@ -36,6 +36,7 @@ use crate::run::terminal;
 use clap::{ArgAction, CommandFactory, Parser};
 pub use completions::script;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -154,15 +155,20 @@ fn answer() -> u8 {
     if let Some(code) = completions::answer() {
         return code;
     }
-    let cli = match Cli::try_parse_from(core_dump::command_line(std::env::args_os())) {
+    let words = messages_behind(std::env::args_os().collect());
+    let cli = match Cli::try_parse_from(core_dump::command_line(words.iter().cloned())) {
         Ok(cli) => cli,
-        Err(error) => return refused(error),
+        Err(error) => return refused(error, words.get(1..).unwrap_or_default()),
     };
+    let has_commands_codes = matches!(cli.subcommand, Some(Subcommand::Run(_) | Subcommand::Exec(_)));
+    if has_commands_codes {
+        terminal::install_panic_hook(CANNOT);
+    }
     let Messages { verbose, quiet, log } = cli.messages;
     if let Err(error) = logging::start(logging::level(verbose, quiet), log.as_deref()) {
         let path = log.unwrap_or_default();
         logging::print(&format!("vmm: error: cannot open --log {}: {error}\n", path.display()));
-        return outcome::FILE;
+        return if has_commands_codes { CANNOT } else { outcome::FILE };
     }
     match cli.subcommand {
         Some(subcommand) => subcommand.carry_out(),
@@ -170,11 +176,33 @@ fn answer() -> u8 {
     }
 }
 
-/// Says why there is nothing to do; the exit code.
-fn refused(error: clap::Error) -> u8 {
+/// The words of a command line, with what is said of [`Messages`] in front of a subcommand behind its name: there it is no
+/// option of a guest's, beside which clap would take the name for one too many.
+fn messages_behind(mut words: Vec<OsString>) -> Vec<OsString> {
+    let length = |word: &OsString| match word.to_str()? {
+        "--log" => Some(2),
+        "--quiet" | "--verbose" => Some(1),
+        word if word.starts_with("--log=") => Some(1),
+        word => {
+            let letters = word.strip_prefix('-').filter(|letters| !letters.is_empty())?;
+            letters.chars().all(|letter| "vq".contains(letter)).then_some(1)
+        }
+    };
+    let mut at = 1;
+    while let Some(length) = words.get(at).and_then(length) {
+        at += length;
+    }
+    let is_subcommand = |name: &OsString| definition().get_subcommands().any(|it| *name == *it.get_name());
+    if at > 1 && words.get(at).is_some_and(is_subcommand) {
+        words[1..=at].rotate_right(1);
+    }
+    words
+}
+
+/// Says why there is nothing to do, of these words behind the program's name; the exit code.
+fn refused(error: clap::Error, words: &[OsString]) -> u8 {
     if error.use_stderr() {
-        let words: Vec<_> = std::env::args_os().skip(1).collect();
-        let error = qemu_habits::explain(core_dump::explain(error, &words), &words);
+        let error = qemu_habits::explain(core_dump::explain(error, words), words);
         // What cannot be said on standard error cannot be said.
         drop(error.print());
         // A run's codes are others, as most are its command's.
@@ -204,6 +232,24 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn messages_are_said_in_front_of_a_subcommand_or_behind_it() {
+        for (line, expected) in [
+            ("vmm -q run -- true", "vmm run -q -- true"),
+            ("vmm --log f -vv ls", "vmm ls --log f -vv"),
+            ("vmm --log=run run", "vmm run --log=run"),
+            ("vmm --log run --kernel x", "vmm --log run --kernel x"),
+            ("vmm -q --kernel run", "vmm -q --kernel run"),
+            ("vmm run -- -q ls", "vmm run -- -q ls"),
+            ("vmm -q nobody", "vmm -q nobody"),
+            ("vmm --log", "vmm --log"),
+        ] {
+            let words = messages_behind(line.split(' ').map(OsString::from).collect());
+            assert_eq!(words.join(std::ffi::OsStr::new(" ")), expected);
+        }
+        assert!(parse("ls -q").unwrap().messages.quiet);
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod job;
 pub mod logging;
 pub mod machine;
 pub mod outcome;
+mod patient;
 mod peer;
 mod run;
 mod symbols;

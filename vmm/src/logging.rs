@@ -12,6 +12,7 @@ pub(crate) mod line_queue;
 pub(crate) mod progress;
 
 use crate::given_file;
+use crate::patient::Patient;
 use arch::words::{counted, verb};
 use devices::rate_limit::{RateLimit, missed_in_words};
 use env_logger::{Builder, Logger, Target};
@@ -57,7 +58,7 @@ pub fn stderr() -> io::Result<LineQueue> {
         return Ok(queue.clone());
     }
     // What cannot be said on standard error cannot be said.
-    let queue = LineQueue::start(io::stderr(), lost_messages, |_| {})?;
+    let queue = LineQueue::start(Patient(io::stderr()), lost_messages, |_| {})?;
     Ok(STDERR.get_or_init(|| queue).clone())
 }
 

@@ -13,7 +13,7 @@ pub(crate) mod foreground;
 mod input;
 mod panic_look;
 mod panic_watch;
-mod signals;
+pub mod signals;
 pub mod terminal;
 
 use crate::cell::{self, Ending, Grant, Rule};

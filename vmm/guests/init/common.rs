@@ -10,10 +10,13 @@ use crate::sys::{self, Ended, Fd, IN, OUT, Poll};
 use alloc::format;
 use alloc::vec::Vec;
 use core::fmt;
-use protocol::{Command, Decoder, Frame, Kind, NO_SESSION};
+use protocol::{Command, Decoder, Frame, Kind, MAIN, NO_SESSION};
 
 /// What waits to be sent: with more, nothing is read that would be sent.
 pub const MOST_WAITING: usize = 256 << 10;
+
+/// What stands in the log for records that its reader has missed (`/dev/kmsg`: `Documentation/ABI/testing/dev-kmsg`).
+const LOST: &[u8] = b"4,0,0,-;vmm: records of the kernel's log were overwritten before they were read\n";
 
 impl fmt::Display for sys::Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -218,8 +221,9 @@ impl Agent {
                 Ok(count) if count > 0 => {
                     protocol::put(&mut self.out, Kind::Log, NO_SESSION, &record[..count]);
                 }
-                // Some were lost; the next read goes on behind them.
-                Err(sys::EINTR | sys::EPIPE) => {}
+                // The next read goes on behind them.
+                Err(sys::EPIPE) => protocol::put(&mut self.out, Kind::Log, NO_SESSION, LOST),
+                Err(sys::EINTR) => {}
                 Err(sys::EAGAIN) => return,
                 _ => {
                     sys::close(log);
@@ -249,8 +253,11 @@ impl Agent {
                 continue;
             }
             let session = self.sessions.remove(index);
-            // What it has written is where it belongs, and the kernel's log is told, before its end is.
-            sys::sync();
+            // What the command has written is where it belongs, and the kernel's log is told, before its end is. Whoever
+            // comes to a guest that goes on does not keep the others waiting for that.
+            if session.id == MAIN {
+                sys::sync();
+            }
             self.read_log();
             let ended = match session.ended {
                 Some(Ended::Signal(signal)) => [1, signal],

@@ -61,8 +61,10 @@ pub fn carry_out(args: &Args) -> u8 {
     };
     match visit(&args.guest, &command, args.wait) {
         Ok(verdict) => {
-            if verdict.is_ambiguous() {
-                log::warn!("{verdict}");
+            match verdict {
+                Verdict::Unwritten(_) => log::error!("{verdict}"),
+                _ if verdict.is_ambiguous() => log::warn!("{verdict}"),
+                _ => {}
             }
             verdict.code()
         }
@@ -104,12 +106,13 @@ fn visit(guest: &str, command: &Command, wait: Duration) -> io::Result<Verdict> 
     // Who has ended it does not wait for whoever reads.
     let patience = matches!(end, Ok(End::Stopped(_))).then_some(LAST_MOMENT);
     let ended_by = visit.finish(patience);
-    Ok(match (end?, ended_by) {
+    let verdict = match (end?, ended_by) {
         (End::Stopped(by), _) => Verdict::Stopped(by),
         (End::Command(_), Some(by)) => Verdict::Stopped(by),
         (End::Command(CommandEnd::Code(code)), None) => Verdict::Command(code),
         (End::Command(CommandEnd::Signal(signal)), None) => Verdict::Signal(signal),
-    })
+    };
+    Ok(verdict.of_output(visit.session.unwritten()))
 }
 
 /// How a visit ends.

@@ -32,8 +32,9 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
 /// Boot a kernel, run a command in it, and end as the command does
@@ -391,8 +392,7 @@ const NOT_ALL_PASSED: u8 = 1;
 /// Runs a list of them; the exit code.
 fn carry_out_many(args: &Args, list: &Path) -> u8 {
     match many(args, list) {
-        Ok(true) => 0,
-        Ok(false) => NOT_ALL_PASSED,
+        Ok(code) => code,
         Err(text) => {
             log::error!("{text}");
             CANNOT
@@ -404,14 +404,28 @@ fn open_junit(path: &Path) -> Result<File, String> {
     given_file::create(path).map_err(|error| format!("cannot open --junit {}: {error}", path.display()))
 }
 
-fn many(args: &Args, list: &Path) -> Result<bool, String> {
+/// A report that is written again while runs go on is left alone for so many times as long as writing it has taken.
+const SELDOM: u32 = 20;
+
+/// Writes what has come of those that have ended, in place of what was written before.
+fn write_junit(mut file: &File, finished: &[matrix::Finished]) -> Result<(), String> {
+    let text = table::junit(finished).map_err(|error| error.to_string())?;
+    let written = match file.metadata().is_ok_and(|it| it.is_file()) {
+        true => file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64)),
+        false => file.write_all(text.as_bytes()),
+    };
+    written.map_err(|error| format!("cannot write --junit: {error}"))
+}
+
+/// The exit code.
+fn many(args: &Args, list: &Path) -> Result<u8, String> {
     if args.tap && args.json {
         return Err("--tap and --json both say what came of all: write one of them".into());
     }
     let words = |error: &dyn std::fmt::Display| error.to_string();
     let entries = matrix::read(list, |words| understood(words).map(|_| ())).map_err(|error| words(&error))?;
     // Before hours have gone by.
-    let mut junit = args.junit.as_deref().map(open_junit).transpose()?;
+    let junit = args.junit.as_deref().map(open_junit).transpose()?;
     let at_a_time = match args.jobs {
         Some(jobs) => jobs as usize,
         None => entries
@@ -421,30 +435,47 @@ fn many(args: &Args, list: &Path) -> Result<bool, String> {
             .min()
             .unwrap_or(1),
     };
-    let (count, mut done) = (entries.len(), 0);
+    let (count, mut done, mut unwritten) = (entries.len(), 0, 0);
     let shown = matrix::Shown { output: junit.is_some(), tests: junit.is_some() || args.tap };
-    let finished = matrix::run(entries, at_a_time, shown, |one| {
+    let tell = |one: &matrix::Finished| {
         done += 1;
         match args.json {
-            true => drop(stdout::print(&format!("{}\n", table::json(one)), 0)),
+            true => unwritten |= stdout::print(&format!("{}\n", table::json(one)), 0),
             false => {
                 let result = if one.is_passed() { "passed" } else { "failed" };
                 logging::print(&format!("{done} of {count}: {result}: {}\n", one.entry.name));
             }
         }
-    });
+    };
+    // Whoever ends this in the middle has what has come so far; what is no file is written once.
+    let mut kept = junit.as_ref().filter(|it| it.metadata().is_ok_and(|it| it.is_file()));
+    let mut next = Instant::now();
+    let so_far = |all: &[matrix::Finished]| {
+        let begun = Instant::now();
+        if let Some(Err(why)) = kept.filter(|_| begun >= next).map(|file| write_junit(file, all)) {
+            log::debug!("{why}");
+            kept = None;
+        }
+        // Much output takes no more than a small part of the time.
+        next = next.max(begun + SELDOM * begun.elapsed());
+    };
+    let finished = matrix::run(entries, at_a_time, shown, tell, so_far);
     let finished = finished.map_err(|error| format!("cannot run them: {error}"))?;
     let text = match (args.tap, args.json) {
         (true, _) => table::tap(&finished),
         (false, true) => String::new(),
         (false, false) => table::text(&finished),
     };
-    stdout::print(&text, 0);
-    if let Some(file) = &mut junit {
-        let text = table::junit(&finished).map_err(|error| words(&error))?;
-        file.write_all(text.as_bytes()).map_err(|error| format!("cannot write --junit: {error}"))?;
+    unwritten |= stdout::print(&text, 0);
+    if let Some(file) = &junit {
+        write_junit(file, &finished)?;
     }
-    Ok(finished.iter().all(matrix::Finished::is_passed))
+    Ok(match finished.iter().all(matrix::Finished::is_passed) {
+        // It is said already.
+        _ if unwritten != 0 => CANNOT,
+        true => 0,
+        false => NOT_ALL_PASSED,
+    })
 }
 
 /// Runs the command; the exit code.

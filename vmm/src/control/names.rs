@@ -40,7 +40,22 @@ impl Folders {
 
     /// This process's.
     fn here() -> Folders {
-        Folders::new(nix::unistd::geteuid().as_raw(), env::var_os("XDG_RUNTIME_DIR"))
+        Folders::new(nix::unistd::geteuid().as_raw(), env::var_os("XDG_RUNTIME_DIR")).without_squatters()
+    }
+
+    /// Where somebody else has what would be this user's own, it is another one of this user's, if there is one.
+    fn without_squatters(mut self) -> Folders {
+        let is_anothers = self.own.exists() && !self.is_ours(&self.own).unwrap_or(false);
+        let is_own = |folder: &Path| {
+            folder
+                .parent()
+                .and_then(|runtime| fs::metadata(runtime).ok())
+                .is_some_and(|it| it.uid() == self.user)
+        };
+        if is_anothers && let Some(at) = self.others.iter().position(|folder| is_own(folder)) {
+            self.own = self.others.remove(at);
+        }
+        self
     }
 
     /// Where this process makes sockets.

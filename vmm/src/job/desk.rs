@@ -23,6 +23,7 @@ use crate::machine::config::Config;
 use crate::machine::{Backends, Guest};
 use crate::outcome::{Outcome, StoppedBy};
 use crate::run::bounds::{self, Files};
+use crate::run::signals::is_ignored;
 use crate::run::terminal;
 use arch::words::{counted, verb};
 use debug::command::why::Why;
@@ -39,7 +40,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 /// The one session of a job.
-const SESSION: u16 = 1;
+const SESSION: u16 = protocol::MAIN;
 /// How often the guest's port is read before others have their turn.
 const PORT_TURN: usize = 8;
 /// Bytes that wait for the guest, from which on nothing more is heard of it: one that only speaks and never listens
@@ -141,7 +142,8 @@ pub fn take_signals(has_terminal: bool) -> Result<SignalFd, Error> {
     let jobs: &[Signal] = if has_terminal { &JOBS } else { &[] };
     // One in the background that reads gets an error instead of being stopped.
     let always = PASSED.into_iter().chain([Signal::SIGWINCH, Signal::SIGTTIN]);
-    let signals: SigSet = always.chain(jobs.iter().copied()).collect();
+    let all = always.chain(jobs.iter().copied());
+    let signals: SigSet = all.filter(|signal| !is_ignored(*signal)).collect();
     signals.thread_block().map_err(|error| Error::system("cannot block signals")(error.into()))?;
     terminal::install_handlers().map_err(Error::system("cannot install signal handlers"))?;
     SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
@@ -321,7 +323,9 @@ impl Desk<'_> {
             // Not all of its output was read.
             ended.verdict = late;
         }
-        ended.is_line_open = self.session.take().is_some_and(|session| session.is_line_open());
+        let session = self.session.take();
+        ended.verdict = ended.verdict.of_output(session.as_ref().and_then(Session::unwritten));
+        ended.is_line_open = session.is_some_and(|session| session.is_line_open());
         ended.took = self.began.elapsed();
         report(&ended);
         if holds {

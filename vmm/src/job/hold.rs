@@ -57,7 +57,8 @@ impl HoldOn {
             | Verdict::NoUserSpace
             | Verdict::NoRoot(_)
             | Verdict::Lost
-            | Verdict::TimeOver => Way::Fail,
+            | Verdict::TimeOver
+            | Verdict::Unwritten(_) => Way::Fail,
         };
         self.ways.contains(&way)
     }

@@ -175,6 +175,7 @@ pub fn run(
     at_a_time: usize,
     shown: Shown,
     mut tell: impl FnMut(&Finished),
+    mut so_far: impl FnMut(&[Finished]),
 ) -> io::Result<Vec<Finished>> {
     let program = std::env::current_exe()?;
     let waiting = Mutex::new(VecDeque::from(entries));
@@ -195,6 +196,7 @@ pub fn run(
             tell(&one);
             one.forget(shown, &mut room);
             all.push(one);
+            so_far(&all);
         }
         Ok(all)
     })?;

@@ -18,6 +18,8 @@ pub const WINDOW: u32 = 64 << 10;
 const HEADER: usize = 8;
 /// The session of what is of no session.
 pub const NO_SESSION: u16 = 0;
+/// That of the command that the guest is there for.
+pub const MAIN: u16 = 1;
 
 /// Makes of a list of kinds the enumeration and the way back from a number.
 macro_rules! kinds {

@@ -47,6 +47,8 @@ pub struct Session {
     held: Option<Vec<u8>>,
     /// The last of its errors is no line's end.
     is_line_open: bool,
+    /// Why not all of its output is written, if somebody would have read it.
+    unwritten: Option<String>,
 }
 
 /// A standard stream as a file of its own; `None` for one that is closed.
@@ -88,6 +90,7 @@ impl Session {
             allowed: [protocol::WINDOW; 2],
             input_room: protocol::WINDOW,
             is_line_open: false,
+            unwritten: None,
         }
     }
 
@@ -131,6 +134,10 @@ impl Session {
             }
             None => self.streams.make_room(protocol::WINDOW),
         }
+        // The command has the size that it was before the guest was there.
+        if self.terminal.is_some() {
+            self.resize(out);
+        }
     }
 
     /// What is typed, and what has been written; whether somebody wants the guest's end.
@@ -154,9 +161,15 @@ impl Session {
                     protocol::put(out, Kind::Grant, self.id, &grant);
                 }
                 // It is looked at now and then, until it is ours.
-                News::Elsewhere => self.look_for_terminal(),
+                News::Elsewhere if self.terminal.is_some() => self.look_for_terminal(),
+                News::Elsewhere => self.streams.try_terminal(),
                 // As for a program whose output nobody reads.
                 News::Broken(_) => self.signal(Signal::SIGPIPE, out),
+                News::Failed(index, why) => {
+                    let name = ["output", "errors"][index];
+                    self.unwritten.get_or_insert_with(|| format!("the command's {name}: {why}"));
+                    self.signal(Signal::SIGPIPE, out);
+                }
                 News::Over => {}
             }
         }
@@ -257,6 +270,11 @@ impl Session {
     /// Whether all that was to be written is, or nobody reads it; [`Self::wakes`] tell when that changes.
     pub fn is_over(&self) -> bool {
         self.streams.are_over()
+    }
+
+    /// Why not all of its output is written, so far, if it was not for want of a reader.
+    pub fn unwritten(&self) -> Option<&str> {
+        self.unwritten.as_deref()
     }
 
     /// Whether the errors, so far, end within a line.

@@ -1,12 +1,14 @@
 //! The process's own standard streams, each on a thread of its own: whoever reads its output may keep it waiting, and
 //! then the command waits, but nothing else does.
 
+use crate::patient::Patient;
 use debug::threads;
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 /// News of a stream.
@@ -20,6 +22,8 @@ pub enum News {
     Written(usize, u32),
     /// Nobody reads an output stream any more; told once.
     Broken(usize),
+    /// An output stream cannot be written any more, and why; told once.
+    Failed(usize, String),
     /// Nothing more is written to an output stream.
     Over,
 }
@@ -45,6 +49,8 @@ struct Leave {
     bytes: u32,
     /// How often the terminal has become this job's.
     looks: u64,
+    /// Nobody says when it has: it is tried.
+    is_tried: bool,
 }
 
 /// The same, for whoever gives it and whoever waits for it.
@@ -86,9 +92,15 @@ impl Room {
         self.0.1.notify_all();
     }
 
-    /// Waits until the terminal has become this job's since there were so many looks.
+    /// Waits until the terminal has become this job's since there were so many looks, or is to be tried.
     fn wait_for_terminal(&self, looks: u64) {
-        let mut leave = self.leave();
+        let leave = self.leave();
+        if leave.is_tried {
+            // Whether the time is over or not.
+            drop(self.0.1.wait_timeout(leave, TRIED_AFTER));
+            return;
+        }
+        let mut leave = leave;
         while leave.looks == looks {
             leave = self.wait(leave);
         }
@@ -111,6 +123,9 @@ pub struct Streams {
     /// Output streams to which something may be written still.
     open: usize,
 }
+
+/// How long a terminal is left alone that is another job's, where nobody says when that changes.
+const TRIED_AFTER: Duration = Duration::from_secs(1);
 
 /// As much input as is read at once, bytes.
 const PIECE: u32 = 8192;
@@ -171,6 +186,12 @@ impl Streams {
         self.room.look_again();
     }
 
+    /// Nobody will say when the terminal is this job's again: it is tried now and then.
+    pub fn try_terminal(&self) {
+        self.room.leave().is_tried = true;
+        self.room.look_again();
+    }
+
     /// Has bytes written to an output stream.
     pub fn write(&self, index: usize, bytes: Vec<u8>) {
         if let Some(pieces) = self.outputs.get(index).and_then(|output| output.pieces.as_ref()) {
@@ -190,7 +211,8 @@ impl Streams {
     }
 }
 
-fn read_all(mut input: File, teller: &Teller, room: &Room) {
+fn read_all(input: File, teller: &Teller, room: &Room) {
+    let mut input = Patient(input);
     loop {
         let mut bytes = vec![0; room.take(PIECE) as usize];
         let count = loop {
@@ -199,7 +221,7 @@ fn read_all(mut input: File, teller: &Teller, room: &Room) {
                 Ok(count) => break count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Another job's: it is not to be read while this one is in the background, and may be later.
-                Err(error) if error.raw_os_error() == Some(libc::EIO) && input.is_terminal() => {
+                Err(error) if error.raw_os_error() == Some(libc::EIO) && input.0.is_terminal() => {
                     if !teller.tell(News::Elsewhere) {
                         return;
                     }
@@ -220,13 +242,18 @@ fn read_all(mut input: File, teller: &Teller, room: &Room) {
     }
 }
 
-fn write_all(index: usize, mut output: File, teller: &Teller, queue: &Receiver<Vec<u8>>) {
+fn write_all(index: usize, output: File, teller: &Teller, queue: &Receiver<Vec<u8>>) {
+    let mut output = Patient(output);
     let mut is_read = true;
     for piece in queue {
         if is_read && let Err(error) = output.write_all(&piece) {
             log::debug!("an output stream: {error}");
             is_read = false;
-            if !teller.tell(News::Broken(index)) {
+            let news = match is_for_nobody(&error, &output.0) {
+                true => News::Broken(index),
+                false => News::Failed(index, error.to_string()),
+            };
+            if !teller.tell(news) {
                 return;
             }
         }
@@ -238,10 +265,32 @@ fn write_all(index: usize, mut output: File, teller: &Teller, queue: &Receiver<V
     }
 }
 
+/// Whether a stream cannot be written because whoever has read it is gone: a pipe's or a socket's other end, a terminal.
+fn is_for_nobody(error: &io::Error, output: &File) -> bool {
+    match error.kind() {
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => true,
+        _ => error.raw_os_error() == Some(libc::EIO) && output.is_terminal(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::fd::OwnedFd;
+
+    /// Nothing is lost in silence.
+    #[test]
+    fn a_full_disk_is_not_a_reader_that_has_gone() {
+        let ((read, output), full) = (pipe(), File::options().write(true).open("/dev/full").unwrap());
+        let mut streams = Streams::start(None, [full, output]).unwrap();
+        streams.write(0, b"lost".to_vec());
+        let News::Failed(0, why) = wait(&mut streams) else { panic!("it is not told") };
+        assert!(why.contains("No space left on device"), "{why}");
+        assert_eq!(wait(&mut streams), News::Written(0, 4));
+        drop(read);
+        streams.write(1, b"lost".to_vec());
+        assert_eq!(wait(&mut streams), News::Broken(1));
+    }
 
     fn pipe() -> (File, File) {
         let (read, write): (OwnedFd, OwnedFd) = nix::unistd::pipe().unwrap();
@@ -273,6 +322,9 @@ mod tests {
         room.add(1);
         room.look_again();
         assert_eq!(reader.join().unwrap(), looks + 1);
+        // Without anybody who looks, it is tried all the same.
+        room.leave().is_tried = true;
+        room.wait_for_terminal(looks + 1);
     }
 
     #[test]

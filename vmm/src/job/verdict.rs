@@ -29,6 +29,8 @@ pub enum Verdict {
     NoRoot(String),
     /// `--timeout` is over.
     TimeOver,
+    /// Not all of its output could be written, and why.
+    Unwritten(String),
     /// Somebody ended it.
     Stopped(StoppedBy),
 }
@@ -53,7 +55,7 @@ codes! {
     NO_USER_SPACE = 122, "the guest did not come so far as to run a program (--boot-timeout)";
     NO_ROOT = 123, "the command's root could not be made";
     TIME_OVER = 124, "--timeout is over";
-    CANNOT = 125, "this host cannot do it, or an option is wrong";
+    CANNOT = 125, "this host cannot do it, an option is wrong, not all output could be written, or vmm itself has failed";
     NOT_EXECUTABLE = 126, "the command cannot be executed";
     NOT_FOUND = 127, "the command was not found";
 }
@@ -89,6 +91,7 @@ impl Verdict {
             Verdict::NoUserSpace => NO_USER_SPACE,
             Verdict::NoRoot(_) => NO_ROOT,
             Verdict::TimeOver => TIME_OVER,
+            Verdict::Unwritten(_) => CANNOT,
         }
     }
 
@@ -105,6 +108,7 @@ impl Verdict {
             Verdict::NoUserSpace => "no-user-space",
             Verdict::NoRoot(_) => "no-root",
             Verdict::TimeOver => "timeout",
+            Verdict::Unwritten(_) => "unwritten",
             Verdict::Stopped(_) => "stopped",
         }
     }
@@ -117,12 +121,24 @@ impl Verdict {
 
     /// Whether the kernel's log says more of it.
     pub fn shows_log(&self) -> bool {
-        !matches!(self, Verdict::Command(_) | Verdict::Signal(_) | Verdict::Stopped(_))
+        !matches!(
+            self,
+            Verdict::Command(_) | Verdict::Signal(_) | Verdict::Stopped(_) | Verdict::Unwritten(_)
+        )
     }
 
     /// Whether the exit code alone could be taken for another cause's.
     pub fn is_ambiguous(&self) -> bool {
         matches!(self, Verdict::Command(CELL..))
+    }
+
+    /// What came of a command whose output could not all be written: it has not succeeded, whatever it says itself.
+    #[must_use]
+    pub fn of_output(self, unwritten: Option<&str>) -> Verdict {
+        match (self, unwritten) {
+            (Verdict::Command(_) | Verdict::Signal(_), Some(why)) => Verdict::Unwritten(why.into()),
+            (verdict, _) => verdict,
+        }
     }
 
     /// Whether it is the command's own, of which there is nothing to say.
@@ -158,6 +174,7 @@ impl fmt::Display for Verdict {
             Verdict::NoUserSpace => f.write_str("the guest did not come so far as to run a program in time"),
             Verdict::NoRoot(why) => write!(f, "the command's root could not be made: {}", one_line(why)),
             Verdict::TimeOver => f.write_str("the time given by --timeout is over"),
+            Verdict::Unwritten(why) => write!(f, "cannot write all of {}", one_line(why)),
             Verdict::Stopped(StoppedBy::Signal(number)) => write!(f, "stopped by signal {number}"),
             Verdict::Stopped(StoppedBy::Console) => f.write_str("stopped from the terminal"),
             Verdict::Stopped(StoppedBy::Debugger) => f.write_str("ended by the debugger"),
