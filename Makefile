@@ -20,7 +20,7 @@ demo: toolchain ## boot a Debian kernel, run a command in it, and debug one (ARC
 
 test: setup check package oldest api unit cases ## everything: set-up, checks, unit tests, the cases on both architectures
 
-check: toolchain layering ## format, lints, links in the documentation, both architectures compile; well under a minute once built
+check: toolchain layering ## format, lints, links in the documentation; well under a minute once built
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy -q --workspace --all-targets -- -D warnings
 	@# What differs by architecture is in this package; whether all of it compiles is seen where programs for cases are.

@@ -245,9 +245,10 @@ fn processor(
     // Whoever idles and was interrupted has something to do.
     let is_interrupted = trace.frames.iter().flatten().skip(1).any(|frame| frame.is_exact);
     // A halted processor of x86 is known to be so; one of aarch64 waits within its hypervisor, and looks as if it ran.
-    let is_awake = view.isa() == Isa::X86_64 && view.machine.activity(vcpu) == Activity::Running;
+    let activity = view.machine.activity(vcpu);
+    let is_awake = view.isa() == Isa::X86_64 && activity == Activity::Running;
     let is_idle = is_idle && !is_interrupted && !is_awake;
-    let is_started = view.machine.activity(vcpu) != Activity::NotStarted;
+    let is_started = activity != Activity::NotStarted;
     Processor {
         vcpu,
         task,

@@ -15,7 +15,7 @@ use integration::report::{Report, Shared, Verdict};
 use integration::traffic;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{self, SigHandler, Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
@@ -111,6 +111,7 @@ fn main() {
         eprintln!("usage: case NAME VMM FILES WORK SLOWNESS [nest]");
         std::process::exit(2);
     };
+    hear_signals();
     let context = Context {
         name: name.clone(),
         isa: kvm::HOST_ISA,
@@ -126,6 +127,14 @@ fn main() {
     if let Err(error) = report.write(&mut io::stdout()) {
         eprintln!("case: cannot report: {error}");
         std::process::exit(1);
+    }
+}
+
+/// Whoever runs the tests may have them ignore signals, as nohup(1) does: what a case starts is as a shell starts it.
+fn hear_signals() {
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
+        // SAFETY: as by default, it runs no code of ours.
+        unsafe { signal::signal(signal, SigHandler::SigDfl) }.expect("a signal that exists");
     }
 }
 

@@ -137,7 +137,7 @@ pub fn at_the_end(c: &mut Context) -> Check {
 /// A kernel that panics and restarts at once, with nothing that tells but its log; and a file in its page cache
 /// that begins like the kernel's description. The dump has both vCPUs as they were, and the kernel's own words.
 pub fn panicked(c: &mut Context) -> Check {
-    let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(60));
+    let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(90));
     let core = c.work.join("core");
     let words = "--dump-on panic={} --kernel {} --initrd {} --memory 256M --cpus 2 \
         --cmdline vmm.run=forge~panic=-1~loglevel=7";

@@ -4,7 +4,7 @@ use crate::context::{Check, Context, check};
 use crate::process::{Process, Wiring};
 use crate::rsp::Client;
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::Pid;
 use std::io::{self, Write};
@@ -24,7 +24,29 @@ pub fn signals(c: &mut Context) -> Check {
             check(code? == 22, || format!("{guest}: {signal} has another exit code"))?;
         }
     }
-    Ok(())
+    // As nohup(1) starts it: the signal does not come.
+    let echo = c.guest("echo", false)?;
+    set(Signal::SIGHUP, SigHandler::SigIgn)?;
+    let started = c.start(Wiring::Pipes, "--kernel {}", &[&echo]);
+    set(Signal::SIGHUP, SigHandler::SigDfl)?;
+    let mut vmm = started?;
+    let talked = (|| -> Check {
+        vmm.expect("ready", limit)?;
+        vmm.signal(Signal::SIGHUP)?;
+        vmm.send("abc")?;
+        vmm.expect("abc", limit)
+    })();
+    vmm.signal(Signal::SIGTERM)?;
+    let code = vmm.wait(limit);
+    c.keep("vmm", &vmm);
+    talked?;
+    check(code? == 22, || "SIGTERM has another exit code where SIGHUP is ignored".into())
+}
+
+/// What this process, and whoever it starts from now on, does at a signal.
+fn set(signal: Signal, handler: SigHandler) -> Check {
+    // SAFETY: ignored, or as by default, it runs no code of ours.
+    unsafe { nix::sys::signal::signal(signal, handler) }.map(drop).map_err(|error| error.to_string())
 }
 
 /// Waits until the monitor has said what it boots, which it does with `-v`.

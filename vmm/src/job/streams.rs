@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 /// News of a stream.
@@ -94,16 +94,21 @@ impl Room {
 
     /// Waits until the terminal has become this job's since there were so many looks, or is to be tried.
     fn wait_for_terminal(&self, looks: u64) {
-        let leave = self.leave();
-        if leave.is_tried {
-            // Whether the time is over or not.
-            drop(self.0.1.wait_timeout(leave, TRIED_AFTER));
-            return;
-        }
-        let mut leave = leave;
+        let until = Instant::now() + TRIED_AFTER;
+        let mut leave = self.leave();
         while leave.looks == looks {
-            leave = self.wait(leave);
+            let left = until.saturating_duration_since(Instant::now());
+            leave = match leave.is_tried {
+                false => self.wait(leave),
+                true if left.is_zero() => return,
+                true => self.0.1.wait_timeout(leave, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
         }
+    }
+
+    fn try_terminal(&self) {
+        self.leave().is_tried = true;
+        self.0.1.notify_all();
     }
 }
 
@@ -188,8 +193,7 @@ impl Streams {
 
     /// Nobody will say when the terminal is this job's again: it is tried now and then.
     pub fn try_terminal(&self) {
-        self.room.leave().is_tried = true;
-        self.room.look_again();
+        self.room.try_terminal();
     }
 
     /// Has bytes written to an output stream.
@@ -322,9 +326,15 @@ mod tests {
         room.add(1);
         room.look_again();
         assert_eq!(reader.join().unwrap(), looks + 1);
-        // Without anybody who looks, it is tried all the same.
-        room.leave().is_tried = true;
-        room.wait_for_terminal(looks + 1);
+        // Without anybody who looks, it is tried all the same: now and then, however often that is said.
+        let (begun, theirs) = (Instant::now(), room.clone());
+        let reader = thread::spawn(move || theirs.wait_for_terminal(looks + 1));
+        while !reader.is_finished() {
+            room.try_terminal();
+            thread::yield_now();
+        }
+        reader.join().unwrap();
+        assert!(begun.elapsed() >= TRIED_AFTER);
     }
 
     #[test]
