@@ -6,6 +6,7 @@
 
 mod beside;
 pub mod desk;
+pub mod dump_on;
 pub mod hold;
 pub mod initramfs;
 pub mod kernel_log;
@@ -23,3 +24,4 @@ pub mod stuck;
 pub mod table;
 pub mod verdict;
 pub mod visitors;
+pub mod ways;

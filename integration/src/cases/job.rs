@@ -450,15 +450,20 @@ pub fn kept(c: &mut Context) -> Check {
             c.slowness
         )
     };
+    let core = c.work.join("core");
+    let dumped = format!("oops,panic --dump-on hang,panic={}", core.display());
     let (panics, fails) = (
-        line("oops,panic", "sh -c echo~c>/proc/sysrq-trigger;sleep~1000"),
+        line(&dumped, "sh -c echo~c>/proc/sysrq-trigger;sleep~1000"),
         line("fail=40s", "sh -c echo~left>/run/left;exit~3"),
     );
     let (kernel, modules, socket) = (c.kernel("6.12"), c.modules(), c.work.join("gdb"));
     let mut job = c.start(Wiring::Pipes, &panics, &[&kernel, &modules, &root])?;
     let mut talk = || -> Check {
+        job.expect_error("dumped to ", limit)?;
         job.expect_error("the guest is kept until Ctrl-C: the guest's kernel panicked", limit)?;
         job.expect_error("vmm gdb job :1234", limit)?;
+        let log = c.run("core {} dmesg", &[&core], limit)?;
+        log.expect_output("Kernel panic - not syncing: sysrq triggered crash")?;
         c.run("gdb job unix:{}", &[&socket], limit)?.expect_code(0)?;
         let mut client = Client::attach(&socket, limit)?;
         client.expect("?", "T0*")?;
@@ -496,9 +501,11 @@ pub fn kept(c: &mut Context) -> Check {
     // By itself, and not for what is not named.
     let over = run(c, &root, "--hold-on fail=1s", "sh -c exit~4")?;
     over.expect_code(4)?;
-    let other = run(c, &root, "--hold-on hang", "sh -c exit~5")?;
+    let never = c.work.join("never");
+    let options = format!("--hold-on hang --dump-on hang={}", never.display());
+    let other = run(c, &root, &options, "sh -c exit~5")?;
     other.expect_code(5)?;
-    check(!other.errors.contains("kept"), || other.errors.clone())
+    check(!other.errors.contains("kept") && !never.exists(), || other.errors.clone())
 }
 
 /// In the background, in the foreground, and stopped: as other programs are.

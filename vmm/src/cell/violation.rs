@@ -94,7 +94,7 @@ extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
         line.number(u64::from(ending.code));
         line.put(",\"text\":\"");
         cause(&mut line, info.call);
-        line.put("\",\"seconds\":null,\"boot_seconds\":null}\n");
+        line.put("\",\"seconds\":null,\"boot_seconds\":null,\"dump\":null}\n");
         line.write();
     }
     // SAFETY: it ends the process, and may be called by a signal handler.

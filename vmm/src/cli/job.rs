@@ -8,6 +8,7 @@ use crate::control::names;
 use crate::error::Error;
 use crate::given_file;
 use crate::job::desk::{self, Ended, Job, LogTo};
+use crate::job::dump_on::DumpOn;
 use crate::job::hold::HoldOn;
 use crate::job::kernel_log::Watch;
 use crate::job::matrix;
@@ -123,6 +124,10 @@ pub struct Args {
     /// (all else but success); for this time, or until it is ended
     #[arg(long, value_name = "LIST[=TIME]", value_parser = ValueParser::new(hold_on), help_heading = "Run")]
     hold_on: Option<HoldOn>,
+    /// Write a core of the guest when this came of it, named as for --hold-on, for `vmm core`, crash, drgn and gdb; packed
+    /// where the path ends in .gz or .zst
+    #[arg(long, value_name = "LIST=PATH", value_parser = ValueParser::new(dump_on), help_heading = "Run")]
+    dump_on: Option<DumpOn>,
     /// Where the kernel's log goes: a file, or - for standard error; else its end is shown when something went wrong
     #[arg(long, value_name = "PATH|-", help_heading = "Run")]
     kernel_log: Option<PathBuf>,
@@ -150,7 +155,7 @@ pub struct Args {
 
     /// Run many: a file, or - for standard input, of which each line has the words of one `vmm run`; a table at the end
     #[arg(long, value_name = "FILE|-", help_heading = "Many",
-          conflicts_with_all = ["kernel", "build", "modules", "append", "root", "disk", "rw", "out", "env", "cwd", "init", "systemd", "hold_on", "name", "gdb", "kernel_log", "cpus", "memory", "virtio", "console_device", "net", "boot_timeout", "timeout", "slow", "fail_on", "allow", "no_tty", "sandbox", "command"])]
+          conflicts_with_all = ["kernel", "build", "modules", "append", "root", "disk", "rw", "out", "env", "cwd", "init", "systemd", "hold_on", "dump_on", "name", "gdb", "kernel_log", "cpus", "memory", "virtio", "console_device", "net", "boot_timeout", "timeout", "slow", "fail_on", "allow", "no_tty", "sandbox", "command"])]
     matrix: Option<PathBuf>,
     /// How many at a time; as many as this host's processors and memory have room for where nothing is said
     #[arg(short, long, value_name = "N", requires = "matrix", value_parser = ValueParser::new(values::count), help_heading = "Many")]
@@ -187,6 +192,10 @@ fn troubles(list: &str) -> Result<Troubles, String> {
 
 fn hold_on(text: &str) -> Result<HoldOn, String> {
     HoldOn::parse(text, values::duration)
+}
+
+fn dump_on(text: &str) -> Result<DumpOn, String> {
+    DumpOn::parse(text, values::dump_path)
 }
 
 fn after_help() -> String {
@@ -322,6 +331,7 @@ impl Args {
                 .clone()
                 .or_else(|| Some(format!("run-{}", process::id())).filter(|_| self.hold_on.is_some())),
             hold_on: self.hold_on.clone().unwrap_or_default(),
+            dump_on: self.dump_on.clone(),
             sandbox: self.sandbox,
             json: self.json,
         }

@@ -3,6 +3,7 @@
 //! One loop waits for all of it, on the thread that calls [`run`]; standard streams have threads of their own
 //! ([`streams`](super::streams)).
 
+use super::dump_on::DumpOn;
 use super::hold::{self, HoldOn};
 use super::kernel_log::{KEPT, Lines, Tail, Watch, line_of_record};
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
@@ -11,7 +12,7 @@ use super::session::{CommandEnd, Session, TOO_LONG, next_signal};
 use super::stuck::{self, Stuck};
 use super::verdict::{self, Verdict};
 use super::visitors::Visitors;
-use crate::cell::{self, Ending, Sandbox};
+use crate::cell::{self, Ending, Grant, Rule, Sandbox};
 use crate::control::protocol::Event;
 use crate::control::server::{About, ControlSocket};
 use crate::error::Error;
@@ -86,6 +87,8 @@ pub struct Job {
     pub name: Option<String>,
     /// When it is kept.
     pub hold_on: HoldOn,
+    /// When it is dumped.
+    pub dump_on: Option<DumpOn>,
     /// Whether the monitor confines itself.
     pub sandbox: Sandbox,
     /// What came of it is told as JSON, also when the monitor's cell ends it.
@@ -107,13 +110,15 @@ pub struct Ended {
     pub took: Duration,
     /// Until it ran a program.
     pub booted_after: Option<Duration>,
+    /// Where a dump of the guest is, if one was asked for and written.
+    pub dump: Option<PathBuf>,
     /// The command's errors have ended within a line: what is said of it begins another.
     pub is_line_open: bool,
 }
 
 impl Ended {
     /// In one line, for programs: `verdict` is a word, `code` the exit code, `seconds` how long the guest was there and
-    /// `boot_seconds` how long it took until it ran a program.
+    /// `boot_seconds` how long it took until it ran a program; `dump` is where a core of it is.
     pub fn as_json(&self) -> String {
         let seconds = |time: Duration| time.as_millis() as f64 / 1000.0;
         serde_json::json!({
@@ -122,6 +127,7 @@ impl Ended {
             "text": self.verdict.to_string(),
             "seconds": seconds(self.took),
             "boot_seconds": self.booted_after.map(seconds),
+            "dump": self.dump.as_ref().map(|path| path.display().to_string()),
         })
         .to_string()
     }
@@ -156,6 +162,9 @@ pub fn take_signals(has_terminal: bool) -> Result<SignalFd, Error> {
 /// [`Error`] when it could not be begun.
 pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
     let command = job.command.encoded().ok_or_else(|| Error::Usage(TOO_LONG.into()))?;
+    if let Some(on) = &job.dump_on {
+        on.check(job.guest.memory.bytes())?;
+    }
     let signals = take_signals(job.command.terminal.is_some())?;
     let new_event = || {
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::system("cannot make an eventfd"))
@@ -166,7 +175,8 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
     let about = About { door: Some(visitors.door().clone()), ..About::new(&job.guest) };
     let control = ControlSocket::take(job.name.as_deref(), about)?;
     let socket = control.as_ref().map(|control| (control.path(), job.name.is_some()));
-    let rules = bounds::of_guest(&job.guest, Files::Once, socket, None);
+    let mut rules = bounds::of_guest(&job.guest, Files::Once, socket, None);
+    rules.extend(job.dump_on.as_ref().map(|on| Rule::folder_of(&on.path, Grant::Own)));
     let backends = Backends::before_cell(&job.guest)?;
     let ending = Ending { code: verdict::CELL, json: job.json, restore: terminal::restore };
     cell::begin(job.sandbox, rules, ending).map_err(Error::system("cannot confine the monitor"))?;
@@ -327,6 +337,7 @@ impl Desk<'_> {
         ended.verdict = ended.verdict.of_output(session.as_ref().and_then(Session::unwritten));
         ended.is_line_open = session.is_some_and(|session| session.is_line_open());
         ended.took = self.began.elapsed();
+        self.dump(&mut ended);
         report(&ended);
         if holds {
             // Somebody may have ended the run, or the guest itself, while its last output waited.
@@ -337,6 +348,16 @@ impl Desk<'_> {
         }
         self.visitors.finish(LAST_MOMENT);
         Ok(ended)
+    }
+
+    /// A core of the guest, if one is asked for.
+    fn dump(&self, ended: &mut Ended) {
+        let Some(on) = self.job.dump_on.as_ref().filter(|on| on.is_due(&ended.verdict)) else { return };
+        if std::mem::take(&mut ended.is_line_open) {
+            logging::print("\n");
+        }
+        let is_there = on.write(self.guest, self.is_over, &self.signals);
+        ended.dump = is_there.then(|| on.path.clone());
     }
 
     /// Until there is one.
@@ -403,7 +424,7 @@ impl Desk<'_> {
             }
         }
         let (took, booted_after) = (self.began.elapsed(), self.booted_after);
-        Ended { verdict, log: tail, vcpus, why, took, booted_after, is_line_open: false }
+        Ended { verdict, log: tail, vcpus, why, took, booted_after, dump: None, is_line_open: false }
     }
 
     /// Keeps the guest, until its time is over, it ends, or somebody ends it. One that stands still does until a

@@ -1,24 +1,13 @@
 //! Keeping the guest of a job that went wrong, so that somebody can look at it.
 
 use super::verdict::Verdict;
+use super::ways::{Way, Ways};
 use std::time::Duration;
-
-/// Ways of going wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Panic,
-    Trouble,
-    Hang,
-    Fail,
-}
-
-const WAYS: [(&str, Way); 4] =
-    [("panic", Way::Panic), ("oops", Way::Trouble), ("hang", Way::Hang), ("fail", Way::Fail)];
 
 /// When the guest is kept, and how long.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HoldOn {
-    ways: Vec<Way>,
+    ways: Ways,
     /// How long; until somebody ends it where nothing is said.
     pub limit: Option<Duration>,
 }
@@ -33,34 +22,17 @@ impl HoldOn {
             Some((list, limit)) => (list, Some(time(limit)?)),
             None => (text, None),
         };
-        let one = |word: &str| {
-            let way = WAYS.iter().find(|(its, _)| *its == word).map(|(_, way)| *way);
-            way.ok_or_else(|| format!("'{word}' is none of panic, oops, hang, fail"))
-        };
-        Ok(HoldOn { ways: list.split(',').map(one).collect::<Result<_, _>>()?, limit })
+        Ok(HoldOn { ways: Ways::parse(list)?, limit })
     }
 
     /// Whether a kernel that has panicked is to stay, instead of resetting itself.
     pub fn keeps_panics(&self) -> bool {
-        self.ways.contains(&Way::Panic)
+        self.ways.has(Way::Panic)
     }
 
     /// Whether a guest is kept of which this came.
     pub fn holds(&self, verdict: &Verdict) -> bool {
-        let way = match verdict {
-            Verdict::Command(0) | Verdict::Stopped(_) | Verdict::Ended(_) => return false,
-            Verdict::Panic(_) => Way::Panic,
-            Verdict::Trouble(..) => Way::Trouble,
-            Verdict::Hang(_) => Way::Hang,
-            Verdict::Command(_)
-            | Verdict::Signal(_)
-            | Verdict::NoUserSpace
-            | Verdict::NoRoot(_)
-            | Verdict::Lost
-            | Verdict::TimeOver
-            | Verdict::Unwritten(_) => Way::Fail,
-        };
-        self.ways.contains(&way)
+        self.ways.include(verdict)
     }
 }
 
