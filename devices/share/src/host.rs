@@ -139,7 +139,7 @@ pub fn stat(fd: impl AsFd) -> Result<Stat, Errno> {
 pub enum Found {
     /// A file of the folder's file system.
     File(OwnedFd),
-    /// Something of another file system is mounted over it.
+    /// Something of another file system is mounted over it, or it is [covered](Host::cover).
     Covered,
 }
 
@@ -148,6 +148,8 @@ pub enum Found {
 pub struct Host {
     /// This process's descriptors, as a folder.
     descriptors: OwnedFd,
+    /// Folders that are as if something were mounted over them.
+    covered: Vec<Identity>,
 }
 
 impl Host {
@@ -160,7 +162,7 @@ impl Host {
         let root = fs::open(folder, path, Mode::empty()).map_err(|error| ShareError::Folder(error.into()))?;
         let descriptors = fs::open(c"/proc/self/fd", path, Mode::empty());
         let descriptors = descriptors.map_err(|error| ShareError::NoProc(error.into()))?;
-        let host = Host { descriptors };
+        let host = Host { descriptors, covered: Vec::new() };
         let tried = fs::openat2(&root, c".", path, Mode::empty(), WITHIN);
         tried.map_err(|error| ShareError::NoOpenat2(error.into()))?;
         host.reopen(&root, OFlags::RDONLY | OFlags::DIRECTORY).map_err(|error| match error {
@@ -170,6 +172,21 @@ impl Host {
         Ok((host, root))
     }
 
+    /// Has a folder, wherever it is found, be as if something were mounted over it. One that is not there stays so.
+    ///
+    /// # Errors
+    /// [`ShareError::Folder`]: nobody can say which it is.
+    pub fn cover(&mut self, folder: &Path) -> Result<(), ShareError> {
+        let path = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
+        let found = fs::open(folder, path, Mode::empty()).and_then(stat);
+        match found {
+            Ok(stat) => self.covered.push(stat.identity()),
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(error) => return Err(ShareError::Folder(error.into())),
+        }
+        Ok(())
+    }
+
     /// Finds something, without opening it: a descriptor that only stands for it (`O_PATH`).
     ///
     /// # Errors
@@ -177,6 +194,9 @@ impl Host {
     pub fn find(&self, folder: impl AsFd, name: Name<'_>) -> Result<Found, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match fs::openat2(folder, name.as_c_str(), flags, Mode::empty(), WITHIN) {
+            Ok(fd) if !self.covered.is_empty() && self.covered.contains(&stat(&fd)?.identity()) => {
+                Ok(Found::Covered)
+            }
             Ok(fd) => Ok(Found::File(fd)),
             Err(Errno::XDEV) => Ok(Found::Covered),
             Err(error) => Err(error),

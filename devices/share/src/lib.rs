@@ -9,7 +9,7 @@
 //!   by itself. A folder that somebody moves out of the shared one on the host while the guest has it open stays the
 //!   guest's to see, as it would any process's.
 //! * No other file system: where something is mounted below the folder, there is an empty folder (or file) that cannot
-//!   be changed, on which the guest can mount something of its own.
+//!   be changed, on which the guest can mount something of its own. [`Server::cover`] does the same for a folder.
 //! * Files and folders alone are opened. The host's devices, pipes and sockets can be seen, renamed and removed, and none
 //!   can be made, nor can mode or owner of the host's devices be changed. (What a guest does with a device's node that it
 //!   sees is between it and its own kernel.)

@@ -140,6 +140,15 @@ impl Server {
         })
     }
 
+    /// Has the guest see an empty folder that cannot be changed in place of this one, wherever that is found below the
+    /// shared one: it may be written to on the host meanwhile, or get another name. One that is not there is let be.
+    ///
+    /// # Errors
+    /// [`ShareError::Folder`].
+    pub fn cover(&mut self, folder: &Path) -> Result<(), ShareError> {
+        self.host.cover(folder)
+    }
+
     /// Has files be as old as they are when it is so late.
     #[cfg(test)]
     pub(crate) fn set_clock(&mut self, now: fn() -> i64) {

@@ -81,6 +81,10 @@ pub fn commands(c: &mut Context) -> Check {
         run(c, &root, "--virtio mmio", "sh -c ls~/sys/bus/virtio/devices|wc~-l;ls~/sys/bus/pci/devices")?;
     mmio.expect_code(0)?;
     check(mmio.output.starts_with("3\n"), || format!("its devices are not found: {mmio:?}"))?;
+    // A boot takes most of the time, and nothing of the architecture's is in this one.
+    if c.isa == Isa::X86_64 {
+        private(c)?;
+    }
     // 10,000 lines on each stream.
     let long = "sh -c seq~10000&seq~10001~20000~>&2;wait";
     let long = run(c, &root, "", long)?;
@@ -88,6 +92,24 @@ pub fn commands(c: &mut Context) -> Check {
     let lines = |first: u32, last: u32| (first..=last).map(|line| format!("{line}\n")).collect::<String>();
     check(long.output == lines(1, 10_000), || "output is not as it was written".into())?;
     check(long.errors == lines(10_001, 20_000), || "errors are not as they were written".into())
+}
+
+/// What is private of the host's own root is not there, also below what is mounted over it in the guest.
+fn private(c: &mut Context) -> Check {
+    let make = || {
+        fs::create_dir_all("/home/who")?;
+        fs::write("/home/who/secret", "secret")
+    };
+    make().map_err(|error| format!("no home: {error}"))?;
+    let line = format!(
+        "run --kernel {{}} --modules {{}} --cwd / --slow {} --memory 256M -- /bin/busybox sh -c {}",
+        c.slowness,
+        "b=/bin/busybox;$b~mkdir~/home/new&&$b~ls~/home;$b~umount~/home&&$b~umount~/tmp&&$b~ls~/home~/tmp"
+    );
+    let (kernel, modules, limit) = (c.kernel("6.12"), c.modules(), c.limit(60));
+    let looked = c.run(&line, &[&kernel, &modules], limit)?;
+    looked.expect_code(0)?;
+    check(looked.output == "new\n/home:\n\n/tmp:\n", || format!("{looked:?}"))
 }
 
 /// Each way of going wrong has its code, and the last line on standard error says which it was.

@@ -184,7 +184,7 @@ pub fn share(text: &str) -> Result<ShareConfig, String> {
             tag.len()
         ));
     }
-    Ok(ShareConfig { folder: folder.into(), tag, is_writable })
+    Ok(ShareConfig { folder: folder.into(), tag, is_writable, covered: Vec::new() })
 }
 
 /// Parses a socket device: `CID|auto[,path=PATH]`.
@@ -362,7 +362,8 @@ mod tests {
             ("a,b,tag=c", "a,b", "c", true),
             ("a,rw,b", "a,rw,b", "a,rw,b", true),
         ] {
-            let wanted = ShareConfig { folder: folder.into(), tag: tag.into(), is_writable };
+            let (folder, covered) = (folder.into(), Vec::new());
+            let wanted = ShareConfig { folder, tag: tag.into(), is_writable, covered };
             assert_eq!(share(text), Ok(wanted), "{text}");
         }
         for (text, says) in [

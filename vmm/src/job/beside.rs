@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// What is the guest's kernel's own.
 const KERNELS: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// What begins empty in every guest.
-const EMPTY: [&str; 2] = ["/run", "/tmp"];
+pub const EMPTY: [&str; 2] = ["/run", "/tmp"];
 
 /// The folder that has to be shared beside `/`, for a command to run in `folder`: all of what is mounted there, or the
 /// folder itself where everything around it begins empty. None if the share of `/` has it, or nobody has.

@@ -329,6 +329,7 @@ impl Wanted {
         if let Some(folder) = &beside {
             devices.push(share(folder.clone(), BESIDE_TAG, false));
         }
+        self.cover(&mut devices, &self.private(&writable));
         let (modules, folder) = modules(self, &kernel, release.as_deref())?;
         // One that serves what the guest can do without, if it is there.
         let optional = ["virtio_rng"].into_iter().filter(|name| modules.has(name));
@@ -449,9 +450,7 @@ impl Wanted {
             layered(steps, ("virtiofs", BESIDE_TAG), "/beside", &at(text(folder)?));
         }
         // What is private may be on a mount of its own that is shared beside the root, but is not what is written through.
-        if let Root::Folder(folder) = &self.root {
-            self.hide(folder, writable, steps)?;
-        }
+        self.hide(writable, steps)?;
         write_through(steps, false)?;
         for (target, link) in [
             ("/proc/self/fd", "/dev/fd"),
@@ -480,36 +479,64 @@ impl Wanted {
         matches!(&self.net, Some(NetConfig { link: LinkConfig::User(_), .. }))
     }
 
-    /// What is private of the host's own root is empty, but for the folder where the command runs.
-    fn hide(&self, root: &Path, writable: &[WrittenThrough], steps: &mut Steps) -> Result<(), PlanError> {
-        if root != Path::new("/") {
-            return Ok(());
+    /// What is private of the host's own root is empty, but for the folder where the command runs, and for what is written
+    /// through.
+    fn private(&self, writable: &[WrittenThrough]) -> Vec<PathBuf> {
+        if self.root != Root::default() {
+            return Vec::new();
         }
-        for place in hidden(&PRIVATE.map(Path::new), &self.folder) {
-            let is_named = writable.iter().any(|it| place.starts_with(&it.place));
-            if place.is_dir() && !is_named {
-                steps.mount("tmpfs", "tmpfs", &format!("/new{}", text(&place)?), 0, "mode=755");
-            }
+        let is_named = |place: &PathBuf| writable.iter().any(|it| place.starts_with(&it.place));
+        let places = hidden(&PRIVATE.map(Path::new), &self.folder).into_iter();
+        places.filter(|place| place.is_dir() && !is_named(place)).collect()
+    }
+
+    /// It can be written to in the guest, as all of its root.
+    fn hide(&self, writable: &[WrittenThrough], steps: &mut Steps) -> Result<(), PlanError> {
+        for place in self.private(writable) {
+            steps.mount("tmpfs", "tmpfs", &format!("/new{}", text(&place)?), 0, "mode=755");
         }
         Ok(())
+    }
+
+    /// Nothing of it is shared: whoever is root in the guest can look below its mounts.
+    fn cover(&self, devices: &mut [VirtioDevice], private: &[PathBuf]) {
+        if self.root != Root::default() {
+            return;
+        }
+        for device in devices {
+            let VirtioDevice::Share(share) = device else { continue };
+            if share.is_writable {
+                continue;
+            }
+            share.covered = private.to_vec();
+            if share.folder == Path::new("/") {
+                // A link there is to something that has a name of its own.
+                let own =
+                    beside::EMPTY.iter().filter(|place| real_path(Path::new(place)) == Path::new(place));
+                share.covered.extend(own.map(PathBuf::from));
+            }
+        }
     }
 }
 
 /// What of these is hidden from a command that runs in this folder, each where it is without links: what the command is
 /// in is not, nor what leads there by a link.
 fn hidden(private: &[&Path], folder: &Path) -> Vec<PathBuf> {
-    // One that is not there is told of when the command is to run in it.
-    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.into());
-    let real_folder = real(folder);
+    let real_folder = real_path(folder);
     let mut places = Vec::new();
     for private in private {
-        let place = real(private);
+        let place = real_path(private);
         let is_in = folder.starts_with(private) || real_folder.starts_with(&place);
         if !is_in && !places.contains(&place) {
             places.push(place);
         }
     }
     places
+}
+
+/// Where something is without links. What is not there is told of when it is needed.
+fn real_path(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.into())
 }
 
 /// Where a root comes from.
@@ -565,7 +592,7 @@ fn layered(steps: &mut Steps, (kind, source): (&str, &str), aside: &str, place: 
 }
 
 fn share(folder: PathBuf, tag: &str, is_writable: bool) -> VirtioDevice {
-    VirtioDevice::Share(ShareConfig { folder, tag: tag.into(), is_writable })
+    VirtioDevice::Share(ShareConfig { folder, tag: tag.into(), is_writable, covered: Vec::new() })
 }
 
 #[cfg(test)]
@@ -628,6 +655,28 @@ mod tests {
         let text = steps.finish().unwrap();
         let written = text.find("\trw0\t/vol\t").unwrap();
         assert!(written < text.find("mount\toverlay\tbeside\t/vol/work\t").unwrap(), "{text}");
+    }
+
+    #[test]
+    fn what_is_private_is_not_shared() {
+        let covered = |wanted: &Wanted, folder: &str, is_writable: bool| {
+            let mut devices = [share(folder.into(), "t", is_writable)];
+            wanted.cover(&mut devices, &wanted.private(&[]));
+            let [VirtioDevice::Share(share)] = devices else { return Vec::new() };
+            share.covered
+        };
+        let wanted = Wanted { folder: "/usr".into(), ..Wanted::default() };
+        let has = |places: &[PathBuf], place: &str| places.contains(&real_path(Path::new(place)));
+        let root = covered(&wanted, "/", false);
+        assert!(has(&root, "/home") && has(&root, "/tmp"), "{root:?}");
+        let beside = covered(&wanted, "/vol", false);
+        assert!(has(&beside, "/home") && !has(&beside, "/tmp"), "{beside:?}");
+        assert_eq!(covered(&wanted, "/home", true), [PathBuf::new(); 0]);
+        // Where the command runs, and where another root is asked for.
+        let there = Wanted { folder: "/home".into(), ..Wanted::default() };
+        assert!(!has(&covered(&there, "/", false), "/home"));
+        let other = Wanted { root: Root::Folder("/usr".into()), ..wanted };
+        assert_eq!(covered(&other, "/usr", false), [PathBuf::new(); 0]);
     }
 
     #[test]

@@ -163,6 +163,7 @@ mod tests {
                     folder: folder.join("shared"),
                     tag: "t".into(),
                     is_writable: true,
+                    covered: Vec::new(),
                 }),
                 VirtioDevice::Vsock(VsockConfig {
                     cid: Some(7),

@@ -173,6 +173,8 @@ pub struct ShareConfig {
     pub tag: String,
     /// Whether the guest may write to it.
     pub is_writable: bool,
+    /// Folders below it that are empty for the guest.
+    pub covered: Vec<PathBuf>,
 }
 
 /// A gdb server.

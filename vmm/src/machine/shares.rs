@@ -6,6 +6,7 @@ use devices::tell;
 use devices::virtio::fs::{Files, Fs};
 use devices::virtio::queue::Buffer;
 use share::{Access, Limits, MOST_WRITTEN, Reply, Server, State};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// A folder that is served.
@@ -98,8 +99,14 @@ pub struct OpenShare {
 pub fn open(config: &ShareConfig, descriptors: usize) -> Result<OpenShare, Error> {
     let access = if config.is_writable { Access::ReadWrite } else { Access::ReadOnly };
     let limits = Limits { descriptors, ..Limits::default() };
-    let server = Server::new(&config.folder, access, limits);
-    let server = server.map_err(|source| Error::Share { folder: config.folder.clone(), source })?;
+    let failed = |folder: &Path| {
+        let folder = folder.to_path_buf();
+        move |source| Error::Share { folder, source }
+    };
+    let mut server = Server::new(&config.folder, access, limits).map_err(failed(&config.folder))?;
+    for folder in &config.covered {
+        server.cover(folder).map_err(failed(folder))?;
+    }
     Ok(OpenShare { files: Arc::new(Mutex::new(Shared(server))), tag: config.tag.clone() })
 }
 
@@ -121,7 +128,8 @@ mod tests {
     #[test]
     fn tags_are_found() {
         let share = |tag: &str| {
-            VirtioDevice::Share(ShareConfig { folder: "/".into(), tag: tag.into(), is_writable: false })
+            let (folder, covered) = ("/".into(), Vec::new());
+            VirtioDevice::Share(ShareConfig { folder, tag: tag.into(), is_writable: false, covered })
         };
         check(&[share("a"), VirtioDevice::Entropy, share(&"b".repeat(36))]).unwrap();
         for (devices, says) in [

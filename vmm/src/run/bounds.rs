@@ -107,7 +107,8 @@ mod tests {
     #[test]
     fn a_guest_opens_what_it_is_made_of() {
         let share = |folder: &str, is_writable| {
-            VirtioDevice::Share(ShareConfig { folder: folder.into(), tag: "t".into(), is_writable })
+            let (folder, covered) = (folder.into(), Vec::new());
+            VirtioDevice::Share(ShareConfig { folder, tag: "t".into(), is_writable, covered })
         };
         let mut config = Config {
             kernel: Some("/k/kernel".into()),

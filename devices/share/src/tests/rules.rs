@@ -466,3 +466,45 @@ fn what_is_mounted_over_is_empty() {
     command.args(["-m", "--", "sh", "-c", script, "sh"]).arg(program).args(words).env("SHARED", &inner);
     succeeds(&mut command);
 }
+
+#[test]
+fn what_is_covered_is_empty() {
+    let (outer, inner) = furnished();
+    fs::rename(inner.join("d"), inner.join("c")).unwrap();
+    fs::create_dir(inner.join("d")).unwrap();
+    let mut client = Client::new(&inner, Access::ReadWrite);
+    client.server.cover(&inner.join("c")).unwrap();
+    client.server.cover(&inner.join("none")).unwrap();
+    client.server.cover(&inner.join("f")).unwrap();
+    let c = client.walk("c").unwrap();
+    assert_eq!(c.attr.mode, 0o4_0555);
+    assert_eq!(client.look_up(c.nodeid, "g").unwrap_err(), Errno::NOENT);
+    assert_eq!(client.create(c.nodeid, "x", RDWR, 0o600).unwrap_err(), Errno::ROFS);
+    let inside: Vec<_> = client.names(c.nodeid, true, 4096).unwrap().into_iter().map(|name| name.0).collect();
+    assert_eq!(inside, [".", ".."]);
+    let (_, _, entry) =
+        client.names(ROOT, true, 4096).unwrap().into_iter().find(|name| name.0 == "c").unwrap();
+    assert_eq!(entry.unwrap().nodeid, c.nodeid);
+    // Only folders are.
+    let f = client.walk("f").unwrap().nodeid;
+    let fh = client.open(f, RDONLY).unwrap().fh;
+    assert_eq!(client.read(fh, 0, 100).unwrap(), b"12345");
+    let d = client.walk("d").unwrap().nodeid;
+    let to = RenameIn { newdir: d };
+    let exchange = Rename2In { newdir: ROOT, flags: 2, ..Rename2In::default() };
+    for (operation, parts) in [
+        (Operation::Rmdir, vec![&b"c\0"[..]]),
+        (Operation::Rename, vec![to.as_bytes(), b"c\0c\0"]),
+        (Operation::Rename2, vec![exchange.as_bytes(), b"d\0c\0"]),
+    ] {
+        assert_eq!(client.call(operation, ROOT, &parts).unwrap_err(), Errno::BUSY, "{operation:?}");
+    }
+    // Wherever it gets to on the host; and not what has its name then.
+    fs::rename(inner.join("c"), inner.join("d/e")).unwrap();
+    fs::create_dir(inner.join("c")).unwrap();
+    fs::write(inner.join("c/new"), "").unwrap();
+    assert_eq!(client.walk("d/e").unwrap().attr.mode, 0o4_0555);
+    assert_eq!(client.walk("d/e/g").unwrap_err(), Errno::NOENT);
+    client.walk("c/new").unwrap();
+    drop(outer);
+}
