@@ -1,6 +1,7 @@
 //! A debugger of a live guest: it comes at any time, serves gdb, on a thread of its own ([`Debugger`]) or in the
 //! monitor's event loop ([`Polled`]), and leaves at any time.
 
+use super::holders::Hold;
 use super::link::{Link, Wake};
 use super::machine::{Begun, HoldPlace, LiveMachine, Waiting};
 use super::vcpus::{KICK_AGAIN, Monitor, Vcpus};
@@ -105,10 +106,9 @@ impl<M: Monitor> Place<M> {
         Some((self.vcpus.upgrade()?, Arc::clone(&self.link)))
     }
 
-    /// What holds the guest for the debugger holds it no more.
-    fn let_go(&self) {
-        let hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(hold);
+    /// What holds the guest for the debugger, which does not any more.
+    fn take_hold(&self) -> Option<Hold<M>> {
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -221,7 +221,7 @@ impl<M: Monitor> Lines<M> {
         let Some((vcpus, link)) = place.there() else { return };
         let hold = vcpus.hold();
         vcpus.detach(&link);
-        place.let_go();
+        drop(place.take_hold());
         drop(hold);
     }
 
@@ -230,8 +230,7 @@ impl<M: Monitor> Lines<M> {
         let mut place = self.place();
         place.is_left = true;
         let (vcpus, link) = place.there()?;
-        place.let_go();
-        Some(vcpus.begin_detach(&link, &self.wake))
+        Some(vcpus.begin_detach(&link, &self.wake, place.take_hold()))
     }
 
     /// It comes to nothing, and has done nothing.

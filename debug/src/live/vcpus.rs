@@ -4,6 +4,8 @@
 //! is held while a guest runs, and no question is put to a thread under a lock that such a thread takes.
 
 use super::gate::Kick;
+pub use super::holders::Hold;
+use super::holders::Holders;
 use super::link::{Link, Wake};
 use super::runner::{Runner, Then};
 use crate::machine::{MachineError, Order};
@@ -12,7 +14,7 @@ use crate::vcpu::Vcpu;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -107,58 +109,14 @@ pub trait Monitor: Send + Sync + Sized + 'static {
 
 /// All vCPUs of a guest.
 #[derive(Debug)]
-pub struct Vcpus<M> {
+pub struct Vcpus<M: Monitor> {
     monitor: M,
-    /// How many hold the guest. Locked by whoever begins or ends to, one after the other, all vCPUs being out of it by
-    /// then; never by vCPUs' threads, and never while one is waited for but by the [`Monitor`] itself.
-    holders: Mutex<usize>,
+    /// Who holds the guest.
+    holders: Holders<M>,
     /// Of the debugger that has a say, if there is one.
     link: Place,
     /// Some vCPU has been told to run its guest.
     is_let_run: AtomicBool,
-}
-
-/// While it is there, no vCPU is in the guest, and the guest's time stands still.
-///
-/// Any number of them may be there at once: a debugger's, a dump's, an embedder's. None waits for
-/// another to go, so they cannot wait for each other.
-#[derive(Debug)]
-pub struct Hold<M: Monitor> {
-    vcpus: Arc<Vcpus<M>>,
-    /// The vCPUs' threads know of it; else they were told to pause.
-    is_told: bool,
-}
-
-impl<M: Monitor> Hold<M> {
-    /// What is held.
-    pub fn vcpus(&self) -> &Vcpus<M> {
-        &self.vcpus
-    }
-
-    /// Called by whoever will hold the guest for longer than a debugger's step takes.
-    pub fn stays(&self) {
-        let _turn = self.vcpus.holders();
-        self.vcpus.monitor.stays(&self.vcpus);
-    }
-
-    /// Called by whoever holds the guest and waits. How long until it is to be called again.
-    pub fn settle(&self) -> Option<Duration> {
-        let _turn = self.vcpus.holders();
-        self.vcpus.monitor.settle(&self.vcpus)
-    }
-}
-
-impl<M: Monitor> Drop for Hold<M> {
-    fn drop(&mut self) {
-        let mut holders = self.vcpus.holders();
-        *holders -= 1;
-        if *holders == 0 {
-            self.vcpus.monitor.goes_on(&self.vcpus);
-        }
-        if self.is_told {
-            self.vcpus.tell_all(Runner::release);
-        }
-    }
 }
 
 /// A thread that is out of reach of one kick gets another after this time.
@@ -170,6 +128,7 @@ const IN_THE_WAY: &str = "It waits for ever if it is a vCPU's thread itself, if 
                           or if they run without accepting kicks or without doing what they are posted";
 
 /// The answer of a vCPU's thread: when it is dropped, given or not, whoever waits is woken behind that.
+#[derive(Clone)]
 struct Answer<R> {
     sender: Option<Sender<R>>,
     wake: Option<Wake>,
@@ -210,7 +169,7 @@ impl<M: Monitor> Pausing<M> {
     /// What holds them, once they have stopped. To be called again after [`KICK_AGAIN`] at the latest.
     pub fn look(&mut self) -> Option<Hold<M>> {
         if self.done.try_recv() == Err(TryRecvError::Disconnected) {
-            return Some(self.vcpus.paused());
+            return Hold::try_of_paused(&self.vcpus);
         }
         if self.kicked.elapsed() >= KICK_AGAIN {
             (0..self.vcpus.count()).for_each(|vcpu| self.vcpus.monitor.kick(vcpu));
@@ -256,7 +215,7 @@ impl<M: Monitor> Vcpus<M> {
     pub fn new(monitor: M) -> Vcpus<M> {
         Vcpus {
             monitor,
-            holders: Mutex::default(),
+            holders: Holders::default(),
             link: Place::default(),
             is_let_run: AtomicBool::new(false),
         }
@@ -339,7 +298,9 @@ impl<M: Monitor> Vcpus<M> {
         if let Then::Runs(_) = then {
             link.leave();
         }
-        self.wait_for(&self.post_detach(link, then, None));
+        let (sender, dones) = channel();
+        self.post_detach(link, then, Answer::new(sender, None));
+        self.wait_for(&dones);
         drop(hold);
     }
 
@@ -351,22 +312,22 @@ impl<M: Monitor> Vcpus<M> {
 
     /// Has threads let go of a debugger. Its place is free when the last one has, and not before: who would come in
     /// between would have vCPUs that do not know of him.
-    fn post_detach(self: &Arc<Self>, link: &Arc<Link>, then: Then, wake: Option<&Wake>) -> Receiver<()> {
+    fn post_detach(self: &Arc<Self>, link: &Arc<Link>, then: Then, answer: Answer<()>) {
         if then == Then::Runs(true) {
             self.let_run();
         }
         let leaving = Arc::new(Leaving { place: Arc::clone(&self.link), link: Arc::clone(link) });
-        self.post_to(|_| true, move |runner, vcpu| runner.detach(vcpu, &leaving.link, then), wake)
+        self.post_for(answer, |_| true, move |runner, vcpu| runner.detach(vcpu, &leaving.link, then));
     }
 
-    fn holders(&self) -> MutexGuard<'_, usize> {
-        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn holders(&self) -> &Holders<M> {
+        &self.holders
     }
 
     /// Whether somebody keeps them out of the guest, a debugger among them; who is about to does already. Nobody is waited
     /// for.
     pub fn is_held(&self) -> bool {
-        self.holders.try_lock().map_or(true, |holders| *holders > 0)
+        self.holders.are_there()
     }
 
     /// Whether somebody has let the guest run; else it waits in front of its first instruction.
@@ -382,23 +343,20 @@ impl<M: Monitor> Vcpus<M> {
     /// what they did. Questions to them are answered meanwhile.
     pub fn hold(self: &Arc<Self>) -> Hold<M> {
         self.ask(|_| true, |runner, _| runner.hold());
-        let mut holders = self.holders();
-        self.begin(&mut holders);
-        self.monitor.stays(self);
-        Hold { vcpus: Arc::clone(self), is_told: true }
+        Hold::of_told(self)
     }
 
     /// The same for a debugger, who gives each vCPU an order when it goes on: those that `may_run` are
     /// stopped, and the others are known to stand still.
     pub fn pause(self: &Arc<Self>, may_run: impl Fn(u32) -> bool) -> Hold<M> {
         self.ask(may_run, |runner, _| runner.pause());
-        self.paused()
+        Hold::of_paused(self)
     }
 
     /// The same for the debugger with this link, as long as it has not left: vCPUs do not obey it then.
     pub(super) fn pause_for(self: &Arc<Self>, link: &Arc<Link>, may_run: impl Fn(u32) -> bool) -> Hold<M> {
         self.ask(may_run, pause_by(link));
-        self.paused()
+        Hold::of_paused(self)
     }
 
     /// Begins the same and does not wait for it: `wake` is rung when it is worth looking whether it is done.
@@ -410,19 +368,6 @@ impl<M: Monitor> Vcpus<M> {
     ) -> Pausing<M> {
         let done = self.post_to(may_run, pause_by(link), Some(wake));
         Pausing { vcpus: Arc::clone(self), done, kicked: Instant::now() }
-    }
-
-    /// All vCPUs have been told to pause, and are out of the guest.
-    fn paused(self: &Arc<Self>) -> Hold<M> {
-        self.begin(&mut self.holders());
-        Hold { vcpus: Arc::clone(self), is_told: false }
-    }
-
-    fn begin(&self, holders: &mut usize) {
-        if *holders == 0 {
-            self.monitor.stands_still(self);
-        }
-        *holders += 1;
     }
 
     /// Has threads do something, and waits until they have.
@@ -442,8 +387,19 @@ impl<M: Monitor> Vcpus<M> {
         wake: Option<&Wake>,
     ) -> Receiver<()> {
         let (sender, dones) = channel();
+        self.post_for(Answer::new(sender, wake), whom, what);
+        dones
+    }
+
+    /// The same, of which `all` is the answer: one that waits for nobody is given, too.
+    fn post_for(
+        &self,
+        all: Answer<()>,
+        whom: impl Fn(u32) -> bool,
+        what: impl Fn(&mut Runner, &mut M::Vcpu) + Clone + Send + 'static,
+    ) {
         for vcpu in (0..self.count()).filter(|vcpu| whom(*vcpu)) {
-            let (answer, what) = (Answer::new(sender.clone(), wake), what.clone());
+            let (answer, what) = (all.clone(), what.clone());
             self.monitor.post(
                 vcpu,
                 Box::new(move |runner, vcpu| {
@@ -455,9 +411,7 @@ impl<M: Monitor> Vcpus<M> {
             );
         }
         drop(what);
-        // For those who wait for nobody.
-        drop(Answer::new(sender, wake));
-        dones
+        drop(all);
     }
 
     /// Has one vCPU's thread call `call` with it, and does not wait for that: `wake` is rung when the result is there,
@@ -476,13 +430,28 @@ impl<M: Monitor> Vcpus<M> {
 
     /// The debugger leaves a guest in which nothing of its own is planted any more; nobody waits for it: `wake` is
     /// rung when all senders of the result are gone, and the vCPUs run if the guest is to.
-    pub(super) fn begin_detach(self: &Arc<Self>, link: &Arc<Link>, wake: &Wake) -> Receiver<()> {
-        self.post_detach(link, Then::Runs(self.monitor.is_started()), Some(wake))
+    pub(super) fn begin_detach(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        wake: &Wake,
+        hold: Option<Hold<M>>,
+    ) -> Receiver<()> {
+        let (sender, dones) = channel();
+        let (link, answer) = (Arc::clone(link), Answer::new(sender, Some(wake)));
+        let detach = move |vcpus: &Arc<Vcpus<M>>| {
+            vcpus.post_detach(&link, Then::Runs(vcpus.monitor.is_started()), answer);
+        };
+        match hold {
+            Some(hold) => hold.let_go(detach),
+            None => detach(self),
+        }
+        dones
     }
 
     /// As [`Self::turn_away`], but does not wait.
     pub(super) fn begin_turning_away(self: &Arc<Self>, link: &Arc<Link>) {
-        drop(self.post_detach(link, Then::AsBefore, None));
+        let (sender, _) = channel();
+        self.post_detach(link, Then::AsBefore, Answer::new(sender, None));
     }
 
     /// As [`Self::attach`], but does not wait: what is posted to vCPUs behind it finds it done.
@@ -492,7 +461,7 @@ impl<M: Monitor> Vcpus<M> {
         Ok(())
     }
 
-    fn tell_all(&self, what: fn(&mut Runner)) {
+    pub(super) fn tell_all(&self, what: fn(&mut Runner)) {
         for vcpu in 0..self.count() {
             self.monitor.post(vcpu, Box::new(move |runner, _| what(runner)));
         }
