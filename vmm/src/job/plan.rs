@@ -671,12 +671,12 @@ mod tests {
         assert!(has(&root, "/home") && has(&root, "/tmp"), "{root:?}");
         let beside = covered(&wanted, "/vol", false);
         assert!(has(&beside, "/home") && !has(&beside, "/tmp"), "{beside:?}");
-        assert_eq!(covered(&wanted, "/home", true), [PathBuf::new(); 0]);
+        assert_eq!(covered(&wanted, "/home", true), Vec::<PathBuf>::new());
         // Where the command runs, and where another root is asked for.
         let there = Wanted { folder: "/home".into(), ..Wanted::default() };
         assert!(!has(&covered(&there, "/", false), "/home"));
         let other = Wanted { root: Root::Folder("/usr".into()), ..wanted };
-        assert_eq!(covered(&other, "/usr", false), [PathBuf::new(); 0]);
+        assert_eq!(covered(&other, "/usr", false), Vec::<PathBuf>::new());
     }
 
     #[test]
