@@ -133,7 +133,12 @@ pub enum Data {
     /// An address, and what is there: a symbol, with how far it is behind that.
     Address(u64, Option<String>),
     /// An array of characters, up to its zero; it does nothing to a terminal.
-    Text(String),
+    Text {
+        /// What is told of it.
+        text: String,
+        /// There is more.
+        is_cut: bool,
+    },
     /// A number that has a name, if it has one.
     Named(u64, Option<String>),
     /// Members with their names, of a structure or a union.
@@ -228,18 +233,15 @@ impl<'a> Look<'a> {
 
     /// A number as a type has it, which is not in memory.
     pub fn number(&self, value: u64, of: Of) -> Data {
+        let value = converted(self.types, value, of);
         if of.target(self.types).is_some() {
             return Data::Address(value, (self.symbol)(value));
         }
         let id = self.types.plain(of.id);
-        let size = of.size(self.types).unwrap_or(8).min(8);
         match self.types.shape(id) {
             Shape::Integer { is_bool: true, .. } => Data::Truth(value != 0),
-            Shape::Integer { is_signed, .. } => {
-                Data::Number { value: extended(value, size * 8, *is_signed), is_signed: *is_signed }
-            }
-            Shape::Enumeration { is_signed, .. } => {
-                let value = extended(value, size * 8, *is_signed);
+            Shape::Integer { is_signed, .. } => Data::Number { value, is_signed: *is_signed },
+            Shape::Enumeration { .. } => {
                 let named = self.types.values(id).iter().find(|it| it.value == value);
                 Data::Named(value, named.map(|it| it.name.to_string()))
             }
@@ -320,7 +322,7 @@ impl<'a> Look<'a> {
     fn array(&mut self, at: u64, element: Of, count: u64, depth: usize) -> Data {
         let Some(size) = element.size(self.types).filter(|size| *size > 0) else { return Data::Unknown };
         if size == 1 && is_char(self.types, element) {
-            let text = self.text(at, count);
+            let text = self.characters(at, count);
             return self.told(text);
         }
         let told = count.min(self.bounds.elements);
@@ -336,14 +338,27 @@ impl<'a> Look<'a> {
         Data::Elements(elements, rest)
     }
 
-    /// Characters up to a zero, of so many at most.
-    pub fn text(&self, at: u64, most: u64) -> Data {
-        let mut bytes = vec![0; usize::try_from(most.min(LONGEST_TEXT)).unwrap_or(0)];
+    /// Characters up to a zero, whose first address this is: not many of them.
+    pub fn text(&self, at: u64) -> Data {
+        const MOST: u64 = 256;
+        self.some_characters(at, MOST, true)
+    }
+
+    /// An array of so many characters, which need have no zero.
+    fn characters(&self, at: u64, count: u64) -> Data {
+        self.some_characters(at, count.min(LONGEST_TEXT), count > LONGEST_TEXT)
+    }
+
+    fn some_characters(&self, at: u64, most: u64, has_more: bool) -> Data {
+        let mut bytes = vec![0; usize::try_from(most).unwrap_or(0)];
         let good = self.reader.some(at, &mut bytes);
         let end = bytes[..good].iter().position(|byte| *byte == 0);
         match end {
             None if good < bytes.len() => Data::NotThere(at.wrapping_add(good as u64)),
-            end => Data::Text(plain(&String::from_utf8_lossy(&bytes[..end.unwrap_or(good)]))),
+            end => Data::Text {
+                text: plain(&String::from_utf8_lossy(&bytes[..end.unwrap_or(good)])),
+                is_cut: end.is_none() && has_more,
+            },
         }
     }
 }
@@ -356,6 +371,22 @@ pub fn is_char(types: &Types, of: Of) -> bool {
 /// Of a bit field: its first bit in the byte that it begins in, and how many it has.
 fn bit_field(part: Part) -> Option<(u64, u64)> {
     part.bits.map(|bits| (part.at % 8, bits.into()))
+}
+
+/// What C makes of a number that is converted to a type: as many bits as that has, and its sign above them; of a truth 0
+/// or 1 (C11, 6.3.1).
+pub fn converted(types: &Types, value: u64, of: Of) -> u64 {
+    if of.target(types).is_some() {
+        return value;
+    }
+    let bits = of.size(types).unwrap_or(8).min(8) * 8;
+    match types.shape(types.plain(of.id)) {
+        Shape::Integer { is_bool: true, .. } => u64::from(value != 0),
+        Shape::Integer { is_signed, .. } | Shape::Enumeration { is_signed, .. } => {
+            extended(value, bits, *is_signed)
+        }
+        _ => value,
+    }
 }
 
 /// A number of so many bits.
@@ -380,7 +411,7 @@ impl Data {
             Data::Truth(is_true) => write!(f, "{is_true}"),
             Data::Address(at, None) => write!(f, "{at:#x}"),
             Data::Address(at, Some(symbol)) => write!(f, "{at:#x} <{symbol}>"),
-            Data::Text(text) => write!(f, "{text:?}"),
+            Data::Text { text, is_cut } => write!(f, "{text:?}{}", if *is_cut { "..." } else { "" }),
             Data::Named(value, None) => write!(f, "{value}"),
             Data::Named(_, Some(name)) => f.write_str(name),
             Data::Members(members) => {
@@ -503,6 +534,22 @@ mod tests {
         assert_eq!(look(&memory(), BASE, Of::plain(TypeId(14)), bounds), found);
         let pointer = Of { stars: 2, ..THING };
         assert_eq!(look(&memory(), BASE + 40, pointer, bounds).to_string(), "0x1234 <schedule+0x4>");
+    }
+
+    #[test]
+    fn a_text_says_whether_there_is_more() {
+        let memory = Made::new(0x3000);
+        (0..0x2000).for_each(|at| memory.byte(BASE + at, b'x'));
+        memory.byte(BASE + 0x1ff0, 0);
+        let read = memory.read();
+        let (types, reader) = (types(), Reader::new(&read));
+        let look = Look::new(&types, &reader, &|_| None, Bounds::USUAL);
+        let is_cut = |data: Data| matches!(data, Data::Text { is_cut: true, .. });
+        assert!(is_cut(look.text(BASE)) && !is_cut(look.text(BASE + 0x1ff0 - 100)));
+        // An array has as many as it has.
+        assert!(!is_cut(look.characters(BASE, 8)) && !is_cut(look.characters(BASE, LONGEST_TEXT)));
+        assert!(is_cut(look.characters(BASE, LONGEST_TEXT + 1)));
+        assert!(look.text(BASE).to_string().ends_with("xx\"..."));
     }
 
     #[test]

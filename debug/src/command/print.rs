@@ -9,7 +9,7 @@ use super::kernel::of_kernel;
 use super::operator::Operator;
 use crate::linux::reader::Reader;
 use crate::linux::symbols::Kind;
-use crate::linux::typed::{Bounds, Data, Look, Of, by_name, is_char, type_name};
+use crate::linux::typed::{Bounds, Data, Look, Of, by_name, converted, is_char, type_name};
 use crate::linux::types::{Part, TypeId};
 use crate::linux::{Symbols, Types};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
@@ -62,7 +62,8 @@ fn as_json(data: &Data) -> Json {
         Data::Truth(is_true) => json!(is_true),
         Data::Address(at, None) => json!(hex(*at)),
         Data::Address(at, Some(symbol)) => json!({ "address": hex(*at), "symbol": symbol }),
-        Data::Text(text) => json!(text),
+        Data::Text { text, is_cut: false } => json!(text),
+        Data::Text { text, is_cut: true } => json!({ "text": text, "more": true }),
         Data::Named(value, name) => json!({ "value": value.cast_signed(), "name": name }),
         Data::Members(members) => {
             let mut object = serde_json::Map::new();
@@ -76,7 +77,10 @@ fn as_json(data: &Data) -> Json {
             }
             Json::Object(object)
         }
-        Data::Elements(elements, _) => json!(elements.iter().map(as_json).collect::<Vec<_>>()),
+        Data::Elements(elements, more) => {
+            let elements = elements.iter().map(as_json).collect::<Vec<_>>();
+            if *more == 0 { json!(elements) } else { json!({ "elements": elements, "more": more }) }
+        }
         Data::NotThere(_) | Data::Unknown | Data::TooMuch => Json::Null,
     }
 }
@@ -204,12 +208,15 @@ impl<'a> Parser<'a> {
         self.postfix()
     }
 
-    /// Names and stars up to a closing bracket; what could be something else is none without a star.
+    /// Names and stars up to a closing bracket; one name without a star is a type where something stands behind it.
     fn type_in_cast(&mut self) -> Result<(Vec<String>, u32), String> {
         let to = self.type_words()?;
         let stars = self.stars();
         self.expect(")")?;
-        let is_type = stars > 0 || to.len() > 1;
+        let is_type = stars > 0 || to.len() > 1 || {
+            let next = self.peek();
+            is_name(next) || next.starts_with(|c: char| c.is_ascii_digit()) || matches!(next, "(" | "*" | "&")
+        };
         if is_type { Ok((to, stars)) } else { Err("it is no type".into()) }
     }
 
@@ -431,7 +438,7 @@ impl Kernel<'_> {
     /// What stands for an address or a number.
     fn as_number(&self, found: &Found) -> Result<u64, String> {
         match found {
-            Found::Number { value, .. } => Ok(*value),
+            Found::Number { value, of } => Ok(of.map_or(*value, |of| converted(self.types, *value, of))),
             // Where something is, where nothing else is known of it.
             Found::Place { at, of: None, .. } => Ok(*at),
             Found::Place { at, of: Some(of), .. } if of.elements(self.types).is_some() => Ok(*at),
@@ -443,7 +450,8 @@ impl Kernel<'_> {
                     // As `(struct T *)init_task` means where it is.
                     return Ok(*at);
                 };
-                self.reader.number(*at, size).map_err(|error| error.to_string())
+                let value = self.reader.number(*at, size).map_err(|error| error.to_string())?;
+                Ok(converted(self.types, value, *of))
             }
             Found::Several(_) => Err("there are several".into()),
         }
@@ -538,7 +546,7 @@ impl Kernel<'_> {
             }
             Found::Number { value, of: Some(of) } => {
                 let is_text = of.target(self.types).is_some_and(|target| is_char(self.types, target));
-                let data = if is_text { look.text(*value, 256) } else { look.number(*value, *of) };
+                let data = if is_text { look.text(*value) } else { look.number(*value, *of) };
                 Thing { type_name: name(of), address: None, data }
             }
             Found::Number { value, of: None } => {

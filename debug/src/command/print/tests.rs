@@ -19,13 +19,14 @@ fn member<'a>(name: &'a str, of: u32, bit: u32) -> [Word<'a>; 3] {
 /// The kernel's types.
 fn types() -> Types {
     const INT: u32 = 1 << 24;
+    const SIGNED: u32 = 1 << 24;
     const POINTER: u32 = 2 << 24;
     const ARRAY: u32 = 3 << 24;
     const STRUCT: u32 = 4 << 24;
     const VARIABLE: u32 = 14 << 24;
     /// Of structures: the upper byte of where members are is how many bits they have.
     const HAS_BITS: u32 = 1 << 31;
-    let rows: [Row<'_>; 10] = [
+    let rows: [Row<'_>; 15] = [
         ("unsigned int", INT, 4, vec![Word::Number(32)]),
         ("", POINTER, 3, vec![]),
         (
@@ -56,6 +57,11 @@ fn types() -> Types {
         ("", ARRAY, 0, [7, 1, 8].map(Word::Number).into()),
         ("counts", VARIABLE, 4, vec![Word::Number(1)]),
         ("", POINTER, 7, vec![]),
+        ("int", INT, 4, vec![Word::Number(SIGNED | 32)]),
+        ("long unsigned int", INT, 8, vec![Word::Number(64)]),
+        ("long int", INT, 8, vec![Word::Number(SIGNED | 64)]),
+        ("signed char", INT, 1, vec![Word::Number(SIGNED | 8)]),
+        ("_Bool", INT, 1, vec![Word::Number(4 << 24 | 8)]),
     ];
     let (mut words, mut names) = (Vec::new(), vec![0u8]);
     let mut name = |text: &str| {
@@ -188,6 +194,30 @@ fn expressions_are_read_as_c_has_them() {
 }
 
 #[test]
+fn numbers_are_converted_as_in_c() {
+    for (text, expected) in [
+        ("(int)0xffffffff", "(int) -1\n"),
+        ("(long)(int)0xffffffff", "(long int) -1\n"),
+        ("(unsigned long)(int)0xffffffff", "(long unsigned int) 18446744073709551615\n"),
+        ("(long)(unsigned)0xffffffff", "(long int) 4294967295\n"),
+        ("(unsigned long)(unsigned)0x1ffffffff", "(long unsigned int) 4294967295\n"),
+        ("(unsigned)(signed char)0x80", "(unsigned int) 4294967168\n"),
+        ("(long)(_Bool)0x100", "(long int) 1\n"),
+        // What is in memory has its type's sign: 0xa0 of the flags.
+        ("(long)*(signed char *)0xffff800000000130", "(long int) -96\n"),
+        ("*(struct item *)(long)first", "(struct item) 0xffff800000000100: "),
+        ("(int)((struct item *)first)->id", "(int) 7\n"),
+        ("((struct item *)(first))->id", "(unsigned int) 0xffff800000000100: 7\n"),
+    ] {
+        let printed = printed(text).unwrap_or_else(|why| panic!("{text}: {why}")).to_string();
+        assert!(
+            printed == expected || expected.ends_with(": ") && printed.starts_with(expected),
+            "{text}: {printed}"
+        );
+    }
+}
+
+#[test]
 fn what_is_wrong_is_said() {
     for (text, says) in [
         ("", "a name is missing at the end"),
@@ -228,6 +258,11 @@ fn programs_get_the_same() {
     assert_eq!((&thing["value"]["id"], &thing["value"]["comm"]), (&json!(7), &json!("hi")));
     assert_eq!(thing["value"]["other"]["symbol"], "first+0x100");
     assert_eq!(thing["value"]["numbers"], json!([7, 1, 2, 3]));
+    let few =
+        printed_within("*(struct item *)first", Bounds { elements: 2, ..Bounds::USUAL }).unwrap().json();
+    assert_eq!(few["things"][0]["value"]["numbers"], json!({ "elements": [7, 1], "more": 2 }));
+    let text = |is_cut| as_json(&Data::Text { text: "a".into(), is_cut });
+    assert_eq!((text(false), text(true)), (json!("a"), json!({ "text": "a", "more": true })));
 }
 
 #[test]
