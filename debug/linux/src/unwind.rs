@@ -19,6 +19,9 @@ pub struct Frame {
     /// Nothing was called there: a processor is there, or was interrupted there. Else what it goes on behind is the
     /// call ([`Self::code`]).
     pub is_exact: bool,
+    /// It was found by the frame pointer where the kernel's unwind tables have nothing, or leads from such a frame: a
+    /// function without one leads past its caller, or nowhere.
+    pub is_guessed: bool,
 }
 
 impl Frame {
@@ -63,6 +66,8 @@ pub struct Start {
     pub general: Option<[u64; 16]>,
     /// A processor is there, or was interrupted there.
     pub is_exact: bool,
+    /// As a frame's.
+    pub is_guessed: bool,
 }
 
 /// What comes behind a frame.
@@ -79,13 +84,15 @@ const MOST: usize = 512;
 pub(crate) fn follow(start: Start, mut next: impl FnMut(&Start) -> Result<Next, NotThere>) -> Stack {
     let mut frames: Vec<Frame> = Vec::new();
     let mut at = start;
+    let mut is_guessed = false;
     let end = loop {
         let Start { pc, sp, is_exact, .. } = at;
+        is_guessed |= at.is_guessed;
         // A frame that was there already leads round and round.
         if frames.iter().any(|frame| frame.sp == sp && frame.pc == pc) {
             break End::Lost("the stack leads back to a frame that was there already".into());
         }
-        frames.push(Frame { pc, sp, is_exact });
+        frames.push(Frame { pc, sp, is_exact, is_guessed });
         if frames.len() == MOST {
             break End::Lost(format!("it has more than {MOST} frames"));
         }

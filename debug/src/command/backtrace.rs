@@ -68,6 +68,8 @@ pub struct Frame {
     pub pc: u64,
     /// Nothing was called there: a processor is there, or was interrupted there.
     pub is_exact: bool,
+    /// The kernel's unwind tables do not lead to it: it was found by a frame pointer, or leads from one that was.
+    pub is_guessed: bool,
     /// Where that is.
     pub place: Option<Location>,
     /// The source lines, the innermost first, if somebody knows them.
@@ -99,6 +101,9 @@ pub struct Traces {
 impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#018x}", self.pc)?;
+        if self.is_guessed {
+            f.write_str(" ?")?;
+        }
         if let Some(place) = &self.place {
             write!(f, " {place}")?;
         }
@@ -149,7 +154,7 @@ impl Trace {
         let frame = |it: &Frame| {
             let place = it.place.as_ref();
             json!({
-                "pc": hex(it.pc), "exact": it.is_exact, "function": place.map(|it| it.symbol.as_str()),
+                "pc": hex(it.pc), "exact": it.is_exact, "guessed": it.is_guessed, "function": place.map(|it| it.symbol.as_str()),
                 "offset": place.map(|it| it.offset), "module": place.and_then(|it| it.module.as_deref()),
                 "lines": it.lines.iter().map(line).collect::<Vec<_>>(),
             })
@@ -272,7 +277,8 @@ pub(super) fn trace(stacks: &Stacks<'_>, lines: &mut Lines, stack: Result<Stack,
     let frames = frames.map(|frames| {
         let mut one = |frame: &crate::linux::unwind::Frame| {
             let (place, lines) = (stacks.location(frame), lines.at(frame.code()));
-            Frame { pc: frame.pc, is_exact: frame.is_exact, place, lines }
+            let crate::linux::unwind::Frame { pc, is_exact, is_guessed, .. } = *frame;
+            Frame { pc, is_exact, is_guessed, place, lines }
         };
         frames.iter().map(&mut one).collect()
     });
@@ -336,7 +342,7 @@ mod tests {
 
     fn frame(pc: u64, is_exact: bool, function: &str, module: Option<&str>) -> Frame {
         let place = Location { symbol: function.into(), offset: 0x10, module: module.map(String::from) };
-        Frame { pc, is_exact, place: Some(place), lines: Vec::new() }
+        Frame { pc, is_exact, is_guessed: false, place: Some(place), lines: Vec::new() }
     }
 
     fn line(function: &str, line: u32) -> Line {
@@ -350,7 +356,13 @@ mod tests {
         called.lines = vec![line("inner", 7), line("schedule", 9)];
         let mut interrupted = frame(0xffff_ffff_c000_0010, true, "work", Some("virtio_net"));
         interrupted.lines = vec![line("work", 5)];
-        let nowhere = Frame { pc: 0xffff_ffff_0000_0000, is_exact: false, place: None, lines: Vec::new() };
+        let nowhere = Frame {
+            pc: 0xffff_ffff_0000_0000,
+            is_exact: false,
+            is_guessed: true,
+            place: None,
+            lines: Vec::new(),
+        };
         let first = Trace {
             task: Some((12, "[kworker/0:1]".into())),
             vcpu: None,
@@ -366,7 +378,7 @@ mod tests {
                         \x20                        schedule at kernel/sched/core.c:9\n\
                         \x20 interrupted at\n\
                         \x20 #1   0xffffffffc0000010 work+0x10 [virtio_net] at kernel/sched/core.c:5\n\
-                        \x20 #2   0xffffffff00000000\n\
+                        \x20 #2   0xffffffff00000000 ?\n\
                         \x20 and no further: nothing tells\n\
                         vCPU 1:\n\
                         \x20 in user space at 0x401000\n\

@@ -344,7 +344,8 @@ mod tests {
 
     fn stack(symbol: &str, task: Option<(u32, String)>) -> Trace {
         let place = Location { symbol: symbol.into(), offset: 8, module: None };
-        let frame = Frame { pc: 0xffff_0008, is_exact: true, place: Some(place), lines: Vec::new() };
+        let (is_exact, is_guessed) = (true, false);
+        let frame = Frame { pc: 0xffff_0008, is_exact, is_guessed, place: Some(place), lines: Vec::new() };
         Trace { task, vcpu: None, frames: Ok(vec![frame]), end: End::Bottom }
     }
 

@@ -18,7 +18,10 @@ pub(super) fn x86(at: &Start, reader: &Reader<'_>) -> Result<Next, NotThere> {
     let (fp, pc) = (reader.address(at.fp)?, reader.address(at.fp.wrapping_add(8))?);
     match pc {
         0 => lost(),
-        pc => Ok(Next::Frame(Start { pc, fp, sp: at.fp.wrapping_add(16), ..Start::default() })),
+        pc => {
+            let sp = at.fp.wrapping_add(16);
+            Ok(Next::Frame(Start { pc, fp, sp, is_guessed: true, ..Start::default() }))
+        }
     }
 }
 

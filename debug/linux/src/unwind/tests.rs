@@ -102,10 +102,14 @@ fn table(pc: u64) -> Option<orc::Table> {
     (pc < TEXT + 0x1000).then_some(orc::Table { addresses: IPS, entries: ENTRIES, count })
 }
 
-fn unwound(kernel: &Made, is_new: bool, start: Start) -> (Vec<(u64, bool)>, End) {
+fn stack(kernel: &Made, is_new: bool, start: Start) -> Stack {
     let read = kernel.read();
     let layout = orc::Layout::new(&x86(is_new)).unwrap();
-    let Stack { frames, end } = layout.stack(start, table, &Reader::new(&read));
+    layout.stack(start, table, &Reader::new(&read))
+}
+
+fn unwound(kernel: &Made, is_new: bool, start: Start) -> (Vec<(u64, bool)>, End) {
+    let Stack { frames, end } = stack(kernel, is_new, start);
     (frames.iter().map(|frame| (frame.pc - TEXT, frame.is_exact)).collect(), end)
 }
 
@@ -208,6 +212,11 @@ fn what_is_not_known_is_said() {
     // No table has it: by the frame pointer, and where that is none, not at all.
     let (frames, _) = unwound(&kernel, true, here(0x2000, STACK, STACK + 0x100));
     assert_eq!(frames[..2], [(0x2000, true), (0x140, false)]);
+    // And what that leads to, by a table or not, is as good as it.
+    let guessed =
+        |start| stack(&kernel, true, start).frames.iter().map(|it| it.is_guessed).collect::<Vec<_>>();
+    assert_eq!(guessed(here(0x2000, STACK, STACK + 0x100))[..4], [false, true, true, true]);
+    assert!(guessed(here(0x110, STACK - 8, STACK)).iter().all(|is_guessed| !is_guessed));
     assert!(lost(here(0x2000, STACK, STACK - 16)).contains("nothing tells"));
     let types = made::types();
     assert!(orc::Layout::new(&types).unwrap_err().contains("CONFIG_UNWINDER_ORC"));
