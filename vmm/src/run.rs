@@ -39,7 +39,7 @@ use panic_look::PanicLook;
 use panic_watch::PanicWatch;
 use std::cell::{Cell, RefCell};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,12 +71,9 @@ pub(crate) const LAST_NEWS: Duration = Duration::from_millis(500);
 /// # Errors
 /// [`Error`] when it could not be started.
 pub fn run(config: &RunConfig) -> Result<Ended, Error> {
-    if let Some(on) = &config.dump_on {
-        // The guest may have run for hours when it is written.
-        if let Some(shortage) = Destination::anywhere(&on.path)?.check(config.guest.memory.bytes())? {
-            log::warn!("--dump-on {}: {shortage}", on.path.display());
-        }
-    }
+    // The guest may have run for hours when it is written.
+    let memory = config.guest.memory.bytes();
+    let dump_to = config.dump_on.as_ref().map(|on| dump_destination(&on.path, memory)).transpose()?;
     let signals = Rc::new(RefCell::new(signals::take(config)?));
     let mut console = Console::open(&config.console).map_err(|source| Error::Open {
         option: "--console",
@@ -133,6 +130,7 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
         foreground: None,
         heard: listens.then(|| Arc::clone(&heard)),
         lacks_dump: &lacks_dump,
+        dump_to: dump_to.as_ref(),
         again: &|guest: &Guest| guest.again(&config.guest, output()),
     };
     let ended = live(guest, &mut around);
@@ -140,6 +138,16 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
         control.feed().end(&end_of(&ended), LAST_NEWS);
     }
     ended
+}
+
+/// Where `--dump-on` has a core written at the guest's end. It is found before the guest is there: one that may write to
+/// its folder cannot have it led elsewhere by a link.
+pub(crate) fn dump_destination(path: &Path, memory: u64) -> Result<Destination, Error> {
+    let destination = Destination::anywhere(path)?;
+    if let Some(shortage) = destination.check(memory)? {
+        log::warn!("--dump-on {}: {shortage}", path.display());
+    }
+    Ok(destination)
 }
 
 /// What those are told who follow a guest, also when it could not go on.
@@ -211,6 +219,8 @@ struct Around<'a> {
     heard: Option<Arc<EventFd>>,
     /// See [`Ended::lacks_dump`].
     lacks_dump: &'a Cell<bool>,
+    /// Where `--dump-on` has a core written.
+    dump_to: Option<&'a Destination>,
     /// Makes the guest that another one begins again as.
     again: &'a dyn Fn(&Guest) -> Result<Guest, Error>,
 }

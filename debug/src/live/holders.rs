@@ -6,8 +6,10 @@
 
 use super::runner::Runner;
 use super::vcpus::{KICK_AGAIN, Monitor, Vcpus};
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{Ordering, fence};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -16,41 +18,39 @@ type Errand<M> = Box<dyn FnOnce(&mut Turn<'_, M>) + Send>;
 
 /// How many hold the guest.
 pub(super) struct Holders<M: Monitor> {
-    /// Locked by whoever has the turn, all vCPUs being out of the guest by then; never by vCPUs' threads, and never while
-    /// one is waited for but by the [`Monitor`] itself.
+    /// Locked by [`Turn`]s alone, all vCPUs being out of the guest by then; never by vCPUs' threads, and never while one is
+    /// waited for but by the [`Monitor`] itself.
     count: Mutex<usize>,
+    /// The same, and one more in a turn, for whoever does not take one.
+    shown: AtomicUsize,
     /// What somebody has left for whoever has the turn. Locked for a moment only.
-    left: Mutex<Vec<Errand<M>>>,
+    left: Mutex<VecDeque<Errand<M>>>,
 }
 
 impl<M: Monitor> fmt::Debug for Holders<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Holders").field("count", &self.count).finish_non_exhaustive()
+        f.debug_struct("Holders").field("shown", &self.shown).finish_non_exhaustive()
     }
 }
 
 impl<M: Monitor> Default for Holders<M> {
     fn default() -> Holders<M> {
-        Holders { count: Mutex::default(), left: Mutex::default() }
+        Holders { count: Mutex::default(), shown: AtomicUsize::new(0), left: Mutex::default() }
     }
 }
 
 impl<M: Monitor> Holders<M> {
     /// Whether somebody holds the guest; who is about to does already. Nobody is waited for.
     pub fn are_there(&self) -> bool {
-        self.count.try_lock().map_or(true, |count| *count > 0)
+        self.shown.load(Ordering::SeqCst) > 0
     }
 
-    fn left(&self) -> MutexGuard<'_, Vec<Errand<M>>> {
+    fn left(&self) -> MutexGuard<'_, VecDeque<Errand<M>>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn try_count(&self) -> Option<MutexGuard<'_, usize>> {
-        match self.count.try_lock() {
-            Ok(count) => Some(count),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+    fn show(&self, count: usize) {
+        self.shown.store(count, Ordering::SeqCst);
     }
 }
 
@@ -62,20 +62,29 @@ struct Turn<'a, M: Monitor> {
 }
 
 impl<'a, M: Monitor> Turn<'a, M> {
+    fn begun(vcpus: &'a Arc<Vcpus<M>>, count: MutexGuard<'a, usize>) -> Turn<'a, M> {
+        vcpus.holders().show(*count + 1);
+        Turn { vcpus, count: Some(count) }
+    }
+
     /// Waits for it.
     fn take(vcpus: &'a Arc<Vcpus<M>>) -> Turn<'a, M> {
-        let count = vcpus.holders().count.lock().unwrap_or_else(PoisonError::into_inner);
-        Turn { vcpus, count: Some(count) }
+        Turn::begun(vcpus, vcpus.holders().count.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// `None` while somebody else has it.
     fn try_take(vcpus: &'a Arc<Vcpus<M>>) -> Option<Turn<'a, M>> {
-        vcpus.holders().try_count().map(|count| Turn { vcpus, count: Some(count) })
+        match vcpus.holders().count.try_lock() {
+            Ok(count) => Some(Turn::begun(vcpus, count)),
+            Err(TryLockError::Poisoned(poisoned)) => Some(Turn::begun(vcpus, poisoned.into_inner())),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
-    /// Has something done in a turn, at once or by whoever has it, and waits for nobody.
-    fn soon(vcpus: &'a Arc<Vcpus<M>>, errand: impl FnOnce(&mut Turn<'_, M>) + Send + 'static) {
-        vcpus.holders().left().push(Box::new(errand));
+    /// Has something done in a turn, behind what has been left before, at once or by whoever has the turn, and waits for
+    /// nobody.
+    fn soon(vcpus: &Arc<Vcpus<M>>, errand: impl FnOnce(&mut Turn<'_, M>) + Send + 'static) {
+        vcpus.holders().left().push_back(Box::new(errand));
         // Whoever leaves something sees that the turn is free, or he whose turn ends sees what is left: both look behind
         // what they have done.
         fence(Ordering::SeqCst);
@@ -97,20 +106,30 @@ impl<'a, M: Monitor> Turn<'a, M> {
             self.vcpus.monitor().goes_on(self.vcpus);
         }
     }
+
+    /// Runs what others have left, in the order that they have.
+    fn run_errands(&mut self) {
+        loop {
+            let Some(errand) = self.vcpus.holders().left().pop_front() else { return };
+            // What a monitor does for one is not to take away what is done for another.
+            if catch_unwind(AssertUnwindSafe(|| errand(self))).is_err() {
+                log::error!("a monitor has panicked in its part of beginning or ending to hold the guest");
+            }
+        }
+    }
 }
 
 impl<M: Monitor> Drop for Turn<'_, M> {
     fn drop(&mut self) {
         let holders = self.vcpus.holders();
-        while self.count.is_some() {
-            let left = std::mem::take(&mut *holders.left());
-            left.into_iter().for_each(|errand| errand(self));
-            self.count = None;
-            fence(Ordering::SeqCst);
-            if !holders.left().is_empty() {
-                // Or somebody has the turn by now, and does it.
-                self.count = holders.try_count();
-            }
+        self.run_errands();
+        if let Some(count) = self.count.take() {
+            holders.show(*count);
+        }
+        fence(Ordering::SeqCst);
+        if !holders.left().is_empty() {
+            // Or somebody has the turn by now, and does it.
+            drop(Turn::try_take(self.vcpus));
         }
     }
 }
@@ -160,8 +179,14 @@ impl<M: Monitor> Hold<M> {
         &self.vcpus
     }
 
-    /// Called by whoever will hold the guest for longer than a debugger's step takes; waits for nobody.
+    /// Called by whoever will hold the guest for longer than a debugger's step takes.
     pub fn stays(&self) {
+        let _turn = Turn::take(&self.vcpus);
+        self.vcpus.monitor().stays(&self.vcpus);
+    }
+
+    /// The same, and nobody is waited for.
+    pub(super) fn stays_soon(&self) {
         Turn::soon(&self.vcpus, |turn| {
             // Else it has been let go meanwhile.
             if turn.count.as_ref().is_some_and(|count| **count > 0) {
@@ -190,6 +215,14 @@ impl<M: Monitor> Hold<M> {
             then(turn.vcpus);
         });
     }
+}
+
+/// Has something done behind what holders have [let go](Hold::let_go) before, and waits for nobody.
+pub(super) fn behind_those_gone<M: Monitor>(
+    vcpus: &Arc<Vcpus<M>>,
+    then: impl FnOnce(&Arc<Vcpus<M>>) + Send + 'static,
+) {
+    Turn::soon(vcpus, move |turn| then(turn.vcpus));
 }
 
 impl<M: Monitor> Drop for Hold<M> {

@@ -483,8 +483,10 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn stays(&mut self) {
-        if let Some(hold) = &*locked(&self.hold) {
-            hold.stays();
+        match (&*locked(&self.hold), self.waiting) {
+            (Some(hold), Waiting::Never) => hold.stays_soon(),
+            (Some(hold), _) => hold.stays(),
+            (None, _) => {}
         }
     }
 

@@ -5,7 +5,7 @@
 
 use super::gate::Kick;
 pub use super::holders::Hold;
-use super::holders::Holders;
+use super::holders::{Holders, behind_those_gone};
 use super::link::{Link, Wake};
 use super::runner::{Runner, Then};
 use crate::machine::{MachineError, Order};
@@ -366,7 +366,13 @@ impl<M: Monitor> Vcpus<M> {
         may_run: impl Fn(u32) -> bool,
         wake: &Wake,
     ) -> Pausing<M> {
-        let done = self.post_to(may_run, pause_by(link), Some(wake));
+        let (sender, done) = channel();
+        let (answer, pause) = (Answer::new(sender, Some(wake)), pause_by(link));
+        let whom: Vec<bool> = (0..self.count()).map(may_run).collect();
+        // Orders that it has given before are to be there by then.
+        behind_those_gone(self, move |vcpus| {
+            vcpus.post_for(answer, |vcpu| whom.get(vcpu as usize) == Some(&true), pause);
+        });
         Pausing { vcpus: Arc::clone(self), done, kicked: Instant::now() }
     }
 
@@ -443,7 +449,8 @@ impl<M: Monitor> Vcpus<M> {
         };
         match hold {
             Some(hold) => hold.let_go(detach),
-            None => detach(self),
+            // It may have let go before, and not be through with that.
+            None => behind_those_gone(self, detach),
         }
         dones
     }

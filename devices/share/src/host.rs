@@ -9,10 +9,12 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use std::ffi::CString;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
 
 /// What cannot be shared.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +25,9 @@ pub enum ShareError {
     /// Where descriptors are opened anew.
     #[error("/proc/self/fd: {0} (a shared folder needs /proc)")]
     NoProc(std::io::Error),
+    /// A guest that may write could give what is covered another name.
+    #[error("a folder that the guest may write to has nothing covered")]
+    Writable,
     /// The call that keeps within a folder.
     #[error("this host refuses openat2, by which a shared folder is kept to ({0}; Linux has it from 5.6 on)")]
     NoOpenat2(std::io::Error),
@@ -67,6 +72,11 @@ impl Stat {
     /// The bits of its mode that are not its kind.
     pub fn permissions(&self) -> u32 {
         u32::from(self.0.stx_mode) & 0o7777
+    }
+
+    /// What no other file has at the same time, as long as both are held.
+    fn number(&self) -> (u32, u32, u64) {
+        (self.0.stx_dev_major, self.0.stx_dev_minor, self.0.stx_ino)
     }
 
     pub fn identity(&self) -> Identity {
@@ -148,8 +158,15 @@ pub enum Found {
 pub struct Host {
     /// This process's descriptors, as a folder.
     descriptors: OwnedFd,
-    /// Folders that are as if something were mounted over them.
-    covered: Vec<Identity>,
+    /// What is as if something were mounted over it.
+    covered: Vec<Cover>,
+}
+
+/// A name in a folder, as which the guest has nothing.
+#[derive(Debug)]
+struct Cover {
+    folder: OwnedFd,
+    name: CString,
 }
 
 impl Host {
@@ -172,19 +189,36 @@ impl Host {
         Ok((host, root))
     }
 
-    /// Has a folder, wherever it is found, be as if something were mounted over it. One that is not there stays so.
+    /// Has what is called so, below the shared folder, be as if something were mounted over it, whatever is there and
+    /// whether something is. What is beyond a mount is that already.
     ///
     /// # Errors
-    /// [`ShareError::Folder`]: nobody can say which it is.
-    pub fn cover(&mut self, folder: &Path) -> Result<(), ShareError> {
+    /// [`ShareError::Folder`]: it is not known where that is.
+    pub fn cover(&mut self, root: &OwnedFd, place: &Path) -> Result<(), ShareError> {
+        let failed = |error: Errno| ShareError::Folder(error.into());
+        let name = place.file_name().map(|name| CString::new(name.as_bytes()));
+        let Some(Ok(name)) = name.filter(|_| place.components().all(|it| matches!(it, Component::Normal(_))))
+        else {
+            return Err(failed(Errno::INVAL));
+        };
+        let folder = place.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
         let path = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
-        let found = fs::open(folder, path, Mode::empty()).and_then(stat);
-        match found {
-            Ok(stat) => self.covered.push(stat.identity()),
-            Err(Errno::NOENT | Errno::NOTDIR) => {}
-            Err(error) => return Err(ShareError::Folder(error.into())),
+        match fs::openat2(root, folder, path, Mode::empty(), WITHIN) {
+            Ok(folder) => self.covered.push(Cover { folder, name }),
+            Err(Errno::XDEV | Errno::NOENT) => {}
+            Err(error) => return Err(failed(error)),
         }
         Ok(())
+    }
+
+    /// Whether what is called so in a folder is covered.
+    fn is_covered(&self, folder: impl AsFd, name: Name<'_>) -> Result<bool, Errno> {
+        let mut is_found = false;
+        for cover in self.covered.iter().filter(|cover| cover.name.as_c_str() == name.as_c_str()) {
+            // Both are held, so they have the same number if and only if they are the same.
+            is_found |= stat(&cover.folder)?.number() == stat(&folder)?.number();
+        }
+        Ok(is_found)
     }
 
     /// Finds something, without opening it: a descriptor that only stands for it (`O_PATH`).
@@ -193,10 +227,10 @@ impl Host {
     /// The host's: `ENOENT`, `ENOTDIR`, `EACCES` and others.
     pub fn find(&self, folder: impl AsFd, name: Name<'_>) -> Result<Found, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if self.is_covered(&folder, name)? {
+            return Ok(Found::Covered);
+        }
         match fs::openat2(folder, name.as_c_str(), flags, Mode::empty(), WITHIN) {
-            Ok(fd) if !self.covered.is_empty() && self.covered.contains(&stat(&fd)?.identity()) => {
-                Ok(Found::Covered)
-            }
             Ok(fd) => Ok(Found::File(fd)),
             Err(Errno::XDEV) => Ok(Found::Covered),
             Err(error) => Err(error),

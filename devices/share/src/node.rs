@@ -127,6 +127,11 @@ impl Nodes {
         }
     }
 
+    /// The shared folder.
+    pub fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
     /// Forgets everything but the root.
     pub fn clear(&mut self) {
         self.nodes.clear();

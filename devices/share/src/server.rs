@@ -140,13 +140,16 @@ impl Server {
         })
     }
 
-    /// Has the guest see an empty folder that cannot be changed in place of this one, wherever that is found below the
-    /// shared one: it may be written to on the host meanwhile, or get another name. One that is not there is let be.
+    /// Has the guest see an empty folder, or an empty file, in place of what is at this path below the shared folder, of
+    /// names alone and without links: whatever is there, also later, but nothing where nothing is. For what is read-only.
     ///
     /// # Errors
-    /// [`ShareError::Folder`].
-    pub fn cover(&mut self, folder: &Path) -> Result<(), ShareError> {
-        self.host.cover(folder)
+    /// [`ShareError::Writable`], and [`ShareError::Folder`] for a path that has no name, or leads over links.
+    pub fn cover(&mut self, place: &Path) -> Result<(), ShareError> {
+        if self.access == Access::ReadWrite {
+            return Err(ShareError::Writable);
+        }
+        self.host.cover(self.nodes.root(), place)
     }
 
     /// Has files be as old as they are when it is so late.

@@ -3,6 +3,7 @@
 use crate::context::{Check, Context, check};
 use crate::rsp::Client;
 use arch::{End, Isa};
+use debug::dump::write::destination::Destination;
 use debug::gdb::endpoint::Endpoint;
 use std::collections::BTreeMap;
 use std::fs;
@@ -148,10 +149,10 @@ impl Machines {
         let dumper = guest.dumper().clone();
         let (begins, begun) = channel();
         let (drops, dropped) = channel();
-        let at = path.as_path();
+        let at = Destination::anywhere(&path).map_err(|error| error.to_string())?;
         let result = thread::scope(|scope| {
             let dump = scope.spawn(move || {
-                dumper.dump(at, Moment::Running, &mut |_| {
+                dumper.dump(&at, Moment::Running, &mut |_| {
                     // Both once: whoever has gone waits no more, and says no more.
                     begins.send(()).ok();
                     dropped.recv().ok();

@@ -411,6 +411,7 @@ pub fn linux(data: &[u8]) {
         pc: BASE + 0x210,
         sp: STACK,
         fp: STACK + 0x20,
+        is_guessed: false,
         is_exact: true,
         link: Some(1),
         general: Some([STACK; 16]),

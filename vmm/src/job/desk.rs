@@ -3,9 +3,9 @@
 //! One loop waits for all of it, on the thread that calls [`run`]; standard streams have threads of their own
 //! ([`streams`](super::streams)).
 
-use super::dump_on::DumpOn;
+use super::dump_on::{self, DumpOn};
 use super::hold::{self, HoldOn};
-use super::kernel_log::{KEPT, Lines, Tail, Watch, line_of_record};
+use super::kernel_log::{KEPT, Lines, LogTo, Tail, Watch, line_of_record};
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
 use super::serial::Serial;
 use super::session::{CommandEnd, Session, TOO_LONG, next_signal};
@@ -16,7 +16,6 @@ use crate::cell::{self, Ending, Grant, Rule, Sandbox};
 use crate::control::protocol::Event;
 use crate::control::server::{About, ControlSocket};
 use crate::error::Error;
-use crate::given_file;
 use crate::logging;
 use crate::logging::line_queue::LineQueue;
 use crate::machine::LONGEST_LOOK;
@@ -26,14 +25,14 @@ use crate::outcome::{Outcome, StoppedBy};
 use crate::run::bounds::{self, Files};
 use crate::run::signals::is_ignored;
 use crate::run::terminal;
-use arch::words::{counted, verb};
 use debug::command::why::Why;
+use debug::dump::write::destination::Destination;
 use debug::gdb::accept::Pause;
 use debug::linux::trouble::Sign;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -53,18 +52,6 @@ const LAST_MOMENT: Duration = Duration::from_millis(500);
 const AFTER_SIGN: Duration = Duration::from_millis(500);
 /// A kernel that has panicked resets itself at once; one that does not has taken so long.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
-
-/// Where the kernel's log goes as it comes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum LogTo {
-    /// Its end is shown when something went wrong.
-    #[default]
-    Nowhere,
-    /// Standard error.
-    Errors,
-    /// A file.
-    File(PathBuf),
-}
 
 /// A job.
 #[derive(Clone, Debug)]
@@ -162,15 +149,14 @@ pub fn take_signals(has_terminal: bool) -> Result<SignalFd, Error> {
 /// [`Error`] when it could not be begun.
 pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
     let command = job.command.encoded().ok_or_else(|| Error::Usage(TOO_LONG.into()))?;
-    if let Some(on) = &job.dump_on {
-        on.check(job.guest.memory.bytes())?;
-    }
+    let memory = job.guest.memory.bytes();
+    let dump_to = job.dump_on.as_ref().map(|on| on.destination(memory)).transpose()?;
     let signals = take_signals(job.command.terminal.is_some())?;
     let new_event = || {
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::system("cannot make an eventfd"))
     };
     let serial = Serial::new(new_event()?);
-    let log = log(&job.log)?;
+    let log = job.log.open()?;
     let visitors = Visitors::new(SESSION + 1).map_err(Error::system("cannot make an eventfd"))?;
     let about = About { door: Some(visitors.door().clone()), ..About::new(&job.guest) };
     let control = ControlSocket::take(job.name.as_deref(), about)?;
@@ -222,6 +208,7 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         is_over: false,
         phase: Phase::Runs,
         was_debugged: false,
+        dump_to,
     };
     cell::settle();
     if let Some(control) = &control {
@@ -237,30 +224,6 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         control.feed().end(&Event::Ended { code, text }, LAST_MOMENT);
     }
     ended
-}
-
-/// Where the kernel's log goes: no loop waits for whoever reads it.
-fn log(to: &LogTo) -> Result<Option<LineQueue>, Error> {
-    let failed = |path: &PathBuf| {
-        let path = path.clone();
-        move |source| Error::Open { option: "--kernel-log", path, source }
-    };
-    let queue = match to {
-        LogTo::Nowhere => return Ok(None),
-        // All that is said there is one queue.
-        LogTo::Errors => logging::stderr().map_err(Error::system("cannot write the kernel's log"))?,
-        LogTo::File(path) => {
-            let file = given_file::create(path).map_err(failed(path))?;
-            let failure = |error: &io::Error| log::warn!("--kernel-log: {error}");
-            LineQueue::start(file, lost_lines, failure).map_err(failed(path))?
-        }
-    };
-    Ok(Some(queue))
-}
-
-fn lost_lines(count: u64) -> String {
-    let (lines, were) = (counted(count, "line"), verb(count, "was", "were"));
-    format!("vmm: {lines} of the log {were} dropped here: they are not read as fast as they come\n")
 }
 
 /// How far a job is.
@@ -316,12 +279,16 @@ struct Desk<'a> {
     phase: Phase,
     /// A debugger has had it.
     was_debugged: bool,
+    /// Where a core of it is written.
+    dump_to: Option<Destination>,
 }
 
 impl Desk<'_> {
     fn live(mut self, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         let verdict = self.next_verdict()?;
-        let holds = !self.is_over && self.job.hold_on.holds(&verdict);
+        // What somebody has ended by a signal is no failure of its own.
+        let was_told = self.was_told && matches!(verdict, Verdict::Command(_) | Verdict::Signal(_));
+        let holds = !self.is_over && !was_told && self.job.hold_on.holds(&verdict);
         if !holds || hold::stands_still(&verdict) {
             // What the guest is in the middle of is of no use to anybody.
             self.guest.pause();
@@ -337,7 +304,8 @@ impl Desk<'_> {
         ended.verdict = ended.verdict.of_output(session.as_ref().and_then(Session::unwritten));
         ended.is_line_open = session.is_some_and(|session| session.is_line_open());
         ended.took = self.began.elapsed();
-        self.dump(&mut ended);
+        let is_due = self.job.dump_on.as_ref().is_some_and(|on| on.is_due(&ended.verdict));
+        let was_stopped = is_due && !was_told && self.dump(&mut ended) || was_stopped;
         report(&ended);
         if holds {
             // Somebody may have ended the run, or the guest itself, while its last output waited.
@@ -350,14 +318,24 @@ impl Desk<'_> {
         Ok(ended)
     }
 
-    /// A core of the guest, if one is asked for.
-    fn dump(&self, ended: &mut Ended) {
-        let Some(on) = self.job.dump_on.as_ref().filter(|on| on.is_due(&ended.verdict)) else { return };
+    /// A core of the guest, if one is asked for; whether somebody has ended the run meanwhile.
+    fn dump(&self, ended: &mut Ended) -> bool {
+        let Some(to) = &self.dump_to else { return false };
         if std::mem::take(&mut ended.is_line_open) {
             logging::print("\n");
         }
-        let is_there = on.write(self.guest, self.is_over, &self.signals);
-        ended.dump = is_there.then(|| on.path.clone());
+        let mut was_ended = false;
+        let is_there = dump_on::write(self.guest, to, self.is_over, &mut || {
+            while let Some(signal) = next_signal(&self.signals) {
+                match signal {
+                    Signal::SIGTSTP => stop(),
+                    signal => was_ended |= PASSED.contains(&signal),
+                }
+            }
+            was_ended
+        });
+        ended.dump = is_there.then(|| to.shown().to_path_buf());
+        was_ended
     }
 
     /// Until there is one.

@@ -1,15 +1,13 @@
 //! A dump of a job's guest, when the job went wrong.
 
-use super::session::next_signal;
 use super::verdict::Verdict;
 use super::ways::Ways;
 use crate::error::Error;
 use crate::logging::progress::Reporter;
 use crate::machine::Guest;
 use crate::machine::dumper::Moment;
-use crate::run::signals::is_ending;
+use crate::run::dump_destination;
 use debug::dump::write::destination::Destination;
-use nix::sys::signalfd::SignalFd;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -39,39 +37,33 @@ impl DumpOn {
         self.ways.include(verdict)
     }
 
-    /// Before anything is booted: whether such a file can be written, for so many bytes of memory.
+    /// Where it is written, before anything is booted.
     ///
     /// # Errors
-    /// Why not.
-    pub fn check(&self, memory: u64) -> Result<(), Error> {
-        if let Some(shortage) = Destination::anywhere(&self.path)?.check(memory)? {
-            log::warn!("--dump-on {}: {shortage}", self.path.display());
-        }
-        Ok(())
+    /// Why no file of so many bytes of memory can be there.
+    pub fn destination(&self, memory: u64) -> Result<Destination, Error> {
+        dump_destination(&self.path, memory)
     }
+}
 
-    /// Writes it of a guest that stands still, until a signal that ends the run; whether it is there.
-    pub fn write(&self, guest: &Guest, is_over: bool, signals: &SignalFd) -> bool {
-        let mut reporter = Reporter::new();
-        let mut watch = |progress| {
-            if let Some(percent) = reporter.percent(progress) {
-                log::warn!("--dump-on {}: {percent} %", self.path.display());
-            }
-            match next_signal(signals).is_some_and(|signal| is_ending(signal as u32)) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        };
-        let moment = if is_over { Moment::End } else { Moment::Running };
-        match guest.dumper().dump(&self.path, moment, &mut watch) {
-            Ok(summary) => {
-                log::warn!("dumped to {}: {summary}", self.path.display());
-                true
-            }
-            Err(error) => {
-                log::error!("--dump-on: {error}");
-                false
-            }
+/// Writes a core of a guest that stands still, until `is_ended` says that somebody has ended the run; whether it is there.
+pub fn write(guest: &Guest, to: &Destination, is_over: bool, is_ended: &mut dyn FnMut() -> bool) -> bool {
+    let mut reporter = Reporter::new();
+    let mut watch = |progress| {
+        if let Some(percent) = reporter.percent(progress) {
+            log::warn!("--dump-on {}: {percent} %", to.shown().display());
+        }
+        if is_ended() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let moment = if is_over { Moment::End } else { Moment::Running };
+    match guest.dumper().dump(to, moment, &mut watch) {
+        Ok(summary) => {
+            log::warn!("dumped to {}: {summary}", to.shown().display());
+            true
+        }
+        Err(error) => {
+            log::error!("--dump-on: {error}");
+            false
         }
     }
 }

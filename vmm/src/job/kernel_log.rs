@@ -4,10 +4,17 @@
 //! prints what is serious. Who can write to either can say what he likes; whoever tests a kernel runs what he trusts to
 //! say the truth.
 
+use crate::error::Error;
+use crate::given_file;
+use crate::logging;
+use crate::logging::line_queue::LineQueue;
 use arch::plain::plain_lines;
+use arch::words::{counted, verb};
 use debug::linux::trouble::{self, Sign, Trouble};
 use regex_lite::Regex;
 use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
 
 /// Lines that are kept for a report.
 pub const KEPT: usize = 1000;
@@ -93,6 +100,47 @@ impl Tail {
     pub fn last(&self, count: usize) -> impl Iterator<Item = &str> {
         self.0.iter().skip(self.0.len().saturating_sub(count)).map(String::as_str)
     }
+}
+
+/// Where the kernel's log goes as it comes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LogTo {
+    /// Its end is shown when something went wrong.
+    #[default]
+    Nowhere,
+    /// Standard error.
+    Errors,
+    /// A file.
+    File(PathBuf),
+}
+
+impl LogTo {
+    /// A queue for it: no loop waits for whoever reads it.
+    ///
+    /// # Errors
+    /// [`Error::Open`], [`Error::System`].
+    pub fn open(&self) -> Result<Option<LineQueue>, Error> {
+        let failed = |path: &PathBuf| {
+            let path = path.clone();
+            move |source| Error::Open { option: "--kernel-log", path, source }
+        };
+        let queue = match self {
+            LogTo::Nowhere => return Ok(None),
+            // All that is said there is one queue.
+            LogTo::Errors => logging::stderr().map_err(Error::system("cannot write the kernel's log"))?,
+            LogTo::File(path) => {
+                let file = given_file::create(path).map_err(failed(path))?;
+                let failure = |error: &io::Error| log::warn!("--kernel-log: {error}");
+                LineQueue::start(file, lost_lines, failure).map_err(failed(path))?
+            }
+        };
+        Ok(Some(queue))
+    }
+}
+
+fn lost_lines(count: u64) -> String {
+    let (lines, were) = (counted(count, "line"), verb(count, "was", "were"));
+    format!("vmm: {lines} of the log {were} dropped here: they are not read as fast as they come\n")
 }
 
 #[cfg(test)]

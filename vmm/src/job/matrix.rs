@@ -106,6 +106,8 @@ pub struct Finished {
     pub text: String,
     /// How long the process took.
     pub took: Duration,
+    /// Where a core of its guest is.
+    pub dump: Option<String>,
     /// What the command printed.
     pub output: String,
     /// The same of its errors, and of what the program said.
@@ -163,6 +165,7 @@ impl Finished {
 struct Told {
     verdict: String,
     text: String,
+    dump: Option<String>,
 }
 
 /// Runs all of them, `at_a_time`, with this program; tells of each as it ends. Behind that only what is `shown` is kept of
@@ -264,6 +267,7 @@ fn carry_out(entry: Entry, program: &Path) -> Finished {
         verdict: "cannot".into(),
         text: format!("it cannot be run: {error}"),
         took: began.elapsed(),
+        dump: None,
         output: String::new(),
         errors: String::new(),
         told: 0,
@@ -293,7 +297,7 @@ fn untold(status: ExitStatus, last: &str) -> Told {
         Some(signal) => format!("ended by signal {signal}; its last words: {last}"),
         None => last,
     };
-    Told { verdict: "cannot".into(), text }
+    Told { verdict: "cannot".into(), text, dump: None }
 }
 
 fn run_one(entry: &Entry, program: &Path) -> io::Result<Finished> {
@@ -330,8 +334,8 @@ fn run_one(entry: &Entry, program: &Path) -> io::Result<Finished> {
     };
     let failed = tests.iter().filter(|test| test.result == ktap::Result::Failed).count();
     let (entry, count) = (entry.clone(), tests.len());
-    let (verdict, text) = (told.verdict, told.text);
-    Ok(Finished { entry, code, verdict, text, took, output, errors, told: count, failed, tests })
+    let Told { verdict, text, dump } = told;
+    Ok(Finished { entry, code, verdict, text, took, dump, output, errors, told: count, failed, tests })
 }
 
 #[cfg(test)]
@@ -416,6 +420,7 @@ mod tests {
                 verdict: "exit".into(),
                 text: String::new(),
                 took: Duration::ZERO,
+                dump: None,
                 output: "out".into(),
                 errors: "err".into(),
                 told: tests,

@@ -368,7 +368,7 @@ impl Wanted {
     /// The folder of the host's that the command runs in, or what has it, if the guest has it neither by its root nor
     /// by what it writes through to.
     fn beside_root(&self, writable: &[WrittenThrough]) -> Option<PathBuf> {
-        if self.root != Root::default() {
+        if !self.has_hosts_root() {
             return None;
         }
         let folder = beside::root(&self.folder)?;
@@ -482,17 +482,22 @@ impl Wanted {
     /// What is private of the host's own root is empty, but for the folder where the command runs, and for what is written
     /// through.
     fn private(&self, writable: &[WrittenThrough]) -> Vec<PathBuf> {
-        if self.root != Root::default() {
+        if !self.has_hosts_root() {
             return Vec::new();
         }
         let is_named = |place: &PathBuf| writable.iter().any(|it| place.starts_with(&it.place));
         let places = hidden(&PRIVATE.map(Path::new), &self.folder).into_iter();
-        places.filter(|place| place.is_dir() && !is_named(place)).collect()
+        places.filter(|place| !is_named(place)).collect()
+    }
+
+    /// Whether the root is this host's own.
+    fn has_hosts_root(&self) -> bool {
+        matches!(&self.root, Root::Folder(folder) if real_path(folder) == Path::new("/"))
     }
 
     /// It can be written to in the guest, as all of its root.
     fn hide(&self, writable: &[WrittenThrough], steps: &mut Steps) -> Result<(), PlanError> {
-        for place in self.private(writable) {
+        for place in self.private(writable).into_iter().filter(|place| place.is_dir()) {
             steps.mount("tmpfs", "tmpfs", &format!("/new{}", text(&place)?), 0, "mode=755");
         }
         Ok(())
@@ -500,7 +505,7 @@ impl Wanted {
 
     /// Nothing of it is shared: whoever is root in the guest can look below its mounts.
     fn cover(&self, devices: &mut [VirtioDevice], private: &[PathBuf]) {
-        if self.root != Root::default() {
+        if !self.has_hosts_root() {
             return;
         }
         for device in devices {
@@ -508,12 +513,13 @@ impl Wanted {
             if share.is_writable {
                 continue;
             }
-            share.covered = private.to_vec();
+            let below = private.iter().filter_map(|place| place.strip_prefix(&share.folder).ok());
+            share.covered = below.filter(|place| *place != Path::new("")).map(PathBuf::from).collect();
             if share.folder == Path::new("/") {
                 // A link there is to something that has a name of its own.
                 let own =
                     beside::EMPTY.iter().filter(|place| real_path(Path::new(place)) == Path::new(place));
-                share.covered.extend(own.map(PathBuf::from));
+                share.covered.extend(own.map(|place| PathBuf::from(&place[1..])));
             }
         }
     }
@@ -661,22 +667,30 @@ mod tests {
     fn what_is_private_is_not_shared() {
         let covered = |wanted: &Wanted, folder: &str, is_writable: bool| {
             let mut devices = [share(folder.into(), "t", is_writable)];
-            wanted.cover(&mut devices, &wanted.private(&[]));
+            wanted.cover(&mut devices, &["/root", "/vol/home", "/vol2/x"].map(PathBuf::from));
             let [VirtioDevice::Share(share)] = devices else { return Vec::new() };
             share.covered
         };
         let wanted = Wanted { folder: "/usr".into(), ..Wanted::default() };
-        let has = |places: &[PathBuf], place: &str| places.contains(&real_path(Path::new(place)));
+        let paths = |places: &[&str]| places.iter().map(PathBuf::from).collect::<Vec<_>>();
         let root = covered(&wanted, "/", false);
-        assert!(has(&root, "/home") && has(&root, "/tmp"), "{root:?}");
-        let beside = covered(&wanted, "/vol", false);
-        assert!(has(&beside, "/home") && !has(&beside, "/tmp"), "{beside:?}");
-        assert_eq!(covered(&wanted, "/home", true), Vec::<PathBuf>::new());
-        // Where the command runs, and where another root is asked for.
-        let there = Wanted { folder: "/home".into(), ..Wanted::default() };
-        assert!(!has(&covered(&there, "/", false), "/home"));
-        let other = Wanted { root: Root::Folder("/usr".into()), ..wanted };
-        assert_eq!(covered(&other, "/usr", false), Vec::<PathBuf>::new());
+        assert_eq!(root[..3], paths(&["root", "vol/home", "vol2/x"]));
+        assert!(root[3..].iter().all(|place| paths(&["run", "tmp"]).contains(place)), "{root:?}");
+        assert_eq!(covered(&wanted, "/vol", false), paths(&["home"]));
+        assert_eq!(covered(&wanted, "/vol/home", false), paths(&[]));
+        assert_eq!(covered(&wanted, "/", true), paths(&[]));
+        // By another name of it; and another root.
+        let other = |root: &str| Wanted { root: Root::Folder(root.into()), ..wanted.clone() };
+        assert_eq!(covered(&other("/usr/.."), "/", false), root);
+        assert_eq!(covered(&other("/usr"), "/usr", false), paths(&[]));
+        // Where the command runs, and what is written through.
+        let private = |folder: &str, through: &str| {
+            let through = WrittenThrough { folder: through.into(), place: through.into() };
+            let wanted = Wanted { folder: folder.into(), ..Wanted::default() };
+            let home = real_path(Path::new("/home"));
+            wanted.private(&[through]).contains(&home)
+        };
+        assert!(private("/usr", "/home/me/out") && !private("/home", "/out") && !private("/usr", "/home"));
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub fn json(one: &Finished) -> String {
         "verdict": one.verdict,
         "text": one.text,
         "seconds": one.took.as_millis() as f64 / 1000.0,
+        "dump": one.dump,
         "tests": one.told,
         "failures": one.failed,
     })
@@ -134,6 +135,7 @@ mod tests {
             verdict: if code == 120 { "panic" } else { "exit" }.into(),
             text: format!("code {code}"),
             took: Duration::from_millis(1234),
+            dump: None,
             output: "out <&>\u{1b}[0m".into(),
             errors: "err".into(),
             told: tests.len(),

@@ -173,7 +173,8 @@ pub struct ShareConfig {
     pub tag: String,
     /// Whether the guest may write to it.
     pub is_writable: bool,
-    /// Folders below it that are empty for the guest.
+    /// What below it is empty for the guest, whatever is there: paths from the folder on, of names alone and without
+    /// links. For what it may not write to.
     pub covered: Vec<PathBuf>,
 }
 

@@ -82,20 +82,20 @@ impl Dumper {
         }
     }
 
-    /// Writes a core to `path`. The guest stands still from the first word of it to the last.
+    /// Writes a core. The guest stands still from the first word of it to the last.
     ///
     /// # Errors
     /// [`WriteError`]; the guest goes on all the same.
     pub fn dump(
         &self,
-        path: &Path,
+        destination: &Destination,
         moment: Moment,
         watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Summary, WriteError> {
-        let destination = Destination::anywhere(path)?;
+        let path = destination.shown();
         let mut begun = None;
         self.with_subject((path, moment), watch, &mut |subject, watch| {
-            begun = Some(write::begin(subject, &destination, watch)?);
+            begun = Some(write::begin(subject, destination, watch)?);
             Ok(())
         })?;
         // The guest need not wait for the disk.

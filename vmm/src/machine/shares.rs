@@ -104,8 +104,8 @@ pub fn open(config: &ShareConfig, descriptors: usize) -> Result<OpenShare, Error
         move |source| Error::Share { folder, source }
     };
     let mut server = Server::new(&config.folder, access, limits).map_err(failed(&config.folder))?;
-    for folder in &config.covered {
-        server.cover(folder).map_err(failed(folder))?;
+    for place in &config.covered {
+        server.cover(place).map_err(failed(&config.folder.join(place)))?;
     }
     Ok(OpenShare { files: Arc::new(Mutex::new(Shared(server))), tag: config.tag.clone() })
 }

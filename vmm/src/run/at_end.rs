@@ -10,6 +10,7 @@ use crate::machine::LONGEST_LOOK;
 use crate::machine::dumper::Moment;
 use crate::outcome::{DUMP_FAILED, Outcome, StoppedBy};
 use arch::End;
+use debug::dump::write::destination::Destination;
 use nix::sys::signalfd::SignalFd;
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
@@ -24,7 +25,12 @@ pub enum Sequel {
 
 /// Writes a core of a guest that has ended, if it has ended as `on` says. Answers the signal that has broken
 /// that off, if one has.
-fn dump(guest: &Guest, outcome: &Outcome, on: &DumpOn, around: &Around<'_>) -> Option<i32> {
+fn dump(
+    guest: &Guest,
+    outcome: &Outcome,
+    (on, to): (&DumpOn, &Destination),
+    around: &Around<'_>,
+) -> Option<i32> {
     let signals: &RefCell<SignalFd> = around.signals;
     let ended_by = Cell::new(None);
     let is_ended = || {
@@ -57,7 +63,7 @@ fn dump(guest: &Guest, outcome: &Outcome, on: &DumpOn, around: &Around<'_>) -> O
         }
         if is_ended() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    match guest.dumper().dump(&on.path, Moment::End, &mut watch) {
+    match guest.dumper().dump(to, Moment::End, &mut watch) {
         Ok(summary) => log::warn!("dumped to {}: {summary}", on.path.display()),
         Err(error) => {
             around.lacks_dump.set(true);
@@ -93,7 +99,8 @@ pub fn deal_with(guest: &Guest, outcome: Outcome, around: &Around<'_>) -> Result
     }
     // The guest is over: what is typed now, Ctrl-C while it is dumped, is the terminal's business.
     terminal::restore();
-    let ended_by = config.dump_on.as_ref().and_then(|on| dump(guest, &outcome, on, around));
+    let dumped = config.dump_on.as_ref().zip(around.dump_to);
+    let ended_by = dumped.and_then(|dumped| dump(guest, &outcome, dumped, around));
     over();
     let restarts = outcome == Outcome::Ended(End::Reset) && config.on_reboot == OnReboot::Restart;
     let outcome = match ended_by {

@@ -1,7 +1,8 @@
 //! Holding and asking vCPUs, on threads whose guests run until they are kicked.
 
 use super::*;
-use crate::fake::FakeVcpu;
+use crate::engine::Engine;
+use crate::fake::{FakeVcpu, Ram, host};
 use crate::live::runner::{Exit, Turn};
 use crate::live::times::Times;
 use arch::Isa;
@@ -218,7 +219,7 @@ fn who_must_not_wait_is_not_kept_by_anothers_turn() {
         assert!(vcpus.is_held());
         assert!(Hold::try_of_paused(&vcpus).is_none());
         assert_eq!(ours.settle(), Some(KICK_AGAIN));
-        ours.stays();
+        ours.stays_soon();
         let (tell, told) = channel();
         ours.let_go(move |vcpus| {
             vcpus.resume();
@@ -237,6 +238,59 @@ fn who_must_not_wait_is_not_kept_by_anothers_turn() {
     let its = Arc::clone(&is_done);
     ours.let_go(move |_| its.store(true, Ordering::SeqCst));
     assert!(is_done.load(Ordering::SeqCst) && !vcpus.is_held());
+}
+
+/// An order that is left for another's turn, and a pause behind it: the vCPUs stand still, and stay so.
+#[test]
+fn a_pause_does_not_overtake_what_was_left_before() {
+    let vcpus = Arc::new(Vcpus::new(Threads::new(2)));
+    vcpus.resume();
+    let monitor = vcpus.monitor();
+    let wake = || Wake::new().unwrap();
+    let kick = monitor.kick_among_vcpus();
+    let engine = Arc::new(Engine::new(Isa::X86_64, host(), 2));
+    let (link, _events) = Link::new(engine, 2, Box::new(Ram::new(4096)), kick, (wake(), wake()));
+    let link = Arc::new(link);
+    vcpus.attach(&link).unwrap();
+    for _ in 0..20 {
+        let ours = vcpus.pause(|_| true);
+        monitor.is_kept.store(false, Ordering::SeqCst);
+        monitor.keeps.store(true, Ordering::SeqCst);
+        let its = Arc::clone(&vcpus);
+        let other = thread::spawn(move || drop(its.hold()));
+        while !monitor.is_kept.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        ours.let_go(|vcpus| vcpus.resume());
+        let mut pausing = vcpus.begin_pause(&link, |_| true, link.wake());
+        assert!(pausing.look().is_none());
+        monitor.keeps.store(false, Ordering::SeqCst);
+        let hold = loop {
+            if let Some(hold) = pausing.look() {
+                break hold;
+            }
+            thread::yield_now();
+        };
+        other.join().unwrap();
+        for _ in 0..100 {
+            assert_eq!(monitor.inside.load(Ordering::SeqCst), 0, "somebody runs who was told to pause");
+            thread::yield_now();
+        }
+        hold.let_go(|vcpus| vcpus.resume());
+    }
+    over(&vcpus);
+}
+
+/// One that does nothing else is in nobody's way.
+#[test]
+fn what_a_monitor_panics_in_is_its_own() {
+    let vcpus = Arc::new(Vcpus::new(Threads::new(1)));
+    let (tell, told) = channel();
+    behind_those_gone(&vcpus, |_| panic!("a monitor's"));
+    behind_those_gone(&vcpus, move |_| tell.send(()).unwrap());
+    assert_eq!(told.try_recv(), Ok(()));
+    assert!(!vcpus.is_held());
+    over(&vcpus);
 }
 
 /// Turns of many threads, half of which wait for none: nobody is forgotten.

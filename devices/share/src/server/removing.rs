@@ -1,7 +1,7 @@
 //! Taking names away, and giving others.
 
 use super::{Body, Outcome, Server};
-use crate::host::{Found, stat};
+use crate::host::stat;
 use crate::protocol::{Operation, Rename2In, RenameIn};
 use crate::request::{Name, Request};
 use rustix::fs::{self, AtFlags, RenameFlags};
@@ -13,18 +13,10 @@ type Known = Option<(u64, OwnedFd)>;
 
 impl Server {
     /// What the guest knows of something in a folder.
-    ///
-    /// # Errors
-    /// `EBUSY`: something is mounted over it, or it is as if.
-    fn known(&self, folder: impl AsFd, name: Name<'_>) -> Result<Known, Errno> {
-        // What cannot be looked at, whoever takes its name away is told.
-        let fd = match self.host.find(folder, name) {
-            Ok(Found::File(fd)) => fd,
-            Ok(Found::Covered) => return Err(Errno::BUSY),
-            Err(_) => return Ok(None),
-        };
-        let node = stat(&fd).ok().and_then(|stat| self.nodes.known(&stat.identity()));
-        Ok(node.map(|node| (node, fd)))
+    fn known(&self, folder: impl AsFd, name: Name<'_>) -> Known {
+        let fd = self.host.find_file(folder, name).ok()?;
+        let node = self.nodes.known(&stat(&fd).ok()?.identity())?;
+        Some((node, fd))
     }
 
     pub(super) fn unlink(&mut self, request: Request<'_>) -> Outcome {
@@ -38,7 +30,7 @@ impl Server {
     fn remove(&mut self, mut request: Request<'_>, flags: AtFlags) -> Outcome {
         let (parent, name) = (request.header.nodeid, request.name()?);
         let folder = self.file(parent)?;
-        let known = self.known(&*folder, name)?;
+        let known = self.known(&*folder, name);
         fs::unlinkat(&*folder, name.as_c_str(), flags)?;
         if let Some((node, fd)) = known {
             self.nodes.lost(node, (parent, name), fd);
@@ -61,7 +53,7 @@ impl Server {
         let from = (request.header.nodeid, request.name()?);
         let to = (new, request.name()?);
         let (old_folder, new_folder) = (self.file(from.0)?, self.file(to.0)?);
-        let (moved, replaced) = (self.known(&*old_folder, from.1)?, self.known(&*new_folder, to.1)?);
+        let (moved, replaced) = (self.known(&*old_folder, from.1), self.known(&*new_folder, to.1));
         fs::renameat_with(&*old_folder, from.1.as_c_str(), &*new_folder, to.1.as_c_str(), flags)?;
         let is_one = matches!((&moved, &replaced), (Some(moved), Some(replaced)) if moved.0 == replaced.0);
         match replaced {

@@ -470,41 +470,47 @@ fn what_is_mounted_over_is_empty() {
 #[test]
 fn what_is_covered_is_empty() {
     let (outer, inner) = furnished();
-    fs::rename(inner.join("d"), inner.join("c")).unwrap();
-    fs::create_dir(inner.join("d")).unwrap();
-    let mut client = Client::new(&inner, Access::ReadWrite);
-    client.server.cover(&inner.join("c")).unwrap();
-    client.server.cover(&inner.join("none")).unwrap();
-    client.server.cover(&inner.join("f")).unwrap();
-    let c = client.walk("c").unwrap();
-    assert_eq!(c.attr.mode, 0o4_0555);
-    assert_eq!(client.look_up(c.nodeid, "g").unwrap_err(), Errno::NOENT);
-    assert_eq!(client.create(c.nodeid, "x", RDWR, 0o600).unwrap_err(), Errno::ROFS);
-    let inside: Vec<_> = client.names(c.nodeid, true, 4096).unwrap().into_iter().map(|name| name.0).collect();
-    assert_eq!(inside, [".", ".."]);
-    let (_, _, entry) =
-        client.names(ROOT, true, 4096).unwrap().into_iter().find(|name| name.0 == "c").unwrap();
-    assert_eq!(entry.unwrap().nodeid, c.nodeid);
-    // Only folders are.
-    let f = client.walk("f").unwrap().nodeid;
-    let fh = client.open(f, RDONLY).unwrap().fh;
-    assert_eq!(client.read(fh, 0, 100).unwrap(), b"12345");
-    let d = client.walk("d").unwrap().nodeid;
-    let to = RenameIn { newdir: d };
-    let exchange = Rename2In { newdir: ROOT, flags: 2, ..Rename2In::default() };
-    for (operation, parts) in [
-        (Operation::Rmdir, vec![&b"c\0"[..]]),
-        (Operation::Rename, vec![to.as_bytes(), b"c\0c\0"]),
-        (Operation::Rename2, vec![exchange.as_bytes(), b"d\0c\0"]),
-    ] {
-        assert_eq!(client.call(operation, ROOT, &parts).unwrap_err(), Errno::BUSY, "{operation:?}");
+    fs::create_dir(inner.join("d/e/f")).unwrap();
+    fs::write(inner.join("d/e/f/g"), "").unwrap();
+    let mut client = Client::new(&inner, Access::ReadOnly);
+    for place in ["d/e", "f", "later", "none/x"] {
+        client.server.cover(Path::new(place)).unwrap();
     }
-    // Wherever it gets to on the host; and not what has its name then.
-    fs::rename(inner.join("c"), inner.join("d/e")).unwrap();
-    fs::create_dir(inner.join("c")).unwrap();
-    fs::write(inner.join("c/new"), "").unwrap();
-    assert_eq!(client.walk("d/e").unwrap().attr.mode, 0o4_0555);
-    assert_eq!(client.walk("d/e/g").unwrap_err(), Errno::NOENT);
-    client.walk("c/new").unwrap();
+    let e = client.walk("d/e").unwrap();
+    assert_eq!(e.attr.mode, 0o4_0555);
+    assert_eq!(client.look_up(e.nodeid, "f").unwrap_err(), Errno::NOENT);
+    let names = |client: &mut Client, node| {
+        let names = client.names(node, true, 4096).unwrap();
+        names.into_iter().map(|name| (name.0, name.2.map(|entry| entry.nodeid))).collect::<Vec<_>>()
+    };
+    let inside: Vec<_> = names(&mut client, e.nodeid).into_iter().map(|name| name.0).collect();
+    assert_eq!(inside, [".", ".."]);
+    let d = client.walk("d").unwrap().nodeid;
+    assert!(names(&mut client, d).contains(&("e".into(), Some(e.nodeid))));
+    // What has the same name elsewhere is not it.
+    client.walk("d/g").unwrap();
+    let f = client.walk("f").unwrap();
+    assert_eq!((f.attr.mode, f.attr.size), (0o10_0444, 0));
+    // A file system may say that a folder is another when something is made in it, as an overlay does.
+    let moved = std::time::UNIX_EPOCH;
+    fs::File::open(inner.join("d")).unwrap().set_modified(moved).unwrap();
+    client.server.reset();
+    client.init(7, 38).unwrap();
+    assert_eq!(client.walk("d/e/f").unwrap_err(), Errno::NOENT);
+    // And what comes later.
+    assert_eq!(client.walk("later").unwrap_err(), Errno::NOENT);
+    fs::create_dir(inner.join("later")).unwrap();
+    fs::write(inner.join("later/x"), "").unwrap();
+    fs::rename(inner.join("d/e"), inner.join("d/old")).unwrap();
+    fs::create_dir(inner.join("d/e")).unwrap();
+    fs::write(inner.join("d/e/x"), "").unwrap();
+    for place in ["later/x", "d/e/x"] {
+        assert_eq!(client.walk(place).unwrap_err(), Errno::NOENT, "{place}");
+    }
+    for wrong in ["", "..", "near/x", "../shared/d"] {
+        assert!(client.server.cover(Path::new(wrong)).is_err(), "{wrong}");
+    }
+    let mut writable = Client::new(&inner, Access::ReadWrite);
+    assert!(matches!(writable.server.cover(Path::new("d")), Err(crate::ShareError::Writable)));
     drop(outer);
 }
