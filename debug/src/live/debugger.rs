@@ -1,10 +1,9 @@
 //! A debugger of a live guest: it comes at any time, serves gdb, on a thread of its own ([`Debugger`]) or in the
 //! monitor's event loop ([`Polled`]), and leaves at any time.
 
-use super::holders::Hold;
 use super::link::{Link, Wake};
 use super::machine::{Begun, HoldPlace, LiveMachine, Waiting};
-use super::vcpus::{KICK_AGAIN, Monitor, Vcpus};
+use super::vcpus::{Hold, KICK_AGAIN, Monitor, Vcpus};
 use crate::context::Listeners;
 use crate::engine::Engine;
 use crate::gdb::description::Believed;

@@ -4,8 +4,7 @@
 //! is held while a guest runs, and no question is put to a thread under a lock that such a thread takes.
 
 use super::gate::Kick;
-pub use super::holders::Hold;
-use super::holders::{Holders, behind_those_gone};
+use super::holders::{Held, Holders, Turn};
 use super::link::{Link, Wake};
 use super::runner::{Runner, Then};
 use crate::machine::{MachineError, Order};
@@ -112,11 +111,122 @@ pub trait Monitor: Send + Sync + Sized + 'static {
 pub struct Vcpus<M: Monitor> {
     monitor: M,
     /// Who holds the guest.
-    holders: Holders<M>,
+    holders: Holders<Vcpus<M>>,
     /// Of the debugger that has a say, if there is one.
     link: Place,
     /// Some vCPU has been told to run its guest.
     is_let_run: AtomicBool,
+}
+
+impl<M: Monitor> Held for Vcpus<M> {
+    fn holders(&self) -> &Holders<Vcpus<M>> {
+        &self.holders
+    }
+
+    fn stands_still(&self) {
+        self.monitor.stands_still(self);
+    }
+
+    fn goes_on(&self) {
+        self.monitor.goes_on(self);
+    }
+}
+
+/// While it is there, no vCPU is in the guest, and the guest's time stands still.
+///
+/// Any number of them may be there at once: a debugger's, a dump's, an embedder's. None waits for
+/// another to go, so they cannot wait for each other.
+#[derive(Debug)]
+pub struct Hold<M: Monitor> {
+    vcpus: Arc<Vcpus<M>>,
+    /// The vCPUs' threads know of it; else they were told to pause.
+    is_told: bool,
+    /// It ends by itself.
+    is_let_go: bool,
+}
+
+impl<M: Monitor> Hold<M> {
+    fn new(vcpus: &Arc<Vcpus<M>>, is_told: bool) -> Hold<M> {
+        Hold { vcpus: Arc::clone(vcpus), is_told, is_let_go: false }
+    }
+
+    /// Of vCPUs whose threads have been told to hold, and are out of the guest: it stays longer than a debugger's step
+    /// takes.
+    fn of_told(vcpus: &Arc<Vcpus<M>>) -> Hold<M> {
+        let mut turn = Turn::take(vcpus);
+        turn.begin();
+        vcpus.monitor.stays(vcpus);
+        drop(turn);
+        Hold::new(vcpus, true)
+    }
+
+    /// Of vCPUs that have been told to pause, and are out of the guest.
+    fn of_paused(vcpus: &Arc<Vcpus<M>>) -> Hold<M> {
+        Turn::take(vcpus).begin();
+        Hold::new(vcpus, false)
+    }
+
+    /// The same, and nobody is waited for: `None` while somebody else begins or ends to hold them.
+    fn try_of_paused(vcpus: &Arc<Vcpus<M>>) -> Option<Hold<M>> {
+        Turn::try_take(vcpus)?.begin();
+        Some(Hold::new(vcpus, false))
+    }
+
+    /// What is held.
+    pub fn vcpus(&self) -> &Vcpus<M> {
+        &self.vcpus
+    }
+
+    /// Called by whoever will hold the guest for longer than a debugger's step takes.
+    pub fn stays(&self) {
+        let _turn = Turn::take(&self.vcpus);
+        self.vcpus.monitor.stays(&self.vcpus);
+    }
+
+    /// The same, and nobody is waited for.
+    pub(super) fn stays_soon(&self) {
+        Turn::soon(&self.vcpus, |turn| {
+            // Else it has been let go meanwhile.
+            if turn.is_held() {
+                let vcpus = turn.held();
+                vcpus.monitor.stays(vcpus);
+            }
+        });
+    }
+
+    /// Called by whoever holds the guest and waits, for nobody else. How long until it is to be called again.
+    pub fn settle(&self) -> Option<Duration> {
+        match Turn::try_take(&self.vcpus) {
+            Some(_turn) => self.vcpus.monitor.settle(&self.vcpus),
+            None => Some(KICK_AGAIN),
+        }
+    }
+
+    /// Ends it and waits for nobody: `then` is called behind that, at once or by whoever has the turn.
+    pub(super) fn let_go(mut self, then: impl FnOnce(&Arc<Vcpus<M>>) + Send + 'static) {
+        self.is_let_go = true;
+        let (vcpus, is_told) = (Arc::clone(&self.vcpus), self.is_told);
+        Turn::soon(&vcpus, move |turn| {
+            turn.end();
+            if is_told {
+                turn.held().tell_all(Runner::release);
+            }
+            then(turn.held());
+        });
+    }
+}
+
+impl<M: Monitor> Drop for Hold<M> {
+    fn drop(&mut self) {
+        if self.is_let_go {
+            return;
+        }
+        let mut turn = Turn::take(&self.vcpus);
+        turn.end();
+        if self.is_told {
+            self.vcpus.tell_all(Runner::release);
+        }
+    }
 }
 
 /// A thread that is out of reach of one kick gets another after this time.
@@ -320,8 +430,9 @@ impl<M: Monitor> Vcpus<M> {
         self.post_for(answer, |_| true, move |runner, vcpu| runner.detach(vcpu, &leaving.link, then));
     }
 
-    pub(super) fn holders(&self) -> &Holders<M> {
-        &self.holders
+    /// Has something done behind what holders have [let go](Hold::let_go) before, and waits for nobody.
+    fn behind_those_gone(self: &Arc<Self>, then: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        Turn::soon(self, move |turn| then(turn.held()));
     }
 
     /// Whether somebody keeps them out of the guest, a debugger among them; who is about to does already. Nobody is waited
@@ -370,7 +481,7 @@ impl<M: Monitor> Vcpus<M> {
         let (answer, pause) = (Answer::new(sender, Some(wake)), pause_by(link));
         let whom: Vec<bool> = (0..self.count()).map(may_run).collect();
         // Orders that it has given before are to be there by then.
-        behind_those_gone(self, move |vcpus| {
+        self.behind_those_gone(move |vcpus| {
             vcpus.post_for(answer, |vcpu| whom.get(vcpu as usize) == Some(&true), pause);
         });
         Pausing { vcpus: Arc::clone(self), done, kicked: Instant::now() }
@@ -450,7 +561,7 @@ impl<M: Monitor> Vcpus<M> {
         match hold {
             Some(hold) => hold.let_go(detach),
             // It may have let go before, and not be through with that.
-            None => behind_those_gone(self, detach),
+            None => self.behind_those_gone(detach),
         }
         dones
     }

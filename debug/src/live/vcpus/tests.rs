@@ -286,8 +286,8 @@ fn a_pause_does_not_overtake_what_was_left_before() {
 fn what_a_monitor_panics_in_is_its_own() {
     let vcpus = Arc::new(Vcpus::new(Threads::new(1)));
     let (tell, told) = channel();
-    behind_those_gone(&vcpus, |_| panic!("a monitor's"));
-    behind_those_gone(&vcpus, move |_| tell.send(()).unwrap());
+    vcpus.behind_those_gone(|_| panic!("a monitor's"));
+    vcpus.behind_those_gone(move |_| tell.send(()).unwrap());
     assert_eq!(told.try_recv(), Ok(()));
     assert!(!vcpus.is_held());
     over(&vcpus);
