@@ -14,10 +14,14 @@ mod kernel;
 mod locks;
 #[cfg(feature = "linux")]
 mod mm;
+#[cfg(feature = "linux")]
+pub mod module_names;
 mod pages;
 #[cfg(feature = "linux")]
 mod stack;
 
+#[cfg(feature = "linux")]
+pub use current::OnVcpu;
 #[cfg(feature = "linux")]
 pub use locks::Waits;
 pub use pages::Page;

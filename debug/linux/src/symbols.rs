@@ -114,6 +114,11 @@ impl Symbols {
         self.entries.len()
     }
 
+    /// Bytes of all of their names.
+    pub fn bytes_of_names(&self) -> usize {
+        self.names.len()
+    }
+
     fn symbol(&self, entry: &Entry) -> Symbol<'_> {
         let Entry { address, from, length, kind, is_global } = *entry;
         Symbol { name: &self.names[from as usize..][..usize::from(length)], address, kind, is_global }

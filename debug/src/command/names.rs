@@ -6,9 +6,12 @@ use crate::reply::Refusal;
 use crate::symbols::{Frame, Moved, Symbol, SymbolsError};
 #[cfg(feature = "linux")]
 use crate::{
-    linux::{self, symbols::Kind},
+    linux::{self, module::Module, symbols::Kind},
     symbols::{MOST_FOUND, Role},
+    view::module_names::{ModuleNames, piece},
 };
+#[cfg(feature = "linux")]
+use arch::words::counted;
 #[cfg(feature = "linux")]
 use std::sync::Arc;
 
@@ -163,7 +166,83 @@ fn of_kernel(symbols: &linux::Symbols, symbol: &linux::symbols::Symbol<'_>, offs
         Kind::Data => (Role::Variable, symbols.at(symbol.address).map_or(0, |(_, size)| size)),
     };
     let size = if size == u64::MAX { 0 } else { size };
-    Symbol { name: symbol.name.into(), address: symbol.address, size, offset, role }
+    Symbol { name: symbol.name.into(), address: symbol.address, size, offset, role, module: None }
+}
+
+/// What is looked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Sought<'a> {
+    /// A symbol of this name.
+    Name(&'a str),
+    /// The symbol that an address is in.
+    Address(u64),
+}
+
+/// What there is of it in the kernel's modules, which no file that the kernel was linked to has: variables by their names
+/// alone. And why there may be more, a line each.
+///
+/// # Errors
+/// [`Refusal::Cancelled`].
+#[cfg(feature = "linux")]
+pub fn in_modules(
+    operator: &dyn Operator,
+    sought: Sought<'_>,
+) -> Result<(Vec<Symbol>, Vec<String>), Refusal> {
+    let view = operator.view();
+    let found = super::kernel::of_kernel(&view, |info| {
+        let own = view.kernel_symbols(info)?;
+        let modules = ModuleNames::new(view, info, &*view.kernel_types(info)?);
+        let mut found = Vec::new();
+        match sought {
+            Sought::Name(name) => modules.named(name, |module, symbols, symbol| {
+                if found.len() < MOST_FOUND {
+                    found.push(of_module(&own, (module, symbols), symbol, 0));
+                }
+            }),
+            Sought::Address(address) => found.extend(modules.at(address, |module, symbols, symbol| {
+                of_module(&own, (module, symbols), symbol, address - symbol.address)
+            })),
+        }
+        let mut remarks = modules.remarks().to_vec();
+        if modules.without_symbols() > 0 {
+            let count = counted(modules.without_symbols() as u64, "module");
+            remarks.push(format!("the symbols of {count} cannot be had"));
+        }
+        Ok((found, remarks))
+    });
+    match found {
+        Err(Refusal::NotThere(why)) => Ok((Vec::new(), vec![format!("modules are not looked into: {why}")])),
+        found => found,
+    }
+}
+
+/// A module's symbol as it is told. What is in none of its code is a variable; how long that is is not known. One that
+/// every processor has of its own has an address as the kernel's own such have: a number, or one in its image.
+#[cfg(feature = "linux")]
+fn of_module(
+    own: &linux::Symbols,
+    (module, symbols): (&Module, &linux::Symbols),
+    symbol: &linux::symbols::Symbol<'_>,
+    offset: u64,
+) -> Symbol {
+    let address = symbol.address;
+    let image = own.address("_text").or_else(|| own.address("_stext")).zip(own.address("_end"));
+    let is_of_kernel = image.is_some_and(|(begin, end)| (begin..end).contains(&address));
+    let (role, size) = match piece(module, address) {
+        Some((begin, bytes)) => {
+            let next = symbols.at(address).map_or(0, |(_, size)| size);
+            (Role::Function, next.min(begin.wrapping_add(bytes).wrapping_sub(address)))
+        }
+        None if address >> 63 == 0 || is_of_kernel => (Role::PerCpu, 0),
+        None => (Role::Variable, 0),
+    };
+    Symbol { name: symbol.name.into(), address, size, offset, role, module: Some(module.name.clone()) }
+}
+
+/// Nothing is known of any.
+#[cfg(not(feature = "linux"))]
+pub fn in_modules(_: &dyn Operator, _: Sought<'_>) -> Result<(Vec<Symbol>, Vec<String>), Refusal> {
+    Ok((Vec::new(), Vec::new()))
 }
 
 #[cfg(all(test, feature = "linux"))]

@@ -1,6 +1,6 @@
 //! `sym`: names of addresses and addresses of names.
 
-use super::names::Names;
+use super::names::{Names, Sought, in_modules};
 use super::operator::Operator;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
 use crate::symbols::{Frame, MOST_FOUND, Role, Symbol, SymbolsError};
@@ -23,25 +23,42 @@ pub struct Found {
 }
 
 impl Found {
-    /// Of an address.
+    /// Of an address, in the kernel or in a module's code.
     ///
     /// # Errors
-    /// [`Refusal::NotThere`].
-    pub fn at(names: &Names, address: u64) -> Result<Found, Refusal> {
-        let symbol = names.at(address)?;
-        let symbol = symbol.ok_or_else(|| Refusal::NotThere(format!("{address:#x} is in no symbol")))?;
-        Ok(Found::of(names, vec![symbol], true))
+    /// [`Refusal::NotThere`]; [`Refusal::Cancelled`].
+    pub fn at(operator: &dyn Operator, names: &Names, address: u64) -> Result<Found, Refusal> {
+        if let Some(symbol) = names.at(address)? {
+            return Ok(Found::of(names, vec![symbol], true));
+        }
+        let (symbols, remarks) = in_modules(operator, Sought::Address(address))?;
+        match symbols.is_empty() {
+            true => Err(Refusal::NotThere(with(format!("{address:#x} is in no symbol"), &remarks))),
+            false => Ok(Found::of(names, symbols, true)),
+        }
     }
 
-    /// Of a name.
-    ///
-    /// # Errors
-    /// [`Refusal::NotThere`].
-    pub fn named(names: &Names, name: &str) -> Result<Found, Refusal> {
-        match names.find(name)? {
-            symbols if symbols.is_empty() => Err(Refusal::NotThere(format!("there is no symbol '{name}'"))),
-            symbols => Ok(Found::of(names, symbols, false)),
+    /// Of a name that the kernel has.
+    fn named(names: &Names, name: &str) -> Result<Option<Found>, Refusal> {
+        let symbols = names.find(name)?;
+        Ok((!symbols.is_empty()).then(|| Found::of(names, symbols, false)))
+    }
+
+    /// Of a name that only modules have; of `why` there is no other.
+    fn in_modules(
+        operator: &dyn Operator,
+        names: &Names,
+        name: &str,
+        why: Refusal,
+    ) -> Result<Found, Refusal> {
+        let (symbols, remarks) = in_modules(operator, Sought::Name(name))?;
+        if !symbols.is_empty() {
+            return Ok(Found::of(names, symbols, false));
         }
+        Err(match why {
+            Refusal::NotThere(why) => Refusal::NotThere(with(why, &remarks)),
+            why => why,
+        })
     }
 
     fn of(names: &Names, symbols: Vec<Symbol>, is_place: bool) -> Found {
@@ -54,6 +71,8 @@ impl Found {
             let frames = match symbol.role {
                 // As with others, and each would take as long.
                 _ if why_no_lines == Some(SymbolsError::TooMuchWork) => Ok(Vec::new()),
+                // No file has them.
+                _ if symbol.module.is_some() => Ok(Vec::new()),
                 Role::Function if !is_place => first_frames(names, &symbol),
                 Role::Function | Role::Label => names.frames(symbol.address.wrapping_add(symbol.offset)),
                 Role::Variable | Role::PerCpu | Role::Absolute => Ok(Vec::new()),
@@ -68,6 +87,11 @@ impl Found {
         remarks.extend(why_no_lines.map(|why| format!("no source lines: {why}")));
         Found { symbols, is_place, remarks }
     }
+}
+
+/// What is said, and what else there is to say of it.
+fn with(text: String, remarks: &[String]) -> String {
+    std::iter::once(text).chain(remarks.iter().cloned()).collect::<Vec<_>>().join("; ")
 }
 
 /// The line that a function begins at. What is in front of it for tracers to patch has none.
@@ -116,6 +140,9 @@ impl fmt::Display for Found {
                 write!(f, ", of {}", counted(symbol.size, "byte"))?;
             }
             write!(f, "{}", aside(symbol.role))?;
+            if let Some(module) = &symbol.module {
+                write!(f, " [{module}]")?;
+            }
             match frames.as_slice() {
                 [] => writeln!(f)?,
                 [frame] => writeln!(f, ", {}", Line(frame))?,
@@ -146,7 +173,7 @@ impl Value for Found {
         let symbol = |(it, frames): &(Symbol, Vec<Frame>)| {
             json!({
                 "name": it.name, "address": hex(it.address), "offset": it.offset, "size": it.size,
-                "role": role(it.role), "lines": frames.iter().map(frame).collect::<Vec<_>>(),
+                "role": role(it.role), "module": it.module, "lines": frames.iter().map(frame).collect::<Vec<_>>(),
             })
         };
         json!({ "symbols": self.symbols.iter().map(symbol).collect::<Vec<_>>(), "remarks": self.remarks })
@@ -163,11 +190,17 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
     };
     let names = Names::of(operator)?.map_err(none)?;
     // What is a symbol's name is taken for it: there are kernels with a function `sp`.
-    let is_named = what.starts_with(|c: char| c.is_alphabetic() || c == '_') && !names.find(what)?.is_empty();
-    let mut found = match is_named {
-        true => Found::named(&names, what),
-        false => Found::at(&names, super::address::address(operator, what)?),
-    }?;
+    let is_name = what.starts_with(|c: char| c.is_alphabetic() || c == '_');
+    let named = if is_name { Found::named(&names, what)? } else { None };
+    // A register, or a sum, is no module's; and those take longer.
+    let mut found = match named {
+        Some(found) => found,
+        None => match super::address::address(operator, what) {
+            Ok(address) => Found::at(operator, &names, address)?,
+            Err(why) if is_name => Found::in_modules(operator, &names, what, why)?,
+            Err(why) => return Err(why),
+        },
+    };
     found.remarks.extend(names.doubt(operator)?);
     Ok(Box::new(found))
 }

@@ -9,11 +9,11 @@ use super::operator::Operator;
 use super::tasks::name;
 use crate::linux::VmCoreInfo;
 use crate::linux::log::Wanted;
-use crate::linux::task::{self, Task, TaskState, Tasks};
+use crate::linux::task::{Task, TaskState, Tasks};
 use crate::linux::trouble;
 use crate::machine::Activity;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, json};
-use crate::view::{Stacks, View};
+use crate::view::{OnVcpu, Stacks, View};
 use arch::Isa;
 use arch::register::Bank;
 use std::fmt;
@@ -228,19 +228,19 @@ fn takes_interrupts(view: &View<'_>, vcpu: u32) -> Option<bool> {
 }
 
 fn processor(
-    view: &View<'_>,
+    (view, info): (&View<'_>, &VmCoreInfo),
     stacks: &Stacks<'_>,
     tasks: &[Task],
     lines: &mut Lines,
     vcpu: u32,
 ) -> Processor {
     let trace = trace(stacks, lines, stacks.of_vcpu(vcpu));
-    let task = task::on(tasks, vcpu);
     let is_idle = trace.is_in("do_idle");
-    let since = task.and_then(|task| stacks.began(task));
-    let task = match task {
-        Some(task) => Some((task.pid, name(task))),
-        None => is_idle.then(|| (0, format!("[swapper/{vcpu}]"))),
+    let (task, since) = match view.on_vcpu(info, tasks, vcpu) {
+        Some(OnVcpu::Task(task)) => (Some((task.pid, name(task))), stacks.began(task)),
+        Some(OnVcpu::Unlisted(pid, name)) => (Some((pid, name)), None),
+        Some(OnVcpu::Idle(name)) => (Some((0, format!("[{name}]"))), None),
+        None => (is_idle.then(|| (0, format!("[swapper/{vcpu}]"))), None),
     };
     // Whoever idles and was interrupted has something to do.
     let is_interrupted = trace.frames.iter().flatten().skip(1).any(|frame| frame.is_exact);
@@ -297,7 +297,7 @@ fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Why {
     let tasks = view.kernel_tasks(info).unwrap_or_else(|why| Tasks { all: Vec::new(), remarks: vec![why] });
     found.remarks.extend(tasks.remarks);
     let vcpus = 0..view.machine.vcpus();
-    found.processors = vcpus.map(|vcpu| processor(&view, &stacks, &tasks.all, lines, vcpu)).collect();
+    found.processors = vcpus.map(|vcpu| processor((&view, info), &stacks, &tasks.all, lines, vcpu)).collect();
     let is_asleep = |task: &&Task| task.state == TaskState::Uninterruptible && task.is_on_cpu != Some(true);
     let mut asleep = tasks.all.iter().filter(is_asleep);
     for task in asleep.by_ref().take(MOST_ASLEEP) {

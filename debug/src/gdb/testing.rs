@@ -329,6 +329,13 @@ impl MadeKernel {
         }
     }
 
+    /// The list of tasks leads nowhere behind one, both ways.
+    pub fn break_list(&self, index: u64) {
+        let at = TASKS + EACH * index + 24;
+        self.put(at, 0x10);
+        self.put(TASKS + 32, 0x10);
+    }
+
     /// A vCPU is at a task, in the kernel.
     pub fn run_on(&mut self, vcpu: u32, index: u64) {
         let (own, task) = (OWN + 0x100 * u64::from(vcpu), Self::task(index));

@@ -498,6 +498,15 @@ impl<M: Monitor> Polled<M> {
     }
 }
 
+impl<M: Monitor> Drop for Polled<M> {
+    /// Waits for nobody, either.
+    fn drop(&mut self) {
+        if let Some(hold) = self.lines.place().take_hold() {
+            hold.let_go(|_| {});
+        }
+    }
+}
+
 impl<M: Monitor> AsFd for Polled<M> {
     /// Becomes readable when [`Self::process`] is to be called.
     fn as_fd(&self) -> BorrowedFd<'_> {

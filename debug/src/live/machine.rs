@@ -385,14 +385,13 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         }
         debug_assert!(self.waiting != Waiting::Never, "somebody waits who must not");
         self.asleep = None;
-        let hold = self.vcpus.pause_for(&self.link, |vcpu| self.running[vcpu as usize]);
+        self.vcpus.stop_for(&self.link, |vcpu| self.running[vcpu as usize]);
         self.running.fill(false);
+        // Who has it leave looks there behind having said so.
         let mut place = locked(&self.hold);
-        // Who has left meanwhile has looked there, or looks there yet.
-        *place = Some(hold);
-        let hold = place.take_if(|_| self.link.is_left());
-        drop(place);
-        drop(hold);
+        if !self.link.is_left() {
+            *place = Some(Hold::of_paused(&self.vcpus));
+        }
     }
 
     fn next_event(&mut self) -> Option<Event> {
@@ -447,6 +446,18 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         drop(hold);
         drop(left);
         is_ready
+    }
+
+    fn give_back(&mut self) {
+        let Answers::Ahead(ahead) = &mut self.answers else { return };
+        let was_pausing = ahead.get_mut().pause_no_more();
+        let hold = locked(&self.hold).take();
+        if hold.is_none() && !was_pausing {
+            return;
+        }
+        ahead.get_mut().forget();
+        self.running.fill(true);
+        self.vcpus.go_on_behind(hold);
     }
 
     fn is_left(&self) -> bool {

@@ -11,6 +11,7 @@ use crate::machine::{MachineError, Order};
 use crate::reply::{Arguments, Command, Refusal, Reply};
 use crate::vcpu::Vcpu;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -161,7 +162,7 @@ impl<M: Monitor> Hold<M> {
     }
 
     /// Of vCPUs that have been told to pause, and are out of the guest.
-    fn of_paused(vcpus: &Arc<Vcpus<M>>) -> Hold<M> {
+    pub(super) fn of_paused(vcpus: &Arc<Vcpus<M>>) -> Hold<M> {
         Turn::take(vcpus).begin();
         Hold::new(vcpus, false)
     }
@@ -207,11 +208,13 @@ impl<M: Monitor> Hold<M> {
         self.is_let_go = true;
         let (vcpus, is_told) = (Arc::clone(&self.vcpus), self.is_told);
         Turn::soon(&vcpus, move |turn| {
-            turn.end();
+            // What is to be done behind it is, whatever a monitor panics in.
+            let ended = catch_unwind(AssertUnwindSafe(|| turn.end()));
             if is_told {
                 turn.held().tell_all(Runner::release);
             }
             then(turn.held());
+            ended.unwrap_or_else(|panic| resume_unwind(panic));
         });
     }
 }
@@ -377,6 +380,19 @@ impl<M: Monitor> Vcpus<M> {
         self.post_to(|_| true, attach, None)
     }
 
+    /// vCPUs that a debugger has stopped, which has done nothing, go on if the guest is to run; nobody is waited for.
+    pub(super) fn go_on_behind(self: &Arc<Self>, hold: Option<Hold<M>>) {
+        let go_on = |vcpus: &Arc<Vcpus<M>>| {
+            if vcpus.monitor.is_started() {
+                vcpus.resume();
+            }
+        };
+        match hold {
+            Some(hold) => hold.let_go(go_on),
+            None => self.behind_those_gone(go_on),
+        }
+    }
+
     /// Makes a debugger the one that has a say.
     fn take_place(&self, link: &Arc<Link>) -> io::Result<()> {
         let mut place = self.link.lock().unwrap_or_else(PoisonError::into_inner);
@@ -464,10 +480,9 @@ impl<M: Monitor> Vcpus<M> {
         Hold::of_paused(self)
     }
 
-    /// The same for the debugger with this link, as long as it has not left: vCPUs do not obey it then.
-    pub(super) fn pause_for(self: &Arc<Self>, link: &Arc<Link>, may_run: impl Fn(u32) -> bool) -> Hold<M> {
+    /// Has vCPUs stop for the debugger with this link, as long as it has not left: they do not obey it then.
+    pub(super) fn stop_for(&self, link: &Arc<Link>, may_run: impl Fn(u32) -> bool) {
         self.ask(may_run, pause_by(link));
-        Hold::of_paused(self)
     }
 
     /// Begins the same and does not wait for it: `wake` is rung when it is worth looking whether it is done.

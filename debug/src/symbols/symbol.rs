@@ -71,6 +71,8 @@ pub struct Symbol {
     pub offset: u64,
     /// What it is.
     pub role: Role,
+    /// The kernel's module that it is in.
+    pub module: Option<String>,
 }
 
 /// A source line, and the function that it is in.

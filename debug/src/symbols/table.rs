@@ -28,6 +28,7 @@ impl Entry {
             size: self.size,
             offset,
             role: self.role,
+            module: None,
         }
     }
 

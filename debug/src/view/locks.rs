@@ -108,11 +108,11 @@ impl Stacks<'_> {
             return Some(named(symbol.name, address - symbol.address, None));
         }
         let nearest = |module: &Module| {
-            let symbols = self.symbols_of(module)?;
+            let symbols = self.modules().symbols(module)?;
             let (symbol, size) = symbols.at(address)?;
             let offset = address - symbol.address;
             (offset < size.min(module.size)).then(|| named(symbol.name, offset, Some(module.name.clone())))
         };
-        self.modules().iter().filter_map(nearest).min_by_key(|place| place.offset)
+        self.modules().all().iter().filter_map(nearest).min_by_key(|place| place.offset)
     }
 }

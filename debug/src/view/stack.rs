@@ -1,14 +1,14 @@
 //! Stacks of the guest's Linux kernel: of vCPUs, and of tasks that sleep.
 
 use super::View;
-use crate::linux::module::{Module, ModuleLayout, Modules};
+use super::module_names::ModuleNames;
 use crate::linux::reader::Reader;
 use crate::linux::task::{Task, TaskState};
 use crate::linux::unwind::{End, Frame, Stack, Start, frame_pointer, orc};
 use crate::linux::{Symbols, Types, VmCoreInfo};
 use arch::Isa;
 use arch::register::{Bank, RegisterFile};
-use std::cell::{Cell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -32,8 +32,6 @@ impl fmt::Display for Location {
     }
 }
 
-/// Symbols of modules that are looked at, at most, all together: a distribution's modules have some hundred thousand.
-const MOST_SYMBOLS: u64 = 1 << 20;
 /// Bytes of a kernel's stack, at most: with all that makes it larger (KASAN, pages of 64 KiB).
 const MOST_STACK: u64 = 64 << 10;
 
@@ -51,13 +49,9 @@ pub struct Stacks<'a> {
     info: &'a VmCoreInfo,
     symbols: Arc<Symbols>,
     types: Arc<Types>,
-    modules: Vec<Module>,
-    /// Modules' symbols that have been read, by where their `struct module` is.
-    of_modules: RefCell<HashMap<u64, Option<Arc<Symbols>>>>,
-    /// Symbols of modules that have been looked at.
-    looked_at: Cell<u64>,
-    remarks: Vec<String>,
-    layout: Option<ModuleLayout>,
+    modules: ModuleNames<'a>,
+    /// Which vCPU is at a task, by where its `struct task_struct` is, once somebody has asked.
+    at: OnceCell<HashMap<u64, u32>>,
     how: How,
 }
 
@@ -75,19 +69,13 @@ impl<'a> Stacks<'a> {
                 How::FramePointer(frame_pointer::Layout::new(&types, code_bits)?)
             }
         };
-        // A kernel without modules, or whose list of them is no symbol, has stacks as well.
-        let (modules, remarks) = match view.kernel_modules(info) {
-            Ok(Modules { all, remarks }) => (all, remarks),
-            Err(why) => (Vec::new(), vec![format!("what is in modules is not known: {why}")]),
-        };
-        let layout = ModuleLayout::new(&types).ok();
-        let (of_modules, looked_at) = (RefCell::default(), Cell::new(0));
-        Ok(Stacks { view, info, symbols, types, modules, of_modules, looked_at, remarks, layout, how })
+        let modules = ModuleNames::new(view, info, &types);
+        Ok(Stacks { view, info, symbols, types, modules, at: OnceCell::new(), how })
     }
 
     /// What of the kernel's modules could not be had, a line each.
     pub fn remarks(&self) -> &[String] {
-        &self.remarks
+        self.modules.remarks()
     }
 
     /// The stack of a vCPU.
@@ -110,7 +98,7 @@ impl<'a> Stacks<'a> {
         &self.symbols
     }
 
-    pub(super) fn modules(&self) -> &[Module] {
+    pub(super) fn modules(&self) -> &ModuleNames<'a> {
         &self.modules
     }
 
@@ -142,6 +130,17 @@ impl<'a> Stacks<'a> {
         (0..self.view.machine.vcpus()).find(is_on)
     }
 
+    /// The vCPU that is at a task, by its registers.
+    fn vcpu_at(&self, task: &Task) -> Option<u32> {
+        let all = || {
+            let Ok(current) = self.view.kernel_current(self.info) else { return HashMap::new() };
+            let vcpus = 0..self.view.machine.vcpus();
+            let running = |vcpu| Some((self.view.task_on(self.info, &current, vcpu).ok()?.address, vcpu));
+            vcpus.filter_map(running).collect()
+        };
+        self.at.get_or_init(all).get(&task.address).copied()
+    }
+
     /// A member of a task, which has eight bytes.
     pub(super) fn of_task_struct(&self, task: &Task, name: &str) -> Result<u64, String> {
         self.view.of_task_struct(self.info, &self.types, task, name)
@@ -157,9 +156,10 @@ impl<'a> Stacks<'a> {
             return Err("it has ended, and has no stack any more".into());
         }
         if task.is_on_cpu != Some(false) {
-            // One that is in user space, or in an interrupt, has another; then it is the processor that the kernel says.
+            // One that is in user space, or in an interrupt, has another; then it is the vCPU that is at the task, and else
+            // the processor that the kernel says.
             let said = task.cpu.filter(|_| task.is_on_cpu == Some(true));
-            if let Some(vcpu) = self.vcpu_on(stack).or(said) {
+            if let Some(vcpu) = self.vcpu_on(stack).or_else(|| self.vcpu_at(task)).or(said) {
                 return self.of_vcpu(vcpu);
             }
         }
@@ -235,7 +235,7 @@ impl<'a> Stacks<'a> {
 
     /// The table that has an address's entries.
     fn table(&self, own: Option<orc::Table>, pc: u64) -> Option<orc::Table> {
-        if let Some(module) = self.module(pc) {
+        if let Some(module) = self.modules.module(pc) {
             return module.orc;
         }
         let is_within = |begin, end| match (self.symbols.address(begin), self.symbols.address(end)) {
@@ -245,17 +245,10 @@ impl<'a> Stacks<'a> {
         own.filter(|_| is_within("_stext", "_etext") || is_within("_sinittext", "_einittext"))
     }
 
-    fn module(&self, pc: u64) -> Option<&Module> {
-        self.modules.iter().find(|module| {
-            let (init, init_size) = module.init;
-            pc.wrapping_sub(module.text) < module.text_size || pc.wrapping_sub(init) < init_size
-        })
-    }
-
     /// Where a frame goes on.
     pub fn location(&self, frame: &Frame) -> Option<Location> {
         let code = frame.code();
-        let module = self.module(code).map(|module| module.name.clone());
+        let module = self.modules.module(code).map(|module| module.name.clone());
         let symbols = self.symbols_at(code)?;
         let (symbol, size) = symbols.at(code)?;
         (size != u64::MAX || module.is_some()).then(|| Location {
@@ -269,36 +262,14 @@ impl<'a> Stacks<'a> {
     fn function(&self, pc: u64) -> Option<u64> {
         let (symbol, size) =
             self.symbols_at(pc).as_ref()?.at(pc).map(|(symbol, size)| (symbol.address, size))?;
-        (size != u64::MAX || self.module(pc).is_some()).then_some(symbol)
+        (size != u64::MAX || self.modules.module(pc).is_some()).then_some(symbol)
     }
 
     fn symbols_at(&self, pc: u64) -> Option<Arc<Symbols>> {
-        match self.module(pc) {
-            Some(module) => self.symbols_of(module),
+        match self.modules.module(pc) {
+            Some(module) => self.modules.symbols(module),
             None => Some(Arc::clone(&self.symbols)),
         }
-    }
-
-    /// The symbols of a module.
-    pub(super) fn symbols_of(&self, module: &Module) -> Option<Arc<Symbols>> {
-        if let Some(known) = self.of_modules.borrow().get(&module.address) {
-            return known.clone();
-        }
-        let layout = self.layout.as_ref()?;
-        let read = self.view.by_kernel(self.info, |read| {
-            let reader = Reader::new(read);
-            let count = layout.symbol_count(module, &reader).map_err(|error| error.to_string())?;
-            // Who has so many is after something else.
-            let looked_at = self.looked_at.get().saturating_add(count);
-            if looked_at > MOST_SYMBOLS {
-                return Err("the modules have too many symbols".to_string());
-            }
-            self.looked_at.set(looked_at);
-            layout.symbols(module, &reader).map_err(|error| error.to_string())
-        });
-        let read = read.ok().map(Arc::new);
-        self.of_modules.borrow_mut().insert(module.address, read.clone());
-        read
     }
 }
 

@@ -141,6 +141,7 @@ pub fn locked(c: &mut Context) -> Check {
             .expect_output("who waits for which of the kernel's locks")?;
         client.expect("D;1", "OK")?;
         drop(client);
+        finds_names_in_the_module(c, &said)?;
         tells_gdb_of_modules(c, &said)
     })();
     job.close_input();
@@ -148,6 +149,41 @@ pub fn locked(c: &mut Context) -> Check {
     c.keep("job", &job);
     talked?;
     check(ended? == 0, || job.errors.text())
+}
+
+/// Where the guest itself says that its module's code is.
+fn text_of(said: &str) -> Result<&str, String> {
+    let text = said.split_once("text of wedge is at ").and_then(|(_, rest)| rest.split_once('.'));
+    text.map(|(text, _)| text).ok_or_else(|| format!("the guest does not say where its module is: {said}"))
+}
+
+/// A function of the module's by its name, and the name by where it is; a name that the kernel and the module both have is
+/// the kernel's.
+fn finds_names_in_the_module(c: &mut Context, said: &str) -> Check {
+    let limit = c.limit(20);
+    let mut ask = |what: &str| -> Result<serde_json::Value, String> {
+        let told = c.run(&format!("monitor wedged --json sym {what}"), &[], limit)?;
+        told.expect_code(0)?;
+        let told: serde_json::Value =
+            serde_json::from_str(&told.output).map_err(|error| error.to_string())?;
+        Ok(told["symbols"][0].clone())
+    };
+    let number = |value: &serde_json::Value| {
+        let digits = value.as_str().and_then(|text| text.strip_prefix("0x"));
+        digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or(0)
+    };
+    let function = ask("wedge_sleeps")?;
+    let text = number(&serde_json::Value::from(text_of(said)?));
+    let at = number(&function["address"]);
+    check(function["module"] == "wedge" && (text..text + 0x1_0000).contains(&at), || {
+        format!("{function}, and the module is at {text:#x}")
+    })?;
+    let place = ask(&format!("{:#x}", at + 4))?;
+    check(place["name"] == "wedge_sleeps" && place["offset"] == 4 && place["module"] == "wedge", || {
+        place.to_string()
+    })?;
+    let kernels = ask("schedule")?;
+    check(kernels["module"].is_null() && number(&kernels["address"]) != 0, || kernels.to_string())
 }
 
 /// What `vmm gdb` tells a debugger of the module, by a tree of sources that has its file: where the guest itself says that
@@ -161,8 +197,7 @@ fn tells_gdb_of_modules(c: &mut Context, said: &str) -> Check {
     c.write(&tree.join("vmlinux"), b"")?;
     c.write(&program, STAND_IN.as_bytes())?;
     fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).map_err(in_words)?;
-    let text = said.split_once("text of wedge is at ").and_then(|(_, rest)| rest.split_once('.'));
-    let (text, _) = text.ok_or_else(|| format!("the guest does not say where its module is: {said}"))?;
+    let text = text_of(said)?;
     let told = c.run("gdb wedged {} --program {}", &[&tree.join("vmlinux"), &program], c.limit(20))?;
     told.expect_code(7)?;
     told.expect_output("target remote ")?;

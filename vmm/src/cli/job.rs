@@ -546,7 +546,8 @@ fn report(args: &Args, ended: &Ended) {
         // It says all of this behind it.
         true => {}
         false if !verdict.is_commands() => log::error!("{verdict} (exit code {})", verdict.code()),
-        false if verdict.is_ambiguous() => log::warn!("{verdict}"),
+        // Whoever wants to hear little is not to take it for another's code either.
+        false if verdict.is_ambiguous() => logging::print(&format!("vmm: {verdict}\n")),
         false => {}
     }
 }

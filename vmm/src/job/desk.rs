@@ -25,6 +25,7 @@ use crate::outcome::{Outcome, StoppedBy};
 use crate::run::bounds::{self, Files};
 use crate::run::signals::is_ignored;
 use crate::run::terminal;
+use arch::words::{counted, verb};
 use debug::command::why::Why;
 use debug::dump::write::destination::Destination;
 use debug::gdb::accept::Pause;
@@ -197,6 +198,7 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         log,
         is_up: false,
         was_told: false,
+        told: None,
         sign: None,
         stuck: Stuck::default(),
         next_look: now + stuck::EVERY,
@@ -264,6 +266,8 @@ struct Desk<'a> {
     is_up: bool,
     /// The command was sent a signal that ends it.
     was_told: bool,
+    /// Which it was.
+    told: Option<Signal>,
     /// What the log is a sign of, the line, and until when more is waited for.
     sign: Option<(Sign, String, Instant)>,
     stuck: Stuck,
@@ -287,10 +291,11 @@ impl Desk<'_> {
     fn live(mut self, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         let verdict = self.next_verdict()?;
         // What somebody has ended by a signal is no failure of its own.
-        let was_told = self.was_told && matches!(verdict, Verdict::Command(_) | Verdict::Signal(_));
+        let was_told = self.told.is_some_and(|signal| verdict.is_of(signal));
         let holds = !self.is_over && !was_told && self.job.hold_on.holds(&verdict);
-        if !holds || hold::stands_still(&verdict) {
-            // What the guest is in the middle of is of no use to anybody.
+        let runs_on = holds && !hold::stands_still(&verdict);
+        // What the guest is in the middle of is of no use to anybody; and a core is to have it as it is now.
+        if !runs_on || self.dump_to.is_some() {
             self.guest.pause();
         }
         let mut ended = self.explained(verdict);
@@ -307,6 +312,9 @@ impl Desk<'_> {
         let is_due = self.job.dump_on.as_ref().is_some_and(|on| on.is_due(&ended.verdict));
         let was_stopped = is_due && !was_told && self.dump(&mut ended) || was_stopped;
         report(&ended);
+        if runs_on && !was_stopped {
+            self.guest.resume();
+        }
         if holds {
             // Somebody may have ended the run, or the guest itself, while its last output waited.
             if !was_stopped && !self.is_over {
@@ -486,6 +494,13 @@ impl Desk<'_> {
                 self.show_line(line);
             }
         }
+        let lost = self.serial.take_lost();
+        if lost > 0 {
+            let (bytes, were) = (counted(lost, "byte"), verb(lost, "was", "were"));
+            self.show_line(format!(
+                "vmm: {bytes} of the serial port {were} dropped here: they come too fast"
+            ));
+        }
     }
 
     fn show_line(&mut self, line: String) {
@@ -615,6 +630,7 @@ impl Desk<'_> {
             (None, signal) if !PASSED.contains(&signal) => {}
             // The second time, or where there is nobody to hear it, it is the guest's end.
             (Some(session), signal) if self.is_up && !std::mem::replace(&mut self.was_told, true) => {
+                self.told = Some(signal);
                 session.signal(signal, &mut self.out);
             }
             (_, signal) => self.decide(Verdict::Stopped(StoppedBy::Signal(signal as i32))),

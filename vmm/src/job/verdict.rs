@@ -4,6 +4,7 @@ use crate::outcome::{ExitCode, Outcome, StoppedBy};
 use arch::End;
 use arch::plain::plain;
 use debug::linux::trouble::Trouble;
+use nix::sys::signal::Signal;
 use std::fmt;
 
 /// How a job ended.
@@ -71,6 +72,16 @@ impl Verdict {
             Outcome::Ended(End::Crash) => Verdict::Panic(None),
             Outcome::Stopped(by) => Verdict::Stopped(by),
             outcome => Verdict::Ended(outcome),
+        }
+    }
+
+    /// Whether this is how a command ends that a signal ends: by that, or with a shell's code for it.
+    pub fn is_of(&self, signal: Signal) -> bool {
+        let number = u8::try_from(signal as i32).unwrap_or(0);
+        match self {
+            Verdict::Signal(its) => *its == number,
+            Verdict::Command(code) => *code == SIGNALS.saturating_add(number),
+            _ => false,
         }
     }
 
@@ -205,6 +216,10 @@ mod tests {
         ] {
             assert_eq!(verdict.code(), code, "{verdict}");
         }
+        // What a signal does to a command, and what comes later of one that has survived it.
+        let is_of = |verdict: Verdict| verdict.is_of(Signal::SIGTERM);
+        assert!(is_of(Verdict::Signal(15)) && is_of(Verdict::Command(143)));
+        assert!(!is_of(Verdict::Signal(2)) && !is_of(Verdict::Command(1)) && !is_of(Verdict::TimeOver));
     }
 
     #[test]

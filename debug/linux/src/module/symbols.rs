@@ -9,8 +9,9 @@ use arch::bytes::{u16_at, u32_at, u64_at};
 
 /// Symbols that are read at most of one module: the largest of a distribution has some ten thousand.
 const MOST: u64 = 1 << 17;
-/// Bytes of a name, at most.
+/// Bytes of a name, at most, and of all of a module's.
 const LONGEST: usize = 512;
+const MOST_OF_NAMES: usize = 8 << 20;
 /// Bytes of an `Elf64_Sym`, and where it has what.
 const BYTES: usize = 24;
 const INFO: usize = 4;
@@ -52,7 +53,7 @@ impl Layout {
         let mut all = vec![0; usize::try_from(count).unwrap_or(0) * BYTES];
         reader.bytes(at, &mut all)?;
         let mut builder = Builder::default();
-        let mut name = vec![0; LONGEST];
+        let (mut name, mut bytes) = (vec![0; LONGEST], 0);
         for symbol in all.chunks_exact(BYTES) {
             let (name_at, section) = (u32_at(symbol, 0).unwrap_or(0), u16_at(symbol, SECTION).unwrap_or(0));
             let (address, kind) = (u64_at(symbol, VALUE).unwrap_or(0), symbol[INFO] & 0xf);
@@ -67,6 +68,10 @@ impl Layout {
                 let (kind, is_global) =
                     (if kind == 1 { Kind::Data } else { Kind::Text }, symbol[INFO] >> 4 != 0);
                 builder.add(Symbol { name, address, kind, is_global });
+                bytes += name.len();
+                if bytes > MOST_OF_NAMES {
+                    break;
+                }
             }
         }
         Ok(builder.finish())

@@ -8,7 +8,7 @@ use crate::context::tree::{Id, Kind, TaskKey};
 use crate::linux::VmCoreInfo;
 use crate::linux::described::Scope;
 use crate::linux::symbols::Kind as SymbolKind;
-use crate::linux::task::Task;
+use crate::linux::task::{Task, Tasks};
 use crate::machine::{Activity, Machine, MachineError};
 use crate::memory::Translation;
 use crate::view::View;
@@ -36,6 +36,7 @@ pub(super) struct Found {
     info: Option<VmCoreInfo>,
     /// Of contexts of tasks, and one of each address space.
     tasks: BTreeMap<Id, Task>,
+    remarks: Vec<String>,
 }
 
 impl<M: Machine> Debuggee<M> {
@@ -47,9 +48,9 @@ impl<M: Machine> Debuggee<M> {
     /// [`TasksError`]; then the contexts are as they were.
     pub fn find_tasks(&mut self) -> Result<Vec<Id>, TasksError> {
         let info = self.kernel_info()?;
-        let (tasks, keys) = {
+        let (tasks, keys, remarks) = {
             let view = self.view();
-            let tasks = view.kernel_tasks(&info).map_err(TasksError::Lacks)?.all;
+            let Tasks { all: tasks, remarks } = view.kernel_tasks(&info).map_err(TasksError::Lacks)?;
             let types = view.kernel_types(&info).map_err(TasksError::Lacks)?;
             let began = |task: &Task| view.of_task_struct(&info, &types, task, "start_time").unwrap_or(0);
             let key = |task: &Task| TaskKey {
@@ -60,11 +61,11 @@ impl<M: Machine> Debuggee<M> {
                 mm: if task.is_of_kernel { 0 } else { task.mm },
             };
             let keys: Vec<TaskKey> = tasks.iter().map(key).collect();
-            (tasks, keys)
+            (tasks, keys, remarks)
         };
         let changes = self.tree.set_tasks(&keys);
         self.listeners.contexts_changed(&changes, &self.tree);
-        let mut found = Found { info: Some(info), tasks: BTreeMap::new() };
+        let mut found = Found { info: Some(info), tasks: BTreeMap::new(), remarks };
         for (id, task) in changes.ids.iter().zip(tasks) {
             let space = self.tree.get(*id).and_then(|context| context.parent);
             let space = space.filter(|_| !task.is_of_kernel && task.mm != 0);
@@ -73,6 +74,11 @@ impl<M: Machine> Debuggee<M> {
         }
         self.found = found;
         Ok(changes.ids)
+    }
+
+    /// What of the kernel's lists could not be had when tasks were looked for last, so that some may lack; a line each.
+    pub fn task_remarks(&self) -> &[String] {
+        &self.found.remarks
     }
 
     /// What was found of a task, when tasks were looked for last.

@@ -231,6 +231,23 @@ fn a_task_that_has_ended_is_gone_at_the_next_stop() {
 }
 
 #[test]
+fn a_list_that_is_broken_is_told_of_once() {
+    let mut made = MadeKernel::new(Isa::X86_64, &[INIT, WORKER, asleep(42, "sleep")]);
+    made.break_list(1);
+    let mut client = with_tasks(&mut made);
+    assert_eq!(reply(&mut client, "qfThreadInfo"), "m01,02");
+    let told = |client: &mut Scripted<'_, Still>| {
+        let sent = ask(client, "vCont;s:1");
+        let words = sent.iter().filter(|packet| packet.starts_with('O'));
+        words.map(|words| unhexed(&words[1..])).collect::<String>()
+    };
+    let first = told(&mut client);
+    assert!(first.contains("threads may lack: a list is broken behind "), "{first}");
+    assert_eq!(reply(&mut client, "qfThreadInfo"), "m01,02");
+    assert_eq!(told(&mut client), "");
+}
+
+#[test]
 fn hostile_packets_find_no_thread() {
     let mut made = kernel(Isa::Aarch64);
     let mut client = with_tasks(&mut made);

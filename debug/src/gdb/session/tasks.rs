@@ -5,9 +5,9 @@ use super::ids::Ids;
 use crate::command::kernel::of_kernel;
 use crate::command::tasks::name;
 use crate::linux::VmCoreInfo;
-use crate::linux::task::{self, Task, TaskState};
+use crate::linux::task::{Task, TaskState, Tasks};
 use crate::machine::Activity;
-use crate::view::{Stacks, View};
+use crate::view::{OnVcpu, Stacks, View};
 use arch::register::RegisterFile;
 use std::collections::HashMap;
 
@@ -29,6 +29,8 @@ pub struct Listed {
     sleepers: HashMap<u32, Sleeper>,
     ids: Vec<u32>,
     left_out: usize,
+    /// What of the kernel's lists could not be had, a line each.
+    remarks: Vec<String>,
     /// By vCPU.
     on: Vec<Option<String>>,
 }
@@ -48,7 +50,7 @@ impl Listed {
     /// In words, what lacks for that. Also when it is broken off.
     pub fn of(view: &View<'_>, ids: &mut Ids) -> Result<Listed, String> {
         of_kernel(view, |info| {
-            let tasks = view.kernel_tasks(info)?.all;
+            let Tasks { all: tasks, remarks } = view.kernel_tasks(info)?;
             let types = view.kernel_types(info)?;
             let member = |task: &Task, name: &str| view.of_task_struct(info, &types, task, name);
             // A kernel that nobody can unwind has tasks as well.
@@ -58,7 +60,8 @@ impl Listed {
                 sleepers: HashMap::new(),
                 ids: Vec::new(),
                 left_out: 0,
-                on: (0..view.machine.vcpus()).map(|vcpu| on(view, &tasks, vcpu)).collect(),
+                remarks,
+                on: (0..view.machine.vcpus()).map(|vcpu| on(view, info, &tasks, vcpu)).collect(),
             };
             let has_stack = |task: &Task| member(task, "stack").is_ok_and(|stack| stack != 0);
             let all: Vec<Task> =
@@ -97,6 +100,11 @@ impl Listed {
         self.left_out
     }
 
+    /// What of the kernel's lists could not be had, so that tasks may lack; a line each.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+
     /// The task that runs on a vCPU.
     pub fn on(&self, vcpu: u32) -> Option<&str> {
         self.on.get(vcpu as usize)?.as_deref()
@@ -129,10 +137,16 @@ fn words(task: &Task) -> String {
     format!("task {} {}", task.pid, name(task))
 }
 
-/// What runs on a vCPU; where it is none of the list, its idle task.
-fn on(view: &View<'_>, tasks: &[Task], vcpu: u32) -> Option<String> {
+/// What runs on a vCPU. Where neither its registers nor the list say, it is what idles there.
+fn on(view: &View<'_>, info: &VmCoreInfo, tasks: &[Task], vcpu: u32) -> Option<String> {
     let is_told = tasks.iter().any(|task| task.is_on_cpu.is_some());
-    let is_started = view.machine.activity(vcpu) != Activity::NotStarted;
-    let idle = || (is_told && is_started).then(|| format!("task 0 [swapper/{vcpu}]"));
-    task::on(tasks, vcpu).map(words).or_else(idle)
+    if view.machine.activity(vcpu) == Activity::NotStarted {
+        return None;
+    }
+    match view.on_vcpu(info, tasks, vcpu) {
+        Some(OnVcpu::Task(task)) => Some(words(task)),
+        Some(OnVcpu::Unlisted(pid, name)) => Some(format!("task {pid} {name}")),
+        Some(OnVcpu::Idle(name)) => Some(format!("task 0 [{name}]")),
+        None => is_told.then(|| format!("task 0 [swapper/{vcpu}]")),
+    }
 }

@@ -88,10 +88,7 @@ impl<M: Machine> Session<M> {
     /// Says, once, what of a list is not there.
     fn say_what_lacks(&mut self, found: &Result<Listed, String>) {
         let lacks = match found {
-            Ok(listed) if listed.left_out() > 0 => {
-                format!("{} more sleep and are no threads\n", counted(listed.left_out(), "task"))
-            }
-            Ok(_) => String::new(),
+            Ok(listed) => what_is_left_out(listed),
             Err(why) => format!("threads are vCPUs only: {why}\n"),
         };
         if lacks != self.threads.said {
@@ -215,6 +212,24 @@ impl<M: Machine> Session<M> {
             }
         }
     }
+}
+
+/// What of a list is not there.
+fn what_is_left_out(listed: &Listed) -> String {
+    /// Lines of what is broken, on a console that nobody has asked.
+    const MOST: usize = 5;
+    let mut text = String::new();
+    if listed.left_out() > 0 {
+        text.push_str(&format!("{} more sleep and are no threads\n", counted(listed.left_out(), "task")));
+    }
+    for remark in listed.remarks().iter().take(MOST) {
+        text.push_str(&format!("threads may lack: {remark}\n"));
+    }
+    let more = listed.remarks().len().saturating_sub(MOST);
+    if more > 0 {
+        text.push_str(&format!("{more} more of that kind: monitor ps\n"));
+    }
+    text
 }
 
 fn words(kind: ThreadKind) -> &'static str {

@@ -4,6 +4,7 @@ use super::*;
 use crate::context::listen::Notice;
 use crate::context::{Group, Missing, Mode, Resume};
 use crate::gdb::testing::{DO_WAIT, KERNEL, MadeKernel, MadeTask, SCHEDULE, USER, asleep};
+use crate::view::OnVcpu;
 use arch::Isa;
 
 fn tasks() -> [MadeTask; 3] {
@@ -85,6 +86,22 @@ fn tasks_keep_their_contexts_and_what_has_ended_goes() {
 }
 
 #[test]
+fn what_is_broken_is_said() {
+    for isa in Isa::ALL {
+        let mut made = made(isa);
+        let is_told = |remarks: &[String]| remarks.iter().any(|it| it.starts_with("a list is broken"));
+        made.session.debuggee.find_tasks().unwrap();
+        assert!(!is_told(made.session.debuggee.task_remarks()), "{isa}");
+        made.break_list(1);
+        let guest = &mut made.session.debuggee;
+        assert_eq!(guest.find_tasks().unwrap().len(), 2);
+        assert!(is_told(guest.task_remarks()), "{isa}");
+        guest.forget_tasks();
+        assert_eq!(guest.task_remarks(), [] as [&str; 0]);
+    }
+}
+
+#[test]
 fn memory_and_registers_are_the_tasks_own() {
     for isa in Isa::ALL {
         let mut made = made(isa);
@@ -144,6 +161,13 @@ fn who_is_current_at_a_hit() {
             |vcpu| guest.view().task_on(&info, &current, vcpu).map(|running| (running.pid, running.comm));
         assert_eq!((on(0), on(1)), (Ok((0, "swapper".into())), Ok((1, "init".into()))), "{isa}");
         assert!(guest.current_tasks().is_ok());
+        // Also by what the list says of no processor, or of another one.
+        let tasks = guest.view().kernel_tasks(&info).unwrap().all;
+        let on = |vcpu| guest.view().on_vcpu(&info, &tasks, vcpu);
+        assert_eq!(on(0), Some(OnVcpu::Idle("swapper".into())));
+        assert!(matches!(on(1), Some(OnVcpu::Task(task)) if task.pid == 1 && task.is_on_cpu == Some(false)));
+        let none = guest.view().on_vcpu(&info, &tasks[..1], 1);
+        assert_eq!(none, Some(OnVcpu::Unlisted(1, "init".into())));
         made.session.debuggee.detach();
         let refused = made.session.debuggee.find_tasks().unwrap_err();
         assert_eq!(refused, TasksError::Unable(Unable::Detached));
