@@ -240,6 +240,9 @@ fn of_module(
 }
 
 /// Nothing is known of any.
+///
+/// # Errors
+/// None.
 #[cfg(not(feature = "linux"))]
 pub fn in_modules(_: &dyn Operator, _: Sought<'_>) -> Result<(Vec<Symbol>, Vec<String>), Refusal> {
     Ok((Vec::new(), Vec::new()))
