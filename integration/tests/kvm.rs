@@ -122,7 +122,7 @@ fn run(isa: Isa, case: &'static Case, here: bool, company: Option<&Company>) -> 
     let (name, folder) =
         (format!("{isa}::{place}::{}", case.name), logs(format!("{isa}-{}-{place}", case.name)));
     // A case that needs a second nest says so, and leaves what the first one printed: the emulator of an x86 nest
-    // can lose an interrupt, and in an aarch64 nest without enough of a processor a kernel does nothing but its ticks
+    // can lose an interrupt, and in an aarch64 nest without enough of a processor a guest's kernel has stood still for long
     // (docs/testing.md). A defect of ours fails every time, or shows there.
     for attempt in 1..attempts(isa, here) {
         let folder = folder.with_extension(format!("attempt-{attempt}"));

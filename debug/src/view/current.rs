@@ -5,6 +5,7 @@ use crate::linux::VmCoreInfo;
 use crate::linux::current::{Current, Running};
 use crate::linux::reader::Reader;
 use crate::linux::task::{self, Task};
+use crate::machine::Activity;
 use arch::register::Bank;
 
 /// What a vCPU is at.
@@ -40,8 +41,12 @@ impl View<'_> {
 
     /// Which of the kernel's tasks a vCPU is at: by what its registers lead to, and where they are not known by what the
     /// tasks say, of the processor with the vCPU's number. Linux numbers processors as it starts them: a kernel that was
-    /// started by another's crash has but one, whichever vCPU that is.
+    /// started by another's crash has but one, whichever vCPU that is. One that was not started, or has been switched off,
+    /// is at none.
     pub fn on_vcpu<'t>(&self, info: &VmCoreInfo, tasks: &'t [Task], vcpu: u32) -> Option<OnVcpu<'t>> {
+        if self.machine.activity(vcpu) == Activity::NotStarted {
+            return None;
+        }
         let running = self.kernel_current(info).and_then(|current| self.task_on(info, &current, vcpu));
         let Ok(running) = running else { return task::on(tasks, vcpu).map(OnVcpu::Task) };
         let listed = tasks.iter().find(|task| task.address == running.address && task.pid == running.pid);

@@ -6,6 +6,7 @@ use crate::linux::reader::Reader;
 use crate::linux::task::{Task, TaskState};
 use crate::linux::unwind::{End, Frame, Stack, Start, frame_pointer, orc};
 use crate::linux::{Symbols, Types, VmCoreInfo};
+use crate::machine::Activity;
 use arch::Isa;
 use arch::register::{Bank, RegisterFile};
 use std::cell::{OnceCell, RefCell};
@@ -134,7 +135,9 @@ impl<'a> Stacks<'a> {
     fn vcpu_at(&self, task: &Task) -> Option<u32> {
         let all = || {
             let Ok(current) = self.view.kernel_current(self.info) else { return HashMap::new() };
-            let vcpus = 0..self.view.machine.vcpus();
+            // What one that was switched off has in its registers is from before.
+            let is_on = |vcpu: &u32| self.view.machine.activity(*vcpu) != Activity::NotStarted;
+            let vcpus = (0..self.view.machine.vcpus()).filter(is_on);
             let running = |vcpu| Some((self.view.task_on(self.info, &current, vcpu).ok()?.address, vcpu));
             vcpus.filter_map(running).collect()
         };
