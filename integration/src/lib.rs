@@ -8,6 +8,7 @@
 
 pub mod artifacts;
 pub mod bpf;
+pub mod carry;
 pub mod cases;
 pub mod cells;
 pub mod container;

@@ -5,6 +5,7 @@
 //! is ended, by its own process id, when its value goes or its time is over.
 
 use crate::artifacts::{self, Kernel, WEDGE};
+use crate::carry;
 use crate::cases::Case;
 use crate::debugger;
 use crate::demo::for_eyes;
@@ -273,13 +274,16 @@ pub fn run_case_with(isa: Isa, case: &Case, folder: &Path, echoes: bool) -> io::
         look_at_export(isa, case, folder, &mut report);
         return Ok(report);
     };
-    let socket = artifacts::socket("gdb");
-    nest.socket = Some(socket.clone());
+    let (socket, link) = (artifacts::socket("gdb"), artifacts::socket("link"));
+    nest.socket = Some(link.clone());
     let running = nest.boot(folder)?;
+    let carrying = carry::serve(&socket, &link)?;
     let debugged = debugger::run(isa, case, script, &socket, folder, echoes);
     let mut report = running.wait(if debugged.is_ok() { case_limit() } else { Duration::from_secs(10) });
-    // It is gone with its QEMU, as a rule.
-    fs::remove_file(&socket).ok();
+    // The nest is gone, and with it, as a rule, its own socket.
+    let carried = carrying.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
+    [&socket, &link].iter().for_each(|path| _ = fs::remove_file(path));
+    report.fail_if(carried.map_err(|error| format!("carrying gdb's connections: {error}")));
     report.fail_if(debugged);
     look_at_export(isa, case, folder, &mut report);
     Ok(report)

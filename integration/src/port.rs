@@ -1,8 +1,7 @@
 //! A nest's virtio ports: their other ends are files and sockets of the harness.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::fs;
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -28,56 +27,6 @@ pub fn find(name: &str) -> io::Result<PathBuf> {
     Err(io::Error::other(format!("there is no virtio port named {name}")))
 }
 
-/// Carries connections between the port and a socket, one after the other, until `is_over`
-/// says so.
-///
-/// # Errors
-/// When the port or the socket cannot be opened.
-pub fn carry(port: &Path, socket: &Path, is_over: &dyn Fn() -> bool) -> io::Result<()> {
-    let mut port = OpenOptions::new().read(true).write(true).open(port)?;
-    let mut buffer = [0; 4096];
-    while !is_over() {
-        // A port whose other end is not connected reads as empty.
-        let count = port.read(&mut buffer)?;
-        if count == 0 {
-            thread::park_timeout(Duration::from_millis(5));
-            continue;
-        }
-        let mut first = buffer[..count].to_vec();
-        while !first.is_empty() {
-            let Some(stream) = connect_unless(socket, is_over)? else { return Ok(()) };
-            first = carry_one(&mut port, stream, &first)?;
-        }
-    }
-    Ok(())
-}
-
-/// Carries one connection, whose first bytes have arrived. The first bytes of the next one, where that has come
-/// before the end of this one was seen.
-fn carry_one(port: &mut File, mut stream: UnixStream, first: &[u8]) -> io::Result<Vec<u8>> {
-    stream.write_all(first)?;
-    let (mut back, mut to) = (stream.try_clone()?, port.try_clone()?);
-    let answers = thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(count @ 1..) = back.read(&mut buffer) {
-            if to.write_all(&buffer[..count]).is_err() {
-                break;
-            }
-        }
-    });
-    let (mut buffer, mut next) = ([0; 4096], Vec::new());
-    while let Ok(count @ 1..) = port.read(&mut buffer) {
-        if answers.is_finished() || stream.write_all(&buffer[..count]).is_err() {
-            next.extend(&buffer[..count]);
-            break;
-        }
-    }
-    // One that is closed already cannot be closed again.
-    stream.shutdown(Shutdown::Both).ok();
-    answers.join().map_err(|_| io::Error::other("carrying answers failed"))?;
-    Ok(next)
-}
-
 /// Connects to a socket that may not be there yet.
 ///
 /// # Errors
@@ -87,7 +36,10 @@ pub fn connect(socket: &Path) -> io::Result<UnixStream> {
 }
 
 /// The same; `None` once `is_over` says that nobody will be there any more.
-fn connect_unless(socket: &Path, is_over: &dyn Fn() -> bool) -> io::Result<Option<UnixStream>> {
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_unless(socket: &Path, is_over: &dyn Fn() -> bool) -> io::Result<Option<UnixStream>> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         match UnixStream::connect(socket) {

@@ -4,6 +4,7 @@ use super::Program;
 use crate::context::{Check, Context, check};
 use crate::port;
 use crate::process::{Process, Wiring};
+use std::fs::OpenOptions;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -52,9 +53,10 @@ fn is_over(vmm: &Mutex<Process>, deadline: Instant) -> bool {
 }
 
 fn carry(vmm: &Mutex<Process>, socket: &Path, limit: Duration) -> Check {
-    let port = port::find(port::GDB).map_err(|error| error.to_string())?;
     let deadline = Instant::now() + limit;
-    port::carry(&port, socket, &|| is_over(vmm, deadline)).map_err(|error| format!("the gdb port: {error}"))
+    let port = port::find(port::GDB).and_then(|port| OpenOptions::new().read(true).write(true).open(port));
+    port.and_then(|port| crate::carry::connect(port, socket, &|| is_over(vmm, deadline)))
+        .map_err(|error| format!("the gdb port: {error}"))
 }
 
 fn wait(vmm: &Mutex<Process>, limit: Duration) -> Check {
