@@ -19,6 +19,7 @@
 //! - [`machine`]: all vCPUs for the thread that debugs them;
 //! - [`link`]: what the threads of one guest share;
 //! - [`vcpus`]: all vCPUs, for whoever asks something of them or holds the guest;
+//! - `holders`: who holds it;
 //! - [`times`]: when a vCPU was in the guest;
 //! - [`attention`]: a receiver's word to its senders that it is not asleep, so that they need not ring.
 
@@ -26,6 +27,7 @@ mod ahead;
 pub mod attention;
 pub mod debugger;
 pub mod gate;
+mod holders;
 pub mod inbox;
 pub mod link;
 pub mod machine;

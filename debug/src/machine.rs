@@ -323,6 +323,10 @@ pub trait Machine: Send {
         Poll::Ready(())
     }
 
+    /// What [`Self::prepare`] was called for comes to nothing: vCPUs do what they did. Called while nobody debugs the
+    /// target.
+    fn give_back(&mut self) {}
+
     /// Whether [`Event::Restarted`] comes before anything else that there is to tell. Asked while the target stands still
     /// for a debugger, who has not had the guest begin again.
     fn has_restarted(&mut self) -> bool {

@@ -533,7 +533,10 @@ impl<M: Machine> Server<M> {
                 session.kill();
                 return false;
             }
-            (Goodbye::Detach | Goodbye::Lost(_), _) if session.process == Process::Detached => {}
+            (Goodbye::Detach | Goodbye::Lost(_), _) if session.process == Process::Detached => {
+                // It may have been about to attach again.
+                session.debuggee.give_back();
+            }
             (Goodbye::Detach, _) => {
                 session.detach();
                 log::info!("the debugger has detached; the guest runs on");

@@ -134,6 +134,11 @@ impl<M: Monitor> Ahead<M> {
         self.vcpus.iter_mut().for_each(|asked| *asked = Asked::default());
     }
 
+    /// Nobody waits for vCPUs to stand still any more; whether somebody did.
+    pub fn pause_no_more(&mut self) -> bool {
+        self.pausing.take().is_some()
+    }
+
     /// What is known of a vCPU.
     pub fn facts(&self, vcpu: u32) -> Facts {
         let asked = self.vcpus.get(vcpu as usize);

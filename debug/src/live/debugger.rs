@@ -3,7 +3,7 @@
 
 use super::link::{Link, Wake};
 use super::machine::{Begun, HoldPlace, LiveMachine, Waiting};
-use super::vcpus::{KICK_AGAIN, Monitor, Vcpus};
+use super::vcpus::{Hold, KICK_AGAIN, Monitor, Vcpus};
 use crate::context::Listeners;
 use crate::engine::Engine;
 use crate::gdb::description::Believed;
@@ -105,10 +105,9 @@ impl<M: Monitor> Place<M> {
         Some((self.vcpus.upgrade()?, Arc::clone(&self.link)))
     }
 
-    /// What holds the guest for the debugger holds it no more.
-    fn let_go(&self) {
-        let hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(hold);
+    /// What holds the guest for the debugger, which does not any more.
+    fn take_hold(&self) -> Option<Hold<M>> {
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -221,7 +220,7 @@ impl<M: Monitor> Lines<M> {
         let Some((vcpus, link)) = place.there() else { return };
         let hold = vcpus.hold();
         vcpus.detach(&link);
-        place.let_go();
+        drop(place.take_hold());
         drop(hold);
     }
 
@@ -230,8 +229,7 @@ impl<M: Monitor> Lines<M> {
         let mut place = self.place();
         place.is_left = true;
         let (vcpus, link) = place.there()?;
-        place.let_go();
-        Some(vcpus.begin_detach(&link, &self.wake))
+        Some(vcpus.begin_detach(&link, &self.wake, place.take_hold()))
     }
 
     /// It comes to nothing, and has done nothing.
@@ -497,6 +495,15 @@ impl<M: Monitor> Polled<M> {
             None => Served::Over,
         };
         Ok(())
+    }
+}
+
+impl<M: Monitor> Drop for Polled<M> {
+    /// Waits for nobody, either.
+    fn drop(&mut self) {
+        if let Some(hold) = self.lines.place().take_hold() {
+            hold.let_go(|_| {});
+        }
     }
 }
 

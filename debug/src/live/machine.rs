@@ -149,7 +149,7 @@ impl<M: Monitor> LiveMachine<M> {
 
     /// Goes over to a machine in which the guest begins again, and lets go of the old one.
     fn adopt(&mut self, begun: Begun<M>) {
-        self.let_go();
+        self.let_go(|_| {});
         let Begun { vcpus, link, events, hold } = begun;
         (self.vcpus, self.link, self.events, self.hold) = (vcpus, link, events, hold);
         self.happened.clear();
@@ -162,9 +162,16 @@ impl<M: Monitor> LiveMachine<M> {
         locked(&self.hold).is_some()
     }
 
-    fn let_go(&self) {
+    /// It does not any more; `then` is called behind that.
+    fn let_go(&self, then: impl FnOnce(&Arc<Vcpus<M>>) + Send + 'static) {
         let hold = locked(&self.hold).take();
-        drop(hold);
+        match (hold, self.waiting) {
+            (Some(hold), Waiting::Never) => hold.let_go(then),
+            (hold, _) => {
+                drop(hold);
+                then(&self.vcpus);
+            }
+        }
     }
 
     /// Whether what a vCPU says of itself holds until it is let run.
@@ -344,19 +351,23 @@ impl<M: Monitor> Machine for LiveMachine<M> {
             Answers::Ahead(ahead) => ahead.get_mut().forget(),
         }
         let looks = self.waiting == Waiting::Awake && orders.iter().any(|order| order.action == Action::Step);
-        self.let_go();
         if looks {
             self.link.attention().begin();
         }
-        for (vcpu, order) in (0..).zip(orders) {
-            if order.action != Action::Stay {
-                if let Answers::Waited(waited) = &self.answers {
-                    waited.forget(vcpu);
-                }
-                self.running[vcpu as usize] = true;
-                self.vcpus.order(&self.link, vcpu, order);
+        let orders = (0..).zip(orders).filter(|(_, order)| order.action != Action::Stay);
+        let orders: Vec<(u32, Order)> = orders.collect();
+        for (vcpu, _) in &orders {
+            if let Answers::Waited(waited) = &self.answers {
+                waited.forget(*vcpu);
             }
+            self.running[*vcpu as usize] = true;
         }
+        let link = Arc::clone(&self.link);
+        self.let_go(move |vcpus| {
+            for (vcpu, order) in orders {
+                vcpus.order(&link, vcpu, order);
+            }
+        });
         if looks {
             let begin = Instant::now();
             let first = self.patience.look(|| self.events.try_recv().ok());
@@ -372,17 +383,15 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         if self.holds() || self.link.is_left() {
             return;
         }
-        let waits = self.running.contains(&true);
-        debug_assert!(!waits || self.waiting != Waiting::Never, "somebody waits who must not");
+        debug_assert!(self.waiting != Waiting::Never, "somebody waits who must not");
         self.asleep = None;
-        let hold = self.vcpus.pause_for(&self.link, |vcpu| self.running[vcpu as usize]);
+        self.vcpus.stop_for(&self.link, |vcpu| self.running[vcpu as usize]);
         self.running.fill(false);
+        // Who has it leave looks there behind having said so.
         let mut place = locked(&self.hold);
-        // Who has left meanwhile has looked there, or looks there yet.
-        *place = Some(hold);
-        let hold = place.take_if(|_| self.link.is_left());
-        drop(place);
-        drop(hold);
+        if !self.link.is_left() {
+            *place = Some(Hold::of_paused(&self.vcpus));
+        }
     }
 
     fn next_event(&mut self) -> Option<Event> {
@@ -439,6 +448,18 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         is_ready
     }
 
+    fn give_back(&mut self) {
+        let Answers::Ahead(ahead) = &mut self.answers else { return };
+        let was_pausing = ahead.get_mut().pause_no_more();
+        let hold = locked(&self.hold).take();
+        if hold.is_none() && !was_pausing {
+            return;
+        }
+        ahead.get_mut().forget();
+        self.running.fill(true);
+        self.vcpus.go_on_behind(hold);
+    }
+
     fn is_left(&self) -> bool {
         self.link.is_left()
     }
@@ -473,8 +494,10 @@ impl<M: Monitor> Machine for LiveMachine<M> {
     }
 
     fn stays(&mut self) {
-        if let Some(hold) = &*locked(&self.hold) {
-            hold.stays();
+        match (&*locked(&self.hold), self.waiting) {
+            (Some(hold), Waiting::Never) => hold.stays_soon(),
+            (Some(hold), _) => hold.stays(),
+            (None, _) => {}
         }
     }
 

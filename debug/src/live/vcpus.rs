@@ -4,15 +4,17 @@
 //! is held while a guest runs, and no question is put to a thread under a lock that such a thread takes.
 
 use super::gate::Kick;
+use super::holders::{Held, Holders, Turn};
 use super::link::{Link, Wake};
 use super::runner::{Runner, Then};
 use crate::machine::{MachineError, Order};
 use crate::reply::{Arguments, Command, Refusal, Reply};
 use crate::vcpu::Vcpu;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -107,15 +109,28 @@ pub trait Monitor: Send + Sync + Sized + 'static {
 
 /// All vCPUs of a guest.
 #[derive(Debug)]
-pub struct Vcpus<M> {
+pub struct Vcpus<M: Monitor> {
     monitor: M,
-    /// How many hold the guest. Locked by whoever begins or ends to, one after the other, all vCPUs being out of it by
-    /// then; never by vCPUs' threads, and never while one is waited for but by the [`Monitor`] itself.
-    holders: Mutex<usize>,
+    /// Who holds the guest.
+    holders: Holders<Vcpus<M>>,
     /// Of the debugger that has a say, if there is one.
     link: Place,
     /// Some vCPU has been told to run its guest.
     is_let_run: AtomicBool,
+}
+
+impl<M: Monitor> Held for Vcpus<M> {
+    fn holders(&self) -> &Holders<Vcpus<M>> {
+        &self.holders
+    }
+
+    fn stands_still(&self) {
+        self.monitor.stands_still(self);
+    }
+
+    fn goes_on(&self) {
+        self.monitor.goes_on(self);
+    }
 }
 
 /// While it is there, no vCPU is in the guest, and the guest's time stands still.
@@ -127,9 +142,37 @@ pub struct Hold<M: Monitor> {
     vcpus: Arc<Vcpus<M>>,
     /// The vCPUs' threads know of it; else they were told to pause.
     is_told: bool,
+    /// It ends by itself.
+    is_let_go: bool,
 }
 
 impl<M: Monitor> Hold<M> {
+    fn new(vcpus: &Arc<Vcpus<M>>, is_told: bool) -> Hold<M> {
+        Hold { vcpus: Arc::clone(vcpus), is_told, is_let_go: false }
+    }
+
+    /// Of vCPUs whose threads have been told to hold, and are out of the guest: it stays longer than a debugger's step
+    /// takes.
+    fn of_told(vcpus: &Arc<Vcpus<M>>) -> Hold<M> {
+        let mut turn = Turn::take(vcpus);
+        turn.begin();
+        vcpus.monitor.stays(vcpus);
+        drop(turn);
+        Hold::new(vcpus, true)
+    }
+
+    /// Of vCPUs that have been told to pause, and are out of the guest.
+    pub(super) fn of_paused(vcpus: &Arc<Vcpus<M>>) -> Hold<M> {
+        Turn::take(vcpus).begin();
+        Hold::new(vcpus, false)
+    }
+
+    /// The same, and nobody is waited for: `None` while somebody else begins or ends to hold them.
+    fn try_of_paused(vcpus: &Arc<Vcpus<M>>) -> Option<Hold<M>> {
+        Turn::try_take(vcpus)?.begin();
+        Some(Hold::new(vcpus, false))
+    }
+
     /// What is held.
     pub fn vcpus(&self) -> &Vcpus<M> {
         &self.vcpus
@@ -137,24 +180,52 @@ impl<M: Monitor> Hold<M> {
 
     /// Called by whoever will hold the guest for longer than a debugger's step takes.
     pub fn stays(&self) {
-        let _turn = self.vcpus.holders();
+        let _turn = Turn::take(&self.vcpus);
         self.vcpus.monitor.stays(&self.vcpus);
     }
 
-    /// Called by whoever holds the guest and waits. How long until it is to be called again.
+    /// The same, and nobody is waited for.
+    pub(super) fn stays_soon(&self) {
+        Turn::soon(&self.vcpus, |turn| {
+            // Else it has been let go meanwhile.
+            if turn.is_held() {
+                let vcpus = turn.held();
+                vcpus.monitor.stays(vcpus);
+            }
+        });
+    }
+
+    /// Called by whoever holds the guest and waits, for nobody else. How long until it is to be called again.
     pub fn settle(&self) -> Option<Duration> {
-        let _turn = self.vcpus.holders();
-        self.vcpus.monitor.settle(&self.vcpus)
+        match Turn::try_take(&self.vcpus) {
+            Some(_turn) => self.vcpus.monitor.settle(&self.vcpus),
+            None => Some(KICK_AGAIN),
+        }
+    }
+
+    /// Ends it and waits for nobody: `then` is called behind that, at once or by whoever has the turn.
+    pub(super) fn let_go(mut self, then: impl FnOnce(&Arc<Vcpus<M>>) + Send + 'static) {
+        self.is_let_go = true;
+        let (vcpus, is_told) = (Arc::clone(&self.vcpus), self.is_told);
+        Turn::soon(&vcpus, move |turn| {
+            // What is to be done behind it is, whatever a monitor panics in.
+            let ended = catch_unwind(AssertUnwindSafe(|| turn.end()));
+            if is_told {
+                turn.held().tell_all(Runner::release);
+            }
+            then(turn.held());
+            ended.unwrap_or_else(|panic| resume_unwind(panic));
+        });
     }
 }
 
 impl<M: Monitor> Drop for Hold<M> {
     fn drop(&mut self) {
-        let mut holders = self.vcpus.holders();
-        *holders -= 1;
-        if *holders == 0 {
-            self.vcpus.monitor.goes_on(&self.vcpus);
+        if self.is_let_go {
+            return;
         }
+        let mut turn = Turn::take(&self.vcpus);
+        turn.end();
         if self.is_told {
             self.vcpus.tell_all(Runner::release);
         }
@@ -170,6 +241,7 @@ const IN_THE_WAY: &str = "It waits for ever if it is a vCPU's thread itself, if 
                           or if they run without accepting kicks or without doing what they are posted";
 
 /// The answer of a vCPU's thread: when it is dropped, given or not, whoever waits is woken behind that.
+#[derive(Clone)]
 struct Answer<R> {
     sender: Option<Sender<R>>,
     wake: Option<Wake>,
@@ -210,7 +282,7 @@ impl<M: Monitor> Pausing<M> {
     /// What holds them, once they have stopped. To be called again after [`KICK_AGAIN`] at the latest.
     pub fn look(&mut self) -> Option<Hold<M>> {
         if self.done.try_recv() == Err(TryRecvError::Disconnected) {
-            return Some(self.vcpus.paused());
+            return Hold::try_of_paused(&self.vcpus);
         }
         if self.kicked.elapsed() >= KICK_AGAIN {
             (0..self.vcpus.count()).for_each(|vcpu| self.vcpus.monitor.kick(vcpu));
@@ -256,7 +328,7 @@ impl<M: Monitor> Vcpus<M> {
     pub fn new(monitor: M) -> Vcpus<M> {
         Vcpus {
             monitor,
-            holders: Mutex::default(),
+            holders: Holders::default(),
             link: Place::default(),
             is_let_run: AtomicBool::new(false),
         }
@@ -308,6 +380,19 @@ impl<M: Monitor> Vcpus<M> {
         self.post_to(|_| true, attach, None)
     }
 
+    /// vCPUs that a debugger has stopped, which has done nothing, go on if the guest is to run; nobody is waited for.
+    pub(super) fn go_on_behind(self: &Arc<Self>, hold: Option<Hold<M>>) {
+        let go_on = |vcpus: &Arc<Vcpus<M>>| {
+            if vcpus.monitor.is_started() {
+                vcpus.resume();
+            }
+        };
+        match hold {
+            Some(hold) => hold.let_go(go_on),
+            None => self.behind_those_gone(go_on),
+        }
+    }
+
     /// Makes a debugger the one that has a say.
     fn take_place(&self, link: &Arc<Link>) -> io::Result<()> {
         let mut place = self.link.lock().unwrap_or_else(PoisonError::into_inner);
@@ -339,7 +424,9 @@ impl<M: Monitor> Vcpus<M> {
         if let Then::Runs(_) = then {
             link.leave();
         }
-        self.wait_for(&self.post_detach(link, then, None));
+        let (sender, dones) = channel();
+        self.post_detach(link, then, Answer::new(sender, None));
+        self.wait_for(&dones);
         drop(hold);
     }
 
@@ -351,22 +438,23 @@ impl<M: Monitor> Vcpus<M> {
 
     /// Has threads let go of a debugger. Its place is free when the last one has, and not before: who would come in
     /// between would have vCPUs that do not know of him.
-    fn post_detach(self: &Arc<Self>, link: &Arc<Link>, then: Then, wake: Option<&Wake>) -> Receiver<()> {
+    fn post_detach(self: &Arc<Self>, link: &Arc<Link>, then: Then, answer: Answer<()>) {
         if then == Then::Runs(true) {
             self.let_run();
         }
         let leaving = Arc::new(Leaving { place: Arc::clone(&self.link), link: Arc::clone(link) });
-        self.post_to(|_| true, move |runner, vcpu| runner.detach(vcpu, &leaving.link, then), wake)
+        self.post_for(answer, |_| true, move |runner, vcpu| runner.detach(vcpu, &leaving.link, then));
     }
 
-    fn holders(&self) -> MutexGuard<'_, usize> {
-        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Has something done behind what holders have [let go](Hold::let_go) before, and waits for nobody.
+    fn behind_those_gone(self: &Arc<Self>, then: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        Turn::soon(self, move |turn| then(turn.held()));
     }
 
     /// Whether somebody keeps them out of the guest, a debugger among them; who is about to does already. Nobody is waited
     /// for.
     pub fn is_held(&self) -> bool {
-        self.holders.try_lock().map_or(true, |holders| *holders > 0)
+        self.holders.are_there()
     }
 
     /// Whether somebody has let the guest run; else it waits in front of its first instruction.
@@ -382,23 +470,19 @@ impl<M: Monitor> Vcpus<M> {
     /// what they did. Questions to them are answered meanwhile.
     pub fn hold(self: &Arc<Self>) -> Hold<M> {
         self.ask(|_| true, |runner, _| runner.hold());
-        let mut holders = self.holders();
-        self.begin(&mut holders);
-        self.monitor.stays(self);
-        Hold { vcpus: Arc::clone(self), is_told: true }
+        Hold::of_told(self)
     }
 
     /// The same for a debugger, who gives each vCPU an order when it goes on: those that `may_run` are
     /// stopped, and the others are known to stand still.
     pub fn pause(self: &Arc<Self>, may_run: impl Fn(u32) -> bool) -> Hold<M> {
         self.ask(may_run, |runner, _| runner.pause());
-        self.paused()
+        Hold::of_paused(self)
     }
 
-    /// The same for the debugger with this link, as long as it has not left: vCPUs do not obey it then.
-    pub(super) fn pause_for(self: &Arc<Self>, link: &Arc<Link>, may_run: impl Fn(u32) -> bool) -> Hold<M> {
+    /// Has vCPUs stop for the debugger with this link, as long as it has not left: they do not obey it then.
+    pub(super) fn stop_for(&self, link: &Arc<Link>, may_run: impl Fn(u32) -> bool) {
         self.ask(may_run, pause_by(link));
-        self.paused()
     }
 
     /// Begins the same and does not wait for it: `wake` is rung when it is worth looking whether it is done.
@@ -408,21 +492,14 @@ impl<M: Monitor> Vcpus<M> {
         may_run: impl Fn(u32) -> bool,
         wake: &Wake,
     ) -> Pausing<M> {
-        let done = self.post_to(may_run, pause_by(link), Some(wake));
+        let (sender, done) = channel();
+        let (answer, pause) = (Answer::new(sender, Some(wake)), pause_by(link));
+        let whom: Vec<bool> = (0..self.count()).map(may_run).collect();
+        // Orders that it has given before are to be there by then.
+        self.behind_those_gone(move |vcpus| {
+            vcpus.post_for(answer, |vcpu| whom.get(vcpu as usize) == Some(&true), pause);
+        });
         Pausing { vcpus: Arc::clone(self), done, kicked: Instant::now() }
-    }
-
-    /// All vCPUs have been told to pause, and are out of the guest.
-    fn paused(self: &Arc<Self>) -> Hold<M> {
-        self.begin(&mut self.holders());
-        Hold { vcpus: Arc::clone(self), is_told: false }
-    }
-
-    fn begin(&self, holders: &mut usize) {
-        if *holders == 0 {
-            self.monitor.stands_still(self);
-        }
-        *holders += 1;
     }
 
     /// Has threads do something, and waits until they have.
@@ -442,8 +519,19 @@ impl<M: Monitor> Vcpus<M> {
         wake: Option<&Wake>,
     ) -> Receiver<()> {
         let (sender, dones) = channel();
+        self.post_for(Answer::new(sender, wake), whom, what);
+        dones
+    }
+
+    /// The same, of which `all` is the answer: one that waits for nobody is given, too.
+    fn post_for(
+        &self,
+        all: Answer<()>,
+        whom: impl Fn(u32) -> bool,
+        what: impl Fn(&mut Runner, &mut M::Vcpu) + Clone + Send + 'static,
+    ) {
         for vcpu in (0..self.count()).filter(|vcpu| whom(*vcpu)) {
-            let (answer, what) = (Answer::new(sender.clone(), wake), what.clone());
+            let (answer, what) = (all.clone(), what.clone());
             self.monitor.post(
                 vcpu,
                 Box::new(move |runner, vcpu| {
@@ -455,9 +543,7 @@ impl<M: Monitor> Vcpus<M> {
             );
         }
         drop(what);
-        // For those who wait for nobody.
-        drop(Answer::new(sender, wake));
-        dones
+        drop(all);
     }
 
     /// Has one vCPU's thread call `call` with it, and does not wait for that: `wake` is rung when the result is there,
@@ -476,13 +562,29 @@ impl<M: Monitor> Vcpus<M> {
 
     /// The debugger leaves a guest in which nothing of its own is planted any more; nobody waits for it: `wake` is
     /// rung when all senders of the result are gone, and the vCPUs run if the guest is to.
-    pub(super) fn begin_detach(self: &Arc<Self>, link: &Arc<Link>, wake: &Wake) -> Receiver<()> {
-        self.post_detach(link, Then::Runs(self.monitor.is_started()), Some(wake))
+    pub(super) fn begin_detach(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        wake: &Wake,
+        hold: Option<Hold<M>>,
+    ) -> Receiver<()> {
+        let (sender, dones) = channel();
+        let (link, answer) = (Arc::clone(link), Answer::new(sender, Some(wake)));
+        let detach = move |vcpus: &Arc<Vcpus<M>>| {
+            vcpus.post_detach(&link, Then::Runs(vcpus.monitor.is_started()), answer);
+        };
+        match hold {
+            Some(hold) => hold.let_go(detach),
+            // It may have let go before, and not be through with that.
+            None => self.behind_those_gone(detach),
+        }
+        dones
     }
 
     /// As [`Self::turn_away`], but does not wait.
     pub(super) fn begin_turning_away(self: &Arc<Self>, link: &Arc<Link>) {
-        drop(self.post_detach(link, Then::AsBefore, None));
+        let (sender, _) = channel();
+        self.post_detach(link, Then::AsBefore, Answer::new(sender, None));
     }
 
     /// As [`Self::attach`], but does not wait: what is posted to vCPUs behind it finds it done.
@@ -492,7 +594,7 @@ impl<M: Monitor> Vcpus<M> {
         Ok(())
     }
 
-    fn tell_all(&self, what: fn(&mut Runner)) {
+    pub(super) fn tell_all(&self, what: fn(&mut Runner)) {
         for vcpu in 0..self.count() {
             self.monitor.post(vcpu, Box::new(move |runner, _| what(runner)));
         }

@@ -118,6 +118,14 @@ impl<M: Machine> Debuggee<M> {
         self.let_run();
     }
 
+    /// What somebody has begun to stop the guest for who has not attached comes to nothing.
+    pub(crate) fn give_back(&mut self) {
+        // One that a debugger has left held is.
+        if !self.is_attached && !self.is_left {
+            self.machine.give_back();
+        }
+    }
+
     /// All vCPUs run, and are not debugged.
     fn let_run(&mut self) {
         // Whoever has taken the debugger away has let it run.

@@ -1,7 +1,8 @@
 //! Holding and asking vCPUs, on threads whose guests run until they are kicked.
 
 use super::*;
-use crate::fake::FakeVcpu;
+use crate::engine::Engine;
+use crate::fake::{FakeVcpu, Ram, host};
 use crate::live::runner::{Exit, Turn};
 use crate::live::times::Times;
 use arch::Isa;
@@ -21,13 +22,18 @@ struct Threads {
     inside: Arc<AtomicU32>,
     stood: AtomicU32,
     went_on: AtomicU32,
+    /// Whether who holds the guest for long is kept at that, and has come to it.
+    keeps: AtomicBool,
+    is_kept: AtomicBool,
 }
 
 impl Threads {
     fn new(vcpus: u32) -> Threads {
         let inside = Arc::new(AtomicU32::new(0));
         let threads = (0..vcpus).map(|_| Threads::spawn(&inside)).collect();
-        Threads { threads, inside, stood: AtomicU32::new(0), went_on: AtomicU32::new(0) }
+        let (stood, went_on) = (AtomicU32::new(0), AtomicU32::new(0));
+        let (keeps, is_kept) = (AtomicBool::new(false), AtomicBool::new(false));
+        Threads { threads, inside, stood, went_on, keeps, is_kept }
     }
 
     fn spawn(inside: &Arc<AtomicU32>) -> Thread {
@@ -93,6 +99,13 @@ impl Monitor for Threads {
         // Vcpus can be asked from here.
         assert_eq!(vcpus.for_each(|vcpu| vcpu.file.pc()).len(), self.threads.len());
         self.stood.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn stays(&self, _: &Vcpus<Threads>) {
+        while self.keeps.load(Ordering::SeqCst) {
+            self.is_kept.store(true, Ordering::SeqCst);
+            thread::yield_now();
+        }
     }
 
     fn goes_on(&self, _: &Vcpus<Threads>) {
@@ -185,6 +198,124 @@ fn a_pause_stops_those_that_may_run() {
     // Those that stand still need not be told.
     drop(vcpus.pause(|_| false));
     assert_eq!(vcpus.monitor().stood.load(Ordering::SeqCst), 2);
+}
+
+/// As whoever serves a debugger in an event loop, where another thread holds the guest.
+#[test]
+fn who_must_not_wait_is_not_kept_by_anothers_turn() {
+    let vcpus = Arc::new(Vcpus::new(Threads::new(2)));
+    vcpus.resume();
+    let monitor = vcpus.monitor();
+    let went_on = || monitor.went_on.load(Ordering::SeqCst);
+    for round in 1..=20 {
+        let ours = vcpus.pause(|_| true);
+        monitor.is_kept.store(false, Ordering::SeqCst);
+        monitor.keeps.store(true, Ordering::SeqCst);
+        let its = Arc::clone(&vcpus);
+        let other = thread::spawn(move || drop(its.hold()));
+        while !monitor.is_kept.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        assert!(vcpus.is_held());
+        assert!(Hold::try_of_paused(&vcpus).is_none());
+        assert_eq!(ours.settle(), Some(KICK_AGAIN));
+        ours.stays_soon();
+        let (tell, told) = channel();
+        ours.let_go(move |vcpus| {
+            vcpus.resume();
+            tell.send(()).unwrap();
+        });
+        // It is done by the other, behind what keeps that.
+        assert_eq!((told.try_recv(), went_on()), (Err(TryRecvError::Empty), round - 1));
+        monitor.keeps.store(false, Ordering::SeqCst);
+        told.recv().unwrap();
+        other.join().unwrap();
+        assert_eq!((vcpus.is_held(), went_on()), (false, round));
+    }
+    // Where nobody has the turn, at once.
+    let ours = vcpus.pause(|_| true);
+    let is_done = Arc::new(AtomicBool::new(false));
+    let its = Arc::clone(&is_done);
+    ours.let_go(move |_| its.store(true, Ordering::SeqCst));
+    assert!(is_done.load(Ordering::SeqCst) && !vcpus.is_held());
+}
+
+/// An order that is left for another's turn, and a pause behind it: the vCPUs stand still, and stay so.
+#[test]
+fn a_pause_does_not_overtake_what_was_left_before() {
+    let vcpus = Arc::new(Vcpus::new(Threads::new(2)));
+    vcpus.resume();
+    let monitor = vcpus.monitor();
+    let wake = || Wake::new().unwrap();
+    let kick = monitor.kick_among_vcpus();
+    let engine = Arc::new(Engine::new(Isa::X86_64, host(), 2));
+    let (link, _events) = Link::new(engine, 2, Box::new(Ram::new(4096)), kick, (wake(), wake()));
+    let link = Arc::new(link);
+    vcpus.attach(&link).unwrap();
+    for _ in 0..20 {
+        let ours = vcpus.pause(|_| true);
+        monitor.is_kept.store(false, Ordering::SeqCst);
+        monitor.keeps.store(true, Ordering::SeqCst);
+        let its = Arc::clone(&vcpus);
+        let other = thread::spawn(move || drop(its.hold()));
+        while !monitor.is_kept.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        ours.let_go(|vcpus| vcpus.resume());
+        let mut pausing = vcpus.begin_pause(&link, |_| true, link.wake());
+        assert!(pausing.look().is_none());
+        monitor.keeps.store(false, Ordering::SeqCst);
+        let hold = loop {
+            if let Some(hold) = pausing.look() {
+                break hold;
+            }
+            thread::yield_now();
+        };
+        other.join().unwrap();
+        for _ in 0..100 {
+            assert_eq!(monitor.inside.load(Ordering::SeqCst), 0, "somebody runs who was told to pause");
+            thread::yield_now();
+        }
+        hold.let_go(|vcpus| vcpus.resume());
+    }
+    over(&vcpus);
+}
+
+/// One that does nothing else is in nobody's way.
+#[test]
+fn what_a_monitor_panics_in_is_its_own() {
+    let vcpus = Arc::new(Vcpus::new(Threads::new(1)));
+    let (tell, told) = channel();
+    vcpus.behind_those_gone(|_| panic!("a monitor's"));
+    vcpus.behind_those_gone(move |_| tell.send(()).unwrap());
+    assert_eq!(told.try_recv(), Ok(()));
+    assert!(!vcpus.is_held());
+    over(&vcpus);
+}
+
+/// Turns of many threads, half of which wait for none: nobody is forgotten.
+#[test]
+fn what_is_left_for_a_turn_is_done() {
+    let vcpus = Arc::new(Vcpus::new(Threads::new(1)));
+    let threads: Vec<_> = (0..4u32)
+        .map(|which| {
+            let vcpus = Arc::clone(&vcpus);
+            thread::spawn(move || {
+                for _ in 0..200 {
+                    let hold = vcpus.hold();
+                    if which % 2 == 0 {
+                        hold.stays();
+                        hold.let_go(|_| {});
+                    }
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let count = |which: &AtomicU32| which.load(Ordering::SeqCst);
+    assert!(!vcpus.is_held());
+    assert_eq!(count(&vcpus.monitor().stood), count(&vcpus.monitor().went_on));
+    over(&vcpus);
 }
 
 /// Also by one of the threads themselves, while others run, and when they have ended.

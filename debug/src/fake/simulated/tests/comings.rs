@@ -386,3 +386,24 @@ fn who_asks_a_guest_that_stands_still_to_stand_still_hears_nothing_new() {
     assert!(matches!(listener.take(), Some(Notice::Started(_))));
     drop(vcpus.pause(|_| true));
 }
+
+/// A guest that somebody was about to have again, who has gone before: it runs.
+#[test]
+fn who_goes_while_coming_back_holds_nothing() {
+    for (isa, how) in everywhere() {
+        for round in 0..20u64 {
+            let mut setting = Setting::new((isa, how), 2);
+            let mut client = setting.attach();
+            assert_eq!(client.ask("!"), "OK");
+            assert_eq!(client.ask("D;1"), "OK");
+            setting.expect_running(0);
+            client.send("vAttach;1");
+            // Now and then it is told of the stop.
+            (0..5 * (round % 8)).for_each(|_| thread::yield_now());
+            drop(client);
+            for vcpu in 0..2 {
+                setting.expect_running(vcpu);
+            }
+        }
+    }
+}
