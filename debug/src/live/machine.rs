@@ -457,7 +457,7 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         }
         ahead.get_mut().forget();
         self.running.fill(true);
-        self.vcpus.go_on_behind(hold);
+        self.vcpus.give_back(&self.link, hold);
     }
 
     fn is_left(&self) -> bool {

@@ -207,6 +207,8 @@ pub struct Runner {
     steps: bool,
     /// ...and unless this many hold it.
     holders: u32,
+    /// The debugger has stopped it, and says when it runs, whether that is attached or about to be.
+    is_stopped: bool,
     armed: Armed,
     end: Option<KeptEnd>,
     /// What has been shown by a stop of [`Visit::stops_at`].
@@ -231,6 +233,7 @@ impl Runner {
             order: None,
             steps: false,
             holders: 0,
+            is_stopped: false,
             armed: Armed::off(isa),
             end: None,
             shown: Shown::default(),
@@ -250,7 +253,7 @@ impl Runner {
     /// Lets a debugger have its say from now on.
     pub fn attach(&mut self, link: Arc<Link>) {
         // What a former one has said is nobody's any more.
-        (self.link, self.order) = (Some(link), None);
+        (self.link, self.order, self.is_stopped) = (Some(link), None, false);
     }
 
     /// Whether the debugger that has its say here is the one with this link.
@@ -265,7 +268,7 @@ impl Runner {
         if let Err(error) = self.stepper(vcpu, &link).prepare() {
             log::warn!("guest debugging cannot be switched off: {error}");
         }
-        self.order = None;
+        (self.order, self.is_stopped) = (None, false);
         if let Then::Runs(runs) = then {
             self.is_running = runs && !self.is_over;
         }
@@ -276,10 +279,30 @@ impl Runner {
         self.holders == 0 && (self.is_running || self.order.is_some())
     }
 
-    /// Lets it run the guest, unless that is over, or a debugger has it: then the debugger says when it runs.
+    /// Lets it run the guest, unless that is over, or a debugger has it, or has stopped it: then the debugger says when
+    /// it runs.
     pub fn resume(&mut self) {
-        if !self.is_over && !self.link.as_ref().is_some_and(|link| link.is_attached()) {
+        let is_debugged = self.link.as_ref().is_some_and(|link| link.is_attached());
+        if !self.is_over && !is_debugged && !self.is_stopped {
             self.is_running = true;
+        }
+    }
+
+    /// Stops it for the debugger with this link, unless that has left.
+    pub(super) fn stop_for(&mut self, link: &Arc<Link>) {
+        if self.obeys(link) {
+            self.pause();
+            self.is_stopped = true;
+        }
+    }
+
+    /// The debugger with this link has stopped it for nothing: it goes on, if the guest `runs`.
+    pub(super) fn give_back(&mut self, link: &Arc<Link>, runs: bool) {
+        if self.obeys(link) {
+            self.is_stopped = false;
+            if runs {
+                self.resume();
+            }
         }
     }
 
@@ -313,7 +336,7 @@ impl Runner {
     /// Has it do what a debugger says, unless the guest is over.
     pub fn order(&mut self, order: Order) {
         if !self.is_over {
-            self.order = Some(order);
+            (self.order, self.is_stopped) = (Some(order), false);
         }
     }
 
@@ -452,7 +475,7 @@ impl Runner {
             Some(KeptEnd::Failed(cause)) => return self.over(Next::Failed(cause)),
             Some(KeptEnd::Shown(_)) | None => {}
         }
-        self.is_running = verdict == Verdict::GoOn;
+        (self.is_running, self.is_stopped) = (verdict == Verdict::GoOn, matches!(verdict, Verdict::Stop(_)));
         if let Verdict::Stop(reason) = verdict {
             let registers = vcpu.at_stop();
             link.tell(Event::Stopped { vcpu: vcpu.id(), reason, registers });
@@ -470,7 +493,7 @@ impl Runner {
             (Some(link), Some(text)) => (link, text),
             (_, fatal) => return self.over(Next::End(fatal)),
         };
-        (self.end, self.is_over) = (Some(KeptEnd::Shown(text.clone())), false);
+        (self.end, self.is_over, self.is_stopped) = (Some(KeptEnd::Shown(text.clone())), false, true);
         let registers = vcpu.at_stop();
         link.tell(Event::Stopped { vcpu: vcpu.id(), reason: StopReason::Fatal(text), registers });
         Next::Look

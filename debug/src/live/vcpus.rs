@@ -292,14 +292,10 @@ impl<M: Monitor> Pausing<M> {
     }
 }
 
-/// Has a vCPU pause, if it obeys the debugger with this link.
-fn pause_by<V>(link: &Arc<Link>) -> impl Fn(&mut Runner, &mut V) + Clone + Send + 'static + use<V> {
+/// Has a vCPU stop for the debugger with this link.
+fn stop_for<V>(link: &Arc<Link>) -> impl Fn(&mut Runner, &mut V) + Clone + Send + 'static + use<V> {
     let link = Arc::clone(link);
-    move |runner: &mut Runner, _: &mut V| {
-        if runner.obeys(&link) {
-            runner.pause();
-        }
-    }
+    move |runner: &mut Runner, _: &mut V| runner.stop_for(&link)
 }
 
 /// Why a vCPU is not debugged.
@@ -380,16 +376,19 @@ impl<M: Monitor> Vcpus<M> {
         self.post_to(|_| true, attach, None)
     }
 
-    /// vCPUs that a debugger has stopped, which has done nothing, go on if the guest is to run; nobody is waited for.
-    pub(super) fn go_on_behind(self: &Arc<Self>, hold: Option<Hold<M>>) {
-        let go_on = |vcpus: &Arc<Vcpus<M>>| {
-            if vcpus.monitor.is_started() {
-                vcpus.resume();
+    /// The debugger with this link has had vCPUs stop for nothing: they go on if the guest is to run; nobody is waited for.
+    pub(super) fn give_back(self: &Arc<Self>, link: &Arc<Link>, hold: Option<Hold<M>>) {
+        let link = Arc::clone(link);
+        let give_back = move |vcpus: &Arc<Vcpus<M>>| {
+            let runs = vcpus.monitor.is_started();
+            for vcpu in 0..vcpus.count() {
+                let link = Arc::clone(&link);
+                vcpus.monitor.post(vcpu, Box::new(move |runner, _| runner.give_back(&link, runs)));
             }
         };
         match hold {
-            Some(hold) => hold.let_go(go_on),
-            None => self.behind_those_gone(go_on),
+            Some(hold) => hold.let_go(give_back),
+            None => self.behind_those_gone(give_back),
         }
     }
 
@@ -473,19 +472,20 @@ impl<M: Monitor> Vcpus<M> {
         Hold::of_told(self)
     }
 
-    /// The same for a debugger, who gives each vCPU an order when it goes on: those that `may_run` are
-    /// stopped, and the others are known to stand still.
-    pub fn pause(self: &Arc<Self>, may_run: impl Fn(u32) -> bool) -> Hold<M> {
+    /// Has those vCPUs that `may_run` stop for the debugger with this link, as long as it has not left: they do not obey it
+    /// then. It gives each an order when it goes on.
+    pub(super) fn stop_for(&self, link: &Arc<Link>, may_run: impl Fn(u32) -> bool) {
+        self.ask(may_run, stop_for(link));
+    }
+
+    /// Has them stop, and holds them, as a debugger does: of which there is none.
+    #[cfg(test)]
+    pub(crate) fn pause(self: &Arc<Self>, may_run: impl Fn(u32) -> bool) -> Hold<M> {
         self.ask(may_run, |runner, _| runner.pause());
         Hold::of_paused(self)
     }
 
-    /// Has vCPUs stop for the debugger with this link, as long as it has not left: they do not obey it then.
-    pub(super) fn stop_for(&self, link: &Arc<Link>, may_run: impl Fn(u32) -> bool) {
-        self.ask(may_run, pause_by(link));
-    }
-
-    /// Begins the same and does not wait for it: `wake` is rung when it is worth looking whether it is done.
+    /// Begins to have vCPUs stop for a debugger and does not wait for it: `wake` is rung when it is worth looking whether it is done.
     pub(super) fn begin_pause(
         self: &Arc<Self>,
         link: &Arc<Link>,
@@ -493,11 +493,11 @@ impl<M: Monitor> Vcpus<M> {
         wake: &Wake,
     ) -> Pausing<M> {
         let (sender, done) = channel();
-        let (answer, pause) = (Answer::new(sender, Some(wake)), pause_by(link));
+        let (answer, stop) = (Answer::new(sender, Some(wake)), stop_for(link));
         let whom: Vec<bool> = (0..self.count()).map(may_run).collect();
         // Orders that it has given before are to be there by then.
         self.behind_those_gone(move |vcpus| {
-            vcpus.post_for(answer, |vcpu| whom.get(vcpu as usize) == Some(&true), pause);
+            vcpus.post_for(answer, |vcpu| whom.get(vcpu as usize) == Some(&true), stop);
         });
         Pausing { vcpus: Arc::clone(self), done, kicked: Instant::now() }
     }

@@ -169,6 +169,38 @@ fn holds_are_counted_and_a_pause_ends_what_it_did() {
 }
 
 #[test]
+fn who_is_stopped_for_a_debugger_runs_for_nobody_else() {
+    let mut thread = Thread::new(Isa::X86_64, []);
+    let (link, _events) = thread.attach();
+    // It is about to attach.
+    link.engine.requests().is_attached = false;
+    thread.runner.resume();
+    assert!(thread.runner.may_run());
+    let (other, _events) = thread.link();
+    let other = Arc::new(other);
+    thread.runner.stop_for(&other);
+    assert!(thread.runner.may_run());
+    for runs in [false, true] {
+        thread.runner.stop_for(&link);
+        thread.runner.resume();
+        thread.runner.give_back(&other, true);
+        assert!(!thread.runner.may_run());
+        thread.runner.give_back(&link, runs);
+        assert_eq!(thread.runner.may_run(), runs);
+        thread.runner.resume();
+        assert!(thread.runner.may_run());
+    }
+    // It says so itself, or leaves.
+    thread.runner.stop_for(&link);
+    thread.order(&link, Action::Run);
+    thread.runner.stop_for(&link);
+    thread.runner.detach(&mut thread.vcpu, &link, Then::AsBefore);
+    assert!(!thread.runner.may_run());
+    thread.runner.resume();
+    assert!(thread.runner.may_run());
+}
+
+#[test]
 fn an_access_is_finished_once_before_anyone_looks() {
     let script = [(Exit::Served, None), (Exit::Served, None), (Exit::Interrupted, None)];
     let mut thread = Thread::new(Isa::X86_64, script);

@@ -276,7 +276,15 @@ fn a_pause_does_not_overtake_what_was_left_before() {
             assert_eq!(monitor.inside.load(Ordering::SeqCst), 0, "somebody runs who was told to pause");
             thread::yield_now();
         }
+        // Nobody else lets them run: not within that hold, nor behind it.
+        vcpus.resume();
         hold.let_go(|vcpus| vcpus.resume());
+        assert_eq!(vcpus.for_each(|_| ()).len(), 2);
+        assert_eq!(monitor.inside.load(Ordering::SeqCst), 0);
+        vcpus.give_back(&link, None);
+        while monitor.inside.load(Ordering::SeqCst) < 2 {
+            thread::yield_now();
+        }
     }
     over(&vcpus);
 }
