@@ -102,6 +102,13 @@ struct Withheld {
     from: usize,
 }
 
+/// What has been stopped for a packet that was to take the guest, and has not, goes on.
+fn give_back<M: Machine>(session: &mut Session<M>) {
+    if session.process == Process::Detached {
+        session.debuggee.give_back();
+    }
+}
+
 fn lock(input: &Mutex<Input>) -> MutexGuard<'_, Input> {
     input.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -282,7 +289,7 @@ impl<M: Machine> Client<M> {
     fn end_answer(&mut self, session: &mut Session<M>, answered: Withheld) {
         let refused = match session.debuggee.machine.written() {
             Poll::Pending => return self.withheld = Some(answered),
-            Poll::Ready(Ok(())) => return,
+            Poll::Ready(Ok(())) => return give_back(session),
             Poll::Ready(Err(refused)) => refused,
         };
         if self.is_running {
@@ -295,7 +302,10 @@ impl<M: Machine> Client<M> {
                 lock(&self.input).put_back(Item::Packet(answered.packet));
                 self.is_acknowledged = true;
             }
-            refused => self.send(format!("E.{refused}").as_bytes()),
+            refused => {
+                self.send(format!("E.{refused}").as_bytes());
+                give_back(session);
+            }
         }
     }
 
@@ -350,8 +360,9 @@ impl<M: Machine> Client<M> {
         }
         let from = self.out.len();
         let result = self.answer_in_time(session, data);
-        if session.debuggee.machine.is_asking() {
-            self.end_answer(session, Withheld { packet: data.to_vec(), from });
+        match session.debuggee.machine.is_asking() {
+            true => self.end_answer(session, Withheld { packet: data.to_vec(), from }),
+            false => give_back(session),
         }
         result
     }

@@ -83,12 +83,14 @@ pub fn is_urgent(data: &[u8]) -> bool {
 /// What of the target has to stand still and to be known for a packet to be served.
 pub fn takes<M: Machine>(session: &Session<M>, is_running: bool, data: &[u8]) -> Option<Extent> {
     let text = |prefix: &str| data.starts_with(prefix.as_bytes());
-    let is_end = data == b"k" || is_kill(data);
-    let comes = data == b"vRun" || text("vRun;") || text("vAttach;") || text("R");
+    let is_end = data == b"k" || is_kill(data) && means_guest(session, data);
+    let comes = data == b"vRun" || text("vRun;") || text("R") || attaches(session, data) == Some(true);
     match session.process {
+        // It is refused.
+        _ if is_running && !is_urgent(data) => None,
         _ if is_end => session.is_extended.then_some(Extent::Whole),
         _ if comes => Some(Extent::Whole),
-        Process::Attached if is_running => is_urgent(data).then_some(Extent::Near),
+        Process::Attached if is_running => means_guest(session, data).then_some(Extent::Near),
         Process::Attached => Some(match data.first() {
             // Those of which there are many.
             Some(b'm' | b'x' | b'X' | b'Z' | b'z' | b'c' | b's' | b'C' | b'S') => Extent::Near,
@@ -102,6 +104,12 @@ pub fn takes<M: Machine>(session: &Session<M>, is_running: bool, data: &[u8]) ->
 /// `vKill;pid`: another packet that begins like it must not end the guest.
 fn is_kill(data: &[u8]) -> bool {
     data == b"vKill" || data.starts_with(b"vKill;")
+}
+
+/// Whether `vAttach;pid` means a guest that is there; `None` of other packets.
+fn attaches<M: Machine>(session: &Session<M>, data: &[u8]) -> Option<bool> {
+    let pid = data.strip_prefix(b"vAttach;")?;
+    Some(session.process != Process::Killed && number(pid) == Some(PROCESS))
 }
 
 fn is_detach(data: &[u8]) -> bool {
@@ -144,9 +152,9 @@ pub fn serve<M: Machine>(session: &mut Session<M>, data: &[u8]) -> Answer {
         b"QStartNoAckMode" => Answer::NoAcknowledgements,
         _ if is_kill(data) && means_guest(session, data) => Answer::Kill(b"OK".to_vec()),
         _ if is_kill(data) => error(errno::ESRCH),
-        _ if text("vAttach;").is_some() => match (session.process, text("vAttach;").and_then(number)) {
-            (Process::Killed, _) => NO_PROCESS.into(),
-            (_, Some(PROCESS)) => Answer::Attach,
+        _ if text("vAttach;").is_some() => match attaches(session, data) {
+            Some(true) => Answer::Attach,
+            _ if session.process == Process::Killed => NO_PROCESS.into(),
             _ => error(errno::ESRCH),
         },
         _ if data == b"vRun" || text("vRun;").is_some() => Answer::Restart(true),

@@ -510,7 +510,8 @@ impl<M: Machine> Server<M> {
         let Some(client) = self.client.take() else { return };
         log::warn!("the debugger is let go, as it was asked for: {}", client.peer);
         match self.session.process {
-            Process::Detached => return,
+            // It may have been about to attach again.
+            Process::Detached => return self.session.debuggee.give_back(),
             // It has ended the guest, and the user wants that debugger gone.
             Process::Killed => return self.session.kill(),
             Process::Attached => {}

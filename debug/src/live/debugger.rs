@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle, ThreadId};
+use std::time::Duration;
 
 /// What a guest is to a debugger, beside its vCPUs.
 pub struct Target {
@@ -450,7 +451,10 @@ impl<M: Monitor> Polled<M> {
     pub fn leave(&mut self) {
         if let Served::Serves = self.state {
             self.state = Served::WantsToLeave;
-            self.lines.wake.ring();
+            // Also where nobody waits for what vCPUs tell.
+            if let Err(error) = self.server.wait_for_vcpus(Duration::ZERO) {
+                log::error!("the gdb server cannot be woken, and leaves when it is next called: {error}");
+            }
         }
     }
 
@@ -495,15 +499,6 @@ impl<M: Monitor> Polled<M> {
             None => Served::Over,
         };
         Ok(())
-    }
-}
-
-impl<M: Monitor> Drop for Polled<M> {
-    /// Waits for nobody, either.
-    fn drop(&mut self) {
-        if let Some(hold) = self.lines.place().take_hold() {
-            hold.let_go(|_| {});
-        }
     }
 }
 

@@ -153,7 +153,8 @@ impl<M: Monitor> LiveMachine<M> {
         let Begun { vcpus, link, events, hold } = begun;
         (self.vcpus, self.link, self.events, self.hold) = (vcpus, link, events, hold);
         self.happened.clear();
-        self.running.fill(false);
+        // Nobody has stopped them for this debugger, though none may have run.
+        self.running.fill(true);
         self.answers = Answers::new(self.vcpus.count(), self.waiting);
     }
 
@@ -167,7 +168,8 @@ impl<M: Monitor> LiveMachine<M> {
         let hold = locked(&self.hold).take();
         match (hold, self.waiting) {
             (Some(hold), Waiting::Never) => hold.let_go(then),
-            (hold, _) => {
+            (None, Waiting::Never) => self.vcpus.behind_those_gone(then),
+            (hold, Waiting::Asleep | Waiting::Awake) => {
                 drop(hold);
                 then(&self.vcpus);
             }
@@ -272,6 +274,15 @@ impl<M: Monitor> LiveMachine<M> {
     }
 }
 
+impl<M: Monitor> Drop for LiveMachine<M> {
+    /// Who never waits does not to let go, either.
+    fn drop(&mut self) {
+        if self.waiting == Waiting::Never {
+            self.let_go(|_| {});
+        }
+    }
+}
+
 impl<M: Monitor> Machine for LiveMachine<M> {
     fn isa(&self) -> Isa {
         self.link.engine.isa()
@@ -348,7 +359,10 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         self.take_events();
         match &mut self.answers {
             Answers::Waited(waited) => waited.forget_activities(),
-            Answers::Ahead(ahead) => ahead.get_mut().forget(),
+            Answers::Ahead(ahead) => {
+                ahead.get_mut().forget();
+                ahead.get_mut().pause_no_more();
+            }
         }
         let looks = self.waiting == Waiting::Awake && orders.iter().any(|order| order.action == Action::Step);
         if looks {
@@ -361,6 +375,9 @@ impl<M: Monitor> Machine for LiveMachine<M> {
                 waited.forget(*vcpu);
             }
             self.running[*vcpu as usize] = true;
+        }
+        if !orders.is_empty() {
+            self.vcpus.let_run();
         }
         let link = Arc::clone(&self.link);
         self.let_go(move |vcpus| {
@@ -444,7 +461,9 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         let is_ready = ahead.get_mut().prepare(vcpus, (&mut hold, &mut self.running), extent);
         let left = hold.take_if(|_| self.link.is_left());
         drop(hold);
-        drop(left);
+        if let Some(left) = left {
+            left.let_go(|_| {});
+        }
         is_ready
     }
 

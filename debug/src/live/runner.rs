@@ -475,6 +475,12 @@ impl Runner {
             Some(KeptEnd::Failed(cause)) => return self.over(Next::Failed(cause)),
             Some(KeptEnd::Shown(_)) | None => {}
         }
+        // Nobody is there to look at it.
+        if let Verdict::Stop(StopReason::Fatal(text)) = &verdict
+            && !link.is_attached()
+        {
+            return self.over(Next::Failed(text.clone()));
+        }
         (self.is_running, self.is_stopped) = (verdict == Verdict::GoOn, matches!(verdict, Verdict::Stop(_)));
         if let Verdict::Stop(reason) = verdict {
             let registers = vcpu.at_stop();

@@ -154,11 +154,14 @@ impl<M: Monitor> Hold<M> {
     /// Of vCPUs whose threads have been told to hold, and are out of the guest: it stays longer than a debugger's step
     /// takes.
     fn of_told(vcpus: &Arc<Vcpus<M>>) -> Hold<M> {
-        let mut turn = Turn::take(vcpus);
-        turn.begin();
-        vcpus.monitor.stays(vcpus);
-        drop(turn);
-        Hold::new(vcpus, true)
+        // What threads have been told is taken back, whatever a monitor panics in.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| Turn::take(vcpus).begin())) {
+            vcpus.tell_all(Runner::release);
+            resume_unwind(panic);
+        }
+        let hold = Hold::new(vcpus, true);
+        hold.stays();
+        hold
     }
 
     /// Of vCPUs that have been told to pause, and are out of the guest.
@@ -207,15 +210,17 @@ impl<M: Monitor> Hold<M> {
     pub(super) fn let_go(mut self, then: impl FnOnce(&Arc<Vcpus<M>>) + Send + 'static) {
         self.is_let_go = true;
         let (vcpus, is_told) = (Arc::clone(&self.vcpus), self.is_told);
-        Turn::soon(&vcpus, move |turn| {
-            // What is to be done behind it is, whatever a monitor panics in.
-            let ended = catch_unwind(AssertUnwindSafe(|| turn.end()));
-            if is_told {
-                turn.held().tell_all(Runner::release);
-            }
-            then(turn.held());
-            ended.unwrap_or_else(|panic| resume_unwind(panic));
-        });
+        Turn::soon(&vcpus, move |turn| Hold::end(turn, is_told, then));
+    }
+
+    /// One less holds the guest. What is to be done behind that is, whatever a monitor panics in.
+    fn end(turn: &mut Turn<'_, Vcpus<M>>, is_told: bool, then: impl FnOnce(&Arc<Vcpus<M>>)) {
+        let ended = catch_unwind(AssertUnwindSafe(|| turn.end()));
+        if is_told {
+            turn.held().tell_all(Runner::release);
+        }
+        then(turn.held());
+        ended.unwrap_or_else(|panic| resume_unwind(panic));
     }
 }
 
@@ -224,11 +229,7 @@ impl<M: Monitor> Drop for Hold<M> {
         if self.is_let_go {
             return;
         }
-        let mut turn = Turn::take(&self.vcpus);
-        turn.end();
-        if self.is_told {
-            self.vcpus.tell_all(Runner::release);
-        }
+        Hold::end(&mut Turn::take(&self.vcpus), self.is_told, |_| {});
     }
 }
 
@@ -376,11 +377,11 @@ impl<M: Monitor> Vcpus<M> {
         self.post_to(|_| true, attach, None)
     }
 
-    /// The debugger with this link has had vCPUs stop for nothing: they go on if the guest is to run; nobody is waited for.
+    /// The debugger with this link has had vCPUs stop for nothing: they go on if the guest has been let run; nobody is waited for.
     pub(super) fn give_back(self: &Arc<Self>, link: &Arc<Link>, hold: Option<Hold<M>>) {
         let link = Arc::clone(link);
         let give_back = move |vcpus: &Arc<Vcpus<M>>| {
-            let runs = vcpus.monitor.is_started();
+            let runs = vcpus.is_let_run();
             for vcpu in 0..vcpus.count() {
                 let link = Arc::clone(&link);
                 vcpus.monitor.post(vcpu, Box::new(move |runner, _| runner.give_back(&link, runs)));
@@ -446,7 +447,7 @@ impl<M: Monitor> Vcpus<M> {
     }
 
     /// Has something done behind what holders have [let go](Hold::let_go) before, and waits for nobody.
-    fn behind_those_gone(self: &Arc<Self>, then: impl FnOnce(&Arc<Self>) + Send + 'static) {
+    pub(super) fn behind_those_gone(self: &Arc<Self>, then: impl FnOnce(&Arc<Self>) + Send + 'static) {
         Turn::soon(self, move |turn| then(turn.held()));
     }
 
@@ -461,7 +462,7 @@ impl<M: Monitor> Vcpus<M> {
         self.is_let_run.load(Ordering::SeqCst)
     }
 
-    fn let_run(&self) {
+    pub(super) fn let_run(&self) {
         self.is_let_run.store(true, Ordering::SeqCst);
     }
 
@@ -570,9 +571,9 @@ impl<M: Monitor> Vcpus<M> {
     ) -> Receiver<()> {
         let (sender, dones) = channel();
         let (link, answer) = (Arc::clone(link), Answer::new(sender, Some(wake)));
-        let detach = move |vcpus: &Arc<Vcpus<M>>| {
-            vcpus.post_detach(&link, Then::Runs(vcpus.monitor.is_started()), answer);
-        };
+        // Not asked in another's turn, who may have locks of the monitor's.
+        let then = Then::Runs(self.monitor.is_started());
+        let detach = move |vcpus: &Arc<Vcpus<M>>| vcpus.post_detach(&link, then, answer);
         match hold {
             Some(hold) => hold.let_go(detach),
             // It may have let go before, and not be through with that.
