@@ -116,7 +116,7 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
     let guest = Guest::with_backends(&config.guest, backends, output())?;
     cell::settle();
     let lacks_dump = Cell::new(false);
-    if guest.is_linux() && probe::refuses_linux() {
+    if guest.is_linux() && probe::lacks_instructions() {
         log::warn!(
             "this host's KVM does not run Linux guests, and this is one: `vmm check` says what it lacks"
         );

@@ -33,7 +33,7 @@ impl Frame {
 
 /// Where a stack ends, seen from its last frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum StackEnd {
     /// Where the kernel began.
     Bottom,
     /// In user space, at this address.
@@ -48,7 +48,7 @@ pub struct Stack {
     /// The innermost first.
     pub frames: Vec<Frame>,
     /// What is behind the last of them.
-    pub end: End,
+    pub end: StackEnd,
 }
 
 /// Where a stack is looked at from.
@@ -74,7 +74,7 @@ pub struct Start {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     Frame(Start),
-    End(End),
+    End(StackEnd),
 }
 
 /// Frames that are followed at most: a kernel's stacks have 16 KiB, and each takes two words.
@@ -90,16 +90,16 @@ pub(crate) fn follow(start: Start, mut next: impl FnMut(&Start) -> Result<Next, 
         is_guessed |= at.is_guessed;
         // A frame that was there already leads round and round.
         if frames.iter().any(|frame| frame.sp == sp && frame.pc == pc) {
-            break End::Lost("the stack leads back to a frame that was there already".into());
+            break StackEnd::Lost("the stack leads back to a frame that was there already".into());
         }
         frames.push(Frame { pc, sp, is_exact, is_guessed });
         if frames.len() == MOST {
-            break End::Lost(format!("it has more than {MOST} frames"));
+            break StackEnd::Lost(format!("it has more than {MOST} frames"));
         }
         match next(&at) {
             Ok(Next::Frame(frame)) => at = frame,
             Ok(Next::End(end)) => break end,
-            Err(error) => break End::Lost(error.to_string()),
+            Err(error) => break StackEnd::Lost(error.to_string()),
         }
     };
     Stack { frames, end }

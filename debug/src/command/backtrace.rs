@@ -7,7 +7,7 @@ use super::oops;
 use super::operator::Operator;
 use super::tasks::name;
 use crate::linux::task::Task;
-use crate::linux::unwind::{End, Stack};
+use crate::linux::unwind::{Stack, StackEnd};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
 use crate::symbols::Frame as Line;
 use crate::view::{Location, Stacks, View};
@@ -86,7 +86,7 @@ pub struct Trace {
     /// The innermost first; none, and in words why.
     pub frames: Result<Vec<Frame>, String>,
     /// What is behind the last.
-    pub end: End,
+    pub end: StackEnd,
 }
 
 /// Stacks, as they are told.
@@ -160,9 +160,9 @@ impl Trace {
             })
         };
         let (user, lost) = match &self.end {
-            End::Bottom => (None, None),
-            End::User(pc) => (Some(hex(*pc)), None),
-            End::Lost(why) => (None, Some(why.as_str())),
+            StackEnd::Bottom => (None, None),
+            StackEnd::User(pc) => (Some(hex(*pc)), None),
+            StackEnd::Lost(why) => (None, Some(why.as_str())),
         };
         json!({
             "pid": self.task.as_ref().map(|(pid, _)| pid), "name": self.task.as_ref().map(|(_, name)| name),
@@ -192,9 +192,9 @@ impl fmt::Display for WithoutHead<'_> {
             }
         }
         match &self.0.end {
-            End::Bottom => Ok(()),
-            End::User(pc) => writeln!(f, "  in user space at {pc:#x}"),
-            End::Lost(why) => writeln!(f, "  and no further: {why}"),
+            StackEnd::Bottom => Ok(()),
+            StackEnd::User(pc) => writeln!(f, "  in user space at {pc:#x}"),
+            StackEnd::Lost(why) => writeln!(f, "  and no further: {why}"),
         }
     }
 }
@@ -272,7 +272,7 @@ impl Lines {
 pub(super) fn trace(stacks: &Stacks<'_>, lines: &mut Lines, stack: Result<Stack, String>) -> Trace {
     let (frames, end) = match stack {
         Ok(Stack { frames, end }) => (Ok(frames), end),
-        Err(why) => (Err(why), End::Bottom),
+        Err(why) => (Err(why), StackEnd::Bottom),
     };
     let frames = frames.map(|frames| {
         let mut one = |frame: &crate::linux::unwind::Frame| {
@@ -367,9 +367,10 @@ mod tests {
             task: Some((12, "[kworker/0:1]".into())),
             vcpu: None,
             frames: Ok(vec![called, interrupted, nowhere]),
-            end: End::Lost("nothing tells".into()),
+            end: StackEnd::Lost("nothing tells".into()),
         };
-        let user = Trace { task: None, vcpu: Some(1), frames: Ok(Vec::new()), end: End::User(0x40_1000) };
+        let user =
+            Trace { task: None, vcpu: Some(1), frames: Ok(Vec::new()), end: StackEnd::User(0x40_1000) };
         let not = Trace { task: Some((1, "init".into())), frames: Err("not there".into()), ..user.clone() };
         let traces = Traces { all: vec![first, user, not], remarks: vec!["a list is broken".into()] };
         let expected = "task 12 [kworker/0:1]:\n\
@@ -388,7 +389,7 @@ mod tests {
         let again = frame(0xffff_ffff_c000_0020, false, "recurses", None);
         let end = frame(0xffff_ffff_c000_0030, false, "begins", None);
         let frames = [vec![again; 5], vec![end.clone(); 3]].concat();
-        let deep = Trace { task: None, vcpu: None, frames: Ok(frames), end: End::Bottom };
+        let deep = Trace { task: None, vcpu: None, frames: Ok(frames), end: StackEnd::Bottom };
         let expected = "\x20 #0   0xffffffffc0000020 recurses+0x10\n\
                         \x20 ... 4 more like it\n\
                         \x20 #5   0xffffffffc0000030 begins+0x10\n\

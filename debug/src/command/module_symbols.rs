@@ -25,7 +25,7 @@ const MOST_SECTIONS: usize = 1 << 16;
 
 /// Where a module's symbols belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct LoadedModule {
     /// The module.
     pub name: String,
     /// Where its `.text` is, guest-virtual.
@@ -40,7 +40,7 @@ pub struct ModuleSymbols {
     /// The folder that their files are taken to be in.
     pub folder: String,
     /// Each of them.
-    pub modules: Vec<Place>,
+    pub modules: Vec<LoadedModule>,
     /// What of them could not be had, a line each.
     pub remarks: Vec<String>,
 }
@@ -51,9 +51,9 @@ fn is_word(text: &str) -> bool {
     !text.is_empty() && !text.starts_with('-') && text.chars().all(is_plain)
 }
 
-impl Place {
+impl LoadedModule {
     /// Of a module and its sections; those that it has begun with are gone once it lives.
-    fn new(module: Module, sections: Vec<Section>) -> Place {
+    fn new(module: Module, sections: Vec<Section>) -> LoadedModule {
         let is_gone = |name: &str| name.starts_with(".init") && module.state == Some(ModuleState::Live);
         let (mut text, mut others) = (module.text, Vec::new());
         for section in sections {
@@ -63,7 +63,7 @@ impl Place {
                 _ => others.push(section),
             }
         }
-        Place { name: module.name, text, sections: others }
+        LoadedModule { name: module.name, text, sections: others }
     }
 }
 
@@ -96,12 +96,12 @@ impl ModuleSymbols {
                 sections.clear();
             }
             left -= sections.len();
-            symbols.modules.push(Place::new(module, sections));
+            symbols.modules.push(LoadedModule::new(module, sections));
         }
         Ok(symbols)
     }
 
-    fn file(&self, place: &Place) -> String {
+    fn file(&self, place: &LoadedModule) -> String {
         format!("{}/{}.ko", self.folder, place.name)
     }
 }
@@ -127,7 +127,7 @@ impl fmt::Display for ModuleSymbols {
 impl Value for ModuleSymbols {
     fn json(&self) -> Json {
         let section = |it: &Section| json!({ "name": it.name, "address": hex(it.address) });
-        let module = |it: &Place| {
+        let module = |it: &LoadedModule| {
             json!({
                 "name": it.name, "file": self.file(it), "text": hex(it.text),
                 "sections": it.sections.iter().map(section).collect::<Vec<_>>(),
@@ -186,9 +186,9 @@ mod tests {
             ("`x`", 1),
         ]);
         let modules = vec![
-            Place::new(module("virtio_net", ModuleState::Live), all.clone()),
-            Place::new(module("coming", ModuleState::Coming), all[..2].to_vec()),
-            Place::new(module("bare", ModuleState::Live), Vec::new()),
+            LoadedModule::new(module("virtio_net", ModuleState::Live), all.clone()),
+            LoadedModule::new(module("coming", ModuleState::Coming), all[..2].to_vec()),
+            LoadedModule::new(module("bare", ModuleState::Live), Vec::new()),
         ];
         let symbols = ModuleSymbols { folder: "/lib/modules/6.12".into(), modules, remarks: Vec::new() };
         let expected = "# files are taken to be /lib/modules/6.12/NAME.ko; for a _ of NAME a file's name may have a -\n\

@@ -339,14 +339,14 @@ mod tests {
     use crate::command::backtrace::Frame;
     use crate::command::locks::{HeldBy, Waiting, Who};
     use crate::linux::lock::LockKind;
-    use crate::linux::unwind::End;
+    use crate::linux::unwind::StackEnd;
     use crate::view::Location;
 
     fn stack(symbol: &str, task: Option<(u32, String)>) -> Trace {
         let place = Location { symbol: symbol.into(), offset: 8, module: None };
         let (is_exact, is_guessed) = (true, false);
         let frame = Frame { pc: 0xffff_0008, is_exact, is_guessed, place: Some(place), lines: Vec::new() };
-        Trace { task, vcpu: None, frames: Ok(vec![frame]), end: End::Bottom }
+        Trace { task, vcpu: None, frames: Ok(vec![frame]), end: StackEnd::Bottom }
     }
 
     fn page() -> Why {

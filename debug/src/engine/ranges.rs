@@ -1,6 +1,8 @@
 //! Steps of a range: through it one at a time, or in one run to where it can be left.
 
-use super::{Cpu, Engine, Met, Requests, Run, Verdict, pc, stack};
+use super::judge::Met;
+use super::requests::Run;
+use super::{Cpu, Engine, Requests, Verdict, pc, stack};
 use crate::arming::{Want, allocate};
 use crate::breakpoint::Table;
 use crate::machine::{Action, MachineError, StopReason};

@@ -1,6 +1,7 @@
 //! Debug registers, shared out among breakpoints.
 
-use super::{Engine, Requests, Sharing};
+use super::requests::Sharing;
+use super::{Engine, Requests};
 use crate::arming::{TooMany, Want, allocate};
 use crate::breakpoint::{Breakpoint, Id, Kind};
 use crate::machine::Memory;

@@ -1,6 +1,9 @@
+use super::retries::{Dealt, DealtWith};
 use super::*;
+use crate::breakpoint::Breakpoint;
 use crate::expression::Expression;
 use crate::fake::{Scripted, ScriptedStep, host};
+use crate::machine::Order;
 use crate::trap::Injection;
 use crate::vcpu::Vcpu;
 use arch::aarch64::syndrome::DebugException;
@@ -488,4 +491,18 @@ fn what_serves_the_guest_leaves_breakpoints_where_their_page_is() {
     assert_eq!((seen(), there()), (0xcc, 0xcc));
     engine.requests().table.clear(memory);
     assert_eq!(there(), 0xcc);
+}
+
+#[test]
+fn steps_keep_interrupts_out_unless_they_may_fall_into_them() {
+    for isa in Isa::ALL {
+        let engine = Engine::new(isa, host(), 1);
+        let mut requests = engine.requests();
+        requests.begin(&[Action::Step]);
+        for may_fall in [false, true] {
+            requests.step_interrupts = may_fall;
+            let arming = engine.arming(&requests, 0);
+            assert_eq!((arming.step, arming.block_interrupts), (true, !may_fall), "{isa}");
+        }
+    }
 }

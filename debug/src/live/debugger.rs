@@ -84,7 +84,7 @@ impl Options {
 
 /// Where a debugger is: the machine that the guest is in.
 #[derive(Debug)]
-struct Place<M: Monitor> {
+struct Home<M: Monitor> {
     /// Its vCPUs, which are not kept by this.
     vcpus: Weak<Vcpus<M>>,
     /// What they share with the debugger.
@@ -95,10 +95,10 @@ struct Place<M: Monitor> {
     is_left: bool,
 }
 
-impl<M: Monitor> Place<M> {
-    fn of(begun: &Begun<M>) -> Place<M> {
+impl<M: Monitor> Home<M> {
+    fn of(begun: &Begun<M>) -> Home<M> {
         let Begun { vcpus, link, hold, .. } = begun;
-        Place { vcpus: Arc::downgrade(vcpus), link: Arc::clone(link), hold: Arc::clone(hold), is_left: false }
+        Home { vcpus: Arc::downgrade(vcpus), link: Arc::clone(link), hold: Arc::clone(hold), is_left: false }
     }
 
     /// The vCPUs, if they are there.
@@ -122,7 +122,7 @@ struct Lines<M: Monitor> {
     /// The debugger wants the guest to end, whichever machine it is in by then.
     wants_end: Arc<AtomicBool>,
     quit: Wake,
-    place: Mutex<Place<M>>,
+    place: Mutex<Home<M>>,
     /// vCPUs' threads look for what comes at once, wherever the guest is.
     looks: bool,
 }
@@ -144,7 +144,7 @@ impl<M: Monitor> Lines<M> {
         }
         let wakes = (wake.clone(), release.clone());
         let begun = begin(vcpus, &engine, target.memory, wakes, (waiting, looks))?;
-        let place = Mutex::new(Place::of(&begun));
+        let place = Mutex::new(Home::of(&begun));
         let machine = LiveMachine::new(begun, next, (quit.clone(), Arc::clone(&wants_end)), waiting);
         Ok((Lines { engine, wake, release, next: sender, wants_end, quit, place, looks }, machine))
     }
@@ -189,7 +189,7 @@ impl<M: Monitor> Lines<M> {
             Ok(begun) => begun,
             Err(refused) => return self.tell(Err(refused.to_string())),
         };
-        *place = Place::of(&begun);
+        *place = Home::of(&begun);
         drop(place);
         self.tell(Ok(begun));
         // It may have ended the former machine when that was over already. Whoever does so behind this
@@ -205,7 +205,7 @@ impl<M: Monitor> Lines<M> {
         self.wake.ring();
     }
 
-    fn place(&self) -> MutexGuard<'_, Place<M>> {
+    fn place(&self) -> MutexGuard<'_, Home<M>> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -369,7 +369,8 @@ impl<M: Monitor> Drop for Debugger<M> {
 /// A debugger without a thread: the monitor's event loop waits for its descriptor, and calls
 /// [`process`](Polled::process) when that is readable. That never waits for a vCPU; where one is to answer first, the
 /// descriptor becomes readable when it has. So the loop may be on the thread of the guest's only vCPU, as long as that
-/// does the tasks that it is [posted](Monitor::post).
+/// does the tasks that it is [posted](Monitor::post), and its monitor asks no vCPU where it is told that the guest
+/// [stands still](Monitor::stands_still) or goes on: what it does there is waited for.
 ///
 /// What somebody asks for may take as long as it takes: to search all memory, or to write a dump. Dropped without
 /// having [left](Polled::leave), it means that the guest is over, as a [`Debugger`] does.

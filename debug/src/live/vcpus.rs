@@ -114,7 +114,7 @@ pub struct Vcpus<M: Monitor> {
     /// Who holds the guest.
     holders: Holders<Vcpus<M>>,
     /// Of the debugger that has a say, if there is one.
-    link: Place,
+    link: Seat,
     /// Some vCPU has been told to run its guest.
     is_let_run: AtomicBool,
 }
@@ -304,12 +304,12 @@ const OTHER_VCPUS: &str =
     "the engine is for another architecture, or a vCPU's number is not below their count";
 
 /// Where the debugger is that has a say.
-type Place = Arc<Mutex<Option<Arc<Link>>>>;
+type Seat = Arc<Mutex<Option<Arc<Link>>>>;
 
 /// A debugger that leaves, while some vCPUs know of it. Its last one is dropped on a vCPU's thread, so it keeps no more than
 /// the place.
 struct Leaving {
-    place: Place,
+    place: Seat,
     link: Arc<Link>,
 }
 
@@ -326,7 +326,7 @@ impl<M: Monitor> Vcpus<M> {
         Vcpus {
             monitor,
             holders: Holders::default(),
-            link: Place::default(),
+            link: Seat::default(),
             is_let_run: AtomicBool::new(false),
         }
     }

@@ -4,7 +4,7 @@ use super::View;
 use super::module_names::ModuleNames;
 use crate::linux::reader::Reader;
 use crate::linux::task::{Task, TaskState};
-use crate::linux::unwind::{End, Frame, Stack, Start, frame_pointer, orc};
+use crate::linux::unwind::{Frame, Stack, StackEnd, Start, frame_pointer, orc};
 use crate::linux::{Symbols, Types, VmCoreInfo};
 use crate::machine::Activity;
 use arch::Isa;
@@ -86,7 +86,7 @@ impl<'a> Stacks<'a> {
     pub fn of_vcpu(&self, vcpu: u32) -> Result<Stack, String> {
         let (start, is_user) = self.start(vcpu)?;
         match is_user {
-            true => Ok(Stack { frames: Vec::new(), end: End::User(start.pc) }),
+            true => Ok(Stack { frames: Vec::new(), end: StackEnd::User(start.pc) }),
             false => self.unwind(vcpu, &|_| Ok(start)),
         }
     }
@@ -218,7 +218,7 @@ impl<'a> Stacks<'a> {
         let found = self.view.through(vcpu).by_kernel(self.info, |read| {
             let reader = Reader::new(read);
             let stack = self.unwind_by(start(&reader)?, &reader);
-            let End::Lost(why) = &stack.end else { return Ok(stack) };
+            let StackEnd::Lost(why) = &stack.end else { return Ok(stack) };
             let (why, mut longest) = (why.clone(), longest.borrow_mut());
             if longest.as_ref().is_none_or(|longest| longest.frames.len() < stack.frames.len()) {
                 *longest = Some(stack);

@@ -240,11 +240,14 @@ fn print_debug(columns: &[Columns; 2]) {
         println!("  {name:46}{ours:>12.1}{theirs:>14.1}{:>8.2}  {unit}  ({aim})", ours / theirs);
     }
     // Taken in turns within each round, so compared within it.
-    let shares = [0, 1].map(|monitor: usize| {
-        let (steps, sums) = (&columns[monitor][0], &columns[monitor][DEBUG_FIGURES.len() - 1]);
-        median(steps.iter().zip(sums).map(|(steps, sum)| steps / sum).collect())
-    });
-    println!("  {:46}{:>12.2}{:>14.2}", "single steps, of what there is to be had", shares[0], shares[1]);
+    for (behind, name) in [(2, "single steps, of that sum"), (1, "single steps, of what there is to be had")]
+    {
+        let shares = [0, 1].map(|monitor: usize| {
+            let (steps, most) = (&columns[monitor][0], &columns[monitor][DEBUG_FIGURES.len() - behind]);
+            median(steps.iter().zip(most).map(|(steps, most)| steps / most).collect())
+        });
+        println!("  {name:46}{:>12.2}{:>14.2}", shares[0], shares[1]);
+    }
 }
 
 /// The same on this machine's own KVM, and gdb's way to its prompt with a kernel's symbols.

@@ -31,6 +31,14 @@ fn mutate(random: &mut Random, data: &mut Vec<u8>, other: &[u8]) {
     data.truncate(8192);
 }
 
+/// The first of two with one name would be run for both.
+#[test]
+fn each_target_has_a_name_of_its_own() {
+    for (index, fuzzed) in FUZZED.iter().enumerate() {
+        assert!(FUZZED[..index].iter().all(|other| other.name != fuzzed.name), "{}", fuzzed.name);
+    }
+}
+
 #[test]
 fn mutations_of_good_inputs() {
     let next = AtomicUsize::new(0);

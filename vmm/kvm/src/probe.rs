@@ -304,17 +304,17 @@ pub fn bare_exits(rounds: u32, count: u32) -> Result<f64, String> {
 }
 
 /// Guests of a few instructions that do what Linux guests do, where a KVM in software has no answer.
-pub const LINUX_NEEDS: &[&str] = match HOST_ISA {
+pub const INSTRUCTIONS: &[&str] = match HOST_ISA {
     Isa::X86_64 => &["cmpxchg16b", "xrstor", "int3", "user_mode"],
     Isa::Aarch64 => &["brk", "user_mode"],
 };
 
 /// Whether this host's KVM is one that does not run Linux guests. Tried only where the processor has no
 /// virtualization, as each try takes milliseconds, which a guest's start is not to wait for elsewhere.
-pub fn refuses_linux() -> bool {
+pub fn lacks_instructions() -> bool {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     lacks_virtualization(HOST_ISA, &cpuinfo)
-        && LINUX_NEEDS.iter().any(|name| attempt(PATIENCE, move || small(name)).is_err())
+        && INSTRUCTIONS.iter().any(|name| attempt(PATIENCE, move || small(name)).is_err())
 }
 
 /// Whether a processor has no virtualization, as far as Linux says so: on x86 by a flag. aarch64 has KVM with
@@ -378,7 +378,7 @@ mod tests {
 
     #[test]
     fn every_probe_has_its_guest() {
-        for name in LINUX_NEEDS.iter().chain(&["debug"]) {
+        for name in INSTRUCTIONS.iter().chain(&["debug"]) {
             assert!(guest(name).is_ok(), "{name}");
         }
     }

@@ -196,7 +196,7 @@ mod tests {
             PROBES.iter().filter(|probe| probe.for_linux && probe.only.is_none_or(|isa| isa == HOST_ISA));
         let own = ["small_guests", "smp"];
         let marked: Vec<&str> = marked.map(|probe| probe.key).filter(|key| !own.contains(key)).collect();
-        assert_eq!(marked, kvm::probe::LINUX_NEEDS);
+        assert_eq!(marked, kvm::probe::INSTRUCTIONS);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Sources: Procedure Call Standard for the Arm 64-bit Architecture, "The Frame Pointer"; Linux,
 //! `arch/arm64/kernel/stacktrace.c`, `arch/arm64/kernel/entry.S`; System V ABI, AMD64, "The Stack Frame".
 
-use super::{End, Next, Stack, Start, follow};
+use super::{Next, Stack, StackEnd, Start, follow};
 use crate::reader::{NotThere, Reader};
 use crate::types::{Field, Types};
 use arch::Isa;
@@ -11,7 +11,7 @@ use arch::register::RegisterFile;
 
 /// What comes behind a frame on x86, where only the pointer tells.
 pub(super) fn x86(at: &Start, reader: &Reader<'_>) -> Result<Next, NotThere> {
-    let lost = || Ok(Next::End(End::Lost(format!("nothing tells of the frame at {:#x}", at.pc))));
+    let lost = || Ok(Next::End(StackEnd::Lost(format!("nothing tells of the frame at {:#x}", at.pc))));
     if at.fp < at.sp || !at.fp.is_multiple_of(8) {
         return lost();
     }
@@ -92,10 +92,10 @@ impl Layout {
     fn next(&self, at: &Start, reader: &Reader<'_>) -> Result<Next, NotThere> {
         let record = at.fp;
         if record == 0 {
-            return Ok(Next::End(End::Bottom));
+            return Ok(Next::End(StackEnd::Bottom));
         }
         if !record.is_multiple_of(8) {
-            return Ok(Next::End(End::Lost(format!("no frame can be at {record:#x}"))));
+            return Ok(Next::End(StackEnd::Lost(format!("no frame can be at {record:#x}"))));
         }
         let (fp, pc) = (reader.address(record)?, reader.address(record.wrapping_add(8))?);
         let regs = record.wrapping_sub(self.record.at);
@@ -105,8 +105,8 @@ impl Layout {
                 EXCEPTION => self.interrupted(regs, reader),
                 // The registers of user space, or none.
                 _ => Ok(Next::End(match (reader.field(regs, self.state)?, reader.field(regs, self.pc)?) {
-                    (state, pc) if state & MODE == 0 && pc != 0 => End::User(pc),
-                    _ => End::Bottom,
+                    (state, pc) if state & MODE == 0 && pc != 0 => StackEnd::User(pc),
+                    _ => StackEnd::Bottom,
                 })),
             };
         }
@@ -124,7 +124,7 @@ impl Layout {
         let register = |number: u64| reader.address(regs.wrapping_add(self.registers.at + number * 8));
         let (pc, state) = (reader.field(regs, self.pc)?, reader.field(regs, self.state)?);
         if state & MODE == 0 {
-            return Ok(Next::End(End::User(pc)));
+            return Ok(Next::End(StackEnd::User(pc)));
         }
         let (fp, link, sp) = (register(29)?, Some(register(30)?), reader.field(regs, self.sp)?);
         Ok(Next::Frame(Start { pc, sp, fp, link, is_exact: true, ..Start::default() }))

@@ -6,7 +6,7 @@
 //!
 //! Source: Linux, `arch/x86/include/asm/orc_types.h`, `arch/x86/kernel/unwind_orc.c`, `tools/objtool`.
 
-use super::{End, Next, Stack, Start, follow, frame_pointer};
+use super::{Next, Stack, StackEnd, Start, follow, frame_pointer};
 use crate::reader::{NotThere, Reader};
 use crate::symbols::Symbols;
 use crate::types::{Field, Part, TypeId, Types};
@@ -198,9 +198,9 @@ impl Layout {
     }
 
     fn next(&self, at: &Start, entry: &Entry, reader: &Reader<'_>) -> Result<Next, NotThere> {
-        let lost = |why: &str| Ok(Next::End(End::Lost(format!("{why} at {:#x}", at.pc))));
+        let lost = |why: &str| Ok(Next::End(StackEnd::Lost(format!("{why} at {:#x}", at.pc))));
         match entry.kind {
-            Kind::EndOfStack => return Ok(Next::End(End::Bottom)),
+            Kind::EndOfStack => return Ok(Next::End(StackEnd::Bottom)),
             Kind::Undefined => return lost("the kernel's unwind table has nothing"),
             Kind::Call | Kind::Registers | Kind::SomeRegisters => {}
         }
@@ -256,7 +256,7 @@ impl Registers {
     fn interrupted(&self, regs: u64, fp: Option<u64>, reader: &Reader<'_>) -> Result<Next, NotThere> {
         let (pc, cs) = (reader.field(regs, self.ip)?, reader.field(regs, self.cs)?);
         if cs & 3 != 0 {
-            return Ok(Next::End(End::User(pc)));
+            return Ok(Next::End(StackEnd::User(pc)));
         }
         let sp = reader.field(regs, self.sp)?;
         let (fp, general) = match fp {

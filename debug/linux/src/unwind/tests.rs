@@ -108,7 +108,7 @@ fn stack(kernel: &Made, is_new: bool, start: Start) -> Stack {
     layout.stack(start, table, &Reader::new(&read))
 }
 
-fn unwound(kernel: &Made, is_new: bool, start: Start) -> (Vec<(u64, bool)>, End) {
+fn unwound(kernel: &Made, is_new: bool, start: Start) -> (Vec<(u64, bool)>, StackEnd) {
     let Stack { frames, end } = stack(kernel, is_new, start);
     (frames.iter().map(|frame| (frame.pc - TEXT, frame.is_exact)).collect(), end)
 }
@@ -127,7 +127,10 @@ fn calls_lead_back_to_where_the_stack_begins() {
         kernel.put(caller, 0x1234);
         kernel.put(caller + 8, TEXT + 0x20);
         let (frames, end) = unwound(&kernel, is_new, here(0x210, STACK, caller));
-        assert_eq!((&frames[..], end), (&[(0x210, true), (0x140, false), (0x20, false)][..], End::Bottom));
+        assert_eq!(
+            (&frames[..], end),
+            (&[(0x210, true), (0x140, false), (0x20, false)][..], StackEnd::Bottom)
+        );
         // The call was a function's last instruction: it is the byte before that counts.
         kernel.put(STACK, TEXT + 0x200);
         assert_eq!(
@@ -151,7 +154,7 @@ fn interrupts_lead_to_what_they_have_interrupted() {
         put(STACK, TEXT + 0x200, 0x10, STACK + 0x400, 0x77);
         kernel.put(STACK + 0x400, TEXT + 0x20);
         let frames = unwound(&kernel, is_new, here(0x310, STACK, 0));
-        assert_eq!(frames, (vec![(0x310, true), (0x200, true), (0x20, false)], End::Bottom));
+        assert_eq!(frames, (vec![(0x310, true), (0x200, true), (0x20, false)], StackEnd::Bottom));
         // What R10 was is there, too.
         put(STACK, TEXT + 0x610, 0x10, STACK + 0x400, 0);
         kernel.put(STACK + 56, STACK + 0x508);
@@ -161,7 +164,7 @@ fn interrupts_lead_to_what_they_have_interrupted() {
         put(STACK, 0x40_1000, 0x33, 0x7fff_0000, 0);
         assert_eq!(
             unwound(&kernel, is_new, here(0x310, STACK, 0)),
-            (vec![(0x310, true)], End::User(0x40_1000))
+            (vec![(0x310, true)], StackEnd::User(0x40_1000))
         );
         // Only what the processor has left, behind one word: RIP, CS, flags, RSP.
         kernel.put(STACK + 8, TEXT + 0x210);
@@ -169,7 +172,7 @@ fn interrupts_lead_to_what_they_have_interrupted() {
         kernel.put(STACK + 32, STACK + 0x400);
         kernel.put(STACK + 0x400, TEXT + 0x20);
         let frames = unwound(&kernel, is_new, here(0x410, STACK, 0));
-        assert_eq!(frames, (vec![(0x410, true), (0x210, true), (0x20, false)], End::Bottom));
+        assert_eq!(frames, (vec![(0x410, true), (0x210, true), (0x20, false)], StackEnd::Bottom));
     }
 }
 
@@ -187,14 +190,14 @@ fn stacks_that_are_found_by_other_registers() {
     kernel.put(STACK, TEXT + 0x610);
     let (frames, end) = unwound(&kernel, true, here(0x210, STACK, 0));
     assert_eq!(frames.len(), 2);
-    assert!(matches!(end, End::Lost(why) if why.contains("nobody has saved")));
+    assert!(matches!(end, StackEnd::Lost(why) if why.contains("nobody has saved")));
 }
 
 #[test]
 fn what_is_not_known_is_said() {
     let kernel = kernel(true);
     let lost = |start| match unwound(&kernel, true, start).1 {
-        End::Lost(why) => why,
+        StackEnd::Lost(why) => why,
         other => panic!("{other:?}"),
     };
     assert!(lost(here(0x810, STACK, 0)).contains("has no stack at 0x"));
@@ -254,7 +257,7 @@ fn a_task_that_sleeps_goes_on_where_it_has_saved() {
     let layout = orc::Layout::new(&x86(true)).unwrap();
     let stack = layout.stack(called, table, &Reader::new(&read));
     let pcs: Vec<u64> = stack.frames.iter().map(|frame| frame.pc).collect();
-    assert_eq!((pcs, stack.end), (vec![0, TEXT + 0x140, TEXT + 0x20], End::Bottom));
+    assert_eq!((pcs, stack.end), (vec![0, TEXT + 0x140, TEXT + 0x20], StackEnd::Bottom));
     // Those that have no member are not saved.
     let saved = orc::saved(&x86(true), STACK, &Reader::new(&read)).unwrap();
     assert_eq!(
@@ -355,11 +358,15 @@ fn frames_of_aarch64_lead_to_each_other() {
         let known = |pc: u64| Some(pc & !0xff).filter(|begin| (text(0)..text(0x1000)).contains(begin));
         // What was interrupted had no frame yet, or no more: its caller is in the link register.
         let with_leaf = [&all[..4], &[(0x440, false), (0x540, false)]].concat();
-        assert_eq!(unwound(start, &known), (with_leaf.clone(), End::User(0x40_1000)), "{is_new}");
+        assert_eq!(unwound(start, &known), (with_leaf.clone(), StackEnd::User(0x40_1000)), "{is_new}");
         // It had one: the register leads to where it has called from itself, to where its record leads, or nowhere.
         for link in [signed(TEXT + 0x320), signed(TEXT + 0x540), 0x1234] {
             kernel.put(regs + 30 * 8, link);
-            assert_eq!(unwound(start, &known), (all.to_vec(), End::User(0x40_1000)), "{is_new} {link:#x}");
+            assert_eq!(
+                unwound(start, &known),
+                (all.to_vec(), StackEnd::User(0x40_1000)),
+                "{is_new} {link:#x}"
+            );
         }
         // A function that is nowhere was called.
         kernel.put(regs + 30 * 8, signed(TEXT + 0x440));
@@ -368,11 +375,11 @@ fn frames_of_aarch64_lead_to_each_other() {
         assert_eq!((frames[0].pc, frames[1].pc, frames[2].pc), (0, text(0x640), text(0x140)));
         // A thread of the kernel's.
         kernel.put(user + 256, 0);
-        assert_eq!(unwound(start, &known).1, End::Bottom);
+        assert_eq!(unwound(start, &known).1, StackEnd::Bottom);
         // What is no frame.
         let odd = |fp| unwound(Start { fp, link: None, ..start }, &known).1;
-        assert_eq!(odd(0), End::Bottom);
-        assert!(matches!(odd(STACK + 1), End::Lost(_)) && matches!(odd(0x1000), End::Lost(_)));
+        assert_eq!(odd(0), StackEnd::Bottom);
+        assert!(matches!(odd(STACK + 1), StackEnd::Lost(_)) && matches!(odd(0x1000), StackEnd::Lost(_)));
     }
     assert!(frame_pointer::Layout::new(&made::types(), 0).unwrap_err().contains("struct pt_regs's"));
 }

@@ -64,6 +64,17 @@ impl Serving {
         }
     }
 
+    /// Has whoever is connected let go.
+    fn release(&self) {
+        match self {
+            Serving::Thread(debugger) => debugger.release(),
+            Serving::Loop(event_loop) => {
+                event_loop.is_to_release.store(true, Ordering::SeqCst);
+                event_loop.wake.ring();
+            }
+        }
+    }
+
     fn leave(self) {
         match self {
             Serving::Thread(debugger) => debugger.leave(),
@@ -75,6 +86,7 @@ impl Serving {
 /// An event loop that has nothing but a debugger.
 struct EventLoop {
     is_to_leave: Arc<AtomicBool>,
+    is_to_release: Arc<AtomicBool>,
     /// What the guest begins again in.
     again: Arc<Mutex<Option<Arc<SimulatedVcpus>>>>,
     wake: Wake,
@@ -83,10 +95,11 @@ struct EventLoop {
 
 impl EventLoop {
     fn new(mut debugger: Polled<Simulated>) -> EventLoop {
-        let is_to_leave = Arc::new(AtomicBool::new(false));
+        let (is_to_leave, is_to_release) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let again: Arc<Mutex<Option<Arc<SimulatedVcpus>>>> = Arc::default();
         let wake = Wake::new().unwrap();
         let (its_order, its_wake, its_again) = (Arc::clone(&is_to_leave), wake.clone(), Arc::clone(&again));
+        let its_release = Arc::clone(&is_to_release);
         let thread = thread::spawn(move || {
             loop {
                 let mut fds = [
@@ -94,8 +107,13 @@ impl EventLoop {
                     PollFd::new(its_wake.as_fd(), PollFlags::POLLIN),
                 ];
                 poll(&mut fds, PollTimeout::NONE).unwrap();
+                if its_release.swap(false, Ordering::SeqCst) {
+                    debugger.release();
+                }
                 if its_wake.take() && its_order.load(Ordering::SeqCst) {
                     debugger.leave();
+                    // Its descriptor is readable then.
+                    continue;
                 }
                 if let Some(again) = its_again.lock().unwrap().take() {
                     debugger.begin_again(&again, Box::new(again.monitor().ram.clone()));
@@ -105,7 +123,7 @@ impl EventLoop {
                 }
             }
         });
-        EventLoop { is_to_leave, again, wake, thread }
+        EventLoop { is_to_leave, is_to_release, again, wake, thread }
     }
 
     fn leave(self) {

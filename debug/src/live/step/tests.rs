@@ -220,6 +220,20 @@ fn interrupts_are_kept_out_of_x86_steps() {
     }
 }
 
+/// `monitor step-interrupts on`: nothing keeps them out.
+#[test]
+fn a_step_may_fall_into_an_interrupt_where_that_is_wanted() {
+    for (isa, code) in [(Isa::X86_64, CPUID), (Isa::Aarch64, &0xd503_201fu32.to_le_bytes())] {
+        let mut guest = Guest::new(isa, code);
+        guest.host.blocks_interrupts = false;
+        let flags = guest.flags();
+        guest.armed.set(&Arming { step: true, ..Arming::off(isa) });
+        assert!(matches!(guest.stepper().prepare(), Ok(Entering::Step(_))));
+        assert_eq!((guest.flags(), guest.vcpu.counts.shadows), (flags, 0), "{isa}");
+        assert!(guest.vcpu.arming.step && !guest.vcpu.arming.block_interrupts, "{isa}");
+    }
+}
+
 #[test]
 fn what_saves_or_loads_flags_is_run_to_where_it_leads() {
     // int3; int1; sti; syscall.

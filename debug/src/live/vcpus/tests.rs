@@ -25,6 +25,8 @@ struct Threads {
     /// Whether who holds the guest for long is kept at that, and has come to it.
     keeps: AtomicBool,
     is_kept: AtomicBool,
+    /// In which of its parts it panics, once.
+    panics_in: Mutex<Option<&'static str>>,
 }
 
 impl Threads {
@@ -33,7 +35,12 @@ impl Threads {
         let threads = (0..vcpus).map(|_| Threads::spawn(&inside)).collect();
         let (stood, went_on) = (AtomicU32::new(0), AtomicU32::new(0));
         let (keeps, is_kept) = (AtomicBool::new(false), AtomicBool::new(false));
-        Threads { threads, inside, stood, went_on, keeps, is_kept }
+        Threads { threads, inside, stood, went_on, keeps, is_kept, panics_in: Mutex::default() }
+    }
+
+    fn may_panic(&self, place: &str) {
+        let panics = self.panics_in.lock().unwrap().take_if(|its| *its == place);
+        assert_eq!(panics, None, "a monitor's own");
     }
 
     fn spawn(inside: &Arc<AtomicU32>) -> Thread {
@@ -95,6 +102,7 @@ impl Monitor for Threads {
     fn quit(&self) {}
 
     fn stands_still(&self, vcpus: &Vcpus<Threads>) {
+        self.may_panic("stands_still");
         assert_eq!(self.inside.load(Ordering::SeqCst), 0, "somebody is in the guest still");
         // Vcpus can be asked from here.
         assert_eq!(vcpus.for_each(|vcpu| vcpu.file.pc()).len(), self.threads.len());
@@ -102,6 +110,7 @@ impl Monitor for Threads {
     }
 
     fn stays(&self, _: &Vcpus<Threads>) {
+        self.may_panic("stays");
         while self.keeps.load(Ordering::SeqCst) {
             self.is_kept.store(true, Ordering::SeqCst);
             thread::yield_now();
@@ -109,6 +118,7 @@ impl Monitor for Threads {
     }
 
     fn goes_on(&self, _: &Vcpus<Threads>) {
+        self.may_panic("goes_on");
         assert_eq!(self.inside.load(Ordering::SeqCst), 0, "somebody is in the guest already");
         self.went_on.fetch_add(1, Ordering::SeqCst);
     }
@@ -282,6 +292,23 @@ fn a_pause_does_not_overtake_what_was_left_before() {
         assert_eq!(vcpus.for_each(|_| ()).len(), 2);
         assert_eq!(monitor.inside.load(Ordering::SeqCst), 0);
         vcpus.give_back(&link, None);
+        while monitor.inside.load(Ordering::SeqCst) < 2 {
+            thread::yield_now();
+        }
+    }
+    over(&vcpus);
+}
+
+/// The vCPUs of a monitor that panics in its part go on when nobody holds them.
+#[test]
+fn a_monitor_that_panics_leaves_nobody_held() {
+    let vcpus = Arc::new(Vcpus::new(Threads::new(2)));
+    vcpus.resume();
+    let monitor = vcpus.monitor();
+    for place in ["stands_still", "stays", "goes_on"] {
+        *monitor.panics_in.lock().unwrap() = Some(place);
+        let held = catch_unwind(AssertUnwindSafe(|| drop(vcpus.hold())));
+        assert!(held.is_err() && !vcpus.is_held(), "{place}");
         while monitor.inside.load(Ordering::SeqCst) < 2 {
             thread::yield_now();
         }

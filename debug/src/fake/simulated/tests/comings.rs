@@ -407,3 +407,58 @@ fn who_goes_while_coming_back_holds_nothing() {
         }
     }
 }
+
+/// Who asks for another process, or for what is refused, has the guest do what it did; so has one that is let go while it
+/// attaches.
+#[test]
+fn who_is_refused_the_guest_leaves_it_running() {
+    for (isa, how) in everywhere() {
+        let mut setting = Setting::new((isa, how), 2);
+        let mut client = setting.attach();
+        assert_eq!(client.ask("!"), "OK");
+        // It runs for the debugger, and no stop of it is told.
+        client.send("vCont;c");
+        for refused in ["D;2", "vKill;2", "vAttach;1", "vRun"] {
+            assert_eq!(&client.ask(refused)[..1], "E", "{isa} {how:?}: {refused}");
+            (0..2).for_each(|vcpu| setting.expect_running(vcpu));
+        }
+        assert_eq!(client.ask("D;1"), "OK");
+        for refused in ["vAttach;2", "vKill;2"] {
+            assert_eq!(client.ask(refused), "E03", "{isa} {how:?}: {refused}");
+            (0..2).for_each(|vcpu| setting.expect_running(vcpu));
+        }
+        for round in 0..20u64 {
+            client.send("vAttach;1");
+            (0..5 * (round % 8)).for_each(|_| thread::yield_now());
+            setting.debugger.as_ref().unwrap().release();
+            assert!(client.is_closed());
+            (0..2).for_each(|vcpu| setting.expect_running(vcpu));
+            client = Client::new(&setting.path);
+            assert_eq!(client.ask("!"), "OK");
+            assert_eq!(client.ask("D;1"), "OK");
+        }
+    }
+}
+
+/// vCPUs of a guest that has begun again, which somebody else has let run, are stopped before they are held.
+#[test]
+fn who_comes_to_a_guest_that_has_begun_again_stops_it() {
+    for isa in Isa::ALL {
+        let (vcpus, next) = (guest(isa, 2), guest(isa, 2));
+        let engine = Arc::new(Engine::new(isa, host(), 2));
+        let memory = Box::new(vcpus.monitor().ram.clone());
+        let target = Target { engine: Arc::clone(&engine), memory };
+        let (debugger, machine) = Debugger::join(&vcpus, target, true).unwrap();
+        let mut program = Debuggee::new(machine, engine);
+        debugger.begin_again(&next, Box::new(next.monitor().ram.clone()));
+        assert_eq!(program.idle(), None);
+        next.resume();
+        assert_eq!(may_run(&next), [true; 2], "{isa}");
+        program.attach();
+        assert_eq!(may_run(&next), [false; 2], "{isa}");
+        next.resume();
+        assert_eq!(may_run(&next), [false; 2], "{isa}");
+        debugger.leave();
+        [vcpus, next].iter().for_each(|vcpus| drop(vcpus.pause(|_| true)));
+    }
+}
