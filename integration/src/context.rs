@@ -8,6 +8,7 @@ use arch::Isa;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -146,6 +147,29 @@ impl Context {
         let module = self.module(name)?;
         nix::kmod::init_module(&module, c"")
             .map_err(|error| format!("cannot load {}: {error}", name.display()))
+    }
+
+    /// Makes a root for a guest, with busybox and nothing else.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn root(&self) -> Result<PathBuf, String> {
+        let root = self.work.join("root");
+        let make = || -> std::io::Result<()> {
+            for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"] {
+                fs::create_dir_all(root.join(folder))?;
+            }
+            fs::copy("/bin/busybox", root.join("bin/busybox"))?;
+            for applet in [
+                "sh", "uname", "cat", "echo", "seq", "true", "ls", "tty", "stty", "dmesg", "kill", "wc",
+                "printf", "sleep", "ps", "grep", "id", "pwd", "env", "chmod",
+            ] {
+                symlink("busybox", root.join("bin").join(applet))?;
+            }
+            Ok(())
+        };
+        make().map_err(|error| format!("cannot make a root: {error}"))?;
+        Ok(root)
     }
 
     /// The path of the guest userspace.

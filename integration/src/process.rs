@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -212,6 +212,22 @@ impl Process {
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Has its terminal have another size, and tells it.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<(), String> {
+        let terminal = self.terminal().ok_or("there is no terminal")?;
+        let size = nix::libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: the kernel reads a structure of that kind (ioctl_tty(2)).
+        let result =
+            unsafe { nix::libc::ioctl(terminal.as_raw_fd(), nix::libc::TIOCSWINSZ, &raw const size) };
+        if result != 0 {
+            return Err("the terminal cannot be given a size".into());
+        }
+        self.signal(Signal::SIGWINCH)
     }
 
     /// Sends a signal.

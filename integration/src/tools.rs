@@ -4,7 +4,6 @@
 mod kernel;
 
 use crate::artifacts::{self, Kernel};
-use crate::cases::dumps::LOOKED_AT;
 use crate::context::check;
 use crate::process::{Process, Wiring};
 use arch::{GuestPhys, Isa};
@@ -73,6 +72,16 @@ fn command(program: impl AsRef<std::ffi::OsStr>, words: &[&str], paths: &[&Path]
     command.args(words).args(paths);
     command
 }
+
+/// What is typed on a live guest, and again on a dump of that moment.
+pub const LOOKED_AT: &str = "\
+    thread 1\necho the beginning\\n\n\
+    info threads\nbt\nthread 2\nbt\nthread 1\n\
+    p linux_banner\np init_task.comm\np *&init_task.thread\nx/8i $pc\nx/16xg $sp\n\
+    info registers\n\
+    monitor regs all\nmonitor linux\nmonitor dmesg 5\nmonitor ps\nmonitor bt\nmonitor bt 1\nmonitor mem\n\
+    monitor threads\nmonitor read $sp 64\nmonitor map\n\
+    echo the end\\n\n";
 
 /// `vmm core` as this machine runs it, and the build for the other architecture under emulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

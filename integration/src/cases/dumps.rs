@@ -3,6 +3,7 @@
 use super::gdb::{self, Program, Script, Tool};
 use crate::context::{Check, Context, check};
 use crate::process::{Process, Wiring};
+use crate::tools::LOOKED_AT;
 use arch::Isa;
 use nix::sys::signal::Signal;
 use std::ffi::OsString;
@@ -60,16 +61,6 @@ pub fn debian_6_12(c: &mut Context) -> Check {
 pub fn debian_6_1(c: &mut Context) -> Check {
     debian(c, "6.1")
 }
-
-/// What is typed on a live guest, and again on a dump of that moment.
-pub const LOOKED_AT: &str = "\
-    thread 1\necho the beginning\\n\n\
-    info threads\nbt\nthread 2\nbt\nthread 1\n\
-    p linux_banner\np init_task.comm\np *&init_task.thread\nx/8i $pc\nx/16xg $sp\n\
-    info registers\n\
-    monitor regs all\nmonitor linux\nmonitor dmesg 5\nmonitor ps\nmonitor bt\nmonitor bt 1\nmonitor mem\n\
-    monitor threads\nmonitor read $sp 64\nmonitor map\n\
-    echo the end\\n\n";
 
 /// Stops a guest in a system call of its first process, looks at it, and dumps it.
 pub const LIVE: Script = Script {

@@ -10,7 +10,6 @@ use disk::sample::Sample;
 use nix::sys::signal::Signal;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
@@ -21,26 +20,6 @@ use std::time::{Duration, Instant};
 /// What Debian's 6.12 has as modules of what a job needs.
 pub const MODULES: &[&str] =
     &["fs/overlayfs/overlay.ko", "drivers/virtio/virtio_mmio.ko", "drivers/block/virtio_blk.ko"];
-
-/// A root with busybox and nothing else.
-pub fn root(c: &Context) -> Result<PathBuf, String> {
-    let root = c.work.join("root");
-    let make = || -> std::io::Result<()> {
-        for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"] {
-            fs::create_dir_all(root.join(folder))?;
-        }
-        fs::copy("/bin/busybox", root.join("bin/busybox"))?;
-        for applet in [
-            "sh", "uname", "cat", "echo", "seq", "true", "ls", "tty", "stty", "dmesg", "kill", "wc",
-            "printf", "sleep", "ps", "grep", "id", "pwd", "env", "chmod",
-        ] {
-            symlink("busybox", root.join("bin").join(applet))?;
-        }
-        Ok(())
-    };
-    make().map_err(|error| format!("cannot make a root: {error}"))?;
-    Ok(root)
-}
 
 /// Starts a command in a guest.
 fn start(c: &Context, root: &Path, wiring: Wiring, command: &str) -> Result<Process, String> {
@@ -63,7 +42,7 @@ fn run(c: &mut Context, root: &Path, options: &str, command: &str) -> Result<Fin
 
 /// A command's output, errors and code are the run's.
 pub fn commands(c: &mut Context) -> Check {
-    let root = root(c)?;
+    let root = c.root()?;
     // With all that the monitor's cell has.
     let release = run(c, &root, "--sandbox require", "uname -r")?;
     release.expect_code(0)?;
@@ -155,7 +134,7 @@ fn say_to_the_log(words: &str) -> String {
 
 /// Runs each with its options; it ends with a code, and the last line says why.
 fn ends_as_they_should(c: &mut Context, runs: &[(&str, &str, i32, &str)]) -> Check {
-    let root = root(c)?;
+    let root = c.root()?;
     for &(options, command, code, says) in runs {
         let run = run(c, &root, options, command)?;
         run.expect_code(code).map_err(|error| format!("{options} -- {command}: {error}"))?;
@@ -167,7 +146,7 @@ fn ends_as_they_should(c: &mut Context, runs: &[(&str, &str, i32, &str)]) -> Che
 
 /// Input goes in, signals and the terminal are the command's.
 pub fn streams(c: &mut Context) -> Check {
-    let (root, limit) = (root(c)?, c.limit(60));
+    let (root, limit) = (c.root()?, c.limit(60));
     // More than any buffer on the way holds.
     let text: String = (0..60_000).map(|line| format!("line {line}\n")).collect();
     let mut cat = start(c, &root, Wiring::Pipes, "cat")?;
@@ -198,7 +177,7 @@ pub fn streams(c: &mut Context) -> Check {
         shell.send("tty; stty size\r")?;
         shell.expect("/dev/pts/0", limit)?;
         shell.expect("24 100", limit)?;
-        resize(&shell, 33, 77)?;
+        shell.resize(33, 77)?;
         shell.send("while [ \"$(stty size)\" != '33 77' ]; do :; done; echo it has $((70+7))\r")?;
         shell.expect("it has 77", limit)?;
         // Said by what has the terminal by then: a shell that is just about to start something may not hear Ctrl-C.
@@ -256,7 +235,7 @@ fn reader_goes(c: &Context, root: &Path, of_errors: bool) -> Check {
 /// A kernel that stays where it is with interrupts off says nothing; one that waits hangs no more than a command does
 /// that sleeps.
 pub fn stuck(c: &mut Context) -> Check {
-    let (root, spin, limit) = (root(c)?, c.guest("spin", false)?, c.limit(60));
+    let (root, spin, limit) = (c.root()?, c.guest("spin", false)?, c.limit(60));
     let stuck = c.run("run --kernel {} --root {} --memory 256M -- true", &[&spin, &root], limit)?;
     stuck.expect_code(121)?;
     let last = stuck.errors.lines().last().unwrap_or_default();
@@ -295,7 +274,7 @@ pub fn of_a_user(c: &mut Context) -> Check {
 
 /// Many runs, and what came of them.
 pub fn many(c: &mut Context) -> Check {
-    let (root, limit) = (root(c)?, c.limit(120));
+    let (root, limit) = (c.root()?, c.limit(120));
     let (kernel, modules) = (c.kernel("6.12"), c.modules());
     let common = format!(
         "--kernel {} --modules {} --root {} --slow {} --memory 256M",
@@ -340,7 +319,7 @@ pub fn many(c: &mut Context) -> Check {
 
 /// More commands in a guest that runs one.
 pub fn exec(c: &mut Context) -> Check {
-    let (root, limit) = (root(c)?, c.limit(60));
+    let (root, limit) = (c.root()?, c.limit(60));
     let line = format!(
         "run --kernel {{}} --modules {{}} --root {{}} --name job --slow {} --memory 256M -- sh -c echo~up;cat",
         c.slowness
@@ -407,7 +386,7 @@ pub fn exec(c: &mut Context) -> Check {
 pub fn images(c: &mut Context) -> Check {
     const SIZE: u64 = 16 << 20;
     const START: usize = 1 << 20;
-    let (root, limit) = (root(c)?, c.limit(120));
+    let (root, limit) = (c.root()?, c.limit(120));
     let (image, over, parted) =
         (c.work.join("root.img"), c.work.join("over.qcow2"), c.work.join("parted.img"));
     let made = fs::File::create(&image).and_then(|file| file.set_len(SIZE));
@@ -467,7 +446,7 @@ pub fn images(c: &mut Context) -> Check {
 
 /// A guest of which something bad came is kept: stopped for a debugger, or running for more commands.
 pub fn kept(c: &mut Context) -> Check {
-    let (root, limit) = (root(c)?, c.limit(60));
+    let (root, limit) = (c.root()?, c.limit(60));
     let line = |hold: &str, command: &str| {
         format!(
             "run --kernel {{}} --modules {{}} --root {{}} --name job --slow {} --memory 256M --hold-on {hold} -- {command}",
@@ -534,7 +513,7 @@ pub fn kept(c: &mut Context) -> Check {
 
 /// In the background, in the foreground, and stopped: as other programs are.
 pub fn in_a_shell(c: &mut Context) -> Check {
-    let root = root(c)?;
+    let root = c.root()?;
     let words = format!(
         "run --kernel {} --modules {} --root {} --slow {} --memory 256M -- sh -c 'echo ready; cat'",
         c.kernel("6.12").display(),
@@ -547,7 +526,7 @@ pub fn in_a_shell(c: &mut Context) -> Check {
 
 /// Whoever reads the output, the log, or the guest itself does nothing: each run ends when it is told to, or in time.
 pub fn nobody_answers(c: &mut Context) -> Check {
-    let root = root(c)?;
+    let root = c.root()?;
     let log = c.work.join("log");
     nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU).map_err(|error| error.to_string())?;
     let alone = run(c, &root, &format!("--kernel-log {}", log.display()), "echo done")?;
@@ -563,7 +542,7 @@ pub fn nobody_answers(c: &mut Context) -> Check {
 /// A kernel's source tree as its build leaves it: image, modules, and on x86_64 the kernel that does not unpack itself,
 /// which is what is booted unless its place is to be left to chance.
 pub fn of_a_tree(c: &mut Context) -> Check {
-    let (root, tree) = (root(c)?, c.work.join("tree"));
+    let (root, tree) = (c.root()?, c.work.join("tree"));
     let (image, kind, unpacked) = match c.isa {
         Isa::X86_64 => ("arch/x86/boot/bzImage", "bzImage", Some(super::linux::unpacked(c)?)),
         Isa::Aarch64 => ("arch/arm64/boot/Image", "arm64 Image", None),
@@ -679,14 +658,4 @@ fn nobody_begins(c: &mut Context, root: &Path) -> Check {
     c.keep("held", &held);
     talked?;
     check(code? == 143, || "the code is another".into())
-}
-
-/// Has a program's terminal have another size.
-pub(super) fn resize(process: &Process, rows: u16, columns: u16) -> Check {
-    let terminal = process.terminal().ok_or("there is no terminal")?;
-    let size = nix::libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: the kernel reads a structure of that kind (ioctl_tty(2)).
-    let result = unsafe { nix::libc::ioctl(terminal.as_raw_fd(), nix::libc::TIOCSWINSZ, &raw const size) };
-    check(result == 0, || "the terminal cannot be given a size".into())?;
-    process.signal(Signal::SIGWINCH)
 }

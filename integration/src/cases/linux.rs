@@ -1,6 +1,5 @@
 //! Debian kernels to a userspace of busybox.
 
-use super::job::resize;
 use crate::context::{Check, Context, Finished, check};
 use crate::process::Wiring;
 use crate::rsp::Client;
@@ -103,7 +102,7 @@ fn on_virtio(c: &mut Context, series: &str, lines: usize) -> Check {
         vmm.expect("24 100", limit)?;
         vmm.expect("hvc0", limit)?;
         vmm.expect("# ", limit)?;
-        resize(&vmm, 31, 97)?;
+        vmm.resize(31, 97)?;
         vmm.send("until $b stty size | $b grep '31 97'; do sleep 0.1; done\r")?;
         vmm.expect("\n31 97", limit)?;
         vmm.expect("# ", limit)?;

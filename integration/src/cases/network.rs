@@ -1,7 +1,6 @@
 //! Networks of guests, with Debian's driver: of their own, and a tap.
 
 use super::gdb_port::monitor;
-use super::job::root;
 use crate::context::{Check, Context, check};
 use crate::process::{Process, Wiring};
 use crate::rsp::Client;
@@ -31,7 +30,7 @@ const GDB: u16 = 7002;
 
 /// A root with this program and a script.
 fn root_with(c: &Context, script: &str) -> Result<PathBuf, String> {
-    let root = root(c)?;
+    let root = c.root()?;
     let made = || -> std::io::Result<()> {
         fs::copy("/proc/self/exe", root.join("bin/case"))?;
         for (name, text) in [("run.sh", script), ("dhcp.sh", DHCP)] {

@@ -1,7 +1,6 @@
 //! Guests whose kernel hangs or crashes, by a module of ours (docs/testing.md), and what is said of it: stacks, locks,
 //! and why.
 
-use super::job::root;
 use crate::artifacts::WEDGE;
 use crate::context::{Check, Context, Finished, check};
 use crate::process::Wiring;
@@ -17,7 +16,7 @@ pub const MODULES: &[&str] = &["fs/overlayfs/overlay.ko", WEDGE];
 
 /// A root with a script and the module.
 fn root_with(c: &Context, script: &str) -> Result<PathBuf, String> {
-    let root = root(c)?;
+    let root = c.root()?;
     let made = fs::copy(c.modules().join(WEDGE), root.join("bin").join(WEDGE))
         .and_then(|_| fs::write(root.join("bin/run.sh"), script));
     made.map(|()| root).map_err(|error| format!("cannot make a root: {error}"))

@@ -3,7 +3,6 @@
 
 use super::{median, milliseconds};
 use crate::artifacts::{self, Kernel};
-use crate::cases::job;
 use crate::context::{Check, Context, check};
 use crate::process::Wiring;
 use arch::Isa;
@@ -27,7 +26,7 @@ const QUESTIONS: [&str; 4] = ["sym schedule", "ps", "bt all", "why"];
 /// # Errors
 /// When it does not do what it should.
 pub fn guest(c: &mut Context) -> Check {
-    let (root, limit) = (job::root(c)?, c.limit(120));
+    let (root, limit) = (c.root()?, c.limit(120));
     let script = format!("i=0; while [ $i -lt {TASKS} ]; do sleep 10000 & i=$((i+1)); done; echo ready; cat");
     fs::write(root.join("bin/run.sh"), script).map_err(|error| error.to_string())?;
     let line = format!(
