@@ -4,7 +4,7 @@
 #   $CACHE/kernels/<isa>/6.12/gdb/, the kernel's own helpers for gdb, as its build makes them
 #   $CACHE/kernels/<isa>/6.12/wedge.ko, integration/module for this kernel, with debug symbols and BTF
 #   $CACHE/busybox/<isa>/busybox
-#   $CACHE/programs/<kexec|passt>/<isa>/{<program>,loader,lib/}
+#   $CACHE/kexec/<isa>/{kexec,loader,lib/}
 # kernels.sh [ISA...]; VMM_SETUP_SERIES names the series, if not both; with VMM_SETUP_ONLY_BOOT there are only
 # kernels with their symbols, and busybox.
 source "$(dirname "$0")/common.sh"
@@ -93,19 +93,16 @@ wedge() {
   rm "$log"
 }
 
-# program ISA PACKAGE PATH - a program of a Debian package's with the libraries that it needs, unless it is there.
-program() {
-  local isa=$1 package=$2 path=$3 name=${3##*/} dir work file
-  dir=$CACHE/programs/$name/$isa
-  [ -e "$dir" ] && return
-  private_apt_update
+# kexec ISA DIR - the program that loads a kernel for after a crash, with the libraries that it needs.
+kexec() {
+  local isa=$1 dir=$2 work file name
   install_packages binutils
-  work=$(mktemp -d "$CACHE/$package.XXXXXX")
-  unpack_whole "$isa" "$package" "$work/root" private_apt
+  work=$(mktemp -d "$CACHE/kexec-tools.XXXXXX")
+  unpack_whole "$isa" kexec-tools "$work/root" private_apt
   mkdir -p "$work/new/lib"
-  cp "$work/root/$path" "$work/new/$name"
+  cp "$work/root/sbin/kexec" "$work/new/kexec"
   cp -L "$(find "$work/root" -name 'ld-linux-*.so.[12]' | head -1)" "$work/new/loader"
-  local wanted=("$work/new/$name")
+  local wanted=("$work/new/kexec")
   while [ ${#wanted[@]} -gt 0 ]; do
     file=${wanted[0]}
     wanted=("${wanted[@]:1}")
@@ -116,6 +113,7 @@ program() {
     done
   done
   mkdir -p "$(dirname "$dir")"
+  rm -rf "$dir"
   mv "$work/new" "$dir"
   rm -rf "$work"
 }
@@ -177,9 +175,8 @@ for isa in ${*:-x86_64 aarch64}; do
     install -m 755 "$(find "$unpacked" -path '*/bin/busybox' -type f)" "$CACHE/busybox/$isa/busybox"
     rm -rf "$unpacked"
   fi
-  if [ -z "${VMM_SETUP_ONLY_BOOT:-}" ]; then
-    # What loads a kernel for after a crash, and what makes a network.
-    program "$isa" kexec-tools sbin/kexec
-    program "$isa" passt usr/bin/passt
+  if [ -z "${VMM_SETUP_ONLY_BOOT:-}" ] && [ ! -e "$CACHE/kexec/$isa" ]; then
+    private_apt_update
+    kexec "$isa" "$CACHE/kexec/$isa"
   fi
 done

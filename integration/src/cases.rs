@@ -75,8 +75,6 @@ pub struct Case {
     pub symbols: &'static [&'static str],
     /// Modules of the first kernel, by their paths below `kernel/`, which are in the folder `modules`.
     pub modules: &'static [&'static str],
-    /// Programs of Debian's that are to be there.
-    pub programs: &'static [&'static str],
     /// The function.
     pub run: fn(&mut Context) -> Check,
     /// Where it runs on the machine's own KVM it need not run in a nest as well: what it is about is the monitor's, and
@@ -122,7 +120,6 @@ const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
         initrd: initramfs::guest,
         symbols: &[],
         modules: &[],
-        programs: &[],
         run,
         here_is_enough: false,
         debugger: None,
@@ -294,10 +291,6 @@ pub const CASES: &[Case] = &[
     enough_on(Isa::Aarch64, job("job_judged_by_the_host", job::judged_by_the_host)),
     enough_on(Isa::X86_64, networked("long_job_network", network::of_its_own)),
     enough_on(Isa::X86_64, networked("job_network_apart", network::apart)),
-    enough_on(
-        Isa::X86_64,
-        Case { programs: &["passt"], ..networked("job_network_by_passt", network::by_passt) },
-    ),
     enough_on(Isa::Aarch64, networked("long_job_network_tap", network::tap)),
     small("long_named_guests", named::guests),
     small("named_guest_followed", named::followed),

@@ -283,10 +283,7 @@ pub fn run_case_with(isa: Isa, case: &Case, folder: &Path, echoes: bool) -> io::
     // The nest is gone, and with it, as a rule, its own socket.
     let carried = carrying.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
     [&socket, &link].iter().for_each(|path| _ = fs::remove_file(path));
-    // A nest that ends early takes the connection with it.
-    if debugged.is_ok() {
-        report.fail_if(carried.map_err(|error| format!("carrying gdb's connections: {error}")));
-    }
+    report.fail_if(carried.map_err(|error| format!("carrying gdb's connections: {error}")));
     report.fail_if(debugged);
     look_at_export(isa, case, folder, &mut report);
     Ok(report)
@@ -352,16 +349,6 @@ fn prepare_cases(isa: Isa, case: &Case, names: &str) -> io::Result<Nest> {
             let path = path.ok_or_else(|| io::Error::other("the kernel has no such module"))?;
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             nest.copy(&format!("files/modules/{name}"), &path)?;
-        }
-    }
-    if !case.programs.is_empty() {
-        ["lib", "lib64"].into_iter().try_for_each(|folder| nest.archive.folder(folder))?;
-        let loader = match isa {
-            Isa::X86_64 => "lib64/ld-linux-x86-64.so.2",
-            Isa::Aarch64 => "lib/ld-linux-aarch64.so.1",
-        };
-        for name in case.programs {
-            initramfs::add_program(&mut nest.archive, isa, name, [&format!("bin/{name}"), loader, "lib"])?;
         }
     }
     if !case.symbols.is_empty() {
