@@ -52,7 +52,11 @@ pub fn boots_a_guest(c: &mut Context) -> Check {
 
 /// It debugs the same guest: what the documentation of the library shows.
 pub fn debugs_a_guest(c: &mut Context) -> Check {
-    runs(c, DEBUG, &["from 0x", "Hello from a guest of vmm!", "the guest switched itself off"])
+    runs(
+        c,
+        DEBUG,
+        &["Hello from a guest of vmm!", "It has counted to 1000.", "the guest switched itself off"],
+    )
 }
 
 fn runs(c: &mut Context, which: &str, says: &[&str]) -> Check {
@@ -71,5 +75,8 @@ mod tests {
         let example = include_str!("../../../vmm/examples/boot.rs");
         let readme = include_str!("../../../README.md");
         assert!(readme.contains(&format!("```rust\n{example}```\n")), "README.md shows another program");
+        let example = include_str!("../../../vmm/examples/debug.rs");
+        let page = include_str!("../../../docs/debugging.md");
+        assert!(page.contains(&format!("```rust\n{example}```\n")), "debugging.md shows another program");
     }
 }

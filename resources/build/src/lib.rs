@@ -56,8 +56,12 @@ pub fn build(source: &Path, isa: &str, form: Form, out_dir: &Path) -> PathBuf {
         .args(["-Copt-level=s", "-Cpanic=abort", "-Crelocation-model=static", "-Clinker=rust-lld"])
         .args([
             "-Clink-arg=-zmax-page-size=4096",
-            // Labels of assembly guests are what a debugger's user names.
-            if is_assembly { "-Cstrip=none" } else { "-Cstrip=symbols" },
+            // Names are what a debugger's user asks for.
+            match form {
+                _ if is_assembly => "-Cstrip=none",
+                Form::Elf => "-Cstrip=debuginfo",
+                Form::Flat | Form::Process => "-Cstrip=symbols",
+            },
             "-Cdebug-assertions=no",
             "-Coverflow-checks=no",
         ])

@@ -35,10 +35,15 @@ pub trait Machine: Write {
 
 // Each vCPU has a cell of its own: without caches and with the MMU off, an aarch64 vCPU may
 // not use atomic read-modify-write instructions.
+// SAFETY: nothing else has this name, by which a debugger's user finds it.
+#[unsafe(no_mangle)]
 static mut COUNTS: [u64; MAX_VCPUS] = [0; MAX_VCPUS];
 
 /// Counts vCPU `index` to the end, one store at a time.
-pub fn count(index: usize) {
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn count(index: usize) {
     // SAFETY: `index` is below `MAX_VCPUS` for every vCPU that `run` starts, and the bound is
     // checked all the same.
     let cell = unsafe { addr_of_mut!(COUNTS[index]) };

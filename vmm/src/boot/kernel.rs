@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use vm_memory::{Bytes, GuestAddress};
 
-/// The guest that is booted when no kernel is named.
-static EMBEDDED: &[u8] = include_bytes!(env!("EMBEDDED_GUEST"));
+/// The guest that is booted when no kernel is named: an ELF file with the names of what it has.
+pub static EMBEDDED: &[u8] = include_bytes!(env!("EMBEDDED_GUEST"));
 
 /// Where a kernel's bytes are.
 #[derive(Debug)]
