@@ -220,7 +220,7 @@ impl Process {
     /// When it has none.
     pub fn resize(&self, rows: u16, columns: u16) -> Result<(), String> {
         let terminal = self.terminal().ok_or("there is no terminal")?;
-        let size = nix::libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: the kernel reads a structure of that kind (ioctl_tty(2)).
         let result =
             unsafe { nix::libc::ioctl(terminal.as_raw_fd(), nix::libc::TIOCSWINSZ, &raw const size) };

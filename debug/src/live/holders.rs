@@ -10,6 +10,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
+/// What is said of a panic that goes no further.
+pub(super) const PANICKED: &str =
+    "a monitor has panicked in its part of beginning or ending to hold the guest";
+
 /// What can be held.
 pub(super) trait Held: Sized {
     /// Who does.
@@ -134,7 +138,7 @@ impl<'a, H: Held> Turn<'a, H> {
             let Some(errand) = self.held.holders().left().pop_front() else { return };
             // What a monitor does for one is not to take away what is done for another.
             if catch_unwind(AssertUnwindSafe(|| errand(self))).is_err() {
-                log::error!("a monitor has panicked in its part of beginning or ending to hold the guest");
+                log::error!("{PANICKED}");
             }
         }
     }

@@ -209,6 +209,8 @@ pub struct Runner {
     holders: u32,
     /// The debugger has stopped it, and says when it runs, whether that is attached or about to be.
     is_stopped: bool,
+    /// Somebody else has let it run, though it may not while a debugger has it.
+    is_resumed: bool,
     armed: Armed,
     end: Option<KeptEnd>,
     /// What has been shown by a stop of [`Visit::stops_at`].
@@ -234,6 +236,7 @@ impl Runner {
             steps: false,
             holders: 0,
             is_stopped: false,
+            is_resumed: false,
             armed: Armed::off(isa),
             end: None,
             shown: Shown::default(),
@@ -270,7 +273,8 @@ impl Runner {
         }
         (self.order, self.is_stopped) = (None, false);
         if let Then::Runs(runs) = then {
-            self.is_running = runs && !self.is_over;
+            // Who has let it run meanwhile has done so behind the question.
+            self.is_running = (runs || self.is_resumed) && !self.is_over;
         }
     }
 
@@ -282,6 +286,7 @@ impl Runner {
     /// Lets it run the guest, unless that is over, or a debugger has it, or has stopped it: then the debugger says when
     /// it runs.
     pub fn resume(&mut self) {
+        self.is_resumed = true;
         let is_debugged = self.link.as_ref().is_some_and(|link| link.is_attached());
         if !self.is_over && !is_debugged && !self.is_stopped {
             self.is_running = true;
@@ -291,7 +296,7 @@ impl Runner {
     /// Stops it for the debugger with this link, unless that has left.
     pub(super) fn stop_for(&mut self, link: &Arc<Link>) {
         if self.obeys(link) {
-            self.pause();
+            self.stop();
             self.is_stopped = true;
         }
     }
@@ -300,7 +305,7 @@ impl Runner {
     pub(super) fn give_back(&mut self, link: &Arc<Link>, runs: bool) {
         if self.obeys(link) {
             self.is_stopped = false;
-            if runs {
+            if runs || self.is_resumed {
                 self.resume();
             }
         }
@@ -319,6 +324,11 @@ impl Runner {
 
     /// Has it run the guest no more, before it is told to.
     pub fn pause(&mut self) {
+        self.stop();
+        self.is_resumed = false;
+    }
+
+    fn stop(&mut self) {
         self.leave();
         (self.is_running, self.order) = (false, None);
     }

@@ -4,7 +4,7 @@
 //! is held while a guest runs, and no question is put to a thread under a lock that such a thread takes.
 
 use super::gate::Kick;
-use super::holders::{Held, Holders, Turn};
+use super::holders::{Held, Holders, PANICKED, Turn};
 use super::link::{Link, Wake};
 use super::runner::{Runner, Then};
 use crate::machine::{MachineError, Order};
@@ -229,7 +229,13 @@ impl<M: Monitor> Drop for Hold<M> {
         if self.is_let_go {
             return;
         }
-        Hold::end(&mut Turn::take(&self.vcpus), self.is_told, |_| {});
+        let end = || Hold::end(&mut Turn::take(&self.vcpus), self.is_told, |_| {});
+        match thread::panicking() {
+            false => end(),
+            // A second panic would end the process.
+            true if catch_unwind(AssertUnwindSafe(end)).is_err() => log::error!("{PANICKED}"),
+            true => {}
+        }
     }
 }
 
@@ -377,7 +383,8 @@ impl<M: Monitor> Vcpus<M> {
         self.post_to(|_| true, attach, None)
     }
 
-    /// The debugger with this link has had vCPUs stop for nothing: they go on if the guest has been let run; nobody is waited for.
+    /// The debugger with this link has had vCPUs stop for nothing: they go on if the guest has been let run; nobody is
+    /// waited for.
     pub(super) fn give_back(self: &Arc<Self>, link: &Arc<Link>, hold: Option<Hold<M>>) {
         let link = Arc::clone(link);
         let give_back = move |vcpus: &Arc<Vcpus<M>>| {
@@ -486,7 +493,8 @@ impl<M: Monitor> Vcpus<M> {
         Hold::of_paused(self)
     }
 
-    /// Begins to have vCPUs stop for a debugger and does not wait for it: `wake` is rung when it is worth looking whether it is done.
+    /// Begins to have vCPUs stop for a debugger and does not wait for it: `wake` is rung when it is worth looking whether it
+    /// is done.
     pub(super) fn begin_pause(
         self: &Arc<Self>,
         link: &Arc<Link>,
@@ -595,7 +603,7 @@ impl<M: Monitor> Vcpus<M> {
         Ok(())
     }
 
-    pub(super) fn tell_all(&self, what: fn(&mut Runner)) {
+    fn tell_all(&self, what: fn(&mut Runner)) {
         for vcpu in 0..self.count() {
             self.monitor.post(vcpu, Box::new(move |runner, _| what(runner)));
         }

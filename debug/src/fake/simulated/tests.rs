@@ -107,10 +107,12 @@ impl EventLoop {
                     PollFd::new(its_wake.as_fd(), PollFlags::POLLIN),
                 ];
                 poll(&mut fds, PollTimeout::NONE).unwrap();
+                // Before what it has been rung for is looked at.
+                let is_rung = its_wake.take();
                 if its_release.swap(false, Ordering::SeqCst) {
                     debugger.release();
                 }
-                if its_wake.take() && its_order.load(Ordering::SeqCst) {
+                if is_rung && its_order.load(Ordering::SeqCst) {
                     debugger.leave();
                     // Its descriptor is readable then.
                     continue;

@@ -181,14 +181,18 @@ fn who_is_stopped_for_a_debugger_runs_for_nobody_else() {
     thread.runner.stop_for(&other);
     assert!(thread.runner.may_run());
     for runs in [false, true] {
-        thread.runner.stop_for(&link);
-        thread.runner.resume();
-        thread.runner.give_back(&other, true);
-        assert!(!thread.runner.may_run());
-        thread.runner.give_back(&link, runs);
-        assert_eq!(thread.runner.may_run(), runs);
-        thread.runner.resume();
-        assert!(thread.runner.may_run());
+        // Nobody has let it run, or somebody does while it is stopped.
+        thread.runner.pause();
+        for is_resumed in [false, true] {
+            thread.runner.stop_for(&link);
+            if is_resumed {
+                thread.runner.resume();
+            }
+            thread.runner.give_back(&other, true);
+            assert!(!thread.runner.may_run());
+            thread.runner.give_back(&link, runs);
+            assert_eq!(thread.runner.may_run(), runs || is_resumed);
+        }
     }
     // It says so itself, or leaves.
     thread.runner.stop_for(&link);
@@ -198,6 +202,31 @@ fn who_is_stopped_for_a_debugger_runs_for_nobody_else() {
     assert!(!thread.runner.may_run());
     thread.runner.resume();
     assert!(thread.runner.may_run());
+    // Whether the guest is to run was asked before somebody has let it.
+    let (link, _events) = thread.attach();
+    thread.runner.pause();
+    thread.runner.stop_for(&link);
+    thread.runner.resume();
+    thread.runner.detach(&mut thread.vcpu, &link, Then::Runs(false));
+    assert!(thread.runner.may_run());
+}
+
+/// An exit that cannot be judged is a stop for a debugger, and the end where none is attached.
+#[test]
+fn what_cannot_be_judged_is_the_end_where_nobody_looks() {
+    for (isa, is_attached) in Isa::ALL.into_iter().flat_map(|isa| [(isa, true), (isa, false)]) {
+        let mut thread = Thread::new(isa, []);
+        let (link, events) = thread.attach();
+        link.engine.requests().is_attached = is_attached;
+        let fatal = || StopReason::Fatal("refused".into());
+        let next = thread.runner.act(&mut thread.vcpu, &link, Verdict::Stop(fatal()));
+        let told = stop(events.try_recv().ok());
+        match is_attached {
+            true => assert_eq!((next, told), (Next::Look, Some(fatal())), "{isa}"),
+            false => assert_eq!((next, told), (Next::Failed("refused".into()), None), "{isa}"),
+        }
+        assert!(!thread.runner.may_run());
+    }
 }
 
 #[test]

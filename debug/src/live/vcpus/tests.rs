@@ -26,7 +26,7 @@ struct Threads {
     keeps: AtomicBool,
     is_kept: AtomicBool,
     /// In which of its parts it panics, once.
-    panics_in: Mutex<Option<&'static str>>,
+    panics_in: Mutex<Vec<&'static str>>,
 }
 
 impl Threads {
@@ -39,7 +39,9 @@ impl Threads {
     }
 
     fn may_panic(&self, place: &str) {
-        let panics = self.panics_in.lock().unwrap().take_if(|its| *its == place);
+        let mut panics_in = self.panics_in.lock().unwrap();
+        let panics = panics_in.iter().position(|its| *its == place).map(|at| panics_in.remove(at));
+        drop(panics_in);
         assert_eq!(panics, None, "a monitor's own");
     }
 
@@ -143,6 +145,15 @@ impl Drop for Threads {
     }
 }
 
+/// Waits until all are in the guest.
+fn all_run(vcpus: &Vcpus<Threads>) {
+    let begin = Instant::now();
+    while vcpus.monitor().inside.load(Ordering::SeqCst) < vcpus.count() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "somebody does not run");
+        thread::yield_now();
+    }
+}
+
 /// Stops them before they end: one that runs has no reason to look.
 fn over(vcpus: &Arc<Vcpus<Threads>>) {
     drop(vcpus.pause(|_| true));
@@ -162,9 +173,7 @@ fn who_holds_the_guest_holds_all_of_it() {
         assert_eq!(second.vcpus().for_each(|vcpu| vcpu.file.pc()), [Some(0); 3]);
         drop(second);
         // They do what they did.
-        while inside() < 3 {
-            thread::yield_now();
-        }
+        all_run(&vcpus);
     }
     let count = |which: &AtomicU32| which.load(Ordering::SeqCst);
     assert_eq!((count(&vcpus.monitor().stood), count(&vcpus.monitor().went_on)), (50, 50));
@@ -292,9 +301,7 @@ fn a_pause_does_not_overtake_what_was_left_before() {
         assert_eq!(vcpus.for_each(|_| ()).len(), 2);
         assert_eq!(monitor.inside.load(Ordering::SeqCst), 0);
         vcpus.give_back(&link, None);
-        while monitor.inside.load(Ordering::SeqCst) < 2 {
-            thread::yield_now();
-        }
+        all_run(&vcpus);
     }
     over(&vcpus);
 }
@@ -305,13 +312,12 @@ fn a_monitor_that_panics_leaves_nobody_held() {
     let vcpus = Arc::new(Vcpus::new(Threads::new(2)));
     vcpus.resume();
     let monitor = vcpus.monitor();
-    for place in ["stands_still", "stays", "goes_on"] {
-        *monitor.panics_in.lock().unwrap() = Some(place);
+    for places in [&["stands_still"][..], &["stays"], &["goes_on"], &["stays", "goes_on"]] {
+        *monitor.panics_in.lock().unwrap() = places.to_vec();
         let held = catch_unwind(AssertUnwindSafe(|| drop(vcpus.hold())));
-        assert!(held.is_err() && !vcpus.is_held(), "{place}");
-        while monitor.inside.load(Ordering::SeqCst) < 2 {
-            thread::yield_now();
-        }
+        assert!(held.is_err() && !vcpus.is_held(), "{places:?}");
+        assert!(monitor.panics_in.lock().unwrap().is_empty(), "{places:?}");
+        all_run(&vcpus);
     }
     over(&vcpus);
 }

@@ -462,3 +462,30 @@ fn who_comes_to_a_guest_that_has_begun_again_stops_it() {
         [vcpus, next].iter().for_each(|vcpus| drop(vcpus.pause(|_| true)));
     }
 }
+
+/// The same in an event loop, which asks vCPUs before it holds them.
+#[test]
+fn who_comes_by_an_event_loop_stops_it_as_well() {
+    for isa in Isa::ALL {
+        let (vcpus, next) = (guest(isa, 2), guest(isa, 2));
+        let path = std::env::temp_dir().join(format!("again-{isa}-{}.sock", std::process::id()));
+        let listener = ListeningSocket::bind(&Endpoint::Unix(path.clone()), Audience::Owner).unwrap();
+        let memory = Box::new(vcpus.monitor().ram.clone());
+        let target = Target { engine: Arc::new(Engine::new(isa, host(), 2)), memory };
+        let polled = Polled::attach(&vcpus, target, listener, options()).unwrap();
+        let serving = Serving::Loop(EventLoop::new(polled));
+        serving.begin_again(&next);
+        let begin = Instant::now();
+        while next.link().is_none() {
+            assert!(begin.elapsed() < LIMIT, "{isa}: it does not go over");
+            thread::yield_now();
+        }
+        next.resume();
+        assert_eq!(may_run(&next), [true; 2], "{isa}");
+        let mut client = Client::new(&path);
+        assert_eq!(may_run(&next), [false; 2], "{isa}");
+        assert_eq!(client.ask("D"), "OK");
+        serving.leave();
+        [vcpus, next].iter().for_each(|vcpus| drop(vcpus.pause(|_| true)));
+    }
+}
