@@ -7,7 +7,7 @@ set -euo pipefail
 
 CACHE=${VMM_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vmm-test}
 SETUP_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-mkdir -p "$CACHE"
+mkdir -p "$CACHE/tools"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }

@@ -13,7 +13,6 @@ DRGN=0.3.0
 if [ ! -e "$CACHE/tools/drgn/ready-$DRGN" ]; then
   say "fetching drgn $DRGN"
   rm -rf "$CACHE/tools/drgn"
-  mkdir -p "$CACHE/tools"
   python3 -m pip install -q --disable-pip-version-check --no-deps --target "$CACHE/tools/drgn" "drgn==$DRGN" \
     >"$CACHE/tools/drgn.log" 2>&1 || { tail -5 "$CACHE/tools/drgn.log" >&2; die "cannot install drgn"; }
   touch "$CACHE/tools/drgn/ready-$DRGN"
