@@ -133,7 +133,7 @@ pub fn lost_messages(c: &mut Context) -> Check {
 }
 
 /// The largest size of a file of a process with a limit, bytes.
-const LARGEST: u64 = 64 << 10;
+const LARGEST: u64 = 4 << 10;
 
 /// `vmm` in a process whose files have a limit (`ulimit -f`).
 fn start_limited(c: &Context, words: &str, guest: &Path) -> Result<Process, String> {
@@ -210,7 +210,7 @@ fn dump_that_fails_at_the_end(c: &mut Context) -> Check {
     c.keep("vmm", &vmm);
     let told = vmm.errors.text();
     check(
-        code == 8 && told.contains("it would be 64 MiB large, and a file may be 65536 bytes (ulimit -f)"),
+        code == 8 && told.contains("it would be 64 MiB large, and a file may be 4096 bytes (ulimit -f)"),
         || format!("a core that is too large: exit code {code}, {told:?}"),
     )?;
     for (goes, why) in [(false, "File too large"), (true, "No such file")] {

@@ -1,9 +1,9 @@
-// Prints 70,000 characters, and ends with a code.
+// Prints 6,000 characters, and ends with a code.
     .section .start, "ax"
     .globl _start
 _start:
     mov x1, #0x09000000
-    ldr w2, =70000
+    ldr w2, =6000
     mov w0, #'x'
 1:  strb w0, [x1]
     subs w2, w2, #1

@@ -1,8 +1,8 @@
-# Prints 70,000 characters, and ends with a code.
+# Prints 6,000 characters, and ends with a code.
     .section .start, "ax"
     .globl _start
 _start:
-    mov ecx, 70000
+    mov ecx, 6000
     mov dx, 0x3f8
     mov al, 'x'
 1:  out dx, al
