@@ -267,6 +267,7 @@ pub const CASES: &[Case] = &[
         },
     ),
     enough_on(Isa::X86_64, job("job_commands", job::commands)),
+    Case { modules: job::MODULES_6_1, ..linux("job_6_1", &["6.1"], job::in_6_1) },
     enough_on(Isa::X86_64, job("job_streams", job::streams)),
     enough_on(Isa::X86_64, job("job_exec", job::exec)),
     enough_on(Isa::X86_64, job("job_of_a_tree", job::of_a_tree)),
@@ -282,10 +283,7 @@ pub const CASES: &[Case] = &[
     Case { modules: wedged::MODULES, ..linux("job_wedged", &["6.12"], wedged::locked) },
     enough_on(
         Isa::Aarch64,
-        Case {
-            modules: wedged::MODULES,
-            ..linux("job_wedged_for_good", &["6.12"], wedged::hangs_and_crashes)
-        },
+        Case { modules: wedged::MODULES, ..linux("long_job_wedged", &["6.12"], wedged::hangs_and_crashes) },
     ),
     enough_on(Isa::X86_64, job("job_wrong_ways", job::wrong_ways)),
     enough_on(Isa::Aarch64, job("job_judged_by_the_host", job::judged_by_the_host)),
@@ -306,7 +304,7 @@ pub const CASES: &[Case] = &[
     enough_on(Isa::X86_64, linux("long_virtio_share", &["6.12"], shares::random)),
     enough_on(Isa::X86_64, linux("virtio_share_killed", &["6.12"], shares::killed)),
     small("bad_shares", shares::bad),
-    enough_on(Isa::X86_64, with_disk_6_12("virtio_disk_6_12", disks::everything)),
+    enough_on(Isa::X86_64, with_disk_6_12("long_virtio_disk", disks::everything)),
     enough_on(Isa::Aarch64, with_disk_6_12("virtio_disk_killed", disks::killed)),
     enough_on(Isa::X86_64, with_disk_6_12("virtio_disk_of_two_guests", disks::two_guests)),
     enough_on(Isa::X86_64, with_disk_6_12("virtio_disk_full", disks::full)),
@@ -320,20 +318,23 @@ pub const CASES: &[Case] = &[
     ),
     enough_on(
         Isa::X86_64,
-        Case { initrd: initramfs::guest_with_vsock, ..linux("virtio_vsock", &["6.12"], vsock::both_ways) },
+        Case {
+            initrd: initramfs::guest_with_vsock,
+            ..linux("long_virtio_vsock", &["6.12"], vsock::both_ways)
+        },
     ),
     enough_on(
         Isa::Aarch64,
         Case {
             initrd: initramfs::guest_with_vsock,
             modules: vsock::MODULES,
-            ..linux("virtio_vsock_by_the_kernel", &["6.12"], vsock::by_the_kernel)
+            ..linux("long_virtio_vsock_by_the_kernel", &["6.12"], vsock::by_the_kernel)
         },
     ),
     only(Isa::X86_64, linux("debian_acpi_timer", &["6.12"], linux::acpi_timer)),
     linux("debian_cpu_features", &["6.12"], linux::cpu_features),
     linux("debian_panic", &["6.1"], linux::panic),
-    only(Isa::Aarch64, linux("debian_compressed_image", &["6.12"], linux::compressed_image)),
+    only(Isa::Aarch64, linux("long_compressed_image", &["6.12"], linux::compressed_image)),
     only(Isa::Aarch64, linux("debian_exit_device", &["6.12"], linux::exit_device)),
     small("gdb_connections", gdb_wire::connections),
     small("gdb_halted_guest", gdb_wire::halted),

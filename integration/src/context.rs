@@ -107,6 +107,20 @@ pub fn check(holds: bool, message: impl FnOnce() -> String) -> Check {
 }
 
 impl Context {
+    /// How much of a long run is made.
+    ///
+    /// # Panics
+    /// In a case that `make soak` does not choose by its name: its full length would never be run.
+    pub fn length(&self) -> Length {
+        assert!(self.name.contains("long_"), "{} is a long run: its name begins with long_", self.name);
+        self.length
+    }
+
+    /// What is drawn anew in each run of `make soak`.
+    pub fn chance(&self) -> Chance {
+        self.length.chance()
+    }
+
     /// A limit of `seconds` on hardware.
     pub fn limit(&self, seconds: u64) -> Duration {
         Duration::from_secs(seconds) * self.slowness

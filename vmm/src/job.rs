@@ -7,11 +7,13 @@
 mod beside;
 pub mod desk;
 pub mod dump_on;
+pub mod ended;
 pub mod hold;
 pub mod initramfs;
 pub mod kernel_log;
 pub mod ktap;
 pub mod matrix;
+mod memory_log;
 pub mod modules;
 pub mod plan;
 pub mod protocol;

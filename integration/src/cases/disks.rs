@@ -35,7 +35,7 @@ struct Images {
 
 impl Images {
     fn new(c: &Context) -> Result<Images, String> {
-        let (work, mut chance) = (c.work.clone(), c.length.chance());
+        let (work, mut chance) = (c.work.clone(), c.chance());
         let (base, blob) = (bytes(&mut chance, SIZE), bytes(&mut chance, MIB));
         let backing = |name| Sample { backing: Some((name, Some("raw"))), ..Sample::new(SIZE as u64) };
         let qcow2 = backing("below/base.img").build().map_err(|error| error.to_string())?;
@@ -144,8 +144,8 @@ $b sync; tell over
 
 pub fn everything(c: &mut Context) -> Check {
     let images = Images::new(c)?;
-    let steps = c.length.of(800, 20_000).to_string();
-    let seed = c.length.chance().below(1 << 30).to_string();
+    let steps = c.length().of(800, 20_000).to_string();
+    let seed = c.chance().below(1 << 30).to_string();
     let script = SCRIPT.replace("SEED", &seed).replace("STEPS", &steps);
     let disks = [
         "empty.img,serial=RAW-1",
@@ -209,7 +209,7 @@ done
 /// Ended by force in the middle of synchronous writes, neither image has lost one that was acknowledged.
 pub fn killed(c: &mut Context) -> Check {
     let images = Images::new(c)?;
-    let least = 10 + c.length.chance().below(40);
+    let least = 10 + c.chance().below(40);
     let disks = ["empty.img", "over.qcow2"];
     let mut process = start(c, ("run.sh", BLOCKS), &disks, &images.work.join("temporary"))?;
     let come = process.expect(&format!("guest: acknowledged {least}."), c.limit(90));

@@ -100,8 +100,8 @@ fn ask(c: &mut Context, vmm: &mut Process, mut client: Client) -> Check {
 
 fn held(c: &mut Context, cmdline: &str) -> Check {
     let (mut vmm, mut client) = start(c, cmdline)?;
-    let stops = c.length.of(1, 3);
-    let length = Duration::from_secs(c.length.of(8, 45));
+    let stops = c.length().of(1, 3);
+    let length = Duration::from_secs(c.length().of(8, 45));
     let mut run = || -> Check {
         for stop in 0..stops {
             beats(c, &mut vmm, 4)?;
@@ -130,7 +130,7 @@ fn held(c: &mut Context, cmdline: &str) -> Check {
 /// Thousands of steps: what each holds the guest for is little, and all of it a lot.
 fn stepped(c: &mut Context, cmdline: &str) -> Check {
     let (mut vmm, mut client) = start(c, cmdline)?;
-    let steps = c.length.of(1000, 10_000);
+    let steps = c.length().of(1000, 10_000);
     let mut run = || -> Check {
         beats(c, &mut vmm, 4)?;
         client.interrupt()?;
@@ -207,9 +207,9 @@ pub fn ticks(c: &mut Context) -> Check {
         check(Instant::now() < deadline, || "the guest does not begin".into())?;
         thread::sleep(Duration::from_millis(1));
     }
-    let mut chance = c.length.chance();
+    let mut chance = c.chance();
     let (mut sent, mut held) = (0, Duration::ZERO);
-    for round in 0..c.length.of(150, 1000) {
+    for round in 0..c.length().of(150, 1000) {
         let begin = Instant::now();
         guest.pause();
         let paused = Instant::now();
@@ -266,7 +266,7 @@ pub fn two_holders(c: &mut Context) -> Check {
     let arguments =
         format!("--kernel {{}} --cpus 3 --memory 64M --console none --name {name} --dump-on panic={{}}");
     let mut vmm = c.start(Wiring::Pipes, &arguments, &[&kernel, &unused])?;
-    let rounds = c.length.of(8, 200);
+    let rounds = c.length().of(8, 200);
     let mut run = || -> Check {
         for round in 0..rounds {
             let limit = c.limit(20);

@@ -21,6 +21,23 @@ use std::time::{Duration, Instant};
 pub const MODULES: &[&str] =
     &["fs/overlayfs/overlay.ko", "drivers/virtio/virtio_mmio.ko", "drivers/block/virtio_blk.ko"];
 
+/// What Debian's 6.1 has as modules of what a job needs whose root is a folder, or an image, and which has a network.
+pub const MODULES_6_1: &[&str] = &[
+    "drivers/virtio/virtio.ko",
+    "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio_pci_modern_dev.ko",
+    "drivers/virtio/virtio_pci_legacy_dev.ko",
+    "drivers/virtio/virtio_pci.ko",
+    "drivers/char/virtio_console.ko",
+    "drivers/block/virtio_blk.ko",
+    "drivers/net/virtio_net.ko",
+    "drivers/net/net_failover.ko",
+    "net/core/failover.ko",
+    "fs/fuse/fuse.ko",
+    "fs/fuse/virtiofs.ko",
+    "fs/overlayfs/overlay.ko",
+];
+
 /// Starts a command in a guest.
 fn start(c: &Context, root: &Path, wiring: Wiring, command: &str) -> Result<Process, String> {
     let line = format!(
@@ -32,7 +49,18 @@ fn start(c: &Context, root: &Path, wiring: Wiring, command: &str) -> Result<Proc
 
 /// Runs one to its end.
 fn run(c: &mut Context, root: &Path, options: &str, command: &str) -> Result<Finished, String> {
-    let (kernel, modules, limit) = (c.kernel("6.12"), c.modules(), c.limit(60));
+    run_in(c, "6.12", root, options, command)
+}
+
+/// Runs one in a kernel of this series.
+fn run_in(
+    c: &mut Context,
+    series: &str,
+    root: &Path,
+    options: &str,
+    command: &str,
+) -> Result<Finished, String> {
+    let (kernel, modules, limit) = (c.kernel(series), c.modules(), c.limit(60));
     let slow = c.slowness;
     let line = format!(
         "run --kernel {{}} --modules {{}} --root {{}} --slow {slow} --memory 256M {options} -- {command}"
@@ -99,6 +127,7 @@ pub fn wrong_ways(c: &mut Context) -> Check {
         c,
         &[
             ("", "nothing", 127, "ended with code 127"),
+            ("", "/etc", 126, "ended with code 126"),
             ("", "sh -c echo~c>/proc/sysrq-trigger;sleep~30", 120, "the guest's kernel panicked"),
             ("--append rdinit=/none~init=/none", "true", 120, "Unable to mount root fs"),
             ("", "sh -c echo~o>/proc/sysrq-trigger;sleep~30", 119, "switched itself off"),
@@ -441,7 +470,39 @@ pub fn images(c: &mut Context) -> Check {
         wrong.expect_code(125)?;
         wrong.expect_one_line(says)?;
     }
-    Ok(())
+    // It has the magic number of ext4 and nothing else of it: only the guest finds that out.
+    let damaged = c.work.join("damaged.img");
+    let mut bytes = vec![0; START];
+    bytes[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
+    c.write(&damaged, &bytes)?;
+    let none = run(c, &damaged, "", "true")?;
+    none.expect_code(123)?;
+    let last = none.errors.lines().last().unwrap_or_default();
+    check(last.contains("the command's root could not be made: "), || format!("the last line is '{last}'"))
+}
+
+/// A kernel that has all that a job needs as modules: in a folder, with a network and a disk, and in an image that it has
+/// made of that.
+pub fn in_6_1(c: &mut Context) -> Check {
+    let root = c.root()?;
+    let image = c.work.join("root.img");
+    let made = fs::File::create(&image).and_then(|file| file.set_len(16 << 20));
+    made.map_err(|error| error.to_string())?;
+    for applet in ["mke2fs", "mkdir", "mount", "umount", "cp", "udhcpc", "ip"] {
+        symlink("busybox", root.join("bin").join(applet)).map_err(|error| error.to_string())?;
+    }
+    let script = "sh -c uname~-r;ip~link~set~eth0~up&&udhcpc~-nqfi~eth0~-s~/bin/true~2>&1|grep~obtained;\
+                  mke2fs~/dev/vda>/dev/null&&mkdir~/i&&mount~-t~ext4~/dev/vda~/i&&\
+                  cp~-a~/bin~/etc~/i&&cd~/i&&mkdir~proc~root~run~sys~tmp~dev&&cd~/&&umount~/i";
+    let options = format!("--net user --disk {}", image.display());
+    let folder = run_in(c, "6.1", &root, &options, script)?;
+    folder.expect_code(0)?;
+    check(folder.output.starts_with("6.1.") && folder.output.contains(" obtained"), || {
+        folder.output.clone()
+    })?;
+    let of_image = run_in(c, "6.1", &image, "", "sh -c echo~new>/etc/new;grep~'~/~'~/proc/mounts;exit~9")?;
+    of_image.expect_code(9)?;
+    check(of_image.output.contains(" / ext4 rw"), || of_image.output.clone())
 }
 
 /// A guest of which something bad came is kept: stopped for a debugger, or running for more commands.
@@ -454,7 +515,8 @@ pub fn kept(c: &mut Context) -> Check {
         )
     };
     let core = c.work.join("core");
-    let dumped = format!("oops,panic --dump-on hang,panic={}", core.display());
+    // The log is where it does not come by the serial port.
+    let dumped = format!("oops,panic --append console=hvc0 --dump-on hang,panic={}", core.display());
     let (panics, fails) = (
         line(&dumped, "sh -c echo~c>/proc/sysrq-trigger;sleep~1000"),
         line("fail=40s", "sh -c echo~left>/run/left;exit~3"),

@@ -219,7 +219,7 @@ pub fn compressed_image(c: &mut Context) -> Check {
     zboot[24..28].copy_from_slice(b"gzip");
     zboot.extend(&gzip);
     // Each is another boot, and the first has what the second has.
-    let count = usize::try_from(c.length.of(1, 3)).unwrap_or(usize::MAX);
+    let count = usize::try_from(c.length().of(1, 3)).unwrap_or(usize::MAX);
     for (name, bytes) in [("zboot", zboot), ("gzip", gzip), ("zstd", zstd)].into_iter().take(count) {
         let path = c.work.join(name);
         c.write(&path, &bytes)?;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 pub fn guests(c: &mut Context) -> Check {
     let (guest, limit) = (c.guest("loop", false)?, c.limit(20));
     c.run("ls", &[], limit)?.expect_output("no guest runs")?;
-    let count = c.length.of(6, 50);
+    let count = c.length().of(6, 50);
     let mut guests: Vec<Process> = Vec::new();
     for number in 0..count {
         let line = format!("--name guest-{number} --memory 32M --kernel {{}}");

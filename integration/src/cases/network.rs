@@ -80,8 +80,8 @@ cat > /dev/null
 /// the guest now and then.
 pub fn of_its_own(c: &mut Context) -> Check {
     let place = traffic::serve((Ipv4Addr::LOCALHOST, 0).into()).map_err(|error| error.to_string())?;
-    let (bytes, packets) = (c.length.of(8_000_000, 100_000_000), c.length.of(3000, 100_000));
-    let seed = c.length.chance().below(1 << 30);
+    let (bytes, packets) = (c.length().of(8_000_000, 100_000_000), c.length().of(3000, 100_000));
+    let seed = c.chance().below(1 << 30);
     let script = EVERYTHING
         .replace("PORT", &place.port().to_string())
         .replace("GDB", &GDB.to_string())
@@ -98,7 +98,7 @@ pub fn of_its_own(c: &mut Context) -> Check {
         socket.display()
     );
     let mut job = start(c, &root, &options)?;
-    let limit = c.limit(c.length.of(60, 1200));
+    let limit = c.limit(c.length().of(60, 1200));
     let mut talk = || -> Check {
         let mut client = Client::attach(&socket, limit)?;
         // Its command is run once.
@@ -249,14 +249,14 @@ pub fn tap(c: &mut Context) -> Check {
     let failed = |error: std::io::Error| error.to_string();
     load_tun(c)?;
     let place = traffic::serve((Ipv4Addr::UNSPECIFIED, 0).into()).map_err(failed)?;
-    let (bytes, packets) = (c.length.of(8_000_000, 100_000_000), c.length.of(1000, 100_000));
+    let (bytes, packets) = (c.length().of(8_000_000, 100_000_000), c.length().of(1000, 100_000));
     let script = ON_TAP
         .replace("PORT", &place.port().to_string())
         .replace("BYTES", &bytes.to_string())
         .replace("PACKETS", &packets.to_string())
         .replace("SEED", "3");
     let root = root_with(c, &script)?;
-    let limit = c.limit(c.length.of(60, 1200));
+    let limit = c.limit(c.length().of(60, 1200));
     let mut job = start(c, &root, "--net tap=tap0,mac=02:00:00:00:00:07")?;
     let mut talk = || -> Check {
         job.expect("guest: address 02:00:00:00:00:07.", limit)?;

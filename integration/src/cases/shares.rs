@@ -49,7 +49,7 @@ impl Shared {
     fn new(c: &Context) -> Result<Shared, String> {
         let (work, folder) = (c.work.clone(), c.work.join("shared"));
         let made = || -> io::Result<File> {
-            tree(&folder.join("tree"), &mut c.length.chance())?;
+            tree(&folder.join("tree"), &mut c.chance())?;
             fs::copy("/proc/self/exe", folder.join("case"))?;
             fs::set_permissions(folder.join("case"), Permissions::from_mode(0o755))?;
             fs::write(work.join("secret"), "the host's secret")?;
@@ -248,11 +248,11 @@ done
 /// Random work on a shared folder comes to what it comes to on the guest's own, and goes on all the time.
 pub fn random(c: &mut Context) -> Check {
     let shared = Shared::new(c)?;
-    let seed = c.length.chance().below(1 << 30);
+    let seed = c.chance().below(1 << 30);
     c.write(&shared.folder.join("run.sh"), ROUNDS.replace("SEED", &seed.to_string()).as_bytes())?;
     let mut process = start(c, &shared.work, None)?;
     let mut rounds = || -> Check {
-        for round in 0..c.length.of(2, 50) {
+        for round in 0..c.length().of(2, 50) {
             process.expect(&format!("guest: seed {} is the same.", seed + round), c.limit(60))?;
         }
         Ok(())
@@ -279,7 +279,7 @@ done
 /// Ended by force in the middle of synchronous writes, it has lost none that it has acknowledged.
 pub fn killed(c: &mut Context) -> Check {
     let shared = Shared::new(c)?;
-    let least = 10 + c.length.chance().below(40);
+    let least = 10 + c.chance().below(40);
     c.write(&shared.folder.join("run.sh"), RECORDS.as_bytes())?;
     let mut process = start(c, &shared.work, None)?;
     let come = process.expect(&format!("guest: acknowledged {least}."), c.limit(60));

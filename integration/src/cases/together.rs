@@ -53,17 +53,17 @@ read -r word
 
 /// Files for the guest, and its script.
 fn prepare(c: &Context, rounds: u64, port: u16) -> Check {
-    let seed = c.length.chance().below(1 << 30).to_string();
+    let seed = c.chance().below(1 << 30).to_string();
     let script = SCRIPT
         .replace("FILES", random_files::WORD)
         .replace("TRAFFIC", traffic::ASK)
         .replace("VSOCK", vsock::WORD)
-        .replace("SOCKETBYTES", &c.length.of(256 << 10, 64 << 20).to_string())
+        .replace("SOCKETBYTES", &c.length().of(256 << 10, 64 << 20).to_string())
         .replace("SEED", &seed)
-        .replace("STEPS", &c.length.of(150, 8000).to_string())
+        .replace("STEPS", &c.length().of(150, 8000).to_string())
         .replace("PORT", &port.to_string())
-        .replace("PACKETS", &c.length.of(500, 100_000).to_string())
-        .replace("BYTES", &c.length.of(1_000_000, 100_000_000).to_string())
+        .replace("PACKETS", &c.length().of(500, 100_000).to_string())
+        .replace("BYTES", &c.length().of(1_000_000, 100_000_000).to_string())
         .replace("ROUNDS", &rounds.to_string());
     let shared = c.work.join("shared");
     let made = || -> io::Result<()> {
@@ -78,7 +78,7 @@ fn prepare(c: &Context, rounds: u64, port: u16) -> Check {
 }
 
 pub fn under_load(c: &mut Context) -> Check {
-    let rounds = c.length.of(4, 200);
+    let rounds = c.length().of(4, 200);
     let place = traffic::serve((Ipv4Addr::LOCALHOST, 0).into()).map_err(|error| error.to_string())?;
     prepare(c, rounds, place.port())?;
     let (socket, work) = (c.work.join("gdb.sock"), c.work.display().to_string());
@@ -95,7 +95,7 @@ pub fn under_load(c: &mut Context) -> Check {
         free_port()?
     );
     let mut vmm = c.start(Wiring::Pipes, &line, &[&socket, &c.kernel("6.12"), &c.initrd()])?;
-    let limit = c.limit(c.length.of(90, 3000));
+    let limit = c.limit(c.length().of(90, 3000));
     let told = debugged(c, &mut vmm, &socket, limit);
     if told.is_err() {
         vmm.signal(Signal::SIGTERM)?;
@@ -124,7 +124,7 @@ fn debugged(c: &mut Context, vmm: &mut Process, socket: &Path, limit: Duration) 
     client.run()?;
     vmm.expect("guest: begins.", limit)?;
     let (vsock, core) = (c.work.join("vsock"), c.work.join("core"));
-    let (mut chance, deadline, mut stops) = (c.length.chance(), Instant::now() + limit, 0);
+    let (mut chance, deadline, mut stops) = (c.chance(), Instant::now() + limit, 0);
     let mut is_reached = false;
     while !vmm.output.text().contains("guest: over.") {
         check(Instant::now() < deadline, || format!("it has not done all after {stops} stops"))?;

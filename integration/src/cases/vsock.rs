@@ -153,8 +153,8 @@ pub fn by_the_kernel(c: &mut Context) -> Check {
     for path in MODULES {
         c.load_module(Path::new(path).file_name().unwrap_or_default())?;
     }
-    let count = c.length.of(1 << 20, 64 << 20);
-    let seed = c.length.chance().below(1 << 30);
+    let count = c.length().of(1 << 20, 64 << 20);
+    let seed = c.chance().below(1 << 30);
     let failed = |error: io::Error| error.to_string();
     let listening = || -> io::Result<OwnedFd> {
         let own = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
@@ -179,7 +179,7 @@ pub fn by_the_kernel(c: &mut Context) -> Check {
         let taken = c.run("--vsock 3", &[], limit)?;
         taken.expect_code(8)?;
         taken.expect_one_line("other guests of this host have the number 3")?;
-        let bytes = made(&mut c.length.chance(), usize::try_from(count).unwrap_or(0));
+        let bytes = made(&mut c.chance(), usize::try_from(count).unwrap_or(0));
         let mut one = stream_to(3, OF_GUEST).map_err(failed)?;
         let two = stream_to(3, OF_GUEST).map_err(failed)?;
         // Held, the guest's memory stays as it is, whatever is sent to it; and nothing is lost.
@@ -230,8 +230,8 @@ pub fn by_the_kernel(c: &mut Context) -> Check {
 
 /// Streams both ways at once, begun by either side, compared.
 pub fn both_ways(c: &mut Context) -> Check {
-    let count = c.length.of(2 << 20, 256 << 20);
-    let seed = c.length.chance().below(1 << 30);
+    let count = c.length().of(2 << 20, 256 << 20);
+    let seed = c.chance().below(1 << 30);
     let socket = c.work.join("vsock");
     let listener = UnixListener::bind(c.work.join(format!("vsock_{OF_HOST}")));
     let listener = listener.map_err(|error| error.to_string())?;
@@ -245,7 +245,7 @@ pub fn both_ways(c: &mut Context) -> Check {
         vmm.expect("guest: same", limit)?;
         vmm.expect("guest: refused", limit)?;
         vmm.expect("guest: ready", limit)?;
-        let bytes = made(&mut c.length.chance(), usize::try_from(count).unwrap_or(0));
+        let bytes = made(&mut c.chance(), usize::try_from(count).unwrap_or(0));
         let mut one = reach(&socket, OF_GUEST)?;
         let two = reach(&socket, OF_GUEST)?;
         let other = one.try_clone().map_err(|error| error.to_string())?;

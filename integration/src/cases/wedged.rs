@@ -266,7 +266,7 @@ pub fn hangs_and_crashes(c: &mut Context) -> Check {
         ("mutexes", "--timeout 30s", &[124], &["deadlock: ", "--timeout"]),
     ];
     // Each is another boot.
-    let count = usize::try_from(c.length.of(2, ways.len() as u64)).unwrap_or(usize::MAX);
+    let count = usize::try_from(c.length().of(2, ways.len() as u64)).unwrap_or(usize::MAX);
     for (how, options, codes, words) in &ways[..count] {
         let line = format!(
             "run --kernel {{}} --modules {{}} --root {{}} --slow {} --memory 256M {options} -- sh /bin/run.sh {how}",

@@ -4,8 +4,10 @@
 //! ([`streams`](super::streams)).
 
 use super::dump_on::{self, DumpOn};
+use super::ended::Ended;
 use super::hold::{self, HoldOn};
 use super::kernel_log::{KEPT, Lines, LogTo, Tail, Watch, line_of_record};
+use super::memory_log::MemoryLog;
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
 use super::serial::Serial;
 use super::session::{CommandEnd, Session, TOO_LONG, next_signal};
@@ -26,7 +28,6 @@ use crate::run::bounds::{self, Files};
 use crate::run::signals::is_ignored;
 use crate::run::terminal;
 use arch::words::{counted, verb};
-use debug::command::why::Why;
 use debug::dump::write::destination::Destination;
 use debug::gdb::accept::Pause;
 use debug::linux::trouble::Sign;
@@ -36,7 +37,6 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -53,6 +53,10 @@ const LAST_MOMENT: Duration = Duration::from_millis(500);
 const AFTER_SIGN: Duration = Duration::from_millis(500);
 /// A kernel that has panicked resets itself at once; one that does not has taken so long.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
+/// How long the log in memory is looked for while the guest goes on, which stands still meanwhile.
+const LONGEST_GLANCE: Duration = Duration::from_secs(1);
+/// Before the guest runs a program, every so many looks at its vCPUs its log is looked for: that may take a search.
+const RARELY: u32 = 10;
 
 /// A job.
 #[derive(Clone, Debug)]
@@ -81,44 +85,6 @@ pub struct Job {
     pub sandbox: Sandbox,
     /// What came of it is told as JSON, also when the monitor's cell ends it.
     pub json: bool,
-}
-
-/// A job that is over.
-#[derive(Debug)]
-pub struct Ended {
-    /// How.
-    pub verdict: Verdict,
-    /// The last lines of the kernel's log.
-    pub log: Tail,
-    /// What each vCPU was doing, if the guest was stopped in the middle of it.
-    pub vcpus: Vec<String>,
-    /// What the kernel was doing, likewise, if that is known.
-    pub why: Option<Why>,
-    /// From the guest's first instruction.
-    pub took: Duration,
-    /// Until it ran a program.
-    pub booted_after: Option<Duration>,
-    /// Where a dump of the guest is, if one was asked for and written.
-    pub dump: Option<PathBuf>,
-    /// The command's errors have ended within a line: what is said of it begins another.
-    pub is_line_open: bool,
-}
-
-impl Ended {
-    /// In one line, for programs: `verdict` is a word, `code` the exit code, `seconds` how long the guest was there and
-    /// `boot_seconds` how long it took until it ran a program; `dump` is where a core of it is.
-    pub fn as_json(&self) -> String {
-        let seconds = |time: Duration| time.as_millis() as f64 / 1000.0;
-        serde_json::json!({
-            "verdict": self.verdict.word(),
-            "code": self.verdict.code(),
-            "text": self.verdict.to_string(),
-            "seconds": seconds(self.took),
-            "boot_seconds": self.booted_after.map(seconds),
-            "dump": self.dump.as_ref().map(|path| path.display().to_string()),
-        })
-        .to_string()
-    }
 }
 
 /// Signals that are the command's, the first time.
@@ -201,6 +167,8 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         told: None,
         sign: None,
         stuck: Stuck::default(),
+        memory_log: MemoryLog::default(),
+        looks: 0,
         next_look: now + stuck::EVERY,
         began: now,
         booted_after: None,
@@ -271,6 +239,9 @@ struct Desk<'a> {
     /// What the log is a sign of, the line, and until when more is waited for.
     sign: Option<(Sign, String, Instant)>,
     stuck: Stuck,
+    memory_log: MemoryLog,
+    /// At vCPUs, so far.
+    looks: u32,
     /// When vCPUs are looked at again.
     next_look: Instant,
     began: Instant,
@@ -439,8 +410,16 @@ impl Desk<'_> {
 
     /// The command has ended; what the log is a sign of, it has told before, and that is what came of it.
     fn decide_command(&mut self, verdict: Verdict) {
+        self.look_at_memory(LONGEST_LOOK);
         let sign = self.sign.take().map(|(sign, line, _)| of_sign(sign, line));
         self.decide(sign.unwrap_or(verdict));
+    }
+
+    /// The guest does not go on: a panic may be why, of which nobody has heard.
+    fn decide_standstill(&mut self, verdict: Verdict) {
+        self.look_at_memory(LONGEST_LOOK);
+        let panic = self.sign.take_if(|(sign, ..)| *sign == Sign::Panic);
+        self.decide(panic.map_or(verdict, |(sign, line, _)| of_sign(sign, line)));
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -517,6 +496,18 @@ impl Desk<'_> {
         let is_worse = matches!(&self.sign, Some((Sign::Trouble(_) | Sign::Hang, ..))) && sign == Sign::Panic;
         if self.sign.is_none() || is_worse {
             self.sign = Some((sign, line.to_string(), Instant::now() + patience));
+        }
+    }
+
+    /// What has come in the log in memory, unless a debugger has the guest.
+    fn look_at_memory(&mut self, limit: Duration) {
+        if self.phase != Phase::Runs || self.is_over {
+            return;
+        }
+        let (lines, lost) = self.memory_log.news(self.guest.dumper(), limit * self.job.slow);
+        lines.iter().for_each(|line| self.look_at_line(line));
+        if let Some(lost) = lost {
+            self.show_line(lost);
         }
     }
 
@@ -719,7 +710,11 @@ impl Desk<'_> {
         if let Some((vcpu, place)) = self.stuck.look(&self.guest.deaf_places(), limit) {
             let seconds = limit.as_secs();
             let why = format!("vCPU {vcpu} has been at {place:#x} for {seconds} s, with interrupts off");
-            self.decide(Verdict::Hang(why));
+            return self.decide_standstill(Verdict::Hang(why));
+        }
+        self.looks = self.looks.wrapping_add(1);
+        if self.memory_log.is_there() && (self.is_up || self.looks.is_multiple_of(RARELY)) {
+            self.look_at_memory(LONGEST_GLANCE);
         }
     }
 
@@ -739,10 +734,10 @@ impl Desk<'_> {
             self.look_at_vcpus();
         }
         if self.boot_ends.is_some_and(|ends| ends <= now) {
-            self.decide(Verdict::NoUserSpace);
+            self.decide_standstill(Verdict::NoUserSpace);
         }
         if self.ends.is_some_and(|ends| ends <= now) {
-            self.decide(Verdict::TimeOver);
+            self.decide_standstill(Verdict::TimeOver);
         }
     }
 }

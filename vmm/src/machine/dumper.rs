@@ -1,6 +1,7 @@
 //! Dumps of a live guest: its vCPUs stand still while its memory is written, and then go on as before.
 
 use crate::machine::vcpus::Vcpus;
+use arch::paging::Regime;
 use arch::register::Bank;
 use arch::{GuestPhys, GuestVirt};
 use debug::cancel::Cancelled;
@@ -10,7 +11,7 @@ use debug::dump::write::{self, Progress, Subject, Summary, WriteError};
 use debug::dump::{DumpedVcpu, Unplanted};
 use debug::engine::kept::Kept;
 use debug::linux::described::{self, Anchor, Known, Scope};
-use debug::linux::log::Wanted;
+use debug::linux::log::{Log, Wanted};
 use debug::linux::translate::kernel_regime;
 use debug::linux::trouble;
 use debug::linux::{Described, VmCoreInfo};
@@ -163,8 +164,8 @@ impl Dumper {
     /// still meanwhile; `go_on` is asked now and then whether the answer is still wanted.
     pub fn has_panicked(&self, go_on: &mut dyn FnMut() -> bool) -> bool {
         const LINES: usize = 200;
-        let logs = self.logs(LINES, go_on);
-        logs.iter().flatten().any(|line| trouble::is_panic(line))
+        let logs = self.logs(&Wanted::last(LINES), go_on);
+        logs.iter().flat_map(Log::lines).any(|line| trouble::is_panic(&line))
     }
 
     /// The release of the guest's Linux kernel, as `uname -r` has it, if one is found within `limit` that has described
@@ -184,11 +185,23 @@ impl Dumper {
     /// The last lines of the log of the guest's Linux kernel, from its memory; none if it is not found there. The guest
     /// stands still meanwhile; `go_on` is asked as above.
     pub fn log(&self, lines: usize, go_on: &mut dyn FnMut() -> bool) -> Vec<String> {
-        self.logs(lines, go_on).into_iter().max_by_key(Vec::len).unwrap_or_default()
+        let logs = self.logs(&Wanted::last(lines), go_on);
+        logs.iter().map(Log::lines).max_by_key(Vec::len).unwrap_or_default()
+    }
+
+    /// What that log has from record `since` on, its last `most` lines, if it is found within `limit`. A guest whose log has
+    /// nothing more than that does not stand still for it, once its kernel is known.
+    pub fn log_since(&self, since: u64, most: usize, limit: Duration) -> Option<Log> {
+        if self.kernel.next_record(&LiveMemory(self.memory.clone())) == Some(since) {
+            return Some(Log { next: since, ..Log::default() });
+        }
+        let until = Instant::now() + limit;
+        let wanted = Wanted { since: Some(since), ..Wanted::last(most) };
+        self.logs(&wanted, &mut || Instant::now() < until).into_iter().max_by_key(|log| log.records.len())
     }
 
     /// The same, by each way of translating that the guest's vCPUs have or its kernel has described.
-    fn logs(&self, lines: usize, go_on: &mut dyn FnMut() -> bool) -> Vec<Vec<String>> {
+    fn logs(&self, wanted: &Wanted, go_on: &mut dyn FnMut() -> bool) -> Vec<Log> {
         let mut go_on = || match self.is_closed.load(Ordering::Acquire) || !go_on() {
             true => Err(Cancelled),
             false => Ok(()),
@@ -198,13 +211,7 @@ impl Dumper {
             let (anchors, memory) = (still.anchors(), still.memory);
             let by_info = kernel_regime(HOST_ISA, &info);
             let regimes = anchors.into_iter().map(|anchor| anchor.regime).chain(by_info);
-            let log = |regime| {
-                let space = Translation::Virtual(regime);
-                let read =
-                    |at: u64, bytes: &mut [u8]| memory::read(&memory, &space, None, GuestVirt(at), bytes);
-                info.log(read, &Wanted::last(lines)).map(|log| log.lines()).unwrap_or_default()
-            };
-            regimes.map(log).collect()
+            regimes.filter_map(|regime| log_by(&memory, regime, &info, wanted)).collect()
         });
         logs.unwrap_or_default()
     }
@@ -226,6 +233,13 @@ impl Dumper {
         let memory = LiveMemory(self.memory.clone());
         Some(look(Still { cpus, memory, link: vcpus.link(), kernel: Arc::clone(&self.kernel) }))
     }
+}
+
+/// A kernel's log, by a way of translating.
+fn log_by(memory: &LiveMemory, regime: Regime, info: &VmCoreInfo, wanted: &Wanted) -> Option<Log> {
+    let space = Translation::Virtual(regime);
+    let read = |at: u64, bytes: &mut [u8]| memory::read(memory, &space, None, GuestVirt(at), bytes);
+    info.log(read, wanted).ok()
 }
 
 /// A guest that stands still.
@@ -250,6 +264,13 @@ pub(super) struct Remembered {
 impl Remembered {
     fn last(&self) -> Option<(Known, Described)> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The number of the next record of the log of the kernel that was found last, as its memory has it at this moment.
+    fn next_record(&self, memory: &LiveMemory) -> Option<u64> {
+        let info = self.last()?.1.info?;
+        let regime = kernel_regime(HOST_ISA, &info)?;
+        log_by(memory, regime, &info, &Wanted::last(1)).map(|log| log.next)
     }
 
     /// The kernel that was found last, if it runs still.

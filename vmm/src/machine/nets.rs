@@ -168,7 +168,8 @@ impl OpenNet {
 
 fn of_user(config: &UserNetConfig, mac: Mac) -> Result<Carrier, NetError> {
     if config.stack != NetStack::Own {
-        match Passt::start(config) {
+        let trusted = if config.stack == NetStack::Passt { Ok(()) } else { passt::is_trusted() };
+        match trusted.and_then(|()| Passt::start(config)) {
             Ok(passt) => {
                 log::info!("the guest's network is made by passt");
                 return Ok(Carrier::Passt(passt));
