@@ -15,9 +15,6 @@ use protocol::{Command, Decoder, Frame, Kind, MAIN, NO_SESSION};
 /// What waits to be sent: with more, nothing is read that would be sent.
 pub const MOST_WAITING: usize = 256 << 10;
 
-/// What stands in the log for records that its reader has missed (`/dev/kmsg`: `Documentation/ABI/testing/dev-kmsg`).
-const LOST: &[u8] = b"4,0,0,-;vmm: records of the kernel's log were overwritten before they were read\n";
-
 impl fmt::Display for sys::Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = match self.0 {
@@ -221,8 +218,8 @@ impl Agent {
                 Ok(count) if count > 0 => {
                     protocol::put(&mut self.out, Kind::Log, NO_SESSION, &record[..count]);
                 }
-                // The next read goes on behind them.
-                Err(sys::EPIPE) => protocol::put(&mut self.out, Kind::Log, NO_SESSION, LOST),
+                // The next read goes on behind them (`/dev/kmsg`: `Documentation/ABI/testing/dev-kmsg`).
+                Err(sys::EPIPE) => protocol::put(&mut self.out, Kind::Log, NO_SESSION, protocol::LOST_RECORDS),
                 Err(sys::EINTR) => {}
                 Err(sys::EAGAIN) => return,
                 _ => {

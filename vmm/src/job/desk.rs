@@ -410,7 +410,10 @@ impl Desk<'_> {
 
     /// The command has ended; what the log is a sign of, it has told before, and that is what came of it.
     fn decide_command(&mut self, verdict: Verdict) {
-        self.look_at_memory(LONGEST_LOOK);
+        // What the first process has told is all that there was, or it says that it is not.
+        if self.memory_log.may_have_more() {
+            self.look_at_memory(LONGEST_LOOK);
+        }
         let sign = self.sign.take().map(|(sign, line, _)| of_sign(sign, line));
         self.decide(sign.unwrap_or(verdict));
     }
@@ -554,7 +557,11 @@ impl Desk<'_> {
                 self.decide(Verdict::NoRoot(String::from_utf8_lossy(&frame.payload).into_owned()));
             }
             (Kind::Log, NO_SESSION) => {
-                if let Some(line) = line_of_record(&frame.payload) {
+                if frame.payload == protocol::LOST_RECORDS {
+                    self.memory_log.hear_of_lost();
+                }
+                if let Some((number, line)) = line_of_record(&frame.payload) {
+                    self.memory_log.hear(number);
                     self.look_at_line(&line);
                     self.show_line(line);
                 }

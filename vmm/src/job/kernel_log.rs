@@ -65,14 +65,15 @@ impl Lines {
     }
 }
 
-/// A record of `/dev/kmsg` as a line of the log (`Documentation/ABI/testing/dev-kmsg`): priority, sequence number,
-/// microseconds, flags; text; and what it was about, which is left out.
-pub fn line_of_record(record: &[u8]) -> Option<String> {
+/// A record of `/dev/kmsg` (`Documentation/ABI/testing/dev-kmsg`: priority, sequence number, microseconds, flags; text; and
+/// what it was about, which is left out): its number, and it as a line of the log.
+pub fn line_of_record(record: &[u8]) -> Option<(u64, String)> {
     let record = String::from_utf8_lossy(record);
     let (head, text) = record.split_once(';')?;
     let text = plain_lines(text.split('\n').next().unwrap_or_default());
-    let microseconds: u64 = head.split(',').nth(2)?.parse().ok()?;
-    Some(format!("[{:5}.{:06}] {text}", microseconds / 1_000_000, microseconds % 1_000_000))
+    let mut numbers = head.split(',').skip(1).map(str::parse);
+    let (number, microseconds): (u64, u64) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    Some((number, format!("[{:5}.{:06}] {text}", microseconds / 1_000_000, microseconds % 1_000_000)))
 }
 
 /// The last lines.
@@ -150,9 +151,10 @@ mod tests {
     #[test]
     fn records_become_lines() {
         let record = b"6,339,5140900,-;NET: Registered\n SUBSYSTEM=net\n";
-        assert_eq!(line_of_record(record).unwrap(), "[    5.140900] NET: Registered");
-        assert_eq!(line_of_record(b"6,1,0,-;\x1b[2J\tx").unwrap(), "[    0.000000] \u{fffd}[2J\tx");
-        for wrong in [&b""[..], b"6,1;x", b"6,1,z,-;x", b"no record"] {
+        assert_eq!(line_of_record(record).unwrap(), (339, "[    5.140900] NET: Registered".into()));
+        let plain = line_of_record(b"6,1,0,-;\x1b[2J\tx").unwrap();
+        assert_eq!(plain, (1, "[    0.000000] \u{fffd}[2J\tx".into()));
+        for wrong in [&b""[..], b"6,1;x", b"6,1,z,-;x", b"6,z,1,-;x", b"no record"] {
             assert_eq!(line_of_record(wrong), None);
         }
     }

@@ -10,12 +10,15 @@ const MOST: usize = 50_000;
 /// Looks that find no log, after which it is looked for no more while the guest goes on.
 const MISSES: u32 = 3;
 
-/// How far it was read.
+/// How far it is known.
 #[derive(Debug, Default)]
 pub struct MemoryLog {
     /// The number of the record that is next.
     next: u64,
     misses: u32,
+    is_found: bool,
+    /// The first process has missed some.
+    misses_some: bool,
 }
 
 impl MemoryLog {
@@ -24,15 +27,33 @@ impl MemoryLog {
         self.misses < MISSES
     }
 
-    /// Lines of the records that have come since it was read last, as far as they can be had within `limit`; and what there
-    /// is to be said of those that cannot, because they were overwritten.
+    /// The first process has told of a record: it need not be read.
+    pub fn hear(&mut self, number: u64) {
+        self.next = self.next.max(number.saturating_add(1));
+    }
+
+    /// It has missed some.
+    pub fn hear_of_lost(&mut self) {
+        self.misses_some = true;
+    }
+
+    /// Whether it may have more than the first process has told, which is still there: to look costs little when it has been
+    /// found, and a search otherwise.
+    pub fn may_have_more(&self) -> bool {
+        self.is_found || self.misses_some
+    }
+
+    /// Lines of the records that nobody has told or read, as far as they can be had within `limit`; and what there is to be
+    /// said of those that cannot, because they were overwritten.
     pub fn news(&mut self, dumper: &Dumper, limit: Duration) -> (Vec<String>, Option<String>) {
         let begun = Instant::now();
-        let Some(log) = dumper.log_since(self.next, MOST, limit) else {
+        // Where some were missed, those before the last one that was told.
+        let since = if self.misses_some { 0 } else { self.next };
+        let Some(log) = dumper.log_since(since, MOST, limit) else {
             self.misses += 1;
             return (Vec::new(), None);
         };
-        (self.next, self.misses) = (log.next, 0);
+        (self.next, self.misses, self.is_found, self.misses_some) = (log.next, 0, true, false);
         log::debug!("the log in memory: {} more records, in {:?}", log.records.len(), begun.elapsed());
         let lines = log.records.iter().flat_map(|record| record.lines().map(|(front, line)| front + line));
         let lost = (log.lost > 0).then(|| {

@@ -80,6 +80,10 @@ pub const OUTPUT: u8 = 1;
 /// See [`OUTPUT`].
 pub const ERRORS: u8 = 2;
 
+/// What stands in [`Kind::Log`] for records that were overwritten before the first process has read them.
+pub const LOST_RECORDS: &[u8] =
+    b"4,0,0,-;vmm: records of the kernel's log were overwritten before they were read\n";
+
 /// What is said at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {

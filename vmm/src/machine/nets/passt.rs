@@ -18,9 +18,12 @@ use std::process::{Command, Stdio};
 /// Bytes before each frame: its length (QEMU's `-netdev stream`).
 const LENGTH: usize = 4;
 
+/// Year, month, day.
+type Day = (u32, u32, u32);
+
 /// The day of the oldest version that is taken unasked. One of 2023-03-09 (Debian 12's) was seen to bring a connection what
 /// was never sent, or nothing from 128 KiB on.
-const TRUSTED: u32 = 2025_05_03;
+const TRUSTED: Day = (2025, 5, 3);
 
 /// Whether the passt that is installed is one to take unasked.
 ///
@@ -44,12 +47,13 @@ fn cannot_start(error: io::Error) -> NetError {
     }
 }
 
-/// The day that a version is called by, as a number: 2025_05_03 of `2025_05_03.587980c`, `0.0~git20250503.587980c-2` and the
+/// The day that a version is called by: of `2025_05_03.587980c`, `0.0~git20250503.587980c-2` and the
 /// like.
-fn day_of(version: &str) -> Option<u32> {
+fn day_of(version: &str) -> Option<Day> {
     let digits = version.replace('_', "");
     let mut numbers = digits.split(|it: char| !it.is_ascii_digit());
-    numbers.find(|it| it.len() == 8 && it.starts_with("20"))?.parse().ok()
+    let number: u32 = numbers.find(|it| it.len() == 8 && it.starts_with("20"))?.parse().ok()?;
+    Some((number / 10_000, number / 100 % 100, number % 100))
 }
 
 /// A network that passt makes.
@@ -215,9 +219,9 @@ mod tests {
     #[test]
     fn versions_are_days() {
         for (version, day) in [
-            ("passt 0.0~git20250503.587980c-2+deb13u1", Some(2025_05_03)),
-            ("passt 2024_12_11.09478d5", Some(2024_12_11)),
-            ("passt 0^20250611.g0293c6f-1.fc42.x86_64", Some(2025_06_11)),
+            ("passt 0.0~git20250503.587980c-2+deb13u1", Some((2025, 5, 3))),
+            ("passt 2024_12_11.09478d5", Some((2024, 12, 11))),
+            ("passt 0^20250611.g0293c6f-1.fc42.x86_64", Some((2025, 6, 11))),
             ("passt unknown version", None),
             ("passt 1234567890", None),
             ("", None),
