@@ -4,7 +4,7 @@
 source "$(dirname "$0")/common.sh"
 targets=${1:-all}
 seconds=${2:-30}
-[ "$targets" != all ] || targets=$(sed -n 's/^ *name: "\([a-z]*\)",$/\1/p; s/^ *Fuzzed { name: "\([a-z]*\)".*/\1/p' "$(dirname "$0")/../src/fuzz.rs")
+[ "$targets" != all ] || targets=$(sed -n 's/^ *name: "\([a-z_]*\)",$/\1/p; s/^ *Fuzzed { name: "\([a-z_]*\)".*/\1/p' "$(dirname "$0")/../src/fuzz.rs")
 install_packages g++
 cd "$(dirname "$0")/../fuzz"
 # Coverage as `cargo fuzz` asks for it, with a compiler that is not nightly's and so without

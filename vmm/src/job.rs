@@ -8,6 +8,7 @@ mod beside;
 pub mod desk;
 pub mod dump_on;
 pub mod ended;
+pub mod free_memory;
 pub mod hold;
 pub mod initramfs;
 pub mod kernel_log;

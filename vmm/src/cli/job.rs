@@ -10,6 +10,7 @@ use crate::given_file;
 use crate::job::desk::{self, Job};
 use crate::job::dump_on::DumpOn;
 use crate::job::ended::Ended;
+use crate::job::free_memory::free_memory;
 use crate::job::hold::HoldOn;
 use crate::job::kernel_log::{LogTo, Watch};
 use crate::job::matrix;
@@ -550,13 +551,6 @@ fn report(args: &Args, ended: &Ended) {
         false if verdict.is_ambiguous() => logging::print(&format!("vmm: {verdict}\n")),
         false => {}
     }
-}
-
-/// Bytes that this host has free, or can have (proc_meminfo(5)).
-fn free_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// A file that has no name.

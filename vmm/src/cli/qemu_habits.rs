@@ -37,7 +37,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("dtb", "leave it out: the device tree is made for the machine"),
     ("bios", "there is no firmware: write --kernel PATH"),
     ("pflash", "there is no firmware: write --kernel PATH"),
-    ("device", "there are no such devices: what the guest needs goes into --initrd PATH"),
+    ("device", "devices have options of their own: --disk, --net, --share, --vsock, --entropy"),
     ("virtfs", "write --share DIR,tag=NAME, and in the guest mount -t virtiofs NAME /mnt"),
     ("fsdev", "write --share DIR,tag=NAME, and in the guest mount -t virtiofs NAME /mnt"),
     ("drive", "write --disk PATH, with ,format=raw or ,format=qcow2 where the name does not say so"),
