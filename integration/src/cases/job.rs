@@ -488,7 +488,7 @@ pub fn in_6_1(c: &mut Context) -> Check {
     let image = c.work.join("root.img");
     let made = fs::File::create(&image).and_then(|file| file.set_len(16 << 20));
     made.map_err(|error| error.to_string())?;
-    for applet in ["mke2fs", "mkdir", "mount", "umount", "cp", "udhcpc", "ip"] {
+    for applet in ["mke2fs", "mkdir", "mount", "umount", "cp", "udhcpc", "ip", "readlink"] {
         symlink("busybox", root.join("bin").join(applet)).map_err(|error| error.to_string())?;
     }
     let script = "sh -c uname~-r;ip~link~set~eth0~up&&udhcpc~-nqfi~eth0~-s~/bin/true~2>&1|grep~obtained;\
@@ -502,7 +502,25 @@ pub fn in_6_1(c: &mut Context) -> Check {
     })?;
     let of_image = run_in(c, "6.1", &image, "", "sh -c echo~new>/etc/new;grep~'~/~'~/proc/mounts;exit~9")?;
     of_image.expect_code(9)?;
-    check(of_image.output.contains(" / ext4 rw"), || of_image.output.clone())
+    check(of_image.output.contains(" / ext4 rw"), || of_image.output.clone())?;
+    beside_an_init(c, &root)
+}
+
+/// A command beside the system's own first process, in a root whose folders of programs are links, as Debian's are.
+fn beside_an_init(c: &mut Context, root: &Path) -> Check {
+    let make = || {
+        fs::create_dir(root.join("usr"))?;
+        fs::rename(root.join("bin"), root.join("usr/bin"))?;
+        symlink("usr/bin", root.join("bin"))?;
+        symlink("usr/bin", root.join("sbin"))?;
+        symlink("busybox", root.join("bin/init"))?;
+        fs::write(root.join("etc/inittab"), "::sysinit:/bin/sh -c 'echo begun > /run/begun'\n")
+    };
+    make().map_err(|error| format!("cannot make a root: {error}"))?;
+    let command = "sh -c cat~/proc/1/comm;until~[~-e~/run/begun~];do~sleep~0.1;done;readlink~/bin;exit~6";
+    let beside = run_in(c, "6.1", root, "--init /sbin/init", command)?;
+    beside.expect_code(6)?;
+    check(beside.output == "init\nusr/bin\n", || format!("{beside:?}"))
 }
 
 /// A guest of which something bad came is kept: stopped for a debugger, or running for more commands.
