@@ -112,7 +112,7 @@ impl Context {
     /// # Panics
     /// In a case that `make soak` does not choose by its name: its full length would never be run.
     pub fn length(&self) -> Length {
-        assert!(self.name.contains("long_"), "{} is a long run: its name begins with long_", self.name);
+        assert!(self.name.starts_with("long_"), "{} is a long run: its name begins with long_", self.name);
         self.length
     }
 

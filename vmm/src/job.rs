@@ -21,6 +21,7 @@ pub mod protocol;
 pub mod root_image;
 mod serial;
 pub mod session;
+pub mod signals;
 pub mod steps;
 pub mod streams;
 pub mod stuck;

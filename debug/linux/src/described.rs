@@ -150,10 +150,16 @@ impl Known {
     /// Whether a vCPU runs it still, as far as that can be told without a search: its release and version are where they
     /// were, and translated as it says. Where this is not so it may run all the same, if all vCPUs are in user space.
     pub fn runs(&self, isa: Isa, memory: &dyn Memory, anchors: &[Anchor]) -> bool {
+        self.is_there(isa, memory)
+            && ImagePlace::new(isa, &self.info)
+                .is_some_and(|place| anchors.iter().any(|anchor| place.is_of(isa, memory, anchor)))
+    }
+
+    /// Whether its release and version are where they were, for whoever has no registers of a vCPU: it may be over all the
+    /// same, and another kernel run.
+    pub fn is_there(&self, isa: Isa, memory: &dyn Memory) -> bool {
         ImagePlace::new(isa, &self.info).is_some_and(|place| {
-            place.has_release(memory, &self.info)
-                && place.version(memory) == Some(self.version)
-                && anchors.iter().any(|anchor| place.is_of(isa, memory, anchor))
+            place.has_release(memory, &self.info) && place.version(memory) == Some(self.version)
         })
     }
 }

@@ -273,17 +273,32 @@ pub fn stuck(c: &mut Context) -> Check {
     idle.expect_code(0)
 }
 
-/// For a user who may do no more than use KVM, with this machine's own root.
+/// Puts the kernel and its modules where a distribution has them: a nest runs the same one.
+fn install_kernel(c: &Context) -> std::io::Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let release = release.trim();
+    let modules = Path::new("/lib/modules").join(release);
+    fs::create_dir_all("/boot")?;
+    fs::create_dir_all(&modules)?;
+    fs::copy(c.kernel("6.12"), format!("/boot/vmlinuz-{release}"))?;
+    for entry in fs::read_dir(c.modules())? {
+        let entry = entry?;
+        fs::copy(entry.path(), modules.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+/// For a user who may do no more than use KVM, with this machine's own kernel and root.
 pub fn of_a_user(c: &mut Context) -> Check {
     let work = c.work.join("of-a-user");
     let made = fs::create_dir(&work)
         .and_then(|()| give(&work, USER))
-        .and_then(|()| give(Path::new("/dev/kvm"), USER));
-    made.map_err(|error| format!("cannot make a folder for a user: {error}"))?;
+        .and_then(|()| give(Path::new("/dev/kvm"), USER))
+        .and_then(|()| install_kernel(c));
+    made.map_err(|error| format!("cannot make a folder for a user, or install the kernel: {error}"))?;
     let mut command = Command::new(&c.vmm);
-    command.arg("run").arg("--kernel").arg(c.kernel("6.12")).arg("--modules").arg(c.modules());
     command
-        .args(["--slow", &c.slowness.to_string(), "--memory", "256M", "--rw"])
+        .args(["run", "--slow", &c.slowness.to_string(), "--memory", "256M", "--rw"])
         .arg(&work)
         .arg("--cwd")
         .arg(&work);

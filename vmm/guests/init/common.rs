@@ -256,6 +256,10 @@ impl Agent {
                 sys::sync();
             }
             self.read_log();
+            if self.log.is_some() && self.out.len() >= MOST_WAITING {
+                // There may be more than there is room for.
+                protocol::put(&mut self.out, Kind::Log, NO_SESSION, protocol::LOST_RECORDS);
+            }
             let ended = match session.ended {
                 Some(Ended::Signal(signal)) => [1, signal],
                 Some(Ended::Exit(code)) => [0, code],

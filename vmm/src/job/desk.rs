@@ -11,6 +11,7 @@ use super::memory_log::MemoryLog;
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
 use super::serial::Serial;
 use super::session::{CommandEnd, Session, TOO_LONG, next_signal};
+use super::signals::{PASSED, take_signals};
 use super::stuck::{self, Stuck};
 use super::verdict::{self, Verdict};
 use super::visitors::Visitors;
@@ -25,15 +26,14 @@ use crate::machine::config::Config;
 use crate::machine::{Backends, Guest};
 use crate::outcome::{Outcome, StoppedBy};
 use crate::run::bounds::{self, Files};
-use crate::run::signals::is_ignored;
 use crate::run::terminal;
 use arch::words::{counted, verb};
 use debug::dump::write::destination::Destination;
 use debug::gdb::accept::Pause;
 use debug::linux::trouble::Sign;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -85,29 +85,6 @@ pub struct Job {
     pub sandbox: Sandbox,
     /// What came of it is told as JSON, also when the monitor's cell ends it.
     pub json: bool,
-}
-
-/// Signals that are the command's, the first time.
-const PASSED: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
-
-/// What a process learns of its place among the jobs of a terminal that it gives to a command. One in the background
-/// that writes there, or sets it up (SIGTTOU), is not stopped: its guest would be.
-const JOBS: [Signal; 3] = [Signal::SIGCONT, Signal::SIGTSTP, Signal::SIGTTOU];
-
-/// Has signals that are a command's wait for the loop, and with a terminal those of jobs.
-///
-/// # Errors
-/// [`Error::System`].
-pub fn take_signals(has_terminal: bool) -> Result<SignalFd, Error> {
-    let jobs: &[Signal] = if has_terminal { &JOBS } else { &[] };
-    // One in the background that reads gets an error instead of being stopped.
-    let always = PASSED.into_iter().chain([Signal::SIGWINCH, Signal::SIGTTIN]);
-    let all = always.chain(jobs.iter().copied());
-    let signals: SigSet = all.filter(|signal| !is_ignored(*signal)).collect();
-    signals.thread_block().map_err(|error| Error::system("cannot block signals")(error.into()))?;
-    terminal::install_handlers().map_err(Error::system("cannot install signal handlers"))?;
-    SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .map_err(|error| Error::system("cannot make a signalfd")(error.into()))
 }
 
 /// Runs a job to its end, of which `report` is told before a guest that is kept is.
@@ -168,6 +145,7 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         sign: None,
         stuck: Stuck::default(),
         memory_log: MemoryLog::default(),
+        told_of_lost: false,
         looks: 0,
         next_look: now + stuck::EVERY,
         began: now,
@@ -240,6 +218,7 @@ struct Desk<'a> {
     sign: Option<(Sign, String, Instant)>,
     stuck: Stuck,
     memory_log: MemoryLog,
+    told_of_lost: bool,
     /// At vCPUs, so far.
     looks: u32,
     /// When vCPUs are looked at again.
@@ -408,21 +387,26 @@ impl Desk<'_> {
         }
     }
 
-    /// The command has ended; what the log is a sign of, it has told before, and that is what came of it.
-    fn decide_command(&mut self, verdict: Verdict) {
-        // What the first process has told is all that there was, or it says that it is not.
+    /// The command has ended. What the first process has told is all of the log, or it says that it is not.
+    fn decide_ended(&mut self, verdict: Verdict) {
         if self.memory_log.may_have_more() {
             self.look_at_memory(LONGEST_LOOK);
         }
+        self.decide_by_sign(verdict);
+    }
+
+    /// What the log is a sign of, it has told before, and that is what came of it.
+    fn decide_by_sign(&mut self, verdict: Verdict) {
         let sign = self.sign.take().map(|(sign, line, _)| of_sign(sign, line));
         self.decide(sign.unwrap_or(verdict));
     }
 
-    /// The guest does not go on: a panic may be why, of which nobody has heard.
+    /// The guest does not go on: its log may say why, of which nobody has heard.
     fn decide_standstill(&mut self, verdict: Verdict) {
-        self.look_at_memory(LONGEST_LOOK);
-        let panic = self.sign.take_if(|(sign, ..)| *sign == Sign::Panic);
-        self.decide(panic.map_or(verdict, |(sign, line, _)| of_sign(sign, line)));
+        if self.memory_log.may_be_there() {
+            self.look_at_memory(LONGEST_LOOK);
+        }
+        self.decide_by_sign(verdict);
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -502,15 +486,28 @@ impl Desk<'_> {
         }
     }
 
-    /// What has come in the log in memory, unless a debugger has the guest.
+    /// What has come in the log in memory of which nobody has told, as long as it is open what comes of the guest.
     fn look_at_memory(&mut self, limit: Duration) {
-        if self.phase != Phase::Runs || self.is_over {
+        if self.phase != Phase::Runs || self.verdict.is_some() {
             return;
         }
-        let (lines, lost) = self.memory_log.news(self.guest.dumper(), limit * self.job.slow);
+        let has_panicked = |desk: &Self| matches!(desk.sign, Some((Sign::Panic, ..)));
+        let knew = has_panicked(self);
+        let (lines, lost) = self.memory_log.news(self.guest.dumper(), limit);
         lines.iter().for_each(|line| self.look_at_line(line));
-        if let Some(lost) = lost {
-            self.show_line(lost);
+        if !knew && has_panicked(self) {
+            // There is nobody else who would show them.
+            lines.into_iter().for_each(|line| self.show_line(line));
+        }
+        if lost > 0 {
+            self.tell_of_lost();
+        }
+    }
+
+    /// What was looked for in the log may have been in what nobody has seen of it.
+    fn tell_of_lost(&mut self) {
+        if !std::mem::replace(&mut self.told_of_lost, true) && !self.job.watch.troubles.is_empty() {
+            log::warn!("records of the guest's log were overwritten before --fail-on has seen them");
         }
     }
 
@@ -554,11 +551,12 @@ impl Desk<'_> {
         match (frame.kind, frame.session) {
             (Kind::Hello, NO_SESSION) => self.begin(),
             (Kind::Trouble, NO_SESSION) if !self.is_up => {
-                self.decide(Verdict::NoRoot(String::from_utf8_lossy(&frame.payload).into_owned()));
+                self.decide_standstill(Verdict::NoRoot(String::from_utf8_lossy(&frame.payload).into_owned()));
             }
             (Kind::Log, NO_SESSION) => {
                 if frame.payload == protocol::LOST_RECORDS {
                     self.memory_log.hear_of_lost();
+                    self.tell_of_lost();
                 }
                 if let Some((number, line)) = line_of_record(&frame.payload) {
                     self.memory_log.hear(number);
@@ -567,8 +565,8 @@ impl Desk<'_> {
                 }
             }
             (_, SESSION) => match self.session.as_mut().and_then(|session| session.hear(frame)) {
-                Some(CommandEnd::Code(code)) => self.decide_command(Verdict::Command(code)),
-                Some(CommandEnd::Signal(signal)) => self.decide_command(Verdict::Signal(signal)),
+                Some(CommandEnd::Code(code)) => self.decide_ended(Verdict::Command(code)),
+                Some(CommandEnd::Signal(signal)) => self.decide_ended(Verdict::Signal(signal)),
                 None => {}
             },
             (_, SESSION..) => self.visitors.tell(&frame, &mut self.out),
@@ -582,6 +580,7 @@ impl Desk<'_> {
             return;
         }
         (self.booted_after, self.boot_ends) = (Some(self.began.elapsed()), None);
+        self.memory_log.hear_of_program();
         // One of which it is known what came of it begins nothing.
         if let Some(session) = self.session.as_mut().filter(|_| self.phase == Phase::Runs) {
             session.begin(self.command, &mut self.out);
@@ -677,6 +676,9 @@ impl Desk<'_> {
         }
         self.is_over = true;
         self.hear_the_last();
+        if self.memory_log.may_be_there() {
+            self.look_at_memory(LONGEST_LOOK);
+        }
         let sign = self.sign.take().map(|(sign, line, _)| of_sign(sign, line));
         let has_panicked = matches!(outcome, Outcome::Ended(arch::End::Reset))
             && self.guest.dumper().has_panicked(&mut || true);
@@ -709,6 +711,11 @@ impl Desk<'_> {
             }
             return;
         }
+        self.looks = self.looks.wrapping_add(1);
+        let may_look = self.is_up || self.looks.is_multiple_of(RARELY);
+        if may_look && !self.guest.is_debugged() && self.memory_log.is_due() {
+            self.look_at_memory(LONGEST_GLANCE);
+        }
         if self.guest.attachment().debugger().is_some() {
             return self.stuck.forget();
         }
@@ -717,15 +724,14 @@ impl Desk<'_> {
         if let Some((vcpu, place)) = self.stuck.look(&self.guest.deaf_places(), limit) {
             let seconds = limit.as_secs();
             let why = format!("vCPU {vcpu} has been at {place:#x} for {seconds} s, with interrupts off");
-            return self.decide_standstill(Verdict::Hang(why));
-        }
-        self.looks = self.looks.wrapping_add(1);
-        if self.memory_log.is_there() && (self.is_up || self.looks.is_multiple_of(RARELY)) {
-            self.look_at_memory(LONGEST_GLANCE);
+            self.decide_standstill(Verdict::Hang(why));
         }
     }
 
     fn look_at_time(&mut self) {
+        if self.verdict.is_some() {
+            return;
+        }
         let now = Instant::now();
         let sign = self.sign.take_if(|(_, _, until)| *until <= now);
         if let Some((sign, line, _)) = sign {
@@ -737,8 +743,9 @@ impl Desk<'_> {
             self.ends = self.job.timeout.map(|limit| now + limit).or(self.ends);
         }
         if self.next_look <= now {
-            self.next_look = now + stuck::EVERY;
             self.look_at_vcpus();
+            // One that takes long is not most of what is done.
+            self.next_look = Instant::now() + stuck::EVERY.max(now.elapsed() * 8);
         }
         if self.boot_ends.is_some_and(|ends| ends <= now) {
             self.decide_standstill(Verdict::NoUserSpace);

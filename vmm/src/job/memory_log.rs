@@ -1,32 +1,33 @@
-//! The kernel's log as it is in the guest's memory, read as far as it was not before: a kernel that has panicked has its
+//! The kernel's log as it is in the guest's memory, read as far as nobody has told of it: a kernel that has panicked has its
 //! first process tell nothing more, and need not print by the serial port.
 
-use crate::machine::dumper::Dumper;
-use arch::words::{counted, verb};
-use std::time::{Duration, Instant};
+use crate::machine::dumper::{Dumper, Looked};
+use debug::linux::log::{Log, Record};
+use std::time::Duration;
 
-/// Lines that are looked at in one go; a log with more has not been looked at for long.
-const MOST: usize = 50_000;
-/// Looks that find no log, after which it is looked for no more while the guest goes on.
-const MISSES: u32 = 3;
+/// Lines that are looked at in one go, the last ones.
+const MOST: usize = 16_000;
+/// Searches of all memory for a log that is not there.
+const MOST_SEARCHES: u32 = 3;
+/// Looks that are left out at most, after some that have found nothing.
+const LONGEST_PAUSE: u32 = 60;
 
 /// How far it is known.
 #[derive(Debug, Default)]
 pub struct MemoryLog {
     /// The number of the record that is next.
     next: u64,
-    misses: u32,
     is_found: bool,
     /// The first process has missed some.
     misses_some: bool,
+    /// Looks in succession that have found nothing, and those of them that had time enough.
+    vain: u32,
+    searches: u32,
+    /// Looks that are left out.
+    pause: u32,
 }
 
 impl MemoryLog {
-    /// Whether it is worth looking for while the guest goes on.
-    pub fn is_there(&self) -> bool {
-        self.misses < MISSES
-    }
-
     /// The first process has told of a record: it need not be read.
     pub fn hear(&mut self, number: u64) {
         self.next = self.next.max(number.saturating_add(1));
@@ -37,29 +38,102 @@ impl MemoryLog {
         self.misses_some = true;
     }
 
-    /// Whether it may have more than the first process has told, which is still there: to look costs little when it has been
-    /// found, and a search otherwise.
-    pub fn may_have_more(&self) -> bool {
-        self.is_found || self.misses_some
+    /// The guest runs a program: its kernel has described itself by now, if it does.
+    pub fn hear_of_program(&mut self) {
+        (self.vain, self.searches, self.pause) = (0, 0, 0);
     }
 
-    /// Lines of the records that nobody has told or read, as far as they can be had within `limit`; and what there is to be
-    /// said of those that cannot, because they were overwritten.
-    pub fn news(&mut self, dumper: &Dumper, limit: Duration) -> (Vec<String>, Option<String>) {
-        let begun = Instant::now();
+    /// Whether it is time to look while the guest goes on. A search holds the guest up, so one that has found nothing is made
+    /// again after a while that becomes longer.
+    pub fn is_due(&mut self) -> bool {
+        let is_due = self.pause == 0;
+        self.pause = self.pause.saturating_sub(1);
+        is_due
+    }
+
+    /// Whether it is worth a look at the end: another search of all memory finds nothing new.
+    pub fn may_be_there(&self) -> bool {
+        self.searches < MOST_SEARCHES
+    }
+
+    /// Whether it may have more than the first process has told: to look costs little when it has been found, and a search
+    /// otherwise.
+    pub fn may_have_more(&self) -> bool {
+        self.is_found || self.misses_some && self.may_be_there()
+    }
+
+    /// Lines of the records that nobody has told or read, as far as they can be had, and how many records cannot, because
+    /// they were overwritten. A guest whose kernel is not known yet stands still meanwhile, for `limit` at most.
+    pub fn news(&mut self, dumper: &Dumper, limit: Duration) -> (Vec<String>, u64) {
         // Where some were missed, those before the last one that was told.
         let since = if self.misses_some { 0 } else { self.next };
-        let Some(log) = dumper.log_since(since, MOST, limit) else {
-            self.misses += 1;
-            return (Vec::new(), None);
+        self.take(dumper.log_since(since, MOST, limit))
+    }
+
+    fn take(&mut self, looked: Looked) -> (Vec<String>, u64) {
+        let Looked::Found(Log { records, lost, next, .. }) = looked else {
+            self.vain += 1;
+            self.searches += u32::from(matches!(looked, Looked::NotThere));
+            self.pause = 2u32.saturating_pow(self.vain).min(LONGEST_PAUSE);
+            return (Vec::new(), 0);
         };
-        (self.next, self.misses, self.is_found, self.misses_some) = (log.next, 0, true, false);
-        log::debug!("the log in memory: {} more records, in {:?}", log.records.len(), begun.elapsed());
-        let lines = log.records.iter().flat_map(|record| record.lines().map(|(front, line)| front + line));
-        let lost = (log.lost > 0).then(|| {
-            let (records, were) = (counted(log.lost, "record"), verb(log.lost, "was", "were"));
-            format!("vmm: {records} of the log {were} overwritten before anybody looked at them")
-        });
+        (self.next, self.is_found, self.misses_some) = (next, true, false);
+        self.hear_of_program();
+        let lines =
+            records.iter().flat_map(|record: &Record| record.lines().map(|(front, line)| front + line));
         (lines.collect(), lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(numbers: std::ops::Range<u64>, lost: u64) -> Looked {
+        let record = |sequence| Record {
+            sequence,
+            time: 0,
+            level: None,
+            facility: None,
+            caller: None,
+            text: format!("{sequence}\nmore"),
+        };
+        Looked::Found(Log { next: numbers.end, records: numbers.map(record).collect(), is_cut: false, lost })
+    }
+
+    #[test]
+    fn what_was_told_is_not_read() {
+        let mut memory = MemoryLog::default();
+        memory.hear(6);
+        memory.hear(2);
+        assert_eq!((memory.next, memory.may_have_more()), (7, false));
+        let (lines, lost) = memory.take(log(7..9, 3));
+        assert_eq!((lines.len(), lost, memory.next, memory.may_have_more()), (4, 3, 9, true));
+        assert!(lines[2].ends_with("] 8"), "{lines:?}");
+        memory.hear_of_lost();
+        assert!(memory.misses_some);
+        memory.take(log(0..0, 0));
+        // A kernel that has begun anew counts anew.
+        assert_eq!((memory.next, memory.misses_some), (0, false));
+        memory.hear(u64::MAX);
+        assert_eq!(memory.next, u64::MAX);
+    }
+
+    #[test]
+    fn what_is_not_there_is_searched_for_less_and_less() {
+        let mut memory = MemoryLog::default();
+        memory.hear_of_lost();
+        for (looks, may_be_there) in [(2, true), (4, true), (8, false), (16, false)] {
+            assert!(memory.is_due());
+            memory.take(Looked::NotThere);
+            assert_eq!((memory.may_be_there(), memory.may_have_more()), (may_be_there, may_be_there));
+            assert_eq!((0..100).take_while(|_| !memory.is_due()).count(), looks);
+            memory.pause = 0;
+        }
+        memory.hear_of_program();
+        (0..9).for_each(|_| drop(memory.take(Looked::CutOff)));
+        assert_eq!((memory.may_be_there(), memory.pause), (true, LONGEST_PAUSE));
+        memory.take(log(0..1, 0));
+        assert_eq!((memory.is_due(), memory.is_due()), (true, true));
     }
 }

@@ -11,7 +11,7 @@ use debug::dump::write::{self, Progress, Subject, Summary, WriteError};
 use debug::dump::{DumpedVcpu, Unplanted};
 use debug::engine::kept::Kept;
 use debug::linux::described::{self, Anchor, Known, Scope};
-use debug::linux::log::{Log, Wanted};
+use debug::linux::log::{Log, Record, Wanted};
 use debug::linux::translate::kernel_regime;
 use debug::linux::trouble;
 use debug::linux::{Described, VmCoreInfo};
@@ -189,15 +189,20 @@ impl Dumper {
         logs.iter().map(Log::lines).max_by_key(Vec::len).unwrap_or_default()
     }
 
-    /// What that log has from record `since` on, its last `most` lines, if it is found within `limit`. A guest whose log has
-    /// nothing more than that does not stand still for it, once its kernel is known.
-    pub fn log_since(&self, since: u64, most: usize, limit: Duration) -> Option<Log> {
-        if self.kernel.next_record(&LiveMemory(self.memory.clone())) == Some(since) {
-            return Some(Log { next: since, ..Log::default() });
+    /// What that log has from record `since` on, its last `most` lines. A guest whose kernel is known does not stand still for
+    /// it; to find the kernel it does, for as long as `limit`.
+    pub fn log_since(&self, since: u64, most: usize, limit: Duration) -> Looked {
+        let wanted = Wanted { since: Some(since), ..Wanted::last(most) };
+        if let Some(log) = self.kernel.log(&LiveMemory(self.memory.clone()), &wanted) {
+            return Looked::Found(log);
         }
         let until = Instant::now() + limit;
-        let wanted = Wanted { since: Some(since), ..Wanted::last(most) };
-        self.logs(&wanted, &mut || Instant::now() < until).into_iter().max_by_key(|log| log.records.len())
+        let logs = self.logs(&wanted, &mut || Instant::now() < until);
+        match logs.into_iter().max_by_key(|log| log.records.len()) {
+            Some(log) => Looked::Found(log),
+            None if Instant::now() < until => Looked::NotThere,
+            None => Looked::CutOff,
+        }
     }
 
     /// The same, by each way of translating that the guest's vCPUs have or its kernel has described.
@@ -235,6 +240,17 @@ impl Dumper {
     }
 }
 
+/// What a look for a kernel's log has come to.
+#[derive(Debug)]
+pub enum Looked {
+    /// It is there.
+    Found(Log),
+    /// There is none that can be read.
+    NotThere,
+    /// There was not time enough to say.
+    CutOff,
+}
+
 /// A kernel's log, by a way of translating.
 fn log_by(memory: &LiveMemory, regime: Regime, info: &VmCoreInfo, wanted: &Wanted) -> Option<Log> {
     let space = Translation::Virtual(regime);
@@ -266,11 +282,23 @@ impl Remembered {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The number of the next record of the log of the kernel that was found last, as its memory has it at this moment.
-    fn next_record(&self, memory: &LiveMemory) -> Option<u64> {
-        let info = self.last()?.1.info?;
+    /// What the kernel that was found last has in its log, while it writes there; `None` where it is not there any more, or
+    /// does not say how its addresses are translated. A record may be written over while it is read, so what counts is what
+    /// two readings have in common.
+    fn log(&self, memory: &LiveMemory, wanted: &Wanted) -> Option<Log> {
+        let (known, described) = self.last()?;
+        let info = described.info.filter(|_| known.is_there(HOST_ISA, memory))?;
         let regime = kernel_regime(HOST_ISA, &info)?;
-        log_by(memory, regime, &info, &Wanted::last(1)).map(|log| log.next)
+        let mut log = log_by(memory, regime, &info, wanted)?;
+        if !log.records.is_empty() {
+            let again = log_by(memory, regime, &info, wanted)?.records;
+            let same = |record: &Record| {
+                let at = again.binary_search_by_key(&record.sequence, |it| it.sequence);
+                at.is_ok_and(|at| again[at] == *record)
+            };
+            log.records.retain(same);
+        }
+        Some(log)
     }
 
     /// The kernel that was found last, if it runs still.

@@ -50,7 +50,7 @@ fn cannot_start(error: io::Error) -> NetError {
 /// The day that a version is called by: of `2025_05_03.587980c`, `0.0~git20250503.587980c-2` and the
 /// like.
 fn day_of(version: &str) -> Option<Day> {
-    let digits = version.replace('_', "");
+    let digits = version.replace(['_', '-'], "");
     let mut numbers = digits.split(|it: char| !it.is_ascii_digit());
     let number: u32 = numbers.find(|it| it.len() == 8 && it.starts_with("20"))?.parse().ok()?;
     Some((number / 10_000, number / 100 % 100, number % 100))
@@ -222,6 +222,7 @@ mod tests {
             ("passt 0.0~git20250503.587980c-2+deb13u1", Some((2025, 5, 3))),
             ("passt 2024_12_11.09478d5", Some((2024, 12, 11))),
             ("passt 0^20250611.g0293c6f-1.fc42.x86_64", Some((2025, 6, 11))),
+            ("passt 2025-06-11", Some((2025, 6, 11))),
             ("passt unknown version", None),
             ("passt 1234567890", None),
             ("", None),
