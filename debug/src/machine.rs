@@ -343,6 +343,11 @@ pub trait Machine: Send {
         false
     }
 
+    /// Whether whoever has brought the debugger here takes it away, or has: the guest runs without it then.
+    fn is_leaving(&self) -> bool {
+        self.is_left()
+    }
+
     /// Makes [`Self::event_fd`] readable: what it has told of is still to be looked at.
     fn ring(&mut self) {}
 

@@ -253,6 +253,7 @@ impl<M: Machine> Server<M> {
                 client.flush().ok();
             }
             self.end_killed();
+            self.session.debuggee.tell_if_leaving();
             return Ok(false);
         }
         if let Some(deferred) = self.deferred.take() {

@@ -340,6 +340,7 @@ impl<M: Monitor> Debugger<M> {
     /// nothing. Called on the debugger's own
     /// thread, as by [`Monitor::quit`], it is left when that returns.
     pub fn leave(&self) {
+        self.lines.place().link.begin_leaving();
         self.end();
         self.lines.leave();
     }

@@ -82,6 +82,8 @@ pub struct Link {
     attention: Attention,
     /// The debugger has left.
     is_left: AtomicBool,
+    /// It is about to.
+    is_leaving: AtomicBool,
     /// vCPUs' threads look for what comes at once, before they sleep.
     pub looks: bool,
 }
@@ -105,10 +107,20 @@ impl Link {
     ) -> (Link, Receiver<Event>) {
         let (sender, events) = channel();
         let gate = Gate::new(vcpus, kick);
-        let (events_in, attention) = (Mutex::new(sender), Attention::default());
-        let is_left = AtomicBool::new(false);
-        let link =
-            Link { engine, gate, memory, events: events_in, wake, release, attention, is_left, looks: true };
+        let (is_left, is_leaving) = (AtomicBool::new(false), AtomicBool::new(false));
+        let events_in = Mutex::new(sender);
+        let link = Link {
+            engine,
+            gate,
+            memory,
+            events: events_in,
+            wake,
+            release,
+            attention: Attention::default(),
+            is_left,
+            is_leaving,
+            looks: true,
+        };
         (link, events)
     }
 
@@ -126,6 +138,16 @@ impl Link {
         self.is_left.store(true, Ordering::Release);
         drop(requests);
         self.wake.ring();
+    }
+
+    /// It is to leave, whoever waits for its events.
+    pub fn begin_leaving(&self) {
+        self.is_leaving.store(true, Ordering::Release);
+    }
+
+    /// Whether it leaves, or has left.
+    pub fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Acquire) || self.is_left()
     }
 
     /// Whether it has left.

@@ -483,6 +483,10 @@ impl<M: Monitor> Machine for LiveMachine<M> {
         self.link.is_left()
     }
 
+    fn is_leaving(&self) -> bool {
+        self.link.is_leaving()
+    }
+
     fn ring(&mut self) {
         self.link.wake().ring();
     }

@@ -173,41 +173,45 @@ impl Lines {
     }
 }
 
-/// What debuggers tell.
+/// What debuggers tell: the guest's, and those before it that have not said their last word.
 #[derive(Default)]
-struct Heard {
+struct Heard(Vec<Ear>);
+
+impl Heard {
+    /// What has been told since the last time.
+    fn look(&mut self, feed: &Feed) -> Vec<(u64, News)> {
+        let debugger = feed.guest().and_then(|guest| guest.attachment.debugger());
+        if let Some(debugger) = debugger {
+            let is_known = self.0.iter().any(|ear| Weak::as_ptr(&ear.debugger) == Arc::as_ptr(&debugger));
+            let listeners = debugger.listeners().filter(|_| !is_known);
+            self.0.extend(listeners.map(|listeners| Ear {
+                debugger: Arc::downgrade(&debugger),
+                listener: listeners.add(MOST_NOTICES),
+                vcpus: HashMap::new(),
+            }));
+        }
+        let mut events = Vec::new();
+        self.0.retain_mut(|ear| {
+            // One that has left its place lets the guest run after that, and tells of it until it is no more.
+            let is_there = ear.debugger.strong_count() > 0;
+            events.extend(ear.hear(feed));
+            is_there
+        });
+        events
+    }
+}
+
+/// What hears one of them.
+struct Ear {
     debugger: Weak<Debugger>,
-    listener: Option<Listener>,
+    listener: Listener,
     vcpus: HashMap<Id, u32>,
 }
 
-impl Heard {
-    /// What the guest's debugger has told since the last time.
-    fn look(&mut self, feed: &Feed) -> Vec<(u64, News)> {
-        let debugger = feed.guest().and_then(|guest| guest.attachment.debugger());
-        let is_known = match &debugger {
-            Some(debugger) => Weak::as_ptr(&self.debugger) == Arc::as_ptr(debugger),
-            None => self.listener.is_none(),
-        };
+impl Ear {
+    fn hear(&mut self, feed: &Feed) -> Vec<(u64, News)> {
         let mut events = Vec::new();
-        let listener = match is_known {
-            true => self.listener.take(),
-            false => {
-                // The last words of the one that has gone.
-                events = self.listener.take().map_or(events, |listener| self.hear(feed, &listener));
-                self.debugger = debugger.as_ref().map(Arc::downgrade).unwrap_or_default();
-                self.vcpus.clear();
-                debugger.and_then(|debugger| Some(debugger.listeners()?.add(MOST_NOTICES)))
-            }
-        };
-        events.extend(listener.as_ref().map(|listener| self.hear(feed, listener)).unwrap_or_default());
-        self.listener = listener;
-        events
-    }
-
-    fn hear(&mut self, feed: &Feed, listener: &Listener) -> Vec<(u64, News)> {
-        let mut events = Vec::new();
-        while let Some((at, notice)) = listener.take_with_time() {
+        while let Some((at, notice)) = self.listener.take_with_time() {
             let event = match notice {
                 Notice::Created(context) => {
                     if let Kind::Vcpu(number) = context.kind {

@@ -11,7 +11,7 @@ use super::memory_log::MemoryLog;
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
 use super::serial::Serial;
 use super::session::{CommandEnd, Session, TOO_LONG, next_signal};
-use super::signals::{PASSED, take_signals};
+use super::signals::{PASSED, stop, take_signals};
 use super::stuck::{self, Stuck};
 use super::verdict::{self, Verdict};
 use super::visitors::Visitors;
@@ -392,12 +392,15 @@ impl Desk<'_> {
         if self.memory_log.may_have_more() {
             self.look_at_memory(LONGEST_LOOK);
         }
+        if self.memory_log.misses_some() {
+            self.tell_of_lost();
+        }
         self.decide_by_sign(verdict);
     }
 
     /// What the log is a sign of, it has told before, and that is what came of it.
     fn decide_by_sign(&mut self, verdict: Verdict) {
-        let sign = self.sign.take().map(|(sign, line, _)| of_sign(sign, line));
+        let sign = self.sign.take().map(|(sign, line, _)| Verdict::of_sign(sign, line));
         self.decide(sign.unwrap_or(verdict));
     }
 
@@ -488,12 +491,15 @@ impl Desk<'_> {
 
     /// What has come in the log in memory of which nobody has told, as long as it is open what comes of the guest.
     fn look_at_memory(&mut self, limit: Duration) {
-        if self.phase != Phase::Runs || self.verdict.is_some() {
+        let is_debugged = !self.is_over && self.guest.is_debugged();
+        if self.phase != Phase::Runs || self.verdict.is_some() || is_debugged {
             return;
         }
+        let begun = Instant::now();
         let has_panicked = |desk: &Self| matches!(desk.sign, Some((Sign::Panic, ..)));
         let knew = has_panicked(self);
         let (lines, lost) = self.memory_log.news(self.guest.dumper(), limit);
+        self.memory_log.rest_after(begun.elapsed());
         lines.iter().for_each(|line| self.look_at_line(line));
         if !knew && has_panicked(self) {
             // There is nobody else who would show them.
@@ -507,7 +513,7 @@ impl Desk<'_> {
     /// What was looked for in the log may have been in what nobody has seen of it.
     fn tell_of_lost(&mut self) {
         if !std::mem::replace(&mut self.told_of_lost, true) && !self.job.watch.troubles.is_empty() {
-            log::warn!("records of the guest's log were overwritten before --fail-on has seen them");
+            log::warn!("records of the guest's log are gone before --fail-on has seen them");
         }
     }
 
@@ -556,7 +562,6 @@ impl Desk<'_> {
             (Kind::Log, NO_SESSION) => {
                 if frame.payload == protocol::LOST_RECORDS {
                     self.memory_log.hear_of_lost();
-                    self.tell_of_lost();
                 }
                 if let Some((number, line)) = line_of_record(&frame.payload) {
                     self.memory_log.hear(number);
@@ -679,7 +684,7 @@ impl Desk<'_> {
         if self.memory_log.may_be_there() {
             self.look_at_memory(LONGEST_LOOK);
         }
-        let sign = self.sign.take().map(|(sign, line, _)| of_sign(sign, line));
+        let sign = self.sign.take().map(|(sign, line, _)| Verdict::of_sign(sign, line));
         let has_panicked = matches!(outcome, Outcome::Ended(arch::End::Reset))
             && self.guest.dumper().has_panicked(&mut || true);
         self.decide(match (sign, Verdict::of_guest(outcome, has_panicked)) {
@@ -713,7 +718,7 @@ impl Desk<'_> {
         }
         self.looks = self.looks.wrapping_add(1);
         let may_look = self.is_up || self.looks.is_multiple_of(RARELY);
-        if may_look && !self.guest.is_debugged() && self.memory_log.is_due() {
+        if may_look && self.memory_log.is_due() {
             self.look_at_memory(LONGEST_GLANCE);
         }
         if self.guest.attachment().debugger().is_some() {
@@ -733,9 +738,16 @@ impl Desk<'_> {
             return;
         }
         let now = Instant::now();
+        // Behind it a panic may have come of which nobody tells.
+        let is_due = |until: &Instant| *until <= now;
+        let looks_behind =
+            matches!(&self.sign, Some((sign, _, until)) if *sign != Sign::Panic && is_due(until));
+        if looks_behind && self.memory_log.may_be_there() {
+            self.look_at_memory(LONGEST_GLANCE);
+        }
         let sign = self.sign.take_if(|(_, _, until)| *until <= now);
         if let Some((sign, line, _)) = sign {
-            self.decide(of_sign(sign, line));
+            self.decide(Verdict::of_sign(sign, line));
         }
         if self.phase == Phase::Runs && self.is_debuggers() {
             // Its times begin anew when the debugger has gone.
@@ -744,8 +756,7 @@ impl Desk<'_> {
         }
         if self.next_look <= now {
             self.look_at_vcpus();
-            // One that takes long is not most of what is done.
-            self.next_look = Instant::now() + stuck::EVERY.max(now.elapsed() * 8);
+            self.next_look = Instant::now() + stuck::EVERY;
         }
         if self.boot_ends.is_some_and(|ends| ends <= now) {
             self.decide_standstill(Verdict::NoUserSpace);
@@ -759,22 +770,6 @@ impl Desk<'_> {
 /// How long whoever reads the output has at the end of a run: as long as it takes, if all has gone its way.
 fn patience(verdict: &Verdict) -> Option<Duration> {
     (!matches!(verdict, Verdict::Command(_) | Verdict::Signal(_))).then_some(LAST_MOMENT)
-}
-
-/// Stops the process, as the signal by default does.
-fn stop() {
-    if let Err(error) = nix::sys::signal::raise(Signal::SIGSTOP) {
-        log::warn!("cannot stop: {error}");
-    }
-}
-
-/// What a sign in the log comes to.
-fn of_sign(sign: Sign, line: String) -> Verdict {
-    match sign {
-        Sign::Panic => Verdict::Panic(Some(line)),
-        Sign::Hang => Verdict::Hang(line),
-        Sign::Trouble(trouble) => Verdict::Trouble(trouble, line),
-    }
 }
 
 #[cfg(test)]

@@ -18,8 +18,10 @@ pub struct MemoryLog {
     /// The number of the record that is next.
     next: u64,
     is_found: bool,
-    /// The first process has missed some.
-    misses_some: bool,
+    /// From where on the first process has missed some.
+    missed_from: Option<u64>,
+    /// The guest runs a program.
+    has_program: bool,
     /// Looks in succession that have found nothing, and those of them that had time enough.
     vain: u32,
     searches: u32,
@@ -35,12 +37,22 @@ impl MemoryLog {
 
     /// It has missed some.
     pub fn hear_of_lost(&mut self) {
-        self.misses_some = true;
+        self.missed_from.get_or_insert(self.next);
     }
 
     /// The guest runs a program: its kernel has described itself by now, if it does.
     pub fn hear_of_program(&mut self) {
-        (self.vain, self.searches, self.pause) = (0, 0, 0);
+        (self.vain, self.searches, self.pause, self.has_program) = (0, 0, 0, true);
+    }
+
+    /// A look has taken so long that the next ones are left out: it is not most of what is done.
+    pub fn rest_after(&mut self, took: Duration) {
+        self.pause = self.pause.max(u32::try_from(took.as_secs() * 8).unwrap_or(u32::MAX));
+    }
+
+    /// Whether the first process has missed some that nobody has read.
+    pub fn misses_some(&self) -> bool {
+        self.missed_from.is_some()
     }
 
     /// Whether it is time to look while the guest goes on. A search holds the guest up, so one that has found nothing is made
@@ -59,29 +71,31 @@ impl MemoryLog {
     /// Whether it may have more than the first process has told: to look costs little when it has been found, and a search
     /// otherwise.
     pub fn may_have_more(&self) -> bool {
-        self.is_found || self.misses_some && self.may_be_there()
+        self.is_found || self.misses_some() && self.may_be_there()
     }
 
     /// Lines of the records that nobody has told or read, as far as they can be had, and how many records cannot, because
     /// they were overwritten. A guest whose kernel is not known yet stands still meanwhile, for `limit` at most.
     pub fn news(&mut self, dumper: &Dumper, limit: Duration) -> (Vec<String>, u64) {
-        // Where some were missed, those before the last one that was told.
-        let since = if self.misses_some { 0 } else { self.next };
-        self.take(dumper.log_since(since, MOST, limit))
+        self.take(dumper.log_since(self.missed_from.unwrap_or(self.next), MOST, limit))
     }
 
     fn take(&mut self, looked: Looked) -> (Vec<String>, u64) {
         let Looked::Found(Log { records, lost, next, .. }) = looked else {
             self.vain += 1;
-            self.searches += u32::from(matches!(looked, Looked::NotThere));
+            // Before that its kernel may not have come so far as to describe itself.
+            self.searches += u32::from(self.has_program && matches!(looked, Looked::NotThere));
             self.pause = 2u32.saturating_pow(self.vain).min(LONGEST_PAUSE);
             return (Vec::new(), 0);
         };
-        (self.next, self.is_found, self.misses_some) = (next, true, false);
-        self.hear_of_program();
+        (self.next, self.is_found, self.missed_from) = (next, true, None);
+        (self.vain, self.searches, self.pause) = (0, 0, 0);
         let lines =
             records.iter().flat_map(|record: &Record| record.lines().map(|(front, line)| front + line));
-        (lines.collect(), lost)
+        let lines: Vec<String> = lines.collect();
+        // There may have been more of them.
+        let cut = u64::from(lines.len() >= MOST);
+        (lines, lost + cut)
     }
 }
 
@@ -111,10 +125,12 @@ mod tests {
         assert_eq!((lines.len(), lost, memory.next, memory.may_have_more()), (4, 3, 9, true));
         assert!(lines[2].ends_with("] 8"), "{lines:?}");
         memory.hear_of_lost();
-        assert!(memory.misses_some);
+        memory.hear(20);
+        memory.hear_of_lost();
+        assert_eq!(memory.missed_from, Some(9));
         memory.take(log(0..0, 0));
         // A kernel that has begun anew counts anew.
-        assert_eq!((memory.next, memory.misses_some), (0, false));
+        assert_eq!((memory.next, memory.missed_from), (0, None));
         memory.hear(u64::MAX);
         assert_eq!(memory.next, u64::MAX);
     }
@@ -123,6 +139,9 @@ mod tests {
     fn what_is_not_there_is_searched_for_less_and_less() {
         let mut memory = MemoryLog::default();
         memory.hear_of_lost();
+        (0..9).for_each(|_| drop(memory.take(Looked::NotThere)));
+        assert!(memory.may_be_there());
+        memory.hear_of_program();
         for (looks, may_be_there) in [(2, true), (4, true), (8, false), (16, false)] {
             assert!(memory.is_due());
             memory.take(Looked::NotThere);

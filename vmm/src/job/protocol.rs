@@ -80,9 +80,9 @@ pub const OUTPUT: u8 = 1;
 /// See [`OUTPUT`].
 pub const ERRORS: u8 = 2;
 
-/// What stands in [`Kind::Log`] for records that were overwritten before the first process has read them.
-pub const LOST_RECORDS: &[u8] =
-    b"4,0,0,-;vmm: records of the kernel's log were overwritten before they were read\n";
+/// What stands in [`Kind::Log`] for records that the first process does not tell: they were overwritten before it has read
+/// them, or there was no room for them.
+pub const LOST_RECORDS: &[u8] = b"4,0,0,-;vmm: records of the kernel's log may be missing here\n";
 
 /// What is said at once.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -28,3 +28,10 @@ pub fn take_signals(has_terminal: bool) -> Result<SignalFd, Error> {
     SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .map_err(|error| Error::system("cannot make a signalfd")(error.into()))
 }
+
+/// Stops the process, as the signal by default does.
+pub fn stop() {
+    if let Err(error) = nix::sys::signal::raise(Signal::SIGSTOP) {
+        log::warn!("cannot stop: {error}");
+    }
+}

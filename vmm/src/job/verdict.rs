@@ -3,7 +3,7 @@
 use crate::outcome::{ExitCode, Outcome, StoppedBy};
 use arch::End;
 use arch::plain::plain;
-use debug::linux::trouble::Trouble;
+use debug::linux::trouble::{Sign, Trouble};
 use nix::sys::signal::Signal;
 use std::fmt;
 
@@ -65,6 +65,15 @@ codes! {
 const SIGNALS: u8 = 128;
 
 impl Verdict {
+    /// What a sign in the log comes to, of which the line is one.
+    pub fn of_sign(sign: Sign, line: String) -> Verdict {
+        match sign {
+            Sign::Panic => Verdict::Panic(Some(line)),
+            Sign::Hang => Verdict::Hang(line),
+            Sign::Trouble(trouble) => Verdict::Trouble(trouble, line),
+        }
+    }
+
     /// What a guest's end means for a job that was not done.
     pub fn of_guest(outcome: Outcome, has_panicked: bool) -> Verdict {
         match outcome {

@@ -164,7 +164,7 @@ impl Dumper {
     /// still meanwhile; `go_on` is asked now and then whether the answer is still wanted.
     pub fn has_panicked(&self, go_on: &mut dyn FnMut() -> bool) -> bool {
         const LINES: usize = 200;
-        let logs = self.logs(&Wanted::last(LINES), go_on);
+        let logs = self.logs(&Wanted::last(LINES), usize::MAX, go_on);
         logs.iter().flat_map(Log::lines).any(|line| trouble::is_panic(&line))
     }
 
@@ -185,7 +185,7 @@ impl Dumper {
     /// The last lines of the log of the guest's Linux kernel, from its memory; none if it is not found there. The guest
     /// stands still meanwhile; `go_on` is asked as above.
     pub fn log(&self, lines: usize, go_on: &mut dyn FnMut() -> bool) -> Vec<String> {
-        let logs = self.logs(&Wanted::last(lines), go_on);
+        let logs = self.logs(&Wanted::last(lines), usize::MAX, go_on);
         logs.iter().map(Log::lines).max_by_key(Vec::len).unwrap_or_default()
     }
 
@@ -197,16 +197,16 @@ impl Dumper {
             return Looked::Found(log);
         }
         let until = Instant::now() + limit;
-        let logs = self.logs(&wanted, &mut || Instant::now() < until);
-        match logs.into_iter().max_by_key(|log| log.records.len()) {
+        match self.logs(&wanted, 1, &mut || Instant::now() < until).pop() {
             Some(log) => Looked::Found(log),
             None if Instant::now() < until => Looked::NotThere,
             None => Looked::CutOff,
         }
     }
 
-    /// The same, by each way of translating that the guest's vCPUs have or its kernel has described.
-    fn logs(&self, wanted: &Wanted, go_on: &mut dyn FnMut() -> bool) -> Vec<Log> {
+    /// The same, by the first `ways` of translating by which it is found, of those that its kernel has described and its vCPUs
+    /// have.
+    fn logs(&self, wanted: &Wanted, ways: usize, go_on: &mut dyn FnMut() -> bool) -> Vec<Log> {
         let mut go_on = || match self.is_closed.load(Ordering::Acquire) || !go_on() {
             true => Err(Cancelled),
             false => Ok(()),
@@ -215,8 +215,8 @@ impl Dumper {
             let Some(info) = still.kernel(&mut go_on) else { return Vec::new() };
             let (anchors, memory) = (still.anchors(), still.memory);
             let by_info = kernel_regime(HOST_ISA, &info);
-            let regimes = anchors.into_iter().map(|anchor| anchor.regime).chain(by_info);
-            regimes.filter_map(|regime| log_by(&memory, regime, &info, wanted)).collect()
+            let regimes = by_info.into_iter().chain(anchors.into_iter().map(|anchor| anchor.regime));
+            regimes.filter_map(|regime| log_by(&memory, regime, &info, wanted)).take(ways).collect()
         });
         logs.unwrap_or_default()
     }
@@ -296,7 +296,9 @@ impl Remembered {
                 let at = again.binary_search_by_key(&record.sequence, |it| it.sequence);
                 at.is_ok_and(|at| again[at] == *record)
             };
+            let had = log.records.len();
             log.records.retain(same);
+            log.lost += (had - log.records.len()) as u64;
         }
         Some(log)
     }

@@ -122,9 +122,12 @@ impl Ring {
         let state = reader.address(descriptor.wrapping_add(self.state_at))?;
         let begin = reader.address(descriptor.wrapping_add(self.begin_at))?;
         let next = reader.address(descriptor.wrapping_add(self.next_at))?;
+        // Whoever reads while the kernel writes may find a later record at the place.
+        let ahead = (state & ID_MASK).wrapping_sub(id) & ID_MASK;
         match state >> STATE_SHIFT {
             REUSABLE => return Ok(Place::Gone),
-            COMMITTED | FINALIZED if state & ID_MASK == id => {}
+            COMMITTED | FINALIZED if ahead == 0 => {}
+            _ if ahead != 0 && ahead <= ID_MASK / 2 => return Ok(Place::Gone),
             _ => return Ok(Place::Written),
         }
         let info = self.infos.wrapping_add(index.wrapping_mul(self.info_size));

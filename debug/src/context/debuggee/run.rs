@@ -76,6 +76,13 @@ impl<M: Machine> Debuggee<M> {
         }
     }
 
+    /// Listeners hear that a guest runs whose debugger is just taken away: nobody asks of it any more.
+    pub(crate) fn tell_if_leaving(&mut self) {
+        if self.machine.is_leaving() {
+            self.tell_started();
+        }
+    }
+
     /// Listeners hear that the guest stands still as nobody has let it run, unless they know.
     pub(super) fn tell_held(&mut self) {
         if std::mem::replace(&mut self.is_told_running, false) {

@@ -6,7 +6,7 @@ mod hostile;
 mod session;
 
 use super::*;
-use crate::context::{Listeners, Notice};
+use crate::context::{Listener, Listeners, Notice};
 use crate::engine::Engine;
 use crate::fake::host;
 use crate::gdb::endpoint::{Admission, Endpoint, ListeningSocket};
@@ -75,6 +75,14 @@ impl Serving {
         }
     }
 
+    /// Hears what it tells from now on.
+    fn listen(&self) -> Listener {
+        match self {
+            Serving::Thread(debugger) => debugger.listeners().unwrap().add(1000),
+            Serving::Loop(event_loop) => event_loop.listeners.add(1000),
+        }
+    }
+
     fn leave(self) {
         match self {
             Serving::Thread(debugger) => debugger.leave(),
@@ -90,6 +98,7 @@ struct EventLoop {
     /// What the guest begins again in.
     again: Arc<Mutex<Option<Arc<SimulatedVcpus>>>>,
     wake: Wake,
+    listeners: Listeners,
     thread: JoinHandle<()>,
 }
 
@@ -100,6 +109,7 @@ impl EventLoop {
         let wake = Wake::new().unwrap();
         let (its_order, its_wake, its_again) = (Arc::clone(&is_to_leave), wake.clone(), Arc::clone(&again));
         let its_release = Arc::clone(&is_to_release);
+        let listeners = debugger.listeners().clone();
         let thread = thread::spawn(move || {
             loop {
                 let mut fds = [
@@ -125,7 +135,7 @@ impl EventLoop {
                 }
             }
         });
-        EventLoop { is_to_leave, is_to_release, again, wake, thread }
+        EventLoop { is_to_leave, is_to_release, again, wake, listeners, thread }
     }
 
     fn leave(self) {
@@ -415,6 +425,7 @@ fn a_debugger_comes_and_leaves_at_any_time() {
         for round in 0..4 {
             setting.expect_running(0);
             let mut client = setting.attach();
+            let listener = setting.debugger.as_ref().unwrap().listen();
             let store = setting.code.1;
             if round % 2 == 0 {
                 assert_eq!(client.ask(&format!("Z0,{store:x},4")), "OK");
@@ -427,6 +438,11 @@ fn a_debugger_comes_and_leaves_at_any_time() {
             // It leaves, whatever its client does.
             setting.debugger.take().unwrap().leave();
             assert!(client.is_closed());
+            // Whoever listens hears that the guest runs.
+            let notices: Vec<Notice> = std::iter::from_fn(|| listener.take()).collect();
+            let state =
+                notices.iter().rfind(|it| matches!(it, Notice::Started(_) | Notice::Stopped(..))).unwrap();
+            assert!(matches!(state, Notice::Started(_)), "{isa} {how:?}: {notices:?}");
             assert_eq!(setting.memory_of_code(), setting.code.0, "{isa}: something stays planted");
             let armed = setting.vcpus.for_each(|vcpu| !vcpu.arming.is_off());
             assert_eq!(armed, [false; 2], "{isa}: something stays armed");
