@@ -166,6 +166,16 @@ fn what_is_not_finished_is_for_the_next_time() {
     assert_eq!(none.since(0), (Vec::new(), 0, 0));
 }
 
+/// A kernel that goes on while it is read has a later record where one was looked for: that one is gone, and not unfinished.
+#[test]
+fn what_is_written_over_while_it_is_read_is_gone() {
+    for state in [RESERVED, COMMITTED, FINAL] {
+        let kernel = Kernel::new(&[(0, 6, "a", FINAL), (1, 6, "b", FINAL), (2, 6, "c", FINAL)]);
+        kernel.0.put(DESCRIPTORS, state << 62 | 8);
+        assert_eq!(kernel.since(0), (vec!["b".into(), "c".into()], 0, 3));
+    }
+}
+
 #[test]
 fn damage_is_told() {
     let kernel = Kernel::new(&[(0, 6, "x", FINAL)]);
