@@ -1,7 +1,7 @@
 //! The guest's kernel's log as it goes, and what in it is worth ending a job for.
 //!
 //! It comes by `/dev/kmsg` from the guest's first process while that runs, by the serial console, to which the kernel
-//! prints what is serious, and as far as neither has told of it from memory ([`memory_log`](super::memory_log)). Who can
+//! prints what is serious, and as far as neither has told of it from memory (`memory_log`). Who can
 //! write to any of these can say what he likes; whoever tests a kernel runs what he trusts to say the truth.
 
 use crate::error::Error;
