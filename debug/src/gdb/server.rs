@@ -253,7 +253,9 @@ impl<M: Machine> Server<M> {
                 client.flush().ok();
             }
             self.end_killed();
-            self.session.debuggee.tell_if_leaving();
+            if self.session.process != Process::Killed {
+                self.session.debuggee.tell_if_leaving();
+            }
             return Ok(false);
         }
         if let Some(deferred) = self.deferred.take() {
