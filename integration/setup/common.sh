@@ -118,8 +118,9 @@ unpack_whole() {
   rm -rf "$work"
 }
 
-# newer_lists SUITE - the lists of a newer Debian alone, from where the machine has its Debian from.
-newer_lists() {
+# newer_lists SUITE - reads the lists of a newer Debian alone, from where the machine has its Debian from.
+newer_lists() { locked "apt-$1" read_newer_lists "$1"; }
+read_newer_lists() {
   local suite=$1 place=$CACHE/apt-$1 uri type
   if [ -e "$place/ready" ] && [ -z "$(find "$place/ready" -mmin +720)" ]; then return; fi
   locked apt private_apt_config

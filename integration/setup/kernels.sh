@@ -4,7 +4,8 @@
 #   $CACHE/kernels/<isa>/6.12/gdb/, the kernel's own helpers for gdb, as its build makes them
 #   $CACHE/kernels/<isa>/6.12/wedge.ko, integration/module for this kernel, with debug symbols and BTF
 #   $CACHE/busybox/<isa>/busybox
-#   $CACHE/kexec/<isa>/{kexec,loader,lib/}
+#   $CACHE/roots/systemd-<isa>.tar, Debian's systemd as a root to be
+#   $CACHE/programs/<kexec|passt>/<isa>/{<program>,loader,lib/}
 # kernels.sh [ISA...]; VMM_SETUP_SERIES names the series, if not both; with VMM_SETUP_ONLY_BOOT there are only
 # kernels with their symbols, and busybox.
 source "$(dirname "$0")/common.sh"
@@ -93,16 +94,25 @@ wedge() {
   rm "$log"
 }
 
-# kexec ISA DIR - the program that loads a kernel for after a crash, with the libraries that it needs.
-kexec() {
-  local isa=$1 dir=$2 work file name
+# program ISA SUITE PACKAGE PATH - a program of a Debian package's with the libraries that it needs, unless it is there;
+# SUITE is a newer Debian's, or `-` for this machine's own.
+program() {
+  local isa=$1 suite=$2 package=$3 path=$4 name=${4##*/} dir work file
+  dir=$CACHE/programs/$name/$isa
+  [ -e "$dir" ] && return
   install_packages binutils
-  work=$(mktemp -d "$CACHE/kexec-tools.XXXXXX")
-  unpack_whole "$isa" kexec-tools "$work/root" private_apt
+  work=$(mktemp -d "$CACHE/$package.XXXXXX")
+  if [ "$suite" = - ]; then
+    private_apt_update
+    unpack_whole "$isa" "$package" "$work/root" private_apt
+  else
+    newer_lists "$suite"
+    unpack_whole "$isa" "$package" "$work/root" newer_apt "$suite"
+  fi
   mkdir -p "$work/new/lib"
-  cp "$work/root/sbin/kexec" "$work/new/kexec"
+  cp "$work/root/$path" "$work/new/$name"
   cp -L "$(find "$work/root" -name 'ld-linux-*.so.[12]' | head -1)" "$work/new/loader"
-  local wanted=("$work/new/kexec")
+  local wanted=("$work/new/$name")
   while [ ${#wanted[@]} -gt 0 ]; do
     file=${wanted[0]}
     wanted=("${wanted[@]:1}")
@@ -113,8 +123,21 @@ kexec() {
     done
   done
   mkdir -p "$(dirname "$dir")"
-  rm -rf "$dir"
   mv "$work/new" "$dir"
+  rm -rf "$work"
+}
+
+# root ISA PACKAGE - a Debian package with all that it depends on, without what no guest reads, as an archive.
+root() {
+  local isa=$1 package=$2 work archive
+  archive=$CACHE/roots/$package-$isa.tar
+  [ -e "$archive" ] && return
+  private_apt_update
+  work=$(mktemp -d "$CACHE/$package.XXXXXX")
+  unpack_whole "$isa" "$package" "$work/root" private_apt
+  mkdir -p "$CACHE/roots"
+  tar -C "$work/root" --exclude=gconv --exclude=perl5 --exclude='usr/share/*' --exclude='usr/lib/*/perl*' -cf "$archive.new" .
+  mv "$archive.new" "$archive"
   rm -rf "$work"
 }
 
@@ -175,8 +198,11 @@ for isa in ${*:-x86_64 aarch64}; do
     install -m 755 "$(find "$unpacked" -path '*/bin/busybox' -type f)" "$CACHE/busybox/$isa/busybox"
     rm -rf "$unpacked"
   fi
-  if [ -z "${VMM_SETUP_ONLY_BOOT:-}" ] && [ ! -e "$CACHE/kexec/$isa" ]; then
-    private_apt_update
-    kexec "$isa" "$CACHE/kexec/$isa"
+  if [ -z "${VMM_SETUP_ONLY_BOOT:-}" ]; then
+    # What loads a kernel for after a crash, and what makes a network.
+    program "$isa" - kexec-tools sbin/kexec
+    # Debian 12's passt loses what a host sends (docs/network.md).
+    program "$isa" trixie passt usr/bin/passt
+    root "$isa" systemd
   fi
 done

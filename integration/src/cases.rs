@@ -12,7 +12,10 @@ pub mod gdb_port;
 mod gdb_wire;
 mod held;
 mod hypercalls;
+mod inits;
 pub mod job;
+mod job_hosts;
+mod job_logs;
 mod kicks;
 mod library;
 mod linux;
@@ -75,6 +78,10 @@ pub struct Case {
     pub symbols: &'static [&'static str],
     /// Modules of the first kernel, by their paths below `kernel/`, which are in the folder `modules`.
     pub modules: &'static [&'static str],
+    /// Programs of Debian's that are to be there.
+    pub programs: &'static [&'static str],
+    /// A root to be, of Debian's packages, that is there as `root.tar`.
+    pub root: Option<&'static str>,
     /// The function.
     pub run: fn(&mut Context) -> Check,
     /// Where it runs on the machine's own KVM it need not run in a nest as well: what it is about is the monitor's, and
@@ -120,6 +127,8 @@ const fn small(name: &'static str, run: fn(&mut Context) -> Check) -> Case {
         initrd: initramfs::guest,
         symbols: &[],
         modules: &[],
+        programs: &[],
+        root: None,
         run,
         here_is_enough: false,
         debugger: None,
@@ -233,6 +242,7 @@ pub const CASES: &[Case] = &[
     small("cell_bounds_paths", cell::bounds_paths),
     small("cell_of_a_monitor", cell::of_a_monitor),
     small("cell_is_refused", cell::is_refused),
+    small("cell_is_left", cell::is_left),
     small("bad_options", bad_input::options),
     small("bad_kernels", bad_input::kernels),
     small("bad_initrds", bad_input::initrds),
@@ -268,6 +278,16 @@ pub const CASES: &[Case] = &[
     ),
     enough_on(Isa::X86_64, job("job_commands", job::commands)),
     Case { modules: job::MODULES_6_1, ..linux("job_6_1", &["6.1"], job::in_6_1) },
+    enough_on(
+        Isa::X86_64,
+        Case { root: Some("systemd"), ..job("job_beside_systemd", inits::beside_systemd) },
+    ),
+    enough_on(
+        Isa::X86_64,
+        Case { modules: job_hosts::MODULES, ..linux("job_on_hosts", &["6.12"], job_hosts::of_all_kinds) },
+    ),
+    enough_on(Isa::X86_64, job("job_log_overwritten", job_logs::overwritten)),
+    enough_on(Isa::Aarch64, job("job_of_a_kernel_undescribed", job_logs::of_a_kernel_undescribed)),
     enough_on(Isa::X86_64, job("job_streams", job::streams)),
     enough_on(Isa::X86_64, job("job_exec", job::exec)),
     enough_on(Isa::X86_64, job("job_of_a_tree", job::of_a_tree)),
@@ -289,6 +309,10 @@ pub const CASES: &[Case] = &[
     enough_on(Isa::Aarch64, job("job_judged_by_the_host", job::judged_by_the_host)),
     enough_on(Isa::X86_64, networked("long_job_network", network::of_its_own)),
     enough_on(Isa::X86_64, networked("job_network_apart", network::apart)),
+    enough_on(
+        Isa::X86_64,
+        Case { programs: &["passt"], ..networked("job_network_by_passt", network::by_passt) },
+    ),
     enough_on(Isa::Aarch64, networked("long_job_network_tap", network::tap)),
     small("long_named_guests", named::guests),
     small("named_guest_followed", named::followed),

@@ -163,12 +163,15 @@ impl Context {
             .map_err(|error| format!("cannot load {}: {error}", name.display()))
     }
 
-    /// Makes a root for a guest, with busybox and nothing else.
+    /// Makes a root for a guest, with busybox and nothing else; the one that it has made already, if it has.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn root(&self) -> Result<PathBuf, String> {
         let root = self.work.join("root");
+        if root.exists() {
+            return Ok(root);
+        }
         let make = || -> std::io::Result<()> {
             for folder in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"] {
                 fs::create_dir_all(root.join(folder))?;

@@ -43,14 +43,7 @@ pub fn guest_with_kdump(isa: Isa) -> io::Result<Vec<u8>> {
     archive.folder("crash/lib")?;
     archive.file("crash/initrd", &second.finish()?)?;
     archive.copy("crash/kernel", &Kernel::new(isa, "6.12").image())?;
-    let kexec = artifacts::cache().join("kexec").join(isa.name());
-    for name in ["kexec", "loader"] {
-        archive.copy(&format!("crash/{name}"), &kexec.join(name))?;
-    }
-    for entry in fs::read_dir(kexec.join("lib"))? {
-        let entry = entry?;
-        archive.copy(&format!("crash/lib/{}", entry.file_name().display()), &entry.path())?;
-    }
+    add_program(&mut archive, isa, "kexec", ["crash/kexec", "crash/loader", "crash/lib"])?;
     archive.finish()
 }
 
@@ -61,6 +54,26 @@ pub fn guest_with_kdump(isa: Isa) -> io::Result<Vec<u8>> {
 /// When a part is not in the cache.
 pub fn guest_with_pvpanic(isa: Isa) -> io::Result<Vec<u8>> {
     with_modules(isa, "6.12", &["drivers/misc/pvpanic/pvpanic", "drivers/misc/pvpanic/pvpanic-mmio"])
+}
+
+/// Adds a program of Debian's: at these places itself, its loader, and the libraries that it needs, in a folder.
+///
+/// # Errors
+/// When it is not in the cache.
+pub fn add_program(
+    archive: &mut Initramfs,
+    isa: Isa,
+    name: &str,
+    [program, loader, libraries]: [&str; 3],
+) -> io::Result<()> {
+    let dir = artifacts::cache().join("programs").join(name).join(isa.name());
+    archive.copy(program, &dir.join(name))?;
+    archive.copy(loader, &dir.join("loader"))?;
+    for entry in fs::read_dir(dir.join("lib"))? {
+        let entry = entry?;
+        archive.copy(&format!("{libraries}/{}", entry.file_name().display()), &entry.path())?;
+    }
+    Ok(())
 }
 
 /// Drivers of virtio's entropy device that Debian's 6.12 has as modules.

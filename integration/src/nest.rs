@@ -354,6 +354,20 @@ fn prepare_cases(isa: Isa, case: &Case, names: &str) -> io::Result<Nest> {
             nest.copy(&format!("files/modules/{name}"), &path)?;
         }
     }
+    if !case.programs.is_empty() {
+        ["lib", "lib64"].into_iter().try_for_each(|folder| nest.archive.folder(folder))?;
+        let loader = match isa {
+            Isa::X86_64 => "lib64/ld-linux-x86-64.so.2",
+            Isa::Aarch64 => "lib/ld-linux-aarch64.so.1",
+        };
+        for name in case.programs {
+            initramfs::add_program(&mut nest.archive, isa, name, [&format!("bin/{name}"), loader, "lib"])?;
+        }
+    }
+    if let Some(name) = case.root {
+        let archive = artifacts::cache().join("roots").join(format!("{name}-{isa}.tar"));
+        nest.copy("files/root.tar", &archive)?;
+    }
     if !case.symbols.is_empty() {
         nest.file("files/symbols", symbols(isa, case)?.as_bytes())?;
     }

@@ -3,7 +3,11 @@
 use crate::cells::{CODE, FORBIDDEN, PATHS};
 use crate::context::{Check, Context, check};
 use crate::process::{Process, Wiring};
+use arch::Isa;
+use nix::sys::ptrace;
 use nix::sys::signal::Signal;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use seccompiler::{BackendError, BpfProgram, SeccompAction, SeccompFilter};
 use std::fs;
 use std::io;
@@ -186,4 +190,67 @@ pub fn is_refused(c: &mut Context) -> Check {
         check(tells == (sandbox != "off"), || format!("--sandbox {sandbox}: {said}"))?;
     }
     c.run("--sandbox require --kernel {}", &[&guest], limit)?.expect_code(33)
+}
+
+/// Which of a stopped thread's registers are read or set (`ptrace(2)`, `PTRACE_GETREGSET`).
+fn register_set(is_set: bool, pid: Pid, kind: libc::c_int, bytes: &mut [u8]) -> io::Result<usize> {
+    let mut place = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let request = if is_set { libc::PTRACE_SETREGSET } else { libc::PTRACE_GETREGSET };
+    // SAFETY: the kernel reads and writes `place`, and what it has the place and the length of.
+    let result = unsafe { libc::ptrace(request, pid.as_raw(), kind, &raw mut place) };
+    if result == 0 { Ok(place.iov_len) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets the number of the system call that a thread is about to make.
+fn set_call(isa: Isa, pid: Pid, call: libc::c_long) -> io::Result<()> {
+    /// `NT_ARM_SYSTEM_CALL` (Linux, `include/uapi/linux/elf.h`).
+    const ARM_SYSTEM_CALL: libc::c_int = 0x404;
+    match isa {
+        // `orig_rax` of `struct user_regs_struct` (`arch/x86/include/asm/user_64.h`).
+        Isa::X86_64 => {
+            let mut bytes = [0; 512];
+            let length = register_set(false, pid, libc::NT_PRSTATUS, &mut bytes)?;
+            bytes[15 * 8..16 * 8].copy_from_slice(&call.to_le_bytes());
+            register_set(true, pid, libc::NT_PRSTATUS, &mut bytes[..length])?;
+        }
+        Isa::Aarch64 => {
+            let call = i32::try_from(call).map_err(io::Error::other)?;
+            register_set(true, pid, ARM_SYSTEM_CALL, &mut call.to_le_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// Has a process's first thread make another call instead of its next one: what somebody does who has taken it over.
+fn make_it_call(isa: Isa, process: u32, call: libc::c_long) -> io::Result<()> {
+    let pid = Pid::from_raw(i32::try_from(process).map_err(io::Error::other)?);
+    ptrace::attach(pid)?;
+    waitpid(pid, None)?;
+    // On to where it makes one; filters are asked behind that.
+    ptrace::syscall(pid, None)?;
+    waitpid(pid, None)?;
+    set_call(isa, pid, call)?;
+    Ok(ptrace::detach(pid, None)?)
+}
+
+/// A monitor that does what it may not has a code of its own, and says what it was: alone, and with a command.
+pub fn is_left(c: &mut Context) -> Check {
+    let (guest, root, limit) = (c.guest("spin", false)?, c.work.clone(), c.limit(10));
+    let run = "run --kernel {} --root {} --memory 64M --name left -- true";
+    let alone = "--kernel {} --initrd {} --memory 64M --name left";
+    for (line, other, code) in [(alone, &guest, 72), (run, &root, 117)] {
+        let mut vmm = c.start(Wiring::Pipes, line, &[&guest, other])?;
+        let begin = Instant::now();
+        while c.run("monitor left info", &[], limit)?.expect_code(0).is_err() && begin.elapsed() < limit {}
+        let made = make_it_call(c.isa, vmm.id(), libc::SYS_ptrace);
+        let ended = vmm.wait(limit);
+        c.keep("vmm", &vmm);
+        made.map_err(|error| format!("cannot have it make a call: {error}"))?;
+        let said = vmm.errors.text();
+        check(ended? == code, || format!("another code: {said}"))?;
+        let told = "the cell of vmm's thread 'main' forbids the system call ptrace (";
+        let last = said.lines().last().unwrap_or_default();
+        check(last.contains(told), || format!("the last line is '{last}'"))?;
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! `vmm run`: commands in guests that are booted for them.
 
+use super::inits;
 use super::shares::{USER, give};
 use super::terminal::{jobs_of, unread};
 use crate::context::{Check, Context, Finished, check};
@@ -48,12 +49,12 @@ fn start(c: &Context, root: &Path, wiring: Wiring, command: &str) -> Result<Proc
 }
 
 /// Runs one to its end.
-fn run(c: &mut Context, root: &Path, options: &str, command: &str) -> Result<Finished, String> {
+pub fn run(c: &mut Context, root: &Path, options: &str, command: &str) -> Result<Finished, String> {
     run_in(c, "6.12", root, options, command)
 }
 
 /// Runs one in a kernel of this series.
-fn run_in(
+pub fn run_in(
     c: &mut Context,
     series: &str,
     root: &Path,
@@ -216,6 +217,10 @@ pub fn streams(c: &mut Context) -> Check {
         shell.expect("# ", limit)?;
         shell.send("echo still $((40+2))\r")?;
         shell.expect("still 42", limit)?;
+        // A key of the kernel's.
+        shell.send("\x01bh")?;
+        shell.send("until dmesg | grep 'sysrq: HELP'; do sleep 1; done; echo it is $((40+3))\r")?;
+        shell.expect("it is 43", limit)?;
         shell.send("exit 5\r")
     };
     let talked = talk();
@@ -329,12 +334,17 @@ pub fn many(c: &mut Context) -> Check {
     );
     let tap = "printf 'TAP version 13\\nok 1 - one\\nnot ok 2 - two\\n'";
     let list = c.work.join("list");
+    // As it comes from another program.
     let text = format!(
         "# four\n{common} -- true\n\n{common} -- sh -c 'exit 3'\n{common} -- sh -c \"{tap}\"\n{common} -- nothing\n"
     );
-    c.write(&list, text.as_bytes())?;
     let junit = c.work.join("junit.xml");
-    let many = c.run("run --matrix {} --jobs 2 --junit {}", &[&list, &junit], limit)?;
+    let mut process = c.start(Wiring::Pipes, "run --matrix - --jobs 2 --junit {}", &[&junit])?;
+    process.send(&text)?;
+    process.close_input();
+    let code = process.wait(limit);
+    c.keep("vmm", &process);
+    let many = Finished { code: code?, output: process.output.text(), errors: process.errors.text() };
     many.expect_code(1)?;
     for line in
         ["-- true  (passed)", "(the command ended with code 3)", "(1 test failed; ", "1 of 4 runs passed"]
@@ -518,24 +528,7 @@ pub fn in_6_1(c: &mut Context) -> Check {
     let of_image = run_in(c, "6.1", &image, "", "sh -c echo~new>/etc/new;grep~'~/~'~/proc/mounts;exit~9")?;
     of_image.expect_code(9)?;
     check(of_image.output.contains(" / ext4 rw"), || of_image.output.clone())?;
-    beside_an_init(c, &root)
-}
-
-/// A command beside the system's own first process, in a root whose folders of programs are links, as Debian's are.
-fn beside_an_init(c: &mut Context, root: &Path) -> Check {
-    let make = || {
-        fs::create_dir(root.join("usr"))?;
-        fs::rename(root.join("bin"), root.join("usr/bin"))?;
-        symlink("usr/bin", root.join("bin"))?;
-        symlink("usr/bin", root.join("sbin"))?;
-        symlink("busybox", root.join("bin/init"))?;
-        fs::write(root.join("etc/inittab"), "::sysinit:/bin/sh -c 'echo begun > /run/begun'\n")
-    };
-    make().map_err(|error| format!("cannot make a root: {error}"))?;
-    let command = "sh -c cat~/proc/1/comm;until~[~-e~/run/begun~];do~sleep~0.1;done;readlink~/bin;exit~6";
-    let beside = run_in(c, "6.1", root, "--init /sbin/init", command)?;
-    beside.expect_code(6)?;
-    check(beside.output == "init\nusr/bin\n", || format!("{beside:?}"))
+    inits::beside_an_init(c, &root)
 }
 
 /// A guest of which something bad came is kept: stopped for a debugger, or running for more commands.

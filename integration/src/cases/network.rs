@@ -5,6 +5,8 @@ use crate::context::{Check, Context, check};
 use crate::process::{Process, Wiring};
 use crate::rsp::Client;
 use crate::traffic;
+use nix::mount::{MsFlags, mount};
+use nix::unistd::{chdir, chroot};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -18,6 +20,7 @@ pub const MODULES: &[&str] = &[
     "drivers/net/net_failover.ko",
     "net/core/failover.ko",
     "drivers/net/tun.ko",
+    "drivers/net/dummy.ko",
 ];
 
 /// Where forwarded ports are.
@@ -185,24 +188,43 @@ done
 cat > /dev/null
 "#;
 
-/// A network that does not reach the host: neither our own gdb port nor anything else of it, but its name server.
-pub fn apart(c: &mut Context) -> Check {
-    const OWN: &str = "192.0.2.9";
+/// An address of the host's own, beside its loopback.
+const OWN: &str = "192.0.2.9";
+
+/// Gives the host an interface with that address and a default route, and a name server at its loopback, which knows the
+/// [traffic].
+fn furnish_host(c: &Context) -> Check {
     let failed = |error: std::io::Error| error.to_string();
-    Command::new("/bin/busybox")
-        .args(["ip", "addr", "add", &format!("{OWN}/32"), "dev", "lo"])
-        .status()
-        .map_err(failed)?;
+    c.load_module("dummy.ko".as_ref())?;
+    for words in [
+        &["link", "add", "host0", "type", "dummy"][..],
+        &["addr", "add", &format!("{OWN}/24"), "dev", "host0"],
+        &["link", "set", "host0", "up"],
+        &["route", "add", "default", "via", "192.0.2.1"],
+    ] {
+        let status = Command::new("/bin/busybox").arg("ip").args(words).status().map_err(failed)?;
+        check(status.success(), || format!("ip {words:?}: {status}"))?;
+    }
     fs::create_dir_all("/etc")
         .and_then(|()| fs::write("/etc/resolv.conf", "nameserver 127.0.0.1\n"))
         .map_err(failed)?;
-    traffic::serve((Ipv4Addr::LOCALHOST, 53).into()).map_err(failed)?;
+    traffic::serve((Ipv4Addr::LOCALHOST, 53).into()).map(drop).map_err(failed)
+}
+
+/// A network that does not reach the host: neither our own gdb port nor anything else of it, but its name server.
+pub fn apart(c: &mut Context) -> Check {
+    furnish_host(c)?;
+    stays_apart(c, "own")
+}
+
+fn stays_apart(c: &mut Context, stack: &str) -> Check {
+    let failed = |error: std::io::Error| error.to_string();
     let place = traffic::serve((Ipv4Addr::UNSPECIFIED, 0).into()).map_err(failed)?;
     let port = place.port().to_string();
     let script = APART.replace("GDB", &GDB.to_string()).replace("PORT", &port).replace("OWN", OWN);
     let root = root_with(c, &script)?;
     let limit = c.limit(60);
-    let mut job = start(c, &root, &format!("--net user,stack=own --gdb :{GDB} --gdb-no-wait"))?;
+    let mut job = start(c, &root, &format!("--net user,stack={stack} --gdb :{GDB} --gdb-no-wait"))?;
     let mut talk = || -> Check {
         for to in [
             format!("10.0.2.2 {GDB}"),
@@ -218,10 +240,71 @@ pub fn apart(c: &mut Context) -> Check {
     let talked = talk();
     job.close_input();
     let ended = job.wait(limit);
-    c.keep("job", &job);
+    c.keep("apart", &job);
     talked?;
     check(ended? == 0, || job.errors.text())?;
     check(!job.output.text().contains("reached"), || job.output.text())
+}
+
+/// What the guest does whose network passt makes, which reaches the host.
+const BY_PASST: &str = r#"
+b=/bin/busybox
+tell() { echo "guest: $*."; }
+$b udhcpc -i eth0 -n -q -f -s /bin/dhcp.sh 2>/dev/null
+/bin/case --traffic-serve 80 &
+/bin/case --traffic 10.0.2.2:PORT BYTES PACKETS 0 5
+tell over
+cat > /dev/null
+"#;
+
+/// The root is to be one that can be changed, as passt(1) does to be alone with nothing: a nest's first one cannot
+/// (pivot_root(2)). And the user `nobody`, whom it becomes.
+fn furnish_for_passt() -> std::io::Result<()> {
+    let none = None::<&str>;
+    fs::create_dir_all("/etc")?;
+    fs::write("/etc/passwd", "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")?;
+    fs::create_dir_all("/outer")?;
+    mount(Some("/"), "/outer", none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
+    chdir("/outer")?;
+    mount(Some("."), "/", none, MsFlags::MS_MOVE, none)?;
+    chroot(".")?;
+    Ok(())
+}
+
+/// A network that passt makes: addresses, traffic both ways, a forwarded port; and another that does not reach the host.
+pub fn by_passt(c: &mut Context) -> Check {
+    furnish_host(c)?;
+    furnish_for_passt().map_err(|error| format!("the nest is not fit for passt: {error}"))?;
+    let place = traffic::serve((Ipv4Addr::LOCALHOST, 0).into()).map_err(|error| error.to_string())?;
+    let (bytes, packets) = (4_000_000, 1000);
+    let script = BY_PASST
+        .replace("PORT", &place.port().to_string())
+        .replace("BYTES", &bytes.to_string())
+        .replace("PACKETS", &packets.to_string());
+    let root = root_with(c, &script)?;
+    let limit = c.limit(60);
+    let options = format!("-v --net user,stack=passt,host-loopback,hostfwd=tcp::{FORWARDED}-:80");
+    let mut job = start(c, &root, &options)?;
+    let mut talk = || -> Check {
+        job.expect("guest: dhcp 10.0.2.15/24 by 10.0.2.2 names 10.0.2.3.", limit)?;
+        job.expect("guest: over.", limit)?;
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, FORWARDED));
+        let came =
+            traffic::ask(to, bytes / 4, 0, 0, 5).map_err(|error| format!("by a forwarded port: {error}"))?;
+        check(came.to_string().contains("same=yes"), || came.to_string())
+    };
+    let talked = talk();
+    job.close_input();
+    let ended = job.wait(limit);
+    c.keep("job", &job);
+    talked?;
+    check(ended? == 0, || job.errors.text())?;
+    let said = job.errors.text();
+    check(said.contains("the guest's network is made by passt"), || said.clone())?;
+    let text = job.output.text();
+    let traffic = text.lines().find_map(|line| line.strip_prefix("guest: traffic "));
+    compared(traffic.ok_or_else(|| format!("no traffic:\n{text}"))?, packets)?;
+    stays_apart(c, "passt")
 }
 
 /// What a guest on a tap does.
