@@ -1,9 +1,24 @@
 //! What a virtio device is on every transport: its status, the features that are agreed on, its queues while the driver
 //! sets them up, and the threads that serve them (2 "Basic Facilities of a Virtio Device", 3.1 "Device Initialization").
+//!
+//! A thread may be kept by the host for as long as that likes ([`worker`](super::worker)), and a vCPU's may not be kept by
+//! it. So whatever ends a thread's service waits for it so long at most ([`PATIENCE`]), and is then done when the thread
+//! has ended, which is looked at, without waiting, at each access to the device's registers
+//! ([`settle`](VirtioDevice::settle)):
+//!
+//! * A reset: the status is not 0 until then, for which a driver waits (2.4.2, 4.1.4.3.2), and whatever it writes before
+//!   is dropped.
+//! * A queue that is taken back: it reads as ready until then.
+//! * A state that is put back: it is refused, and the device waits for its reset.
+//! * Unplugging: it has failed ([`Unplug::unplug`](super::Unplug::unplug)).
+//! * A device that goes away leaves the thread behind, which owns what it touches.
+//!
+//! Two threads never serve the same queue, and nothing is asked of a model that a thread of its may be in the middle of:
+//! it hears of a reset, of an end and of a closed queue afterwards.
 
 use super::pace::Pace;
 use super::queue::{ActiveQueue, Broken, Queues};
-use super::worker::Worker;
+use super::worker::{Position, Worker};
 use super::{Interrupts, Model};
 use crate::ram::Ram;
 use crate::state::{Misfit, Saved};
@@ -13,8 +28,14 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// How long a vCPU's thread waits for what a device's thread has begun.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long it is waited for where a guest is not going on meanwhile: a state is put back, a device is unplugged.
+const LONG_PATIENCE: Duration = Duration::from_secs(5);
 
 /// 2.1 "Device Status Field".
 pub mod status {
@@ -77,6 +98,8 @@ impl<W> fmt::Debug for Signals<W> {
 struct Setting {
     state: QueueState,
     bell: EventFd,
+    /// The driver has taken it back, and what serves it has not let go of it yet.
+    is_closing: bool,
 }
 
 /// What the driver says of a queue.
@@ -103,8 +126,10 @@ pub struct VirtioDevice<M, W> {
     signals: Arc<Signals<W>>,
     queues: Vec<Setting>,
     driver_features: u64,
-    /// While it serves.
+    /// While it serves, and until that has ended.
     workers: Option<Vec<Worker>>,
+    /// It is reset as soon as its threads have ended.
+    is_resetting: bool,
     /// It serves no more ([`Unplug`](super::Unplug)).
     is_unplugged: bool,
 }
@@ -149,7 +174,7 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
     pub fn new(model: M, (ram, pace): (Arc<dyn Ram>, Pace), wires: Arc<W>) -> io::Result<VirtioDevice<M, W>> {
         let queue = |size: &u16| {
             let state = QueueState { max_size: *size, size: *size, ..QueueState::default() };
-            Ok(Setting { state, bell: EventFd::new(EFD_NONBLOCK)? })
+            Ok(Setting { state, bell: EventFd::new(EFD_NONBLOCK)?, is_closing: false })
         };
         let queues = model.queue_sizes().iter().map(queue).collect::<io::Result<Vec<_>>>()?;
         let signals = Signals { wires, status: AtomicU8::new(0), generation: AtomicU8::new(0) };
@@ -165,6 +190,7 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
             queues,
             driver_features: 0,
             workers: None,
+            is_resetting: false,
             is_unplugged: false,
         })
     }
@@ -185,7 +211,7 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
 
     /// Writes to it.
     pub fn write_configuration(&mut self, offset: u64, data: &[u8]) {
-        if !self.is_unplugged {
+        if !self.is_unplugged && !self.is_resetting {
             self.model.write_configuration(offset, data);
         }
     }
@@ -197,7 +223,7 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
 
     /// The driver takes these, as long as they are not agreed on.
     pub fn set_driver_features(&mut self, features: u64) {
-        if self.status() & status::FEATURES_OK == 0 {
+        if self.status() & status::FEATURES_OK == 0 && !self.is_resetting {
             self.driver_features = features;
         }
     }
@@ -234,8 +260,12 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         }
     }
 
-    /// What a queue is set up by, before it is in use. One that is not to be used any more is not from then on (4.2.2.2).
+    /// What a queue is set up by, before it is in use. One that is not to be used any more is not as soon as it reads so
+    /// (4.2.2.2).
     pub fn set_queue(&mut self, queue: u16, field: QueueField, value: u64) {
+        if self.is_resetting {
+            return;
+        }
         if field == QueueField::Ready && value == 0 {
             return self.close_queue(queue.into());
         }
@@ -260,24 +290,49 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
 
     /// Ends what is done with a queue; what it has come to stays with it.
     fn close_queue(&mut self, index: usize) {
-        let closed = self.workers.iter().flatten().filter_map(|worker| worker.close(index));
-        let closed: Vec<_> = closed.map(|state| (index, state)).collect();
-        self.note(closed);
-        self.model.closed(index);
-        if let Some(Setting { state, bell }) = self.queues.get_mut(index) {
-            state.ready = false;
+        let Some(queue) = self.queues.get_mut(index).filter(|queue| !queue.is_closing) else { return };
+        queue.is_closing = true;
+        let until = Instant::now() + PATIENCE;
+        self.workers.iter().flatten().for_each(|worker| worker.close(index, until));
+        self.settle_queues();
+    }
+
+    /// Does what is left to do for queues that have been let go.
+    fn settle_queues(&mut self) {
+        for index in 0..self.queues.len() {
+            let mut workers = self.workers.iter().flatten();
+            if !self.queues[index].is_closing || workers.any(|worker| worker.is_closing(index)) {
+                continue;
+            }
+            let closed: Vec<_> = self.workers.iter().flatten().flat_map(Worker::take_closed).collect();
+            self.note(closed);
+            let Setting { state, bell, is_closing } = &mut self.queues[index];
+            (state.ready, *is_closing) = (false, false);
             // Nobody looks for it any more; it may not have been rung.
             bell.read().ok();
+            self.model.closed(index);
         }
+    }
+
+    /// Does what waits for threads that have ended or let go of a queue, without waiting; whether the device has been reset
+    /// by this. To be called before each access to its registers.
+    pub fn settle(&mut self) -> bool {
+        self.settle_queues();
+        self.is_resetting && self.go_on_with_reset(Instant::now())
+    }
+
+    /// Whether it is being reset: what the driver writes is dropped.
+    pub fn is_resetting(&self) -> bool {
+        self.is_resetting
     }
 
     /// The driver's word on the device's status; 0 resets the device.
     pub fn set_status(&mut self, value: u8) {
-        if self.is_unplugged {
-            return;
-        }
         if value == 0 {
-            return self.reset();
+            self.reset();
+        }
+        if value == 0 || self.is_unplugged || self.is_resetting {
+            return;
         }
         let mut value = value & !status::NEEDS_RESET;
         // Features that we did not offer, or without version 1, are not agreed on (3.1.1).
@@ -294,7 +349,8 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
     }
 
     fn active(&self, index: usize) -> Result<Option<ActiveQueue>, Broken> {
-        let Some(Setting { state, bell }) = self.queues.get(index).filter(|queue| queue.state.ready) else {
+        let Some(Setting { state, bell, .. }) = self.queues.get(index).filter(|queue| queue.state.ready)
+        else {
             return Ok(None);
         };
         let bell = bell.try_clone().map_err(|_| Broken::Rings(virtio_queue::Error::QueueNotReady))?;
@@ -311,12 +367,14 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
     fn start(&mut self) {
         if let Err(why) = self.begin() {
             tell!(Warn, "{}: {why}; the device waits for its reset", self.model.name());
+            // Those that have begun are waited for at the reset.
+            self.workers.iter().flatten().for_each(Worker::end);
             self.signals.needs_reset();
         }
     }
 
     fn begin(&mut self) -> Result<(), String> {
-        let mut workers = Vec::new();
+        self.workers = Some(Vec::new());
         let interrupts = self.interrupts();
         for service in self.model.services(self.driver_features, &interrupts) {
             let mut queues = Queues::new(self.queues.len());
@@ -330,22 +388,39 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
                 queues,
                 (self.pace.clone(), Arc::clone(&interrupts)),
             );
-            workers.push(worker.map_err(|error| error.to_string())?);
+            let worker = worker.map_err(|error| error.to_string())?;
+            self.workers.get_or_insert_default().push(worker);
         }
-        self.workers = Some(workers);
         Ok(())
     }
 
-    /// Ends its threads; what they have come to stays with the queues.
-    fn stop(&mut self) {
-        for mut worker in self.workers.take().into_iter().flatten() {
-            worker.end();
-            self.note(worker.positions());
+    /// Ends its threads, and waits until a moment at most; whether they have ended. What they have come to stays with the
+    /// queues.
+    fn stop(&mut self, until: Instant) -> bool {
+        if !end_all(&mut self.workers, until) {
+            return false;
         }
+        self.note_positions(until);
+        self.workers = None;
         self.model.ended();
+        true
     }
 
-    fn note(&mut self, positions: Vec<(usize, QueueState)>) {
+    /// Whether it serves, and is not one that waits for its reset, which serves nothing any more.
+    fn is_started(&self) -> bool {
+        self.workers.is_some() && self.status() & status::NEEDS_RESET == 0
+    }
+
+    /// Writes down what the queues have come to, and waits for the end of turns until a moment at most; whether all are
+    /// over.
+    fn note_positions(&mut self, until: Instant) -> bool {
+        let positions: Vec<_> = self.workers.iter().flatten().map(|worker| worker.positions(until)).collect();
+        let is_all = positions.iter().all(Option::is_some);
+        self.note(positions.into_iter().flatten().flatten().collect());
+        is_all
+    }
+
+    fn note(&mut self, positions: Vec<Position>) {
         for (index, state) in positions {
             if let Some(queue) = self.queues.get_mut(index) {
                 queue.state = state;
@@ -354,24 +429,45 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
     }
 
     /// [`Unplug::unplug`](super::Unplug::unplug).
-    pub fn unplug(&mut self) {
-        self.reset();
+    pub fn unplug(&mut self) -> bool {
+        let is_done = self.reset_until(Instant::now() + LONG_PATIENCE);
         self.is_unplugged = true;
+        if !is_done {
+            tell!(Error, "{}: the host does not answer, and it cannot be unplugged", self.model.name());
+        }
+        is_done
     }
 
-    /// As after power-on.
-    pub fn reset(&mut self) {
-        if self.is_unplugged {
-            return;
+    /// As after power-on; whether it is so already. If not, it is so as soon as its threads have ended
+    /// ([`Self::settle`]).
+    pub fn reset(&mut self) -> bool {
+        // Who says so again has waited already.
+        let patience = if self.is_resetting { Duration::ZERO } else { PATIENCE };
+        self.reset_until(Instant::now() + patience)
+    }
+
+    fn reset_until(&mut self, until: Instant) -> bool {
+        if self.is_unplugged && !self.is_resetting {
+            return true;
         }
-        self.stop();
+        self.is_resetting = true;
+        self.go_on_with_reset(until)
+    }
+
+    fn go_on_with_reset(&mut self, until: Instant) -> bool {
+        if !self.stop(until) {
+            return false;
+        }
         self.model.reset();
-        for Setting { state, bell } in &mut self.queues {
+        for Setting { state, bell, is_closing } in &mut self.queues {
             *state = QueueState { max_size: state.max_size, size: state.max_size, ..QueueState::default() };
+            *is_closing = false;
             bell.read().ok();
         }
         self.driver_features = 0;
         self.signals.status.store(0, Ordering::SeqCst);
+        self.is_resetting = false;
+        true
     }
 
     /// What the driver rings a queue by.
@@ -381,18 +477,20 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
 
     /// Rings it.
     pub fn ring(&self, queue: usize) {
-        if let Some(queue) = self.queues.get(queue).filter(|queue| queue.state.ready) {
+        if let Some(queue) = self.queues.get(queue).filter(|queue| queue.state.ready && !queue.is_closing) {
             // Its counter is full when nobody listens: then it is rung already.
             queue.bell.write(1).ok();
         }
     }
 
-    /// The device's state. The guest is held; what its threads have begun is done.
+    /// The device's state. The guest is held; what its threads have begun is done, or else whoever holds it knows better
+    /// than to save it.
     pub fn save(&mut self) -> Saved {
-        let positions: Vec<_> = self.workers.iter().flatten().flat_map(Worker::positions).collect();
-        self.note(positions);
-        // One that waits for its reset serves nothing any more.
-        let is_started = self.workers.is_some() && self.status() & status::NEEDS_RESET == 0;
+        let is_quiet = self.note_positions(Instant::now() + LONG_PATIENCE);
+        if !is_quiet {
+            tell!(Error, "{}: the host does not answer, and its state is of no use", self.model.name());
+        }
+        let is_started = self.is_started() && is_quiet;
         let queue = |setting: &Setting| SavedQueue {
             size: setting.state.size,
             ready: setting.state.ready,
@@ -416,7 +514,8 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
     /// Puts a state back: with the guest's memory as it was then, it goes on from there.
     ///
     /// # Errors
-    /// [`Misfit`]; the device is as it was, unless its model could not begin.
+    /// [`Misfit`]; the device is as it was, unless its model could not begin, or could not end before: then it waits for its
+    /// reset.
     pub fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
         let device = self.model.name();
         let damaged = |why: &str| Misfit::Damaged { device, why: why.into() };
@@ -435,8 +534,11 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         if !fields.queues.iter().zip(&self.queues).all(fits) || takes_more {
             return Err(damaged("its queues or features are more than this device has"));
         }
-        let was_started = self.workers.is_some();
-        self.stop();
+        let was_started = self.is_started();
+        if !self.stop(Instant::now() + LONG_PATIENCE) {
+            self.signals.needs_reset();
+            return Err(damaged("the host does not answer the device it is for"));
+        }
         if let Err(misfit) = self.model.restore(fields.model) {
             // As it was: it goes on from where its threads have come to.
             if was_started {
@@ -467,10 +569,18 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
     }
 }
 
+/// Ends threads, all at once, and waits until a moment at most; whether they have ended.
+fn end_all(workers: &mut Option<Vec<Worker>>, until: Instant) -> bool {
+    workers.iter().flatten().for_each(Worker::end);
+    workers.iter_mut().flatten().all(|worker| worker.wait(until))
+}
+
 impl<M, W> Drop for VirtioDevice<M, W> {
     fn drop(&mut self) {
-        for mut worker in self.workers.take().into_iter().flatten() {
-            worker.end();
-        }
+        // All at once; each is then waited for by itself.
+        self.workers.iter().flatten().for_each(Worker::end);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -206,12 +206,25 @@ impl<M: Model> VirtioMmio<M> {
             register::QUEUE_NOTIFY => self.device.ring(usize::try_from(value).unwrap_or(usize::MAX)),
             register::INTERRUPT_ACKNOWLEDGE => self.wires.acknowledge(low),
             register::STATUS if value == 0 => {
-                self.device.reset();
-                self.selected = Selected::default();
-                self.wires.acknowledge(u8::MAX);
+                if self.device.reset() {
+                    self.forget();
+                }
             }
             register::STATUS => self.device.set_status(low),
             _ => self.write_address(offset, value),
+        }
+    }
+
+    /// The device has been reset.
+    fn forget(&mut self) {
+        self.selected = Selected::default();
+        self.wires.acknowledge(u8::MAX);
+    }
+
+    /// Before each access.
+    fn settle(&mut self) {
+        if self.device.settle() {
+            self.forget();
         }
     }
 
@@ -236,6 +249,7 @@ impl<M: Model> VirtioMmio<M> {
 
     /// Its state, while the guest is held.
     pub fn save(&mut self) -> Saved {
+        self.settle();
         let isr = self.wires.isr.load(Ordering::SeqCst);
         let fields = SavedRegisters { isr, selected: self.selected, device: self.device.save() };
         Saved::new(NAME, VERSION, &fields)
@@ -267,8 +281,8 @@ fn with_half(whole: u64, half: u32, value: u32) -> u64 {
 }
 
 impl<M: Model> Unplug for VirtioMmio<M> {
-    fn unplug(&mut self) {
-        self.device.unplug();
+    fn unplug(&mut self) -> bool {
+        self.device.unplug()
     }
 }
 
@@ -278,6 +292,7 @@ impl<M: Model> Device for VirtioMmio<M> {
     }
 
     fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.settle();
         data.fill(0);
         match offset.checked_sub(register::CONFIGURATION) {
             Some(offset) => self.device.read_configuration(offset, data),
@@ -290,6 +305,10 @@ impl<M: Model> Device for VirtioMmio<M> {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
+        self.settle();
+        if self.device.is_resetting() {
+            return None;
+        }
         match (offset.checked_sub(register::CONFIGURATION), data) {
             (Some(offset), data) => self.device.write_configuration(offset, data),
             (None, &[b0, b1, b2, b3]) if offset.is_multiple_of(4) => {

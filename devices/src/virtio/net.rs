@@ -83,12 +83,12 @@ pub trait Link: Send + 'static {
     /// Descriptors by which there is news of it: packets, or room for them.
     fn sources(&self) -> Vec<RawFd>;
 
-    /// What it can do ([`feature::OF_LINKS`]).
+    /// What it can do ([`feature::OF_LINKS`]), always the same.
     fn features(&self) -> u64 {
         0
     }
 
-    /// The longest packet of IP's that it carries, bytes, if it wants to tell the guest.
+    /// The longest packet of IP's that it carries, bytes, if it wants to tell the guest; always the same.
     fn mtu(&self) -> Option<u16> {
         None
     }
@@ -142,6 +142,9 @@ impl<L> Shared<L> {
 /// The device.
 pub struct Net<L> {
     shared: Arc<Shared<L>>,
+    /// What the link can do, and the longest packet of IP's: whoever asks does not wait for one who uses the link.
+    offered: u64,
+    mtu: Option<u16>,
 }
 
 impl<L> fmt::Debug for Net<L> {
@@ -153,9 +156,11 @@ impl<L> fmt::Debug for Net<L> {
 impl<L: Link> Net<L> {
     /// With a link, and the guest's address there. Whoever makes the device may keep the link, for another one.
     pub fn new(link: Arc<Mutex<L>>, mac: Mac) -> Net<L> {
-        let is_up = link.lock().unwrap_or_else(PoisonError::into_inner).is_up();
+        let locked = link.lock().unwrap_or_else(PoisonError::into_inner);
+        let (is_up, offered, mtu) = (locked.is_up(), locked.features() & feature::OF_LINKS, locked.mtu());
+        drop(locked);
         let state = Mutex::new(State { mac, is_up });
-        Net { shared: Arc::new(Shared { link, state }) }
+        Net { shared: Arc::new(Shared { link, state }), offered, mtu }
     }
 }
 
@@ -175,9 +180,8 @@ impl<L: Link> Model for Net<L> {
     }
 
     fn features(&self) -> u64 {
-        let link = self.shared.link();
-        let mtu = if link.mtu().is_some() { feature::MTU } else { 0 };
-        feature::MAC | feature::STATUS | feature::MRG_RXBUF | mtu | link.features() & feature::OF_LINKS
+        let mtu = if self.mtu.is_some() { feature::MTU } else { 0 };
+        feature::MAC | feature::STATUS | feature::MRG_RXBUF | mtu | self.offered
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -189,7 +193,7 @@ impl<L: Link> Model for Net<L> {
         const LINK_UP: u16 = 1;
         const PAIRS: u16 = 1;
         let state = *self.shared.state();
-        let mtu = self.shared.link().mtu().unwrap_or(0);
+        let mtu = self.mtu.unwrap_or(0);
         let status = if state.is_up { LINK_UP } else { 0 };
         let fields = [status, PAIRS, mtu].map(u16::to_le_bytes).concat();
         super::read_bytes(&[&state.mac[..], &fields].concat(), offset, data);

@@ -389,9 +389,22 @@ impl<M: Model> VirtioFunction<M> {
         if self.wires.pins().msix.has(vector) { vector } else { NO_VECTOR }
     }
 
-    /// As after power-on, but for where the guest has put it.
+    /// As after power-on, but for where the guest has put it; as soon as it can be.
     fn reset(&mut self) {
-        self.device.reset();
+        if self.device.reset() {
+            self.forget();
+        }
+    }
+
+    /// Before each access to registers.
+    fn settle(&mut self) {
+        if self.device.settle() {
+            self.forget();
+        }
+    }
+
+    /// The device has been reset.
+    fn forget(&mut self) {
         self.selected = Selected::default();
         self.wires.configuration_vector.store(NO_VECTOR, Ordering::SeqCst);
         for vector in &self.wires.queue_vectors {
@@ -412,6 +425,7 @@ impl<M: Model> VirtioFunction<M> {
     }
 
     fn read_registers(&mut self, offset: u64, data: &mut [u8]) {
+        self.settle();
         match offset {
             COMMON..ISR => {
                 for (index, byte) in (0..).zip(data) {
@@ -432,6 +446,10 @@ impl<M: Model> VirtioFunction<M> {
     }
 
     fn write_registers(&mut self, offset: u64, data: &[u8]) {
+        self.settle();
+        if self.device.is_resetting() {
+            return;
+        }
         match offset {
             COMMON..ISR => self.write_common(offset, data),
             DEVICE..NOTIFY => self.device.write_configuration(offset - DEVICE, data),
@@ -465,8 +483,8 @@ impl<M: Model> VirtioFunction<M> {
 const ACCESS_DATA: usize = 16;
 
 impl<M: Model> Unplug for VirtioFunction<M> {
-    fn unplug(&mut self) {
-        self.device.unplug();
+    fn unplug(&mut self) -> bool {
+        self.device.unplug()
     }
 }
 
@@ -534,6 +552,7 @@ impl<M: Model> Function for VirtioFunction<M> {
     }
 
     fn save(&mut self) -> Saved {
+        self.settle();
         let vector = |it: &AtomicU16| it.load(Ordering::SeqCst);
         // The device first, which waits for its threads' queues, and with nothing locked that they interrupt by.
         let device = self.device.save();

@@ -12,7 +12,7 @@ use arch::address::PhysRange;
 use std::io;
 use std::sync::mpsc::{self, Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -173,6 +173,21 @@ impl<M: Model> Driver<M> {
         }
     }
 
+    /// Resets the device, and waits for that as drivers do.
+    pub fn reset(&mut self) {
+        self.write(0x14, 1, 0);
+        self.wait_for_reset();
+    }
+
+    /// Waits for the end of a reset.
+    pub fn wait_for_reset(&mut self) {
+        let start = Instant::now();
+        while self.status() != 0 {
+            assert!(start.elapsed() < Duration::from_secs(20), "it is not reset");
+            std::thread::yield_now();
+        }
+    }
+
     /// Does all that a driver does, with the features that it takes of those that are offered.
     pub fn set_up(&mut self, features: u64) {
         // Memory and bus master; messages, one for each queue and one for the configuration, whose data is its number.
@@ -184,8 +199,7 @@ impl<M: Model> Driver<M> {
                 assert_eq!(self.function.write(2, 16 * vector + at, &value.to_le_bytes()[..4]), None);
             }
         }
-        self.write(0x14, 1, 0);
-        assert_eq!(self.read(0x14, 1), 0);
+        self.reset();
         self.write(0x14, 1, 1);
         self.write(0x14, 1, 3);
         let mut offered = 0;

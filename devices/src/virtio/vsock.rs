@@ -109,11 +109,13 @@ struct Shared {
 #[derive(Clone)]
 pub struct Vsock {
     shared: Arc<Mutex<Shared>>,
+    /// Also here: whoever asks does not wait for one who uses the host's end.
+    cid: u32,
 }
 
 impl fmt::Debug for Vsock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Vsock").field("cid", &self.shared().cid).finish_non_exhaustive()
+        f.debug_struct("Vsock").field("cid", &self.cid).finish_non_exhaustive()
     }
 }
 
@@ -160,7 +162,7 @@ impl Vsock {
             next_port: FIRST_HOST_PORT,
             turn: (0, 0),
         };
-        Ok(Vsock { shared: Arc::new(Mutex::new(shared)) })
+        Ok(Vsock { shared: Arc::new(Mutex::new(shared)), cid })
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -192,7 +194,7 @@ impl Model for Vsock {
     }
 
     fn read_configuration(&self, offset: u64, data: &mut [u8]) {
-        super::read_bytes(&u64::from(self.shared().cid).to_le_bytes(), offset, data);
+        super::read_bytes(&u64::from(self.cid).to_le_bytes(), offset, data);
     }
 
     fn services(&mut self, _features: u64, _interrupts: &Arc<dyn Interrupts>) -> Vec<Service> {

@@ -1,4 +1,10 @@
 //! A device's own thread: it serves queues when it is rung, until it is told to end, and not while the guest is held.
+//!
+//! What it asks of the host (a file system that is frozen, a server that is gone) may take for ever, and it cannot be
+//! broken off. So a thread has its queues to itself for a turn, with nothing locked, and whoever wants something of it
+//! waits for the turn's end until a moment, and hears whether it came to that ([`Worker::wait`], [`Worker::close`]). What
+//! was wanted stays so: the thread ends, or lets a queue go, as soon as its turn is over. One that nobody has waited for
+//! to the end is left to itself, with all that it touches.
 
 use super::Interrupts;
 use super::pace::Pace;
@@ -8,9 +14,9 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use virtio_queue::QueueState;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -52,18 +58,97 @@ pub trait Serve: Send {
     fn serve(&mut self, rung: Rung, queues: &mut Queues) -> Result<Then, Broken>;
 }
 
+/// How long a worker that is dropped is waited for.
+const DROP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A queue's number, and what it has come to.
+pub type Position = (usize, QueueState);
+
+/// What a thread and whoever wants something of it share.
+#[derive(Debug)]
+struct Table {
+    /// `None` while the thread has them for a turn.
+    queues: Option<Queues>,
+    /// Queues that the thread lets go when its turn is over.
+    closing: Vec<usize>,
+    /// What those that it has let go had come to.
+    closed: Vec<Position>,
+    /// The thread touches nothing any more.
+    has_ended: bool,
+    /// How many wait for news: a wake-up of nobody is a system call all the same.
+    waiting: usize,
+}
+
+impl Table {
+    fn let_go(&mut self) {
+        let Some(queues) = &mut self.queues else { return };
+        for number in std::mem::take(&mut self.closing) {
+            if let Some(queue) = queues.get(number) {
+                self.closed.push((number, queue.state()));
+            }
+            queues.put(number, None);
+        }
+    }
+
+    fn is_free(&self) -> bool {
+        self.queues.is_some() || self.has_ended
+    }
+}
+
+#[derive(Debug)]
+struct Shared(Mutex<Table>, Condvar);
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the table is as wanted, or for as long as that; then it is as it is.
+    fn wait(&self, until: Instant, is_wanted: impl Fn(&Table) -> bool) -> MutexGuard<'_, Table> {
+        let mut table = self.table();
+        while !is_wanted(&table) {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { break };
+            table.waiting += 1;
+            (table, _) = self.1.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner);
+            table.waiting -= 1;
+        }
+        table
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Table)) {
+        let mut table = self.table();
+        change(&mut table);
+        let has_waiting = table.waiting > 0;
+        drop(table);
+        if has_waiting {
+            self.1.notify_all();
+        }
+    }
+}
+
+/// Says that a thread has ended, however it has.
+struct Ends(Arc<Shared>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.change(|table| table.has_ended = true);
+    }
+}
+
 /// A thread that serves queues.
 pub struct Worker {
-    end: EventFd,
+    name: &'static str,
+    /// Of the thread as well, which is to find it when nobody else has it any more.
+    end: Arc<EventFd>,
     is_over: Arc<AtomicBool>,
     pace: Pace,
-    queues: Arc<Mutex<Queues>>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Worker").field("queues", &self.queues).finish_non_exhaustive()
+        f.debug_struct("Worker").field("shared", &self.shared).finish_non_exhaustive()
     }
 }
 
@@ -75,13 +160,16 @@ const SOURCES: u64 = 1 << 32;
 struct Work {
     name: &'static str,
     server: Box<dyn Serve>,
-    queues: Arc<Mutex<Queues>>,
+    shared: Arc<Shared>,
     pace: Pace,
+    _end: Arc<EventFd>,
     /// How long the guest had been held, all in all, when the server was told of it last.
     rested: Duration,
     is_over: Arc<AtomicBool>,
     interrupts: Arc<dyn Interrupts>,
     epoll: Epoll,
+    /// How many queues and sources there are.
+    queues: usize,
     sources: usize,
     /// Queues by their numbers, and sources behind them, that have to be looked at.
     rung: Vec<bool>,
@@ -98,7 +186,7 @@ impl Worker {
         queues: Queues,
         (pace, interrupts): (Pace, Arc<dyn Interrupts>),
     ) -> io::Result<Worker> {
-        let (end, epoll) = (EventFd::new(EFD_NONBLOCK)?, Epoll::new()?);
+        let (end, epoll) = (Arc::new(EventFd::new(EFD_NONBLOCK)?), Epoll::new()?);
         let add = |fd, events, what| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, what));
         add(end.as_raw_fd(), EventSet::IN, END)?;
         let mut rung = vec![false; queues.len()];
@@ -112,53 +200,85 @@ impl Worker {
             add(*source, events, SOURCES + number)?;
             rung.push(true);
         }
-        let (queues, is_over) = (Arc::new(Mutex::new(queues)), Arc::new(AtomicBool::new(false)));
+        let (count, is_over) = (queues.len(), Arc::new(AtomicBool::new(false)));
+        let (queues, closing, closed) = (Some(queues), Vec::new(), Vec::new());
+        let table = Table { queues, closing, closed, has_ended: false, waiting: 0 };
+        let shared = Arc::new(Shared(Mutex::new(table), Condvar::new()));
         let work = Work {
             name,
             server,
-            queues: Arc::clone(&queues),
+            shared: Arc::clone(&shared),
             pace: pace.clone(),
+            _end: Arc::clone(&end),
             rested: pace.rested(),
             is_over: Arc::clone(&is_over),
             interrupts,
             epoll,
+            queues: count,
             sources: sources.len(),
             rung,
         };
-        let thread = threads::start(name, Builder::new().name(name.into()), move || work.run())?;
-        Ok(Worker { end, is_over, pace, queues, thread: Some(thread) })
+        let ends = Ends(Arc::clone(&shared));
+        let thread = threads::start(name, Builder::new().name(name.into()), move || {
+            let _ends = ends;
+            work.run();
+        })?;
+        Ok(Worker { name, end, is_over, pace, shared, thread: Some(thread) })
     }
 
-    /// Ends it, and waits for that, whether the guest is held or not: nobody touches the guest's RAM for these queues any more.
-    pub fn end(&mut self) {
+    /// Tells it to end, whether the guest is held or not, and waits for nothing.
+    pub fn end(&self) {
         self.pace.end(&self.is_over);
         // Its counter has room for this.
         self.end.write(1).ok();
-        if let Some(thread) = self.thread.take()
+    }
+
+    /// Waits for its end, until a moment at most; whether it has ended: nobody touches the guest's RAM for these queues any
+    /// more, and nobody what serves them.
+    pub fn wait(&mut self, until: Instant) -> bool {
+        let has_ended = self.shared.wait(until, |table| table.has_ended).has_ended;
+        if has_ended
+            && let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tell!(Error, "a device's thread has panicked");
+            tell!(Error, "{}: its thread has panicked", self.name);
         }
+        has_ended
     }
 
-    /// Has it serve a queue no more; what that has come to, if it has served it.
-    pub fn close(&self, number: usize) -> Option<QueueState> {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = queues.get(number).map(|queue| queue.state());
-        queues.put(number, None);
-        state
+    /// Has it serve a queue no more, and waits for that until a moment at most; after that it does so as soon as its turn
+    /// is over ([`Self::is_closing`]).
+    pub fn close(&self, number: usize, until: Instant) {
+        self.shared.table().closing.push(number);
+        self.shared.wait(until, Table::is_free).let_go();
     }
 
-    /// What its queues have come to, by their numbers.
-    pub fn positions(&self) -> Vec<(usize, QueueState)> {
-        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        queues.iter().map(|(number, queue)| (number, queue.state())).collect()
+    /// Whether it still serves a queue that is to be closed.
+    pub fn is_closing(&self, number: usize) -> bool {
+        let table = self.shared.table();
+        table.closing.contains(&number) && !table.has_ended
+    }
+
+    /// What queues had come to that it has let go since this was asked last, by their numbers.
+    pub fn take_closed(&self) -> Vec<Position> {
+        std::mem::take(&mut self.shared.table().closed)
+    }
+
+    /// What its queues have come to, by their numbers; waits until a moment at most, and `None`: it is in a turn still.
+    pub fn positions(&self, until: Instant) -> Option<Vec<Position>> {
+        let table = self.shared.wait(until, Table::is_free);
+        let queues = table.queues.iter().flat_map(Queues::iter);
+        table.is_free().then(|| queues.map(|(number, queue)| (number, queue.state())).collect())
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
         self.end();
+        if !self.wait(Instant::now() + DROP_PATIENCE) {
+            let name = self.name;
+            tell!(Warn, "{name}: the host does not answer; the thread that has asked it is left behind");
+        }
     }
 }
 
@@ -193,14 +313,14 @@ impl Work {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
         };
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.shared.table();
         for event in &events[..count] {
             let at = match event.data() {
                 END => return Ok(false),
-                source @ SOURCES.. => queues.len() + usize::try_from(source - SOURCES).unwrap_or(usize::MAX),
+                source @ SOURCES.. => self.queues + usize::try_from(source - SOURCES).unwrap_or(usize::MAX),
                 queue => {
                     let number = usize::try_from(queue).unwrap_or(usize::MAX);
-                    if let Some(queue) = queues.get(number) {
+                    if let Some(queue) = table.queues.as_mut().and_then(|queues| queues.get(number)) {
                         // Before the look at the queue, which finds what this one would be missed for.
                         queue.bell.read().ok();
                     }
@@ -230,8 +350,14 @@ impl Work {
             if before < leave.rested {
                 self.server.rested(leave.rested - before);
             }
-            let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-            self.rung[at] = self.server.serve(why, &mut queues)? == Then::GoesOn;
+            // Nobody else takes them.
+            let Some(mut queues) = self.shared.table().queues.take() else { return Ok(()) };
+            let then = self.server.serve(why, &mut queues);
+            self.shared.change(|table| {
+                table.queues = Some(queues);
+                table.let_go();
+            });
+            self.rung[at] = then? == Then::GoesOn;
         }
         Ok(())
     }

@@ -137,12 +137,15 @@ impl Guest {
         self.pause();
         let debugger = self.attachment.close();
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut again = build(config, &backends, output, Listens::No);
+        // Before anybody may let the other one run, this one has nothing of what is the other's.
+        let mut again = build(config, &backends, output, Listens::No).and_then(|next| {
+            let what = "cannot begin again: the host does not answer what a device has asked it";
+            let stuck = || Error::System { what, source: std::io::ErrorKind::TimedOut.into() };
+            self.virtio.unplug().then_some(next).ok_or_else(stuck)
+        });
         match &mut again {
             Ok(next) => {
-                // Nothing can go wrong any more. Before anybody may let the other one run, this one has nothing of what
-                // is the other's.
-                self.virtio.unplug();
+                // Nothing can go wrong any more.
                 *backends = Backends::default();
                 self.attachment.go_on();
                 next.attachment.take_symbols(&self.attachment);

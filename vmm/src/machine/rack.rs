@@ -108,11 +108,15 @@ impl std::fmt::Debug for VirtioDevices {
 }
 
 impl VirtioDevices {
-    /// Takes them from the guest for good: what they have of the host is free for others when this returns.
-    pub fn unplug(&self) {
+    /// Takes them from the guest for good: what they have of the host is free for others when this returns `true`. If not,
+    /// the host keeps the thread of one of them.
+    #[must_use = "what is in use still may not be given to another device"]
+    pub fn unplug(&self) -> bool {
+        let mut all = true;
         for device in &self.0 {
-            device.lock().unwrap_or_else(PoisonError::into_inner).unplug();
+            all &= device.lock().unwrap_or_else(PoisonError::into_inner).unplug();
         }
+        all
     }
 }
 

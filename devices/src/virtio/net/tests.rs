@@ -368,7 +368,7 @@ fn another_device_has_the_link_of_one_that_is_unplugged() {
     send(&mut former, &packet(60));
     // Held or not: it ends.
     assert!(former.pace.hold(Duration::from_secs(20)));
-    former.function.unplug();
+    assert!(former.function.unplug());
     assert_eq!((former.status(), outside.world.lock().unwrap().begun), (0, None));
     next.set_up(VERSION_1 | feature::CSUM);
     let begun = || outside.world.lock().unwrap().begun;

@@ -471,7 +471,7 @@ mod tests {
         let kernel = Arc::new(Fake::default());
         let mut first = driver(&kernel);
         wait(&kernel, "run true");
-        crate::virtio::Unplug::unplug(&mut first.function);
+        assert!(crate::virtio::Unplug::unplug(&mut first.function));
         assert_eq!(kernel.said()[1..], ["run true", "run false"]);
         let mut second = driver(&kernel);
         wait(&kernel, "run true");

@@ -396,7 +396,7 @@ fn another_device_has_the_sockets_of_one_that_is_unplugged() {
     let mut program = former.program(80);
     former.say((1000, 80), op::REQUEST, 0, b"");
     former.next();
-    former.driver.function.unplug();
+    assert!(former.driver.function.unplug());
     let mut rest = Vec::new();
     program.read_to_end(&mut rest).unwrap();
     assert_eq!(rest, b"");
