@@ -312,19 +312,18 @@ impl<L: Link> Server<L> {
                 queue.tell()?;
                 return Ok(Then::Waits);
             };
-            if !self.put(queue, size)? {
+            if let Put::TooFew(buffers) = self.put(queue, size)? {
                 self.waiting = Some(size);
                 queue.tell()?;
-                return Ok(if queue.listen()? { Then::GoesOn } else { Then::Waits });
+                return Ok(if queue.listen_beyond(buffers)? { Then::GoesOn } else { Then::Waits });
             }
         }
         queue.tell()?;
         Ok(Then::GoesOn)
     }
 
-    /// Puts a packet into the guest's buffers; whether there were enough. One that does not fit into what a queue can
-    /// hold is lost.
-    fn put(&mut self, queue: &mut ActiveQueue, size: usize) -> Result<bool, Broken> {
+    /// Puts a packet into the guest's buffers. One that does not fit into what a queue can hold is lost.
+    fn put(&mut self, queue: &mut ActiveQueue, size: usize) -> Result<Put, Broken> {
         let packet = &mut self.received[..size];
         let mut room = 0;
         self.chains.clear();
@@ -336,7 +335,8 @@ impl<L: Link> Server<L> {
             let chain = if is_full { None } else { queue.pop()? };
             let Some(chain) = chain else {
                 self.chains.iter().for_each(|_| queue.put_back());
-                return Ok(is_full);
+                let buffers = u16::try_from(self.chains.len()).unwrap_or(u16::MAX);
+                return Ok(if is_full { Put::Gone } else { Put::TooFew(buffers) });
             };
             room += chain.writable.size();
             self.chains.push((chain, 0));
@@ -352,8 +352,16 @@ impl<L: Link> Server<L> {
             *written = u32::try_from(count).unwrap_or(0);
         }
         queue.push_together(&self.chains)?;
-        Ok(true)
+        Ok(Put::Gone)
     }
+}
+
+/// What became of a packet for the guest.
+enum Put {
+    /// It is there, or lost.
+    Gone,
+    /// It needs more than the so many buffers that there are.
+    TooFew(u16),
 }
 
 #[cfg(test)]

@@ -370,6 +370,19 @@ impl ActiveQueue {
         Ok(self.queue.enable_notification(&self.rings)?)
     }
 
+    /// Wants to be rung when there is more than the next so many, which were put back as they are not enough; whether
+    /// something has come meanwhile.
+    ///
+    /// # Errors
+    /// [`Broken::Rings`].
+    pub fn listen_beyond(&mut self, count: u16) -> Result<bool, Broken> {
+        let next = self.queue.next_avail();
+        self.queue.set_next_avail(next.wrapping_add(count));
+        let more = self.queue.enable_notification(&self.rings);
+        self.queue.set_next_avail(next);
+        Ok(more?)
+    }
+
     /// Need not be rung for now.
     ///
     /// # Errors

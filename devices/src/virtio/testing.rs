@@ -280,6 +280,11 @@ impl<M: Model> Driver<M> {
         self.messages.recv_timeout(Duration::from_secs(20)).ok()
     }
 
+    /// Whether none comes for so long.
+    pub fn stays_quiet(&self, time: Duration) -> bool {
+        self.messages.recv_timeout(time).is_err()
+    }
+
     /// Whether none has come that was not taken.
     pub fn is_quiet(&self) -> bool {
         self.messages.try_recv().is_err()

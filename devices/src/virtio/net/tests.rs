@@ -31,6 +31,8 @@ struct World {
     rested: Duration,
     /// How often it was asked what it can do.
     asked: Arc<AtomicUsize>,
+    /// How often the device has looked at it.
+    looks: Arc<AtomicUsize>,
 }
 
 /// A link whose world the test has as well.
@@ -85,7 +87,9 @@ impl Link for TestLink {
     }
 
     fn is_up(&self) -> bool {
-        !self.world.lock().unwrap().is_down
+        let world = self.world.lock().unwrap();
+        world.looks.fetch_add(1, Ordering::SeqCst);
+        !world.is_down
     }
 }
 
@@ -215,6 +219,28 @@ fn buffers_are_merged() {
     }
     offer(&mut driver, 3, 40);
     assert_eq!((driver.message(), driver.used(0)), (Some(0), (4, 3, 16)));
+}
+
+/// It waits for more than there were, and looks at those again only then.
+#[test]
+fn too_few_buffers_keep_nobody_busy() {
+    for features in [feature::MRG_RXBUF, feature::MRG_RXBUF | EVENT_INDEX] {
+        let (mut driver, outside) = driver(features);
+        offer(&mut driver, 0, 40);
+        outside.give(&packet(90));
+        while !outside.world.lock().unwrap().to_give.is_empty() {
+            std::thread::yield_now();
+        }
+        let looks = Arc::clone(&outside.world.lock().unwrap().looks);
+        let before = looks.load(Ordering::SeqCst);
+        // One that is busy looks thousands of times; this one ends the turn that it is in, and hears of what had rung.
+        assert!(driver.stays_quiet(Duration::from_millis(200)));
+        let looked = looks.load(Ordering::SeqCst) - before;
+        assert!(looked <= 4, "{looked}");
+        offer(&mut driver, 1, 40);
+        offer(&mut driver, 2, 60);
+        assert_eq!((message_of_received(&driver), driver.used(0)), (Some(0), (3, 2, 22)));
+    }
 }
 
 /// Nothing is written past a buffer, and one packet that fits into none does not keep the next.
