@@ -28,7 +28,7 @@ const ENTRIES: u16 = 256;
 pub const MOST_QUEUES: u16 = 16;
 /// Bytes of what a guest knows a disk by (5.2.6 "Device Operation").
 pub const LONGEST_SERIAL: usize = 20;
-/// How many requests are served before others have their turn.
+/// How many requests are served before others have their turn, which ends before that with one that may take long.
 const TURN: usize = 16;
 
 /// 5.2.3 "Feature bits".
@@ -247,6 +247,9 @@ impl<D: Disk> Serve for Server<D> {
             }
             // One at a time: the next one may take long.
             queue.tell()?;
+            if left == 0 {
+                return Ok(Then::GoesOn);
+            }
         }
         Ok(if queue.listen()? { Then::GoesOn } else { Then::Waits })
     }

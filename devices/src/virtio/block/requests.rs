@@ -13,7 +13,8 @@ use std::sync::Arc;
 pub const SECTOR: u64 = 512;
 /// What is read or written at once where it has to be copied, bytes: so much is allocated for it.
 const PIECE: usize = 128 << 10;
-/// As much as is read or written before others have their turn, bytes.
+/// As much as is read or written before others have their turn, bytes. What may take long whatever its size (a flush, a
+/// discard, zeros) takes all that is left of them.
 pub const BYTES_AT_ONCE: u64 = 2 << 20;
 /// The most sectors of a request to discard (1 GiB), and of one for zeros (32 MiB), which may have to be written.
 pub const MOST_DISCARDED: u32 = 1 << 21;
@@ -166,6 +167,7 @@ impl<D: Disk> Requests<D> {
                 done.map(|_| 0)
             }
             kind::FLUSH => {
+                *left = 0;
                 self.disk.flush()?;
                 Some(0)
             }
@@ -174,12 +176,14 @@ impl<D: Disk> Requests<D> {
                 Some(request.chain.writable.write(0, &self.serial[..count]) as u64)
             }
             kind::DISCARD | kind::WRITE_ZEROES => {
+                *left = 0;
                 self.clear(request, &request.chain.readable)?;
                 Some(0)
             }
             _ => return Err(Failure::Unsupported),
         };
         if changes && self.writes_through && done.is_some() {
+            *left = 0;
             self.disk.flush()?;
         }
         Ok(done)

@@ -1,9 +1,11 @@
 use super::*;
 use crate::pci::Function;
 use crate::ram::Ram;
+use crate::virtio::pace::Pace;
 use crate::virtio::testing::{Driver, INDIRECT, NEXT, WRITE};
 use arch::GuestPhys;
 use std::sync::Mutex;
+use std::time::Duration;
 
 const VERSION_1: u64 = 1 << 32;
 const NEEDS_RESET: u64 = 64;
@@ -21,14 +23,15 @@ enum Did {
     Zeroes(u64, u64, bool),
 }
 
-/// A disk in memory, which says what was done; reads of its sector 13 fail. By itself it moves so many bytes at once.
+/// A disk in memory, which says what was done; reads of its sector 13 fail. By itself it moves so many bytes at once. What
+/// may take long holds the guest meanwhile, if it is given what does that.
 #[derive(Clone)]
-struct Fake(Arc<Mutex<(Vec<u8>, Vec<Did>)>>, bool, usize);
+struct Fake(Arc<Mutex<(Vec<u8>, Vec<Did>)>>, bool, usize, Arc<Mutex<Option<Pace>>>);
 
 impl Fake {
     fn new(is_writable: bool) -> Fake {
         let bytes = (0..SIZE).map(|at| (at / 512 % 251).to_le_bytes()[0]).collect();
-        Fake(Arc::new(Mutex::new((bytes, Vec::new()))), is_writable, 0)
+        Fake(Arc::new(Mutex::new((bytes, Vec::new()))), is_writable, 0, Arc::default())
     }
 
     fn did(&self) -> Vec<Did> {
@@ -36,6 +39,10 @@ impl Fake {
     }
 
     fn note(&self, did: Did) -> io::Result<()> {
+        if let Some(pace) = self.3.lock().unwrap().as_ref() {
+            // It is in the midst of it.
+            assert!(!pace.hold(Duration::ZERO));
+        }
         self.0.lock().unwrap().1.push(did);
         Ok(())
     }
@@ -272,6 +279,40 @@ fn long_requests_are_done_in_pieces() {
     // One that fails in its midst is over.
     assert_eq!(ask(&mut driver, 0, 0, &[(0x8_0000, 0x8_0000, true); 7]), (1, 1));
     assert_eq!(ask(&mut driver, 0, 20, &[(DATA, 512, true)]), (0, 513));
+}
+
+/// Whoever holds the guest meanwhile waits for one of them, and not for those behind it.
+#[test]
+fn what_may_take_long_is_done_one_at_a_time() {
+    let disk = Fake::new(true);
+    // Without flushes each write is followed by one.
+    for (what, features, did) in [
+        (4, feature::FLUSH, &[Did::Flush][..]),
+        (11, feature::FLUSH | feature::DISCARD, &[Did::Discard(0, 512)]),
+        (13, feature::FLUSH | feature::WRITE_ZEROES, &[Did::Zeroes(0, 512, false)]),
+        (1, 0, &[Did::Write(0, 512), Did::Flush]),
+    ] {
+        let mut driver = driver(&disk, features);
+        *disk.3.lock().unwrap() = Some(driver.pace.clone());
+        let header = [&u32::to_le_bytes(what)[..], &[0; 12]].concat();
+        driver.ram.write(GuestPhys(HEADER), &header);
+        driver.ram.write(GuestPhys(DATA), &[[0; 8], [1, 0, 0, 0, 0, 0, 0, 0]].concat());
+        let size = if what == 1 { 512 } else { 16 };
+        assert!(driver.pace.hold(Duration::from_secs(20)));
+        for head in [0, 4, 8] {
+            driver.descriptor(0, head, (HEADER, 16), NEXT, head + 1);
+            driver.descriptor(0, head + 1, (DATA, size), NEXT, head + 2);
+            driver.descriptor(0, head + 2, (STATUS, 1), WRITE, 0);
+            driver.offer(0, head);
+        }
+        for done in 1..=3 {
+            driver.pace.release();
+            assert_eq!((driver.message(), driver.pace.hold(Duration::from_secs(20))), (Some(0), true));
+            assert_eq!((driver.used(0).0, &disk.did()[..]), (done, did), "{what}");
+        }
+        *disk.3.lock().unwrap() = None;
+        driver.pace.release();
+    }
 }
 
 /// A disk that moves bytes by itself may do less than it is asked for, down to a part of a sector.
