@@ -5,6 +5,7 @@
 //! (`requests`), so that nothing is allocated by the guest's say and nobody waits for it.
 
 mod requests;
+mod told;
 
 use super::queue::{Broken, Queues};
 use super::worker::{Rung, Serve, Then};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use told::Told;
 
 /// 5 "Device Types".
 const ID: u16 = 2;
@@ -101,6 +103,7 @@ pub struct Block<D> {
     disk: Arc<D>,
     /// For what is said of it.
     label: Arc<str>,
+    told: Arc<Told>,
     serial: [u8; LONGEST_SERIAL],
     sizes: Vec<u16>,
 }
@@ -125,7 +128,8 @@ impl<D: Disk> Block<D> {
         let mut bytes = [0; LONGEST_SERIAL];
         bytes.get_mut(..serial.len())?.copy_from_slice(serial.as_bytes());
         let queues = queues.clamp(1, MOST_QUEUES.into()) as usize;
-        Some(Block { disk: Arc::new(disk), label: label.into(), serial: bytes, sizes: vec![ENTRIES; queues] })
+        let (disk, label, told) = (Arc::new(disk), label.into(), Arc::default());
+        Some(Block { disk, label, told, serial: bytes, sizes: vec![ENTRIES; queues] })
     }
 
     fn state(&self) -> State {
@@ -193,6 +197,7 @@ impl<D: Disk> Model for Block<D> {
             let requests = Requests {
                 disk: Arc::clone(&self.disk),
                 label: Arc::clone(&self.label),
+                told: Arc::clone(&self.told),
                 serial: self.serial,
                 // Without the feature each write is kept before it is acknowledged (5.2.6.2).
                 writes_through: features & feature::FLUSH == 0,

@@ -3,6 +3,7 @@
 //! Header and data are taken from wherever a guest has put them; what it says of sectors is held against the disk before
 //! anything is done.
 
+use super::told::Told;
 use super::{Disk, LONGEST_SERIAL};
 use crate::tell;
 use crate::virtio::queue::{Broken, Buffer, Chain};
@@ -73,6 +74,7 @@ type Done = Result<Option<u64>, Failure>;
 pub struct Requests<D> {
     pub disk: Arc<D>,
     pub label: Arc<str>,
+    pub told: Arc<Told>,
     pub serial: [u8; LONGEST_SERIAL],
     pub writes_through: bool,
 }
@@ -122,11 +124,21 @@ impl<D: Disk> Requests<D> {
         }
         let (status, written) = match self.carry_out(&request, progress, left) {
             Ok(None) => return Ok(None),
-            Ok(Some(written)) => (Status::Ok, written),
+            Ok(Some(written)) => {
+                self.told.has_succeeded(request.what);
+                (Status::Ok, written)
+            }
             Err(Failure::Wrong) => (Status::IoError, 0),
             Err(Failure::Unsupported) => (Status::Unsupported, 0),
             Err(Failure::Host(error)) => {
-                tell!(Warn, "{}: at sector {}: {error}; the guest is told so", self.label, request.sector);
+                if self.told.is_news(request.what, &error) {
+                    tell!(
+                        Warn,
+                        "{}: at sector {}: {error}; the guest is told so",
+                        self.label,
+                        request.sector
+                    );
+                }
                 (Status::IoError, 0)
             }
         };

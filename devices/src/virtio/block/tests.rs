@@ -234,6 +234,24 @@ fn what_is_wrong_is_an_error_and_no_more() {
     assert_eq!(driver.status() & NEEDS_RESET, 0);
 }
 
+/// Nobody hears of it again before one of the sort has succeeded: of all queues, the disk has one memory of that.
+#[test]
+fn a_failure_is_told_once() {
+    let disk = Fake::new(true);
+    let model = block(&disk, 1);
+    let told = Arc::clone(&model.told);
+    let mut driver = Driver::new(model);
+    driver.set_up(VERSION_1 | feature::FLUSH);
+    let failure = io::Error::other("a bad sector");
+    for _ in 0..2 {
+        assert_eq!(ask(&mut driver, 0, 13, &[(DATA, 512, true)]), (1, 1));
+        assert_eq!(ask(&mut driver, 1, 13, &[(DATA, 512, false)]), (0, 1));
+        assert!(!told.is_news(0, &failure));
+    }
+    assert_eq!(ask(&mut driver, 0, 20, &[(DATA, 512, true)]), (0, 513));
+    assert!(told.is_news(0, &failure));
+}
+
 #[test]
 fn a_disk_that_is_only_read_is_not_written() {
     let disk = Fake::new(false);
