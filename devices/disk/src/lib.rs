@@ -26,7 +26,8 @@
 //!
 //! # What is on the disk when
 //! A write is the host's when it is acknowledged, and is on the host's disk after [`Image::flush`]. qcow2's tables are
-//! kept back until then: when a monitor ends by force, what was written since is lost, as with a disk's cache.
+//! kept back until then: when a monitor ends by force, what was written since is lost, as with a disk's cache. Once a
+//! flush has failed, none of the image succeeds any more: the host tells of what it has lost once.
 
 #![deny(unsafe_code)]
 #![warn(missing_docs, clippy::missing_errors_doc)]
@@ -35,6 +36,7 @@ mod contents;
 mod error;
 mod file;
 mod image;
+mod kept;
 mod layer;
 mod lock;
 mod overlay;

@@ -1,6 +1,7 @@
 //! A raw image, or a block device: the file's bytes are the disk's.
 
 use crate::file::{Clear, Medium, SECTOR, clear, read_some, write_zeros};
+use crate::kept::Kept;
 use crate::layer::Layer;
 use std::fs::File;
 use std::io;
@@ -8,25 +9,29 @@ use std::os::unix::fs::FileExt;
 
 /// The image. A file that ends within a sector is as if zeros followed.
 #[derive(Debug)]
-pub struct Raw(Medium);
+pub struct Raw {
+    kept: Kept,
+    /// Bytes of the file when it was opened.
+    length: u64,
+}
 
 impl Raw {
     pub fn new(medium: Medium) -> Raw {
-        Raw(medium)
+        Raw { kept: Kept::new(medium.file), length: medium.length }
     }
 }
 
 impl Layer for Raw {
     fn size(&self) -> u64 {
         // A block device has no part of a sector.
-        self.0.length.next_multiple_of(SECTOR)
+        self.length.next_multiple_of(SECTOR)
     }
 
     fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        let there = read_some(&self.0.file, offset, bytes)?;
+        let there = read_some(self.kept.file(), offset, bytes)?;
         let rest = &mut bytes[there..];
         if !rest.is_empty() {
-            if offset + (there as u64) < self.0.length {
+            if offset + (there as u64) < self.length {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the image is shorter than it was"));
             }
             rest.fill(0);
@@ -35,29 +40,45 @@ impl Layer for Raw {
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.file.write_all_at(bytes, offset)
+        self.kept.file().write_all_at(bytes, offset)
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.0.file.sync_data()
+        self.kept.sync()
     }
 
     fn file(&self) -> Option<&File> {
-        Some(&self.0.file)
+        Some(self.kept.file())
     }
 
     fn discard(&self, offset: u64, count: u64) -> io::Result<()> {
         // A host that cannot keeps them.
-        clear(&self.0.file, offset, count, Clear::Hole).map(drop)
+        clear(self.kept.file(), offset, count, Clear::Hole).map(drop)
     }
 
     fn write_zeroes(&self, offset: u64, count: u64, gives_room: bool) -> io::Result<()> {
-        let (file, ways) = (&self.0.file, [Clear::Hole, Clear::Zeros]);
+        let (file, ways) = (self.kept.file(), [Clear::Hole, Clear::Zeros]);
         for how in ways.into_iter().filter(|how| gives_room || *how == Clear::Zeros) {
             if clear(file, offset, count, how)? {
                 return Ok(());
             }
         }
         write_zeros(file, offset, count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::temporary;
+
+    #[test]
+    fn it_forgets_no_flush_that_has_failed() {
+        let file = temporary(&std::env::temp_dir()).unwrap();
+        file.set_len(512).unwrap();
+        let raw = Raw::new(Medium { file, length: 512 });
+        raw.flush().unwrap();
+        raw.kept.sync_by(|_| Err(io::ErrorKind::Other.into())).unwrap_err();
+        assert!(raw.flush().is_err() && raw.flush().is_err());
     }
 }

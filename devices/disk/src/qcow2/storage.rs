@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // The library's trait calls these functions unsafe; nothing in them is.
 
 use crate::file::{Clear, SECTOR, clear, length, write_zeros};
+use crate::kept::Kept;
 use imago::Storage;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
@@ -17,7 +18,7 @@ const MOST_BUFFERS: usize = 1024;
 /// A file.
 #[derive(Debug)]
 pub struct Bytes {
-    file: File,
+    kept: Kept,
     /// Bytes of what is allocated at once: the file's last one need not be whole.
     cluster: u64,
     is_writable: bool,
@@ -26,7 +27,7 @@ pub struct Bytes {
 
 impl Bytes {
     pub fn new(file: File, cluster: u64, is_writable: bool) -> Bytes {
-        Bytes { file, cluster, is_writable, helper: CommonStorageHelper::default() }
+        Bytes { kept: Kept::new(file), cluster, is_writable, helper: CommonStorageHelper::default() }
     }
 
     /// What a file that ends before these bytes has for them: zeros as far as its last cluster goes.
@@ -34,7 +35,7 @@ impl Bytes {
     /// # Errors
     /// They go further.
     fn check_end(&self, offset: u64, count: u64) -> io::Result<()> {
-        let end = length(&self.file)?.next_multiple_of(self.cluster);
+        let end = length(self.kept.file())?.next_multiple_of(self.cluster);
         if offset.checked_add(count).is_none_or(|wanted| wanted > end) {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
@@ -58,7 +59,7 @@ impl fmt::Display for Bytes {
 impl Storage for Bytes {
     fn size(&self) -> io::Result<u64> {
         // As the disk of a raw image: whole sectors.
-        Ok(length(&self.file)?.next_multiple_of(SECTOR))
+        Ok(length(self.kept.file())?.next_multiple_of(SECTOR))
     }
 
     unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, mut offset: u64) -> io::Result<()> {
@@ -69,7 +70,7 @@ impl Storage for Bytes {
         let mut buffers = &mut buffers[..];
         while !buffers.is_empty() {
             let some = buffers.len().min(MOST_BUFFERS);
-            match preadv(&self.file, &mut buffers[..some], offset) {
+            match preadv(self.kept.file(), &mut buffers[..some], offset) {
                 Ok(0) => {
                     self.check_end(offset, rest)?;
                     buffers.iter_mut().for_each(|buffer| buffer.fill(0));
@@ -94,7 +95,7 @@ impl Storage for Bytes {
         let mut buffers = &mut buffers[..];
         while !buffers.is_empty() {
             let some = buffers.len().min(MOST_BUFFERS);
-            match pwritev(&self.file, &buffers[..some], offset) {
+            match pwritev(self.kept.file(), &buffers[..some], offset) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     offset += count as u64;
@@ -109,20 +110,20 @@ impl Storage for Bytes {
 
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
         self.check_writable()?;
-        if clear(&self.file, offset, length, Clear::Zeros)? {
+        if clear(self.kept.file(), offset, length, Clear::Zeros)? {
             return Ok(());
         }
-        write_zeros(&self.file, offset, length)
+        write_zeros(self.kept.file(), offset, length)
     }
 
     unsafe fn pure_write_allocated_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
         self.check_writable()?;
-        write_zeros(&self.file, offset, length)
+        write_zeros(self.kept.file(), offset, length)
     }
 
     unsafe fn pure_discard(&self, offset: u64, length: u64) -> io::Result<()> {
         self.check_writable()?;
-        clear(&self.file, offset, length, Clear::Hole).map(drop)
+        clear(self.kept.file(), offset, length, Clear::Hole).map(drop)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -130,7 +131,7 @@ impl Storage for Bytes {
     }
 
     fn sync(&self) -> io::Result<()> {
-        if self.is_writable { self.file.sync_data() } else { Ok(()) }
+        if self.is_writable { self.kept.sync() } else { Ok(()) }
     }
 
     unsafe fn invalidate_cache(&self) -> io::Result<()> {
@@ -139,5 +140,19 @@ impl Storage for Bytes {
 
     fn get_storage_helper(&self) -> &CommonStorageHelper {
         &self.helper
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::temporary;
+
+    #[test]
+    fn it_forgets_no_flush_that_has_failed() {
+        let bytes = Bytes::new(temporary(&std::env::temp_dir()).unwrap(), SECTOR, true);
+        bytes.sync().unwrap();
+        bytes.kept.sync_by(|_| Err(io::ErrorKind::Other.into())).unwrap_err();
+        assert!(bytes.sync().is_err() && bytes.sync().is_err());
     }
 }

@@ -1,0 +1,75 @@
+//! The file of an image while it is used: what the host has lost of it is not forgotten.
+//!
+//! Linux tells of what it could not bring to the disk once: the pages are clean afterwards, and the next `fdatasync` of the
+//! same file succeeds, although the bytes are nowhere (fsync(2); Linux `file_check_and_advance_wb_err`). A guest that tries
+//! again would take that for its data's being kept. So no such call succeeds any more after one that has failed, whichever
+//! queue or table it is for.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// An image's file.
+#[derive(Debug)]
+pub struct Kept {
+    file: File,
+    /// The host has lost something that was written. Held by whoever has it keep something: of two who do so at once only
+    /// one would hear of that.
+    has_lost: Mutex<bool>,
+    /// How often that was begun.
+    begun: AtomicU64,
+}
+
+impl Kept {
+    pub fn new(file: File) -> Kept {
+        Kept { file, has_lost: Mutex::new(false), begun: AtomicU64::new(0) }
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What was written is on the host's disk.
+    ///
+    /// # Errors
+    /// The host's; from the first one on, for good.
+    pub fn sync(&self) -> io::Result<()> {
+        self.sync_by(File::sync_data)
+    }
+
+    pub fn sync_by(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        let before = self.begun.load(Ordering::SeqCst);
+        let mut has_lost = self.has_lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if *has_lost {
+            let why = "the host has lost what was written before, and no flush succeeds any more";
+            return Err(io::Error::other(why));
+        }
+        // Another one that was begun meanwhile has kept this one's bytes as well.
+        if self.begun.load(Ordering::SeqCst) > before {
+            return Ok(());
+        }
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let synced = sync(&self.file);
+        *has_lost = synced.is_err();
+        synced
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::temporary;
+
+    #[test]
+    fn no_flush_succeeds_after_one_that_has_failed() {
+        let kept = Kept::new(temporary(&std::env::temp_dir()).unwrap());
+        kept.sync().unwrap();
+        let lost = kept.sync_by(|_| Err(io::Error::from_raw_os_error(5)));
+        assert_eq!(lost.unwrap_err().raw_os_error(), Some(5));
+        for _ in 0..2 {
+            let error = kept.sync().unwrap_err();
+            assert!(error.to_string().contains("has lost what was written"), "{error}");
+        }
+    }
+}
