@@ -130,7 +130,8 @@ impl Image {
     }
 
     /// The file whose bytes are the disk's, one for one, as far as it goes: by it, whoever has checked what he does against
-    /// [size](Self::size) and [leave](Self::is_writable) reads and writes as well. None where no file is like that.
+    /// [size](Self::size) and [leave](Self::is_writable) reads and writes as well. None where no file is like that, or
+    /// where it has been cut: what it has at this moment says whether.
     pub fn file(&self) -> Option<&File> {
         self.layer.file()
     }

@@ -1,10 +1,15 @@
-//! The file of an image while it is used: what the host has lost of it is not forgotten.
+//! The file of an image while it is used: what the host has lost of it, and what somebody has cut off it, is not forgotten.
 //!
 //! Linux tells of what it could not bring to the disk once: the pages are clean afterwards, and the next `fdatasync` of the
 //! same file succeeds, although the bytes are nowhere (fsync(2); Linux `file_check_and_advance_wb_err`). A guest that tries
 //! again would take that for its data's being kept. So no such call succeeds any more after one that has failed, whichever
 //! queue or table it is for.
+//!
+//! What somebody has cut off is gone, and what is written behind the cut would make zeros of it. So the greatest length is
+//! remembered, which grows by our own writes alone, and the least one that was seen behind that: what lies behind a cut is
+//! not read any more, and nothing is written.
 
+use crate::file::{Medium, length};
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,15 +24,57 @@ pub struct Kept {
     has_lost: Mutex<bool>,
     /// How often that was begun.
     begun: AtomicU64,
+    /// Bytes that it has had at most.
+    greatest: AtomicU64,
+    /// Bytes that are left where it has been cut; all numbers else.
+    left: AtomicU64,
 }
 
 impl Kept {
-    pub fn new(file: File) -> Kept {
-        Kept { file, has_lost: Mutex::new(false), begun: AtomicU64::new(0) }
+    pub fn new(medium: Medium) -> Kept {
+        Kept {
+            file: medium.file,
+            has_lost: Mutex::new(false),
+            begun: AtomicU64::new(0),
+            greatest: AtomicU64::new(medium.length),
+            left: AtomicU64::new(u64::MAX),
+        }
     }
 
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// So many bytes from its beginning are what they were, as far as can be seen: all numbers, or where it has been cut.
+    fn left(&self) -> io::Result<u64> {
+        // In this order: whoever writes behind its end says so afterwards.
+        let greatest = self.greatest.load(Ordering::SeqCst);
+        let now = length(&self.file)?;
+        if now < greatest {
+            self.left.fetch_min(now, Ordering::SeqCst);
+        }
+        Ok(self.left.load(Ordering::SeqCst))
+    }
+
+    /// To be asked behind each reading of so many bytes, of which those count that lie within what the file has had.
+    ///
+    /// # Errors
+    /// Some of them were cut off.
+    pub fn check_read(&self, offset: u64, count: u64) -> io::Result<()> {
+        if offset.saturating_add(count) > self.left()? { Err(cut()) } else { Ok(()) }
+    }
+
+    /// To be asked before each writing.
+    ///
+    /// # Errors
+    /// Something was cut off.
+    pub fn check_write(&self) -> io::Result<()> {
+        if self.left()? < u64::MAX { Err(cut()) } else { Ok(()) }
+    }
+
+    /// Bytes up to here have been written.
+    pub fn has_written(&self, end: u64) {
+        self.greatest.fetch_max(end, Ordering::SeqCst);
     }
 
     /// What was written is on the host's disk.
@@ -56,6 +103,10 @@ impl Kept {
     }
 }
 
+fn cut() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the image is shorter than it was")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,7 +114,7 @@ mod tests {
 
     #[test]
     fn no_flush_succeeds_after_one_that_has_failed() {
-        let kept = Kept::new(temporary(&std::env::temp_dir()).unwrap());
+        let kept = Kept::new(Medium { file: temporary(&std::env::temp_dir()).unwrap(), length: 0 });
         kept.sync().unwrap();
         let lost = kept.sync_by(|_| Err(io::Error::from_raw_os_error(5)));
         assert_eq!(lost.unwrap_err().raw_os_error(), Some(5));

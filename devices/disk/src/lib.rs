@@ -18,7 +18,7 @@
 //! * Only files and block devices are opened, without waiting.
 //! * What a header says is held against the file before anything is allocated for it ([`DiskError::Qcow2`]): tables that
 //!   are too large, outside the file, or too short for the disk; clusters that are behind the file's end. What is there
-//!   at the start and goes away later is an I/O error of that read, not zeros.
+//!   at the start and goes away later is an I/O error of that read, not zeros, and nothing is written any more.
 //!
 //! # Who else has it open
 //! What is open is locked by the bytes that QEMU locks, so that neither a second monitor nor QEMU writes to an image that

@@ -17,7 +17,7 @@ pub struct Raw {
 
 impl Raw {
     pub fn new(medium: Medium) -> Raw {
-        Raw { kept: Kept::new(medium.file), length: medium.length }
+        Raw { length: medium.length, kept: Kept::new(medium) }
     }
 }
 
@@ -29,18 +29,16 @@ impl Layer for Raw {
 
     fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         let there = read_some(self.kept.file(), offset, bytes)?;
-        let rest = &mut bytes[there..];
-        if !rest.is_empty() {
-            if offset + (there as u64) < self.length {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the image is shorter than it was"));
-            }
-            rest.fill(0);
-        }
+        self.kept.check_read(offset, bytes.len() as u64)?;
+        bytes[there..].fill(0);
         Ok(())
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.kept.file().write_all_at(bytes, offset)
+        self.kept.check_write()?;
+        self.kept.file().write_all_at(bytes, offset)?;
+        self.kept.has_written(offset + bytes.len() as u64);
+        Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -48,22 +46,27 @@ impl Layer for Raw {
     }
 
     fn file(&self) -> Option<&File> {
-        Some(self.kept.file())
+        // One that was cut is read here alone.
+        self.kept.check_write().ok().map(|()| self.kept.file())
     }
 
     fn discard(&self, offset: u64, count: u64) -> io::Result<()> {
+        self.kept.check_write()?;
         // A host that cannot keeps them.
         clear(self.kept.file(), offset, count, Clear::Hole).map(drop)
     }
 
     fn write_zeroes(&self, offset: u64, count: u64, gives_room: bool) -> io::Result<()> {
+        self.kept.check_write()?;
         let (file, ways) = (self.kept.file(), [Clear::Hole, Clear::Zeros]);
         for how in ways.into_iter().filter(|how| gives_room || *how == Clear::Zeros) {
             if clear(file, offset, count, how)? {
                 return Ok(());
             }
         }
-        write_zeros(file, offset, count)
+        write_zeros(file, offset, count)?;
+        self.kept.has_written(offset + count);
+        Ok(())
     }
 }
 

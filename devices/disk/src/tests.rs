@@ -7,7 +7,6 @@ use crate::sample::Sample;
 use crate::{Access, DiskError, Format, Image, Options};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -257,21 +256,79 @@ fn an_image_has_what_is_below_it() {
     );
 }
 
-/// An image that changes while it is open: an error of those reads, and of no others.
+/// Makes a file shorter; how long it was.
+fn cut(path: &Path, by: u64) -> u64 {
+    let file = File::options().write(true).open(path).unwrap();
+    let length = file.metadata().unwrap().len();
+    file.set_len(length - by).unwrap();
+    length
+}
+
+/// An image that changes while it is open: an error of reads of what is gone, and of no others, and of all writes, which
+/// would make zeros of it.
 #[test]
 fn an_image_that_is_cut_later() {
     let folder = Folder::new();
-    let path = folder.write("a.qcow2", &qcow2());
+    for (name, bytes, kept, gone) in
+        [("a.qcow2", qcow2(), 1u64 << 16, 3u64 << 16), ("a.img", vec![0x11; 4 << 16], 1 << 16, 3 << 16)]
+    {
+        let path = folder.write(name, &bytes);
+        let image = open(&path, Access::ReadWrite).unwrap();
+        read(&image, gone, 512).unwrap();
+        let length = cut(&path, 1 << 16);
+        let check = || {
+            assert_eq!(read(&image, gone, 512).unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "{name}");
+            assert_eq!(read(&image, kept, 512).unwrap(), [0x11; 512], "{name}");
+            for offset in [kept, gone, gone + (1 << 15)] {
+                assert!(image.write(offset, &[1; 512]).is_err(), "{name}");
+                assert!(image.write_zeroes(offset, 512, false).is_err(), "{name}");
+                assert!(image.discard(offset, 1 << 16).is_err(), "{name}");
+            }
+            assert!(image.file().is_none(), "{name}");
+        };
+        check();
+        assert_eq!(fs::metadata(&path).unwrap().len(), length - (1 << 16));
+        // Somebody makes it as long as it was: what is there is not what was there.
+        File::options().write(true).open(&path).unwrap().set_len(length).unwrap();
+        check();
+        assert!(open(&path, Access::ReadOnly).is_err());
+    }
+}
+
+/// What it is over is looked at likewise.
+#[test]
+fn a_backing_file_that_is_cut_later() {
+    let folder = Folder::new();
+    for (name, format, bytes) in [("base.img", "raw", vec![0x33; 4 << 16]), ("base.qcow2", "qcow2", qcow2())]
+    {
+        let base = folder.write(name, &bytes);
+        let over = Sample { backing: Some((name, Some(format))), ..Sample::new(4 << 16) };
+        let image = open(&folder.write("over.qcow2", &over.build().unwrap()), Access::ReadWrite).unwrap();
+        assert_eq!(read(&image, 3 << 16, 512).unwrap(), [0x33; 512]);
+        let length = cut(&base, 1 << 16);
+        assert!(read(&image, 3 << 16, 512).is_err(), "{name}");
+        File::options().write(true).open(&base).unwrap().set_len(length).unwrap();
+        assert!(read(&image, 3 << 16, 512).is_err(), "{name}");
+        // Its own is written as before.
+        image.write(0, &[1; 1 << 16]).unwrap();
+        assert_eq!(read(&image, 0, 512).unwrap(), [1; 512]);
+    }
+}
+
+/// What is written makes an image longer, and that is no cut.
+#[test]
+fn an_image_that_grows_is_whole() {
+    let folder = Folder::new();
+    let path = folder.write("a.qcow2", &Sample::new(8 << 20).build().unwrap());
     let image = open(&path, Access::ReadWrite).unwrap();
-    let file = File::options().write(true).open(&path).unwrap();
-    assert_eq!(read(&image, 3 << 16, 512).unwrap(), [0x33; 512]);
-    file.set_len(file.metadata().unwrap().len() - (1 << 16)).unwrap();
-    assert_eq!(read(&image, 3 << 16, 512).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-    assert_eq!(read(&image, 1 << 16, 512).unwrap(), [0x11; 512]);
-    file.write_all_at(&[0xff; 4096], 4 << 16).unwrap();
-    let other = open(&path, Access::ReadOnly);
-    assert!(other.is_err());
-    drop(image);
+    for at in [5u64 << 20, 1 << 20, 3 << 20] {
+        image.write(at + 100, &[9; 100]).unwrap();
+        image.write_zeroes(at + (1 << 18), 1 << 17, false).unwrap();
+        image.flush().unwrap();
+        assert_eq!(read(&image, at + 100, 100).unwrap(), [9; 100]);
+    }
+    cut(&path, 1 << 16);
+    assert!(image.write(0, &[1; 512]).is_err());
 }
 
 /// As it is found after an end by force: what was flushed is in the file, not in tables that go with the process.

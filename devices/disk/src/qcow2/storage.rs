@@ -9,8 +9,8 @@ use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
 use rustix::io::{Errno, preadv, pwritev};
 use std::fmt;
-use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::Arc;
 
 /// The kernel takes no more at once (`UIO_MAXIOV`).
 const MOST_BUFFERS: usize = 1024;
@@ -18,7 +18,7 @@ const MOST_BUFFERS: usize = 1024;
 /// A file.
 #[derive(Debug)]
 pub struct Bytes {
-    kept: Kept,
+    kept: Arc<Kept>,
     /// Bytes of what is allocated at once: the file's last one need not be whole.
     cluster: u64,
     is_writable: bool,
@@ -26,8 +26,8 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    pub fn new(file: File, cluster: u64, is_writable: bool) -> Bytes {
-        Bytes { kept: Kept::new(file), cluster, is_writable, helper: CommonStorageHelper::default() }
+    pub fn new(kept: Arc<Kept>, cluster: u64, is_writable: bool) -> Bytes {
+        Bytes { kept, cluster, is_writable, helper: CommonStorageHelper::default() }
     }
 
     /// What a file that ends before these bytes has for them: zeros as far as its last cluster goes.
@@ -35,18 +35,19 @@ impl Bytes {
     /// # Errors
     /// They go further.
     fn check_end(&self, offset: u64, count: u64) -> io::Result<()> {
+        self.kept.check_read(offset, count)?;
         let end = length(self.kept.file())?.next_multiple_of(self.cluster);
         if offset.checked_add(count).is_none_or(|wanted| wanted > end) {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                "the image is damaged, or shorter than it was: what should be there is behind its end",
+                "the image is damaged: what should be there is behind its end",
             ));
         }
         Ok(())
     }
 
     fn check_writable(&self) -> io::Result<()> {
-        if self.is_writable { Ok(()) } else { Err(io::ErrorKind::ReadOnlyFilesystem.into()) }
+        if self.is_writable { self.kept.check_write() } else { Err(io::ErrorKind::ReadOnlyFilesystem.into()) }
     }
 }
 
@@ -63,7 +64,7 @@ impl Storage for Bytes {
     }
 
     unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, mut offset: u64) -> io::Result<()> {
-        let mut rest = bufv.len();
+        let (mut rest, start, whole) = (bufv.len(), offset, bufv.len());
         let mut buffers = bufv.into_inner();
         // Nothing would be left of a vector of empty ones.
         buffers.retain(|buffer| !buffer.is_empty());
@@ -85,7 +86,7 @@ impl Storage for Bytes {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
+        self.kept.check_read(start, whole)
     }
 
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, mut offset: u64) -> io::Result<()> {
@@ -99,6 +100,7 @@ impl Storage for Bytes {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     offset += count as u64;
+                    self.kept.has_written(offset);
                     IoSlice::advance_slices(&mut buffers, count);
                 }
                 Err(Errno::INTR) => {}
@@ -111,14 +113,19 @@ impl Storage for Bytes {
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
         self.check_writable()?;
         if clear(self.kept.file(), offset, length, Clear::Zeros)? {
+            self.kept.has_written(offset + length);
             return Ok(());
         }
-        write_zeros(self.kept.file(), offset, length)
+        write_zeros(self.kept.file(), offset, length)?;
+        self.kept.has_written(offset + length);
+        Ok(())
     }
 
     unsafe fn pure_write_allocated_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
         self.check_writable()?;
-        write_zeros(self.kept.file(), offset, length)
+        write_zeros(self.kept.file(), offset, length)?;
+        self.kept.has_written(offset + length);
+        Ok(())
     }
 
     unsafe fn pure_discard(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -146,11 +153,12 @@ impl Storage for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::file::temporary;
+    use crate::file::{Medium, temporary};
 
     #[test]
     fn it_forgets_no_flush_that_has_failed() {
-        let bytes = Bytes::new(temporary(&std::env::temp_dir()).unwrap(), SECTOR, true);
+        let medium = Medium { file: temporary(&std::env::temp_dir()).unwrap(), length: 0 };
+        let bytes = Bytes::new(Arc::new(Kept::new(medium)), SECTOR, true);
         bytes.sync().unwrap();
         bytes.kept.sync_by(|_| Err(io::ErrorKind::Other.into())).unwrap_err();
         assert!(bytes.sync().is_err() && bytes.sync().is_err());
