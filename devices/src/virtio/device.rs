@@ -223,7 +223,8 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
 
     /// The driver takes these, as long as they are not agreed on.
     pub fn set_driver_features(&mut self, features: u64) {
-        if self.status() & status::FEATURES_OK == 0 && !self.is_resetting {
+        let is_agreed = self.status() & (status::FEATURES_OK | status::DRIVER_OK) != 0;
+        if !is_agreed && !self.is_resetting {
             self.driver_features = features;
         }
     }
@@ -341,9 +342,13 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         if !agreed {
             value &= !status::FEATURES_OK;
         }
+        // Nor is a driver set up that has not agreed (3.1.1, steps 5 to 8).
+        if (self.status() | value) & status::FEATURES_OK == 0 {
+            value &= !status::DRIVER_OK;
+        }
         let before = self.signals.status.fetch_or(value, Ordering::SeqCst);
         let begins = value & status::DRIVER_OK != 0 && before & status::DRIVER_OK == 0;
-        if begins && agreed {
+        if begins {
             self.start();
         }
     }
@@ -533,6 +538,10 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         let takes_more = fields.is_started && fields.driver_features & !self.features() != 0;
         if !fields.queues.iter().zip(&self.queues).all(fits) || takes_more {
             return Err(damaged("its queues or features are more than this device has"));
+        }
+        let is_set_up = status::FEATURES_OK | status::DRIVER_OK;
+        if fields.is_started && fields.status & is_set_up != is_set_up {
+            return Err(damaged("it serves a driver that is not set up"));
         }
         let was_started = self.is_started();
         if !self.stop(Instant::now() + LONG_PATIENCE) {

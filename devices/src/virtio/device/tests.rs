@@ -78,6 +78,7 @@ impl Model for Slow {
     }
 
     fn services(&mut self, _: u64, _: &Arc<dyn Interrupts>) -> Vec<Service> {
+        self.say("begins");
         let server = SlowServer { begun: self.begun.clone(), host: Arc::clone(&self.host) };
         vec![Service { server: Box::new(server), queues: vec![0] }]
     }
@@ -222,6 +223,7 @@ fn a_queue_is_taken_back_when_the_host_has_answered() {
     ram.write(GuestPhys(0x2002), &1u16.to_le_bytes());
     write(&mut device, 0x050, 0);
     host.is_asked();
+    assert_eq!(host.said(), ["begins"]);
     for _ in 0..3 {
         write(&mut device, READY, 0);
         assert_eq!((ready(&mut device), host.said()), (1, vec![]));
@@ -238,4 +240,32 @@ fn a_queue_is_taken_back_when_the_host_has_answered() {
         (&queue["ready"], &queue["next_used"], &queue["next_available"]),
         (&false.into(), &1.into(), &1.into())
     );
+}
+
+/// Before features are agreed on nothing begins, and from then on they are what they are: what is saved can be put back.
+#[test]
+fn features_are_agreed_on_once() {
+    let (model, host) = slow();
+    let mut driver = Driver::new(model);
+    driver.write(0x14, 1, 3);
+    driver.write(8, 4, 1);
+    driver.write(0xc, 4, 1);
+    driver.write(0x14, 1, 7);
+    assert_eq!((driver.status(), host.said()), (3, vec![]));
+    driver.set_up(VERSION_1);
+    assert_eq!(host.said(), ["ended", "reset", "begins"]);
+    for half in [0, 1] {
+        driver.write(8, 4, half);
+        driver.write(0xc, 4, 0xffff_ffff);
+    }
+    driver.write(8, 4, 1);
+    assert_eq!(driver.read(0xc, 4), 1);
+    let saved = driver.function.save();
+    let mut other = driver.with_another(slow().0);
+    other.function.restore(&saved).unwrap();
+    for status in [0, 3, 7, 11] {
+        let mut wrong = saved.clone();
+        wrong.fields["device"]["fields"]["status"] = status.into();
+        assert!(other.function.restore(&wrong).unwrap_err().to_string().contains("not set up"));
+    }
 }
