@@ -72,6 +72,26 @@ impl Terminal {
         self.waiting().input.len()
     }
 
+    /// Input that waits for the guest, so many bytes of it at most, in order.
+    pub(super) fn input(&self, most: usize) -> Vec<u8> {
+        self.waiting().input.iter().take(most).copied().collect()
+    }
+
+    /// This waits for the guest, instead of what did.
+    pub(super) fn set_input(&self, bytes: &[u8]) {
+        let before = std::mem::replace(&mut self.waiting().input, bytes.to_vec().into());
+        if !before.is_empty() && bytes.is_empty() {
+            self.tell_drained();
+        }
+        self.ring();
+    }
+
+    fn tell_drained(&self) {
+        if let Err(error) = (self.drained)() {
+            tell!(Warn, "console input may be stuck: {error}");
+        }
+    }
+
     /// It has this size from now on.
     pub fn set_size(&self, size: TerminalSize) {
         self.waiting().size = size;
@@ -118,8 +138,8 @@ impl Terminal {
         }
         let is_drained = count > 0 && waiting.input.is_empty();
         drop(waiting);
-        if is_drained && let Err(error) = (self.drained)() {
-            tell!(Warn, "console input may be stuck: {error}");
+        if is_drained {
+            self.tell_drained();
         }
         count
     }
