@@ -4,7 +4,9 @@ use super::queue::{Broken, Queues};
 use super::worker::{Rung, Serve, Then};
 use super::{Interrupts, Model, Service};
 use crate::state::Misfit;
+use crate::tell;
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// 5 "Device Types".
@@ -13,8 +15,8 @@ const SIZES: &[u16] = &[64];
 /// As much as one buffer gets, bytes: a guest that wants more asks again.
 const MOST: usize = 4096;
 
-/// Where random bytes come from.
-pub type Source = Arc<Mutex<dyn FnMut(&mut [u8]) + Send>>;
+/// Where random bytes come from: it fills all that it is given, or says why not.
+pub type Source = Arc<Mutex<dyn FnMut(&mut [u8]) -> io::Result<()> + Send>>;
 
 /// The device.
 pub struct Entropy(Source);
@@ -36,8 +38,15 @@ impl Serve for Server {
             let mut bytes = [0; MOST];
             let count = usize::try_from(chain.writable.size()).unwrap_or(MOST).min(MOST);
             let bytes = &mut bytes[..count];
-            (self.0.lock().unwrap_or_else(PoisonError::into_inner))(bytes);
-            let written = chain.writable.write(0, bytes);
+            let filled = (self.0.lock().unwrap_or_else(PoisonError::into_inner))(bytes);
+            // Bytes that are not random are not given: the guest reads that there are none.
+            let written = match filled {
+                Ok(()) => chain.writable.write(0, bytes),
+                Err(error) => {
+                    tell!(Error, "there are no random bytes for the guest: {error}");
+                    0
+                }
+            };
             queue.push(&chain, u32::try_from(written).unwrap_or(0))?;
         }
         queue.tell()?;
@@ -85,13 +94,21 @@ mod tests {
     use crate::ram::Ram;
     use crate::virtio::testing::{Driver, INDIRECT, NEXT, WRITE};
     use arch::GuestPhys;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     const VERSION_1: u64 = 1 << 32;
     const EVENT_INDEX: u64 = 1 << 29;
     const NEEDS_RESET: u64 = 64;
 
+    fn filled_with(byte: u8) -> Entropy {
+        Entropy::new(Arc::new(Mutex::new(move |bytes: &mut [u8]| {
+            bytes.fill(byte);
+            Ok(())
+        })))
+    }
+
     fn driver() -> Driver<Entropy> {
-        Driver::new(Entropy::new(Arc::new(Mutex::new(|bytes: &mut [u8]| bytes.fill(0xa5)))))
+        Driver::new(filled_with(0xa5))
     }
 
     #[test]
@@ -126,6 +143,30 @@ mod tests {
         driver.descriptor(0, 0, (0x8000, 0x10), 0, 0);
         driver.offer(0, 0);
         assert_eq!((driver.message(), driver.used(0)), (Some(0), (1, 0, 0)));
+    }
+
+    /// Nothing is written, and nothing is said to be; the next one is served.
+    #[test]
+    fn a_source_that_fails_gives_nothing() {
+        let fails = Arc::new(AtomicBool::new(true));
+        let asked = Arc::clone(&fails);
+        let mut driver = Driver::new(Entropy::new(Arc::new(Mutex::new(move |bytes: &mut [u8]| {
+            bytes.fill(0x5a);
+            if asked.swap(false, Ordering::SeqCst) {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            } else {
+                Ok(())
+            }
+        }))));
+        driver.set_up(VERSION_1);
+        driver.descriptor(0, 0, (0x8000, 0x10), WRITE, 0);
+        driver.offer(0, 0);
+        assert_eq!((driver.message(), driver.used(0)), (Some(0), (1, 0, 0)));
+        let mut bytes = [1; 0x10];
+        driver.ram.read(GuestPhys(0x8000), &mut bytes);
+        assert_eq!(bytes, [0; 0x10]);
+        driver.offer(0, 0);
+        assert_eq!((driver.message(), driver.used(0)), (Some(0), (2, 0, 0x10)));
     }
 
     /// Each of these is the end of the device until its reset, and of nothing else.
@@ -211,8 +252,7 @@ mod tests {
             assert_eq!((driver.message(), driver.used(0)), (Some(0), (1, 3, 0x20)));
             let saved = driver.function.save();
             assert_ne!(saved, fresh);
-            let mut other =
-                driver.with_another(Entropy::new(Arc::new(Mutex::new(|it: &mut [u8]| it.fill(0x5a)))));
+            let mut other = driver.with_another(filled_with(0x5a));
             other.function.restore(&saved).unwrap();
             assert_eq!(other.function.save(), saved);
             other.descriptor(0, 4, (0x9000, 0x10), WRITE, 0);

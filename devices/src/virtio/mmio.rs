@@ -333,7 +333,10 @@ mod tests {
 
     fn device() -> (Tested, TestRam, Receiver<bool>) {
         let (ram, (sender, levels)) = (TestRam::new(), channel());
-        let model = Entropy::new(Arc::new(Mutex::new(|bytes: &mut [u8]| bytes.fill(0xa5))));
+        let model = Entropy::new(Arc::new(Mutex::new(|bytes: &mut [u8]| {
+            bytes.fill(0xa5);
+            Ok(())
+        })));
         let given: (Arc<dyn Ram>, Pace) = (Arc::new(ram.clone()), Pace::default());
         (VirtioMmio::new(model, given, Box::new(TestLine(Mutex::new(sender)))).unwrap(), ram, levels)
     }

@@ -611,7 +611,7 @@ mod tests {
     #[test]
     fn a_line_stays_low_that_the_driver_has_off() {
         const OFF: [u8; 2] = [6, 4];
-        let mut driver = Driver::new(Entropy::new(Arc::new(Mutex::new(|_: &mut [u8]| {}))));
+        let mut driver = Driver::new(Entropy::new(Arc::new(Mutex::new(|_: &mut [u8]| Ok(())))));
         let (sender, levels) = channel();
         driver.function.wires.pins().line = Some(Box::new(TestLine(Mutex::new(sender))));
         driver.configure(4, &[6, 0]);

@@ -94,7 +94,11 @@ fn machine(memory: &Memory) -> io::Result<(PciBus, UnixStream)> {
     let (mut bus, pace) = (with_bridge(&[WINDOW]), Pace::default());
     let (stream, host) = UnixStream::pair()?;
     host.set_nonblocking(true)?;
-    add(&mut bus, memory, &pace, Entropy::new(Arc::new(Mutex::new(|bytes: &mut [u8]| bytes.fill(7)))))?;
+    let random = |bytes: &mut [u8]| {
+        bytes.fill(7);
+        Ok(())
+    };
+    add(&mut bus, memory, &pace, Entropy::new(Arc::new(Mutex::new(random))))?;
     add(&mut bus, memory, &pace, console(stream)?)?;
     add(&mut bus, memory, &pace, Net::new(Arc::new(Mutex::new(Echo::default())), [2, 0, 0, 0, 0, 1]))?;
     for (device, place) in (1..).zip(PLACES) {
