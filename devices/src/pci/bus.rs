@@ -362,6 +362,45 @@ mod tests {
         assert_eq!([0x1000, 0x9000, ECAM_SIZE, u64::MAX].map(&mut id), [u32::MAX; 4]);
     }
 
+    /// In another bus of the same machine: what is saved there is equal, and registers are found where they were.
+    #[test]
+    fn it_goes_on_from_a_saved_state() {
+        let bus = || {
+            let mut bus = with_bridge(&[LOW, HIGH]);
+            for number in 1..=2 {
+                assert_eq!(bus.add(probe()), Some(number));
+            }
+            bus
+        };
+        let (former, next) = (bus(), bus());
+        let fresh = former.save();
+        for (device, at) in [(1, LOW.start.0), (2, LOW.start.0 + 0x8000)] {
+            put(&former, device, 0, at);
+            put(&former, device, 2, HIGH.start.0 + at);
+            former.write_config(device, 0, 4, &[2, 0]);
+        }
+        former.write_config(2, 0, 0x3c, &[9]);
+        let saved = former.save();
+        assert!(saved != fresh && next.save() == fresh && saved.len() == 3);
+        next.restore(&saved).unwrap();
+        assert_eq!(next.save(), saved);
+        for bus in [&former, &next] {
+            let found = [0, 0x8000, 0x4000].map(|at| first_byte(bus, LOW.start.0 + at + 5));
+            assert_eq!(found, [5, 5, 0xff]);
+            assert_eq!(first_byte(bus, HIGH.start.0 + LOW.start.0 + 0x8000 + 5), 7);
+            let mut line = [0];
+            bus.read_config(2, 0, 0x3c, &mut line);
+            assert_eq!(line, [9]);
+        }
+        // And back: nowhere.
+        next.restore(&fresh).unwrap();
+        assert_eq!((next.save() == fresh, first_byte(&next, LOW.start.0 + 5)), (true, 0xff));
+        // Fewer devices; others.
+        assert!(next.restore(&saved[1..]).is_err());
+        assert!(next.restore(&[saved[1].clone(), saved[0].clone(), saved[2].clone()]).is_err());
+        assert_eq!(next.save(), fresh);
+    }
+
     #[test]
     fn registers_are_where_the_guest_has_put_them() {
         let (first, second) = (probe(), probe());

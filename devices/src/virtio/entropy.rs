@@ -95,6 +95,7 @@ mod tests {
     use crate::virtio::testing::{Driver, INDIRECT, NEXT, WRITE};
     use arch::GuestPhys;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
 
     const VERSION_1: u64 = 1 << 32;
     const EVENT_INDEX: u64 = 1 << 29;
@@ -267,6 +268,24 @@ mod tests {
                 other.function.restore(&wrong).unwrap_err().to_string().contains("more than this device has")
             );
         }
+    }
+
+    /// What the guest has asked for and not got is given by the device that goes on.
+    #[test]
+    fn what_is_asked_for_when_it_is_saved_is_given_afterwards() {
+        let mut driver = driver();
+        driver.set_up(VERSION_1);
+        assert!(driver.pace.hold(Duration::from_secs(20)));
+        driver.descriptor(0, 3, (0x8000, 0x20), WRITE, 0);
+        driver.offer(0, 3);
+        let saved = driver.function.save();
+        assert_eq!(driver.used(0).0, 0);
+        let mut other = driver.with_another(filled_with(0x5a));
+        other.function.restore(&saved).unwrap();
+        assert_eq!((other.message(), other.used(0)), (Some(0), (1, 3, 0x20)));
+        let mut bytes = [0; 0x21];
+        other.ram.read(GuestPhys(0x8000), &mut bytes);
+        assert_eq!((&bytes[..0x20], bytes[0x20]), (&[0x5a; 0x20][..], 0));
     }
 
     /// A guest that fills the queue all the time does not keep the device from its end.

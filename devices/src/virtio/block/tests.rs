@@ -442,3 +442,41 @@ fn it_goes_on_from_a_saved_state() {
     assert!(other.function.save() == before);
     assert_eq!(ask(&mut other, 0, 20, &[(DATA, 512, true)]), (0, 513));
 }
+
+/// A request that takes several turns and is saved between two of them is done by the device that goes on, all of it.
+#[test]
+fn a_request_that_is_half_done_is_done_afterwards() {
+    let disk = Fake::new(true);
+    let mut driver = driver(&disk, feature::FLUSH);
+    *disk.3.lock().unwrap() = Some(driver.pace.clone());
+    for (at, value) in [(0x8_0000, 1), (0xf_fe00, 2)] {
+        driver.ram.write(GuestPhys(at), &[value; 512]);
+    }
+    driver.ram.write(GuestPhys(HEADER), &[&1u32.to_le_bytes()[..], &[0; 4], &1024u64.to_le_bytes()].concat());
+    driver.ram.write(GuestPhys(STATUS), &[0xee]);
+    driver.descriptor(0, 0, (HEADER, 16), NEXT, 1);
+    (1..8).for_each(|at| driver.descriptor(0, at, (0x8_0000, 0x8_0000), NEXT, at + 1));
+    driver.descriptor(0, 8, (STATUS, 1), WRITE, 0);
+    driver.offer(0, 0);
+    while disk.0.lock().unwrap().1.is_empty() {
+        std::thread::yield_now();
+    }
+    // The first piece has had the guest held: the turn is ended, and no other begun.
+    assert!(driver.pace.hold(Duration::from_secs(20)));
+    *disk.3.lock().unwrap() = None;
+    let done = disk.did().len();
+    assert!((1..7 * 4).contains(&done), "{done}");
+    let saved = driver.function.save();
+    let mut status = [0];
+    driver.ram.read(GuestPhys(STATUS), &mut status);
+    assert_eq!((driver.used(0).0, status, disk.did()), (0, [0xee], vec![Did::Flush]));
+    let mut other = driver.with_another(block(&disk, 1));
+    other.function.restore(&saved).unwrap();
+    assert_eq!((other.message(), other.used(0)), (Some(0), (1, 0, 1)));
+    other.ram.read(GuestPhys(STATUS), &mut status);
+    assert_eq!((status, disk.did().len()), ([0], 7 * 4));
+    let bytes = disk.0.lock().unwrap().0.clone();
+    for part in 1..8 {
+        assert_eq!((bytes[part << 19], bytes[((part + 1) << 19) - 1]), (1, 2), "{part}");
+    }
+}

@@ -1,5 +1,6 @@
 use super::packet::shutdown;
 use super::*;
+use crate::pci::Function;
 use crate::ram::Ram;
 use crate::virtio::Unplug;
 use crate::virtio::queue::ActiveQueue;
@@ -358,35 +359,55 @@ fn a_guest_that_says_what_it_must_not() {
     assert!(ended, "it may send without end");
 }
 
+/// The guest is told so (5.10.6.7.1), by the buffer that it has had there all the time; one that had none is not.
 #[test]
 fn what_is_put_back_knows_that_its_connections_are_gone() {
-    let mut guest = Guest::new("saved");
-    let _program = guest.program(80);
-    guest.say((1000, 80), op::REQUEST, 0, b"");
-    guest.next();
-    let path = guest.path.with_extension("other");
-    std::fs::remove_file(&path).ok();
-    let listener = UnixListener::bind(&path).unwrap();
-    let mut vsock = Vsock::new(
-        CID,
-        MOST_CONNECTIONS,
-        Arc::new(Mutex::new(Programs { listener, short: 0, ports: Arc::default() })),
-    )
-    .unwrap();
-    let first = vsock.save();
-    assert!(!first.are_gone);
-    let state = State { are_gone: true, ..first };
+    for has_connection in [false, true] {
+        let mut guest = Guest::new("saved");
+        let next = Guest::new("other");
+        let _program = guest.program(80);
+        guest.driver.ram.write(GuestPhys(FROM), &[0xff; 4]);
+        guest.driver.descriptor(2, 0, (FROM, 4), WRITE, 0);
+        guest.driver.offer(2, 0);
+        if has_connection {
+            guest.say((1000, 80), op::REQUEST, 0, b"");
+            assert_eq!(guest.next().0.op, op::RESPONSE);
+            guest.driver.ram.write(GuestPhys(FROM), &[0xff; 4]);
+        }
+        assert!(guest.driver.pace.hold(Duration::from_secs(20)));
+        let saved = guest.driver.function.save();
+        assert_eq!(saved.fields["device"]["fields"]["model"]["are_gone"], has_connection);
+        assert_eq!(guest.driver.used(2).0, 0);
+        let vsock = || Vsock::new(CID, MOST_CONNECTIONS, Arc::clone(&next.programs)).unwrap();
+        let former = std::mem::replace(&mut guest.driver, Driver::new(vsock()));
+        let mut driver = former.with_another(vsock());
+        driver.function.restore(&saved).unwrap();
+        if has_connection {
+            while driver.used(2).0 == 0 {
+                driver.message().expect("an interrupt");
+            }
+        }
+        assert!(driver.pace.hold(Duration::from_secs(20)));
+        let mut event = [0; 4];
+        driver.ram.read(GuestPhys(FROM), &mut event);
+        let told = if has_connection { ((1, 0, 4), [0; 4]) } else { ((0, 0, 0), [0xff; 4]) };
+        assert_eq!((driver.used(2), event), told);
+        // It is told once.
+        let again = driver.function.save();
+        assert_eq!(again.fields["device"]["fields"]["model"]["are_gone"], false);
+        driver.pace.release();
+    }
+}
+
+#[test]
+fn a_state_of_another_kind_of_device_is_refused() {
+    let guest = Guest::new("refused");
+    let mut vsock = Vsock::new(CID, MOST_CONNECTIONS, Arc::clone(&guest.programs)).unwrap();
+    let state = State { are_gone: true, ..vsock.save() };
     vsock.restore(state.clone()).unwrap();
     assert_eq!(vsock.save(), state);
     assert!(vsock.restore(State { next: Some([1, 2]), ..state.clone() }).is_err());
     assert!(vsock.restore(State { cid: 2, ..state }).is_err());
-    let mut driver = Driver::new(vsock);
-    driver.set_up(VERSION_1 | STREAMS);
-    // The reset of its set-up has it forget.
-    driver.descriptor(2, 0, (TO, 4), WRITE, 0);
-    driver.offer(2, 0);
-    assert_eq!(driver.used(2).0, 0);
-    std::fs::remove_file(path).ok();
 }
 
 /// The host's end outlives a device: whose connections they were hear of their end, and who comes is the next one's.
