@@ -2,7 +2,8 @@
 //!
 //! Configuration spaces are found by a function's place on the bus (PCIe 7.2.2 "ECAM", and x86's configuration
 //! mechanism #1). Registers are found where the guest has put them, which it may change at any time: each write to a
-//! configuration space that may have moved some renews the list of places.
+//! configuration space that may have moved some renews the list of places. What is put where something else is lies nowhere
+//! until that has moved away.
 
 use super::Function;
 use super::config::{self, SIZE};
@@ -12,7 +13,7 @@ use crate::state::{Misfit, Saved};
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 
 /// How many devices a bus has.
 pub const DEVICES: usize = 32;
@@ -83,30 +84,65 @@ impl PciBus {
         let before = places(&*function);
         let may_move = function.config_mut().write(offset, data);
         function.configured(offset, data.len());
-        if may_move && places(&*function) != before {
-            self.place(device, &mut *function);
+        let leaves = may_move && places(&*function) != before && self.place(device, &mut *function);
+        // Functions are locked one at a time: two that move might wait for each other.
+        drop(function);
+        if leaves {
+            self.place_waiting();
         }
     }
 
-    /// Puts a function's registers where its configuration space says.
-    fn place(&self, device: usize, function: &mut dyn Function) {
+    /// Where registers would be, if they may be there and nothing else is.
+    fn entry(
+        &self,
+        placed: &[Placed],
+        device: usize,
+        (bar, first, size): (usize, u64, u64),
+    ) -> Option<Placed> {
+        let last = first + (size - 1);
+        let fits = self.windows.iter().any(|window| window.contains(GuestPhys(first), size));
+        let is_free = !placed.iter().any(|it| it.first <= last && first <= it.last);
+        (fits && is_free).then_some(Placed { first, last, device, bar })
+    }
+
+    /// Puts a function's registers where its configuration space says; whether it has left a place.
+    fn place(&self, device: usize, function: &mut dyn Function) -> bool {
         let after = places(function);
         // With the function locked, so that the list and the function agree, whoever else writes.
-        let mut placed = self.placed.write().unwrap_or_else(PoisonError::into_inner);
-        placed.retain(|it| it.device != device);
+        let mut placed = self.placed_mut();
+        let before: Vec<Placed> = placed.extract_if(.., |it| it.device == device).collect();
         for (bar, at, size) in after {
-            let entry = at.and_then(|first| {
-                let last = first + (size - 1);
-                let fits = self.windows.iter().any(|window| window.contains(GuestPhys(first), size));
-                let is_free = !placed.iter().any(|it| it.first <= last && first <= it.last);
-                (fits && is_free).then_some(Placed { first, last, device, bar })
-            });
+            let entry = at.and_then(|first| self.entry(&placed, device, (bar, first, size)));
             function.placed(bar, entry.map(|entry| entry.first));
-            if let Some(entry) = entry {
-                let index = placed.partition_point(|it| it.first < entry.first);
-                placed.insert(index, entry);
+            insert(&mut placed, entry);
+        }
+        before.iter().any(|entry| !placed.contains(entry))
+    }
+
+    /// Puts registers where their functions want them, if they could not be there before. Those that are somewhere stay.
+    fn place_waiting(&self) {
+        for (device, function) in self.functions() {
+            let mut function = locked(function);
+            let mut placed = self.placed_mut();
+            for (bar, at, size) in places(&*function) {
+                let waits = !placed.iter().any(|it| (it.device, it.bar) == (device, bar));
+                let wanted = at.filter(|_| waits);
+                let entry = wanted.and_then(|first| self.entry(&placed, device, (bar, first, size)));
+                if let Some(entry) = entry {
+                    function.placed(bar, Some(entry.first));
+                }
+                insert(&mut placed, entry);
             }
         }
+    }
+
+    fn placed_mut(&self) -> RwLockWriteGuard<'_, Vec<Placed>> {
+        self.placed.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All, with the numbers of their devices.
+    fn functions(&self) -> impl Iterator<Item = (usize, &Shared<dyn Function>)> {
+        self.devices.iter().enumerate().filter_map(|(device, it)| Some((device, it.as_ref()?)))
     }
 
     /// The states of its functions, in the order of their devices, while the guest is held.
@@ -119,16 +155,16 @@ impl PciBus {
     /// # Errors
     /// [`Misfit`]: those before the first that does not fit are put back.
     pub fn restore(&self, states: &[Saved]) -> Result<(), Misfit> {
-        let functions =
-            self.devices.iter().enumerate().filter_map(|(device, it)| Some((device, it.as_ref()?)));
         if states.len() != self.devices.iter().flatten().count() {
             return Err(Misfit::Damaged { device: NAME, why: "it has another number of devices".into() });
         }
-        for ((device, function), saved) in functions.zip(states) {
+        for ((device, function), saved) in self.functions().zip(states) {
             let mut function = locked(function);
             function.restore(saved)?;
             self.place(device, &mut *function);
         }
+        // Where another one was that had not been put back yet.
+        self.place_waiting();
         Ok(())
     }
 
@@ -157,6 +193,14 @@ impl PciBus {
 
 /// Of the bus's state.
 const NAME: &str = "PCI bus";
+
+/// Keeps the list in order.
+fn insert(placed: &mut Vec<Placed>, entry: Option<Placed>) {
+    if let Some(entry) = entry {
+        let index = placed.partition_point(|it| it.first < entry.first);
+        placed.insert(index, entry);
+    }
+}
 
 type Places = Vec<(usize, Option<u64>, u64)>;
 
@@ -360,6 +404,50 @@ mod tests {
         assert_eq!([0, 0x8000, 31 * 0x8000].map(&mut id), [0x0008_1b36, 0x5678_1234, 0x5678_1234]);
         // Other functions, another bus.
         assert_eq!([0x1000, 0x9000, ECAM_SIZE, u64::MAX].map(&mut id), [u32::MAX; 4]);
+    }
+
+    /// Also when it goes, or when two are put back in each other's places.
+    #[test]
+    fn what_was_in_the_way_moves_and_makes_room() {
+        let probes = [probe(), probe(), probe()];
+        let mut bus = PciBus::new(&[LOW, HIGH]);
+        for (device, probe) in probes.iter().enumerate() {
+            bus.add(probe.clone());
+            bus.write_config(device, 0, 4, &[2, 0]);
+        }
+        let at = |number: u64| LOW.start.0 + 0x10000 * number;
+        let where_is = |device: usize| {
+            let told = probes[device].lock().unwrap().placed.iter().rev().find(|it| it.0 == 0).unwrap().1;
+            let listed = bus
+                .placed
+                .read()
+                .unwrap()
+                .iter()
+                .find(|it| (it.device, it.bar) == (device, 0))
+                .map(|it| it.first);
+            assert_eq!(told, listed, "{device}");
+            told
+        };
+        (0..3).for_each(|device| put(&bus, device, 0, at(0)));
+        assert_eq!([0, 1, 2].map(where_is), [Some(at(0)), None, None]);
+        put(&bus, 0, 0, at(1));
+        assert_eq!([0, 1, 2].map(where_is), [Some(at(1)), Some(at(0)), None]);
+        let one_way = bus.save();
+        bus.write_config(1, 0, 4, &[0, 0]);
+        assert_eq!([0, 1, 2].map(where_is), [Some(at(1)), None, Some(at(0))]);
+        // The second has the third's place, and the first its own.
+        bus.restore(&one_way).unwrap();
+        assert_eq!(where_is(0), Some(at(1)));
+        assert_eq!([1, 2].map(where_is).iter().flatten().count(), 1);
+        put(&bus, 2, 0, at(2));
+        assert_eq!([0, 1, 2].map(where_is), [Some(at(1)), Some(at(0)), Some(at(2))]);
+        let other_way = bus.save();
+        put(&bus, 0, 0, at(3));
+        put(&bus, 1, 0, at(1));
+        put(&bus, 0, 0, at(0));
+        assert_eq!([0, 1].map(where_is), [Some(at(0)), Some(at(1))]);
+        bus.restore(&other_way).unwrap();
+        assert_eq!([0, 1, 2].map(where_is), [Some(at(1)), Some(at(0)), Some(at(2))]);
     }
 
     /// In another bus of the same machine: what is saved there is equal, and registers are found where they were.
