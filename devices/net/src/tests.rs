@@ -2,6 +2,7 @@
 
 mod endings;
 mod turns;
+mod windows;
 
 use crate::{
     Forward, GATEWAY, GUEST, HEADER, LONGEST_PACKET, Limits, MAC_OF_HOST, Notice, Options, Reach, Stack,
