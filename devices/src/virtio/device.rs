@@ -322,6 +322,13 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         self.is_resetting && self.go_on_with_reset(Instant::now())
     }
 
+    /// The same for one that is to be saved, whose threads are at rest: what waits for them is waited for.
+    pub fn finish(&mut self) -> bool {
+        self.note_positions(Instant::now() + LONG_PATIENCE);
+        self.settle_queues();
+        self.is_resetting && self.go_on_with_reset(Instant::now() + LONG_PATIENCE)
+    }
+
     /// Whether it is being reset: what the driver writes is dropped.
     pub fn is_resetting(&self) -> bool {
         self.is_resetting
@@ -406,6 +413,7 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
             return false;
         }
         self.note_positions(until);
+        self.settle_queues();
         self.workers = None;
         self.model.ended();
         true
@@ -543,8 +551,9 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         if fields.is_started && fields.status & is_set_up != is_set_up {
             return Err(damaged("it serves a driver that is not set up"));
         }
-        let was_started = self.is_started();
-        if !self.stop(Instant::now() + LONG_PATIENCE) {
+        let (was_started, until) = (self.is_started() && !self.is_resetting, Instant::now() + LONG_PATIENCE);
+        let has_ended = if self.is_resetting { self.go_on_with_reset(until) } else { self.stop(until) };
+        if !has_ended {
             self.signals.needs_reset();
             return Err(damaged("the host does not answer the device it is for"));
         }

@@ -249,7 +249,9 @@ impl<M: Model> VirtioMmio<M> {
 
     /// Its state, while the guest is held.
     pub fn save(&mut self) -> Saved {
-        self.settle();
+        if self.device.finish() {
+            self.forget();
+        }
         let isr = self.wires.isr.load(Ordering::SeqCst);
         let fields = SavedRegisters { isr, selected: self.selected, device: self.device.save() };
         Saved::new(NAME, VERSION, &fields)

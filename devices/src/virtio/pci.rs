@@ -552,7 +552,9 @@ impl<M: Model> Function for VirtioFunction<M> {
     }
 
     fn save(&mut self) -> Saved {
-        self.settle();
+        if self.device.finish() {
+            self.forget();
+        }
         let vector = |it: &AtomicU16| it.load(Ordering::SeqCst);
         // The device first, which waits for its threads' queues, and with nothing locked that they interrupt by.
         let device = self.device.save();

@@ -14,7 +14,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 use virtio_queue::QueueState;
@@ -58,7 +58,7 @@ pub trait Serve: Send {
     fn serve(&mut self, rung: Rung, queues: &mut Queues) -> Result<Then, Broken>;
 }
 
-/// How long a worker that is dropped is waited for.
+/// How long a worker that is dropped is waited for, from when it was told to end.
 const DROP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A queue's number, and what it has come to.
@@ -141,6 +141,8 @@ pub struct Worker {
     /// Of the thread as well, which is to find it when nobody else has it any more.
     end: Arc<EventFd>,
     is_over: Arc<AtomicBool>,
+    /// When it was told to end.
+    told: OnceLock<Instant>,
     pace: Pace,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -223,11 +225,12 @@ impl Worker {
             let _ends = ends;
             work.run();
         })?;
-        Ok(Worker { name, end, is_over, pace, shared, thread: Some(thread) })
+        Ok(Worker { name, end, is_over, told: OnceLock::new(), pace, shared, thread: Some(thread) })
     }
 
     /// Tells it to end, whether the guest is held or not, and waits for nothing.
     pub fn end(&self) {
+        self.told.get_or_init(Instant::now);
         self.pace.end(&self.is_over);
         // Its counter has room for this.
         self.end.write(1).ok();
@@ -275,9 +278,13 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.end();
-        if !self.wait(Instant::now() + DROP_PATIENCE) {
+        // Of several that were told at once, all together are waited for so long.
+        let told = self.told.get_or_init(Instant::now);
+        if !self.wait(*told + DROP_PATIENCE) {
             let name = self.name;
             tell!(Warn, "{name}: the host does not answer; the thread that has asked it is left behind");
+            // This thread need not be one that serves the guest.
+            guest_log::deliver();
         }
     }
 }

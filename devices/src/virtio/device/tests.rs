@@ -159,6 +159,24 @@ fn a_reset_is_done_when_the_host_has_answered() {
     assert_eq!(driver.used(0), (1, 0, 6));
 }
 
+/// Who goes on from what was saved meanwhile finds it done.
+#[test]
+fn a_reset_that_waits_is_done_before_it_is_saved() {
+    let (mut driver, host) = stuck();
+    host.said();
+    driver.write(0x14, 1, 0);
+    assert_eq!(driver.status(), 15);
+    host.answer();
+    assert!(driver.pace.hold(TEST_PATIENCE));
+    let saved = driver.function.save();
+    assert_eq!(host.said(), ["ended", "reset"]);
+    let device = &saved.fields["device"]["fields"];
+    assert_eq!((&device["status"], &device["is_started"]), (&0.into(), &false.into()));
+    let mut other = driver.with_another(slow().0);
+    other.function.restore(&saved).unwrap();
+    assert_eq!((other.status(), other.function.save()), (0, saved));
+}
+
 #[test]
 fn it_is_unplugged_only_when_the_host_has_answered() {
     let (mut driver, host) = stuck();
