@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// 5 "Device Types".
 const ID: u16 = 26;
@@ -20,8 +21,10 @@ const CLASS: [u8; 3] = [1, 0x80, 0];
 /// 5.11.2 "Virtqueues": what has to be done before all else (forgetting), and requests. A request is as many pages as
 /// there are entries, less a few: with these it is a mebibyte.
 const SIZES: &[u16] = &[128, 512];
-/// How many requests are served before others have their turn.
+/// How many requests are served before others have their turn, if they do not take longer than this: one may have the host
+/// write a file to its disk.
 const TURN: usize = 16;
+const LONGEST_TURN: Duration = Duration::from_millis(5);
 /// Bytes of the name by which the guest mounts it (5.11.4 "Device configuration layout").
 pub const LONGEST_TAG: usize = 36;
 
@@ -132,6 +135,7 @@ impl<F: Files> Serve for Server<F> {
         let Some(queue) = queues.get(number) else { return Ok(Then::Waits) };
         let mut files = locked(&self.files);
         queue.stop_listening()?;
+        let begin = Instant::now();
         for _ in 0..TURN {
             let Some(chain) = queue.pop()? else { break };
             let size = usize::try_from(chain.readable.size()).unwrap_or(usize::MAX);
@@ -141,6 +145,9 @@ impl<F: Files> Serve for Server<F> {
             queue.push(&chain, u32::try_from(written).unwrap_or(u32::MAX))?;
             // One at a time: the next one may take long.
             queue.tell()?;
+            if begin.elapsed() > LONGEST_TURN {
+                return Ok(Then::GoesOn);
+            }
         }
         Ok(if queue.listen()? { Then::GoesOn } else { Then::Waits })
     }
@@ -151,6 +158,7 @@ mod tests {
     use super::*;
     use crate::pci::Function;
     use crate::ram::Ram;
+    use crate::virtio::pace::Pace;
     use crate::virtio::testing::{Driver, INDIRECT, NEXT, WRITE};
     use arch::GuestPhys;
 
@@ -159,8 +167,8 @@ mod tests {
     const LONGEST: usize = 0x100;
 
     /// What has answered so many requests, each with its bytes the other way round; one that begins with 0 is not
-    /// answered.
-    struct Mirror(u32);
+    /// answered. If it is given what holds the guest, it does so meanwhile, and takes long.
+    struct Mirror(u32, Option<Pace>);
 
     impl Files for Mirror {
         type State = u32;
@@ -172,6 +180,11 @@ mod tests {
         fn answer(&mut self, request: &[u8], reply: &Buffer) -> Option<usize> {
             self.0 += 1;
             assert!(request.len() <= LONGEST);
+            if let Some(pace) = &self.1 {
+                assert!(!pace.hold(Duration::ZERO));
+                let begin = Instant::now();
+                while begin.elapsed() <= LONGEST_TURN {}
+            }
             let bytes: Vec<u8> = request.iter().rev().copied().collect();
             (request.first() != Some(&0)).then(|| reply.write(0, &bytes))
         }
@@ -194,7 +207,7 @@ mod tests {
     }
 
     fn mirror() -> Arc<Mutex<Mirror>> {
-        Arc::new(Mutex::new(Mirror(0)))
+        Arc::new(Mutex::new(Mirror(0, None)))
     }
 
     fn driver() -> Driver<Fs<Mirror>> {
@@ -241,6 +254,27 @@ mod tests {
             ask(&mut driver, queue, b"abc", 2);
             assert_eq!((driver.message(), driver.used(queue)), (u32::try_from(queue).ok(), (3, 0, 2)));
         }
+    }
+
+    /// Whoever holds the guest meanwhile waits for one of them, and not for those behind it.
+    #[test]
+    fn what_takes_long_is_done_one_at_a_time() {
+        let files = mirror();
+        let mut driver = Driver::new(Fs::new("tag", Arc::clone(&files)).unwrap());
+        driver.set_up(VERSION_1);
+        assert!(driver.pace.hold(Duration::from_secs(20)));
+        files.lock().unwrap().1 = Some(driver.pace.clone());
+        for head in [0, 2, 4] {
+            driver.descriptor(1, head, (0x1_8000, 3), NEXT, head + 1);
+            driver.descriptor(1, head + 1, (0x2_8000, 16), WRITE, 0);
+            driver.offer(1, head);
+        }
+        for done in 1..=3 {
+            driver.pace.release();
+            assert_eq!((driver.message(), driver.pace.hold(Duration::from_secs(20))), (Some(1), true));
+            assert_eq!((driver.used(1).0, files.lock().unwrap().0), (done, done.into()));
+        }
+        driver.pace.release();
     }
 
     /// No more is taken than a request may have; one that has nothing to read is empty.
