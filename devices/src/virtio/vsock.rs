@@ -482,7 +482,10 @@ impl Serve for Server {
 fn happened(are_gone: &mut bool, queues: &mut Queues) -> Result<Then, Broken> {
     const TRANSPORT_RESET: [u8; 4] = [0; 4];
     let Some(queue) = queues.get(EVENTS) else { return Ok(Then::Waits) };
-    if *are_gone && let Some(chain) = queue.pop()? {
+    if *are_gone {
+        let Some(chain) = queue.pop()? else {
+            return Ok(if queue.listen()? { Then::GoesOn } else { Then::Waits });
+        };
         let written = chain.writable.write(0, &TRANSPORT_RESET);
         queue.push(&chain, u32::try_from(written).unwrap_or(0))?;
         *are_gone = false;

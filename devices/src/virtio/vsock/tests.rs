@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -397,6 +397,38 @@ fn what_is_put_back_knows_that_its_connections_are_gone() {
         assert_eq!(again.fields["device"]["fields"]["model"]["are_gone"], false);
         driver.pace.release();
     }
+}
+
+/// A guest that has no buffer for that is listened to: by the event index it rings only where it is asked to.
+#[test]
+fn a_guest_without_a_buffer_is_asked_to_ring() {
+    const EVENT_INDEX: u64 = 1 << 29;
+    /// Of the third queue: behind flags, index and entries of its used ring (2.7.8).
+    const EVENT: GuestPhys = GuestPhys(0xb000 + 4 + 8 * 16);
+    let mut guest = Guest::new("without");
+    let next = Guest::new("without-other");
+    guest.driver.set_up(VERSION_1 | STREAMS | EVENT_INDEX);
+    assert!(guest.driver.pace.hold(Duration::from_secs(20)));
+    let mut saved = guest.driver.function.save();
+    saved.fields["device"]["fields"]["model"]["are_gone"] = true.into();
+    guest.driver.ram.write(EVENT, &[0x77; 2]);
+    let vsock = || Vsock::new(CID, MOST_CONNECTIONS, Arc::clone(&next.programs)).unwrap();
+    let former = std::mem::replace(&mut guest.driver, Driver::new(vsock()));
+    let mut driver = former.with_another(vsock());
+    driver.function.restore(&saved).unwrap();
+    let (start, mut event) = (Instant::now(), [0x77; 2]);
+    while event == [0x77; 2] {
+        assert!(start.elapsed() < Duration::from_secs(20), "nobody listens");
+        driver.ram.read(EVENT, &mut event);
+        std::thread::yield_now();
+    }
+    assert_eq!(event, [0; 2]);
+    driver.descriptor(2, 0, (FROM, 4), WRITE, 0);
+    driver.offer(2, 0);
+    while driver.used(2).0 == 0 {
+        driver.message().expect("an interrupt");
+    }
+    assert_eq!(driver.used(2), (1, 0, 4));
 }
 
 #[test]
