@@ -63,18 +63,18 @@ impl std::fmt::Debug for Service {
 /// A device, behind whichever transport, that can be parted from what its model has of the host.
 pub trait Unplug: Send {
     /// Takes it from the guest, for good: what serves it ends, and is waited for, 5 s at most; what the host had of the
-    /// guest by it (connections, open files) ends as by a reset. From here on, whatever the guest does to its registers, it
-    /// does not touch what its model has of the host, which another device may have by then: it offers nothing of its own,
-    /// and its configuration reads as zeros.
+    /// guest by it (connections, open files) ends as by a reset. From here on, whatever the guest does to its
+    /// registers, it does not touch what its model has of the host, which another device may have by then: it offers
+    /// nothing of its own, and its configuration reads as zeros.
     ///
-    /// `false`: the host does not answer what the device has asked of it. What its model has of the host, and the guest's
-    /// RAM, are then in use still, and nobody else may be given them. It may be tried again.
+    /// `false`: the host does not answer what the device has asked of it. What its model has of the host, and the
+    /// guest's RAM, are then in use still, and nobody else may be given them. It may be tried again.
     #[must_use = "what is in use still may not be given to another device"]
     fn unplug(&mut self) -> bool;
 }
 
-/// A device's model. What is asked of it while its threads serve ([`Self::features`], its configuration) waits for none of
-/// them; the rest is asked of it when they have ended or are at rest.
+/// A device's model. What is asked of it while its threads serve ([`Self::features`], its configuration) waits for none
+/// of them; the rest is asked of it when they have ended or are at rest.
 pub trait Model: Send {
     /// What is saved of it, beside its queues and what is agreed on.
     type State: Serialize + DeserializeOwned;

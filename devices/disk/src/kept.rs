@@ -1,13 +1,14 @@
-//! The file of an image while it is used: what the host has lost of it, and what somebody has cut off it, is not forgotten.
+//! The file of an image while it is used: what the host has lost of it, and what somebody has cut off it, is not
+//! forgotten.
 //!
-//! Linux tells of what it could not bring to the disk once: the pages are clean afterwards, and the next `fdatasync` of the
-//! same file succeeds, although the bytes are nowhere (fsync(2); Linux `file_check_and_advance_wb_err`). A guest that tries
-//! again would take that for its data's being kept. So no such call succeeds any more after one that has failed, whichever
-//! queue or table it is for.
+//! Linux tells of what it could not bring to the disk once: the pages are clean afterwards, and the next `fdatasync` of
+//! the same file succeeds, although the bytes are nowhere (fsync(2); Linux `file_check_and_advance_wb_err`). A guest
+//! that tries again would take that for its data's being kept. So no such call succeeds any more after one that has
+//! failed, whichever queue or table it is for.
 //!
-//! What somebody has cut off is gone, and what is written behind the cut would make zeros of it. So the greatest length is
-//! remembered, which grows by our own writes alone, and the least one that was seen behind that: what lies behind a cut is
-//! not read any more, and nothing is written.
+//! What somebody has cut off is gone, and what is written behind the cut would make zeros of it. So the greatest length
+//! is remembered, which grows by our own writes alone, and the least one that was seen behind that: what lies behind a
+//! cut is not read any more, and nothing is written.
 
 use crate::file::{Medium, length};
 use std::fs::File;
@@ -19,8 +20,8 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Debug)]
 pub struct Kept {
     file: File,
-    /// The host has lost something that was written. Held by whoever has it keep something: of two who do so at once only
-    /// one would hear of that.
+    /// The host has lost something that was written. Held by whoever has it keep something: of two who do so at once
+    /// only one would hear of that.
     has_lost: Mutex<bool>,
     /// How often that was begun.
     begun: AtomicU64,
@@ -45,7 +46,8 @@ impl Kept {
         &self.file
     }
 
-    /// So many bytes from its beginning are what they were, as far as can be seen: all numbers, or where it has been cut.
+    /// So many bytes from its beginning are what they were, as far as can be seen: all numbers, or where it has been
+    /// cut.
     fn left(&self) -> io::Result<u64> {
         // In this order: whoever writes behind its end says so afterwards.
         let greatest = self.greatest.load(Ordering::SeqCst);

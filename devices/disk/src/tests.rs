@@ -264,8 +264,8 @@ fn cut(path: &Path, by: u64) -> u64 {
     length
 }
 
-/// An image that changes while it is open: an error of reads of what is gone, and of no others, and of all writes, which
-/// would make zeros of it.
+/// An image that changes while it is open: an error of reads of what is gone, and of no others, and of all writes,
+/// which would make zeros of it.
 #[test]
 fn an_image_that_is_cut_later() {
     let folder = Folder::new();

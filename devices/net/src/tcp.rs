@@ -421,9 +421,9 @@ impl Connections {
             }
         }
         if outbox.is_full() {
-            // There may be more: it goes on when the guest has taken something. What it has not got it owes no answer to.
-            // smoltcp is not asked below for when: while it has not acknowledged all that it has taken, that may panic in
-            // 0.12.0 (`tests/windows.rs`).
+            // There may be more: it goes on when the guest has taken something. What it has not got it owes no answer
+            // to. smoltcp is not asked below for when: while it has not acknowledged all that it has taken, that may
+            // panic in 0.12.0 (`tests/windows.rs`).
             connection.owes_since = None;
             return self.wake(number);
         }

@@ -2,8 +2,8 @@
 //!
 //! Configuration spaces are found by a function's place on the bus (PCIe 7.2.2 "ECAM", and x86's configuration
 //! mechanism #1). Registers are found where the guest has put them, which it may change at any time: each write to a
-//! configuration space that may have moved some renews the list of places. What is put where something else is lies nowhere
-//! until that has moved away.
+//! configuration space that may have moved some renews the list of places. What is put where something else is lies
+//! nowhere until that has moved away.
 
 use super::Function;
 use super::config::{self, SIZE};
@@ -119,7 +119,8 @@ impl PciBus {
         before.iter().any(|entry| !placed.contains(entry))
     }
 
-    /// Puts registers where their functions want them, if they could not be there before. Those that are somewhere stay.
+    /// Puts registers where their functions want them, if they could not be there before. Those that are somewhere
+    /// stay.
     fn place_waiting(&self) {
         for (device, function) in self.functions() {
             let mut function = locked(function);

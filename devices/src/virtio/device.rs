@@ -1,20 +1,20 @@
 //! What a virtio device is on every transport: its status, the features that are agreed on, its queues while the driver
 //! sets them up, and the threads that serve them (2 "Basic Facilities of a Virtio Device", 3.1 "Device Initialization").
 //!
-//! A thread may be kept by the host for as long as that likes ([`worker`](super::worker)), and a vCPU's may not be kept by
-//! it. So whatever ends a thread's service waits for it so long at most ([`PATIENCE`]), and is then done when the thread
-//! has ended, which is looked at, without waiting, at each access to the device's registers
+//! A thread may be kept by the host for as long as that likes ([`worker`](super::worker)), and a vCPU's may not be kept
+//! by it. So whatever ends a thread's service waits for it so long at most (1 s), and is then done when the
+//! thread has ended, which is looked at, without waiting, at each access to the device's registers
 //! ([`settle`](VirtioDevice::settle)):
 //!
-//! * A reset: the status is not 0 until then, for which a driver waits (2.4.2, 4.1.4.3.2), and whatever it writes before
-//!   is dropped.
+//! * A reset: the status is not 0 until then, for which a driver waits (2.4.2, 4.1.4.3.2), and whatever it writes
+//!   before is dropped.
 //! * A queue that is taken back: it reads as ready until then.
 //! * A state that is put back: it is refused, and the device waits for its reset.
 //! * Unplugging: it has failed ([`Unplug::unplug`](super::Unplug::unplug)).
 //! * A device that goes away leaves the thread behind, which owns what it touches.
 //!
-//! Two threads never serve the same queue, and nothing is asked of a model that a thread of its may be in the middle of:
-//! it hears of a reset, of an end and of a closed queue afterwards.
+//! Two threads never serve the same queue, and nothing is asked of a model that a thread of its may be in the middle
+//! of: it hears of a reset, of an end and of a closed queue afterwards.
 
 use super::pace::Pace;
 use super::queue::{ActiveQueue, Broken, Queues};
@@ -261,8 +261,8 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         }
     }
 
-    /// What a queue is set up by, before it is in use. One that is not to be used any more is not as soon as it reads so
-    /// (4.2.2.2).
+    /// What a queue is set up by, before it is in use. One that is not to be used any more is not as soon as it reads
+    /// so (4.2.2.2).
     pub fn set_queue(&mut self, queue: u16, field: QueueField, value: u64) {
         if self.is_resetting {
             return;
@@ -315,8 +315,8 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         }
     }
 
-    /// Does what waits for threads that have ended or let go of a queue, without waiting; whether the device has been reset
-    /// by this. To be called before each access to its registers.
+    /// Does what waits for threads that have ended or let go of a queue, without waiting; whether the device has been
+    /// reset by this. To be called before each access to its registers.
     pub fn settle(&mut self) -> bool {
         self.settle_queues();
         self.is_resetting && self.go_on_with_reset(Instant::now())
@@ -406,8 +406,8 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         Ok(())
     }
 
-    /// Ends its threads, and waits until a moment at most; whether they have ended. What they have come to stays with the
-    /// queues.
+    /// Ends its threads, and waits until a moment at most; whether they have ended. What they have come to stays with
+    /// the queues.
     fn stop(&mut self, until: Instant) -> bool {
         if !end_all(&mut self.workers, until) {
             return false;
@@ -496,8 +496,8 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         }
     }
 
-    /// The device's state. The guest is held; what its threads have begun is done, or else whoever holds it knows better
-    /// than to save it.
+    /// The device's state. The guest is held; what its threads have begun is done, or else whoever holds it knows
+    /// better than to save it.
     pub fn save(&mut self) -> Saved {
         let is_quiet = self.note_positions(Instant::now() + LONG_PATIENCE);
         if !is_quiet {
@@ -527,8 +527,8 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
     /// Puts a state back: with the guest's memory as it was then, it goes on from there.
     ///
     /// # Errors
-    /// [`Misfit`]; the device is as it was, unless its model could not begin, or could not end before: then it waits for its
-    /// reset.
+    /// [`Misfit`]; the device is as it was, unless its model could not begin, or could not end before: then it waits for
+    /// its reset.
     pub fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
         let device = self.model.name();
         let damaged = |why: &str| Misfit::Damaged { device, why: why.into() };

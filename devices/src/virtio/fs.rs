@@ -21,8 +21,8 @@ const CLASS: [u8; 3] = [1, 0x80, 0];
 /// 5.11.2 "Virtqueues": what has to be done before all else (forgetting), and requests. A request is as many pages as
 /// there are entries, less a few: with these it is a mebibyte.
 const SIZES: &[u16] = &[128, 512];
-/// How many requests are served before others have their turn, if they do not take longer than this: one may have the host
-/// write a file to its disk.
+/// How many requests are served before others have their turn, if they do not take longer than this: one may have the
+/// host write a file to its disk.
 const TURN: usize = 16;
 const LONGEST_TURN: Duration = Duration::from_millis(5);
 /// Bytes of the name by which the guest mounts it (5.11.4 "Device configuration layout").

@@ -2,9 +2,9 @@
 //!
 //! What it asks of the host (a file system that is frozen, a server that is gone) may take for ever, and it cannot be
 //! broken off. So a thread has its queues to itself for a turn, with nothing locked, and whoever wants something of it
-//! waits for the turn's end until a moment, and hears whether it came to that ([`Worker::wait`], [`Worker::close`]). What
-//! was wanted stays so: the thread ends, or lets a queue go, as soon as its turn is over. One that nobody has waited for
-//! to the end is left to itself, with all that it touches.
+//! waits for the turn's end until a moment, and hears whether it came to that ([`Worker::wait`], [`Worker::close`]).
+//! What was wanted stays so: the thread ends, or lets a queue go, as soon as its turn is over. One that nobody has
+//! waited for to the end is left to itself, with all that it touches.
 
 use super::Interrupts;
 use super::pace::Pace;
@@ -236,8 +236,8 @@ impl Worker {
         self.end.write(1).ok();
     }
 
-    /// Waits for its end, until a moment at most; whether it has ended: nobody touches the guest's RAM for these queues any
-    /// more, and nobody what serves them.
+    /// Waits for its end, until a moment at most; whether it has ended: nobody touches the guest's RAM for these queues
+    /// any more, and nobody what serves them.
     pub fn wait(&mut self, until: Instant) -> bool {
         let has_ended = self.shared.wait(until, |table| table.has_ended).has_ended;
         if has_ended
@@ -249,8 +249,8 @@ impl Worker {
         has_ended
     }
 
-    /// Has it serve a queue no more, and waits for that until a moment at most; after that it does so as soon as its turn
-    /// is over ([`Self::is_closing`]).
+    /// Has it serve a queue no more, and waits for that until a moment at most; after that it does so as soon as its
+    /// turn is over ([`Self::is_closing`]).
     pub fn close(&self, number: usize, until: Instant) {
         self.shared.table().closing.push(number);
         self.shared.wait(until, Table::is_free).let_go();

@@ -108,8 +108,8 @@ impl std::fmt::Debug for VirtioDevices {
 }
 
 impl VirtioDevices {
-    /// Takes them from the guest for good: what they have of the host is free for others when this returns `true`. If not,
-    /// the host keeps the thread of one of them.
+    /// Takes them from the guest for good: what they have of the host is free for others when this returns `true`. If
+    /// not, the host keeps the thread of one of them.
     #[must_use = "what is in use still may not be given to another device"]
     pub fn unplug(&self) -> bool {
         let mut all = true;

@@ -1,6 +1,6 @@
-//! A guest that sends more than it was told there is room for. smoltcp takes what its buffer holds, and 0.12.0 panics when
-//! it is asked for its next deadline before it has acknowledged that (smoltcp issue 1048, mended in 1079): it must not be
-//! asked then.
+//! A guest that sends more than it was told there is room for. smoltcp takes what its buffer holds, and 0.12.0 panics
+//! when it is asked for its next deadline before it has acknowledged that (smoltcp issue 1048, mended in 1079): it must
+//! not be asked then.
 
 use super::*;
 use crate::events::{Events, News, Token};
@@ -175,8 +175,8 @@ fn a_guest_that_sends_past_an_unscaled_window() {
     }
 }
 
-/// Segments of any length at any place near the window's end, while the outbox is full and while it is not, and while the
-/// host takes some and none.
+/// Segments of any length at any place near the window's end, while the outbox is full and while it is not, and while
+/// the host takes some and none.
 #[test]
 fn a_guest_that_sends_whatever_it_likes() {
     for scale in [None, Some(0), Some(7), Some(14)] {

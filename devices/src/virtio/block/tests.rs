@@ -23,8 +23,8 @@ enum Did {
     Zeroes(u64, u64, bool),
 }
 
-/// A disk in memory, which says what was done; reads of its sector 13 fail. By itself it moves so many bytes at once. What
-/// may take long holds the guest meanwhile, if it is given what does that.
+/// A disk in memory, which says what was done; reads of its sector 13 fail. By itself it moves so many bytes at once.
+/// What may take long holds the guest meanwhile, if it is given what does that.
 #[derive(Clone)]
 struct Fake(Arc<Mutex<(Vec<u8>, Vec<Did>)>>, bool, usize, Arc<Mutex<Option<Pace>>>);
 

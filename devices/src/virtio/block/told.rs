@@ -14,8 +14,8 @@ pub struct Told {
 }
 
 impl Told {
-    /// A request of a sort has failed; whether that is news: none of the sort has failed so since the last that succeeded.
-    /// Errors that are not the system's are one.
+    /// A request of a sort has failed; whether that is news: none of the sort has failed so since the last that
+    /// succeeded. Errors that are not the system's are one.
     pub fn is_news(&self, sort: u32, error: &io::Error) -> bool {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         self.has_any.store(true, Ordering::SeqCst);

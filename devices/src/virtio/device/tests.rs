@@ -260,7 +260,8 @@ fn a_queue_is_taken_back_when_the_host_has_answered() {
     );
 }
 
-/// Before features are agreed on nothing begins, and from then on they are what they are: what is saved can be put back.
+/// Before features are agreed on nothing begins, and from then on they are what they are: what is saved can be put
+/// back.
 #[test]
 fn features_are_agreed_on_once() {
     let (model, host) = slow();
