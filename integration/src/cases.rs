@@ -14,6 +14,7 @@ mod held;
 mod hypercalls;
 mod inits;
 pub mod job;
+mod job_changes;
 mod job_hosts;
 mod job_logs;
 mod kicks;
@@ -285,6 +286,14 @@ pub const CASES: &[Case] = &[
     enough_on(
         Isa::X86_64,
         Case { modules: job_hosts::MODULES, ..linux("job_on_hosts", &["6.12"], job_hosts::of_all_kinds) },
+    ),
+    enough_on(Isa::X86_64, job("job_of_what_vanishes", job_changes::vanish)),
+    enough_on(
+        Isa::X86_64,
+        Case {
+            modules: job_changes::WITH_LOOPS,
+            ..linux("job_of_a_frozen_host", &["6.12"], job_changes::frozen)
+        },
     ),
     enough_on(Isa::X86_64, job("job_log_overwritten", job_logs::overwritten)),
     enough_on(Isa::Aarch64, job("job_of_a_kernel_undescribed", job_logs::of_a_kernel_undescribed)),

@@ -139,7 +139,7 @@ impl Guest {
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         // Before anybody may let the other one run, this one has nothing of what is the other's.
         let mut again = build(config, &backends, output, Listens::No).and_then(|next| {
-            let what = "cannot begin again: the host does not answer what a device has asked it";
+            let what = "cannot begin again, and has lost its devices: the host does not answer what one of them has asked";
             let stuck = || Error::System { what, source: std::io::ErrorKind::TimedOut.into() };
             self.virtio.unplug().then_some(next).ok_or_else(stuck)
         });
