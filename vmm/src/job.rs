@@ -13,6 +13,7 @@ pub mod hold;
 pub mod initramfs;
 pub mod kernel_log;
 pub mod ktap;
+mod loading;
 pub mod matrix;
 mod memory_log;
 pub mod modules;

@@ -39,28 +39,56 @@ impl fmt::Display for sys::Errno {
 
 /// Says something in the kernel's log, where nobody else may hear.
 pub fn say(words: &str) {
-    if let Ok(log) = sys::open(b"/dev/kmsg", sys::WRITE_ONLY | sys::CLOSE_ON_EXEC) {
-        sys::write(log, format!("<4>vmm: {words}\n").as_bytes()).ok();
-        sys::close(log);
-    }
+    write_to(b"/dev/kmsg", &format!("<4>vmm: {words}\n"));
+}
+
+/// Writes to a device, if it is there; whether it was.
+fn write_to(device: &[u8], words: &str) -> bool {
+    let Ok(fd) = sys::open(device, sys::WRITE_ONLY | sys::NO_TERMINAL | sys::CLOSE_ON_EXEC) else { return false };
+    let result = sys::write(fd, words.as_bytes());
+    // A console sends what it is told when it can, and the machine goes off at once; what is none refuses.
+    sys::drain(fd).ok();
+    sys::close(fd);
+    result.is_ok()
+}
+
+/// Tells the host on the console why there will be no command, as there is no port, and switches the machine off.
+fn give_up(words: &str) -> ! {
+    // Whatever the file system of devices lacks.
+    const CONSOLE: &[u8] = b"/vmm/console";
+    const LOG: &[u8] = b"/vmm/kmsg";
+    sys::make_device(CONSOLE, 5, 1).ok();
+    sys::make_device(LOG, 1, 11).ok();
+    let line = format!("{}{words}\n", protocol::TROUBLE_LINE);
+    // By both: a kernel may have no terminal at its console, and another may print nothing of its log. An error is printed
+    // also where the kernel is to be quiet.
+    write_to(LOG, &format!("<3>{line}"));
+    // Whatever the kernel has begun there is its own line.
+    write_to(CONSOLE, &format!("\n{line}"));
+    sys::power_off()
 }
 
 /// The process's life.
 pub extern "C" fn main() -> ! {
     sys::block_signals(true);
     // The first that is opened would be standard input, output and errors of all that is run.
+    let mut result = Ok(());
     for (kind, path) in [(&b"devtmpfs"[..], &b"/dev"[..]), (b"proc", b"/proc"), (b"sysfs", b"/sys")] {
         sys::make_folders(path).ok();
-        sys::mount(kind, path, kind, 0, b"").ok();
+        if let Err(error) = sys::mount(kind, path, kind, 0, b"")
+            && error != sys::EBUSY
+        {
+            let kind = alloc::string::String::from_utf8_lossy(kind);
+            result = result.and(Err(format!("the kernel has no {kind}: {error}")));
+        }
     }
     for _ in 0..3 {
         sys::open(b"/dev/null", sys::READ_WRITE).ok();
     }
     let mut ready = Ready::default();
-    let result = setup::carry_out(&mut ready);
+    let result = result.and_then(|()| setup::carry_out(&mut ready));
     let Some(port) = ready.port else {
-        say(&result.err().unwrap_or_else(|| "there is no port".into()));
-        sys::power_off();
+        give_up(&result.err().unwrap_or_else(|| "there is no port".into()));
     };
     let mut out = Vec::new();
     if let Err(trouble) = &result {
@@ -273,6 +301,5 @@ impl Agent {
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    say(&format!("{info}"));
-    sys::power_off()
+    give_up(&format!("{info}"))
 }

@@ -35,14 +35,42 @@ pub fn carry_out(ready: &mut Ready) -> Result<(), Trouble> {
         }
         let result = step(&fields, ready);
         if let Err(error) = result {
-            let words = String::from_utf8_lossy(line).replace('\t', " ");
+            let words = in_words(&fields, error);
             match may_fail {
-                true => say(&format!("{words}: {error}")),
-                false => return Err(format!("{words}: {error}")),
+                true => say(&words),
+                false => return Err(words),
             }
         }
     }
     Ok(())
+}
+
+/// What could not be done, and why.
+fn in_words(fields: &[&[u8]], error: Errno) -> Trouble {
+    match fields {
+        [b"module", path, _] => {
+            let file = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+            // It has its place in the order in front (`job::loading`).
+            let name = file.splitn(2, |byte| *byte == b'-').last().unwrap_or_default();
+            let name = String::from_utf8_lossy(name.strip_suffix(b".ko").unwrap_or(name));
+            // finit_module(2), and what kernel/module/main.c has for symbols.
+            let why = match error {
+                sys::ENOEXEC => "it is not for this kernel, or is damaged".into(),
+                sys::ENOENT => "it wants a symbol that this kernel does not have".into(),
+                error => format!("{error}"),
+            };
+            format!("the module {name} cannot be loaded: {why}")
+        }
+        [b"port", _] if error == sys::ENODEV => {
+            let has_bus = sys::names(b"/sys/bus/virtio/devices").is_ok_and(|devices| !devices.is_empty());
+            let driver = if has_bus { "VIRTIO_CONSOLE" } else { "VIRTIO_PCI (or VIRTIO_MMIO, with --virtio mmio)" };
+            format!("the kernel has no driver for the port to the host: {driver}")
+        }
+        fields => {
+            let fields = fields.iter().map(|field| String::from_utf8_lossy(field)).collect::<Vec<_>>();
+            format!("{}: {error}", fields.join(" ").trim_end())
+        }
+    }
 }
 
 /// What is asked for is not known (EINVAL).

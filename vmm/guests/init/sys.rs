@@ -17,6 +17,7 @@ pub const ENOEXEC: Errno = Errno(8);
 pub const EAGAIN: Errno = Errno(11);
 pub const EACCES: Errno = Errno(13);
 pub const EEXIST: Errno = Errno(17);
+pub const EBUSY: Errno = Errno(16);
 pub const ENODEV: Errno = Errno(19);
 pub const ENOTDIR: Errno = Errno(20);
 pub const EPIPE: Errno = Errno(32);
@@ -116,6 +117,17 @@ pub fn make_folders(path: &[u8]) -> Result<()> {
     last
 }
 
+/// Makes a file of a device of characters; it may be there.
+pub fn make_device(path: &[u8], major: usize, minor: usize) -> Result<()> {
+    const CHARACTERS: usize = 0o20_000;
+    let path = text(path);
+    let device = major << 8 | minor;
+    match raw(number::MKNODAT, &[HERE.argument(), pointer(&path), CHARACTERS | 0o600, device]) {
+        Ok(_) | Err(EEXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 pub fn link(target: &[u8], path: &[u8]) -> Result<()> {
     let (target, path) = (text(target), text(path));
     raw(number::SYMLINKAT, &[pointer(&target), HERE.argument(), pointer(&path)]).map(|_| ())
@@ -213,6 +225,12 @@ pub fn sleep(milliseconds: usize) {
 
 pub fn ioctl(fd: Fd, request: usize, argument: usize) -> Result<usize> {
     raw(number::IOCTL, &[fd.argument(), request, argument])
+}
+
+/// Waits until a terminal has sent what was written to it (tcdrain(3)).
+pub fn drain(terminal: Fd) -> Result<()> {
+    const TCSBRK: usize = 0x5409;
+    ioctl(terminal, TCSBRK, 1).map(|_| ())
 }
 
 /// The reading and the writing end of a new pipe, closed in programs that are executed.

@@ -6,14 +6,14 @@
 use super::dump_on::{self, DumpOn};
 use super::ended::Ended;
 use super::hold::{self, HoldOn};
-use super::kernel_log::{KEPT, Lines, LogTo, Tail, Watch, line_of_record};
+use super::kernel_log::{KEPT, Lines, LogTo, Tail, Watch, line_of_record, trouble_of_first_process};
 use super::memory_log::MemoryLog;
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
 use super::serial::Serial;
 use super::session::{CommandEnd, Session, TOO_LONG, next_signal};
 use super::signals::{PASSED, stop, take_signals};
 use super::stuck::{self, Stuck};
-use super::verdict::{self, Verdict};
+use super::verdict::{self, LAST_MOMENT, Verdict};
 use super::visitors::Visitors;
 use crate::cell::{self, Ending, Grant, Rule, Sandbox};
 use crate::control::protocol::Event;
@@ -47,8 +47,6 @@ const PORT_TURN: usize = 8;
 /// Bytes that wait for the guest, from which on nothing more is heard of it: one that only speaks and never listens
 /// is to have no answers without end.
 const MOST_OUT: usize = 1 << 20;
-/// How long whoever reads the output has, once something other than the command has ended the run.
-const LAST_MOMENT: Duration = Duration::from_millis(500);
 /// How long what is behind a sign in the log is waited for: the rest of what the kernel has to say of it.
 const AFTER_SIGN: Duration = Duration::from_millis(500);
 /// A kernel that has panicked resets itself at once; one that does not has taken so long.
@@ -251,7 +249,7 @@ impl Desk<'_> {
         let mut ended = self.explained(verdict);
         let late = self.finish_output(&ended.verdict);
         let was_stopped = matches!(late, Some(Verdict::Stopped(_)));
-        if let Some(late) = late.filter(|_| patience(&ended.verdict).is_none()) {
+        if let Some(late) = late.filter(|_| ended.verdict.patience().is_none()) {
             // Not all of its output was read.
             ended.verdict = late;
         }
@@ -326,7 +324,7 @@ impl Desk<'_> {
         self.phase = Phase::Ends;
         self.was_told = true;
         (self.boot_ends, self.sign) = (None, None);
-        self.ends = patience(verdict).map(|limit| Instant::now() + limit).or(self.ends);
+        self.ends = verdict.patience().map(|limit| Instant::now() + limit).or(self.ends);
         if let Some(session) = &mut self.session {
             session.close();
         }
@@ -458,6 +456,12 @@ impl Desk<'_> {
         let bytes = self.serial.take();
         for line in self.lines.push(&bytes) {
             self.look_at_line(&line);
+            // From the command's beginning on anybody in the guest could say so.
+            if !self.is_up
+                && let Some(why) = trouble_of_first_process(&line)
+            {
+                self.decide_standstill(Verdict::NoRoot(why.into()));
+            }
             // What is told by the first process as well is shown once. A kernel that panics has it tell nothing more.
             if !self.is_up || matches!(self.sign, Some((Sign::Panic, ..))) {
                 self.show_line(line);
@@ -763,31 +767,6 @@ impl Desk<'_> {
         }
         if self.ends.is_some_and(|ends| ends <= now) {
             self.decide_standstill(Verdict::TimeOver);
-        }
-    }
-}
-
-/// How long whoever reads the output has at the end of a run: as long as it takes, if all has gone its way.
-fn patience(verdict: &Verdict) -> Option<Duration> {
-    (!matches!(verdict, Verdict::Command(_) | Verdict::Signal(_))).then_some(LAST_MOMENT)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_command_that_has_ended_waits_for_whoever_reads_its_output() {
-        for verdict in [Verdict::Command(1), Verdict::Signal(9)] {
-            assert_eq!(patience(&verdict), None, "{verdict}");
-        }
-        for verdict in [
-            Verdict::TimeOver,
-            Verdict::Panic(None),
-            Verdict::NoUserSpace,
-            Verdict::Stopped(StoppedBy::Console),
-        ] {
-            assert_eq!(patience(&verdict), Some(LAST_MOMENT), "{verdict}");
         }
     }
 }

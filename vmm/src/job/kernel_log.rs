@@ -4,6 +4,8 @@
 //! prints what is serious, and as far as neither has told of it from memory (`memory_log`). Who can
 //! write to any of these can say what he likes; whoever tests a kernel runs what he trusts to say the truth.
 
+use super::ktap::without_time;
+use super::protocol;
 use crate::error::Error;
 use crate::given_file;
 use crate::logging;
@@ -74,6 +76,12 @@ pub fn line_of_record(record: &[u8]) -> Option<(u64, String)> {
     let mut numbers = head.split(',').skip(1).map(str::parse);
     let (number, microseconds): (u64, u64) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     Some((number, format!("[{:5}.{:06}] {text}", microseconds / 1_000_000, microseconds % 1_000_000)))
+}
+
+/// Why the guest's first process has no command run, if a line of the console is what it says where it has no port
+/// ([`protocol::TROUBLE_LINE`]).
+pub fn trouble_of_first_process(line: &str) -> Option<&str> {
+    without_time(line).strip_prefix(protocol::TROUBLE_LINE)
 }
 
 /// The last lines.
@@ -156,6 +164,18 @@ mod tests {
         assert_eq!(plain, (1, "[    0.000000] \u{fffd}[2J\tx".into()));
         for wrong in [&b""[..], b"6,1;x", b"6,1,z,-;x", b"6,z,1,-;x", b"no record"] {
             assert_eq!(line_of_record(wrong), None);
+        }
+    }
+
+    #[test]
+    fn what_the_first_process_says_on_the_console_is_told_from_all_else() {
+        let why = "the module virtio_pci cannot be loaded: it is not for this kernel, or is damaged";
+        let line = format!("{}{why}", protocol::TROUBLE_LINE);
+        for front in ["", "[    1.500000] ", "[    1.500000][    T1] "] {
+            assert_eq!(trouble_of_first_process(&format!("{front}{line}")), Some(why), "{front}");
+        }
+        for other in [format!("echo {line}"), "[    1.5] vmm: try loopback: no such device".into()] {
+            assert_eq!(trouble_of_first_process(&other), None, "{other}");
         }
     }
 

@@ -56,7 +56,7 @@ fn shortened(name: &str) -> String {
 
 /// A line without what the kernel's log has in front: a level, the time, and who has said it
 /// (`CONFIG_PRINTK_CALLER`).
-fn without_time(line: &str) -> &str {
+pub(super) fn without_time(line: &str) -> &str {
     let bracketed = |line: &str, is_inside: fn(char) -> bool| {
         let (inside, rest) = line.strip_prefix('[')?.split_once(']')?;
         inside.chars().all(is_inside).then_some(line.len() - rest.len())

@@ -31,6 +31,8 @@ pub struct Module {
     pub name: String,
     /// Its file.
     pub bytes: Vec<u8>,
+    /// The guest can do without it.
+    pub is_optional: bool,
 }
 
 /// What a guest needs is not there.
@@ -136,15 +138,30 @@ impl Modules {
         self.files.is_empty() && self.built_in.is_none()
     }
 
-    /// What has to be loaded for these to be there, in order. One that is no file here is part of the kernel, as far as
-    /// that is known.
+    /// What has to be loaded for these to be there, in order, and behind it what `optional` ones take that can be had. One
+    /// that is no file here is part of the kernel, as far as that is known.
     ///
     /// # Errors
     /// [`ModuleError`]; `folder` is where they were looked for.
-    pub fn needed(&self, names: &[&str], folder: &Path) -> Result<Vec<Module>, ModuleError> {
+    pub fn needed(
+        &self,
+        names: &[&str],
+        optional: &[&str],
+        folder: &Path,
+    ) -> Result<Vec<Module>, ModuleError> {
         let mut order = Vec::new();
         for name in names {
             self.add(name, folder, &mut order, &mut Vec::new())?;
+        }
+        for name in optional {
+            let required = order.len();
+            match self.add(name, folder, &mut order, &mut Vec::new()) {
+                Ok(()) => order[required..].iter_mut().for_each(|module| module.is_optional = true),
+                Err(error) => {
+                    log::debug!("the guest does without {name}: {error}");
+                    order.truncate(required);
+                }
+            }
         }
         Ok(order)
     }
@@ -176,7 +193,7 @@ impl Modules {
             self.add(&needed, folder, order, above)?;
         }
         above.pop();
-        order.push(Module { name: name.into(), bytes });
+        order.push(Module { name: name.into(), bytes, is_optional: false });
         Ok(())
     }
 }
@@ -306,7 +323,7 @@ mod tests {
         ]);
         let modules = Modules::below(&folder).unwrap();
         let names = |wanted: &[&str]| -> Result<Vec<String>, String> {
-            let modules = modules.needed(wanted, &folder).map_err(|error| error.to_string())?;
+            let modules = modules.needed(wanted, &[], &folder).map_err(|error| error.to_string())?;
             Ok(modules.into_iter().map(|module| module.name).collect())
         };
         assert_eq!(
@@ -327,11 +344,14 @@ mod tests {
             ("d.ko", b"\x7fELF and nothing"),
         ]);
         let modules = Modules::below(&folder).unwrap();
-        assert!(matches!(modules.needed(&["a"], &folder), Err(ModuleError::Circle(_))));
-        assert!(matches!(modules.needed(&["c"], &folder), Err(ModuleError::Read { .. })));
-        assert_eq!(modules.needed(&["d"], &folder).unwrap().len(), 1);
+        assert!(matches!(modules.needed(&["a"], &[], &folder), Err(ModuleError::Circle(_))));
+        assert!(matches!(modules.needed(&["c"], &[], &folder), Err(ModuleError::Read { .. })));
+        assert_eq!(modules.needed(&["d"], &[], &folder).unwrap().len(), 1);
+        // The guest does without what is optional and cannot be had, and without what that would have taken.
+        let optional = modules.needed(&["d"], &["a", "c", "d"], &folder).unwrap();
+        assert!(optional.len() == 1 && !optional[0].is_optional);
         // Nothing is known of what is built in: it may be.
-        assert_eq!(modules.needed(&["ext4"], &folder).unwrap(), []);
+        assert_eq!(modules.needed(&["ext4"], &[], &folder).unwrap(), []);
         assert!(Modules::below(&folder.join("none")).unwrap().is_empty());
         fs::remove_dir_all(&folder).unwrap();
     }

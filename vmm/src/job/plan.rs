@@ -2,6 +2,7 @@
 
 use super::beside;
 use super::initramfs::Initramfs;
+use super::loading;
 use super::modules::{ModuleError, Modules};
 use super::protocol;
 use super::root_image::{Found, RootImage, RootImageError};
@@ -331,12 +332,9 @@ impl Wanted {
         }
         self.cover(&mut devices, &self.private(&writable));
         let (modules, folder) = modules(self, &kernel, release.as_deref())?;
-        // One that serves what the guest can do without, if it is there.
-        let optional = ["virtio_rng"].into_iter().filter(|name| modules.has(name));
-        wanted.extend(optional);
         let mut archive = Initramfs::default();
         let mut steps = Steps::default();
-        let modules = modules.needed(&wanted, &folder)?;
+        let modules = modules.needed(&wanted, &["virtio_rng"], &folder)?;
         self.fill(&mut archive, &mut steps, &modules, (source, beside.as_deref(), &writable))?;
         let panic = if self.stays_when_panicked { 0 } else { -1 };
         let mut cmdline = format!("quiet panic={panic} rdinit=/init");
@@ -393,12 +391,7 @@ impl Wanted {
             archive.folder(folder).map_err(PlanError::Archive)?;
         }
         put(archive, "init", INIT)?;
-        for (index, module) in modules.iter().enumerate() {
-            let path = format!("/vmm/modules/{index:02}-{}.ko", module.name);
-            put(archive, &path[1..], &module.bytes)?;
-            steps.module(&path, "");
-        }
-        steps.port(protocol::PORT);
+        loading::add(modules, archive, steps).map_err(PlanError::Archive)?;
         self.steps(steps, source, beside, writable)?;
         let list = std::mem::take(steps).finish()?;
         put(archive, "vmm/steps", list.as_bytes())

@@ -84,6 +84,9 @@ pub const ERRORS: u8 = 2;
 /// them, or there was no room for them.
 pub const LOST_RECORDS: &[u8] = b"4,0,0,-;vmm: records of the kernel's log may be missing here\n";
 
+/// What stands in front of the words on the console and in the kernel's log where there is no port for [`Kind::Trouble`].
+pub const TROUBLE_LINE: &str = "vmm: the guest cannot be made ready: ";
+
 /// What is said at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {

@@ -42,6 +42,11 @@ impl Steps {
         self.add(&["module", path, options]);
     }
 
+    /// The same for one that a guest can do without.
+    pub fn try_module(&mut self, path: &str, options: &str) {
+        self.add(&["try", "module", path, options]);
+    }
+
     /// Makes a folder, with those that it is in.
     pub fn folder(&mut self, path: &str) {
         self.add(&["folder", path]);

@@ -6,6 +6,7 @@ use arch::plain::plain;
 use debug::linux::trouble::{Sign, Trouble};
 use nix::sys::signal::Signal;
 use std::fmt;
+use std::time::Duration;
 
 /// How a job ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +61,9 @@ codes! {
     NOT_EXECUTABLE = 126, "the command cannot be executed";
     NOT_FOUND = 127, "the command was not found";
 }
+
+/// How long whoever reads the output has, once something other than the command has ended the run.
+pub const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 /// A signal's code has this below it, as a shell's.
 const SIGNALS: u8 = 128;
@@ -161,6 +165,11 @@ impl Verdict {
         }
     }
 
+    /// How long whoever reads the output has at the end of a run, if all has not gone its way: else as long as it takes.
+    pub fn patience(&self) -> Option<Duration> {
+        (!matches!(self, Verdict::Command(_) | Verdict::Signal(_))).then_some(LAST_MOMENT)
+    }
+
     /// Whether it is the command's own, of which there is nothing to say.
     pub fn is_commands(&self) -> bool {
         matches!(self, Verdict::Command(_))
@@ -229,6 +238,21 @@ mod tests {
         let is_of = |verdict: Verdict| verdict.is_of(Signal::SIGTERM);
         assert!(is_of(Verdict::Signal(15)) && is_of(Verdict::Command(143)));
         assert!(!is_of(Verdict::Signal(2)) && !is_of(Verdict::Command(1)) && !is_of(Verdict::TimeOver));
+    }
+
+    #[test]
+    fn only_a_command_that_has_ended_waits_for_whoever_reads_its_output() {
+        for verdict in [Verdict::Command(1), Verdict::Signal(9)] {
+            assert_eq!(verdict.patience(), None, "{verdict}");
+        }
+        for verdict in [
+            Verdict::TimeOver,
+            Verdict::Panic(None),
+            Verdict::NoUserSpace,
+            Verdict::Stopped(StoppedBy::Console),
+        ] {
+            assert_eq!(verdict.patience(), Some(LAST_MOMENT), "{verdict}");
+        }
     }
 
     #[test]
