@@ -90,6 +90,10 @@ pub extern "C" fn main() -> ! {
     let Some(port) = ready.port else {
         give_up(&result.err().unwrap_or_else(|| "there is no port".into()));
     };
+    let result = match &ready.init {
+        Some(init) => result.and_then(|()| hand_over(init)),
+        None => result,
+    };
     let mut out = Vec::new();
     if let Err(trouble) = &result {
         protocol::put(&mut out, Kind::Trouble, NO_SESSION, trouble.as_bytes());
@@ -97,27 +101,32 @@ pub extern "C" fn main() -> ! {
         let hello = [&[protocol::VERSION][..], &sys::release()].concat();
         protocol::put(&mut out, Kind::Hello, NO_SESSION, &hello);
     }
-    if let (Some(init), Ok(())) = (&ready.init, &result) {
-        hand_over(init);
-    }
     let log = sys::open(b"/dev/kmsg", sys::READ_ONLY | sys::NO_WAIT | sys::CLOSE_ON_EXEC).ok();
     let children = sys::children().ok();
     Agent { port, log, children, out, decoder: Decoder::default(), sessions: Vec::new() }.live()
 }
 
-/// Has the system's own first process take this one's place, and goes on in a child.
-fn hand_over(init: &[u8]) {
-    match sys::fork() {
-        Ok(0) => {}
-        Ok(_) => {
-            sys::block_signals(false);
-            let environment = [b"HOME=/".to_vec(), b"TERM=linux".to_vec()];
-            let error = sys::execute(init, &[init.to_vec()], &environment);
-            say(&format!("{}: {error}", alloc::string::String::from_utf8_lossy(init)));
-            sys::power_off();
+/// Has the system's own first process take this one's place, and goes on in a child, which hears here why that cannot be.
+fn hand_over(init: &[u8]) -> Result<(), setup::Trouble> {
+    let name = alloc::string::String::from_utf8_lossy(init);
+    let cannot = |error: sys::Errno| format!("the first process {name} (--init) cannot be executed: {error}");
+    let (read, write) = sys::pipe().map_err(cannot)?;
+    if sys::fork().map_err(cannot)? != 0 {
+        sys::block_signals(false);
+        let environment = [b"HOME=/".to_vec(), b"TERM=linux".to_vec()];
+        let error = sys::execute(init, &[init.to_vec()], &environment);
+        sys::block_signals(true);
+        // The child tells the host, which ends the machine; before that this one may not end. A child that has ended hears nothing.
+        sys::write(write, &error.0.to_le_bytes()).ok();
+        loop {
+            sys::poll(&mut [], None);
         }
-        Err(error) => say(&format!("cannot fork: {error}")),
     }
+    sys::close(write);
+    // The other end is closed when the program has begun.
+    let told = sys::error_of_other(read);
+    sys::close(read);
+    told.map_or(Ok(()), |error| Err(cannot(error)))
 }
 
 /// What carries commands.

@@ -240,6 +240,19 @@ pub fn pipe() -> Result<(Fd, Fd)> {
     Ok((Fd(ends[0]), Fd(ends[1])))
 }
 
+/// The error that a process writes to a pipe which cannot execute a program; `None` where that has begun, which closes
+/// the pipe.
+pub fn error_of_other(pipe: Fd) -> Option<Errno> {
+    let mut number = [0; 4];
+    loop {
+        match read(pipe, &mut number) {
+            Ok(4) => return Some(Errno(i32::from_le_bytes(number))),
+            Err(EINTR) => {}
+            _ => return None,
+        }
+    }
+}
+
 /// Has reads and writes not wait (ioctl_fionbio(2const)).
 pub fn never_wait(fd: Fd) {
     const FIONBIO: usize = 0x5421;

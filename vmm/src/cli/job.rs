@@ -23,7 +23,7 @@ use crate::job::verdict::{CANNOT, CODES};
 use crate::logging;
 use crate::machine::config::{Config, DiskConfig, GdbConfig, MemorySize, VirtioTransport};
 use clap::Parser;
-use clap::builder::ValueParser;
+use clap::builder::{NonEmptyStringValueParser, ValueParser};
 use clap::error::ErrorKind;
 use debug::gdb::endpoint::Endpoint;
 use debug::linux::trouble::Trouble;
@@ -80,7 +80,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", help_heading = "Guest")]
     cwd: Option<PathBuf>,
     /// Have this program as the first process, the system's own, beside which the command runs
-    #[arg(long, value_name = "PROGRAM", help_heading = "Guest")]
+    #[arg(long, value_name = "PROGRAM", value_parser = NonEmptyStringValueParser::new(), help_heading = "Guest")]
     init: Option<String>,
     /// Have the root's systemd as the first process
     #[arg(long, conflicts_with = "init", help_heading = "Guest")]
@@ -588,6 +588,7 @@ mod tests {
         for (line, says) in [
             ("--kernel", "a value is required"),
             ("--wrong", "unexpected argument '--wrong'"),
+            ("--init= -- true", "a value is required for '--init <PROGRAM>'"),
             ("--fail-on oops,heat", "'heat' is none of oops, warn"),
             ("--matrix other", "cannot be one of many"),
             ("--junit x", "required arguments"),
