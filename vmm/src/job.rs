@@ -24,6 +24,7 @@ mod serial;
 pub mod session;
 pub mod signals;
 pub mod steps;
+pub mod stop;
 pub mod streams;
 pub mod stuck;
 pub mod table;

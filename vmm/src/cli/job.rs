@@ -13,15 +13,17 @@ use crate::job::ended::Ended;
 use crate::job::free_memory::free_memory;
 use crate::job::hold::HoldOn;
 use crate::job::kernel_log::{LogTo, Watch};
-use crate::job::matrix;
+use crate::job::matrix::{self, Runs};
 use crate::job::plan::{Plan, Root, Wanted};
 use crate::job::protocol::Command;
 use crate::job::root_image::RootImage;
 use crate::job::session;
+use crate::job::stop::{self, Stop};
 use crate::job::table;
 use crate::job::verdict::{CANNOT, CODES};
 use crate::logging;
 use crate::machine::config::{Config, DiskConfig, GdbConfig, MemorySize, VirtioTransport};
+use arch::words::counted;
 use clap::Parser;
 use clap::builder::{NonEmptyStringValueParser, ValueParser};
 use clap::error::ErrorKind;
@@ -435,6 +437,7 @@ fn many(args: &Args, list: &Path) -> Result<u8, String> {
         return Err("--tap and --json both say what came of all: write one of them".into());
     }
     let words = |error: &dyn std::fmt::Display| error.to_string();
+    let stop = Stop::by_signals().map_err(|error| format!("cannot listen to signals: {error}"))?;
     let entries = matrix::read(list, |words| understood(words).map(|_| ())).map_err(|error| words(&error))?;
     // Before hours have gone by.
     let junit = args.junit.as_deref().map(open_junit).transpose()?;
@@ -471,8 +474,14 @@ fn many(args: &Args, list: &Path) -> Result<u8, String> {
         // Much output takes no more than a small part of the time.
         next = next.max(begun + SELDOM * begun.elapsed());
     };
-    let finished = matrix::run(entries, at_a_time, shown, tell, so_far);
+    let program = env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let program = [program.into_os_string(), "run".into(), "--json".into()].into();
+    let finished = Runs { program, at_a_time, shown, stop: &stop }.carry_out(entries, tell, so_far);
     let finished = finished.map_err(|error| format!("cannot run them: {error}"))?;
+    if let Some(signal) = stop.by() {
+        let left = counted((count - finished.len()) as u64, "run");
+        log::error!("stopped by signal {}: {left} had not ended", signal as i32);
+    }
     let text = match (args.tap, args.json) {
         (true, _) => table::tap(&finished),
         (false, true) => String::new(),
@@ -481,6 +490,9 @@ fn many(args: &Args, list: &Path) -> Result<u8, String> {
     unwritten |= stdout::print(&text, 0);
     if let Some(file) = &junit {
         write_junit(file, &finished)?;
+    }
+    if let Some(signal) = stop.by() {
+        return Ok(stop::code_of(signal));
     }
     Ok(match finished.iter().all(matrix::Finished::is_passed) {
         // It is said already.

@@ -4,16 +4,17 @@
 //! as they come: tests that it tells of are kept, and of the rest the end.
 
 use super::ktap::{self, Test};
+use super::stop::Stop;
 use super::verdict::{CANNOT, one_line};
 use arch::words::counted;
-use nix::sys::signal::Signal;
 use serde::Deserialize;
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -168,51 +169,112 @@ struct Told {
     dump: Option<String>,
 }
 
-/// Runs all of them, `at_a_time`, with this program; tells of each as it ends. Behind that only what is `shown` is kept of
-/// what they print.
-///
-/// # Errors
-/// When the system gives no more threads.
-pub fn run(
-    entries: Vec<Entry>,
-    at_a_time: usize,
-    shown: Shown,
-    mut tell: impl FnMut(&Finished),
-    mut so_far: impl FnMut(&[Finished]),
-) -> io::Result<Vec<Finished>> {
-    let program = std::env::current_exe()?;
-    let waiting = Mutex::new(VecDeque::from(entries));
-    let (waiting, program) = (&waiting, &*program);
-    // Those that wait to be told have all that was printed.
-    let (sender, finished) = sync_channel(1);
-    let mut room = MOST_KEPT;
-    let mut all = thread::scope(move |scope| -> io::Result<Vec<Finished>> {
-        for _ in 0..at_a_time.max(1) {
-            let sender = sender.clone();
-            thread::Builder::new()
-                .name("matrix".into())
-                .spawn_scoped(scope, move || work(waiting, program, &sender))?;
-        }
-        drop(sender);
-        let mut all = Vec::new();
-        for mut one in finished {
-            tell(&one);
-            one.forget(shown, &mut room);
-            all.push(one);
-            so_far(&all);
-        }
-        Ok(all)
-    })?;
-    all.sort_by_key(|one| one.entry.line);
-    Ok(all)
+/// How many are run.
+#[derive(Debug)]
+pub struct Runs<'a> {
+    /// The program, and its words in front of a run's own.
+    pub program: Vec<OsString>,
+    /// How many at a time.
+    pub at_a_time: usize,
+    /// What reports show of them.
+    pub shown: Shown,
+    /// What ends all of them.
+    pub stop: &'a Stop,
 }
 
-fn work(waiting: &Mutex<VecDeque<Entry>>, program: &Path, sender: &SyncSender<Finished>) {
-    loop {
-        let Some(entry) = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return };
-        if sender.send(carry_out(entry, program)).is_err() {
-            return;
+impl Runs<'_> {
+    /// Runs all of these; tells of each as it ends. Behind that only what is `shown` is kept of what they print. When they
+    /// are ended, of those that have ended themselves.
+    ///
+    /// # Errors
+    /// When the system gives no more threads.
+    pub fn carry_out(
+        &self,
+        entries: Vec<Entry>,
+        mut tell: impl FnMut(&Finished),
+        mut so_far: impl FnMut(&[Finished]),
+    ) -> io::Result<Vec<Finished>> {
+        self.stop.begin();
+        let waiting = Mutex::new(VecDeque::from(entries));
+        let waiting = &waiting;
+        // Those that wait to be told have all that was printed.
+        let (sender, finished) = sync_channel(1);
+        let mut room = MOST_KEPT;
+        let mut all = thread::scope(move |scope| -> io::Result<Vec<Finished>> {
+            for _ in 0..self.at_a_time.max(1) {
+                let sender = sender.clone();
+                thread::Builder::new()
+                    .name("matrix".into())
+                    .spawn_scoped(scope, move || self.work(waiting, &sender))?;
+            }
+            drop(sender);
+            let mut all = Vec::new();
+            for mut one in finished {
+                tell(&one);
+                one.forget(self.shown, &mut room);
+                all.push(one);
+                so_far(&all);
+            }
+            Ok(all)
+        })?;
+        all.sort_by_key(|one| one.entry.line);
+        Ok(all)
+    }
+
+    fn work(&self, waiting: &Mutex<VecDeque<Entry>>, sender: &SyncSender<Finished>) {
+        loop {
+            let Some(entry) = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else {
+                return;
+            };
+            let Some(finished) = self.finish(entry) else { return };
+            if sender.send(finished).is_err() {
+                return;
+            }
         }
+    }
+
+    /// Carries one out; one that cannot be is over as well. None where all are to end.
+    fn finish(&self, entry: Entry) -> Option<Finished> {
+        let began = Instant::now();
+        self.run_one(&entry).unwrap_or_else(|error| {
+            Some(Finished {
+                entry,
+                code: CANNOT,
+                verdict: "cannot".into(),
+                text: format!("it cannot be run: {error}"),
+                took: began.elapsed(),
+                dump: None,
+                output: String::new(),
+                errors: String::new(),
+                told: 0,
+                failed: 0,
+                tests: Vec::new(),
+            })
+        })
+    }
+
+    fn run_one(&self, entry: &Entry) -> io::Result<Option<Finished>> {
+        let began = Instant::now();
+        let [program, before @ ..] = &self.program[..] else { return Err(io::ErrorKind::NotFound.into()) };
+        let mut command = Command::new(program);
+        command.args(before).args(&entry.words).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let Some(mut running) = self.stop.spawn(&mut command)? else { return Ok(None) };
+        let (output, errors) = (running.child.stdout.take(), running.child.stderr.take());
+        let (Some(output), Some(errors)) = (output, errors) else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
+        // Both at once: neither is to wait for the other.
+        let (output, errors) = thread::scope(|scope| {
+            let output = thread::Builder::new().spawn_scoped(scope, || Heard::read(output))?;
+            let errors = Heard::read(errors);
+            let output = output.join().unwrap_or_else(|_| Err(io::Error::other("its output cannot be read")));
+            Ok::<_, io::Error>((output?, errors?))
+        })?;
+        let status = running.wait()?;
+        // One that has come to its end before is told of.
+        let was_ended = self.stop.by().is_some() && status.signal().is_some();
+        Ok((!was_ended).then(|| told(entry, status, (output, errors), began.elapsed())))
     }
 }
 
@@ -258,37 +320,6 @@ impl Heard {
     }
 }
 
-/// Carries one out; one that cannot be is over as well.
-fn carry_out(entry: Entry, program: &Path) -> Finished {
-    let began = Instant::now();
-    run_one(&entry, program).unwrap_or_else(|error| Finished {
-        entry,
-        code: CANNOT,
-        verdict: "cannot".into(),
-        text: format!("it cannot be run: {error}"),
-        took: began.elapsed(),
-        dump: None,
-        output: String::new(),
-        errors: String::new(),
-        told: 0,
-        failed: 0,
-        tests: Vec::new(),
-    })
-}
-
-/// A process that does not outlive its value.
-#[derive(Debug)]
-struct Bounded(Child);
-
-impl Drop for Bounded {
-    fn drop(&mut self) {
-        // One that was waited for is not there to be killed any more.
-        if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
-            log::warn!("a run cannot be ended: {error}");
-        }
-    }
-}
-
 /// What is told of one that has not said itself what came of it, by the last line of its errors.
 fn untold(status: ExitStatus, last: &str) -> Told {
     let last: String = one_line(last).chars().take(MOST_TEXT).collect();
@@ -300,42 +331,22 @@ fn untold(status: ExitStatus, last: &str) -> Told {
     Told { verdict: "cannot".into(), text, dump: None }
 }
 
-fn run_one(entry: &Entry, program: &Path) -> io::Result<Finished> {
-    let began = Instant::now();
-    let mut command = Command::new(program);
-    command.arg("run").arg("--json").args(&entry.words).stdin(Stdio::null());
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    // SAFETY: the closure makes one system call.
-    unsafe {
-        // Nobody waits for it when this process has gone. Another signal would be its command's, the first time.
-        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
-    }
-    let mut child = Bounded(command.spawn()?);
-    let (output, errors) = (child.0.stdout.take(), child.0.stderr.take());
-    let (Some(output), Some(errors)) = (output, errors) else { return Err(io::ErrorKind::BrokenPipe.into()) };
-    // Both at once: neither is to wait for the other.
-    let (output, errors) = thread::scope(|scope| {
-        let output = thread::Builder::new().spawn_scoped(scope, || Heard::read(output))?;
-        let errors = Heard::read(errors);
-        let output = output.join().unwrap_or_else(|_| Err(io::Error::other("its output cannot be read")));
-        Ok::<_, io::Error>((output?, errors?))
-    })?;
-    let status = child.0.wait()?;
-    let took = began.elapsed();
+/// What came of one, by what it has printed.
+fn told(entry: &Entry, status: ExitStatus, (output, errors): (Heard, Heard), took: Duration) -> Finished {
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(CANNOT);
     let ((output, mut tests), (errors, of_log)) = (output.finish(), errors.finish());
     // The kernel's log may be among its errors (`--kernel-log -`).
     tests.extend(of_log);
     let (before, last) = errors.trim_end().rsplit_once('\n').unwrap_or(("", errors.trim_end()));
-    let (errors, told) = match serde_json::from_str::<Told>(last) {
+    let (errors, of_itself) = match serde_json::from_str::<Told>(last) {
         Ok(told) => (before.to_string(), told),
         // It could not be begun, and has said why, or somebody has ended it.
         Err(_) => (errors.clone(), untold(status, last)),
     };
     let failed = tests.iter().filter(|test| test.result == ktap::Result::Failed).count();
     let (entry, count) = (entry.clone(), tests.len());
-    let Told { verdict, text, dump } = told;
-    Ok(Finished { entry, code, verdict, text, took, dump, output, errors, told: count, failed, tests })
+    let Told { verdict, text, dump } = of_itself;
+    Finished { entry, code, verdict, text, took, dump, output, errors, told: count, failed, tests }
 }
 
 #[cfg(test)]
@@ -399,13 +410,28 @@ mod tests {
     }
 
     #[test]
-    fn a_process_does_not_outlive_its_value() {
-        let child = Bounded(Command::new("sleep").arg("1000").spawn().unwrap());
-        let pid = nix::unistd::Pid::from_raw(child.0.id().try_into().unwrap());
-        drop(child);
-        assert_eq!(nix::sys::signal::kill(pid, None), Err(nix::errno::Errno::ESRCH));
-        let mut child = Bounded(Command::new("true").spawn().unwrap());
-        assert!(child.0.wait().unwrap().success());
+    fn what_has_ended_before_a_signal_is_told_of() {
+        use nix::sys::signal::Signal;
+        let entries = [(1, "echo quick"), (2, "exec sleep 1000"), (3, "echo late")].map(|(line, text)| Entry {
+            line,
+            name: text.into(),
+            words: vec![text.into()],
+        });
+        let stop = Stop::default();
+        let shown = Shown { output: true, tests: true };
+        let program = ["/bin/sh", "-c"].map(OsString::from).into();
+        let runs = Runs { program, at_a_time: 1, shown, stop: &stop };
+        // It waits for one that does not end by itself.
+        let mut told = Vec::new();
+        let finished = runs.carry_out(
+            entries.into(),
+            |one| told.push(one.entry.line),
+            |all| {
+                assert!(all.len() == 1 && stop.end(Signal::SIGTERM));
+            },
+        );
+        let finished = finished.unwrap();
+        assert_eq!((told, finished.len(), &*finished[0].output), (vec![1], 1, "quick\n"));
     }
 
     #[test]
