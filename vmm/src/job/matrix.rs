@@ -138,7 +138,7 @@ impl Finished {
 
     /// Whether a report shows what it has printed: where tests tell nothing, or not all.
     pub fn shows_output(&self) -> bool {
-        self.told == 0 || self.code != 0
+        self.told == 0 || !self.is_passed()
     }
 
     /// Keeps what a report shows, as long as there is `room`: bytes, of which it takes its own.
@@ -412,11 +412,8 @@ mod tests {
     #[test]
     fn what_has_ended_before_a_signal_is_told_of() {
         use nix::sys::signal::Signal;
-        let entries = [(1, "echo quick"), (2, "exec sleep 1000"), (3, "echo late")].map(|(line, text)| Entry {
-            line,
-            name: text.into(),
-            words: vec![text.into()],
-        });
+        let entries = [(1, "echo quick"), (2, "exec sleep 1000"), (3, "echo late")]
+            .map(|(line, text)| Entry { line, name: text.into(), words: vec![text.into()] });
         let stop = Stop::default();
         let shown = Shown { output: true, tests: true };
         let program = ["/bin/sh", "-c"].map(OsString::from).into();
@@ -437,9 +434,13 @@ mod tests {
     #[test]
     fn what_no_report_shows_is_forgotten() {
         let test = Test { name: "a".into(), result: ktap::Result::Passed };
-        for (reported, code, tests, is_kept) in
-            [(true, 0, 3, false), (true, 1, 3, true), (true, 0, 0, true), (false, 1, 0, false)]
-        {
+        for (reported, code, tests, failed, is_kept) in [
+            (true, 0, 3, 0, false),
+            (true, 0, 3, 1, true),
+            (true, 1, 3, 0, true),
+            (true, 0, 0, 0, true),
+            (false, 1, 0, 0, false),
+        ] {
             let mut one = Finished {
                 entry: Entry { line: 1, name: "a".into(), words: vec![] },
                 code,
@@ -450,7 +451,7 @@ mod tests {
                 output: "out".into(),
                 errors: "err".into(),
                 told: tests,
-                failed: 0,
+                failed,
                 tests: vec![test.clone(); tests],
             };
             let mut room = 1000;

@@ -93,13 +93,22 @@ pub fn junit(all: &[Finished]) -> Result<String, quick_junit::SerializeError> {
         for test in &one.tests {
             let status = match test.result {
                 ktap::Result::Passed => TestCaseStatus::success(),
-                ktap::Result::Failed => TestCaseStatus::non_success(NonSuccessKind::Failure),
+                ktap::Result::Failed => {
+                    let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+                    status.set_message("not ok: what the run has printed says why");
+                    status
+                }
                 ktap::Result::Skipped => TestCaseStatus::skipped(),
             };
             suite.add_test_case(TestCase::new(XmlString::new(&test.name), status));
         }
-        // Where names of tests are not kept any more, the run stands for them.
-        if one.shows_output() || one.tests.is_empty() {
+        // Where names of tests are not kept any more, the run stands for them; else it says what they do not.
+        let stands_for_tests = one.told == 0 || one.code != 0 || one.tests.is_empty();
+        if !stands_for_tests && one.shows_output() {
+            suite.set_system_out(XmlString::new(&one.output));
+            suite.set_system_err(XmlString::new(&one.errors));
+        }
+        if stands_for_tests {
             let mut status = match one.code {
                 0 if one.is_passed() => TestCaseStatus::success(),
                 0 => TestCaseStatus::non_success(NonSuccessKind::Failure),
@@ -200,6 +209,10 @@ mod tests {
         unnamed.tests.clear();
         let xml = junit(&[unnamed]).unwrap();
         assert!(xml.contains("<failure message=\"1 test failed; code 0\""), "{xml}");
+        // What has failed within a run that ends well is told, with what was printed.
+        let xml = junit(&all()[3..]).unwrap();
+        assert!(xml.contains("<failure message=\"not ok") && xml.contains("<system-err>err"), "{xml}");
+        assert!(xml.contains("tests=\"2\"") && xml.contains("failures=\"1\""), "{xml}");
         let value: serde_json::Value = serde_json::from_str(&json(&all()[3])).unwrap();
         assert_eq!((&value["passed"], &value["failures"]), (&false.into(), &1.into()));
     }
