@@ -2,6 +2,7 @@
 
 use super::ktap;
 use super::matrix::Finished;
+use arch::plain::plain_lines;
 use arch::words::counted;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite, XmlString};
 use std::fmt::Write;
@@ -81,6 +82,16 @@ fn plain(name: &str) -> String {
     name.replace('\\', "\\\\").replace('#', "\\#")
 }
 
+/// Stands for a tab until all is written, as [`XmlString`] knows of none: no text that is plain has it.
+const TAB: char = '\u{fdd0}';
+
+/// A text as readers of XML take it, with all that it has: of what looks like a terminal's controls, which a guest need
+/// not end, [`XmlString`] would take away what is behind them.
+fn text_of(text: &str) -> XmlString {
+    let text = plain_lines(&text.replace("\r\n", "\n"));
+    XmlString::new(text.replace('\t', TAB.encode_utf8(&mut [0; 4])))
+}
+
 /// All, as JUnit has it: a suite for each, with the tests that it tells of, or with itself as the only one.
 ///
 /// # Errors
@@ -88,7 +99,7 @@ fn plain(name: &str) -> String {
 pub fn junit(all: &[Finished]) -> Result<String, quick_junit::SerializeError> {
     let mut report = Report::new("vmm run");
     for one in all {
-        let mut suite = TestSuite::new(XmlString::new(&one.entry.name));
+        let mut suite = TestSuite::new(text_of(&one.entry.name));
         suite.set_time(one.took);
         for test in &one.tests {
             let status = match test.result {
@@ -100,13 +111,13 @@ pub fn junit(all: &[Finished]) -> Result<String, quick_junit::SerializeError> {
                 }
                 ktap::Result::Skipped => TestCaseStatus::skipped(),
             };
-            suite.add_test_case(TestCase::new(XmlString::new(&test.name), status));
+            suite.add_test_case(TestCase::new(text_of(&test.name), status));
         }
         // Where names of tests are not kept any more, the run stands for them; else it says what they do not.
         let stands_for_tests = one.told == 0 || one.code != 0 || one.tests.is_empty();
         if !stands_for_tests && one.shows_output() {
-            suite.set_system_out(XmlString::new(&one.output));
-            suite.set_system_err(XmlString::new(&one.errors));
+            suite.set_system_out(text_of(&one.output));
+            suite.set_system_err(text_of(&one.errors));
         }
         if stands_for_tests {
             let mut status = match one.code {
@@ -116,17 +127,17 @@ pub fn junit(all: &[Finished]) -> Result<String, quick_junit::SerializeError> {
                 _ => TestCaseStatus::non_success(NonSuccessKind::Error),
             };
             if !one.is_passed() {
-                status.set_message(XmlString::new(result(one)));
+                status.set_message(text_of(&result(one)));
             }
-            let mut whole = TestCase::new(XmlString::new("run"), status);
+            let mut whole = TestCase::new(text_of("run"), status);
             whole.set_time(one.took);
-            whole.set_system_out(XmlString::new(&one.output));
-            whole.set_system_err(XmlString::new(&one.errors));
+            whole.set_system_out(text_of(&one.output));
+            whole.set_system_err(text_of(&one.errors));
             suite.add_test_case(whole);
         }
         report.add_test_suite(suite);
     }
-    report.to_string()
+    Ok(report.to_string()?.replace(TAB, "&#9;"))
 }
 
 #[cfg(test)]
@@ -194,6 +205,46 @@ mod tests {
         assert_eq!((&*read[0].name, read[0].result), (&*one.entry.name, ktap::Result::Failed));
         let message = text.lines().find_map(|line| line.strip_prefix("  message: ")).unwrap();
         assert_eq!(serde_json::from_str::<String>(message).unwrap(), one.text);
+    }
+
+    #[test]
+    fn nothing_that_is_printed_keeps_a_reader_from_the_rest() {
+        use quick_xml::events::Event;
+        let mut one = finished("a\tname", 1, &[("bad\u{1b}]0;test", ktap::Result::Failed)]);
+        one.text = "a \u{1b}[31mreason".into();
+        one.output = "a\tb\r\n\u{1b}Pnever ends\u{fffe}\u{ffff}\u{0}\u{9b}behind <&>\n".into();
+        one.errors = "\u{1b}]8;;behind errors".into();
+        let xml = junit(&[one]).unwrap();
+        let mut reader = quick_xml::Reader::from_str(&xml);
+        let (mut texts, mut values) = (String::new(), Vec::new());
+        loop {
+            match reader.read_event().unwrap() {
+                Event::Eof => break,
+                Event::Start(tag) | Event::Empty(tag) => {
+                    for attribute in tag.attributes() {
+                        values.push(
+                            attribute
+                                .unwrap()
+                                .normalized_value(quick_xml::XmlVersion::Implicit1_0)
+                                .unwrap()
+                                .into_owned(),
+                        );
+                    }
+                }
+                Event::Text(text) => texts.push_str(&text.decode().unwrap()),
+                Event::GeneralRef(name) => {
+                    let name = name.decode().unwrap();
+                    texts.push_str(&quick_xml::escape::unescape(&format!("&{name};")).unwrap());
+                }
+                _ => {}
+            }
+        }
+        let output = "a\tb\n\u{fffd}Pnever ends\u{fffd}\u{fffd}\u{fffd}\u{fffd}behind <&>\n";
+        assert!(texts.contains(output) && texts.contains("\u{fffd}]8;;behind errors"), "{texts}");
+        for value in ["a\tname", "bad\u{fffd}]0;test", "a \u{fffd}[31mreason"] {
+            assert!(values.iter().any(|it| it.contains(value)), "{value}: {values:?}");
+        }
+        assert!(xml.chars().all(|c| c == '\n' || arch::plain::is_plain(c)));
     }
 
     #[test]
