@@ -19,6 +19,7 @@ mod memory_log;
 pub mod modules;
 pub mod plan;
 pub mod protocol;
+pub mod report_file;
 pub mod root_image;
 mod serial;
 pub mod session;

@@ -6,7 +6,6 @@ use super::values::{self, ConsoleDevice, NetChoice};
 use crate::cell::Sandbox;
 use crate::control::names;
 use crate::error::Error;
-use crate::given_file;
 use crate::job::desk::{self, Job};
 use crate::job::dump_on::DumpOn;
 use crate::job::ended::Ended;
@@ -16,6 +15,7 @@ use crate::job::kernel_log::{LogTo, Watch};
 use crate::job::matrix::{self, Runs};
 use crate::job::plan::{Plan, Root, Wanted};
 use crate::job::protocol::Command;
+use crate::job::report_file::ReportFile;
 use crate::job::root_image::RootImage;
 use crate::job::session;
 use crate::job::stop::{self, Stop};
@@ -33,13 +33,11 @@ use devices::platform::Extra;
 use kvm::HOST_ISA;
 use regex_lite::Regex;
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{env, process, thread};
 
 /// Boot a kernel, run a command in it, and end as the command does
@@ -414,21 +412,14 @@ fn carry_out_many(args: &Args, list: &Path) -> u8 {
     }
 }
 
-fn open_junit(path: &Path) -> Result<File, String> {
-    given_file::create(path).map_err(|error| format!("cannot open --junit {}: {error}", path.display()))
+fn junit(finished: &[matrix::Finished]) -> Result<String, String> {
+    table::junit(finished).map_err(|error| error.to_string())
 }
 
-/// A report that is written again while runs go on is left alone for so many times as long as writing it has taken.
-const SELDOM: u32 = 20;
-
-/// Writes what has come of those that have ended, in place of what was written before.
-fn write_junit(mut file: &File, finished: &[matrix::Finished]) -> Result<(), String> {
-    let text = table::junit(finished).map_err(|error| error.to_string())?;
-    let written = match file.metadata().is_ok_and(|it| it.is_file()) {
-        true => file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64)),
-        false => file.write_all(text.as_bytes()),
-    };
-    written.map_err(|error| format!("cannot write --junit: {error}"))
+/// The report's file, with nothing in the report yet.
+fn open_junit(path: &Path) -> Result<ReportFile, String> {
+    ReportFile::open(path, &junit(&[])?)
+        .map_err(|error| format!("cannot open --junit {}: {error}", path.display()))
 }
 
 /// The exit code.
@@ -440,7 +431,7 @@ fn many(args: &Args, list: &Path) -> Result<u8, String> {
     let stop = Stop::by_signals().map_err(|error| format!("cannot listen to signals: {error}"))?;
     let entries = matrix::read(list, |words| understood(words).map(|_| ())).map_err(|error| words(&error))?;
     // Before hours have gone by.
-    let junit = args.junit.as_deref().map(open_junit).transpose()?;
+    let mut junit_file = args.junit.as_deref().map(open_junit).transpose()?;
     let at_a_time = match args.jobs {
         Some(jobs) => jobs as usize,
         None => entries
@@ -451,7 +442,8 @@ fn many(args: &Args, list: &Path) -> Result<u8, String> {
             .unwrap_or(1),
     };
     let (count, mut done, mut unwritten) = (entries.len(), 0, 0);
-    let shown = matrix::Shown { output: junit.is_some(), tests: junit.is_some() || args.tap };
+    let reports = junit_file.is_some();
+    let shown = matrix::Shown { output: reports, tests: reports || args.tap };
     let tell = |one: &matrix::Finished| {
         done += 1;
         match args.json {
@@ -462,18 +454,8 @@ fn many(args: &Args, list: &Path) -> Result<u8, String> {
             }
         }
     };
-    // Whoever ends this in the middle has what has come so far; what is no file is written once.
-    let mut kept = junit.as_ref().filter(|it| it.metadata().is_ok_and(|it| it.is_file()));
-    let mut next = Instant::now();
-    let so_far = |all: &[matrix::Finished]| {
-        let begun = Instant::now();
-        if let Some(Err(why)) = kept.filter(|_| begun >= next).map(|file| write_junit(file, all)) {
-            log::debug!("{why}");
-            kept = None;
-        }
-        // Much output takes no more than a small part of the time.
-        next = next.max(begun + SELDOM * begun.elapsed());
-    };
+    // Whoever ends this in the middle has what has come so far.
+    let so_far = |all: &[matrix::Finished]| junit_file.as_mut().and_then(|file| file.keep(|| junit(all)));
     let program = env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let program = [program.into_os_string(), "run".into(), "--json".into()].into();
     let finished = Runs { program, at_a_time, shown, stop: &stop }.carry_out(entries, tell, so_far);
@@ -488,8 +470,9 @@ fn many(args: &Args, list: &Path) -> Result<u8, String> {
         (false, false) => table::text(&finished),
     };
     unwritten |= stdout::print(&text, 0);
-    if let Some(file) = &junit {
-        write_junit(file, &finished)?;
+    if let Some(file) = junit_file {
+        let written = junit(&finished).and_then(|text| file.finish(&text).map_err(|error| error.to_string()));
+        written.map_err(|error| format!("cannot write --junit: {error}"))?;
     }
     if let Some(signal) = stop.by() {
         return Ok(stop::code_of(signal));
@@ -576,18 +559,9 @@ fn in_memory(bytes: &[u8]) -> std::io::Result<std::fs::File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::given_file::tests::Fifo;
 
     fn words(line: &str) -> Result<Args, String> {
         understood(&line.split_whitespace().map(String::from).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn a_report_to_a_named_pipe_waits_for_no_reader() {
-        let fifo = Fifo::new("junit");
-        open_junit(&fifo.0).unwrap().write_all(b"text").unwrap();
-        let missing = fifo.0.join("below/a/pipe");
-        assert!(open_junit(&missing).unwrap_err().starts_with("cannot open --junit "));
     }
 
     #[test]

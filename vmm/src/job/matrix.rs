@@ -15,7 +15,7 @@ use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -183,8 +183,8 @@ pub struct Runs<'a> {
 }
 
 impl Runs<'_> {
-    /// Runs all of these; tells of each as it ends. Behind that only what is `shown` is kept of what they print. When they
-    /// are ended, of those that have ended themselves.
+    /// Runs all of these; tells of each as it ends. Behind that only what is `shown` is kept of what they print. `so_far` hears
+    /// of those that have ended, and again when it wants to. When all are ended, it is about those that have ended themselves.
     ///
     /// # Errors
     /// When the system gives no more threads.
@@ -192,7 +192,7 @@ impl Runs<'_> {
         &self,
         entries: Vec<Entry>,
         mut tell: impl FnMut(&Finished),
-        mut so_far: impl FnMut(&[Finished]),
+        mut so_far: impl FnMut(&[Finished]) -> Option<Instant>,
     ) -> io::Result<Vec<Finished>> {
         self.stop.begin();
         let waiting = Mutex::new(VecDeque::from(entries));
@@ -209,13 +209,23 @@ impl Runs<'_> {
             }
             drop(sender);
             let mut all = Vec::new();
-            for mut one in finished {
-                tell(&one);
-                one.forget(self.shown, &mut room);
-                all.push(one);
-                so_far(&all);
+            let mut again: Option<Instant> = None;
+            loop {
+                let next = match again {
+                    Some(at) => finished.recv_timeout(at.saturating_duration_since(Instant::now())),
+                    None => finished.recv().map_err(RecvTimeoutError::from),
+                };
+                match next {
+                    Ok(mut one) => {
+                        tell(&one);
+                        one.forget(self.shown, &mut room);
+                        all.push(one);
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return Ok(all),
+                }
+                again = so_far(&all);
             }
-            Ok(all)
         })?;
         all.sort_by_key(|one| one.entry.line);
         Ok(all)
@@ -418,15 +428,15 @@ mod tests {
         let shown = Shown { output: true, tests: true };
         let program = ["/bin/sh", "-c"].map(OsString::from).into();
         let runs = Runs { program, at_a_time: 1, shown, stop: &stop };
-        // It waits for one that does not end by itself.
+        // What is so far is asked for again, without another that ends; then all are ended.
+        let mut times = 0;
         let mut told = Vec::new();
-        let finished = runs.carry_out(
-            entries.into(),
-            |one| told.push(one.entry.line),
-            |all| {
-                assert!(all.len() == 1 && stop.end(Signal::SIGTERM));
-            },
-        );
+        let so_far = |all: &[Finished]| {
+            times += 1;
+            assert!(all.len() == 1 && (times == 1 || stop.end(Signal::SIGTERM)));
+            (times == 1).then(Instant::now)
+        };
+        let finished = runs.carry_out(entries.into(), |one| told.push(one.entry.line), so_far);
         let finished = finished.unwrap();
         assert_eq!((told, finished.len(), &*finished[0].output), (vec![1], 1, "quick\n"));
     }
