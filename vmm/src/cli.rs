@@ -21,6 +21,7 @@ mod named_guest;
 mod nmi;
 mod qemu_habits;
 mod quit;
+mod refusal;
 mod release;
 mod reset;
 mod run;
@@ -33,6 +34,7 @@ use crate::job::verdict::CANNOT;
 use crate::logging;
 use crate::outcome::{self, EXIT_CODES, PANIC, USAGE};
 use crate::run::terminal;
+use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, Parser};
 pub use completions::script;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -203,13 +205,23 @@ fn messages_behind(mut words: Vec<OsString>) -> Vec<OsString> {
 fn refused(error: clap::Error, words: &[OsString]) -> u8 {
     if error.use_stderr() {
         let error = qemu_habits::explain(core_dump::explain(error, words), words);
-        // What cannot be said on standard error cannot be said.
-        drop(error.print());
+        if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            // What cannot be said on standard error cannot be said.
+            drop(error.print());
+            return USAGE;
+        }
+        let cause = refusal::in_a_line(&error);
         // A run's codes are others, as most are its command's.
-        return if words.first().is_some_and(|word| word == "run" || word == "exec") {
-            CANNOT
-        } else {
-            USAGE
+        return match words.first().and_then(|word| word.to_str()) {
+            Some("run") => {
+                let json = words.iter().take_while(|word| *word != "--").any(|word| word == "--json");
+                refusal::cannot_run(&cause, json)
+            }
+            Some("exec") => refusal::cannot_run(&cause, false),
+            _ => {
+                refusal::say(&cause);
+                USAGE
+            }
         };
     }
     // Help and the version are what was asked for.

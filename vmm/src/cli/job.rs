@@ -1,6 +1,7 @@
 //! `vmm run`: a command in a guest that is booted for it.
 
 use super::candidates::words;
+use super::refusal;
 use super::stdout;
 use super::values::{self, ConsoleDevice, NetChoice};
 use crate::cell::Sandbox;
@@ -388,8 +389,7 @@ fn understood(words: &[String]) -> Result<Args, String> {
         if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
             return "it asks for help, and is no run: `vmm run --help` shows it".to_string();
         }
-        let text = error.to_string();
-        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_string()
+        refusal::in_a_line(&error)
     })?;
     match (&line.run.matrix, line.run.json) {
         (Some(_), _) => Err("a run of many cannot be one of many".into()),
@@ -405,10 +405,7 @@ const NOT_ALL_PASSED: u8 = 1;
 fn carry_out_many(args: &Args, list: &Path) -> u8 {
     match many(args, list) {
         Ok(code) => code,
-        Err(text) => {
-            log::error!("{text}");
-            CANNOT
-        }
+        Err(text) => refusal::cannot_run(&text, args.json),
     }
 }
 
@@ -492,22 +489,15 @@ pub fn carry_out(args: &Args) -> u8 {
     }
     // Before anything is booted.
     if args.command().encoded().is_none() {
-        log::error!("{}", session::TOO_LONG);
-        return CANNOT;
+        return refusal::cannot_run(session::TOO_LONG, args.json);
     }
     let plan = match args.wanted().plan(HOST_ISA) {
         Ok(plan) => plan,
-        Err(error) => {
-            log::error!("{error}");
-            return CANNOT;
-        }
+        Err(error) => return refusal::cannot_run(&error.to_string(), args.json),
     };
     match run(args, plan) {
         Ok(code) => code,
-        Err(error) => {
-            log::error!("{error}");
-            CANNOT
-        }
+        Err(error) => refusal::cannot_run(&error.to_string(), args.json),
     }
 }
 
@@ -541,7 +531,9 @@ fn report(args: &Args, ended: &Ended) {
     match args.json {
         // It says all of this behind it.
         true => {}
-        false if !verdict.is_commands() => log::error!("{verdict} (exit code {})", verdict.code()),
+        false if !verdict.is_commands() => {
+            refusal::say(&format!("{verdict} (exit code {})", verdict.code()));
+        }
         // Whoever wants to hear little is not to take it for another's code either.
         false if verdict.is_ambiguous() => logging::print(&format!("vmm: {verdict}\n")),
         false => {}

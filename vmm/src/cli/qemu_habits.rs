@@ -96,7 +96,7 @@ fn of_qemu(words: &[OsString]) -> Option<String> {
             told.push(line);
         }
     }
-    (!told.is_empty()).then(|| told.join("\n       "))
+    (!told.is_empty()).then(|| told.join("; "))
 }
 
 /// What is told of an argument without an option, which may be a kernel.
@@ -136,7 +136,7 @@ mod tests {
             ("--kernel k -m 512", "vmm has no -m: write --memory SIZE"),
             ("--kernel k -smp 2", "vmm has no -smp: write --cpus N"),
             ("--kernel k --smp 2", "vmm has no --smp: write --cpus N"),
-            ("--kernel k -s -S", "vmm has no -s: write --gdb :1234\n       vmm has no -S: --gdb :1234 alone"),
+            ("--kernel k -s -S", "vmm has no -s: write --gdb :1234; vmm has no -S: --gdb :1234 alone"),
             ("--kernel k -append quiet", "vmm has no -append: write --cmdline STR"),
             ("--kernel k --append=quiet", "vmm has no --append: write --cmdline STR"),
             ("-initrd i", "vmm has no -initrd: write --initrd PATH"),
