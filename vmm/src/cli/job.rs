@@ -39,7 +39,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{env, process, thread};
+use std::{env, thread};
 
 /// Boot a kernel, run a command in it, and end as the command does
 ///
@@ -328,11 +328,7 @@ impl Args {
                 Some(path) if path.as_os_str() == "-" => LogTo::Errors,
                 Some(path) => LogTo::File(path.clone()),
             },
-            // A guest that is kept is spoken to by a name.
-            name: self
-                .name
-                .clone()
-                .or_else(|| Some(format!("run-{}", process::id())).filter(|_| self.hold_on.is_some())),
+            name: self.name.clone(),
             hold_on: self.hold_on.clone().unwrap_or_default(),
             dump_on: self.dump_on.clone(),
             sandbox: self.sandbox,
@@ -577,6 +573,17 @@ mod tests {
             let error = words(line).unwrap_err();
             assert!(error.contains(says) && !error.contains('\n'), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn a_guest_that_is_kept_has_a_name_as_any_other() {
+        let run = words("--hold-on fail -- true").unwrap();
+        let kernel = "k".into();
+        let (archives, devices) = (Vec::new(), Vec::new());
+        let plan =
+            Plan { kernel, initramfs: Vec::new(), archives, cmdline: String::new(), devices, symbols: None };
+        let job = run.job(plan, "i".into());
+        assert!(job.name.is_none() && job.hold_on.is_asked_for());
     }
 
     #[test]

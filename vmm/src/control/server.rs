@@ -73,10 +73,13 @@ pub struct About {
     pub kernel: Option<PathBuf>,
     /// The file that names are read from.
     pub symbols: Option<PathBuf>,
+    /// Somebody is to reach the guest when something has come of it.
+    pub is_awaited: bool,
 }
 
 impl ControlSocket {
-    /// Takes a name, or makes one up where none is given; then there is none where none can be had, which is said.
+    /// Takes a name, or makes one up where none is given; then there is none where none can be had, which is said: also where
+    /// no person may be reading, if somebody is to reach the guest.
     ///
     /// # Errors
     /// [`Error::Open`], also when another guest has the name.
@@ -91,6 +94,7 @@ impl ControlSocket {
             path: name.into(),
             source: why(error),
         };
+        let is_awaited = about.is_awaited;
         let of_name = |name: String, socket| {
             let (clients, about, feed) = (Arc::default(), Arc::new(about), Feed::new());
             Some(ControlSocket { name, socket, clients, about, feed })
@@ -107,15 +111,20 @@ impl ControlSocket {
                 // Of a process with the same number in another container.
                 Err(BindError::Served(_)) => {}
                 Err(error) => {
-                    tell_a_person(&format!(
-                        "the guest has no name, and vmm ls does not find it: {}",
-                        why(error)
-                    ));
-                    break;
+                    return Ok(ControlSocket::without(is_awaited, &why(error)));
                 }
             }
         }
-        Ok(None)
+        Ok(ControlSocket::without(is_awaited, &"others have all of the names"))
+    }
+
+    /// None, which is said.
+    fn without(is_awaited: bool, why: &dyn std::fmt::Display) -> Option<ControlSocket> {
+        match is_awaited {
+            true => log::warn!("the guest has no name, and nobody can reach it when it is kept: {why}"),
+            false => tell_a_person(&format!("the guest has no name, and vmm ls does not find it: {why}")),
+        }
+        None
     }
 
     /// What the guest is called.

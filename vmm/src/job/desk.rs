@@ -100,7 +100,8 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
     let serial = Serial::new(new_event()?);
     let log = job.log.open()?;
     let visitors = Visitors::new(SESSION + 1).map_err(Error::system("cannot make an eventfd"))?;
-    let about = About { door: Some(visitors.door().clone()), ..About::new(&job.guest) };
+    let is_awaited = job.hold_on.is_asked_for();
+    let about = About { door: Some(visitors.door().clone()), is_awaited, ..About::new(&job.guest) };
     let control = ControlSocket::take(job.name.as_deref(), about)?;
     let socket = control.as_ref().map(|control| (control.path(), job.name.is_some()));
     let mut rules = bounds::of_guest(&job.guest, Files::Once, socket, None);

@@ -25,6 +25,11 @@ impl HoldOn {
         Ok(HoldOn { ways: Ways::parse(list)?, limit })
     }
 
+    /// Whether a guest is kept at all.
+    pub fn is_asked_for(&self) -> bool {
+        self.ways != Ways::default()
+    }
+
     /// Whether a kernel that has panicked is to stay, instead of resetting itself.
     pub fn keeps_panics(&self) -> bool {
         self.ways.has(Way::Panic)
@@ -70,6 +75,7 @@ mod tests {
         let all = HoldOn::parse("panic,oops,hang,fail=60", time).unwrap();
         assert_eq!(all.limit, Some(Duration::from_secs(60)));
         let hang = HoldOn::parse("hang", time).unwrap();
+        assert!(hang.is_asked_for() && !HoldOn::default().is_asked_for());
         assert!(all.keeps_panics() && !hang.keeps_panics() && hang.limit.is_none());
         for (verdict, is_kept, by_hang) in [
             (Verdict::Command(0), false, false),
