@@ -6,7 +6,7 @@ pub mod protocol;
 
 use crate::session::Session;
 use crate::setup::{self, Ready};
-use crate::sys::{self, Ended, Fd, IN, OUT, Poll};
+use crate::sys::{self, Fd, IN, OUT, Poll};
 use alloc::format;
 use alloc::vec::Vec;
 use core::fmt;
@@ -240,9 +240,9 @@ impl Agent {
                 protocol::put(&mut self.out, Kind::InputGrant, frame.session, &[0; 4]);
             }
             Err(error) => {
-                let words = format!("vmm: the command cannot be started: {error}\n");
-                protocol::put(&mut self.out, Kind::Errors, frame.session, words.as_bytes());
-                protocol::put(&mut self.out, Kind::Exit, frame.session, &[0, CANNOT]);
+                let words = format!("{error}");
+                let end = [&[2, CANNOT], words.as_bytes()].concat();
+                protocol::put(&mut self.out, Kind::Exit, frame.session, &end);
             }
         }
     }
@@ -297,12 +297,7 @@ impl Agent {
                 // There may be more than there is room for.
                 protocol::put(&mut self.out, Kind::Log, NO_SESSION, protocol::LOST_RECORDS);
             }
-            let ended = match session.ended {
-                Some(Ended::Signal(signal)) => [1, signal],
-                Some(Ended::Exit(code)) => [0, code],
-                None => [0, 0],
-            };
-            protocol::put(&mut self.out, Kind::Exit, session.id, &ended);
+            protocol::put(&mut self.out, Kind::Exit, session.id, &session.end());
             session.close();
         }
     }

@@ -27,6 +27,8 @@ pub struct Session {
     input_ends: bool,
     streams: [Stream; 2],
     is_terminal: bool,
+    /// What has something to read when the command could not begin: its exit code, and why.
+    refusal: Fd,
 }
 
 /// Exit codes of a command that cannot be run, as a shell's.
@@ -110,14 +112,16 @@ fn is_missing(error: sys::Errno) -> bool {
     matches!(error, sys::ENOENT | sys::ENOTDIR)
 }
 
-/// Becomes the command; on standard error why not.
-fn turn_into(command: &Command) -> ! {
+/// Becomes the command, or writes why not.
+fn turn_into(command: &Command, refusal: Fd) -> ! {
     sys::block_signals(false);
     let name = command.words.first().map(Vec::as_slice).unwrap_or_default();
     let fail = |what: &[u8], error: sys::Errno| -> ! {
-        let words = format!("vmm: {}: {error}\n", alloc::string::String::from_utf8_lossy(what));
-        sys::write(Fd(2), words.as_bytes()).ok();
-        sys::exit(if is_missing(error) { NOT_FOUND } else { NOT_EXECUTABLE })
+        let code = if is_missing(error) { NOT_FOUND } else { NOT_EXECUTABLE };
+        let words = format!("{}: {error}", alloc::string::String::from_utf8_lossy(what));
+        // It has room for a path. Whoever would read it may have gone.
+        sys::write(refusal, &[&[code], words.as_bytes()].concat()).ok();
+        sys::exit(code)
     };
     if let Err(error) = sys::change_folder(&command.folder) {
         fail(&command.folder, error);
@@ -155,6 +159,8 @@ impl Session {
                 ([Some(input.1), Some(output.0), Some(errors.0)], [input.0, output.1, errors.1])
             }
         };
+        // Its end is closed when the command has begun.
+        let (refusal, refuses) = opened.pipe()?;
         let pid = sys::fork()?;
         if pid == 0 {
             sys::new_session();
@@ -164,11 +170,11 @@ impl Session {
             if command.terminal.is_some() {
                 sys::ioctl(Fd(0), request::SET_CONTROLLING, 0).ok();
             }
-            turn_into(command);
+            turn_into(command, refuses);
         }
         // The others are closed.
-        opened.0.retain(|fd| !ours.contains(&Some(*fd)));
-        for fd in ours.into_iter().flatten() {
+        opened.0.retain(|fd| !ours.contains(&Some(*fd)) && *fd != refusal);
+        for fd in ours.into_iter().flatten().chain([refusal]) {
             sys::never_wait(fd);
         }
         let [input, output, errors] = ours;
@@ -182,6 +188,7 @@ impl Session {
             input_ends: false,
             streams: [Stream { fd: output, room }, Stream { fd: errors, room }],
             is_terminal: command.terminal.is_some(),
+            refusal,
         })
     }
 
@@ -291,11 +298,22 @@ impl Session {
         true
     }
 
+    /// How it has ended, as the host is told ([`Kind::Exit`]).
+    pub fn end(&self) -> Vec<u8> {
+        let mut told = [0; 8192];
+        match (sys::read(self.refusal, &mut told), self.ended) {
+            (Ok(count), _) if count > 0 => [&[2], &told[..count]].concat(),
+            (_, Some(Ended::Signal(signal))) => [1, signal].into(),
+            (_, Some(Ended::Exit(code))) => [0, code].into(),
+            (_, None) => [0, 0].into(),
+        }
+    }
+
     /// Closes what is open.
     pub fn close(self) {
         let [output, errors] = self.streams;
         let input = self.input.filter(|fd| Some(*fd) != output.fd);
-        for fd in [input, output.fd, errors.fd].into_iter().flatten() {
+        for fd in [input, output.fd, errors.fd, Some(self.refusal)].into_iter().flatten() {
             sys::close(fd);
         }
     }

@@ -2,6 +2,7 @@
 
 use super::candidates::guests;
 use super::job::{command_of, environment_of};
+use super::refusal;
 use super::values;
 use crate::control::client::begin;
 use crate::control::protocol::{Request, Response};
@@ -10,6 +11,7 @@ use crate::job::session::{CommandEnd, Session, TOO_LONG, has_terminal, next_sign
 use crate::job::signals::take_signals;
 use crate::job::verdict::{CANNOT, Verdict};
 use crate::outcome::StoppedBy;
+use arch::plain::plain;
 use clap::builder::ValueParser;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -62,14 +64,14 @@ pub fn carry_out(args: &Args) -> u8 {
     match visit(&args.guest, &command, args.wait) {
         Ok(verdict) => {
             match verdict {
-                Verdict::Unwritten(_) => log::error!("{verdict}"),
+                Verdict::Unwritten(_) | Verdict::NotBegun(..) => refusal::say(&verdict.to_string()),
                 _ if verdict.is_ambiguous() => log::warn!("{verdict}"),
                 _ => {}
             }
             verdict.code()
         }
         Err(error) => {
-            log::error!("{}: {error}", args.guest);
+            refusal::say(&plain(&format!("{}: {error}", args.guest)));
             CANNOT
         }
     }
@@ -82,6 +84,10 @@ fn enter(guest: &str) -> io::Result<UnixStream> {
         (_, Response::Error(text)) => Err(io::Error::other(text)),
         _ => Err(io::Error::other("it answers something else")),
     }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the guest has ended")
 }
 
 fn visit(guest: &str, command: &Command, wait: Duration) -> io::Result<Verdict> {
@@ -109,8 +115,7 @@ fn visit(guest: &str, command: &Command, wait: Duration) -> io::Result<Verdict> 
     let verdict = match (end?, ended_by) {
         (End::Stopped(by), _) => Verdict::Stopped(by),
         (End::Command(_), Some(by)) => Verdict::Stopped(by),
-        (End::Command(CommandEnd::Code(code)), None) => Verdict::Command(code),
-        (End::Command(CommandEnd::Signal(signal)), None) => Verdict::Signal(signal),
+        (End::Command(end), None) => end.into(),
     };
     Ok(verdict.of_output(visit.session.unwritten()))
 }
@@ -238,10 +243,12 @@ impl Visit {
         let mut bytes = [0; 8192];
         for _ in 0..TURN {
             match (&self.stream).read(&mut bytes) {
-                Ok(0) => return Err(io::Error::other("the guest has ended")),
+                Ok(0) => return Err(ended()),
                 Ok(count) => self.decoder.push(&bytes[..count]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                // It has not read all that it was sent.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Err(ended()),
                 Err(error) => return Err(error),
             }
             while let Some(frame) =
@@ -254,5 +261,28 @@ impl Visit {
             }
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_ends_before_it_has_read_all_has_ended() {
+        let (mut stream, guest) = UnixStream::pair().unwrap();
+        stream.write_all(b"a command").unwrap();
+        drop(guest);
+        let mut visit = Visit {
+            stream,
+            signals: take_signals(false).unwrap(),
+            session: Session::new(1, false).unwrap(),
+            decoder: Decoder::default(),
+            out: Vec::new(),
+            begins_until: None,
+            was_told: false,
+            is_over: false,
+        };
+        assert_eq!(visit.receive().unwrap_err().to_string(), "the guest has ended");
     }
 }

@@ -10,7 +10,7 @@ use super::kernel_log::{KEPT, Lines, LogTo, Tail, Watch, line_of_record, trouble
 use super::memory_log::MemoryLog;
 use super::protocol::{self, Command, Decoder, Frame, Kind, NO_SESSION};
 use super::serial::Serial;
-use super::session::{CommandEnd, Session, TOO_LONG, next_signal};
+use super::session::{Session, TOO_LONG, next_signal};
 use super::signals::{PASSED, stop, take_signals};
 use super::stuck::{self, Stuck};
 use super::verdict::{self, LAST_MOMENT, Verdict};
@@ -574,11 +574,11 @@ impl Desk<'_> {
                     self.show_line(line);
                 }
             }
-            (_, SESSION) => match self.session.as_mut().and_then(|session| session.hear(frame)) {
-                Some(CommandEnd::Code(code)) => self.decide_ended(Verdict::Command(code)),
-                Some(CommandEnd::Signal(signal)) => self.decide_ended(Verdict::Signal(signal)),
-                None => {}
-            },
+            (_, SESSION) => {
+                if let Some(end) = self.session.as_mut().and_then(|session| session.hear(frame)) {
+                    self.decide_ended(end.into());
+                }
+            }
             (_, SESSION..) => self.visitors.tell(&frame, &mut self.out),
             _ => {}
         }

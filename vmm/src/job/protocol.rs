@@ -67,7 +67,8 @@ kinds! {
     Errors = 67,
     /// Room for so many more bytes (4) of input; none when the command has begun.
     InputGrant = 68,
-    /// The command has ended: 0 and its exit code, or 1 and the signal that ended it.
+    /// The command has ended: 0 and its exit code, or 1 and the signal that ended it. Or it has never begun: 2, the exit
+    /// code for that, and why, in words.
     Exit = 69,
     /// A record of the kernel's log, as `/dev/kmsg` has it.
     Log = 70,

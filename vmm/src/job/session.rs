@@ -2,6 +2,7 @@
 
 use super::protocol::{self, Frame, Kind, NO_SESSION};
 use super::streams::{News, Streams};
+use super::verdict::Verdict;
 use crate::logging;
 use crate::run::escape::{Escape, HELP, Key};
 use crate::run::foreground::Foreground;
@@ -23,12 +24,24 @@ const MOST_HELD: usize = 48 << 10;
 pub const TOO_LONG: &str = "the command and its environment are too long: they have at most 32 KiB together";
 
 /// How a command has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandEnd {
     /// By itself, with this code.
     Code(u8),
     /// By a signal.
     Signal(u8),
+    /// It has never begun: the code for that, and why.
+    NotBegun(u8, String),
+}
+
+impl From<CommandEnd> for Verdict {
+    fn from(end: CommandEnd) -> Verdict {
+        match end {
+            CommandEnd::Code(code) => Verdict::Command(code),
+            CommandEnd::Signal(signal) => Verdict::Signal(signal),
+            CommandEnd::NotBegun(code, why) => Verdict::NotBegun(code, why),
+        }
+    }
 }
 
 /// A session's end.
@@ -229,6 +242,9 @@ impl Session {
             }
             Kind::Exit => {
                 return match frame.payload[..] {
+                    [2, code, ref why @ ..] => {
+                        Some(CommandEnd::NotBegun(code, String::from_utf8_lossy(why).into_owned()))
+                    }
                     [1, signal] => Some(CommandEnd::Signal(signal)),
                     [_, code] => Some(CommandEnd::Code(code)),
                     _ => None,
@@ -418,6 +434,19 @@ mod tests {
             }
             assert_eq!(session.allowed[index], protocol::WINDOW);
         }
+    }
+
+    #[test]
+    fn a_command_that_never_began_is_told_from_one_that_ends_so() {
+        let (mut session, _typed, _read) = session();
+        let mut hear = |payload: &[u8]| {
+            let frame = Frame { kind: Kind::Exit, session: 1, payload: payload.to_vec() };
+            session.hear(frame).map(Verdict::from)
+        };
+        assert_eq!(hear(&[0, 127]), Some(Verdict::Command(127)));
+        let never = hear(b"\x02\x7fno\x1bne: not found").unwrap();
+        assert_eq!((never.code(), never.word()), (127, "not-begun"));
+        assert_eq!(never.to_string(), "the command could not be executed: no\u{fffd}ne: not found");
     }
 
     #[test]

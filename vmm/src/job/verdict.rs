@@ -15,6 +15,8 @@ pub enum Verdict {
     Command(u8),
     /// A signal ended it.
     Signal(u8),
+    /// It could not be executed, or was not found: the code for that, and why.
+    NotBegun(u8, String),
     /// The log has what `--fail-on` names: the line.
     Trouble(Trouble, String),
     /// The guest ended before the command did.
@@ -101,7 +103,7 @@ impl Verdict {
     /// The exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Verdict::Command(code) => *code,
+            Verdict::Command(code) | Verdict::NotBegun(code, _) => *code,
             Verdict::Signal(number) => SIGNALS.saturating_add(*number),
             Verdict::Stopped(StoppedBy::Signal(number)) => {
                 SIGNALS.saturating_add(u8::try_from(*number).unwrap_or(0))
@@ -124,6 +126,7 @@ impl Verdict {
         match self {
             Verdict::Command(_) => "exit",
             Verdict::Signal(_) => "signal",
+            Verdict::NotBegun(..) => "not-begun",
             Verdict::Trouble(..) => "log",
             Verdict::Ended(_) => "ended",
             Verdict::Lost => "lost",
@@ -147,7 +150,11 @@ impl Verdict {
     pub fn shows_log(&self) -> bool {
         !matches!(
             self,
-            Verdict::Command(_) | Verdict::Signal(_) | Verdict::Stopped(_) | Verdict::Unwritten(_)
+            Verdict::Command(_)
+                | Verdict::Signal(_)
+                | Verdict::NotBegun(..)
+                | Verdict::Stopped(_)
+                | Verdict::Unwritten(_)
         )
     }
 
@@ -167,7 +174,8 @@ impl Verdict {
 
     /// How long whoever reads the output has at the end of a run, if all has not gone its way: else as long as it takes.
     pub fn patience(&self) -> Option<Duration> {
-        (!matches!(self, Verdict::Command(_) | Verdict::Signal(_))).then_some(LAST_MOMENT)
+        (!matches!(self, Verdict::Command(_) | Verdict::Signal(_) | Verdict::NotBegun(..)))
+            .then_some(LAST_MOMENT)
     }
 
     /// Whether it is the command's own, of which there is nothing to say.
@@ -187,6 +195,7 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Verdict::Command(code) => write!(f, "the command ended with code {code}"),
+            Verdict::NotBegun(_, why) => write!(f, "the command could not be executed: {}", one_line(why)),
             Verdict::Signal(number) => write!(f, "the command was ended by signal {number}"),
             Verdict::Trouble(trouble, line) => {
                 write!(f, "the log has {}: {}", trouble.word(), one_line(line))

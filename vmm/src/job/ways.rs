@@ -49,6 +49,7 @@ impl Ways {
             Verdict::Hang(_) => Way::Hang,
             Verdict::Command(_)
             | Verdict::Signal(_)
+            | Verdict::NotBegun(..)
             | Verdict::Ended(_)
             | Verdict::NoUserSpace
             | Verdict::NoRoot(_)
