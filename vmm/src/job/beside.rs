@@ -15,6 +15,11 @@ const KERNELS: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// What begins empty in every guest.
 pub const EMPTY: [&str; 2] = ["/run", "/tmp"];
 
+/// Whether a folder, without links, is what every guest has of its own: its root, or the kernel's.
+pub fn is_guests_own(folder: &Path) -> bool {
+    folder == Path::new("/") || KERNELS.iter().any(|place| folder.starts_with(place))
+}
+
 /// The folder that has to be shared beside `/`, for a command to run in `folder`: all of what is mounted there, or the
 /// folder itself where everything around it begins empty. None if the share of `/` has it, or nobody has.
 pub fn root(folder: &Path) -> Option<PathBuf> {

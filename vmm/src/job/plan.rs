@@ -353,6 +353,12 @@ impl Wanted {
         let mut all = Vec::new();
         for folder in &self.writable {
             let folder = real("--rw", folder)?;
+            if beside::is_guests_own(&folder) {
+                let source = io::Error::other(
+                    "the guest has its own: name a folder below /, but not in /dev, /proc or /sys",
+                );
+                return Err(PlanError::Folder { option: "--rw", path: folder, source });
+            }
             all.push(WrittenThrough { place: folder.clone(), folder });
         }
         if let Some(out) = &self.out {
@@ -704,6 +710,17 @@ mod tests {
     fn a_folder_is_nobodys_own_root() {
         let wanted = Wanted { root: Root::Folder("/srv/debian".into()), ..Wanted::default() };
         assert!(!steps(&wanted, &[]).contains("/new/home"));
+    }
+
+    #[test]
+    fn what_every_guest_has_of_its_own_is_not_written_through() {
+        for folder in ["/", "/dev", "/proc/self/fd/..", "/sys/kernel"] {
+            let wanted = Wanted { writable: vec![folder.into()], ..Wanted::default() };
+            let error = wanted.written_through().err().unwrap().to_string();
+            assert!(error.starts_with("--rw /") && error.contains("the guest has its own"), "{error}");
+        }
+        let wanted = Wanted { writable: vec!["/usr".into()], ..Wanted::default() };
+        assert_eq!(wanted.written_through().ok().map(|all| all.len()), Some(1));
     }
 
     #[test]
