@@ -11,6 +11,9 @@ struct Stream {
     fd: Option<Fd>,
     /// Bytes that the host has room for.
     room: u32,
+    /// Once the command has ended: bytes that were there by then, and are still to be sent. What others that it has left
+    /// behind write after it is dropped: they could go on without end.
+    rest: Option<usize>,
 }
 
 /// A command that runs.
@@ -30,6 +33,9 @@ pub struct Session {
     /// What has something to read when the command could not begin: its exit code, and why.
     refusal: Fd,
 }
+
+/// More than a terminal holds that nobody has read, bytes.
+const MOST_OF_TERMINAL: usize = 256 << 10;
 
 /// Exit codes of a command that cannot be run, as a shell's.
 const NOT_FOUND: u8 = 127;
@@ -186,7 +192,7 @@ impl Session {
             input,
             pending: Vec::new(),
             input_ends: false,
-            streams: [Stream { fd: output, room }, Stream { fd: errors, room }],
+            streams: [output, errors].map(|fd| Stream { fd, room, rest: None }),
             is_terminal: command.terminal.is_some(),
             refusal,
         })
@@ -273,14 +279,25 @@ impl Session {
     fn drain(&mut self, index: usize, kind: Kind, out: &mut Vec<u8>) -> bool {
         let stream = &mut self.streams[index];
         let mut bytes = [0; 8192];
+        if self.ended.is_some() && stream.rest.is_none() {
+            stream.rest = Some(match self.is_terminal {
+                // Of what is on its way through one there is no count.
+                true => MOST_OF_TERMINAL,
+                false => stream.fd.map_or(0, sys::waiting),
+            });
+        }
         while let Some(fd) = stream.fd {
-            let room = bytes.len().min(stream.room as usize);
+            if stream.rest == Some(0) {
+                return true;
+            }
+            let room = bytes.len().min(stream.room as usize).min(stream.rest.unwrap_or(usize::MAX));
             if room == 0 || out.len() > super::common::MOST_WAITING {
                 return false;
             }
             match sys::read(fd, &mut bytes[..room]) {
                 Ok(count) if count > 0 => {
                     stream.room -= count as u32;
+                    stream.rest = stream.rest.map(|rest| rest.saturating_sub(count));
                     protocol::put(out, kind, self.id, &bytes[..count]);
                 }
                 Err(sys::EINTR) => {}

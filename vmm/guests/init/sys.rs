@@ -253,6 +253,15 @@ pub fn error_of_other(pipe: Fd) -> Option<Errno> {
     }
 }
 
+/// How many bytes there are to be read from a pipe (pipe(7)).
+pub fn waiting(pipe: Fd) -> usize {
+    const FIONREAD: usize = 0x541b;
+    let mut count = 0i32;
+    // It does not fail for a pipe.
+    ioctl(pipe, FIONREAD, &raw mut count as usize).ok();
+    count as usize
+}
+
 /// Has reads and writes not wait (ioctl_fionbio(2const)).
 pub fn never_wait(fd: Fd) {
     const FIONBIO: usize = 0x5421;
