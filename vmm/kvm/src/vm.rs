@@ -26,6 +26,10 @@ pub struct Host {
     kvm: Kvm,
 }
 
+/// What helps where there is no `/dev/kvm`.
+const MISSING: &str = "is virtualization switched on in the firmware, or, in a virtual machine, nested virtualization on its \
+                       host, and the module kvm_intel, kvm_amd or kvm loaded? a container needs --device /dev/kvm";
+
 /// What helps where `/dev/kvm` may not be opened, by its mode.
 fn denied(mode: Option<u32>) -> &'static str {
     const GROUP: u32 = 0o060;
@@ -36,11 +40,13 @@ fn denied(mode: Option<u32>) -> &'static str {
              --device /dev/kvm)"
         }
         Some(mode) if mode & GROUP == GROUP => {
-            "join its group, kvm as a rule: sudo usermod -aG kvm $USER, and log in anew; or run as root"
+            "join its group, kvm as a rule: sudo usermod -aG kvm $USER, and log in anew; or run as root; on a hosted \
+             runner of CI a udev rule with MODE=\"0666\" lets everybody (docs/recipes.md has it)"
         }
         _ => {
             "only root may, and a group would not help: run as root, or let the group kvm have it, until the next \
-             boot: sudo chgrp kvm /dev/kvm && sudo chmod 660 /dev/kvm"
+             boot: sudo chgrp kvm /dev/kvm && sudo chmod 660 /dev/kvm; on a hosted runner of CI a udev rule with \
+             MODE=\"0666\" lets everybody (docs/recipes.md has it)"
         }
     }
 }
@@ -53,10 +59,7 @@ impl Host {
     pub fn open() -> Result<Host, KvmError> {
         let fd = Kvm::open_with_cloexec_at(DEVICE, true).map_err(|error| {
             let remedy = match error.errno() {
-                libc::ENOENT | libc::ENXIO | libc::ENODEV => {
-                    "is virtualization switched on in the firmware, and the module kvm_intel, kvm_amd or kvm loaded? a \
-                     container needs --device /dev/kvm"
-                }
+                libc::ENOENT | libc::ENXIO | libc::ENODEV => MISSING,
                 libc::EACCES | libc::EPERM => denied(std::fs::metadata("/dev/kvm").ok().map(|it| it.mode())),
                 _ => "see what the kernel's log says about kvm",
             };
@@ -384,10 +387,17 @@ mod tests {
             (Some(0o20_600), "a group would not help: run as root, or"),
             (Some(0o20_660), "join its group, kvm as a rule"),
             (Some(0o20_640), "a group would not help"),
+            (Some(0o20_660), "udev rule with MODE=\"0666\""),
+            (Some(0o20_600), "docs/recipes.md"),
             (Some(0o20_666), "a container or a security module"),
             (None, "run as root"),
         ] {
-            assert!(denied(mode).contains(words), "{mode:?}: {}", denied(mode));
+            assert!(
+                denied(mode).contains(words) && !denied(mode).contains('\n'),
+                "{mode:?}: {}",
+                denied(mode)
+            );
         }
+        assert!(MISSING.contains("nested virtualization") && !MISSING.contains('\n'));
     }
 }
