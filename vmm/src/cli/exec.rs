@@ -1,7 +1,7 @@
 //! `vmm exec`: another command in a guest of `vmm run`.
 
 use super::candidates::guests;
-use super::job::{command_of, environment_of};
+use super::job::{command_of, environment_of, warn_of_unset};
 use super::refusal;
 use super::values;
 use crate::control::client::begin;
@@ -61,6 +61,7 @@ pub fn carry_out(args: &Args) -> u8 {
         folder: args.cwd.clone().into_os_string().into_vec(),
         terminal,
     };
+    warn_of_unset(&args.env);
     match visit(&args.guest, &command, args.wait) {
         Ok(verdict) => {
             match verdict {

@@ -4,6 +4,7 @@ use super::candidates::words;
 use super::refusal;
 use super::stdout;
 use super::values::{self, ConsoleDevice, NetChoice};
+use crate::boot::BootError;
 use crate::cell::Sandbox;
 use crate::control::names;
 use crate::error::Error;
@@ -24,6 +25,7 @@ use crate::job::table;
 use crate::job::verdict::{CANNOT, CODES};
 use crate::logging;
 use crate::machine::config::{Config, DiskConfig, GdbConfig, MemorySize, VirtioTransport};
+use arch::plain::plain;
 use arch::words::counted;
 use clap::Parser;
 use clap::builder::{NonEmptyStringValueParser, ValueParser};
@@ -359,13 +361,23 @@ pub fn environment_of(given: &[OsString], has_terminal: bool) -> Vec<Vec<u8>> {
         let bytes = given.as_bytes();
         match bytes.iter().position(|byte| *byte == b'=') {
             Some(at) => set(&bytes[..at], &bytes[at + 1..]),
-            None => match env::var_os(given) {
-                Some(value) => set(bytes, value.as_bytes()),
-                None => log::warn!("--env {}: it is not set here", given.display()),
-            },
+            None => {
+                if let Some(value) = env::var_os(given) {
+                    set(bytes, value.as_bytes());
+                }
+            }
         }
     }
     environment
+}
+
+/// Says which variables `--env` names that are not set here.
+pub fn warn_of_unset(given: &[OsString]) {
+    for given in
+        given.iter().filter(|given| !given.as_bytes().contains(&b'=') && env::var_os(given).is_none())
+    {
+        log::warn!("--env {}: it is not set here", plain(&given.to_string_lossy()));
+    }
 }
 
 /// Lines of the kernel's log that are shown when something went wrong.
@@ -376,6 +388,9 @@ const SHOWN: usize = 40;
 struct Line {
     #[command(flatten)]
     run: Args,
+    /// They are that run's.
+    #[command(flatten)]
+    _messages: super::Messages,
 }
 
 /// A run's words, understood.
@@ -483,6 +498,7 @@ pub fn carry_out(args: &Args) -> u8 {
     if let Some(list) = &args.matrix {
         return carry_out_many(args, list);
     }
+    warn_of_unset(&args.env);
     // Before anything is booted.
     if args.command().encoded().is_none() {
         return refusal::cannot_run(session::TOO_LONG, args.json);
@@ -493,7 +509,17 @@ pub fn carry_out(args: &Args) -> u8 {
     };
     match run(args, plan) {
         Ok(code) => code,
-        Err(error) => refusal::cannot_run(&error.to_string(), args.json),
+        Err(error) => refusal::cannot_run(&of_run(&error), args.json),
+    }
+}
+
+/// Why a guest cannot be booted, without options that a run has not.
+fn of_run(error: &Error) -> String {
+    match error {
+        Error::Boot(BootError::UnknownFormat { path }) => {
+            format!("kernel {}: not a format that is known (bzImage, ELF, Multiboot, Image)", path.display())
+        }
+        error => error.to_string(),
     }
 }
 
@@ -554,6 +580,8 @@ mod tests {
 
     #[test]
     fn a_line_of_a_list_is_a_run() {
+        words("-q --log f -v -- true").unwrap_err();
+        words("-vv --log f -- true").unwrap();
         let run = words("--kernel k --cpus 3 --memory 64G --fail-on oops,warn -- sh -c true").unwrap();
         assert_eq!((run.vcpus(), run.fits()), (3, 1));
         assert_eq!(run.fail_on.0, [Trouble::Oops, Trouble::Warn]);

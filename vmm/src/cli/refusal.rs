@@ -16,8 +16,9 @@ pub fn in_a_line(error: &clap::Error) -> String {
     plain(&format!("{}{}", cause.strip_prefix("error: ").unwrap_or(&cause), tip.unwrap_or_default()))
 }
 
-/// Says a cause, also where no messages are asked for.
+/// Says a cause in one line, also where no messages are asked for.
 pub fn say(cause: &str) {
+    let cause = plain(cause);
     match log::log_enabled!(log::Level::Error) {
         true => log::error!("{cause}"),
         false => logging::print(&format!("vmm: error: {cause}\n")),
@@ -38,7 +39,7 @@ fn as_json(cause: &str) -> String {
     serde_json::json!({
         "verdict": "cannot",
         "code": CANNOT,
-        "text": cause,
+        "text": plain(cause),
         "seconds": 0.0,
         "boot_seconds": null,
         "dump": null,
@@ -74,8 +75,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_json_as_well() {
-        let value: serde_json::Value = serde_json::from_str(&as_json("no \"kernel\"")).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&as_json("no \"ker\nnel\u{1b}\"")).unwrap();
         assert_eq!((&value["code"], &value["verdict"]), (&125.into(), &"cannot".into()));
-        assert_eq!(value["text"], "no \"kernel\"");
+        assert_eq!(value["text"], "no \"ker\u{fffd}nel\u{fffd}\"");
     }
 }

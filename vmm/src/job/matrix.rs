@@ -6,6 +6,7 @@
 use super::ktap::{self, Test};
 use super::stop::Stop;
 use super::verdict::{CANNOT, one_line};
+use arch::plain::plain;
 use arch::words::counted;
 use serde::Deserialize;
 use std::collections::VecDeque;
@@ -81,15 +82,20 @@ pub fn read(path: &Path, check: impl Fn(&[String]) -> Result<(), String>) -> Res
     }
     let text = String::from_utf8(bytes).map_err(|_| failed(io::Error::other("it is not UTF-8")))?;
     let mut entries = Vec::new();
+    // Some editors write it in front of all text.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     for (line, text) in (1..).zip(text.lines()) {
         let text = text.trim();
         if text.is_empty() || text.starts_with('#') {
             continue;
         }
         let error = |why: String| ListError::Line { line, why };
+        if text.contains('\0') {
+            return Err(error("it has a NUL byte".into()));
+        }
         let words = shlex::split(text).ok_or_else(|| error("a quotation has no end".into()))?;
         check(&words).map_err(error)?;
-        entries.push(Entry { line, name: text.into(), words });
+        entries.push(Entry { line, name: plain(&text.replace('\t', " ")), words });
     }
     if entries.is_empty() { Err(ListError::Empty) } else { Ok(entries) }
 }
@@ -378,9 +384,10 @@ mod tests {
 
     #[test]
     fn lines_are_the_words_of_a_run() {
-        let entries = list("# all\n\n--kernel 'a b' -- sh -c \"exit 3\"\n  -- true\n").unwrap();
+        let entries = list("\u{feff}# all\n\n--kernel 'a b' -- sh -c \"exit 3\"\n  -- true\n").unwrap();
         assert_eq!(entries.len(), 2);
         assert_eq!(entries[0].words, ["--kernel", "a b", "--", "sh", "-c", "exit 3"]);
+        assert_eq!(list("-- a\tb\u{1b}[2J").unwrap()[0].name, "-- a b\u{fffd}[2J");
         assert_eq!((entries[0].line, entries[1].line, &*entries[1].name), (3, 4, "-- true"));
     }
 
@@ -389,6 +396,7 @@ mod tests {
         for (text, says) in [
             ("", "there are no lines"),
             ("# nothing\n", "there are no lines"),
+            ("-- true\n-- echo a\0b\n", "line 2: it has a NUL byte"),
             ("-- true\n-- echo 'a\n", "line 2: a quotation has no end"),
             ("--wrong -- true\n", "line 1: --wrong is no option"),
         ] {

@@ -230,17 +230,25 @@ fn files(folder: &Path, endings: &[&str]) -> io::Result<HashMap<String, PathBuf>
     Ok(files)
 }
 
+fn no_whole_archive() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it is no whole archive of its kind: damaged, or cut off")
+}
+
 /// A module's file, unpacked.
 fn unpacked(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let mut reader: Box<dyn Read> = match path.extension().and_then(OsStr::to_str) {
         Some("xz") => Box::new(lzma_rust2::XzReader::new(file, false)),
-        Some("zst") => Box::new(ruzstd::decoding::StreamingDecoder::new(file).map_err(io::Error::other)?),
+        Some("zst") => {
+            Box::new(ruzstd::decoding::StreamingDecoder::new(file).map_err(|_| no_whole_archive())?)
+        }
         Some("gz") => Box::new(flate2::read::GzDecoder::new(file)),
         _ => Box::new(file),
     };
     let mut bytes = Vec::new();
-    reader.by_ref().take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    let read = reader.by_ref().take(MOST_BYTES + 1).read_to_end(&mut bytes);
+    // What unpackers say themselves is for those who write them.
+    read.map_err(|error| if error.raw_os_error().is_some() { error } else { no_whole_archive() })?;
     match bytes.len() as u64 > MOST_BYTES {
         true => Err(io::Error::other("it is too large for a module")),
         false => Ok(bytes),
@@ -342,11 +350,14 @@ mod tests {
             ("b.ko", &module("a")),
             ("c.ko.xz", b"no archive"),
             ("d.ko", b"\x7fELF and nothing"),
+            ("e.ko.zst", b"\x28\xb5\x2f\xfd\x04"),
         ]);
         let modules = Modules::below(&folder).unwrap();
         assert!(matches!(modules.needed(&["a"], &[], &folder), Err(ModuleError::Circle(_))));
         assert!(matches!(modules.needed(&["c"], &[], &folder), Err(ModuleError::Read { .. })));
         assert_eq!(modules.needed(&["d"], &[], &folder).unwrap().len(), 1);
+        let cut = modules.needed(&["e"], &[], &folder).unwrap_err().to_string();
+        assert!(cut.ends_with("e.ko.zst: it is no whole archive of its kind: damaged, or cut off"), "{cut}");
         // The guest does without what is optional and cannot be had, and without what that would have taken.
         let optional = modules.needed(&["d"], &["a", "c", "d"], &folder).unwrap();
         assert!(optional.len() == 1 && !optional[0].is_optional);
