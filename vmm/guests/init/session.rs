@@ -158,7 +158,9 @@ impl Session {
         let (ours, theirs): ([Option<Fd>; 3], [Fd; 3]) = match command.terminal {
             Some((rows, columns)) => {
                 let (master, slave) = opened.terminal(rows, columns)?;
-                ([Some(master), Some(master), None], [slave; 3])
+                let errors = if command.errors_apart { Some(opened.pipe()?) } else { None };
+                let (ours, theirs) = errors.map_or((None, slave), |(read, write)| (Some(read), write));
+                ([Some(master), Some(master), ours], [slave, slave, theirs])
             }
             None => {
                 let (input, output, errors) = (opened.pipe()?, opened.pipe()?, opened.pipe()?);
@@ -277,10 +279,12 @@ impl Session {
 
     /// Sends what a stream has; whether it has no more for now.
     fn drain(&mut self, index: usize, kind: Kind, out: &mut Vec<u8>) -> bool {
+        // Errors that are not the terminal's have a pipe.
+        let is_terminal = self.is_terminal && index == 0;
         let stream = &mut self.streams[index];
         let mut bytes = [0; 8192];
         if self.ended.is_some() && stream.rest.is_none() {
-            stream.rest = Some(match self.is_terminal {
+            stream.rest = Some(match is_terminal {
                 // Of what is on its way through one there is no count.
                 true => MOST_OF_TERMINAL,
                 false => stream.fd.map_or(0, sys::waiting),
@@ -304,7 +308,7 @@ impl Session {
                 Err(sys::EAGAIN) => return true,
                 // Its end; for a terminal that is an error.
                 _ => {
-                    if !self.is_terminal {
+                    if !is_terminal {
                         sys::close(fd);
                     }
                     stream.fd = None;

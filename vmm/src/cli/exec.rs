@@ -7,7 +7,9 @@ use super::values;
 use crate::control::client::begin;
 use crate::control::protocol::{Request, Response};
 use crate::job::protocol::{Command, Decoder};
-use crate::job::session::{CommandEnd, Session, TOO_LONG, has_terminal, next_signal, size_of_terminal};
+use crate::job::session::{
+    CommandEnd, Session, TOO_LONG, has_errors_apart, has_terminal, next_signal, size_of_terminal,
+};
 use crate::job::signals::take_signals;
 use crate::job::verdict::{CANNOT, Verdict};
 use crate::outcome::StoppedBy;
@@ -60,6 +62,7 @@ pub fn carry_out(args: &Args) -> u8 {
         environment: environment_of(&args.env, terminal.is_some()),
         folder: args.cwd.clone().into_os_string().into_vec(),
         terminal,
+        errors_apart: terminal.is_some() && has_errors_apart(),
     };
     warn_of_unset(&args.env);
     match visit(&args.guest, &command, args.wait) {

@@ -289,6 +289,7 @@ impl Args {
             environment: environment_of(&self.env, terminal.is_some()),
             folder: self.folder().into_os_string().into_vec(),
             terminal,
+            errors_apart: terminal.is_some() && session::has_errors_apart(),
         }
     }
 

@@ -164,6 +164,8 @@ pub struct Command {
     pub folder: Vec<u8>,
     /// Its terminal's size in rows and columns, if it has one.
     pub terminal: Option<(u16, u16)>,
+    /// Its errors do not go to that.
+    pub errors_apart: bool,
 }
 
 impl Command {
@@ -171,7 +173,7 @@ impl Command {
     pub fn encoded(&self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         let (rows, columns) = self.terminal.unwrap_or_default();
-        bytes.push(u8::from(self.terminal.is_some()));
+        bytes.push(u8::from(self.terminal.is_some()) | u8::from(self.errors_apart) << 1);
         bytes.extend_from_slice(&rows.to_le_bytes());
         bytes.extend_from_slice(&columns.to_le_bytes());
         put_list(&mut bytes, core::slice::from_ref(&self.folder));
@@ -183,11 +185,13 @@ impl Command {
     /// From a payload.
     pub fn decoded(bytes: &[u8]) -> Option<Command> {
         let (head, mut rest) = bytes.split_at_checked(5)?;
-        let &[has_terminal, r0, r1, c0, c1] = head else { return None };
+        let &[flags, r0, r1, c0, c1] = head else { return None };
         let terminal =
-            (has_terminal != 0).then_some((u16::from_le_bytes([r0, r1]), u16::from_le_bytes([c0, c1])));
+            (flags & 1 != 0).then_some((u16::from_le_bytes([r0, r1]), u16::from_le_bytes([c0, c1])));
+        let errors_apart = flags & 2 != 0;
         let folder = take_list(&mut rest)?.pop()?;
-        Some(Command { words: take_list(&mut rest)?, environment: take_list(&mut rest)?, folder, terminal })
+        let (words, environment) = (take_list(&mut rest)?, take_list(&mut rest)?);
+        Some(Command { words, environment, folder, terminal, errors_apart })
     }
 }
 
@@ -245,12 +249,13 @@ mod tests {
 
     #[test]
     fn commands_come_out_as_they_went_in() {
-        for terminal in [None, Some((24, 80))] {
+        for (terminal, errors_apart) in [(None, false), (Some((24, 80)), false), (Some((24, 80)), true)] {
             let command = Command {
                 words: vec![b"sh".to_vec(), b"-c".to_vec(), b"exit 7".to_vec(), Vec::new()],
                 environment: vec![b"A=b".to_vec()],
                 folder: b"/tmp".to_vec(),
                 terminal,
+                errors_apart,
             };
             let bytes = command.encoded().unwrap();
             assert_eq!(Command::decoded(&bytes), Some(command));
