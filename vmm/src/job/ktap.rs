@@ -145,6 +145,15 @@ struct Level {
     told: usize,
 }
 
+/// Tests that are counted, and not kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beyond {
+    /// All of them.
+    pub all: usize,
+    /// Of those, how many have failed.
+    pub failed: usize,
+}
+
 /// Reads tests of a command's output as it comes.
 #[derive(Debug, Default)]
 pub struct Reader {
@@ -154,6 +163,7 @@ pub struct Reader {
     speaks: bool,
     /// With the depth of each, those of which no line has said yet what they are part of.
     found: Vec<(usize, Test)>,
+    beyond: Beyond,
     /// Bytes of their names.
     names: usize,
     /// The open ones, each deeper than the one before.
@@ -177,12 +187,17 @@ impl Reader {
         }
     }
 
-    /// All tests; none if the command does not speak of any.
-    pub fn finish(mut self) -> Vec<Test> {
+    /// All tests that are kept; none if the command does not speak of any.
+    pub fn finish(&mut self) -> Vec<Test> {
         let rest = std::mem::take(&mut self.begun);
         self.read(&String::from_utf8_lossy(&rest));
         self.close(0);
-        self.found.into_iter().map(|(_, test)| test).collect()
+        std::mem::take(&mut self.found).into_iter().map(|(_, test)| test).collect()
+    }
+
+    /// Those that are not kept, as there were too many; known once all [is read](Self::finish).
+    pub fn beyond(&self) -> Beyond {
+        self.beyond
     }
 
     fn read(&mut self, line: &str) {
@@ -256,7 +271,11 @@ impl Reader {
         match self.found.len() < MOST {
             true => self.found.push((depth, test)),
             // One that has failed is not to be lost.
-            false => self.found[MOST - 1] = (depth, test),
+            false => {
+                let (_, lost) = std::mem::replace(&mut self.found[MOST - 1], (depth, test));
+                self.beyond.all += 1;
+                self.beyond.failed += usize::from(lost.result == Result::Failed);
+            }
         }
     }
 
@@ -269,7 +288,7 @@ impl Reader {
                     let name = self.named(&name);
                     self.found.push((depth, Test { name, result }));
                 }
-                _ => {}
+                _ => self.beyond.all += 1,
             }
             return;
         }
@@ -465,6 +484,11 @@ ok 2 - b
         let many = format!("TAP version 14\n{}not ok 1 last\n", "ok 1 a\n".repeat(MOST + 10));
         let tests = read(&many);
         assert_eq!((tests.len(), tests.last().unwrap().1), (MOST, Result::Failed));
+        // The others are counted still.
+        let mut reader = Reader::default();
+        reader.push(format!("{many}not ok 2 more\n").as_bytes());
+        reader.finish();
+        assert_eq!(reader.beyond(), Beyond { all: 12, failed: 1 });
         // All names together have an end as well; tests are counted behind it.
         let long = format!(
             "TAP version 14\n{}ok 1 whole\n",

@@ -3,7 +3,7 @@
 //! Each is a process of its own, this program's `run`: one that fails takes no other along. Its output and errors are read
 //! as they come: tests that it tells of are kept, and of the rest the end.
 
-use super::ktap::{self, Test};
+use super::ktap::{self, Beyond, Test};
 use super::stop::Stop;
 use super::verdict::{CANNOT, one_line};
 use arch::plain::plain;
@@ -325,14 +325,14 @@ impl Heard {
         }
     }
 
-    /// The text, which says how much is left out, and the tests.
-    fn finish(mut self) -> (String, Vec<Test>) {
+    /// The text, which says how much is left out, the tests, and those that are counted only.
+    fn finish(mut self) -> (String, Vec<Test>, Beyond) {
         let text = String::from_utf8_lossy(self.bytes.make_contiguous()).into_owned();
         let text = match self.left_out {
             0 => text,
             count => format!("(vmm: {} left out here)\n{text}", counted(count, "byte")),
         };
-        (text, self.tests.finish())
+        (text, self.tests.finish(), self.tests.beyond())
     }
 }
 
@@ -350,7 +350,7 @@ fn untold(status: ExitStatus, last: &str) -> Told {
 /// What came of one, by what it has printed.
 fn told(entry: &Entry, status: ExitStatus, (output, errors): (Heard, Heard), took: Duration) -> Finished {
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(CANNOT);
-    let ((output, mut tests), (errors, of_log)) = (output.finish(), errors.finish());
+    let ((output, mut tests, beyond), (errors, of_log, log_beyond)) = (output.finish(), errors.finish());
     // The kernel's log may be among its errors (`--kernel-log -`).
     tests.extend(of_log);
     let (before, last) = errors.trim_end().rsplit_once('\n').unwrap_or(("", errors.trim_end()));
@@ -360,7 +360,8 @@ fn told(entry: &Entry, status: ExitStatus, (output, errors): (Heard, Heard), too
         Err(_) => (errors.clone(), untold(status, last)),
     };
     let failed = tests.iter().filter(|test| test.result == ktap::Result::Failed).count();
-    let (entry, count) = (entry.clone(), tests.len());
+    let failed = failed + beyond.failed + log_beyond.failed;
+    let (entry, count) = (entry.clone(), tests.len() + beyond.all + log_beyond.all);
     let Told { verdict, text, dump } = of_itself;
     Finished { entry, code, verdict, text, took, dump, output, errors, told: count, failed, tests }
 }
@@ -410,7 +411,7 @@ mod tests {
         let mut printed = b"TAP version 13\n1..2\nnot ok 1 early\n".to_vec();
         printed.resize(3 * MOST_OUTPUT, b'x');
         printed.extend_from_slice(b"\nok 2 late\n");
-        let (text, tests) = Heard::read(&printed[..]).unwrap().finish();
+        let (text, tests, _) = Heard::read(&printed[..]).unwrap().finish();
         let left_out = printed.len() - MOST_OUTPUT;
         assert!(text.starts_with(&format!("(vmm: {left_out} bytes left out here)\nxxx")));
         assert!(text.ends_with("x\nok 2 late\n") && text.len() < MOST_OUTPUT + 100);
