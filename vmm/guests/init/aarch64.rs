@@ -46,6 +46,7 @@ pub mod number {
     pub const DUP3: usize = 24;
     pub const IOCTL: usize = 29;
     pub const MKNODAT: usize = 33;
+    pub const FACCESSAT: usize = 48;
     pub const MKDIRAT: usize = 34;
     pub const UNLINKAT: usize = 35;
     pub const SYMLINKAT: usize = 36;

@@ -95,15 +95,16 @@ pub extern "C" fn main() -> ! {
         None => result,
     };
     let mut out = Vec::new();
-    if let Err(trouble) = &result {
-        protocol::put(&mut out, Kind::Trouble, NO_SESSION, trouble.as_bytes());
-    } else {
-        let hello = [&[protocol::VERSION][..], &sys::release()].concat();
-        protocol::put(&mut out, Kind::Hello, NO_SESSION, &hello);
-    }
+    let waits_for = match &result {
+        Ok(()) => Some(ready.sign),
+        Err(trouble) => {
+            protocol::put(&mut out, Kind::Trouble, NO_SESSION, trouble.as_bytes());
+            None
+        }
+    };
     let log = sys::open(b"/dev/kmsg", sys::READ_ONLY | sys::NO_WAIT | sys::CLOSE_ON_EXEC).ok();
     let children = sys::children().ok();
-    Agent { port, log, children, out, decoder: Decoder::default(), sessions: Vec::new() }.live()
+    Agent { port, log, children, out, waits_for, decoder: Decoder::default(), sessions: Vec::new() }.live()
 }
 
 /// Has the system's own first process take this one's place, and goes on in a child, which hears here why that cannot be.
@@ -136,6 +137,9 @@ struct Agent {
     children: Option<Fd>,
     /// What waits to be sent.
     out: Vec<u8>,
+    /// Before it greets the host, which begins the command then: the file that is there once the system's own first process is
+    /// ready, or none.
+    waits_for: Option<Option<Vec<u8>>>,
     decoder: Decoder,
     sessions: Vec<Session>,
 }
@@ -143,6 +147,7 @@ struct Agent {
 impl Agent {
     fn live(mut self) -> ! {
         loop {
+            self.greet();
             self.wait();
             self.send();
             self.receive();
@@ -150,6 +155,15 @@ impl Agent {
             self.reap();
             self.serve();
             self.send();
+        }
+    }
+
+    fn greet(&mut self) {
+        let file = self.waits_for.as_ref().map(|file| file.as_deref());
+        if file.is_some_and(|file| file.is_none_or(sys::is_there)) {
+            self.waits_for = None;
+            let hello = [&[protocol::VERSION][..], &sys::release()].concat();
+            protocol::put(&mut self.out, Kind::Hello, NO_SESSION, &hello);
         }
     }
 
@@ -164,9 +178,9 @@ impl Agent {
         for session in &self.sessions {
             session.polls(&mut polls, may_send);
         }
-        // Without a descriptor that tells of children, they are looked for now and then (`reap`).
+        // Without a descriptor that tells of children, they are looked for now and then (`reap`); so is a file (`greet`).
         const LOOK: usize = 100;
-        let looks = self.children.is_none() && !self.sessions.is_empty();
+        let looks = self.waits_for.is_some() || self.children.is_none() && !self.sessions.is_empty();
         sys::poll(&mut polls, looks.then_some(LOOK));
         // A port of which the host's end is closed is always ready.
         if polls[0].came & !(IN | OUT) != 0 {

@@ -19,6 +19,8 @@ pub struct Ready {
     pub port: Option<Fd>,
     /// The system's own first process, if it is to have its place.
     pub init: Option<Vec<u8>>,
+    /// The file that is there once that is ready.
+    pub sign: Option<Vec<u8>>,
 }
 
 /// What could not be done, in words.
@@ -110,8 +112,9 @@ fn step(fields: &[&[u8]], ready: &mut Ready) -> sys::Result<()> {
             sys::raise_interface(&interface()?, quad(address)?, quad(mask)?, quad(gateway)?)
         }
         [b"file", path, line] => sys::make_file(path, &[line, &b"\n"[..]].concat()),
-        [b"init", path] => {
+        [b"init", path, sign] => {
             ready.init = Some(path.to_vec());
+            ready.sign = (!sign.is_empty()).then(|| sign.to_vec());
             Ok(())
         }
         _ => Err(NOT_KNOWN),

@@ -117,6 +117,11 @@ pub fn make_folders(path: &[u8]) -> Result<()> {
     last
 }
 
+/// Whether there is a file of this name.
+pub fn is_there(path: &[u8]) -> bool {
+    raw(number::FACCESSAT, &[HERE.argument(), pointer(&text(path)), 0]).is_ok()
+}
+
 /// Makes a file of a device of characters; it may be there.
 pub fn make_device(path: &[u8], major: usize, minor: usize) -> Result<()> {
     const CHARACTERS: usize = 0o20_000;

@@ -70,6 +70,7 @@ pub mod number {
     pub const OPENAT: usize = 257;
     pub const MKDIRAT: usize = 258;
     pub const MKNODAT: usize = 259;
+    pub const FACCESSAT: usize = 269;
     pub const UNLINKAT: usize = 263;
     pub const SYMLINKAT: usize = 266;
     pub const PPOLL: usize = 271;

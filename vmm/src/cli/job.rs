@@ -20,6 +20,7 @@ use crate::job::protocol::Command;
 use crate::job::report_file::ReportFile;
 use crate::job::root_image::RootImage;
 use crate::job::session;
+use crate::job::steps::Init;
 use crate::job::stop::{self, Stop};
 use crate::job::table;
 use crate::job::verdict::{CANNOT, CODES};
@@ -212,9 +213,6 @@ fn after_help() -> String {
     text
 }
 
-/// Where every system has it that has it at all (file-hierarchy(7): `/lib` is a link to `/usr/lib`, if it is one).
-const SYSTEMD: &str = "/lib/systemd/systemd";
-
 fn pattern(text: &str) -> Result<Regex, String> {
     Regex::new(text).map_err(|error| format!("it is no regular expression: {error}"))
 }
@@ -277,7 +275,10 @@ impl Args {
             has_virtio_console: self.console_device == ConsoleDevice::Virtio,
             transport: self.virtio,
             net: self.net.0.clone(),
-            init: self.init.clone().or_else(|| self.systemd.then(|| SYSTEMD.to_string())),
+            init: match &self.init {
+                Some(program) => Some(Init { program: program.clone(), sign: None }),
+                None => self.systemd.then(Init::systemd),
+            },
         }
     }
 

@@ -6,7 +6,7 @@ use super::loading;
 use super::modules::{ModuleError, Modules};
 use super::protocol;
 use super::root_image::{Found, RootImage, RootImageError};
-use super::steps::{NotTellable, Steps, flag};
+use super::steps::{Init, NotTellable, Steps, flag};
 use crate::boot::kernel::Kernel;
 use crate::machine::config::{
     ConsoleConfig, DiskConfig, LinkConfig, NetConfig, ShareConfig, VirtioDevice, VirtioTransport,
@@ -49,7 +49,7 @@ pub struct Wanted {
     /// A network.
     pub net: Option<NetConfig>,
     /// A first process of the system's own.
-    pub init: Option<String>,
+    pub init: Option<Init>,
 }
 
 /// What a command sees as its root.

@@ -15,6 +15,23 @@ pub mod flag {
     pub const BIND: u32 = 1 << 12;
 }
 
+/// A first process of the system's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Init {
+    /// Its path in the guest.
+    pub program: String,
+    /// The file that is there once it takes orders: the command begins then, or else with it.
+    pub sign: Option<String>,
+}
+
+impl Init {
+    /// systemd, where every system has it that has it at all (file-hierarchy(7): `/lib` is a link to `/usr/lib`, if it is one),
+    /// with the socket of `systemctl` (systemd 252, `src/core/dbus.c`: `bus_init_private`).
+    pub fn systemd() -> Init {
+        Init { program: "/lib/systemd/systemd".into(), sign: Some("/run/systemd/private".into()) }
+    }
+}
+
 /// A path or word that cannot be told to the guest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' has a tab or a line's end in it, which cannot be told to the guest")]
@@ -114,8 +131,8 @@ impl Steps {
     }
 
     /// Has this program take the place of the first process.
-    pub fn init(&mut self, path: &str) {
-        self.add(&["init", path]);
+    pub fn init(&mut self, init: &Init) {
+        self.add(&["init", &init.program, init.sign.as_deref().unwrap_or_default()]);
     }
 
     /// The list.
