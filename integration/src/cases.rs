@@ -17,6 +17,7 @@ pub mod job;
 mod job_changes;
 mod job_hosts;
 mod job_logs;
+mod job_streams;
 mod kicks;
 mod library;
 mod linux;
@@ -297,7 +298,7 @@ pub const CASES: &[Case] = &[
     ),
     enough_on(Isa::X86_64, job("job_log_overwritten", job_logs::overwritten)),
     enough_on(Isa::Aarch64, job("job_of_a_kernel_undescribed", job_logs::of_a_kernel_undescribed)),
-    enough_on(Isa::X86_64, job("job_streams", job::streams)),
+    enough_on(Isa::X86_64, job("job_streams", job_streams::streams)),
     enough_on(Isa::X86_64, job("job_exec", job::exec)),
     enough_on(Isa::X86_64, job("job_of_a_tree", job::of_a_tree)),
     enough_on(Isa::X86_64, job("job_images", job::images)),
