@@ -10,9 +10,10 @@
 //! is remembered, which grows by our own writes alone, and the least one that was seen behind that: what lies behind a
 //! cut is not read any more, and nothing is written.
 
-use crate::file::{Medium, length};
+use crate::file::Medium;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -25,6 +26,8 @@ pub struct Kept {
     has_lost: Mutex<bool>,
     /// How often that was begun.
     begun: AtomicU64,
+    /// A block device, which keeps its length.
+    is_device: bool,
     /// Bytes that it has had at most.
     greatest: AtomicU64,
     /// Bytes that are left where it has been cut; all numbers else.
@@ -33,7 +36,10 @@ pub struct Kept {
 
 impl Kept {
     pub fn new(medium: Medium) -> Kept {
+        // What cannot be asked is looked at as a file is, which tells of the error.
+        let is_device = medium.file.metadata().is_ok_and(|it| it.file_type().is_block_device());
         Kept {
+            is_device,
             file: medium.file,
             has_lost: Mutex::new(false),
             begun: AtomicU64::new(0),
@@ -47,23 +53,27 @@ impl Kept {
     }
 
     /// So many bytes from its beginning are what they were, as far as can be seen: all numbers, or where it has been
-    /// cut.
+    /// cut. Its state is asked for and not its end: to seek there, threads wait for one another.
     fn left(&self) -> io::Result<u64> {
         // In this order: whoever writes behind its end says so afterwards.
         let greatest = self.greatest.load(Ordering::SeqCst);
-        let now = length(&self.file)?;
-        if now < greatest {
-            self.left.fetch_min(now, Ordering::SeqCst);
+        if !self.is_device {
+            let now = self.file.metadata()?.len();
+            if now < greatest {
+                self.left.fetch_min(now, Ordering::SeqCst);
+            }
         }
         Ok(self.left.load(Ordering::SeqCst))
     }
 
-    /// To be asked behind each reading of so many bytes, of which those count that lie within what the file has had.
+    /// To be asked behind each reading of so many bytes, of which those count that lie within what the file has had. Where
+    /// all of them were there (`is_whole`), it is as long as that, and what is known of it is enough.
     ///
     /// # Errors
     /// Some of them were cut off.
-    pub fn check_read(&self, offset: u64, count: u64) -> io::Result<()> {
-        if offset.saturating_add(count) > self.left()? { Err(cut()) } else { Ok(()) }
+    pub fn check_read(&self, offset: u64, count: u64, is_whole: bool) -> io::Result<()> {
+        let left = if is_whole { self.left.load(Ordering::SeqCst) } else { self.left()? };
+        if offset.saturating_add(count) > left { Err(cut()) } else { Ok(()) }
     }
 
     /// To be asked before each writing.

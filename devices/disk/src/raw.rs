@@ -29,7 +29,7 @@ impl Layer for Raw {
 
     fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         let there = read_some(self.kept.file(), offset, bytes)?;
-        self.kept.check_read(offset, bytes.len() as u64)?;
+        self.kept.check_read(offset, bytes.len() as u64, there == bytes.len())?;
         bytes[there..].fill(0);
         Ok(())
     }

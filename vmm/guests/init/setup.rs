@@ -59,6 +59,7 @@ fn in_words(fields: &[&[u8]], error: Errno) -> Trouble {
             let why = match error {
                 sys::ENOEXEC => "it is not for this kernel, or is damaged".into(),
                 sys::ENOENT => "it wants a symbol that this kernel does not have".into(),
+                sys::EKEYREJECTED => "it is damaged: it is signed for other bytes".into(),
                 error => format!("{error}"),
             };
             format!("the module {name} cannot be loaded: {why}")

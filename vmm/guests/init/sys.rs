@@ -18,6 +18,7 @@ pub const EAGAIN: Errno = Errno(11);
 pub const EACCES: Errno = Errno(13);
 pub const EEXIST: Errno = Errno(17);
 pub const EBUSY: Errno = Errno(16);
+pub const EKEYREJECTED: Errno = Errno(129);
 pub const ENODEV: Errno = Errno(19);
 pub const ENOTDIR: Errno = Errno(20);
 pub const EPIPE: Errno = Errno(32);

@@ -34,7 +34,7 @@ use kvm::{HOST_ISA, Vcpu, Vm};
 use nix::time::{ClockId, clock_gettime};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
@@ -68,6 +68,8 @@ pub struct Guest {
     hypercalls: Option<Arc<LiveHypercalls>>,
     services: Arc<Services>,
     virtio: VirtioDevices,
+    /// They are taken from it, and cannot be given to the next one.
+    has_lost_devices: AtomicBool,
     /// Until it begins again: they are the next guest's then.
     backends: Mutex<Backends>,
     _vm: Vm,
@@ -117,7 +119,8 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Guest::new`]; then this machine is as it was, also one that somebody has stopped. So it is when a device that `config` has otherwise than before
-    /// wants what this machine has, as a lock of a disk.
+    /// wants what this machine has, as a lock of a disk. When the host does not answer what a device has asked of it, this
+    /// machine has [lost its devices](Self::has_lost_devices), and stays held.
     pub fn again(&self, config: &Config, output: Box<dyn Write + Send>) -> Result<Guest, Error> {
         let again = self.next(config, output);
         self.services.restarts.tell(&again.as_ref().map(|_| ()).map_err(ToString::to_string));
@@ -141,7 +144,9 @@ impl Guest {
         let mut again = build(config, &backends, output, Listens::No).and_then(|next| {
             let what = "cannot begin again, and has lost its devices: the host does not answer what one of them has asked";
             let stuck = || Error::System { what, source: std::io::ErrorKind::TimedOut.into() };
-            self.virtio.unplug().then_some(next).ok_or_else(stuck)
+            let is_free = self.virtio.unplug();
+            self.has_lost_devices.store(!is_free, Ordering::SeqCst);
+            is_free.then_some(next).ok_or_else(stuck)
         });
         match &mut again {
             Ok(next) => {
@@ -153,7 +158,7 @@ impl Guest {
             }
             Err(_) => {
                 self.attachment.open(debugger);
-                if !was_held {
+                if !was_held && !self.has_lost_devices() {
                     let mut stage = self.stage();
                     // What was held is let go; one that was never started waits on.
                     *stage = match *stage {
@@ -224,6 +229,11 @@ impl Guest {
     /// Whether somebody, a debugger or another, wants the guest to begin again; asked once for each time.
     pub fn takes_restart(&self) -> bool {
         self.services.wants_restart.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether its devices are not its any more, although it could not [begin again](Self::again): it is over.
+    pub fn has_lost_devices(&self) -> bool {
+        self.has_lost_devices.load(Ordering::SeqCst)
     }
 
     /// Tells whoever has asked for it that the guest does not begin again.

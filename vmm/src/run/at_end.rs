@@ -90,9 +90,12 @@ pub fn deal_with(guest: &Guest, outcome: Outcome, around: &Around<'_>) -> Result
                 over();
                 Some(Sequel::Again(Box::new(next)))
             }
-            // It is stopped at its debugger's prompt, and stays there.
             Err(error) => {
                 guest.cannot_restart(&error);
+                if guest.has_lost_devices() {
+                    return Err(error);
+                }
+                // It is stopped at its debugger's prompt, and stays there.
                 None
             }
         });

@@ -35,7 +35,7 @@ impl Bytes {
     /// # Errors
     /// They go further.
     fn check_end(&self, offset: u64, count: u64) -> io::Result<()> {
-        self.kept.check_read(offset, count)?;
+        self.kept.check_read(offset, count, false)?;
         let end = length(self.kept.file())?.next_multiple_of(self.cluster);
         if offset.checked_add(count).is_none_or(|wanted| wanted > end) {
             return Err(io::Error::new(
@@ -86,7 +86,7 @@ impl Storage for Bytes {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.kept.check_read(start, whole)
+        self.kept.check_read(start, whole, true)
     }
 
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, mut offset: u64) -> io::Result<()> {

@@ -119,6 +119,7 @@ pub(super) fn build(
         hypercalls,
         services,
         virtio,
+        has_lost_devices: AtomicBool::new(false),
         backends: Mutex::new(backends),
         _vm: vm,
     })
