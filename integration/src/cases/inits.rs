@@ -18,7 +18,10 @@ pub fn beside_an_init(c: &mut Context, root: &Path) -> Check {
         fs::write(root.join("etc/inittab"), "::sysinit:/bin/sh -c 'echo begun > /run/begun'\n")
     };
     make().map_err(|error| format!("cannot make a root: {error}"))?;
-    // What is set up at a first boot, which asks for much.
+    // What is set up at a first boot, which asks for much, and after an update (systemd.unit(5), `ConditionNeedsUpdate=`).
+    fs::create_dir_all(root.join("var")).map_err(|error| error.to_string())?;
+    c.write(&root.join("etc/.updated"), b"")?;
+    c.write(&root.join("var/.updated"), b"")?;
     c.write(&root.join("etc/machine-id"), b"0123456789abcdef0123456789abcdef\n")?;
     c.write(&root.join("etc/passwd"), b"root:x:0:0::/root:/bin/sh\n")?;
     let command = "sh -c cat~/proc/1/comm;until~[~-e~/run/begun~];do~sleep~0.1;done;readlink~/bin;exit~6";
@@ -35,7 +38,10 @@ pub fn beside_systemd(c: &mut Context) -> Check {
         Command::new("/bin/busybox").args(["tar", "-x", "-f"]).arg(archive).arg("-C").arg(&root).status();
     let unpacked = unpacked.map_err(|error| error.to_string())?;
     check(unpacked.success(), || format!("cannot unpack systemd: {unpacked}"))?;
-    // What is set up at a first boot, which asks for much.
+    // What is set up at a first boot, which asks for much, and after an update (systemd.unit(5), `ConditionNeedsUpdate=`).
+    fs::create_dir_all(root.join("var")).map_err(|error| error.to_string())?;
+    c.write(&root.join("etc/.updated"), b"")?;
+    c.write(&root.join("var/.updated"), b"")?;
     c.write(&root.join("etc/machine-id"), b"0123456789abcdef0123456789abcdef\n")?;
     c.write(&root.join("etc/passwd"), b"root:x:0:0::/root:/bin/sh\n")?;
     let command = "sh -c cat~/proc/1/comm;systemctl~is-system-running~--wait;systemctl~is-active~multi-user.target;\
