@@ -14,6 +14,7 @@ mod held;
 mod hypercalls;
 mod inits;
 pub mod job;
+mod job_6_1;
 mod job_changes;
 mod job_hosts;
 mod job_logs;
@@ -279,7 +280,7 @@ pub const CASES: &[Case] = &[
         },
     ),
     enough_on(Isa::X86_64, job("job_commands", job::commands)),
-    Case { modules: job::MODULES_6_1, ..linux("job_6_1", &["6.1"], job::in_6_1) },
+    Case { modules: job_6_1::MODULES, ..linux("job_6_1", &["6.1"], job_6_1::everything) },
     enough_on(
         Isa::X86_64,
         Case { root: Some("systemd"), ..job("job_beside_systemd", inits::beside_systemd) },
