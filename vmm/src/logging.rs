@@ -73,6 +73,11 @@ pub fn is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
+/// Whether messages go to a file.
+pub fn has_file() -> bool {
+    FILE.get().is_some()
+}
+
 /// Writes lines to standard error, without waiting for whoever reads them.
 pub fn print(lines: &str) {
     if let Ok(queue) = stderr() {

@@ -116,7 +116,7 @@ pub fn wrong_ways(c: &mut Context) -> Check {
             ("--append rdinit=/none~init=/none", "true", 120, "Unable to mount root fs"),
             ("", "sh -c echo~o>/proc/sysrq-trigger;sleep~30", 119, "switched itself off"),
             ("", &oops, 118, "the log has oops: "),
-            ("--init /none", "true", 123, "the first process /none (--init) cannot be executed: not found"),
+            ("--init /none", "true", 123, "the first process /none cannot be executed: not found"),
             ("--boot-timeout 10ms", "true", 122, "did not come so far"),
             ("--rw /work-that-is-not-there", "true", 125, "--rw /work-that-is-not-there: "),
             ("--wrong", "true", 125, "unexpected argument '--wrong'"),
@@ -395,7 +395,7 @@ pub fn images(c: &mut Context) -> Check {
     let none = run(c, &damaged, "", "true")?;
     none.expect_code(123)?;
     let last = none.errors.lines().last().unwrap_or_default();
-    check(last.contains("the command's root could not be made: "), || format!("the last line is '{last}'"))
+    check(last.contains("the guest could not be made ready: "), || format!("the last line is '{last}'"))
 }
 
 /// A guest of which something bad came is kept: stopped for a debugger, or running for more commands.

@@ -59,12 +59,19 @@ fn give_up(words: &str) -> ! {
     const LOG: &[u8] = b"/vmm/kmsg";
     sys::make_device(CONSOLE, 5, 1).ok();
     sys::make_device(LOG, 1, 11).ok();
-    let line = format!("{}{words}\n", protocol::TROUBLE_LINE);
+    let line = format!("{}{}\n", protocol::TROUBLE_LINE, words.replace('\n', " "));
     // By both: a kernel may have no terminal at its console, and another may print nothing of its log. An error is printed
     // also where the kernel is to be quiet.
-    write_to(LOG, &format!("<3>{line}"));
+    // Once the root has been changed they are where the system has them.
+    let log = format!("<3>{line}");
+    if !write_to(LOG, &log) {
+        write_to(b"/dev/kmsg", &log);
+    }
     // Whatever the kernel has begun there is its own line.
-    write_to(CONSOLE, &format!("\n{line}"));
+    let console = format!("\n{line}");
+    if !write_to(CONSOLE, &console) {
+        write_to(b"/dev/console", &console);
+    }
     sys::power_off()
 }
 
@@ -95,22 +102,28 @@ pub extern "C" fn main() -> ! {
         None => result,
     };
     let mut out = Vec::new();
-    let waits_for = match &result {
-        Ok(()) => Some(ready.sign),
-        Err(trouble) => {
-            protocol::put(&mut out, Kind::Trouble, NO_SESSION, trouble.as_bytes());
-            None
-        }
-    };
+    let mut waits_for = None;
+    if let Err(trouble) = &result {
+        protocol::put(&mut out, Kind::Trouble, NO_SESSION, trouble.as_bytes());
+    } else {
+        let hello = [&[protocol::VERSION][..], &sys::release()].concat();
+        protocol::put(&mut out, Kind::Hello, NO_SESSION, &hello);
+        waits_for = ready.sign;
+    }
+    if let Some(file) = &waits_for {
+        let file = alloc::string::String::from_utf8_lossy(file);
+        say(&format!("the command waits until the system's first process has made {file}"));
+    }
     let log = sys::open(b"/dev/kmsg", sys::READ_ONLY | sys::NO_WAIT | sys::CLOSE_ON_EXEC).ok();
     let children = sys::children().ok();
-    Agent { port, log, children, out, waits_for, decoder: Decoder::default(), sessions: Vec::new() }.live()
+    let (decoder, sessions, held) = (Decoder::default(), Vec::new(), Vec::new());
+    Agent { port, log, children, out, waits_for, held, decoder, sessions }.live()
 }
 
 /// Has the system's own first process take this one's place, and goes on in a child, which hears here why that cannot be.
 fn hand_over(init: &[u8]) -> Result<(), setup::Trouble> {
     let name = alloc::string::String::from_utf8_lossy(init);
-    let cannot = |error: sys::Errno| format!("the first process {name} (--init) cannot be executed: {error}");
+    let cannot = |error: sys::Errno| format!("the first process {name} cannot be executed: {error}");
     let (read, write) = sys::pipe().map_err(cannot)?;
     if sys::fork().map_err(cannot)? != 0 {
         sys::block_signals(false);
@@ -137,9 +150,11 @@ struct Agent {
     children: Option<Fd>,
     /// What waits to be sent.
     out: Vec<u8>,
-    /// Before it greets the host, which begins the command then: the file that is there once the system's own first process is
-    /// ready, or none.
-    waits_for: Option<Option<Vec<u8>>>,
+    /// The file that is there once the system's own first process is ready: the main command begins then. Others, which look
+    /// at the guest, begin at once.
+    waits_for: Option<Vec<u8>>,
+    /// What the host has said of the main command until then, which is bounded by its window.
+    held: Vec<Frame>,
     decoder: Decoder,
     sessions: Vec<Session>,
 }
@@ -147,7 +162,7 @@ struct Agent {
 impl Agent {
     fn live(mut self) -> ! {
         loop {
-            self.greet();
+            self.look_for_sign();
             self.wait();
             self.send();
             self.receive();
@@ -158,12 +173,13 @@ impl Agent {
         }
     }
 
-    fn greet(&mut self) {
-        let file = self.waits_for.as_ref().map(|file| file.as_deref());
-        if file.is_some_and(|file| file.is_none_or(sys::is_there)) {
+    /// Begins what has waited for the system's own first process, if that is ready.
+    fn look_for_sign(&mut self) {
+        if self.waits_for.as_deref().is_some_and(sys::is_there) {
             self.waits_for = None;
-            let hello = [&[protocol::VERSION][..], &sys::release()].concat();
-            protocol::put(&mut self.out, Kind::Hello, NO_SESSION, &hello);
+            for frame in core::mem::take(&mut self.held) {
+                self.hear(frame);
+            }
         }
     }
 
@@ -178,7 +194,7 @@ impl Agent {
         for session in &self.sessions {
             session.polls(&mut polls, may_send);
         }
-        // Without a descriptor that tells of children, they are looked for now and then (`reap`); so is a file (`greet`).
+        // Without a descriptor that tells of children, they are looked for now and then (`reap`); so is a file (`look_for_sign`).
         const LOOK: usize = 100;
         let looks = self.waits_for.is_some() || self.children.is_none() && !self.sessions.is_empty();
         sys::poll(&mut polls, looks.then_some(LOOK));
@@ -211,7 +227,7 @@ impl Agent {
             }
             loop {
                 match self.decoder.take() {
-                    Ok(Some(frame)) => self.hear(&frame),
+                    Ok(Some(frame)) => self.hear(frame),
                     Ok(None) => break,
                     Err(_) => {
                         say("the host speaks another language");
@@ -222,7 +238,11 @@ impl Agent {
         }
     }
 
-    fn hear(&mut self, frame: &Frame) {
+    fn hear(&mut self, frame: Frame) {
+        if self.waits_for.is_some() && frame.session == MAIN {
+            self.held.push(frame);
+            return;
+        }
         match frame.kind {
             Kind::PowerOff => {
                 self.send();
@@ -234,7 +254,7 @@ impl Agent {
                     sys::close(trigger);
                 }
             }
-            Kind::Start => self.start(frame),
+            Kind::Start => self.start(&frame),
             kind => {
                 let session = self.sessions.iter_mut().find(|it| it.id == frame.session);
                 if let Some(session) = session {

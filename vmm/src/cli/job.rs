@@ -290,7 +290,8 @@ impl Args {
             environment: environment_of(&self.env, terminal.is_some()),
             folder: self.folder().into_os_string().into_vec(),
             terminal,
-            errors_apart: terminal.is_some() && session::has_errors_apart(),
+            // A shell would not take itself for one that somebody types at (POSIX.1-2024, sh, `-i`).
+            errors_apart: terminal.is_some() && !self.command.is_empty() && session::has_errors_apart(),
         }
     }
 

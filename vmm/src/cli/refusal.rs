@@ -16,12 +16,12 @@ pub fn in_a_line(error: &clap::Error) -> String {
     plain(&format!("{}{}", cause.strip_prefix("error: ").unwrap_or(&cause), tip.unwrap_or_default()))
 }
 
-/// Says a cause in one line, also where no messages are asked for.
+/// Says a cause in one line on standard error, also where messages go to a file or are not asked for.
 pub fn say(cause: &str) {
     let cause = plain(cause);
-    match log::log_enabled!(log::Level::Error) {
-        true => log::error!("{cause}"),
-        false => logging::print(&format!("vmm: error: {cause}\n")),
+    log::error!("{cause}");
+    if logging::has_file() || !log::log_enabled!(log::Level::Error) {
+        logging::print(&format!("vmm: error: {cause}\n"));
     }
 }
 

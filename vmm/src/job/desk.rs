@@ -103,7 +103,8 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
     let is_awaited = job.hold_on.is_asked_for();
     let about = About { door: Some(visitors.door().clone()), is_awaited, ..About::new(&job.guest) };
     let control = ControlSocket::take(job.name.as_deref(), about)?;
-    let socket = control.as_ref().map(|control| (control.path(), job.name.is_some()));
+    let is_debugged_later = job.name.is_some() || is_awaited;
+    let socket = control.as_ref().map(|control| (control.path(), is_debugged_later));
     let mut rules = bounds::of_guest(&job.guest, Files::Once, socket, None);
     rules.extend(job.dump_on.as_ref().map(|on| Rule::folder_of(&on.path, Grant::Own)));
     let backends = Backends::before_cell(&job.guest)?;

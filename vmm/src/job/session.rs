@@ -78,11 +78,7 @@ impl Session {
         let nowhere = || File::options().write(true).open("/dev/null");
         let outputs = [own(io::stdout().as_fd()), logging::stderr_file()];
         let [output, errors] = outputs.map(|file| file.map_or_else(nowhere, Ok));
-        let input = match is_anothers_terminal() {
-            true => Some(File::open("/dev/null")?),
-            false => own(io::stdin().as_fd()),
-        };
-        let streams = Streams::start(input, [output?, errors?])?;
+        let streams = Streams::start(own(io::stdin().as_fd()), [output?, errors?])?;
         let terminal = match has_terminal {
             true => Some(Foreground::new(RawMode::enter(io::stdin().as_fd().try_clone_to_owned()?)?)?),
             false => None,
@@ -320,11 +316,6 @@ fn is_readable(fd: std::os::fd::RawFd) -> bool {
 /// Whether the process has a terminal to give to a command.
 pub fn has_terminal() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()
-}
-
-/// Whether the terminal belongs to whoever reads the output, as a pager does, and is not to be read here.
-fn is_anothers_terminal() -> bool {
-    io::stdin().is_terminal() && !io::stdout().is_terminal()
 }
 
 /// Whether the errors of a command that has a terminal are to go elsewhere: to a file.

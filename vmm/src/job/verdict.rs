@@ -29,7 +29,7 @@ pub enum Verdict {
     Hang(String),
     /// It did not come so far as to run a program in time.
     NoUserSpace,
-    /// The command's root could not be made: why.
+    /// The guest could not be made ready, as its root, a module or a first process of its own: why.
     NoRoot(String),
     /// `--timeout` is over.
     TimeOver,
@@ -57,7 +57,7 @@ codes! {
     PANIC = 120, "the guest's kernel panicked";
     HANG = 121, "the guest hangs";
     NO_USER_SPACE = 122, "the guest did not come so far as to run a program (--boot-timeout)";
-    NO_ROOT = 123, "the command's root could not be made";
+    NO_ROOT = 123, "the guest could not be made ready: its root, a module, its first process";
     TIME_OVER = 124, "--timeout is over";
     CANNOT = 125, "this host cannot do it, an option is wrong, not all output could be written, or vmm itself has failed";
     NOT_EXECUTABLE = 126, "the command cannot be executed";
@@ -210,7 +210,7 @@ impl fmt::Display for Verdict {
             Verdict::Panic(None) => f.write_str("the guest's kernel panicked"),
             Verdict::Hang(why) => write!(f, "the guest hangs: {}", one_line(why)),
             Verdict::NoUserSpace => f.write_str("the guest did not come so far as to run a program in time"),
-            Verdict::NoRoot(why) => write!(f, "the command's root could not be made: {}", one_line(why)),
+            Verdict::NoRoot(why) => write!(f, "the guest could not be made ready: {}", one_line(why)),
             Verdict::TimeOver => f.write_str("the time given by --timeout is over"),
             Verdict::Unwritten(why) => write!(f, "cannot write all of {}", one_line(why)),
             Verdict::Stopped(StoppedBy::Signal(number)) => write!(f, "stopped by signal {number}"),
