@@ -524,12 +524,14 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         Saved::new(self.model.name(), VERSION, &fields)
     }
 
-    /// Puts a state back: with the guest's memory as it was then, it goes on from there.
+    /// Puts a state back: with the guest's memory as it was then, it goes on from there. What it interrupts by is put
+    /// back by `put_back`, when nothing is in the way of that any more and before anything serves: a thread may have
+    /// something to tell as soon as it begins.
     ///
     /// # Errors
-    /// [`Misfit`]; the device is as it was, unless its model could not begin, or could not end before: then it waits for
-    /// its reset.
-    pub fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
+    /// [`Misfit`]; `put_back` has not been called then, and the device is as it was, unless its model could not begin,
+    /// or could not end before: then it waits for its reset.
+    pub fn restore(&mut self, saved: &Saved, put_back: impl FnOnce()) -> Result<(), Misfit> {
         let device = self.model.name();
         let damaged = |why: &str| Misfit::Damaged { device, why: why.into() };
         let fields: SavedDevice<M::State> = saved.fields(device, VERSION)?;
@@ -580,6 +582,7 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         self.driver_features = fields.driver_features;
         self.signals.status.store(fields.status, Ordering::SeqCst);
         self.signals.generation.store(fields.generation, Ordering::SeqCst);
+        put_back();
         if fields.is_started {
             self.start();
         }

@@ -77,6 +77,13 @@ impl Wires {
         self.set(&**line);
     }
 
+    /// These are the causes, and no others.
+    fn put_back(&self, causes: u8) {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        self.isr.store(causes, Ordering::SeqCst);
+        self.set(&**line);
+    }
+
     fn set(&self, line: &dyn Line) {
         if let Err(error) = line.set(self.isr.load(Ordering::SeqCst) != 0) {
             tell!(Error, "a virtio device cannot interrupt: {error}");
@@ -263,12 +270,8 @@ impl<M: Model> VirtioMmio<M> {
     /// [`Misfit`], and nothing is done.
     pub fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
         let fields: SavedRegisters = saved.fields(NAME, VERSION)?;
-        self.device.restore(&fields.device)?;
+        self.device.restore(&fields.device, || self.wires.put_back(fields.isr))?;
         self.selected = fields.selected;
-        self.wires.acknowledge(u8::MAX);
-        if fields.isr != 0 {
-            self.wires.interrupt(fields.isr);
-        }
         Ok(())
     }
 }

@@ -158,6 +158,21 @@ impl Wires {
         pins.set_line(&self.isr);
     }
 
+    /// Puts back what a function with this configuration space interrupted by: messages, causes, and the vectors of the
+    /// configuration and of queues.
+    fn put_back(&self, config: &Config, msix: MsixState, isr: u8, (configuration, queues): (u16, &[u16])) {
+        let mut pins = self.pins();
+        self.isr.store(isr, Ordering::SeqCst);
+        self.configuration_vector.store(configuration, Ordering::SeqCst);
+        for (vector, saved) in self.queue_vectors.iter().zip(queues) {
+            vector.store(*saved, Ordering::SeqCst);
+        }
+        pins.msix.restore(msix);
+        pins.msix.configured(config);
+        pins.is_line_off = config.is_line_off();
+        pins.set_line(&self.isr);
+    }
+
     /// What has been pending by the line, which is not any more.
     fn take_isr(&self) -> u8 {
         let pins = self.pins();
@@ -581,20 +596,12 @@ impl<M: Model> Function for VirtioFunction<M> {
         if !self.wires.pins().msix.fits(&fields.msix) {
             return Err(damaged("it has another number of vectors"));
         }
-        self.device.restore(&fields.device)?;
-        self.config = config;
-        let mut pins = self.wires.pins();
-        pins.msix.restore(fields.msix);
-        pins.msix.configured(&self.config);
-        pins.is_line_off = self.config.is_line_off();
-        drop(pins);
-        self.wires.isr.store(fields.isr, Ordering::SeqCst);
-        self.wires.configuration_vector.store(fields.configuration_vector, Ordering::SeqCst);
-        for (vector, saved) in self.wires.queue_vectors.iter().zip(&fields.queue_vectors) {
-            vector.store(*saved, Ordering::SeqCst);
-        }
+        let vectors = (fields.configuration_vector, &fields.queue_vectors[..]);
+        self.device.restore(&fields.device, || {
+            self.wires.put_back(&config, fields.msix, fields.isr, vectors);
+            self.config = config;
+        })?;
         self.selected = fields.selected;
-        self.wires.pins().set_line(&self.wires.isr);
         Ok(())
     }
 }

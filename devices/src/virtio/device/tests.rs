@@ -15,6 +15,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 
 const VERSION_1: u64 = 1 << 32;
 const NEEDS_RESET: u64 = 64;
+/// Of a transport by MMIO.
+const STATUS: u64 = 0x070;
 /// The longest that anything is waited for here.
 const TEST_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -216,7 +218,6 @@ fn a_device_goes_away_without_its_thread() {
 /// Until then it is ready, and its position is that of what was done last.
 #[test]
 fn a_queue_is_taken_back_when_the_host_has_answered() {
-    const STATUS: u64 = 0x070;
     const READY: u64 = 0x044;
     let ((model, host), (sender, _levels), ram) = (slow(), channel(), TestRam::new());
     let given: (Arc<dyn Ram>, Pace) = (Arc::new(ram.clone()), Pace::default());
@@ -287,4 +288,65 @@ fn features_are_agreed_on_once() {
         wrong.fields["device"]["fields"]["status"] = status.into();
         assert!(other.function.restore(&wrong).unwrap_err().to_string().contains("not set up"));
     }
+}
+
+/// A model that has something to tell as soon as it begins.
+struct Eager;
+
+impl Model for Eager {
+    type State = ();
+
+    fn name(&self) -> &'static str {
+        "virtio eager"
+    }
+
+    fn id(&self) -> u16 {
+        4
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[8]
+    }
+
+    fn services(&mut self, _: u64, interrupts: &Arc<dyn Interrupts>) -> Vec<Service> {
+        interrupts.queue(0);
+        Vec::new()
+    }
+
+    fn save(&self) {}
+
+    fn restore(&mut self, (): ()) -> Result<(), Misfit> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_is_told_at_once_reaches_a_guest_that_is_put_back() {
+    let mut driver = Driver::new(Eager);
+    driver.set_up(VERSION_1);
+    assert!(!driver.is_quiet());
+    let saved = driver.function.save();
+    let mut other = driver.with_another(Eager);
+    other.function.restore(&saved).unwrap();
+    assert!(!other.is_quiet());
+}
+
+#[test]
+fn what_is_told_at_once_raises_the_line_of_a_guest_that_is_put_back() {
+    const ACKNOWLEDGE: u64 = 0x064;
+    let eager = || {
+        let (sender, levels) = channel();
+        let given: (Arc<dyn Ram>, Pace) = (Arc::new(TestRam::new()), Pace::default());
+        (VirtioMmio::new(Eager, given, Box::new(TestLine(Mutex::new(sender)))).unwrap(), levels)
+    };
+    let (mut device, levels) = eager();
+    for (at, value) in [(STATUS, 3), (0x024, 1), (0x020, 1), (STATUS, 11), (STATUS, 15)] {
+        device.write(at, &u32::to_le_bytes(value));
+    }
+    assert_eq!(levels.try_iter().last(), Some(true));
+    device.write(ACKNOWLEDGE, &1u32.to_le_bytes());
+    let saved = device.save();
+    let (mut other, levels) = eager();
+    other.restore(&saved).unwrap();
+    assert_eq!(levels.try_iter().last(), Some(true));
 }
