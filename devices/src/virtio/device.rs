@@ -7,7 +7,7 @@
 //! ([`settle`](VirtioDevice::settle)):
 //!
 //! * A reset: the status is not 0 until then, for which a driver waits (2.4.2, 4.1.4.3.2), and whatever it writes
-//!   before is dropped.
+//!   before is dropped, but for what lowers its line.
 //! * A queue that is taken back: it reads as ready until then.
 //! * A state that is put back: it is refused, and the device waits for its reset.
 //! * Unplugging: it has failed ([`Unplug::unplug`](super::Unplug::unplug)).

@@ -311,7 +311,8 @@ impl<M: Model> Device for VirtioMmio<M> {
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Option<End> {
         self.settle();
-        if self.device.is_resetting() {
+        // A line that the driver could not lower would interrupt it without end until the host answers.
+        if self.device.is_resetting() && offset != register::INTERRUPT_ACKNOWLEDGE {
             return None;
         }
         match (offset.checked_sub(register::CONFIGURATION), data) {

@@ -15,7 +15,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 
 const VERSION_1: u64 = 1 << 32;
 const NEEDS_RESET: u64 = 64;
-/// Of a transport by MMIO.
+/// Registers of a transport by MMIO.
+const READY: u64 = 0x044;
+const NOTIFY: u64 = 0x050;
+const ACKNOWLEDGE: u64 = 0x064;
 const STATUS: u64 = 0x070;
 /// The longest that anything is waited for here.
 const TEST_PATIENCE: Duration = Duration::from_secs(20);
@@ -138,6 +141,44 @@ fn ask(driver: &mut Driver<Slow>, host: &Host) {
     host.is_asked();
 }
 
+fn write_mmio(device: &mut VirtioMmio<Slow>, at: u64, value: u32) {
+    assert_eq!(device.write(at, &value.to_le_bytes()), None);
+}
+
+fn read_mmio(device: &mut VirtioMmio<Slow>, at: u64) -> u32 {
+    let mut data = [0; 4];
+    device.read(at, &mut data);
+    u32::from_le_bytes(data)
+}
+
+fn wait_until_zero(device: &mut VirtioMmio<Slow>, at: u64) {
+    let start = Instant::now();
+    while read_mmio(device, at) != 0 {
+        assert!(start.elapsed() < TEST_PATIENCE);
+        std::thread::yield_now();
+    }
+}
+
+/// The same by MMIO, with what its line is set to.
+fn stuck_by_mmio() -> (VirtioMmio<Slow>, Host, TestRam, Receiver<bool>) {
+    let ((model, host), (sender, levels), ram) = (slow(), channel(), TestRam::new());
+    let given: (Arc<dyn Ram>, Pace) = (Arc::new(ram.clone()), Pace::default());
+    let mut device = VirtioMmio::new(model, given, Box::new(TestLine(Mutex::new(sender)))).unwrap();
+    for (at, value) in [(STATUS, 3), (0x024, 1), (0x020, 1), (STATUS, 11), (0x038, 8)] {
+        write_mmio(&mut device, at, value);
+    }
+    for (at, place) in [(0x80, 0x1000), (0x90, 0x2000), (0xa0, 0x3000), (READY, 1), (STATUS, 15)] {
+        write_mmio(&mut device, at, place);
+    }
+    let descriptor =
+        [&0x8000u64.to_le_bytes()[..], &16u32.to_le_bytes(), &2u16.to_le_bytes(), &[0; 2]].concat();
+    ram.write(GuestPhys(0x1000), &descriptor);
+    ram.write(GuestPhys(0x2002), &1u16.to_le_bytes());
+    write_mmio(&mut device, NOTIFY, 0);
+    host.is_asked();
+    (device, host, ram, levels)
+}
+
 #[test]
 fn a_reset_is_done_when_the_host_has_answered() {
     let (mut driver, host) = stuck();
@@ -218,47 +259,36 @@ fn a_device_goes_away_without_its_thread() {
 /// Until then it is ready, and its position is that of what was done last.
 #[test]
 fn a_queue_is_taken_back_when_the_host_has_answered() {
-    const READY: u64 = 0x044;
-    let ((model, host), (sender, _levels), ram) = (slow(), channel(), TestRam::new());
-    let given: (Arc<dyn Ram>, Pace) = (Arc::new(ram.clone()), Pace::default());
-    let mut device = VirtioMmio::new(model, given, Box::new(TestLine(Mutex::new(sender)))).unwrap();
-    let write = |device: &mut VirtioMmio<Slow>, at, value: u32| {
-        assert_eq!(device.write(at, &value.to_le_bytes()), None);
-    };
-    let ready = |device: &mut VirtioMmio<Slow>| {
-        let mut data = [0; 4];
-        device.read(READY, &mut data);
-        u32::from_le_bytes(data)
-    };
-    for (at, value) in [(STATUS, 3), (0x024, 1), (0x020, 1), (STATUS, 11), (0x038, 8)] {
-        write(&mut device, at, value);
-    }
-    for (at, place) in [(0x80, 0x1000), (0x90, 0x2000), (0xa0, 0x3000), (READY, 1), (STATUS, 15)] {
-        write(&mut device, at, place);
-    }
-    let descriptor =
-        [&0x8000u64.to_le_bytes()[..], &16u32.to_le_bytes(), &2u16.to_le_bytes(), &[0; 2]].concat();
-    ram.write(GuestPhys(0x1000), &descriptor);
-    ram.write(GuestPhys(0x2002), &1u16.to_le_bytes());
-    write(&mut device, 0x050, 0);
-    host.is_asked();
+    let (mut device, host, _ram, _levels) = stuck_by_mmio();
     assert_eq!(host.said(), ["begins"]);
     for _ in 0..3 {
-        write(&mut device, READY, 0);
-        assert_eq!((ready(&mut device), host.said()), (1, vec![]));
+        write_mmio(&mut device, READY, 0);
+        assert_eq!((read_mmio(&mut device, READY), host.said()), (1, vec![]));
     }
     host.answer();
-    let start = Instant::now();
-    while ready(&mut device) != 0 {
-        assert!(start.elapsed() < TEST_PATIENCE);
-        std::thread::yield_now();
-    }
+    wait_until_zero(&mut device, READY);
     assert_eq!(host.said(), ["closed 0"]);
     let queue = &device.save().fields["device"]["fields"]["queues"][0];
     assert_eq!(
         (&queue["ready"], &queue["next_used"], &queue["next_available"]),
         (&false.into(), &1.into(), &1.into())
     );
+}
+
+/// A guest whose driver could not do that would be interrupted without end.
+#[test]
+fn a_line_is_lowered_while_a_reset_waits() {
+    let (mut device, host, ram, levels) = stuck_by_mmio();
+    ram.write(GuestPhys(0x2002), &2u16.to_le_bytes());
+    host.answer();
+    host.is_asked();
+    assert_eq!(levels.try_iter().last(), Some(true));
+    write_mmio(&mut device, STATUS, 0);
+    assert_eq!(read_mmio(&mut device, STATUS), 15);
+    write_mmio(&mut device, ACKNOWLEDGE, 1);
+    assert_eq!(levels.try_iter().last(), Some(false));
+    host.answer();
+    wait_until_zero(&mut device, STATUS);
 }
 
 /// Before features are agreed on nothing begins, and from then on they are what they are: what is saved can be put
@@ -333,7 +363,6 @@ fn what_is_told_at_once_reaches_a_guest_that_is_put_back() {
 
 #[test]
 fn what_is_told_at_once_raises_the_line_of_a_guest_that_is_put_back() {
-    const ACKNOWLEDGE: u64 = 0x064;
     let eager = || {
         let (sender, levels) = channel();
         let given: (Arc<dyn Ram>, Pace) = (Arc::new(TestRam::new()), Pace::default());
