@@ -143,6 +143,8 @@ pub struct Worker {
     is_over: Arc<AtomicBool>,
     /// When it was told to end.
     told: OnceLock<Instant>,
+    /// Of the queues that it was given.
+    numbers: Vec<usize>,
     pace: Pace,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -191,6 +193,7 @@ impl Worker {
         let (end, epoll) = (Arc::new(EventFd::new(EFD_NONBLOCK)?), Epoll::new()?);
         let add = |fd, events, what| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, what));
         add(end.as_raw_fd(), EventSet::IN, END)?;
+        let numbers = queues.iter().map(|(number, _)| number).collect();
         let mut rung = vec![false; queues.len()];
         for (number, queue) in queues.iter() {
             add(queue.bell.as_raw_fd(), EventSet::IN, number as u64)?;
@@ -225,7 +228,7 @@ impl Worker {
             let _ends = ends;
             work.run();
         })?;
-        Ok(Worker { name, end, is_over, told: OnceLock::new(), pace, shared, thread: Some(thread) })
+        Ok(Worker { name, end, is_over, told: OnceLock::new(), numbers, pace, shared, thread: Some(thread) })
     }
 
     /// Tells it to end, whether the guest is held or not, and waits for nothing.
@@ -249,11 +252,18 @@ impl Worker {
         has_ended
     }
 
-    /// Has it serve a queue no more, and waits for that until a moment at most; after that it does so as soon as its
-    /// turn is over ([`Self::is_closing`]).
+    /// Has it serve a queue no more, if it does, and waits for that until a moment at most; after that it does so as
+    /// soon as its turn is over ([`Self::is_closing`]).
     pub fn close(&self, number: usize, until: Instant) {
-        self.shared.table().closing.push(number);
-        self.shared.wait(until, Table::is_free).let_go();
+        if !self.numbers.contains(&number) {
+            return;
+        }
+        let mut table = self.shared.table();
+        table.closing.push(number);
+        table.let_go();
+        drop(table);
+        // Not for it to be between turns: one may follow the other at once.
+        drop(self.shared.wait(until, |table| !table.closing.contains(&number) || table.has_ended));
     }
 
     /// Whether it still serves a queue that is to be closed.
@@ -369,3 +379,6 @@ impl Work {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
