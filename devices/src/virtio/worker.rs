@@ -77,6 +77,8 @@ struct Table {
     has_ended: bool,
     /// How many wait for news: a wake-up of nobody is a system call all the same.
     waiting: usize,
+    /// What the thread waits with.
+    epoll: Arc<Epoll>,
 }
 
 impl Table {
@@ -85,6 +87,11 @@ impl Table {
         for number in std::mem::take(&mut self.closing) {
             if let Some(queue) = queues.get(number) {
                 self.closed.push((number, queue.state()));
+                // The device has its bell still: rung, with nobody to read it, it would keep the thread awake.
+                let (bell, event) = (queue.bell.as_raw_fd(), EpollEvent::default());
+                if let Err(error) = self.epoll.ctl(ControlOperation::Delete, bell, event) {
+                    tell!(Error, "a virtio device: the bell of a queue stays: {error}");
+                }
             }
             queues.put(number, None);
         }
@@ -171,7 +178,7 @@ struct Work {
     rested: Duration,
     is_over: Arc<AtomicBool>,
     interrupts: Arc<dyn Interrupts>,
-    epoll: Epoll,
+    epoll: Arc<Epoll>,
     /// How many queues and sources there are.
     queues: usize,
     sources: usize,
@@ -190,7 +197,7 @@ impl Worker {
         queues: Queues,
         (pace, interrupts): (Pace, Arc<dyn Interrupts>),
     ) -> io::Result<Worker> {
-        let (end, epoll) = (Arc::new(EventFd::new(EFD_NONBLOCK)?), Epoll::new()?);
+        let (end, epoll) = (Arc::new(EventFd::new(EFD_NONBLOCK)?), Arc::new(Epoll::new()?));
         let add = |fd, events, what| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, what));
         add(end.as_raw_fd(), EventSet::IN, END)?;
         let numbers = queues.iter().map(|(number, _)| number).collect();
@@ -207,7 +214,8 @@ impl Worker {
         }
         let (count, is_over) = (queues.len(), Arc::new(AtomicBool::new(false)));
         let (queues, closing, closed) = (Some(queues), Vec::new(), Vec::new());
-        let table = Table { queues, closing, closed, has_ended: false, waiting: 0 };
+        let table =
+            Table { queues, closing, closed, has_ended: false, waiting: 0, epoll: Arc::clone(&epoll) };
         let shared = Arc::new(Shared(Mutex::new(table), Condvar::new()));
         let work = Work {
             name,

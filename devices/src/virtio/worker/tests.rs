@@ -34,10 +34,11 @@ impl Serve for Busy {
     }
 }
 
-/// The host's end.
+/// The host's end, and the bell that the guest rings the queue by.
 struct Host {
     begun: Receiver<()>,
     answers: Sender<()>,
+    bell: EventFd,
 }
 
 /// A thread in a turn, of a device with two queues, of which it serves the first.
@@ -54,13 +55,13 @@ fn busy() -> (Worker, Host) {
         ..QueueState::default()
     };
     let ram = Arc::new(TestRam::new());
-    let queue = ActiveQueue::new(state, 0, bell, (ram, interrupts.clone())).unwrap();
+    let queue = ActiveQueue::new(state, 0, bell.try_clone().unwrap(), (ram, interrupts.clone())).unwrap();
     let mut queues = Queues::new(2);
     queues.put(0, Some(queue));
     let server = Box::new(Busy { begun, host });
     let worker = Worker::start("virtio busy", server, queues, (Pace::default(), interrupts)).unwrap();
     is_begun.recv_timeout(TEST_PATIENCE).unwrap();
-    (worker, Host { begun: is_begun, answers })
+    (worker, Host { begun: is_begun, answers, bell })
 }
 
 /// Closes the queue in one turn, and waits for that in the next.
@@ -94,5 +95,21 @@ fn a_queue_of_another_is_not_waited_for() {
     let (worker, host) = busy();
     worker.close(1, Instant::now());
     assert!(!worker.is_closing(1));
+    drop(host);
+}
+
+#[test]
+fn a_bell_of_a_queue_that_is_let_go_wakes_nobody() {
+    let (worker, host) = busy();
+    let is_rung = || {
+        let mut events = [EpollEvent::default()];
+        let epoll = Arc::clone(&worker.shared.table().epoll);
+        epoll.wait(0, &mut events).unwrap() > 0
+    };
+    host.bell.write(1).unwrap();
+    assert!(is_rung());
+    close_between_turns(&worker, &host);
+    host.bell.write(1).unwrap();
+    assert!(!is_rung());
     drop(host);
 }
