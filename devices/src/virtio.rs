@@ -27,6 +27,7 @@ pub mod vsock;
 pub mod worker;
 
 use crate::state::Misfit;
+use crate::threads;
 use pace::Outside;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -119,7 +120,13 @@ pub trait Model: Send {
     /// What served has ended: the device is being reset, or saved to begin anew.
     fn ended(&mut self) {}
 
-    /// As after power-on; what it served has ended.
+    /// What of a reset the host may keep whoever does it with, for as long as it likes: files of the host's are closed.
+    /// It is done on a thread that is left to itself, when what served has ended and before [`Self::reset`].
+    fn slow_reset(&self) -> Option<threads::Work> {
+        None
+    }
+
+    /// As after power-on; what it served has ended. A vCPU's thread does this, and may not be kept by the host.
     fn reset(&mut self) {}
 
     /// Its state, while nothing is being served.

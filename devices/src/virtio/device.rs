@@ -13,12 +13,15 @@
 //! * Unplugging: it has failed ([`Unplug::unplug`](super::Unplug::unplug)).
 //! * A device that goes away leaves the thread behind, which owns what it touches.
 //!
+//! What a reset closes of the host's may keep whoever closes it as long: it is done on a thread of its own, too, when
+//! those that served have ended ([`Model::slow_reset`]), and is waited for likewise.
+//!
 //! Two threads never serve the same queue, and nothing is asked of a model that a thread of its may be in the middle
 //! of: it hears of a reset, of an end and of a closed queue afterwards.
 
 use super::pace::Pace;
 use super::queue::{ActiveQueue, Broken, Queues};
-use super::worker::{Position, Worker};
+use super::worker::{Errand, Position, Worker};
 use super::{Interrupts, Model};
 use crate::ram::Ram;
 use crate::state::{Misfit, Saved};
@@ -130,6 +133,8 @@ pub struct VirtioDevice<M, W> {
     workers: Option<Vec<Worker>>,
     /// It is reset as soon as its threads have ended.
     is_resetting: bool,
+    /// What of that is done on a thread of its own, once nothing serves any more.
+    slow_reset: Option<Errand>,
     /// It serves no more ([`Unplug`](super::Unplug)).
     is_unplugged: bool,
 }
@@ -191,6 +196,7 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
             driver_features: 0,
             workers: None,
             is_resetting: false,
+            slow_reset: None,
             is_unplugged: false,
         })
     }
@@ -468,9 +474,13 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
     }
 
     fn go_on_with_reset(&mut self, until: Instant) -> bool {
-        if !self.stop(until) {
+        if self.slow_reset.is_none() && !(self.stop(until) && self.begin_slow_reset()) {
             return false;
         }
+        if self.slow_reset.as_ref().is_some_and(|errand| !errand.wait(until)) {
+            return false;
+        }
+        self.slow_reset = None;
         self.model.reset();
         for Setting { state, bell, is_closing } in &mut self.queues {
             *state = QueueState { max_size: state.max_size, size: state.max_size, ..QueueState::default() };
@@ -481,6 +491,17 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         self.signals.status.store(0, Ordering::SeqCst);
         self.is_resetting = false;
         true
+    }
+
+    /// Begins what the host may keep a thread with, if there is any; `false`: there is no thread for it, and the reset
+    /// waits.
+    fn begin_slow_reset(&mut self) -> bool {
+        let Some(work) = self.model.slow_reset() else { return true };
+        match Errand::start(self.model.name(), work) {
+            Ok(errand) => self.slow_reset = Some(errand),
+            Err(error) => tell!(Error, "{}: cannot be reset: {error}", self.model.name()),
+        }
+        self.slow_reset.is_some()
     }
 
     /// What the driver rings a queue by.

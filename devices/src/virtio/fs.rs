@@ -8,6 +8,7 @@ use super::queue::{Broken, Buffer, Queues};
 use super::worker::{Rung, Serve, Then};
 use super::{Interrupts, Model, Service};
 use crate::state::Misfit;
+use crate::threads;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -39,7 +40,7 @@ pub trait Files: Send + 'static {
     /// Answers a request; how many bytes of the reply there are, if there is one.
     fn answer(&mut self, request: &[u8], reply: &Buffer) -> Option<usize>;
 
-    /// Forgets the guest.
+    /// Forgets the guest, and closes what it had open. The host may take its time for that.
     fn reset(&mut self);
 
     /// What the guest knows and has open.
@@ -109,8 +110,9 @@ impl<F: Files> Model for Fs<F> {
         vec![Service { server: Box::new(server), queues: (0..SIZES.len()).collect() }]
     }
 
-    fn reset(&mut self) {
-        locked(&self.files).reset();
+    fn slow_reset(&self) -> Option<threads::Work> {
+        let files = Arc::clone(&self.files);
+        Some(Box::new(move || locked(&files).reset()))
     }
 
     fn save(&self) -> F::State {
@@ -161,6 +163,7 @@ mod tests {
     use crate::virtio::pace::Pace;
     use crate::virtio::testing::{Driver, INDIRECT, NEXT, WRITE};
     use arch::GuestPhys;
+    use std::sync::mpsc::{Receiver, channel};
 
     const VERSION_1: u64 = 1 << 32;
     const NEEDS_RESET: u64 = 64;
@@ -204,6 +207,50 @@ mod tests {
             self.0 = state;
             Ok(())
         }
+    }
+
+    /// Whose files are closed when the host has answered.
+    struct Closing(Receiver<()>);
+
+    impl Files for Closing {
+        type State = ();
+
+        fn longest_request(&self) -> usize {
+            LONGEST
+        }
+
+        fn answer(&mut self, _: &[u8], _: &Buffer) -> Option<usize> {
+            None
+        }
+
+        fn reset(&mut self) {
+            self.0.recv_timeout(Duration::from_secs(20)).unwrap();
+        }
+
+        fn save(&self) {}
+
+        fn restore(&mut self, (): ()) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    /// The driver goes on meanwhile, and the reset is not done before.
+    #[test]
+    fn a_reset_is_done_when_files_are_closed() {
+        let (answers, host) = channel();
+        let mut driver = Driver::new(Fs::new("tag", Arc::new(Mutex::new(Closing(host)))).unwrap());
+        answers.send(()).unwrap();
+        driver.set_up(VERSION_1);
+        for _ in 0..3 {
+            driver.write(0x14, 1, 0);
+            assert_eq!(driver.status(), 15);
+        }
+        answers.send(()).unwrap();
+        driver.wait_for_reset();
+        // Once each time, and the next one asks the host again.
+        answers.send(()).unwrap();
+        driver.set_up(VERSION_1);
+        assert_eq!(driver.status(), 15);
     }
 
     fn mirror() -> Arc<Mutex<Mirror>> {

@@ -10,10 +10,12 @@ use super::Interrupts;
 use super::pace::Pace;
 use super::queue::{Broken, Queues};
 use crate::{guest_log, tell, threads};
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -304,6 +306,33 @@ impl Drop for Worker {
             // This thread need not be one that serves the guest.
             guest_log::deliver();
         }
+    }
+}
+
+/// Something that is done once, on a thread that is left to itself: the host may keep it for as long as it likes.
+#[derive(Debug)]
+pub struct Errand(Receiver<Infallible>);
+
+impl Errand {
+    /// Begins it.
+    ///
+    /// # Errors
+    /// When the system gives no more threads.
+    pub fn start(name: &'static str, work: threads::Work) -> io::Result<Errand> {
+        let (sender, end) = channel();
+        threads::start(name, Builder::new().name(name.into()), move || {
+            // Dropped at the end, however that comes.
+            let _sender = sender;
+            work();
+            guest_log::deliver();
+        })?;
+        Ok(Errand(end))
+    }
+
+    /// Waits for its end, until a moment at most; whether it has ended.
+    pub fn wait(&self, until: Instant) -> bool {
+        let left = until.saturating_duration_since(Instant::now());
+        matches!(self.0.recv_timeout(left), Err(RecvTimeoutError::Disconnected))
     }
 }
 
