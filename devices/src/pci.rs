@@ -13,7 +13,7 @@ pub mod config;
 pub mod msix;
 
 use crate::End;
-use crate::state::{Misfit, Saved};
+use crate::state::{Misfit, Saved, Unanswered};
 use config::Config;
 
 /// A function of a device.
@@ -49,7 +49,10 @@ pub trait Function: Send {
     fn placed(&mut self, bar: usize, at: Option<u64>);
 
     /// Its state, while the guest is held.
-    fn save(&mut self) -> Saved;
+    ///
+    /// # Errors
+    /// [`Unanswered`].
+    fn save(&mut self) -> Result<Saved, Unanswered>;
 
     /// Puts it back. Whoever does so tells it then where its registers are ([`Self::placed`]).
     ///

@@ -50,6 +50,14 @@ pub enum Misfit {
     },
 }
 
+/// A device's state is not to be had now: one of its threads has it, in a call of the host's that does not end.
+#[derive(Debug, thiserror::Error)]
+#[error("the state of '{device}' is not to be had: the host does not answer what it has asked of it")]
+pub struct Unanswered {
+    /// The device.
+    pub device: &'static str,
+}
+
 impl Saved {
     /// The state of a device, by a description of this version.
     ///

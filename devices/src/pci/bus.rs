@@ -9,7 +9,7 @@ use super::Function;
 use super::config::{self, SIZE};
 use crate::End;
 use crate::bus::{Device, Shared};
-use crate::state::{Misfit, Saved};
+use crate::state::{Misfit, Saved, Unanswered};
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use std::fmt;
@@ -147,7 +147,10 @@ impl PciBus {
     }
 
     /// The states of its functions, in the order of their devices, while the guest is held.
-    pub fn save(&self) -> Vec<Saved> {
+    ///
+    /// # Errors
+    /// [`Unanswered`], of the first whose state is not to be had.
+    pub fn save(&self) -> Result<Vec<Saved>, Unanswered> {
         self.devices.iter().flatten().map(|function| locked(function).save()).collect()
     }
 
@@ -300,8 +303,8 @@ impl Function for HostBridge {
 
     fn placed(&mut self, _: usize, _: Option<u64>) {}
 
-    fn save(&mut self) -> Saved {
-        Saved::new(self.name(), 1, &self.0.save())
+    fn save(&mut self) -> Result<Saved, Unanswered> {
+        Ok(Saved::new(self.name(), 1, &self.0.save()))
     }
 
     fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
@@ -360,8 +363,8 @@ mod tests {
             self.placed.push((bar, at));
         }
 
-        fn save(&mut self) -> Saved {
-            Saved::new(self.name(), 1, &self.config.save())
+        fn save(&mut self) -> Result<Saved, Unanswered> {
+            Ok(Saved::new(self.name(), 1, &self.config.save()))
         }
 
         fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
@@ -433,7 +436,7 @@ mod tests {
         assert_eq!([0, 1, 2].map(where_is), [Some(at(0)), None, None]);
         put(&bus, 0, 0, at(1));
         assert_eq!([0, 1, 2].map(where_is), [Some(at(1)), Some(at(0)), None]);
-        let one_way = bus.save();
+        let one_way = bus.save().unwrap();
         bus.write_config(1, 0, 4, &[0, 0]);
         assert_eq!([0, 1, 2].map(where_is), [Some(at(1)), None, Some(at(0))]);
         // The second has the third's place, and the first its own.
@@ -442,7 +445,7 @@ mod tests {
         assert_eq!([1, 2].map(where_is).iter().flatten().count(), 1);
         put(&bus, 2, 0, at(2));
         assert_eq!([0, 1, 2].map(where_is), [Some(at(1)), Some(at(0)), Some(at(2))]);
-        let other_way = bus.save();
+        let other_way = bus.save().unwrap();
         put(&bus, 0, 0, at(3));
         put(&bus, 1, 0, at(1));
         put(&bus, 0, 0, at(0));
@@ -462,17 +465,17 @@ mod tests {
             bus
         };
         let (former, next) = (bus(), bus());
-        let fresh = former.save();
+        let fresh = former.save().unwrap();
         for (device, at) in [(1, LOW.start.0), (2, LOW.start.0 + 0x8000)] {
             put(&former, device, 0, at);
             put(&former, device, 2, HIGH.start.0 + at);
             former.write_config(device, 0, 4, &[2, 0]);
         }
         former.write_config(2, 0, 0x3c, &[9]);
-        let saved = former.save();
-        assert!(saved != fresh && next.save() == fresh && saved.len() == 3);
+        let saved = former.save().unwrap();
+        assert!(saved != fresh && next.save().unwrap() == fresh && saved.len() == 3);
         next.restore(&saved).unwrap();
-        assert_eq!(next.save(), saved);
+        assert_eq!(next.save().unwrap(), saved);
         for bus in [&former, &next] {
             let found = [0, 0x8000, 0x4000].map(|at| first_byte(bus, LOW.start.0 + at + 5));
             assert_eq!(found, [5, 5, 0xff]);
@@ -483,11 +486,11 @@ mod tests {
         }
         // And back: nowhere.
         next.restore(&fresh).unwrap();
-        assert_eq!((next.save() == fresh, first_byte(&next, LOW.start.0 + 5)), (true, 0xff));
+        assert_eq!((next.save().unwrap() == fresh, first_byte(&next, LOW.start.0 + 5)), (true, 0xff));
         // Fewer devices; others.
         assert!(next.restore(&saved[1..]).is_err());
         assert!(next.restore(&[saved[1].clone(), saved[0].clone(), saved[2].clone()]).is_err());
-        assert_eq!(next.save(), fresh);
+        assert_eq!(next.save().unwrap(), fresh);
     }
 
     #[test]

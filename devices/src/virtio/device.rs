@@ -9,6 +9,7 @@
 //! * A reset: the status is not 0 until then, for which a driver waits (2.4.2, 4.1.4.3.2), and whatever it writes
 //!   before is dropped, but for what lowers its line.
 //! * A queue that is taken back: it reads as ready until then.
+//! * A state that is saved: it is not to be had ([`Unanswered`]).
 //! * A state that is put back: it is refused, and the device waits for its reset.
 //! * Unplugging: it has failed ([`Unplug::unplug`](super::Unplug::unplug)).
 //! * A device that goes away leaves the thread behind, which owns what it touches.
@@ -24,7 +25,7 @@ use super::queue::{ActiveQueue, Broken, Queues};
 use super::worker::{Errand, Position, Worker};
 use super::{Interrupts, Model};
 use crate::ram::Ram;
-use crate::state::{Misfit, Saved};
+use crate::state::{Misfit, Saved, Unanswered};
 use crate::tell;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -37,7 +38,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// How long a vCPU's thread waits for what a device's thread has begun.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long it is waited for where a guest is not going on meanwhile: a state is put back, a device is unplugged.
+/// How long it is waited for where a guest is not going on meanwhile: a state is saved or put back, a device is
+/// unplugged.
 const LONG_PATIENCE: Duration = Duration::from_secs(5);
 
 /// 2.1 "Device Status Field".
@@ -328,13 +330,6 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         self.is_resetting && self.go_on_with_reset(Instant::now())
     }
 
-    /// The same for one that is to be saved, whose threads are at rest: what waits for them is waited for.
-    pub fn finish(&mut self) -> bool {
-        self.note_positions(Instant::now() + LONG_PATIENCE);
-        self.settle_queues();
-        self.is_resetting && self.go_on_with_reset(Instant::now() + LONG_PATIENCE)
-    }
-
     /// Whether it is being reset: what the driver writes is dropped.
     pub fn is_resetting(&self) -> bool {
         self.is_resetting
@@ -517,14 +512,18 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         }
     }
 
-    /// The device's state. The guest is held; what its threads have begun is done, or else whoever holds it knows
-    /// better than to save it.
-    pub fn save(&mut self) -> Saved {
-        let is_quiet = self.note_positions(Instant::now() + LONG_PATIENCE);
-        if !is_quiet {
-            tell!(Error, "{}: the host does not answer, and its state is of no use", self.model.name());
+    /// The device's state, while the guest is held. What its threads have begun is waited for, so long at most, and a
+    /// reset that waits for them is done by then.
+    ///
+    /// # Errors
+    /// [`Unanswered`]: it has not come to that, and nothing is asked of the model.
+    pub fn save(&mut self) -> Result<Saved, Unanswered> {
+        let (device, until) = (self.model.name(), Instant::now() + LONG_PATIENCE);
+        let is_quiet = self.note_positions(until);
+        self.settle_queues();
+        if !is_quiet || self.is_resetting && !self.go_on_with_reset(until) {
+            return Err(Unanswered { device });
         }
-        let is_started = self.is_started() && is_quiet;
         let queue = |setting: &Setting| SavedQueue {
             size: setting.state.size,
             ready: setting.state.ready,
@@ -538,11 +537,11 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
             status: self.status(),
             generation: self.generation(),
             driver_features: self.driver_features,
-            is_started,
+            is_started: self.is_started(),
             queues: self.queues.iter().map(queue).collect(),
             model: self.model.save(),
         };
-        Saved::new(self.model.name(), VERSION, &fields)
+        Ok(Saved::new(device, VERSION, &fields))
     }
 
     /// Puts a state back: with the guest's memory as it was then, it goes on from there. What it interrupts by is put

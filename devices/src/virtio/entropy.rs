@@ -246,21 +246,21 @@ mod tests {
     fn it_goes_on_from_a_saved_state() {
         for features in [VERSION_1, VERSION_1 | EVENT_INDEX] {
             let mut driver = driver();
-            let fresh = driver.function.save();
+            let fresh = driver.function.save().unwrap();
             driver.set_up(features);
             driver.descriptor(0, 3, (0x8000, 0x20), WRITE, 0);
             driver.offer(0, 3);
             assert_eq!((driver.message(), driver.used(0)), (Some(0), (1, 3, 0x20)));
-            let saved = driver.function.save();
+            let saved = driver.function.save().unwrap();
             assert_ne!(saved, fresh);
             let mut other = driver.with_another(filled_with(0x5a));
             other.function.restore(&saved).unwrap();
-            assert_eq!(other.function.save(), saved);
+            assert_eq!(other.function.save().unwrap(), saved);
             other.descriptor(0, 4, (0x9000, 0x10), WRITE, 0);
             other.offer(0, 4);
             assert_eq!((other.message(), other.used(0)), (Some(0), (2, 4, 0x10)));
             other.function.restore(&fresh).unwrap();
-            assert_eq!(other.function.save(), fresh);
+            assert_eq!(other.function.save().unwrap(), fresh);
             // Of another device, or damaged: refused, and nothing is done.
             let mut wrong = saved.clone();
             wrong.fields["device"]["fields"]["queues"][0]["size"] = 3.into();
@@ -278,7 +278,7 @@ mod tests {
         assert!(driver.pace.hold(Duration::from_secs(20)));
         driver.descriptor(0, 3, (0x8000, 0x20), WRITE, 0);
         driver.offer(0, 3);
-        let saved = driver.function.save();
+        let saved = driver.function.save().unwrap();
         assert_eq!(driver.used(0).0, 0);
         let mut other = driver.with_another(filled_with(0x5a));
         other.function.restore(&saved).unwrap();

@@ -245,6 +245,7 @@ mod tests {
             driver.write(0x14, 1, 0);
             assert_eq!(driver.status(), 15);
         }
+        assert!(driver.function.save().is_err());
         answers.send(()).unwrap();
         driver.wait_for_reset();
         // Once each time, and the next one asks the host again.
@@ -367,19 +368,22 @@ mod tests {
         let mut driver = driver();
         ask(&mut driver, 1, b"abc", 16);
         assert_eq!(driver.message(), Some(1));
-        let saved = driver.function.save();
+        let saved = driver.function.save().unwrap();
         let mut other = driver.with_another(Fs::new("tag", mirror()).unwrap());
         other.function.restore(&saved).unwrap();
-        assert_eq!(other.function.save(), saved);
+        assert_eq!(other.function.save().unwrap(), saved);
         ask(&mut other, 1, b"abc", 16);
         assert_eq!((other.message(), other.used(1)), (Some(1), (2, 0, 3)));
-        assert_ne!(other.function.save(), saved);
+        assert_ne!(other.function.save().unwrap(), saved);
         let mut wrong = saved.clone();
         wrong.fields["device"]["fields"]["model"] = 1001.into();
         assert!(other.function.restore(&wrong).unwrap_err().to_string().contains("not been answered"));
         // A reset forgets the guest.
         other.write(0x14, 1, 0);
-        let fresh = Driver::new(Fs::new("tag", mirror()).unwrap()).function.save();
-        assert_eq!(other.function.save().fields["device"]["fields"], fresh.fields["device"]["fields"]);
+        let fresh = Driver::new(Fs::new("tag", mirror()).unwrap()).function.save().unwrap();
+        assert_eq!(
+            other.function.save().unwrap().fields["device"]["fields"],
+            fresh.fields["device"]["fields"]
+        );
     }
 }

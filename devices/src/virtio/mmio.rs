@@ -9,7 +9,7 @@ use crate::End;
 use crate::bus::Device;
 use crate::rack::Line;
 use crate::ram::Ram;
-use crate::state::{Misfit, Saved};
+use crate::state::{Misfit, Saved, Unanswered};
 use crate::tell;
 use arch::Isa;
 use arch::board::{AcpiDevice, AcpiEntry, Node, TreeEntry, Trigger};
@@ -255,13 +255,17 @@ impl<M: Model> VirtioMmio<M> {
     }
 
     /// Its state, while the guest is held.
-    pub fn save(&mut self) -> Saved {
-        if self.device.finish() {
+    ///
+    /// # Errors
+    /// [`Unanswered`].
+    pub fn save(&mut self) -> Result<Saved, Unanswered> {
+        let was_resetting = self.device.is_resetting();
+        let device = self.device.save()?;
+        if was_resetting {
             self.forget();
         }
         let isr = self.wires.isr.load(Ordering::SeqCst);
-        let fields = SavedRegisters { isr, selected: self.selected, device: self.device.save() };
-        Saved::new(NAME, VERSION, &fields)
+        Ok(Saved::new(NAME, VERSION, &SavedRegisters { isr, selected: self.selected, device }))
     }
 
     /// Puts it back.
@@ -399,11 +403,11 @@ mod tests {
         let mut bytes = [0; 16];
         ram.read(GuestPhys(0x8000), &mut bytes);
         assert_eq!(bytes, [0xa5; 16]);
-        let saved = device.save();
+        let saved = device.save().unwrap();
         write(&mut device, register::INTERRUPT_ACKNOWLEDGE, 1);
         assert_eq!((levels.recv().unwrap(), read(&mut device, register::INTERRUPT_STATUS)), (false, 0));
         device.restore(&saved).unwrap();
-        assert_eq!(device.save(), saved);
+        assert_eq!(device.save().unwrap(), saved);
         assert_eq!(levels.try_iter().last(), Some(true));
         write(&mut device, register::STATUS, 0);
         assert_eq!(levels.try_iter().last(), Some(false));
@@ -429,7 +433,7 @@ mod tests {
                 ram.write(GuestPhys(0x2002), &200u16.to_le_bytes());
                 write(&mut device, register::QUEUE_NOTIFY, 0);
                 write(&mut device, register::QUEUE_READY, 1);
-                device.save();
+                device.save().unwrap();
                 assert_eq!(
                     [register::QUEUE_READY, register::STATUS].map(|at| read(&mut device, at)),
                     [0, 15]
@@ -446,7 +450,7 @@ mod tests {
     #[test]
     fn what_a_guest_does_wrong_does_nothing() {
         let (mut device, _, _) = device();
-        let fresh = device.save();
+        let fresh = device.save().unwrap();
         for offset in (0..SIZE).step_by(2) {
             for size in [1, 2, 4, 8] {
                 let mut data = vec![0xff; size];
@@ -457,7 +461,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(device.save(), fresh);
+        assert_eq!(device.save().unwrap(), fresh);
         write(&mut device, register::QUEUE_SELECT, u32::MAX);
         write(&mut device, register::QUEUE_NOTIFY, u32::MAX);
         assert_eq!([register::QUEUE_MOST, register::QUEUE_READY].map(|at| read(&mut device, at)), [0, 0]);

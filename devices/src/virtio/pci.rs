@@ -14,7 +14,7 @@ use crate::pci::msix::MsixState;
 use crate::pci::msix::{Msix, Place, Sender};
 use crate::rack::Line;
 use crate::ram::Ram;
-use crate::state::{Misfit, Saved};
+use crate::state::{Misfit, Saved, Unanswered};
 use crate::tell;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -566,13 +566,14 @@ impl<M: Model> Function for VirtioFunction<M> {
         }
     }
 
-    fn save(&mut self) -> Saved {
-        if self.device.finish() {
-            self.forget();
-        }
+    fn save(&mut self) -> Result<Saved, Unanswered> {
         let vector = |it: &AtomicU16| it.load(Ordering::SeqCst);
         // The device first, which waits for its threads' queues, and with nothing locked that they interrupt by.
-        let device = self.device.save();
+        let was_resetting = self.device.is_resetting();
+        let device = self.device.save()?;
+        if was_resetting {
+            self.forget();
+        }
         let msix = self.wires.pins().msix.save();
         let fields = SavedFunction {
             config: self.config.save(),
@@ -583,7 +584,7 @@ impl<M: Model> Function for VirtioFunction<M> {
             selected: self.selected,
             device,
         };
-        Saved::new(NAME, VERSION, &fields)
+        Ok(Saved::new(NAME, VERSION, &fields))
     }
 
     fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {

@@ -425,21 +425,21 @@ fn it_goes_on_from_a_saved_state() {
     let disk = Fake::new(true);
     let mut driver = driver(&disk, feature::FLUSH);
     assert_eq!(ask(&mut driver, 1, 20, &[(DATA, 512, false)]).0, 0);
-    let saved = driver.function.save();
+    let saved = driver.function.save().unwrap();
     assert_eq!(disk.did(), [Did::Write(20 * 512, 512), Did::Flush]);
     let mut other = driver.with_another(block(&disk, 1));
     other.function.restore(&saved).unwrap();
-    assert_eq!(other.function.save(), saved);
+    assert_eq!(other.function.save().unwrap(), saved);
     assert_eq!(ask(&mut other, 0, 20, &[(DATA, 512, true)]), (0, 513));
     assert_eq!(other.used(0).0, 2);
     // Another disk: refused, and nothing is done.
-    let before = other.function.save();
+    let before = other.function.save().unwrap();
     for (field, value) in [("size", 4096.into()), ("is_writable", false.into())] {
         let mut wrong = saved.clone();
         wrong.fields["device"]["fields"]["model"][field] = value;
         assert!(other.function.restore(&wrong).unwrap_err().to_string().contains("another size"));
     }
-    assert!(other.function.save() == before);
+    assert!(other.function.save().unwrap() == before);
     assert_eq!(ask(&mut other, 0, 20, &[(DATA, 512, true)]), (0, 513));
 }
 
@@ -466,7 +466,7 @@ fn a_request_that_is_half_done_is_done_afterwards() {
     *disk.3.lock().unwrap() = None;
     let done = disk.did().len();
     assert!((1..7 * 4).contains(&done), "{done}");
-    let saved = driver.function.save();
+    let saved = driver.function.save().unwrap();
     let mut status = [0];
     driver.ram.read(GuestPhys(STATUS), &mut status);
     assert_eq!((driver.used(0).0, status, disk.did()), (0, [0xee], vec![Did::Flush]));

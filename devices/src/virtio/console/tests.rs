@@ -164,7 +164,7 @@ fn a_terminal_needs_no_control_messages() {
         std::thread::yield_now();
     }
     assert!(driver.pace.hold(Duration::from_secs(20)));
-    let saved = driver.function.save();
+    let saved = driver.function.save().unwrap();
     assert_eq!(saved.fields["device"]["fields"]["model"]["ports"][0]["taken"], 6);
     driver.function.restore(&saved).unwrap();
     driver.pace.release();
@@ -188,8 +188,8 @@ fn what_is_not_taken_waits() {
     }
     // As whoever saves a guest does: nothing is being served meanwhile.
     assert!(driver.pace.hold(Duration::from_secs(20)));
-    let saved = driver.function.save();
-    assert_eq!(driver.function.save(), saved);
+    let saved = driver.function.save().unwrap();
+    assert_eq!(driver.function.save().unwrap(), saved);
     driver.function.restore(&saved).unwrap();
     driver.pace.release();
     let mut got = vec![0; usize::from(sent) * block.len()];
@@ -219,7 +219,7 @@ fn hostile_control_messages_do_nothing() {
         send(&mut driver, FROM_DRIVER as u64, &control(0, event::DEVICE_READY, 1));
         wait(&mut driver, FROM_DRIVER as u64, count);
     }
-    assert_eq!(driver.function.save().fields["device"]["fields"]["model"]["ports"][0]["to_say"], 1);
+    assert_eq!(driver.function.save().unwrap().fields["device"]["fields"]["model"]["ports"][0]["to_say"], 1);
 }
 
 /// What was typed and not taken is the next device's; a port is what its end here is, whatever the other one's was.
@@ -233,7 +233,7 @@ fn it_goes_on_in_another_device() {
     assert_eq!(wait(&mut driver, TO_DRIVER as u64, said + 1), control(1, event::PORT_OPEN, 0));
     terminal.receive(b"typed ahead");
     assert!(driver.pace.hold(Duration::from_secs(20)));
-    let saved = driver.function.save();
+    let saved = driver.function.save().unwrap();
     assert!(saved.fields["device"]["fields"]["model"]["ports"][1]["is_over"] == true);
     let paper = Paper::default();
     let (next_terminal, drained) = paper.terminal(usize::MAX);
@@ -245,7 +245,7 @@ fn it_goes_on_in_another_device() {
     assert!(other.pace.hold(Duration::from_secs(20)));
     other.function.restore(&saved).unwrap();
     assert_eq!(next_terminal.pending(), b"typed ahead".len());
-    let mut again = other.function.save();
+    let mut again = other.function.save().unwrap();
     assert_eq!(
         again.fields["device"]["fields"]["model"]["input"],
         saved.fields["device"]["fields"]["model"]["input"]

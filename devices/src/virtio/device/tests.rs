@@ -100,7 +100,9 @@ impl Model for Slow {
         self.say("reset");
     }
 
-    fn save(&self) {}
+    fn save(&self) {
+        self.say("saved");
+    }
 
     fn restore(&mut self, (): ()) -> Result<(), Misfit> {
         Ok(())
@@ -211,13 +213,28 @@ fn a_reset_that_waits_is_done_before_it_is_saved() {
     assert_eq!(driver.status(), 15);
     host.answer();
     assert!(driver.pace.hold(TEST_PATIENCE));
-    let saved = driver.function.save();
-    assert_eq!(host.said(), ["ended", "reset"]);
+    let saved = driver.function.save().unwrap();
+    assert_eq!(host.said(), ["ended", "reset", "saved"]);
     let device = &saved.fields["device"]["fields"];
     assert_eq!((&device["status"], &device["is_started"]), (&0.into(), &false.into()));
     let mut other = driver.with_another(slow().0);
     other.function.restore(&saved).unwrap();
-    assert_eq!((other.status(), other.function.save()), (0, saved));
+    assert_eq!((other.status(), other.function.save().unwrap()), (0, saved));
+}
+
+/// A model is not asked for what a thread of its may have locked, and what is there is not called a state.
+#[test]
+fn a_state_is_not_to_be_had_before_the_host_has_answered() {
+    let (mut driver, host) = stuck();
+    host.said();
+    assert!(!driver.pace.hold(Duration::ZERO));
+    let error = driver.function.save().unwrap_err();
+    assert!(error.to_string().contains("'virtio slow'"), "{error}");
+    assert!(host.said().is_empty());
+    host.answer();
+    let saved = driver.function.save().unwrap();
+    assert_eq!((host.said(), driver.used(0)), (vec!["saved".into()], (1, 0, 6)));
+    assert_eq!(saved.fields["device"]["fields"]["is_started"], true);
 }
 
 #[test]
@@ -234,7 +251,7 @@ fn it_is_unplugged_only_when_the_host_has_answered() {
 #[test]
 fn a_state_is_not_put_back_under_a_thread_of_another() {
     let (mut driver, host) = stuck();
-    let saved = Driver::new(slow().0).function.save();
+    let saved = Driver::new(slow().0).function.save().unwrap();
     let error = driver.function.restore(&saved).unwrap_err();
     assert!(error.to_string().contains("the host does not answer"), "{error}");
     assert_eq!(driver.status() & NEEDS_RESET, NEEDS_RESET);
@@ -268,7 +285,7 @@ fn a_queue_is_taken_back_when_the_host_has_answered() {
     host.answer();
     wait_until_zero(&mut device, READY);
     assert_eq!(host.said(), ["closed 0"]);
-    let queue = &device.save().fields["device"]["fields"]["queues"][0];
+    let queue = &device.save().unwrap().fields["device"]["fields"]["queues"][0];
     assert_eq!(
         (&queue["ready"], &queue["next_used"], &queue["next_available"]),
         (&false.into(), &1.into(), &1.into())
@@ -310,7 +327,7 @@ fn features_are_agreed_on_once() {
     }
     driver.write(8, 4, 1);
     assert_eq!(driver.read(0xc, 4), 1);
-    let saved = driver.function.save();
+    let saved = driver.function.save().unwrap();
     let mut other = driver.with_another(slow().0);
     other.function.restore(&saved).unwrap();
     for status in [0, 3, 7, 11] {
@@ -355,7 +372,7 @@ fn what_is_told_at_once_reaches_a_guest_that_is_put_back() {
     let mut driver = Driver::new(Eager);
     driver.set_up(VERSION_1);
     assert!(!driver.is_quiet());
-    let saved = driver.function.save();
+    let saved = driver.function.save().unwrap();
     let mut other = driver.with_another(Eager);
     other.function.restore(&saved).unwrap();
     assert!(!other.is_quiet());
@@ -374,7 +391,7 @@ fn what_is_told_at_once_raises_the_line_of_a_guest_that_is_put_back() {
     }
     assert_eq!(levels.try_iter().last(), Some(true));
     device.write(ACKNOWLEDGE, &1u32.to_le_bytes());
-    let saved = device.save();
+    let saved = device.save().unwrap();
     let (mut other, levels) = eager();
     other.restore(&saved).unwrap();
     assert_eq!(levels.try_iter().last(), Some(true));

@@ -160,11 +160,11 @@ fn its_configuration() {
     let (mut driver, outside) = driver(feature::STATUS);
     let bytes: Vec<u8> = (0..12).map(|at| driver.read(0x2000 + at, 1).to_le_bytes()[0]).collect();
     assert_eq!(bytes, [2, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0xf0, 0xff]);
-    let offered = driver.function.save();
+    let offered = driver.function.save().unwrap();
     outside.world.lock().unwrap().is_down = true;
     outside.ring();
     assert_eq!((driver.message(), driver.read(0x2006, 2)), (Some(2), 0));
-    assert_ne!(driver.function.save(), offered);
+    assert_ne!(driver.function.save().unwrap(), offered);
 }
 
 #[test]
@@ -345,7 +345,7 @@ fn it_rests_while_the_guest_is_held() {
     let held = Instant::now();
     offer(&mut driver, 0, 100);
     outside.give(&packet(20));
-    let (saved, again) = (driver.function.save(), driver.function.save());
+    let (saved, again) = (driver.function.save().unwrap(), driver.function.save().unwrap());
     assert_eq!((saved, driver.used(0).0), (again, 0));
     let least = held.elapsed();
     driver.pace.release();
@@ -359,17 +359,18 @@ fn it_rests_while_the_guest_is_held() {
 fn it_goes_on_from_a_saved_state() {
     for features in [0, EVENT_INDEX, feature::MRG_RXBUF | EVENT_INDEX] {
         let (mut driver, outside) = driver(features);
-        let fresh = Driver::new(Net::new(Arc::new(Mutex::new(link().0)), MAC_ADDRESS)).function.save();
+        let fresh =
+            Driver::new(Net::new(Arc::new(Mutex::new(link().0)), MAC_ADDRESS)).function.save().unwrap();
         send(&mut driver, &packet(60));
         outside.give(&packet(20));
         offer(&mut driver, 0, 100);
         assert_eq!((message_of_received(&driver), driver.used(0)), (Some(0), (1, 0, 32)));
-        let saved = driver.function.save();
+        let saved = driver.function.save().unwrap();
         assert_ne!(saved, fresh);
         let (link, beyond) = link();
         let mut other = driver.with_another(Net::new(Arc::new(Mutex::new(link)), [9; 6]));
         other.function.restore(&saved).unwrap();
-        assert_eq!(other.function.save(), saved);
+        assert_eq!(other.function.save().unwrap(), saved);
         assert_eq!(beyond.world.lock().unwrap().begun, Some(VERSION_1 | features));
         beyond.give(&packet(30));
         offer(&mut other, 1, 100);
@@ -379,7 +380,7 @@ fn it_goes_on_from_a_saved_state() {
         wrong.fields["device"]["fields"]["model"]["mac"] = 7.into();
         assert!(other.function.restore(&wrong).is_err());
         other.function.restore(&fresh).unwrap();
-        assert_eq!(other.function.save(), fresh);
+        assert_eq!(other.function.save().unwrap(), fresh);
     }
 }
 

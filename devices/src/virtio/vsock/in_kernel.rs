@@ -450,7 +450,7 @@ mod tests {
         assert_eq!(kernel.said(), ["run false"]);
         // Twice is once.
         assert!(driver.pace.hold(Duration::from_secs(20)) && kernel.said().is_empty());
-        let saved = driver.function.save();
+        let saved = driver.function.save().unwrap();
         driver.pace.release();
         assert_eq!(kernel.said(), ["run true"]);
         // Another one goes on where it was, and its guest hears that its connections are gone.
@@ -459,7 +459,7 @@ mod tests {
         let mut again = Driver::new(KernelVsock::new(other).unwrap());
         assert!(again.pace.hold(Duration::from_secs(20)));
         again.function.restore(&saved).unwrap();
-        assert_eq!(again.function.save(), saved);
+        assert_eq!(again.function.save().unwrap(), saved);
         again.pace.release();
         wait(&kernel, "run true");
         assert_eq!(kernel.said()[0], "set up 0x100000002 1000+128@70 5000+128@71");

@@ -375,7 +375,7 @@ fn what_is_put_back_knows_that_its_connections_are_gone() {
             guest.driver.ram.write(GuestPhys(FROM), &[0xff; 4]);
         }
         assert!(guest.driver.pace.hold(Duration::from_secs(20)));
-        let saved = guest.driver.function.save();
+        let saved = guest.driver.function.save().unwrap();
         assert_eq!(saved.fields["device"]["fields"]["model"]["are_gone"], has_connection);
         assert_eq!(guest.driver.used(2).0, 0);
         let vsock = || Vsock::new(CID, MOST_CONNECTIONS, Arc::clone(&next.programs)).unwrap();
@@ -393,7 +393,7 @@ fn what_is_put_back_knows_that_its_connections_are_gone() {
         let told = if has_connection { ((1, 0, 4), [0; 4]) } else { ((0, 0, 0), [0xff; 4]) };
         assert_eq!((driver.used(2), event), told);
         // It is told once.
-        let again = driver.function.save();
+        let again = driver.function.save().unwrap();
         assert_eq!(again.fields["device"]["fields"]["model"]["are_gone"], false);
         driver.pace.release();
     }
@@ -409,7 +409,7 @@ fn a_guest_without_a_buffer_is_asked_to_ring() {
     let next = Guest::new("without-other");
     guest.driver.set_up(VERSION_1 | STREAMS | EVENT_INDEX);
     assert!(guest.driver.pace.hold(Duration::from_secs(20)));
-    let mut saved = guest.driver.function.save();
+    let mut saved = guest.driver.function.save().unwrap();
     saved.fields["device"]["fields"]["model"]["are_gone"] = true.into();
     guest.driver.ram.write(EVENT, &[0x77; 2]);
     let vsock = || Vsock::new(CID, MOST_CONNECTIONS, Arc::clone(&next.programs)).unwrap();
