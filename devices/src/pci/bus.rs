@@ -2,8 +2,11 @@
 //!
 //! Configuration spaces are found by a function's place on the bus (PCIe 7.2.2 "ECAM", and x86's configuration
 //! mechanism #1). Registers are found where the guest has put them, which it may change at any time: each write to a
-//! configuration space that may have moved some renews the list of places. What is put where something else is lies
-//! nowhere until that has moved away.
+//! configuration space that may have moved some renews the list of places. What is put where something else is, of
+//! another function or of its own, lies nowhere until that has moved away.
+//!
+//! A function may be locked by a vCPU for as long as that waits for the host (1 s at a reset). An access waits for the
+//! lock of its own function, and one that moves registers away for those of functions that have waited for their place.
 
 use super::Function;
 use super::config::{self, SIZE};
@@ -13,7 +16,7 @@ use crate::state::{Misfit, Saved, Unanswered};
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// How many devices a bus has.
 pub const DEVICES: usize = 32;
@@ -31,20 +34,53 @@ struct Placed {
     bar: usize,
 }
 
+/// Where registers are, and where those are to be that are nowhere.
+#[derive(Debug, Default)]
+struct Map {
+    /// In ascending order of the first byte. No two meet.
+    placed: Vec<Placed>,
+    /// As their functions say, with something else there.
+    waiting: Vec<Placed>,
+}
+
+impl Map {
+    fn is_free(&self, entry: &Placed) -> bool {
+        !self.placed.iter().any(|it| it.first <= entry.last && entry.first <= it.last)
+    }
+
+    /// Whether registers of a device wait for a place that is free.
+    fn has_room_for(&self, device: usize) -> bool {
+        self.waiting.iter().any(|it| it.device == device && self.is_free(it))
+    }
+
+    /// Puts registers there, or has them wait; whether they are there.
+    fn put(&mut self, entry: Placed) -> bool {
+        if self.placed.contains(&entry) {
+            return true;
+        }
+        if !self.is_free(&entry) {
+            self.waiting.push(entry);
+            return false;
+        }
+        let index = self.placed.partition_point(|it| it.first < entry.first);
+        self.placed.insert(index, entry);
+        true
+    }
+}
+
 /// A bus.
 pub struct PciBus {
     devices: [Option<Shared<dyn Function>>; DEVICES],
     /// Where registers can be reached at all.
     windows: Vec<PhysRange>,
-    /// In ascending order of the first byte. No two meet.
-    placed: RwLock<Vec<Placed>>,
+    map: RwLock<Map>,
 }
 
 impl fmt::Debug for PciBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PciBus")
             .field("windows", &self.windows)
-            .field("placed", &self.placed)
+            .field("map", &self.map)
             .finish_non_exhaustive()
     }
 }
@@ -56,7 +92,7 @@ fn locked(function: &Shared<dyn Function>) -> MutexGuard<'_, dyn Function + 'sta
 impl PciBus {
     /// An empty bus, whose registers can be reached within `windows`.
     pub fn new(windows: &[PhysRange]) -> PciBus {
-        PciBus { devices: Default::default(), windows: windows.to_vec(), placed: RwLock::default() }
+        PciBus { devices: Default::default(), windows: windows.to_vec(), map: RwLock::default() }
     }
 
     /// Adds a function as the next device; its number. `None` when the bus is full.
@@ -92,53 +128,56 @@ impl PciBus {
         }
     }
 
-    /// Where registers would be, if they may be there and nothing else is.
-    fn entry(
-        &self,
-        placed: &[Placed],
-        device: usize,
-        (bar, first, size): (usize, u64, u64),
-    ) -> Option<Placed> {
-        let last = first + (size - 1);
+    /// Where registers would be, if they may be there.
+    fn entry(&self, device: usize, (bar, first, size): (usize, u64, u64)) -> Option<Placed> {
         let fits = self.windows.iter().any(|window| window.contains(GuestPhys(first), size));
-        let is_free = !placed.iter().any(|it| it.first <= last && first <= it.last);
-        (fits && is_free).then_some(Placed { first, last, device, bar })
+        fits.then_some(Placed { first, last: first + (size - 1), device, bar })
     }
 
     /// Puts a function's registers where its configuration space says; whether it has left a place.
     fn place(&self, device: usize, function: &mut dyn Function) -> bool {
-        let after = places(function);
-        // With the function locked, so that the list and the function agree, whoever else writes.
-        let mut placed = self.placed_mut();
-        let before: Vec<Placed> = placed.extract_if(.., |it| it.device == device).collect();
-        for (bar, at, size) in after {
-            let entry = at.and_then(|first| self.entry(&placed, device, (bar, first, size)));
+        let wanted = places(function).into_iter().map(|(bar, at, size)| {
+            let entry = at.and_then(|first| self.entry(device, (bar, first, size)));
+            (bar, entry)
+        });
+        let wanted: Vec<_> = wanted.collect();
+        // With the function locked, so that the map and the function agree, whoever else writes.
+        let mut map = self.map_mut();
+        let count = map.placed.len();
+        map.placed.retain(|it| it.device != device || wanted.iter().any(|(_, entry)| *entry == Some(*it)));
+        let leaves = map.placed.len() < count;
+        map.waiting.retain(|it| it.device != device);
+        for (bar, entry) in wanted {
+            let entry = entry.filter(|entry| map.put(*entry));
             function.placed(bar, entry.map(|entry| entry.first));
-            insert(&mut placed, entry);
         }
-        before.iter().any(|entry| !placed.contains(entry))
+        leaves
     }
 
     /// Puts registers where their functions want them, if they could not be there before. Those that are somewhere
-    /// stay.
+    /// stay, and functions that do not wait for a place that is free are not locked.
     fn place_waiting(&self) {
         for (device, function) in self.functions() {
+            if !self.map().has_room_for(device) {
+                continue;
+            }
             let mut function = locked(function);
-            let mut placed = self.placed_mut();
-            for (bar, at, size) in places(&*function) {
-                let waits = !placed.iter().any(|it| (it.device, it.bar) == (device, bar));
-                let wanted = at.filter(|_| waits);
-                let entry = wanted.and_then(|first| self.entry(&placed, device, (bar, first, size)));
-                if let Some(entry) = entry {
-                    function.placed(bar, Some(entry.first));
+            let mut map = self.map_mut();
+            let waiting: Vec<Placed> = map.waiting.extract_if(.., |it| it.device == device).collect();
+            for entry in waiting {
+                if map.put(entry) {
+                    function.placed(entry.bar, Some(entry.first));
                 }
-                insert(&mut placed, entry);
             }
         }
     }
 
-    fn placed_mut(&self) -> RwLockWriteGuard<'_, Vec<Placed>> {
-        self.placed.write().unwrap_or_else(PoisonError::into_inner)
+    fn map(&self) -> RwLockReadGuard<'_, Map> {
+        self.map.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn map_mut(&self) -> RwLockWriteGuard<'_, Map> {
+        self.map.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All, with the numbers of their devices.
@@ -162,21 +201,22 @@ impl PciBus {
         if states.len() != self.devices.iter().flatten().count() {
             return Err(Misfit::Damaged { device: NAME, why: "it has another number of devices".into() });
         }
-        for ((device, function), saved) in self.functions().zip(states) {
+        let done = self.functions().zip(states).try_for_each(|((device, function), saved)| {
             let mut function = locked(function);
             function.restore(saved)?;
             self.place(device, &mut *function);
-        }
+            Ok(())
+        });
         // Where another one was that had not been put back yet.
         self.place_waiting();
-        Ok(())
+        done
     }
 
     /// What is at an address: the function, the base address, and the offset behind that.
     fn find(&self, address: u64) -> Option<(&Shared<dyn Function>, usize, u64)> {
-        let placed = self.placed.read().unwrap_or_else(PoisonError::into_inner);
-        let index = placed.partition_point(|it| it.first <= address).checked_sub(1)?;
-        let Placed { first, last, device, bar } = placed[index];
+        let map = self.map();
+        let index = map.placed.partition_point(|it| it.first <= address).checked_sub(1)?;
+        let Placed { first, last, device, bar } = map.placed[index];
         let function = self.function(device, 0)?;
         (address <= last).then_some((function, bar, address - first))
     }
@@ -197,14 +237,6 @@ impl PciBus {
 
 /// Of the bus's state.
 const NAME: &str = "PCI bus";
-
-/// Keeps the list in order.
-fn insert(placed: &mut Vec<Placed>, entry: Option<Placed>) {
-    if let Some(entry) = entry {
-        let index = placed.partition_point(|it| it.first < entry.first);
-        placed.insert(index, entry);
-    }
-}
 
 type Places = Vec<(usize, Option<u64>, u64)>;
 
@@ -325,6 +357,8 @@ pub fn with_bridge(windows: &[PhysRange]) -> PciBus {
 mod tests {
     use super::*;
     use crate::pci::config::{Config, Identity};
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
 
     const LOW: PhysRange = PhysRange::new(0xd000_0000, 0x1000_0000);
     const HIGH: PhysRange = PhysRange::new(0x80_0000_0000, 0x40_0000_0000);
@@ -422,13 +456,8 @@ mod tests {
         let at = |number: u64| LOW.start.0 + 0x10000 * number;
         let where_is = |device: usize| {
             let told = probes[device].lock().unwrap().placed.iter().rev().find(|it| it.0 == 0).unwrap().1;
-            let listed = bus
-                .placed
-                .read()
-                .unwrap()
-                .iter()
-                .find(|it| (it.device, it.bar) == (device, 0))
-                .map(|it| it.first);
+            let listed =
+                bus.map().placed.iter().find(|it| (it.device, it.bar) == (device, 0)).map(|it| it.first);
             assert_eq!(told, listed, "{device}");
             told
         };
@@ -452,6 +481,67 @@ mod tests {
         assert_eq!([0, 1].map(where_is), [Some(at(0)), Some(at(1))]);
         bus.restore(&other_way).unwrap();
         assert_eq!([0, 1, 2].map(where_is), [Some(at(1)), Some(at(0)), Some(at(2))]);
+    }
+
+    #[test]
+    fn what_is_of_the_same_function_stays_where_it_is() {
+        let probe = probe();
+        let mut bus = PciBus::new(&[LOW]);
+        bus.add(probe.clone());
+        bus.write_config(0, 0, 4, &[2, 0]);
+        let told = || std::mem::take(&mut probe.lock().unwrap().placed);
+        put(&bus, 0, 2, LOW.start.0);
+        told();
+        put(&bus, 0, 0, LOW.start.0);
+        assert_eq!(told(), [(0, None), (2, Some(LOW.start.0))]);
+        put(&bus, 0, 2, LOW.start.0 + 0x4000);
+        assert_eq!(told(), [(0, Some(LOW.start.0)), (2, Some(LOW.start.0 + 0x4000))]);
+    }
+
+    /// What was put back before has made room all the same.
+    #[test]
+    fn a_state_that_does_not_fit_leaves_places_in_order() {
+        let probes = [probe(), probe(), probe()];
+        let mut bus = PciBus::new(&[LOW]);
+        for probe in &probes {
+            bus.add(probe.clone());
+        }
+        for (device, at) in [(1, LOW.start.0 + 0x1000), (0, LOW.start.0)] {
+            put(&bus, device, 0, at);
+            bus.write_config(device, 0, 4, &[2, 0]);
+        }
+        let mut states = bus.save().unwrap();
+        states[2] = Saved::new("another", 1, &());
+        put(&bus, 0, 0, LOW.start.0 + 0x2000);
+        put(&bus, 1, 0, LOW.start.0);
+        assert!(bus.restore(&states).is_err());
+        assert_eq!(probes[0].lock().unwrap().placed.last(), Some(&(0, Some(LOW.start.0))));
+        assert_eq!(first_byte(&bus, LOW.start.0 + 3), 3);
+    }
+
+    /// That one may wait for the host.
+    #[test]
+    fn a_move_does_not_wait_for_a_function_that_is_not_concerned() {
+        let (first, second) = (probe(), probe());
+        let mut bus = PciBus::new(&[LOW]);
+        bus.add(first);
+        bus.add(second.clone());
+        for (device, at) in [(0, LOW.start.0), (1, LOW.start.0 + 0x1000)] {
+            put(&bus, device, 0, at);
+            bus.write_config(device, 0, 4, &[2, 0]);
+        }
+        let (sender, is_done) = channel();
+        let held = second.lock().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                bus.write_config(0, 0, 4, &[0, 0]);
+                sender.send(()).ok();
+            });
+            let done = is_done.recv_timeout(Duration::from_secs(20));
+            drop(held);
+            done.unwrap();
+        });
+        assert_eq!(first_byte(&bus, LOW.start.0), 0xff);
     }
 
     /// In another bus of the same machine: what is saved there is equal, and registers are found where they were.
