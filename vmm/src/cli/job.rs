@@ -428,8 +428,8 @@ fn junit(finished: &[matrix::Finished]) -> Result<String, String> {
 }
 
 /// The report's file, with nothing in the report yet.
-fn open_junit(path: &Path) -> Result<ReportFile, String> {
-    ReportFile::open(path, &junit(&[])?)
+fn open_junit<'a>(path: &Path, stop: &'a Stop) -> Result<ReportFile<'a>, String> {
+    ReportFile::open(path, &junit(&[])?, &stop.temporary)
         .map_err(|error| format!("cannot open --junit {}: {error}", path.display()))
 }
 
@@ -442,7 +442,7 @@ fn many(args: &Args, list: &Path) -> Result<u8, String> {
     let stop = Stop::by_signals().map_err(|error| format!("cannot listen to signals: {error}"))?;
     let entries = matrix::read(list, |words| understood(words).map(|_| ())).map_err(|error| words(&error))?;
     // Before hours have gone by.
-    let mut junit_file = args.junit.as_deref().map(open_junit).transpose()?;
+    let mut junit_file = args.junit.as_deref().map(|path| open_junit(path, &stop)).transpose()?;
     let at_a_time = match args.jobs {
         Some(jobs) => jobs as usize,
         None => entries

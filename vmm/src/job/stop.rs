@@ -1,6 +1,7 @@
 //! Ending many runs before they have ended themselves: a signal, also for a process that is the first of a container, which
 //! no signal ends that it does not hear.
 
+use super::report_file::Temporary;
 use super::signals::PASSED;
 use crate::run::signals::is_ignored;
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -14,7 +15,11 @@ use std::thread;
 
 /// What ends them, and what there is to be ended.
 #[derive(Debug, Default)]
-pub struct Stop(Mutex<State>);
+pub struct Stop {
+    state: Mutex<State>,
+    /// What goes with the process when a signal ends it.
+    pub temporary: Temporary,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -45,6 +50,7 @@ impl Stop {
         thread::Builder::new().name("signals".into()).spawn(move || {
             while let Ok(signal) = signals.wait() {
                 if !its_own.end(signal) {
+                    let _held = its_own.temporary.remove();
                     exit(code_of(signal).into());
                 }
             }
@@ -53,7 +59,7 @@ impl Stop {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What has ended them, if something has.
