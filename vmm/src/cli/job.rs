@@ -27,7 +27,6 @@ use crate::job::verdict::{CANNOT, CODES};
 use crate::logging;
 use crate::machine::config::{Config, DiskConfig, GdbConfig, MemorySize, VirtioTransport};
 use arch::plain::plain;
-use arch::words::counted;
 use clap::Parser;
 use clap::builder::{NonEmptyStringValueParser, ValueParser};
 use clap::error::ErrorKind;
@@ -423,13 +422,14 @@ fn carry_out_many(args: &Args, list: &Path) -> u8 {
     }
 }
 
-fn junit(finished: &[matrix::Finished]) -> Result<String, String> {
-    table::junit(finished).map_err(|error| error.to_string())
+fn junit(told: &table::Told<'_>) -> Result<String, String> {
+    table::junit(told).map_err(|error| error.to_string())
 }
 
-/// The report's file, with nothing in the report yet.
-fn open_junit<'a>(path: &Path, stop: &'a Stop) -> Result<ReportFile<'a>, String> {
-    ReportFile::open(path, &junit(&[])?, &stop.temporary)
+/// The report's file, in which none has ended yet.
+fn open_junit<'a>(path: &Path, count: usize, stop: &'a Stop) -> Result<ReportFile<'a>, String> {
+    let told = table::Told { ended: &[], count, stopped_by: None };
+    ReportFile::open(path, &junit(&told)?, &stop.temporary)
         .map_err(|error| format!("cannot open --junit {}: {error}", path.display()))
 }
 
@@ -441,8 +441,10 @@ fn many(args: &Args, list: &Path) -> Result<u8, String> {
     let words = |error: &dyn std::fmt::Display| error.to_string();
     let stop = Stop::by_signals().map_err(|error| format!("cannot listen to signals: {error}"))?;
     let entries = matrix::read(list, |words| understood(words).map(|_| ())).map_err(|error| words(&error))?;
+    let count = entries.len();
     // Before hours have gone by.
-    let mut junit_file = args.junit.as_deref().map(|path| open_junit(path, &stop)).transpose()?;
+    let junit_file = args.junit.as_deref().map(|path| open_junit(path, count, &stop));
+    let mut junit_file = junit_file.transpose()?;
     let at_a_time = match args.jobs {
         Some(jobs) => jobs as usize,
         None => entries
@@ -452,7 +454,7 @@ fn many(args: &Args, list: &Path) -> Result<u8, String> {
             .min()
             .unwrap_or(1),
     };
-    let (count, mut done, mut unwritten) = (entries.len(), 0, 0);
+    let (mut done, mut unwritten) = (0, 0);
     let reports = junit_file.is_some();
     let shown = matrix::Shown { output: reports, tests: reports || args.tap };
     let tell = |one: &matrix::Finished| {
@@ -466,26 +468,29 @@ fn many(args: &Args, list: &Path) -> Result<u8, String> {
         }
     };
     // Whoever ends this in the middle has what has come so far.
-    let so_far = |all: &[matrix::Finished]| junit_file.as_mut().and_then(|file| file.keep(|| junit(all)));
+    let so_far = |ended: &[matrix::Finished]| {
+        let told = table::Told { ended, count, stopped_by: None };
+        junit_file.as_mut().and_then(|file| file.keep(|| junit(&told)))
+    };
     let program = env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let program = [program.into_os_string(), "run".into(), "--json".into()].into();
     let finished = Runs { program, at_a_time, shown, stop: &stop }.carry_out(entries, tell, so_far);
     let finished = finished.map_err(|error| format!("cannot run them: {error}"))?;
-    if let Some(signal) = stop.by() {
-        let left = counted((count - finished.len()) as u64, "run");
-        log::error!("stopped by signal {}: {left} had not ended", signal as i32);
+    let told = table::Told { ended: &finished, count, stopped_by: stop.by() };
+    if let Some(stopped) = told.stopped() {
+        log::error!("{stopped}");
     }
     let text = match (args.tap, args.json) {
-        (true, _) => table::tap(&finished),
+        (true, _) => table::tap(&told),
         (false, true) => String::new(),
-        (false, false) => table::text(&finished),
+        (false, false) => table::text(&told),
     };
     unwritten |= stdout::print(&text, 0);
     if let Some(file) = junit_file {
-        let written = junit(&finished).and_then(|text| file.finish(&text).map_err(|error| error.to_string()));
+        let written = junit(&told).and_then(|text| file.finish(&text).map_err(|error| error.to_string()));
         written.map_err(|error| format!("cannot write --junit: {error}"))?;
     }
-    if let Some(signal) = stop.by() {
+    if let Some(signal) = told.stopped_by {
         return Ok(stop::code_of(signal));
     }
     Ok(match finished.iter().all(matrix::Finished::is_passed) {

@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 /// A line of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// Which one it is, from 1.
+    pub number: usize,
     /// Its number in the file, from 1.
     pub line: usize,
     /// What it is called: its words.
@@ -95,7 +97,8 @@ pub fn read(path: &Path, check: impl Fn(&[String]) -> Result<(), String>) -> Res
         }
         let words = shlex::split(text).ok_or_else(|| error("a quotation has no end".into()))?;
         check(&words).map_err(error)?;
-        entries.push(Entry { line, name: plain(&text.replace('\t', " ")), words });
+        let number = entries.len() + 1;
+        entries.push(Entry { number, line, name: plain(&text.replace('\t', " ")), words });
     }
     if entries.is_empty() { Err(ListError::Empty) } else { Ok(entries) }
 }
@@ -390,6 +393,7 @@ mod tests {
         assert_eq!(entries[0].words, ["--kernel", "a b", "--", "sh", "-c", "exit 3"]);
         assert_eq!(list("-- a\tb\u{1b}[2J").unwrap()[0].name, "-- a b\u{fffd}[2J");
         assert_eq!((entries[0].line, entries[1].line, &*entries[1].name), (3, 4, "-- true"));
+        assert_eq!(entries.iter().map(|entry| entry.number).collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]
@@ -431,8 +435,9 @@ mod tests {
     #[test]
     fn what_has_ended_before_a_signal_is_told_of() {
         use nix::sys::signal::Signal;
-        let entries = [(1, "echo quick"), (2, "exec sleep 1000"), (3, "echo late")]
-            .map(|(line, text)| Entry { line, name: text.into(), words: vec![text.into()] });
+        let entries = [(1, "echo quick"), (2, "exec sleep 1000"), (3, "echo late")].map(|(number, text)| {
+            Entry { number, line: number, name: text.into(), words: vec![text.into()] }
+        });
         let stop = Stop::default();
         let shown = Shown { output: true, tests: true };
         let program = ["/bin/sh", "-c"].map(OsString::from).into();
@@ -461,7 +466,7 @@ mod tests {
             (false, 1, 0, 0, false),
         ] {
             let mut one = Finished {
-                entry: Entry { line: 1, name: "a".into(), words: vec![] },
+                entry: Entry { number: 1, line: 1, name: "a".into(), words: vec![] },
                 code,
                 verdict: "exit".into(),
                 text: String::new(),

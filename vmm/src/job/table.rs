@@ -4,6 +4,7 @@ use super::ktap;
 use super::matrix::Finished;
 use arch::plain::plain_lines;
 use arch::words::counted;
+use nix::sys::signal::Signal;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite, XmlString};
 use std::fmt::Write;
 use std::time::Duration;
@@ -21,16 +22,44 @@ fn result(one: &Finished) -> String {
     }
 }
 
-/// A line for each, and one for all.
-pub fn text(all: &[Finished]) -> String {
+/// What there is to tell of a list.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// Those that have ended, by their numbers.
+    pub ended: &'a [Finished],
+    /// How many there are in the list.
+    pub count: usize,
+    /// What has ended the rest, if something has.
+    pub stopped_by: Option<Signal>,
+}
+
+impl Told<'_> {
+    /// How many have not ended themselves.
+    pub fn left(&self) -> usize {
+        self.count.saturating_sub(self.ended.len())
+    }
+
+    fn has_left(&self) -> String {
+        format!("{} of {} had not ended", self.left(), counted(self.count as u64, "run"))
+    }
+
+    /// Why there is no more, if something has ended the rest.
+    pub fn stopped(&self) -> Option<String> {
+        self.stopped_by.map(|signal| format!("stopped by signal {}: {}", signal as i32, self.has_left()))
+    }
+}
+
+/// A line for each that has ended, and one for all.
+pub fn text(all: &Told<'_>) -> String {
     let mut table = String::new();
-    for one in all {
+    for one in all.ended {
         // Memory can be written.
         writeln!(table, "{:>4}  {:>9}  {}  ({})", one.code, seconds(one.took), one.entry.name, result(one))
             .ok();
     }
-    let passed = all.iter().filter(|one| one.is_passed()).count();
-    writeln!(table, "{passed} of {} passed", counted(all.len() as u64, "run")).ok();
+    let passed = all.ended.iter().filter(|one| one.is_passed()).count();
+    let left = if all.left() == 0 { String::new() } else { format!("; {}", all.has_left()) };
+    writeln!(table, "{passed} of {} passed{left}", counted(all.count as u64, "run")).ok();
     table
 }
 
@@ -51,10 +80,12 @@ pub fn json(one: &Finished) -> String {
     .to_string()
 }
 
-/// All, by the Test Anything Protocol (version 14); what a command has told of itself is within its own.
-pub fn tap(all: &[Finished]) -> String {
-    let mut text = format!("TAP version 14\n1..{}\n", all.len());
-    for (number, one) in (1..).zip(all) {
+/// All, by the Test Anything Protocol (version 14); what a command has told of itself is within its own. Where some of the
+/// plan are missing, it bails out.
+pub fn tap(all: &Told<'_>) -> String {
+    let mut text = format!("TAP version 14\n1..{}\n", all.count);
+    for one in all.ended {
+        let number = one.entry.number;
         if !one.tests.is_empty() {
             writeln!(text, "# Subtest: {}\n    1..{}", one.entry.name, one.tests.len()).ok();
             for (number, test) in (1..).zip(&one.tests) {
@@ -74,6 +105,9 @@ pub fn tap(all: &[Finished]) -> String {
             writeln!(text, "  ---\n  code: {}\n  message: {message}\n  ...", one.code).ok();
         }
     }
+    if let Some(stopped) = all.stopped().filter(|_| all.left() > 0) {
+        writeln!(text, "Bail out! {stopped}").ok();
+    }
     text
 }
 
@@ -92,13 +126,21 @@ fn text_of(text: &str) -> XmlString {
     XmlString::new(text.replace('\t', TAB.encode_utf8(&mut [0; 4])))
 }
 
-/// All, as JUnit has it: a suite for each, with the tests that it tells of, or with itself as the only one.
+/// All, as JUnit has it: a suite for each, with the tests that it tells of, or with itself as the only one. Where some have
+/// not ended, an error says so: what is left of a report that nobody has written to its end is not taken for a whole one.
 ///
 /// # Errors
 /// When it cannot be written as XML.
-pub fn junit(all: &[Finished]) -> Result<String, quick_junit::SerializeError> {
+pub fn junit(all: &Told<'_>) -> Result<String, quick_junit::SerializeError> {
     let mut report = Report::new("vmm run");
-    for one in all {
+    if all.left() > 0 {
+        let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+        status.set_message(all.stopped().unwrap_or_else(|| all.has_left()));
+        let mut suite = TestSuite::new("vmm run");
+        suite.add_test_case(TestCase::new("all runs end", status));
+        report.add_test_suite(suite);
+    }
+    for one in all.ended {
         let mut suite = TestSuite::new(text_of(&one.entry.name));
         suite.set_time(one.took);
         for test in &one.tests {
@@ -150,7 +192,7 @@ mod tests {
         let tests = tests.iter().map(|(name, result)| Test { name: (*name).into(), result: *result });
         let tests: Vec<Test> = tests.collect();
         Finished {
-            entry: Entry { line: 1, name: name.into(), words: vec!["--".into(), name.into()] },
+            entry: Entry { number: 1, line: 1, name: name.into(), words: vec!["--".into(), name.into()] },
             code,
             verdict: if code == 120 { "panic" } else { "exit" }.into(),
             text: format!("code {code}"),
@@ -164,25 +206,31 @@ mod tests {
         }
     }
 
+    fn told(ended: &[Finished]) -> Told<'_> {
+        Told { ended, count: ended.len(), stopped_by: None }
+    }
+
     fn all() -> Vec<Finished> {
-        vec![
+        let mut all = vec![
             finished("good", 0, &[]),
             finished("bad # 1", 7, &[]),
             finished("panics", 120, &[]),
             finished("tests", 0, &[("a", ktap::Result::Passed), ("b", ktap::Result::Failed)]),
-        ]
+        ];
+        (1..).zip(&mut all).for_each(|(number, one)| one.entry.number = number);
+        all
     }
 
     #[test]
     fn a_table() {
-        let text = text(&all());
+        let text = text(&told(&all()));
         assert!(text.contains("   0     1.23 s  good  (passed)\n"), "{text}");
         assert!(text.contains("(1 test failed; code 0)") && text.ends_with("1 of 4 runs passed\n"), "{text}");
     }
 
     #[test]
     fn the_test_anything_protocol() {
-        let text = tap(&all());
+        let text = tap(&told(&all()));
         assert!(text.starts_with("TAP version 14\n1..4\nok 1 - good\nnot ok 2 - bad \\# 1\n"), "{text}");
         assert!(
             text.contains("# Subtest: tests\n    1..2\n    ok 1 - a\n    not ok 2 - b\nnot ok 4 - tests\n")
@@ -195,10 +243,30 @@ mod tests {
     }
 
     #[test]
+    fn runs_that_are_missing_are_told_of() {
+        let ended = [all().remove(0), all().remove(2)];
+        let stopped = Told { ended: &ended, count: 4, stopped_by: Some(Signal::SIGTERM) };
+        let why = "stopped by signal 15: 2 of 4 runs had not ended";
+        assert!(text(&stopped).ends_with("\n1 of 4 runs passed; 2 of 4 runs had not ended\n"));
+        let plan = tap(&stopped);
+        assert!(plan.starts_with("TAP version 14\n1..4\nok 1 - good\nnot ok 3 - panics\n"), "{plan}");
+        assert!(plan.ends_with(&format!("\nBail out! {why}\n")), "{plan}");
+        let xml = junit(&stopped).unwrap();
+        assert!(xml.contains(&format!("<error message=\"{why}\"")) && xml.contains("errors=\"2\""), "{xml}");
+        // As it is found when nobody could write the rest.
+        let xml = junit(&Told { stopped_by: None, ..stopped }).unwrap();
+        assert!(xml.contains("<error message=\"2 of 4 runs had not ended\""), "{xml}");
+        // One that comes behind all has stopped none of them.
+        let late = Told { count: 2, ..stopped };
+        assert!(!tap(&late).contains("Bail out") && text(&late).ends_with("\n1 of 2 runs passed\n"));
+        assert!(!junit(&late).unwrap().contains("all runs end"));
+    }
+
+    #[test]
     fn names_and_messages_are_read_as_they_were() {
         let mut one = finished(r"a\b # skip \# c", 7, &[]);
         one.text = "ended\u{7f} by \"it\"".into();
-        let text = tap(std::slice::from_ref(&one));
+        let text = tap(&told(std::slice::from_ref(&one)));
         let mut reader = ktap::Reader::default();
         reader.push(text.as_bytes());
         let read = reader.finish();
@@ -214,7 +282,7 @@ mod tests {
         one.text = "a \u{1b}[31mreason".into();
         one.output = "a\tb\r\n\u{1b}Pnever ends\u{fffe}\u{ffff}\u{0}\u{9b}behind <&>\n".into();
         one.errors = "\u{1b}]8;;behind errors".into();
-        let xml = junit(&[one]).unwrap();
+        let xml = junit(&told(&[one])).unwrap();
         let mut reader = quick_xml::Reader::from_str(&xml);
         let (mut texts, mut values) = (String::new(), Vec::new());
         loop {
@@ -249,19 +317,19 @@ mod tests {
 
     #[test]
     fn junit_and_json() {
-        let xml = junit(&all()).unwrap();
+        let xml = junit(&told(&all())).unwrap();
         for part in
             ["<testsuite name=\"good\"", "<failure", "<error message=\"code 120\"", "out &lt;&amp;&gt;"]
         {
             assert!(xml.contains(part), "{part}: {xml}");
         }
-        assert!(!xml.contains('\u{1b}'));
+        assert!(!xml.contains('\u{1b}') && !xml.contains("all runs end"));
         let mut unnamed = all().remove(3);
         unnamed.tests.clear();
-        let xml = junit(&[unnamed]).unwrap();
+        let xml = junit(&told(&[unnamed])).unwrap();
         assert!(xml.contains("<failure message=\"1 test failed; code 0\""), "{xml}");
         // What has failed within a run that ends well is told, with what was printed.
-        let xml = junit(&all()[3..]).unwrap();
+        let xml = junit(&told(&all()[3..])).unwrap();
         assert!(xml.contains("<failure message=\"not ok") && xml.contains("<system-err>err"), "{xml}");
         assert!(xml.contains("tests=\"2\"") && xml.contains("failures=\"1\""), "{xml}");
         let value: serde_json::Value = serde_json::from_str(&json(&all()[3])).unwrap();
