@@ -163,13 +163,13 @@ pub struct Args {
           conflicts_with_all = ["kernel", "build", "modules", "append", "root", "disk", "rw", "out", "env", "cwd", "init", "systemd", "hold_on", "dump_on", "name", "gdb", "kernel_log", "cpus", "memory", "virtio", "console_device", "net", "boot_timeout", "timeout", "slow", "fail_on", "allow", "no_tty", "sandbox", "command"])]
     matrix: Option<PathBuf>,
     /// How many at a time; as many as this host's processors and memory have room for where nothing is said
-    #[arg(short, long, value_name = "N", requires = "matrix", value_parser = ValueParser::new(values::count), help_heading = "Many")]
+    #[arg(short, long, value_name = "N", value_parser = ValueParser::new(values::count), help_heading = "Many")]
     jobs: Option<u32>,
     /// Write what came of them as JUnit has it
-    #[arg(long, value_name = "PATH", requires = "matrix", help_heading = "Many")]
+    #[arg(long, value_name = "PATH", help_heading = "Many")]
     junit: Option<PathBuf>,
     /// Print what came of them by the Test Anything Protocol, with what their commands say by it, instead of the table
-    #[arg(long, requires = "matrix", help_heading = "Many")]
+    #[arg(long, help_heading = "Many")]
     tap: bool,
 
     /// The command and its arguments; a shell where there is none
@@ -252,6 +252,19 @@ impl Args {
             Some(folder) => Path::new("/").join(folder),
             None if self.root == Path::new("/") => env::current_dir().unwrap_or_else(|_| "/".into()),
             None => "/".into(),
+        }
+    }
+
+    /// Refuses an option of many runs beside a single one. That one requires `--matrix` is nothing that clap asks
+    /// for beside what `--matrix` conflicts with, as a command does.
+    fn check_is_many(&self) -> Result<(), String> {
+        let options =
+            [("--jobs", self.jobs.is_some()), ("--junit", self.junit.is_some()), ("--tap", self.tap)];
+        match options.iter().find(|(_, is_given)| *is_given) {
+            Some((option, _)) if self.matrix.is_none() => {
+                Err(format!("{option} is for many runs: write it beside --matrix FILE"))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -404,6 +417,7 @@ fn understood(words: &[String]) -> Result<Args, String> {
         }
         refusal::in_a_line(&error)
     })?;
+    line.run.check_is_many()?;
     match (&line.run.matrix, line.run.json) {
         (Some(_), _) => Err("a run of many cannot be one of many".into()),
         (None, true) => Err("--json is for all of them: write it beside --matrix".into()),
@@ -506,6 +520,9 @@ pub fn carry_out(args: &Args) -> u8 {
     if let Some(list) = &args.matrix {
         return carry_out_many(args, list);
     }
+    if let Err(text) = args.check_is_many() {
+        return refusal::cannot_run(&text, args.json);
+    }
     warn_of_unset(&args.env);
     // Before anything is booted.
     if args.command().encoded().is_none() {
@@ -601,7 +618,10 @@ mod tests {
             ("--init= -- true", "a value is required for '--init <PROGRAM>'"),
             ("--fail-on oops,heat", "'heat' is none of oops, warn"),
             ("--matrix other", "cannot be one of many"),
-            ("--junit x", "required arguments"),
+            ("--junit x", "--junit is for many runs: write it beside --matrix"),
+            ("--junit x -- true", "--junit is for many runs"),
+            ("--tap --kernel k", "--tap is for many runs"),
+            ("-j 3 -- true", "--jobs is for many runs"),
             ("--json -- true", "beside --matrix"),
             ("--help", "is no run"),
             ("--kernel k -h", "is no run"),
@@ -609,6 +629,20 @@ mod tests {
             let error = words(line).unwrap_err();
             assert!(error.contains(says) && !error.contains('\n'), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn a_single_run_has_no_option_of_many() {
+        for line in
+            ["run --junit /nowhere/x -- true", "run --tap -- true", "run -j 2 -- true", "run --tap --json"]
+        {
+            let words = line.split(' ');
+            let run = Line::try_parse_from(words).unwrap().run;
+            assert_eq!(carry_out(&run), CANNOT, "{line}");
+            assert!(run.check_is_many().is_err(), "{line}");
+        }
+        let many = Line::try_parse_from("run --matrix list --tap --junit x -j 2".split(' ')).unwrap().run;
+        many.check_is_many().unwrap();
     }
 
     #[test]
