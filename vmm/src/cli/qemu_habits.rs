@@ -33,7 +33,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("name", "write --name NAME"),
     ("d", "write -v, or -vv for each exit of a vCPU"),
     ("D", "write --log PATH"),
-    ("version", "write --version"),
+    ("version", "write vmm --version"),
     ("dtb", "leave it out: the device tree is made for the machine"),
     ("bios", "there is no firmware: write --kernel PATH"),
     ("pflash", "there is no firmware: write --kernel PATH"),
@@ -56,7 +56,9 @@ const OPTIONS: &[(&str, &str)] = &[
 pub fn explain(error: Error, words: &[OsString]) -> Error {
     let told = match error.kind() {
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand | ErrorKind::ArgumentConflict => {
-            of_qemu(words).or_else(|| positional(&error).filter(|_| !is_of_a_command(words)))
+            of_qemu(words)
+                .or_else(|| of_the_program(&error))
+                .or_else(|| positional(&error).filter(|_| !is_of_a_command(words)))
         }
         _ => None,
     };
@@ -74,7 +76,9 @@ fn is_of_a_command(words: &[OsString]) -> bool {
 
 /// What is told of words that are QEMU's options.
 fn of_qemu(words: &[OsString]) -> Option<String> {
-    let ours = definition();
+    let mut ours = definition();
+    // Has what clap adds: --help and --version.
+    ours.build();
     let is_ours = |word: &str| {
         let option = word.strip_prefix("--");
         option.is_some_and(|name| ours.get_arguments().any(|option| option.get_long() == Some(name)))
@@ -82,7 +86,8 @@ fn of_qemu(words: &[OsString]) -> Option<String> {
     let mut told: Vec<String> = Vec::new();
     // What stands behind these is theirs, however it begins.
     let takes_dashes = |word: &str| matches!(word, "--cmdline" | "--cpu-features");
-    let mut words = words.iter().filter_map(|word| word.to_str());
+    // A command's words are its own.
+    let mut words = words.iter().filter_map(|word| word.to_str()).take_while(|word| *word != "--");
     while let Some(word) = words.next() {
         if takes_dashes(word) {
             words.next();
@@ -97,6 +102,16 @@ fn of_qemu(words: &[OsString]) -> Option<String> {
         }
     }
     (!told.is_empty()).then(|| told.join("; "))
+}
+
+/// What is told of the option that the program has, and none of its commands.
+fn of_the_program(error: &Error) -> Option<String> {
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if word == "--version" || word == "-V" => {
+            Some(format!("commands have no {word} of their own: write vmm --version"))
+        }
+        _ => None,
+    }
 }
 
 /// What is told of an argument without an option, which may be a kernel.
@@ -147,10 +162,26 @@ mod tests {
             ("-nic user", "vmm has no -nic: write --net user"),
             ("-drive file=x", "write --disk PATH"),
             ("bzImage -m 1G", "vmm has no -m: write --memory SIZE"),
+            ("-version", "vmm has no -version: write vmm --version"),
+            ("run -version", "vmm has no -version: write vmm --version"),
         ] {
             let text = explained(line);
             assert!(text.contains(told), "{line}: {text}");
         }
+    }
+
+    #[test]
+    fn an_option_of_the_program_is_not_one_of_qemu() {
+        for (line, word) in
+            [("run --version", "--version"), ("core x -V", "-V"), ("ls --version", "--version")]
+        {
+            let told = format!("commands have no {word} of their own: write vmm --version");
+            let text = explained(line);
+            assert!(text.contains(&told) && !text.contains("vmm has no"), "{line}: {text}");
+        }
+        // Nor are a command's words.
+        let text = explained("run --frobnicate -- gcc -m 32 --version");
+        assert!(text.contains("'--frobnicate'") && !text.contains("vmm has no"), "{text}");
     }
 
     #[test]
