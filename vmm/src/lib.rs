@@ -13,6 +13,9 @@
 //! println!("{:?}", guest.wait(Duration::from_secs(10)));
 //! # Ok::<(), vmm::error::Error>(())
 //! ```
+//!
+//! A program whose files may not become larger than some size (`RLIMIT_FSIZE`) ignores `SIGXFSZ`, as `vmm` does: else a guest
+//! that writes to a disk or a folder beyond that ends the program (signal(7)); so it hears of an error.
 
 #![warn(missing_docs, clippy::missing_errors_doc)]
 

@@ -10,7 +10,7 @@
 //! is remembered, which grows by our own writes alone, and the least one that was seen behind that: what lies behind a
 //! cut is not read any more, and nothing is written.
 
-use crate::file::Medium;
+use crate::file::{Medium, length};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -26,7 +26,7 @@ pub struct Kept {
     has_lost: Mutex<bool>,
     /// How often that was begun.
     begun: AtomicU64,
-    /// A block device, which keeps its length.
+    /// A block device: nothing is written behind its end.
     is_device: bool,
     /// Bytes that it has had at most.
     greatest: AtomicU64,
@@ -53,15 +53,13 @@ impl Kept {
     }
 
     /// So many bytes from its beginning are what they were, as far as can be seen: all numbers, or where it has been
-    /// cut. Its state is asked for and not its end: to seek there, threads wait for one another.
+    /// cut. A file's state is asked for and not its end: to seek there, threads wait for one another.
     fn left(&self) -> io::Result<u64> {
         // In this order: whoever writes behind its end says so afterwards.
         let greatest = self.greatest.load(Ordering::SeqCst);
-        if !self.is_device {
-            let now = self.file.metadata()?.len();
-            if now < greatest {
-                self.left.fetch_min(now, Ordering::SeqCst);
-            }
+        let now = if self.is_device { length(&self.file)? } else { self.file.metadata()?.len() };
+        if now < greatest {
+            self.left.fetch_min(now, Ordering::SeqCst);
         }
         Ok(self.left.load(Ordering::SeqCst))
     }
@@ -81,7 +79,8 @@ impl Kept {
     /// # Errors
     /// Something was cut off.
     pub fn check_write(&self) -> io::Result<()> {
-        if self.left()? < u64::MAX { Err(cut()) } else { Ok(()) }
+        let left = if self.is_device { self.left.load(Ordering::SeqCst) } else { self.left()? };
+        if left < u64::MAX { Err(cut()) } else { Ok(()) }
     }
 
     /// Bytes up to here have been written.

@@ -12,7 +12,7 @@
 //! * A state that is saved: it is not to be had ([`Unanswered`]).
 //! * A state that is put back: it is refused, and the device waits for its reset.
 //! * Unplugging: it has failed ([`Unplug::unplug`](super::Unplug::unplug)).
-//! * A device that goes away leaves the thread behind, which owns what it touches.
+//! * A device that goes away leaves the thread behind, which owns what it touches; what it has open is closed by one, too.
 //!
 //! What a reset closes of the host's may keep whoever closes it as long: it is done on a thread of its own, too, when
 //! those that served have ended ([`Model::slow_reset`]), and is waited for likewise.
@@ -22,11 +22,11 @@
 
 use super::pace::Pace;
 use super::queue::{ActiveQueue, Broken, Queues};
-use super::worker::{Errand, Position, Worker};
+use super::worker::{DROP_PATIENCE, Errand, Position, Standing, Worker};
 use super::{Interrupts, Model};
 use crate::ram::Ram;
 use crate::state::{Misfit, Saved, Unanswered};
-use crate::tell;
+use crate::{tell, threads};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
@@ -137,6 +137,8 @@ pub struct VirtioDevice<M, W> {
     is_resetting: bool,
     /// What of that is done on a thread of its own, once nothing serves any more.
     slow_reset: Option<Errand>,
+    /// The same for when the device goes away with what it has of the host, and the name of its model.
+    last_reset: Option<(&'static str, threads::Work)>,
     /// It serves no more ([`Unplug`](super::Unplug)).
     is_unplugged: bool,
 }
@@ -189,6 +191,7 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         if let Some(outside) = model.outside() {
             pace.attach(outside);
         }
+        let last_reset = model.slow_reset().map(|work| (model.name(), work));
         Ok(VirtioDevice {
             model,
             ram,
@@ -199,6 +202,7 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
             workers: None,
             is_resetting: false,
             slow_reset: None,
+            last_reset,
             is_unplugged: false,
         })
     }
@@ -446,6 +450,8 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
     pub fn unplug(&mut self) -> bool {
         let is_done = self.reset_until(Instant::now() + LONG_PATIENCE);
         self.is_unplugged = true;
+        // Another device may have it from here on.
+        self.last_reset = None;
         if !is_done {
             tell!(Error, "{}: the host does not answer, and it cannot be unplugged", self.model.name());
         }
@@ -472,10 +478,15 @@ impl<M: Model, W: Wires> VirtioDevice<M, W> {
         if self.slow_reset.is_none() && !(self.stop(until) && self.begin_slow_reset()) {
             return false;
         }
-        if self.slow_reset.as_ref().is_some_and(|errand| !errand.wait(until)) {
-            return false;
+        match self.slow_reset.as_ref().map(|errand| errand.wait(until)) {
+            Some(Standing::GoesOn) => return false,
+            // It is begun anew at the next look.
+            Some(Standing::Failed) => {
+                self.slow_reset = None;
+                return false;
+            }
+            Some(Standing::Done) | None => self.slow_reset = None,
         }
-        self.slow_reset = None;
         self.model.reset();
         for Setting { state, bell, is_closing } in &mut self.queues {
             *state = QueueState { max_size: state.max_size, size: state.max_size, ..QueueState::default() };
@@ -620,6 +631,12 @@ impl<M, W> Drop for VirtioDevice<M, W> {
     fn drop(&mut self) {
         // All at once; each is then waited for by itself.
         self.workers.iter().flatten().for_each(Worker::end);
+        let Some((name, work)) = self.last_reset.take() else { return };
+        // Without a thread it is done as the model goes.
+        let Ok(errand) = Errand::start(name, work) else { return };
+        if errand.wait(Instant::now() + DROP_PATIENCE) == Standing::GoesOn {
+            tell!(Warn, "{name}: the host does not answer; the thread that closes its files is left behind");
+        }
     }
 }
 

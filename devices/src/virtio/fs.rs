@@ -163,7 +163,7 @@ mod tests {
     use crate::virtio::pace::Pace;
     use crate::virtio::testing::{Driver, INDIRECT, NEXT, WRITE};
     use arch::GuestPhys;
-    use std::sync::mpsc::{Receiver, channel};
+    use std::sync::mpsc::{Receiver, Sender, channel};
 
     const VERSION_1: u64 = 1 << 32;
     const NEEDS_RESET: u64 = 64;
@@ -224,7 +224,8 @@ mod tests {
         }
 
         fn reset(&mut self) {
-            self.0.recv_timeout(Duration::from_secs(20)).unwrap();
+            // Nobody answers any more once the test is over.
+            self.0.recv_timeout(Duration::from_secs(20)).unwrap_or_default();
         }
 
         fn save(&self) {}
@@ -232,6 +233,44 @@ mod tests {
         fn restore(&mut self, (): ()) -> Result<(), String> {
             Ok(())
         }
+    }
+
+    /// Whose files are closed, each time.
+    struct Heard(Sender<()>);
+
+    impl Files for Heard {
+        type State = ();
+
+        fn longest_request(&self) -> usize {
+            LONGEST
+        }
+
+        fn answer(&mut self, _: &[u8], _: &Buffer) -> Option<usize> {
+            None
+        }
+
+        fn reset(&mut self) {
+            self.0.send(()).unwrap();
+        }
+
+        fn save(&self) {}
+
+        fn restore(&mut self, (): ()) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_open_is_closed_as_a_device_goes_unless_another_has_it() {
+        let (sender, closed) = channel();
+        let new = || Driver::new(Fs::new("tag", Arc::new(Mutex::new(Heard(sender.clone())))).unwrap());
+        drop(new());
+        closed.recv_timeout(Duration::from_secs(20)).unwrap();
+        let mut driver = new();
+        assert!(crate::virtio::Unplug::unplug(&mut driver.function));
+        closed.recv_timeout(Duration::from_secs(20)).unwrap();
+        drop(driver);
+        assert_eq!(closed.try_iter().count(), 0);
     }
 
     /// The driver goes on meanwhile, and the reset is not done before.

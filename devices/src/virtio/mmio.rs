@@ -271,10 +271,15 @@ impl<M: Model> VirtioMmio<M> {
     /// Puts it back.
     ///
     /// # Errors
-    /// [`Misfit`], and nothing is done.
+    /// [`Misfit`], and nothing is done but what waited: a reset, or for the host's answer.
     pub fn restore(&mut self, saved: &Saved) -> Result<(), Misfit> {
         let fields: SavedRegisters = saved.fields(NAME, VERSION)?;
-        self.device.restore(&fields.device, || self.wires.put_back(fields.isr))?;
+        let was_resetting = self.device.is_resetting();
+        let restored = self.device.restore(&fields.device, || self.wires.put_back(fields.isr));
+        if restored.is_err() && was_resetting && !self.device.is_resetting() {
+            self.forget();
+        }
+        restored?;
         self.selected = fields.selected;
         Ok(())
     }

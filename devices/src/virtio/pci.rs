@@ -598,10 +598,15 @@ impl<M: Model> Function for VirtioFunction<M> {
             return Err(damaged("it has another number of vectors"));
         }
         let vectors = (fields.configuration_vector, &fields.queue_vectors[..]);
-        self.device.restore(&fields.device, || {
+        let was_resetting = self.device.is_resetting();
+        let restored = self.device.restore(&fields.device, || {
             self.wires.put_back(&config, fields.msix, fields.isr, vectors);
             self.config = config;
-        })?;
+        });
+        if restored.is_err() && was_resetting && !self.device.is_resetting() {
+            self.forget();
+        }
+        restored?;
         self.selected = fields.selected;
         Ok(())
     }

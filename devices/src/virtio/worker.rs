@@ -10,7 +10,6 @@ use super::Interrupts;
 use super::pace::Pace;
 use super::queue::{Broken, Queues};
 use crate::{guest_log, tell, threads};
-use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -61,7 +60,7 @@ pub trait Serve: Send {
 }
 
 /// How long a worker that is dropped is waited for, from when it was told to end.
-const DROP_PATIENCE: Duration = Duration::from_secs(1);
+pub const DROP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A queue's number, and what it has come to.
 pub type Position = (usize, QueueState);
@@ -311,7 +310,18 @@ impl Drop for Worker {
 
 /// Something that is done once, on a thread that is left to itself: the host may keep it for as long as it likes.
 #[derive(Debug)]
-pub struct Errand(Receiver<Infallible>);
+pub struct Errand(Receiver<()>);
+
+/// How an errand stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is done.
+    Done,
+    /// Its thread is at it.
+    GoesOn,
+    /// Its thread has ended before that.
+    Failed,
+}
 
 impl Errand {
     /// Begins it.
@@ -321,18 +331,21 @@ impl Errand {
     pub fn start(name: &'static str, work: threads::Work) -> io::Result<Errand> {
         let (sender, end) = channel();
         threads::start(name, Builder::new().name(name.into()), move || {
-            // Dropped at the end, however that comes.
-            let _sender = sender;
             work();
+            // Whoever has begun it may have gone on without it.
+            sender.send(()).ok();
             guest_log::deliver();
         })?;
         Ok(Errand(end))
     }
 
-    /// Waits for its end, until a moment at most; whether it has ended.
-    pub fn wait(&self, until: Instant) -> bool {
-        let left = until.saturating_duration_since(Instant::now());
-        matches!(self.0.recv_timeout(left), Err(RecvTimeoutError::Disconnected))
+    /// Waits for it, until a moment at most; how it stands then.
+    pub fn wait(&self, until: Instant) -> Standing {
+        match self.0.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(()) => Standing::Done,
+            Err(RecvTimeoutError::Timeout) => Standing::GoesOn,
+            Err(RecvTimeoutError::Disconnected) => Standing::Failed,
+        }
     }
 }
 

@@ -247,6 +247,19 @@ pub fn many(c: &mut Context) -> Check {
     for part in ["<testcase name=\"one\"", "<failure", "could not be executed"] {
         check(xml.contains(part), || format!("no {part} in:\n{xml}"))?;
     }
+    // For programs: of runs that come to nothing, which is told of each.
+    c.write(&list, b"--kernel /none -- true\n--kernel /none -- true\n")?;
+    let tap = c.run("run --matrix {} --tap", &[&list], limit)?;
+    tap.expect_code(1)?;
+    check(tap.output.contains("1..2\n") && tap.output.matches("\nnot ok ").count() == 2, || {
+        tap.output.clone()
+    })?;
+    let json = c.run("run --matrix {} --json", &[&list], limit)?;
+    json.expect_code(1)?;
+    let lines: Vec<serde_json::Value> =
+        json.output.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let is_told = lines.len() == 2 && lines.iter().all(|line| line["code"] == 125);
+    check(is_told, || format!("{json:?}"))?;
     // Wrong lists: one line each, and nothing is run.
     for (text, says) in [
         ("", "there are no lines"),

@@ -37,7 +37,8 @@ pub fn streams(c: &mut Context) -> Check {
     talked?;
     check(code? == 3, || "the signal did not reach the command".into())?;
 
-    let mut shell = start(c, &root, Wiring::Terminal, "sh")?;
+    // A shell, where no command is given.
+    let mut shell = start(c, &root, Wiring::Terminal, "")?;
     let mut talk = || -> Check {
         shell.expect("# ", limit)?;
         shell.send("tty; stty size\r")?;

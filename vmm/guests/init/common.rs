@@ -108,16 +108,18 @@ pub extern "C" fn main() -> ! {
     } else {
         let hello = [&[protocol::VERSION][..], &sys::release()].concat();
         protocol::put(&mut out, Kind::Hello, NO_SESSION, &hello);
+        match &ready.sign {
+            Some(file) => {
+                let file = alloc::string::String::from_utf8_lossy(file);
+                say(&format!("the command waits until the system's first process has made {file}"));
+            }
+            None => protocol::put(&mut out, Kind::Ready, NO_SESSION, &[]),
+        }
         waits_for = ready.sign;
-    }
-    if let Some(file) = &waits_for {
-        let file = alloc::string::String::from_utf8_lossy(file);
-        say(&format!("the command waits until the system's first process has made {file}"));
     }
     let log = sys::open(b"/dev/kmsg", sys::READ_ONLY | sys::NO_WAIT | sys::CLOSE_ON_EXEC).ok();
     let children = sys::children().ok();
-    let (decoder, sessions, held) = (Decoder::default(), Vec::new(), Vec::new());
-    Agent { port, log, children, out, waits_for, held, decoder, sessions }.live()
+    Agent { port, log, children, out, waits_for, decoder: Decoder::default(), sessions: Vec::new() }.live()
 }
 
 /// Has the system's own first process take this one's place, and goes on in a child, which hears here why that cannot be.
@@ -150,11 +152,8 @@ struct Agent {
     children: Option<Fd>,
     /// What waits to be sent.
     out: Vec<u8>,
-    /// The file that is there once the system's own first process is ready: the main command begins then. Others, which look
-    /// at the guest, begin at once.
+    /// The file that is there once the system's own first process is ready, of which the host is still to be told.
     waits_for: Option<Vec<u8>>,
-    /// What the host has said of the main command until then, which is bounded by its window.
-    held: Vec<Frame>,
     decoder: Decoder,
     sessions: Vec<Session>,
 }
@@ -173,13 +172,11 @@ impl Agent {
         }
     }
 
-    /// Begins what has waited for the system's own first process, if that is ready.
+    /// Tells the host once the system's own first process is ready.
     fn look_for_sign(&mut self) {
         if self.waits_for.as_deref().is_some_and(sys::is_there) {
             self.waits_for = None;
-            for frame in core::mem::take(&mut self.held) {
-                self.hear(frame);
-            }
+            protocol::put(&mut self.out, Kind::Ready, NO_SESSION, &[]);
         }
     }
 
@@ -227,7 +224,7 @@ impl Agent {
             }
             loop {
                 match self.decoder.take() {
-                    Ok(Some(frame)) => self.hear(frame),
+                    Ok(Some(frame)) => self.hear(&frame),
                     Ok(None) => break,
                     Err(_) => {
                         say("the host speaks another language");
@@ -238,11 +235,7 @@ impl Agent {
         }
     }
 
-    fn hear(&mut self, frame: Frame) {
-        if self.waits_for.is_some() && frame.session == MAIN {
-            self.held.push(frame);
-            return;
-        }
+    fn hear(&mut self, frame: &Frame) {
         match frame.kind {
             Kind::PowerOff => {
                 self.send();
@@ -254,7 +247,7 @@ impl Agent {
                     sys::close(trigger);
                 }
             }
-            Kind::Start => self.start(&frame),
+            Kind::Start => self.start(frame),
             kind => {
                 let session = self.sessions.iter_mut().find(|it| it.id == frame.session);
                 if let Some(session) = session {

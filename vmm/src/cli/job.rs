@@ -490,7 +490,9 @@ fn many(args: &Args, list: &Path) -> Result<u8, String> {
     let program = [program.into_os_string(), "run".into(), "--json".into()].into();
     let finished = Runs { program, at_a_time, shown, stop: &stop }.carry_out(entries, tell, so_far);
     let finished = finished.map_err(|error| format!("cannot run them: {error}"))?;
-    let told = table::Told { ended: &finished, count, stopped_by: stop.by() };
+    // One that comes behind the last run's end has stopped none.
+    let stopped_by = stop.by().filter(|_| finished.len() < count);
+    let told = table::Told { ended: &finished, count, stopped_by };
     if let Some(stopped) = told.stopped() {
         log::error!("{stopped}");
     }

@@ -140,6 +140,7 @@ pub fn run(job: &Job, report: impl FnOnce(&Ended)) -> Result<Ended, Error> {
         tail: Tail::default(),
         log,
         is_up: false,
+        has_begun: false,
         was_told: false,
         told: None,
         sign: None,
@@ -210,6 +211,8 @@ struct Desk<'a> {
     log: Option<LineQueue>,
     /// The guest's first process is there.
     is_up: bool,
+    /// The command may have begun.
+    has_begun: bool,
     /// The command was sent a signal that ends it.
     was_told: bool,
     /// Which it was.
@@ -561,7 +564,8 @@ impl Desk<'_> {
 
     fn hear(&mut self, frame: Frame) {
         match (frame.kind, frame.session) {
-            (Kind::Hello, NO_SESSION) => self.begin(),
+            (Kind::Hello, NO_SESSION) => self.greet(),
+            (Kind::Ready, NO_SESSION) if self.is_up => self.begin(),
             (Kind::Trouble, NO_SESSION) if !self.is_up => {
                 self.decide_standstill(Verdict::NoRoot(String::from_utf8_lossy(&frame.payload).into_owned()));
             }
@@ -585,13 +589,20 @@ impl Desk<'_> {
         }
     }
 
-    /// The guest is there: the command is started.
+    /// The guest is there: others may look at it.
+    fn greet(&mut self) {
+        if !std::mem::replace(&mut self.is_up, true) {
+            self.booted_after = Some(self.began.elapsed());
+            self.memory_log.hear_of_program();
+        }
+    }
+
+    /// The command is started.
     fn begin(&mut self) {
-        if std::mem::replace(&mut self.is_up, true) {
+        if std::mem::replace(&mut self.has_begun, true) {
             return;
         }
-        (self.booted_after, self.boot_ends) = (Some(self.began.elapsed()), None);
-        self.memory_log.hear_of_program();
+        self.boot_ends = None;
         // One of which it is known what came of it begins nothing.
         if let Some(session) = self.session.as_mut().filter(|_| self.phase == Phase::Runs) {
             session.begin(self.command, &mut self.out);
@@ -637,7 +648,7 @@ impl Desk<'_> {
             (None, Signal::SIGTSTP) => stop(),
             (None, signal) if !PASSED.contains(&signal) => {}
             // The second time, or where there is nobody to hear it, it is the guest's end.
-            (Some(session), signal) if self.is_up && !std::mem::replace(&mut self.was_told, true) => {
+            (Some(session), signal) if self.has_begun && !std::mem::replace(&mut self.was_told, true) => {
                 self.told = Some(signal);
                 session.signal(signal, &mut self.out);
             }

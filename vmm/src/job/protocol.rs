@@ -74,6 +74,8 @@ kinds! {
     Log = 70,
     /// What goes wrong before a command can be run, in words; the guest switches itself off then.
     Trouble = 71,
+    /// The main command may begin: the system's own first process takes orders, if there is one of which that is known.
+    Ready = 72,
 }
 
 /// Streams of a session, in [`Kind::Grant`].

@@ -5,6 +5,7 @@ use crate::given_file;
 use nix::unistd::Uid;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Seek, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -35,7 +36,7 @@ enum Place {
     Named(PathBuf),
     /// A regular file without a name that another could take, as standard output may be.
     Open(File),
-    /// A pipe or a device: it is written once, at the end.
+    /// A pipe, a device, or this process's standard output, in which there is more: it is written once, at the end.
     Stream(File),
 }
 
@@ -45,9 +46,11 @@ impl ReportFile<'_> {
     /// # Errors
     /// What the system says.
     pub fn open<'a>(path: &Path, empty: &str, temporary: &'a Temporary) -> io::Result<ReportFile<'a>> {
-        let place = match path.metadata().is_ok_and(|it| !it.is_file()) {
-            true => Place::Stream(given_file::create(path)?),
-            false => regular(path)?,
+        let known = path.metadata().ok();
+        let place = match (known.as_ref().and_then(standard_output), known) {
+            (Some(output), _) => Place::Stream(output),
+            (None, Some(it)) if !it.is_file() => Place::Stream(given_file::create(path)?),
+            _ => regular(path)?,
         };
         let mut report = ReportFile { place, temporary, next: Instant::now() };
         if !matches!(report.place, Place::Stream(_)) {
@@ -119,6 +122,18 @@ impl Temporary {
     }
 }
 
+/// Standard output, if this is it.
+fn standard_output(file: &Metadata) -> Option<File> {
+    // One that is closed is no file.
+    let output = File::from(io::stdout().as_fd().try_clone_to_owned().ok()?);
+    output.metadata().is_ok_and(|it| id(&it) == id(file)).then_some(output)
+}
+
+/// What a file is known by.
+fn id(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
 /// The place of a file that is regular or not there yet.
 fn regular(path: &Path) -> io::Result<Place> {
     if is_of_the_system(path) {
@@ -129,7 +144,6 @@ fn regular(path: &Path) -> io::Result<Place> {
     }
     // A link stays one; what it leads to is made if it is not there.
     let file = writable(path)?;
-    let id = |it: &Metadata| (it.dev(), it.ino());
     let opened = file.metadata()?;
     Ok(match path.canonicalize() {
         Ok(name) if name.symlink_metadata().is_ok_and(|named| id(&named) == id(&opened)) => {
@@ -258,6 +272,14 @@ mod tests {
         assert_eq!(report.keep(|| text("half")), None);
         report.finish("text").unwrap();
         ReportFile::open(&fifo.0.join("below/a/pipe"), "", &temporary).unwrap_err();
+    }
+
+    #[test]
+    fn standard_output_is_known_by_any_name() {
+        let output = fs::metadata(format!("/proc/self/fd/{}", libc::STDOUT_FILENO)).unwrap();
+        assert!(standard_output(&output).is_some());
+        let other = tempfile::tempfile().unwrap();
+        assert!(standard_output(&other.metadata().unwrap()).is_none());
     }
 
     #[test]

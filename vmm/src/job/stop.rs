@@ -10,8 +10,13 @@ use nix::unistd::Pid;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, exit};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
+
+/// How long the end waits for what is to be removed.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// What ends them, and what there is to be ended.
 #[derive(Debug, Default)]
@@ -50,12 +55,29 @@ impl Stop {
         thread::Builder::new().name("signals".into()).spawn(move || {
             while let Ok(signal) = signals.wait() {
                 if !its_own.end(signal) {
-                    let _held = its_own.temporary.remove();
+                    its_own.clear_up();
                     exit(code_of(signal).into());
                 }
             }
         })?;
         Ok(stop)
+    }
+
+    /// Removes what is temporary, if the host answers in time; none of it is made from here on.
+    fn clear_up(self: &Arc<Self>) {
+        let (stop, (sender, removed)) = (Arc::clone(self), channel());
+        let clear = move || {
+            let _held = stop.temporary.remove();
+            // Whoever waits for it may have gone on without it.
+            sender.send(()).ok();
+            loop {
+                thread::park();
+            }
+        };
+        let begun = thread::Builder::new().name("clear up".into()).spawn(clear);
+        if begun.is_err() || removed.recv_timeout(LONGEST).is_err() {
+            log::debug!("a report that is not whole may be left over beside it");
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -209,7 +209,7 @@ impl fmt::Display for Verdict {
             Verdict::Panic(Some(line)) => write!(f, "the guest's kernel panicked: {}", one_line(line)),
             Verdict::Panic(None) => f.write_str("the guest's kernel panicked"),
             Verdict::Hang(why) => write!(f, "the guest hangs: {}", one_line(why)),
-            Verdict::NoUserSpace => f.write_str("the guest did not come so far as to run a program in time"),
+            Verdict::NoUserSpace => f.write_str("the guest did not come so far as to run the command in time"),
             Verdict::NoRoot(why) => write!(f, "the guest could not be made ready: {}", one_line(why)),
             Verdict::TimeOver => f.write_str("the time given by --timeout is over"),
             Verdict::Unwritten(why) => write!(f, "cannot write all of {}", one_line(why)),

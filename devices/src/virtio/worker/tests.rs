@@ -113,3 +113,11 @@ fn a_bell_of_a_queue_that_is_let_go_wakes_nobody() {
     assert!(!is_rung());
     drop(host);
 }
+
+#[test]
+fn an_errand_of_which_the_thread_has_died_is_not_done() {
+    let until = Instant::now() + Duration::from_secs(20);
+    let errand = |work: crate::threads::Work| Errand::start("errand", work).unwrap().wait(until);
+    assert_eq!(errand(Box::new(|| {})), Standing::Done);
+    assert_eq!(errand(Box::new(|| std::panic::resume_unwind(Box::new(())))), Standing::Failed);
+}
