@@ -191,9 +191,12 @@ impl Agent {
         for session in &self.sessions {
             session.polls(&mut polls, may_send);
         }
-        // Without a descriptor that tells of children, they are looked for now and then (`reap`); so is a file (`look_for_sign`).
+        // Without a descriptor that tells of children, they are looked for now and then (`reap`); so is a file
+        // (`look_for_sign`), and whether there is room for the rest of a session whose command has ended (`serve`).
         const LOOK: usize = 100;
-        let looks = self.waits_for.is_some() || self.children.is_none() && !self.sessions.is_empty();
+        let has_ended = self.sessions.iter().any(|session| session.ended.is_some());
+        let looks =
+            self.waits_for.is_some() || has_ended || self.children.is_none() && !self.sessions.is_empty();
         sys::poll(&mut polls, looks.then_some(LOOK));
         // A port of which the host's end is closed is always ready.
         if polls[0].came & !(IN | OUT) != 0 {
