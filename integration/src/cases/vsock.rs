@@ -230,7 +230,7 @@ pub fn by_the_kernel(c: &mut Context) -> Check {
 
 /// Streams both ways at once, begun by either side, compared.
 pub fn both_ways(c: &mut Context) -> Check {
-    let count = c.length().of(2 << 20, 256 << 20);
+    let count = c.length().of(2 << 20, 64 << 20);
     let seed = c.chance().below(1 << 30);
     let socket = c.work.join("vsock");
     let listener = UnixListener::bind(c.work.join(format!("vsock_{OF_HOST}")));
