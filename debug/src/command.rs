@@ -57,6 +57,8 @@ pub mod memory;
 pub mod module_symbols;
 #[cfg(feature = "linux")]
 pub mod modules;
+#[cfg(feature = "linux")]
+pub mod mounts;
 pub mod names;
 mod nearest;
 #[cfg(feature = "linux")]

@@ -16,6 +16,8 @@ mod locks;
 mod mm;
 #[cfg(feature = "linux")]
 pub mod module_names;
+#[cfg(feature = "linux")]
+mod mounts;
 mod pages;
 #[cfg(feature = "linux")]
 mod stack;

@@ -5,7 +5,7 @@
 //! the kernel bears it out; with it [`VmCoreInfo::log`] reads the kernel's log, and [`translate`] translates where
 //! registers do not tell how. [`kallsyms`] are the symbols that it keeps for itself, in a store for symbols from
 //! anywhere ([`Symbols`]); [`btf`] are its types, likewise ([`Types`]); with both, what it
-//! runs can be read ([`task`], [`mm`]; at a breakpoint's hit, [`current`]), what was loaded into it ([`module`]), where
+//! runs can be read ([`task`], [`mm`]; at a breakpoint's hit, [`current`]), what was loaded into it ([`module`]), what is mounted ([`mount`]), where
 //! each of them is ([`unwind`]), and for whom it waits ([`lock`]).
 
 #![forbid(unsafe_code)]
@@ -24,6 +24,7 @@ pub mod log;
 mod made;
 pub mod mm;
 pub mod module;
+pub mod mount;
 mod name;
 pub mod reader;
 pub mod symbols;

@@ -14,6 +14,8 @@ use super::locks;
 use super::module_symbols;
 #[cfg(feature = "linux")]
 use super::modules;
+#[cfg(feature = "linux")]
+use super::mounts;
 use super::operator::Operator;
 #[cfg(feature = "linux")]
 use super::print;
@@ -53,6 +55,8 @@ pub(super) const TABLE: &[Entry] = &[
     Entry { command: backtrace::BT, run: backtrace::run },
     #[cfg(feature = "linux")]
     Entry { command: modules::LSMOD, run: modules::run },
+    #[cfg(feature = "linux")]
+    Entry { command: mounts::MOUNTS, run: mounts::run },
     #[cfg(feature = "linux")]
     Entry { command: module_symbols::SYMBOLS, run: module_symbols::run },
     #[cfg(feature = "linux")]

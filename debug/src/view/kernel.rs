@@ -186,7 +186,7 @@ impl<'a> View<'a> {
 }
 
 /// Why something was not found, or not looked for any more.
-fn in_words<T, E: std::fmt::Display>(found: Result<Result<T, E>, Cancelled>) -> Result<T, String> {
+pub(super) fn in_words<T, E: std::fmt::Display>(found: Result<Result<T, E>, Cancelled>) -> Result<T, String> {
     found.map_err(|cancelled| cancelled.to_string())?.map_err(|error| error.to_string())
 }
 
