@@ -285,7 +285,7 @@ mod tests {
             ("--gdb :1 --gdb-lost never", "continue, hold or quit"),
             ("--name a/b", "letters"),
             ("--dump-on panic", "PATH"),
-            ("--dump-on never=x", "panic, triple-fault or timeout"),
+            ("--dump-on never=x", "panic, hang, triple-fault or timeout"),
             ("--dump-on panic=core.xz", "not written as .xz; .gz and .zst compress"),
             ("--dump-on timeout=core.LZ4", ".gz and .zst compress"),
             ("dump guest core.bz2", ".gz and .zst compress"),

@@ -28,6 +28,11 @@ pub enum Outcome {
     },
     /// `--timeout` is over.
     Timeout,
+    /// The guest's kernel says that it hangs, and whoever started it wants it to end then (`--dump-on hang`).
+    Hang {
+        /// The line of its log.
+        line: String,
+    },
     /// `Ctrl-A x`, a signal, the debugger's user, or `vmm quit`.
     Stopped(StoppedBy),
 }
@@ -96,6 +101,7 @@ exit_codes! {
     STOPPED = 22, "Ctrl-A x, SIGINT, SIGTERM, SIGHUP, SIGQUIT, the debugger or vmm quit ended the guest";
     NOT_THERE = 24, "vmm core: what was asked for is not in the dump";
     DUMP_FAILED = 26, "the core that --dump-on asks for could not be written when the guest ended";
+    HANG = 28, "the guest's kernel says that it hangs (with --dump-on hang)";
     PANIC = 70, "a defect of vmm itself; please report it";
     VIOLATION = 72, "vmm itself did what its cell forbids (--sandbox); please report it";
 }
@@ -112,6 +118,7 @@ impl Outcome {
             Outcome::EmulationFailure { .. } => EMULATION_FAILURE,
             Outcome::InternalError { .. } => INTERNAL_ERROR,
             Outcome::Timeout => TIMEOUT,
+            Outcome::Hang { .. } => HANG,
             Outcome::Stopped(_) => STOPPED,
         }
     }
@@ -145,6 +152,7 @@ impl fmt::Display for Outcome {
             ),
             Outcome::InternalError { cause, report } => write!(f, "KVM cannot go on: {cause}\n{report}"),
             Outcome::Timeout => f.write_str("the time given by --timeout is over"),
+            Outcome::Hang { line } => write!(f, "the guest hangs: {line}"),
             Outcome::Stopped(StoppedBy::Console) => f.write_str("stopped from the console"),
             Outcome::Stopped(StoppedBy::Signal(number)) => write!(f, "stopped by signal {number}"),
             Outcome::Stopped(StoppedBy::Debugger) => f.write_str("ended by the debugger"),

@@ -11,8 +11,8 @@ pub(crate) mod escape;
 mod events;
 pub(crate) mod foreground;
 mod input;
-mod panic_look;
-mod panic_watch;
+mod sign_look;
+mod sign_watch;
 pub mod signals;
 pub mod terminal;
 
@@ -35,8 +35,8 @@ use foreground::Foreground;
 use input::Input;
 use kvm::probe;
 use nix::sys::signalfd::SignalFd;
-use panic_look::PanicLook;
-use panic_watch::PanicWatch;
+use sign_look::SignLook;
+use sign_watch::{Listens, SignWatch};
 use std::cell::{Cell, RefCell};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -98,7 +98,7 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
     let control = ControlSocket::take(config.name.as_deref(), about)?.map(Rc::new);
     let backends = confine(config, control.as_deref())?;
     console.prepare_input().map_err(Error::system("cannot read the console's input"))?;
-    let listens = config.dump_on.as_ref().is_some_and(|on| on.panic);
+    let listens = config.dump_on.as_ref().and_then(Listens::of);
     let heard = Arc::new(
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
             .map_err(Error::system("cannot make an eventfd"))?,
@@ -109,8 +109,8 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
             None => console.output(),
         };
         match listens {
-            true => Box::new(PanicWatch::new(output, Arc::clone(&heard))),
-            false => output,
+            Some(listens) => Box::new(SignWatch::new(output, listens, Arc::clone(&heard))),
+            None => output,
         }
     };
     let guest = Guest::with_backends(&config.guest, backends, output())?;
@@ -128,7 +128,7 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
         timer: &timer,
         control: control.as_ref(),
         foreground: None,
-        heard: listens.then(|| Arc::clone(&heard)),
+        heard: listens.map(|listens| (listens, Arc::clone(&heard))),
         lacks_dump: &lacks_dump,
         dump_to: dump_to.as_ref(),
         again: &|guest: &Guest| guest.again(&config.guest, output()),
@@ -215,8 +215,8 @@ struct Around<'a> {
     control: Option<&'a Rc<ControlSocket>>,
     /// The terminal, if the console is one.
     foreground: Option<Rc<Foreground>>,
-    /// The guest's kernel says on the console that it has panicked, and stays where it is.
-    heard: Option<Arc<EventFd>>,
+    /// The guest's kernel says on the console that it has panicked, and stays where it is, or that it hangs.
+    heard: Option<(Listens, Arc<EventFd>)>,
     /// See [`Ended::lacks_dump`].
     lacks_dump: &'a Cell<bool>,
     /// Where `--dump-on` has a core written.
@@ -243,8 +243,8 @@ fn run_guest(guest: Guest, around: &Around<'_>) -> Result<Sequel, Error> {
         let (running, control) = (Rc::clone(&running), Rc::clone(control));
         events.add_subscriber(Box::new(Clients { running, control, pause: Pause::default(), again }));
     }
-    if let Some(heard) = heard {
-        events.add_subscriber(Box::new(PanicLook::new(&running, heard)?));
+    if let Some((listens, heard)) = heard {
+        events.add_subscriber(Box::new(SignLook::new(&running, *listens, heard)?));
     }
     if let Some(input) = &console.input {
         let input = input.try_clone().map_err(Error::system("cannot duplicate the console"))?;

@@ -116,8 +116,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = ValueParser::new(names::check), help_heading = "Run")]
     name: Option<String>,
     /// Write a core of the guest when it ends so: panic (it says so by a pvpanic device, or its log does
-    /// when it resets or the time is over), triple-fault, timeout; .gz and .zst compress
-    #[arg(long, value_name = "WHEN[,WHEN...]=PATH", add = words(&["panic=", "triple-fault=", "timeout="]),
+    /// when it resets or the time is over), hang (its log says so, and that ends it), triple-fault, timeout; .gz and .zst
+    /// compress
+    #[arg(long, value_name = "WHEN[,WHEN...]=PATH", add = words(&["panic=", "hang=", "triple-fault=", "timeout="]),
           value_parser = ValueParser::new(values::dump_on), help_heading = "Run")]
     dump_on: Option<DumpOn>,
     /// What a reset of the guest does
@@ -292,7 +293,7 @@ pub fn carry_out(args: &Args) -> u8 {
             let outcome = &ended.outcome;
             match outcome {
                 _ if outcome.is_failure() => log::error!("{outcome}"),
-                Outcome::Timeout => log::warn!("{outcome}"),
+                Outcome::Timeout | Outcome::Hang { .. } => log::warn!("{outcome}"),
                 _ => log::info!("{outcome}"),
             }
             ended.code()

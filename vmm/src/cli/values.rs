@@ -288,17 +288,18 @@ pub fn dump_path(text: &str) -> Result<PathBuf, String> {
 /// What is wrong, and what can be written instead.
 pub fn dump_on(text: &str) -> Result<DumpOn, String> {
     let (when, path) = text.split_once('=').filter(|(_, path)| !path.is_empty()).ok_or(
-        "write WHEN=PATH: panic=guest.core, or several of panic, triple-fault and timeout, as in \
+        "write WHEN=PATH: panic=guest.core, or several of panic, hang, triple-fault and timeout, as in \
          panic,timeout=guest.core",
     )?;
     dump_path(path)?;
-    let mut on = DumpOn { panic: false, triple_fault: false, timeout: false, path: path.into() };
+    let mut on = DumpOn { panic: false, hang: false, triple_fault: false, timeout: false, path: path.into() };
     for word in when.split(',') {
         match word {
             "panic" => on.panic = true,
+            "hang" => on.hang = true,
             "triple-fault" => on.triple_fault = true,
             "timeout" => on.timeout = true,
-            _ => return Err(format!("'{word}' is none of panic, triple-fault or timeout")),
+            _ => return Err(format!("'{word}' is none of panic, hang, triple-fault or timeout")),
         }
     }
     Ok(on)

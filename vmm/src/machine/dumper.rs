@@ -13,7 +13,7 @@ use debug::engine::kept::Kept;
 use debug::linux::described::{self, Anchor, Known, Scope};
 use debug::linux::log::{Log, Record, Wanted};
 use debug::linux::translate::kernel_regime;
-use debug::linux::trouble;
+use debug::linux::trouble::{self, Sign};
 use debug::linux::{Described, VmCoreInfo};
 use debug::live::link::Link;
 use debug::machine::Memory;
@@ -163,9 +163,16 @@ impl Dumper {
     /// Whether the log of the guest's Linux kernel, its last lines, says that it has panicked. The guest stands
     /// still meanwhile; `go_on` is asked now and then whether the answer is still wanted.
     pub fn has_panicked(&self, go_on: &mut dyn FnMut() -> bool) -> bool {
+        matches!(self.sign(go_on), Some((Sign::Panic, _)))
+    }
+
+    /// What those lines tell of: a panic, else that it hangs; with the first of them that does. Likewise.
+    pub fn sign(&self, go_on: &mut dyn FnMut() -> bool) -> Option<(Sign, String)> {
         const LINES: usize = 200;
         let logs = self.logs(&Wanted::last(LINES), usize::MAX, go_on);
-        logs.iter().flat_map(Log::lines).any(|line| trouble::is_panic(&line))
+        let signs =
+            logs.iter().flat_map(Log::lines).filter_map(|line| Some((trouble::sign(&line, &[])?, line)));
+        signs.min_by_key(|(sign, _)| *sign != Sign::Panic)
     }
 
     /// The release of the guest's Linux kernel, as `uname -r` has it, if one is found within `limit` that has described

@@ -43,6 +43,7 @@ fn dump(
     let is_due = match outcome {
         Outcome::TripleFault { .. } => on.triple_fault,
         Outcome::Timeout if on.timeout => true,
+        Outcome::Hang { .. } => on.hang,
         Outcome::Ended(End::Crash) => on.panic,
         Outcome::Timeout | Outcome::Ended(End::Reset | End::PowerOff) => {
             on.panic && guest.dumper().has_panicked(&mut || !is_ended())

@@ -42,6 +42,8 @@ pub enum OnReboot {
 pub struct DumpOn {
     /// Its kernel has panicked.
     pub panic: bool,
+    /// Its kernel says that it hangs, which ends it.
+    pub hang: bool,
     /// A triple fault.
     pub triple_fault: bool,
     /// Its time is over.
