@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first process of Debian guests in the tests and the demo. Words of the kernel's command
 # line say what it does: vmm.run=poweroff (the default), reboot, shell, exit, panic, forge, idle,
-# naps, held, trace, hypervisor, kdump (which goes on as vmcore).
+# naps, stacks, module, held, trace, hypervisor, kdump (which goes on as vmcore).
 echo "guest: init"
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev 2>/dev/null
@@ -114,6 +114,22 @@ case $run in
     echo "guest: vmm core dmesg"
     /bin/vmm core /proc/vmcore dmesg | $b grep -A3 sysrq
     echo "guest: looked" ;;
+  stacks)
+    # Busy in many ways: programs begin, a device interrupts, a module is at work, and at times there is nothing to do.
+    $b insmod /wedge.ko how=calls
+    (while :; do $b dd if=/dev/hwrng of=/dev/null bs=64 count=20 2>/dev/null; $b usleep 20000; done) &
+    (while :; do $b ls -R /proc/self > /dev/null 2>&1; $b usleep 30000; done) &
+    echo "guest: busy."
+    while :; do $b sh -c :; $b usleep 10000; done ;;
+  module)
+    # Loads a module and removes it, again and again; another takes the place meanwhile.
+    bad='warning:|oops|bug:|general protection'
+    while :; do
+      $b insmod /wedge.ko how=calls && $b sleep 0.5 && $b rmmod wedge
+      for module in /modules/*.ko; do $b rmmod "$module"; $b insmod "$module"; done
+      $b dd if=/dev/hwrng of=/dev/null bs=64 count=1 2>/dev/null
+      echo "guest: round, complaints=$($b dmesg | $b grep -ciE "$bad")."
+    done ;;
   naps) while :; do $b sleep 0.2; done ;;
   idle) while :; do $b sleep 1000; done ;;
 esac

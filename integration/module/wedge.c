@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /*
  * Wedges a Linux guest, in the ways that `how` names, for tests of what is found out about one that
- * hangs: insmod wedge.ko how=mutexes,rwsem. Threads begin a moment after insmod is done. The module cannot
- * be removed; a debugger that clears wedge_stays lets go of what sleeps and spins.
+ * hangs: insmod wedge.ko how=mutexes,rwsem. Threads begin a moment after insmod is done. A debugger that
+ * clears wedge_stays lets go of what sleeps and spins. how=calls wedges nothing: a thread calls functions
+ * of the module's. It alone can be removed.
  *
  * No function that a test names is inlined, or called from another's end, which would leave no frame
  * of the caller: there is a barrier behind the call. On aarch64 those that call nothing have no frame,
@@ -23,7 +24,7 @@
 
 static char *how = "";
 module_param(how, charp, 0444);
-MODULE_PARM_DESC(how, "of mutexes, rwsem, sleep, spin, spinlock, interrupt, oops and overflow, with commas between");
+MODULE_PARM_DESC(how, "of mutexes, rwsem, sleep, spin, spinlock, interrupt, oops, overflow and calls, with commas between");
 MODULE_LICENSE("Dual MIT/GPL");
 MODULE_DESCRIPTION("wedges a guest for tests");
 
@@ -159,6 +160,30 @@ static noinline void wedge_overflows(void)
 	barrier();
 }
 
+static noinline void wedge_turns(int turns)
+{
+	while (turns-- && READ_ONCE(wedge_stays))
+		cpu_relax();
+}
+
+static noinline void wedge_called(int turns)
+{
+	wedge_turns(turns);
+	barrier();
+}
+
+static noinline void wedge_calls(void)
+{
+	int turns = 1;
+
+	/* The first call is told from the others by what it is called with. */
+	while (!kthread_should_stop()) {
+		wedge_called(turns);
+		turns = 1000;
+		usleep_range(500, 1000);
+	}
+}
+
 static const struct wedge {
 	const char *how, *name;
 	void (*does)(void);
@@ -175,7 +200,11 @@ static const struct wedge {
 	{ "interrupt", "wedge/interrupt", wedge_is_interrupted, LAST },
 	{ "oops", "wedge/oops", wedge_outer },
 	{ "overflow", "wedge/overflow", wedge_overflows },
+	{ "calls", "wedge/calls", wedge_calls },
 };
+
+/* What calls, until the module is removed. */
+static struct task_struct *wedge_caller;
 
 static int wedge_thread(void *data)
 {
@@ -225,6 +254,10 @@ static int __init wedge_init(void)
 		}
 		if (wedge->on != ANYWHERE)
 			kthread_bind(thread, wedge->on == FIRST ? first : last);
+		if (wedge->does == wedge_calls)
+			wedge_caller = get_task_struct(thread);
+		else
+			__module_get(THIS_MODULE);
 		wake_up_process(thread);
 		started++;
 	}
@@ -233,4 +266,12 @@ static int __init wedge_init(void)
 	pr_info("wedge: %s\n", how);
 	return 0;
 }
+
+static void __exit wedge_exit(void)
+{
+	kthread_stop(wedge_caller);
+	put_task_struct(wedge_caller);
+}
+
 module_init(wedge_init);
+module_exit(wedge_exit);

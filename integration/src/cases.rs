@@ -4,6 +4,7 @@ mod again;
 mod bad_input;
 mod basics;
 mod cell;
+mod compared;
 mod disks;
 pub mod dumps;
 mod ends;
@@ -312,6 +313,7 @@ pub const CASES: &[Case] = &[
     enough_on(Isa::Aarch64, job("job_recipes_in_a_container", recipes::in_a_container)),
     enough_on(Isa::X86_64, job("job_stuck", job::stuck)),
     Case { modules: wedged::MODULES, ..linux("job_wedged", &["6.12"], wedged::locked) },
+    Case { modules: compared::MODULES, ..linux("job_compared", &["6.12"], compared::with_its_own) },
     enough_on(
         Isa::Aarch64,
         Case { modules: wedged::MODULES, ..linux("long_job_wedged", &["6.12"], wedged::hangs_and_crashes) },
@@ -398,6 +400,14 @@ pub const CASES: &[Case] = &[
     enough_on(Isa::X86_64, debian_debugged("gdb_debian_running", &gdb::DEBIAN_RUNNING)),
     enough_on(Isa::Aarch64, debian_debugged("gdb_debian_text", &gdb::DEBIAN_TEXT)),
     enough_on(Isa::X86_64, debian_debugged("gdb_debian_helpers", &gdb::DEBIAN_HELPERS)),
+    Case {
+        initrd: initramfs::guest_with_wedge,
+        ..debian_debugged("long_gdb_debian_stacks", &gdb::kernel::STACKS)
+    },
+    Case {
+        initrd: initramfs::guest_with_wedge,
+        ..debian_debugged("gdb_debian_modules", &gdb::kernel::MODULES)
+    },
     only(
         Isa::X86_64,
         nested_only(Case {

@@ -57,6 +57,11 @@ impl Length {
         }
     }
 
+    /// On the machine that runs the tests.
+    pub fn of_environment() -> Length {
+        Length::parse(std::env::var("VMM_TEST_SOAK").ok().as_deref())
+    }
+
     /// One of two numbers.
     pub fn of(self, sample: u64, full: u64) -> u64 {
         match self {

@@ -3,6 +3,7 @@
 use crate::artifacts::Kernel;
 use crate::cases::Case;
 use crate::cases::gdb::{Program, Script, Tool};
+use crate::context::Length;
 use crate::guests;
 use crate::process::{Process, Wiring};
 use arch::Isa;
@@ -11,8 +12,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// How long all of a script may take.
+/// How long all of a script may take, and a long run in full.
 const LIMIT: Duration = Duration::from_secs(150);
+const SOAK_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Runs a case's debugger against `socket`, which may not be there yet. What it prints is kept
 /// in `folder`, with the commands if it `echoes` them.
@@ -50,7 +52,11 @@ pub fn run(
         Tool::Lldb => lldb_commands(script, isa, &program, socket),
     };
     write(&commands, text.as_bytes())?;
-    let deadline = Instant::now() + LIMIT;
+    let limit = match Length::of_environment() {
+        Length::Full { .. } if case.name.starts_with("long_") => SOAK_LIMIT,
+        _ => LIMIT,
+    };
+    let deadline = Instant::now() + limit;
     while !socket.exists() {
         if Instant::now() >= deadline {
             return Err("there is no socket to connect to".into());
@@ -71,7 +77,7 @@ pub fn run(
     let mut gdb = Process::start("debugger", command, Wiring::Pipes)
         .map_err(|error| format!("the debugger: {error}"))?;
     gdb.close_input();
-    let ended = gdb.wait_status(LIMIT);
+    let ended = gdb.wait_status(limit);
     let output = gdb.output.text();
     write(&folder.join("debugger.log"), output.as_bytes())?;
     ended?;

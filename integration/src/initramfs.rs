@@ -165,6 +165,16 @@ pub fn guest_with_entropy_6_12(isa: Isa) -> io::Result<Vec<u8>> {
     with_modules(isa, "6.12", &ENTROPY_6_12)
 }
 
+/// The same, with the module that wedges a guest.
+///
+/// # Errors
+/// When a part is not in the cache.
+pub fn guest_with_wedge(isa: Isa) -> io::Result<Vec<u8>> {
+    let mut archive = archive_with_modules(isa, "6.12", &ENTROPY_6_12)?;
+    archive.copy(artifacts::WEDGE, &Kernel::new(isa, "6.12").wedge())?;
+    archive.finish()
+}
+
 /// With drivers for `ENTROPY_6_1`.
 ///
 /// # Errors
@@ -183,6 +193,10 @@ pub fn guest_with_shares_6_1(isa: Isa) -> io::Result<Vec<u8>> {
 
 /// A userspace that loads modules of a kernel in this order.
 fn with_modules(isa: Isa, series: &str, modules: &[&str]) -> io::Result<Vec<u8>> {
+    archive_with_modules(isa, series, modules)?.finish()
+}
+
+fn archive_with_modules(isa: Isa, series: &str, modules: &[&str]) -> io::Result<Initramfs> {
     let mut archive = userspace(isa)?;
     archive.folder("modules")?;
     for (index, path) in modules.iter().enumerate() {
@@ -192,7 +206,7 @@ fn with_modules(isa: Isa, series: &str, modules: &[&str]) -> io::Result<Vec<u8>>
         let name = Path::new(path).file_name().unwrap_or_default().to_string_lossy();
         archive.file(&format!("modules/{index:02}-{name}.ko"), &module(&found)?)?;
     }
-    archive.finish()
+    Ok(archive)
 }
 
 /// The bytes of a kernel module, unpacked.

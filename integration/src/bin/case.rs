@@ -121,7 +121,7 @@ fn main() {
         kept: Vec::new(),
         in_nest: place == [NEST],
         slowness: slowness.parse().unwrap_or(1),
-        length: Length::parse(std::env::var("VMM_TEST_SOAK").ok().as_deref()),
+        length: Length::of_environment(),
     };
     let report = run(name, context);
     if let Err(error) = report.write(&mut io::stdout()) {

@@ -4,6 +4,7 @@
 //! the machine that runs the tests ([`crate::debugger`]), with the commands of the script, and
 //! what it prints is what is checked.
 
+pub mod kernel;
 mod serve;
 
 pub use serve::serve;
@@ -285,6 +286,15 @@ const UNTIL_USERSPACE: &str = "python\n\
     \x20 gdb.execute('target remote ' + socket, to_string=True)\n\
     end\n";
 
+/// Python for gdb: loads the kernel's symbols so that those of processors' own data are where they are, as
+/// `monitor linux` says where that is needed.
+const WITH_PER_CPU: &str = "python\n\
+    vmlinux = gdb.current_progspace().filename\n\
+    for line in gdb.execute('monitor linux', to_string=True).splitlines():\n\
+    \x20 if 'symbol-file' in line:\n\
+    \x20   gdb.execute(line.replace('vmlinux', vmlinux), to_string=True)\n\
+    end\n";
+
 /// Attaching to a kernel that runs already and has moved itself: its symbols fit, its log can be
 /// read, and so can its state.
 pub const DEBIAN_RUNNING: Script = Script {
@@ -345,14 +355,8 @@ pub const DEBIAN_HELPERS: Script = Script {
     program: Program::Debian("6.12"),
     commands: |_| {
         format!(
-            "{UNTIL_USERSPACE}\
-             python\n\
-             vmlinux = gdb.current_progspace().filename\n\
-             for line in gdb.execute('monitor linux', to_string=True).splitlines():\n\
-             \x20 if 'symbol-file' in line:\n\
-             \x20   gdb.execute(line.replace('vmlinux', vmlinux), to_string=True)\n\
-             gdb.execute('source ' + helpers)\n\
-             end\n\
+            "{UNTIL_USERSPACE}{WITH_PER_CPU}\
+             python gdb.execute('source ' + helpers)\n\
              lx-version\n\
              lx-cmdline\n\
              lx-dmesg\n\

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 pub const MODULES: &[&str] = &["fs/overlayfs/overlay.ko", WEDGE];
 
 /// A root with a script and the module.
-fn root_with(c: &Context, script: &str) -> Result<PathBuf, String> {
+pub fn root_with(c: &Context, script: &str) -> Result<PathBuf, String> {
     let root = c.root()?;
     let made = fs::copy(c.modules().join(WEDGE), root.join("bin").join(WEDGE))
         .and_then(|_| fs::write(root.join("bin/run.sh"), script));
@@ -236,7 +236,8 @@ fn knows_the_stacks(client: &mut Client, tasks: &HashMap<&str, u32>, said: &str)
     Ok(())
 }
 
-/// A job whose kernel does not go on says why by itself: in words of its processors, and of who waits for whom.
+/// A job whose kernel does not go on says why by itself: in words of its processors, and of who waits for whom; and so does
+/// a dump of it.
 pub fn hangs_and_crashes(c: &mut Context) -> Check {
     // A program that is on the CPU that spins stops, too.
     const SCRIPT: &str = "/bin/busybox taskset 1 /bin/busybox insmod /bin/wedge.ko how=$1; sleep 1000";
@@ -268,15 +269,24 @@ pub fn hangs_and_crashes(c: &mut Context) -> Check {
     // Each is another boot.
     let count = usize::try_from(c.length().of(2, ways.len() as u64)).unwrap_or(usize::MAX);
     for (how, options, codes, words) in &ways[..count] {
+        let core = c.work.join(format!("{how}.core"));
         let line = format!(
-            "run --kernel {{}} --modules {{}} --root {{}} --slow {} --memory 256M {options} -- sh /bin/run.sh {how}",
+            "run --kernel {{}} --modules {{}} --root {{}} --slow {} --memory 256M --dump-on panic,oops,hang,fail={{}} {options} \
+             -- sh /bin/run.sh {how}",
             c.slowness
         );
-        let ended: Finished = c.run(&line, &[&kernel, &modules, &root], limit)?;
+        let ended: Finished = c.run(&line, &[&kernel, &modules, &root, &core], limit)?;
         check(codes.iter().any(|code| ended.expect_code(*code).is_ok()), || format!("{how}: {ended:?}"))?;
+        let of_dump = c.run("core {} why", &[&core], limit)?;
+        of_dump.expect_code(0)?;
         for word in *words {
             check(ended.errors.contains(word), || format!("{how}: no '{word}': {}", ended.errors))?;
+            // But for what the runner says.
+            let is_there = word.starts_with("--") || of_dump.output.contains(word);
+            check(is_there, || format!("{how}: no '{word}' of the dump: {}", of_dump.output))?;
         }
+        // One dump at a time.
+        fs::remove_file(&core).map_err(|error| format!("{how}: {error}"))?;
     }
     Ok(())
 }

@@ -33,7 +33,8 @@ pub fn serve(c: &mut Context) -> Check {
         }
     };
     let vmm = Mutex::new(vmm);
-    let limit = c.limit(90);
+    let is_long = c.name.starts_with("long_");
+    let limit = c.limit(if is_long { c.length().of(90, 3600) } else { 90 });
     let result = if c.in_nest { carry(&vmm, &socket, limit) } else { wait(&vmm, limit) };
     let mut vmm = vmm.into_inner().map_err(|error| error.to_string())?;
     let code = match (&result, script.code) {

@@ -279,6 +279,17 @@ impl Kernel {
     }
 }
 
+/// Python for gdb.
+const KEEP_SLIDE: &str = include_str!("keep_slide.py");
+
+/// Has gdb keep in mind where the kernel is.
+fn keeps_slide(vmlinux: &Path) -> [OsString; 2] {
+    // gdb has a file by its whole path. A string of JSON is one of Python's.
+    let path = std::path::absolute(vmlinux).unwrap_or_else(|_| vmlinux.to_path_buf());
+    let script = Value::from(format!("vmm_vmlinux = {}\n{KEEP_SLIDE}", Value::from(path.to_string_lossy())));
+    ["-ex".into(), format!("python exec({script})").into()]
+}
+
 fn of_gdb(
     address: &Endpoint,
     symbols: Option<&Path>,
@@ -306,6 +317,7 @@ fn of_gdb(
             words.extend(connect);
         }
     }
+    words.extend(symbols.filter(|_| kernel.slide.is_some()).map(keeps_slide).into_iter().flatten());
     words.extend(modules.into_iter().flat_map(|script| ["-x".into(), script.into_os_string()]));
     words
 }
@@ -338,13 +350,21 @@ mod tests {
         let file = Path::new("/t/a \"tree\"/vmlinux");
         let plain = Kernel::parse(r#"{"release":"6.12","build_id":"ab","slide":"0x1000"}"#);
         assert_eq!((plain.release.as_deref(), plain.slide), (Some("6.12"), Some(0x1000)));
+        let words = text(of_gdb(&socket, Some(file), &plain, Some("/t/m.gdb".into())));
+        let (begin, end) = words.split_once("|-ex|python exec(").unwrap();
+        assert_eq!(begin, r#"-q|/t/a "tree"/vmlinux|-ex|target remote /run/x/s"#);
+        // What gdb reads as one line of Python.
+        assert!(end.starts_with(r#""vmm_vmlinux = \"/t/a \\\"tree\\\"/vmlinux\"\n# "#), "{end}");
+        assert!(end.ends_with(r#"\nend')\n")|-x|/t/m.gdb"#) && !end.contains('\n'), "{end}");
+        let still = Kernel { slide: None, ..Kernel::parse("{}") };
         assert_eq!(
-            text(of_gdb(&socket, Some(file), &plain, Some("/t/m.gdb".into()))),
-            r#"-q|/t/a "tree"/vmlinux|-ex|target remote /run/x/s|-x|/t/m.gdb"#
+            text(of_gdb(&socket, Some(file), &still, None)),
+            r#"-q|/t/a "tree"/vmlinux|-ex|target remote /run/x/s"#
         );
         let moved = Kernel { left_per_cpu: true, ..plain };
+        let words = text(of_gdb(&socket, Some(file), &moved, None));
         assert_eq!(
-            text(of_gdb(&socket, Some(file), &moved, None)),
+            words.split_once("|-ex|python").unwrap().0,
             r#"-q|-ex|target remote /run/x/s|-ex|set confirm off|-ex|add-symbol-file "/t/a \"tree\"/vmlinux" -o 0x1000 -s .data..percpu 0|-ex|set confirm on"#
         );
         assert_eq!(
