@@ -171,10 +171,13 @@ fn tasks(said: &str, told: &Value) -> Check {
     }
     let mut moved = 0;
     for (pid, theirs, ours) in &both {
-        // What a worker works at is behind its name.
-        let is_named_so = ours.name == theirs.name
-            || ours.name.starts_with("kworker/")
-                && theirs.name.strip_prefix(&ours.name).is_some_and(|rest| rest.starts_with(['-', '+']));
+        // What a worker works at is behind its name, and of the kernel's own the rest of longer ones (`full_name` of
+        // `struct kthread`), where a task has 15 characters.
+        let is_named_so = theirs.name.strip_prefix(&ours.name).is_some_and(|rest| {
+            rest.is_empty()
+                || ours.name.len() == 15
+                || ours.name.starts_with("kworker/") && rest.starts_with(['-', '+'])
+        });
         let is_it = (ours.process, ours.parent) == (theirs.process, theirs.parent);
         check(is_named_so && is_it, || format!("task {pid} is {ours:?}, and says {theirs:?}"))?;
         // Whoever has run since may be elsewhere, and do something else.

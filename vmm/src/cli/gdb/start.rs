@@ -128,6 +128,9 @@ fn debug(
                 .unwrap_or_default()
         ),
     }
+    if args.lldb {
+        log::warn!("lldb's quit ends the guest, as lldb says: `process detach` before it lets the guest run on");
+    }
     let words = match args.lldb {
         true => of_lldb(address, symbols, kernel),
         false => of_gdb(address, symbols, kernel, modules.map(ModuleSymbols::script)),
