@@ -22,6 +22,7 @@ mod metered;
 mod none;
 #[cfg(feature = "dwarf")]
 mod of_file;
+mod offer;
 mod symbol;
 #[cfg(feature = "dwarf")]
 mod table;
@@ -30,6 +31,7 @@ mod table;
 pub use none::{Moved, Symbols};
 #[cfg(feature = "dwarf")]
 pub use of_file::{Moved, Symbols};
+pub use offer::{FindSymbols, FoundSymbols, SymbolFile};
 pub use symbol::{Frame, Role, Symbol, SymbolsError};
 
 /// Symbols of one name that are told.

@@ -1,12 +1,16 @@
-//! The file that a kernel was linked to: `--symbols`.
+//! The file that a kernel was linked to: `--symbols`, or one that is found.
 
+mod found;
 pub mod search;
+
+pub use found::ByBuildId;
 
 use crate::error::Error;
 use crate::given_file;
+use crate::machine::config::SymbolsConfig;
 use arch::Isa;
-use debug::symbols::{Symbols, SymbolsError};
-use std::path::Path;
+use debug::symbols::{SymbolFile, Symbols, SymbolsError};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Opens the file that a user names for a kernel of an architecture.
@@ -21,4 +25,16 @@ pub fn open(path: &Path, isa: Isa) -> Result<Arc<Symbols>, Error> {
         its if its == isa => Ok(Arc::new(symbols)),
         other => Err(wrong(SymbolsError::Architecture(other))),
     }
+}
+
+/// What there is of a guest's kernel, which was booted from a file, if that is known.
+///
+/// # Errors
+/// As [`open`], of the file that somebody has named.
+pub fn of(config: &SymbolsConfig, isa: Isa, booted: Option<PathBuf>) -> Result<SymbolFile, Error> {
+    Ok(match config {
+        SymbolsConfig::Found => SymbolFile::Sought(Arc::new(ByBuildId::new(booted))),
+        SymbolsConfig::File(path) => SymbolFile::Named(open(path, isa)?),
+        SymbolsConfig::Own => SymbolFile::Absent,
+    })
 }

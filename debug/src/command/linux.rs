@@ -1,5 +1,6 @@
 //! `linux`: what a Linux kernel in the guest says of itself, without its symbols.
 
+use super::names::found;
 use super::operator::Operator;
 use crate::cancel::Cancelled;
 use crate::linux::VmCoreInfo;
@@ -7,6 +8,7 @@ use crate::linux::described::Scope;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
 use crate::view::View;
 use arch::Isa;
+use arch::plain::plain;
 use std::fmt;
 
 /// `linux`.
@@ -25,6 +27,8 @@ pub struct Kernel {
     pub left_per_cpu: bool,
     /// Where it is mapped from, guest-virtual.
     pub mapped: Option<u64>,
+    /// The file with its symbols that was found by its build id, as nobody has named one.
+    pub symbols: Option<String>,
     /// What else there is to say, a line each.
     pub remarks: Vec<String>,
 }
@@ -46,6 +50,7 @@ impl Kernel {
             slide,
             left_per_cpu: is_moved && view.isa() == Isa::X86_64 && has_per_cpu_at_zero,
             mapped: view.kernel_text(),
+            symbols: None,
             remarks: known.remarks.clone(),
         })
     }
@@ -83,6 +88,9 @@ impl fmt::Display for Kernel {
             Some(address) => writeln!(f, "mapped from {address:#x} on")?,
             None => writeln!(f, "not mapped where a kernel would be (yet)")?,
         }
+        if let Some(symbols) = &self.symbols {
+            writeln!(f, "symbols: {symbols}, found by its build id")?;
+        }
         self.remarks.iter().try_for_each(|remark| writeln!(f, "{remark}"))
     }
 }
@@ -91,12 +99,15 @@ impl Value for Kernel {
     fn json(&self) -> Json {
         json!({
             "release": self.release, "build_id": self.build_id, "slide": self.slide.map(hex),
-            "left_per_cpu": self.left_per_cpu, "mapped": self.mapped.map(hex), "remarks": self.remarks,
+            "left_per_cpu": self.left_per_cpu, "mapped": self.mapped.map(hex), "symbols": self.symbols,
+            "remarks": self.remarks,
         })
     }
 }
 
 pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
     arguments.none()?;
-    Ok(Box::new(Kernel::of(&operator.view())?))
+    let kernel = Kernel::of(&operator.view())?;
+    let symbols = found(operator)?.map(|found| plain(&found.place));
+    Ok(Box::new(Kernel { symbols, ..kernel }))
 }

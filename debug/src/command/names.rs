@@ -1,9 +1,10 @@
-//! Who knows the names of a kernel's addresses: the file that it was linked to, where somebody has named it, and else
-//! the table that the kernel keeps in its own memory.
+//! Who knows the names of a kernel's addresses: the file that it was linked to, where somebody has named it or it is
+//! found, and else the table that the kernel keeps in its own memory.
 
 use super::operator::Operator;
 use crate::reply::Refusal;
-use crate::symbols::{Frame, Moved, Symbol, SymbolsError};
+use crate::symbols::{FoundSymbols, Frame, Moved, Symbol, SymbolFile, Symbols, SymbolsError};
+use crate::view::View;
 #[cfg(feature = "linux")]
 use crate::{
     linux::{self, module::Module, symbols::Kind},
@@ -37,14 +38,23 @@ impl Names {
     /// # Errors
     /// [`Refusal::NotThere`] for a file of another architecture; [`Refusal::Cancelled`].
     pub fn of(operator: &dyn Operator) -> Result<Result<Names, String>, Refusal> {
-        if let Some(symbols) = operator.symbols() {
-            let view = operator.view();
+        let view = operator.view();
+        if let Some(symbols) = operator.symbols().and_then(SymbolFile::named) {
             if symbols.isa() != view.isa() {
                 return Err(SymbolsError::Architecture(symbols.isa()).into());
             }
-            return Ok(Ok(Names::File(symbols.moved(view.kernel_slide().unwrap_or_default()))));
+            return Ok(Ok(Names::of_file(symbols, &view)));
         }
-        Names::of_kernel(operator)
+        match found(operator)? {
+            Some(FoundSymbols { symbols, .. }) if symbols.isa() == view.isa() => {
+                Ok(Ok(Names::of_file(&symbols, &view)))
+            }
+            _ => Names::of_kernel(operator),
+        }
+    }
+
+    fn of_file(symbols: &Symbols, view: &View<'_>) -> Names {
+        Names::File(symbols.moved(view.kernel_slide().unwrap_or_default()))
     }
 
     #[cfg(feature = "linux")]
@@ -127,13 +137,32 @@ impl Names {
     }
 }
 
+/// The file that nobody has named, and that is found by what the kernel says of its build.
+///
+/// # Errors
+/// [`Refusal::Cancelled`].
+#[cfg(feature = "linux")]
+pub(super) fn found(operator: &dyn Operator) -> Result<Option<FoundSymbols>, Refusal> {
+    let Some(file @ SymbolFile::Sought(_)) = operator.symbols() else { return Ok(None) };
+    let known = operator.view().kernel(linux::described::Scope::Running)?;
+    let build_id = known.info.as_ref().and_then(linux::VmCoreInfo::build_id);
+    Ok(build_id.and_then(|build_id| file.found(build_id)))
+}
+
+/// Nothing is known of the kernel's build.
+#[cfg(not(feature = "linux"))]
+fn found(_: &dyn Operator) -> Result<Option<FoundSymbols>, Refusal> {
+    Ok(None)
+}
+
 #[cfg(feature = "linux")]
 fn doubt(operator: &dyn Operator) -> Result<Option<String>, Refusal> {
     let known = operator.view().kernel(linux::described::Scope::Running)?;
     let Some(info) = &known.info else {
         return Ok(Some("no Linux kernel has described itself in memory (yet): taken as not moved".into()));
     };
-    let build_id = operator.symbols().and_then(crate::symbols::Symbols::build_id);
+    let named = operator.symbols().and_then(SymbolFile::named);
+    let build_id = named.and_then(|named| named.build_id());
     let ours = build_id.map(|it| it.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
     Ok(match (info.build_id(), ours) {
         (Some(theirs), Some(ours)) if *theirs != ours => {

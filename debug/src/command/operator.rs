@@ -6,7 +6,7 @@ use crate::breakpoint::Kind;
 use crate::dump::write::{WriteError, destination::Destination};
 use crate::machine::{Control, Machine, MachineError};
 use crate::reply::{Arguments, Command, Refusal, Reply};
-use crate::symbols::Symbols;
+use crate::symbols::SymbolFile;
 use crate::view::View;
 #[cfg(feature = "dump")]
 use std::path::Path;
@@ -41,8 +41,8 @@ pub trait Operator {
         })
     }
 
-    /// What the file says that the guest's kernel was linked to, if somebody has named it.
-    fn symbols(&self) -> Option<&Symbols> {
+    /// The file that the guest's kernel was linked to, if somebody has named it or looks for it.
+    fn symbols(&self) -> Option<&SymbolFile> {
         None
     }
 

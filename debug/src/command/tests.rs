@@ -13,6 +13,7 @@ use crate::fake::Still;
 use crate::linux::{Described, VmCoreInfo};
 use crate::machine::{Code, Machine};
 use crate::reply::{Command, Json, Needs, Offer, Refusal, Said, json};
+use crate::symbols::SymbolFile;
 use crate::view::View;
 use arch::register::RegisterFile;
 use arch::{GuestPhys, GuestVirt, Isa};
@@ -27,13 +28,14 @@ pub(super) struct Desk<M> {
     vcpu: u32,
     cancel: Cancel,
     folder: PathBuf,
-    pub symbols: Option<crate::symbols::Symbols>,
+    pub symbols: SymbolFile,
 }
 
 impl<M: Machine> Desk<M> {
     pub fn new(machine: M) -> Desk<M> {
         let engine = Engine::new(machine.isa(), machine.abilities().clone(), machine.vcpus());
-        Desk { machine, engine, vcpu: 0, cancel: Cancel::never(), folder: "/nowhere".into(), symbols: None }
+        let symbols = SymbolFile::Absent;
+        Desk { machine, engine, vcpu: 0, cancel: Cancel::never(), folder: "/nowhere".into(), symbols }
     }
 
     /// What a command says to a person, with what is lacking behind it.
@@ -88,8 +90,8 @@ impl<M: Machine> Operator for Desk<M> {
         Destination::below(&self.folder, path)
     }
 
-    fn symbols(&self) -> Option<&crate::symbols::Symbols> {
-        self.symbols.as_ref()
+    fn symbols(&self) -> Option<&SymbolFile> {
+        Some(&self.symbols)
     }
 
     fn refused(&self) -> Vec<(Kind, u64, String)> {
@@ -466,7 +468,7 @@ fn a_kernel_that_has_described_itself() {
     assert!(text.contains("  add-symbol-file vmlinux -o 0x1c00000 -s .data..percpu 0\n"), "{text}");
     assert!(text.ends_with("there is another\n"), "{text}");
     let expected = json!({
-        "release": "6.12.1", "build_id": null, "slide": "0x1c00000", "left_per_cpu": true, "mapped": null,
+        "release": "6.12.1", "build_id": null, "slide": "0x1c00000", "left_per_cpu": true, "mapped": null, "symbols": null,
         "remarks": ["there is another"],
     });
     assert_eq!(desk.json("linux"), expected);

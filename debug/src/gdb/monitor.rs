@@ -9,7 +9,7 @@ use crate::command::{self, Operator, ThreadKind};
 use crate::dump::write::{WriteError, destination::Destination};
 use crate::machine::{Control, Machine, MachineError};
 use crate::reply::{self, Arguments, Command, Offer, Refusal, Reply, Said, json};
-use crate::symbols::Symbols;
+use crate::symbols::SymbolFile;
 use crate::view::View;
 use arch::Isa;
 #[cfg(feature = "dump")]
@@ -56,8 +56,8 @@ impl<M: Machine> Operator for Session<M> {
         Destination::below(&self.dump_folder, path)
     }
 
-    fn symbols(&self) -> Option<&Symbols> {
-        self.symbols.as_deref()
+    fn symbols(&self) -> Option<&SymbolFile> {
+        Some(&self.symbols)
     }
 
     fn refused(&self) -> Vec<(Kind, u64, String)> {

@@ -7,7 +7,7 @@ use super::description::{Believed, Described, RegisterSet};
 use crate::context::Debuggee;
 use crate::engine::Engine;
 use crate::machine::Machine;
-use crate::symbols::Symbols;
+use crate::symbols::SymbolFile;
 use crate::view::View;
 use arch::Isa;
 use arch::register::RegisterFile;
@@ -74,8 +74,8 @@ pub struct Session<M: Machine> {
     pub name: String,
     /// The folder that dumps are written below.
     pub dump_folder: PathBuf,
-    /// What the file says that the guest's kernel was linked to, for `monitor`.
-    pub symbols: Option<Arc<Symbols>>,
+    /// The file that the guest's kernel was linked to, for `monitor`.
+    pub symbols: SymbolFile,
     /// The vCPU that the debugger chose for `c` and `s`.
     pub chosen: Option<u32>,
     /// What threads are to it.
@@ -111,7 +111,7 @@ impl<M: Machine> Session<M> {
             debuggee: Debuggee::new(machine, engine),
             name: NAME.into(),
             dump_folder: PathBuf::from("."),
-            symbols: None,
+            symbols: SymbolFile::Absent,
             chosen: None,
             threads: Threads::default(),
             client: Client::Unknown,

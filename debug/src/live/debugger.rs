@@ -11,7 +11,7 @@ use crate::gdb::endpoint::{Admission, ListeningSocket};
 use crate::gdb::server::{self, OnLost, Service};
 use crate::gdb::session::{NAME, Session};
 use crate::ram::Memory;
-use crate::symbols::Symbols;
+use crate::symbols::SymbolFile;
 use crate::threads;
 use std::fmt;
 use std::io;
@@ -55,8 +55,8 @@ pub struct Options {
     pub looks: bool,
     /// The folder that `monitor dump` writes below; the current one where none is given.
     pub dump_folder: Option<PathBuf>,
-    /// What the file says that the guest's kernel was linked to, for `monitor`.
-    pub symbols: Option<Arc<Symbols>>,
+    /// The file that the guest's kernel was linked to, for `monitor`.
+    pub symbols: SymbolFile,
     /// What words to the debugger's user begin with: the monitor's name.
     pub name: String,
     /// What is told to one that is refused as another one is attached, in words: how that is let go, if there is a way
@@ -75,7 +75,7 @@ impl Options {
             believed,
             looks: true,
             dump_folder: None,
-            symbols: None,
+            symbols: SymbolFile::Absent,
             name: NAME.into(),
             how_to_release: None,
         }

@@ -8,8 +8,9 @@ mod unpacked;
 
 use super::candidates::words;
 use super::colour::Colour;
-use super::stdout;
+use super::{stdout, values};
 use crate::error::Error;
+use crate::machine::config::SymbolsConfig;
 use crate::{outcome, symbols};
 use arch::Isa;
 use asked::Asked;
@@ -24,7 +25,7 @@ use debug::gdb::session::Session;
 use debug::machine::Machine;
 use debug::reply::{Needs, Refusal, number};
 use debug::socket::Audience;
-use debug::symbols::Symbols;
+use debug::symbols::SymbolFile;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use open::{Description, open};
@@ -80,9 +81,10 @@ pub struct Args {
     /// text, or the guest-physical address (0x...) of the page that has it
     #[arg(long, value_name = "PATH|0xADDRESS", value_parser = clap::builder::ValueParser::new(Description::parse))]
     vmcoreinfo: Option<Description>,
-    /// The file that the kernel was linked to (vmlinux), for `sym` and names in addresses
-    #[arg(long, value_name = "PATH", global = true)]
-    symbols: Option<PathBuf>,
+    /// The file that the kernel was linked to (vmlinux), for source lines and names; without this, one of the kernel's
+    /// build, where distributions and debuginfod keep those; none: only what is in the dump
+    #[arg(long, value_name = "PATH|none", global = true, value_parser = clap::builder::ValueParser::new(values::symbols))]
+    symbols: Option<SymbolsConfig>,
     #[command(subcommand)]
     command: Option<Asked>,
 }
@@ -211,7 +213,7 @@ fn run(args: &Args) -> Result<(), CoreError> {
         };
         return Err(CoreError::Usage(format!("--vcpu {}: the dump has {there}", args.vcpu)));
     }
-    let symbols = args.symbols.as_ref().map(|path| symbols::open(path, core.isa())).transpose()?;
+    let symbols = symbols::of(&args.symbols.clone().unwrap_or_default(), core.isa(), None)?;
     match &args.gdb {
         Some(_) if args.command.is_some() || args.json => {
             let text = "--gdb serves until it is ended; give no command and no --json with it";
@@ -228,7 +230,7 @@ fn session(core: Core) -> Session<Core> {
 }
 
 /// Serves debuggers until a signal, or `kill`.
-fn serve(core: Core, address: &Endpoint, any_user: bool, symbols: Option<Arc<Symbols>>) -> Result<(), Error> {
+fn serve(core: Core, address: &Endpoint, any_user: bool, symbols: SymbolFile) -> Result<(), Error> {
     let audience = if any_user { Audience::Everyone } else { Audience::Owner };
     let listener = ListeningSocket::bind(address, audience)
         .map_err(|source| Error::Listen { address: address.to_string(), source })?;
@@ -250,12 +252,7 @@ fn serve(core: Core, address: &Endpoint, any_user: bool, symbols: Option<Arc<Sym
 }
 
 /// Has a command carried out, and prints what it says; without one, what the file is.
-fn answer(
-    args: &Args,
-    core: Core,
-    symbols: Option<Arc<Symbols>>,
-    out: &mut impl Write,
-) -> Result<(), CoreError> {
+fn answer(args: &Args, core: Core, symbols: SymbolFile, out: &mut impl Write) -> Result<(), CoreError> {
     let mut shell = Shell::new(core, symbols, args);
     let reply = match (&args.diff, &args.command) {
         (Some(other), _) => shell.compare(other)?,

@@ -25,7 +25,7 @@ use crate::job::stop::{self, Stop};
 use crate::job::table;
 use crate::job::verdict::{CANNOT, CODES};
 use crate::logging;
-use crate::machine::config::{Config, DiskConfig, GdbConfig, MemorySize, VirtioTransport};
+use crate::machine::config::{Config, DiskConfig, GdbConfig, MemorySize, SymbolsConfig, VirtioTransport};
 use arch::plain::plain;
 use clap::Parser;
 use clap::builder::{NonEmptyStringValueParser, ValueParser};
@@ -157,10 +157,14 @@ pub struct Args {
     /// Let the guest run before a debugger attaches
     #[arg(long, requires = "gdb", help_heading = "Debugging")]
     gdb_no_wait: bool,
+    /// The file that the kernel was linked to (vmlinux), for source lines and names; without this, that of --build, or one
+    /// of the kernel's build, where distributions and debuginfod keep those; none: only what the kernel keeps itself
+    #[arg(long, value_name = "PATH|none", value_parser = ValueParser::new(values::symbols), help_heading = "Debugging")]
+    symbols: Option<SymbolsConfig>,
 
     /// Run many: a file, or - for standard input, of which each line has the words of one `vmm run`; a table at the end
     #[arg(long, value_name = "FILE|-", help_heading = "Many",
-          conflicts_with_all = ["kernel", "build", "modules", "append", "root", "disk", "rw", "out", "env", "cwd", "init", "systemd", "hold_on", "dump_on", "name", "gdb", "kernel_log", "cpus", "memory", "virtio", "console_device", "net", "boot_timeout", "timeout", "slow", "fail_on", "allow", "no_tty", "sandbox", "command"])]
+          conflicts_with_all = ["kernel", "build", "modules", "append", "root", "disk", "rw", "out", "env", "cwd", "init", "systemd", "hold_on", "dump_on", "name", "gdb", "kernel_log", "cpus", "memory", "virtio", "console_device", "net", "boot_timeout", "timeout", "slow", "fail_on", "allow", "no_tty", "sandbox", "symbols", "command"])]
     matrix: Option<PathBuf>,
     /// How many at a time; as many as this host's processors and memory have room for where nothing is said
     #[arg(short, long, value_name = "N", value_parser = ValueParser::new(values::count), help_heading = "Many")]
@@ -315,6 +319,7 @@ impl Args {
     }
 
     fn job(&self, plan: Plan, initramfs: PathBuf) -> Job {
+        let built = plan.symbols.map(SymbolsConfig::File);
         let guest = Config {
             kernel: Some(plan.kernel),
             initrds: [initramfs].into_iter().chain(plan.archives).collect(),
@@ -329,7 +334,7 @@ impl Args {
                 .gdb
                 .clone()
                 .map(|address| GdbConfig { waits: !self.gdb_no_wait, ..GdbConfig::new(address) }),
-            symbols: plan.symbols,
+            symbols: self.symbols.clone().or(built).unwrap_or_default(),
             keeps_registers: true,
             ..Config::default()
         };

@@ -7,7 +7,7 @@ use crate::control::names;
 use crate::error::Error;
 use crate::machine::config::{
     Config, ConsoleConfig, DiskConfig, GdbConfig, GuestClock, HypercallConfig, MemorySize, ShareConfig,
-    VirtioDevice, VirtioTransport, VsockConfig,
+    SymbolsConfig, VirtioDevice, VirtioTransport, VsockConfig,
 };
 use crate::machine::hypercalls::family::FamilyName;
 use crate::outcome::Outcome;
@@ -146,9 +146,10 @@ pub struct Args {
     /// Let a second debugger take the place of the first
     #[arg(long, requires = "gdb", help_heading = "Debugging")]
     gdb_takeover: bool,
-    /// The file that the kernel was linked to (vmlinux), for `monitor sym` and names in addresses
-    #[arg(long, value_name = "PATH", help_heading = "Debugging")]
-    symbols: Option<PathBuf>,
+    /// The file that the kernel was linked to (vmlinux), for source lines and names; without this, one of the kernel's
+    /// build, beside it or where distributions and debuginfod keep those; none: only what the kernel keeps itself
+    #[arg(long, value_name = "PATH|none", value_parser = ValueParser::new(values::symbols), help_heading = "Debugging")]
+    symbols: Option<SymbolsConfig>,
     /// The folder that gdb's `monitor dump` writes below, also of a gdb that is served later (`vmm gdb`); the current one
     /// if none is given
     #[arg(long, value_name = "PATH", help_heading = "Debugging")]
@@ -236,7 +237,7 @@ impl Args {
                 dump_folder: self.dump_dir.clone(),
                 ..GdbConfig::new(address)
             }),
-            symbols: self.symbols.clone(),
+            symbols: self.symbols.clone().unwrap_or_default(),
             hypercalls: self.hypercalls.clone(),
             keeps_registers: self.dump_on.is_some(),
         };

@@ -5,7 +5,7 @@ mod net;
 pub use net::{NetChoice, net};
 
 use crate::machine::config::{
-    DiskConfig, HypercallConfig, LONGEST_SERIAL, LONGEST_TAG, MemorySize, ShareConfig, Trace,
+    DiskConfig, HypercallConfig, LONGEST_SERIAL, LONGEST_TAG, MemorySize, ShareConfig, SymbolsConfig, Trace,
     VirtioTransport, VsockConfig, VsockHost,
 };
 use crate::machine::hypercalls::family::FamilyName;
@@ -32,6 +32,17 @@ pub fn count(text: &str) -> Result<u32, String> {
         Err(_) if digits => Err(format!("'{text}' is more than can be counted here")),
         Err(_) => Err(format!("'{text}' is not a number: write for example 1 or 4")),
     }
+}
+
+/// Parses where a kernel's symbols are: a file, or `none` (a file of that name is `./none`).
+///
+/// # Errors
+/// None: whether there is such a file is found out when it is opened.
+pub fn symbols(text: &str) -> Result<SymbolsConfig, std::convert::Infallible> {
+    Ok(match text {
+        "none" => SymbolsConfig::Own,
+        path => SymbolsConfig::File(path.into()),
+    })
 }
 
 /// Parses a size: `512M`, `4G`, `65536K`, `1T`; a bare number counts MiB, as in QEMU.

@@ -321,8 +321,12 @@ impl About {
     /// A guest as it was configured; files are told by whole paths, as whoever asks may be anywhere.
     pub fn new(config: &Config) -> About {
         // Where there is no current folder, nobody can be told.
-        let whole = |path: &Option<PathBuf>| path.as_ref().and_then(|path| absolute(path).ok());
-        About { kernel: whole(&config.kernel), symbols: whole(&config.symbols), ..About::default() }
+        let whole = |path: Option<&PathBuf>| path.and_then(|path| absolute(path).ok());
+        About {
+            kernel: whole(config.kernel.as_ref()),
+            symbols: whole(config.symbols.file()),
+            ..About::default()
+        }
     }
 }
 

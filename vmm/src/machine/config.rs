@@ -45,12 +45,35 @@ pub struct Config {
     /// Where a debugger connects, if one may.
     pub gdb: Option<GdbConfig>,
     /// The file that the kernel was linked to, for who debugs the guest.
-    pub symbols: Option<PathBuf>,
+    pub symbols: SymbolsConfig,
     /// Hypercalls that are answered and shown.
     pub hypercalls: Option<HypercallConfig>,
     /// Whether registers are kept that a reset or a triple fault would lose: there may be a dump of the guest's end
     /// ([`Moment::End`](super::dumper::Moment::End)).
     pub keeps_registers: bool,
+}
+
+/// Where a guest's kernel has its symbols.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SymbolsConfig {
+    /// In a file that is found by the kernel's build id, if there is one: looked for when somebody asks for names or
+    /// lines, and not before.
+    #[default]
+    Found,
+    /// In this file.
+    File(PathBuf),
+    /// Nowhere but in its own memory.
+    Own,
+}
+
+impl SymbolsConfig {
+    /// The file that somebody has named.
+    pub fn file(&self) -> Option<&PathBuf> {
+        match self {
+            SymbolsConfig::File(path) => Some(path),
+            SymbolsConfig::Found | SymbolsConfig::Own => None,
+        }
+    }
 }
 
 /// How a guest finds and reaches virtio devices.
@@ -244,7 +267,7 @@ impl Default for Config {
             transport: VirtioTransport::default(),
             guest_clock: GuestClock::default(),
             gdb: None,
-            symbols: None,
+            symbols: SymbolsConfig::default(),
             hypercalls: None,
             keeps_registers: false,
         }

@@ -14,7 +14,7 @@ use debug::gdb::endpoint::ListeningSocket;
 use debug::live::debugger::{Options, Target};
 use debug::live::machine::LiveMachine;
 use debug::machine::Machine as _;
-use debug::symbols::Symbols;
+use debug::symbols::SymbolFile;
 use kvm::ram::{GuestMemory, LiveMemory};
 use kvm::{HOST_ISA, probe};
 use nix::unistd::{AccessFlags, access};
@@ -79,8 +79,8 @@ pub(crate) const OVER: &str = "the guest is over, or begins again just now";
 pub(super) struct Known {
     /// What its processor is to a debugger.
     pub believed: Believed,
-    /// What its file says.
-    pub symbols: Option<Arc<Symbols>>,
+    /// The file that it was linked to.
+    pub symbols: SymbolFile,
 }
 
 /// What a guest is, and how.
@@ -116,9 +116,9 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// What the file says that the guest's kernel was linked to, if somebody has named it.
-    pub fn symbols(&self) -> Option<&Symbols> {
-        self.known.symbols.as_deref()
+    /// The file that the guest's kernel was linked to, if somebody has named it or it is looked for.
+    pub fn symbols(&self) -> &SymbolFile {
+        &self.known.symbols
     }
 
     /// Of a machine that nobody debugs.
@@ -328,7 +328,9 @@ impl Attachment {
 
     /// Has whoever has the symbols of another machine, whose guest begins again in this one, have this one's.
     pub(super) fn take_symbols(&mut self, former: &Attachment) {
-        if let (Some(old), Some(new)) = (&former.known.symbols, &mut self.known.symbols) {
+        if let (SymbolFile::Named(old), SymbolFile::Named(new)) =
+            (&former.known.symbols, &mut self.known.symbols)
+        {
             old.replace(new);
             *new = Arc::clone(old);
         }

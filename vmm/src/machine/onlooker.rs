@@ -15,7 +15,7 @@ use debug::linux::described::Scope;
 use debug::live::link::Link;
 use debug::machine::{Machine, Memory};
 use debug::reply::{Command, Needs, Refusal, Reply};
-use debug::symbols::Symbols;
+use debug::symbols::SymbolFile;
 use debug::view::View;
 use kvm::HOST_ISA;
 use kvm::ram::LiveMemory;
@@ -34,7 +34,7 @@ impl Dumper {
     fn look<R>(
         &self,
         moment: Moment,
-        symbols: Option<&Symbols>,
+        symbols: &SymbolFile,
         wanted: impl Fn() -> bool + Send + Sync + 'static,
         look: impl FnOnce(&mut Onlooker<'_>) -> R,
     ) -> Result<R, String> {
@@ -76,7 +76,7 @@ impl Dumper {
     ///
     /// # Errors
     /// In words, why there is none.
-    pub fn why(&self, symbols: Option<&Symbols>, limit: Duration) -> Result<Why, String> {
+    pub fn why(&self, symbols: &SymbolFile, limit: Duration) -> Result<Why, String> {
         let until = Instant::now() + limit;
         let page = |onlooker: &mut Onlooker<'_>| Why::of(onlooker).map_err(|refusal| refusal.to_string());
         self.look(Moment::End, symbols, move || Instant::now() < until, page)?
@@ -89,7 +89,7 @@ impl Dumper {
     /// [`Refused`].
     pub fn command(
         &self,
-        symbols: Option<&Symbols>,
+        symbols: &SymbolFile,
         line: &str,
         wanted: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Reply, Refused> {
@@ -149,7 +149,7 @@ struct Onlooker<'a> {
     core: Core,
     engine: Engine,
     cancel: &'a Cancel,
-    symbols: Option<&'a Symbols>,
+    symbols: &'a SymbolFile,
 }
 
 impl Operator for Onlooker<'_> {
@@ -177,7 +177,7 @@ impl Operator for Onlooker<'_> {
         MOST_BYTES
     }
 
-    fn symbols(&self) -> Option<&Symbols> {
-        self.symbols
+    fn symbols(&self) -> Option<&SymbolFile> {
+        Some(self.symbols)
     }
 }

@@ -1,7 +1,8 @@
 //! Which paths a guest's monitor opens: the rules of its cell.
 
 use crate::cell::{For, Grant, Rule};
-use crate::machine::config::{Config, DiskConfig, LinkConfig, Trace, VirtioDevice, VsockHost};
+use crate::machine::config::{Config, DiskConfig, LinkConfig, SymbolsConfig, Trace, VirtioDevice, VsockHost};
+use crate::symbols::search::Folders;
 use debug::gdb::endpoint::Endpoint;
 use disk::{Access, Format};
 use std::os::unix::fs::FileTypeExt;
@@ -26,13 +27,16 @@ pub fn of_guest(
     dumps: Option<&Path>,
 ) -> Vec<Rule> {
     let mut rules = Vec::new();
-    for path in config.kernel.iter().chain(&config.initrds).chain(&config.symbols) {
+    for path in config.kernel.iter().chain(&config.initrds).chain(config.symbols.file()) {
         let path = without_string(path);
         rules.push(Rule::new(&path, Grant::Read));
         // What is no file's own place (/dev/fd/3) has nothing beside it.
         if files == Files::Again && !path.starts_with("/dev") && !path.starts_with("/proc") {
             rules.push(Rule::folder_of(&path, Grant::Read));
         }
+    }
+    if config.symbols == SymbolsConfig::Found {
+        rules.extend(Folders::of_user().by_build_id().map(|folder| Rule::new(folder, Grant::Read)));
     }
     for device in &config.virtio {
         match device {
@@ -114,6 +118,7 @@ mod tests {
             kernel: Some("/k/kernel".into()),
             initrds: vec!["/i/initrd string of it".into()],
             virtio: vec![share("/read", false), share("/written", true)],
+            symbols: SymbolsConfig::Own,
             ..Config::default()
         };
         let once = of_guest(&config, Files::Once, None, None);
@@ -131,6 +136,14 @@ mod tests {
             again.contains(&rule("/k", Grant::Read, others))
                 && !again.contains(&rule(".", Grant::Own, others))
         );
+        // Symbols that are looked for are in folders of their own, beside what is named.
+        let debug = rule("/usr/lib/debug", Grant::Read, others);
+        assert!(!again.contains(&debug));
+        config.symbols = SymbolsConfig::Found;
+        assert!(of_guest(&config, Files::Once, None, None).contains(&debug));
+        config.symbols = SymbolsConfig::File("/tree/vmlinux".into());
+        let named = of_guest(&config, Files::Once, None, None);
+        assert!(!named.contains(&debug) && named.contains(&rule("/tree/vmlinux", Grant::Read, others)));
         config.gdb = Some(GdbConfig::new(Endpoint::Unix("/s/gdb".into())));
         let debugged = of_guest(&config, Files::Once, None, None);
         assert!(debugged.contains(&rule("/s", Grant::Sockets, others)));

@@ -2,9 +2,10 @@
 //!
 //! Source: GDB manual, "Debugging Information in Separate Files"; debuginfod_find_debuginfo(3), "CACHE".
 
+use crate::given_file;
 use debug::symbols::Symbols;
 use std::env;
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -38,7 +39,22 @@ impl Folders {
         ];
         Folders { debuginfod: all.into_iter().flatten().collect() }
     }
+
+    #[cfg(test)]
+    pub fn of_debuginfod(cache: &Path) -> Folders {
+        Folders { debuginfod: vec![cache.into()] }
+    }
+
+    /// Those in which files are by their build ids, to be read: distributions', and debuginfod's caches.
+    pub fn by_build_id(&self) -> impl Iterator<Item = &Path> {
+        // What is no place of its own is none for files that are kept.
+        let is_own = |folder: &&PathBuf| folder.is_absolute() && folder.parent().is_some();
+        [Path::new(DEBUG)].into_iter().chain(self.debuginfod.iter().filter(is_own).map(PathBuf::as_path))
+    }
 }
+
+/// Where distributions keep what is for debuggers.
+const DEBUG: &str = "/usr/lib/debug";
 
 /// Where a release or a build id may lead: a guest's words make no path of their own.
 pub fn is_name(text: &str) -> bool {
@@ -72,7 +88,7 @@ pub fn places(kernel: &Kernel<'_>, folders: &Folders) -> Vec<PathBuf> {
     if let Some(id) = kernel.build_id.filter(|id| id.len() > 2 && id.bytes().all(|it| it.is_ascii_hexdigit()))
     {
         let (first, rest) = id.split_at(2);
-        places.push(format!("/usr/lib/debug/.build-id/{first}/{rest}.debug").into());
+        places.push(format!("{DEBUG}/.build-id/{first}/{rest}.debug").into());
         places.extend(folders.debuginfod.iter().map(|cache| cache.join(id).join("debuginfo")));
     }
     // What was booted may have them itself.
@@ -98,20 +114,27 @@ pub fn places(kernel: &Kernel<'_>, folders: &Folders) -> Vec<PathBuf> {
 
 /// The first of the places that has this kernel's symbols. One whose build id is not known is taken by its name.
 pub fn find(kernel: &Kernel<'_>, folders: &Folders) -> Option<PathBuf> {
-    places(kernel, folders).into_iter().find(|place| is_of(place, kernel))
+    open(kernel, folders).map(|(place, _)| place)
 }
 
-fn is_of(place: &Path, kernel: &Kernel<'_>) -> bool {
-    let opened = || {
-        let file = File::open(place).ok()?;
-        // What was booted is what somebody has named.
-        let may_be = kernel.file == Some(place) || is_trusted(&file.metadata().ok()?);
-        may_be.then_some(file)
-    };
-    // What is no file of symbols, or cannot be read, is another one's.
-    let Some(symbols) = opened().and_then(|file| Symbols::open(file).ok()) else {
-        return false;
-    };
+/// The same, opened.
+pub fn open(kernel: &Kernel<'_>, folders: &Folders) -> Option<(PathBuf, Symbols)> {
+    places(kernel, folders).into_iter().find_map(|place| {
+        let symbols = symbols_at(&place, kernel)?;
+        is_of(&place, &symbols, kernel).then_some((place, symbols))
+    })
+}
+
+/// What a file at a place says; `None` of what is no file of symbols, cannot be read, or may be another user's.
+fn symbols_at(place: &Path, kernel: &Kernel<'_>) -> Option<Symbols> {
+    let file = given_file::open(place).ok()?;
+    let its = file.metadata().ok()?;
+    // What was booted is what somebody has named.
+    let may_be = kernel.file == Some(place) || (is_trusted(&its) && its.mode() & 0o002 == 0);
+    Symbols::open(file).ok().filter(|_| may_be)
+}
+
+fn is_of(place: &Path, symbols: &Symbols, kernel: &Kernel<'_>) -> bool {
     let its = symbols.build_id().map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
     match (kernel.build_id, its) {
         (Some(wanted), Some(its)) => wanted.eq_ignore_ascii_case(&its),
@@ -124,10 +147,90 @@ fn is_of(place: &Path, kernel: &Kernel<'_>) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use std::fs::Permissions;
+    use arch::Isa;
+    use std::fs::{self, File, Permissions};
     use std::os::unix::fs::PermissionsExt;
+
+    /// A file that a kernel of an architecture was linked to: no more than its header (gABI, figure 4-3), and with an id
+    /// a section of notes (`NT_GNU_BUILD_ID`).
+    pub fn with_build_id(isa: Isa, id: &str) -> Vec<u8> {
+        let id: Vec<u8> =
+            (0..id.len()).step_by(2).map(|at| u8::from_str_radix(&id[at..at + 2], 16).unwrap()).collect();
+        let length = u32::try_from(id.len()).unwrap();
+        let mut note: Vec<u8> = [4, length, 3].iter().flat_map(|word: &u32| word.to_le_bytes()).collect();
+        note.extend(b"GNU\0");
+        note.extend(&id);
+        let names = b"\0.note.gnu.build-id\0.shstrtab\0";
+        let (note_at, names_at) = (64, 64 + note.len());
+        let sections_at = (names_at + names.len()).next_multiple_of(8);
+        let section = |name: u32, kind: u32, at: usize, size: usize| {
+            let mut bytes = [name, kind].iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
+            for word in [0, 0, at, size, 0, 4, 0] {
+                bytes.extend((word as u64).to_le_bytes());
+            }
+            bytes
+        };
+        let mut file = kernel_of(isa);
+        if length > 0 {
+            file[40..48].copy_from_slice(&(sections_at as u64).to_le_bytes());
+            for (at, half) in [(58, 64u16), (60, 3), (62, 2)] {
+                file[at..at + 2].copy_from_slice(&half.to_le_bytes());
+            }
+            file.extend(&note);
+            file.extend(names);
+            file.resize(sections_at, 0);
+            file.extend([0; 64]);
+            file.extend(section(1, 7, note_at, note.len()));
+            file.extend(section(20, 3, names_at, names.len()));
+        }
+        file
+    }
+
+    /// One without an id.
+    pub fn kernel_of(isa: Isa) -> Vec<u8> {
+        let machine: u16 = match isa {
+            Isa::X86_64 => 62,
+            Isa::Aarch64 => 183,
+        };
+        let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+        file.resize(64, 0);
+        for (at, half) in [(16, 2), (18, machine), (20, 1), (52, 64)] {
+            file[at..at + 2].copy_from_slice(&half.to_le_bytes());
+        }
+        file
+    }
+
+    /// Whoever may write to a file may say anything by it.
+    #[test]
+    fn what_everybody_may_write_to_is_not_taken() {
+        const ID: &str = "0011223344";
+        let cache = tempfile::tempdir().unwrap();
+        let folder = cache.path().join(ID);
+        fs::create_dir(&folder).unwrap();
+        let file = folder.join("debuginfo");
+        fs::write(&file, with_build_id(Isa::X86_64, ID)).unwrap();
+        let kernel = Kernel { build_id: Some(ID), ..Kernel::default() };
+        let found = || find(&kernel, &Folders::of_debuginfod(cache.path()));
+        for (mode, is_taken) in [(0o644, true), (0o666, false), (0o400, true)] {
+            fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+            assert_eq!(found().is_some(), is_taken, "{mode:o}");
+        }
+        // Nobody has the other end of it: it is not waited for.
+        fs::remove_file(&file).unwrap();
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(found(), None);
+    }
+
+    #[test]
+    fn no_more_than_folders_of_debug_information_are_to_be_read() {
+        let folders = Folders {
+            debuginfod: ["/", "relative", "/home/x/.cache/debuginfod_client"].map(PathBuf::from).into(),
+        };
+        let all: Vec<&Path> = folders.by_build_id().collect();
+        assert_eq!(all, ["/usr/lib/debug", "/home/x/.cache/debuginfod_client"].map(Path::new));
+    }
 
     #[test]
     fn the_surest_places_come_first() {

@@ -3,9 +3,12 @@
 use super::*;
 use crate::command::tests::Desk;
 use crate::fake::Still;
-use crate::symbols::{Symbols, tests::kernel};
+use crate::linux::{Described, VmCoreInfo};
+use crate::symbols::{FindSymbols, FoundSymbols, SymbolFile, Symbols, tests::kernel};
 use arch::Isa;
 use object::Architecture;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn desk(isa: Isa) -> Desk<Still> {
     let architecture = match isa {
@@ -13,7 +16,7 @@ fn desk(isa: Isa) -> Desk<Still> {
         Isa::Aarch64 => Architecture::Aarch64,
     };
     let mut desk = Desk::new(Still::new(isa, 1, 1 << 20).unwrap());
-    desk.symbols = Some(Symbols::new(kernel(architecture)).unwrap());
+    desk.symbols = SymbolFile::Named(Arc::new(Symbols::new(kernel(architecture)).unwrap()));
     desk
 }
 
@@ -60,15 +63,67 @@ fn what_is_not_in_the_file_is_said() {
             let said = desk.refusal(line).to_string();
             assert!(said.contains(why), "{line}: {said}");
         }
-        desk.symbols = None;
+        desk.symbols = SymbolFile::Absent;
         let said = desk.refusal("sym start_kernel").to_string();
         assert!(said.contains("(symbols are elsewhere)"), "{said}");
         assert!(said.contains("no Linux kernel has described itself"), "{said}");
         assert!(desk.refusal("read start_kernel 8").to_string().contains("symbols are elsewhere"));
     }
     let mut other = desk(Isa::X86_64);
-    other.symbols = Some(Symbols::new(kernel(Architecture::Aarch64)).unwrap());
+    other.symbols = SymbolFile::Named(Arc::new(Symbols::new(kernel(Architecture::Aarch64)).unwrap()));
     for line in ["sym start_kernel", "read start_kernel 8"] {
         assert!(other.refusal(line).to_string().contains("a file of aarch64"), "{line}");
+    }
+}
+
+/// Knows one build's file, and how often it was asked.
+#[derive(Debug)]
+struct Finder(&'static str, Arc<Symbols>, AtomicUsize);
+
+impl FindSymbols for Finder {
+    fn find(&self, build_id: &str) -> Option<FoundSymbols> {
+        self.2.fetch_add(1, Ordering::Relaxed);
+        let (symbols, place) = (Arc::clone(&self.1), "/cache/\u{1b}debuginfo".into());
+        (build_id == self.0).then_some(FoundSymbols { symbols, place })
+    }
+}
+
+#[test]
+fn a_file_that_nobody_has_named_is_found_by_the_kernels_build() {
+    const ID: &str = "6af9f7bf27b71c4ef3ee0ac7a1a4a4d4d1c5c9e0";
+    for (isa, architecture) in [(Isa::X86_64, Architecture::X86_64), (Isa::Aarch64, Architecture::Aarch64)] {
+        let with = |its: &str| {
+            let text = format!("OSRELEASE=6.12.0\nPAGESIZE=4096\nKERNELOFFSET=1000\nBUILD-ID={its}\n");
+            let mut machine = Still::new(isa, 1, 1 << 20).unwrap();
+            let info = VmCoreInfo::parse(text.as_bytes());
+            machine.kernel = Some(Described { info, remarks: Vec::new() });
+            let symbols = Arc::new(Symbols::new(kernel(architecture)).unwrap());
+            let finder = Arc::new(Finder(ID, symbols, AtomicUsize::new(0)));
+            let mut desk = Desk::new(machine);
+            desk.symbols = SymbolFile::Sought(Arc::clone(&finder) as Arc<dyn FindSymbols>);
+            (desk, finder)
+        };
+        let (mut desk, finder) = with(ID);
+        // What needs no names has nothing looked for.
+        desk.say("read 0x1000 8");
+        desk.say("info");
+        assert_eq!(finder.2.load(Ordering::Relaxed), 0);
+        let no_lines = "no source lines: the file has no debug information (CONFIG_DEBUG_INFO)\n";
+        let said = desk.say("sym start_kernel");
+        assert_eq!(said, format!("start_kernel is at 0x1010, of 64 bytes\n{no_lines}"));
+        assert!(desk.say("read start_kernel+2 1").starts_with("0x0000000000001012  00"));
+        let said = desk.say("linux");
+        assert!(said.contains("symbols: /cache/\u{fffd}debuginfo, found by its build id\n"), "{said}");
+        assert_eq!(desk.json("linux")["symbols"], "/cache/\u{fffd}debuginfo");
+        // Another build's is none of this kernel's.
+        let (mut other, finder) = with("0af9f7bf27b71c4ef3ee0ac7a1a4a4d4d1c5c9e0");
+        assert!(matches!(other.refusal("sym start_kernel"), Refusal::NotThere(_)));
+        assert_eq!((finder.2.load(Ordering::Relaxed), &other.json("linux")["symbols"]), (1, &Json::Null));
+        // Nor is one of another architecture.
+        let (mut odd, _) = with(ID);
+        let wrong = if isa == Isa::X86_64 { Architecture::Aarch64 } else { Architecture::X86_64 };
+        let wrong = Arc::new(Symbols::new(kernel(wrong)).unwrap());
+        odd.symbols = SymbolFile::Sought(Arc::new(Finder(ID, wrong, AtomicUsize::new(0))));
+        assert!(matches!(odd.refusal("sym start_kernel"), Refusal::NotThere(_)));
     }
 }

@@ -12,10 +12,9 @@ use debug::dump::write::destination::Destination;
 use debug::engine::Engine;
 use debug::machine::{Machine, MachineError};
 use debug::reply::{Arguments, Command, Refusal, Reply};
-use debug::symbols::Symbols;
+use debug::symbols::SymbolFile;
 use debug::view::View;
 use std::path::Path;
-use std::sync::Arc;
 
 /// Bytes of memory that one answer has at most: all of it is kept.
 const MOST_BYTES: u64 = 256 << 20;
@@ -27,7 +26,7 @@ const DIFF: Command = Command::new("diff", "PATH", "pages that differ in another
 pub(super) struct Shell<'a> {
     core: Core,
     engine: Engine,
-    symbols: Option<Arc<Symbols>>,
+    symbols: SymbolFile,
     args: &'a Args,
     cancel: Cancel,
     /// Why a command was refused, where the exit code goes by it.
@@ -41,7 +40,7 @@ pub(super) fn commands() -> Vec<Command> {
 }
 
 impl Shell<'_> {
-    pub fn new(core: Core, symbols: Option<Arc<Symbols>>, args: &Args) -> Shell<'_> {
+    pub fn new(core: Core, symbols: SymbolFile, args: &Args) -> Shell<'_> {
         let engine = Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
         Shell { core, engine, symbols, args, cancel: Cancel::never(), failed: None }
     }
@@ -87,8 +86,8 @@ impl Operator for Shell<'_> {
         MOST_BYTES
     }
 
-    fn symbols(&self) -> Option<&Symbols> {
-        self.symbols.as_deref()
+    fn symbols(&self) -> Option<&SymbolFile> {
+        Some(&self.symbols)
     }
 
     /// What the user of a shell may write is up to the system.

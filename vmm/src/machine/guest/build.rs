@@ -57,7 +57,7 @@ pub(super) fn build(
         kvm::probe::holds_counter().ok();
     }
     let gdb = gdb.filter(|_| listens == Listens::Yes);
-    let symbols = config.symbols.as_ref().map(|path| symbols::open(path, HOST_ISA)).transpose()?;
+    let symbols = symbols::of(&config.symbols, HOST_ISA, config.kernel.clone())?;
     let listener = gdb.map(listen).transpose()?;
     let (input_wanted, wake) = (new_event()?, new_event()?);
     let output = Arc::new(OutputQueue::new(output));

@@ -1,0 +1,54 @@
+//! Which file of symbols there is for a guest: one that somebody has named, or one that is found by the kernel's build.
+
+use super::Symbols;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// Finds the file that a kernel was linked to.
+///
+/// It is asked when a command wants names or lines and nobody has named a file: a guest that nobody asks about costs
+/// nothing.
+pub trait FindSymbols: Debug + Send + Sync {
+    /// The file of the build with this id, in hexadecimal digits as a kernel says it of itself. The guest chooses what
+    /// they are: a file of another build is never taken, nor one that somebody else may have made.
+    fn find(&self, build_id: &str) -> Option<FoundSymbols>;
+}
+
+/// A file that was found.
+#[derive(Clone, Debug)]
+pub struct FoundSymbols {
+    /// What it says.
+    pub symbols: Arc<Symbols>,
+    /// Where it is, for people to read.
+    pub place: String,
+}
+
+/// The file of a guest's kernel.
+#[derive(Clone, Debug, Default)]
+pub enum SymbolFile {
+    /// None.
+    #[default]
+    Absent,
+    /// The one that somebody has named.
+    Named(Arc<Symbols>),
+    /// The one that is found by the kernel's build id, if there is one.
+    Sought(Arc<dyn FindSymbols>),
+}
+
+impl SymbolFile {
+    /// The one that somebody has named.
+    pub fn named(&self) -> Option<&Arc<Symbols>> {
+        match self {
+            SymbolFile::Named(symbols) => Some(symbols),
+            SymbolFile::Absent | SymbolFile::Sought(_) => None,
+        }
+    }
+
+    /// The one that is found for a build, where none is named.
+    pub fn found(&self, build_id: &str) -> Option<FoundSymbols> {
+        match self {
+            SymbolFile::Sought(finder) => finder.find(build_id),
+            SymbolFile::Absent | SymbolFile::Named(_) => None,
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The symbols of a guest's kernel that nobody has named, by its build id.
+
+use super::search::{self, Folders, Kernel};
+use debug::symbols::{FindSymbols, FoundSymbols};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Finds them when somebody asks, and keeps what was read of them: of one kernel, that which was asked about last.
+#[derive(Debug)]
+pub struct ByBuildId {
+    /// What the guest was booted from, if that is known.
+    file: Option<PathBuf>,
+    folders: Folders,
+    last: Mutex<Option<(String, FoundSymbols)>>,
+}
+
+impl ByBuildId {
+    /// For a guest that was booted from a file, in this user's folders.
+    pub fn new(file: Option<PathBuf>) -> ByBuildId {
+        ByBuildId::within(file, Folders::of_user())
+    }
+
+    fn within(file: Option<PathBuf>, folders: Folders) -> ByBuildId {
+        ByBuildId { file, folders, last: Mutex::default() }
+    }
+}
+
+impl FindSymbols for ByBuildId {
+    fn find(&self, build_id: &str) -> Option<FoundSymbols> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, found)) = last.as_ref().filter(|(id, _)| id == build_id) {
+            return Some(found.clone());
+        }
+        let kernel = Kernel { build_id: Some(build_id), file: self.file.as_deref(), release: None };
+        let (place, symbols) = search::open(&kernel, &self.folders)?;
+        let found = FoundSymbols { symbols: Arc::new(symbols), place: place.display().to_string() };
+        *last = Some((build_id.into(), found.clone()));
+        Some(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::symbols::search::tests::{kernel_of, with_build_id};
+    use arch::Isa;
+    use std::fs;
+
+    const ID: &str = "00112233445566778899aabbccddeeff00112233";
+    const OTHER: &str = "ff112233445566778899aabbccddeeff00112233";
+
+    #[test]
+    fn the_file_of_a_build_is_found_when_somebody_asks_and_no_other_one_is() {
+        for isa in Isa::ALL {
+            let cache = tempfile::tempdir().unwrap();
+            let finder = ByBuildId::within(None, Folders::of_debuginfod(cache.path()));
+            assert!(finder.find(ID).is_none(), "{isa}: there is none");
+            // It has been downloaded by now.
+            let folder = cache.path().join(ID);
+            fs::create_dir(&folder).unwrap();
+            fs::write(folder.join("debuginfo"), with_build_id(isa, ID)).unwrap();
+            let found = finder.find(ID).unwrap();
+            assert_eq!(
+                (found.symbols.isa(), &found.place),
+                (isa, &folder.join("debuginfo").display().to_string())
+            );
+            // What was read of it is kept.
+            let again = finder.find(ID).unwrap();
+            assert!(Arc::ptr_eq(&found.symbols, &again.symbols));
+            // One that lies about which it is.
+            fs::create_dir(cache.path().join(OTHER)).unwrap();
+            fs::write(cache.path().join(OTHER).join("debuginfo"), with_build_id(isa, ID)).unwrap();
+            assert!(finder.find(OTHER).is_none());
+            for odd in ["", "..", "../../etc/passwd", "zz"] {
+                assert!(finder.find(odd).is_none(), "{odd}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_booted_may_have_them_and_so_may_what_is_beside_it() {
+        let tree = tempfile::tempdir().unwrap();
+        let (image, vmlinux) = (tree.path().join("Image"), tree.path().join("vmlinux"));
+        fs::write(&image, "no ELF file").unwrap();
+        fs::write(&vmlinux, with_build_id(Isa::Aarch64, ID)).unwrap();
+        for booted in [&image, &vmlinux] {
+            let finder = ByBuildId::within(Some(booted.clone()), Folders::default());
+            assert_eq!(finder.find(ID).unwrap().place, vmlinux.display().to_string());
+            assert!(finder.find(OTHER).is_none());
+        }
+        // Without an id nothing tells whose it is.
+        fs::write(&vmlinux, kernel_of(Isa::Aarch64)).unwrap();
+        let finder = ByBuildId::within(Some(image), Folders::default());
+        assert!(finder.find(ID).is_none());
+    }
+}
