@@ -17,6 +17,8 @@ mod mm;
 #[cfg(feature = "linux")]
 pub mod module_names;
 #[cfg(feature = "linux")]
+pub mod module_types;
+#[cfg(feature = "linux")]
 mod mounts;
 mod pages;
 #[cfg(feature = "linux")]

@@ -1,8 +1,12 @@
-//! Types as a kernel has them in its memory (`CONFIG_DEBUG_INFO_BTF`), for tracers and BPF.
+//! Types as a kernel has them in its memory (`CONFIG_DEBUG_INFO_BTF`), for tracers and BPF; and those of its modules
+//! (`CONFIG_DEBUG_INFO_BTF_MODULES`), which stand on the kernel's.
 //!
-//! Source: Linux, `Documentation/bpf/btf.rst`, `include/uapi/linux/btf.h`.
+//! Source: Linux, `Documentation/bpf/btf.rst`, `include/uapi/linux/btf.h`; `kernel/bpf/btf.c`, `btf_parse_module`.
+
+pub mod modules;
 
 use crate::types::{Enumerator, Member, Shape, TypeId, Types};
+use std::sync::Arc;
 
 /// Why types are not read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +75,8 @@ const MOST_NAMES: usize = 32 << 20;
 
 /// Names.
 struct Strings<'a> {
+    /// Those of what it stands on, which offsets begin with.
+    base: &'a [u8],
     bytes: &'a [u8],
     /// Bytes of those that were told.
     told: usize,
@@ -79,7 +85,12 @@ struct Strings<'a> {
 impl<'a> Strings<'a> {
     /// The name at an offset. C's names, and those of Rust and assembly, are plain ASCII.
     fn at(&mut self, offset: u32) -> Result<&'a str, BtfError> {
-        let rest = self.bytes.get(offset as usize..).ok_or(Damaged("a name is not there"))?;
+        let offset = offset as usize;
+        let rest = match offset.checked_sub(self.base.len()) {
+            Some(own) => self.bytes.get(own..),
+            None => self.base.get(offset..),
+        };
+        let rest = rest.ok_or(Damaged("a name is not there"))?;
         let rest = &rest[..rest.len().min(LONGEST_NAME)];
         let end = rest.iter().position(|byte| *byte == 0).ok_or(Damaged("a name has no end"))?;
         self.told += end;
@@ -97,6 +108,30 @@ impl<'a> Strings<'a> {
 /// # Errors
 /// [`BtfError`].
 pub fn types(bytes: &[u8]) -> Result<Types, BtfError> {
+    let (words, bytes) = sections(bytes)?;
+    // Both architectures have addresses of eight bytes.
+    all(Types::new(8), words, Strings { base: &[], bytes, told: 0 })
+}
+
+/// Reads a module's types, which count on from the kernel's, as its names do from the kernel's ([`names`]).
+///
+/// # Errors
+/// [`BtfError`].
+pub fn split(bytes: &[u8], base: Arc<Types>, base_names: &[u8]) -> Result<Types, BtfError> {
+    let (words, bytes) = sections(bytes)?;
+    all(Types::on(base), words, Strings { base: base_names, bytes, told: 0 })
+}
+
+/// The names of what [`types`] reads.
+///
+/// # Errors
+/// [`BtfError`].
+pub fn names(bytes: &[u8]) -> Result<&[u8], BtfError> {
+    sections(bytes).map(|(_, names)| names)
+}
+
+/// Its types, and their names.
+fn sections(bytes: &[u8]) -> Result<(&[u8], &[u8]), BtfError> {
     if bytes.len() > MOST_BYTES {
         return Err(Damaged("it is larger than a kernel takes"));
     }
@@ -114,9 +149,11 @@ pub fn types(bytes: &[u8]) -> Result<Types, BtfError> {
         let end = begin.checked_add(size);
         end.and_then(|end| bytes.get(begin..end)).ok_or(Damaged("it is shorter than it says"))
     };
-    let (mut words, mut strings) = (Words(section()?), Strings { bytes: section()?, told: 0 });
-    // Both architectures have addresses of eight bytes.
-    let mut types = Types::new(8);
+    Ok((section()?, section()?))
+}
+
+fn all(mut types: Types, words: &[u8], mut strings: Strings<'_>) -> Result<Types, BtfError> {
+    let mut words = Words(words);
     while !words.0.is_empty() {
         read(&mut types, &mut words, &mut strings)?;
     }

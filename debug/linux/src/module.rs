@@ -55,6 +55,8 @@ pub struct Module {
     pub text_size: u64,
     /// Where the code is that it begins with, and its bytes: none any more once it is live.
     pub init: (u64, u64),
+    /// Where all of it is that is in memory: pieces, with their bytes.
+    pub memory: Vec<(u64, u64)>,
     /// x86: what its stacks are unwound by, if the kernel does so.
     pub orc: Option<Table>,
     /// Bytes of all of it that are in memory.
@@ -64,6 +66,13 @@ pub struct Module {
     pub references: Option<u32>,
     /// Modules that use it.
     pub users: Vec<String>,
+}
+
+impl Module {
+    /// Whether an address is in its memory.
+    pub fn holds(&self, address: u64) -> bool {
+        self.memory.iter().any(|(begin, size)| address.wrapping_sub(*begin) < *size)
+    }
 }
 
 /// Modules that were found, the newest first, as the kernel lists them.
@@ -156,6 +165,20 @@ impl ModuleLayout {
         Ok(layout.read(module.address, reader)?)
     }
 
+    /// How many bytes a module's symbol has that begins at an address: of several the most. `None` where none does.
+    ///
+    /// # Errors
+    /// [`ModuleError`].
+    pub fn symbol_size(
+        &self,
+        module: &Module,
+        address: u64,
+        reader: &Reader<'_>,
+    ) -> Result<Option<u64>, ModuleError> {
+        let layout = self.symbols.as_ref().ok_or(ModuleError::Lacks("struct mod_kallsyms"))?;
+        Ok(layout.size_at(module.address, address, reader)?)
+    }
+
     /// How many those are that would be looked at.
     ///
     /// # Errors
@@ -212,7 +235,7 @@ impl ModuleLayout {
         remarks: &mut Vec<String>,
     ) -> Result<Module, NotThere> {
         let name = name::read(reader, address, self.name)?;
-        let Extent { text, text_size, init, size } = self.places.of(address, reader)?;
+        let Extent { text, text_size, init, memory, size } = self.places.of(address, reader)?;
         let orc = self.orc.map(|[addresses, entries, count]| -> Result<Table, NotThere> {
             let read = |field| reader.field(address, field);
             Ok(Table { addresses: read(addresses)?, entries: read(entries)?, count: read(count)? })
@@ -235,7 +258,7 @@ impl ModuleLayout {
             None => None,
         };
         let orc = orc.transpose()?;
-        Ok(Module { address, name, state, text, text_size, init, orc, size, references, users })
+        Ok(Module { address, name, state, text, text_size, init, memory, orc, size, references, users })
     }
 
     /// The modules that use one.
@@ -283,6 +306,7 @@ struct Extent {
     text: u64,
     text_size: u64,
     init: (u64, u64),
+    memory: Vec<(u64, u64)>,
     size: u64,
 }
 
@@ -320,7 +344,9 @@ impl Places {
         match self {
             Places::Layouts { core, init } => {
                 let field = |field: Field| reader.field(module, field);
+                let memory = [(field(core.base)?, field(core.size)?), (field(init.base)?, field(init.size)?)];
                 Ok(Extent {
+                    memory: in_memory(memory.into_iter()),
                     text: field(core.base)?,
                     text_size: field(core.text)?,
                     init: (field(init.base)?, field(init.text)?),
@@ -330,9 +356,13 @@ impl Places {
             Places::Pieces { at, each, count, base, size } => {
                 let piece =
                     |index: u32| module.wrapping_add(*at).wrapping_add(each.wrapping_mul(index.into()));
-                let all = (0..*count)
-                    .try_fold(0u64, |all, index| Ok(all.saturating_add(reader.field(piece(index), *size)?)));
+                let memory = (0..*count).map(|index| {
+                    Ok((reader.field(piece(index), *base)?, reader.field(piece(index), *size)?))
+                });
+                let memory = memory.collect::<Result<Vec<_>, NotThere>>()?;
+                let all = memory.iter().fold(0u64, |all, (_, size)| all.saturating_add(*size));
                 Ok(Extent {
+                    memory: in_memory(memory.into_iter()),
                     text: reader.field(piece(0), *base)?,
                     text_size: reader.field(piece(0), *size)?,
                     init: match *count > INIT_TEXT {
@@ -341,11 +371,16 @@ impl Places {
                         }
                         false => (0, 0),
                     },
-                    size: all?,
+                    size: all,
                 })
             }
         }
     }
+}
+
+/// Pieces that have something.
+fn in_memory(pieces: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
+    pieces.filter(|(base, size)| *base != 0 && *size != 0).collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use crate::reader::Reader;
 use crate::types::{Part, Shape, TypeId, Types};
 use arch::plain::plain;
+use arch::words::counted;
 use std::fmt;
 
 /// A type, or an address of one, or an address of such an address.
@@ -97,6 +98,88 @@ pub fn by_name(types: &Types, words: &[&str]) -> Option<TypeId> {
         ["void"] => Some(TypeId::VOID),
         [name] if types.named(name).is_some() => types.named(name),
         words => types.named(&integer(words)?),
+    }
+}
+
+/// Types of one name that are looked at, at most, and steps that telling two of them apart takes.
+const MOST_ALIKE: usize = 64;
+const MOST_COMPARED: usize = 10_000;
+
+/// All types of a name, written as for [`by_name`], that are of these types alone, without those that they stand on, and are
+/// made differently: files may have structures of one name, and a compiler may leave one of them twice.
+pub fn all_by_name(types: &Types, words: &[&str]) -> Vec<TypeId> {
+    let is_it = |wanted: &str, id: TypeId| match types.shape(id) {
+        Shape::Compound { is_union, .. } => wanted == if *is_union { "union" } else { "struct" },
+        Shape::Enumeration { .. } => wanted == "enum",
+        _ => false,
+    };
+    let all: Vec<TypeId> = match words {
+        [wanted @ ("struct" | "union" | "enum"), name] => {
+            types.all_tagged(name).iter().copied().filter(|id| is_it(wanted, *id)).take(MOST_ALIKE).collect()
+        }
+        [name] if types.all_named(name).next().is_some() => types.all_named(name).take(MOST_ALIKE).collect(),
+        words => match integer(words) {
+            Some(name) => types.all_named(&name).take(MOST_ALIKE).collect(),
+            None => Vec::new(),
+        },
+    };
+    let mut different: Vec<TypeId> = Vec::new();
+    for id in all {
+        let is_known = different.iter().any(|other| {
+            let mut left = MOST_COMPARED;
+            is_same(types, id, *other, DEEPEST_NAME, &mut left)
+        });
+        if !is_known {
+            different.push(id);
+        }
+    }
+    different
+}
+
+/// Whether two types are made alike: what addresses lead to counts by its name.
+fn is_same(types: &Types, one: TypeId, other: TypeId, depth: usize, left: &mut usize) -> bool {
+    let (one, other) = (types.plain(one), types.plain(other));
+    if one == other {
+        return true;
+    }
+    // What is too much to look at is not taken for the same.
+    let Some(rest) = left.checked_sub(1).filter(|_| depth > 0) else { return false };
+    *left = rest;
+    let mut is_same = |one, other| is_same(types, one, other, depth - 1, left);
+    match (types.shape(one), types.shape(other)) {
+        (Shape::Pointer(one), Shape::Pointer(other)) => {
+            type_name(types, Of::plain(*one)) == type_name(types, Of::plain(*other))
+        }
+        (Shape::Array(one, count), Shape::Array(other, its)) => count == its && is_same(*one, *other),
+        (
+            Shape::Compound { size, is_union, .. },
+            Shape::Compound { size: its_size, is_union: is_its_union, .. },
+        ) => {
+            let (members, its) = (types.members(one), types.members(other));
+            (size, is_union, members.len()) == (its_size, is_its_union, its.len())
+                && members.iter().zip(its).all(|(one, other)| {
+                    (&one.name, one.at, one.bits) == (&other.name, other.at, other.bits)
+                        && is_same(one.of, other.of)
+                })
+        }
+        (Shape::Enumeration { size, .. }, Shape::Enumeration { size: its, .. }) => {
+            size == its && types.values(one) == types.values(other)
+        }
+        (one_shape, other_shape) => one_shape == other_shape && types.name(one) == types.name(other),
+    }
+}
+
+/// What tells a type from others of its name, in words: how large it is, and what its first members are called.
+pub fn make(types: &Types, id: TypeId) -> String {
+    const MOST_NAMED: usize = 4;
+    let size = Of::plain(id).size(types).map_or_else(|| "of no size".into(), |size| counted(size, "byte"));
+    let names = types.members(id).iter().map(|member| &*member.name);
+    let names: Vec<&str> =
+        names.chain(types.values(id).iter().map(|value| &*value.name)).filter(|it| !it.is_empty()).collect();
+    let more = if names.len() > MOST_NAMED { ", ..." } else { "" };
+    match names.is_empty() {
+        true => size,
+        false => format!("{size}: {}{more}", names[..names.len().min(MOST_NAMED)].join(", ")),
     }
 }
 
@@ -214,6 +297,11 @@ impl<'a> Look<'a> {
     /// Whether something was left out, as there was no room for it.
     pub fn is_cut(&self) -> bool {
         self.is_cut
+    }
+
+    /// What room there is left.
+    pub fn left(&self) -> Bounds {
+        self.bounds
     }
 
     /// Takes room for what is printed beside values, bytes.
@@ -585,6 +673,44 @@ mod tests {
             assert!(text.len() < 1 << 16, "{}", text.len());
         }
         assert!(type_name(&types, Of::plain(TypeId(1))).len() < 1000);
+    }
+
+    #[test]
+    fn types_of_one_name_are_told_apart_by_what_they_are_made_of() {
+        let mut types = types();
+        let all = |types: &Types, text: &str| {
+            let words: Vec<&str> = text.split(' ').collect();
+            all_by_name(types, &words).into_iter().map(|id| id.0).collect::<Vec<_>>()
+        };
+        assert_eq!(all(&types, "struct thing"), [13]);
+        // The same once more, another one, and one of another kind.
+        compound(&mut types, "pair", 16, &[("one", POINTER, 0), ("other", INT, 8)]); // 15
+        compound(&mut types, "pair", 16, &[("one", POINTER, 0), ("other", INT, 8)]); // 16
+        compound(&mut types, "pair", 16, &[("one", POINTER, 0), ("other", 10, 8)]); // 17
+        compound(&mut types, "outer", 16, &[("pair", 15, 0)]); // 18
+        compound(&mut types, "outer", 16, &[("pair", 16, 0)]); // 19
+        compound(&mut types, "outer", 16, &[("pair", 17, 0)]); // 20
+        let members = types.add_members(std::iter::empty());
+        types.add("pair", Shape::Compound { size: 16, is_union: true, members }); // 21
+        assert_eq!(all(&types, "struct pair"), [15, 17]);
+        assert_eq!(all(&types, "struct outer"), [18, 20]);
+        assert_eq!(all(&types, "union pair"), [21]);
+        assert_eq!([all(&types, "enum pair"), all(&types, "pair")], [vec![], vec![]]);
+        assert_eq!([all(&types, "unsigned"), all(&types, "thing_t")], [[1], [14]]);
+        assert_eq!(make(&types, TypeId(17)), "16 bytes: one, other");
+        assert_eq!(make(&types, TypeId(13)), "464 bytes: name, mode, low, all, ...");
+        assert_eq!(make(&types, TypeId(12)), "of no size");
+        // Hostile ones, each of which has the next one twice: they are not gone through to the end.
+        let mut deep = made::types();
+        for _ in 0..2 {
+            for _ in 0..40 {
+                let next = u32::try_from(deep.count()).unwrap() + 1;
+                compound(&mut deep, "deep", 16, &[("a", next, 0), ("b", next, 8)]);
+            }
+            compound(&mut deep, "end", 16, &[]);
+        }
+        let words = ["struct", "deep"];
+        assert!(all_by_name(&deep, &words).len() <= MOST_ALIKE);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A type, in [`Types`] that have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -124,9 +125,10 @@ const DEEPEST: usize = 32;
 /// Members that are looked through for one name.
 const MOST_LOOKED_AT: usize = 100_000;
 
-/// Types.
+/// Types. A module's may stand on the kernel's: these have the lower numbers.
 #[derive(Clone, Debug)]
 pub struct Types {
+    base: Option<Arc<Types>>,
     types: Vec<Type>,
     members: Vec<Member>,
     values: Vec<Enumerator>,
@@ -141,12 +143,28 @@ impl Types {
     pub fn new(pointer_size: u32) -> Types {
         let void = Type { name: "void".into(), shape: Shape::Void };
         let (tags, names) = (HashMap::new(), HashMap::new());
-        Types { types: vec![void], members: Vec::new(), values: Vec::new(), tags, names, pointer_size }
+        Types {
+            base: None,
+            types: vec![void],
+            members: Vec::new(),
+            values: Vec::new(),
+            tags,
+            names,
+            pointer_size,
+        }
+    }
+
+    /// Nothing but what these are made of that it stands on.
+    pub fn on(base: Arc<Types>) -> Types {
+        let pointer_size = base.pointer_size;
+        let (tags, names) = (HashMap::new(), HashMap::new());
+        let (types, members, values) = (Vec::new(), Vec::new(), Vec::new());
+        Types { base: Some(base), types, members, values, tags, names, pointer_size }
     }
 
     /// Adds one, which is the next.
     pub(crate) fn add(&mut self, name: &str, shape: Shape) {
-        let id = TypeId(u32::try_from(self.types.len()).unwrap_or(u32::MAX));
+        let id = TypeId(u32::try_from(self.count()).unwrap_or(u32::MAX));
         let by_name = match shape {
             Shape::Compound { .. } | Shape::Enumeration { .. } => Some(&mut self.tags),
             Shape::Integer { .. } | Shape::Float(_) | Shape::Alias(_) | Shape::Variable(_) => {
@@ -176,7 +194,20 @@ impl Types {
 
     /// How many there are, `void` among them.
     pub fn count(&self) -> usize {
-        self.types.len()
+        self.below() + self.types.len()
+    }
+
+    /// How many there are that it stands on.
+    fn below(&self) -> usize {
+        self.base.as_ref().map_or(0, |base| base.count())
+    }
+
+    /// A type, and who has it.
+    fn of(&self, id: TypeId) -> Option<(&Types, &Type)> {
+        match (&self.base, (id.0 as usize).checked_sub(self.below())) {
+            (Some(base), None) => base.of(id),
+            (_, index) => self.types.get(index?).map(|found| (self, found)),
+        }
     }
 
     /// Bytes of an address.
@@ -186,27 +217,40 @@ impl Types {
 
     /// What a type is made of; [`Shape::Other`] where there is none.
     pub fn shape(&self, id: TypeId) -> &Shape {
-        self.types.get(id.0 as usize).map_or(&Shape::Other, |it| &it.shape)
+        self.of(id).map_or(&Shape::Other, |(_, it)| &it.shape)
     }
 
     /// Its name; empty where it has none.
     pub fn name(&self, id: TypeId) -> &str {
-        self.types.get(id.0 as usize).map_or("", |it| &it.name)
+        self.of(id).map_or("", |(_, it)| &it.name)
     }
 
     /// `struct NAME`, `union NAME` or `enum NAME`.
     pub fn tagged(&self, name: &str) -> Option<TypeId> {
-        self.tags.get(name)?.first().copied()
+        self.all_tagged(name).first().copied().or_else(|| self.base.as_ref()?.tagged(name))
+    }
+
+    /// All of these of a tag, without those that they stand on: files may have structures of one name.
+    pub fn all_tagged(&self, name: &str) -> &[TypeId] {
+        self.tags.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// All numbers of a name, and other names for a type, likewise.
+    pub fn all_named(&self, name: &str) -> impl Iterator<Item = TypeId> {
+        let all = self.names.get(name).map_or(&[][..], Vec::as_slice);
+        all.iter().copied().filter(|id| !matches!(self.shape(*id), Shape::Variable(_)))
     }
 
     /// A number, or another name for a type.
     pub fn named(&self, name: &str) -> Option<TypeId> {
-        self.names.get(name)?.iter().copied().find(|id| !matches!(self.shape(*id), Shape::Variable(_)))
+        self.all_named(name).next().or_else(|| self.base.as_ref()?.named(name))
     }
 
     /// The type that a variable has; of those that every processor has one of, as a rule.
     pub fn variable(&self, name: &str) -> Option<TypeId> {
-        self.names.get(name)?.iter().copied().find(|id| matches!(self.shape(*id), Shape::Variable(_)))
+        let own = self.names.get(name).map_or(&[][..], Vec::as_slice);
+        let own = own.iter().copied().find(|id| matches!(self.shape(*id), Shape::Variable(_)));
+        own.or_else(|| self.base.as_ref()?.variable(name))
     }
 
     /// What a type is without other names and qualifications.
@@ -245,9 +289,9 @@ impl Types {
 
     /// The members of a structure or a union; none of what is neither.
     pub fn members(&self, id: TypeId) -> &[Member] {
-        match self.shape(self.plain(id)) {
-            Shape::Compound { members, .. } => {
-                self.members.get(members.start as usize..members.end as usize).unwrap_or_default()
+        match self.of(self.plain(id)) {
+            Some((owner, Type { shape: Shape::Compound { members, .. }, .. })) => {
+                owner.members.get(members.start as usize..members.end as usize).unwrap_or_default()
             }
             _ => &[],
         }
@@ -255,9 +299,9 @@ impl Types {
 
     /// The values of an enumeration that have names; none of what is no enumeration.
     pub fn values(&self, id: TypeId) -> &[Enumerator] {
-        match self.shape(self.plain(id)) {
-            Shape::Enumeration { values, .. } => {
-                self.values.get(values.start as usize..values.end as usize).unwrap_or_default()
+        match self.of(self.plain(id)) {
+            Some((owner, Type { shape: Shape::Enumeration { values, .. }, .. })) => {
+                owner.values.get(values.start as usize..values.end as usize).unwrap_or_default()
             }
             _ => &[],
         }

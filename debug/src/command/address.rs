@@ -1,5 +1,6 @@
 //! Addresses as a person writes them: a number, a register of the vCPU that is looked through (`$rsp`, `rsp`, `pc`),
-//! a symbol where somebody knows the kernel's (`jiffies`), or one of them with a number added or taken away.
+//! a symbol where somebody knows the kernel's (`jiffies`) or one of its modules', or one of them with a number added or
+//! taken away.
 
 use super::names::Names;
 use super::nearest::nearest;
@@ -18,17 +19,11 @@ use arch::words::counted;
 pub fn address(operator: &dyn Operator, text: &str) -> Result<u64, Refusal> {
     let at = text.find(['+', '-']).filter(|at| *at > 0).unwrap_or(text.len());
     let (base, offset) = text.split_at(at);
-    let base = match number(base) {
+    let base = match number_or_register(operator, base) {
         Ok(value) => value,
-        Err(_) => match register(&operator.view(), base.strip_prefix('$').unwrap_or(base)) {
-            Ok(value) => value,
-            Err(why) => match symbol(operator, base)? {
-                Ok(address) => address,
-                Err(about) => {
-                    let text = format!("'{base}' is no number (0x1000, 4096) and {why}; {about}");
-                    return Err(Refusal::Usage(text));
-                }
-            },
+        Err(why) => match symbol(operator, base)? {
+            Ok(address) => address,
+            Err(about) => return Err(Refusal::Usage(format!("{why}; {about}"))),
         },
     };
     match offset.split_at_checked(1) {
@@ -38,19 +33,38 @@ pub fn address(operator: &dyn Operator, text: &str) -> Result<u64, Refusal> {
     }
 }
 
+/// What is no symbol; in words, that it is none.
+pub(super) fn number_or_register(operator: &dyn Operator, text: &str) -> Result<u64, String> {
+    number(text).or_else(|_| {
+        let found = register(&operator.view(), text.strip_prefix('$').unwrap_or(text));
+        found.map_err(|why| format!("'{text}' is no number (0x1000, 4096) and {why}"))
+    })
+}
+
+/// That nobody knows a symbol of a name, in words; with why there may be one, a line each.
+pub(super) fn unknown(names: &Names, remarks: &[String]) -> String {
+    let first = format!("nor has {} a symbol of this name", names.who());
+    std::iter::once(first).chain(remarks.iter().cloned()).collect::<Vec<_>>().join("; ")
+}
+
 /// Where the symbol of a name is; in words, who knows none of that name.
 fn symbol(operator: &dyn Operator, name: &str) -> Result<Result<u64, String>, Refusal> {
     let Ok(names) = Names::of(operator)? else { return Ok(Err(operator.about_symbols().into())) };
-    match &names.find(name)?[..] {
-        [] => Ok(Err(format!("nor has {} a symbol of this name", names.who()))),
+    let (found, remarks) = names.find_everywhere(operator, name)?;
+    match &found[..] {
+        [] => Ok(Err(unknown(&names, &remarks))),
         [symbol] if symbol.role == Role::PerCpu => {
             let text = format!("every processor has a '{name}' of its own: it has no one address");
             Err(Refusal::Usage(text))
         }
         [symbol] => Ok(Ok(symbol.address)),
         several => {
+            let of = match several.iter().any(|symbol| symbol.module.is_some()) {
+                true => " of modules",
+                false => "",
+            };
             let text =
-                format!("there are {} symbols '{name}': 'sym {name}' has their addresses", several.len());
+                format!("there are {} symbols '{name}'{of}: 'sym {name}' has their addresses", several.len());
             Err(Refusal::Usage(text))
         }
     }

@@ -163,6 +163,7 @@ mod tests {
             text: 0xffff_ffff_c010_0000,
             text_size: 0x3000,
             init: (0, 0),
+            memory: Vec::new(),
             orc: None,
             size: 86016,
             references: None,

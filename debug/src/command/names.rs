@@ -96,6 +96,23 @@ impl Names {
         }
     }
 
+    /// The symbols of a name, and those of modules where the kernel has none of that name; with why there may be more,
+    /// a line each.
+    ///
+    /// # Errors
+    /// As of [`Self::find`], and [`Refusal::Cancelled`].
+    pub fn find_everywhere(
+        &self,
+        operator: &dyn Operator,
+        name: &str,
+    ) -> Result<(Vec<Symbol>, Vec<String>), Refusal> {
+        let own = self.find(name)?;
+        match own.is_empty() {
+            true => in_modules(operator, Sought::Name(name)),
+            false => Ok((own, Vec::new())),
+        }
+    }
+
     /// The symbol that an address is in.
     ///
     /// # Errors
@@ -207,8 +224,7 @@ pub enum Sought<'a> {
     Address(u64),
 }
 
-/// What there is of it in the kernel's modules, which no file that the kernel was linked to has: variables by their names
-/// alone. And why there may be more, a line each.
+/// What there is of it in the kernel's modules, which no file that the kernel was linked to has. And why there may be more, a line each.
 ///
 /// # Errors
 /// [`Refusal::Cancelled`].
@@ -225,12 +241,20 @@ pub fn in_modules(
         match sought {
             Sought::Name(name) => modules.named(name, |module, symbols, symbol| {
                 if found.len() < MOST_FOUND {
-                    found.push(of_module(&own, (module, symbols), symbol, 0));
+                    let size = modules.size_of(module, symbol.address);
+                    found.push(of_module(&own, (module, symbols), symbol, size));
                 }
             }),
-            Sought::Address(address) => found.extend(modules.at(address, |module, symbols, symbol| {
-                of_module(&own, (module, symbols), symbol, address - symbol.address)
-            })),
+            Sought::Address(address) => {
+                let at = |symbol: Symbol| Symbol { offset: address - symbol.address, ..symbol };
+                let of_code = modules
+                    .at(address, |module, symbols, symbol| at(of_module(&own, (module, symbols), symbol, 0)));
+                found.extend(of_code.or_else(|| {
+                    modules.variable_at(address, |module, symbols, symbol, size| {
+                        at(of_module(&own, (module, symbols), symbol, size))
+                    })
+                }));
+            }
         }
         let mut remarks = modules.remarks().to_vec();
         if modules.without_symbols() > 0 {
@@ -245,27 +269,33 @@ pub fn in_modules(
     }
 }
 
-/// A module's symbol as it is told. What is in none of its code is a variable; how long that is is not known. One that
-/// every processor has of its own has an address as the kernel's own such have: a number, or one in its image.
+/// A module's symbol as it is told, which says that it has so many bytes. What is in none of its code is a variable. A
+/// function reaches to the next one.
 #[cfg(feature = "linux")]
 fn of_module(
     own: &linux::Symbols,
     (module, symbols): (&Module, &linux::Symbols),
     symbol: &linux::symbols::Symbol<'_>,
-    offset: u64,
+    size: u64,
 ) -> Symbol {
     let address = symbol.address;
-    let image = own.address("_text").or_else(|| own.address("_stext")).zip(own.address("_end"));
-    let is_of_kernel = image.is_some_and(|(begin, end)| (begin..end).contains(&address));
     let (role, size) = match piece(module, address) {
         Some((begin, bytes)) => {
             let next = symbols.at(address).map_or(0, |(_, size)| size);
             (Role::Function, next.min(begin.wrapping_add(bytes).wrapping_sub(address)))
         }
-        None if address >> 63 == 0 || is_of_kernel => (Role::PerCpu, 0),
-        None => (Role::Variable, 0),
+        None if is_per_cpu(own, address) => (Role::PerCpu, size),
+        None => (Role::Variable, size),
     };
-    Symbol { name: symbol.name.into(), address, size, offset, role, module: Some(module.name.clone()) }
+    Symbol { name: symbol.name.into(), address, size, offset: 0, role, module: Some(module.name.clone()) }
+}
+
+/// Whether an address is that of a module's variable which every processor has of its own: they are as the kernel's own
+/// such are, a number, or in its image.
+#[cfg(feature = "linux")]
+pub(super) fn is_per_cpu(own: &linux::Symbols, address: u64) -> bool {
+    let image = own.address("_text").or_else(|| own.address("_stext")).zip(own.address("_end"));
+    address >> 63 == 0 || image.is_some_and(|(begin, end)| (begin..end).contains(&address))
 }
 
 /// Nothing is known of any.

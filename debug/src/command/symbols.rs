@@ -1,5 +1,6 @@
 //! `sym`: names of addresses and addresses of names.
 
+use super::address::{address, number_or_register, unknown};
 use super::names::{Names, Sought, in_modules};
 use super::operator::Operator;
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
@@ -23,7 +24,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// Of an address, in the kernel or in a module's code.
+    /// Of an address, in the kernel or in a module.
     ///
     /// # Errors
     /// [`Refusal::NotThere`]; [`Refusal::Cancelled`].
@@ -45,20 +46,12 @@ impl Found {
     }
 
     /// Of a name that only modules have; of `why` there is no other.
-    fn in_modules(
-        operator: &dyn Operator,
-        names: &Names,
-        name: &str,
-        why: Refusal,
-    ) -> Result<Found, Refusal> {
+    fn in_modules(operator: &dyn Operator, names: &Names, name: &str, why: &str) -> Result<Found, Refusal> {
         let (symbols, remarks) = in_modules(operator, Sought::Name(name))?;
-        if !symbols.is_empty() {
-            return Ok(Found::of(names, symbols, false));
+        match symbols.is_empty() {
+            true => Err(Refusal::Usage(format!("{why}; {}", unknown(names, &remarks)))),
+            false => Ok(Found::of(names, symbols, false)),
         }
-        Err(match why {
-            Refusal::NotThere(why) => Refusal::NotThere(with(why, &remarks)),
-            why => why,
-        })
     }
 
     fn of(names: &Names, symbols: Vec<Symbol>, is_place: bool) -> Found {
@@ -192,14 +185,14 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
     // What is a symbol's name is taken for it: there are kernels with a function `sp`.
     let is_name = what.starts_with(|c: char| c.is_alphabetic() || c == '_');
     let named = if is_name { Found::named(&names, what)? } else { None };
-    // A register, or a sum, is no module's; and those take longer.
+    // A register is no module's; and those take longer.
     let mut found = match named {
         Some(found) => found,
-        None => match super::address::address(operator, what) {
+        None if is_name && !what.contains(['+', '-']) => match number_or_register(operator, what) {
             Ok(address) => Found::at(operator, &names, address)?,
-            Err(why) if is_name => Found::in_modules(operator, &names, what, why)?,
-            Err(why) => return Err(why),
+            Err(why) => Found::in_modules(operator, &names, what, &why)?,
         },
+        None => Found::at(operator, &names, address(operator, what)?)?,
     };
     found.remarks.extend(names.doubt(operator)?);
     Ok(Box::new(found))

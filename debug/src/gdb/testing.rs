@@ -30,6 +30,13 @@ const MM: u64 = KERNEL + 0x4000;
 const MODULES: u64 = KERNEL + 0x4800;
 const MODULE: u64 = KERNEL + 0x5000;
 const SECTIONS: u64 = KERNEL + 0x5800;
+/// The module's symbols: where they are said to be, the table, and names.
+const OF_MODULE: u64 = KERNEL + 0x5a00;
+/// Where the module is.
+pub const MODULE_TEXT: u64 = 0xffff_ffff_c010_0000;
+/// A function of the module's, and a variable of 8 bytes.
+pub const HANDLE: u64 = MODULE_TEXT + 0x40;
+pub const COUNTER: u64 = MODULE_TEXT + 0x2000;
 /// The tables of user space, guest-physical: three pages, the first of which a `struct mm_struct` leads to.
 const TABLES: u64 = 0x1_0000;
 const BTF: u64 = KERNEL + 0x6_0000;
@@ -180,8 +187,14 @@ fn types(isa: Isa) -> Vec<u8> {
         ("core_layout", layout, 40),
         ("init_layout", layout, 56),
         ("sect_attrs", pointer, 72),
+        ("kallsyms", pointer, 80),
     ];
-    types.compound("module", 80, &members);
+    types.compound("module", 88, &members);
+    types.compound(
+        "mod_kallsyms",
+        24,
+        &[("symtab", pointer, 0), ("num_symtab", int, 8), ("strtab", pointer, 16)],
+    );
     let attribute = types.compound("attribute", 8, &[("name", pointer, 0)]);
     let attribute = types.compound("bin_attribute", 16, &[("attr", attribute, 0), ("private", pointer, 8)]);
     let section =
@@ -385,8 +398,28 @@ impl MadeKernel {
         self.put(MODULE + 8, MODULES);
         self.put(MODULE + 16, MODULES);
         self.text(MODULE + 24, "virtio_net");
-        self.put(MODULE + 40, 0xffff_ffff_c010_0000);
+        self.put(MODULE + 40, MODULE_TEXT);
+        // Four pages, the first of which is code.
+        self.put(MODULE + 48, 0x1000 << 32 | 0x4000);
         self.put(MODULE + 72, SECTIONS);
+        self.put(MODULE + 80, OF_MODULE);
+        let (table, names) = (OF_MODULE + 0x40, OF_MODULE + 0x100);
+        self.put(OF_MODULE, table);
+        self.put_int(OF_MODULE + 8, 4);
+        self.put(OF_MODULE + 16, names);
+        // Name, and what it is: STT_FUNC or STT_OBJECT, of the first section.
+        for (index, (name, kind, address, size)) in (0..).zip([
+            ("handle", 2, HANDLE, 0x20),
+            ("counter", 1, COUNTER, 8),
+            ("twice", 2, HANDLE + 0x20, 0x20),
+            ("twice", 2, HANDLE + 0x40, 0x20),
+        ]) {
+            let at = table + 24 * index;
+            self.text(names + 16 * index, name);
+            self.put(at, 1 << 48 | kind << 32 | (16 * index));
+            self.put(at + 8, address);
+            self.put(at + 16, size);
+        }
         self.put_int(SECTIONS, 2);
         for (index, (name, address)) in
             (0..).zip([(".text", 0xffff_ffff_c010_0040u64), (".data", 0xffff_ffff_c011_0000)])

@@ -120,17 +120,25 @@ impl<'a> View<'a> {
     /// # Errors
     /// In words, why there are none. Also when it is broken off.
     pub fn kernel_types(&self, info: &VmCoreInfo) -> Result<Arc<Types>, String> {
+        self.engine.kept().types(info, || {
+            let bytes = self.kernel_btf(info)?;
+            btf::types(&bytes).map_err(|error| format!("the kernel's types: {error}"))
+        })
+    }
+
+    /// The same, as the kernel has them.
+    ///
+    /// # Errors
+    /// In words, why there are none. Also when it is broken off.
+    pub(super) fn kernel_btf(&self, info: &VmCoreInfo) -> Result<Vec<u8>, String> {
         let symbols = self.kernel_symbols(info)?;
         let [begin, end] =
             ["__start_BTF", "__stop_BTF"].map(|name| placed(&symbols, name, "CONFIG_DEBUG_INFO_BTF"));
         let (begin, end) = (begin?, end?);
         let size = usize::try_from(end.saturating_sub(begin)).unwrap_or(usize::MAX);
-        self.engine.kept().types(info, || {
-            let bytes = self.by_kernel(info, |read| {
-                let mut bytes = vec![0; size.min(btf::MOST_BYTES + 1)];
-                Reader::new(read).bytes(begin, &mut bytes).map(|()| bytes)
-            })?;
-            btf::types(&bytes).map_err(|error| format!("the kernel's types: {error}"))
+        self.by_kernel(info, |read| {
+            let mut bytes = vec![0; size.min(btf::MOST_BYTES + 1)];
+            Reader::new(read).bytes(begin, &mut bytes).map(|()| bytes)
         })
     }
 

@@ -80,6 +80,34 @@ impl<'a> ModuleNames<'a> {
         Some(each(module, &symbols, &symbol))
     }
 
+    /// Has `each` look at the variable of a module that an address is in, and how many bytes that has; 0 where the module does
+    /// not say. What it answers.
+    pub fn variable_at<R>(
+        &self,
+        address: u64,
+        each: impl FnOnce(&Module, &Symbols, &Symbol<'_>, u64) -> R,
+    ) -> Option<R> {
+        let is_data = |module: &Module, at| module.holds(at) && piece(module, at).is_none();
+        let module = self.all.iter().find(|module| is_data(module, address))?;
+        let symbols = self.symbols(module)?;
+        let (symbol, next) = symbols.at(address)?;
+        if !is_data(module, symbol.address) {
+            return None;
+        }
+        let size = self.size_of(module, symbol.address);
+        // What has no name is behind the last one that has.
+        let is_within = address - symbol.address < if size > 0 { size } else { next };
+        is_within.then(|| each(module, &symbols, &symbol, size))
+    }
+
+    /// How many bytes a module's symbol has that begins at an address; 0 where the module does not say.
+    pub fn size_of(&self, module: &Module, address: u64) -> u64 {
+        let Some(layout) = self.layout.as_ref() else { return 0 };
+        let read =
+            self.view.by_kernel(self.info, |read| layout.symbol_size(module, address, &Reader::new(read)));
+        read.ok().flatten().unwrap_or(0)
+    }
+
     /// The symbols that the kernel keeps of a module, if it does, and if there is room for them.
     pub fn symbols(&self, module: &Module) -> Option<Arc<Symbols>> {
         if let Some(known) = self.read.borrow().get(&module.address) {

@@ -211,3 +211,93 @@ fn names_have_bounds() {
     assert!(matches!(with(LONGEST_NAME - 1, count + 1), Err(Damaged(_))));
     assert!(matches!(types(&vec![0; MOST_BYTES + 1]), Err(Damaged(_))));
 }
+
+/// A module's: its own names and types count on from the kernel's.
+fn of_module(base_types: u32, base_names: u32) -> Vec<u8> {
+    let mut blob = Blob { types: Vec::new(), names: Vec::new() };
+    let mut own = |name: &str| blob.name(name) + base_names;
+    let [work, list, count, task] = ["work", "list", "count", "task"].map(&mut own);
+    // The kernel's first name.
+    let pid = 1;
+    let types: Vec<u32> = [
+        // struct work { struct list list; int count; int pid; } with a name and a type of the kernel's.
+        vec![work, 3 | kind::STRUCT << 24, 24, list, 2, 0, count, 1, 128, pid, 1, 160],
+        vec![0, kind::PTR << 24, base_types],
+        // Another struct task, and a variable.
+        vec![task, 1 | kind::STRUCT << 24, 8, count, 1, 0],
+        vec![work, kind::VAR << 24, base_types, 0],
+    ]
+    .concat();
+    blob.types = types.iter().flat_map(|word| word.to_le_bytes()).collect();
+    blob.finish()
+}
+
+#[test]
+fn a_modules_types_stand_on_the_kernels() {
+    let kernel = blob();
+    let base = Arc::new(types(&kernel).unwrap());
+    let base_names = names(&kernel).unwrap();
+    let (count, length) = (u32::try_from(base.count()).unwrap(), u32::try_from(base_names.len()).unwrap());
+    let module = of_module(count, length);
+    let split = split(&module, Arc::clone(&base), base_names).unwrap();
+    assert_eq!(split.count(), base.count() + 4);
+    let work = split.tagged("work").unwrap();
+    assert_eq!((work.0, split.size(work)), (count, Some(24)));
+    // Through the kernel's own structure, and with a name of the kernel's.
+    for (path, at) in [("list.next", 0), ("list.prev", 8), ("count", 16), ("pid", 20)] {
+        assert_eq!(split.offset("work", path), Some(at), "{path}");
+    }
+    assert_eq!(split.shape(TypeId(count + 1)), &Shape::Pointer(work));
+    assert_eq!(
+        (split.variable("work"), split.variable("init_task")),
+        (Some(TypeId(count + 3)), Some(TypeId(15)))
+    );
+    // Its own comes first; the kernel's are the kernel's.
+    assert_eq!((split.tagged("task"), split.size(TypeId(10))), (Some(TypeId(count + 2)), Some(40)));
+    assert_eq!((split.all_tagged("task").len(), split.all_tagged("list").len()), (1, 0));
+    assert_eq!((split.tagged("list"), split.named("u8")), (base.tagged("list"), base.named("u8")));
+    assert_eq!(split.values(base.tagged("color").unwrap()).len(), 2);
+    assert_eq!(base.tagged("work"), None);
+    // On other names than the kernel's, and what is cut off.
+    assert!(split_fails(&module, &base, &base_names[..1]));
+    assert!(split_fails(&module[..module.len() - 1], &base, base_names));
+    assert_eq!(names(b"no").unwrap_err(), BtfError::Format);
+}
+
+fn split_fails(module: &[u8], base: &Arc<Types>, names: &[u8]) -> bool {
+    split(module, Arc::clone(base), names).is_err()
+}
+
+#[test]
+fn modules_types_are_where_the_kernels_list_leads() {
+    use crate::made::{self, BASE, INT, LIST, Made, POINTER, compound};
+    use crate::reader::Reader;
+    let mut types = made::types();
+    assert!(modules::Layout::new(&types).is_none());
+    compound(&mut types, "btf", 24, &[("data", POINTER, 0), ("data_size", INT, 8), ("start_id", INT, 12)]);
+    let members = [("module", POINTER, 0), ("list", LIST, 8), ("btf", POINTER, 24)];
+    compound(&mut types, "btf_module", 32, &members);
+    let count = types.count() as u64;
+    let memory = Made::new(0x1000);
+    let (head, first, second, nowhere) = (BASE, BASE + 0x100, BASE + 0x200, BASE + 0x300);
+    memory.ring(&[head, first + 8, second + 8, nowhere + 8]);
+    for (at, module, types) in
+        [(first, 0x10, BASE + 0x400), (second, 0x20, BASE + 0x500), (nowhere, 0x30, 0x10)]
+    {
+        memory.put(at, module);
+        memory.put(at + 24, types);
+    }
+    memory.put(BASE + 0x400, 0xd000);
+    memory.put(BASE + 0x408, count << 32 | 0x99);
+    // One that stands on others than the kernel's.
+    memory.put(BASE + 0x508, 1 << 32 | 0x99);
+    let read = memory.read();
+    let (places, remarks) = modules::Layout::new(&types).unwrap().places(head, &Reader::new(&read));
+    assert_eq!(places, [modules::Place { module: 0x10, data: 0xd000, size: 0x99 }]);
+    assert!(remarks.len() == 1 && remarks[0].contains("cannot be read"), "{remarks:?}");
+    // A list that leads nowhere.
+    memory.put(head, 0x10);
+    memory.put(head + 8, 0x10);
+    let (places, remarks) = modules::Layout::new(&types).unwrap().places(head, &Reader::new(&read));
+    assert!(places.is_empty() && remarks[0].contains("a list is broken"), "{remarks:?}");
+}

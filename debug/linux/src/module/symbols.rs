@@ -17,6 +17,7 @@ const BYTES: usize = 24;
 const INFO: usize = 4;
 const SECTION: usize = 6;
 const VALUE: usize = 8;
+const SIZE: usize = 16;
 
 /// Where a module has its symbols.
 #[derive(Debug)]
@@ -45,20 +46,32 @@ impl Layout {
         Ok(reader.field(table, self.count)?.min(MOST))
     }
 
-    /// All that have an address.
-    pub fn read(&self, module: u64, reader: &Reader<'_>) -> Result<Symbols, NotThere> {
+    /// All of the table's bytes, and where names are.
+    fn table(&self, module: u64, reader: &Reader<'_>) -> Result<(Vec<u8>, u64), NotThere> {
         let table = reader.field(module, self.table)?;
         let (at, names) = (reader.field(table, self.symbols)?, reader.field(table, self.names)?);
         let count = reader.field(table, self.count)?.min(MOST);
         let mut all = vec![0; usize::try_from(count).unwrap_or(0) * BYTES];
         reader.bytes(at, &mut all)?;
+        Ok((all, names))
+    }
+
+    /// How many bytes what begins at an address has: of several the most.
+    pub fn size_at(&self, module: u64, address: u64, reader: &Reader<'_>) -> Result<Option<u64>, NotThere> {
+        let (all, _) = self.table(module, reader)?;
+        let begins = |symbol: &&[u8]| u64_at(symbol, VALUE) == Some(address) && is_placed(symbol);
+        Ok(all.chunks_exact(BYTES).filter(begins).filter_map(|symbol| u64_at(symbol, SIZE)).max())
+    }
+
+    /// All that have an address.
+    pub fn read(&self, module: u64, reader: &Reader<'_>) -> Result<Symbols, NotThere> {
+        let (all, names) = self.table(module, reader)?;
         let mut builder = Builder::default();
         let (mut name, mut bytes) = (vec![0; LONGEST], 0);
         for symbol in all.chunks_exact(BYTES) {
-            let (name_at, section) = (u32_at(symbol, 0).unwrap_or(0), u16_at(symbol, SECTION).unwrap_or(0));
+            let name_at = u32_at(symbol, 0).unwrap_or(0);
             let (address, kind) = (u64_at(symbol, VALUE).unwrap_or(0), symbol[INFO] & 0xf);
-            // Those of other modules (SHN_UNDEF), of sections and files.
-            if section == 0 || address == 0 || kind > 2 {
+            if !is_placed(symbol) {
                 continue;
             }
             let good = reader.some(names.wrapping_add(name_at.into()), &mut name);
@@ -76,4 +89,11 @@ impl Layout {
         }
         Ok(builder.finish())
     }
+}
+
+/// Whether a symbol is one of the module's own code or data: others are of other modules (SHN_UNDEF), of sections and
+/// files.
+fn is_placed(symbol: &[u8]) -> bool {
+    let kind = symbol.get(INFO).map_or(0xf, |info| info & 0xf);
+    u16_at(symbol, SECTION).unwrap_or(0) != 0 && u64_at(symbol, VALUE).unwrap_or(0) != 0 && kind <= 2
 }

@@ -1,8 +1,9 @@
 //! Expressions over a kernel made here.
 
+use super::evaluate::InModule;
 use super::*;
 use crate::linux::btf;
-use crate::linux::symbols::{Builder, Symbol};
+use crate::linux::symbols::{Builder, Kind, Symbol};
 
 /// A type as BTF has it: name, kind and count, size or type, and what is behind that.
 type Row<'a> = (&'a str, u32, u32, Vec<Word<'a>>);
@@ -128,6 +129,7 @@ fn memory() -> Vec<u8> {
         put(item + 48, 0b1010_0000 | 0x6968 << 16);
     }
     put(FIRST + 40, SECOND);
+    put(OF_MODULE, 0x12);
     put(BASE + 0x300, BASE + 0x400);
     put(BASE + 0x308, BASE + 0x500);
     put(BASE + 0x54c, 99);
@@ -139,6 +141,19 @@ fn printed(text: &str) -> Result<Printed, String> {
 }
 
 fn printed_within(text: &str, bounds: Bounds) -> Result<Printed, String> {
+    printed_by(text, bounds, |_| Box::new(Nobody))
+}
+
+/// The same, of a kernel with modules.
+fn printed_with_modules(text: &str) -> Result<Printed, String> {
+    printed_by(text, Bounds::USUAL, |types| Box::new(Made(types)))
+}
+
+fn printed_by(
+    text: &str,
+    bounds: Bounds,
+    modules: impl FnOnce(Arc<Types>) -> Box<dyn Loaded>,
+) -> Result<Printed, String> {
     let (types, symbols, memory) = (types(), symbols(), memory());
     let read = |at: u64, bytes: &mut [u8]| {
         let rest =
@@ -148,10 +163,150 @@ fn printed_within(text: &str, bounds: Bounds) -> Result<Printed, String> {
         count
     };
     let reader = Reader::new(&read);
-    let mut kernel = Kernel { types: &types, symbols: &symbols, reader: &reader, remarks: Vec::new() };
-    let found = kernel.find(&Parser::whole(text)?)?;
-    let things = kernel.tell(&found, bounds);
-    Ok(Printed { things, remarks: kernel.remarks })
+    let types = Arc::new(types);
+    let modules = modules(Arc::clone(&types));
+    Kernel::new(&types, &symbols, &*modules, &reader).print(&Parser::whole(text)?, bounds)
+}
+
+/// No modules.
+struct Nobody;
+
+impl Loaded for Nobody {
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn named(&self, _: &str) -> Vec<InModule> {
+        Vec::new()
+    }
+
+    fn holding(&self, _: u64) -> Option<usize> {
+        None
+    }
+
+    fn types(&self, _: usize) -> Option<Arc<Types>> {
+        None
+    }
+
+    fn symbol(&self, _: u64) -> Option<String> {
+        None
+    }
+}
+
+/// Two modules: each has a `struct item` and a `struct job` of its own, which the kernel has one and none of.
+struct Made(Arc<Types>);
+
+/// Where the first one has its memory.
+const OF_MODULE: u64 = BASE + 0x600;
+
+impl Loaded for Made {
+    fn names(&self) -> Vec<String> {
+        ["wedge", "other"].map(String::from).to_vec()
+    }
+
+    fn named(&self, name: &str) -> Vec<InModule> {
+        let one = |module, address, is_per_cpu| InModule { module, address, is_per_cpu };
+        match name {
+            "waiting" => vec![one(0, OF_MODULE, false)],
+            "counted" => vec![one(0, 0x40, true)],
+            "both" => vec![one(0, OF_MODULE, false), one(1, OF_MODULE + 0x100, false)],
+            _ => Vec::new(),
+        }
+    }
+
+    fn holding(&self, address: u64) -> Option<usize> {
+        (OF_MODULE..OF_MODULE + 0x100).contains(&address).then_some(0)
+    }
+
+    fn types(&self, module: usize) -> Option<Arc<Types>> {
+        const STRUCT: u32 = 4 << 24;
+        const VARIABLE: u32 = 14 << 24;
+        let first = u32::try_from(self.0.count()).unwrap();
+        // Names count on from the kernel's, of which none is used here.
+        let names = ["item", "job", "number", "pair", "counted"];
+        let at = |name: &str| {
+            let index = names.iter().position(|it| *it == name).unwrap();
+            u32::try_from(names[..index].iter().map(|name| name.len() + 1).sum::<usize>()).unwrap()
+        };
+        let size = [8, 16][module];
+        let mut words = vec![at("item"), STRUCT | 1, size, at("number"), 12, 0];
+        words.extend([at("job"), STRUCT | 1, size, at("number"), 12, 0]);
+        if module == 0 {
+            words.extend([at("pair"), STRUCT | 1, 8, at("number"), 12, 0]);
+            words.extend([at("pair"), STRUCT | 1, 8, at("number"), 1, 0]);
+            words.extend([at("counted"), VARIABLE, first, 0]);
+        }
+        let text: Vec<u8> = names.iter().flat_map(|name| name.bytes().chain([0])).collect();
+        let size = u32::try_from(4 * words.len()).unwrap();
+        let header = [24, 0, size, size, u32::try_from(text.len()).unwrap()];
+        let mut bytes = vec![0x9f, 0xeb, 1, 0];
+        bytes.extend(header.iter().chain(&words).flat_map(|word| word.to_le_bytes()));
+        bytes.extend(text);
+        Some(Arc::new(btf::split(&bytes, Arc::clone(&self.0), &[]).unwrap()))
+    }
+
+    fn symbol(&self, address: u64) -> Option<String> {
+        (address == OF_MODULE).then(|| "waiting [wedge]".into())
+    }
+}
+
+#[test]
+fn names_and_types_of_modules_are_found() {
+    for (text, expected) in [
+        ("&waiting", "(unsigned long) 0xffff800000000600 <__per_cpu_offset+0x300>\n"),
+        // The module's own, as the symbol, or the place, is the module's.
+        ("*(struct item *)waiting", "(struct item) 0xffff800000000600: {\n  number = 18,\n}\n"),
+        ("*(struct item *)0xffff800000000600", "(struct item) 0xffff800000000600: {\n  number = 18,\n}\n"),
+        ("((struct job *)waiting)->number", "(long unsigned int) 0xffff800000000600: 18\n"),
+        // The kernel's, as that is the kernel's, and by the module's name, or the kernel's.
+        ("((struct item *)first)->id", "(unsigned int) 0xffff800000000100: 7\n"),
+        ("((vmlinux:struct item *)waiting)->id", "(unsigned int) 0xffff800000000600: 18\n"),
+        ("((wedge:struct item *)first)->number", "(long unsigned int) 0xffff800000000100: 7\n"),
+        ("((vmlinux:struct item *)0xffff800000000100)->id", "(unsigned int) 0xffff800000000100: 7\n"),
+        // What a module has not, the kernel has.
+        ("((struct list_head *)waiting)->next", "(struct list_head *) 0xffff800000000600: 0x12\n"),
+        ("((struct pair#1 *)waiting)->number", "(long unsigned int) 0xffff800000000600: 18\n"),
+        ("((wedge:struct pair#2 *)first)->number", "(unsigned int) 0xffff800000000100: 7\n"),
+        ("per_cpu(counted, 1)", "(struct item) 0xffff800000000540: {\n  number = 0,\n}\n"),
+        (
+            "list(head, vmlinux:struct item, link).id",
+            "(unsigned int) 0xffff800000000100: 7\n(unsigned int) 0xffff800000000200: 8\n",
+        ),
+    ] {
+        match printed_with_modules(text) {
+            Ok(printed) => assert_eq!(printed.to_string(), expected, "{text}"),
+            Err(why) => panic!("{text}: {why}"),
+        }
+    }
+}
+
+#[test]
+fn of_several_types_of_one_name_none_is_taken_in_silence() {
+    let all = "vmlinux:struct item (64 bytes: id, link, numbers, other, ...), wedge:struct item (8 bytes: number), \
+               other:struct item (16 bytes: number)";
+    for (text, says) in [
+        // It may be anybody's.
+        ("*(struct item *)0xffff800000000200", all),
+        // What was found in the kernel's memory may be, as well.
+        ("*(struct item *)((struct item *)first)->other", all),
+        ("*(struct job *)first", "write one of wedge:struct job (8 bytes: number), other:struct job (16"),
+        (
+            "*(struct pair *)first",
+            "wedge:struct pair#1 (8 bytes: number), wedge:struct pair#2 (8 bytes: number)",
+        ),
+        ("*(struct pair#3 *)first", "there is no 'struct pair#3': they are counted from 1 to 2"),
+        ("*(struct pair#0 *)first", "counted from 1"),
+        ("*(nobody:struct item *)first", "there is no module 'nobody'"),
+        ("*(other:struct pair *)first", "other has no type 'struct pair'"),
+        ("*(struct nothing *)waiting", "the kernel has no type 'struct nothing', nor has one of its modules"),
+        ("both", "modules have several symbols 'both'"),
+        ("counted", "write per_cpu(counted, 0)"),
+        ("per_cpu(waiting, 0)", "one 'waiting' for all"),
+        ("nobody", "nor has one of its modules"),
+    ] {
+        let why = printed_with_modules(text).unwrap_err();
+        assert!(why.contains(says), "{text}: {why}");
+    }
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use super::*;
 use crate::command::tests::Desk;
 use crate::fake::Still;
+use crate::gdb::monitor;
+use crate::gdb::testing::{MadeKernel, asleep};
 use crate::linux::{Described, VmCoreInfo};
 use crate::symbols::{FindSymbols, FoundSymbols, SymbolFile, Symbols, tests::kernel};
 use arch::Isa;
@@ -125,5 +127,33 @@ fn a_file_that_nobody_has_named_is_found_by_the_kernels_build() {
         let wrong = Arc::new(Symbols::new(kernel(wrong)).unwrap());
         odd.symbols = SymbolFile::Sought(Arc::new(Finder(ID, wrong, AtomicUsize::new(0))));
         assert!(matches!(odd.refusal("sym start_kernel"), Refusal::NotThere(_)));
+    }
+}
+
+#[test]
+fn what_modules_have_is_found_by_name_and_by_address() {
+    for isa in Isa::ALL {
+        let mut made = MadeKernel::new(isa, &[asleep(0, "swapper/0")]);
+        let mut say = |line: &str| monitor::run(&mut made.session, line);
+        let handle = "handle is at 0xffffffffc0100040, of 32 bytes [virtio_net]\n";
+        assert_eq!(say("sym handle"), handle);
+        assert_eq!(say("sym counter"), "counter is at 0xffffffffc0102000, of 8 bytes [virtio_net]\n");
+        let within = "0xffffffffc0100044 is handle+0x4, of 32 bytes [virtio_net]\n";
+        assert_eq!([say("sym handle+4"), say("sym 0xffffffffc0100044")], [within; 2]);
+        let within = "0xffffffffc0102004 is counter+0x4, of 8 bytes [virtio_net]\n";
+        assert_eq!([say("sym counter+4"), say("sym 0xffffffffc0102004")], [within; 2]);
+        // What has no name is none of the variable in front of it, nor of the code.
+        for place in ["0xffffffffc0102008", "0xffffffffc0101ff8", "0xffffffffc0104000"] {
+            assert!(say(&format!("sym {place}")).contains("is in no symbol"), "{place}");
+        }
+        assert_eq!(say("sym twice").lines().count(), 2);
+        // Wherever an address is to be written.
+        assert!(say("read counter+4 4").contains("0xffffffffc0102004"), "{}", say("read counter+4 4"));
+        assert!(say("read handle 4").contains("0xffffffffc0100040"));
+        assert!(say("read twice 4").contains("there are 2 symbols 'twice' of modules"));
+        assert!(say("print &counter").contains("0xffffffffc0102000"), "{}", say("print &counter"));
+        assert!(say("print (long)handle").contains("long"), "{}", say("print (long)handle"));
+        assert!(say("sym nowhere").contains("nor has the kernel's own table a symbol of this name"));
+        assert!(say("read nowhere 4").contains("nor has the kernel's own table a symbol of this name"));
     }
 }

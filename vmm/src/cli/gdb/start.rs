@@ -129,7 +129,9 @@ fn debug(
         ),
     }
     if args.lldb {
-        log::warn!("lldb's quit ends the guest, as lldb says: `process detach` before it lets the guest run on");
+        log::warn!(
+            "lldb's quit ends the guest, as lldb says: `process detach` before it lets the guest run on"
+        );
     }
     let words = match args.lldb {
         true => of_lldb(address, symbols, kernel),
