@@ -1,5 +1,6 @@
 //! What the file that a kernel was linked to (`vmlinux`, or what a distribution keeps apart for debuggers) says of the
-//! guest: which function or variable an address belongs to and where one is, and of which source line code is.
+//! guest: which function or variable an address belongs to and where one is, of which source line code is, and how to get
+//! from a function to its caller.
 //!
 //! The table of symbols is read when it is first asked for, debug information when a line is: that of a distribution's
 //! kernel has some hundred megabytes. A file that is damaged, or not a kernel's at all, is an error in words.
@@ -12,6 +13,8 @@
 //! Sources: System V gABI, chapter 4 ("Symbol Table", "Compressed sections"); DWARF 5, sections 3.3.8 (inlined
 //! functions) and 6.2 (line numbers); ELF for the Arm 64-bit Architecture, "Mapping symbols".
 
+#[cfg(all(feature = "dwarf", feature = "linux"))]
+mod cfi;
 #[cfg(feature = "dwarf")]
 mod file;
 #[cfg(feature = "dwarf")]

@@ -1,9 +1,10 @@
 //! The frames of a kernel's stack: from where a processor is, or from where a task has been put to sleep, to where the
 //! stack begins.
 //!
-//! How to get from one frame to the next is with each architecture: [`orc`] for x86, [`frame_pointer`] for aarch64, and
-//! for x86 where nothing else is known.
+//! How to get from one frame to the next is with each source: [`orc`] for x86, [`frame_pointer`] for aarch64, and for x86
+//! where nothing else is known; and where these say nothing, or not enough, a file's call frame information ([`cfi`]).
 
+pub mod cfi;
 pub mod frame_pointer;
 pub mod orc;
 

@@ -9,7 +9,7 @@ use super::tasks::name;
 use crate::linux::task::Task;
 use crate::linux::unwind::{Stack, StackEnd};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
-use crate::symbols::Frame as Line;
+use crate::symbols::{Frame as Line, Moved};
 use crate::view::{Location, Stacks, View};
 use std::fmt;
 
@@ -218,6 +218,9 @@ impl Value for Traces {
 /// Source lines, as far as a file has them.
 pub(super) struct Lines {
     names: Option<Names>,
+    /// The kernel's file, where there is no doubt that it is this kernel's: its frames are not as harmless as a line that is
+    /// another one's.
+    file: Option<Moved>,
     /// Why there are none, or not all; a line each.
     remarks: Vec<String>,
 }
@@ -237,10 +240,15 @@ impl Lines {
             }
             Err(refusal) => return Err(refusal),
         };
-        if let Some(names) = &names {
-            remarks.extend(names.doubt(operator)?);
-        }
-        Ok(Lines { names, remarks })
+        let doubt = names.as_ref().map_or(Ok(None), |names| names.doubt(operator))?;
+        let file = names.as_ref().and_then(Names::file).filter(|_| doubt.is_none()).cloned();
+        remarks.extend(doubt);
+        Ok(Lines { names, file, remarks })
+    }
+
+    /// The kernel's file, if there is no doubt of it.
+    pub fn file(&self) -> Option<Moved> {
+        self.file.clone()
     }
 
     /// Adds to a line of the kernel's log where in the source it is that it names.
@@ -287,7 +295,7 @@ pub(super) fn trace(stacks: &Stacks<'_>, lines: &mut Lines, stack: Result<Stack,
 
 fn traces(view: View<'_>, mut lines: Lines, whose: Whose) -> Result<Traces, Refusal> {
     of_kernel(&view, |info| {
-        let stacks = Stacks::new(view, info)?;
+        let stacks = Stacks::new(view, info)?.by_file(lines.file());
         let mut of_task = |task: &Task| Trace {
             task: Some((task.pid, name(task))),
             ..trace(&stacks, &mut lines, stacks.of_task(task))

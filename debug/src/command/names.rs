@@ -141,6 +141,15 @@ impl Names {
         }
     }
 
+    /// The kernel's file, if that is who knows them.
+    #[cfg(feature = "linux")]
+    pub(super) fn file(&self) -> Option<&Moved> {
+        match self {
+            Names::File(moved) => Some(moved),
+            Names::Kernel(_) => None,
+        }
+    }
+
     /// Why the file may not be the guest's kernel's, or the addresses not where it is now.
     ///
     /// # Errors

@@ -288,7 +288,7 @@ fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Why {
     };
     // What has overwritten the one may have left the other.
     let stacks = match Stacks::new(view, info) {
-        Ok(stacks) => stacks,
+        Ok(stacks) => stacks.by_file(lines.file()),
         Err(why) => {
             found.remarks.push(why);
             return found;

@@ -203,6 +203,12 @@ impl ElfFile {
         })
     }
 
+    /// Where a section is, as linked; 0 of one that is not there.
+    #[cfg(feature = "linux")]
+    pub fn address(&self, name: &str) -> Result<u64, SymbolsError> {
+        self.with(|file| Ok(file.section_by_name(name).map_or(0, |section| section.address())))
+    }
+
     /// A section's bytes, unpacked, `most` at most; none of one that is not there, or not in this file.
     pub fn section(&self, name: &str, most: u64) -> Result<Vec<u8>, SymbolsError> {
         let wanted = self.with(|file| {

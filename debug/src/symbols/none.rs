@@ -1,6 +1,8 @@
 //! What a kernel's file says where none is read: the same calls, and nobody can make one to call them on.
 
 use super::symbol::{Frame, Symbol, SymbolsError};
+#[cfg(feature = "linux")]
+use crate::linux::unwind::cfi::Row;
 use arch::Isa;
 use std::convert::Infallible;
 
@@ -43,6 +45,15 @@ impl Moved {
     /// # Errors
     /// None.
     pub fn at(&self, _address: u64) -> Result<Option<Symbol>, SymbolsError> {
+        match self.0 {}
+    }
+
+    /// Nobody calls it.
+    ///
+    /// # Errors
+    /// None.
+    #[cfg(feature = "linux")]
+    pub fn call_frame(&self, _address: u64) -> Result<Option<Row>, SymbolsError> {
         match self.0 {}
     }
 

@@ -1,9 +1,13 @@
 //! What is asked of a file: names, addresses, lines.
 
+#[cfg(feature = "linux")]
+use super::cfi::CallFrames;
 use super::file::ElfFile;
 use super::lines::Lines;
 use super::symbol::{Frame, Symbol, SymbolsError};
 use super::table::Table;
+#[cfg(feature = "linux")]
+use crate::linux::unwind::cfi::Row;
 use crate::source::{OnDisk, Source};
 use arch::Isa;
 use std::fs::File;
@@ -38,6 +42,8 @@ struct OfFile {
     table: OnceLock<Result<Table, SymbolsError>>,
     /// Looking up a line remembers what was read of its file.
     lines: Mutex<Option<Result<Lines, SymbolsError>>>,
+    #[cfg(feature = "linux")]
+    call_frames: Mutex<Option<Result<CallFrames, SymbolsError>>>,
 }
 
 impl Symbols {
@@ -56,7 +62,15 @@ impl Symbols {
     pub fn new(source: impl Source + 'static) -> Result<Symbols, SymbolsError> {
         let file = ElfFile::new(Box::new(source));
         let (isa, build_id) = file.heading()?;
-        let file = OfFile { isa, build_id, file, table: OnceLock::new(), lines: Mutex::new(None) };
+        let file = OfFile {
+            isa,
+            build_id,
+            file,
+            table: OnceLock::new(),
+            lines: Mutex::new(None),
+            #[cfg(feature = "linux")]
+            call_frames: Mutex::new(None),
+        };
         Ok(Symbols(RwLock::new(Arc::new(file))))
     }
 
@@ -141,6 +155,22 @@ impl Moved {
     /// [`SymbolsError`].
     pub fn frames(&self, address: u64) -> Result<Vec<Frame>, SymbolsError> {
         self.symbols.with_lines(|lines| lines.frames(address.wrapping_sub(self.slide)))
+    }
+
+    /// How to get from an instruction to the caller of its function, by the file's call frame information; `None` where that
+    /// has nothing of it, or nothing that can be followed. It is read when this is first asked, and no other debug
+    /// information with it.
+    ///
+    /// # Errors
+    /// [`SymbolsError`].
+    #[cfg(feature = "linux")]
+    pub fn call_frame(&self, address: u64) -> Result<Option<Row>, SymbolsError> {
+        let OfFile { isa, file, call_frames, .. } = &*self.symbols;
+        let mut frames = call_frames.lock().unwrap_or_else(PoisonError::into_inner);
+        match frames.get_or_insert_with(|| CallFrames::of(file, *isa)) {
+            Ok(frames) => Ok(frames.at(address.wrapping_sub(self.slide))),
+            Err(error) => Err(error.clone()),
+        }
     }
 
     /// The instructions around an address that are of one source line in one piece: what a step by line goes through.

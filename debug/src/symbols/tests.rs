@@ -256,3 +256,104 @@ fn functions_inlined_into_each_other_without_end_are_refused() {
     let error = frames(1 << 20).unwrap_err();
     assert!(error.to_string().contains("within each other"), "{error}");
 }
+
+/// Call frame information of one function of 0x40 bytes at 0x10, of version 4: until its first instruction has pushed two
+/// words its frame is the stack pointer's, and then so many bytes above it.
+#[cfg(feature = "linux")]
+fn debug_frame(architecture: Architecture, rest: &[u8]) -> Vec<u8> {
+    // The stack pointer's number, what a call has pushed, and where the return address is a column of its own.
+    let (sp, pushed, column, first) = match architecture {
+        Architecture::X86_64 => (7, 8, 16, &[0x90, 1][..]),
+        _ => (31, 0, 30, &[][..]),
+    };
+    // DW_CFA_def_cfa; DW_CFA_offset (DWARF 5, section 7.24).
+    let initial = [&[0x0c, sp, pushed][..], first].concat();
+    let entry = |body: Vec<u8>| {
+        let mut body = body;
+        body.resize(body.len().next_multiple_of(8) + 4, 0);
+        [u32::try_from(body.len()).unwrap().to_le_bytes().to_vec(), body].concat()
+    };
+    // CIE_id, version, no augmentation, addresses of 8 bytes without segments, code in bytes, data in -8 bytes.
+    let mut cie = vec![0xff, 0xff, 0xff, 0xff, 4, 0, 8, 0, 1, 0x78, column];
+    cie.extend(&initial);
+    let mut fde = vec![0, 0, 0, 0];
+    fde.extend(0x10u64.to_le_bytes());
+    fde.extend(0x40u64.to_le_bytes());
+    // DW_CFA_advance_loc 4, DW_CFA_def_cfa_offset, and the frame pointer saved two words below.
+    let fp = if architecture == Architecture::X86_64 { 6 } else { 29 };
+    fde.extend([0x44, 0x0e, pushed + 16, 0x80 | fp, 2]);
+    fde.extend(rest);
+    [entry(cie), entry(fde)].concat()
+}
+
+#[cfg(feature = "linux")]
+#[test]
+fn frames_are_read_of_a_kernels_file() {
+    use crate::linux::unwind::cfi::{Row, Rule};
+    let with = |architecture, frames: &[u8]| {
+        Symbols::new(linked(architecture, &[(".debug_frame", frames)])).unwrap().moved(0x1000)
+    };
+    for (architecture, sp, pushed, pc) in
+        [(Architecture::X86_64, 7, 8, Rule::Saved(-8)), (Architecture::Aarch64, 31, 0, Rule::Same)]
+    {
+        let moved = with(architecture, &debug_frame(architecture, &[]));
+        let begin = Row { frame: (sp, pushed), pc, fp: Rule::Same };
+        let row = Row { frame: (sp, pushed + 16), pc, fp: Rule::Saved(-16) };
+        for (at, expected) in [
+            (0x100f, None),
+            (0x1010, Some(begin)),
+            (0x1013, Some(begin)),
+            (0x1014, Some(row)),
+            (0x104f, Some(row)),
+            (0x1050, None),
+            (0, None),
+            (u64::MAX, None),
+        ] {
+            assert_eq!(moved.call_frame(at), Ok(expected), "{architecture:?} {at:#x}");
+        }
+        // No other debug information is needed.
+        assert_eq!(moved.frames(0x1010), Err(SymbolsError::NoLines));
+        // DW_CFA_AARCH64_negate_ra_state: that it is signed changes nothing of where it is. x86 has no such thing.
+        let signed = with(architecture, &debug_frame(architecture, &[0x2d]));
+        let is_known = architecture == Architecture::Aarch64;
+        assert_eq!(signed.call_frame(0x1020).unwrap().is_some(), is_known);
+        // By a program of its own (DW_CFA_def_cfa_expression), or without end (DW_CFA_remember_state).
+        for odd in [&[0x0f, 1, 0x9c][..], &[0x0a; 1000][..]] {
+            assert_eq!(with(architecture, &debug_frame(architecture, odd)).call_frame(0x1020), Ok(None));
+        }
+        let whole = debug_frame(architecture, &[]);
+        for length in 0..whole.len() {
+            with(architecture, &whole[..length]).call_frame(0x1020).unwrap();
+        }
+        for at in 0..whole.len() {
+            for value in [0, 0x7f, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] = value;
+                with(architecture, &bytes).call_frame(0x1020).unwrap();
+            }
+        }
+        let none = Symbols::new(kernel(architecture)).unwrap().moved(0);
+        assert_eq!(none.call_frame(0x20), Ok(None));
+    }
+}
+
+/// A compiler has written that: a function's caller is where the ABI has it.
+#[cfg(feature = "linux")]
+#[test]
+fn frames_are_read_of_a_program() {
+    use crate::linux::unwind::cfi::Rule;
+    assert_eq!(outer(1), 9);
+    let symbols = Symbols::open(File::open(std::env::current_exe().unwrap()).unwrap()).unwrap();
+    let moved = symbols.moved(0);
+    let is_it = |name: &&str| name.contains("symbols") && name.contains("tests") && name.contains("5outer");
+    let name = moved.symbols_table().names().find(is_it).unwrap().to_string();
+    let outer = moved.find(&name).unwrap().remove(0);
+    let first = moved.call_frame(outer.address).unwrap().unwrap();
+    let (frame, pc) = match symbols.isa() {
+        Isa::X86_64 => ((7, 8), Rule::Saved(-8)),
+        Isa::Aarch64 => ((31, 0), Rule::Same),
+    };
+    assert_eq!((first.frame, first.pc, first.fp), (frame, pc, Rule::Same));
+    let rows = (outer.address..outer.address + outer.size).map(|at| moved.call_frame(at).unwrap().unwrap());
+    assert!(rows.into_iter().any(|row| row.frame.1 > first.frame.1), "it has made a frame");
+}

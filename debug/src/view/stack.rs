@@ -4,9 +4,11 @@ use super::View;
 use super::module_names::ModuleNames;
 use crate::linux::reader::Reader;
 use crate::linux::task::{Task, TaskState};
+use crate::linux::unwind::cfi::Row;
 use crate::linux::unwind::{Frame, Stack, StackEnd, Start, frame_pointer, orc};
 use crate::linux::{Symbols, Types, VmCoreInfo};
 use crate::machine::Activity;
+use crate::symbols::Moved;
 use arch::Isa;
 use arch::register::{Bank, RegisterFile};
 use std::cell::{OnceCell, RefCell};
@@ -54,6 +56,8 @@ pub struct Stacks<'a> {
     /// Which vCPU is at a task, by where its `struct task_struct` is, once somebody has asked.
     at: OnceCell<HashMap<u64, u32>>,
     how: How,
+    /// The kernel's file, which may know more of its frames.
+    file: Option<Moved>,
 }
 
 impl<'a> Stacks<'a> {
@@ -71,7 +75,13 @@ impl<'a> Stacks<'a> {
             }
         };
         let modules = ModuleNames::new(view, info, &types);
-        Ok(Stacks { view, info, symbols, types, modules, at: OnceCell::new(), how })
+        Ok(Stacks { view, info, symbols, types, modules, at: OnceCell::new(), how, file: None })
+    }
+
+    /// By what the file says, too, that the kernel was linked to.
+    #[must_use]
+    pub fn by_file(self, file: Option<Moved>) -> Stacks<'a> {
+        Stacks { file, ..self }
     }
 
     /// What of the kernel's modules could not be had, a line each.
@@ -231,9 +241,18 @@ impl<'a> Stacks<'a> {
 
     fn unwind_by(&self, start: Start, reader: &Reader<'_>) -> Stack {
         match &self.how {
-            How::Orc(layout, own) => layout.stack(start, |pc| self.table(*own, pc), reader),
-            How::FramePointer(layout) => layout.stack(start, |pc| self.function(pc), reader),
+            How::Orc(layout, own) => {
+                layout.stack(start, |pc| self.table(*own, pc), &|pc| self.call_frame(pc), reader)
+            }
+            How::FramePointer(layout) => {
+                layout.stack(start, |pc| self.function(pc), &|pc| self.call_frame(pc), reader)
+            }
         }
+    }
+
+    /// What the kernel's file says of a frame: nothing, if that is damaged.
+    fn call_frame(&self, pc: u64) -> Option<Row> {
+        self.file.as_ref()?.call_frame(pc).unwrap_or_default()
     }
 
     /// The table that has an address's entries.

@@ -11,7 +11,7 @@ use debug::linux::mm::MmLayout;
 use debug::linux::module::ModuleLayout;
 use debug::linux::reader::Reader;
 use debug::linux::task::TaskLayout;
-use debug::linux::unwind::{Start, frame_pointer, orc};
+use debug::linux::unwind::{Start, cfi, frame_pointer, orc};
 
 /// Where memory is, and how much of it there is.
 const BASE: u64 = 0xffff_8000_0000_0000;
@@ -419,10 +419,10 @@ pub fn linux(data: &[u8]) {
     for start in starts.into_iter().flatten().chain([here]) {
         let mut stacks = Vec::new();
         if let Ok(layout) = orc::Layout::new(&types) {
-            stacks.push(layout.stack(start, |_| table, &reader));
+            stacks.push(layout.stack(start, |_| table, &cfi::none, &reader));
         }
         if let Ok(layout) = frame_pointer::Layout::new(&types, 0) {
-            stacks.push(layout.stack(start, |pc| Some(pc & !0xff), &reader));
+            stacks.push(layout.stack(start, |pc| Some(pc & !0xff), &cfi::none, &reader));
         }
         assert!(stacks.iter().all(|stack| stack.frames.first().is_some_and(|frame| frame.pc == start.pc)));
     }
@@ -468,11 +468,15 @@ mod tests {
         let table = modules.all[0].orc.unwrap();
         let start =
             Start { pc: BASE + 0x10, sp: STACK, fp: STACK + 0x20, is_exact: true, ..Start::default() };
-        let stack = orc::Layout::new(&types).unwrap().stack(start, |_| Some(table), &reader);
+        let stack = orc::Layout::new(&types).unwrap().stack(start, |_| Some(table), &cfi::none, &reader);
         assert!(stack.frames.len() > 2, "{stack:?}");
         let start = frame_pointer::asleep(&types, TASK, &reader).unwrap();
-        let stack =
-            frame_pointer::Layout::new(&types, 0).unwrap().stack(start, |pc| Some(pc & !0xff), &reader);
+        let stack = frame_pointer::Layout::new(&types, 0).unwrap().stack(
+            start,
+            |pc| Some(pc & !0xff),
+            &cfi::none,
+            &reader,
+        );
         assert!(stack.frames.len() > 2, "{stack:?}");
         assert!(orc::asleep(&types, STACK, &reader).is_ok());
         let waits = waits(&types, &reader);

@@ -3,7 +3,7 @@
 //! Sources: Procedure Call Standard for the Arm 64-bit Architecture, "The Frame Pointer"; Linux,
 //! `arch/arm64/kernel/stacktrace.c`, `arch/arm64/kernel/entry.S`; System V ABI, AMD64, "The Stack Frame".
 
-use super::{Next, Stack, StackEnd, Start, follow};
+use super::{Next, Stack, StackEnd, Start, cfi, follow};
 use crate::reader::{NotThere, Reader};
 use crate::types::{Field, Types};
 use arch::Isa;
@@ -73,9 +73,29 @@ impl Layout {
     ///
     /// Until a function has made its own frame, and when it has taken that away, as in front of `RET` and of a call that is
     /// its last, where it returns to is in the link register alone. That is so unless the register leads into the
-    /// function itself, which has called another then, or to where the last record leads, too.
-    pub fn stack(&self, start: Start, function: impl Fn(u64) -> Option<u64>, reader: &Reader<'_>) -> Stack {
+    /// function itself, which has called another then, or to where the last record leads, too. A function that calls itself
+    /// and one that keeps something else in the register do not bear that out: what `frames` say ([`cfi::none`]) comes
+    /// before it.
+    pub fn stack(
+        &self,
+        start: Start,
+        function: impl Fn(u64) -> Option<u64>,
+        frames: &cfi::CallFrames<'_>,
+        reader: &Reader<'_>,
+    ) -> Stack {
+        // Whatever it says, it is a function that has called.
+        let by_file = |at: &Start| {
+            let row = frames(at.pc)?;
+            let Ok(Some(Next::Frame(next))) = cfi::next(Isa::Aarch64, at, &row, reader) else { return None };
+            let pc = next.pc | self.code_bits;
+            function(pc.wrapping_sub(4)).map(|_| Next::Frame(Start { pc, ..next }))
+        };
         follow(start, |at| {
+            if at.is_exact
+                && let Some(next) = by_file(at)
+            {
+                return Ok(next);
+            }
             if let Some(link) = at.link.filter(|_| at.is_exact) {
                 let link = link | self.code_bits;
                 let saved = reader.address(at.fp.wrapping_add(8)).map(|pc| pc | self.code_bits);

@@ -6,7 +6,7 @@
 //!
 //! Source: Linux, `arch/x86/include/asm/orc_types.h`, `arch/x86/kernel/unwind_orc.c`, `tools/objtool`.
 
-use super::{Next, Stack, StackEnd, Start, follow, frame_pointer};
+use super::{Next, Stack, StackEnd, Start, cfi, follow, frame_pointer};
 use crate::reader::{NotThere, Reader};
 use crate::symbols::Symbols;
 use crate::types::{Field, Part, TypeId, Types};
@@ -178,8 +178,19 @@ impl Layout {
         })
     }
 
-    /// Unwinds a stack. `table` finds the table for an address: the kernel's, or a module's.
-    pub fn stack(&self, start: Start, table: impl Fn(u64) -> Option<Table>, reader: &Reader<'_>) -> Stack {
+    /// Unwinds a stack. `table` finds the table for an address: the kernel's, or a module's; what no table has, `frames` may
+    /// ([`cfi::none`]), and last the frame pointer.
+    pub fn stack(
+        &self,
+        start: Start,
+        table: impl Fn(u64) -> Option<Table>,
+        frames: &cfi::CallFrames<'_>,
+        reader: &Reader<'_>,
+    ) -> Stack {
+        let by_file = |at: &Start, pc| match frames(pc) {
+            Some(row) => cfi::next(Isa::X86_64, at, &row, reader),
+            None => Ok(None),
+        };
         follow(start, |at| {
             // A function that is nowhere was called, and has done nothing.
             if at.pc == 0 && at.is_exact {
@@ -192,8 +203,15 @@ impl Layout {
                 Some(table) => table.find(pc, reader)?.map(|index| (table, index)),
                 None => None,
             };
-            let Some((table, index)) = found else { return frame_pointer::x86(at, reader) };
-            self.next(at, &self.entry(&table, index, reader)?, reader)
+            let entry = found.map(|(table, index)| self.entry(&table, index, reader)).transpose()?;
+            match entry.filter(|entry| entry.kind != Kind::Undefined) {
+                Some(entry) => self.next(at, &entry, reader),
+                None => match (by_file(at, pc)?, entry) {
+                    (Some(next), _) => Ok(next),
+                    (None, Some(entry)) => self.next(at, &entry, reader),
+                    (None, None) => frame_pointer::x86(at, reader),
+                },
+            }
         })
     }
 

@@ -105,7 +105,7 @@ fn table(pc: u64) -> Option<orc::Table> {
 fn stack(kernel: &Made, is_new: bool, start: Start) -> Stack {
     let read = kernel.read();
     let layout = orc::Layout::new(&x86(is_new)).unwrap();
-    layout.stack(start, table, &Reader::new(&read))
+    layout.stack(start, table, &cfi::none, &Reader::new(&read))
 }
 
 fn unwound(kernel: &Made, is_new: bool, start: Start) -> (Vec<(u64, bool)>, StackEnd) {
@@ -255,7 +255,7 @@ fn a_task_that_sleeps_goes_on_where_it_has_saved() {
     let called = Start { pc: 0, sp: STACK + 48, fp: STACK + 0x100, is_exact: true, ..Start::default() };
     kernel.put(STACK + 0x108, TEXT + 0x20);
     let layout = orc::Layout::new(&x86(true)).unwrap();
-    let stack = layout.stack(called, table, &Reader::new(&read));
+    let stack = layout.stack(called, table, &cfi::none, &Reader::new(&read));
     let pcs: Vec<u64> = stack.frames.iter().map(|frame| frame.pc).collect();
     assert_eq!((pcs, stack.end), (vec![0, TEXT + 0x140, TEXT + 0x20], StackEnd::Bottom));
     // Those that have no member are not saved.
@@ -349,7 +349,7 @@ fn frames_of_aarch64_lead_to_each_other() {
         let start =
             Start { pc: text(0x40), sp: STACK, fp: STACK, link: Some(1), is_exact: true, ..Start::default() };
         let unwound = |start, function: &dyn Fn(u64) -> Option<u64>| {
-            let Stack { frames, end } = layout.stack(start, function, &reader);
+            let Stack { frames, end } = layout.stack(start, function, &cfi::none, &reader);
             let frames: Vec<_> = frames.iter().map(|it| (it.pc - text(0), it.is_exact)).collect();
             (frames, end)
         };
@@ -371,7 +371,7 @@ fn frames_of_aarch64_lead_to_each_other() {
         // A function that is nowhere was called.
         kernel.put(regs + 30 * 8, signed(TEXT + 0x440));
         let nowhere = Start { pc: 0, link: Some(signed(TEXT + 0x640)), ..start };
-        let frames = layout.stack(nowhere, known, &reader).frames;
+        let frames = layout.stack(nowhere, known, &cfi::none, &reader).frames;
         assert_eq!((frames[0].pc, frames[1].pc, frames[2].pc), (0, text(0x640), text(0x140)));
         // A thread of the kernel's.
         kernel.put(user + 256, 0);
@@ -404,4 +404,139 @@ fn a_task_of_aarch64_goes_on_where_it_has_saved() {
             .unwrap_err()
             .contains("cpu_context.pc")
     );
+}
+
+/// What a file says of functions of x86: of one that has pushed nothing, of one that has pushed two words, and of one that
+/// is the outermost.
+fn x86_rows(pc: u64) -> Option<cfi::Row> {
+    let row = |frame, fp| cfi::Row { frame, pc: cfi::Rule::Saved(-8), fp };
+    match pc.wrapping_sub(TEXT) {
+        0x2000..0x2100 => Some(row((7, 8), cfi::Rule::Same)),
+        0x2100..0x2200 => Some(row((7, 24), cfi::Rule::Saved(-16))),
+        // By a register that only a processor's own frame has: RDX, which instructions call 2.
+        0x2200..0x2300 => Some(row((1, 8), cfi::Rule::Same)),
+        0x2300..0x2400 => Some(cfi::Row { frame: (7, 8), pc: cfi::Rule::Lost, fp: cfi::Rule::Same }),
+        0x800..0x900 => Some(row((7, 8), cfi::Rule::Same)),
+        _ => None,
+    }
+}
+
+#[test]
+fn what_no_table_has_a_file_may_have() {
+    let kernel = kernel(true);
+    let layout = orc::Layout::new(&x86(true)).unwrap();
+    let read = kernel.read();
+    let reader = Reader::new(&read);
+    let unwound = |start| {
+        let Stack { frames, end } = layout.stack(start, table, &x86_rows, &reader);
+        (frames.iter().map(|it| (it.pc - TEXT, it.sp, it.is_guessed)).collect::<Vec<_>>(), end)
+    };
+    // Called by one that is in no table either, which was called by one that is, by its RBP.
+    kernel.put(STACK, TEXT + 0x2140);
+    kernel.put(STACK + 16, STACK + 0x40);
+    kernel.put(STACK + 24, TEXT + 0x140);
+    kernel.put(STACK + 0x48, TEXT + 0x20);
+    let frames = vec![
+        (0x2010, STACK, false),
+        (0x2140, STACK + 8, false),
+        (0x140, STACK + 32, false),
+        (0x20, STACK + 0x50, false),
+    ];
+    assert_eq!(unwound(here(0x2010, STACK, 0x77)), (frames, StackEnd::Bottom));
+    // Of what the table says that nothing is known.
+    let undefined = orc::Table { addresses: IPS, entries: ENTRIES, count: 0 };
+    let nowhere = layout.stack(here(0x810, STACK, 0), |_| Some(undefined), &x86_rows, &reader);
+    assert_eq!(nowhere.frames[1].pc, TEXT + 0x2140);
+    // By RDX; the caller's is not known, and then it is by the frame pointer.
+    kernel.put(STACK + 0x100, TEXT + 0x2240);
+    let mut start = here(0x2210, STACK, STACK + 0x200);
+    start.general = Some(std::array::from_fn(|number| if number == 2 { STACK + 0x100 } else { 0 }));
+    kernel.put(STACK + 0x208, TEXT + 0x20);
+    let (frames, _) = unwound(start);
+    assert_eq!(frames.iter().map(|it| it.0).collect::<Vec<_>>(), [0x2210, 0x2240, 0x20]);
+    assert_eq!(frames.iter().map(|it| it.2).collect::<Vec<_>>(), [false, false, true]);
+    assert_eq!(unwound(here(0x2310, STACK, 0)), (vec![(0x2310, STACK, false)], StackEnd::Bottom));
+    // What leads to itself comes to an end, and so does what leads nowhere.
+    let round = |_| Some(cfi::Row { frame: (7, 0), pc: cfi::Rule::Saved(0), fp: cfi::Rule::Same });
+    kernel.put(STACK, TEXT + 0x2000);
+    let stack = layout.stack(here(0x2000, STACK, 0), |_| None, &round, &reader);
+    assert!(matches!(&stack.end, StackEnd::Lost(why) if why.contains("leads back")), "{stack:?}");
+    let far = |_| {
+        Some(cfi::Row {
+            frame: (7, i64::MIN),
+            pc: cfi::Rule::Saved(i64::MIN),
+            fp: cfi::Rule::Address(i64::MAX),
+        })
+    };
+    let stack = layout.stack(here(0x2000, u64::MAX, 0), |_| None, &far, &reader);
+    assert!(matches!(&stack.end, StackEnd::Lost(why) if why.contains("cannot be read")), "{stack:?}");
+}
+
+#[test]
+fn on_aarch64_a_file_knows_where_a_function_returns_to() {
+    const CALLER: u64 = TEXT + 0x140;
+    const OUTER: u64 = TEXT + 0x240;
+    for is_new in [false, true] {
+        let kernel = Made::new(0x1_0000);
+        let regs = STACK + 0x1000;
+        let layout = frame_pointer::Layout::new(&aarch64(is_new), CODE_BITS).unwrap();
+        // The caller's record, and behind it the one of a thread that began here.
+        kernel.put(STACK + 0x40, regs + 280);
+        kernel.put(STACK + 0x48, signed(OUTER));
+        kernel.put(regs + 280 + 16, 1);
+        // Where the function has its own, once it has made it.
+        kernel.put(STACK, STACK + 0x40);
+        kernel.put(STACK + 8, signed(CALLER));
+        let read = kernel.read();
+        let reader = Reader::new(&read);
+        let function =
+            |pc: u64| Some((pc | CODE_BITS) & !0xff).filter(|begin| begin.wrapping_sub(text(0)) < 0x1000);
+        // In front of its first instruction that saves something, behind that, and in front of the last.
+        let rows = |pc: u64| {
+            let row = |frame, pc, fp| Some(cfi::Row { frame, pc, fp });
+            match (pc | CODE_BITS).wrapping_sub(text(0)) {
+                0x300..0x304 | 0x340..0x344 => row((31, 0), cfi::Rule::Same, cfi::Rule::Same),
+                0x304..0x340 => row((31, 0x20), cfi::Rule::Saved(-24), cfi::Rule::Saved(-32)),
+                0x380 => row((31, 0), cfi::Rule::Register(9), cfi::Rule::Same),
+                _ => None,
+            }
+        };
+        let unwound = |start, frames: &cfi::CallFrames<'_>| {
+            let Stack { frames, end } = layout.stack(start, function, frames, &reader);
+            assert_eq!(end, StackEnd::Bottom);
+            frames.iter().map(|it| (it.pc | CODE_BITS) - text(0)).collect::<Vec<_>>()
+        };
+        let at = |pc, sp, fp, link| Start { pc: text(pc), sp, fp, link, is_exact: true, ..Start::default() };
+        let called = Some(signed(CALLER));
+        let (bare, inner) = (STACK + 0x20, STACK);
+        for (start, frames) in [
+            (at(0x300, bare, STACK + 0x40, called), vec![0x300, 0x140, 0x240]),
+            (at(0x304, inner, STACK + 0x40, called), vec![0x304, 0x140, 0x240]),
+            (at(0x320, inner, inner, called), vec![0x320, 0x140, 0x240]),
+            // What is in the register has nothing to do with where it returns to.
+            (at(0x320, inner, inner, Some(text(0x640))), vec![0x320, 0x140, 0x240]),
+            (at(0x340, bare, STACK + 0x40, called), vec![0x340, 0x140, 0x240]),
+            // It has called itself: the register leads into the function, and is right.
+            (at(0x300, bare, STACK, Some(text(0x330))), vec![0x300, 0x330, 0x140, 0x240]),
+        ] {
+            assert_eq!(unwound(start, &rows), frames, "{is_new} {start:x?}");
+        }
+        // Without it two of these are wrong.
+        assert_eq!(unwound(at(0x320, inner, inner, Some(text(0x640))), &cfi::none)[1], 0x640);
+        assert_eq!(unwound(at(0x300, bare, STACK, Some(text(0x330))), &cfi::none)[1], 0x140);
+        // A register that nobody knows, what is not there, and what leads to no code: as without it.
+        let plain = unwound(at(0x380, inner, inner, None), &cfi::none);
+        assert_eq!(unwound(at(0x380, inner, inner, None), &rows), plain);
+        for row in [
+            cfi::Row { frame: (31, 0), pc: cfi::Rule::Saved(i64::MAX), fp: cfi::Rule::Same },
+            cfi::Row { frame: (31, 0), pc: cfi::Rule::Saved(0x800), fp: cfi::Rule::Same },
+            cfi::Row { frame: (31, 0), pc: cfi::Rule::Lost, fp: cfi::Rule::Same },
+        ] {
+            assert_eq!(
+                unwound(at(0x320, inner, inner, None), &|_| Some(row)),
+                [0x320, 0x140, 0x240],
+                "{row:?}"
+            );
+        }
+    }
 }
