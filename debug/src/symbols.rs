@@ -21,6 +21,8 @@ mod file;
 mod lines;
 #[cfg(feature = "dwarf")]
 mod metered;
+#[cfg(feature = "dwarf")]
+mod module;
 #[cfg(not(feature = "dwarf"))]
 mod none;
 #[cfg(feature = "dwarf")]
@@ -30,8 +32,10 @@ mod symbol;
 #[cfg(feature = "dwarf")]
 mod table;
 
+#[cfg(feature = "dwarf")]
+pub use module::{LoadedModule, ModuleFile};
 #[cfg(not(feature = "dwarf"))]
-pub use none::{Moved, Symbols};
+pub use none::{LoadedModule, ModuleFile, Moved, Symbols};
 #[cfg(feature = "dwarf")]
 pub use of_file::{Moved, Symbols};
 pub use offer::{FindSymbols, FoundSymbols, SymbolFile};

@@ -6,7 +6,7 @@
 mod sections;
 mod symbols;
 
-pub use sections::Section;
+pub use sections::{Section, build_id};
 
 use crate::list::{Ring, remark};
 use crate::name;

@@ -9,8 +9,9 @@ use super::tasks::name;
 use crate::linux::task::Task;
 use crate::linux::unwind::{Stack, StackEnd};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
-use crate::symbols::{Frame as Line, Moved};
+use crate::symbols::{Frame as Line, LoadedModule, Moved, SymbolFile};
 use crate::view::{Location, Stacks, View};
+use std::collections::HashMap;
 use std::fmt;
 
 /// `bt`.
@@ -221,6 +222,9 @@ pub(super) struct Lines {
     /// The kernel's file, where there is no doubt that it is this kernel's: its frames are not as harmless as a line that is
     /// another one's.
     file: Option<Moved>,
+    /// Where modules' files are looked for, and what was found, by where modules' `struct module` is.
+    files: SymbolFile,
+    modules: HashMap<u64, Option<LoadedModule>>,
     /// Why there are none, or not all; a line each.
     remarks: Vec<String>,
 }
@@ -243,7 +247,8 @@ impl Lines {
         let doubt = names.as_ref().map_or(Ok(None), |names| names.doubt(operator))?;
         let file = names.as_ref().and_then(Names::file).filter(|_| doubt.is_none()).cloned();
         remarks.extend(doubt);
-        Ok(Lines { names, file, remarks })
+        let files = operator.symbols().cloned().unwrap_or_default();
+        Ok(Lines { names, file, files, modules: HashMap::new(), remarks })
     }
 
     /// The kernel's file, if there is no doubt of it.
@@ -261,6 +266,25 @@ impl Lines {
     /// What there was to say so far.
     pub fn take_remarks(&mut self) -> Vec<String> {
         std::mem::take(&mut self.remarks)
+    }
+
+    /// Those of an address in a module, by a file of its build, if there is one. What is in the way of a module's is told
+    /// once.
+    fn in_module(&mut self, stacks: &Stacks<'_>, pc: u64) -> Vec<Line> {
+        let Some(address) = stacks.module(pc) else { return Vec::new() };
+        let files = &self.files;
+        let found = self.modules.entry(address).or_insert_with(|| {
+            let (id, sections) = stacks.build(pc)?;
+            Some(files.module(&id)?.loaded(sections))
+        });
+        match found.as_ref().map_or(Ok(Vec::new()), |module| module.frames(pc)) {
+            Ok(lines) => lines,
+            Err(why) => {
+                self.remarks.push(format!("no source lines of a module: {why}"));
+                *found = None;
+                Vec::new()
+            }
+        }
     }
 
     /// Those of an address. What is in the way of one of them is in the way of the others, and told once.
@@ -284,7 +308,11 @@ pub(super) fn trace(stacks: &Stacks<'_>, lines: &mut Lines, stack: Result<Stack,
     };
     let frames = frames.map(|frames| {
         let mut one = |frame: &crate::linux::unwind::Frame| {
-            let (place, lines) = (stacks.location(frame), lines.at(frame.code()));
+            let place = stacks.location(frame);
+            let lines = match place.as_ref().is_some_and(|place| place.module.is_some()) {
+                true => lines.in_module(stacks, frame.code()),
+                false => lines.at(frame.code()),
+            };
             let crate::linux::unwind::Frame { pc, is_exact, is_guessed, .. } = *frame;
             Frame { pc, is_exact, is_guessed, place, lines }
         };

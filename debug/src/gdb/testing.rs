@@ -431,6 +431,29 @@ impl MadeKernel {
         }
     }
 
+    /// Has the module say what tells its build from others: four bytes.
+    pub fn tell_build(&self, id: u32) {
+        let (note, name) = (KERNEL + 0x5e00, KERNEL + 0x5e40);
+        // Behind the two that it has.
+        let at = SECTIONS + 8 + 24 * 2;
+        self.put_int(SECTIONS, 3);
+        self.text(name, ".note.gnu.build-id");
+        self.put(at, name);
+        self.put(at + 16, note);
+        self.put(note, 4 << 32 | 4);
+        self.put(note + 8, u64::from(u32::from_le_bytes(*b"GNU\0")) << 32 | 3);
+        self.put_int(note + 16, id);
+    }
+
+    /// Has a task that sleeps go on, once what has put it to sleep returns, at an address.
+    pub fn returns_to(&self, index: u64, address: u64) {
+        let sp = STACKS + EACH_STACK * index + SAVED;
+        match self.isa() {
+            Isa::X86_64 => self.put(sp + 56, address),
+            Isa::Aarch64 => self.put(sp + 8, address),
+        }
+    }
+
     /// Where a task's stack pointer is once it goes on.
     pub fn stack_of(&self, index: u64) -> u64 {
         let sp = STACKS + EACH_STACK * index + SAVED;

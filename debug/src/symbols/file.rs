@@ -5,8 +5,11 @@ use super::table::{Entry, Table};
 use crate::source::Source;
 use arch::Isa;
 use arch::plain::plain;
-use object::read::{CompressedData, File, Object, ObjectSection, ObjectSymbol, ReadCache, ReadCacheOps};
-use object::{Architecture, ObjectKind, SectionIndex, SymbolKind, SymbolSection};
+use object::read::{
+    self as object_read, CompressedData, File, Object, ObjectSection, ObjectSymbol, ReadCache, ReadCacheOps,
+    RelocationTarget,
+};
+use object::{Architecture, ObjectKind, RelocationKind, SectionIndex, SymbolKind, SymbolSection};
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
@@ -117,6 +120,20 @@ impl ElfFile {
 
     /// Its architecture, and what tells it from other builds.
     pub fn heading(&self) -> Result<(Isa, Option<Vec<u8>>), SymbolsError> {
+        let linked = [ObjectKind::Executable, ObjectKind::Dynamic];
+        self.heading_of(&linked, "it was not linked (a module, or an object file)")
+    }
+
+    /// The same of a kernel's module.
+    pub fn heading_of_module(&self) -> Result<(Isa, Option<Vec<u8>>), SymbolsError> {
+        self.heading_of(&[ObjectKind::Relocatable], "it is no module: it was linked")
+    }
+
+    fn heading_of(
+        &self,
+        kinds: &[ObjectKind],
+        otherwise: &str,
+    ) -> Result<(Isa, Option<Vec<u8>>), SymbolsError> {
         self.with(|file| {
             let isa = match file.architecture() {
                 Architecture::X86_64 | Architecture::I386 => Isa::X86_64,
@@ -126,8 +143,8 @@ impl ElfFile {
                 }
                 other => return Err(SymbolsError::Format(format!("it is for {other:?}"))),
             };
-            if !matches!(file.kind(), ObjectKind::Executable | ObjectKind::Dynamic) {
-                return Err(SymbolsError::Format("it was not linked (a module, or an object file)".into()));
+            if !kinds.contains(&file.kind()) {
+                return Err(SymbolsError::Format(otherwise.into()));
             }
             // One whose notes are damaged has none.
             let build_id = file.build_id().unwrap_or_default().map(<[u8]>::to_vec);
@@ -241,6 +258,46 @@ impl ElfFile {
         let unpacked = CompressedData { format, data: &bytes, uncompressed_size: size }.decompress();
         let unpacked = unpacked.map_err(|error| SymbolsError::Damaged(format!("{name}: {error}")))?;
         Ok(unpacked.into_owned())
+    }
+}
+
+impl ElfFile {
+    /// As [`Self::section`], of a file that was not linked, with the sections where `places` say.
+    pub fn relocated(
+        &self,
+        name: &str,
+        most: u64,
+        places: &[(String, u64)],
+    ) -> Result<Vec<u8>, SymbolsError> {
+        let mut bytes = self.section(name, most)?;
+        let damaged = |why: &str| SymbolsError::Damaged(format!("{name}: {why}"));
+        self.with(|file| {
+            let Some(section) = file.section_by_name(name) else { return Ok(()) };
+            // What is not loaded is counted from its own beginning.
+            let place = |section: object_read::Section<'_, '_, _>| {
+                let name = section.name().ok()?;
+                places.iter().find(|(place, _)| place == name).map(|(_, address)| (section.index(), *address))
+            };
+            let bases: HashMap<SectionIndex, u64> = file.sections().filter_map(place).collect();
+            for (offset, relocation) in section.relocations() {
+                let RelocationTarget::Symbol(index) = relocation.target() else {
+                    return Err(damaged("a relocation is of no symbol"));
+                };
+                let symbol = file.symbol_by_index(index).map_err(self::damaged)?;
+                let base = symbol.section_index().and_then(|index| bases.get(&index)).copied().unwrap_or(0);
+                let value = base.wrapping_add(symbol.address()).wrapping_add_signed(relocation.addend());
+                let size = match (relocation.kind(), relocation.size()) {
+                    (RelocationKind::Absolute, size @ (32 | 64)) => usize::from(size / 8),
+                    _ => return Err(damaged("a relocation of a kind that debug information has not")),
+                };
+                let at = usize::try_from(offset).ok();
+                let there = at.and_then(|at| bytes.get_mut(at..at.checked_add(size)?));
+                let there = there.ok_or_else(|| damaged("a relocation is outside of it"))?;
+                there.copy_from_slice(&value.to_le_bytes()[..size]);
+            }
+            Ok(())
+        })?;
+        Ok(bytes)
     }
 }
 

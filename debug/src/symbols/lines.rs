@@ -1,6 +1,5 @@
 //! Source lines, by a file's debug information.
 
-use super::file::ElfFile;
 use super::metered::{Bytes, Work};
 use super::symbol::{Frame, SymbolsError};
 use arch::plain::plain;
@@ -48,6 +47,9 @@ fn price(id: SectionId) -> u64 {
         _ => 1,
     }
 }
+
+/// Reads a section by its name, of so many bytes at most.
+pub(super) type SectionReader<'a> = dyn Fn(&str, u64) -> Result<Vec<u8>, SymbolsError> + 'a;
 
 /// A file's source lines.
 pub(super) struct Lines {
@@ -104,13 +106,13 @@ fn check_depth(dwarf: &Dwarf<Bytes>) -> Result<(), SymbolsError> {
 }
 
 impl Lines {
-    /// Reads a file's debug information.
-    pub fn of(file: &ElfFile) -> Result<Lines, SymbolsError> {
+    /// Reads a file's debug information, of which `section` has each section.
+    pub fn of(section: &SectionReader<'_>) -> Result<Lines, SymbolsError> {
         let mut is_empty = true;
         let (mut most, work) = (MOST_BYTES, Work::default());
         work.allow(MOST_WORK_AT_FIRST);
         let dwarf = Dwarf::load(|id| {
-            let bytes = if WANTED.contains(&id) { file.section(id.name(), most)? } else { Vec::new() };
+            let bytes = if WANTED.contains(&id) { section(id.name(), most)? } else { Vec::new() };
             most -= bytes.len() as u64;
             is_empty &= id != SectionId::DebugInfo || bytes.is_empty();
             Ok(Bytes::new(bytes, &work, price(id)))

@@ -14,6 +14,31 @@ pub struct Symbols(Infallible);
 #[derive(Clone, Debug)]
 pub struct Moved(Infallible);
 
+/// A module's file.
+#[derive(Debug)]
+pub struct ModuleFile(Infallible);
+
+/// The same of a module that is loaded.
+#[derive(Debug)]
+pub struct LoadedModule(Infallible);
+
+impl ModuleFile {
+    /// Nobody calls it.
+    pub fn loaded(&self, _sections: Vec<(String, u64)>) -> LoadedModule {
+        match self.0 {}
+    }
+}
+
+impl LoadedModule {
+    /// Nobody calls it.
+    ///
+    /// # Errors
+    /// None.
+    pub fn frames(&self, _address: u64) -> Result<Vec<Frame>, SymbolsError> {
+        match self.0 {}
+    }
+}
+
 impl Symbols {
     /// Nobody calls it.
     pub fn isa(&self) -> Isa {

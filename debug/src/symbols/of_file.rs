@@ -108,7 +108,7 @@ impl OfFile {
 
     fn with_lines<T>(&self, ask: impl FnOnce(&Lines) -> Result<T, SymbolsError>) -> Result<T, SymbolsError> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        match lines.get_or_insert_with(|| Lines::of(&self.file)) {
+        match lines.get_or_insert_with(|| Lines::of(&|name, most| self.file.section(name, most))) {
             Ok(lines) => ask(lines),
             Err(error) => Err(error.clone()),
         }

@@ -1,6 +1,6 @@
 //! Which file of symbols there is for a guest: one that somebody has named, or one that is found by the kernel's build.
 
-use super::Symbols;
+use super::{ModuleFile, Symbols};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -12,6 +12,11 @@ pub trait FindSymbols: Debug + Send + Sync {
     /// The file of the build with this id, in hexadecimal digits as a kernel says it of itself. The guest chooses what
     /// they are: a file of another build is never taken, nor one that somebody else may have made.
     fn find(&self, build_id: &str) -> Option<FoundSymbols>;
+
+    /// The file of a module's build, likewise: none, if the finder knows of none.
+    fn find_module(&self, _build_id: &str) -> Option<Arc<ModuleFile>> {
+        None
+    }
 }
 
 /// A file that was found.
@@ -41,6 +46,14 @@ impl SymbolFile {
         match self {
             SymbolFile::Named(symbols) => Some(symbols),
             SymbolFile::Absent | SymbolFile::Sought(_) => None,
+        }
+    }
+
+    /// The file of a module's build, where files are looked for.
+    pub fn module(&self, build_id: &str) -> Option<Arc<ModuleFile>> {
+        match self {
+            SymbolFile::Sought(finder) => finder.find_module(build_id),
+            SymbolFile::Absent | SymbolFile::Named(_) => None,
         }
     }
 

@@ -1,10 +1,13 @@
 //! Files of kernels as they are written here, and one that a compiler has written: this program.
 
 use super::table::{Entry, Table};
-use super::{Frame, MOST_FOUND, Role, Symbols, SymbolsError};
+use super::{Frame, MOST_FOUND, ModuleFile, Role, Symbols, SymbolsError};
 use arch::Isa;
-use object::write::{Object, StandardSection, Symbol, SymbolSection};
-use object::{Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, SymbolKind, SymbolScope};
+use object::write::{Object, Relocation, StandardSection, Symbol, SymbolSection};
+use object::{
+    Architecture, BinaryFormat, Endianness, RelocationEncoding, RelocationFlags, RelocationKind, SectionKind,
+    SymbolFlags, SymbolKind, SymbolScope,
+};
 use std::fs::{self, File};
 
 /// Where the text of a kernel is that is written here; `object` writes no addresses of sections.
@@ -356,4 +359,78 @@ fn frames_are_read_of_a_program() {
     assert_eq!((first.frame, first.pc, first.fp), (frame, pc, Rule::Same));
     let rows = (outer.address..outer.address + outer.size).map(|at| moved.call_frame(at).unwrap().unwrap());
     assert!(rows.into_iter().any(|row| row.frame.1 > first.frame.1), "it has made a frame");
+}
+
+/// A module's file: a function of 0x40 bytes at 0x10 of a section that is loaded, of which its debug information says no more
+/// than that. Where it begins is for whoever links it.
+pub(crate) fn module(architecture: Architecture) -> Vec<u8> {
+    relocated(architecture, 64, RelocationKind::Absolute)
+}
+
+fn relocated(architecture: Architecture, size: u8, kind: RelocationKind) -> Vec<u8> {
+    // DW_TAG_compile_unit and DW_TAG_subprogram with DW_AT_low_pc (DW_FORM_addr) and DW_AT_high_pc (DW_FORM_data8).
+    const ABBREVIATIONS: &[u8] = &[1, 0x11, 1, 0x11, 1, 0x12, 7, 0, 0, 2, 0x2e, 0, 0x11, 1, 0x12, 7, 0, 0, 0];
+    let mut unit = vec![4, 0, 0, 0, 0, 0, 8];
+    for code in [1, 2] {
+        unit.push(code);
+        unit.extend([0u64.to_le_bytes(), 0x40u64.to_le_bytes()].concat());
+    }
+    unit.push(0);
+    let info = [&u32::try_from(unit.len()).unwrap().to_le_bytes()[..], &unit].concat();
+    let mut object = Object::new(BinaryFormat::Elf, architecture, Endianness::Little);
+    let text = object.add_section(Vec::new(), b".text".to_vec(), SectionKind::Text);
+    object.append_section_data(text, &[0; 0x100], 16);
+    let symbol = object.section_symbol(text);
+    for (name, bytes) in [(".debug_abbrev", ABBREVIATIONS), (".debug_info", &info)] {
+        let section = object.add_section(Vec::new(), name.as_bytes().to_vec(), SectionKind::Debug);
+        object.append_section_data(section, bytes, 1);
+        // Behind the header and a code each; the second one is behind an address and a length.
+        for offset in if name == ".debug_info" { vec![12, 29] } else { Vec::new() } {
+            let flags = RelocationFlags::Generic { kind, encoding: RelocationEncoding::Generic, size };
+            object.add_relocation(section, Relocation { offset, symbol, addend: 0x10, flags }).unwrap();
+        }
+    }
+    object.write().unwrap()
+}
+
+#[test]
+fn a_modules_lines_are_where_it_was_loaded() {
+    for (architecture, isa) in [(Architecture::X86_64, Isa::X86_64), (Architecture::Aarch64, Isa::Aarch64)] {
+        let file = ModuleFile::new(module(architecture)).unwrap();
+        assert_eq!((file.isa(), file.build_id()), (isa, None));
+        const PLACE: u64 = 0xffff_ffff_c010_0000;
+        let loaded = file.loaded(vec![("other".into(), 7), (".text".into(), PLACE)]);
+        for (at, count) in
+            [(PLACE + 0xf, 0), (PLACE + 0x10, 1), (PLACE + 0x4f, 1), (PLACE + 0x50, 0), (0x10, 0)]
+        {
+            assert_eq!(loaded.frames(at).map(|frames| frames.len()), Ok(count), "{architecture:?} {at:#x}");
+        }
+        // Where it is not known, it is at 0.
+        assert_eq!(file.loaded(Vec::new()).frames(0x10).map(|frames| frames.len()), Ok(1));
+        // The kernel is none, nor is a module a kernel.
+        let kernel = ModuleFile::new(kernel(architecture)).unwrap_err();
+        assert!(kernel.to_string().contains("it is no module"), "{kernel}");
+        let module_as_kernel = Symbols::new(module(architecture)).unwrap_err();
+        assert!(module_as_kernel.to_string().contains("it was not linked"), "{module_as_kernel}");
+        // What is counted from where it stands has no place in debug information.
+        let odd = ModuleFile::new(relocated(architecture, 32, RelocationKind::Relative)).unwrap();
+        let why = odd.loaded(Vec::new()).frames(0x10).unwrap_err();
+        assert!(matches!(&why, SymbolsError::Damaged(why) if why.contains("of a kind")), "{why}");
+        // Damaged, it is refused or says nothing, and ends no one.
+        let whole = module(architecture);
+        for length in 0..whole.len() {
+            if let Ok(file) = ModuleFile::new(whole[..length].to_vec()) {
+                file.loaded(Vec::new()).frames(0x10).err();
+            }
+        }
+        for at in 0..whole.len() {
+            for value in [0, 0x7f, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] = value;
+                if let Ok(file) = ModuleFile::new(bytes) {
+                    file.loaded(vec![(".text".into(), PLACE)]).frames(PLACE + 0x10).err();
+                }
+            }
+        }
+    }
 }

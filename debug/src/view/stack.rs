@@ -2,6 +2,7 @@
 
 use super::View;
 use super::module_names::ModuleNames;
+use crate::linux::module::build_id;
 use crate::linux::reader::Reader;
 use crate::linux::task::{Task, TaskState};
 use crate::linux::unwind::cfi::Row;
@@ -285,6 +286,19 @@ impl<'a> Stacks<'a> {
         let (symbol, size) =
             self.symbols_at(pc).as_ref()?.at(pc).map(|(symbol, size)| (symbol.address, size))?;
         (size != u64::MAX || self.modules.module(pc).is_some()).then_some(symbol)
+    }
+
+    /// The module that an address is in: where its `struct module` is.
+    pub(crate) fn module(&self, pc: u64) -> Option<u64> {
+        self.modules.module(pc).map(|module| module.address)
+    }
+
+    /// What tells the build of the module that an address is in from others, if it says that, and where its sections are.
+    pub(crate) fn build(&self, pc: u64) -> Option<(String, Vec<(String, u64)>)> {
+        let module = self.modules.module(pc)?;
+        let sections = self.view.module_sections(self.info, module).ok()?;
+        let id = self.find(|reader| build_id(&sections, reader).ok().flatten())?;
+        Some((id, sections.into_iter().map(|it| (it.name, it.address)).collect()))
     }
 
     fn symbols_at(&self, pc: u64) -> Option<Arc<Symbols>> {

@@ -1,7 +1,7 @@
 //! The file that a kernel was linked to.
 
 use super::change;
-use debug::symbols::Symbols;
+use debug::symbols::{ModuleFile, Symbols};
 use gimli::write::{
     Address, AttributeValue, CallFrameInstruction, CommonInformationEntry, DwarfUnit, EndianVec,
     FrameDescriptionEntry, FrameTable, LineProgram, LineString, Sections,
@@ -124,8 +124,12 @@ fn files() -> &'static [Vec<u8>; 4] {
     })
 }
 
-/// Asks everything of a file.
+/// Asks everything of a file, also of a module's.
 fn ask(bytes: Vec<u8>) -> Option<usize> {
+    if let Ok(module) = ModuleFile::new(bytes.clone()) {
+        let loaded = module.loaded(vec![(".text".into(), 0x1000)]);
+        return loaded.frames(0x1010).ok().map(|frames| frames.len());
+    }
     let symbols = Symbols::new(bytes).ok()?;
     let moved = symbols.moved(0x1000);
     let found = moved.find("outer").map_or(0, |it| it.len());
@@ -140,7 +144,8 @@ fn ask(bytes: Vec<u8>) -> Option<usize> {
     Some(found + frames)
 }
 
-/// A file with changes; the first byte's lowest bits choose which, and 0xff that what is behind it is the file.
+/// A file with changes; the first byte's lowest bits choose which, and the next one whether it is as it was before it was
+/// linked; 0xff that what is behind it is the file.
 pub fn symbols(data: &[u8]) {
     let (choice, data) = data.split_first().unwrap_or((&0, &[]));
     if *choice == u8::MAX {
@@ -148,6 +153,10 @@ pub fn symbols(data: &[u8]) {
         return;
     }
     let mut bytes = files()[usize::from(choice & 3)].clone();
+    if choice & 4 != 0 {
+        // e_type: ET_REL.
+        bytes[16] = 1;
+    }
     change(&mut bytes, data);
     ask(bytes);
 }

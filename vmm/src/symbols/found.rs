@@ -1,7 +1,7 @@
 //! The symbols of a guest's kernel that nobody has named, by its build id.
 
 use super::search::{self, Folders, Kernel};
-use debug::symbols::{FindSymbols, FoundSymbols};
+use debug::symbols::{FindSymbols, FoundSymbols, ModuleFile};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,6 +36,10 @@ impl FindSymbols for ByBuildId {
         let found = FoundSymbols { symbols: Arc::new(symbols), place: place.display().to_string() };
         *last = Some((build_id.into(), found.clone()));
         Some(found)
+    }
+
+    fn find_module(&self, build_id: &str) -> Option<Arc<ModuleFile>> {
+        search::open_module(build_id, &self.folders).map(Arc::new)
     }
 }
 
@@ -74,6 +78,24 @@ mod tests {
             for odd in ["", "..", "../../etc/passwd", "zz"] {
                 assert!(finder.find(odd).is_none(), "{odd}");
             }
+        }
+    }
+
+    #[test]
+    fn a_modules_file_is_one_of_its_build_that_was_not_linked() {
+        for isa in Isa::ALL {
+            let cache = tempfile::tempdir().unwrap();
+            let finder = ByBuildId::within(None, Folders::of_debuginfod(cache.path()));
+            let file = cache.path().join(ID).join("debuginfo");
+            fs::create_dir(cache.path().join(ID)).unwrap();
+            let mut module = with_build_id(isa, ID);
+            fs::write(&file, &module).unwrap();
+            assert!(finder.find_module(ID).is_none(), "{isa}: a kernel's");
+            // e_type: ET_REL (gABI, figure 4-3).
+            module[16] = 1;
+            fs::write(&file, &module).unwrap();
+            assert_eq!(finder.find_module(ID).map(|it| it.isa()), Some(isa));
+            assert!(finder.find_module(OTHER).is_none() && finder.find(ID).is_none());
         }
     }
 

@@ -3,9 +3,9 @@
 //! Source: GDB manual, "Debugging Information in Separate Files"; debuginfod_find_debuginfo(3), "CACHE".
 
 use crate::given_file;
-use debug::symbols::Symbols;
+use debug::symbols::{ModuleFile, Symbols};
 use std::env;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -120,22 +120,37 @@ pub fn find(kernel: &Kernel<'_>, folders: &Folders) -> Option<PathBuf> {
 /// The same, opened.
 pub fn open(kernel: &Kernel<'_>, folders: &Folders) -> Option<(PathBuf, Symbols)> {
     places(kernel, folders).into_iter().find_map(|place| {
-        let symbols = symbols_at(&place, kernel)?;
+        // What is no file of symbols is another one's.
+        let symbols = Symbols::open(file_at(&place, kernel)?).ok()?;
         is_of(&place, &symbols, kernel).then_some((place, symbols))
     })
 }
 
-/// What a file at a place says; `None` of what is no file of symbols, cannot be read, or may be another user's.
-fn symbols_at(place: &Path, kernel: &Kernel<'_>) -> Option<Symbols> {
+/// The file of a module's build, by its id in hexadecimal digits.
+pub fn open_module(build_id: &str, folders: &Folders) -> Option<ModuleFile> {
+    let kernel = Kernel { build_id: Some(build_id), ..Kernel::default() };
+    places(&kernel, folders).into_iter().find_map(|place| {
+        let module = ModuleFile::open(file_at(&place, &kernel)?).ok()?;
+        let is_its = module.build_id().is_some_and(|its| build_id.eq_ignore_ascii_case(&hexadecimal(its)));
+        is_its.then_some(module)
+    })
+}
+
+/// A file at a place; `None` of what cannot be read, or may be another user's.
+fn file_at(place: &Path, kernel: &Kernel<'_>) -> Option<File> {
     let file = given_file::open(place).ok()?;
     let its = file.metadata().ok()?;
     // What was booted is what somebody has named.
     let may_be = kernel.file == Some(place) || (is_trusted(&its) && its.mode() & 0o002 == 0);
-    Symbols::open(file).ok().filter(|_| may_be)
+    may_be.then_some(file)
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn is_of(place: &Path, symbols: &Symbols, kernel: &Kernel<'_>) -> bool {
-    let its = symbols.build_id().map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    let its = symbols.build_id().map(|id| hexadecimal(&id));
     match (kernel.build_id, its) {
         (Some(wanted), Some(its)) => wanted.eq_ignore_ascii_case(&its),
         (Some(_), None) => false,
@@ -150,7 +165,7 @@ fn is_of(place: &Path, symbols: &Symbols, kernel: &Kernel<'_>) -> bool {
 pub(super) mod tests {
     use super::*;
     use arch::Isa;
-    use std::fs::{self, File, Permissions};
+    use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt;
 
     /// A file that a kernel of an architecture was linked to: no more than its header (gABI, figure 4-3), and with an id

@@ -17,6 +17,29 @@ pub struct Section {
     pub address: u64,
 }
 
+/// The section that has what tells a module's build from others.
+const BUILD_ID: &str = ".note.gnu.build-id";
+/// `NT_GNU_BUILD_ID`, of `GNU` with its zero, behind which there are some tens of bytes at most.
+const KIND: u64 = 3;
+const MOST_OF_ID: u64 = 64;
+
+/// What tells a module's build from others, in hexadecimal, by its sections; `None` of one that has no such note.
+///
+/// # Errors
+/// [`NotThere`].
+pub fn build_id(sections: &[Section], reader: &Reader<'_>) -> Result<Option<String>, NotThere> {
+    let Some(note) = sections.iter().find(|section| section.name == BUILD_ID) else { return Ok(None) };
+    let word = |index: u64| reader.number(note.address.wrapping_add(4 * index), 4);
+    let (name, length, kind, whose) = (word(0)?, word(1)?, word(2)?, word(3)?);
+    let is_one = (name, kind, whose) == (4, KIND, u32::from_le_bytes(*b"GNU\0").into());
+    if !is_one || !(1..=MOST_OF_ID).contains(&length) {
+        return Ok(None);
+    }
+    let mut id = vec![0; usize::try_from(length).unwrap_or(0)];
+    reader.bytes(note.address.wrapping_add(16), &mut id)?;
+    Ok(Some(id.iter().map(|byte| format!("{byte:02x}")).collect()))
+}
+
 /// Sections that are looked at of one module, at most: with a section for each function there are some hundreds.
 const MOST: u64 = 1 << 10;
 /// Bytes of a name, at most.

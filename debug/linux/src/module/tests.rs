@@ -305,3 +305,34 @@ fn sections_as_kernels_of_all_ages_keep_them() {
         Err(ModuleError::Lacks("struct module_sect_attrs"))
     );
 }
+
+#[test]
+fn what_tells_a_modules_build_is_in_its_notes() {
+    let memory = Made::new(0x100);
+    let sections = |name: &str| vec![Section { name: name.into(), address: BASE + 0x10 }];
+    let told = |sections: &[Section]| {
+        let read = memory.read();
+        build_id(sections, &Reader::new(&read))
+    };
+    let put = |words: [u64; 2]| {
+        words.into_iter().zip([0, 8]).for_each(|(word, at)| memory.put(BASE + 0x10 + at, word))
+    };
+    let gnu = u64::from(u32::from_le_bytes(*b"GNU\0"));
+    put([4 << 32 | 4, gnu << 32 | 3]);
+    memory.put(BASE + 0x20, 0x1234_abcd);
+    let note = sections(".note.gnu.build-id");
+    assert_eq!(told(&note), Ok(Some("cdab3412".into())));
+    assert_eq!(told(&sections(".text")), Ok(None));
+    // Of somebody else's, of another kind, and longer than any.
+    for (at, word) in [(0x1c, 0), (0x18, gnu << 32 | 4), (0x10, 100 << 32 | 4), (0x10, 4)] {
+        let before = [BASE + 0x10, BASE + 0x18].map(|at| {
+            let read = memory.read();
+            Reader::new(&read).address(at).unwrap()
+        });
+        memory.put(BASE + at, word);
+        assert_eq!(told(&note), Ok(None), "{at:#x} {word:#x}");
+        put(before);
+    }
+    let nowhere = vec![Section { name: ".note.gnu.build-id".into(), address: 0x10 }];
+    assert!(told(&nowhere).is_err());
+}

@@ -1,12 +1,14 @@
 //! Names and addresses, by files of kernels.
 
 use super::*;
+use crate::command::run_line;
 use crate::command::tests::Desk;
 use crate::fake::Still;
 use crate::gdb::monitor;
-use crate::gdb::testing::{MadeKernel, asleep};
+use crate::gdb::testing::{HANDLE, MadeKernel, asleep};
 use crate::linux::{Described, VmCoreInfo};
-use crate::symbols::{FindSymbols, FoundSymbols, SymbolFile, Symbols, tests::kernel};
+use crate::symbols::tests::{kernel, module};
+use crate::symbols::{FindSymbols, FoundSymbols, ModuleFile, SymbolFile, Symbols};
 use arch::Isa;
 use object::Architecture;
 use std::sync::Arc;
@@ -155,5 +157,39 @@ fn what_modules_have_is_found_by_name_and_by_address() {
         assert!(say("print (long)handle").contains("long"), "{}", say("print (long)handle"));
         assert!(say("sym nowhere").contains("nor has the kernel's own table a symbol of this name"));
         assert!(say("read nowhere 4").contains("nor has the kernel's own table a symbol of this name"));
+    }
+}
+
+/// Knows a module's file.
+#[derive(Debug)]
+struct OfModule(Arc<ModuleFile>);
+
+impl FindSymbols for OfModule {
+    fn find(&self, _: &str) -> Option<FoundSymbols> {
+        None
+    }
+
+    fn find_module(&self, build_id: &str) -> Option<Arc<ModuleFile>> {
+        (build_id == "78563412").then(|| Arc::clone(&self.0))
+    }
+}
+
+#[test]
+fn frames_in_modules_have_lines_by_the_files_of_their_builds() {
+    for (isa, architecture) in [(Isa::X86_64, Architecture::X86_64), (Isa::Aarch64, Architecture::Aarch64)] {
+        let mut made = MadeKernel::new(isa, &[asleep(0, "swapper/0"), asleep(7, "waits")]);
+        let file = Arc::new(ModuleFile::new(module(architecture)).unwrap());
+        made.session.symbols = SymbolFile::Sought(Arc::new(OfModule(file)));
+        made.returns_to(1, HANDLE + 0x14);
+        let mut lines = |id: Option<u32>| {
+            id.into_iter().for_each(|id| made.tell_build(id));
+            let json = run_line(&mut made.session, "bt 7").unwrap().json();
+            let frames = json["stacks"][0]["frames"].as_array().unwrap();
+            let frame = frames.iter().find(|frame| frame["module"] == "virtio_net").unwrap();
+            assert_eq!(frame["function"], "handle");
+            frame["lines"].as_array().unwrap().len()
+        };
+        // Nothing tells its build, then it is the file's, and then another one.
+        assert_eq!([lines(None), lines(Some(0x1234_5678)), lines(Some(0x1234_5679))], [0, 1, 0]);
     }
 }
