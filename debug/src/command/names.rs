@@ -171,8 +171,8 @@ impl Names {
 pub(super) fn found(operator: &dyn Operator) -> Result<Option<FoundSymbols>, Refusal> {
     let Some(file @ SymbolFile::Sought(_)) = operator.symbols() else { return Ok(None) };
     let known = operator.view().kernel(linux::described::Scope::Running)?;
-    let build_id = known.info.as_ref().and_then(linux::VmCoreInfo::build_id);
-    Ok(build_id.and_then(|build_id| file.found(build_id)))
+    let find = |info: &linux::VmCoreInfo| file.found(info.build_id()?, info.release());
+    Ok(known.info.as_ref().and_then(find))
 }
 
 /// Nothing is known of the kernel's build.

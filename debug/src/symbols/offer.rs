@@ -9,9 +9,10 @@ use std::sync::Arc;
 /// It is asked when a command wants names or lines and nobody has named a file: a guest that nobody asks about costs
 /// nothing.
 pub trait FindSymbols: Debug + Send + Sync {
-    /// The file of the build with this id, in hexadecimal digits as a kernel says it of itself. The guest chooses what
-    /// they are: a file of another build is never taken, nor one that somebody else may have made.
-    fn find(&self, build_id: &str) -> Option<FoundSymbols>;
+    /// The file of the build with this id, in hexadecimal digits as a kernel says it of itself, and where it is found by that
+    /// of this release. The guest chooses what they are: a file of another build is never taken, nor one that somebody else may
+    /// have made.
+    fn find(&self, build_id: &str, release: &str) -> Option<FoundSymbols>;
 
     /// The file of a module's build, likewise: none, if the finder knows of none.
     fn find_module(&self, _build_id: &str) -> Option<Arc<ModuleFile>> {
@@ -58,9 +59,9 @@ impl SymbolFile {
     }
 
     /// The one that is found for a build, where none is named.
-    pub fn found(&self, build_id: &str) -> Option<FoundSymbols> {
+    pub fn found(&self, build_id: &str, release: &str) -> Option<FoundSymbols> {
         match self {
-            SymbolFile::Sought(finder) => finder.find(build_id),
+            SymbolFile::Sought(finder) => finder.find(build_id, release),
             SymbolFile::Absent | SymbolFile::Named(_) => None,
         }
     }

@@ -26,12 +26,12 @@ impl ByBuildId {
 }
 
 impl FindSymbols for ByBuildId {
-    fn find(&self, build_id: &str) -> Option<FoundSymbols> {
+    fn find(&self, build_id: &str, release: &str) -> Option<FoundSymbols> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, found)) = last.as_ref().filter(|(id, _)| id == build_id) {
             return Some(found.clone());
         }
-        let kernel = Kernel { build_id: Some(build_id), file: self.file.as_deref(), release: None };
+        let kernel = Kernel { build_id: Some(build_id), file: self.file.as_deref(), release: Some(release) };
         let (place, symbols) = search::open(&kernel, &self.folders)?;
         let found = FoundSymbols { symbols: Arc::new(symbols), place: place.display().to_string() };
         *last = Some((build_id.into(), found.clone()));
@@ -51,6 +51,7 @@ mod tests {
     use std::fs;
 
     const ID: &str = "00112233445566778899aabbccddeeff00112233";
+    const RELEASE: &str = "6.12.0-made";
     const OTHER: &str = "ff112233445566778899aabbccddeeff00112233";
 
     #[test]
@@ -58,25 +59,25 @@ mod tests {
         for isa in Isa::ALL {
             let cache = tempfile::tempdir().unwrap();
             let finder = ByBuildId::within(None, Folders::of_debuginfod(cache.path()));
-            assert!(finder.find(ID).is_none(), "{isa}: there is none");
+            assert!(finder.find(ID, RELEASE).is_none(), "{isa}: there is none");
             // It has been downloaded by now.
             let folder = cache.path().join(ID);
             fs::create_dir(&folder).unwrap();
             fs::write(folder.join("debuginfo"), with_build_id(isa, ID)).unwrap();
-            let found = finder.find(ID).unwrap();
+            let found = finder.find(ID, RELEASE).unwrap();
             assert_eq!(
                 (found.symbols.isa(), &found.place),
                 (isa, &folder.join("debuginfo").display().to_string())
             );
             // What was read of it is kept.
-            let again = finder.find(ID).unwrap();
+            let again = finder.find(ID, RELEASE).unwrap();
             assert!(Arc::ptr_eq(&found.symbols, &again.symbols));
             // One that lies about which it is.
             fs::create_dir(cache.path().join(OTHER)).unwrap();
             fs::write(cache.path().join(OTHER).join("debuginfo"), with_build_id(isa, ID)).unwrap();
-            assert!(finder.find(OTHER).is_none());
+            assert!(finder.find(OTHER, RELEASE).is_none());
             for odd in ["", "..", "../../etc/passwd", "zz"] {
-                assert!(finder.find(odd).is_none(), "{odd}");
+                assert!(finder.find(odd, RELEASE).is_none(), "{odd}");
             }
         }
     }
@@ -95,7 +96,7 @@ mod tests {
             module[16] = 1;
             fs::write(&file, &module).unwrap();
             assert_eq!(finder.find_module(ID).map(|it| it.isa()), Some(isa));
-            assert!(finder.find_module(OTHER).is_none() && finder.find(ID).is_none());
+            assert!(finder.find_module(OTHER).is_none() && finder.find(ID, RELEASE).is_none());
         }
     }
 
@@ -107,12 +108,18 @@ mod tests {
         fs::write(&vmlinux, with_build_id(Isa::Aarch64, ID)).unwrap();
         for booted in [&image, &vmlinux] {
             let finder = ByBuildId::within(Some(booted.clone()), Folders::default());
-            assert_eq!(finder.find(ID).unwrap().place, vmlinux.display().to_string());
-            assert!(finder.find(OTHER).is_none());
+            assert_eq!(finder.find(ID, RELEASE).unwrap().place, vmlinux.display().to_string());
+            assert!(finder.find(OTHER, RELEASE).is_none());
         }
+        // By its release, as distributions have it.
+        fs::rename(&vmlinux, tree.path().join(format!("vmlinux-{RELEASE}"))).unwrap();
+        let finder = ByBuildId::within(Some(image.clone()), Folders::default());
+        assert!(finder.find(ID, "6.12.1").is_none() && finder.find(ID, RELEASE).is_some());
+        assert!(finder.find(OTHER, RELEASE).is_none());
+        fs::remove_file(tree.path().join(format!("vmlinux-{RELEASE}"))).unwrap();
         // Without an id nothing tells whose it is.
         fs::write(&vmlinux, kernel_of(Isa::Aarch64)).unwrap();
         let finder = ByBuildId::within(Some(image), Folders::default());
-        assert!(finder.find(ID).is_none());
+        assert!(finder.find(ID, RELEASE).is_none());
     }
 }

@@ -85,7 +85,8 @@ fn what_is_not_in_the_file_is_said() {
 struct Finder(&'static str, Arc<Symbols>, AtomicUsize);
 
 impl FindSymbols for Finder {
-    fn find(&self, build_id: &str) -> Option<FoundSymbols> {
+    fn find(&self, build_id: &str, release: &str) -> Option<FoundSymbols> {
+        assert_eq!(release, "6.12.0");
         self.2.fetch_add(1, Ordering::Relaxed);
         let (symbols, place) = (Arc::clone(&self.1), "/cache/\u{1b}debuginfo".into());
         (build_id == self.0).then_some(FoundSymbols { symbols, place })
@@ -165,7 +166,7 @@ fn what_modules_have_is_found_by_name_and_by_address() {
 struct OfModule(Arc<ModuleFile>);
 
 impl FindSymbols for OfModule {
-    fn find(&self, _: &str) -> Option<FoundSymbols> {
+    fn find(&self, _: &str, _: &str) -> Option<FoundSymbols> {
         None
     }
 
