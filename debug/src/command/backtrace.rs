@@ -7,7 +7,7 @@ use super::oops;
 use super::operator::Operator;
 use super::tasks::name;
 use crate::linux::task::Task;
-use crate::linux::unwind::{Stack, StackEnd};
+use crate::linux::unwind::{self, Stack, StackEnd};
 use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
 use crate::symbols::{Frame as Line, LoadedModule, Moved, SymbolFile};
 use crate::view::{Location, Stacks, View};
@@ -263,6 +263,18 @@ impl Lines {
         }
     }
 
+    /// Adds a stack's.
+    pub fn add(&mut self, stacks: &Stacks<'_>, trace: &mut Trace) {
+        for frame in trace.frames.iter_mut().flatten() {
+            let code =
+                unwind::Frame { pc: frame.pc, sp: 0, is_exact: frame.is_exact, is_guessed: false }.code();
+            frame.lines = match frame.place.as_ref().is_some_and(|place| place.module.is_some()) {
+                true => self.in_module(stacks, code),
+                false => self.at(code),
+            };
+        }
+    }
+
     /// What there was to say so far.
     pub fn take_remarks(&mut self) -> Vec<String> {
         std::mem::take(&mut self.remarks)
@@ -300,23 +312,25 @@ impl Lines {
     }
 }
 
+/// Words a stack, with source lines.
+fn trace(stacks: &Stacks<'_>, lines: &mut Lines, stack: Result<Stack, String>) -> Trace {
+    let mut trace = without_lines(stacks, stack);
+    lines.add(stacks, &mut trace);
+    trace
+}
+
 /// Words a stack.
-pub(super) fn trace(stacks: &Stacks<'_>, lines: &mut Lines, stack: Result<Stack, String>) -> Trace {
+pub(super) fn without_lines(stacks: &Stacks<'_>, stack: Result<Stack, String>) -> Trace {
     let (frames, end) = match stack {
         Ok(Stack { frames, end }) => (Ok(frames), end),
         Err(why) => (Err(why), StackEnd::Bottom),
     };
     let frames = frames.map(|frames| {
-        let mut one = |frame: &crate::linux::unwind::Frame| {
-            let place = stacks.location(frame);
-            let lines = match place.as_ref().is_some_and(|place| place.module.is_some()) {
-                true => lines.in_module(stacks, frame.code()),
-                false => lines.at(frame.code()),
-            };
-            let crate::linux::unwind::Frame { pc, is_exact, is_guessed, .. } = *frame;
-            Frame { pc, is_exact, is_guessed, place, lines }
+        let one = |frame: &unwind::Frame| {
+            let unwind::Frame { pc, is_exact, is_guessed, .. } = *frame;
+            Frame { pc, is_exact, is_guessed, place: stacks.location(frame), lines: Vec::new() }
         };
-        frames.iter().map(&mut one).collect()
+        frames.iter().map(one).collect()
     });
     Trace { task: None, vcpu: None, frames, end }
 }

@@ -1,7 +1,7 @@
 //! `why`: a page on a Linux kernel in the guest that hangs or has crashed: what each processor is at, who sleeps and is
 //! not woken, who waits for which lock, and what the log has last.
 
-use super::backtrace::{Lines, Trace, trace};
+use super::backtrace::{Lines, Trace, without_lines};
 use super::kernel::with_kernel;
 use super::locks::{Locks, locks};
 use super::oops;
@@ -231,10 +231,9 @@ fn processor(
     (view, info): (&View<'_>, &VmCoreInfo),
     stacks: &Stacks<'_>,
     tasks: &[Task],
-    lines: &mut Lines,
     vcpu: u32,
 ) -> Processor {
-    let trace = trace(stacks, lines, stacks.of_vcpu(vcpu));
+    let trace = without_lines(stacks, stacks.of_vcpu(vcpu));
     let is_idle = trace.is_in("do_idle");
     let (task, since) = match view.on_vcpu(info, tasks, vcpu) {
         Some(OnVcpu::Task(task)) => (Some((task.pid, name(task))), stacks.began(task)),
@@ -274,8 +273,7 @@ fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Why {
     let told = troubles.first().map_or(LAST, |first| (log.len() - first).clamp(LAST, MOST_LINES));
     let troubles = troubles.into_iter().map(|at| oops::short(&log[at]).to_string()).collect();
     let log = log.split_off(log.len().saturating_sub(told));
-    let mut log: Vec<String> = log.iter().map(|line| oops::short(line).to_string()).collect();
-    log.iter_mut().for_each(|line| lines.decode(line));
+    let log = log.iter().map(|line| oops::short(line).to_string()).collect();
     let mut found = Why {
         release: info.release().into(),
         troubles,
@@ -291,25 +289,42 @@ fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Why {
         Ok(stacks) => stacks.by_file(lines.file()),
         Err(why) => {
             found.remarks.push(why);
+            add_lines(&view, lines, None, &mut found);
             return found;
         }
     };
     let tasks = view.kernel_tasks(info).unwrap_or_else(|why| Tasks { all: Vec::new(), remarks: vec![why] });
     found.remarks.extend(tasks.remarks);
     let vcpus = 0..view.machine.vcpus();
-    found.processors = vcpus.map(|vcpu| processor((&view, info), &stacks, &tasks.all, lines, vcpu)).collect();
+    found.processors = vcpus.map(|vcpu| processor((&view, info), &stacks, &tasks.all, vcpu)).collect();
     let is_asleep = |task: &&Task| task.state == TaskState::Uninterruptible && task.is_on_cpu != Some(true);
     let mut asleep = tasks.all.iter().filter(is_asleep);
     for task in asleep.by_ref().take(MOST_ASLEEP) {
-        let trace = trace(&stacks, lines, stacks.of_task(task));
+        let trace = without_lines(&stacks, stacks.of_task(task));
         let trace = Trace { task: Some((task.pid, name(task))), ..trace };
         found.asleep.push(Asleep { since: stacks.ran_last(task), trace });
     }
     found.more_asleep = asleep.count();
     found.locks = locks(&stacks, &tasks.all);
     found.remarks.append(&mut found.locks.remarks);
-    found.remarks.append(&mut lines.take_remarks());
+    add_lines(&view, lines, Some(&stacks), &mut found);
     found
+}
+
+/// Adds source lines to what there is by now. They come last, as the first one of a kernel with all its debug information
+/// takes seconds, and a page without them is better than none.
+fn add_lines(view: &View<'_>, lines: &mut Lines, stacks: Option<&Stacks<'_>>, found: &mut Why) {
+    if view.cancel.check().is_err() {
+        found.remarks.push("it was broken off: there may be more".into());
+    } else {
+        found.log.iter_mut().for_each(|line| lines.decode(line));
+        if let Some(stacks) = stacks {
+            let processors = found.processors.iter_mut().map(|processor| &mut processor.trace);
+            let asleep = found.asleep.iter_mut().map(|asleep| &mut asleep.trace);
+            processors.chain(asleep).for_each(|trace| lines.add(stacks, trace));
+        }
+    }
+    found.remarks.append(&mut lines.take_remarks());
 }
 
 impl Why {
@@ -320,11 +335,7 @@ impl Why {
     pub fn of(operator: &dyn Operator) -> Result<Why, Refusal> {
         let mut lines = Lines::of(operator)?;
         let view = operator.view();
-        let mut found = with_kernel(&view, |info| page(view, &mut lines, info))?;
-        if view.cancel.check().is_err() {
-            found.remarks.push("it was broken off: there may be more".into());
-        }
-        Ok(found)
+        with_kernel(&view, |info| page(view, &mut lines, info))
     }
 }
 
