@@ -4,16 +4,24 @@
 //! name is what `nm(1)` says of the symbol. Addresses are offsets from a base, or in kernels without
 //! `CONFIG_KALLSYMS_BASE_RELATIVE` addresses.
 //!
+//! A kernel says where it is from 6.0 on; in others it is found by its shape.
+//!
 //! Source: Linux, `scripts/kallsyms.c`, which writes the table, and `kernel/kallsyms.c`, which reads it.
+
+#[cfg(test)]
+mod made;
+mod search;
 
 use crate::info::VmCoreInfo;
 use crate::symbols::{Builder, Kind, Symbol, Symbols};
+use crate::text::IMAGE_ALIGNMENT;
+use crate::translate::LARGEST_IMAGE;
 
 /// Why a kernel's table of symbols is not read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KallsymsError {
-    /// The kernel does not say where it is.
-    #[error("the kernel does not tell where its symbols are (CONFIG_KALLSYMS, from Linux 6.0 on)")]
+    /// The kernel does not say where it is, and in its image none is found that agrees with itself.
+    #[error("no symbols of its own are found in the kernel's image (CONFIG_KALLSYMS)")]
     Lacks,
     /// Memory is not mapped, or not in the dump.
     #[error("the kernel's symbols cannot be read at {0:#x}")]
@@ -122,6 +130,30 @@ pub fn symbols(place: &Parts, read: impl Fn(u64, &mut [u8]) -> usize) -> Result<
     Ok(builder.finish())
 }
 
+/// The symbols of a kernel that does not say where they are ([`Parts::described`]): the table is looked for in its image,
+/// of which no more than 256 MiB are read, and believed if all of its parts agree with each other, its addresses ascend, and
+/// its `_stext` is where the kernel's description has it.
+///
+/// # Errors
+/// [`KallsymsError::Lacks`].
+pub fn searched(info: &VmCoreInfo, read: impl Fn(u64, &mut [u8]) -> usize) -> Result<Symbols, KallsymsError> {
+    /// Those that look good and are read at most: a kernel has one.
+    const MOST_TABLES: usize = 4;
+    const BEGIN: &str = "_stext";
+    let text = info.address(BEGIN).ok_or(KallsymsError::Lacks)?;
+    let memory = Memory(read);
+    let is_place = |place: &Parts, count: usize| {
+        let addresses = memory.addresses(place.addresses, count).unwrap_or_default();
+        addresses.is_sorted_by_key(|(address, _)| *address) && addresses.contains(&(text, false))
+    };
+    let start = text & !(IMAGE_ALIGNMENT - 1);
+    let tables = search::tables(start..start.saturating_add(LARGEST_IMAGE), &memory);
+    let places = tables.into_iter().filter(|(place, count)| is_place(place, *count));
+    let all = places.take(MOST_TABLES).filter_map(|(place, _)| symbols(&place, &memory.0).ok());
+    let mut good = all.filter(|symbols| symbols.named(BEGIN).any(|symbol| symbol.address == text));
+    good.next().ok_or(KallsymsError::Lacks)
+}
+
 /// The kernel's memory.
 struct Memory<R>(R);
 
@@ -199,6 +231,17 @@ impl Tokens {
     }
 }
 
+/// From here on the length of a name has a second byte, with the upper bits (from 6.1 on; no name before had as many).
+const LONG: u8 = 0x80;
+
+/// How many tokens a name has, by what it begins with, and how many bytes tell that.
+fn length(first: u8, second: u8) -> (usize, usize) {
+    match first & LONG {
+        0 => (first.into(), 1),
+        _ => (usize::from(first & !LONG) | usize::from(second) << 7, 2),
+    }
+}
+
 /// Compressed names, one behind the other, read a piece at a time.
 struct Names<'a, R> {
     memory: &'a Memory<R>,
@@ -236,13 +279,8 @@ impl<'a, R: Fn(u64, &mut [u8]) -> usize> Names<'a, R> {
 
     /// Appends the next one, what `nm` says in front.
     fn next(&mut self, tokens: &Tokens, name: &mut String) -> Result<(), KallsymsError> {
-        /// From here on there is a second byte, with the upper bits (from 6.1 on; no name before had as many).
-        const LONG: u8 = 0x80;
         let first = self.byte()?;
-        let mut count = usize::from(first & !LONG);
-        if first & LONG != 0 {
-            count |= usize::from(self.byte()?) << 7;
-        }
+        let (count, _) = length(first, if first & LONG == 0 { 0 } else { self.byte()? });
         for _ in 0..count {
             name.push_str(&tokens.0[usize::from(self.byte()?)]);
             // The letter is none of the name's.

@@ -1,9 +1,9 @@
 //! What is seen of the guest's Linux kernel, live or dumped.
 
-use super::{View, stack};
+use super::{NO_KERNEL_SPACE, View, stack};
 use crate::cancel::Cancelled;
 use crate::linux::described::{self, Anchor, Scope};
-use crate::linux::kallsyms::{self, KallsymsError, Parts};
+use crate::linux::kallsyms::{self, Parts};
 use crate::linux::log::{Log, Wanted};
 use crate::linux::module::{Module, ModuleLayout, Modules, Section};
 use crate::linux::reader::Reader;
@@ -106,13 +106,31 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The symbols that the kernel keeps for itself. They are read once, and then kept by the engine.
+    /// The symbols that the kernel keeps for itself: where it says that they are, and otherwise where they are found in its
+    /// image. They are read once, and then kept by the engine.
     ///
     /// # Errors
     /// In words, why there are none. Also when it is broken off.
     pub fn kernel_symbols(&self, info: &VmCoreInfo) -> Result<Arc<Symbols>, String> {
-        let place = Parts::described(info).ok_or_else(|| KallsymsError::Lacks.to_string())?;
-        self.engine.kept().symbols(info, || self.by_kernel(info, |read| kallsyms::symbols(&place, read)))
+        self.engine.kept().symbols(info, || match Parts::described(info) {
+            Some(place) => self.by_kernel(info, |read| kallsyms::symbols(&place, read)),
+            None => self.searched_symbols(info),
+        })
+    }
+
+    fn searched_symbols(&self, info: &VmCoreInfo) -> Result<Symbols, String> {
+        // All of the image is searched once, by tables that have its beginning and its data.
+        let is_there = |read: &dyn Fn(u64, &mut [u8]) -> usize| {
+            let places = ["_stext", "init_uts_ns"].map(|name| info.address(name));
+            let reader = Reader::new(read);
+            places.into_iter().flatten().try_for_each(|place| reader.address(place).map(drop))
+        };
+        let Ok(((), space)) = self.as_kernel(info, is_there) else {
+            return Err(NO_KERNEL_SPACE.into());
+        };
+        let found = kallsyms::searched(info, |at, bytes| self.read_unless_cancelled(&space, at, bytes));
+        self.cancel.check().map_err(|cancelled| cancelled.to_string())?;
+        found.map_err(|error| error.to_string())
     }
 
     /// The types that the kernel keeps for itself, likewise.

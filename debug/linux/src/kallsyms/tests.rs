@@ -14,38 +14,8 @@ struct Image {
 impl Image {
     /// With symbols: what `nm` says with the name, and the value of the table of addresses.
     fn new(symbols: &[(&str, u64)], addresses: Addresses) -> Image {
-        // Tokens: each character for itself, and two longer ones.
-        let mut tokens: Vec<String> = (0..=255u8)
-            .map(|byte| if byte.is_ascii_graphic() { char::from(byte).to_string() } else { "?".into() })
-            .collect();
-        tokens[0] = "sys_".into();
-        tokens[200] = "_lock".into();
-        let (mut table, mut index) = (Vec::new(), Vec::new());
-        for token in &tokens {
-            index.extend(u16::try_from(table.len()).unwrap().to_le_bytes());
-            table.extend(token.as_bytes());
-            table.push(0);
-        }
-        let mut names = Vec::new();
-        for (name, _) in symbols {
-            let mut packed = Vec::new();
-            let mut rest = *name;
-            while !rest.is_empty() {
-                let long = [0, 200].into_iter().find(|at: &usize| rest.starts_with(&tokens[*at]));
-                let token = long.unwrap_or(usize::from(rest.as_bytes()[0]));
-                packed.push(u8::try_from(token).unwrap());
-                rest = &rest[tokens[token].len()..];
-            }
-            match u8::try_from(packed.len()).ok().filter(|length| *length < 0x80) {
-                Some(length) => names.push(length),
-                None => {
-                    let length = u16::try_from(packed.len()).unwrap();
-                    names.push(u8::try_from(length & 0x7f).unwrap() | 0x80);
-                    names.push(u8::try_from(length >> 7).unwrap());
-                }
-            }
-            names.extend(packed);
-        }
+        let (table, index) = made::tokens();
+        let (names, _) = made::names(symbols);
         let place =
             Parts { count: 0x1000, names: 0x2000, token_table: 0x50_0000, token_index: 0x60_0000, addresses };
         let count = u32::try_from(symbols.len()).unwrap().to_le_bytes().to_vec();
