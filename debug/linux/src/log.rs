@@ -2,6 +2,7 @@
 //!
 //! Source: Linux, `Documentation/admin-guide/kdump/gdbmacros.txt`, `kernel/printk/printk_ringbuffer.h`.
 
+mod before_5_10;
 mod level;
 mod ring;
 
@@ -12,6 +13,7 @@ use crate::info::VmCoreInfo;
 use crate::reader::Reader;
 use arch::plain::plain_lines;
 use arch::words::{counted, verb};
+use before_5_10::Records;
 use ring::{Place, Raw, Ring};
 use std::fmt;
 
@@ -119,12 +121,43 @@ impl VmCoreInfo {
     /// # Errors
     /// [`LogError`].
     pub fn log(&self, read: impl Fn(u64, &mut [u8]) -> usize, wanted: &Wanted) -> Result<Log, LogError> {
+        self.log_with(read, wanted, &|_| None)
+    }
+
+    /// Whether the numbers of the log's records are in variables that the description does not tell of, so that symbols are
+    /// needed for them: before 5.10.
+    pub fn is_log_unnumbered(&self) -> bool {
+        before_5_10::is_one(self)
+    }
+
+    /// The same, with the addresses of variables of the kernel's by their names, for a log of [that
+    /// kind](Self::is_log_unnumbered). Without them its records are counted from the oldest one that is there.
+    ///
+    /// # Errors
+    /// [`LogError`]; where records from a number on are wanted and they have none, [`LogError::Unnumbered`].
+    pub fn log_with(
+        &self,
+        read: impl Fn(u64, &mut [u8]) -> usize,
+        wanted: &Wanted,
+        symbol: &dyn Fn(&str) -> Option<u64>,
+    ) -> Result<Log, LogError> {
         let reader = Reader::new(&read);
-        let ring = Ring::find(self, &reader)?;
-        if wanted.levels != Levels::ALL && !ring.has_levels {
-            return Err(LogError::Lacks("printk_info.caller_id".into()));
-        }
-        let mut found = Found::look(&ring, &reader, wanted)?;
+        let of_levels = |has_levels: bool, where_they_are: &str| {
+            let has_them = has_levels || wanted.levels == Levels::ALL;
+            has_them.then_some(()).ok_or_else(|| LogError::Lacks(where_they_are.into()))
+        };
+        let mut found = if self.is_log_unnumbered() {
+            let Records { all, size, has_levels, are_numbered } = Records::find(self, symbol, &reader)?;
+            of_levels(has_levels, "printk_log.dict_len")?;
+            if wanted.since.is_some() && !are_numbered {
+                return Err(LogError::Unnumbered);
+            }
+            Found::look(size, all.into_iter().rev().map(|raw| Ok(Place::Record(raw))), wanted)?
+        } else {
+            let ring = Ring::find(self, &reader)?;
+            of_levels(ring.has_levels, "printk_info.caller_id")?;
+            Found::look(ring.size, ring.ids().map(|id| ring.place(&reader, id)), wanted)?
+        };
         let (mut lost, mut next) = (0, found.newest().map_or(0, |raw| raw.sequence.saturating_add(1)));
         if let Some(since) = found.since {
             found.settle();
@@ -147,13 +180,17 @@ struct Found {
 }
 
 impl Found {
-    /// Goes back from the newest one as far as is wanted.
-    fn look(ring: &Ring, reader: &Reader<'_>, wanted: &Wanted) -> Result<Found, LogError> {
+    /// Goes back from the newest one as far as is wanted, through a ring of `size` bytes of text.
+    fn look(
+        size: u64,
+        places: impl Iterator<Item = Result<Place, LogError>>,
+        wanted: &Wanted,
+    ) -> Result<Found, LogError> {
         let mut found = Found { places: Vec::new(), since: wanted.since };
         // Records do not share text, so all of it is no more than the ring holds.
-        let (mut room, mut lines) = (ring.size, 0);
-        for id in ring.ids() {
-            let raw = match ring.place(reader, id)? {
+        let (mut room, mut lines) = (size, 0);
+        for place in places {
+            let raw = match place? {
                 Place::Record(raw) => raw,
                 Place::Written => {
                     found.places.push(None);

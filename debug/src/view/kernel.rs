@@ -65,12 +65,15 @@ impl<'a> View<'a> {
     }
 
     /// The guest kernel's log, or what of it is wanted. A vCPU may translate otherwise than the kernel just
-    /// now (in user space with tables of its own, or reset); then others are asked, and the kernel's description.
+    /// now (in user space with tables of its own, or reset); then others are asked, and the kernel's description. Of a log
+    /// before 5.10 the kernel's symbols tell which numbers its records have.
     ///
     /// # Errors
     /// [`linux::LogError`], of the vCPU that is looked through.
     pub fn kernel_log(&self, info: &VmCoreInfo, wanted: &Wanted) -> Result<Log, linux::LogError> {
-        match self.as_kernel(info, |read| info.log(read, wanted)) {
+        let symbols = if info.is_log_unnumbered() { self.kernel_symbols(info).ok() } else { None };
+        let symbol = |name: &str| symbols.as_ref().and_then(|symbols| symbols.address(name));
+        match self.as_kernel(info, |read| info.log_with(read, wanted, &symbol)) {
             Ok((log, _)) => Ok(log),
             Err(errors) => Err(errors.into_iter().next().unwrap_or(linux::LogError::NotMapped(0))),
         }

@@ -66,9 +66,9 @@ const REUSABLE: u64 = 3;
 /// The largest rings that are read, 2^18 records and 32 MiB of text: a guest that claims more must
 /// not keep the debugger busy. Distributions' kernels have 2^13 and 256 KiB.
 const MOST_COUNT_BITS: u64 = 18;
-const MOST_SIZE_BITS: u64 = 25;
+pub(super) const MOST_SIZE_BITS: u64 = 25;
 /// In `struct printk_info`, the level is in the highest three bits of the byte in front of `caller_id`.
-const LEVEL_SHIFT: u8 = 5;
+pub(super) const LEVEL_SHIFT: u8 = 5;
 
 impl Ring {
     pub fn find(info: &VmCoreInfo, reader: &Reader<'_>) -> Result<Ring, LogError> {
