@@ -1,13 +1,17 @@
 //! Who waits for which lock: of the locks that one sleeps for, by what whoever sleeps has left on its own stack.
 //!
 //! A kernel keeps no list of its locks. Who sleeps for one is linked to it, though, by a waiter on its stack, which names
-//! its task; so both are checked, the waiter by its task and the list by the lock at its head.
+//! its task; so both are checked, the waiter by its task and the list by the lock at its head. Who spins for one that others
+//! sleep for, as its owner runs, is not linked to it, but has it in its registers or on its stack.
 //!
 //! Source: Linux, `kernel/locking/mutex.h` (`struct mutex_waiter`), `kernel/locking/mutex.c` and `rwsem.c` (what the
 //! owner's lowest bits are), `kernel/locking/semaphore.c`, `include/asm-generic/qspinlock_types.h`.
 
+mod real_time;
+
 use crate::reader::Reader;
 use crate::types::{Field, Types};
+use real_time::RealTime;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -26,6 +30,14 @@ pub enum LockKind {
     Semaphore,
     /// A spinlock, for which a processor waits.
     Spinlock,
+    /// `struct rt_mutex`.
+    RtMutex,
+    /// A spinlock of a real-time kernel's, for which one sleeps.
+    SleepingSpinlock,
+    /// `rwlock_t` of a real-time kernel's, by who wants to read.
+    ReadLock,
+    /// The same, by who wants to write.
+    WriteLock,
 }
 
 impl LockKind {
@@ -37,8 +49,18 @@ impl LockKind {
             LockKind::Read => "rw_semaphore, to read,",
             LockKind::Write => "rw_semaphore, to write,",
             LockKind::Semaphore => "semaphore",
-            LockKind::Spinlock => "spinlock",
+            LockKind::Spinlock | LockKind::SleepingSpinlock => "spinlock",
+            LockKind::RtMutex => "rt_mutex",
+            LockKind::ReadLock => "rwlock, to read,",
+            LockKind::WriteLock => "rwlock, to write,",
         }
+    }
+
+    /// Whether a function spins for a lock that others sleep for, as long as its owner runs: one that is called by those
+    /// that sleep.
+    pub fn is_spun_for_in(name: &str) -> bool {
+        let name = name.split('.').next().unwrap_or_default();
+        ["mutex_spin_on_owner", "rwsem_spin_on_owner", "rwsem_optimistic_spin", "osq_lock"].contains(&name)
     }
 
     /// The lock that a function sleeps for, or spins for.
@@ -90,6 +112,8 @@ pub struct Wait {
     pub kind: LockKind,
     /// Who has it.
     pub holder: Holder,
+    /// It does not sleep, but is on a processor and spins.
+    pub spins: bool,
 }
 
 /// How one kind of lock is made, and what waits for it.
@@ -103,6 +127,8 @@ struct One {
     owner: Option<Field>,
     /// Of a read-write semaphore: how many have it.
     count: Option<Field>,
+    /// The queue of those that spin for it.
+    queue: Option<Field>,
 }
 
 impl One {
@@ -114,6 +140,7 @@ impl One {
             list: field(lock, "wait_list")?,
             owner: field(lock, "owner"),
             count: field(lock, "count"),
+            queue: field(lock, "osq"),
         })
     }
 }
@@ -124,6 +151,7 @@ pub struct LockLayout {
     mutex: Option<One>,
     read_write: Option<One>,
     semaphore: Option<One>,
+    real_time: Option<RealTime>,
     stack_size: u64,
 }
 
@@ -143,14 +171,14 @@ const READERS: u64 = 1;
 const READ_WRITE_FLAGS: u64 = 7;
 
 impl LockLayout {
-    /// By the kernel's types. A kind of lock that these do not have is never found (a real-time kernel's mutexes are
-    /// something else).
+    /// By the kernel's types. A kind of lock that these do not have is never found.
     pub fn new(types: &Types) -> LockLayout {
         let stack = types.tagged("thread_union").and_then(|id| types.size(id));
         LockLayout {
             mutex: One::new(types, "mutex_waiter", "mutex"),
             read_write: One::new(types, "rwsem_waiter", "rw_semaphore"),
             semaphore: One::new(types, "semaphore_waiter", "semaphore"),
+            real_time: RealTime::new(types),
             stack_size: stack.filter(|size| (1..=MOST_STACKS * STACK).contains(size)).unwrap_or(STACK),
         }
     }
@@ -175,7 +203,7 @@ impl LockLayout {
             LockKind::Mutex | LockKind::WoundWait => self.mutex?,
             LockKind::Read | LockKind::Write => self.read_write?,
             LockKind::Semaphore => self.semaphore?,
-            LockKind::Spinlock => return None,
+            _ => return None,
         };
         let stack = stack_of(task)?;
         let sp = sp.checked_next_multiple_of(8)?.max(stack.start);
@@ -190,8 +218,79 @@ impl LockLayout {
             let waiter = at.wrapping_sub(one.task.at);
             let lock = seen.lock(&one, waiter, stack_of, reader)?;
             let holder = holder(kind, &one, lock, stack_of, reader)?;
-            Some(Wait { task, lock, kind, holder })
+            Some(Wait { task, lock, kind, holder, spins: false })
         })
+    }
+
+    /// Whether a task says itself that it waits for a lock that lends priority, as those of real-time kernels do.
+    pub fn is_blocked(&self, task: u64, reader: &Reader<'_>) -> bool {
+        let waiter = self.real_time.and_then(|it| it.blocked_on(task, reader));
+        waiter.is_some_and(|waiter| waiter != 0)
+    }
+
+    /// What such a task waits for, of which the stack is in use from `sp` on. `functions` are those that it is in, the
+    /// innermost first, and `stack_of` is as for [`Self::wait`].
+    pub fn blocked<'a>(
+        &self,
+        (task, sp): (u64, u64),
+        functions: impl Iterator<Item = &'a str>,
+        stack_of: &dyn Fn(u64) -> Option<Range<u64>>,
+        reader: &Reader<'_>,
+    ) -> Option<Wait> {
+        let kind = functions.filter_map(LockKind::of_real_time_function).next();
+        self.real_time?.wait((task, sp), kind, stack_of, reader)
+    }
+
+    /// Whether a task waits in one of these functions for the readers of a real-time kernel's lock to go, of which nothing
+    /// tells which lock that is.
+    pub fn waits_for_readers<'a>(&self, mut functions: impl Iterator<Item = &'a str>) -> bool {
+        let is_writer = |name: &str| {
+            let kind = LockKind::of_real_time_function(name);
+            matches!(kind, Some(LockKind::Write | LockKind::WriteLock))
+                || name.starts_with("rwbase_write_lock")
+        };
+        self.real_time.is_some_and(|it| it.is_everywhere()) && functions.any(is_writer)
+    }
+
+    /// What a task spins for that is on a processor, in a function that sleeps for locks of `kind`: the only one of `words`,
+    /// what is in registers and on its stack, at which there is such a lock that a running task has, and for which
+    /// somebody spins. `runs` tells whether a task is on a processor, by where its `struct task_struct` is.
+    pub fn spun_for(
+        &self,
+        task: u64,
+        kind: LockKind,
+        words: &[u64],
+        runs: &dyn Fn(u64) -> bool,
+        reader: &Reader<'_>,
+    ) -> Option<Wait> {
+        let (one, flags) = match kind {
+            LockKind::Mutex | LockKind::WoundWait => (self.mutex?, MUTEX_FLAGS),
+            LockKind::Read | LockKind::Write => (self.read_write?, READ_WRITE_FLAGS),
+            _ => return None,
+        };
+        let (owner, queue) = (one.owner?, one.queue?);
+        let is_linked = |list: u64| {
+            // Those that sleep for it, if any do.
+            let leads = |there: u64, back: u64| {
+                reader.address(there).and_then(|next| reader.address(next.wrapping_add(back)))
+            };
+            leads(list, 8) == Ok(list) && leads(list.wrapping_add(8), 0) == Ok(list)
+        };
+        let holder = |lock: &u64| {
+            let (lock, owner) = (*lock, reader.field(*lock, owner).ok()? & !flags);
+            let is_one = owner != task && runs(owner) && reader.field(lock, queue).ok()? != 0;
+            (is_one && is_linked(lock.wrapping_add(one.list.at))).then_some((lock, owner))
+        };
+        let mut places: Vec<u64> = words.iter().copied().filter(|word| word.is_multiple_of(8)).collect();
+        places.sort_unstable();
+        places.dedup();
+        let mut found = places.iter().filter_map(holder);
+        match (found.next(), found.next()) {
+            (Some((lock, owner)), None) => {
+                Some(Wait { task, lock, kind, holder: Holder::Task(owner), spins: true })
+            }
+            _ => None,
+        }
     }
 }
 
@@ -287,7 +386,7 @@ fn holder(
         }
         LockKind::Read | LockKind::Write if owner & READERS != 0 => return Some(Holder::Readers),
         LockKind::Read | LockKind::Write => READ_WRITE_FLAGS,
-        LockKind::Semaphore | LockKind::Spinlock => return Some(Holder::Untold),
+        _ => return Some(Holder::Untold),
     };
     match owner & !flags {
         0 => Some(Holder::Nobody),

@@ -58,6 +58,8 @@ pub struct Waiting {
     pub variable: Option<Location>,
     /// Who has it.
     pub held_by: HeldBy,
+    /// It does not sleep, but is on a processor and spins.
+    pub spins: bool,
 }
 
 /// Who waits for what.
@@ -79,7 +81,7 @@ impl fmt::Display for Who {
 
 impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let does = if self.kind == LockKind::Spinlock { "spins" } else { "waits" };
+        let does = if self.spins { "spins" } else { "waits" };
         write!(f, "{} {does} for the {} at {:#x}", self.who, self.kind.words(), self.lock)?;
         if let Some(Location { symbol, offset, module }) = &self.variable {
             let behind = if *offset == 0 { String::new() } else { format!("+{offset:#x}") };
@@ -144,9 +146,13 @@ impl Value for Locks {
                 LockKind::Read | LockKind::Write => "rw_semaphore",
                 LockKind::Semaphore => "semaphore",
                 LockKind::Spinlock => "spinlock",
+                LockKind::RtMutex => "rt_mutex",
+                LockKind::SleepingSpinlock => "rt_spinlock",
+                LockKind::ReadLock | LockKind::WriteLock => "rt_rwlock",
             };
             json!({
-                "task": who(&it.who), "kind": kind, "to_write": it.kind == LockKind::Write, "lock": hex(it.lock),
+                "task": who(&it.who), "kind": kind, "to_write": matches!(it.kind, LockKind::Write | LockKind::WriteLock),
+                "spins": it.spins, "lock": hex(it.lock),
                 "variable": it.variable.as_ref().map(|place| place.symbol.as_str()),
                 "module": it.variable.as_ref().and_then(|place| place.module.as_deref()),
                 "held_by": held_by, "holder": holder,
@@ -166,7 +172,7 @@ impl Value for Locks {
 
 /// Words who of some tasks waits for what.
 pub(super) fn locks(stacks: &Stacks<'_>, tasks: &[Task]) -> Locks {
-    let Waits { found: waits, others, is_cut } = stacks.waits(tasks);
+    let Waits { found: waits, idle, others, is_cut } = stacks.waits(tasks);
     let mut remarks = stacks.remarks().to_vec();
     if others > 0 {
         let (who, verb) = (counted(others, "task"), verb(others, "is", "are"));
@@ -185,8 +191,12 @@ pub(super) fn locks(stacks: &Stacks<'_>, tasks: &[Task]) -> Locks {
     let who = |address: u64| {
         let made = || match by_address.get(&address) {
             Some(task) => Who { pid: task.pid, name: name(task), sleeps_in: stacks.sleeps_in(task) },
-            // What waits and what has a lock was found by these tasks.
-            None => Who { pid: 0, name: "?".into(), sleeps_in: None },
+            // What waits and what has a lock was found by these tasks, and those that idle.
+            None => {
+                let name =
+                    idle.iter().find(|(idle, _)| *idle == address).map(|(_, name)| format!("[{name}]"));
+                Who { pid: 0, name: name.unwrap_or_else(|| "?".into()), sleeps_in: None }
+            }
         };
         known.borrow_mut().entry(address).or_insert_with(made).clone()
     };
@@ -194,6 +204,7 @@ pub(super) fn locks(stacks: &Stacks<'_>, tasks: &[Task]) -> Locks {
         who: who(wait.task),
         kind: wait.kind,
         lock: wait.lock,
+        spins: wait.spins,
         variable: stacks.variable(wait.lock),
         held_by: match wait.holder {
             Holder::Task(task) => HeldBy::Task(who(task)),
@@ -242,6 +253,7 @@ mod tests {
             lock: 0xffff_0010,
             variable: Some(variable.clone()),
             held_by: HeldBy::Task(ba.clone()),
+            spins: false,
         };
         let within = Location { offset: 8, module: None, ..variable };
         let write = Waiting {
@@ -255,6 +267,7 @@ mod tests {
             kind: LockKind::Spinlock,
             variable: None,
             held_by: HeldBy::Untold,
+            spins: true,
             ..first.clone()
         };
         let locks = Locks {

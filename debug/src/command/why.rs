@@ -387,6 +387,7 @@ mod tests {
             lock: 0xffff_1000,
             variable: None,
             held_by: HeldBy::Untold,
+            spins: true,
         };
         let sleeper = stack("sleeps", Some((8, "[sleep]".into())));
         Why {

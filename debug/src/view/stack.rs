@@ -56,6 +56,8 @@ pub struct Stacks<'a> {
     modules: ModuleNames<'a>,
     /// Which vCPU is at a task, by where its `struct task_struct` is, once somebody has asked.
     at: OnceCell<HashMap<u64, u32>>,
+    /// The stack pointers of vCPUs that are in the kernel, and which vCPUs these are, likewise.
+    stack_pointers: OnceCell<Vec<(u64, u32)>>,
     how: How,
     /// The kernel's file, which may know more of its frames.
     file: Option<Moved>,
@@ -76,7 +78,17 @@ impl<'a> Stacks<'a> {
             }
         };
         let modules = ModuleNames::new(view, info, &types);
-        Ok(Stacks { view, info, symbols, types, modules, at: OnceCell::new(), how, file: None })
+        Ok(Stacks {
+            view,
+            info,
+            symbols,
+            types,
+            modules,
+            at: OnceCell::new(),
+            stack_pointers: OnceCell::new(),
+            how,
+            file: None,
+        })
     }
 
     /// By what the file says, too, that the kernel was linked to.
@@ -114,6 +126,11 @@ impl<'a> Stacks<'a> {
         &self.modules
     }
 
+    /// The kernel's description.
+    pub(super) fn info(&self) -> &'a VmCoreInfo {
+        self.info
+    }
+
     /// The view that stacks are looked at by.
     pub(super) fn view(&self) -> &View<'a> {
         &self.view
@@ -135,15 +152,22 @@ impl<'a> Stacks<'a> {
         // Stacks may be near each other: one behind this one is another task's.
         let size = self.types.tagged("thread_union").and_then(|id| self.types.size(id));
         let size = size.filter(|size| (1..=MOST_STACK).contains(size)).unwrap_or(MOST_STACK);
-        let is_on = |vcpu: &u32| {
-            let start = self.start(*vcpu);
-            start.is_ok_and(|(start, is_user)| !is_user && start.sp.wrapping_sub(stack) <= size)
+        // All vCPUs are asked once, as there may be many of them, and of tasks.
+        let all = || {
+            let sp = |vcpu| self.start(vcpu).ok().filter(|(_, is_user)| !is_user).map(|(start, _)| start.sp);
+            let vcpus = 0..self.view.machine.vcpus();
+            let mut all: Vec<(u64, u32)> = vcpus.filter_map(|vcpu| Some((sp(vcpu)?, vcpu))).collect();
+            all.sort_unstable();
+            all
         };
-        (0..self.view.machine.vcpus()).find(is_on)
+        let all = self.stack_pointers.get_or_init(all);
+        let behind = &all[all.partition_point(|(sp, _)| *sp < stack)..];
+        let on = behind.iter().take_while(|(sp, _)| *sp - stack <= size);
+        on.map(|(_, vcpu)| *vcpu).min()
     }
 
     /// The vCPU that is at a task, by its registers.
-    fn vcpu_at(&self, task: &Task) -> Option<u32> {
+    pub(super) fn vcpu_at(&self, task: &Task) -> Option<u32> {
         let all = || {
             let Ok(current) = self.view.kernel_current(self.info) else { return HashMap::new() };
             // What one that was switched off has in its registers is from before.

@@ -76,8 +76,13 @@ fn a_mutex_is_found_by_its_waiters_and_tells_its_owner() {
     kernel.0.put(LOCKS, task(0) | 1);
     kernel.0.put(LOCKS + 32, task(2));
     for number in [1, 2, 3] {
-        let wanted =
-            Wait { task: task(number), lock: LOCKS, kind: LockKind::Mutex, holder: Holder::Task(task(0)) };
+        let wanted = Wait {
+            task: task(number),
+            lock: LOCKS,
+            kind: LockKind::Mutex,
+            holder: Holder::Task(task(0)),
+            spins: false,
+        };
         assert_eq!(kernel.find(number, LockKind::Mutex), Some(wanted));
     }
     assert_eq!(kernel.find(0, LockKind::Mutex), None);
@@ -109,8 +114,13 @@ fn who_reads_is_not_told_and_who_writes_is() {
     kernel.0.put(LOCKS, 2);
     assert_eq!(kernel.find(1, LockKind::Write).unwrap().holder, Holder::Nobody);
     kernel.wait(LOCKS + 0x108, &[2]);
-    let wanted =
-        Wait { task: task(2), lock: LOCKS + 0x100, kind: LockKind::Semaphore, holder: Holder::Untold };
+    let wanted = Wait {
+        task: task(2),
+        lock: LOCKS + 0x100,
+        kind: LockKind::Semaphore,
+        holder: Holder::Untold,
+        spins: false,
+    };
     assert_eq!(kernel.find(2, LockKind::Semaphore), Some(wanted));
 }
 
@@ -194,11 +204,64 @@ fn a_spinlocks_word_tells_who_waits() {
 
 #[test]
 fn circles_are_found_once() {
-    let wait = |task, holder| Wait { task, lock: 0, kind: LockKind::Mutex, holder };
+    let wait = |task, holder| Wait { task, lock: 0, kind: LockKind::Mutex, holder, spins: false };
     let to = Holder::Task;
     assert_eq!(circles(&[]), [] as [Vec<u64>; 0]);
     assert_eq!(circles(&[wait(1, to(2)), wait(2, to(3)), wait(4, Holder::Readers)]), [] as [Vec<u64>; 0]);
     // 1 leads to a circle that it is no part of.
     let waits = [wait(1, to(2)), wait(2, to(3)), wait(3, to(2)), wait(5, to(5)), wait(6, to(1))];
     assert_eq!(circles(&waits), [vec![2, 3], vec![5]]);
+}
+
+/// Types in which locks have a queue of those that spin.
+fn types_with_queues() -> Types {
+    let mut types = made::types();
+    compound(&mut types, "mutex_waiter", 24, &[("list", LIST, 0), ("task", POINTER, 16)]);
+    let members = [("owner", POINTER, 0), ("wait_lock", INT, 8), ("osq", INT, 12), ("wait_list", LIST, 16)];
+    compound(&mut types, "mutex", 32, &members);
+    types
+}
+
+#[test]
+fn a_spinner_has_the_lock_of_a_running_task() {
+    let kernel = Kernel::new();
+    let lock = |number: u64, owner: u64, queue: u64| {
+        let at = LOCKS + 0x40 * number;
+        kernel.0.put(at, owner);
+        kernel.0.put(at + 8, queue << 32);
+        kernel.0.ring(&[at + 16]);
+        at
+    };
+    let (good, own, asleep) = (lock(0, task(0) | 1, 1), lock(1, task(1), 1), lock(2, task(2), 1));
+    let (no_queue, no_owner, torn) = (lock(3, task(0), 0), lock(4, 0, 1), lock(5, task(0), 1));
+    kernel.0.put(torn + 24, 0x1000);
+    let second = lock(6, task(0), 1);
+    let spun_for = |kind, words: &[u64]| {
+        let read = kernel.0.read();
+        let runs = |it: u64| [task(0), task(1)].contains(&it);
+        let layout = LockLayout::new(&types_with_queues());
+        layout.spun_for(task(1), kind, words, &runs, &Reader::new(&read))
+    };
+    let words = [0, good, own, asleep, no_queue, no_owner, torn, good, 0x1000, good + 1];
+    let expected =
+        Wait { task: task(1), lock: good, kind: LockKind::Mutex, holder: Holder::Task(task(0)), spins: true };
+    assert_eq!(spun_for(LockKind::Mutex, &words), Some(expected));
+    // Which of two is not known; and these types have no others.
+    assert_eq!(spun_for(LockKind::Mutex, &[good, second]), None);
+    assert_eq!(spun_for(LockKind::Mutex, &[own, asleep, no_queue]), None);
+    assert_eq!(spun_for(LockKind::Write, &words), None);
+    assert_eq!(spun_for(LockKind::Semaphore, &words), None);
+    // Others that sleep for it are linked.
+    kernel.wait(good + 16, &[2, 3]);
+    assert_eq!(spun_for(LockKind::Mutex, &words), Some(expected));
+}
+
+#[test]
+fn functions_spin_before_they_sleep() {
+    for name in ["mutex_spin_on_owner", "osq_lock", "rwsem_spin_on_owner.part.0", "rwsem_optimistic_spin"] {
+        assert!(LockKind::is_spun_for_in(name), "{name}");
+    }
+    for name in ["__mutex_lock", "osq_locked", "", "schedule"] {
+        assert!(!LockKind::is_spun_for_in(name), "{name}");
+    }
 }
