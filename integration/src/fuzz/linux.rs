@@ -126,6 +126,7 @@ fn types(is_old: bool) -> Vec<u8> {
             member("mm", long, 72),
             member("comm", name, 80),
             member("thread", thread, 96),
+            member("pi_blocked_on", long, 128),
         ],
     );
     let piece = types.structure("module_memory", 16, &[member("base", long, 0), member("size", int, 8)]);
@@ -208,8 +209,25 @@ fn types(is_old: bool) -> Vec<u8> {
     let waiter = [member("list", list, 0), member("task", long, 16)];
     types.structure("mutex_waiter", 24, &waiter);
     types.structure("rwsem_waiter", 24, &waiter);
-    types.structure("mutex", 32, &[member("owner", long, 0), member("wait_list", list, 16)]);
+    types.structure(
+        "mutex",
+        32,
+        &[member("owner", long, 0), member("osq", int, 8), member("wait_list", list, 16)],
+    );
     types.structure("rw_semaphore", 40, &[member("owner", long, 8), member("wait_list", list, 24)]);
+    let node = types.structure(
+        "rb_node",
+        24,
+        &[member("__rb_parent_color", long, 0), member("rb_right", long, 8), member("rb_left", long, 16)],
+    );
+    let root = types.structure("rb_root", 8, &[member("rb_node", long, 0)]);
+    let root = types.structure("rb_root_cached", 16, &[member("rb_root", root, 0)]);
+    types.structure("rt_mutex_base", 32, &[member("waiters", root, 8), member("owner", long, 24)]);
+    types.structure(
+        "rt_mutex_waiter",
+        48,
+        &[member("tree_entry", node, 0), member("task", long, 24), member("lock", long, 32)],
+    );
     types.structure("thread_union", u32::try_from(PIECE).unwrap_or(0), &[]);
     types.structure("inactive_task_frame", 56, &[member("bp", long, 40), member("ret_addr", long, 48)]);
     types.whole()
@@ -281,8 +299,21 @@ fn memory() -> Vec<u8> {
         put(waiter + 16, task);
         ring(&mut put, &[list, waiter]);
     }
+    // The third waits for one that lends priority as well, which the second has, and for which the first waits.
+    let lending = LOCKS + 0x100;
+    for (index, task) in [(0, tasks[0]), (2, tasks[2])] {
+        let at = waiter(index) + 0x80;
+        put(task + 128, at);
+        put(at, if index == 0 { 1 } else { waiter(0) + 0x81 });
+        put(at + 24, task);
+        put(at + 32, lending);
+    }
+    put(waiter(0) + 0x90, waiter(2) + 0x80);
+    put(lending + 8, waiter(0) + 0x80);
+    put(lending + 24, tasks[1] | 1);
     put(LOCKS, tasks[1] | 1);
     put(LOCKS + 0x40, tasks[0] | 1);
+    put(LOCKS + 0x48, 1);
     put(LOCKS + 0x88, tasks[0]);
     for at in (0..0x400).step_by(16) {
         put(STACK + at, STACK + at + 32);
@@ -335,7 +366,21 @@ fn waits(types: &debug::linux::Types, reader: &Reader<'_>) -> Vec<lock::Wait> {
         let stack = stack_of(task)?;
         layout.wait((task, stack.start + 0x40), kind, &stack_of, &mut seen, reader)
     };
-    (0..3).map(|index| TASK + index * 0x100).zip(kinds).filter_map(wait).collect()
+    let tasks = || (0..3).map(|index| TASK + index * 0x100);
+    let mut found: Vec<lock::Wait> = tasks().zip(kinds).filter_map(wait).collect();
+    let blocked = |task| {
+        let stack = stack_of(task).filter(|_| layout.is_blocked(task, reader))?;
+        layout.blocked((task, stack.start + 0x40), ["mutex_lock"].into_iter(), &stack_of, reader)
+    };
+    found.extend(tasks().filter_map(blocked));
+    found
+}
+
+/// What a task spins for that has all of the locks in its registers.
+fn spun_for(types: &debug::linux::Types, reader: &Reader<'_>) -> Option<lock::Wait> {
+    let words: Vec<u64> = (0..32).map(|index| LOCKS + index * 8).collect();
+    let layout = LockLayout::new(types);
+    layout.spun_for(TASK + 0x200, LockKind::Mutex, &words, &|task| task == TASK, reader)
 }
 
 /// Reads memory; how many bytes are good.
@@ -405,6 +450,7 @@ pub fn linux(data: &[u8]) {
         }
     }
     let waits = waits(&types, &reader);
+    assert!(spun_for(&types, &reader).is_none_or(|wait| wait.holder == lock::Holder::Task(TASK)));
     assert!(lock::circles(&waits).iter().all(|circle| !circle.is_empty() && circle.len() <= waits.len()));
     let starts = [orc::asleep(&types, STACK, &reader), frame_pointer::asleep(&types, TASK, &reader)];
     let here = Start {
@@ -480,7 +526,9 @@ mod tests {
         assert!(stack.frames.len() > 2, "{stack:?}");
         assert!(orc::asleep(&types, STACK, &reader).is_ok());
         let waits = waits(&types, &reader);
-        assert_eq!(waits.len(), 3, "{waits:?}");
+        assert_eq!(waits.len(), 5, "{waits:?}");
+        assert_eq!(waits[4].lock, LOCKS + 0x100, "{waits:?}");
+        assert_eq!(spun_for(&types, &reader).map(|wait| wait.lock), Some(LOCKS + 0x40));
         assert_eq!(lock::circles(&waits), [vec![TASK, TASK + 0x100]]);
     }
 }
