@@ -153,9 +153,7 @@ impl<'a> View<'a> {
     /// In words, why there are none. Also when it is broken off.
     pub(super) fn kernel_btf(&self, info: &VmCoreInfo) -> Result<Vec<u8>, String> {
         let symbols = self.kernel_symbols(info)?;
-        let [begin, end] =
-            ["__start_BTF", "__stop_BTF"].map(|name| placed(&symbols, name, "CONFIG_DEBUG_INFO_BTF"));
-        let (begin, end) = (begin?, end?);
+        let (begin, end) = types_place(&symbols)?;
         let size = usize::try_from(end.saturating_sub(begin)).unwrap_or(usize::MAX);
         self.by_kernel(info, |read| {
             let mut bytes = vec![0; size.min(btf::MOST_BYTES + 1)];
@@ -219,6 +217,18 @@ pub(super) fn in_words<T, E: std::fmt::Display>(found: Result<Result<T, E>, Canc
     found.map_err(|cancelled| cancelled.to_string())?.map_err(|error| error.to_string())
 }
 
+/// Where the kernel's types begin and end. From 5.4 to 5.6 `objcopy` named that (`scripts/link-vmlinux.sh`), then the linker's
+/// script does; before, kernels had none in memory.
+fn types_place(symbols: &Symbols) -> Result<(u64, u64), String> {
+    let of_objcopy =
+        ["start", "end"].map(|which| symbols.address(&format!("_binary__btf_vmlinux_bin_{which}")));
+    if let [Some(begin), Some(end)] = of_objcopy {
+        return Ok((begin, end));
+    }
+    let place = |name| placed(symbols, name, "CONFIG_DEBUG_INFO_BTF");
+    Ok((place("__start_BTF")?, place("__stop_BTF")?))
+}
+
 /// The address of a symbol in the kernel's image.
 fn placed(symbols: &Symbols, name: &str, option: &str) -> Result<u64, String> {
     // All but a few of a kernel's symbols of data are there or none.
@@ -226,4 +236,26 @@ fn placed(symbols: &Symbols, name: &str, option: &str) -> Result<u64, String> {
     let option = if has_data { option } else { "CONFIG_KALLSYMS_ALL" };
     let lacks = || format!("the kernel has no symbol '{name}' in memory ({option})");
     symbols.address(name).ok_or_else(lacks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linux::symbols::{Builder, Symbol};
+
+    #[test]
+    fn types_are_where_linkers_have_named_them() {
+        let place = |names: [&str; 2]| {
+            let mut builder = Builder::default();
+            for (name, address) in names.into_iter().zip([0x1000, 0x3000]) {
+                builder.add(Symbol { name, address, kind: Kind::Data, is_global: true });
+            }
+            types_place(&builder.finish())
+        };
+        let expected = Ok((0x1000, 0x3000));
+        assert_eq!(place(["__start_BTF", "__stop_BTF"]), expected);
+        assert_eq!(place(["_binary__btf_vmlinux_bin_start", "_binary__btf_vmlinux_bin_end"]), expected);
+        let none = place(["_binary__btf_vmlinux_bin_start", "others"]);
+        assert!(none.is_err_and(|why| why.contains("no symbol '__start_BTF'")));
+    }
 }
