@@ -32,6 +32,8 @@ const MOST_SEARCHED: u64 = 1 << 40;
 const MOST_KEPT: usize = 16;
 const MOST_IMAGES: usize = 16;
 const MOST_POINTERS: usize = 1 << 20;
+/// vCPUs that translate by tables of their own, that are looked at, at most: each may have an image in very small pieces.
+const MOST_ANCHORS: usize = 256;
 /// How much room x86-64 has for a kernel's image, bytes.
 const X86_IMAGE_ROOM: u64 = 1 << 30;
 /// `struct new_utsname`: bytes of each of its fields, and in which the release is.
@@ -119,6 +121,13 @@ pub fn find<E>(
     go_on: &mut dyn FnMut() -> Result<(), E>,
 ) -> Result<Described, E> {
     let (candidates, images) = (Vec::new(), Vec::new());
+    let mut known: Vec<Anchor> = Vec::new();
+    for anchor in anchors {
+        if known.len() < MOST_ANCHORS && !known.contains(anchor) {
+            known.push(*anchor);
+        }
+    }
+    let anchors = &known;
     let mut search = Search { isa, memory, anchors, go_on, candidates, unfit: 0, is_cut_off: false, images };
     search.running()?;
     if scope == Scope::Everything || search.candidates.len() != 1 {

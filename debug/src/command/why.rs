@@ -31,6 +31,8 @@ const LOOKED_THROUGH: usize = 5_000;
 const LAST: usize = 20;
 /// ...and with what came before them since the first that tells of trouble, at most.
 const MOST_LINES: usize = 80;
+/// Frames that are told of all vCPUs together, at most: a dump may have thousands of them.
+const MOST_FRAMES: usize = 1 << 16;
 /// Stacks that are told of tasks that sleep, at most.
 const MOST_ASLEEP: usize = 20;
 
@@ -295,8 +297,20 @@ fn page(view: View<'_>, lines: &mut Lines, info: &VmCoreInfo) -> Why {
     };
     let tasks = view.kernel_tasks(info).unwrap_or_else(|why| Tasks { all: Vec::new(), remarks: vec![why] });
     found.remarks.extend(tasks.remarks);
-    let vcpus = 0..view.machine.vcpus();
-    found.processors = vcpus.map(|vcpu| processor((&view, info), &stacks, &tasks.all, vcpu)).collect();
+    let mut left = MOST_FRAMES;
+    for vcpu in (0..view.machine.vcpus()).take_while(|_| view.cancel.check().is_ok()) {
+        let processor = processor((&view, info), &stacks, &tasks.all, vcpu);
+        let frames = processor.trace.frames.as_ref().map_or(1, Vec::len).max(1);
+        let Some(rest) = left.checked_sub(frames) else {
+            let told = found.processors.len();
+            found
+                .remarks
+                .push(format!("the stacks of {told} vCPUs have so many frames that no more are told"));
+            break;
+        };
+        left = rest;
+        found.processors.push(processor);
+    }
     let is_asleep = |task: &&Task| task.state == TaskState::Uninterruptible && task.is_on_cpu != Some(true);
     let mut asleep = tasks.all.iter().filter(is_asleep);
     for task in asleep.by_ref().take(MOST_ASLEEP) {

@@ -13,9 +13,16 @@ use crate::linux::translate::kernel_regime;
 use crate::linux::{self, Described, Symbols, Types, VmCoreInfo, btf};
 use crate::memory::Translation;
 use arch::Isa;
+use arch::paging::Regime;
 use arch::register::Bank;
 use std::borrow::Cow;
 use std::sync::Arc;
+
+/// vCPUs that are asked for how they translate, and tables that are looked through for what the kernel sees, at most: a dump
+/// may have thousands, none of which has it, and whoever asks often would ask all of them each time. The kernel's description
+/// tells of its own tables besides.
+const MOST_ASKED: usize = 64;
+const MOST_REGIMES: usize = 16;
 
 impl<'a> View<'a> {
     /// Where the guest's Linux kernel is mapped, if one is ([`linux::text`]).
@@ -89,7 +96,13 @@ impl<'a> View<'a> {
     ) -> Result<(T, Translation), Vec<E>> {
         let others = (0..self.machine.vcpus()).filter(|vcpu| *vcpu != self.vcpu);
         let vcpus = std::iter::once(self.vcpu).chain(others);
-        let by_registers = vcpus.filter_map(|vcpu| self.machine.regime(vcpu).ok());
+        let mut known: Vec<Regime> = Vec::new();
+        let by_registers = vcpus.take(MOST_ASKED).filter_map(|vcpu| {
+            let regime = self.machine.regime(vcpu).ok().filter(|regime| !known.contains(regime))?;
+            known.push(regime);
+            Some(regime)
+        });
+        let by_registers = by_registers.take(MOST_REGIMES);
         let by_info = kernel_regime(self.isa(), info);
         let mut errors = Vec::new();
         for regime in by_registers.chain(by_info) {
@@ -241,7 +254,12 @@ fn placed(symbols: &Symbols, name: &str, option: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cancel::Cancel;
+    use crate::engine::Engine;
+    use crate::fake::Still;
     use crate::linux::symbols::{Builder, Symbol};
+    use crate::machine::Machine;
+    use std::cell::Cell;
 
     #[test]
     fn types_are_where_linkers_have_named_them() {
@@ -257,5 +275,33 @@ mod tests {
         assert_eq!(place(["_binary__btf_vmlinux_bin_start", "_binary__btf_vmlinux_bin_end"]), expected);
         let none = place(["_binary__btf_vmlinux_bin_start", "others"]);
         assert!(none.is_err_and(|why| why.contains("no symbol '__start_BTF'")));
+    }
+
+    #[test]
+    fn thousands_of_vcpus_are_not_all_looked_through() {
+        let machine = Still::new(Isa::X86_64, 3000, 1 << 16).unwrap();
+        for vcpu in 0..3000 {
+            let mut file = machine.registers(vcpu, &Bank::ALL).unwrap();
+            let tables = 0x1000 * (1 + u64::from(vcpu));
+            for (name, value) in [("cr0", 0x8000_0011), ("cr3", tables), ("cr4", 0x20), ("efer", 0xd00)] {
+                file.set(name, value);
+            }
+            machine.set_registers(vcpu, &file).unwrap();
+        }
+        let engine = Engine::new(Isa::X86_64, machine.abilities().clone(), 3000);
+        let cancel = Cancel::default();
+        let view = View { machine: &machine, engine: &engine, vcpu: 7, is_physical: false, cancel: &cancel };
+        let info = VmCoreInfo::parse(b"OSRELEASE=6.12.0\nPAGESIZE=4096\n").unwrap();
+        let looks = Cell::new(0);
+        let look = |_: &dyn Fn(u64, &mut [u8]) -> usize| {
+            looks.set(looks.get() + 1);
+            Err::<(), _>("nothing is there")
+        };
+        assert_eq!(view.by_kernel(&info, look), Err("nothing is there".into()));
+        assert!((1..=MOST_REGIMES + 1).contains(&looks.get()), "{}", looks.get());
+        // The one that is looked through comes first.
+        let first = |read: &dyn Fn(u64, &mut [u8]) -> usize| Ok::<_, ()>(read(0, &mut []));
+        let (_, space) = view.as_kernel(&info, first).unwrap();
+        assert_eq!(space, Translation::Virtual(machine.regime(7).unwrap()));
     }
 }

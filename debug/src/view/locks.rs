@@ -8,7 +8,7 @@ use crate::linux::task::{Task, TaskState};
 use crate::linux::unwind::Stack;
 use crate::machine::Activity;
 use arch::register::Bank;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -18,6 +18,8 @@ const NEAR: usize = 12;
 /// the kernel).
 const MODULES_REACH: u64 = 2 << 30;
 
+/// Frames that are looked at of all stacks, at most.
+const MOST_FRAMES: usize = 1 << 20;
 /// Bytes of a stack that are looked through for a lock that somebody spins for.
 const MOST_BYTES: u64 = 2048;
 
@@ -68,6 +70,20 @@ struct Looks<'a> {
     stack_of: &'a dyn Fn(u64) -> Option<Range<u64>>,
     runs: &'a dyn Fn(u64) -> bool,
     seen: RefCell<Seen>,
+    /// Frames that may be looked at still.
+    frames: Cell<usize>,
+}
+
+impl Looks<'_> {
+    /// Whether there was too much to look at.
+    fn is_cut(&self) -> bool {
+        self.frames.get() == 0 || self.seen.borrow().is_full()
+    }
+
+    /// A stack has been looked at.
+    fn took(&self, stack: &Stack) {
+        self.frames.set(self.frames.get().saturating_sub(stack.frames.len().max(1)));
+    }
 }
 
 impl Stacks<'_> {
@@ -86,17 +102,19 @@ impl Stacks<'_> {
         let is_on = |task: &&Task| task.is_on_cpu == Some(true);
         let on: HashSet<u64> = tasks.iter().filter(is_on).map(|task| task.address).collect();
         let (stack_of, runs) = (|task: u64| stacks.get(&task).cloned(), |task: u64| on.contains(&task));
-        let looks = Looks { layout, stack_of: &stack_of, runs: &runs, seen: RefCell::default() };
+        let (seen, frames) = (RefCell::default(), Cell::new(MOST_FRAMES));
+        let looks = Looks { layout, stack_of: &stack_of, runs: &runs, seen, frames };
         let mut waits = Waits::default();
-        for task in tasks.iter().take_while(|_| self.view().cancel.check().is_ok()) {
+        let goes_on = || looks.frames.get() > 0 && self.view().cancel.check().is_ok();
+        for task in tasks.iter().take_while(|_| goes_on()) {
             match self.wait(task, &looks) {
                 Some(Some(wait)) => waits.found.push(wait),
                 Some(None) => waits.others += 1,
                 None => {}
             }
         }
-        self.idle_waits(&mut waits);
-        waits.is_cut = looks.seen.borrow().is_full();
+        self.idle_waits(&looks, &mut waits);
+        waits.is_cut = looks.is_cut();
         waits
     }
 
@@ -106,7 +124,9 @@ impl Stacks<'_> {
         if !is_on && matches!(task.state, TaskState::Running | TaskState::New | TaskState::Zombie) {
             return None;
         }
-        let near = self.near(&self.of_task(task).ok()?)?;
+        let stack = self.of_task(task).ok()?;
+        looks.took(&stack);
+        let near = self.near(&stack)?;
         let at = (task.address, *near.stack.first()?);
         if is_on {
             return self.spins(task, &near, looks);
@@ -155,16 +175,18 @@ impl Stacks<'_> {
     }
 
     /// What processors spin for that idle, and were interrupted there.
-    fn idle_waits(&self, waits: &mut Waits) {
+    fn idle_waits(&self, looks: &Looks<'_>, waits: &mut Waits) {
         let Ok(current) = self.view().kernel_current(self.info()) else { return };
-        let vcpus = 0..self.view().machine.vcpus();
-        for vcpu in vcpus.take_while(|_| self.view().cancel.check().is_ok()) {
+        let goes_on = || looks.frames.get() > 0 && self.view().cancel.check().is_ok();
+        for vcpu in (0..self.view().machine.vcpus()).take_while(|_| goes_on()) {
             if self.view().machine.activity(vcpu) == Activity::NotStarted {
                 continue;
             }
             let running = self.view().task_on(self.info(), &current, vcpu);
             let Some(running) = running.ok().filter(|running| running.pid == 0) else { continue };
-            let near = self.of_vcpu(vcpu).ok().and_then(|stack| self.near(&stack));
+            let Ok(stack) = self.of_vcpu(vcpu) else { continue };
+            looks.took(&stack);
+            let near = self.near(&stack);
             let kind = near.and_then(|near| near.waits_for()).map(|(kind, _)| kind);
             // The first processor's is in the list.
             let is_known = waits.found.iter().any(|wait| wait.task == running.address);

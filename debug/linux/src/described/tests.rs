@@ -261,3 +261,27 @@ fn it_can_be_broken_off() {
         Err("broken off")
     );
 }
+
+#[test]
+fn thousands_of_vcpus_are_not_all_looked_at() {
+    for isa in Isa::ALL {
+        let guest = Guest::new(isa);
+        guest.kernel(REAL);
+        let asked = |anchors: &[Anchor]| {
+            let mut asked = 0;
+            let mut go_on = || {
+                asked += 1;
+                Ok::<(), ()>(())
+            };
+            let found = find(isa, &guest.ram, anchors, Scope::Running, &mut go_on).unwrap();
+            (asked, found.info.is_some())
+        };
+        // They are alike, or each has tables of its own, where there is nothing.
+        let (alone, _) = asked(&[guest.anchor(REAL)]);
+        assert_eq!(asked(&vec![guest.anchor(REAL); 5000]), (alone, true), "{isa}");
+        let others =
+            (0..5000).map(|number| guest.anchor(Kernel { tables: 0x10_0000 + number * 4096, ..REAL }));
+        let (asked, is_found) = asked(&others.collect::<Vec<_>>());
+        assert!(asked < 300 && is_found, "{isa}: {asked}");
+    }
+}
