@@ -70,6 +70,11 @@ impl LockKind {
             ("__ww_mutex_lock", LockKind::WoundWait),
             ("rwsem_down_read_slowpath", LockKind::Read),
             ("rwsem_down_write_slowpath", LockKind::Write),
+            // Until 5.2.
+            ("rwsem_down_read_failed", LockKind::Read),
+            ("__rwsem_down_read_failed_common", LockKind::Read),
+            ("rwsem_down_write_failed", LockKind::Write),
+            ("__rwsem_down_write_failed_common", LockKind::Write),
             ("__down", LockKind::Semaphore),
         ];
         if name.contains("queued_spin_lock_slowpath") {
@@ -168,6 +173,8 @@ const BELOW_READERS: u64 = 0xff;
 /// `RWSEM_READER_OWNED`, and all of an owner's bits that are none of its address: two, before 5.2 and from 5.8 on; three
 /// between.
 const READERS: u64 = 1;
+/// `RWSEM_OWNER_UNKNOWN`, -1 and later -2: somebody has it who has gone on without it, as one that freezes a file system.
+const OWNERS_UNKNOWN: [u64; 2] = [u64::MAX, u64::MAX - 1];
 const READ_WRITE_FLAGS: u64 = 7;
 
 impl LockLayout {
@@ -372,6 +379,9 @@ fn holder(
 ) -> Option<Holder> {
     let Some(owner) = one.owner else { return Some(Holder::Untold) };
     let owner = reader.field(lock, owner).ok()?;
+    if matches!(kind, LockKind::Read | LockKind::Write) && OWNERS_UNKNOWN.contains(&owner) {
+        return Some(Holder::Untold);
+    }
     let has_readers = || {
         let count = one.count.and_then(|count| reader.field(lock, count).ok());
         // Before 5.3 it counts otherwise, and is negative where somebody waits.

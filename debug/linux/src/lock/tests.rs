@@ -113,6 +113,10 @@ fn who_reads_is_not_told_and_who_writes_is() {
     // The last of them has gone, and left its mark.
     kernel.0.put(LOCKS, 2);
     assert_eq!(kernel.find(1, LockKind::Write).unwrap().holder, Holder::Nobody);
+    for unknown in [u64::MAX, u64::MAX - 1] {
+        kernel.0.put(LOCKS + 8, unknown);
+        assert_eq!(kernel.find(1, LockKind::Write).unwrap().holder, Holder::Untold);
+    }
     kernel.wait(LOCKS + 0x108, &[2]);
     let wanted = Wait {
         task: task(2),
@@ -181,6 +185,10 @@ fn functions_tell_what_is_waited_for() {
         ("__ww_mutex_lock.constprop.0", Some(LockKind::WoundWait)),
         ("rwsem_down_read_slowpath", Some(LockKind::Read)),
         ("rwsem_down_write_slowpath", Some(LockKind::Write)),
+        ("rwsem_down_read_failed_killable", Some(LockKind::Read)),
+        ("rwsem_down_write_failed", Some(LockKind::Write)),
+        ("__rwsem_down_write_failed_common", Some(LockKind::Write)),
+        ("call_rwsem_down_write_failed", None),
         ("__down_common", Some(LockKind::Semaphore)),
         ("__down", Some(LockKind::Semaphore)),
         ("__down_read", None),
