@@ -99,6 +99,14 @@ fn numbers(name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arch::register::Bank;
+    use arch::{GuestPhys, Isa};
+    use debug::cancel::Cancel;
+    use debug::engine::Engine;
+    use debug::fake::Still;
+    use debug::linux::LogError;
+    use debug::machine::Machine;
+    use debug::view::View;
 
     #[test]
     fn what_is_whole_is_found() {
@@ -110,6 +118,49 @@ mod tests {
             let wanted = Wanted { most: usize::MAX, levels: Levels::ALL, since: Some(45) };
             let log = info.log_with(read, &wanted, &numbers).unwrap();
             assert_eq!((log.records.len(), log.next), (6, 51));
+        }
+    }
+
+    /// A guest that runs it, of either architecture.
+    fn guest(isa: Isa, width: usize) -> Still {
+        const TABLES: u64 = 0x1000;
+        const IMAGE: u64 = 0x20_0000;
+        let machine = Still::new(isa, 1, 1 << 22).unwrap();
+        let block = if isa == Isa::X86_64 { 0x83 } else { 0x701 };
+        let (top, image_at) = ((BASE >> 39 & 511) * 8, GuestPhys(IMAGE));
+        for (at, word) in [(TABLES + top, 0x2003), (0x2000, 0x3003), (0x3000, IMAGE | block)] {
+            assert_eq!(machine.memory().write(GuestPhys(at), &u64::to_le_bytes(word)), 8);
+        }
+        let image = image(width);
+        assert_eq!(machine.memory().write(image_at, &image), image.len());
+        let mut file = machine.registers(0, &Bank::ALL).unwrap();
+        let x86 = [("cr0", 0x8000_0011), ("cr3", TABLES), ("cr4", 0x20), ("efer", 0xd00)];
+        let tcr = ("TCR_EL1", 2 << 30 | 16 << 16 | 16);
+        let aarch64 = [("SCTLR_EL1", 1), tcr, ("TTBR1_EL1", TABLES), ("cpsr", 0x3c5)];
+        for (name, value) in if isa == Isa::X86_64 { x86 } else { aarch64 } {
+            file.set(name, value);
+        }
+        machine.set_registers(0, &file).unwrap();
+        machine
+    }
+
+    #[test]
+    fn a_guest_that_runs_it_is_looked_at_through_its_vcpu() {
+        let info = VmCoreInfo::parse(INFO.as_bytes()).unwrap();
+        for (isa, width) in [(Isa::X86_64, 8), (Isa::Aarch64, 4)] {
+            let machine = guest(isa, width);
+            let engine = Engine::new(isa, machine.abilities().clone(), 1);
+            let cancel = Cancel::default();
+            let view =
+                View { machine: &machine, engine: &engine, vcpu: 0, is_physical: false, cancel: &cancel };
+            assert_eq!(view.kernel_symbols(&info).unwrap().count(), usize::from(COUNT), "{isa}");
+            // The table has no such symbols: records are counted from the first.
+            let log = view.kernel_log(&info, &Wanted::last(usize::MAX)).unwrap();
+            assert_eq!((log.records.len(), log.next), (11, 11), "{isa}");
+            let since = view.kernel_log(&info, &Wanted { since: Some(1), ..Wanted::last(usize::MAX) });
+            assert_eq!(since, Err(LogError::Unnumbered), "{isa}");
+            let why = view.kernel_types(&info).unwrap_err();
+            assert!(why.contains("no symbol '__start_BTF'"), "{isa}: {why}");
         }
     }
 }
