@@ -12,7 +12,7 @@ use crate::machine::Activity;
 use crate::symbols::Moved;
 use arch::Isa;
 use arch::register::{Bank, RegisterFile};
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -39,6 +39,9 @@ impl fmt::Display for Location {
 /// Bytes of a kernel's stack, at most: with all that makes it larger (KASAN, pages of 64 KiB).
 const MOST_STACK: u64 = 64 << 10;
 
+/// Frames of all stacks that are gone through for one question, at most: twice as many as a hundred thousand tasks have.
+const MOST_FRAMES: usize = 1 << 22;
+
 /// How the kernel's stacks are unwound.
 #[derive(Debug)]
 enum How {
@@ -58,6 +61,8 @@ pub struct Stacks<'a> {
     at: OnceCell<HashMap<u64, u32>>,
     /// The stack pointers of vCPUs that are in the kernel, and which vCPUs these are, likewise.
     stack_pointers: OnceCell<Vec<(u64, u32)>>,
+    /// Frames that are gone through still: a guest may have many tasks with stacks that do not end.
+    frames_left: Cell<usize>,
     how: How,
     /// The kernel's file, which may know more of its frames.
     file: Option<Moved>,
@@ -86,6 +91,7 @@ impl<'a> Stacks<'a> {
             modules,
             at: OnceCell::new(),
             stack_pointers: OnceCell::new(),
+            frames_left: Cell::new(MOST_FRAMES),
             how,
             file: None,
         })
@@ -252,7 +258,11 @@ impl<'a> Stacks<'a> {
         let longest: RefCell<Option<Stack>> = RefCell::default();
         let found = self.view.through(vcpu).by_kernel(self.info, |read| {
             let reader = Reader::new(read);
+            if self.frames_left.get() == 0 {
+                return Err("the stacks that were looked at had too many frames".to_string());
+            }
             let stack = self.unwind_by(start(&reader)?, &reader);
+            self.frames_left.set(self.frames_left.get().saturating_sub(stack.frames.len().max(1)));
             let StackEnd::Lost(why) = &stack.end else { return Ok(stack) };
             let (why, mut longest) = (why.clone(), longest.borrow_mut());
             if longest.as_ref().is_none_or(|longest| longest.frames.len() < stack.frames.len()) {
