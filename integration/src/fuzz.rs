@@ -321,7 +321,7 @@ pub const FUZZED: &[Fuzzed] = &[
         ],
     },
     Fuzzed {
-        name: "old-kernels",
+        name: "old_kernels",
         run: old_kernels::old_kernels,
         // The table's number of symbols, a marker, a token and the index; the log's first record and what leads to it.
         seeds: &[

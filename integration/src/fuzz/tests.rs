@@ -55,7 +55,7 @@ fn run_mutations(fuzzed: &Fuzzed) {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let rounds = match fuzzed.name {
         "packets" | "stream" | "clients" | "linux" | "disks" => 500,
-        "orders" | "simulated" | "whole" | "old-kernels" => 100,
+        "orders" | "simulated" | "whole" | "old_kernels" => 100,
         "packed" | "kernels" | "described" => 50,
         "cores" | "kdumps" | "symbols" => 150,
         _ => 3000,

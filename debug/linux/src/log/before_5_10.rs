@@ -12,10 +12,14 @@ use super::ring::{LEVEL_SHIFT, MOST_SIZE_BITS, Raw};
 use crate::error::LogError;
 use crate::info::VmCoreInfo;
 use crate::reader::Reader;
+use std::collections::VecDeque;
+
+/// Records that are kept, the last ones: of the largest buffer that is read, one that lies may make two million.
+const MOST_RECORDS: usize = 1 << 18;
 
 /// A log's records, the oldest first.
 pub(super) struct Records {
-    pub all: Vec<Raw>,
+    pub all: VecDeque<Raw>,
     /// Bytes of the buffer.
     pub size: u64,
     /// Facility and level stand where they have always stood.
@@ -109,12 +113,17 @@ impl Records {
         let mut bytes = vec![0; usize::try_from(size).map_err(|_| LogError::Nonsense)?];
         reader.bytes(reader.address(info.symbol("log_buf")?)?, &mut bytes)?;
         let index = |index: u64| usize::try_from(index).map_err(|_| LogError::Nonsense);
-        let (mut at, next, mut all, mut has_wrapped) = (index(first)?, index(next)?, Vec::new(), false);
+        let (mut at, next, mut all, mut has_wrapped) = (index(first)?, index(next)?, VecDeque::new(), false);
+        let mut count = 0u64;
         while at != next {
             // Behind the end of the last one there is room for what has no length.
             match layout.record(bytes.get(at..).unwrap_or_default())? {
                 Some((raw, length)) => {
-                    all.push(raw);
+                    if all.len() == MOST_RECORDS {
+                        all.pop_front();
+                    }
+                    all.push_back(raw);
+                    count += 1;
                     // The last one does not go on over the first.
                     let is_over = |end: usize| at < next && end > next;
                     at = at.checked_add(length).filter(|end| !is_over(*end)).ok_or(LogError::Nonsense)?;
@@ -123,12 +132,11 @@ impl Records {
                 None => (at, has_wrapped) = (0, true),
             }
         }
-        let count = all.len() as u64;
         let variable = |name| symbol(name).and_then(|at| reader.address(at).ok());
         // What was read while the kernel wrote, or lies, does not fit the records.
         let numbers = variable("log_first_seq").zip(variable("log_next_seq"));
         let numbers = numbers.filter(|(first, next)| next.checked_sub(*first) == Some(count));
-        let begin = numbers.map_or(0, |(first, _)| first);
+        let begin = numbers.map_or(0, |(first, _)| first).saturating_add(count - all.len() as u64);
         (begin..).zip(&mut all).for_each(|(number, raw)| raw.sequence = number);
         Ok(Records { all, size, has_levels: layout.has_levels, are_numbered: numbers.is_some() })
     }

@@ -170,3 +170,30 @@ fn a_log_that_lies_is_told() {
     let elsewhere = info("dict_len)=12", "dict_len)=14").unwrap();
     assert_eq!((elsewhere.records[0].level, elsewhere.records[0].facility), (None, None));
 }
+
+/// Nothing but records without text, as many as there is room for.
+#[test]
+fn more_records_than_any_log_has_are_not_kept() {
+    let size = (MOST_RECORDS as u64 + 1000) * HEADER;
+    let info = Kernel::new(false).info();
+    let read = |at: u64, bytes: &mut [u8]| {
+        let word = |at: u64| match at.wrapping_sub(BASE) {
+            0x100 => BUFFER,
+            0x108 => size,
+            0x110 => 0,
+            0x118 => size - HEADER,
+            0x120 => 5,
+            0x128 => 5 + MOST_RECORDS as u64 + 999,
+            _ if (at - BUFFER).is_multiple_of(HEADER) => 1,
+            _ => HEADER,
+        };
+        (at..).step_by(8).zip(bytes.chunks_mut(8)).for_each(|(at, to)| {
+            to.copy_from_slice(&word(at).to_le_bytes()[..to.len()]);
+        });
+        bytes.len()
+    };
+    let symbol = |name: &str| Some(if name == "log_first_seq" { BASE + 0x120 } else { BASE + 0x128 });
+    let records = Records::find(&info, &symbol, &Reader::new(&read)).unwrap();
+    let numbers = [records.all.front(), records.all.back()].map(|raw| raw.unwrap().sequence);
+    assert_eq!((records.all.len(), numbers), (MOST_RECORDS, [5 + 999, 5 + MOST_RECORDS as u64 + 998]));
+}
