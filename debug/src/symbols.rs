@@ -31,6 +31,8 @@ mod offer;
 mod symbol;
 #[cfg(feature = "dwarf")]
 mod table;
+#[cfg(feature = "dwarf")]
+mod units;
 
 #[cfg(feature = "dwarf")]
 pub use module::{LoadedModule, ModuleFile};

@@ -165,8 +165,13 @@ fn read(types: &mut Types, words: &mut Words<'_>, strings: &mut Strings<'_>) -> 
     if words.0.len() < TYPE {
         return Err(Damaged("it ends within a type"));
     }
-    let (name, info, size) = (strings.at(words.next()?)?, words.next()?, words.next()?);
+    let (name, info, size) = (words.next()?, words.next()?, words.next()?);
     let (count, kind, has_flag) = (info & 0xffff, info >> 24 & 0x1f, info >> 31 != 0);
+    // Half of all are functions, whose names are symbols'.
+    let name = match kind {
+        kind::FUNC | kind::DATASEC | kind::DECL_TAG => "",
+        _ => strings.at(name)?,
+    };
     let of = TypeId(size);
     // As many words of each, which the whole has at least: what it says is not believed before.
     let there = |words: &Words<'_>, each: usize| match count as usize * each * 4 <= words.0.len() {

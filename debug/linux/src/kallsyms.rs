@@ -104,10 +104,11 @@ pub fn symbols(place: &Parts, read: impl Fn(u64, &mut [u8]) -> usize) -> Result<
     let tokens = Tokens::read(place, &memory)?;
     let addresses = memory.addresses(place.addresses, count)?;
     let (mut names, mut builder) = (Names::new(place.names, &memory), Builder::default());
-    let (mut name, mut length) = (String::new(), 0);
+    let (mut name, mut length) = (Name::default(), 0);
     for (address, is_absolute) in addresses {
-        name.clear();
+        name.length = 0;
         names.next(&tokens, &mut name)?;
+        let name = name.text()?;
         length += name.len();
         if length > MOST_NAMES {
             return Err(Damaged("its names are longer than any kernel's"));
@@ -205,7 +206,61 @@ fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
 }
 
 /// What each token stands for.
-struct Tokens(Vec<String>);
+struct Tokens(Vec<Token>);
+
+/// Bytes of a token that are appended at once, which takes no longer than to append one: as many as most have.
+const AT_ONCE: usize = 16;
+
+struct Token {
+    text: Box<[u8]>,
+    /// What it begins with, and zeros.
+    begin: [u8; AT_ONCE],
+}
+
+impl Token {
+    /// A text that is a name, or a part of one.
+    fn new(text: &[u8]) -> Option<Token> {
+        // Symbols of C, Rust and assembly are plain ASCII.
+        text.iter().all(u8::is_ascii_graphic).then(|| {
+            let mut begin = [0; AT_ONCE];
+            begin.iter_mut().zip(text).for_each(|(to, byte)| *to = *byte);
+            Token { text: text.into(), begin }
+        })
+    }
+}
+
+/// A name as it is put together, what `nm` says in front.
+struct Name {
+    bytes: [u8; LONGEST_NAME + 1 + AT_ONCE],
+    length: usize,
+}
+
+impl Default for Name {
+    fn default() -> Name {
+        Name { bytes: [0; LONGEST_NAME + 1 + AT_ONCE], length: 0 }
+    }
+}
+
+impl Name {
+    /// Appends a token. A kernel has millions of them, of a few bytes each: a call to copy them would be most of the work.
+    fn push(&mut self, token: &Token) -> Result<(), KallsymsError> {
+        let length = self.length + token.text.len();
+        if length > LONGEST_NAME + 1 {
+            return Err(Damaged("a name is longer than any"));
+        }
+        // What is too much of it is written over by the next one.
+        self.bytes[self.length..][..AT_ONCE].copy_from_slice(&token.begin);
+        if token.text.len() > AT_ONCE {
+            self.bytes[self.length..length].copy_from_slice(&token.text);
+        }
+        self.length = length;
+        Ok(())
+    }
+
+    fn text(&self) -> Result<&str, KallsymsError> {
+        str::from_utf8(&self.bytes[..self.length]).map_err(|_| Damaged("a name is none"))
+    }
+}
 
 impl Tokens {
     fn read<R: Fn(u64, &mut [u8]) -> usize>(
@@ -222,11 +277,9 @@ impl Tokens {
         let token = |at: &usize| {
             let rest = table.get(*at..).unwrap_or_default();
             let end = rest.iter().position(|byte| *byte == 0).filter(|end| *end <= LONGEST_NAME)?;
-            // Symbols of C, Rust and assembly are plain ASCII.
-            let is_plain = rest[..end].iter().all(u8::is_ascii_graphic);
-            str::from_utf8(&rest[..end]).ok().filter(|_| is_plain).map(String::from)
+            Token::new(&rest[..end])
         };
-        let tokens: Option<Vec<String>> = index.iter().map(token).collect();
+        let tokens: Option<Vec<Token>> = index.iter().map(token).collect();
         tokens.map(Tokens).ok_or(Damaged("no table of tokens is where it should be"))
     }
 }
@@ -277,16 +330,12 @@ impl<'a, R: Fn(u64, &mut [u8]) -> usize> Names<'a, R> {
         Ok(self.piece[self.at - 1])
     }
 
-    /// Appends the next one, what `nm` says in front.
-    fn next(&mut self, tokens: &Tokens, name: &mut String) -> Result<(), KallsymsError> {
+    /// Appends the next one.
+    fn next(&mut self, tokens: &Tokens, name: &mut Name) -> Result<(), KallsymsError> {
         let first = self.byte()?;
         let (count, _) = length(first, if first & LONG == 0 { 0 } else { self.byte()? });
         for _ in 0..count {
-            name.push_str(&tokens.0[usize::from(self.byte()?)]);
-            // The letter is none of the name's.
-            if name.len() > LONGEST_NAME + 1 {
-                return Err(Damaged("a name is longer than any"));
-            }
+            name.push(&tokens.0[usize::from(self.byte()?)])?;
         }
         Ok(())
     }

@@ -93,9 +93,11 @@ impl Builder {
 
 /// The first sixteen bytes of a name, such that numbers are in the order of names: a shorter one's is less.
 fn beginning(name: &str) -> u128 {
-    let mut bytes = [0; 16];
-    let length = name.len().min(bytes.len());
-    bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+    let bytes = name.as_bytes().first_chunk().copied().unwrap_or_else(|| {
+        let mut bytes = [0; 16];
+        bytes.iter_mut().zip(name.bytes()).for_each(|(to, byte)| *to = byte);
+        bytes
+    });
     u128::from_be_bytes(bytes)
 }
 

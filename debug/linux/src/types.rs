@@ -220,7 +220,7 @@ impl Types {
         self.of(id).map_or(&Shape::Other, |(_, it)| &it.shape)
     }
 
-    /// Its name; empty where it has none.
+    /// Its name; empty where it has none, and of functions.
     pub fn name(&self, id: TypeId) -> &str {
         self.of(id).map_or("", |(_, it)| &it.name)
     }

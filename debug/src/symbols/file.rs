@@ -226,6 +226,43 @@ impl ElfFile {
         self.with(|file| Ok(file.section_by_name(name).map_or(0, |section| section.address())))
     }
 
+    /// Whether a section is there and not compressed.
+    pub fn is_plain(&self, name: &str) -> Result<bool, SymbolsError> {
+        self.with(|file| {
+            let Some(section) = file.section_by_name(name) else { return Ok(false) };
+            let range = section.compressed_file_range().map_err(damaged)?;
+            Ok(range.format == object::CompressionFormat::None && range.uncompressed_size != 0)
+        })
+    }
+
+    /// A piece of a section that is not compressed, of so many bytes from an offset on.
+    pub fn piece(&self, name: &str, offset: u64, size: u64) -> Result<Vec<u8>, SymbolsError> {
+        let range = self.with(|file| {
+            let range = file.section_by_name(name).map(|section| section.compressed_file_range());
+            range.transpose().map_err(damaged)
+        })?;
+        let within = |range: &object_read::CompressedFileRange| -> Option<u64> {
+            let end = offset.checked_add(size)?;
+            let at = range.offset.checked_add(offset)?;
+            let is_there = end <= range.compressed_size && at.checked_add(size)? <= self.source.size();
+            is_there.then_some(at)
+        };
+        let at = range.as_ref().and_then(within);
+        let at = at.ok_or_else(|| SymbolsError::Damaged(format!("{name} is shorter than it says")))?;
+        self.bytes(name, at, size)
+    }
+
+    /// So many bytes of the file, of a section.
+    fn bytes(&self, name: &str, at: u64, size: u64) -> Result<Vec<u8>, SymbolsError> {
+        let length = usize::try_from(size).map_err(|error| SymbolsError::Damaged(error.to_string()))?;
+        let mut bytes = Vec::new();
+        let room = bytes.try_reserve_exact(length);
+        room.map_err(|_| SymbolsError::Damaged(format!("there is no memory for {name}")))?;
+        bytes.resize(length, 0);
+        fill(&*self.source, at, &mut bytes).map_err(|error| SymbolsError::Damaged(error.to_string()))?;
+        Ok(bytes)
+    }
+
     /// A section's bytes, unpacked, `most` at most; none of one that is not there, or not in this file.
     pub fn section(&self, name: &str, most: u64) -> Result<Vec<u8>, SymbolsError> {
         let wanted = self.with(|file| {
@@ -246,12 +283,7 @@ impl ElfFile {
         if offset.checked_add(packed).is_none_or(|end| end > self.source.size()) {
             return Err(SymbolsError::Damaged(format!("{name} ends behind the file")));
         }
-        let length = usize::try_from(packed).map_err(|error| SymbolsError::Damaged(error.to_string()))?;
-        let mut bytes = Vec::new();
-        let room = bytes.try_reserve_exact(length);
-        room.map_err(|_| SymbolsError::Damaged(format!("there is no memory for {name}")))?;
-        bytes.resize(length, 0);
-        fill(&*self.source, offset, &mut bytes).map_err(|error| SymbolsError::Damaged(error.to_string()))?;
+        let bytes = self.bytes(name, offset, packed)?;
         if format == object::CompressionFormat::None {
             return Ok(bytes);
         }

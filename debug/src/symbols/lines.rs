@@ -3,7 +3,8 @@
 use super::metered::{Bytes, Work};
 use super::symbol::{Frame, SymbolsError};
 use arch::plain::plain;
-use gimli::{Dwarf, SectionId};
+use gimli::{Dwarf, Reader, SectionId};
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -24,7 +25,7 @@ const MOST_WORK_AT_FIRST: u64 = 1 << 30;
 const MOST_WORK: u64 = 1 << 26;
 
 /// What is read for lines: neither where variables are kept, nor types.
-const WANTED: [SectionId; 10] = [
+pub(super) const WANTED: [SectionId; 10] = [
     SectionId::DebugAbbrev,
     SectionId::DebugAddr,
     SectionId::DebugAranges,
@@ -51,7 +52,45 @@ fn price(id: SectionId) -> u64 {
 /// Reads a section by its name, of so many bytes at most.
 pub(super) type SectionReader<'a> = dyn Fn(&str, u64) -> Result<Vec<u8>, SymbolsError> + 'a;
 
-/// A file's source lines.
+/// Sections with debug information.
+pub(super) struct Sections {
+    work: Work,
+    all: HashMap<SectionId, Bytes>,
+}
+
+impl fmt::Debug for Sections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sections").finish_non_exhaustive()
+    }
+}
+
+impl Sections {
+    /// Reads some.
+    pub fn read(wanted: &[SectionId], section: &SectionReader<'_>) -> Result<Sections, SymbolsError> {
+        let (mut most, work, mut all) = (MOST_BYTES, Work::default(), HashMap::new());
+        work.allow(MOST_WORK_AT_FIRST);
+        for id in wanted {
+            let bytes = section(id.name(), most)?;
+            most -= bytes.len() as u64;
+            all.insert(*id, Bytes::new(bytes, &work, price(*id)));
+        }
+        Ok(Sections { work, all })
+    }
+
+    /// One of them; nothing of one that was not wanted.
+    pub fn section(&self, id: SectionId) -> Bytes {
+        self.all.get(&id).cloned().unwrap_or_else(|| Bytes::new(Vec::new(), &self.work, 1))
+    }
+
+    /// What one unit says, of which this is `.debug_info`, and these are the other sections.
+    pub fn lines_of(&self, unit: Vec<u8>) -> Result<Lines, SymbolsError> {
+        self.work.allow(MOST_WORK);
+        let unit = Bytes::new(unit, &self.work, price(SectionId::DebugInfo));
+        Lines::new(&self.work, |id| if id == SectionId::DebugInfo { unit.clone() } else { self.section(id) })
+    }
+}
+
+/// A file's source lines, or a unit's.
 pub(super) struct Lines {
     work: Work,
     context: addr2line::Context<Bytes>,
@@ -63,7 +102,7 @@ impl fmt::Debug for Lines {
     }
 }
 
-fn damaged(error: gimli::Error) -> SymbolsError {
+pub(super) fn damaged(error: gimli::Error) -> SymbolsError {
     match error {
         // Nothing else reads.
         gimli::Error::Io => SymbolsError::TooMuchWork,
@@ -108,20 +147,18 @@ fn check_depth(dwarf: &Dwarf<Bytes>) -> Result<(), SymbolsError> {
 impl Lines {
     /// Reads a file's debug information, of which `section` has each section.
     pub fn of(section: &SectionReader<'_>) -> Result<Lines, SymbolsError> {
-        let mut is_empty = true;
-        let (mut most, work) = (MOST_BYTES, Work::default());
-        work.allow(MOST_WORK_AT_FIRST);
-        let dwarf = Dwarf::load(|id| {
-            let bytes = if WANTED.contains(&id) { section(id.name(), most)? } else { Vec::new() };
-            most -= bytes.len() as u64;
-            is_empty &= id != SectionId::DebugInfo || bytes.is_empty();
-            Ok(Bytes::new(bytes, &work, price(id)))
-        })?;
-        if is_empty {
+        let sections = Sections::read(&WANTED, section)?;
+        if sections.section(SectionId::DebugInfo).is_empty() {
             return Err(SymbolsError::NoLines);
         }
+        Lines::new(&sections.work, |id| sections.section(id))
+    }
+
+    fn new(work: &Work, section: impl Fn(SectionId) -> Bytes) -> Result<Lines, SymbolsError> {
+        let dwarf = Dwarf::load(|id| Ok::<_, SymbolsError>(section(id)))?;
         check_depth(&dwarf)?;
-        Ok(Lines { context: addr2line::Context::from_dwarf(dwarf).map_err(damaged)?, work })
+        let context = addr2line::Context::from_dwarf(dwarf).map_err(damaged)?;
+        Ok(Lines { context, work: work.clone() })
     }
 
     /// The line of an instruction, as linked, and those that its function was inlined at.

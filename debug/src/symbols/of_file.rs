@@ -6,6 +6,7 @@ use super::file::ElfFile;
 use super::lines::Lines;
 use super::symbol::{Frame, Symbol, SymbolsError};
 use super::table::Table;
+use super::units::Units;
 #[cfg(feature = "linux")]
 use crate::linux::unwind::cfi::Row;
 use crate::source::{OnDisk, Source};
@@ -41,7 +42,7 @@ struct OfFile {
     file: ElfFile,
     table: OnceLock<Result<Table, SymbolsError>>,
     /// Looking up a line remembers what was read of its file.
-    lines: Mutex<Option<Result<Lines, SymbolsError>>>,
+    lines: Mutex<Units>,
     #[cfg(feature = "linux")]
     call_frames: Mutex<Option<Result<CallFrames, SymbolsError>>>,
 }
@@ -67,7 +68,7 @@ impl Symbols {
             build_id,
             file,
             table: OnceLock::new(),
-            lines: Mutex::new(None),
+            lines: Mutex::new(Units::default()),
             #[cfg(feature = "linux")]
             call_frames: Mutex::new(None),
         };
@@ -106,12 +107,13 @@ impl OfFile {
         self.table.get_or_init(|| self.file.symbols()).as_ref().map_err(SymbolsError::clone)
     }
 
-    fn with_lines<T>(&self, ask: impl FnOnce(&Lines) -> Result<T, SymbolsError>) -> Result<T, SymbolsError> {
+    fn with_lines<T>(
+        &self,
+        address: u64,
+        ask: impl FnOnce(&Lines) -> Result<T, SymbolsError>,
+    ) -> Result<T, SymbolsError> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        match lines.get_or_insert_with(|| Lines::of(&|name, most| self.file.section(name, most))) {
-            Ok(lines) => ask(lines),
-            Err(error) => Err(error.clone()),
-        }
+        ask(lines.of(&self.file, address)?)
     }
 }
 
@@ -154,7 +156,8 @@ impl Moved {
     /// # Errors
     /// [`SymbolsError`].
     pub fn frames(&self, address: u64) -> Result<Vec<Frame>, SymbolsError> {
-        self.symbols.with_lines(|lines| lines.frames(address.wrapping_sub(self.slide)))
+        let linked = address.wrapping_sub(self.slide);
+        self.symbols.with_lines(linked, |lines| lines.frames(linked))
     }
 
     /// How to get from an instruction to the caller of its function, by the file's call frame information; `None` where that
@@ -178,7 +181,8 @@ impl Moved {
     /// # Errors
     /// [`SymbolsError`].
     pub fn line(&self, address: u64) -> Result<Option<Range<u64>>, SymbolsError> {
-        let range = self.symbols.with_lines(|lines| lines.range(address.wrapping_sub(self.slide)))?;
+        let linked = address.wrapping_sub(self.slide);
+        let range = self.symbols.with_lines(linked, |lines| lines.range(linked))?;
         Ok(range.map(|it| it.start.wrapping_add(self.slide)..it.end.wrapping_add(self.slide)))
     }
 }
