@@ -225,9 +225,12 @@ pub(super) struct Lines {
     /// Where modules' files are looked for, and what was found, by where modules' `struct module` is.
     files: SymbolFile,
     modules: HashMap<u64, Option<LoadedModule>>,
-    /// Why there are none, or not all; a line each.
+    /// Why there are none, or not all; a line each. Of a file that nobody has named nothing is said.
     remarks: Vec<String>,
 }
+
+/// Modules of which files are read for one answer, at most: which ones these are is up to the guest.
+const MOST_MODULES: usize = 16;
 
 impl Lines {
     /// By the file that the operator has named, if one fits.
@@ -239,7 +242,9 @@ impl Lines {
         let names = match Names::of(operator) {
             Ok(names) => names.ok(),
             Err(Refusal::NotThere(why)) => {
-                remarks.push(format!("no source lines: {why}"));
+                if is_named(operator.symbols()) {
+                    remarks.push(format!("no source lines: {why}"));
+                }
                 None
             }
             Err(refusal) => return Err(refusal),
@@ -263,9 +268,9 @@ impl Lines {
         }
     }
 
-    /// Adds a stack's.
-    pub fn add(&mut self, stacks: &Stacks<'_>, trace: &mut Trace) {
-        for frame in trace.frames.iter_mut().flatten() {
+    /// Adds a stack's, as far as somebody wants them still.
+    pub fn add(&mut self, view: &View<'_>, stacks: &Stacks<'_>, trace: &mut Trace) {
+        for frame in trace.frames.iter_mut().flatten().take_while(|_| view.cancel.check().is_ok()) {
             let code =
                 unwind::Frame { pc: frame.pc, sp: 0, is_exact: frame.is_exact, is_guessed: false }.code();
             frame.lines = match frame.place.as_ref().is_some_and(|place| place.module.is_some()) {
@@ -284,6 +289,9 @@ impl Lines {
     /// once.
     fn in_module(&mut self, stacks: &Stacks<'_>, pc: u64) -> Vec<Line> {
         let Some(address) = stacks.module(pc) else { return Vec::new() };
+        if self.modules.len() >= MOST_MODULES && !self.modules.contains_key(&address) {
+            return Vec::new();
+        }
         let files = &self.files;
         let found = self.modules.entry(address).or_insert_with(|| {
             let (id, sections) = stacks.build(pc)?;
@@ -291,8 +299,8 @@ impl Lines {
         });
         match found.as_ref().map_or(Ok(Vec::new()), |module| module.frames(pc)) {
             Ok(lines) => lines,
-            Err(why) => {
-                self.remarks.push(format!("no source lines of a module: {why}"));
+            // It was found by itself.
+            Err(_) => {
                 *found = None;
                 Vec::new()
             }
@@ -304,7 +312,9 @@ impl Lines {
         match self.names.as_ref().map_or(Ok(Vec::new()), |names| names.frames(pc)) {
             Ok(lines) => lines,
             Err(why) => {
-                self.remarks.push(format!("no source lines: {why}"));
+                if is_named(Some(&self.files)) {
+                    self.remarks.push(format!("no source lines: {why}"));
+                }
                 self.names = None;
                 Vec::new()
             }
@@ -312,10 +322,15 @@ impl Lines {
     }
 }
 
+/// Whether somebody has named the file, and wants to hear of what it lacks.
+fn is_named(file: Option<&SymbolFile>) -> bool {
+    matches!(file, Some(SymbolFile::Named(_)))
+}
+
 /// Words a stack, with source lines.
-fn trace(stacks: &Stacks<'_>, lines: &mut Lines, stack: Result<Stack, String>) -> Trace {
+fn trace(view: &View<'_>, stacks: &Stacks<'_>, lines: &mut Lines, stack: Result<Stack, String>) -> Trace {
     let mut trace = without_lines(stacks, stack);
-    lines.add(stacks, &mut trace);
+    lines.add(view, stacks, &mut trace);
     trace
 }
 
@@ -340,13 +355,13 @@ fn traces(view: View<'_>, mut lines: Lines, whose: Whose) -> Result<Traces, Refu
         let stacks = Stacks::new(view, info)?.by_file(lines.file());
         let mut of_task = |task: &Task| Trace {
             task: Some((task.pid, name(task))),
-            ..trace(&stacks, &mut lines, stacks.of_task(task))
+            ..trace(&view, &stacks, &mut lines, stacks.of_task(task))
         };
         let mut found = Traces { all: Vec::new(), remarks: stacks.remarks().to_vec() };
         match whose {
             Whose::Vcpu(vcpu) => {
                 let vcpu = vcpu.unwrap_or(view.vcpu);
-                let trace = trace(&stacks, &mut lines, stacks.of_vcpu(vcpu));
+                let trace = trace(&view, &stacks, &mut lines, stacks.of_vcpu(vcpu));
                 found.all.push(Trace { vcpu: Some(vcpu), ..trace });
             }
             Whose::Task(pid) => {

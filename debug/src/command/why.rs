@@ -335,7 +335,7 @@ fn add_lines(view: &View<'_>, lines: &mut Lines, stacks: Option<&Stacks<'_>>, fo
         if let Some(stacks) = stacks {
             let processors = found.processors.iter_mut().map(|processor| &mut processor.trace);
             let asleep = found.asleep.iter_mut().map(|asleep| &mut asleep.trace);
-            processors.chain(asleep).for_each(|trace| lines.add(stacks, trace));
+            processors.chain(asleep).for_each(|trace| lines.add(view, stacks, trace));
         }
     }
     found.remarks.append(&mut lines.take_remarks());

@@ -75,6 +75,14 @@ impl Symbols {
         Ok(Symbols(RwLock::new(Arc::new(file))))
     }
 
+    /// Has lines read by the units that they are in alone, and none of a file without a table of these
+    /// (`.debug_aranges`): to read all debug information takes seconds, and hundreds of MiB for a distribution's kernel.
+    #[must_use]
+    pub fn by_units(self) -> Symbols {
+        self.now().lines.lock().unwrap_or_else(PoisonError::into_inner).only_units = true;
+        self
+    }
+
     /// The architecture that it is for.
     pub fn isa(&self) -> Isa {
         self.now().isa
@@ -111,9 +119,9 @@ impl OfFile {
         &self,
         address: u64,
         ask: impl FnOnce(&Lines) -> Result<T, SymbolsError>,
-    ) -> Result<T, SymbolsError> {
+    ) -> Result<Option<T>, SymbolsError> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        ask(lines.of(&self.file, address)?)
+        lines.of(&self.file, address)?.map(ask).transpose()
     }
 }
 
@@ -157,7 +165,7 @@ impl Moved {
     /// [`SymbolsError`].
     pub fn frames(&self, address: u64) -> Result<Vec<Frame>, SymbolsError> {
         let linked = address.wrapping_sub(self.slide);
-        self.symbols.with_lines(linked, |lines| lines.frames(linked))
+        Ok(self.symbols.with_lines(linked, |lines| lines.frames(linked))?.unwrap_or_default())
     }
 
     /// How to get from an instruction to the caller of its function, by the file's call frame information; `None` where that
@@ -182,7 +190,7 @@ impl Moved {
     /// [`SymbolsError`].
     pub fn line(&self, address: u64) -> Result<Option<Range<u64>>, SymbolsError> {
         let linked = address.wrapping_sub(self.slide);
-        let range = self.symbols.with_lines(linked, |lines| lines.range(linked))?;
+        let range = self.symbols.with_lines(linked, |lines| lines.range(linked))?.flatten();
         Ok(range.map(|it| it.start.wrapping_add(self.slide)..it.end.wrapping_add(self.slide)))
     }
 }

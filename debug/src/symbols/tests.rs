@@ -231,14 +231,21 @@ fn a_section_that_says_more_than_there_is_is_refused() {
 
 /// A file whose one function has so many inlined into each other.
 fn nested(depth: usize) -> Vec<u8> {
-    // DW_TAG_compile_unit and DW_TAG_subprogram with DW_AT_low_pc (DW_FORM_addr) and DW_AT_high_pc (DW_FORM_data8),
-    // DW_TAG_inlined_subroutine with nothing; all with children (DWARF 5, section 7.5.3).
-    const ABBREVIATIONS: &[u8] = &[
-        1, 0x11, 1, 0x11, 1, 0x12, 7, 0, 0, // a unit
-        2, 0x2e, 1, 0x11, 1, 0x12, 7, 0, 0, // a function
-        3, 0x1d, 1, 0, 0, 0,
-    ];
-    let range = [0u64.to_le_bytes(), 0x100u64.to_le_bytes()].concat();
+    let unit = unit_of(0, depth);
+    linked(Architecture::X86_64, &[(".debug_abbrev", ABBREVIATIONS), (".debug_info", &unit)])
+}
+
+// DW_TAG_compile_unit and DW_TAG_subprogram with DW_AT_low_pc (DW_FORM_addr) and DW_AT_high_pc (DW_FORM_data8),
+// DW_TAG_inlined_subroutine with nothing; all with children (DWARF 5, section 7.5.3).
+const ABBREVIATIONS: &[u8] = &[
+    1, 0x11, 1, 0x11, 1, 0x12, 7, 0, 0, // a unit
+    2, 0x2e, 1, 0x11, 1, 0x12, 7, 0, 0, // a function
+    3, 0x1d, 1, 0, 0, 0,
+];
+
+/// A unit of 0x100 bytes of code from `begin` on, whose one function has so many inlined into each other.
+fn unit_of(begin: u64, depth: usize) -> Vec<u8> {
+    let range = [begin.to_le_bytes(), 0x100u64.to_le_bytes()].concat();
     // Version 4, abbreviations at 0, addresses of 8 bytes.
     let mut unit = vec![4, 0, 0, 0, 0, 0, 8];
     for code in [1, 2] {
@@ -248,8 +255,54 @@ fn nested(depth: usize) -> Vec<u8> {
     unit.resize(unit.len() + depth, 3);
     unit.resize(unit.len() + depth + 2, 0);
     let length = u32::try_from(unit.len()).unwrap().to_le_bytes();
-    let info = [&length[..], &unit].concat();
-    linked(Architecture::X86_64, &[(".debug_abbrev", ABBREVIATIONS), (".debug_info", &info)])
+    [&length[..], &unit].concat()
+}
+
+/// A set of `.debug_aranges`: 0x100 bytes of code from `begin` on are of the unit at an offset (DWARF 5, section 7.21).
+fn arange(begin: u64, unit: u32) -> Vec<u8> {
+    let mut set = vec![2, 0];
+    set.extend(unit.to_le_bytes());
+    // Addresses of 8 bytes without segments, and what aligns the first to 16.
+    set.extend([8, 0, 0, 0, 0, 0]);
+    for word in [begin, 0x100, 0, 0] {
+        set.extend(word.to_le_bytes());
+    }
+    [u32::try_from(set.len()).unwrap().to_le_bytes().to_vec(), set].concat()
+}
+
+/// Of a file that says where its units are, no other unit than the one that is asked for is read.
+#[test]
+fn a_unit_is_read_by_itself() {
+    // Two, of which the second is refused.
+    let (good, bad) = (unit_of(0, 3), unit_of(0x100, 1000));
+    let second = u32::try_from(good.len()).unwrap();
+    let info = [good, bad].concat();
+    let file = |architecture, aranges: &[u8]| {
+        let sections =
+            [(".debug_abbrev", ABBREVIATIONS), (".debug_info", &info[..]), (".debug_aranges", aranges)];
+        Symbols::new(linked(architecture, &sections)).unwrap()
+    };
+    let count = |symbols: &Symbols, at: u64| symbols.moved(0x1000).frames(0x1000 + at).map(|it| it.len());
+    for architecture in [Architecture::X86_64, Architecture::Aarch64] {
+        let both = [arange(0x100, second), arange(0, 0)].concat();
+        let symbols = file(architecture, &both);
+        assert_eq!((count(&symbols, 0), count(&symbols, 0xff)), (Ok(1), Ok(1)));
+        assert!(count(&symbols, 0x100).is_err() && count(&symbols, 0x1ff).is_err());
+        assert_eq!(count(&symbols, 0x80), Ok(1));
+        // Where it does not say, all is read, unless nobody wants that.
+        assert!(count(&symbols, 0x200).is_err());
+        let symbols = file(architecture, &both).by_units();
+        assert_eq!((count(&symbols, 0x200), count(&symbols, 0)), (Ok(0), Ok(1)));
+        assert_eq!(symbols.moved(0).line(0x300), Ok(None));
+        for aranges in [&[][..], &arange(0, 0)[..20]] {
+            assert!(count(&file(architecture, aranges), 0).is_err());
+            assert_eq!(count(&file(architecture, aranges).by_units(), 0), Ok(0));
+        }
+        // Units that are not there, or in the middle of one.
+        for odd in [1, 7, second + 1, u32::try_from(info.len()).unwrap() - 4, u32::MAX] {
+            assert!(count(&file(architecture, &arange(0, odd)), 0).is_err(), "{odd}");
+        }
+    }
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub(super) struct Units {
     /// By where they are in `.debug_info`.
     units: HashMap<u64, Lines>,
     whole: Option<Result<Lines, SymbolsError>>,
+    /// All of it is not read.
+    pub only_units: bool,
 }
 
 /// Where units are.
@@ -95,8 +97,8 @@ impl Table {
 }
 
 impl Units {
-    /// The lines of whatever an address, as linked, is in.
-    pub fn of(&mut self, file: &ElfFile, address: u64) -> Result<&Lines, SymbolsError> {
+    /// The lines of whatever an address, as linked, is in; `None` where that is in no unit, and all is not read.
+    pub fn of(&mut self, file: &ElfFile, address: u64) -> Result<Option<&Lines>, SymbolsError> {
         let table = self.table.get_or_insert_with(|| {
             // What is damaged there is told of where all is read.
             Table::of(file).unwrap_or_default()
@@ -109,10 +111,13 @@ impl Units {
                 self.units.insert(unit, table.read(file, unit)?);
             }
             if let Some(lines) = self.units.get(&unit) {
-                return Ok(lines);
+                return Ok(Some(lines));
             }
         }
+        if self.only_units {
+            return Ok(None);
+        }
         let read = || Lines::of(&|name, most| file.section(name, most));
-        self.whole.get_or_insert_with(read).as_ref().map_err(SymbolsError::clone)
+        self.whole.get_or_insert_with(read).as_ref().map(Some).map_err(SymbolsError::clone)
     }
 }
