@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first process of Debian guests in the tests and the demo. Words of the kernel's command
 # line say what it does: vmm.run=poweroff (the default), reboot, shell, exit, panic, forge, idle,
-# naps, stacks, module, held, trace, hypervisor, kdump (which goes on as vmcore).
+# naps, stacks, module, hang, held, trace, hypervisor, kdump (which goes on as vmcore).
 echo "guest: init"
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev 2>/dev/null
@@ -130,6 +130,14 @@ case $run in
       $b dd if=/dev/hwrng of=/dev/null bs=64 count=1 2>/dev/null
       echo "guest: round, complaints=$($b dmesg | $b grep -ciE "$bad")."
     done ;;
+  hang)
+    # Says that it hangs: on the console, which is not believed, and then in the kernel's log.
+    says='watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [init:1]'
+    echo "$says"
+    $b sleep 2
+    echo "guest: runs on."
+    echo "<0>$says" > /dev/kmsg
+    while :; do $b sleep 1000; done ;;
   naps) while :; do $b sleep 0.2; done ;;
   idle) while :; do $b sleep 1000; done ;;
 esac

@@ -314,10 +314,8 @@ pub const CASES: &[Case] = &[
     enough_on(Isa::X86_64, job("job_stuck", job::stuck)),
     Case { modules: wedged::MODULES, ..linux("job_wedged", &["6.12"], wedged::locked) },
     Case { modules: compared::MODULES, ..linux("job_compared", &["6.12"], compared::with_its_own) },
-    enough_on(
-        Isa::Aarch64,
-        Case { modules: wedged::MODULES, ..linux("long_job_wedged", &["6.12"], wedged::hangs_and_crashes) },
-    ),
+    Case { modules: wedged::MODULES, ..linux("long_job_wedged", &["6.12"], wedged::hangs_and_crashes) },
+    enough_on(Isa::Aarch64, linux("dump_on_a_hang", &["6.12"], dumps::hung)),
     enough_on(Isa::X86_64, job("job_wrong_ways", job::wrong_ways)),
     enough_on(Isa::Aarch64, job("job_judged_by_the_host", job::judged_by_the_host)),
     enough_on(Isa::X86_64, networked("long_job_network", network::of_its_own)),

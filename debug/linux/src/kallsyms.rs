@@ -249,9 +249,9 @@ impl Name {
             return Err(Damaged("a name is longer than any"));
         }
         // What is too much of it is written over by the next one.
-        self.bytes[self.length..][..AT_ONCE].copy_from_slice(&token.begin);
-        if token.text.len() > AT_ONCE {
-            self.bytes[self.length..length].copy_from_slice(&token.text);
+        match self.bytes[self.length..].first_chunk_mut() {
+            Some(end) if token.text.len() <= AT_ONCE => *end = token.begin,
+            _ => self.bytes[self.length..length].copy_from_slice(&token.text),
         }
         self.length = length;
         Ok(())

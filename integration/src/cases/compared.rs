@@ -162,10 +162,16 @@ fn tasks(said: &str, told: &Value) -> Check {
             Some((number("pid")?, seen))
         })
         .collect();
+    let listed = array(told, "tasks")?.len();
+    check(ours.len() == listed, || {
+        format!("of {listed} tasks some lack something, or are there twice: {told}")
+    })?;
     let both: Vec<_> = theirs.iter().filter_map(|(pid, seen)| Some((pid, seen, ours.get(pid)?))).collect();
-    // Some come and go.
-    let gone = theirs.len() - both.len();
-    check(both.len() > 40 && gone <= 4, || format!("{gone} of {} tasks are gone: {ours:?}", theirs.len()))?;
+    // Some come and go; the idle task is not in /proc.
+    let (gone, new) = (theirs.len() - both.len(), ours.len() - both.len());
+    check(both.len() > 40 && gone <= 4 && new <= 5, || {
+        format!("{gone} of {} tasks are gone, {new} are new: {ours:?}", theirs.len())
+    })?;
     let states: BTreeSet<&str> = both.iter().map(|(_, _, ours)| ours.state.as_str()).collect();
     for state in ["S", "D", "T", "Z", "I"] {
         check(states.contains(state), || format!("no task is in state {state}: {states:?}"))?;
@@ -234,23 +240,46 @@ fn modules(said: &str, told: &Value) -> Check {
 
 /// `/proc/PID/mounts`, of which file systems' own options are not known.
 fn mounts(said: &str, told: &Value) -> Check {
-    let theirs = lines(said, "mount");
-    let ours = array(told, "mounts")?;
-    check(theirs.len() == ours.len() && ours.len() > 4, || {
-        format!("{} are mounted, and the guest says {theirs:?}: {told}", ours.len())
-    })?;
-    for mount in ours {
+    const KNOWN: [&str; 13] = [
+        "ro",
+        "rw",
+        "sync",
+        "dirsync",
+        "mand",
+        "lazytime",
+        "nosuid",
+        "nodev",
+        "noexec",
+        "noatime",
+        "nodiratime",
+        "relatime",
+        "nosymfollow",
+    ];
+    let theirs: Option<Vec<String>> = lines(said, "mount")
+        .iter()
+        .map(|line| {
+            let [device, path, kind, options, ..] = line.split(' ').collect::<Vec<_>>()[..] else {
+                return None;
+            };
+            let known: Vec<&str> = options.split(',').filter(|word| KNOWN.contains(word)).collect();
+            Some(format!("{device} {path} {kind} {}", known.join(",")))
+        })
+        .collect();
+    let mut theirs = theirs.ok_or_else(|| format!("a mount of another form: {said}"))?;
+    let ours = array(told, "mounts")?.iter().map(|mount| {
         let word = |name: &str| mount[name].as_str().unwrap_or_default().replace(' ', "\\040");
         let options = mount["options"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let options: Vec<&str> = options.collect();
-        let begin = format!("{} {} {} {}", word("device"), word("path"), word("type"), options.join(","));
-        let is_it = |line: &&&str| {
-            line.strip_prefix(&begin).is_some_and(|rest| rest.starts_with(',') || rest.starts_with(' '))
-        };
-        check(theirs.iter().any(|line| is_it(&line)), || format!("'{begin}' is not in {theirs:?}"))?;
-    }
+        format!("{} {} {} {}", word("device"), word("path"), word("type"), options.join(","))
+    });
+    let mut ours: Vec<String> = ours.collect();
+    ours.sort();
+    theirs.sort();
+    check(ours == theirs && ours.len() > 4, || {
+        format!("{ours:?} are mounted, and the guest says {theirs:?}")
+    })?;
     let own = "a\\040scratch /tmp/a\\040b tmpfs ro,nosuid,nodev,noatime";
-    check(theirs.iter().any(|line| line.starts_with(own)), || format!("{own}: {theirs:?}"))
+    check(ours.iter().any(|line| line == own), || format!("{own}: {ours:?}"))
 }
 
 /// `/dev/kmsg`: priority, number and microseconds of each record, and its text.

@@ -164,6 +164,19 @@ pub fn panicked(c: &mut Context) -> Check {
     c.export(&core)
 }
 
+/// A guest whose kernel says that it hangs ends, says why, and is dumped; who says so on the console alone runs on.
+pub fn hung(c: &mut Context) -> Check {
+    let (kernel, initrd, core, limit) = (c.kernel("6.12"), c.initrd(), c.work.join("core"), c.limit(60));
+    let arguments = "--kernel {} --initrd {} --memory 256M --cmdline vmm.run=hang --dump-on panic,hang={}";
+    let run = c.run(arguments, &[&kernel, &initrd, &core], limit)?;
+    run.expect_code(28)?;
+    run.expect_output("guest: runs on.")?;
+    for words in ["its log tells of trouble", "watchdog: BUG: soft lockup", "vCPU 0: ", "the guest hangs: "] {
+        check(run.errors.contains(words), || format!("no '{words}': {}", run.errors))?;
+    }
+    c.run("core {} why", &[&core], limit)?.expect_output("watchdog: BUG: soft lockup")
+}
+
 /// A kernel that panics and restarts by a triple fault, which resets the vCPU on some processors.
 pub fn triple_fault(c: &mut Context) -> Check {
     let (kernel, initrd, limit) = (c.kernel("6.12"), c.initrd(), c.limit(60));

@@ -6,6 +6,7 @@ use crate::context::{Check, Context, Finished, check};
 use crate::process::Wiring;
 use crate::rsp::Client;
 use debug::gdb::packet::hex;
+use object::read::{File, Object};
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -61,12 +62,15 @@ exit 7
 /// Who waits for whom, where, and why the guest does not go on, as a debugger and a shell on its dump are told.
 pub fn locked(c: &mut Context) -> Check {
     let (root, socket, limit) = (root_with(c, LOCKED)?, c.work.join("gdb.sock"), c.limit(60));
+    let cache = cache_with_the_module(c)?;
     let line = format!(
-        "run --kernel {{}} --modules {{}} --root {{}} --slow {} --memory 256M --gdb unix:{{}} --name wedged -- sh /bin/run.sh",
+        "env DEBUGINFOD_CACHE_PATH={{}} {{}} run --kernel {{}} --modules {{}} --root {{}} --slow {} --memory 256M \
+         --gdb unix:{{}} --name wedged -- sh /bin/run.sh",
         c.slowness
     );
-    let paths = [&c.kernel("6.12"), &c.modules(), &root, &socket];
-    let mut job = c.start(Wiring::Pipes, &line, &paths.map(PathBuf::as_path))?;
+    let paths = [&cache, &c.vmm, &c.kernel("6.12"), &c.modules(), &root, &socket];
+    let mut job =
+        c.start_program("/bin/busybox".as_ref(), Wiring::Pipes, &line, &paths.map(PathBuf::as_path))?;
     let talked = (|| -> Check {
         let mut client = Client::attach(&socket, limit)?;
         client.run()?;
@@ -140,6 +144,7 @@ pub fn locked(c: &mut Context) -> Check {
             .expect_output("who waits for which of the kernel's locks")?;
         client.expect("D;1", "OK")?;
         drop(client);
+        has_lines_in_the_module(c, ab)?;
         finds_names_in_the_module(c, &said)?;
         tells_gdb_of_modules(c, &said)
     })();
@@ -154,6 +159,32 @@ pub fn locked(c: &mut Context) -> Check {
 fn text_of(said: &str) -> Result<&str, String> {
     let text = said.split_once("text of wedge is at ").and_then(|(_, rest)| rest.split_once('.'));
     text.map(|(text, _)| text).ok_or_else(|| format!("the guest does not say where its module is: {said}"))
+}
+
+/// What debuginfod's client would have fetched: the module's file, by its build id.
+fn cache_with_the_module(c: &Context) -> Result<PathBuf, String> {
+    let (module, cache) = (c.modules().join(WEDGE), c.work.join("debuginfod"));
+    let bytes = fs::read(&module).map_err(|error| error.to_string())?;
+    let file = File::parse(&bytes[..]).map_err(|error| error.to_string())?;
+    let id = file.build_id().ok().flatten().ok_or("the module has no build id")?;
+    let place = cache.join(id.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    let made = fs::create_dir_all(&place).and_then(|()| fs::write(place.join("debuginfo"), &bytes));
+    made.map(|()| cache).map_err(|error| format!("cannot make a cache: {error}"))
+}
+
+/// Frames in the module have source lines, by a file that is found by the module's build id, from within the monitor's
+/// cell.
+fn has_lines_in_the_module(c: &mut Context, pid: u32) -> Check {
+    let told = c.run(&format!("monitor wedged --json bt {pid}"), &[], c.limit(20))?;
+    told.expect_code(0)?;
+    let told: serde_json::Value = serde_json::from_str(&told.output).map_err(|error| error.to_string())?;
+    let frames = told["stacks"][0]["frames"].as_array().into_iter().flatten();
+    let of_module: Vec<_> = frames.filter(|frame| frame["module"] == "wedge").collect();
+    let has_line = |frame: &&serde_json::Value| {
+        let line = &frame["lines"][0];
+        line["file"].as_str().is_some_and(|file| file.ends_with("wedge.c")) && line["line"].is_u64()
+    };
+    check(!of_module.is_empty() && of_module.iter().all(has_line), || told.to_string())
 }
 
 /// A function of the module's by its name, and the name by where it is; a name that the kernel and the module both have is
@@ -266,9 +297,13 @@ pub fn hangs_and_crashes(c: &mut Context) -> Check {
         ),
         ("mutexes", "--timeout 30s", &[124], &["deadlock: ", "--timeout"]),
     ];
-    // Each is another boot.
+    // Each is another boot: a sample has two of them, as chance has it.
     let count = usize::try_from(c.length().of(2, ways.len() as u64)).unwrap_or(usize::MAX);
-    for (how, options, codes, words) in &ways[..count] {
+    let (mut left, mut chance) = (ways.to_vec(), c.chance());
+    for _ in 0..count {
+        let index = usize::try_from(chance.below(left.len() as u64)).unwrap_or(0);
+        let (how, options, codes, words) = left.swap_remove(index);
+        println!("{}: {how}", c.name);
         let core = c.work.join(format!("{how}.core"));
         let line = format!(
             "run --kernel {{}} --modules {{}} --root {{}} --slow {} --memory 256M --dump-on panic,oops,hang,fail={{}} {options} \
@@ -279,7 +314,7 @@ pub fn hangs_and_crashes(c: &mut Context) -> Check {
         check(codes.iter().any(|code| ended.expect_code(*code).is_ok()), || format!("{how}: {ended:?}"))?;
         let of_dump = c.run("core {} why", &[&core], limit)?;
         of_dump.expect_code(0)?;
-        for word in *words {
+        for word in words {
             check(ended.errors.contains(word), || format!("{how}: no '{word}': {}", ended.errors))?;
             // But for what the runner says.
             let is_runners = ["--timeout", "the log has"].iter().any(|begin| word.starts_with(begin));

@@ -45,7 +45,7 @@ pub const STACKS: Script = Script {
              {WITH_PER_CPU}{}\
              python\n{COMPARES}end\n\
              kill\n",
-            length.of(8, 300),
+            length.of(4, 300),
             length.of(10, 1000),
             length.chance().below(1 << 32),
             knows_wedge(isa)

@@ -144,11 +144,29 @@ def threads():
     return sorted(gdb.selected_inferior().threads(), key=lambda thread: thread.ptid[1])
 
 
-for _ in range(STOPS):
-    stop()
+def compare_all():
     for cpu, thread in enumerate(threads()):
         thread.switch()
         compare('vcpu%d' % cpu, cpu)
+
+
+for _ in range(STOPS):
+    stop()
+    compare_all()
+
+# And once in each of these, whatever chance has brought: a system call, a page fault, an interrupt, nothing to do, a module.
+if IS_X86:
+    KINDS = ['__x64_sys_newfstatat', 'handle_mm_fault', 'hrtimer_interrupt', 'default_idle_call', 'wedge_turns']
+else:
+    KINDS = ['__arm64_sys_newfstatat', 'handle_mm_fault', 'hrtimer_interrupt', 'default_idle_call', 'wedge_turns']
+kinds_compared = []
+for kind in KINDS:
+    gdb.execute('tbreak ' + kind)
+    gdb.execute('continue', to_string=True)
+    before = stacks_compared
+    compare_all()
+    if stacks_compared > before:
+        kinds_compared.append(kind)
 
 gdb.execute('monitor threads tasks')
 stop()
@@ -169,6 +187,9 @@ print('they stand in', ', '.join('%s %d' % one for one in sorted(places.items(),
 print('gdb knew no further %d times' % len(ended_early), ended_early[:20])
 for difference in differences[:5]:
     print('DIFFERENT:', difference)
-wanted = STOPS * 2 + len(chosen)
-is_same = not differences and len(asleep) > 20 and stacks_compared * 10 >= wanted * 8 and in_modules and interrupted
+print('in each of', ', '.join(kinds_compared))
+wanted = (STOPS + len(KINDS)) * 2 + len(chosen)
+is_enough = len(asleep) > 20 and in_modules and kinds_compared == KINDS and stacks_compared * 10 >= wanted * 8
+# One in three stops is in the middle of something that was interrupted.
+is_same = not differences and is_enough and interrupted * 20 >= STOPS - 19
 print('the stacks are', 'the same' if is_same else 'NOT the same')

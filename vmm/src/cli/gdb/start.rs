@@ -289,7 +289,7 @@ const KEEP_SLIDE: &str = include_str!("keep_slide.py");
 
 /// Has gdb keep in mind where the kernel is.
 fn keeps_slide(vmlinux: &Path) -> [OsString; 2] {
-    // gdb has a file by its whole path. A string of JSON is one of Python's.
+    // A string of JSON is one of Python's.
     let path = std::path::absolute(vmlinux).unwrap_or_else(|_| vmlinux.to_path_buf());
     let script = Value::from(format!("vmm_vmlinux = {}\n{KEEP_SLIDE}", Value::from(path.to_string_lossy())));
     ["-ex".into(), format!("python exec({script})").into()]
