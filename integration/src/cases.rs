@@ -515,7 +515,7 @@ pub const BENCH_DEBUG: [Case; 2] = [
 
 /// What a kernel is asked without symbols, likewise.
 pub const BENCH_LINUX: Case = Case {
-    modules: job::MODULES,
+    modules: wedged::MODULES,
     tools: Some(crate::measure::linux::tools),
     ..linux("bench_linux", &["6.12"], crate::measure::linux::guest)
 };
