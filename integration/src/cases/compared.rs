@@ -19,7 +19,7 @@ $b sleep 10000 &
 $b kill -STOP $!
 # One that nobody waits for, and one that has some memory.
 $b sh -c '$0 true & exec $0 sleep 10000' $b &
-$b sh -c 'x=$($0 dd if=/dev/zero bs=1M count=3 2>/dev/null | $0 tr "\0" x); echo > /tmp/large; $0 sleep 10000' $b &
+$b sh -c 'x=$($0 dd if=/dev/zero bs=1M count=3 2>/dev/null | $0 tr "\0" x); echo > /tmp/large; $0 sleep 10000; :' $b &
 until [ -e /tmp/large ]; do $b sleep 0.2; done
 $b sleep 2
 for task in /proc/[0-9]*/task/[0-9]*; do
