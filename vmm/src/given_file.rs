@@ -1,4 +1,4 @@
-//! Files that an option names.
+//! Files that an option names, and those that are found by themselves: opened without waiting for anybody.
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::{File, OpenOptions};

@@ -29,6 +29,7 @@ pub mod error;
 mod given_file;
 pub mod job;
 pub mod logging;
+mod looks;
 pub mod machine;
 pub mod outcome;
 mod patient;

@@ -129,6 +129,7 @@ impl Outcome {
             self,
             Outcome::TripleFault { .. }
                 | Outcome::Ended(End::Crash)
+                | Outcome::Hang { .. }
                 | Outcome::EmulationFailure { .. }
                 | Outcome::InternalError { .. }
         )
@@ -164,6 +165,12 @@ impl fmt::Display for Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_it_hangs_is_said_to_whoever_wants_few_words() {
+        assert!(Outcome::Hang { line: "BUG: soft lockup".into() }.is_failure());
+        assert!(!Outcome::Timeout.is_failure() && !Outcome::Ended(End::PowerOff).is_failure());
+    }
 
     #[test]
     fn our_codes_are_even_and_ascending_and_the_guests_are_odd() {

@@ -74,7 +74,7 @@ pub fn run(config: &RunConfig) -> Result<Ended, Error> {
     // The guest may have run for hours when it is written.
     let memory = config.guest.memory.bytes();
     let dump_to = config.dump_on.as_ref().map(|on| dump_destination(&on.path, memory)).transpose()?;
-    let signals = Rc::new(RefCell::new(signals::take(config)?));
+    let signals = Arc::new(signals::take(config)?);
     let mut console = Console::open(&config.console).map_err(|source| Error::Open {
         option: "--console",
         path: match &config.console {
@@ -210,7 +210,7 @@ fn take_terminal(console: &Console) -> io::Result<Option<Rc<Foreground>>> {
 struct Around<'a> {
     config: &'a RunConfig,
     console: &'a Console,
-    signals: &'a Rc<RefCell<SignalFd>>,
+    signals: &'a Arc<SignalFd>,
     timer: &'a Rc<RefCell<TimerFd>>,
     control: Option<&'a Rc<ControlSocket>>,
     /// The terminal, if the console is one.
@@ -234,7 +234,7 @@ fn run_guest(guest: Guest, around: &Around<'_>) -> Result<Sequel, Error> {
     events.add_subscriber(Box::new(guest_end));
     events.add_subscriber(Box::new(Signals {
         running: Rc::clone(&running),
-        signals: Rc::clone(signals),
+        signals: Arc::clone(signals),
         foreground: foreground.clone(),
     }));
     events.add_subscriber(Box::new(Timeout { running: Rc::clone(&running), timer: Rc::clone(timer) }));

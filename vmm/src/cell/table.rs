@@ -325,7 +325,7 @@ pub const TABLE: &[Row] = &[
     Row {
         kind: Kind::Look,
         name: "look",
-        about: "looks whether the guest has panicked",
+        about: "looks whether the guest has panicked or hangs",
         groups: groups!(EVENTS, LOOKING, KVM_CLOCK, VHOST_HELD, KVM_MESSAGES),
     },
     Row { kind: Kind::Lines, name: "lines", about: "writes messages and traces", groups: groups!(STREAMS) },

@@ -21,6 +21,7 @@ use crate::control::server::{About, ControlSocket};
 use crate::error::Error;
 use crate::logging;
 use crate::logging::line_queue::LineQueue;
+use crate::looks::AFTER_SIGN;
 use crate::machine::LONGEST_LOOK;
 use crate::machine::config::Config;
 use crate::machine::{Backends, Guest};
@@ -47,8 +48,6 @@ const PORT_TURN: usize = 8;
 /// Bytes that wait for the guest, from which on nothing more is heard of it: one that only speaks and never listens
 /// is to have no answers without end.
 const MOST_OUT: usize = 1 << 20;
-/// How long what is behind a sign in the log is waited for: the rest of what the kernel has to say of it.
-const AFTER_SIGN: Duration = Duration::from_millis(500);
 /// A kernel that has panicked resets itself at once; one that does not has taken so long.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
 /// How long the log in memory is looked for while the guest goes on, which stands still meanwhile.
@@ -348,7 +347,7 @@ impl Desk<'_> {
     fn explained(&mut self, verdict: Verdict) -> Ended {
         let (mut vcpus, mut why, mut tail) = (Vec::new(), None, std::mem::take(&mut self.tail));
         if verdict.shows_log() {
-            let found = self.guest.why(LONGEST_LOOK * self.job.slow);
+            let found = self.guest.why(LONGEST_LOOK * self.job.slow, || true);
             why = found.inspect_err(|why| log::debug!("nothing is known of the kernel: {why}")).ok();
             vcpus = self.guest.reports();
             if let Some(details) = verdict.details()

@@ -1,6 +1,8 @@
 //! The kernel's log as it is in the guest's memory, read as far as nobody has told of it: a kernel that has panicked has its
 //! first process tell nothing more, and need not print by the serial port.
 
+use super::stuck;
+use crate::looks;
 use crate::machine::dumper::{Dumper, Looked};
 use debug::linux::log::{Log, Record};
 use std::time::Duration;
@@ -47,7 +49,9 @@ impl MemoryLog {
 
     /// A look has taken so long that the next ones are left out: it is not most of what is done.
     pub fn rest_after(&mut self, took: Duration) {
-        self.pause = self.pause.max(u32::try_from(took.as_secs() * 8).unwrap_or(u32::MAX));
+        // One interval is between two looks anyway.
+        let rests = looks::rest_after(took).as_nanos().div_ceil(stuck::EVERY.as_nanos()).saturating_sub(1);
+        self.pause = self.pause.max(u32::try_from(rests).unwrap_or(u32::MAX));
     }
 
     /// Whether the first process has missed some that nobody has read.
@@ -133,6 +137,15 @@ mod tests {
         assert_eq!((memory.next, memory.missed_from), (0, None));
         memory.hear(u64::MAX);
         assert_eq!(memory.next, u64::MAX);
+    }
+
+    #[test]
+    fn looks_that_take_long_are_rare() {
+        for (took, left_out) in [(0, 0), (100, 0), (101, 1), (1000, 9), (5000, 49)] {
+            let mut memory = MemoryLog::default();
+            memory.rest_after(Duration::from_millis(took));
+            assert_eq!((0..100).take_while(|_| !memory.is_due()).count(), left_out, "{took} ms");
+        }
     }
 
     #[test]

@@ -163,16 +163,14 @@ impl Dumper {
     /// Whether the log of the guest's Linux kernel, its last lines, says that it has panicked. The guest stands
     /// still meanwhile; `go_on` is asked now and then whether the answer is still wanted.
     pub fn has_panicked(&self, go_on: &mut dyn FnMut() -> bool) -> bool {
-        matches!(self.sign(go_on), Some((Sign::Panic, _)))
+        self.signs(go_on).iter().any(|(sign, _)| *sign == Sign::Panic)
     }
 
-    /// What those lines tell of: a panic, else that it hangs; with the first of them that does. Likewise.
-    pub fn sign(&self, go_on: &mut dyn FnMut() -> bool) -> Option<(Sign, String)> {
+    /// What those lines tell of, that it has panicked or hangs, in their order. Likewise.
+    pub fn signs(&self, go_on: &mut dyn FnMut() -> bool) -> Vec<(Sign, String)> {
         const LINES: usize = 200;
         let logs = self.logs(&Wanted::last(LINES), usize::MAX, go_on);
-        let signs =
-            logs.iter().flat_map(Log::lines).filter_map(|line| Some((trouble::sign(&line, &[])?, line)));
-        signs.min_by_key(|(sign, _)| *sign != Sign::Panic)
+        logs.iter().flat_map(Log::lines).filter_map(|line| Some((trouble::sign(&line, &[])?, line))).collect()
     }
 
     /// The release of the guest's Linux kernel, as `uname -r` has it, if one is found within `limit` that has described

@@ -272,12 +272,17 @@ impl Guest {
     }
 
     /// A page on what the guest's Linux kernel is doing, or was when it ended: what each processor is at, who sleeps and
-    /// is not woken, who waits for which lock. The guest stands still meanwhile, for `limit` at most.
+    /// is not woken, who waits for which lock. The guest stands still meanwhile, for `limit` at most, and as long as
+    /// `wanted` says so, which is asked now and then.
     ///
     /// # Errors
     /// In words, why there is none.
-    pub fn why(&self, limit: Duration) -> Result<Why, String> {
-        self.dumper().why(self.attachment().symbols(), limit)
+    pub fn why(
+        &self,
+        limit: Duration,
+        wanted: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Result<Why, String> {
+        self.dumper().why(self.attachment().symbols(), limit, wanted)
     }
 
     /// What each vCPU is doing, in words, in their order: the instruction and the registers. The guest stands still

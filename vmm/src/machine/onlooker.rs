@@ -72,14 +72,19 @@ impl Dumper {
     }
 
     /// A page on the guest's Linux kernel that hangs or has crashed, as `monitor why` has it; with source lines by
-    /// `symbols`. The guest stands still meanwhile, for a time at most.
+    /// `symbols`. The guest stands still meanwhile, for `limit` at most, and as long as `wanted` says so.
     ///
     /// # Errors
     /// In words, why there is none.
-    pub fn why(&self, symbols: &SymbolFile, limit: Duration) -> Result<Why, String> {
+    pub fn why(
+        &self,
+        symbols: &SymbolFile,
+        limit: Duration,
+        wanted: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Result<Why, String> {
         let until = Instant::now() + limit;
         let page = |onlooker: &mut Onlooker<'_>| Why::of(onlooker).map_err(|refusal| refusal.to_string());
-        self.look(Moment::End, symbols, move || Instant::now() < until, page)?
+        self.look(Moment::End, symbols, move || Instant::now() < until && wanted(), page)?
     }
 
     /// What a command of `monitor` answers that looks at the guest, as it is typed. The guest stands still meanwhile, for as

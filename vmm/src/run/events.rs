@@ -10,8 +10,9 @@ use debug::gdb::accept::Pause;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::signalfd::SignalFd;
 use std::cell::RefCell;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
@@ -109,17 +110,17 @@ impl MutEventSubscriber for Clients {
 /// Signals end the guest, or tell of the terminal.
 pub struct Signals {
     pub running: Rc<Running>,
-    pub signals: Rc<RefCell<SignalFd>>,
+    pub signals: Arc<SignalFd>,
     pub foreground: Option<Rc<Foreground>>,
 }
 
 impl MutEventSubscriber for Signals {
     fn init(&mut self, ops: &mut EventOps) {
-        watch(ops, self.signals.borrow().as_raw_fd(), EventSet::IN);
+        watch(ops, self.signals.as_fd().as_raw_fd(), EventSet::IN);
     }
 
     fn process(&mut self, _: Events, _: &mut EventOps) {
-        if let Ok(Some(signal)) = self.signals.borrow_mut().read_signal() {
+        if let Ok(Some(signal)) = self.signals.read_signal() {
             let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
             match &self.foreground {
                 _ if signals::is_ending(signal.ssi_signo) => {

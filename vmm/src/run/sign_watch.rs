@@ -14,8 +14,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// What the last line begins with.
 const LAST_LINE: &[u8] = b"---[ end Kernel panic - not syncing";
-/// Bytes of a line that are listened to, at most.
+/// Bytes of a line that are listened to in one piece.
 const LONGEST_LINE: usize = 1024;
+/// Bytes of a piece that the next one begins with: no words that are listened for are longer.
+const OVERLAP: usize = 256;
 
 /// What is listened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,17 @@ impl Listens {
     /// What a dump is wanted of, if that is heard on the console.
     pub fn of(on: &DumpOn) -> Option<Listens> {
         (on.panic || on.hang).then_some(Listens { panic: on.panic, hang: on.hang })
+    }
+
+    /// The sign that counts, of those in a log: a panic, else a hang, the first of them, if it is listened for.
+    pub fn choose(self, signs: Vec<(Sign, String)>) -> Option<(Sign, String)> {
+        let is_heard = |sign: &Sign| match sign {
+            Sign::Panic => self.panic,
+            Sign::Hang => self.hang,
+            Sign::Trouble(_) => false,
+        };
+        let heard = signs.into_iter().filter(|(sign, _)| is_heard(sign));
+        heard.min_by_key(|(sign, _)| *sign != Sign::Panic)
     }
 }
 
@@ -50,19 +63,28 @@ impl SignWatch {
 
     fn listen(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            if *byte == b'\n' || self.line.len() == LONGEST_LINE {
-                let line = std::mem::take(&mut self.line);
-                let says_hang = |line: &str| trouble::sign(line, &[]) == Some(Sign::Hang);
-                if self.listens.hang && says_hang(&String::from_utf8_lossy(&line)) {
-                    self.tell();
-                }
+            if *byte == b'\n' {
+                self.look_at_piece();
+                self.line.clear();
             } else {
+                if self.line.len() == LONGEST_LINE {
+                    self.look_at_piece();
+                    // What is on both sides of the border is whole in the next piece.
+                    self.line.drain(..LONGEST_LINE - OVERLAP);
+                }
                 self.line.push(*byte);
             }
             // Its end may never come.
             if self.listens.panic && self.line.ends_with(LAST_LINE) {
                 self.tell();
             }
+        }
+    }
+
+    fn look_at_piece(&self) {
+        let says_hang = |line: &str| trouble::sign(line, &[]) == Some(Sign::Hang);
+        if self.listens.hang && says_hang(&String::from_utf8_lossy(&self.line)) {
+            self.tell();
         }
     }
 
@@ -128,6 +150,35 @@ mod tests {
         // A line that has no end is one all the same.
         let endless = format!("{line}{}", "x".repeat(LONGEST_LINE));
         assert_eq!(hears(BOTH, &endless, 11), 1);
+    }
+
+    /// A line that a program began, and did not end.
+    #[test]
+    fn it_is_heard_wherever_in_a_long_line_it_is() {
+        let hang = "[   30.0] watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [insmod:42]\n";
+        let panic = "[    1.2] ---[ end Kernel panic - not syncing: why ]---\n";
+        for before in 0..2 * LONGEST_LINE + 100 {
+            let dots = ".".repeat(before);
+            assert!(hears(BOTH, &format!("{dots}{hang}"), 64) >= 1, "{before}");
+            assert_eq!(hears(BOTH, &format!("{dots}{panic}"), 64), 1, "{before}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_listened_for_hides_nothing_else() {
+        let signs = || {
+            let sign = |sign, line: &str| (sign, line.to_string());
+            vec![
+                sign(Sign::Hang, "soft lockup"),
+                sign(Sign::Hang, "again"),
+                sign(Sign::Panic, "panic: lockup"),
+            ]
+        };
+        let chosen = |panic, hang| Listens { panic, hang }.choose(signs());
+        assert_eq!(chosen(true, true), Some((Sign::Panic, "panic: lockup".into())));
+        assert_eq!(chosen(false, true), Some((Sign::Hang, "soft lockup".into())));
+        assert_eq!(chosen(true, false), Some((Sign::Panic, "panic: lockup".into())));
+        assert_eq!(Listens { panic: true, hang: false }.choose(vec![(Sign::Hang, "x".into())]), None);
     }
 
     /// A full disk, or a pipe that nobody reads, keeps nobody from hearing it.
