@@ -33,8 +33,8 @@ pub fn open(path: &Path, isa: Isa) -> Result<Arc<Symbols>, Error> {
 /// As [`open`], of the file that somebody has named.
 pub fn of(config: &SymbolsConfig, isa: Isa, booted: Option<PathBuf>) -> Result<SymbolFile, Error> {
     Ok(match config {
-        SymbolsConfig::Found => SymbolFile::Sought(Arc::new(ByBuildId::new(booted))),
-        SymbolsConfig::File(path) => SymbolFile::Named(open(path, isa)?),
-        SymbolsConfig::Own => SymbolFile::Absent,
+        SymbolsConfig::Sought => SymbolFile::Sought(Arc::new(ByBuildId::new(booted))),
+        SymbolsConfig::Named(path) => SymbolFile::Named(open(path, isa)?),
+        SymbolsConfig::Absent => SymbolFile::Absent,
     })
 }

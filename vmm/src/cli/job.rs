@@ -319,7 +319,7 @@ impl Args {
     }
 
     fn job(&self, plan: Plan, initramfs: PathBuf) -> Job {
-        let built = plan.symbols.map(SymbolsConfig::File);
+        let built = plan.symbols.map(SymbolsConfig::Named);
         let guest = Config {
             kernel: Some(plan.kernel),
             initrds: [initramfs].into_iter().chain(plan.archives).collect(),

@@ -40,8 +40,8 @@ pub fn count(text: &str) -> Result<u32, String> {
 /// None: whether there is such a file is found out when it is opened.
 pub fn symbols(text: &str) -> Result<SymbolsConfig, std::convert::Infallible> {
     Ok(match text {
-        "none" => SymbolsConfig::Own,
-        path => SymbolsConfig::File(path.into()),
+        "none" => SymbolsConfig::Absent,
+        path => SymbolsConfig::Named(path.into()),
     })
 }
 

@@ -59,19 +59,19 @@ pub enum SymbolsConfig {
     /// In a file that is found by the kernel's build id, if there is one: looked for when somebody asks for names or
     /// lines, and not before.
     #[default]
-    Found,
+    Sought,
     /// In this file.
-    File(PathBuf),
+    Named(PathBuf),
     /// Nowhere but in its own memory.
-    Own,
+    Absent,
 }
 
 impl SymbolsConfig {
     /// The file that somebody has named.
     pub fn file(&self) -> Option<&PathBuf> {
         match self {
-            SymbolsConfig::File(path) => Some(path),
-            SymbolsConfig::Found | SymbolsConfig::Own => None,
+            SymbolsConfig::Named(path) => Some(path),
+            SymbolsConfig::Sought | SymbolsConfig::Absent => None,
         }
     }
 }

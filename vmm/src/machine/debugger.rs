@@ -328,12 +328,7 @@ impl Attachment {
 
     /// Has whoever has the symbols of another machine, whose guest begins again in this one, have this one's.
     pub(super) fn take_symbols(&mut self, former: &Attachment) {
-        if let (SymbolFile::Named(old), SymbolFile::Named(new)) =
-            (&former.known.symbols, &mut self.known.symbols)
-        {
-            old.replace(new);
-            *new = Arc::clone(old);
-        }
+        carry_over(&former.known.symbols, &mut self.known.symbols);
     }
 
     /// Has the debugger of another machine, whose guest begins again in this one, go over to it.
@@ -354,5 +349,38 @@ impl Attachment {
         self.ram.set_engine(None);
         *place = Occupancy::Free;
         true
+    }
+}
+
+/// Whoever has the symbols of a guest has those of the one that it begins again as.
+fn carry_over(old: &SymbolFile, new: &mut SymbolFile) {
+    match (old, new) {
+        (SymbolFile::Named(old), SymbolFile::Named(new)) => {
+            old.replace(new);
+            *new = Arc::clone(old);
+        }
+        // What it has read of a build is so of the next guest's.
+        (SymbolFile::Sought(old), SymbolFile::Sought(new)) => *new = Arc::clone(old),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::symbols::ByBuildId;
+
+    #[test]
+    fn a_guest_that_begins_again_has_one_finder() {
+        let sought = || SymbolFile::Sought(Arc::new(ByBuildId::new(None)));
+        let (old, mut new) = (sought(), sought());
+        carry_over(&old, &mut new);
+        let (SymbolFile::Sought(old), SymbolFile::Sought(new)) = (old, new) else {
+            panic!("they are sought")
+        };
+        assert!(Arc::ptr_eq(&old, &new));
+        let mut absent = SymbolFile::Absent;
+        carry_over(&SymbolFile::Sought(old), &mut absent);
+        assert!(matches!(absent, SymbolFile::Absent));
     }
 }

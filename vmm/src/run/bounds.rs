@@ -35,8 +35,9 @@ pub fn of_guest(
             rules.push(Rule::folder_of(&path, Grant::Read));
         }
     }
-    if config.symbols == SymbolsConfig::Found {
-        rules.extend(Folders::of_user().by_build_id().map(|folder| Rule::new(folder, Grant::Read)));
+    if config.symbols == SymbolsConfig::Sought {
+        let readable = Folders::of_user().readable(config.kernel.as_deref());
+        rules.extend(readable.into_iter().map(|path| Rule::new(path, Grant::Read)));
     }
     for device in &config.virtio {
         match device {
@@ -118,7 +119,7 @@ mod tests {
             kernel: Some("/k/kernel".into()),
             initrds: vec!["/i/initrd string of it".into()],
             virtio: vec![share("/read", false), share("/written", true)],
-            symbols: SymbolsConfig::Own,
+            symbols: SymbolsConfig::Absent,
             ..Config::default()
         };
         let once = of_guest(&config, Files::Once, None, None);
@@ -139,9 +140,14 @@ mod tests {
         // Symbols that are looked for are in folders of their own, beside what is named.
         let debug = rule("/usr/lib/debug", Grant::Read, others);
         assert!(!again.contains(&debug));
-        config.symbols = SymbolsConfig::Found;
-        assert!(of_guest(&config, Files::Once, None, None).contains(&debug));
-        config.symbols = SymbolsConfig::File("/tree/vmlinux".into());
+        config.symbols = SymbolsConfig::Sought;
+        for files in [Files::Once, Files::Again] {
+            let sought = of_guest(&config, files, None, None);
+            for path in ["/usr/lib/debug", "/k/vmlinux", "/vmlinux"] {
+                assert!(sought.contains(&rule(path, Grant::Read, others)), "{files:?} {path}");
+            }
+        }
+        config.symbols = SymbolsConfig::Named("/tree/vmlinux".into());
         let named = of_guest(&config, Files::Once, None, None);
         assert!(!named.contains(&debug) && named.contains(&rule("/tree/vmlinux", Grant::Read, others)));
         config.gdb = Some(GdbConfig::new(Endpoint::Unix("/s/gdb".into())));

@@ -2,6 +2,7 @@
 
 use super::search::{self, Folders, Kernel};
 use debug::symbols::{FindSymbols, FoundSymbols, ModuleFile};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +13,12 @@ pub struct ByBuildId {
     file: Option<PathBuf>,
     folders: Folders,
     last: Mutex<Option<(String, FoundSymbols)>>,
+    /// Files of modules by their build ids, those that were asked about last behind the others.
+    modules: Mutex<VecDeque<(String, Arc<ModuleFile>)>>,
 }
+
+/// Files of modules that are kept open, at most.
+const MOST_MODULES: usize = 16;
 
 impl ByBuildId {
     /// For a guest that was booted from a file, in this user's folders.
@@ -21,7 +27,8 @@ impl ByBuildId {
     }
 
     fn within(file: Option<PathBuf>, folders: Folders) -> ByBuildId {
-        ByBuildId { file, folders, last: Mutex::default() }
+        let file = file.and_then(|file| search::whole(&file));
+        ByBuildId { file, folders, last: Mutex::default(), modules: Mutex::default() }
     }
 }
 
@@ -39,7 +46,17 @@ impl FindSymbols for ByBuildId {
     }
 
     fn find_module(&self, build_id: &str) -> Option<Arc<ModuleFile>> {
-        search::open_module(build_id, &self.folders).map(Arc::new)
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = modules.iter().position(|(id, _)| id == build_id);
+        let (id, module) = match known.and_then(|at| modules.remove(at)) {
+            Some(known) => known,
+            None => (build_id.into(), Arc::new(search::open_module(build_id, &self.folders)?)),
+        };
+        if modules.len() == MOST_MODULES {
+            modules.pop_front();
+        }
+        modules.push_back((id, Arc::clone(&module)));
+        Some(module)
     }
 }
 
@@ -98,6 +115,33 @@ mod tests {
             assert_eq!(finder.find_module(ID).map(|it| it.isa()), Some(isa));
             assert!(finder.find_module(OTHER).is_none() && finder.find(ID, RELEASE).is_none());
         }
+    }
+
+    #[test]
+    fn so_many_files_of_modules_are_kept() {
+        let cache = tempfile::tempdir().unwrap();
+        let finder = ByBuildId::within(None, Folders::of_debuginfod(cache.path()));
+        let ids: Vec<String> = (0..=MOST_MODULES).map(|number| format!("00112233{number:02x}")).collect();
+        for id in &ids {
+            let mut module = with_build_id(Isa::X86_64, id);
+            module[16] = 1;
+            fs::create_dir(cache.path().join(id)).unwrap();
+            fs::write(cache.path().join(id).join("debuginfo"), module).unwrap();
+        }
+        let first = finder.find_module(&ids[0]).unwrap();
+        let rest: Vec<_> = ids[1..MOST_MODULES].iter().map(|id| finder.find_module(id).unwrap()).collect();
+        assert!(Arc::ptr_eq(&first, &finder.find_module(&ids[0]).unwrap()), "it is kept");
+        finder.find_module(&ids[MOST_MODULES]).unwrap();
+        assert_eq!(finder.modules.lock().unwrap().len(), MOST_MODULES);
+        // The one that was asked about longest ago has made room.
+        assert!(Arc::ptr_eq(&first, &finder.find_module(&ids[0]).unwrap()));
+        assert!(!Arc::ptr_eq(&rest[0], &finder.find_module(&ids[1]).unwrap()));
+    }
+
+    #[test]
+    fn what_is_beside_a_relative_path_is_looked_at_by_its_whole_one() {
+        let finder = ByBuildId::within(Some("bzImage".into()), Folders::default());
+        assert!(finder.file.unwrap().is_absolute());
     }
 
     #[test]
