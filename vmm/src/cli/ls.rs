@@ -117,6 +117,7 @@ fn as_json(guests: &[(String, Info)]) -> serde_json::Value {
         serde_json::json!({
             "name": name, "pid": info.pid, "state": info.state.word(), "vcpus": info.vcpus, "memory": info.memory,
             "seconds": info.seconds, "serves_gdb": info.serves_gdb, "gdb": info.gdb, "debugged": info.is_debugged,
+            "typing": info.typing, "watching": info.watching, "following": info.following,
             "release": info.release, "kernel": info.kernel,
         })
     };
@@ -132,8 +133,8 @@ fn in_words(guests: &[(String, Info)]) -> String {
     // Writing to a String cannot fail.
     writeln!(
         text,
-        "{:width$} {:>8} {:<8} {:>5} {:>9} {:>9} {:<9} KERNEL",
-        "NAME", "PID", "STATE", "VCPUS", "MEMORY", "UP", "GDB"
+        "{:width$} {:>8} {:<8} {:>5} {:>9} {:>9} {:<9} {:<8} {:<6} KERNEL",
+        "NAME", "PID", "STATE", "VCPUS", "MEMORY", "UP", "GDB", "CONSOLE", "EVENTS"
     )
     .ok();
     for (name, info) in guests {
@@ -142,13 +143,20 @@ fn in_words(guests: &[(String, Info)]) -> String {
             (true, false) => "served",
             (false, false) => "-",
         };
+        let console = match (info.typing, info.watching) {
+            (false, 0) => "-".into(),
+            (true, 0) => "typed".into(),
+            (true, others) => format!("typed+{others}"),
+            (false, others) => format!("watch {others}"),
+        };
+        let events = if info.following == 0 { "-".into() } else { info.following.to_string() };
         let (seconds, memory) = (info.seconds, info.memory >> 20);
         let up = format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
         let release: String = plain(info.release.as_deref().unwrap_or("-")).chars().take(SHOWN).collect();
         let (pid, state, vcpus) = (info.pid, info.state.word(), info.vcpus);
         writeln!(
             text,
-            "{name:width$} {pid:>8} {state:<8} {vcpus:>5} {memory:>5} MiB {up:>9} {gdb:<9} {release}"
+            "{name:width$} {pid:>8} {state:<8} {vcpus:>5} {memory:>5} MiB {up:>9} {gdb:<9} {console:<8} {events:<6} {release}"
         )
         .ok();
     }
@@ -177,14 +185,24 @@ mod tests {
             kernel: None,
             symbols: None,
             is_debugged: false,
+            typing: true,
+            watching: 2,
+            following: 3,
             release: Some("6.12\u{1b}[2J".into()),
         };
         let guests = [("a-guest".to_string(), info)];
-        let expected = "NAME         PID STATE    VCPUS    MEMORY        UP GDB       KERNEL\n\
-                        a-guest        7 stopped      2   256 MiB   1:02:03 served    6.12\u{fffd}[2J\n";
+        let expected = "NAME         PID STATE    VCPUS    MEMORY        UP GDB       CONSOLE  EVENTS KERNEL\n\
+                        a-guest        7 stopped      2   256 MiB   1:02:03 served    typed+2  3      6.12\u{fffd}[2J\n";
         assert_eq!(in_words(&guests), expected);
         let json = as_json(&guests);
         assert_eq!((&json[0]["name"], &json[0]["memory"]), (&"a-guest".into(), &(256u64 << 20).into()));
+        assert_eq!((&json[0]["typing"], &json[0]["following"]), (&true.into(), &3.into()));
+        let consoles = [(false, 0, " -  "), (true, 0, " typed  "), (false, 1, " watch 1  ")];
+        for (typing, watching, words) in consoles {
+            let info = Info { typing, watching, following: 0, ..guests[0].1.clone() };
+            let line = in_words(&[("a-guest".to_string(), info)]);
+            assert!(line.contains(words) && line.contains(" -      6.12"), "{line}");
+        }
         assert_eq!(in_words(&[]), "no guest runs\n");
         assert_eq!(as_json(&[]), serde_json::json!([]));
     }

@@ -76,9 +76,30 @@ impl Queue {
     }
 }
 
+/// What somebody follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follows {
+    /// The console: `vmm attach`.
+    Console,
+    /// What happens: `vmm events`.
+    Events,
+}
+
+/// Who follows a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Presence {
+    /// Somebody may type on its console.
+    pub typing: bool,
+    /// So many others have its console.
+    pub watching: usize,
+    /// So many are told what happens.
+    pub following: usize,
+}
+
 /// Somebody who follows a guest, until it is dropped.
 #[derive(Debug)]
 pub struct Follower {
+    follows: Follows,
     queue: Mutex<Queue>,
     wake: EventFd,
     feed: Arc<Feed>,
@@ -196,7 +217,7 @@ impl Feed {
     ///
     /// # Errors
     /// When there are too many, or the system gives no more descriptors.
-    pub fn follow(self: &Arc<Feed>) -> io::Result<Arc<Follower>> {
+    pub fn follow(self: &Arc<Feed>, follows: Follows) -> io::Result<Arc<Follower>> {
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let mut shared = self.shared();
         if shared.is_over {
@@ -206,7 +227,7 @@ impl Feed {
             return Err(io::Error::other(format!("{MOST_FOLLOWERS} others follow it already")));
         }
         self.count.fetch_add(1, Ordering::SeqCst);
-        let follower = Arc::new(Follower { queue: Mutex::default(), wake, feed: Arc::clone(self) });
+        let follower = Arc::new(Follower { follows, queue: Mutex::default(), wake, feed: Arc::clone(self) });
         shared.followers.push(Arc::downgrade(&follower));
         Ok(follower)
     }
@@ -220,6 +241,15 @@ impl Feed {
         let typist = Arc::new(());
         shared.typist = Arc::downgrade(&typist);
         Some(typist)
+    }
+
+    /// Who follows it now.
+    pub fn presence(&self) -> Presence {
+        let followers = self.followers();
+        let count = |what| followers.iter().filter(|follower| follower.follows == what).count();
+        let typing = self.shared().typist.strong_count() > 0;
+        let watching = count(Follows::Console).saturating_sub(usize::from(typing));
+        Presence { typing, watching, following: count(Follows::Events) }
     }
 
     /// The guest is this machine from now on.
@@ -334,7 +364,7 @@ mod tests {
         let feed = Feed::new();
         let mut output = feed.output(Box::new(io::sink()));
         output.write_all(b"before").unwrap();
-        let follower = feed.follow().unwrap();
+        let follower = feed.follow(Follows::Console).unwrap();
         let take = || follower.take().map(|(_, news)| news);
         assert_eq!(take(), None);
         output.write_all(b"one ").unwrap();
@@ -377,7 +407,7 @@ mod tests {
             }
         }
         let feed = Feed::new();
-        let follower = feed.follow().unwrap();
+        let follower = feed.follow(Follows::Console).unwrap();
         let mut output = feed.output(Box::new(Broken(3)));
         assert!(output.write_all(b"hello").is_err());
         assert!(output.write_all(b", you").is_err());
@@ -387,21 +417,37 @@ mod tests {
     #[test]
     fn many_follow_and_one_types() {
         let feed = Feed::new();
-        let followers: Vec<_> = (0..MOST_FOLLOWERS).map(|_| feed.follow().unwrap()).collect();
-        assert!(feed.follow().unwrap_err().to_string().contains("others follow it already"));
+        let followers: Vec<_> = (0..MOST_FOLLOWERS).map(|_| feed.follow(Follows::Console).unwrap()).collect();
+        assert!(feed.follow(Follows::Console).unwrap_err().to_string().contains("others follow it already"));
         drop(followers);
-        assert!(feed.follow().is_ok());
+        assert!(feed.follow(Follows::Console).is_ok());
         let typist = feed.type_on();
         assert!(typist.is_some() && feed.type_on().is_none());
         drop(typist);
         assert!(feed.type_on().is_some());
     }
 
+    #[test]
+    fn those_who_follow_are_told_apart() {
+        let feed = Feed::new();
+        assert_eq!(feed.presence(), Presence::default());
+        let watcher = feed.follow(Follows::Console).unwrap();
+        let events = [Follows::Events; 2].map(|it| feed.follow(it).unwrap());
+        assert_eq!(feed.presence(), Presence { typing: false, watching: 1, following: 2 });
+        let (second, typist) = (feed.follow(Follows::Console).unwrap(), feed.type_on());
+        assert_eq!(feed.presence(), Presence { typing: true, watching: 1, following: 2 });
+        // The one who types says that nothing more will come, and sees it still.
+        drop(typist);
+        assert_eq!(feed.presence(), Presence { typing: false, watching: 2, following: 2 });
+        drop((watcher, second, events));
+        assert_eq!(feed.presence(), Presence::default());
+    }
+
     /// Whoever finds that the guest is over has been told how, and whoever does not read is not waited for without end.
     #[test]
     fn the_end_is_told_to_those_who_read() {
         let feed = Feed::new();
-        let (reader, idle) = (feed.follow().unwrap(), feed.follow().unwrap());
+        let (reader, idle) = (feed.follow(Follows::Console).unwrap(), feed.follow(Follows::Console).unwrap());
         let its = Arc::clone(&feed);
         let reading = std::thread::spawn(move || {
             while !its.is_over() {
@@ -412,7 +458,7 @@ mod tests {
         feed.end(&Event::Ended { code: 3, text: "so".into() }, Duration::from_millis(100));
         let told = reading.join().unwrap().map(|(_, news)| news);
         assert!(matches!(told, Some(News::Event(Event::Ended { code: 3, .. }))), "{told:?}");
-        assert!(feed.follow().is_err());
+        assert!(feed.follow(Follows::Console).is_err());
         drop(idle);
     }
 }

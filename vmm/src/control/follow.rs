@@ -368,6 +368,7 @@ impl Seat<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::feed::Follows;
     use std::cell::RefCell;
     use std::io::{BufRead, BufReader, Write};
     use std::thread;
@@ -408,7 +409,7 @@ mod tests {
     fn events_come_in_lines() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let feed = Feed::new();
-        let follower = feed.follow().unwrap();
+        let follower = feed.follow(Follows::Console).unwrap();
         let mut output = feed.output(Box::new(io::sink()));
         let its = Arc::clone(&feed);
         let serving = thread::spawn(move || events(&ours, &its, &follower, true));
@@ -456,7 +457,8 @@ mod tests {
     fn a_console_is_watched_until_either_end_goes() {
         let feed = Feed::new();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let (its, follower, typist) = (Arc::clone(&feed), feed.follow().unwrap(), feed.type_on());
+        let (its, follower, typist) =
+            (Arc::clone(&feed), feed.follow(Follows::Console).unwrap(), feed.type_on());
         let serving = thread::spawn(move || attach(&ours, &its, &follower, typist));
         feed.output(Box::new(io::sink())).write_all(b"\x1b[2Jhello").unwrap();
         let mut seen = [0; 9];
@@ -467,7 +469,7 @@ mod tests {
         // Its place is another one's.
         assert!(feed.type_on().is_some());
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let (its, follower) = (Arc::clone(&feed), feed.follow().unwrap());
+        let (its, follower) = (Arc::clone(&feed), feed.follow(Follows::Console).unwrap());
         let serving = thread::spawn(move || attach(&ours, &its, &follower, None));
         feed.end(&Event::Restarted {}, Duration::from_secs(60));
         serving.join().unwrap().unwrap();
@@ -482,7 +484,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let feed = Feed::new();
-        let (follower, typist) = (feed.follow().unwrap(), feed.type_on());
+        let (follower, typist) = (feed.follow(Follows::Console).unwrap(), feed.type_on());
         let typed = RefCell::new(Vec::new());
         let input = |bytes: &[u8]| {
             typed.borrow_mut().extend_from_slice(bytes);
@@ -511,7 +513,8 @@ mod tests {
     fn who_types_nothing_more_leaves_that_to_others() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let feed = Feed::new();
-        let (its, follower, typist) = (Arc::clone(&feed), feed.follow().unwrap(), feed.type_on());
+        let (its, follower, typist) =
+            (Arc::clone(&feed), feed.follow(Follows::Console).unwrap(), feed.type_on());
         let input = |_: &[u8]| Some(MOST_TYPED);
         let mut seat =
             Seat { stream: &ours, follower: &follower, typist, input: &input, printed: Pending::default() };

@@ -240,7 +240,7 @@ pub enum Stopper {
 }
 
 /// What a guest is, and how it is.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Info {
     /// [`VERSION`].
@@ -263,6 +263,15 @@ pub struct Info {
     pub gdb: Option<String>,
     /// ...and a debugger is attached.
     pub is_debugged: bool,
+    /// Somebody may type on its console, by `attach`...
+    #[serde(default)]
+    pub typing: bool,
+    /// ...so many others have it...
+    #[serde(default)]
+    pub watching: usize,
+    /// ...and so many are told its events.
+    #[serde(default)]
+    pub following: usize,
     /// The release of its Linux kernel, if one has described itself.
     pub release: Option<String>,
     /// The file of its kernel, with U+FFFD for what is no UTF-8 in a path...

@@ -2,7 +2,7 @@
 
 use super::descriptor;
 use super::door::{Comer, Door};
-use super::feed::Feed;
+use super::feed::{Feed, Follows, Presence};
 use super::follow;
 use super::names::{self, socket_of};
 use super::protocol::{
@@ -290,6 +290,7 @@ impl Asked<'_> {
             (false, true) => RunState::Held,
             (false, false) => RunState::Running,
         };
+        let Presence { typing, watching, following } = self.feed.presence();
         Response::Info(Box::new(Info {
             version: VERSION,
             pid: std::process::id(),
@@ -300,6 +301,9 @@ impl Asked<'_> {
             serves_gdb: guest.serves_gdb,
             gdb: guest.address,
             is_debugged: guest.is_debugged,
+            typing,
+            watching,
+            following,
             kernel: self.about.kernel.as_deref().map(speakable),
             symbols: self.about.symbols.as_deref().map(speakable),
             release: self
@@ -355,7 +359,7 @@ type Follow = Box<dyn FnOnce(&UnixStream, &Arc<Feed>) -> io::Result<()>>;
 
 /// Begins to tell what happens.
 fn follow_events(stream: &UnixStream, guest: &Asked<'_>, console: bool) -> io::Result<Option<Follow>> {
-    let follower = match guest.feed.follow() {
+    let follower = match guest.feed.follow(Follows::Events) {
         Ok(follower) => follower,
         Err(error) => return send(stream, &Response::Error(error.to_string())).map(|()| None),
     };
@@ -366,7 +370,7 @@ fn follow_events(stream: &UnixStream, guest: &Asked<'_>, console: bool) -> io::R
 
 /// Begins to be the guest's console.
 fn attach(stream: &UnixStream, guest: &Asked<'_>, watch: bool) -> io::Result<Option<Follow>> {
-    let follower = match guest.feed.follow() {
+    let follower = match guest.feed.follow(Follows::Console) {
         Ok(follower) => follower,
         Err(error) => return send(stream, &Response::Error(error.to_string())).map(|()| None),
     };

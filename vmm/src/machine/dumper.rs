@@ -226,6 +226,11 @@ impl Dumper {
         logs.unwrap_or_default()
     }
 
+    /// The machine's vCPUs, while it is there.
+    pub(super) fn vcpus(&self) -> Option<Arc<Vcpus>> {
+        self.vcpus.upgrade()
+    }
+
     /// What becomes true when the machine ends.
     pub(super) fn end(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.is_closed)

@@ -1,11 +1,13 @@
 //! Somebody who looks at a guest that nobody needs to debug: it stands still meanwhile, and nothing of it is changed.
 
 use super::dumper::{Dumper, Moment, Still};
+use super::vcpus::Vcpus;
 use arch::GuestPhys;
 use arch::address::PhysRange;
 use debug::cancel::Cancel;
+use debug::command::breakpoints::{BREAKPOINTS, Points};
 use debug::command::dump::DUMP;
-use debug::command::host::QUIT;
+use debug::command::host::{EXITS, Exits, HOST, HostAbilities, QUIT};
 use debug::command::why::Why;
 use debug::command::{self, Operator, Refused};
 use debug::dump::core::Core;
@@ -13,12 +15,13 @@ use debug::dump::{Contents, Image};
 use debug::engine::Engine;
 use debug::linux::described::Scope;
 use debug::live::link::Link;
+use debug::live::vcpus::Monitor;
 use debug::machine::{Machine, Memory};
-use debug::reply::{Command, Needs, Refusal, Reply};
+use debug::reply::{Arguments, Command, Needs, Refusal, Reply, Said, json};
 use debug::symbols::SymbolFile;
 use debug::view::View;
-use kvm::HOST_ISA;
 use kvm::ram::LiveMemory;
+use kvm::{HOST_ISA, probe};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -43,6 +46,7 @@ impl Dumper {
         let looked = self.standing_still(moment, |still| {
             let known = still.known();
             let Still { cpus, memory, link, kernel } = still;
+            let its = link.clone();
             let contents = Contents {
                 format: "a guest that runs, held for this look".into(),
                 isa: HOST_ISA,
@@ -61,7 +65,8 @@ impl Dumper {
             core.set_cancel(&cancel);
             let engine = Engine::new(core.isa(), core.abilities().clone(), core.vcpus());
             let engine = engine.keeping(Arc::clone(&kernel.kept));
-            let mut onlooker = Onlooker { core, engine, cancel: &cancel, symbols };
+            let mut onlooker =
+                Onlooker { core, engine, cancel: &cancel, symbols, link: its, vcpus: self.vcpus() };
             let looked = look(&mut onlooker);
             if let (false, Some(found)) = (is_known, onlooker.core.found()) {
                 kernel.remember(found, onlooker.core.memory());
@@ -98,7 +103,10 @@ impl Dumper {
         line: &str,
         wanted: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Reply, Refused> {
-        let run = |onlooker: &mut Onlooker<'_>| command::run_line(onlooker, line);
+        let run = |onlooker: &mut Onlooker<'_>| match onlooker.of_live(line) {
+            Some(answer) => answer,
+            None => command::run_line(onlooker, line),
+        };
         let answered = self.look(Moment::Running, symbols, wanted, run);
         let answered = answered.unwrap_or_else(|why| Err(Refusal::Failed(why).into()));
         // What others have, under any beginning of its name.
@@ -113,8 +121,26 @@ impl Dumper {
 
 /// Whether a command does no more than look.
 pub(crate) fn looks(command: &Command) -> bool {
+    looks_at_any(command) || [HOST.name, EXITS.name, BREAKPOINTS.name].contains(&command.name)
+}
+
+/// The same, at a dump just so.
+fn looks_at_any(command: &Command) -> bool {
     command.needs == Needs::Nothing && ![QUIT.name, DUMP.name].contains(&command.name)
 }
+
+/// Of the commands that are for a guest that runs, those that only look. They are answered by what runs it, and not by what
+/// is seen of it while it stands still.
+const OF_LIVE: [Command; 4] = [
+    HOST,
+    EXITS,
+    Command::new(
+        "breakpoints",
+        "",
+        "breakpoints of the debugger that is attached: kind, place, hits, and why this kind",
+    ),
+    Command::new("clock", "", "what becomes of the guest's time while it is held"),
+];
 
 /// What somebody is told who wants to do more than look.
 const LOOKS_ONLY: &str = "this only looks at the guest: a debugger does more (vmm gdb NAME), and so do vmm dump, stop, quit, nmi and sysrq";
@@ -155,6 +181,64 @@ struct Onlooker<'a> {
     engine: Engine,
     cancel: &'a Cancel,
     symbols: &'a SymbolFile,
+    /// Who debugs the guest.
+    link: Option<Arc<Link>>,
+    vcpus: Option<Arc<Vcpus>>,
+}
+
+impl Onlooker<'_> {
+    /// What one of [`OF_LIVE`] answers, if a line has it, by its name or by a beginning that no other name has.
+    fn of_live(&mut self, line: &str) -> Option<Result<Reply, Refused>> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (name, words) = words.split_first()?;
+        let live = of_live(name, &command::commands(self))?;
+        let answer = Arguments::new(&live, words).and_then(|arguments| self.run_live(live.name, &arguments));
+        Some(answer.map_err(|why| {
+            let usage = || format!("{} {}", self.prefix(), live.synopsis());
+            let usage = matches!(why, Refusal::Usage(_)).then(usage);
+            Refused { why, usage }
+        }))
+    }
+
+    fn run_live(&self, name: &str, arguments: &Arguments<'_>) -> Result<Reply, Refusal> {
+        arguments.none()?;
+        let gone = || Refusal::Failed("the guest is gone".into());
+        let monitor = || self.vcpus.as_ref().map(|vcpus| vcpus.monitor()).ok_or_else(gone);
+        match name {
+            _ if name == HOST.name => {
+                let abilities = probe::host_debug();
+                Ok(Box::new(HostAbilities { abilities, ..HostAbilities::of(&self.view()) }))
+            }
+            _ if name == EXITS.name => {
+                let monitor = monitor()?;
+                if !monitor.count_exits() {
+                    return Ok(Said::new("exits are counted from now on: ask again", json!([])).reply());
+                }
+                let mut exits = monitor.exits();
+                exits.iter_mut().for_each(|counts| counts.retain(|(_, count)| *count > 0));
+                Ok(Box::new(Exits(exits)))
+            }
+            _ if name == BREAKPOINTS.name => match self.link.as_ref().filter(|link| link.is_attached()) {
+                // Those that it was refused it has been told.
+                Some(link) => {
+                    Ok(Box::new(Points::of(&View { engine: &link.engine, ..self.view() }, Vec::new())))
+                }
+                None => Ok(Said::new("no debugger is attached", json!([])).reply()),
+            },
+            _ => monitor()?.run_command(name, arguments),
+        }
+    }
+}
+
+/// The command of [`OF_LIVE`] that a word is the name of, or the beginning of and of no other of `all`.
+fn of_live(name: &str, all: &[Command]) -> Option<Command> {
+    let is_other = |command: &&Command| command.name.starts_with(name);
+    let mut matching = all.iter().filter(is_other);
+    let only = match (all.iter().find(|command| command.name == name), matching.next(), matching.next()) {
+        (Some(whole), ..) | (None, Some(whole), None) => whole,
+        _ => return None,
+    };
+    OF_LIVE.iter().find(|live| live.name == only.name).copied()
 }
 
 impl Operator for Onlooker<'_> {
@@ -167,7 +251,11 @@ impl Operator for Onlooker<'_> {
     }
 
     fn offers(&self, command: &Command) -> bool {
-        looks(command)
+        looks_at_any(command)
+    }
+
+    fn commands(&self) -> Vec<Command> {
+        OF_LIVE.to_vec()
     }
 
     fn prefix(&self) -> &'static str {
@@ -184,5 +272,36 @@ impl Operator for Onlooker<'_> {
 
     fn symbols(&self) -> Option<&SymbolFile> {
         Some(self.symbols)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_looks_is_let_through_and_nothing_else() {
+        let looked_at: Vec<Command> = command::common().filter(looks_at_any).chain(OF_LIVE).collect();
+        for (name, wanted) in [
+            ("host", Some("host")),
+            ("ho", Some("host")),
+            ("exits", Some("exits")),
+            ("cl", Some("clock")),
+            ("breakpoints", Some("breakpoints")),
+            ("br", Some("breakpoints")),
+            // `bt` as well.
+            ("b", None),
+            ("ps", None),
+            ("", None),
+            ("nmi", None),
+        ] {
+            assert_eq!(of_live(name, &looked_at).map(|it| it.name), wanted, "{name}");
+        }
+        for command in command::common() {
+            let does = ["nmi", "reset", "quit", "dump"].contains(&command.name);
+            assert_eq!(looks(&command), !does, "{}", command.name);
+        }
+        // Whom a breakpoint stops is the debugger's to say.
+        assert!(OF_LIVE.iter().all(|it| it.flags.is_empty()));
     }
 }

@@ -125,9 +125,9 @@ impl Exits {
         }
     }
 
-    /// Has them counted.
-    pub fn begin(&self) {
-        self.is_counted.store(true, Ordering::Relaxed);
+    /// Has them counted; whether they were before.
+    pub fn begin(&self) -> bool {
+        self.is_counted.swap(true, Ordering::Relaxed)
     }
 
     pub(super) fn count(&self, vcpu: u32, exit: &VcpuExit<'_>) {
@@ -164,6 +164,16 @@ impl Exits {
 mod tests {
     use super::*;
     use std::sync::mpsc::RecvError;
+
+    #[test]
+    fn exits_are_counted_once_somebody_asks() {
+        let exits = Exits::new(1);
+        let of_all = |exits: &Exits| exits.told()[0].iter().map(|(_, count)| count).sum::<u64>();
+        exits.count(0, &VcpuExit::Interrupted);
+        assert_eq!((of_all(&exits), exits.begin()), (0, false));
+        exits.count(0, &VcpuExit::Interrupted);
+        assert_eq!((of_all(&exits), exits.begin()), (1, true));
+    }
 
     #[test]
     fn whoever_waits_for_a_new_beginning_hears_what_came_of_it_or_that_the_machine_is_gone() {

@@ -92,12 +92,14 @@ impl Threads {
         Ok(result)
     }
 
-    /// Has exits counted, and the time that hypercalls take, from now on: somebody may ask.
-    pub(super) fn count_exits(&self) {
-        self.services.exits.begin();
+    /// Has exits counted, and the time that hypercalls take, from now on: somebody may ask. Whether exits were counted
+    /// before.
+    pub(super) fn count_exits(&self) -> bool {
+        let were_counted = self.services.exits.begin();
         if let Some(hypercalls) = &self.services.hypercalls {
             hypercalls.calls().count_time();
         }
+        were_counted
     }
 
     /// Has the guest begin again; where it is told whether it has, or in words why not.
