@@ -302,7 +302,7 @@ pub(super) mod tests {
     /// A file that a kernel of an architecture was linked to: its header (gABI, figure 4-3), a segment, one symbol, and with
     /// an id a section of notes (`NT_GNU_BUILD_ID`).
     pub fn with_build_id(isa: Isa, id: &str) -> Vec<u8> {
-        linked(isa, id, 0xffff_8000_0800_0000, "_stext")
+        linked(isa, id, 0xffff_8000_0800_0000, ("_stext", 0xffff_8000_0800_0000))
     }
 
     /// One without an id.
@@ -310,8 +310,8 @@ pub(super) mod tests {
         with_build_id(isa, "")
     }
 
-    /// One that is linked to an address, where a symbol is.
-    fn linked(isa: Isa, id: &str, address: u64, symbol: &str) -> Vec<u8> {
+    /// One that is linked to an address, with a symbol.
+    fn linked(isa: Isa, id: &str, address: u64, (symbol, symbol_at): (&str, u64)) -> Vec<u8> {
         const NAMES: &[u8] = b"\0.note.gnu.build-id\0.shstrtab\0.symtab\0.strtab\0.text\0";
         fn put(file: &mut Vec<u8>, fields: &[(u64, usize)]) {
             fields.iter().for_each(|(value, size)| file.extend(&value.to_le_bytes()[..*size]));
@@ -340,7 +340,7 @@ pub(super) mod tests {
         let symbols_at = file.len();
         file.resize(symbols_at + 24, 0);
         // STB_GLOBAL, STT_NOTYPE, in the last section.
-        put(&mut file, &[(1, 4), (1 << 4, 1), (0, 1), (5, 2), (address, 8), (0, 8)]);
+        put(&mut file, &[(1, 4), (1 << 4, 1), (0, 1), (5, 2), (symbol_at, 8), (0, 8)]);
         let sections_at = file.len();
         file.resize(sections_at + 64, 0);
         let mut section = |name: u64, kind, (at, end): (usize, usize), link, entry| {
@@ -385,19 +385,21 @@ pub(super) mod tests {
         let folders = Folders::of_debuginfod(cache.path());
         let kernel = Kernel { build_id: Some(ID), release: Some("6.12"), file: None };
         for isa in Isa::ALL {
+            const HIGH: u64 = 0xffff_ffff_8100_0000;
             for (address, symbol, is_kernels) in [
-                (0xffff_ffff_8100_0000, "_stext", true),
-                (0xffff_8000_8000_0000, "start_kernel", true),
-                (0xffff_8000_8000_0000, "linux_banner", true),
-                (0x40_0000, "_stext", false),
-                (0xffff_ffff_8100_0000, "main", false),
+                (HIGH, ("_stext", HIGH), true),
+                (KERNELS_HALF, ("start_kernel", KERNELS_HALF), true),
+                (HIGH, ("linux_banner", HIGH), true),
+                (0x40_0000, ("_stext", HIGH), false),
+                (HIGH, ("_stext", 0x40_0000), false),
+                (HIGH, ("main", HIGH), false),
             ] {
                 fs::write(&file, linked(isa, ID, address, symbol)).unwrap();
-                assert_eq!(find(&kernel, &folders).is_some(), is_kernels, "{isa} {address:#x} {symbol}");
+                assert_eq!(find(&kernel, &folders).is_some(), is_kernels, "{isa} {address:#x} {symbol:x?}");
             }
             // Cut off anywhere it is nobody's.
             let whole = with_build_id(isa, ID);
-            for length in 0..whole.len() {
+            for length in (0..whole.len()).step_by(11) {
                 fs::write(&file, &whole[..length]).unwrap();
                 assert_eq!(find(&kernel, &folders), None, "{length}");
             }
