@@ -40,6 +40,8 @@ impl FindSymbols for ByBuildId {
         }
         let kernel = Kernel { build_id: Some(build_id), file: self.file.as_deref(), release: Some(release) };
         let (place, symbols) = search::open(&kernel, &self.folders)?;
+        // Nobody has asked for what all of it would take.
+        let symbols = symbols.by_units();
         let found = FoundSymbols { symbols: Arc::new(symbols), place: place.display().to_string() };
         *last = Some((build_id.into(), found.clone()));
         Some(found)
