@@ -6,6 +6,10 @@ use arch::plain::plain;
 use arch::words::counted;
 use std::fmt;
 
+mod comparison;
+
+pub use comparison::{Comparison, NotCompared};
+
 /// A type, or an address of one, or an address of such an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Of {
@@ -82,93 +86,6 @@ fn name_of(types: &Types, id: TypeId, depth: usize) -> String {
     }
 }
 
-/// A type by its name as a person writes it: `struct NAME`, `union NAME`, `enum NAME`, or the name of a number or another
-/// name for a type; numbers also as C allows them (`unsigned long`).
-pub fn by_name(types: &Types, words: &[&str]) -> Option<TypeId> {
-    match words {
-        ["struct" | "union" | "enum", name] => {
-            let (id, wanted) = (types.tagged(name)?, words[0]);
-            let is_it = match types.shape(id) {
-                Shape::Compound { is_union, .. } => wanted == if *is_union { "union" } else { "struct" },
-                Shape::Enumeration { .. } => wanted == "enum",
-                _ => false,
-            };
-            is_it.then_some(id)
-        }
-        ["void"] => Some(TypeId::VOID),
-        [name] if types.named(name).is_some() => types.named(name),
-        words => types.named(&integer(words)?),
-    }
-}
-
-/// Types of one name that are looked at, at most, and steps that telling two of them apart takes.
-const MOST_ALIKE: usize = 64;
-const MOST_COMPARED: usize = 10_000;
-
-/// All types of a name, written as for [`by_name`], that are of these types alone, without those that they stand on, and are
-/// made differently: files may have structures of one name, and a compiler may leave one of them twice.
-pub fn all_by_name(types: &Types, words: &[&str]) -> Vec<TypeId> {
-    let is_it = |wanted: &str, id: TypeId| match types.shape(id) {
-        Shape::Compound { is_union, .. } => wanted == if *is_union { "union" } else { "struct" },
-        Shape::Enumeration { .. } => wanted == "enum",
-        _ => false,
-    };
-    let all: Vec<TypeId> = match words {
-        [wanted @ ("struct" | "union" | "enum"), name] => {
-            types.all_tagged(name).iter().copied().filter(|id| is_it(wanted, *id)).take(MOST_ALIKE).collect()
-        }
-        [name] if types.all_named(name).next().is_some() => types.all_named(name).take(MOST_ALIKE).collect(),
-        words => match integer(words) {
-            Some(name) => types.all_named(&name).take(MOST_ALIKE).collect(),
-            None => Vec::new(),
-        },
-    };
-    let mut different: Vec<TypeId> = Vec::new();
-    for id in all {
-        let is_known = different.iter().any(|other| {
-            let mut left = MOST_COMPARED;
-            is_same(types, id, *other, DEEPEST_NAME, &mut left)
-        });
-        if !is_known {
-            different.push(id);
-        }
-    }
-    different
-}
-
-/// Whether two types are made alike: what addresses lead to counts by its name.
-fn is_same(types: &Types, one: TypeId, other: TypeId, depth: usize, left: &mut usize) -> bool {
-    let (one, other) = (types.plain(one), types.plain(other));
-    if one == other {
-        return true;
-    }
-    // What is too much to look at is not taken for the same.
-    let Some(rest) = left.checked_sub(1).filter(|_| depth > 0) else { return false };
-    *left = rest;
-    let mut is_same = |one, other| is_same(types, one, other, depth - 1, left);
-    match (types.shape(one), types.shape(other)) {
-        (Shape::Pointer(one), Shape::Pointer(other)) => {
-            type_name(types, Of::plain(*one)) == type_name(types, Of::plain(*other))
-        }
-        (Shape::Array(one, count), Shape::Array(other, its)) => count == its && is_same(*one, *other),
-        (
-            Shape::Compound { size, is_union, .. },
-            Shape::Compound { size: its_size, is_union: is_its_union, .. },
-        ) => {
-            let (members, its) = (types.members(one), types.members(other));
-            (size, is_union, members.len()) == (its_size, is_its_union, its.len())
-                && members.iter().zip(its).all(|(one, other)| {
-                    (&one.name, one.at, one.bits) == (&other.name, other.at, other.bits)
-                        && is_same(one.of, other.of)
-                })
-        }
-        (Shape::Enumeration { size, .. }, Shape::Enumeration { size: its, .. }) => {
-            size == its && types.values(one) == types.values(other)
-        }
-        (one_shape, other_shape) => one_shape == other_shape && types.name(one) == types.name(other),
-    }
-}
-
 /// What tells a type from others of its name, in words: how large it is, and what its first members are called.
 pub fn make(types: &Types, id: TypeId) -> String {
     const MOST_NAMED: usize = 4;
@@ -181,24 +98,6 @@ pub fn make(types: &Types, id: TypeId) -> String {
         true => size,
         false => format!("{size}: {}{more}", names[..names.len().min(MOST_NAMED)].join(", ")),
     }
-}
-
-/// The name that compilers give to one of C's numbers (DWARF's base types, which BTF has as well).
-fn integer(words: &[&str]) -> Option<String> {
-    let count = |word: &str| words.iter().filter(|it| **it == word).count();
-    let known = ["unsigned", "signed", "long", "short", "int", "char"];
-    if words.is_empty() || words.iter().any(|word| !known.contains(word)) {
-        return None;
-    }
-    let sign = if count("unsigned") > 0 { "unsigned " } else { "" };
-    Some(match (count("long"), count("short"), count("char")) {
-        (0, 0, 0) => format!("{sign}int"),
-        (1, 0, 0) => format!("long {sign}int"),
-        (2, 0, 0) => format!("long long {sign}int"),
-        (0, 1, 0) => format!("short {sign}int"),
-        (0, 0, 1) => format!("{}char", if count("signed") > 0 { "signed " } else { sign }),
-        _ => return None,
-    })
 }
 
 /// What was found.
@@ -552,7 +451,7 @@ mod tests {
     use crate::types::{Enumerator, Member};
 
     /// What is looked at: a structure with one of each.
-    fn types() -> Types {
+    pub(super) fn types() -> Types {
         let mut types = made::types();
         types.add("", Shape::Array(TypeId(CHAR), 8)); // 5
         types.add("", Shape::Array(TypeId(INT), 100)); // 6
@@ -676,56 +575,10 @@ mod tests {
     }
 
     #[test]
-    fn types_of_one_name_are_told_apart_by_what_they_are_made_of() {
-        let mut types = types();
-        let all = |types: &Types, text: &str| {
-            let words: Vec<&str> = text.split(' ').collect();
-            all_by_name(types, &words).into_iter().map(|id| id.0).collect::<Vec<_>>()
-        };
-        assert_eq!(all(&types, "struct thing"), [13]);
-        // The same once more, another one, and one of another kind.
-        compound(&mut types, "pair", 16, &[("one", POINTER, 0), ("other", INT, 8)]); // 15
-        compound(&mut types, "pair", 16, &[("one", POINTER, 0), ("other", INT, 8)]); // 16
-        compound(&mut types, "pair", 16, &[("one", POINTER, 0), ("other", 10, 8)]); // 17
-        compound(&mut types, "outer", 16, &[("pair", 15, 0)]); // 18
-        compound(&mut types, "outer", 16, &[("pair", 16, 0)]); // 19
-        compound(&mut types, "outer", 16, &[("pair", 17, 0)]); // 20
-        let members = types.add_members(std::iter::empty());
-        types.add("pair", Shape::Compound { size: 16, is_union: true, members }); // 21
-        assert_eq!(all(&types, "struct pair"), [15, 17]);
-        assert_eq!(all(&types, "struct outer"), [18, 20]);
-        assert_eq!(all(&types, "union pair"), [21]);
-        assert_eq!([all(&types, "enum pair"), all(&types, "pair")], [vec![], vec![]]);
-        assert_eq!([all(&types, "unsigned"), all(&types, "thing_t")], [[1], [14]]);
-        assert_eq!(make(&types, TypeId(17)), "16 bytes: one, other");
-        assert_eq!(make(&types, TypeId(13)), "464 bytes: name, mode, low, all, ...");
-        assert_eq!(make(&types, TypeId(12)), "of no size");
-        // Hostile ones, each of which has the next one twice: they are not gone through to the end.
-        let mut deep = made::types();
-        for _ in 0..2 {
-            for _ in 0..40 {
-                let next = u32::try_from(deep.count()).unwrap() + 1;
-                compound(&mut deep, "deep", 16, &[("a", next, 0), ("b", next, 8)]);
-            }
-            compound(&mut deep, "end", 16, &[]);
-        }
-        let words = ["struct", "deep"];
-        assert!(all_by_name(&deep, &words).len() <= MOST_ALIKE);
-    }
-
-    #[test]
     fn types_have_names() {
         let types = types();
         let name = |id, stars| type_name(&types, Of { id: TypeId(id), stars });
         assert_eq!([name(13, 0), name(13, 2), name(5, 0)], ["struct thing", "struct thing **", "char [8]"]);
         assert_eq!([name(POINTER, 1), name(11, 0), name(9, 0)], ["void **", "function *", "struct {...}"]);
-        let find = |text: &str| by_name(&types, &text.split(' ').collect::<Vec<_>>()).map(|id| id.0);
-        assert_eq!([find("struct thing"), find("thing_t"), find("enum mode")], [Some(13), Some(14), Some(7)]);
-        assert_eq!([find("union thing"), find("thing"), find("struct mode")], [None; 3]);
-        assert_eq!(
-            [find("unsigned"), find("long"), find("signed long int"), find("void")],
-            [Some(1), Some(10), Some(10), Some(0)]
-        );
-        assert_eq!([find("long char"), find(""), find("long long long")], [None; 3]);
     }
 }

@@ -202,6 +202,18 @@ impl Types {
         self.base.as_ref().map_or(0, |base| base.count())
     }
 
+    /// Whether a type's number means the same type to others: they are these, or both stand on the one kernel's that has it.
+    pub(crate) fn have_in_common(&self, others: &Types, id: TypeId) -> bool {
+        let common = |one: &Arc<Types>| (id.0 as usize) < one.count();
+        match (&self.base, &others.base) {
+            _ if std::ptr::eq(self, others) => true,
+            (Some(base), Some(its)) => Arc::ptr_eq(base, its) && common(base),
+            (Some(base), None) => std::ptr::eq(&**base, others),
+            (None, Some(its)) => std::ptr::eq(self, &**its),
+            (None, None) => false,
+        }
+    }
+
     /// A type, and who has it.
     fn of(&self, id: TypeId) -> Option<(&Types, &Type)> {
         match (&self.base, (id.0 as usize).checked_sub(self.below())) {

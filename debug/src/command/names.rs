@@ -12,8 +12,6 @@ use crate::{
     view::module_names::{ModuleNames, piece},
 };
 #[cfg(feature = "linux")]
-use arch::words::counted;
-#[cfg(feature = "linux")]
 use std::sync::Arc;
 
 impl From<SymbolsError> for Refusal {
@@ -265,12 +263,7 @@ pub fn in_modules(
                 }));
             }
         }
-        let mut remarks = modules.remarks().to_vec();
-        if modules.without_symbols() > 0 {
-            let count = counted(modules.without_symbols() as u64, "module");
-            remarks.push(format!("the symbols of {count} cannot be had"));
-        }
-        Ok((found, remarks))
+        Ok((found, modules.shortfall()))
     });
     match found {
         Err(Refusal::NotThere(why)) => Ok((Vec::new(), vec![format!("modules are not looked into: {why}")])),

@@ -14,6 +14,7 @@ mod expression;
 use super::kernel::of_kernel;
 use super::names::is_per_cpu;
 use super::operator::Operator;
+use crate::cancel::Cancel;
 use crate::linux::reader::Reader;
 use crate::linux::typed::{Bounds, Data};
 use crate::linux::{Symbols, Types};
@@ -21,7 +22,7 @@ use crate::reply::{Arguments, Command, Json, Refusal, Reply, Value, hex, json};
 use crate::symbols::MOST_FOUND;
 use crate::view::module_names::ModuleNames;
 use crate::view::module_types::ModuleTypes;
-use evaluate::{InModule, Kernel, Loaded};
+use evaluate::{Failure, InModule, Kernel, Loaded};
 use expression::Parser;
 use std::fmt;
 use std::sync::Arc;
@@ -116,6 +117,7 @@ struct Modules<'a> {
     names: ModuleNames<'a>,
     types: ModuleTypes<'a>,
     own: &'a Symbols,
+    cancel: &'a Cancel,
 }
 
 impl Loaded for Modules<'_> {
@@ -139,8 +141,8 @@ impl Loaded for Modules<'_> {
         self.names.all().iter().position(|module| module.holds(address))
     }
 
-    fn types(&self, module: usize) -> Option<Arc<Types>> {
-        self.types.of(self.names.all().get(module)?)
+    fn types(&self, module: usize) -> Result<Option<Arc<Types>>, String> {
+        self.names.all().get(module).map_or(Ok(None), |module| self.types.of(module))
     }
 
     fn symbol(&self, address: u64) -> Option<String> {
@@ -151,6 +153,14 @@ impl Loaded for Modules<'_> {
             };
             format!("{}{behind} [{}]", symbol.name, module.name)
         })
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        self.names.shortfall()
+    }
+
+    fn goes_on(&self) -> bool {
+        self.cancel.check().is_ok()
     }
 }
 
@@ -169,15 +179,18 @@ pub(super) fn run(operator: &mut dyn Operator, arguments: &Arguments<'_>) -> Res
             names: ModuleNames::new(view, info, &types),
             types: ModuleTypes::new(view, info, Arc::clone(&types)),
             own: &symbols,
+            cancel: view.cancel,
         };
         let print = |landmark: Option<u64>| {
             view.by_kernel(info, |read| {
                 let reader = Reader::new(read);
                 landmark.map_or(Ok(0), |at| reader.address(at)).map_err(|error| error.to_string())?;
-                Kernel::new(&types, &symbols, &modules, &reader).print(&expression, Bounds::USUAL)
+                Kernel::new(&types, &symbols, &modules, &reader)
+                    .print(&expression, Bounds::USUAL)
+                    .map_or_else(Failure::settled, |printed| Ok(Ok(printed)))
             })
         };
-        print(landmark).or_else(|why| if landmark.is_some() { print(None) } else { Err(why) })
+        print(landmark).or_else(|why| if landmark.is_some() { print(None) } else { Err(why) })?
     })?;
     Ok(Box::new(printed))
 }

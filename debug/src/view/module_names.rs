@@ -5,6 +5,7 @@ use crate::linux::module::{Module, ModuleLayout, Modules};
 use crate::linux::reader::Reader;
 use crate::linux::symbols::Symbol;
 use crate::linux::{Symbols, Types, VmCoreInfo};
+use arch::words::counted;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -133,9 +134,14 @@ impl<'a> ModuleNames<'a> {
         read
     }
 
-    /// How many modules have been asked for symbols in vain.
-    pub fn without_symbols(&self) -> usize {
-        self.read.borrow().values().filter(|read| read.is_none()).count()
+    /// What of modules could not be had so far, a line each: also how many have been asked for symbols in vain.
+    pub fn shortfall(&self) -> Vec<String> {
+        let mut remarks = self.remarks.clone();
+        let without = self.read.borrow().values().filter(|read| read.is_none()).count();
+        if without > 0 {
+            remarks.push(format!("the symbols of {} cannot be had", counted(without as u64, "module")));
+        }
+        remarks
     }
 }
 

@@ -2,10 +2,13 @@
 
 use super::expression::{Expression, TypeName};
 use super::{Printed, Thing};
-use crate::linux::reader::Reader;
-use crate::linux::typed::{Bounds, Data, Look, Of, all_by_name, converted, is_char, make, type_name};
+use crate::linux::reader::{NotThere, Reader};
+use crate::linux::typed::{
+    Bounds, Comparison, Data, Look, NotCompared, Of, converted, is_char, make, type_name,
+};
 use crate::linux::types::{Part, TypeId};
 use crate::linux::{Symbols, Types};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// Members of a list that are told, at most.
@@ -24,11 +27,18 @@ pub(super) trait Loaded {
     /// The one that an address is in.
     fn holding(&self, address: u64) -> Option<usize>;
 
-    /// The types of one, which stand on the kernel's; `None` where the kernel has none of it.
-    fn types(&self, module: usize) -> Option<Arc<Types>>;
+    /// The types of one, which stand on the kernel's; `None` where the kernel has none of it, and in words, why they
+    /// cannot be had.
+    fn types(&self, module: usize) -> Result<Option<Arc<Types>>, String>;
 
     /// What is at an address in their code, in words.
     fn symbol(&self, address: u64) -> Option<String>;
+
+    /// What of their symbols could not be had so far, a line each.
+    fn remarks(&self) -> Vec<String>;
+
+    /// Whether somebody still wants to know.
+    fn goes_on(&self) -> bool;
 }
 
 /// A symbol of a module's.
@@ -88,6 +98,25 @@ impl Typed {
     }
 }
 
+/// Why an expression comes to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Memory is not there: by other page tables it may be.
+    NotThere(String),
+    /// It is wrong, whatever it is looked at by.
+    Wrong(String),
+}
+
+impl Failure {
+    /// What is the same by all page tables, without; as an error what may be otherwise by others.
+    pub fn settled<T>(self) -> Result<Result<T, String>, String> {
+        match self {
+            Failure::NotThere(why) => Err(why),
+            Failure::Wrong(why) => Ok(Err(why)),
+        }
+    }
+}
+
 /// What an expression comes to.
 #[derive(Clone, Debug)]
 pub(super) enum Found {
@@ -132,6 +161,8 @@ pub(super) struct Kernel<'a> {
     modules: &'a dyn Loaded,
     reader: &'a Reader<'a>,
     remarks: Vec<String>,
+    /// Memory was not there.
+    is_absent: Cell<bool>,
 }
 
 impl<'a> Kernel<'a> {
@@ -141,14 +172,33 @@ impl<'a> Kernel<'a> {
         modules: &'a dyn Loaded,
         reader: &'a Reader<'a>,
     ) -> Kernel<'a> {
-        Kernel { types, symbols, modules, reader, remarks: Vec::new() }
+        Kernel { types, symbols, modules, reader, remarks: Vec::new(), is_absent: Cell::new(false) }
     }
 
     /// What there is of an expression.
-    pub fn print(mut self, expression: &Expression, bounds: Bounds) -> Result<Printed, String> {
-        let found = self.find(expression)?;
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn print(mut self, expression: &Expression, bounds: Bounds) -> Result<Printed, Failure> {
+        let found = match self.find(expression) {
+            Ok(found) => found,
+            Err(why) if self.is_absent.get() => return Err(Failure::NotThere(why)),
+            Err(why) => return Err(Failure::Wrong(why)),
+        };
         let things = self.tell(&found, bounds);
         Ok(Printed { things, remarks: self.remarks })
+    }
+
+    fn not_there(&self, error: NotThere) -> String {
+        self.is_absent.set(true);
+        error.to_string()
+    }
+
+    /// Says once what could not be had.
+    fn remark(&mut self, text: String) {
+        if !self.remarks.contains(&text) {
+            self.remarks.push(text);
+        }
     }
 
     fn find(&mut self, expression: &Expression) -> Result<Found, String> {
@@ -201,7 +251,7 @@ impl<'a> Kernel<'a> {
     }
 
     /// The type of a name that something is to be of.
-    fn type_for(&self, name: &TypeName, what: &Found) -> Result<(Typed, Whose), String> {
+    fn type_for(&mut self, name: &TypeName, what: &Found) -> Result<(Typed, Whose), String> {
         let (value, was_read) = self.as_number(what)?;
         let whose = match what {
             Found::Place(Place { whose, .. }) | Found::Number(Number { whose, .. }) if was_read => {
@@ -217,57 +267,105 @@ impl<'a> Kernel<'a> {
         Ok((of, if matches!(owner, Whose::Module(_)) { owner } else { whose }))
     }
 
-    fn types_of(&self, whose: Whose) -> Option<Arc<Types>> {
+    fn types_of(&self, whose: Whose) -> Result<Option<Arc<Types>>, String> {
         match whose {
             Whose::Module(module) => self.modules.types(module),
-            Whose::Kernel | Whose::Unknown => Some(Arc::clone(self.types)),
+            Whose::Kernel | Whose::Unknown => Ok(Some(Arc::clone(self.types))),
         }
     }
 
+    /// Whoever has types of a name, as `hint` says whose is meant: several only where theirs are made differently. And whose
+    /// types could not be read, a line each.
+    fn owners(
+        &self,
+        (words, named): (&[&str], Option<Whose>),
+        hint: Whose,
+        comparison: &mut Comparison<'_>,
+    ) -> Result<(Vec<Owner>, Vec<String>), String> {
+        let written = words.join(" ");
+        let uncompared = |why| format!("which types '{written}' there are is not known: {why}");
+        let mut unread = Vec::new();
+        let mut all_of = |whose: Whose, comparison: &mut Comparison<'_>| -> Result<Option<Owner>, String> {
+            let types = match self.types_of(whose) {
+                Ok(Some(types)) => types,
+                Ok(None) => return Ok(None),
+                Err(why) => {
+                    unread.push(why);
+                    return Ok(None);
+                }
+            };
+            let found = comparison.all_by_name(&types, words).map_err(uncompared)?;
+            Ok((!found.is_empty()).then_some(Owner { whose, types, found }))
+        };
+        if let Some(whose) = named {
+            let owner = all_of(whose, comparison)?;
+            return Ok((owner.into_iter().collect(), unread));
+        }
+        // One that is loaded knows its own, and the kernel's.
+        let both = [hint, Whose::Kernel];
+        let first = match hint {
+            Whose::Module(_) => &both[..],
+            Whose::Kernel => &both[..1],
+            Whose::Unknown => &[],
+        };
+        for whose in first {
+            if let Some(owner) = all_of(*whose, comparison)? {
+                return Ok((vec![owner], unread));
+            }
+        }
+        let mut owners: Vec<Owner> = Vec::new();
+        let everybody = (0..self.modules.names().len()).map(Whose::Module);
+        for whose in std::iter::once(Whose::Kernel).chain(everybody) {
+            if !self.modules.goes_on() {
+                return Err(uncompared(NotCompared::Stopped));
+            }
+            let Some(owner) = all_of(whose, comparison)? else { continue };
+            let mut is_known = false;
+            for other in &owners {
+                is_known = is_known || other.is_same(&owner, comparison).map_err(uncompared)?;
+            }
+            if !is_known {
+                owners.push(owner);
+            }
+        }
+        Ok((owners, unread))
+    }
+
     /// The type of a name, and whose it is; `hint` says whose is meant.
-    fn type_of(&self, name: &TypeName, hint: Whose) -> Result<(Typed, Whose), String> {
+    fn type_of(&mut self, name: &TypeName, hint: Whose) -> Result<(Typed, Whose), String> {
         let words: Vec<&str> = name.words.iter().map(String::as_str).collect();
         let written = words.join(" ");
         if name.words == ["void"] && name.module.is_none() {
             return Ok((Typed { types: Arc::clone(self.types), of: Of::plain(TypeId::VOID) }, hint));
         }
-        let all_of = |whose: Whose| {
-            let types = self.types_of(whose)?;
-            let found = all_by_name(&types, &words);
-            (!found.is_empty()).then_some((whose, types, found))
-        };
         let names = self.modules.names();
-        let every = || {
-            std::iter::once(Whose::Kernel)
-                .chain((0..names.len()).map(Whose::Module))
-                .filter_map(all_of)
-                .collect()
+        let named = match &name.module {
+            None => None,
+            Some(module) if module == OWN => Some(Whose::Kernel),
+            Some(module) => match names.iter().position(|name| name == module) {
+                Some(index) => Some(Whose::Module(index)),
+                None => return Err(format!("there is no module '{module}'")),
+            },
         };
-        let owners: Vec<(Whose, Arc<Types>, Vec<TypeId>)> = match (&name.module, hint) {
-            (Some(module), _) => {
-                let whose = match names.iter().position(|name| name == module) {
-                    _ if module == OWN => Whose::Kernel,
-                    Some(index) => Whose::Module(index),
-                    None => return Err(format!("there is no module '{module}'")),
-                };
-                all_of(whose).into_iter().collect()
-            }
-            // One that is loaded knows its own, and the kernel's.
-            (None, Whose::Module(_)) => {
-                let known = all_of(hint).or_else(|| all_of(Whose::Kernel));
-                known.map_or_else(every, |known| vec![known])
-            }
-            (None, Whose::Kernel) => all_of(Whose::Kernel).map_or_else(every, |known| vec![known]),
-            (None, Whose::Unknown) => every(),
-        };
-        let [(whose, types, found)] = &owners[..] else {
-            return Err(match owners.is_empty() {
+        let modules = self.modules;
+        let go_on = || modules.goes_on();
+        let (owners, unread) = self.owners((&words, named), hint, &mut Comparison::new(&go_on))?;
+        let but = |why: String| std::iter::once(why).chain(unread.clone()).collect::<Vec<_>>().join("; ");
+        // Whoever's it is meant to be may have it.
+        if let (None, Whose::Module(_), [one], false) = (named, hint, &owners[..], unread.is_empty())
+            && !matches!(one.whose, Whose::Kernel)
+            && one.whose != hint
+        {
+            return Err(but(format!("whether the module has a type '{written}' is not known")));
+        }
+        let [Owner { whose, types, found }] = &owners[..] else {
+            return Err(but(match owners.is_empty() {
                 true => match &name.module {
                     Some(module) => format!("{module} has no type '{written}'"),
                     None => format!("the kernel has no type '{written}', nor has one of its modules"),
                 },
                 false => several(&written, &owners, &names),
-            });
+            }));
         };
         let index = match (found.len(), name.which) {
             (1, None) => 0,
@@ -279,12 +377,17 @@ impl<'a> Kernel<'a> {
                 })?
             }
         };
-        Ok((Typed { types: Arc::clone(types), of: Of::plain(found[index]) }, *whose))
+        let found = (Typed { types: Arc::clone(types), of: Of::plain(found[index]) }, *whose);
+        unread
+            .into_iter()
+            .for_each(|why| self.remark(format!("{why}: it may have a '{written}' of its own")));
+        Ok(found)
     }
 
     /// The one symbol of a name: the kernel's, or else a module's.
-    fn one(&self, name: &str) -> Result<(u64, bool, Whose), String> {
-        let mut all = self.symbols.named(name);
+    fn one(&mut self, name: &str) -> Result<(u64, bool, Whose), String> {
+        let symbols = self.symbols;
+        let mut all = symbols.named(name);
         match (all.next(), all.next()) {
             (None, _) => {}
             (Some(symbol), None) => {
@@ -293,16 +396,32 @@ impl<'a> Kernel<'a> {
             }
             _ => return Err(format!("there are several symbols '{name}': 'sym {name}' has their addresses")),
         }
-        match self.modules.named(name)[..] {
-            [] => Err(format!("the kernel has no symbol '{name}' in memory, nor has one of its modules")),
-            [one] => Ok((one.address, one.is_per_cpu, Whose::Module(one.module))),
+        drop(all);
+        let found = self.modules.named(name);
+        let remarks = self.modules.remarks();
+        match found[..] {
+            [] => {
+                let none = format!("the kernel has no symbol '{name}' in memory, nor has one of its modules");
+                Err(std::iter::once(none).chain(remarks).collect::<Vec<_>>().join("; "))
+            }
+            [one] => {
+                // One of those may have another one of the name.
+                remarks.into_iter().for_each(|why| self.remark(why));
+                Ok((one.address, one.is_per_cpu, Whose::Module(one.module)))
+            }
             _ => Err(format!("modules have several symbols '{name}': 'sym {name}' has their addresses")),
         }
     }
 
     /// The type of a variable, where somebody has one: of what every processor has one of, as a rule.
-    fn type_of_variable(&self, name: &str, whose: Whose) -> Option<Typed> {
-        let types = self.types_of(whose)?;
+    fn type_of_variable(&mut self, name: &str, whose: Whose) -> Option<Typed> {
+        let types = match self.types_of(whose) {
+            Ok(types) => types?,
+            Err(why) => {
+                self.remark(why);
+                return None;
+            }
+        };
         let id = types.variable(name)?;
         // The kernel's of this name is another one than a module's.
         let is_its = !matches!(whose, Whose::Module(_)) || id.0 as usize >= self.types.count();
@@ -318,7 +437,7 @@ impl<'a> Kernel<'a> {
         }
     }
 
-    fn symbol(&self, name: &str) -> Result<Found, String> {
+    fn symbol(&mut self, name: &str) -> Result<Found, String> {
         let (at, is_per_cpu, whose) = self.one(name)?;
         if is_per_cpu {
             return Err(format!("every processor has a '{name}' of its own: write per_cpu({name}, 0)"));
@@ -326,7 +445,7 @@ impl<'a> Kernel<'a> {
         Ok(Found::Place(Place { at, of: self.type_of_variable(name, whose), part: None, whose }))
     }
 
-    fn per_cpu(&self, name: &str, cpu: u64) -> Result<Found, String> {
+    fn per_cpu(&mut self, name: &str, cpu: u64) -> Result<Found, String> {
         let (at, is_per_cpu, whose) = self.one(name)?;
         if !is_per_cpu {
             return Err(format!("there is one '{name}' for all processors"));
@@ -343,7 +462,8 @@ impl<'a> Kernel<'a> {
         if cpu >= most.map_or(8192, |(_, count)| count) {
             return Err(format!("the kernel has no processor {cpu}"));
         }
-        let offset = self.reader.address(offsets.wrapping_add(8 * cpu)).map_err(|error| error.to_string())?;
+        let offset =
+            self.reader.address(offsets.wrapping_add(8 * cpu)).map_err(|error| self.not_there(error))?;
         // Processors that are not there have what the linker has put there, or nothing.
         let (at, of) = (at.wrapping_add(offset), self.type_of_variable(name, whose));
         Ok(Found::Place(Place { at, of, part: None, whose }))
@@ -385,7 +505,7 @@ impl<'a> Kernel<'a> {
                     // As `(struct T *)init_task` means where it is.
                     return Ok((*at, false));
                 };
-                let value = self.reader.number(*at, size).map_err(|error| error.to_string())?;
+                let value = self.reader.number(*at, size).map_err(|error| self.not_there(error))?;
                 Ok((converted(&of.types, value, of.of), true))
             }
             Found::Several(_) => Err("there are several".into()),
@@ -506,11 +626,34 @@ struct Told {
     is_cut: bool,
 }
 
+/// Who has types of a name, and which.
+#[derive(Clone, Debug)]
+struct Owner {
+    whose: Whose,
+    types: Arc<Types>,
+    found: Vec<TypeId>,
+}
+
+impl Owner {
+    /// Whether each of another one's types is one of these, and there are as many.
+    fn is_same(&self, other: &Owner, comparison: &mut Comparison<'_>) -> Result<bool, NotCompared> {
+        if self.found.len() != other.found.len() {
+            return Ok(false);
+        }
+        for (one, its) in self.found.iter().zip(&other.found) {
+            if !comparison.is_same((&self.types, *one), (&other.types, *its))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
 /// That there are several types of a name, and how each of them is written.
-fn several(written: &str, owners: &[(Whose, Arc<Types>, Vec<TypeId>)], names: &[String]) -> String {
+fn several(written: &str, owners: &[Owner], names: &[String]) -> String {
     const MOST: usize = 8;
     let mut all = Vec::new();
-    for (whose, types, found) in owners {
+    for Owner { whose, types, found } in owners {
         let owner = match whose {
             Whose::Module(module) => names.get(*module).map_or("?", String::as_str),
             Whose::Kernel | Whose::Unknown => OWN,

@@ -146,7 +146,7 @@ fn printed_within(text: &str, bounds: Bounds) -> Result<Printed, String> {
 
 /// The same, of a kernel with modules.
 fn printed_with_modules(text: &str) -> Result<Printed, String> {
-    printed_by(text, Bounds::USUAL, |types| Box::new(Made(types)))
+    printed_by(text, Bounds::USUAL, |kernel| Box::new(Made { kernel, has_unread: false, goes_on: true }))
 }
 
 fn printed_by(
@@ -165,7 +165,11 @@ fn printed_by(
     let reader = Reader::new(&read);
     let types = Arc::new(types);
     let modules = modules(Arc::clone(&types));
-    Kernel::new(&types, &symbols, &*modules, &reader).print(&Parser::whole(text)?, bounds)
+    let printed = Kernel::new(&types, &symbols, &*modules, &reader).print(&Parser::whole(text)?, bounds);
+    printed.map_err(|failure| match failure {
+        Failure::NotThere(why) => format!("not there: {why}"),
+        Failure::Wrong(why) => why,
+    })
 }
 
 /// No modules.
@@ -184,24 +188,40 @@ impl Loaded for Nobody {
         None
     }
 
-    fn types(&self, _: usize) -> Option<Arc<Types>> {
-        None
+    fn types(&self, _: usize) -> Result<Option<Arc<Types>>, String> {
+        Ok(None)
     }
 
     fn symbol(&self, _: u64) -> Option<String> {
         None
     }
+
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn goes_on(&self) -> bool {
+        true
+    }
 }
 
 /// Two modules: each has a `struct item` and a `struct job` of its own, which the kernel has one and none of.
-struct Made(Arc<Types>);
+struct Made {
+    kernel: Arc<Types>,
+    /// There is one more, whose types and symbols cannot be read.
+    has_unread: bool,
+    goes_on: bool,
+}
 
 /// Where the first one has its memory.
 const OF_MODULE: u64 = BASE + 0x600;
+/// And the one that cannot be read.
+const OF_UNREAD: u64 = BASE + 0x800;
 
 impl Loaded for Made {
     fn names(&self) -> Vec<String> {
-        ["wedge", "other"].map(String::from).to_vec()
+        let names = ["wedge", "other", "unread"].map(String::from);
+        names[..if self.has_unread { 3 } else { 2 }].to_vec()
     }
 
     fn named(&self, name: &str) -> Vec<InModule> {
@@ -215,15 +235,20 @@ impl Loaded for Made {
     }
 
     fn holding(&self, address: u64) -> Option<usize> {
-        (OF_MODULE..OF_MODULE + 0x100).contains(&address).then_some(0)
+        let is_in_unread = self.has_unread && (OF_UNREAD..OF_UNREAD + 0x100).contains(&address);
+        let is_in_first = (OF_MODULE..OF_MODULE + 0x100).contains(&address);
+        if is_in_unread { Some(2) } else { is_in_first.then_some(0) }
     }
 
-    fn types(&self, module: usize) -> Option<Arc<Types>> {
+    fn types(&self, module: usize) -> Result<Option<Arc<Types>>, String> {
+        if module == 2 {
+            return Err("the types of unread cannot be read".into());
+        }
         const STRUCT: u32 = 4 << 24;
         const VARIABLE: u32 = 14 << 24;
-        let first = u32::try_from(self.0.count()).unwrap();
+        let first = u32::try_from(self.kernel.count()).unwrap();
         // Names count on from the kernel's, of which none is used here.
-        let names = ["item", "job", "number", "pair", "counted"];
+        let names = ["item", "job", "number", "pair", "counted", "list_head", "next", "prev"];
         let at = |name: &str| {
             let index = names.iter().position(|it| *it == name).unwrap();
             u32::try_from(names[..index].iter().map(|name| name.len() + 1).sum::<usize>()).unwrap()
@@ -231,6 +256,8 @@ impl Loaded for Made {
         let size = [8, 16][module];
         let mut words = vec![at("item"), STRUCT | 1, size, at("number"), 12, 0];
         words.extend([at("job"), STRUCT | 1, size, at("number"), 12, 0]);
+        // A copy of the kernel's.
+        words.extend([at("list_head"), STRUCT | 2, 16, at("next"), 2, 0, at("prev"), 2, 64]);
         if module == 0 {
             words.extend([at("pair"), STRUCT | 1, 8, at("number"), 12, 0]);
             words.extend([at("pair"), STRUCT | 1, 8, at("number"), 1, 0]);
@@ -242,11 +269,19 @@ impl Loaded for Made {
         let mut bytes = vec![0x9f, 0xeb, 1, 0];
         bytes.extend(header.iter().chain(&words).flat_map(|word| word.to_le_bytes()));
         bytes.extend(text);
-        Some(Arc::new(btf::split(&bytes, Arc::clone(&self.0), &[]).unwrap()))
+        Ok(Some(Arc::new(btf::split(&bytes, Arc::clone(&self.kernel), &[]).unwrap())))
     }
 
     fn symbol(&self, address: u64) -> Option<String> {
         (address == OF_MODULE).then(|| "waiting [wedge]".into())
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        if self.has_unread { vec!["the symbols of 1 module cannot be had".into()] } else { Vec::new() }
+    }
+
+    fn goes_on(&self) -> bool {
+        self.goes_on
     }
 }
 
@@ -307,6 +342,67 @@ fn of_several_types_of_one_name_none_is_taken_in_silence() {
         let why = printed_with_modules(text).unwrap_err();
         assert!(why.contains(says), "{text}: {why}");
     }
+}
+
+/// Of one that a module has as well, made alike, there are no two.
+#[test]
+fn a_copy_of_the_kernels_type_is_the_kernels() {
+    let found = printed_with_modules("((struct list_head *)0xffff800000000108)->next").unwrap();
+    assert_eq!(
+        found.to_string(),
+        "(struct list_head *) 0xffff800000000108: 0xffff800000000208 <first+0x108>\n"
+    );
+    assert_eq!(found.remarks, [""; 0]);
+}
+
+#[test]
+fn a_module_that_cannot_be_read_is_told_of() {
+    let made =
+        |goes_on| move |kernel| Box::new(Made { kernel, has_unread: true, goes_on }) as Box<dyn Loaded>;
+    let printed = |text: &str| printed_by(text, Bounds::USUAL, made(true));
+    // It may have one of that name, too.
+    let remark = ["the types of unread cannot be read: it may have a 'struct list_head' of its own"];
+    assert_eq!(printed("((struct list_head *)0xffff800000000108)->next").unwrap().remarks, remark);
+    assert_eq!(printed("((struct list_head *)0xffff800000000808)->next").unwrap().remarks, remark);
+    // What is asked of the kernel alone needs no other.
+    assert_eq!(printed("*(struct item *)first").unwrap().remarks, [""; 0]);
+    for (text, says) in [
+        (
+            "*(unread:struct item *)first",
+            "unread has no type 'struct item'; the types of unread cannot be read",
+        ),
+        ("*(struct nothing *)first", "nor has one of its modules; the types of unread cannot be read"),
+        // It is its memory, and another one's type.
+        (
+            "*(struct pair#1 *)0xffff800000000808",
+            "whether the module has a type 'struct pair' is not known; the types",
+        ),
+        ("nobody", "nor has one of its modules; the symbols of 1 module cannot be had"),
+    ] {
+        let why = printed(text).unwrap_err();
+        assert!(why.contains(says), "{text}: {why}");
+    }
+    let one_more = printed("&waiting").unwrap().remarks;
+    assert_eq!(one_more, ["the symbols of 1 module cannot be had"]);
+    let stopped = printed_by("*(struct item *)0xffff800000000200", Bounds::USUAL, made(false)).unwrap_err();
+    assert!(stopped.ends_with("it was broken off"), "{stopped}");
+}
+
+/// What is wrong is so by all page tables.
+#[test]
+fn what_is_not_there_is_told_from_what_is_wrong() {
+    for text in ["((struct item *)0x1000)->other->id", "*((struct item *)0x1000)->other"] {
+        let why = printed(text).unwrap_err();
+        assert!(why.starts_with("not there: the kernel's memory cannot be read at"), "{text}: {why}");
+    }
+    for text in
+        ["((struct item *)first)->nothing", "*(struct nothing *)first", "twice", "per_cpu(counts, 9000)"]
+    {
+        let why = printed(text).unwrap_err();
+        assert!(!why.starts_with("not there"), "{text}: {why}");
+    }
+    assert_eq!(Failure::NotThere("x".into()).settled::<()>(), Err("x".into()));
+    assert_eq!(Failure::Wrong("x".into()).settled::<()>(), Ok(Err("x".into())));
 }
 
 #[test]
