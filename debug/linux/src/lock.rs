@@ -170,6 +170,8 @@ const MUTEX_FLAGS: u64 = 7;
 const MUTEX_PICKUP: u64 = 4;
 /// Of a read-write semaphore's count, from 5.3 on: what is below the readers.
 const BELOW_READERS: u64 = 0xff;
+/// `RWSEM_ACTIVE_MASK`, before 5.3.
+const ACTIVE_MASK: u64 = 0xffff_ffff;
 /// `RWSEM_READER_OWNED`, and all of an owner's bits that are none of its address: two, before 5.2 and from 5.8 on; three
 /// between.
 const READERS: u64 = 1;
@@ -260,7 +262,7 @@ impl LockLayout {
     }
 
     /// What a task spins for that is on a processor, in a function that sleeps for locks of `kind`: the only one of `words`,
-    /// what is in registers and on its stack, at which there is such a lock that a running task has, and for which
+    /// what is in registers and on its stack, at which there is such a lock that a running task has, or readers, and for which
     /// somebody spins. `runs` tells whether a task is on a processor, by where its `struct task_struct` is.
     pub fn spun_for(
         &self,
@@ -270,9 +272,9 @@ impl LockLayout {
         runs: &dyn Fn(u64) -> bool,
         reader: &Reader<'_>,
     ) -> Option<Wait> {
-        let (one, flags) = match kind {
-            LockKind::Mutex | LockKind::WoundWait => (self.mutex?, MUTEX_FLAGS),
-            LockKind::Read | LockKind::Write => (self.read_write?, READ_WRITE_FLAGS),
+        let (one, flags, readers) = match kind {
+            LockKind::Mutex | LockKind::WoundWait => (self.mutex?, MUTEX_FLAGS, 0),
+            LockKind::Read | LockKind::Write => (self.read_write?, READ_WRITE_FLAGS, READERS),
             _ => return None,
         };
         let (owner, queue) = (one.owner?, one.queue?);
@@ -284,18 +286,20 @@ impl LockLayout {
             leads(list, 8) == Ok(list) && leads(list.wrapping_add(8), 0) == Ok(list)
         };
         let holder = |lock: &u64| {
-            let (lock, owner) = (*lock, reader.field(*lock, owner).ok()? & !flags);
-            let is_one = owner != task && runs(owner) && reader.field(lock, queue).ok()? != 0;
-            (is_one && is_linked(lock.wrapping_add(one.list.at))).then_some((lock, owner))
+            let (lock, word) = (*lock, reader.field(*lock, owner).ok()?);
+            // Of several readers it has the last one that came, which may be gone, be the one that waits, or have ended.
+            let (is_readers, owner) = (word & readers != 0, word & !flags);
+            let is_owner = is_readers || owner != task && runs(owner);
+            let is_one = is_owner && reader.field(lock, queue).ok()? != 0;
+            let holder = if is_readers { Holder::Readers } else { Holder::Task(owner) };
+            (is_one && is_linked(lock.wrapping_add(one.list.at))).then_some((lock, holder))
         };
         let mut places: Vec<u64> = words.iter().copied().filter(|word| word.is_multiple_of(8)).collect();
         places.sort_unstable();
         places.dedup();
         let mut found = places.iter().filter_map(holder);
         match (found.next(), found.next()) {
-            (Some((lock, owner)), None) => {
-                Some(Wait { task, lock, kind, holder: Holder::Task(owner), spins: true })
-            }
+            (Some((lock, holder)), None) => Some(Wait { task, lock, kind, holder, spins: true }),
             _ => None,
         }
     }
@@ -383,18 +387,24 @@ fn holder(
         return Some(Holder::Untold);
     }
     let has_readers = || {
-        let count = one.count.and_then(|count| reader.field(lock, count).ok());
-        // Before 5.3 it counts otherwise, and is negative where somebody waits.
-        count.is_none_or(|count| count & !BELOW_READERS != 0)
+        match one.count.and_then(|count| reader.field(lock, count).ok()) {
+            // Before 5.3 it is negative where somebody waits, and who has it is counted in the lower half.
+            Some(count) if count >> 63 != 0 => (count & ACTIVE_MASK != 0).then_some(true),
+            Some(count) => Some(count & !BELOW_READERS != 0),
+            None => Some(true),
+        }
     };
     let flags = match kind {
         LockKind::Mutex | LockKind::WoundWait if owner & MUTEX_PICKUP != 0 => return Some(Holder::Nobody),
         LockKind::Mutex | LockKind::WoundWait => MUTEX_FLAGS,
         // The last reader's mark stays when that has gone.
-        LockKind::Read | LockKind::Write if owner & READERS != 0 && !has_readers() => {
-            return Some(Holder::Nobody);
+        LockKind::Read | LockKind::Write if owner & READERS != 0 => {
+            return Some(match has_readers() {
+                Some(true) => Holder::Readers,
+                Some(false) => Holder::Nobody,
+                None => Holder::Untold,
+            });
         }
-        LockKind::Read | LockKind::Write if owner & READERS != 0 => return Some(Holder::Readers),
         LockKind::Read | LockKind::Write => READ_WRITE_FLAGS,
         _ => return Some(Holder::Untold),
     };
@@ -406,10 +416,15 @@ fn holder(
     }
 }
 
+/// `_Q_LOCKED_VAL`, and `_Q_SLOW_VAL` of a kernel that knows that its processors are virtual, where whoever is first in line
+/// has halted (`kernel/locking/qspinlock_paravirt.h`).
+const LOCKED: u32 = 1;
+const SLOW: u32 = 3;
+
 /// Whether a spinlock's word is one that processors wait for: somebody has it, and others wait, first in line or in the
 /// queue behind.
 pub fn is_waited_for(word: u32) -> bool {
-    word & 0xff == 1 && word & !0xff != 0
+    matches!(word & 0xff, LOCKED | SLOW) && word & !0xff != 0
 }
 
 /// The circles in who waits for whom: tasks, each of which waits for what the next one has, and the last for what the first

@@ -2,7 +2,6 @@
 
 use super::stack::{Location, Stacks};
 use crate::linux::lock::{self, Holder, LockKind, LockLayout, Seen, Wait};
-use crate::linux::module::Module;
 use crate::linux::reader::Reader;
 use crate::linux::task::{Task, TaskState};
 use crate::linux::unwind::Stack;
@@ -128,11 +127,13 @@ impl Stacks<'_> {
         looks.took(&stack);
         let near = self.near(&stack)?;
         let at = (task.address, *near.stack.first()?);
+        // One that lends priority may spin for it, as its owner runs, and says so itself all the same.
+        if self.find(|reader| Some(looks.layout.is_blocked(task.address, reader))) == Some(true) {
+            let wait = self.find(|reader| looks.layout.blocked(at, near.names(), looks.stack_of, reader));
+            return Some(wait.map(|wait| Wait { spins: is_on, ..wait }));
+        }
         if is_on {
             return self.spins(task, &near, looks);
-        }
-        if self.find(|reader| Some(looks.layout.is_blocked(task.address, reader))) == Some(true) {
-            return Some(self.find(|reader| looks.layout.blocked(at, near.names(), looks.stack_of, reader)));
         }
         if looks.layout.waits_for_readers(near.names()) {
             return Some(None);
@@ -244,13 +245,9 @@ impl Stacks<'_> {
             let (symbol, _) = symbols.at(address)?;
             return Some(named(symbol.name, address - symbol.address, None));
         }
-        let nearest = |module: &Module| {
-            let symbols = self.modules().symbols(module)?;
-            let (symbol, size) = symbols.at(address)?;
-            let offset = address - symbol.address;
-            (offset < size.min(module.size)).then(|| named(symbol.name, offset, Some(module.name.clone())))
-        };
-        self.modules().all().iter().filter_map(nearest).min_by_key(|place| place.offset)
+        self.modules().variable_at(address, |module, _, symbol, _| {
+            named(symbol.name, address - symbol.address, Some(module.name.clone()))
+        })
     }
 }
 

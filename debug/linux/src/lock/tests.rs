@@ -113,6 +113,13 @@ fn who_reads_is_not_told_and_who_writes_is() {
     // The last of them has gone, and left its mark.
     kernel.0.put(LOCKS, 2);
     assert_eq!(kernel.find(1, LockKind::Write).unwrap().holder, Holder::Nobody);
+    // Before 5.3: two readers and who waits; and only that.
+    for (count, expected) in
+        [(0xffff_ffff_0000_0002, Holder::Readers), (0xffff_ffff_0000_0000, Holder::Untold)]
+    {
+        kernel.0.put(LOCKS, count);
+        assert_eq!(kernel.find(1, LockKind::Write).unwrap().holder, expected);
+    }
     for unknown in [u64::MAX, u64::MAX - 1] {
         kernel.0.put(LOCKS + 8, unknown);
         assert_eq!(kernel.find(1, LockKind::Write).unwrap().holder, Holder::Untold);
@@ -202,10 +209,10 @@ fn functions_tell_what_is_waited_for() {
 
 #[test]
 fn a_spinlocks_word_tells_who_waits() {
-    for waited in [0x0101, 6 << 18 | 1, 6 << 18 | 0x0101] {
+    for waited in [0x0101, 6 << 18 | 1, 6 << 18 | 0x0101, 6 << 18 | 3] {
         assert!(is_waited_for(waited), "{waited:#x}");
     }
-    for other in [0, 1, 0x100, 6 << 18, 6 << 18 | 0x0100, 0x0102] {
+    for other in [0, 1, 3, 0x100, 6 << 18, 6 << 18 | 0x0100, 0x0102, 6 << 18 | 2] {
         assert!(!is_waited_for(other), "{other:#x}");
     }
 }
@@ -262,6 +269,30 @@ fn a_spinner_has_the_lock_of_a_running_task() {
     // Others that sleep for it are linked.
     kernel.wait(good + 16, &[2, 3]);
     assert_eq!(spun_for(LockKind::Mutex, &words), Some(expected));
+}
+
+/// A read-write semaphore that readers have names one that may be gone: it is no owner, even if it runs.
+#[test]
+fn a_spinner_that_readers_keep_waits_for_no_task() {
+    let kernel = Kernel::new();
+    let mut types = made::types();
+    compound(&mut types, "rwsem_waiter", 24, &[("list", LIST, 0), ("task", POINTER, 16)]);
+    let members = [("owner", POINTER, 0), ("osq", INT, 12), ("wait_list", LIST, 16), ("count", POINTER, 32)];
+    compound(&mut types, "rw_semaphore", 40, &members);
+    let layout = LockLayout::new(&types);
+    kernel.0.put(LOCKS + 8, 1 << 32);
+    kernel.0.ring(&[LOCKS + 16]);
+    let holder = |owner: u64| {
+        kernel.0.put(LOCKS, owner);
+        let (read, runs) = (kernel.0.read(), |it: u64| [task(0), task(1)].contains(&it));
+        let wait = layout.spun_for(task(1), LockKind::Write, &[LOCKS], &runs, &Reader::new(&read));
+        wait.map(|wait| wait.holder)
+    };
+    assert_eq!(holder(task(0)), Some(Holder::Task(task(0))));
+    assert_eq!(holder(task(0) | 1), Some(Holder::Readers));
+    // Its own mark, from when it had it to read; and nobody's.
+    assert_eq!([holder(task(1) | 1), holder(1)], [Some(Holder::Readers); 2]);
+    assert_eq!(holder(task(1)), None);
 }
 
 #[test]
