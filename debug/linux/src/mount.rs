@@ -35,6 +35,8 @@ pub struct Mounts {
 /// Mounts that are gone through at most: a namespace has 100,000 at most unless somebody says so
 /// (`/proc/sys/fs/mount-max`).
 const MOST: usize = 1 << 14;
+/// Members of lists of what is mounted that are gone through at most, all together: each is in one list.
+const MOST_MEMBERS: usize = 4 * MOST;
 /// Names of folders that are gone through at most, for all paths together.
 const MOST_NAMES: usize = 1 << 18;
 /// Bytes of a path, at most (`PATH_MAX`).
@@ -80,6 +82,9 @@ pub struct MountLayout {
     kind: Field,
     file_system_flags: Field,
     kind_name: Field,
+    /// What more a file system says of its kind, as `sshfs` of one that is `fuse`; before 5.5 and since `struct super_block`
+    /// has it.
+    subtype: Option<Field>,
 }
 
 /// How a folder's name is kept, `struct dentry`.
@@ -122,6 +127,7 @@ impl MountLayout {
             kind: field("super_block", "s_type")?,
             file_system_flags: field("super_block", "s_flags")?,
             kind_name: field("file_system_type", "name")?,
+            subtype: field("super_block", "s_subtype").ok(),
         })
     }
 
@@ -144,6 +150,7 @@ impl MountLayout {
         // A root that is a folder in something mounted sees what is mounted below, and not that itself.
         let mut is_seen = walk.is_root(root.mount, root.folder);
         let mut seen = HashSet::from([root.mount]);
+        let mut members = 0;
         while let Some((mount, path)) = waiting.pop() {
             go_on()?;
             if std::mem::replace(&mut is_seen, true) {
@@ -154,8 +161,11 @@ impl MountLayout {
             while let Some(node) = ring.next(reader, &mut walk.found.remarks) {
                 go_on()?;
                 let child = node.wrapping_sub(self.child.at);
-                if seen.len() >= MOST || walk.names >= MOST_NAMES {
-                    walk.remark(format!("there are more: {} were gone through", seen.len()));
+                members += 1;
+                // Lists that lie have the same members, of which each was seen.
+                if seen.len() >= MOST || members > MOST_MEMBERS || walk.names >= MOST_NAMES {
+                    // Whatever else was said.
+                    walk.found.remarks.push(format!("there are more: {} were gone through", seen.len()));
                     return Ok(Ok(walk.found));
                 }
                 if seen.insert(child) {
@@ -280,7 +290,7 @@ impl Walk<'_> {
     fn name(&self, folder: u64) -> Result<(String, u64), NotThere> {
         let Folder { parent, name, length } = self.layout.of_folder;
         let length = self.reader.field(folder, length)?.min(LONGEST_NAME);
-        let name = name::at(self.reader, self.reader.field(folder, name)?, length)?;
+        let name = name::whole(self.reader, self.reader.field(folder, name)?, length)?;
         Ok((name, self.reader.field(folder, parent)?))
     }
 
@@ -300,10 +310,18 @@ impl Walk<'_> {
                 0 => "none".into(),
                 name => name::at(reader, name, LONGEST_NAME)?,
             };
+            let mut kind = name::at(reader, reader.field(kind, layout.kind_name)?, LONGEST_NAME)?;
+            let subtype = layout.subtype.map_or(Ok(0), |subtype| reader.field(file_system, subtype))?;
+            if subtype != 0 {
+                let subtype = name::at(reader, subtype, LONGEST_NAME)?;
+                if !subtype.is_empty() {
+                    kind = format!("{kind}.{subtype}");
+                }
+            }
             Ok(Mount {
                 device,
                 path: path.to_string(),
-                kind: name::at(reader, reader.field(kind, layout.kind_name)?, LONGEST_NAME)?,
+                kind,
                 options: std::iter::once(if is_read_only { "ro" } else { "rw" })
                     .chain(words(of_all, &OF_FILE_SYSTEM))
                     .chain(words(of_it, &OF_MOUNT))

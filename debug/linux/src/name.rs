@@ -30,6 +30,16 @@ pub(crate) fn at(reader: &Reader<'_>, at: u64, most: u64) -> Result<String, NotT
     Ok(up_to_zero(&bytes[..good]))
 }
 
+/// A name of so many bytes, likewise.
+///
+/// # Errors
+/// [`NotThere`], where not all of it is.
+pub(crate) fn whole(reader: &Reader<'_>, at: u64, length: u64) -> Result<String, NotThere> {
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+    reader.bytes(at, &mut bytes)?;
+    Ok(up_to_zero(&bytes))
+}
+
 fn up_to_zero(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     plain(&String::from_utf8_lossy(&bytes[..end]))

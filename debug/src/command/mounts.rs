@@ -21,24 +21,21 @@ const FIRST_PROCESS: u32 = 1;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mounted(pub Mounts);
 
-/// A text as a word, as `/proc/mounts` has it (`fs/seq_file.c`, `mangle_path`).
+/// A device or a kind as a word, as `/proc/mounts` has it (`fs/proc_namespace.c`, `mangle`).
 fn word(text: &str) -> String {
-    text.chars().fold(String::new(), |mut word, character| {
-        match character {
-            ' ' => word.push_str("\\040"),
-            '\\' => word.push_str("\\134"),
-            '#' => word.push_str("\\043"),
-            other => word.push(other),
-        }
-        word
-    })
+    path(text).replace('#', "\\043")
+}
+
+/// A path likewise, in which a `#` begins nothing (`show_vfsmnt`, of `seq_path`).
+fn path(text: &str) -> String {
+    text.replace('\\', "\\134").replace(' ', "\\040")
 }
 
 impl fmt::Display for Mounted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.all.iter().try_for_each(|mount| {
-            let Mount { device, path, kind, options } = mount;
-            writeln!(f, "{} {} {} {}", word(device), word(path), word(kind), options.join(","))
+            let Mount { device, path: place, kind, options } = mount;
+            writeln!(f, "{} {} {} {}", word(device), path(place), word(kind), options.join(","))
         })
     }
 }
@@ -78,11 +75,11 @@ mod tests {
             kind: "ext4".into(),
             options: options.to_vec(),
         };
-        let all = vec![mount("/dev/vda", "/", &["rw", "relatime"]), mount("a b", "/with \\#", &["ro"])];
+        let all = vec![mount("/dev/vda", "/", &["rw", "relatime"]), mount("a b#", "/with \\#", &["ro"])];
         let mounted = Mounted(Mounts { all, remarks: vec!["one is left out".into()] });
         assert_eq!(
             mounted.to_string(),
-            "/dev/vda / ext4 rw,relatime\na\\040b /with\\040\\134\\043 ext4 ro\n"
+            "/dev/vda / ext4 rw,relatime\na\\040b\\043 /with\\040\\134# ext4 ro\n"
         );
         assert_eq!(mounted.json()["mounts"][1]["path"], "/with \\#");
         assert_eq!(mounted.json()["mounts"][0]["options"][1], "relatime");

@@ -27,7 +27,8 @@ fn types() -> Types {
         ("mnt_devname", POINTER, 72),
     ];
     compound(&mut types, "mount", 80, &mount);
-    compound(&mut types, "super_block", 16, &[("s_type", POINTER, 0), ("s_flags", INT, 8)]);
+    let members = [("s_type", POINTER, 0), ("s_flags", INT, 8), ("s_subtype", POINTER, 16)];
+    compound(&mut types, "super_block", 24, &members);
     compound(&mut types, "file_system_type", 8, &[("name", POINTER, 0)]);
     types
 }
@@ -99,7 +100,7 @@ impl Kernel {
         [flags, of_all]: [u64; 2],
     ) {
         let (device, kind) = (self.string(device), self.string(kind));
-        let (of_kind, file_system) = (self.take(8), self.take(16));
+        let (of_kind, file_system) = (self.take(8), self.take(24));
         self.put(of_kind, kind);
         self.put(file_system, of_kind);
         self.put(file_system + 8, of_all);
@@ -173,6 +174,63 @@ fn a_root_that_is_a_folder() {
     let (third, _) = kernel.mount((first, inside), "none", "sysfs", [0, 0]);
     kernel.ring(&[first + 40, third + 56]);
     assert_eq!(kernel.lines(), ["none /inside sysfs rw"]);
+}
+
+/// What file systems in user space say of their kind stands behind that.
+#[test]
+fn a_kind_has_a_second_word() {
+    let (mut kernel, top) = Kernel::new();
+    let (mount, _) = kernel.mount((ROOT, top), "host:", "fuse", [0, 0]);
+    kernel.ring(&[ROOT + 40, mount + 56]);
+    let read = kernel.read();
+    let file_system = Reader::new(&read).address(mount + 24).unwrap();
+    drop(read);
+    for (subtype, expected) in [("sshfs", "host: / fuse.sshfs rw"), ("", "host: / fuse rw")] {
+        let text = kernel.string(subtype);
+        kernel.put(file_system + 16, text);
+        assert_eq!(kernel.lines()[1], expected);
+    }
+}
+
+/// A name of which only the beginning is there is none.
+#[test]
+fn a_name_at_the_end_of_memory_is_not_cut() {
+    let (mut kernel, top) = Kernel::new();
+    let folder = kernel.folder("1234567890", Some(top));
+    let (mount, _) = kernel.mount((ROOT, folder), "one", "tmpfs", [0, 0]);
+    kernel.ring(&[ROOT + 40, mount + 56]);
+    let end = BASE + 0x10000;
+    kernel.text(end - 5, "12345");
+    kernel.put(folder + 16, end - 5);
+    assert_eq!(kernel.lines().len(), 1);
+    let remarks = kernel.mounts().unwrap().remarks;
+    assert!(remarks[0].starts_with("something mounted is left out: the kernel's memory"), "{remarks:?}");
+}
+
+/// What is mounted in each of many is the list that it is in itself: the head is a member of that.
+#[test]
+fn lists_that_share_their_members_are_not_all_gone_through() {
+    const COUNT: u64 = 1200;
+    let mut kernel = Kernel { made: Made::new(1 << 18), next: BASE + 0x2000 };
+    let top = kernel.folder("/", None);
+    kernel.mount_at(ROOT, None, top, "/dev/vda", "ext4", [0, 0]);
+    kernel.put(TASK + 8, FS);
+    kernel.set_root(ROOT, top);
+    let mut nodes = vec![ROOT + 40];
+    for mount in (0..COUNT).map(|number| BASE + 0x4000 + number * 0x80) {
+        kernel.put(mount, ROOT);
+        kernel.put(mount + 8, top);
+        nodes.extend([mount + 40, mount + 56]);
+    }
+    kernel.ring(&nodes);
+    let (layout, read, steps) = (MountLayout::new(&types()).unwrap(), kernel.read(), std::cell::Cell::new(0));
+    let mut go_on = || {
+        steps.set(steps.get() + 1);
+        Ok::<_, Infallible>(())
+    };
+    let found = layout.mounts(TASK, &Reader::new(&read), &mut go_on).unwrap().unwrap();
+    assert!(steps.get() < 2 * MOST_MEMBERS, "{}", steps.get());
+    assert!(found.remarks.iter().any(|it| it.starts_with("there are more")), "{:?}", found.remarks);
 }
 
 /// What has its own device mounted over it.
