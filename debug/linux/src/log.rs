@@ -39,7 +39,8 @@ impl Wanted {
 /// A record of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Its number, counted from the kernel's start on.
+    /// Its number, counted from the kernel's start on; of a log that is [`Log::is_unnumbered`], from the oldest record that
+    /// is there.
     pub sequence: u64,
     /// When it was written, nanoseconds of the kernel's clock.
     pub time: u64,
@@ -82,6 +83,9 @@ pub struct Log {
     pub lost: u64,
     /// The number of the record that is wanted next.
     pub next: u64,
+    /// Numbers are none of the kernel's, and mean nothing to another look: a log before 5.10 that was read without the kernel's
+    /// symbols ([`VmCoreInfo::log_with`]).
+    pub is_unnumbered: bool,
 }
 
 impl Log {
@@ -146,10 +150,12 @@ impl VmCoreInfo {
             let has_them = has_levels || wanted.levels == Levels::ALL;
             has_them.then_some(()).ok_or_else(|| LogError::Lacks(where_they_are.into()))
         };
+        let mut is_unnumbered = false;
         let mut found = if self.is_log_unnumbered() {
             let Records { all, size, has_levels, are_numbered } = Records::find(self, symbol, &reader)?;
             of_levels(has_levels, "printk_log.dict_len")?;
-            if wanted.since.is_some() && !are_numbered {
+            is_unnumbered = !are_numbered;
+            if wanted.since.is_some() && is_unnumbered {
                 return Err(LogError::Unnumbered);
             }
             Found::look(size, all.into_iter().rev().map(|raw| Ok(Place::Record(raw))), wanted)?
@@ -167,7 +173,7 @@ impl VmCoreInfo {
             lost = if since == 0 { 0 } else { next.saturating_sub(since).saturating_sub(there) };
         }
         let (records, is_cut) = found.into_records(wanted);
-        Ok(Log { records, is_cut, lost, next })
+        Ok(Log { records, is_cut, lost, next, is_unnumbered })
     }
 }
 

@@ -86,9 +86,10 @@ fn colour(level: Option<Level>) -> &'static str {
 
 impl Value for Log {
     fn json(&self) -> Json {
+        let number = |number: u64| (!self.is_unnumbered).then_some(number);
         let record = |record: &Record| {
             json!({
-                "sequence": record.sequence,
+                "sequence": number(record.sequence),
                 "seconds": record.time / NANOSECONDS, "nanoseconds": record.time % NANOSECONDS,
                 "level": record.level.map(Level::name), "facility": record.facility,
                 "caller": record.caller.map(|caller| caller.to_string()), "text": record.text,
@@ -96,7 +97,7 @@ impl Value for Log {
         };
         json!({
             "records": self.records.iter().map(record).collect::<Vec<_>>(),
-            "cut": self.is_cut, "lost": self.lost, "next": self.next,
+            "cut": self.is_cut, "lost": self.lost, "next": number(self.next),
         })
     }
 
@@ -118,9 +119,11 @@ const NANOSECONDS: u64 = 1_000_000_000;
 
 /// A log as its JSON has it, for whoever has asked another process; `None` for what is none.
 pub fn log_of_json(json: &Json) -> Option<Log> {
-    let record = |it: &Json| {
+    let is_unnumbered = json["next"].is_null() && json["records"].is_array();
+    let number = |it: &Json, counted: u64| if is_unnumbered { Some(counted) } else { it.as_u64() };
+    let record = |(it, counted): (&Json, u64)| {
         Some(Record {
-            sequence: it["sequence"].as_u64()?,
+            sequence: number(&it["sequence"], counted)?,
             time: it["seconds"]
                 .as_u64()?
                 .checked_mul(NANOSECONDS)?
@@ -132,10 +135,11 @@ pub fn log_of_json(json: &Json) -> Option<Log> {
         })
     };
     Some(Log {
-        records: json["records"].as_array()?.iter().map(record).collect::<Option<_>>()?,
+        records: json["records"].as_array()?.iter().zip(0..).map(record).collect::<Option<_>>()?,
         is_cut: json["cut"].as_bool()?,
         lost: json["lost"].as_u64()?,
-        next: json["next"].as_u64()?,
+        next: number(&json["next"], json["records"].as_array()?.len() as u64)?,
+        is_unnumbered,
     })
 }
 
@@ -161,7 +165,7 @@ mod tests {
             record(8, Some(Level::Error), "error\nmore"),
             record(9, None, "some"),
         ];
-        Log { records, is_cut: false, lost: 2, next: 10 }
+        Log { records, lost: 2, next: 10, ..Log::default() }
     }
 
     #[test]
@@ -174,6 +178,12 @@ mod tests {
         assert_eq!(json["records"][1], expected);
         assert_eq!((&json["records"][2]["level"], &json["next"]), (&Json::Null, &json!(10)));
         assert_eq!(log_of_json(&json), Some(log()));
+        // What are no numbers of the kernel's are not told, and counted by whoever reads them.
+        let mut unnumbered = Log { is_unnumbered: true, next: 3, ..log() };
+        unnumbered.records.iter_mut().zip(0..).for_each(|(record, number)| record.sequence = number);
+        let json = unnumbered.json();
+        assert_eq!((&json["records"][1]["sequence"], &json["next"]), (&Json::Null, &Json::Null));
+        assert_eq!(log_of_json(&json), Some(unnumbered));
         for wrong in [json!([]), json!({}), json!({ "records": [{}], "cut": false, "lost": 0, "next": 0 })] {
             assert_eq!(log_of_json(&wrong), None);
         }

@@ -222,7 +222,7 @@ impl MadeKernel {
         let engine = Engine::new(isa, host(), 2);
         let types = types(isa);
         let symbols = symbols(types.len() as u64);
-        engine.kept().symbols(&info, || Ok::<_, String>(symbols)).unwrap();
+        engine.kept().symbols(&info, || Ok(Ok(symbols))).unwrap();
         let made = MadeKernel { session: Session::new(machine, Arc::new(engine)) };
         made.map();
         made.session.debuggee.machine.memory().write(GuestPhys(BTF - KERNEL + PLACE), &types);

@@ -73,12 +73,16 @@ impl<'a> View<'a> {
 
     /// The guest kernel's log, or what of it is wanted. A vCPU may translate otherwise than the kernel just
     /// now (in user space with tables of its own, or reset); then others are asked, and the kernel's description. Of a log
-    /// before 5.10 the kernel's symbols tell which numbers its records have.
+    /// before 5.10 the kernel's symbols tell which numbers its records have, where records from a number on are wanted.
     ///
     /// # Errors
     /// [`linux::LogError`], of the vCPU that is looked through.
     pub fn kernel_log(&self, info: &VmCoreInfo, wanted: &Wanted) -> Result<Log, linux::LogError> {
-        let symbols = if info.is_log_unnumbered() { self.kernel_symbols(info).ok() } else { None };
+        // Who wants the last lines wants no numbers, and a search takes long.
+        let symbols = match wanted.since.filter(|_| info.is_log_unnumbered()) {
+            Some(_) => self.kernel_symbols(info).ok(),
+            None => None,
+        };
         let symbol = |name: &str| symbols.as_ref().and_then(|symbols| symbols.address(name));
         match self.as_kernel(info, |read| info.log_with(read, wanted, &symbol)) {
             Ok((log, _)) => Ok(log),
@@ -129,12 +133,16 @@ impl<'a> View<'a> {
     /// In words, why there are none. Also when it is broken off.
     pub fn kernel_symbols(&self, info: &VmCoreInfo) -> Result<Arc<Symbols>, String> {
         self.engine.kept().symbols(info, || match Parts::described(info) {
-            Some(place) => self.by_kernel(info, |read| kallsyms::symbols(&place, read)),
+            Some(place) => self.by_kernel(info, |read| kallsyms::symbols(&place, read)).map(Ok),
             None => self.searched_symbols(info),
         })
     }
 
-    fn searched_symbols(&self, info: &VmCoreInfo) -> Result<Symbols, String> {
+    /// What is found where all of the image was searched, or not found there.
+    ///
+    /// # Errors
+    /// In words, why it was not searched to the end.
+    fn searched_symbols(&self, info: &VmCoreInfo) -> Result<Result<Symbols, String>, String> {
         // All of the image is searched once, by tables that have its beginning and its data.
         let is_there = |read: &dyn Fn(u64, &mut [u8]) -> usize| {
             let places = ["_stext", "init_uts_ns"].map(|name| info.address(name));
@@ -146,7 +154,7 @@ impl<'a> View<'a> {
         };
         let found = kallsyms::searched(info, |at, bytes| self.read_unless_cancelled(&space, at, bytes));
         self.cancel.check().map_err(|cancelled| cancelled.to_string())?;
-        found.map_err(|error| error.to_string())
+        Ok(found.map_err(|error| error.to_string()))
     }
 
     /// The types that the kernel keeps for itself, likewise.
@@ -156,7 +164,7 @@ impl<'a> View<'a> {
     pub fn kernel_types(&self, info: &VmCoreInfo) -> Result<Arc<Types>, String> {
         self.engine.kept().types(info, || {
             let bytes = self.kernel_btf(info)?;
-            btf::types(&bytes).map_err(|error| format!("the kernel's types: {error}"))
+            btf::types(&bytes).map(Ok).map_err(|error| format!("the kernel's types: {error}"))
         })
     }
 

@@ -116,7 +116,12 @@ mod tests {
             caller: None,
             text: format!("{sequence}\nmore"),
         };
-        Looked::Found(Log { next: numbers.end, records: numbers.map(record).collect(), is_cut: false, lost })
+        Looked::Found(Log {
+            next: numbers.end,
+            records: numbers.map(record).collect(),
+            lost,
+            ..Log::default()
+        })
     }
 
     #[test]
