@@ -57,6 +57,12 @@ impl Symbols {
 }
 
 impl Moved {
+    /// None is of any build.
+    #[cfg(feature = "linux")]
+    pub fn is_build(&self, _: &str) -> bool {
+        match self.0 {}
+    }
+
     /// Nobody calls it.
     ///
     /// # Errors

@@ -133,6 +133,13 @@ pub struct Moved {
 }
 
 impl Moved {
+    /// Whether the file says that it is the build with this id, in hexadecimal digits.
+    #[cfg(feature = "linux")]
+    pub fn is_build(&self, id: &str) -> bool {
+        let own = self.symbols.build_id.as_ref().filter(|own| !own.is_empty());
+        own.is_some_and(|own| own.iter().map(|byte| format!("{byte:02x}")).collect::<String>() == id)
+    }
+
     #[cfg(test)]
     pub(super) fn symbols_table(&self) -> &Table {
         self.symbols.table().unwrap()

@@ -97,9 +97,11 @@ impl<'a> Stacks<'a> {
         })
     }
 
-    /// By what the file says, too, that the kernel was linked to.
+    /// By what the file says, too, that the kernel was linked to: if both have the same build id. By another one's frames
+    /// would be made up.
     #[must_use]
     pub fn by_file(self, file: Option<Moved>) -> Stacks<'a> {
+        let file = file.filter(|file| self.info().build_id().is_some_and(|id| file.is_build(id)));
         Stacks { file, ..self }
     }
 
