@@ -138,7 +138,9 @@ pub fn symbols(place: &Parts, read: impl Fn(u64, &mut [u8]) -> usize) -> Result<
 /// # Errors
 /// [`KallsymsError::Lacks`].
 pub fn searched(info: &VmCoreInfo, read: impl Fn(u64, &mut [u8]) -> usize) -> Result<Symbols, KallsymsError> {
-    /// Those that look good and are read at most: a kernel has one.
+    /// Those that are looked at at most, of which each has some megabytes of addresses, and of those that look good: a kernel
+    /// has one, for which there are a few places where its addresses may be.
+    const MOST_TRIED: usize = 64;
     const MOST_TABLES: usize = 4;
     const BEGIN: &str = "_stext";
     let text = info.address(BEGIN).ok_or(KallsymsError::Lacks)?;
@@ -149,7 +151,7 @@ pub fn searched(info: &VmCoreInfo, read: impl Fn(u64, &mut [u8]) -> usize) -> Re
     };
     let start = text & !(IMAGE_ALIGNMENT - 1);
     let tables = search::tables(start..start.saturating_add(LARGEST_IMAGE), &memory);
-    let places = tables.into_iter().filter(|(place, count)| is_place(place, *count));
+    let places = tables.into_iter().take(MOST_TRIED).filter(|(place, count)| is_place(place, *count));
     let all = places.take(MOST_TABLES).filter_map(|(place, _)| symbols(&place, &memory.0).ok());
     let mut good = all.filter(|symbols| symbols.named(BEGIN).any(|symbol| symbol.address == text));
     good.next().ok_or(KallsymsError::Lacks)

@@ -275,8 +275,14 @@ fn places<R: Fn(u64, &mut [u8]) -> usize>(named: &Named, memory: &Memory<R>) -> 
             found.push(Addresses::Absolute(offsets));
         }
     }
-    found.dedup();
-    found
+    // Where the alignments come to the same.
+    let mut different: Vec<Addresses> = Vec::new();
+    for place in found {
+        if !different.contains(&place) {
+            different.push(place);
+        }
+    }
+    different
 }
 
 /// The bytes in front of an address, as many as are there, at most so many.

@@ -220,6 +220,40 @@ impl Image {
     }
 }
 
+/// Many tables that are good up to what is behind the names, before each of which a megabyte is read.
+#[test]
+fn tables_that_are_nearly_good_are_not_all_gone_through() {
+    let image = Image::new(V5_4);
+    let [markers, index] = ["markers", "index"].map(|part| image.at(part));
+    let mut one = image.bytes[image.at("addresses")..index + 2 * TOKENS].to_vec();
+    // The last name goes on behind the end, where there are no zeros.
+    let padding = markers - image.at("addresses");
+    one[padding - 1] = 0x7f;
+    one[padding - 2] = 0x7f;
+    one.resize(one.len().next_multiple_of(256), 0);
+    let bytes: Vec<u8> = one.iter().copied().cycle().take(2 * MOST_CANDIDATES * one.len()).collect();
+    let asked = Cell::new(0);
+    let read = |at: u64, to: &mut [u8]| {
+        let from = usize::try_from(at.wrapping_sub(IMAGE)).unwrap_or(usize::MAX);
+        let rest = bytes.get(from..).unwrap_or_default();
+        // What is in front of the image is there, too, and says nothing.
+        let count = if at < IMAGE { to.len() } else { rest.len().min(to.len()) };
+        asked.set(asked.get() + to.len());
+        if at >= IMAGE {
+            to[..count].copy_from_slice(&rest[..count]);
+        }
+        count
+    };
+    let memory = Memory(read);
+    assert_eq!(digits(IMAGE..IMAGE + bytes.len() as u64, &memory).len(), MOST_CANDIDATES);
+    asked.set(0);
+    assert_eq!(tables(IMAGE..IMAGE + bytes.len() as u64, &memory), []);
+    let of_each = MOST_CANDIDATES * (2 * MOST_TOKENS + 2 * (12 * MOST_MARKERS + 2 * PADDING));
+    let most = bytes.len() + MOST_WALKED + of_each;
+    assert!(asked.get() > MOST_WALKED / 2, "too little was asked for: {}", asked.get());
+    assert!(asked.get() < most, "{} bytes were read, of {most}", asked.get());
+}
+
 /// Memory that says the same everywhere, and tables that lead to much work.
 #[test]
 fn a_search_has_bounds() {
