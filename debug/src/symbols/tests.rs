@@ -62,6 +62,26 @@ fn of_a_name_that_many_have_so_many_are_told() {
     assert_eq!(table.named("ini").count() + table.named("init1").count(), 0);
 }
 
+/// Where either has no build id, nothing says that they are of one build.
+#[test]
+#[cfg(feature = "linux")]
+fn a_file_is_of_a_build_if_it_says_so() {
+    let mut object = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
+    let section = object.add_section(Vec::new(), b".note.gnu.build-id".to_vec(), SectionKind::Note);
+    // Bytes of the name and of what it is about, NT_GNU_BUILD_ID (elf.h), and both.
+    let mut note = [4, 4, 3].map(u32::to_le_bytes).concat();
+    note.extend(b"GNU\0\x01\xab\x00\xff");
+    object.append_section_data(section, &note, 4);
+    let mut bytes = object.write().unwrap();
+    // As of `linked`.
+    bytes[16..18].copy_from_slice(&2u16.to_le_bytes());
+    let file = Symbols::new(bytes).unwrap().moved(0);
+    assert!(file.is_build("01ab00ff"));
+    assert!(!file.is_build("01ab00fe") && !file.is_build(""));
+    let none = Symbols::new(kernel(Architecture::X86_64)).unwrap().moved(0);
+    assert!(!none.is_build("01ab00ff") && !none.is_build(""));
+}
+
 /// A file of either architecture, as a linker leaves it.
 pub(crate) fn kernel(architecture: Architecture) -> Vec<u8> {
     linked(architecture, &[])
