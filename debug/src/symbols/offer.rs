@@ -7,10 +7,12 @@ use std::sync::Arc;
 /// Finds the file that a kernel was linked to.
 ///
 /// It is asked when a command wants names or lines and nobody has named a file: a guest that nobody asks about costs
-/// nothing.
+/// nothing. That is on the thread of whoever gives the command, of which there may be several at once, and the guest may
+/// be held meanwhile: it should answer soon, keep what it has found, and not wait for the guest.
 pub trait FindSymbols: Debug + Send + Sync {
     /// The file of the build with this id, in hexadecimal digits as a kernel says it of itself, and where it is found by that
-    /// of this release. The guest chooses what they are: a file of another build is never taken, nor one that somebody else may
+    /// of this release. Both are strings of the guest's, which chooses what they are: they may be of any length, no digits, and have
+    /// `..` and `/` in them, and make no part of a path unless they are looked at before. A file of another build is never taken, nor one that somebody else may
     /// have made.
     fn find(&self, build_id: &str, release: &str) -> Option<FoundSymbols>;
 
