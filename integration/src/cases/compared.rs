@@ -296,6 +296,8 @@ fn log(said: &str, told: &Value) -> Check {
     let ours = array(told, "records")?;
     check(theirs.len() > 150, || format!("a log of {} records", theirs.len()))?;
     for (priority, sequence, microseconds, text) in theirs {
+        // What is no printable character is escaped there.
+        let text = text.replace("\\x09", "\t");
         let ours = ours
             .iter()
             .find(|record| record["sequence"].as_u64() == Some(sequence))
