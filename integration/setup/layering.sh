@@ -48,7 +48,7 @@ found=$(code '\blog::(error|warn|info|debug|trace)!' devices/src devices/share/s
 [ -z "$found" ] || complain "devices logs by itself instead of by tell!:"$'\n'"$found"
 machine=vmm/src/machine
 served=("$machine"/{hypercalls,hypercalls.rs,rack,rack.rs})
-serving=("${served[@]}" "$machine"/{vcpus.rs,serve.rs,serve,services.rs,output_queue.rs,guest_ram.rs} vmm/src/run/panic_watch.rs)
+serving=("${served[@]}" "$machine"/{vcpus.rs,serve.rs,serve,services.rs,output_queue.rs,guest_ram.rs} vmm/src/run/sign_watch.rs)
 for path in "${serving[@]}"; do
   [ -e "$path" ] || complain "$path is not there any more: look after it where it is now"
 done
