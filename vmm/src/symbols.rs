@@ -7,11 +7,33 @@ pub use found::ByBuildId;
 
 use crate::error::Error;
 use crate::given_file;
-use crate::machine::config::SymbolsConfig;
 use arch::Isa;
 use debug::symbols::{SymbolFile, Symbols, SymbolsError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Where a guest's kernel has its symbols.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SymbolsConfig {
+    /// In a file that is found by the kernel's build id, if there is one: looked for when somebody asks for names or
+    /// lines, and not before.
+    #[default]
+    Sought,
+    /// In this file.
+    Named(PathBuf),
+    /// Nowhere but in its own memory.
+    Absent,
+}
+
+impl SymbolsConfig {
+    /// The file that somebody has named.
+    pub fn file(&self) -> Option<&PathBuf> {
+        match self {
+            SymbolsConfig::Named(path) => Some(path),
+            SymbolsConfig::Sought | SymbolsConfig::Absent => None,
+        }
+    }
+}
 
 /// Opens the file that a user names for a kernel of an architecture.
 ///

@@ -160,6 +160,11 @@ fn all(mut types: Types, words: &[u8], mut strings: Strings<'_>) -> Result<Types
     Ok(types)
 }
 
+/// Whether a kind of types has names of its own: half of all are functions, whose names are symbols'.
+fn is_named(kind: u32) -> bool {
+    !matches!(kind, kind::FUNC | kind::DATASEC | kind::DECL_TAG)
+}
+
 /// Reads one type.
 fn read(types: &mut Types, words: &mut Words<'_>, strings: &mut Strings<'_>) -> Result<(), BtfError> {
     if words.0.len() < TYPE {
@@ -167,12 +172,7 @@ fn read(types: &mut Types, words: &mut Words<'_>, strings: &mut Strings<'_>) -> 
     }
     let (name, info, size) = (words.next()?, words.next()?, words.next()?);
     let (count, kind, has_flag) = (info & 0xffff, info >> 24 & 0x1f, info >> 31 != 0);
-    // Half of all are functions, whose names are symbols'.
-    let name = match kind {
-        kind::FUNC | kind::DATASEC | kind::DECL_TAG => "",
-        _ => strings.at(name)?,
-    };
-    let of = TypeId(size);
+    let name = if is_named(kind) { strings.at(name)? } else { "" };
     // As many words of each, which the whole has at least: what it says is not believed before.
     let there = |words: &Words<'_>, each: usize| match count as usize * each * 4 <= words.0.len() {
         true => Ok(()),
@@ -187,7 +187,7 @@ fn read(types: &mut Types, words: &mut Words<'_>, strings: &mut Strings<'_>) -> 
             Shape::Integer { size, is_signed: encoding & SIGNED != 0, is_bool: encoding & BOOL != 0 }
         }
         kind::FLOAT => Shape::Float(size),
-        kind::PTR => Shape::Pointer(of),
+        kind::PTR => Shape::Pointer(TypeId(size)),
         kind::ARRAY => {
             let (of, _index, count) = (words.next()?, words.next()?, words.next()?);
             Shape::Array(TypeId(of), count)
@@ -223,8 +223,8 @@ fn read(types: &mut Types, words: &mut Words<'_>, strings: &mut Strings<'_>) -> 
             Shape::Enumeration { size, is_signed: has_flag, values }
         }
         kind::FWD => Shape::Forward,
-        kind::TYPEDEF => Shape::Alias(of),
-        kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => Shape::Qualified(of),
+        kind::TYPEDEF => Shape::Alias(TypeId(size)),
+        kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => Shape::Qualified(TypeId(size)),
         kind::FUNC => Shape::Function,
         kind::FUNC_PROTO => {
             skip(words, count as usize * 2)?;
@@ -232,7 +232,7 @@ fn read(types: &mut Types, words: &mut Words<'_>, strings: &mut Strings<'_>) -> 
         }
         kind::VAR => {
             skip(words, 1)?;
-            Shape::Variable(of)
+            Shape::Variable(TypeId(size))
         }
         kind::DATASEC => {
             skip(words, count as usize * 3)?;

@@ -206,6 +206,15 @@ fn types(is_old: bool) -> Vec<u8> {
         types.add("", 3, 0, 0, &[counter, int, 4])
     };
     types.structure("mm_struct", 128, &[member("total_vm", long, 0), member("rss_stat", counted, 8)]);
+    add_locks(&mut types, [int, long, list]);
+    types.structure("thread_union", u32::try_from(PIECE).unwrap_or(0), &[]);
+    types.structure("inactive_task_frame", 56, &[member("bp", long, 40), member("ret_addr", long, 48)]);
+    types.whole()
+}
+
+/// Those of locks.
+fn add_locks(types: &mut Types, [int, long, list]: [u32; 3]) {
+    let member = |name, of, at: u32| (name, of, at * 8, 0);
     let waiter = [member("list", list, 0), member("task", long, 16)];
     types.structure("mutex_waiter", 24, &waiter);
     types.structure("rwsem_waiter", 24, &waiter);
@@ -228,9 +237,6 @@ fn types(is_old: bool) -> Vec<u8> {
         48,
         &[member("tree_entry", node, 0), member("task", long, 24), member("lock", long, 32)],
     );
-    types.structure("thread_union", u32::try_from(PIECE).unwrap_or(0), &[]);
-    types.structure("inactive_task_frame", 56, &[member("bp", long, 40), member("ret_addr", long, 48)]);
-    types.whole()
 }
 
 /// Memory that all of it is in.

@@ -3,6 +3,7 @@
 mod hypercalls;
 
 pub use super::guest_clock::GuestClock;
+pub use crate::symbols::SymbolsConfig;
 use arch::cpu_template::CpuTemplate;
 use arch::{Isa, aarch64, x86};
 use debug::gdb::endpoint::Endpoint;
@@ -51,29 +52,6 @@ pub struct Config {
     /// Whether registers are kept that a reset or a triple fault would lose: there may be a dump of the guest's end
     /// ([`Moment::End`](super::dumper::Moment::End)).
     pub keeps_registers: bool,
-}
-
-/// Where a guest's kernel has its symbols.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum SymbolsConfig {
-    /// In a file that is found by the kernel's build id, if there is one: looked for when somebody asks for names or
-    /// lines, and not before.
-    #[default]
-    Sought,
-    /// In this file.
-    Named(PathBuf),
-    /// Nowhere but in its own memory.
-    Absent,
-}
-
-impl SymbolsConfig {
-    /// The file that somebody has named.
-    pub fn file(&self) -> Option<&PathBuf> {
-        match self {
-            SymbolsConfig::Named(path) => Some(path),
-            SymbolsConfig::Sought | SymbolsConfig::Absent => None,
-        }
-    }
 }
 
 /// How a guest finds and reaches virtio devices.
