@@ -161,7 +161,7 @@ else:
     KINDS = ['__arm64_sys_newfstatat', 'handle_mm_fault', 'hrtimer_interrupt', 'default_idle_call', 'wedge_turns']
 kinds_compared = []
 for kind in KINDS:
-    gdb.execute('tbreak ' + kind)
+    gdb.execute('tbreak *' + kind)
     gdb.execute('continue', to_string=True)
     before = stacks_compared
     compare_all()
