@@ -51,6 +51,10 @@ def ours(what):
 
 
 def is_assembly(pc):
+    # Assemblers may make functions of what is in them, and lines of what is in the macros that are included.
+    table = gdb.find_pc_line(pc).symtab
+    if table is not None and table.filename.endswith('.S'):
+        return True
     try:
         block = gdb.block_for_pc(pc)
     except RuntimeError:
