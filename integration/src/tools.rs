@@ -420,10 +420,6 @@ impl Opened {
 
     /// gdb on a task that sleeps, as a thread: it unwinds, by the kernel's own debug information, what the task has saved.
     fn by_gdb_of_tasks(&self) -> Result<(), String> {
-        // Debian's 6.1 for aarch64 keeps no symbols of data, so its tasks are not found.
-        if (self.isa, self.series) == (Isa::Aarch64, "6.1") {
-            return Ok(());
-        }
         let commands = [
             "monitor threads tasks",
             "info threads",
@@ -566,10 +562,7 @@ impl Opened {
         said.has(&[&first_cpu, "do_idle", "start_kernel", &second_cpu, "do_idle", second])?;
         said.has(&["TERM=linux", "linux_banner", "PHYSICAL"])?;
         self.has_the_tasks_of(said).map_err(|error| format!("vmm core ps: {error}"))?;
-        // Debian's 6.1 for aarch64 keeps no symbols of data.
-        if (self.isa, self.series) != (Isa::Aarch64, "6.1") {
-            self.has_the_stacks_of(said).map_err(|error| format!("vmm core bt: {error}"))?;
-        }
+        self.has_the_stacks_of(said).map_err(|error| format!("vmm core bt: {error}"))?;
         self.has_names_without_a_file().map_err(|error| format!("vmm core sym: {error}"))
     }
 

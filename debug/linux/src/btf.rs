@@ -5,6 +5,9 @@
 
 pub mod modules;
 
+use crate::image;
+use crate::info::VmCoreInfo;
+use crate::translate::LARGEST_IMAGE;
 use crate::types::{Enumerator, Member, Shape, TypeId, Types};
 use std::sync::Arc;
 
@@ -163,6 +166,31 @@ fn all(mut types: Types, words: &[u8], mut strings: Strings<'_>) -> Result<Types
 /// Whether a kind of types has names of its own: half of all are functions, whose names are symbols'.
 fn is_named(kind: u32) -> bool {
     !matches!(kind, kind::FUNC | kind::DATASEC | kind::DECL_TAG)
+}
+
+/// The kernel's types as it has them, where no symbol tells where that is: all of `.BTF`, which is looked for in its image, of
+/// no more than 256 MiB, and believed if it can be read and has a kernel's tasks; `None` where none is.
+pub fn searched(info: &VmCoreInfo, read: impl Fn(u64, &mut [u8]) -> usize) -> Option<Vec<u8>> {
+    /// Its header: magic, version 1, no flags, as many bytes as are known, and types right behind it.
+    const BEGIN: [u8; 12] = [0x9f, 0xeb, 1, 0, 24, 0, 0, 0, 0, 0, 0, 0];
+    /// Places that look like one and are read, at most: a kernel has one.
+    const MOST_TRIED: usize = 8;
+    let start = info.image_start()?;
+    let bytes = |at: u64, size: usize| {
+        let mut bytes = vec![0; size];
+        (read(at, &mut bytes) == size).then_some(bytes)
+    };
+    let whole = |at: u64| {
+        let head = bytes(at, HEADER)?;
+        let mut words = Words(&head[12..]);
+        let (types, names_at, names) = (words.next().ok()?, words.next().ok()?, words.next().ok()?);
+        let size = HEADER + usize::try_from(types).ok()? + usize::try_from(names).ok()?;
+        let is_whole = names_at == types && types % 4 == 0 && size <= MOST_BYTES;
+        is_whole.then(|| bytes(at, size)).flatten()
+    };
+    let is_kernels = |bytes: &Vec<u8>| types(bytes).is_ok_and(|it| it.tagged("task_struct").is_some());
+    let places = image::places(start..start.saturating_add(LARGEST_IMAGE), &BEGIN, MOST_TRIED, &read);
+    places.into_iter().filter(|at| at % 4 == 0).filter_map(whole).find(is_kernels)
 }
 
 /// Reads one type.

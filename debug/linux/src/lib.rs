@@ -15,6 +15,7 @@ pub mod btf;
 pub mod current;
 pub mod described;
 mod error;
+mod image;
 mod info;
 pub mod kallsyms;
 mod list;

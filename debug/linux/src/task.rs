@@ -160,6 +160,7 @@ pub struct TaskLayout {
     pid: Field,
     tgid: Field,
     real_parent: Field,
+    group_leader: Option<Field>,
     comm: Field,
     state: Field,
     exit_state: Field,
@@ -189,6 +190,7 @@ impl TaskLayout {
             pid: must("pid")?,
             tgid: must("tgid")?,
             real_parent: must("real_parent")?,
+            group_leader: field(task, "group_leader"),
             comm: must("comm")?,
             // From 5.14 on with underscores.
             state: must("__state").or_else(|_| must("state"))?,
@@ -228,6 +230,20 @@ impl TaskLayout {
             is_of_kernel: number(self.flags)? & OF_KERNEL != 0,
             mm: number(self.mm)?,
         })
+    }
+
+    /// A first task of a process that is in the list of all ([`Self::tasks`]), by any task: its process's, or its parent's, as
+    /// the tasks in which processors but the first one idle are in none. `None` where neither is in it.
+    pub fn listed(&self, task: u64, reader: &Reader<'_>) -> Option<u64> {
+        let leader = |task: u64| self.group_leader.and_then(|leader| reader.field(task, leader).ok());
+        let is_listed = |task: &u64| {
+            let node = task.wrapping_add(self.tasks.at);
+            // `next` is in front of `prev`, which leads back.
+            let next = reader.address(node).ok().filter(|next| *next != node);
+            next.is_some_and(|next| reader.address(next.wrapping_add(8)) == Ok(node))
+        };
+        let parent = reader.field(task, self.real_parent).ok().and_then(leader);
+        [leader(task), parent].into_iter().flatten().find(is_listed)
     }
 
     /// All tasks, by the list that any first task of a process is in. `go_on` is asked for each, as there may be many.

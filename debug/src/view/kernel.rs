@@ -138,20 +138,23 @@ impl<'a> View<'a> {
         })
     }
 
-    /// What is found where all of the image was searched, or not found there.
-    ///
-    /// # Errors
-    /// In words, why it was not searched to the end.
-    fn searched_symbols(&self, info: &VmCoreInfo) -> Result<Result<Symbols, String>, String> {
-        // All of the image is searched once, by tables that have its beginning and its data.
+    /// How all of the kernel's image is seen, which is searched once: by tables that have its beginning and its data.
+    fn image_space(&self, info: &VmCoreInfo) -> Result<Translation, String> {
         let is_there = |read: &dyn Fn(u64, &mut [u8]) -> usize| {
             let places = ["_stext", "init_uts_ns"].map(|name| info.address(name));
             let reader = Reader::new(read);
             places.into_iter().flatten().try_for_each(|place| reader.address(place).map(drop))
         };
-        let Ok(((), space)) = self.as_kernel(info, is_there) else {
-            return Err(NO_KERNEL_SPACE.into());
-        };
+        let found = self.as_kernel(info, is_there);
+        found.map(|((), space)| space).map_err(|_| NO_KERNEL_SPACE.into())
+    }
+
+    /// What is found where all of the image was searched, or not found there.
+    ///
+    /// # Errors
+    /// In words, why it was not searched to the end.
+    fn searched_symbols(&self, info: &VmCoreInfo) -> Result<Result<Symbols, String>, String> {
+        let space = self.image_space(info)?;
         let found = kallsyms::searched(info, |at, bytes| self.read_unless_cancelled(&space, at, bytes));
         self.cancel.check().map_err(|cancelled| cancelled.to_string())?;
         Ok(found.map_err(|error| error.to_string()))
@@ -162,24 +165,35 @@ impl<'a> View<'a> {
     /// # Errors
     /// In words, why there are none. Also when it is broken off.
     pub fn kernel_types(&self, info: &VmCoreInfo) -> Result<Arc<Types>, String> {
-        self.engine.kept().types(info, || {
-            let bytes = self.kernel_btf(info)?;
-            btf::types(&bytes).map(Ok).map_err(|error| format!("the kernel's types: {error}"))
+        self.engine.kept().types(info, || match self.kernel_btf(info)? {
+            Ok(bytes) => btf::types(&bytes).map(Ok).map_err(|error| format!("the kernel's types: {error}")),
+            Err(why) => Ok(Err(why)),
         })
     }
 
-    /// The same, as the kernel has them.
+    /// The same, as the kernel has them: where its symbols say, or where they are found in its image if it has no symbols of
+    /// data; or why it has none.
     ///
     /// # Errors
-    /// In words, why there are none. Also when it is broken off.
-    pub(super) fn kernel_btf(&self, info: &VmCoreInfo) -> Result<Vec<u8>, String> {
+    /// In words, why they cannot be read. Also when it is broken off.
+    pub(super) fn kernel_btf(&self, info: &VmCoreInfo) -> Result<Result<Vec<u8>, String>, String> {
         let symbols = self.kernel_symbols(info)?;
-        let (begin, end) = types_place(&symbols)?;
-        let size = usize::try_from(end.saturating_sub(begin)).unwrap_or(usize::MAX);
-        self.by_kernel(info, |read| {
-            let mut bytes = vec![0; size.min(btf::MOST_BYTES + 1)];
-            Reader::new(read).bytes(begin, &mut bytes).map(|()| bytes)
-        })
+        let why = match types_place(&symbols) {
+            Ok((begin, end)) => {
+                let size = usize::try_from(end.saturating_sub(begin)).unwrap_or(usize::MAX);
+                let bytes = self.by_kernel(info, |read| {
+                    let mut bytes = vec![0; size.min(btf::MOST_BYTES + 1)];
+                    Reader::new(read).bytes(begin, &mut bytes).map(|()| bytes)
+                });
+                return bytes.map(Ok);
+            }
+            Err(why) if has_data(&symbols) => return Ok(Err(why)),
+            Err(why) => why,
+        };
+        let space = self.image_space(info)?;
+        let found = btf::searched(info, |at, bytes| self.read_unless_cancelled(&space, at, bytes));
+        self.cancel.check().map_err(|cancelled| cancelled.to_string())?;
+        Ok(found.ok_or(why))
     }
 
     /// The kernel's tasks, by its own symbols and types.
@@ -188,11 +202,23 @@ impl<'a> View<'a> {
     /// In words, what it lacks for that. Also when it is broken off.
     pub fn kernel_tasks(&self, info: &VmCoreInfo) -> Result<Tasks, String> {
         let symbols = self.kernel_symbols(info)?;
-        let first = placed(&symbols, "init_task", "CONFIG_KALLSYMS_ALL")?;
         let layout = TaskLayout::new(&*self.kernel_types(info)?).map_err(|error| error.to_string())?;
+        let first = placed(&symbols, "init_task", "CONFIG_KALLSYMS_ALL");
+        let first = first.or_else(|why| self.listed_task(info, &layout).ok_or(why))?;
         self.by_kernel(info, |read| {
             in_words(layout.tasks(first, &Reader::new(read), &mut || self.cancel.check()))
         })
+    }
+
+    /// A task that is in the list of all, where no symbol leads to one: by those that vCPUs are at.
+    fn listed_task(&self, info: &VmCoreInfo, layout: &TaskLayout) -> Option<u64> {
+        let current = self.kernel_current(info).ok()?;
+        let listed = |vcpu| {
+            let task = self.task_on(info, &current, vcpu).ok()?.address;
+            self.by_kernel(info, |read| layout.listed(task, &Reader::new(read)).ok_or("it is in no list"))
+                .ok()
+        };
+        (0..self.machine.vcpus()).take_while(|_| self.cancel.check().is_ok()).find_map(listed)
     }
 
     /// The kernel's modules, likewise.
@@ -250,11 +276,14 @@ fn types_place(symbols: &Symbols) -> Result<(u64, u64), String> {
     Ok((place("__start_BTF")?, place("__stop_BTF")?))
 }
 
+/// Whether a kernel keeps symbols of data: all but a few are there, or none.
+fn has_data(symbols: &Symbols) -> bool {
+    symbols.iter().filter(|symbol| symbol.kind == Kind::Data).nth(100).is_some()
+}
+
 /// The address of a symbol in the kernel's image.
 fn placed(symbols: &Symbols, name: &str, option: &str) -> Result<u64, String> {
-    // All but a few of a kernel's symbols of data are there or none.
-    let has_data = symbols.iter().filter(|symbol| symbol.kind == Kind::Data).nth(100).is_some();
-    let option = if has_data { option } else { "CONFIG_KALLSYMS_ALL" };
+    let option = if has_data(symbols) { option } else { "CONFIG_KALLSYMS_ALL" };
     let lacks = || format!("the kernel has no symbol '{name}' in memory ({option})");
     symbols.address(name).ok_or_else(lacks)
 }

@@ -65,7 +65,7 @@ impl<'a> ModuleTypes<'a> {
         self.left.set(room(self.left.get(), place.size)?);
         let size = usize::try_from(place.size).map_err(|error| error.to_string())?;
         let names = self.names.get_or_init(|| {
-            let bytes = self.view.kernel_btf(self.info)?;
+            let bytes = self.view.kernel_btf(self.info)??;
             btf::names(&bytes).map(<[u8]>::to_vec).map_err(|error| error.to_string())
         });
         let names = names.as_ref().map_err(String::clone)?;

@@ -131,6 +131,41 @@ fn types_have_sizes() {
     assert_eq!([5, 14, 99].map(|id| types.name(TypeId(id))), ["u8", "", ""]);
 }
 
+/// Where no symbol tells, the kernel's types are found in its image: not what begins like them, nor what is no kernel's.
+#[test]
+fn types_are_found_in_an_image() {
+    const BASE: u64 = 0xffff_8000_0800_0000;
+    let whole = |name: &str| {
+        let mut blob = Blob::new();
+        blob.add("int", (kind::INT, 0, false), 4, &[32]).add(name, (kind::STRUCT, 0, false), 8, &[]);
+        blob.finish()
+    };
+    let (kernels, modules) = (whole("task_struct"), whole("of_a_module"));
+    let mut image = vec![0; 0x9000];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1000, &modules);
+    // One that is cut off, one that is not aligned, and the beginning of one.
+    put(0x2000, &kernels[..40]);
+    put(0x3001, &kernels);
+    put(0x4000, &kernels[..12]);
+    put(0x5008, &kernels);
+    let info = VmCoreInfo::parse(
+        format!("OSRELEASE=6.1\nPAGESIZE=4096\nSYMBOL(_stext)={:x}\n", BASE + 0x10000).as_bytes(),
+    );
+    let found = |image: &[u8]| {
+        searched(&info.clone().unwrap(), |at, bytes| {
+            let from = usize::try_from(at.wrapping_sub(BASE)).unwrap_or(usize::MAX);
+            let rest = image.get(from..).unwrap_or_default();
+            let good = rest.len().min(bytes.len());
+            bytes[..good].copy_from_slice(&rest[..good]);
+            good
+        })
+    };
+    assert_eq!(found(&image), Some(kernels));
+    image.truncate(0x5000);
+    assert_eq!(found(&image), None);
+}
+
 #[test]
 fn loops_come_to_an_end() {
     let mut blob = Blob::new();

@@ -11,12 +11,9 @@
 //! symbol are between markers and tokens, for whoever looks for a name (`kallsyms_seqs_of_names`).
 
 use super::{Addresses, LONGEST_NAME, MOST_NAMES, MOST_SYMBOLS, MOST_TOKENS, Memory, Parts, TOKENS, words};
+use crate::image;
 use std::ops::Range;
 
-/// Bytes of a page, which are there or not.
-const PAGE: u64 = 4096;
-/// Bytes that are read at once.
-const PIECE: usize = 1 << 20;
 /// Where a table of tokens has its digits, and what it looks like there: each is a token of its own, as there are names
 /// with each.
 const FIRST_DIGIT: usize = 0x30;
@@ -53,7 +50,7 @@ pub(super) fn tables<R: Fn(u64, &mut [u8]) -> usize>(
 ) -> Vec<(Parts, usize)> {
     let mut left = MOST_WALKED;
     let mut found = Vec::new();
-    for digits in digits(image, memory) {
+    for digits in image::places(image, DIGITS, MOST_CANDIDATES, &memory.0) {
         let Some((token_table, token_index)) = tokens(digits, memory) else { continue };
         let all = [4, 8].map(|width| markers(token_table, width, memory));
         let behind = markers_in_front_of_order(token_table, memory, &mut left);
@@ -65,40 +62,6 @@ pub(super) fn tables<R: Fn(u64, &mut [u8]) -> usize>(
                     (Parts { count: count_at, names, token_table, token_index, addresses }, count)
                 })
             }));
-        }
-    }
-    found
-}
-
-/// Where in an image there are digits as in a table of tokens.
-fn digits<R: Fn(u64, &mut [u8]) -> usize>(image: Range<u64>, memory: &Memory<R>) -> Vec<u64> {
-    const KEPT: usize = DIGITS.len() - 1;
-    let mut found = Vec::new();
-    // What is read now is behind the end of what was read before, as the digits may be in both.
-    let (mut bytes, mut kept) = (vec![0; KEPT + PIECE], 0);
-    let Range { start: mut at, end } = image;
-    while at < end {
-        let wanted = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
-        let good = (memory.0)(at, &mut bytes[kept..kept + wanted]).min(wanted);
-        let there = kept + good;
-        let mut from = 0;
-        while let Some(next) = bytes[from..there].iter().position(|byte| *byte == DIGITS[0]) {
-            if bytes[from + next..there].starts_with(DIGITS) {
-                found.push(at.wrapping_sub(kept as u64).wrapping_add((from + next) as u64));
-                if found.len() == MOST_CANDIDATES {
-                    return found;
-                }
-            }
-            from += next + 1;
-        }
-        at += good as u64;
-        if good < wanted {
-            // What is behind a hole has nothing to do with what is in front of it.
-            at = (at | (PAGE - 1)).saturating_add(1);
-            kept = 0;
-        } else {
-            kept = there.min(KEPT);
-            bytes.copy_within(there - kept..there, 0);
         }
     }
     found
@@ -299,7 +262,7 @@ fn in_front<R: Fn(u64, &mut [u8]) -> usize>(at: u64, most: usize, memory: &Memor
             break;
         }
         let hole = address.wrapping_add(read as u64);
-        from += read + usize::try_from((hole | (PAGE - 1)) - hole).unwrap_or(0) + 1;
+        from += read + usize::try_from((hole | (image::PAGE - 1)) - hole).unwrap_or(0) + 1;
     }
     bytes.split_off(bytes.len() - good)
 }

@@ -115,6 +115,53 @@ fn processes_and_their_threads() {
     assert_eq!(tasks.all[1].parent, Some(0));
 }
 
+/// From any task one is found that is in the list of all, but for tasks that are in none and whose parents are in none.
+#[test]
+fn the_list_is_found_by_any_task() {
+    let members = [
+        ("__state", INT, 8),
+        ("flags", INT, 16),
+        ("exit_state", INT, 20),
+        ("pid", INT, 24),
+        ("tgid", INT, 28),
+        ("tasks", LIST, 32),
+        ("real_parent", POINTER, 64),
+        ("signal", POINTER, 72),
+        ("mm", POINTER, 80),
+        ("comm", 5, 88),
+        ("group_leader", POINTER, 112),
+    ];
+    let mut types = made::types();
+    types.add("", Shape::Array(TypeId(CHAR), 16)); // 5
+    compound(&mut types, "task_struct", 120, &members);
+    let layout = TaskLayout::new(&types).unwrap();
+    let kernel = Kernel::new(PROCESSES);
+    let at = |index: u64| BASE + index * EACH;
+    // swapper/0, init with two threads, kthreadd, last with one.
+    for (task, leader) in [(0, 0), (1, 1), (2, 1), (3, 1), (4, 4), (5, 5), (6, 5)] {
+        kernel.put(at(task) + 112, at(leader));
+    }
+    let read = kernel.read();
+    let listed = |task: u64| layout.listed(task, &Reader::new(&read));
+    assert_eq!([0, 1, 3, 6].map(|index| listed(at(index))), [0, 1, 1, 5].map(|index| Some(at(index))));
+    // What another processor idles in has the list's words of what it is a copy of.
+    let idle = at(20);
+    for offset in [32, 40] {
+        kernel.put(idle + offset, at(0) + 32);
+    }
+    kernel.put(idle + 112, idle);
+    kernel.put(idle + 64, at(2));
+    assert_eq!(listed(idle), Some(at(1)));
+    kernel.put(idle + 64, idle);
+    assert_eq!((listed(idle), listed(BASE - 0x1000), layout_without_leaders(&kernel)), (None, None, None));
+}
+
+/// Kernels whose types do not tell of it.
+fn layout_without_leaders(kernel: &Kernel) -> Option<u64> {
+    let read = kernel.read();
+    TaskLayout::new(&types()).unwrap().listed(BASE, &Reader::new(&read))
+}
+
 #[test]
 fn a_task_is_read_as_it_is() {
     let kernel = Kernel::new(&[(0, "swapper/0", 0), (7, "a\u{1b}[2Jb", 0)]);

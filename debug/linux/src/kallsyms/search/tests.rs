@@ -173,23 +173,6 @@ fn an_image_has_holes_and_what_looks_like_a_table() {
 }
 
 #[test]
-fn digits_at_the_end_of_what_is_read_at_once_are_found() {
-    for before in 1..DIGITS.len() {
-        let mut image = Image::new(V5_4);
-        let digits = image.bytes.windows(DIGITS.len()).position(|bytes| bytes == DIGITS).unwrap();
-        // The image begins before, so that the digits are in two pieces.
-        let front = PIECE - before - digits;
-        image.bytes.splice(..0, vec![0x90; front]);
-        let memory = Memory(|at, bytes: &mut [u8]| image.read(at, bytes));
-        assert_eq!(
-            super::digits(IMAGE..IMAGE + (2 << 20), &memory),
-            [IMAGE + (front + digits) as u64],
-            "{before}"
-        );
-    }
-}
-
-#[test]
 fn a_table_that_contradicts_itself_is_none() {
     type Change = fn(&mut Image);
     let changes: [(&str, Change); 9] = [
@@ -245,7 +228,8 @@ fn tables_that_are_nearly_good_are_not_all_gone_through() {
         count
     };
     let memory = Memory(read);
-    assert_eq!(digits(IMAGE..IMAGE + bytes.len() as u64, &memory).len(), MOST_CANDIDATES);
+    let digits = image::places(IMAGE..IMAGE + bytes.len() as u64, DIGITS, MOST_CANDIDATES, &memory.0);
+    assert_eq!(digits.len(), MOST_CANDIDATES);
     asked.set(0);
     assert_eq!(tables(IMAGE..IMAGE + bytes.len() as u64, &memory), []);
     let of_each = MOST_CANDIDATES * (2 * MOST_TOKENS + 2 * (12 * MOST_MARKERS + 2 * PADDING));
