@@ -172,13 +172,23 @@ for kind in KINDS:
     if stacks_compared > before:
         kinds_compared.append(kind)
 
+# A breakpoint that all tasks come by, for one of them.
+caller = re.search(r'^ *(\d+) .*wedge/calls', gdb.execute('monitor ps', to_string=True), re.M)
+place = '0x%x' % number('&schedule')
+stopped_for = []
+for whom in ['--comm wedge/calls', '--pid ' + caller[1]]:
+    gdb.execute('monitor breakpoints %s %s' % (place, whom))
+    gdb.execute('tbreak *schedule')
+    gdb.execute('continue', to_string=True)
+    stopped_for.append(gdb.parse_and_eval('$lx_current().comm').string())
+    gdb.execute('monitor breakpoints %s --any' % place)
+
 gdb.execute('monitor threads tasks')
 stop()
 asleep = [thread for thread in threads() if thread.ptid[1] >= 10000000]
 chosen = random.sample(asleep, min(TASKS, len(asleep)))
 # One that sleeps in a module.
-caller = re.search(r'^ *(\d+) .*wedge/calls', gdb.execute('monitor ps', to_string=True), re.M)
-chosen += [thread for thread in asleep if caller and thread.ptid[1] == 10000000 + int(caller[1]) and thread not in chosen]
+chosen += [thread for thread in asleep if thread.ptid[1] == 10000000 + int(caller[1]) and thread not in chosen]
 for thread in chosen:
     thread.switch()
     compare('%d' % (thread.ptid[1] - 10000000), None)
@@ -195,5 +205,7 @@ print('in each of', ', '.join(kinds_compared))
 wanted = (STOPS + len(KINDS)) * 2 + len(chosen)
 is_enough = len(asleep) > 20 and in_modules and kinds_compared == KINDS and stacks_compared * 10 >= wanted * 8
 # One in three stops is in the middle of something that was interrupted.
+print('stopped for', ', '.join(stopped_for))
+is_enough = is_enough and stopped_for == ['wedge/calls'] * 2
 is_same = not differences and is_enough and interrupted * 20 >= STOPS - 19
 print('the stacks are', 'the same' if is_same else 'NOT the same')
