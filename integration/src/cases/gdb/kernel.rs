@@ -78,11 +78,11 @@ pub const MODULES: Script = Script {
              python\nimport re\nvmm_vmlinux = vmlinux\n{KEEP_SLIDE}\ngdb.execute('source ' + helpers)\nend\n\
              lx-symbols {}\n\
              set breakpoint pending on\n\
-             break wedge_called if turns == 1\n\
              break mod_sysfs_setup if mod->name[0] == 'w'\n\
              continue\n\
+             delete\n\
              {WHERE_IT_BEGINS}\
-             delete 2\n\
+             break wedge_called if turns == 1\n\
              continue\n\
              {rounds}\
              info breakpoints\n\
@@ -94,7 +94,7 @@ pub const MODULES: Script = Script {
     },
     prints: |_| {
         let round = ["#0  wedge_called (", "in wedge_calls (", "in wedge_thread ("];
-        let begins = ["mod_sysfs_setup (", "Breakpoint 3, "];
+        let begins = ["mod_sysfs_setup (", "Breakpoint 2, "];
         begins
             .into_iter()
             .chain([round, round].into_iter().flatten())
