@@ -5,8 +5,8 @@
 //! the kernel bears it out; with it [`VmCoreInfo::log`] reads the kernel's log, and [`translate`] translates where
 //! registers do not tell how. [`kallsyms`] are the symbols that it keeps for itself, in a store for symbols from
 //! anywhere ([`Symbols`]); [`btf`] are its types, likewise ([`Types`]); with both, what it
-//! runs can be read ([`task`], [`mm`]; at a breakpoint's hit, [`current`]), what was loaded into it ([`module`]), what is mounted ([`mount`]), where
-//! each of them is ([`unwind`]), and for whom it waits ([`lock`]).
+//! runs can be read ([`task`], [`mm`]; at a breakpoint's hit, [`current`]), what was loaded into it ([`module`]), what is mounted
+//! ([`mount`]), where each of them is ([`unwind`]), and for whom it waits ([`lock`]).
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, clippy::missing_errors_doc)]

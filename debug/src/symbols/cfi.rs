@@ -122,7 +122,12 @@ fn functions<S: UnwindSection<Bytes>>(
     let mut all = Vec::new();
     let mut entries = section.entries(bases);
     // A zero ends what a program has, and what is behind something damaged is not known.
-    while let Ok(Some(entry)) = entries.next() {
+    loop {
+        let entry = match entries.next() {
+            Ok(Some(entry)) => entry,
+            Err(gimli::Error::Io) => return Err(SymbolsError::TooMuchWork),
+            Ok(None) | Err(_) => break,
+        };
         let CieOrFde::Fde(partial) = entry else { continue };
         let at = partial.offset();
         match partial.parse(|section, bases, at| section.cie_from_offset(bases, at)) {

@@ -6,8 +6,8 @@ use crate::source::Source;
 use arch::Isa;
 use arch::plain::plain;
 use object::read::{
-    self as object_read, CompressedData, File, Object, ObjectSection, ObjectSymbol, ReadCache, ReadCacheOps,
-    RelocationTarget,
+    self as object_read, CompressedData, File, Object, ObjectSection, ObjectSegment, ObjectSymbol, ReadCache,
+    ReadCacheOps, RelocationTarget,
 };
 use object::{Architecture, ObjectKind, RelocationKind, SectionIndex, SymbolKind, SymbolSection};
 use std::collections::HashMap;
@@ -150,6 +150,11 @@ impl ElfFile {
             let build_id = file.build_id().unwrap_or_default().map(<[u8]>::to_vec);
             Ok((isa, build_id))
         })
+    }
+
+    /// Whether something of it is loaded at an address or behind that, as linked.
+    pub fn has_segment_from(&self, address: u64) -> Result<bool, SymbolsError> {
+        self.with(|file| Ok(file.segments().any(|segment| segment.address() >= address)))
     }
 
     /// Its table of symbols.

@@ -51,6 +51,11 @@ impl Symbols {
     }
 
     /// Nobody calls it.
+    pub fn has_segment_from(&self, _address: u64) -> bool {
+        match self.0 {}
+    }
+
+    /// Nobody calls it.
     pub fn moved(&self, _slide: u64) -> Moved {
         match self.0 {}
     }

@@ -93,6 +93,12 @@ impl Symbols {
         self.now().build_id.clone()
     }
 
+    /// Whether something of it is loaded at an address or behind that, as linked (gABI, chapter 5, "Program Header"); nothing
+    /// of what is damaged.
+    pub fn has_segment_from(&self, address: u64) -> bool {
+        self.now().file.has_segment_from(address).unwrap_or(false)
+    }
+
     /// Whoever has these has those of another file from now on: the guest has begun again, with a kernel that was built
     /// anew.
     pub fn replace(&self, other: &Symbols) {

@@ -16,6 +16,9 @@ const MOST_BYTES: usize = 32 << 20;
 /// A module's, if the kernel has any of it; or in words, why they cannot be had.
 type OfModule = Result<Option<Arc<Types>>, String>;
 
+/// Where modules' types are, and what of that could not be had, a line each.
+type Places = (Vec<Place>, Vec<String>);
+
 /// What modules' types are made of.
 #[derive(Debug)]
 pub struct ModuleTypes<'a> {
@@ -25,7 +28,7 @@ pub struct ModuleTypes<'a> {
     kernel: Arc<Types>,
     /// What the kernel's are called, once somebody has asked for a module's.
     names: OnceCell<Result<Vec<u8>, String>>,
-    places: OnceCell<Result<Vec<Place>, String>>,
+    places: OnceCell<Result<Places, String>>,
     /// Those that have been read, by where their `struct module` is.
     read: RefCell<HashMap<u64, OfModule>>,
     left: Cell<usize>,
@@ -61,7 +64,11 @@ impl<'a> ModuleTypes<'a> {
     }
 
     fn read(&self, module: u64) -> OfModule {
-        let Some(place) = self.places()?.iter().find(|place| place.module == module) else { return Ok(None) };
+        let (places, remarks) = self.places()?;
+        let Some(place) = places.iter().find(|place| place.module == module) else {
+            // It may be what the list lacks.
+            return remarks.first().map_or(Ok(None), |why| Err(why.clone()));
+        };
         self.left.set(room(self.left.get(), place.size)?);
         let size = usize::try_from(place.size).map_err(|error| error.to_string())?;
         let names = self.names.get_or_init(|| {
@@ -77,18 +84,17 @@ impl<'a> ModuleTypes<'a> {
         Ok(Some(Arc::new(types)))
     }
 
-    fn places(&self) -> Result<&[Place], String> {
+    fn places(&self) -> Result<&Places, String> {
         let places = self.places.get_or_init(|| {
-            let Some(layout) = Layout::new(&self.kernel) else { return Ok(Vec::new()) };
+            let Some(layout) = Layout::new(&self.kernel) else { return Ok(Places::default()) };
             let symbols = self.view.kernel_symbols(self.info)?;
-            let Some(head) = symbols.address("btf_modules") else { return Ok(Vec::new()) };
+            let Some(head) = symbols.address("btf_modules") else { return Ok(Places::default()) };
             self.view.by_kernel(self.info, |read| {
                 let reader = Reader::new(read);
-                // What the list lacks is said where a type is not found.
-                reader.address(head).map(|_| layout.places(head, &reader).0)
+                reader.address(head).map(|_| layout.places(head, &reader))
             })
         });
-        places.as_deref().map_err(String::clone)
+        places.as_ref().map_err(String::clone)
     }
 }
 

@@ -294,7 +294,7 @@ pub fn carry_out(args: &Args) -> u8 {
             let outcome = &ended.outcome;
             match outcome {
                 _ if outcome.is_failure() => log::error!("{outcome}"),
-                Outcome::Timeout | Outcome::Hang { .. } => log::warn!("{outcome}"),
+                Outcome::Timeout => log::warn!("{outcome}"),
                 _ => log::info!("{outcome}"),
             }
             ended.code()

@@ -7,8 +7,8 @@ use debug::symbols::{ModuleFile, Symbols};
 use std::env;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 /// What is known of a kernel.
@@ -214,39 +214,17 @@ pub fn open(kernel: &Kernel<'_>, folders: &Folders) -> Option<(PathBuf, Symbols)
         let file = file_at(&place, kernel)?;
         // What was booted is what somebody has named.
         let is_named = kernel.file == Some(&place);
-        if !is_named && !is_linked_high(&file).unwrap_or(false) {
-            return None;
-        }
         // What is no file of symbols is another one's.
         let symbols = Symbols::open(file).ok()?;
-        let is_its = is_of(&place, &symbols, kernel) && (is_named || has_kernels_symbols(&symbols));
+        // A guest may claim any build id, and is not to have a program's symbols read.
+        let is_kernels = || symbols.has_segment_from(KERNELS_HALF) && has_kernels_symbols(&symbols);
+        let is_its = is_of(&place, &symbols, kernel) && (is_named || is_kernels());
         is_its.then_some((place, symbols))
     })
 }
 
 /// Where the kernel's half of the address space begins (x86: canonical addresses; Arm ARM, "VMSAv8-64": those of TTBR1_EL1).
 const KERNELS_HALF: u64 = 1 << 63;
-
-/// Whether a file has something in the kernel's half of the address space, by its program headers (gABI, chapter 5): a guest
-/// may claim any build id, and is not to have a program's symbols read.
-fn is_linked_high(file: &File) -> io::Result<bool> {
-    const HEADERS: usize = 64;
-    const SIZE: usize = 56;
-    const PT_LOAD: u64 = 1;
-    let mut header = [0; 64];
-    file.read_exact_at(&mut header, 0)?;
-    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |word: u64, byte| word << 8 | u64::from(*byte));
-    let (at, size, count) = (number(&header[32..40]), number(&header[54..56]), number(&header[56..58]));
-    // ELFCLASS64, ELFDATA2LSB.
-    if header[..6] != *b"\x7fELF\x02\x01" || size != SIZE as u64 {
-        return Ok(false);
-    }
-    let mut headers = [0; HEADERS * SIZE];
-    let headers = &mut headers[..usize::try_from(count).unwrap_or(HEADERS).min(HEADERS) * SIZE];
-    file.read_exact_at(headers, at)?;
-    let mut all = headers.chunks_exact(SIZE);
-    Ok(all.any(|it| number(&it[..4]) == PT_LOAD && number(&it[16..24]) >= KERNELS_HALF))
-}
 
 /// Whether a file has a name that each Linux kernel has, at a place of a kernel's.
 fn has_kernels_symbols(symbols: &Symbols) -> bool {
